@@ -1,0 +1,175 @@
+"""What the golden scripts share: batches, an adapter with known A and B, losses, gradients and AdamW in float64."""
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import torch
+from safetensors.torch import save_file
+
+REPO = pathlib.Path(__file__).resolve().parents[2]
+UNION = REPO / "models" / "union-3m"
+DATA = REPO / "models" / "data"
+GOLDEN = REPO / "tests" / "golden"
+PAD = 2
+ADAMW = {"lr": 5e-3, "betas": [0.9, 0.999], "eps": 1e-8, "weightDecay": 0.01, "maxGradNorm": 1.0}
+LLAMA_LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+torch.set_num_threads(1)
+torch.use_deterministic_algorithms(True)
+
+
+def fresh(folder):
+    """An empty folder."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def write_json(path, value):
+    """JSON with one line per top-level key, so that differences stay readable."""
+    body = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in value.items())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{\n" + body + "\n}\n", encoding="utf8")
+
+
+def union(dtype=torch.float32):
+    """union-3m in PyTorch."""
+    from transformers import AutoModelForCausalLM
+    return AutoModelForCausalLM.from_pretrained(UNION, attn_implementation="eager", dtype=dtype).eval()
+
+
+# ---------------------------------------------------------------- batches
+
+def make_batches():
+    """Three right-padded batches of real text. Labels are not shifted; -100 on padding and, in the second, on prompts."""
+    from tokenizers import Tokenizer
+    tokenizer = Tokenizer.from_file(str(UNION / "tokenizer.json"))
+
+    def ids(name):
+        lines = (DATA / name).read_text(encoding="utf8").splitlines()
+        return [tokenizer.encode(json.loads(line)["text"]).ids for line in lines]
+
+    scripture, whaling = ids("scripture.eval.jsonl"), ids("whaling.eval.jsonl")
+    plan = [  # rows, their lengths, width, tokens of each row that are prompt
+        (scripture[0:4], [24, 17, 21, 9], 24, [0, 0, 0, 0]),
+        (whaling[0:4], [13, 24, 19, 22], 24, [4, 10, 1, 7]),
+        (scripture[4:7], [31, 2, 18], 31, [0, 0, 0]),
+    ]
+    batches = []
+    for rows, lengths, width, prompts in plan:
+        batch = {"inputIds": [], "attentionMask": [], "labels": []}
+        for row, n, prompt in zip(rows, lengths, prompts):
+            batch["inputIds"].append(row[:n] + [PAD] * (width - n))
+            batch["attentionMask"].append([1] * n + [0] * (width - n))
+            batch["labels"].append([-100] * prompt + row[prompt:n] + [-100] * (width - n))
+        batches.append(batch)
+    return batches
+
+
+def tensors(batch):
+    return {"input_ids": torch.tensor(batch["inputIds"]), "attention_mask": torch.tensor(batch["attentionMask"]),
+            "labels": torch.tensor(batch["labels"])}
+
+
+# ---------------------------------------------------------------- adapters
+
+def adapt(model, seed, b_std=0.02, name="union-3m", **config):
+    """The model with a PEFT adapter: A by PEFT's own initialisation, B ~ N(0, b_std); b_std 0 is PEFT's start."""
+    from peft import LoraConfig, get_peft_model
+    torch.manual_seed(seed)
+    config.setdefault("task_type", "CAUSAL_LM")
+    model.name_or_path = name
+    adapted = get_peft_model(model, LoraConfig(**config))
+    fill_b(adapted, seed, b_std)
+    return adapted.eval()
+
+
+def fill_b(adapted, seed, b_std):
+    generator = torch.Generator().manual_seed(seed + 1)
+    if b_std:
+        for key, p in adapted.named_parameters():
+            if "lora_B" in key and key.endswith(".weight"):
+                with torch.no_grad():
+                    p.copy_(torch.randn(p.shape, generator=generator) * b_std)
+
+
+def save_adapter(adapted, folder):
+    """As PEFT writes it, without the model card."""
+    fresh(folder)
+    adapted.peft_config["default"].base_model_name_or_path = adapted.base_model.model.name_or_path
+    adapted.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)
+
+
+def peft_keys(values):
+    """Names of parameters -> names in an adapter file."""
+    return {k.replace(".default", ""): v for k, v in values.items()}
+
+
+def trainable(adapted):
+    return {k: p for k, p in adapted.named_parameters() if p.requires_grad}
+
+
+# ---------------------------------------------------------------- numbers
+
+@contextlib.contextmanager
+def all_double():
+    """transformers asks for float32 by name in norms, softmax and loss; inside, these names mean float64."""
+    saved = torch.float32, torch.Tensor.float
+    torch.float32, torch.Tensor.float = torch.float64, torch.Tensor.double
+    try:
+        yield
+    finally:
+        torch.float32, torch.Tensor.float = saved
+
+
+def loss_of(adapted, batch):
+    wide = next(adapted.parameters()).dtype == torch.float64
+    with all_double() if wide else contextlib.nullcontext():
+        loss = adapted(**tensors(batch), use_cache=False).loss
+    assert not wide or loss.dtype == torch.float64
+    return loss
+
+
+def gradients(adapted, batch):
+    adapted.zero_grad(set_to_none=True)
+    loss_of(adapted, batch).backward()
+    return {k: p.grad.clone() for k, p in trainable(adapted).items()}
+
+
+def adamw(adapted, batches, steps):
+    """Losses before each update and gradient norms before clipping."""
+    params = list(trainable(adapted).values())
+    optimizer = torch.optim.AdamW(params, lr=ADAMW["lr"], betas=ADAMW["betas"], eps=ADAMW["eps"],
+                                  weight_decay=ADAMW["weightDecay"], foreach=False)
+    losses, norms = [], []
+    for step in range(steps):
+        optimizer.zero_grad()
+        loss = loss_of(adapted, batches[step % len(batches)])
+        loss.backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(params, ADAMW["maxGradNorm"], foreach=False).item())
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, norms
+
+
+def save_tensors(path, values):
+    """float32 rounding of the values, under PEFT's key names."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.detach().to(torch.float32).contiguous() for k, v in sorted(peft_keys(values).items())},
+              path, metadata={"format": "pt"})
+
+
+def worst_gradient_error(truth, other):
+    """Largest error of a tensor over that tensor's largest value."""
+    return max(((other[k].double() - t).abs().max() / t.abs().max()).item() for k, t in truth.items())
+
+
+def versions(*names):
+    from importlib.metadata import version
+    return {n: version(n) for n in names}

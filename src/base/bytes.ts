@@ -1,0 +1,153 @@
+// Where bytes come from and go to, without naming a file system: io/ implements these for Node and for browsers.
+
+import { FileError, FormatError } from './errors.js'
+
+/** Random access to immutable bytes: a file, a Blob, a range of a URL, an array. */
+export interface ByteSource {
+  /** For messages: a path, a URL. */
+  readonly name: string
+  readonly byteLength: number
+  /** A path in the local file system that native code can open, if there is one (symlinks resolved). */
+  readonly realPath?: string
+  /** Exactly `byteLength` bytes from `offset`. Throws FileError when the range is outside the source or unreadable. */
+  read(offset: number, byteLength: number): Promise<Uint8Array>
+  close(): Promise<void>
+}
+
+/** Receives bytes in order. Nothing is visible under the final name before `commit`. */
+export interface ByteSink {
+  readonly name: string
+  write(bytes: Uint8Array): Promise<void>
+  /** Flushes and gives the output its final name. */
+  commit(): Promise<void>
+  /** Drops everything that was written. Safe after a failed write, a no-op after `commit`. */
+  abort(): Promise<void>
+}
+
+/** A folder of named files, with `/` between the parts of a nested name. */
+export interface Directory {
+  /** For messages: a path, a URL. */
+  readonly name: string
+  /** Names of the files directly inside, sorted; empty if the folder does not exist. */
+  list(): Promise<string[]>
+  has(path: string): Promise<boolean>
+  /** Throws FileError when there is no such file. */
+  open(path: string): Promise<ByteSource>
+  /** A sink for a new file or the replacement of an old one; makes folders as needed. */
+  create(path: string): Promise<ByteSink>
+  remove(path: string): Promise<void>
+}
+
+/** A ByteSource over an array that is already in memory. */
+export class MemorySource implements ByteSource {
+  readonly name: string
+  readonly byteLength: number
+  readonly #bytes: Uint8Array
+
+  constructor(bytes: Uint8Array, name = 'memory') {
+    this.name = name
+    this.byteLength = bytes.byteLength
+    this.#bytes = bytes
+  }
+
+  async read(offset: number, byteLength: number): Promise<Uint8Array> {
+    checkRange(this, offset, byteLength)
+    return this.#bytes.subarray(offset, offset + byteLength)
+  }
+
+  async close(): Promise<void> {}
+}
+
+/** A Directory in memory: for tests, and for callers that hold files already. */
+export class MemoryDirectory implements Directory {
+  readonly name: string
+  readonly files = new Map<string, Uint8Array>()
+
+  constructor(files: Record<string, Uint8Array | string> = {}, name = 'memory') {
+    this.name = name
+    for (const [path, content] of Object.entries(files)) {
+      this.files.set(path, typeof content === 'string' ? new TextEncoder().encode(content) : content)
+    }
+  }
+
+  async list(): Promise<string[]> {
+    return [...this.files.keys()].filter((path) => !path.includes('/')).sort()
+  }
+
+  async has(path: string): Promise<boolean> {
+    return this.files.has(path)
+  }
+
+  async open(path: string): Promise<ByteSource> {
+    const bytes = this.files.get(path)
+    if (bytes === undefined) throw new FileError({ where: `${this.name}/${path}`, what: 'no such file' })
+    return new MemorySource(bytes, `${this.name}/${path}`)
+  }
+
+  async create(path: string): Promise<ByteSink> {
+    const chunks: Uint8Array[] = []
+    return {
+      name: `${this.name}/${path}`,
+      write: async (bytes) => void chunks.push(bytes.slice()),
+      commit: async () => void this.files.set(path, concatBytes(chunks)),
+      abort: async () => void chunks.splice(0),
+    }
+  }
+
+  async remove(path: string): Promise<void> {
+    this.files.delete(path)
+  }
+}
+
+export function concatBytes(chunks: readonly Uint8Array[]): Uint8Array {
+  const result = new Uint8Array(chunks.reduce((sum, chunk) => sum + chunk.byteLength, 0))
+  let offset = 0
+  for (const chunk of chunks) {
+    result.set(chunk, offset)
+    offset += chunk.byteLength
+  }
+  return result
+}
+
+/** Throws FileError unless [offset, offset + byteLength) lies inside the source. */
+export function checkRange(source: ByteSource, offset: number, byteLength: number): void {
+  if (offset < 0 || byteLength < 0 || offset + byteLength > source.byteLength) {
+    throw new FileError({
+      where: source.name,
+      what: 'read past the end',
+      expected: `a range inside ${source.byteLength} bytes`,
+      got: `[${offset}, ${offset + byteLength})`,
+      hint: 'The file may be cut short: download it again',
+    })
+  }
+}
+
+export async function readAll(source: ByteSource): Promise<Uint8Array> {
+  return source.read(0, source.byteLength)
+}
+
+/** Writes one whole file: it appears complete or not at all. */
+export async function writeFile(directory: Directory, path: string, content: Uint8Array | string): Promise<void> {
+  const sink = await directory.create(path)
+  try {
+    await sink.write(typeof content === 'string' ? new TextEncoder().encode(content) : content)
+    await sink.commit()
+  } catch (error) {
+    await sink.abort()
+    throw error
+  }
+}
+
+/** Reads and parses a JSON file; FormatError names the file when it is no JSON. */
+export async function readJson(directory: Directory, path: string): Promise<unknown> {
+  const source = await directory.open(path)
+  try {
+    const text = new TextDecoder().decode(await readAll(source))
+    return JSON.parse(text)
+  } catch (cause) {
+    if (!(cause instanceof SyntaxError)) throw cause
+    throw new FormatError({ where: source.name, what: `not valid JSON (${cause.message})`, cause })
+  } finally {
+    await source.close()
+  }
+}

@@ -1,0 +1,185 @@
+// The one error hierarchy. Every message has one pattern: where, what is wrong, expected, got, what to do.
+
+export type ErrorCode =
+  | 'FORMAT'
+  | 'SHAPE'
+  | 'CONFIG'
+  | 'UNSUPPORTED'
+  | 'MISMATCH'
+  | 'STATE'
+  | 'FILE'
+  | 'DATA'
+  | 'RUNTIME'
+  | 'NUMERIC'
+
+export interface ErrorDetails {
+  /** What the error is about: a file, a tensor, a layer, an option. */
+  where?: string
+  /** One clause, lower case, without a final stop. */
+  what: string
+  expected?: string
+  got?: string
+  /** What the reader can do about it: one sentence. */
+  hint?: string
+  cause?: unknown
+}
+
+/**
+ * Base of all errors that lowrank throws on purpose. `code` says which kind, so that callers match on it and never on
+ * the message; `where`, `what`, `expected`, `got` and `hint` are the parts of the message.
+ */
+export abstract class LowrankError extends Error {
+  abstract readonly code: ErrorCode
+  readonly where: string | undefined
+  readonly what: string
+  readonly expected: string | undefined
+  readonly got: string | undefined
+  readonly hint: string | undefined
+
+  constructor(details: ErrorDetails) {
+    super(formatMessage(details), details.cause === undefined ? undefined : { cause: details.cause })
+    this.name = new.target.name
+    this.where = details.where
+    this.what = details.what
+    this.expected = details.expected
+    this.got = details.got
+    this.hint = details.hint
+  }
+}
+
+function formatMessage({ where, what, expected, got, hint }: ErrorDetails): string {
+  let message = where === undefined ? what : `${where}: ${what}`
+  if (expected !== undefined) message += `; expected ${expected}`
+  if (got !== undefined) message += `${expected === undefined ? ';' : ','} got ${got}`
+  if (hint !== undefined) message += `. ${hint}`
+  return message
+}
+
+/** Bytes that do not follow their format: safetensors, ONNX, JSON. */
+export class FormatError extends LowrankError {
+  readonly code = 'FORMAT'
+}
+
+/** A matrix, tensor or input with the wrong shape. */
+export class ShapeError extends LowrankError {
+  readonly code = 'SHAPE'
+}
+
+/** An option or a configuration value that is out of range or contradicts another. */
+export class ConfigError extends LowrankError {
+  readonly code = 'CONFIG'
+}
+
+/** Valid input that asks for something that is not implemented. */
+export class UnsupportedError extends LowrankError {
+  readonly code = 'UNSUPPORTED'
+}
+
+/** Two valid things that do not fit each other: an adapter and a model, targets and modules. */
+export class MismatchError extends LowrankError {
+  readonly code = 'MISMATCH'
+}
+
+/** A call in a state that does not allow it: a second merge, backward before forward, use after dispose. */
+export class StateError extends LowrankError {
+  readonly code = 'STATE'
+}
+
+/** A file or folder that is missing, cannot be read or written, or would be overwritten. */
+export class FileError extends LowrankError {
+  readonly code = 'FILE'
+}
+
+/** Training or evaluation records that cannot be used. */
+export class DataError extends LowrankError {
+  readonly code = 'DATA'
+}
+
+/** ONNX Runtime is absent, or failed to load or run a model. */
+export class RuntimeError extends LowrankError {
+  readonly code = 'RUNTIME'
+}
+
+/** A result that is not finite: a loss, a gradient, a merged weight. */
+export class NumericError extends LowrankError {
+  readonly code = 'NUMERIC'
+}
+
+/** The wire form of an error, for crossing from a worker to its owner. */
+export interface SerializedError {
+  code: ErrorCode | undefined
+  name: string
+  message: string
+  stack: string | undefined
+  details: ErrorDetails | undefined
+}
+
+/** Error → plain object that structured cloning keeps whole. */
+export function serializeError(error: unknown): SerializedError {
+  if (error instanceof LowrankError) {
+    const { where, what, expected, got, hint } = error
+    const details: ErrorDetails = { what }
+    if (where !== undefined) details.where = where
+    if (expected !== undefined) details.expected = expected
+    if (got !== undefined) details.got = got
+    if (hint !== undefined) details.hint = hint
+    return { code: error.code, name: error.name, message: error.message, stack: error.stack, details }
+  }
+  const plain = error instanceof Error ? error : new Error(String(error))
+  return { code: undefined, name: plain.name, message: plain.message, stack: plain.stack, details: undefined }
+}
+
+const CLASSES = {
+  FORMAT: FormatError,
+  SHAPE: ShapeError,
+  CONFIG: ConfigError,
+  UNSUPPORTED: UnsupportedError,
+  MISMATCH: MismatchError,
+  STATE: StateError,
+  FILE: FileError,
+  DATA: DataError,
+  RUNTIME: RuntimeError,
+  NUMERIC: NumericError,
+} satisfies Record<ErrorCode, new (details: ErrorDetails) => LowrankError>
+
+/** The inverse of {@link serializeError}: the same class, code and fields, with the original stack. */
+export function deserializeError(error: SerializedError): Error {
+  let result: Error
+  if (error.code !== undefined && error.details !== undefined) {
+    result = new CLASSES[error.code](error.details)
+  } else {
+    result = new Error(error.message)
+    result.name = error.name
+  }
+  if (error.stack !== undefined) result.stack = error.stack
+  return result
+}
+
+/**
+ * The candidates closest to `name`, best first, for "did you mean" hints: by edit distance, names that contain each
+ * other first.
+ */
+export function nearMisses(name: string, candidates: Iterable<string>, limit = 3): string[] {
+  const scored = [...new Set(candidates)].map((candidate) => {
+    const contains = candidate.includes(name) || name.includes(candidate)
+    const distance = editDistance(name, candidate)
+    return { candidate, score: contains ? distance / 100 : distance / Math.max(name.length, candidate.length) }
+  })
+  return scored
+    .filter(({ score }) => score <= 0.6)
+    .sort((a, b) => a.score - b.score)
+    .slice(0, limit)
+    .map(({ candidate }) => candidate)
+}
+
+function editDistance(a: string, b: string): number {
+  let row = Array.from({ length: b.length + 1 }, (_, j) => j)
+  for (let i = 1; i <= a.length; i++) {
+    const next = [i]
+    for (let j = 1; j <= b.length; j++) {
+      next[j] = Math.min(row[j] + 1, next[j - 1] + 1, row[j - 1] + (a[i - 1] === b[j - 1] ? 0 : 1))
+    }
+    row = next
+  }
+  return row[b.length]
+}

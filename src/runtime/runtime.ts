@@ -1,0 +1,74 @@
+// The narrow view of ONNX Runtime that the rest of lowrank sees. Only files in this folder name onnxruntime-*.
+
+export type TensorData =
+  | Float32Array
+  | Float64Array
+  | Int32Array
+  | BigInt64Array
+  | Uint8Array
+  | Int8Array
+  | Uint16Array
+  | BigUint64Array
+  | Uint32Array
+  | Int16Array
+
+/** ONNX Runtime's spelling of a tensor's type. */
+export type TensorType =
+  | 'float32'
+  | 'float64'
+  | 'float16'
+  | 'int64'
+  | 'int32'
+  | 'int16'
+  | 'int8'
+  | 'uint8'
+  | 'uint16'
+  | 'uint32'
+  | 'uint64'
+  | 'bool'
+
+export interface RuntimeTensor {
+  type: TensorType
+  data: TensorData
+  dims: readonly number[]
+}
+
+export type Feeds = Record<string, RuntimeTensor>
+
+/** A model to open: the graph's bytes, and where its external weights are. */
+export interface SessionModel {
+  /** A serialized ModelProto, small: its large initializers are external. */
+  graph: Uint8Array
+  /** Node: the real folder that external locations are relative to. */
+  weightsFolder?: string
+  /** Browser: the content of each external location. */
+  weights?: { location: string; data: Uint8Array }[]
+}
+
+export interface SessionOptions {
+  /** Intra-op threads. Default: the runtime's own choice. */
+  threads?: number
+  /** Keep weights in their mapped file pages and repack none: less memory, some percent slower. */
+  lowMemory?: boolean
+  /** Graph optimisation level. Default 'all'. */
+  optimization?: 'disabled' | 'basic' | 'extended' | 'all'
+  /** Names of execution providers, as the runtime spells them. Default: its CPU provider. */
+  executionProviders?: readonly string[]
+  /** Write a profile next to this prefix (Node). */
+  profilePrefix?: string
+}
+
+export interface RuntimeSession {
+  readonly inputNames: readonly string[]
+  readonly outputNames: readonly string[]
+  /** Runs the graph for the outputs asked for (default: all). Outputs own their data. */
+  run(feeds: Feeds, outputNames?: readonly string[]): Promise<Record<string, RuntimeTensor>>
+  dispose(): Promise<void>
+}
+
+/** Opens sessions in the thread it lives in. */
+export interface Runtime {
+  /** 'onnxruntime-node 1.30.0', for reports. */
+  readonly name: string
+  createSession(model: SessionModel, options?: SessionOptions): Promise<RuntimeSession>
+}
