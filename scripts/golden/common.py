@@ -104,6 +104,8 @@ def save_adapter(adapted, folder):
     adapted.peft_config["default"].base_model_name_or_path = adapted.base_model.model.name_or_path
     adapted.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)
+    for file in folder.iterdir():  # safetensors writes files that only their owner reads
+        file.chmod(0o644)
 
 
 def peft_keys(values):
@@ -163,6 +165,7 @@ def save_tensors(path, values):
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({k: v.detach().to(torch.float32).contiguous() for k, v in sorted(peft_keys(values).items())},
               path, metadata={"format": "pt"})
+    path.chmod(0o644)
 
 
 def worst_gradient_error(truth, other):
@@ -173,3 +176,15 @@ def worst_gradient_error(truth, other):
 def versions(*names):
     from importlib.metadata import version
     return {n: version(n) for n in names}
+
+
+@torch.no_grad()
+def logits_summary(model, prompts):
+    """The last position's five largest logits and every 32nd, per prompt, computed in the model's precision."""
+    out = []
+    for ids in prompts:
+        logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+        top = logits.topk(5)
+        out.append({"top5Ids": top.indices.tolist(), "top5Logits": top.values.tolist(), "logitIds": list(range(0, 2048, 32)),
+                    "logits": logits[::32].tolist()})
+    return out

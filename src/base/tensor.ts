@@ -44,7 +44,12 @@ export function toMatrix(value: MatrixLike, where: string): Matrix {
     const data = new Float64Array(rows.length * columns)
     rows.forEach((row, i) => {
       if (row.length !== columns) {
-        throw new ShapeError({ where, what: `row ${i} has another length`, expected: `${columns}`, got: `${row.length}` })
+        throw new ShapeError({
+          where,
+          what: `row ${i} has another length`,
+          expected: `${columns}`,
+          got: `${row.length}`,
+        })
       }
       data.set(row, i * columns)
     })
@@ -53,7 +58,11 @@ export function toMatrix(value: MatrixLike, where: string): Matrix {
   const matrix = value as Matrix
   const [rows, columns] = matrix.shape ?? []
   if (!(matrix.data instanceof Float32Array || matrix.data instanceof Float64Array)) {
-    throw new ShapeError({ where, what: 'not a matrix', expected: 'number[][] or {data: Float32Array | Float64Array, shape}' })
+    throw new ShapeError({
+      where,
+      what: 'not a matrix',
+      expected: 'number[][] or {data: Float32Array | Float64Array, shape}',
+    })
   }
   if (matrix.shape.length !== 2 || !isDim(rows) || !isDim(columns) || rows * columns !== matrix.data.length) {
     throw new ShapeError({
@@ -69,7 +78,12 @@ export function toMatrix(value: MatrixLike, where: string): Matrix {
 /** Throws ShapeError unless `matrix` is (rows, columns). */
 export function checkShape(matrix: Matrix, rows: number, columns: number, where: string): void {
   if (matrix.shape[0] !== rows || matrix.shape[1] !== columns) {
-    throw new ShapeError({ where, what: 'wrong shape', expected: formatShape([rows, columns]), got: formatShape(matrix.shape) })
+    throw new ShapeError({
+      where,
+      what: 'wrong shape',
+      expected: formatShape([rows, columns]),
+      got: formatShape(matrix.shape),
+    })
   }
 }
 

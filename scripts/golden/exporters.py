@@ -1,0 +1,234 @@
+"""Tiny random models as several exporters write them, each with PyTorch's and PEFT's numbers beside it.
+
+    exporters.py [--out tests/golden/models] [--optimum PYTHON] [NAME …]
+
+--optimum: the Python of a virtual environment with requirements-optimum.txt, for the models named *-optimum.
+Every model is kept only if ONNX Runtime gives PyTorch's logits. ../../tests/golden/README.md explains the folders.
+"""
+import argparse
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+import onnxruntime as ort
+import torch
+
+from common import (ADAMW, GOLDEN, LLAMA_LINEARS, UNION, adamw, adapt, fresh, gradients, logits_summary, loss_of,
+                    make_batches, save_adapter, save_tensors, tensors, versions, worst_gradient_error, write_json)
+
+SEED, STEPS, NEW_TOKENS = 5, 5, 12
+PROMPT = [0, 54, 260, 1356, 270, 262, 520, 455]  # "The Constitution of the United States"
+SPECIAL = {"vocab_size": 2048, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+
+
+# ---------------------------------------------------------------- the models in PyTorch
+
+def llama_config(**changes):
+    from transformers import LlamaConfig
+    return LlamaConfig(**{**SPECIAL, "hidden_size": 32, "intermediate_size": 80, "num_hidden_layers": 2,
+                          "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "rms_norm_eps": 1e-5,
+                          "max_position_embeddings": 128, "tie_word_embeddings": True, **changes})
+
+
+def qwen2_config():
+    from transformers import Qwen2Config
+    return Qwen2Config(**SPECIAL, hidden_size=32, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4,
+                       num_key_value_heads=2, rms_norm_eps=1e-6, max_position_embeddings=128, tie_word_embeddings=False)
+
+
+def gpt2_config():
+    from transformers import GPT2Config
+    return GPT2Config(**SPECIAL, n_embd=32, n_head=4, n_layer=2, n_inner=80, n_positions=128, resid_pdrop=0.0,
+                      embd_pdrop=0.0, attn_pdrop=0.0)
+
+
+BASES = {
+    "llama": (llama_config, {"target_modules": LLAMA_LINEARS}),
+    "llama-1": (lambda: llama_config(num_hidden_layers=1, hidden_size=32, intermediate_size=64), {"target_modules": LLAMA_LINEARS}),
+    "qwen2": (qwen2_config, {"target_modules": LLAMA_LINEARS}),
+    "gpt2": (gpt2_config, {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}),
+}
+
+
+def build(base, dtype=torch.float32):
+    """Random weights, made in the order of the parameters' names and scaled so that each layer matters."""
+    from transformers import AutoModelForCausalLM
+    config = BASES[base][0]()
+    config._attn_implementation = "eager"
+    model = AutoModelForCausalLM.from_config(config)
+    generator = torch.Generator().manual_seed(SEED)
+    head = model.get_output_embeddings().weight
+    with torch.no_grad():
+        for name, p in sorted(model.named_parameters()):
+            noise = torch.randn(p.shape, generator=generator)
+            if p.dim() == 1:
+                p.copy_(0.1 * noise + (0 if name.endswith("bias") else 1))
+            elif p is head or "embed" in name or "wte" in name or "wpe" in name:
+                p.copy_(0.3 * noise)
+            else:
+                k = p.shape[0] if base == "gpt2" else p.shape[1]
+                p.copy_(noise * 1.5 / k ** 0.5)
+    return model.eval().to(dtype)
+
+
+def save_base(base, folder):
+    """The model as on the Hub for PyTorch: what exporters read."""
+    fresh(folder)
+    build(base).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(UNION / name, folder / name)
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_theta"] = config.get("rope_theta", 10000.0)  # where transformers 4 looks for it
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+
+
+# ---------------------------------------------------------------- exporters: (source folder, output folder)
+
+def call(*command):
+    result = subprocess.run([str(c) for c in command], capture_output=True, text=True,
+                            env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    if result.returncode:
+        sys.exit(f"{' '.join(map(str, command))}\n{result.stdout[-3000:]}\n{result.stderr[-5000:]}")
+
+
+def optimum(source, out, args):
+    call(args.optimum, "-m", "optimum.exporters.onnx", "--model", source, "--task", "text-generation-with-past",
+         "--dtype", "fp32", out)
+
+
+def genai(*options, precision="fp32", ep="cpu"):
+    def export(source, out, args):
+        with tempfile.TemporaryDirectory() as cache:
+            call(sys.executable, "-m", "onnxruntime_genai.models.builder", "-m", source, "-i", source, "-o", out, "-p", precision,
+                 "-e", ep, "-c", cache, *(("--extra_options", *options) if options else ()))
+    return export
+
+
+EXPORTS = {  # name: (base, exporter)
+    "llama-optimum": ("llama", optimum),
+    "llama-genai": ("llama", genai()),
+    "llama-genai-rotary": ("llama", genai(ep="dml")),
+}
+
+
+def shape_like_hub(source, exported, folder):
+    """Moves an exporter's output to config.json, tokenizer files and onnx/."""
+    fresh(folder)
+    (folder / "onnx").mkdir()
+    for file in sorted(exported.iterdir()):
+        if ".onnx" in file.name:
+            shutil.copyfile(file, folder / "onnx" / file.name)
+    for name in ("config.json", "generation_config.json", "genai_config.json", "tokenizer.json", "tokenizer_config.json"):
+        place = source if name.startswith("tokenizer") or not (exported / name).exists() else exported
+        if (place / name).exists():
+            shutil.copyfile(place / name, folder / name)
+
+
+# ---------------------------------------------------------------- check and numbers
+
+TYPES = {"tensor(int64)": np.int64, "tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+
+def onnx_logits(path, ids, mask, head_dim):
+    """Logits with an empty past."""
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    ids, mask = np.array(ids, np.int64), np.array(mask, np.int64)
+    feeds = {}
+    for i in session.get_inputs():
+        if i.name.startswith("past_key_values"):
+            _, heads, _, dim = i.shape
+            feeds[i.name] = np.zeros((ids.shape[0], heads, 0, dim if isinstance(dim, int) else head_dim), TYPES[i.type])
+        else:
+            feeds[i.name] = {"input_ids": ids, "attention_mask": mask,
+                             "position_ids": np.tile(np.arange(ids.shape[1]), (ids.shape[0], 1))}[i.name]
+    return session.run(["logits"], feeds)[0]
+
+
+def onnx_deviation(path, model, batches):
+    """Largest error of a logit at real positions, over the prompt and all batches."""
+    worst, config = 0, model.config
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    for ids, mask in [([PROMPT], [[1] * len(PROMPT)])] + [(b["inputIds"], b["attentionMask"]) for b in batches]:
+        with torch.no_grad():
+            truth = model(input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask), use_cache=False).logits.numpy()
+        error = np.abs(onnx_logits(path, ids, mask, head_dim) - truth)[np.array(mask) == 1]
+        worst = max(worst, float(error.max()))
+    return worst
+
+
+@torch.no_grad()
+def greedy(model):
+    """Tokens after the prompt, and the smallest lead of a chosen token over the second."""
+    ids, lead = list(PROMPT), float("inf")
+    for _ in range(NEW_TOKENS):
+        top = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].topk(2)
+        lead = min(lead, (top.values[0] - top.values[1]).item())
+        ids.append(top.indices[0].item())
+    return ids[len(PROMPT):], lead
+
+
+def numbers(base, folder, onnx_path):
+    batches, out = make_batches(), fresh(folder)
+    config = {"r": 4, "lora_alpha": 8, **BASES[base][1]}
+
+    def start(wide):
+        model = adapt(build(base), SEED, 0.1, name=f"tiny-{base}", **config)
+        return model.double() if wide else model
+
+    deviation = {"onnx": onnx_deviation(onnx_path, build(base), batches)}
+    if deviation["onnx"] > 1e-4:
+        sys.exit(f"{onnx_path}: logits differ from PyTorch's by {deviation['onnx']}")
+    wide, narrow = start(True), start(False)
+    save_adapter(narrow, out / "adapter-init")
+    grads = [gradients(wide, b) for b in batches[:2]]
+    for i, g in enumerate(grads):
+        save_tensors(out / f"gradients-{i}.safetensors", g)
+    loss = [loss_of(wide, b).item() for b in batches]
+    deviation["gradients"] = max(worst_gradient_error(g, gradients(narrow, b)) for g, b in zip(grads, batches))
+    base_model = build(base)
+    base_greedy, base_lead = greedy(base_model)
+    adapted_greedy, adapted_lead = greedy(narrow)
+    base_logits, adapted_logits = logits_summary(base_model, [PROMPT])[0], logits_summary(narrow, [PROMPT])[0]
+    losses, norms = adamw(wide, batches, STEPS)
+    narrow_losses, _ = adamw(narrow, batches, STEPS)
+    deviation["adamwLosses"] = max(abs(a - b) for a, b in zip(losses, narrow_losses))
+    write_json(out / "golden.json", {
+        "versions": versions("torch", "transformers", "peft", "onnxruntime"),
+        "seed": SEED,
+        "adamw": ADAMW,
+        "baseLoss": [loss_of(build(base).double(), b).item() for b in batches],
+        "loss": loss,
+        "adamwLosses": losses,
+        "gradNorms": norms,
+        "promptIds": PROMPT,
+        "base": {**base_logits, "greedyIds": base_greedy, "smallestLead": base_lead},
+        "adapted": {**adapted_logits, "greedyIds": adapted_greedy, "smallestLead": adapted_lead},
+        "float32Deviation": deviation,
+        "batches": batches,
+    })
+    print(folder, deviation, base_greedy, base_lead, adapted_greedy, adapted_lead)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=pathlib.Path, default=GOLDEN / "models")
+    parser.add_argument("--optimum", default="python", help="Python with requirements-optimum.txt")
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    args = parser.parse_args()
+    for name in args.names or EXPORTS:
+        base, exporter = EXPORTS[name]
+        with tempfile.TemporaryDirectory() as work:
+            source, exported = pathlib.Path(work) / f"tiny-{base}", pathlib.Path(work) / "exported"
+            save_base(base, source)
+            exporter(source, exported, args)
+            shape_like_hub(source, exported, args.out / name)
+        numbers(base, args.out / name / "golden", args.out / name / "onnx" / "model.onnx")
+
+
+if __name__ == "__main__":
+    main()

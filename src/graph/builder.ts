@@ -1,0 +1,98 @@
+// Builds nodes by calling: each method appends one node (or a few) to the graph and returns the name of its value.
+// Only operators of the standard domain; see ARCHITECTURE.md for the opset that the training graph imports.
+
+import { create } from '@bufbuild/protobuf'
+import {
+  TensorProto_DataType as DataType,
+  type NodeProto,
+  NodeProtoSchema,
+  type TensorProto,
+  TensorProtoSchema,
+} from '../formats/onnx/gen/onnx_pb.js'
+import { type Attributes, makeAttribute } from './attributes.js'
+import type { Graph } from './graph.js'
+
+/** Name of a value in the graph. */
+export type Value = string
+
+export class Builder {
+  readonly graph: Graph
+  /** Prefix of the names of new nodes and values, for readable graphs: 'lora', 'backward'. */
+  readonly scope: string
+  readonly #constants = new Map<string, Value>()
+
+  constructor(graph: Graph, scope: string) {
+    this.graph = graph
+    this.scope = scope
+  }
+
+  /** Appends a node with one output. */
+  op(opType: string, inputs: readonly Value[], attributes: Attributes = {}, hint = opType): Value {
+    return this.node(opType, inputs, attributes, 1, hint).output[0]
+  }
+
+  /** Appends a node with `outputs` outputs. */
+  node(opType: string, inputs: readonly Value[], attributes: Attributes = {}, outputs = 1, hint = opType): NodeProto {
+    const name = this.graph.freshName(`${this.scope}/${hint}`)
+    const node = create(NodeProtoSchema, {
+      name,
+      opType,
+      input: [...inputs],
+      output: Array.from({ length: outputs }, (_, i) =>
+        this.graph.freshName(outputs === 1 ? `${name}:0` : `${name}:${i}`),
+      ),
+      attribute: Object.entries(attributes).map(([key, value]) => makeAttribute(key, value)),
+    })
+    this.graph.add(node)
+    return node
+  }
+
+  /** An f32 constant; shape [] is a scalar. */
+  float(value: number | readonly number[], shape?: readonly number[]): Value {
+    const values = typeof value === 'number' ? [value] : value
+    const dims = shape ?? (typeof value === 'number' ? [] : [value.length])
+    return this.#constant(`f${dims}:${values}`, {
+      dataType: DataType.FLOAT,
+      floatData: [...values],
+      dims: dims.map(BigInt),
+    })
+  }
+
+  /** An int64 constant: a number is a scalar, a list a vector. */
+  int(value: number | readonly number[]): Value {
+    const values = typeof value === 'number' ? [value] : value
+    const dims = typeof value === 'number' ? [] : [value.length]
+    return this.#constant(`i${dims}:${values}`, {
+      dataType: DataType.INT64,
+      int64Data: values.map(BigInt),
+      dims: dims.map(BigInt),
+    })
+  }
+
+  #constant(
+    key: string,
+    init: Pick<TensorProto, 'dataType' | 'dims'> & Partial<Pick<TensorProto, 'floatData' | 'int64Data'>>,
+  ): Value {
+    let name = this.#constants.get(key)
+    if (name === undefined) {
+      name = this.graph.freshName(`${this.scope}/constant`)
+      this.graph.addInitializer(create(TensorProtoSchema, { name, ...init }))
+      this.#constants.set(key, name)
+    }
+    return name
+  }
+
+  add = (a: Value, b: Value): Value => this.op('Add', [a, b])
+  sub = (a: Value, b: Value): Value => this.op('Sub', [a, b])
+  mul = (a: Value, b: Value): Value => this.op('Mul', [a, b])
+  div = (a: Value, b: Value): Value => this.op('Div', [a, b])
+  neg = (a: Value): Value => this.op('Neg', [a])
+  matmul = (a: Value, b: Value): Value => this.op('MatMul', [a, b])
+  reshape = (a: Value, shape: Value): Value => this.op('Reshape', [a, shape])
+  shape = (a: Value): Value => this.op('Shape', [a])
+  cast = (a: Value, to: DataType): Value => this.op('Cast', [a], { to })
+  identity = (a: Value): Value => this.op('Identity', [a])
+  transpose = (a: Value, perm: readonly number[]): Value => this.op('Transpose', [a], { perm })
+  expand = (a: Value, shape: Value): Value => this.op('Expand', [a, shape])
+  concat = (values: readonly Value[], axis: number): Value => this.op('Concat', values, { axis })
+}

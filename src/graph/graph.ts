@@ -1,0 +1,227 @@
+// A mutable view of one ONNX graph. Values are names, nodes are protobuf messages, so that fields nobody here knows
+// survive a round trip. Format: https://onnx.ai/onnx/repo-docs/IR.html
+
+import { create } from '@bufbuild/protobuf'
+import { FormatError } from '../base/errors.js'
+import {
+  type GraphProto,
+  GraphProtoSchema,
+  type ModelProto,
+  ModelProtoSchema,
+  type NodeProto,
+  NodeProtoSchema,
+  OperatorSetIdProtoSchema,
+  type TensorProto,
+  type ValueInfoProto,
+} from '../formats/onnx/gen/onnx_pb.js'
+
+export class Graph {
+  readonly #model: ModelProto
+  readonly #proto: GraphProto
+  /** In any order while edited; `toModel` sorts. */
+  nodes: NodeProto[]
+  readonly initializers: Map<string, TensorProto>
+  inputs: ValueInfoProto[]
+  outputs: ValueInfoProto[]
+  readonly #names = new Set<string>()
+  #producers: Map<string, NodeProto> | undefined
+  #consumers: Map<string, NodeProto[]> | undefined
+
+  /** Copies the lists, and each node's own lists, but not the tensors: edits never reach the model that came in. */
+  constructor(model: ModelProto) {
+    const proto = model.graph
+    if (proto === undefined) throw new FormatError({ where: 'ONNX model', what: 'it holds no graph' })
+    this.#model = model
+    this.#proto = proto
+    this.nodes = proto.node.map((node) =>
+      create(NodeProtoSchema, {
+        ...node,
+        input: [...node.input],
+        output: [...node.output],
+        attribute: [...node.attribute],
+      }),
+    )
+    this.initializers = new Map(proto.initializer.map((tensor) => [tensor.name, tensor]))
+    // Files up to IR version 3 list initializers among the inputs as well.
+    this.inputs = proto.input.filter((input) => !this.initializers.has(input.name))
+    this.outputs = [...proto.output]
+    for (const input of proto.input) this.#names.add(input.name)
+    for (const name of this.initializers.keys()) this.#names.add(name)
+    for (const node of this.nodes) for (const name of [node.name, ...node.output]) this.#names.add(name)
+  }
+
+  /** The node that makes `value`; undefined for inputs and initializers. */
+  producer(value: string): NodeProto | undefined {
+    if (this.#producers === undefined) {
+      this.#producers = new Map()
+      for (const node of this.nodes) {
+        for (const output of node.output) if (output !== '') this.#producers.set(output, node)
+      }
+    }
+    return this.#producers.get(value)
+  }
+
+  /** The nodes that read `value`, each once. */
+  consumers(value: string): readonly NodeProto[] {
+    if (this.#consumers === undefined) {
+      this.#consumers = new Map()
+      for (const node of this.nodes) {
+        for (const input of new Set(node.input)) {
+          const list = this.#consumers.get(input)
+          if (list === undefined) this.#consumers.set(input, [node])
+          else list.push(node)
+        }
+      }
+    }
+    return this.#consumers.get(value) ?? []
+  }
+
+  /** Call after changing `nodes`, or a node's inputs or outputs, directly. */
+  invalidate(): void {
+    this.#producers = undefined
+    this.#consumers = undefined
+  }
+
+  add(node: NodeProto): void {
+    this.nodes.push(node)
+    for (const output of node.output) this.#producers?.set(output, node)
+    for (const input of new Set(node.input)) {
+      const list = this.#consumers?.get(input)
+      if (list !== undefined) list.push(node)
+      else this.#consumers?.set(input, [node])
+    }
+  }
+
+  addInitializer(tensor: TensorProto): string {
+    this.initializers.set(tensor.name, tensor)
+    this.#names.add(tensor.name)
+    return tensor.name
+  }
+
+  /** The tensor behind a value that is an initializer or a Constant node's output. */
+  constant(value: string): TensorProto | undefined {
+    const tensor = this.initializers.get(value)
+    if (tensor !== undefined) return tensor
+    const node = this.producer(value)
+    if (node?.opType === 'Identity') return this.constant(node.input[0])
+    return node?.opType === 'Constant' ? node.attribute.find((entry) => entry.name === 'value')?.t : undefined
+  }
+
+  /** A name that nothing in the graph has, close to `hint`. */
+  freshName(hint: string): string {
+    let name = hint
+    for (let i = 1; this.#names.has(name); i++) name = `${hint}_${i}`
+    this.#names.add(name)
+    return name
+  }
+
+  /** Lets every reader of `from` (a node or a graph output) read `to`, except the nodes in `except`. */
+  replaceUses(from: string, to: string, except?: ReadonlySet<NodeProto>): void {
+    for (const node of this.consumers(from)) {
+      if (except?.has(node)) continue
+      node.input = node.input.map((input) => (input === from ? to : input))
+    }
+    this.invalidate()
+  }
+
+  /** The version of an operator set; 0 if the model does not import it. '' and 'ai.onnx' are the same domain. */
+  opset(domain = ''): number {
+    const same = (other: string) => other === domain || (domain === '' && other === 'ai.onnx')
+    return Number(this.#model.opsetImport.find((entry) => same(entry.domain))?.version ?? 0)
+  }
+
+  /** Drops nodes and initializers that no output needs, and graph inputs that nobody reads if `inputs` is set. */
+  prune(options: { inputs?: boolean } = {}): void {
+    const needed = new Set<string>()
+    const pending = this.outputs.map((output) => output.name)
+    const kept = new Set<NodeProto>()
+    while (pending.length > 0) {
+      const value = pending.pop() as string
+      if (needed.has(value)) continue
+      needed.add(value)
+      const node = this.producer(value)
+      if (node === undefined || kept.has(node)) continue
+      kept.add(node)
+      pending.push(...node.input, ...implicitInputs(node))
+    }
+    this.nodes = this.nodes.filter((node) => kept.has(node))
+    for (const name of [...this.initializers.keys()]) if (!needed.has(name)) this.initializers.delete(name)
+    if (options.inputs) this.inputs = this.inputs.filter((input) => needed.has(input.name))
+    this.invalidate()
+  }
+
+  /** Sorts `nodes` so that each follows the makers of its inputs, otherwise in today's order. */
+  sort(): void {
+    const state = new Map<NodeProto, 'open' | 'done'>()
+    const sorted: NodeProto[] = []
+    for (const root of this.nodes) {
+      const stack: NodeProto[] = [root]
+      while (stack.length > 0) {
+        const node = stack[stack.length - 1]
+        if (state.get(node) === 'done') {
+          stack.pop()
+          continue
+        }
+        const before = state.has(node) ? [] : [...node.input, ...implicitInputs(node)]
+        if (state.has(node)) {
+          state.set(node, 'done')
+          sorted.push(node)
+          stack.pop()
+          continue
+        }
+        state.set(node, 'open')
+        for (let i = before.length - 1; i >= 0; i--) {
+          const maker = this.producer(before[i])
+          if (maker === undefined || state.get(maker) === 'done') continue
+          if (state.get(maker) === 'open') {
+            throw new FormatError({ where: `node ${maker.name || maker.opType}`, what: 'the graph has a circle' })
+          }
+          stack.push(maker)
+        }
+      }
+    }
+    this.nodes = sorted
+  }
+
+  /** Adds or raises an operator set import. */
+  requireOpset(domain: string, version: number): void {
+    const entry = this.#model.opsetImport.find((item) => item.domain === domain)
+    if (entry === undefined) this.#extraOpsets.set(domain, version)
+    else if (Number(entry.version) < version) this.#extraOpsets.set(domain, version)
+  }
+
+  readonly #extraOpsets = new Map<string, number>()
+
+  /** A new ModelProto with this graph's content, sorted; everything else as in the model that came in. */
+  toModel(): ModelProto {
+    this.sort()
+    const opsetImport = this.#model.opsetImport.filter((entry) => !this.#extraOpsets.has(entry.domain))
+    for (const [domain, version] of this.#extraOpsets) {
+      opsetImport.push(create(OperatorSetIdProtoSchema, { domain, version: BigInt(version) }))
+    }
+    const graph = create(GraphProtoSchema, {
+      ...this.#proto,
+      node: this.nodes,
+      initializer: [...this.initializers.values()],
+      input: this.inputs,
+      output: this.outputs,
+    })
+    return create(ModelProtoSchema, { ...this.#model, opsetImport, graph })
+  }
+}
+
+/** Values of the outer graph that a node's sub-graphs (If, Loop, Scan) read. */
+function implicitInputs(node: NodeProto): string[] {
+  const result: string[] = []
+  for (const attribute of node.attribute) {
+    for (const graph of attribute.g === undefined ? attribute.graphs : [attribute.g]) {
+      const local = new Set([...graph.input, ...graph.initializer].map((entry) => entry.name))
+      for (const inner of graph.node) {
+        for (const input of [...inner.input, ...implicitInputs(inner)]) if (!local.has(input)) result.push(input)
+        for (const output of inner.output) local.add(output)
+      }
+      for (const output of graph.output) if (!local.has(output.name)) result.push(output.name)
+    }
+  }
+  return result
+}
