@@ -1,0 +1,31 @@
+// Imports the user's ONNX Runtime by specifier or URL: in the thread, or worker, where its sessions will live.
+
+import { RuntimeError } from '../base/errors.js'
+import { type OrtModule, runtimeOf } from './onnxruntime.js'
+import type { Runtime } from './runtime.js'
+
+/**
+ * @param specifier A module specifier or URL of onnxruntime-node or onnxruntime-web.
+ * @throws RuntimeError when it cannot be imported or is something else.
+ */
+export async function loadRuntime(specifier: string): Promise<Runtime> {
+  let loaded: Partial<OrtModule> & { default?: Partial<OrtModule> }
+  try {
+    loaded = await import(/* @vite-ignore */ /* webpackIgnore: true */ specifier)
+  } catch (cause) {
+    throw new RuntimeError({
+      where: 'ONNX Runtime',
+      what: `cannot import ${specifier}: ${cause instanceof Error ? cause.message : String(cause)}`,
+      cause,
+    })
+  }
+  const ort = loaded.InferenceSession === undefined ? loaded.default : loaded
+  if (ort?.InferenceSession === undefined || ort.Tensor === undefined) {
+    throw new RuntimeError({
+      where: specifier,
+      what: 'this module is not ONNX Runtime',
+      expected: 'exports InferenceSession and Tensor',
+    })
+  }
+  return runtimeOf(ort as OrtModule)
+}

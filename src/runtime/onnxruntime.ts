@@ -1,0 +1,131 @@
+// ONNX Runtime's JavaScript API (onnxruntime-node, onnxruntime-web: the same surface) as a Runtime.
+// API: https://onnxruntime.ai/docs/api/js/
+
+import { RuntimeError } from '../base/errors.js'
+import type {
+  Feeds,
+  Runtime,
+  RuntimeSession,
+  RuntimeTensor,
+  SessionModel,
+  SessionOptions,
+  TensorData,
+  TensorType,
+} from './runtime.js'
+
+/** What is used of the module object, so that no declaration of another package reaches ours. */
+export interface OrtModule {
+  readonly InferenceSession: {
+    create(model: Uint8Array, options?: Record<string, unknown>): Promise<OrtSession>
+  }
+  readonly Tensor: new (type: never, data: never, dims: readonly number[]) => unknown
+  readonly env?: { readonly versions?: Readonly<Record<string, string | undefined>> }
+}
+
+interface OrtSession {
+  readonly inputNames: readonly string[]
+  readonly outputNames: readonly string[]
+  run(feeds: Record<string, unknown>, fetches?: readonly string[]): Promise<Record<string, unknown>>
+  release(): Promise<void>
+}
+
+interface OrtTensor {
+  readonly type: string
+  readonly data: unknown
+  readonly dims: readonly number[]
+}
+
+/**
+ * Wraps a module object of onnxruntime-node or onnxruntime-web. Sessions live in this thread, which a run blocks.
+ *
+ * @param name For reports; by default the module's own name and version.
+ */
+export function runtimeOf(ort: OrtModule, name?: string): Runtime {
+  const versions = ort.env?.versions ?? {}
+  const flavour = versions.node !== undefined ? 'node' : 'web'
+  return {
+    name: name ?? `onnxruntime-${flavour} ${versions[flavour] ?? versions.common ?? ''}`.trim(),
+    async createSession(model, options = {}) {
+      let session: OrtSession
+      try {
+        session = await ort.InferenceSession.create(model.graph, sessionOptions(model, options))
+      } catch (cause) {
+        throw new RuntimeError({ where: 'ONNX Runtime', what: `it cannot open the graph: ${messageOf(cause)}`, cause })
+      }
+      return new WrappedSession(ort, session)
+    },
+  }
+}
+
+class WrappedSession implements RuntimeSession {
+  readonly #ort: OrtModule
+  #session: OrtSession | undefined
+  readonly inputNames: readonly string[]
+  readonly outputNames: readonly string[]
+
+  constructor(ort: OrtModule, session: OrtSession) {
+    this.#ort = ort
+    this.#session = session
+    this.inputNames = session.inputNames
+    this.outputNames = session.outputNames
+  }
+
+  async run(feeds: Feeds, outputNames?: readonly string[]): Promise<Record<string, RuntimeTensor>> {
+    if (this.#session === undefined) throw new RuntimeError({ where: 'ONNX Runtime', what: 'the session is disposed' })
+    const tensors: Record<string, unknown> = {}
+    for (const name in feeds) {
+      const { type, data, dims } = feeds[name]
+      tensors[name] = new this.#ort.Tensor(type as never, data as never, dims)
+    }
+    let results: Record<string, unknown>
+    try {
+      results = await this.#session.run(tensors, outputNames ?? this.outputNames)
+    } catch (cause) {
+      throw new RuntimeError({ where: 'ONNX Runtime', what: `the run failed: ${messageOf(cause)}`, cause })
+    }
+    const outputs: Record<string, RuntimeTensor> = {}
+    for (const name in results) {
+      const { type, data, dims } = results[name] as OrtTensor
+      outputs[name] = { type: type as TensorType, data: withoutFloat16Array(data), dims }
+    }
+    return outputs
+  }
+
+  async dispose(): Promise<void> {
+    const session = this.#session
+    this.#session = undefined
+    await session?.release()
+  }
+}
+
+function sessionOptions(model: SessionModel, options: SessionOptions): Record<string, unknown> {
+  const entries: Record<string, string> = {}
+  if (model.weightsFolder !== undefined) entries.model_external_initializers_file_folder_path = model.weightsFolder
+  // Repacked copies of the weights are faster by some percent but double them; unpacked ones stay in mapped file pages.
+  if (options.lowMemory) entries.disable_prepacking = '1'
+  return {
+    graphOptimizationLevel: options.optimization ?? 'all',
+    // Memory patterns plan for the largest shapes seen; leaving them off costs no time and saves much memory.
+    enableMemPattern: false,
+    interOpNumThreads: 1,
+    logSeverityLevel: 3,
+    extra: { session: entries },
+    ...(options.threads === undefined ? {} : { intraOpNumThreads: options.threads }),
+    ...(options.executionProviders === undefined ? {} : { executionProviders: [...options.executionProviders] }),
+    ...(options.profilePrefix === undefined ? {} : { enableProfiling: true, profileFilePrefix: options.profilePrefix }),
+    ...(model.weights === undefined
+      ? {}
+      : { externalData: model.weights.map(({ location, data }) => ({ path: location, data })) }),
+  }
+}
+
+/** Where the engine has Float16Array, float16 outputs come in it; elsewhere as Uint16Array. One form for all. */
+function withoutFloat16Array(data: unknown): TensorData {
+  const view = data as Uint16Array
+  if (Object.prototype.toString.call(data) !== '[object Float16Array]') return view
+  return new Uint16Array(view.buffer, view.byteOffset, view.length)
+}
+
+function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error)
+}

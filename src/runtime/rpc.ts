@@ -1,0 +1,152 @@
+// Calls to an object in another thread: `expose` there, `connect` here. Arguments and results are structured clones;
+// functions among the arguments become callbacks; buffers named by `transfer` move instead of being copied.
+
+import { deserializeError, RuntimeError, type SerializedError, serializeError } from '../base/errors.js'
+
+/** One end of a channel between two threads: a worker, or its owner seen from inside. */
+export interface Port {
+  post(message: unknown, transfer: readonly ArrayBufferLike[]): void
+  /** Registers the one receiver of messages. */
+  listen(receive: (message: unknown) => void): void
+  /** Registers who hears that the other end failed or went away. */
+  onClose?(closed: (error: Error) => void): void
+  /** Whether the channel keeps the process alive. */
+  hold?(isHeld: boolean): void
+  close(): Promise<void>
+}
+
+type Method = (...args: never[]) => unknown
+
+/** The asynchronous image of T's methods. */
+export type Remote<T> = {
+  [K in keyof T as T[K] extends Method ? K : never]: T[K] extends (...args: infer A) => infer R
+    ? (...args: A) => Promise<Awaited<R>>
+    : never
+}
+
+class Transfer {
+  readonly value: unknown
+  readonly buffers: readonly ArrayBufferLike[]
+
+  constructor(value: unknown, buffers: readonly ArrayBufferLike[]) {
+    this.value = value
+    this.buffers = buffers
+  }
+}
+
+/** Marks a result (or an argument) whose buffers move to the other thread. They are unusable here afterwards. */
+export function transfer<T>(value: T, buffers: readonly ArrayBufferLike[]): T {
+  return new Transfer(value, buffers) as T
+}
+
+/** What a call made in the same thread sees of a value that might be marked. */
+export function untransferred<T>(value: T): T {
+  return value instanceof Transfer ? (value.value as T) : value
+}
+
+interface Callback {
+  callback: number
+}
+
+type Message =
+  | { kind: 'call'; id: number; method: string; args: unknown[]; callbacks: number[] }
+  | { kind: 'result'; id: number; value: unknown }
+  | { kind: 'error'; id: number; error: SerializedError }
+  | { kind: 'callback'; id: number; index: number; args: unknown[] }
+
+/** Serves `target`'s methods to the other end of the port, in the order of the calls. */
+export function expose(port: Port, target: object): void {
+  port.listen((received) => {
+    const message = received as Message
+    if (message.kind === 'call') void serve(port, target, message)
+  })
+}
+
+async function serve(port: Port, target: object, call: Message & { kind: 'call' }): Promise<void> {
+  const args = call.args.map((arg, index) =>
+    call.callbacks.includes(index)
+      ? (...values: unknown[]) =>
+          port.post({ kind: 'callback', id: call.id, index, args: values } satisfies Message, [])
+      : arg,
+  )
+  try {
+    const method = (target as Record<string, unknown>)[call.method]
+    if (typeof method !== 'function') throw new RuntimeError({ where: 'worker', what: `no method ${call.method}` })
+    const result: unknown = await method.apply(target, args)
+    const marked = result instanceof Transfer ? result : new Transfer(result, [])
+    port.post({ kind: 'result', id: call.id, value: marked.value } satisfies Message, marked.buffers)
+  } catch (error) {
+    port.post({ kind: 'error', id: call.id, error: serializeError(error) } satisfies Message, [])
+  }
+}
+
+export interface Connection<T> {
+  readonly remote: Remote<T>
+  /** Ends the other thread. Calls under way are rejected. */
+  close(): Promise<void>
+}
+
+/** A stand-in for the object that the other end exposes. The port is held only while calls are under way. */
+export function connect<T>(port: Port): Connection<T> {
+  const calls = new Map<number, { resolve(value: unknown): void; reject(error: Error): void; args: unknown[] }>()
+  let nextId = 0
+  let failure: Error | undefined
+
+  const settle = (id: number) => {
+    const call = calls.get(id)
+    calls.delete(id)
+    if (calls.size === 0) port.hold?.(false)
+    return call
+  }
+  const fail = (error: Error) => {
+    failure ??= error
+    for (const id of [...calls.keys()]) settle(id)?.reject(failure)
+  }
+  port.listen((received) => {
+    const message = received as Message
+    if (message.kind === 'result') settle(message.id)?.resolve(message.value)
+    else if (message.kind === 'error') settle(message.id)?.reject(deserializeError(message.error))
+    else if (message.kind === 'callback') {
+      const callback = calls.get(message.id)?.args[message.index] as ((...args: unknown[]) => void) | undefined
+      callback?.(...message.args)
+    }
+  })
+  port.onClose?.((cause) => fail(new RuntimeError({ where: 'worker', what: `it ended: ${cause.message}`, cause })))
+  port.hold?.(false)
+
+  const invoke = (method: string, args: unknown[]): Promise<unknown> =>
+    new Promise((resolve, reject) => {
+      if (failure !== undefined) return reject(failure)
+      const id = nextId++
+      const buffers: ArrayBufferLike[] = []
+      const callbacks: number[] = []
+      const sent = args.map((arg, index) => {
+        if (arg instanceof Transfer) {
+          buffers.push(...arg.buffers)
+          return arg.value
+        }
+        if (typeof arg !== 'function') return arg
+        callbacks.push(index)
+        return { callback: index } satisfies Callback
+      })
+      calls.set(id, { resolve, reject, args })
+      port.hold?.(true)
+      try {
+        port.post({ kind: 'call', id, method, args: sent, callbacks } satisfies Message, buffers)
+      } catch (error) {
+        settle(id)?.reject(error as Error)
+      }
+    })
+
+  const remote = new Proxy({} as Remote<T>, {
+    // `then` is no method of ours: without this, awaiting the remote itself would call it.
+    get: (_, method) => (method === 'then' ? undefined : (...args: unknown[]) => invoke(String(method), args)),
+  })
+  return {
+    remote,
+    async close() {
+      fail(new RuntimeError({ where: 'worker', what: 'it was closed' }))
+      await port.close()
+    },
+  }
+}
