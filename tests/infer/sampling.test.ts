@@ -1,0 +1,163 @@
+import fc from 'fast-check'
+import { describe, expect, test } from 'vitest'
+import { ConfigError, NumericError } from '../../src/base/errors.js'
+import { Random } from '../../src/base/random.js'
+import { argmax, resolveSampling, sampleToken, tokenDistribution } from '../../src/infer/sampling.js'
+
+// Steps of 1/64: logits that differ by less than the precision of exp are ties, whatever their order.
+const logit = fc.oneof(
+  { weight: 8, arbitrary: fc.integer({ min: -2000, max: 2000 }).map((value) => value / 64) },
+  fc.constant(Number.NEGATIVE_INFINITY),
+)
+const logits = fc
+  .array(logit, { minLength: 1, maxLength: 60 })
+  .filter((values) => values.some((value) => value > Number.NEGATIVE_INFINITY))
+  .map((values) => Float32Array.from(values))
+const sampling = fc.record({
+  temperature: fc.double({ min: 0.05, max: 5, noNaN: true }),
+  topK: fc.oneof(fc.integer({ min: 1, max: 80 }), fc.constant(Number.POSITIVE_INFINITY)),
+  topP: fc.oneof(fc.double({ min: 0.01, max: 1, noNaN: true }), fc.constant(1)),
+})
+
+/** Softmax of logits ÷ temperature over all tokens. */
+function softmax(values: Float32Array, temperature: number): number[] {
+  const max = Math.max(...values)
+  const weights = Array.from(values, (value) => Math.exp((value - max) / temperature))
+  const total = weights.reduce((a, b) => a + b, 0)
+  return weights.map((weight) => weight / total)
+}
+
+describe('options', () => {
+  test('greedy by default; temperature 1 as soon as a filter is asked for', () => {
+    expect(resolveSampling()).toEqual({ temperature: 0, topK: Number.POSITIVE_INFINITY, topP: 1 })
+    expect(resolveSampling({ topK: 3 }).temperature).toBe(1)
+    expect(resolveSampling({ topP: 0.5 }).temperature).toBe(1)
+    expect(resolveSampling({ topP: 0.5, temperature: 0 }).temperature).toBe(0)
+  })
+
+  test.each([
+    [{ temperature: -1 }, 'temperature'],
+    [{ temperature: Number.NaN }, 'temperature'],
+    [{ temperature: Number.POSITIVE_INFINITY }, 'temperature'],
+    [{ topK: 0 }, 'topK'],
+    [{ topK: 1.5 }, 'topK'],
+    [{ topP: 0 }, 'topP'],
+    [{ topP: 1.01 }, 'topP'],
+    [{ topP: Number.NaN }, 'topP'],
+  ])('%o is a ConfigError that names the option', (options, where) => {
+    expect(() => resolveSampling(options)).toThrow(expect.objectContaining({ code: 'CONFIG', where }))
+    expect(() => resolveSampling(options)).toThrow(ConfigError)
+  })
+})
+
+describe('distribution', () => {
+  test('is a distribution over distinct tokens, proportional to the full softmax', () => {
+    fc.assert(
+      fc.property(logits, sampling, (values, options) => {
+        const { ids, probabilities } = tokenDistribution(values, options)
+        const full = softmax(values, options.temperature)
+        expect(new Set(ids).size).toBe(ids.length)
+        expect(probabilities.reduce((a, b) => a + b, 0)).toBeCloseTo(1, 10)
+        const kept = [...ids].reduce((sum, id) => sum + full[id], 0)
+        ids.forEach((id, i) => {
+          expect(probabilities[i]).toBeCloseTo(full[id] / kept, 10)
+        })
+      }),
+    )
+  })
+
+  test('what is kept is at least as likely as what is dropped', () => {
+    fc.assert(
+      fc.property(logits, sampling, (values, options) => {
+        const kept = new Set(tokenDistribution(values, options).ids)
+        const least = Math.min(...[...kept].map((id) => values[id]))
+        values.forEach((value, id) => {
+          if (!kept.has(id)) expect(value).toBeLessThanOrEqual(least)
+        })
+        expect(kept.size).toBeLessThanOrEqual(options.topK)
+        expect(kept.has(argmax(values))).toBe(true)
+      }),
+    )
+  })
+
+  test('top-p keeps the fewest tokens that reach p', () => {
+    fc.assert(
+      fc.property(logits, fc.double({ min: 0.01, max: 0.99, noNaN: true }), (values, topP) => {
+        const full = softmax(values, 1)
+        const kept = [...tokenDistribution(values, { temperature: 1, topK: Number.POSITIVE_INFINITY, topP }).ids]
+        const mass = kept.reduce((sum, id) => sum + full[id], 0)
+        expect(mass).toBeGreaterThanOrEqual(topP - 1e-9)
+        expect(mass - Math.min(...kept.map((id) => full[id]))).toBeLessThan(topP + 1e-9)
+      }),
+    )
+  })
+
+  test('top-k keeps exactly k of equal logits, the first ones', () => {
+    const options = { temperature: 1, topK: 2, topP: 1 }
+    expect([...tokenDistribution(Float32Array.of(1, 1, 1, 1), options).ids]).toEqual([0, 1])
+    expect([...tokenDistribution(Float32Array.of(0, 1, 2, 1), options).ids]).toEqual([1, 2])
+  })
+
+  test('a temperature close to 0 does not overflow and is greedy', () => {
+    const { ids, probabilities } = tokenDistribution(Float32Array.of(-3e38, 1e38, 3e38), {
+      temperature: 1e-6,
+      topK: Number.POSITIVE_INFINITY,
+      topP: 1,
+    })
+    expect([...ids]).toEqual([0, 1, 2])
+    expect([...probabilities]).toEqual([0, 0, 1])
+  })
+})
+
+describe('drawing', () => {
+  test('only tokens with a positive probability come out, whatever the random number', () => {
+    fc.assert(
+      fc.property(
+        logits,
+        sampling,
+        fc.double({ min: 0, max: 1, maxExcluded: true, noNaN: true }),
+        (values, options, u) => {
+          const token = sampleToken(values, options, () => u)
+          const { ids, probabilities } = tokenDistribution(values, options)
+          expect(probabilities[ids.indexOf(token)]).toBeGreaterThan(0)
+        },
+      ),
+    )
+  })
+
+  test('temperature 0, and top-k 1 at any temperature, are argmax', () => {
+    fc.assert(
+      fc.property(logits, fc.double({ min: 0.1, max: 3, noNaN: true }), (values, temperature) => {
+        const u = () => 0.999
+        expect(sampleToken(values, resolveSampling(), u)).toBe(argmax(values))
+        expect(sampleToken(values, resolveSampling({ topK: 1, temperature }), u)).toBe(argmax(values))
+      }),
+    )
+  })
+
+  test('frequencies follow the distribution', () => {
+    const random = new Random(1, 'test')
+    const values = Float32Array.of(0, Math.log(2), Math.log(5), Number.NEGATIVE_INFINITY)
+    const counts = [0, 0, 0, 0]
+    const draws = 20_000
+    for (let i = 0; i < draws; i++)
+      counts[sampleToken(values, resolveSampling({ temperature: 1 }), () => random.uniform())]++
+      // Five standard deviations of a binomial count.
+    ;[1 / 8, 2 / 8, 5 / 8, 0].forEach((p, id) => {
+      expect(Math.abs(counts[id] - p * draws)).toBeLessThanOrEqual(5 * Math.sqrt(draws * p * (1 - p)))
+    })
+  })
+})
+
+test.each([
+  [[1, Number.NaN, 2], 'NaN for token 1'],
+  [[1, Number.POSITIVE_INFINITY], 'Infinity for token 1'],
+  [[Number.NEGATIVE_INFINITY, Number.NEGATIVE_INFINITY], '2 values of -Infinity'],
+])('logits %o are a NumericError', (values, got) => {
+  const input = Float32Array.from(values)
+  for (const options of [{}, { temperature: 1 }, { topK: 1 }]) {
+    const draw = () => sampleToken(input, resolveSampling(options), () => 0.5)
+    expect(draw).toThrow(NumericError)
+    expect(draw).toThrow(expect.objectContaining({ got }))
+  }
+})
