@@ -1,0 +1,124 @@
+#!/usr/bin/env python3
+"""The peer of the training benchmark: makes random Llama models and trains LoRA on them with PEFT and PyTorch.
+
+    peer.py make  NAME DIR            config.json, model.safetensors and onnx/model.onnx (TorchScript exporter) with seeded random weights
+    peer.py serve DIR ATTENTION ...   trains on request: one JSON command a line on stdin, one JSON answer a line on stdout
+
+Versions: requirements.txt.
+"""
+import argparse, json, os, statistics, sys, time
+
+import torch
+
+SHAPES = {  # name: hidden, layers, heads, key/value heads, intermediate, vocabulary
+    "llama-6x384": (384, 6, 12, 4, 1024, 8192),
+    "llama-135m": (576, 30, 9, 3, 1536, 49152),
+}
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def make(name, folder):
+    from transformers import LlamaConfig, LlamaForCausalLM
+    hidden, layers, heads, kv_heads, intermediate, vocabulary = SHAPES[name]
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(
+        hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv_heads,
+        intermediate_size=intermediate, vocab_size=vocabulary, max_position_embeddings=2048, tie_word_embeddings=True,
+        attn_implementation="eager", bos_token_id=0, eos_token_id=1, pad_token_id=2, use_cache=False)).eval()
+    model.save_pretrained(folder)
+
+    class Logits(torch.nn.Module):
+        """Ids and mask in, logits out; the causal mask is written out, since exporting transformers' own needs tracing tricks."""
+
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids, attention_mask):
+            length = input_ids.shape[1]
+            positions = torch.arange(length)
+            visible = (positions[None, :] <= positions[:, None])[None, None] & attention_mask[:, None, None, :].bool()
+            mask = torch.where(visible, 0.0, torch.finfo(torch.float32).min)
+            return self.model(input_ids=input_ids, attention_mask=mask, position_ids=positions[None], use_cache=False).logits
+
+    os.makedirs(os.path.join(folder, "onnx"), exist_ok=True)
+    example = torch.randint(3, vocabulary, (2, 7))
+    axes = {0: "batch_size", 1: "sequence_length"}
+    torch.onnx.export(Logits(), (example, torch.ones_like(example)), os.path.join(folder, "onnx", "model.onnx"),
+                      input_names=["input_ids", "attention_mask"], output_names=["logits"], opset_version=17, dynamo=False,
+                      dynamic_axes={"input_ids": axes, "attention_mask": axes, "logits": axes})
+
+
+def peak_rss():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+
+
+def sgemm_rate():
+    """GFLOP/s of a 1024 x 4096 x 4096 product, best of five: tells a real BLAS from a reference one."""
+    a, b = torch.randn(1024, 4096), torch.randn(4096, 4096)
+    best = min(timed(lambda: a @ b) for _ in range(5))
+    return 2 * 1024 * 4096 * 4096 / best / 1e9
+
+
+def timed(call):
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def serve(folder, attention, rank, batch, sequence, threads):
+    torch.set_num_threads(threads)
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention, dtype=torch.float32)
+    base.config.use_cache = False
+    model = get_peft_model(base, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS, task_type="CAUSAL_LM"))
+    model.train()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0)
+    ids = None
+
+    def step():
+        loss = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    for line in sys.stdin:
+        command = json.loads(line)
+        if command["do"] == "sgemm":
+            answer = {"gflops": sgemm_rate(), "version": torch.__version__}
+        elif command["do"] == "batch":
+            ids = torch.tensor(command["inputIds"]).reshape(batch, sequence)
+            answer = {}
+        elif command["do"] == "step":
+            losses = []
+            millis = [1000 * timed(lambda: losses.append(step())) for _ in range(command.get("steps", 1))]
+            answer = {"millis": statistics.median(millis), "loss": losses[-1], "peakRssBytes": peak_rss()}
+        print(json.dumps(answer), flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    actions = parser.add_subparsers(dest="action", required=True)
+    make_parser = actions.add_parser("make")
+    make_parser.add_argument("name", choices=sorted(SHAPES))
+    make_parser.add_argument("folder")
+    serve_parser = actions.add_parser("serve")
+    serve_parser.add_argument("folder")
+    serve_parser.add_argument("attention", choices=("eager", "sdpa"))
+    for name, default in (("rank", 8), ("batch", 8), ("sequence", 128), ("threads", 2)):
+        serve_parser.add_argument("--" + name, type=int, default=default)
+    args = parser.parse_args()
+    if args.action == "make":
+        make(args.name, args.folder)
+    else:
+        serve(args.folder, args.attention, args.rank, args.batch, args.sequence, args.threads)
+
+
+if __name__ == "__main__":
+    main()
