@@ -1,0 +1,17 @@
+// Runs every example, as a reader would, and stops at the first that fails.
+import { spawnSync } from 'node:child_process'
+import { readdirSync } from 'node:fs'
+import { dirname, join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+
+const root = join(dirname(fileURLToPath(import.meta.url)), '..')
+for (const name of readdirSync(join(root, 'examples')).filter((file) => file.endsWith('.mjs'))) {
+  console.log(`\n-- examples/${name}`)
+  const started = performance.now()
+  const { status } = spawnSync(process.execPath, [join('examples', name)], { cwd: root, stdio: 'inherit' })
+  if (status !== 0) {
+    console.error(`examples/${name} failed (exit code ${status})`)
+    process.exit(1)
+  }
+  console.log(`-- ${((performance.now() - started) / 1000).toFixed(1)} s`)
+}

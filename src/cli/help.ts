@@ -1,0 +1,64 @@
+// The help texts: rendered from the same declarations that parse the command line.
+
+import { createColors } from 'picocolors'
+import { type Command, flagOf } from './options.js'
+
+const COLUMN = 31
+
+/** Help of the whole program. */
+export function programHelp(commands: readonly Pick<Command, 'name' | 'summary'>[], useColor: boolean): string {
+  const { bold, cyan } = createColors(useColor)
+  return [
+    'lowrank trains LoRA adapters on ONNX language models, and merges, inspects and runs them.',
+    '',
+    bold('Usage'),
+    '  lowrank <command> [options]',
+    '',
+    bold('Commands'),
+    ...commands.map(({ name, summary }) => `  ${cyan(name.padEnd(10))}${summary}`),
+    '',
+    bold('Options'),
+    `  ${cyan('--help'.padEnd(10))}this text; after a command, its options`,
+    `  ${cyan('--version'.padEnd(10))}the version`,
+    '',
+    'Exit codes: 0 done, 1 an error in what was asked (one message says what to do), 2 wrong usage,',
+    '70 a bug in lowrank, 130 stopped with Ctrl-C.',
+  ].join('\n')
+}
+
+/** Help of one command. */
+export function commandHelp(command: Command, useColor: boolean): string {
+  const { bold, cyan, dim } = createColors(useColor)
+  const lines = Object.entries(command.options).map(([key, option]) => {
+    const flag = option.placeholder === undefined ? flagOf(key) : `${flagOf(key)} ${option.placeholder}`
+    const notes = [
+      option.isRequired ? 'required' : '',
+      option.isRepeatable ? 'repeatable' : '',
+      option.fallback === undefined ? '' : `default ${option.fallback}`,
+    ].filter((note) => note !== '')
+    const about = notes.length === 0 ? option.about : `${option.about} ${dim(`(${notes.join(', ')})`)}`
+    // A flag that fills its column gets a line of its own.
+    const gap = flag.length + 2 < COLUMN ? ' '.repeat(COLUMN - 2 - flag.length) : `\n${' '.repeat(COLUMN)}`
+    return `  ${cyan(flag)}${gap}${about}`
+  })
+  const needed = Object.entries(command.options).filter(([, option]) => option.isRequired)
+  const words = [
+    ...(command.positional === undefined ? [] : [command.positional.name]),
+    ...needed.map(([key, option]) => `${flagOf(key)} ${option.placeholder}`),
+    '[options]',
+  ]
+  const { positional } = command
+  return [
+    command.about,
+    '',
+    bold('Usage'),
+    `  lowrank ${command.name} ${words.join(' ')}`,
+    ...(positional === undefined ? [] : ['', `  ${cyan(positional.name)}  ${positional.about}`]),
+    '',
+    bold('Options'),
+    ...lines,
+    '',
+    bold('Examples'),
+    ...command.examples.map((example) => `  ${example}`),
+  ].join('\n')
+}

@@ -1,0 +1,81 @@
+#!/usr/bin/env node
+// The `lowrank` binary: finds the command, runs it, and turns what happened into an exit code.
+
+import { readFileSync } from 'node:fs'
+import { LowrankError, nearMisses } from '../index.js'
+import { commandHelp, programHelp } from './help.js'
+import { type Command, parseCommand, UsageError } from './options.js'
+import { colors, print, say, usesColor } from './terminal.js'
+
+const EXIT_KNOWN_ERROR = 1
+const EXIT_USAGE = 2
+/** EX_SOFTWARE of sysexits.h: an internal error. */
+const EXIT_BUG = 70
+
+const COMMANDS: Record<string, () => Promise<Command>> = {
+  train: async () => (await import('./train.js')).train,
+  merge: async () => (await import('./merge.js')).merge,
+  inspect: async () => (await import('./inspect.js')).inspect,
+  generate: async () => (await import('./generate.js')).generate,
+}
+
+async function main(args: readonly string[]): Promise<number> {
+  const [name, ...rest] = args
+  if (name === '--version' || name === '-v') return show(version())
+  if (name === undefined || name === '--help' || name === '-h' || name === 'help') {
+    if (name === 'help' && rest.length > 0) return main([rest[0], '--help'])
+    const commands = await Promise.all(Object.values(COMMANDS).map((load) => load()))
+    const help = programHelp(commands, usesColor(process.stdout))
+    if (name !== undefined) return show(help)
+    say(help)
+    return EXIT_USAGE
+  }
+  if (!Object.hasOwn(COMMANDS, name)) throw new UsageError(unknownCommand(name))
+  const command = await COMMANDS[name]()
+  const end = rest.indexOf('--')
+  const options = end === -1 ? rest : rest.slice(0, end)
+  if (options.includes('--help') || options.includes('-h')) return show(commandHelp(command, usesColor(process.stdout)))
+  const { values, positional, occurrences } = parseCommand(command, rest)
+  return command.run(values, { positional, occurrences })
+}
+
+function show(text: string): number {
+  print(text)
+  return 0
+}
+
+function unknownCommand(name: string): string {
+  if (name.startsWith('-')) return `the command comes first: lowrank <command> ${name}`
+  const near = nearMisses(name, Object.keys(COMMANDS))
+  return `there is no command '${name}'; ${near.length > 0 ? `did you mean ${near.join(' or ')}?` : `there are ${Object.keys(COMMANDS).join(', ')}`}`
+}
+
+function version(): string {
+  return JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')).version
+}
+
+function report(error: unknown, name: string | undefined): number {
+  const label = colors.red('error:')
+  if (error instanceof UsageError) {
+    const command = name !== undefined && Object.hasOwn(COMMANDS, name) ? ` ${name}` : ''
+    say(`${label} ${error.message}\nRun 'lowrank${command} --help' for the options.`)
+    return EXIT_USAGE
+  }
+  if (error instanceof LowrankError) {
+    say(`${label} ${error.message}`)
+    return EXIT_KNOWN_ERROR
+  }
+  say(`${label} this is a bug in lowrank ${version()}; please report it with the lines below.`)
+  say(error instanceof Error ? (error.stack ?? error.message) : String(error))
+  return EXIT_BUG
+}
+
+// A reader of our output that closes early, such as `head`, is no error of ours.
+process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+  if (error.code === 'EPIPE') process.exit(0)
+  throw error
+})
+
+const args = process.argv.slice(2)
+process.on('uncaughtException', (error) => process.exit(report(error, args[0])))
+process.exitCode = await main(args).catch((error: unknown) => report(error, args[0]))

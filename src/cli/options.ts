@@ -1,0 +1,203 @@
+// The command line as data: each command declares its options, and parsing, checking and help follow from that.
+// Built on Node's own parser: others ignore unknown options, or cannot repeat one.
+
+import { parseArgs } from 'node:util'
+import { ConfigError, nearMisses } from '../index.js'
+
+/** The command line itself is wrong (exit code 2): an option that does not exist, is missing, or has no value. */
+export class UsageError extends Error {
+  override readonly name = 'UsageError'
+}
+
+/** One occurrence of an option, in the order of the command line. */
+export interface Occurrence {
+  flag: string
+  value: string
+}
+
+export interface Option<T> {
+  /** What stands for the value in help. Absent: a switch without a value. */
+  placeholder?: string
+  about: string
+  /** The default, as help shows it. */
+  fallback?: string
+  isRequired?: boolean
+  isRepeatable?: boolean
+  /** From the option's occurrences (values of a switch are empty) to what the command receives. */
+  read(occurrences: Occurrence[]): T
+}
+
+// biome-ignore lint/suspicious/noExplicitAny: each option has its own type of value
+export type Options = Record<string, Option<any>>
+export type Values<O extends Options> = { [K in keyof O]: O[K] extends Option<infer T> ? T : never }
+
+export interface Command<O extends Options = Options> {
+  name: string
+  /** One line for the list of commands. */
+  summary: string
+  /** A paragraph for the command's own help. */
+  about: string
+  /** Lines that run as they are in the project's folder. */
+  examples: readonly string[]
+  positional?: { name: string; about: string }
+  /** Keys are camelCase names of the options. */
+  options: O
+  run(values: Values<O>, context: { positional: string; occurrences: Occurrence[] }): Promise<number>
+}
+
+/** Keeps the types of a command's options; the caller sees a plain Command. */
+export function defineCommand<const O extends Options>(command: Command<O>): Command {
+  return command as unknown as Command
+}
+
+export function toggle(about: string): Option<boolean> {
+  return { about, read: (occurrences) => occurrences.length > 0 }
+}
+
+export function text(placeholder: string, about: string, fallback?: string): Option<string | undefined> {
+  return { placeholder, about, fallback, read: (occurrences) => occurrences.at(-1)?.value }
+}
+
+export function required(placeholder: string, about: string): Option<string> {
+  return { placeholder, about, isRequired: true, read: (occurrences) => occurrences.at(-1)!.value }
+}
+
+export function repeated(placeholder: string, about: string): Option<string[]> {
+  return { placeholder, about, isRepeatable: true, read: (occurrences) => occurrences.map(({ value }) => value) }
+}
+
+/** A value out of a fixed set; another one is wrong usage. */
+export function choice<const C extends string>(values: readonly C[], about: string, fallback: C): Option<C> {
+  return {
+    placeholder: values.join('|'),
+    about,
+    fallback,
+    read(occurrences) {
+      const last = occurrences.at(-1)
+      if (last === undefined) return fallback
+      if ((values as readonly string[]).includes(last.value)) return last.value as C
+      throw new UsageError(`${last.flag} is one of ${values.join(', ')}; got '${last.value}'`)
+    },
+  }
+}
+
+/** A finite number, in plain or exponent notation. The range is checked where the value is used. */
+export function decimal(about: string, fallback?: number): Option<number | undefined> {
+  return {
+    placeholder: 'X',
+    about,
+    fallback: fallback === undefined ? undefined : plain(fallback),
+    read: (occurrences) => occurrences.map(readNumber).at(-1),
+  }
+}
+
+/** A whole number that is at least `least`. */
+export function integer(
+  about: string,
+  options: { fallback?: number; least?: number } = {},
+): Option<number | undefined> {
+  const { fallback, least = 1 } = options
+  return {
+    placeholder: 'N',
+    about,
+    fallback: fallback === undefined ? undefined : String(fallback),
+    read: (occurrences) => occurrences.map((occurrence) => readInteger(occurrence, least)).at(-1),
+  }
+}
+
+function readInteger(occurrence: Occurrence, least: number): number {
+  const value = readNumber(occurrence)
+  if (Number.isSafeInteger(value) && value >= least) return value
+  throw new ConfigError({
+    where: occurrence.flag,
+    what: 'not usable',
+    expected: least === 1 ? 'a whole number above 0' : `a whole number from ${least}`,
+    got: occurrence.value,
+  })
+}
+
+export function readNumber({ flag, value }: Occurrence): number {
+  if (/^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(value)) {
+    const number = Number(value)
+    if (Number.isFinite(number)) return number
+  }
+  throw new ConfigError({
+    where: flag,
+    what: 'not a number',
+    expected: 'for example 8, 0.5 or 1e-3',
+    got: `'${value}'`,
+  })
+}
+
+function plain(value: number): string {
+  return value !== 0 && Math.abs(value) < 0.01 ? value.toExponential() : String(value)
+}
+
+/** maxLength → --max-length */
+export function flagOf(key: string): string {
+  return `--${key.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`
+}
+
+/** Checks a command's arguments against its options and reads them. Throws UsageError or ConfigError. */
+export function parseCommand(command: Command, args: readonly string[]) {
+  const keys = new Map(Object.keys(command.options).map((key) => [flagOf(key), key]))
+  const { tokens } = parseArgs({
+    args: [...args],
+    strict: false,
+    allowPositionals: true,
+    tokens: true,
+    options: Object.fromEntries(
+      [...keys].map(([flag, key]) => [
+        flag.slice(2),
+        { type: command.options[key].placeholder === undefined ? 'boolean' : 'string' } as const,
+      ]),
+    ),
+  })
+
+  const occurrences: Occurrence[] = []
+  const positionals: string[] = []
+  for (const token of tokens) {
+    if (token.kind === 'positional') positionals.push(token.value)
+    if (token.kind !== 'option') continue
+    const flag = token.rawName
+    const key = keys.get(flag)
+    if (key === undefined) throw new UsageError(unknownOption(flag, [...keys.keys()]))
+    const { placeholder, isRepeatable } = command.options[key]
+    if (placeholder === undefined && token.value !== undefined) {
+      throw new UsageError(`${flag} takes no value; got '${token.value}'`)
+    }
+    if (
+      placeholder !== undefined &&
+      (token.value === undefined || (!token.inlineValue && token.value.startsWith('--')))
+    ) {
+      throw new UsageError(`${flag} needs a value: ${flag} ${placeholder}`)
+    }
+    if (!isRepeatable && occurrences.some((other) => other.flag === flag)) {
+      throw new UsageError(`${flag} is given twice`)
+    }
+    occurrences.push({ flag, value: token.value ?? '' })
+  }
+
+  if (command.positional === undefined && positionals.length > 0) {
+    throw new UsageError(`'${positionals[0]}' belongs to no option; write it after one, such as --model`)
+  }
+  if (command.positional !== undefined && positionals.length !== 1) {
+    const got = positionals.length === 0 ? 'none' : positionals.map((value) => `'${value}'`).join(' and ')
+    throw new UsageError(`'lowrank ${command.name}' takes one ${command.positional.name}; got ${got}`)
+  }
+  for (const [flag, key] of keys) {
+    const { isRequired, placeholder } = command.options[key]
+    if (isRequired && !occurrences.some((occurrence) => occurrence.flag === flag)) {
+      throw new UsageError(`${flag} ${placeholder} is missing`)
+    }
+  }
+  const values = Object.fromEntries(
+    [...keys].map(([flag, key]) => [key, command.options[key].read(occurrences.filter((one) => one.flag === flag))]),
+  )
+  return { values, positional: positionals[0] ?? '', occurrences }
+}
+
+function unknownOption(flag: string, known: string[]): string {
+  const near = nearMisses(flag, known)
+  return `there is no option ${flag}${near.length > 0 ? `; did you mean ${near.join(' or ')}?` : ''}`
+}

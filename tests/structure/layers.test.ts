@@ -1,0 +1,116 @@
+// The layers of src/: who may import whom, without circles, and where Node and ONNX Runtime may be named.
+
+import { existsSync } from 'node:fs'
+import { join } from 'node:path'
+import { describe, expect, it } from 'vitest'
+import { filesIn, importsOf, root, textOf } from './project.js'
+
+/** layer → the layers that it may import, beside its own folder. */
+const LAYERS: Record<string, readonly string[]> = {
+  base: [],
+  kernels: ['base'],
+  formats: ['base'],
+  io: ['base'],
+  text: ['base'],
+  runtime: ['base'],
+  lora: ['base', 'kernels', 'formats'],
+  graph: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'lora'],
+  merge: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'lora', 'graph'],
+  train: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'lora', 'graph'],
+  infer: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'lora', 'graph'],
+  index: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'lora', 'graph', 'merge', 'train', 'infer'],
+  node: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'lora', 'graph', 'merge', 'train', 'infer', 'index'],
+  cli: ['index', 'node'],
+}
+
+/** Where `node:` modules and onnxruntime-node may be imported: never reached from src/index.ts. */
+const NODE_ONLY = /^src\/(cli\/|node\.ts$|(io|runtime|train|infer|merge)\/node-[^/]*$)/
+
+const files = filesIn('src', ['.ts'])
+const imports = files.flatMap(importsOf)
+const layerOf = (path: string) => path.split('/')[1].replace(/\.ts$/, '')
+const arrow = ({ from, specifier }: { from: string; specifier: string }) => `${from} → ${specifier}`
+
+describe('layers of src/', () => {
+  it('finds the sources', () => {
+    expect(files).toContain('src/index.ts')
+    expect(files.length).toBeGreaterThan(20)
+  })
+
+  it('has no file outside a known layer', () => {
+    expect(files.filter((path) => LAYERS[layerOf(path)] === undefined)).toEqual([])
+  })
+
+  it('imports only from its own folder or a lower layer', () => {
+    const wrong = imports.filter(({ from, to }) => {
+      if (to === undefined) return false
+      const [own, other] = [layerOf(from), layerOf(to)]
+      return own !== other && !LAYERS[own].includes(other)
+    })
+    expect(wrong.map(arrow)).toEqual([])
+  })
+
+  it('imports files that exist, inside src/', () => {
+    const wrong = imports.filter(({ to }) => to !== undefined && !(to.startsWith('src/') && existsSync(join(root, to))))
+    expect(wrong.map(arrow)).toEqual([])
+  })
+
+  it('has no circles between files', () => {
+    const edges = new Map<string, string[]>()
+    for (const { from, to } of imports) if (to !== undefined) edges.set(from, [...(edges.get(from) ?? []), to])
+    const done = new Set<string>()
+    const circles: string[] = []
+    const visit = (path: string, trail: string[]): void => {
+      if (trail.includes(path)) circles.push([...trail.slice(trail.indexOf(path)), path].join(' → '))
+      if (done.has(path) || trail.includes(path)) return
+      for (const next of edges.get(path) ?? []) visit(next, [...trail, path])
+      done.add(path)
+    }
+    for (const path of files) visit(path, [])
+    expect(circles).toEqual([])
+  })
+
+  it('names node: modules only in Node files', () => {
+    const wrong = imports.filter(({ from, specifier }) => specifier.startsWith('node:') && !NODE_ONLY.test(from))
+    expect(wrong.map(arrow)).toEqual([])
+  })
+
+  it('reaches no Node file from src/index.ts, by any import', () => {
+    const reached = new Set<string>()
+    const visit = (path: string): void => {
+      if (reached.has(path)) return
+      reached.add(path)
+      for (const { from, to } of imports) if (from === path && to !== undefined) visit(to)
+    }
+    visit('src/index.ts')
+    expect([...reached].filter((path) => NODE_ONLY.test(path))).toEqual([])
+  })
+
+  it('names Node built-ins with their prefix', () => {
+    const bare =
+      /^(assert|buffer|child_process|crypto|fs|module|os|path|perf_hooks|process|stream|url|util|worker_threads)(\/|$)/
+    expect(imports.filter(({ specifier }) => bare.test(specifier)).map(arrow)).toEqual([])
+  })
+
+  it('imports ONNX Runtime only in src/runtime', () => {
+    const wrong = imports.filter(
+      ({ from, specifier }) => specifier.startsWith('onnxruntime-') && layerOf(from) !== 'runtime',
+    )
+    expect(wrong.map(arrow)).toEqual([])
+  })
+
+  it('installs every package that it imports, and imports every package that it installs', () => {
+    const { dependencies, peerDependencies } = JSON.parse(textOf('package.json'))
+    const packages = imports
+      .map(({ specifier }) => specifier)
+      .filter((specifier) => !/^(\.|node:|onnxruntime-)/.test(specifier))
+      .map((specifier) =>
+        specifier
+          .split('/')
+          .slice(0, specifier.startsWith('@') ? 2 : 1)
+          .join('/'),
+      )
+    expect([...new Set(packages)].sort()).toEqual(Object.keys(dependencies).sort())
+    expect(Object.keys(peerDependencies).filter((name) => name in dependencies)).toEqual([])
+  })
+})

@@ -1,0 +1,41 @@
+// Habits that a reader relies on: short files with a header, and texts that mean the same on every machine.
+
+import { describe, expect, it } from 'vitest'
+import { filesIn, textOf } from './project.js'
+
+const MAX_LINES = 400
+
+const code = ['src', 'tests', 'examples', 'bench', 'scripts'].flatMap((folder) =>
+  filesIn(folder, ['.ts', '.mjs', '.js']),
+)
+const texts = filesIn('.', ['.ts', '.mjs', '.js', '.py', '.md', '.json', '.sh']).filter(
+  (path) => path !== 'package-lock.json',
+)
+
+describe('project texts', () => {
+  it(`keeps files within ${MAX_LINES} lines`, () => {
+    const long = code.map((path) => ({ path, lines: textOf(path).trimEnd().split('\n').length }))
+    expect(long.filter(({ lines }) => lines > MAX_LINES)).toEqual([])
+  })
+
+  it('opens each source with a comment of at most 6 lines that says what it is', () => {
+    const wrong = filesIn('src', ['.ts']).filter((path) => {
+      const lines = textOf(path)
+        .replace(/^#!.*\n/, '')
+        .split('\n')
+      const header = lines.findIndex((line) => !line.startsWith('//'))
+      return header < 1 || header > 6
+    })
+    expect(wrong).toEqual([])
+  })
+
+  it('names no absolute path of one machine', () => {
+    const machine = /(^|[\s'"`(=:])(\/(work|root|home|Users)\/\w|[A-Z]:\\Users\\)/m
+    expect(texts.filter((path) => path !== 'tests/structure/texts.test.ts' && machine.test(textOf(path)))).toEqual([])
+  })
+
+  it('leaves no task for later in the sources', () => {
+    const later = /\b(TODO|FIXME|XXX|HACK)\b/
+    expect(filesIn('src', ['.ts']).filter((path) => later.test(textOf(path)))).toEqual([])
+  })
+})
