@@ -19,11 +19,14 @@ export class Builder {
   readonly graph: Graph
   /** Prefix of the names of new nodes and values, for readable graphs: 'lora', 'backward'. */
   readonly scope: string
+  /** Element type of `float` constants; a graph in f64 needs them in f64. */
+  readonly floatType: DataType.FLOAT | DataType.DOUBLE
   readonly #constants = new Map<string, Value>()
 
-  constructor(graph: Graph, scope: string) {
+  constructor(graph: Graph, scope: string, floatType: DataType.FLOAT | DataType.DOUBLE = DataType.FLOAT) {
     this.graph = graph
     this.scope = scope
+    this.floatType = floatType
   }
 
   /** Appends a node with one output. */
@@ -47,13 +50,13 @@ export class Builder {
     return node
   }
 
-  /** An f32 constant; shape [] is a scalar. */
+  /** A constant of `floatType`; shape [] is a scalar. */
   float(value: number | readonly number[], shape?: readonly number[]): Value {
     const values = typeof value === 'number' ? [value] : value
     const dims = shape ?? (typeof value === 'number' ? [] : [value.length])
     return this.#constant(`f${dims}:${values}`, {
-      dataType: DataType.FLOAT,
-      floatData: [...values],
+      dataType: this.floatType,
+      [this.floatType === DataType.FLOAT ? 'floatData' : 'doubleData']: [...values],
       dims: dims.map(BigInt),
     })
   }
@@ -71,7 +74,7 @@ export class Builder {
 
   #constant(
     key: string,
-    init: Pick<TensorProto, 'dataType' | 'dims'> & Partial<Pick<TensorProto, 'floatData' | 'int64Data'>>,
+    init: Pick<TensorProto, 'dataType' | 'dims'> & Partial<Pick<TensorProto, 'floatData' | 'doubleData' | 'int64Data'>>,
   ): Value {
     let name = this.#constants.get(key)
     if (name === undefined) {
@@ -95,4 +98,15 @@ export class Builder {
   transpose = (a: Value, perm: readonly number[]): Value => this.op('Transpose', [a], { perm })
   expand = (a: Value, shape: Value): Value => this.op('Expand', [a, shape])
   concat = (values: readonly Value[], axis: number): Value => this.op('Concat', values, { axis })
+  where = (condition: Value, a: Value, b: Value): Value => this.op('Where', [condition, a, b])
+  unsqueeze = (a: Value, axes: readonly number[]): Value => this.op('Unsqueeze', [a, this.int(axes)])
+  reduceSum = (a: Value, axes: readonly number[], keepdims = 1): Value =>
+    this.op('ReduceSum', [a, this.int(axes)], { keepdims })
+
+  /** ReduceMean takes its axes as an attribute before opset 18, as an input from then on. */
+  reduceMean(a: Value, axes: readonly number[], keepdims = 1): Value {
+    return this.graph.opset() < 18
+      ? this.op('ReduceMean', [a], { axes, keepdims })
+      : this.op('ReduceMean', [a, this.int(axes)], { keepdims })
+  }
 }
