@@ -1,0 +1,119 @@
+// A causal language model in a folder as transformers.js reads it: config.json, tokenizer.json, onnx/model.onnx. Loading
+// reads the graph and the tokenizer; weights stay in their file.
+
+import { type Directory, readJson } from '../base/bytes.js'
+import { FileError, FormatError } from '../base/errors.js'
+import { loadOnnx, type OnnxModel } from '../formats/onnx/model.js'
+import { loadTokenizer, type Tokenizer } from '../text/tokenizer.js'
+
+export interface CausalModel {
+  /** For messages and for an adapter's `base_model_name_or_path`: config.json's name, else the folder's. */
+  readonly name: string
+  readonly directory: Directory
+  /** Where the graph was found, relative to `directory`. */
+  readonly onnxPath: string
+  /** config.json */
+  readonly config: Readonly<Record<string, unknown>>
+  /** generation_config.json; empty if the folder has none. */
+  readonly generationConfig: Readonly<Record<string, unknown>>
+  readonly onnx: OnnxModel
+  readonly tokenizer: Tokenizer
+  /** Most tokens that the positions of the model reach, as far as config.json tells. */
+  readonly contextLength: number | undefined
+  /** Tokens that end a generated text, the tokenizer's own first; empty if no file names one. */
+  readonly eosTokenIds: readonly number[]
+  /** The token that fills up batches; its value has no influence, so a folder that names none gets its eos, else 0. */
+  readonly padTokenId: number
+  close(): Promise<void>
+}
+
+/** Where a folder's graph is looked for, first match first. */
+const ONNX_PATHS = ['onnx/model.onnx', 'model.onnx']
+
+/** Names under which configs give the context length, most common first. */
+const CONTEXT_KEYS = ['max_position_embeddings', 'n_positions', 'n_ctx', 'max_seq_len', 'seq_length']
+
+/**
+ * Opens a model folder.
+ *
+ * @param onnxPath the graph's path inside the folder; default: onnx/model.onnx, else model.onnx
+ * @throws FileError when a part is missing, FormatError when one cannot be read
+ */
+export async function loadModel(directory: Directory, onnxPath?: string): Promise<CausalModel> {
+  const path = onnxPath ?? (await findOnnx(directory))
+  if (!(await directory.has('config.json'))) throw missing(directory, 'config.json')
+  const config = await readObject(directory, 'config.json')
+  const hasGenerationConfig = await directory.has('generation_config.json')
+  const generationConfig = hasGenerationConfig ? await readObject(directory, 'generation_config.json') : {}
+  const tokenizer = await loadTokenizer(directory)
+  const onnx = await loadOnnx(directory, path)
+  const eosTokenIds = [
+    ...new Set([
+      ...tokenIds(tokenizer.eosTokenId),
+      ...tokenIds(generationConfig.eos_token_id),
+      ...tokenIds(config.eos_token_id),
+    ]),
+  ]
+  const padTokenIds = [tokenizer.padTokenId, generationConfig.pad_token_id, config.pad_token_id].flatMap(tokenIds)
+  return {
+    name:
+      typeof config._name_or_path === 'string' && config._name_or_path !== '' ? config._name_or_path : directory.name,
+    directory,
+    onnxPath: path,
+    config,
+    generationConfig,
+    onnx,
+    tokenizer,
+    contextLength: contextLength(config),
+    eosTokenIds,
+    padTokenId: padTokenIds[0] ?? eosTokenIds[0] ?? 0,
+    close: async () => {
+      await onnx.close()
+    },
+  }
+}
+
+async function findOnnx(directory: Directory): Promise<string> {
+  for (const path of ONNX_PATHS) if (await directory.has(path)) return path
+  throw new FileError({
+    where: directory.name,
+    what: 'no ONNX model in this folder',
+    expected: ONNX_PATHS.join(' or '),
+    hint: 'Name a folder as on the Hub for transformers.js, or the .onnx file itself',
+  })
+}
+
+function missing(directory: Directory, path: string): FileError {
+  return new FileError({
+    where: directory.name,
+    what: `no ${path} in this folder`,
+    expected: 'config.json, tokenizer.json and onnx/model.onnx',
+    hint: `Copy ${path} from where the model came from`,
+  })
+}
+
+async function readObject(directory: Directory, path: string): Promise<Record<string, unknown>> {
+  const value = await readJson(directory, path)
+  if (typeof value === 'object' && value !== null && !Array.isArray(value)) return value as Record<string, unknown>
+  throw new FormatError({
+    where: `${directory.name}/${path}`,
+    what: 'not a model configuration',
+    expected: 'a JSON object',
+  })
+}
+
+function tokenIds(value: unknown): number[] {
+  return (Array.isArray(value) ? value : [value]).filter((id) => Number.isSafeInteger(id) && id >= 0)
+}
+
+function contextLength(config: Record<string, unknown>): number | undefined {
+  const nested = config.text_config
+  const sources = typeof nested === 'object' && nested !== null ? [config, nested as Record<string, unknown>] : [config]
+  for (const source of sources) {
+    for (const key of CONTEXT_KEYS) {
+      const value = source[key]
+      if (Number.isSafeInteger(value) && (value as number) > 0) return value as number
+    }
+  }
+  return undefined
+}

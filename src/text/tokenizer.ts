@@ -1,0 +1,235 @@
+// Text ⇄ token ids, over @huggingface/tokenizers (tokenizer.json, tokenizer_config.json). Adds what training needs and the
+// library lacks: where a completion starts among the tokens, and decoding token by token.
+
+import * as hub from '@huggingface/tokenizers'
+import { type Directory, readJson } from '../base/bytes.js'
+import { FileError, FormatError } from '../base/errors.js'
+
+/** What is used of the library: its declarations do not resolve under Node's module rules. */
+interface HubTokenizer {
+  encode(text: string, options: { add_special_tokens: boolean }): { ids: (number | undefined)[]; tokens: string[] }
+  decode(ids: number[], options: { skip_special_tokens: boolean; clean_up_tokenization_spaces: boolean }): string
+  token_to_id(token: string): number | undefined
+  readonly model: { readonly unk_token_id?: number } | null
+}
+const HubTokenizer = hub.Tokenizer as unknown as new (definition: object, config: object) => HubTokenizer
+
+export interface Tokenizer {
+  /** For messages: the folder it came from. */
+  readonly name: string
+  /** The token that ends a text, as the tokenizer's files (else the model's) name it. */
+  readonly eosTokenId: number | undefined
+  readonly bosTokenId: number | undefined
+  readonly padTokenId: number | undefined
+  /** Ids of `text` with the special tokens that tokenizer.json's template adds. */
+  encode(text: string, options?: { specialTokens?: boolean }): number[]
+  /**
+   * Ids of prompt + completion, encoded as one string, and the index of the first token that overlaps the completion
+   * (ids.length when none does).
+   */
+  encodePair(prompt: string, completion: string): { ids: number[]; completionStart: number }
+  /** Text of `ids`; special tokens are left out unless asked for. */
+  decode(ids: readonly number[], options?: { specialTokens?: boolean }): string
+  /** Decodes ids that come one by one. */
+  stream(): TextStream
+}
+
+/** Text of tokens as they come: each call returns what became certain. */
+export interface TextStream {
+  /** Holds back characters whose bytes are still incomplete. */
+  push(id: number): string
+  /** What is left, with U+FFFD for bytes that never became a character. */
+  end(): string
+}
+
+/**
+ * Reads tokenizer.json, and tokenizer_config.json for the names of the special tokens (a folder may lack it).
+ *
+ * @throws FileError when there is no tokenizer.json, FormatError when a file cannot be read as what it should be
+ */
+export async function loadTokenizer(directory: Directory): Promise<Tokenizer> {
+  if (!(await directory.has('tokenizer.json'))) {
+    throw new FileError({
+      where: directory.name,
+      what: 'no tokenizer.json in this folder',
+      hint: 'Copy tokenizer.json and tokenizer_config.json from where the model came from',
+    })
+  }
+  const definition = await readJson(directory, 'tokenizer.json')
+  const config = (await directory.has('tokenizer_config.json'))
+    ? await readJson(directory, 'tokenizer_config.json')
+    : {}
+  return makeTokenizer(definition, config, directory.name)
+}
+
+/** A tokenizer from the parsed content of its two files. Throws FormatError when they cannot be used. */
+export function makeTokenizer(definition: unknown, config: unknown, name: string): Tokenizer {
+  const where = `${name}/tokenizer.json`
+  if (!isObject(definition) || !isObject(definition.model) || !Array.isArray(definition.added_tokens)) {
+    throw new FormatError({ where, what: 'not a tokenizer', expected: 'an object with model and added_tokens' })
+  }
+  if (!isObject(config)) {
+    throw new FormatError({ where: `${name}/tokenizer_config.json`, what: 'not an object' })
+  }
+  try {
+    return new HubTextTokenizer(new HubTokenizer(definition, config), config, name)
+  } catch (cause) {
+    const what = `this tokenizer cannot be used (${cause instanceof Error ? cause.message : String(cause)})`
+    throw new FormatError({ where, what, cause })
+  }
+}
+
+class HubTextTokenizer implements Tokenizer {
+  readonly name: string
+  readonly eosTokenId: number | undefined
+  readonly bosTokenId: number | undefined
+  readonly padTokenId: number | undefined
+  readonly #hub: HubTokenizer
+  readonly #cleanUp: boolean
+  /** What the template puts around one text. */
+  readonly #before: readonly number[]
+  readonly #after: readonly number[]
+
+  constructor(hub: HubTokenizer, config: Record<string, unknown>, name: string) {
+    this.name = name
+    this.#hub = hub
+    // transformers 5 leaves spaces alone unless the file asks; the library's own default is the older one.
+    this.#cleanUp = config.clean_up_tokenization_spaces === true
+    this.eosTokenId = this.#specialId(config.eos_token)
+    this.bosTokenId = this.#specialId(config.bos_token)
+    this.padTokenId = this.#specialId(config.pad_token)
+    const bare = this.#encodeBare('a')
+    const full = hub.encode('a', { add_special_tokens: true }).ids as number[]
+    let start = 0
+    while (start + bare.length < full.length && !bare.every((id, i) => id === full[start + i])) start++
+    this.#before = full.slice(0, start)
+    this.#after = full.slice(start + bare.length)
+  }
+
+  encode(text: string, options: { specialTokens?: boolean } = {}): number[] {
+    const ids = this.#encodeBare(text)
+    return options.specialTokens === false ? ids : [...this.#before, ...ids, ...this.#after]
+  }
+
+  encodePair(prompt: string, completion: string): { ids: number[]; completionStart: number } {
+    const text = prompt + completion
+    const bare = this.#encodeBare(text)
+    const start = this.#firstAfter(bare, text, prompt)
+    return { ids: [...this.#before, ...bare, ...this.#after], completionStart: this.#before.length + start }
+  }
+
+  decode(ids: readonly number[], options: { specialTokens?: boolean } = {}): string {
+    if (ids.length === 0) return ''
+    return this.#hub.decode([...ids], {
+      skip_special_tokens: options.specialTokens !== true,
+      clean_up_tokenization_spaces: this.#cleanUp,
+    })
+  }
+
+  stream(): TextStream {
+    return new WindowedStream((ids) => this.decode(ids))
+  }
+
+  #encodeBare(text: string): number[] {
+    const { ids, tokens } = this.#hub.encode(text, { add_special_tokens: false })
+    const unknown = ids.indexOf(undefined)
+    if (unknown >= 0) {
+      throw new FormatError({
+        where: `${this.name}/tokenizer.json`,
+        what: `it has no token for ${JSON.stringify(tokens[unknown])} and names no unknown token`,
+      })
+    }
+    return ids as number[]
+  }
+
+  /**
+   * Index of the first token that reaches past `prompt` in `text`. The library gives no offsets, so the end of a token is
+   * where the decoded tokens up to it end. That is exact as long as decoding gives the text back. Where it does not
+   * (lower-casing, Unicode normal forms), the answer is where the tokens of text and of prompt alone part: it never
+   * leaves out a token of the completion, but can take in tokens of the prompt's last word.
+   */
+  #firstAfter(ids: readonly number[], text: string, prompt: string): number {
+    const decoded = this.#decodeExactly(ids)
+    const shift = decoded === text ? 0 : decoded === ` ${text}` ? 1 : undefined
+    if (shift === undefined) return this.#firstDifference(ids, prompt)
+    const end = prompt.length + shift
+    // Bytes of a character that is not complete yet decode to U+FFFD, which differs from the text: the token touches the
+    // character after the common part.
+    const reachesPast = (index: number): boolean => {
+      const upTo = this.#decodeExactly(ids.slice(0, index + 1))
+      const common = commonLength(upTo, decoded)
+      return common > end || (common === end && upTo.length > end)
+    }
+    let low = 0
+    let high = ids.length
+    while (low < high) {
+      const middle = (low + high) >> 1
+      if (reachesPast(middle)) high = middle
+      else low = middle + 1
+    }
+    return low
+  }
+
+  #firstDifference(ids: readonly number[], prompt: string): number {
+    const alone = this.#encodeBare(prompt)
+    let length = 0
+    while (length < alone.length && length < ids.length && alone[length] === ids[length]) length++
+    // An unknown token stands for text of any length, so that the last one can reach into the completion.
+    const unknown = this.#hub.model?.unk_token_id
+    return length > 0 && ids[length - 1] === unknown ? length - 1 : length
+  }
+
+  #decodeExactly(ids: readonly number[]): string {
+    if (ids.length === 0) return ''
+    return this.#hub.decode([...ids], { skip_special_tokens: false, clean_up_tokenization_spaces: false })
+  }
+
+  /** The id of a special token as tokenizer_config.json gives it: a string, or an object with `content`. */
+  #specialId(token: unknown): number | undefined {
+    const content = isObject(token) ? token.content : token
+    return typeof content === 'string' ? this.#hub.token_to_id(content) : undefined
+  }
+}
+
+/**
+ * Decodes a growing list of tokens by a window: the tokens whose text is still open, and those just before them, because
+ * decoders treat the first token of a text in its own way.
+ */
+class WindowedStream implements TextStream {
+  readonly #decode: (ids: readonly number[]) => string
+  #window: number[] = []
+  /** How many tokens of the window have given their text already. */
+  #done = 0
+
+  constructor(decode: (ids: readonly number[]) => string) {
+    this.#decode = decode
+  }
+
+  push(id: number): string {
+    this.#window.push(id)
+    const before = this.#decode(this.#window.slice(0, this.#done))
+    const now = this.#decode(this.#window)
+    if (now.endsWith('\ufffd') || !now.startsWith(before)) return ''
+    this.#window = this.#window.slice(this.#done)
+    this.#done = this.#window.length
+    return now.slice(before.length)
+  }
+
+  end(): string {
+    const before = this.#decode(this.#window.slice(0, this.#done))
+    const rest = this.#decode(this.#window).slice(before.length)
+    this.#window = []
+    this.#done = 0
+    return rest
+  }
+}
+
+function commonLength(a: string, b: string): number {
+  let length = 0
+  while (length < a.length && length < b.length && a[length] === b[length]) length++
+  return length
+}
+
+function isObject(value: unknown): value is Record<string, unknown> {
+  return typeof value === 'object' && value !== null && !Array.isArray(value)
+}

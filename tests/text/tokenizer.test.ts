@@ -1,0 +1,123 @@
+import { readFileSync } from 'node:fs'
+import fc from 'fast-check'
+import { describe, expect, it } from 'vitest'
+import { MemoryDirectory } from '../../src/base/bytes.js'
+import { FileError, FormatError } from '../../src/base/errors.js'
+import { loadTokenizer, makeTokenizer } from '../../src/text/tokenizer.js'
+
+const folder = new URL('../../models/union-3m/', import.meta.url)
+const json = (path: string) => JSON.parse(readFileSync(new URL(path, folder), 'utf8'))
+const definition = json('tokenizer.json')
+const config = json('tokenizer_config.json')
+const tokenizer = makeTokenizer(definition, config, 'union-3m')
+
+/** Bytes that each token stands for: a byte-level vocabulary spells every byte as one character. */
+const byteLengths = Object.keys(definition.model.vocab).map((token) => [...token].length)
+
+const text = fc.oneof(
+  fc.string({ unit: 'grapheme', maxLength: 12 }),
+  fc.string({ unit: fc.constantFrom('a', 'the', ' ', 'é', '日', '🐋', 'Whale', '\n', '.', '  ') }),
+)
+
+describe('encode and decode', () => {
+  it('gives the ids that PyTorch was given', () => {
+    for (const { prompt, input_ids } of json('reference.json')) expect(tokenizer.encode(prompt)).toEqual(input_ids)
+  })
+
+  it('names the special tokens', () => {
+    expect([tokenizer.bosTokenId, tokenizer.eosTokenId, tokenizer.padTokenId]).toEqual([0, 1, 2])
+    expect(makeTokenizer(definition, { eos_token: { content: '<|pad|>' } }, 'x').eosTokenId).toBe(2)
+    expect(makeTokenizer(definition, {}, 'x').eosTokenId).toBeUndefined()
+  })
+
+  it('gives any text back', () => {
+    fc.assert(fc.property(text, (value) => void expect(tokenizer.decode(tokenizer.encode(value))).toBe(value)))
+  })
+
+  it('leaves special tokens out unless asked', () => {
+    expect(tokenizer.encode('A', { specialTokens: false })).toEqual(tokenizer.encode('A').slice(1))
+    expect(tokenizer.decode([0, ...tokenizer.encode('A', { specialTokens: false }), 1])).toBe('A')
+    expect(tokenizer.decode([0, 1], { specialTokens: true })).toBe('<|bos|><|eos|>')
+    expect(tokenizer.decode([])).toBe('')
+  })
+
+  it('streams the same text, whole characters only', () => {
+    fc.assert(
+      fc.property(text, (value) => {
+        const stream = tokenizer.stream()
+        const parts = tokenizer.encode(value).map((id) => stream.push(id))
+        for (const part of parts) expect(part).not.toMatch(/\ufffd/)
+        expect(parts.join('') + stream.end()).toBe(value)
+      }),
+    )
+  })
+
+  it('ends a stream with U+FFFD for bytes that never became a character', () => {
+    const stream = tokenizer.stream()
+    const [first] = tokenizer.encode('🐋', { specialTokens: false })
+    expect(stream.push(first)).toBe('')
+    expect(stream.end()).toBe('\ufffd')
+    expect(stream.end()).toBe('')
+  })
+})
+
+describe('encodePair', () => {
+  it('encodes one string, and marks the first token that overlaps the completion', () => {
+    fc.assert(
+      fc.property(text, text, (prompt, completion) => {
+        const { ids, completionStart } = tokenizer.encodePair(prompt, completion)
+        expect(ids).toEqual(tokenizer.encode(prompt + completion))
+        const promptBytes = new TextEncoder().encode(prompt).length
+        let end = 0
+        let expected = 1
+        while (expected < ids.length && end + byteLengths[ids[expected]] <= promptBytes)
+          end += byteLengths[ids[expected++]]
+        expect(completionStart).toBe(expected)
+      }),
+      { numRuns: 300 },
+    )
+  })
+
+  it('counts a token that spans the boundary as completion', () => {
+    const { ids, completionStart } = tokenizer.encodePair('And the', 'n')
+    expect(tokenizer.decode(ids.slice(completionStart))).toBe(' then')
+  })
+
+  it('never leaves out a token of the completion where decoding loses the text', () => {
+    const lowercase = makeTokenizer({ ...definition, normalizer: { type: 'Lowercase' } }, config, 'x')
+    const { ids, completionStart } = lowercase.encodePair('And THE', 'N he went')
+    expect(lowercase.decode(ids.slice(completionStart))).toBe(' then he went')
+    expect(lowercase.encodePair('And he ', 'went').completionStart).toBe(lowercase.encode('And he').length)
+  })
+
+  it('knows special tokens on both sides', () => {
+    const template = structuredClone(definition)
+    template.post_processor.single.push({ SpecialToken: { id: '<|eos|>', type_id: 0 } })
+    template.post_processor.special_tokens['<|eos|>'] = { id: '<|eos|>', ids: [1], tokens: ['<|eos|>'] }
+    const both = makeTokenizer(template, config, 'x')
+    const { ids, completionStart } = both.encodePair('Come', ' here')
+    expect(both.decode(ids.slice(completionStart), { specialTokens: true })).toBe(' here<|eos|>')
+  })
+})
+
+describe('bad files', () => {
+  const files = { 'tokenizer.json': JSON.stringify(definition), 'tokenizer_config.json': JSON.stringify(config) }
+  const load = (changes: Record<string, string>) =>
+    loadTokenizer(new MemoryDirectory({ ...files, ...changes }, 'folder'))
+
+  it('opens good ones', async () => {
+    expect((await load({})).encode('A')).toEqual(tokenizer.encode('A'))
+  })
+
+  it('names the file and the fault', async () => {
+    await expect(loadTokenizer(new MemoryDirectory({}, 'folder'))).rejects.toThrow(FileError)
+    for (const broken of ['{', '[]', '{}', '{"model": {}, "added_tokens": []}', 'null']) {
+      const error = await load({ 'tokenizer.json': broken }).catch((error: unknown) => error)
+      expect(error).toBeInstanceOf(FormatError)
+      expect((error as Error).message).toContain('folder/tokenizer.json')
+    }
+    await expect(load({ 'tokenizer_config.json': '3' })).rejects.toThrow('folder/tokenizer_config.json')
+    const unknownType = JSON.stringify({ ...definition, decoder: { type: 'Riddle' } })
+    await expect(load({ 'tokenizer.json': unknownType })).rejects.toThrow(/Riddle/)
+  })
+})
