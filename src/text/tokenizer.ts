@@ -114,7 +114,7 @@ class HubTextTokenizer implements Tokenizer {
   encodePair(prompt: string, completion: string): { ids: number[]; completionStart: number } {
     const text = prompt + completion
     const bare = this.#encodeBare(text)
-    const start = this.#firstAfter(bare, text, prompt)
+    const start = prompt === '' ? 0 : this.#firstAfter(bare, text, prompt)
     return { ids: [...this.#before, ...bare, ...this.#after], completionStart: this.#before.length + start }
   }
 

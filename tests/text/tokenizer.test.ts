@@ -12,7 +12,10 @@ const config = json('tokenizer_config.json')
 const tokenizer = makeTokenizer(definition, config, 'union-3m')
 
 /** Bytes that each token stands for: a byte-level vocabulary spells every byte as one character. */
-const byteLengths = Object.keys(definition.model.vocab).map((token) => [...token].length)
+const byteLengths: number[] = []
+for (const [token, id] of Object.entries(definition.model.vocab as Record<string, number>)) {
+  byteLengths[id] = [...token].length
+}
 
 const text = fc.oneof(
   fc.string({ unit: 'grapheme', maxLength: 12 }),
