@@ -1,0 +1,96 @@
+// Half precision: IEEE 754 binary16 (F16) and bfloat16 (BF16) to and from f32. Narrowing rounds once, to nearest even; NaN
+// stays NaN. Typed-array views assume a little-endian host, as every JavaScript engine in use has.
+
+import { ShapeError } from './errors.js'
+
+/** Float types of adapter files, in safetensors' spelling. */
+export type FloatDtype = 'F32' | 'F16' | 'BF16'
+
+const F32_INFINITY = 0x7f800000
+const F16_INFINITY = 0x7c00
+/** The exponent biases of f32 and f16 differ by 127 − 15, here in f32's exponent field. */
+const F16_REBIAS = 112 << 23
+/** 2⁻¹⁴ as f32 bits: the smallest normal f16. */
+const F16_MIN_NORMAL = 113 << 23
+/** 2¹⁶ as f32 bits: from here on f16 is infinite; 65520 and above get there by rounding. */
+const F16_OVERFLOW = 143 << 23
+/** Adding and subtracting 1.5 · 2⁵² rounds a small double to an integer, ties to even. */
+const ROUND_TO_INTEGER = 1.5 * 2 ** 52
+
+export function bf16ToF32(input: Uint16Array): Float32Array {
+  const bits = new Uint32Array(input.length)
+  for (let i = 0; i < input.length; i++) bits[i] = input[i] << 16
+  return new Float32Array(bits.buffer)
+}
+
+export function f32ToBf16(input: Float32Array): Uint16Array {
+  const bits = bitsOf(input)
+  const result = new Uint16Array(input.length)
+  for (let i = 0; i < input.length; i++) {
+    const u = bits[i]
+    // Rounding could carry a NaN's mantissa into the sign: make it quiet instead.
+    result[i] = (u & 0x7fffffff) > F32_INFINITY ? (u >>> 16) | 0x40 : (u + 0x7fff + ((u >>> 16) & 1)) >>> 16
+  }
+  return result
+}
+
+export function f16ToF32(input: Uint16Array): Float32Array {
+  const bits = new Uint32Array(input.length)
+  const result = new Float32Array(bits.buffer)
+  for (let i = 0; i < input.length; i++) {
+    const sign = (input[i] & 0x8000) << 16
+    const magnitude = input[i] & 0x7fff
+    if (magnitude >= F16_INFINITY) bits[i] = sign | F32_INFINITY | ((magnitude & 0x3ff) << 13)
+    else if (magnitude >= 0x400) bits[i] = sign | ((magnitude << 13) + F16_REBIAS)
+    else result[i] = (sign === 0 ? magnitude : -magnitude) * 2 ** -24
+  }
+  return result
+}
+
+export function f32ToF16(input: Float32Array): Uint16Array {
+  const bits = bitsOf(input)
+  const result = new Uint16Array(input.length)
+  for (let i = 0; i < input.length; i++) {
+    const sign = (bits[i] >>> 16) & 0x8000
+    const magnitude = bits[i] & 0x7fffffff
+    if (magnitude > F32_INFINITY) result[i] = sign | 0x7e00
+    else if (magnitude >= F16_OVERFLOW) result[i] = sign | F16_INFINITY
+    else if (magnitude >= F16_MIN_NORMAL) {
+      result[i] = sign | ((magnitude - F16_REBIAS + 0xfff + ((magnitude >>> 13) & 1)) >>> 13)
+    } else {
+      result[i] = sign | (Math.abs(input[i]) * 2 ** 24 + ROUND_TO_INTEGER - ROUND_TO_INTEGER)
+    }
+  }
+  return result
+}
+
+/**
+ * Little-endian bytes of a float type → a new f32 array.
+ *
+ * @throws ShapeError when the length is no multiple of the type's size.
+ */
+export function decodeFloats(bytes: Uint8Array, dtype: FloatDtype): Float32Array {
+  const size = dtype === 'F32' ? 4 : 2
+  if (bytes.byteLength % size !== 0) {
+    throw new ShapeError({
+      where: dtype,
+      what: 'not a whole number of elements',
+      expected: `a multiple of ${size} bytes`,
+      got: `${bytes.byteLength}`,
+    })
+  }
+  // The copy gives the elements alignment and the result an owner of its own.
+  const { buffer } = Uint8Array.from(bytes)
+  if (dtype === 'F32') return new Float32Array(buffer)
+  return dtype === 'F16' ? f16ToF32(new Uint16Array(buffer)) : bf16ToF32(new Uint16Array(buffer))
+}
+
+/** f32 → little-endian bytes of a float type; for F32 a view of the same memory. */
+export function encodeFloats(values: Float32Array, dtype: FloatDtype): Uint8Array {
+  if (dtype === 'F32') return new Uint8Array(values.buffer, values.byteOffset, values.byteLength)
+  return new Uint8Array((dtype === 'F16' ? f32ToF16(values) : f32ToBf16(values)).buffer)
+}
+
+function bitsOf(values: Float32Array): Uint32Array {
+  return new Uint32Array(values.buffer, values.byteOffset, values.length)
+}

@@ -1,0 +1,190 @@
+// A strict JSON reader for files from strangers (RFC 8259). JSON.parse drops all but the last of equal keys in silence, turns
+// `1.0` into an integer and gives `__proto__` a meaning in careless hands; here objects are Maps and equal keys an error.
+
+import { FormatError } from '../base/errors.js'
+
+export type JsonValue = string | number | boolean | null | JsonValue[] | JsonObject
+export type JsonObject = Map<string, JsonValue>
+
+/** Deeper nesting is an attack on the stack: no format here goes beyond five levels. */
+const MAX_DEPTH = 64
+
+const NUMBER = /-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?/y
+const WHOLE_NUMBER = /^[0-9]+$/
+const SPACE = /[ \t\n\r]*/y
+/** Up to the next quote, escape or control character, which JSON does not allow inside a string. */
+// biome-ignore lint/suspicious/noControlCharactersInRegex: these are exactly the characters to find
+const PLAIN = /[^"\\\u0000-\u001f]*/y
+const ESCAPE = /\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})/y
+const LONE_SURROGATE = /\p{Surrogate}/u
+
+export interface JsonOptions {
+  /** Every number must be spelled as digits alone: no sign, fraction or exponent. Default false. */
+  wholeNumbers?: boolean
+}
+
+/**
+ * Parses one JSON document.
+ *
+ * @param where names the file in errors.
+ * @throws FormatError when the bytes are not UTF-8 or not JSON, a key occurs twice in one object, a string holds half a
+ *   surrogate pair, or nesting is deeper than 64.
+ */
+export function parseJson(bytes: Uint8Array, where: string, { wholeNumbers = false }: JsonOptions = {}): JsonValue {
+  let text: string
+  try {
+    text = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes)
+  } catch (cause) {
+    throw new FormatError({ where, what: 'not valid UTF-8', cause })
+  }
+  return new Parser(text, where, wholeNumbers).document()
+}
+
+/** A JSON value as plain objects; a `__proto__` key becomes an ordinary property. */
+export function toPlain(value: JsonValue): unknown {
+  if (Array.isArray(value)) return value.map(toPlain)
+  if (value instanceof Map) return Object.fromEntries([...value].map(([key, item]) => [key, toPlain(item)]))
+  return value
+}
+
+class Parser {
+  readonly #text: string
+  readonly #where: string
+  readonly #wholeNumbers: boolean
+  #at = 0
+
+  constructor(text: string, where: string, wholeNumbers: boolean) {
+    this.#text = text
+    this.#where = where
+    this.#wholeNumbers = wholeNumbers
+  }
+
+  document(): JsonValue {
+    const value = this.#value(0)
+    if (this.#at < this.#text.length) this.#fail('end of the document')
+    return value
+  }
+
+  /** A value with the white space around it. */
+  #value(depth: number): JsonValue {
+    if (depth > MAX_DEPTH) throw new FormatError({ where: this.#where, what: `JSON nested deeper than ${MAX_DEPTH}` })
+    this.#match(SPACE)
+    const value = this.#bare(depth)
+    this.#match(SPACE)
+    return value
+  }
+
+  #bare(depth: number): JsonValue {
+    switch (this.#text[this.#at]) {
+      case '{':
+        return this.#object(depth)
+      case '[':
+        return this.#array(depth)
+      case '"':
+        return this.#string()
+      case 't':
+        return this.#word('true', true)
+      case 'f':
+        return this.#word('false', false)
+      case 'n':
+        return this.#word('null', null)
+      default:
+        return this.#number()
+    }
+  }
+
+  #object(depth: number): JsonObject {
+    const result: JsonObject = new Map()
+    this.#at++
+    this.#match(SPACE)
+    if (this.#skip('}')) return result
+    do {
+      this.#match(SPACE)
+      if (this.#text[this.#at] !== '"') this.#fail('a key in double quotes')
+      const key = this.#string()
+      if (result.has(key)) {
+        throw new FormatError({ where: this.#where, what: `the key ${JSON.stringify(key)} occurs twice in one object` })
+      }
+      this.#match(SPACE)
+      this.#need(':')
+      result.set(key, this.#value(depth + 1))
+    } while (this.#skip(','))
+    this.#need('}')
+    return result
+  }
+
+  #array(depth: number): JsonValue[] {
+    const result: JsonValue[] = []
+    this.#at++
+    this.#match(SPACE)
+    if (this.#skip(']')) return result
+    do result.push(this.#value(depth + 1))
+    while (this.#skip(','))
+    this.#need(']')
+    return result
+  }
+
+  #string(): string {
+    const start = this.#at
+    this.#at++
+    this.#match(PLAIN)
+    while (this.#text[this.#at] === '\\') {
+      if (!this.#match(ESCAPE)) this.#fail('an escape that JSON knows')
+      this.#match(PLAIN)
+    }
+    if (this.#text[this.#at] !== '"') this.#fail('a closing quote')
+    this.#at++
+    const value: string = JSON.parse(this.#text.slice(start, this.#at))
+    if (LONE_SURROGATE.test(value)) {
+      throw new FormatError({
+        where: this.#where,
+        what: `half a surrogate pair in the string ${JSON.stringify(value)}`,
+      })
+    }
+    return value
+  }
+
+  #number(): number {
+    const start = this.#at
+    const spelling = this.#match(NUMBER)
+    if (spelling === undefined) this.#fail('a value')
+    if (this.#wholeNumbers && !WHOLE_NUMBER.test(spelling)) {
+      throw new FormatError({
+        where: this.#where,
+        what: `wrong number at character ${start}`,
+        expected: 'a whole number in plain digits',
+        got: spelling,
+      })
+    }
+    return Number(spelling)
+  }
+
+  #word<T>(word: string, value: T): T {
+    if (!this.#text.startsWith(word, this.#at)) this.#fail('a value')
+    this.#at += word.length
+    return value
+  }
+
+  #match(pattern: RegExp): string | undefined {
+    pattern.lastIndex = this.#at
+    const match = pattern.exec(this.#text)
+    if (match === null) return undefined
+    this.#at = pattern.lastIndex
+    return match[0]
+  }
+
+  #skip(character: string): boolean {
+    if (this.#text[this.#at] !== character) return false
+    this.#at++
+    return true
+  }
+
+  #need(character: string): void {
+    if (!this.#skip(character)) this.#fail(JSON.stringify(character))
+  }
+
+  #fail(expected: string): never {
+    const got = this.#at < this.#text.length ? JSON.stringify(this.#text[this.#at]) : 'the end'
+    throw new FormatError({ where: this.#where, what: `not valid JSON at character ${this.#at}`, expected, got })
+  }
+}

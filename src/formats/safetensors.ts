@@ -1,0 +1,385 @@
+// safetensors: an 8-byte little-endian header length, a JSON header, the tensors' bytes without gaps. Whatever the format
+// forbids is refused by name: https://github.com/huggingface/safetensors#format (validation as in its reference implementation).
+
+import type { ByteSink, ByteSource, Directory } from '../base/bytes.js'
+import { decodeFloats, type FloatDtype } from '../base/dtype.js'
+import { FormatError, nearMisses, ShapeError, UnsupportedError } from '../base/errors.js'
+import { formatShape, type Tensor } from '../base/tensor.js'
+import { type JsonValue, parseJson } from './json.js'
+
+/** As in the reference implementation: a larger header is an attack on the reader's memory. */
+const MAX_HEADER_BYTES = 100_000_000
+const LENGTH_BYTES = 8
+const METADATA_KEY = '__metadata__'
+
+/** Bits per element, in the order of the reference implementation's Dtype: its writer sorts by it, from the end. */
+const DTYPE_BITS = {
+  BOOL: 8,
+  F4: 4,
+  F6_E2M3: 6,
+  F6_E3M2: 6,
+  U8: 8,
+  I8: 8,
+  F8_E5M2: 8,
+  F8_E4M3: 8,
+  F8_E8M0: 8,
+  F8_E4M3FNUZ: 8,
+  F8_E5M2FNUZ: 8,
+  I16: 16,
+  U16: 16,
+  F16: 16,
+  BF16: 16,
+  I32: 32,
+  U32: 32,
+  F32: 32,
+  C64: 64,
+  F64: 64,
+  I64: 64,
+  U64: 64,
+} as const
+
+export type SafetensorsDtype = keyof typeof DTYPE_BITS
+
+const DTYPES = Object.keys(DTYPE_BITS) as SafetensorsDtype[]
+
+export interface TensorInfo {
+  readonly name: string
+  readonly dtype: SafetensorsDtype
+  readonly shape: readonly number[]
+  /** Absolute in the source. */
+  readonly offset: number
+  readonly byteLength: number
+}
+
+export interface SafetensorsFile {
+  readonly source: ByteSource
+  /** In the header's order. */
+  readonly tensors: ReadonlyMap<string, TensorInfo>
+  readonly metadata: Readonly<Record<string, string>>
+}
+
+/**
+ * Reads and validates a header; no tensor is read.
+ *
+ * @throws FormatError that names the file, and the tensor where there is one, when the length, the JSON, a dtype, a shape
+ *   or an offset is wrong, when tensors overlap or leave holes, or when the file is longer or shorter than its tensors.
+ */
+export async function parseSafetensorsHeader(source: ByteSource): Promise<SafetensorsFile> {
+  const where = source.name
+  if (source.byteLength < LENGTH_BYTES) {
+    throw new FormatError({
+      where,
+      what: 'not a safetensors file: too short',
+      expected: `at least ${LENGTH_BYTES} bytes`,
+      got: `${source.byteLength}`,
+    })
+  }
+  const lengthBytes = await source.read(0, LENGTH_BYTES)
+  const headerBytes = new DataView(lengthBytes.buffer, lengthBytes.byteOffset, LENGTH_BYTES).getBigUint64(0, true)
+  if (headerBytes > MAX_HEADER_BYTES) {
+    throw new FormatError({
+      where,
+      what: 'header too large, or not a safetensors file',
+      expected: `at most ${MAX_HEADER_BYTES} bytes`,
+      got: `${headerBytes}`,
+    })
+  }
+  const dataStart = LENGTH_BYTES + Number(headerBytes)
+  if (dataStart > source.byteLength) {
+    throw new FormatError({
+      where,
+      what: 'the header goes past the end of the file',
+      expected: `at most ${source.byteLength - LENGTH_BYTES} bytes`,
+      got: `${headerBytes}`,
+      hint: 'The file may be cut short: download it again',
+    })
+  }
+  const header = await source.read(LENGTH_BYTES, Number(headerBytes))
+  if (header[0] !== '{'.charCodeAt(0)) throw new FormatError({ where, what: 'the header does not begin with {' })
+  const entries = parseJson(header, where, { wholeNumbers: true })
+  if (!(entries instanceof Map)) throw new FormatError({ where, what: 'the header is no JSON object' })
+
+  const tensors = new Map<string, TensorInfo>()
+  let metadata: Record<string, string> = {}
+  for (const [name, value] of entries) {
+    if (name === METADATA_KEY) metadata = parseMetadata(value, where)
+    else tensors.set(name, parseTensor(name, value, dataStart, where))
+  }
+  checkCoverage(tensors, dataStart, source)
+  return { source, tensors, metadata }
+}
+
+function parseMetadata(value: JsonValue, where: string): Record<string, string> {
+  if (!(value instanceof Map)) throw new FormatError({ where, what: `${METADATA_KEY} is no JSON object` })
+  for (const [key, item] of value) {
+    if (typeof item !== 'string') {
+      throw new FormatError({ where, what: `${METADATA_KEY} value of ${JSON.stringify(key)} is no string` })
+    }
+  }
+  return Object.fromEntries(value as Map<string, string>)
+}
+
+function parseTensor(name: string, value: JsonValue, dataStart: number, file: string): TensorInfo {
+  const where = tensorWhere(file, name)
+  if (!(value instanceof Map)) throw new FormatError({ where, what: 'its header entry is no JSON object' })
+  for (const key of value.keys()) {
+    if (key !== 'dtype' && key !== 'shape' && key !== 'data_offsets') {
+      throw new FormatError({ where, what: `unknown header key ${JSON.stringify(key)}` })
+    }
+  }
+  const dtype = value.get('dtype')
+  if (typeof dtype !== 'string' || !isDtype(dtype)) {
+    throw new FormatError({ where, what: 'unknown dtype', expected: DTYPES.join(', '), got: describe(dtype) })
+  }
+  const shape = value.get('shape')
+  if (!isSizes(shape)) {
+    throw new FormatError({
+      where,
+      what: 'wrong shape',
+      expected: 'an array of safe non-negative integers',
+      got: describe(shape),
+    })
+  }
+  const offsets = value.get('data_offsets')
+  if (!isSizes(offsets) || offsets.length !== 2 || offsets[0] > offsets[1]) {
+    throw new FormatError({
+      where,
+      what: 'wrong data_offsets',
+      expected: '[begin, end] with 0 ≤ begin ≤ end',
+      got: describe(offsets),
+    })
+  }
+  const byteLength = offsets[1] - offsets[0]
+  const expected = tensorByteLength(dtype, shape)
+  if (byteLength !== expected) {
+    throw new FormatError({
+      where,
+      what: `data_offsets do not fit ${dtype} ${formatShape(shape)}`,
+      expected: expected === undefined ? 'a size that is a whole number of bytes below 2⁵³' : `${expected} bytes`,
+      got: `${byteLength}`,
+    })
+  }
+  return { name, dtype, shape, offset: dataStart + offsets[0], byteLength }
+}
+
+/** Tensors must follow one another from the end of the header to the end of the file. */
+function checkCoverage(tensors: ReadonlyMap<string, TensorInfo>, dataStart: number, source: ByteSource): void {
+  const inOrder = [...tensors.values()].sort((a, b) => a.offset - b.offset || a.byteLength - b.byteLength)
+  let end = dataStart
+  for (const tensor of inOrder) {
+    if (tensor.offset !== end) {
+      throw new FormatError({
+        where: tensorWhere(source.name, tensor.name),
+        what: tensor.offset < end ? 'overlaps the tensor before it' : 'a hole before its bytes',
+        expected: `begin ${end - dataStart}`,
+        got: `${tensor.offset - dataStart}`,
+      })
+    }
+    end += tensor.byteLength
+    if (end > source.byteLength) {
+      throw new FormatError({
+        where: tensorWhere(source.name, tensor.name),
+        what: 'its bytes go past the end of the file',
+        expected: `end at most ${source.byteLength - dataStart}`,
+        got: `${end - dataStart}`,
+        hint: 'The file may be cut short: download it again',
+      })
+    }
+  }
+  if (end !== source.byteLength) {
+    throw new FormatError({
+      where: source.name,
+      what: 'bytes after the last tensor',
+      expected: `${end} bytes`,
+      got: `${source.byteLength}`,
+    })
+  }
+}
+
+/**
+ * One tensor's values as f32, in an array of its own.
+ *
+ * @throws FormatError when there is no such tensor, UnsupportedError when it is not F32, F16 or BF16.
+ */
+export async function readTensorF32(file: SafetensorsFile, name: string): Promise<Tensor> {
+  const info = file.tensors.get(name)
+  if (info === undefined) {
+    const near = nearMisses(name, file.tensors.keys())
+    throw new FormatError({
+      where: file.source.name,
+      what: `no tensor named ${name}`,
+      ...(near.length > 0 && { hint: `Did you mean ${near.join(', ')}` }),
+    })
+  }
+  if (!isFloatDtype(info.dtype)) {
+    throw new UnsupportedError({
+      where: tensorWhere(file.source.name, name),
+      what: 'its dtype cannot be read as f32',
+      expected: 'F32, F16 or BF16',
+      got: info.dtype,
+    })
+  }
+  const bytes = await file.source.read(info.offset, info.byteLength)
+  return { data: decodeFloats(bytes, info.dtype), shape: info.shape }
+}
+
+/** What a header says of a tensor. */
+export interface TensorSpec {
+  readonly name: string
+  readonly dtype: SafetensorsDtype
+  readonly shape: readonly number[]
+}
+
+/** A file before its tensors are written: the header's bytes, then the tensors in this order. */
+export interface SafetensorsPlan {
+  readonly header: Uint8Array
+  readonly tensors: readonly TensorInfo[]
+}
+
+/**
+ * Lays a file out as the reference implementation does: the widest dtypes first, names in code-point order within one, the
+ * header padded with spaces to a multiple of 8 bytes.
+ *
+ * @throws FormatError when a name occurs twice or cannot stand in a header, or the header would be too large; ShapeError when
+ *   a shape has no size in whole bytes.
+ */
+export function planSafetensors(
+  tensors: readonly TensorSpec[],
+  metadata: Readonly<Record<string, string>> = {},
+): SafetensorsPlan {
+  const sorted = [...tensors].sort(
+    (a, b) => DTYPES.indexOf(b.dtype) - DTYPES.indexOf(a.dtype) || compareCodePoints(a.name, b.name),
+  )
+  const parts: string[] = []
+  if (Object.keys(metadata).length > 0) parts.push(`"${METADATA_KEY}":${JSON.stringify(metadata)}`)
+  const placed: Omit<TensorInfo, 'offset'>[] = []
+  let end = 0
+  const seen = new Set<string>()
+  for (const { name, dtype, shape } of sorted) {
+    if (seen.has(name) || name === METADATA_KEY || /\p{Surrogate}/u.test(name)) {
+      throw new FormatError({
+        where: 'safetensors',
+        what: seen.has(name) ? `two tensors named ${name}` : `no tensor can be named ${JSON.stringify(name)}`,
+      })
+    }
+    seen.add(name)
+    const byteLength = isSizes(shape) ? tensorByteLength(dtype, shape) : undefined
+    if (byteLength === undefined) {
+      throw new ShapeError({ where: name, what: `no size in whole bytes for ${dtype} ${formatShape(shape)}` })
+    }
+    placed.push({ name, dtype, shape, byteLength })
+    const entry = { dtype, shape, data_offsets: [end, end + byteLength] }
+    parts.push(`${JSON.stringify(name)}:${JSON.stringify(entry)}`)
+    end += byteLength
+  }
+  const json = new TextEncoder().encode(`{${parts.join(',')}}`)
+  const headerBytes = Math.ceil(json.byteLength / 8) * 8
+  if (headerBytes > MAX_HEADER_BYTES) {
+    throw new FormatError({
+      where: 'safetensors',
+      what: 'header too large',
+      expected: `at most ${MAX_HEADER_BYTES} bytes`,
+      got: `${headerBytes}`,
+    })
+  }
+  const header = new Uint8Array(LENGTH_BYTES + headerBytes).fill(' '.charCodeAt(0), LENGTH_BYTES)
+  new DataView(header.buffer).setBigUint64(0, BigInt(headerBytes), true)
+  header.set(json, LENGTH_BYTES)
+  let offset = header.byteLength
+  return {
+    header,
+    tensors: placed.map((tensor) => {
+      const info = { ...tensor, offset }
+      offset += tensor.byteLength
+      return info
+    }),
+  }
+}
+
+/** A tensor with its bytes, little-endian and row-major. */
+export interface TensorBytes extends TensorSpec {
+  readonly data: Uint8Array
+}
+
+/**
+ * Writes a whole file into a sink, which stays the caller's to commit.
+ *
+ * @throws what {@link planSafetensors} throws, and ShapeError when data do not fill a shape; nothing is written then.
+ */
+export async function writeSafetensors(
+  sink: ByteSink,
+  tensors: readonly TensorBytes[],
+  metadata: Readonly<Record<string, string>> = {},
+): Promise<void> {
+  const plan = planSafetensors(tensors, metadata)
+  const data = new Map(tensors.map((tensor) => [tensor.name, tensor.data]))
+  for (const { name, dtype, shape, byteLength } of plan.tensors) {
+    if (data.get(name)!.byteLength !== byteLength) {
+      throw new ShapeError({
+        where: name,
+        what: `data do not fill ${dtype} ${formatShape(shape)}`,
+        expected: `${byteLength} bytes`,
+        got: `${data.get(name)!.byteLength}`,
+      })
+    }
+  }
+  await sink.write(plan.header)
+  for (const { name } of plan.tensors) await sink.write(data.get(name)!)
+}
+
+/** Writes a whole file under its name in a folder: it appears complete or not at all. Throws as {@link writeSafetensors}. */
+export async function saveSafetensors(
+  directory: Directory,
+  path: string,
+  tensors: readonly TensorBytes[],
+  metadata: Readonly<Record<string, string>> = {},
+): Promise<void> {
+  const sink = await directory.create(path)
+  try {
+    await writeSafetensors(sink, tensors, metadata)
+    await sink.commit()
+  } catch (error) {
+    await sink.abort()
+    throw error
+  }
+}
+
+export function isFloatDtype(dtype: SafetensorsDtype): dtype is FloatDtype {
+  return dtype === 'F32' || dtype === 'F16' || dtype === 'BF16'
+}
+
+/** Undefined when the size is no whole number of bytes, or too large for exact arithmetic. */
+function tensorByteLength(dtype: SafetensorsDtype, shape: readonly number[]): number | undefined {
+  if (shape.includes(0)) return 0
+  let bits: number = DTYPE_BITS[dtype]
+  for (const dim of shape) bits *= dim
+  return Number.isSafeInteger(bits) && bits % 8 === 0 ? bits / 8 : undefined
+}
+
+function isDtype(value: string): value is SafetensorsDtype {
+  return Object.hasOwn(DTYPE_BITS, value)
+}
+
+function isSizes(value: unknown): value is number[] {
+  return Array.isArray(value) && value.every((item) => Number.isSafeInteger(item) && item >= 0)
+}
+
+function describe(value: JsonValue | undefined): string {
+  if (value === undefined) return 'nothing'
+  return value instanceof Map ? 'an object' : JSON.stringify(value).slice(0, 100)
+}
+
+function tensorWhere(file: string, name: string): string {
+  return `${file}: ${name}`
+}
+
+/** Order by code points, as Rust and Python sort strings; UTF-16's own order differs above U+FFFF. */
+function compareCodePoints(a: string, b: string): number {
+  for (let i = 0; i < Math.min(a.length, b.length); ) {
+    const x = a.codePointAt(i)!
+    const y = b.codePointAt(i)!
+    if (x !== y) return x - y
+    i += x > 0xffff ? 2 : 1
+  }
+  return a.length - b.length
+}

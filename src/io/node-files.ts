@@ -1,0 +1,279 @@
+// Files on disk behind ByteSource, ByteSink and Directory: the only user of node:fs. Reads are positional, so that one source
+// serves many readers; writes go to a temporary name beside the target and get the final one complete or never.
+
+import { randomBytes } from 'node:crypto'
+import { type FileHandle, mkdir, open, readdir, realpath, rename, rmdir, stat, unlink } from 'node:fs/promises'
+import path from 'node:path'
+import { type ByteSink, type ByteSource, checkRange, type Directory } from '../base/bytes.js'
+import { FileError } from '../base/errors.js'
+
+/** read(2) and write(2) take less than 2 GiB at a time on some systems. */
+const MAX_TRANSFER_BYTES = 1 << 30
+
+/** A folder in the file system. Making one touches nothing: a folder that does not exist is empty until a file is created. */
+export class NodeDirectory implements Directory {
+  readonly name: string
+
+  /** @param folder relative to the working directory, or absolute */
+  constructor(folder: string) {
+    this.name = folder
+  }
+
+  async list(): Promise<string[]> {
+    try {
+      const entries = await readdir(this.name, { withFileTypes: true })
+      const names = await Promise.all(
+        entries.map(async (entry) => ((await isFile(this.name, entry)) ? [entry.name] : [])),
+      )
+      return names.flat().sort()
+    } catch (error) {
+      if (codeOf(error) === 'ENOENT') return []
+      throw fileError(this.name, 'cannot be listed', error)
+    }
+  }
+
+  async has(file: string): Promise<boolean> {
+    const target = this.#resolve(file)
+    try {
+      return (await stat(target)).isFile()
+    } catch (error) {
+      if (codeOf(error) === 'ENOENT' || codeOf(error) === 'ENOTDIR') return false
+      throw fileError(target, 'cannot be read', error)
+    }
+  }
+
+  async open(file: string): Promise<ByteSource> {
+    return openFile(this.#resolve(file))
+  }
+
+  async create(file: string): Promise<ByteSink> {
+    return createFile(this.#resolve(file))
+  }
+
+  async remove(file: string): Promise<void> {
+    const target = this.#resolve(file)
+    try {
+      await unlink(target)
+    } catch (error) {
+      if (codeOf(error) !== 'ENOENT') throw fileError(target, 'cannot be removed', error)
+    }
+  }
+
+  /** Names come out of files too (an ONNX tensor's location): none may lead out of the folder. */
+  #resolve(file: string): string {
+    const parts = file.split('/')
+    const isInside =
+      parts.every((part) => !['', '.', '..'].includes(part) && !/[\0\\]/.test(part)) && !path.isAbsolute(file)
+    if (!isInside) {
+      throw new FileError({
+        where: this.name,
+        what: 'a file name that leads out of the folder or nowhere',
+        expected: 'name or folder/name',
+        got: JSON.stringify(file),
+      })
+    }
+    return path.join(this.name, ...parts)
+  }
+}
+
+/** What a path names: a folder, or a file and the folder it is in. */
+export interface Location {
+  readonly directory: NodeDirectory
+  /** The file's name inside the folder; undefined when the path is a folder. */
+  readonly file: string | undefined
+}
+
+/** @throws FileError when there is nothing at the path, or it cannot be looked at. */
+export async function locate(target: string): Promise<Location> {
+  let isDirectory: boolean
+  try {
+    isDirectory = (await stat(target)).isDirectory()
+  } catch (error) {
+    throw fileError(target, 'cannot be read', error)
+  }
+  if (isDirectory) return { directory: new NodeDirectory(target), file: undefined }
+  return { directory: new NodeDirectory(path.dirname(target)), file: path.basename(target) }
+}
+
+/**
+ * Opens a file for positional reads. The source keeps a descriptor until `close`.
+ *
+ * @throws FileError when there is no such file, it is a folder, or it cannot be read.
+ */
+export async function openFile(file: string): Promise<ByteSource> {
+  let handle: FileHandle | undefined
+  try {
+    handle = await open(file, 'r')
+    const status = await handle.stat()
+    if (!status.isFile())
+      throw new FileError({ where: file, what: status.isDirectory() ? 'is a folder' : 'is no file' })
+    return new FileSource(handle, file, status.size, await realpath(file))
+  } catch (error) {
+    await handle?.close()
+    throw fileError(file, 'cannot be read', error)
+  }
+}
+
+class FileSource implements ByteSource {
+  readonly name: string
+  readonly byteLength: number
+  readonly realPath: string
+  readonly #handle: FileHandle
+
+  constructor(handle: FileHandle, name: string, byteLength: number, realPath: string) {
+    this.#handle = handle
+    this.name = name
+    this.byteLength = byteLength
+    this.realPath = realPath
+  }
+
+  async read(offset: number, byteLength: number): Promise<Uint8Array> {
+    checkRange(this, offset, byteLength)
+    const result = new Uint8Array(byteLength)
+    let done = 0
+    try {
+      while (done < byteLength) {
+        const length = Math.min(byteLength - done, MAX_TRANSFER_BYTES)
+        const { bytesRead } = await this.#handle.read(result, done, length, offset + done)
+        if (bytesRead === 0) throw new FileError({ where: this.name, what: 'became shorter while it was being read' })
+        done += bytesRead
+      }
+    } catch (error) {
+      throw fileError(this.name, 'cannot be read', error)
+    }
+    return result
+  }
+
+  async close(): Promise<void> {
+    await this.#handle.close()
+  }
+}
+
+/**
+ * A sink for a new file or the replacement of an old one; makes the folders it needs.
+ *
+ * @throws FileError when the folder or the temporary file cannot be made.
+ */
+export async function createFile(file: string): Promise<ByteSink> {
+  const folder = path.dirname(file)
+  let firstMade: string | undefined
+  try {
+    if (await isDirectory(file)) throw new FileError({ where: file, what: 'is a folder' })
+    firstMade = await mkdir(folder, { recursive: true })
+    const temporary = path.join(folder, `.${path.basename(file)}.${randomBytes(6).toString('hex')}.tmp`)
+    return new FileSink(await open(temporary, 'wx'), file, temporary, firstMade)
+  } catch (error) {
+    if (firstMade !== undefined) await removeEmptyFolders(folder, firstMade)
+    throw fileError(file, 'cannot be written', error)
+  }
+}
+
+class FileSink implements ByteSink {
+  readonly name: string
+  readonly #handle: FileHandle
+  readonly #temporary: string
+  /** The outermost folder that was made for this file. */
+  readonly #firstMade: string | undefined
+  #state: 'open' | 'committed' | 'aborted' = 'open'
+
+  constructor(handle: FileHandle, name: string, temporary: string, firstMade: string | undefined) {
+    this.#handle = handle
+    this.name = name
+    this.#temporary = temporary
+    this.#firstMade = firstMade
+  }
+
+  async write(bytes: Uint8Array): Promise<void> {
+    try {
+      for (let done = 0; done < bytes.byteLength; ) {
+        const length = Math.min(bytes.byteLength - done, MAX_TRANSFER_BYTES)
+        const { bytesWritten } = await this.#handle.write(bytes, done, length)
+        done += bytesWritten
+      }
+    } catch (error) {
+      throw fileError(this.name, 'cannot be written', error)
+    }
+  }
+
+  async commit(): Promise<void> {
+    try {
+      // Without this a crash could leave the final name on a file whose bytes never reached the disk.
+      await this.#handle.sync()
+      await this.#handle.close()
+      await rename(this.#temporary, this.name)
+    } catch (error) {
+      throw fileError(this.name, 'cannot be written', error)
+    }
+    this.#state = 'committed'
+    await syncFolder(path.dirname(this.name))
+  }
+
+  async abort(): Promise<void> {
+    if (this.#state !== 'open') return
+    this.#state = 'aborted'
+    await this.#handle.close().catch(() => {})
+    await unlink(this.#temporary).catch(() => {})
+    if (this.#firstMade !== undefined) await removeEmptyFolders(path.dirname(this.name), this.#firstMade)
+  }
+}
+
+/** Makes a rename durable. Windows cannot open folders; there the rename alone has to do. */
+async function syncFolder(folder: string): Promise<void> {
+  let handle: FileHandle | undefined
+  try {
+    handle = await open(folder, 'r')
+    await handle.sync()
+  } catch {
+    // The file itself is complete and on disk.
+  } finally {
+    await handle?.close()
+  }
+}
+
+/** Removes `folder` and its parents up to `outermost`, as long as they are empty. */
+async function removeEmptyFolders(folder: string, outermost: string): Promise<void> {
+  const stop = path.dirname(path.resolve(outermost))
+  try {
+    for (let current = path.resolve(folder); current !== stop; current = path.dirname(current)) await rmdir(current)
+  } catch {
+    // Something else lives there by now.
+  }
+}
+
+async function isFile(folder: string, entry: { name: string; isFile(): boolean; isSymbolicLink(): boolean }) {
+  if (!entry.isSymbolicLink()) return entry.isFile()
+  const target = await stat(path.join(folder, entry.name)).catch(() => undefined)
+  return target?.isFile() ?? false
+}
+
+async function isDirectory(target: string): Promise<boolean> {
+  const status = await stat(target).catch(() => undefined)
+  return status?.isDirectory() ?? false
+}
+
+const REASONS: Record<string, string> = {
+  ENOENT: 'no such file or folder',
+  ENOTDIR: 'a part of the path is no folder',
+  EACCES: 'permission denied',
+  EPERM: 'permission denied',
+  EISDIR: 'is a folder',
+  ENOSPC: 'no space left on the device',
+  EDQUOT: 'disk quota exceeded',
+  EROFS: 'the file system is read-only',
+  EMFILE: 'too many open files',
+  ENAMETOOLONG: 'the name is too long',
+  ELOOP: 'too many symbolic links',
+}
+
+function fileError(where: string, action: string, error: unknown): FileError {
+  if (error instanceof FileError) return error
+  const code = codeOf(error)
+  if (code === 'ENOENT' && action === 'cannot be read')
+    return new FileError({ where, what: 'no such file or folder', cause: error })
+  const reason = REASONS[code ?? ''] ?? (error instanceof Error ? error.message : String(error))
+  return new FileError({ where, what: `${action}: ${reason}`, cause: error })
+}
+
+function codeOf(error: unknown): string | undefined {
+  return (error as NodeJS.ErrnoException | undefined)?.code
+}

@@ -1,0 +1,43 @@
+// Plain loops: the definition of correct that faster kernels are tested against. Sums are kept in f64 and rounded once.
+
+import type { FloatArray } from '../base/tensor.js'
+import type { GemmOptions, Kernels } from './kernels.js'
+
+export const referenceKernels: Kernels = { name: 'reference', gemm }
+
+function gemm({ m, n, k, a, transposeA = false, b, transposeB = false, out, alpha = 1, beta = 0 }: GemmOptions): void {
+  const row = new Float64Array(n)
+  const [aRow, aColumn] = transposeA ? [1, m] : [k, 1]
+  for (let i = 0; i < m; i++) {
+    if (transposeB) dotRows(row, a, i * aRow, aColumn, b, k)
+    else combineRows(row, a, i * aRow, aColumn, b, k)
+    const start = i * n
+    for (let j = 0; j < n; j++) out[start + j] = alpha * row[j] + (beta === 0 ? 0 : beta * out[start + j])
+  }
+}
+
+/** row[j] = Σ_p a[p] · b[j, p], for b stored (n, k). */
+function dotRows(row: Float64Array, a: FloatArray, aStart: number, aStride: number, b: FloatArray, k: number): void {
+  for (let j = 0; j < row.length; j++) {
+    let sum = 0
+    for (let p = 0; p < k; p++) sum += a[aStart + p * aStride] * b[j * k + p]
+    row[j] = sum
+  }
+}
+
+/** row[j] = Σ_p a[p] · b[p, j], for b stored (k, n): whole rows of b at a time, so that memory is read in order. */
+function combineRows(
+  row: Float64Array,
+  a: FloatArray,
+  aStart: number,
+  aStride: number,
+  b: FloatArray,
+  k: number,
+): void {
+  const n = row.length
+  row.fill(0)
+  for (let p = 0; p < k; p++) {
+    const scale = a[aStart + p * aStride]
+    for (let j = 0; j < n; j++) row[j] += scale * b[p * n + j]
+  }
+}

@@ -1,0 +1,136 @@
+import fc from 'fast-check'
+import { describe, expect, test } from 'vitest'
+import { bf16ToF32, decodeFloats, encodeFloats, f16ToF32, f32ToBf16, f32ToF16 } from '../../src/base/dtype.js'
+import { ShapeError } from '../../src/base/errors.js'
+
+const ALL_HALVES = Uint16Array.from({ length: 65536 }, (_, i) => i)
+
+/** binary16 by its definition: (−1)^sign · 2^(exponent − 15) · 1.mantissa. */
+function halfValue(bits: number): number {
+  const sign = bits & 0x8000 ? -1 : 1
+  const exponent = (bits >> 10) & 31
+  const mantissa = bits & 1023
+  if (exponent === 31) return mantissa === 0 ? sign * Number.POSITIVE_INFINITY : Number.NaN
+  return exponent === 0 ? sign * mantissa * 2 ** -24 : sign * (1 + mantissa / 1024) * 2 ** (exponent - 15)
+}
+
+/** The nearest of all values of a 16-bit type, ties to the even pattern: slow, and plainly right. */
+function nearest(value: number, finite: { bits: number; value: number }[], limit: number): number {
+  const sign = Object.is(Math.sign(value), -0) || value < 0 ? 0x8000 : 0
+  const magnitude = Math.abs(value)
+  if (magnitude >= limit) return sign | finite.length
+  let low = 0
+  let high = finite.length - 1
+  while (high - low > 1) {
+    const middle = (low + high) >> 1
+    if (finite[middle].value <= magnitude) low = middle
+    else high = middle
+  }
+  const down = magnitude - finite[low].value
+  const up = finite[high].value - magnitude
+  return sign | (down < up || (down === up && low % 2 === 0) ? low : high)
+}
+
+const FINITE_F16 = Array.from({ length: 0x7c00 }, (_, bits) => ({ bits, value: halfValue(bits) }))
+const FINITE_BF16 = Array.from({ length: 0x7f80 }, (_, bits) => ({
+  bits,
+  value: new Float32Array(new Uint32Array([bits << 16]).buffer)[0],
+}))
+
+const anyFloat32 = fc.oneof(
+  fc.float(),
+  fc.float({ min: Math.fround(-70000), max: Math.fround(70000) }),
+  fc.float({ min: Math.fround(-1e-4), max: Math.fround(1e-4) }),
+  fc.integer({ min: 0, max: 0xffffffff }).map((bits) => new Float32Array(new Uint32Array([bits]).buffer)[0]),
+)
+
+describe('f16', () => {
+  test('every pattern has the value of its definition', () => {
+    const values = f16ToF32(ALL_HALVES)
+    for (let bits = 0; bits < 65536; bits++) {
+      if (!Object.is(values[bits], halfValue(bits)))
+        expect(values[bits], `0x${bits.toString(16)}`).toBe(halfValue(bits))
+    }
+  })
+
+  test('every pattern survives the way to f32 and back, NaN as some NaN of its sign', () => {
+    const back = f32ToF16(f16ToF32(ALL_HALVES))
+    for (let bits = 0; bits < 65536; bits++) {
+      const isNaN = (bits & 0x7fff) > 0x7c00
+      if (isNaN) expect((back[bits] & 0x7fff) > 0x7c00 && (back[bits] & 0x8000) === (bits & 0x8000)).toBe(true)
+      else if (back[bits] !== bits) expect(back[bits]).toBe(bits)
+    }
+  })
+
+  test('narrowing gives the nearest value, ties to even', () => {
+    fc.assert(
+      fc.property(anyFloat32, (value) => {
+        const got = f32ToF16(Float32Array.of(value))[0]
+        if (Number.isNaN(value)) expect(got & 0x7fff).toBeGreaterThan(0x7c00)
+        else expect(got).toBe(nearest(value, FINITE_F16, 65520))
+      }),
+      { numRuns: 2000 },
+    )
+  })
+
+  test.each([
+    [65504, 0x7bff],
+    [65519.996, 0x7bff],
+    [65520, 0x7c00],
+    [2 ** -24, 1],
+    [2 ** -25, 0],
+    [1.5 * 2 ** -24, 2],
+    [2 ** -14 - 2 ** -26, 0x0400],
+    [-0, 0x8000],
+    [Number.NEGATIVE_INFINITY, 0xfc00],
+  ])('%f → %i at the edges', (value, bits) => {
+    expect(f32ToF16(Float32Array.of(value))[0]).toBe(bits)
+  })
+})
+
+describe('bf16', () => {
+  test('every pattern survives the way to f32 and back', () => {
+    const back = f32ToBf16(bf16ToF32(ALL_HALVES))
+    for (let bits = 0; bits < 65536; bits++) {
+      const isNaN = (bits & 0x7fff) > 0x7f80
+      if (back[bits] !== (isNaN ? bits | 0x40 : bits)) expect(back[bits]).toBe(bits)
+    }
+  })
+
+  test('narrowing gives the nearest value, ties to even', () => {
+    const limit = 2 ** 128 - 2 ** 119
+    fc.assert(
+      fc.property(anyFloat32, (value) => {
+        const got = f32ToBf16(Float32Array.of(value))[0]
+        if (Number.isNaN(value)) expect(got & 0x7fff).toBeGreaterThan(0x7f80)
+        else expect(got).toBe(nearest(value, FINITE_BF16, limit))
+      }),
+      { numRuns: 2000 },
+    )
+  })
+
+  test('a NaN whose mantissa is all in the lower half stays NaN', () => {
+    const nan = new Float32Array(new Uint32Array([0x7f800001, 0xffffffff]).buffer)
+    expect([...bf16ToF32(f32ToBf16(nan))].every(Number.isNaN)).toBe(true)
+  })
+})
+
+describe('bytes', () => {
+  test('unaligned bytes decode, into memory of their own', () => {
+    const bytes = new Uint8Array(9)
+    bytes.set(encodeFloats(Float32Array.of(1.5, -2), 'F32'), 1)
+    const values = decodeFloats(bytes.subarray(1), 'F32')
+    bytes.fill(0)
+    expect([...values]).toEqual([1.5, -2])
+  })
+
+  test('little-endian', () => {
+    expect([...encodeFloats(Float32Array.of(1), 'F32')]).toEqual([0, 0, 0x80, 0x3f])
+    expect([...encodeFloats(Float32Array.of(1), 'F16')]).toEqual([0, 0x3c])
+    expect([...encodeFloats(Float32Array.of(1), 'BF16')]).toEqual([0x80, 0x3f])
+  })
+
+  test('half an element is an error', () => {
+    expect(() => decodeFloats(new Uint8Array(3), 'F16')).toThrow(ShapeError)
+  })
+})
