@@ -5,15 +5,13 @@ import { create } from '@bufbuild/protobuf'
 import { FormatError } from '../base/errors.js'
 import {
   type GraphProto,
-  GraphProtoSchema,
   type ModelProto,
-  ModelProtoSchema,
   type NodeProto,
-  NodeProtoSchema,
   OperatorSetIdProtoSchema,
   type TensorProto,
   type ValueInfoProto,
 } from '../formats/onnx/gen/onnx_pb.js'
+import { copyMessage } from '../formats/onnx/messages.js'
 
 export class Graph {
   readonly #model: ModelProto
@@ -34,12 +32,7 @@ export class Graph {
     this.#model = model
     this.#proto = proto
     this.nodes = proto.node.map((node) =>
-      create(NodeProtoSchema, {
-        ...node,
-        input: [...node.input],
-        output: [...node.output],
-        attribute: [...node.attribute],
-      }),
+      copyMessage(node, { input: [...node.input], output: [...node.output], attribute: [...node.attribute] }),
     )
     this.initializers = new Map(proto.initializer.map((tensor) => [tensor.name, tensor]))
     // Files up to IR version 3 list initializers among the inputs as well.
@@ -199,14 +192,13 @@ export class Graph {
     for (const [domain, version] of this.#extraOpsets) {
       opsetImport.push(create(OperatorSetIdProtoSchema, { domain, version: BigInt(version) }))
     }
-    const graph = create(GraphProtoSchema, {
-      ...this.#proto,
+    const graph = copyMessage(this.#proto, {
       node: this.nodes,
       initializer: [...this.initializers.values()],
       input: this.inputs,
       output: this.outputs,
     })
-    return create(ModelProtoSchema, { ...this.#model, opsetImport, graph })
+    return copyMessage(this.#model, { opsetImport, graph })
   }
 }
 

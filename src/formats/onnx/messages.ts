@@ -1,0 +1,68 @@
+// Copies of protobuf messages and walks over the tensors of a model.
+
+import type { AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto } from './gen/onnx_pb.js'
+
+/**
+ * A shallow copy with some fields replaced. Unlike `create(schema, {...message})` it keeps the prototype, on which
+ * the defaults of unset fields live.
+ */
+export function copyMessage<T extends object>(message: T, changes: Partial<T> = {}): T {
+  return Object.assign(Object.create(Object.getPrototypeOf(message) as object) as T, message, changes)
+}
+
+/**
+ * The model with every tensor (initializers, attributes, those of sub-graphs and functions) replaced by
+ * `change(tensor)`. Messages without a change are shared with the old model.
+ */
+export function mapTensors(model: ModelProto, change: (tensor: TensorProto) => TensorProto): ModelProto {
+  const graph = model.graph === undefined ? undefined : mapGraph(model.graph, change)
+  const functions = mapList(model.functions, (entry) => {
+    const node = mapList(entry.node, (item) => mapNode(item, change))
+    return node === entry.node ? entry : copyMessage(entry, { node })
+  })
+  if (graph === model.graph && functions === model.functions) return model
+  return copyMessage(model, { graph, functions })
+}
+
+/** All tensors of a model, in the order of {@link mapTensors}. */
+export function tensorsOf(model: ModelProto): TensorProto[] {
+  const tensors: TensorProto[] = []
+  mapTensors(model, (tensor) => {
+    tensors.push(tensor)
+    return tensor
+  })
+  return tensors
+}
+
+function mapGraph(graph: GraphProto, change: (tensor: TensorProto) => TensorProto): GraphProto {
+  const initializer = mapList(graph.initializer, change)
+  const node = mapList(graph.node, (item) => mapNode(item, change))
+  return initializer === graph.initializer && node === graph.node ? graph : copyMessage(graph, { initializer, node })
+}
+
+function mapNode(node: NodeProto, change: (tensor: TensorProto) => TensorProto): NodeProto {
+  const attribute = mapList(node.attribute, (item) => mapAttribute(item, change))
+  return attribute === node.attribute ? node : copyMessage(node, { attribute })
+}
+
+function mapAttribute(attribute: AttributeProto, change: (tensor: TensorProto) => TensorProto): AttributeProto {
+  const changes: Partial<AttributeProto> = {}
+  if (attribute.t !== undefined) changes.t = change(attribute.t)
+  if (attribute.g !== undefined) changes.g = mapGraph(attribute.g, change)
+  changes.tensors = mapList(attribute.tensors, change)
+  changes.graphs = mapList(attribute.graphs, (graph) => mapGraph(graph, change))
+  const isChanged = Object.entries(changes).some(([key, value]) => attribute[key as keyof AttributeProto] !== value)
+  return isChanged ? copyMessage(attribute, changes) : attribute
+}
+
+/** `Array.map` that gives the old array back when no item changes. */
+function mapList<T>(items: T[], change: (item: T) => T): T[] {
+  let result = items
+  items.forEach((item, i) => {
+    const changed = change(item)
+    if (changed === item) return
+    if (result === items) result = items.slice()
+    result[i] = changed
+  })
+  return result
+}

@@ -1,0 +1,162 @@
+// An ONNX model with its weights left on disk: the graph in memory, each large tensor a byte range of a file.
+
+import { fromBinary, toBinary } from '@bufbuild/protobuf'
+import { type ByteSource, checkRange, type Directory, readAll } from '../../base/bytes.js'
+import { FileError, FormatError } from '../../base/errors.js'
+import type { SessionModel } from '../../runtime/runtime.js'
+import { type ModelProto, ModelProtoSchema, type TensorProto } from './gen/onnx_pb.js'
+import { mapTensors, tensorsOf } from './messages.js'
+import { scanSkeleton } from './scan.js'
+import { externalTensor, inlineBytes, isExternal, type WeightRange, weightRange } from './tensors.js'
+
+export class OnnxModel {
+  /** For messages: the file's path. */
+  readonly name: string
+  /** The file's base name; contents of the file itself are external data under this location. */
+  readonly fileName: string
+  /** The graph. Contents of 1 kB or more are external data; their locations are the keys of `files`. */
+  readonly proto: ModelProto
+  readonly files: ReadonlyMap<string, ByteSource>
+  readonly #initializers: ReadonlyMap<string, TensorProto>
+
+  constructor(name: string, fileName: string, proto: ModelProto, files: ReadonlyMap<string, ByteSource>) {
+    this.name = name
+    this.fileName = fileName
+    this.proto = proto
+    this.files = files
+    this.#initializers = new Map(proto.graph?.initializer.map((tensor) => [tensor.name, tensor]))
+  }
+
+  /** Where an initializer's bytes lie; undefined if it is inside the graph, or there is none of that name. */
+  weight(name: string): WeightRange | undefined {
+    const tensor = this.#initializers.get(name)
+    return tensor !== undefined && isExternal(tensor) ? weightRange(tensor, this.name) : undefined
+  }
+
+  /**
+   * The bytes of one initializer, in the graph or not.
+   *
+   * @throws FormatError when there is no such initializer
+   */
+  async readWeight(name: string): Promise<Uint8Array> {
+    const tensor = this.#initializers.get(name)
+    if (tensor === undefined)
+      throw new FormatError({ where: this.name, what: `no initializer ${JSON.stringify(name)}` })
+    return this.readTensor(tensor)
+  }
+
+  /** The bytes of a tensor of this model, or of one that points into its files. */
+  async readTensor(tensor: TensorProto): Promise<Uint8Array> {
+    if (!isExternal(tensor)) return inlineBytes(tensor, this.name)
+    const range = weightRange(tensor, this.name)
+    return this.file(range.location).read(range.offset, range.byteLength)
+  }
+
+  /** The file behind an external location. */
+  file(location: string): ByteSource {
+    const source = this.files.get(location)
+    if (source === undefined) throw new FormatError({ where: this.name, what: `no external file ${location}` })
+    return source
+  }
+
+  async close(): Promise<void> {
+    await Promise.all([...this.files.values()].map((source) => source.close()))
+  }
+}
+
+/**
+ * Opens an .onnx file. Neither its own weights nor those in external files are read.
+ *
+ * @throws FileError when the file, or a file that it keeps weights in, is missing
+ * @throws FormatError when it is no ONNX model, or a weight points outside its file
+ */
+export async function loadOnnx(directory: Directory, path: string): Promise<OnnxModel> {
+  const slash = path.lastIndexOf('/')
+  const fileName = path.slice(slash + 1)
+  const files = new Map<string, ByteSource>()
+  try {
+    const source = await directory.open(path)
+    files.set(fileName, source)
+    const skeleton = await scanSkeleton(source, fileName)
+    let proto: ModelProto
+    try {
+      proto = fromBinary(ModelProtoSchema, skeleton)
+    } catch (cause) {
+      throw new FormatError({ where: source.name, what: 'not an ONNX model: its protobuf is damaged', cause })
+    }
+    for (const tensor of tensorsOf(proto)) {
+      if (!isExternal(tensor)) continue
+      const range = weightRange(tensor, source.name)
+      if (!files.has(range.location)) {
+        files.set(range.location, await openExternal(directory, path.slice(0, slash + 1), range.location, source.name))
+      }
+      checkRange(files.get(range.location) as ByteSource, range.offset, range.byteLength)
+    }
+    return new OnnxModel(source.name, fileName, proto, files)
+  } catch (error) {
+    await Promise.all([...files.values()].map((source) => source.close()))
+    throw error
+  }
+}
+
+async function openExternal(
+  directory: Directory,
+  folder: string,
+  location: string,
+  where: string,
+): Promise<ByteSource> {
+  const parts = location.split(/[\\/]/)
+  // A model must not reach outside its folder: https://onnx.ai/onnx/repo-docs/ExternalData.html
+  if (parts.includes('..') || parts[0] === '' || /^[A-Za-z]:/.test(location)) {
+    throw new FormatError({
+      where,
+      what: 'it keeps weights outside its folder',
+      expected: 'a relative path without ..',
+      got: JSON.stringify(location),
+    })
+  }
+  const path = folder + parts.filter((part) => part !== '.').join('/')
+  if (await directory.has(path)) return directory.open(path)
+  throw new FileError({
+    where,
+    what: `its weights are in ${location}, which is not there`,
+    hint: 'Put the file next to the .onnx file',
+  })
+}
+
+export function serializeModel(proto: ModelProto): Uint8Array {
+  return toBinary(ModelProtoSchema, proto)
+}
+
+/**
+ * What a session needs to run `proto`, a graph over this model's weights: on a file system the folder that holds them,
+ * with real paths, because ONNX Runtime refuses symbolic links (as in Hugging Face's cache); elsewhere their content.
+ */
+export async function sessionModel(model: OnnxModel, proto: ModelProto): Promise<SessionModel> {
+  const used = new Set<string>()
+  for (const tensor of tensorsOf(proto)) if (isExternal(tensor)) used.add(weightRange(tensor, model.name).location)
+  const realPaths = new Map([...used].map((location) => [location, model.file(location).realPath]))
+  if ([...realPaths.values()].some((path) => path === undefined)) {
+    const weights = await Promise.all(
+      [...used].map(async (location) => ({ location, data: await readAll(model.file(location)) })),
+    )
+    return { graph: serializeModel(proto), weights }
+  }
+  if (used.size === 0) return { graph: serializeModel(proto) }
+  const folder = commonFolder([...realPaths.values()] as string[])
+  const relocated = mapTensors(proto, (tensor) => {
+    if (!isExternal(tensor)) return tensor
+    const range = weightRange(tensor, model.name)
+    const location = (realPaths.get(range.location) as string).slice(folder.length + 1).replaceAll('\\', '/')
+    return location === range.location ? tensor : externalTensor(tensor, { ...range, location })
+  })
+  return { graph: serializeModel(relocated), weightsFolder: folder }
+}
+
+/** The deepest folder that holds all files, without a separator at its end. */
+function commonFolder(paths: readonly string[]): string {
+  const folders = paths.map((path) => path.split(/[\\/]/).slice(0, -1))
+  let depth = 0
+  while (folders.every((parts) => depth < parts.length && parts[depth] === folders[0][depth])) depth++
+  return paths[0].slice(0, folders[0].slice(0, depth).join('/').length)
+}

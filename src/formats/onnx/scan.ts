@@ -1,0 +1,191 @@
+// Reads an .onnx file without its weights: a copy of the protobuf in which the content of every large tensor is
+// replaced by external_data, a range of that very file. Wire format: https://protobuf.dev/programming-guides/encoding/
+
+import type { ByteSource } from '../../base/bytes.js'
+import { concatBytes } from '../../base/bytes.js'
+import { FormatError } from '../../base/errors.js'
+
+/** Smaller contents (shapes, scalars, axes) stay in the graph, where they can be read at once. */
+export const EXTERNAL_THRESHOLD = 1024
+
+/** Bytes read at once while walking; the file's weights are skipped. */
+const WINDOW = 32 * 1024
+
+/** Deeper nesting than any model's sub-graphs have; protobuf's own parsers stop at the same depth. */
+const MAX_DEPTH = 100
+
+/** A skeleton above this size is no graph but weights in a form that cannot be left in the file. */
+const MAX_SKELETON = 1 << 30
+
+type Kind = 'model' | 'graph' | 'node' | 'attribute' | 'function' | 'tensor'
+
+/** Fields that lead to tensors, by message; numbers from onnx.proto. */
+const CHILDREN: Record<Kind, Readonly<Record<number, Kind>>> = {
+  model: { 7: 'graph', 25: 'function' },
+  graph: { 1: 'node', 5: 'tensor' },
+  node: { 5: 'attribute' },
+  attribute: { 5: 'tensor', 6: 'graph', 10: 'tensor', 11: 'graph' },
+  function: { 7: 'node', 11: 'attribute' },
+  tensor: {},
+}
+
+const TENSOR = { dataType: 2, floatData: 4, rawData: 9, externalData: 13, dataLocation: 14 }
+const FLOAT = 1
+
+/** A run of the file's bytes, or bytes made here. */
+type Piece = readonly [start: number, end: number] | Uint8Array
+
+/**
+ * The model's protobuf with each tensor content of at least {@link EXTERNAL_THRESHOLD} bytes replaced by a reference
+ * into the file.
+ *
+ * @param location the name under which the file is referred to
+ * @throws FormatError when the bytes are no protobuf message with a graph
+ */
+export async function scanSkeleton(source: ByteSource, location: string): Promise<Uint8Array> {
+  const scanner = new Scanner(source, location)
+  const pieces = (await scanner.message('model', 0, source.byteLength, 0)) ?? [[0, source.byteLength] as const]
+  if (!scanner.hasGraph) throw scanner.error('it holds no graph')
+  if (sizeOf(pieces) > MAX_SKELETON) {
+    throw scanner.error('its weights are not stored as raw or external data, so that they cannot stay in the file')
+  }
+  const chunks: Uint8Array[] = []
+  for (const piece of pieces) {
+    chunks.push(piece instanceof Uint8Array ? piece : await source.read(piece[0], piece[1] - piece[0]))
+  }
+  return concatBytes(chunks)
+}
+
+class Scanner {
+  readonly #source: ByteSource
+  readonly #location: string
+  #window: Uint8Array = new Uint8Array(0)
+  #windowStart = 0
+  hasGraph = false
+
+  constructor(source: ByteSource, location: string) {
+    this.#source = source
+    this.#location = location
+  }
+
+  /** Walks the message in [start, end). undefined: its bytes can be kept as they are. */
+  async message(kind: Kind, start: number, end: number, depth: number): Promise<Piece[] | undefined> {
+    if (depth > MAX_DEPTH) throw this.error(`messages are nested more than ${MAX_DEPTH} deep`)
+    const pieces: Piece[] = []
+    let kept = start
+    let at = start
+    const cut = (from: number, to: number) => {
+      if (from > kept) pieces.push([kept, from])
+      kept = to
+    }
+    let dataType = 0
+    let content: { field: number; start: number; end: number } | undefined
+    while (at < end) {
+      const fieldStart = at
+      const tag = await this.#varint(at, end)
+      const field = Math.floor(tag.value / 8)
+      const wireType = tag.value % 8
+      at = tag.end
+      if (field === 0) throw this.error(`byte ${fieldStart} starts no field`)
+      if (wireType === 0) {
+        const varint = await this.#varint(at, end)
+        at = varint.end
+        if (kind === 'tensor' && field === TENSOR.dataType) dataType = varint.value
+        if (kind === 'tensor' && field === TENSOR.dataLocation && varint.value === 1) return undefined
+      } else if (wireType === 1 || wireType === 5) {
+        at += wireType === 1 ? 8 : 4
+      } else if (wireType === 2) {
+        const length = await this.#varint(at, end)
+        const bodyStart = length.end
+        at = bodyStart + length.value
+        if (at > end) throw this.error(`byte ${fieldStart} announces ${length.value} bytes, more than there are`)
+        if (kind === 'model' && field === 7) this.hasGraph = true
+        if (length.value < EXTERNAL_THRESHOLD) continue
+        if (kind === 'tensor' && (field === TENSOR.rawData || field === TENSOR.floatData)) {
+          content = { field, start: bodyStart, end: at }
+          cut(fieldStart, at)
+          continue
+        }
+        const child = CHILDREN[kind][field]
+        if (child === undefined) continue
+        const body = await this.message(child, bodyStart, at, depth + 1)
+        if (body === undefined) continue
+        cut(fieldStart, at)
+        pieces.push(lengthDelimited(field, sizeOf(body)), ...body)
+      } else {
+        throw this.error(`byte ${fieldStart} starts no field`)
+      }
+      if (at > end) throw this.error('it ends in the middle of a field')
+    }
+    if (pieces.length === 0 && kept === start) return undefined
+    if (kept < end) pieces.push([kept, end])
+    if (content !== undefined) {
+      // Packed float_data has the layout of raw_data; in a tensor of another type (complex) it stays.
+      if (content.field === TENSOR.floatData && dataType !== FLOAT) return undefined
+      pieces.push(this.#reference(content.start, content.end - content.start))
+    }
+    return pieces
+  }
+
+  #reference(offset: number, byteLength: number): Uint8Array {
+    const entry = (key: string, value: string) => {
+      const body = concatBytes([...stringField(1, key), ...stringField(2, value)])
+      return [lengthDelimited(TENSOR.externalData, body.byteLength), body]
+    }
+    return concatBytes([
+      ...entry('location', this.#location),
+      ...entry('offset', `${offset}`),
+      ...entry('length', `${byteLength}`),
+      Uint8Array.of(TENSOR.dataLocation * 8, 1),
+    ])
+  }
+
+  async #varint(at: number, end: number): Promise<{ value: number; end: number }> {
+    if (at < this.#windowStart || at + 10 > this.#windowStart + this.#window.byteLength) {
+      this.#windowStart = at
+      this.#window = await this.#source.read(at, Math.min(WINDOW, this.#source.byteLength - at))
+    }
+    let value = 0
+    let scale = 1
+    for (let i = 0; i < 10; i++) {
+      if (at + i >= end) throw this.error('it ends in the middle of a field')
+      const byte = this.#window[at + i - this.#windowStart]
+      value += (byte & 0x7f) * scale
+      if (byte < 0x80) return { value, end: at + i + 1 }
+      scale *= 128
+    }
+    throw this.error(`byte ${at} starts no number`)
+  }
+
+  error(what: string): FormatError {
+    return new FormatError({
+      where: this.#source.name,
+      what: `not an ONNX model: ${what}`,
+      hint: 'Is it an .onnx file, and was it downloaded whole (no Git LFS pointer)?',
+    })
+  }
+}
+
+function sizeOf(pieces: readonly Piece[]): number {
+  return pieces.reduce((sum, piece) => sum + (piece instanceof Uint8Array ? piece.byteLength : piece[1] - piece[0]), 0)
+}
+
+function stringField(field: number, text: string): Uint8Array[] {
+  const bytes = new TextEncoder().encode(text)
+  return [lengthDelimited(field, bytes.byteLength), bytes]
+}
+
+/** Tag and length of a length-delimited field. */
+export function lengthDelimited(field: number, byteLength: number): Uint8Array {
+  return Uint8Array.from([...varintBytes(field * 8 + 2), ...varintBytes(byteLength)])
+}
+
+function varintBytes(value: number): number[] {
+  const bytes: number[] = []
+  let rest = value
+  while (rest >= 128) {
+    bytes.push((rest % 128) + 128)
+    rest = Math.floor(rest / 128)
+  }
+  return [...bytes, rest]
+}

@@ -1,0 +1,218 @@
+// TensorProto: sizes, content, external ranges. Everything multi-byte is little-endian.
+// Format: https://onnx.ai/onnx/repo-docs/IR.html, https://onnx.ai/onnx/repo-docs/ExternalData.html
+
+import { create } from '@bufbuild/protobuf'
+import { FormatError } from '../../base/errors.js'
+import { elementCount, formatShape } from '../../base/tensor.js'
+import {
+  TensorProto_DataLocation as DataLocation,
+  TensorProto_DataType as DataType,
+  StringStringEntryProtoSchema,
+  type TensorProto,
+  TensorProtoSchema,
+} from './gen/onnx_pb.js'
+
+const BITS: Partial<Record<DataType, number>> = {
+  [DataType.FLOAT]: 32,
+  [DataType.UINT8]: 8,
+  [DataType.INT8]: 8,
+  [DataType.UINT16]: 16,
+  [DataType.INT16]: 16,
+  [DataType.INT32]: 32,
+  [DataType.INT64]: 64,
+  [DataType.BOOL]: 8,
+  [DataType.FLOAT16]: 16,
+  [DataType.DOUBLE]: 64,
+  [DataType.UINT32]: 32,
+  [DataType.UINT64]: 64,
+  [DataType.COMPLEX64]: 64,
+  [DataType.COMPLEX128]: 128,
+  [DataType.BFLOAT16]: 16,
+  [DataType.FLOAT8E4M3FN]: 8,
+  [DataType.FLOAT8E4M3FNUZ]: 8,
+  [DataType.FLOAT8E5M2]: 8,
+  [DataType.FLOAT8E5M2FNUZ]: 8,
+  [DataType.UINT4]: 4,
+  [DataType.INT4]: 4,
+  [DataType.FLOAT4E2M1]: 4,
+  [DataType.FLOAT8E8M0]: 8,
+  [DataType.UINT2]: 2,
+  [DataType.INT2]: 2,
+}
+
+/** 'FLOAT16', for messages. */
+export function dataTypeName(dataType: number): string {
+  return DataType[dataType] ?? `type ${dataType}`
+}
+
+/** Bytes of a tensor's packed content; undefined for strings and types that this schema does not know. */
+export function byteLengthOf(dataType: number, dims: readonly number[]): number | undefined {
+  const bits = BITS[dataType as DataType]
+  return bits === undefined ? undefined : Math.ceil((elementCount(dims) * bits) / 8)
+}
+
+export function dimsOf(tensor: TensorProto): number[] {
+  return tensor.dims.map(Number)
+}
+
+export function isExternal(tensor: TensorProto): boolean {
+  return tensor.dataLocation === DataLocation.EXTERNAL
+}
+
+/** Where the bytes of an external tensor lie. */
+export interface WeightRange {
+  readonly name: string
+  /** The file, relative to the model's folder. */
+  readonly location: string
+  readonly offset: number
+  readonly byteLength: number
+  readonly dataType: DataType
+  readonly dims: readonly number[]
+}
+
+/**
+ * The range that an external tensor points at.
+ *
+ * @throws FormatError when an entry is no number, or length and shape disagree.
+ */
+export function weightRange(tensor: TensorProto, where: string): WeightRange {
+  const entries = new Map(tensor.externalData.map(({ key, value }) => [key, value]))
+  const dims = dimsOf(tensor)
+  const what = `tensor ${JSON.stringify(tensor.name)}`
+  const integer = (key: string): number | undefined => {
+    const text = entries.get(key)
+    if (text === undefined) return undefined
+    const value = Number(text)
+    if (text.trim() === '' || !Number.isSafeInteger(value) || value < 0) {
+      throw new FormatError({ where, what: `external ${key} of ${what} is no byte count`, got: JSON.stringify(text) })
+    }
+    return value
+  }
+  const location = entries.get('location')
+  if (location === undefined || location === '') {
+    throw new FormatError({ where, what: `external ${what} names no file` })
+  }
+  const expected = byteLengthOf(tensor.dataType, dims)
+  const byteLength = integer('length') ?? expected
+  if (byteLength === undefined || (expected !== undefined && byteLength !== expected)) {
+    throw new FormatError({
+      where,
+      what: `external ${what} of type ${dataTypeName(tensor.dataType)}, shape ${formatShape(dims)} has another length`,
+      expected: expected === undefined ? 'a type with a fixed size' : `${expected} bytes`,
+      got: `${byteLength} bytes`,
+    })
+  }
+  return { name: tensor.name, location, offset: integer('offset') ?? 0, byteLength, dataType: tensor.dataType, dims }
+}
+
+/** Points a tensor at bytes in a file; its own content goes. */
+export function externalTensor(
+  tensor: TensorProto,
+  range: { location: string; offset: number; byteLength: number },
+): TensorProto {
+  const { location, offset, byteLength } = range
+  const entry = (key: string, value: string) => create(StringStringEntryProtoSchema, { key, value })
+  return tensorMeta(tensor, {
+    dataLocation: DataLocation.EXTERNAL,
+    externalData: [entry('location', location), entry('offset', `${offset}`), entry('length', `${byteLength}`)],
+  })
+}
+
+/** Gives a tensor its content in place of a reference. */
+export function inlineTensor(tensor: TensorProto, rawData: Uint8Array): TensorProto {
+  return tensorMeta(tensor, { rawData })
+}
+
+/** A tensor's name, type, shape and unknown fields without its content. */
+export function tensorMeta(
+  { name, dataType, dims, docString, segment, metadataProps, $unknown }: TensorProto,
+  content: Partial<Pick<TensorProto, 'dataLocation' | 'externalData' | 'rawData'>> = {},
+): TensorProto {
+  const result = create(TensorProtoSchema, { name, dataType, dims, metadataProps, ...content })
+  if (docString !== '') result.docString = docString
+  if (segment !== undefined) result.segment = segment
+  if ($unknown !== undefined) result.$unknown = $unknown
+  return result
+}
+
+/**
+ * The packed bytes of a tensor that holds its content itself.
+ *
+ * @throws FormatError when content and shape disagree, or the tensor holds strings.
+ */
+export function inlineBytes(tensor: TensorProto, where: string): Uint8Array {
+  const dims = dimsOf(tensor)
+  const expected = byteLengthOf(tensor.dataType, dims)
+  const bytes = tensor.rawData.byteLength > 0 ? tensor.rawData : typedBytes(tensor)
+  if (bytes === undefined || bytes.byteLength !== expected) {
+    throw new FormatError({
+      where,
+      what: `tensor ${JSON.stringify(tensor.name)} of type ${dataTypeName(tensor.dataType)} has other content than its shape says`,
+      expected: `${expected ?? 'a fixed number of'} bytes for ${formatShape(dims)}`,
+      got: `${bytes?.byteLength ?? 'no'} bytes`,
+    })
+  }
+  return bytes
+}
+
+/** The fields that hold typed elements, by data type; small types share int32_data, one element an entry. */
+function typedBytes(tensor: TensorProto): Uint8Array | undefined {
+  switch (tensor.dataType) {
+    case DataType.FLOAT:
+    case DataType.COMPLEX64:
+      return bytesOf(Float32Array.from(tensor.floatData))
+    case DataType.DOUBLE:
+    case DataType.COMPLEX128:
+      return bytesOf(Float64Array.from(tensor.doubleData))
+    case DataType.INT64:
+      return bytesOf(BigInt64Array.from(tensor.int64Data))
+    case DataType.UINT64:
+      return bytesOf(BigUint64Array.from(tensor.uint64Data))
+    case DataType.UINT32:
+      return bytesOf(Uint32Array.from(tensor.uint64Data, Number))
+    case DataType.INT32:
+      return bytesOf(Int32Array.from(tensor.int32Data))
+    case DataType.UINT16:
+    case DataType.INT16:
+    case DataType.FLOAT16:
+    case DataType.BFLOAT16:
+      return bytesOf(Uint16Array.from(tensor.int32Data))
+    case DataType.STRING:
+      return undefined
+    default:
+      return Uint8Array.from(tensor.int32Data)
+  }
+}
+
+function bytesOf(view: ArrayBufferView): Uint8Array {
+  return new Uint8Array(view.buffer, view.byteOffset, view.byteLength)
+}
+
+/** Elements of an inline integer or bool tensor as numbers; undefined for other types and for external tensors. */
+export function integersOf(tensor: TensorProto): number[] | undefined {
+  if (isExternal(tensor)) return undefined
+  const bytes = (): Uint8Array => inlineBytes(tensor, 'ONNX model').slice()
+  switch (tensor.dataType) {
+    case DataType.INT64:
+      return Array.from(new BigInt64Array(bytes().buffer), Number)
+    case DataType.INT32:
+      return [...new Int32Array(bytes().buffer)]
+    case DataType.UINT8:
+    case DataType.BOOL:
+      return [...bytes()]
+    default:
+      return undefined
+  }
+}
+
+/** Elements of an inline f32 or f64 tensor; undefined for other types and for external tensors. */
+export function floatsOf(tensor: TensorProto): number[] | undefined {
+  if (isExternal(tensor)) return undefined
+  if (tensor.dataType === DataType.FLOAT) {
+    return [...new Float32Array(inlineBytes(tensor, 'ONNX model').slice().buffer)]
+  }
+  if (tensor.dataType === DataType.DOUBLE) {
+    return [...new Float64Array(inlineBytes(tensor, 'ONNX model').slice().buffer)]
+  }
+  return undefined
+}
