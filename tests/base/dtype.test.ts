@@ -56,8 +56,8 @@ describe('f16', () => {
   test('every pattern survives the way to f32 and back, NaN as some NaN of its sign', () => {
     const back = f32ToF16(f16ToF32(ALL_HALVES))
     for (let bits = 0; bits < 65536; bits++) {
-      const isNaN = (bits & 0x7fff) > 0x7c00
-      if (isNaN) expect((back[bits] & 0x7fff) > 0x7c00 && (back[bits] & 0x8000) === (bits & 0x8000)).toBe(true)
+      const nan = (bits & 0x7fff) > 0x7c00
+      if (nan) expect((back[bits] & 0x7fff) > 0x7c00 && (back[bits] & 0x8000) === (bits & 0x8000)).toBe(true)
       else if (back[bits] !== bits) expect(back[bits]).toBe(bits)
     }
   })
@@ -92,8 +92,8 @@ describe('bf16', () => {
   test('every pattern survives the way to f32 and back', () => {
     const back = f32ToBf16(bf16ToF32(ALL_HALVES))
     for (let bits = 0; bits < 65536; bits++) {
-      const isNaN = (bits & 0x7fff) > 0x7f80
-      if (back[bits] !== (isNaN ? bits | 0x40 : bits)) expect(back[bits]).toBe(bits)
+      const nan = (bits & 0x7fff) > 0x7f80
+      if (back[bits] !== (nan ? bits | 0x40 : bits)) expect(back[bits]).toBe(bits)
     }
   })
 
