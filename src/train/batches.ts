@@ -1,0 +1,144 @@
+// From tokenised records to the micro-batches of each optimizer step: seeded shuffling, batches of like lengths, padding on
+// the right. What a step trains on depends on batchSize · accumulation only, so that accumulating changes no result.
+
+import { Random } from '../base/random.js'
+import { countTargets, type Example, IGNORED } from '../text/records.js'
+
+/** Token ids of one run, row-major (batch, sequence). */
+export interface TokenBatch {
+  readonly batch: number
+  readonly sequence: number
+  readonly inputIds: Int32Array
+  /** 1 for tokens, 0 for padding. */
+  readonly attentionMask: Int32Array
+  /** The token at each position, or IGNORED; not shifted. */
+  readonly labels: Int32Array
+}
+
+/** Which examples run together, and the shape they are padded to. */
+export interface MicroBatch {
+  readonly examples: readonly number[]
+  /** At least examples.length: further rows are filled up without targets. */
+  readonly rows: number
+  readonly sequence: number
+}
+
+/** The micro-batches of one optimizer step. */
+export type StepPlan = readonly MicroBatch[]
+
+export interface PlanOptions {
+  batchSize: number
+  /** Micro-batches of a step. */
+  accumulation: number
+  /** No run is longer: the model's context. */
+  limit: number
+  /** Lengths to pad to, ascending, the last at least the longest example's. Every micro-batch then has `batchSize` rows. */
+  buckets?: readonly number[] | undefined
+}
+
+/**
+ * Steps whose examples are sorted by length together: enough for batches of like lengths, few enough that what follows what
+ * stays random.
+ */
+const WINDOW_STEPS = 16
+
+/** Without buckets lengths are rounded up to this, so that the runtime's memory pool sees few sizes. */
+const LENGTH_MULTIPLE = 8
+
+/** A second bucket has to save this share of all padded tokens to be worth a second session. */
+const WORTHWHILE = 0.15
+
+/**
+ * The steps of one epoch, in order. Each example is in one of them; the last step of the last window has what is left
+ * over. Depends on (seed, epoch) alone, so that a resumed run finds the same order.
+ *
+ * @param lengths tokens of each example
+ */
+export function planEpoch(lengths: readonly number[], seed: number, epoch: number, options: PlanOptions): StepPlan[] {
+  const random = new Random(seed, `shuffle/${epoch}`)
+  const order = random.shuffle(Array.from(lengths, (_, index) => index))
+  const stepSize = options.batchSize * options.accumulation
+  const steps: StepPlan[] = []
+  for (const window of chunks(order, stepSize * WINDOW_STEPS)) {
+    window.sort((a, b) => lengths[a] - lengths[b])
+    const inWindow = chunks(window, stepSize)
+    steps.push(...random.shuffle(inWindow).map((examples) => planStep(examples, lengths, options)))
+  }
+  return steps
+}
+
+/** Batches that hold every example once, by falling length, for evaluation. */
+export function planEvaluation(lengths: readonly number[], options: PlanOptions): MicroBatch[] {
+  const order = Array.from(lengths, (_, index) => index).sort((a, b) => lengths[b] - lengths[a])
+  return chunks(order, options.batchSize).map((examples) => shapeOf(examples, lengths, options))
+}
+
+export function stepsPerEpoch(examples: number, options: Pick<PlanOptions, 'batchSize' | 'accumulation'>): number {
+  return Math.ceil(examples / (options.batchSize * options.accumulation))
+}
+
+function planStep(examples: readonly number[], lengths: readonly number[], options: PlanOptions): StepPlan {
+  return chunks(examples, options.batchSize).map((batch) => shapeOf(batch, lengths, options))
+}
+
+function shapeOf(examples: readonly number[], lengths: readonly number[], options: PlanOptions): MicroBatch {
+  const longest = Math.max(...examples.map((index) => lengths[index]))
+  const bucket = options.buckets?.find((length) => length >= longest)
+  if (bucket !== undefined) return { examples, rows: options.batchSize, sequence: bucket }
+  return { examples, rows: examples.length, sequence: Math.min(roundUp(longest), options.limit) }
+}
+
+/**
+ * One or two lengths to pad to: the longest, and the shorter one that saves most padding, if that is much.
+ *
+ * @param limit no bucket is longer
+ */
+export function chooseBuckets(lengths: readonly number[], limit: number): number[] {
+  const sorted = lengths.map((length) => Math.min(roundUp(length), limit)).sort((a, b) => a - b)
+  const longest = sorted[sorted.length - 1]
+  let best = { short: longest, padded: longest * sorted.length }
+  sorted.forEach((short, index) => {
+    const padded = short * (index + 1) + longest * (sorted.length - index - 1)
+    if (padded < best.padded) best = { short, padded }
+  })
+  return best.padded < longest * sorted.length * (1 - WORTHWHILE) ? [best.short, longest] : [longest]
+}
+
+/** The examples of a micro-batch as one padded batch. */
+export function collate(examples: readonly Example[], plan: MicroBatch, padTokenId: number): TokenBatch {
+  const { rows, sequence } = plan
+  const inputIds = new Int32Array(rows * sequence).fill(padTokenId)
+  const attentionMask = new Int32Array(rows * sequence)
+  const labels = new Int32Array(rows * sequence).fill(IGNORED)
+  plan.examples.forEach((index, row) => {
+    const example = examples[index]
+    inputIds.set(example.inputIds, row * sequence)
+    labels.set(example.labels, row * sequence)
+    attentionMask.fill(1, row * sequence, row * sequence + example.inputIds.length)
+  })
+  // A filling row attends to itself: a softmax over nothing but masked positions can be NaN.
+  attentionMask.fill(1, plan.examples.length * sequence)
+  return { batch: rows, sequence, inputIds, attentionMask, labels }
+}
+
+/** Targets of the examples of some micro-batches: what a step's loss is divided by. */
+export function targetsOf(examples: readonly Example[], plans: readonly MicroBatch[]): number {
+  return sum(plans, (plan) => sum(plan.examples, (index) => countTargets(examples[index].labels)))
+}
+
+/** Tokens of the examples of some micro-batches, padding aside. */
+export function tokensOf(examples: readonly Example[], plans: readonly MicroBatch[]): number {
+  return sum(plans, (plan) => sum(plan.examples, (index) => examples[index].inputIds.length))
+}
+
+function sum<T>(items: readonly T[], value: (item: T) => number): number {
+  return items.reduce((total, item) => total + value(item), 0)
+}
+
+function roundUp(length: number): number {
+  return Math.ceil(length / LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+}
+
+function chunks<T>(items: readonly T[], size: number): T[][] {
+  return Array.from({ length: Math.ceil(items.length / size) }, (_, i) => items.slice(i * size, (i + 1) * size))
+}

@@ -1,0 +1,35 @@
+// The learning rate over a run: linear warm-up, then cosine (Loshchilov and Hutter 2017, arXiv 1608.03983), linear or none.
+
+import { ConfigError, nearMisses } from '../base/errors.js'
+
+export const SCHEDULES = ['cosine', 'linear', 'constant'] as const
+
+export type Schedule = (typeof SCHEDULES)[number]
+
+/**
+ * The learning rate of each step, 0 ≤ step < totalSteps. It reaches the peak at the last warm-up step, and after that
+ * falls so that it would be 0 at the step after the last.
+ *
+ * @param warmupRatio share of the steps that warm up, in [0, 1], rounded up to whole steps
+ * @throws ConfigError when the schedule is unknown
+ */
+export function learningRates(schedule: Schedule, peak: number, warmupRatio: number, totalSteps: number) {
+  if (!SCHEDULES.includes(schedule)) {
+    const near = nearMisses(String(schedule), SCHEDULES)
+    throw new ConfigError({
+      where: 'schedule',
+      what: 'unknown',
+      expected: SCHEDULES.join(', '),
+      got: String(schedule),
+      ...(near.length > 0 ? { hint: `Did you mean ${near[0]}?` } : {}),
+    })
+  }
+  // 10 / 150 · 150 is 10, but other ratios end a rounding error above the whole number they mean.
+  const warmupSteps = Math.ceil(warmupRatio * totalSteps - 1e-9)
+  return (step: number): number => {
+    if (step < warmupSteps) return (peak * (step + 1)) / warmupSteps
+    const progress = (step - warmupSteps) / Math.max(1, totalSteps - warmupSteps)
+    if (schedule === 'cosine') return peak * 0.5 * (1 + Math.cos(Math.PI * progress))
+    return schedule === 'linear' ? peak * (1 - progress) : peak
+  }
+}

@@ -1,0 +1,104 @@
+import fc from 'fast-check'
+import { describe, expect, it } from 'vitest'
+import type { Example } from '../../src/text/records.js'
+import {
+  chooseBuckets,
+  collate,
+  planEpoch,
+  planEvaluation,
+  stepsPerEpoch,
+  targetsOf,
+  tokensOf,
+} from '../../src/train/batches.js'
+
+const lengthsOf = fc.array(fc.integer({ min: 1, max: 100 }), { minLength: 1, maxLength: 300 })
+const sizeOf = fc.record({ batchSize: fc.integer({ min: 1, max: 9 }), accumulation: fc.integer({ min: 1, max: 4 }) })
+
+describe('planEpoch', () => {
+  it('has every example once, in the announced number of steps, in shapes that hold it', () => {
+    fc.assert(
+      fc.property(lengthsOf, sizeOf, fc.boolean(), (lengths, size, isBaked) => {
+        const buckets = isBaked ? chooseBuckets(lengths, 128) : undefined
+        const steps = planEpoch(lengths, 7, 0, { ...size, buckets, limit: 100 })
+        expect(steps).toHaveLength(stepsPerEpoch(lengths.length, size))
+        const seen = steps.flat().flatMap(({ examples }) => examples)
+        expect([...seen].sort((a, b) => a - b)).toEqual(lengths.map((_, i) => i))
+        for (const { examples, rows, sequence } of steps.flat()) {
+          for (const index of examples) expect(lengths[index]).toBeLessThanOrEqual(sequence)
+          expect(sequence).toBeLessThanOrEqual(isBaked ? 128 : 100)
+          expect(rows).toBe(isBaked ? size.batchSize : examples.length)
+          if (isBaked) expect(buckets).toContain(sequence)
+        }
+      }),
+    )
+  })
+
+  it('gives each step the same examples however they are split', () => {
+    fc.assert(
+      fc.property(
+        lengthsOf,
+        fc.integer({ min: 1, max: 4 }),
+        fc.integer({ min: 1, max: 4 }),
+        (lengths, batch, times) => {
+          const whole = planEpoch(lengths, 3, 1, { batchSize: batch * times, accumulation: 1, limit: 256 })
+          const parts = planEpoch(lengths, 3, 1, { batchSize: batch, accumulation: times, limit: 256 })
+          const examples = (steps: typeof whole) => steps.map((step) => step.flatMap((micro) => micro.examples))
+          expect(examples(parts)).toEqual(examples(whole))
+        },
+      ),
+    )
+  })
+
+  it('depends on seed and epoch only', () => {
+    const lengths = Array.from({ length: 64 }, (_, i) => (i * 37) % 50)
+    const options = { batchSize: 4, accumulation: 1, limit: 256 }
+    const plan = (seed: number, epoch: number) => JSON.stringify(planEpoch(lengths, seed, epoch, options))
+    expect(plan(1, 0)).toBe(plan(1, 0))
+    expect(new Set([plan(1, 0), plan(1, 1), plan(2, 0)]).size).toBe(3)
+  })
+
+  it('puts like lengths together and pads little', () => {
+    const lengths = Array.from({ length: 512 }, (_, i) => 8 + ((i * 7919) % 240))
+    const steps = planEpoch(lengths, 1, 0, { batchSize: 8, accumulation: 1, limit: 256 })
+    const padded = steps.flat().reduce((sum, { rows, sequence }) => sum + rows * sequence, 0)
+    expect(padded / lengths.reduce((a, b) => a + b)).toBeLessThan(1.15)
+  })
+})
+
+describe('chooseBuckets', () => {
+  it('is one length, or two when that saves much', () => {
+    expect(chooseBuckets([60, 61, 62, 64], 256)).toEqual([64])
+    expect(chooseBuckets([...Array(30).fill(40), 200], 256)).toEqual([40, 200])
+    expect(chooseBuckets([250, 255], 255)).toEqual([255])
+  })
+})
+
+const example = (...ids: number[]): Example => ({
+  inputIds: Int32Array.from(ids),
+  labels: Int32Array.from(ids, (id, i) => (i < 2 ? -100 : id)),
+})
+
+describe('collate', () => {
+  const examples = [example(5, 6, 7), example(8, 9, 10, 11)]
+
+  it('pads on the right and ignores what it pads', () => {
+    const batch = collate(examples, { examples: [1, 0], rows: 2, sequence: 5 }, 99)
+    expect([...batch.inputIds]).toEqual([8, 9, 10, 11, 99, 5, 6, 7, 99, 99])
+    expect([...batch.attentionMask]).toEqual([1, 1, 1, 1, 0, 1, 1, 1, 0, 0])
+    expect([...batch.labels]).toEqual([-100, -100, 10, 11, -100, -100, -100, 7, -100, -100])
+    expect([batch.batch, batch.sequence]).toEqual([2, 5])
+  })
+
+  it('fills up rows that attend to something and learn nothing', () => {
+    const batch = collate(examples, { examples: [0], rows: 2, sequence: 4 }, 99)
+    expect([...batch.attentionMask]).toEqual([1, 1, 1, 0, 1, 1, 1, 1])
+    expect([...batch.labels.subarray(4)]).toEqual([-100, -100, -100, -100])
+  })
+
+  it('counts targets and tokens', () => {
+    const plans = planEvaluation([3, 4], { batchSize: 8, accumulation: 1, limit: 256 })
+    expect(plans.map((plan) => plan.examples)).toEqual([[1, 0]])
+    expect(targetsOf(examples, plans)).toBe(3)
+    expect(tokensOf(examples, plans)).toBe(7)
+  })
+})

@@ -1,0 +1,37 @@
+import fc from 'fast-check'
+import { describe, expect, it } from 'vitest'
+import { ConfigError } from '../../src/base/errors.js'
+import { learningRates, SCHEDULES } from '../../src/train/schedule.js'
+
+describe('learningRates', () => {
+  it('warms up to the peak, then falls to 0 at the step after the last', () => {
+    const rate = learningRates('linear', 1, 10 / 150, 150)
+    expect([0, 4, 9, 10, 80, 149].map(rate)).toEqual([0.1, 0.5, 1, 1, 0.5, 1 / 140].map((x) => expect.closeTo(x, 12)))
+    expect(rate(150)).toBe(0)
+    const cosine = learningRates('cosine', 2, 0, 100)
+    expect([0, 25, 50, 100].map(cosine)).toEqual([2, 1 + Math.SQRT1_2, 1, 0].map((x) => expect.closeTo(x, 12)))
+    expect([0, 1, 5, 9].map(learningRates('constant', 3, 0.2, 10))).toEqual([1.5, 3, 3, 3])
+  })
+
+  it('stays above 0 and below the peak in every step', () => {
+    fc.assert(
+      fc.property(
+        fc.constantFrom(...SCHEDULES),
+        fc.double({ min: 0, max: 1, noNaN: true }),
+        fc.integer({ min: 1, max: 300 }),
+        (schedule, ratio, total) => {
+          const rate = learningRates(schedule, 1e-3, ratio, total)
+          for (let step = 0; step < total; step++) {
+            expect(rate(step)).toBeGreaterThan(0)
+            expect(rate(step)).toBeLessThanOrEqual(1e-3)
+          }
+        },
+      ),
+    )
+  })
+
+  it('refuses a schedule that it does not know', () => {
+    expect(() => learningRates('cosin' as 'cosine', 1, 0, 1)).toThrow(ConfigError)
+    expect(() => learningRates('cosin' as 'cosine', 1, 0, 1)).toThrow('Did you mean cosine?')
+  })
+})
