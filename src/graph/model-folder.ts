@@ -4,6 +4,7 @@
 import { type Directory, readJson } from '../base/bytes.js'
 import { FileError, FormatError } from '../base/errors.js'
 import { loadOnnx, type OnnxModel } from '../formats/onnx/model.js'
+import type { RuntimeHost } from '../runtime/host.js'
 import { loadTokenizer, type Tokenizer } from '../text/tokenizer.js'
 
 export interface CausalModel {
@@ -24,7 +25,15 @@ export interface CausalModel {
   readonly eosTokenIds: readonly number[]
   /** The token that fills up batches; its value has no influence, so a folder that names none gets its eos, else 0. */
   readonly padTokenId: number
+  /** Where sessions of this model run. */
+  readonly runtime: RuntimeHost
   close(): Promise<void>
+}
+
+export interface LoadModelOptions {
+  runtime: RuntimeHost
+  /** The graph's path inside the folder; default: onnx/model.onnx, else model.onnx. */
+  onnxPath?: string | undefined
 }
 
 /** Where a folder's graph is looked for, first match first. */
@@ -36,11 +45,10 @@ const CONTEXT_KEYS = ['max_position_embeddings', 'n_positions', 'n_ctx', 'max_se
 /**
  * Opens a model folder.
  *
- * @param onnxPath the graph's path inside the folder; default: onnx/model.onnx, else model.onnx
  * @throws FileError when a part is missing, FormatError when one cannot be read
  */
-export async function loadModel(directory: Directory, onnxPath?: string): Promise<CausalModel> {
-  const path = onnxPath ?? (await findOnnx(directory))
+export async function loadModel(directory: Directory, options: LoadModelOptions): Promise<CausalModel> {
+  const path = options.onnxPath ?? (await findOnnx(directory))
   if (!(await directory.has('config.json'))) throw missing(directory, 'config.json')
   const config = await readObject(directory, 'config.json')
   const hasGenerationConfig = await directory.has('generation_config.json')
@@ -67,9 +75,8 @@ export async function loadModel(directory: Directory, onnxPath?: string): Promis
     contextLength: contextLength(config),
     eosTokenIds,
     padTokenId: padTokenIds[0] ?? eosTokenIds[0] ?? 0,
-    close: async () => {
-      await onnx.close()
-    },
+    runtime: options.runtime,
+    close: () => onnx.close(),
   }
 }
 
