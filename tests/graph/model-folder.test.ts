@@ -1,0 +1,80 @@
+import { fileURLToPath } from 'node:url'
+import { describe, expect, it } from 'vitest'
+import { type Directory, MemoryDirectory, readAll } from '../../src/base/bytes.js'
+import { FileError, FormatError } from '../../src/base/errors.js'
+import { loadModel } from '../../src/graph/model-folder.js'
+import { NodeDirectory } from '../../src/io/node-files.js'
+import type { RuntimeHost } from '../../src/runtime/host.js'
+
+const folder = new NodeDirectory(fileURLToPath(new URL('../../models/union-3m', import.meta.url)))
+const runtime = { specifier: 'none' } as RuntimeHost
+const load = (directory: Directory) => loadModel(directory, { runtime })
+
+const read = async (path: string) => {
+  const source = await folder.open(path)
+  try {
+    return await readAll(source)
+  } finally {
+    await source.close()
+  }
+}
+const files = {
+  'config.json': await read('config.json'),
+  'tokenizer.json': await read('tokenizer.json'),
+  'tokenizer_config.json': await read('tokenizer_config.json'),
+  'generation_config.json': await read('generation_config.json'),
+  'model.onnx': await read('onnx/model.onnx'),
+}
+const changed = (changes: Record<string, string | Uint8Array | undefined>) =>
+  new MemoryDirectory(
+    Object.fromEntries(
+      Object.entries({ ...files, ...changes }).filter(([, content]) => content !== undefined),
+    ) as never,
+    'folder',
+  )
+
+describe('loadModel', () => {
+  it('opens a folder on disk', async () => {
+    const model = await load(folder)
+    expect(model.onnxPath).toBe('onnx/model.onnx')
+    expect(model.contextLength).toBe(256)
+    expect(model.eosTokenIds).toEqual([1])
+    expect(model.padTokenId).toBe(2)
+    expect(model.config.model_type).toBe('llama')
+    expect(model.onnx.proto.graph?.input.map(({ name }) => name)).toEqual(['input_ids', 'attention_mask'])
+    await model.close()
+  })
+
+  it('finds model.onnx beside the config, and takes a path', async () => {
+    expect((await load(changed({}))).onnxPath).toBe('model.onnx')
+    const named = changed({ 'other.onnx': files['model.onnx'], 'model.onnx': undefined })
+    expect((await loadModel(named, { runtime, onnxPath: 'other.onnx' })).onnxPath).toBe('other.onnx')
+  })
+
+  it('collects the tokens that end a text, the tokenizer first', async () => {
+    const model = await load(changed({ 'generation_config.json': '{"eos_token_id": [7, 1, 9]}' }))
+    expect(model.eosTokenIds).toEqual([1, 7, 9])
+    const silent = { 'tokenizer_config.json': undefined, 'generation_config.json': undefined }
+    const bare = await load(changed({ ...silent, 'config.json': '{"eos_token_id": 5, "n_positions": 64}' }))
+    expect([bare.eosTokenIds, bare.padTokenId, bare.contextLength]).toEqual([[5], 5, 64])
+    const none = await load(changed({ ...silent, 'config.json': '{"text_config": {"max_position_embeddings": 32}}' }))
+    expect([none.eosTokenIds, none.padTokenId, none.contextLength]).toEqual([[], 0, 32])
+  })
+
+  it.each([
+    [{ 'config.json': undefined }, FileError, 'folder: no config.json'],
+    [{ 'tokenizer.json': undefined }, FileError, 'folder: no tokenizer.json'],
+    [
+      { 'model.onnx': undefined },
+      FileError,
+      'folder: no ONNX model in this folder; expected onnx/model.onnx or model.onnx',
+    ],
+    [{ 'config.json': '[]' }, FormatError, 'folder/config.json'],
+    [{ 'config.json': '{' }, FormatError, 'folder/config.json: not valid JSON'],
+    [{ 'model.onnx': 'hello, this is no model' }, FormatError, 'folder/model.onnx'],
+  ])('%j: says what is wrong', async (changes, kind, message) => {
+    const error = await load(changed(changes)).catch((error: unknown) => error)
+    expect(error).toBeInstanceOf(kind)
+    expect((error as Error).message).toContain(message)
+  })
+})
