@@ -1,0 +1,169 @@
+// LoraAdapter: named layers that share a config. What folders hold, what training yields, what merging and sessions take.
+
+import { ConfigError, MismatchError, nearMisses, StateError } from '../base/errors.js'
+import type { Matrix, MatrixLike } from '../base/tensor.js'
+import { type LoraConfig, type LoraConfigInput, resolveConfig } from './config.js'
+import { LoraLayer } from './layer.js'
+
+export interface LayerSummary {
+  name: string
+  d: number
+  k: number
+  rank: number
+  trainableParams: number
+  totalParams: number
+  compressionRatio: number
+  merged: boolean
+}
+
+export interface AdapterSummary {
+  layers: LayerSummary[]
+  totalTrainable: number
+  totalParams: number
+}
+
+/** Iterates over `[name, layer]` in the order in which layers were added. */
+export class LoraAdapter implements Iterable<[name: string, layer: LoraLayer]> {
+  readonly config: LoraConfig
+  readonly #layers = new Map<string, LoraLayer>()
+
+  /** @throws ConfigError or UnsupportedError when the config is not usable. */
+  constructor(config: LoraConfigInput = {}) {
+    this.config = resolveConfig(config)
+  }
+
+  /**
+   * A new layer over a copy of `baseWeight` (d, k), with the rank and alpha that the config's patterns give its name.
+   *
+   * @throws ConfigError when the name is empty or taken, or the rank is above min(d, k).
+   */
+  addLayer(name: string, baseWeight: MatrixLike): LoraLayer {
+    return this.#add(name, () => new LoraLayer(baseWeight, this.config, name))
+  }
+
+  /** The same for a weight of that shape that stays where it is: {@link LoraLayer.ofShape}. */
+  addLayerOfShape(name: string, shape: readonly [d: number, k: number]): LoraLayer {
+    return this.#add(name, () => LoraLayer.ofShape(shape, this.config, name))
+  }
+
+  /**
+   * A layer from copies of A (r, k) and B (d, r), without a base weight, in evaluation mode.
+   *
+   * @throws ConfigError when the name is empty or taken, ShapeError when r is not the rank that the config gives the name.
+   */
+  addFactors(name: string, weightA: MatrixLike, weightB: MatrixLike): LoraLayer {
+    return this.#add(name, () => LoraLayer.fromFactors(weightA, weightB, this.config, name))
+  }
+
+  get size(): number {
+    return this.#layers.size
+  }
+
+  has(name: string): boolean {
+    return this.#layers.has(name)
+  }
+
+  /** @throws MismatchError when there is no layer of that name. */
+  layer(name: string): LoraLayer {
+    const layer = this.#layers.get(name)
+    if (layer !== undefined) return layer
+    const near = nearMisses(name, this.#layers.keys())
+    throw new MismatchError({
+      where: name,
+      what: 'the adapter has no such layer',
+      ...(near.length > 0 && { hint: `Did you mean ${near.join(', ')}` }),
+    })
+  }
+
+  names(): string[] {
+    return [...this.#layers.keys()]
+  }
+
+  [Symbol.iterator](): IterableIterator<[string, LoraLayer]> {
+    return this.#layers.entries()
+  }
+
+  /** (n, k) → (n, d) through the named layer. Throws as {@link LoraLayer.forward} and {@link layer} do. */
+  forward(name: string, input: MatrixLike): Matrix {
+    return this.layer(name).forward(input)
+  }
+
+  /** Dropout on in all layers, where the config has it. */
+  train(): this {
+    for (const layer of this.#layers.values()) layer.train()
+    return this
+  }
+
+  /** Dropout off in all layers. */
+  eval(): this {
+    for (const layer of this.#layers.values()) layer.eval()
+    return this
+  }
+
+  /**
+   * Merges all layers, or none when one of them cannot be.
+   *
+   * @throws StateError when a layer is merged already or has no base weight, NumericError when a result is not finite.
+   */
+  mergeAll(): void {
+    const done: LoraLayer[] = []
+    try {
+      for (const layer of this.#layers.values()) {
+        layer.merge()
+        done.push(layer)
+      }
+    } catch (error) {
+      for (const layer of done) layer.unmerge()
+      throw error
+    }
+  }
+
+  /**
+   * Unmerges all layers, or none when one of them is not merged.
+   *
+   * @throws StateError that names the layer which is not merged.
+   */
+  unmergeAll(): void {
+    for (const [name, layer] of this.#layers) {
+      if (!layer.merged) throw new StateError({ where: name, what: 'not merged; no layer was changed' })
+    }
+    for (const layer of this.#layers.values()) layer.unmerge()
+  }
+
+  /** Σ r·(d + k) */
+  totalTrainableParams(): number {
+    let sum = 0
+    for (const layer of this.#layers.values()) sum += layer.trainableParams()
+    return sum
+  }
+
+  summary(): AdapterSummary {
+    const layers = [...this.#layers].map(([name, layer]) => ({
+      name,
+      d: layer.d,
+      k: layer.k,
+      rank: layer.rank,
+      trainableParams: layer.trainableParams(),
+      totalParams: layer.totalParams(),
+      compressionRatio: layer.compressionRatio(),
+      merged: layer.merged,
+    }))
+    return {
+      layers,
+      totalTrainable: this.totalTrainableParams(),
+      totalParams: layers.reduce((sum, layer) => sum + layer.totalParams, 0),
+    }
+  }
+
+  #add(name: string, make: () => LoraLayer): LoraLayer {
+    if (name === '' || this.#layers.has(name)) {
+      throw new ConfigError({
+        where: name === '' ? 'LoraAdapter' : name,
+        what: name === '' ? 'a layer needs a name' : 'the adapter has a layer of that name already',
+      })
+    }
+    const layer = make()
+    this.#layers.set(name, layer)
+    return layer
+  }
+}

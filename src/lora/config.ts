@@ -1,0 +1,247 @@
+// LoraConfig: every setting of an adapter, checked once and frozen. Names are PEFT's in camelCase, except for the paper's own
+// (Hu et al. 2021, arXiv 2106.09685): rank, alpha, dropout.
+
+import { ConfigError, nearMisses, UnsupportedError } from '../base/errors.js'
+import { PatternTable, targetMatcher } from './patterns.js'
+
+/** How a new layer's A is drawn; B is zero. `kaiming-uniform` and `gaussian` are PEFT's. */
+export type Init = 'normal' | 'kaiming-uniform' | 'gaussian'
+
+export const INITS: readonly Init[] = ['normal', 'kaiming-uniform', 'gaussian']
+
+/** A complete config. Make one with {@link resolveConfig}. */
+export interface LoraConfig {
+  /** r, at least 1. Default 8. */
+  readonly rank: number
+  /** α, above 0. Default 8. */
+  readonly alpha: number
+  /** Probability in [0, 1) that an input of the LoRA branch is dropped in training. Default 0. */
+  readonly dropout: number
+  /** Module names or their last parts; a regular expression for whole names; or `all-linear`. Default []: none. */
+  readonly targetModules: readonly string[] | string
+  /** Modules left alone whatever targetModules says. */
+  readonly excludeModules: readonly string[] | string | undefined
+  /** Only these layers of a stack, by index; with a list of targetModules. */
+  readonly layersToTransform: readonly number[] | number | undefined
+  /** The stack's name, `layers` or `h`, when layersToTransform needs one. */
+  readonly layersPattern: readonly string[] | string | undefined
+  /** Module name or expression for its end → rank; the first key that matches counts. */
+  readonly rankPattern: Readonly<Record<string, number>>
+  /** The same for alpha. */
+  readonly alphaPattern: Readonly<Record<string, number>>
+  /** s = α/√r instead of α/r (Kalajdzievski 2023, arXiv 2312.03732). Default false. */
+  readonly useRslora: boolean
+  /** The base stores its weights as (k, d), like GPT-2's Conv1D. No effect on the factors. Default false. */
+  readonly fanInFanOut: boolean
+  /** Default `normal`: variance 1/r. */
+  readonly init: Init
+  /** A safe integer. Default 42. */
+  readonly seed: number
+  /** Name or path of the base model, as PEFT notes it. */
+  readonly baseModel: string | undefined
+  /** PEFT's task type: CAUSAL_LM, SEQ_CLS, … */
+  readonly taskType: string | undefined
+  readonly useDora: boolean
+  readonly bias: 'none' | 'all' | 'lora_only'
+  readonly modulesToSave: readonly string[]
+  /** Fields of PEFT's file without effect on the result, as they were, in PEFT's spelling. */
+  readonly peftFields: Readonly<Record<string, unknown>>
+}
+
+/** What users write: any part of a config; the rest takes its default. */
+export type LoraConfigInput = { readonly [K in keyof LoraConfig]?: LoraConfig[K] | undefined }
+
+/** What training starts from, in the API and on the command line. */
+export const TRAIN_DEFAULTS = Object.freeze({
+  rank: 8,
+  alpha: 16,
+  dropout: 0,
+  targetModules: 'all-linear',
+  init: 'kaiming-uniform',
+  seed: 42,
+}) satisfies LoraConfigInput
+
+interface Field {
+  default: unknown
+  expected: string
+  accepts(value: unknown): boolean
+}
+
+const FIELDS: { readonly [K in keyof LoraConfig]: Field & { default: LoraConfig[K] } } = {
+  rank: { default: 8, expected: 'an integer of at least 1', accepts: isRank },
+  alpha: { default: 8, expected: 'a finite number above 0', accepts: isAlpha },
+  dropout: {
+    default: 0,
+    expected: 'a number in [0, 1)',
+    accepts: (value) => isNumber(value) && value >= 0 && value < 1,
+  },
+  targetModules: { default: [], expected: 'module names, an expression or all-linear', accepts: isNames },
+  excludeModules: optional('module names or an expression', isNames),
+  layersToTransform: optional(
+    'layer indexes',
+    (value) => isIndex(value) || (Array.isArray(value) && value.every(isIndex)),
+  ),
+  layersPattern: optional('names of layer stacks', isNames),
+  rankPattern: { default: {}, expected: 'module expressions with ranks of at least 1', accepts: isTable(isRank) },
+  alphaPattern: { default: {}, expected: 'module expressions with alphas above 0', accepts: isTable(isAlpha) },
+  useRslora: { default: false, expected: 'true or false', accepts: isBoolean },
+  fanInFanOut: { default: false, expected: 'true or false', accepts: isBoolean },
+  init: { default: 'normal', expected: INITS.join(', '), accepts: (value) => INITS.includes(value as Init) },
+  seed: { default: 42, expected: 'a safe integer', accepts: Number.isSafeInteger },
+  baseModel: optional('a string', isString),
+  taskType: optional('a string', isString),
+  useDora: { default: false, expected: 'true or false', accepts: isBoolean },
+  bias: {
+    default: 'none',
+    expected: 'none, all or lora_only',
+    accepts: (value) => value === 'none' || value === 'all' || value === 'lora_only',
+  },
+  modulesToSave: {
+    default: [],
+    expected: 'module names',
+    accepts: (value) => Array.isArray(value) && value.every(isString),
+  },
+  peftFields: { default: {}, expected: 'an object', accepts: isObject },
+}
+
+/**
+ * Fills in defaults, checks every field and freezes the result. A resolved config may be passed again.
+ *
+ * @throws ConfigError that names the first field that is unknown, out of range or contradicts another; UnsupportedError for
+ *   DoRA, trained biases and modulesToSave.
+ */
+export function resolveConfig(input: LoraConfigInput = {}): LoraConfig {
+  if (resolved.has(input)) return input as LoraConfig
+  for (const key of Object.keys(input)) {
+    if (Object.hasOwn(FIELDS, key)) continue
+    const near = nearMisses(key, Object.keys(FIELDS))
+    throw new ConfigError({
+      where: key,
+      what: 'no such setting of a LoRA config',
+      hint: `There ${near.length > 0 ? 'is' : 'are'} ${(near.length > 0 ? near : Object.keys(FIELDS)).join(', ')}`,
+    })
+  }
+  const entries = Object.entries(FIELDS).map(([key, field]) => {
+    const value = input[key as keyof LoraConfig]
+    if (value === undefined) return [key, freeze(field.default)]
+    if (!field.accepts(value)) {
+      throw new ConfigError({ where: key, what: 'not usable', expected: field.expected, got: describe(value) })
+    }
+    return [key, freeze(value)]
+  })
+  const config = Object.freeze(Object.fromEntries(entries)) as LoraConfig
+  checkTogether(config)
+  resolved.add(config)
+  return config
+}
+
+/** What resolveConfig gave: frozen, so that it need not be checked again for every layer. */
+const resolved = new WeakSet<LoraConfigInput>()
+
+function checkTogether(config: LoraConfig): void {
+  const { targetModules, layersToTransform, layersPattern } = config
+  if (config.useDora) throw unsupported('useDora', 'true')
+  if (config.bias !== 'none') throw unsupported('bias', config.bias)
+  if (config.modulesToSave.length > 0) throw unsupported('modulesToSave', describe(config.modulesToSave))
+  if (typeof targetModules === 'string' && layersToTransform !== undefined) {
+    throw new ConfigError({
+      where: 'layersToTransform',
+      what: 'only goes with a list of targetModules',
+      got: describe(targetModules),
+    })
+  }
+  if (layersPattern !== undefined && layersPattern.length > 0 && layersToTransform === undefined) {
+    throw new ConfigError({ where: 'layersPattern', what: 'has no effect without layersToTransform' })
+  }
+  targetMatcher(config)
+  patternTables(config)
+}
+
+function unsupported(where: string, got: string): UnsupportedError {
+  return new UnsupportedError({ where, what: 'not implemented yet', got })
+}
+
+const tables = new WeakMap<LoraConfig, { rank: PatternTable; alpha: PatternTable }>()
+
+/** Compiled once per config, since every layer asks. */
+function patternTables(config: LoraConfig): { rank: PatternTable; alpha: PatternTable } {
+  let result = tables.get(config)
+  if (result === undefined) {
+    result = {
+      rank: new PatternTable(config.rankPattern, 'rankPattern'),
+      alpha: new PatternTable(config.alphaPattern, 'alphaPattern'),
+    }
+    tables.set(config, result)
+  }
+  return result
+}
+
+/** A resolved config as one layer sees it: with the rank and alpha that the patterns give its name, and no patterns left. */
+export function configForLayer(config: LoraConfig, layerName: string): LoraConfig {
+  if (Object.keys(config.rankPattern).length === 0 && Object.keys(config.alphaPattern).length === 0) return config
+  const { rank, alpha } = patternTables(config)
+  const result = Object.freeze({
+    ...config,
+    rank: rank.find(layerName) ?? config.rank,
+    alpha: alpha.find(layerName) ?? config.alpha,
+    rankPattern: Object.freeze({}),
+    alphaPattern: Object.freeze({}),
+  })
+  resolved.add(result)
+  return result
+}
+
+/** s, by which B·A is multiplied. The one place that computes it. */
+export function scalingOf(rank: number, alpha: number, useRslora: boolean): number {
+  return useRslora ? alpha / Math.sqrt(rank) : alpha / rank
+}
+
+function optional(expected: string, accepts: (value: unknown) => boolean) {
+  return { default: undefined, expected, accepts }
+}
+
+function isNumber(value: unknown): value is number {
+  return typeof value === 'number'
+}
+
+function isString(value: unknown): value is string {
+  return typeof value === 'string'
+}
+
+function isBoolean(value: unknown): boolean {
+  return typeof value === 'boolean'
+}
+
+function isRank(value: unknown): boolean {
+  return Number.isSafeInteger(value) && (value as number) >= 1
+}
+
+function isAlpha(value: unknown): boolean {
+  return Number.isFinite(value) && (value as number) > 0
+}
+
+function isIndex(value: unknown): boolean {
+  return Number.isSafeInteger(value) && (value as number) >= 0
+}
+
+function isNames(value: unknown): boolean {
+  return isString(value) ? value !== '' : Array.isArray(value) && value.every((name) => isString(name) && name !== '')
+}
+
+function isObject(value: unknown): value is Record<string, unknown> {
+  return typeof value === 'object' && value !== null && !Array.isArray(value)
+}
+
+function isTable(accepts: (value: unknown) => boolean): (value: unknown) => boolean {
+  return (value) => isObject(value) && Object.values(value).every(accepts)
+}
+
+/** A frozen copy, so that the caller's own arrays and objects stay free and cannot change the config. */
+function freeze<T>(value: T): T {
+  if (Array.isArray(value)) return Object.freeze([...value]) as T
+  return isObject(value) ? (Object.freeze({ ...value }) as T) : value
+}
+
+function describe(value: unknown): string {
+  return typeof value === 'number' ? String(value) : (JSON.stringify(value) ?? String(value)).slice(0, 200)
+}

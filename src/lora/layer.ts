@@ -1,0 +1,388 @@
+// One adapted weight: y = x·(W + s·B·A)ᵀ with W (d, k), A (r, k), B (d, r) and s from alpha and rank. Hu et al. 2021,
+// "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685, section 4.1.
+
+import type { FloatDtype } from '../base/dtype.js'
+import { ConfigError, NumericError, ShapeError, StateError } from '../base/errors.js'
+import { Random } from '../base/random.js'
+import {
+  checkShape,
+  type FloatArray,
+  formatShape,
+  type Matrix,
+  type MatrixLike,
+  toMatrix,
+  zeros,
+} from '../base/tensor.js'
+import { configForLayer, type LoraConfig, type LoraConfigInput, resolveConfig, scalingOf } from './config.js'
+import { initialWeightA } from './initializers.js'
+import { copyAs, isFiniteMatrix, norm, normOfProduct, product } from './product.js'
+
+/** What `backward` gives: gradients shaped like A (r, k), B (d, r) and the input (n, k). */
+export interface LayerGradients {
+  weightA: Matrix
+  weightB: Matrix
+  input: Matrix
+}
+
+/** What the last forward leaves for backward. */
+interface Tape {
+  /** (n, k), after dropout. */
+  branchInput: Matrix
+  /** (n, r), branchInput·Aᵀ. */
+  hidden: Matrix
+  /** One per element of the input, 0 where it was dropped; absent without dropout. */
+  keep: Uint8Array | undefined
+}
+
+/** A layer to be, without a base weight. */
+class Factors {
+  constructor(
+    readonly weightA: Matrix,
+    readonly weightB: Matrix,
+    readonly isNew: boolean,
+  ) {}
+}
+
+export class LoraLayer {
+  /** Where the layer is in its model, as in `model.layers.0.self_attn.q_proj`; empty for a layer on its own. */
+  readonly name: string
+  /** The layer's own: rank and alpha are what the patterns give its name. */
+  readonly config: LoraConfig
+  /** The float type of the file it came from and is saved in, unless saving names another. */
+  dtype: FloatDtype = 'F32'
+  readonly #random: Random
+  #weightA: Matrix
+  #weightB: Matrix
+  #baseWeight: Matrix | undefined
+  /** The base weight as it was before merge; present while merged. */
+  #unmerged: Matrix | undefined
+  #tape: Tape | undefined
+  #isTraining: boolean
+
+  /**
+   * A new layer over a copy of `baseWeight` (d, k): A drawn from the seed and the name, B zero. It is in training mode.
+   *
+   * @throws ConfigError when the config is not usable, or its rank is above min(d, k); ShapeError when baseWeight is no matrix.
+   */
+  constructor(baseWeight: MatrixLike, config?: LoraConfigInput, name?: string)
+  /** @internal */
+  constructor(factors: Factors, config?: LoraConfigInput, name?: string)
+  constructor(source: MatrixLike | Factors, config: LoraConfigInput = {}, name = '') {
+    this.name = name
+    this.config = configForLayer(resolveConfig(config), name)
+    this.#random = new Random(this.config.seed, `dropout/${name}`)
+    if (source instanceof Factors) {
+      this.#weightA = source.weightA
+      this.#weightB = source.weightB
+      this.#isTraining = source.isNew
+    } else {
+      const matrix = toMatrix(source, this.#where('baseWeight'))
+      const base = copyAs(matrix, matrix.data)
+      const factors = initialFactors(base.shape, this.config, name, base.data)
+      this.#baseWeight = base
+      this.#weightA = factors.weightA
+      this.#weightB = factors.weightB
+      this.#isTraining = true
+    }
+  }
+
+  /**
+   * A layer from copies of trained factors A (r, k) and B (d, r), without a base weight, in evaluation mode. A config that
+   * names no rank takes the factors'. Here the rank may be above min(d, k).
+   *
+   * @throws ShapeError when the factors disagree with each other or with the config's rank.
+   */
+  static fromFactors(weightA: MatrixLike, weightB: MatrixLike, config: LoraConfigInput = {}, name = ''): LoraLayer {
+    const a = toMatrix(weightA, where(name, 'weightA'))
+    const b = toMatrix(weightB, where(name, 'weightB'))
+    const own = configForLayer(
+      resolveConfig(config.rank === undefined ? { ...config, rank: a.shape[0] } : config),
+      name,
+    )
+    checkShape(a, own.rank, a.shape[1], where(name, 'weightA'))
+    checkShape(b, b.shape[0], own.rank, where(name, 'weightB'))
+    return new LoraLayer(new Factors(copyAs(a, a.data), copyAs(b, a.data), false), own, name)
+  }
+
+  /**
+   * A new layer for a weight (d, k) that stays where it is: as the constructor makes it, in f32, without a base weight.
+   *
+   * @throws ConfigError when the config is not usable, or its rank is above min(d, k).
+   */
+  static ofShape(shape: readonly [d: number, k: number], config: LoraConfigInput = {}, name = ''): LoraLayer {
+    const own = configForLayer(resolveConfig(config), name)
+    return new LoraLayer(initialFactors(shape, own, name, new Float32Array()), own, name)
+  }
+
+  /** Rows of the weight: how many features come out. */
+  get d(): number {
+    return this.#weightB.shape[0]
+  }
+
+  /** Columns of the weight: how many features go in. */
+  get k(): number {
+    return this.#weightA.shape[1]
+  }
+
+  get rank(): number {
+    return this.config.rank
+  }
+
+  /** s, by which B·A is multiplied. */
+  get scaling(): number {
+    return scalingOf(this.config.rank, this.config.alpha, this.config.useRslora)
+  }
+
+  get merged(): boolean {
+    return this.#unmerged !== undefined
+  }
+
+  get isTraining(): boolean {
+    return this.#isTraining
+  }
+
+  /** A (r, k), the layer's own: its data may be edited in place. Assignment copies; StateError while merged. */
+  get weightA(): Matrix {
+    return this.#weightA
+  }
+
+  set weightA(value: MatrixLike) {
+    this.#weightA = this.#assigned('weightA', value, this.rank, this.k, this.#weightA.data)
+  }
+
+  /** B (d, r); as weightA. */
+  get weightB(): Matrix {
+    return this.#weightB
+  }
+
+  set weightB(value: MatrixLike) {
+    this.#weightB = this.#assigned('weightB', value, this.d, this.rank, this.#weightB.data)
+  }
+
+  /** W (d, k), the layer's own; with s·B·A in it while merged; undefined while none is attached. Assignment copies. */
+  get baseWeight(): Matrix | undefined {
+    return this.#baseWeight
+  }
+
+  set baseWeight(value: MatrixLike) {
+    const base = this.#assigned('baseWeight', value, this.d, this.k)
+    this.#baseWeight = base
+    this.#weightA = copyAs(this.#weightA, base.data)
+    this.#weightB = copyAs(this.#weightB, base.data)
+  }
+
+  /**
+   * Gives a layer that was read from a file its weight (d, k), copied; the factors take its precision.
+   *
+   * @throws ShapeError when it is not (d, k), StateError while merged.
+   */
+  attachBase(baseWeight: MatrixLike): this {
+    this.baseWeight = baseWeight
+    return this
+  }
+
+  /** Dropout on, where the config has it. */
+  train(): this {
+    this.#isTraining = true
+    return this
+  }
+
+  /** Dropout off. */
+  eval(): this {
+    this.#isTraining = false
+    return this
+  }
+
+  /** s·B·A (d, k), a new matrix. */
+  delta(): Matrix {
+    return product(this.#weightB, this.#weightA, { scale: this.scaling })
+  }
+
+  /** W + s·B·A (d, k), a new matrix. While merged: a copy of the base weight, which holds the delta. */
+  effectiveWeight(): Matrix {
+    const base = this.#needBase('effectiveWeight')
+    const result = copyAs(base, base.data)
+    return this.merged ? result : product(this.#weightB, this.#weightA, { scale: this.scaling, addTo: result })
+  }
+
+  /**
+   * (n, k) → (n, d). Not merged and in training mode: inverted dropout on the LoRA branch's input. Merged: the base alone.
+   *
+   * @throws ShapeError when the input has other than k columns, StateError without a base weight.
+   */
+  forward(input: MatrixLike): Matrix {
+    const base = this.#needBase('forward')
+    const x = copyAs(toMatrix(input, this.#where('input')), base.data)
+    checkShape(x, x.shape[0], this.k, this.#where('input'))
+    const output = product(x, base, { transposeB: true }) // (n, k) @ (k, d) → (n, d)
+    this.#tape = undefined
+    if (this.merged) return output
+    const keep = this.#dropFrom(x)
+    const hidden = product(x, this.#weightA, { transposeB: true }) // (n, k) @ (k, r) → (n, r)
+    this.#tape = { branchInput: x, hidden, keep }
+    return product(hidden, this.#weightB, { transposeB: true, scale: this.scaling, addTo: output }) // (n, r) @ (r, d)
+  }
+
+  /**
+   * Gradients for the last forward, with its dropout mask, from that of its output (n, d). Change the factors after it, not
+   * between the two.
+   *
+   * @throws StateError before a forward and while merged, ShapeError when gradOutput is not (n, d).
+   */
+  backward(gradOutput: MatrixLike): LayerGradients {
+    const tape = this.#tape
+    if (tape === undefined) {
+      throw new StateError({
+        where: this.#where('backward'),
+        what: this.merged ? 'not while merged' : 'no forward to differentiate',
+        hint: this.merged ? 'Call unmerge() and forward() first' : 'Call forward() first, after any assignment',
+      })
+    }
+    const base = this.#needBase('backward')
+    const dy = copyAs(toMatrix(gradOutput, this.#where('gradOutput')), base.data)
+    checkShape(dy, tape.hidden.shape[0], this.d, this.#where('gradOutput'))
+    const scale = this.scaling
+    const dHidden = product(dy, this.#weightB, { scale }) // (n, d) @ (d, r) → (n, r)
+    const input = product(dy, base) // (n, d) @ (d, k) → (n, k)
+    const branch = product(dHidden, this.#weightA) // (n, r) @ (r, k) → (n, k)
+    this.#addKept(input, branch, tape.keep)
+    return {
+      weightA: product(dHidden, tape.branchInput, { transposeA: true }), // (r, n) @ (n, k) → (r, k)
+      weightB: product(dy, tape.hidden, { transposeA: true, scale }), // (d, n) @ (n, r) → (d, r)
+      input,
+    }
+  }
+
+  /**
+   * Folds s·B·A into the base weight.
+   *
+   * @throws StateError when merged already or without a base weight, NumericError when the result is not finite.
+   */
+  merge(): void {
+    const base = this.#needBase('merge')
+    if (this.merged) throw new StateError({ where: this.#where('merge'), what: 'merged already' })
+    const result = this.effectiveWeight()
+    if (!isFiniteMatrix(result)) {
+      throw new NumericError({ where: this.#where('merge'), what: 'W + s·B·A is not finite; nothing was changed' })
+    }
+    // The old matrix is kept, not subtracted from later: only so can unmerge be exact.
+    this.#unmerged = base
+    this.#baseWeight = result
+    this.#tape = undefined
+  }
+
+  /**
+   * Gives back the base weight bit for bit, whatever happened to A and B meanwhile.
+   *
+   * @throws StateError when not merged.
+   */
+  unmerge(): void {
+    if (this.#unmerged === undefined) throw new StateError({ where: this.#where('unmerge'), what: 'not merged' })
+    this.#baseWeight = this.#unmerged
+    this.#unmerged = undefined
+  }
+
+  /** r·(d + k) */
+  trainableParams(): number {
+    return this.rank * (this.d + this.k)
+  }
+
+  /** d·k + r·(d + k) */
+  totalParams(): number {
+    return this.d * this.k + this.trainableParams()
+  }
+
+  /** trainable / total */
+  compressionRatio(): number {
+    return this.trainableParams() / this.totalParams()
+  }
+
+  /** ‖A‖, Frobenius. */
+  normA(): number {
+    return norm(this.#weightA)
+  }
+
+  /** ‖B‖, Frobenius. */
+  normB(): number {
+    return norm(this.#weightB)
+  }
+
+  /** ‖s·B·A‖, Frobenius, without forming B·A. */
+  normDelta(): number {
+    return this.scaling * normOfProduct(this.#weightB, this.#weightA)
+  }
+
+  /** @throws StateError when there is no base weight. */
+  #needBase(member: string): Matrix {
+    if (this.#baseWeight !== undefined) return this.#baseWeight
+    throw new StateError({
+      where: this.#where(member),
+      what: 'the layer has no base weight',
+      hint: 'Give it one with attachBase(W)',
+    })
+  }
+
+  #assigned(field: string, value: MatrixLike, rows: number, columns: number, like?: FloatArray): Matrix {
+    if (this.merged) {
+      throw new StateError({
+        where: this.#where(field),
+        what: 'cannot be replaced while merged',
+        hint: 'Call unmerge() first',
+      })
+    }
+    const matrix = toMatrix(value, this.#where(field))
+    checkShape(matrix, rows, columns, this.#where(field))
+    this.#tape = undefined
+    return copyAs(matrix, like ?? matrix.data)
+  }
+
+  /** Inverted dropout in place: kept elements grow by 1/(1 − p), so that the mean stays. Gives back which were kept. */
+  #dropFrom(x: Matrix): Uint8Array | undefined {
+    const { dropout } = this.config
+    if (!this.#isTraining || dropout === 0) return undefined
+    const keep = new Uint8Array(x.data.length)
+    for (let i = 0; i < keep.length; i++) {
+      keep[i] = this.#random.uniform() < dropout ? 0 : 1
+      x.data[i] = keep[i] === 1 ? x.data[i] / (1 - dropout) : 0
+    }
+    return keep
+  }
+
+  /** input += branch, through the dropout of the last forward. */
+  #addKept(input: Matrix, branch: Matrix, keep: Uint8Array | undefined): void {
+    const factor = keep === undefined ? 1 : 1 / (1 - this.config.dropout)
+    for (let i = 0; i < input.data.length; i++) {
+      if (keep === undefined || keep[i] === 1) input.data[i] += branch.data[i] * factor
+    }
+  }
+
+  #where(member: string): string {
+    return where(this.name, member)
+  }
+}
+
+function where(name: string, member: string): string {
+  return name === '' ? `LoraLayer.${member}` : `${name}.${member}`
+}
+
+function initialFactors(shape: readonly [number, number], config: LoraConfig, name: string, like: FloatArray): Factors {
+  const [d, k] = shape
+  if (!Number.isSafeInteger(d) || !Number.isSafeInteger(k) || d < 0 || k < 0) {
+    throw new ShapeError({
+      where: where(name, 'shape'),
+      what: 'not a shape',
+      expected: '(d, k)',
+      got: formatShape(shape),
+    })
+  }
+  const maximum = Math.min(d, k)
+  if (config.rank > maximum) {
+    throw new ConfigError({
+      where: name === '' ? 'LoraLayer' : name,
+      what: `the rank is above min(d, k) of a weight ${formatShape(shape)}`,
+      expected: `at most ${maximum}`,
+      got: `${config.rank}`,
+    })
+  }
+  return new Factors(initialWeightA(config, name, k, like), zeros(d, config.rank, like), true)
+}

@@ -1,0 +1,57 @@
+// Matrix products through the kernels, and the few other operations on matrices that a layer needs.
+
+import type { FloatArray, Matrix } from '../base/tensor.js'
+import { zeros } from '../base/tensor.js'
+import { defaultKernels } from '../kernels/index.js'
+
+export interface ProductOptions {
+  transposeA?: boolean
+  transposeB?: boolean
+  /** Factor of the product. Default 1. */
+  scale?: number
+  /** Changed in place and returned: scale · a·b is added to it. Default: a new matrix. */
+  addTo?: Matrix
+}
+
+/** scale · op(a) (m, k) @ op(b) (k, n) → (m, n), in a's precision. Shapes are the caller's to check. */
+export function product(a: Matrix, b: Matrix, options: ProductOptions = {}): Matrix {
+  const { transposeA = false, transposeB = false, scale = 1, addTo } = options
+  const [m, k] = transposeA ? [a.shape[1], a.shape[0]] : a.shape
+  const n = b.shape[transposeB ? 0 : 1]
+  const out = addTo ?? zeros(m, n, a.data)
+  const beta = addTo === undefined ? 0 : 1
+  defaultKernels().gemm({ m, n, k, a: a.data, transposeA, b: b.data, transposeB, out: out.data, alpha: scale, beta })
+  return out
+}
+
+/** A copy in the precision of `like`. */
+export function copyAs(matrix: Matrix, like: FloatArray): Matrix {
+  const data = like instanceof Float64Array ? Float64Array.from(matrix.data) : Float32Array.from(matrix.data)
+  return { data, shape: [matrix.shape[0], matrix.shape[1]] }
+}
+
+export function isFiniteMatrix({ data }: Matrix): boolean {
+  return data.every(Number.isFinite)
+}
+
+/** Frobenius norm. */
+export function norm({ data }: Matrix): number {
+  let sum = 0
+  for (let i = 0; i < data.length; i++) sum += data[i] * data[i]
+  return Math.sqrt(sum)
+}
+
+/**
+ * ‖b·a‖ for b (d, r) and a (r, k) without forming b·a: √Σ (bᵀb ∘ a·aᵀ), in f64, with r²·(d + k) multiplications instead
+ * of r·d·k.
+ */
+export function normOfProduct(b: Matrix, a: Matrix): number {
+  const like = new Float64Array()
+  const [b64, a64] = [copyAs(b, like), copyAs(a, like)]
+  const left = product(b64, b64, { transposeA: true }) // (r, d) @ (d, r) → (r, r)
+  const right = product(a64, a64, { transposeB: true }) // (r, k) @ (k, r) → (r, r)
+  let sum = 0
+  for (let i = 0; i < left.data.length; i++) sum += left.data[i] * right.data[i]
+  // Rounding can leave a tiny negative sum where b·a is zero.
+  return Math.sqrt(Math.max(sum, 0))
+}
