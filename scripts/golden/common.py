@@ -98,11 +98,14 @@ def fill_b(adapted, seed, b_std):
                     p.copy_(torch.randn(p.shape, generator=generator) * b_std)
 
 
-def save_adapter(adapted, folder):
+def save_adapter(adapted, folder, **options):
     """As PEFT writes it, without the model card."""
     fresh(folder)
-    adapted.peft_config["default"].base_model_name_or_path = adapted.base_model.model.name_or_path
-    adapted.save_pretrained(folder)
+    config = adapted.peft_config["default"]
+    if isinstance(getattr(config, "target_modules", None), set):  # a set is written in an order of its own each time
+        config.target_modules = sorted(config.target_modules)
+    config.base_model_name_or_path = adapted.get_base_model().name_or_path
+    adapted.save_pretrained(folder, **options)
     (folder / "README.md").unlink(missing_ok=True)
     for file in folder.iterdir():  # safetensors writes files that only their owner reads
         file.chmod(0o644)
@@ -130,12 +133,17 @@ def all_double():
         torch.float32, torch.Tensor.float = saved
 
 
-def loss_of(adapted, batch):
-    wide = next(adapted.parameters()).dtype == torch.float64
+def call(model, **inputs):
+    """The model's output, computed throughout in the precision of its weights."""
+    wide = next(model.parameters()).dtype == torch.float64
     with all_double() if wide else contextlib.nullcontext():
-        loss = adapted(**tensors(batch), use_cache=False).loss
-    assert not wide or loss.dtype == torch.float64
-    return loss
+        out = model(**inputs, use_cache=False)
+    assert not wide or out.logits.dtype == torch.float64
+    return out
+
+
+def loss_of(adapted, batch):
+    return call(adapted, **tensors(batch)).loss
 
 
 def gradients(adapted, batch):
@@ -183,8 +191,8 @@ def logits_summary(model, prompts):
     """The last position's five largest logits and every 32nd, per prompt, computed in the model's precision."""
     out = []
     for ids in prompts:
-        logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+        logits = call(model, input_ids=torch.tensor([ids])).logits[0, -1]
         top = logits.topk(5)
-        out.append({"top5Ids": top.indices.tolist(), "top5Logits": top.values.tolist(), "logitIds": list(range(0, 2048, 32)),
+        out.append({"inputIds": ids, "top5Ids": top.indices.tolist(), "top5Logits": top.values.tolist(), "logitIds": list(range(0, 2048, 32)),
                     "logits": logits[::32].tolist()})
     return out
