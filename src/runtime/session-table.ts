@@ -1,0 +1,71 @@
+// Sessions by number: what an engine exposes so that code in another thread can open and run them, and the Runtime that
+// code sees. Graphs are built outside the worker and measured (probed) inside it.
+
+import { StateError } from '../base/errors.js'
+import type { Remote } from './rpc.js'
+import type { Feeds, Runtime, RuntimeSession, RuntimeTensor, SessionModel, SessionOptions } from './runtime.js'
+
+export interface OpenedSession {
+  id: number
+  inputNames: readonly string[]
+  outputNames: readonly string[]
+}
+
+export class SessionTable {
+  readonly #runtime: Runtime
+  readonly #sessions = new Map<number, RuntimeSession>()
+  #nextId = 1
+
+  constructor(runtime: Runtime) {
+    this.#runtime = runtime
+  }
+
+  runtimeName(): string {
+    return this.#runtime.name
+  }
+
+  async openSession(model: SessionModel, options?: SessionOptions): Promise<OpenedSession> {
+    const session = await this.#runtime.createSession(model, options)
+    const id = this.#nextId++
+    this.#sessions.set(id, session)
+    return { id, inputNames: [...session.inputNames], outputNames: [...session.outputNames] }
+  }
+
+  runSession(id: number, feeds: Feeds, outputNames?: readonly string[]): Promise<Record<string, RuntimeTensor>> {
+    return this.session(id).run(feeds, outputNames)
+  }
+
+  async closeSession(id: number): Promise<void> {
+    const session = this.#sessions.get(id)
+    this.#sessions.delete(id)
+    await session?.dispose()
+  }
+
+  /** Closes all sessions. */
+  async dispose(): Promise<void> {
+    for (const id of [...this.#sessions.keys()]) await this.closeSession(id)
+  }
+
+  /** For engines that are tables: a session in this thread. */
+  protected session(id: number): RuntimeSession {
+    const session = this.#sessions.get(id)
+    if (session === undefined) throw new StateError({ where: `session ${id}`, what: 'it is closed' })
+    return session
+  }
+}
+
+/** The runtime behind a table, wherever that lives. */
+export function runtimeBehind(table: Remote<SessionTable>, name: string): Runtime {
+  return {
+    name,
+    async createSession(model, options) {
+      const { id, inputNames, outputNames } = await table.openSession(model, options)
+      return {
+        inputNames,
+        outputNames,
+        run: (feeds, outputNames) => table.runSession(id, feeds, outputNames),
+        dispose: () => table.closeSession(id),
+      }
+    },
+  }
+}

@@ -1,0 +1,145 @@
+// The part of training that computes: parameters, their optimizer, and the sessions that give loss and gradients. It lives
+// in a worker or in the caller's thread; gradients never leave it.
+
+import { StateError } from '../base/errors.js'
+import { transfer } from '../runtime/rpc.js'
+import type { Feeds } from '../runtime/runtime.js'
+import { SessionTable } from '../runtime/session-table.js'
+import { AdamW, type AdamWOptions, type AdamWState, clipFactor, gradientNorm } from './optimizer.js'
+
+/** A tensor that is trained: a graph input, and the output that holds the loss's gradient by it. */
+export interface EngineParameter {
+  input: string
+  gradient: string
+  shape: readonly number[]
+}
+
+export interface EngineSetup {
+  parameters: readonly EngineParameter[]
+  /** Name of the output that holds the loss, a scalar. */
+  loss: string
+  optimizer: AdamWOptions
+  /** 0: no clipping. */
+  maxGradNorm: number
+}
+
+/** All that training changes: where it starts, or how far it came. */
+export interface EngineState extends AdamWState {
+  parameters: Float32Array[]
+}
+
+/** One run of a session: its number, and feeds without the parameters. */
+export interface EngineRun {
+  session: number
+  feeds: Feeds
+}
+
+export interface StepResult {
+  /** Sum of the runs' losses. If it or the norm is not finite, no parameter was changed. */
+  loss: number
+  /** Of all gradients together, before clipping. */
+  gradientNorm: number
+  elapsedMs: number
+}
+
+interface Training {
+  setup: EngineSetup
+  parameters: Float32Array[]
+  feeds: Feeds
+  outputs: string[]
+  optimizer: AdamW
+  /** The parameters that the last finite loss belongs to. */
+  lastGood: Float32Array[]
+  /** Sums over the runs of a step; made when a step first has more than one. */
+  sums: Float32Array[] | undefined
+}
+
+export class TrainEngine extends SessionTable {
+  #training: Training | undefined
+
+  /** Takes over what is trained, and from where. */
+  start(setup: EngineSetup, state: EngineState): void {
+    const { parameters } = state
+    const optimizer = new AdamW(parameters, setup.optimizer)
+    optimizer.state = state
+    this.#training = {
+      setup,
+      parameters,
+      feeds: Object.fromEntries(
+        setup.parameters.map(({ input, shape }, i) => [input, { type: 'float32', data: parameters[i], dims: shape }]),
+      ),
+      outputs: [setup.loss, ...setup.parameters.map(({ gradient }) => gradient)],
+      optimizer,
+      lastGood: parameters.map((parameter) => parameter.slice()),
+      sums: undefined,
+    }
+  }
+
+  /** One optimizer update from the summed losses and gradients of some runs. */
+  async step(runs: readonly EngineRun[], learningRate: number): Promise<StepResult> {
+    const training = this.#started()
+    const startedAt = performance.now()
+    let loss = 0
+    let gradients: Float32Array[] = []
+    for (const [index, run] of runs.entries()) {
+      const results = await this.session(run.session).run({ ...training.feeds, ...run.feeds }, training.outputs)
+      const [runLoss, ...runGradients] = training.outputs.map((name) => results[name].data as Float32Array)
+      loss += runLoss[0]
+      gradients = runs.length === 1 ? runGradients : accumulate(training, runGradients, index === 0)
+    }
+    const norm = gradientNorm(gradients)
+    if (Number.isFinite(loss)) training.parameters.forEach((parameter, i) => void training.lastGood[i].set(parameter))
+    if (Number.isFinite(loss) && Number.isFinite(norm)) {
+      training.optimizer.step(gradients, learningRate, clipFactor(norm, training.setup.maxGradNorm))
+    }
+    return { loss, gradientNorm: norm, elapsedMs: performance.now() - startedAt }
+  }
+
+  /** The loss of one run; nothing changes. */
+  async evaluate(run: EngineRun): Promise<number> {
+    const { feeds, setup } = this.#started()
+    const results = await this.session(run.session).run({ ...feeds, ...run.feeds }, [setup.loss])
+    return (results[setup.loss].data as Float32Array)[0]
+  }
+
+  /** A copy of the parameters and of the optimizer's state. */
+  state(): EngineState {
+    const { parameters, optimizer } = this.#started()
+    const copy = {
+      parameters: copies(parameters),
+      firstMoments: copies(optimizer.state.firstMoments),
+      secondMoments: copies(optimizer.state.secondMoments),
+      updates: optimizer.state.updates,
+    }
+    return transfer(copy, buffersOf([...copy.parameters, ...copy.firstMoments, ...copy.secondMoments]))
+  }
+
+  /** A copy of the parameters of the last step whose loss was finite. */
+  lastGood(): Float32Array[] {
+    const copy = copies(this.#started().lastGood)
+    return transfer(copy, buffersOf(copy))
+  }
+
+  #started(): Training {
+    if (this.#training === undefined) throw new StateError({ where: 'training', what: 'not started' })
+    return this.#training
+  }
+}
+
+function accumulate(training: Training, gradients: readonly Float32Array[], isFirst: boolean): Float32Array[] {
+  training.sums ??= gradients.map(({ length }) => new Float32Array(length))
+  training.sums.forEach((sum, p) => {
+    const gradient = gradients[p]
+    if (isFirst) sum.set(gradient)
+    else for (let i = 0; i < sum.length; i++) sum[i] += gradient[i]
+  })
+  return training.sums
+}
+
+function copies(arrays: readonly Float32Array[]): Float32Array[] {
+  return arrays.map((array) => array.slice())
+}
+
+function buffersOf(arrays: readonly Float32Array[]): ArrayBufferLike[] {
+  return arrays.map(({ buffer }) => buffer)
+}

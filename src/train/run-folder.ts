@@ -1,0 +1,196 @@
+// The folder that a training run writes: the adapter as PEFT reads it, metrics.jsonl (a line a step), lowrank.json (the
+// marker that lowrank wrote the folder), and, while the run is not finished, the state it can be resumed from.
+
+import { type Directory, readAll, readJson, writeFile } from '../base/bytes.js'
+import { FileError, FormatError } from '../base/errors.js'
+import { parseSafetensorsHeader, readTensorF32, saveSafetensors, type TensorBytes } from '../formats/safetensors.js'
+import type { EngineState } from './engine.js'
+
+export const MARKER_FILE = 'lowrank.json'
+export const METRICS_FILE = 'metrics.jsonl'
+export const STATE_FILE = 'training-state.safetensors'
+
+/** All that a run writes, and all that overwriting removes. */
+const RUN_FILES = ['adapter_config.json', 'adapter_model.safetensors', METRICS_FILE, STATE_FILE, MARKER_FILE]
+
+export interface Marker {
+  version: 1
+  kind: 'training run'
+  status: 'unfinished' | 'finished'
+  steps: number
+}
+
+/** What a run may do with what is in its folder already. */
+export type FolderUse = 'new' | 'resume' | 'overwrite'
+
+/**
+ * Checks that a run may write into the folder; writes nothing.
+ *
+ * @throws FileError when the folder is not empty and `use` does not cover what is in it, or there is nothing to resume
+ */
+export async function checkRunFolder(directory: Directory, use: FolderUse): Promise<void> {
+  const files = await directory.list()
+  const where = directory.name
+  if (use === 'resume') {
+    if (await directory.has(STATE_FILE)) return
+    const isFinished = (await readMarker(directory))?.status === 'finished'
+    throw new FileError({
+      where,
+      what: isFinished ? 'the run in this folder is finished' : 'no run to resume in this folder',
+      hint: isFinished ? 'Overwrite it, or train into another folder' : 'Train without resuming',
+    })
+  }
+  if (files.length === 0) return
+  if (use === 'new') {
+    const isOurs = (await readMarker(directory)) !== undefined
+    throw new FileError({
+      where,
+      what: 'the output folder is not empty',
+      got: shown(files),
+      hint: isOurs ? 'Resume or overwrite the run in it, or name another folder' : 'Name another folder',
+    })
+  }
+  if ((await readMarker(directory)) === undefined) {
+    throw new FileError({
+      where,
+      what: 'not overwritten, because lowrank did not write this folder',
+      expected: `a folder with ${MARKER_FILE}`,
+      got: shown(files),
+      hint: 'Name another folder, or empty this one yourself',
+    })
+  }
+}
+
+function shown(files: readonly string[]): string {
+  return files.slice(0, 5).join(', ') + (files.length > 5 ? `, … (${files.length} files)` : '')
+}
+
+/** The marker; undefined if there is none that lowrank wrote. */
+export async function readMarker(directory: Directory): Promise<Marker | undefined> {
+  if (!(await directory.has(MARKER_FILE))) return undefined
+  const value = (await readJson(directory, MARKER_FILE)) as Partial<Marker> | null
+  return value?.version === 1 && value.kind === 'training run' ? (value as Marker) : undefined
+}
+
+export async function writeMarker(directory: Directory, status: Marker['status'], steps: number): Promise<void> {
+  const marker: Marker = { version: 1, kind: 'training run', status, steps }
+  await writeFile(directory, MARKER_FILE, `${JSON.stringify(marker, null, 2)}\n`)
+}
+
+/** Removes the files of an earlier run, and nothing else. The marker goes last: until then the folder counts as ours. */
+export async function clearRunFolder(directory: Directory): Promise<void> {
+  for (const file of RUN_FILES) if (await directory.has(file)) await directory.remove(file)
+}
+
+/** One line of metrics.jsonl. */
+export interface StepMetrics {
+  /** Counts from 1. */
+  step: number
+  /** Counts from 0. */
+  epoch: number
+  /** Nats per target token, before the update. */
+  loss: number
+  learningRate: number
+  /** Before clipping. */
+  gradientNorm: number
+  /** Tokens of the step, padding aside. */
+  tokens: number
+  elapsedMs: number
+  /** Where it was evaluated after this step. */
+  evalLoss?: number
+}
+
+export async function writeMetrics(directory: Directory, metrics: readonly StepMetrics[]): Promise<void> {
+  await writeFile(directory, METRICS_FILE, metrics.map((line) => `${JSON.stringify(line)}\n`).join(''))
+}
+
+/** The lines of the first `steps` steps. Throws FormatError when they are not there. */
+export async function readMetrics(directory: Directory, steps: number): Promise<StepMetrics[]> {
+  const source = await directory.open(METRICS_FILE)
+  try {
+    const lines = new TextDecoder()
+      .decode(await readAll(source))
+      .split('\n')
+      .slice(0, steps)
+    const metrics = lines.map((line) => JSON.parse(line) as StepMetrics)
+    if (metrics.length === steps && metrics.every(({ step }, i) => step === i + 1)) return metrics
+    throw new SyntaxError(`lines of steps 1 to ${steps} expected`)
+  } catch (cause) {
+    if (!(cause instanceof SyntaxError)) throw cause
+    throw new FormatError({
+      where: source.name,
+      what: `it does not belong to the state beside it (${cause.message})`,
+      hint: 'Overwrite the run, or train into another folder',
+      cause,
+    })
+  } finally {
+    await source.close()
+  }
+}
+
+/** What a resumed run needs beside tensors. */
+export interface RunState {
+  /** Optimizer updates done. */
+  step: number
+  /** What the run was made of: a resumed run has to be made of the same. */
+  fingerprint: Record<string, string>
+  evalLossBefore: number | null
+}
+
+const STATE_PARTS = ['parameters', 'firstMoments', 'secondMoments'] as const
+
+/** Writes the state: one file, so that its parts belong together. `names` has one entry per parameter. */
+export async function writeState(
+  directory: Directory,
+  names: readonly string[],
+  engine: EngineState,
+  run: RunState,
+): Promise<void> {
+  const tensors = STATE_PARTS.flatMap((part) =>
+    engine[part].map(
+      (values, i): TensorBytes => ({
+        name: `${part}/${names[i]}`,
+        dtype: 'F32',
+        shape: [values.length],
+        data: new Uint8Array(values.buffer, values.byteOffset, values.byteLength),
+      }),
+    ),
+  )
+  await saveSafetensors(directory, STATE_FILE, tensors, { run: JSON.stringify(run) })
+}
+
+/** Reads what {@link writeState} wrote. Throws FormatError when the file is damaged or holds other parameters. */
+export async function readState(
+  directory: Directory,
+  names: readonly string[],
+): Promise<{ engine: EngineState; run: RunState }> {
+  const source = await directory.open(STATE_FILE)
+  try {
+    const file = await parseSafetensorsHeader(source)
+    const run = parseRun(file.metadata.run, source.name)
+    const read = async (part: string): Promise<Float32Array[]> => {
+      const arrays: Float32Array[] = []
+      for (const name of names) arrays.push((await readTensorF32(file, `${part}/${name}`)).data)
+      return arrays
+    }
+    const engine: EngineState = {
+      parameters: await read('parameters'),
+      firstMoments: await read('firstMoments'),
+      secondMoments: await read('secondMoments'),
+      updates: run.step,
+    }
+    return { engine, run }
+  } finally {
+    await source.close()
+  }
+}
+
+function parseRun(text: string | undefined, where: string): RunState {
+  try {
+    const run = JSON.parse(text ?? '') as RunState
+    if (Number.isSafeInteger(run.step) && typeof run.fingerprint === 'object') return run
+  } catch {
+    // Falls through: no JSON is as bad as JSON of something else.
+  }
+  throw new FormatError({ where, what: 'not the state of a training run' })
+}

@@ -1,0 +1,92 @@
+// The numbers that steer a training run, and their checks.
+
+import { ConfigError } from '../base/errors.js'
+import { learningRates, type Schedule } from './schedule.js'
+
+export interface TrainSettings {
+  /** Passes over the data. Default 1. */
+  epochs: number
+  /** Optimizer steps, over as many epochs as it takes; wins over `epochs`. */
+  maxSteps: number | undefined
+  /** Records that run together. Default 8. */
+  batchSize: number
+  /** Batches per optimizer step. Default 1. */
+  gradientAccumulation: number
+  /** Most tokens of a record; longer ones lose their end. Default: the model's context. */
+  maxLength: number | undefined
+  /** Peak of the schedule. Default 1e-3. */
+  learningRate: number
+  /** Default cosine. */
+  schedule: Schedule
+  /** Share of the steps in which the learning rate rises. Default 0.03. */
+  warmupRatio: number
+  /** AdamW's, decoupled. Default 0. */
+  weightDecay: number
+  /** Gradients whose global norm is larger are scaled down to it; 0: never. Default 1. */
+  maxGradNorm: number
+  /** Threads of the runtime. Default: its own choice. */
+  threads: number | undefined
+  /** Less memory, some percent slower. Default false. */
+  lowMemory: boolean
+  /** Save adapter and state every so many steps. Default: at the end and when interrupted. */
+  saveEvery: number | undefined
+  /** Evaluate every so many steps too, not only before and after. */
+  evaluateEvery: number | undefined
+}
+
+export const SETTINGS_DEFAULTS: Readonly<TrainSettings> = Object.freeze({
+  epochs: 1,
+  maxSteps: undefined,
+  batchSize: 8,
+  gradientAccumulation: 1,
+  maxLength: undefined,
+  learningRate: 1e-3,
+  schedule: 'cosine',
+  warmupRatio: 0.03,
+  weightDecay: 0,
+  maxGradNorm: 1,
+  threads: undefined,
+  lowMemory: false,
+  saveEvery: undefined,
+  evaluateEvery: undefined,
+})
+
+type Check = readonly [expected: string, accepts: (value: number) => boolean]
+
+const COUNT: Check = ['an integer above 0', (value) => Number.isSafeInteger(value) && value > 0]
+
+const CHECKS: Partial<Record<keyof TrainSettings, Check>> = {
+  epochs: COUNT,
+  maxSteps: COUNT,
+  batchSize: COUNT,
+  gradientAccumulation: COUNT,
+  threads: COUNT,
+  saveEvery: COUNT,
+  evaluateEvery: COUNT,
+  learningRate: ['a number above 0, at most 10', (value) => value > 0 && value <= 10],
+  warmupRatio: ['a number in [0, 1]', (value) => value >= 0 && value <= 1],
+  weightDecay: ['a number in [0, 1]', (value) => value >= 0 && value <= 1],
+  maxGradNorm: ['a finite number, 0 or above', (value) => value >= 0 && Number.isFinite(value)],
+}
+
+/**
+ * The settings with defaults where `input` has none.
+ *
+ * @throws ConfigError naming the first that is out of range
+ */
+export function resolveSettings(
+  input: { readonly [K in keyof TrainSettings]?: TrainSettings[K] | undefined },
+): TrainSettings {
+  const settings: Record<string, unknown> = {}
+  for (const key of Object.keys(SETTINGS_DEFAULTS) as (keyof TrainSettings)[]) {
+    const value = input[key] ?? SETTINGS_DEFAULTS[key]
+    const check = CHECKS[key]
+    if (value !== undefined && check !== undefined && !(typeof value === 'number' && check[1](value))) {
+      throw new ConfigError({ where: key, what: 'out of range', expected: check[0], got: String(value) })
+    }
+    settings[key] = value
+  }
+  const resolved = settings as unknown as TrainSettings
+  learningRates(resolved.schedule, resolved.learningRate, resolved.warmupRatio, 1)
+  return resolved
+}
