@@ -1,0 +1,125 @@
+// A LoRA training step here against PEFT + PyTorch: same model, batch, rank and threads; each contestant is a process of its
+// own, and they take turns, step by step, so that drift of the machine hits all alike.
+//
+//   node bench/train-step/run.mjs [--python python3] [--models out/bench-models] [--only union-3m,llama-6x384,llama-135m] [--steps 20]
+//
+// The Python needs requirements.txt; without one only our own figures are printed. Peak memory is each process's high-water mark.
+import { spawn, spawnSync } from 'node:child_process'
+import { existsSync } from 'node:fs'
+import { cpus } from 'node:os'
+import { dirname, join, resolve } from 'node:path'
+import { createInterface } from 'node:readline'
+import { fileURLToPath } from 'node:url'
+import { parseArgs } from 'node:util'
+
+const here = dirname(fileURLToPath(import.meta.url))
+const root = join(here, '..', '..')
+const { values: options } = parseArgs({
+  options: {
+    python: { type: 'string', default: 'python3' },
+    models: { type: 'string', default: join(root, 'out', 'bench-models') },
+    only: { type: 'string', default: 'union-3m,llama-6x384,llama-135m' },
+    steps: { type: 'string', default: '20' },
+    threads: { type: 'string', default: String(Math.min(2, cpus().length)) },
+    rank: { type: 'string', default: '8' },
+  },
+})
+
+const CASES = {
+  'union-3m': { batch: 8, sequence: 128, vocabulary: 2048, folder: join(root, 'models', 'union-3m') },
+  'llama-6x384': { batch: 8, sequence: 128, vocabulary: 8192 },
+  'llama-135m': { batch: 1, sequence: 256, vocabulary: 49152 },
+}
+const WARM_UP_STEPS = 3
+/** Thread pools spin for a while after their work; the next contestant must not share a core with them. */
+const PAUSE_MS = 60
+
+const pause = (ms) => new Promise((done) => setTimeout(done, ms))
+const median = (numbers) => numbers.toSorted((a, b) => a - b)[numbers.length >> 1]
+const megabytes = (bytes) => `${Math.round(bytes / 1e6)} MB`
+
+/** A child process that answers one JSON line for each JSON line. */
+function contestant(name, command, args) {
+  const child = spawn(command, args, {
+    stdio: ['pipe', 'pipe', 'inherit'],
+    env: { ...process.env, PYTHONWARNINGS: 'ignore' },
+  })
+  const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]()
+  child.on('exit', (code) => code && console.error(`${name} ended with exit code ${code}`))
+  return {
+    name,
+    async ask(question) {
+      child.stdin.write(`${JSON.stringify(question)}\n`)
+      const { value, done } = await lines.next()
+      if (done) throw new Error(`${name} gave no answer`)
+      return JSON.parse(value)
+    },
+    close: () => child.stdin.end(),
+  }
+}
+
+const hasPeer = spawnSync(options.python, ['-c', 'import peft, torch, transformers']).status === 0
+console.log(
+  `${cpus()[0].model}, ${cpus().length} cores, Node ${process.version}, ${options.threads} threads, rank ${options.rank}, all linears`,
+)
+if (!hasPeer) console.log(`${options.python} has no peft, torch and transformers: no peer in this run`)
+
+for (const name of options.only.split(',')) {
+  const { batch, sequence, vocabulary, folder = resolve(options.models, name) } = CASES[name]
+  if (!existsSync(join(folder, 'onnx', 'model.onnx'))) {
+    if (!hasPeer) continue
+    spawnSync(options.python, [join(here, 'peer.py'), 'make', name, folder], { stdio: 'inherit' })
+  }
+  const shape = ['--batch', batch, '--sequence', sequence, '--threads', options.threads, '--rank', options.rank].map(
+    String,
+  )
+  const ours = (label, ...flags) =>
+    contestant(label, process.execPath, [join(here, 'contestant.mjs'), folder, ...shape, ...flags])
+  const peer = (attention) =>
+    contestant(`torch ${attention}`, options.python, [join(here, 'peer.py'), 'serve', folder, attention, ...shape])
+  const contestants = [ours('lowrank'), ours('lowrank --low-memory', '--low-memory')]
+  if (hasPeer) contestants.push(peer('eager'), peer('sdpa'))
+
+  console.log(`\n${name}, batch ${batch} × ${sequence}`)
+  if (hasPeer) {
+    const { gflops, version } = await contestants[2].ask({ do: 'sgemm' })
+    console.log(`  sgemm of torch ${version}: ${Math.round(gflops)} GFLOP/s`)
+  }
+  // A plain multiplicative generator: the same ids for all, whatever their language.
+  let state = 12345
+  const inputIds = Array.from({ length: batch * sequence }, () => {
+    state = (state * 16807) % 2147483647
+    return 3 + (state % (vocabulary - 3))
+  })
+  const millis = new Map(contestants.map((one) => [one, []]))
+  const last = new Map()
+  for (const one of contestants) {
+    await one.ask({ do: 'batch', inputIds })
+    await one.ask({ do: 'step', steps: WARM_UP_STEPS })
+  }
+  for (let step = 0; step < Number(options.steps); step++) {
+    for (const one of contestants) {
+      await pause(PAUSE_MS)
+      const answer = await one.ask({ do: 'step' })
+      millis.get(one).push(answer.millis)
+      last.set(one, answer)
+    }
+  }
+  const medians = new Map(contestants.map((one) => [one, median(millis.get(one))]))
+  const peers = contestants.slice(2)
+  const best = Math.min(...peers.map((one) => medians.get(one)))
+  const leanest = Math.min(...peers.map((one) => last.get(one).peakRssBytes))
+  for (const one of contestants) {
+    const { peakRssBytes, loss } = last.get(one)
+    const ratios =
+      peers.length === 0
+        ? ''
+        : `${(medians.get(one) / best).toFixed(2)} × time, ${(peakRssBytes / leanest).toFixed(2)} × memory of torch's better`
+    console.log(
+      `  ${one.name.padEnd(22)} ${medians.get(one).toFixed(1).padStart(8)} ms/step  ${megabytes(peakRssBytes).padStart(8)} peak  loss ${loss.toFixed(4)}  ${ratios}`,
+    )
+  }
+  const [plain, lean] = contestants.map((one) => medians.get(one))
+  console.log(`  --low-memory takes ${(lean / plain).toFixed(2)} × the default's time`)
+  for (const one of contestants) one.close()
+}
