@@ -1,0 +1,86 @@
+// What an adapter holds, in numbers: for `lowrank inspect` and for anyone who wants to know before merging.
+
+import type { FloatDtype } from '../base/dtype.js'
+import type { LoraAdapter } from './adapter.js'
+import type { LoraConfig } from './config.js'
+import { PatternTable } from './patterns.js'
+
+export interface LayerReport {
+  name: string
+  kind: 'linear'
+  d: number
+  k: number
+  rank: number
+  alpha: number
+  scaling: number
+  dtype: FloatDtype
+  /** Frobenius norms of A, B and s·B·A. */
+  normA: number
+  normB: number
+  normDelta: number
+}
+
+export interface AdapterReport {
+  config: LoraConfig
+  trainableParams: number
+  layers: LayerReport[]
+  /** One sentence each, for people. */
+  warnings: string[]
+}
+
+/** α is usually between r/2 and 4·r; a scaling this far from 1 is more often a mistake than a choice. */
+const UNUSUAL_SCALING = 16
+
+export function inspectAdapter(adapter: LoraAdapter): AdapterReport {
+  const layers: LayerReport[] = [...adapter].map(([name, layer]) => ({
+    name,
+    kind: 'linear',
+    d: layer.d,
+    k: layer.k,
+    rank: layer.rank,
+    alpha: layer.config.alpha,
+    scaling: layer.scaling,
+    dtype: layer.dtype,
+    normA: layer.normA(),
+    normB: layer.normB(),
+    normDelta: layer.normDelta(),
+  }))
+  return {
+    config: adapter.config,
+    trainableParams: adapter.totalTrainableParams(),
+    layers,
+    warnings: warningsOf(layers, adapter.config),
+  }
+}
+
+function warningsOf(layers: readonly LayerReport[], config: LoraConfig): string[] {
+  const warnings: string[] = []
+  const warn = (affected: readonly LayerReport[], what: string) => {
+    if (affected.length > 0) warnings.push(`${count(affected, layers)}: ${what}`)
+  }
+  warn(
+    layers.filter(({ normA, normB }) => normA === 0 || normB === 0),
+    'A or B is all zero, so the layer changes nothing',
+  )
+  warn(
+    layers.filter(({ rank, d, k }) => rank > Math.min(d, k)),
+    'the rank is above min(d, k), which B·A cannot use',
+  )
+  warn(
+    layers.filter(({ scaling }) => scaling > UNUSUAL_SCALING || scaling < 1 / UNUSUAL_SCALING),
+    `the scaling is unusual (${[...new Set(layers.map(({ scaling }) => scaling))].slice(0, 3).join(', ')})`,
+  )
+  for (const field of ['rankPattern', 'alphaPattern'] as const) {
+    for (const [key, value] of Object.entries(config[field])) {
+      const table = new PatternTable({ [key]: value }, field)
+      if (!layers.some(({ name }) => table.find(name) !== undefined)) warnings.push(`${field} ${key} matches no layer`)
+    }
+  }
+  return warnings
+}
+
+function count(affected: readonly LayerReport[], all: readonly LayerReport[]): string {
+  if (affected.length === all.length) return all.length === 1 ? affected[0].name : `All ${all.length} layers`
+  const names = affected.slice(0, 3).map(({ name }) => name)
+  return names.join(', ') + (affected.length > 3 ? ` and ${affected.length - 3} more` : '')
+}

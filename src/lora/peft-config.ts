@@ -1,0 +1,172 @@
+// adapter_config.json of huggingface/peft (tuners/lora/config.py, 0.21) ⇄ LoraConfig. A field that changes what the weights
+// mean and is not implemented is refused by name; fields without effect on the result pass through as they are.
+
+import { ConfigError, FormatError, LowrankError, UnsupportedError } from '../base/errors.js'
+import { parseJson, toPlain } from '../formats/json.js'
+import { type LoraConfig, type LoraConfigInput, resolveConfig } from './config.js'
+import { PatternTable } from './patterns.js'
+
+const NAMES: ReadonlyMap<string, keyof LoraConfig> = new Map([
+  ['r', 'rank'],
+  ['lora_alpha', 'alpha'],
+  ['lora_dropout', 'dropout'],
+  ['target_modules', 'targetModules'],
+  ['exclude_modules', 'excludeModules'],
+  ['layers_to_transform', 'layersToTransform'],
+  ['layers_pattern', 'layersPattern'],
+  ['rank_pattern', 'rankPattern'],
+  ['alpha_pattern', 'alphaPattern'],
+  ['use_rslora', 'useRslora'],
+  ['fan_in_fan_out', 'fanInFanOut'],
+  ['base_model_name_or_path', 'baseModel'],
+  ['task_type', 'taskType'],
+])
+
+/** Whatever their value: they steer initialisation, training speed or bookkeeping, or rule over fields refused below. */
+const WITHOUT_EFFECT: ReadonlySet<string> = new Set([
+  'auto_mapping',
+  'corda_config',
+  'eva_config',
+  'inference_mode',
+  'loftq_config',
+  'lora_ga_config',
+  'megatron_config',
+  'megatron_core',
+  'peft_type',
+  'peft_version',
+  'qalora_group_size',
+  'revision',
+  'runtime_config',
+  'velora_config',
+])
+
+/** An empty object turns these on: PEFT fills in its defaults. */
+const ON_WHEN_EMPTY: ReadonlySet<string> = new Set(['arrow_config', 'kasa_config', 'monteclora_config', 'use_bdlora'])
+
+/** Values of init_lora_weights that leave the base weights alone. The others subtract from them, or quantise them. */
+const HARMLESS_INITS: readonly unknown[] = [true, false, null, 'gaussian', 'eva', 'orthogonal', 'mica']
+
+/**
+ * The content of an adapter_config.json → config. Absent target_modules, by which PEFT means a table of architectures, become
+ * `all-linear`: what is adapted, the tensors tell.
+ *
+ * @throws FormatError when it is no JSON object; ConfigError when a value is out of range; UnsupportedError when a field has a
+ *   meaning that is not implemented. Each names the file and the field.
+ */
+export function parsePeftConfig(bytes: Uint8Array, file: string): LoraConfig {
+  const json = parseJson(bytes, file)
+  if (!(json instanceof Map)) throw new FormatError({ where: file, what: 'not a JSON object' })
+  const fields = new Map([...json].map(([key, value]) => [key, toPlain(value)]))
+  if (!fields.has('peft_type')) {
+    throw new ConfigError({ where: file, what: 'no peft_type', expected: 'the adapter_config.json of a PEFT adapter' })
+  }
+  checkSupported(fields, file)
+
+  const input: Record<string, unknown> = {
+    targetModules: 'all-linear',
+    init: fields.get('init_lora_weights') === 'gaussian' ? 'gaussian' : 'kaiming-uniform',
+  }
+  const others: [string, unknown][] = []
+  for (const [key, value] of fields) {
+    const name = NAMES.get(key)
+    if (name === undefined) others.push([key, value])
+    else if (value !== null) input[name] = value
+  }
+  input.peftFields = Object.fromEntries(others)
+  return resolveForFile(input as LoraConfigInput, file)
+}
+
+/** Errors about a field get the file's name and the field's spelling there. */
+function resolveForFile(input: LoraConfigInput, file: string): LoraConfig {
+  try {
+    return resolveConfig(input)
+  } catch (error) {
+    if (!(error instanceof LowrankError)) throw error
+    const [name, ...rest] = (error.where ?? '').split(' ')
+    const key = [...NAMES].find(([, camelCase]) => camelCase === name)?.[0] ?? name
+    const { what, expected, got, hint } = error
+    throw new ConfigError({
+      where: `${file}: ${[key, ...rest].join(' ')}`,
+      what,
+      cause: error,
+      ...(expected !== undefined && { expected }),
+      ...(got !== undefined && { got }),
+      ...(hint !== undefined && { hint }),
+    })
+  }
+}
+
+/** @throws UnsupportedError that names the first field whose value means something that is not implemented. */
+function checkSupported(fields: ReadonlyMap<string, unknown>, file: string): void {
+  const type = fields.get('peft_type')
+  if (type !== 'LORA') throw unsupported(file, 'peft_type', type, 'LORA')
+  for (const [key, value] of fields) {
+    if (NAMES.has(key) || WITHOUT_EFFECT.has(key)) continue
+    if (key === 'init_lora_weights') {
+      if (!HARMLESS_INITS.includes(value)) throw unsupported(file, key, value, 'one that leaves the base weights alone')
+    } else if (key === 'bias') {
+      if (value !== 'none' && value !== null) throw unsupported(file, key, value, 'none')
+    } else if (!isOff(key, value)) throw unsupported(file, key, value)
+  }
+}
+
+/** Fields that this version does not know count as off when they are empty, as PEFT's defaults for new fields are. */
+function isOff(key: string, value: unknown): boolean {
+  if (value === null || value === false || value === '') return true
+  if (Array.isArray(value)) return value.length === 0
+  return typeof value === 'object' && Object.keys(value).length === 0 && !ON_WHEN_EMPTY.has(key)
+}
+
+function unsupported(file: string, key: string, value: unknown, expected?: string): UnsupportedError {
+  return new UnsupportedError({
+    where: `${file}: ${key}`,
+    what: 'a setting that changes what the weights mean and is not implemented',
+    got: (JSON.stringify(value) ?? 'nothing').slice(0, 200),
+    ...(expected !== undefined && { expected }),
+  })
+}
+
+/**
+ * Config → the text of an adapter_config.json as PEFT writes it: indent 2, sorted keys.
+ *
+ * @param targetModules what to write as target_modules
+ * @param layerNames layers whose rank and alpha must stay what the patterns give them
+ * @throws UnsupportedError when peftFields hold a field that parsePeftConfig would refuse.
+ */
+export function formatPeftConfig(
+  config: LoraConfig,
+  targetModules: readonly string[] | string,
+  layerNames: readonly string[],
+): string {
+  const fields: Record<string, unknown> = {
+    modules_to_save: null,
+    revision: null,
+    init_lora_weights: config.init === 'gaussian' ? 'gaussian' : true,
+    ...config.peftFields,
+    bias: config.bias,
+    inference_mode: true,
+    peft_type: 'LORA',
+    use_dora: config.useDora,
+  }
+  for (const [key, name] of NAMES) fields[key] = config[name] ?? null
+  fields.target_modules = targetModules
+  checkSupported(new Map(Object.entries(fields)), 'LoraConfig')
+  const sorted = sortKeys(fields) as Record<string, unknown>
+  sorted.rank_pattern = sortPattern(config.rankPattern, layerNames)
+  sorted.alpha_pattern = sortPattern(config.alphaPattern, layerNames)
+  return JSON.stringify(sorted, null, 2)
+}
+
+/** The first pattern that matches counts, so that sorting, PEFT's habit, may not change which one that is. */
+function sortPattern(pattern: Readonly<Record<string, number>>, layerNames: readonly string[]): unknown {
+  const sorted = sortKeys(pattern) as Record<string, number>
+  const [before, after] = [new PatternTable(pattern, 'pattern'), new PatternTable(sorted, 'pattern')]
+  return layerNames.every((name) => before.find(name) === after.find(name)) ? sorted : pattern
+}
+
+function sortKeys(value: unknown): unknown {
+  if (Array.isArray(value)) return value.map(sortKeys)
+  if (typeof value !== 'object' || value === null) return value
+  const entries = Object.entries(value).sort(([a], [b]) => (a < b ? -1 : 1))
+  return Object.fromEntries(entries.map(([key, item]) => [key, sortKeys(item)]))
+}
