@@ -1,0 +1,139 @@
+// What a gradient rule sees, and the few helpers that several rules share: shapes as constants where the probe says they
+// are static, and the sums that undo broadcasting.
+
+import { StateError } from '../../base/errors.js'
+import { TensorProto_DataType as DataType, type NodeProto, type TensorProto } from '../../formats/onnx/gen/onnx_pb.js'
+import { intAttribute, intsAttribute } from '../attributes.js'
+import type { Builder, Value } from '../builder.js'
+import { isStatic, type ProbedContent, type ProbedShape, type ShapeMap } from '../shapes.js'
+
+export interface GradientContext {
+  /** Appends to the graph of the forward node. */
+  readonly g: Builder
+  /** The forward node. */
+  readonly node: NodeProto
+  /** Its inputs; '' where an optional one is absent. */
+  readonly inputs: readonly Value[]
+  readonly outputs: readonly Value[]
+  /** The gradient of each output, with the output's shape; undefined where none flows. */
+  readonly dys: readonly (Value | undefined)[]
+  /** `dys[0]`, for the usual case of one output. */
+  readonly dy: Value
+  readonly shapes: ShapeMap
+}
+
+/**
+ * One thunk per input, which appends what computes that input's gradient and names it; undefined: not differentiable in
+ * that input. The gradient has the input's shape, or, for the operators in BROADCASTING, the output's.
+ */
+export type GradientRule = (context: GradientContext) => (undefined | (() => Value))[]
+
+export function shapeOf({ node, shapes }: GradientContext, value: Value): ProbedShape {
+  const shape = shapes.get(value)
+  if (shape === undefined) {
+    throw new StateError({ where: `node ${node.name} (${node.opType})`, what: `the shape of ${value} was not probed` })
+  }
+  return shape
+}
+
+export function rankOf(context: GradientContext, value: Value): number {
+  return shapeOf(context, value).dims.length
+}
+
+/** The attribute `axis`, counted from the front. */
+export function axisOf(context: GradientContext, fallback: number): number {
+  const axis = intAttribute(context.node, 'axis', fallback)
+  return axis < 0 ? axis + rankOf(context, context.inputs[0]) : axis
+}
+
+/** The axes of a reduction, counted from the front: an attribute or an input, as the opset has it; default all. */
+export function axesOf(context: GradientContext): number[] {
+  const { node, inputs } = context
+  const rank = rankOf(context, inputs[0])
+  const axes = intsAttribute(node, 'axes') ?? (inputs[1] ? intsOf(context, inputs[1]) : undefined) ?? []
+  if (axes.length === 0 && intAttribute(node, 'noop_with_empty_axes', 0) === 1) return []
+  return axes.length === 0 ? range(rank) : axes.map((axis) => (axis < 0 ? axis + rank : axis))
+}
+
+/** The content of a small integer tensor that is the same in every run. */
+export function intsOf(context: GradientContext, value: Value): readonly number[] | undefined {
+  const content = contentOf(context, value)
+  return content?.value.join() === content?.other.join() ? content?.value : undefined
+}
+
+/** The content of a small integer tensor at both probe points. */
+export function contentOf({ g, shapes }: GradientContext, value: Value): ProbedContent | undefined {
+  const probed = shapes.contents.get(value)
+  if (probed !== undefined) return probed
+  const tensor = g.graph.constant(value)
+  if (tensor === undefined) return undefined
+  const ints = readInts(tensor)
+  return { value: ints, other: ints }
+}
+
+function readInts({ dataType, int64Data, int32Data, rawData }: TensorProto): number[] {
+  if (int64Data.length > 0) return int64Data.map(Number)
+  if (int32Data.length > 0) return [...int32Data]
+  const { buffer } = rawData.slice() // typed arrays need aligned bytes
+  return dataType === DataType.INT32 ? [...new Int32Array(buffer)] : Array.from(new BigInt64Array(buffer), Number)
+}
+
+/**
+ * `value`, whose shape is `from`, reshaped like `target`: by a constant shape where each axis is static, kept from the
+ * same place, or the only one left to infer.
+ */
+export function reshapeLike(context: GradientContext, value: Value, from: ProbedShape, target: Value): Value {
+  const { g } = context
+  const to = shapeOf(context, target)
+  if (sameShape(from, to)) return value
+  let inferred = 0
+  const dims = to.dims.map((dim, axis) => {
+    const isKept = dim === from.dims[axis] && to.other[axis] === from.other[axis]
+    if (isStatic(to, axis)) return dim
+    if (!isKept) inferred++
+    return isKept ? 0 : -1
+  })
+  const isKnown = inferred < 2 && !to.dims.includes(0)
+  return g.reshape(value, isKnown ? g.int(dims) : g.shape(target))
+}
+
+/** The gradient of one axis-wise reduction: `value` (with or without the reduced axes) spread over the shape of `target`. */
+export function spread(context: GradientContext, value: Value, axes: readonly number[], target: Value): Value {
+  const { g } = context
+  const shape = shapeOf(context, target)
+  const dims = shape.dims.map((dim, axis) => (axes.includes(axis) ? dim : 1))
+  return g.expand(value, axes.every((axis) => isStatic(shape, axis)) ? g.int(dims) : g.shape(target))
+}
+
+/** Sums `value`, whose shape is `from`, down to the shape `to` that was broadcast to it. */
+export function sumTo(g: Builder, value: Value, from: ProbedShape, to: ProbedShape): Value {
+  const extra = from.dims.length - to.dims.length
+  const stretched = range(to.dims.length).filter(
+    (axis) => isOne(to, axis) && !isOne(from, axis + extra), // a batch of 1 at run time sums over one element
+  )
+  const flat = extra > 0 ? g.reduceSum(value, range(extra), 0) : value
+  return stretched.length > 0 ? g.reduceSum(flat, stretched) : flat
+}
+
+function isOne(shape: ProbedShape, axis: number): boolean {
+  return shape.dims[axis] === 1 && shape.other[axis] === 1
+}
+
+export function sameShape(a: ProbedShape, b: ProbedShape): boolean {
+  const same = (x: readonly number[], y: readonly number[]) =>
+    x.length === y.length && x.every((dim, i) => dim === y[i])
+  return same(a.dims, b.dims) && same(a.other, b.other)
+}
+
+export function range(length: number): number[] {
+  return Array.from({ length }, (_, i) => i)
+}
+
+/** Calls `make` once, at the first use: for what several thunks share. */
+export function once<T>(make: () => T): () => T {
+  let made: { value: T } | undefined
+  return () => {
+    made ??= { value: make() }
+    return made.value
+  }
+}

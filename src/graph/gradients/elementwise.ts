@@ -1,0 +1,181 @@
+// Gradients of elementwise operators. Those with several inputs broadcast: the walker sums their gradients down.
+
+import { TensorProto_DataType as DataType } from '../../formats/onnx/gen/onnx_pb.js'
+import { floatAttribute, intAttribute, stringAttribute } from '../attributes.js'
+import type { Builder, Value } from '../builder.js'
+import type { GradientContext, GradientRule } from './context.js'
+
+const FLOATS: ReadonlySet<number> = new Set([DataType.FLOAT, DataType.DOUBLE, DataType.FLOAT16, DataType.BFLOAT16])
+
+export const ARITHMETIC: Readonly<Record<string, GradientRule>> = {
+  // y = a + b      da = dy   db = dy
+  Add: ({ dy }) => [() => dy, () => dy],
+
+  // y = a − b      da = dy   db = −dy
+  Sub: ({ g, dy }) => [() => dy, () => g.neg(dy)],
+
+  // y = a·b      da = dy·b   db = dy·a
+  Mul: ({ g, inputs: [a, b], dy }) => [() => g.mul(dy, b), () => g.mul(dy, a)],
+
+  // y = a/b      da = dy/b   db = −(dy/b)·y
+  Div: ({ g, inputs: [, b], outputs: [y], dy }) => [() => g.div(dy, b), () => g.neg(g.mul(g.div(dy, b), y))],
+
+  // y = −x      dx = −dy
+  Neg: ({ g, dy }) => [() => g.neg(dy)],
+
+  // y = xᵖ      dx = dy·p·xᵖ⁻¹   dp = dy·y·ln x
+  Pow: (context) => {
+    const { g, inputs, outputs, dy } = context
+    const [x, p] = inputs
+    const exponent = scalarOf(context, p)
+    return [
+      () => g.mul(dy, exponent === undefined ? g.mul(p, power(g, x, g.sub(p, g.float(1)))) : slope(g, x, exponent)),
+      () => g.mul(dy, g.mul(outputs[0], g.op('Log', [x]))),
+    ]
+  },
+
+  // y = √x      dx = dy/(2y)
+  Sqrt: ({ g, outputs: [y], dy }) => [() => g.div(g.mul(dy, g.float(0.5)), y)],
+
+  // y = 1/x      dx = −dy·y²
+  Reciprocal: ({ g, outputs: [y], dy }) => [() => g.neg(g.mul(dy, g.mul(y, y)))],
+
+  // y = eˣ      dx = dy·y
+  Exp: ({ g, outputs: [y], dy }) => [() => g.mul(dy, y)],
+
+  // y = ln x      dx = dy/x
+  Log: ({ g, inputs: [x], dy }) => [() => g.div(dy, x)],
+
+  // y = |x|      dx = dy where x ≥ 0, −dy elsewhere (Sign has no WebGPU kernel)
+  Abs: ({ g, inputs: [x], dy }) => [() => g.where(g.op('Less', [x, g.float(0)]), g.neg(dy), dy)],
+
+  // y = sin x      dx = dy·cos x
+  Sin: ({ g, inputs: [x], dy }) => [() => g.mul(dy, g.op('Cos', [x]))],
+
+  // y = cos x      dx = −dy·sin x
+  Cos: ({ g, inputs: [x], dy }) => [() => g.neg(g.mul(dy, g.op('Sin', [x])))],
+
+  // y = erf x      dx = dy·2/√π·e^(−x²)
+  Erf: ({ g, inputs: [x], dy }) => [
+    () => g.mul(dy, g.mul(g.float(2 / Math.sqrt(Math.PI)), g.op('Exp', [g.neg(g.mul(x, x))]))),
+  ],
+
+  // y = x      dx = dy
+  Identity: ({ dy }) => [() => dy],
+
+  // At inference y = x      dx = dy
+  Dropout: ({ dy }) => [() => dy, undefined, undefined],
+
+  // y = x in another type      dx = dy in x's
+  Cast: ({ g, node, inputs: [x], dy }) => {
+    if (!FLOATS.has(intAttribute(node, 'to', DataType.FLOAT))) return [undefined]
+    return [() => (g.graph.opset() < 15 ? g.cast(dy, g.floatType) : g.op('CastLike', [dy, x]))]
+  },
+}
+
+export const SELECTION: Readonly<Record<string, GradientRule>> = {
+  // y = a where c, else b      da = dy where c, else 0   db = 0 where c, else dy
+  Where: ({ g, inputs: [c], dy }) => [undefined, () => g.where(c, dy, g.float(0)), () => g.where(c, g.float(0), dy)],
+
+  // y = max(x₁, x₂, …)      dxᵢ = dy where xᵢ = y, else 0
+  Max: ({ g, inputs, outputs: [y], dy }) => inputs.map((x) => () => whereEqual(g, x, y, dy)),
+  Min: ({ g, inputs, outputs: [y], dy }) => inputs.map((x) => () => whereEqual(g, x, y, dy)),
+
+  // y = min(max(x, low), high)      dx = dy where x = y, else 0
+  Clip: ({ g, inputs: [x], outputs: [y], dy }) => [() => whereEqual(g, x, y, dy), undefined, undefined],
+
+  // y = max(x, 0)      dx = dy where x > 0, else 0
+  Relu: ({ g, inputs: [x], dy }) => [() => g.where(g.op('Greater', [x, g.float(0)]), dy, g.float(0))],
+}
+
+export const ACTIVATIONS: Readonly<Record<string, GradientRule>> = {
+  // y = σ(x)      dx = dy·(y − y²)
+  Sigmoid: ({ g, outputs: [y], dy }) => [() => g.mul(dy, g.sub(y, g.mul(y, y)))],
+
+  // y = tanh x      dx = dy·(1 − y²)
+  Tanh: ({ g, outputs: [y], dy }) => [() => g.mul(dy, g.sub(g.float(1), g.mul(y, y)))],
+
+  // y = ln(1 + eˣ)      dx = dy·σ(x)
+  Softplus: ({ g, inputs: [x], dy }) => [() => g.mul(dy, g.op('Sigmoid', [x]))],
+
+  // y = αx + β, cut to [0, 1]      dx = α·dy where 0 < y < 1, else 0
+  HardSigmoid: ({ g, node, outputs: [y], dy }) => [
+    () => {
+      const isInside = g.op('And', [g.op('Greater', [y, g.float(0)]), g.op('Less', [y, g.float(1)])])
+      return g.where(isInside, g.mul(g.float(floatAttribute(node, 'alpha', 0.2)), dy), g.float(0))
+    },
+  ],
+
+  // y = x·Φ(x), or its approximation by tanh
+  Gelu: ({ g, node, inputs: [x], dy }) => [
+    () => g.mul(dy, stringAttribute(node, 'approximate', 'none') === 'tanh' ? tanhGeluSlope(g, x) : geluSlope(g, x)),
+  ],
+  'com.microsoft:Gelu': ({ g, inputs: [x], dy }) => [() => g.mul(dy, geluSlope(g, x))],
+  'com.microsoft:FastGelu': ({ g, inputs: [x, bias], dy }) => {
+    const gradient = () => g.mul(dy, tanhGeluSlope(g, bias ? g.add(x, bias) : x))
+    return [gradient, gradient]
+  },
+
+  // y = x·s, s = σ(αx)      dx = dy·(s + αy·(1 − s))
+  'com.microsoft:QuickGelu': ({ g, node, inputs: [x], outputs: [y], dy }) => [
+    () => {
+      const alpha = g.float(floatAttribute(node, 'alpha', 1.702))
+      const s = g.op('Sigmoid', [g.mul(alpha, x)])
+      return g.mul(dy, g.add(s, g.mul(g.mul(alpha, y), g.sub(g.float(1), s))))
+    },
+  ],
+}
+
+/** Φ(x) + x·φ(x), with Φ(x) = (1 + erf(x/√2))/2 and φ(x) = e^(−x²/2)/√(2π). */
+function geluSlope(g: Builder, x: Value): Value {
+  const erf = g.op('Erf', [g.mul(x, g.float(Math.SQRT1_2))])
+  const below = g.mul(g.float(0.5), g.add(g.float(1), erf))
+  const density = g.mul(g.float(1 / Math.sqrt(2 * Math.PI)), g.op('Exp', [g.mul(g.float(-0.5), g.mul(x, x))]))
+  return g.add(below, g.mul(x, density))
+}
+
+/** With t = tanh(κ(x + λx³)): (1 + t)/2 + x·(1 − t²)·κ(1 + 3λx²)/2; κ = √(2/π), λ = 0.044715. */
+function tanhGeluSlope(g: Builder, x: Value): Value {
+  const kappa = g.float(Math.sqrt(2 / Math.PI))
+  const cubic = g.mul(g.float(0.044715), g.mul(x, x)) // λx²
+  const t = g.op('Tanh', [g.mul(kappa, g.mul(x, g.add(g.float(1), cubic)))])
+  const inner = g.mul(kappa, g.add(g.float(1), g.mul(g.float(3), cubic)))
+  const rise = g.mul(g.mul(x, g.sub(g.float(1), g.mul(t, t))), inner)
+  return g.mul(g.float(0.5), g.add(g.add(g.float(1), t), rise))
+}
+
+function whereEqual(g: Builder, x: Value, y: Value, dy: Value): Value {
+  return g.where(g.op('Equal', [x, y]), dy, g.float(0))
+}
+
+/** p·xᵖ⁻¹ for a constant p. */
+function slope(g: Builder, x: Value, p: number): Value {
+  if (p === 2) return g.mul(x, g.float(2))
+  if (p === 3) return g.mul(g.mul(x, x), g.float(3))
+  return g.mul(power(g, x, g.float(p - 1)), g.float(p))
+}
+
+function power(g: Builder, x: Value, p: Value): Value {
+  return g.op('Pow', [x, p])
+}
+
+/** The number in a constant with one element, of any type that an exponent has. */
+function scalarOf({ g }: GradientContext, value: Value): number | undefined {
+  const tensor = g.graph.constant(value)
+  if (tensor === undefined || tensor.dims.some((dim) => dim !== 1n)) return undefined
+  const { rawData } = tensor
+  const view = new DataView(rawData.buffer, rawData.byteOffset, rawData.byteLength)
+  const isRaw = rawData.byteLength > 0
+  switch (tensor.dataType) {
+    case DataType.FLOAT:
+      return isRaw ? view.getFloat32(0, true) : tensor.floatData[0]
+    case DataType.DOUBLE:
+      return isRaw ? view.getFloat64(0, true) : tensor.doubleData[0]
+    case DataType.INT64:
+      return Number(isRaw ? view.getBigInt64(0, true) : tensor.int64Data[0])
+    case DataType.INT32:
+      return isRaw ? view.getInt32(0, true) : tensor.int32Data[0]
+    default:
+      return undefined
+  }
+}

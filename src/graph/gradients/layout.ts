@@ -1,0 +1,258 @@
+// Gradients of operators that move elements without computing: views, transposes, joins, cuts and look-ups.
+
+import { UnsupportedError } from '../../base/errors.js'
+import { TensorProto_DataType as DataType } from '../../formats/onnx/gen/onnx_pb.js'
+import { intsAttribute } from '../attributes.js'
+import type { Value } from '../builder.js'
+import { isStatic } from '../shapes.js'
+import {
+  axisOf,
+  contentOf,
+  type GradientContext,
+  type GradientRule,
+  intsOf,
+  once,
+  range,
+  rankOf,
+  reshapeLike,
+  shapeOf,
+} from './context.js'
+import { transposeLast } from './matmul.js'
+
+// y holds x's elements in x's order      dx = dy in x's shape
+const view: GradientRule = (context) => [
+  () => reshapeLike(context, context.dy, shapeOf(context, context.outputs[0]), context.inputs[0]),
+]
+
+export const LAYOUT: Readonly<Record<string, GradientRule>> = {
+  Reshape: view,
+  Flatten: view,
+  Squeeze: view,
+  Unsqueeze: view,
+
+  // y = x with its axes permuted      dx = dy with the inverse permutation
+  Transpose: (context) => [() => transposeBack(context)],
+
+  // y = x repeated along axes of length 1      dx = dy, which the walker sums down
+  Expand: ({ dy }) => [() => dy],
+
+  // y = [x₁, x₂, …]      dxᵢ = dy cut where xᵢ lies
+  Concat: (context) => {
+    const { g, inputs, dy } = context
+    const axis = axisOf(context, 0)
+    const lengths = inputs.map((x) => {
+      const { dims, other } = shapeOf(context, x)
+      return { value: dims[axis], other: other[axis] }
+    })
+    const filled = inputs.filter((_, i) => lengths[i].value !== 0 || lengths[i].other !== 0)
+    if (filled.length === 1) return inputs.map((x) => (x === filled[0] ? () => dy : undefined))
+    const parts = once(() => {
+      const isKnown = lengths.every(({ value, other }) => value === other)
+      const sizes = isKnown
+        ? g.int(lengths.map(({ value }) => value))
+        : g.concat(
+            inputs.map((x) => lengthOf(context, x, axis)),
+            0,
+          )
+      return g.node('Split', [dy, sizes], { axis }, inputs.length).output
+    })
+    return inputs.map((_, i) => () => parts()[i])
+  },
+
+  // y₁, y₂, … = x cut      dx = [dy₁, dy₂, …]
+  Split: (context) => {
+    const { g, outputs, dys } = context
+    const zeros = (y: Value) => {
+      const { dims, other } = shapeOf(context, y)
+      return g.expand(g.float(0), dims.join() === other.join() ? g.int(dims) : g.shape(y))
+    }
+    return [
+      () =>
+        g.concat(
+          outputs.map((y, i) => dys[i] ?? zeros(y)),
+          axisOf(context, 0),
+        ),
+    ]
+  },
+
+  // y = x[start:end:step]      dx = dy with zeros around and between
+  Slice: (context) => [() => unslice(context)],
+
+  // y = x[…, indices, …]      dx = zeros + dy added at the indices
+  Gather: (context) => [() => ungather(context)],
+}
+
+function transposeBack(context: GradientContext): Value {
+  const { g, node, inputs, dy } = context
+  const rank = rankOf(context, inputs[0])
+  const perm = intsAttribute(node, 'perm') ?? range(rank).reverse()
+  const inverse = range(rank).map((axis) => perm.indexOf(axis))
+  const maker = g.graph.producer(dy)
+  const isSwap = inverse.join() === [...range(rank - 2), rank - 1, rank - 2].join()
+  if (!isSwap || maker?.opType !== 'MatMul') return g.transpose(dy, inverse)
+  // (aᵀ·b)ᵀ = bᵀ·a: the keys' gradient in attention comes out without moving a large product.
+  const [a, b] = maker.input
+  const isBatched = [a, b].every((value) => context.shapes.get(value)?.dims.length === rank)
+  return isBatched
+    ? g.matmul(transposeLast(context, b, rank), transposeLast(context, a, rank))
+    : g.transpose(dy, inverse)
+}
+
+/** One axis along which y is a part of x: where the part begins, at both probe points and at run time. */
+interface Cut {
+  readonly axis: number
+  readonly begin: number
+  readonly otherBegin: number
+  /** A vector of one. */
+  readonly atRunTime: () => Value
+}
+
+function unslice(context: GradientContext): Value {
+  const { g, inputs, dy } = context
+  const [x, starts, , axesInput, stepsInput] = inputs
+  const content = contentOf(context, starts)
+  const axes = axesInput ? intsOf(context, axesInput) : range(content?.value.length ?? 0)
+  const steps = stepsInput ? intsOf(context, stepsInput) : axes?.map(() => 1)
+  if (content === undefined || axes === undefined || steps === undefined) {
+    throw new UnsupportedError({
+      where: where(context),
+      what: 'its starts, axes or steps are not known before the run',
+    })
+  }
+  const { dims, other } = shapeOf(context, x)
+  const cuts = axes.map((entry, i) => {
+    const axis = entry < 0 ? entry + dims.length : entry
+    const [start, otherStart] = [content.value[i], content.other[i]]
+    return {
+      axis,
+      step: steps[i],
+      begin: clampStart(start, dims[axis], steps[i]),
+      otherBegin: clampStart(otherStart, other[axis], steps[i]),
+      atRunTime: () => {
+        const given = g.cast(g.op('Gather', [starts, g.int([i])]), DataType.INT64)
+        return start < 0 ? g.add(given, lengthOf(context, x, axis)) : given
+      },
+    }
+  })
+  const contiguous = cuts.filter(({ step }) => step === 1)
+  const padded = pad(context, dy, contiguous)
+  return cuts.filter(({ step }) => step !== 1).reduce((value, cut) => unstride(context, value, cut), padded)
+}
+
+function clampStart(start: number, length: number, step: number): number {
+  return Math.min(Math.max(start < 0 ? start + length : start, 0), step > 0 ? length : length - 1)
+}
+
+/** `value`, a part of x, between the zeros that stand for the rest of it. */
+function pad(context: GradientContext, value: Value, cuts: readonly Cut[]): Value {
+  const { g, inputs } = context
+  const x = shapeOf(context, inputs[0])
+  const y = shapeOf(context, context.outputs[0])
+  const isLookUp = y.dims.length < x.dims.length // Gather by a scalar: the part has length 1
+  const rank = x.dims.length
+  const pads: (number | Value)[] = Array(2 * rank).fill(0)
+  for (const { axis, begin, otherBegin, atRunTime } of cuts) {
+    const end = begin + (isLookUp ? 1 : y.dims[axis])
+    const otherEnd = otherBegin + (isLookUp ? 1 : y.other[axis])
+    const isKnown = x.dims[axis] - end === x.other[axis] - otherEnd
+    pads[axis] = begin === otherBegin ? begin : atRunTime()
+    pads[axis + rank] = isKnown ? x.dims[axis] - end : restOf(context, value, axis, vector(context, pads[axis]))
+  }
+  if (pads.every((entry) => entry === 0)) return value
+  const isConstant = (entry: number | Value): entry is number => typeof entry === 'number'
+  return g.op('Pad', [
+    value,
+    pads.every(isConstant)
+      ? g.int(pads)
+      : g.concat(
+          pads.map((entry) => vector(context, entry)),
+          0,
+        ),
+  ])
+}
+
+/** How much of x lies behind the part at run time. */
+function restOf(context: GradientContext, part: Value, axis: number, begin: Value): Value {
+  const { g, inputs } = context
+  return g.sub(g.sub(lengthOf(context, inputs[0], axis), begin), lengthOf(context, part, axis))
+}
+
+function vector({ g }: GradientContext, entry: number | Value): Value {
+  return typeof entry === 'number' ? g.int([entry]) : entry
+}
+
+/** The elements of `value` at every `step`-th place of x, zeros at the others: looked up in `value` and one zero. */
+function unstride(context: GradientContext, value: Value, { axis, begin, step }: Cut & { step: number }): Value {
+  const { g, inputs, outputs } = context
+  const x = shapeOf(context, inputs[0])
+  if (!isStatic(x, axis)) {
+    throw new UnsupportedError({
+      where: where(context),
+      what: `its step is ${step} along axis ${axis}, whose length changes with the input`,
+    })
+  }
+  const length = shapeOf(context, outputs[0]).dims[axis]
+  const sources = range(x.dims[axis]).map((place) => {
+    const source = (place - begin) / step
+    return Number.isInteger(source) && source >= 0 && source < length ? source : length
+  })
+  const rank = x.dims.length
+  const extended = g.op('Pad', [value, g.int(range(2 * rank).map((i) => (i === rank + axis ? 1 : 0)))])
+  return g.op('Gather', [extended, g.int(sources)], { axis })
+}
+
+function ungather(context: GradientContext): Value {
+  const { g, inputs, dy } = context
+  const [x, indices] = inputs
+  const axis = axisOf(context, 0)
+  const indexRank = rankOf(context, indices)
+  const content = contentOf(context, indices)
+  if (content?.value.length !== 1 || content.other.length !== 1 || indexRank > 1) return scatter(context, axis)
+  const { dims, other } = shapeOf(context, x)
+  const cut: Cut = {
+    axis,
+    begin: clampStart(content.value[0], dims[axis], 1),
+    otherBegin: clampStart(content.other[0], other[axis], 1),
+    atRunTime: () => {
+      const given = g.cast(indexRank === 0 ? g.unsqueeze(indices, [0]) : indices, DataType.INT64)
+      return content.value[0] < 0 ? g.add(given, lengthOf(context, x, axis)) : given
+    },
+  }
+  return pad(context, indexRank === 0 ? g.unsqueeze(dy, [axis]) : dy, [cut])
+}
+
+/**
+ * dy (…, indices, …) added into x's shape along `axis`, as a product with a one-hot matrix: ScatterND's sums over equal
+ * indices depend on the order of its threads.
+ */
+function scatter(context: GradientContext, axis: number): Value {
+  const { g, inputs, dy } = context
+  const [x, indices] = inputs
+  const rank = rankOf(context, x)
+  const indexRank = rankOf(context, indices)
+  const indexAxes = range(indexRank).map((i) => axis + i)
+  const otherAxes = range(rank + indexRank - 1).filter((i) => !indexAxes.includes(i))
+  const rows = g.op('Flatten', [g.transpose(dy, [...indexAxes, ...otherAxes])], { axis: indexRank }) // (indices, rest)
+
+  const length = lengthOf(context, x, axis)
+  const flat = g.cast(g.reshape(indices, g.int([1, -1])), DataType.INT64)
+  const wrapped = g.where(g.op('Less', [flat, g.int(0)]), g.add(flat, length), flat)
+  const places = g.op('Range', [g.int(0), g.op('Squeeze', [length]), g.int(1)])
+  const oneHot = g.cast(g.op('Equal', [g.unsqueeze(places, [1]), wrapped]), g.floatType) // (length, indices)
+
+  const perm = [axis, ...range(rank).filter((i) => i !== axis)]
+  const shape = g.op('Gather', [g.shape(x), g.int(perm)])
+  return g.transpose(
+    g.reshape(g.matmul(oneHot, rows), shape),
+    range(rank).map((i) => perm.indexOf(i)),
+  )
+}
+
+/** The length of an axis at run time, as a vector of one. */
+function lengthOf({ g }: GradientContext, value: Value, axis: number): Value {
+  return g.op('Gather', [g.shape(value), g.int([axis])])
+}
+
+function where({ node }: GradientContext): string {
+  return `node ${node.name} (${node.opType})`
+}

@@ -1,0 +1,103 @@
+// Gradients of matrix products. A weight is never transposed as a value: ONNX Runtime would fold the Transpose into a
+// second copy of it, so products with a 2-D right side go through Gemm, whose transB costs nothing.
+
+import { floatAttribute, intAttribute, intsAttribute } from '../attributes.js'
+import type { Value } from '../builder.js'
+import type { ProbedShape } from '../shapes.js'
+import { type GradientContext, type GradientRule, once, range, rankOf, reshapeLike, shapeOf, sumTo } from './context.js'
+
+export const PRODUCTS: Readonly<Record<string, GradientRule>> = {
+  // y = a·b      da = dy·bᵀ   db = aᵀ·dy
+  MatMul: (context) => {
+    const [a, b] = context.inputs
+    if (rankOf(context, a) === 1 || rankOf(context, b) === 1) return vectorProduct(context)
+    return rankOf(context, b) === 2 ? linearProduct(context) : batchedProduct(context)
+  },
+
+  // y = α·a'·b' + β·c, a' = a or aᵀ      da' = α·dy·b'ᵀ   db' = α·a'ᵀ·dy   dc = β·dy
+  Gemm: (context) => {
+    const { g, node, inputs, outputs, dy } = context
+    const [a, b, c] = inputs
+    const alpha = { float: floatAttribute(node, 'alpha', 1) }
+    const beta = floatAttribute(node, 'beta', 1)
+    const transA = intAttribute(node, 'transA', 0)
+    const transB = intAttribute(node, 'transB', 0)
+    return [
+      () =>
+        transA
+          ? g.op('Gemm', [b, dy], { alpha, transA: transB, transB: 1 })
+          : g.op('Gemm', [dy, b], { alpha, transB: 1 - transB }),
+      () =>
+        transB
+          ? g.op('Gemm', [dy, a], { alpha, transA: 1, transB: transA })
+          : g.op('Gemm', [a, dy], { alpha, transA: 1 - transA }),
+      () => {
+        const dc = beta === 1 ? dy : g.mul(dy, g.float(beta))
+        return sumTo(g, dc, shapeOf(context, outputs[0]), shapeOf(context, c))
+      },
+    ]
+  },
+}
+
+/** a (…, n, k) @ b (k, d): the leading axes are rows of one 2-D product. */
+function linearProduct(context: GradientContext): ReturnType<GradientRule> {
+  const { g, inputs, outputs, dy } = context
+  const [a, b] = inputs
+  const dyRows = once(() => rows(context, dy, rankOf(context, outputs[0])))
+  return [
+    () => {
+      const { dims, other } = shapeOf(context, a)
+      const from = { dims: [rowCount(dims), dims[dims.length - 1]], other: [rowCount(other), other[other.length - 1]] }
+      return reshapeLike(context, g.op('Gemm', [dyRows(), b], { transB: 1 }), from, a)
+    },
+    () => g.op('Gemm', [rows(context, a, rankOf(context, a)), dyRows()], { transA: 1 }),
+  ]
+}
+
+/** a (…, n, k) @ b (…, k, d), leading axes broadcast. */
+function batchedProduct(context: GradientContext): ReturnType<GradientRule> {
+  const { g, inputs, outputs, dy } = context
+  const [a, b] = inputs
+  const y = shapeOf(context, outputs[0])
+  const reduce = (value: Value, to: ProbedShape) => {
+    const stretch = (dims: readonly number[], own: readonly number[]) => [...dims.slice(0, -2), ...own.slice(-2)]
+    return sumTo(g, value, { dims: stretch(y.dims, to.dims), other: stretch(y.other, to.other) }, to)
+  }
+  return [
+    () => reduce(g.matmul(dy, transposeLast(context, b, rankOf(context, b))), shapeOf(context, a)),
+    () => reduce(g.matmul(transposeLast(context, a, rankOf(context, a)), dy), shapeOf(context, b)),
+  ]
+}
+
+/** a (…, n, k) @ b (k), or a (k) @ b (…, k, d): products with a vector, summed out. */
+function vectorProduct(context: GradientContext): ReturnType<GradientRule> {
+  const { g, inputs, dy } = context
+  const [a, b] = inputs
+  if (rankOf(context, b) === 1) {
+    const column = once(() => g.unsqueeze(dy, [-1])) // (…, n, 1)
+    return [() => g.mul(column(), b), () => sumTo(g, g.mul(column(), a), shapeOf(context, a), shapeOf(context, b))]
+  }
+  const row = once(() => g.unsqueeze(dy, [-2])) // (…, 1, d)
+  const rank = rankOf(context, b)
+  return [
+    () => g.reduceSum(g.mul(row(), b), [...range(rank - 2), rank - 1], 0),
+    () => g.mul(row(), g.unsqueeze(a, [1])),
+  ]
+}
+
+/** (…, n, k) → (rows, k) */
+function rows({ g }: GradientContext, value: Value, rank: number): Value {
+  return rank === 2 ? value : g.op('Flatten', [value], { axis: rank - 1 })
+}
+
+function rowCount(dims: readonly number[]): number {
+  return dims.slice(0, -1).reduce((product, dim) => product * dim, 1)
+}
+
+/** The last two axes swapped; what already is such a swap gives back what it swapped. */
+export function transposeLast({ g }: GradientContext, value: Value, rank: number): Value {
+  const swap = [...range(rank - 2), rank - 1, rank - 2]
+  const maker = g.graph.producer(value)
+  const isSwap = maker?.opType === 'Transpose' && intsAttribute(maker, 'perm')?.join() === swap.join()
+  return isSwap ? maker.input[0] : g.transpose(value, swap)
+}

@@ -1,0 +1,150 @@
+// Gradients of reductions, and of what is built on one: softmax and the normalisations.
+
+import { UnsupportedError } from '../../base/errors.js'
+import { floatAttribute, intAttribute } from '../attributes.js'
+import type { Value } from '../builder.js'
+import { isStatic } from '../shapes.js'
+import {
+  axesOf,
+  axisOf,
+  type GradientContext,
+  type GradientRule,
+  once,
+  range,
+  rankOf,
+  sameShape,
+  shapeOf,
+  spread,
+} from './context.js'
+
+export const REDUCTIONS: Readonly<Record<string, GradientRule>> = {
+  // y = Σ x      dx = dy over the summed axes
+  ReduceSum: (context) => [() => unreduce(context, context.dy), undefined],
+
+  // y = Σ x / n      dx = dy/n over the averaged axes
+  ReduceMean: (context) => [() => unreduce(context, context.g.mul(context.dy, share(context))), undefined],
+
+  // y = max x      dx = dy where x = y, else 0
+  ReduceMax: (context) => [() => whereExtreme(context), undefined],
+  ReduceMin: (context) => [() => whereExtreme(context), undefined],
+}
+
+export const NORMALIZATIONS: Readonly<Record<string, GradientRule>> = {
+  // y = eˣ / Σ eˣ      dx = y·(dy − Σ dy·y)
+  Softmax: (context) => {
+    const { g, outputs, dy } = context
+    const [y] = outputs
+    return [() => g.mul(y, g.sub(dy, g.reduceSum(g.mul(dy, y), [axisOf(context, -1)])))]
+  },
+
+  // y = x − ln Σ eˣ      dx = dy − eʸ·Σ dy
+  LogSoftmax: (context) => {
+    const { g, outputs, dy } = context
+    return [() => g.sub(dy, g.mul(g.op('Exp', [outputs[0]]), g.reduceSum(dy, [axisOf(context, -1)])))]
+  },
+
+  // y = x̂·γ + β, x̂ = (x − μ)/σ; e = dy·γ      dx = (e − mean e − x̂·mean(e·x̂))/σ   dγ = dy·x̂   dβ = dy
+  LayerNormalization: (context) => {
+    const { g, inputs, dy } = context
+    const [x, gamma] = inputs
+    const axes = normalizedAxes(context)
+    const kept = once(() => statistics(context, 2))
+    const normalized = once(() => {
+      const [mean, inverseDeviation] = kept()
+      return g.mul(g.sub(x, mean), inverseDeviation)
+    })
+    return [
+      () => {
+        const e = g.mul(dy, gamma)
+        const along = g.mul(normalized(), g.reduceMean(g.mul(e, normalized()), axes))
+        return g.mul(g.sub(g.sub(e, g.reduceMean(e, axes)), along), kept()[1])
+      },
+      () => g.mul(dy, normalized()),
+      () => dy,
+    ]
+  },
+
+  // y = x·ρ·γ, ρ = 1/√(mean x² + ε); e = dy·γ      dx = ρ·(e − x·ρ²·mean(e·x))   dγ = dy·x·ρ
+  SimplifiedLayerNormalization: (context) => rootMeanSquare(context, () => statistics(context, 1)[0]),
+  RMSNormalization: (context) => {
+    const { g, inputs, node } = context
+    return rootMeanSquare(context, () => {
+      const square = g.reduceMean(g.mul(inputs[0], inputs[0]), normalizedAxes(context))
+      return g.op('Reciprocal', [g.op('Sqrt', [g.add(square, g.float(floatAttribute(node, 'epsilon', 1e-5)))])])
+    })
+  },
+}
+
+function rootMeanSquare(context: GradientContext, makeRho: () => Value): ReturnType<GradientRule> {
+  const { g, inputs, dy } = context
+  const [x, gamma] = inputs
+  const rho = once(makeRho)
+  return [
+    () => {
+      const e = g.mul(dy, gamma)
+      const along = g.mul(g.mul(rho(), rho()), g.reduceMean(g.mul(e, x), normalizedAxes(context)))
+      return g.mul(rho(), g.sub(e, g.mul(x, along)))
+    },
+    () => g.mul(dy, g.mul(x, rho())),
+  ]
+}
+
+function normalizedAxes(context: GradientContext): number[] {
+  const rank = rankOf(context, context.inputs[0])
+  return range(rank).slice(axisOf(context, -1))
+}
+
+/** The optional outputs (mean, inverse deviation) that a normalisation keeps for its gradient, asked for if they are not. */
+function statistics({ g, node, dys }: GradientContext, count: number): Value[] {
+  if (dys.slice(1).some((dy) => dy !== undefined)) {
+    throw new UnsupportedError({
+      where: `node ${node.name} (${node.opType})`,
+      what: 'the loss depends on its mean or deviation output, whose gradient is not implemented',
+    })
+  }
+  for (let i = 1; i <= count; i++) node.output[i] ||= g.graph.freshName(`${node.output[0]}/statistic`)
+  g.graph.invalidate()
+  return node.output.slice(1, count + 1)
+}
+
+function unreduce(context: GradientContext, dy: Value): Value {
+  const { inputs } = context
+  const axes = axesOf(context)
+  if (axes.length === 0) return dy
+  return isSquare(context) ? keepAxes(context, dy) : spread(context, keepAxes(context, dy), axes, inputs[0])
+}
+
+/**
+ * Whether x is a square of its own shape, whose rule multiplies by a tensor of that shape: broadcasting in that product
+ * then does what Expand would. So it is in the mean of squares of every RMS normalisation.
+ */
+function isSquare({ g, inputs: [x], shapes }: GradientContext): boolean {
+  const maker = g.graph.producer(x)
+  if (maker?.opType === 'Mul') return maker.input[0] === maker.input[1]
+  if (maker?.opType !== 'Pow' || g.graph.constant(maker.input[1]) === undefined) return false
+  const [base, square] = [shapes.get(maker.input[0]), shapes.get(x)]
+  return base !== undefined && square !== undefined && sameShape(base, square)
+}
+
+/** The reduced axes put back with length 1. */
+function keepAxes(context: GradientContext, value: Value): Value {
+  return intAttribute(context.node, 'keepdims', 1) === 1 ? value : context.g.unsqueeze(value, axesOf(context))
+}
+
+/** 1/n for a mean over n elements. */
+function share(context: GradientContext): Value {
+  const { g, inputs, outputs } = context
+  const axes = axesOf(context)
+  const shape = shapeOf(context, inputs[0])
+  if (axes.every((axis) => isStatic(shape, axis))) {
+    return g.float(1 / axes.reduce((product, axis) => product * shape.dims[axis], 1))
+  }
+  const count = g.div(g.op('Size', [inputs[0]]), g.op('Size', [outputs[0]]))
+  return g.op('Reciprocal', [g.cast(count, g.floatType)])
+}
+
+function whereExtreme(context: GradientContext): Value {
+  const { g, inputs, outputs, dy } = context
+  const isExtreme = g.op('Equal', [inputs[0], keepAxes(context, outputs[0])])
+  return g.where(isExtreme, keepAxes(context, dy), g.float(0))
+}
