@@ -19,6 +19,8 @@ export interface CausalModel {
   readonly generationConfig: Readonly<Record<string, unknown>>
   readonly onnx: OnnxModel
   readonly tokenizer: Tokenizer
+  /** Number of tokens that the model knows, as far as config.json tells. */
+  readonly vocabularySize: number | undefined
   /** Most tokens that the positions of the model reach, as far as config.json tells. */
   readonly contextLength: number | undefined
   /** Tokens that end a generated text, the tokenizer's own first; empty if no file names one. */
@@ -72,7 +74,8 @@ export async function loadModel(directory: Directory, options: LoadModelOptions)
     generationConfig,
     onnx,
     tokenizer,
-    contextLength: contextLength(config),
+    vocabularySize: positiveInteger(config, ['vocab_size']),
+    contextLength: positiveInteger(config, CONTEXT_KEYS),
     eosTokenIds,
     padTokenId: padTokenIds[0] ?? eosTokenIds[0] ?? 0,
     runtime: options.runtime,
@@ -113,11 +116,12 @@ function tokenIds(value: unknown): number[] {
   return (Array.isArray(value) ? value : [value]).filter((id) => Number.isSafeInteger(id) && id >= 0)
 }
 
-function contextLength(config: Record<string, unknown>): number | undefined {
+/** The first of the keys that has one, in config.json or in its part on text. */
+function positiveInteger(config: Record<string, unknown>, keys: readonly string[]): number | undefined {
   const nested = config.text_config
   const sources = typeof nested === 'object' && nested !== null ? [config, nested as Record<string, unknown>] : [config]
   for (const source of sources) {
-    for (const key of CONTEXT_KEYS) {
+    for (const key of keys) {
       const value = source[key]
       if (Number.isSafeInteger(value) && (value as number) > 0) return value as number
     }

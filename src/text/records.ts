@@ -2,7 +2,7 @@
 // target, or {"prompt", "completion"}, where the completion's tokens are. One eos ends each record and is a target too.
 
 import type { ByteSource } from '../base/bytes.js'
-import { ConfigError, DataError, FormatError } from '../base/errors.js'
+import { ConfigError, DataError, FormatError, MismatchError } from '../base/errors.js'
 import type { Tokenizer } from './tokenizer.js'
 
 export type TextRecord = { text: string } | { prompt: string; completion: string }
@@ -23,12 +23,16 @@ export interface EncodedRecords {
   readonly truncatedRecords: number
   /** Records left out because no target was left in them. */
   readonly skippedRecords: number
+  /** The limit that held. */
+  readonly maxLength: number
 }
 
 export interface EncodeOptions {
   tokenizer: Tokenizer
   /** Ends each record. */
   eosTokenId: number | undefined
+  /** Number of tokens that the model knows, if known. */
+  vocabularySize?: number | undefined
   /** The model's context in tokens, if known. */
   contextLength?: number | undefined
   /** Most tokens of a record; default: the context. */
@@ -149,7 +153,8 @@ export function resolveMaxLength(maxLength: number | undefined, contextLength: n
 /**
  * Tokenises records in order, pausing now and then so that the thread stays responsive.
  *
- * @throws DataError when no record has a target, FormatError when the model names no token that ends a text
+ * @throws DataError when no record has a target, FormatError when the model names no token that ends a text, MismatchError
+ *   when the tokenizer gives tokens that the model has not
  */
 export async function encodeRecords(records: readonly TextRecord[], options: EncodeOptions): Promise<EncodedRecords> {
   const maxLength = resolveMaxLength(options.maxLength, options.contextLength)
@@ -167,6 +172,7 @@ export async function encodeRecords(records: readonly TextRecord[], options: Enc
   let pausedAt = performance.now()
   for (const record of records) {
     const { inputIds, labels } = encodeRecord(record, options.tokenizer, eosTokenId)
+    checkVocabulary(inputIds, options)
     if (inputIds.length > maxLength) truncatedRecords++
     const example = { inputIds: inputIds.slice(0, maxLength), labels: labels.slice(0, maxLength) }
     if (countTargets(example.labels) > 0) examples.push(example)
@@ -183,7 +189,21 @@ export async function encodeRecords(records: readonly TextRecord[], options: Enc
       ...(truncatedRecords > 0 ? { hint: `maxLength ${maxLength} cuts off every completion: raise it` } : {}),
     })
   }
-  return { examples, truncatedRecords, skippedRecords }
+  return { examples, truncatedRecords, skippedRecords, maxLength }
+}
+
+function checkVocabulary(
+  inputIds: Int32Array,
+  { vocabularySize = Number.POSITIVE_INFINITY, tokenizer }: EncodeOptions,
+) {
+  const id = inputIds.find((id) => id >= vocabularySize)
+  if (id === undefined) return
+  throw new MismatchError({
+    where: tokenizer.name,
+    what: 'the tokenizer is not that of the model',
+    expected: `token ids below ${vocabularySize}`,
+    got: `${id} (${JSON.stringify(tokenizer.decode([id], { specialTokens: true }))})`,
+  })
 }
 
 /** One record with exactly one eos at its end, not yet cut. */

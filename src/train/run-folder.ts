@@ -159,15 +159,22 @@ export async function writeState(
   await saveSafetensors(directory, STATE_FILE, tensors, { run: JSON.stringify(run) })
 }
 
-/** Reads what {@link writeState} wrote. Throws FormatError when the file is damaged or holds other parameters. */
+/**
+ * Reads what {@link writeState} wrote.
+ *
+ * @param check sees the run before its tensors are read, and throws when it is another run's
+ * @throws FormatError when the file is damaged or holds other parameters
+ */
 export async function readState(
   directory: Directory,
   names: readonly string[],
+  check: (run: RunState) => void,
 ): Promise<{ engine: EngineState; run: RunState }> {
   const source = await directory.open(STATE_FILE)
   try {
     const file = await parseSafetensorsHeader(source)
     const run = parseRun(file.metadata.run, source.name)
+    check(run)
     const read = async (part: string): Promise<Float32Array[]> => {
       const arrays: Float32Array[] = []
       for (const name of names) arrays.push((await readTensorF32(file, `${part}/${name}`)).data)

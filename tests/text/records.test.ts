@@ -1,7 +1,7 @@
 import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'
 import { type ByteSource, MemorySource } from '../../src/base/bytes.js'
-import { ConfigError, DataError, FormatError } from '../../src/base/errors.js'
+import { ConfigError, DataError, FormatError, MismatchError } from '../../src/base/errors.js'
 import { countTargets, encodeRecord, encodeRecords, loadRecords, type TextRecord } from '../../src/text/records.js'
 import { makeTokenizer } from '../../src/text/tokenizer.js'
 
@@ -132,6 +132,14 @@ describe('encodeRecords', () => {
       await expect(encodeRecords([{ text: 'a' }], { ...options, maxLength })).rejects.toThrow(ConfigError)
     }
     await expect(encodeRecords([{ text: 'a' }], { ...options, maxLength: 257 })).rejects.toThrow('at most 256, got 257')
+  })
+
+  it('refuses tokens that the model has not', async () => {
+    await expect(encodeRecords([{ text: 'a' }], { ...options, vocabularySize: 2048 })).resolves.toBeDefined()
+    const error = await encodeRecords([{ text: 'a' }], { ...options, vocabularySize: 60 }).catch(
+      (error: unknown) => error,
+    )
+    expect(error).toBeInstanceOf(MismatchError)
   })
 
   it('refuses data without targets, and models without an eos', async () => {

@@ -1,0 +1,79 @@
+// What a training run says about itself: events while it goes on, a report at its end.
+
+import type { StepMetrics } from './run-folder.js'
+
+export interface StepEvent extends StepMetrics {
+  totalSteps: number
+  tokensPerSecond: number
+  /** From the median step so far; without evaluations. */
+  secondsLeft: number
+}
+
+export interface EvaluationEvent {
+  /** Optimizer steps done: 0 before the first. */
+  step: number
+  /** Nats per target token. */
+  loss: number
+  perplexity: number
+}
+
+/** What a run is about to do. */
+export type TrainStage = 'encode' | 'prepare' | 'evaluate' | 'train' | 'save'
+
+/** Callbacks; what they throw ends the run. */
+export interface TrainEvents {
+  stage?(stage: TrainStage): void
+  step?(event: StepEvent): void
+  evaluation?(event: EvaluationEvent): void
+  /** Once each: records cut or skipped, and the like. */
+  warning?(message: string): void
+}
+
+export interface TrainReport {
+  /** Optimizer updates, with those before a resume. */
+  steps: number
+  /** Tokens of all steps, padding aside. */
+  tokens: number
+  /** Nats per target token, one number a step, each before its update. */
+  trainLoss: number[]
+  /** Null without evaluation data, or when interrupted. */
+  evalLoss: { before: number; after: number } | null
+  /** exp of the evaluation loss afterwards. */
+  evalPerplexity: number | null
+  truncatedRecords: number
+  /** Records without a target: left out. */
+  skippedRecords: number
+  trainableParams: number
+  /** Of the adapted layers: d·k + r·(d + k) each. */
+  totalParams: number
+  /** This process's share, from start to end. */
+  seconds: number
+  /** Median of this process's steps, without its first two; null with none left. */
+  stepMillis: number | null
+  /** The process's high-water mark; null in a browser. */
+  peakRssBytes: number | null
+  /** Whether the signal ended the run early. */
+  interrupted: boolean
+  /** Name and version of ONNX Runtime. */
+  runtime: string
+}
+
+/** Median of the values after the first two; null if there is none. */
+export function steadyMedian(values: readonly number[]): number | null {
+  const sorted = values.slice(2).sort((a, b) => a - b)
+  if (sorted.length === 0) return null
+  const middle = sorted.length >> 1
+  return sorted.length % 2 === 1 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2
+}
+
+/** Node's process, where there is one: a browser has none. */
+interface ProcessLike {
+  resourceUsage?(): { maxRSS: number }
+}
+
+/** Most memory that the process ever held, in bytes; null where it cannot be told. */
+export function peakRssBytes(): number | null {
+  const { process } = globalThis as { process?: ProcessLike }
+  const usage = process?.resourceUsage?.()
+  return usage === undefined ? null : usage.maxRSS * 1024
+}
