@@ -1,5 +1,5 @@
 // Builds nodes by calling: each method appends one node (or a few) to the graph and returns the name of its value.
-// Only operators of the standard domain; see ARCHITECTURE.md for the opset that the training graph imports.
+// See ARCHITECTURE.md for the opset that the training graph imports.
 
 import { create } from '@bufbuild/protobuf'
 import {
@@ -30,16 +30,18 @@ export class Builder {
   }
 
   /** Appends a node with one output. */
-  op(opType: string, inputs: readonly Value[], attributes: Attributes = {}, hint = opType): Value {
+  op(opType: string, inputs: readonly Value[], attributes: Attributes = {}, hint?: string): Value {
     return this.node(opType, inputs, attributes, 1, hint).output[0]
   }
 
-  /** Appends a node with `outputs` outputs. */
-  node(opType: string, inputs: readonly Value[], attributes: Attributes = {}, outputs = 1, hint = opType): NodeProto {
-    const name = this.graph.freshName(`${this.scope}/${hint}`)
+  /** Appends a node with `outputs` outputs; `opType` is 'domain:type' outside the standard domain. */
+  node(opType: string, inputs: readonly Value[], attributes: Attributes = {}, outputs = 1, hint?: string): NodeProto {
+    const [type, domain = ''] = opType.split(':').reverse()
+    const name = this.graph.freshName(`${this.scope}/${hint ?? type}`)
     const node = create(NodeProtoSchema, {
       name,
-      opType,
+      opType: type,
+      domain,
       input: [...inputs],
       output: Array.from({ length: outputs }, (_, i) =>
         this.graph.freshName(outputs === 1 ? `${name}:0` : `${name}:${i}`),
@@ -108,5 +110,12 @@ export class Builder {
     return this.graph.opset() < 18
       ? this.op('ReduceMean', [a], { axes, keepdims })
       : this.op('ReduceMean', [a, this.int(axes)], { keepdims })
+  }
+
+  /** ReduceMax takes its axes as ReduceMean does. */
+  reduceMax(a: Value, axes: readonly number[], keepdims = 1): Value {
+    return this.graph.opset() < 18
+      ? this.op('ReduceMax', [a], { axes, keepdims })
+      : this.op('ReduceMax', [a, this.int(axes)], { keepdims })
   }
 }
