@@ -1,0 +1,229 @@
+// One base model, many adapters: a session whose LoRA factors are graph inputs, so that choosing an adapter is feeding
+// other arrays. The base's weights are in memory once, whatever the number of adapters.
+
+import { MismatchError, NumericError, nearMisses, StateError } from '../base/errors.js'
+import { type OnnxModel, sessionModel } from '../formats/onnx/model.js'
+import { Graph } from '../graph/graph.js'
+import { injectLora, loraInputs } from '../graph/inject.js'
+import { findLinears, type Linear, type ModuleMap } from '../graph/linears.js'
+import { matchLayers } from '../graph/match.js'
+import type { LoraAdapter } from '../lora/adapter.js'
+import type { LoraLayer } from '../lora/layer.js'
+import { type Engine, openEngine, type RuntimeHost } from '../runtime/host.js'
+import { type Remote, transfer } from '../runtime/rpc.js'
+import type { Feeds, RuntimeTensor, SessionOptions } from '../runtime/runtime.js'
+import { type AdapterFactors, InferEngine, type LoraSite, type SiteFactors } from './engine.js'
+
+/** What a session needs of a model; a CausalModel has it. */
+export interface SessionBase {
+  readonly onnx: OnnxModel
+  readonly runtime: RuntimeHost
+}
+
+export interface AdapterSessionOptions extends SessionOptions {
+  /** Adapters to begin with, by the name that runs choose them by. */
+  adapters?: Readonly<Record<string, LoraAdapter>>
+  /** Module name → name of the node or of its weight, where the graph's own names do not tell. */
+  modules?: ModuleMap
+}
+
+export interface RunOptions {
+  /** Name of the adapter. Default: the base model alone. */
+  adapter?: string | undefined
+  /** Outputs to compute. Default: all. */
+  outputNames?: readonly string[]
+}
+
+/** Providers on which tensors without elements work; on others an idle site gets zeros of rank 1. */
+const TAKES_EMPTY_TENSORS = new Set(['cpu', 'wasm'])
+
+export class AdapterSession<M extends SessionBase = SessionBase> {
+  readonly model: M
+  readonly #engine: Engine<InferEngine>
+  readonly #options: SessionOptions
+  readonly #modules: ModuleMap
+  readonly #linears: readonly Linear[]
+  readonly #adapters = new Set<string>()
+  /** Modules that the open session has LoRA inputs for; undefined before the first session. */
+  #adapted: ReadonlySet<string> | undefined
+  /** Changes of the session follow one another. */
+  #lastChange: Promise<unknown> = Promise.resolve()
+  #isDisposed = false
+
+  private constructor(model: M, { adapters: _, modules = {}, ...options }: AdapterSessionOptions) {
+    this.model = model
+    this.#options = options
+    this.#modules = modules
+    this.#linears = findLinears(new Graph(model.onnx.proto), modules)
+    this.#engine = openEngine(model.runtime, 'infer', (runtime) => new InferEngine(runtime))
+  }
+
+  /**
+   * Opens the model's session: in a worker, or in this thread if the model's runtime is a module object.
+   *
+   * @throws MismatchError when an adapter does not fit the model, RuntimeError when ONNX Runtime cannot be found or
+   *   cannot open the model
+   */
+  static async open<M extends SessionBase>(model: M, options: AdapterSessionOptions = {}): Promise<AdapterSession<M>> {
+    const session = new AdapterSession(model, options)
+    try {
+      await session.#add(Object.entries(options.adapters ?? {}))
+      return session
+    } catch (error) {
+      await session.dispose()
+      throw error
+    }
+  }
+
+  /** Names of the adapters that runs can choose. */
+  get adapters(): readonly string[] {
+    return [...this.#adapters]
+  }
+
+  /** The model's own inputs, without those that take adapters. */
+  get inputNames(): readonly string[] {
+    return new Graph(this.model.onnx.proto).inputs.map(({ name }) => name)
+  }
+
+  get outputNames(): readonly string[] {
+    return (this.model.onnx.proto.graph?.output ?? []).map(({ name }) => name)
+  }
+
+  /**
+   * Copies an adapter into the session; runs choose it by `name`. An adapter for modules that none before it touched
+   * opens the base anew, so that both are in memory for a moment: give such adapters to `open` where that matters.
+   *
+   * @throws MismatchError when a layer has no module in the model, or another shape there; NumericError when a weight
+   *   is not finite; StateError when the name is taken. The session stays as it was then.
+   */
+  addAdapter(name: string, adapter: LoraAdapter): Promise<void> {
+    return this.#add([[name, adapter]])
+  }
+
+  /** Frees an adapter's arrays. Texts that are being written with it go on. Throws MismatchError for an unknown name. */
+  removeAdapter(name: string): Promise<void> {
+    return this.#change(async () => {
+      this.checkAdapter(name)
+      this.#adapters.delete(name)
+      await this.engine.removeAdapter(name)
+    })
+  }
+
+  /**
+   * Runs the model once.
+   *
+   * @param feeds the model's own inputs
+   * @throws MismatchError for an unknown adapter, RuntimeError when the run fails
+   */
+  async run(feeds: Feeds, { adapter, outputNames }: RunOptions = {}): Promise<Record<string, RuntimeTensor>> {
+    this.checkAdapter(adapter)
+    return this.engine.run(feeds, adapter, outputNames)
+  }
+
+  /** Closes the session and ends its worker. Other calls throw StateError from then on. */
+  async dispose(): Promise<void> {
+    if (this.#isDisposed) return
+    this.#isDisposed = true
+    await this.#lastChange
+    // A worker that failed cannot answer; its end is all that is left to do.
+    await this.#engine.remote.dispose().catch(() => {})
+    await this.#engine.close()
+  }
+
+  /** @internal */
+  get engine(): Remote<InferEngine> {
+    if (this.#isDisposed) throw new StateError({ where: 'AdapterSession', what: 'it is disposed' })
+    return this.#engine.remote
+  }
+
+  /** @internal Throws MismatchError unless runs can choose this adapter. */
+  checkAdapter(name: string | undefined): void {
+    if (name === undefined || this.#adapters.has(name)) return
+    const near = nearMisses(name, this.#adapters)
+    throw new MismatchError({
+      where: 'adapter',
+      what: `the session has no adapter ${JSON.stringify(name)}`,
+      expected: this.#adapters.size === 0 ? 'none: add one first' : this.adapters.join(', '),
+      ...(near.length > 0 ? { hint: `Did you mean ${near[0]}?` } : {}),
+    })
+  }
+
+  #add(adapters: readonly (readonly [string, LoraAdapter])[]): Promise<void> {
+    return this.#change(async () => {
+      const engine = this.engine
+      const added = adapters.map(([name, adapter]) => {
+        if (this.#adapters.has(name)) {
+          throw new StateError({
+            where: 'adapter',
+            what: `the session has an adapter ${JSON.stringify(name)} already`,
+            hint: 'Call removeAdapter first, or choose another name',
+          })
+        }
+        return { name, factors: adapterFactors(this.#linears, adapter) }
+      })
+      await this.#openFor(added.flatMap(({ factors }) => Object.keys(factors)))
+      for (const { name, factors } of added) {
+        const buffers = Object.values(factors).flatMap(({ weightA, weightB }) => [weightA.buffer, weightB.buffer])
+        await engine.addAdapter(name, transfer(factors, buffers))
+        this.#adapters.add(name)
+      }
+    })
+  }
+
+  /** Makes sure that the open session has inputs for these modules. */
+  async #openFor(modules: readonly string[]): Promise<void> {
+    const adapted = new Set([...(this.#adapted ?? []), ...modules])
+    if (this.#adapted !== undefined && adapted.size === this.#adapted.size) return
+    // The graph is edited, so that each session starts from a fresh view of the model.
+    const graph = new Graph(this.model.onnx.proto)
+    const linears = findLinears(graph, this.#modules).filter(({ name }) => adapted.has(name))
+    injectLora(graph, linears)
+    const providers = this.#options.executionProviders ?? []
+    await this.engine.open({
+      model: await sessionModel(this.model.onnx, graph.toModel()),
+      sites: sitesOf(linears),
+      idleRank: providers.every((name) => TAKES_EMPTY_TENSORS.has(name)) ? 0 : 1,
+      options: this.#options,
+    })
+    this.#adapted = adapted
+  }
+
+  #change<T>(action: () => Promise<T>): Promise<T> {
+    const result = this.#lastChange.then(action)
+    this.#lastChange = result.catch(() => {})
+    return result
+  }
+}
+
+/** One site a module: linears of one name share their inputs. */
+function sitesOf(linears: readonly Linear[]): LoraSite[] {
+  const sites = new Map(linears.map(({ name, k, d }) => [name, { module: name, ...loraInputs(name), k, d }]))
+  return [...sites.values()]
+}
+
+/** What an adapter feeds, by the model's module names. */
+function adapterFactors(linears: readonly Linear[], adapter: LoraAdapter): AdapterFactors {
+  const factors: AdapterFactors = {}
+  const owners = new Map<string, string>()
+  const layers = [...adapter].map(([name, layer]) => ({ name, d: layer.d, k: layer.k, layer }))
+  for (const { layer, linear } of matchLayers(linears, layers)) {
+    const owner = owners.get(linear.name)
+    if (owner !== undefined && owner !== layer.name) {
+      throw new MismatchError({ where: linear.name, what: `two layers of the adapter: ${owner} and ${layer.name}` })
+    }
+    owners.set(linear.name, layer.name)
+    factors[linear.name] ??= siteFactors(layer.name, layer.layer)
+  }
+  return factors
+}
+
+function siteFactors(name: string, { weightA, weightB, rank, d, k, scaling }: LoraLayer): SiteFactors {
+  const a = new Float32Array(k * rank)
+  for (let p = 0; p < rank; p++) for (let j = 0; j < k; j++) a[j * rank + p] = weightA.data[p * k + j]
+  const b = new Float32Array(rank * d)
+  for (let i = 0; i < d; i++) for (let p = 0; p < rank; p++) b[p * d + i] = scaling * weightB.data[i * rank + p]
+  if (!a.every(Number.isFinite) || !b.every(Number.isFinite)) {
+    throw new NumericError({ where: name, what: 'the adapter holds values that are not finite' })
+  }
+  return { rank, weightA: a, weightB: b }
+}

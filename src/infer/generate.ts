@@ -1,0 +1,146 @@
+// Text in, text out: continues a prompt token by token with a causal language model, with its key-value cache where the
+// graph has one, else by running the whole text for each token.
+
+import { ConfigError, DataError } from '../base/errors.js'
+import { type CausalInputs, causalInputs } from '../graph/causal-inputs.js'
+import { Graph } from '../graph/graph.js'
+import type { CausalModel } from '../graph/model-folder.js'
+import type { AdapterSession } from './adapter-session.js'
+import { resolveSampling, type SamplingOptions } from './sampling.js'
+
+export interface GenerateOptions extends SamplingOptions {
+  /** Name of an adapter of the session, for the whole text. Default: the base model alone. */
+  adapter?: string | undefined
+  /** Default 128; the text ends at the model's context length in any case. */
+  maxNewTokens?: number
+  /** A safe integer; the same seed gives the same text. Default 42. */
+  seed?: number
+  /** Called with each piece of text as soon as it is certain. The pieces together are the result's text. */
+  onText?: (piece: string) => void
+  /** Ends the text between two tokens: `generate` rejects with the signal's reason. */
+  signal?: AbortSignal
+}
+
+export interface GenerateResult {
+  /** What follows the prompt, without special tokens. */
+  text: string
+  /** Number of new tokens, the one that ended the text not counted. */
+  tokens: number
+  tokenIds: number[]
+  /** Why it ended: the model said so, maxNewTokens, or the model's context is full. */
+  finish: 'eos' | 'max-new-tokens' | 'context'
+  seconds: number
+}
+
+export const GENERATE_DEFAULTS = Object.freeze({ maxNewTokens: 128, seed: 42 })
+
+/**
+ * Continues a prompt.
+ *
+ * @throws ConfigError for an option out of range, MismatchError for an unknown adapter, DataError for a prompt without
+ *   tokens or without room behind it, UnsupportedError when the graph is no causal language model, NumericError when the
+ *   logits are not finite
+ */
+export async function generate(
+  session: AdapterSession<CausalModel>,
+  prompt: string,
+  options: GenerateOptions = {},
+): Promise<GenerateResult> {
+  const startedAt = performance.now()
+  const { adapter, signal, onText } = options
+  const { maxNewTokens = GENERATE_DEFAULTS.maxNewTokens, seed = GENERATE_DEFAULTS.seed } = options
+  const sampling = resolveSampling(options)
+  checkInteger('seed', seed, Number.MIN_SAFE_INTEGER, 'a safe integer')
+  checkInteger('maxNewTokens', maxNewTokens, 1, 'an integer of 1 or more')
+  session.checkAdapter(adapter)
+  const { model } = session
+  const inputs = causalInputs(new Graph(model.onnx.proto))
+  const promptIds = encodePrompt(model, prompt)
+  const contextLength = model.contextLength ?? Number.POSITIVE_INFINITY
+
+  const engine = session.engine
+  const { logits, cache } = inputs
+  const emptyCache = inputs.emptyCache(1)
+  const decoding = await engine.startDecoding({ adapter, logits, cache, emptyCache, sampling, seed })
+  const stream = model.tokenizer.stream()
+  for (const id of promptIds) stream.push(id)
+  const tokenIds: number[] = []
+  let text = ''
+  const append = (piece: string) => {
+    if (piece === '') return
+    text += piece
+    onText?.(piece)
+  }
+  let finish: GenerateResult['finish'] | undefined
+  try {
+    while (finish === undefined) {
+      signal?.throwIfAborted()
+      const id = await engine.nextToken(decoding, nextFeeds(inputs, promptIds, tokenIds))
+      if (model.eosTokenIds.includes(id)) {
+        finish = 'eos'
+        break
+      }
+      tokenIds.push(id)
+      append(stream.push(id))
+      if (tokenIds.length === maxNewTokens) finish = 'max-new-tokens'
+      else if (promptIds.length + tokenIds.length >= contextLength) finish = 'context'
+    }
+  } finally {
+    await engine.stopDecoding(decoding)
+  }
+  append(stream.end())
+  return { text, tokens: tokenIds.length, tokenIds, finish, seconds: (performance.now() - startedAt) / 1000 }
+}
+
+/** All tokens for a model without a cache and at first, afterwards the newest one. */
+function nextFeeds(inputs: CausalInputs, promptIds: readonly number[], tokenIds: readonly number[]) {
+  const total = promptIds.length + tokenIds.length
+  const isWhole = inputs.cache.length === 0 || tokenIds.length === 0
+  const inputIds = isWhole ? [...promptIds, ...tokenIds] : tokenIds.slice(-1)
+  const attentionMask = new Uint8Array(total).fill(1)
+  return inputs.feeds({
+    batch: 1,
+    sequence: inputIds.length,
+    inputIds,
+    attentionMask,
+    past: total - inputIds.length,
+  })
+}
+
+function encodePrompt({ tokenizer, eosTokenIds, contextLength, name }: CausalModel, prompt: string): number[] {
+  const ids = tokenizer.encode(prompt)
+  // Some templates end every text; a prompt goes on.
+  const last = ids.at(-1)
+  if (
+    last !== undefined &&
+    eosTokenIds.includes(last) &&
+    !endsWith(tokenizer.encode(prompt, { specialTokens: false }), last)
+  ) {
+    ids.pop()
+  }
+  if (ids.length === 0) {
+    throw new DataError({
+      where: 'prompt',
+      what: 'it has no tokens, and the tokenizer adds none',
+      hint: 'Give at least one character',
+    })
+  }
+  if (contextLength !== undefined && ids.length >= contextLength) {
+    throw new DataError({
+      where: 'prompt',
+      what: `it leaves no room in the context of ${name}`,
+      expected: `fewer than ${contextLength} tokens`,
+      got: `${ids.length}`,
+    })
+  }
+  return ids
+}
+
+function endsWith(ids: readonly number[], id: number): boolean {
+  return ids.at(-1) === id
+}
+
+function checkInteger(where: string, value: number, minimum: number, expected: string): void {
+  if (Number.isSafeInteger(value) && value >= minimum) return
+  throw new ConfigError({ where, what: 'out of range', expected, got: String(value) })
+}

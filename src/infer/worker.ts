@@ -1,0 +1,7 @@
+// Entry of the Web Worker that inference runs in.
+
+import { serveEngine } from '../runtime/host.js'
+import { webOwnerPort } from '../runtime/web-worker.js'
+import { InferEngine } from './engine.js'
+
+serveEngine(webOwnerPort(), (runtime) => new InferEngine(runtime))

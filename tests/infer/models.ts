@@ -1,0 +1,93 @@
+// What tests of inference and merging share: models on disk, adapters made here, runs, and a worker that is no thread.
+
+import { fileURLToPath } from 'node:url'
+import { MessageChannel, type MessagePort } from 'node:worker_threads'
+import * as ort from 'onnxruntime-node'
+import { Random } from '../../src/base/random.js'
+import { causalInputs } from '../../src/graph/causal-inputs.js'
+import { Graph } from '../../src/graph/graph.js'
+import { findLinears } from '../../src/graph/linears.js'
+import { type CausalModel, loadModel } from '../../src/graph/model-folder.js'
+import { InferEngine } from '../../src/infer/engine.js'
+import { NodeDirectory } from '../../src/io/node-files.js'
+import { LoraAdapter } from '../../src/lora/adapter.js'
+import { type RuntimeHost, serveEngine } from '../../src/runtime/host.js'
+import { resolveNodeRuntime } from '../../src/runtime/node-runtime.js'
+import type { OrtModule } from '../../src/runtime/onnxruntime.js'
+import type { Port } from '../../src/runtime/rpc.js'
+import type { Feeds, RuntimeTensor } from '../../src/runtime/runtime.js'
+
+const root = fileURLToPath(new URL('../../', import.meta.url))
+
+export const directoryOf = (path: string) => new NodeDirectory(root + path)
+
+/** Sessions in the test's own thread. */
+export const inThread: RuntimeHost = { module: ort as unknown as OrtModule }
+
+/** A host whose workers share the test's thread but get every message as a structured clone, as real ones do. */
+export function messageHost(): { host: RuntimeHost; closed: () => number } {
+  let closed = 0
+  const portOf = (port: MessagePort): Port => ({
+    post: (message, transfer) => port.postMessage(message, transfer as ArrayBuffer[]),
+    listen: (receive) => void port.on('message', receive),
+    hold: (isHeld) => (isHeld ? port.ref() : port.unref()),
+    close: async () => {
+      closed++
+      port.close()
+    },
+  })
+  return {
+    host: {
+      specifier: resolveNodeRuntime(),
+      spawn() {
+        const { port1, port2 } = new MessageChannel()
+        serveEngine(portOf(port1), (runtime) => new InferEngine(runtime))
+        return portOf(port2)
+      },
+    },
+    closed: () => closed,
+  }
+}
+
+export const openModel = (path: string, runtime: RuntimeHost = inThread): Promise<CausalModel> =>
+  loadModel(directoryOf(path), { runtime })
+
+/** An adapter for the modules whose names match, with A and B that are not zero. */
+export function makeAdapter(model: CausalModel, modules: RegExp, { seed = 1, rank = 4, alpha = 8, std = 0.05 } = {}) {
+  const adapter = new LoraAdapter({ rank, alpha })
+  const random = new Random(seed, 'test')
+  const matrix = (rows: number, columns: number, deviation: number) => ({
+    data: Float32Array.from({ length: rows * columns }, () => random.normal() * deviation),
+    shape: [rows, columns] as const,
+  })
+  const seen = new Set<string>()
+  for (const { name, d, k } of findLinears(new Graph(model.onnx.proto))) {
+    if (!modules.test(name) || seen.has(name)) continue
+    seen.add(name)
+    adapter.addFactors(name, matrix(rank, k, 1 / Math.sqrt(k)), matrix(d, rank, std))
+  }
+  return adapter
+}
+
+/** Feeds of a model for rows of equal length, with an empty cache. */
+export function feedsOf(model: CausalModel, rows: readonly (readonly number[])[]): Feeds {
+  const inputs = causalInputs(new Graph(model.onnx.proto))
+  const [batch, sequence] = [rows.length, rows[0].length]
+  const attentionMask = new Uint8Array(batch * sequence).fill(1)
+  return { ...inputs.feeds({ batch, sequence, inputIds: rows.flat(), attentionMask }), ...inputs.emptyCache(batch) }
+}
+
+/** Largest difference of two outputs of one shape. */
+export function maxDifference(a: RuntimeTensor | ArrayLike<number>, b: RuntimeTensor | ArrayLike<number>): number {
+  const [x, y] = [a, b].map((value) => ('data' in value ? value.data : value) as ArrayLike<number>)
+  if (x.length !== y.length) return Number.POSITIVE_INFINITY
+  let max = 0
+  for (let i = 0; i < x.length; i++) max = Math.max(max, Math.abs(x[i] - y[i]))
+  return max
+}
+
+/** Logits of one position: those of the last by default. */
+export function rowOf({ data, dims }: RuntimeTensor, position = dims[1] - 1): Float32Array {
+  const vocabulary = dims[2]
+  return (data as Float32Array).slice(position * vocabulary, (position + 1) * vocabulary)
+}
