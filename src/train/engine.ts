@@ -16,8 +16,6 @@ export interface EngineParameter {
 
 export interface EngineSetup {
   parameters: readonly EngineParameter[]
-  /** Name of the output that holds the loss, a scalar. */
-  loss: string
   optimizer: AdamWOptions
   /** 0: no clipping. */
   maxGradNorm: number
@@ -28,10 +26,14 @@ export interface EngineState extends AdamWState {
   parameters: Float32Array[]
 }
 
-/** One run of a session: its number, and feeds without the parameters. */
+/** One run of a session. */
 export interface EngineRun {
+  /** Its number. */
   session: number
+  /** Without the parameters. */
   feeds: Feeds
+  /** Name of the output that holds the loss, a scalar. */
+  loss: string
 }
 
 export interface StepResult {
@@ -46,7 +48,7 @@ interface Training {
   setup: EngineSetup
   parameters: Float32Array[]
   feeds: Feeds
-  outputs: string[]
+  gradients: string[]
   optimizer: AdamW
   /** The parameters that the last finite loss belongs to. */
   lastGood: Float32Array[]
@@ -68,7 +70,7 @@ export class TrainEngine extends SessionTable {
       feeds: Object.fromEntries(
         setup.parameters.map(({ input, shape }, i) => [input, { type: 'float32', data: parameters[i], dims: shape }]),
       ),
-      outputs: [setup.loss, ...setup.parameters.map(({ gradient }) => gradient)],
+      gradients: setup.parameters.map(({ gradient }) => gradient),
       optimizer,
       lastGood: parameters.map((parameter) => parameter.slice()),
       sums: undefined,
@@ -82,8 +84,9 @@ export class TrainEngine extends SessionTable {
     let loss = 0
     let gradients: Float32Array[] = []
     for (const [index, run] of runs.entries()) {
-      const results = await this.session(run.session).run({ ...training.feeds, ...run.feeds }, training.outputs)
-      const [runLoss, ...runGradients] = training.outputs.map((name) => results[name].data as Float32Array)
+      const outputs = [run.loss, ...training.gradients]
+      const results = await this.session(run.session).run({ ...training.feeds, ...run.feeds }, outputs)
+      const [runLoss, ...runGradients] = outputs.map((name) => results[name].data as Float32Array)
       loss += runLoss[0]
       gradients = runs.length === 1 ? runGradients : accumulate(training, runGradients, index === 0)
     }
@@ -97,9 +100,9 @@ export class TrainEngine extends SessionTable {
 
   /** The loss of one run; nothing changes. */
   async evaluate(run: EngineRun): Promise<number> {
-    const { feeds, setup } = this.#started()
-    const results = await this.session(run.session).run({ ...feeds, ...run.feeds }, [setup.loss])
-    return (results[setup.loss].data as Float32Array)[0]
+    const feeds = { ...this.#started().feeds, ...run.feeds }
+    const results = await this.session(run.session).run(feeds, [run.loss])
+    return (results[run.loss].data as Float32Array)[0]
   }
 
   /** A copy of the parameters and of the optimizer's state. */

@@ -79,7 +79,11 @@ export async function writeMarker(directory: Directory, status: Marker['status']
 
 /** Removes the files of an earlier run, and nothing else. The marker goes last: until then the folder counts as ours. */
 export async function clearRunFolder(directory: Directory): Promise<void> {
-  for (const file of RUN_FILES) if (await directory.has(file)) await directory.remove(file)
+  await removeFiles(directory, RUN_FILES)
+}
+
+export async function removeFiles(directory: Directory, files: readonly string[]): Promise<void> {
+  for (const file of files) if (await directory.has(file)) await directory.remove(file)
 }
 
 /** One line of metrics.jsonl. */

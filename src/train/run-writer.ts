@@ -1,0 +1,87 @@
+// Writes a run's folder in an order that any interruption leaves usable: what is there is complete, and the state never
+// counts steps that the metrics lack.
+
+import type { Directory } from '../base/bytes.js'
+import type { LoraAdapter } from '../lora/adapter.js'
+import { saveAdapter } from '../lora/peft.js'
+import type { EngineState } from './engine.js'
+import {
+  clearRunFolder,
+  type FolderUse,
+  type RunState,
+  removeFiles,
+  STATE_FILE,
+  type StepMetrics,
+  writeMarker,
+  writeMetrics,
+  writeState,
+} from './run-folder.js'
+
+/** Metrics are files that appear whole, so that each update writes them all: often enough to watch, seldom enough to be free. */
+const METRICS_INTERVAL_MS = 2000
+
+export class RunWriter {
+  readonly #directory: Directory | undefined
+  readonly #use: FolderUse
+  readonly #metrics: StepMetrics[]
+  /** Whether the marker is there and belongs to this run. */
+  #isBegun: boolean
+  #hasSaved: boolean
+  #metricsAt = performance.now()
+
+  /** @param metrics of the steps before a resume */
+  constructor(directory: Directory | undefined, use: FolderUse, metrics: readonly StepMetrics[]) {
+    this.#directory = directory
+    this.#use = use
+    this.#metrics = [...metrics]
+    this.#isBegun = use === 'resume'
+    this.#hasSaved = use === 'resume'
+  }
+
+  get metrics(): readonly StepMetrics[] {
+    return this.#metrics
+  }
+
+  /** Takes one step's line; now and then writes them. */
+  async add(line: StepMetrics): Promise<void> {
+    this.#metrics.push(line)
+    // A run that replaces another leaves it in place until there is something to replace it with.
+    const mayWrite = this.#isBegun || this.#use === 'new'
+    if (this.#directory === undefined || !mayWrite || performance.now() - this.#metricsAt < METRICS_INTERVAL_MS) return
+    await this.#writeMetrics(this.#directory)
+  }
+
+  /** Saves adapter and, if given, the state to go on from. */
+  async save(
+    adapter: LoraAdapter,
+    state?: { names: readonly string[]; engine: EngineState; run: RunState },
+  ): Promise<void> {
+    if (this.#directory === undefined) return
+    await this.#writeMetrics(this.#directory)
+    if (state !== undefined) await writeState(this.#directory, state.names, state.engine, state.run)
+    await saveAdapter(adapter, this.#directory)
+    this.#hasSaved = true
+  }
+
+  /** Marks the run, which has been saved, as finished, and drops its state. */
+  async finish(): Promise<void> {
+    if (this.#directory === undefined) return
+    await writeMarker(this.#directory, 'finished', this.#metrics.length)
+    await removeFiles(this.#directory, [STATE_FILE])
+  }
+
+  /** After a failure: leaves nothing of a run that has saved nothing. */
+  async abandon(): Promise<void> {
+    if (this.#directory !== undefined && this.#isBegun && !this.#hasSaved) await clearRunFolder(this.#directory)
+  }
+
+  async #writeMetrics(directory: Directory): Promise<void> {
+    if (!this.#isBegun) {
+      if (this.#use === 'overwrite') await clearRunFolder(directory)
+      await writeMarker(directory, 'unfinished', this.#metrics.length)
+      this.#isBegun = true
+    }
+    await writeMetrics(directory, this.#metrics)
+    this.#metricsAt = performance.now()
+  }
+}

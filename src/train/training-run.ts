@@ -1,0 +1,268 @@
+// One run of the training loop: steps, evaluations, saves, and its end, whichever it is: done, interrupted, or a number that
+// is not finite.
+
+import type { Directory } from '../base/bytes.js'
+import { NumericError } from '../base/errors.js'
+import type { CausalModel } from '../graph/model-folder.js'
+import type { LoraAdapter } from '../lora/adapter.js'
+import { type Engine, openEngine } from '../runtime/host.js'
+import type { Example } from '../text/records.js'
+import { collate, planEpoch, planEvaluation, type StepPlan, stepsPerEpoch, targetsOf, tokensOf } from './batches.js'
+import { type EngineState, TrainEngine } from './engine.js'
+import { readFactors, writeFactors } from './factors.js'
+import { checkFingerprint, fingerprintOf } from './fingerprint.js'
+import { ModelSessions } from './model-sessions.js'
+import { ADAMW_DEFAULTS } from './optimizer.js'
+import { peakRssBytes, steadyMedian, type TrainEvents, type TrainReport } from './report.js'
+import { type FolderUse, readMetrics, readState, type StepMetrics } from './run-folder.js'
+import { RunWriter } from './run-writer.js'
+import { learningRates } from './schedule.js'
+import type { TrainSettings } from './settings.js'
+
+export interface RunParts {
+  readonly model: CausalModel
+  /** Where training starts; its factors are replaced by what it comes to. */
+  readonly adapter: LoraAdapter
+  readonly settings: TrainSettings
+  readonly examples: readonly Example[]
+  readonly evalExamples: readonly Example[] | undefined
+  readonly out: { readonly directory: Directory; readonly use: FolderUse } | undefined
+  readonly signal: AbortSignal | undefined
+  readonly on: TrainEvents
+}
+
+/** The part of the report that the loop knows. */
+export type RunReport = Pick<
+  TrainReport,
+  | 'steps'
+  | 'tokens'
+  | 'trainLoss'
+  | 'evalLoss'
+  | 'evalPerplexity'
+  | 'stepMillis'
+  | 'peakRssBytes'
+  | 'interrupted'
+  | 'runtime'
+>
+
+interface Start {
+  engine: EngineState
+  metrics: StepMetrics[]
+  evalLossBefore: number | undefined
+}
+
+/**
+ * Trains the adapter.
+ *
+ * @throws NumericError naming the step at which a loss or gradient was not finite; the adapter then has the factors of the
+ *   last finite loss, and is saved if there was an update
+ */
+export async function trainAdapter(parts: RunParts): Promise<RunReport> {
+  const engine = openEngine(parts.model.runtime, 'train', (runtime) => new TrainEngine(runtime))
+  try {
+    const sessions = await ModelSessions.create(parts, engine.remote)
+    return await new TrainingRun(parts, engine, sessions).train()
+  } finally {
+    await engine.remote.dispose().catch(() => {})
+    await engine.close()
+  }
+}
+
+class TrainingRun {
+  readonly #parts: RunParts
+  readonly #engine: Engine<TrainEngine>
+  readonly #sessions: ModelSessions
+  readonly #totalSteps: number
+  readonly #stepsPerEpoch: number
+  readonly #lengths: readonly number[]
+  readonly #names: readonly string[]
+  readonly #fingerprint: Record<string, string>
+  #writer: RunWriter
+  #evalLossBefore: number | undefined
+  /** Of this process's steps. */
+  #tokens = 0
+  #plan: { epoch: number; steps: StepPlan[] } | undefined
+
+  constructor(parts: RunParts, engine: Engine<TrainEngine>, sessions: ModelSessions) {
+    const { settings, examples, out } = parts
+    this.#parts = parts
+    this.#engine = engine
+    this.#sessions = sessions
+    this.#stepsPerEpoch = stepsPerEpoch(examples.length, sessions.planOptions)
+    this.#totalSteps = settings.maxSteps ?? settings.epochs * this.#stepsPerEpoch
+    this.#lengths = examples.map(({ inputIds }) => inputIds.length)
+    this.#names = sessions.parameters.map(({ layer, factor }) => `${layer}.${factor}`)
+    this.#fingerprint = fingerprintOf({ ...parts, totalSteps: this.#totalSteps })
+    this.#writer = new RunWriter(out?.directory, out?.use ?? 'new', [])
+  }
+
+  async train(): Promise<RunReport> {
+    const { on, settings, signal, evalExamples } = this.#parts
+    const start = await this.#start()
+    this.#evalLossBefore = start.evalLossBefore
+    await this.#engine.remote.start(
+      {
+        parameters: this.#sessions.parameters,
+        optimizer: { ...ADAMW_DEFAULTS, weightDecay: settings.weightDecay },
+        maxGradNorm: settings.maxGradNorm,
+      },
+      start.engine,
+    )
+    const times: number[] = []
+    let evalLossAfter: number | undefined
+    try {
+      if (this.#evalLossBefore === undefined && evalExamples !== undefined) {
+        this.#evalLossBefore = await this.#evaluate(start.metrics.length)
+      }
+      on.stage?.('train')
+      for (let step = start.metrics.length; step < this.#totalSteps && !signal?.aborted; step++) {
+        const metrics = await this.#step(step)
+        times.push(metrics.elapsedMs)
+        const isLast = step + 1 === this.#totalSteps
+        if (!isLast && isMultiple(step + 1, settings.evaluateEvery)) {
+          const evalLoss = await this.#evaluate(step + 1)
+          if (evalLoss !== undefined) metrics.evalLoss = evalLoss
+        }
+        await this.#writer.add(metrics)
+        this.#report(metrics, times)
+        if (!isLast && isMultiple(step + 1, settings.saveEvery)) await this.#save()
+      }
+      on.stage?.('save')
+      await this.#save()
+      const isDone = this.#writer.metrics.length === this.#totalSteps
+      if (isDone && evalExamples !== undefined) evalLossAfter = await this.#evaluate(this.#totalSteps)
+      if (isDone) await this.#writer.finish()
+    } catch (error) {
+      await this.#writer.abandon()
+      throw error
+    }
+    const { metrics } = this.#writer
+    const hasBoth = this.#evalLossBefore !== undefined && evalLossAfter !== undefined
+    return {
+      steps: metrics.length,
+      tokens: metrics.reduce((sum, { tokens }) => sum + tokens, 0),
+      trainLoss: metrics.map(({ loss }) => loss),
+      evalLoss: hasBoth ? { before: this.#evalLossBefore!, after: evalLossAfter! } : null,
+      evalPerplexity: evalLossAfter === undefined ? null : Math.exp(evalLossAfter),
+      stepMillis: steadyMedian(times),
+      peakRssBytes: peakRssBytes(),
+      interrupted: signal?.aborted ?? false,
+      runtime: this.#sessions.runtimeName,
+    }
+  }
+
+  /** The state that the first step of this process starts from. */
+  async #start(): Promise<Start> {
+    const { out, adapter } = this.#parts
+    if (out?.use !== 'resume') {
+      const parameters = readFactors(adapter, this.#sessions.parameters)
+      const zeros = () => parameters.map(({ length }) => new Float32Array(length))
+      const engine = { parameters, firstMoments: zeros(), secondMoments: zeros(), updates: 0 }
+      return { engine, metrics: [], evalLossBefore: undefined }
+    }
+    const { directory } = out
+    const { engine, run } = await readState(directory, this.#names, ({ fingerprint }) =>
+      checkFingerprint(fingerprint, this.#fingerprint, directory.name),
+    )
+    writeFactors(adapter, this.#sessions.parameters, engine.parameters)
+    const metrics = await readMetrics(directory, run.step)
+    this.#writer = new RunWriter(directory, 'resume', metrics)
+    return { engine, metrics, evalLossBefore: run.evalLossBefore ?? undefined }
+  }
+
+  /** Step number `step`, counted from 0. */
+  async #step(step: number): Promise<StepMetrics> {
+    const startedAt = performance.now()
+    const { examples, settings, model } = this.#parts
+    const epoch = Math.floor(step / this.#stepsPerEpoch)
+    if (this.#plan?.epoch !== epoch) {
+      const seed = this.#parts.adapter.config.seed
+      this.#plan = { epoch, steps: planEpoch(this.#lengths, seed, epoch, this.#sessions.planOptions) }
+    }
+    const plan = this.#plan.steps[step % this.#stepsPerEpoch]
+    const normalizer = targetsOf(examples, plan)
+    const runs = []
+    for (const [index, microBatch] of plan.entries()) {
+      const batch = collate(examples, microBatch, model.padTokenId)
+      runs.push(await this.#sessions.trainingRun(batch, { normalizer, step, index }))
+    }
+    const rate = learningRates(settings.schedule, settings.learningRate, settings.warmupRatio, this.#totalSteps)(step)
+    const { loss, gradientNorm } = await this.#engine.remote.step(runs, rate)
+    if (!Number.isFinite(loss)) return this.#fail(`step ${step + 1}`, `the loss is ${loss}`)
+    if (!Number.isFinite(gradientNorm)) return this.#fail(`step ${step + 1}`, `the gradient's norm is ${gradientNorm}`)
+    const elapsedMs = performance.now() - startedAt
+    return {
+      step: step + 1,
+      epoch,
+      loss,
+      learningRate: rate,
+      gradientNorm,
+      tokens: tokensOf(examples, plan),
+      elapsedMs: Math.round(elapsedMs * 100) / 100,
+    }
+  }
+
+  /** Loss over all evaluation records; undefined when the run is interrupted meanwhile. */
+  async #evaluate(step: number): Promise<number | undefined> {
+    const { on, model, signal } = this.#parts
+    const examples = this.#parts.evalExamples!
+    on.stage?.('evaluate')
+    let sum = 0
+    let targets = 0
+    const lengths = examples.map(({ inputIds }) => inputIds.length)
+    for (const plan of planEvaluation(lengths, this.#sessions.planOptions)) {
+      if (signal?.aborted) return undefined
+      const normalizer = targetsOf(examples, [plan])
+      const run = await this.#sessions.evaluationRun(collate(examples, plan, model.padTokenId), { normalizer })
+      sum += (await this.#engine.remote.evaluate(run)) * normalizer
+      targets += normalizer
+    }
+    const loss = sum / targets
+    if (!Number.isFinite(loss)) return this.#fail(`evaluation after step ${step}`, `the loss is ${loss}`)
+    on.evaluation?.({ step, loss, perplexity: Math.exp(loss) })
+    return loss
+  }
+
+  /** Brings the adapter up to date, and saves it with the state to go on from. */
+  async #save(): Promise<void> {
+    const engine = await this.#engine.remote.state()
+    const step = this.#writer.metrics.length
+    if (!engine.parameters.every(isFiniteArray))
+      return this.#fail(`step ${step}`, 'its update gave weights that are not finite')
+    writeFactors(this.#parts.adapter, this.#sessions.parameters, engine.parameters)
+    const run = { step, fingerprint: this.#fingerprint, evalLossBefore: this.#evalLossBefore ?? null }
+    await this.#writer.save(this.#parts.adapter, { names: this.#names, engine, run })
+  }
+
+  /** Ends the run at a number that is not finite, with the factors of the last loss that was. */
+  async #fail(where: string, what: string): Promise<never> {
+    const { adapter, out } = this.#parts
+    writeFactors(adapter, this.#sessions.parameters, await this.#engine.remote.lastGood())
+    const isTrained = this.#writer.metrics.length > 0
+    if (isTrained) await this.#writer.save(adapter)
+    const kept = isTrained && out !== undefined ? `; the last good adapter is in ${out.directory.name}` : ''
+    throw new NumericError({ where, what: what + kept, hint: 'Lower the learning rate, or clip gradients harder' })
+  }
+
+  #report(metrics: StepMetrics, times: readonly number[]): void {
+    const { on } = this.#parts
+    if (on.step === undefined) return
+    this.#tokens += metrics.tokens
+    const elapsedMs = times.reduce((sum, time) => sum + time, 0)
+    const stepMillis = steadyMedian(times) ?? metrics.elapsedMs
+    on.step({
+      ...metrics,
+      totalSteps: this.#totalSteps,
+      tokensPerSecond: (this.#tokens / elapsedMs) * 1000,
+      secondsLeft: ((this.#totalSteps - metrics.step) * stepMillis) / 1000,
+    })
+  }
+}
+
+function isMultiple(step: number, every: number | undefined): boolean {
+  return every !== undefined && step % every === 0
+}
+
+function isFiniteArray(values: Float32Array): boolean {
+  return values.every(Number.isFinite)
+}

@@ -1,0 +1,124 @@
+import { describe, expect, it } from 'vitest'
+import { StateError } from '../../src/base/errors.js'
+import { untransferred } from '../../src/runtime/rpc.js'
+import type { Runtime } from '../../src/runtime/runtime.js'
+import { type EngineRun, type EngineSetup, type EngineState, TrainEngine } from '../../src/train/engine.js'
+import { ADAMW_DEFAULTS, AdamW, clipFactor } from '../../src/train/optimizer.js'
+
+/** A runtime whose every session computes loss = weight·Σ (p − target)², over two parameters. */
+const quadratic: Runtime = {
+  name: 'test',
+  createSession: async () => ({
+    inputNames: ['p', 'q', 'target', 'weight'],
+    outputNames: ['loss', 'dp', 'dq'],
+    dispose: async () => {},
+    async run(feeds, outputs = []) {
+      const [p, q, target, weight] = ['p', 'q', 'target', 'weight'].map((name) => feeds[name].data as Float32Array)
+      const difference = (values: Float32Array) => values.map((value) => value - target[0])
+      const gradient = (values: Float32Array) => difference(values).map((value) => 2 * weight[0] * value)
+      const loss = [...difference(p), ...difference(q)].reduce((sum, value) => sum + weight[0] * value * value, 0)
+      const results = { loss: Float32Array.of(loss), dp: gradient(p), dq: gradient(q) }
+      return Object.fromEntries(
+        outputs.map((name) => [name, { type: 'float32', data: results[name as 'loss'], dims: [] } as const]),
+      )
+    },
+  }),
+}
+
+const setup: EngineSetup = {
+  parameters: [
+    { input: 'p', gradient: 'dp', shape: [2] },
+    { input: 'q', gradient: 'dq', shape: [1] },
+  ],
+  optimizer: ADAMW_DEFAULTS,
+  maxGradNorm: 1,
+}
+const initial = (): EngineState => ({
+  parameters: [Float32Array.of(1, -2), Float32Array.of(3)],
+  firstMoments: [new Float32Array(2), new Float32Array(1)],
+  secondMoments: [new Float32Array(2), new Float32Array(1)],
+  updates: 0,
+})
+
+async function started(): Promise<{ engine: TrainEngine; run: (target: number, weight?: number) => EngineRun }> {
+  const engine = new TrainEngine(quadratic)
+  const { id } = await engine.openSession({ graph: new Uint8Array() })
+  engine.start(setup, initial())
+  const scalar = (value: number) => ({ type: 'float32', data: Float32Array.of(value), dims: [] }) as const
+  return {
+    engine,
+    run: (target, weight = 1) => ({
+      session: id,
+      loss: 'loss',
+      feeds: { target: scalar(target), weight: scalar(weight) },
+    }),
+  }
+}
+const stateOf = (engine: TrainEngine) => untransferred(engine.state())
+
+describe('TrainEngine', () => {
+  it('updates with the clipped gradient, and says loss and norm', async () => {
+    const { engine, run } = await started()
+    const result = await engine.step([run(0)], 0.1)
+    expect(result.loss).toBe(14)
+    expect(result.gradientNorm).toBeCloseTo(2 * Math.sqrt(14), 6)
+    const { parameters } = initial()
+    new AdamW(parameters).step(
+      [Float32Array.of(2, -4), Float32Array.of(6)],
+      0.1,
+      clipFactor(result.gradientNorm, setup.maxGradNorm),
+    )
+    expect(stateOf(engine).parameters).toEqual(parameters)
+  })
+
+  it('adds up the runs of a step', async () => {
+    const whole = await started()
+    const parts = await started()
+    for (let step = 0; step < 3; step++) {
+      const a = await whole.engine.step([whole.run(0.5, 1)], 0.1)
+      const b = await parts.engine.step([parts.run(0.5, 0.25), parts.run(0.5, 0.5), parts.run(0.5, 0.25)], 0.1)
+      expect(b.loss).toBeCloseTo(a.loss, 5)
+      expect(b.gradientNorm).toBeCloseTo(a.gradientNorm, 5)
+    }
+    stateOf(whole.engine).parameters.forEach((parameter, p) => {
+      parameter.forEach((value, i) => void expect(stateOf(parts.engine).parameters[p][i]).toBeCloseTo(value, 5))
+    })
+  })
+
+  it('evaluates without changing anything', async () => {
+    const { engine, run } = await started()
+    expect(await engine.evaluate(run(0))).toBe(14)
+    expect(stateOf(engine)).toEqual(initial())
+  })
+
+  it('goes on from a state as if it had never stopped', async () => {
+    const { engine, run } = await started()
+    await engine.step([run(0)], 0.1)
+    const saved = stateOf(engine)
+    await engine.step([run(1)], 0.1)
+    const resumed = await started()
+    resumed.engine.start(setup, saved)
+    await resumed.engine.step([resumed.run(1)], 0.1)
+    expect(stateOf(resumed.engine)).toEqual(stateOf(engine))
+  })
+
+  it('does not update on a loss that is not finite, and keeps what belongs to the last one that was', async () => {
+    const { engine, run } = await started()
+    await engine.step([run(0)], 0.1)
+    const good = stateOf(engine).parameters
+    await engine.step([run(0)], 0.1)
+    const after = stateOf(engine)
+    const result = await engine.step([run(Number.NaN)], 0.1)
+    expect(result.loss).toBeNaN()
+    expect(stateOf(engine)).toEqual(after)
+    expect(untransferred(engine.lastGood())).toEqual(good)
+  })
+
+  it('refuses a step before the start, and a session that is closed', async () => {
+    const engine = new TrainEngine(quadratic)
+    await expect(engine.step([], 0.1)).rejects.toThrow(StateError)
+    const { engine: other, run } = await started()
+    await other.dispose()
+    await expect(other.step([run(0)], 0.1)).rejects.toThrow(StateError)
+  })
+})
