@@ -211,13 +211,12 @@ describe('folders', () => {
     'no name leads out: %j',
     async (name) => {
       const uses: (() => Promise<unknown>)[] = [
-      () => directory.open(name),
-      () => directory.has(name),
-      () => directory.create(name),
-      () => directory.remove(name),
-    ]
-    for (const use of uses) expect((await failure(use())).message).toMatch(/leads out of the folder or nowhere/)
-      }
+        () => directory.open(name),
+        () => directory.has(name),
+        () => directory.create(name),
+        () => directory.remove(name),
+      ]
+      for (const use of uses) expect((await failure(use())).message).toMatch(/leads out of the folder or nowhere/)
     },
   )
 

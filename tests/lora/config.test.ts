@@ -1,0 +1,131 @@
+import fc from 'fast-check'
+import { describe, expect, test } from 'vitest'
+import { ConfigError, UnsupportedError } from '../../src/base/errors.js'
+import {
+  configForLayer,
+  type LoraConfigInput,
+  resolveConfig,
+  scalingOf,
+  TRAIN_DEFAULTS,
+} from '../../src/lora/config.js'
+
+test('defaults', () => {
+  expect(resolveConfig()).toMatchObject({
+    rank: 8,
+    alpha: 8,
+    dropout: 0,
+    targetModules: [],
+    seed: 42,
+    init: 'normal',
+    useRslora: false,
+    rankPattern: {},
+    alphaPattern: {},
+    bias: 'none',
+  })
+  expect(resolveConfig({ rank: undefined })).toEqual(resolveConfig())
+})
+
+test('training has its own, in one place', () => {
+  expect(resolveConfig(TRAIN_DEFAULTS)).toMatchObject({
+    rank: 8,
+    alpha: 16,
+    dropout: 0,
+    init: 'kaiming-uniform',
+    targetModules: 'all-linear',
+  })
+})
+
+describe('out of range', () => {
+  test.each<[string, LoraConfigInput, RegExp]>([
+    ['rank 0', { rank: 0 }, /^rank: not usable; expected an integer of at least 1, got 0$/],
+    ['rank negative', { rank: -4 }, /^rank: .*got -4/],
+    ['rank fractional', { rank: 2.5 }, /^rank: .*got 2.5/],
+    ['rank NaN', { rank: Number.NaN }, /^rank: .*got NaN/],
+    ['rank as text', { rank: '8' as never }, /^rank: .*got "8"/],
+    ['alpha 0', { alpha: 0 }, /^alpha: .*a finite number above 0, got 0/],
+    ['alpha infinite', { alpha: Number.POSITIVE_INFINITY }, /^alpha: .*got Infinity/],
+    ['dropout 1', { dropout: 1 }, /^dropout: .*\[0, 1\), got 1/],
+    ['dropout negative', { dropout: -0.1 }, /^dropout: /],
+    ['dropout NaN', { dropout: Number.NaN }, /^dropout: /],
+    ['seed fractional', { seed: 0.5 }, /^seed: .*a safe integer, got 0.5/],
+    ['seed too large', { seed: 2 ** 53 }, /^seed: /],
+    ['init unknown', { init: 'xavier' as never }, /^init: .*normal, kaiming-uniform, gaussian, got "xavier"/],
+    ['targetModules a number', { targetModules: 3 as never }, /^targetModules: /],
+    ['targetModules with an empty name', { targetModules: [''] }, /^targetModules: /],
+    ['targetModules no expression', { targetModules: '(q_proj' }, /^targetModules: not a regular expression/],
+    ['rankPattern with rank 0', { rankPattern: { q: 0 } }, /^rankPattern: .*got \{"q":0\}/],
+    ['rankPattern no expression', { rankPattern: { '(q': 2 } }, /^rankPattern \(q: not a regular expression/],
+    ['alphaPattern with a negative alpha', { alphaPattern: { q: -1 } }, /^alphaPattern: /],
+    [
+      'layers with an expression',
+      { targetModules: 'q', layersToTransform: [1] },
+      /^layersToTransform: only goes with a list/,
+    ],
+    ['layersPattern alone', { targetModules: ['q'], layersPattern: 'h' }, /^layersPattern: has no effect without/],
+    ['a field that does not exist', { ranks: 8 } as never, /^ranks: no such setting.*rank/],
+    ['a field in the spelling of PEFT', { use_rslora: true } as never, /^use_rslora: .*useRslora/],
+  ])('%s', (_, input, message) => {
+    expect(() => resolveConfig(input)).toThrow(ConfigError)
+    expect(() => resolveConfig(input)).toThrow(message)
+  })
+
+  test.each<[LoraConfigInput, RegExp]>([
+    [{ useDora: true }, /^useDora: not implemented yet, got true|^useDora: not implemented yet; got true/],
+    [{ bias: 'all' }, /^bias: .*got all/],
+    [{ modulesToSave: ['lm_head'] }, /^modulesToSave: .*lm_head/],
+  ])('not implemented: %j', (input, message) => {
+    expect(() => resolveConfig(input)).toThrow(UnsupportedError)
+    expect(() => resolveConfig(input)).toThrow(message)
+  })
+})
+
+test('a config cannot change once it is resolved, nor through what it was made from', () => {
+  const targetModules = ['q_proj']
+  const rankPattern = { q_proj: 2 }
+  const config = resolveConfig({ targetModules, rankPattern })
+  targetModules.push('k_proj')
+  rankPattern.q_proj = 3
+  expect(config.targetModules).toEqual(['q_proj'])
+  expect(config.rankPattern).toEqual({ q_proj: 2 })
+  expect(() => {
+    ;(config as { rank: number }).rank = 3
+  }).toThrow(TypeError)
+  expect(() => (config.targetModules as string[]).push('x')).toThrow(TypeError)
+  expect(resolveConfig(config)).toBe(config)
+})
+
+test('scaling', () => {
+  expect(scalingOf(8, 16, false)).toBe(2)
+  expect(scalingOf(16, 8, true)).toBe(2)
+  fc.assert(
+    fc.property(fc.integer({ min: 1, max: 512 }), fc.double({ min: 0.1, max: 512, noNaN: true }), (rank, alpha) => {
+      expect(scalingOf(rank, alpha, false) * rank).toBeCloseTo(alpha, 9)
+      expect(scalingOf(rank, alpha, true) * Math.sqrt(rank)).toBeCloseTo(alpha, 9)
+    }),
+  )
+})
+
+describe('patterns', () => {
+  const config = resolveConfig({
+    rank: 8,
+    alpha: 16,
+    rankPattern: { 'layers\\.0\\..*': 2, q_proj: 4 },
+    alphaPattern: { '^model\\.layers\\.1\\.q_proj': 32, proj: 1 },
+  })
+
+  test.each([
+    ['model.layers.0.q_proj', 2, 16],
+    ['model.layers.1.q_proj', 4, 32],
+    ['model.layers.2.q_proj', 4, 16],
+    ['q_proj', 4, 16],
+    ['model.layers.2.xq_proj', 8, 16],
+    ['a.proj', 8, 1],
+  ])('%s has rank %i and alpha %i', (name, rank, alpha) => {
+    expect(configForLayer(config, name)).toMatchObject({ rank, alpha, rankPattern: {}, alphaPattern: {} })
+  })
+
+  test('without patterns a layer shares its adapter’s config', () => {
+    const plain = resolveConfig({ rank: 3 })
+    expect(configForLayer(plain, 'x')).toBe(plain)
+  })
+})
