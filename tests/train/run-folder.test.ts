@@ -1,0 +1,159 @@
+import { describe, expect, it } from 'vitest'
+import { MemoryDirectory } from '../../src/base/bytes.js'
+import { FileError, FormatError, MismatchError } from '../../src/base/errors.js'
+import { LoraAdapter } from '../../src/lora/adapter.js'
+import { checkFingerprint } from '../../src/train/fingerprint.js'
+import {
+  checkRunFolder,
+  clearRunFolder,
+  MARKER_FILE,
+  METRICS_FILE,
+  readMarker,
+  readMetrics,
+  readState,
+  STATE_FILE,
+  type StepMetrics,
+  writeMarker,
+  writeMetrics,
+  writeState,
+} from '../../src/train/run-folder.js'
+import { RunWriter } from '../../src/train/run-writer.js'
+
+const line = (step: number): StepMetrics => ({
+  step,
+  epoch: 0,
+  loss: 1 / step,
+  learningRate: 0.1,
+  gradientNorm: 1,
+  tokens: 5,
+  elapsedMs: 2,
+})
+const engine = {
+  parameters: [Float32Array.of(1, 2), Float32Array.of(3)],
+  firstMoments: [Float32Array.of(4, 5), Float32Array.of(6)],
+  secondMoments: [Float32Array.of(7, 8), Float32Array.of(9)],
+  updates: 2,
+}
+const run = { step: 2, fingerprint: { seed: '42' }, evalLossBefore: 5.5 }
+const names = ['q.A', 'q.B']
+const adapter = () => {
+  const result = new LoraAdapter({ rank: 1, targetModules: ['q'] })
+  result.addLayerOfShape('q', [2, 3])
+  return result
+}
+
+describe('checkRunFolder', () => {
+  it('lets a new run into an empty folder only', async () => {
+    await checkRunFolder(new MemoryDirectory(), 'new')
+    const foreign = new MemoryDirectory({ 'notes.txt': 'mine' }, 'out')
+    await expect(checkRunFolder(foreign, 'new')).rejects.toThrow(/out: the output folder is not empty.*notes\.txt/)
+    await expect(checkRunFolder(foreign, 'overwrite')).rejects.toThrow('lowrank did not write this folder')
+    await expect(checkRunFolder(foreign, 'resume')).rejects.toThrow(FileError)
+  })
+
+  it('overwrites what lowrank wrote, and resumes what is not finished', async () => {
+    const directory = new MemoryDirectory({}, 'out')
+    await writeMarker(directory, 'unfinished', 2)
+    await expect(checkRunFolder(directory, 'new')).rejects.toThrow('Resume or overwrite')
+    await expect(checkRunFolder(directory, 'resume')).rejects.toThrow('no run to resume')
+    await writeState(directory, names, engine, run)
+    await checkRunFolder(directory, 'resume')
+    await checkRunFolder(directory, 'overwrite')
+    await directory.remove(STATE_FILE)
+    await writeMarker(directory, 'finished', 2)
+    await expect(checkRunFolder(directory, 'resume')).rejects.toThrow('finished')
+  })
+
+  it('believes no marker of something else', async () => {
+    for (const text of ['{}', 'null', '{"version": 1, "kind": "shopping list"}']) {
+      const directory = new MemoryDirectory({ [MARKER_FILE]: text })
+      expect(await readMarker(directory)).toBeUndefined()
+      await expect(checkRunFolder(directory, 'overwrite')).rejects.toThrow(FileError)
+    }
+  })
+
+  it('clears its own files and nothing else', async () => {
+    const directory = new MemoryDirectory({ 'notes.txt': 'mine', [METRICS_FILE]: '', [MARKER_FILE]: '{}' })
+    await clearRunFolder(directory)
+    expect(await directory.list()).toEqual(['notes.txt'])
+  })
+})
+
+describe('state', () => {
+  it('comes back as it was', async () => {
+    const directory = new MemoryDirectory()
+    await writeState(directory, names, engine, run)
+    expect(await readState(directory, names, () => {})).toEqual({ engine, run })
+  })
+
+  it('is checked before its tensors are', async () => {
+    const directory = new MemoryDirectory()
+    await writeState(directory, names, engine, run)
+    const check = ({ fingerprint }: typeof run) => checkFingerprint(fingerprint, { seed: '43' }, 'out')
+    await expect(readState(directory, ['other.A'], check as never)).rejects.toThrow(MismatchError)
+    await expect(readState(directory, ['other.A'], check as never)).rejects.toThrow(/another seed; expected 42, got 43/)
+    await expect(readState(directory, ['other.A'], () => {})).rejects.toThrow(FormatError)
+  })
+
+  it('refuses other files', async () => {
+    const directory = new MemoryDirectory()
+    await writeState(directory, names, engine, { ...run, step: 'two' } as never)
+    await expect(readState(directory, names, () => {})).rejects.toThrow('not the state of a training run')
+  })
+})
+
+describe('metrics', () => {
+  it('gives the first steps back, and complains when they are not there', async () => {
+    const directory = new MemoryDirectory()
+    await writeMetrics(directory, [line(1), line(2), line(3)])
+    expect(await readMetrics(directory, 2)).toEqual([line(1), line(2)])
+    await expect(readMetrics(directory, 4)).rejects.toThrow(FormatError)
+    await writeMetrics(directory, [line(2)])
+    await expect(readMetrics(directory, 1)).rejects.toThrow(FormatError)
+  })
+})
+
+describe('RunWriter', () => {
+  const state = { names, engine, run }
+
+  it('writes all of a run, and drops the state when it is finished', async () => {
+    const directory = new MemoryDirectory()
+    const writer = new RunWriter(directory, 'new', [])
+    await writer.add(line(1))
+    await writer.save(adapter(), state)
+    const adapterFiles = ['adapter_config.json', 'adapter_model.safetensors']
+    expect(await directory.list()).toEqual([...adapterFiles, MARKER_FILE, METRICS_FILE, STATE_FILE].sort())
+    expect((await readMarker(directory))?.status).toBe('unfinished')
+    await writer.finish()
+    expect(await directory.list()).toEqual([...adapterFiles, MARKER_FILE, METRICS_FILE].sort())
+    expect(await readMarker(directory)).toMatchObject({ status: 'finished', steps: 1 })
+  })
+
+  it('leaves the old run in place until it saves', async () => {
+    const old = { [MARKER_FILE]: 'old', [STATE_FILE]: 'old', 'notes.txt': 'mine' }
+    const directory = new MemoryDirectory(old)
+    const writer = new RunWriter(directory, 'overwrite', [])
+    await writer.add(line(1))
+    await writer.abandon()
+    expect(await directory.list()).toEqual(Object.keys(old).sort())
+    await writer.save(adapter())
+    expect(await directory.has(STATE_FILE)).toBe(false)
+    expect(await directory.has('notes.txt')).toBe(true)
+  })
+
+  it('takes nothing away that an abandoned run has saved', async () => {
+    const directory = new MemoryDirectory()
+    const writer = new RunWriter(directory, 'new', [])
+    await writer.save(adapter(), state)
+    await writer.abandon()
+    expect(await directory.has(STATE_FILE)).toBe(true)
+  })
+
+  it('writes nothing without a folder', async () => {
+    const writer = new RunWriter(undefined, 'new', [])
+    await writer.add(line(1))
+    await writer.save(adapter(), state)
+    await writer.finish()
+    expect(writer.metrics).toEqual([line(1)])
+  })
+})

@@ -1,0 +1,77 @@
+import { describe, expect, it } from 'vitest'
+import { ConfigError } from '../../src/base/errors.js'
+import { LoraAdapter } from '../../src/lora/adapter.js'
+import { readFactors, writeFactors } from '../../src/train/factors.js'
+import { steadyMedian } from '../../src/train/report.js'
+import { resolveSettings, SETTINGS_DEFAULTS } from '../../src/train/settings.js'
+
+describe('resolveSettings', () => {
+  it('fills in defaults, for undefined too', () => {
+    expect(resolveSettings({})).toEqual(SETTINGS_DEFAULTS)
+    expect(resolveSettings({ batchSize: undefined, learningRate: 5e-3 })).toEqual({
+      ...SETTINGS_DEFAULTS,
+      learningRate: 5e-3,
+    })
+  })
+
+  it.each([
+    ['epochs', 0],
+    ['epochs', 1.5],
+    ['maxSteps', -1],
+    ['batchSize', 0],
+    ['gradientAccumulation', Number.NaN],
+    ['learningRate', 0],
+    ['learningRate', -1e-3],
+    ['learningRate', Number.POSITIVE_INFINITY],
+    ['learningRate', '0.1'],
+    ['warmupRatio', 1.1],
+    ['weightDecay', -0.1],
+    ['maxGradNorm', -1],
+    ['maxGradNorm', Number.NaN],
+    ['threads', 0],
+    ['saveEvery', 0],
+    ['evaluateEvery', 2.5],
+    ['schedule', 'step'],
+  ])('refuses %s %s', (key, value) => {
+    expect(() => resolveSettings({ [key]: value })).toThrow(ConfigError)
+    expect(() => resolveSettings({ [key]: value })).toThrow(new RegExp(`^${key}: `))
+  })
+})
+
+describe('factors', () => {
+  it('go to the graph transposed, and come back', () => {
+    const adapter = new LoraAdapter({ rank: 2, targetModules: ['q'] })
+    const layer = adapter.addFactors(
+      'q',
+      [
+        [1, 2, 3],
+        [4, 5, 6],
+      ],
+      [
+        [7, 8],
+        [9, 10],
+      ],
+    )
+    const names = [
+      { layer: 'q', factor: 'A' },
+      { layer: 'q', factor: 'B' },
+    ] as const
+    const values = readFactors(adapter, names)
+    expect(values.map((array) => [...array])).toEqual([
+      [1, 4, 2, 5, 3, 6],
+      [7, 9, 8, 10],
+    ])
+    values[0][0] = 11
+    writeFactors(adapter, names, values)
+    expect([...layer.weightA.data]).toEqual([11, 2, 3, 4, 5, 6])
+    expect([...layer.weightB.data]).toEqual([7, 8, 9, 10])
+  })
+})
+
+describe('steadyMedian', () => {
+  it('leaves out the first two', () => {
+    expect(steadyMedian([900, 800, 3, 1, 2])).toBe(2)
+    expect(steadyMedian([900, 800, 3, 1])).toBe(2)
+    expect(steadyMedian([1, 2])).toBeNull()
+  })
+})
