@@ -1,86 +1,38 @@
-// Which linear layers a configuration or an adapter means. Rules of target_modules: PEFT's
-// `tuners/tuners_utils.py` (check_target_module_exists).
+// Which linear layers a configuration or an adapter means.
 
 import { ConfigError, MismatchError, nearMisses } from '../base/errors.js'
+import { isAllLinear, type TargetRules, targetMatcher } from '../lora/patterns.js'
 import type { Linear } from './linears.js'
 
-export interface TargetOptions {
-  /** Same rules as the targets; wins over them. */
-  readonly excludeModules?: string | readonly string[] | undefined
-  /** Only with a list of targets: the indices of the layers that are adapted. */
-  readonly layersToTransform?: number | readonly number[] | undefined
-  /** Names of the lists of layers whose indices count: 'layers', 'h'. Default: the first number in the module's path. */
-  readonly layersPattern?: string | readonly string[] | undefined
-}
-
 /**
- * The linear layers that a new adapter gets.
+ * The linear layers that a new adapter gets. `all-linear` leaves out the output embedding.
  *
- * @param targets 'all-linear' (all but the output embedding), a list of names (a module's path equals an entry or ends
- *   with `.` and it), or a regular expression that the whole path matches
- * @throws MismatchError when nothing, or nothing for an entry of the list, matches; ConfigError for a bad expression
+ * @throws MismatchError when nothing matches, or nothing matches an entry of the list of targets; ConfigError for an
+ *   empty list, or an expression that does not compile
  */
-export function matchTargets(
-  linears: readonly Linear[],
-  targets: string | readonly string[],
-  options: TargetOptions = {},
-): Linear[] {
-  if (targets.length === 0) {
+export function matchTargets(linears: readonly Linear[], rules: TargetRules): Linear[] {
+  const { targetModules } = rules
+  if (targetModules.length === 0) {
     throw new ConfigError({
       where: 'targetModules',
       what: 'it is empty, so that nothing would be adapted',
       hint: 'Use all-linear, or names such as q_proj',
     })
   }
-  const excluded = options.excludeModules
-  const candidates =
-    excluded === undefined || excluded.length === 0
-      ? linears
-      : linears.filter((linear) => !matches(linear.name, excluded, 'excludeModules'))
-  if (typeof targets === 'string' && targets.toLowerCase() === 'all-linear') {
-    return nonEmpty(
-      candidates.filter((linear) => !linear.isHead),
-      targets,
-      linears,
-    )
+  if (typeof targetModules !== 'string') {
+    for (const entry of targetModules) {
+      const isMatch = targetMatcher({ targetModules: [entry] })
+      nonEmpty(
+        linears.filter(({ name }) => isMatch(name)),
+        entry,
+        linears,
+      )
+    }
   }
-  if (typeof targets === 'string') {
-    return nonEmpty(
-      candidates.filter((linear) => matches(linear.name, targets, 'targetModules')),
-      targets,
-      linears,
-    )
-  }
-  for (const entry of targets) {
-    nonEmpty(
-      linears.filter(({ name }) => matches(name, [entry], 'targetModules')),
-      entry,
-      linears,
-    )
-  }
-  const found = candidates.filter(
-    (linear) => matches(linear.name, targets, 'targetModules') && isLayerChosen(linear.name, targets, options),
-  )
-  return nonEmpty(found, targets.join(','), linears)
-}
-
-function matches(name: string, rule: string | readonly string[], where: string): boolean {
-  if (typeof rule !== 'string') return rule.some((entry) => name === entry || name.endsWith(`.${entry}`))
-  try {
-    return new RegExp(`^(?:${rule})$`).test(name)
-  } catch (cause) {
-    throw new ConfigError({ where, what: 'not a regular expression', got: JSON.stringify(rule), cause })
-  }
-}
-
-function isLayerChosen(name: string, targets: readonly string[], options: TargetOptions): boolean {
-  const { layersToTransform, layersPattern } = options
-  if (layersToTransform === undefined || targets.includes(name)) return true
-  const patterns = layersPattern === undefined || layersPattern.length === 0 ? [] : [layersPattern].flat()
-  const expressions =
-    patterns.length === 0 ? [/\.[^.]*\.(\d+)\./] : patterns.map((p) => new RegExp(`.*?\\.${p}\\.(\\d+)\\.`))
-  const index = expressions.map((expression) => expression.exec(name)?.[1]).find((digits) => digits !== undefined)
-  return index !== undefined && [layersToTransform].flat().includes(Number(index))
+  const isMatch = targetMatcher(rules)
+  const skipsHead = isAllLinear(targetModules)
+  const found = linears.filter(({ name, isHead }) => isMatch(name) && !(isHead && skipsHead))
+  return nonEmpty(found, [targetModules].flat().join(','), linears)
 }
 
 function nonEmpty(found: Linear[], wanted: string, linears: readonly Linear[]): Linear[] {

@@ -1,0 +1,153 @@
+// The walk from a loss back to what is trained: which nodes lie on the way, whether each has a rule, and the gradients,
+// summed where a value is read several times and summed down where it was broadcast. Only what is needed is built.
+
+import { UnsupportedError } from '../base/errors.js'
+import type { NodeProto } from '../formats/onnx/gen/onnx_pb.js'
+import type { Builder, Value } from './builder.js'
+import { BROADCASTING, GRADIENTS, type GradientContext, NON_DIFFERENTIABLE, sumTo } from './gradients.js'
+import type { Graph } from './graph.js'
+import { type Contribution, joinSlices } from './join-slices.js'
+import type { ShapeMap } from './shapes.js'
+
+/** The nodes between what is trained and what it is trained for. */
+export interface GradientPath {
+  /** In the graph's order. */
+  readonly nodes: readonly NodeProto[]
+  /** Values that a gradient flows to. */
+  readonly values: ReadonlySet<Value>
+}
+
+/**
+ * @param wrt values whose gradients are wanted; the path ends at them even where they are computed
+ * @param from values whose gradients are given
+ */
+export function gradientPath(graph: Graph, wrt: readonly Value[], from: Iterable<Value>): GradientPath {
+  graph.sort()
+  const ends = new Set(wrt)
+  const depends = new Set(wrt)
+  const dependent: NodeProto[] = []
+  for (const node of graph.nodes) {
+    if (NON_DIFFERENTIABLE.has(ruleKey(node)) || !node.input.some((input) => depends.has(input))) continue
+    const outputs = node.output.filter((output) => output !== '' && !ends.has(output))
+    if (outputs.length === 0) continue
+    dependent.push(node)
+    for (const output of outputs) depends.add(output)
+  }
+  const values = new Set<Value>(from)
+  const nodes: NodeProto[] = []
+  for (const node of dependent.reverse()) {
+    if (!node.output.some((output) => values.has(output) && !ends.has(output))) continue
+    nodes.push(node)
+    for (const input of node.input) if (depends.has(input)) values.add(input)
+  }
+  return { nodes: nodes.reverse(), values }
+}
+
+/**
+ * Refuses a path that cannot be differentiated, before anything is built.
+ *
+ * @throws UnsupportedError naming every node on the path without a gradient rule
+ */
+export function checkDifferentiable({ nodes }: GradientPath): void {
+  const byOp = new Map<string, string[]>()
+  for (const node of nodes) {
+    const key = ruleKey(node)
+    if (key in GRADIENTS) continue
+    byOp.set(key, [...(byOp.get(key) ?? []), node.name || node.output[0]])
+  }
+  if (byOp.size === 0) return
+  const list = [...byOp].map(([op, names]) => {
+    const shown = names.slice(0, 3).join(', ')
+    return `${op} (${shown}${names.length > 3 ? ` and ${names.length - 3} more` : ''})`
+  })
+  throw new UnsupportedError({
+    where: 'training',
+    what: `no gradient through ${list.join('; ')}`,
+    hint: [...byOp.keys()].some((op) => op in HINTS)
+      ? [...byOp.keys()]
+          .flatMap((op) => HINTS[op] ?? [])
+          .filter((hint, i, all) => all.indexOf(hint) === i)
+          .join('. ')
+      : 'Export the model in another way, or adapt only layers behind these nodes',
+  })
+}
+
+const QUANTIZED = 'Train on the float32 export of the model; the adapter also fits the quantized one'
+const BRANCHES = 'Export the model without branches: a decoder with past that is not merged'
+
+const HINTS: Readonly<Record<string, string>> = {
+  'com.microsoft:MatMulNBits': QUANTIZED,
+  'com.microsoft:DynamicQuantizeMatMul': QUANTIZED,
+  DynamicQuantizeLinear: QUANTIZED,
+  MatMulInteger: QUANTIZED,
+  QuantizeLinear: QUANTIZED,
+  If: BRANCHES,
+  Loop: BRANCHES,
+  Scan: BRANCHES,
+}
+
+/**
+ * Appends the backward graph.
+ *
+ * @param seeds value → its gradient
+ * @param wrt the values whose gradients are wanted
+ * @returns the gradient of each of `wrt`, of its shape; none for a value that the seeds do not depend on
+ * @throws UnsupportedError as {@link checkDifferentiable}
+ */
+export function buildBackward(
+  g: Builder,
+  shapes: ShapeMap,
+  seeds: ReadonlyMap<Value, Value>,
+  wrt: readonly Value[],
+): Map<Value, Value> {
+  const path = gradientPath(g.graph, wrt, seeds.keys())
+  checkDifferentiable(path)
+  const contributions = new Map<Value, Contribution[]>()
+  const totals = new Map<Value, Value>()
+  const contribute = (value: Value, contribution: Contribution) => {
+    const list = contributions.get(value)
+    if (list === undefined) contributions.set(value, [contribution])
+    else list.push(contribution)
+  }
+  const total = (value: Value): Value | undefined => {
+    let sum = totals.get(value)
+    const parts = contributions.get(value)
+    if (sum !== undefined || parts === undefined) return sum
+    sum = joinSlices(g, shapes, parts)
+      .map(({ make }) => make())
+      .reduce(g.add)
+    totals.set(value, sum)
+    return sum
+  }
+  for (const [value, gradient] of seeds) contribute(value, { make: () => gradient })
+  for (const node of [...path.nodes].reverse()) {
+    const dys = node.output.map((output) => (path.values.has(output) ? total(output) : undefined))
+    const dy = dys.find((gradient) => gradient !== undefined)
+    if (dy === undefined) continue
+    const context: GradientContext = { g, node, inputs: [...node.input], outputs: [...node.output], dys, dy, shapes }
+    const thunks = GRADIENTS[ruleKey(node)](context)
+    context.inputs.forEach((input, i) => {
+      const thunk = thunks[i]
+      if (thunk === undefined || !path.values.has(input)) return
+      const make = BROADCASTING.has(ruleKey(node)) ? () => reduced(context, thunk(), input) : thunk
+      contribute(input, { make, slice: node.opType === 'Slice' ? { node, dy } : undefined })
+    })
+  }
+  return new Map(
+    wrt.flatMap((value) => {
+      const gradient = total(value)
+      return gradient === undefined ? [] : [[value, gradient] as const]
+    }),
+  )
+}
+
+function reduced({ g, shapes, outputs }: GradientContext, gradient: Value, input: Value): Value {
+  const from = shapes.get(outputs[0])
+  const to = shapes.get(input)
+  return from === undefined || to === undefined ? gradient : sumTo(g, gradient, from, to)
+}
+
+/** A node's key in the table of rules. */
+export function ruleKey({ domain, opType }: NodeProto): string {
+  return domain === '' || domain === 'ai.onnx' ? opType : `${domain}:${opType}`
+}
