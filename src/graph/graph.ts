@@ -203,7 +203,7 @@ export class Graph {
 }
 
 /** Values of the outer graph that a node's sub-graphs (If, Loop, Scan) read. */
-function implicitInputs(node: NodeProto): string[] {
+export function implicitInputs(node: NodeProto): string[] {
   const result: string[] = []
   for (const attribute of node.attribute) {
     for (const graph of attribute.g === undefined ? attribute.graphs : [attribute.g]) {

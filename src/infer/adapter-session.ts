@@ -6,7 +6,7 @@ import { type OnnxModel, sessionModel } from '../formats/onnx/model.js'
 import { Graph } from '../graph/graph.js'
 import { injectLora, loraInputs } from '../graph/inject.js'
 import { findLinears, type Linear, type ModuleMap } from '../graph/linears.js'
-import { matchLayers } from '../graph/match.js'
+import { type PlacedLayer, placeAdapter } from '../graph/place-adapter.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { LoraLayer } from '../lora/layer.js'
 import { type Engine, openEngine, type RuntimeHost } from '../runtime/host.js'
@@ -42,6 +42,7 @@ export class AdapterSession<M extends SessionBase = SessionBase> {
   readonly #engine: Engine<InferEngine>
   readonly #options: SessionOptions
   readonly #modules: ModuleMap
+  readonly #graph: Graph
   readonly #linears: readonly Linear[]
   readonly #adapters = new Set<string>()
   /** Modules that the open session has LoRA inputs for; undefined before the first session. */
@@ -54,7 +55,8 @@ export class AdapterSession<M extends SessionBase = SessionBase> {
     this.model = model
     this.#options = options
     this.#modules = modules
-    this.#linears = findLinears(new Graph(model.onnx.proto), modules)
+    this.#graph = new Graph(model.onnx.proto)
+    this.#linears = findLinears(this.#graph, modules)
     this.#engine = openEngine(model.runtime, 'infer', (runtime) => new InferEngine(runtime))
   }
 
@@ -82,19 +84,20 @@ export class AdapterSession<M extends SessionBase = SessionBase> {
 
   /** The model's own inputs, without those that take adapters. */
   get inputNames(): readonly string[] {
-    return new Graph(this.model.onnx.proto).inputs.map(({ name }) => name)
+    return this.#graph.inputs.map(({ name }) => name)
   }
 
   get outputNames(): readonly string[] {
-    return (this.model.onnx.proto.graph?.output ?? []).map(({ name }) => name)
+    return this.#graph.outputs.map(({ name }) => name)
   }
 
   /**
    * Copies an adapter into the session; runs choose it by `name`. An adapter for modules that none before it touched
    * opens the base anew, so that both are in memory for a moment: give such adapters to `open` where that matters.
    *
-   * @throws MismatchError when a layer has no module in the model, or another shape there; NumericError when a weight
-   *   is not finite; StateError when the name is taken. The session stays as it was then.
+   * @throws MismatchError when a layer has no module in the model, or another shape there; UnsupportedError when the
+   *   module is there in a form that cannot be adapted; NumericError when a weight is not finite; StateError when the
+   *   name is taken. The session stays as it was then.
    */
   addAdapter(name: string, adapter: LoraAdapter): Promise<void> {
     return this.#add([[name, adapter]])
@@ -159,7 +162,7 @@ export class AdapterSession<M extends SessionBase = SessionBase> {
             hint: 'Call removeAdapter first, or choose another name',
           })
         }
-        return { name, factors: adapterFactors(this.#linears, adapter) }
+        return { name, factors: adapterFactors(placeAdapter(this.#graph, this.#linears, adapter)) }
       })
       await this.#openFor(added.flatMap(({ factors }) => Object.keys(factors)))
       for (const { name, factors } of added) {
@@ -202,18 +205,9 @@ function sitesOf(linears: readonly Linear[]): LoraSite[] {
 }
 
 /** What an adapter feeds, by the model's module names. */
-function adapterFactors(linears: readonly Linear[], adapter: LoraAdapter): AdapterFactors {
+function adapterFactors(placed: readonly PlacedLayer[]): AdapterFactors {
   const factors: AdapterFactors = {}
-  const owners = new Map<string, string>()
-  const layers = [...adapter].map(([name, layer]) => ({ name, d: layer.d, k: layer.k, layer }))
-  for (const { layer, linear } of matchLayers(linears, layers)) {
-    const owner = owners.get(linear.name)
-    if (owner !== undefined && owner !== layer.name) {
-      throw new MismatchError({ where: linear.name, what: `two layers of the adapter: ${owner} and ${layer.name}` })
-    }
-    owners.set(linear.name, layer.name)
-    factors[linear.name] ??= siteFactors(layer.name, layer.layer)
-  }
+  for (const { name, layer, linear } of placed) factors[linear.name] ??= siteFactors(name, layer)
   return factors
 }
 
