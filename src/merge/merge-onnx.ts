@@ -9,7 +9,7 @@ import { type WeightWriter, writeOnnx } from '../formats/onnx/write.js'
 import type { ModuleMap } from '../graph/linears.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { planOnnxMerge } from './onnx-plan.js'
-import { copyCompanions, type MergeOptions, type MergeReport, writeTogether } from './output.js'
+import { copyCompanions, type MergeOptions, type MergeReport, refuseBaseAsOutput, writeTogether } from './output.js'
 import { type LayerChange, mergeWeight, type ReadWeight } from './weight.js'
 
 export interface MergeOnnxOptions extends MergeOptions {
@@ -24,9 +24,9 @@ export interface MergeOnnxOptions extends MergeOptions {
 /**
  * Writes the merged model. Its files appear together when all is done.
  *
- * @param out must not be the folder of the base's own files
  * @throws MismatchError when the adapter does not fit, UnsupportedError naming the node when a weight cannot be merged
- *   into, NumericError naming the weight when a result is not finite; nothing is left of the output then
+ *   into, NumericError naming the weight when a result is not finite, FileError when the output is the base itself;
+ *   nothing is left of the output then
  */
 export async function mergeOnnx(
   model: OnnxModel,
@@ -37,6 +37,7 @@ export async function mergeOnnx(
   const startedAt = performance.now()
   const { path = model.fileName, companions, modules } = options
   const { proto, targets } = planOnnxMerge(model, adapter, modules)
+  await refuseBaseAsOutput(out, path, model.file(model.fileName))
   const initializers = proto.graph?.initializer ?? []
   const layers: LayerChange[] = []
   const overrides = new Map<string, WeightWriter>()

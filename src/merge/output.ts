@@ -1,6 +1,7 @@
 // What merging writes: several files that get their names together or not at all, and the report about them.
 
 import type { ByteSink, ByteSource, Directory } from '../base/bytes.js'
+import { FileError } from '../base/errors.js'
 import type { LayerChange } from './weight.js'
 
 export interface MergeReport {
@@ -134,4 +135,17 @@ export async function copyCompanions(from: Directory, to: Directory): Promise<vo
       await source.close()
     }
   }
+}
+
+/** Throws FileError when `path` in `out` is the file that is being read. */
+export async function refuseBaseAsOutput(out: Directory, path: string, base: ByteSource): Promise<void> {
+  if (base.realPath === undefined || !(await out.has(path))) return
+  const existing = await out.open(path)
+  await existing.close()
+  if (existing.realPath !== base.realPath) return
+  throw new FileError({
+    where: existing.name,
+    what: 'the output is the base itself',
+    hint: 'Choose another place for it',
+  })
 }
