@@ -6,6 +6,7 @@ import { ACTIVATIONS, ARITHMETIC, SELECTION } from './gradients/elementwise.js'
 import { LAYOUT } from './gradients/layout.js'
 import { PRODUCTS } from './gradients/matmul.js'
 import { NORMALIZATIONS, REDUCTIONS } from './gradients/reduction.js'
+import { ROTARY } from './gradients/rotary.js'
 
 export { type GradientContext, type GradientRule, sumTo }
 
@@ -18,6 +19,7 @@ export const GRADIENTS: Readonly<Record<string, GradientRule>> = {
   ...REDUCTIONS,
   ...NORMALIZATIONS,
   ...LAYOUT,
+  ...ROTARY,
 }
 
 /** Operators whose gradients may come in the output's shape, to be summed down to the input's by {@link sumTo}. */

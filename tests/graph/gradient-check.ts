@@ -1,0 +1,223 @@
+// Checks a gradient rule on a graph of one node: directional derivatives by central differences (five points, so that
+// f32 can take wide steps) against what the rule's nodes compute, in one session of onnxruntime-node.
+
+import { create } from '@bufbuild/protobuf'
+import { Random } from '../../src/base/random.js'
+import { TensorProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
+import type { Attributes } from '../../src/graph/attributes.js'
+import { Builder, type Value } from '../../src/graph/builder.js'
+import { BROADCASTING, GRADIENTS, type GradientRule, sumTo } from '../../src/graph/gradients.js'
+import { type ProbedShape, ShapeMap } from '../../src/graph/shapes.js'
+import type { Feeds } from '../../src/runtime/runtime.js'
+import {
+  addInput,
+  addOutput,
+  DataType,
+  emptyGraph,
+  type FloatType,
+  floats,
+  floatTensor,
+  ints,
+  openGraph,
+  sizeOf,
+  valuesOf,
+} from './toolkit.js'
+
+export interface FloatInput {
+  kind: 'float'
+  shape: readonly number[]
+  /** The shape at the second point: axes that differ are dynamic. Default: `shape`. */
+  other?: readonly number[]
+  /**
+   * Where values come from: uniform in [low, high]; `away`: magnitudes in [low, high], both signs; `grid`: all elements
+   * of all inputs at least 0.1 apart, for what compares. Default: uniform in [−2, 2].
+   */
+  domain?: { low: number; high: number; away?: boolean } | 'grid'
+  /** An initializer with these values instead of a fed input; not differentiated. */
+  constant?: readonly number[]
+  /** Fed, but the rule is not differentiable in it. */
+  frozen?: boolean
+}
+
+export interface IntInput {
+  kind: 'int'
+  values: readonly number[]
+  shape: readonly number[]
+  /** Values at the second point: the input is then fed at run time, not an initializer. */
+  other?: readonly number[]
+}
+
+export interface BoolInput {
+  kind: 'bool'
+  shape: readonly number[]
+  other?: readonly number[]
+}
+
+export interface GradientCase {
+  /** Key of the table. */
+  op: string
+  note: string
+  /** undefined: an optional input left out. */
+  inputs: readonly (FloatInput | IntInput | BoolInput | undefined)[]
+  attributes?: Attributes
+  /** Number of outputs; 1 by default. */
+  outputs?: number
+  /** Which outputs get a gradient; all by default. */
+  flows?: readonly number[]
+  /** Default: 17 and 21, where forms differ. */
+  opsets?: readonly number[]
+  /** onnxruntime-node has no f64 kernel for the operator or for one that its rule uses. */
+  f32?: boolean
+}
+
+/** Opens the case's graph with the rule's gradients beside the outputs. */
+export async function openCase(spec: GradientCase, opset: number, rule: GradientRule = GRADIENTS[spec.op]) {
+  const type: FloatType = spec.f32 ? DataType.FLOAT : DataType.DOUBLE
+  const graph = emptyGraph(opset)
+  const g = new Builder(graph, 'backward', type)
+  const shapes = new ShapeMap()
+  const names = spec.inputs.map((input, i) => (input === undefined ? '' : `x${i}`))
+  for (const [i, input] of spec.inputs.entries()) {
+    if (input === undefined) continue
+    const otherDims = input.kind === 'int' ? input.shape : (input.other ?? input.shape)
+    shapes.set(names[i], { dims: input.shape, other: otherDims })
+    if (input.kind === 'bool') addInput(graph, names[i], DataType.BOOL)
+    else if (input.kind === 'float') {
+      if (input.constant === undefined) addInput(graph, names[i], type)
+      else graph.addInitializer(floatTensor(names[i], type, input.constant, input.shape))
+    } else {
+      shapes.contents.set(names[i], { value: input.values, other: input.other ?? input.values })
+      if (input.other !== undefined) addInput(graph, names[i], DataType.INT64)
+      else {
+        const init = { name: names[i], dataType: DataType.INT64, int64Data: input.values.map(BigInt) }
+        graph.addInitializer(create(TensorProtoSchema, { ...init, dims: input.shape.map(BigInt) }))
+      }
+    }
+  }
+  const node = g.node(spec.op, names, spec.attributes, spec.outputs)
+  const outputs = [...node.output]
+  for (const output of outputs) addOutput(graph, output, outputType(spec, type))
+
+  const feeds = ([0, 1] as const).map((point) => feedsOf(spec, point, type))
+  const forward = await openGraph(graph)
+  const results = [await forward.run(feeds[0], outputs), await forward.run(feeds[1], outputs)]
+  await forward.dispose()
+  for (const output of outputs) {
+    shapes.set(output, { dims: results[0][output].dims, other: results[1][output].dims })
+  }
+
+  const flows = spec.flows ?? outputs.map((_, i) => i)
+  const dys = outputs.map((_, i) => (flows.includes(i) ? addInput(graph, `dy${i}`, outputType(spec, type)) : undefined))
+  const thunks = rule({ g, node, inputs: names, outputs, dys, dy: dys[0] as Value, shapes })
+  const gradients = new Map<number, Value>()
+  for (const [i, thunk] of thunks.entries()) {
+    const input = spec.inputs[i]
+    if (thunk === undefined || input?.kind !== 'float' || input.constant !== undefined || input.frozen) continue
+    const full = thunk()
+    const own = shapes.get(names[i]) as ProbedShape
+    const gradient = BROADCASTING.has(spec.op) ? sumTo(g, full, shapes.get(outputs[0]) as ProbedShape, own) : full
+    gradients.set(i, g.identity(gradient))
+    addOutput(graph, gradients.get(i) as Value, type)
+  }
+  const outputDims = results.map((result) => outputs.map((output) => result[output].dims))
+  return {
+    session: await openGraph(graph),
+    feeds,
+    outputs,
+    outputDims,
+    flows,
+    gradients,
+    type,
+    outputType: outputType(spec, type),
+  }
+}
+
+/** Only Cast changes the type. */
+function outputType(spec: GradientCase, type: FloatType): FloatType {
+  return (spec.attributes?.to as FloatType | undefined) ?? type
+}
+
+function feedsOf(spec: GradientCase, point: 0 | 1, type: FloatType): Feeds {
+  const random = new Random(7, `${spec.op}/${spec.note}/${point}`)
+  const sizes = spec.inputs.map((input) => (input === undefined ? 0 : sizeOf(dimsAt(input, point))))
+  const ranks = random.shuffle(Array.from({ length: sizes.reduce((sum, size) => sum + size, 0) }, (_, i) => i))
+  const middle = Math.floor(ranks.length / 2)
+  const feeds: Feeds = {}
+  for (const [i, input] of spec.inputs.entries()) {
+    if (input === undefined) continue
+    const dims = dimsAt(input, point)
+    const draw = <T>(make: () => T) => Array.from({ length: sizes[i] }, make)
+    if (input.kind === 'bool') {
+      feeds[`x${i}`] = { type: 'bool', data: Uint8Array.from(draw(() => random.below(2))), dims }
+    } else if (input.kind === 'int') {
+      if (input.other !== undefined) feeds[`x${i}`] = ints(point === 0 ? input.values : input.other, dims)
+    } else if (input.constant === undefined) {
+      const { domain = { low: -2, high: 2 } } = input
+      const next = () => {
+        if (domain === 'grid') return 0.05 + 0.1 * ((ranks.pop() as number) - middle)
+        const value = domain.low + (domain.high - domain.low) * random.uniform()
+        return domain.away && random.below(2) === 1 ? -value : value
+      }
+      feeds[`x${i}`] = floats(type, draw(next), dims)
+    }
+  }
+  return feeds
+}
+
+function dimsAt(input: FloatInput | IntInput | BoolInput, point: 0 | 1): readonly number[] {
+  return point === 1 && input.kind !== 'int' ? (input.other ?? input.shape) : input.shape
+}
+
+/**
+ * The worst error over both points and all inputs, relative to Σ|gradient·direction|; a right rule stays below
+ * {@link toleranceOf}.
+ */
+export async function worstError(spec: GradientCase, opset: number, rule?: GradientRule): Promise<number> {
+  const opened = await openCase(spec, opset, rule)
+  try {
+    return Math.max(await errorAt(opened, 0, spec), await errorAt(opened, 1, spec))
+  } finally {
+    await opened.session.dispose()
+  }
+}
+
+export function toleranceOf(spec: GradientCase): number {
+  return spec.f32 ? 1e-3 : 1e-8
+}
+
+async function errorAt(opened: Awaited<ReturnType<typeof openCase>>, point: 0 | 1, spec: GradientCase) {
+  const { session, outputs, outputDims, flows, gradients } = opened
+  const random = new Random(11, `${spec.op}/${spec.note}`)
+  const weights = flows.map((i) => Array.from({ length: sizeOf(outputDims[point][i]) }, () => random.normal()))
+  const dys = flows.map((i, k) => [`dy${i}`, floats(opened.outputType, weights[k], outputDims[point][i])])
+  const feeds: Feeds = { ...opened.feeds[point], ...Object.fromEntries(dys) }
+  const loss = async (changed: Feeds) => {
+    const results = await session.run({ ...feeds, ...changed }, outputs)
+    return flows.reduce((sum, i, k) => sum + dot(valuesOf(results[outputs[i]]), weights[k]), 0)
+  }
+  const results = await session.run(feeds, [...gradients.values()])
+  const step = spec.f32 ? 2 ** -5 : 2 ** -12
+  let worst = 0
+  for (const [i, name] of gradients) {
+    const input = feeds[`x${i}`]
+    const gradient = valuesOf(results[name])
+    if (results[name].dims.join() !== input.dims.join()) return Number.POSITIVE_INFINITY
+    const along = gradient.map((value) => (value < 0 ? -1 : 1) * (0.5 + random.uniform())) // nothing cancels
+    const across = gradient.map(() => 2 * random.uniform() - 1)
+    for (const direction of [along, across]) {
+      const at = (t: number) => {
+        const moved = valuesOf(input).map((value, k) => value + t * step * direction[k])
+        return loss({ [`x${i}`]: floats(opened.type, moved, input.dims) })
+      }
+      const numeric = (8 * ((await at(1)) - (await at(-1))) - ((await at(2)) - (await at(-2)))) / (12 * step)
+      const scale = gradient.reduce((sum, value, k) => sum + Math.abs(value * direction[k]), 0)
+      const error = Math.abs(numeric - dot(gradient, direction)) / Math.max(scale, 1e-3)
+      worst = Math.max(worst, Number.isNaN(error) ? Number.POSITIVE_INFINITY : error)
+    }
+  }
+  return worst
+}
+
+function dot(a: readonly number[], b: readonly number[]): number {
+  return a.reduce((sum, value, i) => sum + value * b[i], 0)
+}
