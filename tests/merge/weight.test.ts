@@ -1,0 +1,164 @@
+import fc from 'fast-check'
+import { describe, expect, it } from 'vitest'
+import { concatBytes } from '../../src/base/bytes.js'
+import { decodeFloats, encodeFloats, type FloatDtype } from '../../src/base/dtype.js'
+import { NumericError } from '../../src/base/errors.js'
+import { Random } from '../../src/base/random.js'
+import { LoraLayer } from '../../src/lora/layer.js'
+import { type LayerChange, type MergePart, type MergeTarget, mergeWeight } from '../../src/merge/weight.js'
+
+function randomMatrix(rows: number, columns: number, seed: number) {
+  const random = new Random(seed, 'test')
+  const data = Float32Array.from({ length: rows * columns }, () => random.normal())
+  return { data, shape: [rows, columns] as const }
+}
+
+function makeLayer(d: number, k: number, rank: number, seed: number): LoraLayer {
+  return LoraLayer.fromFactors(randomMatrix(rank, k, seed), randomMatrix(d, rank, seed + 1), { rank, alpha: 3 })
+}
+
+function transposed(data: Float32Array, rows: number, columns: number): Float32Array {
+  return data.map((_, i) => data[(i % rows) * columns + Math.floor(i / rows)])
+}
+
+async function merged(target: MergeTarget, weight: Uint8Array) {
+  const chunks: Uint8Array[] = []
+  const changes: LayerChange[] = []
+  const reads: number[] = []
+  const read = async (offset: number, byteLength: number) => {
+    reads.push(offset, byteLength)
+    return weight.slice(offset, offset + byteLength)
+  }
+  for await (const chunk of mergeWeight(target, read, (change) => changes.push(change))) chunks.push(chunk.slice())
+  return { bytes: concatBytes(chunks), changes, reads }
+}
+
+/** W + s·B·A by the layer's own definition, rounded once. */
+function expected(layer: LoraLayer, weight: Float32Array, dtype: FloatDtype): Uint8Array {
+  const copy = LoraLayer.fromFactors(layer.weightA, layer.weightB, layer.config)
+  copy.attachBase({ data: weight, shape: [layer.d, layer.k] })
+  return encodeFloats(copy.effectiveWeight().data as Float32Array, dtype)
+}
+
+const norm = (values: Float32Array) => Math.hypot(...values)
+
+describe('mergeWeight', () => {
+  it('is the layer’s effective weight, bit for bit, in every type and layout', async () => {
+    const dims = fc.record({ d: fc.integer({ min: 1, max: 9 }), k: fc.integer({ min: 1, max: 9 }) })
+    await fc.assert(
+      fc.asyncProperty(
+        dims,
+        fc.integer({ min: 1, max: 4 }),
+        fc.constantFrom<FloatDtype>('F32', 'F16', 'BF16'),
+        fc.boolean(),
+        fc.nat(1000),
+        async ({ d, k }, rank, dtype, isInputMajor, seed) => {
+          const layer = makeLayer(d, k, rank, seed)
+          const stored = encodeFloats(randomMatrix(d, k, seed + 2).data, dtype).slice()
+          const weight = decodeFloats(stored, dtype)
+          const parts = [{ name: 'q', layer, start: 0 }]
+          const shape = isInputMajor ? ([k, d] as const) : ([d, k] as const)
+          const input = isInputMajor ? encodeFloats(transposed(weight, d, k), dtype) : stored
+          const { bytes, changes } = await merged({ name: 'w', dtype, shape, isInputMajor, parts }, input)
+          const values = decodeFloats(bytes, dtype)
+          const result = isInputMajor ? transposed(values, k, d) : values
+          expect(encodeFloats(result, dtype)).toEqual(expected(layer, weight, dtype))
+          expect(changes).toEqual([{ name: 'q', relativeChange: expect.closeTo(layer.normDelta() / norm(weight), 5) }])
+        },
+      ),
+    )
+  })
+
+  it.each([false, true])(
+    'reads and writes a large weight in blocks, each byte once (input-major %s)',
+    async (isInputMajor) => {
+      const [d, k] = [1500, 1501]
+      const layer = makeLayer(d, k, 2, 5)
+      const weight = randomMatrix(d, k, 6).data
+      const input = encodeFloats(isInputMajor ? transposed(weight, d, k) : weight, 'F32')
+      const shape = isInputMajor ? ([k, d] as const) : ([d, k] as const)
+      const parts = [{ name: 'q', layer, start: 0 }]
+      const { bytes, reads } = await merged({ name: 'w', dtype: 'F32', shape, isInputMajor, parts }, input)
+      expect(reads.length / 2).toBeGreaterThan(2)
+      let at = 0
+      for (let i = 0; i < reads.length; i += 2) {
+        expect(reads[i]).toBe(at)
+        at += reads[i + 1]
+      }
+      expect(at).toBe(input.byteLength)
+      const values = decodeFloats(bytes, 'F32')
+      const result = isInputMajor ? transposed(values, k, d) : values
+      expect(Buffer.compare(encodeFloats(result, 'F32'), expected(layer, weight, 'F32'))).toBe(0)
+    },
+  )
+
+  it.each([false, true])(
+    'gives each of several layers its own features and leaves the others (input-major %s)',
+    async (isInputMajor) => {
+      const k = 5
+      const layers = [makeLayer(4, k, 2, 1), makeLayer(3, k, 1, 11)]
+      const parts: MergePart[] = [
+        { name: 'q', layer: layers[0], start: 0 },
+        { name: 'v', layer: layers[1], start: 6 },
+      ]
+      const weight = randomMatrix(9, k, 20).data // q: rows 0 to 3, then two of nobody, v: 6 to 8
+      const input = encodeFloats(isInputMajor ? transposed(weight, 9, k) : weight, 'F32')
+      const shape = isInputMajor ? ([k, 9] as const) : ([9, k] as const)
+      const { bytes, changes } = await merged({ name: 'w', dtype: 'F32', shape, isInputMajor, parts }, input)
+      const values = decodeFloats(bytes, 'F32')
+      const result = isInputMajor ? transposed(values, k, 9) : values
+      const rows = (from: number, to: number, of: Float32Array) => of.slice(from * k, to * k)
+      const exactly = (layer: LoraLayer, from: number, to: number) =>
+        decodeFloats(expected(layer, rows(from, to, weight), 'F32'), 'F32')
+      expect(rows(0, 4, result)).toEqual(exactly(layers[0], 0, 4))
+      expect(rows(4, 6, result)).toEqual(rows(4, 6, weight))
+      expect(rows(6, 9, result)).toEqual(exactly(layers[1], 6, 9))
+      expect(changes).toEqual([
+        { name: 'q', relativeChange: expect.closeTo(layers[0].normDelta() / norm(rows(0, 4, weight)), 5) },
+        { name: 'v', relativeChange: expect.closeTo(layers[1].normDelta() / norm(rows(6, 9, weight)), 5) },
+      ])
+    },
+  )
+
+  it('rounds once: the delta is not narrowed before it is added', async () => {
+    // 1 + 2⁻⁸ is halfway between two bf16 neighbours of 1; a delta a little above tips it upwards, but bf16 of the delta
+    // alone is 2⁻⁸ again, and the tie goes to the even neighbour, 1.
+    const delta = 2 ** -8 + 2 ** -17
+    const layer = LoraLayer.fromFactors([[1]], [[delta]], { rank: 1, alpha: 1 })
+    const target = {
+      name: 'w',
+      dtype: 'BF16',
+      shape: [1, 1],
+      isInputMajor: false,
+      parts: [{ name: 'q', layer, start: 0 }],
+    } as const
+    const { bytes } = await merged(target, encodeFloats(Float32Array.of(1), 'BF16'))
+    expect(decodeFloats(bytes, 'BF16')).toEqual(Float32Array.of(1 + 2 ** -7))
+  })
+
+  it.each<[FloatDtype, number, number]>([
+    ['F16', 65000, 600],
+    ['BF16', 3.3e38, 1e37],
+    ['F32', 3.4e38, 1e37],
+    ['F32', 1, Number.NaN],
+    ['F32', Number.POSITIVE_INFINITY, 1],
+  ])('%s: %d + %d is a NumericError that names the weight', async (dtype, base, delta) => {
+    const layer = LoraLayer.fromFactors([[1]], [[delta]], { rank: 1, alpha: 1 })
+    const parts = [{ name: 'q', layer, start: 0 }]
+    const input = encodeFloats(Float32Array.of(base), dtype)
+    const result = merged({ name: 'q.weight', dtype, shape: [1, 1], isInputMajor: false, parts }, input)
+    await expect(result).rejects.toThrow(NumericError)
+    await expect(result).rejects.toThrow(/^q\.weight: /)
+  })
+
+  it('a change of nothing is none, of a zero weight by something is infinite', async () => {
+    const change = async (b: number) => {
+      const layer = LoraLayer.fromFactors([[1]], [[b]], { rank: 1, alpha: 1 })
+      const parts = [{ name: 'q', layer, start: 0 }]
+      const target = { name: 'w', dtype: 'F32', shape: [1, 1], isInputMajor: false, parts } as const
+      return (await merged(target, new Uint8Array(4))).changes[0].relativeChange
+    }
+    expect(await change(0)).toBe(0)
+    expect(await change(1)).toBe(Number.POSITIVE_INFINITY)
+  })
+})
