@@ -62,6 +62,23 @@ const cases: readonly GradientCase[] = [
   { op: 'Gemm', note: 'bias as a column', inputs: [x([3, 4]), x([4, 5]), x([3, 1])] },
   { op: 'Gemm', note: 'bias as a scalar', inputs: [x([3, 4]), x([4, 5]), x([])] },
 
+  ...[0, 1].flatMap((transA) =>
+    [0, 1].map((transB) => ({
+      op: 'com.microsoft:FusedMatMul',
+      note: `transA ${transA} transB ${transB}`,
+      inputs: [x(transA ? [2, 4, 3] : [2, 3, 4]), x(transB ? [3, 1, 5, 4] : [3, 1, 4, 5])],
+      attributes: { transA, transB, alpha: { float: 0.75 } },
+      f32: true,
+    })),
+  ),
+  {
+    op: 'com.microsoft:FusedMatMul',
+    note: '2-D weight',
+    inputs: [x([2, 3, 4], [5, 7, 4]), x([5, 4])],
+    attributes: { transB: 1 },
+    f32: true,
+  },
+
   ...binary('Add'),
   ...binary('Sub'),
   ...binary('Mul'),

@@ -1,9 +1,9 @@
 // Gradients of matrix products. A weight is never transposed as a value: ONNX Runtime would fold the Transpose into a
 // second copy of it, so products with a 2-D right side go through Gemm, whose transB costs nothing.
 
+import { UnsupportedError } from '../../base/errors.js'
 import { floatAttribute, intAttribute, intsAttribute } from '../attributes.js'
 import type { Value } from '../builder.js'
-import type { ProbedShape } from '../shapes.js'
 import { type GradientContext, type GradientRule, once, range, rankOf, reshapeLike, shapeOf, sumTo } from './context.js'
 
 export const PRODUCTS: Readonly<Record<string, GradientRule>> = {
@@ -17,26 +17,47 @@ export const PRODUCTS: Readonly<Record<string, GradientRule>> = {
   // y = α·a'·b' + β·c, a' = a or aᵀ      da' = α·dy·b'ᵀ   db' = α·a'ᵀ·dy   dc = β·dy
   Gemm: (context) => {
     const { g, node, inputs, outputs, dy } = context
-    const [a, b, c] = inputs
-    const alpha = { float: floatAttribute(node, 'alpha', 1) }
     const beta = floatAttribute(node, 'beta', 1)
-    const transA = intAttribute(node, 'transA', 0)
-    const transB = intAttribute(node, 'transB', 0)
     return [
-      () =>
-        transA
-          ? g.op('Gemm', [b, dy], { alpha, transA: transB, transB: 1 })
-          : g.op('Gemm', [dy, b], { alpha, transB: 1 - transB }),
-      () =>
-        transB
-          ? g.op('Gemm', [dy, a], { alpha, transA: 1, transB: transA })
-          : g.op('Gemm', [a, dy], { alpha, transA: 1 - transA }),
+      ...transposingProduct(context, 'Gemm'),
       () => {
         const dc = beta === 1 ? dy : g.mul(dy, g.float(beta))
-        return sumTo(g, dc, shapeOf(context, outputs[0]), shapeOf(context, c))
+        return sumTo(g, dc, shapeOf(context, outputs[0]), shapeOf(context, inputs[2]))
       },
     ]
   },
+
+  // y = α·a'·b', leading axes broadcast      da' = α·dy·b'ᵀ   db' = α·a'ᵀ·dy
+  'com.microsoft:FusedMatMul': (context) => {
+    const { node, inputs } = context
+    const ranks = inputs.map((input) => rankOf(context, input))
+    if (Math.min(...ranks) < 2 || intAttribute(node, 'transBatchA', 0) || intAttribute(node, 'transBatchB', 0)) {
+      throw new UnsupportedError({
+        where: `node ${node.name} (${node.opType})`,
+        what: 'the gradient with a vector or with transposed batch axes is not implemented',
+      })
+    }
+    return transposingProduct(context, 'com.microsoft:FusedMatMul').map(
+      (thunk, i) => () => sumBatch(context, thunk(), inputs[i]),
+    )
+  },
+}
+
+/** The two gradients of α·a'·b' by an operator that transposes as it multiplies. */
+function transposingProduct({ g, node, inputs: [a, b], dy }: GradientContext, op: string): [() => Value, () => Value] {
+  const alpha = { float: floatAttribute(node, 'alpha', 1) }
+  const transA = intAttribute(node, 'transA', 0)
+  const transB = intAttribute(node, 'transB', 0)
+  return [
+    () =>
+      transA
+        ? g.op(op, [b, dy], { alpha, transA: transB, transB: 1 })
+        : g.op(op, [dy, b], { alpha, transB: 1 - transB }),
+    () =>
+      transB
+        ? g.op(op, [dy, a], { alpha, transA: 1, transB: transA })
+        : g.op(op, [a, dy], { alpha, transA: 1 - transA }),
+  ]
 }
 
 /** a (…, n, k) @ b (k, d): the leading axes are rows of one 2-D product. */
@@ -56,17 +77,20 @@ function linearProduct(context: GradientContext): ReturnType<GradientRule> {
 
 /** a (…, n, k) @ b (…, k, d), leading axes broadcast. */
 function batchedProduct(context: GradientContext): ReturnType<GradientRule> {
-  const { g, inputs, outputs, dy } = context
+  const { g, inputs, dy } = context
   const [a, b] = inputs
-  const y = shapeOf(context, outputs[0])
-  const reduce = (value: Value, to: ProbedShape) => {
-    const stretch = (dims: readonly number[], own: readonly number[]) => [...dims.slice(0, -2), ...own.slice(-2)]
-    return sumTo(g, value, { dims: stretch(y.dims, to.dims), other: stretch(y.other, to.other) }, to)
-  }
   return [
-    () => reduce(g.matmul(dy, transposeLast(context, b, rankOf(context, b))), shapeOf(context, a)),
-    () => reduce(g.matmul(transposeLast(context, a, rankOf(context, a)), dy), shapeOf(context, b)),
+    () => sumBatch(context, g.matmul(dy, transposeLast(context, b, rankOf(context, b))), a),
+    () => sumBatch(context, g.matmul(transposeLast(context, a, rankOf(context, a)), dy), b),
   ]
+}
+
+/** Sums a gradient with y's leading axes down to those of `input`. */
+function sumBatch(context: GradientContext, gradient: Value, input: Value): Value {
+  const y = shapeOf(context, context.outputs[0])
+  const to = shapeOf(context, input)
+  const stretch = (dims: readonly number[], own: readonly number[]) => [...dims.slice(0, -2), ...own.slice(-2)]
+  return sumTo(context.g, gradient, { dims: stretch(y.dims, to.dims), other: stretch(y.other, to.other) }, to)
 }
 
 /** a (…, n, k) @ b (k), or a (k) @ b (…, k, d): products with a vector, summed out. */

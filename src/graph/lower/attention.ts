@@ -1,0 +1,251 @@
+// Fused attention written out for training: softmax(s·q·kᵀ + bias)·v over the tokens of one run. A cache of past keys and
+// values is empty in training, so its inputs are left out. Query heads that share a key head are one more axis of the
+// products: the keys are never repeated in memory.
+
+import { TensorProto_DataType as DataType } from '../../formats/onnx/gen/onnx_pb.js'
+import { floatAttribute, intAttribute, intsAttribute } from '../attributes.js'
+import type { Builder, Value } from '../builder.js'
+import { type Lowering, type LoweringContext, rankIn, refuse, refuseInputs } from './context.js'
+
+/** Below every score, finite so that a row without a key yields no NaN. */
+const LOWEST = -3.4028234663852886e38
+
+interface Attention {
+  /** (B, S, heads·d) or (B, S, heads, d) */
+  readonly query: Value
+  /** (B, T, keyHeads·d) or (B, T, keyHeads, d) */
+  readonly key: Value
+  readonly value: Value
+  readonly heads: number
+  readonly keyHeads: number
+  /** undefined: 1/√d */
+  readonly scale: number | undefined
+  /** 0: none */
+  readonly softcap?: number
+  /** (S, T): added to the scores of every head. */
+  readonly mask?: Value | undefined
+  /** Broadcastable to (B, heads, S, T): added to the scores. */
+  readonly bias?: Value | undefined
+}
+
+interface Attended {
+  /** (B, S, heads·d) */
+  readonly output: Value
+  /** (B, keyHeads, T, d): what a cache holds. */
+  readonly presentKey: () => Value
+  readonly presentValue: () => Value
+}
+
+/** softmax(s·q·kᵀ + mask + bias)·v, with the scores first squashed to ±softcap if it is set. */
+function attend(g: Builder, attention: Attention): Attended {
+  const { query, key, value, heads, keyHeads, softcap = 0, mask, bias } = attention
+  const group = heads / keyHeads
+  const split = (x: Value, ...axes: number[]) => g.reshape(x, g.int([0, 0, ...axes, -1]))
+  const isGrouped = group > 1
+  const toHeads = isGrouped ? [0, 2, 3, 1, 4] : [0, 2, 1, 3]
+  const fromHeads = isGrouped ? [0, 3, 1, 2, 4] : [0, 2, 1, 3]
+  const queryAxes = isGrouped ? [keyHeads, group] : [heads]
+  const keyAxes = isGrouped ? [keyHeads, 1] : [heads]
+  const q = g.transpose(split(query, ...queryAxes), toHeads) // (B, keyHeads, group, S, d)
+  const k = g.transpose(split(key, ...keyAxes), toHeads) // (B, keyHeads, 1, T, d)
+  const v = g.transpose(split(value, ...keyAxes), toHeads)
+
+  const scale = attention.scale === undefined ? inverseRootOfWidth(g, q) : g.float(attention.scale)
+  const swap = isGrouped ? [0, 1, 2, 4, 3] : [0, 1, 3, 2]
+  let scores = g.matmul(g.mul(q, scale), g.transpose(k, swap)) // (B, keyHeads, group, S, T)
+  if (softcap !== 0) scores = g.mul(g.op('Tanh', [g.div(scores, g.float(softcap))]), g.float(softcap))
+  if (mask !== undefined) scores = g.add(scores, mask)
+  if (bias !== undefined) scores = isGrouped ? addPerHead(g, scores, heads, bias) : g.add(scores, bias)
+  const weights = g.op('Softmax', [scores], { axis: -1 })
+  const output = split(g.transpose(g.matmul(weights, v), fromHeads))
+  const present = (x: Value) => (isGrouped ? g.op('Squeeze', [x, g.int([2])]) : x)
+  return { output, presentKey: () => present(k), presentValue: () => present(v) }
+}
+
+/** Adds (B, heads, S, T) to scores (B, keyHeads, group, S, T). */
+function addPerHead(g: Builder, scores: Value, heads: number, bias: Value): Value {
+  const shape = g.shape(scores)
+  const lastTwo = g.op('Gather', [shape, g.int([3, 4])])
+  const perHead = g.reshape(scores, g.concat([g.int([0, heads]), lastTwo], 0))
+  return g.reshape(g.add(perHead, bias), shape)
+}
+
+function inverseRootOfWidth(g: Builder, x: Value): Value {
+  const width = g.cast(g.op('Gather', [g.shape(x), g.int(-1)]), g.floatType)
+  return g.op('Reciprocal', [g.op('Sqrt', [width])])
+}
+
+/** (S, S): 0 where a key is not after the query, else the lowest float. `tokens` is (B, S, …). */
+function causalMask(g: Builder, tokens: Value): Value {
+  const length = g.op('Gather', [g.shape(tokens), g.int(1)])
+  const places = g.cast(g.op('Range', [g.int(0), length, g.int(1)]), DataType.INT32) // int64 compares on no GPU
+  const isSeen = g.op('LessOrEqual', [g.unsqueeze(places, [0]), g.unsqueeze(places, [1])])
+  return g.where(isSeen, g.float(0), g.float(LOWEST))
+}
+
+/** A mask of ones and zeros (any shape) as what to add to the scores. */
+function maskBias(g: Builder, mask: Value, type: DataType, hidden: number): Value {
+  const isSeen = type === DataType.BOOL ? mask : g.cast(mask, DataType.BOOL)
+  return g.where(isSeen, g.float(0), g.float(hidden))
+}
+
+/** A float attribute of which 0 means that it is not set. */
+function setAttribute({ node }: LoweringContext, name: string): number | undefined {
+  const value = floatAttribute(node, name, 0)
+  return value === 0 ? undefined : value
+}
+
+/**
+ * Attends to all earlier tokens of the run. The lengths in seqlens_k play no part: padding comes after the tokens, where
+ * no token sees it.
+ */
+const groupQueryAttention: Lowering = (context) => {
+  const { g, node, inputs } = context
+  const [first, second, third] = inputs
+  const heads = intAttribute(node, 'num_heads', 0)
+  const keyHeads = intAttribute(node, 'kv_num_heads', 0)
+  refuseInputs(context, { 11: 'head_sink', 12: 'k_scale', 13: 'v_scale' })
+  if (inputs.slice(14).some((input) => input !== '')) refuse(context, 'it has inputs that are not known')
+  const window = intAttribute(node, 'local_window_size', -1)
+  if (window !== -1) refuse(context, `training with local_window_size ${window} is not implemented`)
+  if (intAttribute(node, 'smooth_softmax', 0) === 1) refuse(context, 'training with smooth_softmax is not implemented')
+
+  let [query, key, value] = [first, second, third]
+  if (!second) {
+    const all = g.reshape(first, g.int([0, 0, heads + 2 * keyHeads, -1]))
+    const parts = g.node('Split', [all, g.int([heads, keyHeads, keyHeads])], { axis: 2 }, 3).output
+    const flat = (part: Value) => g.reshape(part, g.int([0, 0, -1]))
+    ;[query, key, value] = [flat(parts[0]), flat(parts[1]), parts[2]]
+  }
+  if (intAttribute(node, 'do_rotary', 0) === 1) {
+    query = rotate(context, query, heads)
+    key = rotate(context, key, keyHeads)
+  }
+  const { output, presentKey, presentValue } = attend(g, {
+    query,
+    key,
+    value,
+    heads,
+    keyHeads,
+    scale: setAttribute(context, 'scale'),
+    softcap: floatAttribute(node, 'softcap', 0),
+    mask: context.shared(`causal mask for ${inputs[5]}`, () => causalMask(g, first)),
+    bias: inputs[10] || undefined,
+  })
+  return [output, context.reads(1) ? presentKey() : undefined, context.reads(2) ? presentValue() : undefined]
+}
+
+/** The rotary operator of its own, which has a gradient rule; without position_ids a run's tokens count from 0. */
+function rotate({ g, node, inputs }: LoweringContext, x: Value, heads: number): Value {
+  const [cosine, sine] = [inputs[7], inputs[8]]
+  const half = g.graph.constant(cosine)?.dims[1]
+  return g.op('com.microsoft:RotaryEmbedding', [x, inputs[9] || g.int([0]), cosine, sine], {
+    interleaved: intAttribute(node, 'rotary_interleaved', 0),
+    num_heads: heads,
+    rotary_embedding_dim: half === undefined ? 0 : 2 * Number(half), // 0: the whole head
+  })
+}
+
+const multiHeadAttention: Lowering = (context) => {
+  const { g, node, inputs } = context
+  const [first, second, third, bias, padding, attentionBias] = inputs
+  const heads = intAttribute(node, 'num_heads', 0)
+  refuseInputs(context, { 8: 'past_sequence_length', 9: 'cache_indirection' })
+  const pick = (x: Value, index: number) => g.op('Gather', [x, g.int(index)], { axis: 3 })
+  let [query, key, value] = [first, second, third]
+  if (!second)
+    [query, key, value] = [0, 1, 2].map((index) => pick(first, index)) // (B, S, heads, 3, d)
+  else if (!third)
+    [key, value] = [0, 1].map((index) => pick(second, index)) // (B, T, heads, 2, d)
+  else if (rankIn(g.graph, second) === 4) {
+    // Keys of cross attention, (B, heads, T, d)
+    ;[key, value] = [second, third].map((x) => g.transpose(x, [0, 2, 1, 3]))
+  }
+  if (bias) {
+    const rows = g.reshape(bias, g.int([3, -1]))
+    const flat = (x: Value) => g.reshape(x, g.int([0, 0, -1]))
+    ;[query, key, value] = [query, key, value].map((x, i) =>
+      g.add(flat(x), g.op('Gather', [rows, g.int(i)], { axis: 0 })),
+    )
+  }
+  const { output, presentKey, presentValue } = attend(g, {
+    query,
+    key,
+    value,
+    heads,
+    keyHeads: heads,
+    scale: setAttribute(context, 'scale'),
+    mask: intAttribute(node, 'unidirectional', 0) === 1 ? causalMask(g, first) : undefined,
+    bias: sum(g, attentionBias, padding ? paddingBias(context, padding) : ''),
+  })
+  return [output, context.reads(1) ? presentKey() : undefined, context.reads(2) ? presentValue() : undefined]
+}
+
+/** Self-attention with its own projection, x·w + b = [q, k, v]. */
+const projectedAttention: Lowering = (context) => {
+  const { g, node, inputs } = context
+  const [x, weight, bias, padding, , attentionBias] = inputs
+  const heads = intAttribute(node, 'num_heads', 0)
+  const sizes = intsAttribute(node, 'qkv_hidden_sizes') ?? []
+  if (sizes.some((size) => size !== sizes[0]))
+    refuse(context, 'training with unequal qkv_hidden_sizes is not implemented')
+  if (intAttribute(node, 'do_rotary', 0) === 1) refuse(context, 'training with do_rotary is not implemented')
+  const projected = bias ? g.add(g.matmul(x, weight), bias) : g.matmul(x, weight)
+  const parts = g.node('Split', [g.reshape(projected, g.int([0, 0, 3, -1])), g.int([1, 1, 1])], { axis: 2 }, 3).output
+  const [query, key, value] = parts.map((part) => g.op('Squeeze', [part, g.int([2])]))
+  const { output } = attend(g, {
+    query,
+    key,
+    value,
+    heads,
+    keyHeads: heads,
+    scale: setAttribute(context, 'scale'),
+    mask: intAttribute(node, 'unidirectional', 0) === 1 ? causalMask(g, x) : undefined,
+    bias: sum(g, attentionBias, padding ? paddingBias(context, padding) : ''),
+  })
+  return [output]
+}
+
+/** A mask of ones and zeros over keys, (B, T), or over queries and keys, (B, S, T), as what to add to the scores. */
+function paddingBias(context: LoweringContext, mask: Value): Value {
+  const { g, node } = context
+  const rank = rankIn(g.graph, mask)
+  if (rank !== 2 && rank !== 3) {
+    refuse(context, `training with a mask of ${rank ?? 'an unknown number of'} axes is not implemented; 2 and 3 are`)
+  }
+  const spread = g.unsqueeze(mask, rank === 2 ? [1, 2] : [1])
+  return maskBias(g, spread, DataType.INT32, floatAttribute(node, 'mask_filter_value', -10000))
+}
+
+/** Attention of ONNX's opset 23: https://onnx.ai/onnx/operators/onnx__Attention.html */
+const standardAttention: Lowering = (context) => {
+  const { g, node, inputs } = context
+  refuseInputs(context, { 6: 'nonpad_kv_seqlen' })
+  const queryHeads = intAttribute(node, 'q_num_heads', 0)
+  if (queryHeads === 0) refuse(context, 'training with inputs of four axes is not implemented')
+  const keyHeads = intAttribute(node, 'kv_num_heads', queryHeads)
+  const [query, key, value, mask] = inputs
+  const { output, presentKey, presentValue } = attend(g, {
+    query,
+    key,
+    value,
+    heads: queryHeads,
+    keyHeads,
+    scale: setAttribute(context, 'scale'),
+    softcap: floatAttribute(node, 'softcap', 0),
+    mask: intAttribute(node, 'is_causal', 0) === 1 ? causalMask(g, query) : undefined,
+    bias: mask || undefined,
+  })
+  return [output, context.reads(1) ? presentKey() : undefined, context.reads(2) ? presentValue() : undefined]
+}
+
+function sum(g: Builder, a: Value | undefined, b: Value): Value | undefined {
+  return a && b ? g.add(a, b) : a || b || undefined
+}
+
+export const ATTENTION: Readonly<Record<string, Lowering>> = {
+  'com.microsoft:GroupQueryAttention': groupQueryAttention,
+  'com.microsoft:MultiHeadAttention': multiHeadAttention,
+  'com.microsoft:Attention': projectedAttention,
+  Attention: standardAttention,
+}
