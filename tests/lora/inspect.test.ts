@@ -1,0 +1,80 @@
+import { describe, expect, test } from 'vitest'
+import { LoraAdapter } from '../../src/lora/adapter.js'
+import type { LoraConfigInput } from '../../src/lora/config.js'
+import { inspectAdapter } from '../../src/lora/inspect.js'
+import { random } from './matrices.js'
+
+function adapter(config: LoraConfigInput = {}, names = ['q']): LoraAdapter {
+  const result = new LoraAdapter({ rank: 2, alpha: 6, ...config })
+  for (const name of names) {
+    const { rank } = result.addLayerOfShape(name, [4, 5])
+    result.layer(name).weightB = random(4, rank, 1)
+  }
+  return result
+}
+
+test('reports what the command line promises', () => {
+  const inspected = adapter()
+  inspected.layer('q').weightA = [
+    [3, 0, 0, 0, 0],
+    [0, 4, 0, 0, 0],
+  ]
+  inspected.layer('q').weightB = [
+    [1, 0],
+    [0, 0],
+    [0, 2],
+    [0, 0],
+  ]
+  inspected.layer('q').dtype = 'BF16'
+  expect(inspectAdapter(inspected)).toEqual({
+    config: inspected.config,
+    trainableParams: 18,
+    layers: [
+      {
+        name: 'q',
+        kind: 'linear',
+        d: 4,
+        k: 5,
+        rank: 2,
+        alpha: 6,
+        scaling: 3,
+        dtype: 'BF16',
+        normA: 5,
+        normB: Math.sqrt(5),
+        normDelta: 3 * Math.sqrt(9 + 64),
+      },
+    ],
+    warnings: [],
+  })
+})
+
+describe('warns of', () => {
+  test('layers that change nothing', () => {
+    const inspected = adapter({}, ['a', 'b', 'c'])
+    inspected.layer('b').weightB.data.fill(0)
+    expect(inspectAdapter(inspected).warnings).toEqual(['b: A or B is all zero, so the layer changes nothing'])
+    for (const [, layer] of inspected) layer.weightB.data.fill(0)
+    expect(inspectAdapter(inspected).warnings).toEqual([
+      'All 3 layers: A or B is all zero, so the layer changes nothing',
+    ])
+  })
+
+  test('ranks that B·A cannot use', () => {
+    const inspected = new LoraAdapter({ rank: 5 })
+    inspected.addFactors('q', random(5, 6, 1), random(4, 5, 2))
+    expect(inspectAdapter(inspected).warnings).toEqual(['q: the rank is above min(d, k), which B·A cannot use'])
+  })
+
+  test('a scaling far from 1', () => {
+    expect(inspectAdapter(adapter({ alpha: 64 })).warnings).toEqual(['q: the scaling is unusual (32)'])
+    expect(inspectAdapter(adapter({ alpha: 32 })).warnings).toEqual([])
+  })
+
+  test('patterns that match no layer', () => {
+    const config = { rankPattern: { q: 2, q_proj: 3 }, alphaPattern: { typo: 3 } }
+    expect(inspectAdapter(adapter(config)).warnings).toEqual([
+      'rankPattern q_proj matches no layer',
+      'alphaPattern typo matches no layer',
+    ])
+  })
+})

@@ -1,0 +1,371 @@
+// Adapter folders that must not load: one test per way of being wrong, and a fuzzer.
+
+import fc from 'fast-check'
+import { describe, expect, test } from 'vitest'
+import { MemoryDirectory } from '../../src/base/bytes.js'
+import { encodeFloats, type FloatDtype } from '../../src/base/dtype.js'
+import {
+  ConfigError,
+  FileError,
+  FormatError,
+  LowrankError,
+  MismatchError,
+  NumericError,
+  ShapeError,
+  UnsupportedError,
+} from '../../src/base/errors.js'
+import { type SafetensorsDtype, saveSafetensors, type TensorBytes } from '../../src/formats/safetensors.js'
+import { loadAdapter } from '../../src/lora/peft.js'
+
+const A = 'base_model.model.q_proj.lora_A.weight'
+const B = 'base_model.model.q_proj.lora_B.weight'
+const CONFIG = { peft_type: 'LORA', r: 2, lora_alpha: 4, target_modules: ['q_proj'] }
+
+function tensor(name: string, shape: number[], dtype: SafetensorsDtype = 'F32', value = 0.5): TensorBytes {
+  const values = new Float32Array(shape.reduce((product, dim) => product * dim, 1)).fill(value)
+  return { name, dtype, shape, data: encodeFloats(values, dtype as FloatDtype) }
+}
+
+const PAIR = [tensor(A, [2, 3]), tensor(B, [4, 2])]
+
+async function folder(config: unknown = CONFIG, tensors: TensorBytes[] = PAIR): Promise<MemoryDirectory> {
+  const text = typeof config === 'string' ? config : JSON.stringify(config)
+  const directory = new MemoryDirectory({ 'adapter_config.json': text }, 'adapter')
+  await saveSafetensors(directory, 'adapter_model.safetensors', tensors)
+  return directory
+}
+
+async function failure(directory: MemoryDirectory): Promise<LowrankError> {
+  const error = await loadAdapter(directory).then(
+    () => undefined,
+    (reason) => reason,
+  )
+  expect(error).toBeInstanceOf(LowrankError)
+  return error
+}
+
+test('the folder that all cases start from loads', async () => {
+  const adapter = await loadAdapter(await folder())
+  expect(adapter.names()).toEqual(['q_proj'])
+  expect(adapter.layer('q_proj').scaling).toBe(2)
+})
+
+describe('settings that change what the weights mean', () => {
+  test.each<[string, unknown]>([
+    ['peft_type', 'ADALORA'],
+    ['peft_type', null],
+    ['use_dora', true],
+    ['lora_bias', true],
+    ['bias', 'all'],
+    ['bias', 'lora_only'],
+    ['modules_to_save', ['lm_head']],
+    ['trainable_token_indices', [1, 2]],
+    ['trainable_token_indices', { embed_tokens: [1] }],
+    ['target_parameters', ['experts.down_proj']],
+    ['layer_replication', [[0, 1]]],
+    ['alora_invocation_tokens', [5]],
+    ['arrow_config', { top_k: 3 }],
+    ['arrow_config', {}],
+    ['use_bdlora', {}],
+    ['kasa_config', {}],
+    ['monteclora_config', {}],
+    ['use_qalora', true],
+    ['ensure_weight_tying', true],
+    ['init_lora_weights', 'pissa'],
+    ['init_lora_weights', 'pissa_niter_16'],
+    ['init_lora_weights', 'olora'],
+    ['init_lora_weights', 'corda'],
+    ['init_lora_weights', 'loftq'],
+    ['init_lora_weights', 'lora_ga'],
+    ['init_lora_weights', 'something new'],
+    ['a_field_of_tomorrow', 1],
+    ['a_field_of_tomorrow', { on: true }],
+  ])('%s: %j', async (key, value) => {
+    const error = await failure(await folder({ ...CONFIG, [key]: value }))
+    expect(error).toBeInstanceOf(UnsupportedError)
+    expect(error.where).toBe(`adapter/adapter_config.json: ${key}`)
+    expect(error.got).toBe(JSON.stringify(value))
+  })
+})
+
+test('settings without effect, or switched off, are carried along as they are', async () => {
+  const carried = {
+    auto_mapping: { base_model_class: 'X' },
+    eva_config: { rho: 2 },
+    init_lora_weights: 'eva',
+    layer_replication: null,
+    loftq_config: { loftq_bits: 4 },
+    megatron_core: 'megatron.core',
+    modules_to_save: [],
+    peft_version: '0.21.2',
+    qalora_group_size: 32,
+    revision: 'main',
+    trainable_token_indices: null,
+    use_dora: false,
+    a_field_of_tomorrow: null,
+    another: {},
+  }
+  const { config } = await loadAdapter(await folder({ ...CONFIG, bias: 'none', ...carried }))
+  expect(config.peftFields).toMatchObject(carried)
+})
+
+describe('values out of range', () => {
+  test.each<[string, unknown]>([
+    ['r', 0],
+    ['r', -1],
+    ['r', 1.5],
+    ['r', '2'],
+    ['lora_alpha', 0],
+    ['lora_alpha', '4'],
+    ['lora_dropout', 1],
+    ['lora_dropout', true],
+    ['target_modules', 7],
+    ['target_modules', '('],
+    ['exclude_modules', [1]],
+    ['layers_to_transform', ['0']],
+    ['layers_pattern', 'h'],
+    ['rank_pattern', { q_proj: 0 }],
+    ['rank_pattern', [1]],
+    ['rank_pattern', { '(': 1 }],
+    ['alpha_pattern', { q_proj: null }],
+    ['use_rslora', 1],
+    ['fan_in_fan_out', 'no'],
+    ['task_type', 3],
+  ])('%s: %j', async (key, value) => {
+    const error = await failure(await folder({ ...CONFIG, [key]: value }))
+    expect(error).toBeInstanceOf(ConfigError)
+    expect(error.where).toMatch(new RegExp(`^adapter/adapter_config\\.json: ${key}`))
+  })
+})
+
+describe('tensors', () => {
+  test.each<[string, TensorBytes[], new (...args: never[]) => LowrankError, RegExp]>([
+    ['none at all', [], FormatError, /without a single tensor/],
+    ['A alone', [PAIR[0]], FormatError, /lora_A\.weight: half a pair: no base_model\.model\.q_proj\.lora_B\.weight/],
+    ['B alone', [PAIR[1]], FormatError, /lora_B\.weight: half a pair: no .*lora_A\.weight/],
+    ['one that no layer claims', [...PAIR, tensor('stray', [1])], FormatError, /no layer claims the tensor stray/],
+    [
+      'many that no layer claims',
+      [...PAIR, ...'abcdefg'.split('').map((name) => tensor(name, [1]))],
+      FormatError,
+      /claims 7 tensors: a, b, c, d, e, …/,
+    ],
+    [
+      'without the prefix',
+      [tensor('q_proj.lora_A.weight', [2, 3]), tensor('q_proj.lora_B.weight', [4, 2])],
+      FormatError,
+      /no layer claims/,
+    ],
+    [
+      'with an adapter’s name in them',
+      [tensor(A.replace('.weight', '.default.weight'), [2, 3])],
+      FormatError,
+      /no layer claims/,
+    ],
+    [
+      'a module that target_modules leave out',
+      [...PAIR, tensor(A.replace('q_', 'k_'), [2, 3]), tensor(B.replace('q_', 'k_'), [4, 2])],
+      MismatchError,
+      /k_proj\.lora_A\.weight: no layer claims this tensor: target_modules/,
+    ],
+    [
+      'an embedding’s',
+      [...PAIR, tensor('base_model.model.e.lora_embedding_A', [2, 3])],
+      UnsupportedError,
+      /e\.lora_embedding_A: adapters of embeddings/,
+    ],
+    [
+      'a magnitude',
+      [...PAIR, tensor('base_model.model.q_proj.lora_magnitude_vector', [4])],
+      UnsupportedError,
+      /lora_magnitude_vector: DoRA/,
+    ],
+    ['a bias of B', [...PAIR, tensor(B.replace('weight', 'bias'), [4])], UnsupportedError, /lora_B\.bias: .*lora_bias/],
+    [
+      'another kind of factor',
+      [...PAIR, tensor('base_model.model.q_proj.lora_diag.weight', [2])],
+      UnsupportedError,
+      /lora_diag/,
+    ],
+    [
+      'a trained module',
+      [...PAIR, tensor('base_model.model.lm_head.weight', [4])],
+      FormatError,
+      /no layer claims the tensor base_model\.model\.lm_head\.weight/,
+    ],
+    [
+      'a convolution’s',
+      [tensor(A, [2, 3, 3, 3]), tensor(B, [4, 2, 1, 1])],
+      UnsupportedError,
+      /lora_A\.weight: adapters of convolutions/,
+    ],
+    [
+      'A of another rank',
+      [tensor(A, [3, 3]), PAIR[1]],
+      ShapeError,
+      /lora_A\.weight: wrong shape .*expected \(2, k\), got \(3, 3\)/,
+    ],
+    [
+      'B of another rank',
+      [PAIR[0], tensor(B, [4, 3])],
+      ShapeError,
+      /lora_B\.weight: wrong shape .*expected \(d, 2\), got \(4, 3\)/,
+    ],
+    ['one dimension', [tensor(A, [6]), PAIR[1]], ShapeError, /lora_A\.weight: wrong shape .*got \(6\)/],
+    ['an empty shard', [tensor(A, [2, 0]), PAIR[1]], ShapeError, /lora_A\.weight: wrong shape .*got \(2, 0\)/],
+    [
+      'integers',
+      [{ ...tensor(A, [2, 3]), dtype: 'I32' }, PAIR[1]],
+      UnsupportedError,
+      /lora_A\.weight: its dtype .*got I32/,
+    ],
+    [
+      'NaN',
+      [tensor(A, [2, 3], 'F32', Number.NaN), PAIR[1]],
+      NumericError,
+      /lora_A\.weight: holds a value that is not finite/,
+    ],
+    [
+      'infinity in f16',
+      [PAIR[0], tensor(B, [4, 2], 'F16', 1e6)],
+      NumericError,
+      /lora_B\.weight: holds a value that is not finite/,
+    ],
+  ])('%s', async (_, tensors, type, message) => {
+    const error = await failure(await folder(CONFIG, tensors))
+    expect(error).toBeInstanceOf(type)
+    expect(error.message).toMatch(/^adapter\/adapter_model\.safetensors: /)
+    expect(error.message).toMatch(message)
+  })
+
+  test('rank_pattern decides the rank that a shape must have', async () => {
+    const error = await failure(await folder({ ...CONFIG, rank_pattern: { q_proj: 3 } }))
+    expect(error.message).toMatch(/lora_A\.weight: wrong shape .*expected \(3, k\), got \(2, 3\)/)
+    const wide = [tensor(A, [3, 3]), tensor(B, [4, 3])]
+    expect(
+      (await loadAdapter(await folder({ ...CONFIG, rank_pattern: { q_proj: 3 } }, wide))).layer('q_proj').rank,
+    ).toBe(3)
+  })
+})
+
+describe('files', () => {
+  test('a folder that is none', async () => {
+    const error = await failure(new MemoryDirectory({}, 'empty'))
+    expect(error).toBeInstanceOf(FileError)
+    expect(error.message).toMatch(/^empty: not an adapter folder: no adapter_config\.json/)
+  })
+
+  test('weights that are missing', async () => {
+    const error = await failure(new MemoryDirectory({ 'adapter_config.json': JSON.stringify(CONFIG) }, 'adapter'))
+    expect(error).toBeInstanceOf(FileError)
+    expect(error.message).toMatch(/adapter_model\.safetensors/)
+  })
+
+  test('a pickle is never opened', async () => {
+    const directory = new MemoryDirectory(
+      { 'adapter_config.json': JSON.stringify(CONFIG), 'adapter_model.bin': 'x' },
+      'adapter',
+    )
+    const opened: string[] = []
+    const open = directory.open.bind(directory)
+    directory.open = async (file) => {
+      opened.push(file)
+      return open(file)
+    }
+    const error = await failure(directory)
+    expect(error).toBeInstanceOf(UnsupportedError)
+    expect(error.message).toMatch(/^adapter\/adapter_model\.bin: a pickle/)
+    expect(opened).toEqual(['adapter_config.json'])
+  })
+
+  test.each([
+    ['no JSON', '{"r": 2,}', /not valid JSON/],
+    ['JSON, but no object', '[]', /not a JSON object/],
+    ['one key twice', '{"peft_type": "LORA", "r": 2, "r": 4}', /"r" occurs twice/],
+    ['no number', '{"peft_type": "LORA", "lora_alpha": NaN}', /not valid JSON/],
+    ['no adapter’s', '{"model_type": "llama"}', /no peft_type/],
+  ])('a config that is %s', async (_, text, message) => {
+    const error = await failure(await folder(text))
+    expect(error.message).toMatch(/^adapter\/adapter_config\.json: /)
+    expect(error.message).toMatch(message)
+  })
+
+  test('a config of 100 MB is not even read', async () => {
+    const directory = await folder()
+    directory.open = async (file) => ({
+      name: file,
+      byteLength: 100_000_000,
+      read: async () => expect.unreachable(),
+      close: async () => {},
+    })
+    expect((await failure(directory)).message).toMatch(
+      /too large for a config; expected at most 16000000 bytes, got 100000000/,
+    )
+  })
+
+  test('__proto__ in a config pollutes nothing and is refused like any unknown field', async () => {
+    const text = `{"__proto__": {"r": 64}, ${JSON.stringify(CONFIG).slice(1)}`
+    expect((await failure(await folder(text))).message).toMatch(/adapter_config\.json: __proto__: /)
+    const nested = `{"rank_pattern": {"__proto__": 2}, "auto_mapping": {"__proto__": {"x": 1}}, ${JSON.stringify(CONFIG).slice(1)}`
+    const { config } = await loadAdapter(await folder(nested))
+    expect(Object.keys(config.rankPattern)).toEqual(['__proto__'])
+    expect(({} as Record<string, unknown>).x).toBeUndefined()
+  })
+
+  test('sources are closed, also after an error', async () => {
+    for (const tensors of [PAIR, [PAIR[0]]]) {
+      const directory = await folder(CONFIG, tensors)
+      let open = 0
+      const original = directory.open.bind(directory)
+      directory.open = async (file) => {
+        const source = await original(file)
+        open++
+        return {
+          ...source,
+          name: source.name,
+          byteLength: source.byteLength,
+          read: source.read.bind(source),
+          close: async () => void open--,
+        }
+      }
+      await loadAdapter(directory).catch(() => {})
+      expect(open).toBe(0)
+    }
+  })
+})
+
+test('fuzz: whatever a config says, it loads or one of our errors comes', async () => {
+  const keys = [
+    ...['peft_type', 'r', 'lora_alpha', 'lora_dropout', 'target_modules', 'exclude_modules', 'layers_to_transform'],
+    ...['layers_pattern', 'rank_pattern', 'alpha_pattern', 'use_rslora', 'fan_in_fan_out', 'bias', 'init_lora_weights'],
+    ...[
+      'task_type',
+      'base_model_name_or_path',
+      'modules_to_save',
+      'use_dora',
+      'auto_mapping',
+      '__proto__',
+      'constructor',
+    ],
+  ]
+  const value = fc.oneof(
+    fc.jsonValue({ maxDepth: 2 }),
+    fc.constantFrom<unknown>(
+      ...[null, 1, 2, 0.5, 'q_proj', ['q_proj'], '.*', { q_proj: 2 }, {}, [], true, 'none', 'LORA'],
+    ),
+  )
+  let loaded = 0
+  await fc.assert(
+    fc.asyncProperty(fc.array(fc.tuple(fc.constantFrom(...keys), value), { maxLength: 3 }), async (changes) => {
+      const config = Object.fromEntries([...Object.entries(CONFIG), ...changes])
+      try {
+        await loadAdapter(await folder(config))
+        loaded++
+      } catch (error) {
+        if (!(error instanceof LowrankError)) throw error
+      }
+    }),
+    { numRuns: 2000 },
+  )
+  expect(loaded).toBeGreaterThan(100)
+})
