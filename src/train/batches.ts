@@ -2,18 +2,8 @@
 // the right. What a step trains on depends on batchSize · accumulation only, so that accumulating changes no result.
 
 import { Random } from '../base/random.js'
+import type { TokenBatch } from '../graph/training-graph.js'
 import { countTargets, type Example, IGNORED } from '../text/records.js'
-
-/** Token ids of one run, row-major (batch, sequence). */
-export interface TokenBatch {
-  readonly batch: number
-  readonly sequence: number
-  readonly inputIds: Int32Array
-  /** 1 for tokens, 0 for padding. */
-  readonly attentionMask: Int32Array
-  /** The token at each position, or IGNORED; not shifted. */
-  readonly labels: Int32Array
-}
 
 /** Which examples run together, and the shape they are padded to. */
 export interface MicroBatch {
@@ -70,7 +60,7 @@ export function planEpoch(lengths: readonly number[], seed: number, epoch: numbe
 /** Batches that hold every example once, by falling length, for evaluation. */
 export function planEvaluation(lengths: readonly number[], options: PlanOptions): MicroBatch[] {
   const order = Array.from(lengths, (_, index) => index).sort((a, b) => lengths[b] - lengths[a])
-  return chunks(order, options.batchSize).map((examples) => shapeOf(examples, lengths, options))
+  return chunks(order, options.batchSize).map((examples) => shapeOf(examples, examples, lengths, options))
 }
 
 export function stepsPerEpoch(examples: number, options: Pick<PlanOptions, 'batchSize' | 'accumulation'>): number {
@@ -78,14 +68,20 @@ export function stepsPerEpoch(examples: number, options: Pick<PlanOptions, 'batc
 }
 
 function planStep(examples: readonly number[], lengths: readonly number[], options: PlanOptions): StepPlan {
-  return chunks(examples, options.batchSize).map((batch) => shapeOf(batch, lengths, options))
+  return chunks(examples, options.batchSize).map((batch) => shapeOf(batch, examples, lengths, options))
 }
 
-function shapeOf(examples: readonly number[], lengths: readonly number[], options: PlanOptions): MicroBatch {
-  const longest = Math.max(...examples.map((index) => lengths[index]))
-  const bucket = options.buckets?.find((length) => length >= longest)
+/** With buckets the whole step has one shape, so that it needs one session. */
+function shapeOf(
+  examples: readonly number[],
+  step: readonly number[],
+  lengths: readonly number[],
+  options: PlanOptions,
+): MicroBatch {
+  const longestOf = (indices: readonly number[]) => Math.max(...indices.map((index) => lengths[index]))
+  const bucket = options.buckets?.find((length) => length >= longestOf(step))
   if (bucket !== undefined) return { examples, rows: options.batchSize, sequence: bucket }
-  return { examples, rows: examples.length, sequence: Math.min(roundUp(longest), options.limit) }
+  return { examples, rows: examples.length, sequence: Math.min(roundUp(longestOf(examples)), options.limit) }
 }
 
 /**
@@ -104,8 +100,10 @@ export function chooseBuckets(lengths: readonly number[], limit: number): number
   return best.padded < longest * sorted.length * (1 - WORTHWHILE) ? [best.short, longest] : [longest]
 }
 
+type Collated = TokenBatch & Record<'inputIds' | 'attentionMask' | 'labels', Int32Array>
+
 /** The examples of a micro-batch as one padded batch. */
-export function collate(examples: readonly Example[], plan: MicroBatch, padTokenId: number): TokenBatch {
+export function collate(examples: readonly Example[], plan: MicroBatch, padTokenId: number): Collated {
   const { rows, sequence } = plan
   const inputIds = new Int32Array(rows * sequence).fill(padTokenId)
   const attentionMask = new Int32Array(rows * sequence)

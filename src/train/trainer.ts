@@ -4,7 +4,7 @@
 import type { ByteSource, Directory } from '../base/bytes.js'
 import { ConfigError } from '../base/errors.js'
 import { Graph } from '../graph/graph.js'
-import { findLinears } from '../graph/linears.js'
+import { findLinears, type ModuleMap } from '../graph/linears.js'
 import { matchTargets } from '../graph/match.js'
 import type { CausalModel } from '../graph/model-folder.js'
 import { LoraAdapter } from '../lora/adapter.js'
@@ -29,6 +29,8 @@ export interface TrainerOptions extends Optional<TrainSettings> {
   readonly config?: LoraConfigInput | undefined
   /** Goes on with this adapter, whose factors it changes, instead of a new one. */
   readonly adapter?: LoraAdapter | undefined
+  /** Module name → name of the node or of its weight, where the graph's own names do not tell. */
+  readonly modules?: ModuleMap | undefined
   /** Where adapter, metrics and state go. Without it nothing is written. */
   readonly out?: Directory | undefined
   /** Goes on with the run in `out`: the result is that of a run which was never stopped. */
@@ -95,6 +97,7 @@ export class Trainer {
     const result = await trainAdapter({
       model,
       adapter,
+      modules: this.#options.modules,
       settings: this.settings,
       examples: records.examples,
       evalExamples: evalRecords?.examples,
@@ -137,9 +140,9 @@ export class Trainer {
   }
 
   #newAdapter(): LoraAdapter {
-    const linears = findLinears(new Graph(this.#options.model.onnx.proto))
+    const linears = findLinears(new Graph(this.#options.model.onnx.proto), this.#options.modules)
     const adapter = new LoraAdapter(this.config)
-    for (const { name, d, k } of matchTargets(linears, this.config.targetModules, this.config)) {
+    for (const { name, d, k } of matchTargets(linears, this.config)) {
       if (!adapter.has(name)) adapter.addLayerOfShape(name, [d, k])
     }
     return adapter

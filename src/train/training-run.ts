@@ -3,29 +3,20 @@
 
 import type { Directory } from '../base/bytes.js'
 import { NumericError } from '../base/errors.js'
-import type { CausalModel } from '../graph/model-folder.js'
-import type { LoraAdapter } from '../lora/adapter.js'
 import { type Engine, openEngine } from '../runtime/host.js'
-import type { Example } from '../text/records.js'
 import { collate, planEpoch, planEvaluation, type StepPlan, stepsPerEpoch, targetsOf, tokensOf } from './batches.js'
 import { type EngineState, TrainEngine } from './engine.js'
 import { readFactors, writeFactors } from './factors.js'
 import { checkFingerprint, fingerprintOf } from './fingerprint.js'
-import { ModelSessions } from './model-sessions.js'
+import { ModelSessions, type SessionParts } from './model-sessions.js'
 import { ADAMW_DEFAULTS } from './optimizer.js'
 import { peakRssBytes, steadyMedian, type TrainEvents, type TrainReport } from './report.js'
 import { type FolderUse, readMetrics, readState, type StepMetrics } from './run-folder.js'
 import { RunWriter } from './run-writer.js'
 import { learningRates } from './schedule.js'
-import type { TrainSettings } from './settings.js'
 
-export interface RunParts {
-  readonly model: CausalModel
-  /** Where training starts; its factors are replaced by what it comes to. */
-  readonly adapter: LoraAdapter
-  readonly settings: TrainSettings
-  readonly examples: readonly Example[]
-  readonly evalExamples: readonly Example[] | undefined
+/** `adapter` is where training starts; its factors are replaced by what it comes to. */
+export interface RunParts extends SessionParts {
   readonly out: { readonly directory: Directory; readonly use: FolderUse } | undefined
   readonly signal: AbortSignal | undefined
   readonly on: TrainEvents
@@ -184,7 +175,7 @@ class TrainingRun {
     const runs = []
     for (const [index, microBatch] of plan.entries()) {
       const batch = collate(examples, microBatch, model.padTokenId)
-      runs.push(await this.#sessions.trainingRun(batch, { normalizer, step, index }))
+      runs.push(await this.#sessions.trainingRun(batch, { normalizer, step, run: index }))
     }
     const rate = learningRates(settings.schedule, settings.learningRate, settings.warmupRatio, this.#totalSteps)(step)
     const { loss, gradientNorm } = await this.#engine.remote.step(runs, rate)
@@ -213,7 +204,7 @@ class TrainingRun {
     for (const plan of planEvaluation(lengths, this.#sessions.planOptions)) {
       if (signal?.aborted) return undefined
       const normalizer = targetsOf(examples, [plan])
-      const run = await this.#sessions.evaluationRun(collate(examples, plan, model.padTokenId), { normalizer })
+      const run = await this.#sessions.evaluationRun(collate(examples, plan, model.padTokenId), normalizer)
       sum += (await this.#engine.remote.evaluate(run)) * normalizer
       targets += normalizer
     }

@@ -1,0 +1,269 @@
+import { readFileSync } from 'node:fs'
+import { fileURLToPath } from 'node:url'
+import * as ort from 'onnxruntime-node'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { MemoryDirectory } from '../../src/base/bytes.js'
+import { ConfigError, DataError, FileError, MismatchError, NumericError } from '../../src/base/errors.js'
+import { type CausalModel, loadModel } from '../../src/graph/model-folder.js'
+import { NodeDirectory } from '../../src/io/node-files.js'
+import { loadAdapter } from '../../src/lora/peft.js'
+import type { OrtModule } from '../../src/runtime/onnxruntime.js'
+import type { TextRecord } from '../../src/text/records.js'
+import type { EvaluationEvent, StepEvent } from '../../src/train/report.js'
+import { METRICS_FILE, STATE_FILE } from '../../src/train/run-folder.js'
+import { Trainer, type TrainerOptions } from '../../src/train/trainer.js'
+
+const module = ort as unknown as OrtModule
+const path = (relative: string) => fileURLToPath(new URL(`../../models/${relative}`, import.meta.url))
+const records = (file: string, count: number): TextRecord[] =>
+  readFileSync(path(`data/${file}`), 'utf8')
+    .split('\n')
+    .slice(0, count)
+    .map((line) => JSON.parse(line))
+
+const data = records('scripture.jsonl', 24)
+const evalData = records('scripture.eval.jsonl', 4)
+const WEIGHTS = 'adapter_model.safetensors'
+
+let model: CausalModel
+beforeAll(async () => {
+  model = await loadModel(new NodeDirectory(path('union-3m')), { runtime: { module } })
+})
+afterAll(() => model.close())
+
+/** Six short steps, two of them in a second epoch. */
+const train = (options: Partial<TrainerOptions> = {}) =>
+  new Trainer({
+    model,
+    data: data.slice(0, 16),
+    maxLength: 24,
+    batchSize: 4,
+    maxSteps: 6,
+    learningRate: 5e-3,
+    threads: 1,
+    ...options,
+    config: options.adapter === undefined ? { rank: 4, dropout: 0.1, ...options.config } : undefined,
+  }).train()
+
+/** A signal that is aborted during the given step. */
+function abortAt(step: number): Pick<TrainerOptions, 'signal' | 'on'> {
+  const controller = new AbortController()
+  return { signal: controller.signal, on: { step: (event) => void (event.step === step && controller.abort()) } }
+}
+
+describe('Trainer', () => {
+  it('learns, and reports what it did', async () => {
+    const out = new MemoryDirectory()
+    const steps: StepEvent[] = []
+    const evaluations: EvaluationEvent[] = []
+    const warnings: string[] = []
+    const { adapter, report } = await train({
+      data,
+      evalData,
+      batchSize: 8,
+      maxSteps: undefined,
+      epochs: 2,
+      out,
+      on: {
+        step: (event) => void steps.push(event),
+        evaluation: (event) => void evaluations.push(event),
+        warning: (message) => void warnings.push(message),
+      },
+    })
+    expect(report.steps).toBe(6)
+    expect(report.trainLoss).toEqual(steps.map(({ loss }) => loss))
+    expect(report.trainLoss[5]).toBeLessThan(report.trainLoss[0])
+    expect(report.evalLoss?.after).toBeLessThan(report.evalLoss?.before as number)
+    expect(report.evalPerplexity).toBeCloseTo(Math.exp(report.evalLoss?.after as number), 6)
+    expect(evaluations.map(({ step, loss }) => [step, loss])).toEqual([
+      [0, report.evalLoss?.before],
+      [6, report.evalLoss?.after],
+    ])
+    expect(report.truncatedRecords).toBe(24)
+    expect(warnings.filter((message) => message.startsWith('data: '))).toEqual([
+      'data: 24 of 24 records cut to 24 tokens',
+    ])
+    expect(report.tokens).toBe(2 * 24 * 24)
+    expect(report.trainableParams).toBe(adapter.totalTrainableParams())
+    expect(report.totalParams).toBe(adapter.summary().totalParams)
+    expect(report.interrupted).toBe(false)
+    expect(report.peakRssBytes).toBeGreaterThan(1e7)
+    expect(report.runtime).toMatch(/^onnxruntime-node 1\./)
+    expect(steps.map(({ epoch }) => epoch)).toEqual([0, 0, 0, 1, 1, 1])
+    const lines = new TextDecoder().decode(out.files.get(METRICS_FILE)).trimEnd().split('\n')
+    expect(lines.map((line) => JSON.parse(line).loss)).toEqual(report.trainLoss)
+    const saved = await loadAdapter(out)
+    expect(saved.names()).toEqual(expect.arrayContaining(adapter.names()))
+    expect(saved.layer('model.layers.0.mlp.up_proj').weightB).toEqual(
+      adapter.layer('model.layers.0.mlp.up_proj').weightB,
+    )
+    expect(out.files.has(STATE_FILE)).toBe(false)
+  })
+
+  it('writes byte-equal adapters with one seed, others with another', async () => {
+    const [a, b, c] = [new MemoryDirectory(), new MemoryDirectory(), new MemoryDirectory()]
+    await train({ out: a })
+    await train({ out: b })
+    await train({ out: c, config: { seed: 7 } })
+    expect(b.files.get(WEIGHTS)).toEqual(a.files.get(WEIGHTS))
+    expect(c.files.get(WEIGHTS)).not.toEqual(a.files.get(WEIGHTS))
+  })
+
+  it('resumes to what an unbroken run gives, byte for byte', async () => {
+    const [whole, broken] = [new MemoryDirectory(), new MemoryDirectory()]
+    const unbroken = await train({ out: whole, evalData })
+    const first = await train({ out: broken, evalData, ...abortAt(3) })
+    expect(first.report).toMatchObject({ steps: 3, interrupted: true, evalLoss: null })
+    expect(broken.files.has(STATE_FILE)).toBe(true)
+    expect((await loadAdapter(broken)).size).toBe(first.adapter.size)
+    const second = await train({ out: broken, evalData, resume: true })
+    expect(broken.files.get(WEIGHTS)).toEqual(whole.files.get(WEIGHTS))
+    expect(second.report.trainLoss).toEqual(unbroken.report.trainLoss)
+    expect(second.report.evalLoss).toEqual(unbroken.report.evalLoss)
+    expect(second.report.tokens).toBe(unbroken.report.tokens)
+    await expect(train({ out: broken, resume: true })).rejects.toThrow('finished')
+  })
+
+  it('resumes from a state that was saved on the way', async () => {
+    const [whole, broken] = [new MemoryDirectory(), new MemoryDirectory()]
+    await train({ out: whole })
+    const stop = new Error('stop')
+    const on = { step: ({ step }: StepEvent) => void (step === 5 && fail(stop)) }
+    await expect(train({ out: broken, saveEvery: 2, on })).rejects.toThrow(stop)
+    const { report } = await train({ out: broken, resume: true })
+    expect(report.steps).toBe(6)
+    expect(broken.files.get(WEIGHTS)).toEqual(whole.files.get(WEIGHTS))
+  })
+
+  it('refuses to resume with other parts', async () => {
+    const out = new MemoryDirectory({}, 'out')
+    await train({ out, ...abortAt(1) })
+    const before = new Map(out.files)
+    const other: Partial<TrainerOptions>[] = [
+      { learningRate: 1e-3 },
+      { data: data.slice(1, 17) },
+      { config: { alpha: 4 } },
+      { maxSteps: 7 },
+      { config: { rank: 2 } },
+    ]
+    for (const change of other) {
+      await expect(train({ out, resume: true, ...change })).rejects.toThrow(MismatchError)
+    }
+    await expect(train({ out, resume: true, batchSize: 2 })).rejects.toThrow(/another batchSize; expected 4, got 2/)
+    expect(out.files).toEqual(before)
+  })
+
+  it('gets the same from accumulated batches as from one', async () => {
+    const options = { config: { dropout: 0 }, data, maxLength: 64, maxSteps: 3 }
+    const whole = await train({ ...options, batchSize: 6 })
+    const parts = await train({ ...options, batchSize: 2, gradientAccumulation: 3 })
+    parts.report.trainLoss.forEach((loss, i) => void expect(loss).toBeCloseTo(whole.report.trainLoss[i], 4))
+    expect(parts.report.tokens).toBe(whole.report.tokens)
+  })
+
+  it('goes on with an adapter', async () => {
+    const { adapter } = await train({ maxSteps: 4, config: { dropout: 0 } })
+    const before = adapter.layer('model.layers.0.self_attn.q_proj').weightB.data.slice()
+    const { adapter: after, report } = await train({ adapter, maxSteps: 2 })
+    expect(after).toBe(adapter)
+    expect(report.trainLoss[0]).toBeLessThan((await train({ maxSteps: 1, config: { dropout: 0 } })).report.trainLoss[0])
+    expect(after.layer('model.layers.0.self_attn.q_proj').weightB.data).not.toEqual(before)
+  })
+
+  it('stops before the first step when it is told to', async () => {
+    const out = new MemoryDirectory()
+    const { report } = await train({ out, signal: AbortSignal.abort() })
+    expect(report).toMatchObject({ steps: 0, interrupted: true, evalLoss: null, stepMillis: null })
+    expect((await train({ out, resume: true })).report.steps).toBe(6)
+  })
+
+  it('evaluates on the way', async () => {
+    const evaluations: number[] = []
+    const on = { evaluation: ({ step }: EvaluationEvent) => void evaluations.push(step) }
+    await train({ evalData, evaluateEvery: 2, on })
+    expect(evaluations).toEqual([0, 2, 4, 6])
+  })
+})
+
+function fail(error: Error): never {
+  throw error
+}
+
+/** ONNX Runtime whose loss is NaN from the given training step on. */
+function poisoned(from: number): OrtModule {
+  let steps = 0
+  const create = async (...args: Parameters<OrtModule['InferenceSession']['create']>) => {
+    const session = await module.InferenceSession.create(...args)
+    return {
+      inputNames: session.inputNames,
+      outputNames: session.outputNames,
+      release: () => session.release(),
+      async run(feeds: Record<string, unknown>, fetches?: readonly string[]) {
+        const results = await session.run(feeds, fetches)
+        const isStep = (fetches?.length ?? 0) > 20 && Object.keys(feeds).some((name) => name.startsWith('lora/'))
+        if (isStep && ++steps >= from) {
+          for (const name of Object.keys(results)) {
+            const { data } = results[name] as { data: Float32Array }
+            if (data.length === 1) data.fill(Number.NaN)
+          }
+        }
+        return results
+      },
+    }
+  }
+  return { ...module, InferenceSession: { create } }
+}
+
+describe('what goes wrong', () => {
+  it('keeps the last good adapter when the loss is not finite, and says at which step', async () => {
+    const runtime = { module: poisoned(4) }
+    const bad = await loadModel(new NodeDirectory(path('union-3m')), { runtime })
+    const out = new MemoryDirectory({}, 'out')
+    const error = await train({ model: bad, out }).catch((error: unknown) => error)
+    expect(error).toBeInstanceOf(NumericError)
+    expect((error as Error).message).toMatch(/^step 4: the loss is NaN; the last good adapter is in out/)
+    // Step 3's loss was the last finite one: its parameters are those after two updates.
+    const { adapter } = await train({ maxSteps: 6, ...abortAt(2) })
+    const kept = await loadAdapter(out)
+    const layer = 'model.layers.5.mlp.down_proj'
+    expect(kept.layer(layer).weightB).toEqual(adapter.layer(layer).weightB)
+    await bad.close()
+  })
+
+  it('writes nothing when the first loss is not finite', async () => {
+    const bad = await loadModel(new NodeDirectory(path('union-3m')), { runtime: { module: poisoned(1) } })
+    const out = new MemoryDirectory()
+    await expect(train({ model: bad, out })).rejects.toThrow('step 1: the loss is NaN')
+    expect(out.files.size).toBe(0)
+    await bad.close()
+  })
+
+  it.each([
+    [{ config: { targetModules: ['q_prj'] } }, MismatchError, /q_proj/],
+    [{ config: { targetModules: [] } }, ConfigError, /targetModules/],
+    [{ config: { rank: 500 } }, ConfigError, /model\.layers\.0\.self_attn\.\w+: the rank is above.*at most/],
+    [{ config: { rank: 0 } }, ConfigError, /rank/],
+    [{ config: { alpha: -1 } }, ConfigError, /alpha/],
+    [{ config: { dropout: 1 } }, ConfigError, /dropout/],
+    [{ learningRate: 0 }, ConfigError, /learningRate/],
+    [{ maxLength: 257 }, ConfigError, /maxLength: above the model's context; expected at most 256, got 257/],
+    [{ data: [] }, DataError, /data: it holds no records/],
+    [{ data: [{ txt: 'a' }] as never }, DataError, /data\[0\]: not a record/],
+    [{ evalData: [{ text: 'a' }, {}] as never }, DataError, /evalData\[1\]: not a record/],
+    [{ resume: true, overwrite: true }, ConfigError, /not both/],
+    [{ resume: true }, FileError, /no run to resume/],
+  ] as [Partial<TrainerOptions>, unknown, RegExp][])('%j', async (options, kind, message) => {
+    const out = new MemoryDirectory()
+    const error = await (async () => train({ out, ...options }))().catch((error: unknown) => error)
+    expect(error).toBeInstanceOf(kind as typeof ConfigError)
+    expect((error as Error).message).toMatch(message)
+    expect(out.files.size).toBe(0)
+  })
+
+  it('leaves a folder alone that is not empty', async () => {
+    const out = new MemoryDirectory({ 'notes.txt': 'mine' })
+    await expect(train({ out })).rejects.toThrow(FileError)
+    await expect(train({ out, overwrite: true })).rejects.toThrow(FileError)
+    expect([...out.files.keys()]).toEqual(['notes.txt'])
+  })
+})
