@@ -5,7 +5,7 @@ import { UnsupportedError } from '../base/errors.js'
 import type { NodeProto } from '../formats/onnx/gen/onnx_pb.js'
 import type { Builder, Value } from './builder.js'
 import { BROADCASTING, GRADIENTS, type GradientContext, NON_DIFFERENTIABLE, sumTo } from './gradients.js'
-import type { Graph } from './graph.js'
+import { type Graph, implicitInputs } from './graph.js'
 import { type Contribution, joinSlices } from './join-slices.js'
 import type { ShapeMap } from './shapes.js'
 
@@ -27,7 +27,7 @@ export function gradientPath(graph: Graph, wrt: readonly Value[], from: Iterable
   const depends = new Set(wrt)
   const dependent: NodeProto[] = []
   for (const node of graph.nodes) {
-    if (NON_DIFFERENTIABLE.has(ruleKey(node)) || !node.input.some((input) => depends.has(input))) continue
+    if (NON_DIFFERENTIABLE.has(ruleKey(node)) || !readsAny(node, depends)) continue
     const outputs = node.output.filter((output) => output !== '' && !ends.has(output))
     if (outputs.length === 0) continue
     dependent.push(node)
@@ -43,14 +43,18 @@ export function gradientPath(graph: Graph, wrt: readonly Value[], from: Iterable
   return { nodes: nodes.reverse(), values }
 }
 
+function readsAny(node: NodeProto, values: ReadonlySet<Value>): boolean {
+  return node.input.some((input) => values.has(input)) || implicitInputs(node).some((input) => values.has(input))
+}
+
 /**
  * Refuses a path that cannot be differentiated, before anything is built.
  *
  * @throws UnsupportedError naming every node on the path without a gradient rule
  */
-export function checkDifferentiable({ nodes }: GradientPath): void {
+export function checkDifferentiable(...paths: readonly GradientPath[]): void {
   const byOp = new Map<string, string[]>()
-  for (const node of nodes) {
+  for (const node of new Set(paths.flatMap(({ nodes }) => nodes))) {
     const key = ruleKey(node)
     if (key in GRADIENTS) continue
     byOp.set(key, [...(byOp.get(key) ?? []), node.name || node.output[0]])

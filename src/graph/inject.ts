@@ -4,6 +4,7 @@
 import { create } from '@bufbuild/protobuf'
 import {
   TensorProto_DataType as DataType,
+  type NodeProto,
   TensorShapeProto_DimensionSchema,
   TensorShapeProtoSchema,
   TypeProto_TensorSchema,
@@ -11,7 +12,6 @@ import {
   type ValueInfoProto,
   ValueInfoProtoSchema,
 } from '../formats/onnx/gen/onnx_pb.js'
-import { intAttribute } from './attributes.js'
 import { Builder, type Value } from './builder.js'
 import type { Graph } from './graph.js'
 import type { Linear } from './linears.js'
@@ -48,22 +48,15 @@ export function valueInfo(name: string, elemType: DataType, dims: readonly (numb
 export function injectLora(graph: Graph, linears: readonly Linear[]): void {
   const g = new Builder(graph, 'lora')
   declareInputs(graph, linears, (module) => `rank ${module}`)
-  adaptNodes(graph, g, linears, (linear) => {
+  adaptNodes(graph, g, linears, (linear, base) => {
+    const { input, dataType } = linear
     const { weightA, weightB } = loraInputs(linear.name)
-    const type = activationType(graph, linear)
-    if (type === DataType.FLOAT) return g.matmul(g.matmul(linear.input, weightA), weightB)
-    const delta = g.matmul(g.matmul(g.cast(linear.input, DataType.FLOAT), weightA), weightB)
-    return g.cast(delta, type)
+    const isFloat = dataType === DataType.FLOAT
+    const low = g.matmul(isFloat ? input : g.cast(input, DataType.FLOAT), weightA)
+    const product = g.node('MatMul', [low, weightB])
+    const delta = isFloat ? product : g.node('Cast', [product.output[0]], { to: dataType })
+    return base === undefined ? delta : g.node('Add', [base, delta.output[0]])
   })
-}
-
-/** The float type that a linear computes in: that of its weight where the node reads it, or of its scales. */
-function activationType(graph: Graph, { node, kind, dataType }: Linear): DataType {
-  if (kind === 'quantized') return graph.constant(node.input[2])?.dataType ?? DataType.FLOAT
-  for (let maker = graph.producer(node.input[1]); maker !== undefined; maker = graph.producer(maker.input[0])) {
-    if (maker.opType === 'Cast') return intAttribute(maker, 'to', dataType)
-  }
-  return dataType
 }
 
 /** Adds the inputs of all adapted modules. */
@@ -82,13 +75,11 @@ export function declareInputs(
   }
 }
 
-/** Adds `delta(linear)` (…, d) to the output of each linear's node. Readers of the output get the sum. */
-export function adaptNodes(
-  graph: Graph,
-  g: Builder,
-  linears: readonly Linear[],
-  delta: (linear: Linear) => Value,
-): void {
+/** Appends what gives base + delta (…, d), or the delta alone where no base is given. */
+export type MakeDelta = (linear: Linear, base: Value | undefined) => NodeProto
+
+/** Adds the delta of each linear to its node's output. Readers of the output get the sum. */
+export function adaptNodes(graph: Graph, g: Builder, linears: readonly Linear[], makeDelta: MakeDelta): void {
   const byNode = new Map<Linear['node'], Linear[]>()
   for (const linear of linears) byNode.set(linear.node, [...(byNode.get(linear.node) ?? []), linear])
   for (const [node, parts] of byNode) {
@@ -96,24 +87,19 @@ export function adaptNodes(
     const base = graph.freshName(`${output}/base`)
     node.output[0] = base
     graph.invalidate()
-    const sum =
-      parts[0].fused === undefined ? g.node('Add', [base, delta(parts[0])]) : addToParts(g, base, parts, delta)
+    const sum = parts[0].fused === undefined ? makeDelta(parts[0], base) : addToParts(g, base, parts, makeDelta)
     sum.output[0] = output
     graph.invalidate()
   }
 }
 
 /** Several layers side by side in one output: each gets its own columns' delta. */
-function addToParts(
-  g: Builder,
-  base: Value,
-  parts: readonly Linear[],
-  delta: (linear: Linear) => Value,
-): ReturnType<Builder['node']> {
+function addToParts(g: Builder, base: Value, parts: readonly Linear[], makeDelta: MakeDelta): NodeProto {
   const sorted = [...parts].sort((a, b) => start(a) - start(b))
   const width = sorted[0].fused?.width ?? 0
   if (sorted.reduce((sum, { d }) => sum + d, 0) === width) {
-    return g.node('Add', [base, g.concat(sorted.map(delta), -1)])
+    const deltas = sorted.map((part) => makeDelta(part, undefined).output[0])
+    return g.node('Add', [base, g.concat(deltas, -1)])
   }
   const pieces: Value[] = []
   let at = 0
@@ -121,7 +107,7 @@ function addToParts(
   for (const part of sorted) {
     if (start(part) > at) pieces.push(slice(at, start(part)))
     at = start(part) + part.d
-    pieces.push(g.add(slice(start(part), at), delta(part)))
+    pieces.push(makeDelta(part, slice(start(part), at)).output[0])
   }
   if (at < width) pieces.push(slice(at, width))
   return g.node('Concat', pieces, { axis: -1 })

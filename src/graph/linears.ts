@@ -15,6 +15,7 @@ export interface Linear {
   readonly kind: 'matmul' | 'gemm' | 'quantized'
   /** Name of the initializer. */
   readonly weight: string
+  /** Type that the node computes in. */
   readonly dataType: DataType
   /** The initializer is stored (d, k), not (k, d). */
   readonly transposed: boolean
@@ -35,6 +36,8 @@ interface Weight {
   readonly name: string
   readonly tensor: TensorProto
   readonly transposed: boolean
+  /** After any Cast. */
+  readonly dataType: DataType
 }
 
 /** All linear layers in the graph's order. A module that is called twice appears twice, under one name. */
@@ -52,7 +55,7 @@ export function findLinears(graph: Graph, modules: ModuleMap = {}): Linear[] {
       node,
       kind: shape.kind,
       weight: weight.name,
-      dataType: weight.tensor.dataType,
+      dataType: weight.dataType,
       transposed: weight.transposed,
       k: shape.k,
       d: shape.d,
@@ -73,8 +76,9 @@ function linearShape(
 ): { kind: Linear['kind']; weight: Weight; k: number; d: number } | undefined {
   if (node.opType === 'MatMulNBits' && node.domain === 'com.microsoft') {
     const tensor = graph.constant(node.input[1])
+    const scales = graph.constant(node.input[2])
     if (tensor === undefined) return undefined
-    const weight = { name: node.input[1], tensor, transposed: true }
+    const weight = { name: node.input[1], tensor, transposed: true, dataType: scales?.dataType ?? DataType.FLOAT }
     return { kind: 'quantized', weight, k: intAttribute(node, 'K', 0), d: intAttribute(node, 'N', 0) }
   }
   if (node.opType !== 'MatMul' && node.opType !== 'Gemm') return undefined
@@ -88,29 +92,21 @@ function linearShape(
 }
 
 /** The 2-D float initializer behind a value, through Transpose, Cast and Identity. */
-function constantWeight(graph: Graph, value: Value, transposed: boolean): Weight | undefined {
-  const tensor = graph.initializers.get(value)
-  if (tensor !== undefined) {
-    const isFloat = [DataType.FLOAT, DataType.FLOAT16, DataType.BFLOAT16, DataType.DOUBLE].includes(tensor.dataType)
-    return isFloat && tensor.dims.length === 2 ? { name: value, tensor, transposed } : undefined
-  }
+function constantWeight(graph: Graph, value: Value, transposed: boolean, castTo?: DataType): Weight | undefined {
   const node = graph.producer(value)
-  switch (node?.opType) {
-    case 'Transpose': {
-      const perm = intsAttribute(node, 'perm')
-      const isSwap = perm === undefined || (perm[0] === 1 && perm[1] === 0)
-      return isSwap ? constantWeight(graph, node.input[0], !transposed) : undefined
-    }
-    case 'Cast':
-    case 'Identity':
-      return constantWeight(graph, node.input[0], transposed)
-    case 'Constant': {
-      const constant = graph.constant(value)
-      return constant?.dims.length === 2 ? { name: value, tensor: constant, transposed } : undefined
-    }
-    default:
-      return undefined
+  if (node?.opType === 'Transpose') {
+    const perm = intsAttribute(node, 'perm')
+    const isSwap = perm === undefined || (perm[0] === 1 && perm[1] === 0)
+    return isSwap ? constantWeight(graph, node.input[0], !transposed, castTo) : undefined
   }
+  if (node?.opType === 'Cast') {
+    return constantWeight(graph, node.input[0], transposed, castTo ?? intAttribute(node, 'to', DataType.FLOAT))
+  }
+  const tensor = graph.constant(value)
+  const isFloat = [DataType.FLOAT, DataType.FLOAT16, DataType.BFLOAT16, DataType.DOUBLE].includes(tensor?.dataType ?? 0)
+  if (tensor === undefined || !isFloat || tensor.dims.length !== 2) return undefined
+  const name = tensor.name !== '' && graph.initializers.has(tensor.name) ? tensor.name : value
+  return { name, tensor, transposed, dataType: castTo ?? tensor.dataType }
 }
 
 /** Ops that may stand between the output embedding and the logits. */
@@ -132,6 +128,25 @@ function headNode(graph: Graph): NodeProto | undefined {
     if (computed === undefined) return undefined
     value = computed
   }
+}
+
+/** Whether only ops that treat each row for itself, and keep its place, lie between the head and the logits. */
+export function reachesRowWise(graph: Graph, head: Linear, logits: Value): boolean {
+  let value = logits
+  while (value !== head.output) {
+    const node = graph.producer(value)
+    if (node === undefined || node.opType === 'Reshape' || !AFTER_HEAD.has(node.opType)) return false
+    let computed: Value | undefined
+    for (const input of node.input) {
+      if (input === '') continue
+      const dims = graph.constant(input)?.dims
+      if (dims === undefined) computed = input
+      else if (dims.slice(0, -1).some((dim) => dim !== 1n) || dims.length > 2) return false
+    }
+    if (computed === undefined) return false
+    value = computed
+  }
+  return true
 }
 
 /** model.layers.0.attn.q_proj → model.layers.0.self_attn.q_proj, as transformers names what onnxruntime-genai shortens. */

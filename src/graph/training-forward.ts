@@ -1,0 +1,138 @@
+// The forward part of a training graph: the model with LoRA branches, its head applied to the rows that have a target,
+// and their loss.
+
+import { UnsupportedError } from '../base/errors.js'
+import { TensorProto_DataType as DataType, type NodeProto } from '../formats/onnx/gen/onnx_pb.js'
+import { dataTypeName } from '../formats/onnx/tensors.js'
+import { gradientPath } from './backward.js'
+import { Builder, type Value } from './builder.js'
+import type { CausalInputs } from './causal-inputs.js'
+import type { Graph } from './graph.js'
+import { declareInputs, valueInfo } from './inject.js'
+import { findLinears, type Linear, type ModuleMap, reachesRowWise } from './linears.js'
+import { crossEntropy, type RowLoss } from './losses.js'
+import { matchLayers } from './match.js'
+import { TrainableLinears } from './trainable.js'
+import { type DropoutMask, LOSS_INPUTS } from './training-feeds.js'
+
+/** A layer of the adapter that is trained. */
+export interface TrainedLayer {
+  /** Module name. */
+  readonly name: string
+  readonly d: number
+  readonly k: number
+  readonly rank: number
+  readonly scaling: number
+}
+
+export interface ForwardOptions {
+  readonly layers: readonly TrainedLayer[]
+  /** Probability in [0, 1) that an element of a LoRA branch's input is dropped. */
+  readonly dropout: number
+  readonly modules: ModuleMap | undefined
+}
+
+export interface TrainingForward {
+  readonly rowLoss: RowLoss
+  /** Logits of the rows with a target, (m, V). */
+  readonly logits: Value
+  /** The rows of all positions, and those of them with a target: between them lies the choice, which has no rule. */
+  readonly all: Value
+  readonly chosen: Value
+  /** Whether a factor is trained between `chosen` and `logits`. */
+  readonly trainsHead: boolean
+  readonly masks: readonly DropoutMask[]
+}
+
+/** Name of the loss among the graph's outputs. */
+export const LOSS = 'loss'
+
+/**
+ * Rewrites the graph; its one output is the loss.
+ *
+ * @throws MismatchError when a layer has no module in the model, or another shape there
+ * @throws UnsupportedError naming the linear layers between the branches and the loss whose type cannot be trained
+ */
+export function buildForward(graph: Graph, inputs: CausalInputs, options: ForwardOptions): TrainingForward {
+  graph.outputs = graph.outputs.filter(({ name }) => name === inputs.logits)
+  dropEmptyCache(graph, inputs)
+  graph.prune()
+  const linears = findLinears(graph, options.modules)
+  const placed = matchLayers(linears, options.layers)
+  const adapted = new Set(placed.map(({ linear }) => linear.node))
+  const outputs = [...adapted].map((node) => node.output[0])
+  const between = new Set(gradientPath(graph, outputs, [inputs.logits]).nodes)
+  const trained = linears.filter(({ node }) => adapted.has(node) || between.has(node))
+  checkTypes(trained)
+
+  const g = new Builder(graph, 'lora')
+  const trainable = new TrainableLinears(graph, g)
+  graph.inputs.push(
+    valueInfo(LOSS_INPUTS.rows, DataType.INT64, ['targets']),
+    valueInfo(LOSS_INPUTS.targets, DataType.INT64, ['targets', 2]),
+    valueInfo(LOSS_INPUTS.scale, DataType.FLOAT, []),
+  )
+  const head = trained.find((linear) => linear.isHead && reachesRowWise(graph, linear, inputs.logits))
+  let { logits } = inputs
+  let choice: { all: Value; chosen: Value } | undefined
+  const inRows = new Map<NodeProto, Linear>()
+  for (const linear of trained) {
+    if (linear === head) {
+      const result = trainable.chooseRows(linear, LOSS_INPUTS.rows)
+      choice = result
+      inRows.set(linear.node, result.linear)
+    } else if (!inRows.has(linear.node)) {
+      inRows.set(linear.node, trainable.toRows(linear))
+    }
+  }
+  if (choice === undefined) {
+    const all = g.op('Flatten', [logits], { axis: -1 })
+    logits = g.op('Gather', [all, LOSS_INPUTS.rows], { axis: 0 })
+    choice = { all, chosen: logits }
+  }
+  const rankOf = new Map(options.layers.map(({ name, rank }) => [name, rank]))
+  declareInputs(
+    graph,
+    placed.map(({ linear, layer }) => ({ ...linear, name: layer.name })),
+    (module) => rankOf.get(module) as number,
+  )
+  trainable.adapt(
+    placed.map(({ linear, layer }) => {
+      const { kind, input, output } = inRows.get(linear.node) as Linear
+      return { linear: { ...linear, kind, input, output, name: layer.name }, scaling: layer.scaling }
+    }),
+    options.dropout,
+  )
+  const rowLoss = crossEntropy(g, logits, LOSS_INPUTS.targets, LOSS_INPUTS.scale)
+  const last = graph.producer(rowLoss.loss) as NodeProto
+  last.output[0] = LOSS
+  graph.outputs = [valueInfo(LOSS, DataType.FLOAT, [])]
+  graph.invalidate()
+  const trainsHead = head !== undefined && adapted.has(head.node)
+  return { rowLoss: { ...rowLoss, loss: LOSS }, logits, ...choice, trainsHead, masks: trainable.masks }
+}
+
+function checkTypes(linears: readonly Linear[]): void {
+  const others = linears.filter(({ dataType, kind }) => dataType !== DataType.FLOAT || kind === 'quantized')
+  if (others.length === 0) return
+  const shown = others.slice(0, 3).map(({ node, dataType, kind }) => {
+    const type = kind === 'quantized' ? 'quantized weight' : dataTypeName(dataType).toLowerCase()
+    return `${node.opType} ${node.name} (${type})`
+  })
+  throw new UnsupportedError({
+    where: 'training',
+    what: `no gradient yet through ${shown.join(', ')}${others.length > 3 ? ` and ${others.length - 3} more` : ''}`,
+    expected: 'float32 weights',
+    hint: "Train on the model's float32 export: the adapter also fits the smaller ones",
+  })
+}
+
+/** In training nothing is in the cache: what joins it to the new keys and values is left out. */
+function dropEmptyCache(graph: Graph, { cache }: CausalInputs): void {
+  for (const { past } of cache) {
+    for (const node of graph.consumers(past)) {
+      const [other, ...more] = node.input.filter((input) => input !== past)
+      if (node.opType === 'Concat' && more.length === 0) graph.replaceUses(node.output[0], other)
+    }
+  }
+}

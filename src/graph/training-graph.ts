@@ -1,0 +1,217 @@
+// From a causal language model to one graph that gives the loss and the gradients of its LoRA factors in a single run.
+// Base weights stay in their file; factors, tokens and targets are fed.
+
+import { StateError } from '../base/errors.js'
+import { TensorProto_DataType as DataType, type ModelProto } from '../formats/onnx/gen/onnx_pb.js'
+import { copyMessage } from '../formats/onnx/messages.js'
+import { type OnnxModel, sessionModel } from '../formats/onnx/model.js'
+import type { Feeds, Runtime, SessionModel, SessionOptions } from '../runtime/runtime.js'
+import { buildBackward, checkDifferentiable, gradientPath } from './backward.js'
+import { Builder, type Value } from './builder.js'
+import { causalInputs } from './causal-inputs.js'
+import { Graph } from './graph.js'
+import { loraInputs, valueInfo } from './inject.js'
+import type { ModuleMap } from './linears.js'
+import { crossEntropyGradient } from './losses.js'
+import { lowerForTraining } from './lower.js'
+import { probeShapes } from './shapes.js'
+import {
+  type DropoutDraw,
+  emptyBatch,
+  LOSS_INPUTS,
+  maskFeeds,
+  probeBatch,
+  type TokenBatch,
+  targetFeeds,
+} from './training-feeds.js'
+import { buildForward, LOSS, type TrainedLayer, type TrainingForward } from './training-forward.js'
+
+export type { TokenBatch, TrainedLayer }
+
+export interface TrainingGraphOptions {
+  readonly layers: readonly TrainedLayer[]
+  /** Probability in [0, 1) that an element of a LoRA branch's input is dropped. Default 0. */
+  readonly dropout?: number | undefined
+  /** Module name → node or initializer, where the graph's own names do not tell. */
+  readonly modules?: ModuleMap | undefined
+}
+
+/** One LoRA factor: a graph input, Aᵀ (k, r) or Bᵀ (r, d), and the output that holds the loss's gradient by it. */
+export interface TrainedParameter {
+  readonly layer: string
+  readonly factor: 'A' | 'B'
+  readonly input: string
+  readonly gradient: string
+  readonly shape: readonly [number, number]
+}
+
+export interface FeedOptions {
+  /** The loss is the sum over targets divided by this: the number of targets of all runs of a step. */
+  readonly normalizer: number
+  /** Needed where the graph has dropout. */
+  readonly dropout?: DropoutDraw | undefined
+}
+
+/** A fixed shape, for which the runtime plans in advance. */
+export interface Bucket {
+  readonly batch: number
+  readonly sequence: number
+}
+
+/** A graph that gives the loss of a batch of tokens. Inputs of the factors are those of `loraInputs`. */
+export interface LossGraph {
+  /** Output that holds the loss, a scalar: the sum over targets of −ln p(target), divided by the normalizer. */
+  readonly loss: string
+  readonly proto: ModelProto
+  /** What a session needs: for any batch and sequence, or for one bucket's alone. */
+  sessionModel(bucket?: Bucket): Promise<SessionModel>
+  /**
+   * Feeds of one run, without the factors.
+   *
+   * @throws DataError when no position has a target, StateError when dropout has no draw
+   */
+  feeds(batch: TokenBatch, options: FeedOptions): Feeds
+}
+
+export interface TrainingGraph extends LossGraph {
+  /** Both factors of each layer, in the layers' order. */
+  readonly parameters: readonly TrainedParameter[]
+}
+
+/** The loss alone, for evaluation: no dropout, and the model's own fused operators stay. */
+export function buildLossGraph(model: OnnxModel, options: Omit<TrainingGraphOptions, 'dropout'>): LossGraph {
+  const { graph, forward, tokens } = prepare(model, { ...options, dropout: 0 })
+  return finish(model, graph, forward, tokens, 0)
+}
+
+/**
+ * Loss and gradients. Shapes are measured by running the forward part twice on a few tokens.
+ *
+ * @param runtime where the measuring session runs
+ * @throws UnsupportedError for what cannot be trained, by op and node, before anything is built
+ * @throws MismatchError when a layer has no module in the model, or another shape there
+ */
+export async function buildTrainingGraph(
+  model: OnnxModel,
+  runtime: Runtime,
+  options: TrainingGraphOptions,
+): Promise<TrainingGraph> {
+  const { dropout = 0, layers } = options
+  const { graph, forward, tokens } = prepare(model, options)
+  const factors = layers.flatMap(({ name, k, d, rank }) => {
+    const { weightA, weightB } = loraInputs(name)
+    return [
+      { layer: name, factor: 'A' as const, input: weightA, shape: [k, rank] as const },
+      { layer: name, factor: 'B' as const, input: weightB, shape: [rank, d] as const },
+    ]
+  })
+  lowerForTraining(graph)
+  const { logits, all, chosen, trainsHead, masks } = forward
+  const wrt = factors.map(({ input }) => input)
+  checkDifferentiable(gradientPath(graph, [chosen, ...wrt], [logits]), gradientPath(graph, wrt, [all]))
+  const point = (batch: TokenBatch): Feeds => ({
+    ...tokens(batch),
+    ...targetFeeds(batch, 1),
+    ...maskFeeds(masks, batch.batch * batch.sequence, dropout, { seed: 0, step: 0, run: 0 }),
+    ...Object.fromEntries(
+      factors.map(({ input, shape }) => [
+        input,
+        { type: 'float32', data: new Float32Array(shape[0] * shape[1]), dims: shape },
+      ]),
+    ),
+  })
+  const shapes = await probeShapes(
+    graph,
+    async (proto) => runtime.createSession(await sessionModel(model, proto), PROBE_SESSION),
+    [point(probeBatch(2, 3, 4)), point(probeBatch(5, 7, 11))],
+  )
+  const gradients = appendGradients(new Builder(graph, 'backward'), shapes, forward, wrt, trainsHead)
+  const parameters = factors.map((factor) => {
+    const gradient = gradients.get(factor.input)
+    if (gradient === undefined) {
+      throw new StateError({ where: factor.layer, what: 'the loss does not depend on this module' })
+    }
+    graph.outputs.push(valueInfo(gradient, DataType.FLOAT, factor.shape))
+    return { ...factor, gradient }
+  })
+  return { ...finish(model, graph, forward, tokens, dropout), parameters }
+}
+
+/** A few tokens on one thread: what matters is opening the session quickly and without copies of the weights. */
+const PROBE_SESSION: SessionOptions = { optimization: 'disabled', lowMemory: true, threads: 1 }
+
+function prepare(model: OnnxModel, { layers, dropout = 0, modules }: TrainingGraphOptions) {
+  const graph = new Graph(model.proto)
+  const inputs = causalInputs(graph)
+  const forward = buildForward(graph, inputs, { layers, dropout, modules })
+  graph.prune({ inputs: true })
+  const names = new Set(graph.inputs.map(({ name }) => name))
+  const tokens = (batch: TokenBatch): Feeds => {
+    const feeds = { ...inputs.feeds(batch), ...inputs.emptyCache(batch.batch) }
+    return Object.fromEntries(Object.entries(feeds).filter(([name]) => names.has(name)))
+  }
+  return { graph, forward, tokens }
+}
+
+/**
+ * Gradients by each of `wrt`: from the loss to the rows with a target, and from all rows on. (m, k) has fewer elements to
+ * scale than the logits' (m, V), unless factors of the head need the scale as well.
+ */
+function appendGradients(
+  g: Builder,
+  shapes: Awaited<ReturnType<typeof probeShapes>>,
+  { rowLoss, logits, all, chosen }: TrainingForward,
+  wrt: readonly Value[],
+  trainsHead: boolean,
+): Map<Value, Value> {
+  const scaled = (value: Value) => g.mul(value, LOSS_INPUTS.scale)
+  const ofLogits = crossEntropyGradient(g, rowLoss, LOSS_INPUTS.targets)
+  const seeds = new Map([[logits, trainsHead ? scaled(ofLogits) : ofLogits]])
+  const ofHead = buildBackward(g, shapes, seeds, [chosen, ...wrt])
+  const ofChosen = ofHead.get(chosen) as Value
+  ofHead.delete(chosen)
+  // Each row was chosen once at most: its gradient goes back to its place among zeros.
+  const zeros = g.expand(g.float(0), g.shape(all))
+  const places = g.unsqueeze(LOSS_INPUTS.rows, [1])
+  const ofAll = g.op('ScatterND', [zeros, places, trainsHead ? ofChosen : scaled(ofChosen)])
+  return new Map([...buildBackward(g, shapes, new Map([[all, ofAll]]), wrt), ...ofHead])
+}
+
+function finish(
+  model: OnnxModel,
+  graph: Graph,
+  { masks }: TrainingForward,
+  tokens: (batch: TokenBatch) => Feeds,
+  dropout: number,
+): LossGraph {
+  graph.prune()
+  const proto = graph.toModel()
+  return {
+    loss: LOSS,
+    proto,
+    sessionModel: (bucket) =>
+      sessionModel(model, bucket === undefined ? proto : withShapes(proto, tokens(emptyBatch(bucket)))),
+    feeds(batch, { normalizer, dropout: draw }) {
+      if (masks.length > 0 && draw === undefined) throw new StateError({ where: 'dropout', what: 'no draw was given' })
+      const rows = batch.batch * batch.sequence
+      return {
+        ...tokens(batch),
+        ...targetFeeds(batch, normalizer),
+        ...(draw === undefined ? {} : maskFeeds(masks, rows, dropout, draw)),
+      }
+    },
+  }
+}
+
+/** The model with the shapes of some inputs fixed. */
+function withShapes(proto: ModelProto, feeds: Feeds): ModelProto {
+  const graph = proto.graph as NonNullable<ModelProto['graph']>
+  const input = graph.input.map((entry) => {
+    const tensor = entry.type?.value
+    const dims = feeds[entry.name]?.dims
+    return tensor?.case === 'tensorType' && dims !== undefined
+      ? valueInfo(entry.name, tensor.value.elemType, dims)
+      : entry
+  })
+  return copyMessage(proto, { graph: copyMessage(graph, { input }) })
+}
