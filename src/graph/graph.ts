@@ -100,6 +100,18 @@ export class Graph {
     return node?.opType === 'Constant' ? node.attribute.find((entry) => entry.name === 'value')?.t : undefined
   }
 
+  /** The type and shape that the model declares for a tensor: an input, an initializer or one in value_info. */
+  declared(value: string): { elemType: number; dims: (number | undefined)[] | undefined } | undefined {
+    const tensor = this.initializers.get(value)
+    if (tensor !== undefined) return { elemType: tensor.dataType, dims: tensor.dims.map(Number) }
+    const isSame = (info: ValueInfoProto) => info.name === value
+    const type = (this.inputs.find(isSame) ?? this.#proto.valueInfo.find(isSame))?.type?.value
+    if (type?.case !== 'tensorType') return undefined
+    const { elemType, shape } = type.value
+    const dims = shape?.dim.map(({ value: dim }) => (dim.case === 'dimValue' ? Number(dim.value) : undefined))
+    return { elemType, dims }
+  }
+
   /** A name that nothing in the graph has, close to `hint`. */
   freshName(hint: string): string {
     let name = hint

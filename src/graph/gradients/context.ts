@@ -2,8 +2,8 @@
 // are static, and the sums that undo broadcasting.
 
 import { StateError } from '../../base/errors.js'
-import { TensorProto_DataType as DataType, type NodeProto, type TensorProto } from '../../formats/onnx/gen/onnx_pb.js'
-import { intAttribute, intsAttribute } from '../attributes.js'
+import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
+import { intAttribute, intsAttribute, readInts } from '../attributes.js'
 import type { Builder, Value } from '../builder.js'
 import { isStatic, type ProbedContent, type ProbedShape, type ShapeMap } from '../shapes.js'
 
@@ -69,13 +69,6 @@ export function contentOf({ g, shapes }: GradientContext, value: Value): ProbedC
   if (tensor === undefined) return undefined
   const ints = readInts(tensor)
   return { value: ints, other: ints }
-}
-
-function readInts({ dataType, int64Data, int32Data, rawData }: TensorProto): number[] {
-  if (int64Data.length > 0) return int64Data.map(Number)
-  if (int32Data.length > 0) return [...int32Data]
-  const { buffer } = rawData.slice() // typed arrays need aligned bytes
-  return dataType === DataType.INT32 ? [...new Int32Array(buffer)] : Array.from(new BigInt64Array(buffer), Number)
 }
 
 /**

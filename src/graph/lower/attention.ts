@@ -5,7 +5,7 @@
 import { TensorProto_DataType as DataType } from '../../formats/onnx/gen/onnx_pb.js'
 import { floatAttribute, intAttribute, intsAttribute } from '../attributes.js'
 import type { Builder, Value } from '../builder.js'
-import { type Lowering, type LoweringContext, rankIn, refuse, refuseInputs } from './context.js'
+import { dimsIn, isTruth, type Lowering, type LoweringContext, refuse, refuseInputs } from './context.js'
 
 /** Below every score, finite so that a row without a key yields no NaN. */
 const LOWEST = -3.4028234663852886e38
@@ -83,12 +83,6 @@ function causalMask(g: Builder, tokens: Value): Value {
   return g.where(isSeen, g.float(0), g.float(LOWEST))
 }
 
-/** A mask of ones and zeros (any shape) as what to add to the scores. */
-function maskBias(g: Builder, mask: Value, type: DataType, hidden: number): Value {
-  const isSeen = type === DataType.BOOL ? mask : g.cast(mask, DataType.BOOL)
-  return g.where(isSeen, g.float(0), g.float(hidden))
-}
-
 /** A float attribute of which 0 means that it is not set. */
 function setAttribute({ node }: LoweringContext, name: string): number | undefined {
   const value = floatAttribute(node, name, 0)
@@ -138,11 +132,11 @@ const groupQueryAttention: Lowering = (context) => {
 /** The rotary operator of its own, which has a gradient rule; without position_ids a run's tokens count from 0. */
 function rotate({ g, node, inputs }: LoweringContext, x: Value, heads: number): Value {
   const [cosine, sine] = [inputs[7], inputs[8]]
-  const half = g.graph.constant(cosine)?.dims[1]
+  const half = dimsIn(g.graph, cosine)?.[1]
   return g.op('com.microsoft:RotaryEmbedding', [x, inputs[9] || g.int([0]), cosine, sine], {
     interleaved: intAttribute(node, 'rotary_interleaved', 0),
     num_heads: heads,
-    rotary_embedding_dim: half === undefined ? 0 : 2 * Number(half), // 0: the whole head
+    rotary_embedding_dim: half === undefined ? 0 : 2 * half, // 0: the whole head
   })
 }
 
@@ -157,7 +151,7 @@ const multiHeadAttention: Lowering = (context) => {
     [query, key, value] = [0, 1, 2].map((index) => pick(first, index)) // (B, S, heads, 3, d)
   else if (!third)
     [key, value] = [0, 1].map((index) => pick(second, index)) // (B, T, heads, 2, d)
-  else if (rankIn(g.graph, second) === 4) {
+  else if (dimsIn(g.graph, second)?.length === 4) {
     // Keys of cross attention, (B, heads, T, d)
     ;[key, value] = [second, third].map((x) => g.transpose(x, [0, 2, 1, 3]))
   }
@@ -209,34 +203,50 @@ const projectedAttention: Lowering = (context) => {
 /** A mask of ones and zeros over keys, (B, T), or over queries and keys, (B, S, T), as what to add to the scores. */
 function paddingBias(context: LoweringContext, mask: Value): Value {
   const { g, node } = context
-  const rank = rankIn(g.graph, mask)
+  const rank = dimsIn(g.graph, mask)?.length
   if (rank !== 2 && rank !== 3) {
     refuse(context, `training with a mask of ${rank ?? 'an unknown number of'} axes is not implemented; 2 and 3 are`)
   }
   const spread = g.unsqueeze(mask, rank === 2 ? [1, 2] : [1])
-  return maskBias(g, spread, DataType.INT32, floatAttribute(node, 'mask_filter_value', -10000))
+  const hidden = g.float(floatAttribute(node, 'mask_filter_value', -10000))
+  return g.where(g.cast(spread, DataType.BOOL), g.float(0), hidden)
 }
 
 /** Attention of ONNX's opset 23: https://onnx.ai/onnx/operators/onnx__Attention.html */
 const standardAttention: Lowering = (context) => {
   const { g, node, inputs } = context
   refuseInputs(context, { 6: 'nonpad_kv_seqlen' })
-  const queryHeads = intAttribute(node, 'q_num_heads', 0)
-  if (queryHeads === 0) refuse(context, 'training with inputs of four axes is not implemented')
-  const keyHeads = intAttribute(node, 'kv_num_heads', queryHeads)
-  const [query, key, value, mask] = inputs
+  const isSplit = intAttribute(node, 'q_num_heads', 0) === 0 // (B, heads, S, d) instead of (B, S, heads·d)
+  const [heads, keyHeads] = isSplit
+    ? [dimsIn(g.graph, inputs[0])?.[1], dimsIn(g.graph, inputs[1])?.[1]]
+    : [intAttribute(node, 'q_num_heads', 0), intAttribute(node, 'kv_num_heads', 0)]
+  if (heads === undefined || keyHeads === undefined) {
+    return refuse(
+      context,
+      'training with inputs of four axes needs their numbers of heads, which the graph does not tell',
+    )
+  }
+  const mask = inputs[3]
+  const isSeen = mask ? isTruth(g.graph, mask) : false
+  if (isSeen === undefined) return refuse(context, `training needs the type of ${mask}, which the graph does not tell`)
+  const swap = (x: Value) => (isSplit ? g.transpose(x, [0, 2, 1, 3]) : x)
+  const [query, key, value] = inputs.slice(0, 3).map(swap)
   const { output, presentKey, presentValue } = attend(g, {
     query,
     key,
     value,
-    heads: queryHeads,
+    heads,
     keyHeads,
     scale: setAttribute(context, 'scale'),
     softcap: floatAttribute(node, 'softcap', 0),
     mask: intAttribute(node, 'is_causal', 0) === 1 ? causalMask(g, query) : undefined,
-    bias: mask || undefined,
+    bias: isSeen ? g.where(mask, g.float(0), g.float(LOWEST)) : mask || undefined,
   })
-  return [output, context.reads(1) ? presentKey() : undefined, context.reads(2) ? presentValue() : undefined]
+  return [
+    isSplit ? swap(g.reshape(output, g.int([0, 0, heads, -1]))) : output,
+    context.reads(1) ? presentKey() : undefined,
+    context.reads(2) ? presentValue() : undefined,
+  ]
 }
 
 function sum(g: Builder, a: Value | undefined, b: Value): Value | undefined {

@@ -1,7 +1,8 @@
 // What a lowering sees and gives.
 
 import { UnsupportedError } from '../../base/errors.js'
-import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
+import { TensorProto_DataType as DataType, type NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
+import { intAttribute, intsAttribute, readInts } from '../attributes.js'
 import type { Builder, Value } from '../builder.js'
 import type { Graph } from '../graph.js'
 
@@ -36,25 +37,67 @@ export function refuseInputs(context: LoweringContext, names: Readonly<Record<nu
   }
 }
 
-/** The number of axes of a value, as far as the graph's inputs, initializers and plain nodes tell. */
-export function rankIn(graph: Graph, value: Value): number | undefined {
-  const tensor = graph.constant(value)
-  if (tensor !== undefined) return tensor.dims.length
-  const type = graph.inputs.find(({ name }) => name === value)?.type?.value
-  if (type?.case === 'tensorType') return type.value.shape?.dim.length
+/** A value's dimensions, as far as the model declares them or the nodes before it tell; undefined entries are unknown. */
+export function dimsIn(graph: Graph, value: Value): readonly (number | undefined)[] | undefined {
+  const dims = graph.declared(value)?.dims ?? graph.constant(value)?.dims.map(Number)
+  if (dims !== undefined) return dims
   const maker = graph.producer(value)
-  switch (maker?.opType) {
+  if (maker === undefined) return undefined
+  const before = () => dimsIn(graph, maker.input[0])
+  switch (maker.opType) {
     case 'Cast':
     case 'Identity':
-      return rankIn(graph, maker.input[0])
-    case 'Transpose':
-      return maker.attribute.find(({ name }) => name === 'perm')?.ints.length
-    case 'Reshape':
-    case 'Expand': {
-      const dims = graph.constant(maker.input[1])?.dims
-      return dims === undefined ? undefined : Number(dims[0])
+    case 'RotaryEmbedding':
+      return before()
+    case 'Transpose': {
+      const known = before()
+      return intsAttribute(maker, 'perm')?.map((axis) => known?.[axis])
+    }
+    case 'Reshape': {
+      const shape = graph.constant(maker.input[1])
+      return shape && readInts(shape).map((dim) => (dim > 0 ? dim : undefined))
     }
     default:
       return undefined
   }
+}
+
+const TRUTHS: ReadonlySet<string> = new Set([
+  'And',
+  'Equal',
+  'Greater',
+  'GreaterOrEqual',
+  'IsInf',
+  'IsNaN',
+  'Less',
+  'LessOrEqual',
+  'Not',
+  'Or',
+  'Xor',
+])
+
+const MOVES: ReadonlySet<string> = new Set([
+  'Concat',
+  'Expand',
+  'Gather',
+  'Identity',
+  'Reshape',
+  'Slice',
+  'Squeeze',
+  'Tile',
+  'Transpose',
+  'Unsqueeze',
+])
+
+/** Whether a mask holds truths (true) or numbers to add (false); undefined where the graph does not tell. */
+export function isTruth(graph: Graph, value: Value): boolean | undefined {
+  const type = graph.declared(value)?.elemType ?? graph.constant(value)?.dataType
+  if (type !== undefined) return type === DataType.BOOL
+  const maker = graph.producer(value)
+  if (maker === undefined) return undefined
+  if (TRUTHS.has(maker.opType)) return true
+  if (maker.opType === 'Cast') return intAttribute(maker, 'to', 0) === DataType.BOOL
+  if (maker.opType === 'Where') return isTruth(graph, maker.input[1]) ?? isTruth(graph, maker.input[2])
+  if (MOVES.has(maker.opType)) return isTruth(graph, maker.input[0])
+  return ['Add', 'Mul', 'Sub'].includes(maker.opType) ? false : undefined
 }
