@@ -92,7 +92,8 @@ export class StagedDirectory implements Directory {
 
   /** Drops what has not got its name yet. */
   async abort(): Promise<void> {
-    for (const { sink } of this.#staged) await sink.abort()
+    // The first file may have made the folder, which goes only when it is empty.
+    for (const { sink } of this.#staged.toReversed()) await sink.abort()
   }
 }
 

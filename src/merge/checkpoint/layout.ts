@@ -1,0 +1,244 @@
+// Where every byte of the output comes from: shards, the segments in them, and the chunks in which segments are worked on.
+// Pure: headers and offsets are known before a weight is read.
+
+import type { FloatDtype } from '../../base/dtype.js'
+import type { Checkpoint } from '../../formats/checkpoint.js'
+import { isFloatDtype, planSafetensors, type SafetensorsDtype, type TensorInfo } from '../../formats/safetensors.js'
+import type { LayerFactors } from './adapters.js'
+
+/** Measured: 0.5–1 MB is fastest; more falls out of the second-level cache between read, kernel and write. */
+export const CHUNK_BYTES = 1 << 20
+/** Rows of a chunk are a multiple of the kernel's tile where there are enough, columns likewise. */
+const TILE_ROWS = 12
+const TILE_COLUMNS = 8
+
+/** A tensor of the output and the base tensor that it is made from. */
+export interface OutputTensor {
+  readonly name: string
+  readonly dtype: SafetensorsDtype
+  readonly base: TensorInfo
+  /** The base's shard that holds it. */
+  readonly shard: number
+  /** What is merged into it: several adapters can change one weight. */
+  readonly layers: readonly LayerFactors[]
+}
+
+/** A weight that is computed, not copied: seen as (rows, columns), as it is stored. */
+export interface WeightPlan {
+  readonly name: string
+  readonly from: FloatDtype
+  readonly to: FloatDtype
+  readonly rows: number
+  readonly columns: number
+  readonly layers: readonly LayerFactors[]
+}
+
+/** Consecutive bytes of an output shard, made from consecutive bytes of one shard of the base. */
+export interface Segment {
+  /** In the output file. */
+  readonly offset: number
+  readonly byteLength: number
+  readonly shard: number
+  /** In the base's file. */
+  readonly baseOffset: number
+  /** Undefined: the bytes are copied. */
+  readonly weight: WeightPlan | undefined
+}
+
+export interface OutputShard {
+  readonly path: string
+  readonly byteLength: number
+  /** Written first; undefined where the base's own header is copied as the first segment. */
+  readonly header: Uint8Array | undefined
+  readonly segments: readonly Segment[]
+  readonly tensors: readonly string[]
+}
+
+export interface LayoutOptions {
+  /** Largest size of a shard's tensors; a tensor above it gets a shard of its own. Undefined: the base's shards stay. */
+  maxShardBytes?: number | undefined
+  /** Name of the output where it is a single file. Default: the base's. */
+  path?: string | undefined
+}
+
+/** @param tensors of the output, by the base's shard, in the order of their bytes */
+export function layOut(
+  checkpoint: Checkpoint,
+  tensors: readonly (readonly OutputTensor[])[],
+  { maxShardBytes, path }: LayoutOptions,
+): OutputShard[] {
+  if (maxShardBytes !== undefined) {
+    const groups = groupBySize(tensors.flat(), maxShardBytes)
+    const { metadata } = checkpoint.shards[0].file
+    return groups.map((group, i) => {
+      const name = groups.length === 1 ? (path ?? 'model.safetensors') : shardName(i, groups.length)
+      return newShard(name, group, metadata)
+    })
+  }
+  return checkpoint.shards.map(({ path: basePath, file, dataStart }, shard) => {
+    const name = checkpoint.shards.length === 1 ? (path ?? basePath) : basePath
+    const own = tensors[shard]
+    const isSame = own.length === file.tensors.size && own.every(({ dtype, base }) => dtype === base.dtype)
+    if (!isSame) return newShard(name, own, file.metadata)
+    const header: Segment = { offset: 0, byteLength: dataStart, shard, baseOffset: 0, weight: undefined }
+    const segments = own.map((tensor) => segmentOf(tensor, tensor.base.offset))
+    return {
+      path: name,
+      byteLength: file.source.byteLength,
+      header: undefined,
+      segments: coalesce([header, ...segments]),
+      tensors: own.map(({ name: tensor }) => tensor),
+    }
+  })
+}
+
+function newShard(
+  path: string,
+  tensors: readonly OutputTensor[],
+  metadata: Readonly<Record<string, string>>,
+): OutputShard {
+  const specs = tensors.map(({ name, dtype, base }) => ({ name, dtype, shape: base.shape }))
+  const plan = planSafetensors(specs, metadata)
+  const byName = new Map(tensors.map((tensor) => [tensor.name, tensor]))
+  const segments = plan.tensors.map(({ name, offset }) => segmentOf(byName.get(name)!, offset))
+  const last = plan.tensors.at(-1)
+  return {
+    path,
+    byteLength: last === undefined ? plan.header.byteLength : last.offset + last.byteLength,
+    header: plan.header,
+    segments: coalesce(segments),
+    tensors: plan.tensors.map(({ name }) => name),
+  }
+}
+
+function segmentOf({ name, dtype, base, shard, layers }: OutputTensor, offset: number): Segment {
+  const place = { offset, shard, baseOffset: base.offset }
+  const isComputed = layers.length > 0 || dtype !== base.dtype
+  if (!isComputed || !isFloatDtype(base.dtype) || !isFloatDtype(dtype)) {
+    return { ...place, byteLength: base.byteLength, weight: undefined }
+  }
+  const elements = base.byteLength / sizeOf(base.dtype)
+  const [rows, columns] = layers.length > 0 ? base.shape : [1, elements]
+  const weight: WeightPlan = { name, from: base.dtype, to: dtype, rows, columns, layers }
+  return { ...place, byteLength: elements * sizeOf(dtype), weight }
+}
+
+/** Joins copies that follow one another on both sides, so that small tensors do not make small chunks. */
+function coalesce(segments: readonly Segment[]): Segment[] {
+  const result: Segment[] = []
+  for (const segment of segments) {
+    const last = result.at(-1)
+    const isNext =
+      last !== undefined &&
+      last.weight === undefined &&
+      segment.weight === undefined &&
+      last.shard === segment.shard &&
+      last.baseOffset + last.byteLength === segment.baseOffset &&
+      last.offset + last.byteLength === segment.offset
+    if (isNext) result[result.length - 1] = { ...last, byteLength: last.byteLength + segment.byteLength }
+    else if (segment.byteLength > 0) result.push(segment)
+  }
+  return result
+}
+
+function groupBySize(tensors: readonly OutputTensor[], maxBytes: number): OutputTensor[][] {
+  const groups: OutputTensor[][] = [[]]
+  let size = 0
+  for (const tensor of tensors) {
+    const byteLength = outputBytes(tensor)
+    if (size > 0 && size + byteLength > maxBytes) {
+      groups.push([])
+      size = 0
+    }
+    groups[groups.length - 1].push(tensor)
+    size += byteLength
+  }
+  return groups
+}
+
+/** Bytes of a tensor in the output. */
+export function outputBytes({ dtype, base }: OutputTensor): number {
+  if (!isFloatDtype(base.dtype) || !isFloatDtype(dtype)) return base.byteLength
+  return (base.byteLength / sizeOf(base.dtype)) * sizeOf(dtype)
+}
+
+function shardName(index: number, count: number): string {
+  const number = (value: number) => String(value).padStart(5, '0')
+  return `model-${number(index + 1)}-of-${number(count)}.safetensors`
+}
+
+/** A piece of a segment that is read, computed and written at once: whole rows of a weight, or a part of one row. */
+export interface Chunk {
+  readonly segment: Segment
+  readonly row: number
+  readonly rows: number
+  readonly column: number
+  readonly columns: number
+  readonly baseOffset: number
+  readonly baseBytes: number
+  readonly offset: number
+  readonly byteLength: number
+}
+
+interface Grid {
+  /** Rows and columns of all chunks but the last ones. */
+  rows: number
+  columns: number
+  /** Chunks side by side: above 1 only where a row is larger than a chunk. */
+  across: number
+  count: number
+}
+
+/** Computed weights are held as f32 where their type changes. */
+function gridOf({ byteLength, weight }: Segment): Grid {
+  if (weight === undefined) {
+    return {
+      rows: 1,
+      columns: CHUNK_BYTES,
+      across: Math.ceil(byteLength / CHUNK_BYTES),
+      count: Math.ceil(byteLength / CHUNK_BYTES),
+    }
+  }
+  const elements = CHUNK_BYTES / (weight.from === weight.to ? sizeOf(weight.from) : 4)
+  if (weight.columns > elements) {
+    const columns = elements - (elements % TILE_COLUMNS)
+    const across = Math.ceil(weight.columns / columns)
+    return { rows: 1, columns, across, count: across * weight.rows }
+  }
+  const fitting = Math.floor(elements / weight.columns)
+  const rows = fitting > TILE_ROWS ? fitting - (fitting % TILE_ROWS) : fitting
+  return { rows, columns: weight.columns, across: 1, count: Math.ceil(weight.rows / rows) }
+}
+
+/** How many chunks a segment has. */
+export function chunkCount(segment: Segment): number {
+  return gridOf(segment).count
+}
+
+/** Chunk `index` of a segment, from 0. */
+export function chunkAt(segment: Segment, index: number): Chunk {
+  const { weight } = segment
+  const grid = gridOf(segment)
+  const row = Math.floor(index / grid.across) * grid.rows
+  const column = (index % grid.across) * grid.columns
+  const total = weight ?? { rows: 1, columns: segment.byteLength }
+  const rows = Math.min(grid.rows, total.rows - row)
+  const columns = Math.min(grid.columns, total.columns - column)
+  const start = row * total.columns + column
+  const [from, to] = weight === undefined ? [1, 1] : [sizeOf(weight.from), sizeOf(weight.to)]
+  return {
+    segment,
+    row,
+    rows,
+    column,
+    columns,
+    baseOffset: segment.baseOffset + start * from,
+    baseBytes: rows * columns * from,
+    offset: segment.offset + start * to,
+    byteLength: rows * columns * to,
+  }
+}
+
+export function sizeOf(dtype: FloatDtype): number {
+  return dtype === 'F32' ? 4 : 2
+}
