@@ -5,7 +5,9 @@
 import type { ModuleMap } from '../graph/linears.js'
 import type { CausalModel } from '../graph/model-folder.js'
 import {
+  buildLossGraph,
   buildTrainingGraph,
+  type LossGraph,
   type TokenBatch,
   type TrainedParameter,
   type TrainingGraph,
@@ -40,7 +42,7 @@ export class ModelSessions {
   readonly #parts: SessionParts
   readonly #engine: Remote<TrainEngine>
   readonly #training: TrainingGraph
-  readonly #evaluation: TrainingGraph | undefined
+  readonly #evaluation: LossGraph | undefined
   /** Session numbers by graph and shape, the least recently used first. */
   readonly #open = new Map<string, number>()
 
@@ -49,7 +51,7 @@ export class ModelSessions {
     engine: Remote<TrainEngine>,
     runtime: Runtime,
     training: TrainingGraph,
-    evaluation: TrainingGraph | undefined,
+    evaluation: LossGraph | undefined,
   ) {
     const { model, settings, examples, evalExamples = [] } = parts
     const isLarge = (model.onnx.proto.graph?.node.length ?? 0) > LARGE_GRAPH_NODES
@@ -78,14 +80,11 @@ export class ModelSessions {
     const runtime = runtimeBehind(engine, await engine.runtimeName())
     const options = {
       layers: [...adapter].map(([name, { d, k, rank, scaling }]) => ({ name, d, k, rank, scaling })),
-      ...(modules === undefined ? {} : { modules }),
+      modules,
     }
     const { dropout } = adapter.config
     const training = await buildTrainingGraph(model.onnx, runtime, { ...options, dropout })
-    const evaluation =
-      evalExamples === undefined
-        ? undefined
-        : await buildTrainingGraph(model.onnx, runtime, { ...options, forwardOnly: true })
+    const evaluation = evalExamples === undefined ? undefined : buildLossGraph(model.onnx, options)
     return new ModelSessions(parts, engine, runtime, training, evaluation)
   }
 
@@ -108,7 +107,7 @@ export class ModelSessions {
     return { session, feeds: graph.feeds(batch, { normalizer }), loss: graph.loss }
   }
 
-  async #session(name: string, graph: TrainingGraph, { batch, sequence }: TokenBatch): Promise<number> {
+  async #session(name: string, graph: LossGraph, { batch, sequence }: TokenBatch): Promise<number> {
     const isBaked = this.planOptions.buckets !== undefined
     const key = isBaked ? `${name} ${batch}×${sequence}` : name
     let session = this.#open.get(key)
