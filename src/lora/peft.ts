@@ -57,16 +57,17 @@ const OTHER_TENSORS: readonly (readonly [RegExp, string])[] = [
   [/\.lora_(?![AB]\.)/, 'this kind of LoRA tensor is not implemented'],
 ]
 
-/**
- * Reads a PEFT adapter folder. Factors are f32, each layer's `dtype` is the file's, layers have no base weight and are in
- * evaluation mode. Ranks above min(d, k) are fine.
- *
- * @throws FileError when a file is missing; FormatError when one is corrupt or holds a tensor that no layer claims or half a
- *   pair; UnsupportedError when the config or a tensor means something that is not implemented; MismatchError when the config's
- *   target_modules leave a tensor out; ShapeError when a shape disagrees with the config's rank; NumericError when a value is
- *   not finite. Each names the file, and the field or tensor.
- */
-export async function loadAdapter(directory: Directory): Promise<LoraAdapter> {
+/** An adapter folder whose factors stay in their file. */
+export interface AdapterFile {
+  readonly config: LoraConfig
+  readonly file: SafetensorsFile
+  /** Sorted by name, with numbers as numbers. `config` is the layer's own, with its rank and alpha. */
+  readonly layers: readonly { name: string; config: LoraConfig; A: TensorInfo; B: TensorInfo }[]
+  close(): Promise<void>
+}
+
+/** Checks everything that {@link loadAdapter} checks but the values, which stay in the file. Throws as that does. */
+export async function openAdapter(directory: Directory): Promise<AdapterFile> {
   const config = await loadConfig(directory)
   if (!(await directory.has(WEIGHTS_FILE)) && (await directory.has(PICKLE_FILE))) {
     throw new UnsupportedError({
@@ -81,15 +82,35 @@ export async function loadAdapter(directory: Directory): Promise<LoraAdapter> {
     const file = await parseSafetensorsHeader(source)
     const pairs = pairFactors(file)
     checkTargets(pairs, config, source.name)
+    const layers = pairs.map(([name, { A, B }]) => ({ name, config: configForLayer(config, name), A, B }))
+    for (const { A, B, config: own } of layers) checkShapes(A, B, own.rank, source.name)
+    return { config, file, layers, close: () => source.close() }
+  } catch (error) {
+    await source.close()
+    throw error
+  }
+}
+
+/**
+ * Reads a PEFT adapter folder. Factors are f32, each layer's `dtype` is the file's, layers have no base weight and are in
+ * evaluation mode. Ranks above min(d, k) are fine.
+ *
+ * @throws FileError when a file is missing; FormatError when one is corrupt or holds a tensor that no layer claims or half a
+ *   pair; UnsupportedError when the config or a tensor means something that is not implemented; MismatchError when the config's
+ *   target_modules leave a tensor out; ShapeError when a shape disagrees with the config's rank; NumericError when a value is
+ *   not finite. Each names the file, and the field or tensor.
+ */
+export async function loadAdapter(directory: Directory): Promise<LoraAdapter> {
+  const { config, file, layers, close } = await openAdapter(directory)
+  try {
     const adapter = new LoraAdapter(config)
-    for (const [name, { A, B }] of pairs) {
-      checkShapes(A, B, configForLayer(config, name).rank, source.name)
+    for (const { name, A, B } of layers) {
       const layer = adapter.addFactors(name, await readFactor(file, A), await readFactor(file, B))
       layer.dtype = A.dtype === B.dtype && isFloatDtype(A.dtype) ? A.dtype : 'F32'
     }
     return adapter
   } finally {
-    await source.close()
+    await close()
   }
 }
 

@@ -1,0 +1,205 @@
+// A checkpoint of safetensors as an index of tensors and byte ranges: one file, or a folder of shards with the index that
+// transformers writes (huggingface_hub, "Serialization"). Index and headers must agree; no weight is read here.
+
+import { type ByteSource, type Directory, readAll } from '../base/bytes.js'
+import { FileError, FormatError, nearMisses, UnsupportedError } from '../base/errors.js'
+import { parseJson } from './json.js'
+import { parseSafetensorsHeader, type SafetensorsFile, type TensorInfo } from './safetensors.js'
+
+const SINGLE_FILE = 'model.safetensors'
+const INDEX_SUFFIX = '.safetensors.index.json'
+/** A weight map of 100,000 long names has about 15 MB; more is no index. */
+const MAX_INDEX_BYTES = 100_000_000
+
+export interface CheckpointShard {
+  /** Name inside the folder. */
+  readonly path: string
+  readonly file: SafetensorsFile
+  /** Where the header ends and tensors begin. */
+  readonly dataStart: number
+}
+
+export interface CheckpointTensor {
+  readonly info: TensorInfo
+  /** Which of the shards holds it. */
+  readonly shard: number
+}
+
+export interface Checkpoint {
+  readonly directory: Directory
+  /** In the order of their names. */
+  readonly shards: readonly CheckpointShard[]
+  readonly tensors: ReadonlyMap<string, CheckpointTensor>
+  /** The index's name inside the folder; undefined for a single file. */
+  readonly indexPath: string | undefined
+  close(): Promise<void>
+}
+
+/**
+ * Opens the checkpoint of a folder and validates index and headers. The files stay open until `close`.
+ *
+ * @param path the file, or the index, inside the folder. Default: model.safetensors, else the only index, else the only
+ *   safetensors file.
+ * @throws FileError when there is no checkpoint, or several, or a shard is missing; FormatError when a header is corrupt, or
+ *   index and shards disagree; UnsupportedError when the folder holds pickles only.
+ */
+export async function openCheckpoint(directory: Directory, path?: string): Promise<Checkpoint> {
+  const found = path ?? (await findCheckpoint(directory))
+  const indexPath = found.endsWith('.json') ? found : undefined
+  const weightMap = indexPath === undefined ? undefined : await readIndex(directory, indexPath)
+  const paths = weightMap === undefined ? [found] : [...new Set(weightMap.values())].sort()
+  const shards: CheckpointShard[] = []
+  const close = async () => {
+    for (const { file } of shards) await file.source.close()
+  }
+  try {
+    for (const shard of paths) shards.push(await openShard(directory, shard, indexPath))
+    const tensors = collectTensors(shards)
+    if (weightMap !== undefined) checkIndex(weightMap, tensors, shards, `${directory.name}/${indexPath}`)
+    return { directory, shards, tensors, indexPath, close }
+  } catch (error) {
+    await close()
+    throw error
+  }
+}
+
+async function findCheckpoint(directory: Directory): Promise<string> {
+  const files = await directory.list()
+  if (files.includes(SINGLE_FILE)) return SINGLE_FILE
+  const indexes = files.filter((name) => name.endsWith(INDEX_SUFFIX))
+  const weights = files.filter((name) => name.endsWith('.safetensors') && !name.startsWith('adapter_'))
+  const candidates = indexes.includes(`model${INDEX_SUFFIX}`) ? [`model${INDEX_SUFFIX}`] : indexes
+  if (candidates.length === 1) return candidates[0]
+  if (candidates.length === 0 && weights.length === 1) return weights[0]
+  if (candidates.length > 1 || weights.length > 1) {
+    throw new FileError({
+      where: directory.name,
+      what: indexes.length === 0 ? 'several safetensors files, but no index' : 'several checkpoints in one folder',
+      expected: `${SINGLE_FILE} or model${INDEX_SUFFIX}`,
+      got: (candidates.length > 1 ? candidates : weights).slice(0, 5).join(', '),
+      hint: 'Name the file or the index itself, or download the index too',
+    })
+  }
+  const pickle = files.find((name) => /\.(bin|pt|pth|ckpt)(\.index\.json)?$/.test(name))
+  if (pickle !== undefined) {
+    throw new UnsupportedError({
+      where: `${directory.name}/${pickle}`,
+      what: 'a pickle, which can run code when it is opened, is never read',
+      expected: SINGLE_FILE,
+      hint: 'Convert it to safetensors',
+    })
+  }
+  throw new FileError({
+    where: directory.name,
+    what: 'no checkpoint in this folder',
+    expected: `${SINGLE_FILE} or model${INDEX_SUFFIX}`,
+  })
+}
+
+/** Tensor name → file name. */
+async function readIndex(directory: Directory, path: string): Promise<Map<string, string>> {
+  const source = await directory.open(path)
+  try {
+    const where = source.name
+    if (source.byteLength > MAX_INDEX_BYTES) {
+      throw new FormatError({
+        where,
+        what: 'too large for an index',
+        expected: `at most ${MAX_INDEX_BYTES} bytes`,
+        got: `${source.byteLength}`,
+      })
+    }
+    const json = parseJson(await readAll(source), where)
+    const weightMap = json instanceof Map ? json.get('weight_map') : undefined
+    if (!(weightMap instanceof Map) || weightMap.size === 0) {
+      throw new FormatError({ where, what: 'not an index of shards', expected: 'an object weight_map with tensors' })
+    }
+    for (const [name, file] of weightMap) {
+      if (typeof file === 'string' && file.endsWith('.safetensors') && !file.includes('/')) continue
+      throw new FormatError({
+        where: `${where}: ${name}`,
+        what: 'not the name of a shard beside the index',
+        expected: 'a name that ends in .safetensors',
+        got: JSON.stringify(file)?.slice(0, 100) ?? 'nothing',
+      })
+    }
+    return weightMap as Map<string, string>
+  } finally {
+    await source.close()
+  }
+}
+
+async function openShard(directory: Directory, path: string, indexPath: string | undefined): Promise<CheckpointShard> {
+  if (indexPath !== undefined && !(await directory.has(path))) {
+    throw new FileError({
+      where: `${directory.name}/${path}`,
+      what: `a shard that ${indexPath} names is missing`,
+      hint: 'Download it again',
+    })
+  }
+  const source = await directory.open(path)
+  try {
+    const file = await parseSafetensorsHeader(source)
+    return { path, file, dataStart: source.byteLength - sumOfBytes(file) }
+  } catch (error) {
+    await source.close()
+    throw error
+  }
+}
+
+/** Tensors fill a file from the header's end to its own, as parseSafetensorsHeader has checked. */
+function sumOfBytes({ tensors }: SafetensorsFile): number {
+  let sum = 0
+  for (const { byteLength } of tensors.values()) sum += byteLength
+  return sum
+}
+
+function collectTensors(shards: readonly CheckpointShard[]): Map<string, CheckpointTensor> {
+  const tensors = new Map<string, CheckpointTensor>()
+  shards.forEach(({ file }, shard) => {
+    for (const info of file.tensors.values()) {
+      const other = tensors.get(info.name)
+      if (other !== undefined) {
+        throw new FormatError({
+          where: `${file.source.name}: ${info.name}`,
+          what: `a tensor of this name is in ${shards[other.shard].path} too`,
+        })
+      }
+      tensors.set(info.name, { info, shard })
+    }
+  })
+  return tensors
+}
+
+function checkIndex(
+  weightMap: ReadonlyMap<string, string>,
+  tensors: ReadonlyMap<string, CheckpointTensor>,
+  shards: readonly CheckpointShard[],
+  where: string,
+): void {
+  for (const [name, path] of weightMap) {
+    const tensor = tensors.get(name)
+    const actual = tensor === undefined ? undefined : shards[tensor.shard].path
+    if (actual === path) continue
+    const near = actual === undefined ? nearMisses(name, tensors.keys()) : []
+    throw new FormatError({
+      where: `${where}: ${name}`,
+      what: 'the tensor is not in the shard that the index names',
+      expected: path,
+      got: actual ?? 'no shard with it',
+      ...(near.length > 0 && { hint: `Nearest: ${near.join(', ')}` }),
+    })
+  }
+  for (const [name, { shard }] of tensors) {
+    if (weightMap.has(name)) continue
+    throw new FormatError({
+      where: `${where}: ${name}`,
+      what: `the index leaves out a tensor of ${shards[shard].path}`,
+    })
+  }
+}
+
+/** The source of a shard by its number. */
+export function shardSource(checkpoint: Checkpoint, shard: number): ByteSource {
+  return checkpoint.shards[shard].file.source
+}
