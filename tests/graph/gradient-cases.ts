@@ -1,6 +1,7 @@
 // At least one case for every rule of the table: shapes, broadcasting, attributes, opsets, and where values are safe from
 // kinks and poles.
 
+import type { Builder, Value } from '../../src/graph/builder.js'
 import type { BoolInput, FloatInput, GradientCase, IntInput } from './gradient-check.js'
 import { DataType } from './toolkit.js'
 
@@ -307,3 +308,51 @@ const cases: readonly GradientCase[] = [
 ]
 
 export const GRADIENT_CASES = cases.map((spec) => ({ ...spec, opsets: spec.opsets ?? [17, 21] }))
+
+/** Graphs of several nodes: where rules look at the nodes around them, and where the walker sums. */
+export const GRAPH_CASES: readonly GradientCase[] = [
+  {
+    op: 'attention',
+    note: 'keys swapped as a value',
+    inputs: [x([2, 3, 4, 5], [3, 3, 6, 5]), x([2, 3, 4, 5], [3, 3, 6, 5]), x([2, 3, 4, 5], [3, 3, 6, 5])],
+    build: (g, [query, key, value]) => {
+      const scores = g.matmul(query, g.transpose(key, [0, 1, 3, 2]))
+      return g.matmul(g.op('Softmax', [scores], { axis: -1 }), value)
+    },
+  },
+  {
+    op: 'attention',
+    note: 'one key head for two query heads',
+    inputs: [x([2, 2, 4, 5]), x([2, 1, 3, 5])],
+    build: (g, [query, key]) => g.matmul(query, g.transpose(key, [0, 1, 3, 2])),
+  },
+  ...['Pow', 'Mul'].map((square) => ({
+    op: 'RMS norm',
+    note: `written out with ${square}`,
+    inputs: [x([2, 3, 4], [5, 7, 4]), x([4])],
+    build: (g: Builder, [input, gamma]: readonly Value[]) => {
+      const squared = square === 'Pow' ? g.op('Pow', [input, g.float(2)]) : g.mul(input, input)
+      const root = g.op('Sqrt', [g.add(g.reduceMean(squared, [-1]), g.float(0.01))])
+      return g.mul(gamma, g.mul(input, g.div(g.float(1), root)))
+    },
+  })),
+  {
+    op: 'sum of squares',
+    note: 'and the squares themselves',
+    inputs: [x([2, 3, 4])],
+    build: (g, [input]) => {
+      const squared = g.mul(input, input)
+      return g.mul(squared, g.reduceSum(squared, [1]))
+    },
+  },
+  {
+    op: 'rotation',
+    note: 'by halves',
+    inputs: [x([2, 3, 4], [5, 3, 4]), frozen(x([3, 4])), frozen(x([3, 4]))],
+    build: (g, [input, cosine, sine]) => {
+      const half = (start: number, end: number) => g.op('Slice', [input, g.int([start]), g.int([end]), g.int([2])])
+      const turned = g.concat([g.neg(half(2, 4)), half(0, 2)], 2)
+      return g.add(g.mul(input, cosine), g.mul(turned, sine))
+    },
+  },
+]

@@ -1,12 +1,14 @@
-// Checks a gradient rule on a graph of one node: directional derivatives by central differences (five points, so that
-// f32 can take wide steps) against what the rule's nodes compute, in one session of onnxruntime-node.
+// Checks a gradient rule on a graph of one node, or the walker on a few: directional derivatives by central differences (five points, so
+// that f32 can take wide steps) against what the backward nodes compute, in one session of onnxruntime-node.
 
 import { create } from '@bufbuild/protobuf'
 import { Random } from '../../src/base/random.js'
-import { TensorProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
+import { type NodeProto, TensorProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
 import type { Attributes } from '../../src/graph/attributes.js'
+import { buildBackward } from '../../src/graph/backward.js'
 import { Builder, type Value } from '../../src/graph/builder.js'
 import { BROADCASTING, GRADIENTS, type GradientRule, sumTo } from '../../src/graph/gradients.js'
+import type { Graph } from '../../src/graph/graph.js'
 import { type ProbedShape, ShapeMap } from '../../src/graph/shapes.js'
 import type { Feeds } from '../../src/runtime/runtime.js'
 import {
@@ -53,12 +55,16 @@ export interface BoolInput {
   other?: readonly number[]
 }
 
+export type CaseInput = FloatInput | IntInput | BoolInput
+
 export interface GradientCase {
-  /** Key of the table. */
+  /** Key of the table; of a graph of several nodes only a title. */
   op: string
   note: string
   /** undefined: an optional input left out. */
-  inputs: readonly (FloatInput | IntInput | BoolInput | undefined)[]
+  inputs: readonly (CaseInput | undefined)[]
+  /** A graph of several nodes in place of one of type `op`. */
+  build?: (g: Builder, inputs: readonly Value[]) => Value
   attributes?: Attributes
   /** Number of outputs; 1 by default. */
   outputs?: number
@@ -70,66 +76,93 @@ export interface GradientCase {
   f32?: boolean
 }
 
-/** Opens the case's graph with the rule's gradients beside the outputs. */
-export async function openCase(spec: GradientCase, opset: number, rule: GradientRule = GRADIENTS[spec.op]) {
+/** Opens the case's graph with the gradients beside the outputs. */
+export async function openCase(spec: GradientCase, opset: number, rule?: GradientRule) {
   const type: FloatType = spec.f32 ? DataType.FLOAT : DataType.DOUBLE
   const graph = emptyGraph(opset)
-  const g = new Builder(graph, 'backward', type)
+  const g = new Builder(graph, 'forward', type)
   const shapes = new ShapeMap()
-  const names = spec.inputs.map((input, i) => (input === undefined ? '' : `x${i}`))
-  for (const [i, input] of spec.inputs.entries()) {
-    if (input === undefined) continue
-    const otherDims = input.kind === 'int' ? input.shape : (input.other ?? input.shape)
-    shapes.set(names[i], { dims: input.shape, other: otherDims })
-    if (input.kind === 'bool') addInput(graph, names[i], DataType.BOOL)
-    else if (input.kind === 'float') {
-      if (input.constant === undefined) addInput(graph, names[i], type)
-      else graph.addInitializer(floatTensor(names[i], type, input.constant, input.shape))
-    } else {
-      shapes.contents.set(names[i], { value: input.values, other: input.other ?? input.values })
-      if (input.other !== undefined) addInput(graph, names[i], DataType.INT64)
-      else {
-        const init = { name: names[i], dataType: DataType.INT64, int64Data: input.values.map(BigInt) }
-        graph.addInitializer(create(TensorProtoSchema, { ...init, dims: input.shape.map(BigInt) }))
-      }
-    }
-  }
-  const node = g.node(spec.op, names, spec.attributes, spec.outputs)
-  const outputs = [...node.output]
-  for (const output of outputs) addOutput(graph, output, outputType(spec, type))
+  const names = spec.inputs.map((input, i) =>
+    input === undefined ? '' : declareInput(graph, shapes, `x${i}`, input, type),
+  )
+  const outputs = spec.build
+    ? [spec.build(g, names)]
+    : [...g.node(spec.op, names, spec.attributes, spec.outputs).output]
+  for (const output of graph.nodes.flatMap((node) => node.output)) addOutput(graph, output, outputType(spec, type))
 
   const feeds = ([0, 1] as const).map((point) => feedsOf(spec, point, type))
   const forward = await openGraph(graph)
-  const results = [await forward.run(feeds[0], outputs), await forward.run(feeds[1], outputs)]
+  const results = [await forward.run(feeds[0]), await forward.run(feeds[1])]
   await forward.dispose()
-  for (const output of outputs) {
-    shapes.set(output, { dims: results[0][output].dims, other: results[1][output].dims })
-  }
+  for (const value in results[0]) shapes.set(value, { dims: results[0][value].dims, other: results[1][value].dims })
 
-  const flows = spec.flows ?? outputs.map((_, i) => i)
+  const flows = spec.flows ?? [...outputs.keys()]
   const dys = outputs.map((_, i) => (flows.includes(i) ? addInput(graph, `dy${i}`, outputType(spec, type)) : undefined))
-  const thunks = rule({ g, node, inputs: names, outputs, dys, dy: dys[0] as Value, shapes })
-  const gradients = new Map<number, Value>()
-  for (const [i, thunk] of thunks.entries()) {
-    const input = spec.inputs[i]
-    if (thunk === undefined || input?.kind !== 'float' || input.constant !== undefined || input.frozen) continue
-    const full = thunk()
-    const own = shapes.get(names[i]) as ProbedShape
-    const gradient = BROADCASTING.has(spec.op) ? sumTo(g, full, shapes.get(outputs[0]) as ProbedShape, own) : full
-    gradients.set(i, g.identity(gradient))
-    addOutput(graph, gradients.get(i) as Value, type)
-  }
-  const outputDims = results.map((result) => outputs.map((output) => result[output].dims))
+  const gradients = gradientsOf(spec, new Builder(graph, 'backward', type), { names, outputs, dys, shapes }, rule)
+  for (const gradient of gradients.values()) addOutput(graph, gradient, type)
   return {
     session: await openGraph(graph),
     feeds,
     outputs,
-    outputDims,
+    outputDims: results.map((result) => outputs.map((output) => result[output].dims)),
     flows,
     gradients,
     type,
     outputType: outputType(spec, type),
   }
+}
+
+function declareInput(graph: Graph, shapes: ShapeMap, name: string, input: CaseInput, type: FloatType): Value {
+  shapes.set(name, { dims: input.shape, other: dimsAt(input, 1) })
+  if (input.kind === 'bool') return addInput(graph, name, DataType.BOOL)
+  if (input.kind === 'float') {
+    if (input.constant === undefined) return addInput(graph, name, type)
+    return graph.addInitializer(floatTensor(name, type, input.constant, input.shape))
+  }
+  shapes.contents.set(name, { value: input.values, other: input.other ?? input.values })
+  if (input.other !== undefined) return addInput(graph, name, DataType.INT64)
+  const tensor = { name, dataType: DataType.INT64, int64Data: input.values.map(BigInt), dims: input.shape.map(BigInt) }
+  return graph.addInitializer(create(TensorProtoSchema, tensor))
+}
+
+interface Built {
+  names: readonly Value[]
+  outputs: readonly Value[]
+  dys: readonly (Value | undefined)[]
+  shapes: ShapeMap
+}
+
+/** Input place → its gradient: of one node by its rule, of several by the walker. */
+function gradientsOf(
+  spec: GradientCase,
+  g: Builder,
+  { names, outputs, dys, shapes }: Built,
+  rule: GradientRule = GRADIENTS[spec.op],
+): Map<number, Value> {
+  const wanted = [...spec.inputs.entries()].flatMap(([i, input]) =>
+    input?.kind === 'float' && input.constant === undefined && !input.frozen ? [i] : [],
+  )
+  const dy = dys.find((value) => value !== undefined) as Value
+  if (spec.build) {
+    const found = buildBackward(
+      g,
+      shapes,
+      new Map([[outputs[0], dy]]),
+      wanted.map((i) => names[i]),
+    )
+    return new Map(wanted.map((i) => [i, g.identity(found.get(names[i]) as Value)]))
+  }
+  const node = g.graph.producer(outputs[0]) as NodeProto
+  const thunks = rule({ g, node, inputs: names, outputs, dys, dy, shapes })
+  const [y] = outputs.map((output) => shapes.get(output) as ProbedShape)
+  return new Map(
+    wanted.map((i) => {
+      const thunk = thunks[i]
+      if (thunk === undefined) throw new Error(`${spec.op} has no gradient for input ${i}`)
+      const gradient = BROADCASTING.has(spec.op) ? sumTo(g, thunk(), y, shapes.get(names[i]) as ProbedShape) : thunk()
+      return [i, g.identity(gradient)]
+    }),
+  )
 }
 
 /** Only Cast changes the type. */
@@ -164,7 +197,7 @@ function feedsOf(spec: GradientCase, point: 0 | 1, type: FloatType): Feeds {
   return feeds
 }
 
-function dimsAt(input: FloatInput | IntInput | BoolInput, point: 0 | 1): readonly number[] {
+function dimsAt(input: CaseInput, point: 0 | 1): readonly number[] {
   return point === 1 && input.kind !== 'int' ? (input.other ?? input.shape) : input.shape
 }
 

@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest'
 import { BROADCASTING, GRADIENTS, type GradientRule, NON_DIFFERENTIABLE } from '../../src/graph/gradients.js'
-import { GRADIENT_CASES } from './gradient-cases.js'
+import { GRADIENT_CASES, GRAPH_CASES } from './gradient-cases.js'
 import { toleranceOf, worstError } from './gradient-check.js'
 
 describe('the table', () => {
@@ -22,6 +22,12 @@ describe('each rule equals central differences', () => {
       }
     })
   }
+})
+
+describe('graphs of several nodes', () => {
+  it.each(GRAPH_CASES.map((spec) => [`${spec.op}, ${spec.note}`, spec] as const))('%s', async (_, spec) => {
+    for (const opset of [17, 21]) expect(await worstError(spec, opset)).toBeLessThan(toleranceOf(spec))
+  })
 })
 
 describe('a wrong rule is found', () => {
