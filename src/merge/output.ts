@@ -87,7 +87,16 @@ export class StagedDirectory implements Directory {
 
   async commit(): Promise<void> {
     this.#options.signal?.throwIfAborted()
-    for (const { sink } of this.#staged) await sink.commit()
+    const named: string[] = []
+    try {
+      for (const { path, sink } of this.#staged) {
+        await sink.commit()
+        named.push(path)
+      }
+    } catch (error) {
+      for (const path of named) await this.#target.remove(path)
+      throw error
+    }
   }
 
   /** Drops what has not got its name yet. */
