@@ -1,0 +1,93 @@
+import { readFileSync } from 'node:fs'
+import { fileURLToPath } from 'node:url'
+import * as ort from 'onnxruntime-node'
+import { expect, it } from 'vitest'
+import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
+import { loadModel } from '../../src/graph/model-folder.js'
+import { NodeDirectory } from '../../src/io/node-files.js'
+import { loadAdapter } from '../../src/lora/peft.js'
+import { openEngine } from '../../src/runtime/host.js'
+import type { OrtModule } from '../../src/runtime/onnxruntime.js'
+import { TrainEngine } from '../../src/train/engine.js'
+import { readFactors, writeFactors } from '../../src/train/factors.js'
+import { ModelSessions } from '../../src/train/model-sessions.js'
+import { resolveSettings } from '../../src/train/settings.js'
+
+const path = (relative: string) => fileURLToPath(new URL(`../../${relative}`, import.meta.url))
+const golden = JSON.parse(readFileSync(path('tests/golden/train-union/golden.json'), 'utf8'))
+
+interface GoldenBatch {
+  inputIds: number[][]
+  attentionMask: number[][]
+  labels: number[][]
+}
+const batches = (golden.batches as GoldenBatch[]).map(({ inputIds, attentionMask, labels }) => ({
+  batch: inputIds.length,
+  sequence: inputIds[0].length,
+  inputIds: Int32Array.from(inputIds.flat()),
+  attentionMask: Int32Array.from(attentionMask.flat()),
+  labels: Int32Array.from(labels.flat()),
+}))
+const targetsOf = ({ labels, sequence }: (typeof batches)[number]) =>
+  labels.filter((label, i) => label >= 0 && i % sequence > 0).length
+
+/** Ten steps from a PEFT adapter, as PyTorch did them. */
+async function tenSteps(folder: string) {
+  const model = await loadModel(new NodeDirectory(path('models/union-3m')), {
+    runtime: { module: ort as unknown as OrtModule },
+  })
+  const adapter = await loadAdapter(new NodeDirectory(path(`tests/golden/train-union/${folder}`)))
+  const engine = openEngine(model.runtime, 'train', (runtime) => new TrainEngine(runtime))
+  const settings = resolveSettings({ threads: 1 })
+  const parts = { model, adapter, settings, modules: undefined, examples: [], evalExamples: undefined }
+  const sessions = await ModelSessions.create(parts, engine.remote)
+  const parameters = readFactors(adapter, sessions.parameters)
+  const zeros = () => parameters.map(({ length }) => new Float32Array(length))
+  const { betas, eps, weightDecay, maxGradNorm, lr } = golden.adamw
+  await engine.remote.start(
+    {
+      parameters: sessions.parameters,
+      optimizer: { beta1: betas[0], beta2: betas[1], epsilon: eps, weightDecay },
+      maxGradNorm,
+    },
+    { parameters, firstMoments: zeros(), secondMoments: zeros(), updates: 0 },
+  )
+  const losses: number[] = []
+  const norms: number[] = []
+  for (let step = 0; step < 10; step++) {
+    const batch = batches[step % batches.length]
+    const run = await sessions.trainingRun(batch, { normalizer: targetsOf(batch), step, run: 0 })
+    const { loss, gradientNorm } = await engine.remote.step([run], lr)
+    losses.push(loss)
+    norms.push(gradientNorm)
+  }
+  writeFactors(adapter, sessions.parameters, (await engine.remote.state()).parameters)
+  await engine.remote.dispose()
+  await model.close()
+  return { losses, norms, adapter }
+}
+
+it('takes the ten AdamW steps that PEFT and PyTorch take', async () => {
+  const { losses, norms, adapter } = await tenSteps('adapter-init')
+  losses.forEach((loss, i) => void expect(Math.abs(loss - golden.adamwLosses[i])).toBeLessThan(1e-4))
+  norms.forEach((norm, i) => void expect(Math.abs(norm / golden.gradNorms[i] - 1)).toBeLessThan(1e-4))
+  const source = await new NodeDirectory(path('tests/golden/train-union')).open('adapter-final.safetensors')
+  const final = await parseSafetensorsHeader(source)
+  for (const [name, { weightA, weightB }] of adapter) {
+    for (const [factor, { data }] of [
+      ['A', weightA],
+      ['B', weightB],
+    ] as const) {
+      const expected = await readTensorF32(final, `base_model.model.${name}.lora_${factor}.weight`)
+      const worst = Math.max(...Array.from(data, (value, i) => Math.abs(value - expected.data[i])))
+      expect(worst, `${name}.${factor}`).toBeLessThan(5e-4)
+    }
+  }
+  await source.close()
+})
+
+it('does so from B = 0 too', async () => {
+  const { losses, norms } = await tenSteps('adapter-zero')
+  losses.forEach((loss, i) => void expect(Math.abs(loss - golden.adamwLossesZeroB[i])).toBeLessThan(1e-4))
+  norms.forEach((norm, i) => void expect(Math.abs(norm / golden.gradNormsZeroB[i] - 1)).toBeLessThan(1e-4))
+})
