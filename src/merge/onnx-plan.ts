@@ -34,6 +34,7 @@ const DTYPES: Partial<Record<DataType, FloatDtype>> = {
 
 /** Nodes whose weight becomes the same: one weight, the same layers in it. */
 interface Group {
+  /** The value that holds it: an initializer, or a Constant node's output. */
   readonly weight: string
   readonly isInputMajor: boolean
   readonly nodes: NodeProto[]
@@ -48,7 +49,7 @@ interface Group {
  */
 export function planOnnxMerge(model: OnnxModel, adapter: LoraAdapter, modules: ModuleMap = {}): OnnxMergePlan {
   const graph = new Graph(model.proto)
-  const groups = groupByWeight(placeAdapter(graph, findLinears(graph, modules), adapter))
+  const groups = groupByWeight(graph, placeAdapter(graph, findLinears(graph, modules), adapter))
   const inSubgraphs = new Set(graph.nodes.flatMap(implicitInputs))
   const targets = new Map<string, { target: MergeTarget; source: TensorProto }>()
   for (const group of groups) {
@@ -72,7 +73,7 @@ export function planOnnxMerge(model: OnnxModel, adapter: LoraAdapter, modules: M
   return { proto: graph.toModel(), targets }
 }
 
-function groupByWeight(placed: readonly PlacedLayer[]): Group[] {
+function groupByWeight(graph: Graph, placed: readonly PlacedLayer[]): Group[] {
   const partsOf = new Map<NodeProto, PlacedLayer[]>()
   for (const entry of placed) partsOf.set(entry.linear.node, [...(partsOf.get(entry.linear.node) ?? []), entry])
   const groups = new Map<string, Group>()
@@ -80,10 +81,11 @@ function groupByWeight(placed: readonly PlacedLayer[]): Group[] {
     const { linear } = entries[0]
     refuseUnmergeable(node, linear.kind)
     const parts = entries.map(({ name, layer, linear: { fused } }) => ({ name, layer, start: fused?.start ?? 0 }))
-    const key = JSON.stringify([linear.weight, linear.transposed, parts.map(({ name, start }) => [name, start])])
+    const weight = storedWeight(graph, node.input[1])
+    const key = JSON.stringify([weight, linear.transposed, parts.map(({ name, start }) => [name, start])])
     const group = groups.get(key)
     if (group !== undefined) group.nodes.push(node)
-    else groups.set(key, { weight: linear.weight, isInputMajor: !linear.transposed, nodes: [node], parts })
+    else groups.set(key, { weight, isInputMajor: !linear.transposed, nodes: [node], parts })
   }
   return [...groups.values()]
 }
@@ -102,6 +104,12 @@ function refuseUnmergeable(node: NodeProto, kind: 'matmul' | 'gemm' | 'quantized
 
 /** Nodes that hand a weight on to the node that multiplies by it. */
 const HANDS_ON = new Set(['Transpose', 'Cast', 'Identity'])
+
+/** Where the weight that arrives as `value` is stored. */
+function storedWeight(graph: Graph, value: string): string {
+  const maker = graph.producer(value)
+  return maker !== undefined && HANDS_ON.has(maker.opType) ? storedWeight(graph, maker.input[0]) : value
+}
 
 /** Whether anything but `nodes` depends on a value. */
 function hasOtherReaders(
