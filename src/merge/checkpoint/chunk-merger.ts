@@ -1,0 +1,209 @@
+// Computes chunks with a kernel: which bytes of the factors a chunk needs, and what to do with them once they are there. Reading
+// and writing stay with the caller, so that the same code runs over synchronous reads in threads and over promises in browsers.
+
+import { decodeFloats, encodeFloats } from '../../base/dtype.js'
+import { NumericError } from '../../base/errors.js'
+import type { Factor } from './adapters.js'
+import { firstNonFinite, type KernelResult, type MergeKernel } from './kernel.js'
+import { type Chunk, sizeOf, type WeightPlan } from './layout.js'
+
+/** Bytes of a factor that a chunk needs. */
+export interface FactorRange {
+  readonly factor: Factor
+  readonly offset: number
+  readonly byteLength: number
+  readonly use: 'right' | 'left' | 'left rows'
+  /** Which of the weight's layers it belongs to. */
+  readonly layer: number
+}
+
+/** What is kept of the weight that the last chunk belonged to. */
+interface Current {
+  weight: WeightPlan
+  /** Ranks of all layers together: they are stacked, so that one pass adds them all. */
+  rank: number
+  scale: number
+  /** Aᵀ (rows, r) of the layers that are stored input-major. */
+  wholeLefts: Map<number, Float32Array>
+}
+
+export interface ChunkResult extends KernelResult {
+  /** Valid until the next chunk. */
+  readonly bytes: Uint8Array
+}
+
+export class ChunkMerger {
+  readonly #kernel: MergeKernel
+  /** For base bytes of another type than the output's. */
+  #converted = new Uint8Array()
+  #current: Current | undefined
+
+  constructor(kernel: MergeKernel) {
+    this.#kernel = kernel
+  }
+
+  /** Where the base's bytes of a chunk are to be put. */
+  input({ segment, baseBytes }: Chunk): Uint8Array {
+    const { weight } = segment
+    if (weight === undefined || weight.from === weight.to) return this.#kernel.chunk.subarray(0, baseBytes)
+    if (this.#converted.byteLength < baseBytes) this.#converted = new Uint8Array(this.#kernel.chunk.byteLength)
+    return this.#converted.subarray(0, baseBytes)
+  }
+
+  /** What to read from the factors before `merge`: all of them for the first chunk of a weight, rows of B for the others. */
+  needs({ segment: { weight }, row, rows }: Chunk): FactorRange[] {
+    if (weight === undefined) return []
+    const isNew = weight !== this.#current?.weight
+    return weight.layers.flatMap(({ a, b, isInputMajor }, layer) => {
+      if (!isInputMajor) {
+        const left = rowsOf(b, row, rows, layer)
+        return isNew ? [wholeOf(a, 'right', layer), left] : [left]
+      }
+      return isNew ? [wholeOf(b, 'right', layer), wholeOf(a, 'left', layer)] : []
+    })
+  }
+
+  /**
+   * Computes a chunk whose bytes are in `input` and whose `needs` have been read.
+   *
+   * @throws NumericError naming the factor that holds a value that is not finite
+   */
+  merge(chunk: Chunk, ranges: readonly FactorRange[], bytes: readonly Uint8Array[]): ChunkResult {
+    const { segment, row, rows, column, columns, baseBytes } = chunk
+    const { weight } = segment
+    const kernel = this.#kernel
+    if (weight === undefined) {
+      return { bytes: kernel.chunk.subarray(0, baseBytes), baseSquares: 0, deltaSquares: 0, isFinite: true }
+    }
+    const values = ranges.map((range, i) => factorValues(range, bytes[i]))
+    if (weight !== this.#current?.weight) this.#current = this.#load(weight, ranges, values)
+    const current = this.#current
+    const isConverted = weight.from !== weight.to
+    const dtype = isConverted ? 'F32' : weight.to
+    if (isConverted) kernel.chunk.set(encodeFloats(decodeFloats(this.input(chunk), weight.from), 'F32'))
+    const result =
+      weight.layers.length === 0
+        ? { baseSquares: 0, deltaSquares: 0, isFinite: true }
+        : kernel.merge({
+            dtype,
+            rows,
+            column,
+            columns,
+            left: this.#left(current, row, rows, ranges, values),
+            scale: current.scale,
+          })
+    const merged = kernel.chunk.subarray(0, rows * columns * sizeOf(dtype))
+    if (!isConverted) return { ...result, bytes: merged }
+    const output = encodeFloats(decodeFloats(merged, 'F32'), weight.to)
+    return { ...result, bytes: output, isFinite: firstNonFinite(output, weight.to) === -1 }
+  }
+
+  /** Loads the right factors (r, columns), stacked, into the kernel. */
+  #load(weight: WeightPlan, ranges: readonly FactorRange[], values: readonly Float32Array[]): Current {
+    const { layers, columns } = weight
+    const rank = layers.reduce((sum, layer) => sum + layer.rank, 0)
+    const isCommon = layers.every(({ scale }) => scale === layers[0].scale)
+    const wholeLefts = new Map<number, Float32Array>()
+    const right = layers.length === 1 ? undefined : new Float32Array(rank * columns)
+    let start = 0
+    ranges.forEach(({ use, layer }, i) => {
+      const { isInputMajor, rank: own, k, d } = layers[layer]
+      if (use === 'left') wholeLefts.set(layer, transpose(values[i], own, k))
+      if (use !== 'right') return
+      const rows = isInputMajor ? transpose(values[i], d, own) : values[i] // (r, columns)
+      if (right === undefined) this.#kernel.loadRight(rows, rank, columns)
+      else right.set(rows, start)
+      start += rows.length
+    })
+    if (right !== undefined && rank > 0) this.#kernel.loadRight(right, rank, columns)
+    return { weight, rank, scale: isCommon ? (layers[0]?.scale ?? 1) : 1, wholeLefts }
+  }
+
+  /** The chunk's rows of the left factors (rows, r), stacked; scaled here where layers differ in scale. */
+  #left(
+    { weight: { layers }, rank, wholeLefts, scale }: Current,
+    row: number,
+    rows: number,
+    ranges: readonly FactorRange[],
+    values: readonly Float32Array[],
+  ): Float32Array {
+    const parts = layers.map((layer, i) => {
+      const whole = wholeLefts.get(i)
+      if (whole !== undefined) return whole.subarray(row * layer.rank, (row + rows) * layer.rank)
+      return values[ranges.findIndex((range) => range.use === 'left rows' && range.layer === i)]
+    })
+    if (layers.length === 1) return parts[0]
+    const result = new Float32Array(rows * rank)
+    let start = 0
+    layers.forEach((layer, i) => {
+      const factor = layer.scale === scale ? 1 : layer.scale / scale
+      for (let j = 0; j < rows; j++) {
+        for (let p = 0; p < layer.rank; p++) result[j * rank + start + p] = factor * parts[i][j * layer.rank + p]
+      }
+      start += layer.rank
+    })
+    return result
+  }
+}
+
+/**
+ * Looks for a value that was finite before and is not now.
+ *
+ * @param base the chunk's bytes in the base
+ * @throws NumericError naming the tensor and the element
+ */
+export function checkFinite({ segment, row, column, columns }: Chunk, base: Uint8Array, merged: Uint8Array): void {
+  const { weight } = segment
+  if (weight === undefined) return
+  const before = decodeFloats(base, weight.from)
+  for (let i = firstNonFinite(merged, weight.to); i !== -1; i = firstNonFinite(merged, weight.to, i + 1)) {
+    if (!Number.isFinite(before[i])) continue
+    throw new NumericError({
+      where: weight.name,
+      what: `element (${row + Math.floor(i / columns)}, ${column + (i % columns)}) is not finite in ${weight.to} any more`,
+      got: `${before[i]} before`,
+      hint:
+        weight.layers.length === 0
+          ? 'The type that was asked for is too narrow for this base'
+          : 'The values of the adapter are too large for this type: check its scaling and its weight',
+    })
+  }
+}
+
+function wholeOf(factor: Factor, use: 'right' | 'left', layer: number): FactorRange {
+  return { factor, offset: factor.offset, byteLength: factor.rows * factor.columns * sizeOf(factor.dtype), use, layer }
+}
+
+function rowsOf(factor: Factor, row: number, rows: number, layer: number): FactorRange {
+  const rowBytes = factor.columns * sizeOf(factor.dtype)
+  return { factor, offset: factor.offset + row * rowBytes, byteLength: rows * rowBytes, use: 'left rows', layer }
+}
+
+function factorValues({ factor }: FactorRange, bytes: Uint8Array): Float32Array {
+  const values = decodeFloats(bytes, factor.dtype)
+  const bad = values.findIndex((value) => !Number.isFinite(value))
+  if (bad === -1) return values
+  throw new NumericError({ where: factor.name, what: 'holds a value that is not finite', got: String(values[bad]) })
+}
+
+function transpose(values: Float32Array, rows: number, columns: number): Float32Array {
+  const result = new Float32Array(values.length)
+  for (let i = 0; i < rows; i++) for (let j = 0; j < columns; j++) result[j * rows + i] = values[i * columns + j]
+  return result
+}
+
+/** Sums of squares by weight, for the report. */
+export class ChangeSums {
+  readonly #sums = new Map<string, { base: number; delta: number }>()
+
+  add(weight: string, { baseSquares, deltaSquares }: KernelResult): void {
+    const sums = this.#sums.get(weight) ?? { base: 0, delta: 0 }
+    this.#sums.set(weight, { base: sums.base + baseSquares, delta: sums.delta + deltaSquares })
+  }
+
+  /** ‖Δ‖ / ‖W‖; a zero delta changes a zero weight by nothing. */
+  relativeChange(weight: string): number {
+    const { base, delta } = this.#sums.get(weight) ?? { base: 0, delta: 0 }
+    return delta === 0 ? 0 : Math.sqrt(delta / base)
+  }
+}

@@ -1,0 +1,44 @@
+// The other files of a base's folder: configuration, tokenizer and licences go along; other copies of the weights do not, because
+// loaders that prefer them would load the base again.
+
+import type { FloatDtype } from '../../base/dtype.js'
+import { FormatError } from '../../base/errors.js'
+import type { ConfigEdit } from './plan.js'
+
+export const CONFIG_FILE = 'config.json'
+
+/** Weights in any format, and what belongs to them. */
+const WEIGHTS =
+  /\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|gguf|ggml|onnx|npz|pkl|pickle|tflite|ot|mlmodel|nemo)$|\.onnx[._]data(_\d+)?$|(^|\/)consolidated[^/]*$|\.index\.json$|(^|\/)adapter_config\.json$/i
+/** Folders that hold nothing but another copy of the weights, or the bookkeeping of a download. */
+const FOLDERS = /(^|\/)(onnx|\.git|\.cache)\//i
+
+/** Whether a file of the base's folder goes along. `path` is relative to it, with `/` between the parts. */
+export function isCompanion(path: string): boolean {
+  return !WEIGHTS.test(path) && !FOLDERS.test(path)
+}
+
+const TORCH_NAMES: Readonly<Record<FloatDtype, string>> = { F32: 'float32', F16: 'float16', BF16: 'bfloat16' }
+
+/** config.json with tie_word_embeddings and the dtype as the merge has made them; all else stays. */
+export function editConfig(content: Uint8Array, { isUntied, dtype }: ConfigEdit, where: string): string {
+  let config: Record<string, unknown>
+  try {
+    config = JSON.parse(new TextDecoder().decode(content))
+  } catch (cause) {
+    throw new FormatError({ where, what: 'not valid JSON', cause })
+  }
+  const text = config.text_config as Record<string, unknown> | undefined
+  const parts = [config, ...(text === undefined || text === null ? [] : [text])]
+  if (isUntied) {
+    const holder = parts.findLast((part) => 'tie_word_embeddings' in part) ?? config
+    holder.tie_word_embeddings = false
+    if (config.tie_word_embeddings === true) config.tie_word_embeddings = false
+  }
+  if (dtype !== undefined) {
+    const names = ['dtype', 'torch_dtype'] as const
+    for (const part of parts) for (const name of names) if (name in part) part[name] = TORCH_NAMES[dtype]
+    if (!names.some((name) => name in config)) config.torch_dtype = TORCH_NAMES[dtype]
+  }
+  return `${JSON.stringify(config, null, 2)}\n`
+}

@@ -1,0 +1,226 @@
+// Merges adapters into a checkpoint over Directory and ByteSink, in Node and in browsers: plans, then streams chunk by chunk, so
+// that memory depends neither on the model nor on a tensor. Node's faster way with threads, in node-merge.ts, shares all but I/O.
+
+import { type ByteSource, type Directory, readAll } from '../../base/bytes.js'
+import { FormatError, MismatchError } from '../../base/errors.js'
+import { type Checkpoint, openCheckpoint, shardSource } from '../../formats/checkpoint.js'
+import { type MergeOptions, type MergeReport, refuseBaseAsOutput, writeTogether } from '../output.js'
+import { type MergeAdapter, type OpenAdapters, openAdapters, type WeightedAdapter } from './adapters.js'
+import { ChangeSums, ChunkMerger, checkFinite } from './chunk-merger.js'
+import { CONFIG_FILE, editConfig, isCompanion } from './companions.js'
+import { referenceKernel } from './kernel.js'
+import { CHUNK_BYTES, chunkAt, chunkCount, type OutputShard } from './layout.js'
+import { type MergePlan, type PlanOptions, planMerge } from './plan.js'
+
+export type AdapterInput = MergeAdapter | WeightedAdapter
+
+export interface MergeCheckpointOptions extends MergeOptions, PlanOptions {
+  /** The base's safetensors file, or its index, in its folder. Default: found there, and the folder's other files go along. */
+  basePath?: string | undefined
+}
+
+export interface CheckpointReport extends MergeReport {
+  /** Files of the base's folder that were not copied, because they hold weights. */
+  leftOut: string[]
+}
+
+/** A plan with the files that it reads. */
+export interface OpenPlan {
+  readonly plan: MergePlan
+  readonly checkpoint: Checkpoint
+  readonly adapters: OpenAdapters
+  close(): Promise<void>
+}
+
+/**
+ * Opens base and adapters and plans the merge; nothing is written.
+ *
+ * @param sign −1 to take the adapters out again
+ * @throws what openCheckpoint, openAdapters and planMerge throw
+ */
+export async function openPlan(
+  base: Directory,
+  adapters: AdapterInput | readonly AdapterInput[],
+  options: MergeCheckpointOptions,
+  sign: 1 | -1 = 1,
+): Promise<OpenPlan> {
+  const checkpoint = await openCheckpoint(base, options.basePath)
+  let opened: OpenAdapters | undefined
+  const close = async () => {
+    await opened?.close()
+    await checkpoint.close()
+  }
+  try {
+    opened = await openAdapters(isList(adapters) ? adapters : [adapters], sign)
+    const config = await readConfig(base)
+    const plan = planMerge(checkpoint, opened.layers, config, options)
+    if (plan.configEdit?.isUntied && config === undefined) {
+      throw new MismatchError({
+        where: base.name,
+        what: `embeddings cannot be untied without a ${CONFIG_FILE} that says so`,
+        hint: 'Keep them tied, or add the file',
+      })
+    }
+    return { plan, checkpoint, adapters: opened, close }
+  } catch (error) {
+    await close()
+    throw error
+  }
+}
+
+/**
+ * Writes W + Σ weight · s·B·A for every weight that an adapter changes, rounded once to the stored type; all else is carried
+ * over byte for byte. The files appear together when all is done.
+ *
+ * @param base the folder of the base
+ * @param adapters one, or several that are added up; a Directory is read as it is needed
+ * @throws FileError when there is no checkpoint, or the output is the base itself; FormatError when one is damaged;
+ *   UnsupportedError for pickles, quantised bases and weights that are not F32, F16 or BF16; MismatchError when an adapter
+ *   does not fit, or changes tied embeddings; NumericError naming the tensor when a value is not finite
+ */
+export async function mergeCheckpoint(
+  base: Directory,
+  adapters: AdapterInput | readonly AdapterInput[],
+  out: Directory,
+  options: MergeCheckpointOptions = {},
+): Promise<CheckpointReport> {
+  return writeMerge(base, adapters, out, options, 1)
+}
+
+/** The work of merging and, with sign −1, of unmerging. */
+export async function writeMerge(
+  base: Directory,
+  adapters: AdapterInput | readonly AdapterInput[],
+  out: Directory,
+  options: MergeCheckpointOptions,
+  sign: 1 | -1,
+): Promise<CheckpointReport> {
+  const startedAt = performance.now()
+  const { plan, checkpoint, close } = await openPlan(base, adapters, options, sign)
+  try {
+    for (const { path } of plan.shards) {
+      for (const { file } of checkpoint.shards) await refuseBaseAsOutput(out, path, file.source)
+    }
+    const sums = new ChangeSums()
+    const leftOut: string[] = []
+    const bytes = await writeTogether(out, plan.bytes, options, async (staged) => {
+      if (options.basePath === undefined) leftOut.push(...(await copyCompanions(plan, staged)))
+      const merger = new ChunkMerger(referenceKernel(CHUNK_BYTES))
+      for (const shard of plan.shards) {
+        const sink = await staged.create(shard.path)
+        for await (const part of shardBytes(shard, checkpoint, merger, sums)) await sink.write(part)
+        await sink.commit()
+      }
+      if (plan.index !== undefined) await write(staged, plan.index.path, plan.index.content)
+      return staged.writtenBytes
+    })
+    return {
+      out: plan.shards.length === 1 ? `${out.name}/${plan.shards[0].path}` : out.name,
+      ...describePlan(plan, sums),
+      bytes,
+      seconds: (performance.now() - startedAt) / 1000,
+      leftOut,
+    }
+  } finally {
+    await close()
+  }
+}
+
+/** What a report says of the plan itself. */
+export function describePlan(plan: MergePlan, sums: { relativeChange(weight: string): number }) {
+  return {
+    tensors: plan.tensors,
+    changed: plan.changed,
+    layers: plan.weights.map(({ name }) => ({
+      name: name.replace(/\.weight$/, ''),
+      relativeChange: sums.relativeChange(name),
+    })),
+  }
+}
+
+async function* shardBytes(
+  { header, segments }: OutputShard,
+  checkpoint: Checkpoint,
+  merger: ChunkMerger,
+  sums: ChangeSums,
+): AsyncGenerator<Uint8Array> {
+  if (header !== undefined) yield header
+  for (const segment of segments) {
+    const source = shardSource(checkpoint, segment.shard)
+    for (let i = 0, count = chunkCount(segment); i < count; i++) {
+      const chunk = chunkAt(segment, i)
+      if (segment.weight === undefined) {
+        yield await source.read(chunk.baseOffset, chunk.baseBytes)
+        continue
+      }
+      const needs = merger.needs(chunk)
+      const factors: Uint8Array[] = []
+      for (const { factor, offset, byteLength } of needs) factors.push(await factor.source.read(offset, byteLength))
+      const base = await source.read(chunk.baseOffset, chunk.baseBytes)
+      merger.input(chunk).set(base)
+      const result = merger.merge(chunk, needs, factors)
+      if (!result.isFinite) checkFinite(chunk, base, result.bytes)
+      sums.add(segment.weight.name, result)
+      yield result.bytes
+    }
+  }
+}
+
+/** Copies the folder's own files but for weights, and returns the names of those left out. */
+async function copyCompanions(plan: MergePlan, out: Directory): Promise<string[]> {
+  const { checkpoint } = plan
+  const base = checkpoint.directory
+  const own = new Set(checkpoint.shards.map(({ path }) => path))
+  const leftOut: string[] = []
+  for (const path of await base.list()) {
+    const isIndex = path === checkpoint.indexPath
+    if (own.has(path) || (isIndex && !plan.copiesIndex)) continue
+    if (!isIndex && !isCompanion(path)) {
+      leftOut.push(path)
+      continue
+    }
+    const source = await base.open(path)
+    try {
+      if (path === CONFIG_FILE && plan.configEdit !== undefined) {
+        await write(out, path, editConfig(await readAll(source), plan.configEdit, source.name))
+      } else await copyFile(source, out, path)
+    } finally {
+      await source.close()
+    }
+  }
+  return leftOut
+}
+
+async function copyFile(source: ByteSource, out: Directory, path: string): Promise<void> {
+  const sink = await out.create(path)
+  for (let at = 0; at < source.byteLength; at += CHUNK_BYTES) {
+    await sink.write(await source.read(at, Math.min(CHUNK_BYTES, source.byteLength - at)))
+  }
+  await sink.commit()
+}
+
+async function write(out: Directory, path: string, content: string): Promise<void> {
+  const sink = await out.create(path)
+  await sink.write(new TextEncoder().encode(content))
+  await sink.commit()
+}
+
+async function readConfig(base: Directory): Promise<Record<string, unknown> | undefined> {
+  if (!(await base.has(CONFIG_FILE))) return undefined
+  const source = await base.open(CONFIG_FILE)
+  try {
+    const config: unknown = JSON.parse(new TextDecoder().decode(await readAll(source)))
+    if (typeof config === 'object' && config !== null && !Array.isArray(config))
+      return config as Record<string, unknown>
+    throw new FormatError({ where: source.name, what: 'not a JSON object' })
+  } catch (cause) {
+    if (!(cause instanceof SyntaxError)) throw cause
+    throw new FormatError({ where: source.name, what: `not valid JSON (${cause.message})`, cause })
+  } finally {
+    await source.close()
+  }
+}
+
+function isList<T>(value: T | readonly T[]): value is readonly T[] {
+  return Array.isArray(value)
+}

@@ -1,0 +1,224 @@
+// Plans a merge into a checkpoint: pure, from names, types and shapes. Strict: every layer of every adapter finds its weight,
+// in the right shape, before anything is written.
+
+import type { FloatDtype } from '../../base/dtype.js'
+import { ConfigError, MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
+import { formatShape } from '../../base/tensor.js'
+import type { Checkpoint, CheckpointTensor } from '../../formats/checkpoint.js'
+import { isFloatDtype, type TensorInfo } from '../../formats/safetensors.js'
+import type { LayerFactors } from './adapters.js'
+import { layOut, type OutputShard, type OutputTensor, outputBytes } from './layout.js'
+import { refuseQuantizedConfig, refuseQuantizedModule } from './refusals.js'
+import { findTiedPair, isVocabularyModule, type TiedPair, type TiedPolicy, tiedError } from './tied.js'
+
+const INDEX_FILE = 'model.safetensors.index.json'
+
+export interface PlanOptions {
+  /** Default `refuse`. */
+  tied?: TiedPolicy | undefined
+  /** Converts all F32, F16 and BF16 tensors. Default: types stay. */
+  dtype?: FloatDtype | undefined
+  /** Distributes the tensors anew over shards of at most so many bytes. Default: shards stay. */
+  maxShardBytes?: number | undefined
+  /** Name of the output where it is a single file. Default: the base's, or model.safetensors. */
+  path?: string | undefined
+}
+
+/** A change of config.json. */
+export interface ConfigEdit {
+  isUntied: boolean
+  dtype: FloatDtype | undefined
+}
+
+export interface MergePlan {
+  readonly checkpoint: Checkpoint
+  readonly shards: readonly OutputShard[]
+  /** Of the output. */
+  readonly tensors: number
+  readonly changed: number
+  /** Of the output's shards. */
+  readonly bytes: number
+  /** Changed tensors and the layers that change them, in the base's order. */
+  readonly weights: readonly { readonly name: string; readonly layers: readonly LayerFactors[] }[]
+  /** The new index; undefined when the base's is copied, or the output is a single file. */
+  readonly index: { readonly path: string; readonly content: string } | undefined
+  /** The base's index is copied as it is. */
+  readonly copiesIndex: boolean
+  readonly configEdit: ConfigEdit | undefined
+}
+
+/**
+ * @param config the content of config.json, where there is one
+ * @throws MismatchError naming the layers without a weight, with near misses, or the weight of another shape, or the tied
+ *   embedding; UnsupportedError for quantised bases and for weights that are not F32, F16 or BF16
+ */
+export function planMerge(
+  checkpoint: Checkpoint,
+  layers: readonly LayerFactors[],
+  config: Readonly<Record<string, unknown>> | undefined,
+  options: PlanOptions = {},
+): MergePlan {
+  const { tied = 'refuse', dtype, maxShardBytes, path } = options
+  if (maxShardBytes !== undefined && !(Number.isSafeInteger(maxShardBytes) && maxShardBytes > 0)) {
+    throw new ConfigError({
+      where: 'maxShardBytes',
+      what: 'not usable',
+      expected: 'a whole number of bytes above 0',
+      got: String(maxShardBytes),
+    })
+  }
+  refuseQuantizedConfig(config, `${checkpoint.directory.name}/config.json`)
+  const pair = findTiedPair(layers, checkpoint, config)
+  if (pair !== undefined && tied === 'refuse') throw tiedError(pair, checkpoint.tensors.has(pair.head))
+  const byTensor = assignLayers(layers, checkpoint, pair, tied)
+
+  const outputs: OutputTensor[][] = checkpoint.shards.map(() => [])
+  for (const [name, tensor] of checkpoint.tensors) {
+    const own = outputs[tensor.shard]
+    own.push(outputTensor(name, tensor, byTensor.get(name) ?? [], dtype))
+    if (pair === undefined || tied !== 'untie' || name !== pair.embedding || checkpoint.tensors.has(pair.head)) continue
+    own.push(outputTensor(pair.head, tensor, byTensor.get(pair.head) ?? [], dtype))
+  }
+  for (const own of outputs) own.sort((a, b) => a.base.offset - b.base.offset)
+  const all = outputs.flat()
+  const shards = layOut(checkpoint, outputs, { maxShardBytes, path })
+  const isRelaid = maxShardBytes !== undefined || shards.some(({ header }) => header !== undefined)
+  const newIndexPath = maxShardBytes === undefined ? checkpoint.indexPath : shards.length > 1 ? INDEX_FILE : undefined
+  const changed = all.filter((tensor) => tensor.layers.length > 0)
+  return {
+    checkpoint,
+    shards,
+    tensors: all.length,
+    changed: changed.length,
+    bytes: shards.reduce((sum, { byteLength }) => sum + byteLength, 0),
+    weights: changed.map(({ name, layers: own }) => ({ name, layers: own })),
+    index: isRelaid && newIndexPath !== undefined ? newIndex(newIndexPath, shards, all) : undefined,
+    copiesIndex: !isRelaid && checkpoint.indexPath !== undefined,
+    configEdit:
+      pair !== undefined && tied === 'untie' ? { isUntied: true, dtype } : dtype && { isUntied: false, dtype },
+  }
+}
+
+/** Output tensor → the layers merged into it. */
+function assignLayers(
+  layers: readonly LayerFactors[],
+  { tensors }: Checkpoint,
+  pair: TiedPair | undefined,
+  tied: TiedPolicy,
+): Map<string, LayerFactors[]> {
+  const result = new Map<string, LayerFactors[]>()
+  const add = (tensor: string, layer: LayerFactors) => {
+    const own = result.get(tensor)
+    if (own === undefined) result.set(tensor, [layer])
+    else own.push(layer)
+  }
+  const missing: string[] = []
+  const locate = moduleNames(layers, tensors)
+  for (const layer of layers) {
+    const name = `${locate(layer.name)}.weight`
+    const isPaired = pair !== undefined && (name === pair.head || name === pair.embedding)
+    const tensor = tensors.get(name) ?? (isPaired ? tensors.get(pair.embedding) : undefined)
+    if (tensor === undefined) {
+      refuseQuantizedModule(locate(layer.name), (other) => tensors.has(other))
+      missing.push(layer.name)
+      continue
+    }
+    checkWeight(layer, tensor.info)
+    if (!isPaired || tied === 'untie') add(name, layer)
+    else {
+      add(pair.embedding, layer)
+      if (tensors.has(pair.head)) add(pair.head, layer)
+    }
+  }
+  if (missing.length > 0) throw missingError([...new Set(missing)], layers, tensors)
+  return result
+}
+
+/**
+ * Module name → the name that the checkpoint has for it. Loaders take checkpoints with and without the model's own first
+ * part (`transformer.h.0` or `h.0`), so that it is added or left out where no name matches as it is and then all do.
+ */
+function moduleNames(
+  layers: readonly LayerFactors[],
+  tensors: ReadonlyMap<string, CheckpointTensor>,
+): (name: string) => string {
+  const matches = (rename: (name: string) => string) =>
+    layers.filter(({ name }) => tensors.has(`${rename(name)}.weight`)).length
+  const asIs = (name: string) => name
+  if (matches(asIs) > 0) return asIs
+  const first = layers[0].name.split('.', 1)[0]
+  const renames = [(name: string) => (name.startsWith(`${first}.`) ? name.slice(first.length + 1) : name)]
+  for (const prefix of new Set([...tensors.keys()].map((name) => name.split('.', 1)[0]))) {
+    renames.push((name) => `${prefix}.${name}`)
+  }
+  const fitting = renames.filter((rename) => matches(rename) === layers.length)
+  return fitting.length === 1 ? fitting[0] : asIs
+}
+
+function checkWeight({ name, d, k, isInputMajor }: LayerFactors, { name: tensor, dtype, shape }: TensorInfo): void {
+  if (!isFloatDtype(dtype)) {
+    throw new UnsupportedError({
+      where: tensor,
+      what: 'a weight of this type cannot be merged into',
+      expected: 'F32, F16 or BF16',
+      got: dtype,
+      hint: 'Merge into the unquantised checkpoint',
+    })
+  }
+  const expected = isInputMajor ? [k, d] : [d, k]
+  if (shape.length === 2 && shape[0] === expected[0] && shape[1] === expected[1]) return
+  const isTransposed = shape.length === 2 && shape[0] === expected[1] && shape[1] === expected[0]
+  throw new MismatchError({
+    where: tensor,
+    what: 'the adapter was made for another shape of this weight',
+    expected: formatShape(expected),
+    got: formatShape(shape),
+    hint: isTransposed
+      ? `The weight is stored the other way round: fan_in_fan_out should be ${!isInputMajor}`
+      : isVocabularyModule(name)
+        ? 'Its base had another vocabulary: resize the embeddings of this base first'
+        : 'The adapter belongs to another base',
+  })
+}
+
+function missingError(
+  missing: readonly string[],
+  layers: readonly LayerFactors[],
+  tensors: ReadonlyMap<string, CheckpointTensor>,
+): MismatchError {
+  const modules = [...tensors.keys()].flatMap((name) => (name.endsWith('.weight') ? name.slice(0, -7) : []))
+  const near = nearMisses(missing[0], modules)
+  const isNone = missing.length === new Set(layers.map(({ name }) => name)).size
+  const shown = missing.slice(0, 5).join(', ') + (missing.length > 5 ? `, … (${missing.length} in all)` : '')
+  return new MismatchError({
+    where: 'adapter',
+    what: isNone ? `none of its layers is in the base: ${shown}` : `the base has no weight for ${shown}`,
+    expected: `a tensor ${missing[0]}.weight`,
+    ...(near.length > 0 && { hint: `Nearest to the first: ${near.join(', ')}` }),
+  })
+}
+
+function outputTensor(
+  name: string,
+  { info, shard }: CheckpointTensor,
+  layers: readonly LayerFactors[],
+  dtype: FloatDtype | undefined,
+): OutputTensor {
+  return {
+    name,
+    dtype: dtype !== undefined && isFloatDtype(info.dtype) ? dtype : info.dtype,
+    base: info,
+    shard,
+    layers,
+  }
+}
+
+function newIndex(
+  indexPath: string,
+  shards: readonly OutputShard[],
+  tensors: readonly OutputTensor[],
+): MergePlan['index'] {
+  const total_size = tensors.reduce((sum, tensor) => sum + outputBytes(tensor), 0)
+  const weight_map = Object.fromEntries(shards.flatMap(({ path, tensors: names }) => names.map((name) => [name, path])))
+  return { path: indexPath, content: `${JSON.stringify({ metadata: { total_size }, weight_map }, null, 2)}\n` }
+}

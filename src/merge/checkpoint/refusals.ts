@@ -1,0 +1,49 @@
+// Bases that a merge must not touch: quantised weights, whose values are codes, not numbers to add to.
+
+import { UnsupportedError } from '../../base/errors.js'
+
+/** transformers' quant_method → what its weights are. */
+const METHODS: Readonly<Record<string, string>> = {
+  gptq: 'GPTQ packs weights into 32-bit words with scales and zero points of groups',
+  awq: 'AWQ packs weights into 32-bit words with scales and zero points of groups',
+  bitsandbytes: 'bitsandbytes stores 4-bit codes or int8 rows with scales of their own',
+  fp8: 'FP8 weights have scales of blocks',
+  mxfp4: 'MXFP4 packs 4-bit floats with a shared exponent for each block',
+}
+
+/** What quantisers leave beside a weight: <module> + suffix. */
+const SIGNS: readonly (readonly [suffix: string, method: string])[] = [
+  ['.qweight', 'gptq'],
+  ['.weight.absmax', 'bitsandbytes'],
+  ['.SCB', 'bitsandbytes'],
+  ['.weight_scale_inv', 'fp8'],
+  ['.weight_scale', 'fp8'],
+  ['_blocks', 'mxfp4'],
+]
+
+/** Throws UnsupportedError when config.json says that the weights are quantised. */
+export function refuseQuantizedConfig(config: Readonly<Record<string, unknown>> | undefined, where: string): void {
+  const text = config?.text_config as Record<string, unknown> | null | undefined
+  const quantization = (config?.quantization_config ?? text?.quantization_config) as Record<string, unknown> | undefined
+  if (quantization === undefined || quantization === null) return
+  const method = String(
+    quantization.quant_method ?? (quantization.load_in_4bit || quantization.load_in_8bit ? 'bitsandbytes' : 'unknown'),
+  )
+  throw quantizedError(where, method)
+}
+
+/** Throws UnsupportedError when a module's weight is there in a quantised form. */
+export function refuseQuantizedModule(module: string, has: (tensor: string) => boolean): void {
+  const sign = SIGNS.find(([suffix]) => has(module + suffix))
+  if (sign !== undefined) throw quantizedError(module, sign[1])
+}
+
+function quantizedError(where: string, method: string): UnsupportedError {
+  const reason = METHODS[method.toLowerCase()] ?? 'its weights are codes with scales'
+  return new UnsupportedError({
+    where,
+    what: `a quantised base (${method}) cannot be merged into: ${reason}, so that adding to them means quantising again`,
+    expected: 'weights in F32, F16 or BF16',
+    hint: 'Merge into the unquantised checkpoint, then quantise the result; or use the adapter at run time',
+  })
+}

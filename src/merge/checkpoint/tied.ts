@@ -1,0 +1,75 @@
+// Tied embeddings: one weight read as input and as output embedding. A layer on one of the two would change both, or be
+// dropped by loaders, so that the user has to say what is meant.
+
+import { MismatchError } from '../../base/errors.js'
+import type { Checkpoint, CheckpointTensor } from '../../formats/checkpoint.js'
+import type { LayerFactors } from './adapters.js'
+
+/**
+ * What happens to tied embeddings that an adapter changes. `refuse`: an error. `untie`: the output embedding gets a weight of
+ * its own and config.json says so. `keep`: the one weight changes for both uses.
+ */
+export type TiedPolicy = 'refuse' | 'untie' | 'keep'
+
+const HEADS = /(^|\.)(lm_head|embed_out|predictions\.decoder)$/
+const EMBEDDINGS = /(^|\.)(embed_tokens|embed_in|wte|word_embeddings|shared)$/
+
+export function isVocabularyModule(module: string): boolean {
+  return HEADS.test(module) || EMBEDDINGS.test(module)
+}
+
+export interface TiedPair {
+  /** Tensor names. The head's need not be stored. */
+  readonly embedding: string
+  readonly head: string
+}
+
+/** config.json's own word, where it has one. */
+export function tieSetting(config: Readonly<Record<string, unknown>> | undefined): boolean | undefined {
+  const text = config?.text_config as Record<string, unknown> | null | undefined
+  const value = text?.tie_word_embeddings ?? config?.tie_word_embeddings
+  return typeof value === 'boolean' ? value : undefined
+}
+
+/**
+ * The tied weights that a layer of the adapters touches; undefined when none does. Without a word in config.json the
+ * embeddings are tied when no output embedding is stored.
+ */
+export function findTiedPair(
+  layers: readonly LayerFactors[],
+  checkpoint: Checkpoint,
+  config: Readonly<Record<string, unknown>> | undefined,
+): TiedPair | undefined {
+  const touched = layers.find(({ name }) => isVocabularyModule(name))
+  if (touched === undefined) return undefined
+  const setting = tieSetting(config)
+  if (setting === false) return undefined
+  const modules = [...checkpoint.tensors.keys()].flatMap((name) => (name.endsWith('.weight') ? name.slice(0, -7) : []))
+  const embedding = HEADS.test(touched.name)
+    ? modules.find((name) => EMBEDDINGS.test(name) && fits(checkpoint.tensors.get(`${name}.weight`)!, touched))
+    : touched.name
+  if (embedding === undefined) return undefined
+  const storedHead = modules.find((name) => HEADS.test(name))
+  const head = HEADS.test(touched.name)
+    ? touched.name
+    : (storedHead ?? (/embed_in$/.test(embedding) ? 'embed_out' : 'lm_head'))
+  const isTied = setting === true || !checkpoint.tensors.has(`${head}.weight`)
+  return isTied ? { embedding: `${embedding}.weight`, head: `${head}.weight` } : undefined
+}
+
+function fits({ info }: CheckpointTensor, { d, k }: LayerFactors): boolean {
+  return info.shape.length === 2 && info.shape[0] === d && info.shape[1] === k
+}
+
+export function tiedError({ embedding, head }: TiedPair, isHeadStored: boolean): MismatchError {
+  return new MismatchError({
+    where: head,
+    what: isHeadStored
+      ? `config.json ties it to ${embedding}, so that loaders would use one weight for both`
+      : `the base stores no such weight: it is tied to ${embedding}`,
+    expected: 'a choice for tied embeddings: untie or keep',
+    hint:
+      'untie writes the output embedding as a weight of its own and sets tie_word_embeddings to false, which gives what the ' +
+      'adapter was trained for; keep changes the one weight for both uses',
+  })
+}
