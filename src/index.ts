@@ -1,3 +1,49 @@
-// The public API for both runtimes: everything here runs in Node and in browsers.
+// The public API for both runtimes: everything here runs in Node and in browsers. `lowrank/node` adds paths.
 
+export {
+  type ByteSink,
+  type ByteSource,
+  type Directory,
+  MemoryDirectory,
+  MemorySource,
+} from './base/bytes.js'
+export type { FloatDtype } from './base/dtype.js'
 export * from './base/errors.js'
+export type { FloatArray, Matrix, MatrixLike } from './base/tensor.js'
+export { loadOnnx, OnnxModel } from './formats/onnx/model.js'
+export { type CausalModel, type LoadModelOptions, loadModel } from './graph/model-folder.js'
+export {
+  AdapterSession,
+  type AdapterSessionOptions,
+  type RunOptions,
+  type SessionBase,
+} from './infer/adapter-session.js'
+export { GENERATE_DEFAULTS, type GenerateOptions, type GenerateResult, generate } from './infer/generate.js'
+export type { SamplingOptions } from './infer/sampling.js'
+export { BlobSource, openUrl, type UrlOptions } from './io/web-files.js'
+export { type AdapterSummary, type LayerSummary, LoraAdapter } from './lora/adapter.js'
+export {
+  INITS,
+  type Init,
+  type LoraConfig,
+  type LoraConfigInput,
+  resolveConfig,
+  TRAIN_DEFAULTS,
+} from './lora/config.js'
+export { type AdapterReport, inspectAdapter, type LayerReport } from './lora/inspect.js'
+export { type LayerGradients, LoraLayer } from './lora/layer.js'
+export { loadAdapter, type SaveOptions, saveAdapter } from './lora/peft.js'
+export { type MergeCheckpointOptions, mergeCheckpoint } from './merge/merge-checkpoint.js'
+export { type MergeOnnxOptions, mergeOnnx } from './merge/merge-onnx.js'
+export type { MergeOptions, MergeProgress, MergeReport } from './merge/output.js'
+export type { LayerChange } from './merge/weight.js'
+export type { RuntimeHost } from './runtime/host.js'
+export type { OrtModule } from './runtime/onnxruntime.js'
+export type { Feeds, RuntimeTensor, SessionOptions, TensorData, TensorType } from './runtime/runtime.js'
+export type { TextRecord } from './text/records.js'
+export type { Tokenizer } from './text/tokenizer.js'
+export type { EvaluationEvent, StepEvent, TrainEvents, TrainReport, TrainStage } from './train/report.js'
+export type { StepMetrics } from './train/run-folder.js'
+export { SCHEDULES, type Schedule } from './train/schedule.js'
+export { SETTINGS_DEFAULTS, type TrainSettings } from './train/settings.js'
+export { Trainer, type TrainerOptions, type TrainingData, type TrainResult } from './train/trainer.js'

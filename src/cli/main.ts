@@ -4,7 +4,7 @@
 import { readFileSync } from 'node:fs'
 import { LowrankError, nearMisses } from '../index.js'
 import { commandHelp, programHelp } from './help.js'
-import { type Command, parseCommand, UsageError } from './options.js'
+import { type Command, flagOf, parseCommand, UsageError } from './options.js'
 import { colors, print, say, usesColor } from './terminal.js'
 
 const EXIT_KNOWN_ERROR = 1
@@ -36,7 +36,18 @@ async function main(args: readonly string[]): Promise<number> {
   const options = end === -1 ? rest : rest.slice(0, end)
   if (options.includes('--help') || options.includes('-h')) return show(commandHelp(command, usesColor(process.stdout)))
   const { values, positional, occurrences } = parseCommand(command, rest)
-  return command.run(values, { positional, occurrences })
+  try {
+    return await command.run(values, { positional, occurrences })
+  } catch (error) {
+    if (!(error instanceof LowrankError)) throw error
+    say(`${colors.red('error:')} ${asFlag(error, command)}`)
+    return EXIT_KNOWN_ERROR
+  }
+}
+
+/** The message, with the name of an API's option written as on the command line. */
+function asFlag({ where, message }: LowrankError, { options }: Command): string {
+  return where !== undefined && Object.hasOwn(options, where) ? message.replace(where, flagOf(where)) : message
 }
 
 function show(text: string): number {

@@ -82,11 +82,11 @@ export function choice<const C extends string>(values: readonly C[], about: stri
 }
 
 /** A finite number, in plain or exponent notation. The range is checked where the value is used. */
-export function decimal(about: string, fallback?: number): Option<number | undefined> {
+export function decimal(about: string, fallback?: number | string): Option<number | undefined> {
   return {
     placeholder: 'X',
     about,
-    fallback: fallback === undefined ? undefined : plain(fallback),
+    fallback: typeof fallback === 'number' ? plain(fallback) : fallback,
     read: (occurrences) => occurrences.map(readNumber).at(-1),
   }
 }

@@ -1,0 +1,75 @@
+// lowrank generate: continues a prompt with a model, with and without adapters.
+
+import { AdapterSession, GENERATE_DEFAULTS, type GenerateResult, generate as generateText } from '../index.js'
+import { loadAdapter, loadModel } from '../node.js'
+import { EXIT_INTERRUPTED, interruptible } from './interrupt.js'
+import { decimal, defineCommand, integer, repeated, required, toggle } from './options.js'
+import { colors, printDocument, say } from './terminal.js'
+
+export const generate = defineCommand({
+  name: 'generate',
+  summary: 'write text with a model and its adapters',
+  about: [
+    'Continues a prompt. Without sampling options it takes the most likely token each time.',
+    'With several adapters the model is loaded once and writes one text with each.',
+  ].join('\n'),
+  examples: [
+    'lowrank generate --model models/union-3m --prompt "And the people"',
+    'lowrank generate --model models/union-3m --adapter out/scripture --prompt "And the people" --temperature 0.7 --top-k 40',
+  ],
+  options: {
+    model: required('DIR|FILE', 'model folder (config.json, tokenizer.json, onnx/model.onnx) or its .onnx file'),
+    adapter: repeated('DIR', 'adapter folder'),
+    prompt: required('TEXT', 'what to continue'),
+    maxNewTokens: integer('most tokens to write', { fallback: GENERATE_DEFAULTS.maxNewTokens }),
+    temperature: decimal(
+      '0: the most likely token; 1: as the model says; above: more varied',
+      '0, or 1 with --top-k or --top-p',
+    ),
+    topK: integer('choose among the N most likely tokens'),
+    topP: decimal('choose among the most likely tokens that add up to this probability', 1),
+    seed: integer('the same seed gives the same text', { fallback: GENERATE_DEFAULTS.seed, least: 0 }),
+    threads: integer('processor threads to use; default: ONNX Runtime’s choice'),
+    json: toggle('print one JSON document on stdout'),
+  },
+  async run({ model: path, adapter: folders, prompt, threads, json, ...sampling }) {
+    const startedAt = performance.now()
+    const adapters: [string, Awaited<ReturnType<typeof loadAdapter>>][] = []
+    for (const folder of folders) adapters.push([folder, await loadAdapter(folder)])
+    const model = await loadModel(path)
+    try {
+      const session = await AdapterSession.open(model, { adapters: Object.fromEntries(adapters), threads })
+      try {
+        return await interruptible('Stopping.', async (signal) => {
+          const results: (GenerateResult & { adapter: string | null })[] = []
+          for (const adapter of folders.length > 0 ? folders : [undefined]) {
+            if (folders.length > 1) say(colors.dim(`${results.length > 0 ? '\n' : ''}${adapter}`))
+            if (!json) process.stderr.write(colors.dim(prompt))
+            const onText = json ? undefined : (piece: string) => void process.stdout.write(piece)
+            results.push({
+              adapter: adapter ?? null,
+              ...(await generateText(session, prompt, { ...sampling, adapter, onText, signal })),
+            })
+            if (!json) process.stdout.write('\n')
+          }
+          const seconds = (performance.now() - startedAt) / 1000
+          const tokens = results.reduce((sum, result) => sum + result.tokens, 0)
+          const writing = results.reduce((sum, result) => sum + result.seconds, 0)
+          say(colors.dim(`${tokens} tokens, ${(tokens / writing).toFixed(0)} a second`))
+          if (json) {
+            const [{ text, finish }] = results
+            printDocument({ text, tokens: results[0].tokens, seconds, finish, results })
+          }
+          return 0
+        })
+      } catch (error) {
+        if (!(error instanceof DOMException && error.name === 'AbortError')) throw error
+        return EXIT_INTERRUPTED
+      } finally {
+        await session.dispose()
+      }
+    } finally {
+      await model.close()
+    }
+  },
+})

@@ -1,0 +1,129 @@
+// lowrank train: a model folder and a JSONL file → an adapter folder that PEFT reads too.
+
+import { ConfigError, INITS, SCHEDULES, SETTINGS_DEFAULTS, TRAIN_DEFAULTS, type TrainEvents } from '../index.js'
+import { train as trainAdapter } from '../node.js'
+import { EXIT_INTERRUPTED, interruptible } from './interrupt.js'
+import { choice, decimal, defineCommand, integer, type Option, required, text, toggle, UsageError } from './options.js'
+import { colors, duration, Progress, printDocument, say, thousands, warn } from './terminal.js'
+
+const TASKS = ['causal-lm', 'classification', 'embedding'] as const
+
+/** `all-linear`, or names divided by commas. */
+function targetModules(): Option<string | string[]> {
+  return {
+    placeholder: 'all-linear|a,b',
+    about: 'modules to adapt: names or last parts of names, such as q_proj,v_proj',
+    fallback: TRAIN_DEFAULTS.targetModules,
+    read(occurrences) {
+      const value = occurrences.at(-1)?.value
+      if (value === undefined || value === 'all-linear') return TRAIN_DEFAULTS.targetModules
+      const names = value.split(',').map((name) => name.trim())
+      if (!names.includes('')) return names
+      throw new ConfigError({
+        where: '--target-modules',
+        what: 'a name is empty',
+        expected: 'all-linear, or names such as q_proj,v_proj',
+        got: `'${value}'`,
+      })
+    },
+  }
+}
+
+export const train = defineCommand({
+  name: 'train',
+  summary: 'fine-tune an adapter on a JSONL file',
+  about: [
+    'Trains a LoRA adapter: the model stays as it is, and a small set of new weights learns from your text.',
+    'Each line of the data is {"text": "…"}, or {"prompt": "…", "completion": "…"} where only the completion counts.',
+  ].join('\n'),
+  examples: [
+    'lowrank train --model models/union-3m --data models/data/scripture.jsonl --out out/scripture --learning-rate 5e-3',
+    'lowrank train --model models/union-3m --data models/data/scripture.jsonl --out out/scripture --resume',
+  ],
+  options: {
+    model: required('DIR|FILE', 'model folder (config.json, tokenizer.json, onnx/model.onnx) or its .onnx file'),
+    data: required('FILE.jsonl', 'what to learn from'),
+    evalData: text('FILE.jsonl', 'what to measure the loss on, before and after'),
+    out: required('DIR', 'new folder for the adapter'),
+    task: choice(TASKS, 'what is trained', 'causal-lm'),
+    rank: integer('size of the adapter: rank of the added matrices', { fallback: TRAIN_DEFAULTS.rank }),
+    alpha: decimal('strength: the added matrices are scaled by alpha / rank', TRAIN_DEFAULTS.alpha),
+    dropout: decimal('share of the adapter’s inputs dropped in training', TRAIN_DEFAULTS.dropout),
+    targetModules: targetModules(),
+    init: choice(INITS, 'how the adapter starts', TRAIN_DEFAULTS.init),
+    epochs: integer('passes over the data', { fallback: SETTINGS_DEFAULTS.epochs }),
+    maxSteps: integer('optimizer steps to take, instead of --epochs'),
+    batchSize: integer('records per step', { fallback: SETTINGS_DEFAULTS.batchSize }),
+    maxLength: integer('tokens to keep of a record; default: the model’s context'),
+    learningRate: decimal('highest learning rate', SETTINGS_DEFAULTS.learningRate),
+    schedule: choice(SCHEDULES, 'how the learning rate falls', SETTINGS_DEFAULTS.schedule),
+    warmupRatio: decimal('share of the steps in which it rises first', SETTINGS_DEFAULTS.warmupRatio),
+    weightDecay: decimal('AdamW’s weight decay', SETTINGS_DEFAULTS.weightDecay),
+    maxGradNorm: decimal('longer gradients are cut to this norm; 0: never', SETTINGS_DEFAULTS.maxGradNorm),
+    gradientAccumulation: integer('batches per step', { fallback: SETTINGS_DEFAULTS.gradientAccumulation }),
+    seed: integer('same seed, data and machine: the same adapter', { fallback: TRAIN_DEFAULTS.seed, least: 0 }),
+    threads: integer('processor threads to use; default: ONNX Runtime’s choice'),
+    lowMemory: toggle('use less memory, some percent slower'),
+    saveEvery: integer('save every N steps, to resume from'),
+    resume: toggle('go on with the unfinished run in --out'),
+    overwrite: toggle('replace the run in --out, if lowrank wrote it'),
+    json: toggle('print one JSON document on stdout'),
+  },
+  async run(values) {
+    const { model, data, evalData, out, task, rank, alpha, dropout, targetModules, init, seed, json, ...settings } =
+      values
+    if (task !== 'causal-lm') throw new UsageError(`--task ${task} is not built yet; there is causal-lm`)
+    if (settings.resume && settings.overwrite) throw new UsageError('--resume and --overwrite exclude each other')
+    const progress = new Progress()
+    const { report } = await interruptible('Finishing the step, then saving.', (signal) =>
+      trainAdapter({
+        ...settings,
+        model,
+        data,
+        evalData,
+        out,
+        config: { rank, alpha, dropout, targetModules, init, seed },
+        signal,
+        on: narrate(progress),
+      }),
+    ).finally(() => progress.end())
+
+    const { interrupted } = report
+    say(
+      `${interrupted ? 'Stopped' : 'Done'} after ${report.steps} steps and ${duration(report.seconds * 1000)}: ` +
+        `${thousands(report.trainableParams)} trained numbers in ${colors.bold(out)}`,
+    )
+    if (interrupted) say('Go on with the same command and --resume.')
+    else say(`Try it: lowrank generate --model ${quote(model)} --adapter ${quote(out)} --prompt "…"`)
+    if (json) printDocument({ ...report, out })
+    return interrupted ? EXIT_INTERRUPTED : 0
+  },
+})
+
+/** Tells people what a run does. */
+function narrate(progress: Progress): TrainEvents {
+  let evaluations = 0
+  return {
+    stage(stage) {
+      if (stage === 'encode') say('Reading the data …')
+      if (stage === 'prepare') say('Building the training graph …')
+    },
+    evaluation({ step, loss, perplexity }) {
+      progress.clear()
+      evaluations++
+      const when = evaluations === 1 && step === 0 ? 'before training' : `after step ${step}`
+      say(`Evaluation loss ${when}: ${colors.bold(loss.toFixed(3))} (perplexity ${perplexity.toFixed(1)})`)
+    },
+    step({ step, totalSteps, loss, tokensPerSecond }) {
+      progress.update(step, totalSteps, `loss ${loss.toFixed(3)}  ${thousands(tokensPerSecond)} tokens/s`)
+    },
+    warning(message) {
+      progress.clear()
+      warn(message)
+    },
+  }
+}
+
+function quote(word: string): string {
+  return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`
+}

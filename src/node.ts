@@ -1,0 +1,14 @@
+// The public API in Node: all of `lowrank`, with paths where that takes folders and files.
+
+export * from './index.js'
+export { NodeDirectory, openFile } from './io/node-files.js'
+export {
+  type CheckpointReport,
+  type InspectReport,
+  inspect,
+  type OnnxReport,
+} from './node/inspect.js'
+export { type MergeByPathOptions, merge } from './node/merge.js'
+export { type LoadModelOptions, loadAdapter, loadModel, saveAdapter } from './node/model.js'
+export { nodeRuntime } from './node/runtime.js'
+export { type TrainOptions, train } from './node/train.js'

@@ -1,0 +1,72 @@
+// Models and adapters by path.
+
+import path from 'node:path'
+import type { Directory } from '../base/bytes.js'
+import * as folders from '../graph/model-folder.js'
+import { locate, NodeDirectory } from '../io/node-files.js'
+import type { LoraAdapter } from '../lora/adapter.js'
+import * as peft from '../lora/peft.js'
+import type { RuntimeHost } from '../runtime/host.js'
+import { nodeRuntime } from './runtime.js'
+
+export interface LoadModelOptions {
+  /** Where sessions of the model run. Default: worker threads with the project's onnxruntime-node. */
+  runtime?: RuntimeHost | undefined
+  /** The graph's path inside the folder, if the first argument names a folder. */
+  onnxPath?: string | undefined
+}
+
+/**
+ * Opens a causal language model.
+ *
+ * @param target a folder as on the Hub for transformers.js (config.json, tokenizer.json, onnx/model.onnx), or its .onnx file
+ * @throws FileError when a part is missing, FormatError when one cannot be read, RuntimeError without onnxruntime-node
+ */
+export async function loadModel(
+  target: string | Directory,
+  options: LoadModelOptions = {},
+): Promise<folders.CausalModel> {
+  const { directory, onnxPath } = typeof target === 'string' ? await locateModel(target) : { directory: target }
+  return folders.loadModel(directory, {
+    runtime: options.runtime ?? nodeRuntime(),
+    onnxPath: onnxPath ?? options.onnxPath,
+  })
+}
+
+/** The model folder that a path means, and the graph's path in it if the path names the graph. */
+export async function locateModel(target: string): Promise<{ directory: NodeDirectory; onnxPath?: string }> {
+  const { directory, file } = await locate(target)
+  if (file === undefined) return { directory }
+  // The Hub's layout keeps graphs in onnx/, one folder below config.json.
+  const parent = new NodeDirectory(path.join(directory.name, '..'))
+  if (!(await directory.has('config.json')) && (await parent.has('config.json'))) {
+    return { directory: parent, onnxPath: `${path.basename(path.resolve(directory.name))}/${file}` }
+  }
+  return { directory, onnxPath: file }
+}
+
+/**
+ * Reads a PEFT adapter folder. Throws as the function of the same name in `lowrank` does.
+ *
+ * @param folder a path, or anything that holds files
+ */
+export function loadAdapter(folder: string | Directory): Promise<LoraAdapter> {
+  return peft.loadAdapter(asDirectory(folder))
+}
+
+/**
+ * Writes a folder that PEFT loads. Throws as the function of the same name in `lowrank` does.
+ *
+ * @param folder a path, or anything that holds files
+ */
+export function saveAdapter(
+  adapter: LoraAdapter,
+  folder: string | Directory,
+  options: peft.SaveOptions = {},
+): Promise<void> {
+  return peft.saveAdapter(adapter, asDirectory(folder), options)
+}
+
+export function asDirectory(folder: string | Directory): Directory {
+  return typeof folder === 'string' ? new NodeDirectory(folder) : folder
+}

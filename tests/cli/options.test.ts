@@ -1,0 +1,124 @@
+import { describe, expect, it } from 'vitest'
+import { commandHelp } from '../../src/cli/help.js'
+import {
+  choice,
+  decimal,
+  defineCommand,
+  flagOf,
+  integer,
+  parseCommand,
+  repeated,
+  required,
+  text,
+  toggle,
+  UsageError,
+} from '../../src/cli/options.js'
+import { ConfigError } from '../../src/index.js'
+
+const command = defineCommand({
+  name: 'fit',
+  summary: 'a line',
+  about: 'A paragraph.',
+  examples: ['lowrank fit --model m'],
+  options: {
+    model: required('DIR', 'the model'),
+    adapter: repeated('DIR', 'adapters'),
+    weightDecay: decimal('decay', 0.001),
+    rank: integer('rank', { fallback: 8 }),
+    seed: integer('seed', { least: 0 }),
+    schedule: choice(['cosine', 'linear'], 'how it falls', 'cosine'),
+    note: text('TEXT', 'a note'),
+    json: toggle('one document'),
+  },
+  run: async () => 0,
+})
+
+const parse = (...args: string[]) => parseCommand(command, args).values
+const failure = (...args: string[]): Error => {
+  try {
+    parse(...args)
+  } catch (error) {
+    return error as Error
+  }
+  throw new Error('expected a failure')
+}
+
+describe('parseCommand', () => {
+  it('reads options in both spellings, and leaves out what was not given', () => {
+    expect(parse('--model', 'a b', '--rank=4', '--adapter', 'x', '--adapter=y', '--json')).toEqual({
+      model: 'a b',
+      adapter: ['x', 'y'],
+      weightDecay: undefined,
+      rank: 4,
+      seed: undefined,
+      schedule: 'cosine',
+      note: undefined,
+      json: true,
+    })
+  })
+
+  it('keeps the order of options across names', () => {
+    const { occurrences } = parseCommand(command, ['--adapter', 'x', '--model', 'm', '--adapter', 'y'])
+    expect(occurrences.map(({ flag, value }) => `${flag} ${value}`)).toEqual([
+      '--adapter x',
+      '--model m',
+      '--adapter y',
+    ])
+  })
+
+  it('reads negative numbers and exponents', () => {
+    expect(parse('--model', 'm', '--weight-decay', '-1e-3').weightDecay).toBe(-1e-3)
+    expect(parse('--model', 'm', '--weight-decay', '.5').weightDecay).toBe(0.5)
+    expect(parse('--model', 'm', '--seed', '0').seed).toBe(0)
+  })
+
+  it.each(['2.5', '0', '-1', 'abc', '', '1e400', '8x', '0x10', 'Infinity', 'NaN', '9007199254740993'])(
+    'refuses the whole number %j',
+    (value) => {
+      const error = failure('--model', 'm', `--rank=${value}`)
+      expect(error).toBeInstanceOf(ConfigError)
+      expect(error.message).toContain('--rank')
+      expect(error.message).toContain(value)
+    },
+  )
+
+  it.each(['abc', '1,5', '1e400', '--', '1e', 'Infinity'])('refuses the number %j', (value) => {
+    expect(failure('--model', 'm', `--weight-decay=${value}`)).toBeInstanceOf(ConfigError)
+  })
+
+  it.each<[string[], string]>([
+    [['--model', 'm', '--weight-decya', '1'], 'did you mean --weight-decay'],
+    [['--model', 'm', '-r', '4'], 'no option -r'],
+    [['--model', 'm', '--no-json'], 'no option --no-json'],
+    [['--json'], '--model DIR is missing'],
+    [['--model'], '--model needs a value'],
+    [['--model', '--json'], '--model needs a value'],
+    [['--model', 'm', '--json=yes'], '--json takes no value'],
+    [['--model', 'm', '--rank', '1', '--rank', '2'], '--rank is given twice'],
+    [['--model', 'm', 'stray'], "'stray' belongs to no option"],
+    [['--model', 'm', '--', '--json'], "'--json' belongs to no option"],
+    [['--model', 'm', '--schedule', 'step'], 'one of cosine, linear'],
+  ])('refuses %j as wrong usage', (args, message) => {
+    const error = failure(...args)
+    expect(error).toBeInstanceOf(UsageError)
+    expect(error.message).toContain(message)
+  })
+
+  it('takes exactly one positional where a command has one', () => {
+    const inspect = { ...command, options: {}, positional: { name: 'PATH', about: 'what to inspect' } }
+    expect(parseCommand(inspect, ['some/path']).positional).toBe('some/path')
+    expect(() => parseCommand(inspect, [])).toThrow('takes one PATH; got none')
+    expect(() => parseCommand(inspect, ['a', 'b'])).toThrow("got 'a' and 'b'")
+  })
+})
+
+describe('commandHelp', () => {
+  it('lists every option with its default', () => {
+    const help = commandHelp(command, false)
+    for (const key of Object.keys(command.options)) expect(help).toContain(flagOf(key))
+    expect(help).toContain('lowrank fit --model DIR [options]')
+    expect(help).toMatch(/--rank N .*default 8/)
+    expect(help).toMatch(/--schedule cosine\|linear .*default cosine/)
+    expect(help).toMatch(/--weight-decay X .*default 1e-3/)
+  })
+})

@@ -1,0 +1,90 @@
+// A project outside the repository that has lowrank installed from its tarball, as a user would.
+
+import { execFileSync, spawnSync } from 'node:child_process'
+import {
+  cpSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs'
+import { tmpdir } from 'node:os'
+import { dirname, join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+
+export const repository = join(dirname(fileURLToPath(import.meta.url)), '..', '..')
+
+export interface Consumer {
+  folder: string
+  /** What `npm pack` put into the tarball. */
+  packed: string[]
+  write(path: string, content: string): string
+  /** Runs Node in the project. */
+  node(...args: string[]): { status: number | null; stdout: string; stderr: string }
+  remove(): void
+}
+
+/**
+ * Packs the built package and installs it in a new folder. Its dependencies come from the repository's node_modules, so
+ * that no network is needed.
+ *
+ * @param folderName Characters that URLs treat as special belong in here.
+ */
+export function installConsumer(folderName: string): Consumer {
+  if (!existsSync(join(repository, 'dist', 'index.js'))) throw new Error('dist/ is missing: run `npm run build` first')
+  const parent = mkdtempSync(join(tmpdir(), 'lowrank-'))
+  const folder = join(parent, folderName)
+  mkdirSync(folder)
+  const npm = (args: string[], cwd: string) =>
+    execFileSync('npm', [...args, '--ignore-scripts', '--loglevel=error'], { cwd, encoding: 'utf8', stdio: 'pipe' })
+
+  const [tarball] = JSON.parse(npm(['pack', '--json', '--pack-destination', parent], repository))
+  cpSync(join(parent, tarball.filename), join(folder, 'lowrank.tgz'))
+  const vendored = dependencyClosure('lowrank')
+  for (const name of vendored) {
+    cpSync(join(repository, 'node_modules', name), join(folder, 'vendor', name), { recursive: true })
+  }
+  const dependencies = Object.fromEntries(vendored.map((name) => [name, `file:vendor/${name}`]))
+  const project = {
+    name: 'consumer',
+    private: true,
+    type: 'module',
+    dependencies: { lowrank: 'file:lowrank.tgz', ...dependencies },
+  }
+  writeFileSync(join(folder, 'package.json'), JSON.stringify(project))
+  npm(['install', '--offline', '--install-links', '--no-audit', '--no-fund'], folder)
+
+  return {
+    folder,
+    packed: tarball.files.map(({ path }: { path: string }) => path),
+    write(path, content) {
+      mkdirSync(dirname(join(folder, path)), { recursive: true })
+      writeFileSync(join(folder, path), content)
+      return join(folder, path)
+    },
+    node: (...args) => spawnSync(process.execPath, args, { cwd: folder, encoding: 'utf8' }),
+    remove: () => rmSync(parent, { recursive: true, force: true }),
+  }
+}
+
+/** Makes the repository's copy of a package visible to the consumer, as `npm link` does. */
+export function link(consumer: Consumer, name: string): void {
+  symlinkSync(join(repository, 'node_modules', name), join(consumer.folder, 'node_modules', name), 'junction')
+}
+
+/** What `lowrank` needs at run time: its dependencies and theirs. */
+function dependencyClosure(name: string): string[] {
+  const manifest =
+    name === 'lowrank' ? join(repository, 'package.json') : join(repository, 'node_modules', name, 'package.json')
+  const { dependencies = {} } = JSON.parse(readFileSync(manifest, 'utf8'))
+  return [...new Set(Object.keys(dependencies).flatMap((dependency) => [dependency, ...dependencyClosure(dependency)]))]
+}
+
+/** Files below a folder, relative to it. */
+export function filesBelow(folder: string): string[] {
+  return readdirSync(folder, { recursive: true, encoding: 'utf8' })
+}

@@ -1,0 +1,147 @@
+// The package as its users get it: packed, installed outside the repository in a folder whose name URLs would escape.
+
+import { execFileSync } from 'node:child_process'
+import { accessSync, constants, readFileSync } from 'node:fs'
+import { createRequire } from 'node:module'
+import { join } from 'node:path'
+import { gzipSync } from 'node:zlib'
+import { build, type Rolldown } from 'vite'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { type Consumer, installConsumer, link, repository } from './consumer.js'
+
+const MAX_CORE_GZIP_BYTES = 40_000
+
+let consumer: Consumer
+beforeAll(() => {
+  consumer = installConsumer('a project #1 at 100%')
+})
+afterAll(() => consumer?.remove())
+
+describe('the tarball', () => {
+  it('holds the build and the texts, nothing else', () => {
+    const other = consumer.packed.filter((path) => !/^dist\/.*(\.js|\.d\.ts)$/.test(path))
+    expect(other.sort()).toEqual(['CHANGELOG.md', 'LICENSE', 'README.md', 'package.json'])
+  })
+
+  it('has what package.json names, types first', () => {
+    const { exports, bin } = JSON.parse(readFileSync(join(repository, 'package.json'), 'utf8'))
+    for (const name of ['.', './node']) {
+      expect(Object.keys(exports[name])).toEqual(['types', 'default'])
+      for (const path of Object.values<string>(exports[name])) expect(consumer.packed).toContain(path.slice(2))
+    }
+    expect(readFileSync(join(repository, bin.lowrank), 'utf8')).toMatch(/^#!\/usr\/bin\/env node\n/)
+    accessSync(join(repository, bin.lowrank), constants.X_OK)
+  })
+})
+
+describe('in Node', () => {
+  it('imports both entries, which share their classes', () => {
+    consumer.write(
+      'entries.mjs',
+      `import * as core from 'lowrank'
+       import * as node from 'lowrank/node'
+       console.log(JSON.stringify({ core: Object.keys(core), node: Object.keys(node), same: core.LoraAdapter === node.LoraAdapter }))`,
+    )
+    const { stdout, stderr } = consumer.node('entries.mjs')
+    expect(stderr).toBe('')
+    const { core, node, same } = JSON.parse(stdout)
+    expect(same).toBe(true)
+    expect(core).toEqual(expect.arrayContaining(['LoraLayer', 'LoraAdapter', 'Trainer', 'AdapterSession']))
+    expect(core.filter((name: string) => !node.includes(name))).toEqual([])
+  })
+
+  it('lets CommonJS require both entries', () => {
+    consumer.write(
+      'entries.cjs',
+      `console.log(typeof require('lowrank').LoraLayer, typeof require('lowrank/node').loadAdapter)`,
+    )
+    expect(consumer.node('entries.cjs').stdout).toBe('function function\n')
+  })
+
+  it('runs the binary', () => {
+    const binary = join(
+      consumer.folder,
+      'node_modules',
+      '.bin',
+      process.platform === 'win32' ? 'lowrank.cmd' : 'lowrank',
+    )
+    const { version } = JSON.parse(readFileSync(join(repository, 'package.json'), 'utf8'))
+    expect(execFileSync(binary, ['--version'], { encoding: 'utf8', shell: process.platform === 'win32' })).toBe(
+      `${version}\n`,
+    )
+  })
+})
+
+describe.each(['node16', 'bundler'])('type-checking under moduleResolution %s', (moduleResolution) => {
+  it('accepts right use and refuses wrong use', () => {
+    const source = `consumer-${moduleResolution}.ts`
+    consumer.write(source, TYPED_USE)
+    const config = `tsconfig.${moduleResolution}.json`
+    consumer.write(
+      config,
+      JSON.stringify({
+        compilerOptions: {
+          target: 'ES2022',
+          lib: ['ES2022', 'DOM', 'DOM.Iterable', 'DOM.AsyncIterable', 'ESNext.Disposable'],
+          module: moduleResolution === 'node16' ? 'node16' : 'esnext',
+          moduleResolution,
+          strict: true,
+          exactOptionalPropertyTypes: true,
+          noEmit: true,
+          types: [],
+        },
+        files: [source],
+      }),
+    )
+    const tsc = createRequire(import.meta.url).resolve('typescript/bin/tsc')
+    const { stdout, status } = consumer.node(tsc, '-p', config)
+    expect(stdout).toBe('')
+    expect(status).toBe(0)
+  })
+})
+
+const TYPED_USE = `
+import { LoraAdapter, LoraLayer, LowrankError } from 'lowrank'
+import { loadAdapter, saveAdapter } from 'lowrank/node'
+
+const layer = new LoraLayer([[1, 2], [3, 4]], { rank: 1, alpha: 2 })
+const output: { readonly data: Float32Array | Float64Array } = layer.forward([[1, 1]])
+const counts: number = layer.trainableParams() + output.data.length
+const adapter: Promise<LoraAdapter> = loadAdapter('folder')
+await saveAdapter(await adapter, 'other')
+try {
+  layer.unmerge()
+} catch (error) {
+  if (error instanceof LowrankError && error.code === 'STATE') console.log(error.hint, counts)
+}
+// @ts-expect-error a rank is a number
+new LoraLayer([[1]], { rank: '1' })
+`
+
+describe('in the browser', () => {
+  it(`bundles with Vite: no Node module, and at most ${MAX_CORE_GZIP_BYTES / 1000} kB gzipped`, async () => {
+    const plain = installConsumer('plain')
+    try {
+      plain.write('index.html', '<script type="module" src="/main.js"></script>')
+      // Everything that the entry exports: nothing is shaken off.
+      plain.write('main.js', `import * as lowrank from 'lowrank'\nglobalThis.lowrank = lowrank`)
+      const result = await build({ root: plain.folder, logLevel: 'silent', configFile: false, build: { write: false } })
+      const { output } = result as Rolldown.RolldownOutput
+      const chunks = output.filter((item) => item.type === 'chunk')
+      const scripts = output.filter((item) => /\.m?js$/.test(item.fileName))
+      for (const script of scripts) {
+        const code = script.type === 'chunk' ? script.code : String(script.source)
+        expect(code, script.fileName).not.toMatch(/['"`]node:|__vite-browser-external|onnxruntime-node/)
+      }
+
+      const entry = chunks.find(({ isEntry }) => isEntry)!
+      const core = new Set([entry.fileName])
+      for (const name of core)
+        for (const next of chunks.find(({ fileName }) => fileName === name)!.imports) core.add(next)
+      const code = chunks.filter(({ fileName }) => core.has(fileName)).map((chunk) => chunk.code)
+      expect(gzipSync(code.join('\n')).byteLength).toBeLessThanOrEqual(MAX_CORE_GZIP_BYTES)
+    } finally {
+      plain.remove()
+    }
+  })
+})
