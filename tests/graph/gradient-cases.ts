@@ -307,7 +307,7 @@ const cases: readonly GradientCase[] = [
   },
 ]
 
-export const GRADIENT_CASES = cases.map((spec) => ({ ...spec, opsets: spec.opsets ?? [17, 21] }))
+export const GRADIENT_CASES = cases.map((spec) => ({ ...spec, opsets: spec.opsets ?? [13, 18, 23] }))
 
 /** Graphs of several nodes: where rules look at the nodes around them, and where the walker sums. */
 export const GRAPH_CASES: readonly GradientCase[] = [

@@ -70,7 +70,7 @@ export interface GradientCase {
   outputs?: number
   /** Which outputs get a gradient; all by default. */
   flows?: readonly number[]
-  /** Default: 17 and 21, where forms differ. */
+  /** Default: 13, 18 and 23: the oldest and newest that models have, and where axes became inputs. */
   opsets?: readonly number[]
   /** onnxruntime-node has no f64 kernel for the operator or for one that its rule uses. */
   f32?: boolean
@@ -101,6 +101,7 @@ export async function openCase(spec: GradientCase, opset: number, rule?: Gradien
   const gradients = gradientsOf(spec, new Builder(graph, 'backward', type), { names, outputs, dys, shapes }, rule)
   for (const gradient of gradients.values()) addOutput(graph, gradient, type)
   return {
+    graph,
     session: await openGraph(graph),
     feeds,
     outputs,

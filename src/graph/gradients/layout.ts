@@ -17,7 +17,7 @@ import {
   reshapeLike,
   shapeOf,
 } from './context.js'
-import { transposeLast } from './matmul.js'
+import { beforeSwap, lastSwapped, transposeLast } from './matmul.js'
 
 // y holds x's elements in x's order      dx = dy in x's shape
 const view: GradientRule = (context) => [
@@ -87,15 +87,14 @@ function transposeBack(context: GradientContext): Value {
   const rank = rankOf(context, inputs[0])
   const perm = intsAttribute(node, 'perm') ?? range(rank).reverse()
   const inverse = range(rank).map((axis) => perm.indexOf(axis))
-  const maker = g.graph.producer(dy)
-  const isSwap = inverse.join() === [...range(rank - 2), rank - 1, rank - 2].join()
-  if (!isSwap || maker?.opType !== 'MatMul') return g.transpose(dy, inverse)
-  // (aᵀ·b)ᵀ = bᵀ·a: the keys' gradient in attention comes out without moving a large product.
-  const [a, b] = maker.input
-  const isBatched = [a, b].every((value) => context.shapes.get(value)?.dims.length === rank)
-  return isBatched
-    ? g.matmul(transposeLast(context, b, rank), transposeLast(context, a, rank))
-    : g.transpose(dy, inverse)
+  const product = g.graph.producer(dy)
+  if (product?.opType === 'MatMul' && inverse.join() === lastSwapped(rank).join()) {
+    // (qᵀ·e)ᵀ = eᵀ·q: the keys' gradient in attention comes out in place. e is as large as the product of q and the keys.
+    const [left, right] = product.input
+    const q = beforeSwap(context, left, rank)
+    if (q !== undefined) return g.matmul(transposeLast(context, right, rank), q)
+  }
+  return g.transpose(dy, inverse)
 }
 
 /** One axis along which y is a part of x: where the part begins, at both probe points and at run time. */

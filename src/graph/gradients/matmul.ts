@@ -119,9 +119,18 @@ function rowCount(dims: readonly number[]): number {
 }
 
 /** The last two axes swapped; what already is such a swap gives back what it swapped. */
-export function transposeLast({ g }: GradientContext, value: Value, rank: number): Value {
-  const swap = [...range(rank - 2), rank - 1, rank - 2]
+export function transposeLast(context: GradientContext, value: Value, rank: number): Value {
+  return beforeSwap(context, value, rank) ?? context.g.transpose(value, lastSwapped(rank))
+}
+
+/** What a value is the swap of, if it is one. */
+export function beforeSwap({ g }: GradientContext, value: Value, rank: number): Value | undefined {
   const maker = g.graph.producer(value)
-  const isSwap = maker?.opType === 'Transpose' && intsAttribute(maker, 'perm')?.join() === swap.join()
-  return isSwap ? maker.input[0] : g.transpose(value, swap)
+  const isSwap = maker?.opType === 'Transpose' && intsAttribute(maker, 'perm')?.join() === lastSwapped(rank).join()
+  return isSwap ? maker.input[0] : undefined
+}
+
+/** The permutation that swaps the last two axes. */
+export function lastSwapped(rank: number): number[] {
+  return [...range(rank - 2), rank - 1, rank - 2]
 }
