@@ -172,8 +172,8 @@ describe('streaming', () => {
   })
 })
 
-describe('in a worker', () => {
-  it('several texts grow at once, each with its own adapter, seed and cache', async () => {
+describe('texts beside one another', () => {
+  it('in a worker, several grow at once, each with its own adapter, seed and cache', async () => {
     const path = 'tests/golden/models/llama-genai'
     const [here, there] = [await openModel(path, inThread), await openModel(path, messageHost().host)]
     const a = makeAdapter(here, /q_proj$/, { seed: 1, std: 0.5 })
