@@ -4,6 +4,7 @@
 import { create } from '@bufbuild/protobuf'
 import { FormatError } from '../base/errors.js'
 import {
+  type AttributeProto,
   type GraphProto,
   type ModelProto,
   type NodeProto,
@@ -218,7 +219,7 @@ export class Graph {
 export function implicitInputs(node: NodeProto): string[] {
   const result: string[] = []
   for (const attribute of node.attribute) {
-    for (const graph of attribute.g === undefined ? attribute.graphs : [attribute.g]) {
+    for (const graph of subgraphsOf(attribute)) {
       const local = new Set([...graph.input, ...graph.initializer].map((entry) => entry.name))
       for (const inner of graph.node) {
         for (const input of [...inner.input, ...implicitInputs(inner)]) if (!local.has(input)) result.push(input)
@@ -228,4 +229,13 @@ export function implicitInputs(node: NodeProto): string[] {
     }
   }
   return result
+}
+
+/** The graphs inside a node: branches of If, bodies of Loop and Scan. */
+export function subgraphs(node: NodeProto): GraphProto[] {
+  return node.attribute.flatMap(subgraphsOf)
+}
+
+function subgraphsOf({ g, graphs }: AttributeProto): GraphProto[] {
+  return g === undefined ? graphs : [g]
 }

@@ -1,9 +1,7 @@
 // The forward part of a training graph: the model with LoRA branches, its head applied to the rows that have a target,
 // and their loss.
 
-import { UnsupportedError } from '../base/errors.js'
 import { TensorProto_DataType as DataType, type NodeProto } from '../formats/onnx/gen/onnx_pb.js'
-import { dataTypeName } from '../formats/onnx/tensors.js'
 import { gradientPath } from './backward.js'
 import { Builder, type Value } from './builder.js'
 import type { CausalInputs } from './causal-inputs.js'
@@ -51,7 +49,6 @@ export const LOSS = 'loss'
  * Rewrites the graph; its one output is the loss.
  *
  * @throws MismatchError when a layer has no module in the model, or another shape there
- * @throws UnsupportedError naming the linear layers between the branches and the loss whose type cannot be trained
  */
 export function buildForward(graph: Graph, inputs: CausalInputs, options: ForwardOptions): TrainingForward {
   graph.outputs = graph.outputs.filter(({ name }) => name === inputs.logits)
@@ -63,7 +60,6 @@ export function buildForward(graph: Graph, inputs: CausalInputs, options: Forwar
   const outputs = [...adapted].map((node) => node.output[0])
   const between = new Set(gradientPath(graph, outputs, [inputs.logits]).nodes)
   const trained = linears.filter(({ node }) => adapted.has(node) || between.has(node))
-  checkTypes(trained)
 
   const g = new Builder(graph, 'lora')
   const trainable = new TrainableLinears(graph, g)
@@ -110,21 +106,6 @@ export function buildForward(graph: Graph, inputs: CausalInputs, options: Forwar
   graph.invalidate()
   const trainsHead = head !== undefined && adapted.has(head.node)
   return { rowLoss: { ...rowLoss, loss: LOSS }, logits, ...choice, trainsHead, masks: trainable.masks }
-}
-
-function checkTypes(linears: readonly Linear[]): void {
-  const others = linears.filter(({ dataType, kind }) => dataType !== DataType.FLOAT || kind === 'quantized')
-  if (others.length === 0) return
-  const shown = others.slice(0, 3).map(({ node, dataType, kind }) => {
-    const type = kind === 'quantized' ? 'quantized weight' : dataTypeName(dataType).toLowerCase()
-    return `${node.opType} ${node.name} (${type})`
-  })
-  throw new UnsupportedError({
-    where: 'training',
-    what: `no gradient yet through ${shown.join(', ')}${others.length > 3 ? ` and ${others.length - 3} more` : ''}`,
-    expected: 'float32 weights',
-    hint: "Train on the model's float32 export: the adapter also fits the smaller ones",
-  })
 }
 
 /** In training nothing is in the cache: what joins it to the new keys and values is left out. */

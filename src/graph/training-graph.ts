@@ -15,6 +15,7 @@ import type { ModuleMap } from './linears.js'
 import { crossEntropyGradient } from './losses.js'
 import { lowerForTraining } from './lower.js'
 import { probeShapes } from './shapes.js'
+import { checkTrainableForm } from './trainable-form.js'
 import {
   type DropoutDraw,
   emptyBatch,
@@ -142,6 +143,7 @@ const PROBE_SESSION: SessionOptions = { optimization: 'disabled', lowMemory: tru
 
 function prepare(model: OnnxModel, { layers, dropout = 0, modules }: TrainingGraphOptions) {
   const graph = new Graph(model.proto)
+  checkTrainableForm(graph)
   const inputs = causalInputs(graph)
   const forward = buildForward(graph, inputs, { layers, dropout, modules })
   graph.prune({ inputs: true })

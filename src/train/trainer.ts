@@ -7,6 +7,7 @@ import { Graph } from '../graph/graph.js'
 import { findLinears, type ModuleMap } from '../graph/linears.js'
 import { matchTargets } from '../graph/match.js'
 import type { CausalModel } from '../graph/model-folder.js'
+import { checkTrainableForm } from '../graph/trainable-form.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import { type LoraConfig, type LoraConfigInput, resolveConfig, TRAIN_DEFAULTS } from '../lora/config.js'
 import { checkRecord, type EncodedRecords, encodeRecords, loadRecords, type TextRecord } from '../text/records.js'
@@ -140,7 +141,9 @@ export class Trainer {
   }
 
   #newAdapter(): LoraAdapter {
-    const linears = findLinears(new Graph(this.#options.model.onnx.proto), this.#options.modules)
+    const graph = new Graph(this.#options.model.onnx.proto)
+    checkTrainableForm(graph)
+    const linears = findLinears(graph, this.#options.modules)
     const adapter = new LoraAdapter(this.config)
     for (const { name, d, k } of matchTargets(linears, this.config)) {
       if (!adapter.has(name)) adapter.addLayerOfShape(name, [d, k])
