@@ -9,7 +9,7 @@ import { LoraAdapter } from '../../src/lora/adapter.js'
 import { loadAdapter } from '../../src/lora/peft.js'
 import { type OrtModule, runtimeOf } from '../../src/runtime/onnxruntime.js'
 import type { Feeds } from '../../src/runtime/runtime.js'
-import { directoryOf, feedsOf, makeAdapter, maxDifference, messageHost, openModel, rowOf } from './models.js'
+import { directoryOf, feedsOf, makeAdapter, maxDifference, messageHost, oneThread, openModel, rowOf } from './models.js'
 
 const UNION = 'models/union-3m'
 const ROWS = [
@@ -25,9 +25,7 @@ afterAll(() => union.close())
 
 /** Outputs of the model as it is, in a session of its own. */
 async function plainRun(model: CausalModel, feeds: Feeds) {
-  const session = await runtimeOf(ort as unknown as OrtModule).createSession(
-    await sessionModel(model.onnx, model.onnx.proto),
-  )
+  const session = await runtimeOf(oneThread).createSession(await sessionModel(model.onnx, model.onnx.proto))
   try {
     return await session.run(feeds)
   } finally {

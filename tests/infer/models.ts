@@ -21,8 +21,20 @@ const root = fileURLToPath(new URL('../../', import.meta.url))
 
 export const directoryOf = (path: string) => new NodeDirectory(root + path)
 
+/** ONNX Runtime with one thread a session: test files run beside one another, and idle threads of its pools spin. */
+export const oneThread: OrtModule = {
+  Tensor: ort.Tensor as unknown as OrtModule['Tensor'],
+  InferenceSession: {
+    create: (model, options) =>
+      ort.InferenceSession.create(model, { intraOpNumThreads: 1, ...options }) as unknown as ReturnType<
+        OrtModule['InferenceSession']['create']
+      >,
+  },
+  env: ort.env as OrtModule['env'] & object,
+}
+
 /** Sessions in the test's own thread. */
-export const inThread: RuntimeHost = { module: ort as unknown as OrtModule }
+export const inThread: RuntimeHost = { module: oneThread }
 
 /** A host whose workers share the test's thread but get every message as a structured clone, as real ones do. */
 export function messageHost(): { host: RuntimeHost; closed: () => number } {
