@@ -265,7 +265,8 @@ const REASONS: Record<string, string> = {
   ELOOP: 'too many symbolic links',
 }
 
-function fileError(where: string, action: string, error: unknown): FileError {
+/** An error of node:fs as ours; `action` is one clause, such as `cannot be written`. */
+export function fileError(where: string, action: string, error: unknown): FileError {
   if (error instanceof FileError) return error
   const code = codeOf(error)
   if (code === 'ENOENT' && action === 'cannot be read')

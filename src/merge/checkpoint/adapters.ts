@@ -20,11 +20,12 @@ export interface WeightedAdapter {
   weight?: number
 }
 
-/** A matrix (rows, columns) that stays in its source. */
+/** A matrix (rows, columns) that stays in its source. Plain data, so that plans can be sent to threads. */
 export interface Factor {
   /** For messages. */
   readonly name: string
-  readonly source: ByteSource
+  /** Which of the adapters' sources holds it. */
+  readonly source: number
   readonly offset: number
   readonly dtype: FloatDtype
   readonly rows: number
@@ -49,6 +50,7 @@ export interface LayerFactors {
 
 export interface OpenAdapters {
   readonly layers: readonly LayerFactors[]
+  readonly sources: readonly ByteSource[]
   close(): Promise<void>
 }
 
@@ -68,6 +70,7 @@ export async function openAdapters(
   }
   try {
     const layers: LayerFactors[] = []
+    const sources: ByteSource[] = []
     for (const [i, input] of inputs.entries()) {
       const { adapter, weight = 1 } = 'adapter' in input ? input : { adapter: input }
       if (!Number.isFinite(weight) || weight === 0) {
@@ -78,30 +81,31 @@ export async function openAdapters(
           got: String(weight),
         })
       }
-      if (adapter instanceof LoraAdapter) layers.push(...layersInMemory(adapter, sign * weight))
+      if (adapter instanceof LoraAdapter) layers.push(...layersInMemory(adapter, sign * weight, sources))
       else {
         const opened = await openAdapter(adapter)
         closers.push(opened.close)
         const { source } = opened.file
+        const index = sources.push(source) - 1
         layers.push(
           ...opened.layers.map(({ name, config, A, B }) =>
-            layerFactors(name, config, sign * weight, tensorFactor(source, A), tensorFactor(source, B)),
+            layerFactors(name, config, sign * weight, tensorFactor(source, index, A), tensorFactor(source, index, B)),
           ),
         )
       }
     }
     if (layers.length === 0) throw new MismatchError({ where: 'adapters', what: 'there is no layer to merge' })
-    return { layers, close }
+    return { layers, sources, close }
   } catch (error) {
     await close()
     throw error
   }
 }
 
-function layersInMemory(adapter: LoraAdapter, weight: number): LayerFactors[] {
+function layersInMemory(adapter: LoraAdapter, weight: number, sources: ByteSource[]): LayerFactors[] {
   return [...adapter].map(([name, layer]) => {
-    const a = matrixFactor(`${name}.weightA`, layer.weightA)
-    return layerFactors(name, layer.config, weight, a, matrixFactor(`${name}.weightB`, layer.weightB))
+    const a = matrixFactor(`${name}.weightA`, layer.weightA, sources)
+    return layerFactors(name, layer.config, weight, a, matrixFactor(`${name}.weightB`, layer.weightB, sources))
   })
 }
 
@@ -110,7 +114,7 @@ function layerFactors(name: string, config: LoraConfig, weight: number, a: Facto
   return { name, d: b.rows, k: a.columns, rank: config.rank, scale, isInputMajor: config.fanInFanOut, a, b }
 }
 
-function tensorFactor(source: ByteSource, { name, dtype, shape, offset }: TensorInfo): Factor {
+function tensorFactor(source: ByteSource, index: number, { name, dtype, shape, offset }: TensorInfo): Factor {
   if (!isFloatDtype(dtype)) {
     throw new UnsupportedError({
       where: `${source.name}: ${name}`,
@@ -119,14 +123,14 @@ function tensorFactor(source: ByteSource, { name, dtype, shape, offset }: Tensor
       got: dtype,
     })
   }
-  return { name: `${source.name}: ${name}`, source, offset, dtype, rows: shape[0], columns: shape[1] }
+  return { name: `${source.name}: ${name}`, source: index, offset, dtype, rows: shape[0], columns: shape[1] }
 }
 
-function matrixFactor(name: string, { data, shape }: Matrix): Factor {
+function matrixFactor(name: string, { data, shape }: Matrix, sources: ByteSource[]): Factor {
   const bytes = encodeFloats(data instanceof Float32Array ? data : Float32Array.from(data), 'F32')
   return {
     name,
-    source: new MemorySource(bytes, name),
+    source: sources.push(new MemorySource(bytes, name)) - 1,
     offset: 0,
     dtype: 'F32',
     rows: shape[0],

@@ -85,3 +85,8 @@ export function firstNonFinite(bytes: Uint8Array, dtype: FloatDtype, start = 0):
   for (let i = start; i < words.length; i++) if ((words[i] & exponent) === exponent) return i
   return -1
 }
+
+/** The fastest kernel that this host has. */
+export function createMergeKernel(byteLength: number): MergeKernel {
+  return referenceKernel(byteLength)
+}

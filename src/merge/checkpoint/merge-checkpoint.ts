@@ -8,7 +8,7 @@ import { type MergeOptions, type MergeReport, refuseBaseAsOutput, writeTogether 
 import { type MergeAdapter, type OpenAdapters, openAdapters, type WeightedAdapter } from './adapters.js'
 import { ChangeSums, ChunkMerger, checkFinite } from './chunk-merger.js'
 import { CONFIG_FILE, editConfig, isCompanion } from './companions.js'
-import { referenceKernel } from './kernel.js'
+import { createMergeKernel } from './kernel.js'
 import { CHUNK_BYTES, chunkAt, chunkCount, type OutputShard } from './layout.js'
 import { type MergePlan, type PlanOptions, planMerge } from './plan.js'
 
@@ -96,7 +96,8 @@ export async function writeMerge(
   sign: 1 | -1,
 ): Promise<CheckpointReport> {
   const startedAt = performance.now()
-  const { plan, checkpoint, close } = await openPlan(base, adapters, options, sign)
+  const { plan, checkpoint, adapters: opened, close } = await openPlan(base, adapters, options, sign)
+  const { sources } = opened
   try {
     for (const { path } of plan.shards) {
       for (const { file } of checkpoint.shards) await refuseBaseAsOutput(out, path, file.source)
@@ -105,10 +106,10 @@ export async function writeMerge(
     const leftOut: string[] = []
     const bytes = await writeTogether(out, plan.bytes, options, async (staged) => {
       if (options.basePath === undefined) leftOut.push(...(await copyCompanions(plan, staged)))
-      const merger = new ChunkMerger(referenceKernel(CHUNK_BYTES))
+      const merger = new ChunkMerger(createMergeKernel(CHUNK_BYTES))
       for (const shard of plan.shards) {
         const sink = await staged.create(shard.path)
-        for await (const part of shardBytes(shard, checkpoint, merger, sums)) await sink.write(part)
+        for await (const part of shardBytes(shard, checkpoint, sources, merger, sums)) await sink.write(part)
         await sink.commit()
       }
       if (plan.index !== undefined) await write(staged, plan.index.path, plan.index.content)
@@ -141,6 +142,7 @@ export function describePlan(plan: MergePlan, sums: { relativeChange(weight: str
 async function* shardBytes(
   { header, segments }: OutputShard,
   checkpoint: Checkpoint,
+  sources: readonly ByteSource[],
   merger: ChunkMerger,
   sums: ChangeSums,
 ): AsyncGenerator<Uint8Array> {
@@ -155,7 +157,8 @@ async function* shardBytes(
       }
       const needs = merger.needs(chunk)
       const factors: Uint8Array[] = []
-      for (const { factor, offset, byteLength } of needs) factors.push(await factor.source.read(offset, byteLength))
+      for (const { factor, offset, byteLength } of needs)
+        factors.push(await sources[factor.source].read(offset, byteLength))
       const base = await source.read(chunk.baseOffset, chunk.baseBytes)
       merger.input(chunk).set(base)
       const result = merger.merge(chunk, needs, factors)
