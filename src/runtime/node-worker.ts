@@ -6,7 +6,9 @@ import type { Port } from './rpc.js'
 
 /** Starts a worker thread from a module URL. It does not keep the process alive unless held. */
 export function spawnNodeWorker(entry: URL): Port {
-  const worker = new Worker(entry)
+  // Workers take over Node's options, and refuse this one of `node --input-type=module -e …`.
+  const execArgv = process.execArgv.filter((option) => !option.startsWith('--input-type'))
+  const worker = new Worker(entry, { execArgv })
   return {
     post: (message, transfer) => worker.postMessage(message, transfer as ArrayBuffer[]),
     listen: (receive) => void worker.on('message', receive),
