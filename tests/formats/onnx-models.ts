@@ -1,0 +1,103 @@
+// Small ONNX models for tests, and a source that counts what is read of it.
+
+import { create } from '@bufbuild/protobuf'
+import type { ByteSource, Directory } from '../../src/base/bytes.js'
+import {
+  AttributeProto_AttributeType as AttributeType,
+  TensorProto_DataType as DataType,
+  type ModelProto,
+  ModelProtoSchema,
+  StringStringEntryProtoSchema,
+  type TensorProto,
+  TensorProto_DataLocation,
+  TensorProtoSchema,
+} from '../../src/formats/onnx/gen/onnx_pb.js'
+
+export function weights(length: number, seed = 1): Float32Array {
+  return Float32Array.from({ length }, (_, i) => Math.sin(seed + i))
+}
+
+export function rawTensor(name: string, data: Float32Array, dims: readonly number[]): TensorProto {
+  const rawData = new Uint8Array(data.buffer, data.byteOffset, data.byteLength)
+  return create(TensorProtoSchema, { name, dataType: DataType.FLOAT, dims: dims.map(BigInt), rawData })
+}
+
+export function linkedTensor(name: string, dims: readonly number[], entries: Record<string, string>): TensorProto {
+  return create(TensorProtoSchema, {
+    name,
+    dataType: DataType.FLOAT,
+    dims: dims.map(BigInt),
+    dataLocation: TensorProto_DataLocation.EXTERNAL,
+    externalData: Object.entries(entries).map(([key, value]) => create(StringStringEntryProtoSchema, { key, value })),
+  })
+}
+
+const float = (dims: readonly (number | string)[]) => ({
+  value: {
+    case: 'tensorType' as const,
+    value: {
+      elemType: DataType.FLOAT,
+      shape: {
+        dim: dims.map((dim) => ({
+          value:
+            typeof dim === 'number'
+              ? { case: 'dimValue' as const, value: BigInt(dim) }
+              : { case: 'dimParam' as const, value: dim },
+        })),
+      },
+    },
+  },
+})
+
+/** y = (x @ w + c) @ v: w an initializer, v a Constant node's attribute, c small. */
+export function linearModel(w: TensorProto, v: TensorProto): ModelProto {
+  const c = create(TensorProtoSchema, { name: 'c', dataType: DataType.FLOAT, dims: [1n], floatData: [0.5] })
+  return create(ModelProtoSchema, {
+    irVersion: 8n,
+    producerName: 'tests',
+    opsetImport: [{ domain: '', version: 17n }],
+    graph: {
+      name: 'linear',
+      input: [{ name: 'x', type: float(['n', 16]) }],
+      output: [{ name: 'y', type: float(['n', 16]) }],
+      initializer: [w, c],
+      node: [
+        {
+          name: 'v',
+          opType: 'Constant',
+          output: ['v'],
+          attribute: [{ name: 'value', type: AttributeType.TENSOR, t: v }],
+        },
+        { name: 'first', opType: 'MatMul', input: ['x', 'w'], output: ['a'] },
+        { name: 'bias', opType: 'Add', input: ['a', 'c'], output: ['b'] },
+        { name: 'second', opType: 'MatMul', input: ['b', 'v'], output: ['y'] },
+      ],
+    },
+  })
+}
+
+/** Passes reads on and keeps their ranges. */
+export function counting(directory: Directory): { directory: Directory; ranges: [number, number][] } {
+  const ranges: [number, number][] = []
+  const counted: Directory = {
+    name: directory.name,
+    list: () => directory.list(),
+    has: (path) => directory.has(path),
+    create: (path) => directory.create(path),
+    remove: (path) => directory.remove(path),
+    open: async (path) => {
+      const source = await directory.open(path)
+      const result: ByteSource = {
+        name: source.name,
+        byteLength: source.byteLength,
+        read: (offset, byteLength) => {
+          ranges.push([offset, byteLength])
+          return source.read(offset, byteLength)
+        },
+        close: () => source.close(),
+      }
+      return result
+    },
+  }
+  return { directory: counted, ranges }
+}
