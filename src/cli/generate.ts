@@ -6,6 +6,10 @@ import { EXIT_INTERRUPTED, interruptible } from './interrupt.js'
 import { decimal, defineCommand, integer, repeated, required, toggle } from './options.js'
 import { colors, printDocument, say } from './terminal.js'
 
+interface Result extends Pick<GenerateResult, 'text' | 'tokens' | 'seconds' | 'finish'> {
+  adapter: string | null
+}
+
 export const generate = defineCommand({
   name: 'generate',
   summary: 'write text with a model and its adapters',
@@ -33,7 +37,6 @@ export const generate = defineCommand({
     json: toggle('print one JSON document on stdout'),
   },
   async run({ model: path, adapter: folders, prompt, threads, json, ...sampling }) {
-    const startedAt = performance.now()
     const adapters: [string, Awaited<ReturnType<typeof loadAdapter>>][] = []
     for (const folder of folders) adapters.push([folder, await loadAdapter(folder)])
     const model = await loadModel(path)
@@ -41,25 +44,21 @@ export const generate = defineCommand({
       const session = await AdapterSession.open(model, { adapters: Object.fromEntries(adapters), threads })
       try {
         return await interruptible('Stopping.', async (signal) => {
-          const results: (GenerateResult & { adapter: string | null })[] = []
+          const results: Result[] = []
           for (const adapter of folders.length > 0 ? folders : [undefined]) {
             if (folders.length > 1) say(colors.dim(`${results.length > 0 ? '\n' : ''}${adapter}`))
-            if (!json) process.stderr.write(colors.dim(prompt))
+            // The text alone goes into a pipe; on a terminal it follows its prompt.
+            if (!json && process.stdout.isTTY && process.stderr.isTTY) process.stderr.write(colors.dim(prompt))
             const onText = json ? undefined : (piece: string) => void process.stdout.write(piece)
-            results.push({
-              adapter: adapter ?? null,
-              ...(await generateText(session, prompt, { ...sampling, adapter, onText, signal })),
-            })
+            const result = await generateText(session, prompt, { ...sampling, adapter, onText, signal })
+            const { text, tokens, seconds, finish } = result
+            results.push({ adapter: adapter ?? null, text, tokens, seconds, finish })
             if (!json) process.stdout.write('\n')
           }
-          const seconds = (performance.now() - startedAt) / 1000
           const tokens = results.reduce((sum, result) => sum + result.tokens, 0)
-          const writing = results.reduce((sum, result) => sum + result.seconds, 0)
-          say(colors.dim(`${tokens} tokens, ${(tokens / writing).toFixed(0)} a second`))
-          if (json) {
-            const [{ text, finish }] = results
-            printDocument({ text, tokens: results[0].tokens, seconds, finish, results })
-          }
+          const seconds = results.reduce((sum, result) => sum + result.seconds, 0)
+          say(colors.dim(`${tokens} tokens, ${(tokens / seconds).toFixed(0)} a second`))
+          if (json) printDocument({ ...results[0], ...(results.length > 1 && { results }) })
           return 0
         })
       } catch (error) {

@@ -31,7 +31,7 @@ function lines(report: InspectReport): string[] {
       return adapterLines(report)
     case 'checkpoint':
       return [
-        heading('Checkpoint', `${report.tensors.length} tensors, ${thousands(report.params)} numbers`),
+        heading('Checkpoint', `${report.tensors.length} tensors, ${thousands(report.params)} parameters`),
         table([
           ['tensor', 'type', 'shape'],
           ...report.tensors.map(({ name, dtype, shape }) => [name, dtype, shape.join('×')]),
@@ -59,7 +59,7 @@ function adapterLines({ config, trainableParams, layers }: InspectReport & { kin
     ['targets', targets],
   ]
   return [
-    heading('LoRA adapter', `${layers.length} layers, ${thousands(trainableParams)} trained numbers`),
+    heading('LoRA adapter', `${layers.length} layers, ${thousands(trainableParams)} parameters`),
     ...settings.map(([name, value]) => `${name.padEnd(12)} ${value}`),
     '',
     table([

@@ -37,6 +37,7 @@ export const merge = defineCommand({
       })
     }
     const progress = new Progress()
+    const startedAt = performance.now()
     try {
       const report = await interruptible('Stopping; nothing is left of the result.', (signal) =>
         mergeByPath({
@@ -47,8 +48,9 @@ export const merge = defineCommand({
           overwrite,
           signal,
           onProgress({ writtenBytes, totalBytes }) {
-            const done = Math.min(writtenBytes, totalBytes)
-            progress.update(Math.round(done / 1e6), Math.round(totalBytes / 1e6), 'MB')
+            const megabytes = (value: number) => Math.round(Math.min(value, totalBytes) / 1e6)
+            const rate = (writtenBytes / (performance.now() - startedAt)) * 1000
+            progress.update(megabytes(writtenBytes), megabytes(totalBytes), ` MB  ${bytes(rate)}/s`)
           },
         }),
       )

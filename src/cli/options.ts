@@ -198,6 +198,7 @@ export function parseCommand(command: Command, args: readonly string[]) {
 }
 
 function unknownOption(flag: string, known: string[]): string {
-  const near = nearMisses(flag, known)
-  return `there is no option ${flag}${near.length > 0 ? `; did you mean ${near.join(' or ')}?` : ''}`
+  const names = known.map((name) => name.slice(2))
+  const [near] = nearMisses(flag.replace(/^-+/, ''), names, 1)
+  return `there is no option ${flag}${near === undefined ? '' : `; did you mean --${near}?`}`
 }

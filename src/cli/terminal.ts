@@ -41,17 +41,20 @@ export class Progress {
   readonly #stream = process.stderr
   #first: { at: number; done: number } | undefined
   #drawnAt = Number.NEGATIVE_INFINITY
+  #isComplete = false
   #isOpen = false
 
-  /** @param done of `total`; @param detail what goes beside the bar, such as a loss and a rate */
+  /** @param done of `total`; @param detail what follows the count, such as a loss and a rate */
   update(done: number, total: number, detail: string): void {
     const now = performance.now()
     this.#first ??= { at: now, done }
     const interval = this.#stream.isTTY ? BAR_INTERVAL_MS : PLAIN_INTERVAL_MS
-    if (now - this.#drawnAt < interval && done < total) return
+    const isNews = done === total ? !this.#isComplete : now - this.#drawnAt >= interval
+    if (!isNews) return
     this.#drawnAt = now
+    this.#isComplete = done === total
     const count = `${String(done).padStart(String(total).length)}/${total}`
-    const rest = `${count}  ${detail}${this.#timeLeft(now, done, total)}`
+    const rest = `${count}${detail}${this.#timeLeft(now, done, total)}`
     if (!this.#stream.isTTY) {
       say(rest)
       return

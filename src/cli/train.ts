@@ -91,10 +91,10 @@ export const train = defineCommand({
     const { interrupted } = report
     say(
       `${interrupted ? 'Stopped' : 'Done'} after ${report.steps} steps and ${duration(report.seconds * 1000)}: ` +
-        `${thousands(report.trainableParams)} trained numbers in ${colors.bold(out)}`,
+        `${thousands(report.trainableParams)} parameters in ${colors.bold(out)}`,
     )
     if (interrupted) say('Go on with the same command and --resume.')
-    else say(`Try it: lowrank generate --model ${quote(model)} --adapter ${quote(out)} --prompt "…"`)
+    else say(`Try it: lowrank generate --model ${quote(model)} --adapter ${quote(out)} --prompt "The"`)
     if (json) printDocument({ ...report, out })
     return interrupted ? EXIT_INTERRUPTED : 0
   },
@@ -115,7 +115,7 @@ function narrate(progress: Progress): TrainEvents {
       say(`Evaluation loss ${when}: ${colors.bold(loss.toFixed(3))} (perplexity ${perplexity.toFixed(1)})`)
     },
     step({ step, totalSteps, loss, tokensPerSecond }) {
-      progress.update(step, totalSteps, `loss ${loss.toFixed(3)}  ${thousands(tokensPerSecond)} tokens/s`)
+      progress.update(step, totalSteps, `  loss ${loss.toFixed(3)}  ${thousands(tokensPerSecond)} tokens/s`)
     },
     warning(message) {
       progress.clear()
