@@ -26,7 +26,7 @@ export interface KernelResult {
 
 export interface MergeKernel {
   readonly name: string
-  /** Where a chunk's bytes go before `merge` and are found after it; at least CHUNK_BYTES. Valid as long as the kernel. */
+  /** Where a chunk's bytes go before `merge` and are found after it; at least CHUNK_BYTES. A view that `loadRight` and `merge` may replace. */
   readonly chunk: Uint8Array
   /** The right factor (r, columns) for the next chunks. */
   loadRight(right: Float32Array, rank: number, columns: number): void
@@ -84,9 +84,4 @@ export function firstNonFinite(bytes: Uint8Array, dtype: FloatDtype, start = 0):
   const exponent = isWide ? 0x7f800000 : dtype === 'F16' ? 0x7c00 : 0x7f80
   for (let i = start; i < words.length; i++) if ((words[i] & exponent) === exponent) return i
   return -1
-}
-
-/** The fastest kernel that this host has. */
-export function createMergeKernel(byteLength: number): MergeKernel {
-  return referenceKernel(byteLength)
 }

@@ -8,9 +8,9 @@ import { type MergeOptions, type MergeReport, refuseBaseAsOutput, writeTogether 
 import { type MergeAdapter, type OpenAdapters, openAdapters, type WeightedAdapter } from './adapters.js'
 import { ChangeSums, ChunkMerger, checkFinite } from './chunk-merger.js'
 import { CONFIG_FILE, editConfig, isCompanion } from './companions.js'
-import { createMergeKernel } from './kernel.js'
 import { CHUNK_BYTES, chunkAt, chunkCount, type OutputShard } from './layout.js'
 import { type MergePlan, type PlanOptions, planMerge } from './plan.js'
+import { createMergeKernel } from './wasm-kernel.js'
 
 export type AdapterInput = MergeAdapter | WeightedAdapter
 
@@ -106,7 +106,7 @@ export async function writeMerge(
     const leftOut: string[] = []
     const bytes = await writeTogether(out, plan.bytes, options, async (staged) => {
       if (options.basePath === undefined) leftOut.push(...(await copyCompanions(plan, staged)))
-      const merger = new ChunkMerger(createMergeKernel(CHUNK_BYTES))
+      const merger = new ChunkMerger(createMergeKernel())
       for (const shard of plan.shards) {
         const sink = await staged.create(shard.path)
         for await (const part of shardBytes(shard, checkpoint, sources, merger, sums)) await sink.write(part)

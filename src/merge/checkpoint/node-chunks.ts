@@ -6,8 +6,8 @@ import { crc32 } from 'node:zlib'
 import { FileError } from '../../base/errors.js'
 import { fileError } from '../../io/node-files.js'
 import { ChunkMerger, checkFinite } from './chunk-merger.js'
-import { createMergeKernel } from './kernel.js'
-import { CHUNK_BYTES, type Chunk, chunkAt, chunkCount, type OutputShard, type Segment } from './layout.js'
+import { type Chunk, chunkAt, chunkCount, type OutputShard, type Segment } from './layout.js'
+import { createMergeKernel } from './wasm-kernel.js'
 
 /** A file by its descriptor, which threads share, or bytes that they share. */
 export type Readable =
@@ -71,8 +71,7 @@ interface Place {
 export class ChunkLoop {
   readonly #job: ChunkJob
   readonly #thread: number
-  readonly #kernel = createMergeKernel(CHUNK_BYTES)
-  readonly #merger = new ChunkMerger(this.#kernel)
+  readonly #merger = new ChunkMerger(createMergeKernel())
   readonly #places: readonly Place[]
   readonly #shardChunks: readonly number[]
   readonly #total: number
