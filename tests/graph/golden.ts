@@ -1,0 +1,98 @@
+// Golden models and numbers for tests of the graph transforms.
+
+import { readFileSync } from 'node:fs'
+import { loadOnnx, type OnnxModel } from '../../src/formats/onnx/model.js'
+import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
+import type { TokenBatch, TrainedLayer, TrainedParameter } from '../../src/graph/training-graph.js'
+import { NodeDirectory } from '../../src/io/node-files.js'
+import type { LoraAdapter } from '../../src/lora/adapter.js'
+import { loadAdapter } from '../../src/lora/peft.js'
+import type { Feeds } from '../../src/runtime/runtime.js'
+
+export const MODELS = 'tests/golden/models'
+export const UNION = 'models/union-3m'
+
+export interface GoldenBatch {
+  readonly inputIds: number[][]
+  readonly attentionMask: number[][]
+  readonly labels: number[][]
+}
+
+export interface Golden {
+  readonly loss: number[]
+  readonly baseLoss: number[]
+  readonly batches: GoldenBatch[]
+  readonly refuse: { op: string; nodes: string[] }
+}
+
+export function golden(folder: string): Golden {
+  return JSON.parse(readFileSync(`${folder}/golden.json`, 'utf8'))
+}
+
+export function openModel(folder: string): Promise<OnnxModel> {
+  return loadOnnx(new NodeDirectory(folder), 'onnx/model.onnx')
+}
+
+export function openAdapter(folder: string): Promise<LoraAdapter> {
+  return loadAdapter(new NodeDirectory(folder))
+}
+
+export function layersOf(adapter: LoraAdapter): TrainedLayer[] {
+  return [...adapter].map(([name, { d, k, rank, scaling }]) => ({ name, d, k, rank, scaling }))
+}
+
+export function tokenBatch({ inputIds, attentionMask, labels }: GoldenBatch): TokenBatch {
+  return {
+    batch: inputIds.length,
+    sequence: inputIds[0].length,
+    inputIds: inputIds.flat(),
+    attentionMask: attentionMask.flat(),
+    labels: labels.flat(),
+  }
+}
+
+export function targetCount({ labels }: GoldenBatch): number {
+  return labels.flatMap((row) => row.slice(1)).filter((label) => label >= 0).length
+}
+
+/** (rows, columns) → (columns, rows) */
+export function transposed(data: ArrayLike<number>, [rows, columns]: readonly number[]): Float32Array {
+  const result = new Float32Array(rows * columns)
+  for (let i = 0; i < rows; i++) for (let j = 0; j < columns; j++) result[j * rows + i] = data[i * columns + j]
+  return result
+}
+
+/** Aᵀ and Bᵀ of each parameter. */
+export function factorFeeds(parameters: readonly TrainedParameter[], adapter: LoraAdapter): Feeds {
+  const layers = new Map(adapter)
+  return Object.fromEntries(
+    parameters.map(({ layer, factor, input, shape }) => {
+      const { weightA, weightB } = layers.get(layer)!
+      const matrix = factor === 'A' ? weightA : weightB
+      return [input, { type: 'float32', data: transposed(matrix.data, matrix.shape), dims: shape }]
+    }),
+  )
+}
+
+/** Gradients by PEFT's names, as stored: of A (r, k) and of B (d, r). */
+export async function goldenGradients(folder: string, batch: number) {
+  const file = await parseSafetensorsHeader(await new NodeDirectory(folder).open(`gradients-${batch}.safetensors`))
+  const gradients = new Map<string, Float32Array>()
+  for (const [name] of file.tensors) {
+    const { data, shape } = await readTensorF32(file, name)
+    gradients.set(name, transposed(data, shape))
+  }
+  await file.source.close()
+  return (layer: string, factor: string) => gradients.get(`base_model.model.${layer}.lora_${factor}.weight`)!
+}
+
+/** Largest error over the largest value. */
+export function relativeError(actual: ArrayLike<number>, expected: ArrayLike<number>): number {
+  let error = actual.length === expected.length ? 0 : Number.POSITIVE_INFINITY
+  let largest = 0
+  for (let i = 0; i < expected.length; i++) {
+    error = Math.max(error, Math.abs(actual[i] - expected[i]))
+    largest = Math.max(largest, Math.abs(expected[i]))
+  }
+  return Number.isNaN(error) ? Number.POSITIVE_INFINITY : error / largest
+}

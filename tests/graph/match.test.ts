@@ -1,0 +1,110 @@
+import { create } from '@bufbuild/protobuf'
+import { describe, expect, it } from 'vitest'
+import { ConfigError, MismatchError } from '../../src/base/errors.js'
+import { TensorProto_DataType as DataType, NodeProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
+import type { Linear } from '../../src/graph/linears.js'
+import { matchLayers, matchTargets } from '../../src/graph/match.js'
+
+const linear = (name: string, isHead = false): Linear => ({
+  name,
+  node: create(NodeProtoSchema),
+  kind: 'matmul',
+  weight: 'w',
+  dataType: DataType.FLOAT,
+  transposed: false,
+  k: 4,
+  d: 6,
+  input: 'x',
+  output: 'y',
+  isHead,
+  fused: undefined,
+})
+
+const linears = [
+  ...[0, 1, 2].flatMap((i) =>
+    ['self_attn.q_proj', 'self_attn.v_proj', 'mlp.up_proj'].map((name) => linear(`model.layers.${i}.${name}`)),
+  ),
+  linear('lm_head', true),
+]
+
+const names = (found: readonly Linear[]) => found.map(({ name }) => name.replace('model.layers.', ''))
+
+describe('targets', () => {
+  it('all-linear is every layer but the output embedding', () => {
+    expect(matchTargets(linears, { targetModules: 'all-linear' })).toHaveLength(9)
+    expect(matchTargets(linears, { targetModules: 'ALL-LINEAR' })).toHaveLength(9)
+  })
+
+  it('a list names modules or their last parts', () => {
+    expect(names(matchTargets(linears, { targetModules: ['q_proj', 'lm_head'] }))).toEqual([
+      '0.self_attn.q_proj',
+      '1.self_attn.q_proj',
+      '2.self_attn.q_proj',
+      'lm_head',
+    ])
+    expect(names(matchTargets(linears, { targetModules: ['model.layers.1.mlp.up_proj'] }))).toEqual(['1.mlp.up_proj'])
+  })
+
+  it('a string is an expression for whole names', () => {
+    expect(names(matchTargets(linears, { targetModules: '.*\\.[02]\\..*v_proj' }))).toEqual([
+      '0.self_attn.v_proj',
+      '2.self_attn.v_proj',
+    ])
+  })
+
+  it('exclusions and layers narrow it', () => {
+    const rules = { targetModules: ['q_proj', 'up_proj'], excludeModules: ['up_proj'], layersToTransform: [1, 2] }
+    expect(names(matchTargets(linears, rules))).toEqual(['1.self_attn.q_proj', '2.self_attn.q_proj'])
+  })
+
+  it.each<[string, string | string[], RegExp]>([
+    ['a misspelt name', ['q_prj'], /no module of the model matches "q_prj"\. Did you mean q_proj/],
+    ['one misspelt name among good ones', ['q_proj', 'up_porj'], /"up_porj"\. Did you mean up_proj/],
+    ['a name of another architecture', ['c_attn'], /linear layers are q_proj, v_proj, up_proj, lm_head/],
+    ['an expression for parts of names', 'q_proj', /no module of the model matches "q_proj"\. Did you mean/],
+  ])('%s is an error with near misses', (_, targetModules, message) => {
+    expect(() => matchTargets(linears, { targetModules })).toThrow(message)
+    expect(() => matchTargets(linears, { targetModules })).toThrow(MismatchError)
+  })
+
+  it('that are none, or no expression, are errors', () => {
+    expect(() => matchTargets(linears, { targetModules: [] })).toThrow(ConfigError)
+    expect(() => matchTargets(linears, { targetModules: '(' })).toThrow(ConfigError)
+    expect(() => matchTargets([], { targetModules: 'all-linear' })).toThrow(/a graph without linear layers/)
+  })
+})
+
+describe("an adapter's layers", () => {
+  const layer = (name: string, d = 6, k = 4) => ({ name, d, k })
+  const placed = (...layers: ReturnType<typeof layer>[]) =>
+    matchLayers(linears, layers).map(({ linear }) => linear.name)
+
+  it('go where the names are equal', () => {
+    expect(placed(layer('lm_head'), layer('model.layers.2.mlp.up_proj'))).toEqual([
+      'lm_head',
+      'model.layers.2.mlp.up_proj',
+    ])
+  })
+
+  it('go where one name ends with the other', () => {
+    expect(placed(layer('language_model.model.layers.0.mlp.up_proj'))).toEqual(['model.layers.0.mlp.up_proj'])
+    expect(placed(layer('layers.0.mlp.up_proj'))).toEqual(['model.layers.0.mlp.up_proj'])
+  })
+
+  it('go to each call of a module', () => {
+    const twice = [...linears, linear('lm_head')]
+    expect(matchLayers(twice, [layer('lm_head')])).toHaveLength(2)
+  })
+
+  it('without a module are named, with near misses', () => {
+    const layers = [1, 2, 3, 4, 5, 6, 7].map((i) => layer(`model.layers.${i + 10}.mlp.up_proj`))
+    expect(() => matchLayers(linears, layers)).toThrow(
+      /no module for model\.layers\.11\.mlp\.up_proj, .*, … \(7 in all\)\. Nearest to the first: model\.layers\.1\.mlp\.up_proj/,
+    )
+    expect(() => placed(layer('up_proj'))).toThrow(MismatchError)
+  })
+
+  it('of another shape are refused', () => {
+    expect(() => placed(layer('lm_head', 6, 5))).toThrow(/lm_head: .*expected a weight of \(6, 4\).*got \(6, 5\)/)
+  })
+})

@@ -1,0 +1,279 @@
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { DataError, MismatchError, StateError, UnsupportedError } from '../../src/base/errors.js'
+import type { OnnxModel } from '../../src/formats/onnx/model.js'
+import { Graph } from '../../src/graph/graph.js'
+import { checkTrainableForm } from '../../src/graph/trainable-form.js'
+import {
+  buildLossGraph,
+  buildTrainingGraph,
+  type LossGraph,
+  type TrainedLayer,
+  type TrainingGraph,
+} from '../../src/graph/training-graph.js'
+import type { LoraAdapter } from '../../src/lora/adapter.js'
+import { loadNodeRuntime } from '../../src/runtime/node-runtime.js'
+import type { Feeds, RuntimeSession, RuntimeTensor } from '../../src/runtime/runtime.js'
+import {
+  factorFeeds,
+  type Golden,
+  golden,
+  goldenGradients,
+  layersOf,
+  MODELS,
+  openAdapter,
+  openModel,
+  relativeError,
+  targetCount,
+  tokenBatch,
+  UNION,
+} from './golden.js'
+
+const runtime = await loadNodeRuntime()
+
+async function open(graph: LossGraph, bucket?: { batch: number; sequence: number }): Promise<RuntimeSession> {
+  return runtime.createSession(await graph.sessionModel(bucket), { threads: 1 })
+}
+
+function lossOf(outputs: Record<string, RuntimeTensor>): number {
+  return outputs.loss.data[0] as number
+}
+
+const TRAINED: [name: string, model: string, numbers: string][] = [
+  ['union-3m', UNION, 'tests/golden/train-union'],
+  ...['llama-optimum', 'llama-genai', 'llama-genai-rotary', 'llama-dynamo', 'qwen2-optimum', 'gpt2-optimum'].map(
+    (name): [string, string, string] => [name, `${MODELS}/${name}`, `${MODELS}/${name}/golden`],
+  ),
+]
+
+describe.each(TRAINED)('%s', (_, modelFolder, folder) => {
+  let model: OnnxModel
+  let adapter: LoraAdapter
+  let numbers: Golden
+  let graph: TrainingGraph
+  let session: RuntimeSession
+  let factors: Feeds
+
+  beforeAll(async () => {
+    numbers = golden(folder)
+    model = await openModel(modelFolder)
+    adapter = await openAdapter(`${folder}/adapter-init`)
+    graph = await buildTrainingGraph(model, runtime, { layers: layersOf(adapter) })
+    session = await open(graph)
+    factors = factorFeeds(graph.parameters, adapter)
+  })
+
+  afterAll(async () => {
+    await session.dispose()
+    await model.close()
+  })
+
+  const run = (index: number, normalizer = targetCount(numbers.batches[index])) =>
+    session.run({ ...graph.feeds(tokenBatch(numbers.batches[index]), { normalizer }), ...factors })
+
+  it("gives PyTorch's losses", async () => {
+    for (const [index, expected] of numbers.loss.entries()) {
+      expect(Math.abs(lossOf(await run(index)) / expected - 1)).toBeLessThan(1e-5)
+    }
+  })
+
+  it("gives PyTorch's gradients", async () => {
+    for (const index of [0, 1]) {
+      const outputs = await run(index)
+      const expected = await goldenGradients(folder, index)
+      for (const { layer, factor, gradient } of graph.parameters) {
+        const error = relativeError(outputs[gradient].data as Float32Array, expected(layer, factor))
+        expect(error, `${layer} ${factor}`).toBeLessThan(1e-4)
+      }
+    }
+  })
+
+  it('gives the same losses without gradients', async () => {
+    const evaluation = buildLossGraph(model, { layers: layersOf(adapter) })
+    const evaluating = await open(evaluation)
+    for (const [index, expected] of numbers.loss.entries()) {
+      const batch = numbers.batches[index]
+      const feeds = evaluation.feeds(tokenBatch(batch), { normalizer: targetCount(batch) })
+      const outputs = await evaluating.run({ ...feeds, ...factors })
+      expect(Math.abs(lossOf(outputs) / expected - 1)).toBeLessThan(1e-5)
+    }
+    await evaluating.dispose()
+  })
+
+  it("with B = 0 gives the base model's losses", async () => {
+    const zeros = graph.parameters.map(({ input, shape, factor }) => [
+      input,
+      factor === 'A' ? factors[input] : { ...factors[input], data: new Float32Array(shape[0] * shape[1]) },
+    ])
+    for (const [index, expected] of numbers.baseLoss.entries()) {
+      const batch = numbers.batches[index]
+      const feeds = graph.feeds(tokenBatch(batch), { normalizer: targetCount(batch) })
+      expect(
+        Math.abs(lossOf(await session.run({ ...feeds, ...Object.fromEntries(zeros) })) / expected - 1),
+      ).toBeLessThan(1e-5)
+    }
+  })
+
+  it('leaves the weights in their files', async () => {
+    const { graph: bytes, weightsFolder, weights } = await graph.sessionModel()
+    expect(weights).toBeUndefined()
+    expect(weightsFolder).toMatch(/onnx$/)
+    expect(bytes.byteLength).toBeLessThan(600_000)
+  })
+})
+
+describe('on one small model', () => {
+  const folder = `${MODELS}/llama-dynamo`
+  const numbers = golden(`${folder}/golden`)
+  const [batch] = numbers.batches
+  const normalizer = targetCount(batch)
+  let model: OnnxModel
+  let adapter: LoraAdapter
+  let layers: TrainedLayer[]
+
+  beforeAll(async () => {
+    model = await openModel(folder)
+    adapter = await openAdapter(`${folder}/golden/adapter-init`)
+    layers = layersOf(adapter)
+  })
+
+  const gradientsOf = (graph: TrainingGraph, outputs: Record<string, RuntimeTensor>) =>
+    graph.parameters.map(({ gradient }) => outputs[gradient].data as Float32Array)
+
+  it('splits a step into runs whose losses and gradients add up', async () => {
+    const graph = await buildTrainingGraph(model, runtime, { layers })
+    const session = await open(graph)
+    const factors = factorFeeds(graph.parameters, adapter)
+    const run = (rows: number[]) => {
+      const part = {
+        inputIds: rows.map((row) => batch.inputIds[row]),
+        attentionMask: rows.map((row) => batch.attentionMask[row]),
+        labels: rows.map((row) => batch.labels[row]),
+      }
+      return session.run({ ...graph.feeds(tokenBatch(part), { normalizer }), ...factors })
+    }
+    const whole = await run([0, 1, 2, 3])
+    const parts = [await run([0]), await run([1, 2, 3])]
+    expect(parts.reduce((sum, outputs) => sum + lossOf(outputs), 0)).toBeCloseTo(lossOf(whole), 5)
+    const [first, second] = parts.map((outputs) => gradientsOf(graph, outputs))
+    gradientsOf(graph, whole).forEach((expected, p) => {
+      const sum = expected.map((_, i) => first[p][i] + second[p][i])
+      expect(relativeError(sum, expected)).toBeLessThan(1e-5)
+    })
+    await session.dispose()
+  })
+
+  it('gives the same numbers in a session for one shape', async () => {
+    const graph = await buildTrainingGraph(model, runtime, { layers })
+    const feeds = { ...graph.feeds(tokenBatch(batch), { normalizer }), ...factorFeeds(graph.parameters, adapter) }
+    const any = await open(graph)
+    const fixed = await open(graph, { batch: batch.inputIds.length, sequence: batch.inputIds[0].length })
+    const [expected, actual] = [await any.run(feeds), await fixed.run(feeds)]
+    expect(lossOf(actual)).toBeCloseTo(lossOf(expected), 6)
+    const reference = gradientsOf(graph, expected)
+    gradientsOf(graph, actual).forEach((gradient, p) => {
+      expect(relativeError(gradient, reference[p])).toBeLessThan(1e-5)
+    })
+    await any.dispose()
+    await fixed.dispose()
+  })
+
+  it('trains the output embedding too', async () => {
+    const k = 32
+    const head = { name: 'lm_head', d: 2048, k, rank: 2, scaling: 1.5 }
+    const graph = await buildTrainingGraph(model, runtime, { layers: [...layers, head] })
+    const session = await open(graph)
+    const value = (length: number, phase: number) => Float32Array.from({ length }, (_, i) => 0.1 * Math.sin(phase + i))
+    const feeds: Feeds = {
+      ...graph.feeds(tokenBatch(batch), { normalizer }),
+      ...factorFeeds(graph.parameters.slice(0, -2), adapter),
+      'lora/lm_head/A': { type: 'float32' as const, data: value(k * 2, 1), dims: [k, 2] },
+      'lora/lm_head/B': { type: 'float32' as const, data: value(2 * 2048, 2), dims: [2, 2048] },
+    }
+    const outputs = await session.run(feeds)
+    // Central differences along one direction per factor, in the f32 of the graph itself.
+    for (const { input, gradient, shape } of graph.parameters.filter(({ layer }) => /lm_head|0\.mlp\.up/.test(layer))) {
+      const direction = value(shape[0] * shape[1], 3)
+      const step = 0.03
+      const at = async (sign: number) => {
+        const data = (feeds[input].data as Float32Array).map((entry, i) => entry + sign * step * direction[i])
+        return lossOf(await session.run({ ...feeds, [input]: { ...feeds[input], data } }, ['loss']))
+      }
+      const slope = ((await at(1)) - (await at(-1))) / (2 * step)
+      const product = (outputs[gradient].data as Float32Array).reduce((sum, entry, i) => sum + entry * direction[i], 0)
+      expect(Math.abs(product - slope)).toBeLessThan(0.01 * Math.abs(slope) + 1e-3)
+    }
+    await session.dispose()
+  })
+
+  describe('dropout', () => {
+    const draw = { seed: 1, step: 3, run: 0 }
+
+    it('is seeded, changes the loss, and keeps its mean', async () => {
+      const graph = await buildTrainingGraph(model, runtime, { layers, dropout: 0.1 })
+      const session = await open(graph)
+      const factors = factorFeeds(graph.parameters, adapter)
+      const run = async (dropout: typeof draw) =>
+        lossOf(await session.run({ ...graph.feeds(tokenBatch(batch), { normalizer, dropout }), ...factors }))
+      expect(await run(draw)).toBe(await run(draw))
+      const losses: number[] = []
+      for (let step = 0; step < 24; step++) losses.push(await run({ ...draw, step }))
+      expect(new Set(losses).size).toBe(24)
+      const mean = losses.reduce((a, b) => a + b) / 24
+      const error = Math.sqrt(losses.reduce((sum, loss) => sum + (loss - mean) ** 2, 0) / 23 / 24)
+      expect(Math.abs(mean - numbers.loss[0])).toBeLessThan(6 * error + 0.05)
+      await session.dispose()
+    })
+
+    it('drops the share that it was told, differently for every draw and mask', async () => {
+      const graph = await buildTrainingGraph(model, runtime, { layers, dropout: 0.25 })
+      const masksOf = (dropout: typeof draw) =>
+        Object.entries(graph.feeds(tokenBatch(batch), { normalizer, dropout }))
+          .filter(([, { type }]) => type === 'bool')
+          .map(([, { data }]) => data as Uint8Array)
+      const masks = masksOf(draw)
+      expect(masks).toHaveLength(8) // qkv, o, gate and up, down in two layers
+      const kept = masks.flatMap((mask) => [...mask])
+      expect(kept.reduce((a, b) => a + b) / kept.length).toBeCloseTo(0.75, 1)
+      const all = [masks, masksOf({ ...draw, step: 4 }), masksOf({ ...draw, run: 1 }), masksOf({ ...draw, seed: 2 })]
+      const prefixes = all.flatMap((list) => list.map((mask) => mask.slice(0, 64).join('')))
+      expect(new Set(prefixes).size).toBe(32)
+    })
+
+    it('needs a draw', async () => {
+      const graph = await buildTrainingGraph(model, runtime, { layers, dropout: 0.1 })
+      expect(() => graph.feeds(tokenBatch(batch), { normalizer })).toThrow(StateError)
+    })
+  })
+
+  it('needs a target', async () => {
+    const graph = buildLossGraph(model, { layers })
+    const labels = batch.labels.map((row) => row.map((label, i) => (i === 0 ? label : -100)))
+    expect(() => graph.feeds(tokenBatch({ ...batch, labels }), { normalizer: 1 })).toThrow(DataError)
+  })
+
+  it('refuses layers that the model does not have, or has in another shape', async () => {
+    const other = { ...layers[0], name: 'model.layers.7.self_attn.q_proj' }
+    await expect(buildTrainingGraph(model, runtime, { layers: [other] })).rejects.toThrow(MismatchError)
+    const wide = { ...layers[0], k: 33 }
+    await expect(buildTrainingGraph(model, runtime, { layers: [wide] })).rejects.toThrow(
+      /down_proj.*expected a weight of \(32, 80\), as in the model, got \(32, 33\)/,
+    )
+  })
+})
+
+describe('what cannot be trained is refused by op and node', () => {
+  it.each(['merged-if', 'llama-fp16', 'llama-q4', 'llama-q8'])('%s', async (name) => {
+    const model = await openModel(`${MODELS}/${name}`)
+    const { op, nodes } = golden(`${MODELS}/${name}/golden`).refuse
+    const linears = nodes.filter((node) => !/self_attn\/MatMul|rotary/.test(node))
+    const layers = [{ name: 'model.layers.0.self_attn.q_proj', d: 64, k: 32, rank: 2, scaling: 1 }]
+    const error = await buildTrainingGraph(model, runtime, { layers }).catch((reason: unknown) => reason)
+    expect(error).toBeInstanceOf(UnsupportedError)
+    const { message } = error as Error
+    expect(message).toContain(op)
+    for (const node of linears.slice(0, 3)) expect(message).toContain(node)
+    if (linears.length > 3) expect(message).toContain(`and ${linears.length - 3} more`)
+    expect(() => checkTrainableForm(new Graph(model.proto))).toThrow(message)
+    await model.close()
+  })
+})
