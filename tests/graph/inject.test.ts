@@ -1,0 +1,95 @@
+import { describe, expect, it } from 'vitest'
+import { type OnnxModel, sessionModel } from '../../src/formats/onnx/model.js'
+import { causalInputs } from '../../src/graph/causal-inputs.js'
+import { Graph } from '../../src/graph/graph.js'
+import { injectLora, loraInputs } from '../../src/graph/inject.js'
+import { findLinears, type Linear } from '../../src/graph/linears.js'
+import { loadNodeRuntime } from '../../src/runtime/node-runtime.js'
+import type { Feeds, RuntimeSession } from '../../src/runtime/runtime.js'
+import { MODELS, openModel, relativeError, UNION } from './golden.js'
+
+const runtime = await loadNodeRuntime()
+const tokens = { batch: 2, sequence: 5, inputIds: [3, 1, 4, 1, 5, 9, 2, 6, 5, 3], attentionMask: Array(10).fill(1) }
+
+async function adapted(model: OnnxModel, choose: (linear: Linear) => boolean) {
+  const graph = new Graph(model.proto)
+  const linears = findLinears(graph).filter(choose)
+  injectLora(graph, linears)
+  const session = await runtime.createSession(await sessionModel(model, graph.toModel()), { threads: 1 })
+  return { session, linears }
+}
+
+/** Aᵀ (k, r) and s·Bᵀ (r, d) of each module: `size` times a wave, or zero. */
+function factors(linears: readonly Linear[], rank: (name: string) => number, sizeB: number): Feeds {
+  const wave = (length: number, size: number, phase: number) =>
+    Float32Array.from({ length }, (_, i) => size * Math.sin(phase + 1.7 * i))
+  return Object.fromEntries(
+    linears.flatMap(({ name, k, d }, i) => {
+      const { weightA, weightB } = loraInputs(name)
+      const r = rank(name)
+      return [
+        [weightA, { type: 'float32' as const, data: wave(k * r, 0.3, i), dims: [k, r] }],
+        [weightB, { type: 'float32' as const, data: wave(r * d, sizeB, -i), dims: [r, d] }],
+      ]
+    }),
+  )
+}
+
+async function logits(session: RuntimeSession, model: OnnxModel, feeds: Feeds): Promise<Float32Array> {
+  const inputs = causalInputs(new Graph(model.proto))
+  const outputs = await session.run({ ...inputs.feeds(tokens), ...inputs.emptyCache(2), ...feeds }, ['logits'])
+  return outputs.logits.data as Float32Array
+}
+
+const everything = () => true
+
+describe.each([
+  UNION,
+  ...['llama-optimum', 'llama-genai', 'llama-dynamo', 'gpt2-optimum', 'llama-q4'].map((n) => `${MODELS}/${n}`),
+])('%s', (folder) => {
+  it('with B = 0, and with rank 0, gives what it gave', async () => {
+    const model = await openModel(folder)
+    const plain = await runtime.createSession(await sessionModel(model, model.proto), { threads: 1 })
+    const expected = await logits(plain, model, {})
+    const { session, linears } = await adapted(model, everything)
+    for (const feeds of [factors(linears, () => 4, 0), factors(linears, () => 0, 0)]) {
+      expect(relativeError(await logits(session, model, feeds), expected)).toBeLessThan(1e-6)
+    }
+    const changed = await logits(
+      session,
+      model,
+      factors(linears, () => 4, 0.1),
+    )
+    expect(relativeError(changed, expected)).toBeGreaterThan(1e-3)
+    await plain.dispose()
+    await session.dispose()
+    await model.close()
+  })
+})
+
+describe('fused layers', () => {
+  it('give what separate ones give, adapted in part or in whole', async () => {
+    const fused = await openModel(`${MODELS}/llama-genai`)
+    const separate = await openModel(`${MODELS}/llama-genai-rotary`)
+    for (const names of [/[qkv]_proj/, /[qv]_proj/, /k_proj/, /v_proj/]) {
+      const choose = ({ name }: Linear) => names.test(name)
+      const [a, b] = [await adapted(fused, choose), await adapted(separate, choose)]
+      const rank = (name: string) => (name.includes('q_proj') ? 3 : 2)
+      const feeds = factors(a.linears, rank, 0.2)
+      const [actual, expected] = [await logits(a.session, fused, feeds), await logits(b.session, separate, feeds)]
+      expect(relativeError(actual, expected)).toBeLessThan(1e-5)
+      await a.session.dispose()
+      await b.session.dispose()
+    }
+    await fused.close()
+    await separate.close()
+  })
+})
+
+it('a linear layer whose output is the graph output keeps its name', async () => {
+  const model = await openModel(`${MODELS}/llama-genai`)
+  const { session } = await adapted(model, ({ isHead }) => isHead)
+  expect(session.outputNames).toContain('logits')
+  await session.dispose()
+  await model.close()
+})

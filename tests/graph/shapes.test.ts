@@ -1,0 +1,49 @@
+import { describe, expect, it } from 'vitest'
+import { serializeModel } from '../../src/formats/onnx/model.js'
+import { Builder } from '../../src/graph/builder.js'
+import { isStatic, probeShapes, staticContent, staticDims } from '../../src/graph/shapes.js'
+import { loadNodeRuntime } from '../../src/runtime/node-runtime.js'
+import { addInput, addOutput, DataType, emptyGraph, floats, floatTensor } from './toolkit.js'
+
+const runtime = await loadNodeRuntime()
+
+describe('shapes by running', () => {
+  const graph = emptyGraph(17)
+  const g = new Builder(graph, 'test')
+  addInput(graph, 'x', DataType.FLOAT)
+  graph.addInitializer(floatTensor('w', DataType.FLOAT, Array(12).fill(1), [3, 4]))
+  const y = g.matmul('x', 'w')
+  const shape = g.shape(y)
+  const width = g.op('Gather', [shape, g.int([2])])
+  addOutput(graph, y, DataType.FLOAT)
+  const zeros = (dims: number[]) => ({ x: floats(DataType.FLOAT, Array(dims[0] * dims[1] * 3).fill(0), dims) })
+  const shapes = probeShapes(graph, (model) => runtime.createSession({ graph: serializeModel(model) }), [
+    zeros([2, 3, 3]),
+    zeros([5, 7, 3]),
+  ])
+
+  it('tell static dimensions from others', async () => {
+    const result = await shapes
+    expect(result.get('x')).toEqual({ dims: [2, 3, 3], other: [5, 7, 3] })
+    expect(result.get(y)).toEqual({ dims: [2, 3, 4], other: [5, 7, 4] })
+    expect(result.get('w')).toEqual({ dims: [3, 4], other: [3, 4] })
+    expect(isStatic(result.get(y)!, -1)).toBe(true)
+    expect(isStatic(result.get(y)!, 0)).toBe(false)
+    expect(staticDims(result.get(y)!)).toBeUndefined()
+    expect(staticDims(result.get('w')!)).toEqual([3, 4])
+  })
+
+  it('read small integer tensors', async () => {
+    const result = await shapes
+    expect(result.contents.get(shape)).toEqual({ value: [2, 3, 4], other: [5, 7, 4] })
+    expect(staticContent(result, width)).toEqual([4])
+    expect(staticContent(result, shape)).toBeUndefined()
+    expect(result.contents.has(y)).toBe(false)
+  })
+
+  it('leave the graph as it was', async () => {
+    await shapes
+    expect(graph.outputs.map(({ name }) => name)).toEqual([y])
+    expect(graph.nodes.map(({ opType }) => opType)).toEqual(['MatMul', 'Shape', 'Gather'])
+  })
+})
