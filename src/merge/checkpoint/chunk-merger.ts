@@ -3,8 +3,8 @@
 
 import { decodeFloats, encodeFloats } from '../../base/dtype.js'
 import { NumericError } from '../../base/errors.js'
+import type { MergeKernel } from '../../kernels/merge-kernel.js'
 import type { Factor } from './adapters.js'
-import { firstNonFinite, type KernelResult, type MergeKernel } from './kernel.js'
 import { type Chunk, sizeOf, type WeightPlan } from './layout.js'
 
 /** Bytes of a factor that a chunk needs. */
@@ -20,16 +20,18 @@ export interface FactorRange {
 /** What is kept of the weight that the last chunk belonged to. */
 interface Current {
   weight: WeightPlan
-  /** Ranks of all layers together: they are stacked, so that one pass adds them all. */
+  /** Ranks of all layers together: their factors are stacked, so that one pass adds them all. */
   rank: number
-  scale: number
   /** Aᵀ (rows, r) of the layers that are stored input-major. */
   wholeLefts: Map<number, Float32Array>
 }
 
-export interface ChunkResult extends KernelResult {
+export interface ChunkResult {
   /** Valid until the next chunk. */
   readonly bytes: Uint8Array
+  /** Σ w² and Σ δ². */
+  readonly baseSquares: number
+  readonly deltaSquares: number
 }
 
 export class ChunkMerger {
@@ -66,43 +68,42 @@ export class ChunkMerger {
   /**
    * Computes a chunk whose bytes are in `input` and whose `needs` have been read.
    *
-   * @throws NumericError naming the factor that holds a value that is not finite
+   * @throws NumericError naming the factor that holds a value that is not finite, or the tensor with a result that is not
+   *   finite where the base was
    */
   merge(chunk: Chunk, ranges: readonly FactorRange[], bytes: readonly Uint8Array[]): ChunkResult {
     const { segment, row, rows, column, columns, baseBytes } = chunk
     const { weight } = segment
     const kernel = this.#kernel
-    if (weight === undefined) {
-      return { bytes: kernel.chunk.subarray(0, baseBytes), baseSquares: 0, deltaSquares: 0, isFinite: true }
-    }
+    if (weight === undefined) return { bytes: kernel.chunk.subarray(0, baseBytes), baseSquares: 0, deltaSquares: 0 }
     const values = ranges.map((range, i) => factorValues(range, bytes[i]))
     if (weight !== this.#current?.weight) this.#current = this.#load(weight, ranges, values)
-    const current = this.#current
     const isConverted = weight.from !== weight.to
     const dtype = isConverted ? 'F32' : weight.to
-    if (isConverted) kernel.chunk.set(encodeFloats(decodeFloats(this.input(chunk), weight.from), 'F32'))
-    const result =
-      weight.layers.length === 0
-        ? { baseSquares: 0, deltaSquares: 0, isFinite: true }
-        : kernel.merge({
-            dtype,
-            rows,
-            column,
-            columns,
-            left: this.#left(current, row, rows, ranges, values),
-            scale: current.scale,
-          })
+    const base = isConverted ? decodeFloats(this.input(chunk), weight.from) : undefined
+    if (base !== undefined) kernel.chunk.set(encodeFloats(base, 'F32'))
+    const { baseSquares, deltaSquares, overflows, firstOverflow } = kernel.merge({
+      dtype,
+      rows,
+      column,
+      columns,
+      left: this.#left(this.#current, row, rows, ranges, values),
+      terms: weight.layers,
+    })
+    if (overflows > 0) throw overflowError(chunk, weight, firstOverflow)
     const merged = kernel.chunk.subarray(0, rows * columns * sizeOf(dtype))
-    if (!isConverted) return { ...result, bytes: merged }
+    if (base === undefined) return { bytes: merged, baseSquares, deltaSquares }
     const output = encodeFloats(decodeFloats(merged, 'F32'), weight.to)
-    return { ...result, bytes: output, isFinite: firstNonFinite(output, weight.to) === -1 }
+    const stored = decodeFloats(output, weight.to)
+    const overflow = stored.findIndex((value, i) => !Number.isFinite(value) && Number.isFinite(base[i]))
+    if (overflow !== -1) throw overflowError(chunk, weight, overflow)
+    return { bytes: output, baseSquares, deltaSquares }
   }
 
   /** Loads the right factors (r, columns), stacked, into the kernel. */
   #load(weight: WeightPlan, ranges: readonly FactorRange[], values: readonly Float32Array[]): Current {
     const { layers, columns } = weight
     const rank = layers.reduce((sum, layer) => sum + layer.rank, 0)
-    const isCommon = layers.every(({ scale }) => scale === layers[0].scale)
     const wholeLefts = new Map<number, Float32Array>()
     const right = layers.length === 1 ? undefined : new Float32Array(rank * columns)
     let start = 0
@@ -116,12 +117,12 @@ export class ChunkMerger {
       start += rows.length
     })
     if (right !== undefined && rank > 0) this.#kernel.loadRight(right, rank, columns)
-    return { weight, rank, scale: isCommon ? (layers[0]?.scale ?? 1) : 1, wholeLefts }
+    return { weight, rank, wholeLefts }
   }
 
-  /** The chunk's rows of the left factors (rows, r), stacked; scaled here where layers differ in scale. */
+  /** The chunk's rows of the left factors (rows, r), side by side. */
   #left(
-    { weight: { layers }, rank, wholeLefts, scale }: Current,
+    { weight: { layers }, rank, wholeLefts }: Current,
     row: number,
     rows: number,
     ranges: readonly FactorRange[],
@@ -136,9 +137,8 @@ export class ChunkMerger {
     const result = new Float32Array(rows * rank)
     let start = 0
     layers.forEach((layer, i) => {
-      const factor = layer.scale === scale ? 1 : layer.scale / scale
       for (let j = 0; j < rows; j++) {
-        for (let p = 0; p < layer.rank; p++) result[j * rank + start + p] = factor * parts[i][j * layer.rank + p]
+        result.set(parts[i].subarray(j * layer.rank, (j + 1) * layer.rank), j * rank + start)
       }
       start += layer.rank
     })
@@ -146,28 +146,15 @@ export class ChunkMerger {
   }
 }
 
-/**
- * Looks for a value that was finite before and is not now.
- *
- * @param base the chunk's bytes in the base
- * @throws NumericError naming the tensor and the element
- */
-export function checkFinite({ segment, row, column, columns }: Chunk, base: Uint8Array, merged: Uint8Array): void {
-  const { weight } = segment
-  if (weight === undefined) return
-  const before = decodeFloats(base, weight.from)
-  for (let i = firstNonFinite(merged, weight.to); i !== -1; i = firstNonFinite(merged, weight.to, i + 1)) {
-    if (!Number.isFinite(before[i])) continue
-    throw new NumericError({
-      where: weight.name,
-      what: `element (${row + Math.floor(i / columns)}, ${column + (i % columns)}) is not finite in ${weight.to} any more`,
-      got: `${before[i]} before`,
-      hint:
-        weight.layers.length === 0
-          ? 'The type that was asked for is too narrow for this base'
-          : 'The values of the adapter are too large for this type: check its scaling and its weight',
-    })
-  }
+function overflowError({ row, column, columns }: Chunk, { name, to, layers }: WeightPlan, index: number): NumericError {
+  return new NumericError({
+    where: name,
+    what: `element (${row + Math.floor(index / columns)}, ${column + (index % columns)}) is finite in the base, but not in the result in ${to}`,
+    hint:
+      layers.length === 0
+        ? 'The type that was asked for is too narrow for this base'
+        : 'The values of the adapter are too large for this type: check its scaling and its weight',
+  })
 }
 
 function wholeOf(factor: Factor, use: 'right' | 'left', layer: number): FactorRange {
@@ -196,7 +183,7 @@ function transpose(values: Float32Array, rows: number, columns: number): Float32
 export class ChangeSums {
   readonly #sums = new Map<string, { base: number; delta: number }>()
 
-  add(weight: string, { baseSquares, deltaSquares }: KernelResult): void {
+  add(weight: string, { baseSquares, deltaSquares }: ChunkResult): void {
     const sums = this.#sums.get(weight) ?? { base: 0, delta: 0 }
     this.#sums.set(weight, { base: sums.base + baseSquares, delta: sums.delta + deltaSquares })
   }

@@ -4,13 +4,13 @@
 import { type ByteSource, type Directory, readAll } from '../../base/bytes.js'
 import { FormatError, MismatchError } from '../../base/errors.js'
 import { type Checkpoint, openCheckpoint, shardSource } from '../../formats/checkpoint.js'
+import { createMergeKernel } from '../../kernels/index.js'
 import { type MergeOptions, type MergeReport, refuseBaseAsOutput, writeTogether } from '../output.js'
 import { type MergeAdapter, type OpenAdapters, openAdapters, type WeightedAdapter } from './adapters.js'
-import { ChangeSums, ChunkMerger, checkFinite } from './chunk-merger.js'
+import { ChangeSums, ChunkMerger } from './chunk-merger.js'
 import { CONFIG_FILE, editConfig, isCompanion } from './companions.js'
 import { CHUNK_BYTES, chunkAt, chunkCount, type OutputShard } from './layout.js'
 import { type MergePlan, type PlanOptions, planMerge } from './plan.js'
-import { createMergeKernel } from './wasm-kernel.js'
 
 export type AdapterInput = MergeAdapter | WeightedAdapter
 
@@ -106,7 +106,7 @@ export async function writeMerge(
     const leftOut: string[] = []
     const bytes = await writeTogether(out, plan.bytes, options, async (staged) => {
       if (options.basePath === undefined) leftOut.push(...(await copyCompanions(plan, staged)))
-      const merger = new ChunkMerger(createMergeKernel())
+      const merger = new ChunkMerger(createMergeKernel(CHUNK_BYTES))
       for (const shard of plan.shards) {
         const sink = await staged.create(shard.path)
         for await (const part of shardBytes(shard, checkpoint, sources, merger, sums)) await sink.write(part)
@@ -159,10 +159,8 @@ async function* shardBytes(
       const factors: Uint8Array[] = []
       for (const { factor, offset, byteLength } of needs)
         factors.push(await sources[factor.source].read(offset, byteLength))
-      const base = await source.read(chunk.baseOffset, chunk.baseBytes)
-      merger.input(chunk).set(base)
+      merger.input(chunk).set(await source.read(chunk.baseOffset, chunk.baseBytes))
       const result = merger.merge(chunk, needs, factors)
-      if (!result.isFinite) checkFinite(chunk, base, result.bytes)
       sums.add(segment.weight.name, result)
       yield result.bytes
     }

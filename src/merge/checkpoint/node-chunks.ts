@@ -5,9 +5,9 @@ import { readSync, writeSync } from 'node:fs'
 import { crc32 } from 'node:zlib'
 import { FileError } from '../../base/errors.js'
 import { fileError } from '../../io/node-files.js'
-import { ChunkMerger, checkFinite } from './chunk-merger.js'
-import { type Chunk, chunkAt, chunkCount, type OutputShard, type Segment } from './layout.js'
-import { createMergeKernel } from './wasm-kernel.js'
+import { createMergeKernel } from '../../kernels/index.js'
+import { ChunkMerger } from './chunk-merger.js'
+import { CHUNK_BYTES, type Chunk, chunkAt, chunkCount, type OutputShard, type Segment } from './layout.js'
 
 /** A file by its descriptor, which threads share, or bytes that they share. */
 export type Readable =
@@ -71,7 +71,7 @@ interface Place {
 export class ChunkLoop {
   readonly #job: ChunkJob
   readonly #thread: number
-  readonly #merger = new ChunkMerger(createMergeKernel())
+  readonly #merger = new ChunkMerger(createMergeKernel(CHUNK_BYTES))
   readonly #places: readonly Place[]
   readonly #shardChunks: readonly number[]
   readonly #total: number
@@ -128,11 +128,6 @@ export class ChunkLoop {
     })
     readFully(base, this.#merger.input(chunk), chunk.baseOffset)
     const result = this.#merger.merge(chunk, needs, values)
-    if (!result.isFinite) {
-      const before = new Uint8Array(chunk.baseBytes)
-      readFully(base, before, chunk.baseOffset)
-      checkFinite(chunk, before, result.bytes)
-    }
     const at = 2 * (this.#thread * this.#places.length + index)
     shared.squares[at] += result.baseSquares
     shared.squares[at + 1] += result.deltaSquares
