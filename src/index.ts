@@ -10,16 +10,12 @@ export {
 export type { FloatDtype } from './base/dtype.js'
 export * from './base/errors.js'
 export type { FloatArray, Matrix, MatrixLike } from './base/tensor.js'
-export { loadOnnx, OnnxModel } from './formats/onnx/model.js'
-export { type CausalModel, type LoadModelOptions, loadModel } from './graph/model-folder.js'
-export {
-  AdapterSession,
-  type AdapterSessionOptions,
-  type RunOptions,
-  type SessionBase,
-} from './infer/adapter-session.js'
-export { GENERATE_DEFAULTS, type GenerateOptions, type GenerateResult, generate } from './infer/generate.js'
-export type { SamplingOptions } from './infer/sampling.js'
+export type { OnnxModel } from './formats/onnx/model.js'
+export type { CausalModel, LoadModelOptions } from './graph/model-folder.js'
+export { AdapterSession, generate, loadModel, loadOnnx, mergeCheckpoint, mergeOnnx } from './index/deferred.js'
+export type { AdapterSessionOptions, RunOptions, SessionBase } from './infer/adapter-session.js'
+export type { GenerateOptions, GenerateResult } from './infer/generate.js'
+export { GENERATE_DEFAULTS, type SamplingOptions } from './infer/sampling.js'
 export { BlobSource, openUrl, type UrlOptions } from './io/web-files.js'
 export { type AdapterSummary, type LayerSummary, LoraAdapter } from './lora/adapter.js'
 export {
@@ -33,8 +29,8 @@ export {
 export { type AdapterReport, inspectAdapter, type LayerReport } from './lora/inspect.js'
 export { type LayerGradients, LoraLayer } from './lora/layer.js'
 export { loadAdapter, type SaveOptions, saveAdapter } from './lora/peft.js'
-export { type MergeCheckpointOptions, mergeCheckpoint } from './merge/merge-checkpoint.js'
-export { type MergeOnnxOptions, mergeOnnx } from './merge/merge-onnx.js'
+export type { AdapterInput, CheckpointReport, MergeCheckpointOptions } from './merge/checkpoint/merge-checkpoint.js'
+export type { MergeOnnxOptions } from './merge/merge-onnx.js'
 export type { MergeOptions, MergeProgress, MergeReport } from './merge/output.js'
 export type { LayerChange } from './merge/weight.js'
 export type { RuntimeHost } from './runtime/host.js'
