@@ -8,10 +8,10 @@ import { checkTrainableForm } from '../graph/trainable-form.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfig } from '../lora/config.js'
 import { checkRecord, type EncodedRecords, encodeRecords, loadRecords } from '../text/records.js'
+import type { TrainerOptions, TrainingData, TrainResult } from './options.js'
 import type { TrainReport } from './report.js'
 import { checkRunFolder, type FolderUse } from './run-folder.js'
 import type { TrainSettings } from './settings.js'
-import type { TrainerOptions, TrainingData, TrainResult } from './trainer.js'
 import { trainAdapter } from './training-run.js'
 
 /** See Trainer.train, whose options have been checked. */
