@@ -178,6 +178,9 @@ describe('in the browser', () => {
         expect(code, script.fileName).not.toMatch(/['"`]node:|__vite-browser-external|onnxruntime-node/)
       }
 
+      // The workers are scripts of their own, found by the bundler.
+      expect(output.filter(({ fileName }) => /worker-.*\.js$/.test(fileName))).toHaveLength(2)
+
       const entry = chunks.find(({ isEntry }) => isEntry)!
       const core = new Set([entry.fileName])
       for (const name of core)
