@@ -18,6 +18,7 @@ export type { AdapterSessionOptions, RunOptions, SessionBase } from './infer/ada
 export type { GenerateOptions, GenerateResult } from './infer/generate.js'
 export { GENERATE_DEFAULTS, type SamplingOptions } from './infer/sampling.js'
 export { BlobSource, openUrl, type UrlOptions } from './io/web-files.js'
+export { configureKernels, disposeKernels, type KernelOptions } from './kernels/index.js'
 export { type AdapterSummary, type LayerSummary, LoraAdapter } from './lora/adapter.js'
 export {
   INITS,
