@@ -29,7 +29,7 @@ const {
 })
 const [batch, sequence, threads, rank] = [options.batch, options.sequence, options.threads, options.rank].map(Number)
 /** As in the trainer: larger graphs get a session for one shape. */
-const LARGE_GRAPH_NODES = 1500
+const LARGE_GRAPH_NODES = 2000
 
 const runtime = await loadNodeRuntime()
 const model = await loadOnnx(new NodeDirectory(folder), 'onnx/model.onnx')
