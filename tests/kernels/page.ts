@@ -1,0 +1,62 @@
+// What browser.test.ts runs in a page: products and a merge on what the page's policies allow, against the reference loops.
+
+import { defaultKernels } from '../../src/kernels/index.js'
+import { createMergeKernel } from '../../src/kernels/merge.js'
+import type { MergeKernel } from '../../src/kernels/merge-kernel.js'
+import { referenceKernels } from '../../src/kernels/reference.js'
+import { referenceMergeKernel } from '../../src/kernels/reference-merge.js'
+import { LoraLayer } from '../../src/lora/layer.js'
+
+export interface PageResult {
+  kernels: string
+  merge: string
+  isIsolated: boolean
+  /** Largest difference of a 70 × 130 × 300 product from the reference's, over the largest element. */
+  error: number
+  /** The merged bytes are the reference's. */
+  isSameMerge: boolean
+  /** merge and unmerge of a layer gave the base back. */
+  isUnmergeExact: boolean
+}
+
+const largest = (values: Float32Array) => values.reduce((most, value) => Math.max(most, Math.abs(value)), 0)
+const wave = (length: number) => Float32Array.from({ length }, (_, i) => Math.sin(i * 1.7))
+
+function mergedBytes(kernel: MergeKernel): Uint8Array {
+  kernel.loadRight(wave(8 * 100), 8, 100)
+  kernel.chunk.set(Uint8Array.from({ length: 10 * 100 * 2 }, (_, i) => (i % 2 === 0 ? i * 31 : 0x3c + (i % 3))))
+  const terms = [{ rank: 8, scale: 0.3 }]
+  kernel.merge({ dtype: 'BF16', rows: 10, column: 0, columns: 100, left: wave(80), terms })
+  return kernel.chunk.slice(0, 2000)
+}
+
+function run(): PageResult {
+  const [m, n, k] = [70, 130, 300]
+  const product = { m, n, k, a: wave(m * k), b: wave(n * k), transposeB: true }
+  const [out, expected] = [new Float32Array(m * n), new Float32Array(m * n)]
+  defaultKernels().gemm({ ...product, out })
+  referenceKernels.gemm({ ...product, out: expected })
+  const kernel = createMergeKernel(4096)
+  const reference = mergedBytes(referenceMergeKernel(4096))
+  const base = { data: wave(64 * 48), shape: [64, 48] as const }
+  const layer = new LoraLayer(base)
+  layer.weightB = { data: wave(64 * 8), shape: [64, 8] }
+  layer.merge()
+  layer.unmerge()
+  return {
+    kernels: defaultKernels().name,
+    merge: kernel.name,
+    isIsolated: globalThis.crossOriginIsolated,
+    error: largest(out.map((value, i) => value - expected[i])) / largest(expected),
+    isSameMerge: mergedBytes(kernel).every((byte, i) => byte === reference[i]),
+    isUnmergeExact: base.data.every((value, i) => value === layer.baseWeight?.data[i]),
+  }
+}
+
+let body: string
+try {
+  body = JSON.stringify(run())
+} catch (error) {
+  body = JSON.stringify({ failed: String(error) })
+}
+await fetch('/result', { method: 'POST', body })
