@@ -16,6 +16,7 @@ import { crossEntropyGradient } from './losses.js'
 import { lowerForTraining } from './lower.js'
 import { mergeReshapes } from './merge-reshapes.js'
 import { raiseOpset } from './opset.js'
+import { plainShapes } from './plain-shapes.js'
 import { sessionModel } from './session-model.js'
 import { probeShapes } from './shapes.js'
 import { checkTrainableForm } from './trainable-form.js'
@@ -138,7 +139,8 @@ export async function buildTrainingGraph(
       ...paths.flatMap(({ nodes }) => nodes.flatMap(({ input, output }) => [...input, ...output])),
     ]),
   )
-  const gradients = appendGradients(new Builder(graph, 'backward'), shapes, forward, wrt, trainsHead)
+  const g = new Builder(graph, 'backward')
+  const gradients = appendGradients(g, shapes, forward, wrt, trainsHead)
   const parameters = factors.map((factor) => {
     const gradient = gradients.get(factor.input)
     if (gradient === undefined) {
@@ -147,6 +149,11 @@ export async function buildTrainingGraph(
     graph.outputs.push(valueInfo(gradient, DataType.FLOAT, factor.shape))
     return { ...factor, gradient }
   })
+  plainShapes(g, shapes, [
+    { input: 'input_ids', axis: 0 },
+    { input: 'input_ids', axis: 1 },
+    { input: LOSS_INPUTS.rows, axis: 0 },
+  ])
   mergeReshapes(graph, shapes)
   return { ...finish(model, graph, forward, tokens, dropout), parameters }
 }
