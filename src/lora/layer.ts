@@ -1,8 +1,9 @@
 // One adapted weight: y = x·(W + s·B·A)ᵀ with W (d, k), A (r, k), B (d, r) and s from alpha and rank. Hu et al. 2021,
-// "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685, section 4.1.
+// "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685, section 4.1. Two parts are optional: a magnitude for
+// each row (DoRA, Liu et al. 2024, arXiv 2402.09353) and a bias of B (PEFT's lora_bias).
 
 import type { FloatDtype } from '../base/dtype.js'
-import { ConfigError, NumericError, ShapeError, StateError } from '../base/errors.js'
+import { ConfigError, NumericError, ShapeError, StateError, UnsupportedError } from '../base/errors.js'
 import { Random } from '../base/random.js'
 import {
   checkShape,
@@ -14,6 +15,7 @@ import {
   zeros,
 } from '../base/tensor.js'
 import { configForLayer, type LoraConfig, type LoraConfigInput, resolveConfig, scalingOf } from './config.js'
+import { magnitudeScales, rowNorms, scaleColumns, scaleRows } from './dora.js'
 import { initialWeightA } from './initializers.js'
 import { copyAs, isFiniteMatrix, norm, normOfProduct, product } from './product.js'
 
@@ -34,12 +36,21 @@ interface Tape {
   keep: Uint8Array | undefined
 }
 
+/** What some layers have besides A and B: one number per output feature each. */
+export interface LayerVectors {
+  /** DoRA's m (d), which useDora asks for. */
+  magnitude?: FloatArray | readonly number[] | undefined
+  /** The bias of B (d), which loraBias asks for. */
+  biasB?: FloatArray | readonly number[] | undefined
+}
+
 /** A layer to be, without a base weight. */
 class Factors {
   constructor(
     readonly weightA: Matrix,
     readonly weightB: Matrix,
     readonly isNew: boolean,
+    readonly vectors: LayerVectors = {},
   ) {}
 }
 
@@ -53,6 +64,8 @@ export class LoraLayer {
   readonly #random: Random
   #weightA: Matrix
   #weightB: Matrix
+  #magnitude: FloatArray | undefined
+  #biasB: FloatArray | undefined
   #baseWeight: Matrix | undefined
   /** The base weight as it was before merge; present while merged. */
   #unmerged: Matrix | undefined
@@ -60,7 +73,8 @@ export class LoraLayer {
   #isTraining: boolean
 
   /**
-   * A new layer over a copy of `baseWeight` (d, k): A drawn from the seed and the name, B zero. It is in training mode.
+   * A new layer over a copy of `baseWeight` (d, k): A drawn from the seed and the name, B zero, a magnitude of ‖W‖ and a bias
+   * of zero where the config has them, so that the first effective weight is W. It is in training mode.
    *
    * @throws ConfigError when the config is not usable, or its rank is above min(d, k); ShapeError when baseWeight is no matrix.
    */
@@ -74,6 +88,8 @@ export class LoraLayer {
     if (source instanceof Factors) {
       this.#weightA = source.weightA
       this.#weightB = source.weightB
+      this.#magnitude = this.#vector('magnitude', source.vectors.magnitude, this.config.useDora)
+      this.#biasB = this.#vector('biasB', source.vectors.biasB, this.config.loraBias)
       this.#isTraining = source.isNew
     } else {
       const matrix = toMatrix(source, this.#where('baseWeight'))
@@ -82,6 +98,8 @@ export class LoraLayer {
       this.#baseWeight = base
       this.#weightA = factors.weightA
       this.#weightB = factors.weightB
+      if (this.config.useDora) this.#magnitude = copyVector(rowNorms(base), base.data)
+      if (this.config.loraBias) this.#biasB = zeros(1, this.d, base.data).data
       this.#isTraining = true
     }
   }
@@ -90,9 +108,16 @@ export class LoraLayer {
    * A layer from copies of trained factors A (r, k) and B (d, r), without a base weight, in evaluation mode. A config that
    * names no rank takes the factors'. Here the rank may be above min(d, k).
    *
-   * @throws ShapeError when the factors disagree with each other or with the config's rank.
+   * @throws ShapeError when the factors disagree with each other or with the config's rank; ConfigError when a magnitude or a
+   *   bias is there and the config has none, or the other way round.
    */
-  static fromFactors(weightA: MatrixLike, weightB: MatrixLike, config: LoraConfigInput = {}, name = ''): LoraLayer {
+  static fromFactors(
+    weightA: MatrixLike,
+    weightB: MatrixLike,
+    config: LoraConfigInput = {},
+    name = '',
+    vectors: LayerVectors = {},
+  ): LoraLayer {
     const a = toMatrix(weightA, where(name, 'weightA'))
     const b = toMatrix(weightB, where(name, 'weightB'))
     const own = configForLayer(
@@ -101,16 +126,23 @@ export class LoraLayer {
     )
     checkShape(a, own.rank, a.shape[1], where(name, 'weightA'))
     checkShape(b, b.shape[0], own.rank, where(name, 'weightB'))
-    return new LoraLayer(new Factors(copyAs(a, a.data), copyAs(b, a.data), false), own, name)
+    return new LoraLayer(new Factors(copyAs(a, a.data), copyAs(b, a.data), false, vectors), own, name)
   }
 
   /**
    * A new layer for a weight (d, k) that stays where it is: as the constructor makes it, in f32, without a base weight.
    *
-   * @throws ConfigError when the config is not usable, or its rank is above min(d, k).
+   * @throws ConfigError when the config is not usable, or its rank is above min(d, k); UnsupportedError for DoRA, whose
+   *   magnitude starts from the weight's values, and for a bias of B.
    */
   static ofShape(shape: readonly [d: number, k: number], config: LoraConfigInput = {}, name = ''): LoraLayer {
     const own = configForLayer(resolveConfig(config), name)
+    if (own.useDora || own.loraBias) {
+      throw new UnsupportedError({
+        where: where(name, own.useDora ? 'useDora' : 'loraBias'),
+        what: 'a new layer of this kind needs its base weight',
+      })
+    }
     return new LoraLayer(initialFactors(shape, own, name, new Float32Array()), own, name)
   }
 
@@ -159,6 +191,21 @@ export class LoraLayer {
     this.#weightB = this.#assigned('weightB', value, this.d, this.rank, this.#weightB.data)
   }
 
+  /** DoRA's m (d), the layer's own: its values may be edited in place. */
+  get magnitude(): FloatArray | undefined {
+    return this.#magnitude
+  }
+
+  /** The bias of B (d), the layer's own; s·biasB is added to the output. */
+  get biasB(): FloatArray | undefined {
+    return this.#biasB
+  }
+
+  /** y = x·(W + s·B·A)ᵀ and nothing more: neither a magnitude nor a bias. */
+  get isPlain(): boolean {
+    return this.#magnitude === undefined && this.#biasB === undefined
+  }
+
   /** W (d, k), the layer's own; with s·B·A in it while merged; undefined while none is attached. Assignment copies. */
   get baseWeight(): Matrix | undefined {
     return this.#baseWeight
@@ -169,6 +216,8 @@ export class LoraLayer {
     this.#baseWeight = base
     this.#weightA = copyAs(this.#weightA, base.data)
     this.#weightB = copyAs(this.#weightB, base.data)
+    if (this.#magnitude !== undefined) this.#magnitude = copyVector(this.#magnitude, base.data)
+    if (this.#biasB !== undefined) this.#biasB = copyVector(this.#biasB, base.data)
   }
 
   /**
@@ -198,15 +247,25 @@ export class LoraLayer {
     return product(this.#weightB, this.#weightA, { scale: this.scaling })
   }
 
-  /** W + s·B·A (d, k), a new matrix. While merged: a copy of the base weight, which holds the delta. */
+  /**
+   * W + s·B·A (d, k), with DoRA's magnitude m ⊙ (W + s·B·A) / ‖W + s·B·A‖, a new matrix. While merged: a copy of the base
+   * weight, which holds the delta.
+   */
   effectiveWeight(): Matrix {
     const base = this.#needBase('effectiveWeight')
-    const result = copyAs(base, base.data)
-    return this.merged ? result : product(this.#weightB, this.#weightA, { scale: this.scaling, addTo: result })
+    if (this.merged) return copyAs(base, base.data)
+    const sum = this.#sum(base)
+    return this.#magnitude === undefined ? sum : scaleRows(sum, magnitudeScales(this.#magnitude, sum))
+  }
+
+  /** s·biasB (d), what merging adds to the base's bias; undefined for a layer without one. */
+  biasDelta(): Float64Array | undefined {
+    return this.#biasB && Float64Array.from(this.#biasB, (value) => this.scaling * value)
   }
 
   /**
-   * (n, k) → (n, d). Not merged and in training mode: inverted dropout on the LoRA branch's input. Merged: the base alone.
+   * (n, k) → (n, d). Not merged and in training mode: inverted dropout on the LoRA branch's input. Merged: the base alone. A
+   * bias of B always counts, for the layer has no base bias to hold it.
    *
    * @throws ShapeError when the input has other than k columns, StateError without a base weight.
    */
@@ -215,10 +274,12 @@ export class LoraLayer {
     const x = copyAs(toMatrix(input, this.#where('input')), base.data)
     checkShape(x, x.shape[0], this.k, this.#where('input'))
     const output = product(x, base, { transposeB: true }) // (n, k) @ (k, d) → (n, d)
+    this.#addBias(output)
     this.#tape = undefined
     if (this.merged) return output
     const keep = this.#dropFrom(x)
     const hidden = product(x, this.#weightA, { transposeB: true }) // (n, k) @ (k, r) → (n, r)
+    if (this.#magnitude !== undefined) return this.#addDirection(output, x, hidden, this.#magnitude)
     this.#tape = { branchInput: x, hidden, keep }
     return product(hidden, this.#weightB, { transposeB: true, scale: this.scaling, addTo: output }) // (n, r) @ (r, d)
   }
@@ -227,9 +288,16 @@ export class LoraLayer {
    * Gradients for the last forward, with its dropout mask, from that of its output (n, d). Change the factors after it, not
    * between the two.
    *
-   * @throws StateError before a forward and while merged, ShapeError when gradOutput is not (n, d).
+   * @throws StateError before a forward and while merged, ShapeError when gradOutput is not (n, d), UnsupportedError for a
+   *   layer with a magnitude or a bias.
    */
   backward(gradOutput: MatrixLike): LayerGradients {
+    if (!this.isPlain) {
+      throw new UnsupportedError({
+        where: this.#where('backward'),
+        what: `no gradients for ${this.#magnitude === undefined ? 'a bias of B' : 'a DoRA magnitude'}`,
+      })
+    }
     const tape = this.#tape
     if (tape === undefined) {
       throw new StateError({
@@ -282,12 +350,13 @@ export class LoraLayer {
     this.#unmerged = undefined
   }
 
-  /** r·(d + k) */
+  /** r·(d + k), and d more for a magnitude and for a bias */
   trainableParams(): number {
-    return this.rank * (this.d + this.k)
+    const vectors = (this.#magnitude === undefined ? 0 : 1) + (this.#biasB === undefined ? 0 : 1)
+    return this.rank * (this.d + this.k) + vectors * this.d
   }
 
-  /** d·k + r·(d + k) */
+  /** d·k + trainableParams() */
   totalParams(): number {
     return this.d * this.k + this.trainableParams()
   }
@@ -310,6 +379,53 @@ export class LoraLayer {
   /** ‖s·B·A‖, Frobenius, without forming B·A. */
   normDelta(): number {
     return this.scaling * normOfProduct(this.#weightB, this.#weightA)
+  }
+
+  /** W + s·B·A (d, k), a new matrix. */
+  #sum(base: Matrix): Matrix {
+    return product(this.#weightB, this.#weightA, { scale: this.scaling, addTo: copyAs(base, base.data) })
+  }
+
+  #addBias(output: Matrix): void {
+    const bias = this.biasDelta()
+    if (bias === undefined) return
+    for (let at = 0; at < output.data.length; at++) output.data[at] += bias[at % bias.length]
+  }
+
+  /**
+   * x·Wᵀ in `output` (n, d) becomes x·Wᵀ + (c − 1)·x̃·Wᵀ + c·s·x̃·(B·A)ᵀ, where x̃ is x after dropout and c = m / ‖W + s·B·A‖:
+   * as PEFT has it, whose dropout is on the base's part of the difference too.
+   */
+  #addDirection(output: Matrix, x: Matrix, hidden: Matrix, magnitude: FloatArray): Matrix {
+    const base = this.#needBase('forward')
+    const scales = magnitudeScales(magnitude, this.#sum(base))
+    const branch = product(x, base, { transposeB: true }) // (n, k) @ (k, d) → (n, d)
+    for (let at = 0; at < output.data.length; at++) output.data[at] -= branch.data[at]
+    product(hidden, this.#weightB, { transposeB: true, scale: this.scaling, addTo: branch }) // (n, r) @ (r, d)
+    scaleColumns(branch, scales)
+    for (let at = 0; at < output.data.length; at++) output.data[at] += branch.data[at]
+    return output
+  }
+
+  /** A copy in the factors' precision. Throws ConfigError unless it is there when it is wanted, ShapeError unless it is (d). */
+  #vector(member: keyof LayerVectors, value: LayerVectors[typeof member], isWanted: boolean): FloatArray | undefined {
+    if ((value !== undefined) !== isWanted) {
+      const setting = member === 'magnitude' ? 'useDora' : 'loraBias'
+      throw new ConfigError({
+        where: this.#where(member),
+        what: isWanted ? `missing, although ${setting} is on` : `only goes with ${setting}`,
+      })
+    }
+    if (value === undefined) return undefined
+    if (value.length !== this.d) {
+      throw new ShapeError({
+        where: this.#where(member),
+        what: 'wrong shape',
+        expected: formatShape([this.d]),
+        got: formatShape([value.length]),
+      })
+    }
+    return copyVector(value, this.#weightA.data)
   }
 
   /** @throws StateError when there is no base weight. */
@@ -359,6 +475,11 @@ export class LoraLayer {
   #where(member: string): string {
     return where(this.name, member)
   }
+}
+
+/** A copy in the precision of `like`. */
+function copyVector(values: FloatArray | readonly number[], like: FloatArray): FloatArray {
+  return like instanceof Float64Array ? Float64Array.from(values) : Float32Array.from(values)
 }
 
 function where(name: string, member: string): string {

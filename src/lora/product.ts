@@ -55,3 +55,12 @@ export function normOfProduct(b: Matrix, a: Matrix): number {
   // Rounding can leave a tiny negative sum where b·a is zero.
   return Math.sqrt(Math.max(sum, 0))
 }
+
+/** A new matrix. */
+export function transpose({ data, shape: [rows, columns] }: Matrix): Matrix {
+  const result = zeros(columns, rows, data)
+  for (let i = 0; i < rows; i++) {
+    for (let j = 0; j < columns; j++) result.data[j * rows + i] = data[i * columns + j]
+  }
+  return result
+}

@@ -10,6 +10,7 @@ import type { CausalModel } from '../graph/model-folder.js'
 import { checkTrainableForm } from '../graph/trainable-form.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import { type LoraConfig, type LoraConfigInput, resolveConfig, TRAIN_DEFAULTS } from '../lora/config.js'
+import { requirePlain, requirePlainConfig } from '../lora/plain.js'
 import { checkRecord, type EncodedRecords, encodeRecords, loadRecords, type TextRecord } from '../text/records.js'
 import type { TrainEvents, TrainReport } from './report.js'
 import { checkRunFolder, type FolderUse } from './run-folder.js'
@@ -53,7 +54,10 @@ export class Trainer {
   readonly config: LoraConfig
   readonly #options: TrainerOptions
 
-  /** @throws ConfigError when a setting or the adapter's config is out of range, or two options contradict */
+  /**
+   * @throws ConfigError when a setting or the adapter's config is out of range, or two options contradict; UnsupportedError when
+   *   the adapter or its config has more than plain linear layers
+   */
   constructor(options: TrainerOptions) {
     this.#options = options
     this.settings = resolveSettings(options)
@@ -75,6 +79,8 @@ export class Trainer {
         baseModel: options.model.name,
         ...Object.fromEntries(given),
       })
+    if (options.adapter !== undefined) requirePlain(options.adapter, 'training')
+    requirePlainConfig(this.config, 'training')
   }
 
   /**
