@@ -148,11 +148,10 @@ function roleFeed(role: Role, type: TensorType, rank: number, tokens: TokenInput
     }
     case 'tokenTypeIds':
       return rows(sequence, () => 0)
-    case 'cachePosition':
-      return {
-        ...rows(sequence, (_, column) => past + column),
-        ...{ dims: rank === 1 ? [sequence] : [batch, sequence] },
-      }
+    case 'cachePosition': {
+      const positions = rows(sequence, (_, column) => past + column)
+      return rank === 1 ? { ...positions, data: positions.data.slice(0, sequence), dims: [sequence] } : positions
+    }
     case 'logitsToKeep':
       return single(0)
     case 'totalLength':

@@ -16,7 +16,7 @@ import { Builder, type Value } from './builder.js'
 import type { Graph } from './graph.js'
 import type { Linear } from './linears.js'
 
-/** The graph inputs of one adapted module: Aᵀ (k, r) and s·Bᵀ or Bᵀ (r, d). */
+/** The graph inputs that hold one module's factors. */
 export interface LoraInputs {
   readonly weightA: string
   readonly weightB: string
@@ -60,11 +60,7 @@ export function injectLora(graph: Graph, linears: readonly Linear[]): void {
 }
 
 /** Adds the inputs of all adapted modules. */
-export function declareInputs(
-  graph: Graph,
-  linears: readonly Linear[],
-  rankOf: (module: string) => number | string,
-): void {
+function declareInputs(graph: Graph, linears: readonly Linear[], rankOf: (module: string) => number | string): void {
   const seen = new Set<string>()
   for (const { name, k, d } of linears) {
     if (seen.has(name)) continue

@@ -82,7 +82,7 @@ export class TrainableLinears {
         const { weightA, weightB } = loraInputs(linear.name)
         const x = dropout > 0 ? this.#drop(linear) : linear.input
         const alpha = { float: scaling / keep }
-        const low = g.op('Gemm', [x, weightA])
+        const low = g.op('Gemm', [x, weightA], { transB: 1 }) // (rows, k) @ (k, r)
         return g.node('Gemm', base === undefined ? [low, weightB] : [low, weightB, base], { alpha })
       },
     )

@@ -6,7 +6,7 @@ import { gradientPath } from './backward.js'
 import { Builder, type Value } from './builder.js'
 import type { CausalInputs } from './causal-inputs.js'
 import type { Graph } from './graph.js'
-import { declareInputs, valueInfo } from './inject.js'
+import { loraInputs, valueInfo } from './inject.js'
 import { findLinears, type Linear, type ModuleMap, reachesRowWise } from './linears.js'
 import { crossEntropy, type RowLoss } from './losses.js'
 import { matchLayers } from './match.js'
@@ -86,12 +86,10 @@ export function buildForward(graph: Graph, inputs: CausalInputs, options: Forwar
     logits = g.op('Gather', [all, LOSS_INPUTS.rows], { axis: 0 })
     choice = { all, chosen: logits }
   }
-  const rankOf = new Map(options.layers.map(({ name, rank }) => [name, rank]))
-  declareInputs(
-    graph,
-    placed.map(({ linear, layer }) => ({ ...linear, name: layer.name })),
-    (module) => rankOf.get(module) as number,
-  )
+  for (const { name, d, k, rank } of options.layers) {
+    const { weightA, weightB } = loraInputs(name)
+    graph.inputs.push(valueInfo(weightA, DataType.FLOAT, [rank, k]), valueInfo(weightB, DataType.FLOAT, [rank, d]))
+  }
   trainable.adapt(
     placed.map(({ linear, layer }) => {
       const { kind, input, output } = inRows.get(linear.node) as Linear

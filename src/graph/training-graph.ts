@@ -37,7 +37,10 @@ export interface TrainingGraphOptions {
   readonly modules?: ModuleMap | undefined
 }
 
-/** One LoRA factor: a graph input, Aᵀ (k, r) or Bᵀ (r, d), and the output that holds the loss's gradient by it. */
+/**
+ * One LoRA factor: a graph input, A (r, k) or Bᵀ (r, d), and the output that holds the loss's gradient by it. Both have
+ * few rows: products that give the gradient of a matrix with few columns are several times slower.
+ */
 export interface TrainedParameter {
   readonly layer: string
   readonly factor: 'A' | 'B'
@@ -102,7 +105,7 @@ export async function buildTrainingGraph(
   const factors = layers.flatMap(({ name, k, d, rank }) => {
     const { weightA, weightB } = loraInputs(name)
     return [
-      { layer: name, factor: 'A' as const, input: weightA, shape: [k, rank] as const },
+      { layer: name, factor: 'A' as const, input: weightA, shape: [rank, k] as const },
       { layer: name, factor: 'B' as const, input: weightB, shape: [rank, d] as const },
     ]
   })

@@ -1,8 +1,95 @@
-// The one place from which the rest of lowrank gets its kernels.
+// The one place from which the rest of lowrank gets its kernels: WebAssembly where the host has it and the product is large
+// enough, the reference loops else.
 
-import type { Kernels } from './kernels.js'
+import { ConfigError } from '../base/errors.js'
+import type { GemmOptions, Kernels } from './kernels.js'
+import type { MergeKernel } from './merge-kernel.js'
+import type { SimdBuild } from './module.js'
 import { referenceKernels } from './reference.js'
+import { referenceMergeKernel } from './reference-merge.js'
+import { createWasmKernels, type WasmKernels } from './wasm.js'
+import { createWasmMergeKernel } from './wasm-merge.js'
 
+export interface KernelOptions {
+  /**
+   * Threads that compute a large product, the calling one among them; 1 turns worker threads off. Default: one a core, at
+   * most 8, where the host lets a synchronous call wait for others (Node), else 1.
+   */
+  threads?: number
+  /**
+   * `relaxed` uses fused multiply-adds where the host has them, `plain` rounds alike on every machine, `none` leaves the
+   * reference loops. Default: the fastest that the host has.
+   */
+  simd?: SimdBuild | 'none'
+}
+
+/** Below this many multiplications the copies into WebAssembly's memory cost more than the loops. */
+const MIN_WASM_PRODUCT = 4096
+
+let options: KernelOptions = {}
+/** Made by the first product that is large enough; null where the host has no WebAssembly. */
+let wasm: WasmKernels | null | undefined
+
+const kernels: Kernels = {
+  get name() {
+    return wasmKernels()?.name ?? referenceKernels.name
+  },
+  gemm(product: GemmOptions): void {
+    const fast = isWorthCopying(product) ? wasmKernels() : null
+    if (fast === null) referenceKernels.gemm(product)
+    else fast.gemm(product)
+  },
+}
+
+/** The kernels that layers and adapters compute on. */
 export function defaultKernels(): Kernels {
-  return referenceKernels
+  return kernels
+}
+
+/**
+ * Sets how layers and adapters compute from now on, in this thread.
+ *
+ * @throws ConfigError when `threads` is no positive integer.
+ */
+export function configureKernels(settings: KernelOptions): void {
+  const { threads } = settings
+  if (threads !== undefined && !(Number.isInteger(threads) && threads > 0)) {
+    throw new ConfigError({
+      where: 'threads',
+      what: 'not usable',
+      expected: 'a positive integer',
+      got: String(threads),
+    })
+  }
+  disposeKernels()
+  options = { ...settings }
+}
+
+/** Ends the kernels' threads and lets go of their memory; the next large product starts them again. */
+export function disposeKernels(): void {
+  wasm?.dispose()
+  wasm = undefined
+}
+
+/**
+ * The fastest merge kernel that the host has, with a memory of its own: one a thread. All give the same bytes.
+ *
+ * @param byteLength size of the largest chunk
+ */
+export function createMergeKernel(byteLength: number): MergeKernel {
+  const fast = options.simd === 'none' ? undefined : createWasmMergeKernel(byteLength)
+  return fast ?? referenceMergeKernel(byteLength)
+}
+
+function wasmKernels(): WasmKernels | null {
+  const { simd, threads } = options
+  if (wasm === undefined) wasm = simd === 'none' ? null : (createWasmKernels({ build: simd, threads }) ?? null)
+  return wasm
+}
+
+/** One row times a matrix of rows reads each element once: there the loops win, as they need no packing. */
+function isWorthCopying({ m, n, k, a, b, out, transposeB = false }: GemmOptions): boolean {
+  if (m * n * k < MIN_WASM_PRODUCT || (m === 1 && !transposeB)) return false
+  const size = out.BYTES_PER_ELEMENT
+  return a.BYTES_PER_ELEMENT === size && b.BYTES_PER_ELEMENT === size
 }

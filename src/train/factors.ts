@@ -1,4 +1,4 @@
-// Between an adapter's factors, A (r, k) and B (d, r), and what the training graph is fed: Aᵀ (k, r) and Bᵀ (r, d).
+// Between an adapter's factors, A (r, k) and B (d, r), and what the training graph is fed: A (r, k) and Bᵀ (r, d).
 
 import type { Matrix } from '../base/tensor.js'
 import type { LoraAdapter } from '../lora/adapter.js'
@@ -13,7 +13,7 @@ export interface FactorName {
 export function readFactors(adapter: LoraAdapter, parameters: readonly FactorName[]): Float32Array[] {
   return parameters.map(({ layer, factor }) => {
     const { weightA, weightB } = adapter.layer(layer)
-    return transposed(factor === 'A' ? weightA : weightB).data as Float32Array
+    return factor === 'A' ? Float32Array.from(weightA.data) : (transposed(weightB).data as Float32Array)
   })
 }
 
@@ -25,7 +25,7 @@ export function writeFactors(
 ): void {
   parameters.forEach(({ layer: name, factor }, i) => {
     const layer = adapter.layer(name)
-    if (factor === 'A') layer.weightA = transposed({ data: values[i], shape: [layer.k, layer.rank] })
+    if (factor === 'A') layer.weightA = { data: values[i].slice(), shape: [layer.rank, layer.k] }
     else layer.weightB = transposed({ data: values[i], shape: [layer.rank, layer.d] })
   })
 }

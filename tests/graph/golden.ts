@@ -62,25 +62,26 @@ export function transposed(data: ArrayLike<number>, [rows, columns]: readonly nu
   return result
 }
 
-/** Aᵀ and Bᵀ of each parameter. */
+/** A and Bᵀ of each parameter. */
 export function factorFeeds(parameters: readonly TrainedParameter[], adapter: LoraAdapter): Feeds {
   const layers = new Map(adapter)
   return Object.fromEntries(
     parameters.map(({ layer, factor, input, shape }) => {
       const { weightA, weightB } = layers.get(layer)!
       const matrix = factor === 'A' ? weightA : weightB
-      return [input, { type: 'float32', data: transposed(matrix.data, matrix.shape), dims: shape }]
+      const data = factor === 'A' ? Float32Array.from(matrix.data) : transposed(matrix.data, matrix.shape)
+      return [input, { type: 'float32', data, dims: shape }]
     }),
   )
 }
 
-/** Gradients by PEFT's names, as stored: of A (r, k) and of B (d, r). */
+/** Gradients of A (r, k) and of Bᵀ (r, d). */
 export async function goldenGradients(folder: string, batch: number) {
   const file = await parseSafetensorsHeader(await new NodeDirectory(folder).open(`gradients-${batch}.safetensors`))
   const gradients = new Map<string, Float32Array>()
   for (const [name] of file.tensors) {
     const { data, shape } = await readTensorF32(file, name)
-    gradients.set(name, transposed(data, shape))
+    gradients.set(name, name.includes('lora_A') ? data : transposed(data, shape))
   }
   await file.source.close()
   return (layer: string, factor: string) => gradients.get(`base_model.model.${layer}.lora_${factor}.weight`)!

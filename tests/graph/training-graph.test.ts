@@ -186,7 +186,7 @@ describe('on one small model', () => {
     const feeds: Feeds = {
       ...graph.feeds(tokenBatch(batch), { normalizer }),
       ...factorFeeds(graph.parameters.slice(0, -2), adapter),
-      'lora/lm_head/A': { type: 'float32' as const, data: value(k * 2, 1), dims: [k, 2] },
+      'lora/lm_head/A': { type: 'float32' as const, data: value(k * 2, 1), dims: [2, k] },
       'lora/lm_head/B': { type: 'float32' as const, data: value(2 * 2048, 2), dims: [2, 2048] },
     }
     const outputs = await session.run(feeds)

@@ -39,7 +39,7 @@ describe('resolveSettings', () => {
 })
 
 describe('factors', () => {
-  it('go to the graph transposed, and come back', () => {
+  it('go to the graph, B transposed, and come back', () => {
     const adapter = new LoraAdapter({ rank: 2, targetModules: ['q'] })
     const layer = adapter.addFactors(
       'q',
@@ -58,7 +58,7 @@ describe('factors', () => {
     ] as const
     const values = readFactors(adapter, names)
     expect(values.map((array) => [...array])).toEqual([
-      [1, 4, 2, 5, 3, 6],
+      [1, 2, 3, 4, 5, 6],
       [7, 9, 8, 10],
     ])
     values[0][0] = 11

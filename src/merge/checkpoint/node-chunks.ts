@@ -21,6 +21,8 @@ export interface ChunkJob {
   readonly bases: readonly Readable[]
   readonly factors: readonly Readable[]
   readonly threads: number
+  /** Checksums are wanted. */
+  readonly isChecked: boolean
   readonly shared: SharedState
 }
 
@@ -109,7 +111,7 @@ export class ChunkLoop {
     const bytes = this.#compute(chunk, place)
     const output = this.#job.outputs[place.shard]
     writeFully(output, bytes, chunk.offset)
-    shared.checksums[number] = crc32(bytes)
+    if (this.#job.isChecked) shared.checksums[number] = crc32(bytes)
     shared.written[this.#thread] += bytes.byteLength
     // Orders the plain stores above for whoever reads the count.
     const done = Atomics.add(shared.done, place.shard, 1) + 1

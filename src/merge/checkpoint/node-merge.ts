@@ -260,6 +260,8 @@ async function writeShards(
       bases: await Promise.all(checkpoint.shards.map(({ file }) => readable(file.source))),
       factors: await Promise.all(adapters.sources.map(readable)),
       threads: count,
+      // A single file is kept by no resume: it has its name as soon as it is finished.
+      isChecked: plan.shards.length > 1,
       shared,
     }
     shards.forEach(({ header }, i) => {
@@ -274,7 +276,7 @@ async function writeShards(
             Promise.reject(fileError(job.outputs[i].name, 'cannot be written', error)),
           )
         const note = noteOf(job, i)
-        await partial.note(shards[i], note)
+        if (job.isChecked) await partial.note(shards[i], note)
         notes.set(shards[i].path, note)
       },
     })

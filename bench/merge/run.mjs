@@ -1,0 +1,121 @@
+// The streaming merge beside cp and two Python scripts, in turns on one warm page cache; prints medians, ratios and peak memory.
+//
+//   npm run build && node bench/merge/run.mjs [--folder out/bench-merge] [--layers 22] [--ranks 16,64] [--runs 5] [--threads 2]
+//     [--python PATH] [--peer-runs 1] [--fsync] [--keep]
+//
+// 22 layers are 2.2 GB, 86 are 8 GB. --python: an interpreter with requirements.txt; without it the scripts are left out.
+// --fsync waits for the disk on both sides. Free space for twice the checkpoint is needed.
+
+import { spawnSync } from 'node:child_process'
+import { readFileSync, rmSync, statSync } from 'node:fs'
+import { cpus } from 'node:os'
+import { dirname, join, resolve } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { parseArgs } from 'node:util'
+import { makeAdapter, makeBase } from './inputs.mjs'
+
+const here = dirname(fileURLToPath(import.meta.url))
+const { values } = parseArgs({
+  options: {
+    folder: { type: 'string', default: join(here, '../../out/bench-merge') },
+    layers: { type: 'string', default: '22' },
+    ranks: { type: 'string', default: '16,64' },
+    runs: { type: 'string', default: '5' },
+    threads: { type: 'string', default: '2' },
+    python: { type: 'string' },
+    'peer-runs': { type: 'string', default: '1' },
+    fsync: { type: 'boolean', default: false },
+    keep: { type: 'boolean', default: false },
+  },
+})
+const folder = resolve(values.folder)
+const layers = Number(values.layers)
+const ranks = values.ranks.split(',').map(Number)
+const base = join(folder, `base-${layers}`)
+const source = join(base, 'model.safetensors')
+const target = join(folder, 'result.safetensors')
+const adapterOf = (rank) => join(folder, `adapter-${layers}-${rank}`)
+
+makeBase(base, layers)
+for (const rank of ranks) makeAdapter(adapterOf(rank), layers, rank)
+const gigabytes = statSync(source).size / 1e9
+console.log(`${cpus().length} × ${cpus()[0].model}, Linux ${kernel()}, Node ${process.version}`)
+console.log(`${gigabytes.toFixed(2)} GB bf16, ${values.threads} threads${values.fsync ? ', with fsync' : ''}\n`)
+
+const copy = ['--reflink=never', '--sparse=never', source, target]
+const contestants = [
+  {
+    name: 'cp',
+    runs: Number(values.runs),
+    command: values.fsync ? ['sh', '-c', `cp ${copy.join(' ')} && sync ${target}`] : ['cp', ...copy],
+  },
+  ...ranks.map((rank) => ({
+    name: `lowrank, r = ${rank}`,
+    runs: Number(values.runs),
+    command: [
+      process.execPath,
+      join(here, 'ours.mjs'),
+      source,
+      adapterOf(rank),
+      target,
+      values.threads,
+      values.fsync ? 'fsync' : 'none',
+    ],
+  })),
+]
+if (values.python !== undefined) {
+  const peers = {
+    'torch addmm_, raw I/O': [join(here, 'peer_addmm.py'), target],
+    'PEFT, load–merge–save': [join(here, 'peer_peft.py'), join(folder, 'peer')],
+  }
+  for (const rank of ranks) {
+    for (const [name, [script, out]] of Object.entries(peers)) {
+      const command = [values.python, script, base, adapterOf(rank), out]
+      contestants.push({ name: `${name}, r = ${rank}`, runs: Number(values['peer-runs']), command })
+    }
+  }
+}
+
+spawnSync('cat', [source], { stdio: ['ignore', 'ignore', 'inherit'] })
+for (const contestant of contestants) contestant.seconds = []
+for (let run = 0; run < Number(values.runs); run++) {
+  for (const contestant of contestants) if (run < contestant.runs) measure(contestant)
+}
+const cp = median(contestants[0].seconds)
+console.log('| | s | × cp | GB/s | peak RSS, MB |\n| --- | ---: | ---: | ---: | ---: |')
+for (const { name, seconds, peak } of contestants) {
+  const time = median(seconds)
+  const figures = [
+    time.toFixed(2),
+    (time / cp).toFixed(2),
+    (gigabytes / time).toFixed(2),
+    peak === undefined ? '' : (peak / 1e6).toFixed(0),
+  ]
+  console.log(`| ${name} | ${figures.join(' | ')} |`)
+}
+rmSync(target, { force: true })
+if (!values.keep) rmSync(folder, { recursive: true, force: true })
+
+function measure(contestant) {
+  rmSync(target, { force: true })
+  rmSync(join(folder, 'peer'), { recursive: true, force: true })
+  const [program, ...args] = contestant.command
+  const startedAt = performance.now()
+  const { status, stdout, stderr } = spawnSync(program, args, {
+    encoding: 'utf8',
+    env: { ...process.env, HF_HUB_OFFLINE: '1' },
+  })
+  contestant.seconds.push((performance.now() - startedAt) / 1000)
+  if (status !== 0) throw new Error(`${contestant.name}: ${stderr}`)
+  const report = /\{.*\}/.exec(stdout)
+  if (report !== null) contestant.peak = Math.max(contestant.peak ?? 0, JSON.parse(report[0]).peakRssBytes)
+}
+
+function median(list) {
+  const sorted = [...list].sort((a, b) => a - b)
+  return sorted[Math.floor(sorted.length / 2)]
+}
+
+function kernel() {
+  return readFileSync('/proc/sys/kernel/osrelease', 'utf8').trim()
+}

@@ -1,0 +1,132 @@
+// Matrix products over operands that lie in this module's memory. The left operand is packed once for many blocks of
+// columns; each block packs its own share of the right one, so that blocks can be computed by different threads.
+
+import { pack } from './pack'
+import { columnsOf, ROWS, tile } from './tile'
+
+/** Steps of depth per pass: a panel of the right operand, 32 bytes a step, stays in the first-level cache. */
+const DEPTH: i32 = 256
+/** Rows per pass, a multiple of 4 and 6: 96 · 256 elements of the left operand stay in the second-level cache. */
+const BLOCK: i32 = 96
+
+/** A block of C and where its operands are. The layout is mirrored by `JOB` in src/kernels/wasm/job.ts. */
+@unmanaged
+class Job {
+  /** Packed by packLeft, for all rows and the whole depth. */
+  left: usize
+  /** Raw, compact: [columns][depth] where rightContiguous, else [depth][columns]. */
+  right: usize
+  /** Room for DEPTH · columns elements, columns rounded up to whole tiles. */
+  packed: usize
+  /** [rows][columns], both rounded up to whole tiles. */
+  c: usize
+  rows: i32
+  columns: i32
+  depth: i32
+  rightContiguous: i32
+  /** 8 or 4 bytes an element. */
+  size: i32
+  /** C holds something to which the product is added. */
+  accumulate: i32
+  alpha: f64
+}
+
+export function rowsOfTile(): i32 {
+  return ROWS
+}
+
+/**
+ * Packs lines [first, first + lines) of the left operand for `multiply`: for each DEPTH steps all panels of `total` lines.
+ * `first` is a multiple of the tile's rows. `from` points at the first element of line `first`; stride is in bytes.
+ */
+export function packLeft(
+  size: i32,
+  from: usize,
+  stride: usize,
+  contiguous: bool,
+  first: i32,
+  lines: i32,
+  total: i32,
+  depth: i32,
+  to: usize,
+): void {
+  if (size == 8) packLeftOf<f64>(from, stride, contiguous, first, lines, total, depth, to)
+  else packLeftOf<f32>(from, stride, contiguous, first, lines, total, depth, to)
+}
+
+function packLeftOf<T>(
+  from: usize,
+  stride: usize,
+  contiguous: bool,
+  first: i32,
+  lines: i32,
+  total: i32,
+  depth: i32,
+  to: usize,
+): void {
+  const padded = roundUp(total, ROWS)
+  for (let p = 0; p < depth; p += DEPTH) {
+    const steps = min(DEPTH, depth - p)
+    const panels = to + <usize>(p * padded + first * steps) * sizeof<T>()
+    pack<T>(from, stride, contiguous, lines, steps, ROWS, panels, <usize>(steps * ROWS) * sizeof<T>())
+    from += <usize>DEPTH * (contiguous ? sizeof<T>() : stride)
+  }
+}
+
+/** Computes one block of C. */
+export function multiply(job: Job): void {
+  if (job.size == 8) multiplyOf<f64>(job)
+  else multiplyOf<f32>(job)
+}
+
+function multiplyOf<T>(job: Job): void {
+  const width = columnsOf<T>()
+  const padded = roundUp(job.columns, width)
+  const rows = roundUp(job.rows, ROWS)
+  const stride = <usize>padded * sizeof<T>()
+  const contiguous = <bool>job.rightContiguous
+  const rightStride = <usize>(contiguous ? job.depth : job.columns) * sizeof<T>()
+  let left = job.left
+  let right = job.right
+  for (let p = 0; p < job.depth; p += DEPTH) {
+    const steps = min(DEPTH, job.depth - p)
+    const leftBytes = <usize>(steps * ROWS) * sizeof<T>()
+    const rightBytes = <usize>(steps * width) * sizeof<T>()
+    pack<T>(right, rightStride, contiguous, job.columns, steps, width, job.packed, rightBytes)
+    right += <usize>steps * (contiguous ? sizeof<T>() : rightStride)
+    const accumulate = p > 0 || job.accumulate != 0
+    for (let i = 0; i < rows; i += BLOCK) {
+      const end = min(i + BLOCK, rows)
+      let b = job.packed
+      for (let j: usize = 0; j < stride; j += 32) {
+        let a = left + <usize>(i * steps) * sizeof<T>()
+        let c = job.c + <usize>i * stride + j
+        for (let row = i; row < end; row += ROWS) {
+          tile<T>(a, b, steps, c, stride, job.alpha, accumulate)
+          a += leftBytes
+          c += stride * <usize>ROWS
+        }
+        b += rightBytes
+      }
+    }
+    left += <usize>(rows * steps) * sizeof<T>()
+  }
+}
+
+/** Multiplies the elements of an array by a factor. */
+export function scale(size: i32, at: usize, count: i32, factor: f64): void {
+  if (size == 8) scaleOf<f64>(at, count, factor)
+  else scaleOf<f32>(at, count, factor)
+}
+
+function scaleOf<T>(at: usize, count: i32, factor: f64): void {
+  for (const end = at + <usize>count * sizeof<T>(); at < end; at += sizeof<T>()) {
+    store<T>(at, load<T>(at) * <T>factor)
+  }
+}
+
+// @ts-ignore: decorator
+@inline
+function roundUp(value: i32, multiple: i32): i32 {
+  return ((value + multiple - 1) / multiple) * multiple
+}

@@ -1,0 +1,214 @@
+// W += Σ sᵢ·Bᵢ·Aᵢ over a chunk of W in its storage type, in place: sums in f32 (f64 for F64) in the order of the ranks, each
+// scaled after its product, one rounding. Tiles of the delta are put into a strip and added from there: with the addition
+// in the micro-kernel V8 spills its sums.
+
+import { BF16, F16, F32, F64, limitOf, narrow, narrowBf16, narrowF16, widen, widenBf16, widenF16 } from './half'
+import { pack } from './pack'
+import { columnsOf, ROWS, tile } from './tile'
+
+/** Columns of a strip of the delta: ROWS · 512 f32 stay in the first-level cache. */
+const STRIP: i32 = 512
+/** Of the packed right factor, this much is used for all rows of the chunk before the next: it stays in the second level. */
+const BLOCK_BYTES: i32 = 262144
+
+/** A chunk and its factors. The layout is mirrored by src/kernels/wasm-merge.ts. */
+@unmanaged
+class Job {
+  kind: i32
+  rows: i32
+  /** Columns of the chunk; the packed right factor begins with the chunk's first. */
+  columns: i32
+  /** Ranks of all terms together. */
+  rank: i32
+  /** [rows][columns], in the storage type. */
+  weight: usize
+  /** [rows][rank]. */
+  left: usize
+  /** Packed by packRight, from the chunk's first column. */
+  right: usize
+  /** Room for rank · ROWS elements. */
+  panel: usize
+  /** Room for ROWS · STRIP elements. */
+  strip: usize
+  /** [rank: i32, unused: i32, scale: f64] each. */
+  terms: usize
+  termCount: i32
+  /** Results that are not finite where the base was, and where the first is in the chunk. */
+  overflows: i32
+  firstOverflow: i32
+  unused: i32
+  /** Σ w² and Σ δ² over elements whose w is finite; the caller sets them to 0. */
+  baseSquares: f64
+  deltaSquares: f64
+}
+
+/** Bytes that `panel` and `strip` need, for factors of this rank. */
+export function panelBytes(rank: i32): i32 {
+  return rank * ROWS * 8
+}
+
+export function stripBytes(): i32 {
+  return ROWS * STRIP * 8
+}
+
+/** Right factor (rank, columns), row-major → panels; `to` needs rank · columns elements, columns rounded up to 8. */
+export function packRight(size: i32, from: usize, rank: i32, columns: i32, to: usize): void {
+  const stride = <usize>columns * size
+  if (size == 8) pack<f64>(from, stride, false, columns, rank, columnsOf<f64>(), to, <usize>rank * 32)
+  else pack<f32>(from, stride, false, columns, rank, columnsOf<f32>(), to, <usize>rank * 32)
+}
+
+export function merge(job: Job): void {
+  job.overflows = 0
+  if (job.kind == F64) mergeOf<f64>(job)
+  else mergeOf<f32>(job)
+}
+
+function mergeOf<T>(job: Job): void {
+  const rank = job.rank
+  const width = columnsOf<T>()
+  const panelBytes = <usize>rank * 32
+  const size = sizeOfKind(job.kind)
+  const left = job.left
+  const depthBytes = <usize>rank * sizeof<T>()
+  const block = max(STRIP, (BLOCK_BYTES / (32 * rank)) * width)
+  for (let start = 0; start < job.columns; start += block) {
+    const end = min(start + block, job.columns)
+    for (let row = 0; row < job.rows; row += ROWS) {
+      const lines = min(ROWS, job.rows - row)
+      pack<T>(left + <usize>row * depthBytes, depthBytes, true, lines, rank, ROWS, job.panel, 0)
+      for (let column = start; column < end; column += STRIP) {
+        const count = min(STRIP, end - column)
+        let b = job.right + <usize>(column / width) * panelBytes
+        for (let j = 0; j < count; j += width) {
+          multiplyTerms<T>(job, b, job.strip + <usize>j * sizeof<T>())
+          b += panelBytes
+        }
+        for (let i = 0; i < lines; i++) {
+          const first = (row + i) * job.columns + column
+          const delta = job.strip + <usize>(i * STRIP) * sizeof<T>()
+          add<T>(job, first, job.weight + <usize>first * size, delta, count)
+        }
+      }
+    }
+  }
+}
+
+function multiplyTerms<T>(job: Job, b: usize, c: usize): void {
+  let a = job.panel
+  let term = job.terms
+  for (let t = 0; t < job.termCount; t++) {
+    const rank = load<i32>(term)
+    tile<T>(a, b, rank, c, STRIP * sizeof<T>(), load<f64>(term, 8), t > 0)
+    a += <usize>(rank * ROWS) * sizeof<T>()
+    b += <usize>rank * 32
+    term += 16
+  }
+}
+
+/** w += delta for `count` elements of one row; `first` is the first one's place in the chunk. */
+function add<T>(job: Job, first: i32, w: usize, delta: usize, count: i32): void {
+  let done = 0
+  if (sizeof<T>() == 8) done = addDoubles(job, first, w, delta, count)
+  else if (job.kind == BF16) done = addVectors(job, BF16, first, w, delta, count)
+  else if (job.kind == F16) done = addVectors(job, F16, first, w, delta, count)
+  else done = addVectors(job, F32, first, w, delta, count)
+  const size = sizeOfKind(job.kind)
+  addScalars<T>(job, first + done, w + <usize>done * size, delta + <usize>done * sizeof<T>(), count - done)
+}
+
+/** Whole vectors of eight; those that hold something that is or becomes infinite or NaN go one by one. Returns how many. */
+// @ts-ignore: decorator
+@inline
+function addVectors(job: Job, kind: i32, first: i32, w: usize, delta: usize, count: i32): i32 {
+  const limit = f32x4.splat(limitOf(kind))
+  let baseSquares = f32x4.splat(0)
+  let deltaSquares = f32x4.splat(0)
+  let i = 0
+  for (; i + 8 <= count; i += 8) {
+    const low = v128.load(w)
+    const high = kind == F32 ? v128.load(w, 16) : low
+    const a = kind == BF16 ? widenBf16(low, false) : kind == F16 ? widenF16(low, false) : low
+    const b = kind == BF16 ? widenBf16(low, true) : kind == F16 ? widenF16(low, true) : high
+    const x = v128.load(delta)
+    const y = v128.load(delta, 16)
+    const p = f32x4.add(a, x)
+    const q = f32x4.add(b, y)
+    let ok = v128.and(f32x4.lt(f32x4.abs(p), limit), f32x4.lt(f32x4.abs(q), limit))
+    if (kind == F16) {
+      ok = v128.and(ok, v128.and(f32x4.lt(f32x4.abs(a), limit), f32x4.lt(f32x4.abs(b), limit)))
+    }
+    if (i32x4.all_true(ok)) {
+      if (kind == F32) {
+        v128.store(w, p)
+        v128.store(w, q, 16)
+      } else {
+        const r = kind == BF16 ? narrowBf16(p) : narrowF16(p)
+        const s = kind == BF16 ? narrowBf16(q) : narrowF16(q)
+        v128.store(w, i16x8.narrow_i32x4_u(r, s))
+      }
+      baseSquares = f32x4.add(baseSquares, f32x4.add(f32x4.mul(a, a), f32x4.mul(b, b)))
+      deltaSquares = f32x4.add(deltaSquares, f32x4.add(f32x4.mul(x, x), f32x4.mul(y, y)))
+    } else addScalars<f32>(job, first + i, w, delta, 8)
+    w += kind == F32 ? 32 : 16
+    delta += 32
+  }
+  job.baseSquares += sum(baseSquares)
+  job.deltaSquares += sum(deltaSquares)
+  return i
+}
+
+// @ts-ignore: decorator
+@inline
+function sum(v: v128): f64 {
+  const low = <f64>f32x4.extract_lane(v, 0) + <f64>f32x4.extract_lane(v, 1)
+  return low + <f64>f32x4.extract_lane(v, 2) + <f64>f32x4.extract_lane(v, 3)
+}
+
+function addDoubles(job: Job, first: i32, w: usize, delta: usize, count: i32): i32 {
+  const limit = f64x2.splat(Infinity)
+  let baseSquares = f64x2.splat(0)
+  let deltaSquares = f64x2.splat(0)
+  let i = 0
+  for (; i + 2 <= count; i += 2) {
+    const a = v128.load(w)
+    const x = v128.load(delta)
+    const p = f64x2.add(a, x)
+    if (i64x2.all_true(f64x2.lt(f64x2.abs(p), limit))) {
+      v128.store(w, p)
+      baseSquares = f64x2.add(baseSquares, f64x2.mul(a, a))
+      deltaSquares = f64x2.add(deltaSquares, f64x2.mul(x, x))
+    } else addScalars<f64>(job, first + i, w, delta, 2)
+    w += 16
+    delta += 16
+  }
+  job.baseSquares += f64x2.extract_lane(baseSquares, 0) + f64x2.extract_lane(baseSquares, 1)
+  job.deltaSquares += f64x2.extract_lane(deltaSquares, 0) + f64x2.extract_lane(deltaSquares, 1)
+  return i
+}
+
+function addScalars<T>(job: Job, first: i32, w: usize, delta: usize, count: i32): void {
+  const kind = job.kind
+  for (let i = 0; i < count; i++) {
+    const base = widen(kind, w)
+    const change = load<T>(delta)
+    const result: f64 = sizeof<T>() == 8 ? base + <f64>change : <f64>(<f32>base + <f32>change)
+    const isStored = narrow(kind, w, result)
+    if (isFinite(base)) {
+      job.baseSquares += base * base
+      job.deltaSquares += <f64>change * <f64>change
+      if (!isStored) {
+        if (job.overflows == 0) job.firstOverflow = first + i
+        job.overflows++
+      }
+    }
+    w += sizeOfKind(kind)
+    delta += sizeof<T>()
+  }
+}
+
+// @ts-ignore: decorator
+@inline
+function sizeOfKind(kind: i32): usize {
+  return kind == F64 ? 8 : kind == F32 ? 4 : 2
+}

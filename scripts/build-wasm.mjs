@@ -1,0 +1,69 @@
+// Compiles kernels-asm/ to WebAssembly, plain and relaxed SIMD, and embeds the bytes in src/kernels/gen/. With --check it
+// writes nothing and fails when what is embedded is not what the sources give.
+import { readFileSync, writeFileSync } from 'node:fs'
+import { dirname, join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import asc from 'assemblyscript/asc'
+
+const root = join(dirname(fileURLToPath(import.meta.url)), '..')
+const MODULES = { gemm: ['plain', 'relaxed'], merge: ['plain'] }
+const FEATURES = { plain: 'simd', relaxed: 'simd,relaxed-simd' }
+
+async function compile(entry, build) {
+  let bytes
+  const { error, stderr } = await asc.main(
+    [
+      `${entry}.ts`,
+      ...['-O3', '--noAssert', '--runtime', 'stub', '--enable', FEATURES[build]],
+      // A declared maximum makes the import of a shared memory differ in one byte only: see src/kernels/module.ts.
+      ...['--importMemory', '--noExportMemory', '--initialMemory', '1', '--maximumMemory', '65536'],
+      ...['--outFile', 'out.wasm'],
+    ],
+    {
+      readFile: (path) => {
+        try {
+          return readFileSync(join(root, 'kernels-asm', path), 'utf8')
+        } catch {
+          return null
+        }
+      },
+      writeFile: (_, contents) => {
+        bytes = contents
+      },
+      listFiles: () => [],
+    },
+  )
+  if (error) throw new Error(`${entry}.ts, ${build}: ${stderr.toString() || error.message}`)
+  return bytes
+}
+
+/** Where the limits of the imported memory begin: their first byte says whether there is a maximum (1) and sharing (2). */
+function memoryFlags(bytes) {
+  const name = Buffer.from('\x03env\x06memory\x02')
+  const offset = Buffer.from(bytes).indexOf(name) + name.length
+  if (offset < name.length || bytes[offset] !== 1) throw new Error('the import of the memory is not where it should be')
+  return offset
+}
+
+const isCheck = process.argv.includes('--check')
+let stale = 0
+for (const [entry, builds] of Object.entries(MODULES)) {
+  const lines = [
+    `// Generated from kernels-asm/${entry}.ts by scripts/build-wasm.mjs.`,
+    `export const ${entry}Builds = {`,
+  ]
+  for (const build of builds) {
+    const bytes = await compile(entry, build)
+    const base64 = Buffer.from(bytes).toString('base64')
+    lines.push(`  ${build}: {\n    memoryFlags: ${memoryFlags(bytes)},\n    base64: '${base64}',\n  },`)
+    console.log(`${entry}, ${build}: ${bytes.length} bytes`)
+  }
+  const path = join(root, 'src', 'kernels', 'gen', `${entry}.ts`)
+  const text = `${lines.join('\n')}\n}\n`
+  if (!isCheck) writeFileSync(path, text)
+  else if (text !== readFileSync(path, 'utf8')) {
+    console.error(`src/kernels/gen/${entry}.ts is stale: run npm run build:wasm and commit the result`)
+    stale++
+  }
+}
+process.exitCode = stale === 0 ? 0 : 1

@@ -1,0 +1,54 @@
+// The interface of the merge: a chunk of a weight W, in its storage type and in place, becomes W + Σ sᵢ·Bᵢ·Aᵢ. Written for
+// streaming: a worker has a kernel of its own, reads bytes of whole rows (0.5–1 MB do best) straight into `chunk`, merges,
+// and writes from there. reference-merge.ts is the definition of correct.
+
+import type { FloatDtype } from '../base/dtype.js'
+import type { FloatArray } from '../base/tensor.js'
+
+export type MergeDtype = FloatDtype | 'F64'
+
+/** One adapter's share: Bᵢ·Aᵢ over the next `rank` columns of the left and rows of the right factor. */
+export interface MergeTerm {
+  rank: number
+  /** wᵢ·sᵢ, applied to the product, not to a factor: prescaled factors round differently. */
+  scale: number
+}
+
+/** A chunk: rows and columns of a weight, and the rows of the left factor that go with them. */
+export interface MergeJob {
+  dtype: MergeDtype
+  rows: number
+  /** Where the chunk's columns begin in the right factor: a multiple of 8. */
+  column: number
+  columns: number
+  /** (rows, Σ rank): the B of all terms side by side, f64 for F64, else f32. */
+  left: FloatArray
+  terms: readonly MergeTerm[]
+}
+
+export interface MergeResult {
+  /** Σ w² and Σ δ² over the elements whose w is finite; to about 6 digits, for reports. */
+  baseSquares: number
+  deltaSquares: number
+  /** How many results are infinite or NaN where w was not, and where in the chunk the first is, or −1. */
+  overflows: number
+  firstOverflow: number
+}
+
+/**
+ * Sums of products are taken in f32 (f64 for F64) in the order of the ranks; the result is rounded to the storage type
+ * once, to nearest even. NaN is stored as the quiet NaN without a sign.
+ */
+export interface MergeKernel {
+  readonly name: string
+  /** Where a chunk's bytes go before `merge` and are found after it. Take it anew after `loadRight` and `merge`. */
+  readonly chunk: Uint8Array
+  /** The right factor (Σ rank, columns) of the next chunks: the A of all terms, one below the other. Copied. */
+  loadRight(right: FloatArray, rank: number, columns: number): void
+  merge(job: MergeJob): MergeResult
+}
+
+/** Bytes of an element. */
+export function sizeOfDtype(dtype: MergeDtype): number {
+  return dtype === 'F64' ? 8 : dtype === 'F32' ? 4 : 2
+}

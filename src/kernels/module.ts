@@ -1,0 +1,50 @@
+// The kernels' WebAssembly: which build the host can run, compiled once a process. Where a content security policy
+// forbids WebAssembly, or a browser compiles only smaller modules synchronously, there is none.
+
+/** A build as scripts/build-wasm.mjs embeds it. */
+export interface WasmBuild {
+  base64: string
+  /** Where the limits of the imported memory begin. */
+  memoryFlags: number
+}
+
+/** Fused multiply-add or two roundings. */
+export type SimdBuild = 'relaxed' | 'plain'
+
+/** Limits of a memory with a maximum that is shared between threads. */
+const SHARED_WITH_MAXIMUM = 3
+
+/** (module (func (result v128) i32.const 0 i8x16.splat)): the fixed-width SIMD of 2021. */
+const PLAIN_PROBE = [
+  0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 8, 1, 6, 0, 65, 0, 253, 15, 11,
+]
+/** The same with f32x4.relaxed_madd over three splats: relaxed SIMD, in Node from 22. */
+const RELAXED_PROBE = [
+  ...[0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 19, 1, 17, 0],
+  ...[65, 0, 253, 15, 65, 0, 253, 15, 65, 0, 253, 15, 253, 133, 2, 11],
+]
+
+/** Whether this host runs the build at all. */
+export function supports(build: SimdBuild): boolean {
+  if (typeof WebAssembly === 'undefined') return false
+  return WebAssembly.validate(Uint8Array.from(build === 'plain' ? PLAIN_PROBE : RELAXED_PROBE))
+}
+
+const compiled = new Map<string, WebAssembly.Module>()
+
+/** The build as a module that imports a shared or an unshared memory; undefined where it cannot be compiled. */
+export function compile({ base64, memoryFlags }: WasmBuild, isShared: boolean): WebAssembly.Module | undefined {
+  const key = `${isShared}/${base64}`
+  let module = compiled.get(key)
+  if (module === undefined) {
+    const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0))
+    if (isShared) bytes[memoryFlags] = SHARED_WITH_MAXIMUM
+    try {
+      module = new WebAssembly.Module(bytes)
+    } catch {
+      return undefined
+    }
+    compiled.set(key, module)
+  }
+  return module
+}

@@ -1,0 +1,90 @@
+// The merge as plain loops: the definition of correct for every other implementation, bit for bit, and what runs where
+// WebAssembly is forbidden.
+
+import { decodeFloats, encodeFloats, type FloatDtype } from '../base/dtype.js'
+import type { FloatArray } from '../base/tensor.js'
+import { type MergeDtype, type MergeJob, type MergeKernel, type MergeResult, sizeOfDtype } from './merge-kernel.js'
+
+const QUIET_NAN = 0x7fc00000
+
+/** @param byteLength size of the largest chunk */
+export function referenceMergeKernel(byteLength: number): MergeKernel {
+  const chunk = new Uint8Array(byteLength)
+  let right: FloatArray = new Float32Array()
+  let width = 0
+  return {
+    name: 'reference',
+    chunk,
+    loadRight(values, _rank, columns) {
+      right = values.slice()
+      width = columns
+    },
+    merge(job) {
+      const bytes = chunk.subarray(0, job.rows * job.columns * sizeOfDtype(job.dtype))
+      const base = decode(bytes, job.dtype) // (rows, columns)
+      const delta = deltaOf(job, right, width)
+      if (delta === undefined) return { baseSquares: 0, deltaSquares: 0, overflows: 0, firstOverflow: -1 }
+      bytes.set(
+        encode(
+          base.map((w, i) => w + delta[i]),
+          job.dtype,
+        ),
+      )
+      return compare(base, delta, decode(bytes, job.dtype))
+    },
+  }
+}
+
+/** Σ scale · left·right (rows, columns), rounded after every operation; undefined where there is nothing to add. */
+function deltaOf({ dtype, rows, column, columns, left, terms }: MergeJob, right: FloatArray, width: number) {
+  const rank = terms.reduce((sum, term) => sum + term.rank, 0)
+  if (rank === 0) return undefined
+  const isDouble = dtype === 'F64'
+  const delta = isDouble ? new Float64Array(rows * columns) : new Float32Array(rows * columns)
+  const product = isDouble ? new Float64Array(columns) : new Float32Array(columns)
+  const round = isDouble ? (x: number) => x : Math.fround
+  for (let i = 0; i < rows; i++) {
+    let p = 0
+    for (const term of terms.filter((each) => each.rank > 0)) {
+      const isFirst = p === 0
+      product.fill(0)
+      for (const end = p + term.rank; p < end; p++) {
+        const b = left[i * rank + p]
+        const start = p * width + column
+        // Storing rounds the sum; the product is rounded on its own, as by a multiplication that is not fused.
+        for (let j = 0; j < columns; j++) product[j] += round(b * right[start + j])
+      }
+      const scale = round(term.scale)
+      for (let j = 0, at = i * columns; j < columns; j++, at++) {
+        const change = round(scale * product[j])
+        delta[at] = isFirst ? change : delta[at] + change
+      }
+    }
+  }
+  return delta
+}
+
+function compare(base: FloatArray, delta: FloatArray, merged: FloatArray): MergeResult {
+  const result = { baseSquares: 0, deltaSquares: 0, overflows: 0, firstOverflow: -1 }
+  for (let i = 0; i < base.length; i++) {
+    if (!Number.isFinite(base[i])) continue
+    result.baseSquares += base[i] * base[i]
+    result.deltaSquares += delta[i] * delta[i]
+    if (Number.isFinite(merged[i])) continue
+    if (result.overflows++ === 0) result.firstOverflow = i
+  }
+  return result
+}
+
+function decode(bytes: Uint8Array, dtype: MergeDtype): FloatArray {
+  return dtype === 'F64' ? new Float64Array(Uint8Array.from(bytes).buffer) : decodeFloats(bytes, dtype)
+}
+
+/** Stored bytes, with every NaN the quiet one without a sign, whatever the host's arithmetic gave. */
+function encode(values: FloatArray, dtype: MergeDtype): Uint8Array {
+  if (values instanceof Float64Array)
+    return new Uint8Array(values.map((x) => (Number.isNaN(x) ? Number.NaN : x)).buffer)
+  const bits = new Uint32Array(values.buffer)
+  for (let i = 0; i < values.length; i++) if (Number.isNaN(values[i])) bits[i] = QUIET_NAN
+  return encodeFloats(values, dtype as FloatDtype)
+}

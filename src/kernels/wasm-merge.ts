@@ -1,0 +1,119 @@
+// The merge on WebAssembly SIMD, on the plain build alone: it gives the same bytes as the reference loops on every machine,
+// while fused multiply-adds, where a host has them, would change the last bit of some weights.
+
+import type { FloatArray } from '../base/tensor.js'
+import { mergeBuilds } from './gen/merge.js'
+import type { MergeDtype, MergeJob, MergeKernel, MergeResult } from './merge-kernel.js'
+import { compile, supports } from './module.js'
+
+/** The exports of kernels-asm/merge.ts. */
+interface MergeExports {
+  panelBytes(rank: number): number
+  stripBytes(): number
+  packRight(size: number, from: number, rank: number, columns: number, to: number): void
+  merge(job: number): void
+}
+
+/** As kernels-asm/half.ts numbers them. */
+const KINDS: Record<MergeDtype, number> = { BF16: 0, F16: 1, F32: 2, F64: 3 }
+
+/** Where class Job of kernels-asm/merge.ts lies, and the results in it: in i32 and f64 from its start. */
+const JOB_START = 64
+const OVERFLOWS = 11
+const FIRST_OVERFLOW = 12
+const SQUARES = 7
+/** The terms follow, [rank, unused, scale] in 16 bytes each. */
+const TERMS_START = 192
+const TERM_BYTES = 16
+const MAX_TERMS = 1024
+const STRIP_START = TERMS_START + MAX_TERMS * TERM_BYTES
+const PAGE_BYTES = 65536
+/** 4 GiB: what the module declares. */
+const MAX_PAGES = 65536
+/** The right factor's columns are packed in panels of this many or half as many. */
+const COLUMN_MULTIPLE = 8
+
+/** A merge kernel on WebAssembly, or undefined where the host, or its content security policy, has none. */
+export function createWasmMergeKernel(byteLength: number): MergeKernel | undefined {
+  const module = supports('plain') ? compile(mergeBuilds.plain, false) : undefined
+  return module === undefined ? undefined : new WasmMergeKernel(module, byteLength)
+}
+
+/** Memory, in order: job, terms, strip, chunk, packed right factor, and what one chunk needs of the left one. */
+class WasmMergeKernel implements MergeKernel {
+  readonly name = 'wasm plain'
+  readonly #memory = new WebAssembly.Memory({ initial: 1, maximum: MAX_PAGES })
+  readonly #wasm: MergeExports
+  readonly #byteLength: number
+  readonly #chunkStart: number
+  readonly #rightStart: number
+  #rightSize = 4
+  #rightRank = 0
+  #rightBytes = 0
+
+  constructor(module: WebAssembly.Module, byteLength: number) {
+    const { exports } = new WebAssembly.Instance(module, { env: { memory: this.#memory } })
+    this.#wasm = exports as unknown as MergeExports
+    this.#byteLength = byteLength
+    this.#chunkStart = align(STRIP_START + this.#wasm.stripBytes())
+    this.#rightStart = align(this.#chunkStart + byteLength)
+    this.#reserve(this.#rightStart)
+  }
+
+  get chunk(): Uint8Array {
+    return new Uint8Array(this.#memory.buffer, this.#chunkStart, this.#byteLength)
+  }
+
+  loadRight(right: FloatArray, rank: number, columns: number): void {
+    this.#rightSize = right.BYTES_PER_ELEMENT
+    this.#rightRank = rank
+    this.#rightBytes = rank * align(columns, COLUMN_MULTIPLE) * right.BYTES_PER_ELEMENT
+    const raw = align(this.#rightStart + this.#rightBytes)
+    this.#reserve(raw + right.byteLength)
+    this.#write(right, raw)
+    this.#wasm.packRight(this.#rightSize, raw, rank, columns, this.#rightStart)
+  }
+
+  merge({ dtype, rows, column, columns, left, terms }: MergeJob): MergeResult {
+    const rank = this.#rightRank
+    const present = terms.filter((term) => term.rank > 0)
+    if (present.length === 0) return { baseSquares: 0, deltaSquares: 0, overflows: 0, firstOverflow: -1 }
+    const leftStart = align(this.#rightStart + this.#rightBytes)
+    const panelStart = align(leftStart + left.byteLength)
+    this.#reserve(panelStart + this.#wasm.panelBytes(rank))
+    this.#write(left, leftStart)
+    const i32 = new Int32Array(this.#memory.buffer)
+    const f64 = new Float64Array(this.#memory.buffer)
+    present.forEach((term, t) => {
+      const at = TERMS_START + t * TERM_BYTES
+      i32[at / 4] = term.rank
+      f64[at / 8 + 1] = term.scale
+    })
+    const right = this.#rightStart + column * rank * this.#rightSize
+    const addresses = [this.#chunkStart, leftStart, right, panelStart, STRIP_START, TERMS_START]
+    i32.set([KINDS[dtype], rows, columns, rank, ...addresses, present.length], JOB_START / 4)
+    f64.fill(0, JOB_START / 8 + SQUARES, JOB_START / 8 + SQUARES + 2)
+    this.#wasm.merge(JOB_START)
+    const overflows = i32[JOB_START / 4 + OVERFLOWS]
+    return {
+      baseSquares: f64[JOB_START / 8 + SQUARES],
+      deltaSquares: f64[JOB_START / 8 + SQUARES + 1],
+      overflows,
+      firstOverflow: overflows === 0 ? -1 : i32[JOB_START / 4 + FIRST_OVERFLOW],
+    }
+  }
+
+  #write(values: FloatArray, address: number): void {
+    const view = values instanceof Float64Array ? Float64Array : Float32Array
+    new view(this.#memory.buffer, address, values.length).set(values)
+  }
+
+  #reserve(byteLength: number): void {
+    const missing = Math.ceil((byteLength - this.#memory.buffer.byteLength) / PAGE_BYTES)
+    if (missing > 0) this.#memory.grow(missing)
+  }
+}
+
+function align(value: number, multiple = 64): number {
+  return Math.ceil(value / multiple) * multiple
+}

@@ -1,0 +1,185 @@
+// Matrix products on WebAssembly SIMD, by as many threads as the host gives. Every sum is taken in the same order however
+// the blocks are cut: the values do not depend on the number of threads, nor on who computed which block.
+
+import { StateError } from '../base/errors.js'
+import { gemmBuilds } from './gen/gemm.js'
+import type { GemmOptions, Kernels } from './kernels.js'
+import { compile, type SimdBuild, supports } from './module.js'
+import { referenceKernels } from './reference.js'
+import { availableThreads, type BlockTask, slotsFor, Team } from './team.js'
+import { DEPTH, MAX_DEPTH, planBlocks, Workspace } from './workspace.js'
+
+/** The exports of kernels-asm/gemm.ts; addresses and strides in bytes. */
+interface GemmExports {
+  rowsOfTile(): number
+  packLeft(
+    size: number,
+    from: number,
+    stride: number,
+    contiguous: boolean,
+    first: number,
+    lines: number,
+    total: number,
+    depth: number,
+    to: number,
+  ): void
+  multiply(job: number): void
+  scale(size: number, at: number, count: number, factor: number): void
+}
+
+export interface WasmKernelsOptions {
+  /** Default: relaxed where the host has it. */
+  build?: SimdBuild
+  /** Threads that compute, the calling one among them. Default: one a core, at most 8; 1 where threads cannot be used. */
+  threads?: number
+}
+
+/** Below this many multiplications the hand-over to threads costs more than it brings. */
+const MIN_THREADED_PRODUCT = 2 ** 22
+/** Blocks per thread at least, where there are columns enough: they even out the threads' speeds. */
+const BLOCKS_PER_THREAD = 4
+
+/** Kernels on WebAssembly, or undefined where the host, or its content security policy, has none. */
+export function createWasmKernels(options: WasmKernelsOptions = {}): WasmKernels | undefined {
+  const threads = Math.max(1, Math.min(options.threads ?? Number.POSITIVE_INFINITY, availableThreads()))
+  const candidates: SimdBuild[] = options.build === undefined ? ['relaxed', 'plain'] : [options.build]
+  for (const build of candidates) {
+    const module = supports(build) ? compile(gemmBuilds[build], threads > 1) : undefined
+    if (module !== undefined) return new WasmKernels(build, module, threads)
+  }
+  return undefined
+}
+
+/** One product's part of at most MAX_DEPTH: C (m, n) = alpha · A·B + beta · C. */
+interface Part extends Required<GemmOptions> {
+  /** The part's place in the operands' depth, and the operands' whole depth. */
+  start: number
+  depth: number
+}
+
+/**
+ * Holds up to 25 MB of memory, and 14 MB for each worker thread with its own, from the first product until `dispose`. Idle
+ * threads sleep and do not keep the process alive.
+ */
+export class WasmKernels implements Kernels, Disposable {
+  readonly name: string
+  readonly threads: number
+  readonly #module: WebAssembly.Module
+  #state: { workspace: Workspace; wasm: GemmExports; team?: Team } | undefined
+  #isDisposed = false
+
+  /** @internal Use {@link createWasmKernels}. */
+  constructor(build: SimdBuild, module: WebAssembly.Module, threads: number) {
+    this.name = `wasm ${build}`
+    this.threads = threads
+    this.#module = module
+  }
+
+  gemm(options: GemmOptions): void {
+    const { m, n, k, alpha = 1, beta = 0, transposeA = false, transposeB = false } = options
+    if (m === 0 || n === 0) return
+    if (k === 0) referenceKernels.gemm(options)
+    for (let start = 0; start < k; start += MAX_DEPTH) {
+      const depth = Math.min(MAX_DEPTH, k - start)
+      this.#part({ ...options, alpha, beta: start === 0 ? beta : 1, transposeA, transposeB, start, depth })
+    }
+  }
+
+  /** Ends the threads and lets go of the memory. */
+  dispose(): void {
+    this.#state?.team?.dispose()
+    this.#state = undefined
+    this.#isDisposed = true
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose()
+  }
+
+  #part(part: Part): void {
+    const { m, n, depth, out } = part
+    const { workspace, wasm } = this.#open()
+    const size = out.BYTES_PER_ELEMENT
+    const isThreaded = this.threads > 1 && m * n * depth >= MIN_THREADED_PRODUCT
+    const cut = planBlocks(m, n, depth, size, isThreaded ? BLOCKS_PER_THREAD * this.threads : 1)
+    const compute = (slot: number): void => wasm.multiply(workspace.jobOf(slot))
+    for (let row = 0; row < m; row += cut.rows) {
+      const rows = Math.min(cut.rows, m - row)
+      this.#packLeft(part, row, rows)
+      const task: BlockTask = {
+        count: Math.ceil(n / cut.columns),
+        prepare: (slot, block) => {
+          const column = block * cut.columns
+          this.#prepare(part, slot, row, rows, column, Math.min(cut.columns, n - column))
+        },
+        finish: (slot, block) => {
+          const column = block * cut.columns
+          workspace.copyC(slot, rows, Math.min(cut.columns, n - column), out, row * n + column, n, 'out')
+        },
+      }
+      if (isThreaded) this.#team().run(task, compute)
+      else {
+        for (let block = 0; block < task.count; block++) {
+          task.prepare(0, block)
+          compute(0)
+          task.finish(0, block)
+        }
+      }
+    }
+  }
+
+  /** Packs rows [row, row + rows) of op(A), in slabs that fit the staging area. */
+  #packLeft({ m, k, a, transposeA, start, depth }: Part, row: number, rows: number): void {
+    const { workspace, wasm } = this.#open()
+    const { left, staging } = workspace
+    const size = a.BYTES_PER_ELEMENT
+    const multiple = wasm.rowsOfTile()
+    const steps = transposeA ? Math.min(DEPTH, depth) : depth
+    const lines = Math.floor(workspace.stagingCapacity(size) / steps / multiple) * multiple
+    for (let first = 0; first < rows; first += lines) {
+      const count = Math.min(lines, rows - first)
+      if (!transposeA) {
+        workspace.copyIn(a, (row + first) * k + start, k, count, depth, staging)
+        wasm.packLeft(size, staging, depth * size, true, first, count, rows, depth, left)
+        continue
+      }
+      const padded = Math.ceil(rows / multiple) * multiple
+      for (let p = 0; p < depth; p += DEPTH) {
+        const slab = Math.min(DEPTH, depth - p)
+        workspace.copyIn(a, (start + p) * m + row + first, m, slab, count, staging)
+        wasm.packLeft(size, staging, count * size, false, first, count, rows, slab, left + p * padded * size)
+      }
+    }
+  }
+
+  /** Copies a block's right operand, and its C where there is something to add to, into a slot. */
+  #prepare(part: Part, slot: number, row: number, rows: number, column: number, columns: number): void {
+    const { workspace, wasm } = this.#open()
+    const { n, k, b, transposeB, out, alpha, beta, start, depth } = part
+    const right = workspace.rightOf(slot)
+    if (transposeB) workspace.copyIn(b, column * k + start, k, columns, depth, right)
+    else workspace.copyIn(b, start * n + column, n, depth, columns, right)
+    if (beta !== 0) {
+      const count = workspace.copyC(slot, rows, columns, out, row * n + column, n, 'in')
+      if (beta !== 1) wasm.scale(out.BYTES_PER_ELEMENT, workspace.cOf(slot), count, beta)
+    }
+    const job = { rows, columns, depth, isRightContiguous: transposeB, accumulates: beta !== 0, alpha }
+    workspace.writeJob(slot, out.BYTES_PER_ELEMENT, job)
+  }
+
+  #open(): { workspace: Workspace; wasm: GemmExports; team?: Team } {
+    if (this.#isDisposed) throw new StateError({ where: 'WasmKernels', what: 'used after dispose' })
+    if (this.#state === undefined) {
+      const workspace = new Workspace(slotsFor(this.threads), this.threads > 1)
+      const { exports } = new WebAssembly.Instance(this.#module, { env: { memory: workspace.memory } })
+      this.#state = { workspace, wasm: exports as unknown as GemmExports }
+    }
+    return this.#state
+  }
+
+  #team(): Team {
+    const state = this.#open()
+    state.team ??= new Team(this.#module, state.workspace, this.threads)
+    return state.team
+  }
+}

@@ -1,0 +1,160 @@
+// The memory in which the kernels compute: of a fixed size, with a place for the packed left operand and a few slots for
+// blocks of C. Operands live in ordinary arrays and are copied in block by block, which costs 1–3 % of a large product
+// and means that no public array ever lies in a memory that grows, or outlives it.
+
+import type { FloatArray } from '../base/tensor.js'
+
+/** Rows and columns are counted in whole tiles: of 4 or 6 rows, and of 8 f32 or 4 f64 columns. */
+const ROW_MULTIPLE = 12
+const COLUMN_MULTIPLE = 8
+/** Columns of a block at most: more bring nothing, as the left operand is read from the cache long before. */
+const MAX_COLUMNS = 512
+/** Steps of depth that are packed together: DEPTH in kernels-asm/gemm.ts. */
+export const DEPTH = 256
+/** Depth of one product at most; deeper ones are sums of several. It keeps at least 16 columns in a block. */
+export const MAX_DEPTH = 8192
+
+const MiB = 2 ** 20
+/** 1088 rows of 4096 f32: few passes over the right operand, each of which is packed anew for every pass. */
+const LEFT_BYTES = 17 * MiB
+const STAGING_BYTES = MiB
+/** The raw share of the right operand, wide enough for long runs of memory where its rows are cut: at 1 MiB 8 % slower. */
+const RIGHT_BYTES = 4 * MiB
+const PACKED_BYTES = DEPTH * MAX_COLUMNS * 8
+const C_BYTES = 2 * MiB
+const SLOT_BYTES = RIGHT_BYTES + PACKED_BYTES + C_BYTES
+
+/** The threads' states come first, one i32 each: see team.ts. */
+export const CONTROL_BYTES = 1024
+const JOBS_START = CONTROL_BYTES
+const JOB_BYTES = 64
+const LEFT_START = 4096
+const STAGING_START = LEFT_START + LEFT_BYTES
+const SLOTS_START = STAGING_START + STAGING_BYTES
+const PAGE_BYTES = 65536
+
+/** How one product, of at most MAX_DEPTH, is cut. */
+export interface Blocking {
+  /** Rows that are packed at a time. */
+  rows: number
+  /** Columns of a block. */
+  columns: number
+}
+
+/** The cut of an (m, k) @ (k, n) product of elements of `size` bytes, with at least `minBlocks` blocks if n has as many. */
+export function planBlocks(m: number, n: number, k: number, size: number, minBlocks: number): Blocking {
+  const fitting = Math.floor(RIGHT_BYTES / (k * size) / COLUMN_MULTIPLE) * COLUMN_MULTIPLE
+  const columns = Math.min(fitting, MAX_COLUMNS, roundUp(Math.ceil(n / minBlocks), 2 * COLUMN_MULTIPLE))
+  const capacity = Math.min(LEFT_BYTES / (k * size), C_BYTES / (columns * size))
+  const most = Math.floor(capacity / ROW_MULTIPLE) * ROW_MULTIPLE
+  const passes = Math.ceil(m / most)
+  return { columns, rows: roundUp(Math.ceil(m / passes), ROW_MULTIPLE) }
+}
+
+function roundUp(value: number, multiple: number): number {
+  return Math.ceil(value / multiple) * multiple
+}
+
+/** What a block's job says beside its addresses. */
+export interface Job {
+  rows: number
+  columns: number
+  depth: number
+  /** Each column of the right operand is contiguous. */
+  isRightContiguous: boolean
+  /** C holds something to which the product is added. */
+  accumulates: boolean
+  alpha: number
+}
+
+export class Workspace {
+  readonly memory: WebAssembly.Memory
+  readonly slots: number
+  readonly #f32: Float32Array
+  readonly #f64: Float64Array
+  readonly #i32: Int32Array
+
+  constructor(slots: number, shared: boolean) {
+    const pages = Math.ceil((SLOTS_START + slots * SLOT_BYTES) / PAGE_BYTES)
+    this.memory = new WebAssembly.Memory({ initial: pages, maximum: pages, shared })
+    this.slots = slots
+    this.#f32 = new Float32Array(this.memory.buffer)
+    this.#f64 = new Float64Array(this.memory.buffer)
+    this.#i32 = new Int32Array(this.memory.buffer)
+  }
+
+  get left(): number {
+    return LEFT_START
+  }
+
+  get staging(): number {
+    return STAGING_START
+  }
+
+  /** Elements that fit into the staging area. */
+  stagingCapacity(size: number): number {
+    return STAGING_BYTES / size
+  }
+
+  jobOf(slot: number): number {
+    return JOBS_START + slot * JOB_BYTES
+  }
+
+  rightOf(slot: number): number {
+    return SLOTS_START + slot * SLOT_BYTES
+  }
+
+  cOf(slot: number): number {
+    return this.rightOf(slot) + RIGHT_BYTES + PACKED_BYTES
+  }
+
+  /** The memory as elements of the precision of `like`. */
+  elements(like: FloatArray): FloatArray {
+    return like instanceof Float64Array ? this.#f64 : this.#f32
+  }
+
+  /** Writes a job where the module's `multiply` reads it: class Job in kernels-asm/gemm.ts. */
+  writeJob(slot: number, size: number, { rows, columns, depth, isRightContiguous, accumulates, alpha }: Job): void {
+    const at = this.jobOf(slot)
+    const right = this.rightOf(slot)
+    const fields = [LEFT_START, right, right + RIGHT_BYTES, this.cOf(slot), rows, columns, depth]
+    this.#i32.set([...fields, Number(isRightContiguous), size, Number(accumulates)], at / 4)
+    this.#f64[at / 8 + 5] = alpha
+  }
+
+  /** Copies rows × columns elements of a matrix, `stride` elements a row, to `address`, close together. */
+  copyIn(from: FloatArray, start: number, stride: number, rows: number, columns: number, address: number): void {
+    const to = this.elements(from)
+    let at = address / to.BYTES_PER_ELEMENT
+    if (columns === stride) {
+      to.set(from.subarray(start, start + rows * columns), at)
+      return
+    }
+    for (let i = 0; i < rows; i++, start += stride, at += columns) to.set(from.subarray(start, start + columns), at)
+  }
+
+  /**
+   * Copies a block of a matrix, `stride` elements a row, into or out of a slot's C, whose rows are of whole tiles. Returns
+   * how many elements of C the block spans.
+   */
+  copyC(
+    slot: number,
+    rows: number,
+    columns: number,
+    matrix: FloatArray,
+    start: number,
+    stride: number,
+    way: 'in' | 'out',
+  ): number {
+    const c = this.elements(matrix)
+    const padded = roundUp(columns, 32 / matrix.BYTES_PER_ELEMENT)
+    const first = this.cOf(slot) / matrix.BYTES_PER_ELEMENT
+    const isWhole = columns === stride && columns === padded
+    const [count, length] = isWhole ? [1, rows * columns] : [rows, columns]
+    for (let i = 0, at = first; i < count; i++, start += stride, at += padded) {
+      if (way === 'in') c.set(matrix.subarray(start, start + length), at)
+      else matrix.set(c.subarray(at, at + length), start)
+    }
+    return rows * padded
+  }
+}
