@@ -5,7 +5,8 @@ import { ConfigError, MismatchError, nearMisses, StateError } from '../base/erro
 import { elementCount, type Matrix, type MatrixLike } from '../base/tensor.js'
 import { type LoraConfig, type LoraConfigInput, resolveConfig } from './config.js'
 import { EmbeddingLora } from './embedding.js'
-import { type LayerVectors, LoraLayer } from './layer.js'
+import type { LayerVectors } from './factors.js'
+import { LoraLayer } from './layer.js'
 import type { AdapterPart } from './plain.js'
 import type { Replacement, TokenRows } from './replacements.js'
 
@@ -173,11 +174,11 @@ export class LoraAdapter implements Iterable<[name: string, layer: LoraLayer]> {
     for (const layer of this.#all()) layer.unmerge()
   }
 
-  /** Σ r·(d + k), with magnitudes and biases, embeddings, and the elements of replaced tensors and rows. */
+  /** Σ r·(d + k), with magnitudes and biases, embeddings, and the elements of trained tensors and rows. */
   totalTrainableParams(): number {
     let sum = 0
     for (const layer of this.#all()) sum += layer.trainableParams()
-    for (const { shape } of this.replacements.values()) sum += elementCount(shape)
+    for (const { shape, isTrained } of this.replacements.values()) sum += isTrained ? elementCount(shape) : 0
     for (const { shape } of this.tokenRows.values()) sum += elementCount(shape)
     return sum
   }

@@ -13,7 +13,8 @@ import {
   zeros,
 } from '../base/tensor.js'
 import type { LoraConfig, LoraConfigInput } from './config.js'
-import { type LayerVectors, LoraLayer } from './layer.js'
+import type { LayerVectors } from './factors.js'
+import { LoraLayer } from './layer.js'
 import { transpose } from './product.js'
 
 /** Made from trained factors, in evaluation mode. Dropout, which PEFT does not apply to embeddings, has no effect. */

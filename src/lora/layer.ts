@@ -3,21 +3,14 @@
 // each row (DoRA, Liu et al. 2024, arXiv 2402.09353) and a bias of B (PEFT's lora_bias).
 
 import type { FloatDtype } from '../base/dtype.js'
-import { ConfigError, NumericError, ShapeError, StateError, UnsupportedError } from '../base/errors.js'
+import { NumericError, StateError, UnsupportedError } from '../base/errors.js'
 import { Random } from '../base/random.js'
-import {
-  checkShape,
-  type FloatArray,
-  formatShape,
-  type Matrix,
-  type MatrixLike,
-  toMatrix,
-  zeros,
-} from '../base/tensor.js'
+import { checkShape, type FloatArray, type Matrix, type MatrixLike, toMatrix, zeros } from '../base/tensor.js'
 import { configForLayer, type LoraConfig, type LoraConfigInput, resolveConfig, scalingOf } from './config.js'
 import { magnitudeScales, rowNorms, scaleColumns, scaleRows } from './dora.js'
-import { initialWeightA } from './initializers.js'
-import { copyAs, isFiniteMatrix, norm, normOfProduct, product } from './product.js'
+import { addKept, dropFrom } from './dropout.js'
+import { copyVector, Factors, initialFactors, type LayerVectors, layerVectors, where } from './factors.js'
+import { addScaled, copyAs, isFiniteMatrix, norm, normOfProduct, product } from './product.js'
 
 /** What `backward` gives: gradients shaped like A (r, k), B (d, r) and the input (n, k). */
 export interface LayerGradients {
@@ -34,24 +27,6 @@ interface Tape {
   hidden: Matrix
   /** One per element of the input, 0 where it was dropped; absent without dropout. */
   keep: Uint8Array | undefined
-}
-
-/** What some layers have besides A and B: one number per output feature each. */
-export interface LayerVectors {
-  /** DoRA's m (d), which useDora asks for. */
-  magnitude?: FloatArray | readonly number[] | undefined
-  /** The bias of B (d), which loraBias asks for. */
-  biasB?: FloatArray | readonly number[] | undefined
-}
-
-/** A layer to be, without a base weight. */
-class Factors {
-  constructor(
-    readonly weightA: Matrix,
-    readonly weightB: Matrix,
-    readonly isNew: boolean,
-    readonly vectors: LayerVectors = {},
-  ) {}
 }
 
 export class LoraLayer {
@@ -88,8 +63,9 @@ export class LoraLayer {
     if (source instanceof Factors) {
       this.#weightA = source.weightA
       this.#weightB = source.weightB
-      this.#magnitude = this.#vector('magnitude', source.vectors.magnitude, this.config.useDora)
-      this.#biasB = this.#vector('biasB', source.vectors.biasB, this.config.loraBias)
+      const { magnitude, biasB } = layerVectors(source, this.config, name)
+      this.#magnitude = magnitude
+      this.#biasB = biasB
       this.#isTraining = source.isNew
     } else {
       const matrix = toMatrix(source, this.#where('baseWeight'))
@@ -201,11 +177,6 @@ export class LoraLayer {
     return this.#biasB
   }
 
-  /** y = x·(W + s·B·A)ᵀ and nothing more: neither a magnitude nor a bias. */
-  get isPlain(): boolean {
-    return this.#magnitude === undefined && this.#biasB === undefined
-  }
-
   /** W (d, k), the layer's own; with s·B·A in it while merged; undefined while none is attached. Assignment copies. */
   get baseWeight(): Matrix | undefined {
     return this.#baseWeight
@@ -277,9 +248,16 @@ export class LoraLayer {
     this.#addBias(output)
     this.#tape = undefined
     if (this.merged) return output
-    const keep = this.#dropFrom(x)
+    const keep = this.#isTraining ? dropFrom(x, this.config.dropout, this.#random) : undefined
     const hidden = product(x, this.#weightA, { transposeB: true }) // (n, k) @ (k, r) → (n, r)
-    if (this.#magnitude !== undefined) return this.#addDirection(output, x, hidden, this.#magnitude)
+    if (this.#magnitude !== undefined) {
+      const scales = magnitudeScales(this.#magnitude, this.#sum(base))
+      const branch = product(x, base, { transposeB: true }) // (n, k) @ (k, d) → (n, d)
+      addScaled(output, branch, -1)
+      product(hidden, this.#weightB, { transposeB: true, scale: this.scaling, addTo: branch }) // (n, r) @ (r, d)
+      // PEFT's order: dropout is on the base's part of the difference, (c − 1)·x·Wᵀ with c = m / ‖W + s·B·A‖, too.
+      return addScaled(output, scaleColumns(branch, scales), 1)
+    }
     this.#tape = { branchInput: x, hidden, keep }
     return product(hidden, this.#weightB, { transposeB: true, scale: this.scaling, addTo: output }) // (n, r) @ (r, d)
   }
@@ -292,11 +270,9 @@ export class LoraLayer {
    *   layer with a magnitude or a bias.
    */
   backward(gradOutput: MatrixLike): LayerGradients {
-    if (!this.isPlain) {
-      throw new UnsupportedError({
-        where: this.#where('backward'),
-        what: `no gradients for ${this.#magnitude === undefined ? 'a bias of B' : 'a DoRA magnitude'}`,
-      })
+    if (this.#magnitude !== undefined || this.#biasB !== undefined) {
+      const what = `no gradients for ${this.#magnitude === undefined ? 'a bias of B' : 'a DoRA magnitude'}`
+      throw new UnsupportedError({ where: this.#where('backward'), what })
     }
     const tape = this.#tape
     if (tape === undefined) {
@@ -313,7 +289,7 @@ export class LoraLayer {
     const dHidden = product(dy, this.#weightB, { scale }) // (n, d) @ (d, r) → (n, r)
     const input = product(dy, base) // (n, d) @ (d, k) → (n, k)
     const branch = product(dHidden, this.#weightA) // (n, r) @ (r, k) → (n, k)
-    this.#addKept(input, branch, tape.keep)
+    addKept(input, branch, this.config.dropout, tape.keep)
     return {
       weightA: product(dHidden, tape.branchInput, { transposeA: true }), // (r, n) @ (n, k) → (r, k)
       weightB: product(dy, tape.hidden, { transposeA: true, scale }), // (d, n) @ (n, r) → (d, r)
@@ -392,42 +368,6 @@ export class LoraLayer {
     for (let at = 0; at < output.data.length; at++) output.data[at] += bias[at % bias.length]
   }
 
-  /**
-   * x·Wᵀ in `output` (n, d) becomes x·Wᵀ + (c − 1)·x̃·Wᵀ + c·s·x̃·(B·A)ᵀ, where x̃ is x after dropout and c = m / ‖W + s·B·A‖:
-   * as PEFT has it, whose dropout is on the base's part of the difference too.
-   */
-  #addDirection(output: Matrix, x: Matrix, hidden: Matrix, magnitude: FloatArray): Matrix {
-    const base = this.#needBase('forward')
-    const scales = magnitudeScales(magnitude, this.#sum(base))
-    const branch = product(x, base, { transposeB: true }) // (n, k) @ (k, d) → (n, d)
-    for (let at = 0; at < output.data.length; at++) output.data[at] -= branch.data[at]
-    product(hidden, this.#weightB, { transposeB: true, scale: this.scaling, addTo: branch }) // (n, r) @ (r, d)
-    scaleColumns(branch, scales)
-    for (let at = 0; at < output.data.length; at++) output.data[at] += branch.data[at]
-    return output
-  }
-
-  /** A copy in the factors' precision. Throws ConfigError unless it is there when it is wanted, ShapeError unless it is (d). */
-  #vector(member: keyof LayerVectors, value: LayerVectors[typeof member], isWanted: boolean): FloatArray | undefined {
-    if ((value !== undefined) !== isWanted) {
-      const setting = member === 'magnitude' ? 'useDora' : 'loraBias'
-      throw new ConfigError({
-        where: this.#where(member),
-        what: isWanted ? `missing, although ${setting} is on` : `only goes with ${setting}`,
-      })
-    }
-    if (value === undefined) return undefined
-    if (value.length !== this.d) {
-      throw new ShapeError({
-        where: this.#where(member),
-        what: 'wrong shape',
-        expected: formatShape([this.d]),
-        got: formatShape([value.length]),
-      })
-    }
-    return copyVector(value, this.#weightA.data)
-  }
-
   /** @throws StateError when there is no base weight. */
   #needBase(member: string): Matrix {
     if (this.#baseWeight !== undefined) return this.#baseWeight
@@ -452,58 +392,7 @@ export class LoraLayer {
     return copyAs(matrix, like ?? matrix.data)
   }
 
-  /** Inverted dropout in place: kept elements grow by 1/(1 − p), so that the mean stays. Gives back which were kept. */
-  #dropFrom(x: Matrix): Uint8Array | undefined {
-    const { dropout } = this.config
-    if (!this.#isTraining || dropout === 0) return undefined
-    const keep = new Uint8Array(x.data.length)
-    for (let i = 0; i < keep.length; i++) {
-      keep[i] = this.#random.uniform() < dropout ? 0 : 1
-      x.data[i] = keep[i] === 1 ? x.data[i] / (1 - dropout) : 0
-    }
-    return keep
-  }
-
-  /** input += branch, through the dropout of the last forward. */
-  #addKept(input: Matrix, branch: Matrix, keep: Uint8Array | undefined): void {
-    const factor = keep === undefined ? 1 : 1 / (1 - this.config.dropout)
-    for (let i = 0; i < input.data.length; i++) {
-      if (keep === undefined || keep[i] === 1) input.data[i] += branch.data[i] * factor
-    }
-  }
-
   #where(member: string): string {
     return where(this.name, member)
   }
-}
-
-/** A copy in the precision of `like`. */
-function copyVector(values: FloatArray | readonly number[], like: FloatArray): FloatArray {
-  return like instanceof Float64Array ? Float64Array.from(values) : Float32Array.from(values)
-}
-
-function where(name: string, member: string): string {
-  return name === '' ? `LoraLayer.${member}` : `${name}.${member}`
-}
-
-function initialFactors(shape: readonly [number, number], config: LoraConfig, name: string, like: FloatArray): Factors {
-  const [d, k] = shape
-  if (!Number.isSafeInteger(d) || !Number.isSafeInteger(k) || d < 0 || k < 0) {
-    throw new ShapeError({
-      where: where(name, 'shape'),
-      what: 'not a shape',
-      expected: '(d, k)',
-      got: formatShape(shape),
-    })
-  }
-  const maximum = Math.min(d, k)
-  if (config.rank > maximum) {
-    throw new ConfigError({
-      where: name === '' ? 'LoraLayer' : name,
-      what: `the rank is above min(d, k) of a weight ${formatShape(shape)}`,
-      expected: `at most ${maximum}`,
-      got: `${config.rank}`,
-    })
-  }
-  return new Factors(initialWeightA(config, name, k, like), zeros(d, config.rank, like), true)
 }

@@ -30,7 +30,10 @@ export interface LayerTensors {
 export interface AdapterTensors {
   readonly layers: readonly LayerTensors[]
   /** By the base's tensor name. `key` is the file's, without the prefix. */
-  readonly replacements: ReadonlyMap<string, { readonly key: string; readonly info: TensorInfo }>
+  readonly replacements: ReadonlyMap<
+    string,
+    { readonly key: string; readonly isTrained: boolean; readonly info: TensorInfo }
+  >
   /** By the embedding's module name. */
   readonly tokenRows: ReadonlyMap<string, { readonly indices: readonly number[]; readonly info: TensorInfo }>
 }
@@ -93,7 +96,7 @@ export function claimTensors({ source, tensors }: SafetensorsFile, config: LoraC
     layer.tensors[role[1]] = info
     layer.kind ??= role[2]
   }
-  const replacements = new Map<string, { key: string; info: TensorInfo }>()
+  const replacements = new Map<string, { key: string; isTrained: boolean; info: TensorInfo }>()
   const tokenRows = new Map<string, { indices: readonly number[]; info: TensorInfo }>()
   const unclaimed: string[] = []
   for (const info of rest) {
@@ -101,13 +104,18 @@ export function claimTensors({ source, tensors }: SafetensorsFile, config: LoraC
     if (key?.endsWith(ROWS_SUFFIX)) {
       const name = key.slice(0, -ROWS_SUFFIX.length)
       tokenRows.set(name, { indices: tokensOf(name, info, config, file), info })
-    } else if (key !== undefined && isReplacement(key, info, config, found)) {
-      const base = key.replaceAll('.base_layer.', '.')
-      if (replacements.has(base)) {
-        throw new FormatError({ where: `${file}: ${info.name}`, what: `a second tensor that replaces ${base}` })
-      }
-      replacements.set(base, { key, info })
-    } else unclaimed.push(info.name)
+      continue
+    }
+    const origin = key === undefined ? undefined : replacementOrigin(key, info, config, found)
+    if (key === undefined || origin === undefined) {
+      unclaimed.push(info.name)
+      continue
+    }
+    const base = key.replaceAll('.base_layer.', '.')
+    if (replacements.has(base)) {
+      throw new FormatError({ where: `${file}: ${info.name}`, what: `a second tensor that replaces ${base}` })
+    }
+    replacements.set(base, { key, isTrained: origin === 'trained', info })
   }
   if (unclaimed.length > 0) throw unclaimedError(unclaimed, file)
   if (tensors.size === 0) throw new FormatError({ where: file, what: 'an adapter without a single tensor' })
@@ -133,18 +141,23 @@ function sorted<T>(map: ReadonlyMap<string, T>): [string, T][] {
   return [...map].sort(([a], [b]) => order.compare(a, b))
 }
 
-/** Whether PEFT would load the tensor in the place of the base's. */
-function isReplacement(key: string, info: TensorInfo, config: LoraConfig, found: ReadonlyMap<string, Found>): boolean {
-  if (key.includes('.lora_')) return false
+/** Why PEFT saved a tensor that it would load in the place of the base's; undefined when it would not. */
+function replacementOrigin(
+  key: string,
+  info: TensorInfo,
+  config: LoraConfig,
+  found: ReadonlyMap<string, Found>,
+): 'trained' | 'embedding' | undefined {
+  if (key.includes('.lora_')) return undefined
   const base = key.replaceAll('.base_layer.', '.')
   const module = base.slice(0, Math.max(0, base.lastIndexOf('.')))
-  if (config.bias === 'all' && base.slice(module.length).includes('bias')) return true
-  if (config.bias === 'lora_only' && base.endsWith('.bias') && found.has(module)) return true
-  if (EMBEDDING_WEIGHT.test(base) && info.shape.length === 2) return true
-  if (found.get(module)?.kind === 'embedding' && base.endsWith('.weight')) return true
+  if (config.bias === 'all' && base.slice(module.length).includes('bias')) return 'trained'
+  if (config.bias === 'lora_only' && base.endsWith('.bias') && found.has(module)) return 'trained'
   // As in PEFT, an entry is the end of a name, with or without a dot before it, and means all that is inside.
   const owners = module.split('.').map((_, i, parts) => parts.slice(0, i + 1).join('.'))
-  return config.modulesToSave.some((entry) => owners.some((owner) => owner.endsWith(entry)))
+  if (config.modulesToSave.some((entry) => owners.some((owner) => owner.endsWith(entry)))) return 'trained'
+  const isEmbedding = EMBEDDING_WEIGHT.test(base) || found.get(module)?.kind === 'embedding'
+  return isEmbedding && base.endsWith('.weight') && info.shape.length === 2 ? 'embedding' : undefined
 }
 
 /** The rows' tokens, whose order is the rows'. */

@@ -98,8 +98,8 @@ export async function loadAdapter(directory: Directory): Promise<LoraAdapter> {
           : adapter.addFactors(name, ...factors, vectors)
       layer.dtype = commonDtype(tensors)
     }
-    for (const [name, { key, info }] of replacements) {
-      adapter.replacements.set(name, { key, ...(await readStored(file, info)) })
+    for (const [name, { key, isTrained, info }] of replacements) {
+      adapter.replacements.set(name, { key, isTrained, ...(await readStored(file, info)) })
     }
     for (const [name, { indices, info }] of tokenRows) {
       adapter.tokenRows.set(name, { indices, ...(await readStored(file, info)) })

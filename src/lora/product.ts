@@ -30,6 +30,12 @@ export function copyAs(matrix: Matrix, like: FloatArray): Matrix {
   return { data, shape: [matrix.shape[0], matrix.shape[1]] }
 }
 
+/** target += scale · matrix, in place. */
+export function addScaled(target: Matrix, { data }: Matrix, scale: number): Matrix {
+  for (let i = 0; i < data.length; i++) target.data[i] += scale * data[i]
+  return target
+}
+
 export function isFiniteMatrix({ data }: Matrix): boolean {
   return data.every(Number.isFinite)
 }

@@ -14,6 +14,8 @@ export interface StoredTensor {
 export interface Replacement extends StoredTensor {
   /** Its key in PEFT's file without the prefix; the base's name, but for `base_layer` in it. */
   readonly key: string
+  /** False for embeddings that are saved along because the vocabulary was resized, or they are adapted. */
+  readonly isTrained: boolean
 }
 
 /** Rows (n, D) that take the place of the embedding's rows `indices`. */

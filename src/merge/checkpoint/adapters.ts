@@ -9,6 +9,7 @@ import { isFloatDtype, type TensorInfo } from '../../formats/safetensors.js'
 import { LoraAdapter } from '../../lora/adapter.js'
 import { type LoraConfig, scalingOf } from '../../lora/config.js'
 import { openAdapter } from '../../lora/peft.js'
+import { requirePlain } from '../../lora/plain.js'
 
 /** An adapter in memory, or the folder of one, which is read as it is needed. */
 export type MergeAdapter = LoraAdapter | Directory
@@ -81,10 +82,13 @@ export async function openAdapters(
           got: String(weight),
         })
       }
-      if (adapter instanceof LoraAdapter) layers.push(...layersInMemory(adapter, sign * weight, sources))
-      else {
+      if (adapter instanceof LoraAdapter) {
+        requirePlain(adapter, 'merging into checkpoints')
+        layers.push(...layersInMemory(adapter, sign * weight, sources))
+      } else {
         const opened = await openAdapter(adapter)
         closers.push(opened.close)
+        requirePlain(opened, 'merging into checkpoints')
         const { source } = opened.file
         const index = sources.push(source) - 1
         layers.push(
