@@ -39,7 +39,7 @@ for (const name of ['whaling', 'base', 'scripture']) await sample(name)
 heading('5. Merge: a model with the adapter inside, for any ONNX Runtime')
 const merged = await merge({
   base: `${MODEL}/onnx/model.onnx`,
-  adapter: `${OUT}/scripture`,
+  adapters: `${OUT}/scripture`,
   out: `${OUT}/merged`,
   overwrite: true,
 })

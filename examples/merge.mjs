@@ -9,7 +9,7 @@ const adapter = await loadAdapter('tests/golden/peft/rslora')
 console.log(`rank ${adapter.config.rank}, ${adapter.size} layers, ${adapter.totalTrainableParams()} parameters`)
 
 const out = 'out/examples/merged'
-const report = await merge({ base: 'models/union-3m/onnx/model.onnx', adapter, out, overwrite: true })
+const report = await merge({ base: 'models/union-3m/onnx/model.onnx', adapters: adapter, out, overwrite: true })
 const [strongest] = report.layers.toSorted((a, b) => b.relativeChange - a.relativeChange)
 console.log(
   `${report.changed} weights changed, most of all ${strongest.name} (by ${(strongest.relativeChange * 100).toFixed(0)} %)`,

@@ -121,7 +121,8 @@ function add<T>(job: Job, first: i32, w: usize, delta: usize, count: i32): void 
 // @ts-ignore: decorator
 @inline
 function addVectors(job: Job, kind: i32, first: i32, w: usize, delta: usize, count: i32): i32 {
-  const limit = f32x4.splat(limitOf(kind))
+  const mask = i32x4.splat(0x7fffffff)
+  const limit = i32x4.splat(reinterpret<i32>(limitOf(kind)) - 1)
   let baseSquares = f32x4.splat(0)
   let deltaSquares = f32x4.splat(0)
   let i = 0
@@ -134,11 +135,9 @@ function addVectors(job: Job, kind: i32, first: i32, w: usize, delta: usize, cou
     const y = v128.load(delta, 16)
     const p = f32x4.add(a, x)
     const q = f32x4.add(b, y)
-    let ok = v128.and(f32x4.lt(f32x4.abs(p), limit), f32x4.lt(f32x4.abs(q), limit))
-    if (kind == F16) {
-      ok = v128.and(ok, v128.and(f32x4.lt(f32x4.abs(a), limit), f32x4.lt(f32x4.abs(b), limit)))
-    }
-    if (i32x4.all_true(ok)) {
+    let largest = i32x4.max_s(v128.and(p, mask), v128.and(q, mask))
+    if (kind == F16) largest = i32x4.max_s(largest, i32x4.max_s(v128.and(a, mask), v128.and(b, mask)))
+    if (!v128.any_true(i32x4.gt_s(largest, limit))) {
       if (kind == F32) {
         v128.store(w, p)
         v128.store(w, q, 16)

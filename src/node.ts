@@ -8,7 +8,7 @@ export {
   inspect,
   type OnnxReport,
 } from './node/inspect.js'
-export { type MergeByPathOptions, merge } from './node/merge.js'
+export { type MergeByPathOptions, type MergePlanReport, merge, planMerge } from './node/merge.js'
 export { type LoadModelOptions, loadAdapter, loadModel, saveAdapter } from './node/model.js'
 export { nodeRuntime } from './node/runtime.js'
 export { type TrainOptions, train } from './node/train.js'

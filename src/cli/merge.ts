@@ -1,9 +1,8 @@
 // lowrank merge: folds an adapter into a base model's weights, so that it runs without LoRA.
 
-import { UnsupportedError } from '../index.js'
-import { merge as mergeByPath } from '../node.js'
+import { type MergePlanReport, merge as mergeByPath, planMerge } from '../node.js'
 import { EXIT_INTERRUPTED, interruptible } from './interrupt.js'
-import { decimal, defineCommand, repeated, required, toggle, UsageError } from './options.js'
+import { defineCommand, type Occurrence, readNumber, repeated, required, toggle, UsageError } from './options.js'
 import { bytes, colors, Progress, peakRssBytes, print, printDocument, say, table } from './terminal.js'
 
 export const merge = defineCommand({
@@ -15,37 +14,28 @@ export const merge = defineCommand({
   ].join('\n'),
   examples: [
     'lowrank merge --base models/union-3m/onnx/model.onnx --adapter out/scripture --out out/scripture-model',
+    'lowrank merge --base models/union-3m --adapter a --adapter b --weight 0.5 --out out/both',
     'lowrank merge --base models/union-3m/model.safetensors --adapter out/scripture --out out/merged.safetensors',
   ],
   options: {
     base: required('DIR|FILE', 'model to fold into'),
-    adapter: repeated('DIR', 'adapter folder'),
-    weight: decimal('factor on an adapter: only 1 so far', 1),
+    adapter: repeated('DIR', 'adapter folder; several are added up (checkpoints only)'),
+    weight: repeated('W', 'factor on the adapter named before it; default 1'),
     out: required('DIR|FILE', 'result: a folder that runs on its own, or a file ending in .onnx or .safetensors'),
-    dryRun: toggle('compute and check everything, but write nothing'),
-    overwrite: toggle('replace the merge in --out, if lowrank wrote that folder'),
+    dryRun: toggle('check everything and show the plan, but write nothing'),
+    overwrite: toggle('replace the merge in --out, if a merge wrote it'),
     json: toggle('print one JSON document on stdout'),
   },
-  async run({ base, adapter: adapters, weight, out, dryRun, overwrite, json }) {
-    if (adapters.length === 0) throw new UsageError('--adapter DIR is missing')
-    if (adapters.length > 1 || (weight ?? 1) !== 1) {
-      throw new UnsupportedError({
-        where: adapters.length > 1 ? '--adapter' : '--weight',
-        what: 'merging several adapters, or one with a weight, is not built yet',
-        expected: 'one adapter with weight 1',
-        hint: 'Merge one after the other into the result',
-      })
-    }
+  async run({ base, out, dryRun, overwrite, json }, { occurrences }) {
+    const adapters = weightedAdapters(occurrences)
+    const options = { base, adapters, out, overwrite }
+    if (dryRun) return showPlan(await planMerge(options), json)
     const progress = new Progress()
     const startedAt = performance.now()
     try {
       const report = await interruptible('Stopping; nothing is left of the result.', (signal) =>
         mergeByPath({
-          base,
-          adapter: adapters[0],
-          out,
-          dryRun,
-          overwrite,
+          ...options,
           signal,
           onProgress({ writtenBytes, totalBytes }) {
             const megabytes = (value: number) => Math.round(Math.min(value, totalBytes) / 1e6)
@@ -55,16 +45,15 @@ export const merge = defineCommand({
         }),
       )
       progress.end()
-      if (!json) {
+      if (json) printDocument({ ...report, peakRssBytes: peakRssBytes() })
+      else {
         const rows = report.layers.map(({ name, relativeChange }) => [name, relativeChange])
         print(table([['layer', 'change ‖ΔW‖/‖W‖'], ...rows]))
       }
-      const verb = dryRun ? 'Would write' : 'Wrote'
       say(
-        `${verb} ${colors.bold(report.out)}: ${bytes(report.bytes)}, ` +
+        `Wrote ${colors.bold(report.out)}: ${bytes(report.bytes)}, ` +
           `${report.changed} of ${report.tensors} tensors changed, ${report.seconds.toFixed(1)} s`,
       )
-      if (json) printDocument({ ...report, peakRssBytes: peakRssBytes(), dryRun })
       return 0
     } catch (error) {
       if (!(error instanceof DOMException && error.name === 'AbortError')) throw error
@@ -74,3 +63,26 @@ export const merge = defineCommand({
     }
   },
 })
+
+/** Each --adapter with the --weight that follows it. */
+function weightedAdapters(occurrences: readonly Occurrence[]): { adapter: string; weight?: number }[] {
+  const adapters: { adapter: string; weight?: number }[] = []
+  for (const occurrence of occurrences) {
+    if (occurrence.flag === '--adapter') adapters.push({ adapter: occurrence.value })
+    if (occurrence.flag !== '--weight') continue
+    const adapter = adapters.at(-1)
+    if (adapter === undefined) throw new UsageError('--weight W comes after the --adapter that it belongs to')
+    if (adapter.weight !== undefined) throw new UsageError(`${adapter.adapter} has two weights`)
+    adapter.weight = readNumber(occurrence)
+  }
+  if (adapters.length === 0) throw new UsageError('--adapter DIR is missing')
+  return adapters
+}
+
+function showPlan(plan: MergePlanReport, json: boolean): number {
+  if (json) printDocument({ ...plan, dryRun: true })
+  else print(plan.layers.map(({ name }) => name).join('\n'))
+  const { out, tensors, changed } = plan
+  say(`Would write ${colors.bold(out)}: ${bytes(plan.bytes)}, ${changed} of ${tensors} tensors changed`)
+  return 0
+}

@@ -40,7 +40,8 @@ export function printDocument(document: Record<string, unknown>): void {
 export class Progress {
   readonly #stream = process.stderr
   #first: { at: number; done: number } | undefined
-  #drawnAt = Number.NEGATIVE_INFINITY
+  /** A terminal is drawn on at once; elsewhere the first line takes its time too. */
+  #drawnAt = process.stderr.isTTY ? Number.NEGATIVE_INFINITY : performance.now()
   #isComplete = false
   #isOpen = false
 
@@ -76,7 +77,7 @@ export class Progress {
   clear(): void {
     if (this.#isOpen) this.#stream.write('\r\x1b[2K')
     this.#isOpen = false
-    this.#drawnAt = Number.NEGATIVE_INFINITY
+    if (this.#stream.isTTY) this.#drawnAt = Number.NEGATIVE_INFINITY
   }
 
   /** Ends the line, leaving what it showed last. */

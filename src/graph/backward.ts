@@ -7,6 +7,7 @@ import type { Builder, Value } from './builder.js'
 import { BROADCASTING, GRADIENTS, type GradientContext, NON_DIFFERENTIABLE, sumTo } from './gradients.js'
 import { type Graph, implicitInputs } from './graph.js'
 import { type Contribution, joinSlices } from './join-slices.js'
+import { PATTERNS, type PatternContext } from './pattern-gradients.js'
 import type { ShapeMap } from './shapes.js'
 
 /** The nodes between what is trained and what it is trained for. */
@@ -123,13 +124,24 @@ export function buildBackward(
     totals.set(value, sum)
     return sum
   }
+  const onPath = new Set(path.nodes)
   for (const [value, gradient] of seeds) contribute(value, { make: () => gradient })
   for (const node of [...path.nodes].reverse()) {
     const dys = node.output.map((output) => (path.values.has(output) ? total(output) : undefined))
     const dy = dys.find((gradient) => gradient !== undefined)
     if (dy === undefined) continue
-    const context: GradientContext = { g, node, inputs: [...node.input], outputs: [...node.output], dys, dy, shapes }
-    const thunks = GRADIENTS[ruleKey(node)](context)
+    const context: PatternContext = {
+      g,
+      node,
+      inputs: [...node.input],
+      outputs: [...node.output],
+      dys,
+      dy,
+      shapes,
+      readers: (value) => g.graph.consumers(value).filter((reader) => onPath.has(reader)),
+      gradientOf: (value) => totals.get(value),
+    }
+    const thunks = PATTERNS[ruleKey(node)]?.(context) ?? GRADIENTS[ruleKey(node)](context)
     context.inputs.forEach((input, i) => {
       const thunk = thunks[i]
       if (thunk === undefined || !path.values.has(input)) return

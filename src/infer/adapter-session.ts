@@ -2,11 +2,12 @@
 // other arrays. The base's weights are in memory once, whatever the number of adapters.
 
 import { MismatchError, NumericError, nearMisses, StateError } from '../base/errors.js'
-import { type OnnxModel, sessionModel } from '../formats/onnx/model.js'
+import type { OnnxModel } from '../formats/onnx/model.js'
 import { Graph } from '../graph/graph.js'
 import { injectLora, loraInputs } from '../graph/inject.js'
 import { findLinears, type Linear, type ModuleMap } from '../graph/linears.js'
 import { type PlacedLayer, placeAdapter } from '../graph/place-adapter.js'
+import { sessionModel } from '../graph/session-model.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { LoraLayer } from '../lora/layer.js'
 import { type Engine, openEngine, type RuntimeHost } from '../runtime/host.js'

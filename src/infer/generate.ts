@@ -6,7 +6,7 @@ import { type CausalInputs, causalInputs } from '../graph/causal-inputs.js'
 import { Graph } from '../graph/graph.js'
 import type { CausalModel } from '../graph/model-folder.js'
 import type { AdapterSession } from './adapter-session.js'
-import { resolveSampling, type SamplingOptions } from './sampling.js'
+import { GENERATE_DEFAULTS, resolveSampling, type SamplingOptions } from './sampling.js'
 
 export interface GenerateOptions extends SamplingOptions {
   /** Name of an adapter of the session, for the whole text. Default: the base model alone. */
@@ -31,8 +31,6 @@ export interface GenerateResult {
   finish: 'eos' | 'max-new-tokens' | 'context'
   seconds: number
 }
-
-export const GENERATE_DEFAULTS = Object.freeze({ maxNewTokens: 128, seed: 42 })
 
 /**
  * Continues a prompt.

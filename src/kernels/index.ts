@@ -3,12 +3,9 @@
 
 import { ConfigError } from '../base/errors.js'
 import type { GemmOptions, Kernels } from './kernels.js'
-import type { MergeKernel } from './merge-kernel.js'
 import type { SimdBuild } from './module.js'
 import { referenceKernels } from './reference.js'
-import { referenceMergeKernel } from './reference-merge.js'
 import { createWasmKernels, type WasmKernels } from './wasm.js'
-import { createWasmMergeKernel } from './wasm-merge.js'
 
 export interface KernelOptions {
   /**
@@ -69,16 +66,6 @@ export function configureKernels(settings: KernelOptions): void {
 export function disposeKernels(): void {
   wasm?.dispose()
   wasm = undefined
-}
-
-/**
- * The fastest merge kernel that the host has, with a memory of its own: one a thread. All give the same bytes.
- *
- * @param byteLength size of the largest chunk
- */
-export function createMergeKernel(byteLength: number): MergeKernel {
-  const fast = options.simd === 'none' ? undefined : createWasmMergeKernel(byteLength)
-  return fast ?? referenceMergeKernel(byteLength)
 }
 
 function wasmKernels(): WasmKernels | null {

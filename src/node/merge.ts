@@ -2,129 +2,162 @@
 
 import path from 'node:path'
 import { type ByteSink, type Directory, readJson, writeFile } from '../base/bytes.js'
-import { FileError } from '../base/errors.js'
+import { FileError, UnsupportedError } from '../base/errors.js'
 import { loadOnnx } from '../formats/onnx/model.js'
 import { locate, NodeDirectory } from '../io/node-files.js'
-import type { LoraAdapter } from '../lora/adapter.js'
-import { mergeCheckpoint } from '../merge/merge-checkpoint.js'
+import { LoraAdapter } from '../lora/adapter.js'
+import {
+  type FileAdapter,
+  type MergeFilesOptions,
+  mergeCheckpointFiles,
+  planCheckpointFiles,
+} from '../merge/checkpoint/node-merge.js'
+import { RECORD_FILE } from '../merge/checkpoint/node-output.js'
 import { mergeOnnx } from '../merge/merge-onnx.js'
-import type { MergeOptions as BaseMergeOptions, MergeReport } from '../merge/output.js'
+import type { MergeReport } from '../merge/output.js'
 import { loadAdapter, locateModel } from './model.js'
 
-export interface MergeByPathOptions extends BaseMergeOptions {
+/** Options of checkpoints beside `overwrite`, `signal` and `onProgress` do nothing for ONNX models. */
+export interface MergeByPathOptions extends MergeFilesOptions {
   /** Path of an .onnx or .safetensors file, or of a folder: its checkpoint, else its ONNX model. */
   base: string
-  /** Path of a PEFT adapter folder, or an adapter. */
-  adapter: string | LoraAdapter
+  /** PEFT adapter folders or adapters, each with a weight if it is not 1. An ONNX model takes one. */
+  adapters: FileAdapter | readonly FileAdapter[]
   /** Path of the result: a file if it ends in .onnx or .safetensors, else a folder that gets the base's other files too. */
   out: string
-  /** Computes and checks everything, but writes nothing. */
-  dryRun?: boolean
-  /** Replaces what an earlier merge wrote into the folder `out`. */
-  overwrite?: boolean
-}
-
-const MARKER_FILE = 'lowrank.json'
-
-/** Says that a merge wrote a folder, and which files. */
-interface Marker {
-  version: 1
-  kind: 'merge'
-  files: string[]
 }
 
 /**
- * Writes a base model with an adapter folded in. All files of the result appear together.
+ * Writes a base model with adapters folded in. All files of the result appear together.
  *
  * @throws what mergeOnnx and mergeCheckpoint of `lowrank` throw; FileError when a path leads nowhere, or `out` is not empty
  */
 export async function merge(options: MergeByPathOptions): Promise<MergeReport> {
-  const adapter = typeof options.adapter === 'string' ? await loadAdapter(options.adapter) : options.adapter
-  const base = await locateBase(options.base)
-  const { directory: folder, file } = splitOutput(options.out)
-  const previous = await checkOutput(folder, file, options.overwrite === true)
-  const target = new OutputDirectory(folder, options.dryRun === true)
+  const { base, out, adapters, ...rest } = options
+  const list = Array.isArray(adapters) ? adapters : [adapters as FileAdapter]
+  const onnx = await locateOnnx(base)
+  return onnx === undefined ? mergeCheckpointFiles(base, list, out, rest) : mergeIntoOnnx(onnx, list, options, false)
+}
+
+/** What {@link merge} would do: it computes or plans, but writes nothing. Throws as that does. */
+export async function planMerge(options: MergeByPathOptions): Promise<MergePlanReport> {
+  const { base, out, adapters, ...rest } = options
+  const list = Array.isArray(adapters) ? adapters : [adapters as FileAdapter]
+  const onnx = await locateOnnx(base)
+  return onnx === undefined ? planCheckpointFiles(base, list, out, rest) : mergeIntoOnnx(onnx, list, options, true)
+}
+
+export type MergePlanReport = Pick<MergeReport, 'out' | 'tensors' | 'changed' | 'bytes'> & {
+  layers: { name: string }[]
+}
+
+interface OnnxBase {
+  directory: NodeDirectory
+  file: string
+}
+
+/** The ONNX model that a path means; undefined when it means a checkpoint. */
+async function locateOnnx(target: string): Promise<OnnxBase | undefined> {
+  const { directory, file } = await locate(target)
+  if (file !== undefined) {
+    if (/\.(safetensors|json)$/.test(file)) return undefined
+    const model = await locateModel(target)
+    return { directory: model.directory, file: model.onnxPath! }
+  }
+  const files = await directory.list()
+  if (files.some((name) => /\.safetensors(\.index\.json)?$/.test(name))) return undefined
+  for (const graph of ['onnx/model.onnx', 'model.onnx']) {
+    if (await directory.has(graph)) return { directory, file: graph }
+  }
+  return undefined
+}
+
+async function mergeIntoOnnx(
+  base: OnnxBase,
+  adapters: readonly FileAdapter[],
+  { out, overwrite = false, signal, onProgress }: MergeByPathOptions,
+  isDry: boolean,
+): Promise<MergeReport> {
+  const adapter = await onlyAdapter(adapters)
+  const isFile = out.endsWith('.onnx')
+  const folder = new NodeDirectory(isFile ? path.dirname(out) : out)
+  const replaced = isFile ? await checkOutputFile(folder, path.basename(out)) : await checkOutput(folder, overwrite)
+  const target = new OutputDirectory(folder, isDry)
+  const model = await loadOnnx(base.directory, base.file)
   let report: MergeReport
-  if (base.kind === 'onnx') {
-    const model = await loadOnnx(base.directory, base.file)
-    try {
-      const destination = file === undefined ? { path: base.file, companions: base.directory } : { path: file }
-      report = await mergeOnnx(model, adapter, target, { ...options, ...destination })
-    } finally {
-      await model.close()
-    }
-  } else {
-    const basePath = base.file ?? (file === undefined ? undefined : 'model.safetensors')
-    const destination = file === undefined ? {} : { path: file }
-    report = await mergeCheckpoint(base.directory, adapter, target, {
-      ...options,
-      ...destination,
-      ...(basePath !== undefined && { basePath }),
+  try {
+    report = await mergeOnnx(model, adapter, target, {
+      ...(signal !== undefined && { signal }),
+      ...(onProgress !== undefined && { onProgress }),
+      ...(isFile ? { path: path.basename(out) } : { path: base.file, companions: base.directory }),
     })
+  } finally {
+    await model.close()
   }
-  if (file === undefined && !options.dryRun) {
-    for (const stale of previous) if (!target.created.has(stale)) await folder.remove(stale)
-    const marker: Marker = { version: 1, kind: 'merge', files: [...target.created] }
-    await writeFile(folder, MARKER_FILE, `${JSON.stringify(marker, null, 2)}\n`)
-  }
+  if (isFile || isDry) return report
+  for (const stale of replaced) if (!target.created.has(stale)) await folder.remove(stale)
+  const record: MergeRecord = { version: 1, base: model.fileName, files: [...target.created], layers: report.layers }
+  await writeFile(folder, RECORD_FILE, `${JSON.stringify(record, null, 2)}\n`)
   return report
 }
 
-type Base =
-  | { kind: 'onnx'; directory: NodeDirectory; file: string }
-  | { kind: 'checkpoint'; directory: NodeDirectory; file: string | undefined }
-
-async function locateBase(target: string): Promise<Base> {
-  const { directory, file } = await locate(target)
-  if (file !== undefined) {
-    if (file.endsWith('.safetensors')) return { kind: 'checkpoint', directory, file }
-    const model = await locateModel(target)
-    return { kind: 'onnx', directory: model.directory, file: model.onnxPath! }
-  }
-  const files = await directory.list()
-  if (!files.some((name) => /\.safetensors(\.index\.json)?$/.test(name))) {
-    for (const graph of ['onnx/model.onnx', 'model.onnx']) {
-      if (await directory.has(graph)) return { kind: 'onnx', directory, file: graph }
-    }
-  }
-  return { kind: 'checkpoint', directory, file: undefined }
+/** Says that a merge wrote a folder, and which files. */
+interface MergeRecord {
+  version: 1
+  base: string
+  files: string[]
+  layers: MergeReport['layers']
 }
 
-/** A name that ends like a model file is a file; what exists as a folder is a folder whatever its name. */
-function splitOutput(target: string): { directory: NodeDirectory; file: string | undefined } {
-  if (!/\.(onnx|safetensors)$/.test(target)) return { directory: new NodeDirectory(target), file: undefined }
-  return { directory: new NodeDirectory(path.dirname(target)), file: path.basename(target) }
+async function onlyAdapter(adapters: readonly FileAdapter[]): Promise<LoraAdapter> {
+  const [input] = adapters
+  const isWeighted = typeof input === 'object' && !(input instanceof LoraAdapter)
+  const weight = isWeighted ? (input.weight ?? 1) : 1
+  if (adapters.length !== 1 || weight !== 1) {
+    throw new UnsupportedError({
+      where: 'adapters',
+      what: 'an ONNX model takes one adapter, with weight 1',
+      got: adapters.length === 1 ? `weight ${weight}` : `${adapters.length} adapters`,
+      hint: 'Merge one after the other, each into the result of the one before, or merge into the safetensors checkpoint',
+    })
+  }
+  const adapter = isWeighted ? input.adapter : input
+  return typeof adapter === 'string' ? loadAdapter(adapter) : adapter
+}
+
+/** Throws FileError when the file is there. */
+async function checkOutputFile(folder: NodeDirectory, file: string): Promise<string[]> {
+  if (!(await folder.has(file))) return []
+  throw new FileError({
+    where: path.join(folder.name, file),
+    what: 'exists already',
+    hint: 'Choose another place, or remove it: only folders that a merge wrote can be overwritten',
+  })
 }
 
 /**
- * The files of an earlier merge that may be replaced.
+ * The files of an earlier merge, which may be replaced.
  *
- * @throws FileError when there is anything else
+ * @throws FileError when the folder holds anything else
  */
-async function checkOutput(folder: NodeDirectory, file: string | undefined, mayReplace: boolean): Promise<string[]> {
-  if (file !== undefined) {
-    if (!(await folder.has(file))) return []
-    throw new FileError({
-      where: `${folder.name}/${file}`,
-      what: 'the output exists already',
-      hint: mayReplace
-        ? 'Only folders that lowrank wrote are replaced: remove the file yourself, or choose another name'
-        : 'Choose another name',
-    })
-  }
+async function checkOutput(folder: NodeDirectory, mayReplace: boolean): Promise<string[]> {
   const files = await folder.list()
   if (files.length === 0) return []
-  const marker = (await folder.has(MARKER_FILE)) ? ((await readJson(folder, MARKER_FILE)) as Partial<Marker>) : null
-  const isOurs = marker?.kind === 'merge' && Array.isArray(marker.files)
-  if (isOurs && mayReplace) return marker.files!
+  const record = await readRecord(folder)
+  if (record !== undefined && mayReplace) return record.files
   throw new FileError({
     where: folder.name,
-    what: mayReplace
-      ? 'not overwritten, because no merge of lowrank wrote this folder'
-      : 'the output folder is not empty',
+    what: mayReplace ? 'not overwritten, because no merge wrote this folder' : 'exists already and is not empty',
     got: files.slice(0, 5).join(', ') + (files.length > 5 ? `, … (${files.length} files)` : ''),
-    hint: isOurs ? 'Overwrite the merge in it, or name another folder' : 'Name another folder',
+    hint: record === undefined ? 'Choose another place' : 'Choose another place, or overwrite it',
   })
+}
+
+/** The record of a merge into an ONNX model, if one wrote this folder. */
+async function readRecord(folder: NodeDirectory): Promise<MergeRecord | undefined> {
+  if (!(await folder.has(RECORD_FILE))) return undefined
+  const record = (await readJson(folder, RECORD_FILE)) as Partial<MergeRecord> | null
+  return Array.isArray(record?.files) ? (record as MergeRecord) : undefined
 }
 
 /** The output folder, which notes what is created, and in a dry run keeps none of it. */

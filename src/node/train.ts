@@ -3,7 +3,8 @@
 import type { CausalModel } from '../graph/model-folder.js'
 import { openFile } from '../io/node-files.js'
 import type { TextRecord } from '../text/records.js'
-import { Trainer, type TrainerOptions, type TrainResult } from '../train/trainer.js'
+import type { TrainerOptions, TrainResult } from '../train/options.js'
+import { Trainer } from '../train/trainer.js'
 import { asDirectory, loadModel } from './model.js'
 
 export interface TrainOptions extends Omit<TrainerOptions, 'model' | 'data' | 'evalData' | 'out'> {

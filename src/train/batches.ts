@@ -22,8 +22,8 @@ export interface PlanOptions {
   accumulation: number
   /** No run is longer: the model's context. */
   limit: number
-  /** Lengths to pad to, ascending, the last at least the longest example's. Every micro-batch then has `batchSize` rows. */
-  buckets?: readonly number[] | undefined
+  /** Pads every micro-batch to this length, and to `batchSize` rows. Default: as long as it needs, and no row too many. */
+  sequence?: number | undefined
 }
 
 /**
@@ -32,11 +32,11 @@ export interface PlanOptions {
  */
 const WINDOW_STEPS = 16
 
-/** Without buckets lengths are rounded up to this, so that the runtime's memory pool sees few sizes. */
+/** Lengths are rounded up to this, so that the runtime's memory pool sees few sizes. */
 const LENGTH_MULTIPLE = 8
 
-/** A second bucket has to save this share of all padded tokens to be worth a second session. */
-const WORTHWHILE = 0.15
+/** One length for all may add this share of padding: a step that much longer is the price of a session that opens faster. */
+const MOST_PADDING = 0.05
 
 /**
  * The steps of one epoch, in order. Each example is in one of them; the last step of the last window has what is left
@@ -58,9 +58,9 @@ export function planEpoch(lengths: readonly number[], seed: number, epoch: numbe
 }
 
 /** Batches that hold every example once, by falling length, for evaluation. */
-export function planEvaluation(lengths: readonly number[], options: PlanOptions): MicroBatch[] {
+export function planEvaluation(lengths: readonly number[], options: Omit<PlanOptions, 'sequence'>): MicroBatch[] {
   const order = Array.from(lengths, (_, index) => index).sort((a, b) => lengths[b] - lengths[a])
-  return chunks(order, options.batchSize).map((examples) => shapeOf(examples, examples, lengths, options))
+  return chunks(order, options.batchSize).map((examples) => shapeOf(examples, lengths, options.limit))
 }
 
 export function stepsPerEpoch(examples: number, options: Pick<PlanOptions, 'batchSize' | 'accumulation'>): number {
@@ -68,36 +68,23 @@ export function stepsPerEpoch(examples: number, options: Pick<PlanOptions, 'batc
 }
 
 function planStep(examples: readonly number[], lengths: readonly number[], options: PlanOptions): StepPlan {
-  return chunks(examples, options.batchSize).map((batch) => shapeOf(batch, examples, lengths, options))
+  const { batchSize, sequence, limit } = options
+  return chunks(examples, batchSize).map((batch) =>
+    sequence === undefined ? shapeOf(batch, lengths, limit) : { examples: batch, rows: batchSize, sequence },
+  )
 }
 
-/** With buckets the whole step has one shape, so that it needs one session. */
-function shapeOf(
-  examples: readonly number[],
-  step: readonly number[],
-  lengths: readonly number[],
-  options: PlanOptions,
-): MicroBatch {
-  const longestOf = (indices: readonly number[]) => Math.max(...indices.map((index) => lengths[index]))
-  const bucket = options.buckets?.find((length) => length >= longestOf(step))
-  if (bucket !== undefined) return { examples, rows: options.batchSize, sequence: bucket }
-  return { examples, rows: examples.length, sequence: Math.min(roundUp(longestOf(examples)), options.limit) }
+function shapeOf(examples: readonly number[], lengths: readonly number[], limit: number): MicroBatch {
+  const longest = Math.max(...examples.map((index) => lengths[index]))
+  return { examples, rows: examples.length, sequence: Math.min(roundUp(longest), limit) }
 }
 
-/**
- * One or two lengths to pad to: the longest, and the shorter one that saves most padding, if that is much.
- *
- * @param limit no bucket is longer
- */
-export function chooseBuckets(lengths: readonly number[], limit: number): number[] {
-  const sorted = lengths.map((length) => Math.min(roundUp(length), limit)).sort((a, b) => a - b)
-  const longest = sorted[sorted.length - 1]
-  let best = { short: longest, padded: longest * sorted.length }
-  sorted.forEach((short, index) => {
-    const padded = short * (index + 1) + longest * (sorted.length - index - 1)
-    if (padded < best.padded) best = { short, padded }
-  })
-  return best.padded < longest * sorted.length * (1 - WORTHWHILE) ? [best.short, longest] : [longest]
+/** A length that all examples can be padded to with little waste; undefined if there is none. */
+export function commonLength(lengths: readonly number[], limit: number): number | undefined {
+  const longest = lengths.reduce((most, length) => Math.max(most, length), 0)
+  const sequence = Math.min(roundUp(longest), limit)
+  const tokens = lengths.reduce((total, length) => total + length, 0)
+  return sequence * lengths.length <= tokens * (1 + MOST_PADDING) ? sequence : undefined
 }
 
 type Collated = TokenBatch & Record<'inputIds' | 'attentionMask' | 'labels', Int32Array>

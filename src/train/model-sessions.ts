@@ -1,10 +1,11 @@
-// The sessions of one training run: the graph with gradients, the graph that only evaluates, each opened in the engine for
-// the shapes that are run. Small graphs have one session for all shapes. Large ones take seconds to open that way, so that
-// theirs are opened for one or two fixed shapes.
+// The two sessions of a training run: the graph with gradients, and the one that only evaluates. Each takes batches of any
+// shape: sessions for fixed shapes open faster, but a second one of a large model costs 1.7 times the memory. So a shape is
+// fixed only where all of a run fits one.
 
 import type { ModuleMap } from '../graph/linears.js'
 import type { CausalModel } from '../graph/model-folder.js'
 import {
+  type Bucket,
   buildLossGraph,
   buildTrainingGraph,
   type LossGraph,
@@ -14,18 +15,17 @@ import {
 } from '../graph/training-graph.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { Remote } from '../runtime/rpc.js'
-import type { Runtime } from '../runtime/runtime.js'
 import { runtimeBehind } from '../runtime/session-table.js'
 import type { Example } from '../text/records.js'
-import { chooseBuckets, type PlanOptions } from './batches.js'
+import { commonLength, type PlanOptions } from './batches.js'
 import type { EngineRun, TrainEngine } from './engine.js'
 import type { TrainSettings } from './settings.js'
 
-/** Nodes of the model above which a session for any shape takes seconds to open. */
-const LARGE_GRAPH_NODES = 1500
-
-/** Sessions open at a time. Each has its own memory for activations, and in default mode its own copy of the weights. */
-const MOST_OPEN = 2
+/**
+ * Nodes of the model from which on fixing the shape pays, and one session has to go before the other comes: each has its
+ * own activations and, in default mode, its own copy of the weights. Opening such a session takes seconds.
+ */
+const LARGE_GRAPH_NODES = 2000
 
 export interface SessionParts {
   readonly model: CausalModel
@@ -33,7 +33,6 @@ export interface SessionParts {
   readonly modules: ModuleMap | undefined
   readonly settings: TrainSettings
   readonly examples: readonly Example[]
-  readonly evalExamples: readonly Example[] | undefined
 }
 
 export class ModelSessions {
@@ -42,31 +41,34 @@ export class ModelSessions {
   readonly #parts: SessionParts
   readonly #engine: Remote<TrainEngine>
   readonly #training: TrainingGraph
-  readonly #evaluation: LossGraph | undefined
-  /** Session numbers by graph and shape, the least recently used first. */
-  readonly #open = new Map<string, number>()
+  readonly #evaluation: LossGraph
+  readonly #isLarge: boolean
+  readonly #sessions = new Map<LossGraph, number>()
 
   private constructor(
     parts: SessionParts,
     engine: Remote<TrainEngine>,
-    runtime: Runtime,
-    training: TrainingGraph,
-    evaluation: LossGraph | undefined,
+    runtimeName: string,
+    graphs: { training: TrainingGraph; evaluation: LossGraph },
   ) {
-    const { model, settings, examples, evalExamples = [] } = parts
-    const isLarge = (model.onnx.proto.graph?.node.length ?? 0) > LARGE_GRAPH_NODES
-    const lengths = [...examples, ...evalExamples].map(({ inputIds }) => inputIds.length)
+    const { model, settings, examples } = parts
     const limit = model.contextLength ?? Number.POSITIVE_INFINITY
+    this.runtimeName = runtimeName
     this.#parts = parts
     this.#engine = engine
-    this.#training = training
-    this.#evaluation = evaluation
-    this.runtimeName = runtime.name
+    this.#training = graphs.training
+    this.#evaluation = graphs.evaluation
+    this.#isLarge = (model.onnx.proto.graph?.node.length ?? 0) >= LARGE_GRAPH_NODES
     this.planOptions = {
       batchSize: settings.batchSize,
       accumulation: settings.gradientAccumulation,
       limit,
-      buckets: isLarge ? chooseBuckets(lengths, limit) : undefined,
+      sequence: this.#isLarge
+        ? commonLength(
+            examples.map(({ inputIds }) => inputIds.length),
+            limit,
+          )
+        : undefined,
     }
   }
 
@@ -76,16 +78,13 @@ export class ModelSessions {
    * @throws what {@link buildTrainingGraph} throws, and RuntimeError when ONNX Runtime cannot be found
    */
   static async create(parts: SessionParts, engine: Remote<TrainEngine>): Promise<ModelSessions> {
-    const { model, adapter, modules, evalExamples } = parts
+    const { model, adapter, modules } = parts
     const runtime = runtimeBehind(engine, await engine.runtimeName())
-    const options = {
-      layers: [...adapter].map(([name, { d, k, rank, scaling }]) => ({ name, d, k, rank, scaling })),
-      modules,
-    }
+    const layers = [...adapter].map(([name, { d, k, rank, scaling }]) => ({ name, d, k, rank, scaling }))
     const { dropout } = adapter.config
-    const training = await buildTrainingGraph(model.onnx, runtime, { ...options, dropout })
-    const evaluation = evalExamples === undefined ? undefined : buildLossGraph(model.onnx, options)
-    return new ModelSessions(parts, engine, runtime, training, evaluation)
+    const training = await buildTrainingGraph(model.onnx, runtime, { layers, modules, dropout })
+    const evaluation = buildLossGraph(model.onnx, { layers, modules })
+    return new ModelSessions(parts, engine, runtime.name, { training, evaluation })
   }
 
   get parameters(): readonly TrainedParameter[] {
@@ -97,33 +96,29 @@ export class ModelSessions {
     const { normalizer, step, run } = options
     const dropout = { seed: this.#parts.adapter.config.seed, step, run }
     const graph = this.#training
-    const session = await this.#session('training', graph, batch)
+    const session = await this.#session(graph, this.planOptions.sequence === undefined ? undefined : batch)
     return { session, feeds: graph.feeds(batch, { normalizer, dropout }), loss: graph.loss }
   }
 
   async evaluationRun(batch: TokenBatch, normalizer: number): Promise<EngineRun> {
-    const graph = this.#evaluation!
-    const session = await this.#session('evaluation', graph, batch)
-    return { session, feeds: graph.feeds(batch, { normalizer }), loss: graph.loss }
+    const graph = this.#evaluation
+    return { session: await this.#session(graph), feeds: graph.feeds(batch, { normalizer }), loss: graph.loss }
   }
 
-  async #session(name: string, graph: LossGraph, { batch, sequence }: TokenBatch): Promise<number> {
-    const isBaked = this.planOptions.buckets !== undefined
-    const key = isBaked ? `${name} ${batch}×${sequence}` : name
-    let session = this.#open.get(key)
-    this.#open.delete(key)
-    if (session === undefined) {
-      for (const [oldest, id] of this.#open) {
-        if (this.#open.size < MOST_OPEN) break
-        await this.#engine.closeSession(id)
-        this.#open.delete(oldest)
-      }
-      const { threads, lowMemory } = this.#parts.settings
-      const model = await graph.sessionModel(isBaked ? { batch, sequence } : undefined)
-      const opened = await this.#engine.openSession(model, { lowMemory, ...(threads === undefined ? {} : { threads }) })
-      session = opened.id
-    }
-    this.#open.set(key, session)
-    return session
+  async #session(graph: LossGraph, shape?: Bucket): Promise<number> {
+    const { threads, lowMemory, evaluateEvery } = this.#parts.settings
+    let id = this.#sessions.get(graph)
+    if (id !== undefined) return id
+    // A run that evaluates again and again would open them again and again.
+    if (this.#isLarge && evaluateEvery === undefined) await this.#closeAll()
+    const model = await graph.sessionModel(shape)
+    id = (await this.#engine.openSession(model, { lowMemory, ...(threads === undefined ? {} : { threads }) })).id
+    this.#sessions.set(graph, id)
+    return id
+  }
+
+  async #closeAll(): Promise<void> {
+    for (const id of this.#sessions.values()) await this.#engine.closeSession(id)
+    this.#sessions.clear()
   }
 }

@@ -1,53 +1,11 @@
-// Trainer: model + records → adapter. Orders the data, sets the learning rate, evaluates, saves and resumes; the engine
-// computes, by default in a worker, so that this thread stays free.
+// Trainer: model + records → adapter. Checks what is asked for; what does it is loaded with the first run, so that the
+// entry of the package stays small.
 
-import type { ByteSource, Directory } from '../base/bytes.js'
 import { ConfigError } from '../base/errors.js'
-import { Graph } from '../graph/graph.js'
-import { findLinears, type ModuleMap } from '../graph/linears.js'
-import { matchTargets } from '../graph/match.js'
-import type { CausalModel } from '../graph/model-folder.js'
-import { checkTrainableForm } from '../graph/trainable-form.js'
-import { LoraAdapter } from '../lora/adapter.js'
-import { type LoraConfig, type LoraConfigInput, resolveConfig, TRAIN_DEFAULTS } from '../lora/config.js'
+import { type LoraConfig, resolveConfig, TRAIN_DEFAULTS } from '../lora/config.js'
 import { requirePlain, requirePlainConfig } from '../lora/plain.js'
-import { checkRecord, type EncodedRecords, encodeRecords, loadRecords, type TextRecord } from '../text/records.js'
-import type { TrainEvents, TrainReport } from './report.js'
-import { checkRunFolder, type FolderUse } from './run-folder.js'
+import type { TrainerOptions, TrainResult } from './options.js'
 import { resolveSettings, type TrainSettings } from './settings.js'
-import { trainAdapter } from './training-run.js'
-
-/** Records, or a JSONL file of them. */
-export type TrainingData = readonly TextRecord[] | ByteSource
-
-type Optional<T> = { readonly [K in keyof T]?: T[K] | undefined }
-
-export interface TrainerOptions extends Optional<TrainSettings> {
-  readonly model: CausalModel
-  readonly data: TrainingData
-  /** For the loss before and after. */
-  readonly evalData?: TrainingData | undefined
-  /** Of the new adapter; what it leaves open is as in TRAIN_DEFAULTS. */
-  readonly config?: LoraConfigInput | undefined
-  /** Goes on with this adapter, whose factors it changes, instead of a new one. */
-  readonly adapter?: LoraAdapter | undefined
-  /** Module name → name of the node or of its weight, where the graph's own names do not tell. */
-  readonly modules?: ModuleMap | undefined
-  /** Where adapter, metrics and state go. Without it nothing is written. */
-  readonly out?: Directory | undefined
-  /** Goes on with the run in `out`: the result is that of a run which was never stopped. */
-  readonly resume?: boolean | undefined
-  /** Replaces the run in `out`. */
-  readonly overwrite?: boolean | undefined
-  /** Ends the run after the step under way: it is saved and reported as interrupted. */
-  readonly signal?: AbortSignal | undefined
-  readonly on?: TrainEvents | undefined
-}
-
-export interface TrainResult {
-  readonly adapter: LoraAdapter
-  readonly report: TrainReport
-}
 
 export class Trainer {
   readonly settings: TrainSettings
@@ -91,69 +49,7 @@ export class Trainer {
    *   (the adapter is saved as it was when it last was finite)
    */
   async train(): Promise<TrainResult> {
-    const startedAt = performance.now()
-    const { model, out, on } = this.#options
-    const use: FolderUse = this.#options.resume ? 'resume' : this.#options.overwrite ? 'overwrite' : 'new'
-    if (out !== undefined) await checkRunFolder(out, use)
-    on?.stage?.('encode')
-    const records = await this.#encode(this.#options.data, 'data')
-    const evalRecords =
-      this.#options.evalData === undefined ? undefined : await this.#encode(this.#options.evalData, 'evalData')
-    on?.stage?.('prepare')
-    const adapter = this.#options.adapter ?? this.#newAdapter()
-    const result = await trainAdapter({
-      model,
-      adapter,
-      modules: this.#options.modules,
-      settings: this.settings,
-      examples: records.examples,
-      evalExamples: evalRecords?.examples,
-      out: out === undefined ? undefined : { directory: out, use },
-      signal: this.#options.signal,
-      on: on ?? {},
-    })
-    const { totalTrainable, totalParams } = adapter.summary()
-    const report: TrainReport = {
-      ...result,
-      truncatedRecords: records.truncatedRecords,
-      skippedRecords: records.skippedRecords,
-      trainableParams: totalTrainable,
-      totalParams,
-      seconds: (performance.now() - startedAt) / 1000,
-    }
-    return { adapter, report }
-  }
-
-  async #encode(data: TrainingData, name: string): Promise<EncodedRecords> {
-    const { model, on } = this.#options
-    const isFile = 'read' in data
-    const records = isFile ? await loadRecords(data) : data.map((record, i) => checkRecord(record, `${name}[${i}]`))
-    const where = isFile ? data.name : name
-    const encoded = await encodeRecords(records, {
-      tokenizer: model.tokenizer,
-      eosTokenId: model.eosTokenIds[0],
-      vocabularySize: model.vocabularySize,
-      contextLength: model.contextLength,
-      maxLength: this.settings.maxLength,
-      name: where,
-    })
-    const { truncatedRecords, skippedRecords } = encoded
-    const count = (n: number) => `${n} of ${records.length} records`
-    if (truncatedRecords > 0) {
-      on?.warning?.(`${where}: ${count(truncatedRecords)} cut to ${encoded.maxLength} tokens`)
-    }
-    if (skippedRecords > 0) on?.warning?.(`${where}: ${count(skippedRecords)} left out, because they have no target`)
-    return encoded
-  }
-
-  #newAdapter(): LoraAdapter {
-    const graph = new Graph(this.#options.model.onnx.proto)
-    checkTrainableForm(graph)
-    const linears = findLinears(graph, this.#options.modules)
-    const adapter = new LoraAdapter(this.config)
-    for (const { name, d, k } of matchTargets(linears, this.config)) {
-      if (!adapter.has(name)) adapter.addLayerOfShape(name, [d, k])
-    }
-    return adapter
+    const { runTraining } = await import('./run-training.js')
+    return runTraining(this.#options, this.settings, this.config)
   }
 }

@@ -4,6 +4,7 @@
 import type { Directory } from '../base/bytes.js'
 import { NumericError } from '../base/errors.js'
 import { type Engine, openEngine } from '../runtime/host.js'
+import type { Example } from '../text/records.js'
 import { collate, planEpoch, planEvaluation, type StepPlan, stepsPerEpoch, targetsOf, tokensOf } from './batches.js'
 import { type EngineState, TrainEngine } from './engine.js'
 import { readFactors, writeFactors } from './factors.js'
@@ -17,6 +18,7 @@ import { learningRates } from './schedule.js'
 
 /** `adapter` is where training starts; its factors are replaced by what it comes to. */
 export interface RunParts extends SessionParts {
+  readonly evalExamples: readonly Example[] | undefined
   readonly out: { readonly directory: Directory; readonly use: FolderUse } | undefined
   readonly signal: AbortSignal | undefined
   readonly on: TrainEvents

@@ -12,9 +12,10 @@ import {
   ModelProtoSchema,
   TensorProtoSchema,
 } from '../../src/formats/onnx/gen/onnx_pb.js'
-import { loadOnnx, type OnnxModel, serializeModel, sessionModel } from '../../src/formats/onnx/model.js'
+import { loadOnnx, type OnnxModel, serializeModel } from '../../src/formats/onnx/model.js'
 import { isExternal } from '../../src/formats/onnx/tensors.js'
 import { writeOnnx } from '../../src/formats/onnx/write.js'
+import { sessionModel } from '../../src/graph/session-model.js'
 import { NodeDirectory } from '../../src/io/node-files.js'
 import { loadNodeRuntime } from '../../src/runtime/node-runtime.js'
 import { counting, linearModel, linkedTensor, rawTensor, weights } from './onnx-models.js'

@@ -133,3 +133,78 @@ describe('the check before the walk', () => {
     expect(() => checkDifferentiable(path)).not.toThrow()
   })
 })
+
+describe('patterns of two nodes', () => {
+  const wave = (dims: number[], phase: number) =>
+    floats(
+      FLOAT,
+      Array.from({ length: dims.reduce((a, b) => a * b) }, (_, i) => Math.sin(phase + 1.3 * i)),
+      dims,
+    )
+
+  /** Largest difference between gradients and central differences of Σ y. */
+  async function worst(graph: Graph, y: string, feeds: Feeds): Promise<{ error: number; added: string[] }> {
+    addOutput(graph, y, FLOAT)
+    const forward = await openGraph(graph)
+    const wrt = Object.keys(feeds)
+    const sum = async (input: string, i: number, step: number) => {
+      const data = Float32Array.from(valuesOf(feeds[input]))
+      data[i] += step
+      const outputs = await forward.run({ ...feeds, [input]: { ...feeds[input], data } })
+      return valuesOf(outputs[y]).reduce((total, value) => total + value, 0)
+    }
+    const numeric: number[][] = []
+    for (const input of wrt) {
+      const slopes: number[] = []
+      for (let i = 0; i < feeds[input].data.length; i++) {
+        slopes.push(((await sum(input, i, 0.02)) - (await sum(input, i, -0.02))) / 0.04)
+      }
+      numeric.push(slopes)
+    }
+    await forward.dispose()
+    const { of, added } = await gradients(graph, y, wrt, feeds)
+    const errors = wrt.flatMap((input, k) => valuesOf(of(input)).map((value, i) => Math.abs(value - numeric[k][i])))
+    return { error: Math.max(...errors), added }
+  }
+
+  it.each([0, 1])('SiLU, its factors in either order', async (order) => {
+    const { graph, g } = start('x', 'z')
+    const sigma = g.op('Sigmoid', ['x'])
+    const y = g.mul(order === 0 ? g.mul('x', sigma) : g.mul(sigma, 'x'), 'z')
+    const { error, added } = await worst(graph, y, { x: wave([2, 3], 0), z: wave([2, 3], 1) })
+    expect(error).toBeLessThan(1e-3)
+    expect(added).toHaveLength(6)
+  })
+
+  it('SiLU whose sigmoid is read elsewhere too', async () => {
+    const { graph, g } = start('x')
+    const sigma = g.op('Sigmoid', ['x'])
+    const { error } = await worst(graph, g.add(g.mul('x', sigma), g.mul(sigma, sigma)), { x: wave([2, 3], 0) })
+    expect(error).toBeLessThan(1e-3)
+  })
+
+  it('attention', async () => {
+    const { graph, g } = start('x', 'v', 'z')
+    const p = g.op('Softmax', ['x'], { axis: -1 })
+    const y = g.mul(g.matmul(p, 'v'), 'z')
+    const feeds = { x: wave([2, 3, 4], 0), v: wave([2, 4, 2], 1), z: wave([2, 3, 2], 2) }
+    const { error, added } = await worst(graph, y, feeds)
+    expect(error).toBeLessThan(1e-3)
+    expect(added.filter((op) => op === 'ReduceSum')).toHaveLength(1)
+  })
+
+  it.each<[string, (g: Builder, p: string) => string]>([
+    ['read twice', (g, p) => g.add(g.matmul(p, 'v'), g.matmul(p, g.neg('v')))],
+    ['multiplied from the left', (g, p) => g.matmul(g.transpose('v', [0, 2, 1]), g.transpose(p, [0, 2, 1]))],
+    ['multiplied by a batch that it is broadcast to', (g, p) => g.matmul(p, g.unsqueeze('v', [0]))],
+  ])('a softmax %s', async (_, read) => {
+    const { graph, g } = start('x', 'v', 'z')
+    const y = read(g, g.op('Softmax', ['x'], { axis: -1 }))
+    const { error } = await worst(graph, g.mul(y, 'z'), {
+      x: wave([2, 3, 4], 0),
+      v: wave([2, 4, 2], 1),
+      z: wave([1], 2),
+    })
+    expect(error).toBeLessThan(1e-3)
+  })
+})

@@ -24,7 +24,7 @@ const LAYERS: Record<string, readonly string[]> = {
 }
 
 /** Where `node:` modules and onnxruntime-node may be imported: never reached from src/index.ts. */
-const NODE_ONLY = /^src\/(cli\/|node\.ts$|(io|runtime|train|infer|merge(\/checkpoint)?)\/node-[^/]*$)/
+const NODE_ONLY = /^src\/(cli\/|node\/|node\.ts$|(io|runtime|train|infer|merge(\/checkpoint)?)\/node-[^/]*$)/
 
 const files = filesIn('src', ['.ts'])
 const imports = files.flatMap(importsOf)

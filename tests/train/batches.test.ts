@@ -2,8 +2,8 @@ import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
 import type { Example } from '../../src/text/records.js'
 import {
-  chooseBuckets,
   collate,
+  commonLength,
   planEpoch,
   planEvaluation,
   stepsPerEpoch,
@@ -17,17 +17,16 @@ const sizeOf = fc.record({ batchSize: fc.integer({ min: 1, max: 9 }), accumulati
 describe('planEpoch', () => {
   it('has every example once, in the announced number of steps, in shapes that hold it', () => {
     fc.assert(
-      fc.property(lengthsOf, sizeOf, fc.boolean(), (lengths, size, isBaked) => {
-        const buckets = isBaked ? chooseBuckets(lengths, 128) : undefined
-        const steps = planEpoch(lengths, 7, 0, { ...size, buckets, limit: 100 })
+      fc.property(lengthsOf, sizeOf, fc.constantFrom(undefined, 100), (lengths, size, fixed) => {
+        const steps = planEpoch(lengths, 7, 0, { ...size, sequence: fixed, limit: 100 })
         expect(steps).toHaveLength(stepsPerEpoch(lengths.length, size))
         const seen = steps.flat().flatMap(({ examples }) => examples)
         expect([...seen].sort((a, b) => a - b)).toEqual(lengths.map((_, i) => i))
         for (const { examples, rows, sequence } of steps.flat()) {
           for (const index of examples) expect(lengths[index]).toBeLessThanOrEqual(sequence)
-          expect(sequence).toBeLessThanOrEqual(isBaked ? 128 : 100)
-          expect(rows).toBe(isBaked ? size.batchSize : examples.length)
-          if (isBaked) expect(buckets).toContain(sequence)
+          expect(sequence).toBeLessThanOrEqual(100)
+          expect(rows).toBe(fixed === undefined ? examples.length : size.batchSize)
+          if (fixed !== undefined) expect(sequence).toBe(fixed)
         }
       }),
     )
@@ -65,11 +64,12 @@ describe('planEpoch', () => {
   })
 })
 
-describe('chooseBuckets', () => {
-  it('is one length, or two when that saves much', () => {
-    expect(chooseBuckets([60, 61, 62, 64], 256)).toEqual([64])
-    expect(chooseBuckets([...Array(30).fill(40), 200], 256)).toEqual([40, 200])
-    expect(chooseBuckets([250, 255], 255)).toEqual([255])
+describe('commonLength', () => {
+  it('is there when all lengths are close to it', () => {
+    expect(commonLength([62, 63, 62, 64], 256)).toBe(64)
+    expect(commonLength([61, 63], 256)).toBe(64)
+    expect(commonLength([40, 64], 256)).toBeUndefined()
+    expect(commonLength([250, 255], 255)).toBe(255)
   })
 })
 

@@ -39,7 +39,7 @@ async function tenSteps(folder: string) {
   const adapter = await loadAdapter(new NodeDirectory(path(`tests/golden/train-union/${folder}`)))
   const engine = openEngine(model.runtime, 'train', (runtime) => new TrainEngine(runtime))
   const settings = resolveSettings({ threads: 1 })
-  const parts = { model, adapter, settings, modules: undefined, examples: [], evalExamples: undefined }
+  const parts = { model, adapter, settings, modules: undefined, examples: [] }
   const sessions = await ModelSessions.create(parts, engine.remote)
   const parameters = readFactors(adapter, sessions.parameters)
   const zeros = () => parameters.map(({ length }) => new Float32Array(length))

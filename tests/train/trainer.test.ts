@@ -9,9 +9,10 @@ import { NodeDirectory } from '../../src/io/node-files.js'
 import { loadAdapter } from '../../src/lora/peft.js'
 import type { OrtModule } from '../../src/runtime/onnxruntime.js'
 import type { TextRecord } from '../../src/text/records.js'
+import type { TrainerOptions } from '../../src/train/options.js'
 import type { EvaluationEvent, StepEvent } from '../../src/train/report.js'
 import { METRICS_FILE, STATE_FILE } from '../../src/train/run-folder.js'
-import { Trainer, type TrainerOptions } from '../../src/train/trainer.js'
+import { Trainer } from '../../src/train/trainer.js'
 
 const module = ort as unknown as OrtModule
 const path = (relative: string) => fileURLToPath(new URL(`../../${relative}`, import.meta.url))

@@ -1,13 +1,12 @@
 // An ONNX model with its weights left on disk: the graph in memory, each large tensor a byte range of a file.
 
 import { fromBinary, toBinary } from '@bufbuild/protobuf'
-import { type ByteSource, checkRange, type Directory, readAll } from '../../base/bytes.js'
+import { type ByteSource, checkRange, type Directory } from '../../base/bytes.js'
 import { FileError, FormatError } from '../../base/errors.js'
-import type { SessionModel } from '../../runtime/runtime.js'
 import { type ModelProto, ModelProtoSchema, type TensorProto } from './gen/onnx_pb.js'
-import { mapTensors, tensorsOf } from './messages.js'
+import { tensorsOf } from './messages.js'
 import { scanSkeleton } from './scan.js'
-import { externalTensor, inlineBytes, isExternal, type WeightRange, weightRange } from './tensors.js'
+import { inlineBytes, isExternal, type WeightRange, weightRange } from './tensors.js'
 
 export class OnnxModel {
   /** For messages: the file's path. */
@@ -126,37 +125,4 @@ async function openExternal(
 
 export function serializeModel(proto: ModelProto): Uint8Array {
   return toBinary(ModelProtoSchema, proto)
-}
-
-/**
- * What a session needs to run `proto`, a graph over this model's weights: on a file system the folder that holds them,
- * with real paths, because ONNX Runtime refuses symbolic links (as in Hugging Face's cache); elsewhere their content.
- */
-export async function sessionModel(model: OnnxModel, proto: ModelProto): Promise<SessionModel> {
-  const used = new Set<string>()
-  for (const tensor of tensorsOf(proto)) if (isExternal(tensor)) used.add(weightRange(tensor, model.name).location)
-  const realPaths = new Map([...used].map((location) => [location, model.file(location).realPath]))
-  if ([...realPaths.values()].some((path) => path === undefined)) {
-    const weights = await Promise.all(
-      [...used].map(async (location) => ({ location, data: await readAll(model.file(location)) })),
-    )
-    return { graph: serializeModel(proto), weights }
-  }
-  if (used.size === 0) return { graph: serializeModel(proto) }
-  const folder = commonFolder([...realPaths.values()] as string[])
-  const relocated = mapTensors(proto, (tensor) => {
-    if (!isExternal(tensor)) return tensor
-    const range = weightRange(tensor, model.name)
-    const location = (realPaths.get(range.location) as string).slice(folder.length + 1).replaceAll('\\', '/')
-    return location === range.location ? tensor : externalTensor(tensor, { ...range, location })
-  })
-  return { graph: serializeModel(relocated), weightsFolder: folder }
-}
-
-/** The deepest folder that holds all files, without a separator at its end. */
-function commonFolder(paths: readonly string[]): string {
-  const folders = paths.map((path) => path.split(/[\\/]/).slice(0, -1))
-  let depth = 0
-  while (folders.every((parts) => depth < parts.length && parts[depth] === folders[0][depth])) depth++
-  return paths[0].slice(0, folders[0].slice(0, depth).join('/').length)
 }

@@ -4,7 +4,7 @@
 import { type ByteSource, type Directory, readAll } from '../../base/bytes.js'
 import { FormatError, MismatchError } from '../../base/errors.js'
 import { type Checkpoint, openCheckpoint, shardSource } from '../../formats/checkpoint.js'
-import { createMergeKernel } from '../../kernels/index.js'
+import { createMergeKernel } from '../../kernels/merge.js'
 import { type MergeOptions, type MergeReport, refuseBaseAsOutput, writeTogether } from '../output.js'
 import { type MergeAdapter, type OpenAdapters, openAdapters, type WeightedAdapter } from './adapters.js'
 import { ChangeSums, ChunkMerger } from './chunk-merger.js'

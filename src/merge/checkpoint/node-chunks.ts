@@ -5,7 +5,7 @@ import { readSync, writeSync } from 'node:fs'
 import { crc32 } from 'node:zlib'
 import { FileError } from '../../base/errors.js'
 import { fileError } from '../../io/node-files.js'
-import { createMergeKernel } from '../../kernels/index.js'
+import { createMergeKernel } from '../../kernels/merge.js'
 import { ChunkMerger } from './chunk-merger.js'
 import { CHUNK_BYTES, type Chunk, chunkAt, chunkCount, type OutputShard, type Segment } from './layout.js'
 

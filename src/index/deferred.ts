@@ -1,0 +1,88 @@
+// What works on ONNX graphs, and the tokenizer, come in chunks of their own, loaded at the first call: a page that only
+// computes with LoRA layers or reads adapters stays small.
+
+import type { Directory } from '../base/bytes.js'
+import type { OnnxModel } from '../formats/onnx/model.js'
+import type { CausalModel, LoadModelOptions } from '../graph/model-folder.js'
+import type { AdapterSessionOptions, AdapterSession as Session, SessionBase } from '../infer/adapter-session.js'
+import type { GenerateOptions, GenerateResult } from '../infer/generate.js'
+import type { LoraAdapter } from '../lora/adapter.js'
+import type { AdapterInput, CheckpointReport, MergeCheckpointOptions } from '../merge/checkpoint/merge-checkpoint.js'
+import type { MergeOnnxOptions } from '../merge/merge-onnx.js'
+import type { MergeReport } from '../merge/output.js'
+
+/**
+ * Opens a model folder as transformers.js reads it: config.json, tokenizer.json, onnx/model.onnx. Weights stay in their
+ * file.
+ *
+ * @throws FileError when a part is missing, FormatError when one cannot be read
+ */
+export async function loadModel(directory: Directory, options: LoadModelOptions): Promise<CausalModel> {
+  return (await import('../graph/model-folder.js')).loadModel(directory, options)
+}
+
+/**
+ * Reads an ONNX file's graph; its weights stay where they are, in the file or in its external data.
+ *
+ * @throws FileError when it is missing, FormatError when it is no ONNX file
+ */
+export async function loadOnnx(directory: Directory, path: string): Promise<OnnxModel> {
+  return (await import('../formats/onnx/model.js')).loadOnnx(directory, path)
+}
+
+/** One base model in memory, many adapters, chosen by each run. */
+export type AdapterSession<M extends SessionBase = SessionBase> = Session<M>
+
+export const AdapterSession = {
+  /**
+   * Opens the model's session: in a worker, or in this thread if the model's runtime is a module object.
+   *
+   * @throws MismatchError when an adapter does not fit the model, RuntimeError when ONNX Runtime cannot be found or
+   *   cannot open the model
+   */
+  async open<M extends SessionBase>(model: M, options?: AdapterSessionOptions): Promise<AdapterSession<M>> {
+    return (await import('../infer/adapter-session.js')).AdapterSession.open(model, options)
+  },
+}
+
+/**
+ * Continues a prompt with the session's model, by default with the likeliest token each time.
+ *
+ * @throws ConfigError for an option out of range, MismatchError for an unknown adapter, DataError for a prompt without
+ *   tokens or one that fills the context
+ */
+export async function generate(
+  session: AdapterSession<CausalModel>,
+  prompt: string,
+  options?: GenerateOptions,
+): Promise<GenerateResult> {
+  return (await import('../infer/generate.js')).generate(session, prompt, options)
+}
+
+/**
+ * Writes the model with W + s·B·A in the place of each adapted weight: f32 accumulation, one rounding.
+ *
+ * @throws MismatchError when a layer has no weight in the model, NumericError when a result is not finite
+ */
+export async function mergeOnnx(
+  model: OnnxModel,
+  adapter: LoraAdapter,
+  out: Directory,
+  options?: MergeOnnxOptions,
+): Promise<MergeReport> {
+  return (await import('../merge/merge-onnx.js')).mergeOnnx(model, adapter, out, options)
+}
+
+/**
+ * Writes a safetensors checkpoint, one file or a sharded folder, with Σ wᵢ·sᵢ·Bᵢ·Aᵢ added to each adapted weight.
+ *
+ * @throws MismatchError when a layer has no tensor or another shape there, NumericError when a result is not finite
+ */
+export async function mergeCheckpoint(
+  base: Directory,
+  adapters: AdapterInput | readonly AdapterInput[],
+  out: Directory,
+  options?: MergeCheckpointOptions,
+): Promise<CheckpointReport> {
+  return (await import('../merge/checkpoint/merge-checkpoint.js')).mergeCheckpoint(base, adapters, out, options)
+}

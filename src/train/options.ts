@@ -1,0 +1,42 @@
+// What a training run is told, and what it gives back.
+
+import type { ByteSource, Directory } from '../base/bytes.js'
+import type { ModuleMap } from '../graph/linears.js'
+import type { CausalModel } from '../graph/model-folder.js'
+import type { LoraAdapter } from '../lora/adapter.js'
+import type { LoraConfigInput } from '../lora/config.js'
+import type { TextRecord } from '../text/records.js'
+import type { TrainEvents, TrainReport } from './report.js'
+import type { TrainSettings } from './settings.js'
+
+/** Records, or a JSONL file of them. */
+export type TrainingData = readonly TextRecord[] | ByteSource
+
+type Optional<T> = { readonly [K in keyof T]?: T[K] | undefined }
+
+export interface TrainerOptions extends Optional<TrainSettings> {
+  readonly model: CausalModel
+  readonly data: TrainingData
+  /** For the loss before and after. */
+  readonly evalData?: TrainingData | undefined
+  /** Of the new adapter; what it leaves open is as in TRAIN_DEFAULTS. */
+  readonly config?: LoraConfigInput | undefined
+  /** Goes on with this adapter, whose factors it changes, instead of a new one. */
+  readonly adapter?: LoraAdapter | undefined
+  /** Module name → name of the node or of its weight, where the graph's own names do not tell. */
+  readonly modules?: ModuleMap | undefined
+  /** Where adapter, metrics and state go. Without it nothing is written. */
+  readonly out?: Directory | undefined
+  /** Goes on with the run in `out`: the result is that of a run which was never stopped. */
+  readonly resume?: boolean | undefined
+  /** Replaces the run in `out`. */
+  readonly overwrite?: boolean | undefined
+  /** Ends the run after the step under way: it is saved and reported as interrupted. */
+  readonly signal?: AbortSignal | undefined
+  readonly on?: TrainEvents | undefined
+}
+
+export interface TrainResult {
+  readonly adapter: LoraAdapter
+  readonly report: TrainReport
+}

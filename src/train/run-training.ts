@@ -1,0 +1,88 @@
+// What a trainer does once it is told to: reads and encodes the records, makes the adapter for the model, and trains it.
+
+import { Graph } from '../graph/graph.js'
+import { findLinears, type ModuleMap } from '../graph/linears.js'
+import { matchTargets } from '../graph/match.js'
+import type { CausalModel } from '../graph/model-folder.js'
+import { checkTrainableForm } from '../graph/trainable-form.js'
+import { LoraAdapter } from '../lora/adapter.js'
+import type { LoraConfig } from '../lora/config.js'
+import { checkRecord, type EncodedRecords, encodeRecords, loadRecords } from '../text/records.js'
+import type { TrainerOptions, TrainingData, TrainResult } from './options.js'
+import type { TrainReport } from './report.js'
+import { checkRunFolder, type FolderUse } from './run-folder.js'
+import type { TrainSettings } from './settings.js'
+import { trainAdapter } from './training-run.js'
+
+/** See Trainer.train, whose options have been checked. */
+export async function runTraining(
+  options: TrainerOptions,
+  settings: TrainSettings,
+  config: LoraConfig,
+): Promise<TrainResult> {
+  const startedAt = performance.now()
+  const { model, out, on, modules, signal } = options
+  const use: FolderUse = options.resume ? 'resume' : options.overwrite ? 'overwrite' : 'new'
+  if (out !== undefined) await checkRunFolder(out, use)
+  on?.stage?.('encode')
+  const records = await encode(options, settings, options.data, 'data')
+  const evalRecords =
+    options.evalData === undefined ? undefined : await encode(options, settings, options.evalData, 'evalData')
+  on?.stage?.('prepare')
+  const adapter = options.adapter ?? newAdapter(model, config, modules)
+  const result = await trainAdapter({
+    model,
+    adapter,
+    modules,
+    settings,
+    examples: records.examples,
+    evalExamples: evalRecords?.examples,
+    out: out === undefined ? undefined : { directory: out, use },
+    signal,
+    on: on ?? {},
+  })
+  const { totalTrainable, totalParams } = adapter.summary()
+  const report: TrainReport = {
+    ...result,
+    truncatedRecords: records.truncatedRecords,
+    skippedRecords: records.skippedRecords,
+    trainableParams: totalTrainable,
+    totalParams,
+    seconds: (performance.now() - startedAt) / 1000,
+  }
+  return { adapter, report }
+}
+
+async function encode(
+  { model, on }: TrainerOptions,
+  settings: TrainSettings,
+  data: TrainingData,
+  name: string,
+): Promise<EncodedRecords> {
+  const isFile = 'read' in data
+  const records = isFile ? await loadRecords(data) : data.map((record, i) => checkRecord(record, `${name}[${i}]`))
+  const where = isFile ? data.name : name
+  const encoded = await encodeRecords(records, {
+    tokenizer: model.tokenizer,
+    eosTokenId: model.eosTokenIds[0],
+    vocabularySize: model.vocabularySize,
+    contextLength: model.contextLength,
+    maxLength: settings.maxLength,
+    name: where,
+  })
+  const { truncatedRecords, skippedRecords } = encoded
+  const count = (n: number) => `${n} of ${records.length} records`
+  if (truncatedRecords > 0) on?.warning?.(`${where}: ${count(truncatedRecords)} cut to ${encoded.maxLength} tokens`)
+  if (skippedRecords > 0) on?.warning?.(`${where}: ${count(skippedRecords)} left out, because they have no target`)
+  return encoded
+}
+
+function newAdapter(model: CausalModel, config: LoraConfig, modules: ModuleMap | undefined): LoraAdapter {
+  const graph = new Graph(model.onnx.proto)
+  checkTrainableForm(graph)
+  const adapter = new LoraAdapter(config)
+  for (const { name, d, k } of matchTargets(findLinears(graph, modules), config)) {
+    if (!adapter.has(name)) adapter.addLayerOfShape(name, [d, k])
+  }
+  return adapter
+}

@@ -1,0 +1,246 @@
+// What cannot work: one message that says what is wrong, exit code 1, and nothing left behind.
+
+import { copyFileSync, cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { describe, expect, it } from 'vitest'
+import { lowrank, MODEL, ONNX, QUICK, root, scratchFolder } from './lowrank.js'
+
+const scratch = scratchFolder()
+const golden = join(root, 'tests', 'golden')
+const PEFT = join(golden, 'peft', 'f32')
+
+/** A copy of the model folder, changed by `change`. */
+function changedModel(name: string, change: (folder: string) => void): string {
+  const folder = join(scratch, name)
+  mkdirSync(join(folder, 'onnx'), { recursive: true })
+  for (const file of ['config.json', 'tokenizer.json', 'tokenizer_config.json', 'generation_config.json']) {
+    copyFileSync(join(MODEL, file), join(folder, file))
+  }
+  copyFileSync(ONNX, join(folder, 'onnx', 'model.onnx'))
+  change(folder)
+  return folder
+}
+
+function file(name: string, content: string | Uint8Array): string {
+  writeFileSync(join(scratch, name), content)
+  return join(scratch, name)
+}
+
+function damagedAdapter(): string {
+  const folder = join(scratch, 'damaged')
+  cpSync(PEFT, folder, { recursive: true })
+  const weights = join(folder, 'adapter_model.safetensors')
+  writeFileSync(weights, readFileSync(weights).subarray(0, -1000))
+  return folder
+}
+
+/** Each case: what follows `lowrank train --out …`, and what the message has to name. */
+const TRAIN: [what: string, args: () => string[], message: RegExp][] = [
+  ['a missing model', () => ['--model', join(scratch, 'nowhere')], /nowhere: no such file or folder/],
+  ['an empty model folder', () => ['--model', golden], /no ONNX model/],
+  [
+    'a model with a broken config.json',
+    () => ['--model', changedModel('no-config', (m) => writeFileSync(join(m, 'config.json'), '{'))],
+    /config\.json: not valid JSON/,
+  ],
+  [
+    'a model with a broken tokenizer.json',
+    () => ['--model', changedModel('no-tokenizer', (m) => writeFileSync(join(m, 'tokenizer.json'), '[]'))],
+    /tokenizer\.json/,
+  ],
+  [
+    'a model without tokenizer.json',
+    () => ['--model', changedModel('bare', (m) => rmSync(join(m, 'tokenizer.json')))],
+    /no tokenizer\.json/,
+  ],
+  [
+    'an .onnx that is no ONNX',
+    () => ['--model', changedModel('no-onnx', (m) => writeFileSync(join(m, 'onnx', 'model.onnx'), 'hello there'))],
+    /model\.onnx: .*ONNX/,
+  ],
+  ['missing data', () => ['--data', join(scratch, 'nothing.jsonl')], /nothing\.jsonl: no such file/],
+  ['data that is a folder', () => ['--data', MODEL], /union-3m: is a folder/],
+  ['data with a broken line', () => ['--data', file('broken.jsonl', '{"text": "a b c"}\n{"text": \n')], /line 2/],
+  ['empty data', () => ['--data', file('empty.jsonl', '\n\n')], /empty\.jsonl: it holds no records/],
+  ['records without fields', () => ['--data', file('fields.jsonl', '{"txt": "a"}')], /line 1: .*"?text/],
+  ['missing evaluation data', () => ['--eval-data', join(scratch, 'nothing.jsonl')], /nothing\.jsonl: no such file/],
+  ['a length above the context', () => ['--max-length', '257'], /--max-length: .*at most 256, got 257/],
+  ['targets that match nothing', () => ['--target-modules', 'q_prj,v_proj'], /--target-modules: .*q_prj.*q_proj/],
+  ['an empty target', () => ['--target-modules', 'q_proj,'], /--target-modules: a name is empty/],
+  ['rank 0', () => ['--rank', '0'], /--rank: .*got 0/],
+  ['a negative rank', () => ['--rank', '-4'], /--rank: .*got -4/],
+  ['a rank that is no integer', () => ['--rank', '2.5'], /--rank: .*got 2\.5/],
+  ['a rank that is no number', () => ['--rank', 'eight'], /--rank: not a number.*'eight'/],
+  ['a rank above a layer', () => ['--rank', '65'], /model\.layers\.\d\.self_attn\.k_proj: .*at most 64, got 65/],
+  ['alpha 0', () => ['--alpha', '0'], /--alpha: .*got 0/],
+  ['dropout 1', () => ['--dropout', '1'], /--dropout: .*got 1/],
+  ['a negative learning rate', () => ['--learning-rate', '-1e-3'], /--learning-rate: .*got -0\.001/],
+  ['a huge learning rate', () => ['--learning-rate', '1e3'], /--learning-rate: .*got 1000/],
+  ['a warm-up above 1', () => ['--warmup-ratio', '1.5'], /--warmup-ratio: .*got 1\.5/],
+  ['zero steps', () => ['--max-steps', '0'], /--max-steps: .*got 0/],
+  ['a model of 4-bit weights', () => ['--model', join(golden, 'models', 'llama-q4')], /MatMulNBits .*q_proj/],
+  ['nothing to resume', () => ['--resume'], /no run to resume/],
+]
+
+function expectRefusal(
+  { code, stdout, stderr }: { code: number | null; stdout: string; stderr: string },
+  message: RegExp,
+) {
+  const errors = stderr.split('\n').filter((line) => line.startsWith('error: '))
+  expect(errors, stderr).toHaveLength(1)
+  expect(errors[0]).toMatch(message)
+  expect(stderr).not.toMatch(/^\s+at /m)
+  expect(stdout).toBe('')
+  expect(code).toBe(1)
+}
+
+describe('lowrank train refuses', () => {
+  it.concurrent.each(TRAIN)('%s', async (what, args, message) => {
+    const out = join(scratch, `out ${what}`)
+    const given = args()
+    const defaults = pairs(QUICK).filter(([flag]) => !given.includes(flag))
+    expectRefusal(await lowrank('train', ...defaults.flat(), '--out', out, ...given), message)
+    expect(existsSync(out)).toBe(false)
+  })
+
+  it('an output folder that is not empty, and leaves it alone', async () => {
+    const out = join(scratch, 'notes')
+    mkdirSync(out)
+    writeFileSync(join(out, 'notes.txt'), 'mine')
+    expectRefusal(
+      await lowrank('train', ...QUICK, '--out', out),
+      /notes: the output folder is not empty; got notes\.txt/,
+    )
+    expectRefusal(await lowrank('train', ...QUICK, '--out', out, '--overwrite'), /lowrank did not write this folder/)
+    expect(readdirSync(out)).toEqual(['notes.txt'])
+    expect(readFileSync(join(out, 'notes.txt'), 'utf8')).toBe('mine')
+  })
+
+  it('an output that is a file', async () => {
+    expectRefusal(await lowrank('train', ...QUICK, '--out', file('a-file', 'mine')), /a-file/)
+    expect(readFileSync(join(scratch, 'a-file'), 'utf8')).toBe('mine')
+  })
+
+  it('to go on with a loss that is not a number: names the step and keeps the last good adapter', async () => {
+    const out = join(scratch, 'not-a-number')
+    const explosive = ['--alpha', '1e30', '--learning-rate', '10', '--max-grad-norm', '0', '--warmup-ratio', '0']
+    expectRefusal(
+      await lowrank('train', ...QUICK, ...explosive, '--out', out),
+      /step 2: the loss is .*last good adapter/,
+    )
+    const { code, stdout } = await lowrank('inspect', out, '--json')
+    expect(code).toBe(0)
+    expect(JSON.parse(stdout).layers).toHaveLength(42)
+  })
+})
+
+function pairs(args: readonly string[]): string[][] {
+  return args.flatMap((flag, i) => (flag.startsWith('--') ? [[flag, args[i + 1]]] : []))
+}
+
+/** An adapter of a model with other sizes. */
+const FOREIGN = join(golden, 'models', 'llama-dynamo', 'golden', 'adapter-init')
+
+const OTHERS: [what: string, args: (out: string) => string[], message: RegExp][] = [
+  [
+    'merge: a missing adapter',
+    (out) => ['merge', '--base', ONNX, '--adapter', scratch, '--out', out],
+    /no adapter_config/,
+  ],
+  [
+    'merge: a foreign adapter',
+    (out) => ['merge', '--base', ONNX, '--adapter', FOREIGN, '--out', out],
+    /_proj: .*another shape/,
+  ],
+  [
+    'merge: a foreign adapter, into a checkpoint',
+    (out) => ['merge', '--base', MODEL, '--adapter', FOREIGN, '--out', out],
+    /model\.layers\.0\..*_proj/,
+  ],
+  [
+    'merge: a corrupt adapter',
+    (out) => ['merge', '--base', ONNX, '--adapter', damagedAdapter(), '--out', out],
+    /adapter_model\.safetensors/,
+  ],
+  [
+    'merge: a corrupt checkpoint',
+    (out) => ['merge', '--base', file('bad.safetensors', 'nonsense'), '--adapter', PEFT, '--out', out],
+    /bad\.safetensors/,
+  ],
+  [
+    'merge: a base that is no ONNX',
+    (out) => ['merge', '--base', file('bad.onnx', 'nonsense'), '--adapter', PEFT, '--out', out],
+    /bad\.onnx: .*ONNX/,
+  ],
+  [
+    'merge: several adapters into ONNX',
+    (out) => ['merge', '--base', ONNX, '--adapter', PEFT, '--adapter', PEFT, '--out', out],
+    /one adapter/,
+  ],
+  [
+    'generate: a missing model',
+    () => ['generate', '--model', join(scratch, 'no'), '--prompt', 'a'],
+    /no such file or folder/,
+  ],
+  [
+    'generate: a foreign adapter',
+    () => ['generate', '--model', MODEL, '--adapter', FOREIGN, '--prompt', 'a'],
+    /model\.layers\.0\..*_proj/,
+  ],
+  [
+    'generate: a temperature below 0',
+    () => ['generate', '--model', MODEL, '--prompt', 'a', '--temperature', '-1'],
+    /--temperature/,
+  ],
+  ['generate: top-p of 2', () => ['generate', '--model', MODEL, '--prompt', 'a', '--top-p', '2'], /--top-p: .*got 2/],
+  ['inspect: nothing', () => ['inspect', join(scratch, 'nowhere')], /nowhere: no such file or folder/],
+  ['inspect: a corrupt file', () => ['inspect', file('cut.safetensors', new Uint8Array(3))], /cut\.safetensors/],
+  ['inspect: DoRA', () => ['inspect', join(golden, 'peft', 'dora')], /use_dora/],
+]
+
+describe('the other commands refuse', () => {
+  it.concurrent.each(OTHERS)('%s', async (what, args, message) => {
+    const out = join(scratch, `out ${what}`)
+    expectRefusal(await lowrank(...args(out)), message)
+    expect(readdirSync(scratch).filter((name) => name.startsWith(`out ${what}`))).toEqual([])
+  })
+
+  it('merging over the base itself', async () => {
+    const base = join(scratch, 'base.onnx')
+    copyFileSync(ONNX, base)
+    expectRefusal(await lowrank('merge', '--base', base, '--adapter', PEFT, '--out', base, '--overwrite'), /base\.onnx/)
+    expect(readFileSync(base).equals(readFileSync(ONNX))).toBe(true)
+  })
+})
+
+describe('wrong usage', () => {
+  it.concurrent.each<[string[], RegExp]>([
+    [['train'], /--model DIR\|FILE is missing/],
+    [
+      ['train', ...QUICK, '--out', 'x', '--lerning-rate', '1'],
+      /no option --lerning-rate; did you mean --learning-rate\?/,
+    ],
+    [['train', ...QUICK, '--out', 'x', '--task', 'classification'], /--task classification is not built yet/],
+    [['train', ...QUICK, '--out', 'x', '--task', 'embedding'], /--task embedding is not built yet/],
+    [['train', ...QUICK, '--out', 'x', '--schedule', 'step'], /--schedule is one of cosine, linear, constant/],
+    [['train', ...QUICK, '--out', 'x', '--resume', '--overwrite'], /exclude each other/],
+    [['merge', '--base', MODEL, '--out', 'x'], /--adapter DIR is missing/],
+    [['merge', '--base', MODEL, '--weight', '1', '--adapter', PEFT, '--out', 'x'], /--weight W comes after/],
+    [['generate', '--model', MODEL], /--prompt TEXT is missing/],
+    [['inspect'], /takes one PATH/],
+    [['inspekt', 'x'], /did you mean inspect\?/],
+    [['--model', 'x'], /the command comes first/],
+  ])('%j exits with 2', async (args, message) => {
+    const { code, stdout, stderr } = await lowrank(...args)
+    expect(stderr).toMatch(message)
+    expect(stderr).toContain('--help')
+    expect(stdout).toBe('')
+    expect(code).toBe(2)
+  })
+
+  it('shows help without a command', async () => {
+    const { code, stdout, stderr } = await lowrank()
+    expect([code, stdout]).toEqual([2, ''])
+    expect(stderr).toContain('lowrank <command>')
+  })
+})

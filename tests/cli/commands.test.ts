@@ -1,0 +1,272 @@
+// The commands at work: what they print where, their JSON documents, and how they stop and go on.
+
+import { existsSync, readdirSync, readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { beforeAll, describe, expect, it } from 'vitest'
+import { DATA, lowrank, MODEL, ONNX, type Outcome, QUICK, scratchFolder, start } from './lowrank.js'
+
+const scratch = scratchFolder()
+const adapter = join(scratch, 'adapter')
+
+/** The one JSON document on stdout. */
+function documentOf({ code, stdout, stderr }: Outcome) {
+  expect(code, stderr).toBe(0)
+  const document = JSON.parse(stdout)
+  expect(Object.keys(document)[0]).toBe('version')
+  expect(document.version).toBe(1)
+  return document
+}
+
+let trained: Outcome
+beforeAll(async () => {
+  trained = await lowrank('train', ...QUICK, '--eval-data', DATA, '--out', adapter, '--json')
+})
+
+describe('lowrank train', () => {
+  it('prints one document with --json, and tells people on stderr', () => {
+    const report = documentOf(trained)
+    expect(report).toMatchObject({
+      steps: 3,
+      tokens: 3 * 2 * 32,
+      truncatedRecords: expect.any(Number),
+      trainableParams: 172_032,
+      totalParams: 2_580_480 + 172_032,
+      out: adapter,
+    })
+    expect(report.trainLoss).toHaveLength(3)
+    expect(report.evalLoss.after).toBeLessThan(report.evalLoss.before)
+    expect(report.evalPerplexity).toBeCloseTo(Math.exp(report.evalLoss.after), 6)
+    for (const name of ['seconds', 'stepMillis', 'peakRssBytes']) expect(report[name], name).toBeGreaterThan(0)
+    expect(trained.stderr).toMatch(/Evaluation loss before training: 5\.\d+/)
+    expect(trained.stderr).toMatch(/3\/3 {2}loss \d/)
+    expect(trained.stderr).not.toContain('\x1b')
+  })
+
+  it('writes an adapter folder with a line of metrics a step', () => {
+    expect(readdirSync(adapter).sort()).toEqual([
+      'adapter_config.json',
+      'adapter_model.safetensors',
+      'lowrank.json',
+      'metrics.jsonl',
+    ])
+    const lines = readFileSync(join(adapter, 'metrics.jsonl'), 'utf8').trim().split('\n')
+    expect(lines.map((line) => JSON.parse(line).step)).toEqual([1, 2, 3])
+  })
+
+  it('trains on prompts and completions, with every option', async () => {
+    const out = join(scratch, 'options')
+    const options =
+      '--rank 2 --alpha 4 --dropout 0.1 --target-modules q_proj,v_proj --init gaussian --epochs 1 --batch-size 16'
+    const more =
+      '--gradient-accumulation 2 --schedule linear --warmup-ratio 0.1 --weight-decay 0.01 --max-grad-norm 0.5'
+    const rest = '--learning-rate 5e-3 --seed 7 --threads 1 --low-memory --save-every 1 --max-length 48'
+    const args = `${options} ${more} ${rest}`.split(' ')
+    const report = documentOf(await lowrank('train', '--model', ONNX, '--data', DATA, '--out', out, ...args, '--json'))
+    expect(report).toMatchObject({ steps: 2, trainableParams: 6 * (2 * (192 + 192) + 2 * (64 + 192)), evalLoss: null })
+    const config = JSON.parse(readFileSync(join(out, 'adapter_config.json'), 'utf8'))
+    expect(config).toMatchObject({ r: 2, lora_alpha: 4, lora_dropout: 0.1, target_modules: ['q_proj', 'v_proj'] })
+  })
+
+  it('stops at Ctrl-C after the step, saves, and goes on with --resume as if it had not stopped', async () => {
+    const args = ['train', '--model', MODEL, '--data', DATA, '--batch-size', '4', '--max-steps', '16', '--threads', '1']
+    const stopped = join(scratch, 'stopped')
+    const { child, done } = start([...args, '--out', stopped, '--save-every', '1', '--json'])
+    await appears(join(stopped, 'adapter_model.safetensors'))
+    child.kill('SIGINT')
+    const first = await done
+    expect(first.code, first.stderr).toBe(130)
+    expect(first.stderr).toContain('Finishing the step, then saving.')
+    const { steps, interrupted } = JSON.parse(first.stdout)
+    expect(interrupted).toBe(true)
+    expect(steps).toBeLessThan(16)
+    expect(documentOf(await lowrank('inspect', stopped, '--json')).layers).toHaveLength(42)
+
+    const resumed = documentOf(await lowrank(...args, '--out', stopped, '--resume', '--json'))
+    const whole = join(scratch, 'whole')
+    const straight = documentOf(await lowrank(...args, '--out', whole, '--json'))
+    expect(resumed.trainLoss).toEqual(straight.trainLoss)
+    const weights = (folder: string) => readFileSync(join(folder, 'adapter_model.safetensors'))
+    expect(weights(stopped).equals(weights(whole))).toBe(true)
+  })
+
+  it('stops at once at the second Ctrl-C, and keeps the last complete adapter', async () => {
+    const out = join(scratch, 'twice')
+    const { child, done } = start([
+      'train',
+      '--model',
+      MODEL,
+      '--data',
+      DATA,
+      '--out',
+      out,
+      '--epochs',
+      '99',
+      '--save-every',
+      '1',
+    ])
+    await appears(join(out, 'adapter_model.safetensors'))
+    child.kill('SIGINT')
+    setTimeout(() => child.kill('SIGINT'), 5)
+    expect((await done).code).toBe(130)
+    expect(documentOf(await lowrank('inspect', out, '--json')).layers).toHaveLength(42)
+  })
+
+  it('overwrites its own run when asked', async () => {
+    const out = join(scratch, 'again')
+    expect((await lowrank('train', ...QUICK, '--out', out)).code).toBe(0)
+    const refused = await lowrank('train', ...QUICK, '--out', out)
+    expect(refused.code).toBe(1)
+    expect(
+      documentOf(await lowrank('train', ...QUICK, '--rank', '4', '--out', out, '--overwrite', '--json')).steps,
+    ).toBe(3)
+    expect(documentOf(await lowrank('inspect', out, '--json')).config.rank).toBe(4)
+  })
+})
+
+async function appears(path: string): Promise<void> {
+  for (let i = 0; i < 600 && !existsSync(path); i++) await new Promise((resolve) => setTimeout(resolve, 50))
+}
+
+describe('lowrank inspect', () => {
+  it('shows an adapter', async () => {
+    const report = documentOf(await lowrank('inspect', adapter, '--json'))
+    expect(report.config).toMatchObject({ rank: 8, alpha: 16, taskType: 'CAUSAL_LM' })
+    expect(report.trainableParams).toBe(172_032)
+    expect(report.warnings).toEqual([])
+    expect(report.layers[0]).toEqual({
+      name: expect.stringMatching(/^model\.layers\.0\./),
+      kind: 'linear',
+      d: expect.any(Number),
+      k: expect.any(Number),
+      rank: 8,
+      alpha: 16,
+      scaling: 2,
+      dtype: 'F32',
+      normA: expect.any(Number),
+      normB: expect.any(Number),
+      normDelta: expect.any(Number),
+    })
+    const { stdout } = await lowrank('inspect', adapter)
+    expect(stdout).toMatch(/42 layers, 172,032 parameters/)
+    expect(stdout.split('\n').filter((line) => line.startsWith('model.layers.'))).toHaveLength(42)
+  })
+
+  it('shows an ONNX model and a checkpoint', async () => {
+    const onnx = documentOf(await lowrank('inspect', ONNX, '--json'))
+    expect(onnx.linears).toHaveLength(43)
+    expect(onnx.linears[0]).toMatchObject({ name: 'model.layers.0.self_attn.q_proj', d: 192, k: 192, isHead: false })
+    const checkpoint = documentOf(await lowrank('inspect', join(MODEL, 'model.safetensors'), '--json'))
+    expect(checkpoint.params).toBe(2_976_192)
+    expect((await lowrank('inspect', MODEL)).stdout).toContain('model.embed_tokens.weight')
+  })
+})
+
+describe('lowrank generate', () => {
+  const prompt = ['--prompt', 'And the people', '--max-new-tokens', '8']
+
+  it('writes the text, and nothing else, to stdout', async () => {
+    const report = documentOf(await lowrank('generate', '--model', MODEL, ...prompt, '--json'))
+    expect(report).toMatchObject({ text: expect.any(String), tokens: 8, adapter: null })
+    expect(report.seconds).toBeGreaterThan(0)
+    const plain = await lowrank('generate', '--model', MODEL, ...prompt)
+    expect(plain.stdout).toBe(`${report.text}\n`)
+  })
+
+  it('repeats itself with a seed, and differs with another', async () => {
+    const sample = (seed: string) =>
+      lowrank(
+        'generate',
+        '--model',
+        MODEL,
+        ...prompt,
+        '--temperature',
+        '1',
+        '--top-k',
+        '50',
+        '--top-p',
+        '0.9',
+        '--seed',
+        seed,
+      )
+    const [one, same, other] = await Promise.all([sample('1'), sample('1'), sample('2')])
+    expect(same.stdout).toBe(one.stdout)
+    expect(other.stdout).not.toBe(one.stdout)
+  })
+
+  it('writes one text for each adapter', async () => {
+    const strong = join(scratch, 'strong')
+    await lowrank('train', ...QUICK, '--learning-rate', '5e-2', '--out', strong)
+    const report = documentOf(
+      await lowrank('generate', '--model', MODEL, '--adapter', adapter, '--adapter', strong, ...prompt, '--json'),
+    )
+    expect(report.results.map((result: { adapter: string }) => result.adapter)).toEqual([adapter, strong])
+    expect(report.text).toBe(report.results[0].text)
+    expect(report.results[1].text).not.toBe(report.text)
+  })
+})
+
+describe('lowrank merge', () => {
+  it('makes an ONNX model folder that writes what base and adapter write', async () => {
+    const out = join(scratch, 'merged')
+    const report = documentOf(await lowrank('merge', '--base', ONNX, '--adapter', adapter, '--out', out, '--json'))
+    expect(report).toMatchObject({ changed: 42, tensors: expect.any(Number), bytes: expect.any(Number) })
+    expect(report.seconds).toBeGreaterThan(0)
+    expect(report.peakRssBytes).toBeGreaterThan(0)
+    expect(report.layers).toHaveLength(42)
+    for (const { relativeChange } of report.layers) expect(relativeChange).toBeGreaterThan(0)
+    const prompt = ['--prompt', 'And the people', '--max-new-tokens', '12']
+    const merged = await lowrank('generate', '--model', out, ...prompt)
+    const adapted = await lowrank('generate', '--model', MODEL, '--adapter', adapter, ...prompt)
+    expect(merged.stdout).toBe(adapted.stdout)
+    expect((await lowrank('merge', '--base', ONNX, '--adapter', adapter, '--out', out)).code).toBe(1)
+    expect((await lowrank('merge', '--base', ONNX, '--adapter', adapter, '--out', out, '--overwrite')).code).toBe(0)
+  })
+
+  it('makes single files', async () => {
+    const onnx = join(scratch, 'merged.onnx')
+    documentOf(await lowrank('merge', '--base', ONNX, '--adapter', adapter, '--out', onnx, '--json'))
+    expect(documentOf(await lowrank('inspect', onnx, '--json')).linears).toHaveLength(43)
+    const checkpoint = join(scratch, 'merged.safetensors')
+    const base = join(MODEL, 'model.safetensors')
+    const report = documentOf(
+      await lowrank('merge', '--base', base, '--adapter', adapter, '--out', checkpoint, '--json'),
+    )
+    expect(report).toMatchObject({ changed: 42, tensors: 56 })
+    expect(documentOf(await lowrank('inspect', checkpoint, '--json')).params).toBe(2_976_192)
+  })
+
+  it('merges into a checkpoint folder, several adapters with weights too', async () => {
+    const out = join(scratch, 'both')
+    const adapters = ['--adapter', adapter, '--adapter', adapter, '--weight', '-1']
+    const report = documentOf(await lowrank('merge', '--base', MODEL, ...adapters, '--out', out, '--json'))
+    for (const { relativeChange } of report.layers) expect(relativeChange).toBeLessThan(1e-6)
+    expect(existsSync(join(out, 'config.json'))).toBe(true)
+  })
+
+  it('writes nothing in a dry run', async () => {
+    for (const base of [ONNX, MODEL]) {
+      const out = join(scratch, 'dry')
+      const plan = documentOf(
+        await lowrank('merge', '--base', base, '--adapter', adapter, '--out', out, '--dry-run', '--json'),
+      )
+      expect(plan).toMatchObject({ dryRun: true, changed: 42 })
+      expect(existsSync(out)).toBe(false)
+    }
+  })
+})
+
+describe('help and version', () => {
+  it.each(['train', 'merge', 'inspect', 'generate'])('explains %s', async (name) => {
+    const { code, stdout } = await lowrank(name, '--help')
+    expect(code).toBe(0)
+    expect(stdout).toContain(`lowrank ${name} `)
+    expect(stdout).toContain('--json')
+    expect(stdout).toContain('Examples')
+  })
+
+  it('lists the commands and tells the version', async () => {
+    const { stdout } = await lowrank('--help')
+    for (const name of ['train', 'merge', 'inspect', 'generate']) expect(stdout).toContain(`  ${name} `)
+    expect((await lowrank('--version')).stdout).toMatch(/^\d+\.\d+\.\d+\n$/)
+  })
+})

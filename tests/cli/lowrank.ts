@@ -1,0 +1,54 @@
+// Runs the built binary as a user does.
+
+import { type ChildProcess, spawn } from 'node:child_process'
+import { existsSync, mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { dirname, join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { afterAll } from 'vitest'
+
+export const root = join(dirname(fileURLToPath(import.meta.url)), '..', '..')
+const binary = join(root, 'dist', 'cli', 'main.js')
+
+export const MODEL = join(root, 'models', 'union-3m')
+export const ONNX = join(MODEL, 'onnx', 'model.onnx')
+export const DATA = join(root, 'models', 'data', 'scripture.eval.jsonl')
+
+export interface Outcome {
+  code: number | null
+  stdout: string
+  stderr: string
+}
+
+/** Starts `lowrank`; `done` waits for its end. */
+export function start(args: readonly string[]): { child: ChildProcess; done: Promise<Outcome> } {
+  if (!existsSync(binary)) throw new Error('dist/ is missing: run `npm run build` first')
+  const child = spawn(process.execPath, [binary, ...args], { cwd: root, stdio: ['ignore', 'pipe', 'pipe'] })
+  let stdout = ''
+  let stderr = ''
+  child.stdout.setEncoding('utf8').on('data', (text) => {
+    stdout += text
+  })
+  child.stderr.setEncoding('utf8').on('data', (text) => {
+    stderr += text
+  })
+  const done = new Promise<Outcome>((resolve, reject) => {
+    child.on('error', reject)
+    child.on('close', (code) => resolve({ code, stdout, stderr }))
+  })
+  return { child, done }
+}
+
+export function lowrank(...args: readonly string[]): Promise<Outcome> {
+  return start(args).done
+}
+
+/** Options of a run that takes about a second. */
+export const QUICK = ['--model', MODEL, '--data', DATA, '--max-steps', '3', '--batch-size', '2', '--max-length', '32']
+
+/** A folder for one test file's outputs, removed after it. */
+export function scratchFolder(): string {
+  const folder = mkdtempSync(join(tmpdir(), 'lowrank-cli-'))
+  afterAll(() => rmSync(folder, { recursive: true, force: true }))
+  return folder
+}
