@@ -9,7 +9,12 @@ export const EXIT_INTERRUPTED = 130
 export async function interruptible<T>(promise: string, work: (signal: AbortSignal) => Promise<T>): Promise<T> {
   const controller = new AbortController()
   const onInterrupt = (): void => {
-    if (controller.signal.aborted) process.exit(EXIT_INTERRUPTED)
+    if (controller.signal.aborted) {
+      // Not process.exit: that waits for workers, and one that is inside ONNX Runtime then aborts the process.
+      process.removeAllListeners('SIGINT')
+      process.kill(process.pid, 'SIGINT')
+      return
+    }
     say(`\n${promise} Press Ctrl-C again to stop at once.`)
     controller.abort()
   }
@@ -17,6 +22,7 @@ export async function interruptible<T>(promise: string, work: (signal: AbortSign
   try {
     return await work(controller.signal)
   } finally {
-    process.off('SIGINT', onInterrupt)
+    // Once asked to stop, the process ends soon: until then a second Ctrl-C means the same as before.
+    if (!controller.signal.aborted) process.off('SIGINT', onInterrupt)
   }
 }

@@ -8,6 +8,7 @@ import {
   TensorProto_DataType as DataType,
   type NodeProto,
   type TensorProto,
+  TensorProtoSchema,
 } from '../formats/onnx/gen/onnx_pb.js'
 
 /** A FLOAT attribute; a bare number is an INT. */
@@ -63,4 +64,31 @@ export function readInts({ dataType, int64Data, int32Data, rawData }: TensorProt
   if (int32Data.length > 0) return [...int32Data]
   const { buffer } = rawData.slice() // typed arrays need aligned bytes
   return dataType === DataType.INT32 ? [...new Int32Array(buffer)] : Array.from(new BigInt64Array(buffer), Number)
+}
+
+/** A Constant node's content, in whichever attribute it is. */
+export function constantTensor(node: NodeProto): TensorProto | undefined {
+  const [entry] = node.attribute
+  switch (entry?.name) {
+    case 'value':
+      return entry.t
+    case 'value_int':
+      return create(TensorProtoSchema, { dataType: DataType.INT64, int64Data: [entry.i] })
+    case 'value_ints':
+      return create(TensorProtoSchema, {
+        dataType: DataType.INT64,
+        dims: [BigInt(entry.ints.length)],
+        int64Data: [...entry.ints],
+      })
+    case 'value_float':
+      return create(TensorProtoSchema, { dataType: DataType.FLOAT, floatData: [entry.f] })
+    case 'value_floats':
+      return create(TensorProtoSchema, {
+        dataType: DataType.FLOAT,
+        dims: [BigInt(entry.floats.length)],
+        floatData: [...entry.floats],
+      })
+    default:
+      return undefined
+  }
 }

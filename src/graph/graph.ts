@@ -13,6 +13,7 @@ import {
   type ValueInfoProto,
 } from '../formats/onnx/gen/onnx_pb.js'
 import { copyMessage } from '../formats/onnx/messages.js'
+import { constantTensor } from './attributes.js'
 
 export class Graph {
   readonly #model: ModelProto
@@ -98,7 +99,7 @@ export class Graph {
     if (tensor !== undefined) return tensor
     const node = this.producer(value)
     if (node?.opType === 'Identity') return this.constant(node.input[0])
-    return node?.opType === 'Constant' ? node.attribute.find((entry) => entry.name === 'value')?.t : undefined
+    return node?.opType === 'Constant' ? constantTensor(node) : undefined
   }
 
   /** The type and shape that the model declares for a tensor: an input, an initializer or one in value_info. */
@@ -132,8 +133,8 @@ export class Graph {
 
   /** The version of an operator set; 0 if the model does not import it. '' and 'ai.onnx' are the same domain. */
   opset(domain = ''): number {
-    const same = (other: string) => other === domain || (domain === '' && other === 'ai.onnx')
-    return Number(this.#model.opsetImport.find((entry) => same(entry.domain))?.version ?? 0)
+    const imported = this.#model.opsetImport.find((entry) => sameDomain(entry.domain, domain))
+    return this.#raisedOpsets.get(domain) ?? Number(imported?.version ?? 0)
   }
 
   /** Drops nodes and initializers that no output needs, and graph inputs that nobody reads if `inputs` is set. */
@@ -191,18 +192,19 @@ export class Graph {
 
   /** Adds or raises an operator set import. */
   requireOpset(domain: string, version: number): void {
-    const entry = this.#model.opsetImport.find((item) => item.domain === domain)
-    if (entry === undefined) this.#extraOpsets.set(domain, version)
-    else if (Number(entry.version) < version) this.#extraOpsets.set(domain, version)
+    if (this.opset(domain) < version) this.#raisedOpsets.set(domain, version)
   }
 
-  readonly #extraOpsets = new Map<string, number>()
+  readonly #raisedOpsets = new Map<string, number>()
 
   /** A new ModelProto with this graph's content, sorted; everything else as in the model that came in. */
   toModel(): ModelProto {
     this.sort()
-    const opsetImport = this.#model.opsetImport.filter((entry) => !this.#extraOpsets.has(entry.domain))
-    for (const [domain, version] of this.#extraOpsets) {
+    const raised = [...this.#raisedOpsets]
+    const opsetImport = this.#model.opsetImport.filter(
+      (entry) => !raised.some(([name]) => sameDomain(entry.domain, name)),
+    )
+    for (const [domain, version] of raised) {
       opsetImport.push(create(OperatorSetIdProtoSchema, { domain, version: BigInt(version) }))
     }
     const graph = copyMessage(this.#proto, {
@@ -211,8 +213,17 @@ export class Graph {
       input: this.inputs,
       output: this.outputs,
     })
-    return copyMessage(this.#model, { opsetImport, graph })
+    // Before version 4 of the format initializers had to be inputs as well, which they are here no more.
+    const irVersion = this.#model.irVersion < MIN_IR_VERSION ? MIN_IR_VERSION : this.#model.irVersion
+    return copyMessage(this.#model, { irVersion, opsetImport, graph })
   }
+}
+
+/** The first version of the format that has all operator sets up to 17. */
+const MIN_IR_VERSION = 8n
+
+function sameDomain(a: string, b: string): boolean {
+  return a === b || ((a === '' || a === 'ai.onnx') && (b === '' || b === 'ai.onnx'))
 }
 
 /** Values of the outer graph that a node's sub-graphs (If, Loop, Scan) read. */

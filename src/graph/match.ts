@@ -5,7 +5,8 @@ import { isAllLinear, type TargetRules, targetMatcher } from '../lora/patterns.j
 import type { Linear } from './linears.js'
 
 /**
- * The linear layers that a new adapter gets. `all-linear` leaves out the output embedding.
+ * The linear layers that a new adapter gets. `all-linear` leaves out the output embedding, and takes a fused layer's
+ * parts; the fused layer itself is adapted where a list names it, as in models that have it as one module.
  *
  * @throws MismatchError when nothing matches, or nothing matches an entry of the list of targets; ConfigError for an
  *   empty list, or an expression that does not compile
@@ -19,11 +20,12 @@ export function matchTargets(linears: readonly Linear[], rules: TargetRules): Li
       hint: 'Use all-linear, or names such as q_proj',
     })
   }
+  const candidates = typeof targetModules === 'string' ? linears : [...linears, ...wholeModules(linears)]
   if (typeof targetModules !== 'string') {
     for (const entry of targetModules) {
       const isMatch = targetMatcher({ targetModules: [entry] })
       nonEmpty(
-        linears.filter(({ name }) => isMatch(name)),
+        candidates.filter(({ name }) => isMatch(name)),
         entry,
         linears,
       )
@@ -31,8 +33,16 @@ export function matchTargets(linears: readonly Linear[], rules: TargetRules): Li
   }
   const isMatch = targetMatcher(rules)
   const skipsHead = isAllLinear(targetModules)
-  const found = linears.filter(({ name, isHead }) => isMatch(name) && !(isHead && skipsHead))
+  const found = candidates.filter(({ name, isHead }) => isMatch(name) && !(isHead && skipsHead))
   return nonEmpty(found, [targetModules].flat().join(','), linears)
+}
+
+/** Fused layers as one layer each: Phi-3's qkv_proj is a module of its own. */
+function wholeModules(linears: readonly Linear[]): Linear[] {
+  return linears.flatMap((linear) => {
+    const { fused } = linear
+    return fused?.start === 0 ? [{ ...linear, name: fused.module, d: fused.width, fused: undefined }] : []
+  })
 }
 
 function nonEmpty(found: Linear[], wanted: string, linears: readonly Linear[]): Linear[] {
@@ -69,7 +79,8 @@ export function matchLayers<T extends NamedLayer>(
   layers: Iterable<T>,
 ): { layer: T; linear: Linear }[] {
   const byName = new Map<string, Linear[]>()
-  for (const linear of linears) byName.set(linear.name, [...(byName.get(linear.name) ?? []), linear])
+  for (const linear of [...linears, ...wholeModules(linears)])
+    byName.set(linear.name, [...(byName.get(linear.name) ?? []), linear])
   const placed: { layer: T; linear: Linear }[] = []
   const missing: string[] = []
   for (const layer of layers) {

@@ -14,6 +14,7 @@ import { loraInputs, valueInfo } from './inject.js'
 import type { ModuleMap } from './linears.js'
 import { crossEntropyGradient } from './losses.js'
 import { lowerForTraining } from './lower.js'
+import { raiseOpset } from './opset.js'
 import { sessionModel } from './session-model.js'
 import { probeShapes } from './shapes.js'
 import { checkTrainableForm } from './trainable-form.js'
@@ -148,6 +149,7 @@ const PROBE_SESSION: SessionOptions = { optimization: 'disabled', lowMemory: tru
 function prepare(model: OnnxModel, { layers, dropout = 0, modules }: TrainingGraphOptions) {
   const graph = new Graph(model.proto)
   checkTrainableForm(graph)
+  raiseOpset(graph)
   const inputs = causalInputs(graph)
   const forward = buildForward(graph, inputs, { layers, dropout, modules })
   graph.prune({ inputs: true })

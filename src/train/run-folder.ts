@@ -17,7 +17,6 @@ export interface Marker {
   version: 1
   kind: 'training run'
   status: 'unfinished' | 'finished'
-  steps: number
 }
 
 /** What a run may do with what is in its folder already. */
@@ -72,8 +71,8 @@ export async function readMarker(directory: Directory): Promise<Marker | undefin
   return value?.version === 1 && value.kind === 'training run' ? (value as Marker) : undefined
 }
 
-export async function writeMarker(directory: Directory, status: Marker['status'], steps: number): Promise<void> {
-  const marker: Marker = { version: 1, kind: 'training run', status, steps }
+export async function writeMarker(directory: Directory, status: Marker['status']): Promise<void> {
+  const marker: Marker = { version: 1, kind: 'training run', status }
   await writeFile(directory, MARKER_FILE, `${JSON.stringify(marker, null, 2)}\n`)
 }
 

@@ -66,7 +66,7 @@ export class RunWriter {
   /** Marks the run, which has been saved, as finished, and drops its state. */
   async finish(): Promise<void> {
     if (this.#directory === undefined) return
-    await writeMarker(this.#directory, 'finished', this.#metrics.length)
+    await writeMarker(this.#directory, 'finished')
     await removeFiles(this.#directory, [STATE_FILE])
   }
 
@@ -78,7 +78,7 @@ export class RunWriter {
   async #writeMetrics(directory: Directory): Promise<void> {
     if (!this.#isBegun) {
       if (this.#use === 'overwrite') await clearRunFolder(directory)
-      await writeMarker(directory, 'unfinished', this.#metrics.length)
+      await writeMarker(directory, 'unfinished')
       this.#isBegun = true
     }
     await writeMetrics(directory, this.#metrics)

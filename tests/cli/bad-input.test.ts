@@ -3,7 +3,7 @@
 import { copyFileSync, cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
-import { lowrank, MODEL, ONNX, QUICK, root, scratchFolder } from './lowrank.js'
+import { lowrank, MODEL, ONNX, type Outcome, QUICK, root, scratchFolder } from './lowrank.js'
 
 const scratch = scratchFolder()
 const golden = join(root, 'tests', 'golden')
@@ -82,10 +82,7 @@ const TRAIN: [what: string, args: () => string[], message: RegExp][] = [
   ['nothing to resume', () => ['--resume'], /no run to resume/],
 ]
 
-function expectRefusal(
-  { code, stdout, stderr }: { code: number | null; stdout: string; stderr: string },
-  message: RegExp,
-) {
+function expectRefusal({ code, stdout, stderr }: Outcome, message: RegExp) {
   const errors = stderr.split('\n').filter((line) => line.startsWith('error: '))
   expect(errors, stderr).toHaveLength(1)
   expect(errors[0]).toMatch(message)

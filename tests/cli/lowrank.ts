@@ -2,7 +2,7 @@
 
 import { type ChildProcess, spawn } from 'node:child_process'
 import { existsSync, mkdtempSync, rmSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { constants, tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { afterAll } from 'vitest'
@@ -15,7 +15,7 @@ export const ONNX = join(MODEL, 'onnx', 'model.onnx')
 export const DATA = join(root, 'models', 'data', 'scripture.eval.jsonl')
 
 export interface Outcome {
-  code: number | null
+  code: number
   stdout: string
   stderr: string
 }
@@ -34,7 +34,8 @@ export function start(args: readonly string[]): { child: ChildProcess; done: Pro
   })
   const done = new Promise<Outcome>((resolve, reject) => {
     child.on('error', reject)
-    child.on('close', (code) => resolve({ code, stdout, stderr }))
+    // As shells report it: 128 and the signal's number.
+    child.on('close', (code, signal) => resolve({ code: code ?? 128 + constants.signals[signal!], stdout, stderr }))
   })
   return { child, done }
 }

@@ -74,6 +74,23 @@ describe('targets', () => {
   })
 })
 
+describe('fused layers', () => {
+  const parts = ['q_proj', 'k_proj', 'v_proj'].map((name, i) => ({
+    ...linear(`model.layers.0.self_attn.${name}`),
+    d: 2,
+    fused: { module: 'model.layers.0.self_attn.qkv_proj', start: 2 * i, width: 6 },
+  }))
+
+  it('are adapted by their parts, or whole where the whole is named', () => {
+    expect(matchTargets(parts, { targetModules: 'all-linear' }).map(({ d }) => d)).toEqual([2, 2, 2])
+    expect(matchTargets(parts, { targetModules: ['v_proj'] }).map(({ d }) => d)).toEqual([2])
+    const [whole, ...others] = matchTargets(parts, { targetModules: ['qkv_proj'] })
+    expect(whole).toMatchObject({ name: 'model.layers.0.self_attn.qkv_proj', d: 6, fused: undefined })
+    expect(others).toEqual([])
+    expect(matchLayers(parts, [{ name: whole.name, d: 6, k: 4 }])[0].linear).toEqual(whole)
+  })
+})
+
 describe("an adapter's layers", () => {
   const layer = (name: string, d = 6, k = 4) => ({ name, d, k })
   const placed = (...layers: ReturnType<typeof layer>[]) =>

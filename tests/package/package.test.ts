@@ -72,6 +72,50 @@ describe('in Node', () => {
   })
 })
 
+describe('with ONNX Runtime', () => {
+  const model = JSON.stringify(join(repository, 'models', 'union-3m'))
+
+  it('says how to install it where it is missing', () => {
+    const { status, stderr } = consumer.node(
+      join('node_modules', 'lowrank', 'dist', 'cli', 'main.js'),
+      ...['generate', '--model', join(repository, 'models', 'union-3m'), '--prompt', 'a'],
+    )
+    expect(stderr).toMatch(/^error: onnxruntime-node: it is not installed\. .*npm install onnxruntime-node/)
+    expect(status).toBe(1)
+  })
+
+  it('trains one step in its worker, and ends', () => {
+    link(consumer, 'onnxruntime-node')
+    consumer.write(
+      'train.mjs',
+      `import { loadAdapter, train } from 'lowrank/node'
+       const data = [{ text: 'Four score and seven years ago' }]
+       const { report } = await train({ model: ${model}, data, maxSteps: 1, out: 'my adapter #1 at 50%' })
+       const adapter = await loadAdapter('my adapter #1 at 50%')
+       console.log(JSON.stringify({ ...report, layers: adapter.size }))`,
+    )
+    const { stdout, stderr, status } = consumer.node('train.mjs')
+    expect(stderr).toBe('')
+    expect(status).toBe(0)
+    expect(JSON.parse(stdout)).toMatchObject({ steps: 1, trainLoss: [expect.any(Number)], layers: 42 })
+  })
+
+  it('runs in the calling thread with the module handed over', () => {
+    consumer.write(
+      'in-thread.mjs',
+      `import * as ort from 'onnxruntime-node'
+       import { AdapterSession, generate, loadModel } from 'lowrank/node'
+       const model = await loadModel(${model}, { runtime: { module: ort } })
+       const session = await AdapterSession.open(model)
+       console.log((await generate(session, 'The', { maxNewTokens: 3 })).tokens)
+       await session.dispose()`,
+    )
+    const { stdout, stderr } = consumer.node('in-thread.mjs')
+    expect(stderr).toBe('')
+    expect(stdout).toBe('3\n')
+  })
+})
+
 describe.each(['node16', 'bundler'])('type-checking under moduleResolution %s', (moduleResolution) => {
   it('accepts right use and refuses wrong use', () => {
     const source = `consumer-${moduleResolution}.ts`
@@ -133,6 +177,9 @@ describe('in the browser', () => {
         const code = script.type === 'chunk' ? script.code : String(script.source)
         expect(code, script.fileName).not.toMatch(/['"`]node:|__vite-browser-external|onnxruntime-node/)
       }
+
+      // The workers are scripts of their own, found by the bundler.
+      expect(output.filter(({ fileName }) => /worker-.*\.js$/.test(fileName))).toHaveLength(2)
 
       const entry = chunks.find(({ isEntry }) => isEntry)!
       const core = new Set([entry.fileName])

@@ -53,14 +53,14 @@ describe('checkRunFolder', () => {
 
   it('overwrites what lowrank wrote, and resumes what is not finished', async () => {
     const directory = new MemoryDirectory({}, 'out')
-    await writeMarker(directory, 'unfinished', 2)
+    await writeMarker(directory, 'unfinished')
     await expect(checkRunFolder(directory, 'new')).rejects.toThrow('Resume or overwrite')
     await expect(checkRunFolder(directory, 'resume')).rejects.toThrow('no run to resume')
     await writeState(directory, names, engine, run)
     await checkRunFolder(directory, 'resume')
     await checkRunFolder(directory, 'overwrite')
     await directory.remove(STATE_FILE)
-    await writeMarker(directory, 'finished', 2)
+    await writeMarker(directory, 'finished')
     await expect(checkRunFolder(directory, 'resume')).rejects.toThrow('finished')
   })
 
@@ -126,7 +126,7 @@ describe('RunWriter', () => {
     expect((await readMarker(directory))?.status).toBe('unfinished')
     await writer.finish()
     expect(await directory.list()).toEqual([...adapterFiles, MARKER_FILE, METRICS_FILE].sort())
-    expect(await readMarker(directory)).toMatchObject({ status: 'finished', steps: 1 })
+    expect((await readMarker(directory))?.status).toBe('finished')
   })
 
   it('leaves the old run in place until it saves', async () => {

@@ -4,6 +4,7 @@ import * as ort from 'onnxruntime-node'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { ConfigError, DataError, FileError, MismatchError, NumericError } from '../../src/base/errors.js'
+import { OnnxModel } from '../../src/formats/onnx/model.js'
 import { type CausalModel, loadModel } from '../../src/graph/model-folder.js'
 import { NodeDirectory } from '../../src/io/node-files.js'
 import { loadAdapter } from '../../src/lora/peft.js'
@@ -263,5 +264,70 @@ describe('what goes wrong', () => {
     await expect(train({ out })).rejects.toThrow(FileError)
     await expect(train({ out, overwrite: true })).rejects.toThrow(FileError)
     expect([...out.files.keys()]).toEqual(['notes.txt'])
+  })
+})
+
+describe('sessions', () => {
+  /** ONNX Runtime that notes what is opened and closed; training sessions are those that give gradients. */
+  function noting(log: string[]): OrtModule {
+    const create = async (...args: Parameters<OrtModule['InferenceSession']['create']>) => {
+      const session = await module.InferenceSession.create(...args)
+      const isProbe = args[1]?.graphOptimizationLevel === 'disabled'
+      const kind = isProbe ? 'probe' : session.outputNames.length > 1 ? 'training' : 'evaluation'
+      log.push(`open ${kind}`)
+      const release = () => {
+        log.push(`close ${kind}`)
+        return session.release()
+      }
+      const { inputNames, outputNames } = session
+      return { inputNames, outputNames, release, run: session.run.bind(session) }
+    }
+    return { ...module, InferenceSession: { create } }
+  }
+
+  /** The same model with nodes that nothing reads: large as far as the trainer can tell. */
+  function enlarged(small: CausalModel, runtime: CausalModel['runtime']): CausalModel {
+    const { onnx } = small
+    const graph = onnx.proto.graph!
+    const idle = Array.from({ length: 2000 }, (_, i) => ({
+      ...graph.node[0],
+      name: `idle/${i}`,
+      output: [`idle/${i}`],
+    }))
+    const proto = { ...onnx.proto, graph: { ...graph, node: [...graph.node, ...idle] } }
+    return { ...small, runtime, onnx: new OnnxModel(onnx.name, onnx.fileName, proto, onnx.files) }
+  }
+
+  const lengths: Partial<TrainerOptions> = {
+    data: [4, 9, 17, 26, 40].flatMap((n) => Array(4).fill({ text: ' the'.repeat(n) })),
+    evalData: [{ text: ' the' }],
+    maxLength: 64,
+    config: { dropout: 0 },
+  }
+  const probe = ['open probe', 'close probe']
+
+  it('serve all lengths with one of each kind', async () => {
+    const log: string[] = []
+    const noted = { ...model, runtime: { module: noting(log) } }
+    await train({ ...lengths, model: noted, evaluateEvery: 2 })
+    const both = ['open evaluation', 'open training', 'close evaluation', 'close training']
+    expect(log).toEqual([...probe, ...both])
+  })
+
+  it('of a large model are never open together, and change no result', async () => {
+    const log: string[] = []
+    const large = enlarged(model, { module: noting(log) })
+    const { report } = await train({ ...lengths, model: large })
+    const turns = ['evaluation', 'training', 'evaluation'].flatMap((kind) => [`open ${kind}`, `close ${kind}`])
+    expect(log).toEqual([...probe, ...turns])
+    expect(report.trainLoss).toEqual((await train(lengths)).report.trainLoss)
+  })
+
+  it('of a large model have one shape where all records fit it', async () => {
+    const same = { ...lengths, data: Array(10).fill({ text: ' the'.repeat(30) }) }
+    const large = enlarged(model, { module })
+    const [fixed, free] = [await train({ ...same, model: large }), await train(same)]
+    fixed.report.trainLoss.forEach((loss, i) => void expect(loss).toBeCloseTo(free.report.trainLoss[i], 5))
+    expect(fixed.report.tokens).toBe(free.report.tokens)
   })
 })

@@ -131,7 +131,12 @@ export async function mergeCheckpointFiles(
       })
     }
     const bytes = missing.reduce((sum, { byteLength }) => sum + byteLength, 0)
-    partial.checkSpace(bytes)
+    try {
+      partial.checkSpace(bytes)
+    } catch (error) {
+      await partial.drop([], notes.size > 0 || share !== undefined)
+      throw error
+    }
     await writeShards(opened, missing, partial, notes, options)
 
     const companions = folder === undefined ? undefined : await findCompanions(folder, plan, [out, partial.folder])

@@ -49,7 +49,9 @@ export class PartialOutput {
    */
   async open(keep: boolean): Promise<void> {
     const plan = await this.#readNote(PLAN_FILE)
-    if (plan === undefined && (await readdir(this.folder).catch(() => [])).length > 0) {
+    const entries = await readdir(this.folder).catch((): string[] => [])
+    // The folder of notes comes first: a merge that was killed right then left it empty.
+    if (entries.length > 0 && !entries.includes(NOTES_FOLDER)) {
       throw new FileError({
         where: this.folder,
         what: 'the folder for unfinished output holds something else',

@@ -1,0 +1,46 @@
+import { readdirSync } from 'node:fs'
+import { fileURLToPath } from 'node:url'
+import * as ort from 'onnxruntime-node'
+import { describe, expect, it } from 'vitest'
+import { MemoryDirectory } from '../../src/base/bytes.js'
+import { UnsupportedError } from '../../src/base/errors.js'
+import { loadModel } from '../../src/graph/model-folder.js'
+import { NodeDirectory } from '../../src/io/node-files.js'
+import type { OrtModule } from '../../src/runtime/onnxruntime.js'
+import { Trainer } from '../../src/train/trainer.js'
+
+const models = fileURLToPath(new URL('../golden/models', import.meta.url))
+const REFUSED: Record<string, RegExp> = {
+  'llama-fp16': /float16 MatMul/,
+  'llama-q4': /MatMulNBits/,
+  'llama-q8': /MatMulInteger/,
+  'merged-if': /If/,
+}
+
+async function train(name: string, out: MemoryDirectory) {
+  const runtime = { module: ort as unknown as OrtModule }
+  const directory = new NodeDirectory(`${models}/${name}`)
+  const model = await loadModel(directory, { runtime })
+  const data = [{ text: 'In the beginning' }, { prompt: 'And God said, Let there be', completion: ' light.' }]
+  try {
+    return await new Trainer({ model, data, batchSize: 2, maxSteps: 4, learningRate: 1e-2, threads: 1, out }).train()
+  } finally {
+    await model.close()
+  }
+}
+
+describe('models of other exporters', () => {
+  const names = readdirSync(models)
+  it.each(names.filter((name) => !(name in REFUSED)))('%s is trained', async (name) => {
+    const { report } = await train(name, new MemoryDirectory())
+    expect(report.trainLoss[3]).toBeLessThan(report.trainLoss[0] - 0.01)
+  })
+
+  it.each(Object.keys(REFUSED))('%s is refused by op, and nothing is written', async (name) => {
+    const out = new MemoryDirectory()
+    const error = await train(name, out).catch((error: unknown) => error)
+    expect(error).toBeInstanceOf(UnsupportedError)
+    expect((error as Error).message).toMatch(REFUSED[name])
+    expect(out.files.size).toBe(0)
+  })
+})
