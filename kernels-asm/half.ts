@@ -7,7 +7,9 @@ export const F32: i32 = 2
 export const F64: i32 = 3
 
 /** 2¹¹²: the difference of the exponent biases of f32 and f16. */
-const REBIAS: f32 = 5192296858534827628530496329220096.0
+export const REBIAS: f32 = 5192296858534827628530496329220096.0
+
+export const SIGN: i32 = 0x80000000
 
 /** The smallest magnitude that rounds to infinity. */
 // @ts-ignore: decorator
@@ -18,48 +20,58 @@ export function limitOf(kind: i32): f32 {
   return f32.POSITIVE_INFINITY
 }
 
-/** The four low or high bf16 of a vector, as f32. */
+/** A vector of one i32. `zero` is 0, but only at run time: V8 from version 13 builds literal vectors anew at every use. */
 // @ts-ignore: decorator
 @inline
-export function widenBf16(raw: v128, high: bool): v128 {
-  const zero = i32x4.splat(0)
-  if (high) return i16x8.shuffle(zero, raw, 4, 12, 5, 13, 6, 14, 7, 15)
-  return i16x8.shuffle(zero, raw, 0, 8, 1, 9, 2, 10, 3, 11)
+export function vectorOf(value: i32, zero: i32): v128 {
+  return i32x4.splat(value + zero)
 }
 
-/** Rounded bf16 in the low halves of four i32; not for NaN. */
+/** The four low or high bf16 of a vector, as f32. `zeros`: a vector of zeros. */
 // @ts-ignore: decorator
 @inline
-export function narrowBf16(value: v128): v128 {
-  const odd = v128.and(i32x4.shr_u(value, 16), i32x4.splat(1))
-  return i32x4.shr_u(i32x4.add(i32x4.add(value, i32x4.splat(0x7fff)), odd), 16)
+export function widenBf16(raw: v128, high: bool, zeros: v128): v128 {
+  if (high) return i16x8.shuffle(zeros, raw, 4, 12, 5, 13, 6, 14, 7, 15)
+  return i16x8.shuffle(zeros, raw, 0, 8, 1, 9, 2, 10, 3, 11)
+}
+
+/** Rounded bf16 in the low halves of four i32; not for NaN. `one` and `half`: vectors of 1 and 0x7fff. */
+// @ts-ignore: decorator
+@inline
+export function narrowBf16(value: v128, one: v128, half: v128): v128 {
+  const odd = v128.and(i32x4.shr_u(value, 16), one)
+  return i32x4.shr_u(i32x4.add(i32x4.add(value, half), odd), 16)
 }
 
 /**
  * The four low or high f16 of a vector, as f32; infinity and NaN come out as 65536 and more. Multiplying by 2¹¹² is exact and
- * covers subnormals too.
+ * covers subnormals too. `sign` and `rebias`: vectors of the sign bit and of 2¹¹².
  */
 // @ts-ignore: decorator
 @inline
-export function widenF16(raw: v128, high: bool): v128 {
+export function widenF16(raw: v128, high: bool, sign: v128, rebias: v128): v128 {
   const h = high ? i32x4.extend_high_i16x8_s(raw) : i32x4.extend_low_i16x8_s(raw)
-  const magnitude = i32x4.shl(v128.and(h, i32x4.splat(0x7fff)), 13)
-  const value = f32x4.mul(magnitude, f32x4.splat(REBIAS))
-  return v128.or(value, v128.and(h, i32x4.splat(0x80000000)))
+  const magnitude = i32x4.shr_u(i32x4.shl(h, 17), 4)
+  return v128.or(f32x4.mul(magnitude, rebias), v128.and(h, sign))
 }
 
-/** Rounded f16 in the low halves of four i32; not from 65520 on, and not for NaN. */
+/** What narrowF16 subtracts from the exponent, with the rounding's half less one. */
+export const F16_BIAS: i32 = 0xfff - (112 << 23)
+/** ½ as f32: the steps of f32 from ½ to 1 are those of subnormal f16, so that adding it rounds. */
+export const F16_HALF: i32 = 0x3f000000
+/** The smallest normal f16 as f32. */
+export const F16_NORMAL: i32 = 113 << 23
+
+/** Rounded f16 in the low halves of four i32; not from 65520 on, and not for NaN. The rest: vectors of the constants. */
 // @ts-ignore: decorator
 @inline
-export function narrowF16(value: v128): v128 {
-  const sign = v128.and(value, i32x4.splat(0x80000000))
-  const magnitude = v128.xor(value, sign)
-  const odd = v128.and(i32x4.shr_u(magnitude, 13), i32x4.splat(1))
-  const normal = i32x4.shr_u(i32x4.add(i32x4.add(magnitude, i32x4.splat(0xfff - (112 << 23))), odd), 13)
-  // The steps of f32 from ½ to 1 are those of subnormal f16: the addition rounds.
-  const small = i32x4.sub(f32x4.add(magnitude, f32x4.splat(0.5)), i32x4.splat(0x3f000000))
-  const isSmall = i32x4.lt_s(magnitude, i32x4.splat(113 << 23))
-  return v128.or(v128.bitselect(small, normal, isSmall), i32x4.shr_u(sign, 16))
+export function narrowF16(value: v128, sign: v128, one: v128, bias: v128, half: v128, normal: v128): v128 {
+  const magnitude = v128.andnot(value, sign)
+  const odd = v128.and(i32x4.shr_u(magnitude, 13), one)
+  const large = i32x4.shr_u(i32x4.add(i32x4.add(magnitude, bias), odd), 13)
+  const small = i32x4.sub(f32x4.add(magnitude, half), half)
+  const isSmall = i32x4.lt_s(magnitude, normal)
+  return v128.or(v128.bitselect(small, large, isSmall), i32x4.shr_u(v128.and(value, sign), 16))
 }
 
 /** One stored element as f64, which holds every kind. */
@@ -90,12 +102,17 @@ export function narrow(kind: i32, at: usize, value: f64): bool {
     return isFinite(single)
   }
   const isLarge = !(abs(single) < limitOf(kind))
+  const vector = f32x4.splat(single)
+  const one = i32x4.splat(1)
   if (kind == BF16) {
-    const rounded = isLarge ? ((bits >>> 16) & 0x8000) | 0x7f80 : i32x4.extract_lane(narrowBf16(f32x4.splat(single)), 0)
-    store<u16>(at, <u16>(isNaN ? 0x7fc0 : rounded))
+    const rounded = i32x4.extract_lane(narrowBf16(vector, one, i32x4.splat(0x7fff)), 0)
+    store<u16>(at, <u16>(isNaN ? 0x7fc0 : isLarge ? ((bits >>> 16) & 0x8000) | 0x7f80 : rounded))
   } else {
-    const rounded = isLarge ? ((bits >>> 16) & 0x8000) | 0x7c00 : i32x4.extract_lane(narrowF16(f32x4.splat(single)), 0)
-    store<u16>(at, <u16>(isNaN ? 0x7e00 : rounded))
+    const sign = i32x4.splat(SIGN)
+    const half = i32x4.splat(F16_HALF)
+    const result = narrowF16(vector, sign, one, i32x4.splat(F16_BIAS), half, i32x4.splat(F16_NORMAL))
+    const rounded = i32x4.extract_lane(result, 0)
+    store<u16>(at, <u16>(isNaN ? 0x7e00 : isLarge ? ((bits >>> 16) & 0x8000) | 0x7c00 : rounded))
   }
   return !isLarge
 }

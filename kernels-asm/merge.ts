@@ -2,7 +2,25 @@
 // scaled after its product, one rounding. Tiles of the delta are put into a strip and added from there: with the addition
 // in the micro-kernel V8 spills its sums.
 
-import { BF16, F16, F32, F64, limitOf, narrow, narrowBf16, narrowF16, widen, widenBf16, widenF16 } from './half'
+import {
+  BF16,
+  F16,
+  F16_BIAS,
+  F16_HALF,
+  F16_NORMAL,
+  F32,
+  F64,
+  limitOf,
+  narrow,
+  narrowBf16,
+  narrowF16,
+  REBIAS,
+  SIGN,
+  vectorOf,
+  widen,
+  widenBf16,
+  widenF16,
+} from './half'
 import { pack } from './pack'
 import { columnsOf, ROWS, tile } from './tile'
 
@@ -36,7 +54,8 @@ class Job {
   /** Results that are not finite where the base was, and where the first is in the chunk. */
   overflows: i32
   firstOverflow: i32
-  unused: i32
+  /** Always 0: see vectorOf. */
+  zero: i32
   /** Σ w² and Σ δ² over elements whose w is finite; the caller sets them to 0. */
   baseSquares: f64
   deltaSquares: f64
@@ -108,47 +127,62 @@ function multiplyTerms<T>(job: Job, b: usize, c: usize): void {
 
 /** w += delta for `count` elements of one row; `first` is the first one's place in the chunk. */
 function add<T>(job: Job, first: i32, w: usize, delta: usize, count: i32): void {
-  let done = 0
-  if (sizeof<T>() == 8) done = addDoubles(job, first, w, delta, count)
-  else if (job.kind == BF16) done = addVectors(job, BF16, first, w, delta, count)
-  else if (job.kind == F16) done = addVectors(job, F16, first, w, delta, count)
-  else done = addVectors(job, F32, first, w, delta, count)
   const size = sizeOfKind(job.kind)
-  addScalars<T>(job, first + done, w + <usize>done * size, delta + <usize>done * sizeof<T>(), count - done)
+  while (count > 0) {
+    let done = 0
+    if (sizeof<T>() == 8) done = addDoubles(job, w, delta, count)
+    else if (job.kind == BF16) done = addVectors(job, BF16, w, delta, count)
+    else if (job.kind == F16) done = addVectors(job, F16, w, delta, count)
+    else done = addVectors(job, F32, w, delta, count)
+    const few = min(8, count - done)
+    addScalars<T>(job, first + done, w + <usize>done * size, delta + <usize>done * sizeof<T>(), few)
+    done += few
+    first += done
+    w += <usize>done * size
+    delta += <usize>done * sizeof<T>()
+    count -= done
+  }
 }
 
-/** Whole vectors of eight; those that hold something that is or becomes infinite or NaN go one by one. Returns how many. */
+/** Whole vectors of eight, up to those that hold something that is or becomes infinite or NaN. Returns how many elements. */
 // @ts-ignore: decorator
 @inline
-function addVectors(job: Job, kind: i32, first: i32, w: usize, delta: usize, count: i32): i32 {
-  const mask = i32x4.splat(0x7fffffff)
-  const limit = i32x4.splat(reinterpret<i32>(limitOf(kind)) - 1)
+function addVectors(job: Job, kind: i32, w: usize, delta: usize, count: i32): i32 {
+  const zero = job.zero
+  const zeros = vectorOf(0, zero)
+  const sign = vectorOf(SIGN, zero)
+  const limit = vectorOf(reinterpret<i32>(limitOf(kind)) - 1, zero)
+  const one = vectorOf(1, zero)
+  const halfBf16 = vectorOf(0x7fff, zero)
+  const rebias = vectorOf(reinterpret<i32>(REBIAS), zero)
+  const bias = vectorOf(F16_BIAS, zero)
+  const half = vectorOf(F16_HALF, zero)
+  const normal = vectorOf(F16_NORMAL, zero)
   let baseSquares = f32x4.splat(0)
   let deltaSquares = f32x4.splat(0)
   let i = 0
   for (; i + 8 <= count; i += 8) {
     const low = v128.load(w)
     const high = kind == F32 ? v128.load(w, 16) : low
-    const a = kind == BF16 ? widenBf16(low, false) : kind == F16 ? widenF16(low, false) : low
-    const b = kind == BF16 ? widenBf16(low, true) : kind == F16 ? widenF16(low, true) : high
+    const a = kind == BF16 ? widenBf16(low, false, zeros) : kind == F16 ? widenF16(low, false, sign, rebias) : low
+    const b = kind == BF16 ? widenBf16(low, true, zeros) : kind == F16 ? widenF16(low, true, sign, rebias) : high
     const x = v128.load(delta)
     const y = v128.load(delta, 16)
     const p = f32x4.add(a, x)
     const q = f32x4.add(b, y)
-    let largest = i32x4.max_s(v128.and(p, mask), v128.and(q, mask))
-    if (kind == F16) largest = i32x4.max_s(largest, i32x4.max_s(v128.and(a, mask), v128.and(b, mask)))
-    if (!v128.any_true(i32x4.gt_s(largest, limit))) {
-      if (kind == F32) {
-        v128.store(w, p)
-        v128.store(w, q, 16)
-      } else {
-        const r = kind == BF16 ? narrowBf16(p) : narrowF16(p)
-        const s = kind == BF16 ? narrowBf16(q) : narrowF16(q)
-        v128.store(w, i16x8.narrow_i32x4_u(r, s))
-      }
-      baseSquares = f32x4.add(baseSquares, f32x4.add(f32x4.mul(a, a), f32x4.mul(b, b)))
-      deltaSquares = f32x4.add(deltaSquares, f32x4.add(f32x4.mul(x, x), f32x4.mul(y, y)))
-    } else addScalars<f32>(job, first + i, w, delta, 8)
+    let largest = i32x4.max_s(v128.andnot(p, sign), v128.andnot(q, sign))
+    if (kind == F16) largest = i32x4.max_s(largest, i32x4.max_s(v128.andnot(a, sign), v128.andnot(b, sign)))
+    if (v128.any_true(i32x4.gt_s(largest, limit))) break
+    if (kind == F32) {
+      v128.store(w, p)
+      v128.store(w, q, 16)
+    } else {
+      const r = kind == BF16 ? narrowBf16(p, one, halfBf16) : narrowF16(p, sign, one, bias, half, normal)
+      const s = kind == BF16 ? narrowBf16(q, one, halfBf16) : narrowF16(q, sign, one, bias, half, normal)
+      v128.store(w, i16x8.narrow_i32x4_u(r, s))
+    }
+    baseSquares = f32x4.add(baseSquares, f32x4.add(f32x4.mul(a, a), f32x4.mul(b, b)))
+    deltaSquares = f32x4.add(deltaSquares, f32x4.add(f32x4.mul(x, x), f32x4.mul(y, y)))
     w += kind == F32 ? 32 : 16
     delta += 32
   }
@@ -164,7 +198,7 @@ function sum(v: v128): f64 {
   return low + <f64>f32x4.extract_lane(v, 2) + <f64>f32x4.extract_lane(v, 3)
 }
 
-function addDoubles(job: Job, first: i32, w: usize, delta: usize, count: i32): i32 {
+function addDoubles(job: Job, w: usize, delta: usize, count: i32): i32 {
   const limit = f64x2.splat(Infinity)
   let baseSquares = f64x2.splat(0)
   let deltaSquares = f64x2.splat(0)
@@ -173,11 +207,10 @@ function addDoubles(job: Job, first: i32, w: usize, delta: usize, count: i32): i
     const a = v128.load(w)
     const x = v128.load(delta)
     const p = f64x2.add(a, x)
-    if (i64x2.all_true(f64x2.lt(f64x2.abs(p), limit))) {
-      v128.store(w, p)
-      baseSquares = f64x2.add(baseSquares, f64x2.mul(a, a))
-      deltaSquares = f64x2.add(deltaSquares, f64x2.mul(x, x))
-    } else addScalars<f64>(job, first + i, w, delta, 2)
+    if (!i64x2.all_true(f64x2.lt(f64x2.abs(p), limit))) break
+    v128.store(w, p)
+    baseSquares = f64x2.add(baseSquares, f64x2.mul(a, a))
+    deltaSquares = f64x2.add(deltaSquares, f64x2.mul(x, x))
     w += 16
     delta += 16
   }

@@ -30,7 +30,16 @@ export {
 export { type AdapterReport, inspectAdapter, type LayerReport } from './lora/inspect.js'
 export { type LayerGradients, LoraLayer } from './lora/layer.js'
 export { loadAdapter, type SaveOptions, saveAdapter } from './lora/peft.js'
+export type { MergeAdapter, WeightedAdapter } from './merge/checkpoint/adapters.js'
 export type { AdapterInput, CheckpointReport, MergeCheckpointOptions } from './merge/checkpoint/merge-checkpoint.js'
+export type { TiedPolicy } from './merge/checkpoint/tied.js'
+export {
+  compareCheckpoints,
+  type Differences,
+  type UnmergeOptions,
+  type UnmergeReport,
+  unmergeCheckpoint,
+} from './merge/checkpoint/unmerge.js'
 export type { MergeOnnxOptions } from './merge/merge-onnx.js'
 export type { MergeOptions, MergeProgress, MergeReport } from './merge/output.js'
 export type { LayerChange } from './merge/weight.js'

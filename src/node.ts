@@ -3,6 +3,11 @@
 export * from './index.js'
 export { NodeDirectory, openFile } from './io/node-files.js'
 export {
+  type UnmergeFilesOptions,
+  type UnmergeFilesReport,
+  unmergeCheckpointFiles,
+} from './merge/checkpoint/node-unmerge.js'
+export {
   type CheckpointReport,
   type InspectReport,
   inspect,

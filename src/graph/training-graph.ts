@@ -14,6 +14,7 @@ import { loraInputs, valueInfo } from './inject.js'
 import type { ModuleMap } from './linears.js'
 import { crossEntropyGradient } from './losses.js'
 import { lowerForTraining } from './lower.js'
+import { mergeReshapes } from './merge-reshapes.js'
 import { raiseOpset } from './opset.js'
 import { sessionModel } from './session-model.js'
 import { probeShapes } from './shapes.js'
@@ -140,6 +141,7 @@ export async function buildTrainingGraph(
     graph.outputs.push(valueInfo(gradient, DataType.FLOAT, factor.shape))
     return { ...factor, gradient }
   })
+  mergeReshapes(graph, shapes)
   return { ...finish(model, graph, forward, tokens, dropout), parameters }
 }
 

@@ -77,6 +77,7 @@ export class ChunkLoop {
   readonly #places: readonly Place[]
   readonly #shardChunks: readonly number[]
   readonly #total: number
+  #staging = new Uint8Array()
   #at = 0
 
   constructor(job: ChunkJob, thread: number) {
@@ -123,10 +124,9 @@ export class ChunkLoop {
     const { bases, factors, shared } = this.#job
     const base = bases[segment.shard]
     const needs = this.#merger.needs(chunk)
-    const values = needs.map(({ factor, offset, byteLength }) => {
-      const bytes = new Uint8Array(byteLength)
-      readFully(factors[factor.source], bytes, offset)
-      return bytes
+    const values = this.#stage(needs.map(({ byteLength }) => byteLength))
+    needs.forEach(({ factor, offset }, n) => {
+      readFully(factors[factor.source], values[n], offset)
     })
     readFully(base, this.#merger.input(chunk), chunk.baseOffset)
     const result = this.#merger.merge(chunk, needs, values)
@@ -134,6 +134,18 @@ export class ChunkLoop {
     shared.squares[at] += result.baseSquares
     shared.squares[at + 1] += result.deltaSquares
     return result.bytes
+  }
+
+  /** Room for the factors of one chunk, used again for the next: fresh memory costs more than reading into it. */
+  #stage(byteLengths: readonly number[]): Uint8Array[] {
+    const starts: number[] = []
+    let end = 0
+    for (const byteLength of byteLengths) {
+      starts.push(end)
+      end += Math.ceil(byteLength / 8) * 8
+    }
+    if (this.#staging.byteLength < end) this.#staging = new Uint8Array(end)
+    return byteLengths.map((byteLength, i) => this.#staging.subarray(starts[i], starts[i] + byteLength))
   }
 
   /** Chunks come in order, so that the place is the last one or a little further. */

@@ -1,0 +1,103 @@
+// Against PEFT's own merge_and_unload: tests/golden/merge, made by scripts/golden/merge_models.py.
+
+import { existsSync } from 'node:fs'
+import { fileURLToPath } from 'node:url'
+import { describe, expect, it } from 'vitest'
+import { MemoryDirectory } from '../../../src/base/bytes.js'
+import { encodeFloats } from '../../../src/base/dtype.js'
+import { NodeDirectory } from '../../../src/io/node-files.js'
+import { loadAdapter } from '../../../src/lora/peft.js'
+import { mergeCheckpoint } from '../../../src/merge/checkpoint/merge-checkpoint.js'
+import { fromDisk } from './disk.js'
+import { compareStored, expectedWeight, floats, type ReadTensor, readTensors, safetensors } from './toolkit.js'
+
+const root = fileURLToPath(new URL('../../../', import.meta.url))
+const golden = `${root}tests/golden`
+/** f32 sums of a handful of terms around 1. */
+const TOLERANCE = 1e-6
+
+async function merged(base: MemoryDirectory | NodeDirectory, adapter: string): Promise<Map<string, ReadTensor>> {
+  const out = new MemoryDirectory({}, 'out')
+  await mergeCheckpoint(base, new NodeDirectory(adapter), out)
+  return readTensors(out)
+}
+
+async function tensorsOf(file: string): Promise<Map<string, ReadTensor>> {
+  const folder = await fromDisk(file.slice(0, file.lastIndexOf('/')))
+  const name = file.slice(file.lastIndexOf('/') + 1)
+  return readTensors(new MemoryDirectory({ [name]: Uint8Array.from(folder.files.get(name)!) }))
+}
+
+function expectClose(actual: ReadTensor, expected: ReadTensor): void {
+  const [a, b] = [floats(actual), floats(expected)]
+  expect(a.length).toBe(b.length)
+  expect(a.reduce((worst, value, i) => Math.max(worst, Math.abs(value - b[i])), 0)).toBeLessThan(TOLERANCE)
+}
+
+/** The same checkpoint in bf16. */
+async function inBf16(base: MemoryDirectory): Promise<MemoryDirectory> {
+  const list = [...(await readTensors(base))].map(([name, tensor]) =>
+    tensor.dtype === 'F32'
+      ? { name, dtype: 'BF16' as const, shape: tensor.shape, data: encodeFloats(floats(tensor), 'BF16') }
+      : { name, dtype: tensor.dtype, shape: tensor.shape, data: tensor.bytes },
+  )
+  const config = base.files.get('config.json')!
+  return new MemoryDirectory({ 'config.json': config, 'model.safetensors': await safetensors(list) })
+}
+
+describe.each(['llama', 'bert', 'gpt2', 't5'])('%s', (model) => {
+  const folder = `${golden}/merge/${model}`
+
+  it("gives PEFT's float32 weights", async () => {
+    const actual = await merged(new NodeDirectory(`${folder}/base`), `${folder}/adapter`)
+    const expected = await tensorsOf(`${folder}/merged.safetensors`)
+    expect([...actual.keys()].sort()).toEqual([...expected.keys()].sort())
+    for (const [name, tensor] of expected) expectClose(actual.get(name)!, tensor)
+  })
+
+  it('gives the float64 result rounded once in bfloat16', async () => {
+    const actual = await merged(await inBf16(await fromDisk(`${folder}/base`)), `${folder}/adapter`)
+    let [differing, values] = [0, 0]
+    for (const [name, tensor] of await tensorsOf(`${folder}/f64.safetensors`)) {
+      const { differing: own, ulps } = compareStored(actual.get(name)!.bytes, tensor.bytes, 'BF16')
+      expect(ulps).toBeLessThanOrEqual(1)
+      differing += own
+      values += tensor.bytes.length / 2
+    }
+    expect(values).toBeGreaterThan(1000)
+    expect(differing / values).toBeLessThanOrEqual(1e-4)
+  })
+})
+
+describe.skipIf(!existsSync(`${root}models/union-3m`))('union-3m', () => {
+  const base = `${root}models/union-3m`
+
+  it("gives PEFT's float32 weight", async () => {
+    const actual = await merged(new NodeDirectory(base), `${golden}/peft/high-rank`)
+    for (const [name, tensor] of await tensorsOf(`${golden}/merge/union-high-rank.safetensors`)) {
+      expectClose(actual.get(name)!, tensor)
+    }
+  })
+
+  it.each(['f32', 'rslora', 'patterns', 'regex'])(
+    'rounds 99.99 %% of bfloat16 weights as float64 does: %s',
+    async (name) => {
+      const folder = await fromDisk(base)
+      const half = await inBf16(
+        new MemoryDirectory(
+          Object.fromEntries(['config.json', 'model.safetensors'].map((file) => [file, folder.files.get(file)!])),
+        ),
+      )
+      const adapter = await loadAdapter(new NodeDirectory(`${golden}/peft/${name}`))
+      const before = await readTensors(half)
+      const actual = await merged(half, `${golden}/peft/${name}`)
+      let [differing, values] = [0, 0]
+      for (const [module] of adapter) {
+        const expected = expectedWeight(before.get(`${module}.weight`)!, [[adapter, module]])
+        differing += compareStored(actual.get(`${module}.weight`)!.bytes, expected, 'BF16').differing
+        values += expected.length / 2
+      }
+      expect(differing / values).toBeLessThanOrEqual(1e-4)
+    },
+  )
+})
