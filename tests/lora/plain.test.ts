@@ -1,6 +1,10 @@
+import { create } from '@bufbuild/protobuf'
 import { describe, expect, test } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { ConfigError, ShapeError, StateError, UnsupportedError } from '../../src/base/errors.js'
+import { ModelProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
+import { Graph } from '../../src/graph/graph.js'
+import { placeAdapter } from '../../src/graph/place-adapter.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { type LoraConfigInput, resolveConfig } from '../../src/lora/config.js'
 import { rowNorms } from '../../src/lora/dora.js'
@@ -8,6 +12,7 @@ import { EmbeddingLora } from '../../src/lora/embedding.js'
 import { LoraLayer } from '../../src/lora/layer.js'
 import { loadAdapter, openAdapter, saveAdapter } from '../../src/lora/peft.js'
 import { requirePlain, requirePlainConfig } from '../../src/lora/plain.js'
+import { Trainer } from '../../src/train/trainer.js'
 import { random } from './matrices.js'
 
 function plain(config: LoraConfigInput = {}): LoraAdapter {
@@ -200,5 +205,25 @@ describe('embeddings', () => {
     adapter.unmergeAll()
     expect(adapter.embeddings.get('e')!.merged).toBe(false)
     expect(() => adapter.addEmbedding('q', random(2, 6, 1), random(3, 2, 2))).toThrow(/already/)
+  })
+})
+
+describe('where only those are handled', () => {
+  const empty = { proto: create(ModelProtoSchema, { graph: {} }) }
+
+  test('training refuses the config and the adapter', () => {
+    const options = { model: { name: 'm', onnx: empty } as never, data: [] }
+    expect(() => new Trainer({ ...options, config: { useDora: true } })).toThrow(
+      'useDora: not implemented for training',
+    )
+    expect(() => new Trainer({ ...options, adapter: plain({ loraBias: true }) })).toThrow(
+      /^q: a layer with a bias of B .* for training/,
+    )
+  })
+
+  test('graphs refuse the adapter, whether it is run or merged', () => {
+    expect(() => placeAdapter(new Graph(empty.proto), [], plain({ useDora: true }))).toThrow(
+      'q: a DoRA layer (use_dora) is not implemented for ONNX models; expected a plain linear layer',
+    )
   })
 })
