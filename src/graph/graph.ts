@@ -24,6 +24,7 @@ export class Graph {
   inputs: ValueInfoProto[]
   outputs: ValueInfoProto[]
   readonly #names = new Set<string>()
+  readonly #nextSuffix = new Map<string, number>()
   #producers: Map<string, NodeProto> | undefined
   #consumers: Map<string, NodeProto[]> | undefined
 
@@ -71,7 +72,29 @@ export class Graph {
     return this.#consumers.get(value) ?? []
   }
 
-  /** Call after changing `nodes`, or a node's inputs or outputs, directly. */
+  /** Replaces a node's inputs. */
+  setInputs(node: NodeProto, inputs: readonly string[]): void {
+    for (const input of new Set(node.input)) {
+      const list = this.#consumers?.get(input)
+      if (list !== undefined)
+        this.#consumers?.set(
+          input,
+          list.filter((reader) => reader !== node),
+        )
+    }
+    node.input = [...inputs]
+    this.#registerReader(node)
+  }
+
+  /** Gives one of a node's outputs another name; readers of the old name keep reading that. */
+  setOutput(node: NodeProto, index: number, name: string): void {
+    const old = node.output[index]
+    if (this.#producers?.get(old) === node) this.#producers.delete(old)
+    node.output[index] = name
+    this.#producers?.set(name, node)
+  }
+
+  /** Call after changing `nodes`, or a node's inputs or outputs, in another way than by a method. */
   invalidate(): void {
     this.#producers = undefined
     this.#consumers = undefined
@@ -80,6 +103,10 @@ export class Graph {
   add(node: NodeProto): void {
     this.nodes.push(node)
     for (const output of node.output) this.#producers?.set(output, node)
+    this.#registerReader(node)
+  }
+
+  #registerReader(node: NodeProto): void {
     for (const input of new Set(node.input)) {
       const list = this.#consumers?.get(input)
       if (list !== undefined) list.push(node)
@@ -117,7 +144,9 @@ export class Graph {
   /** A name that nothing in the graph has, close to `hint`. */
   freshName(hint: string): string {
     let name = hint
-    for (let i = 1; this.#names.has(name); i++) name = `${hint}_${i}`
+    let suffix = this.#nextSuffix.get(hint) ?? 1
+    for (; this.#names.has(name); suffix++) name = `${hint}_${suffix}`
+    this.#nextSuffix.set(hint, suffix)
     this.#names.add(name)
     return name
   }

@@ -81,11 +81,9 @@ export function adaptNodes(graph: Graph, g: Builder, linears: readonly Linear[],
   for (const [node, parts] of byNode) {
     const output = node.output[0]
     const base = graph.freshName(`${output}/base`)
-    node.output[0] = base
-    graph.invalidate()
+    graph.setOutput(node, 0, base)
     const sum = parts[0].fused === undefined ? makeDelta(parts[0], base) : addToParts(g, base, parts, makeDelta)
-    sum.output[0] = output
-    graph.invalidate()
+    graph.setOutput(sum, 0, output)
   }
 }
 

@@ -49,15 +49,17 @@ export function staticContent(shapes: ShapeMap, value: Value): readonly number[]
 }
 
 /**
- * Measures all shapes, and the content of small integer tensors.
+ * Measures shapes, and the content of small integer tensors.
  *
  * @param open opens a session over a model with this graph's weights; it is disposed before the return
  * @param points two sets of feeds whose symbolic dimensions all differ
+ * @param wanted the values to measure, each of which takes time; default: all of the graph
  */
 export async function probeShapes(
   graph: Graph,
   open: (model: ModelProto) => Promise<RuntimeSession>,
   points: readonly [Feeds, Feeds],
+  wanted?: ReadonlySet<Value>,
 ): Promise<ShapeMap> {
   const shapes = new ShapeMap()
   for (const tensor of graph.initializers.values()) setConstant(shapes, tensor.name, tensor)
@@ -65,7 +67,7 @@ export async function probeShapes(
   for (const node of graph.nodes) {
     const constant = node.opType === 'Constant' ? graph.constant(node.output[0]) : undefined
     if (constant !== undefined) setConstant(shapes, node.output[0], constant)
-    else values.push(...node.output.filter((output) => output !== ''))
+    else values.push(...node.output.filter((output) => output !== '' && (wanted?.has(output) ?? true)))
   }
   const { model, shapeNames } = withShapeOutputs(graph, values)
   const session = await open(model)

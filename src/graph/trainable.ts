@@ -37,14 +37,12 @@ export class TrainableLinears {
     const rows = this.rowsOf(x, k)
     const output = this.#graph.freshName(`${y}/rows`)
     node.opType = 'Gemm'
-    node.input = [rows, weight]
-    node.output = [output]
     node.attribute = [makeAttribute('transB', transB)]
-    this.#graph.invalidate()
+    this.#graph.setInputs(node, [rows, weight])
+    this.#graph.setOutput(node, 0, output)
     const width = linear.fused?.width ?? d
     const shape = this.#g.concat([this.#leadingDims(x), this.#g.int([width])], 0)
-    this.#g.node('Reshape', [output, shape]).output[0] = y
-    this.#graph.invalidate()
+    this.#graph.setOutput(this.#g.node('Reshape', [output, shape]), 0, y)
     return { ...linear, kind: 'gemm', input: rows, output }
   }
 
@@ -60,11 +58,10 @@ export class TrainableLinears {
       const { weight, transB } = weightOperand(this.#graph, node.input[1])
       node.opType = 'Gemm'
       node.attribute = [makeAttribute('transB', transB)]
-      node.input = [chosen, weight]
+      this.#graph.setInputs(node, [chosen, weight])
     } else {
-      node.input = [chosen, ...node.input.slice(1)]
+      this.#graph.setInputs(node, [chosen, ...node.input.slice(1)])
     }
-    this.#graph.invalidate()
     return { linear: { ...linear, kind: 'gemm', input: chosen }, all, chosen }
   }
 

@@ -98,10 +98,8 @@ export function buildForward(graph: Graph, inputs: CausalInputs, options: Forwar
     options.dropout,
   )
   const rowLoss = crossEntropy(g, logits, LOSS_INPUTS.targets, LOSS_INPUTS.scale)
-  const last = graph.producer(rowLoss.loss) as NodeProto
-  last.output[0] = LOSS
+  graph.setOutput(graph.producer(rowLoss.loss) as NodeProto, 0, LOSS)
   graph.outputs = [valueInfo(LOSS, DataType.FLOAT, [])]
-  graph.invalidate()
   const trainsHead = head !== undefined && adapted.has(head.node)
   return { rowLoss: { ...rowLoss, loss: LOSS }, logits, ...choice, trainsHead, masks: trainable.masks }
 }

@@ -115,7 +115,8 @@ export async function buildTrainingGraph(
   lowerForTraining(graph)
   const { logits, all, chosen, trainsHead, masks } = forward
   const wrt = factors.map(({ input }) => input)
-  checkDifferentiable(gradientPath(graph, [chosen, ...wrt], [logits]), gradientPath(graph, wrt, [all]))
+  const paths = [gradientPath(graph, [chosen, ...wrt], [logits]), gradientPath(graph, wrt, [all])]
+  checkDifferentiable(...paths)
   const point = (batch: TokenBatch): Feeds => ({
     ...tokens(batch),
     ...targetFeeds(batch, 1),
@@ -131,6 +132,11 @@ export async function buildTrainingGraph(
     graph,
     async (proto) => runtime.createSession(await sessionModel(model, proto), PROBE_SESSION),
     [point(probeBatch(2, 3, 4)), point(probeBatch(5, 7, 11))],
+    new Set([
+      all,
+      chosen,
+      ...paths.flatMap(({ nodes }) => nodes.flatMap(({ input, output }) => [...input, ...output])),
+    ]),
   )
   const gradients = appendGradients(new Builder(graph, 'backward'), shapes, forward, wrt, trainsHead)
   const parameters = factors.map((factor) => {
