@@ -28,9 +28,13 @@ export {
   resolveConfig,
   TRAIN_DEFAULTS,
 } from './lora/config.js'
+export { EmbeddingLora } from './lora/embedding.js'
+export type { LayerVectors } from './lora/factors.js'
 export { type AdapterReport, inspectAdapter, type LayerReport } from './lora/inspect.js'
 export { type LayerGradients, LoraLayer } from './lora/layer.js'
 export { loadAdapter, type SaveOptions, saveAdapter } from './lora/peft.js'
+export type { AdapterPart, PartKind } from './lora/plain.js'
+export type { Replacement, StoredTensor, TokenRows } from './lora/replacements.js'
 export type { MergeAdapter, WeightedAdapter } from './merge/checkpoint/adapters.js'
 export type { AdapterInput, CheckpointReport, MergeCheckpointOptions } from './merge/checkpoint/merge-checkpoint.js'
 export type { TiedPolicy } from './merge/checkpoint/tied.js'

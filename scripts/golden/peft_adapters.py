@@ -12,7 +12,6 @@ import shutil
 
 import torch
 
-import exporters
 from common import (GOLDEN, adapt, fill_b, fresh, logits_summary, save_adapter, save_tensors, union, versions, write_json)
 
 SEED = 11
@@ -83,22 +82,11 @@ def loads(name, config, out):
 
 # ---------------------------------------------------------------- cases to refuse
 
-def one(base=union, name="union-3m", **changes):
+def one(**changes):
     """One adapted layer with a setting that changes what the weights mean."""
     def make(out):
-        adapted = adapt(base(), SEED, 0.1, name=name, **{**ONE, **changes})
-        move(adapted)
-        save_adapter(adapted, out)
+        save_adapter(adapt(union(), SEED, 0.1, **{**ONE, **changes}), out)
     return make
-
-
-def move(adapted):
-    """Trainable parameters other than A and B away from where they start."""
-    generator = torch.Generator().manual_seed(SEED)
-    with torch.no_grad():
-        for key, p in adapted.named_parameters():
-            if p.requires_grad and "lora_A" not in key and "lora_B" not in key:
-                p.add_(0.1 * torch.randn(p.shape, generator=generator))
 
 
 def other(make_config):
@@ -122,32 +110,12 @@ def prefix():
     return PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
 
 
-def embedding(out):
-    adapted = adapt(union(), SEED, 0.1, r=2, lora_alpha=4, target_modules=["embed_tokens"])
-    generator = torch.Generator().manual_seed(SEED)
-    for key, p in adapted.named_parameters():
-        if "lora_embedding_A" in key:
-            p.data = 0.1 * torch.randn(p.shape, generator=generator)
-    save_adapter(adapted, out, save_embedding_layers=False)
-
-
-def qwen2():
-    return exporters.build("qwen2")
-
-
 REFUSED = {  # case: (field to name, how to make it)
-    "dora": ("use_dora", one(use_dora=True)),
-    "lora-bias": ("lora_bias", one(qwen2, "tiny-qwen2", lora_bias=True)),
-    "bias-all": ("bias", one(qwen2, "tiny-qwen2", bias="all")),
-    "bias-lora-only": ("bias", one(qwen2, "tiny-qwen2", bias="lora_only")),
-    "modules-to-save": ("modules_to_save", one(modules_to_save=["model.norm"])),
-    "trainable-tokens": ("trainable_token_indices", one(trainable_token_indices=[3, 40])),
     "target-parameters": ("target_parameters", one(target_modules=[], layers_to_transform=None,
                                                    target_parameters=["layers.0.self_attn.k_proj.weight"])),
     "layer-replication": ("layer_replication", one(layer_replication=[[0, 2], [1, 3]])),
     "pissa": ("init_lora_weights", one(init_lora_weights="pissa")),
     "olora": ("init_lora_weights", one(init_lora_weights="olora")),
-    "embedding": ("lora_embedding_A", embedding),
     "ia3": ("peft_type", other(ia3)),
     "prefix": ("peft_type", other(prefix)),
 }

@@ -51,7 +51,12 @@ function lines(report: InspectReport): string[] {
   }
 }
 
-function adapterLines({ config, trainableParams, layers }: InspectReport & { kind: 'adapter' }): string[] {
+function adapterLines({
+  config,
+  trainableParams,
+  layers,
+  replacements,
+}: InspectReport & { kind: 'adapter' }): string[] {
   const targets = typeof config.targetModules === 'string' ? config.targetModules : config.targetModules.join(', ')
   const settings: [string, string][] = [
     ['base model', config.baseModel ?? 'not named'],
@@ -63,21 +68,32 @@ function adapterLines({ config, trainableParams, layers }: InspectReport & { kin
     ...settings.map(([name, value]) => `${name.padEnd(12)} ${value}`),
     '',
     table([
-      ['layer', 'd', 'k', 'rank', 'alpha', 'scaling', 'type', '‖A‖', '‖B‖', '‖s·B·A‖'],
-      ...layers.map(({ name, d, k, rank, alpha, scaling, dtype, normA, normB, normDelta }) => [
-        name,
-        d,
-        k,
-        rank,
-        alpha,
-        scaling,
-        dtype,
-        normA,
-        normB,
-        normDelta,
-      ]),
+      ['layer', 'kind', 'd', 'k', 'rank', 'alpha', 'scaling', 'type', '‖A‖', '‖B‖', '‖s·B·A‖'],
+      ...layers.map(
+        ({ name, kind, hasMagnitude, hasBias, d, k, rank, alpha, scaling, dtype, normA, normB, normDelta }) => [
+          name,
+          kind + (hasMagnitude ? ', DoRA' : '') + (hasBias ? ', bias' : ''),
+          d,
+          k,
+          rank,
+          alpha,
+          scaling,
+          dtype,
+          normA,
+          normB,
+          normDelta,
+        ],
+      ),
     ]),
+    ...(replacements.length === 0 ? [] : ['', replacementTable(replacements)]),
   ]
+}
+
+function replacementTable(replacements: (InspectReport & { kind: 'adapter' })['replacements']): string {
+  return table([
+    ['replaces', 'rows', 'type', 'shape'],
+    ...replacements.map(({ name, rows, dtype, shape }) => [name, rows ?? 'all', dtype, shape.join('×')]),
+  ])
 }
 
 function heading(kind: string, facts: string): string {

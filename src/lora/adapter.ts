@@ -1,9 +1,14 @@
-// LoraAdapter: named layers that share a config. What folders hold, what training yields, what merging and sessions take.
+// LoraAdapter: named layers that share a config. What folders hold, what training yields, what merging and sessions take. Most
+// hold linear layers alone; `embeddings`, `replacements` and `tokenRows` are what else PEFT saves.
 
 import { ConfigError, MismatchError, nearMisses, StateError } from '../base/errors.js'
-import type { Matrix, MatrixLike } from '../base/tensor.js'
+import { elementCount, type Matrix, type MatrixLike } from '../base/tensor.js'
 import { type LoraConfig, type LoraConfigInput, resolveConfig } from './config.js'
+import { EmbeddingLora } from './embedding.js'
+import type { LayerVectors } from './factors.js'
 import { LoraLayer } from './layer.js'
+import type { AdapterPart } from './plain.js'
+import type { Replacement, TokenRows } from './replacements.js'
 
 export interface LayerSummary {
   name: string
@@ -22,10 +27,15 @@ export interface AdapterSummary {
   totalParams: number
 }
 
-/** Iterates over `[name, layer]` in the order in which layers were added. */
+/** Iterates over `[name, layer]` of the linear layers, in the order in which they were added. */
 export class LoraAdapter implements Iterable<[name: string, layer: LoraLayer]> {
   readonly config: LoraConfig
+  /** By the base's tensor name, as in `model.norm.weight`: whole tensors that take the place of the base's. */
+  readonly replacements = new Map<string, Replacement>()
+  /** By the embedding's module name: rows that take the place of the base's. */
+  readonly tokenRows = new Map<string, TokenRows>()
   readonly #layers = new Map<string, LoraLayer>()
+  readonly #embeddings = new Map<string, EmbeddingLora>()
 
   /** @throws ConfigError or UnsupportedError when the config is not usable. */
   constructor(config: LoraConfigInput = {}) {
@@ -49,12 +59,46 @@ export class LoraAdapter implements Iterable<[name: string, layer: LoraLayer]> {
   /**
    * A layer from copies of A (r, k) and B (d, r), without a base weight, in evaluation mode.
    *
-   * @throws ConfigError when the name is empty or taken, ShapeError when r is not the rank that the config gives the name.
+   * @throws ConfigError when the name is empty or taken, or vectors and config disagree; ShapeError when r is not the rank that
+   *   the config gives the name.
    */
-  addFactors(name: string, weightA: MatrixLike, weightB: MatrixLike): LoraLayer {
-    return this.#add(name, () => LoraLayer.fromFactors(weightA, weightB, this.config, name))
+  addFactors(name: string, weightA: MatrixLike, weightB: MatrixLike, vectors: LayerVectors = {}): LoraLayer {
+    return this.#add(name, () => LoraLayer.fromFactors(weightA, weightB, this.config, name, vectors))
   }
 
+  /** The same for an embedding: A (r, V), B (D, r). It is not among the layers that the adapter iterates over. */
+  addEmbedding(
+    name: string,
+    weightA: MatrixLike,
+    weightB: MatrixLike,
+    vectors: Pick<LayerVectors, 'magnitude'> = {},
+  ): EmbeddingLora {
+    this.#checkName(name)
+    const embedding = new EmbeddingLora(weightA, weightB, this.config, name, vectors)
+    this.#embeddings.set(name, embedding)
+    return embedding
+  }
+
+  /** Adapted embeddings by name. */
+  get embeddings(): ReadonlyMap<string, EmbeddingLora> {
+    return this.#embeddings
+  }
+
+  /** All that the adapter changes in its base, with the kind of each change. */
+  parts(): AdapterPart[] {
+    const layers = [...this.#layers].map(([name, { magnitude, biasB }]): AdapterPart => {
+      return { name, kind: magnitude !== undefined ? 'dora' : biasB !== undefined ? 'lora-bias' : 'linear' }
+    })
+    const others = (names: Iterable<string>, kind: AdapterPart['kind']) => [...names].map((name) => ({ name, kind }))
+    return [
+      ...layers,
+      ...others(this.#embeddings.keys(), 'embedding'),
+      ...others(this.replacements.keys(), 'replacement'),
+      ...others(this.tokenRows.keys(), 'token-rows'),
+    ]
+  }
+
+  /** Number of linear layers. */
   get size(): number {
     return this.#layers.size
   }
@@ -101,14 +145,14 @@ export class LoraAdapter implements Iterable<[name: string, layer: LoraLayer]> {
   }
 
   /**
-   * Merges all layers, or none when one of them cannot be.
+   * Merges all layers, or none when one of them cannot be. Layers hold weights: what an adapter replaces is not among them.
    *
    * @throws StateError when a layer is merged already or has no base weight, NumericError when a result is not finite.
    */
   mergeAll(): void {
-    const done: LoraLayer[] = []
+    const done: (LoraLayer | EmbeddingLora)[] = []
     try {
-      for (const layer of this.#layers.values()) {
+      for (const layer of this.#all()) {
         layer.merge()
         done.push(layer)
       }
@@ -124,16 +168,18 @@ export class LoraAdapter implements Iterable<[name: string, layer: LoraLayer]> {
    * @throws StateError that names the layer which is not merged.
    */
   unmergeAll(): void {
-    for (const [name, layer] of this.#layers) {
-      if (!layer.merged) throw new StateError({ where: name, what: 'not merged; no layer was changed' })
+    for (const { name, merged } of this.#all()) {
+      if (!merged) throw new StateError({ where: name, what: 'not merged; no layer was changed' })
     }
-    for (const layer of this.#layers.values()) layer.unmerge()
+    for (const layer of this.#all()) layer.unmerge()
   }
 
-  /** Σ r·(d + k) */
+  /** Σ r·(d + k), with magnitudes and biases, embeddings, and the elements of trained tensors and rows. */
   totalTrainableParams(): number {
     let sum = 0
-    for (const layer of this.#layers.values()) sum += layer.trainableParams()
+    for (const layer of this.#all()) sum += layer.trainableParams()
+    for (const { shape, isTrained } of this.replacements.values()) sum += isTrained ? elementCount(shape) : 0
+    for (const { shape } of this.tokenRows.values()) sum += elementCount(shape)
     return sum
   }
 
@@ -155,15 +201,23 @@ export class LoraAdapter implements Iterable<[name: string, layer: LoraLayer]> {
     }
   }
 
+  *#all(): Generator<LoraLayer | EmbeddingLora> {
+    yield* this.#layers.values()
+    yield* this.#embeddings.values()
+  }
+
   #add(name: string, make: () => LoraLayer): LoraLayer {
-    if (name === '' || this.#layers.has(name)) {
-      throw new ConfigError({
-        where: name === '' ? 'LoraAdapter' : name,
-        what: name === '' ? 'a layer needs a name' : 'the adapter has a layer of that name already',
-      })
-    }
+    this.#checkName(name)
     const layer = make()
     this.#layers.set(name, layer)
     return layer
+  }
+
+  #checkName(name: string): void {
+    if (name !== '' && !this.#layers.has(name) && !this.#embeddings.has(name)) return
+    throw new ConfigError({
+      where: name === '' ? 'LoraAdapter' : name,
+      what: name === '' ? 'a layer needs a name' : 'the adapter has a layer of that name already',
+    })
   }
 }

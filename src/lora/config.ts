@@ -1,7 +1,7 @@
 // LoraConfig: every setting of an adapter, checked once and frozen. Names are PEFT's in camelCase, except for the paper's own
 // (Hu et al. 2021, arXiv 2106.09685): rank, alpha, dropout.
 
-import { ConfigError, nearMisses, UnsupportedError } from '../base/errors.js'
+import { ConfigError, nearMisses } from '../base/errors.js'
 import { PatternTable, targetMatcher } from './patterns.js'
 
 /** How a new layer's A is drawn; B is zero. `kaiming-uniform` and `gaussian` are PEFT's. */
@@ -41,9 +41,16 @@ export interface LoraConfig {
   readonly baseModel: string | undefined
   /** PEFT's task type: CAUSAL_LM, SEQ_CLS, … */
   readonly taskType: string | undefined
+  /** Rows of the weights keep magnitudes of their own (DoRA, Liu et al. 2024, arXiv 2402.09353). Default false. */
   readonly useDora: boolean
+  /** B has a bias. Default false. */
+  readonly loraBias: boolean
+  /** Which biases of the base the adapter replaces: none, all, or those of adapted modules. Default none. */
   readonly bias: 'none' | 'all' | 'lora_only'
+  /** Modules that the adapter replaces as wholes: ends of names. Default []. */
   readonly modulesToSave: readonly string[]
+  /** Rows of the input embedding that the adapter replaces, by token; or of any module, by its name or its end. */
+  readonly trainableTokenIndices: readonly number[] | Readonly<Record<string, readonly number[]>> | undefined
   /** Fields of PEFT's file without effect on the result, as they were, in PEFT's spelling. */
   readonly peftFields: Readonly<Record<string, unknown>>
 }
@@ -91,6 +98,7 @@ const FIELDS: { readonly [K in keyof LoraConfig]: Field & { default: LoraConfig[
   baseModel: optional('a string', isString),
   taskType: optional('a string', isString),
   useDora: { default: false, expected: 'true or false', accepts: isBoolean },
+  loraBias: { default: false, expected: 'true or false', accepts: isBoolean },
   bias: {
     default: 'none',
     expected: 'none, all or lora_only',
@@ -99,16 +107,19 @@ const FIELDS: { readonly [K in keyof LoraConfig]: Field & { default: LoraConfig[
   modulesToSave: {
     default: [],
     expected: 'module names',
-    accepts: (value) => Array.isArray(value) && value.every(isString),
+    accepts: (value) => Array.isArray(value) && value.every((name) => isString(name) && name !== ''),
   },
+  trainableTokenIndices: optional(
+    'tokens, or module names with tokens',
+    (value) => isTokens(value) || isTable(isTokens)(value),
+  ),
   peftFields: { default: {}, expected: 'an object', accepts: isObject },
 }
 
 /**
  * Fills in defaults, checks every field and freezes the result. A resolved config may be passed again.
  *
- * @throws ConfigError that names the first field that is unknown, out of range or contradicts another; UnsupportedError for
- *   DoRA, trained biases and modulesToSave.
+ * @throws ConfigError that names the first field that is unknown, out of range or contradicts another.
  */
 export function resolveConfig(input: LoraConfigInput = {}): LoraConfig {
   if (resolved.has(input)) return input as LoraConfig
@@ -140,9 +151,9 @@ const resolved = new WeakSet<LoraConfigInput>()
 
 function checkTogether(config: LoraConfig): void {
   const { targetModules, layersToTransform, layersPattern } = config
-  if (config.useDora) throw unsupported('useDora', 'true')
-  if (config.bias !== 'none') throw unsupported('bias', config.bias)
-  if (config.modulesToSave.length > 0) throw unsupported('modulesToSave', describe(config.modulesToSave))
+  if (config.useDora && config.loraBias) {
+    throw new ConfigError({ where: 'loraBias', what: 'does not go with DoRA, as PEFT has it' })
+  }
   if (typeof targetModules === 'string' && layersToTransform !== undefined) {
     throw new ConfigError({
       where: 'layersToTransform',
@@ -155,10 +166,6 @@ function checkTogether(config: LoraConfig): void {
   }
   targetMatcher(config)
   patternTables(config)
-}
-
-function unsupported(where: string, got: string): UnsupportedError {
-  return new UnsupportedError({ where, what: 'not implemented yet', got })
 }
 
 const tables = new WeakMap<LoraConfig, { rank: PatternTable; alpha: PatternTable }>()
@@ -224,6 +231,10 @@ function isIndex(value: unknown): boolean {
   return Number.isSafeInteger(value) && (value as number) >= 0
 }
 
+function isTokens(value: unknown): boolean {
+  return Array.isArray(value) && value.every(isIndex) && new Set(value).size === value.length
+}
+
 function isNames(value: unknown): boolean {
   return isString(value) ? value !== '' : Array.isArray(value) && value.every((name) => isString(name) && name !== '')
 }
@@ -238,8 +249,9 @@ function isTable(accepts: (value: unknown) => boolean): (value: unknown) => bool
 
 /** A frozen copy, so that the caller's own arrays and objects stay free and cannot change the config. */
 function freeze<T>(value: T): T {
-  if (Array.isArray(value)) return Object.freeze([...value]) as T
-  return isObject(value) ? (Object.freeze({ ...value }) as T) : value
+  if (Array.isArray(value)) return Object.freeze(value.map(freeze)) as T
+  if (!isObject(value)) return value
+  return Object.freeze(Object.fromEntries(Object.entries(value).map(([key, item]) => [key, freeze(item)]))) as T
 }
 
 function describe(value: unknown): string {

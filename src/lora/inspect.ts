@@ -1,14 +1,18 @@
 // What an adapter holds, in numbers: for `lowrank inspect` and for anyone who wants to know before merging.
 
 import type { FloatDtype } from '../base/dtype.js'
+import type { SafetensorsDtype } from '../formats/safetensors.js'
 import type { LoraAdapter } from './adapter.js'
 import type { LoraConfig } from './config.js'
+import { LoraLayer } from './layer.js'
 import { PatternTable } from './patterns.js'
 
 export interface LayerReport {
   name: string
-  kind: 'linear'
+  kind: 'linear' | 'embedding'
+  /** Rows of B: features out; of an embedding, its features. */
   d: number
+  /** Columns of A: features in; of an embedding, its vocabulary. */
   k: number
   rank: number
   alpha: number
@@ -18,12 +22,27 @@ export interface LayerReport {
   normA: number
   normB: number
   normDelta: number
+  /** It has a DoRA magnitude. */
+  hasMagnitude: boolean
+  /** B has a bias. */
+  hasBias: boolean
+}
+
+/** A tensor that takes the place of the base's, whole or in rows. */
+export interface ReplacementReport {
+  /** The base's tensor. */
+  name: string
+  dtype: SafetensorsDtype
+  shape: readonly number[]
+  /** How many rows of the base's tensor it replaces; absent for a whole tensor. */
+  rows?: number
 }
 
 export interface AdapterReport {
   config: LoraConfig
   trainableParams: number
   layers: LayerReport[]
+  replacements: ReplacementReport[]
   /** One sentence each, for people. */
   warnings: string[]
 }
@@ -32,23 +51,33 @@ export interface AdapterReport {
 const UNUSUAL_SCALING = 16
 
 export function inspectAdapter(adapter: LoraAdapter): AdapterReport {
-  const layers: LayerReport[] = [...adapter].map(([name, layer]) => ({
-    name,
-    kind: 'linear',
-    d: layer.d,
-    k: layer.k,
-    rank: layer.rank,
-    alpha: layer.config.alpha,
-    scaling: layer.scaling,
-    dtype: layer.dtype,
-    normA: layer.normA(),
-    normB: layer.normB(),
-    normDelta: layer.normDelta(),
-  }))
+  const layers = [...adapter, ...adapter.embeddings].map(
+    ([name, layer]): LayerReport => ({
+      name,
+      kind: layer instanceof LoraLayer ? 'linear' : 'embedding',
+      d: layer.weightB.shape[0],
+      k: layer.weightA.shape[1],
+      rank: layer.rank,
+      alpha: layer.config.alpha,
+      scaling: layer.scaling,
+      dtype: layer.dtype,
+      normA: layer.normA(),
+      normB: layer.normB(),
+      normDelta: layer.normDelta(),
+      hasMagnitude: layer.magnitude !== undefined,
+      hasBias: layer instanceof LoraLayer && layer.biasB !== undefined,
+    }),
+  )
   return {
     config: adapter.config,
     trainableParams: adapter.totalTrainableParams(),
     layers,
+    replacements: [
+      ...[...adapter.replacements].map(([name, { dtype, shape }]) => ({ name, dtype, shape })),
+      ...[...adapter.tokenRows].map(([name, { dtype, shape, indices }]) => {
+        return { name: `${name}.weight`, dtype, shape, rows: indices.length }
+      }),
+    ],
     warnings: warningsOf(layers, adapter.config),
   }
 }
@@ -59,7 +88,9 @@ function warningsOf(layers: readonly LayerReport[], config: LoraConfig): string[
     if (affected.length > 0) warnings.push(`${count(affected, layers)}: ${what}`)
   }
   warn(
-    layers.filter(({ normA, normB }) => normA === 0 || normB === 0),
+    layers.filter(({ normA, normB, hasMagnitude, hasBias }) => {
+      return (normA === 0 || normB === 0) && !hasMagnitude && !hasBias
+    }),
     'A or B is all zero, so the layer changes nothing',
   )
   warn(

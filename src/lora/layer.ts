@@ -1,21 +1,16 @@
 // One adapted weight: y = x·(W + s·B·A)ᵀ with W (d, k), A (r, k), B (d, r) and s from alpha and rank. Hu et al. 2021,
-// "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685, section 4.1.
+// "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685, section 4.1. Two parts are optional: a magnitude for
+// each row (DoRA, Liu et al. 2024, arXiv 2402.09353) and a bias of B (PEFT's lora_bias).
 
 import type { FloatDtype } from '../base/dtype.js'
-import { ConfigError, NumericError, ShapeError, StateError } from '../base/errors.js'
+import { NumericError, StateError, UnsupportedError } from '../base/errors.js'
 import { Random } from '../base/random.js'
-import {
-  checkShape,
-  type FloatArray,
-  formatShape,
-  type Matrix,
-  type MatrixLike,
-  toMatrix,
-  zeros,
-} from '../base/tensor.js'
+import { checkShape, type FloatArray, type Matrix, type MatrixLike, toMatrix, zeros } from '../base/tensor.js'
 import { configForLayer, type LoraConfig, type LoraConfigInput, resolveConfig, scalingOf } from './config.js'
-import { initialWeightA } from './initializers.js'
-import { copyAs, isFiniteMatrix, norm, normOfProduct, product } from './product.js'
+import { magnitudeScales, rowNorms, scaleColumns, scaleRows } from './dora.js'
+import { addKept, dropFrom } from './dropout.js'
+import { copyVector, Factors, initialFactors, type LayerVectors, layerVectors, where } from './factors.js'
+import { addScaled, copyAs, isFiniteMatrix, norm, normOfProduct, product } from './product.js'
 
 /** What `backward` gives: gradients shaped like A (r, k), B (d, r) and the input (n, k). */
 export interface LayerGradients {
@@ -34,15 +29,6 @@ interface Tape {
   keep: Uint8Array | undefined
 }
 
-/** A layer to be, without a base weight. */
-class Factors {
-  constructor(
-    readonly weightA: Matrix,
-    readonly weightB: Matrix,
-    readonly isNew: boolean,
-  ) {}
-}
-
 export class LoraLayer {
   /** Where the layer is in its model, as in `model.layers.0.self_attn.q_proj`; empty for a layer on its own. */
   readonly name: string
@@ -53,6 +39,8 @@ export class LoraLayer {
   readonly #random: Random
   #weightA: Matrix
   #weightB: Matrix
+  #magnitude: FloatArray | undefined
+  #biasB: FloatArray | undefined
   #baseWeight: Matrix | undefined
   /** The base weight as it was before merge; present while merged. */
   #unmerged: Matrix | undefined
@@ -60,7 +48,8 @@ export class LoraLayer {
   #isTraining: boolean
 
   /**
-   * A new layer over a copy of `baseWeight` (d, k): A drawn from the seed and the name, B zero. It is in training mode.
+   * A new layer over a copy of `baseWeight` (d, k): A drawn from the seed and the name, B zero, a magnitude of ‖W‖ and a bias
+   * of zero where the config has them, so that the first effective weight is W. It is in training mode.
    *
    * @throws ConfigError when the config is not usable, or its rank is above min(d, k); ShapeError when baseWeight is no matrix.
    */
@@ -74,6 +63,9 @@ export class LoraLayer {
     if (source instanceof Factors) {
       this.#weightA = source.weightA
       this.#weightB = source.weightB
+      const { magnitude, biasB } = layerVectors(source, this.config, name)
+      this.#magnitude = magnitude
+      this.#biasB = biasB
       this.#isTraining = source.isNew
     } else {
       const matrix = toMatrix(source, this.#where('baseWeight'))
@@ -82,6 +74,8 @@ export class LoraLayer {
       this.#baseWeight = base
       this.#weightA = factors.weightA
       this.#weightB = factors.weightB
+      if (this.config.useDora) this.#magnitude = copyVector(rowNorms(base), base.data)
+      if (this.config.loraBias) this.#biasB = zeros(1, this.d, base.data).data
       this.#isTraining = true
     }
   }
@@ -90,9 +84,16 @@ export class LoraLayer {
    * A layer from copies of trained factors A (r, k) and B (d, r), without a base weight, in evaluation mode. A config that
    * names no rank takes the factors'. Here the rank may be above min(d, k).
    *
-   * @throws ShapeError when the factors disagree with each other or with the config's rank.
+   * @throws ShapeError when the factors disagree with each other or with the config's rank; ConfigError when a magnitude or a
+   *   bias is there and the config has none, or the other way round.
    */
-  static fromFactors(weightA: MatrixLike, weightB: MatrixLike, config: LoraConfigInput = {}, name = ''): LoraLayer {
+  static fromFactors(
+    weightA: MatrixLike,
+    weightB: MatrixLike,
+    config: LoraConfigInput = {},
+    name = '',
+    vectors: LayerVectors = {},
+  ): LoraLayer {
     const a = toMatrix(weightA, where(name, 'weightA'))
     const b = toMatrix(weightB, where(name, 'weightB'))
     const own = configForLayer(
@@ -101,16 +102,23 @@ export class LoraLayer {
     )
     checkShape(a, own.rank, a.shape[1], where(name, 'weightA'))
     checkShape(b, b.shape[0], own.rank, where(name, 'weightB'))
-    return new LoraLayer(new Factors(copyAs(a, a.data), copyAs(b, a.data), false), own, name)
+    return new LoraLayer(new Factors(copyAs(a, a.data), copyAs(b, a.data), false, vectors), own, name)
   }
 
   /**
    * A new layer for a weight (d, k) that stays where it is: as the constructor makes it, in f32, without a base weight.
    *
-   * @throws ConfigError when the config is not usable, or its rank is above min(d, k).
+   * @throws ConfigError when the config is not usable, or its rank is above min(d, k); UnsupportedError for DoRA, whose
+   *   magnitude starts from the weight's values, and for a bias of B.
    */
   static ofShape(shape: readonly [d: number, k: number], config: LoraConfigInput = {}, name = ''): LoraLayer {
     const own = configForLayer(resolveConfig(config), name)
+    if (own.useDora || own.loraBias) {
+      throw new UnsupportedError({
+        where: where(name, own.useDora ? 'useDora' : 'loraBias'),
+        what: 'a new layer of this kind needs its base weight',
+      })
+    }
     return new LoraLayer(initialFactors(shape, own, name, new Float32Array()), own, name)
   }
 
@@ -159,6 +167,16 @@ export class LoraLayer {
     this.#weightB = this.#assigned('weightB', value, this.d, this.rank, this.#weightB.data)
   }
 
+  /** DoRA's m (d), the layer's own: its values may be edited in place. */
+  get magnitude(): FloatArray | undefined {
+    return this.#magnitude
+  }
+
+  /** The bias of B (d), the layer's own; s·biasB is added to the output. */
+  get biasB(): FloatArray | undefined {
+    return this.#biasB
+  }
+
   /** W (d, k), the layer's own; with s·B·A in it while merged; undefined while none is attached. Assignment copies. */
   get baseWeight(): Matrix | undefined {
     return this.#baseWeight
@@ -169,6 +187,8 @@ export class LoraLayer {
     this.#baseWeight = base
     this.#weightA = copyAs(this.#weightA, base.data)
     this.#weightB = copyAs(this.#weightB, base.data)
+    if (this.#magnitude !== undefined) this.#magnitude = copyVector(this.#magnitude, base.data)
+    if (this.#biasB !== undefined) this.#biasB = copyVector(this.#biasB, base.data)
   }
 
   /**
@@ -198,15 +218,25 @@ export class LoraLayer {
     return product(this.#weightB, this.#weightA, { scale: this.scaling })
   }
 
-  /** W + s·B·A (d, k), a new matrix. While merged: a copy of the base weight, which holds the delta. */
+  /**
+   * W + s·B·A (d, k), with DoRA's magnitude m ⊙ (W + s·B·A) / ‖W + s·B·A‖, a new matrix. While merged: a copy of the base
+   * weight, which holds the delta.
+   */
   effectiveWeight(): Matrix {
     const base = this.#needBase('effectiveWeight')
-    const result = copyAs(base, base.data)
-    return this.merged ? result : product(this.#weightB, this.#weightA, { scale: this.scaling, addTo: result })
+    if (this.merged) return copyAs(base, base.data)
+    const sum = this.#sum(base)
+    return this.#magnitude === undefined ? sum : scaleRows(sum, magnitudeScales(this.#magnitude, sum))
+  }
+
+  /** s·biasB (d), what merging adds to the base's bias; undefined for a layer without one. */
+  biasDelta(): Float64Array | undefined {
+    return this.#biasB && Float64Array.from(this.#biasB, (value) => this.scaling * value)
   }
 
   /**
-   * (n, k) → (n, d). Not merged and in training mode: inverted dropout on the LoRA branch's input. Merged: the base alone.
+   * (n, k) → (n, d). Not merged and in training mode: inverted dropout on the LoRA branch's input. Merged: the base alone. A
+   * bias of B always counts, for the layer has no base bias to hold it.
    *
    * @throws ShapeError when the input has other than k columns, StateError without a base weight.
    */
@@ -215,10 +245,19 @@ export class LoraLayer {
     const x = copyAs(toMatrix(input, this.#where('input')), base.data)
     checkShape(x, x.shape[0], this.k, this.#where('input'))
     const output = product(x, base, { transposeB: true }) // (n, k) @ (k, d) → (n, d)
+    this.#addBias(output)
     this.#tape = undefined
     if (this.merged) return output
-    const keep = this.#dropFrom(x)
+    const keep = this.#isTraining ? dropFrom(x, this.config.dropout, this.#random) : undefined
     const hidden = product(x, this.#weightA, { transposeB: true }) // (n, k) @ (k, r) → (n, r)
+    if (this.#magnitude !== undefined) {
+      const scales = magnitudeScales(this.#magnitude, this.#sum(base))
+      const branch = product(x, base, { transposeB: true }) // (n, k) @ (k, d) → (n, d)
+      addScaled(output, branch, -1)
+      product(hidden, this.#weightB, { transposeB: true, scale: this.scaling, addTo: branch }) // (n, r) @ (r, d)
+      // PEFT's order: dropout is on the base's part of the difference, (c − 1)·x·Wᵀ with c = m / ‖W + s·B·A‖, too.
+      return addScaled(output, scaleColumns(branch, scales), 1)
+    }
     this.#tape = { branchInput: x, hidden, keep }
     return product(hidden, this.#weightB, { transposeB: true, scale: this.scaling, addTo: output }) // (n, r) @ (r, d)
   }
@@ -227,9 +266,14 @@ export class LoraLayer {
    * Gradients for the last forward, with its dropout mask, from that of its output (n, d). Change the factors after it, not
    * between the two.
    *
-   * @throws StateError before a forward and while merged, ShapeError when gradOutput is not (n, d).
+   * @throws StateError before a forward and while merged, ShapeError when gradOutput is not (n, d), UnsupportedError for a
+   *   layer with a magnitude or a bias.
    */
   backward(gradOutput: MatrixLike): LayerGradients {
+    if (this.#magnitude !== undefined || this.#biasB !== undefined) {
+      const what = `no gradients for ${this.#magnitude === undefined ? 'a bias of B' : 'a DoRA magnitude'}`
+      throw new UnsupportedError({ where: this.#where('backward'), what })
+    }
     const tape = this.#tape
     if (tape === undefined) {
       throw new StateError({
@@ -245,7 +289,7 @@ export class LoraLayer {
     const dHidden = product(dy, this.#weightB, { scale }) // (n, d) @ (d, r) → (n, r)
     const input = product(dy, base) // (n, d) @ (d, k) → (n, k)
     const branch = product(dHidden, this.#weightA) // (n, r) @ (r, k) → (n, k)
-    this.#addKept(input, branch, tape.keep)
+    addKept(input, branch, this.config.dropout, tape.keep)
     return {
       weightA: product(dHidden, tape.branchInput, { transposeA: true }), // (r, n) @ (n, k) → (r, k)
       weightB: product(dy, tape.hidden, { transposeA: true, scale }), // (d, n) @ (n, r) → (d, r)
@@ -282,12 +326,13 @@ export class LoraLayer {
     this.#unmerged = undefined
   }
 
-  /** r·(d + k) */
+  /** r·(d + k), and d more for a magnitude and for a bias */
   trainableParams(): number {
-    return this.rank * (this.d + this.k)
+    const vectors = (this.#magnitude === undefined ? 0 : 1) + (this.#biasB === undefined ? 0 : 1)
+    return this.rank * (this.d + this.k) + vectors * this.d
   }
 
-  /** d·k + r·(d + k) */
+  /** d·k + trainableParams() */
   totalParams(): number {
     return this.d * this.k + this.trainableParams()
   }
@@ -310,6 +355,17 @@ export class LoraLayer {
   /** ‖s·B·A‖, Frobenius, without forming B·A. */
   normDelta(): number {
     return this.scaling * normOfProduct(this.#weightB, this.#weightA)
+  }
+
+  /** W + s·B·A (d, k), a new matrix. */
+  #sum(base: Matrix): Matrix {
+    return product(this.#weightB, this.#weightA, { scale: this.scaling, addTo: copyAs(base, base.data) })
+  }
+
+  #addBias(output: Matrix): void {
+    const bias = this.biasDelta()
+    if (bias === undefined) return
+    for (let at = 0; at < output.data.length; at++) output.data[at] += bias[at % bias.length]
   }
 
   /** @throws StateError when there is no base weight. */
@@ -336,53 +392,7 @@ export class LoraLayer {
     return copyAs(matrix, like ?? matrix.data)
   }
 
-  /** Inverted dropout in place: kept elements grow by 1/(1 − p), so that the mean stays. Gives back which were kept. */
-  #dropFrom(x: Matrix): Uint8Array | undefined {
-    const { dropout } = this.config
-    if (!this.#isTraining || dropout === 0) return undefined
-    const keep = new Uint8Array(x.data.length)
-    for (let i = 0; i < keep.length; i++) {
-      keep[i] = this.#random.uniform() < dropout ? 0 : 1
-      x.data[i] = keep[i] === 1 ? x.data[i] / (1 - dropout) : 0
-    }
-    return keep
-  }
-
-  /** input += branch, through the dropout of the last forward. */
-  #addKept(input: Matrix, branch: Matrix, keep: Uint8Array | undefined): void {
-    const factor = keep === undefined ? 1 : 1 / (1 - this.config.dropout)
-    for (let i = 0; i < input.data.length; i++) {
-      if (keep === undefined || keep[i] === 1) input.data[i] += branch.data[i] * factor
-    }
-  }
-
   #where(member: string): string {
     return where(this.name, member)
   }
-}
-
-function where(name: string, member: string): string {
-  return name === '' ? `LoraLayer.${member}` : `${name}.${member}`
-}
-
-function initialFactors(shape: readonly [number, number], config: LoraConfig, name: string, like: FloatArray): Factors {
-  const [d, k] = shape
-  if (!Number.isSafeInteger(d) || !Number.isSafeInteger(k) || d < 0 || k < 0) {
-    throw new ShapeError({
-      where: where(name, 'shape'),
-      what: 'not a shape',
-      expected: '(d, k)',
-      got: formatShape(shape),
-    })
-  }
-  const maximum = Math.min(d, k)
-  if (config.rank > maximum) {
-    throw new ConfigError({
-      where: name === '' ? 'LoraLayer' : name,
-      what: `the rank is above min(d, k) of a weight ${formatShape(shape)}`,
-      expected: `at most ${maximum}`,
-      got: `${config.rank}`,
-    })
-  }
-  return new Factors(initialWeightA(config, name, k, like), zeros(d, config.rank, like), true)
 }

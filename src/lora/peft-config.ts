@@ -18,6 +18,11 @@ const NAMES: ReadonlyMap<string, keyof LoraConfig> = new Map([
   ['alpha_pattern', 'alphaPattern'],
   ['use_rslora', 'useRslora'],
   ['fan_in_fan_out', 'fanInFanOut'],
+  ['use_dora', 'useDora'],
+  ['lora_bias', 'loraBias'],
+  ['bias', 'bias'],
+  ['modules_to_save', 'modulesToSave'],
+  ['trainable_token_indices', 'trainableTokenIndices'],
   ['base_model_name_or_path', 'baseModel'],
   ['task_type', 'taskType'],
 ])
@@ -104,8 +109,6 @@ function checkSupported(fields: ReadonlyMap<string, unknown>, file: string): voi
     if (NAMES.has(key) || WITHOUT_EFFECT.has(key)) continue
     if (key === 'init_lora_weights') {
       if (!HARMLESS_INITS.includes(value)) throw unsupported(file, key, value, 'one that leaves the base weights alone')
-    } else if (key === 'bias') {
-      if (value !== 'none' && value !== null) throw unsupported(file, key, value, 'none')
     } else if (!isOff(key, value)) throw unsupported(file, key, value)
   }
 }
@@ -139,16 +142,14 @@ export function formatPeftConfig(
   layerNames: readonly string[],
 ): string {
   const fields: Record<string, unknown> = {
-    modules_to_save: null,
     revision: null,
     init_lora_weights: config.init === 'gaussian' ? 'gaussian' : true,
     ...config.peftFields,
-    bias: config.bias,
     inference_mode: true,
     peft_type: 'LORA',
-    use_dora: config.useDora,
   }
   for (const [key, name] of NAMES) fields[key] = config[name] ?? null
+  if (config.modulesToSave.length === 0) fields.modules_to_save = null
   fields.target_modules = targetModules
   checkSupported(new Map(Object.entries(fields)), 'LoraConfig')
   const sorted = sortKeys(fields) as Record<string, unknown>

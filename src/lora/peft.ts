@@ -9,11 +9,10 @@ import {
   FormatError,
   MismatchError,
   NumericError,
-  ShapeError,
   StateError,
   UnsupportedError,
 } from '../base/errors.js'
-import { elementCount, formatShape, type Matrix } from '../base/tensor.js'
+import type { FloatArray } from '../base/tensor.js'
 import {
   isFloatDtype,
   parseSafetensorsHeader,
@@ -24,16 +23,16 @@ import {
   writeSafetensors,
 } from '../formats/safetensors.js'
 import { LoraAdapter } from './adapter.js'
-import { configForLayer, type LoraConfig } from './config.js'
+import type { LoraConfig } from './config.js'
 import { isAllLinear, targetMatcher } from './patterns.js'
 import { formatPeftConfig, parsePeftConfig } from './peft-config.js'
-import { isFiniteMatrix } from './product.js'
+import { type AdapterTensors, claimTensors, factorKey, KEY_PREFIX, type LayerTensors, rowsKey } from './peft-tensors.js'
+import type { AdapterPart } from './plain.js'
+import type { StoredTensor } from './replacements.js'
 
 export const CONFIG_FILE = 'adapter_config.json'
 export const WEIGHTS_FILE = 'adapter_model.safetensors'
 const PICKLE_FILE = 'adapter_model.bin'
-const KEY_PREFIX = 'base_model.model.'
-const FACTOR_KEY = /^base_model\.model\.(.+)\.lora_([AB])\.weight$/s
 
 /** A config that lists thousands of modules by full name has a few hundred kB; more is no config. */
 const MAX_CONFIG_BYTES = 16_000_000
@@ -45,24 +44,12 @@ const INFINITE_FROM: Readonly<Record<FloatDtype, number>> = {
   BF16: 2 ** 128 - 2 ** 119,
 }
 
-/** Tensors that PEFT writes for what is not implemented here. */
-const OTHER_TENSORS: readonly (readonly [RegExp, string])[] = [
-  [
-    /\.lora_embedding_[AB](\.weight)?$/,
-    'adapters of embeddings (lora_embedding_A, lora_embedding_B) are not implemented',
-  ],
-  [/\.lora_magnitude_vector(\.weight)?$/, 'DoRA (use_dora) is not implemented'],
-  [/\.lora_[AB]\.bias$/, 'biases of factors (lora_bias) are not implemented'],
-  [/\.trainable_tokens_delta$/, 'trained tokens (trainable_token_indices) are not implemented'],
-  [/\.lora_(?![AB]\.)/, 'this kind of LoRA tensor is not implemented'],
-]
-
-/** An adapter folder whose factors stay in their file. */
-export interface AdapterFile {
+/** An adapter folder whose tensors stay in their file. */
+export interface AdapterFile extends AdapterTensors {
   readonly config: LoraConfig
   readonly file: SafetensorsFile
-  /** Sorted by name, with numbers as numbers. `config` is the layer's own, with its rank and alpha. */
-  readonly layers: readonly { name: string; config: LoraConfig; A: TensorInfo; B: TensorInfo }[]
+  /** As {@link LoraAdapter.parts}. */
+  parts(): AdapterPart[]
   close(): Promise<void>
 }
 
@@ -80,11 +67,8 @@ export async function openAdapter(directory: Directory): Promise<AdapterFile> {
   const source = await directory.open(WEIGHTS_FILE)
   try {
     const file = await parseSafetensorsHeader(source)
-    const pairs = pairFactors(file)
-    checkTargets(pairs, config, source.name)
-    const layers = pairs.map(([name, { A, B }]) => ({ name, config: configForLayer(config, name), A, B }))
-    for (const { A, B, config: own } of layers) checkShapes(A, B, own.rank, source.name)
-    return { config, file, layers, close: () => source.close() }
+    const tensors = claimTensors(file, config)
+    return { config, file, ...tensors, parts: () => partsOf(tensors), close: () => source.close() }
   } catch (error) {
     await source.close()
     throw error
@@ -101,17 +85,46 @@ export async function openAdapter(directory: Directory): Promise<AdapterFile> {
  *   not finite. Each names the file, and the field or tensor.
  */
 export async function loadAdapter(directory: Directory): Promise<LoraAdapter> {
-  const { config, file, layers, close } = await openAdapter(directory)
+  const { config, file, layers, replacements, tokenRows, close } = await openAdapter(directory)
   try {
     const adapter = new LoraAdapter(config)
-    for (const { name, A, B } of layers) {
-      const layer = adapter.addFactors(name, await readFactor(file, A), await readFactor(file, B))
-      layer.dtype = A.dtype === B.dtype && isFloatDtype(A.dtype) ? A.dtype : 'F32'
+    for (const tensors of layers) {
+      const { name, kind, A, B, magnitude, biasB } = tensors
+      const factors = [await readFactor(file, A), await readFactor(file, B)] as const
+      const vectors = { magnitude: await readVector(file, magnitude), biasB: await readVector(file, biasB) }
+      const layer =
+        kind === 'embedding'
+          ? adapter.addEmbedding(name, ...factors, vectors)
+          : adapter.addFactors(name, ...factors, vectors)
+      layer.dtype = commonDtype(tensors)
+    }
+    for (const [name, { key, isTrained, info }] of replacements) {
+      adapter.replacements.set(name, { key, isTrained, ...(await readStored(file, info)) })
+    }
+    for (const [name, { indices, info }] of tokenRows) {
+      adapter.tokenRows.set(name, { indices, ...(await readStored(file, info)) })
     }
     return adapter
   } finally {
     await close()
   }
+}
+
+function partsOf({ layers, replacements, tokenRows }: AdapterTensors): AdapterPart[] {
+  return [
+    ...layers.map(({ name, kind, magnitude, biasB }): AdapterPart => {
+      if (kind === 'embedding') return { name, kind }
+      return { name, kind: magnitude !== undefined ? 'dora' : biasB !== undefined ? 'lora-bias' : 'linear' }
+    }),
+    ...[...replacements.keys()].map((name): AdapterPart => ({ name, kind: 'replacement' })),
+    ...[...tokenRows.keys()].map((name): AdapterPart => ({ name, kind: 'token-rows' })),
+  ]
+}
+
+/** A layer is saved in one type: that of its tensors, or F32, which holds the others' values. */
+function commonDtype({ A, B, magnitude, biasB }: LayerTensors): FloatDtype {
+  const dtypes = [A, B, magnitude, biasB].flatMap((info) => (info === undefined ? [] : [info.dtype]))
+  return isFloatDtype(A.dtype) && dtypes.every((dtype) => dtype === A.dtype) ? A.dtype : 'F32'
 }
 
 async function loadConfig(directory: Directory): Promise<LoraConfig> {
@@ -138,93 +151,32 @@ async function loadConfig(directory: Directory): Promise<LoraConfig> {
   }
 }
 
-interface Pair {
-  A: TensorInfo
-  B: TensorInfo
-}
-
-/** Module name → its two tensors, sorted by name with numbers as numbers. */
-function pairFactors(file: SafetensorsFile): [string, Pair][] {
-  const found = new Map<string, Partial<Pair>>()
-  const unclaimed: string[] = []
-  for (const tensor of file.tensors.values()) {
-    const [, name, factor] = FACTOR_KEY.exec(tensor.name) ?? []
-    if (name === undefined) unclaimed.push(tensor.name)
-    else found.set(name, { ...found.get(name), [factor]: tensor })
-  }
-  if (unclaimed.length > 0) throw unclaimedError(unclaimed, file.source.name)
-  if (found.size === 0) throw new FormatError({ where: file.source.name, what: 'an adapter without a single tensor' })
-  const order = new Intl.Collator('en', { numeric: true })
-  return [...found]
-    .sort(([a], [b]) => order.compare(a, b))
-    .map(([name, { A, B }]) => {
-      if (A !== undefined && B !== undefined) return [name, { A, B }]
-      throw new FormatError({
-        where: `${file.source.name}: ${(A ?? B)!.name}`,
-        what: `half a pair: no ${factorKey(name, A === undefined ? 'A' : 'B')}`,
-      })
-    })
-}
-
-function unclaimedError(names: string[], file: string): FormatError | UnsupportedError {
-  for (const [pattern, what] of OTHER_TENSORS) {
-    const name = names.find((candidate) => candidate.startsWith(KEY_PREFIX) && pattern.test(candidate))
-    if (name !== undefined) return new UnsupportedError({ where: `${file}: ${name}`, what })
-  }
-  const shown = names.slice(0, 5).join(', ')
-  return new FormatError({
-    where: file,
-    what: `no layer claims ${names.length === 1 ? 'the tensor' : `${names.length} tensors:`} ${shown}${names.length > 5 ? ', …' : ''}`,
-    expected: `${factorKey('MODULE', 'A')} and ${factorKey('MODULE', 'B')}`,
-  })
-}
-
-/** PEFT makes layers where target_modules says, and would drop the tensors of any other module in silence. */
-function checkTargets(pairs: [string, Pair][], config: LoraConfig, file: string): void {
-  const isTarget = targetMatcher(config)
-  for (const [name, { A }] of pairs) {
-    if (isTarget(name)) continue
-    throw new MismatchError({
-      where: `${file}: ${A.name}`,
-      what: `no layer claims this tensor: target_modules of ${CONFIG_FILE} leave its module out`,
-      expected: JSON.stringify(config.targetModules).slice(0, 200),
-      got: name,
-    })
-  }
-}
-
-function checkShapes(a: TensorInfo, b: TensorInfo, rank: number, file: string): void {
-  for (const tensor of [a, b]) {
-    const where = `${file}: ${tensor.name}`
-    if (tensor.shape.length === 4) {
-      throw new UnsupportedError({
-        where,
-        what: 'adapters of convolutions are not implemented',
-        got: formatShape(tensor.shape),
-      })
-    }
-    if (tensor.shape.length !== 2 || elementCount(tensor.shape) === 0 || tensor.shape[tensor === a ? 0 : 1] !== rank) {
-      throw new ShapeError({
-        where,
-        what: `wrong shape for the rank that ${CONFIG_FILE} gives this layer`,
-        expected: tensor === a ? `(${rank}, k)` : `(d, ${rank})`,
-        got: formatShape(tensor.shape),
-      })
-    }
-  }
-}
-
-async function readFactor(file: SafetensorsFile, info: TensorInfo): Promise<Matrix> {
+async function readFactor(file: SafetensorsFile, info: TensorInfo) {
   const { data, shape } = await readTensorF32(file, info.name)
-  const matrix: Matrix = { data, shape: [shape[0], shape[1]] }
-  if (!isFiniteMatrix(matrix)) {
-    throw new NumericError({ where: `${file.source.name}: ${info.name}`, what: 'holds a value that is not finite' })
-  }
-  return matrix
+  checkFinite(data, info, file)
+  return { data, shape: [shape[0], shape[1]] as const }
+}
+
+async function readVector(file: SafetensorsFile, info: TensorInfo | undefined): Promise<Float32Array | undefined> {
+  if (info === undefined) return undefined
+  const { data } = await readTensorF32(file, info.name)
+  checkFinite(data, info, file)
+  return data
+}
+
+async function readStored(file: SafetensorsFile, info: TensorInfo): Promise<StoredTensor> {
+  if (isFloatDtype(info.dtype)) checkFinite((await readTensorF32(file, info.name)).data, info, file)
+  const { dtype, shape } = info
+  return { dtype, shape, data: await file.source.read(info.offset, info.byteLength) }
+}
+
+function checkFinite(values: Float32Array, info: TensorInfo, file: SafetensorsFile): void {
+  if (values.every(Number.isFinite)) return
+  throw new NumericError({ where: `${file.source.name}: ${info.name}`, what: 'holds a value that is not finite' })
 }
 
 export interface SaveOptions {
-  /** Default: each layer's own, which is F32 unless it was loaded from another. */
+  /** Of layers. Default: each one's own, which is F32 unless it was loaded from another. What replaces the base's stays as it is. */
   dtype?: FloatDtype | undefined
 }
 
@@ -243,14 +195,12 @@ export async function saveAdapter(
   if (dtype !== undefined && !['F32', 'F16', 'BF16'].includes(dtype)) {
     throw new ConfigError({ where: 'dtype', what: 'not usable', expected: 'F32, F16 or BF16', got: String(dtype) })
   }
-  if (adapter.size === 0)
+  if (adapter.parts().length === 0) {
     throw new StateError({ where: directory.name, what: 'an adapter without layers cannot be saved' })
-  const config = formatPeftConfig(adapter.config, savedTargets(adapter), adapter.names())
-  const tensors: TensorBytes[] = []
-  for (const [name, layer] of adapter) {
-    tensors.push(encodeFactor(factorKey(name, 'A'), layer.weightA, dtype ?? layer.dtype))
-    tensors.push(encodeFactor(factorKey(name, 'B'), layer.weightB, dtype ?? layer.dtype))
   }
+  const names = [...adapter.names(), ...adapter.embeddings.keys()]
+  const config = formatPeftConfig(adapter.config, savedTargets(adapter.config, names), names)
+  const tensors = encodeAdapter(adapter, dtype)
   const sinks: ByteSink[] = []
   try {
     const weightsSink = await directory.create(WEIGHTS_FILE)
@@ -270,9 +220,7 @@ export async function saveAdapter(
 }
 
 /** The config's own target_modules when they mean all layers; `all-linear` spelled out, as PEFT does. */
-function savedTargets(adapter: LoraAdapter): readonly string[] | string {
-  const { config } = adapter
-  const names = adapter.names()
+function savedTargets(config: LoraConfig, names: readonly string[]): readonly string[] | string {
   const own = isAllLinear(config.targetModules)
     ? [...new Set(names.map((name) => name.slice(name.lastIndexOf('.') + 1)))].sort()
     : config.targetModules
@@ -283,22 +231,41 @@ function savedTargets(adapter: LoraAdapter): readonly string[] | string {
   throw new MismatchError({ where: excluded, what: 'the adapter has a layer that its own excludeModules leave out' })
 }
 
-function encodeFactor(key: string, matrix: Matrix, dtype: FloatDtype): TensorBytes {
+function encodeAdapter(adapter: LoraAdapter, dtype: FloatDtype | undefined): TensorBytes[] {
+  const tensors: TensorBytes[] = []
+  const add = (key: string, data: FloatArray, shape: readonly number[], own: FloatDtype) => {
+    tensors.push(encodeValues(key, data, shape, dtype ?? own))
+  }
+  for (const [name, { weightA, weightB, magnitude, biasB, dtype: own }] of adapter) {
+    add(factorKey(name, 'A'), weightA.data, weightA.shape, own)
+    add(factorKey(name, 'B'), weightB.data, weightB.shape, own)
+    if (magnitude !== undefined) add(factorKey(name, 'magnitude'), magnitude, [magnitude.length], own)
+    if (biasB !== undefined) add(factorKey(name, 'biasB'), biasB, [biasB.length], own)
+  }
+  for (const [name, { weightA, weightB, magnitude, dtype: own }] of adapter.embeddings) {
+    add(factorKey(name, 'A', 'embedding'), weightA.data, weightA.shape, own)
+    add(factorKey(name, 'B', 'embedding'), weightB.data, weightB.shape, own)
+    if (magnitude !== undefined) add(factorKey(name, 'magnitude'), magnitude, [magnitude.length], own)
+  }
+  const stored = (name: string, { dtype: own, shape, data }: StoredTensor) => ({ name, dtype: own, shape, data })
+  for (const replacement of adapter.replacements.values()) {
+    tensors.push(stored(KEY_PREFIX + replacement.key, replacement))
+  }
+  for (const [name, rows] of adapter.tokenRows) tensors.push(stored(rowsKey(name), rows))
+  return tensors
+}
+
+function encodeValues(key: string, data: FloatArray, shape: readonly number[], dtype: FloatDtype): TensorBytes {
   // A copy: training may go on while the bytes wait to be written.
-  const values = Float32Array.from(matrix.data)
-  const data = encodeFloats(values, dtype)
+  const values = Float32Array.from(data)
   const bad = values.findIndex((value) => !(Math.abs(value) < INFINITE_FROM[dtype]))
   if (bad >= 0) {
     throw new NumericError({
       where: key,
       what: `a value that is not finite in ${dtype}; nothing was saved`,
-      got: String(matrix.data[bad]),
+      got: String(data[bad]),
       ...(dtype === 'F16' && { hint: 'Save as BF16 or F32' }),
     })
   }
-  return { name: key, dtype, shape: matrix.shape, data }
-}
-
-function factorKey(moduleName: string, factor: 'A' | 'B'): string {
-  return `${KEY_PREFIX}${moduleName}.lora_${factor}.weight`
+  return { name: key, dtype, shape, data: encodeFloats(values, dtype) }
 }

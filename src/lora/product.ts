@@ -30,6 +30,12 @@ export function copyAs(matrix: Matrix, like: FloatArray): Matrix {
   return { data, shape: [matrix.shape[0], matrix.shape[1]] }
 }
 
+/** target += scale · matrix, in place. */
+export function addScaled(target: Matrix, { data }: Matrix, scale: number): Matrix {
+  for (let i = 0; i < data.length; i++) target.data[i] += scale * data[i]
+  return target
+}
+
 export function isFiniteMatrix({ data }: Matrix): boolean {
   return data.every(Number.isFinite)
 }
@@ -54,4 +60,13 @@ export function normOfProduct(b: Matrix, a: Matrix): number {
   for (let i = 0; i < left.data.length; i++) sum += left.data[i] * right.data[i]
   // Rounding can leave a tiny negative sum where b·a is zero.
   return Math.sqrt(Math.max(sum, 0))
+}
+
+/** A new matrix. */
+export function transpose({ data, shape: [rows, columns] }: Matrix): Matrix {
+  const result = zeros(columns, rows, data)
+  for (let i = 0; i < rows; i++) {
+    for (let j = 0; j < columns; j++) result.data[j * rows + i] = data[i * columns + j]
+  }
+  return result
 }

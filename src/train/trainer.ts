@@ -3,6 +3,7 @@
 
 import { ConfigError } from '../base/errors.js'
 import { type LoraConfig, resolveConfig, TRAIN_DEFAULTS } from '../lora/config.js'
+import { requirePlain, requirePlainConfig } from '../lora/plain.js'
 import type { TrainerOptions, TrainResult } from './options.js'
 import { resolveSettings, type TrainSettings } from './settings.js'
 
@@ -11,7 +12,10 @@ export class Trainer {
   readonly config: LoraConfig
   readonly #options: TrainerOptions
 
-  /** @throws ConfigError when a setting or the adapter's config is out of range, or two options contradict */
+  /**
+   * @throws ConfigError when a setting or the adapter's config is out of range, or two options contradict; UnsupportedError when
+   *   the adapter or its config has more than plain linear layers
+   */
   constructor(options: TrainerOptions) {
     this.#options = options
     this.settings = resolveSettings(options)
@@ -33,6 +37,8 @@ export class Trainer {
         baseModel: options.model.name,
         ...Object.fromEntries(given),
       })
+    if (options.adapter !== undefined) requirePlain(options.adapter, 'training')
+    requirePlainConfig(this.config, 'training')
   }
 
   /**

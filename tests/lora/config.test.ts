@@ -1,6 +1,6 @@
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
-import { ConfigError, UnsupportedError } from '../../src/base/errors.js'
+import { ConfigError } from '../../src/base/errors.js'
 import {
   configForLayer,
   type LoraConfigInput,
@@ -69,13 +69,8 @@ describe('out of range', () => {
     expect(() => resolveConfig(input)).toThrow(message)
   })
 
-  test.each<[LoraConfigInput, RegExp]>([
-    [{ useDora: true }, /^useDora: not implemented yet, got true|^useDora: not implemented yet; got true/],
-    [{ bias: 'all' }, /^bias: .*got all/],
-    [{ modulesToSave: ['lm_head'] }, /^modulesToSave: .*lm_head/],
-  ])('not implemented: %j', (input, message) => {
-    expect(() => resolveConfig(input)).toThrow(UnsupportedError)
-    expect(() => resolveConfig(input)).toThrow(message)
+  test('DoRA with a bias of B, which PEFT has not', () => {
+    expect(() => resolveConfig({ useDora: true, loraBias: true })).toThrow(/^loraBias: does not go with DoRA/)
   })
 })
 

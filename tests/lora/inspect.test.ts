@@ -42,8 +42,11 @@ test('reports what the command line promises', () => {
         normA: 5,
         normB: Math.sqrt(5),
         normDelta: 3 * Math.sqrt(9 + 64),
+        hasMagnitude: false,
+        hasBias: false,
       },
     ],
+    replacements: [],
     warnings: [],
   })
 })

@@ -8,7 +8,10 @@ import type { Matrix } from '../../base/tensor.js'
 import { isFloatDtype, type TensorInfo } from '../../formats/safetensors.js'
 import { LoraAdapter } from '../../lora/adapter.js'
 import { type LoraConfig, scalingOf } from '../../lora/config.js'
-import { openAdapter } from '../../lora/peft.js'
+import { LoraLayer } from '../../lora/layer.js'
+import { type AdapterFile, openAdapter } from '../../lora/peft.js'
+import type { AdapterPart } from '../../lora/plain.js'
+import type { StoredTensor } from '../../lora/replacements.js'
 
 /** An adapter in memory, or the folder of one, which is read as it is needed. */
 export type MergeAdapter = LoraAdapter | Directory
@@ -46,10 +49,35 @@ export interface LayerFactors {
   readonly a: Factor
   /** (d, r) */
   readonly b: Factor
+  /** Which tensor of the module it changes: a bias is a weight of one row. */
+  readonly tensor: 'weight' | 'bias'
+  /** DoRA's m / ‖W + s·B·A‖ (1, d), by which the sum is multiplied; computed when the plan is known. */
+  readonly scales: Factor | undefined
+}
+
+/** A DoRA layer, and where its scales go. */
+export interface LayerMagnitude {
+  readonly layer: LayerFactors
+  /** m (d) */
+  readonly magnitude: Factor
+  readonly scales: Float32Array
+}
+
+/** What takes the place of a tensor of the base, or of some of its rows. */
+export interface BaseReplacement {
+  /** The base's tensor, as the adapter names it. */
+  readonly tensor: string
+  /** Which of the adapters' sources holds the new values, at `info`. */
+  readonly source: number
+  readonly info: TensorInfo
+  /** Rows of the base's tensor; undefined for all of it. */
+  readonly rows: readonly number[] | undefined
 }
 
 export interface OpenAdapters {
   readonly layers: readonly LayerFactors[]
+  readonly magnitudes: readonly LayerMagnitude[]
+  readonly replacements: readonly BaseReplacement[]
   readonly sources: readonly ByteSource[]
   close(): Promise<void>
 }
@@ -58,7 +86,8 @@ export interface OpenAdapters {
  * Opens all adapters of a merge. Layers come in the adapters' order.
  *
  * @param sign −1 to take adapters out again
- * @throws what openAdapter throws; ConfigError when a weight is not usable, MismatchError when there is no layer
+ * @throws what openAdapter throws; ConfigError when a weight is not usable, MismatchError when there is nothing to merge,
+ *   UnsupportedError when a part that is no sum would be weighted or taken out again
  */
 export async function openAdapters(
   inputs: readonly (MergeAdapter | WeightedAdapter)[],
@@ -69,8 +98,7 @@ export async function openAdapters(
     for (const closeOne of closers.splice(0)) await closeOne()
   }
   try {
-    const layers: LayerFactors[] = []
-    const sources: ByteSource[] = []
+    const found = new FoundParts()
     for (const [i, input] of inputs.entries()) {
       const { adapter, weight = 1 } = 'adapter' in input ? input : { adapter: input }
       if (!Number.isFinite(weight) || weight === 0) {
@@ -81,37 +109,128 @@ export async function openAdapters(
           got: String(weight),
         })
       }
-      if (adapter instanceof LoraAdapter) layers.push(...layersInMemory(adapter, sign * weight, sources))
-      else {
+      if (adapter instanceof LoraAdapter) {
+        refuseWeighted(adapter.parts(), sign * weight)
+        found.addAdapter(adapter, sign * weight)
+      } else {
         const opened = await openAdapter(adapter)
         closers.push(opened.close)
-        const { source } = opened.file
-        const index = sources.push(source) - 1
-        layers.push(
-          ...opened.layers.map(({ name, config, A, B }) =>
-            layerFactors(name, config, sign * weight, tensorFactor(source, index, A), tensorFactor(source, index, B)),
-          ),
-        )
+        refuseWeighted(opened.parts(), sign * weight)
+        found.addFile(opened, sign * weight)
       }
     }
-    if (layers.length === 0) throw new MismatchError({ where: 'adapters', what: 'there is no layer to merge' })
-    return { layers, sources, close }
+    const { layers, magnitudes, replacements, sources } = found
+    if (layers.length === 0 && replacements.length === 0) {
+      throw new MismatchError({ where: 'adapters', what: 'there is no layer to merge' })
+    }
+    return { layers, magnitudes, replacements, sources, close }
   } catch (error) {
     await close()
     throw error
   }
 }
 
-function layersInMemory(adapter: LoraAdapter, weight: number, sources: ByteSource[]): LayerFactors[] {
-  return [...adapter].map(([name, layer]) => {
-    const a = matrixFactor(`${name}.weightA`, layer.weightA, sources)
-    return layerFactors(name, layer.config, weight, a, matrixFactor(`${name}.weightB`, layer.weightB, sources))
+/** Only sums can be weighted, and taken out again without the base. */
+function refuseWeighted(parts: readonly AdapterPart[], weight: number): void {
+  if (weight === 1) return
+  const part = parts.find(({ kind }) => kind === 'dora' || kind === 'replacement' || kind === 'token-rows')
+  if (part === undefined) return
+  throw new UnsupportedError({
+    where: part.name,
+    what: `${part.kind === 'dora' ? 'a DoRA layer' : 'what replaces the base’s values'} cannot be merged with a weight or taken out again`,
+    expected: 'weight 1',
+    got: String(weight),
   })
 }
 
-function layerFactors(name: string, config: LoraConfig, weight: number, a: Factor, b: Factor): LayerFactors {
-  const scale = weight * scalingOf(config.rank, config.alpha, config.useRslora)
-  return { name, d: b.rows, k: a.columns, rank: config.rank, scale, isInputMajor: config.fanInFanOut, a, b }
+/** Where a layer's tensors are. */
+interface LayerParts {
+  name: string
+  config: LoraConfig
+  isEmbedding: boolean
+  a: Factor
+  b: Factor
+  magnitude: Factor | undefined
+  biasB: Factor | undefined
+}
+
+class FoundParts {
+  readonly layers: LayerFactors[] = []
+  readonly magnitudes: LayerMagnitude[] = []
+  readonly replacements: BaseReplacement[] = []
+  readonly sources: ByteSource[] = []
+
+  addAdapter(adapter: LoraAdapter, weight: number): void {
+    const { sources } = this
+    for (const [name, layer] of [...adapter, ...adapter.embeddings]) {
+      const { config, weightA, weightB, magnitude } = layer
+      const vector = (label: string, data: Matrix['data'] | undefined) =>
+        data && matrixFactor(`${name}.${label}`, { data, shape: [1, data.length] }, sources)
+      this.#addLayer(weight, {
+        name,
+        config,
+        isEmbedding: !(layer instanceof LoraLayer),
+        a: matrixFactor(`${name}.weightA`, weightA, sources),
+        b: matrixFactor(`${name}.weightB`, weightB, sources),
+        magnitude: vector('magnitude', magnitude),
+        biasB: vector('biasB', layer instanceof LoraLayer ? layer.biasB : undefined),
+      })
+    }
+    const add = (tensor: string, { dtype, shape, data }: StoredTensor, rows?: readonly number[]) => {
+      const source = sources.push(new MemorySource(data, tensor)) - 1
+      const info = { name: tensor, dtype, shape, offset: 0, byteLength: data.byteLength }
+      this.replacements.push({ tensor, source, info, rows })
+    }
+    for (const [tensor, stored] of adapter.replacements) add(tensor, stored)
+    for (const [module, stored] of adapter.tokenRows) add(`${module}.weight`, stored, stored.indices)
+  }
+
+  addFile({ file: { source }, layers, replacements, tokenRows }: AdapterFile, weight: number): void {
+    const index = this.sources.push(source) - 1
+    const factor = (info: TensorInfo) => tensorFactor(source, index, info)
+    for (const { name, kind, config, A, B, magnitude, biasB } of layers) {
+      this.#addLayer(weight, {
+        name,
+        config,
+        isEmbedding: kind === 'embedding',
+        a: factor(A),
+        b: factor(B),
+        magnitude: magnitude && factor(magnitude),
+        biasB: biasB && factor(biasB),
+      })
+    }
+    for (const [tensor, { info }] of replacements)
+      this.replacements.push({ tensor, source: index, info, rows: undefined })
+    for (const [module, { info, indices }] of tokenRows) {
+      this.replacements.push({ tensor: `${module}.weight`, source: index, info, rows: indices })
+    }
+  }
+
+  #addLayer(weight: number, { name, config, isEmbedding, a, b, magnitude, biasB }: LayerParts): void {
+    const scale = weight * scalingOf(config.rank, config.alpha, config.useRslora)
+    const [d, k, { rank }] = [b.rows, a.columns, config]
+    // An embedding (V, D) is a weight of D outputs and V inputs that is stored the other way round.
+    const isInputMajor = isEmbedding || config.fanInFanOut
+    const values = new Float32Array(magnitude === undefined ? 0 : d)
+    const scales = magnitude && matrixFactor(`${name}: scales`, { data: values, shape: [1, d] }, this.sources)
+    const layer: LayerFactors = { name, d, k, rank, scale, isInputMajor, a, b, tensor: 'weight', scales }
+    this.layers.push(layer)
+    if (magnitude !== undefined) this.magnitudes.push({ layer, magnitude, scales: values })
+    if (biasB === undefined) return
+    // s·biasB is the product of 1 (1, 1) and biasB (1, d).
+    const one = matrixFactor(`${name}: one`, { data: Float32Array.of(1), shape: [1, 1] }, this.sources)
+    const bias = {
+      d: 1,
+      k: d,
+      rank: 1,
+      isInputMajor: false,
+      a: biasB,
+      b: one,
+      tensor: 'bias',
+      scales: undefined,
+    } as const
+    this.layers.push({ name, scale, ...bias })
+  }
 }
 
 function tensorFactor(source: ByteSource, index: number, { name, dtype, shape, offset }: TensorInfo): Factor {
@@ -123,7 +242,14 @@ function tensorFactor(source: ByteSource, index: number, { name, dtype, shape, o
       got: dtype,
     })
   }
-  return { name: `${source.name}: ${name}`, source: index, offset, dtype, rows: shape[0], columns: shape[1] }
+  return {
+    name: `${source.name}: ${name}`,
+    source: index,
+    offset,
+    dtype,
+    rows: shape.length === 1 ? 1 : shape[0],
+    columns: shape.at(-1)!,
+  }
 }
 
 function matrixFactor(name: string, { data, shape }: Matrix, sources: ByteSource[]): Factor {

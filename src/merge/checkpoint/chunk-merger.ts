@@ -12,7 +12,7 @@ export interface FactorRange {
   readonly factor: Factor
   readonly offset: number
   readonly byteLength: number
-  readonly use: 'right' | 'left' | 'left rows'
+  readonly use: 'right' | 'left' | 'left rows' | 'scales'
   /** Which of the weight's layers it belongs to. */
   readonly layer: number
 }
@@ -24,6 +24,8 @@ interface Current {
   rank: number
   /** Aᵀ (rows, r) of the layers that are stored input-major. */
   wholeLefts: Map<number, Float32Array>
+  /** DoRA's, by output; such a weight has one layer. */
+  scales: Float32Array | undefined
 }
 
 export interface ChunkResult {
@@ -47,7 +49,7 @@ export class ChunkMerger {
   /** Where the base's bytes of a chunk are to be put. */
   input({ segment, baseBytes }: Chunk): Uint8Array {
     const { weight } = segment
-    if (weight === undefined || weight.from === weight.to) return this.#kernel.chunk.subarray(0, baseBytes)
+    if (weight === undefined || !weight.isWidened) return this.#kernel.chunk.subarray(0, baseBytes)
     if (this.#converted.byteLength < baseBytes) this.#converted = new Uint8Array(this.#kernel.chunk.byteLength)
     return this.#converted.subarray(0, baseBytes)
   }
@@ -56,12 +58,13 @@ export class ChunkMerger {
   needs({ segment: { weight }, row, rows }: Chunk): FactorRange[] {
     if (weight === undefined) return []
     const isNew = weight !== this.#current?.weight
-    return weight.layers.flatMap(({ a, b, isInputMajor }, layer) => {
+    return weight.layers.flatMap(({ a, b, isInputMajor, scales }, layer) => {
+      const first = isNew && scales !== undefined ? [wholeOf(scales, 'scales', layer)] : []
       if (!isInputMajor) {
         const left = rowsOf(b, row, rows, layer)
-        return isNew ? [wholeOf(a, 'right', layer), left] : [left]
+        return isNew ? [...first, wholeOf(a, 'right', layer), left] : [left]
       }
-      return isNew ? [wholeOf(b, 'right', layer), wholeOf(a, 'left', layer)] : []
+      return isNew ? [...first, wholeOf(b, 'right', layer), wholeOf(a, 'left', layer)] : []
     })
   }
 
@@ -78,7 +81,7 @@ export class ChunkMerger {
     if (weight === undefined) return { bytes: kernel.chunk.subarray(0, baseBytes), baseSquares: 0, deltaSquares: 0 }
     const values = ranges.map((range, i) => factorValues(range, bytes[i]))
     if (weight !== this.#current?.weight) this.#current = this.#load(weight, ranges, values)
-    const isConverted = weight.from !== weight.to
+    const isConverted = weight.isWidened
     const dtype = isConverted ? 'F32' : weight.to
     const base = isConverted ? decodeFloats(this.input(chunk), weight.from) : undefined
     if (base !== undefined) kernel.chunk.set(encodeFloats(base, 'F32'))
@@ -93,11 +96,13 @@ export class ChunkMerger {
     if (overflows > 0) throw overflowError(chunk, weight, firstOverflow)
     const merged = kernel.chunk.subarray(0, rows * columns * sizeOf(dtype))
     if (base === undefined) return { bytes: merged, baseSquares, deltaSquares }
-    const output = encodeFloats(decodeFloats(merged, 'F32'), weight.to)
+    const result = decodeFloats(merged, 'F32')
+    const changes = this.#current.scales && scaleChunk(chunk, weight, result, base, this.#current.scales)
+    const output = encodeFloats(result, weight.to)
     const stored = decodeFloats(output, weight.to)
     const overflow = stored.findIndex((value, i) => !Number.isFinite(value) && Number.isFinite(base[i]))
     if (overflow !== -1) throw overflowError(chunk, weight, overflow)
-    return { bytes: output, baseSquares, deltaSquares }
+    return { bytes: output, baseSquares, deltaSquares: changes ?? deltaSquares }
   }
 
   /** Loads the right factors (r, columns), stacked, into the kernel. */
@@ -107,7 +112,9 @@ export class ChunkMerger {
     const wholeLefts = new Map<number, Float32Array>()
     const right = layers.length === 1 ? undefined : new Float32Array(rank * columns)
     let start = 0
+    let scales: Float32Array | undefined
     ranges.forEach(({ use, layer }, i) => {
+      if (use === 'scales') scales = values[i]
       const { isInputMajor, rank: own, k, d } = layers[layer]
       if (use === 'left') wholeLefts.set(layer, transpose(values[i], own, k))
       if (use !== 'right') return
@@ -117,7 +124,7 @@ export class ChunkMerger {
       start += rows.length
     })
     if (right !== undefined && rank > 0) this.#kernel.loadRight(right, rank, columns)
-    return { weight, rank, wholeLefts }
+    return { weight, rank, wholeLefts, scales }
   }
 
   /** The chunk's rows of the left factors (rows, r), side by side. */
@@ -146,6 +153,23 @@ export class ChunkMerger {
   }
 }
 
+/** W + s·B·A, in place, becomes its product with the outputs' scales. Gives back Σ δ² against the base. */
+function scaleChunk(
+  { row, columns, column }: Chunk,
+  { layers }: WeightPlan,
+  values: Float32Array,
+  base: Float32Array,
+  scales: Float32Array,
+): number {
+  const { isInputMajor } = layers[0]
+  let deltaSquares = 0
+  for (let at = 0; at < values.length; at++) {
+    values[at] *= scales[isInputMajor ? column + (at % columns) : row + Math.floor(at / columns)]
+    deltaSquares += (values[at] - base[at]) ** 2
+  }
+  return deltaSquares
+}
+
 function overflowError({ row, column, columns }: Chunk, { name, to, layers }: WeightPlan, index: number): NumericError {
   return new NumericError({
     where: name,
@@ -157,7 +181,7 @@ function overflowError({ row, column, columns }: Chunk, { name, to, layers }: We
   })
 }
 
-function wholeOf(factor: Factor, use: 'right' | 'left', layer: number): FactorRange {
+function wholeOf(factor: Factor, use: 'right' | 'left' | 'scales', layer: number): FactorRange {
   return { factor, offset: factor.offset, byteLength: factor.rows * factor.columns * sizeOf(factor.dtype), use, layer }
 }
 

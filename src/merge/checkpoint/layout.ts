@@ -17,10 +17,20 @@ export interface OutputTensor {
   readonly name: string
   readonly dtype: SafetensorsDtype
   readonly base: TensorInfo
-  /** The base's shard that holds it. */
+  /** The base's shard that holds it, or, counted on from them, the source of an adapter. */
   readonly shard: number
   /** What is merged into it: several adapters can change one weight. */
   readonly layers: readonly LayerFactors[]
+  /** Rows whose values come from elsewhere, by index; then nothing is merged into it. */
+  readonly rows: readonly OutputRow[]
+}
+
+export interface OutputRow {
+  readonly index: number
+  readonly dtype: SafetensorsDtype
+  readonly shard: number
+  readonly offset: number
+  readonly byteLength: number
 }
 
 /** A weight that is computed, not copied: seen as (rows, columns), as it is stored. */
@@ -31,6 +41,8 @@ export interface WeightPlan {
   readonly rows: number
   readonly columns: number
   readonly layers: readonly LayerFactors[]
+  /** It is held as f32 while it is computed: its type changes, or there is more to do than to add. */
+  readonly isWidened: boolean
 }
 
 /** Consecutive bytes of an output shard, made from consecutive bytes of one shard of the base. */
@@ -78,10 +90,12 @@ export function layOut(
   return checkpoint.shards.map(({ path: basePath, file, dataStart }, shard) => {
     const name = checkpoint.shards.length === 1 ? (path ?? basePath) : basePath
     const own = tensors[shard]
-    const isSame = own.length === file.tensors.size && own.every(({ dtype, base }) => dtype === base.dtype)
+    const isSame =
+      own.length === file.tensors.size &&
+      own.every((tensor) => tensor.dtype === tensor.base.dtype && tensor.shard === shard)
     if (!isSame) return newShard(name, own, file.metadata)
     const header: Segment = { offset: 0, byteLength: dataStart, shard, baseOffset: 0, weight: undefined }
-    const segments = own.map((tensor) => segmentOf(tensor, tensor.base.offset))
+    const segments = own.flatMap((tensor) => segmentsOf(tensor, tensor.base.offset))
     return {
       path: name,
       byteLength: file.source.byteLength,
@@ -100,7 +114,7 @@ function newShard(
   const specs = tensors.map(({ name, dtype, base }) => ({ name, dtype, shape: base.shape }))
   const plan = planSafetensors(specs, metadata)
   const byName = new Map(tensors.map((tensor) => [tensor.name, tensor]))
-  const segments = plan.tensors.map(({ name, offset }) => segmentOf(byName.get(name)!, offset))
+  const segments = plan.tensors.flatMap(({ name, offset }) => segmentsOf(byName.get(name)!, offset))
   const last = plan.tensors.at(-1)
   return {
     path,
@@ -111,6 +125,30 @@ function newShard(
   }
 }
 
+/** A tensor as it is, or the pieces between its replaced rows, and those. */
+function segmentsOf(tensor: OutputTensor, offset: number): Segment[] {
+  const { base, rows, dtype } = tensor
+  if (rows.length === 0) return [segmentOf(tensor, offset)]
+  const rowBytes = base.byteLength / base.shape[0]
+  const outputBytes =
+    isFloatDtype(dtype) && isFloatDtype(base.dtype) ? (rowBytes / sizeOf(base.dtype)) * sizeOf(dtype) : rowBytes
+  const result: Segment[] = []
+  let at = 0
+  const keep = (end: number) => {
+    if (end === at) return
+    const piece = { ...base, offset: base.offset + at * rowBytes, byteLength: (end - at) * rowBytes }
+    result.push(segmentOf({ ...tensor, base: piece }, offset + at * outputBytes))
+    at = end
+  }
+  for (const { index, ...row } of [...rows].sort((a, b) => a.index - b.index)) {
+    keep(index)
+    result.push(segmentOf({ ...tensor, shard: row.shard, base: { ...base, ...row } }, offset + index * outputBytes))
+    at = index + 1
+  }
+  keep(base.shape[0])
+  return result
+}
+
 function segmentOf({ name, dtype, base, shard, layers }: OutputTensor, offset: number): Segment {
   const place = { offset, shard, baseOffset: base.offset }
   const isComputed = layers.length > 0 || dtype !== base.dtype
@@ -118,8 +156,9 @@ function segmentOf({ name, dtype, base, shard, layers }: OutputTensor, offset: n
     return { ...place, byteLength: base.byteLength, weight: undefined }
   }
   const elements = base.byteLength / sizeOf(base.dtype)
-  const [rows, columns] = layers.length > 0 ? base.shape : [1, elements]
-  const weight: WeightPlan = { name, from: base.dtype, to: dtype, rows, columns, layers }
+  const [rows, columns] = layers.length > 0 && base.shape.length === 2 ? base.shape : [1, elements]
+  const isWidened = base.dtype !== dtype || layers.some(({ scales }) => scales !== undefined)
+  const weight: WeightPlan = { name, from: base.dtype, to: dtype, rows, columns, layers, isWidened }
   return { ...place, byteLength: elements * sizeOf(dtype), weight }
 }
 
@@ -199,7 +238,7 @@ function gridOf({ byteLength, weight }: Segment): Grid {
       count: Math.ceil(byteLength / CHUNK_BYTES),
     }
   }
-  const elements = CHUNK_BYTES / (weight.from === weight.to ? sizeOf(weight.from) : 4)
+  const elements = CHUNK_BYTES / (weight.isWidened ? 4 : sizeOf(weight.from))
   if (weight.columns > elements) {
     const columns = elements - (elements % TILE_COLUMNS)
     const across = Math.ceil(weight.columns / columns)

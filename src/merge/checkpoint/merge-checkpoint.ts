@@ -3,12 +3,13 @@
 
 import { type ByteSource, type Directory, readAll } from '../../base/bytes.js'
 import { FormatError, MismatchError } from '../../base/errors.js'
-import { type Checkpoint, openCheckpoint, shardSource } from '../../formats/checkpoint.js'
+import { type Checkpoint, openCheckpoint } from '../../formats/checkpoint.js'
 import { createMergeKernel } from '../../kernels/merge.js'
 import { type MergeOptions, type MergeReport, refuseBaseAsOutput, writeTogether } from '../output.js'
 import { type MergeAdapter, type OpenAdapters, openAdapters, type WeightedAdapter } from './adapters.js'
 import { ChangeSums, ChunkMerger } from './chunk-merger.js'
 import { CONFIG_FILE, editConfig, isCompanion } from './companions.js'
+import { computeScales, segmentSource } from './dora-scales.js'
 import { CHUNK_BYTES, chunkAt, chunkCount, type OutputShard } from './layout.js'
 import { type MergePlan, type PlanOptions, planMerge } from './plan.js'
 
@@ -53,7 +54,7 @@ export async function openPlan(
   try {
     opened = await openAdapters(isList(adapters) ? adapters : [adapters], sign)
     const config = await readConfig(base)
-    const plan = planMerge(checkpoint, opened.layers, config, options)
+    const plan = planMerge(checkpoint, opened.layers, config, options, opened.replacements)
     if (plan.configEdit?.isUntied && config === undefined) {
       throw new MismatchError({
         where: base.name,
@@ -61,6 +62,7 @@ export async function openPlan(
         hint: 'Keep them tied, or add the file',
       })
     }
+    await computeScales(plan, checkpoint, opened)
     return { plan, checkpoint, adapters: opened, close }
   } catch (error) {
     await close()
@@ -148,7 +150,7 @@ async function* shardBytes(
 ): AsyncGenerator<Uint8Array> {
   if (header !== undefined) yield header
   for (const segment of segments) {
-    const source = shardSource(checkpoint, segment.shard)
+    const source = segmentSource(checkpoint, sources, segment.shard)
     for (let i = 0, count = chunkCount(segment); i < count; i++) {
       const chunk = chunkAt(segment, i)
       if (segment.weight === undefined) {

@@ -259,11 +259,12 @@ async function writeShards(
       return { name: source.name, bytes: shared }
     }
     const shared = createShared(shards, count)
+    const factors = await Promise.all(adapters.sources.map(readable))
     const job: ChunkJob = {
       shards,
       outputs: shards.map(({ path: name }) => openShared(partial.pathOf(name), 'w')),
-      bases: await Promise.all(checkpoint.shards.map(({ file }) => readable(file.source))),
-      factors: await Promise.all(adapters.sources.map(readable)),
+      bases: [...(await Promise.all(checkpoint.shards.map(({ file }) => readable(file.source)))), ...factors],
+      factors,
       threads: count,
       // A single file is kept by no resume: it has its name as soon as it is finished.
       isChecked: plan.shards.length > 1,

@@ -6,8 +6,9 @@ import { ConfigError, MismatchError, nearMisses, UnsupportedError } from '../../
 import { formatShape } from '../../base/tensor.js'
 import type { Checkpoint, CheckpointTensor } from '../../formats/checkpoint.js'
 import { isFloatDtype, type TensorInfo } from '../../formats/safetensors.js'
-import type { LayerFactors } from './adapters.js'
+import type { BaseReplacement, LayerFactors } from './adapters.js'
 import { layOut, type OutputShard, type OutputTensor, outputBytes } from './layout.js'
+import { placeReplacements } from './place-replacements.js'
 import { refuseQuantizedConfig, refuseQuantizedModule } from './refusals.js'
 import { findTiedPair, isVocabularyModule, type TiedPair, type TiedPolicy, tiedError } from './tied.js'
 
@@ -57,6 +58,7 @@ export function planMerge(
   layers: readonly LayerFactors[],
   config: Readonly<Record<string, unknown>> | undefined,
   options: PlanOptions = {},
+  replacements: readonly BaseReplacement[] = [],
 ): MergePlan {
   const { tied = 'refuse', dtype, maxShardBytes, path } = options
   if (maxShardBytes !== undefined && !(Number.isSafeInteger(maxShardBytes) && maxShardBytes > 0)) {
@@ -69,13 +71,19 @@ export function planMerge(
   }
   refuseQuantizedConfig(config, `${checkpoint.directory.name}/config.json`)
   const pair = findTiedPair(layers, checkpoint, config)
+  const vocabulary = replacements.map(({ tensor, info: { shape } }) => {
+    return { name: tensor.slice(0, tensor.lastIndexOf('.')), d: shape[0], k: shape[1] }
+  })
   if (pair !== undefined && tied === 'refuse') throw tiedError(pair, checkpoint.tensors.has(pair.head))
-  const byTensor = assignLayers(layers, checkpoint, pair, tied)
+  const locate = moduleNames(layers, checkpoint.tensors)
+  const byTensor = assignLayers(layers, locate, checkpoint, pair, tied)
+  const placed = placeReplacements(replacements, locate, checkpoint, findTiedPair(vocabulary, checkpoint, config), tied)
+  refuseCombinations(byTensor, placed)
 
   const outputs: OutputTensor[][] = checkpoint.shards.map(() => [])
   for (const [name, tensor] of checkpoint.tensors) {
     const own = outputs[tensor.shard]
-    own.push(outputTensor(name, tensor, byTensor.get(name) ?? [], dtype))
+    own.push({ ...outputTensor(name, tensor, byTensor.get(name) ?? [], dtype), ...placed.get(name) })
     if (pair === undefined || tied !== 'untie' || name !== pair.embedding || checkpoint.tensors.has(pair.head)) continue
     own.push(outputTensor(pair.head, tensor, byTensor.get(pair.head) ?? [], dtype))
   }
@@ -84,14 +92,16 @@ export function planMerge(
   const shards = layOut(checkpoint, outputs, { maxShardBytes, path })
   const isRelaid = maxShardBytes !== undefined || shards.some(({ header }) => header !== undefined)
   const newIndexPath = maxShardBytes === undefined ? checkpoint.indexPath : shards.length > 1 ? INDEX_FILE : undefined
-  const changed = all.filter((tensor) => tensor.layers.length > 0)
+  const changed = all.filter(({ name, layers: own }) => own.length > 0 || placed.has(name))
   return {
     checkpoint,
     shards,
     tensors: all.length,
     changed: changed.length,
     bytes: shards.reduce((sum, { byteLength }) => sum + byteLength, 0),
-    weights: changed.map(({ name, layers: own }) => ({ name, layers: own })),
+    weights: changed
+      .filter((tensor) => tensor.layers.length > 0)
+      .map(({ name, layers: own }) => ({ name, layers: own })),
     index: isRelaid && newIndexPath !== undefined ? newIndex(newIndexPath, shards, all) : undefined,
     copiesIndex: !isRelaid && checkpoint.indexPath !== undefined,
     configEdit:
@@ -102,6 +112,7 @@ export function planMerge(
 /** Output tensor → the layers merged into it. */
 function assignLayers(
   layers: readonly LayerFactors[],
+  locate: (name: string) => string,
   { tensors }: Checkpoint,
   pair: TiedPair | undefined,
   tied: TiedPolicy,
@@ -113,13 +124,18 @@ function assignLayers(
     else own.push(layer)
   }
   const missing: string[] = []
-  const locate = moduleNames(layers, tensors)
   for (const layer of layers) {
-    const name = `${locate(layer.name)}.weight`
+    const name = `${locate(layer.name)}.${layer.tensor}`
     const isPaired = pair !== undefined && (name === pair.head || name === pair.embedding)
     const tensor = tensors.get(name) ?? (isPaired ? tensors.get(pair.embedding) : undefined)
     if (tensor === undefined) {
       refuseQuantizedModule(locate(layer.name), (other) => tensors.has(other))
+      if (layer.tensor === 'bias' && tensors.has(`${locate(layer.name)}.weight`)) {
+        throw new MismatchError({
+          where: name,
+          what: 'the adapter has a bias of B (lora_bias), which only a bias of the base can take; the base has none here',
+        })
+      }
       missing.push(layer.name)
       continue
     }
@@ -145,7 +161,7 @@ function moduleNames(
   const matches = (rename: (name: string) => string) =>
     layers.filter(({ name }) => tensors.has(`${rename(name)}.weight`)).length
   const asIs = (name: string) => name
-  if (matches(asIs) > 0) return asIs
+  if (layers.length === 0 || matches(asIs) > 0) return asIs
   const first = layers[0].name.split('.', 1)[0]
   const renames = [(name: string) => (name.startsWith(`${first}.`) ? name.slice(first.length + 1) : name)]
   for (const prefix of new Set([...tensors.keys()].map((name) => name.split('.', 1)[0]))) {
@@ -155,7 +171,27 @@ function moduleNames(
   return fitting.length === 1 ? fitting[0] : asIs
 }
 
-function checkWeight({ name, d, k, isInputMajor }: LayerFactors, { name: tensor, dtype, shape }: TensorInfo): void {
+/** What is no sum cannot be combined with other changes of the same tensor. */
+function refuseCombinations(
+  byTensor: ReadonlyMap<string, readonly LayerFactors[]>,
+  placed: ReadonlyMap<string, Partial<OutputTensor>>,
+): void {
+  for (const [name, layers] of byTensor) {
+    const isDora = layers.some(({ scales }) => scales !== undefined)
+    const hasRows = placed.get(name)?.rows !== undefined
+    if (!hasRows && !(isDora && layers.length > 1)) continue
+    throw new UnsupportedError({
+      where: name,
+      what: hasRows
+        ? 'replaced rows (trainable_token_indices) and a layer on one tensor cannot be merged together'
+        : 'a DoRA layer and another adapter’s layer on one weight cannot be merged together',
+    })
+  }
+}
+
+function checkWeight({ name, d, k, isInputMajor, tensor: member }: LayerFactors, info: TensorInfo): void {
+  const { name: tensor, dtype } = info
+  const shape = member === 'bias' ? [1, ...info.shape] : info.shape
   if (!isFloatDtype(dtype)) {
     throw new UnsupportedError({
       where: tensor,
@@ -210,6 +246,7 @@ function outputTensor(
     base: info,
     shard,
     layers,
+    rows: [],
   }
 }
 

@@ -36,7 +36,7 @@ export function tieSetting(config: Readonly<Record<string, unknown>> | undefined
  * embeddings are tied when no output embedding is stored.
  */
 export function findTiedPair(
-  layers: readonly LayerFactors[],
+  layers: readonly Pick<LayerFactors, 'name' | 'd' | 'k'>[],
   checkpoint: Checkpoint,
   config: Readonly<Record<string, unknown>> | undefined,
 ): TiedPair | undefined {
@@ -57,7 +57,7 @@ export function findTiedPair(
   return isTied ? { embedding: `${embedding}.weight`, head: `${head}.weight` } : undefined
 }
 
-function fits({ info }: CheckpointTensor, { d, k }: LayerFactors): boolean {
+function fits({ info }: CheckpointTensor, { d, k }: Pick<LayerFactors, 'd' | 'k'>): boolean {
   return info.shape.length === 2 && info.shape[0] === d && info.shape[1] === k
 }
 

@@ -1,0 +1,267 @@
+// Which layer or replaced tensor each tensor of a PEFT file belongs to. PEFT passes over tensors that it does not expect in
+// silence; here every tensor is claimed or named in an error. Keys: PEFT's docs, "checkpoint format".
+
+import { FormatError, MismatchError, ShapeError, UnsupportedError } from '../base/errors.js'
+import { elementCount, formatShape } from '../base/tensor.js'
+import type { SafetensorsFile, TensorInfo } from '../formats/safetensors.js'
+import { configForLayer, type LoraConfig } from './config.js'
+import { targetMatcher } from './patterns.js'
+
+export const KEY_PREFIX = 'base_model.model.'
+const CONFIG_FILE = 'adapter_config.json'
+
+/** The tensors of one adapted module. */
+export interface LayerTensors {
+  readonly name: string
+  readonly kind: 'linear' | 'embedding'
+  /** The layer's own, with its rank and alpha. */
+  readonly config: LoraConfig
+  /** (r, k), of an embedding (r, V) */
+  readonly A: TensorInfo
+  /** (d, r), of an embedding (D, r) */
+  readonly B: TensorInfo
+  /** (d) or (D), there with use_dora. */
+  readonly magnitude: TensorInfo | undefined
+  /** (d), there with lora_bias. */
+  readonly biasB: TensorInfo | undefined
+}
+
+/** The content of a PEFT file by meaning, sorted by name with numbers as numbers. */
+export interface AdapterTensors {
+  readonly layers: readonly LayerTensors[]
+  /** By the base's tensor name. `key` is the file's, without the prefix. */
+  readonly replacements: ReadonlyMap<
+    string,
+    { readonly key: string; readonly isTrained: boolean; readonly info: TensorInfo }
+  >
+  /** By the embedding's module name. */
+  readonly tokenRows: ReadonlyMap<string, { readonly indices: readonly number[]; readonly info: TensorInfo }>
+}
+
+type Role = 'A' | 'B' | 'magnitude' | 'biasB'
+
+/** End of a key of each kind and role. A newer PEFT's own `.weight` after a magnitude is accepted, but never written. */
+const SUFFIXES: Readonly<Record<LayerTensors['kind'], Readonly<Record<'A' | 'B', string>>>> = {
+  linear: { A: '.lora_A.weight', B: '.lora_B.weight' },
+  embedding: { A: '.lora_embedding_A', B: '.lora_embedding_B' },
+}
+const VECTOR_SUFFIXES = { magnitude: '.lora_magnitude_vector', biasB: '.lora_B.bias' } as const
+const ROLES: readonly (readonly [RegExp, Role, LayerTensors['kind'] | undefined])[] = [
+  [/^(.+)\.lora_A\.weight$/s, 'A', 'linear'],
+  [/^(.+)\.lora_B\.weight$/s, 'B', 'linear'],
+  [/^(.+)\.lora_embedding_A$/s, 'A', 'embedding'],
+  [/^(.+)\.lora_embedding_B$/s, 'B', 'embedding'],
+  [/^(.+)\.lora_magnitude_vector(?:\.weight)?$/s, 'magnitude', undefined],
+  [/^(.+)\.lora_B\.bias$/s, 'biasB', undefined],
+]
+const ROWS_SUFFIX = '.token_adapter.trainable_tokens_delta'
+
+/** PEFT saves these whole when the vocabulary was resized, whatever the config says. */
+const EMBEDDING_WEIGHT = /(^|\.)(embed_tokens|lm_head)\.weight$/
+
+export function factorKey(name: string, role: Role, kind: LayerTensors['kind'] = 'linear'): string {
+  return KEY_PREFIX + name + (role === 'A' || role === 'B' ? SUFFIXES[kind][role] : VECTOR_SUFFIXES[role])
+}
+
+export function rowsKey(name: string): string {
+  return KEY_PREFIX + name + ROWS_SUFFIX
+}
+
+interface Found {
+  kind?: LayerTensors['kind']
+  tensors: Partial<Record<Role, TensorInfo>>
+}
+
+/**
+ * @throws FormatError for a tensor that no layer claims and for half a pair; UnsupportedError for kinds of LoRA tensors that are
+ *   not implemented; MismatchError where tensors and config disagree; ShapeError where a shape and the config's rank do
+ */
+export function claimTensors({ source, tensors }: SafetensorsFile, config: LoraConfig): AdapterTensors {
+  const file = source.name
+  const found = new Map<string, Found>()
+  const rest: TensorInfo[] = []
+  for (const info of tensors.values()) {
+    const key = withoutPrefix(info.name)
+    const role = key === undefined ? undefined : ROLES.find(([pattern]) => pattern.test(key))
+    if (key === undefined || role === undefined) {
+      rest.push(info)
+      continue
+    }
+    const name = role[0].exec(key)![1]
+    const layer = found.get(name) ?? { tensors: {} }
+    found.set(name, layer)
+    if (layer.tensors[role[1]] !== undefined || (role[2] && layer.kind && role[2] !== layer.kind)) {
+      throw new FormatError({ where: `${file}: ${info.name}`, what: 'a second tensor for the same part of one module' })
+    }
+    layer.tensors[role[1]] = info
+    layer.kind ??= role[2]
+  }
+  const replacements = new Map<string, { key: string; isTrained: boolean; info: TensorInfo }>()
+  const tokenRows = new Map<string, { indices: readonly number[]; info: TensorInfo }>()
+  const unclaimed: string[] = []
+  for (const info of rest) {
+    const key = withoutPrefix(info.name)
+    if (key?.endsWith(ROWS_SUFFIX)) {
+      const name = key.slice(0, -ROWS_SUFFIX.length)
+      tokenRows.set(name, { indices: tokensOf(name, info, config, file), info })
+      continue
+    }
+    const origin = key === undefined ? undefined : replacementOrigin(key, info, config, found)
+    if (key === undefined || origin === undefined) {
+      unclaimed.push(info.name)
+      continue
+    }
+    const base = key.replaceAll('.base_layer.', '.')
+    if (replacements.has(base)) {
+      throw new FormatError({ where: `${file}: ${info.name}`, what: `a second tensor that replaces ${base}` })
+    }
+    replacements.set(base, { key, isTrained: origin === 'trained', info })
+  }
+  if (unclaimed.length > 0) throw unclaimedError(unclaimed, file)
+  if (tensors.size === 0) throw new FormatError({ where: file, what: 'an adapter without a single tensor' })
+  if (config.trainableTokenIndices !== undefined && tokenRows.size === 0) {
+    throw new FormatError({
+      where: file,
+      what: 'no rows for trainable_token_indices',
+      expected: `MODULE${ROWS_SUFFIX}`,
+    })
+  }
+  const layers = sorted(found).map(([name, layer]) => complete(name, layer, config, file))
+  checkTargets(layers, config, file)
+  for (const layer of layers) checkShapes(layer, file)
+  return { layers, replacements: new Map(sorted(replacements)), tokenRows: new Map(sorted(tokenRows)) }
+}
+
+function withoutPrefix(key: string): string | undefined {
+  return key.startsWith(KEY_PREFIX) ? key.slice(KEY_PREFIX.length) : undefined
+}
+
+function sorted<T>(map: ReadonlyMap<string, T>): [string, T][] {
+  const order = new Intl.Collator('en', { numeric: true })
+  return [...map].sort(([a], [b]) => order.compare(a, b))
+}
+
+/** Why PEFT saved a tensor that it would load in the place of the base's; undefined when it would not. */
+function replacementOrigin(
+  key: string,
+  info: TensorInfo,
+  config: LoraConfig,
+  found: ReadonlyMap<string, Found>,
+): 'trained' | 'embedding' | undefined {
+  if (key.includes('.lora_')) return undefined
+  const base = key.replaceAll('.base_layer.', '.')
+  const module = base.slice(0, Math.max(0, base.lastIndexOf('.')))
+  if (config.bias === 'all' && base.slice(module.length).includes('bias')) return 'trained'
+  if (config.bias === 'lora_only' && base.endsWith('.bias') && found.has(module)) return 'trained'
+  // As in PEFT, an entry is the end of a name, with or without a dot before it, and means all that is inside.
+  const owners = module.split('.').map((_, i, parts) => parts.slice(0, i + 1).join('.'))
+  if (config.modulesToSave.some((entry) => owners.some((owner) => owner.endsWith(entry)))) return 'trained'
+  const isEmbedding = EMBEDDING_WEIGHT.test(base) || found.get(module)?.kind === 'embedding'
+  return isEmbedding && base.endsWith('.weight') && info.shape.length === 2 ? 'embedding' : undefined
+}
+
+/** The rows' tokens, whose order is the rows'. */
+function tokensOf(name: string, info: TensorInfo, config: LoraConfig, file: string): readonly number[] {
+  const where = `${file}: ${info.name}`
+  const { trainableTokenIndices } = config
+  const tokens = Array.isArray(trainableTokenIndices)
+    ? trainableTokenIndices
+    : Object.entries(trainableTokenIndices ?? {}).find(([module]) => name.endsWith(module))?.[1]
+  if (tokens === undefined) {
+    throw new MismatchError({
+      where,
+      what: `no layer claims this tensor: trainable_token_indices of ${CONFIG_FILE} leave its module out`,
+    })
+  }
+  if (info.shape.length === 2 && info.shape[0] === tokens.length) return tokens
+  throw new ShapeError({
+    where,
+    what: 'wrong shape for the tokens of trainable_token_indices',
+    expected: `(${tokens.length}, features)`,
+    got: formatShape(info.shape),
+  })
+}
+
+function complete(name: string, { kind, tensors }: Found, config: LoraConfig, file: string): LayerTensors {
+  const { A, B, magnitude, biasB } = tensors
+  const present = (A ?? B ?? magnitude ?? biasB)!
+  if (kind === undefined || A === undefined || B === undefined) {
+    throw new FormatError({
+      where: `${file}: ${present.name}`,
+      what: `half a pair: no ${factorKey(name, A === undefined ? 'A' : 'B', kind)}`,
+    })
+  }
+  const vectors: [keyof typeof VECTOR_SUFFIXES, TensorInfo | undefined, string, boolean][] = [
+    ['magnitude', magnitude, 'use_dora', config.useDora],
+    ['biasB', biasB, 'lora_bias', config.loraBias],
+  ]
+  for (const [role, info, setting, isOn] of vectors) {
+    if ((info !== undefined) === isOn) continue
+    throw new MismatchError({
+      where: `${file}: ${info?.name ?? A.name}`,
+      what: isOn
+        ? `${setting} of ${CONFIG_FILE} is on, but there is no ${factorKey(name, role)}`
+        : `no layer claims this tensor: ${setting} of ${CONFIG_FILE} is off`,
+    })
+  }
+  return { name, kind, config: configForLayer(config, name), A, B, magnitude, biasB }
+}
+
+function unclaimedError(names: string[], file: string): FormatError | UnsupportedError {
+  const other = names.find(
+    (name) => name.startsWith(KEY_PREFIX) && name.includes('.lora_') && !/\.lora_[AB]\./.test(name),
+  )
+  if (other !== undefined) {
+    return new UnsupportedError({ where: `${file}: ${other}`, what: 'this kind of LoRA tensor is not implemented' })
+  }
+  const shown = names.slice(0, 5).join(', ')
+  return new FormatError({
+    where: file,
+    what: `no layer claims ${names.length === 1 ? 'the tensor' : `${names.length} tensors:`} ${shown}${names.length > 5 ? ', …' : ''}`,
+    expected: `${factorKey('MODULE', 'A')} and ${factorKey('MODULE', 'B')}`,
+  })
+}
+
+/** PEFT makes layers where target_modules says, and would drop the tensors of any other module in silence. */
+function checkTargets(layers: readonly LayerTensors[], config: LoraConfig, file: string): void {
+  const isTarget = targetMatcher(config)
+  for (const { name, A } of layers) {
+    if (isTarget(name)) continue
+    throw new MismatchError({
+      where: `${file}: ${A.name}`,
+      what: `no layer claims this tensor: target_modules of ${CONFIG_FILE} leave its module out`,
+      expected: JSON.stringify(config.targetModules).slice(0, 200),
+      got: name,
+    })
+  }
+}
+
+function checkShapes({ A, B, magnitude, biasB, config: { rank } }: LayerTensors, file: string): void {
+  for (const tensor of [A, B]) {
+    const where = `${file}: ${tensor.name}`
+    if (tensor.shape.length > 2) {
+      throw new UnsupportedError({
+        where,
+        what: 'adapters of convolutions are not implemented',
+        got: formatShape(tensor.shape),
+      })
+    }
+    if (tensor.shape.length !== 2 || elementCount(tensor.shape) === 0 || tensor.shape[tensor === A ? 0 : 1] !== rank) {
+      throw new ShapeError({
+        where,
+        what: `wrong shape for the rank that ${CONFIG_FILE} gives this layer`,
+        expected: tensor === A ? `(${rank}, k)` : `(d, ${rank})`,
+        got: formatShape(tensor.shape),
+      })
+    }
+  }
+  for (const tensor of [magnitude, biasB]) {
+    if (tensor === undefined || (tensor.shape.length === 1 && tensor.shape[0] === B.shape[0])) continue
+    throw new ShapeError({
+      where: `${file}: ${tensor.name}`,
+      what: 'not one number for each row of B',
+      expected: formatShape([B.shape[0]]),
+      got: formatShape(tensor.shape),
+    })
+  }
+}

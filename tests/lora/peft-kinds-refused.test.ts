@@ -1,0 +1,94 @@
+// Magnitudes, biases, replaced tensors and rows that do not go with their config must not load.
+
+import { describe, expect, test } from 'vitest'
+import { MemoryDirectory } from '../../src/base/bytes.js'
+import { encodeFloats, type FloatDtype } from '../../src/base/dtype.js'
+import { LowrankError } from '../../src/base/errors.js'
+import { type SafetensorsDtype, saveSafetensors, type TensorBytes } from '../../src/formats/safetensors.js'
+import { loadAdapter } from '../../src/lora/peft.js'
+
+const A = 'base_model.model.q_proj.lora_A.weight'
+const B = 'base_model.model.q_proj.lora_B.weight'
+const CONFIG = { peft_type: 'LORA', r: 2, lora_alpha: 4, target_modules: ['q_proj'] }
+
+function tensor(name: string, shape: number[], dtype: SafetensorsDtype = 'F32', value = 0.5): TensorBytes {
+  const values = new Float32Array(shape.reduce((product, dim) => product * dim, 1)).fill(value)
+  return { name, dtype, shape, data: encodeFloats(values, dtype as FloatDtype) }
+}
+
+const PAIR = [tensor(A, [2, 3]), tensor(B, [4, 2])]
+
+async function folder(config: unknown = CONFIG, tensors: TensorBytes[] = PAIR): Promise<MemoryDirectory> {
+  const text = typeof config === 'string' ? config : JSON.stringify(config)
+  const directory = new MemoryDirectory({ 'adapter_config.json': text }, 'adapter')
+  await saveSafetensors(directory, 'adapter_model.safetensors', tensors)
+  return directory
+}
+
+async function failure(directory: MemoryDirectory): Promise<LowrankError> {
+  const error = await loadAdapter(directory).then(
+    () => undefined,
+    (reason) => reason,
+  )
+  expect(error).toBeInstanceOf(LowrankError)
+  return error
+}
+
+describe('tensors beside the factors', () => {
+  test.each<[string, object, TensorBytes[], RegExp]>([
+    [
+      'DoRA without a magnitude',
+      { use_dora: true },
+      PAIR,
+      /use_dora .* is on, but there is no .*q_proj\.lora_magnitude_vector/,
+    ],
+    [
+      'a magnitude of another length',
+      { use_dora: true },
+      [...PAIR, tensor('base_model.model.q_proj.lora_magnitude_vector', [3])],
+      /lora_magnitude_vector: not one number for each row of B; expected \(4\), got \(3\)/,
+    ],
+    [
+      'a magnitude that is not finite',
+      { use_dora: true },
+      [...PAIR, tensor('base_model.model.q_proj.lora_magnitude_vector', [4], 'F32', Number.NaN)],
+      /lora_magnitude_vector: holds a value that is not finite/,
+    ],
+    ['a bias of B that is not there', { lora_bias: true }, PAIR, /lora_bias .* is on, but there is no .*lora_B\.bias/],
+    ['tokens without rows', { trainable_token_indices: [1] }, PAIR, /no rows for trainable_token_indices/],
+    [
+      'other rows than tokens',
+      { trainable_token_indices: [1] },
+      [...PAIR, tensor('base_model.model.e.token_adapter.trainable_tokens_delta', [2, 3])],
+      /trainable_tokens_delta: wrong shape .*expected \(1, features\), got \(2, 3\)/,
+    ],
+    [
+      'rows of another module',
+      { trainable_token_indices: { f: [1, 2] } },
+      [...PAIR, tensor('base_model.model.e.token_adapter.trainable_tokens_delta', [2, 3])],
+      /trainable_tokens_delta: no layer claims this tensor/,
+    ],
+    [
+      'two tensors for one bias',
+      { bias: 'all' },
+      [...PAIR, tensor('base_model.model.q_proj.base_layer.bias', [4]), tensor('base_model.model.q_proj.bias', [4])],
+      /a second tensor that replaces q_proj\.bias/,
+    ],
+    [
+      'a replaced tensor that is not finite',
+      { modules_to_save: ['head'] },
+      [...PAIR, tensor('base_model.model.head.weight', [4], 'F32', Number.POSITIVE_INFINITY)],
+      /head\.weight: holds a value that is not finite/,
+    ],
+  ])('%s', async (_, config, tensors, message) => {
+    const error = await failure(await folder({ ...CONFIG, ...config }, tensors))
+    expect(error.message).toMatch(/^adapter\/adapter_model\.safetensors/)
+    expect(error.message).toMatch(message)
+  })
+
+  test('a magnitude’s newer spelling is read', async () => {
+    const magnitude = tensor('base_model.model.q_proj.lora_magnitude_vector.weight', [4])
+    const adapter = await loadAdapter(await folder({ ...CONFIG, use_dora: true }, [...PAIR, magnitude]))
+    expect(adapter.layer('q_proj').magnitude).toEqual(new Float32Array(4).fill(0.5))
+  })
+})

@@ -1,0 +1,202 @@
+// Adapters of every kind, merged into checkpoints: against what PEFT's merge_and_unload gives (tests/golden/kinds).
+
+import { readdirSync, readFileSync } from 'node:fs'
+import { mkdtemp, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import path from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { afterAll, describe, expect, test } from 'vitest'
+import { type Directory, MemoryDirectory } from '../../../src/base/bytes.js'
+import { decodeFloats, encodeFloats, type FloatDtype } from '../../../src/base/dtype.js'
+import { MismatchError, UnsupportedError } from '../../../src/base/errors.js'
+import { Random } from '../../../src/base/random.js'
+import { parseSafetensorsHeader, readTensorF32, saveSafetensors } from '../../../src/formats/safetensors.js'
+import { NodeDirectory } from '../../../src/io/node-files.js'
+import { LoraAdapter } from '../../../src/lora/adapter.js'
+import { loadAdapter } from '../../../src/lora/peft.js'
+import { transpose } from '../../../src/lora/product.js'
+import { mergeCheckpoint } from '../../../src/merge/checkpoint/merge-checkpoint.js'
+import { mergeCheckpointFiles } from '../../../src/merge/checkpoint/node-merge.js'
+
+const root = fileURLToPath(new URL('../../golden/kinds', import.meta.url))
+const cases = readdirSync(root, { withFileTypes: true }).flatMap((entry) => (entry.isDirectory() ? entry.name : []))
+const folderOf = (name: string) => new NodeDirectory(path.join(root, name))
+const baseOf = (name: string): string =>
+  JSON.parse(readFileSync(path.join(root, name, 'expected.json'), 'utf8')).base as string
+
+type Values = Map<string, Float32Array>
+
+async function valuesIn(directory: Directory, file: string): Promise<Values> {
+  const source = await directory.open(file)
+  const parsed = await parseSafetensorsHeader(source)
+  const result: Values = new Map()
+  for (const name of parsed.tensors.keys()) result.set(name, (await readTensorF32(parsed, name)).data)
+  await source.close()
+  return result
+}
+
+/** The base as a folder, in a type of its own. */
+async function base(name: string, dtype: FloatDtype = 'F32'): Promise<MemoryDirectory> {
+  const directory = new MemoryDirectory({ 'config.json': '{"tie_word_embeddings": false}' }, 'base')
+  const source = await folderOf('.').open(`${name}.safetensors`)
+  const parsed = await parseSafetensorsHeader(source)
+  const tensors = []
+  for (const { name: key, shape } of parsed.tensors.values()) {
+    tensors.push({ name: key, dtype, shape, data: encodeFloats((await readTensorF32(parsed, key)).data, dtype) })
+  }
+  await source.close()
+  await saveSafetensors(directory, 'model.safetensors', tensors)
+  return directory
+}
+
+/** PEFT's merged model: the base with what its merge changed. */
+async function expectedValues(name: string, original: Values): Promise<Values> {
+  const result = new Map(original)
+  for (const [key, values] of await valuesIn(folderOf(name), 'tensors.safetensors')) {
+    if (key.startsWith('merged.')) result.set(key.slice('merged.'.length), values)
+  }
+  return result
+}
+
+function expectClose(got: Values, expected: Values, tolerance: number): void {
+  expect([...got.keys()].sort()).toEqual([...expected.keys()].sort())
+  for (const [name, values] of expected) {
+    const largest = values.reduce((size, value) => Math.max(size, Math.abs(value)), 0)
+    const own = got.get(name)!
+    let error = 0
+    for (let i = 0; i < values.length; i++) error = Math.max(error, Math.abs(own[i] - values[i]))
+    expect(error / largest, name).toBeLessThan(tolerance)
+  }
+}
+
+const scratch = await mkdtemp(path.join(tmpdir(), 'lowrank-kinds-'))
+afterAll(() => rm(scratch, { recursive: true }))
+
+describe.each(cases)('%s', (name) => {
+  test('merged as PEFT merges it; what PEFT leaves alone stays bit for bit', async () => {
+    const from = await base(baseOf(name))
+    const out = new MemoryDirectory({}, 'out')
+    const report = await mergeCheckpoint(from, folderOf(name), out)
+    const original = await valuesIn(from, 'model.safetensors')
+    const expected = await expectedValues(name, original)
+    const got = await valuesIn(out, 'model.safetensors')
+    expectClose(got, expected, 1e-6)
+    for (const [key, values] of original) if (expected.get(key) === values) expect(got.get(key)).toEqual(values)
+    expect(report.changed).toBeGreaterThan(0)
+  })
+
+  test('the same from an adapter in memory, in Node with threads, and over shards', async () => {
+    const from = await base(baseOf(name))
+    const out = new MemoryDirectory({}, 'out')
+    await mergeCheckpoint(from, folderOf(name), out)
+    const expected = await valuesIn(out, 'model.safetensors')
+    const again = new MemoryDirectory({}, 'again')
+    await mergeCheckpoint(from, await loadAdapter(folderOf(name)), again)
+    expect(await valuesIn(again, 'model.safetensors')).toEqual(expected)
+    const [input, output] = [path.join(scratch, `${name}-in`), path.join(scratch, `${name}-out`)]
+    const onDisk = new NodeDirectory(input)
+    for (const [file, bytes] of from.files) {
+      const sink = await onDisk.create(file)
+      await sink.write(bytes)
+      await sink.commit()
+    }
+    await mergeCheckpointFiles(input, [path.join(root, name)], output, { threads: 1 })
+    expect(await valuesIn(new NodeDirectory(output), 'model.safetensors')).toEqual(expected)
+    const sharded = new MemoryDirectory({}, 'sharded')
+    await mergeCheckpoint(from, folderOf(name), sharded, { maxShardBytes: 4000 })
+    const all: Values = new Map()
+    for (const file of await sharded.list()) {
+      if (!file.endsWith('.safetensors')) continue
+      for (const [key, values] of await valuesIn(sharded, file)) all.set(key, values)
+    }
+    expectClose(all, expected, Number.MIN_VALUE)
+  })
+
+  test('into bf16: one rounding of the result', async () => {
+    const wide = await base(baseOf(name), 'BF16')
+    const out = new MemoryDirectory({}, 'out')
+    await mergeCheckpoint(wide, folderOf(name), out)
+    const exact = new MemoryDirectory({}, 'exact')
+    await mergeCheckpoint(wide, folderOf(name), exact, { dtype: 'F32' })
+    const got = await valuesIn(out, 'model.safetensors')
+    for (const [key, values] of await valuesIn(exact, 'model.safetensors')) {
+      expect(got.get(key)).toEqual(decodeFloats(encodeFloats(values, 'BF16'), 'BF16'))
+    }
+  })
+})
+
+test.each(['dora', 'modules-to-save', 'tokens'])('%s cannot be weighted or taken out again', async (name) => {
+  const merging = mergeCheckpoint(await base('qwen2'), { adapter: folderOf(name), weight: 0.5 }, new MemoryDirectory())
+  await expect(merging).rejects.toThrow(UnsupportedError)
+  await expect(merging).rejects.toThrow(
+    /cannot be merged with a weight or taken out again; expected weight 1, got 0\.5/,
+  )
+})
+
+test('two adapters on one weight are refused where one is DoRA, and two replacements of one tensor', async () => {
+  const out = new MemoryDirectory()
+  const both = (a: string, b: string) => async () =>
+    mergeCheckpoint(await base('qwen2'), [folderOf(a), folderOf(b)], out)
+  await expect(both('dora', 'linear')()).rejects.toThrow(/_proj\.weight: a DoRA layer and another adapter’s layer/)
+  await expect(both('modules-to-save', 'all-together')()).rejects.toThrow(UnsupportedError)
+  expect(out.files.size).toBe(0)
+})
+
+test('what replaces a tensor must fit the base', async () => {
+  const out = new MemoryDirectory()
+  await expect(mergeCheckpoint(await base('gpt2'), folderOf('modules-to-save'), out)).rejects.toThrow(MismatchError)
+  const adapter = await loadAdapter(folderOf('modules-to-save'))
+  const head = adapter.replacements.get('lm_head.weight')!
+  adapter.replacements.set('lm_head.weight', { ...head, shape: [16, 24] })
+  await expect(mergeCheckpoint(await base('qwen2'), adapter, out)).rejects.toThrow(
+    /^lm_head\.weight: .*in another shape; expected \(32, 12\), got \(16, 24\)/,
+  )
+  const rows = await loadAdapter(folderOf('tokens'))
+  const stored = rows.tokenRows.get('model.embed_tokens')!
+  rows.tokenRows.set('model.embed_tokens', { ...stored, indices: [31, 2, 32] })
+  await expect(mergeCheckpoint(await base('qwen2'), rows, out)).rejects.toThrow(
+    /no row 32 to replace; expected below 32/,
+  )
+  expect(out.files.size).toBe(0)
+})
+
+test('a bias of B needs a bias of the base', async () => {
+  const adapter = await loadAdapter(folderOf('lora-bias'))
+  adapter.addFactors(
+    'model.layers.0.self_attn.o_proj',
+    { data: new Float32Array(36), shape: [3, 12] },
+    { data: new Float32Array(36), shape: [12, 3] },
+    { biasB: new Float32Array(12) },
+  )
+  await expect(mergeCheckpoint(await base('qwen2'), adapter, new MemoryDirectory())).rejects.toThrow(
+    /o_proj\.bias: the adapter has a bias of B \(lora_bias\)/,
+  )
+})
+
+test.each([false, true])('a DoRA weight of several blocks and chunks, stored as (k, d): %s', async (fanInFanOut) => {
+  const random = new Random(5, 'dora')
+  const values = (rows: number, columns: number) => {
+    const data = Float32Array.from({ length: rows * columns }, () => random.normal())
+    return { data, shape: [rows, columns] as const }
+  }
+  const [d, k] = [1100, 1300]
+  const adapter = new LoraAdapter({ rank: 2, alpha: 1, useDora: true, fanInFanOut, targetModules: ['q'] })
+  const magnitude = Float32Array.from({ length: d }, (_, i) => 1 + (i % 7))
+  const layer = adapter.addFactors('q', values(2, k), values(d, 2), { magnitude })
+  const weight = values(d, k)
+  const stored = fanInFanOut ? transpose(weight) : weight
+  const from = new MemoryDirectory({}, 'base')
+  const data = encodeFloats(stored.data as Float32Array, 'F32')
+  await saveSafetensors(from, 'model.safetensors', [{ name: 'q.weight', dtype: 'F32', shape: stored.shape, data }])
+  const out = new MemoryDirectory({}, 'out')
+  const report = await mergeCheckpoint(from, adapter, out)
+  const effective = layer.attachBase(weight).effectiveWeight()
+  const expected = (fanInFanOut ? transpose(effective) : effective).data as Float32Array
+  expectClose(await valuesIn(out, 'model.safetensors'), new Map([['q.weight', expected]]), 1e-6)
+  let [change, size] = [0, 0]
+  weight.data.forEach((value, i) => {
+    change += (effective.data[i] - value) ** 2
+    size += value ** 2
+  })
+  expect(report.layers[0].relativeChange).toBeCloseTo(Math.sqrt(change / size), 5)
+})
