@@ -3,14 +3,14 @@
 import { readFileSync } from 'node:fs'
 import { createInterface } from 'node:readline'
 import { parseArgs } from 'node:util'
-import { buildTrainingGraph } from '../../dist/graph/training-graph.js'
-import { findLinears } from '../../dist/graph/linears.js'
-import { Graph } from '../../dist/graph/graph.js'
-import { matchTargets } from '../../dist/graph/match.js'
+import { Random } from '../../dist/base/random.js'
 import { loadOnnx } from '../../dist/formats/onnx/model.js'
+import { Graph } from '../../dist/graph/graph.js'
+import { findLinears } from '../../dist/graph/linears.js'
+import { matchTargets } from '../../dist/graph/match.js'
+import { buildTrainingGraph } from '../../dist/graph/training-graph.js'
 import { NodeDirectory } from '../../dist/io/node-files.js'
 import { loadNodeRuntime } from '../../dist/runtime/node-runtime.js'
-import { Random } from '../../dist/base/random.js'
 import { TrainEngine } from '../../dist/train/engine.js'
 
 const {
@@ -74,7 +74,10 @@ for await (const line of createInterface({ input: process.stdin })) {
   if (question.do === 'batch') {
     const ids = question.inputIds
     const attentionMask = new Array(ids.length).fill(1)
-    feeds = graph.feeds({ batch, sequence, inputIds: ids, attentionMask, labels: ids }, { normalizer: batch * (sequence - 1) })
+    feeds = graph.feeds(
+      { batch, sequence, inputIds: ids, attentionMask, labels: ids },
+      { normalizer: batch * (sequence - 1) },
+    )
   } else {
     const results = []
     for (let i = 0; i < (question.steps ?? 1); i++) results.push(await step())
