@@ -73,8 +73,9 @@ export class Progress {
     return `  ${duration(((now - first.at) / (done - first.done)) * (total - done))} left`
   }
 
-  /** Makes room for a message: the bar is redrawn below it. */
+  /** Makes room for a message: an unfinished bar is redrawn below it. */
   clear(): void {
+    if (this.#isComplete) this.end()
     if (this.#isOpen) this.#stream.write('\r\x1b[2K')
     this.#isOpen = false
     if (this.#stream.isTTY) this.#drawnAt = Number.NEGATIVE_INFINITY

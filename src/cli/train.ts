@@ -90,7 +90,7 @@ export const train = defineCommand({
 
     const { interrupted } = report
     say(
-      `${interrupted ? 'Stopped' : 'Done'} after ${report.steps} steps and ${duration(report.seconds * 1000)}: ` +
+      `${interrupted ? 'Stopped' : 'Done'} after ${report.steps} steps in ${duration(report.seconds * 1000)}: ` +
         `${thousands(report.trainableParams)} parameters in ${colors.bold(out)}`,
     )
     if (interrupted) say('Go on with the same command and --resume.')
