@@ -109,6 +109,15 @@ export function kernelSuite(kernels: Kernels): void {
       expect([...out]).toEqual([3, 3, Infinity, NaN, NaN, NaN, 3, 3, Infinity])
     })
 
+    test('subnormals are kept, and sums begin at +0', () => {
+      const tiny = epsilon === 2 ** -52 ? 5e-324 : 2 ** -149
+      const a = make(30).fill(tiny)
+      a.fill(-0, 20)
+      const out = make(9).fill(1)
+      kernels.gemm({ m: 3, n: 3, k: 10, a, b: make(30).fill(1), out })
+      expect([...out]).toEqual([...Array(6).fill(10 * tiny), 0, 0, 0])
+    })
+
     test('empty dimensions: k = 0 gives beta · out, m = 0 or n = 0 nothing', () => {
       const out = make(4).fill(3)
       kernels.gemm({ m: 2, n: 2, k: 0, a: make(0), b: make(0), out, beta: 0.5 })
