@@ -192,7 +192,7 @@ const OTHERS: [what: string, args: (out: string) => string[], message: RegExp][]
   ['generate: top-p of 2', () => ['generate', '--model', MODEL, '--prompt', 'a', '--top-p', '2'], /--top-p: .*got 2/],
   ['inspect: nothing', () => ['inspect', join(scratch, 'nowhere')], /nowhere: no such file or folder/],
   ['inspect: a corrupt file', () => ['inspect', file('cut.safetensors', new Uint8Array(3))], /cut\.safetensors/],
-  ['inspect: DoRA', () => ['inspect', join(golden, 'peft', 'dora')], /use_dora/],
+  ['inspect: another kind of adapter', () => ['inspect', join(golden, 'peft', 'ia3')], /peft_type.*IA3/],
 ]
 
 describe('the other commands refuse', () => {

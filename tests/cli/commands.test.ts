@@ -128,7 +128,7 @@ describe('lowrank inspect', () => {
     expect(report.config).toMatchObject({ rank: 8, alpha: 16, taskType: 'CAUSAL_LM' })
     expect(report.trainableParams).toBe(172_032)
     expect(report.warnings).toEqual([])
-    expect(report.layers[0]).toEqual({
+    expect(report.layers[0]).toMatchObject({
       name: expect.stringMatching(/^model\.layers\.0\./),
       kind: 'linear',
       d: expect.any(Number),
