@@ -25,7 +25,7 @@ export const merge = defineCommand({
   ].join('\n'),
   examples: [
     'lowrank merge --base models/union-3m/onnx/model.onnx --adapter out/scripture --out out/scripture-model',
-    'lowrank merge --base models/union-3m --adapter a --adapter b --weight 0.5 --out out/both',
+    'lowrank merge --base models/union-3m --adapter out/scripture --adapter out/whaling --weight 0.5 --out out/both',
     'lowrank merge --base models/union-3m/model.safetensors --adapter out/scripture --out out/merged.safetensors',
   ],
   options: {
