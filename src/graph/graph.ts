@@ -23,6 +23,8 @@ export class Graph {
   readonly initializers: Map<string, TensorProto>
   inputs: ValueInfoProto[]
   outputs: ValueInfoProto[]
+  /** Types and shapes of other values, as far as they are declared. */
+  valueInfo: ValueInfoProto[]
   readonly #names = new Set<string>()
   readonly #nextSuffix = new Map<string, number>()
   #producers: Map<string, NodeProto> | undefined
@@ -41,6 +43,7 @@ export class Graph {
     // Files up to IR version 3 list initializers among the inputs as well.
     this.inputs = proto.input.filter((input) => !this.initializers.has(input.name))
     this.outputs = [...proto.output]
+    this.valueInfo = [...proto.valueInfo]
     for (const input of proto.input) this.#names.add(input.name)
     for (const name of this.initializers.keys()) this.#names.add(name)
     for (const node of this.nodes) for (const name of [node.name, ...node.output]) this.#names.add(name)
@@ -134,7 +137,7 @@ export class Graph {
     const tensor = this.initializers.get(value)
     if (tensor !== undefined) return { elemType: tensor.dataType, dims: tensor.dims.map(Number) }
     const isSame = (info: ValueInfoProto) => info.name === value
-    const type = (this.inputs.find(isSame) ?? this.#proto.valueInfo.find(isSame))?.type?.value
+    const type = (this.inputs.find(isSame) ?? this.valueInfo.find(isSame))?.type?.value
     if (type?.case !== 'tensorType') return undefined
     const { elemType, shape } = type.value
     const dims = shape?.dim.map(({ value: dim }) => (dim.case === 'dimValue' ? Number(dim.value) : undefined))
@@ -241,6 +244,7 @@ export class Graph {
       initializer: [...this.initializers.values()],
       input: this.inputs,
       output: this.outputs,
+      valueInfo: this.valueInfo,
     })
     // Before version 4 of the format initializers had to be inputs as well, which they are here no more.
     const irVersion = this.#model.irVersion < MIN_IR_VERSION ? MIN_IR_VERSION : this.#model.irVersion

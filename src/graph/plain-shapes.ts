@@ -1,9 +1,11 @@
 // Exporters compute the target of each Reshape and Expand by nodes of its own, ten or more for one. Probing has shown what
 // they come to: constants, and the lengths of a few inputs. Those alone are left: opening a large graph is much faster.
 
+import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
 import { integersOf } from '../formats/onnx/tensors.js'
 import type { Builder, Value } from './builder.js'
 import type { Graph } from './graph.js'
+import { valueInfo } from './inject.js'
 import type { ProbedContent, ShapeMap } from './shapes.js'
 
 /** A length that differs between runs: an axis of a graph input. */
@@ -54,7 +56,10 @@ export function plainShapes(g: Builder, shapes: ShapeMap, lengths: readonly RunL
       )
       return parts.length === 1 ? parts[0] : g.concat(parts, 0)
     })
-    if (content !== undefined && !entries.includes(-1)) shapes.contents.set(target, content)
+    if (node.opType === 'Reshape' && content !== undefined && !content.value.includes(-1)) {
+      if (graph.constant(target) === undefined) shapes.contents.set(target, content)
+      shapes.set(node.output[0], { dims: content.value, other: content.other })
+    }
     graph.setInputs(node, [node.input[0], target])
   }
 }
@@ -96,4 +101,30 @@ function runs(entries: readonly (number | string)[]): (number[] | string)[] {
     else result.push([entry])
   }
   return result
+}
+
+/**
+ * Declares the shapes of inputs and other values that are known. Without names for its dimensions ONNX Runtime takes any
+ * two for different, and planning what shares memory takes time that grows with the square of the graph.
+ *
+ * @param values float values
+ */
+export function declareShapes(
+  graph: Graph,
+  shapes: ShapeMap,
+  values: Iterable<Value>,
+  nameOf: (dim: number, other: number) => string | undefined,
+): void {
+  const declare = (value: Value, type: DataType) => {
+    const shape = shapes.get(value)
+    const dims = shape?.dims.map((dim, axis) => (dim === shape.other[axis] ? dim : nameOf(dim, shape.other[axis])))
+    const isNamed = (list: (number | string | undefined)[] | undefined): list is (number | string)[] =>
+      list !== undefined && !list.includes(undefined)
+    return isNamed(dims) ? valueInfo(value, type, dims) : undefined
+  }
+  graph.inputs = graph.inputs.map((input) => {
+    const type = input.type?.value
+    return (type?.case === 'tensorType' ? declare(input.name, type.value.elemType) : undefined) ?? input
+  })
+  graph.valueInfo = [...new Set(values)].flatMap((value) => declare(value, DataType.FLOAT) ?? [])
 }

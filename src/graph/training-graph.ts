@@ -16,7 +16,7 @@ import { crossEntropyGradient } from './losses.js'
 import { lowerForTraining } from './lower.js'
 import { mergeReshapes } from './merge-reshapes.js'
 import { raiseOpset } from './opset.js'
-import { plainShapes } from './plain-shapes.js'
+import { declareShapes, plainShapes } from './plain-shapes.js'
 import { sessionModel } from './session-model.js'
 import { probeShapes } from './shapes.js'
 import { checkTrainableForm } from './trainable-form.js'
@@ -132,7 +132,7 @@ export async function buildTrainingGraph(
   const shapes = await probeShapes(
     graph,
     async (proto) => runtime.createSession(await sessionModel(model, proto), PROBE_SESSION),
-    [point(probeBatch(2, 3, 4)), point(probeBatch(5, 7, 11))],
+    PROBES.map(([batch, sequence, targets]) => point(probeBatch(batch, sequence, targets))) as [Feeds, Feeds],
     new Set([
       all,
       chosen,
@@ -155,8 +155,26 @@ export async function buildTrainingGraph(
     { input: LOSS_INPUTS.rows, axis: 0 },
   ])
   mergeReshapes(graph, shapes)
+  const reshaped = graph.nodes.filter(({ opType }) => opType === 'Reshape').map(({ output }) => output[0])
+  declareShapes(graph, shapes, [...paths.flatMap(({ values }) => [...values]), ...reshaped], (dim, other) =>
+    DIMENSIONS.get(`${dim}/${other}`),
+  )
   return { ...finish(model, graph, forward, tokens, dropout), parameters }
 }
+
+/** Batch, sequence and rows with a target where shapes are measured: no length comes about in two ways at both points. */
+const PROBES = [
+  [2, 3, 4],
+  [5, 7, 11],
+] as const
+
+/** Names of lengths, by what they are at the two points. */
+const DIMENSIONS = new Map([
+  ['2/5', 'batch'],
+  ['3/7', 'sequence'],
+  ['6/35', 'rows'],
+  ['4/11', 'targets'],
+])
 
 /** A few tokens on one thread: what matters is opening the session quickly and without copies of the weights. */
 const PROBE_SESSION: SessionOptions = { optimization: 'disabled', lowMemory: true, threads: 1 }
