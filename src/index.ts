@@ -12,7 +12,18 @@ export * from './base/errors.js'
 export type { FloatArray, Matrix, MatrixLike } from './base/tensor.js'
 export type { OnnxModel } from './formats/onnx/model.js'
 export type { CausalModel, LoadModelOptions } from './graph/model-folder.js'
-export { AdapterSession, generate, loadModel, loadOnnx, mergeCheckpoint, mergeOnnx } from './index/deferred.js'
+export {
+  AdapterSession,
+  compareCheckpoints,
+  generate,
+  loadAdapter,
+  loadModel,
+  loadOnnx,
+  mergeCheckpoint,
+  mergeOnnx,
+  saveAdapter,
+  unmergeCheckpoint,
+} from './index/deferred.js'
 export { webRuntime } from './index/web-runtime.js'
 export type { AdapterSessionOptions, RunOptions, SessionBase } from './infer/adapter-session.js'
 export type { GenerateOptions, GenerateResult } from './infer/generate.js'
@@ -32,19 +43,13 @@ export { EmbeddingLora } from './lora/embedding.js'
 export type { LayerVectors } from './lora/factors.js'
 export { type AdapterReport, inspectAdapter, type LayerReport } from './lora/inspect.js'
 export { type LayerGradients, LoraLayer } from './lora/layer.js'
-export { loadAdapter, type SaveOptions, saveAdapter } from './lora/peft.js'
+export type { SaveOptions } from './lora/peft.js'
 export type { AdapterPart, PartKind } from './lora/plain.js'
 export type { Replacement, StoredTensor, TokenRows } from './lora/replacements.js'
 export type { MergeAdapter, WeightedAdapter } from './merge/checkpoint/adapters.js'
 export type { AdapterInput, CheckpointReport, MergeCheckpointOptions } from './merge/checkpoint/merge-checkpoint.js'
 export type { TiedPolicy } from './merge/checkpoint/tied.js'
-export {
-  compareCheckpoints,
-  type Differences,
-  type UnmergeOptions,
-  type UnmergeReport,
-  unmergeCheckpoint,
-} from './merge/checkpoint/unmerge.js'
+export type { Differences, UnmergeOptions, UnmergeReport } from './merge/checkpoint/unmerge.js'
 export type { MergeOnnxOptions } from './merge/merge-onnx.js'
 export type { MergeOptions, MergeProgress, MergeReport } from './merge/output.js'
 export type { LayerChange } from './merge/weight.js'

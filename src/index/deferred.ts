@@ -1,5 +1,5 @@
-// What works on ONNX graphs, and the tokenizer, come in chunks of their own, loaded at the first call: a page that only
-// computes with LoRA layers or reads adapters stays small.
+// What works on files and graphs comes in chunks of its own, loaded at the first call: a page that only computes with LoRA
+// layers stays small.
 
 import type { Directory } from '../base/bytes.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
@@ -7,7 +7,9 @@ import type { CausalModel, LoadModelOptions } from '../graph/model-folder.js'
 import type { AdapterSessionOptions, AdapterSession as Session, SessionBase } from '../infer/adapter-session.js'
 import type { GenerateOptions, GenerateResult } from '../infer/generate.js'
 import type { LoraAdapter } from '../lora/adapter.js'
+import type { SaveOptions } from '../lora/peft.js'
 import type { AdapterInput, CheckpointReport, MergeCheckpointOptions } from '../merge/checkpoint/merge-checkpoint.js'
+import type { Differences, UnmergeOptions, UnmergeReport } from '../merge/checkpoint/unmerge.js'
 import type { MergeOnnxOptions } from '../merge/merge-onnx.js'
 import type { MergeReport } from '../merge/output.js'
 
@@ -28,6 +30,29 @@ export async function loadModel(directory: Directory, options: LoadModelOptions)
  */
 export async function loadOnnx(directory: Directory, path: string): Promise<OnnxModel> {
   return (await import('../formats/onnx/model.js')).loadOnnx(directory, path)
+}
+
+/**
+ * Reads a PEFT adapter folder. Factors are f32, each layer's `dtype` is the file's, layers have no base weight and are in
+ * evaluation mode. Ranks above min(d, k) are fine.
+ *
+ * @throws FileError when a file is missing; FormatError when one is corrupt or holds a tensor that no layer claims or half a
+ *   pair; UnsupportedError when the config or a tensor means something that is not implemented; MismatchError when the config's
+ *   target_modules leave a tensor out; ShapeError when a shape disagrees with the config's rank; NumericError when a value is
+ *   not finite. Each names the file, and the field or tensor.
+ */
+export async function loadAdapter(directory: Directory): Promise<LoraAdapter> {
+  return (await import('../lora/peft.js')).loadAdapter(directory)
+}
+
+/**
+ * Writes a folder that PEFT loads. Both files are complete before either gets its name.
+ *
+ * @throws StateError when there is no layer; NumericError when a value is not finite, or not in the type it is saved in;
+ *   MismatchError when the config excludes a layer; FileError when the folder cannot be written.
+ */
+export async function saveAdapter(adapter: LoraAdapter, directory: Directory, options?: SaveOptions): Promise<void> {
+  return (await import('../lora/peft.js')).saveAdapter(adapter, directory, options)
 }
 
 /** One base model in memory, many adapters, chosen by each run. */
@@ -85,4 +110,29 @@ export async function mergeCheckpoint(
   options?: MergeCheckpointOptions,
 ): Promise<CheckpointReport> {
   return (await import('../merge/checkpoint/merge-checkpoint.js')).mergeCheckpoint(base, adapters, out, options)
+}
+
+/**
+ * Writes the base back, given a merged checkpoint and what was merged into it. Exact in f32 up to rounding; bf16 and f16
+ * cannot be: with `original` the report counts the values that differ.
+ *
+ * @throws what {@link mergeCheckpoint} throws
+ */
+export async function unmergeCheckpoint(
+  merged: Directory,
+  adapters: AdapterInput | readonly AdapterInput[],
+  out: Directory,
+  options?: UnmergeOptions,
+): Promise<UnmergeReport> {
+  return (await import('../merge/checkpoint/unmerge.js')).unmergeCheckpoint(merged, adapters, out, options)
+}
+
+/** How many values of two checkpoints of the same tensors differ. */
+export async function compareCheckpoints(
+  one: Directory,
+  other: Directory,
+  onePath?: string,
+  otherPath?: string,
+): Promise<Differences> {
+  return (await import('../merge/checkpoint/unmerge.js')).compareCheckpoints(one, other, onePath, otherPath)
 }
