@@ -5,7 +5,7 @@ import { StateError } from '../base/errors.js'
 import { TensorProto_DataType as DataType, type ModelProto } from '../formats/onnx/gen/onnx_pb.js'
 import { copyMessage } from '../formats/onnx/messages.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
-import type { Feeds, Runtime, SessionModel, SessionOptions } from '../runtime/runtime.js'
+import type { Feeds, Runtime, SessionModel } from '../runtime/runtime.js'
 import { buildBackward, checkDifferentiable, gradientPath } from './backward.js'
 import { Builder, type Value } from './builder.js'
 import { causalInputs } from './causal-inputs.js'
@@ -18,18 +18,11 @@ import { mergeReshapes } from './merge-reshapes.js'
 import { raiseOpset } from './opset.js'
 import { declareShapes, plainShapes } from './plain-shapes.js'
 import { sessionModel } from './session-model.js'
-import { probeShapes } from './shapes.js'
+import type { ShapeMap } from './shapes.js'
 import { checkTrainableForm } from './trainable-form.js'
-import {
-  type DropoutDraw,
-  emptyBatch,
-  LOSS_INPUTS,
-  maskFeeds,
-  probeBatch,
-  type TokenBatch,
-  targetFeeds,
-} from './training-feeds.js'
+import { type DropoutDraw, emptyBatch, LOSS_INPUTS, maskFeeds, type TokenBatch, targetFeeds } from './training-feeds.js'
 import { buildForward, LOSS, type TrainedLayer, type TrainingForward } from './training-forward.js'
+import { lengthName, measureShapes, RUN_LENGTHS } from './training-probe.js'
 
 export type { TokenBatch, TrainedLayer }
 
@@ -106,41 +99,20 @@ export async function buildTrainingGraph(
 ): Promise<TrainingGraph> {
   const { dropout = 0, layers } = options
   const { graph, forward, tokens } = prepare(model, options)
-  const factors = layers.flatMap(({ name, k, d, rank }) => {
-    const { weightA, weightB } = loraInputs(name)
-    return [
-      { layer: name, factor: 'A' as const, input: weightA, shape: [rank, k] as const },
-      { layer: name, factor: 'B' as const, input: weightB, shape: [rank, d] as const },
-    ]
-  })
   lowerForTraining(graph)
-  const { logits, all, chosen, trainsHead, masks } = forward
+  const { logits, all, chosen, masks } = forward
+  const factors = factorsOf(layers)
   const wrt = factors.map(({ input }) => input)
   const paths = [gradientPath(graph, [chosen, ...wrt], [logits]), gradientPath(graph, wrt, [all])]
   checkDifferentiable(...paths)
-  const point = (batch: TokenBatch): Feeds => ({
+  const shapes = await measureShapes(graph, model, runtime, paths, (batch) => ({
     ...tokens(batch),
     ...targetFeeds(batch, 1),
     ...maskFeeds(masks, batch.batch * batch.sequence, dropout, { seed: 0, step: 0, run: 0 }),
-    ...Object.fromEntries(
-      factors.map(({ input, shape }) => [
-        input,
-        { type: 'float32', data: new Float32Array(shape[0] * shape[1]), dims: shape },
-      ]),
-    ),
-  })
-  const shapes = await probeShapes(
-    graph,
-    async (proto) => runtime.createSession(await sessionModel(model, proto), PROBE_SESSION),
-    PROBES.map(([batch, sequence, targets]) => point(probeBatch(batch, sequence, targets))) as [Feeds, Feeds],
-    new Set([
-      all,
-      chosen,
-      ...paths.flatMap(({ nodes }) => nodes.flatMap(({ input, output }) => [...input, ...output])),
-    ]),
-  )
+    ...zeroFactors(factors),
+  }))
   const g = new Builder(graph, 'backward')
-  const gradients = appendGradients(g, shapes, forward, wrt, trainsHead)
+  const gradients = appendGradients(g, shapes, forward, wrt)
   const parameters = factors.map((factor) => {
     const gradient = gradients.get(factor.input)
     if (gradient === undefined) {
@@ -149,35 +121,33 @@ export async function buildTrainingGraph(
     graph.outputs.push(valueInfo(gradient, DataType.FLOAT, factor.shape))
     return { ...factor, gradient }
   })
-  plainShapes(g, shapes, [
-    { input: 'input_ids', axis: 0 },
-    { input: 'input_ids', axis: 1 },
-    { input: LOSS_INPUTS.rows, axis: 0 },
-  ])
+  plainShapes(g, shapes, RUN_LENGTHS)
   mergeReshapes(graph, shapes)
   const reshaped = graph.nodes.filter(({ opType }) => opType === 'Reshape').map(({ output }) => output[0])
-  declareShapes(graph, shapes, [...paths.flatMap(({ values }) => [...values]), ...reshaped], (dim, other) =>
-    DIMENSIONS.get(`${dim}/${other}`),
-  )
+  declareShapes(graph, shapes, [...paths.flatMap(({ values }) => [...values]), ...reshaped], lengthName)
   return { ...finish(model, graph, forward, tokens, dropout), parameters }
 }
 
-/** Batch, sequence and rows with a target where shapes are measured: no length comes about in two ways at both points. */
-const PROBES = [
-  [2, 3, 4],
-  [5, 7, 11],
-] as const
+type Factor = Omit<TrainedParameter, 'gradient'>
 
-/** Names of lengths, by what they are at the two points. */
-const DIMENSIONS = new Map([
-  ['2/5', 'batch'],
-  ['3/7', 'sequence'],
-  ['6/35', 'rows'],
-  ['4/11', 'targets'],
-])
+function factorsOf(layers: readonly TrainedLayer[]): Factor[] {
+  return layers.flatMap(({ name: layer, k, d, rank }): Factor[] => {
+    const { weightA, weightB } = loraInputs(layer)
+    return [
+      { layer, factor: 'A', input: weightA, shape: [rank, k] },
+      { layer, factor: 'B', input: weightB, shape: [rank, d] },
+    ]
+  })
+}
 
-/** A few tokens on one thread: what matters is opening the session quickly and without copies of the weights. */
-const PROBE_SESSION: SessionOptions = { optimization: 'disabled', lowMemory: true, threads: 1 }
+function zeroFactors(factors: readonly Factor[]): Feeds {
+  return Object.fromEntries(
+    factors.map(({ input, shape }) => [
+      input,
+      { type: 'float32', data: new Float32Array(shape[0] * shape[1]), dims: shape },
+    ]),
+  )
+}
 
 function prepare(model: OnnxModel, { layers, dropout = 0, modules }: TrainingGraphOptions) {
   const graph = new Graph(model.proto)
@@ -200,10 +170,9 @@ function prepare(model: OnnxModel, { layers, dropout = 0, modules }: TrainingGra
  */
 function appendGradients(
   g: Builder,
-  shapes: Awaited<ReturnType<typeof probeShapes>>,
-  { rowLoss, logits, all, chosen }: TrainingForward,
+  shapes: ShapeMap,
+  { rowLoss, logits, all, chosen, trainsHead }: TrainingForward,
   wrt: readonly Value[],
-  trainsHead: boolean,
 ): Map<Value, Value> {
   const scaled = (value: Value) => g.mul(value, LOSS_INPUTS.scale)
   const ofLogits = crossEntropyGradient(g, rowLoss, LOSS_INPUTS.targets)
