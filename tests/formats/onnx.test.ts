@@ -232,7 +232,7 @@ describe('what is no ONNX model', () => {
           if (!(error instanceof LowrankError)) throw error
         }
       }),
-      { numRuns: 300 },
+      { numRuns: 1500 },
     )
   })
 })
