@@ -49,7 +49,7 @@ export type { Replacement, StoredTensor, TokenRows } from './lora/replacements.j
 export type { MergeAdapter, WeightedAdapter } from './merge/checkpoint/adapters.js'
 export type { AdapterInput, CheckpointReport, MergeCheckpointOptions } from './merge/checkpoint/merge-checkpoint.js'
 export type { TiedPolicy } from './merge/checkpoint/tied.js'
-export type { Differences, UnmergeOptions, UnmergeReport } from './merge/checkpoint/unmerge.js'
+export type { Differences, UnmergeOptions, UnmergeReport, ValueDifferences } from './merge/checkpoint/unmerge.js'
 export type { MergeOnnxOptions } from './merge/merge-onnx.js'
 export type { MergeOptions, MergeProgress, MergeReport } from './merge/output.js'
 export type { LayerChange } from './merge/weight.js'

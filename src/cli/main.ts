@@ -15,6 +15,7 @@ const EXIT_BUG = 70
 const COMMANDS: Record<string, () => Promise<Command>> = {
   train: async () => (await import('./train.js')).train,
   merge: async () => (await import('./merge.js')).merge,
+  unmerge: async () => (await import('./unmerge.js')).unmerge,
   inspect: async () => (await import('./inspect.js')).inspect,
   generate: async () => (await import('./generate.js')).generate,
 }

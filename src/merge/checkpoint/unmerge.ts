@@ -2,6 +2,7 @@
 // that some values end beside the base's by a step: compareCheckpoints counts them when the original is at hand.
 
 import type { Directory } from '../../base/bytes.js'
+import { decodeFloats, type FloatDtype } from '../../base/dtype.js'
 import { MismatchError } from '../../base/errors.js'
 import { formatShape } from '../../base/tensor.js'
 import { type Checkpoint, openCheckpoint, shardSource } from '../../formats/checkpoint.js'
@@ -21,12 +22,19 @@ export interface UnmergeOptions extends Omit<MergeCheckpointOptions, 'dtype'> {
   originalPath?: string | undefined
 }
 
-export interface Differences {
+export interface ValueDifferences {
   /** Values that are not bit for bit the same, of `values` in all. */
   differing: number
   values: number
+  /** max |x − y| over the floats; Infinity where one of the two is not finite. */
+  largest: number
+  /** The same in steps of the type: how many representable values apart. */
+  steps: number
+}
+
+export interface Differences extends ValueDifferences {
   /** Only tensors with differences. */
-  tensors: { name: string; differing: number; values: number }[]
+  tensors: (ValueDifferences & { name: string })[]
 }
 
 export interface UnmergeReport extends CheckpointReport {
@@ -75,11 +83,10 @@ export async function compareCheckpoints(
   let b: Checkpoint | undefined
   try {
     b = await openCheckpoint(other, otherPath)
-    const result: Differences = { differing: 0, values: 0, tensors: [] }
+    const result: Differences = { ...NO_DIFFERENCES, tensors: [] }
     for (const name of a.tensors.keys()) {
       const counts = await compareTensor(name, a, b)
-      result.differing += counts.differing
-      result.values += counts.values
+      add(result, counts)
       if (counts.differing > 0) result.tensors.push({ name, ...counts })
     }
     return result
@@ -89,7 +96,16 @@ export async function compareCheckpoints(
   }
 }
 
-async function compareTensor(name: string, one: Checkpoint, other: Checkpoint) {
+const NO_DIFFERENCES: ValueDifferences = { differing: 0, values: 0, largest: 0, steps: 0 }
+
+function add(sum: ValueDifferences, { differing, values, largest, steps }: ValueDifferences): void {
+  sum.differing += differing
+  sum.values += values
+  sum.largest = Math.max(sum.largest, largest)
+  sum.steps = Math.max(sum.steps, steps)
+}
+
+async function compareTensor(name: string, one: Checkpoint, other: Checkpoint): Promise<ValueDifferences> {
   const a = one.tensors.get(name)!
   const b = other.tensors.get(name)
   if (b === undefined || a.info.dtype !== b.info.dtype || formatShape(a.info.shape) !== formatShape(b.info.shape)) {
@@ -101,19 +117,41 @@ async function compareTensor(name: string, one: Checkpoint, other: Checkpoint) {
     })
   }
   const { dtype, byteLength } = a.info
-  const size = isFloatDtype(dtype) ? sizeOf(dtype) : 1
-  let differing = 0
+  const result = { ...NO_DIFFERENCES }
   for (let at = 0; at < byteLength; at += CHUNK_BYTES) {
     const length = Math.min(CHUNK_BYTES, byteLength - at)
     const x = await shardSource(one, a.shard).read(a.info.offset + at, length)
     const y = await shardSource(other, b.shard).read(b.info.offset + at, length)
-    for (let i = 0; i < length; i += size) {
-      for (let j = i; j < i + size; j++) {
-        if (x[j] === y[j]) continue
-        differing++
-        break
-      }
-    }
+    add(result, isFloatDtype(dtype) ? compareFloats(x, y, dtype) : compareBytes(x, y))
   }
-  return { differing, values: byteLength / size }
+  return result
+}
+
+function compareBytes(x: Uint8Array, y: Uint8Array): ValueDifferences {
+  return { ...NO_DIFFERENCES, differing: x.reduce((sum, byte, i) => sum + Number(byte !== y[i]), 0), values: x.length }
+}
+
+function compareFloats(x: Uint8Array, y: Uint8Array, dtype: FloatDtype): ValueDifferences {
+  const [p, q] = [bitsOf(x, dtype), bitsOf(y, dtype)]
+  const result = { ...NO_DIFFERENCES, values: p.length }
+  if (p.every((bits, i) => bits === q[i])) return result
+  const [v, w] = [decodeFloats(x, dtype), decodeFloats(y, dtype)]
+  for (let i = 0; i < p.length; i++) {
+    if (p[i] === q[i]) continue
+    result.differing++
+    const difference = Math.abs(v[i] - w[i])
+    result.largest = Math.max(result.largest, Number.isFinite(difference) ? difference : Number.POSITIVE_INFINITY)
+    result.steps = Math.max(result.steps, Math.abs(ordinal(p[i], dtype) - ordinal(q[i], dtype)))
+  }
+  return result
+}
+
+function bitsOf(bytes: Uint8Array, dtype: FloatDtype): Int32Array | Int16Array {
+  const { buffer } = Uint8Array.from(bytes)
+  return dtype === 'F32' ? new Int32Array(buffer) : new Int16Array(buffer)
+}
+
+/** Floats by their place among all of their type: those of one sign are ordered as their bits are. */
+function ordinal(bits: number, dtype: FloatDtype): number {
+  return bits < 0 ? -(2 ** (8 * sizeOf(dtype) - 1)) - bits : bits
 }

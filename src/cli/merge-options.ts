@@ -1,0 +1,91 @@
+// What merging and unmerging share on the command line: options, adapters with their weights, and the run with its progress.
+
+import type { MergeProgress, MergeReport } from '../node.js'
+import { EXIT_INTERRUPTED, interruptible } from './interrupt.js'
+import { integer, type Occurrence, type Option, readNumber, repeated, toggle, UsageError } from './options.js'
+import { bytes, colors, Progress, peakRssBytes, printDocument, say } from './terminal.js'
+
+export const ADAPTERS = {
+  adapter: repeated('DIR', 'adapter folder; several are added up (checkpoints only)'),
+  weight: repeated('W', 'factor on the adapter named before it; default 1'),
+}
+
+export const OUTPUT = {
+  maxShardSize: sized('SIZE', 'distribute the weights anew over files of at most so much, as in 5GB', readSize),
+  threads: integer('worker threads; default one a core, at most 4'),
+  resume: toggle('keep what an interrupted run has finished'),
+  shards: sized('I/N', 'make only the files of one job out of N, counted from 0', readShare),
+  finish: toggle('check the files that all jobs have made, and give the result its name'),
+  overwrite: toggle('replace the merge in --out, if a merge wrote it'),
+  json: toggle('print one JSON document on stdout'),
+}
+
+/** Runs a merge with a bar; Ctrl-C ends it. Returns the exit code. */
+export async function runMerge<R extends MergeReport>(
+  json: boolean,
+  work: (run: { signal: AbortSignal; onProgress: (progress: MergeProgress) => void }) => Promise<R>,
+  show: (report: R) => void,
+): Promise<number> {
+  const progress = new Progress()
+  const startedAt = performance.now()
+  const onProgress = ({ writtenBytes, totalBytes }: MergeProgress) => {
+    const megabytes = (value: number) => Math.round(Math.min(value, totalBytes) / 1e6)
+    const rate = (writtenBytes / (performance.now() - startedAt)) * 1000
+    progress.update(megabytes(writtenBytes), megabytes(totalBytes), ` MB  ${bytes(rate)}/s`)
+  }
+  try {
+    const report = await interruptible('Stopping; nothing is left of the result.', (signal) =>
+      work({ signal, onProgress }),
+    )
+    progress.end()
+    if (json) printDocument({ ...(report as MergeReport), peakRssBytes: peakRssBytes() })
+    else show(report)
+    say(
+      `Wrote ${colors.bold(report.out)}: ${bytes(report.bytes)}, ` +
+        `${report.changed} of ${report.tensors} tensors changed, ${report.seconds.toFixed(1)} s`,
+    )
+    return 0
+  } catch (error) {
+    if (!(error instanceof DOMException && error.name === 'AbortError')) throw error
+    return EXIT_INTERRUPTED
+  } finally {
+    progress.end()
+  }
+}
+
+/** An option whose one value has a form of its own. */
+export function sized<T>(
+  placeholder: string,
+  about: string,
+  read: (occurrence: Occurrence) => T,
+): Option<T | undefined> {
+  return { placeholder, about, read: (occurrences) => occurrences.map(read).at(-1) }
+}
+
+/** 500MB, 5GB or a number of bytes; decimal units, as transformers counts them. */
+function readSize({ flag, value }: Occurrence): number {
+  const [, number, unit] = /^(\d+(?:\.\d+)?)\s*(KB|MB|GB|TB|B)?$/i.exec(value) ?? []
+  if (number === undefined) throw new UsageError(`${flag} is a size such as 5GB; got '${value}'`)
+  return Math.floor(Number(number) * 1000 ** ['B', 'KB', 'MB', 'GB', 'TB'].indexOf((unit ?? 'B').toUpperCase()))
+}
+
+function readShare({ flag, value }: Occurrence): { index: number; count: number } {
+  const [, index, count] = /^(\d+)\/(\d+)$/.exec(value) ?? []
+  if (index === undefined) throw new UsageError(`${flag} is a job and the number of jobs, such as 0/4; got '${value}'`)
+  return { index: Number(index), count: Number(count) }
+}
+
+/** Each --adapter with the --weight that follows it. */
+export function weightedAdapters(occurrences: readonly Occurrence[]): { adapter: string; weight?: number }[] {
+  const adapters: { adapter: string; weight?: number }[] = []
+  for (const occurrence of occurrences) {
+    if (occurrence.flag === '--adapter') adapters.push({ adapter: occurrence.value })
+    if (occurrence.flag !== '--weight') continue
+    const adapter = adapters.at(-1)
+    if (adapter === undefined) throw new UsageError('--weight W comes after the --adapter that it belongs to')
+    if (adapter.weight !== undefined) throw new UsageError(`${adapter.adapter} has two weights`)
+    adapter.weight = readNumber(occurrence)
+  }
+  if (adapters.length === 0) throw new UsageError('--adapter DIR is missing')
+  return adapters
+}

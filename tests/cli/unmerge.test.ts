@@ -1,0 +1,94 @@
+// lowrank unmerge, on the bundled model in f32 and in bf16.
+
+import { existsSync } from 'node:fs'
+import { join } from 'node:path'
+import { beforeAll, describe, expect, it } from 'vitest'
+import { lowrank, MODEL, ONNX, type Outcome, root, scratchFolder } from './lowrank.js'
+
+const scratch = scratchFolder()
+const adapter = join(root, 'tests', 'golden', 'peft', 'f32')
+const other = join(root, 'tests', 'golden', 'peft', 'rslora')
+const place = (name: string) => join(scratch, name)
+
+function documentOf({ code, stdout, stderr }: Outcome) {
+  expect(code, stderr).toBe(0)
+  return JSON.parse(stdout)
+}
+
+const merge = (base: string, out: string, ...rest: string[]) => lowrank('merge', '--base', base, '--out', out, ...rest)
+const unmerge = (merged: string, out: string, ...rest: string[]) =>
+  lowrank('unmerge', '--merged', merged, '--out', out, ...rest)
+
+beforeAll(async () => {
+  // An adapter that is added and taken away at once leaves the rounded base.
+  const nothing = ['--adapter', adapter, '--adapter', adapter, '--weight', '-1']
+  for (const [base, out, ...rest] of [
+    [MODEL, 'bf16', ...nothing, '--dtype', 'bf16'],
+    [place('bf16'), 'merged-bf16', '--adapter', adapter],
+    [MODEL, 'merged-f32', '--adapter', adapter, '--adapter', other, '--weight', '0.5'],
+  ]) {
+    expect((await merge(base, place(out), ...rest)).code).toBe(0)
+  }
+})
+
+describe('lowrank unmerge', () => {
+  it('gives back f32 up to the last digits', async () => {
+    const adapters = ['--adapter', adapter, '--adapter', other, '--weight', '0.5']
+    const { differences, changed } = documentOf(
+      await unmerge(place('merged-f32'), place('f32'), ...adapters, '--original', MODEL, '--json'),
+    )
+    expect(changed).toBeGreaterThan(0)
+    expect(differences.values).toBe(2_976_192)
+    expect(differences.differing).toBeGreaterThan(0)
+    expect(differences.largest).toBeGreaterThan(0)
+    expect(differences.largest).toBeLessThan(1e-6)
+    expect(existsSync(join(place('f32'), 'config.json'))).toBe(true)
+  })
+
+  it('counts what bf16 has lost, and says by how much', async () => {
+    const options = ['--adapter', adapter, '--original', place('bf16')]
+    const { code, stdout, stderr } = await unmerge(place('merged-bf16'), place('back'), ...options)
+    expect(code).toBe(0)
+    expect(stdout).toMatch(/^tensor +differing +values +largest \|Δ\| +steps of the type\nmodel\.layers\./)
+    const [, differing, percent] =
+      /([\d,]+) of 2,976,192 values \((\S+) %\) differ from the original's, by at most \S+ or [\d,]+ steps/.exec(
+        stderr,
+      )!
+    expect(Number(differing.replaceAll(',', ''))).toBeGreaterThan(0)
+    expect(Number(percent)).toBeLessThan(50)
+    const { differences } = documentOf(await unmerge(place('merged-bf16'), place('again'), ...options, '--json'))
+    expect(differences.tensors.length).toBeGreaterThan(0)
+    for (const tensor of differences.tensors) {
+      expect(tensor.steps).toBeGreaterThanOrEqual(1)
+      expect(tensor.largest).toBeLessThanOrEqual(differences.largest)
+    }
+  })
+
+  it('tells another adapter from the one that was merged', async () => {
+    const wrong = documentOf(
+      await unmerge(place('merged-bf16'), place('wrong'), '--adapter', other, '--original', place('bf16'), '--json'),
+    )
+    const right = documentOf(
+      await unmerge(place('merged-bf16'), place('right'), '--adapter', adapter, '--original', place('bf16'), '--json'),
+    )
+    expect(wrong.differences.largest).toBeGreaterThan(2 * right.differences.largest)
+  })
+
+  it('says nothing of an original that was not given', async () => {
+    const report = documentOf(await unmerge(place('merged-bf16'), place('plain'), '--adapter', adapter, '--json'))
+    expect(report.differences).toBeUndefined()
+    expect(report.changed).toBeGreaterThan(0)
+  })
+
+  it('refuses ONNX models and what cannot be taken out, and leaves nothing', async () => {
+    const onnx = await unmerge(ONNX, place('onnx'), '--adapter', adapter)
+    expect(onnx.code).toBe(1)
+    expect(onnx.stderr).toMatch(/safetensors checkpoints only/)
+    const missing = await unmerge(place('merged-bf16'), place('missing'), '--original', MODEL)
+    expect(missing.code).toBe(2)
+    expect(missing.stderr).toMatch(/--adapter DIR is missing/)
+    const absent = await unmerge(place('merged-bf16'), place('absent'), '--adapter', adapter, '--original', place('no'))
+    expect(absent.code).toBe(1)
+    for (const name of ['onnx', 'missing', 'absent']) expect(existsSync(place(name))).toBe(false)
+  })
+})
