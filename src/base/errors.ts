@@ -105,6 +105,24 @@ export class NumericError extends LowrankError {
   readonly code = 'NUMERIC'
 }
 
+/** Hears of what is wrong in input: strict readers throw it, `inspect` collects it and goes on. */
+export type OnProblem = (problem: LowrankError) => void
+
+export function throwProblem(problem: LowrankError): never {
+  throw problem
+}
+
+/** What `work` returns; undefined when it throws one of ours, which `onProblem` hears of. */
+export function attempt<T>(work: () => T, onProblem: OnProblem): T | undefined {
+  try {
+    return work()
+  } catch (error) {
+    if (!(error instanceof LowrankError)) throw error
+    onProblem(error)
+    return undefined
+  }
+}
+
 /** The wire form of an error, for crossing from a worker to its owner. */
 export interface SerializedError {
   code: ErrorCode | undefined

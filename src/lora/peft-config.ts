@@ -1,7 +1,14 @@
 // adapter_config.json of huggingface/peft (tuners/lora/config.py, 0.21) ⇄ LoraConfig. A field that changes what the weights
 // mean and is not implemented is refused by name; fields without effect on the result pass through as they are.
 
-import { ConfigError, FormatError, LowrankError, UnsupportedError } from '../base/errors.js'
+import {
+  ConfigError,
+  FormatError,
+  LowrankError,
+  type OnProblem,
+  throwProblem,
+  UnsupportedError,
+} from '../base/errors.js'
 import { parseJson, toPlain } from '../formats/json.js'
 import { type LoraConfig, type LoraConfigInput, resolveConfig } from './config.js'
 import { PatternTable } from './patterns.js'
@@ -57,15 +64,16 @@ const HARMLESS_INITS: readonly unknown[] = [true, false, null, 'gaussian', 'eva'
  *
  * @throws FormatError when it is no JSON object; ConfigError when a value is out of range; UnsupportedError when a field has a
  *   meaning that is not implemented. Each names the file and the field.
+ * @param onProblem hears of the last kind; default: throws it
  */
-export function parsePeftConfig(bytes: Uint8Array, file: string): LoraConfig {
+export function parsePeftConfig(bytes: Uint8Array, file: string, onProblem: OnProblem = throwProblem): LoraConfig {
   const json = parseJson(bytes, file)
   if (!(json instanceof Map)) throw new FormatError({ where: file, what: 'not a JSON object' })
   const fields = new Map([...json].map(([key, value]) => [key, toPlain(value)]))
   if (!fields.has('peft_type')) {
     throw new ConfigError({ where: file, what: 'no peft_type', expected: 'the adapter_config.json of a PEFT adapter' })
   }
-  checkSupported(fields, file)
+  checkSupported(fields, file, onProblem)
 
   const input: Record<string, unknown> = {
     targetModules: 'all-linear',
@@ -101,15 +109,16 @@ function resolveForFile(input: LoraConfigInput, file: string): LoraConfig {
   }
 }
 
-/** @throws UnsupportedError that names the first field whose value means something that is not implemented. */
-function checkSupported(fields: ReadonlyMap<string, unknown>, file: string): void {
+/** An UnsupportedError for each field whose value means something that is not implemented; other methods than LoRA throw it. */
+function checkSupported(fields: ReadonlyMap<string, unknown>, file: string, onProblem: OnProblem = throwProblem): void {
   const type = fields.get('peft_type')
   if (type !== 'LORA') throw unsupported(file, 'peft_type', type, 'LORA')
   for (const [key, value] of fields) {
     if (NAMES.has(key) || WITHOUT_EFFECT.has(key)) continue
     if (key === 'init_lora_weights') {
-      if (!HARMLESS_INITS.includes(value)) throw unsupported(file, key, value, 'one that leaves the base weights alone')
-    } else if (!isOff(key, value)) throw unsupported(file, key, value)
+      if (HARMLESS_INITS.includes(value)) continue
+      onProblem(unsupported(file, key, value, 'one that leaves the base weights alone'))
+    } else if (!isOff(key, value)) onProblem(unsupported(file, key, value))
   }
 }
 

@@ -1,7 +1,15 @@
 // Which layer or replaced tensor each tensor of a PEFT file belongs to. PEFT passes over tensors that it does not expect in
 // silence; here every tensor is claimed or named in an error. Keys: PEFT's docs, "checkpoint format".
 
-import { FormatError, MismatchError, ShapeError, UnsupportedError } from '../base/errors.js'
+import {
+  attempt,
+  FormatError,
+  MismatchError,
+  type OnProblem,
+  ShapeError,
+  throwProblem,
+  UnsupportedError,
+} from '../base/errors.js'
 import { elementCount, formatShape } from '../base/tensor.js'
 import type { SafetensorsFile, TensorInfo } from '../formats/safetensors.js'
 import { configForLayer, type LoraConfig } from './config.js'
@@ -36,6 +44,8 @@ export interface AdapterTensors {
   >
   /** By the embedding's module name. */
   readonly tokenRows: ReadonlyMap<string, { readonly indices: readonly number[]; readonly info: TensorInfo }>
+  /** Tensors that nothing claims; there are none unless problems are collected. */
+  readonly unclaimed: readonly string[]
 }
 
 type Role = 'A' | 'B' | 'magnitude' | 'biasB'
@@ -73,10 +83,16 @@ interface Found {
 }
 
 /**
+ * @param onProblem default: throws it. Where it returns, what is sound is still claimed; factors that go with each other count
+ *   as sound, with their own rank, whatever the config says
  * @throws FormatError for a tensor that no layer claims and for half a pair; UnsupportedError for kinds of LoRA tensors that are
  *   not implemented; MismatchError where tensors and config disagree; ShapeError where a shape and the config's rank do
  */
-export function claimTensors({ source, tensors }: SafetensorsFile, config: LoraConfig): AdapterTensors {
+export function claimTensors(
+  { source, tensors }: SafetensorsFile,
+  config: LoraConfig,
+  onProblem: OnProblem = throwProblem,
+): AdapterTensors {
   const file = source.name
   const found = new Map<string, Found>()
   const rest: TensorInfo[] = []
@@ -91,7 +107,10 @@ export function claimTensors({ source, tensors }: SafetensorsFile, config: LoraC
     const layer = found.get(name) ?? { tensors: {} }
     found.set(name, layer)
     if (layer.tensors[role[1]] !== undefined || (role[2] && layer.kind && role[2] !== layer.kind)) {
-      throw new FormatError({ where: `${file}: ${info.name}`, what: 'a second tensor for the same part of one module' })
+      onProblem(
+        new FormatError({ where: `${file}: ${info.name}`, what: 'a second tensor for the same part of one module' }),
+      )
+      continue
     }
     layer.tensors[role[1]] = info
     layer.kind ??= role[2]
@@ -103,7 +122,8 @@ export function claimTensors({ source, tensors }: SafetensorsFile, config: LoraC
     const key = withoutPrefix(info.name)
     if (key?.endsWith(ROWS_SUFFIX)) {
       const name = key.slice(0, -ROWS_SUFFIX.length)
-      tokenRows.set(name, { indices: tokensOf(name, info, config, file), info })
+      const indices = attempt(() => tokensOf(name, info, config, file), onProblem)
+      if (indices !== undefined) tokenRows.set(name, { indices, info })
       continue
     }
     const origin = key === undefined ? undefined : replacementOrigin(key, info, config, found)
@@ -113,23 +133,27 @@ export function claimTensors({ source, tensors }: SafetensorsFile, config: LoraC
     }
     const base = key.replaceAll('.base_layer.', '.')
     if (replacements.has(base)) {
-      throw new FormatError({ where: `${file}: ${info.name}`, what: `a second tensor that replaces ${base}` })
+      onProblem(new FormatError({ where: `${file}: ${info.name}`, what: `a second tensor that replaces ${base}` }))
+      continue
     }
     replacements.set(base, { key, isTrained: origin === 'trained', info })
   }
-  if (unclaimed.length > 0) throw unclaimedError(unclaimed, file)
-  if (tensors.size === 0) throw new FormatError({ where: file, what: 'an adapter without a single tensor' })
+  if (unclaimed.length > 0) onProblem(unclaimedError(unclaimed, file))
+  if (tensors.size === 0) onProblem(new FormatError({ where: file, what: 'an adapter without a single tensor' }))
   if (config.trainableTokenIndices !== undefined && tokenRows.size === 0) {
-    throw new FormatError({
-      where: file,
-      what: 'no rows for trainable_token_indices',
-      expected: `MODULE${ROWS_SUFFIX}`,
-    })
+    const expected = `MODULE${ROWS_SUFFIX}`
+    onProblem(new FormatError({ where: file, what: 'no rows for trainable_token_indices', expected }))
   }
-  const layers = sorted(found).map(([name, layer]) => complete(name, layer, config, file))
-  checkTargets(layers, config, file)
-  for (const layer of layers) checkShapes(layer, file)
-  return { layers, replacements: new Map(sorted(replacements)), tokenRows: new Map(sorted(tokenRows)) }
+  const isTarget = targetMatcher(config)
+  const layers = sorted(found).flatMap(([name, parts]) => {
+    const layer = attempt(() => complete(name, parts, config, file), onProblem)
+    if (layer === undefined) return []
+    attempt(() => checkVectors(layer, file), onProblem)
+    attempt(() => checkTarget(layer, isTarget, file), onProblem)
+    const isSound = attempt(() => checkShapes(layer, file), onProblem)
+    return isSound ? [layer] : withOwnRank(layer)
+  })
+  return { layers, replacements: new Map(sorted(replacements)), tokenRows: new Map(sorted(tokenRows)), unclaimed }
 }
 
 function withoutPrefix(key: string): string | undefined {
@@ -191,6 +215,10 @@ function complete(name: string, { kind, tensors }: Found, config: LoraConfig, fi
       what: `half a pair: no ${factorKey(name, A === undefined ? 'A' : 'B', kind)}`,
     })
   }
+  return { name, kind, config: configForLayer(config, name), A, B, magnitude, biasB }
+}
+
+function checkVectors({ name, config, A, magnitude, biasB }: LayerTensors, file: string): void {
   const vectors: [keyof typeof VECTOR_SUFFIXES, TensorInfo | undefined, string, boolean][] = [
     ['magnitude', magnitude, 'use_dora', config.useDora],
     ['biasB', biasB, 'lora_bias', config.loraBias],
@@ -204,7 +232,6 @@ function complete(name: string, { kind, tensors }: Found, config: LoraConfig, fi
         : `no layer claims this tensor: ${setting} of ${CONFIG_FILE} is off`,
     })
   }
-  return { name, kind, config: configForLayer(config, name), A, B, magnitude, biasB }
 }
 
 function unclaimedError(names: string[], file: string): FormatError | UnsupportedError {
@@ -223,20 +250,27 @@ function unclaimedError(names: string[], file: string): FormatError | Unsupporte
 }
 
 /** PEFT makes layers where target_modules says, and would drop the tensors of any other module in silence. */
-function checkTargets(layers: readonly LayerTensors[], config: LoraConfig, file: string): void {
-  const isTarget = targetMatcher(config)
-  for (const { name, A } of layers) {
-    if (isTarget(name)) continue
-    throw new MismatchError({
-      where: `${file}: ${A.name}`,
-      what: `no layer claims this tensor: target_modules of ${CONFIG_FILE} leave its module out`,
-      expected: JSON.stringify(config.targetModules).slice(0, 200),
-      got: name,
-    })
-  }
+function checkTarget({ name, config, A }: LayerTensors, isTarget: (name: string) => boolean, file: string): void {
+  if (isTarget(name)) return
+  throw new MismatchError({
+    where: `${file}: ${A.name}`,
+    what: `no layer claims this tensor: target_modules of ${CONFIG_FILE} leave its module out`,
+    expected: JSON.stringify(config.targetModules).slice(0, 200),
+    got: name,
+  })
 }
 
-function checkShapes({ A, B, magnitude, biasB, config: { rank } }: LayerTensors, file: string): void {
+/** A layer whose shapes are wrong, as far as its factors go with each other. */
+function withOwnRank({ magnitude, biasB, ...layer }: LayerTensors): LayerTensors[] {
+  const { A, B, config } = layer
+  if (A.shape.length !== 2 || B.shape.length !== 2 || A.shape[0] !== B.shape[1]) return []
+  if (elementCount(A.shape) === 0 || elementCount(B.shape) === 0) return []
+  const vector = (info: TensorInfo | undefined) =>
+    info?.shape.length === 1 && info.shape[0] === B.shape[0] ? info : undefined
+  return [{ ...layer, magnitude: vector(magnitude), biasB: vector(biasB), config: { ...config, rank: A.shape[0] } }]
+}
+
+function checkShapes({ A, B, magnitude, biasB, config: { rank } }: LayerTensors, file: string): true {
   for (const tensor of [A, B]) {
     const where = `${file}: ${tensor.name}`
     if (tensor.shape.length > 2) {
@@ -264,4 +298,5 @@ function checkShapes({ A, B, magnitude, biasB, config: { rank } }: LayerTensors,
       got: formatShape(tensor.shape),
     })
   }
+  return true
 }

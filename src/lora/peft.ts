@@ -9,7 +9,9 @@ import {
   FormatError,
   MismatchError,
   NumericError,
+  type OnProblem,
   StateError,
+  throwProblem,
   UnsupportedError,
 } from '../base/errors.js'
 import type { FloatArray } from '../base/tensor.js'
@@ -53,9 +55,14 @@ export interface AdapterFile extends AdapterTensors {
   close(): Promise<void>
 }
 
-/** Checks everything that {@link loadAdapter} checks but the values, which stay in the file. Throws as that does. */
-export async function openAdapter(directory: Directory): Promise<AdapterFile> {
-  const config = await loadConfig(directory)
+/**
+ * Checks everything that {@link loadAdapter} checks but the values, which stay in the file. Throws as that does.
+ *
+ * @param onProblem default: throws it. Else it hears of what is wrong in the config and with the tensors, and what is sound is
+ *   opened; a file that cannot be read still throws
+ */
+export async function openAdapter(directory: Directory, onProblem: OnProblem = throwProblem): Promise<AdapterFile> {
+  const config = await loadConfig(directory, onProblem)
   if (!(await directory.has(WEIGHTS_FILE)) && (await directory.has(PICKLE_FILE))) {
     throw new UnsupportedError({
       where: `${directory.name}/${PICKLE_FILE}`,
@@ -67,7 +74,7 @@ export async function openAdapter(directory: Directory): Promise<AdapterFile> {
   const source = await directory.open(WEIGHTS_FILE)
   try {
     const file = await parseSafetensorsHeader(source)
-    const tensors = claimTensors(file, config)
+    const tensors = claimTensors(file, config, onProblem)
     return { config, file, ...tensors, parts: () => partsOf(tensors), close: () => source.close() }
   } catch (error) {
     await source.close()
@@ -122,12 +129,12 @@ function partsOf({ layers, replacements, tokenRows }: AdapterTensors): AdapterPa
 }
 
 /** A layer is saved in one type: that of its tensors, or F32, which holds the others' values. */
-function commonDtype({ A, B, magnitude, biasB }: LayerTensors): FloatDtype {
+export function commonDtype({ A, B, magnitude, biasB }: LayerTensors): FloatDtype {
   const dtypes = [A, B, magnitude, biasB].flatMap((info) => (info === undefined ? [] : [info.dtype]))
   return isFloatDtype(A.dtype) && dtypes.every((dtype) => dtype === A.dtype) ? A.dtype : 'F32'
 }
 
-async function loadConfig(directory: Directory): Promise<LoraConfig> {
+async function loadConfig(directory: Directory, onProblem: OnProblem): Promise<LoraConfig> {
   if (!(await directory.has(CONFIG_FILE))) {
     throw new FileError({
       where: directory.name,
@@ -145,7 +152,7 @@ async function loadConfig(directory: Directory): Promise<LoraConfig> {
         got: `${source.byteLength}`,
       })
     }
-    return parsePeftConfig(await readAll(source), source.name)
+    return parsePeftConfig(await readAll(source), source.name, onProblem)
   } finally {
     await source.close()
   }

@@ -1,0 +1,64 @@
+// Adapter folders with several things wrong: opened leniently, each problem is heard, and what is sound is there.
+
+import { expect, test } from 'vitest'
+import { MemoryDirectory } from '../../src/base/bytes.js'
+import { encodeFloats } from '../../src/base/dtype.js'
+import type { LowrankError } from '../../src/base/errors.js'
+import { saveSafetensors } from '../../src/formats/safetensors.js'
+import { openAdapter } from '../../src/lora/peft.js'
+
+type Tensors = Record<string, { shape: number[]; values?: ArrayLike<number> }>
+
+async function folder(config: Record<string, unknown>, tensors: Tensors): Promise<MemoryDirectory> {
+  const text = JSON.stringify({ peft_type: 'LORA', r: 2, lora_alpha: 4, target_modules: 'all-linear', ...config })
+  const directory = new MemoryDirectory({ 'adapter_config.json': text }, 'adapter')
+  const encoded = Object.entries(tensors).map(([name, { shape, values }]) => {
+    const data = Float32Array.from(values ?? new Float32Array(shape.reduce((a, b) => a * b, 1)).fill(0.5))
+    return { name: `base_model.model.${name}`, dtype: 'F32' as const, shape, data: encodeFloats(data, 'F32') }
+  })
+  await saveSafetensors(directory, 'adapter_model.safetensors', encoded)
+  return directory
+}
+
+test('all problems are heard at once, and sound layers are opened', async () => {
+  const problems: LowrankError[] = []
+  const directory = await folder(
+    { use_dora: true, target_modules: ['good', 'bare', 'half', 'wide', 'odd'], layer_replication: [[0, 1]] },
+    {
+      'good.lora_A.weight': { shape: [2, 3] },
+      'good.lora_B.weight': { shape: [4, 2] },
+      'good.lora_magnitude_vector': { shape: [4] },
+      'bare.lora_A.weight': { shape: [2, 3] },
+      'bare.lora_B.weight': { shape: [4, 2] },
+      'half.lora_A.weight': { shape: [2, 3] },
+      'wide.lora_A.weight': { shape: [3, 3] },
+      'wide.lora_B.weight': { shape: [4, 3] },
+      'wide.lora_magnitude_vector': { shape: [5] },
+      'odd.lora_A.weight': { shape: [2, 3] },
+      'odd.lora_B.weight': { shape: [4, 3] },
+      'odd.lora_magnitude_vector': { shape: [4] },
+      'left.lora_A.weight': { shape: [2, 3] },
+      'left.lora_B.weight': { shape: [4, 2] },
+      'left.lora_magnitude_vector': { shape: [4] },
+      'norm.weight': { shape: [3] },
+    },
+  )
+  const opened = await openAdapter(directory, (problem) => problems.push(problem))
+  expect(opened.layers.map(({ name, config, magnitude }) => [name, config.rank, magnitude?.shape])).toEqual([
+    ['bare', 2, undefined],
+    ['good', 2, [4]],
+    ['left', 2, [4]],
+    ['wide', 3, undefined],
+  ])
+  expect(opened.unclaimed).toEqual(['base_model.model.norm.weight'])
+  const messages = problems.map(({ code, message }) => `${code} ${message.replaceAll('base_model.model.', '')}`)
+  expect(messages).toEqual([
+    expect.stringMatching(/^UNSUPPORTED .*layer_replication/),
+    expect.stringMatching(/^FORMAT .*no layer claims the tensor norm\.weight/),
+    expect.stringMatching(/^MISMATCH .*bare\.lora_A\.weight: use_dora .*no bare\.lora_magnitude_vector/),
+    expect.stringMatching(/^FORMAT .*half\.lora_A\.weight: half a pair/),
+    expect.stringMatching(/^MISMATCH .*left\.lora_A\.weight: .*target_modules/),
+    expect.stringMatching(/^SHAPE .*odd\.lora_B\.weight: wrong shape/),
+    expect.stringMatching(/^SHAPE .*wide\.lora_A\.weight: wrong shape/),
+  ])
+})
