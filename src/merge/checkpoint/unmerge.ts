@@ -4,7 +4,7 @@
 import type { Directory } from '../../base/bytes.js'
 import { decodeFloats, type FloatDtype } from '../../base/dtype.js'
 import { MismatchError } from '../../base/errors.js'
-import { formatShape } from '../../base/tensor.js'
+import { elementCount, formatShape } from '../../base/tensor.js'
 import { type Checkpoint, openCheckpoint, shardSource } from '../../formats/checkpoint.js'
 import { isFloatDtype } from '../../formats/safetensors.js'
 import { CHUNK_BYTES, sizeOf } from './layout.js'
@@ -117,18 +117,25 @@ async function compareTensor(name: string, one: Checkpoint, other: Checkpoint): 
     })
   }
   const { dtype, byteLength } = a.info
+  // Types of less than a byte are counted by bytes.
+  const size = Math.max(1, byteLength / elementCount(a.info.shape))
   const result = { ...NO_DIFFERENCES }
   for (let at = 0; at < byteLength; at += CHUNK_BYTES) {
     const length = Math.min(CHUNK_BYTES, byteLength - at)
     const x = await shardSource(one, a.shard).read(a.info.offset + at, length)
     const y = await shardSource(other, b.shard).read(b.info.offset + at, length)
-    add(result, isFloatDtype(dtype) ? compareFloats(x, y, dtype) : compareBytes(x, y))
+    add(result, isFloatDtype(dtype) ? compareFloats(x, y, dtype) : compareBytes(x, y, size))
   }
   return result
 }
 
-function compareBytes(x: Uint8Array, y: Uint8Array): ValueDifferences {
-  return { ...NO_DIFFERENCES, differing: x.reduce((sum, byte, i) => sum + Number(byte !== y[i]), 0), values: x.length }
+/** @param size bytes of a value */
+function compareBytes(x: Uint8Array, y: Uint8Array, size: number): ValueDifferences {
+  let differing = 0
+  for (let i = 0; i < x.length; i += size) {
+    if (x.subarray(i, i + size).some((byte, j) => byte !== y[i + j])) differing++
+  }
+  return { ...NO_DIFFERENCES, differing, values: x.length / size }
 }
 
 function compareFloats(x: Uint8Array, y: Uint8Array, dtype: FloatDtype): ValueDifferences {
