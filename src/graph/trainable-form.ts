@@ -18,7 +18,10 @@ const INTEGER_PRODUCTS = new Set([
   'QMoE',
 ])
 
-const FLOAT_EXPORT = "Train on the model's float32 export: the adapter also fits the smaller ones"
+const FLOAT_EXPORT = "Train on the model's float32 export: the adapter also fits this one"
+/** Sessions adapt layers whose inputs and outputs are floats; 8-bit exports quantise those as well. */
+const FLOAT_EXPORT_ONLY =
+  "Train on the model's float32 export: the adapter runs there and on exports in float16 or MatMulNBits, but not on this one"
 const NOT_MERGED = 'Train on an export that is not merged: decoder_model.onnx or decoder_with_past_model.onnx'
 
 /**
@@ -29,8 +32,9 @@ export function checkTrainableForm(graph: Graph): void {
   const found: { op: string; name: string; hint: string }[] = []
   for (const node of graph.nodes) {
     const name = node.name || node.output[0]
-    if (INTEGER_PRODUCTS.has(node.opType)) found.push({ op: node.opType, name, hint: FLOAT_EXPORT })
-    else if (subgraphs(node).some(multiplies)) found.push({ op: node.opType, name, hint: NOT_MERGED })
+    if (INTEGER_PRODUCTS.has(node.opType)) {
+      found.push({ op: node.opType, name, hint: node.opType === 'MatMulNBits' ? FLOAT_EXPORT : FLOAT_EXPORT_ONLY })
+    } else if (subgraphs(node).some(multiplies)) found.push({ op: node.opType, name, hint: NOT_MERGED })
   }
   for (const { node, dataType, kind } of findLinears(graph)) {
     if (kind === 'quantized' || dataType === DataType.FLOAT) continue

@@ -20,7 +20,6 @@ export class TrainableLinears {
   readonly #graph: Graph
   readonly #g: Builder
   readonly #rowsOf = new Map<Value, Value>()
-  readonly #dropped = new Map<Value, Value>()
   readonly masks: DropoutMask[] = []
 
   constructor(graph: Graph, g: Builder) {
@@ -65,7 +64,7 @@ export class TrainableLinears {
     return { linear: { ...linear, kind: 'gemm', input: chosen }, all, chosen }
   }
 
-  /** Adds LoRA branches to linears that compute rows. Branches with the same input share its dropout mask. */
+  /** Adds LoRA branches to linears that compute rows. Each branch has a dropout mask of its own, as in PEFT. */
   adapt(branches: readonly Branch[], dropout: number): void {
     const g = this.#g
     const byLinear = new Map(branches.map((branch) => [branch.linear, branch]))
@@ -86,16 +85,11 @@ export class TrainableLinears {
   }
 
   /** Elements of x are kept where the mask says so; their growth by 1/(1 − p) is in the branch's scaling. */
-  #drop({ input, k }: Linear): Value {
-    let dropped = this.#dropped.get(input)
-    if (dropped === undefined) {
-      const mask = { input: `lora/dropout/${this.masks.length}`, k }
-      this.masks.push(mask)
-      this.#graph.inputs.push(valueInfo(mask.input, DataType.BOOL, ['rows', k]))
-      dropped = this.#g.mul(input, this.#g.cast(mask.input, DataType.FLOAT))
-      this.#dropped.set(input, dropped)
-    }
-    return dropped
+  #drop({ name, input, k }: Linear): Value {
+    const mask = { input: this.#graph.freshName(`lora/${name}/dropout`), k }
+    this.masks.push(mask)
+    this.#graph.inputs.push(valueInfo(mask.input, DataType.BOOL, ['rows', k]))
+    return this.#g.mul(input, this.#g.cast(mask.input, DataType.FLOAT))
   }
 
   /** x (…, k) as (rows, k), one node for all that read x. */

@@ -55,6 +55,16 @@ export function targetFeeds({ batch, sequence, labels }: TokenBatch, normalizer:
   }
 }
 
+/**
+ * Targets for measuring shapes, all at the first row: it is there in models that compute logits of the last tokens alone, so
+ * that those can be told by what is measured.
+ */
+export function firstRowFeeds(batch: TokenBatch): Feeds {
+  const feeds = targetFeeds(batch, 1)
+  const { dims, data } = feeds[LOSS_INPUTS.rows]
+  return { ...feeds, [LOSS_INPUTS.rows]: { type: 'int64', data: new BigInt64Array(data.length), dims } }
+}
+
 /** Masks are kept with a probability of a multiple of 2⁻¹⁶: two draws from one 32-bit number. */
 const RESOLUTION = 1 << 16
 
@@ -63,12 +73,12 @@ export function keepProbability(dropout: number): number {
   return Math.round((1 - dropout) * RESOLUTION) / RESOLUTION
 }
 
-/** One mask each, from (seed, step, run, number of the mask) alone, so that a resumed run draws the same. */
+/** One mask each, from (seed, step, run, layer) alone, so that a resumed run draws the same. */
 export function maskFeeds(masks: readonly DropoutMask[], rows: number, dropout: number, draw: DropoutDraw): Feeds {
   const threshold = keepProbability(dropout) * RESOLUTION
   return Object.fromEntries(
-    masks.map(({ input, k }, index) => {
-      const random = new Random(draw.seed, `dropout/${draw.step}/${draw.run}/${index}`)
+    masks.map(({ input, k }) => {
+      const random = new Random(draw.seed, `dropout/${draw.step}/${draw.run}/${input}`)
       const data = new Uint8Array(rows * k)
       for (let i = 0; i < data.length; i += 2) {
         const bits = random.uint32()

@@ -1,7 +1,7 @@
 // From a causal language model to one graph that gives the loss and the gradients of its LoRA factors in a single run.
 // Base weights stay in their file; factors, tokens and targets are fed.
 
-import { StateError } from '../base/errors.js'
+import { StateError, UnsupportedError } from '../base/errors.js'
 import { TensorProto_DataType as DataType, type ModelProto } from '../formats/onnx/gen/onnx_pb.js'
 import { copyMessage } from '../formats/onnx/messages.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
@@ -20,9 +20,17 @@ import { declareShapes, plainShapes } from './plain-shapes.js'
 import { sessionModel } from './session-model.js'
 import type { ShapeMap } from './shapes.js'
 import { checkTrainableForm } from './trainable-form.js'
-import { type DropoutDraw, emptyBatch, LOSS_INPUTS, maskFeeds, type TokenBatch, targetFeeds } from './training-feeds.js'
+import {
+  type DropoutDraw,
+  emptyBatch,
+  firstRowFeeds,
+  LOSS_INPUTS,
+  maskFeeds,
+  type TokenBatch,
+  targetFeeds,
+} from './training-feeds.js'
 import { buildForward, LOSS, type TrainedLayer, type TrainingForward } from './training-forward.js'
-import { lengthName, measureShapes, RUN_LENGTHS } from './training-probe.js'
+import { isOfAllTokens, lengthName, measureShapes, RUN_LENGTHS } from './training-probe.js'
 
 export type { TokenBatch, TrainedLayer }
 
@@ -89,7 +97,8 @@ export function buildLossGraph(model: OnnxModel, options: Omit<TrainingGraphOpti
  * Loss and gradients. Shapes are measured by running the forward part twice on a few tokens.
  *
  * @param runtime where the measuring session runs
- * @throws UnsupportedError for what cannot be trained, by op and node, before anything is built
+ * @throws UnsupportedError for what cannot be trained, by op and node, and for a model whose head sees the last token alone,
+ *   before anything is built
  * @throws MismatchError when a layer has no module in the model, or another shape there
  */
 export async function buildTrainingGraph(
@@ -107,10 +116,11 @@ export async function buildTrainingGraph(
   checkDifferentiable(...paths)
   const shapes = await measureShapes(graph, model, runtime, paths, (batch) => ({
     ...tokens(batch),
-    ...targetFeeds(batch, 1),
+    ...firstRowFeeds(batch),
     ...maskFeeds(masks, batch.batch * batch.sequence, dropout, { seed: 0, step: 0, run: 0 }),
     ...zeroFactors(factors),
   }))
+  checkAllTokens(shapes, all)
   const g = new Builder(graph, 'backward')
   const gradients = appendGradients(g, shapes, forward, wrt)
   const parameters = factors.map((factor) => {
@@ -126,6 +136,19 @@ export async function buildTrainingGraph(
   const reshaped = graph.nodes.filter(({ opType }) => opType === 'Reshape').map(({ output }) => output[0])
   declareShapes(graph, shapes, [...paths.flatMap(({ values }) => [...values]), ...reshaped], lengthName)
   return { ...finish(model, graph, forward, tokens, dropout), parameters }
+}
+
+/** Throws UnsupportedError unless the head's rows are those of all tokens. */
+function checkAllTokens(shapes: ShapeMap, rows: Value): void {
+  const shape = shapes.get(rows)
+  if (shape !== undefined && isOfAllTokens(shape)) return
+  throw new UnsupportedError({
+    where: 'ONNX model',
+    what: 'it gives logits of some tokens only, such as the last one, where training needs those of all',
+    expected: 'logits (batch, sequence, vocabulary)',
+    got: `${shape?.dims[0]} rows of logits for 2 sequences of 3 tokens`,
+    hint: 'Export the model anew without the option that cuts the logits (prune_lm_head, num_logits_to_keep)',
+  })
 }
 
 type Factor = Omit<TrainedParameter, 'gradient'>

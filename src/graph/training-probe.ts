@@ -7,7 +7,7 @@ import type { Value } from './builder.js'
 import type { Graph } from './graph.js'
 import type { RunLength } from './plain-shapes.js'
 import { sessionModel } from './session-model.js'
-import { probeShapes, type ShapeMap } from './shapes.js'
+import { type ProbedShape, probeShapes, type ShapeMap } from './shapes.js'
 import { LOSS_INPUTS, probeBatch, type TokenBatch } from './training-feeds.js'
 
 /** Batch, sequence and rows with a target where shapes are measured: no length comes about in two ways at both points. */
@@ -50,6 +50,11 @@ export function measureShapes(
   const open = async (proto: Parameters<typeof sessionModel>[1]) =>
     runtime.createSession(await sessionModel(model, proto), SESSION)
   return probeShapes(graph, open, [first, second], wanted)
+}
+
+/** Whether a value has one row for each token at both points. */
+export function isOfAllTokens({ dims, other }: ProbedShape): boolean {
+  return lengthName(dims[0], other[0]) === 'rows'
 }
 
 /** The name of a length that was `dim` and `other` at the two points; undefined if it has none. */

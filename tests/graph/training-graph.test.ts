@@ -1,7 +1,9 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { DataError, MismatchError, StateError, UnsupportedError } from '../../src/base/errors.js'
-import type { OnnxModel } from '../../src/formats/onnx/model.js'
+import { OnnxModel } from '../../src/formats/onnx/model.js'
+import { Builder } from '../../src/graph/builder.js'
 import { Graph } from '../../src/graph/graph.js'
+import { findLinears } from '../../src/graph/linears.js'
 import { checkTrainableForm } from '../../src/graph/trainable-form.js'
 import {
   buildLossGraph,
@@ -231,12 +233,12 @@ describe('on one small model', () => {
           .filter(([, { type }]) => type === 'bool')
           .map(([, { data }]) => data as Uint8Array)
       const masks = masksOf(draw)
-      expect(masks).toHaveLength(8) // qkv, o, gate and up, down in two layers
+      expect(masks).toHaveLength(14) // one for each layer, also where several read one input
       const kept = masks.flatMap((mask) => [...mask])
       expect(kept.reduce((a, b) => a + b) / kept.length).toBeCloseTo(0.75, 1)
       const all = [masks, masksOf({ ...draw, step: 4 }), masksOf({ ...draw, run: 1 }), masksOf({ ...draw, seed: 2 })]
       const prefixes = all.flatMap((list) => list.map((mask) => mask.slice(0, 64).join('')))
-      expect(new Set(prefixes).size).toBe(32)
+      expect(new Set(prefixes).size).toBe(4 * 14)
     })
 
     it('needs a draw', async () => {
@@ -261,6 +263,28 @@ describe('on one small model', () => {
   })
 })
 
+describe('a model that gives logits of the last token alone', () => {
+  it.each([
+    [
+      'keeps an axis of tokens',
+      (g: Builder, x: string) => g.op('Slice', [x, g.int([-1]), g.int([2 ** 31]), g.int([1])]),
+    ],
+    ['has none', (g: Builder, x: string) => g.op('Gather', [x, g.int(-1)], { axis: 1 })],
+  ])('is refused before training when its head %s', async (_, cut) => {
+    const model = await openModel(`${MODELS}/llama-optimum`)
+    const graph = new Graph(model.proto)
+    const head = findLinears(graph).find(({ isHead }) => isHead)!
+    const last = cut(new Builder(graph, 'test'), head.input)
+    graph.setInputs(head.node, [last, ...head.node.input.slice(1)])
+    const pruned = new OnnxModel(model.name, model.fileName, graph.toModel(), model.files)
+    const layers = [{ name: 'model.layers.0.self_attn.q_proj', d: 64, k: 32, rank: 2, scaling: 1 }]
+    await expect(buildTrainingGraph(pruned, runtime, { layers })).rejects.toThrow(
+      /logits of some tokens only.*expected logits \(batch, sequence, vocabulary\), got 2 rows of logits for 2 sequences of 3 tokens/,
+    )
+    await model.close()
+  })
+})
+
 describe('what cannot be trained is refused by op and node', () => {
   it.each(['merged-if', 'llama-fp16', 'llama-q4', 'llama-q8'])('%s', async (name) => {
     const model = await openModel(`${MODELS}/${name}`)
@@ -274,6 +298,8 @@ describe('what cannot be trained is refused by op and node', () => {
     for (const node of linears.slice(0, 3)) expect(message).toContain(node)
     if (linears.length > 3) expect(message).toContain(`and ${linears.length - 3} more`)
     expect(() => checkTrainableForm(new Graph(model.proto))).toThrow(message)
+    if (name !== 'merged-if')
+      expect(message).toMatch(name === 'llama-q8' ? /but not on this one/ : /also fits this one/)
     await model.close()
   })
 })

@@ -162,16 +162,10 @@ const multiHeadAttention: Lowering = (context) => {
       g.add(flat(x), g.op('Gather', [rows, g.int(i)], { axis: 0 })),
     )
   }
-  const { output, presentKey, presentValue } = attend(g, {
-    query,
-    key,
-    value,
-    heads,
-    keyHeads: heads,
-    scale: setAttribute(context, 'scale'),
-    mask: intAttribute(node, 'unidirectional', 0) === 1 ? causalMask(g, first) : undefined,
-    bias: sum(g, attentionBias, padding ? paddingBias(context, padding) : ''),
-  })
+  const { output, presentKey, presentValue } = attendAll(context, { query, key, value, heads }, first, [
+    attentionBias,
+    padding,
+  ])
   return [output, context.reads(1) ? presentKey() : undefined, context.reads(2) ? presentValue() : undefined]
 }
 
@@ -187,17 +181,25 @@ const projectedAttention: Lowering = (context) => {
   const projected = bias ? g.add(g.matmul(x, weight), bias) : g.matmul(x, weight)
   const parts = g.node('Split', [g.reshape(projected, g.int([0, 0, 3, -1])), g.int([1, 1, 1])], { axis: 2 }, 3).output
   const [query, key, value] = parts.map((part) => g.op('Squeeze', [part, g.int([2])]))
-  const { output } = attend(g, {
-    query,
-    key,
-    value,
-    heads,
-    keyHeads: heads,
+  const { output } = attendAll(context, { query, key, value, heads }, x, [attentionBias, padding])
+  return [output]
+}
+
+/** Attention with a key head for each query head, and the attributes that both operators of it have. */
+function attendAll(
+  context: LoweringContext,
+  parts: Pick<Attention, 'query' | 'key' | 'value' | 'heads'>,
+  tokens: Value,
+  [attentionBias, padding]: readonly (Value | undefined)[],
+): Attended {
+  const { g, node } = context
+  return attend(g, {
+    ...parts,
+    keyHeads: parts.heads,
     scale: setAttribute(context, 'scale'),
-    mask: intAttribute(node, 'unidirectional', 0) === 1 ? causalMask(g, x) : undefined,
+    mask: intAttribute(node, 'unidirectional', 0) === 1 ? causalMask(g, tokens) : undefined,
     bias: sum(g, attentionBias, padding ? paddingBias(context, padding) : ''),
   })
-  return [output]
 }
 
 /** A mask of ones and zeros over keys, (B, T), or over queries and keys, (B, S, T), as what to add to the scores. */
