@@ -36,6 +36,11 @@ export interface Directory {
   /** A sink for a new file or the replacement of an old one; makes folders as needed. */
   create(path: string): Promise<ByteSink>
   remove(path: string): Promise<void>
+  /**
+   * Adds to the end of a file, which it makes if there is none. Unlike `create` it shows what is written at once, so that a
+   * crash can leave a part of it. Folders without it have only files that appear whole.
+   */
+  append?(path: string, bytes: Uint8Array): Promise<void>
 }
 
 /** A ByteSource over an array that is already in memory. */
@@ -96,6 +101,10 @@ export class MemoryDirectory implements Directory {
 
   async remove(path: string): Promise<void> {
     this.files.delete(path)
+  }
+
+  async append(path: string, bytes: Uint8Array): Promise<void> {
+    this.files.set(path, concatBytes([this.files.get(path) ?? new Uint8Array(), bytes]))
   }
 }
 

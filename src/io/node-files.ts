@@ -59,6 +59,22 @@ export class NodeDirectory implements Directory {
     }
   }
 
+  async append(file: string, bytes: Uint8Array): Promise<void> {
+    const target = this.#resolve(file)
+    let handle: FileHandle | undefined
+    try {
+      await mkdir(path.dirname(target), { recursive: true })
+      handle = await open(target, 'a')
+      await handle.appendFile(bytes)
+      // What is written after it may count on it.
+      await handle.sync()
+    } catch (error) {
+      throw fileError(target, 'cannot be written', error)
+    } finally {
+      await handle?.close()
+    }
+  }
+
   /** Names come out of files too (an ONNX tensor's location): none may lead out of the folder. */
   #resolve(file: string): string {
     const parts = file.split('/')

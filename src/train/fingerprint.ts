@@ -1,6 +1,7 @@
 // What a run is made of, in short: a run may be resumed only with what it was started with, else its result would be
 // neither of the two.
 
+import type { ByteSource } from '../base/bytes.js'
 import { MismatchError } from '../base/errors.js'
 import { serializeModel } from '../formats/onnx/model.js'
 import type { CausalModel } from '../graph/model-folder.js'
@@ -26,8 +27,18 @@ export interface RunParts {
   totalSteps: number
 }
 
-/** One short text for each part, under the name that an error calls it. */
-export function fingerprintOf({ model, adapter, examples, settings, totalSteps }: RunParts): Record<string, string> {
+/** Files of weights up to this size are hashed whole, larger ones in samples: half a second at most. */
+const WHOLE_BYTES = 64 << 20
+const SAMPLES = 256
+const SAMPLE_BYTES = 64 << 10
+
+/**
+ * One short text for each part, under the name that an error calls it. Of files of weights above 64 MiB that is their length and
+ * 256 pieces of 64 KiB, evenly spaced from the first byte to the last: other weights differ nearly everywhere, and a change of a
+ * few of them can go unnoticed.
+ */
+export async function fingerprintOf(parts: RunParts): Promise<Record<string, string>> {
+  const { model, adapter, examples, settings, totalSteps } = parts
   const data = new Hash()
   for (const { inputIds, labels } of examples) data.add(inputIds).add(labels)
   const weights = new Hash()
@@ -40,6 +51,7 @@ export function fingerprintOf({ model, adapter, examples, settings, totalSteps }
     ...Object.entries(config),
     ['steps', totalSteps],
     ['model', new Hash().add(serializeModel(model.onnx.proto)).digest()],
+    ['base weights', await weightsDigest(model.onnx.files.values())],
     ['data', data.digest()],
     ['adapter', weights.digest()],
   ]
@@ -58,6 +70,23 @@ export function checkFingerprint(stored: Readonly<Record<string, string>>, now: 
       hint: 'Resume with what the run was started with, or overwrite it',
     })
   }
+}
+
+/** In the order in which the graph names them. */
+async function weightsDigest(files: Iterable<ByteSource>): Promise<string> {
+  const hash = new Hash()
+  for (const source of files) {
+    const { byteLength } = source
+    const isWhole = byteLength <= WHOLE_BYTES
+    const count = isWhole ? Math.ceil(byteLength / SAMPLE_BYTES) : SAMPLES
+    const stride = isWhole ? SAMPLE_BYTES : (byteLength - SAMPLE_BYTES) / (SAMPLES - 1)
+    for (let i = 0; i < count; i++) {
+      const start = Math.floor(i * stride)
+      hash.add(await source.read(start, Math.min(SAMPLE_BYTES, byteLength - start)))
+    }
+    hash.add(new TextEncoder().encode(String(byteLength)))
+  }
+  return hash.digest()
 }
 
 /** Two FNV-1a hashes side by side: tells apart what was mixed up, and is no protection against an attack. */

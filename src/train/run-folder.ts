@@ -104,10 +104,23 @@ export interface StepMetrics {
 }
 
 export async function writeMetrics(directory: Directory, metrics: readonly StepMetrics[]): Promise<void> {
-  await writeFile(directory, METRICS_FILE, metrics.map((line) => `${JSON.stringify(line)}\n`).join(''))
+  await writeFile(directory, METRICS_FILE, linesOf(metrics))
 }
 
-/** The lines of the first `steps` steps. Throws FormatError when they are not there. */
+/** Adds lines to those that are there. Only for a folder that has `append`. */
+export async function appendMetrics(directory: Directory, metrics: readonly StepMetrics[]): Promise<void> {
+  await directory.append?.(METRICS_FILE, new TextEncoder().encode(linesOf(metrics)))
+}
+
+function linesOf(metrics: readonly StepMetrics[]): string {
+  return metrics.map((line) => `${JSON.stringify(line)}\n`).join('')
+}
+
+/**
+ * The lines of the first `steps` steps. What follows them, whole or cut off by a crash, belongs to steps that are made anew.
+ *
+ * @throws FormatError when they are not there
+ */
 export async function readMetrics(directory: Directory, steps: number): Promise<StepMetrics[]> {
   const source = await directory.open(METRICS_FILE)
   try {

@@ -1,11 +1,12 @@
-// Writes a run's folder in an order that any interruption leaves usable: what is there is complete, and the state never
-// counts steps that the metrics lack.
+// Writes a run's folder in an order that any interruption leaves usable: all but the metrics is complete where it is there, and
+// the state never counts steps that the metrics lack.
 
 import type { Directory } from '../base/bytes.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { saveAdapter } from '../lora/peft.js'
 import type { EngineState } from './engine.js'
 import {
+  appendMetrics,
   clearRunFolder,
   type FolderUse,
   type RunState,
@@ -17,7 +18,7 @@ import {
   writeState,
 } from './run-folder.js'
 
-/** Metrics are files that appear whole, so that each update writes them all: often enough to watch, seldom enough to be free. */
+/** Often enough to watch, seldom enough to be free. */
 const METRICS_INTERVAL_MS = 2000
 
 export class RunWriter {
@@ -27,6 +28,8 @@ export class RunWriter {
   /** Whether the marker is there and belongs to this run. */
   #isBegun: boolean
   #hasSaved: boolean
+  /** Lines in the file; undefined while it is not this run's, or may hold lines that a resumed run makes anew. */
+  #writtenLines: number | undefined
   #metricsAt = performance.now()
 
   /** @param metrics of the steps before a resume */
@@ -81,7 +84,12 @@ export class RunWriter {
       await writeMarker(directory, 'unfinished')
       this.#isBegun = true
     }
-    await writeMetrics(directory, this.#metrics)
+    if (this.#writtenLines === undefined || directory.append === undefined) {
+      await writeMetrics(directory, this.#metrics)
+    } else if (this.#writtenLines < this.#metrics.length) {
+      await appendMetrics(directory, this.#metrics.slice(this.#writtenLines))
+    }
+    this.#writtenLines = this.#metrics.length
     this.#metricsAt = performance.now()
   }
 }

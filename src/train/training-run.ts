@@ -69,8 +69,9 @@ class TrainingRun {
   readonly #stepsPerEpoch: number
   readonly #lengths: readonly number[]
   readonly #names: readonly string[]
-  readonly #fingerprint: Record<string, string>
   #writer: RunWriter
+  /** Of the run's start; empty where there is no folder to resume from. */
+  #fingerprint: Record<string, string> = {}
   #evalLossBefore: number | undefined
   /** Of this process's steps. */
   #tokens = 0
@@ -85,7 +86,6 @@ class TrainingRun {
     this.#totalSteps = settings.maxSteps ?? settings.epochs * this.#stepsPerEpoch
     this.#lengths = examples.map(({ inputIds }) => inputIds.length)
     this.#names = sessions.parameters.map(({ layer, factor }) => `${layer}.${factor}`)
-    this.#fingerprint = fingerprintOf({ ...parts, totalSteps: this.#totalSteps })
     this.#writer = new RunWriter(out?.directory, out?.use ?? 'new', [])
   }
 
@@ -147,6 +147,7 @@ class TrainingRun {
   /** The state that the first step of this process starts from. */
   async #start(): Promise<Start> {
     const { out, adapter } = this.#parts
+    if (out !== undefined) this.#fingerprint = await fingerprintOf({ ...this.#parts, totalSteps: this.#totalSteps })
     if (out?.use !== 'resume') {
       const parameters = readFactors(adapter, this.#sessions.parameters)
       const zeros = () => parameters.map(({ length }) => new Float32Array(length))

@@ -227,3 +227,12 @@ describe('folders', () => {
     expect((await failure(locate(at('y.onnx')))).message).toBe(`${at('y.onnx')}: no such file or folder`)
   })
 })
+
+test('append adds to a file, makes what is missing, and says why it cannot', async () => {
+  const text = (value: string) => new TextEncoder().encode(value)
+  await directory.append('a/log.jsonl', text('one\n'))
+  await directory.append('a/log.jsonl', text('two\n'))
+  expect(await readFile(at('a', 'log.jsonl'), 'utf8')).toBe('one\ntwo\n')
+  expect((await failure(directory.append('a', text('x')))).message).toContain('is a folder')
+  await failure(directory.append('../log.jsonl', text('x')))
+})

@@ -125,6 +125,15 @@ describe('with ONNX Runtime', () => {
   })
 })
 
+describe('the types', () => {
+  it('hold nothing that is marked as internal', () => {
+    const declarations = consumer.packed.filter((path) => path.endsWith('.d.ts'))
+    for (const path of declarations) expect(readFileSync(join(repository, path), 'utf8'), path).not.toMatch(/@internal/)
+    const layer = readFileSync(join(repository, 'dist', 'lora', 'layer.d.ts'), 'utf8')
+    expect(layer.match(/constructor\(.*/g)).toEqual([expect.stringMatching(/baseWeight: MatrixLike/)])
+  })
+})
+
 describe.each(['node16', 'bundler'])('type-checking under moduleResolution %s', (moduleResolution) => {
   it('accepts right use and refuses wrong use', () => {
     const source = `consumer-${moduleResolution}.ts`

@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
+import { type Directory, MemoryDirectory, readAll } from '../../src/base/bytes.js'
 import { FileError, FormatError, MismatchError } from '../../src/base/errors.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { checkFingerprint } from '../../src/train/fingerprint.js'
@@ -40,6 +40,18 @@ const adapter = () => {
   const result = new LoraAdapter({ rank: 1, targetModules: ['q'] })
   result.addLayerOfShape('q', [2, 3])
   return result
+}
+
+/** A directory's methods as own properties, so that one can be left out. */
+function methodsOf(directory: MemoryDirectory): Required<Omit<Directory, 'name'>> {
+  return {
+    list: () => directory.list(),
+    has: (file) => directory.has(file),
+    open: (file) => directory.open(file),
+    create: (file) => directory.create(file),
+    remove: (file) => directory.remove(file),
+    append: (file, bytes) => directory.append(file, bytes),
+  }
 }
 
 describe('checkRunFolder', () => {
@@ -111,6 +123,14 @@ describe('metrics', () => {
     await writeMetrics(directory, [line(2)])
     await expect(readMetrics(directory, 1)).rejects.toThrow(FormatError)
   })
+
+  it('does without a last line that a crash has cut off', async () => {
+    const directory = new MemoryDirectory()
+    await writeMetrics(directory, [line(1), line(2)])
+    await directory.append(METRICS_FILE, new TextEncoder().encode('{"step":3,"epo'))
+    expect(await readMetrics(directory, 2)).toEqual([line(1), line(2)])
+    await expect(readMetrics(directory, 3)).rejects.toThrow(FormatError)
+  })
 })
 
 describe('RunWriter', () => {
@@ -147,6 +167,56 @@ describe('RunWriter', () => {
     await writer.save(adapter(), state)
     await writer.abandon()
     expect(await directory.has(STATE_FILE)).toBe(true)
+  })
+
+  const textOf = async (directory: MemoryDirectory) =>
+    new TextDecoder().decode(await readAll(await directory.open(METRICS_FILE)))
+  const linesOf = (...steps: number[]) => steps.map((step) => `${JSON.stringify(line(step))}\n`).join('')
+
+  it('appends the lines that are new, and writes no old one again', async () => {
+    const directory = new MemoryDirectory()
+    const writes: [file: string, text: string][] = []
+    const { append, create } = directory
+    directory.append = (file, bytes) => {
+      writes.push([file, new TextDecoder().decode(bytes)])
+      return append.call(directory, file, bytes)
+    }
+    directory.create = (file) => {
+      if (file === METRICS_FILE) writes.push([file, 'whole'])
+      return create.call(directory, file)
+    }
+    const writer = new RunWriter(directory, 'new', [])
+    for (const step of [1, 2, 3, 4]) {
+      await writer.add(line(step))
+      if (step !== 3) await writer.save(adapter(), state)
+    }
+    expect(writes).toEqual([
+      [METRICS_FILE, 'whole'],
+      [METRICS_FILE, linesOf(2)],
+      [METRICS_FILE, linesOf(3, 4)],
+    ])
+    expect(await textOf(directory)).toBe(linesOf(1, 2, 3, 4))
+  })
+
+  it('goes on from the state: lines after it, and one that a crash has cut off, are made anew', async () => {
+    const directory = new MemoryDirectory({ [METRICS_FILE]: `${linesOf(1, 2, 3)}{"step":4,` })
+    const writer = new RunWriter(directory, 'resume', await readMetrics(directory, 2))
+    await writer.add({ ...line(3), loss: 7 })
+    await writer.save(adapter(), state)
+    await writer.add(line(4))
+    await writer.save(adapter(), state)
+    expect(await textOf(directory)).toBe(`${linesOf(1, 2)}${JSON.stringify({ ...line(3), loss: 7 })}\n${linesOf(4)}`)
+  })
+
+  it('writes whole files where the folder has no other', async () => {
+    const directory = new MemoryDirectory()
+    const { append: _, ...whole } = { ...methodsOf(directory), name: 'whole' }
+    const writer = new RunWriter(whole, 'new', [])
+    for (const step of [1, 2]) {
+      await writer.add(line(step))
+      await writer.save(adapter(), state)
+    }
+    expect(await textOf(directory)).toBe(linesOf(1, 2))
   })
 
   it('writes nothing without a folder', async () => {

@@ -2,7 +2,7 @@ import { readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import * as ort from 'onnxruntime-node'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
+import { MemoryDirectory, MemorySource } from '../../src/base/bytes.js'
 import { ConfigError, DataError, FileError, MismatchError, NumericError } from '../../src/base/errors.js'
 import { OnnxModel } from '../../src/formats/onnx/model.js'
 import { type CausalModel, loadModel } from '../../src/graph/model-folder.js'
@@ -53,6 +53,11 @@ const train = (options: Partial<TrainerOptions> = {}) =>
 function abortAt(step: number): Pick<TrainerOptions, 'signal' | 'on'> {
   const controller = new AbortController()
   return { signal: controller.signal, on: { step: (event) => void (event.step === step && controller.abort()) } }
+}
+
+function largestWeight({ proto }: OnnxModel): string {
+  const size = ({ dims }: { dims: readonly bigint[] }) => dims.reduce((product, dim) => product * Number(dim), 1)
+  return proto.graph!.initializer.reduce((a, b) => (size(b) > size(a) ? b : a)).name
 }
 
 describe('Trainer', () => {
@@ -155,6 +160,18 @@ describe('Trainer', () => {
     }
     await expect(train({ out, resume: true, batchSize: 2 })).rejects.toThrow(/another batchSize; expected 4, got 2/)
     expect(out.files).toEqual(before)
+  })
+
+  it('refuses to resume over a base with other weights under the same graph', async () => {
+    const out = new MemoryDirectory()
+    await train({ out, ...abortAt(2) })
+    const bytes = readFileSync(path('tests/golden/models/llama-optimum/onnx/model.onnx'))
+    const { offset } = model.onnx.weight(largestWeight(model.onnx))!
+    bytes[offset] ^= 1
+    const files = new Map(model.onnx.files).set(model.onnx.fileName, new MemorySource(bytes))
+    const onnx = new OnnxModel(model.onnx.name, model.onnx.fileName, model.onnx.proto, files)
+    await expect(train({ out, resume: true, model: { ...model, onnx } })).rejects.toThrow(/another base weights/)
+    expect((await train({ out, resume: true })).report.steps).toBe(6)
   })
 
   it('gets the same from accumulated batches as from one', async () => {
