@@ -40,6 +40,7 @@ export {
   TRAIN_DEFAULTS,
 } from './lora/config.js'
 export { EmbeddingLora } from './lora/embedding.js'
+export { type BaseLayout, ExpertLora, type ParameterValues } from './lora/experts.js'
 export type { LayerVectors } from './lora/factors.js'
 export { type AdapterReport, inspectAdapter, type LayerReport } from './lora/inspect.js'
 export { type LayerGradients, LoraLayer } from './lora/layer.js'

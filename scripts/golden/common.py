@@ -104,6 +104,8 @@ def save_adapter(adapted, folder, **options):
     config = adapted.peft_config["default"]
     if isinstance(getattr(config, "target_modules", None), set):  # a set is written in an order of its own each time
         config.target_modules = sorted(config.target_modules)
+    if isinstance(getattr(config, "target_parameters", None), set):
+        config.target_parameters = sorted(config.target_parameters)
     config.base_model_name_or_path = adapted.get_base_model().name_or_path
     adapted.save_pretrained(folder, **options)
     (folder / "README.md").unlink(missing_ok=True)

@@ -111,8 +111,6 @@ def prefix():
 
 
 REFUSED = {  # case: (field to name, how to make it)
-    "target-parameters": ("target_parameters", one(target_modules=[], layers_to_transform=None,
-                                                   target_parameters=["layers.0.self_attn.k_proj.weight"])),
     "layer-replication": ("layer_replication", one(layer_replication=[[0, 2], [1, 3]])),
     "pissa": ("init_lora_weights", one(init_lora_weights="pissa")),
     "olora": ("init_lora_weights", one(init_lora_weights="olora")),

@@ -1,10 +1,11 @@
 // LoraAdapter: named layers that share a config. What folders hold, what training yields, what merging and sessions take. Most
-// hold linear layers alone; `embeddings`, `replacements` and `tokenRows` are what else PEFT saves.
+// hold linear layers alone; `embeddings`, `experts`, `replacements` and `tokenRows` are what else PEFT saves.
 
 import { ConfigError, MismatchError, nearMisses, StateError } from '../base/errors.js'
 import { elementCount, type Matrix, type MatrixLike } from '../base/tensor.js'
 import { type LoraConfig, type LoraConfigInput, resolveConfig } from './config.js'
 import { EmbeddingLora } from './embedding.js'
+import { ExpertLora } from './experts.js'
 import type { LayerVectors } from './factors.js'
 import { LoraLayer } from './layer.js'
 import type { AdapterPart } from './plain.js'
@@ -36,6 +37,7 @@ export class LoraAdapter implements Iterable<[name: string, layer: LoraLayer]> {
   readonly tokenRows = new Map<string, TokenRows>()
   readonly #layers = new Map<string, LoraLayer>()
   readonly #embeddings = new Map<string, EmbeddingLora>()
+  readonly #experts = new Map<string, ExpertLora>()
 
   /** @throws ConfigError or UnsupportedError when the config is not usable. */
   constructor(config: LoraConfigInput = {}) {
@@ -84,6 +86,26 @@ export class LoraAdapter implements Iterable<[name: string, layer: LoraLayer]> {
     return this.#embeddings
   }
 
+  /**
+   * The same for a parameter, by its full name: A (E·r, k), B (d, r·E) for E experts.
+   *
+   * @throws ConfigError when the name is empty or taken, or no module's; ShapeError when factors and rank disagree
+   */
+  addExperts(name: string, weightA: MatrixLike, weightB: MatrixLike): ExpertLora {
+    this.#checkName(name)
+    const experts = new ExpertLora(weightA, weightB, this.config, name)
+    if (experts.module === '') {
+      throw new ConfigError({ where: name, what: 'not the full name of a parameter', expected: 'MODULE.PARAMETER' })
+    }
+    this.#experts.set(name, experts)
+    return experts
+  }
+
+  /** Adapted parameters by their full names. */
+  get experts(): ReadonlyMap<string, ExpertLora> {
+    return this.#experts
+  }
+
   /** All that the adapter changes in its base, with the kind of each change. */
   parts(): AdapterPart[] {
     const layers = [...this.#layers].map(([name, { magnitude, biasB }]): AdapterPart => {
@@ -93,6 +115,7 @@ export class LoraAdapter implements Iterable<[name: string, layer: LoraLayer]> {
     return [
       ...layers,
       ...others(this.#embeddings.keys(), 'embedding'),
+      ...others(this.#experts.keys(), 'parameter'),
       ...others(this.replacements.keys(), 'replacement'),
       ...others(this.tokenRows.keys(), 'token-rows'),
     ]
@@ -150,7 +173,7 @@ export class LoraAdapter implements Iterable<[name: string, layer: LoraLayer]> {
    * @throws StateError when a layer is merged already or has no base weight, NumericError when a result is not finite.
    */
   mergeAll(): void {
-    const done: (LoraLayer | EmbeddingLora)[] = []
+    const done: (LoraLayer | EmbeddingLora | ExpertLora)[] = []
     try {
       for (const layer of this.#all()) {
         layer.merge()
@@ -174,7 +197,7 @@ export class LoraAdapter implements Iterable<[name: string, layer: LoraLayer]> {
     for (const layer of this.#all()) layer.unmerge()
   }
 
-  /** Σ r·(d + k), with magnitudes and biases, embeddings, and the elements of trained tensors and rows. */
+  /** Σ r·(d + k), with magnitudes and biases, embeddings, parameters, and the elements of trained tensors and rows. */
   totalTrainableParams(): number {
     let sum = 0
     for (const layer of this.#all()) sum += layer.trainableParams()
@@ -201,9 +224,10 @@ export class LoraAdapter implements Iterable<[name: string, layer: LoraLayer]> {
     }
   }
 
-  *#all(): Generator<LoraLayer | EmbeddingLora> {
+  *#all(): Generator<LoraLayer | EmbeddingLora | ExpertLora> {
     yield* this.#layers.values()
     yield* this.#embeddings.values()
+    yield* this.#experts.values()
   }
 
   #add(name: string, make: () => LoraLayer): LoraLayer {
@@ -214,7 +238,8 @@ export class LoraAdapter implements Iterable<[name: string, layer: LoraLayer]> {
   }
 
   #checkName(name: string): void {
-    if (name !== '' && !this.#layers.has(name) && !this.#embeddings.has(name)) return
+    const isTaken = this.#layers.has(name) || this.#embeddings.has(name) || this.#experts.has(name)
+    if (name !== '' && !isTaken) return
     throw new ConfigError({
       where: name === '' ? 'LoraAdapter' : name,
       what: name === '' ? 'a layer needs a name' : 'the adapter has a layer of that name already',

@@ -49,6 +49,8 @@ export interface LoraConfig {
   readonly bias: 'none' | 'all' | 'lora_only'
   /** Modules that the adapter replaces as wholes: ends of names. Default []. */
   readonly modulesToSave: readonly string[]
+  /** Parameters adapted in place of modules, weights of experts mostly: full names, or their ends after a dot. Default []. */
+  readonly targetParameters: readonly string[]
   /** Rows of the input embedding that the adapter replaces, by token; or of any module, by its name or its end. */
   readonly trainableTokenIndices: readonly number[] | Readonly<Record<string, readonly number[]>> | undefined
   /** Fields of PEFT's file without effect on the result, as they were, in PEFT's spelling. */
@@ -109,6 +111,11 @@ const FIELDS: { readonly [K in keyof LoraConfig]: Field & { default: LoraConfig[
     expected: 'module names',
     accepts: (value) => Array.isArray(value) && value.every((name) => isString(name) && name !== ''),
   },
+  targetParameters: {
+    default: [],
+    expected: 'names of parameters',
+    accepts: (value) => Array.isArray(value) && isNames(value),
+  },
   trainableTokenIndices: optional(
     'tokens, or module names with tokens',
     (value) => isTokens(value) || isTable(isTokens)(value),
@@ -153,6 +160,10 @@ function checkTogether(config: LoraConfig): void {
   const { targetModules, layersToTransform, layersPattern } = config
   if (config.useDora && config.loraBias) {
     throw new ConfigError({ where: 'loraBias', what: 'does not go with DoRA, as PEFT has it' })
+  }
+  const excluded = (['dropout', 'fanInFanOut', 'loraBias', 'useDora'] as const).find((field) => config[field])
+  if (config.targetParameters.length > 0 && excluded !== undefined) {
+    throw new ConfigError({ where: excluded, what: 'does not go with targetParameters, as PEFT has it' })
   }
   if (typeof targetModules === 'string' && layersToTransform !== undefined) {
     throw new ConfigError({

@@ -4,17 +4,20 @@ import type { FloatDtype } from '../base/dtype.js'
 import type { SafetensorsDtype } from '../formats/safetensors.js'
 import type { LoraAdapter } from './adapter.js'
 import type { LoraConfig } from './config.js'
+import { ExpertLora } from './experts.js'
 import { LoraLayer } from './layer.js'
 import { PatternTable } from './patterns.js'
 
 export interface LayerReport {
   name: string
-  kind: 'linear' | 'embedding'
+  kind: 'linear' | 'embedding' | 'parameter'
   /** Rows of B: features out; of an embedding, its features. */
   d: number
   /** Columns of A: features in; of an embedding, its vocabulary. */
   k: number
   rank: number
+  /** How many matrices (d, k) a parameter holds; absent for the other kinds. */
+  experts?: number
   alpha: number
   scaling: number
   dtype: FloatDtype
@@ -51,20 +54,21 @@ export interface AdapterReport {
 const UNUSUAL_SCALING = 16
 
 export function inspectAdapter(adapter: LoraAdapter): AdapterReport {
-  const layers = [...adapter, ...adapter.embeddings].map(
+  const layers = [...adapter, ...adapter.embeddings, ...adapter.experts].map(
     ([name, layer]): LayerReport => ({
       name,
-      kind: layer instanceof LoraLayer ? 'linear' : 'embedding',
+      kind: layer instanceof LoraLayer ? 'linear' : layer instanceof ExpertLora ? 'parameter' : 'embedding',
       d: layer.weightB.shape[0],
       k: layer.weightA.shape[1],
       rank: layer.rank,
+      ...(layer instanceof ExpertLora && { experts: layer.experts }),
       alpha: layer.config.alpha,
       scaling: layer.scaling,
       dtype: layer.dtype,
       normA: layer.normA(),
       normB: layer.normB(),
       normDelta: layer.normDelta(),
-      hasMagnitude: layer.magnitude !== undefined,
+      hasMagnitude: !(layer instanceof ExpertLora) && layer.magnitude !== undefined,
       hasBias: layer instanceof LoraLayer && layer.biasB !== undefined,
     }),
   )

@@ -29,6 +29,7 @@ const NAMES: ReadonlyMap<string, keyof LoraConfig> = new Map([
   ['lora_bias', 'loraBias'],
   ['bias', 'bias'],
   ['modules_to_save', 'modulesToSave'],
+  ['target_parameters', 'targetParameters'],
   ['trainable_token_indices', 'trainableTokenIndices'],
   ['base_model_name_or_path', 'baseModel'],
   ['task_type', 'taskType'],
@@ -142,12 +143,14 @@ function unsupported(file: string, key: string, value: unknown, expected?: strin
  * Config → the text of an adapter_config.json as PEFT writes it: indent 2, sorted keys.
  *
  * @param targetModules what to write as target_modules
+ * @param targetParameters what to write as target_parameters
  * @param layerNames layers whose rank and alpha must stay what the patterns give them
  * @throws UnsupportedError when peftFields hold a field that parsePeftConfig would refuse.
  */
 export function formatPeftConfig(
   config: LoraConfig,
   targetModules: readonly string[] | string,
+  targetParameters: readonly string[],
   layerNames: readonly string[],
 ): string {
   const fields: Record<string, unknown> = {
@@ -160,6 +163,7 @@ export function formatPeftConfig(
   for (const [key, name] of NAMES) fields[key] = config[name] ?? null
   if (config.modulesToSave.length === 0) fields.modules_to_save = null
   fields.target_modules = targetModules
+  fields.target_parameters = targetParameters.length === 0 ? null : targetParameters
   checkSupported(new Map(Object.entries(fields)), 'LoraConfig')
   const sorted = sortKeys(fields) as Record<string, unknown>
   sorted.rank_pattern = sortPattern(config.rankPattern, layerNames)

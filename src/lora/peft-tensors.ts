@@ -14,6 +14,7 @@ import { elementCount, formatShape } from '../base/tensor.js'
 import type { SafetensorsFile, TensorInfo } from '../formats/safetensors.js'
 import { configForLayer, type LoraConfig } from './config.js'
 import { targetMatcher } from './patterns.js'
+import { type ParameterTensors, takeParameters } from './peft-parameters.js'
 
 export const KEY_PREFIX = 'base_model.model.'
 const CONFIG_FILE = 'adapter_config.json'
@@ -37,6 +38,7 @@ export interface LayerTensors {
 /** The content of a PEFT file by meaning, sorted by name with numbers as numbers. */
 export interface AdapterTensors {
   readonly layers: readonly LayerTensors[]
+  readonly parameters: readonly ParameterTensors[]
   /** By the base's tensor name. `key` is the file's, without the prefix. */
   readonly replacements: ReadonlyMap<
     string,
@@ -144,6 +146,7 @@ export function claimTensors(
     const expected = `MODULE${ROWS_SUFFIX}`
     onProblem(new FormatError({ where: file, what: 'no rows for trainable_token_indices', expected }))
   }
+  const parameters = takeParameters(found, config, file, onProblem)
   const isTarget = targetMatcher(config)
   const layers = sorted(found).flatMap(([name, parts]) => {
     const layer = attempt(() => complete(name, parts, config, file), onProblem)
@@ -153,7 +156,13 @@ export function claimTensors(
     const isSound = attempt(() => checkShapes(layer, file), onProblem)
     return isSound ? [layer] : withOwnRank(layer)
   })
-  return { layers, replacements: new Map(sorted(replacements)), tokenRows: new Map(sorted(tokenRows)), unclaimed }
+  return {
+    layers,
+    parameters,
+    replacements: new Map(sorted(replacements)),
+    tokenRows: new Map(sorted(tokenRows)),
+    unclaimed,
+  }
 }
 
 function withoutPrefix(key: string): string | undefined {

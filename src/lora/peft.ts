@@ -28,6 +28,7 @@ import { LoraAdapter } from './adapter.js'
 import type { LoraConfig } from './config.js'
 import { isAllLinear, targetMatcher } from './patterns.js'
 import { formatPeftConfig, parsePeftConfig } from './peft-config.js'
+import { parameterKeys, savedParameters } from './peft-parameters.js'
 import { type AdapterTensors, claimTensors, factorKey, KEY_PREFIX, type LayerTensors, rowsKey } from './peft-tensors.js'
 import type { AdapterPart } from './plain.js'
 import type { StoredTensor } from './replacements.js'
@@ -92,7 +93,7 @@ export async function openAdapter(directory: Directory, onProblem: OnProblem = t
  *   not finite. Each names the file, and the field or tensor.
  */
 export async function loadAdapter(directory: Directory): Promise<LoraAdapter> {
-  const { config, file, layers, replacements, tokenRows, close } = await openAdapter(directory)
+  const { config, file, layers, parameters, replacements, tokenRows, close } = await openAdapter(directory)
   try {
     const adapter = new LoraAdapter(config)
     for (const tensors of layers) {
@@ -104,6 +105,10 @@ export async function loadAdapter(directory: Directory): Promise<LoraAdapter> {
           ? adapter.addEmbedding(name, ...factors, vectors)
           : adapter.addFactors(name, ...factors, vectors)
       layer.dtype = commonDtype(tensors)
+    }
+    for (const { name, A, B } of parameters) {
+      const parameter = adapter.addExperts(name, await readFactor(file, A), await readFactor(file, B))
+      parameter.dtype = commonDtype({ A, B })
     }
     for (const [name, { key, isTrained, info }] of replacements) {
       adapter.replacements.set(name, { key, isTrained, ...(await readStored(file, info)) })
@@ -117,19 +122,25 @@ export async function loadAdapter(directory: Directory): Promise<LoraAdapter> {
   }
 }
 
-function partsOf({ layers, replacements, tokenRows }: AdapterTensors): AdapterPart[] {
+function partsOf({ layers, parameters, replacements, tokenRows }: AdapterTensors): AdapterPart[] {
   return [
     ...layers.map(({ name, kind, magnitude, biasB }): AdapterPart => {
       if (kind === 'embedding') return { name, kind }
       return { name, kind: magnitude !== undefined ? 'dora' : biasB !== undefined ? 'lora-bias' : 'linear' }
     }),
+    ...parameters.map(({ name }): AdapterPart => ({ name, kind: 'parameter' })),
     ...[...replacements.keys()].map((name): AdapterPart => ({ name, kind: 'replacement' })),
     ...[...tokenRows.keys()].map((name): AdapterPart => ({ name, kind: 'token-rows' })),
   ]
 }
 
 /** A layer is saved in one type: that of its tensors, or F32, which holds the others' values. */
-export function commonDtype({ A, B, magnitude, biasB }: LayerTensors): FloatDtype {
+export function commonDtype({
+  A,
+  B,
+  magnitude,
+  biasB,
+}: Pick<LayerTensors, 'A' | 'B'> & Partial<Pick<LayerTensors, 'magnitude' | 'biasB'>>): FloatDtype {
   const dtypes = [A, B, magnitude, biasB].flatMap((info) => (info === undefined ? [] : [info.dtype]))
   return isFloatDtype(A.dtype) && dtypes.every((dtype) => dtype === A.dtype) ? A.dtype : 'F32'
 }
@@ -206,7 +217,13 @@ export async function saveAdapter(
     throw new StateError({ where: directory.name, what: 'an adapter without layers cannot be saved' })
   }
   const names = [...adapter.names(), ...adapter.embeddings.keys()]
-  const config = formatPeftConfig(adapter.config, savedTargets(adapter.config, names), names)
+  const parameters = [...adapter.experts.keys()]
+  const config = formatPeftConfig(
+    adapter.config,
+    savedTargets(adapter.config, names),
+    savedParameters(adapter.config.targetParameters, parameters),
+    [...names, ...parameters],
+  )
   const tensors = encodeAdapter(adapter, dtype)
   const sinks: ByteSink[] = []
   try {
@@ -253,6 +270,11 @@ function encodeAdapter(adapter: LoraAdapter, dtype: FloatDtype | undefined): Ten
     add(factorKey(name, 'A', 'embedding'), weightA.data, weightA.shape, own)
     add(factorKey(name, 'B', 'embedding'), weightB.data, weightB.shape, own)
     if (magnitude !== undefined) add(factorKey(name, 'magnitude'), magnitude, [magnitude.length], own)
+  }
+  const keys = parameterKeys(adapter.experts.keys())
+  for (const [name, { weightA, weightB, dtype: own }] of adapter.experts) {
+    add(factorKey(keys.get(name)!, 'A'), weightA.data, weightA.shape, own)
+    add(factorKey(keys.get(name)!, 'B'), weightB.data, weightB.shape, own)
   }
   const stored = (name: string, { dtype: own, shape, data }: StoredTensor) => ({ name, dtype: own, shape, data })
   for (const replacement of adapter.replacements.values()) {

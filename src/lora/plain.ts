@@ -4,7 +4,7 @@
 import { UnsupportedError } from '../base/errors.js'
 import type { LoraConfig } from './config.js'
 
-export type PartKind = 'linear' | 'dora' | 'lora-bias' | 'embedding' | 'replacement' | 'token-rows'
+export type PartKind = 'linear' | 'dora' | 'lora-bias' | 'embedding' | 'parameter' | 'replacement' | 'token-rows'
 
 /** A module of the base that an adapter changes, or a tensor that it replaces. */
 export interface AdapterPart {
@@ -17,6 +17,7 @@ const MEANINGS: Readonly<Record<PartKind, string>> = {
   dora: 'a DoRA layer (use_dora)',
   'lora-bias': 'a layer with a bias of B (lora_bias)',
   embedding: 'an adapted embedding',
+  parameter: 'an adapted parameter (target_parameters)',
   replacement: 'a tensor that replaces the base’s (modules_to_save, bias)',
   'token-rows': 'rows of an embedding (trainable_token_indices)',
 }
@@ -41,12 +42,13 @@ export function requirePlain(adapter: { parts(): readonly AdapterPart[] }, use: 
  * @throws UnsupportedError naming the setting that asks for more than plain linear layers
  */
 export function requirePlainConfig(config: LoraConfig, use: string): void {
-  const { useDora, loraBias, bias, modulesToSave, trainableTokenIndices } = config
+  const { useDora, loraBias, bias, modulesToSave, targetParameters, trainableTokenIndices } = config
   const settings: [setting: string, isOn: boolean][] = [
     ['useDora', useDora],
     ['loraBias', loraBias],
     ['bias', bias !== 'none'],
     ['modulesToSave', modulesToSave.length > 0],
+    ['targetParameters', targetParameters.length > 0],
     ['trainableTokenIndices', trainableTokenIndices !== undefined],
   ]
   const setting = settings.find(([, isOn]) => isOn)?.[0]

@@ -54,7 +54,6 @@ describe('settings that change what the weights mean', () => {
   test.each<[string, unknown]>([
     ['peft_type', 'ADALORA'],
     ['peft_type', null],
-    ['target_parameters', ['experts.down_proj']],
     ['layer_replication', [[0, 1]]],
     ['alora_invocation_tokens', [5]],
     ['arrow_config', { top_k: 3 }],

@@ -110,11 +110,13 @@ export async function openAdapters(
         })
       }
       if (adapter instanceof LoraAdapter) {
+        refuseParameters(adapter.parts())
         refuseWeighted(adapter.parts(), sign * weight)
         found.addAdapter(adapter, sign * weight)
       } else {
         const opened = await openAdapter(adapter)
         closers.push(opened.close)
+        refuseParameters(opened.parts())
         refuseWeighted(opened.parts(), sign * weight)
         found.addFile(opened, sign * weight)
       }
@@ -128,6 +130,12 @@ export async function openAdapters(
     await close()
     throw error
   }
+}
+
+function refuseParameters(parts: readonly AdapterPart[]): void {
+  const part = parts.find(({ kind }) => kind === 'parameter')
+  if (part === undefined) return
+  throw new UnsupportedError({ where: part.name, what: 'adapted parameters (target_parameters) are not merged yet' })
 }
 
 /** Only sums can be weighted, and taken out again without the base. */
