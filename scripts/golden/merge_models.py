@@ -1,12 +1,14 @@
-"""Small models merged by PEFT's merge_and_unload, in float32 and bfloat16: Llama, BERT, GPT-2 (Conv1D) and T5.
+"""Small models merged by PEFT's merge_and_unload, in float32 and bfloat16: Llama, BERT, GPT-2 (Conv1D), T5, and Phi-3 and GPT-NeoX,
+whose queries, keys and values are one module. And a Llama in float64, with a float64 adapter.
 
-    merge_models.py [--out tests/golden/merge]
+    merge_models.py [--out tests/golden/merge] [MODEL...]
 
-Each folder has base/, adapter/ and merged.safetensors (PEFT's float32 result) and f64.safetensors: for the bfloat16 copy of
+Each folder has base/, adapter/ and merged.safetensors (PEFT's result) and f64.safetensors: for the bfloat16 copy of
 the base, W + s·B·A in float64, rounded once, by tensor.
 """
 import argparse
 import pathlib
+import tempfile
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -38,12 +40,29 @@ def t5():
     return T5ForConditionalGeneration(T5Config(vocab_size=48, d_model=24, d_kv=8, d_ff=40, num_layers=1, num_heads=3)), ["q", "v", "wo"]
 
 
+def phi3():
+    from transformers import Phi3Config, Phi3ForCausalLM
+    return Phi3ForCausalLM(Phi3Config(vocab_size=48, hidden_size=24, intermediate_size=20, num_hidden_layers=1, num_attention_heads=3,
+                                      num_key_value_heads=1, tie_word_embeddings=False, pad_token_id=0)), ["qkv_proj", "gate_up_proj", "o_proj"]
+
+
+def gpt_neox():
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+    return GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=48, hidden_size=24, intermediate_size=40, num_hidden_layers=1, num_attention_heads=3,
+                                            max_position_embeddings=16)), ["query_key_value", "dense_4h_to_h"]
+
+
+def llama_f64():
+    return llama()
+
+
 def make(build, out):
     from peft import LoraConfig, PeftModel, get_peft_model
     fresh(out)
     torch.manual_seed(SEED)
     model, targets = build()
-    model = model.float().eval()
+    dtype = torch.float64 if build is llama_f64 else torch.float32
+    model = model.to(dtype).eval()
     model.save_pretrained(out / "base")
     (out / "base" / "generation_config.json").unlink(missing_ok=True)
     model.name_or_path = "base"
@@ -53,9 +72,12 @@ def make(build, out):
     save_adapter(adapted, out / "adapter", save_embedding_layers=False)
 
     base = load_file(out / "base" / "model.safetensors")
-    again = type(model).from_pretrained(out / "base", dtype=torch.float32)
+    again = type(model).from_pretrained(out / "base", dtype=dtype)
     merged = PeftModel.from_pretrained(again, out / "adapter").merge_and_unload()
-    state = merged.state_dict()
+    # As transformers writes it: some models have other names in memory.
+    with tempfile.TemporaryDirectory() as folder:
+        merged.save_pretrained(folder)
+        state = load_file(pathlib.Path(folder) / "model.safetensors")
     save_file({k: state[k].contiguous() for k in base}, out / "merged.safetensors", metadata={"format": "pt"})
 
     lora = load_file(out / "adapter" / "adapter_model.safetensors")
@@ -84,10 +106,14 @@ def union_high_rank(out):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path, default=GOLDEN / "merge")
+    parser.add_argument("models", nargs="*", help="default: all")
     args = parser.parse_args()
-    for build in (llama, bert, gpt2, t5):
-        make(build, args.out / build.__name__)
-    union_high_rank(args.out / "union-high-rank.safetensors")
+    builds = {build.__name__.replace("_", "-"): build for build in (llama, bert, gpt2, t5, phi3, gpt_neox, llama_f64)}
+    for name in args.models or [*builds, "union-high-rank"]:
+        if name in builds:
+            make(builds[name], args.out / name)
+        else:
+            union_high_rank(args.out / "union-high-rank.safetensors")
     write_json(args.out / "versions.json", versions("torch", "transformers", "peft"))
 
 

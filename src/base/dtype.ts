@@ -2,9 +2,13 @@
 // stays NaN. Typed-array views assume a little-endian host, as every JavaScript engine in use has.
 
 import { ShapeError } from './errors.js'
+import type { FloatArray } from './tensor.js'
 
 /** Float types of adapter files, in safetensors' spelling. */
 export type FloatDtype = 'F32' | 'F16' | 'BF16'
+
+/** Float types of weights: some checkpoints hold f64. */
+export type WeightDtype = FloatDtype | 'F64'
 
 const F32_INFINITY = 0x7f800000
 const F16_INFINITY = 0x7c00
@@ -89,6 +93,37 @@ export function decodeFloats(bytes: Uint8Array, dtype: FloatDtype): Float32Array
 export function encodeFloats(values: Float32Array, dtype: FloatDtype): Uint8Array {
   if (dtype === 'F32') return new Uint8Array(values.buffer, values.byteOffset, values.byteLength)
   return new Uint8Array((dtype === 'F16' ? f32ToF16(values) : f32ToBf16(values)).buffer)
+}
+
+/** As {@link decodeFloats}; F64 stays f64. */
+export function decodeWeights(bytes: Uint8Array, dtype: WeightDtype): FloatArray {
+  return dtype === 'F64' ? new Float64Array(Uint8Array.from(bytes).buffer) : decodeFloats(bytes, dtype)
+}
+
+/** Little-endian bytes of a float type, rounded once; a view of the same memory where the type stays. */
+export function encodeWeights(values: FloatArray, dtype: WeightDtype): Uint8Array {
+  if (values instanceof Float32Array) {
+    return dtype === 'F64' ? new Uint8Array(Float64Array.from(values).buffer) : encodeFloats(values, dtype)
+  }
+  if (dtype === 'F64') return new Uint8Array(values.buffer, values.byteOffset, values.byteLength)
+  return encodeFloats(dtype === 'F32' ? Float32Array.from(values) : roundToOdd(values), dtype)
+}
+
+/**
+ * f64 → f32, towards zero, with a last bit of 1 where something was dropped. Rounding that to a half type gives what rounding the
+ * f64 would, while two roundings to nearest can end on the wrong side of a tie (Boldo and Melquiond 2008).
+ */
+function roundToOdd(values: Float64Array): Float32Array {
+  const result = Float32Array.from(values)
+  const bits = bitsOf(result)
+  for (let i = 0; i < values.length; i++) {
+    const dropped = values[i] - result[i]
+    // NaN and infinity give NaN here; what overflowed to infinity gives infinity and becomes the largest finite value.
+    if (dropped === 0 || Number.isNaN(dropped)) continue
+    if (Math.abs(result[i]) > Math.abs(values[i])) bits[i]--
+    bits[i] |= 1
+  }
+  return result
 }
 
 function bitsOf(values: Float32Array): Uint32Array {

@@ -2,7 +2,7 @@
 // forbids is refused by name: https://github.com/huggingface/safetensors#format (validation as in its reference implementation).
 
 import type { ByteSink, ByteSource, Directory } from '../base/bytes.js'
-import { decodeFloats, type FloatDtype } from '../base/dtype.js'
+import { decodeWeights, type FloatDtype, type WeightDtype } from '../base/dtype.js'
 import { FormatError, nearMisses, ShapeError, UnsupportedError } from '../base/errors.js'
 import { formatShape, type Tensor } from '../base/tensor.js'
 import { type JsonValue, parseJson } from './json.js'
@@ -197,9 +197,9 @@ function checkCoverage(tensors: ReadonlyMap<string, TensorInfo>, dataStart: numb
 }
 
 /**
- * One tensor's values as f32, in an array of its own.
+ * One tensor's values as f32, in an array of its own; F64 is rounded.
  *
- * @throws FormatError when there is no such tensor, UnsupportedError when it is not F32, F16 or BF16.
+ * @throws FormatError when there is no such tensor, UnsupportedError when it is not F64, F32, F16 or BF16.
  */
 export async function readTensorF32(file: SafetensorsFile, name: string): Promise<Tensor> {
   const info = file.tensors.get(name)
@@ -211,16 +211,17 @@ export async function readTensorF32(file: SafetensorsFile, name: string): Promis
       ...(near.length > 0 && { hint: `Did you mean ${near.join(', ')}` }),
     })
   }
-  if (!isFloatDtype(info.dtype)) {
+  if (!isWeightDtype(info.dtype)) {
     throw new UnsupportedError({
       where: tensorWhere(file.source.name, name),
       what: 'its dtype cannot be read as f32',
-      expected: 'F32, F16 or BF16',
+      expected: 'F64, F32, F16 or BF16',
       got: info.dtype,
     })
   }
   const bytes = await file.source.read(info.offset, info.byteLength)
-  return { data: decodeFloats(bytes, info.dtype), shape: info.shape }
+  const values = decodeWeights(bytes, info.dtype)
+  return { data: values instanceof Float32Array ? values : Float32Array.from(values), shape: info.shape }
 }
 
 /** What a header says of a tensor. */
@@ -346,6 +347,10 @@ export async function saveSafetensors(
 
 export function isFloatDtype(dtype: SafetensorsDtype): dtype is FloatDtype {
   return dtype === 'F32' || dtype === 'F16' || dtype === 'BF16'
+}
+
+export function isWeightDtype(dtype: SafetensorsDtype): dtype is WeightDtype {
+  return dtype === 'F64' || isFloatDtype(dtype)
 }
 
 /** Undefined when the size is no whole number of bytes, or too large for exact arithmetic. */

@@ -2,10 +2,10 @@
 // streaming: a worker has a kernel of its own, reads bytes of whole rows (0.5–1 MB do best) straight into `chunk`, merges,
 // and writes from there. reference-merge.ts is the definition of correct.
 
-import type { FloatDtype } from '../base/dtype.js'
+import type { WeightDtype } from '../base/dtype.js'
 import type { FloatArray } from '../base/tensor.js'
 
-export type MergeDtype = FloatDtype | 'F64'
+export type MergeDtype = WeightDtype
 
 /** One adapter's share: Bᵢ·Aᵢ over the next `rank` columns of the left and rows of the right factor. */
 export interface MergeTerm {

@@ -17,6 +17,7 @@ import {
 import type { FloatArray } from '../base/tensor.js'
 import {
   isFloatDtype,
+  isWeightDtype,
   parseSafetensorsHeader,
   readTensorF32,
   type SafetensorsFile,
@@ -183,7 +184,7 @@ async function readVector(file: SafetensorsFile, info: TensorInfo | undefined): 
 }
 
 async function readStored(file: SafetensorsFile, info: TensorInfo): Promise<StoredTensor> {
-  if (isFloatDtype(info.dtype)) checkFinite((await readTensorF32(file, info.name)).data, info, file)
+  if (isWeightDtype(info.dtype)) checkFinite((await readTensorF32(file, info.name)).data, info, file)
   const { dtype, shape } = info
   return { dtype, shape, data: await file.source.read(info.offset, info.byteLength) }
 }

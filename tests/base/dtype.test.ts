@@ -1,6 +1,15 @@
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
-import { bf16ToF32, decodeFloats, encodeFloats, f16ToF32, f32ToBf16, f32ToF16 } from '../../src/base/dtype.js'
+import {
+  bf16ToF32,
+  decodeFloats,
+  decodeWeights,
+  encodeFloats,
+  encodeWeights,
+  f16ToF32,
+  f32ToBf16,
+  f32ToF16,
+} from '../../src/base/dtype.js'
 import { ShapeError } from '../../src/base/errors.js'
 
 const ALL_HALVES = Uint16Array.from({ length: 65536 }, (_, i) => i)
@@ -112,6 +121,45 @@ describe('bf16', () => {
   test('a NaN whose mantissa is all in the lower half stays NaN', () => {
     const nan = new Float32Array(new Uint32Array([0x7f800001, 0xffffffff]).buffer)
     expect([...bf16ToF32(f32ToBf16(nan))].every(Number.isNaN)).toBe(true)
+  })
+})
+
+describe('f64', () => {
+  // Beside ties of the half types, where a stop at f32 would round to the tie.
+  const nearTies = fc
+    .tuple(fc.integer({ min: 0, max: 0x7bff }), fc.integer({ min: -60, max: -25 }), fc.boolean(), fc.boolean())
+    .map(([bits, small, isUp, isBf16]) => {
+      const values = isBf16 ? FINITE_BF16 : FINITE_F16
+      const [low, high] = [values[bits].value, values[bits + 1]?.value ?? 65536]
+      const tie = low + (high - low) / 2
+      return tie + (isUp ? 1 : -1) * (high - low) * 2 ** small
+    })
+  const anyDouble = fc.oneof(fc.double(), anyFloat32, nearTies, fc.constantFrom(2 ** 128, 1e300, 1e-320, 2 ** -150))
+
+  test('narrowing to a half type rounds once, to nearest, ties to even', () => {
+    const half = (value: number, dtype: 'F16' | 'BF16') =>
+      new Uint16Array(encodeWeights(Float64Array.of(value), dtype).buffer)[0]
+    fc.assert(
+      fc.property(anyDouble, (value) => {
+        if (Number.isNaN(value)) {
+          expect(half(value, 'F16') & 0x7fff).toBeGreaterThan(0x7c00)
+          return
+        }
+        expect(half(value, 'F16')).toBe(nearest(value, FINITE_F16, 65520))
+        expect(half(value, 'BF16')).toBe(nearest(value, FINITE_BF16, 2 ** 128 - 2 ** 119))
+        expect(half(-value, 'BF16')).toBe(nearest(-value, FINITE_BF16, 2 ** 128 - 2 ** 119))
+      }),
+      { numRuns: 5000 },
+    )
+  })
+
+  test('to f32 and f64 and back', () => {
+    const values = Float64Array.of(1 / 3, -1e300, 0)
+    expect(decodeWeights(encodeWeights(values, 'F64'), 'F64')).toEqual(values)
+    expect(decodeWeights(encodeWeights(values, 'F32'), 'F32')).toEqual(Float32Array.from(values))
+    const narrow = Float32Array.of(0.1, -2)
+    expect(decodeWeights(encodeWeights(narrow, 'F64'), 'F64')).toEqual(Float64Array.from(narrow))
+    expect(decodeWeights(encodeWeights(narrow, 'BF16'), 'BF16')).toEqual(Float32Array.of(0.10009765625, -2))
   })
 })
 

@@ -2,10 +2,10 @@
 // so that memory does not grow with the adapter.
 
 import { type ByteSource, type Directory, MemorySource } from '../../base/bytes.js'
-import { encodeFloats, type FloatDtype } from '../../base/dtype.js'
+import { encodeWeights, type WeightDtype } from '../../base/dtype.js'
 import { ConfigError, MismatchError, UnsupportedError } from '../../base/errors.js'
 import type { Matrix } from '../../base/tensor.js'
-import { isFloatDtype, type TensorInfo } from '../../formats/safetensors.js'
+import { isWeightDtype, type TensorInfo } from '../../formats/safetensors.js'
 import { LoraAdapter } from '../../lora/adapter.js'
 import { type LoraConfig, scalingOf } from '../../lora/config.js'
 import { LoraLayer } from '../../lora/layer.js'
@@ -30,7 +30,7 @@ export interface Factor {
   /** Which of the adapters' sources holds it. */
   readonly source: number
   readonly offset: number
-  readonly dtype: FloatDtype
+  readonly dtype: WeightDtype
   readonly rows: number
   readonly columns: number
 }
@@ -60,7 +60,7 @@ export interface LayerMagnitude {
   readonly layer: LayerFactors
   /** m (d) */
   readonly magnitude: Factor
-  readonly scales: Float32Array
+  readonly scales: Float64Array
 }
 
 /** What takes the place of a tensor of the base, or of some of its rows. */
@@ -219,7 +219,7 @@ class FoundParts {
     const [d, k, { rank }] = [b.rows, a.columns, config]
     // An embedding (V, D) is a weight of D outputs and V inputs that is stored the other way round.
     const isInputMajor = isEmbedding || config.fanInFanOut
-    const values = new Float32Array(magnitude === undefined ? 0 : d)
+    const values = new Float64Array(magnitude === undefined ? 0 : d)
     const scales = magnitude && matrixFactor(`${name}: scales`, { data: values, shape: [1, d] }, this.sources)
     const layer: LayerFactors = { name, d, k, rank, scale, isInputMajor, a, b, tensor: 'weight', scales }
     this.layers.push(layer)
@@ -242,11 +242,11 @@ class FoundParts {
 }
 
 function tensorFactor(source: ByteSource, index: number, { name, dtype, shape, offset }: TensorInfo): Factor {
-  if (!isFloatDtype(dtype)) {
+  if (!isWeightDtype(dtype)) {
     throw new UnsupportedError({
       where: `${source.name}: ${name}`,
       what: 'a factor of this type cannot be merged',
-      expected: 'F32, F16 or BF16',
+      expected: 'F64, F32, F16 or BF16',
       got: dtype,
     })
   }
@@ -261,12 +261,13 @@ function tensorFactor(source: ByteSource, index: number, { name, dtype, shape, o
 }
 
 function matrixFactor(name: string, { data, shape }: Matrix, sources: ByteSource[]): Factor {
-  const bytes = encodeFloats(data instanceof Float32Array ? data : Float32Array.from(data), 'F32')
+  const dtype = data instanceof Float64Array ? 'F64' : 'F32'
+  const bytes = encodeWeights(data, dtype)
   return {
     name,
     source: sources.push(new MemorySource(bytes, name)) - 1,
     offset: 0,
-    dtype: 'F32',
+    dtype,
     rows: shape[0],
     columns: shape[1],
   }

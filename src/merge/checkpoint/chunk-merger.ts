@@ -1,8 +1,9 @@
 // Computes chunks with a kernel: which bytes of the factors a chunk needs, and what to do with them once they are there. Reading
 // and writing stay with the caller, so that the same code runs over synchronous reads in threads and over promises in browsers.
 
-import { decodeFloats, encodeFloats } from '../../base/dtype.js'
+import { decodeWeights, encodeWeights, type WeightDtype } from '../../base/dtype.js'
 import { NumericError } from '../../base/errors.js'
+import type { FloatArray } from '../../base/tensor.js'
 import type { MergeKernel } from '../../kernels/merge-kernel.js'
 import type { Factor } from './adapters.js'
 import { type Chunk, sizeOf, type WeightPlan } from './layout.js'
@@ -23,9 +24,9 @@ interface Current {
   /** Ranks of all layers together: their factors are stacked, so that one pass adds them all. */
   rank: number
   /** Aᵀ (rows, r) of the layers that are stored input-major. */
-  wholeLefts: Map<number, Float32Array>
+  wholeLefts: Map<number, FloatArray>
   /** DoRA's, by output; such a weight has one layer. */
-  scales: Float32Array | undefined
+  scales: FloatArray | undefined
 }
 
 export interface ChunkResult {
@@ -79,12 +80,12 @@ export class ChunkMerger {
     const { weight } = segment
     const kernel = this.#kernel
     if (weight === undefined) return { bytes: kernel.chunk.subarray(0, baseBytes), baseSquares: 0, deltaSquares: 0 }
-    const values = ranges.map((range, i) => factorValues(range, bytes[i]))
+    const values = ranges.map((range, i) => factorValues(range, bytes[i], weight.from))
     if (weight !== this.#current?.weight) this.#current = this.#load(weight, ranges, values)
     const isConverted = weight.isWidened
-    const dtype = isConverted ? 'F32' : weight.to
-    const base = isConverted ? decodeFloats(this.input(chunk), weight.from) : undefined
-    if (base !== undefined) kernel.chunk.set(encodeFloats(base, 'F32'))
+    const dtype = !isConverted ? weight.to : weight.from === 'F64' ? 'F64' : 'F32'
+    const base = isConverted ? decodeWeights(this.input(chunk), weight.from) : undefined
+    if (base !== undefined) kernel.chunk.set(encodeWeights(base, dtype))
     const { baseSquares, deltaSquares, overflows, firstOverflow } = kernel.merge({
       dtype,
       rows,
@@ -96,23 +97,23 @@ export class ChunkMerger {
     if (overflows > 0) throw overflowError(chunk, weight, firstOverflow)
     const merged = kernel.chunk.subarray(0, rows * columns * sizeOf(dtype))
     if (base === undefined) return { bytes: merged, baseSquares, deltaSquares }
-    const result = decodeFloats(merged, 'F32')
+    const result = decodeWeights(merged, dtype)
     const changes = this.#current.scales && scaleChunk(chunk, weight, result, base, this.#current.scales)
-    const output = encodeFloats(result, weight.to)
-    const stored = decodeFloats(output, weight.to)
+    const output = encodeWeights(result, weight.to)
+    const stored = decodeWeights(output, weight.to)
     const overflow = stored.findIndex((value, i) => !Number.isFinite(value) && Number.isFinite(base[i]))
     if (overflow !== -1) throw overflowError(chunk, weight, overflow)
     return { bytes: output, baseSquares, deltaSquares: changes ?? deltaSquares }
   }
 
   /** Loads the right factors (r, columns), stacked, into the kernel. */
-  #load(weight: WeightPlan, ranges: readonly FactorRange[], values: readonly Float32Array[]): Current {
+  #load(weight: WeightPlan, ranges: readonly FactorRange[], values: readonly FloatArray[]): Current {
     const { layers, columns } = weight
     const rank = layers.reduce((sum, layer) => sum + layer.rank, 0)
-    const wholeLefts = new Map<number, Float32Array>()
-    const right = layers.length === 1 ? undefined : new Float32Array(rank * columns)
+    const wholeLefts = new Map<number, FloatArray>()
+    const right = layers.length === 1 ? undefined : zeros(rank * columns, weight.from)
     let start = 0
-    let scales: Float32Array | undefined
+    let scales: FloatArray | undefined
     ranges.forEach(({ use, layer }, i) => {
       if (use === 'scales') scales = values[i]
       const { isInputMajor, rank: own, k, d } = layers[layer]
@@ -129,19 +130,19 @@ export class ChunkMerger {
 
   /** The chunk's rows of the left factors (rows, r), side by side. */
   #left(
-    { weight: { layers }, rank, wholeLefts }: Current,
+    { weight: { layers, from }, rank, wholeLefts }: Current,
     row: number,
     rows: number,
     ranges: readonly FactorRange[],
-    values: readonly Float32Array[],
-  ): Float32Array {
+    values: readonly FloatArray[],
+  ): FloatArray {
     const parts = layers.map((layer, i) => {
       const whole = wholeLefts.get(i)
       if (whole !== undefined) return whole.subarray(row * layer.rank, (row + rows) * layer.rank)
       return values[ranges.findIndex((range) => range.use === 'left rows' && range.layer === i)]
     })
     if (layers.length === 1) return parts[0]
-    const result = new Float32Array(rows * rank)
+    const result = zeros(rows * rank, from)
     let start = 0
     layers.forEach((layer, i) => {
       for (let j = 0; j < rows; j++) {
@@ -157,9 +158,9 @@ export class ChunkMerger {
 function scaleChunk(
   { row, columns, column }: Chunk,
   { layers }: WeightPlan,
-  values: Float32Array,
-  base: Float32Array,
-  scales: Float32Array,
+  values: FloatArray,
+  base: FloatArray,
+  scales: FloatArray,
 ): number {
   const { isInputMajor } = layers[0]
   let deltaSquares = 0
@@ -190,11 +191,12 @@ function rowsOf(factor: Factor, row: number, rows: number, layer: number): Facto
   return { factor, offset: factor.offset + row * rowBytes, byteLength: rows * rowBytes, use: 'left rows', layer }
 }
 
-function factorValues({ factor }: FactorRange, bytes: Uint8Array): Float32Array {
+function factorValues({ factor }: FactorRange, bytes: Uint8Array, base: WeightDtype): FloatArray {
   const isAligned = factor.dtype === 'F32' && bytes.byteOffset % 4 === 0
-  const values = isAligned
+  const stored = isAligned
     ? new Float32Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 4)
-    : decodeFloats(bytes, factor.dtype)
+    : decodeWeights(bytes, factor.dtype)
+  const values = inPrecisionOf(base, stored)
   // A product with 0 is NaN for what is not finite: faster than a look at each value.
   let sum = 0
   for (let i = 0; i < values.length; i++) sum += values[i] * 0
@@ -203,8 +205,18 @@ function factorValues({ factor }: FactorRange, bytes: Uint8Array): Float32Array 
   throw new NumericError({ where: factor.name, what: 'holds a value that is not finite', got: String(bad) })
 }
 
-function transpose(values: Float32Array, rows: number, columns: number): Float32Array {
-  const result = new Float32Array(values.length)
+/** What is computed with a base of this type: f64 for F64, else f32. */
+export function inPrecisionOf(base: WeightDtype, values: FloatArray): FloatArray {
+  if (base === 'F64') return values instanceof Float64Array ? values : Float64Array.from(values)
+  return values instanceof Float32Array ? values : Float32Array.from(values)
+}
+
+function zeros(length: number, base: WeightDtype): FloatArray {
+  return base === 'F64' ? new Float64Array(length) : new Float32Array(length)
+}
+
+function transpose(values: FloatArray, rows: number, columns: number): FloatArray {
+  const result = values.slice()
   for (let i = 0; i < rows; i++) for (let j = 0; j < columns; j++) result[j * rows + i] = values[i * columns + j]
   return result
 }

@@ -2,11 +2,13 @@
 // the merge, because a norm needs the whole row, and a weight stored (k, d) is read across its rows.
 
 import type { ByteSource } from '../../base/bytes.js'
-import { decodeFloats } from '../../base/dtype.js'
+import { decodeWeights, type WeightDtype } from '../../base/dtype.js'
+import type { FloatArray } from '../../base/tensor.js'
 import { type Checkpoint, shardSource } from '../../formats/checkpoint.js'
 import { defaultKernels } from '../../kernels/index.js'
 import { transpose } from '../../lora/product.js'
 import type { Factor, LayerMagnitude, OpenAdapters } from './adapters.js'
+import { inPrecisionOf } from './chunk-merger.js'
 import { type Segment, sizeOf } from './layout.js'
 import type { MergePlan } from './plan.js'
 
@@ -37,25 +39,30 @@ async function fillScales(
 ): Promise<void> {
   const { rows, columns, from } = weight!
   const { rank, scale, isInputMajor } = layer
-  const [a, b] = [await valuesOf(layer.a, sources), await valuesOf(layer.b, sources)]
+  const [a, b] = [await valuesOf(layer.a, sources, from), await valuesOf(layer.b, sources, from)]
   // (rows, r): B, or Aᵀ where the weight is stored (k, d)
-  const left = isInputMajor ? (transpose({ data: a, shape: [rank, layer.k] }).data as Float32Array) : b
+  const left = isInputMajor ? transpose({ data: a, shape: [rank, layer.k] }).data : b
   const squares = new Float64Array(layer.d)
   const blockRows = Math.max(1, Math.floor(BLOCK_ELEMENTS / columns))
   for (let row = 0; row < rows; row += blockRows) {
     const m = Math.min(blockRows, rows - row)
     const rowBytes = columns * sizeOf(from)
-    const out = decodeFloats(await source.read(baseOffset + row * rowBytes, m * rowBytes), from) // (m, columns)
+    const out = decodeWeights(await source.read(baseOffset + row * rowBytes, m * rowBytes), from) // (m, columns)
     const factors = { a: left.subarray(row * rank, (row + m) * rank), b: isInputMajor ? b : a }
     defaultKernels().gemm({ m, n: columns, k: rank, ...factors, transposeB: isInputMajor, out, alpha: scale, beta: 1 })
     for (let at = 0; at < out.length; at++) {
       squares[isInputMajor ? at % columns : row + Math.floor(at / columns)] += out[at] * out[at]
     }
   }
-  const values = await valuesOf(magnitude, sources)
+  const values = await valuesOf(magnitude, sources, from)
   for (let i = 0; i < scales.length; i++) scales[i] = values[i] / Math.sqrt(squares[i])
 }
 
-async function valuesOf({ source, offset, rows, columns, dtype }: Factor, sources: readonly ByteSource[]) {
-  return decodeFloats(await sources[source].read(offset, rows * columns * sizeOf(dtype)), dtype)
+/** As f64 for a base in F64, else as f32. */
+async function valuesOf(
+  { source, offset, rows, columns, dtype }: Factor,
+  sources: readonly ByteSource[],
+  base: WeightDtype,
+): Promise<FloatArray> {
+  return inPrecisionOf(base, decodeWeights(await sources[source].read(offset, rows * columns * sizeOf(dtype)), dtype))
 }

@@ -1,10 +1,13 @@
 // Where every byte of the output comes from: shards, the segments in them, and the chunks in which segments are worked on.
 // Pure: headers and offsets are known before a weight is read.
 
-import type { FloatDtype } from '../../base/dtype.js'
+import type { WeightDtype } from '../../base/dtype.js'
 import type { Checkpoint } from '../../formats/checkpoint.js'
-import { isFloatDtype, planSafetensors, type SafetensorsDtype, type TensorInfo } from '../../formats/safetensors.js'
+import { isWeightDtype, planSafetensors, type SafetensorsDtype, type TensorInfo } from '../../formats/safetensors.js'
+import { sizeOfDtype as sizeOf } from '../../kernels/merge-kernel.js'
 import type { LayerFactors } from './adapters.js'
+
+export { sizeOf }
 
 /** Measured: 0.5–1 MB is fastest; more falls out of the second-level cache between read, kernel and write. */
 export const CHUNK_BYTES = 1 << 20
@@ -36,12 +39,12 @@ export interface OutputRow {
 /** A weight that is computed, not copied: seen as (rows, columns), as it is stored. */
 export interface WeightPlan {
   readonly name: string
-  readonly from: FloatDtype
-  readonly to: FloatDtype
+  readonly from: WeightDtype
+  readonly to: WeightDtype
   readonly rows: number
   readonly columns: number
   readonly layers: readonly LayerFactors[]
-  /** It is held as f32 while it is computed: its type changes, or there is more to do than to add. */
+  /** It is held as f32 (f64 if it is stored so) while it is computed: its type changes, or there is more to do than to add. */
   readonly isWidened: boolean
 }
 
@@ -131,7 +134,7 @@ function segmentsOf(tensor: OutputTensor, offset: number): Segment[] {
   if (rows.length === 0) return [segmentOf(tensor, offset)]
   const rowBytes = base.byteLength / base.shape[0]
   const outputBytes =
-    isFloatDtype(dtype) && isFloatDtype(base.dtype) ? (rowBytes / sizeOf(base.dtype)) * sizeOf(dtype) : rowBytes
+    isWeightDtype(dtype) && isWeightDtype(base.dtype) ? (rowBytes / sizeOf(base.dtype)) * sizeOf(dtype) : rowBytes
   const result: Segment[] = []
   let at = 0
   const keep = (end: number) => {
@@ -152,7 +155,7 @@ function segmentsOf(tensor: OutputTensor, offset: number): Segment[] {
 function segmentOf({ name, dtype, base, shard, layers }: OutputTensor, offset: number): Segment {
   const place = { offset, shard, baseOffset: base.offset }
   const isComputed = layers.length > 0 || dtype !== base.dtype
-  if (!isComputed || !isFloatDtype(base.dtype) || !isFloatDtype(dtype)) {
+  if (!isComputed || !isWeightDtype(base.dtype) || !isWeightDtype(dtype)) {
     return { ...place, byteLength: base.byteLength, weight: undefined }
   }
   const elements = base.byteLength / sizeOf(base.dtype)
@@ -197,7 +200,7 @@ function groupBySize(tensors: readonly OutputTensor[], maxBytes: number): Output
 
 /** Bytes of a tensor in the output. */
 export function outputBytes({ dtype, base }: OutputTensor): number {
-  if (!isFloatDtype(base.dtype) || !isFloatDtype(dtype)) return base.byteLength
+  if (!isWeightDtype(base.dtype) || !isWeightDtype(dtype)) return base.byteLength
   return (base.byteLength / sizeOf(base.dtype)) * sizeOf(dtype)
 }
 
@@ -228,7 +231,6 @@ interface Grid {
   count: number
 }
 
-/** Computed weights are held as f32 where their type changes. */
 function gridOf({ byteLength, weight }: Segment): Grid {
   if (weight === undefined) {
     return {
@@ -238,7 +240,7 @@ function gridOf({ byteLength, weight }: Segment): Grid {
       count: Math.ceil(byteLength / CHUNK_BYTES),
     }
   }
-  const elements = CHUNK_BYTES / (weight.isWidened ? 4 : sizeOf(weight.from))
+  const elements = CHUNK_BYTES / Math.max(weight.isWidened ? 4 : 2, sizeOf(weight.from), sizeOf(weight.to))
   if (weight.columns > elements) {
     const columns = elements - (elements % TILE_COLUMNS)
     const across = Math.ceil(weight.columns / columns)
@@ -276,8 +278,4 @@ export function chunkAt(segment: Segment, index: number): Chunk {
     offset: segment.offset + start * to,
     byteLength: rows * columns * to,
   }
-}
-
-export function sizeOf(dtype: FloatDtype): number {
-  return dtype === 'F32' ? 4 : 2
 }

@@ -77,7 +77,7 @@ export async function openPlan(
  * @param base the folder of the base
  * @param adapters one, or several that are added up; a Directory is read as it is needed
  * @throws FileError when there is no checkpoint, or the output is the base itself; FormatError when one is damaged;
- *   UnsupportedError for pickles, quantised bases and weights that are not F32, F16 or BF16; MismatchError when an adapter
+ *   UnsupportedError for pickles, quantised bases and weights that are not F64, F32, F16 or BF16; MismatchError when an adapter
  *   does not fit, or changes tied embeddings; NumericError naming the tensor when a value is not finite
  */
 export async function mergeCheckpoint(

@@ -3,7 +3,7 @@
 import { MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
 import { formatShape } from '../../base/tensor.js'
 import type { Checkpoint } from '../../formats/checkpoint.js'
-import { isFloatDtype, type TensorInfo } from '../../formats/safetensors.js'
+import { isWeightDtype, type TensorInfo } from '../../formats/safetensors.js'
 import type { BaseReplacement } from './adapters.js'
 import type { OutputTensor } from './layout.js'
 import { type TiedPair, type TiedPolicy, tiedError } from './tied.js'
@@ -80,7 +80,7 @@ function checkFit(name: string, base: TensorInfo, info: TensorInfo, rows: readon
   if (outside !== undefined) {
     throw new MismatchError({ where: name, what: `no row ${outside} to replace`, expected: `below ${base.shape[0]}` })
   }
-  if (info.dtype === base.dtype || (isFloatDtype(info.dtype) && isFloatDtype(base.dtype))) return
+  if (info.dtype === base.dtype || (isWeightDtype(info.dtype) && isWeightDtype(base.dtype))) return
   throw new MismatchError({
     where: name,
     what: 'the adapter has another type of values in place of this tensor',

@@ -5,7 +5,7 @@ import type { FloatDtype } from '../../base/dtype.js'
 import { ConfigError, MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
 import { formatShape } from '../../base/tensor.js'
 import type { Checkpoint, CheckpointTensor } from '../../formats/checkpoint.js'
-import { isFloatDtype, type TensorInfo } from '../../formats/safetensors.js'
+import { isWeightDtype, type TensorInfo } from '../../formats/safetensors.js'
 import type { BaseReplacement, LayerFactors } from './adapters.js'
 import { layOut, type OutputShard, type OutputTensor, outputBytes } from './layout.js'
 import { placeReplacements } from './place-replacements.js'
@@ -17,7 +17,7 @@ const INDEX_FILE = 'model.safetensors.index.json'
 export interface PlanOptions {
   /** Default `refuse`. */
   tied?: TiedPolicy | undefined
-  /** Converts all F32, F16 and BF16 tensors. Default: types stay. */
+  /** Converts all F64, F32, F16 and BF16 tensors. Default: types stay. */
   dtype?: FloatDtype | undefined
   /** Distributes the tensors anew over shards of at most so many bytes. Default: shards stay. */
   maxShardBytes?: number | undefined
@@ -51,7 +51,7 @@ export interface MergePlan {
 /**
  * @param config the content of config.json, where there is one
  * @throws MismatchError naming the layers without a weight, with near misses, or the weight of another shape, or the tied
- *   embedding; UnsupportedError for quantised bases and for weights that are not F32, F16 or BF16
+ *   embedding; UnsupportedError for quantised bases and for weights that are not F64, F32, F16 or BF16
  */
 export function planMerge(
   checkpoint: Checkpoint,
@@ -192,11 +192,11 @@ function refuseCombinations(
 function checkWeight({ name, d, k, isInputMajor, tensor: member }: LayerFactors, info: TensorInfo): void {
   const { name: tensor, dtype } = info
   const shape = member === 'bias' ? [1, ...info.shape] : info.shape
-  if (!isFloatDtype(dtype)) {
+  if (!isWeightDtype(dtype)) {
     throw new UnsupportedError({
       where: tensor,
       what: 'a weight of this type cannot be merged into',
-      expected: 'F32, F16 or BF16',
+      expected: 'F64, F32, F16 or BF16',
       got: dtype,
       hint: 'Merge into the unquantised checkpoint',
     })
@@ -242,7 +242,7 @@ function outputTensor(
 ): OutputTensor {
   return {
     name,
-    dtype: dtype !== undefined && isFloatDtype(info.dtype) ? dtype : info.dtype,
+    dtype: dtype !== undefined && isWeightDtype(info.dtype) ? dtype : info.dtype,
     base: info,
     shard,
     layers,

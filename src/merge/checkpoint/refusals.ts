@@ -43,7 +43,7 @@ function quantizedError(where: string, method: string): UnsupportedError {
   return new UnsupportedError({
     where,
     what: `a quantised base (${method}) cannot be merged into: ${reason}, so that adding to them means quantising again`,
-    expected: 'weights in F32, F16 or BF16',
+    expected: 'weights in F64, F32, F16 or BF16',
     hint: 'Merge into the unquantised checkpoint, then quantise the result; or use the adapter at run time',
   })
 }

@@ -2,11 +2,11 @@
 // that some values end beside the base's by a step: compareCheckpoints counts them when the original is at hand.
 
 import type { Directory } from '../../base/bytes.js'
-import { decodeFloats, type FloatDtype } from '../../base/dtype.js'
+import { decodeWeights, type WeightDtype } from '../../base/dtype.js'
 import { MismatchError } from '../../base/errors.js'
-import { elementCount, formatShape } from '../../base/tensor.js'
+import { elementCount, type FloatArray, formatShape } from '../../base/tensor.js'
 import { type Checkpoint, openCheckpoint, shardSource } from '../../formats/checkpoint.js'
-import { isFloatDtype } from '../../formats/safetensors.js'
+import { isWeightDtype } from '../../formats/safetensors.js'
 import { CHUNK_BYTES, sizeOf } from './layout.js'
 import {
   type AdapterInput,
@@ -124,7 +124,7 @@ async function compareTensor(name: string, one: Checkpoint, other: Checkpoint): 
     const length = Math.min(CHUNK_BYTES, byteLength - at)
     const x = await shardSource(one, a.shard).read(a.info.offset + at, length)
     const y = await shardSource(other, b.shard).read(b.info.offset + at, length)
-    add(result, isFloatDtype(dtype) ? compareFloats(x, y, dtype) : compareBytes(x, y, size))
+    add(result, isWeightDtype(dtype) ? compareFloats(x, y, dtype) : compareBytes(x, y, size))
   }
   return result
 }
@@ -138,27 +138,30 @@ function compareBytes(x: Uint8Array, y: Uint8Array, size: number): ValueDifferen
   return { ...NO_DIFFERENCES, differing, values: x.length / size }
 }
 
-function compareFloats(x: Uint8Array, y: Uint8Array, dtype: FloatDtype): ValueDifferences {
+function compareFloats(x: Uint8Array, y: Uint8Array, dtype: WeightDtype): ValueDifferences {
   const [p, q] = [bitsOf(x, dtype), bitsOf(y, dtype)]
   const result = { ...NO_DIFFERENCES, values: p.length }
-  if (p.every((bits, i) => bits === q[i])) return result
-  const [v, w] = [decodeFloats(x, dtype), decodeFloats(y, dtype)]
+  let values: readonly [FloatArray, FloatArray] | undefined
   for (let i = 0; i < p.length; i++) {
     if (p[i] === q[i]) continue
     result.differing++
-    const difference = Math.abs(v[i] - w[i])
+    values ??= [decodeWeights(x, dtype), decodeWeights(y, dtype)]
+    const difference = Math.abs(values[0][i] - values[1][i])
     result.largest = Math.max(result.largest, Number.isFinite(difference) ? difference : Number.POSITIVE_INFINITY)
-    result.steps = Math.max(result.steps, Math.abs(ordinal(p[i], dtype) - ordinal(q[i], dtype)))
+    const steps = ordinal(p[i], dtype) - ordinal(q[i], dtype)
+    result.steps = Math.max(result.steps, Number(steps < 0n ? -steps : steps))
   }
   return result
 }
 
-function bitsOf(bytes: Uint8Array, dtype: FloatDtype): Int32Array | Int16Array {
+function bitsOf(bytes: Uint8Array, dtype: WeightDtype): BigInt64Array | Int32Array | Int16Array {
   const { buffer } = Uint8Array.from(bytes)
+  if (dtype === 'F64') return new BigInt64Array(buffer)
   return dtype === 'F32' ? new Int32Array(buffer) : new Int16Array(buffer)
 }
 
 /** Floats by their place among all of their type: those of one sign are ordered as their bits are. */
-function ordinal(bits: number, dtype: FloatDtype): number {
-  return bits < 0 ? -(2 ** (8 * sizeOf(dtype) - 1)) - bits : bits
+function ordinal(bits: number | bigint, dtype: WeightDtype): bigint {
+  const value = BigInt(bits)
+  return value < 0n ? -(2n ** BigInt(8 * sizeOf(dtype) - 1)) - value : value
 }

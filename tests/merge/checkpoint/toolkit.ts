@@ -1,9 +1,15 @@
 // Small checkpoints and adapters for the tests of merging.
 
 import { type ByteSource, concatBytes, MemoryDirectory, readAll } from '../../../src/base/bytes.js'
-import { decodeFloats, encodeFloats, type FloatDtype } from '../../../src/base/dtype.js'
+import {
+  decodeWeights,
+  encodeFloats,
+  encodeWeights,
+  type FloatDtype,
+  type WeightDtype,
+} from '../../../src/base/dtype.js'
 import { Random } from '../../../src/base/random.js'
-import { elementCount } from '../../../src/base/tensor.js'
+import { elementCount, type FloatArray } from '../../../src/base/tensor.js'
 import {
   parseSafetensorsHeader,
   type SafetensorsDtype,
@@ -26,6 +32,13 @@ export function tensors(sketches: readonly TensorSketch[], seed = 1): TensorByte
     const count = elementCount(shape)
     if (dtype === 'F32' || dtype === 'F16' || dtype === 'BF16') {
       return { name, dtype, shape, data: encodeFloats(normals(random, count, 0.1), dtype) }
+    }
+    if (dtype === 'F64') {
+      const data = encodeWeights(
+        Float64Array.from({ length: count }, () => 0.1 * random.normal()),
+        dtype,
+      )
+      return { name, dtype, shape, data }
     }
     const size = { I64: 8, U8: 1, I32: 4, F8_E4M3: 1, BOOL: 1 }[dtype as string]!
     return { name, dtype, shape, data: Uint8Array.from({ length: count * size }, (_, i) => i) }
@@ -116,15 +129,15 @@ export async function readTensors(directory: MemoryDirectory): Promise<Map<strin
   return result
 }
 
-export function floats({ bytes, dtype }: ReadTensor): Float32Array {
-  return decodeFloats(bytes, dtype as FloatDtype)
+export function floats({ bytes, dtype }: ReadTensor): FloatArray {
+  return decodeWeights(bytes, dtype as WeightDtype)
 }
 
 /** W + Σ weight · s·B·A in f64, rounded once to `dtype`. */
 export function expectedWeight(
   tensor: ReadTensor,
   adapters: readonly (readonly [adapter: LoraAdapter, layer: string, weight?: number])[],
-  dtype = tensor.dtype as FloatDtype,
+  dtype = tensor.dtype as WeightDtype,
 ): Uint8Array {
   const [rows, columns] = tensor.shape
   const sum = Float64Array.from(floats(tensor))
@@ -140,7 +153,7 @@ export function expectedWeight(
     }
   }
   if (sum.length !== rows * columns) throw new Error('shapes')
-  return encodeFloats(Float32Array.from(sum), dtype)
+  return encodeWeights(sum, dtype)
 }
 
 /** How many stored values differ, and the largest distance in steps of the type. */
