@@ -296,6 +296,10 @@ describe('mergeCheckpointFiles in threads', () => {
       expect(error?.what).toMatch(/no space left|not enough free space/)
       expect(existsSync(out)).toBe(false)
       await rm(path.join(disk, 'other'))
+      // Whatever was finished when the disk was full is kept and continued.
+      expect((await start(setup, out, { threads: 2, resume: true }).report)?.error).toBeUndefined()
+      expect(await weights(out)).toEqual(await expected(setup))
+      await rm(out, { recursive: true })
       const full = start(setup, path.join(disk, 'second'), { threads: 2 })
       expect((await full.report)?.error).toBeUndefined()
       const third = (await start(setup, path.join(disk, 'third'), { threads: 2 }).report)!
