@@ -9,7 +9,7 @@ export {
 } from './base/bytes.js'
 export type { FloatDtype } from './base/dtype.js'
 export * from './base/errors.js'
-export type { FloatArray, Matrix, MatrixLike } from './base/tensor.js'
+export type { FloatArray, Matrix, MatrixLike, Tensor } from './base/tensor.js'
 export type { OnnxModel } from './formats/onnx/model.js'
 export type { CausalModel, LoadModelOptions } from './graph/model-folder.js'
 export {
@@ -39,6 +39,7 @@ export {
   resolveConfig,
   TRAIN_DEFAULTS,
 } from './lora/config.js'
+export { ConvolutionLora } from './lora/convolution.js'
 export { EmbeddingLora } from './lora/embedding.js'
 export { type BaseLayout, ExpertLora, type ParameterValues } from './lora/experts.js'
 export type { LayerVectors } from './lora/factors.js'
@@ -47,6 +48,7 @@ export { type LayerGradients, LoraLayer } from './lora/layer.js'
 export type { SaveOptions } from './lora/peft.js'
 export type { AdapterPart, PartKind } from './lora/plain.js'
 export type { Replacement, StoredTensor, TokenRows } from './lora/replacements.js'
+export type { ConvolutionGeometry } from './lora/windows.js'
 export type { MergeAdapter, WeightedAdapter } from './merge/checkpoint/adapters.js'
 export type { AdapterInput, CheckpointReport, MergeCheckpointOptions } from './merge/checkpoint/merge-checkpoint.js'
 export type { TiedPolicy } from './merge/checkpoint/tied.js'

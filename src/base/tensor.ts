@@ -14,9 +14,9 @@ export interface Matrix {
 /** What every public function accepts as a matrix; nested arrays become f64. */
 export type MatrixLike = Matrix | readonly (readonly number[])[]
 
-/** An n-dimensional f32 tensor, as adapters hold them. */
-export interface Tensor {
-  readonly data: Float32Array
+/** A row-major tensor of any number of dimensions; f32 where nothing else is said, as in files. */
+export interface Tensor<Data extends FloatArray = Float32Array> {
+  readonly data: Data
   readonly shape: readonly number[]
 }
 

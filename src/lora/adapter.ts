@@ -1,9 +1,10 @@
 // LoraAdapter: named layers that share a config. What folders hold, what training yields, what merging and sessions take. Most
-// hold linear layers alone; `embeddings`, `experts`, `replacements` and `tokenRows` are what else PEFT saves.
+// hold linear layers alone; `embeddings`, `convolutions`, `experts`, `replacements` and `tokenRows` are what else PEFT saves.
 
 import { ConfigError, MismatchError, nearMisses, StateError } from '../base/errors.js'
-import { elementCount, type Matrix, type MatrixLike } from '../base/tensor.js'
+import { elementCount, type FloatArray, type Matrix, type MatrixLike, type Tensor } from '../base/tensor.js'
 import { type LoraConfig, type LoraConfigInput, resolveConfig } from './config.js'
+import { ConvolutionLora } from './convolution.js'
 import { EmbeddingLora } from './embedding.js'
 import { ExpertLora } from './experts.js'
 import type { LayerVectors } from './factors.js'
@@ -28,6 +29,8 @@ export interface AdapterSummary {
   totalParams: number
 }
 
+type AnyLora = LoraLayer | EmbeddingLora | ConvolutionLora | ExpertLora
+
 /** Iterates over `[name, layer]` of the linear layers, in the order in which they were added. */
 export class LoraAdapter implements Iterable<[name: string, layer: LoraLayer]> {
   readonly config: LoraConfig
@@ -37,6 +40,7 @@ export class LoraAdapter implements Iterable<[name: string, layer: LoraLayer]> {
   readonly tokenRows = new Map<string, TokenRows>()
   readonly #layers = new Map<string, LoraLayer>()
   readonly #embeddings = new Map<string, EmbeddingLora>()
+  readonly #convolutions = new Map<string, ConvolutionLora>()
   readonly #experts = new Map<string, ExpertLora>()
 
   /** @throws ConfigError or UnsupportedError when the config is not usable. */
@@ -81,6 +85,24 @@ export class LoraAdapter implements Iterable<[name: string, layer: LoraLayer]> {
     return embedding
   }
 
+  /** The same for a convolution: A (r, in, *kernel), B (d, r/groups, 1…). It is not among the layers that the adapter iterates over. */
+  addConvolution(
+    name: string,
+    weightA: Tensor<FloatArray>,
+    weightB: Tensor<FloatArray>,
+    vectors: LayerVectors = {},
+  ): ConvolutionLora {
+    this.#checkName(name)
+    const convolution = new ConvolutionLora(weightA, weightB, this.config, name, vectors)
+    this.#convolutions.set(name, convolution)
+    return convolution
+  }
+
+  /** Adapted convolutions by name. */
+  get convolutions(): ReadonlyMap<string, ConvolutionLora> {
+    return this.#convolutions
+  }
+
   /** Adapted embeddings by name. */
   get embeddings(): ReadonlyMap<string, EmbeddingLora> {
     return this.#embeddings
@@ -115,6 +137,7 @@ export class LoraAdapter implements Iterable<[name: string, layer: LoraLayer]> {
     return [
       ...layers,
       ...others(this.#embeddings.keys(), 'embedding'),
+      ...others(this.#convolutions.keys(), 'convolution'),
       ...others(this.#experts.keys(), 'parameter'),
       ...others(this.replacements.keys(), 'replacement'),
       ...others(this.tokenRows.keys(), 'token-rows'),
@@ -170,10 +193,11 @@ export class LoraAdapter implements Iterable<[name: string, layer: LoraLayer]> {
   /**
    * Merges all layers, or none when one of them cannot be. Layers hold weights: what an adapter replaces is not among them.
    *
-   * @throws StateError when a layer is merged already or has no base weight, NumericError when a result is not finite.
+   * @throws StateError when a layer is merged already or has no base weight, NumericError when a result is not finite,
+   *   UnsupportedError for a convolution that cannot be merged.
    */
   mergeAll(): void {
-    const done: (LoraLayer | EmbeddingLora | ExpertLora)[] = []
+    const done: AnyLora[] = []
     try {
       for (const layer of this.#all()) {
         layer.merge()
@@ -197,7 +221,7 @@ export class LoraAdapter implements Iterable<[name: string, layer: LoraLayer]> {
     for (const layer of this.#all()) layer.unmerge()
   }
 
-  /** Σ r·(d + k), with magnitudes and biases, embeddings, parameters, and the elements of trained tensors and rows. */
+  /** Σ r·(d + k), with magnitudes and biases, embeddings, convolutions, parameters, and the elements of trained tensors and rows. */
   totalTrainableParams(): number {
     let sum = 0
     for (const layer of this.#all()) sum += layer.trainableParams()
@@ -207,7 +231,7 @@ export class LoraAdapter implements Iterable<[name: string, layer: LoraLayer]> {
   }
 
   summary(): AdapterSummary {
-    const layers = [...this.#layers].map(([name, layer]) => ({
+    const layers = [...this.#layers, ...this.#convolutions].map(([name, layer]) => ({
       name,
       d: layer.d,
       k: layer.k,
@@ -224,9 +248,10 @@ export class LoraAdapter implements Iterable<[name: string, layer: LoraLayer]> {
     }
   }
 
-  *#all(): Generator<LoraLayer | EmbeddingLora | ExpertLora> {
+  *#all(): Generator<AnyLora> {
     yield* this.#layers.values()
     yield* this.#embeddings.values()
+    yield* this.#convolutions.values()
     yield* this.#experts.values()
   }
 
@@ -238,7 +263,7 @@ export class LoraAdapter implements Iterable<[name: string, layer: LoraLayer]> {
   }
 
   #checkName(name: string): void {
-    const isTaken = this.#layers.has(name) || this.#embeddings.has(name) || this.#experts.has(name)
+    const isTaken = [this.#layers, this.#embeddings, this.#convolutions, this.#experts].some((own) => own.has(name))
     if (name !== '' && !isTaken) return
     throw new ConfigError({
       where: name === '' ? 'LoraAdapter' : name,

@@ -4,16 +4,18 @@ import type { FloatDtype } from '../base/dtype.js'
 import type { SafetensorsDtype } from '../formats/safetensors.js'
 import type { LoraAdapter } from './adapter.js'
 import type { LoraConfig } from './config.js'
+import type { ConvolutionLora } from './convolution.js'
+import { EmbeddingLora } from './embedding.js'
 import { ExpertLora } from './experts.js'
 import { LoraLayer } from './layer.js'
 import { PatternTable } from './patterns.js'
 
 export interface LayerReport {
   name: string
-  kind: 'linear' | 'embedding' | 'parameter'
+  kind: 'linear' | 'embedding' | 'convolution' | 'parameter'
   /** Rows of B: features out; of an embedding, its features. */
   d: number
-  /** Columns of A: features in; of an embedding, its vocabulary. */
+  /** Columns of A: features in; of an embedding, its vocabulary; of a convolution, channels in times the kernel's elements. */
   k: number
   rank: number
   /** How many matrices (d, k) a parameter holds; absent for the other kinds. */
@@ -54,12 +56,12 @@ export interface AdapterReport {
 const UNUSUAL_SCALING = 16
 
 export function inspectAdapter(adapter: LoraAdapter): AdapterReport {
-  const layers = [...adapter, ...adapter.embeddings, ...adapter.experts].map(
+  const layers = [...adapter, ...adapter.embeddings, ...adapter.convolutions, ...adapter.experts].map(
     ([name, layer]): LayerReport => ({
       name,
-      kind: layer instanceof LoraLayer ? 'linear' : layer instanceof ExpertLora ? 'parameter' : 'embedding',
+      kind: kindOf(layer),
       d: layer.weightB.shape[0],
-      k: layer.weightA.shape[1],
+      k: layer instanceof EmbeddingLora ? layer.vocabulary : layer.k,
       rank: layer.rank,
       ...(layer instanceof ExpertLora && { experts: layer.experts }),
       alpha: layer.config.alpha,
@@ -69,7 +71,7 @@ export function inspectAdapter(adapter: LoraAdapter): AdapterReport {
       normB: layer.normB(),
       normDelta: layer.normDelta(),
       hasMagnitude: !(layer instanceof ExpertLora) && layer.magnitude !== undefined,
-      hasBias: layer instanceof LoraLayer && layer.biasB !== undefined,
+      hasBias: 'biasB' in layer && layer.biasB !== undefined,
     }),
   )
   return {
@@ -84,6 +86,12 @@ export function inspectAdapter(adapter: LoraAdapter): AdapterReport {
     ],
     warnings: warningsOf(layers, adapter.config),
   }
+}
+
+function kindOf(layer: LoraLayer | EmbeddingLora | ConvolutionLora | ExpertLora): LayerReport['kind'] {
+  if (layer instanceof LoraLayer) return 'linear'
+  if (layer instanceof EmbeddingLora) return 'embedding'
+  return layer instanceof ExpertLora ? 'parameter' : 'convolution'
 }
 
 function warningsOf(layers: readonly LayerReport[], config: LoraConfig): string[] {

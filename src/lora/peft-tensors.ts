@@ -13,6 +13,7 @@ import {
 import { elementCount, formatShape } from '../base/tensor.js'
 import type { SafetensorsFile, TensorInfo } from '../formats/safetensors.js'
 import { configForLayer, type LoraConfig } from './config.js'
+import { convolutionShape } from './convolution.js'
 import { targetMatcher } from './patterns.js'
 import { type ParameterTensors, takeParameters } from './peft-parameters.js'
 
@@ -22,14 +23,14 @@ const CONFIG_FILE = 'adapter_config.json'
 /** The tensors of one adapted module. */
 export interface LayerTensors {
   readonly name: string
-  readonly kind: 'linear' | 'embedding'
+  readonly kind: 'linear' | 'embedding' | 'convolution'
   /** The layer's own, with its rank and alpha. */
   readonly config: LoraConfig
-  /** (r, k), of an embedding (r, V) */
+  /** (r, k), of an embedding (r, V), of a convolution (r, in, *kernel) */
   readonly A: TensorInfo
-  /** (d, r), of an embedding (D, r) */
+  /** (d, r), of an embedding (D, r), of a convolution (d, r/groups, 1…) */
   readonly B: TensorInfo
-  /** (d) or (D), there with use_dora. */
+  /** (d) or (D), of a convolution (1, d, 1…); there with use_dora. */
   readonly magnitude: TensorInfo | undefined
   /** (d), there with lora_bias. */
   readonly biasB: TensorInfo | undefined
@@ -55,6 +56,7 @@ type Role = 'A' | 'B' | 'magnitude' | 'biasB'
 /** End of a key of each kind and role. A newer PEFT's own `.weight` after a magnitude is accepted, but never written. */
 const SUFFIXES: Readonly<Record<LayerTensors['kind'], Readonly<Record<'A' | 'B', string>>>> = {
   linear: { A: '.lora_A.weight', B: '.lora_B.weight' },
+  convolution: { A: '.lora_A.weight', B: '.lora_B.weight' },
   embedding: { A: '.lora_embedding_A', B: '.lora_embedding_B' },
 }
 const VECTOR_SUFFIXES = { magnitude: '.lora_magnitude_vector', biasB: '.lora_B.bias' } as const
@@ -154,7 +156,7 @@ export function claimTensors(
     attempt(() => checkVectors(layer, file), onProblem)
     attempt(() => checkTarget(layer, isTarget, file), onProblem)
     const isSound = attempt(() => checkShapes(layer, file), onProblem)
-    return isSound ? [layer] : withOwnRank(layer)
+    return isSound ? [layer] : withOwnRank(layer, file)
   })
   return {
     layers,
@@ -224,7 +226,8 @@ function complete(name: string, { kind, tensors }: Found, config: LoraConfig, fi
       what: `half a pair: no ${factorKey(name, A === undefined ? 'A' : 'B', kind)}`,
     })
   }
-  return { name, kind, config: configForLayer(config, name), A, B, magnitude, biasB }
+  const own = kind === 'linear' && A.shape.length > 2 ? 'convolution' : kind
+  return { name, kind: own, config: configForLayer(config, name), A, B, magnitude, biasB }
 }
 
 function checkVectors({ name, config, A, magnitude, biasB }: LayerTensors, file: string): void {
@@ -270,42 +273,46 @@ function checkTarget({ name, config, A }: LayerTensors, isTarget: (name: string)
 }
 
 /** A layer whose shapes are wrong, as far as its factors go with each other. */
-function withOwnRank({ magnitude, biasB, ...layer }: LayerTensors): LayerTensors[] {
-  const { A, B, config } = layer
-  if (A.shape.length !== 2 || B.shape.length !== 2 || A.shape[0] !== B.shape[1]) return []
-  if (elementCount(A.shape) === 0 || elementCount(B.shape) === 0) return []
-  const vector = (info: TensorInfo | undefined) =>
-    info?.shape.length === 1 && info.shape[0] === B.shape[0] ? info : undefined
-  return [{ ...layer, magnitude: vector(magnitude), biasB: vector(biasB), config: { ...config, rank: A.shape[0] } }]
+function withOwnRank({ magnitude, biasB, ...layer }: LayerTensors, file: string): LayerTensors[] {
+  const { A, config } = layer
+  const own = { ...layer, magnitude: undefined, biasB: undefined, config: { ...config, rank: A.shape[0] } }
+  const ignore = () => undefined
+  const isSound = (vectors: object) => attempt(() => checkShapes({ ...own, ...vectors }, file), ignore) === true
+  if (!isSound({})) return []
+  return [{ ...own, ...(isSound({ magnitude }) && { magnitude }), ...(isSound({ biasB }) && { biasB }) }]
 }
 
-function checkShapes({ A, B, magnitude, biasB, config: { rank } }: LayerTensors, file: string): true {
+function checkShapes({ kind, A, B, magnitude, biasB, config: { rank } }: LayerTensors, file: string): true {
+  const isConvolution = kind === 'convolution'
   for (const tensor of [A, B]) {
-    const where = `${file}: ${tensor.name}`
-    if (tensor.shape.length > 2) {
-      throw new UnsupportedError({
-        where,
-        what: 'adapters of convolutions are not implemented',
-        got: formatShape(tensor.shape),
-      })
-    }
-    if (tensor.shape.length !== 2 || elementCount(tensor.shape) === 0 || tensor.shape[tensor === A ? 0 : 1] !== rank) {
-      throw new ShapeError({
-        where,
-        what: `wrong shape for the rank that ${CONFIG_FILE} gives this layer`,
-        expected: tensor === A ? `(${rank}, k)` : `(d, ${rank})`,
-        got: formatShape(tensor.shape),
-      })
-    }
+    const isFitting = isConvolution || (tensor.shape.length === 2 && elementCount(tensor.shape) > 0)
+    if (isFitting && (tensor === A ? tensor.shape[0] : isConvolution ? rank : tensor.shape[1]) === rank) continue
+    throw new ShapeError({
+      where: `${file}: ${tensor.name}`,
+      what: `wrong shape for the rank that ${CONFIG_FILE} gives this layer`,
+      expected: tensor === A ? `(${rank}, ${isConvolution ? 'in, *kernel' : 'k'})` : `(d, ${rank})`,
+      got: formatShape(tensor.shape),
+    })
   }
-  for (const tensor of [magnitude, biasB]) {
-    if (tensor === undefined || (tensor.shape.length === 1 && tensor.shape[0] === B.shape[0])) continue
+  if (isConvolution) convolutionShape(A.shape, B.shape, `${file}: ${A.name}`)
+  const d = B.shape[0]
+  const vectors: [TensorInfo | undefined, number[]][] = [
+    [magnitude, isConvolution ? magnitudeShape(d, A.shape.length - 2) : [d]],
+    [biasB, [d]],
+  ]
+  for (const [tensor, expected] of vectors) {
+    if (tensor === undefined || formatShape(tensor.shape) === formatShape(expected)) continue
     throw new ShapeError({
       where: `${file}: ${tensor.name}`,
       what: 'not one number for each row of B',
-      expected: formatShape([B.shape[0]]),
+      expected: formatShape(expected),
       got: formatShape(tensor.shape),
     })
   }
   return true
+}
+
+/** Of a convolution's magnitude: d by output channels. */
+export function magnitudeShape(d: number, dimensions: number): number[] {
+  return [1, d, ...Array<number>(dimensions).fill(1)]
 }

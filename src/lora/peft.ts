@@ -14,7 +14,7 @@ import {
   throwProblem,
   UnsupportedError,
 } from '../base/errors.js'
-import type { FloatArray } from '../base/tensor.js'
+import type { FloatArray, Matrix, Tensor } from '../base/tensor.js'
 import {
   isFloatDtype,
   isWeightDtype,
@@ -30,7 +30,15 @@ import type { LoraConfig } from './config.js'
 import { isAllLinear, targetMatcher } from './patterns.js'
 import { formatPeftConfig, parsePeftConfig } from './peft-config.js'
 import { parameterKeys, savedParameters } from './peft-parameters.js'
-import { type AdapterTensors, claimTensors, factorKey, KEY_PREFIX, type LayerTensors, rowsKey } from './peft-tensors.js'
+import {
+  type AdapterTensors,
+  claimTensors,
+  factorKey,
+  KEY_PREFIX,
+  type LayerTensors,
+  magnitudeShape,
+  rowsKey,
+} from './peft-tensors.js'
 import type { AdapterPart } from './plain.js'
 import type { StoredTensor } from './replacements.js'
 
@@ -102,13 +110,15 @@ export async function loadAdapter(directory: Directory): Promise<LoraAdapter> {
       const factors = [await readFactor(file, A), await readFactor(file, B)] as const
       const vectors = { magnitude: await readVector(file, magnitude), biasB: await readVector(file, biasB) }
       const layer =
-        kind === 'embedding'
-          ? adapter.addEmbedding(name, ...factors, vectors)
-          : adapter.addFactors(name, ...factors, vectors)
+        kind === 'convolution'
+          ? adapter.addConvolution(name, ...factors, vectors)
+          : kind === 'embedding'
+            ? adapter.addEmbedding(name, ...matrices(factors), vectors)
+            : adapter.addFactors(name, ...matrices(factors), vectors)
       layer.dtype = commonDtype(tensors)
     }
     for (const { name, A, B } of parameters) {
-      const parameter = adapter.addExperts(name, await readFactor(file, A), await readFactor(file, B))
+      const parameter = adapter.addExperts(name, ...matrices([await readFactor(file, A), await readFactor(file, B)]))
       parameter.dtype = commonDtype({ A, B })
     }
     for (const [name, { key, isTrained, info }] of replacements) {
@@ -126,7 +136,7 @@ export async function loadAdapter(directory: Directory): Promise<LoraAdapter> {
 function partsOf({ layers, parameters, replacements, tokenRows }: AdapterTensors): AdapterPart[] {
   return [
     ...layers.map(({ name, kind, magnitude, biasB }): AdapterPart => {
-      if (kind === 'embedding') return { name, kind }
+      if (kind !== 'linear') return { name, kind }
       return { name, kind: magnitude !== undefined ? 'dora' : biasB !== undefined ? 'lora-bias' : 'linear' }
     }),
     ...parameters.map(({ name }): AdapterPart => ({ name, kind: 'parameter' })),
@@ -170,10 +180,15 @@ async function loadConfig(directory: Directory, onProblem: OnProblem): Promise<L
   }
 }
 
-async function readFactor(file: SafetensorsFile, info: TensorInfo) {
-  const { data, shape } = await readTensorF32(file, info.name)
-  checkFinite(data, info, file)
-  return { data, shape: [shape[0], shape[1]] as const }
+async function readFactor(file: SafetensorsFile, info: TensorInfo): Promise<Tensor> {
+  const tensor = await readTensorF32(file, info.name)
+  checkFinite(tensor.data, info, file)
+  return tensor
+}
+
+function matrices(factors: readonly [A: Tensor, B: Tensor]): [A: Matrix, B: Matrix] {
+  const [a, b] = factors.map(({ data, shape: [rows, columns] }): Matrix => ({ data, shape: [rows, columns] }))
+  return [a, b]
 }
 
 async function readVector(file: SafetensorsFile, info: TensorInfo | undefined): Promise<Float32Array | undefined> {
@@ -217,7 +232,7 @@ export async function saveAdapter(
   if (adapter.parts().length === 0) {
     throw new StateError({ where: directory.name, what: 'an adapter without layers cannot be saved' })
   }
-  const names = [...adapter.names(), ...adapter.embeddings.keys()]
+  const names = [...adapter.names(), ...adapter.embeddings.keys(), ...adapter.convolutions.keys()]
   const parameters = [...adapter.experts.keys()]
   const config = formatPeftConfig(
     adapter.config,
@@ -271,6 +286,12 @@ function encodeAdapter(adapter: LoraAdapter, dtype: FloatDtype | undefined): Ten
     add(factorKey(name, 'A', 'embedding'), weightA.data, weightA.shape, own)
     add(factorKey(name, 'B', 'embedding'), weightB.data, weightB.shape, own)
     if (magnitude !== undefined) add(factorKey(name, 'magnitude'), magnitude, [magnitude.length], own)
+  }
+  for (const [name, { weightA, weightB, magnitude, biasB, d, kernel, dtype: own }] of adapter.convolutions) {
+    add(factorKey(name, 'A'), weightA.data, weightA.shape, own)
+    add(factorKey(name, 'B'), weightB.data, weightB.shape, own)
+    if (magnitude !== undefined) add(factorKey(name, 'magnitude'), magnitude, magnitudeShape(d, kernel.length), own)
+    if (biasB !== undefined) add(factorKey(name, 'biasB'), biasB, [d], own)
   }
   const keys = parameterKeys(adapter.experts.keys())
   for (const [name, { weightA, weightB, dtype: own }] of adapter.experts) {

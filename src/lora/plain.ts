@@ -4,7 +4,15 @@
 import { UnsupportedError } from '../base/errors.js'
 import type { LoraConfig } from './config.js'
 
-export type PartKind = 'linear' | 'dora' | 'lora-bias' | 'embedding' | 'parameter' | 'replacement' | 'token-rows'
+export type PartKind =
+  | 'linear'
+  | 'dora'
+  | 'lora-bias'
+  | 'embedding'
+  | 'convolution'
+  | 'parameter'
+  | 'replacement'
+  | 'token-rows'
 
 /** A module of the base that an adapter changes, or a tensor that it replaces. */
 export interface AdapterPart {
@@ -17,6 +25,7 @@ const MEANINGS: Readonly<Record<PartKind, string>> = {
   dora: 'a DoRA layer (use_dora)',
   'lora-bias': 'a layer with a bias of B (lora_bias)',
   embedding: 'an adapted embedding',
+  convolution: 'an adapted convolution',
   parameter: 'an adapted parameter (target_parameters)',
   replacement: 'a tensor that replaces the base’s (modules_to_save, bias)',
   'token-rows': 'rows of an embedding (trainable_token_indices)',

@@ -5,7 +5,8 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { describe, expect, test } from 'vitest'
 import { MemoryDirectory, MemorySource } from '../../src/base/bytes.js'
-import type { Matrix, Tensor } from '../../src/base/tensor.js'
+import { UnsupportedError } from '../../src/base/errors.js'
+import type { FloatArray, Matrix, Tensor } from '../../src/base/tensor.js'
 import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
 import { NodeDirectory } from '../../src/io/node-files.js'
 import type { LoraAdapter } from '../../src/lora/adapter.js'
@@ -25,6 +26,11 @@ interface Expected {
     alpha: number
     scaling: number
     normDelta: number
+    /** Of convolutions. */
+    stride?: number[]
+    padding?: number[] | 'same'
+    dilation?: number[]
+    groups?: number
   }[]
 }
 
@@ -50,6 +56,10 @@ function matrix({ data, shape }: Tensor): Matrix {
   return { data: Float64Array.from(data), shape: [shape[0], shape[1]] }
 }
 
+function wide({ data, shape }: Tensor): Tensor<FloatArray> {
+  return { data: Float64Array.from(data), shape }
+}
+
 /** Largest error over the largest value. */
 function deviation(got: ArrayLike<number>, expected: ArrayLike<number>): number {
   expect(got.length).toBe(expected.length)
@@ -65,6 +75,8 @@ interface Golden {
   adapter: LoraAdapter
   /** The base's weight of a module as a linear layer has it, or an embedding. */
   weight(module: string): Matrix
+  /** The same of a convolution, (d, in/groups, *kernel). */
+  kernels(module: string): Tensor<FloatArray>
   tensors: Map<string, Tensor>
 }
 
@@ -75,11 +87,12 @@ async function load(folder: string, { base }: Expected): Promise<Golden> {
     const stored = matrix(weights.get(`${module}.weight`)!)
     return adapter.config.fanInFanOut ? transpose(stored) : stored
   }
-  return { adapter, weight, tensors: await tensorsOf(path.join(folder, 'tensors.safetensors')) }
+  const kernels = (module: string) => wide(weights.get(`${module}.weight`)!)
+  return { adapter, weight, kernels, tensors: await tensorsOf(path.join(folder, 'tensors.safetensors')) }
 }
 
 test('all kinds are here', () => {
-  expect(cases.length).toBeGreaterThanOrEqual(17)
+  expect(cases.length).toBeGreaterThanOrEqual(25)
 })
 
 describe.each(cases)('$name', ({ folder, expected }) => {
@@ -120,14 +133,47 @@ describe.each(cases)('$name', ({ folder, expected }) => {
     }
   })
 
+  test('outputs of convolutions are PEFT’s, merged or not; what PEFT cannot merge is refused', async () => {
+    const { adapter, kernels, tensors } = await load(folder, expected)
+    for (const [name, layer] of adapter.convolutions) {
+      const { groups, ...geometry } = expected.layers.find((each) => each.name === name)!
+      expect(layer.groups).toBe(groups)
+      layer.attachBase(kernels(name), geometry)
+      const input = wide(tensors.get(`input.${name}`)!)
+      const output = tensors.get(`output.${name}`)!
+      const got = layer.forward(input)
+      expect(got.shape).toEqual(output.shape)
+      expect(deviation(got.data, output.data)).toBeLessThan(1e-6)
+      if (name === 'dilated' || groups! > 1) {
+        expect(() => layer.merge()).toThrow(UnsupportedError)
+        continue
+      }
+      layer.merge()
+      expect(deviation(layer.forward(input).data, output.data)).toBeLessThan(1e-6)
+      layer.unmerge()
+      expect(layer.baseWeight).toEqual(kernels(name))
+    }
+  })
+
   test('effective weights are those that PEFT merges', async () => {
-    const { adapter, weight, tensors } = await load(folder, expected)
+    const { adapter, weight, kernels, tensors } = await load(folder, expected)
     for (const [name, layer] of [...adapter, ...adapter.embeddings]) {
       const effective = layer.attachBase(weight(name)).effectiveWeight()
       const merged = matrix(tensors.get(`merged.${name}.weight`)!)
       const own = adapter.config.fanInFanOut ? transpose(merged) : merged
       expect(effective.shape).toEqual(own.shape)
       expect(deviation(effective.data, own.data)).toBeLessThan(1e-6)
+    }
+    for (const [name, layer] of adapter.convolutions) {
+      layer.attachBase(kernels(name))
+      if (layer.groups > 1) {
+        expect(() => layer.effectiveWeight()).toThrow(/cannot be merged, as in PEFT/)
+        continue
+      }
+      const effective = layer.effectiveWeight()
+      const merged = tensors.get(`merged.${name}.weight`)!
+      expect(effective.shape).toEqual(merged.shape)
+      expect(deviation(effective.data, merged.data)).toBeLessThan(1e-6)
     }
   })
 

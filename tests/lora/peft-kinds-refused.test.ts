@@ -49,6 +49,36 @@ describe('tensors beside the factors', () => {
       /lora_magnitude_vector: not one number for each row of B; expected \(4\), got \(3\)/,
     ],
     [
+      'a convolution’s A with a linear layer’s B',
+      {},
+      [tensor(A, [2, 3, 3, 3]), tensor(B, [4, 2])],
+      /lora_A\.weight: not the factors of a convolution; expected .*\*kernel.*, got \(2, 3, 3, 3\) and \(4, 2\)/,
+    ],
+    [
+      'a convolution of four dimensions',
+      {},
+      [tensor(A, [2, 3, 1, 1, 1, 1]), tensor(B, [4, 2, 1, 1, 1, 1])],
+      /not the factors of a convolution/,
+    ],
+    [
+      'a convolution’s B with a kernel',
+      {},
+      [tensor(A, [2, 3, 3]), tensor(B, [4, 2, 3])],
+      /not the factors of a convolution/,
+    ],
+    [
+      'a convolution’s A of another rank',
+      {},
+      [tensor(A, [3, 3, 3]), tensor(B, [4, 3, 1])],
+      /lora_A\.weight: wrong shape .*expected \(2, in, \*kernel\), got \(3, 3, 3\)/,
+    ],
+    [
+      'a convolution’s magnitude in a linear layer’s shape',
+      { use_dora: true },
+      [tensor(A, [2, 3, 3]), tensor(B, [4, 2, 1]), tensor('base_model.model.q_proj.lora_magnitude_vector', [4])],
+      /lora_magnitude_vector: not one number for each row of B; expected \(1, 4, 1\), got \(4\)/,
+    ],
+    [
       'a magnitude that is not finite',
       { use_dora: true },
       [...PAIR, tensor('base_model.model.q_proj.lora_magnitude_vector', [4], 'F32', Number.NaN)],

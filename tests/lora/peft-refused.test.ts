@@ -217,12 +217,6 @@ describe('tensors', () => {
       /no layer claims the tensor base_model\.model\.lm_head\.weight/,
     ],
     [
-      'a convolution’s',
-      [tensor(A, [2, 3, 3, 3]), tensor(B, [4, 2, 1, 1])],
-      UnsupportedError,
-      /lora_A\.weight: adapters of convolutions/,
-    ],
-    [
       'A of another rank',
       [tensor(A, [3, 3]), PAIR[1]],
       ShapeError,

@@ -4,12 +4,15 @@
 import { type ByteSource, type Directory, MemorySource } from '../../base/bytes.js'
 import { encodeWeights, type WeightDtype } from '../../base/dtype.js'
 import { ConfigError, MismatchError, UnsupportedError } from '../../base/errors.js'
-import type { Matrix } from '../../base/tensor.js'
+import { elementCount, type FloatArray, type Tensor } from '../../base/tensor.js'
 import { isWeightDtype, type TensorInfo } from '../../formats/safetensors.js'
 import { LoraAdapter } from '../../lora/adapter.js'
 import { type LoraConfig, scalingOf } from '../../lora/config.js'
+import { convolutionShape, groupsRefusal } from '../../lora/convolution.js'
+import { EmbeddingLora } from '../../lora/embedding.js'
 import { LoraLayer } from '../../lora/layer.js'
 import { type AdapterFile, openAdapter } from '../../lora/peft.js'
+import type { LayerTensors } from '../../lora/peft-tensors.js'
 import type { AdapterPart } from '../../lora/plain.js'
 import type { StoredTensor } from '../../lora/replacements.js'
 
@@ -23,7 +26,7 @@ export interface WeightedAdapter {
   weight?: number
 }
 
-/** A matrix (rows, columns) that stays in its source. Plain data, so that plans can be sent to threads. */
+/** A matrix (rows, columns), or a tensor read as one, that stays in its source. Plain data, so that plans can be sent to threads. */
 export interface Factor {
   /** For messages. */
   readonly name: string
@@ -45,6 +48,8 @@ export interface LayerFactors {
   readonly scale: number
   /** The base stores this weight as (k, d). */
   readonly isInputMajor: boolean
+  /** As the base stores it: (d, k) or (k, d); a convolution's (d, in, *kernel), read as (d, in·K); a bias's (d). */
+  readonly shape: readonly number[]
   /** (r, k) */
   readonly a: Factor
   /** (d, r) */
@@ -141,11 +146,14 @@ function refuseParameters(parts: readonly AdapterPart[]): void {
 /** Only sums can be weighted, and taken out again without the base. */
 function refuseWeighted(parts: readonly AdapterPart[], weight: number): void {
   if (weight === 1) return
-  const part = parts.find(({ kind }) => kind === 'dora' || kind === 'replacement' || kind === 'token-rows')
-  if (part === undefined) return
-  throw new UnsupportedError({
-    where: part.name,
-    what: `${part.kind === 'dora' ? 'a DoRA layer' : 'what replaces the base’s values'} cannot be merged with a weight or taken out again`,
+  const part = parts.find(({ kind }) => kind === 'replacement' || kind === 'token-rows')
+  if (part !== undefined) throw weightedError(part.name, 'what replaces the base’s values', weight)
+}
+
+function weightedError(where: string, what: string, weight: number): UnsupportedError {
+  return new UnsupportedError({
+    where,
+    what: `${what} cannot be merged with a weight or taken out again`,
     expected: 'weight 1',
     got: String(weight),
   })
@@ -155,7 +163,9 @@ function refuseWeighted(parts: readonly AdapterPart[], weight: number): void {
 interface LayerParts {
   name: string
   config: LoraConfig
-  isEmbedding: boolean
+  kind: LayerTensors['kind']
+  /** A's and B's. */
+  shapes: readonly [a: readonly number[], b: readonly number[]]
   a: Factor
   b: Factor
   magnitude: Factor | undefined
@@ -170,18 +180,20 @@ class FoundParts {
 
   addAdapter(adapter: LoraAdapter, weight: number): void {
     const { sources } = this
-    for (const [name, layer] of [...adapter, ...adapter.embeddings]) {
+    for (const [name, layer] of [...adapter, ...adapter.embeddings, ...adapter.convolutions]) {
       const { config, weightA, weightB, magnitude } = layer
-      const vector = (label: string, data: Matrix['data'] | undefined) =>
+      const isEmbedding = layer instanceof EmbeddingLora
+      const vector = (label: string, data: FloatArray | undefined) =>
         data && matrixFactor(`${name}.${label}`, { data, shape: [1, data.length] }, sources)
       this.#addLayer(weight, {
         name,
         config,
-        isEmbedding: !(layer instanceof LoraLayer),
+        kind: isEmbedding ? 'embedding' : layer instanceof LoraLayer ? 'linear' : 'convolution',
+        shapes: [weightA.shape, weightB.shape],
         a: matrixFactor(`${name}.weightA`, weightA, sources),
         b: matrixFactor(`${name}.weightB`, weightB, sources),
         magnitude: vector('magnitude', magnitude),
-        biasB: vector('biasB', layer instanceof LoraLayer ? layer.biasB : undefined),
+        biasB: vector('biasB', isEmbedding ? undefined : layer.biasB),
       })
     }
     const add = (tensor: string, { dtype, shape, data }: StoredTensor, rows?: readonly number[]) => {
@@ -200,7 +212,8 @@ class FoundParts {
       this.#addLayer(weight, {
         name,
         config,
-        isEmbedding: kind === 'embedding',
+        kind,
+        shapes: [A.shape, B.shape],
         a: factor(A),
         b: factor(B),
         magnitude: magnitude && factor(magnitude),
@@ -214,16 +227,20 @@ class FoundParts {
     }
   }
 
-  #addLayer(weight: number, { name, config, isEmbedding, a, b, magnitude, biasB }: LayerParts): void {
+  #addLayer(weight: number, { name, kind, config, shapes, a, b, magnitude, biasB }: LayerParts): void {
     const scale = weight * scalingOf(config.rank, config.alpha, config.useRslora)
     const [d, k, { rank }] = [b.rows, a.columns, config]
     // An embedding (V, D) is a weight of D outputs and V inputs that is stored the other way round.
-    const isInputMajor = isEmbedding || config.fanInFanOut
+    const isInputMajor = kind === 'embedding' || (kind === 'linear' && config.fanInFanOut)
+    const shape = kind === 'convolution' ? convolutionWeight(shapes, name) : isInputMajor ? [k, d] : [d, k]
     const values = new Float64Array(magnitude === undefined ? 0 : d)
     const scales = magnitude && matrixFactor(`${name}: scales`, { data: values, shape: [1, d] }, this.sources)
-    const layer: LayerFactors = { name, d, k, rank, scale, isInputMajor, a, b, tensor: 'weight', scales }
+    const layer: LayerFactors = { name, d, k, rank, scale, isInputMajor, shape, a, b, tensor: 'weight', scales }
     this.layers.push(layer)
-    if (magnitude !== undefined) this.magnitudes.push({ layer, magnitude, scales: values })
+    if (magnitude !== undefined) {
+      if (weight !== 1) throw weightedError(name, 'a DoRA layer', weight)
+      this.magnitudes.push({ layer, magnitude, scales: values })
+    }
     if (biasB === undefined) return
     // s·biasB is the product of 1 (1, 1) and biasB (1, d).
     const one = matrixFactor(`${name}: one`, { data: Float32Array.of(1), shape: [1, 1] }, this.sources)
@@ -232,6 +249,7 @@ class FoundParts {
       k: d,
       rank: 1,
       isInputMajor: false,
+      shape: [d],
       a: biasB,
       b: one,
       tensor: 'bias',
@@ -239,6 +257,13 @@ class FoundParts {
     } as const
     this.layers.push({ name, scale, ...bias })
   }
+}
+
+/** Throws UnsupportedError where there are groups. */
+function convolutionWeight([a, b]: LayerParts['shapes'], name: string): number[] {
+  const { d, channels, kernel, groups } = convolutionShape(a, b, name)
+  if (groups > 1) throw new UnsupportedError({ where: name, what: groupsRefusal(groups) })
+  return [d, channels, ...kernel]
 }
 
 function tensorFactor(source: ByteSource, index: number, { name, dtype, shape, offset }: TensorInfo): Factor {
@@ -255,12 +280,15 @@ function tensorFactor(source: ByteSource, index: number, { name, dtype, shape, o
     source: index,
     offset,
     dtype,
-    rows: shape.length === 1 ? 1 : shape[0],
-    columns: shape.at(-1)!,
+    ...(shape.length === 1 ? { rows: 1, columns: shape[0] } : matrixSize(shape)),
   }
 }
 
-function matrixFactor(name: string, { data, shape }: Matrix, sources: ByteSource[]): Factor {
+function matrixSize([rows, ...others]: readonly number[]): { rows: number; columns: number } {
+  return { rows, columns: elementCount(others) }
+}
+
+function matrixFactor(name: string, { data, shape }: Tensor<FloatArray>, sources: ByteSource[]): Factor {
   const dtype = data instanceof Float64Array ? 'F64' : 'F32'
   const bytes = encodeWeights(data, dtype)
   return {
@@ -268,7 +296,6 @@ function matrixFactor(name: string, { data, shape }: Matrix, sources: ByteSource
     source: sources.push(new MemorySource(bytes, name)) - 1,
     offset: 0,
     dtype,
-    rows: shape[0],
-    columns: shape[1],
+    ...matrixSize(shape),
   }
 }

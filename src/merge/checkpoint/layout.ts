@@ -159,7 +159,9 @@ function segmentOf({ name, dtype, base, shard, layers }: OutputTensor, offset: n
     return { ...place, byteLength: base.byteLength, weight: undefined }
   }
   const elements = base.byteLength / sizeOf(base.dtype)
-  const [rows, columns] = layers.length > 0 && base.shape.length === 2 ? base.shape : [1, elements]
+  // A convolution's weight (d, in, *kernel) is a matrix too, with a row for each output.
+  const rows = layers.length > 0 && base.shape.length > 1 ? base.shape[0] : 1
+  const columns = elements / rows
   const isWidened = base.dtype !== dtype || layers.some(({ scales }) => scales !== undefined)
   const weight: WeightPlan = { name, from: base.dtype, to: dtype, rows, columns, layers, isWidened }
   return { ...place, byteLength: elements * sizeOf(dtype), weight }

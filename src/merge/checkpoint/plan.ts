@@ -189,9 +189,8 @@ function refuseCombinations(
   }
 }
 
-function checkWeight({ name, d, k, isInputMajor, tensor: member }: LayerFactors, info: TensorInfo): void {
-  const { name: tensor, dtype } = info
-  const shape = member === 'bias' ? [1, ...info.shape] : info.shape
+function checkWeight({ name, isInputMajor, shape: expected }: LayerFactors, info: TensorInfo): void {
+  const { name: tensor, dtype, shape } = info
   if (!isWeightDtype(dtype)) {
     throw new UnsupportedError({
       where: tensor,
@@ -201,9 +200,8 @@ function checkWeight({ name, d, k, isInputMajor, tensor: member }: LayerFactors,
       hint: 'Merge into the unquantised checkpoint',
     })
   }
-  const expected = isInputMajor ? [k, d] : [d, k]
-  if (shape.length === 2 && shape[0] === expected[0] && shape[1] === expected[1]) return
-  const isTransposed = shape.length === 2 && shape[0] === expected[1] && shape[1] === expected[0]
+  if (formatShape(shape) === formatShape(expected)) return
+  const isTransposed = shape.length === 2 && formatShape([shape[1], shape[0]]) === formatShape(expected)
   throw new MismatchError({
     where: tensor,
     what: 'the adapter was made for another shape of this weight',

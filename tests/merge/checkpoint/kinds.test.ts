@@ -19,7 +19,10 @@ import { mergeCheckpoint } from '../../../src/merge/checkpoint/merge-checkpoint.
 import { mergeCheckpointFiles } from '../../../src/merge/checkpoint/node-merge.js'
 
 const root = fileURLToPath(new URL('../../golden/kinds', import.meta.url))
-const cases = readdirSync(root, { withFileTypes: true }).flatMap((entry) => (entry.isDirectory() ? entry.name : []))
+const folders = readdirSync(root, { withFileTypes: true }).flatMap((entry) => (entry.isDirectory() ? entry.name : []))
+const [grouped, cases] = [true, false].map((is) =>
+  folders.filter((name) => name.startsWith('convolution-groups') === is),
+)
 const folderOf = (name: string) => new NodeDirectory(path.join(root, name))
 const baseOf = (name: string): string =>
   JSON.parse(readFileSync(path.join(root, name, 'expected.json'), 'utf8')).base as string
@@ -125,8 +128,23 @@ describe.each(cases)('%s', (name) => {
   })
 })
 
-test.each(['dora', 'modules-to-save', 'tokens'])('%s cannot be weighted or taken out again', async (name) => {
-  const merging = mergeCheckpoint(await base('qwen2'), { adapter: folderOf(name), weight: 0.5 }, new MemoryDirectory())
+test.each(grouped)('%s cannot be merged, as in PEFT', async (name) => {
+  const out = new MemoryDirectory()
+  for (const adapter of [folderOf(name), await loadAdapter(folderOf(name))]) {
+    const merging = mergeCheckpoint(await base(baseOf(name)), adapter, out)
+    await expect(merging).rejects.toThrow(UnsupportedError)
+    await expect(merging).rejects.toThrow(/depthwise: an adapted convolution of 4 groups cannot be merged, as in PEFT/)
+  }
+  expect(out.files.size).toBe(0)
+})
+
+const unweighted = ['dora', 'embedding-dora', 'convolution-dora', 'modules-to-save', 'tokens']
+test.each(unweighted)('%s cannot be weighted or taken out again', async (name) => {
+  const merging = mergeCheckpoint(
+    await base(baseOf(name)),
+    { adapter: folderOf(name), weight: 0.5 },
+    new MemoryDirectory(),
+  )
   await expect(merging).rejects.toThrow(UnsupportedError)
   await expect(merging).rejects.toThrow(
     /cannot be merged with a weight or taken out again; expected weight 1, got 0\.5/,

@@ -1,0 +1,357 @@
+// An adapted convolution of one, two or three dimensions, as PEFT has it: A is a convolution (r, in, *kernel) that moves like the
+// base's, B one of kernel 1, (d, r/groups, 1…). Flattened, they are factors of the base's weight (d, in·K), so that a linear layer
+// holds them; K is the number of a kernel's elements. A grouped convolution's A sees all channels: its change is no change of a weight.
+
+import type { FloatDtype } from '../base/dtype.js'
+import { ShapeError, StateError, UnsupportedError } from '../base/errors.js'
+import { elementCount, type FloatArray, formatShape, type Matrix, type Tensor, zeros } from '../base/tensor.js'
+import { configForLayer, type LoraConfig, type LoraConfigInput, resolveConfig } from './config.js'
+import { magnitudeScales, scaleColumns } from './dora.js'
+import { Factors, type LayerVectors, layerVectors } from './factors.js'
+import { LoraLayer } from './layer.js'
+import { addScaled, normOfProduct, product } from './product.js'
+import { type ConvolutionGeometry, rowsToTensor, type Steps, stepsOf, unfold, windowsOf } from './windows.js'
+
+/** The way a base convolution moves, and its kernels. */
+interface Movement {
+  readonly base: Steps
+  /** A's: PEFT does not pass on the base's dilation. */
+  readonly branch: Steps
+  readonly isDilated: boolean
+}
+
+/** Made from trained factors, in evaluation mode: without dropout. */
+export class ConvolutionLora {
+  /** The layer's own: rank and alpha are what the patterns give its name. */
+  readonly config: LoraConfig
+  /** Input channels, of all groups. */
+  readonly channels: number
+  /** Sizes of the kernel: one to three. */
+  readonly kernel: readonly number[]
+  readonly groups: number
+  /** Of A (r, in·K) and B as (d/groups, r): so many rows has the weight (d, in/groups·K) when it is read as (d/groups, in·K). */
+  readonly #linear: LoraLayer
+  /** Of a grouped convolution, whose outputs are no rows of `#linear`. */
+  readonly #vectors: { magnitude: FloatArray | undefined; biasB: FloatArray | undefined } | undefined
+  #movement: Movement | undefined
+
+  /**
+   * @param weightA (r, in, *kernel)
+   * @param weightB (d, r/groups, 1…), as many dimensions
+   * @throws ShapeError when the shapes disagree, or r, in or d is no multiple of the groups; else as {@link LoraLayer.fromFactors}
+   */
+  constructor(
+    weightA: Tensor<FloatArray>,
+    weightB: Tensor<FloatArray>,
+    config: LoraConfigInput = {},
+    name = '',
+    vectors: LayerVectors = {},
+  ) {
+    const { rank, channels, kernel, d, groups } = convolutionShape(weightA.shape, weightB.shape, placeOf(name))
+    const own = configForLayer(resolveConfig(config.rank === undefined ? { ...config, rank } : config), name)
+    this.config = own
+    this.channels = channels
+    this.kernel = kernel
+    this.groups = groups
+    const a: Matrix = { data: weightA.data, shape: [rank, channels * elementCount(kernel)] }
+    const b: Matrix = { data: weightB.data, shape: [d / groups, rank] }
+    if (groups > 1) this.#vectors = layerVectors(new Factors(a, { ...b, shape: [d, rank] }, false, vectors), own, name)
+    this.#linear = LoraLayer.fromFactors(
+      a,
+      b,
+      groups > 1 ? { ...own, useDora: false, loraBias: false } : own,
+      name,
+      groups > 1 ? {} : vectors,
+    )
+  }
+
+  get name(): string {
+    return this.#linear.name
+  }
+
+  /** Output channels. */
+  get d(): number {
+    return this.#linear.d * this.groups
+  }
+
+  /** Columns of A: input channels times the kernel's elements. */
+  get k(): number {
+    return this.#linear.k
+  }
+
+  get rank(): number {
+    return this.#linear.rank
+  }
+
+  get scaling(): number {
+    return this.#linear.scaling
+  }
+
+  get dtype(): FloatDtype {
+    return this.#linear.dtype
+  }
+
+  set dtype(value: FloatDtype) {
+    this.#linear.dtype = value
+  }
+
+  get merged(): boolean {
+    return this.#linear.merged
+  }
+
+  /** A (r, in, *kernel), the layer's own: its data may be edited in place. */
+  get weightA(): Tensor<FloatArray> {
+    return { data: this.#linear.weightA.data, shape: [this.rank, this.channels, ...this.kernel] }
+  }
+
+  /** B (d, r/groups, 1…), the layer's own. */
+  get weightB(): Tensor<FloatArray> {
+    const { data } = this.#linear.weightB
+    return { data, shape: [this.d, this.rank / this.groups, ...this.kernel.map(() => 1)] }
+  }
+
+  /** DoRA's m (d), the layer's own. */
+  get magnitude(): FloatArray | undefined {
+    return (this.#vectors ?? this.#linear).magnitude
+  }
+
+  /** The bias of B (d), the layer's own; s·biasB is added to the output. */
+  get biasB(): FloatArray | undefined {
+    return (this.#vectors ?? this.#linear).biasB
+  }
+
+  /** W (d, in/groups, *kernel), the layer's own; undefined while none is attached. */
+  get baseWeight(): Tensor<FloatArray> | undefined {
+    const base = this.#linear.baseWeight
+    return base && { data: base.data, shape: this.#weightShape() }
+  }
+
+  /**
+   * Gives it its base convolution: a copy of the weight (d, in/groups, *kernel), and how it moves. Around the input are zeros:
+   * PEFT's A pads with them whatever the base does.
+   *
+   * @throws ShapeError when the weight has another shape, ConfigError for a geometry that is not usable, StateError while merged
+   */
+  attachBase(weight: Tensor<FloatArray>, geometry: ConvolutionGeometry = {}): this {
+    const where = `${placeOf(this.name)}.baseWeight`
+    const expected = formatShape(this.#weightShape())
+    if (formatShape(weight.shape) !== expected || weight.data.length !== elementCount(weight.shape)) {
+      throw new ShapeError({ where, what: 'wrong shape', expected, got: formatShape(weight.shape) })
+    }
+    const base = stepsOf(this.kernel, geometry, placeOf(this.name))
+    const branch = stepsOf(this.kernel, { ...geometry, dilation: 1 }, placeOf(this.name))
+    const isDilated = base.dilation.some((step, i) => step !== 1 && this.kernel[i] !== 1)
+    this.#linear.attachBase({ data: weight.data, shape: [this.#linear.d, this.k] })
+    this.#movement = { base, branch, isDilated }
+    return this
+  }
+
+  /** s·B·A (d, in, *kernel), a new tensor. Throws UnsupportedError for a grouped convolution. */
+  delta(): Tensor<FloatArray> {
+    this.#refuseGroups('delta')
+    return { data: this.#linear.delta().data, shape: this.#weightShape() }
+  }
+
+  /**
+   * W + s·B·A (d, in, *kernel), with DoRA's magnitude, a new tensor; while merged, a copy of the base weight.
+   *
+   * @throws UnsupportedError for a grouped convolution, StateError without a base
+   */
+  effectiveWeight(): Tensor<FloatArray> {
+    this.#refuseGroups('effectiveWeight')
+    return { data: this.#linear.effectiveWeight().data, shape: this.#weightShape() }
+  }
+
+  /** s·biasB (d), what merging adds to the base's bias; undefined for a layer without one. */
+  biasDelta(): Float64Array | undefined {
+    return this.biasB && Float64Array.from(this.biasB, (value) => this.scaling * value)
+  }
+
+  /**
+   * (n, in, ...input) → (n, d, ...output), without the base's bias. Holds the window of each output position for a moment: in·K
+   * numbers for each of the n·P positions.
+   *
+   * @throws ShapeError when the input has another number of dimensions or channels, or is smaller than the kernel; StateError
+   *   without a base; UnsupportedError for a dilated base to whose output PEFT's branch does not fit
+   */
+  forward(input: Tensor<FloatArray>): Tensor<FloatArray> {
+    const { base, movement } = this.#needBase('forward')
+    const where = `${placeOf(this.name)}.input`
+    const [n, channels, ...spatial] = input.shape
+    if (
+      spatial.length !== this.kernel.length ||
+      channels !== this.channels ||
+      input.data.length !== elementCount(input.shape)
+    ) {
+      const expected = formatShape(['n', this.channels, ...this.kernel.map((_, i) => 'hwd'[i])])
+      throw new ShapeError({ where, what: 'wrong shape', expected, got: formatShape(input.shape) })
+    }
+    const data = base.data instanceof Float64Array ? Float64Array.from(input.data) : Float32Array.from(input.data)
+    const x = { data, shape: [n, channels, ...spatial] }
+    const windows = windowsOf(spatial, movement.base, where)
+    const columns = unfold(x, windows) // (n·P, in·K)
+    const output = groupProduct(columns, base, this.groups) // (n·P, d)
+    if (!this.merged) {
+      const branchWindows = movement.isDilated ? windowsOf(spatial, movement.branch, where) : windows
+      if (formatShape(branchWindows.output) !== formatShape(windows.output)) {
+        throw new UnsupportedError({
+          where,
+          what: 'PEFT’s A is not dilated, so that its output does not fit the base’s',
+          expected: formatShape(windows.output),
+          got: formatShape(branchWindows.output),
+        })
+      }
+      const branchColumns = branchWindows === windows ? columns : unfold(x, branchWindows)
+      const hidden = product(branchColumns, this.#linear.weightA, { transposeB: true }) // (n·P, r)
+      addScaled(output, groupProduct(hidden, this.#groupedB(), this.groups), this.scaling)
+      if (this.magnitude !== undefined) scaleColumns(output, magnitudeScales(this.magnitude, this.#normed(base)))
+    }
+    const bias = this.biasDelta()
+    if (bias !== undefined) for (let i = 0; i < output.data.length; i++) output.data[i] += bias[i % bias.length]
+    return rowsToTensor(output, windows.output)
+  }
+
+  /**
+   * Folds s·B·A into the base.
+   *
+   * @throws UnsupportedError for a grouped convolution, and for a dilated one, whose A is not dilated in PEFT; else as
+   *   {@link LoraLayer.merge}
+   */
+  merge(): void {
+    this.#refuseGroups('merge')
+    if (this.#movement?.isDilated) {
+      throw new UnsupportedError({
+        where: `${placeOf(this.name)}.merge`,
+        what: 'PEFT’s A is not dilated like this base: one convolution cannot do what both do',
+      })
+    }
+    this.#linear.merge()
+  }
+
+  /** Gives back the base bit for bit. Throws StateError when not merged. */
+  unmerge(): void {
+    this.#linear.unmerge()
+  }
+
+  /** Elements of A and B, and d more for a magnitude and for a bias. */
+  trainableParams(): number {
+    const { magnitude, biasB } = this.#vectors ?? {}
+    return this.#linear.trainableParams() + (magnitude?.length ?? 0) + (biasB?.length ?? 0)
+  }
+
+  /** Elements of the weight and trainableParams() */
+  totalParams(): number {
+    return this.#linear.d * this.k + this.trainableParams()
+  }
+
+  /** trainable / total */
+  compressionRatio(): number {
+    return this.trainableParams() / this.totalParams()
+  }
+
+  normA(): number {
+    return this.#linear.normA()
+  }
+
+  normB(): number {
+    return this.#linear.normB()
+  }
+
+  /** ‖s·B·A‖, Frobenius, without forming B·A. Each group's outputs see its own rows of A. */
+  normDelta(): number {
+    const { weightA, d } = this.#linear
+    const rank = this.rank / this.groups
+    let squares = 0
+    for (let g = 0; g < this.groups; g++) {
+      squares += normOfProduct(rowsOf(this.#groupedB(), g * d, d), rowsOf(weightA, g * rank, rank)) ** 2
+    }
+    return this.scaling * Math.sqrt(squares)
+  }
+
+  /** B (d, r/groups) */
+  #groupedB(): Matrix {
+    return { data: this.#linear.weightB.data, shape: [this.d, this.rank / this.groups] }
+  }
+
+  #weightShape(): number[] {
+    return [this.d, this.channels / this.groups, ...this.kernel]
+  }
+
+  /**
+   * The matrix (d, in/groups·K) whose norms DoRA divides by. With groups, PEFT multiplies B as (d/groups, r) by A and reads the
+   * product in the weight's shape, whatever meets there: magnitudes were trained with that.
+   */
+  #normed(base: Matrix): Matrix {
+    return addScaled({ data: this.#linear.delta().data, shape: base.shape }, base, 1)
+  }
+
+  #needBase(member: string): { base: Matrix; movement: Movement } {
+    const { baseWeight } = this.#linear
+    if (baseWeight !== undefined && this.#movement !== undefined) {
+      const shape = [this.d, this.k / this.groups] as const
+      return { base: { data: baseWeight.data, shape }, movement: this.#movement }
+    }
+    throw new StateError({
+      where: `${placeOf(this.name)}.${member}`,
+      what: 'the layer has no base weight',
+      hint: 'Give it one with attachBase(W, { stride, padding, dilation })',
+    })
+  }
+
+  #refuseGroups(member: string): void {
+    if (this.groups === 1) return
+    throw new UnsupportedError({
+      where: `${placeOf(this.name)}.${member}`,
+      what: groupsRefusal(this.groups),
+    })
+  }
+}
+
+/** Why the change of a grouped convolution cannot be merged. */
+export function groupsRefusal(groups: number): string {
+  return `an adapted convolution of ${groups} groups cannot be merged, as in PEFT: A sees all channels, the weight those of its group`
+}
+
+/** @throws ShapeError when A (r, in, *kernel) and B (d, r/groups, 1…) disagree */
+export function convolutionShape(a: readonly number[], b: readonly number[], where: string) {
+  const [rank, channels, ...kernel] = a
+  const [d, groupRank] = b
+  const groups = rank / groupRank
+  const isUsable =
+    kernel.length >= 1 &&
+    kernel.length <= 3 &&
+    elementCount(a) * elementCount(b) > 0 &&
+    formatShape(b) === formatShape([d, groupRank, ...kernel.map(() => 1)]) &&
+    [groups, channels / groups, d / groups].every(Number.isInteger)
+  if (isUsable) return { rank, channels, kernel, d, groups }
+  throw new ShapeError({
+    where,
+    what: 'not the factors of a convolution',
+    expected: 'A (r, in, *kernel) and B (d, r/groups, 1…)',
+    got: `${formatShape(a)} and ${formatShape(b)}`,
+  })
+}
+
+function placeOf(name: string): string {
+  return name || 'ConvolutionLora'
+}
+
+/** left (n, groups·k), weight (d, k) → (n, d): the outputs of each group from its own columns. */
+function groupProduct(left: Matrix, weight: Matrix, groups: number): Matrix {
+  if (groups === 1) return product(left, weight, { transposeB: true })
+  const n = left.shape[0]
+  const [d, k] = weight.shape
+  const rows = d / groups
+  const result = zeros(n, d, left.data)
+  for (let g = 0; g < groups; g++) {
+    const own = zeros(n, k, left.data)
+    for (let i = 0; i < n; i++) own.data.set(left.data.subarray((i * groups + g) * k, (i * groups + g + 1) * k), i * k)
+    const part = product(own, rowsOf(weight, g * rows, rows), { transposeB: true }) // (n, k) @ (k, rows)
+    for (let i = 0; i < n; i++) result.data.set(part.data.subarray(i * rows, (i + 1) * rows), i * d + g * rows)
+  }
+  return result
+}
+
+function rowsOf({ data, shape: [, columns] }: Matrix, start: number, count: number): Matrix {
+  return { data: data.subarray(start * columns, (start + count) * columns), shape: [count, columns] }
+}
