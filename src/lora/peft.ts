@@ -12,13 +12,11 @@ import {
   type OnProblem,
   StateError,
   throwProblem,
-  UnsupportedError,
 } from '../base/errors.js'
 import type { FloatArray, Matrix, Tensor } from '../base/tensor.js'
 import {
   isFloatDtype,
   isWeightDtype,
-  parseSafetensorsHeader,
   readTensorF32,
   type SafetensorsFile,
   type TensorBytes,
@@ -29,6 +27,7 @@ import { LoraAdapter } from './adapter.js'
 import type { LoraConfig } from './config.js'
 import { isAllLinear, targetMatcher } from './patterns.js'
 import { formatPeftConfig, parsePeftConfig } from './peft-config.js'
+import { CONFIG_FILE, openWeights, WEIGHTS_FILE } from './peft-files.js'
 import { parameterKeys, savedParameters } from './peft-parameters.js'
 import {
   type AdapterTensors,
@@ -41,10 +40,6 @@ import {
 } from './peft-tensors.js'
 import type { AdapterPart } from './plain.js'
 import type { StoredTensor } from './replacements.js'
-
-export const CONFIG_FILE = 'adapter_config.json'
-export const WEIGHTS_FILE = 'adapter_model.safetensors'
-const PICKLE_FILE = 'adapter_model.bin'
 
 /** A config that lists thousands of modules by full name has a few hundred kB; more is no config. */
 const MAX_CONFIG_BYTES = 16_000_000
@@ -73,21 +68,12 @@ export interface AdapterFile extends AdapterTensors {
  */
 export async function openAdapter(directory: Directory, onProblem: OnProblem = throwProblem): Promise<AdapterFile> {
   const config = await loadConfig(directory, onProblem)
-  if (!(await directory.has(WEIGHTS_FILE)) && (await directory.has(PICKLE_FILE))) {
-    throw new UnsupportedError({
-      where: `${directory.name}/${PICKLE_FILE}`,
-      what: 'a pickle, which can run any code when it is read',
-      expected: WEIGHTS_FILE,
-      hint: 'Save the adapter again with a current PEFT',
-    })
-  }
-  const source = await directory.open(WEIGHTS_FILE)
+  const file = await openWeights(directory)
   try {
-    const file = await parseSafetensorsHeader(source)
     const tensors = claimTensors(file, config, onProblem)
-    return { config, file, ...tensors, parts: () => partsOf(tensors), close: () => source.close() }
+    return { config, file, ...tensors, parts: () => partsOf(tensors), close: () => file.source.close() }
   } catch (error) {
-    await source.close()
+    await file.source.close()
     throw error
   }
 }

@@ -36,8 +36,8 @@ export type InspectReport =
  */
 export async function inspect(target: string): Promise<InspectReport> {
   const { directory, file } = await locate(target)
-  if (file === 'adapter_model.safetensors' || file === 'adapter_config.json') return inspectFolder(directory)
-  if (file === undefined) return inspectFolder(directory)
+  if (file === undefined || /^adapter_(model\.(safetensors|bin)|config\.json)$/.test(file))
+    return inspectFolder(directory)
   return file.endsWith('.safetensors') ? inspectCheckpoint(directory, file) : inspectOnnx(directory, file)
 }
 

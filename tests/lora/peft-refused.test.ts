@@ -278,23 +278,6 @@ describe('files', () => {
     expect(error.message).toMatch(/adapter_model\.safetensors/)
   })
 
-  test('a pickle is never opened', async () => {
-    const directory = new MemoryDirectory(
-      { 'adapter_config.json': JSON.stringify(CONFIG), 'adapter_model.bin': 'x' },
-      'adapter',
-    )
-    const opened: string[] = []
-    const open = directory.open.bind(directory)
-    directory.open = async (file) => {
-      opened.push(file)
-      return open(file)
-    }
-    const error = await failure(directory)
-    expect(error).toBeInstanceOf(UnsupportedError)
-    expect(error.message).toMatch(/^adapter\/adapter_model\.bin: a pickle/)
-    expect(opened).toEqual(['adapter_config.json'])
-  })
-
   test.each([
     ['no JSON', '{"r": 2,}', /not valid JSON/],
     ['JSON, but no object', '[]', /not a JSON object/],

@@ -1,0 +1,96 @@
+// Tensors whose elements do not follow one another in their storage (transposed, sliced, expanded views), copied into row-major
+// order, and a source that has these copies after the end of the file.
+
+import { type ByteSource, checkRange, concatBytes } from '../../base/bytes.js'
+import { FormatError } from '../../base/errors.js'
+import { elementCount, formatShape } from '../../base/tensor.js'
+import type { TorchTensor } from './rebuild.js'
+
+/** How much views may cost to read and to hold, beside some times the file's own length: a stride of 0 makes much out of nothing. */
+const SPARE_BYTES = 1 << 26
+const TIMES_FILE = 8
+
+/** Collects copies. Their offsets count from the file's beginning. */
+export class Gatherer {
+  readonly #source: ByteSource
+  readonly #parts: Uint8Array[] = []
+  #byteLength = 0
+  #costBytes = 0
+
+  constructor(source: ByteSource) {
+    this.#source = source
+  }
+
+  /**
+   * Copies a view with at least one element; returns the copy's offset.
+   *
+   * @param storageStart of its storage in the file
+   * @throws FormatError when the views of the file are much larger than the file
+   */
+  async gather(tensor: TorchTensor, storageStart: number, where: string): Promise<number> {
+    const { shape, strides, type } = tensor
+    const span = shape.reduce((sum, dim, i) => sum + (dim - 1) * strides[i], 1) * type.bytes
+    const byteLength = elementCount(shape) * type.bytes
+    this.#costBytes += span + byteLength
+    if (this.#costBytes > this.#source.byteLength * TIMES_FILE + SPARE_BYTES) {
+      throw new FormatError({
+        where,
+        what: 'views that are much larger than the file',
+        got: `shape ${formatShape(shape)}, strides ${formatShape(strides)}`,
+      })
+    }
+    const values = await this.#source.read(storageStart + tensor.offset * type.bytes, span)
+    const copy = new Uint8Array(byteLength)
+    copyStrided(values, copy, tensor)
+    this.#parts.push(copy)
+    this.#byteLength += byteLength
+    return this.#source.byteLength + this.#byteLength - byteLength
+  }
+
+  bytes(): Uint8Array {
+    return concatBytes(this.#parts)
+  }
+}
+
+function copyStrided(from: Uint8Array, to: Uint8Array, { shape, strides, type: { bytes } }: TorchTensor): void {
+  const index = shape.map(() => 0)
+  let at = 0
+  for (let written = 0; written < to.byteLength; written += bytes) {
+    for (let i = 0; i < bytes; i++) to[written + i] = from[at + i]
+    for (let dim = shape.length - 1; dim >= 0; dim--) {
+      at += strides[dim] * bytes
+      if (++index[dim] < shape[dim]) break
+      at -= strides[dim] * shape[dim] * bytes
+      index[dim] = 0
+    }
+  }
+}
+
+/** A file, and after its end bytes from memory. Native code cannot open that: there is no `realPath`. */
+export class GatheredSource implements ByteSource {
+  readonly name: string
+  readonly byteLength: number
+  readonly #file: ByteSource
+  readonly #rest: Uint8Array
+
+  constructor(file: ByteSource, rest: Uint8Array) {
+    this.name = file.name
+    this.byteLength = file.byteLength + rest.byteLength
+    this.#file = file
+    this.#rest = rest
+  }
+
+  async read(offset: number, byteLength: number): Promise<Uint8Array> {
+    checkRange(this, offset, byteLength)
+    const inFile = Math.min(byteLength, Math.max(0, this.#file.byteLength - offset))
+    const restStart = Math.max(0, offset - this.#file.byteLength)
+    const rest = this.#rest.subarray(restStart, restStart + byteLength - inFile)
+    if (inFile === 0) return rest
+    const bytes = await this.#file.read(offset, inFile)
+    return rest.byteLength === 0 ? bytes : concatBytes([bytes, rest])
+  }
+
+  close(): Promise<void> {
+    return this.#file.close()
+  }
+}

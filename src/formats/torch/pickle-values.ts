@@ -1,0 +1,48 @@
+// Python values out of a pickle. Dicts are Maps and classes are names, so that no value can be mistaken for a part of this program.
+
+export type PickleValue = null | boolean | number | bigint | string | PickleObject
+
+/** Whatever is no scalar. Hosts derive what their globals make from it. */
+export abstract class PickleObject {
+  abstract readonly kind: string
+}
+
+export class PickleTuple extends PickleObject {
+  readonly kind = 'tuple'
+  readonly items: readonly PickleValue[]
+
+  constructor(items: readonly PickleValue[]) {
+    super()
+    this.items = items
+  }
+}
+
+export class PickleList extends PickleObject {
+  readonly kind = 'list'
+  readonly items: PickleValue[] = []
+}
+
+export class PickleDict extends PickleObject {
+  readonly kind = 'dict'
+  readonly entries = new Map<string | number, PickleValue>()
+  /** It is a collections.OrderedDict, which can have attributes. */
+  readonly isOrdered: boolean
+
+  constructor(isOrdered = false) {
+    super()
+    this.isOrdered = isOrdered
+  }
+}
+
+/** A class or function by its name; `call` stands for calling it. */
+export class PickleGlobal extends PickleObject {
+  readonly kind = 'global'
+  readonly name: string
+  readonly call: ((args: readonly PickleValue[], where: string) => PickleValue) | undefined
+
+  constructor(name: string, call?: (args: readonly PickleValue[], where: string) => PickleValue) {
+    super()
+    this.name = name
+    this.call = call
+  }
+}

@@ -1,0 +1,235 @@
+// What a pickle by torch.save may name: storages, the functions that rebuild tensors from them (torch/_utils.py), OrderedDict.
+// A rebuilt tensor is a view: which storage, from which element, with which sizes and strides.
+
+import { FormatError, UnsupportedError } from '../../base/errors.js'
+import { elementCount, formatShape } from '../../base/tensor.js'
+import type { SafetensorsDtype } from '../safetensors.js'
+import type { PickleHost } from './pickle.js'
+import { PickleDict, PickleGlobal, PickleObject, PickleTuple, type PickleValue } from './pickle-values.js'
+
+/** As many as torch's own kernels take. */
+const MAX_DIMS = 64
+
+interface TorchType {
+  readonly dtype: SafetensorsDtype
+  readonly bytes: number
+}
+
+const STORAGES: ReadonlyMap<string, TorchType> = new Map([
+  ['torch.FloatStorage', { dtype: 'F32', bytes: 4 }],
+  ['torch.HalfStorage', { dtype: 'F16', bytes: 2 }],
+  ['torch.BFloat16Storage', { dtype: 'BF16', bytes: 2 }],
+  ['torch.DoubleStorage', { dtype: 'F64', bytes: 8 }],
+  ['torch.LongStorage', { dtype: 'I64', bytes: 8 }],
+  ['torch.IntStorage', { dtype: 'I32', bytes: 4 }],
+  ['torch.ShortStorage', { dtype: 'I16', bytes: 2 }],
+  ['torch.CharStorage', { dtype: 'I8', bytes: 1 }],
+  ['torch.ByteStorage', { dtype: 'U8', bytes: 1 }],
+  ['torch.BoolStorage', { dtype: 'BOOL', bytes: 1 }],
+  ['torch.ComplexFloatStorage', { dtype: 'C64', bytes: 8 }],
+  ['torch.storage.UntypedStorage', { dtype: 'U8', bytes: 1 }],
+])
+
+/** Types that have no storage class of their own: `_rebuild_tensor_v3` names them beside an untyped storage. */
+const DTYPES: ReadonlyMap<string, TorchType> = new Map([
+  ['torch.float8_e4m3fn', { dtype: 'F8_E4M3', bytes: 1 }],
+  ['torch.float8_e5m2', { dtype: 'F8_E5M2', bytes: 1 }],
+  ['torch.float8_e4m3fnuz', { dtype: 'F8_E4M3FNUZ', bytes: 1 }],
+  ['torch.float8_e5m2fnuz', { dtype: 'F8_E5M2FNUZ', bytes: 1 }],
+  ['torch.uint16', { dtype: 'U16', bytes: 2 }],
+  ['torch.uint32', { dtype: 'U32', bytes: 4 }],
+  ['torch.uint64', { dtype: 'U64', bytes: 8 }],
+])
+
+/** A block of memory that tensors share, known by its key. */
+export class TorchStorage extends PickleObject {
+  readonly kind = 'storage'
+  readonly key: string
+  readonly type: TorchType
+  /** In elements of its type. */
+  readonly length: number
+
+  constructor(key: string, type: TorchType, length: number) {
+    super()
+    this.key = key
+    this.type = type
+    this.length = length
+  }
+
+  get byteLength(): number {
+    return this.length * this.type.bytes
+  }
+}
+
+/** A view of a storage. Offset and strides count elements of the tensor's type. */
+export class TorchTensor extends PickleObject {
+  readonly kind = 'tensor'
+  readonly storage: TorchStorage
+  readonly type: TorchType
+  readonly offset: number
+  readonly shape: readonly number[]
+  readonly strides: readonly number[]
+
+  constructor(
+    storage: TorchStorage,
+    type: TorchType,
+    offset: number,
+    shape: readonly number[],
+    strides: readonly number[],
+  ) {
+    super()
+    this.storage = storage
+    this.type = type
+    this.offset = offset
+    this.shape = shape
+    this.strides = strides
+  }
+
+  /** Its elements follow one another in row-major order. */
+  get isContiguous(): boolean {
+    let expected = 1
+    for (let i = this.shape.length - 1; i >= 0; i--) {
+      if (this.shape[i] !== 1 && this.strides[i] !== expected) return false
+      expected *= this.shape[i]
+    }
+    return true
+  }
+}
+
+/** The value that was saved, and where the bytes of its storages begin. */
+export interface TorchContent {
+  readonly value: PickleValue
+  /** By storage key. */
+  readonly offsets: ReadonlyMap<string, number>
+}
+
+/** Resolves the names in one pickle, and collects its storages. */
+export class TorchHost implements PickleHost {
+  readonly storages = new Map<string, TorchStorage>()
+  readonly #globals: ReadonlyMap<string, PickleGlobal>
+
+  constructor() {
+    const functions: Record<string, PickleGlobal['call']> = {
+      'collections.OrderedDict': orderedDict,
+      'torch._utils._rebuild_tensor': (args, where) => rebuildTensor(args, 4, where),
+      'torch._utils._rebuild_tensor_v2': (args, where) => rebuildTensor(args, 6, where),
+      'torch._utils._rebuild_tensor_v3': (args, where) => rebuildTensor(args, 7, where),
+      'torch._utils._rebuild_parameter': rebuildParameter,
+    }
+    this.#globals = new Map(
+      [...Object.entries(functions), ...[...STORAGES.keys(), ...DTYPES.keys()].map((name) => [name] as const)].map(
+        ([name, call]) => [name, new PickleGlobal(name, call)],
+      ),
+    )
+  }
+
+  global(name: string): PickleGlobal | undefined {
+    return this.#globals.get(name)
+  }
+
+  /** ('storage', class, key, device, length), in legacy files with None after it. */
+  persistent(id: PickleValue, where: string): TorchStorage {
+    const items = id instanceof PickleTuple ? id.items : []
+    const [tag, storageClass, key, device, length, view = null] = items
+    const type = storageClass instanceof PickleGlobal ? STORAGES.get(storageClass.name) : undefined
+    if (
+      items.length < 5 ||
+      items.length > 6 ||
+      tag !== 'storage' ||
+      type === undefined ||
+      typeof key !== 'string' ||
+      typeof device !== 'string' ||
+      !isSize(length) ||
+      !isSize(length * type.bytes)
+    ) {
+      throw new FormatError({ where, what: 'a persistent id that is no storage of torch' })
+    }
+    if (view !== null) {
+      throw new UnsupportedError({ where, what: 'a storage that is part of another, as torch saved it before 1.0' })
+    }
+    const known = this.storages.get(key)
+    if (known === undefined) {
+      const storage = new TorchStorage(key, type, length)
+      this.storages.set(key, storage)
+      return storage
+    }
+    if (known.type !== type || known.length !== length) {
+      throw new FormatError({
+        where,
+        what: `the storage ${JSON.stringify(key).slice(0, 100)} has two types or sizes`,
+        expected: `${known.length} × ${known.type.dtype}`,
+        got: `${length} × ${type.dtype}`,
+      })
+    }
+    return known
+  }
+}
+
+function orderedDict(args: readonly PickleValue[], where: string): PickleDict {
+  if (args.length > 0)
+    throw new FormatError({ where, what: 'an OrderedDict with arguments, which torch does not save' })
+  return new PickleDict(true)
+}
+
+/** (storage, offset, size, stride[, requires_grad, hooks[, dtype][, metadata]]) */
+function rebuildTensor(args: readonly PickleValue[], count: 4 | 6 | 7, where: string): TorchTensor {
+  const [storage, offset, size, stride, , hooks] = args
+  const metadata = args[count] ?? null
+  if (args.length < count || args.length > (count === 4 ? 4 : count + 1)) {
+    throw new FormatError({ where, what: 'a tensor with another number of arguments', got: `${args.length}` })
+  }
+  if (!(storage instanceof TorchStorage)) throw new FormatError({ where, what: 'a tensor without a storage' })
+  checkExtras(count === 4 ? null : hooks, metadata, where)
+  let type = storage.type
+  if (count === 7) {
+    const dtype = args[6]
+    const found = dtype instanceof PickleGlobal ? DTYPES.get(dtype.name) : undefined
+    if (found === undefined) throw new FormatError({ where, what: 'a tensor of a type that torch does not have' })
+    type = found
+  }
+  const shape = sizesOf(size, where)
+  const strides = sizesOf(stride, where)
+  const last = shape.reduce((sum, dim, i) => sum + (dim - 1) * (strides[i] ?? 0), 0)
+  const isEmpty = shape.includes(0)
+  const end = isSize(offset) ? (isEmpty ? offset : offset + last + 1) * type.bytes : Number.NaN
+  if (strides.length !== shape.length || !isSize(elementCount(shape) * type.bytes) || !(end <= storage.byteLength)) {
+    throw new FormatError({
+      where,
+      what: 'a tensor that does not lie inside its storage',
+      expected: `at most ${storage.byteLength} bytes`,
+      got: `shape ${formatShape(shape)}, strides ${formatShape(strides)}`,
+    })
+  }
+  return new TorchTensor(storage, type, offset as number, shape, strides)
+}
+
+/** (tensor, requires_grad, hooks) */
+function rebuildParameter(args: readonly PickleValue[], where: string): TorchTensor {
+  const [tensor, , hooks] = args
+  if (args.length !== 3 || !(tensor instanceof TorchTensor))
+    throw new FormatError({ where, what: 'a parameter without a tensor' })
+  checkExtras(hooks, null, where)
+  return tensor
+}
+
+/** Hooks would be functions; metadata say that values are to be conjugated or negated. */
+function checkExtras(hooks: PickleValue, metadata: PickleValue, where: string): void {
+  for (const [value, what] of [
+    [hooks, 'hooks'],
+    [metadata, 'metadata (a conjugate or negative view)'],
+  ] as const) {
+    if (value === null || (value instanceof PickleDict && value.entries.size === 0)) continue
+    throw new UnsupportedError({ where, what: `a tensor with ${what}` })
+  }
+}
+
+function sizesOf(value: PickleValue, where: string): number[] {
+  if (value instanceof PickleTuple && value.items.length <= MAX_DIMS && value.items.every(isSize)) {
+    return value.items as number[]
+  }
+  throw new FormatError({ where, what: `a tensor without a tuple of at most ${MAX_DIMS} sizes` })
+}
+
+function isSize(value: unknown): value is number {
+  return Number.isSafeInteger(value) && (value as number) >= 0
+}

@@ -1,0 +1,130 @@
+// Files by torch.save as an index of tensors and byte ranges, in the form that safetensors files have. Nothing in them is executed:
+// the pickle is read by a machine that knows tensors alone. Formats: torch/serialization.py, `_save` (zip, since 1.6) and
+// `_legacy_save`.
+
+import type { ByteSource } from '../../base/bytes.js'
+import { FormatError, UnsupportedError } from '../../base/errors.js'
+import { elementCount } from '../../base/tensor.js'
+import type { SafetensorsFile, TensorInfo } from '../safetensors.js'
+import { GatheredSource, Gatherer } from './gather.js'
+import { readLegacy } from './legacy.js'
+import { MAX_PICKLE_BYTES, parsePickle } from './pickle.js'
+import { PickleDict } from './pickle-values.js'
+import { type TorchContent, TorchHost, TorchTensor } from './rebuild.js'
+import { openZip, type ZipArchive, type ZipEntry } from './zip.js'
+
+/**
+ * Reads the state dict of a file by torch.save: a dict of tensors. A tensor whose elements follow one another is a range of the
+ * file; others are gathered into memory, as a part of `source` after the file's end. Checksums are verified where the file has
+ * them, for which it is read once. Closing `source` closes the file.
+ *
+ * @throws FormatError when the file is no torch file, damaged, or holds anything else than named tensors; UnsupportedError when its
+ *   pickle asks for an opcode, a class or a function that such files do not need, by name and offset, or when it is big-endian or
+ *   compressed. Nothing is ever executed.
+ */
+export async function parseTorchFile(source: ByteSource): Promise<SafetensorsFile> {
+  const start = await source.read(0, Math.min(source.byteLength, 64))
+  const signature = String.fromCharCode(...start.subarray(0, 2))
+  if (signature !== 'PK' && start[0] !== 0x80) {
+    const isPointer = String.fromCharCode(...start).startsWith('version https://git-lfs')
+    throw new FormatError({
+      where: source.name,
+      what: 'not a file by torch.save',
+      ...(isPointer && { hint: 'It only points to one: fetch it with Git LFS' }),
+    })
+  }
+  const content = signature === 'PK' ? await readZip(source) : await readLegacy(source)
+  return indexTensors(source, content)
+}
+
+async function readZip(source: ByteSource): Promise<TorchContent> {
+  const archive = await openZip(source)
+  const pickles = [...archive.entries.values()].filter(({ name }) => /^[^/]+\/data\.pkl$/.test(name))
+  if (pickles.length !== 1) {
+    throw new FormatError({
+      where: source.name,
+      what: 'a zip archive, but not by torch.save',
+      expected: 'one entry NAME/data.pkl',
+      got: `${pickles.length}`,
+    })
+  }
+  const folder = pickles[0].name.slice(0, -'data.pkl'.length)
+  await checkByteOrder(source, archive, folder)
+  const host = new TorchHost()
+  const pickle = await readEntry(source, archive, pickles[0], MAX_PICKLE_BYTES)
+  const { value, end } = parsePickle(pickle, `${source.name}: ${pickles[0].name}`, host)
+  if (end !== pickle.byteLength) {
+    throw new FormatError({
+      where: `${source.name}: ${pickles[0].name}`,
+      what: `goes on after its pickle’s end at ${end}`,
+    })
+  }
+  const storages = [...host.storages.values()]
+  const entries = storages.map(({ key, byteLength }) => {
+    const entry = archive.entries.get(`${folder}data/${key}`)
+    if (entry?.byteLength === byteLength) return entry
+    throw new FormatError({
+      where: `${source.name}: ${folder}data/${key.slice(0, 100)}`,
+      what: entry === undefined ? 'a storage that is not in the archive' : 'not as long as the pickle says',
+      expected: `${byteLength} bytes`,
+      got: `${entry?.byteLength ?? 'nothing'}`,
+    })
+  })
+  const ranges = await archive.locate(entries)
+  return { value, offsets: new Map(storages.map(({ key }, i) => [key, ranges[i].offset])) }
+}
+
+/** Files before torch 2.1 do not name it, and are little-endian. */
+async function checkByteOrder(source: ByteSource, archive: ZipArchive, folder: string): Promise<void> {
+  const entry = archive.entries.get(`${folder}byteorder`)
+  if (entry === undefined) return
+  const text = new TextDecoder().decode(await readEntry(source, archive, entry, 16))
+  if (text === 'little') return
+  const details = { where: source.name, what: 'not in little-endian order', expected: 'little', got: text }
+  throw text === 'big' ? new UnsupportedError(details) : new FormatError(details)
+}
+
+async function readEntry(
+  source: ByteSource,
+  archive: ZipArchive,
+  entry: ZipEntry,
+  maxBytes: number,
+): Promise<Uint8Array> {
+  if (entry.byteLength > maxBytes) {
+    throw new FormatError({
+      where: `${source.name}: ${entry.name}`,
+      what: 'too large',
+      expected: `at most ${maxBytes} bytes`,
+      got: `${entry.byteLength}`,
+    })
+  }
+  const [{ offset, byteLength }] = await archive.locate([entry])
+  return source.read(offset, byteLength)
+}
+
+async function indexTensors(source: ByteSource, { value, offsets }: TorchContent): Promise<SafetensorsFile> {
+  const where = source.name
+  if (!(value instanceof PickleDict)) {
+    throw new FormatError({
+      where,
+      what: 'no dict of tensors was saved',
+      got: typeof value === 'object' ? (value?.kind ?? 'None') : typeof value,
+    })
+  }
+  const tensors = new Map<string, TensorInfo>()
+  const gatherer = new Gatherer(source)
+  for (const [name, tensor] of value.entries) {
+    if (typeof name !== 'string' || !(tensor instanceof TorchTensor)) {
+      throw new FormatError({ where: `${where}: ${String(name).slice(0, 200)}`, what: 'not a named tensor' })
+    }
+    const storageStart = offsets.get(tensor.storage.key)!
+    const byteLength = elementCount(tensor.shape) * tensor.type.bytes
+    const offset =
+      byteLength === 0 || tensor.isContiguous
+        ? storageStart + tensor.offset * tensor.type.bytes
+        : await gatherer.gather(tensor, storageStart, `${where}: ${name}`)
+    tensors.set(name, { name, dtype: tensor.type.dtype, shape: tensor.shape, offset, byteLength })
+  }
+  const gathered = gatherer.bytes()
+  return { source: gathered.byteLength === 0 ? source : new GatheredSource(source, gathered), tensors, metadata: {} }
+}
