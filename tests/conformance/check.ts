@@ -1,0 +1,255 @@
+// Runs one cell of the matrix through the public paths, and says what conforms: counts, forward, merged weights, the file again.
+
+import path from 'node:path'
+import { MemoryDirectory } from '../../src/base/bytes.js'
+import { decodeFloats, encodeFloats, type FloatDtype } from '../../src/base/dtype.js'
+import type { Matrix, Tensor } from '../../src/base/tensor.js'
+import type { LoraAdapter } from '../../src/lora/adapter.js'
+import { inspectAdapter } from '../../src/lora/inspect.js'
+import { loadAdapter, saveAdapter } from '../../src/lora/peft.js'
+import { transpose } from '../../src/lora/product.js'
+import { mergeCheckpoint } from '../../src/merge/checkpoint/merge-checkpoint.js'
+import { baseFolder, type Cell, cellTensors, type Expected, readExpected, readFolder, readTensors } from './golden.js'
+import { LOWRANK_REFUSES } from './refused.js'
+
+/** Largest error of a tensor over that tensor's largest value. */
+export const TOLERANCES = { forward: 1e-5, merge: 1e-6 } as const
+
+export const CHECKS = ['counts', 'forward', 'merge', 'bf16', 'f16', 'file'] as const
+export type Check = (typeof CHECKS)[number]
+
+export interface CellResult {
+  status: 'pass' | 'peft-refuses' | 'lowrank-refuses' | 'fail' | 'blank'
+  /** Why it is refused, or PEFT’s message where it cannot merge what it can run. */
+  message?: string
+  /** Each begins with the check's name. */
+  problems: string[]
+  /** What was compared. */
+  done: Check[]
+}
+
+/** Changes an adapter's files before lowrank reads them. */
+export type Tamper = (files: MemoryDirectory) => void
+
+/**
+ * @param tamper for tests of the suite itself: what the cell must notice
+ * @param checks what to compare; all of it by default
+ */
+export async function runCell(cell: Cell, tamper?: Tamper, checks: readonly Check[] = CHECKS): Promise<CellResult> {
+  const expected = readExpected(cell)
+  if (expected === undefined) return { status: 'blank', problems: ['no golden data'], done: [] }
+  if ('refused' in expected) return { status: 'peft-refuses', message: expected.refused, problems: [], done: [] }
+  const run = new CellRun(cell, expected, checks)
+  tamper?.(run.files)
+  const refusal = LOWRANK_REFUSES[cell.option]
+  if (refusal?.where(cell)) return run.refusal(refusal)
+  try {
+    await run.all()
+  } catch (error) {
+    run.problems.push(`stopped: ${error instanceof Error ? error.message : String(error)}`)
+  }
+  const { problems, done } = run
+  const message = expected.mergeRefused && `PEFT cannot merge it: ${expected.mergeRefused}`
+  return { status: problems.length === 0 ? 'pass' : 'fail', ...(message && { message }), problems, done }
+}
+
+class CellRun {
+  readonly problems: string[] = []
+  readonly done: Check[] = []
+  readonly files: MemoryDirectory
+  readonly #cell: Cell
+  readonly #expected: Expected
+  readonly #checks: readonly Check[]
+
+  constructor(cell: Cell, expected: Expected, checks: readonly Check[]) {
+    this.#cell = cell
+    this.#expected = expected
+    this.#checks = checks
+    this.files = readFolder(path.join(cell.folder, 'adapter'))
+  }
+
+  async all(): Promise<void> {
+    const golden = await cellTensors(this.#cell)
+    const adapter = await loadAdapter(this.#folder())
+    if (this.#checks.includes('counts')) this.#counts(adapter)
+    if (this.#checks.includes('forward')) await this.#forward(adapter, golden)
+    if (this.#expected.mergeRefused === undefined) await this.#merge(golden)
+    else await this.#mergeRefused()
+    if (this.#checks.includes('file')) await this.#file(adapter)
+  }
+
+  /** The cell that lowrank refuses: it must say so. */
+  async refusal({ message, reason }: { message: RegExp; reason: string }): Promise<CellResult> {
+    const result = { status: 'lowrank-refuses' as const, message: reason, problems: [] as string[], done: [] }
+    try {
+      await loadAdapter(this.#folder())
+      result.problems.push('loaded, although it should be refused')
+    } catch (error) {
+      const text = error instanceof Error ? error.message : String(error)
+      if (!message.test(text)) result.problems.push(`refused with another message: ${text}`)
+    }
+    return result
+  }
+
+  #folder(): MemoryDirectory {
+    const inner = [...this.files.files].flatMap(([name, bytes]) => {
+      const [folder, file] = name.split('/')
+      return file === undefined ? [] : [[file, bytes, folder] as const]
+    })
+    if (inner.length === 0) return this.files
+    return new MemoryDirectory(Object.fromEntries(inner), inner[0][2])
+  }
+
+  #problem(check: Check, text: string): void {
+    this.problems.push(`${check}: ${text}`)
+  }
+
+  #equal(check: Check, what: string, got: unknown, expected: unknown): void {
+    const [own, theirs] = [JSON.stringify(got), JSON.stringify(expected)]
+    if (own !== theirs) this.#problem(check, `${what}: expected ${theirs}, got ${own}`)
+  }
+
+  /** What inspect says, exactly. */
+  #counts(adapter: LoraAdapter): void {
+    const { trainableParams, layers } = this.#expected
+    const report = inspectAdapter(adapter)
+    this.#equal('counts', 'trained parameters', report.trainableParams, trainableParams)
+    this.#equal('counts', 'layers', report.layers.map(({ name }) => name).sort(), layers.map(({ name }) => name).sort())
+    for (const layer of layers) {
+      const own = report.layers.find(({ name }) => name === layer.name)
+      if (own === undefined) continue
+      const { name, kind, rank, alpha } = layer
+      this.#equal('counts', name, [own.kind, own.rank, own.alpha], [kind, rank, alpha])
+      for (const field of ['scaling', 'normA', 'normB', 'normDelta'] as const) {
+        const error = Math.abs(own[field] / layer[field] - 1)
+        if (!(error < (field === 'scaling' ? 1e-15 : 1e-9)))
+          this.#problem('counts', `${field} of ${name}: ${error} off`)
+      }
+    }
+    this.done.push('counts')
+  }
+
+  /** Each adapted module by itself, in f32, before merging and after. */
+  async #forward(adapter: LoraAdapter, golden: ReadonlyMap<string, Tensor>): Promise<void> {
+    const { layers } = this.#expected
+    const base = await this.#baseTensors()
+    for (const { name, kind, fanInFanOut } of layers) {
+      const [input, output] = [golden.get(`input.${name}`), golden.get(`output.${name}`)]
+      const weight = base.get(`${name}.weight`)
+      if (input === undefined || output === undefined || weight === undefined) continue
+      if (kind === 'embedding') {
+        const layer = adapter.embeddings.get(name)
+        if (layer === undefined) continue
+        layer.attachBase(matrix(weight))
+        this.#close('forward', name, layer.forward(input.data).data, output.data)
+        layer.merge()
+        this.#close('forward', `${name}, merged`, layer.forward(input.data).data, output.data)
+        layer.unmerge()
+      } else if (kind === 'linear' && adapter.has(name)) {
+        const layer = adapter.layer(name)
+        layer.attachBase(fanInFanOut ? transpose(matrix(weight)) : matrix(weight))
+        this.#close('forward', name, layer.forward(matrix(input)).data, output.data)
+        layer.merge()
+        this.#close('forward', `${name}, merged`, layer.forward(matrix(input)).data, output.data)
+        layer.unmerge()
+      } else this.#problem('forward', `no layer ${name} of kind ${kind}`)
+    }
+    this.done.push('forward')
+  }
+
+  /** The checkpoint, in the base's type and in 16 bits. */
+  async #merge(golden: ReadonlyMap<string, Tensor>): Promise<void> {
+    const stored = this.#storedDtype()
+    const types: [Exclude<Check, 'counts' | 'forward' | 'file'>, FloatDtype][] =
+      stored === 'F32'
+        ? [
+            ['merge', 'F32'],
+            ['bf16', 'BF16'],
+            ['f16', 'F16'],
+          ]
+        : [[stored === 'F16' ? 'f16' : 'bf16', stored]]
+    const base = await this.#baseTensors()
+    for (const [check, dtype] of types) {
+      if (!this.#checks.includes(check)) continue
+      const from = await baseFolder(this.#cell, this.#expected, stored)
+      const out = new MemoryDirectory({}, 'out')
+      const tied = this.#expected.base === 'tied' ? 'keep' : 'refuse'
+      await mergeCheckpoint(from, this.#folder(), out, { dtype, tied })
+      const got = await readTensors(out.files.get('model.safetensors')!, 'merged')
+      this.#equal(check, 'tensors', [...got.keys()].sort(), [...base.keys()].sort())
+      for (const [name, original] of base) {
+        const merged = golden.get(`merged.${name}`)
+        const own = got.get(name)
+        if (own === undefined) continue
+        if (merged === undefined) this.#rounded(check, name, own.data, original.data, dtype, 0)
+        else if (dtype === 'F32') this.#close('merge', name, own.data, merged.data)
+        else this.#rounded(check, name, own.data, merged.data, dtype, TOLERANCES.merge * largest(merged.data))
+      }
+      this.done.push(check)
+    }
+  }
+
+  async #mergeRefused(): Promise<void> {
+    try {
+      await mergeCheckpoint(await baseFolder(this.#cell, this.#expected, 'F32'), this.#folder(), new MemoryDirectory())
+    } catch {
+      this.done.push('merge')
+      return
+    }
+    this.#problem('merge', 'merged, although PEFT refuses to')
+  }
+
+  /** The folder written again: the same bytes, and a config of the same content. */
+  async #file(adapter: LoraAdapter): Promise<void> {
+    const [own, saved] = [this.#folder(), new MemoryDirectory()]
+    await saveAdapter(adapter, saved)
+    const [weights, again] = [own, saved].map(({ files }) => files.get('adapter_model.safetensors'))
+    if (weights !== undefined && Buffer.compare(weights, again!) !== 0) this.#problem('file', 'other bytes')
+    const [before, after] = [own, saved].map(({ files }) => {
+      return JSON.parse(new TextDecoder().decode(files.get('adapter_config.json')))
+    })
+    for (const key of new Set([...Object.keys(before), ...Object.keys(after)])) {
+      this.#equal('file', key, sorted(after[key]), sorted(before[key]))
+    }
+    this.done.push('file')
+  }
+
+  #storedDtype(): FloatDtype {
+    return this.#cell.option === 'bf16' ? 'BF16' : this.#cell.option === 'f16' ? 'F16' : 'F32'
+  }
+
+  async #baseTensors(): Promise<Map<string, Tensor>> {
+    const folder = await baseFolder(this.#cell, this.#expected, this.#storedDtype())
+    return readTensors(folder.files.get('model.safetensors')!, 'base')
+  }
+
+  #close(check: keyof typeof TOLERANCES, what: string, got: ArrayLike<number>, expected: Float32Array): void {
+    if (got.length !== expected.length) this.#problem(check, `${what}: ${got.length} values`)
+    let error = 0
+    for (let i = 0; i < got.length; i++) error = Math.max(error, Math.abs(got[i] - expected[i]))
+    error /= largest(expected)
+    if (!(error <= TOLERANCES[check])) this.#problem(check, `${what}: ${error} off`)
+  }
+
+  /** Rounding keeps order: a value is within `slack` of the exact one, rounded once, if it lies between the rounded bounds. */
+  #rounded(check: Check, name: string, got: Float32Array, exact: Float32Array, dtype: FloatDtype, slack: number): void {
+    const round = (values: Float32Array) => decodeFloats(encodeFloats(values, dtype), dtype)
+    const [low, high] = [round(exact.map((value) => value - slack)), round(exact.map((value) => value + slack))]
+    const wrong = got.findIndex((value, i) => !(low[i] <= value && value <= high[i]))
+    if (wrong >= 0) this.#problem(check, `${name}[${wrong}] is ${got[wrong]}, not ${exact[wrong]} rounded once`)
+  }
+}
+
+function matrix({ data, shape }: Tensor): Matrix {
+  return { data, shape: [shape[0], shape[1]] }
+}
+
+function largest(values: Float32Array): number {
+  return values.reduce((size, value) => Math.max(size, Math.abs(value)), 0)
+}
+
+/** Objects with their keys in one order. */
+function sorted(value: unknown): unknown {
+  if (Array.isArray(value) || typeof value !== 'object' || value === null) return value
+  return Object.fromEntries(Object.entries(value).sort(([a], [b]) => (a < b ? -1 : 1)))
+}

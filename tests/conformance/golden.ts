@@ -1,0 +1,110 @@
+// The conformance matrix as scripts/golden/conformance.py made it: cells, their bases, and what PEFT counts and computes.
+
+import { existsSync, readdirSync, readFileSync } from 'node:fs'
+import path from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { MemoryDirectory, MemorySource } from '../../src/base/bytes.js'
+import { encodeFloats, type FloatDtype } from '../../src/base/dtype.js'
+import type { Tensor } from '../../src/base/tensor.js'
+import { isFloatDtype, parseSafetensorsHeader, readTensorF32, saveSafetensors } from '../../src/formats/safetensors.js'
+
+const root = fileURLToPath(new URL('../golden/conformance', import.meta.url))
+
+export interface Matrix {
+  versions: Record<string, string>
+  /** Name → title. */
+  architectures: Record<string, string>
+  options: Record<string, string>
+}
+
+export const matrix: Matrix = JSON.parse(readFileSync(path.join(root, 'matrix.json'), 'utf8'))
+
+export interface ExpectedLayer {
+  name: string
+  kind: 'linear' | 'embedding' | 'conv' | 'parameter'
+  /** Its base stores the weight as (k, d). */
+  fanInFanOut: boolean
+  shapeA: number[]
+  shapeB: number[]
+  rank: number
+  alpha: number
+  scaling: number
+  normA: number
+  normB: number
+  normDelta: number
+}
+
+/** What PEFT counts after loading the adapter again. */
+export interface Expected {
+  base: 'base' | 'tied'
+  trainableParams: number
+  layers: ExpectedLayer[]
+  /** PEFT's message when it cannot merge what it can run. */
+  mergeRefused?: string
+}
+
+export interface Cell {
+  architecture: string
+  option: string
+  name: string
+  folder: string
+}
+
+/** Tensors by name. */
+export type Values = ReadonlyMap<string, Tensor>
+
+/** The full product, whether the cell's folder is there or not. */
+export const cells: Cell[] = Object.keys(matrix.architectures).flatMap((architecture) =>
+  Object.keys(matrix.options).map((option) => {
+    return { architecture, option, name: `${architecture} × ${option}`, folder: path.join(root, architecture, option) }
+  }),
+)
+
+/** What PEFT says: it refuses, or these are its numbers. Undefined for a blank cell. */
+export function readExpected({ folder }: Cell): { refused: string } | Expected | undefined {
+  const file = path.join(folder, 'expected.json')
+  return existsSync(file) ? JSON.parse(readFileSync(file, 'utf8')) : undefined
+}
+
+/** All files of a folder, sub-folders included, in memory, where a test may change them. */
+export function readFolder(folder: string): MemoryDirectory {
+  const files = readdirSync(folder, { recursive: true, withFileTypes: true }).filter((entry) => entry.isFile())
+  const content = files.map(({ parentPath, name }) => {
+    const file = path.join(parentPath, name)
+    return [path.relative(folder, file).split(path.sep).join('/'), new Uint8Array(readFileSync(file))]
+  })
+  return new MemoryDirectory(Object.fromEntries(content), path.basename(path.dirname(folder)))
+}
+
+export async function readTensors(bytes: Uint8Array, name: string): Promise<Map<string, Tensor>> {
+  const file = await parseSafetensorsHeader(new MemorySource(bytes, name))
+  const result = new Map<string, Tensor>()
+  for (const [key, { dtype }] of file.tensors) {
+    if (isFloatDtype(dtype)) result.set(key, await readTensorF32(file, key))
+  }
+  return result
+}
+
+export function cellTensors({ folder }: Cell): Promise<Map<string, Tensor>> {
+  const file = path.join(folder, 'tensors.safetensors')
+  return readTensors(readFileSync(file), file)
+}
+
+/** The cell's base as a folder, in a float type of its own. */
+export async function baseFolder(
+  { architecture }: Cell,
+  { base }: Expected,
+  dtype: FloatDtype,
+): Promise<MemoryDirectory> {
+  const folder = readFolder(path.join(root, architecture, base))
+  if (dtype === 'F32') return folder
+  const values = await readTensors(folder.files.get('model.safetensors')!, 'base')
+  const tensors = [...values].map(([name, { data, shape }]) => ({
+    name,
+    dtype,
+    shape,
+    data: encodeFloats(data, dtype),
+  }))
+  await saveSafetensors(folder, 'model.safetensors', tensors)
+  return folder
+}

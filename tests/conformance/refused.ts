@@ -1,0 +1,14 @@
+// Cells that lowrank refuses and PEFT does not: the reason, and what the error must say. Each is in the table of docs/conformance.md.
+
+import type { Cell } from './golden.js'
+
+export interface Refusal {
+  /** Which cells of the option. */
+  where(cell: Cell): boolean
+  message: RegExp
+  /** One sentence for the table. */
+  reason: string
+}
+
+/** By option. */
+export const LOWRANK_REFUSES: Readonly<Record<string, Refusal>> = {}

@@ -1,0 +1,66 @@
+// docs/conformance.md, written from a run of the matrix.
+
+import { type CellResult, CHECKS, TOLERANCES } from './check.js'
+import type { Cell, Matrix } from './golden.js'
+
+const MARKS: Readonly<Record<CellResult['status'], string>> = {
+  pass: '✓',
+  'peft-refuses': 'P',
+  'lowrank-refuses': 'L',
+  fail: '✗',
+  blank: '',
+}
+
+export function formatTable(matrix: Matrix, results: ReadonlyMap<Cell, CellResult>): string {
+  const notes = new Map<string, number>()
+  const noteOf = (message: string) => notes.get(message) ?? notes.set(message, notes.size + 1).get(message)!
+  const rows = Object.entries(matrix.options).map(([option, title]) => {
+    const own = [...results].filter(([cell]) => cell.option === option)
+    const marks = own.map(([, { status, message }]) => {
+      return MARKS[status] + (message === undefined ? '' : ` [${noteOf(message)}](#notes)`)
+    })
+    return [title, ...marks]
+  })
+  const count = (status: CellResult['status']) =>
+    [...results.values()].filter((result) => result.status === status).length
+  const { peft, transformers, torch } = matrix.versions
+  return `# Conformance with PEFT
+
+<!-- Written by \`npm run conformance\`; a test fails when it is not what the suite gives. -->
+
+Every architecture × every option: adapter folders that PEFT ${peft} saved (transformers ${transformers}, torch ${torch}), with ranks that differ by layer
+and a B that is not zero, read by lowrank and compared with what PEFT counts, computes and merges after loading the same folder. The bases
+have a few kB and random weights. [tests/conformance](../tests/conformance) runs it without Python; [scripts/golden/conformance.py](../scripts/golden/conformance.py) makes the data.
+
+${results.size} cells: ${count('pass')} conform (✓), ${count('peft-refuses')} are refused by PEFT (P), ${count('lowrank-refuses')} by lowrank (L), ${count('fail')} fail (✗).
+
+${line(['', ...Object.values(matrix.architectures)])}
+${line(['---', ...Object.keys(matrix.architectures).map(() => ':---:')])}
+${rows.map(line).join('\n')}
+
+## What ✓ means
+
+| check | compared | tolerance, relative to a tensor’s largest value |
+| --- | --- | --- |
+| counts | trained parameters, layers, kinds, ranks, alphas; scaling; norms of A, B and s·B·A | exact; 1e-15; 1e-9 |
+| forward | each adapted module’s output in f32, not merged and merged | ${exponent(TOLERANCES.forward)} |
+| merge | every tensor of the merged checkpoint in f32 | ${exponent(TOLERANCES.merge)}; bit for bit where PEFT changes nothing |
+| bf16, f16 | the same, written in 16 bits | one rounding of a value within ${exponent(TOLERANCES.merge)} |
+| file | the folder saved again | the same bytes; the config’s content |
+
+The ${CHECKS.length} checks run in every cell; with a base and an adapter in 16 bits the merge is compared in that type. Where PEFT runs an adapter and cannot merge it,
+lowrank must refuse to merge it too, and a note has PEFT’s message. Embeddings that are tied are merged with \`tied: 'keep'\`, which is what PEFT does.
+
+## Notes
+
+${[...notes].map(([message, number]) => `${number}. ${message}`).join('\n')}
+`
+}
+
+function line(columns: readonly string[]): string {
+  return `| ${columns.join(' | ')} |`
+}
+
+function exponent(value: number): string {
+  return value.toExponential()
+}
