@@ -43,7 +43,13 @@ export { ConvolutionLora } from './lora/convolution.js'
 export { EmbeddingLora } from './lora/embedding.js'
 export { type BaseLayout, ExpertLora, type ParameterValues } from './lora/experts.js'
 export type { LayerVectors } from './lora/factors.js'
-export { type AdapterReport, inspectAdapter, type LayerReport } from './lora/inspect.js'
+export {
+  type AdapterReport,
+  inspectAdapter,
+  type LayerReport,
+  type ProblemReport,
+  type ReplacementReport,
+} from './lora/inspect.js'
 export { type LayerGradients, LoraLayer } from './lora/layer.js'
 export type { SaveOptions } from './lora/peft.js'
 export type { AdapterPart, PartKind } from './lora/plain.js'
@@ -53,6 +59,7 @@ export type { MergeAdapter, WeightedAdapter } from './merge/checkpoint/adapters.
 export type { AdapterInput, CheckpointReport, MergeCheckpointOptions } from './merge/checkpoint/merge-checkpoint.js'
 export type { TiedPolicy } from './merge/checkpoint/tied.js'
 export type { Differences, UnmergeOptions, UnmergeReport, ValueDifferences } from './merge/checkpoint/unmerge.js'
+export type { FitReport, PartFit } from './merge/fit.js'
 export type { MergeOnnxOptions } from './merge/merge-onnx.js'
 export type { MergeOptions, MergeProgress, MergeReport } from './merge/output.js'
 export type { LayerChange } from './merge/weight.js'

@@ -9,6 +9,7 @@ export {
 } from './merge/checkpoint/node-unmerge.js'
 export {
   type CheckpointReport,
+  type InspectOptions,
   type InspectReport,
   inspect,
   type OnnxReport,

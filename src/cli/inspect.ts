@@ -1,29 +1,49 @@
 // lowrank inspect: what an adapter, a checkpoint or an ONNX model holds.
 
-import { type InspectReport, inspect as inspectPath } from '../node.js'
-import { defineCommand, toggle } from './options.js'
-import { colors, print, printDocument, table, thousands, warn } from './terminal.js'
+import { type FitReport, type InspectReport, inspect as inspectPath } from '../node.js'
+import { defineCommand, text, toggle, UsageError } from './options.js'
+import { colors, print, printDocument, say, table, thousands, warn } from './terminal.js'
+
+/** On a terminal; the JSON document and the page have all. */
+const MAX_PROBLEMS = 20
 
 export const inspect = defineCommand({
   name: 'inspect',
   summary: 'show what an adapter or a model holds',
   about: [
     'Of an adapter: its configuration, and for each layer shape, scaling and how large the change is.',
-    'Of an .onnx model: the layers that an adapter can change. Of a .safetensors file: its tensors.',
+    'Of an adapter that cannot be loaded: all that is wrong with it, and an exit code of 1.',
+    'Of an .onnx model: the layers that an adapter can change. Of a safetensors checkpoint: its tensors.',
   ].join('\n'),
-  examples: ['lowrank inspect out/scripture', 'lowrank inspect models/union-3m/onnx/model.onnx'],
-  positional: { name: 'PATH', about: 'adapter folder, .safetensors file or .onnx file' },
+  examples: [
+    'lowrank inspect out/scripture',
+    'lowrank inspect out/scripture --base models/union-3m --relative-change',
+    'lowrank inspect models/union-3m/onnx/model.onnx',
+  ],
+  positional: { name: 'PATH', about: 'adapter folder, safetensors checkpoint or .onnx file' },
   options: {
+    base: text('DIR|FILE', 'check how the adapter fits this model: a checkpoint or an .onnx file'),
+    relativeChange: toggle("with --base: read its weights for each layer's ‖ΔW‖/‖W‖"),
     json: toggle('print one JSON document on stdout'),
   },
-  async run({ json }, { positional }) {
-    const report = await inspectPath(positional)
+  async run({ base, relativeChange, json }, { positional }) {
+    if (relativeChange && base === undefined) throw new UsageError('--relative-change needs --base DIR|FILE')
+    const report = await inspectPath(positional, { base, relativeChange })
     if (json) printDocument({ ...report })
     else print(lines(report).join('\n'))
-    if (report.kind === 'adapter') report.warnings.forEach(warn)
-    return 0
+    if (report.kind !== 'adapter') return 0
+    report.warnings.forEach(warn)
+    const problems = [...report.problems.map(({ message }) => message), ...misfits(report.fit)]
+    for (const problem of problems.slice(0, MAX_PROBLEMS)) say(`${colors.red('problem:')} ${problem}`)
+    if (problems.length > MAX_PROBLEMS) say(`… and ${problems.length - MAX_PROBLEMS} more; --json has them all`)
+    return problems.length > 0 ? 1 : 0
   },
 })
+
+function misfits(fit: FitReport | undefined): string[] {
+  if (fit === undefined) return []
+  return [...fit.problems, ...fit.parts.flatMap(({ problem }) => problem ?? [])]
+}
 
 function lines(report: InspectReport): string[] {
   switch (report.kind) {
@@ -31,7 +51,11 @@ function lines(report: InspectReport): string[] {
       return adapterLines(report)
     case 'checkpoint':
       return [
-        heading('Checkpoint', `${report.tensors.length} tensors, ${thousands(report.params)} parameters`),
+        heading(
+          'Checkpoint',
+          `${report.tensors.length} tensors, ${thousands(report.params)} parameters` +
+            (report.files.length > 1 ? `, ${report.files.length} files` : ''),
+        ),
         table([
           ['tensor', 'type', 'shape'],
           ...report.tensors.map(({ name, dtype, shape }) => [name, dtype, shape.join('×')]),
@@ -56,6 +80,7 @@ function adapterLines({
   trainableParams,
   layers,
   replacements,
+  fit,
 }: InspectReport & { kind: 'adapter' }): string[] {
   const targets = typeof config.targetModules === 'string' ? config.targetModules : config.targetModules.join(', ')
   const settings: [string, string][] = [
@@ -86,6 +111,30 @@ function adapterLines({
       ),
     ]),
     ...(replacements.length === 0 ? [] : ['', replacementTable(replacements)]),
+    ...(fit === undefined ? [] : ['', ...fitLines(fit)]),
+  ]
+}
+
+function fitLines({ base, parts, vocabulary, isTied, notes }: FitReport): string[] {
+  const fitting = parts.filter(({ problem }) => problem === null)
+  const types = [...new Set(fitting.flatMap(({ dtype }) => dtype ?? []))]
+  const changed = parts.filter(({ relativeChange }) => relativeChange !== null)
+  return [
+    heading(
+      `Fit to ${base}`,
+      `${fitting.length} of ${parts.length} parts fit${types.length > 0 ? `, weights in ${types.join(', ')}` : ''}`,
+    ),
+    ...(vocabulary === null ? [] : [`vocabulary   ${thousands(vocabulary)}${isTied ? ', tied embeddings' : ''}`]),
+    ...notes.map((note) => `note         ${note}`),
+    ...(changed.length > 0
+      ? [
+          '',
+          table([
+            ['layer', 'weight', '‖s·B·A‖/‖W‖'],
+            ...changed.map(({ name, tensor, relativeChange }) => [name, tensor!, relativeChange!]),
+          ]),
+        ]
+      : []),
   ]
 }
 

@@ -1,6 +1,6 @@
 // What a layer is made from: factors that were trained or drawn, and vectors that go with them.
 
-import { ConfigError, ShapeError } from '../base/errors.js'
+import { ConfigError, NumericError, ShapeError } from '../base/errors.js'
 import { type FloatArray, formatShape, type Matrix, zeros } from '../base/tensor.js'
 import type { LoraConfig } from './config.js'
 import { initialWeightA } from './initializers.js'
@@ -94,4 +94,8 @@ export function copyVector(values: FloatArray | readonly number[], like: FloatAr
 /** A member of a layer, for messages. */
 export function where(name: string, member: string): string {
   return name === '' ? `LoraLayer.${member}` : `${name}.${member}`
+}
+
+export function notFinite(location: string): NumericError {
+  return new NumericError({ where: location, what: 'holds a value that is not finite' })
 }

@@ -1,16 +1,26 @@
 // What an adapter holds, in numbers: for `lowrank inspect` and for anyone who wants to know before merging.
 
 import type { FloatDtype } from '../base/dtype.js'
+import type { ErrorCode, LowrankError } from '../base/errors.js'
+import { elementCount, type FloatArray, type Tensor } from '../base/tensor.js'
 import type { SafetensorsDtype } from '../formats/safetensors.js'
 import type { LoraAdapter } from './adapter.js'
-import type { LoraConfig } from './config.js'
+import { type LoraConfig, scalingOf } from './config.js'
 import type { ConvolutionLora } from './convolution.js'
 import { EmbeddingLora } from './embedding.js'
 import { ExpertLora } from './experts.js'
+import { factorPairs } from './factor-pairs.js'
+import { notFinite } from './factors.js'
 import { LoraLayer } from './layer.js'
 import { PatternTable } from './patterns.js'
+import { norm } from './product.js'
+import { meanSpectrum, normOfSpectrum, type Spectrum, spectrumOf } from './spectrum.js'
 
-export interface LayerReport {
+/**
+ * Norms are NaN, which JSON writes as null, where a factor holds a value that is not finite. Singular values and ranks are
+ * means over the experts of a parameter and the groups of a convolution.
+ */
+export interface LayerReport extends Spectrum {
   name: string
   kind: 'linear' | 'embedding' | 'convolution' | 'parameter'
   /** Rows of B: features out; of an embedding, its features. */
@@ -43,12 +53,20 @@ export interface ReplacementReport {
   rows?: number
 }
 
+/** Why loading or merging would refuse what was inspected. */
+export interface ProblemReport {
+  code: ErrorCode
+  message: string
+}
+
 export interface AdapterReport {
   config: LoraConfig
   trainableParams: number
   layers: LayerReport[]
   replacements: ReplacementReport[]
-  /** One sentence each, for people. */
+  /** Errors that loading or merging the adapter throws, all of them; empty for a sound adapter. */
+  problems: ProblemReport[]
+  /** One sentence each, for people: what is sound, but unusual. */
   warnings: string[]
 }
 
@@ -56,25 +74,30 @@ export interface AdapterReport {
 const UNUSUAL_SCALING = 16
 
 export function inspectAdapter(adapter: LoraAdapter): AdapterReport {
-  const layers = [...adapter, ...adapter.embeddings, ...adapter.convolutions, ...adapter.experts].map(
-    ([name, layer]): LayerReport => ({
+  const problems: LowrankError[] = []
+  const all = [...adapter, ...adapter.embeddings, ...adapter.convolutions, ...adapter.experts]
+  const layers = all.map(([name, layer]) => {
+    const { config, dtype, weightA, weightB } = layer
+    const experts = layer instanceof ExpertLora ? layer.experts : undefined
+    const magnitude = 'magnitude' in layer ? layer.magnitude : undefined
+    const biasB = 'biasB' in layer ? layer.biasB : undefined
+    const values = { weightA: weightA.data, weightB: weightB.data, magnitude, biasB }
+    for (const [part, data] of Object.entries(values)) {
+      if (data?.every(Number.isFinite) === false) problems.push(notFinite(`${name}.${part}`))
+    }
+    return layerReport({
       name,
       kind: kindOf(layer),
-      d: layer.weightB.shape[0],
-      k: layer instanceof EmbeddingLora ? layer.vocabulary : layer.k,
-      rank: layer.rank,
-      ...(layer instanceof ExpertLora && { experts: layer.experts }),
-      alpha: layer.config.alpha,
-      scaling: layer.scaling,
-      dtype: layer.dtype,
-      normA: layer.normA(),
-      normB: layer.normB(),
-      normDelta: layer.normDelta(),
-      hasMagnitude: !(layer instanceof ExpertLora) && layer.magnitude !== undefined,
-      hasBias: 'biasB' in layer && layer.biasB !== undefined,
-    }),
-  )
-  return {
+      config,
+      dtype,
+      weightA,
+      weightB,
+      experts,
+      hasMagnitude: magnitude !== undefined,
+      hasBias: biasB !== undefined,
+    })
+  })
+  return adapterReport({
     config: adapter.config,
     trainableParams: adapter.totalTrainableParams(),
     layers,
@@ -84,7 +107,55 @@ export function inspectAdapter(adapter: LoraAdapter): AdapterReport {
         return { name: `${name}.weight`, dtype, shape, rows: indices.length }
       }),
     ],
-    warnings: warningsOf(layers, adapter.config),
+    problems,
+  })
+}
+
+/** What a report on a layer is made from. */
+export interface InspectedLayer extends Pick<LayerReport, 'name' | 'kind' | 'dtype' | 'hasMagnitude' | 'hasBias'> {
+  /** The layer's own. */
+  config: LoraConfig
+  /** (r, k), of a convolution (r, in, *kernel), of a parameter (E·r, k). */
+  weightA: Tensor<FloatArray>
+  /** (d, r), of a convolution (d, r/groups, 1…), of a parameter (d, r·E). */
+  weightB: Tensor<FloatArray>
+  /** E of a parameter. */
+  experts?: number | undefined
+}
+
+export function layerReport(layer: InspectedLayer): LayerReport {
+  const { name, kind, config, dtype, weightA, weightB, experts, hasMagnitude, hasBias } = layer
+  const { rank, alpha } = config
+  const scaling = scalingOf(rank, alpha, config.useRslora)
+  const spectra = factorPairs(weightA, weightB, experts).map((pair) => spectrumOf(pair, scaling))
+  return {
+    name,
+    kind,
+    d: weightB.shape[0],
+    k: elementCount(weightA.shape.slice(1)),
+    rank,
+    ...(experts !== undefined && { experts }),
+    alpha,
+    scaling,
+    dtype,
+    normA: norm(weightA),
+    normB: norm(weightB),
+    normDelta: Math.hypot(...spectra.map(normOfSpectrum)),
+    ...meanSpectrum(spectra),
+    hasMagnitude,
+    hasBias,
+  }
+}
+
+/** Adds what follows from all layers together. */
+export function adapterReport({
+  problems,
+  ...report
+}: Omit<AdapterReport, 'problems' | 'warnings'> & { problems: readonly LowrankError[] }): AdapterReport {
+  return {
+    ...report,
+    problems: problems.map(({ code, message }) => ({ code, message })),
+    warnings: warningsOf(report.layers, report.config),
   }
 }
 

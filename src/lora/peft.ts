@@ -25,6 +25,7 @@ import {
 } from '../formats/safetensors.js'
 import { LoraAdapter } from './adapter.js'
 import type { LoraConfig } from './config.js'
+import { notFinite } from './factors.js'
 import { isAllLinear, targetMatcher } from './patterns.js'
 import { formatPeftConfig, parsePeftConfig } from './peft-config.js'
 import { CONFIG_FILE, openWeights, WEIGHTS_FILE } from './peft-files.js'
@@ -192,7 +193,7 @@ async function readStored(file: SafetensorsFile, info: TensorInfo): Promise<Stor
 
 function checkFinite(values: Float32Array, info: TensorInfo, file: SafetensorsFile): void {
   if (values.every(Number.isFinite)) return
-  throw new NumericError({ where: `${file.source.name}: ${info.name}`, what: 'holds a value that is not finite' })
+  throw notFinite(`${file.source.name}: ${info.name}`)
 }
 
 export interface SaveOptions {

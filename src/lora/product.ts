@@ -41,7 +41,7 @@ export function isFiniteMatrix({ data }: Matrix): boolean {
 }
 
 /** Frobenius norm. */
-export function norm({ data }: Matrix): number {
+export function norm({ data }: Pick<Matrix, 'data'>): number {
   let sum = 0
   for (let i = 0; i < data.length; i++) sum += data[i] * data[i]
   return Math.sqrt(sum)

@@ -42,7 +42,7 @@ export async function mergeOnnx(
   const layers: LayerChange[] = []
   const overrides = new Map<string, WeightWriter>()
   for (const [name, { target, source }] of targets) {
-    const read = reader(model, source)
+    const read = weightReader(model, source)
     overrides.set(name, () => mergeWeight(target, read, (change) => layers.push(change)))
   }
   const totalBytes = initializers.reduce((sum, tensor) => sum + (byteLengthOf(tensor.dataType, dimsOf(tensor)) ?? 0), 0)
@@ -62,7 +62,7 @@ export async function mergeOnnx(
 }
 
 /** Ranges of a tensor's bytes, wherever they are. */
-function reader(model: OnnxModel, tensor: TensorProto): ReadWeight {
+export function weightReader(model: OnnxModel, tensor: TensorProto): ReadWeight {
   if (isExternal(tensor)) {
     const { location, offset } = weightRange(tensor, model.name)
     return (start, byteLength) => model.file(location).read(offset + start, byteLength)

@@ -1,18 +1,27 @@
-// What a path holds: an adapter, a checkpoint or an ONNX model. Weights of models are not read.
+// What a path holds: an adapter, a checkpoint or an ONNX model, and how an adapter fits a base.
 
-import { UnsupportedError } from '../base/errors.js'
+import { ConfigError } from '../base/errors.js'
+import { elementCount } from '../base/tensor.js'
+import { openCheckpoint } from '../formats/checkpoint.js'
 import { loadOnnx } from '../formats/onnx/model.js'
-import { parseSafetensorsHeader } from '../formats/safetensors.js'
 import { Graph } from '../graph/graph.js'
 import { findLinears } from '../graph/linears.js'
 import { locate, type NodeDirectory } from '../io/node-files.js'
-import { type AdapterReport, inspectAdapter } from '../lora/inspect.js'
-import { loadAdapter } from '../lora/peft.js'
+import type { AdapterReport } from '../lora/inspect.js'
+import { inspectAdapterFolder } from '../lora/inspect-folder.js'
+import { openAdapter } from '../lora/peft.js'
+import { fitCheckpoint } from '../merge/checkpoint/fit.js'
+import type { FitReport } from '../merge/fit.js'
+import { fitOnnx } from '../merge/onnx-fit.js'
+import { locateOnnx } from './merge.js'
 
 export interface CheckpointReport {
   /** Numbers in all tensors. */
   params: number
+  /** Names inside the folder. */
+  files: string[]
   tensors: { name: string; dtype: string; shape: readonly number[] }[]
+  /** Of the first file. */
   metadata: Readonly<Record<string, string>>
 }
 
@@ -24,52 +33,97 @@ export interface OnnxReport {
 }
 
 export type InspectReport =
-  | ({ kind: 'adapter' } & AdapterReport)
+  | ({ kind: 'adapter' } & AdapterReport & { fit?: FitReport })
   | ({ kind: 'checkpoint' } & CheckpointReport)
   | ({ kind: 'onnx' } & OnnxReport)
 
+export interface InspectOptions {
+  /** A model that the adapter is held against: as `base` of {@link merge}. */
+  base?: string | undefined
+  /** Reads the base's weights for each layer's ‖s·B·A‖ / ‖W‖. Default false. */
+  relativeChange?: boolean | undefined
+}
+
 /**
- * Looks at an adapter folder, a safetensors file, an .onnx file, or a folder with one of them.
+ * Looks at an adapter folder, a safetensors file or checkpoint, an .onnx file, or a folder with one of them. An adapter that
+ * cannot be loaded is reported with all its problems, and what is sound of it, as far as its files can be read.
  *
- * @throws FileError when there is nothing, or none of these; FormatError when it is damaged; UnsupportedError for several
- *   shards; and what loadAdapter throws
+ * @throws FileError when there is nothing, or none of these; FormatError when it is damaged; what inspecting an adapter folder
+ *   throws; ConfigError for options of adapters with a model
  */
-export async function inspect(target: string): Promise<InspectReport> {
+export async function inspect(target: string, options: InspectOptions = {}): Promise<InspectReport> {
   const { directory, file } = await locate(target)
-  if (file === undefined || /^adapter_(model\.(safetensors|bin)|config\.json)$/.test(file))
-    return inspectFolder(directory)
-  return file.endsWith('.safetensors') ? inspectCheckpoint(directory, file) : inspectOnnx(directory, file)
+  const model = await findModel(directory, file)
+  if (model === undefined) return inspectWithBase(directory, options)
+  if (options.base !== undefined) {
+    throw new ConfigError({ where: 'base', what: 'an adapter is held against a base, not a model', got: target })
+  }
+  return model.kind === 'onnx' ? inspectOnnx(directory, model.file) : inspectCheckpoint(directory, model.file)
 }
 
-async function inspectFolder(directory: NodeDirectory): Promise<InspectReport> {
+/** The model that a path means; undefined when it means an adapter. */
+async function findModel(
+  directory: NodeDirectory,
+  file: string | undefined,
+): Promise<{ kind: 'onnx'; file: string } | { kind: 'checkpoint'; file: string | undefined } | undefined> {
+  if (file !== undefined && /^adapter_(model\.(safetensors|bin)|config\.json)$/.test(file)) return undefined
+  if (file !== undefined) return { kind: /\.(safetensors|json)$/.test(file) ? 'checkpoint' : 'onnx', file }
   const files = await directory.list()
-  const has = (name: string) => files.includes(name)
-  const shards = files.find((name) => name.endsWith('.safetensors.index.json'))
-  if (!has('adapter_config.json') && has('model.safetensors')) return inspectCheckpoint(directory, 'model.safetensors')
-  if (!has('adapter_config.json') && shards !== undefined) {
-    throw new UnsupportedError({
-      where: `${directory.name}/${shards}`,
-      what: 'checkpoints in several shards cannot be inspected yet',
-      hint: 'Name one of its .safetensors files',
-    })
+  if (files.includes('adapter_config.json')) return undefined
+  if (files.some((name) => /^(?!adapter_).*\.safetensors(\.index\.json)?$/.test(name)))
+    return { kind: 'checkpoint', file }
+  for (const graph of ['onnx/model.onnx', 'model.onnx']) {
+    if (await directory.has(graph)) return { kind: 'onnx', file: graph }
   }
-  if (!has('adapter_config.json')) {
-    for (const graph of ['onnx/model.onnx', 'model.onnx']) {
-      if (await directory.has(graph)) return inspectOnnx(directory, graph)
-    }
-  }
-  return { kind: 'adapter', ...inspectAdapter(await loadAdapter(directory)) }
+  return undefined
 }
 
-async function inspectCheckpoint(directory: NodeDirectory, file: string): Promise<InspectReport> {
-  const source = await directory.open(file)
+async function inspectWithBase(
+  directory: NodeDirectory,
+  { base, relativeChange = false }: InspectOptions,
+): Promise<InspectReport> {
+  const report = await inspectAdapterFolder(directory)
+  if (base === undefined) return { kind: 'adapter', ...report }
+  const normDeltas = relativeChange ? new Map(report.layers.map(({ name, normDelta }) => [name, normDelta])) : undefined
+  return { kind: 'adapter', ...report, fit: await fitTo(directory, base, normDeltas) }
+}
+
+async function fitTo(
+  directory: NodeDirectory,
+  base: string,
+  normDeltas: ReadonlyMap<string, number> | undefined,
+): Promise<FitReport> {
+  const onnx = await locateOnnx(base)
+  if (onnx === undefined) {
+    const { directory: folder, file } = await locate(base)
+    return fitCheckpoint(folder, directory, { basePath: file, normDeltas })
+  }
+  const adapter = await openAdapter(directory, () => {})
   try {
-    const { tensors, metadata } = await parseSafetensorsHeader(source)
-    const listed = [...tensors.values()].map(({ name, dtype, shape }) => ({ name, dtype, shape }))
-    const params = listed.reduce((sum, { shape }) => sum + shape.reduce((product, size) => product * size, 1), 0)
-    return { kind: 'checkpoint', params, tensors: listed, metadata }
+    const model = await loadOnnx(onnx.directory, onnx.file)
+    try {
+      return await fitOnnx(model, adapter, normDeltas)
+    } finally {
+      await model.close()
+    }
   } finally {
-    await source.close()
+    await adapter.close()
+  }
+}
+
+async function inspectCheckpoint(directory: NodeDirectory, file: string | undefined): Promise<InspectReport> {
+  const checkpoint = await openCheckpoint(directory, file)
+  try {
+    const listed = [...checkpoint.tensors.values()].map(({ info: { name, dtype, shape } }) => ({ name, dtype, shape }))
+    return {
+      kind: 'checkpoint',
+      params: listed.reduce((sum, { shape }) => sum + elementCount(shape), 0),
+      files: checkpoint.shards.map(({ path }) => path),
+      tensors: listed,
+      metadata: checkpoint.shards[0].file.metadata,
+    }
+  } finally {
+    await checkpoint.close()
   }
 }
 

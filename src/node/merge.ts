@@ -57,7 +57,7 @@ interface OnnxBase {
 }
 
 /** The ONNX model that a path means; undefined when it means a checkpoint. */
-async function locateOnnx(target: string): Promise<OnnxBase | undefined> {
+export async function locateOnnx(target: string): Promise<OnnxBase | undefined> {
   const { directory, file } = await locate(target)
   if (file !== undefined) {
     if (/\.(safetensors|json)$/.test(file)) return undefined

@@ -41,12 +41,16 @@ test('reports what the command line promises', () => {
         dtype: 'BF16',
         normA: 5,
         normB: Math.sqrt(5),
-        normDelta: 3 * Math.sqrt(9 + 64),
+        normDelta: expect.closeTo(3 * Math.sqrt(9 + 64), 10),
+        singularValues: [expect.closeTo(24, 10), expect.closeTo(9, 10)],
+        effectiveRank: expect.closeTo(Math.exp(-(24 / 33) * Math.log(24 / 33) - (9 / 33) * Math.log(9 / 33)), 10),
+        rank99: 2,
         hasMagnitude: false,
         hasBias: false,
       },
     ],
     replacements: [],
+    problems: [],
     warnings: [],
   })
 })

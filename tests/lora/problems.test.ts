@@ -1,11 +1,17 @@
 // Adapter folders with several things wrong: opened leniently, each problem is heard, and what is sound is there.
 
+import { readdirSync } from 'node:fs'
+import path from 'node:path'
+import { fileURLToPath } from 'node:url'
 import { expect, test } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { encodeFloats } from '../../src/base/dtype.js'
 import type { LowrankError } from '../../src/base/errors.js'
 import { saveSafetensors } from '../../src/formats/safetensors.js'
-import { openAdapter } from '../../src/lora/peft.js'
+import { NodeDirectory } from '../../src/io/node-files.js'
+import { inspectAdapter } from '../../src/lora/inspect.js'
+import { inspectAdapterFolder } from '../../src/lora/inspect-folder.js'
+import { loadAdapter, openAdapter } from '../../src/lora/peft.js'
 
 type Tensors = Record<string, { shape: number[]; values?: ArrayLike<number> }>
 
@@ -61,4 +67,45 @@ test('all problems are heard at once, and sound layers are opened', async () => 
     expect.stringMatching(/^SHAPE .*odd\.lora_B\.weight: wrong shape/),
     expect.stringMatching(/^SHAPE .*wide\.lora_A\.weight: wrong shape/),
   ])
+})
+
+test('inspecting reports them with what is there', async () => {
+  const nan = { shape: [2, 3], values: [1, 2, 3, Number.NaN, 5, 6] }
+  const directory = await folder(
+    { target_modules: ['good', 'nan', 'half'] },
+    {
+      'good.lora_A.weight': { shape: [2, 3] },
+      'good.lora_B.weight': { shape: [4, 2] },
+      'nan.lora_A.weight': nan,
+      'nan.lora_B.weight': { shape: [4, 2] },
+      'half.lora_B.weight': { shape: [4, 2] },
+    },
+  )
+  const { layers, problems, trainableParams } = await inspectAdapterFolder(directory)
+  expect(layers.map(({ name, normA, normDelta }) => [name, normA, normDelta])).toEqual([
+    ['good', expect.closeTo(Math.sqrt(1.5), 12), expect.closeTo(2 * Math.sqrt(3), 12)],
+    ['nan', Number.NaN, Number.NaN],
+  ])
+  expect(trainableParams).toBe(28)
+  expect(problems).toEqual([
+    { code: 'FORMAT', message: expect.stringMatching(/half\.lora_B\.weight: half a pair/) },
+    { code: 'NUMERIC', message: expect.stringMatching(/nan\.lora_A\.weight: holds a value that is not finite/) },
+  ])
+})
+
+const golden = fileURLToPath(new URL('../golden', import.meta.url))
+
+test.each([
+  ...readdirSync(path.join(golden, 'kinds'), { withFileTypes: true }).flatMap((entry) =>
+    entry.isDirectory() ? `kinds/${entry.name}` : [],
+  ),
+  'peft/f16',
+  'peft/patterns-rslora',
+])('%s: inspecting the folder and the loaded adapter say the same', async (name) => {
+  const directory = new NodeDirectory(path.join(golden, name))
+  const loaded = inspectAdapter(await loadAdapter(directory))
+  // In a file's order, embeddings are among the linear layers.
+  const order = new Intl.Collator('en', { numeric: true })
+  loaded.layers.sort((a, b) => order.compare(a.name, b.name))
+  expect(await inspectAdapterFolder(directory)).toEqual(loaded)
 })

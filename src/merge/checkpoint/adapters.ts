@@ -3,7 +3,7 @@
 
 import { type ByteSource, type Directory, MemorySource } from '../../base/bytes.js'
 import { encodeWeights, type WeightDtype } from '../../base/dtype.js'
-import { ConfigError, MismatchError, UnsupportedError } from '../../base/errors.js'
+import { ConfigError, MismatchError, type OnProblem, throwProblem, UnsupportedError } from '../../base/errors.js'
 import { elementCount, type FloatArray, type Tensor } from '../../base/tensor.js'
 import { isWeightDtype, type TensorInfo } from '../../formats/safetensors.js'
 import { LoraAdapter } from '../../lora/adapter.js'
@@ -91,12 +91,14 @@ export interface OpenAdapters {
  * Opens all adapters of a merge. Layers come in the adapters' order.
  *
  * @param sign −1 to take adapters out again
+ * @param onProblem as openAdapter's
  * @throws what openAdapter throws; ConfigError when a weight is not usable, MismatchError when there is nothing to merge,
  *   UnsupportedError when a part that is no sum would be weighted or taken out again
  */
 export async function openAdapters(
   inputs: readonly (MergeAdapter | WeightedAdapter)[],
   sign: 1 | -1 = 1,
+  onProblem: OnProblem = throwProblem,
 ): Promise<OpenAdapters> {
   const closers: (() => Promise<void>)[] = []
   const close = async () => {
@@ -119,7 +121,7 @@ export async function openAdapters(
         refuseWeighted(adapter.parts(), sign * weight)
         found.addAdapter(adapter, sign * weight)
       } else {
-        const opened = await openAdapter(adapter)
+        const opened = await openAdapter(adapter, onProblem)
         closers.push(opened.close)
         refuseParameters(opened.parts())
         refuseWeighted(opened.parts(), sign * weight)

@@ -208,7 +208,7 @@ async function write(out: Directory, path: string, content: string): Promise<voi
   await sink.commit()
 }
 
-async function readConfig(base: Directory): Promise<Record<string, unknown> | undefined> {
+export async function readConfig(base: Directory): Promise<Record<string, unknown> | undefined> {
   if (!(await base.has(CONFIG_FILE))) return undefined
   const source = await base.open(CONFIG_FILE)
   try {

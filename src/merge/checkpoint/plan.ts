@@ -113,10 +113,11 @@ export function planMerge(
 function assignLayers(
   layers: readonly LayerFactors[],
   locate: (name: string) => string,
-  { tensors }: Checkpoint,
+  checkpoint: Checkpoint,
   pair: TiedPair | undefined,
   tied: TiedPolicy,
 ): Map<string, LayerFactors[]> {
+  const { tensors } = checkpoint
   const result = new Map<string, LayerFactors[]>()
   const add = (tensor: string, layer: LayerFactors) => {
     const own = result.get(tensor)
@@ -125,25 +126,15 @@ function assignLayers(
   }
   const missing: string[] = []
   for (const layer of layers) {
-    const name = `${locate(layer.name)}.${layer.tensor}`
-    const isPaired = pair !== undefined && (name === pair.head || name === pair.embedding)
-    const tensor = tensors.get(name) ?? (isPaired ? tensors.get(pair.embedding) : undefined)
-    if (tensor === undefined) {
-      refuseQuantizedModule(locate(layer.name), (other) => tensors.has(other))
-      if (layer.tensor === 'bias' && tensors.has(`${locate(layer.name)}.weight`)) {
-        throw new MismatchError({
-          where: name,
-          what: 'the adapter has a bias of B (lora_bias), which only a bias of the base can take; the base has none here',
-        })
-      }
+    const found = findWeight(layer, locate, checkpoint, pair)
+    if (found === undefined) {
       missing.push(layer.name)
       continue
     }
-    checkWeight(layer, tensor.info)
-    if (!isPaired || tied === 'untie') add(name, layer)
+    if (!found.isPaired || tied === 'untie') add(found.name, layer)
     else {
-      add(pair.embedding, layer)
-      if (tensors.has(pair.head)) add(pair.head, layer)
+      add(pair!.embedding, layer)
+      if (tensors.has(pair!.head)) add(pair!.head, layer)
     }
   }
   if (missing.length > 0) throw missingError([...new Set(missing)], layers, tensors)
@@ -151,10 +142,38 @@ function assignLayers(
 }
 
 /**
+ * The tensor that a layer changes: the embedding's where a tied output embedding is not stored. Undefined when there is none.
+ *
+ * @throws as {@link planMerge} does, when the weight is there but cannot be merged into
+ */
+export function findWeight(
+  layer: LayerFactors,
+  locate: (name: string) => string,
+  { tensors }: Checkpoint,
+  pair: TiedPair | undefined,
+): { name: string; tensor: CheckpointTensor; isPaired: boolean } | undefined {
+  const name = `${locate(layer.name)}.${layer.tensor}`
+  const isPaired = pair !== undefined && (name === pair.head || name === pair.embedding)
+  const tensor = tensors.get(name) ?? (isPaired ? tensors.get(pair.embedding) : undefined)
+  if (tensor === undefined) {
+    refuseQuantizedModule(locate(layer.name), (other) => tensors.has(other))
+    if (layer.tensor === 'bias' && tensors.has(`${locate(layer.name)}.weight`)) {
+      throw new MismatchError({
+        where: name,
+        what: 'the adapter has a bias of B (lora_bias), which only a bias of the base can take; the base has none here',
+      })
+    }
+    return undefined
+  }
+  checkWeight(layer, tensor.info)
+  return { name, tensor, isPaired }
+}
+
+/**
  * Module name → the name that the checkpoint has for it. Loaders take checkpoints with and without the model's own first
  * part (`transformer.h.0` or `h.0`), so that it is added or left out where no name matches as it is and then all do.
  */
-function moduleNames(
+export function moduleNames(
   layers: readonly LayerFactors[],
   tensors: ReadonlyMap<string, CheckpointTensor>,
 ): (name: string) => string {
@@ -215,7 +234,7 @@ function checkWeight({ name, isInputMajor, shape: expected }: LayerFactors, info
   })
 }
 
-function missingError(
+export function missingError(
   missing: readonly string[],
   layers: readonly LayerFactors[],
   tensors: ReadonlyMap<string, CheckpointTensor>,

@@ -14,8 +14,16 @@ export type TiedPolicy = 'refuse' | 'untie' | 'keep'
 const HEADS = /(^|\.)(lm_head|embed_out|predictions\.decoder)$/
 const EMBEDDINGS = /(^|\.)(embed_tokens|embed_in|wte|word_embeddings|shared)$/
 
+export function isHeadModule(module: string): boolean {
+  return HEADS.test(module)
+}
+
+export function isEmbeddingModule(module: string): boolean {
+  return EMBEDDINGS.test(module)
+}
+
 export function isVocabularyModule(module: string): boolean {
-  return HEADS.test(module) || EMBEDDINGS.test(module)
+  return isHeadModule(module) || isEmbeddingModule(module)
 }
 
 export interface TiedPair {

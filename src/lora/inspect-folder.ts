@@ -1,0 +1,125 @@
+// Inspects an adapter on disk, a layer in memory at a time. Unlike loading it goes on after a problem, so that all of them are
+// known at once.
+
+import type { Directory } from '../base/bytes.js'
+import { decodeWeights } from '../base/dtype.js'
+import { LowrankError, type OnProblem } from '../base/errors.js'
+import { elementCount, type Tensor } from '../base/tensor.js'
+import { isWeightDtype, readTensorF32, type SafetensorsFile, type TensorInfo } from '../formats/safetensors.js'
+import { notFinite } from './factors.js'
+import { type AdapterReport, adapterReport, type LayerReport, layerReport } from './inspect.js'
+import { type AdapterFile, commonDtype, openAdapter } from './peft.js'
+import type { ParameterTensors } from './peft-parameters.js'
+import type { LayerTensors } from './peft-tensors.js'
+
+/** Tensors that are only looked through are read in pieces of so many bytes. */
+const PIECE_BYTES = 1 << 22
+
+const PARAMETER = { kind: 'parameter', magnitude: undefined, biasB: undefined } as const
+
+/**
+ * What loading the folder would find, and everything that it would refuse, in `problems`.
+ *
+ * @throws FileError when a file is missing; FormatError when a file cannot be read at all; ConfigError when a value of the
+ *   config is out of range; UnsupportedError for another method than LoRA
+ */
+export async function inspectAdapterFolder(directory: Directory): Promise<AdapterReport> {
+  const problems: LowrankError[] = []
+  const onProblem: OnProblem = (problem) => problems.push(problem)
+  const adapter = await openAdapter(directory, onProblem)
+  try {
+    const { config, file, replacements, tokenRows } = adapter
+    const layers: LayerReport[] = []
+    for (const tensors of [...adapter.layers, ...adapter.parameters]) {
+      const report = await inspectLayer(file, tensors, onProblem)
+      if (report !== undefined) layers.push(report)
+    }
+    for (const { info } of [...replacements.values(), ...tokenRows.values()]) await checkValues(file, info, onProblem)
+    return adapterReport({
+      config,
+      trainableParams: countParams(adapter),
+      layers,
+      replacements: [
+        ...[...replacements].map(
+          ([
+            name,
+            {
+              info: { dtype, shape },
+            },
+          ]) => ({ name, dtype, shape }),
+        ),
+        ...[...tokenRows].map(
+          ([
+            name,
+            {
+              indices,
+              info: { dtype, shape },
+            },
+          ]) => {
+            return { name: `${name}.weight`, dtype, shape, rows: indices.length }
+          },
+        ),
+      ],
+      problems,
+    })
+  } finally {
+    await adapter.close()
+  }
+}
+
+async function inspectLayer(
+  file: SafetensorsFile,
+  tensors: LayerTensors | ParameterTensors,
+  onProblem: OnProblem,
+): Promise<LayerReport | undefined> {
+  const { name, config, A, B } = tensors
+  const { kind, magnitude, biasB } = 'kind' in tensors ? tensors : PARAMETER
+  try {
+    const [weightA, weightB] = [await readFactor(file, A, onProblem), await readFactor(file, B, onProblem)]
+    for (const info of [magnitude, biasB]) if (info !== undefined) await checkValues(file, info, onProblem)
+    return layerReport({
+      name,
+      kind,
+      config,
+      dtype: commonDtype({ A, B, magnitude, biasB }),
+      weightA,
+      weightB,
+      experts: 'experts' in tensors ? tensors.experts : undefined,
+      hasMagnitude: magnitude !== undefined,
+      hasBias: biasB !== undefined,
+    })
+  } catch (error) {
+    if (!(error instanceof LowrankError)) throw error
+    onProblem(error)
+    return undefined
+  }
+}
+
+async function readFactor(file: SafetensorsFile, info: TensorInfo, onProblem: OnProblem): Promise<Tensor> {
+  const tensor = await readTensorF32(file, info.name)
+  if (!tensor.data.every(Number.isFinite)) onProblem(notFinite(`${file.source.name}: ${info.name}`))
+  return tensor
+}
+
+/** Tells of a tensor with a value that is not finite. Tensors of integers have none. */
+async function checkValues({ source }: SafetensorsFile, info: TensorInfo, onProblem: OnProblem): Promise<void> {
+  const { dtype, offset, byteLength, name } = info
+  if (!isWeightDtype(dtype)) return
+  for (let done = 0; done < byteLength; done += PIECE_BYTES) {
+    const bytes = await source.read(offset + done, Math.min(PIECE_BYTES, byteLength - done))
+    if (decodeWeights(bytes, dtype).every(Number.isFinite)) continue
+    onProblem(notFinite(`${source.name}: ${name}`))
+    return
+  }
+}
+
+/** As {@link LoraAdapter.totalTrainableParams}. */
+function countParams({ layers, parameters, replacements, tokenRows }: AdapterFile): number {
+  const infos = [
+    ...layers.flatMap(({ A, B, magnitude, biasB }) => [A, B, magnitude, biasB]),
+    ...parameters.flatMap(({ A, B }) => [A, B]),
+    ...[...replacements.values()].map(({ isTrained, info }) => (isTrained ? info : undefined)),
+    ...[...tokenRows.values()].map(({ info }) => info),
+  ]
+  return infos.reduce((sum, info) => sum + (info === undefined ? 0 : elementCount(info.shape)), 0)
+}

@@ -1,0 +1,68 @@
+// How the change of a layer is spread over directions: the singular values of s·B·A, and how many of them matter.
+
+import type { FactorPair } from './factor-pairs.js'
+import { singularValuesOfProduct } from './linalg/svd.js'
+import { isFiniteMatrix } from './product.js'
+
+export interface Spectrum {
+  /** Of s·B·A, largest first; empty where a factor holds a value that is not finite. */
+  singularValues: number[]
+  /**
+   * exp of the entropy of σᵢ/Σσ: between 1, for a change along one direction, and r, for one that is the same along r (Roy and
+   * Vetterli 2007, "The effective rank: a measure of effective dimensionality", EUSIPCO). 0 for no change, NaN without values.
+   */
+  effectiveRank: number
+  /** How many of the largest hold 99 % of the energy Σσ². 0 for no change, NaN without values. */
+  rank99: number
+}
+
+const ENERGY = 0.99
+
+/** @param scaling s */
+export function spectrumOf({ weightA, weightB }: FactorPair, scaling: number): Spectrum {
+  if (!isFiniteMatrix(weightA) || !isFiniteMatrix(weightB)) {
+    return { singularValues: [], effectiveRank: Number.NaN, rank99: Number.NaN }
+  }
+  const singularValues = Array.from(singularValuesOfProduct(weightB, weightA), (value) => scaling * value)
+  return { singularValues, effectiveRank: effectiveRankOf(singularValues), rank99: rankOfEnergy(singularValues) }
+}
+
+/**
+ * One spectrum for several matrices of one rank: the root mean square of each singular value, the
+ * mean of each rank.
+ */
+export function meanSpectrum(spectra: readonly Spectrum[]): Spectrum {
+  if (spectra.length === 1) return spectra[0]
+  const mean = (of: (spectrum: Spectrum) => number) =>
+    spectra.reduce((sum, spectrum) => sum + of(spectrum), 0) / spectra.length
+  const hasValues = spectra.every(({ singularValues }) => singularValues.length > 0)
+  const indexes = hasValues ? spectra[0].singularValues.keys() : []
+  return {
+    singularValues: Array.from(indexes, (i) => Math.sqrt(mean(({ singularValues }) => singularValues[i] ** 2))),
+    effectiveRank: mean(({ effectiveRank }) => effectiveRank),
+    rank99: mean(({ rank99 }) => rank99),
+  }
+}
+
+/** ‖s·B·A‖, Frobenius; NaN without values. */
+export function normOfSpectrum({ singularValues, effectiveRank }: Spectrum): number {
+  return Number.isNaN(effectiveRank)
+    ? Number.NaN
+    : Math.sqrt(singularValues.reduce((sum, value) => sum + value ** 2, 0))
+}
+
+function effectiveRankOf(singularValues: readonly number[]): number {
+  const sum = singularValues.reduce((total, value) => total + value, 0)
+  if (sum === 0) return 0
+  let entropy = 0
+  for (const value of singularValues) if (value > 0) entropy -= (value / sum) * Math.log(value / sum)
+  return Math.exp(entropy)
+}
+
+function rankOfEnergy(singularValues: readonly number[]): number {
+  const energy = singularValues.reduce((sum, value) => sum + value ** 2, 0)
+  if (energy === 0) return 0
+  let [count, held] = [0, 0]
+  while (count < singularValues.length && held < ENERGY * energy) held += singularValues[count++] ** 2
+  return count
+}

@@ -1,0 +1,147 @@
+// How an adapter fits a checkpoint: the checks of a merge's plan, part by part, each problem noted instead of thrown.
+
+import type { ByteSource, Directory } from '../../base/bytes.js'
+import { decodeWeights } from '../../base/dtype.js'
+import { attempt, type LowrankError, UnsupportedError } from '../../base/errors.js'
+import { type Checkpoint, openCheckpoint, shardSource } from '../../formats/checkpoint.js'
+import { isWeightDtype, type TensorInfo } from '../../formats/safetensors.js'
+import { type FitReport, fitReport, missingPart, type PartFit } from '../fit.js'
+import { type BaseReplacement, type LayerFactors, openAdapters } from './adapters.js'
+import { CHUNK_BYTES } from './layout.js'
+import { readConfig } from './merge-checkpoint.js'
+import { placeReplacements } from './place-replacements.js'
+import { findWeight, missingError, moduleNames, planMerge } from './plan.js'
+import { refuseQuantizedConfig } from './refusals.js'
+import { findTiedPair, isEmbeddingModule, isHeadModule, tieSetting } from './tied.js'
+
+/** Near misses are looked for this often: each costs a comparison with every name of the base. */
+const MAX_SUGGESTIONS = 20
+
+export interface FitOptions {
+  /** The checkpoint's file or index in its folder. Default: found there. */
+  basePath?: string | undefined
+  /** ‖s·B·A‖ by layer: then the weights are read, and each part has its relative change. */
+  normDeltas?: ReadonlyMap<string, number> | undefined
+}
+
+/**
+ * What does not fit is in the report; problems of the adapter itself are not, and what is sound of it is looked at.
+ *
+ * @throws FileError or FormatError when base or adapter cannot be read
+ */
+export async function fitCheckpoint(
+  base: Directory,
+  adapter: Directory,
+  { basePath, normDeltas }: FitOptions = {},
+): Promise<FitReport> {
+  const checkpoint = await openCheckpoint(base, basePath)
+  try {
+    const config = await readConfig(base)
+    const name = `${base.name}/${basePath ?? checkpoint.indexPath ?? checkpoint.shards[0].path}`
+    const whole = { base: name, kind: 'checkpoint', ...vocabularyOf(checkpoint, config) } as const
+    const opened = await openAdapters([adapter], 1, () => {}).catch((error: unknown) => {
+      if (error instanceof UnsupportedError) return error
+      throw error
+    })
+    if (opened instanceof UnsupportedError) {
+      return fitReport({ ...whole, parts: [], problems: [opened.message], notes: [] })
+    }
+    try {
+      const { parts, ...report } = judge(checkpoint, opened, config)
+      if (normDeltas !== undefined) await addRelativeChanges(parts, checkpoint, normDeltas)
+      return fitReport({ ...whole, parts, ...report })
+    } finally {
+      await opened.close()
+    }
+  } finally {
+    await checkpoint.close()
+  }
+}
+
+function judge(
+  checkpoint: Checkpoint,
+  { layers, replacements }: { layers: readonly LayerFactors[]; replacements: readonly BaseReplacement[] },
+  config: Readonly<Record<string, unknown>> | undefined,
+) {
+  const { tensors, directory } = checkpoint
+  const problems: string[] = []
+  const note = ({ message }: LowrankError) => problems.push(message)
+  attempt(() => refuseQuantizedConfig(config, `${directory.name}/config.json`), note)
+  const pair = findTiedPair(layers, checkpoint, config)
+  const locate = moduleNames(layers, tensors)
+  let suggestions = 0
+  const parts = layers.map((layer): PartFit => {
+    let problem: string | null = null
+    const found = attempt(
+      () => findWeight(layer, locate, checkpoint, pair),
+      ({ message }) => {
+        problem = message
+      },
+    )
+    const stored = found ?? tensors.get(`${locate(layer.name)}.${layer.tensor}`)
+    const info = stored === undefined ? undefined : 'tensor' in stored ? stored.tensor.info : stored.info
+    if (info !== undefined) return partFit(layer.name, info, problem)
+    const isSuggested = ++suggestions <= MAX_SUGGESTIONS
+    problem ??= missingError([layer.name], layers, isSuggested ? tensors : new Map()).message
+    return missingPart(layer.name, problem)
+  })
+  for (const replacement of replacements) {
+    let problem: string | null = null
+    attempt(
+      () => placeReplacements([replacement], locate, checkpoint, undefined, 'keep'),
+      ({ message }) => {
+        problem = message
+      },
+    )
+    const info = tensors.get(locate(replacement.tensor))?.info
+    parts.push(
+      info === undefined ? missingPart(replacement.tensor, problem!) : partFit(replacement.tensor, info, problem),
+    )
+  }
+  // What only shows in the whole.
+  if (problems.length === 0 && parts.every(({ problem }) => problem === null)) {
+    attempt(() => planMerge(checkpoint, layers, config, { tied: 'keep' }, replacements), note)
+  }
+  const notes: string[] = []
+  if (pair !== undefined) {
+    notes.push(`it changes tied embeddings, ${pair.embedding} and ${pair.head}: a merge has to untie or keep them`)
+  }
+  return { parts, problems, notes }
+}
+
+function partFit(name: string, { name: tensor, shape, dtype }: TensorInfo, problem: string | null): PartFit {
+  return { name, tensor, shape, dtype, problem, relativeChange: null }
+}
+
+function vocabularyOf({ tensors }: Checkpoint, config: Readonly<Record<string, unknown>> | undefined) {
+  const modules = [...tensors.keys()].flatMap((name) => (name.endsWith('.weight') ? name.slice(0, -7) : []))
+  const embedding = modules.find(isEmbeddingModule)
+  const vocabulary = embedding === undefined ? null : (tensors.get(`${embedding}.weight`)!.info.shape[0] ?? null)
+  const isTied = tieSetting(config) ?? (embedding === undefined ? null : !modules.some(isHeadModule))
+  return { vocabulary, isTied }
+}
+
+async function addRelativeChanges(
+  parts: PartFit[],
+  checkpoint: Checkpoint,
+  normDeltas: ReadonlyMap<string, number>,
+): Promise<void> {
+  for (const part of parts) {
+    const normDelta = part.tensor?.endsWith('.bias') ? undefined : normDeltas.get(part.name)
+    const tensor = part.tensor === null ? undefined : checkpoint.tensors.get(part.tensor)
+    if (normDelta === undefined || tensor === undefined || part.problem !== null) continue
+    const base = await normOfTensor(shardSource(checkpoint, tensor.shard), tensor.info)
+    if (base > 0) part.relativeChange = normDelta / base
+  }
+}
+
+/** Frobenius, in pieces. */
+async function normOfTensor(source: ByteSource, { dtype, offset, byteLength }: TensorInfo): Promise<number> {
+  if (!isWeightDtype(dtype)) return 0
+  let sum = 0
+  for (let done = 0; done < byteLength; done += CHUNK_BYTES) {
+    const bytes = await source.read(offset + done, Math.min(CHUNK_BYTES, byteLength - done))
+    for (const value of decodeWeights(bytes, dtype)) sum += value * value
+  }
+  return Math.sqrt(sum)
+}

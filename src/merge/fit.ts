@@ -1,0 +1,44 @@
+// How an adapter fits a base: what a merge would find for each of its parts, without one that writes or stops at the first error.
+
+/** One layer, or a tensor that replaces the base's, and its place in the base. */
+export interface PartFit {
+  /** In the adapter. */
+  name: string
+  /** The base's tensor; null when there is none. */
+  tensor: string | null
+  /** As it is stored; null when there is none. */
+  shape: readonly number[] | null
+  dtype: string | null
+  /** Why it cannot be merged; null when it fits. */
+  problem: string | null
+  /** ‖s·B·A‖ / ‖W‖, Frobenius norms, where asked for and defined; else null. */
+  relativeChange: number | null
+}
+
+export interface FitReport {
+  /** The file or folder. */
+  base: string
+  kind: 'checkpoint' | 'onnx'
+  /** Nothing is in the way of a merge. */
+  fits: boolean
+  parts: PartFit[]
+  /** Rows of the input embedding; null where none can be told by its name. */
+  vocabulary: number | null
+  /** Whether input and output embedding are one weight; null where that cannot be told. */
+  isTied: boolean | null
+  /** What is wrong with the whole: a quantised base, parts that exclude each other. */
+  problems: string[]
+  /** What a merge has to be told, or what people should know. */
+  notes: string[]
+}
+
+/** What a part's place is known by before it is looked for. */
+export function missingPart(name: string, problem: string): PartFit {
+  return { name, tensor: null, shape: null, dtype: null, problem, relativeChange: null }
+}
+
+export function fitReport(report: Omit<FitReport, 'fits'>): FitReport {
+  const fits = report.problems.length === 0 && report.parts.every(({ problem }) => problem === null)
+  const { base, kind, ...rest } = report
+  return { base, kind, fits, ...rest }
+}

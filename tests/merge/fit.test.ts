@@ -1,0 +1,154 @@
+// How adapters fit bases, told without merging: against what merges themselves do and refuse.
+
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import path from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { afterAll, describe, expect, test } from 'vitest'
+import { MemoryDirectory } from '../../src/base/bytes.js'
+import { saveAdapter } from '../../src/lora/peft.js'
+import { fitCheckpoint } from '../../src/merge/checkpoint/fit.js'
+import { type InspectReport, inspect } from '../../src/node/inspect.js'
+import { merge } from '../../src/node/merge.js'
+import { adapter, base, type TensorSketch } from './checkpoint/toolkit.js'
+
+const golden = fileURLToPath(new URL('../golden', import.meta.url))
+const scratch = mkdtempSync(path.join(tmpdir(), 'lowrank-fit-'))
+afterAll(() => rmSync(scratch, { recursive: true, force: true }))
+
+async function fitOf(target: string, model: string) {
+  const report = (await inspect(target, { base: model, relativeChange: true })) as InspectReport & { kind: 'adapter' }
+  return report.fit!
+}
+
+const kinds = path.join(golden, 'kinds')
+const cases = readdirSync(kinds, { withFileTypes: true }).flatMap((entry) => (entry.isDirectory() ? entry.name : []))
+
+test.each(cases.filter((name) => !name.includes('groups')))('%s fits the base that it was made for', async (name) => {
+  const { base: file } = JSON.parse(readFileSync(path.join(kinds, name, 'expected.json'), 'utf8'))
+  const fit = await fitOf(path.join(kinds, name), path.join(kinds, `${file}.safetensors`))
+  expect(fit).toMatchObject({
+    kind: 'checkpoint',
+    fits: true,
+    problems: [],
+    vocabulary: name.startsWith('convolution') ? null : 32,
+  })
+  expect(fit.parts.length).toBeGreaterThan(0)
+  for (const { problem, tensor, dtype } of fit.parts)
+    expect([problem, dtype, typeof tensor]).toEqual([null, 'F32', 'string'])
+})
+
+test.each([
+  ['a checkpoint', 'merge/llama/base', 'merge/llama/adapter'],
+  ['a checkpoint of (k, d) weights', 'merge/gpt2/base', 'merge/gpt2/adapter'],
+  ['an ONNX model', 'models/llama-optimum', 'models/llama-optimum/golden/adapter-init'],
+  ['an ONNX model with q, k and v in one weight', 'models/llama-genai', 'models/llama-optimum/golden/adapter-init'],
+])('%s: relative changes are those of the merge', async (name, model, folder) => {
+  const [from, lora] = [path.join(golden, model), path.join(golden, folder)]
+  const report = await merge({ base: from, adapters: lora, out: path.join(scratch, name), tied: 'keep', threads: 1 })
+  const expected = new Map(report.layers.map((layer) => [layer.name, layer.relativeChange]))
+  const { parts, fits } = await fitOf(lora, from)
+  expect(fits).toBe(true)
+  expect(parts.length).toBeGreaterThan(2)
+  for (const part of parts) {
+    const change = expected.get(part.name) ?? expected.get(part.tensor!.replace(/\.weight$/, ''))
+    expect(part.relativeChange! / change!).toBeCloseTo(1, 4)
+  }
+})
+
+describe('what does not fit is told part by part', () => {
+  const sketches: TensorSketch[] = [
+    ['model.embed_tokens.weight', 'F32', [10, 8]],
+    ['model.layers.0.q_proj.weight', 'BF16', [8, 8]],
+    ['model.layers.0.k_proj.weight', 'F32', [4, 8]],
+    ['model.layers.0.v_proj.qweight', 'I32', [4, 8]],
+    ['model.layers.0.o_proj.weight', 'F8_E4M3', [8, 8]],
+  ]
+
+  test('in a checkpoint in shards', async () => {
+    const folder = new MemoryDirectory({}, 'adapter')
+    const lora = adapter({
+      'model.layers.0.q_proj': [8, 8],
+      'model.layers.0.k_proj': [8, 8],
+      'model.layers.0.v_proj': [8, 8],
+      'model.layers.0.o_proj': [8, 8],
+      'model.layers.0.q_porj': [8, 8],
+      lm_head: [12, 8],
+    })
+    await saveAdapter(lora, folder)
+    const fit = await fitCheckpoint(await base(sketches, { shards: 2 }), folder)
+    expect(fit).toMatchObject({ fits: false, vocabulary: 10, isTied: false, base: 'base/model.safetensors.index.json' })
+    expect(fit.parts).toEqual([
+      expect.objectContaining({
+        name: 'lm_head',
+        tensor: null,
+        problem: expect.stringMatching(/no weight for lm_head/),
+      }),
+      {
+        name: 'model.layers.0.k_proj',
+        tensor: 'model.layers.0.k_proj.weight',
+        shape: [4, 8],
+        dtype: 'F32',
+        problem: expect.stringMatching(/another shape.*\(8, 8\), got \(4, 8\)/),
+        relativeChange: null,
+      },
+      expect.objectContaining({
+        name: 'model.layers.0.o_proj',
+        dtype: 'F8_E4M3',
+        problem: expect.stringMatching(/F32, F16/),
+      }),
+      expect.objectContaining({
+        name: 'model.layers.0.q_porj',
+        tensor: null,
+        problem: expect.stringMatching(/Nearest to the first: model\.layers\.0\.q_proj/),
+      }),
+      expect.objectContaining({ name: 'model.layers.0.q_proj', dtype: 'BF16', problem: null }),
+      expect.objectContaining({
+        name: 'model.layers.0.v_proj',
+        problem: expect.stringMatching(/quantised base \(gptq\)/),
+      }),
+    ])
+  })
+
+  test('a quantised base as a whole', async () => {
+    const folder = new MemoryDirectory()
+    await saveAdapter(adapter({ 'model.layers.0.q_proj': [8, 8] }), folder)
+    const config = { quantization_config: { quant_method: 'awq' } }
+    const fit = await fitCheckpoint(await base(sketches, { config }), folder)
+    expect(fit.fits).toBe(false)
+    expect(fit.problems).toEqual([expect.stringMatching(/quantised base \(awq\)/)])
+  })
+
+  test('tied embeddings are a note: a merge can be told what to do', async () => {
+    const folder = new MemoryDirectory()
+    await saveAdapter(adapter({ lm_head: [10, 8] }), folder)
+    const fit = await fitCheckpoint(await base(sketches, { config: { tie_word_embeddings: true } }), folder)
+    expect(fit).toMatchObject({ fits: true, isTied: true })
+    expect(fit.parts[0]).toMatchObject({ tensor: 'model.embed_tokens.weight', problem: null })
+    expect(fit.notes).toEqual([
+      expect.stringMatching(/tied embeddings, model\.embed_tokens\.weight and lm_head\.weight/),
+    ])
+  })
+
+  test('another vocabulary', async () => {
+    const folder = new MemoryDirectory()
+    await saveAdapter(adapter({ 'model.embed_tokens': [12, 8] }), folder)
+    const { parts } = await fitCheckpoint(await base(sketches), folder)
+    expect(parts[0].problem).toMatch(/another vocabulary/)
+  })
+
+  test('in ONNX models: missing modules, shapes, quantised weights', async () => {
+    const lora = path.join(golden, 'models/llama-optimum/golden/adapter-init')
+    const others = await fitOf(lora, path.join(golden, 'models/gpt2-optimum/onnx/model.onnx'))
+    expect(others.fits).toBe(false)
+    for (const { tensor, problem } of others.parts) {
+      expect([tensor, problem]).toEqual([null, expect.stringMatching(/no module for model\.layers/)])
+    }
+    const quantised = await fitOf(lora, path.join(golden, 'models/llama-q4'))
+    expect(quantised.parts.map(({ problem }) => problem)).toContainEqual(
+      expect.stringMatching(/quantised weight cannot/),
+    )
+    const dora = await fitOf(path.join(kinds, 'dora'), path.join(golden, 'models/llama-optimum'))
+    expect(dora.parts[0].problem).toMatch(/use_dora/)
+  })
+})
