@@ -108,6 +108,23 @@ export class MemoryDirectory implements Directory {
   }
 }
 
+/**
+ * The parts of a name inside a folder. Names come out of files too (an index's shards, an ONNX tensor's location): none may lead
+ * out of the folder, on any system.
+ *
+ * @throws FileError
+ */
+export function splitName(name: string, directory: string): string[] {
+  const parts = name.split('/')
+  if (parts.every((part) => !['', '.', '..'].includes(part) && !/[\0\\]|^[a-z]:/i.test(part))) return parts
+  throw new FileError({
+    where: directory,
+    what: 'a file name that leads out of the folder or nowhere',
+    expected: 'name or folder/name',
+    got: JSON.stringify(name),
+  })
+}
+
 export function concatBytes(chunks: readonly Uint8Array[]): Uint8Array {
   const result = new Uint8Array(chunks.reduce((sum, chunk) => sum + chunk.byteLength, 0))
   let offset = 0

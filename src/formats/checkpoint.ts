@@ -8,6 +8,8 @@ import { parseSafetensorsHeader, type SafetensorsFile, type TensorInfo } from '.
 
 const SINGLE_FILE = 'model.safetensors'
 const INDEX_SUFFIX = '.safetensors.index.json'
+/** Beside the index, on Windows too: no folder, no drive, no stream of another file. */
+const SHARD_NAME = /^[^/\\:\0]+\.safetensors$/
 /** A weight map of 100,000 long names has about 15 MB; more is no index. */
 const MAX_INDEX_BYTES = 100_000_000
 
@@ -115,7 +117,7 @@ async function readIndex(directory: Directory, path: string): Promise<Map<string
       throw new FormatError({ where, what: 'not an index of shards', expected: 'an object weight_map with tensors' })
     }
     for (const [name, file] of weightMap) {
-      if (typeof file === 'string' && file.endsWith('.safetensors') && !file.includes('/')) continue
+      if (typeof file === 'string' && SHARD_NAME.test(file)) continue
       throw new FormatError({
         where: `${where}: ${name}`,
         what: 'not the name of a shard beside the index',

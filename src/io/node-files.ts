@@ -4,7 +4,7 @@
 import { randomBytes } from 'node:crypto'
 import { type FileHandle, mkdir, open, readdir, realpath, rename, rmdir, stat, unlink } from 'node:fs/promises'
 import path from 'node:path'
-import { type ByteSink, type ByteSource, checkRange, type Directory } from '../base/bytes.js'
+import { type ByteSink, type ByteSource, checkRange, type Directory, splitName } from '../base/bytes.js'
 import { FileError } from '../base/errors.js'
 
 /** read(2) and write(2) take less than 2 GiB at a time on some systems. */
@@ -75,20 +75,8 @@ export class NodeDirectory implements Directory {
     }
   }
 
-  /** Names come out of files too (an ONNX tensor's location): none may lead out of the folder. */
   #resolve(file: string): string {
-    const parts = file.split('/')
-    const isInside =
-      parts.every((part) => !['', '.', '..'].includes(part) && !/[\0\\]/.test(part)) && !path.isAbsolute(file)
-    if (!isInside) {
-      throw new FileError({
-        where: this.name,
-        what: 'a file name that leads out of the folder or nowhere',
-        expected: 'name or folder/name',
-        got: JSON.stringify(file),
-      })
-    }
-    return path.join(this.name, ...parts)
+    return path.join(this.name, ...splitName(file, this.name))
   }
 }
 

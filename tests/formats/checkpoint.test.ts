@@ -47,7 +47,15 @@ describe('openCheckpoint', () => {
       (map) => (map.a = 'x.safetensors'),
       { code: 'FILE', what: expect.stringContaining('missing') },
     ],
-    ['a path that leads out', (map) => (map.a = '../x.safetensors'), { code: 'FORMAT' }],
+    ...['../x', '/etc/x', '..\\x', 'C:\\x', 'C:x', 'a/x', './x', 'x\0', ''].map(
+      (name): [string, (map: Record<string, unknown>) => void, object] => [
+        `the name ${JSON.stringify(name)} for a shard`,
+        (map) => {
+          map.a = `${name}.safetensors`
+        },
+        { code: 'FORMAT', what: 'not the name of a shard beside the index' },
+      ],
+    ),
     ['a name that is no string', (map) => (map.a = 3), { code: 'FORMAT' }],
   ])('refuses an index with %s', async (_, change, expected) => {
     await expect(openCheckpoint(await withIndex(change))).rejects.toMatchObject(expected)

@@ -207,7 +207,7 @@ describe('folders', () => {
     expect(await directory.list()).toEqual([])
   })
 
-  test.each(['../x', '/etc/passwd', 'a/../../x', '', 'a//b', './x', 'a\\..\\..\\x', 'x\0'])(
+  test.each(['../x', '/etc/passwd', 'a/../../x', '', 'a//b', './x', 'a\\..\\..\\x', 'x\0', 'C:x', 'a/c:/x'])(
     'no name leads out: %j',
     async (name) => {
       const uses: (() => Promise<unknown>)[] = [

@@ -1,0 +1,87 @@
+// Pages in Chromium, where there is one: built from a TypeScript entry, served from this process, told to report by a POST.
+
+import { spawn, spawnSync } from 'node:child_process'
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { createServer } from 'node:http'
+import type { AddressInfo } from 'node:net'
+import { tmpdir } from 'node:os'
+import { basename, join } from 'node:path'
+import { build } from 'vite'
+import { afterAll, beforeAll } from 'vitest'
+
+const names = [process.env.CHROMIUM, 'chromium', 'chromium-browser', 'google-chrome']
+export const browser = names.find((name) => name && spawnSync(name, ['--version']).status === 0)
+
+export const ISOLATED = {
+  'cross-origin-opener-policy': 'same-origin',
+  'cross-origin-embedder-policy': 'require-corp',
+  'cross-origin-resource-policy': 'same-origin',
+}
+/** Forbids WebAssembly too: that would need wasm-unsafe-eval. */
+export const STRICT = { 'content-security-policy': "default-src 'self'" }
+
+export interface Page<T> {
+  /** Opens the page under these headers and waits for what it reports. */
+  open(headers: Record<string, string>): Promise<T>
+}
+
+/**
+ * To be called inside `describe`.
+ *
+ * @param entry a module that posts JSON to /result
+ * @param files what the page can fetch, by path
+ */
+export function buildPage<T>(entry: string, files: ReadonlyMap<string, Uint8Array> = new Map()): Page<T> {
+  const folder = mkdtempSync(join(tmpdir(), 'lowrank-page-'))
+  afterAll(() => rmSync(folder, { recursive: true, force: true, maxRetries: 5 }))
+  beforeAll(async () => {
+    const lib = { entry, formats: ['es' as const], fileName: 'page' }
+    const options = { lib, outDir: folder, emptyOutDir: false, target: 'es2022' }
+    await build({ configFile: false, logLevel: 'silent', build: options })
+  })
+  return { open: (headers) => openPage(folder, files, headers) as Promise<T> }
+}
+
+async function openPage(
+  folder: string,
+  files: ReadonlyMap<string, Uint8Array>,
+  headers: Record<string, string>,
+): Promise<unknown> {
+  const server = createServer()
+  const result = new Promise<string>((resolve) => {
+    server.on('request', (request, response) => {
+      const path = request.url ?? '/'
+      if (request.method === 'POST') {
+        let body = ''
+        request.on('data', (part) => {
+          body += part
+        })
+        request.on('end', () => resolve(body))
+        response.end()
+      } else if (files.has(path)) {
+        response.writeHead(200, { 'content-type': 'application/octet-stream', ...headers })
+        response.end(files.get(path))
+      } else if (path.endsWith('.js')) {
+        response.writeHead(200, { 'content-type': 'text/javascript', ...headers })
+        response.end(readFileSync(join(folder, basename(path))))
+      } else {
+        response.writeHead(200, { 'content-type': 'text/html', ...headers })
+        response.end('<!doctype html><script type="module" src="/page.js"></script>')
+      }
+    })
+  })
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))
+  const profile = mkdtempSync(join(folder, 'profile-'))
+  const flags = ['--headless=new', '--no-sandbox', '--disable-gpu', '--no-first-run', `--user-data-dir=${profile}`]
+  const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}/`
+  const child = spawn(browser!, [...flags, url], { stdio: 'ignore' })
+  const ended = new Promise((resolve) => child.once('exit', resolve))
+  try {
+    return JSON.parse(await result)
+  } finally {
+    child.kill()
+    server.closeAllConnections()
+    server.close()
+    await ended
+  }
+}
