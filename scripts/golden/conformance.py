@@ -29,6 +29,12 @@ class Refused(Exception):
     """PEFT does not take the config; the message is its own."""
 
 
+def stored_names(model):
+    """Name of a tensor → that of the first one which shares its memory: the one on disk."""
+    first = {}
+    return {key: first.setdefault(value.data_ptr(), key) for key, value in model.state_dict().items()}
+
+
 def said(error):
     """An error on one line."""
     text = str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
@@ -39,12 +45,7 @@ def save_base(name, tied, folder):
     """As a checkpoint on disk: what shares memory with an earlier tensor is left out."""
     fresh(folder)
     model = build(name, tied)
-    seen, tensors = set(), {}
-    for key, value in model.state_dict().items():
-        if value.data_ptr() not in seen:
-            tensors[key] = value.contiguous()
-        seen.add(value.data_ptr())
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file({k: v.contiguous() for k, v in model.state_dict().items() if stored_names(model)[k] == k}, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)
     write_json(folder / "config.json", {"architectures": [type(model).__name__], "model_type": model.config.model_type,
                                         "tie_word_embeddings": model.config.tie_word_embeddings})
@@ -58,7 +59,7 @@ def adapt(base, option, config):
     try:
         adapted = get_peft_model(base, LoraConfig(**config), adapter_name=option.adapter)
         if option.prepare == "eva":
-            inputs = {} if base.main_input_name == "input_ids" else {"prepare_model_inputs_fn": None}
+            inputs = {} if base.main_input_name == "input_ids" else {"prepare_model_inputs_fn": None, "prepare_layer_inputs_fn": None}
             initialize_lora_eva_weights(adapted, batches(base), adapter_name=option.adapter, show_progress_bar=False, **inputs)
         return adapted
     except (ValueError, TypeError, KeyError, NotImplementedError, RuntimeError, AttributeError, ImportError) as error:
@@ -134,7 +135,8 @@ def describe(name, module, adapter, generator):
         x = torch.tensor([3, 0, 31, 3]) % a.shape[1]
         y = module(x)
     elif isinstance(module, _ConvNd):
-        numbers["kind"] = "conv"
+        own = module.get_base_layer()
+        numbers |= {"kind": "convolution", "stride": own.stride, "padding": own.padding, "dilation": own.dilation}
         x = torch.randn(1, a.shape[1], *[8] * (a.dim() - 2), generator=generator).double()
         y = module(x) - (0 if bias is None else bias.view(1, -1, *[1] * (a.dim() - 2)))
     else:
@@ -169,6 +171,7 @@ def make(arch, name, out):
     option = OPTIONS[name]
     fresh(out)
     base = build(arch, option.tied)
+    stored = stored_names(base)
     if option.dtype is not None:
         base = base.to(option.dtype)
     config = option.config(ARCHITECTURES[arch])
@@ -200,7 +203,8 @@ def make(arch, name, out):
     try:
         for key, module in lora_modules(again, option.adapter):
             numbers, values = describe(key, module, option.adapter, generator)
-            layers.append(numbers)
+            weight = numbers["name"] if numbers["kind"] == "parameter" else f"{numbers['name']}.weight"
+            layers.append({**numbers, "weight": stored.get(weight, weight)})
             tensors |= values
     except RuntimeError as error:
         return refuse(out, error, "it cannot run it: ")

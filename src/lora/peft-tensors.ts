@@ -130,6 +130,7 @@ export function claimTensors(
       if (indices !== undefined) tokenRows.set(name, { indices, info })
       continue
     }
+    if (key !== undefined && isCopy(key, config)) continue
     const origin = key === undefined ? undefined : replacementOrigin(key, info, config, found)
     if (key === undefined || origin === undefined) {
       unclaimed.push(info.name)
@@ -174,6 +175,15 @@ function withoutPrefix(key: string): string | undefined {
 function sorted<T>(map: ReadonlyMap<string, T>): [string, T][] {
   const order = new Intl.Collator('en', { numeric: true })
   return [...map].sort(([a], [b]) => order.compare(a, b))
+}
+
+/**
+ * With bias "all" PEFT saves the biases of modules_to_save a second time, under a key that holds the adapter's name, and those of
+ * the base's module, which nothing reads.
+ */
+function isCopy(key: string, { bias, modulesToSave }: LoraConfig): boolean {
+  const owner = /^(.+)\.(?:modules_to_save|original_module)\..*bias[^.]*$/s.exec(key)?.[1]
+  return bias === 'all' && owner !== undefined && modulesToSave.some((entry) => owner.endsWith(entry))
 }
 
 /** Why PEFT saved a tensor that it would load in the place of the base's; undefined when it would not. */

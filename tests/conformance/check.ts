@@ -1,15 +1,25 @@
 // Runs one cell of the matrix through the public paths, and says what conforms: counts, forward, merged weights, the file again.
 
 import path from 'node:path'
-import { MemoryDirectory } from '../../src/base/bytes.js'
+import { MemoryDirectory, MemorySource } from '../../src/base/bytes.js'
 import { decodeFloats, encodeFloats, type FloatDtype } from '../../src/base/dtype.js'
-import type { Matrix, Tensor } from '../../src/base/tensor.js'
+import type { FloatArray, Matrix, Tensor } from '../../src/base/tensor.js'
+import { parseSafetensorsHeader, saveSafetensors } from '../../src/formats/safetensors.js'
 import type { LoraAdapter } from '../../src/lora/adapter.js'
 import { inspectAdapter } from '../../src/lora/inspect.js'
 import { loadAdapter, saveAdapter } from '../../src/lora/peft.js'
 import { transpose } from '../../src/lora/product.js'
 import { mergeCheckpoint } from '../../src/merge/checkpoint/merge-checkpoint.js'
-import { baseFolder, type Cell, cellTensors, type Expected, readExpected, readFolder, readTensors } from './golden.js'
+import {
+  baseFolder,
+  type Cell,
+  cellTensors,
+  type Expected,
+  type ExpectedLayer,
+  readExpected,
+  readFolder,
+  readTensors,
+} from './golden.js'
 import { LOWRANK_REFUSES } from './refused.js'
 
 /** Largest error of a tensor over that tensor's largest value. */
@@ -129,30 +139,24 @@ class CellRun {
     this.done.push('counts')
   }
 
-  /** Each adapted module by itself, in f32, before merging and after. */
+  /** Each adapted module by itself, in f32: its output, before merging and after, and its weight. */
   async #forward(adapter: LoraAdapter, golden: ReadonlyMap<string, Tensor>): Promise<void> {
-    const { layers } = this.#expected
     const base = await this.#baseTensors()
-    for (const { name, kind, fanInFanOut } of layers) {
-      const [input, output] = [golden.get(`input.${name}`), golden.get(`output.${name}`)]
-      const weight = base.get(`${name}.weight`)
-      if (input === undefined || output === undefined || weight === undefined) continue
-      if (kind === 'embedding') {
-        const layer = adapter.embeddings.get(name)
-        if (layer === undefined) continue
-        layer.attachBase(matrix(weight))
-        this.#close('forward', name, layer.forward(input.data).data, output.data)
-        layer.merge()
-        this.#close('forward', `${name}, merged`, layer.forward(input.data).data, output.data)
-        layer.unmerge()
-      } else if (kind === 'linear' && adapter.has(name)) {
-        const layer = adapter.layer(name)
-        layer.attachBase(fanInFanOut ? transpose(matrix(weight)) : matrix(weight))
-        this.#close('forward', name, layer.forward(matrix(input)).data, output.data)
-        layer.merge()
-        this.#close('forward', `${name}, merged`, layer.forward(matrix(input)).data, output.data)
-        layer.unmerge()
-      } else this.#problem('forward', `no layer ${name} of kind ${kind}`)
+    for (const expected of this.#expected.layers) {
+      const { name, kind, weight } = expected
+      const [input, output] = ['input', 'output'].map((what) => golden.get(`${what}.${name}`))
+      const module = moduleOf(adapter, expected, base.get(weight)!)
+      if (module === undefined) {
+        this.#problem('forward', `no layer ${name} of kind ${kind}`)
+        continue
+      }
+      if (kind !== 'parameter') this.#close('forward', name, module.forward(input!), output!.data)
+      if (this.#expected.mergeRefused !== undefined) continue
+      const merged = golden.get(kind === 'parameter' ? `merged.${name}` : `merged.${name}.weight`)
+      this.#close('merge', `${name}.effectiveWeight`, module.effectiveWeight(), merged!.data)
+      module.merge()
+      if (kind !== 'parameter') this.#close('forward', `${name}, merged`, module.forward(input!), output!.data)
+      module.unmerge()
     }
     this.done.push('forward')
   }
@@ -204,7 +208,8 @@ class CellRun {
     const [own, saved] = [this.#folder(), new MemoryDirectory()]
     await saveAdapter(adapter, saved)
     const [weights, again] = [own, saved].map(({ files }) => files.get('adapter_model.safetensors'))
-    if (weights !== undefined && Buffer.compare(weights, again!) !== 0) this.#problem('file', 'other bytes')
+    if (weights === undefined) await this.#sameTensors(adapter, saved)
+    else if (Buffer.compare(await withoutCopies(weights), again!) !== 0) this.#problem('file', 'other bytes')
     const [before, after] = [own, saved].map(({ files }) => {
       return JSON.parse(new TextDecoder().decode(files.get('adapter_config.json')))
     })
@@ -212,6 +217,12 @@ class CellRun {
       this.#equal('file', key, sorted(after[key]), sorted(before[key]))
     }
     this.done.push('file')
+  }
+
+  /** What was no safetensors file is one now, and the same adapter. */
+  async #sameTensors(adapter: LoraAdapter, saved: MemoryDirectory): Promise<void> {
+    const [before, after] = [adapter, await loadAdapter(saved)].map((own) => JSON.stringify(inspectAdapter(own)))
+    this.#equal('file', 'content', after, before)
   }
 
   #storedDtype(): FloatDtype {
@@ -240,6 +251,54 @@ class CellRun {
   }
 }
 
+/** An adapted module with its base, whatever its kind. Values are as the base stores them. */
+interface Module {
+  forward(input: Tensor): FloatArray
+  effectiveWeight(): FloatArray
+  merge(): void
+  unmerge(): void
+}
+
+function moduleOf(adapter: LoraAdapter, expected: ExpectedLayer, weight: Tensor): Module | undefined {
+  const { name, kind, fanInFanOut, stride, padding, dilation } = expected
+  const changes = (layer: { merge(): void; unmerge(): void }) => {
+    return { merge: () => layer.merge(), unmerge: () => layer.unmerge() }
+  }
+  if (kind === 'linear') {
+    if (!adapter.has(name)) return undefined
+    const own = (value: Matrix) => (fanInFanOut ? transpose(value) : value)
+    const layer = adapter.layer(name).attachBase(own(matrix(weight)))
+    return {
+      forward: (input) => layer.forward(matrix(input)).data,
+      effectiveWeight: () => own(layer.effectiveWeight()).data,
+      ...changes(layer),
+    }
+  }
+  if (kind === 'embedding') {
+    const layer = adapter.embeddings.get(name)?.attachBase(matrix(weight))
+    return (
+      layer && {
+        forward: (input) => layer.forward(input.data).data,
+        effectiveWeight: () => layer.effectiveWeight().data,
+        ...changes(layer),
+      }
+    )
+  }
+  if (kind === 'convolution') {
+    const layer = adapter.convolutions.get(name)?.attachBase(weight, { stride, padding, dilation })
+    return (
+      layer && {
+        forward: (input) => layer.forward(input).data as FloatArray,
+        effectiveWeight: () => layer.effectiveWeight().data as FloatArray,
+        ...changes(layer),
+      }
+    )
+  }
+  const layer = adapter.experts.get(name)?.attachBase(weight)
+  const effectiveWeight = () => layer!.effectiveWeight().data
+  return layer && { forward: effectiveWeight, effectiveWeight, ...changes(layer) }
+}
+
 function matrix({ data, shape }: Tensor): Matrix {
   return { data, shape: [shape[0], shape[1]] }
 }
@@ -248,8 +307,23 @@ function largest(values: Float32Array): number {
   return values.reduce((size, value) => Math.max(size, Math.abs(value)), 0)
 }
 
-/** Objects with their keys in one order. */
+/**
+ * With bias "all" PEFT saves the biases of modules_to_save once more under keys that it never reads, and those of the base's modules.
+ * The file without them, in the order in which PEFT's library writes tensors.
+ */
+async function withoutCopies(file: Uint8Array): Promise<Uint8Array> {
+  const { source, tensors, metadata } = await parseSafetensorsHeader(new MemorySource(file))
+  const kept = [...tensors.values()].filter(({ name }) => !/\.(modules_to_save|original_module)\./.test(name))
+  if (kept.length === tensors.size) return file
+  const result = new MemoryDirectory()
+  const values = kept.map(async (info) => ({ ...info, data: await source.read(info.offset, info.byteLength) }))
+  await saveSafetensors(result, 'file', await Promise.all(values), metadata)
+  return result.files.get('file')!
+}
+
+/** Objects with their keys in one order; what is empty is absent. */
 function sorted(value: unknown): unknown {
+  if (Array.isArray(value) && value.length === 0) return null
   if (Array.isArray(value) || typeof value !== 'object' || value === null) return value
   return Object.fromEntries(Object.entries(value).sort(([a], [b]) => (a < b ? -1 : 1)))
 }

@@ -7,6 +7,7 @@ import { MemoryDirectory, MemorySource } from '../../src/base/bytes.js'
 import { encodeFloats, type FloatDtype } from '../../src/base/dtype.js'
 import type { Tensor } from '../../src/base/tensor.js'
 import { isFloatDtype, parseSafetensorsHeader, readTensorF32, saveSafetensors } from '../../src/formats/safetensors.js'
+import type { LayerReport } from '../../src/lora/inspect.js'
 
 const root = fileURLToPath(new URL('../golden/conformance', import.meta.url))
 
@@ -21,7 +22,9 @@ export const matrix: Matrix = JSON.parse(readFileSync(path.join(root, 'matrix.js
 
 export interface ExpectedLayer {
   name: string
-  kind: 'linear' | 'embedding' | 'conv' | 'parameter'
+  kind: LayerReport['kind']
+  /** The base's tensor on disk, which tied modules share. */
+  weight: string
   /** Its base stores the weight as (k, d). */
   fanInFanOut: boolean
   shapeA: number[]
@@ -32,6 +35,10 @@ export interface ExpectedLayer {
   normA: number
   normB: number
   normDelta: number
+  /** Of a convolution. */
+  stride?: number[]
+  padding?: number[]
+  dilation?: number[]
 }
 
 /** What PEFT counts after loading the adapter again. */

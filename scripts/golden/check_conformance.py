@@ -1,0 +1,74 @@
+"""Loads every adapter that reverse_conformance.mjs wrote in real PEFT, and compares each module's output with the golden one.
+
+    check_conformance.py DIR [--tolerance 1e-5]
+
+Prints one JSON document; exit code 1 if an adapter is missing, has a tensor that PEFT has no place for, or computes something else.
+"""
+import argparse
+import json
+import pathlib
+import re
+import sys
+import warnings
+
+import torch
+from safetensors.torch import load_file
+
+from common import GOLDEN, REPO
+from check_reverse import check_file, check_keys
+from conformance import describe, lora_modules
+from conformance_cells import OPTIONS, SEED, build
+
+CELLS = GOLDEN / "conformance"
+
+
+def check(arch, name, folder, problems):
+    """Largest error of an output over that output's largest value."""
+    from peft import PeftModel
+    option = OPTIONS[name]
+    own = []
+    base = build(arch, option.tied)
+    if option.dtype is not None:
+        base = base.to(option.dtype)
+    tensors = check_file(folder / "adapter_model.safetensors", own)
+    adapted = PeftModel.from_pretrained(base, folder).eval()
+    check_keys(adapted, tensors, own)
+    golden = load_file(CELLS / arch / name / "tensors.safetensors")
+    generator = torch.Generator().manual_seed(SEED)
+    worst = 0.0
+    for key, module in lora_modules(adapted.double(), "default"):
+        _, values = describe(key, module, "default", generator)
+        for tensor in (k for k in values if k.startswith("output.")):
+            expected = golden[tensor].double()
+            worst = max(worst, ((values[tensor] - expected).abs().max() / expected.abs().max()).item())
+    problems += [f"{arch} {name}: {problem}" for problem in own]
+    return worst
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=pathlib.Path)
+    parser.add_argument("--tolerance", type=float, default=1e-5)
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    matrix = json.loads((CELLS / "matrix.json").read_text(encoding="utf8"))
+    refused = json.loads((args.folder / "refused.json").read_text(encoding="utf8"))
+    problems, errors = [], {}
+    for arch in matrix["architectures"]:
+        for name in matrix["options"]:
+            if "refused" in json.loads((CELLS / arch / name / "expected.json").read_text(encoding="utf8")) or f"{arch} × {name}" in refused:
+                continue
+            try:
+                errors[f"{arch} × {name}"] = check(arch, name, args.folder / arch / name, problems)
+            except Exception as error:
+                problems.append(f"{arch} {name}: {type(error).__name__}: {error}")
+    known = int(re.search(r"(\d+) by lowrank \(L\)", (REPO / "docs" / "conformance.md").read_text(encoding="utf8"))[1])
+    if len(refused) != known:
+        problems.append(f"lowrank refuses {len(refused)} adapters, {known} by docs/conformance.md: {refused}")
+    problems += [f"{cell}: {error:.3g} is above {args.tolerance}" for cell, error in errors.items() if not error <= args.tolerance]
+    print(json.dumps({"ok": not problems, "adapters": len(errors), "error": max(errors.values(), default=None), "problems": problems}, indent=2))
+    sys.exit(1 if problems else 0)
+
+
+if __name__ == "__main__":
+    main()
