@@ -3,13 +3,12 @@
     peft_experts.py [--out tests/golden/experts]
 
 For each model: fused.safetensors, its parameters as transformers holds them; and, where transformers saves experts one by one,
-saved.safetensors. For each case: the folder as PEFT writes it; expected.json with each parameter's numbers; tensors.safetensors with
+saved.safetensors, for each case too, of the merged model. For each case: the folder as PEFT writes it; expected.json with each parameter's numbers; tensors.safetensors with
 what PEFT's merge changes, inputs of experts and what goes through them. Computed in float64 from the folder as PEFT loads it again,
 and rounded to float32.
 """
 import argparse
 import pathlib
-import shutil
 import tempfile
 
 import torch
@@ -99,14 +98,24 @@ def make(name, out):
     for module, parameter, wrapper in wrappers(again):
         merged[f"{module}.{parameter}"] += wrapper.get_delta_weight("default")
     numbers, tensors = parameters(again, merged, generator)
-    real = again.merge_and_unload().state_dict()
+    model = again.merge_and_unload()
+    real = model.state_dict()
     assert real.keys() == original.keys()
     for parameter in numbers:
         assert torch.equal(real[parameter["name"]], merged[parameter["name"]]), parameter
     tensors |= {f"merged.{k}": v for k, v in real.items() if not torch.equal(v, original[k])}
     save_tensors(out / "tensors.safetensors", tensors)
+    if (out.parent / f"{base}-base" / "saved.safetensors").exists():
+        save_tensors(out / "saved.safetensors", saved(model)[0])
     write_json(out / "expected.json", {"versions": versions("torch", "transformers", "peft"), "base": base, "trainableParams": trained,
                                        "parameters": numbers})
+
+
+def saved(model):
+    """What transformers writes: tensors and config.json."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return load_file(pathlib.Path(folder) / "model.safetensors"), (pathlib.Path(folder) / "config.json").read_text()
 
 
 def main():
@@ -118,13 +127,10 @@ def main():
         model = build(base)
         folder = out / f"{base}-base"
         save_tensors(folder / "fused.safetensors", model.state_dict())
-        with tempfile.TemporaryDirectory() as saved:
-            model.save_pretrained(saved)
-            tensors = load_file(pathlib.Path(saved) / "model.safetensors")
-            if tensors.keys() != model.state_dict().keys():
-                save_tensors(folder / "saved.safetensors", tensors)
-            shutil.copy(pathlib.Path(saved) / "config.json", folder / "config.json")
-            (folder / "config.json").chmod(0o644)
+        tensors, config = saved(model)
+        if tensors.keys() != model.state_dict().keys():
+            save_tensors(folder / "saved.safetensors", tensors)
+        (folder / "config.json").write_text(config)
     for name in CASES:
         make(name, out / name)
 

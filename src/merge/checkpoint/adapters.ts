@@ -36,6 +36,16 @@ export interface Factor {
   readonly dtype: WeightDtype
   readonly rows: number
   readonly columns: number
+  /** What of it is meant; undefined: all. */
+  readonly slice?: FactorSlice
+}
+
+/** Rows from `firstRow` on, and of their columns first, first + step, … */
+export interface FactorSlice {
+  readonly firstRow: number
+  readonly rows: number
+  readonly first: number
+  readonly step: number
 }
 
 /** One layer of one adapter. */
@@ -48,14 +58,16 @@ export interface LayerFactors {
   readonly scale: number
   /** The base stores this weight as (k, d). */
   readonly isInputMajor: boolean
-  /** As the base stores it: (d, k) or (k, d); a convolution's (d, in, *kernel), read as (d, in·K); a bias's (d). */
+  /** As the base stores it: (d, k) or (k, d); a convolution's (d, in, *kernel), read as (d, in·K); a bias's (d); a parameter's, until its tensor is known, (E, d, k). */
   readonly shape: readonly number[]
   /** (r, k) */
   readonly a: Factor
   /** (d, r) */
   readonly b: Factor
-  /** Which tensor of the module it changes: a bias is a weight of one row. */
-  readonly tensor: 'weight' | 'bias'
+  /** Which tensor of the module it changes: `weight`, `bias`, which is a weight of one row, or a parameter's own name. */
+  readonly tensor: string
+  /** E of a parameter that stacks experts, whose factors are a (E·r, k) and b (d, r·E); undefined for a matrix. */
+  readonly experts: number | undefined
   /** DoRA's m / ‖W + s·B·A‖ (1, d), by which the sum is multiplied; computed when the plan is known. */
   readonly scales: Factor | undefined
 }
@@ -117,13 +129,11 @@ export async function openAdapters(
         })
       }
       if (adapter instanceof LoraAdapter) {
-        refuseParameters(adapter.parts())
         refuseWeighted(adapter.parts(), sign * weight)
         found.addAdapter(adapter, sign * weight)
       } else {
         const opened = await openAdapter(adapter, onProblem)
         closers.push(opened.close)
-        refuseParameters(opened.parts())
         refuseWeighted(opened.parts(), sign * weight)
         found.addFile(opened, sign * weight)
       }
@@ -137,12 +147,6 @@ export async function openAdapters(
     await close()
     throw error
   }
-}
-
-function refuseParameters(parts: readonly AdapterPart[]): void {
-  const part = parts.find(({ kind }) => kind === 'parameter')
-  if (part === undefined) return
-  throw new UnsupportedError({ where: part.name, what: 'adapted parameters (target_parameters) are not merged yet' })
 }
 
 /** Only sums can be weighted, and taken out again without the base. */
@@ -174,6 +178,15 @@ interface LayerParts {
   biasB: Factor | undefined
 }
 
+/** Where a parameter's tensors are. */
+interface ParameterParts {
+  name: string
+  config: LoraConfig
+  experts: number
+  a: Factor
+  b: Factor
+}
+
 class FoundParts {
   readonly layers: LayerFactors[] = []
   readonly magnitudes: LayerMagnitude[] = []
@@ -198,6 +211,10 @@ class FoundParts {
         biasB: vector('biasB', isEmbedding ? undefined : layer.biasB),
       })
     }
+    for (const [name, { config, experts, weightA, weightB }] of adapter.experts) {
+      const a = matrixFactor(`${name}.weightA`, weightA, sources)
+      this.#addParameter(weight, { name, config, experts, a, b: matrixFactor(`${name}.weightB`, weightB, sources) })
+    }
     const add = (tensor: string, { dtype, shape, data }: StoredTensor, rows?: readonly number[]) => {
       const source = sources.push(new MemorySource(data, tensor)) - 1
       const info = { name: tensor, dtype, shape, offset: 0, byteLength: data.byteLength }
@@ -207,7 +224,7 @@ class FoundParts {
     for (const [module, stored] of adapter.tokenRows) add(`${module}.weight`, stored, stored.indices)
   }
 
-  addFile({ file: { source }, layers, replacements, tokenRows }: AdapterFile, weight: number): void {
+  addFile({ file: { source }, layers, parameters, replacements, tokenRows }: AdapterFile, weight: number): void {
     const index = this.sources.push(source) - 1
     const factor = (info: TensorInfo) => tensorFactor(source, index, info)
     for (const { name, kind, config, A, B, magnitude, biasB } of layers) {
@@ -221,6 +238,9 @@ class FoundParts {
         magnitude: magnitude && factor(magnitude),
         biasB: biasB && factor(biasB),
       })
+    }
+    for (const { name, config, experts, A, B } of parameters) {
+      this.#addParameter(weight, { name, config, experts, a: factor(A), b: factor(B) })
     }
     for (const [tensor, { info }] of replacements)
       this.replacements.push({ tensor, source: index, info, rows: undefined })
@@ -237,7 +257,7 @@ class FoundParts {
     const shape = kind === 'convolution' ? convolutionWeight(shapes, name) : isInputMajor ? [k, d] : [d, k]
     const values = new Float64Array(magnitude === undefined ? 0 : d)
     const scales = magnitude && matrixFactor(`${name}: scales`, { data: values, shape: [1, d] }, this.sources)
-    const layer: LayerFactors = { name, d, k, rank, scale, isInputMajor, shape, a, b, tensor: 'weight', scales }
+    const layer = { name, d, k, rank, scale, isInputMajor, shape, a, b, tensor: 'weight', experts: undefined, scales }
     this.layers.push(layer)
     if (magnitude !== undefined) {
       if (weight !== 1) throw weightedError(name, 'a DoRA layer', weight)
@@ -255,9 +275,19 @@ class FoundParts {
       a: biasB,
       b: one,
       tensor: 'bias',
+      experts: undefined,
       scales: undefined,
-    } as const
+    }
     this.layers.push({ name, scale, ...bias })
+  }
+
+  #addParameter(weight: number, { name: full, config, experts, a, b }: ParameterParts): void {
+    const at = full.lastIndexOf('.')
+    const [name, tensor] = [full.slice(0, at), full.slice(at + 1)]
+    const scale = weight * scalingOf(config.rank, config.alpha, config.useRslora)
+    const [d, k, { rank }] = [b.rows, a.columns, config]
+    const factors = { d, k, rank, scale, isInputMajor: false, shape: [experts, d, k], a, b }
+    this.layers.push({ name, tensor, ...factors, experts, scales: undefined })
   }
 }
 

@@ -5,7 +5,7 @@ import { decodeWeights, encodeWeights, type WeightDtype } from '../../base/dtype
 import { NumericError } from '../../base/errors.js'
 import type { FloatArray } from '../../base/tensor.js'
 import type { MergeKernel } from '../../kernels/merge-kernel.js'
-import type { Factor } from './adapters.js'
+import type { Factor, FactorSlice } from './adapters.js'
 import { type Chunk, sizeOf, type WeightPlan } from './layout.js'
 
 /** Bytes of a factor that a chunk needs. */
@@ -13,7 +13,7 @@ export interface FactorRange {
   readonly factor: Factor
   readonly offset: number
   readonly byteLength: number
-  readonly use: 'right' | 'left' | 'left rows' | 'scales'
+  readonly use: 'right' | 'left' | 'left rows' | 'scales' | 'stack'
   /** Which of the weight's layers it belongs to. */
   readonly layer: number
 }
@@ -23,10 +23,18 @@ interface Current {
   weight: WeightPlan
   /** Ranks of all layers together: their factors are stacked, so that one pass adds them all. */
   rank: number
-  /** Aᵀ (rows, r) of the layers that are stored input-major. */
+  /** Aᵀ (rows, r) of the layers that are stored input-major, and B (rows, r) of experts. */
   wholeLefts: Map<number, FloatArray>
   /** DoRA's, by output; such a weight has one layer. */
   scales: FloatArray | undefined
+}
+
+/** B (d, r·E) of a stack of experts. */
+interface Stack {
+  readonly factor: Factor
+  /** Its values are in this type's precision. */
+  readonly base: WeightDtype
+  readonly values: FloatArray
 }
 
 export interface ChunkResult {
@@ -42,6 +50,8 @@ export class ChunkMerger {
   /** For base bytes of another type than the output's. */
   #converted = new Uint8Array()
   #current: Current | undefined
+  /** By layer: the B (d, r·E) of which the last expert took its columns. The next one usually takes its own. */
+  readonly #stacks = new Map<number, Stack>()
 
   constructor(kernel: MergeKernel) {
     this.#kernel = kernel
@@ -55,12 +65,20 @@ export class ChunkMerger {
     return this.#converted.subarray(0, baseBytes)
   }
 
-  /** What to read from the factors before `merge`: all of them for the first chunk of a weight, rows of B for the others. */
+  /**
+   * What to read from the factors before `merge`: all of them for the first chunk of a weight, rows of B for the others. An
+   * expert's columns of B lie between those of the others, so that B is read as a whole, once for experts that follow each other.
+   */
   needs({ segment: { weight }, row, rows }: Chunk): FactorRange[] {
     if (weight === undefined) return []
     const isNew = weight !== this.#current?.weight
     return weight.layers.flatMap(({ a, b, isInputMajor, scales }, layer) => {
       const first = isNew && scales !== undefined ? [wholeOf(scales, 'scales', layer)] : []
+      if (b.slice !== undefined) {
+        if (!isNew) return []
+        const stack = isSame(this.#stacks.get(layer), b, weight.from) ? [] : [wholeOf(b, 'stack', layer)]
+        return [...stack, wholeOf(a, isInputMajor ? 'left' : 'right', layer)]
+      }
       if (!isInputMajor) {
         const left = rowsOf(b, row, rows, layer)
         return isNew ? [...first, wholeOf(a, 'right', layer), left] : [left]
@@ -111,20 +129,32 @@ export class ChunkMerger {
     const { layers, columns } = weight
     const rank = layers.reduce((sum, layer) => sum + layer.rank, 0)
     const wholeLefts = new Map<number, FloatArray>()
-    const right = layers.length === 1 ? undefined : zeros(rank * columns, weight.from)
-    let start = 0
+    const rights: FloatArray[] = [] // (r, columns) of each layer
     let scales: FloatArray | undefined
-    ranges.forEach(({ use, layer }, i) => {
-      if (use === 'scales') scales = values[i]
+    ranges.forEach(({ use, layer, factor }, i) => {
       const { isInputMajor, rank: own, k, d } = layers[layer]
+      if (use === 'scales') scales = values[i]
+      // A copy: the bytes' room is used again for the next chunk.
+      if (use === 'stack') this.#stacks.set(layer, { factor, base: weight.from, values: values[i].slice() })
       if (use === 'left') wholeLefts.set(layer, transpose(values[i], own, k))
-      if (use !== 'right') return
-      const rows = isInputMajor ? transpose(values[i], d, own) : values[i] // (r, columns)
-      if (right === undefined) this.#kernel.loadRight(rows, rank, columns)
-      else right.set(rows, start)
-      start += rows.length
+      if (use === 'right') rights[layer] = isInputMajor ? transpose(values[i], d, own) : values[i]
     })
-    if (right !== undefined && rank > 0) this.#kernel.loadRight(right, rank, columns)
+    layers.forEach(({ isInputMajor, rank: own, d, b: { slice, columns: all } }, layer) => {
+      if (slice === undefined) return
+      const left = columnsOf(this.#stacks.get(layer)!, all, slice) // B (d, r)
+      if (isInputMajor) rights[layer] = transpose(left, d, own)
+      else wholeLefts.set(layer, left)
+    })
+    if (layers.length === 1) this.#kernel.loadRight(rights[0], rank, columns)
+    else if (rank > 0) {
+      const right = zeros(rank * columns, weight.from)
+      let start = 0
+      for (const rows of rights) {
+        right.set(rows, start)
+        start += rows.length
+      }
+      this.#kernel.loadRight(right, rank, columns)
+    }
     return { weight, rank, wholeLefts, scales }
   }
 
@@ -182,8 +212,24 @@ function overflowError({ row, column, columns }: Chunk, { name, to, layers }: We
   })
 }
 
-function wholeOf(factor: Factor, use: 'right' | 'left' | 'scales', layer: number): FactorRange {
+function wholeOf(factor: Factor, use: Exclude<FactorRange['use'], 'left rows'>, layer: number): FactorRange {
   return { factor, offset: factor.offset, byteLength: factor.rows * factor.columns * sizeOf(factor.dtype), use, layer }
+}
+
+/** Whether a slice is of a factor that is there in this precision. */
+function isSame(stack: Stack | undefined, { source, offset }: Factor, base: WeightDtype): boolean {
+  return stack !== undefined && stack.factor.source === source && stack.factor.offset === offset && stack.base === base
+}
+
+/** A slice of values with so many columns. */
+function columnsOf({ values, base }: Stack, columns: number, { firstRow, rows, first, step }: FactorSlice): FloatArray {
+  const count = columns / step
+  const result = zeros(rows * count, base)
+  for (let i = 0, at = 0; i < rows; i++) {
+    const start = (firstRow + i) * columns + first
+    for (let j = 0; j < count; j++, at++) result[at] = values[start + j * step]
+  }
+  return result
 }
 
 function rowsOf(factor: Factor, row: number, rows: number, layer: number): FactorRange {

@@ -10,7 +10,7 @@ import { type BaseReplacement, type LayerFactors, openAdapters } from './adapter
 import { CHUNK_BYTES } from './layout.js'
 import { readConfig } from './merge-checkpoint.js'
 import { placeReplacements } from './place-replacements.js'
-import { findWeight, missingError, moduleNames, planMerge } from './plan.js'
+import { findWeights, labelOf, missingError, moduleNames, planMerge } from './plan.js'
 import { refuseQuantizedConfig } from './refusals.js'
 import { findTiedPair, isEmbeddingModule, isHeadModule, tieSetting } from './tied.js'
 
@@ -70,20 +70,22 @@ function judge(
   const pair = findTiedPair(layers, checkpoint, config)
   const locate = moduleNames(layers, tensors)
   let suggestions = 0
-  const parts = layers.map((layer): PartFit => {
+  const parts = layers.flatMap((layer): PartFit[] => {
     let problem: string | null = null
     const found = attempt(
-      () => findWeight(layer, locate, checkpoint, pair),
+      () => findWeights(layer, { layers, locate, checkpoint, pair, config }),
       ({ message }) => {
         problem = message
       },
     )
-    const stored = found ?? tensors.get(`${locate(layer.name)}.${layer.tensor}`)
-    const info = stored === undefined ? undefined : 'tensor' in stored ? stored.tensor.info : stored.info
-    if (info !== undefined) return partFit(layer.name, info, problem)
+    // Of a parameter whose experts are stored one by one, each has its own line.
+    const label = (tensor: string) => (found !== undefined && found.length > 1 ? tensor : labelOf(layer))
+    if (found !== undefined) return found.map(({ name, tensor }) => partFit(label(name), tensor.info, problem))
+    const unfit = tensors.get(`${locate(layer.name)}.${layer.tensor}`)
+    if (unfit !== undefined) return [partFit(labelOf(layer), unfit.info, problem)]
     const isSuggested = ++suggestions <= MAX_SUGGESTIONS
-    problem ??= missingError([layer.name], layers, isSuggested ? tensors : new Map()).message
-    return missingPart(layer.name, problem)
+    problem ??= missingError([layer], layers, isSuggested ? tensors : new Map()).message
+    return [missingPart(labelOf(layer), problem)]
   })
   for (const replacement of replacements) {
     let problem: string | null = null

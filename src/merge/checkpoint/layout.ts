@@ -6,6 +6,7 @@ import type { Checkpoint } from '../../formats/checkpoint.js'
 import { isWeightDtype, planSafetensors, type SafetensorsDtype, type TensorInfo } from '../../formats/safetensors.js'
 import { sizeOfDtype as sizeOf } from '../../kernels/merge-kernel.js'
 import type { LayerFactors } from './adapters.js'
+import { expertLayer } from './experts.js'
 
 export { sizeOf }
 
@@ -128,24 +129,33 @@ function newShard(
   }
 }
 
-/** A tensor as it is, or the pieces between its replaced rows, and those. */
+/** A tensor as it is, or its experts one by one, or the pieces between its replaced rows, and those. */
 function segmentsOf(tensor: OutputTensor, offset: number): Segment[] {
-  const { base, rows, dtype } = tensor
+  const { base, rows, layers } = tensor
+  if (layers.some(({ experts }) => experts !== undefined)) {
+    const [experts, ...shape] = base.shape
+    const byteLength = base.byteLength / experts
+    const mergedBytes = outputBytes(tensor) / experts
+    return Array.from({ length: experts }, (_, e) => {
+      const own = { ...base, shape, offset: base.offset + e * byteLength, byteLength }
+      const expert = { ...tensor, base: own, layers: layers.map((layer) => expertLayer(layer, e)) }
+      return segmentOf(expert, offset + e * mergedBytes)
+    })
+  }
   if (rows.length === 0) return [segmentOf(tensor, offset)]
   const rowBytes = base.byteLength / base.shape[0]
-  const outputBytes =
-    isWeightDtype(dtype) && isWeightDtype(base.dtype) ? (rowBytes / sizeOf(base.dtype)) * sizeOf(dtype) : rowBytes
+  const mergedRowBytes = outputBytes(tensor) / base.shape[0]
   const result: Segment[] = []
   let at = 0
   const keep = (end: number) => {
     if (end === at) return
     const piece = { ...base, offset: base.offset + at * rowBytes, byteLength: (end - at) * rowBytes }
-    result.push(segmentOf({ ...tensor, base: piece }, offset + at * outputBytes))
+    result.push(segmentOf({ ...tensor, base: piece }, offset + at * mergedRowBytes))
     at = end
   }
   for (const { index, ...row } of [...rows].sort((a, b) => a.index - b.index)) {
     keep(index)
-    result.push(segmentOf({ ...tensor, shard: row.shard, base: { ...base, ...row } }, offset + index * outputBytes))
+    result.push(segmentOf({ ...tensor, shard: row.shard, base: { ...base, ...row } }, offset + index * mergedRowBytes))
     at = index + 1
   }
   keep(base.shape[0])

@@ -315,12 +315,14 @@ function noteOf({ shards, shared, threads }: ChunkJob, index: number): ShardNote
   const firstSegment = before.reduce((sum, { segments }) => sum + segments.length, 0)
   const shard = shards[index]
   const checksums = shared.checksums.subarray(firstChunk, firstChunk + shardChunks(shard))
-  const squares = shard.segments.flatMap(({ weight }, i): [string, [number, number]][] =>
-    weight === undefined || weight.layers.length === 0
-      ? []
-      : [[weight.name, squaresOf(shared, threads, firstSegment + i)]],
-  )
-  return { checksum: digestOf(shard.header, checksums), squares: Object.fromEntries(squares) }
+  const squares: Record<string, [base: number, delta: number]> = {}
+  for (const [i, { weight }] of shard.segments.entries()) {
+    if (weight === undefined || weight.layers.length === 0) continue
+    const [base, delta] = squaresOf(shared, threads, firstSegment + i)
+    const [baseBefore, deltaBefore] = squares[weight.name] ?? [0, 0]
+    squares[weight.name] = [baseBefore + base, deltaBefore + delta]
+  }
+  return { checksum: digestOf(shard.header, checksums), squares }
 }
 
 function changesOf(notes: ReadonlyMap<string, ShardNote>) {

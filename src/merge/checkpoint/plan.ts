@@ -7,6 +7,7 @@ import { formatShape } from '../../base/tensor.js'
 import type { Checkpoint, CheckpointTensor } from '../../formats/checkpoint.js'
 import { isWeightDtype, type TensorInfo } from '../../formats/safetensors.js'
 import type { BaseReplacement, LayerFactors } from './adapters.js'
+import { separateLayers, stackedLayer } from './experts.js'
 import { layOut, type OutputShard, type OutputTensor, outputBytes } from './layout.js'
 import { placeReplacements } from './place-replacements.js'
 import { refuseQuantizedConfig, refuseQuantizedModule } from './refusals.js'
@@ -76,7 +77,7 @@ export function planMerge(
   })
   if (pair !== undefined && tied === 'refuse') throw tiedError(pair, checkpoint.tensors.has(pair.head))
   const locate = moduleNames(layers, checkpoint.tensors)
-  const byTensor = assignLayers(layers, locate, checkpoint, pair, tied)
+  const byTensor = assignLayers({ layers, locate, checkpoint, pair, config }, tied)
   const placed = placeReplacements(replacements, locate, checkpoint, findTiedPair(vocabulary, checkpoint, config), tied)
   refuseCombinations(byTensor, placed)
 
@@ -110,13 +111,8 @@ export function planMerge(
 }
 
 /** Output tensor → the layers merged into it. */
-function assignLayers(
-  layers: readonly LayerFactors[],
-  locate: (name: string) => string,
-  checkpoint: Checkpoint,
-  pair: TiedPair | undefined,
-  tied: TiedPolicy,
-): Map<string, LayerFactors[]> {
+function assignLayers(search: WeightSearch, tied: TiedPolicy): Map<string, LayerFactors[]> {
+  const { layers, checkpoint, pair } = search
   const { tensors } = checkpoint
   const result = new Map<string, LayerFactors[]>()
   const add = (tensor: string, layer: LayerFactors) => {
@@ -124,49 +120,75 @@ function assignLayers(
     if (own === undefined) result.set(tensor, [layer])
     else own.push(layer)
   }
-  const missing: string[] = []
+  const missing: LayerFactors[] = []
   for (const layer of layers) {
-    const found = findWeight(layer, locate, checkpoint, pair)
-    if (found === undefined) {
-      missing.push(layer.name)
-      continue
-    }
-    if (!found.isPaired || tied === 'untie') add(found.name, layer)
-    else {
-      add(pair!.embedding, layer)
-      if (tensors.has(pair!.head)) add(pair!.head, layer)
+    const found = findWeights(layer, search)
+    if (found === undefined) missing.push(layer)
+    for (const { name, layer: own, isPaired } of found ?? []) {
+      if (!isPaired || tied === 'untie') add(name, own)
+      else {
+        add(pair!.embedding, own)
+        if (tensors.has(pair!.head)) add(pair!.head, own)
+      }
     }
   }
-  if (missing.length > 0) throw missingError([...new Set(missing)], layers, tensors)
+  if (missing.length > 0) throw missingError(missing, layers, tensors)
   return result
 }
 
+/** Where layers are looked for. */
+export interface WeightSearch {
+  /** All of the merge. */
+  readonly layers: readonly LayerFactors[]
+  /** Module name → the checkpoint's. */
+  readonly locate: (name: string) => string
+  readonly checkpoint: Checkpoint
+  readonly pair: TiedPair | undefined
+  readonly config: Readonly<Record<string, unknown>> | undefined
+}
+
+export interface FoundWeight {
+  readonly name: string
+  readonly tensor: CheckpointTensor
+  /** The layer, or its part, as this tensor has it. */
+  readonly layer: LayerFactors
+  readonly isPaired: boolean
+}
+
 /**
- * The tensor that a layer changes: the embedding's where a tied output embedding is not stored. Undefined when there is none.
+ * The tensor that a layer changes: the embedding's where a tied output embedding is not stored. Several where experts that the
+ * layer stacks are stored one by one. Undefined when there is none.
  *
  * @throws as {@link planMerge} does, when the weight is there but cannot be merged into
  */
-export function findWeight(
-  layer: LayerFactors,
-  locate: (name: string) => string,
-  { tensors }: Checkpoint,
-  pair: TiedPair | undefined,
-): { name: string; tensor: CheckpointTensor; isPaired: boolean } | undefined {
-  const name = `${locate(layer.name)}.${layer.tensor}`
+export function findWeights(layer: LayerFactors, search: WeightSearch): readonly FoundWeight[] | undefined {
+  const { layers, locate, checkpoint, pair, config } = search
+  const { tensors } = checkpoint
+  const module = locate(layer.name)
+  const name = `${module}.${layer.tensor}`
   const isPaired = pair !== undefined && (name === pair.head || name === pair.embedding)
   const tensor = tensors.get(name) ?? (isPaired ? tensors.get(pair.embedding) : undefined)
-  if (tensor === undefined) {
-    refuseQuantizedModule(locate(layer.name), (other) => tensors.has(other))
-    if (layer.tensor === 'bias' && tensors.has(`${locate(layer.name)}.weight`)) {
-      throw new MismatchError({
-        where: name,
-        what: 'the adapter has a bias of B (lora_bias), which only a bias of the base can take; the base has none here',
-      })
+  if (tensor !== undefined) {
+    if (layer.experts !== undefined) {
+      const own = stackedLayer(layer, tensor.info, layers, locate, tensors, config)
+      return [{ name, tensor, layer: own, isPaired }]
     }
-    return undefined
+    checkWeight(layer, tensor.info)
+    return [{ name, tensor, layer, isPaired }]
   }
-  checkWeight(layer, tensor.info)
-  return { name, tensor, isPaired }
+  const parts = separateLayers(layer, module, tensors)?.map(({ tensor: part, layer: own }) => {
+    return { name: part, tensor: tensors.get(part)!, layer: own, isPaired: false }
+  })
+  for (const { layer: own, tensor: part } of parts ?? []) checkWeight(own, part.info)
+  if (parts !== undefined) return parts
+  refuseQuantizedModule(layer.experts === undefined ? module : name, (other) => tensors.has(other))
+  if (layer.experts === undefined && layer.tensor === 'bias' && tensors.has(`${module}.weight`)) {
+    throw new MismatchError({
+      where: name,
+      what: 'the adapter has a bias of B (lora_bias), which only a bias of the base can take; the base has none here',
+    })
+  }
+  return undefined
 }
 
 /**
@@ -178,7 +200,12 @@ export function moduleNames(
   tensors: ReadonlyMap<string, CheckpointTensor>,
 ): (name: string) => string {
   const matches = (rename: (name: string) => string) =>
-    layers.filter(({ name }) => tensors.has(`${rename(name)}.weight`)).length
+    layers.filter((layer) => {
+      const name = rename(layer.name)
+      // A bias has its weight beside it, where the base has none.
+      const tensor = layer.tensor === 'bias' && layer.experts === undefined ? 'weight' : layer.tensor
+      return tensors.has(`${name}.${tensor}`) || separateLayers(layer, name, tensors) !== undefined
+    }).length
   const asIs = (name: string) => name
   if (layers.length === 0 || matches(asIs) > 0) return asIs
   const first = layers[0].name.split('.', 1)[0]
@@ -234,19 +261,27 @@ function checkWeight({ name, isInputMajor, shape: expected }: LayerFactors, info
   })
 }
 
+/** What an adapter calls it: a module, or a parameter. */
+export function labelOf({ name, tensor, experts }: LayerFactors): string {
+  return experts === undefined ? name : `${name}.${tensor}`
+}
+
 export function missingError(
-  missing: readonly string[],
+  missing: readonly LayerFactors[],
   layers: readonly LayerFactors[],
   tensors: ReadonlyMap<string, CheckpointTensor>,
 ): MismatchError {
-  const modules = [...tensors.keys()].flatMap((name) => (name.endsWith('.weight') ? name.slice(0, -7) : []))
-  const near = nearMisses(missing[0], modules)
-  const isNone = missing.length === new Set(layers.map(({ name }) => name)).size
-  const shown = missing.slice(0, 5).join(', ') + (missing.length > 5 ? `, … (${missing.length} in all)` : '')
+  const labels = [...new Set(missing.map(labelOf))]
+  const near = nearMisses(
+    labels[0],
+    [...tensors.keys()].map((name) => name.replace(/\.weight$/, '')),
+  )
+  const isNone = labels.length === new Set(layers.map(labelOf)).size
+  const shown = labels.slice(0, 5).join(', ') + (labels.length > 5 ? `, … (${labels.length} in all)` : '')
   return new MismatchError({
     where: 'adapter',
     what: isNone ? `none of its layers is in the base: ${shown}` : `the base has no weight for ${shown}`,
-    expected: `a tensor ${missing[0]}.weight`,
+    expected: `a tensor ${labels[0]}${missing[0].experts === undefined ? '.weight' : ''}`,
     ...(near.length > 0 && { hint: `Nearest to the first: ${near.join(', ')}` }),
   })
 }
