@@ -52,7 +52,7 @@ export {
   type ReplacementReport,
 } from './lora/inspect.js'
 export { type LayerGradients, LoraLayer } from './lora/layer.js'
-export type { SaveOptions } from './lora/peft.js'
+export type { LoadOptions, SaveOptions } from './lora/peft.js'
 export type { AdapterPart, PartKind } from './lora/plain.js'
 export type { Replacement, StoredTensor, TokenRows } from './lora/replacements.js'
 export type { ConvolutionGeometry } from './lora/windows.js'

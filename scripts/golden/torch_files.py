@@ -3,19 +3,21 @@
     torch_files.py [--out tests/golden/torch]
 
 expected.json: for each file that loads, its tensors (dtype and shape in safetensors' spelling, bytes in base64); for each that must not,
-what the error must name. adapters/: folders by PEFT's save_pretrained(safe_serialization=False) of the cases of tests/golden/kinds.
+what the error must name. adapters/: folders by PEFT's save_pretrained(safe_serialization=False) of the cases of tests/golden/kinds, and other spellings of names.
 """
 import argparse
 import base64
 import collections
 import os
 import pathlib
+import shutil
 import sys
+import tempfile
 import unittest.mock
 
 import torch
 
-from common import GOLDEN, fresh, write_json
+from common import GOLDEN, fill_b, fresh, write_json
 from peft_kinds import build
 
 SEED = 5
@@ -115,6 +117,25 @@ def save_adapters(out):
         (out / case / "README.md").unlink(missing_ok=True)
 
 
+def save_spellings(out):
+    """raw: a PEFT model's own state dict, as training loops save it that know nothing of PEFT. twice: of a PEFT model in a PEFT model."""
+    from peft import LoraConfig, PeftModel, get_peft_model
+    adapted = PeftModel.from_pretrained(build("qwen2"), GOLDEN / "kinds" / "all-together")
+    parts = ("lora_", "modules_to_save", "trainable_tokens_delta", ".bias")
+    folder = fresh(out / "raw")
+    torch.save({k: v for k, v in adapted.state_dict().items() if any(part in k for part in parts)}, folder / "adapter_model.bin")
+    shutil.copy(GOLDEN / "kinds" / "all-together" / "adapter_config.json", folder)
+
+    inner = get_peft_model(build("qwen2"), LoraConfig(target_modules=["q_proj"]))
+    outer = get_peft_model(inner, LoraConfig(r=2, target_modules=["k_proj"]), adapter_name="outer")
+    fill_b(outer, SEED, 0.3)
+    with tempfile.TemporaryDirectory() as temporary:
+        outer.save_pretrained(temporary, selected_adapters=["outer"], save_embedding_layers=False)
+        shutil.copytree(pathlib.Path(temporary) / "outer", fresh(out / "twice"), dirs_exist_ok=True)
+    for file in (out / "twice").iterdir():  # safetensors writes files that only their owner reads
+        file.chmod(0o644)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path, default=GOLDEN / "torch")
@@ -123,6 +144,7 @@ def main():
     loads, refused = save_all(out)
     write_json(out / "expected.json", {"version": torch.__version__, "loads": loads, "refused": refused})
     save_adapters(out / "adapters")
+    save_spellings(out / "adapters")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ export interface Directory {
   readonly name: string
   /** Names of the files directly inside, sorted; empty if the folder does not exist. */
   list(): Promise<string[]>
+  /** Names of the folders directly inside, sorted. Where this is missing, folders are found by their names alone. */
+  folders?(): Promise<string[]>
   has(path: string): Promise<boolean>
   /** Throws FileError when there is no such file. */
   open(path: string): Promise<ByteSource>
@@ -77,6 +79,11 @@ export class MemoryDirectory implements Directory {
 
   async list(): Promise<string[]> {
     return [...this.files.keys()].filter((path) => !path.includes('/')).sort()
+  }
+
+  async folders(): Promise<string[]> {
+    const nested = [...this.files.keys()].filter((path) => path.includes('/'))
+    return [...new Set(nested.map((path) => path.slice(0, path.indexOf('/'))))].sort()
   }
 
   async has(path: string): Promise<boolean> {

@@ -7,7 +7,7 @@ import type { CausalModel, LoadModelOptions } from '../graph/model-folder.js'
 import type { AdapterSessionOptions, AdapterSession as Session, SessionBase } from '../infer/adapter-session.js'
 import type { GenerateOptions, GenerateResult } from '../infer/generate.js'
 import type { LoraAdapter } from '../lora/adapter.js'
-import type { SaveOptions } from '../lora/peft.js'
+import type { LoadOptions, SaveOptions } from '../lora/peft.js'
 import type { AdapterInput, CheckpointReport, MergeCheckpointOptions } from '../merge/checkpoint/merge-checkpoint.js'
 import type { Differences, UnmergeOptions, UnmergeReport } from '../merge/checkpoint/unmerge.js'
 import type { MergeOnnxOptions } from '../merge/merge-onnx.js'
@@ -36,13 +36,16 @@ export async function loadOnnx(directory: Directory, path: string): Promise<Onnx
  * Reads a PEFT adapter folder. Factors are f32, each layer's `dtype` is the file's, layers have no base weight and are in
  * evaluation mode. Ranks above min(d, k) are fine.
  *
- * @throws FileError when a file is missing; FormatError when one is corrupt or holds a tensor that no layer claims or half a
- *   pair; UnsupportedError when the config or a tensor means something that is not implemented; MismatchError when the config's
- *   target_modules leave a tensor out; ShapeError when a shape disagrees with the config's rank; NumericError when a value is
+ * Older spellings of tensor names are read, and listed in the adapter's `notes`. An adapter_model.bin is read where there is no
+ * safetensors file; nothing in it is executed.
+ *
+ * @throws FileError when a file is missing, or the folder holds several adapters and none is named; FormatError when one is corrupt
+ *   or holds a tensor that no layer claims or half a pair; UnsupportedError when the config or a tensor means something that is not
+ *   implemented; MismatchError when the config's target_modules leave a tensor out; ShapeError when a shape disagrees with the config's rank; NumericError when a value is
  *   not finite. Each names the file, and the field or tensor.
  */
-export async function loadAdapter(directory: Directory): Promise<LoraAdapter> {
-  return (await import('../lora/peft.js')).loadAdapter(directory)
+export async function loadAdapter(directory: Directory, options?: LoadOptions): Promise<LoraAdapter> {
+  return (await import('../lora/peft.js')).loadAdapter(directory, options)
 }
 
 /**

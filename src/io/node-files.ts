@@ -32,6 +32,22 @@ export class NodeDirectory implements Directory {
     }
   }
 
+  async folders(): Promise<string[]> {
+    try {
+      const entries = await readdir(this.name, { withFileTypes: true })
+      const names = await Promise.all(
+        entries.map(async (entry) => {
+          const isFolder = entry.isDirectory() || (await isDirectory(path.join(this.name, entry.name)))
+          return isFolder ? [entry.name] : []
+        }),
+      )
+      return names.flat().sort()
+    } catch (error) {
+      if (codeOf(error) === 'ENOENT') return []
+      throw fileError(this.name, 'cannot be listed', error)
+    }
+  }
+
   async has(file: string): Promise<boolean> {
     const target = this.#resolve(file)
     try {

@@ -38,6 +38,8 @@ export class LoraAdapter implements Iterable<[name: string, layer: LoraLayer]> {
   readonly replacements = new Map<string, Replacement>()
   /** By the embedding's module name: rows that take the place of the base's. */
   readonly tokenRows = new Map<string, TokenRows>()
+  /** What its folder spelled otherwise than PEFT does now, one clause each; saving writes the current spelling. */
+  readonly notes: string[] = []
   readonly #layers = new Map<string, LoraLayer>()
   readonly #embeddings = new Map<string, EmbeddingLora>()
   readonly #convolutions = new Map<string, ConvolutionLora>()

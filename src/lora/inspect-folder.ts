@@ -61,6 +61,7 @@ export async function inspectAdapterFolder(directory: Directory): Promise<Adapte
         ),
       ],
       problems,
+      notes: adapter.notes,
     })
   } finally {
     await adapter.close()

@@ -108,6 +108,7 @@ export function inspectAdapter(adapter: LoraAdapter): AdapterReport {
       }),
     ],
     problems,
+    notes: adapter.notes,
   })
 }
 
@@ -150,12 +151,16 @@ export function layerReport(layer: InspectedLayer): LayerReport {
 /** Adds what follows from all layers together. */
 export function adapterReport({
   problems,
+  notes,
   ...report
-}: Omit<AdapterReport, 'problems' | 'warnings'> & { problems: readonly LowrankError[] }): AdapterReport {
+}: Omit<AdapterReport, 'problems' | 'warnings'> & {
+  problems: readonly LowrankError[]
+  notes: readonly string[]
+}): AdapterReport {
   return {
     ...report,
     problems: problems.map(({ code, message }) => ({ code, message })),
-    warnings: warningsOf(report.layers, report.config),
+    warnings: [...notes.map((note) => `The folder has ${note}`), ...warningsOf(report.layers, report.config)],
   }
 }
 

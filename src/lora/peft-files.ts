@@ -1,13 +1,74 @@
-// The files of an adapter folder: which of them PEFT would read, and opening it.
+// The files of an adapter folder: which folder and which of its files PEFT would read, and opening them.
 
-import type { Directory } from '../base/bytes.js'
+import { type ByteSource, type Directory, readAll } from '../base/bytes.js'
+import { FileError, FormatError } from '../base/errors.js'
 import { parseSafetensorsHeader, type SafetensorsFile } from '../formats/safetensors.js'
 import { parseTorchFile } from '../formats/torch/torch-file.js'
 
 export const CONFIG_FILE = 'adapter_config.json'
 export const WEIGHTS_FILE = 'adapter_model.safetensors'
 /** What PEFT wrote before 0.6, and since then with safe_serialization=False. */
-export const TORCH_FILE = 'adapter_model.bin'
+const TORCH_FILE = 'adapter_model.bin'
+
+/** A config that lists thousands of modules by full name has a few hundred kB; more is no config. */
+const MAX_CONFIG_BYTES = 16_000_000
+
+/** Where an adapter is: in the folder itself, or in one of the folders inside. */
+export interface AdapterFolder {
+  readonly directory: Directory
+  /** '' or `NAME/` */
+  readonly path: string
+}
+
+/**
+ * Finds an adapter as PEFT's save_pretrained leaves it: the one named "default" in the folder itself, others in folders of their
+ * names. Without a name the folder's own adapter is meant, or the only one inside.
+ *
+ * @throws FileError when there is none, or several and no name; the message lists them
+ */
+export async function findAdapter(directory: Directory, name?: string): Promise<AdapterFolder> {
+  const hasOwn = await directory.has(CONFIG_FILE)
+  if (name !== undefined && (await hasConfig(directory, name))) return { directory, path: `${name}/` }
+  // A name can also choose among the tensors of one file.
+  if (hasOwn) return { directory, path: '' }
+  const folders = (await directory.folders?.()) ?? []
+  const inside: string[] = []
+  for (const folder of folders) if (await hasConfig(directory, folder)) inside.push(folder)
+  if (name === undefined && inside.length === 1) return { directory, path: `${inside[0]}/` }
+  if (inside.length === 0) {
+    throw new FileError({ where: directory.name, what: `not an adapter folder: no ${CONFIG_FILE}` })
+  }
+  throw new FileError({
+    where: directory.name,
+    what: name === undefined ? 'several adapters in folders of their own' : `no adapter named ${name}`,
+    expected: `one of ${inside.slice(0, 10).join(', ')}${inside.length > 10 ? ', …' : ''}`,
+    hint: 'Name one, or its folder',
+  })
+}
+
+/** Names come from callers: one that no folder can have means no folder. */
+async function hasConfig(directory: Directory, folder: string): Promise<boolean> {
+  if (folder === '.' || folder === '..' || !/^[^/\\\0]+$/.test(folder)) return false
+  return directory.has(`${folder}/${CONFIG_FILE}`)
+}
+
+/** @throws FormatError when the config is too large for one; FileError when it cannot be read */
+export async function readConfig({ directory, path }: AdapterFolder): Promise<{ bytes: Uint8Array; file: string }> {
+  const source = await directory.open(path + CONFIG_FILE)
+  try {
+    if (source.byteLength > MAX_CONFIG_BYTES) {
+      throw new FormatError({
+        where: source.name,
+        what: 'too large for a config',
+        expected: `at most ${MAX_CONFIG_BYTES} bytes`,
+        got: `${source.byteLength}`,
+      })
+    }
+    return { bytes: await readAll(source), file: source.name }
+  } finally {
+    await source.close()
+  }
+}
 
 /**
  * Opens an adapter's tensors, whose source is the caller's to close: the safetensors file if there is one, as PEFT does, else the one
@@ -15,9 +76,9 @@ export const TORCH_FILE = 'adapter_model.bin'
  *
  * @throws FileError when there is neither; FormatError or UnsupportedError when the file cannot be read
  */
-export async function openWeights(directory: Directory): Promise<SafetensorsFile> {
-  const isTorch = !(await directory.has(WEIGHTS_FILE)) && (await directory.has(TORCH_FILE))
-  const source = await directory.open(isTorch ? TORCH_FILE : WEIGHTS_FILE)
+export async function openWeights({ directory, path }: AdapterFolder): Promise<SafetensorsFile> {
+  const isTorch = !(await directory.has(path + WEIGHTS_FILE)) && (await directory.has(path + TORCH_FILE))
+  const source: ByteSource = await directory.open(path + (isTorch ? TORCH_FILE : WEIGHTS_FILE))
   try {
     return await (isTorch ? parseTorchFile(source) : parseSafetensorsHeader(source))
   } catch (error) {

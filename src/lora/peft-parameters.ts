@@ -7,8 +7,8 @@ import { formatShape } from '../base/tensor.js'
 import type { TensorInfo } from '../formats/safetensors.js'
 import { configForLayer, type LoraConfig } from './config.js'
 import { isAllLinear, targetMatcher } from './patterns.js'
+import { CONFIG_FILE } from './peft-files.js'
 
-const CONFIG_FILE = 'adapter_config.json'
 const WRAPPED = '.base_layer'
 
 /** The tensors of one adapted parameter. */

@@ -15,10 +15,9 @@ import type { SafetensorsFile, TensorInfo } from '../formats/safetensors.js'
 import { configForLayer, type LoraConfig } from './config.js'
 import { convolutionShape } from './convolution.js'
 import { targetMatcher } from './patterns.js'
+import { CONFIG_FILE } from './peft-files.js'
+import { KEY_PREFIX } from './peft-keys.js'
 import { type ParameterTensors, takeParameters } from './peft-parameters.js'
-
-export const KEY_PREFIX = 'base_model.model.'
-const CONFIG_FILE = 'adapter_config.json'
 
 /** The tensors of one adapted module. */
 export interface LayerTensors {

@@ -1,18 +1,9 @@
 // Adapter folders of huggingface/peft ⇄ LoraAdapter: adapter_config.json and adapter_model.safetensors. PEFT passes over tensors
 // that it does not expect in silence; here every tensor is used or named in an error. Keys: PEFT's docs, "checkpoint format".
 
-import { type ByteSink, type Directory, readAll } from '../base/bytes.js'
+import type { ByteSink, Directory } from '../base/bytes.js'
 import { encodeFloats, type FloatDtype } from '../base/dtype.js'
-import {
-  ConfigError,
-  FileError,
-  FormatError,
-  MismatchError,
-  NumericError,
-  type OnProblem,
-  StateError,
-  throwProblem,
-} from '../base/errors.js'
+import { ConfigError, MismatchError, NumericError, type OnProblem, StateError, throwProblem } from '../base/errors.js'
 import type { FloatArray, Matrix, Tensor } from '../base/tensor.js'
 import {
   isFloatDtype,
@@ -28,22 +19,19 @@ import type { LoraConfig } from './config.js'
 import { notFinite } from './factors.js'
 import { isAllLinear, targetMatcher } from './patterns.js'
 import { formatPeftConfig, parsePeftConfig } from './peft-config.js'
-import { CONFIG_FILE, openWeights, WEIGHTS_FILE } from './peft-files.js'
+import { CONFIG_FILE, findAdapter, openWeights, readConfig, WEIGHTS_FILE } from './peft-files.js'
+import { KEY_PREFIX, normalizeKeys } from './peft-keys.js'
 import { parameterKeys, savedParameters } from './peft-parameters.js'
 import {
   type AdapterTensors,
   claimTensors,
   factorKey,
-  KEY_PREFIX,
   type LayerTensors,
   magnitudeShape,
   rowsKey,
 } from './peft-tensors.js'
 import type { AdapterPart } from './plain.js'
 import type { StoredTensor } from './replacements.js'
-
-/** A config that lists thousands of modules by full name has a few hundred kB; more is no config. */
-const MAX_CONFIG_BYTES = 16_000_000
 
 /** Magnitudes that round to infinity. */
 const INFINITE_FROM: Readonly<Record<FloatDtype, number>> = {
@@ -56,9 +44,16 @@ const INFINITE_FROM: Readonly<Record<FloatDtype, number>> = {
 export interface AdapterFile extends AdapterTensors {
   readonly config: LoraConfig
   readonly file: SafetensorsFile
+  /** As {@link LoraAdapter.notes}. */
+  readonly notes: readonly string[]
   /** As {@link LoraAdapter.parts}. */
   parts(): AdapterPart[]
   close(): Promise<void>
+}
+
+export interface LoadOptions {
+  /** Which adapter: the name of a folder inside, or the one in the tensors' names. Default: the only one there is. */
+  name?: string | undefined
 }
 
 /**
@@ -67,14 +62,22 @@ export interface AdapterFile extends AdapterTensors {
  * @param onProblem default: throws it. Else it hears of what is wrong in the config and with the tensors, and what is sound is
  *   opened; a file that cannot be read still throws
  */
-export async function openAdapter(directory: Directory, onProblem: OnProblem = throwProblem): Promise<AdapterFile> {
-  const config = await loadConfig(directory, onProblem)
-  const file = await openWeights(directory)
+export async function openAdapter(
+  directory: Directory,
+  onProblem: OnProblem = throwProblem,
+  { name }: LoadOptions = {},
+): Promise<AdapterFile> {
+  const folder = await findAdapter(directory, name)
+  const { bytes, file: configFile } = await readConfig(folder)
+  const config = parsePeftConfig(bytes, configFile, onProblem)
+  const opened = await openWeights(folder)
+  const close = () => opened.source.close()
   try {
+    const { file, notes } = normalizeKeys(opened, name)
     const tensors = claimTensors(file, config, onProblem)
-    return { config, file, ...tensors, parts: () => partsOf(tensors), close: () => file.source.close() }
+    return { config, file, notes, ...tensors, parts: () => partsOf(tensors), close }
   } catch (error) {
-    await file.source.close()
+    await close()
     throw error
   }
 }
@@ -83,15 +86,23 @@ export async function openAdapter(directory: Directory, onProblem: OnProblem = t
  * Reads a PEFT adapter folder. Factors are f32, each layer's `dtype` is the file's, layers have no base weight and are in
  * evaluation mode. Ranks above min(d, k) are fine.
  *
- * @throws FileError when a file is missing; FormatError when one is corrupt or holds a tensor that no layer claims or half a
- *   pair; UnsupportedError when the config or a tensor means something that is not implemented; MismatchError when the config's
- *   target_modules leave a tensor out; ShapeError when a shape disagrees with the config's rank; NumericError when a value is
+ * Older spellings of tensor names are read, and listed in the adapter's `notes`. An adapter_model.bin is read where there is no
+ * safetensors file; nothing in it is executed.
+ *
+ * @throws FileError when a file is missing, or the folder holds several adapters and none is named; FormatError when one is corrupt
+ *   or holds a tensor that no layer claims or half a pair; UnsupportedError when the config or a tensor means something that is not
+ *   implemented; MismatchError when the config's target_modules leave a tensor out; ShapeError when a shape disagrees with the config's rank; NumericError when a value is
  *   not finite. Each names the file, and the field or tensor.
  */
-export async function loadAdapter(directory: Directory): Promise<LoraAdapter> {
-  const { config, file, layers, parameters, replacements, tokenRows, close } = await openAdapter(directory)
+export async function loadAdapter(directory: Directory, options: LoadOptions = {}): Promise<LoraAdapter> {
+  const { config, file, notes, layers, parameters, replacements, tokenRows, close } = await openAdapter(
+    directory,
+    throwProblem,
+    options,
+  )
   try {
     const adapter = new LoraAdapter(config)
+    adapter.notes.push(...notes)
     for (const tensors of layers) {
       const { name, kind, A, B, magnitude, biasB } = tensors
       const factors = [await readFactor(file, A), await readFactor(file, B)] as const
@@ -141,30 +152,6 @@ export function commonDtype({
 }: Pick<LayerTensors, 'A' | 'B'> & Partial<Pick<LayerTensors, 'magnitude' | 'biasB'>>): FloatDtype {
   const dtypes = [A, B, magnitude, biasB].flatMap((info) => (info === undefined ? [] : [info.dtype]))
   return isFloatDtype(A.dtype) && dtypes.every((dtype) => dtype === A.dtype) ? A.dtype : 'F32'
-}
-
-async function loadConfig(directory: Directory, onProblem: OnProblem): Promise<LoraConfig> {
-  if (!(await directory.has(CONFIG_FILE))) {
-    throw new FileError({
-      where: directory.name,
-      what: `not an adapter folder: no ${CONFIG_FILE}`,
-      hint: 'PEFT saves adapters not named "default" in a folder of their name inside',
-    })
-  }
-  const source = await directory.open(CONFIG_FILE)
-  try {
-    if (source.byteLength > MAX_CONFIG_BYTES) {
-      throw new FormatError({
-        where: source.name,
-        what: 'too large for a config',
-        expected: `at most ${MAX_CONFIG_BYTES} bytes`,
-        got: `${source.byteLength}`,
-      })
-    }
-    return parsePeftConfig(await readAll(source), source.name, onProblem)
-  } finally {
-    await source.close()
-  }
 }
 
 async function readFactor(file: SafetensorsFile, info: TensorInfo): Promise<Tensor> {

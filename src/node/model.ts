@@ -50,8 +50,8 @@ export async function locateModel(target: string): Promise<{ directory: NodeDire
  *
  * @param folder a path, or anything that holds files
  */
-export function loadAdapter(folder: string | Directory): Promise<LoraAdapter> {
-  return peft.loadAdapter(asDirectory(folder))
+export function loadAdapter(folder: string | Directory, options: peft.LoadOptions = {}): Promise<LoraAdapter> {
+  return peft.loadAdapter(asDirectory(folder), options)
 }
 
 /**

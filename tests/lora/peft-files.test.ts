@@ -52,3 +52,54 @@ describe('two files', () => {
     expect(error.message).toMatch(/^memory\/adapter_model\.bin: not a file by torch\.save/)
   })
 })
+
+describe('adapters in folders of their names', () => {
+  const files = (prefix: string, folder: string): [string, Uint8Array][] =>
+    ['adapter_config.json', 'adapter_model.safetensors'].map((name) => [
+      prefix + name,
+      new Uint8Array(readFileSync(path.join(folder, name))),
+    ])
+  const [linear, dora] = [safeFolder('linear'), safeFolder('dora')]
+  const directoryOf = (...entries: [string, Uint8Array][]) => new MemoryDirectory(Object.fromEntries(entries), 'out')
+
+  test('the only one inside is taken', async () => {
+    const directory = directoryOf(...files('mine/', linear), ['logs/events.txt', new Uint8Array()])
+    expect((await loadAdapter(directory)).size).toBe(6)
+    expect((await loadAdapter(directory, { name: 'mine' })).size).toBe(6)
+  })
+
+  test('several must be named', async () => {
+    const directory = directoryOf(...files('mine/', linear), ...files('yours/', dora))
+    await expect(loadAdapter(directory)).rejects.toThrow(
+      'out: several adapters in folders of their own; expected one of mine, yours. Name one, or its folder',
+    )
+    expect((await loadAdapter(directory, { name: 'yours' })).config.useDora).toBe(true)
+    await expect(loadAdapter(directory, { name: 'ours' })).rejects.toThrow(
+      'out: no adapter named ours; expected one of mine, yours',
+    )
+    for (const name of ['..', '../mine', '/mine', 'mine/', '']) {
+      await expect(loadAdapter(directory, { name })).rejects.toThrow(/no adapter named/)
+    }
+  })
+
+  test('the folder’s own comes first, and a name means one inside', async () => {
+    const directory = directoryOf(...files('', linear), ...files('yours/', dora))
+    expect((await loadAdapter(directory)).config.useDora).toBe(false)
+    expect((await loadAdapter(directory, { name: 'default' })).config.useDora).toBe(false)
+    expect((await loadAdapter(directory, { name: 'yours' })).config.useDora).toBe(true)
+  })
+
+  test('in the file system, and without a listing of folders by name alone', async () => {
+    expect((await loadAdapter(new NodeDirectory(path.join(golden, 'kinds')), { name: 'linear' })).size).toBe(6)
+    await expect(loadAdapter(new NodeDirectory(path.join(golden, 'kinds')))).rejects.toThrow(
+      /several adapters in folders of their own; expected one of all-together, bias-all/,
+    )
+    await expect(loadAdapter(new NodeDirectory(path.join(golden, 'missing')))).rejects.toThrow(/not an adapter folder/)
+    const { open, has, list, create, remove, name } = directoryOf(...files('mine/', linear))
+    const directory = directoryOf(...files('mine/', linear))
+    const bound = { name, open: open.bind(directory), has: has.bind(directory), list: list.bind(directory) }
+    const limited = { ...bound, create: create.bind(directory), remove: remove.bind(directory) }
+    expect((await loadAdapter(limited, { name: 'mine' })).size).toBe(6)
+    await expect(loadAdapter(limited)).rejects.toThrow(/not an adapter folder/)
+  })
+})

@@ -145,16 +145,22 @@ describe('tensors', () => {
       /claims 7 tensors: a, b, c, d, e, …/,
     ],
     [
-      'without the prefix',
-      [tensor('q_proj.lora_A.weight', [2, 3]), tensor('q_proj.lora_B.weight', [4, 2])],
+      'some of them without the prefix',
+      [...PAIR, tensor('k_proj.lora_A.weight', [2, 3]), tensor('k_proj.lora_B.weight', [4, 2])],
       FormatError,
-      /no layer claims/,
+      /no layer claims 2 tensors: k_proj\.lora_A\.weight, k_proj\.lora_B\.weight/,
     ],
     [
-      'with an adapter’s name in them',
-      [tensor(A.replace('.weight', '.default.weight'), [2, 3])],
+      'with the names of two adapters in them',
+      ['one', 'two'].map((name) => tensor(A.replace('.weight', `.${name}.weight`), [2, 3])),
+      MismatchError,
+      /holds several adapters; expected one of one, two/,
+    ],
+    [
+      'with one name in two spellings',
+      [...PAIR, tensor(A.replace('.weight', '.default.weight'), [2, 3])],
       FormatError,
-      /no layer claims/,
+      /another tensor is base_model\.model\.q_proj\.lora_A\.weight too/,
     ],
     [
       'a module that target_modules leave out',

@@ -46,6 +46,7 @@ const adapter = () => {
 function methodsOf(directory: MemoryDirectory): Required<Omit<Directory, 'name'>> {
   return {
     list: () => directory.list(),
+    folders: () => directory.folders(),
     has: (file) => directory.has(file),
     open: (file) => directory.open(file),
     create: (file) => directory.create(file),
