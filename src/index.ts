@@ -40,7 +40,7 @@ export {
   resolveConfig,
   TRAIN_DEFAULTS,
 } from './lora/config.js'
-export { ConvolutionLora } from './lora/convolution.js'
+export { type ConvolutionGradients, ConvolutionLora } from './lora/convolution.js'
 export { EmbeddingLora } from './lora/embedding.js'
 export { type BaseLayout, ExpertLora, type ParameterValues } from './lora/experts.js'
 export type { LayerVectors } from './lora/factors.js'

@@ -6,11 +6,24 @@ import type { FloatDtype } from '../base/dtype.js'
 import { ShapeError, StateError, UnsupportedError } from '../base/errors.js'
 import { elementCount, type FloatArray, formatShape, type Matrix, type Tensor, zeros } from '../base/tensor.js'
 import { configForLayer, type LoraConfig, type LoraConfigInput, resolveConfig } from './config.js'
-import { magnitudeScales, scaleColumns } from './dora.js'
+import { convolutionShape, groupsRefusal } from './convolution-shape.js'
+import { rowNorms } from './dora.js'
 import { Factors, type LayerVectors, layerVectors } from './factors.js'
+import { groupProduct, rowsOf } from './groups.js'
 import { LoraLayer } from './layer.js'
-import { addScaled, normOfProduct, product } from './product.js'
-import { type ConvolutionGeometry, rowsToTensor, type Steps, stepsOf, unfold, windowsOf } from './windows.js'
+import { addBias, backwardPass, forwardPass, type PassWeights, type Tape } from './passes.js'
+import { addScaled, normOfProduct } from './product.js'
+import {
+  addFolded,
+  type ConvolutionGeometry,
+  rowsToTensor,
+  type Steps,
+  stepsOf,
+  tensorToRows,
+  unfold,
+  type Windows,
+  windowsOf,
+} from './windows.js'
 
 /** The way a base convolution moves, and its kernels. */
 interface Movement {
@@ -18,6 +31,17 @@ interface Movement {
   /** A's: PEFT does not pass on the base's dilation. */
   readonly branch: Steps
   readonly isDilated: boolean
+}
+
+/** Gradients shaped like A (r, in, *kernel), B (d, r/groups, 1…) and the input (n, in, ...input). */
+export interface ConvolutionGradients {
+  weightA: Tensor<FloatArray>
+  weightB: Tensor<FloatArray>
+  input: Tensor<FloatArray>
+  /** (d), of a layer with a magnitude. */
+  magnitude?: FloatArray
+  /** (d), of a layer with a bias of B. */
+  biasB?: FloatArray
 }
 
 /** Made from trained factors, in evaluation mode: without dropout. */
@@ -34,6 +58,8 @@ export class ConvolutionLora {
   /** Of a grouped convolution, whose outputs are no rows of `#linear`. */
   readonly #vectors: { magnitude: FloatArray | undefined; biasB: FloatArray | undefined } | undefined
   #movement: Movement | undefined
+  /** What the last forward leaves for backward. */
+  #tape: { pass: Tape; windows: Windows; branchWindows: Windows; input: readonly number[] } | undefined
 
   /**
    * @param weightA (r, in, *kernel)
@@ -143,6 +169,7 @@ export class ConvolutionLora {
     const isDilated = base.dilation.some((step, i) => step !== 1 && this.kernel[i] !== 1)
     this.#linear.attachBase({ data: weight.data, shape: [this.#linear.d, this.k] })
     this.#movement = { base, branch, isDilated }
+    this.#tape = undefined
     return this
   }
 
@@ -177,7 +204,7 @@ export class ConvolutionLora {
   forward(input: Tensor<FloatArray>): Tensor<FloatArray> {
     const { base, movement } = this.#needBase('forward')
     const where = `${placeOf(this.name)}.input`
-    const [n, channels, ...spatial] = input.shape
+    const [, channels, ...spatial] = input.shape
     if (
       spatial.length !== this.kernel.length ||
       channels !== this.channels ||
@@ -186,29 +213,58 @@ export class ConvolutionLora {
       const expected = formatShape(['n', this.channels, ...this.kernel.map((_, i) => 'hwd'[i])])
       throw new ShapeError({ where, what: 'wrong shape', expected, got: formatShape(input.shape) })
     }
-    const data = base.data instanceof Float64Array ? Float64Array.from(input.data) : Float32Array.from(input.data)
-    const x = { data, shape: [n, channels, ...spatial] }
+    const x = tensorAs(input, base.data)
     const windows = windowsOf(spatial, movement.base, where)
     const columns = unfold(x, windows) // (n·P, in·K)
-    const output = groupProduct(columns, base, this.groups) // (n·P, d)
-    if (!this.merged) {
-      const branchWindows = movement.isDilated ? windowsOf(spatial, movement.branch, where) : windows
-      if (formatShape(branchWindows.output) !== formatShape(windows.output)) {
-        throw new UnsupportedError({
-          where,
-          what: 'PEFT’s A is not dilated, so that its output does not fit the base’s',
-          expected: formatShape(windows.output),
-          got: formatShape(branchWindows.output),
-        })
-      }
-      const branchColumns = branchWindows === windows ? columns : unfold(x, branchWindows)
-      const hidden = product(branchColumns, this.#linear.weightA, { transposeB: true }) // (n·P, r)
-      addScaled(output, groupProduct(hidden, this.#groupedB(), this.groups), this.scaling)
-      if (this.magnitude !== undefined) scaleColumns(output, magnitudeScales(this.magnitude, this.#normed(base)))
+    this.#tape = undefined
+    if (this.merged) {
+      const output = groupProduct(columns, base, this.groups) // (n·P, in·K) @ (in·K, d)
+      addBias(output, this.biasB, this.scaling)
+      return rowsToTensor(output, windows.output)
     }
-    const bias = this.biasDelta()
-    if (bias !== undefined) for (let i = 0; i < output.data.length; i++) output.data[i] += bias[i % bias.length]
+    const branchWindows = movement.isDilated ? windowsOf(spatial, movement.branch, where) : windows
+    if (formatShape(branchWindows.output) !== formatShape(windows.output)) {
+      throw new UnsupportedError({
+        where,
+        what: 'PEFT’s A is not dilated, so that its output does not fit the base’s',
+        expected: formatShape(windows.output),
+        got: formatShape(branchWindows.output),
+      })
+    }
+    const branch = branchWindows === windows ? columns : unfold(x, branchWindows)
+    const dora = this.magnitude && { magnitude: this.magnitude, norms: rowNorms(this.#normed(base)) }
+    const { output, tape } = forwardPass(this.#passWeights(base), { base: columns, branch }, dora)
+    this.#tape = { pass: tape, windows, branchWindows, input: input.shape }
     return rowsToTensor(output, windows.output)
+  }
+
+  /**
+   * Gradients for the last forward from that of its output (n, d, ...output), as {@link LoraLayer.backward} gives them.
+   *
+   * @throws StateError before a forward and while merged, ShapeError when gradOutput is not shaped like the output
+   */
+  backward(gradOutput: Tensor<FloatArray>): ConvolutionGradients {
+    const tape = this.#tape
+    const where = `${placeOf(this.name)}.backward`
+    if (tape === undefined) {
+      throw new StateError({ where, what: this.merged ? 'not while merged' : 'no forward to differentiate' })
+    }
+    const { base } = this.#needBase('backward')
+    const { windows, branchWindows, input } = tape
+    const expected = formatShape([input[0], this.d, ...windows.output])
+    if (formatShape(gradOutput.shape) !== expected || gradOutput.data.length !== elementCount(gradOutput.shape)) {
+      throw new ShapeError({ where, what: 'wrong shape', expected, got: formatShape(gradOutput.shape) })
+    }
+    const dy = tensorToRows(tensorAs(gradOutput, base.data))
+    const { weightA, weightB, magnitude, biasB, ...columns } = backwardPass(this.#passWeights(base), tape.pass, dy)
+    const zero = { data: zeros(1, elementCount(input), base.data).data, shape: input }
+    return {
+      weightA: { data: weightA.data, shape: this.weightA.shape },
+      weightB: { data: weightB.data, shape: this.weightB.shape },
+      input: addFolded(addFolded(zero, columns.base, windows), columns.branch, branchWindows),
+      ...(magnitude && { magnitude }),
+      ...(biasB && { biasB }),
+    }
   }
 
   /**
@@ -226,6 +282,7 @@ export class ConvolutionLora {
       })
     }
     this.#linear.merge()
+    this.#tape = undefined
   }
 
   /** Gives back the base bit for bit. Throws StateError when not merged. */
@@ -259,11 +316,10 @@ export class ConvolutionLora {
 
   /** ‖s·B·A‖, Frobenius, without forming B·A. Each group's outputs see its own rows of A. */
   normDelta(): number {
-    const { weightA, d } = this.#linear
-    const rank = this.rank / this.groups
     let squares = 0
     for (let g = 0; g < this.groups; g++) {
-      squares += normOfProduct(rowsOf(this.#groupedB(), g * d, d), rowsOf(weightA, g * rank, rank)) ** 2
+      const own = normOfProduct(rowsOf(this.#groupedB(), g, this.groups), rowsOf(this.#linear.weightA, g, this.groups))
+      squares += own ** 2
     }
     return this.scaling * Math.sqrt(squares)
   }
@@ -271,6 +327,11 @@ export class ConvolutionLora {
   /** B (d, r/groups) */
   #groupedB(): Matrix {
     return { data: this.#linear.weightB.data, shape: [this.d, this.rank / this.groups] }
+  }
+
+  #passWeights(base: Matrix): PassWeights {
+    const { scaling, groups, biasB } = this
+    return { base, weightA: this.#linear.weightA, weightB: this.#groupedB(), scaling, groups, biasB }
   }
 
   #weightShape(): number[] {
@@ -307,51 +368,11 @@ export class ConvolutionLora {
   }
 }
 
-/** Why the change of a grouped convolution cannot be merged. */
-export function groupsRefusal(groups: number): string {
-  return `an adapted convolution of ${groups} groups cannot be merged, as in PEFT: A sees all channels, the weight those of its group`
-}
-
-/** @throws ShapeError when A (r, in, *kernel) and B (d, r/groups, 1…) disagree */
-export function convolutionShape(a: readonly number[], b: readonly number[], where: string) {
-  const [rank, channels, ...kernel] = a
-  const [d, groupRank] = b
-  const groups = rank / groupRank
-  const isUsable =
-    kernel.length >= 1 &&
-    kernel.length <= 3 &&
-    elementCount(a) * elementCount(b) > 0 &&
-    formatShape(b) === formatShape([d, groupRank, ...kernel.map(() => 1)]) &&
-    [groups, channels / groups, d / groups].every(Number.isInteger)
-  if (isUsable) return { rank, channels, kernel, d, groups }
-  throw new ShapeError({
-    where,
-    what: 'not the factors of a convolution',
-    expected: 'A (r, in, *kernel) and B (d, r/groups, 1…)',
-    got: `${formatShape(a)} and ${formatShape(b)}`,
-  })
-}
-
 function placeOf(name: string): string {
   return name || 'ConvolutionLora'
 }
 
-/** left (n, groups·k), weight (d, k) → (n, d): the outputs of each group from its own columns. */
-function groupProduct(left: Matrix, weight: Matrix, groups: number): Matrix {
-  if (groups === 1) return product(left, weight, { transposeB: true })
-  const n = left.shape[0]
-  const [d, k] = weight.shape
-  const rows = d / groups
-  const result = zeros(n, d, left.data)
-  for (let g = 0; g < groups; g++) {
-    const own = zeros(n, k, left.data)
-    for (let i = 0; i < n; i++) own.data.set(left.data.subarray((i * groups + g) * k, (i * groups + g + 1) * k), i * k)
-    const part = product(own, rowsOf(weight, g * rows, rows), { transposeB: true }) // (n, k) @ (k, rows)
-    for (let i = 0; i < n; i++) result.data.set(part.data.subarray(i * rows, (i + 1) * rows), i * d + g * rows)
-  }
-  return result
-}
-
-function rowsOf({ data, shape: [, columns] }: Matrix, start: number, count: number): Matrix {
-  return { data: data.subarray(start * columns, (start + count) * columns), shape: [count, columns] }
+/** A copy in the precision of `like`. */
+function tensorAs({ data, shape }: Tensor<FloatArray>, like: FloatArray): Tensor<FloatArray> {
+  return { data: like instanceof Float64Array ? Float64Array.from(data) : Float32Array.from(data), shape }
 }

@@ -7,26 +7,21 @@ import { NumericError, StateError, UnsupportedError } from '../base/errors.js'
 import { Random } from '../base/random.js'
 import { checkShape, type FloatArray, type Matrix, type MatrixLike, toMatrix, zeros } from '../base/tensor.js'
 import { configForLayer, type LoraConfig, type LoraConfigInput, resolveConfig, scalingOf } from './config.js'
-import { magnitudeScales, rowNorms, scaleColumns, scaleRows } from './dora.js'
+import { magnitudeScales, rowNorms, scaleRows } from './dora.js'
 import { addKept, dropFrom } from './dropout.js'
 import { copyVector, Factors, initialFactors, type LayerVectors, layerVectors, where } from './factors.js'
-import { addScaled, copyAs, isFiniteMatrix, norm, normOfProduct, product } from './product.js'
+import { addBias, backwardPass, forwardPass, type PassWeights, type Tape } from './passes.js'
+import { copyAs, isFiniteMatrix, norm, normOfProduct, product } from './product.js'
 
 /** What `backward` gives: gradients shaped like A (r, k), B (d, r) and the input (n, k). */
 export interface LayerGradients {
   weightA: Matrix
   weightB: Matrix
   input: Matrix
-}
-
-/** What the last forward leaves for backward. */
-interface Tape {
-  /** (n, k), after dropout. */
-  branchInput: Matrix
-  /** (n, r), branchInput·Aᵀ. */
-  hidden: Matrix
-  /** One per element of the input, 0 where it was dropped; absent without dropout. */
-  keep: Uint8Array | undefined
+  /** (d), of a layer with a magnitude. */
+  magnitude?: FloatArray
+  /** (d), of a layer with a bias of B. */
+  biasB?: FloatArray
 }
 
 export class LoraLayer {
@@ -44,7 +39,8 @@ export class LoraLayer {
   #baseWeight: Matrix | undefined
   /** The base weight as it was before merge; present while merged. */
   #unmerged: Matrix | undefined
-  #tape: Tape | undefined
+  /** What the last forward leaves for backward; `keep` has 0 for dropped elements of the input, and is absent without dropout. */
+  #tape: (Tape & { keep: Uint8Array | undefined }) | undefined
   #isTraining: boolean
 
   /**
@@ -244,36 +240,28 @@ export class LoraLayer {
     const base = this.#needBase('forward')
     const x = copyAs(toMatrix(input, this.#where('input')), base.data)
     checkShape(x, x.shape[0], this.k, this.#where('input'))
-    const output = product(x, base, { transposeB: true }) // (n, k) @ (k, d) → (n, d)
-    this.#addBias(output)
     this.#tape = undefined
-    if (this.merged) return output
-    const keep = this.#isTraining ? dropFrom(x, this.config.dropout, this.#random) : undefined
-    const hidden = product(x, this.#weightA, { transposeB: true }) // (n, k) @ (k, r) → (n, r)
-    if (this.#magnitude !== undefined) {
-      const scales = magnitudeScales(this.#magnitude, this.#sum(base))
-      const branch = product(x, base, { transposeB: true }) // (n, k) @ (k, d) → (n, d)
-      addScaled(output, branch, -1)
-      product(hidden, this.#weightB, { transposeB: true, scale: this.scaling, addTo: branch }) // (n, r) @ (r, d)
-      // PEFT's order: dropout is on the base's part of the difference, (c − 1)·x·Wᵀ with c = m / ‖W + s·B·A‖, too.
-      return addScaled(output, scaleColumns(branch, scales), 1)
+    if (this.merged) {
+      const output = product(x, base, { transposeB: true }) // (n, k) @ (k, d) → (n, d)
+      addBias(output, this.#biasB, this.scaling)
+      return output
     }
-    this.#tape = { branchInput: x, hidden, keep }
-    return product(hidden, this.#weightB, { transposeB: true, scale: this.scaling, addTo: output }) // (n, r) @ (r, d)
+    const isDropping = this.#isTraining && this.config.dropout > 0
+    const dropped = isDropping ? copyAs(x, x.data) : undefined
+    const keep = dropped && dropFrom(dropped, this.config.dropout, this.#random)
+    const dora = this.#magnitude && { magnitude: this.#magnitude, norms: rowNorms(this.#sum(base)) }
+    const { output, tape } = forwardPass(this.#passWeights(base), { base: x, branch: dropped ?? x, dropped }, dora)
+    this.#tape = { ...tape, keep }
+    return output
   }
 
   /**
    * Gradients for the last forward, with its dropout mask, from that of its output (n, d). Change the factors after it, not
-   * between the two.
+   * between the two. The norms of DoRA count as constants (Liu et al. 2024, section 4.3), as in PEFT.
    *
-   * @throws StateError before a forward and while merged, ShapeError when gradOutput is not (n, d), UnsupportedError for a
-   *   layer with a magnitude or a bias.
+   * @throws StateError before a forward and while merged, ShapeError when gradOutput is not (n, d).
    */
   backward(gradOutput: MatrixLike): LayerGradients {
-    if (this.#magnitude !== undefined || this.#biasB !== undefined) {
-      const what = `no gradients for ${this.#magnitude === undefined ? 'a bias of B' : 'a DoRA magnitude'}`
-      throw new UnsupportedError({ where: this.#where('backward'), what })
-    }
     const tape = this.#tape
     if (tape === undefined) {
       throw new StateError({
@@ -285,16 +273,11 @@ export class LoraLayer {
     const base = this.#needBase('backward')
     const dy = copyAs(toMatrix(gradOutput, this.#where('gradOutput')), base.data)
     checkShape(dy, tape.hidden.shape[0], this.d, this.#where('gradOutput'))
-    const scale = this.scaling
-    const dHidden = product(dy, this.#weightB, { scale }) // (n, d) @ (d, r) → (n, r)
-    const input = product(dy, base) // (n, d) @ (d, k) → (n, k)
-    const branch = product(dHidden, this.#weightA) // (n, r) @ (r, k) → (n, k)
-    addKept(input, branch, this.config.dropout, tape.keep)
-    return {
-      weightA: product(dHidden, tape.branchInput, { transposeA: true }), // (r, n) @ (n, k) → (r, k)
-      weightB: product(dy, tape.hidden, { transposeA: true, scale }), // (d, n) @ (n, r) → (d, r)
-      input,
+    const { weightA, weightB, magnitude, biasB, ...inputs } = backwardPass(this.#passWeights(base), tape, dy)
+    for (const gradient of [inputs.branch, inputs.dropped]) {
+      if (gradient !== undefined) addKept(inputs.base, gradient, this.config.dropout, tape.keep)
     }
+    return { weightA, weightB, input: inputs.base, ...(magnitude && { magnitude }), ...(biasB && { biasB }) }
   }
 
   /**
@@ -362,10 +345,9 @@ export class LoraLayer {
     return product(this.#weightB, this.#weightA, { scale: this.scaling, addTo: copyAs(base, base.data) })
   }
 
-  #addBias(output: Matrix): void {
-    const bias = this.biasDelta()
-    if (bias === undefined) return
-    for (let at = 0; at < output.data.length; at++) output.data[at] += bias[at % bias.length]
+  #passWeights(base: Matrix): PassWeights {
+    const { weightA, weightB, scaling, biasB } = this
+    return { base, weightA, weightB, scaling, groups: 1, biasB }
   }
 
   /** @throws StateError when there is no base weight. */

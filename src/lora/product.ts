@@ -8,9 +8,9 @@ export interface ProductOptions {
   transposeA?: boolean
   transposeB?: boolean
   /** Factor of the product. Default 1. */
-  scale?: number
+  scale?: number | undefined
   /** Changed in place and returned: scale · a·b is added to it. Default: a new matrix. */
-  addTo?: Matrix
+  addTo?: Matrix | undefined
 }
 
 /** scale · op(a) (m, k) @ op(b) (k, n) → (m, n), in a's precision. Shapes are the caller's to check. */

@@ -108,22 +108,39 @@ function* coordinates(shape: readonly number[]): Generator<readonly number[]> {
 
 /** (n, c, ...input) → (n·P, c·K): a row for each output position, channels before elements of the kernel. */
 export function unfold({ data, shape }: Tensor<FloatArray>, windows: Windows): Matrix {
-  const { indices, kernelSize } = windows
   const [n, channels] = shape
-  const [size, positions] = [elementCount(windows.input), elementCount(windows.output)]
-  const result = zeros(n * positions, channels * kernelSize, data)
+  const result = zeros(n * elementCount(windows.output), channels * windows.kernelSize, data)
+  eachElement(shape, windows, (at, index) => {
+    if (index >= 0) result.data[at] = data[index]
+  })
+  return result
+}
+
+/** Calls `visit` for each element of the unfolded matrix with the element of the tensor that is there; −1 in the padding. */
+function eachElement(
+  [n, channels]: readonly number[],
+  { input, output, indices, kernelSize }: Windows,
+  visit: (at: number, index: number) => void,
+): void {
+  const [size, positions] = [elementCount(input), elementCount(output)]
   let at = 0
   for (let i = 0; i < n; i++) {
     for (let p = 0; p < positions; p++) {
       for (let c = 0, start = i * channels * size; c < channels; c++, start += size) {
-        for (let q = 0; q < kernelSize; q++, at++) {
-          const index = indices[p * kernelSize + q]
-          result.data[at] = index < 0 ? 0 : data[start + index]
+        for (let q = p * kernelSize; q < (p + 1) * kernelSize; q++, at++) {
+          visit(at, indices[q] < 0 ? -1 : start + indices[q])
         }
       }
     }
   }
-  return result
+}
+
+/** (n·P, c·K) → (n, c, ...input), added to `target`: what goes back through unfold. */
+export function addFolded(target: Tensor<FloatArray>, { data }: Matrix, windows: Windows): Tensor<FloatArray> {
+  eachElement(target.shape, windows, (at, index) => {
+    if (index >= 0) target.data[index] += data[at]
+  })
+  return target
 }
 
 /** (n·P, d), rows by output position → (n, d, ...output). */
@@ -138,4 +155,17 @@ export function rowsToTensor({ data, shape: [rows, d] }: Matrix, output: readonl
     }
   }
   return { data: result.data, shape: [n, d, ...output] }
+}
+
+/** (n, d, ...output) → (n·P, d): the way back. */
+export function tensorToRows({ data, shape: [n, d, ...output] }: Tensor<FloatArray>): Matrix {
+  const positions = elementCount(output)
+  const result = zeros(n * positions, d, data)
+  let at = 0
+  for (let i = 0; i < n; i++) {
+    for (let p = 0; p < positions; p++) {
+      for (let j = 0; j < d; j++) result.data[at++] = data[(i * d + j) * positions + p]
+    }
+  }
+  return result
 }

@@ -3,7 +3,7 @@ import { describe, expect, test } from 'vitest'
 import { ShapeError, StateError } from '../../src/base/errors.js'
 import type { Matrix } from '../../src/base/tensor.js'
 import { LoraLayer } from '../../src/lora/layer.js'
-import { dot, maxDifference, random, rows, trained } from './matrices.js'
+import { adapted, dot, maxDifference, random, rows, trained } from './matrices.js'
 
 describe('dropout', () => {
   const config = { rank: 3, dropout: 0.3 }
@@ -119,6 +119,43 @@ describe('backward', () => {
         }
       }),
       { numRuns: 30 },
+    )
+  })
+
+  test('with the norms of DoRA held, and of a bias, agrees with central differences; with dropout too', () => {
+    const dim = fc.integer({ min: 1, max: 5 })
+    fc.assert(
+      fc.property(dim, dim, dim, fc.boolean(), fc.boolean(), (n, d, k, useDora, isDropping) => {
+        const config = { rank: 2, alpha: 5, dropout: isDropping ? 0.4 : 0, useDora, loraBias: !useDora }
+        const [w, a, b] = [random(d, k, 1), random(2, k, 3), random(d, 2, 4)]
+        const own = random(1, d, 5)
+        const [x, g] = [random(n, k, 7), random(n, d, 8)]
+        const norms = () => adapted(w, b, a, 2.5).map((row) => Math.hypot(...row))
+        const first = norms()
+        const make = () => {
+          // c = m / ‖W + s·B·A‖ is what it was, whatever A and B are now.
+          const held = norms().map((norm, i) => (own.data[i] * norm) / first[i])
+          const vectors = useDora ? { magnitude: held } : { biasB: own.data }
+          return LoraLayer.fromFactors(a, b, config, 'q', vectors).attachBase(w).train()
+        }
+        const layer = make()
+        layer.forward(x)
+        const { magnitude, biasB, ...gradients } = layer.backward(g)
+        expect([magnitude === undefined, biasB === undefined]).toEqual([!useDora, useDora])
+        for (const [gradient, parameter] of [
+          [gradients.weightA, a],
+          [gradients.weightB, b],
+          [{ data: (magnitude ?? biasB)!, shape: own.shape }, own],
+          [gradients.input, x],
+        ]) {
+          expect(gradient.shape).toEqual(parameter.shape)
+          for (let i = 0; i < parameter.data.length; i++) {
+            const expected = centralDifference(parameter, i, () => objective(make(), x, g))
+            expect(Math.abs(gradient.data[i] - expected)).toBeLessThan(1e-7 * (1 + Math.abs(expected)))
+          }
+        }
+      }),
+      { numRuns: 40 },
     )
   })
 
