@@ -33,6 +33,8 @@ export interface SharedState {
   readonly done: Int32Array
   /** One of each chunk, in the plan's order. */
   readonly checksums: Uint32Array
+  /** Of what was read of the base for each. */
+  readonly baseChecksums: Uint32Array
   /** By thread: bytes written. */
   readonly written: Float64Array
   /** By thread and segment: Σ w², Σ δ². */
@@ -49,6 +51,7 @@ export function createShared(shards: readonly OutputShard[], threads: number): S
     control: new Int32Array(new SharedArrayBuffer(8)),
     done: new Int32Array(new SharedArrayBuffer(4 * shards.length)),
     checksums: new Uint32Array(new SharedArrayBuffer(4 * chunks)),
+    baseChecksums: new Uint32Array(new SharedArrayBuffer(4 * chunks)),
     written: new Float64Array(new SharedArrayBuffer(8 * threads)),
     squares: new Float64Array(new SharedArrayBuffer(16 * segments * threads)),
   }
@@ -109,10 +112,13 @@ export class ChunkLoop {
     if (number >= this.#total) return false
     const place = this.#find(number)
     const chunk = chunkAt(place.segment, number - place.firstChunk)
-    const bytes = this.#compute(chunk, place)
+    const bytes = this.#compute(chunk, place, number)
     const output = this.#job.outputs[place.shard]
     writeFully(output, bytes, chunk.offset)
-    if (this.#job.isChecked) shared.checksums[number] = crc32(bytes)
+    if (this.#job.isChecked) {
+      const isCopy = place.segment.weight === undefined
+      shared.checksums[number] = isCopy ? shared.baseChecksums[number] : crc32(bytes)
+    }
     shared.written[this.#thread] += bytes.byteLength
     // Orders the plain stores above for whoever reads the count.
     const done = Atomics.add(shared.done, place.shard, 1) + 1
@@ -120,15 +126,17 @@ export class ChunkLoop {
     return true
   }
 
-  #compute(chunk: Chunk, { segment, index }: Place): Uint8Array {
-    const { bases, factors, shared } = this.#job
+  #compute(chunk: Chunk, { segment, index }: Place, number: number): Uint8Array {
+    const { bases, factors, isChecked, shared } = this.#job
     const base = bases[segment.shard]
     const needs = this.#merger.needs(chunk)
     const values = this.#stage(needs.map(({ byteLength }) => byteLength))
     needs.forEach(({ factor, offset }, n) => {
       readFully(factors[factor.source], values[n], offset)
     })
-    readFully(base, this.#merger.input(chunk), chunk.baseOffset)
+    const input = this.#merger.input(chunk)
+    readFully(base, input, chunk.baseOffset)
+    if (isChecked) shared.baseChecksums[number] = crc32(input)
     const result = this.#merger.merge(chunk, needs, values)
     const at = 2 * (this.#thread * this.#places.length + index)
     shared.squares[at] += result.baseSquares

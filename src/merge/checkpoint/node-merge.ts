@@ -1,7 +1,6 @@
 // Merges adapters into a checkpoint in Node, from paths to paths: with worker threads, resuming, and shares for the jobs of a
 // cluster. What it computes is merge-checkpoint.ts's.
 
-import { createHash } from 'node:crypto'
 import { closeSync, fsync, openSync } from 'node:fs'
 import { readdir } from 'node:fs/promises'
 import { availableParallelism } from 'node:os'
@@ -21,9 +20,10 @@ import {
   type OpenPlan,
   openPlan,
 } from './merge-checkpoint.js'
-import { type ChunkJob, createShared, type Readable, shardChunks, squaresOf, writeFully } from './node-chunks.js'
+import { type ChunkJob, createShared, type Readable, shardChunks, writeFully } from './node-chunks.js'
 import { findCompanions, writeCompanions } from './node-companions.js'
-import { digestOf, PartialOutput, RECORD_FILE, refuseOutput, type ShardNote } from './node-output.js'
+import { baseStates, changesOf, hashPlan, isFromBase, noteOf, type ShardNote } from './node-notes.js'
+import { PartialOutput, RECORD_FILE, refuseOutput } from './node-output.js'
 import { runChunks } from './node-threads.js'
 
 export interface MergeFilesOptions extends Omit<MergeCheckpointOptions, 'basePath' | 'path'> {
@@ -105,7 +105,7 @@ export async function mergeCheckpointFiles(
     const inputs = [...(folder === undefined ? [] : [folder]), ...opened.inputs]
     const isReplaceable = (target: string) => canReplace(target, isFile, plan.tensors, options.overwrite ?? false)
     await refuseOutput(out, isFile, isReplaceable, inputs)
-    const partial = new PartialOutput(out, isFile, await hashPlan(opened, options))
+    const partial = new PartialOutput(out, isFile, await hashPlan(opened, options.sign))
     if (finish || share !== undefined || resume) await partial.open(true)
     else await partial.open(false)
     await refuseOutput(partial.folder, false, async () => true, inputs)
@@ -113,16 +113,17 @@ export async function mergeCheckpointFiles(
     const mine = plan.shards.filter((_, i) => share === undefined || i % share.count === share.index)
     const notes = new Map<string, ShardNote>()
     if (finish || share !== undefined || resume) {
+      const states = await baseStates(opened.checkpoint)
       for (const shard of mine) {
         const note = await partial.verified(shard)
-        if (note !== undefined) notes.set(shard.path, note)
+        if (note !== undefined && (await isFromBase(note, shard, opened, states))) notes.set(shard.path, note)
       }
     }
     const missing = mine.filter((shard) => !notes.has(shard.path))
     if (finish && missing.length > 0) {
       throw new FileError({
         where: partial.folder,
-        what: `${missing.length} of ${mine.length} files are missing or damaged`,
+        what: `${missing.length} of ${mine.length} files are missing, damaged or made from another base`,
         got: missing
           .slice(0, 5)
           .map(({ path: name }) => name)
@@ -237,7 +238,7 @@ async function writeShards(
   shards: readonly OutputShard[],
   partial: PartialOutput,
   notes: Map<string, ShardNote>,
-  { threads, signal, onProgress, fsync: isDurable = true }: MergeFilesOptions,
+  { threads, signal, onProgress, share, fsync: isDurable = true }: MergeFilesOptions,
 ): Promise<void> {
   if (shards.length === 0) return
   const totalBytes = plan.bytes
@@ -258,6 +259,7 @@ async function writeShards(
       shared.set(await readAll(source))
       return { name: source.name, bytes: shared }
     }
+    const states = await baseStates(checkpoint)
     const shared = createShared(shards, count)
     const factors = await Promise.all(adapters.sources.map(readable))
     const job: ChunkJob = {
@@ -266,8 +268,8 @@ async function writeShards(
       bases: [...(await Promise.all(checkpoint.shards.map(({ file }) => readable(file.source)))), ...factors],
       factors,
       threads: count,
-      // A single file is kept by no resume: it has its name as soon as it is finished.
-      isChecked: plan.shards.length > 1,
+      // A single file is kept by no resume: it has its name as soon as it is finished, unless others finish it.
+      isChecked: plan.shards.length > 1 || share !== undefined,
       shared,
     }
     shards.forEach(({ header }, i) => {
@@ -281,7 +283,7 @@ async function writeShards(
           await sync(job.outputs[i].fd).catch((error) =>
             Promise.reject(fileError(job.outputs[i].name, 'cannot be written', error)),
           )
-        const note = noteOf(job, i)
+        const note = noteOf(job, i, states)
         if (job.isChecked) await partial.note(shards[i], note)
         notes.set(shards[i].path, note)
       },
@@ -307,52 +309,6 @@ function withHint({ where, what, expected, got, cause }: FileError): FileError {
     hint: 'The finished files are kept: make room, then resume',
     cause,
   })
-}
-
-function noteOf({ shards, shared, threads }: ChunkJob, index: number): ShardNote {
-  const before = shards.slice(0, index)
-  const firstChunk = before.reduce((sum, shard) => sum + shardChunks(shard), 0)
-  const firstSegment = before.reduce((sum, { segments }) => sum + segments.length, 0)
-  const shard = shards[index]
-  const checksums = shared.checksums.subarray(firstChunk, firstChunk + shardChunks(shard))
-  const squares: Record<string, [base: number, delta: number]> = {}
-  for (const [i, { weight }] of shard.segments.entries()) {
-    if (weight === undefined || weight.layers.length === 0) continue
-    const [base, delta] = squaresOf(shared, threads, firstSegment + i)
-    const [baseBefore, deltaBefore] = squares[weight.name] ?? [0, 0]
-    squares[weight.name] = [baseBefore + base, deltaBefore + delta]
-  }
-  return { checksum: digestOf(shard.header, checksums), squares }
-}
-
-function changesOf(notes: ReadonlyMap<string, ShardNote>) {
-  const all = new Map([...notes.values()].flatMap(({ squares }) => Object.entries(squares)))
-  return {
-    relativeChange(weight: string): number {
-      const [base, delta] = all.get(weight) ?? [0, 0]
-      return delta === 0 ? 0 : Math.sqrt(delta / base)
-    },
-  }
-}
-
-/** Samples of a large file: enough to tell another training or another base, for a fraction of a second. */
-const SAMPLE_BYTES = 4096
-const SAMPLES = 64
-
-/** Of base, adapters and options: where files lie and when they were written does not count. */
-async function hashPlan({ plan, checkpoint, adapters }: OpenPlan, { sign = 1 }: MergeFilesOptions): Promise<string> {
-  const hash = createHash('sha256')
-  const shards = plan.shards.map(({ header: _, ...shard }) => shard)
-  hash.update(JSON.stringify({ version: 1, shards, index: plan.index, config: plan.configEdit, sign }))
-  for (const { header } of plan.shards) hash.update(header ?? '')
-  for (const source of [...checkpoint.shards.map(({ file }) => file.source), ...adapters.sources]) {
-    hash.update(`${source.byteLength}`)
-    for (let i = 0; i < SAMPLES; i++) {
-      const offset = Math.floor((Math.max(0, source.byteLength - SAMPLE_BYTES) * i) / (SAMPLES - 1))
-      hash.update(await source.read(offset, Math.min(SAMPLE_BYTES, source.byteLength - offset)))
-    }
-  }
-  return hash.digest('hex')
 }
 
 /** Whether a merge wrote what is there, and it may go. */

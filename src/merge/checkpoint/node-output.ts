@@ -1,27 +1,18 @@
 // The output of a merge while it is made: a folder OUT.partial with the finished shards and, for each, a note of its checksum.
 // It gets its final name when it is complete and on disk, so that a killed merge leaves nothing that looks finished.
 
-import { createHash } from 'node:crypto'
-import { closeSync, openSync, statfsSync } from 'node:fs'
+import { statfsSync } from 'node:fs'
 import { mkdir, open, readdir, readFile, realpath, rename, rm, rmdir, stat, writeFile } from 'node:fs/promises'
 import path from 'node:path'
-import { crc32 } from 'node:zlib'
 import { FileError, MismatchError } from '../../base/errors.js'
 import { fileError } from '../../io/node-files.js'
-import { CHUNK_BYTES, chunkAt, chunkCount, type OutputShard } from './layout.js'
-import { readFully } from './node-chunks.js'
+import type { OutputShard } from './layout.js'
+import { checksumOfFile, type ShardNote } from './node-notes.js'
 
 /** Marks a folder as made by a merge, and says how; only such a folder is ever replaced. */
 export const RECORD_FILE = 'lowrank-merge.json'
 const NOTES_FOLDER = '.merge'
 const PLAN_FILE = 'plan.json'
-
-/** What is noted when a shard is finished. */
-export interface ShardNote {
-  checksum: string
-  /** Σ w² and Σ δ² of each changed tensor. */
-  squares: Record<string, [base: number, delta: number]>
-}
 
 export class PartialOutput {
   /** Where files are written. */
@@ -161,35 +152,6 @@ async function moveAway(out: string): Promise<string | undefined> {
   const old = `${out}.${process.pid}.old`
   await rename(out, old)
   return old
-}
-
-/** One number of all chunks: their CRC-32s, hashed. Chunks follow from the plan, so that it can be computed again. */
-export function digestOf(header: Uint8Array | undefined, checksums: Uint32Array): string {
-  const hash = createHash('sha256')
-  hash.update(header ?? new Uint8Array())
-  return hash.update(new Uint8Array(checksums.slice().buffer)).digest('hex')
-}
-
-function checksumOfFile({ header, segments }: OutputShard, file: string): string | undefined {
-  const fd = openSync(file, 'r')
-  try {
-    const source = { name: file, fd }
-    const buffer = new Uint8Array(CHUNK_BYTES)
-    const headerBytes = new Uint8Array(header?.byteLength ?? 0)
-    readFully(source, headerBytes, 0)
-    const checksums: number[] = []
-    for (const segment of segments) {
-      for (let i = 0, count = chunkCount(segment); i < count; i++) {
-        const { offset, byteLength } = chunkAt(segment, i)
-        const bytes = buffer.subarray(0, byteLength)
-        readFully(source, bytes, offset)
-        checksums.push(crc32(bytes))
-      }
-    }
-    return digestOf(headerBytes, Uint32Array.from(checksums))
-  } finally {
-    closeSync(fd)
-  }
 }
 
 /**
