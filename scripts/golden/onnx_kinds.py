@@ -159,6 +159,8 @@ def main():
             export(name, exporter, out / f"{name}-{exporter}.onnx")
         results[f"base.{name}"] = logits(build(name))
     for case, (base, *_) in peft_kinds.CASES.items():
+        if base not in MODELS:
+            continue
         results[case] = logits(loaded(base, KINDS / case))
         cases[case] = {"model": base, "folder": f"kinds/{case}"}
     for case, (base, *_) in OWN.items():

@@ -6,7 +6,7 @@ import { integer, type Occurrence, type Option, readNumber, repeated, toggle, Us
 import { bytes, colors, Progress, peakRssBytes, printDocument, say } from './terminal.js'
 
 export const ADAPTERS = {
-  adapter: repeated('DIR', 'adapter folder; several are added up (checkpoints only)'),
+  adapter: repeated('DIR', 'adapter folder; several are added up'),
   weight: repeated('W', 'factor on the adapter named before it; default 1'),
 }
 

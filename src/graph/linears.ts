@@ -92,7 +92,7 @@ function linearShape(
 }
 
 /** The 2-D float initializer behind a value, through Transpose, Cast and Identity. */
-function constantWeight(graph: Graph, value: Value, transposed: boolean, castTo?: DataType): Weight | undefined {
+export function constantWeight(graph: Graph, value: Value, transposed: boolean, castTo?: DataType): Weight | undefined {
   const node = graph.producer(value)
   if (node?.opType === 'Transpose') {
     const perm = intsAttribute(node, 'perm')
@@ -172,6 +172,12 @@ function scopeName(node: NodeProto): string | undefined {
   return module === undefined || module === '' ? undefined : module
 }
 
+/** The module that a node of any kind belongs to, from its metadata or its name. */
+export function nodeScope(node: NodeProto): string | undefined {
+  const segments = node.name.replace(/^\//, '').split('/').slice(0, -1)
+  return scopeName(node) ?? (segments.length === 0 ? undefined : withAliases(segments.join('.')))
+}
+
 /** /model/layers.0/self_attn/q_proj/MatMul → model.layers.0.self_attn.q_proj */
 function nodeModule(name: string): string | undefined {
   const segments = name.replace(/^\//, '').split('/')
@@ -181,7 +187,7 @@ function nodeModule(name: string): string | undefined {
 }
 
 /** model.layers.0.self_attn.q_proj.weight → model.layers.0.self_attn.q_proj; made-up names such as onnx::MatMul_203 → none */
-function parameterModule(name: string): string | undefined {
+export function parameterModule(name: string): string | undefined {
   if (name.includes('::') || name.includes('/')) return undefined
   return /^(.+?)(?:\.MatMul)?\.(?:weight|bias)(?:_\w+)?$/.exec(name)?.[1]
 }

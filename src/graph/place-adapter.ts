@@ -3,7 +3,6 @@
 import { MismatchError, UnsupportedError } from '../base/errors.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { LoraLayer } from '../lora/layer.js'
-import { requirePlain } from '../lora/plain.js'
 import type { Graph } from './graph.js'
 import type { Linear } from './linears.js'
 import { matchLayers } from './match.js'
@@ -31,13 +30,13 @@ const OPAQUE = new Set([
 ])
 
 /**
+ * Places the linear layers, whatever else the adapter holds.
+ *
  * @param linears those of `graph`
  * @throws MismatchError when the adapter is empty, a layer has no module in the graph or another shape there, or two
- *   layers have the same module; UnsupportedError when a module is there in a form that cannot be adapted, or the adapter
- *   holds more than plain linear layers
+ *   layers have the same module; UnsupportedError when a module is there in a form that cannot be adapted
  */
 export function placeAdapter(graph: Graph, linears: readonly Linear[], adapter: LoraAdapter): PlacedLayer[] {
-  requirePlain(adapter, 'ONNX models')
   if (adapter.size === 0) throw new MismatchError({ where: 'adapter', what: 'it has no layers' })
   const layers = [...adapter].map(([name, layer]) => ({ name, d: layer.d, k: layer.k, layer }))
   const placed = matchOrRefuse(graph, linears, layers).map(({ layer: { name, layer }, linear }) => ({

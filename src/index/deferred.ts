@@ -8,10 +8,11 @@ import type { AdapterSessionOptions, AdapterSession as Session, SessionBase } fr
 import type { GenerateOptions, GenerateResult } from '../infer/generate.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { LoadOptions, SaveOptions } from '../lora/peft.js'
-import type { AdapterInput, CheckpointReport, MergeCheckpointOptions } from '../merge/checkpoint/merge-checkpoint.js'
+import type { CheckpointReport, MergeCheckpointOptions } from '../merge/checkpoint/merge-checkpoint.js'
 import type { Differences, UnmergeOptions, UnmergeReport } from '../merge/checkpoint/unmerge.js'
 import type { MergeOnnxOptions } from '../merge/merge-onnx.js'
 import type { MergeReport } from '../merge/output.js'
+import type { AdapterInput } from '../merge/weighted.js'
 
 /**
  * Opens a model folder as transformers.js reads it: config.json, tokenizer.json, onnx/model.onnx. Weights stay in their
@@ -88,17 +89,19 @@ export async function generate(
 }
 
 /**
- * Writes the model with W + s·B·A in the place of each adapted weight: f32 accumulation, one rounding.
+ * Writes the model with Σ wᵢ·sᵢ·Bᵢ·Aᵢ added to each adapted weight: f32 accumulation, one rounding. Adapters of every kind but
+ * adapted parameters are merged; what cannot be found in the graph for certain is refused by name.
  *
- * @throws MismatchError when a layer has no weight in the model, NumericError when a result is not finite
+ * @throws MismatchError when a layer has no weight in the model, UnsupportedError naming what cannot be merged, NumericError when a
+ *   result is not finite
  */
 export async function mergeOnnx(
   model: OnnxModel,
-  adapter: LoraAdapter,
+  adapters: AdapterInput | readonly AdapterInput[],
   out: Directory,
   options?: MergeOnnxOptions,
 ): Promise<MergeReport> {
-  return (await import('../merge/merge-onnx.js')).mergeOnnx(model, adapter, out, options)
+  return (await import('../merge/merge-onnx.js')).mergeOnnx(model, adapters, out, options)
 }
 
 /**

@@ -10,6 +10,7 @@ import { type PlacedLayer, placeAdapter } from '../graph/place-adapter.js'
 import { sessionModel } from '../graph/session-model.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { LoraLayer } from '../lora/layer.js'
+import { requirePlain } from '../lora/plain.js'
 import { type Engine, openEngine, type RuntimeHost } from '../runtime/host.js'
 import { type Remote, transfer } from '../runtime/rpc.js'
 import type { Feeds, RuntimeTensor, SessionOptions } from '../runtime/runtime.js'
@@ -163,6 +164,7 @@ export class AdapterSession<M extends SessionBase = SessionBase> {
             hint: 'Call removeAdapter first, or choose another name',
           })
         }
+        requirePlain(adapter, 'adapters of sessions')
         return { name, factors: adapterFactors(placeAdapter(this.#graph, this.#linears, adapter)) }
       })
       await this.#openFor(added.flatMap(({ factors }) => Object.keys(factors)))

@@ -36,12 +36,21 @@ const MEANINGS: Readonly<Record<PartKind, string>> = {
  * @throws UnsupportedError naming the first part that is not a plain linear layer
  */
 export function requirePlain(adapter: { parts(): readonly AdapterPart[] }, use: string): void {
-  const part = adapter.parts().find(({ kind }) => kind !== 'linear')
+  requireKinds(adapter, ['linear'], use)
+}
+
+/** The same where more kinds than plain linear layers are handled. */
+export function requireKinds(
+  adapter: { parts(): readonly AdapterPart[] },
+  kinds: readonly PartKind[],
+  use: string,
+): void {
+  const part = adapter.parts().find(({ kind }) => !kinds.includes(kind))
   if (part === undefined) return
   throw new UnsupportedError({
     where: part.name,
     what: `${MEANINGS[part.kind]} is not implemented for ${use}`,
-    expected: MEANINGS.linear,
+    expected: kinds.map((kind) => MEANINGS[kind]).join(', '),
   })
 }
 

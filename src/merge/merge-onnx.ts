@@ -1,16 +1,19 @@
-// Merges an adapter into an ONNX model: a new model whose weights hold W + s·B·A, of the same types, which runs anywhere
+// Merges adapters into an ONNX model: a new model whose weights hold W + Σ w·s·B·A, of the same types, which runs anywhere
 // without LoRA inputs. Weights stream from the old file to the new one.
 
 import type { Directory } from '../base/bytes.js'
-import type { TensorProto } from '../formats/onnx/gen/onnx_pb.js'
+import { MismatchError } from '../base/errors.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
-import { byteLengthOf, dimsOf, isExternal, weightRange } from '../formats/onnx/tensors.js'
+import { byteLengthOf, dimsOf } from '../formats/onnx/tensors.js'
 import { type WeightWriter, writeOnnx } from '../formats/onnx/write.js'
 import type { ModuleMap } from '../graph/linears.js'
-import type { LoraAdapter } from '../lora/adapter.js'
+import { LoraAdapter } from '../lora/adapter.js'
+import { loadAdapter } from '../lora/peft.js'
 import { planOnnxMerge } from './onnx-plan.js'
+import { weightReader } from './onnx-tied.js'
 import { copyCompanions, type MergeOptions, type MergeReport, refuseBaseAsOutput, writeTogether } from './output.js'
-import { type LayerChange, mergeWeight, type ReadWeight } from './weight.js'
+import { type LayerChange, mergeWeight } from './weight.js'
+import { type AdapterInput, weighted } from './weighted.js'
 
 export interface MergeOnnxOptions extends MergeOptions {
   /** Where the graph goes inside `out`. Default: the base file's own name. */
@@ -22,21 +25,27 @@ export interface MergeOnnxOptions extends MergeOptions {
 }
 
 /**
- * Writes the merged model. Its files appear together when all is done.
+ * Writes the model with W + Σ weight · s·B·A in the place of each adapted weight, of linear layers and embeddings, rounded once;
+ * DoRA's scales, biases, replaced tensors and rows of tokens go along. Its files appear together when all is done.
  *
- * @throws MismatchError when the adapter does not fit, UnsupportedError naming the node when a weight cannot be merged
- *   into, NumericError naming the weight when a result is not finite, FileError when the output is the base itself;
- *   nothing is left of the output then
+ * An embedding or a head that an adapter changes alone gets a tensor of its own where the two are tied, as in PEFT.
+ *
+ * @param adapters one, or several that are added up
+ * @throws MismatchError when an adapter does not fit; UnsupportedError naming the node when a weight cannot be merged into, the
+ *   tensor when none in the graph is certain to be it, the part when it is no sum and would be weighted or combined; ConfigError
+ *   when a weight is not usable; NumericError naming the weight when a result is not finite; FileError when the output is the
+ *   base itself; nothing is left of the output then
  */
 export async function mergeOnnx(
   model: OnnxModel,
-  adapter: LoraAdapter,
+  adapters: AdapterInput | readonly AdapterInput[],
   out: Directory,
   options: MergeOnnxOptions = {},
 ): Promise<MergeReport> {
   const startedAt = performance.now()
   const { path = model.fileName, companions, modules } = options
-  const { proto, targets } = planOnnxMerge(model, adapter, modules)
+  const loaded = await loadAll(adapters)
+  const { proto, targets } = await planOnnxMerge(model, loaded, modules)
   await refuseBaseAsOutput(out, path, model.file(model.fileName))
   const initializers = proto.graph?.initializer ?? []
   const layers: LayerChange[] = []
@@ -57,21 +66,27 @@ export async function mergeOnnx(
     changed: targets.size,
     bytes,
     seconds: (performance.now() - startedAt) / 1000,
-    layers: inOrder(layers, adapter),
+    layers: inOrder(layers, loaded),
   }
 }
 
-/** Ranges of a tensor's bytes, wherever they are. */
-export function weightReader(model: OnnxModel, tensor: TensorProto): ReadWeight {
-  if (isExternal(tensor)) {
-    const { location, offset } = weightRange(tensor, model.name)
-    return (start, byteLength) => model.file(location).read(offset + start, byteLength)
+async function loadAll(inputs: AdapterInput | readonly AdapterInput[]) {
+  const result: { adapter: LoraAdapter; weight: number }[] = []
+  for (const [i, input] of (isList(inputs) ? inputs : [inputs]).entries()) {
+    const { adapter, weight } = weighted(input, i)
+    result.push({ adapter: adapter instanceof LoraAdapter ? adapter : await loadAdapter(adapter), weight })
   }
-  return async (start, byteLength) => (await model.readTensor(tensor)).subarray(start, start + byteLength)
+  if (result.length === 0) throw new MismatchError({ where: 'adapters', what: 'there is no layer to merge' })
+  return result
 }
 
-/** One entry a layer of the adapter, in the adapter's order: equal weights of several nodes change alike. */
-function inOrder(changes: readonly LayerChange[], adapter: LoraAdapter): LayerChange[] {
+function isList(inputs: AdapterInput | readonly AdapterInput[]): inputs is readonly AdapterInput[] {
+  return Array.isArray(inputs)
+}
+
+/** One entry a layer, in the adapters' order: equal weights of several nodes change alike. */
+function inOrder(changes: readonly LayerChange[], adapters: readonly { adapter: LoraAdapter }[]): LayerChange[] {
   const byName = new Map(changes.map((change) => [change.name, change]))
-  return adapter.names().flatMap((name) => byName.get(name) ?? [])
+  const names = adapters.flatMap(({ adapter }) => [...adapter.names(), ...adapter.embeddings.keys()])
+  return [...new Set(names)].flatMap((name) => byName.get(name) ?? [])
 }

@@ -11,10 +11,11 @@ import { findLinears } from '../graph/linears.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import type { AdapterFile } from '../lora/peft.js'
 import type { LayerTensors } from '../lora/peft-tensors.js'
-import { requirePlain } from '../lora/plain.js'
+import { requireKinds } from '../lora/plain.js'
 import { type FitReport, fitReport, missingPart, type PartFit } from './fit.js'
-import { weightReader } from './merge-onnx.js'
+import { MERGED_KINDS } from './onnx-edits.js'
 import { type OnnxMergePlan, planOnnxMerge } from './onnx-plan.js'
+import { weightReader } from './onnx-tied.js'
 
 const PIECE_BYTES = 1 << 22
 
@@ -33,7 +34,7 @@ export async function fitOnnx(
   for (const tensors of adapter.layers) {
     const { name } = tensors
     const place = async () => {
-      const { targets } = planOnnxMerge(model, stubOf(tensors, adapter))
+      const { targets } = await planOnnxMerge(model, [{ adapter: stubOf(tensors, adapter), weight: 1 }])
       const [{ target, source }] = targets.values()
       const { start } = target.parts[0]
       const key = `${source.name} ${start} ${target.isInputMajor}`
@@ -51,8 +52,11 @@ export async function fitOnnx(
   for (const part of adapter.parts().filter(({ name }) => !adapter.layers.some((layer) => layer.name === name))) {
     parts.push(
       await placed(part.name, async () => {
-        requirePlain({ parts: () => [part] }, 'ONNX models')
-        return { ...missingPart(part.name, ''), problem: null }
+        requireKinds({ parts: () => [part] }, MERGED_KINDS, 'merging into ONNX models')
+        const { targets } = await planOnnxMerge(model, [{ adapter: valuesStub(part.name, adapter), weight: 1 }])
+        const [{ target, source }] = targets.values()
+        const { shape, dtype } = target
+        return { name: part.name, tensor: source.name, shape, dtype, problem: null, relativeChange: null }
       }),
     )
   }
@@ -88,11 +92,21 @@ function stubOf({ name, kind, config, A, B, magnitude, biasB }: LayerTensors, ad
   return stub
 }
 
+/** An adapter that replaces one tensor, or rows of one. */
+function valuesStub(name: string, { config, replacements, tokenRows }: AdapterFile): LoraAdapter {
+  const stub = new LoraAdapter(config)
+  const stored = ({ dtype, shape }: TensorInfo) => ({ dtype, shape, data: new Uint8Array() })
+  const [whole, rows] = [replacements.get(name), tokenRows.get(name)]
+  if (whole !== undefined) stub.replacements.set(name, { ...whole, ...stored(whole.info) })
+  if (rows !== undefined) stub.tokenRows.set(name, { ...rows, ...stored(rows.info) })
+  return stub
+}
+
 /** Frobenius norm of the layer's part of its weight, in pieces. */
 async function normOfTarget(model: OnnxModel, { target, source }: Target): Promise<number> {
   const { dtype, isInputMajor, parts } = target
   const [rows, columns] = target.shape
-  const { start, layer } = parts[0]
+  const { start, weightB } = parts[0]
   const read = weightReader(model, source)
   const rowBytes = columns * (dtype === 'F32' ? 4 : 2)
   const pieceRows = Math.max(1, Math.floor(PIECE_BYTES / rowBytes))
@@ -102,7 +116,7 @@ async function normOfTarget(model: OnnxModel, { target, source }: Target): Promi
     const values = decodeFloats(await read(row * rowBytes, count * rowBytes), dtype)
     for (let at = 0; at < values.length; at++) {
       const feature = isInputMajor ? at % columns : row + Math.floor(at / columns)
-      if (feature >= start && feature < start + layer.d) sum += values[at] * values[at]
+      if (feature >= start && feature < start + weightB.shape[0]) sum += values[at] * values[at]
     }
   }
   return Math.sqrt(sum)

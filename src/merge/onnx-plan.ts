@@ -1,8 +1,9 @@
-// Plans a merge into an ONNX graph: which initializers change, and which nodes need a weight of their own because the
-// exporter let them share one.
+// Plans a merge into an ONNX graph: which initializers change, and which places need one of their own because the exporter let
+// them share it.
 
 import type { FloatDtype } from '../base/dtype.js'
 import { UnsupportedError } from '../base/errors.js'
+import { elementCount } from '../base/tensor.js'
 import {
   TensorProto_DataType as DataType,
   type ModelProto,
@@ -12,12 +13,12 @@ import {
 import { copyMessage } from '../formats/onnx/messages.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
 import { dataTypeName, dimsOf } from '../formats/onnx/tensors.js'
-import { floatAttribute } from '../graph/attributes.js'
 import { Graph, implicitInputs } from '../graph/graph.js'
-import { findLinears, type ModuleMap } from '../graph/linears.js'
-import { type PlacedLayer, placeAdapter } from '../graph/place-adapter.js'
+import type { ModuleMap } from '../graph/linears.js'
+import { HANDS_ON, storedValue } from '../graph/parameters.js'
 import type { LoraAdapter } from '../lora/adapter.js'
-import type { MergePart, MergeTarget } from './weight.js'
+import { collectEdits, type Edit } from './onnx-edits.js'
+import type { MergeTarget } from './weight.js'
 
 export interface OnnxMergePlan {
   /** The graph of the result. */
@@ -32,83 +33,58 @@ const DTYPES: Partial<Record<DataType, FloatDtype>> = {
   [DataType.BFLOAT16]: 'BF16',
 }
 
-/** Nodes whose weight becomes the same: one weight, the same layers in it. */
+/** Places whose tensor becomes the same: one tensor, the same changes. */
 interface Group {
   /** The value that holds it: an initializer, or a Constant node's output. */
   readonly weight: string
-  readonly isInputMajor: boolean
-  readonly nodes: NodeProto[]
-  readonly parts: MergePart[]
+  readonly edits: [Edit, ...Edit[]]
 }
 
 /**
- * Pure: no weight is read.
- *
- * @throws MismatchError when the adapter does not fit; UnsupportedError naming the node when a weight is quantised or of
- *   another type than f32, f16 and bf16
+ * Throws what {@link collectEdits} throws, and UnsupportedError naming the node when a weight is of another type than f32, f16
+ * and bf16.
  */
-export function planOnnxMerge(model: OnnxModel, adapter: LoraAdapter, modules: ModuleMap = {}): OnnxMergePlan {
+export async function planOnnxMerge(
+  model: OnnxModel,
+  adapters: readonly { readonly adapter: LoraAdapter; readonly weight: number }[],
+  modules: ModuleMap = {},
+): Promise<OnnxMergePlan> {
   const graph = new Graph(model.proto)
-  const groups = groupByWeight(graph, placeAdapter(graph, findLinears(graph, modules), adapter))
+  const groups = groupByWeight(graph, await collectEdits(model, graph, adapters, modules))
   const inSubgraphs = new Set(graph.nodes.flatMap(implicitInputs))
   const targets = new Map<string, { target: MergeTarget; source: TensorProto }>()
   for (const group of groups) {
+    const [{ node, isInputMajor, parts, values }] = group.edits
     const source = graph.constant(group.weight) as TensorProto
-    const nodes = new Set(group.nodes)
-    const isShared = !graph.initializers.has(group.weight) || hasOtherReaders(graph, group.weight, nodes, inSubgraphs)
-    const name = isShared ? giveOwnWeight(graph, group, source) : group.weight
-    const [rows, columns] = dimsOf(source)
     const dtype = DTYPES[source.dataType as DataType]
     if (dtype === undefined) {
       throw new UnsupportedError({
-        where: `node ${group.nodes[0].name}`,
+        where: `node ${node.name}`,
         what: 'its weight has a type that cannot be merged into',
         expected: 'FLOAT, FLOAT16 or BFLOAT16',
         got: dataTypeName(source.dataType),
       })
     }
-    const { isInputMajor, parts } = group
-    targets.set(name, { target: { name, dtype, shape: [rows, columns], isInputMajor, parts }, source })
+    const readers = new Set(group.edits.map((edit) => edit.node))
+    const isShared = !graph.initializers.has(group.weight) || hasOtherReaders(graph, group.weight, readers, inSubgraphs)
+    const name = isShared ? giveOwnWeight(graph, group, source) : group.weight
+    const dims = dimsOf(source)
+    const shape: [number, number] = dims.length === 2 ? [dims[0], dims[1]] : [1, elementCount(dims)]
+    targets.set(name, { target: { name, dtype, shape, isInputMajor, values, parts }, source })
   }
   return { proto: graph.toModel(), targets }
 }
 
-function groupByWeight(graph: Graph, placed: readonly PlacedLayer[]): Group[] {
-  const partsOf = new Map<NodeProto, PlacedLayer[]>()
-  for (const entry of placed) partsOf.set(entry.linear.node, [...(partsOf.get(entry.linear.node) ?? []), entry])
+function groupByWeight(graph: Graph, edits: readonly Edit[]): Group[] {
   const groups = new Map<string, Group>()
-  for (const [node, entries] of partsOf) {
-    const { linear } = entries[0]
-    refuseUnmergeable(node, linear.kind)
-    const parts = entries.map(({ name, layer, linear: { fused } }) => ({ name, layer, start: fused?.start ?? 0 }))
-    const weight = storedWeight(graph, node.input[1])
-    const key = JSON.stringify([weight, linear.transposed, parts.map(({ name, start }) => [name, start])])
+  for (const edit of edits) {
+    const weight = storedValue(graph, edit.node.input[edit.input])
+    const key = JSON.stringify([weight, edit.parts.length > 0 && edit.isInputMajor, edit.keys])
     const group = groups.get(key)
-    if (group !== undefined) group.nodes.push(node)
-    else groups.set(key, { weight, isInputMajor: !linear.transposed, nodes: [node], parts })
+    if (group !== undefined) group.edits.push(edit)
+    else groups.set(key, { weight, edits: [edit] })
   }
   return [...groups.values()]
-}
-
-function refuseUnmergeable(node: NodeProto, kind: 'matmul' | 'gemm' | 'quantized'): void {
-  const hasAlpha = kind === 'gemm' && floatAttribute(node, 'alpha', 1) !== 1
-  if (kind !== 'quantized' && !hasAlpha) return
-  throw new UnsupportedError({
-    where: `node ${node.name}`,
-    what: hasAlpha ? 'a Gemm whose alpha is not 1 cannot be merged into' : 'a quantised weight cannot be merged into',
-    expected: 'a weight in f32, f16 or bf16',
-    got: hasAlpha ? `alpha ${floatAttribute(node, 'alpha', 1)}` : node.opType,
-    hint: hasAlpha ? 'Use the adapter at run time' : 'Merge into the unquantised export and quantise the result',
-  })
-}
-
-/** Nodes that hand a weight on to the node that multiplies by it. */
-const HANDS_ON = new Set(['Transpose', 'Cast', 'Identity'])
-
-/** Where the weight that arrives as `value` is stored. */
-function storedWeight(graph: Graph, value: string): string {
-  const maker = graph.producer(value)
-  return maker !== undefined && HANDS_ON.has(maker.opType) ? storedWeight(graph, maker.input[0]) : value
 }
 
 /** Whether anything but `nodes` depends on a value. */
@@ -125,11 +101,11 @@ function hasOtherReaders(
   })
 }
 
-/** A copy of the weight under a new name, with copies of the nodes that hand it on, for the group's nodes alone. */
-function giveOwnWeight(graph: Graph, { weight, nodes, parts }: Group, source: TensorProto): string {
-  const name = graph.freshName(`${parts[0].name}.weight`)
+/** A copy of the weight under a new name, with copies of the nodes that hand it on, for the group's places alone. */
+function giveOwnWeight(graph: Graph, { weight, edits }: Group, source: TensorProto): string {
+  const name = graph.freshName(edits[0].name)
   graph.addInitializer(copyMessage(source, { name }))
-  for (const node of nodes) node.input[1] = ownPath(graph, node.input[1], weight, name)
+  for (const { node, input } of edits) node.input[input] = ownPath(graph, node.input[input], weight, name)
   graph.invalidate()
   if (graph.consumers(weight).length === 0 && !isNeeded(graph, weight)) graph.initializers.delete(weight)
   return name

@@ -1,21 +1,39 @@
-// One merged weight as a stream: W + s·B·A in f32, rounded once to the type that W is stored in (Hu et al. 2021, arXiv
-// 2106.09685, section 4.1). Both ways of merging, into ONNX and into a checkpoint, end here.
+// One merged weight as a stream: W + Σ w·s·B·A in f32, rounded once to the type that W is stored in (Hu et al. 2021, arXiv
+// 2106.09685, section 4.1), or m ⊙ (W + s·B·A) / ‖W + s·B·A‖ (DoRA, Liu et al. 2024, arXiv 2402.09353, equation 5).
 
-import { decodeFloats, encodeFloats, type FloatDtype } from '../base/dtype.js'
+import { decodeFloats, decodeWeights, encodeFloats, type FloatDtype, type WeightDtype } from '../base/dtype.js'
 import { NumericError } from '../base/errors.js'
+import type { FloatArray, Matrix } from '../base/tensor.js'
 import { defaultKernels } from '../kernels/index.js'
-import type { LoraLayer } from '../lora/layer.js'
+import { normOfProduct } from '../lora/product.js'
+import type { StoredTensor } from '../lora/replacements.js'
 
 /** Rows are merged in blocks of at most so many elements: 4 MiB in f32, small beside any model. */
 const BLOCK_ELEMENTS = 1 << 20
 
-/** One layer of the adapter within a weight. */
+/** One layer of one adapter within a weight. */
 export interface MergePart {
-  /** The layer's name in the adapter. */
-  readonly name: string
-  readonly layer: LoraLayer
+  /** The layer's name in the adapter; undefined for a part that no report names. */
+  readonly name: string | undefined
+  /** A (r, k) */
+  readonly weightA: Matrix
+  /** B (d, r) */
+  readonly weightB: Matrix
+  /** weight · s, by which B·A is multiplied. */
+  readonly scale: number
+  /** DoRA's m (d). Such a part has its outputs for itself. */
+  readonly magnitude: FloatArray | undefined
   /** The first of the weight's output features that is the layer's; above 0 in weights that several layers share. */
   readonly start: number
+}
+
+/** Values that take the base's place before the parts are added: all of them, or some rows or columns. */
+export interface NewValues {
+  readonly tensor: StoredTensor
+  /** Of all values: whether the tensor is (columns, rows). */
+  readonly isTransposed: boolean
+  /** Which rows (axis 0) or columns (axis 1) the tensor (n, …) holds; undefined for all. */
+  readonly lines: { readonly axis: 0 | 1; readonly indices: readonly number[] } | undefined
 }
 
 /** A stored weight and what is merged into it. */
@@ -26,6 +44,7 @@ export interface MergeTarget {
   /** As stored: (d, k), or (k, d) when `isInputMajor`. */
   readonly shape: readonly [rows: number, columns: number]
   readonly isInputMajor: boolean
+  readonly values?: NewValues | undefined
   readonly parts: readonly MergePart[]
 }
 
@@ -39,10 +58,13 @@ export interface LayerChange {
 /** Bytes of the stored weight, by offset from its start. */
 export type ReadWeight = (offset: number, byteLength: number) => Promise<Uint8Array>
 
+/** Rows [row, row + count) of a weight, before the merge. */
+type Load = (row: number, count: number) => Promise<Float32Array>
+
 /**
- * The merged weight's bytes, in order.
+ * The merged weight's bytes, in order. With a magnitude the weight is read twice: a norm needs all of its values.
  *
- * @param report called with each part's change after the last bytes
+ * @param report called with each part's change after the last bytes; parts that share their outputs change them as one
  * @throws NumericError when the result is not finite
  */
 export async function* mergeWeight(
@@ -52,13 +74,30 @@ export async function* mergeWeight(
 ): AsyncGenerator<Uint8Array> {
   const { name, dtype, shape, parts } = target
   const [rows, columns] = shape
-  const factors = parts.map((part) => new PartFactors(target, part))
+  const load = loader(target, read)
+  const products = parts.map((part) => new PartProduct(target, part))
   const blockRows = Math.max(1, Math.floor(BLOCK_ELEMENTS / Math.max(1, columns)))
-  const rowBytes = columns * (dtype === 'F32' ? 4 : 2)
+  const withNorms = products.filter(({ part }) => part.magnitude !== undefined)
+  if (withNorms.length > 0) {
+    for (let row = 0; row < rows; row += blockRows) {
+      const count = Math.min(blockRows, rows - row)
+      const block = await load(row, count)
+      for (const product of withNorms) product.addNorms(block, row, count)
+    }
+  }
+  const reported = products.filter(({ part }, i) => {
+    return part.name !== undefined && products.findIndex((other) => other.hasOutputsOf(part)) === i
+  })
+  const measured = reported.filter(({ part }) => {
+    return part.magnitude !== undefined || products.some((other) => other.part !== part && other.overlaps(part))
+  })
   for (let row = 0; row < rows; row += blockRows) {
     const count = Math.min(blockRows, rows - row)
-    const block = decodeFloats(await read(row * rowBytes, count * rowBytes), dtype) // (count, columns)
-    for (const part of factors) part.addTo(block, row, count, columns)
+    const block = await load(row, count) // (count, columns)
+    for (const product of reported) product.addBaseSquares(block, row, count)
+    const before = measured.length === 0 ? block : block.slice()
+    for (const product of products) product.addTo(block, row, count)
+    for (const product of measured) product.addChange(before, block, row, count)
     const bytes = encodeFloats(block, dtype)
     if (!allFinite(bytes, dtype)) {
       throw new NumericError({
@@ -69,50 +108,144 @@ export async function* mergeWeight(
     }
     yield bytes
   }
-  for (const { part, baseSquares } of factors) {
-    report({ name: part.name, relativeChange: relativeTo(part.layer.normDelta(), Math.sqrt(baseSquares)) })
+  for (const { part, baseSquares, changeSquares } of reported) {
+    const { weightA, weightB, scale } = part
+    const isMeasured = measured.some((product) => product.part === part)
+    const change = isMeasured ? Math.sqrt(changeSquares) : Math.abs(scale) * normOfProduct(weightB, weightA)
+    report({ name: part.name as string, relativeChange: relativeTo(change, Math.sqrt(baseSquares)) })
   }
 }
 
-/** s·B·A, or its transpose, as a product left (rows, r) @ right (r, columns) over the part's rectangle of the weight. */
-class PartFactors {
+function loader({ dtype, shape, values }: MergeTarget, read: ReadWeight): Load {
+  const [rows, columns] = shape
+  const rowBytes = columns * (dtype === 'F32' ? 4 : 2)
+  const stored: Load = async (row, count) => decodeFloats(await read(row * rowBytes, count * rowBytes), dtype)
+  if (values === undefined) return stored
+  const { tensor, isTransposed, lines } = values
+  const all = Float32Array.from(decodeWeights(tensor.data, tensor.dtype as WeightDtype))
+  if (lines === undefined) {
+    const own = isTransposed ? transpose(all, columns, rows) : all
+    return async (row, count) => own.slice(row * columns, (row + count) * columns)
+  }
+  const { axis, indices } = lines
+  return async (row, count) => {
+    const block = await stored(row, count)
+    indices.forEach((index, i) => {
+      if (axis === 1) for (let j = 0; j < count; j++) block[j * columns + index] = all[i * rows + row + j]
+      else if (index >= row && index < row + count)
+        block.set(all.subarray(i * columns, (i + 1) * columns), (index - row) * columns)
+    })
+    return block
+  }
+}
+
+/** scale·B·A, or its transpose, as a product left (rows, r) @ right (r, columns) over the part's rectangle of the weight. */
+class PartProduct {
   readonly part: MergePart
   /** Σ w² over the part's elements of the base weight. */
   baseSquares = 0
+  /** Σ δ² over them, where they are measured. */
+  changeSquares = 0
+  readonly #isInputMajor: boolean
+  readonly #blockColumns: number
+  readonly #rank: number
   readonly #left: Float32Array
   readonly #right: Float32Array
   readonly #firstRow: number
   readonly #rows: number
   readonly #firstColumn: number
   readonly #columns: number
+  /** Σ (w + δ)² by output of a part with a magnitude. */
+  readonly #squares: Float64Array
 
-  constructor({ isInputMajor }: MergeTarget, part: MergePart) {
+  constructor({ isInputMajor, shape }: MergeTarget, part: MergePart) {
     this.part = part
-    const { weightA, weightB, rank, d, k } = part.layer
+    const { weightA, weightB, start } = part
+    const [[rank, k], [d]] = [weightA.shape, weightB.shape]
     const a = Float32Array.from(weightA.data)
     const b = Float32Array.from(weightB.data)
+    this.#isInputMajor = isInputMajor
+    this.#blockColumns = shape[1]
+    this.#rank = rank
     // (B·A)ᵀ = Aᵀ·Bᵀ
     this.#left = isInputMajor ? transpose(a, rank, k) : b
     this.#right = isInputMajor ? transpose(b, d, rank) : a
-    this.#firstRow = isInputMajor ? 0 : part.start
+    this.#firstRow = isInputMajor ? 0 : start
     this.#rows = isInputMajor ? k : d
-    this.#firstColumn = isInputMajor ? part.start : 0
+    this.#firstColumn = isInputMajor ? start : 0
     this.#columns = isInputMajor ? d : k
+    this.#squares = new Float64Array(part.magnitude === undefined ? 0 : d)
   }
 
-  /** Adds to rows [row, row + count) of the weight. */
-  addTo(block: Float32Array, row: number, count: number, blockColumns: number): void {
+  hasOutputsOf({ start, weightB }: MergePart): boolean {
+    return start === this.part.start && weightB.shape[0] === this.part.weightB.shape[0]
+  }
+
+  overlaps({ start, weightB }: MergePart): boolean {
+    const own = this.part
+    return start < own.start + own.weightB.shape[0] && own.start < start + weightB.shape[0]
+  }
+
+  /** From rows [row, row + count) of the weight. */
+  addNorms(block: Float32Array, row: number, count: number): void {
+    const [from, sum] = this.#sum(block, row, count)
+    const n = this.#columns
+    for (let at = 0; at < sum.length; at++) {
+      this.#squares[this.#isInputMajor ? at % n : from - this.#firstRow + Math.floor(at / n)] += sum[at] * sum[at]
+    }
+  }
+
+  addBaseSquares(block: Float32Array, row: number, count: number): void {
+    for (const value of this.#cut(block, row, count)) this.baseSquares += value * value
+  }
+
+  addChange(before: Float32Array, after: Float32Array, row: number, count: number): void {
+    const base = this.#cut(before, row, count)
+    this.#cut(after, row, count).forEach((value, i) => {
+      this.changeSquares += (value - base[i]) ** 2
+    })
+  }
+
+  /** Adds to rows [row, row + count) of the weight, and multiplies by m / ‖W + s·B·A‖ where there is a magnitude. */
+  addTo(block: Float32Array, row: number, count: number): void {
+    const [from, sum] = this.#sum(block, row, count)
+    const n = this.#columns
+    const { magnitude } = this.part
+    if (magnitude !== undefined) {
+      const scales = this.#squares.map((square, i) => magnitude[i] / Math.sqrt(square))
+      const first = from - this.#firstRow
+      for (let at = 0; at < sum.length; at++)
+        sum[at] *= scales[this.#isInputMajor ? at % n : first + Math.floor(at / n)]
+    }
+    for (let i = 0; i * n < sum.length; i++) {
+      block.set(sum.subarray(i * n, (i + 1) * n), (from - row + i) * this.#blockColumns + this.#firstColumn)
+    }
+  }
+
+  /** W + s·B·A over the part's rectangle in rows [row, row + count), and the first of its rows. */
+  #sum(block: Float32Array, row: number, count: number): [from: number, sum: Float32Array] {
     const from = Math.max(row, this.#firstRow)
-    const to = Math.min(row + count, this.#firstRow + this.#rows)
-    if (from >= to) return
-    const [m, n, k] = [to - from, this.#columns, this.part.layer.rank]
-    const own = new Float32Array(m * n) // the part's columns of W, then of W + s·B·A
-    const start = (i: number) => (from - row + i) * blockColumns + this.#firstColumn
-    for (let i = 0; i < m; i++) own.set(block.subarray(start(i), start(i) + n), i * n)
-    for (const value of own) this.baseSquares += value * value
-    const a = this.#left.subarray((from - this.#firstRow) * k, (to - this.#firstRow) * k)
-    defaultKernels().gemm({ m, n, k, a, b: this.#right, out: own, alpha: this.part.layer.scaling, beta: 1 })
-    for (let i = 0; i < m; i++) block.set(own.subarray(i * n, (i + 1) * n), start(i))
+    const own = this.#cut(block, row, count)
+    const [n, k] = [this.#columns, this.#rank]
+    const m = own.length / n
+    if (m > 0 && k > 0) {
+      const a = this.#left.subarray((from - this.#firstRow) * k, (from - this.#firstRow + m) * k)
+      defaultKernels().gemm({ m, n, k, a, b: this.#right, out: own, alpha: this.part.scale, beta: 1 })
+    }
+    return [from, own]
+  }
+
+  /** A copy of what is the part's in rows [row, row + count). */
+  #cut(block: Float32Array, row: number, count: number): Float32Array {
+    const from = Math.max(row, this.#firstRow)
+    const to = Math.max(from, Math.min(row + count, this.#firstRow + this.#rows))
+    const n = this.#columns
+    const own = new Float32Array((to - from) * n)
+    for (let i = 0; i < to - from; i++) {
+      const start = (from - row + i) * this.#blockColumns + this.#firstColumn
+      own.set(block.subarray(start, start + n), i * n)
+    }
+    return own
   }
 }
 

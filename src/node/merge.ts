@@ -2,7 +2,7 @@
 
 import path from 'node:path'
 import { type ByteSink, type Directory, readJson, writeFile } from '../base/bytes.js'
-import { FileError, UnsupportedError } from '../base/errors.js'
+import { FileError } from '../base/errors.js'
 import { loadOnnx } from '../formats/onnx/model.js'
 import { locate, NodeDirectory } from '../io/node-files.js'
 import { LoraAdapter } from '../lora/adapter.js'
@@ -15,13 +15,14 @@ import {
 import { RECORD_FILE } from '../merge/checkpoint/node-output.js'
 import { mergeOnnx } from '../merge/merge-onnx.js'
 import type { MergeReport } from '../merge/output.js'
+import type { WeightedAdapter } from '../merge/weighted.js'
 import { loadAdapter, locateModel } from './model.js'
 
 /** Options of checkpoints beside `overwrite`, `signal` and `onProgress` do nothing for ONNX models. */
 export interface MergeByPathOptions extends MergeFilesOptions {
   /** Path of an .onnx or .safetensors file, or of a folder: its checkpoint, else its ONNX model. */
   base: string
-  /** PEFT adapter folders or adapters, each with a weight if it is not 1. An ONNX model takes one. */
+  /** PEFT adapter folders or adapters, each with a weight if it is not 1. */
   adapters: FileAdapter | readonly FileAdapter[]
   /** Path of the result: a file if it ends in .onnx or .safetensors, else a folder that gets the base's other files too. */
   out: string
@@ -78,7 +79,6 @@ async function mergeIntoOnnx(
   { out, overwrite = false, signal, onProgress }: MergeByPathOptions,
   isDry: boolean,
 ): Promise<MergeReport> {
-  const adapter = await onlyAdapter(adapters)
   const isFile = out.endsWith('.onnx')
   const folder = new NodeDirectory(isFile ? path.dirname(out) : out)
   const replaced = isFile ? await checkOutputFile(folder, path.basename(out)) : await checkOutput(folder, overwrite)
@@ -86,7 +86,7 @@ async function mergeIntoOnnx(
   const model = await loadOnnx(base.directory, base.file)
   let report: MergeReport
   try {
-    report = await mergeOnnx(model, adapter, target, {
+    report = await mergeOnnx(model, await openAll(adapters), target, {
       ...(signal !== undefined && { signal }),
       ...(onProgress !== undefined && { onProgress }),
       ...(isFile ? { path: path.basename(out) } : { path: base.file, companions: base.directory }),
@@ -109,20 +109,15 @@ interface MergeRecord {
   layers: MergeReport['layers']
 }
 
-async function onlyAdapter(adapters: readonly FileAdapter[]): Promise<LoraAdapter> {
-  const [input] = adapters
-  const isWeighted = typeof input === 'object' && !(input instanceof LoraAdapter)
-  const weight = isWeighted ? (input.weight ?? 1) : 1
-  if (adapters.length !== 1 || weight !== 1) {
-    throw new UnsupportedError({
-      where: 'adapters',
-      what: 'an ONNX model takes one adapter, with weight 1',
-      got: adapters.length === 1 ? `weight ${weight}` : `${adapters.length} adapters`,
-      hint: 'Merge one after the other, each into the result of the one before, or merge into the safetensors checkpoint',
-    })
-  }
-  const adapter = isWeighted ? input.adapter : input
-  return typeof adapter === 'string' ? loadAdapter(adapter) : adapter
+/** Reads the folders among the adapters. */
+function openAll(adapters: readonly FileAdapter[]): Promise<WeightedAdapter[]> {
+  return Promise.all(
+    adapters.map(async (input) => {
+      const isBare = typeof input === 'string' || input instanceof LoraAdapter
+      const { adapter, weight = 1 } = isBare ? { adapter: input } : input
+      return { adapter: typeof adapter === 'string' ? await loadAdapter(adapter) : adapter, weight }
+    }),
+  )
 }
 
 /** Throws FileError when the file is there. */

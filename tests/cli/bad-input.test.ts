@@ -170,9 +170,9 @@ const OTHERS: [what: string, args: (out: string) => string[], message: RegExp][]
     /bad\.onnx: .*ONNX/,
   ],
   [
-    'merge: several adapters into ONNX',
-    (out) => ['merge', '--base', ONNX, '--adapter', PEFT, '--adapter', PEFT, '--out', out],
-    /one adapter/,
+    'merge: an adapter with a weight of 0 into ONNX',
+    (out) => ['merge', '--base', ONNX, '--adapter', PEFT, '--weight', '0', '--out', out],
+    /weight of adapter 1: not usable/,
   ],
   [
     'generate: a missing model',

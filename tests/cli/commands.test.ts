@@ -230,6 +230,19 @@ describe('lowrank merge', () => {
     expect(documentOf(await lowrank('inspect', checkpoint, '--json')).params).toBe(2_976_192)
   })
 
+  it('adds up adapters with weights in an ONNX model', async () => {
+    const [once, sum] = [join(scratch, 'once.onnx'), join(scratch, 'sum.onnx')]
+    const parts = ['--adapter', adapter, '--weight', '0.75', '--adapter', adapter, '--weight', '0.25']
+    const one = documentOf(await lowrank('merge', '--base', ONNX, '--adapter', adapter, '--out', once, '--json'))
+    const both = documentOf(await lowrank('merge', '--base', ONNX, ...parts, '--out', sum, '--json'))
+    expect(both).toMatchObject({ changed: 42, bytes: one.bytes })
+    expect(both.layers).toHaveLength(one.layers.length)
+    both.layers.forEach(({ name, relativeChange }: { name: string; relativeChange: number }, i: number) => {
+      expect(name).toBe(one.layers[i].name)
+      expect(relativeChange / one.layers[i].relativeChange).toBeCloseTo(1, 3)
+    })
+  })
+
   it('merges into a checkpoint folder, several adapters with weights too', async () => {
     const out = join(scratch, 'both')
     const adapters = ['--adapter', adapter, '--adapter', adapter, '--weight', '-1']

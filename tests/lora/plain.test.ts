@@ -3,8 +3,6 @@ import { describe, expect, test } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { ConfigError, ShapeError, StateError, UnsupportedError } from '../../src/base/errors.js'
 import { ModelProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
-import { Graph } from '../../src/graph/graph.js'
-import { placeAdapter } from '../../src/graph/place-adapter.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { type LoraConfigInput, resolveConfig } from '../../src/lora/config.js'
 import { rowNorms } from '../../src/lora/dora.js'
@@ -215,12 +213,6 @@ describe('where only those are handled', () => {
     )
     expect(() => new Trainer({ ...options, adapter: plain({ loraBias: true }) })).toThrow(
       /^q: a layer with a bias of B .* for training/,
-    )
-  })
-
-  test('graphs refuse the adapter, whether it is run or merged', () => {
-    expect(() => placeAdapter(new Graph(empty.proto), [], plain({ useDora: true }))).toThrow(
-      'q: a DoRA layer (use_dora) is not implemented for ONNX models; expected a plain linear layer',
     )
   })
 })

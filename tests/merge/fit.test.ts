@@ -148,7 +148,21 @@ describe('what does not fit is told part by part', () => {
     expect(quantised.parts.map(({ problem }) => problem)).toContainEqual(
       expect.stringMatching(/quantised weight cannot/),
     )
-    const dora = await fitOf(path.join(kinds, 'dora'), path.join(golden, 'models/llama-optimum'))
-    expect(dora.parts[0].problem).toMatch(/use_dora/)
+    const convolution = await fitOf(path.join(kinds, 'convolution'), path.join(golden, 'models/llama-optimum'))
+    expect(convolution.parts.map(({ problem }) => problem)).toContainEqual(
+      expect.stringMatching(/convolution.* not implemented/),
+    )
   })
+
+  test.each(['dora', 'tokens', 'embedding', 'modules-to-save', 'lora-bias', 'bias-all'])(
+    'in ONNX models: %s fits, and not a graph of another shape',
+    async (name) => {
+      const fit = await fitOf(path.join(kinds, name), path.join(golden, 'onnx-kinds/qwen2-ts.onnx'))
+      expect(fit.parts.map(({ problem }) => problem)).toEqual(fit.parts.map(() => null))
+      for (const { tensor, shape } of fit.parts)
+        expect([tensor, shape]).toEqual([expect.any(String), expect.any(Array)])
+      const other = await fitOf(path.join(kinds, name), path.join(golden, 'models/qwen2-optimum'))
+      expect(other.parts.map(({ problem }) => problem)).not.toContain(null)
+    },
+  )
 })

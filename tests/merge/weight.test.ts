@@ -17,6 +17,11 @@ function makeLayer(d: number, k: number, rank: number, seed: number): LoraLayer 
   return LoraLayer.fromFactors(randomMatrix(rank, k, seed), randomMatrix(d, rank, seed + 1), { rank, alpha: 3 })
 }
 
+function partOf(name: string, layer: LoraLayer, start = 0, weight = 1): MergePart {
+  const { weightA, weightB, magnitude, scaling } = layer
+  return { name, weightA, weightB, scale: weight * scaling, magnitude, start }
+}
+
 function transposed(data: Float32Array, rows: number, columns: number): Float32Array {
   return data.map((_, i) => data[(i % rows) * columns + Math.floor(i / rows)])
 }
@@ -56,7 +61,7 @@ describe('mergeWeight', () => {
           const layer = makeLayer(d, k, rank, seed)
           const stored = encodeFloats(randomMatrix(d, k, seed + 2).data, dtype).slice()
           const weight = decodeFloats(stored, dtype)
-          const parts = [{ name: 'q', layer, start: 0 }]
+          const parts = [partOf('q', layer)]
           const shape = isInputMajor ? ([k, d] as const) : ([d, k] as const)
           const input = isInputMajor ? encodeFloats(transposed(weight, d, k), dtype) : stored
           const { bytes, changes } = await merged({ name: 'w', dtype, shape, isInputMajor, parts }, input)
@@ -77,7 +82,7 @@ describe('mergeWeight', () => {
       const weight = randomMatrix(d, k, 6).data
       const input = encodeFloats(isInputMajor ? transposed(weight, d, k) : weight, 'F32')
       const shape = isInputMajor ? ([k, d] as const) : ([d, k] as const)
-      const parts = [{ name: 'q', layer, start: 0 }]
+      const parts = [partOf('q', layer)]
       const { bytes, reads } = await merged({ name: 'w', dtype: 'F32', shape, isInputMajor, parts }, input)
       expect(reads.length / 2).toBeGreaterThan(2)
       let at = 0
@@ -97,10 +102,7 @@ describe('mergeWeight', () => {
     async (isInputMajor) => {
       const k = 5
       const layers = [makeLayer(4, k, 2, 1), makeLayer(3, k, 1, 11)]
-      const parts: MergePart[] = [
-        { name: 'q', layer: layers[0], start: 0 },
-        { name: 'v', layer: layers[1], start: 6 },
-      ]
+      const parts: MergePart[] = [partOf('q', layers[0]), partOf('v', layers[1], 6)]
       const weight = randomMatrix(9, k, 20).data // q: rows 0 to 3, then two of nobody, v: 6 to 8
       const input = encodeFloats(isInputMajor ? transposed(weight, 9, k) : weight, 'F32')
       const shape = isInputMajor ? ([k, 9] as const) : ([9, k] as const)
@@ -130,7 +132,7 @@ describe('mergeWeight', () => {
       dtype: 'BF16',
       shape: [1, 1],
       isInputMajor: false,
-      parts: [{ name: 'q', layer, start: 0 }],
+      parts: [partOf('q', layer)],
     } as const
     const { bytes } = await merged(target, encodeFloats(Float32Array.of(1), 'BF16'))
     expect(decodeFloats(bytes, 'BF16')).toEqual(Float32Array.of(1 + 2 ** -7))
@@ -144,7 +146,7 @@ describe('mergeWeight', () => {
     ['F32', Number.POSITIVE_INFINITY, 1],
   ])('%s: %d + %d is a NumericError that names the weight', async (dtype, base, delta) => {
     const layer = LoraLayer.fromFactors([[1]], [[delta]], { rank: 1, alpha: 1 })
-    const parts = [{ name: 'q', layer, start: 0 }]
+    const parts = [partOf('q', layer)]
     const input = encodeFloats(Float32Array.of(base), dtype)
     const result = merged({ name: 'q.weight', dtype, shape: [1, 1], isInputMajor: false, parts }, input)
     await expect(result).rejects.toThrow(NumericError)
@@ -154,11 +156,76 @@ describe('mergeWeight', () => {
   it('a change of nothing is none, of a zero weight by something is infinite', async () => {
     const change = async (b: number) => {
       const layer = LoraLayer.fromFactors([[1]], [[b]], { rank: 1, alpha: 1 })
-      const parts = [{ name: 'q', layer, start: 0 }]
+      const parts = [partOf('q', layer)]
       const target = { name: 'w', dtype: 'F32', shape: [1, 1], isInputMajor: false, parts } as const
       return (await merged(target, new Uint8Array(4))).changes[0].relativeChange
     }
     expect(await change(0)).toBe(0)
     expect(await change(1)).toBe(Number.POSITIVE_INFINITY)
+  })
+
+  it.each([false, true])(
+    'adds up layers of several adapters before it rounds, and reports one change (input-major %s)',
+    async (isInputMajor) => {
+      const [d, k] = [700, 1600] // two blocks
+      const [one, other] = [makeLayer(d, k, 2, 1), makeLayer(d, k, 3, 7)]
+      const weight = randomMatrix(d, k, 20).data
+      const input = encodeFloats(isInputMajor ? transposed(weight, d, k) : weight, 'BF16')
+      const base = decodeFloats(input, 'BF16')
+      const shape = isInputMajor ? ([k, d] as const) : ([d, k] as const)
+      const parts = [partOf('q', one, 0, 0.5), partOf('q', other, 0, -2)]
+      const { bytes, changes } = await merged({ name: 'w', dtype: 'BF16', shape, isInputMajor, parts }, input)
+      const [a, b] = [one.delta().data, other.delta().data]
+      const delta = Float32Array.from(a, (value, i) => 0.5 * value - 2 * b[i])
+      const stored = isInputMajor ? transposed(delta, d, k) : delta
+      const sum = base.map((value, i) => value + stored[i])
+      const off = decodeFloats(bytes, 'BF16').filter(
+        (value, i) => Math.abs(value - sum[i]) > 1e-5 + 2 ** -8 * Math.abs(sum[i]),
+      )
+      expect(off).toHaveLength(0)
+      const norms = [delta, base].map((values) => Math.sqrt(values.reduce((total, value) => total + value * value, 0)))
+      expect(changes).toEqual([{ name: 'q', relativeChange: expect.closeTo(norms[0] / norms[1], 4) }])
+    },
+  )
+
+  it.each([false, true])('multiplies by DoRA’s scales in blocks (input-major %s)', async (isInputMajor) => {
+    const [d, k] = [1100, 1200]
+    const plain = makeLayer(d, k, 2, 3)
+    const magnitude = randomMatrix(1, d, 9).data.map((value) => 30 + value)
+    const config = { rank: 2, alpha: 3, useDora: true }
+    const layer = LoraLayer.fromFactors(plain.weightA, plain.weightB, config, '', { magnitude })
+    const weight = randomMatrix(d, k, 6).data
+    layer.attachBase({ data: weight, shape: [d, k] })
+    const want = layer.effectiveWeight().data as Float32Array
+    const input = encodeFloats(isInputMajor ? transposed(weight, d, k) : weight, 'F32')
+    const shape = isInputMajor ? ([k, d] as const) : ([d, k] as const)
+    const target = { name: 'w', dtype: 'F32', shape, isInputMajor, parts: [partOf('q', layer)] } as const
+    const { bytes, changes } = await merged(target, input)
+    const values = decodeFloats(bytes, 'F32')
+    const result = isInputMajor ? transposed(values, k, d) : values
+    expect(result.findIndex((value, i) => Math.abs(value - want[i]) > 1e-6 * (1 + Math.abs(want[i])))).toBe(-1)
+    const squares = (array: Float32Array) => array.reduce((total, value) => total + value * value, 0)
+    const relative = Math.sqrt(squares(want.map((value, i) => value - weight[i])) / squares(weight))
+    expect(changes).toEqual([{ name: 'q', relativeChange: expect.closeTo(relative, 4) }])
+  })
+
+  it('puts new values in place of the base’s, whole or by line, before layers are added', async () => {
+    const base = Float32Array.of(1, 2, 3, 4, 5, 6) // (2, 3)
+    const run = async (values: MergeTarget['values'], parts: MergePart[] = []) => {
+      const target = { name: 'w', dtype: 'F32', shape: [2, 3], isInputMajor: false, parts, values } as const
+      return [...decodeFloats((await merged(target, encodeFloats(base, 'F32'))).bytes, 'F32')]
+    }
+    const tensor = (shape: number[], ...values: number[]) => {
+      return { dtype: 'F16' as const, shape, data: encodeFloats(Float32Array.from(values), 'F16').slice() }
+    }
+    const all = { isTransposed: false, lines: undefined }
+    const lines = (axis: 0 | 1, ...indices: number[]) => ({ isTransposed: false, lines: { axis, indices } })
+    expect(await run({ ...all, tensor: tensor([2, 3], 9, 8, 7, 6, 5, 4) })).toEqual([9, 8, 7, 6, 5, 4])
+    const turned = { ...all, tensor: tensor([3, 2], 9, 6, 8, 5, 7, 4), isTransposed: true }
+    expect(await run(turned)).toEqual([9, 8, 7, 6, 5, 4])
+    expect(await run({ ...lines(0, 1), tensor: tensor([1, 3], 7, 8, 9) })).toEqual([1, 2, 3, 7, 8, 9])
+    expect(await run({ ...lines(1, 2, 0), tensor: tensor([2, 2], 10, 20, 30, 40) })).toEqual([30, 2, 10, 40, 5, 20])
+    const layer = LoraLayer.fromFactors([[1, 0, 0]], [[1], [2]], { rank: 1, alpha: 1 })
+    expect(await run(turned, [partOf('q', layer)])).toEqual([10, 8, 7, 8, 5, 4])
   })
 })

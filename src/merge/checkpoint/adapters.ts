@@ -1,9 +1,9 @@
 // The adapters of a merge behind one form: layers whose factors are ranges of a source, read when their tensor's turn comes,
 // so that memory does not grow with the adapter.
 
-import { type ByteSource, type Directory, MemorySource } from '../../base/bytes.js'
+import { type ByteSource, MemorySource } from '../../base/bytes.js'
 import { encodeWeights, type WeightDtype } from '../../base/dtype.js'
-import { ConfigError, MismatchError, type OnProblem, throwProblem, UnsupportedError } from '../../base/errors.js'
+import { MismatchError, type OnProblem, throwProblem, UnsupportedError } from '../../base/errors.js'
 import { elementCount, type FloatArray, type Tensor } from '../../base/tensor.js'
 import { isWeightDtype, type TensorInfo } from '../../formats/safetensors.js'
 import { LoraAdapter } from '../../lora/adapter.js'
@@ -13,18 +13,8 @@ import { EmbeddingLora } from '../../lora/embedding.js'
 import { LoraLayer } from '../../lora/layer.js'
 import { type AdapterFile, openAdapter } from '../../lora/peft.js'
 import type { LayerTensors } from '../../lora/peft-tensors.js'
-import type { AdapterPart } from '../../lora/plain.js'
 import type { StoredTensor } from '../../lora/replacements.js'
-
-/** An adapter in memory, or the folder of one, which is read as it is needed. */
-export type MergeAdapter = LoraAdapter | Directory
-
-/** How much of an adapter is merged: W + weight · s·B·A. */
-export interface WeightedAdapter {
-  adapter: MergeAdapter
-  /** Default 1. */
-  weight?: number
-}
+import { type AdapterInput, refuseWeighted, weighted, weightedError } from '../weighted.js'
 
 /** A matrix (rows, columns), or a tensor read as one, that stays in its source. Plain data, so that plans can be sent to threads. */
 export interface Factor {
@@ -108,7 +98,7 @@ export interface OpenAdapters {
  *   UnsupportedError when a part that is no sum would be weighted or taken out again
  */
 export async function openAdapters(
-  inputs: readonly (MergeAdapter | WeightedAdapter)[],
+  inputs: readonly AdapterInput[],
   sign: 1 | -1 = 1,
   onProblem: OnProblem = throwProblem,
 ): Promise<OpenAdapters> {
@@ -119,15 +109,7 @@ export async function openAdapters(
   try {
     const found = new FoundParts()
     for (const [i, input] of inputs.entries()) {
-      const { adapter, weight = 1 } = 'adapter' in input ? input : { adapter: input }
-      if (!Number.isFinite(weight) || weight === 0) {
-        throw new ConfigError({
-          where: `weight of adapter ${i + 1}`,
-          what: 'not usable',
-          expected: 'a finite number other than 0',
-          got: String(weight),
-        })
-      }
+      const { adapter, weight } = weighted(input, i)
       if (adapter instanceof LoraAdapter) {
         refuseWeighted(adapter.parts(), sign * weight)
         found.addAdapter(adapter, sign * weight)
@@ -147,22 +129,6 @@ export async function openAdapters(
     await close()
     throw error
   }
-}
-
-/** Only sums can be weighted, and taken out again without the base. */
-function refuseWeighted(parts: readonly AdapterPart[], weight: number): void {
-  if (weight === 1) return
-  const part = parts.find(({ kind }) => kind === 'replacement' || kind === 'token-rows')
-  if (part !== undefined) throw weightedError(part.name, 'what replaces the base’s values', weight)
-}
-
-function weightedError(where: string, what: string, weight: number): UnsupportedError {
-  return new UnsupportedError({
-    where,
-    what: `${what} cannot be merged with a weight or taken out again`,
-    expected: 'weight 1',
-    got: String(weight),
-  })
 }
 
 /** Where a layer's tensors are. */

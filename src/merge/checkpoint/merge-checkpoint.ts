@@ -6,14 +6,13 @@ import { FormatError, MismatchError } from '../../base/errors.js'
 import { type Checkpoint, openCheckpoint } from '../../formats/checkpoint.js'
 import { createMergeKernel } from '../../kernels/merge.js'
 import { type MergeOptions, type MergeReport, refuseBaseAsOutput, writeTogether } from '../output.js'
-import { type MergeAdapter, type OpenAdapters, openAdapters, type WeightedAdapter } from './adapters.js'
+import type { AdapterInput } from '../weighted.js'
+import { type OpenAdapters, openAdapters } from './adapters.js'
 import { ChangeSums, ChunkMerger } from './chunk-merger.js'
 import { CONFIG_FILE, editConfig, isCompanion } from './companions.js'
 import { computeScales, segmentSource } from './dora-scales.js'
 import { CHUNK_BYTES, chunkAt, chunkCount, type OutputShard } from './layout.js'
 import { type MergePlan, type PlanOptions, planMerge } from './plan.js'
-
-export type AdapterInput = MergeAdapter | WeightedAdapter
 
 export interface MergeCheckpointOptions extends MergeOptions, PlanOptions {
   /** The base's safetensors file, or its index, in its folder. Default: found there, and the folder's other files go along. */

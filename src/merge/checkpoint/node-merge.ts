@@ -11,15 +11,10 @@ import { ConfigError, FileError, LowrankError, NumericError } from '../../base/e
 import { openCheckpoint } from '../../formats/checkpoint.js'
 import { fileError, locate, NodeDirectory } from '../../io/node-files.js'
 import { LoraAdapter } from '../../lora/adapter.js'
+import type { AdapterInput } from '../weighted.js'
 import type { OutputShard } from './layout.js'
 import type { CheckpointReport } from './merge-checkpoint.js'
-import {
-  type AdapterInput,
-  describePlan,
-  type MergeCheckpointOptions,
-  type OpenPlan,
-  openPlan,
-} from './merge-checkpoint.js'
+import { describePlan, type MergeCheckpointOptions, type OpenPlan, openPlan } from './merge-checkpoint.js'
 import { type ChunkJob, createShared, type Readable, shardChunks, writeFully } from './node-chunks.js'
 import { findCompanions, writeCompanions } from './node-companions.js'
 import { baseStates, changesOf, hashPlan, isFromBase, noteOf, type ShardNote } from './node-notes.js'

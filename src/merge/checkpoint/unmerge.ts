@@ -7,13 +7,9 @@ import { MismatchError } from '../../base/errors.js'
 import { elementCount, type FloatArray, formatShape } from '../../base/tensor.js'
 import { type Checkpoint, openCheckpoint, shardSource } from '../../formats/checkpoint.js'
 import { isWeightDtype } from '../../formats/safetensors.js'
+import type { AdapterInput } from '../weighted.js'
 import { CHUNK_BYTES, sizeOf } from './layout.js'
-import {
-  type AdapterInput,
-  type CheckpointReport,
-  type MergeCheckpointOptions,
-  writeMerge,
-} from './merge-checkpoint.js'
+import { type CheckpointReport, type MergeCheckpointOptions, writeMerge } from './merge-checkpoint.js'
 
 export interface UnmergeOptions extends Omit<MergeCheckpointOptions, 'dtype'> {
   /** The base as it was: how many values differ from it is counted. */

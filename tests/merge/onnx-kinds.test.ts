@@ -1,0 +1,302 @@
+// Adapters of every kind merged into exports of models of a few kB, against PEFT's logits (tests/golden/onnx-kinds).
+
+import { readFileSync } from 'node:fs'
+import { fileURLToPath } from 'node:url'
+import { describe, expect, it } from 'vitest'
+import { MemoryDirectory, MemorySource } from '../../src/base/bytes.js'
+import { LowrankError } from '../../src/base/errors.js'
+import { Random } from '../../src/base/random.js'
+import { copyMessage } from '../../src/formats/onnx/messages.js'
+import { loadOnnx, OnnxModel } from '../../src/formats/onnx/model.js'
+import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
+import { Builder } from '../../src/graph/builder.js'
+import { Graph } from '../../src/graph/graph.js'
+import { sessionModel } from '../../src/graph/session-model.js'
+import { AdapterSession } from '../../src/infer/adapter-session.js'
+import { NodeDirectory } from '../../src/io/node-files.js'
+import { LoraAdapter } from '../../src/lora/adapter.js'
+import { loadAdapter } from '../../src/lora/peft.js'
+import { mergeOnnx } from '../../src/merge/merge-onnx.js'
+import type { AdapterInput } from '../../src/merge/weighted.js'
+import { loadNodeRuntime } from '../../src/runtime/node-runtime.js'
+import type { Feeds } from '../../src/runtime/runtime.js'
+import { feedsOf, inThread, maxDifference, openModel } from '../infer/models.js'
+
+const TOLERANCE = 1e-5
+
+interface Cases {
+  models: Record<string, string[]>
+  inputs: Record<string, number[][]>
+  cases: Record<string, { model: string; folder: string }>
+  sums: Record<string, [name: string, weight: number][]>
+}
+
+const golden = fileURLToPath(new URL('../golden', import.meta.url))
+const folder = new NodeDirectory(`${golden}/onnx-kinds`)
+const { models, inputs, cases, sums }: Cases = JSON.parse(readFileSync(`${folder.name}/cases.json`, 'utf8'))
+const logitsFile = await parseSafetensorsHeader(new MemorySource(readFileSync(`${folder.name}/logits.safetensors`)))
+const runtime = await loadNodeRuntime()
+
+const adapterOf = (name: string) => new NodeDirectory(`${golden}/${cases[name].folder}`)
+
+async function expectedLogits(name: string): Promise<Float32Array> {
+  return (await readTensorF32(logitsFile, name)).data
+}
+
+async function logitsOf(model: OnnxModel): Promise<Float32Array> {
+  const session = await runtime.createSession(await sessionModel(model, model.proto), { threads: 1 })
+  const feeds: Feeds = {}
+  for (const [name, rows] of Object.entries(inputs)) {
+    feeds[name] = { type: 'int64', data: BigInt64Array.from(rows.flat(), BigInt), dims: [rows.length, rows[0].length] }
+  }
+  const names = new Set(model.proto.graph?.input.map(({ name }) => name))
+  const used = Object.fromEntries(Object.entries(feeds).filter(([name]) => names.has(name)))
+  const { logits } = await session.run(used, ['logits'])
+  await session.dispose()
+  return logits.data as Float32Array
+}
+
+async function mergedLogits(file: string, adapters: AdapterInput | readonly AdapterInput[]) {
+  const base = await loadOnnx(folder, file)
+  const out = new MemoryDirectory()
+  const report = await mergeOnnx(base, adapters, out)
+  await base.close()
+  return { report, logits: await logitsOf(await loadOnnx(out, file)) }
+}
+
+const exports = Object.entries(models).flatMap(([model, exporters]) =>
+  exporters.map((exporter) => ({ model, file: `${model}-${exporter}.onnx` })),
+)
+
+describe.each(exports)('$file', ({ model, file }) => {
+  it('gives PyTorch’s logits before anything is merged', async () => {
+    const base = await loadOnnx(folder, file)
+    expect(maxDifference(await logitsOf(base), await expectedLogits(`base.${model}`))).toBeLessThan(TOLERANCE)
+    await base.close()
+  })
+
+  it.each(Object.keys(cases).filter((name) => cases[name].model === model))('%s: gives PEFT’s logits', async (name) => {
+    const { report, logits } = await mergedLogits(file, adapterOf(name))
+    expect(maxDifference(logits, await expectedLogits(name))).toBeLessThan(TOLERANCE)
+    expect(report.changed).toBeGreaterThan(0)
+  })
+
+  it.each(model === 'qwen2' ? Object.keys(sums) : [])('%s: gives the logits of the sum', async (name) => {
+    const adapters = sums[name].map(([adapter, weight]) => ({ adapter: adapterOf(adapter), weight }))
+    const { report, logits } = await mergedLogits(file, adapters)
+    expect(maxDifference(logits, await expectedLogits(name))).toBeLessThan(TOLERANCE)
+    expect(new Set(report.layers.map((layer) => layer.name)).size).toBe(report.layers.length)
+  })
+})
+
+/** The golden model under another graph. */
+async function edited(file: string, edit: (graph: Graph) => void): Promise<OnnxModel> {
+  const base = await loadOnnx(folder, file)
+  const graph = new Graph(base.proto)
+  edit(graph)
+  return new OnnxModel(base.name, base.fileName, graph.toModel(), base.files)
+}
+
+const nodeOf = (graph: Graph, name: string) => graph.nodes.find((node) => node.name === name)!
+
+describe('tensors that two places share', () => {
+  const embedding = '/model/embed_tokens/Gather'
+  /** A head that reads the embedding through a Transpose, as small exports have it. */
+  const share = (graph: Graph) => {
+    const head = nodeOf(graph, '/lm_head/MatMul')
+    const weight = nodeOf(graph, embedding).input[0]
+    graph.setInputs(head, [head.input[0], new Builder(graph, 'test').transpose(weight, [1, 0])])
+    graph.prune()
+  }
+
+  it('stay one where both change alike, and part where one changes', async () => {
+    for (const [name, added] of [
+      ['tied-tokens', 0],
+      ['tied-embedding', 1],
+      ['tied-head', 1],
+    ] as const) {
+      const base = await edited('qwen2-tied-ts.onnx', share)
+      const out = new MemoryDirectory()
+      const report = await mergeOnnx(base, adapterOf(name), out)
+      expect(report.tensors - base.proto.graph!.initializer.length, name).toBe(added)
+      const logits = await logitsOf(await loadOnnx(out, base.fileName))
+      expect(maxDifference(logits, await expectedLogits(name)), name).toBeLessThan(TOLERANCE)
+      await base.close()
+    }
+  })
+
+  it('a norm that shares its weight with another gets its own', async () => {
+    const norms = ['/model/norm/Mul_1', '/model/layers.0/input_layernorm/Mul_1'] as const
+    const base = await edited('qwen2-ts.onnx', (graph) => {
+      const [last, first] = norms.map((name) => nodeOf(graph, name))
+      graph.setInputs(
+        last,
+        last.input.map((input) => (input === 'model.norm.weight' ? first.input[0] : input)),
+      )
+      graph.prune()
+    })
+    const out = new MemoryDirectory()
+    const adapter = await loadAdapter(adapterOf('modules-to-save'))
+    await mergeOnnx(base, adapter, out)
+    const merged = await loadOnnx(out, base.fileName)
+    const graph = new Graph(merged.proto)
+    const [own, kept] = norms.map((name) => nodeOf(graph, name).input[0])
+    expect(own).toBe('model.norm.weight')
+    expect(await merged.readWeight(kept)).toEqual(await base.readWeight(kept))
+    expect(await merged.readWeight(own)).toEqual(adapter.replacements.get('model.norm.weight')?.data)
+    await base.close()
+  })
+})
+
+describe('a weight that several layers share', () => {
+  it('takes DoRA and a bias of B for each of them', async () => {
+    const random = new Random(3, 'test')
+    const values = (...shape: number[]) => Array.from({ length: shape.reduce((a, b) => a * b) }, () => random.normal())
+    const matrix = (rows: number, columns: number) => ({
+      data: Float32Array.from(values(rows, columns)),
+      shape: [rows, columns] as const,
+    })
+    const fused = await openModel('tests/golden/models/llama-genai')
+    const separate = await openModel('tests/golden/models/llama-optimum')
+    const adapter = new LoraAdapter({ rank: 2, useDora: true })
+    for (const [part, d] of [
+      ['q', 64],
+      ['v', 32],
+    ] as const) {
+      const magnitude = values(d).map((value) => 1.5 + 0.1 * value)
+      adapter.addFactors(`model.layers.0.self_attn.${part}_proj`, matrix(2, 32), matrix(d, 2), { magnitude })
+    }
+    const logits: Float32Array[] = []
+    for (const model of [fused, separate]) {
+      const out = new MemoryDirectory()
+      const report = await mergeOnnx(model.onnx, adapter, out)
+      expect(report.layers.map(({ name }) => name)).toEqual(adapter.names())
+      const session = await AdapterSession.open({ onnx: await loadOnnx(out, 'model.onnx'), runtime: inThread })
+      logits.push((await session.run(feedsOf(model, [[0, 54, 260, 1356]]))).logits.data as Float32Array)
+      await session.dispose()
+      await model.close()
+    }
+    expect(maxDifference(logits[0], logits[1])).toBeLessThan(1e-4)
+  })
+})
+
+describe('what is refused, by name', () => {
+  it.each<[string, string, AdapterInput[], RegExp, ((graph: Graph) => void)?]>([
+    [
+      'a weight on DoRA',
+      'qwen2-ts',
+      [{ adapter: adapterOf('dora'), weight: 2 }],
+      /down_proj: a DoRA layer cannot be merged with a weight/,
+    ],
+    [
+      'a weight on a DoRA embedding',
+      'qwen2-ts',
+      [{ adapter: adapterOf('embedding-dora'), weight: 2 }],
+      /a DoRA layer cannot be merged with a weight/,
+    ],
+    [
+      'a weight on what is replaced',
+      'qwen2-ts',
+      [{ adapter: adapterOf('modules-to-save'), weight: 0.5 }],
+      /what replaces the base’s values cannot/,
+    ],
+    [
+      'DoRA and another layer',
+      'qwen2-ts',
+      [adapterOf('dora'), adapterOf('linear')],
+      /weight: a DoRA layer and another adapter’s layer/,
+    ],
+    [
+      'two replacements',
+      'qwen2-ts',
+      [adapterOf('modules-to-save'), adapterOf('modules-to-save')],
+      /lm_head\.weight: two parts/,
+    ],
+    [
+      'rows and a layer',
+      'qwen2-ts',
+      [adapterOf('tokens'), adapterOf('embedding')],
+      /embed_tokens\.weight: replaced rows/,
+    ],
+    ['no adapter', 'qwen2-ts', [], /there is no layer to merge/],
+    [
+      'a bias of B without a bias',
+      'qwen2-ts',
+      [adapterOf('lora-bias')],
+      /q_proj: the adapter has a bias of B .*there is none here/,
+      (graph) => {
+        const add = nodeOf(graph, '/model/layers.0/self_attn/q_proj/Add')
+        graph.replaceUses(add.output[0], nodeOf(graph, '/model/layers.0/self_attn/q_proj/MatMul').output[0])
+        graph.prune()
+      },
+    ],
+    [
+      'an embedding that is no Gather',
+      'qwen2-ts',
+      [adapterOf('embedding')],
+      /model\.embed_tokens: the graph has no embedding of this name, or not as a Gather.* got GatherElements/,
+      (graph) => {
+        nodeOf(graph, '/model/embed_tokens/Gather').opType = 'GatherElements'
+      },
+    ],
+    [
+      'a norm whose weight an exporter has changed',
+      'qwen2-ts',
+      [adapterOf('modules-to-save')],
+      /model\.norm\.weight: the graph has no tensor that is certain to be this one/,
+      (graph) => {
+        const mul = nodeOf(graph, '/model/norm/Mul_1')
+        const tensor = graph.initializers.get('model.norm.weight')!
+        graph.initializers.delete(tensor.name)
+        const name = graph.addInitializer(copyMessage(tensor, { name: 'onnx::Mul_1' }))
+        graph.setInputs(
+          mul,
+          mul.input.map((input) => (input === tensor.name ? name : input)),
+        )
+      },
+    ],
+    [
+      'a bias that another module adds',
+      'qwen2-ts',
+      [adapterOf('bias-lora-only')],
+      /q_proj\.bias: the linear layer has no bias that is certain to be this one/,
+      (graph) => {
+        const add = nodeOf(graph, '/model/layers.0/self_attn/q_proj/Add')
+        const tensor = graph.initializers.get('model.layers.0.self_attn.q_proj.bias')!
+        add.name = '/model/layers.0/Add_7'
+        const name = graph.addInitializer(copyMessage(tensor, { name: 'onnx::Add_1' }))
+        graph.setInputs(
+          add,
+          add.input.map((input) => (input === tensor.name ? name : input)),
+        )
+        graph.prune()
+      },
+    ],
+    [
+      'a vocabulary of another size',
+      'gpt2-ts',
+      [anEmbedding('transformer.wte', 40)],
+      /transformer\.wte: .*expected \(32, 12\), as in the graph, got \(40, 12\)/,
+    ],
+    [
+      'an embedding that is not there',
+      'gpt2-ts',
+      [anEmbedding('transformer.wtf', 32)],
+      /transformer\.wtf: .*Nearest: transformer\.wte/,
+    ],
+  ])('%s', async (_, file, adapters, message, edit = () => {}) => {
+    const base = await edited(`${file}.onnx`, edit)
+    const out = new MemoryDirectory()
+    const error = await mergeOnnx(base, adapters, out).catch((reason: unknown) => reason)
+    expect(error).toBeInstanceOf(LowrankError)
+    expect((error as Error).message).toMatch(message)
+    expect(out.files.size).toBe(0)
+    await base.close()
+  })
+})
+
+function anEmbedding(name: string, vocabulary: number): LoraAdapter {
+  const adapter = new LoraAdapter({ rank: 1 })
+  adapter.addEmbedding(name, [new Array(vocabulary).fill(1)], new Array(12).fill([1]))
+  return adapter
+}
