@@ -50,7 +50,8 @@ export async function loadAdapter(directory: Directory, options?: LoadOptions): 
 }
 
 /**
- * Writes a folder that PEFT loads. Both files are complete before either gets its name.
+ * Writes a folder that PEFT loads. Both files are complete before either gets its name, and no interruption leaves the weights of one
+ * adapter beside the config of another.
  *
  * @throws StateError when there is no layer; NumericError when a value is not finite, or not in the type it is saved in;
  *   MismatchError when the config excludes a layer; FileError when the folder cannot be written.

@@ -25,7 +25,10 @@ export interface LoraConfig {
   readonly layersToTransform: readonly number[] | number | undefined
   /** The stack's name, `layers` or `h`, when layersToTransform needs one. */
   readonly layersPattern: readonly string[] | string | undefined
-  /** Module name or expression for its end → rank; the first key that matches counts. */
+  /**
+   * Module name or expression for its end → rank; the first key that matches counts. An object has keys of digits alone before all
+   * others, whatever the order they were written in: a Map keeps it, and such a key becomes `(?:1)`, which means the same.
+   */
   readonly rankPattern: Readonly<Record<string, number>>
   /** The same for alpha. */
   readonly alphaPattern: Readonly<Record<string, number>>
@@ -57,8 +60,13 @@ export interface LoraConfig {
   readonly peftFields: Readonly<Record<string, unknown>>
 }
 
-/** What users write: any part of a config; the rest takes its default. */
-export type LoraConfigInput = { readonly [K in keyof LoraConfig]?: LoraConfig[K] | undefined }
+/** What users write: any part of a config; the rest takes its default. Patterns can be Maps, whose order nothing changes. */
+export type LoraConfigInput = {
+  readonly [K in keyof LoraConfig]?:
+    | LoraConfig[K]
+    | (K extends 'rankPattern' | 'alphaPattern' ? ReadonlyMap<string, number> : never)
+    | undefined
+}
 
 /** What training starts from, in the API and on the command line. */
 export const TRAIN_DEFAULTS = Object.freeze({
@@ -140,7 +148,8 @@ export function resolveConfig(input: LoraConfigInput = {}): LoraConfig {
     })
   }
   const entries = Object.entries(FIELDS).map(([key, field]) => {
-    const value = input[key as keyof LoraConfig]
+    const given = input[key as keyof LoraConfig]
+    const value = given instanceof Map ? orderedTable(given) : given
     if (value === undefined) return [key, freeze(field.default)]
     if (!field.accepts(value)) {
       throw new ConfigError({ where: key, what: 'not usable', expected: field.expected, got: describe(value) })
@@ -248,6 +257,16 @@ function isTokens(value: unknown): boolean {
 
 function isNames(value: unknown): boolean {
   return isString(value) ? value !== '' : Array.isArray(value) && value.every((name) => isString(name) && name !== '')
+}
+
+/** A Map of patterns as an object with the same order and meaning. */
+function orderedTable(patterns: ReadonlyMap<unknown, unknown>): Record<string, unknown> {
+  const entries = new Map<string, unknown>()
+  for (const [key, value] of patterns) {
+    const ordered = typeof key === 'string' && /^\d+$/.test(key) ? `(?:${key})` : String(key)
+    if (!entries.has(ordered)) entries.set(ordered, value)
+  }
+  return Object.fromEntries(entries)
 }
 
 function isObject(value: unknown): value is Record<string, unknown> {

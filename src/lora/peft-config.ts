@@ -9,7 +9,7 @@ import {
   throwProblem,
   UnsupportedError,
 } from '../base/errors.js'
-import { parseJson, toPlain } from '../formats/json.js'
+import { type JsonValue, parseJson, toPlain } from '../formats/json.js'
 import { type LoraConfig, type LoraConfigInput, resolveConfig } from './config.js'
 import { PatternTable } from './patterns.js'
 
@@ -56,6 +56,15 @@ const WITHOUT_EFFECT: ReadonlySet<string> = new Set([
 /** An empty object turns these on: PEFT fills in its defaults. */
 const ON_WHEN_EMPTY: ReadonlySet<string> = new Set(['arrow_config', 'kasa_config', 'monteclora_config', 'use_bdlora'])
 
+/** Without these two nothing can be said about a tensor's scaling. */
+const REQUIRED = ['r', 'lora_alpha'] as const
+
+/**
+ * Fields of PEFT before 0.3, which later ones do not know: left out when saving. Layers with `enable_lora` hold factors of several
+ * matrices, one beside another; `merge_weights` said when to merge.
+ */
+const RETIRED: ReadonlySet<string> = new Set(['enable_lora', 'merge_weights'])
+
 /** Values of init_lora_weights that leave the base weights alone. The others subtract from them, or quantise them. */
 const HARMLESS_INITS: readonly unknown[] = [true, false, null, 'gaussian', 'eva', 'orthogonal', 'mica']
 
@@ -70,11 +79,24 @@ const HARMLESS_INITS: readonly unknown[] = [true, false, null, 'gaussian', 'eva'
 export function parsePeftConfig(bytes: Uint8Array, file: string, onProblem: OnProblem = throwProblem): LoraConfig {
   const json = parseJson(bytes, file)
   if (!(json instanceof Map)) throw new FormatError({ where: file, what: 'not a JSON object' })
-  const fields = new Map([...json].map(([key, value]) => [key, toPlain(value)]))
+  const fields = new Map([...json].flatMap(([key, value]) => (RETIRED.has(key) ? [] : [[key, plainField(key, value)]])))
+  const stacked = json.get('enable_lora') ?? null
+  if (stacked !== null) onProblem(unsupported(file, 'enable_lora', toPlain(stacked)))
   if (!fields.has('peft_type')) {
     throw new ConfigError({ where: file, what: 'no peft_type', expected: 'the adapter_config.json of a PEFT adapter' })
   }
   checkSupported(fields, file, onProblem)
+  for (const key of REQUIRED) {
+    // PEFT would take 8 for either: with tensors of another training that is another model, and nobody would notice.
+    if ((fields.get(key) ?? null) === null) {
+      throw new ConfigError({
+        where: `${file}: ${key}`,
+        what: 'missing',
+        expected: 'the value that the adapter was trained with',
+        hint: 'Every version of PEFT writes it: the file is not complete',
+      })
+    }
+  }
 
   const input: Record<string, unknown> = {
     targetModules: 'all-linear',
@@ -88,6 +110,14 @@ export function parsePeftConfig(bytes: Uint8Array, file: string, onProblem: OnPr
   }
   input.peftFields = Object.fromEntries(others)
   return resolveForFile(input as LoraConfigInput, file)
+}
+
+/** Patterns keep the order of the file, which an object would not: JavaScript puts keys like "1" first. */
+function plainField(key: string, value: JsonValue): unknown {
+  const isPattern = key === 'rank_pattern' || key === 'alpha_pattern'
+  return isPattern && value instanceof Map
+    ? new Map([...value].map(([name, item]) => [name, toPlain(item)]))
+    : toPlain(value)
 }
 
 /** Errors about a field get the file's name and the field's spelling there. */

@@ -1,8 +1,13 @@
-// The files of an adapter folder: which folder and which of its files PEFT would read, and opening them.
+// The files of an adapter folder: which folder and which of its files PEFT would read, opening and writing them.
 
-import { type ByteSource, type Directory, readAll } from '../base/bytes.js'
+import { type ByteSink, type ByteSource, type Directory, readAll, writeFile } from '../base/bytes.js'
 import { FileError, FormatError } from '../base/errors.js'
-import { parseSafetensorsHeader, type SafetensorsFile } from '../formats/safetensors.js'
+import {
+  parseSafetensorsHeader,
+  type SafetensorsFile,
+  type TensorBytes,
+  writeSafetensors,
+} from '../formats/safetensors.js'
 import { parseTorchFile } from '../formats/torch/torch-file.js'
 
 export const CONFIG_FILE = 'adapter_config.json'
@@ -85,4 +90,61 @@ export async function openWeights({ directory, path }: AdapterFolder): Promise<S
     await source.close()
     throw error
   }
+}
+
+/**
+ * Writes both files of an adapter. Two files cannot get their names at once, so the old config goes before the new weights come: what
+ * is interrupted in between is no adapter folder, and never a mixture of two adapters. Where the config stays the same, as it does
+ * while training, one rename is all there is.
+ *
+ * @throws what writeSafetensors throws; FileError when the folder cannot be written: the old adapter is still there then, unless
+ *   its weights were replaced already
+ */
+export async function writeAdapterFiles(
+  directory: Directory,
+  tensors: readonly TensorBytes[],
+  config: string,
+): Promise<void> {
+  const bytes = new TextEncoder().encode(config)
+  const sinks: ByteSink[] = []
+  try {
+    const weightsSink = await directory.create(WEIGHTS_FILE)
+    sinks.push(weightsSink)
+    const configSink = await directory.create(CONFIG_FILE)
+    sinks.push(configSink)
+    await writeSafetensors(weightsSink, tensors, { format: 'pt' })
+    await configSink.write(bytes)
+    const old = await readOldConfig(directory)
+    if (old !== undefined && isSame(old, bytes)) {
+      await weightsSink.commit()
+      await configSink.abort()
+      return
+    }
+    if (old !== undefined) await directory.remove(CONFIG_FILE)
+    try {
+      await weightsSink.commit()
+    } catch (error) {
+      if (old !== undefined) await writeFile(directory, CONFIG_FILE, old)
+      throw error
+    }
+    await configSink.commit()
+  } catch (error) {
+    // Last made, first dropped: the first one may have made the folder.
+    for (const sink of sinks.reverse()) await sink.abort()
+    throw error
+  }
+}
+
+async function readOldConfig(directory: Directory): Promise<Uint8Array | undefined> {
+  if (!(await directory.has(CONFIG_FILE))) return undefined
+  const source = await directory.open(CONFIG_FILE)
+  try {
+    return (await readAll(source)).slice()
+  } finally {
+    await source.close()
+  }
+}
+
+function isSame(a: Uint8Array, b: Uint8Array): boolean {
+  return a.byteLength === b.byteLength && a.every((byte, i) => byte === b[i])
 }

@@ -1,7 +1,7 @@
 // Adapter folders of huggingface/peft ⇄ LoraAdapter: adapter_config.json and adapter_model.safetensors. PEFT passes over tensors
 // that it does not expect in silence; here every tensor is used or named in an error. Keys: PEFT's docs, "checkpoint format".
 
-import type { ByteSink, Directory } from '../base/bytes.js'
+import type { Directory } from '../base/bytes.js'
 import { encodeFloats, type FloatDtype } from '../base/dtype.js'
 import { ConfigError, MismatchError, NumericError, type OnProblem, StateError, throwProblem } from '../base/errors.js'
 import type { FloatArray, Matrix, Tensor } from '../base/tensor.js'
@@ -12,14 +12,13 @@ import {
   type SafetensorsFile,
   type TensorBytes,
   type TensorInfo,
-  writeSafetensors,
 } from '../formats/safetensors.js'
 import { LoraAdapter } from './adapter.js'
 import type { LoraConfig } from './config.js'
 import { notFinite } from './factors.js'
 import { isAllLinear, targetMatcher } from './patterns.js'
 import { formatPeftConfig, parsePeftConfig } from './peft-config.js'
-import { CONFIG_FILE, findAdapter, openWeights, readConfig, WEIGHTS_FILE } from './peft-files.js'
+import { findAdapter, openWeights, readConfig, writeAdapterFiles } from './peft-files.js'
 import { KEY_PREFIX, normalizeKeys } from './peft-keys.js'
 import { parameterKeys, savedParameters } from './peft-parameters.js'
 import {
@@ -189,8 +188,9 @@ export interface SaveOptions {
 }
 
 /**
- * Writes a folder that PEFT loads. Both files are complete before either gets its name. target_modules name exactly the
- * adapter's layers where the config's own would not.
+ * Writes a folder that PEFT loads. Both files are complete before either gets its name, and no interruption leaves the weights of one
+ * adapter beside the config of another: then the folder has no config, or all of one of them. target_modules name exactly the adapter's
+ * layers where the config's own would not.
  *
  * @throws StateError when there is no layer; NumericError when a value is not finite, or not in the type it is saved in;
  *   MismatchError when the config excludes a layer; FileError when the folder cannot be written.
@@ -215,22 +215,7 @@ export async function saveAdapter(
     [...names, ...parameters],
   )
   const tensors = encodeAdapter(adapter, dtype)
-  const sinks: ByteSink[] = []
-  try {
-    const weightsSink = await directory.create(WEIGHTS_FILE)
-    sinks.push(weightsSink)
-    const configSink = await directory.create(CONFIG_FILE)
-    sinks.push(configSink)
-    await writeSafetensors(weightsSink, tensors, { format: 'pt' })
-    await configSink.write(new TextEncoder().encode(config))
-    // Without a config the folder is no adapter: in a new folder it appears with this last rename.
-    await weightsSink.commit()
-    await configSink.commit()
-  } catch (error) {
-    // Last made, first dropped: the first one may have made the folder.
-    for (const sink of sinks.reverse()) await sink.abort()
-    throw error
-  }
+  await writeAdapterFiles(directory, tensors, config)
 }
 
 /** The config's own target_modules when they mean all layers; `all-linear` spelled out, as PEFT does. */
