@@ -45,7 +45,10 @@ export async function findAdapter(directory: Directory, name?: string): Promise<
   }
   throw new FileError({
     where: directory.name,
-    what: name === undefined ? 'several adapters in folders of their own' : `no adapter named ${name}`,
+    what:
+      name === undefined
+        ? `no ${CONFIG_FILE}, but several adapters in folders of their own`
+        : `no adapter named ${name}`,
     expected: `one of ${inside.slice(0, 10).join(', ')}${inside.length > 10 ? ', …' : ''}`,
     hint: 'Name one, or its folder',
   })

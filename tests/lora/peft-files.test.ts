@@ -71,7 +71,7 @@ describe('adapters in folders of their names', () => {
   test('several must be named', async () => {
     const directory = directoryOf(...files('mine/', linear), ...files('yours/', dora))
     await expect(loadAdapter(directory)).rejects.toThrow(
-      'out: several adapters in folders of their own; expected one of mine, yours. Name one, or its folder',
+      'out: no adapter_config.json, but several adapters in folders of their own; expected one of mine, yours. Name one, or its folder',
     )
     expect((await loadAdapter(directory, { name: 'yours' })).config.useDora).toBe(true)
     await expect(loadAdapter(directory, { name: 'ours' })).rejects.toThrow(
