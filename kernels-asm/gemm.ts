@@ -2,14 +2,14 @@
 // columns; each block packs its own share of the right one, so that blocks can be computed by different threads.
 
 import { pack } from './pack'
-import { columnsOf, ROWS, tile } from './tile'
+import { columnsOf, multiplyTiles, ROWS, Tiles } from './tile'
 
 /** Steps of depth per pass: a panel of the right operand, 32 bytes a step, stays in the first-level cache. */
 const DEPTH: i32 = 256
 /** Rows per pass, a multiple of 4 and 6: 96 · 256 elements of the left operand stay in the second-level cache. */
 const BLOCK: i32 = 96
 
-/** A block of C and where its operands are. The layout is mirrored by `JOB` in src/kernels/wasm/job.ts. */
+/** A block of C and where its operands are, with room for a `Tiles` behind it. Mirrored by src/kernels/workspace.ts. */
 @unmanaged
 class Job {
   /** Packed by packLeft, for all rows and the whole depth. */
@@ -86,6 +86,11 @@ function multiplyOf<T>(job: Job): void {
   const stride = <usize>padded * sizeof<T>()
   const contiguous = <bool>job.rightContiguous
   const rightStride = <usize>(contiguous ? job.depth : job.columns) * sizeof<T>()
+  const tiles = changetype<Tiles>(changetype<usize>(job) + offsetof<Job>())
+  tiles.bStep = 0
+  tiles.cStep = stride * <usize>ROWS
+  tiles.stride = stride
+  tiles.alpha = job.alpha
   let left = job.left
   let right = job.right
   for (let p = 0; p < job.depth; p += DEPTH) {
@@ -94,18 +99,19 @@ function multiplyOf<T>(job: Job): void {
     const rightBytes = <usize>(steps * width) * sizeof<T>()
     pack<T>(right, rightStride, contiguous, job.columns, steps, width, job.packed, rightBytes)
     right += <usize>steps * (contiguous ? sizeof<T>() : rightStride)
-    const accumulate = p > 0 || job.accumulate != 0
+    tiles.depth = steps
+    tiles.aStep = leftBytes
+    tiles.accumulate = <i32>(p > 0 || job.accumulate != 0)
     for (let i = 0; i < rows; i += BLOCK) {
-      const end = min(i + BLOCK, rows)
+      const count = (min(i + BLOCK, rows) - i) / ROWS
+      const a = left + <usize>(i * steps) * sizeof<T>()
       let b = job.packed
       for (let j: usize = 0; j < stride; j += 32) {
-        let a = left + <usize>(i * steps) * sizeof<T>()
-        let c = job.c + <usize>i * stride + j
-        for (let row = i; row < end; row += ROWS) {
-          tile<T>(a, b, steps, c, stride, job.alpha, accumulate)
-          a += leftBytes
-          c += stride * <usize>ROWS
-        }
+        tiles.count = count
+        tiles.a = a
+        tiles.b = b
+        tiles.c = job.c + <usize>i * stride + j
+        multiplyTiles<T>(tiles)
         b += rightBytes
       }
     }

@@ -22,14 +22,14 @@ import {
   widenF16,
 } from './half'
 import { pack } from './pack'
-import { columnsOf, ROWS, tile } from './tile'
+import { columnsOf, madd, multiplyTiles, ROWS, Tiles } from './tile'
 
 /** Columns of a strip of the delta: ROWS · 512 f32 stay in the first-level cache. */
 const STRIP: i32 = 512
 /** Of the packed right factor, this much is used for all rows of the chunk before the next: it stays in the second level. */
 const BLOCK_BYTES: i32 = 262144
 
-/** A chunk and its factors. The layout is mirrored by src/kernels/wasm-merge.ts. */
+/** A chunk and its factors, with room for a `Tiles` behind them. The layout is mirrored by src/kernels/wasm-merge.ts. */
 @unmanaged
 class Job {
   kind: i32
@@ -98,11 +98,7 @@ function mergeOf<T>(job: Job): void {
       pack<T>(left + <usize>row * depthBytes, depthBytes, true, lines, rank, ROWS, job.panel, 0)
       for (let column = start; column < end; column += STRIP) {
         const count = min(STRIP, end - column)
-        let b = job.right + <usize>(column / width) * panelBytes
-        for (let j = 0; j < count; j += width) {
-          multiplyTerms<T>(job, b, job.strip + <usize>j * sizeof<T>())
-          b += panelBytes
-        }
+        multiplyTerms<T>(job, job.right + <usize>(column / width) * panelBytes, (count + width - 1) / width)
         for (let i = 0; i < lines; i++) {
           const first = (row + i) * job.columns + column
           const delta = job.strip + <usize>(i * STRIP) * sizeof<T>()
@@ -113,12 +109,25 @@ function mergeOf<T>(job: Job): void {
   }
 }
 
-function multiplyTerms<T>(job: Job, b: usize, c: usize): void {
+/** The strip of the delta over `count` tiles, whose right factor begins at `b`. */
+function multiplyTerms<T>(job: Job, b: usize, count: i32): void {
+  const tiles = changetype<Tiles>(changetype<usize>(job) + offsetof<Job>())
+  tiles.aStep = 0
+  tiles.bStep = <usize>job.rank * 32
+  tiles.cStep = 32
+  tiles.stride = STRIP * sizeof<T>()
   let a = job.panel
   let term = job.terms
   for (let t = 0; t < job.termCount; t++) {
     const rank = load<i32>(term)
-    tile<T>(a, b, rank, c, STRIP * sizeof<T>(), load<f64>(term, 8), t > 0)
+    tiles.count = count
+    tiles.a = a
+    tiles.b = b
+    tiles.c = job.strip
+    tiles.depth = rank
+    tiles.alpha = load<f64>(term, 8)
+    tiles.accumulate = <i32>(t > 0)
+    multiplyTiles<T>(tiles)
     a += <usize>(rank * ROWS) * sizeof<T>()
     b += <usize>rank * 32
     term += 16
@@ -154,6 +163,7 @@ function addVectors(job: Job, kind: i32, w: usize, delta: usize, count: i32): i3
   const limit = vectorOf(reinterpret<i32>(limitOf(kind)) - 1, zero)
   const one = vectorOf(1, zero)
   const halfBf16 = vectorOf(0x7fff, zero)
+  const exponent = vectorOf(0x7f807f80, zero)
   const rebias = vectorOf(reinterpret<i32>(REBIAS), zero)
   const bias = vectorOf(F16_BIAS, zero)
   const half = vectorOf(F16_HALF, zero)
@@ -170,19 +180,26 @@ function addVectors(job: Job, kind: i32, w: usize, delta: usize, count: i32): i3
     const y = v128.load(delta, 16)
     const p = f32x4.add(a, x)
     const q = f32x4.add(b, y)
-    let largest = i32x4.max_s(v128.andnot(p, sign), v128.andnot(q, sign))
-    if (kind == F16) largest = i32x4.max_s(largest, i32x4.max_s(v128.andnot(a, sign), v128.andnot(b, sign)))
-    if (v128.any_true(i32x4.gt_s(largest, limit))) break
-    if (kind == F32) {
-      v128.store(w, p)
-      v128.store(w, q, 16)
+    if (kind == BF16) {
+      // No NaN that an addition to a bf16 gives is rounded to a finite value: its low half is 0.
+      const r = i16x8.narrow_i32x4_u(narrowBf16(p, one, halfBf16), narrowBf16(q, one, halfBf16))
+      if (v128.any_true(i16x8.eq(v128.and(r, exponent), exponent))) break
+      v128.store(w, r)
     } else {
-      const r = kind == BF16 ? narrowBf16(p, one, halfBf16) : narrowF16(p, sign, one, bias, half, normal)
-      const s = kind == BF16 ? narrowBf16(q, one, halfBf16) : narrowF16(q, sign, one, bias, half, normal)
-      v128.store(w, i16x8.narrow_i32x4_u(r, s))
+      let largest = i32x4.max_s(v128.andnot(p, sign), v128.andnot(q, sign))
+      if (kind == F16) largest = i32x4.max_s(largest, i32x4.max_s(v128.andnot(a, sign), v128.andnot(b, sign)))
+      if (v128.any_true(i32x4.gt_s(largest, limit))) break
+      if (kind == F32) {
+        v128.store(w, p)
+        v128.store(w, q, 16)
+      } else {
+        const r = narrowF16(p, sign, one, bias, half, normal)
+        const s = narrowF16(q, sign, one, bias, half, normal)
+        v128.store(w, i16x8.narrow_i32x4_u(r, s))
+      }
     }
-    baseSquares = f32x4.add(baseSquares, f32x4.add(f32x4.mul(a, a), f32x4.mul(b, b)))
-    deltaSquares = f32x4.add(deltaSquares, f32x4.add(f32x4.mul(x, x), f32x4.mul(y, y)))
+    baseSquares = madd<f32>(a, a, madd<f32>(b, b, baseSquares))
+    deltaSquares = madd<f32>(x, x, madd<f32>(y, y, deltaSquares))
     w += kind == F32 ? 32 : 16
     delta += 32
   }

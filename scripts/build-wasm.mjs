@@ -6,7 +6,7 @@ import { fileURLToPath } from 'node:url'
 import asc from 'assemblyscript/asc'
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..')
-const MODULES = { gemm: ['plain', 'relaxed'], merge: ['plain'] }
+const MODULES = { gemm: ['plain', 'relaxed'], merge: ['plain', 'relaxed'] }
 const FEATURES = { plain: 'simd', relaxed: 'simd,relaxed-simd' }
 
 async function compile(entry, build) {

@@ -12,7 +12,8 @@ export const ADAPTERS = {
 
 export const OUTPUT = {
   maxShardSize: sized('SIZE', 'distribute the weights anew over files of at most so much, as in 5GB', readSize),
-  threads: integer('worker threads; default one a core, at most 4'),
+  threads: integer('threads; default one a core, at most 4'),
+  reproducible: toggle('the same bytes on every machine, for some speed'),
   resume: toggle('keep what an interrupted run has finished'),
   shards: sized('I/N', 'make only the files of one job out of N, counted from 0', readShare),
   finish: toggle('check the files that all jobs have made, and give the result its name'),

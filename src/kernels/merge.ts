@@ -5,10 +5,12 @@ import { referenceMergeKernel } from './reference-merge.js'
 import { createWasmMergeKernel } from './wasm-merge.js'
 
 /**
- * The fastest merge kernel that the host has, with a memory of its own: one a thread. All give the same bytes.
+ * The fastest merge kernel that the host has, with a memory of its own: one a thread.
  *
  * @param byteLength size of the largest chunk
+ * @param isReproducible leaves fused multiply-adds out: all other kernels give the same bytes
  */
-export function createMergeKernel(byteLength: number): MergeKernel {
-  return createWasmMergeKernel(byteLength) ?? referenceMergeKernel(byteLength)
+export function createMergeKernel(byteLength: number, isReproducible: boolean): MergeKernel {
+  const relaxed = isReproducible ? undefined : createWasmMergeKernel(byteLength, 'relaxed')
+  return relaxed ?? createWasmMergeKernel(byteLength, 'plain') ?? referenceMergeKernel(byteLength)
 }

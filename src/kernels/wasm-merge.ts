@@ -1,10 +1,10 @@
-// The merge on WebAssembly SIMD, on the plain build alone: it gives the same bytes as the reference loops on every machine,
-// while fused multiply-adds, where a host has them, would change the last bit of some weights.
+// The merge on WebAssembly SIMD. The plain build gives the same bytes as the reference loops on every machine; the relaxed one
+// has fused multiply-adds, which are faster, and closer to the exact result in the last bit of a few weights.
 
 import type { FloatArray } from '../base/tensor.js'
 import { mergeBuilds } from './gen/merge.js'
 import type { MergeDtype, MergeJob, MergeKernel, MergeResult } from './merge-kernel.js'
-import { compile, supports } from './module.js'
+import { compile, type SimdBuild, supports } from './module.js'
 
 /** The exports of kernels-asm/merge.ts. */
 interface MergeExports {
@@ -33,15 +33,15 @@ const MAX_PAGES = 65536
 /** The right factor's columns are packed in panels of this many or half as many. */
 const COLUMN_MULTIPLE = 8
 
-/** A merge kernel on WebAssembly, or undefined where the host, or its content security policy, has none. */
-export function createWasmMergeKernel(byteLength: number): MergeKernel | undefined {
-  const module = supports('plain') ? compile(mergeBuilds.plain, false) : undefined
-  return module === undefined ? undefined : new WasmMergeKernel(module, byteLength)
+/** A merge kernel on WebAssembly, or undefined where the host, or its content security policy, has none of that build. */
+export function createWasmMergeKernel(byteLength: number, build: SimdBuild): MergeKernel | undefined {
+  const module = supports(build) ? compile(mergeBuilds[build], false) : undefined
+  return module === undefined ? undefined : new WasmMergeKernel(build, module, byteLength)
 }
 
 /** Memory, in order: job, terms, strip, chunk, packed right factor, and what one chunk needs of the left one. */
 class WasmMergeKernel implements MergeKernel {
-  readonly name = 'wasm plain'
+  readonly name: string
   readonly #memory = new WebAssembly.Memory({ initial: 1, maximum: MAX_PAGES })
   readonly #wasm: MergeExports
   readonly #byteLength: number
@@ -51,7 +51,8 @@ class WasmMergeKernel implements MergeKernel {
   #rightRank = 0
   #rightBytes = 0
 
-  constructor(module: WebAssembly.Module, byteLength: number) {
+  constructor(build: SimdBuild, module: WebAssembly.Module, byteLength: number) {
+    this.name = `wasm ${build}`
     const { exports } = new WebAssembly.Instance(module, { env: { memory: this.#memory } })
     this.#wasm = exports as unknown as MergeExports
     this.#byteLength = byteLength

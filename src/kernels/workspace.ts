@@ -27,7 +27,7 @@ const SLOT_BYTES = RIGHT_BYTES + PACKED_BYTES + C_BYTES
 /** The threads' states come first, one i32 each: see team.ts. */
 export const CONTROL_BYTES = 1024
 const JOBS_START = CONTROL_BYTES
-const JOB_BYTES = 64
+const JOB_BYTES = 128
 const LEFT_START = 4096
 const STAGING_START = LEFT_START + LEFT_BYTES
 const SLOTS_START = STAGING_START + STAGING_BYTES

@@ -36,7 +36,7 @@ function run(): PageResult {
   const [out, expected] = [new Float32Array(m * n), new Float32Array(m * n)]
   defaultKernels().gemm({ ...product, out })
   referenceKernels.gemm({ ...product, out: expected })
-  const kernel = createMergeKernel(4096)
+  const kernel = createMergeKernel(4096, true)
   const reference = mergedBytes(referenceMergeKernel(4096))
   const base = { data: wave(64 * 48), shape: [64, 48] as const }
   const layer = new LoraLayer(base)

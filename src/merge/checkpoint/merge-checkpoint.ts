@@ -17,6 +17,11 @@ import { type MergePlan, type PlanOptions, planMerge } from './plan.js'
 export interface MergeCheckpointOptions extends MergeOptions, PlanOptions {
   /** The base's safetensors file, or its index, in its folder. Default: found there, and the folder's other files go along. */
   basePath?: string | undefined
+  /**
+   * The same bytes on every machine. Default false: fused multiply-adds where the host has them (not in Node before 22), which
+   * round once less.
+   */
+  reproducible?: boolean | undefined
 }
 
 export interface CheckpointReport extends MergeReport {
@@ -107,7 +112,7 @@ export async function writeMerge(
     const leftOut: string[] = []
     const bytes = await writeTogether(out, plan.bytes, options, async (staged) => {
       if (options.basePath === undefined) leftOut.push(...(await copyCompanions(plan, staged)))
-      const merger = new ChunkMerger(createMergeKernel(CHUNK_BYTES))
+      const merger = new ChunkMerger(createMergeKernel(CHUNK_BYTES, options.reproducible ?? false))
       for (const shard of plan.shards) {
         const sink = await staged.create(shard.path)
         for await (const part of shardBytes(shard, checkpoint, sources, merger, sums)) await sink.write(part)

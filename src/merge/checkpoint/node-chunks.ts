@@ -21,6 +21,8 @@ export interface ChunkJob {
   readonly bases: readonly Readable[]
   readonly factors: readonly Readable[]
   readonly threads: number
+  /** Without fused multiply-adds. */
+  readonly isReproducible: boolean
   /** Checksums are wanted. */
   readonly isChecked: boolean
   readonly shared: SharedState
@@ -76,7 +78,7 @@ interface Place {
 export class ChunkLoop {
   readonly #job: ChunkJob
   readonly #thread: number
-  readonly #merger = new ChunkMerger(createMergeKernel(CHUNK_BYTES))
+  readonly #merger: ChunkMerger
   readonly #places: readonly Place[]
   readonly #shardChunks: readonly number[]
   readonly #total: number
@@ -86,6 +88,7 @@ export class ChunkLoop {
   constructor(job: ChunkJob, thread: number) {
     this.#job = job
     this.#thread = thread
+    this.#merger = new ChunkMerger(createMergeKernel(CHUNK_BYTES, job.isReproducible))
     const places: Place[] = []
     let firstChunk = 0
     job.shards.forEach((output, shard) => {

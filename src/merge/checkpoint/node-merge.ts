@@ -22,7 +22,7 @@ import { PartialOutput, RECORD_FILE, refuseOutput } from './node-output.js'
 import { runChunks } from './node-threads.js'
 
 export interface MergeFilesOptions extends Omit<MergeCheckpointOptions, 'basePath' | 'path'> {
-  /** Worker threads. Default: one a core, at most 4; with 1 the merge runs in the calling thread. */
+  /** Threads, the calling one among them. Default: one a core, at most 4. */
   threads?: number | undefined
   /** Keeps the finished shards of an interrupted merge whose checksums agree. Default: start over. */
   resume?: boolean | undefined
@@ -233,7 +233,7 @@ async function writeShards(
   shards: readonly OutputShard[],
   partial: PartialOutput,
   notes: Map<string, ShardNote>,
-  { threads, signal, onProgress, share, fsync: isDurable = true }: MergeFilesOptions,
+  { threads, reproducible = false, signal, onProgress, share, fsync: isDurable = true }: MergeFilesOptions,
 ): Promise<void> {
   if (shards.length === 0) return
   const totalBytes = plan.bytes
@@ -263,6 +263,7 @@ async function writeShards(
       bases: [...(await Promise.all(checkpoint.shards.map(({ file }) => readable(file.source)))), ...factors],
       factors,
       threads: count,
+      isReproducible: reproducible,
       // A single file is kept by no resume: it has its name as soon as it is finished, unless others finish it.
       isChecked: plan.shards.length > 1 || share !== undefined,
       shared,

@@ -1,4 +1,4 @@
-// Runs the chunks of a merge in worker threads, or in this thread when one is enough.
+// Runs the chunks of a merge in this thread and in worker threads beside it: a merge of seconds must not wait for theirs to start.
 
 import { Worker } from 'node:worker_threads'
 import { deserializeError, RuntimeError } from '../../base/errors.js'
@@ -14,7 +14,7 @@ export interface RunOptions {
 }
 
 const PROGRESS_INTERVAL_MS = 100
-/** Without workers the event loop gets a turn after so long, for progress and signals. */
+/** This thread's event loop gets a turn after so long, for progress, signals and what workers say. */
 const TURN_MS = 20
 /** A worker holds its chunk outside the JavaScript heap and little inside. */
 const RESOURCE_LIMITS = { maxYoungGenerationSizeMb: 8, maxOldGenerationSizeMb: 512 }
@@ -36,8 +36,8 @@ export async function runChunks(job: ChunkJob, options: RunOptions): Promise<voi
   signal?.addEventListener('abort', abort)
   const timer = onProgress && setInterval(() => onProgress(written()), PROGRESS_INTERVAL_MS)
   try {
-    if (job.threads === 1) await runHere(job, finished).catch(fail)
-    else await Promise.all(Array.from({ length: job.threads }, (_, thread) => runWorker(job, thread, finished, fail)))
+    const workers = Array.from({ length: job.threads - 1 }, (_, i) => runWorker(job, i + 1, finished, fail))
+    await Promise.all([runHere(job, finished).catch(fail), ...workers])
     await Promise.all(pending)
     if (failure !== undefined) throw failure
     onProgress?.(written())
