@@ -44,12 +44,16 @@ describe.skipIf(browser === undefined)('mergeCheckpoint in Chromium', () => {
     }
     files.set('/files.json', Buffer.from(JSON.stringify([...files.keys()].map((path) => path.slice(1)))))
     const [merged, single, unmerged] = [new MemoryDirectory(), new MemoryDirectory(), new MemoryDirectory()]
-    await mergeCheckpoint(from, loraFolder, merged)
+    await mergeCheckpoint(from, loraFolder, merged, { reproducible: true })
     await mergeCheckpoint(from, loraFolder, single, {
+      reproducible: true,
       basePath: 'model.safetensors.index.json',
       maxShardBytes: 2 ** 40,
     })
-    const { differences } = await unmergeCheckpoint(merged, loraFolder, unmerged, { original: from })
+    const { differences } = await unmergeCheckpoint(merged, loraFolder, unmerged, {
+      original: from,
+      reproducible: true,
+    })
     expect(Object.keys(digestsOf(merged))).toHaveLength(6)
     expect([...single.files.keys()]).toEqual(['model.safetensors'])
     const written = [...merged.files.values()].reduce((sum, { byteLength }) => sum + byteLength, 0)

@@ -74,6 +74,7 @@ async function run(): Promise<PageResult> {
   const merged = await folderOf('merged')
   let progress: MergeProgress = { writtenBytes: 0, totalBytes: 0 }
   const { changed } = await mergeCheckpoint(base, adapter, new HandleDirectory(merged), {
+    reproducible: true,
     onProgress: (now) => {
       progress = now
     },
@@ -88,6 +89,7 @@ async function run(): Promise<PageResult> {
   })
   const received = new Response(pieces.readable as ReadableStream<Uint8Array<ArrayBuffer>>).arrayBuffer()
   await mergeCheckpoint(base, adapter, new StreamDirectory(() => pieces.writable), {
+    reproducible: true,
     basePath: 'model.safetensors.index.json',
     maxShardBytes: 2 ** 40,
   })
@@ -96,6 +98,7 @@ async function run(): Promise<PageResult> {
   const unmerged = await folderOf('unmerged')
   const { differences } = await unmergeCheckpoint(new HandleDirectory(merged), adapter, new HandleDirectory(unmerged), {
     original: base,
+    reproducible: true,
   })
 
   const stopped = await folderOf('stopped')
@@ -116,7 +119,7 @@ async function run(): Promise<PageResult> {
     'picked files': await errorOf(mergeCheckpoint(base, adapter, base)),
   }
   return {
-    kernel: createMergeKernel(64).name,
+    kernel: createMergeKernel(64, true).name,
     isIsolated: globalThis.crossOriginIsolated,
     folder: await digestsOf(merged),
     changed,
