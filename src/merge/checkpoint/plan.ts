@@ -8,6 +8,7 @@ import type { Checkpoint, CheckpointTensor } from '../../formats/checkpoint.js'
 import { isWeightDtype, type TensorInfo } from '../../formats/safetensors.js'
 import type { BaseReplacement, LayerFactors } from './adapters.js'
 import { separateLayers, stackedLayer } from './experts.js'
+import { fusionHint } from './fused.js'
 import { layOut, type OutputShard, type OutputTensor, outputBytes } from './layout.js'
 import { placeReplacements } from './place-replacements.js'
 import { refuseQuantizedConfig, refuseQuantizedModule } from './refusals.js'
@@ -168,7 +169,10 @@ export function findWeights(layer: LayerFactors, search: WeightSearch): readonly
   const name = `${module}.${layer.tensor}`
   const isPaired = pair !== undefined && (name === pair.head || name === pair.embedding)
   const tensor = tensors.get(name) ?? (isPaired ? tensors.get(pair.embedding) : undefined)
+  const refuseQuantized = () =>
+    refuseQuantizedModule(layer.experts === undefined ? module : name, (other) => tensors.has(other))
   if (tensor !== undefined) {
+    if (!isWeightDtype(tensor.info.dtype)) refuseQuantized()
     if (layer.experts !== undefined) {
       const own = stackedLayer(layer, tensor.info, layers, locate, tensors, config)
       return [{ name, tensor, layer: own, isPaired }]
@@ -181,7 +185,7 @@ export function findWeights(layer: LayerFactors, search: WeightSearch): readonly
   })
   for (const { layer: own, tensor: part } of parts ?? []) checkWeight(own, part.info)
   if (parts !== undefined) return parts
-  refuseQuantizedModule(layer.experts === undefined ? module : name, (other) => tensors.has(other))
+  refuseQuantized()
   if (layer.experts === undefined && layer.tensor === 'bias' && tensors.has(`${module}.weight`)) {
     throw new MismatchError({
       where: name,
@@ -272,17 +276,17 @@ export function missingError(
   tensors: ReadonlyMap<string, CheckpointTensor>,
 ): MismatchError {
   const labels = [...new Set(missing.map(labelOf))]
-  const near = nearMisses(
-    labels[0],
-    [...tensors.keys()].map((name) => name.replace(/\.weight$/, '')),
-  )
+  const modules = [...tensors.keys()].map((name) => name.replace(/\.weight$/, ''))
+  const near = nearMisses(labels[0], modules)
+  const hint =
+    fusionHint(labels[0], modules) ?? (near.length > 0 ? `Nearest to the first: ${near.join(', ')}` : undefined)
   const isNone = labels.length === new Set(layers.map(labelOf)).size
   const shown = labels.slice(0, 5).join(', ') + (labels.length > 5 ? `, … (${labels.length} in all)` : '')
   return new MismatchError({
     where: 'adapter',
     what: isNone ? `none of its layers is in the base: ${shown}` : `the base has no weight for ${shown}`,
     expected: `a tensor ${labels[0]}${missing[0].experts === undefined ? '.weight' : ''}`,
-    ...(near.length > 0 && { hint: `Nearest to the first: ${near.join(', ')}` }),
+    ...(hint !== undefined && { hint }),
   })
 }
 

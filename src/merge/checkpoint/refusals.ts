@@ -5,15 +5,19 @@ import { UnsupportedError } from '../../base/errors.js'
 /** transformers' quant_method → what its weights are. */
 const METHODS: Readonly<Record<string, string>> = {
   gptq: 'GPTQ packs weights into 32-bit words with scales and zero points of groups',
+  'gptq or awq': 'GPTQ and AWQ pack weights into 32-bit words with scales and zero points of groups',
   awq: 'AWQ packs weights into 32-bit words with scales and zero points of groups',
   bitsandbytes: 'bitsandbytes stores 4-bit codes or int8 rows with scales of their own',
   fp8: 'FP8 weights have scales of blocks',
+  'compressed-tensors': 'compressed-tensors packs or scales weights, by groups, channels or tensors',
   mxfp4: 'MXFP4 packs 4-bit floats with a shared exponent for each block',
 }
 
 /** What quantisers leave beside a weight: <module> + suffix. */
 const SIGNS: readonly (readonly [suffix: string, method: string])[] = [
-  ['.qweight', 'gptq'],
+  ['.g_idx', 'gptq'],
+  ['.qweight', 'gptq or awq'],
+  ['.weight_packed', 'compressed-tensors'],
   ['.weight.absmax', 'bitsandbytes'],
   ['.SCB', 'bitsandbytes'],
   ['.weight_scale_inv', 'fp8'],

@@ -40,7 +40,7 @@ export function tensors(sketches: readonly TensorSketch[], seed = 1): TensorByte
       )
       return { name, dtype, shape, data }
     }
-    const size = { I64: 8, U8: 1, I32: 4, F8_E4M3: 1, BOOL: 1 }[dtype as string]!
+    const size = { I64: 8, U8: 1, I8: 1, I32: 4, F8_E4M3: 1, BOOL: 1 }[dtype as string]!
     return { name, dtype, shape, data: Uint8Array.from({ length: count * size }, (_, i) => i) }
   })
 }
