@@ -24,6 +24,7 @@ LAYERS = {  # name: (layer, shape of its input, kinds)
     "groups": (lambda: nn.Conv2d(4, 6, 2, groups=2), (2, 4, 3, 3), ["plain", "dora", "bias"]),
     "dilated": (lambda: nn.Conv1d(2, 3, 3, padding="same", dilation=2), (2, 2, 6), ["plain", "dora"]),
 }
+DROPPED = ["linear", "conv1d", "groups", "dilated"]
 
 
 class Dropout(nn.Module):
@@ -77,7 +78,7 @@ def main():
     cases, tensors = {}, {}
     for name, (layer, shape, kinds) in LAYERS.items():
         for kind in kinds:
-            for dropout in (0.0, 0.4) if name == "linear" else (0.0,):
+            for dropout in (0.0, 0.4) if name in DROPPED else (0.0,):
                 case = f"{name}-{kind}" + ("-dropout" if dropout else "")
                 cases[case], own = make(layer, shape, kind, dropout)
                 tensors |= {f"{case}/{k}": v for k, v in own.items()}

@@ -11,6 +11,7 @@ import type { LayerVectors } from './factors.js'
 import { LoraLayer } from './layer.js'
 import type { AdapterPart } from './plain.js'
 import type { Replacement, TokenRows } from './replacements.js'
+import type { ConvolutionGeometry } from './windows.js'
 
 export interface LayerSummary {
   name: string
@@ -100,6 +101,18 @@ export class LoraAdapter implements Iterable<[name: string, layer: LoraLayer]> {
     return convolution
   }
 
+  /** A new layer over a copy of a convolution's weight (d, in/groups, *kernel): {@link ConvolutionLora.ofBase}. */
+  addConvolutionLayer(
+    name: string,
+    weight: Tensor<FloatArray>,
+    geometry: ConvolutionGeometry & { groups?: number | undefined } = {},
+  ): ConvolutionLora {
+    this.#checkName(name)
+    const convolution = ConvolutionLora.ofBase(weight, geometry, this.config, name)
+    this.#convolutions.set(name, convolution)
+    return convolution
+  }
+
   /** Adapted convolutions by name. */
   get convolutions(): ReadonlyMap<string, ConvolutionLora> {
     return this.#convolutions
@@ -182,13 +195,13 @@ export class LoraAdapter implements Iterable<[name: string, layer: LoraLayer]> {
 
   /** Dropout on in all layers, where the config has it. */
   train(): this {
-    for (const layer of this.#layers.values()) layer.train()
+    for (const layer of [...this.#layers.values(), ...this.#convolutions.values()]) layer.train()
     return this
   }
 
   /** Dropout off in all layers. */
   eval(): this {
-    for (const layer of this.#layers.values()) layer.eval()
+    for (const layer of [...this.#layers.values(), ...this.#convolutions.values()]) layer.eval()
     return this
   }
 

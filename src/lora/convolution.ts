@@ -4,34 +4,26 @@
 
 import type { FloatDtype } from '../base/dtype.js'
 import { ShapeError, StateError, UnsupportedError } from '../base/errors.js'
-import { elementCount, type FloatArray, formatShape, type Matrix, type Tensor, zeros } from '../base/tensor.js'
+import { Random } from '../base/random.js'
+import { elementCount, type FloatArray, formatShape, type Matrix, type Tensor } from '../base/tensor.js'
 import { configForLayer, type LoraConfig, type LoraConfigInput, resolveConfig } from './config.js'
-import { convolutionShape, groupsRefusal } from './convolution-shape.js'
-import { rowNorms } from './dora.js'
-import { Factors, type LayerVectors, layerVectors } from './factors.js'
-import { groupProduct, rowsOf } from './groups.js'
-import { LoraLayer } from './layer.js'
-import { addBias, backwardPass, forwardPass, type PassWeights, type Tape } from './passes.js'
-import { addScaled, normOfProduct } from './product.js'
+import { convolutionShape, groupsRefusal, newConvolution, placeOf } from './convolution-factors.js'
 import {
-  addFolded,
-  type ConvolutionGeometry,
-  rowsToTensor,
-  type Steps,
-  stepsOf,
-  tensorToRows,
-  unfold,
-  type Windows,
-  windowsOf,
-} from './windows.js'
-
-/** The way a base convolution moves, and its kernels. */
-interface Movement {
-  readonly base: Steps
-  /** A's: PEFT does not pass on the base's dilation. */
-  readonly branch: Steps
-  readonly isDilated: boolean
-}
+  type ConvolutionTape,
+  convolutionBackward,
+  convolutionForward,
+  type Movement,
+  mergedForward,
+  movementOf,
+} from './convolution-pass.js'
+import { rowNorms } from './dora.js'
+import { addKept, dropFrom } from './dropout.js'
+import { Factors, type LayerVectors, layerVectors } from './factors.js'
+import { rowsOf } from './groups.js'
+import { LoraLayer } from './layer.js'
+import type { PassWeights } from './passes.js'
+import { addScaled, normOfProduct } from './product.js'
+import type { ConvolutionGeometry } from './windows.js'
 
 /** Gradients shaped like A (r, in, *kernel), B (d, r/groups, 1…) and the input (n, in, ...input). */
 export interface ConvolutionGradients {
@@ -44,7 +36,6 @@ export interface ConvolutionGradients {
   biasB?: FloatArray
 }
 
-/** Made from trained factors, in evaluation mode: without dropout. */
 export class ConvolutionLora {
   /** The layer's own: rank and alpha are what the patterns give its name. */
   readonly config: LoraConfig
@@ -59,9 +50,13 @@ export class ConvolutionLora {
   readonly #vectors: { magnitude: FloatArray | undefined; biasB: FloatArray | undefined } | undefined
   #movement: Movement | undefined
   /** What the last forward leaves for backward. */
-  #tape: { pass: Tape; windows: Windows; branchWindows: Windows; input: readonly number[] } | undefined
+  #tape: (ConvolutionTape & { keep: Uint8Array | undefined }) | undefined
+  readonly #random: Random
+  #isTraining = false
 
   /**
+   * A layer from copies of trained factors, in evaluation mode.
+   *
    * @param weightA (r, in, *kernel)
    * @param weightB (d, r/groups, 1…), as many dimensions
    * @throws ShapeError when the shapes disagree, or r, in or d is no multiple of the groups; else as {@link LoraLayer.fromFactors}
@@ -76,6 +71,7 @@ export class ConvolutionLora {
     const { rank, channels, kernel, d, groups } = convolutionShape(weightA.shape, weightB.shape, placeOf(name))
     const own = configForLayer(resolveConfig(config.rank === undefined ? { ...config, rank } : config), name)
     this.config = own
+    this.#random = new Random(own.seed, `dropout/${name}`)
     this.channels = channels
     this.kernel = kernel
     this.groups = groups
@@ -89,6 +85,25 @@ export class ConvolutionLora {
       name,
       groups > 1 ? {} : vectors,
     )
+  }
+
+  /**
+   * A new layer over a copy of the base's weight (d, in/groups, *kernel), in training mode: A drawn from the seed and the name, B
+   * zero, a magnitude of ‖W‖ and a bias of zero where the config has them.
+   *
+   * @throws ConfigError when the config or the geometry is not usable, the rank is above min(d, in·K), or the groups do not
+   *   divide it; ShapeError when the weight is none of a convolution of so many groups
+   */
+  static ofBase(
+    weight: Tensor<FloatArray>,
+    geometry: ConvolutionGeometry & { groups?: number | undefined } = {},
+    config: LoraConfigInput = {},
+    name = '',
+  ): ConvolutionLora {
+    const own = configForLayer(resolveConfig(config), name)
+    const { groups = 1, ...steps } = geometry
+    const { weightA, weightB, vectors } = newConvolution(weight, groups, own, name)
+    return new ConvolutionLora(weightA, weightB, own, name, vectors).attachBase(weight, steps).train()
   }
 
   get name(): string {
@@ -164,12 +179,26 @@ export class ConvolutionLora {
     if (formatShape(weight.shape) !== expected || weight.data.length !== elementCount(weight.shape)) {
       throw new ShapeError({ where, what: 'wrong shape', expected, got: formatShape(weight.shape) })
     }
-    const base = stepsOf(this.kernel, geometry, placeOf(this.name))
-    const branch = stepsOf(this.kernel, { ...geometry, dilation: 1 }, placeOf(this.name))
-    const isDilated = base.dilation.some((step, i) => step !== 1 && this.kernel[i] !== 1)
+    const movement = movementOf(this.kernel, geometry, placeOf(this.name))
     this.#linear.attachBase({ data: weight.data, shape: [this.#linear.d, this.k] })
-    this.#movement = { base, branch, isDilated }
+    this.#movement = movement
     this.#tape = undefined
+    return this
+  }
+
+  get isTraining(): boolean {
+    return this.#isTraining
+  }
+
+  /** Dropout on, where the config has it. */
+  train(): this {
+    this.#isTraining = true
+    return this
+  }
+
+  /** Dropout off. */
+  eval(): this {
+    this.#isTraining = false
     return this
   }
 
@@ -195,7 +224,7 @@ export class ConvolutionLora {
   }
 
   /**
-   * (n, in, ...input) → (n, d, ...output), without the base's bias. Holds the window of each output position for a moment: in·K
+   * (n, in, ...input) → (n, d, ...output), without the base's bias; merged, the base alone, and the bias of B. Holds the window of each output position for a moment: in·K
    * numbers for each of the n·P positions.
    *
    * @throws ShapeError when the input has another number of dimensions or channels, or is smaller than the kernel; StateError
@@ -214,28 +243,16 @@ export class ConvolutionLora {
       throw new ShapeError({ where, what: 'wrong shape', expected, got: formatShape(input.shape) })
     }
     const x = tensorAs(input, base.data)
-    const windows = windowsOf(spatial, movement.base, where)
-    const columns = unfold(x, windows) // (n·P, in·K)
+    const weights = this.#passWeights(base)
     this.#tape = undefined
-    if (this.merged) {
-      const output = groupProduct(columns, base, this.groups) // (n·P, in·K) @ (in·K, d)
-      addBias(output, this.biasB, this.scaling)
-      return rowsToTensor(output, windows.output)
-    }
-    const branchWindows = movement.isDilated ? windowsOf(spatial, movement.branch, where) : windows
-    if (formatShape(branchWindows.output) !== formatShape(windows.output)) {
-      throw new UnsupportedError({
-        where,
-        what: 'PEFT’s A is not dilated, so that its output does not fit the base’s',
-        expected: formatShape(windows.output),
-        got: formatShape(branchWindows.output),
-      })
-    }
-    const branch = branchWindows === windows ? columns : unfold(x, branchWindows)
+    if (this.merged) return mergedForward(weights, movement, x, where)
+    const isDropping = this.#isTraining && this.config.dropout > 0
+    const dropped = isDropping ? tensorAs(x, x.data) : undefined
+    const keep = dropped && dropFrom(dropped, this.config.dropout, this.#random)
     const dora = this.magnitude && { magnitude: this.magnitude, norms: rowNorms(this.#normed(base)) }
-    const { output, tape } = forwardPass(this.#passWeights(base), { base: columns, branch }, dora)
-    this.#tape = { pass: tape, windows, branchWindows, input: input.shape }
-    return rowsToTensor(output, windows.output)
+    const { output, tape } = convolutionForward(weights, movement, x, dropped, dora, where)
+    this.#tape = { ...tape, keep }
+    return output
   }
 
   /**
@@ -250,18 +267,17 @@ export class ConvolutionLora {
       throw new StateError({ where, what: this.merged ? 'not while merged' : 'no forward to differentiate' })
     }
     const { base } = this.#needBase('backward')
-    const { windows, branchWindows, input } = tape
-    const expected = formatShape([input[0], this.d, ...windows.output])
+    const expected = formatShape([tape.input[0], this.d, ...tape.windows.output])
     if (formatShape(gradOutput.shape) !== expected || gradOutput.data.length !== elementCount(gradOutput.shape)) {
       throw new ShapeError({ where, what: 'wrong shape', expected, got: formatShape(gradOutput.shape) })
     }
-    const dy = tensorToRows(tensorAs(gradOutput, base.data))
-    const { weightA, weightB, magnitude, biasB, ...columns } = backwardPass(this.#passWeights(base), tape.pass, dy)
-    const zero = { data: zeros(1, elementCount(input), base.data).data, shape: input }
+    const gradients = convolutionBackward(this.#passWeights(base), tape, tensorAs(gradOutput, base.data))
+    const { weightA, weightB, magnitude, biasB, input, dropped } = gradients
+    addKept(input, dropped, this.config.dropout, tape.keep)
     return {
       weightA: { data: weightA.data, shape: this.weightA.shape },
       weightB: { data: weightB.data, shape: this.weightB.shape },
-      input: addFolded(addFolded(zero, columns.base, windows), columns.branch, branchWindows),
+      input,
       ...(magnitude && { magnitude }),
       ...(biasB && { biasB }),
     }
@@ -366,10 +382,6 @@ export class ConvolutionLora {
       what: groupsRefusal(this.groups),
     })
   }
-}
-
-function placeOf(name: string): string {
-  return name || 'ConvolutionLora'
 }
 
 /** A copy in the precision of `like`. */

@@ -7,7 +7,7 @@ import type { Matrix } from '../base/tensor.js'
  * In place: kept elements grow by 1/(1 − p), so that the mean stays. Gives back which were kept, undefined where nothing is
  * dropped.
  */
-export function dropFrom({ data }: Matrix, dropout: number, random: Random): Uint8Array | undefined {
+export function dropFrom({ data }: Pick<Matrix, 'data'>, dropout: number, random: Random): Uint8Array | undefined {
   if (dropout === 0) return undefined
   const keep = new Uint8Array(data.length)
   for (let i = 0; i < keep.length; i++) {
@@ -18,7 +18,12 @@ export function dropFrom({ data }: Matrix, dropout: number, random: Random): Uin
 }
 
 /** input += branch, through the dropout that kept `keep`. */
-export function addKept(input: Matrix, branch: Matrix, dropout: number, keep: Uint8Array | undefined): void {
+export function addKept(
+  input: Pick<Matrix, 'data'>,
+  branch: Pick<Matrix, 'data'>,
+  dropout: number,
+  keep: Uint8Array | undefined,
+): void {
   const factor = keep === undefined ? 1 : 1 / (1 - dropout)
   for (let i = 0; i < input.data.length; i++) {
     if (keep === undefined || keep[i] === 1) input.data[i] += branch.data[i] * factor

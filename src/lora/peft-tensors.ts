@@ -13,7 +13,7 @@ import {
 import { elementCount, formatShape } from '../base/tensor.js'
 import type { SafetensorsFile, TensorInfo } from '../formats/safetensors.js'
 import { configForLayer, type LoraConfig } from './config.js'
-import { convolutionShape } from './convolution-shape.js'
+import { convolutionShape } from './convolution-factors.js'
 import { targetMatcher } from './patterns.js'
 import { CONFIG_FILE } from './peft-files.js'
 import { KEY_PREFIX } from './peft-keys.js'

@@ -107,6 +107,48 @@ test('merging is undone bit for bit, in f32 too', () => {
   expect(() => made.unmerge()).toThrow('c.unmerge: not merged')
 })
 
+test('a new layer starts from its base, in any number of groups', () => {
+  for (const groups of [1, 2]) {
+    const weight = tensor([4, 4 / groups, 3, 2], 3)
+    const geometry = { stride: 2, groups }
+    const bare = new ConvolutionLora(tensor([2, 4, 3, 2], 1), tensor([4, 2 / groups, 1, 1], 2)).attachBase(weight, {
+      stride: 2,
+    })
+    bare.weightB.data.fill(0)
+    const x = tensor([2, 4, 7, 6], 4)
+    for (const kind of [{}, { useDora: true }, { loraBias: true }]) {
+      const config = { rank: 2, init: 'kaiming-uniform', dropout: 0.5, ...kind } as const
+      const made = ConvolutionLora.ofBase(weight, geometry, config, 'c')
+      expect([made.groups, made.channels, made.isTraining]).toEqual([groups, 4, true])
+      expect([made.weightA.shape, made.weightB.shape]).toEqual([bare.weightA.shape, bare.weightB.shape])
+      const largest = Math.max(...made.weightA.data.map(Math.abs))
+      expect(largest).toBeLessThan(1 / Math.sqrt(24))
+      expect(largest).toBeGreaterThan(0.5 / Math.sqrt(24))
+      expectClose(made.forward(x), bare.forward(x))
+      expect(ConvolutionLora.ofBase(weight, geometry, config, 'c').weightA).toEqual(made.weightA)
+    }
+  }
+  const of = (config: object, groups?: number) => () =>
+    ConvolutionLora.ofBase(tensor([4, 2, 3], 1), { groups }, config, 'c')
+  expect(of({ rank: 3 }, 2)).toThrow('c.groups: the rank is no multiple of the groups')
+  expect(of({ rank: 5 })).toThrow(ConfigError)
+  expect(of({ rank: 3 }, 3)).toThrow(ShapeError) // 4 outputs
+})
+
+test('dropout is on in training alone', () => {
+  const adapter = new LoraAdapter({ rank: 2, dropout: 0.5 })
+  const made = adapter.addConvolutionLayer('c', tensor([4, 3, 3, 2], 3), { padding: 1 })
+  made.weightB.data.fill(0.5)
+  const x = tensor([1, 3, 5, 5], 4)
+  expect(made.forward(x)).not.toEqual(made.forward(x))
+  adapter.eval()
+  const exact = made.forward(x)
+  expect(made.forward(x)).toEqual(exact)
+  expect(adapter.train().convolutions.get('c')!.forward(x)).not.toEqual(exact)
+  made.merge()
+  expectClose(made.forward(x), exact)
+})
+
 test('gradients agree with central differences', () => {
   const kinds = [
     { config: {}, vectors: {} },

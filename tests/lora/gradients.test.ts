@@ -59,24 +59,23 @@ describe.each(['f32', 'f64'] as const)('in %s', (precision) => {
     const optional = (part: string) => (tensors.has(`${name}/${part}`) ? get(part).data : undefined)
     const vectors = { magnitude: optional('magnitude'), biasB: optional('bias') }
     const [a, b, weight, input, g] = ['lora_A', 'lora_B', 'weight', 'input', 'grad_output'].map(get)
+    if (config.dropout > 0) {
+      const keep = Uint8Array.from(get('keep').data)
+      vi.mocked(dropFrom).mockImplementationOnce(({ data }, dropout) => {
+        for (let i = 0; i < keep.length; i++) data[i] = keep[i] === 1 ? data[i] / (1 - dropout) : 0
+        return keep
+      })
+    }
     let output: Tensor<FloatArray>
     let gradients: Record<string, Tensor<FloatArray> | undefined>
     if (weight.shape.length > 2) {
-      const layer = new ConvolutionLora(a, b, { ...config, dropout: 0 }, 'layer', vectors).attachBase(weight, geometry)
+      const layer = new ConvolutionLora(a, b, config, 'layer', vectors).attachBase(weight, geometry).train()
       output = layer.forward(input)
       const { magnitude, biasB, ...rest } = layer.backward(g)
       gradients = { ...rest, magnitude: vector(magnitude), biasB: vector(biasB) }
     } else {
       const layer = LoraLayer.fromFactors(asMatrix(a), asMatrix(b), config, 'layer', vectors)
-      layer.attachBase(asMatrix(weight)).train()
-      if (config.dropout > 0) {
-        const keep = Uint8Array.from(get('keep').data)
-        vi.mocked(dropFrom).mockImplementationOnce(({ data }, dropout) => {
-          for (let i = 0; i < keep.length; i++) data[i] = keep[i] === 1 ? data[i] / (1 - dropout) : 0
-          return keep
-        })
-      }
-      output = layer.forward(asMatrix(input))
+      output = layer.attachBase(asMatrix(weight)).train().forward(asMatrix(input))
       const { magnitude, biasB, ...rest } = layer.backward(asMatrix(g))
       gradients = { ...rest, magnitude: vector(magnitude), biasB: vector(biasB) }
     }
@@ -93,5 +92,5 @@ describe.each(['f32', 'f64'] as const)('in %s', (precision) => {
 })
 
 test('all kinds are here', () => {
-  expect(Object.keys(cases)).toHaveLength(8 + 4 + 3 + 3 + 3 + 2)
+  expect(Object.keys(cases)).toHaveLength(8 + 8 + 3 + 3 + 6 + 4)
 })

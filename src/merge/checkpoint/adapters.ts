@@ -8,7 +8,7 @@ import { elementCount, type FloatArray, type Tensor } from '../../base/tensor.js
 import { isWeightDtype, type TensorInfo } from '../../formats/safetensors.js'
 import { LoraAdapter } from '../../lora/adapter.js'
 import { type LoraConfig, scalingOf } from '../../lora/config.js'
-import { convolutionShape, groupsRefusal } from '../../lora/convolution-shape.js'
+import { convolutionShape, groupsRefusal } from '../../lora/convolution-factors.js'
 import { EmbeddingLora } from '../../lora/embedding.js'
 import { LoraLayer } from '../../lora/layer.js'
 import { type AdapterFile, openAdapter } from '../../lora/peft.js'

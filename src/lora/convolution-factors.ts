@@ -1,0 +1,68 @@
+// A convolution's factors, A (r, in, *kernel) and B (d, r/groups, 1…): their shapes, for files that hold them and layers made of
+// them, and new ones.
+
+import { ConfigError, ShapeError } from '../base/errors.js'
+import { elementCount, type FloatArray, formatShape, type Tensor, zeros } from '../base/tensor.js'
+import type { LoraConfig } from './config.js'
+import { rowNorms } from './dora.js'
+import { initialFactors, type LayerVectors } from './factors.js'
+
+/** Why the change of a grouped convolution cannot be merged. */
+export function groupsRefusal(groups: number): string {
+  return `an adapted convolution of ${groups} groups cannot be merged, as in PEFT: A sees all channels, the weight those of its group`
+}
+
+/** @throws ShapeError when A (r, in, *kernel) and B (d, r/groups, 1…) disagree */
+export function convolutionShape(a: readonly number[], b: readonly number[], where: string) {
+  const [rank, channels, ...kernel] = a
+  const [d, groupRank] = b
+  const groups = rank / groupRank
+  const isUsable =
+    kernel.length >= 1 &&
+    kernel.length <= 3 &&
+    elementCount(a) * elementCount(b) > 0 &&
+    formatShape(b) === formatShape([d, groupRank, ...kernel.map(() => 1)]) &&
+    [groups, channels / groups, d / groups].every(Number.isInteger)
+  if (isUsable) return { rank, channels, kernel, d, groups }
+  throw new ShapeError({
+    where,
+    what: 'not the factors of a convolution',
+    expected: 'A (r, in, *kernel) and B (d, r/groups, 1…)',
+    got: `${formatShape(a)} and ${formatShape(b)}`,
+  })
+}
+
+/** What a new layer over a weight (d, in/groups, *kernel) starts from. Throws as {@link ConvolutionLora.ofBase} says. */
+export function newConvolution(
+  { data, shape }: Tensor<FloatArray>,
+  groups: number,
+  config: LoraConfig,
+  name: string,
+): { weightA: Tensor<FloatArray>; weightB: Tensor<FloatArray>; vectors: LayerVectors } {
+  if (!Number.isSafeInteger(groups) || groups < 1 || config.rank % groups !== 0) {
+    throw new ConfigError({
+      where: `${placeOf(name)}.groups`,
+      what: 'the rank is no multiple of the groups, which PEFT asks for',
+      expected: `a divisor of ${config.rank}`,
+      got: String(groups),
+    })
+  }
+  const [d, groupChannels, ...kernel] = shape
+  const shapeA = [config.rank, groupChannels * groups, ...kernel]
+  const shapeB = [d, config.rank / groups, ...kernel.map(() => 1)]
+  convolutionShape(shapeA, shapeB, placeOf(name))
+  const { weightA } = initialFactors([d, elementCount(shapeA.slice(1))], config, name, data)
+  return {
+    weightA: { data: weightA.data, shape: shapeA },
+    weightB: { data: zeros(d, shapeB[1], data).data, shape: shapeB },
+    vectors: {
+      magnitude: config.useDora ? rowNorms({ data, shape: [d, data.length / d] }) : undefined,
+      biasB: config.loraBias ? new Float64Array(d) : undefined,
+    },
+  }
+}
+
+/** A layer, for messages. */
+export function placeOf(name: string): string {
+  return name || 'ConvolutionLora'
+}
