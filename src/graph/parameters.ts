@@ -83,7 +83,7 @@ export function biasOf(graph: Graph, { node, d, fused, kind }: Linear): BiasPlac
   if (kind === 'gemm' && (node.input[2] ?? '') !== '') {
     const beta = floatAttribute(node, 'beta', 1)
     if (beta !== 1) {
-      const what = 'a bias of a Gemm whose beta is not 1 cannot be merged into'
+      const what = 'a bias of a Gemm whose beta is not 1 cannot be adapted'
       throw new UnsupportedError({ where: `node ${node.name}`, what, got: `beta ${beta}` })
     }
     return isBias(node.input[2]) ? { node, input: 2, start, width } : undefined

@@ -1,20 +1,20 @@
 // One base model, many adapters: a session whose LoRA factors are graph inputs, so that choosing an adapter is feeding
 // other arrays. The base's weights are in memory once, whatever the number of adapters.
 
-import { MismatchError, NumericError, nearMisses, StateError } from '../base/errors.js'
+import { MismatchError, nearMisses, StateError } from '../base/errors.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
 import { Graph } from '../graph/graph.js'
-import { injectLora, loraInputs } from '../graph/inject.js'
+import { affineInputs, injectLora, loraInputs } from '../graph/inject.js'
 import { findLinears, type Linear, type ModuleMap } from '../graph/linears.js'
-import { type PlacedLayer, placeAdapter } from '../graph/place-adapter.js'
+import { placeAdapter } from '../graph/place-adapter.js'
 import { sessionModel } from '../graph/session-model.js'
 import type { LoraAdapter } from '../lora/adapter.js'
-import type { LoraLayer } from '../lora/layer.js'
-import { requirePlain } from '../lora/plain.js'
+import { requireKinds } from '../lora/plain.js'
 import { type Engine, openEngine, type RuntimeHost } from '../runtime/host.js'
 import { type Remote, transfer } from '../runtime/rpc.js'
 import type { Feeds, RuntimeTensor, SessionOptions } from '../runtime/runtime.js'
-import { type AdapterFactors, InferEngine, type LoraSite, type SiteFactors } from './engine.js'
+import { InferEngine, type LoraSite } from './engine.js'
+import { adapterFactors } from './site-factors.js'
 
 /** What a session needs of a model; a CausalModel has it. */
 export interface SessionBase {
@@ -49,6 +49,8 @@ export class AdapterSession<M extends SessionBase = SessionBase> {
   readonly #adapters = new Set<string>()
   /** Modules that the open session has LoRA inputs for; undefined before the first session. */
   #adapted: ReadonlySet<string> | undefined
+  /** Those of them that take a scale and a shift of their outputs, for DoRA and biases of B. */
+  #affine: ReadonlySet<string> = new Set()
   /** Changes of the session follow one another. */
   #lastChange: Promise<unknown> = Promise.resolve()
   #isDisposed = false
@@ -95,10 +97,12 @@ export class AdapterSession<M extends SessionBase = SessionBase> {
 
   /**
    * Copies an adapter into the session; runs choose it by `name`. An adapter for modules that none before it touched
-   * opens the base anew, so that both are in memory for a moment: give such adapters to `open` where that matters.
+   * opens the base anew, so that both are in memory for a moment: give such adapters to `open` where that matters. So does the
+   * first one with DoRA or biases of B for a module; DoRA's scales are computed here, from the base's weights, once.
    *
    * @throws MismatchError when a layer has no module in the model, or another shape there; UnsupportedError when the
-   *   module is there in a form that cannot be adapted; NumericError when a weight is not finite; StateError when the
+   *   module is there in a form that cannot be adapted, or the adapter holds more than linear layers, or DoRA for weights that
+   *   are not floats; NumericError when a weight is not finite; StateError when the
    *   name is taken. The session stays as it was then.
    */
   addAdapter(name: string, adapter: LoraAdapter): Promise<void> {
@@ -156,7 +160,8 @@ export class AdapterSession<M extends SessionBase = SessionBase> {
   #add(adapters: readonly (readonly [string, LoraAdapter])[]): Promise<void> {
     return this.#change(async () => {
       const engine = this.engine
-      const added = adapters.map(([name, adapter]) => {
+      const added = []
+      for (const [name, adapter] of adapters) {
         if (this.#adapters.has(name)) {
           throw new StateError({
             where: 'adapter',
@@ -164,34 +169,44 @@ export class AdapterSession<M extends SessionBase = SessionBase> {
             hint: 'Call removeAdapter first, or choose another name',
           })
         }
-        requirePlain(adapter, 'adapters of sessions')
-        return { name, factors: adapterFactors(placeAdapter(this.#graph, this.#linears, adapter)) }
-      })
-      await this.#openFor(added.flatMap(({ factors }) => Object.keys(factors)))
+        requireKinds(adapter, ['linear', 'dora', 'lora-bias'], 'adapters of sessions')
+        const placed = placeAdapter(this.#graph, this.#linears, adapter)
+        added.push({ name, factors: await adapterFactors(this.model.onnx, this.#graph, placed) })
+      }
+      const sites = added.flatMap(({ factors }) => Object.entries(factors))
+      await this.#openFor(
+        sites.map(([module]) => module),
+        sites.flatMap(([module, { affine }]) => (affine === undefined ? [] : [module])),
+      )
       for (const { name, factors } of added) {
-        const buffers = Object.values(factors).flatMap(({ weightA, weightB }) => [weightA.buffer, weightB.buffer])
+        const buffers = Object.values(factors).flatMap(({ weightA, weightB, affine }) => {
+          const vectors = affine === undefined ? [] : [affine.scale.buffer, affine.shift.buffer]
+          return [weightA.buffer, weightB.buffer, ...vectors]
+        })
         await engine.addAdapter(name, transfer(factors, buffers))
         this.#adapters.add(name)
       }
     })
   }
 
-  /** Makes sure that the open session has inputs for these modules. */
-  async #openFor(modules: readonly string[]): Promise<void> {
+  /** Makes sure that the open session has inputs for these modules, and for the scales and shifts of some of them. */
+  async #openFor(modules: readonly string[], affineModules: readonly string[]): Promise<void> {
     const adapted = new Set([...(this.#adapted ?? []), ...modules])
-    if (this.#adapted !== undefined && adapted.size === this.#adapted.size) return
+    const affine = new Set([...this.#affine, ...affineModules])
+    if (this.#adapted !== undefined && adapted.size === this.#adapted.size && affine.size === this.#affine.size) return
     // The graph is edited, so that each session starts from a fresh view of the model.
     const graph = new Graph(this.model.onnx.proto)
     const linears = findLinears(graph, this.#modules).filter(({ name }) => adapted.has(name))
-    injectLora(graph, linears)
+    injectLora(graph, linears, affine)
     const providers = this.#options.executionProviders ?? []
     await this.engine.open({
       model: await sessionModel(this.model.onnx, graph.toModel()),
-      sites: sitesOf(linears),
+      sites: sitesOf(linears, affine),
       idleRank: providers.every((name) => TAKES_EMPTY_TENSORS.has(name)) ? 0 : 1,
       options: this.#options,
     })
     this.#adapted = adapted
+    this.#affine = affine
   }
 
   #change<T>(action: () => Promise<T>): Promise<T> {
@@ -202,25 +217,9 @@ export class AdapterSession<M extends SessionBase = SessionBase> {
 }
 
 /** One site a module: linears of one name share their inputs. */
-function sitesOf(linears: readonly Linear[]): LoraSite[] {
-  const sites = new Map(linears.map(({ name, k, d }) => [name, { module: name, ...loraInputs(name), k, d }]))
-  return [...sites.values()]
-}
-
-/** What an adapter feeds, by the model's module names. */
-function adapterFactors(placed: readonly PlacedLayer[]): AdapterFactors {
-  const factors: AdapterFactors = {}
-  for (const { name, layer, linear } of placed) factors[linear.name] ??= siteFactors(name, layer)
-  return factors
-}
-
-function siteFactors(name: string, { weightA, weightB, rank, d, k, scaling }: LoraLayer): SiteFactors {
-  const a = new Float32Array(k * rank)
-  for (let p = 0; p < rank; p++) for (let j = 0; j < k; j++) a[j * rank + p] = weightA.data[p * k + j]
-  const b = new Float32Array(rank * d)
-  for (let i = 0; i < d; i++) for (let p = 0; p < rank; p++) b[p * d + i] = scaling * weightB.data[i * rank + p]
-  if (!a.every(Number.isFinite) || !b.every(Number.isFinite)) {
-    throw new NumericError({ where: name, what: 'the adapter holds values that are not finite' })
+function sitesOf(linears: readonly Linear[], affine: ReadonlySet<string>): LoraSite[] {
+  const site = ({ name, k, d }: Linear): LoraSite => {
+    return { module: name, ...loraInputs(name), affine: affine.has(name) ? affineInputs(name) : undefined, k, d }
   }
-  return { rank, weightA: a, weightB: b }
+  return [...new Map(linears.map((linear) => [linear.name, site(linear)])).values()]
 }

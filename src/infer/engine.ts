@@ -5,15 +5,17 @@ import { f16ToF32 } from '../base/dtype.js'
 import { StateError, UnsupportedError } from '../base/errors.js'
 import { Random } from '../base/random.js'
 import type { CacheEntry } from '../graph/causal-inputs.js'
+import type { AffineInputs } from '../graph/inject.js'
 import { transfer } from '../runtime/rpc.js'
 import type { Feeds, Runtime, RuntimeSession, RuntimeTensor, SessionModel, SessionOptions } from '../runtime/runtime.js'
 import { type Sampling, sampleToken } from './sampling.js'
 
-/** A module of the graph that can be adapted: its inputs take Aᵀ (k, r) and s·Bᵀ (r, d). */
+/** A module of the graph that can be adapted: its inputs take Aᵀ (k, r) and s·Bᵀ (r, d), and c (d) and t (d) where it has them. */
 export interface LoraSite {
   module: string
   weightA: string
   weightB: string
+  affine: AffineInputs | undefined
   k: number
   d: number
 }
@@ -25,6 +27,8 @@ export interface SiteFactors {
   weightA: Float32Array
   /** s·Bᵀ (r, d) */
   weightB: Float32Array
+  /** What the outputs are multiplied by, and what is added to them; undefined: 1 and 0. Only for sites that have inputs for it. */
+  affine: { scale: Float32Array; shift: Float32Array } | undefined
 }
 
 /** By module. Sites without an entry stay as the base has them. */
@@ -149,11 +153,14 @@ export class InferEngine {
       if (this.#open === undefined) throw new StateError({ where: 'session', what: 'it is not open' })
       const { session, sites, idle } = this.#open
       const all: Feeds = { ...feeds, ...idle }
-      for (const { module, weightA, weightB, k, d } of sites) {
+      for (const { module, weightA, weightB, affine, k, d } of sites) {
         const own = factors[module]
         if (own === undefined) continue
         all[weightA] = { type: 'float32', data: own.weightA, dims: [k, own.rank] }
         all[weightB] = { type: 'float32', data: own.weightB, dims: [own.rank, d] }
+        if (affine === undefined || own.affine === undefined) continue
+        all[affine.scale] = { type: 'float32', data: own.affine.scale, dims: [d] }
+        all[affine.shift] = { type: 'float32', data: own.affine.shift, dims: [d] }
       }
       return session.run(all, outputNames)
     })
@@ -166,12 +173,15 @@ export class InferEngine {
   }
 }
 
-/** Factors whose product is zero, for every site. */
+/** What leaves every site as the base has it. */
 function idleFeeds(sites: readonly LoraSite[], rank: 0 | 1): Feeds {
   const feeds: Feeds = {}
-  for (const { weightA, weightB, k, d } of sites) {
+  for (const { weightA, weightB, affine, k, d } of sites) {
     feeds[weightA] = { type: 'float32', data: new Float32Array(k * rank), dims: [k, rank] }
     feeds[weightB] = { type: 'float32', data: new Float32Array(rank * d), dims: [rank, d] }
+    if (affine === undefined) continue
+    feeds[affine.scale] = { type: 'float32', data: new Float32Array(d).fill(1), dims: [d] }
+    feeds[affine.shift] = { type: 'float32', data: new Float32Array(d), dims: [d] }
   }
   return feeds
 }

@@ -10,7 +10,6 @@ import type { ModuleMap } from '../graph/linears.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import { loadAdapter } from '../lora/peft.js'
 import { planOnnxMerge } from './onnx-plan.js'
-import { weightReader } from './onnx-tied.js'
 import { copyCompanions, type MergeOptions, type MergeReport, refuseBaseAsOutput, writeTogether } from './output.js'
 import { type LayerChange, mergeWeight } from './weight.js'
 import { type AdapterInput, weighted } from './weighted.js'
@@ -51,7 +50,7 @@ export async function mergeOnnx(
   const layers: LayerChange[] = []
   const overrides = new Map<string, WeightWriter>()
   for (const [name, { target, source }] of targets) {
-    const read = weightReader(model, source)
+    const read = (offset: number, byteLength: number) => model.readPart(source, offset, byteLength)
     overrides.set(name, () => mergeWeight(target, read, (change) => layers.push(change)))
   }
   const totalBytes = initializers.reduce((sum, tensor) => sum + (byteLengthOf(tensor.dataType, dimsOf(tensor)) ?? 0), 0)

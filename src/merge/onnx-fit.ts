@@ -15,7 +15,6 @@ import { requireKinds } from '../lora/plain.js'
 import { type FitReport, fitReport, missingPart, type PartFit } from './fit.js'
 import { MERGED_KINDS } from './onnx-edits.js'
 import { type OnnxMergePlan, planOnnxMerge } from './onnx-plan.js'
-import { weightReader } from './onnx-tied.js'
 
 const PIECE_BYTES = 1 << 22
 
@@ -107,13 +106,12 @@ async function normOfTarget(model: OnnxModel, { target, source }: Target): Promi
   const { dtype, isInputMajor, parts } = target
   const [rows, columns] = target.shape
   const { start, weightB } = parts[0]
-  const read = weightReader(model, source)
   const rowBytes = columns * (dtype === 'F32' ? 4 : 2)
   const pieceRows = Math.max(1, Math.floor(PIECE_BYTES / rowBytes))
   let sum = 0
   for (let row = 0; row < rows; row += pieceRows) {
     const count = Math.min(pieceRows, rows - row)
-    const values = decodeFloats(await read(row * rowBytes, count * rowBytes), dtype)
+    const values = decodeFloats(await model.readPart(source, row * rowBytes, count * rowBytes), dtype)
     for (let at = 0; at < values.length; at++) {
       const feature = isInputMajor ? at % columns : row + Math.floor(at / columns)
       if (feature >= start && feature < start + weightB.shape[0]) sum += values[at] * values[at]

@@ -3,20 +3,10 @@
 
 import type { TensorProto } from '../formats/onnx/gen/onnx_pb.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
-import { byteLengthOf, isExternal, weightRange } from '../formats/onnx/tensors.js'
+import { byteLengthOf } from '../formats/onnx/tensors.js'
 import type { Graph } from '../graph/graph.js'
 import type { Linear } from '../graph/linears.js'
 import { type Embedding, storedValue } from '../graph/parameters.js'
-import type { ReadWeight } from './weight.js'
-
-/** Ranges of a tensor's bytes, wherever they are. */
-export function weightReader(model: OnnxModel, tensor: TensorProto): ReadWeight {
-  if (isExternal(tensor)) {
-    const { location, offset } = weightRange(tensor, model.name)
-    return (start, byteLength) => model.file(location).read(offset + start, byteLength)
-  }
-  return async (start, byteLength) => (await model.readTensor(tensor)).subarray(start, start + byteLength)
-}
 
 /** Tokens that are compared, in two stretches: untied embeddings differ in all. */
 const COMPARED_TOKENS = 64
@@ -53,8 +43,8 @@ async function haveSameTokens(
   const count = Math.min(COMPARED_TOKENS / 2, vocabulary)
   for (const first of [0, Math.floor((vocabulary - count) / 2)]) {
     const shape = { vocabulary, features, size, first, count }
-    const tokens = await tokensOf(weightReader(model, a), { ...shape, isTokenMajor: !embedding.transposed })
-    const same = await tokensOf(weightReader(model, b), { ...shape, isTokenMajor: head.transposed })
+    const tokens = await tokensOf(model, a, { ...shape, isTokenMajor: !embedding.transposed })
+    const same = await tokensOf(model, b, { ...shape, isTokenMajor: head.transposed })
     if (tokens.some((byte, i) => byte !== same[i])) return false
   }
   return true
@@ -62,14 +52,15 @@ async function haveSameTokens(
 
 /** The bytes of some tokens (count, features), however the matrix is stored. */
 async function tokensOf(
-  read: ReadWeight,
+  model: OnnxModel,
+  tensor: TensorProto,
   shape: { vocabulary: number; features: number; size: number; first: number; count: number; isTokenMajor: boolean },
 ): Promise<Uint8Array> {
   const { vocabulary, features, size, first, count, isTokenMajor } = shape
-  if (isTokenMajor) return read(first * features * size, count * features * size)
+  if (isTokenMajor) return model.readPart(tensor, first * features * size, count * features * size)
   const result = new Uint8Array(count * features * size)
   for (let j = 0; j < features; j++) {
-    const column = await read((j * vocabulary + first) * size, count * size)
+    const column = await model.readPart(tensor, (j * vocabulary + first) * size, count * size)
     for (let i = 0; i < count; i++) result.set(column.subarray(i * size, (i + 1) * size), (i * features + j) * size)
   }
   return result

@@ -51,6 +51,13 @@ export class OnnxModel {
     return this.file(range.location).read(range.offset, range.byteLength)
   }
 
+  /** A range of such a tensor's bytes: less than all of it is read where it lies in a file. */
+  async readPart(tensor: TensorProto, offset: number, byteLength: number): Promise<Uint8Array> {
+    if (!isExternal(tensor)) return inlineBytes(tensor, this.name).subarray(offset, offset + byteLength)
+    const range = weightRange(tensor, this.name)
+    return this.file(range.location).read(range.offset + offset, byteLength)
+  }
+
   /** The file behind an external location. */
   file(location: string): ByteSource {
     const source = this.files.get(location)

@@ -1,0 +1,149 @@
+// What a session feeds for one adapter: factors as they are multiplied, and, for layers that are more than W + s·B·A, the scale and
+// the shift of their outputs. y' = c ⊙ (y + s·(x·Aᵀ)·Bᵀ) + t with y = x·Wᵀ + b is DoRA's output for c = m / ‖W + s·B·A‖ and
+// t = (1 − c) ⊙ b (Liu et al. 2024, arXiv 2402.09353; PEFT leaves the base's bias b alone), and that of a bias of B for c = 1 and t = s·biasB.
+
+import { decodeFloats, type FloatDtype } from '../base/dtype.js'
+import { NumericError, UnsupportedError } from '../base/errors.js'
+import type { Matrix } from '../base/tensor.js'
+import { TensorProto_DataType as DataType, type TensorProto } from '../formats/onnx/gen/onnx_pb.js'
+import type { OnnxModel } from '../formats/onnx/model.js'
+import { dataTypeName, dimsOf } from '../formats/onnx/tensors.js'
+import { floatAttribute } from '../graph/attributes.js'
+import type { Graph } from '../graph/graph.js'
+import type { Linear } from '../graph/linears.js'
+import { biasOf, storedValue } from '../graph/parameters.js'
+import type { PlacedLayer } from '../graph/place-adapter.js'
+import type { LoraLayer } from '../lora/layer.js'
+import { product, transpose } from '../lora/product.js'
+import type { AdapterFactors, SiteFactors } from './engine.js'
+
+/** Weights pass in blocks of at most so many elements: 4 MiB in f32. */
+const BLOCK_ELEMENTS = 1 << 20
+
+const DTYPES: Partial<Record<DataType, FloatDtype>> = {
+  [DataType.FLOAT]: 'F32',
+  [DataType.FLOAT16]: 'F16',
+  [DataType.BFLOAT16]: 'BF16',
+}
+
+/**
+ * By the model's module names. The base is read for DoRA alone.
+ *
+ * @throws UnsupportedError naming the node when DoRA's scales cannot be computed from its weight, NumericError when a value is not
+ *   finite
+ */
+export async function adapterFactors(
+  model: OnnxModel,
+  graph: Graph,
+  placed: readonly PlacedLayer[],
+): Promise<AdapterFactors> {
+  const factors: AdapterFactors = {}
+  for (const { name, layer, linear } of placed) {
+    if (factors[linear.name] !== undefined) continue
+    const affine = await affineOf(model, graph, linear, layer)
+    factors[linear.name] = { ...siteFactors(name, layer), affine }
+    if (affine !== undefined && !(affine.scale.every(Number.isFinite) && affine.shift.every(Number.isFinite))) {
+      throw new NumericError({
+        where: name,
+        what: 'the scales of its outputs, m / ‖W + s·B·A‖, or their bias are not finite',
+      })
+    }
+  }
+  return factors
+}
+
+function siteFactors(name: string, { weightA, weightB, rank, d, k, scaling }: LoraLayer): Omit<SiteFactors, 'affine'> {
+  const a = new Float32Array(k * rank)
+  for (let p = 0; p < rank; p++) for (let j = 0; j < k; j++) a[j * rank + p] = weightA.data[p * k + j]
+  const b = new Float32Array(rank * d)
+  for (let i = 0; i < d; i++) for (let p = 0; p < rank; p++) b[p * d + i] = scaling * weightB.data[i * rank + p]
+  if (!a.every(Number.isFinite) || !b.every(Number.isFinite)) {
+    throw new NumericError({ where: name, what: 'the adapter holds values that are not finite' })
+  }
+  return { rank, weightA: a, weightB: b }
+}
+
+async function affineOf(
+  model: OnnxModel,
+  graph: Graph,
+  linear: Linear,
+  layer: LoraLayer,
+): Promise<SiteFactors['affine']> {
+  const { magnitude, d } = layer
+  if (magnitude === undefined) {
+    const shift = layer.biasDelta()
+    return shift && { scale: new Float32Array(d).fill(1), shift: Float32Array.from(shift) }
+  }
+  const squares = await adaptedSquares(model, graph, linear, layer)
+  const scale = Float32Array.from(magnitude, (m, i) => m / Math.sqrt(squares[i]))
+  const bias = await ownBias(model, graph, linear)
+  return { scale, shift: scale.map((c, i) => (bias === undefined ? 0 : (1 - c) * bias[i])) }
+}
+
+/** ‖row‖² of W + s·B·A, by output of the layer. */
+async function adaptedSquares(
+  model: OnnxModel,
+  graph: Graph,
+  linear: Linear,
+  { weightA, weightB, scaling: scale, rank }: LoraLayer,
+): Promise<Float64Array> {
+  const { node, transposed, d, fused } = linear
+  const tensor = graph.constant(storedValue(graph, node.input[1])) as TensorProto
+  const dtype = linear.kind === 'quantized' ? undefined : DTYPES[tensor.dataType as DataType]
+  const alpha = linear.kind === 'gemm' ? floatAttribute(node, 'alpha', 1) : 1
+  if (dtype === undefined || alpha !== 1) {
+    throw new UnsupportedError({
+      where: `node ${node.name}`,
+      what: 'DoRA needs the norm of its weight, which cannot be read',
+      expected: 'a weight in f32, f16 or bf16',
+      got: alpha === 1 ? `${node.opType}, ${dataTypeName(tensor.dataType)}` : `alpha ${alpha}`,
+    })
+  }
+  const start = fused?.start ?? 0
+  const [rows, columns] = dimsOf(tensor)
+  const rowBytes = columns * (dtype === 'F32' ? 4 : 2)
+  const blockRows = Math.max(1, Math.floor(BLOCK_ELEMENTS / columns))
+  const squares = new Float64Array(d)
+  // Rows of the stored weight are outputs (d, k), or inputs (k, d), whose columns are cut to the layer's.
+  const [first, end] = transposed ? [start, start + d] : [0, rows]
+  const left = transposed ? weightB : transpose(weightA)
+  for (let row = first; row < end; row += blockRows) {
+    const m = Math.min(blockRows, end - row)
+    const values = decodeFloats(await model.readPart(tensor, row * rowBytes, m * rowBytes), dtype)
+    const block: Matrix = transposed
+      ? { data: values, shape: [m, columns] }
+      : { data: columnsOf(values, m, columns, start, d), shape: [m, d] }
+    const lines: Matrix = {
+      data: Float32Array.from(left.data.subarray((row - first) * rank, (row - first + m) * rank)),
+      shape: [m, rank],
+    }
+    product(lines, transposed ? weightA : weightB, { transposeB: !transposed, scale, addTo: block })
+    const width = block.shape[1]
+    for (let at = 0; at < block.data.length; at++) {
+      squares[transposed ? row - first + Math.floor(at / width) : at % width] += block.data[at] * block.data[at]
+    }
+  }
+  return squares
+}
+
+function columnsOf(values: Float32Array, rows: number, columns: number, start: number, count: number): Float32Array {
+  if (count === columns) return values
+  const result = new Float32Array(rows * count)
+  for (let i = 0; i < rows; i++) {
+    result.set(values.subarray(i * columns + start, i * columns + start + count), i * count)
+  }
+  return result
+}
+
+/** The bias that the node itself adds, as far as it is the layer's; undefined where a later node adds it, or none does. */
+async function ownBias(model: OnnxModel, graph: Graph, linear: Linear): Promise<Float32Array | undefined> {
+  const { node, kind, d } = linear
+  if (kind !== 'gemm' || (node.input[2] ?? '') === '') return undefined
+  const bias = biasOf(graph, linear)
+  const tensor = bias && graph.constant(storedValue(graph, node.input[2]))
+  const dtype = tensor && DTYPES[tensor.dataType as DataType]
+  if (tensor === undefined || dtype === undefined) {
+    throw new UnsupportedError({ where: `node ${node.name}`, what: 'DoRA needs its bias, which cannot be read' })
+  }
+  return decodeFloats(await model.readTensor(tensor), dtype).subarray(bias!.start, bias!.start + d)
+}

@@ -1,0 +1,175 @@
+// Adapters that are more than W + s·B·A in sessions: DoRA and biases of B, against PEFT's logits (tests/golden/onnx-kinds).
+
+import { readFileSync } from 'node:fs'
+import { afterEach, describe, expect, it } from 'vitest'
+import { MemoryDirectory, MemorySource } from '../../src/base/bytes.js'
+import { NumericError, UnsupportedError } from '../../src/base/errors.js'
+import { Random } from '../../src/base/random.js'
+import { loadOnnx, OnnxModel } from '../../src/formats/onnx/model.js'
+import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
+import { makeAttribute } from '../../src/graph/attributes.js'
+import { Graph } from '../../src/graph/graph.js'
+import { findLinears } from '../../src/graph/linears.js'
+import { AdapterSession } from '../../src/infer/adapter-session.js'
+import { LoraAdapter } from '../../src/lora/adapter.js'
+import { loadAdapter } from '../../src/lora/peft.js'
+import { mergeOnnx } from '../../src/merge/merge-onnx.js'
+import type { Feeds } from '../../src/runtime/runtime.js'
+import { directoryOf, feedsOf, inThread, makeAdapter, maxDifference, messageHost, openModel } from './models.js'
+
+const FOLDER = 'tests/golden/onnx-kinds'
+const TOLERANCE = 1e-5
+
+const { inputs, cases }: { inputs: Record<string, number[][]>; cases: Record<string, { folder: string }> } = JSON.parse(
+  readFileSync(`${directoryOf(FOLDER).name}/cases.json`, 'utf8'),
+)
+const golden = await parseSafetensorsHeader(
+  new MemorySource(readFileSync(`${directoryOf(FOLDER).name}/logits.safetensors`)),
+)
+const logitsOf = async (name: string) => (await readTensorF32(golden, name)).data
+const adapterOf = (name: string) => loadAdapter(directoryOf(`tests/golden/${cases[name].folder}`))
+
+const opened: { dispose(): Promise<void>; onnx: OnnxModel }[] = []
+afterEach(async () => {
+  for (const { dispose, onnx } of opened.splice(0)) {
+    await dispose()
+    await onnx.close()
+  }
+})
+
+async function open(onnx: OnnxModel, adapters: Record<string, LoraAdapter>, runtime = inThread) {
+  const session = await AdapterSession.open({ onnx, runtime }, { adapters })
+  opened.push({ dispose: () => session.dispose(), onnx })
+  return session
+}
+
+function feeds(session: AdapterSession): Feeds {
+  const all = Object.entries(inputs).map(([name, rows]): [string, Feeds[string]] => {
+    return [name, { type: 'int64', data: BigInt64Array.from(rows.flat(), BigInt), dims: [2, rows[0].length] }]
+  })
+  return Object.fromEntries(all.filter(([name]) => session.inputNames.includes(name)))
+}
+
+async function error(session: AdapterSession, adapter: string | undefined, expected: string) {
+  const { logits } = await session.run(feeds(session), { adapter })
+  return maxDifference(logits, await logitsOf(expected))
+}
+
+describe.each([
+  ['qwen2', ['linear', 'dora', 'dora-rslora', 'lora-bias']],
+  ['gpt2', ['conv1d', 'conv1d-dora', 'conv1d-lora-bias']],
+] as const)('%s', (model, names) => {
+  it.each(['ts', 'dynamo'])('%s: gives PEFT’s logits, whichever adapter a run names', async (exporter) => {
+    const onnx = await loadOnnx(directoryOf(FOLDER), `${model}-${exporter}.onnx`)
+    const adapters: Record<string, LoraAdapter> = {}
+    for (const name of names) adapters[name] = await adapterOf(name)
+    const session = await open(onnx, adapters)
+    for (const name of [...names, ...names.toReversed()]) {
+      expect(await error(session, name, name), name).toBeLessThan(TOLERANCE)
+      expect(await error(session, undefined, `base.${model}`)).toBeLessThan(TOLERANCE)
+    }
+  })
+})
+
+const values = (random: Random, count: number) => Float32Array.from({ length: count }, () => random.normal())
+
+/** DoRA layers on the modules whose names match, with magnitudes that are not the norms. */
+function makeDora(onnx: OnnxModel, modules: RegExp): LoraAdapter {
+  const adapter = new LoraAdapter({ rank: 2, alpha: 4, useDora: true })
+  const random = new Random(11, 'test')
+  for (const { name, d, k } of findLinears(new Graph(onnx.proto))) {
+    if (!modules.test(name) || adapter.has(name)) continue
+    const a = { data: values(random, 2 * k).map((value) => value / Math.sqrt(k)), shape: [2, k] as const }
+    const b = { data: values(random, 2 * d).map((value) => 0.2 * value), shape: [d, 2] as const }
+    const magnitude = values(random, d).map((value) => 1.5 + 0.2 * value)
+    adapter.addFactors(name, a, b, { magnitude })
+  }
+  return adapter
+}
+
+describe('the merged model and the session agree', () => {
+  it.each([
+    ['llama-genai', /(q|v)_proj$/, 1e-4],
+    ['llama-genai', /(q|k|v|o|down)_proj$/, 1e-4],
+    ['llama-optimum', /_proj$|lm_head$/, 1e-4],
+    ['gpt2-optimum', /c_attn$|c_proj$|c_fc$/, 1e-4],
+    // The runtime rounds every product to f16.
+    ['llama-fp16', /(q|down)_proj$/, 0.02],
+  ] as const)('%s, DoRA on %s', async (name, modules, tolerance) => {
+    const model = await openModel(`tests/golden/models/${name}`)
+    const adapter = makeDora(model.onnx, modules)
+    const out = new MemoryDirectory()
+    await mergeOnnx(model.onnx, adapter, out)
+    const run = feedsOf(model, [[0, 54, 260, 1356, 270, 262]])
+    const merged = await open(await loadOnnx(out, model.onnx.fileName), {})
+    const session = await open(model.onnx, { dora: adapter })
+    const [one, other, base] = [
+      (await merged.run(run)).logits,
+      (await session.run(run, { adapter: 'dora' })).logits,
+      (await session.run(run)).logits,
+    ]
+    expect(maxDifference(one, other)).toBeLessThan(tolerance)
+    expect(maxDifference(other, base)).toBeGreaterThan(0.1)
+  })
+
+  it.each(['ts', 'dynamo'])('a classifier by %s, with biases of B', async (exporter) => {
+    const onnx = await loadOnnx(directoryOf(FOLDER), `bert-${exporter}.onnx`)
+    const adapter = await adapterOf('bert-lora-bias')
+    adapter.replacements.clear() // the classifier's head, which PEFT saves along, is refused in sessions
+    const out = new MemoryDirectory()
+    await mergeOnnx(onnx, adapter, out)
+    const merged = await open(await loadOnnx(out, onnx.fileName), {})
+    const session = await open(onnx, { adapter })
+    const [one, other] = [
+      (await merged.run(feeds(merged))).logits,
+      (await session.run(feeds(session), { adapter: 'adapter' })).logits,
+    ]
+    expect(maxDifference(one, other)).toBeLessThan(TOLERANCE)
+    expect(maxDifference(one, await logitsOf('base.bert'))).toBeGreaterThan(0.05)
+  })
+})
+
+describe('beside plain adapters', () => {
+  it('changes nothing for them, nor for the base, and comes and goes', async () => {
+    const model = await openModel('tests/golden/models/llama-optimum')
+    const plain = makeAdapter(model, /q_proj$|down_proj$/)
+    const run = feedsOf(model, [[0, 54, 260, 1356, 270, 262]])
+    const session = await open(model.onnx, { plain }, messageHost().host)
+    const before = [(await session.run(run, { adapter: 'plain' })).logits, (await session.run(run)).logits]
+    await session.addAdapter('dora', makeDora(model.onnx, /(q|o)_proj$/))
+    const after = [(await session.run(run, { adapter: 'plain' })).logits, (await session.run(run)).logits]
+    before.forEach((logits, i) => void expect(maxDifference(logits, after[i])).toBeLessThan(1e-5))
+    const dora = (await session.run(run, { adapter: 'dora' })).logits
+    expect(maxDifference(dora, after[1])).toBeGreaterThan(0.1)
+    await session.removeAdapter('dora')
+    expect(maxDifference((await session.run(run, { adapter: 'plain' })).logits, after[0])).toBe(0)
+  })
+})
+
+describe('what is refused', () => {
+  it('DoRA on quantised weights, and what is no linear layer', async () => {
+    const quantised = await openModel('tests/golden/models/llama-q4')
+    const dora = makeDora(quantised.onnx, /0\.self_attn\.q_proj$/)
+    const session = await open(quantised.onnx, {})
+    await expect(session.addAdapter('dora', dora)).rejects.toThrow(UnsupportedError)
+    await expect(session.addAdapter('dora', dora)).rejects.toThrow(/DoRA needs the norm of its weight.*MatMulNBits/)
+    const embedding = await adapterOf('embedding')
+    await expect(session.addAdapter('embedding', embedding)).rejects.toThrow(/embed_tokens: an adapted embedding/)
+    expect(session.adapters).toEqual([])
+  })
+
+  it('scales that are not finite, and a Gemm’s own factor', async () => {
+    const onnx = await loadOnnx(directoryOf(FOLDER), 'gpt2-ts.onnx')
+    const adapter = await adapterOf('conv1d-dora')
+    const [name] = adapter.names()
+    adapter.layer(name).magnitude![0] = Number.NaN
+    const session = await open(onnx, {})
+    await expect(session.addAdapter('dora', adapter)).rejects.toThrow(NumericError)
+    const graph = new Graph(onnx.proto)
+    const { node } = findLinears(graph).find((linear) => linear.name === name)!
+    node.attribute = [...node.attribute.filter((entry) => entry.name !== 'alpha'), makeAttribute('alpha', { float: 2 })]
+    const changed = new OnnxModel(onnx.name, onnx.fileName, graph.toModel(), onnx.files)
+    const other = await open(changed, {})
+    await expect(other.addAdapter('dora', adapter)).rejects.toThrow(/alpha 2/)
+  })
+})
