@@ -22,6 +22,11 @@ from conformance_cells import OPTIONS, SEED, build
 CELLS = GOLDEN / "conformance"
 
 
+def is_expected(problem):
+    """Not in PEFT's file either (save_embedding_layers=False), or one of its copies of trained biases, which nothing reads."""
+    return re.fullmatch(r"the file lacks .*(\.base_layer\.weight|\.(modules_to_save|original_module)\..*bias)", problem) is not None
+
+
 def check(arch, name, folder, problems):
     """Largest error of an output over that output's largest value."""
     from peft import PeftModel
@@ -33,6 +38,7 @@ def check(arch, name, folder, problems):
     tensors = check_file(folder / "adapter_model.safetensors", own)
     adapted = PeftModel.from_pretrained(base, folder).eval()
     check_keys(adapted, tensors, own)
+    own = [problem for problem in own if not is_expected(problem)]
     golden = load_file(CELLS / arch / name / "tensors.safetensors")
     generator = torch.Generator().manual_seed(SEED)
     worst = 0.0

@@ -2,7 +2,7 @@
 //
 //     node scripts/golden/reverse_conformance.mjs OUT
 
-import { existsSync, readFileSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { loadAdapter, saveAdapter } from 'lowrank/node'
@@ -11,6 +11,7 @@ const golden = fileURLToPath(new URL('../../tests/golden/conformance', import.me
 const out = process.argv[2]
 if (out === undefined) throw new Error('usage: node scripts/golden/reverse_conformance.mjs OUT')
 
+mkdirSync(out, { recursive: true })
 const { architectures, options } = JSON.parse(readFileSync(join(golden, 'matrix.json'), 'utf8'))
 const refused = {}
 let written = 0
