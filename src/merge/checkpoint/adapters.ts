@@ -46,7 +46,9 @@ export interface LayerFactors {
   readonly rank: number
   /** weight · s */
   readonly scale: number
-  /** The base stores this weight as (k, d). */
+  /** Of a linear layer, whose base may store its weight either way round. */
+  readonly isLinear: boolean
+  /** The base stores this weight as (k, d); of a linear layer what its config says, until its tensor is known. */
   readonly isInputMajor: boolean
   /** As the base stores it: (d, k) or (k, d); a convolution's (d, in, *kernel), read as (d, in·K); a bias's (d); a parameter's, until its tensor is known, (E, d, k). */
   readonly shape: readonly number[]
@@ -223,7 +225,8 @@ class FoundParts {
     const shape = kind === 'convolution' ? convolutionWeight(shapes, name) : isInputMajor ? [k, d] : [d, k]
     const values = new Float64Array(magnitude === undefined ? 0 : d)
     const scales = magnitude && matrixFactor(`${name}: scales`, { data: values, shape: [1, d] }, this.sources)
-    const layer = { name, d, k, rank, scale, isInputMajor, shape, a, b, tensor: 'weight', experts: undefined, scales }
+    const stored = { isLinear: kind === 'linear', isInputMajor, shape }
+    const layer = { name, d, k, rank, scale, ...stored, a, b, tensor: 'weight', experts: undefined, scales }
     this.layers.push(layer)
     if (magnitude !== undefined) {
       if (weight !== 1) throw weightedError(name, 'a DoRA layer', weight)
@@ -236,6 +239,7 @@ class FoundParts {
       d: 1,
       k: d,
       rank: 1,
+      isLinear: false,
       isInputMajor: false,
       shape: [d],
       a: biasB,
@@ -252,7 +256,7 @@ class FoundParts {
     const [name, tensor] = [full.slice(0, at), full.slice(at + 1)]
     const scale = weight * scalingOf(config.rank, config.alpha, config.useRslora)
     const [d, k, { rank }] = [b.rows, a.columns, config]
-    const factors = { d, k, rank, scale, isInputMajor: false, shape: [experts, d, k], a, b }
+    const factors = { d, k, rank, scale, isLinear: false, isInputMajor: false, shape: [experts, d, k], a, b }
     this.layers.push({ name, tensor, ...factors, experts, scales: undefined })
   }
 }

@@ -7,7 +7,7 @@ import type { FloatArray } from '../../base/tensor.js'
 import { type Checkpoint, shardSource } from '../../formats/checkpoint.js'
 import { defaultKernels } from '../../kernels/index.js'
 import { transpose } from '../../lora/product.js'
-import type { Factor, LayerMagnitude, OpenAdapters } from './adapters.js'
+import type { Factor, LayerFactors, LayerMagnitude, OpenAdapters } from './adapters.js'
 import { inPrecisionOf } from './chunk-merger.js'
 import { type Segment, sizeOf } from './layout.js'
 import type { MergePlan } from './plan.js'
@@ -25,9 +25,12 @@ export function segmentSource(checkpoint: Checkpoint, sources: readonly ByteSour
 export async function computeScales(plan: MergePlan, checkpoint: Checkpoint, adapters: OpenAdapters): Promise<void> {
   const segments = plan.shards.flatMap((shard) => shard.segments)
   for (const magnitude of adapters.magnitudes) {
-    const segment = segments.find(({ weight }) => weight?.layers.includes(magnitude.layer))
-    if (segment === undefined) continue
-    await fillScales(magnitude, segment, segmentSource(checkpoint, adapters.sources, segment.shard), adapters.sources)
+    // The plan's layer is the adapter's, or a copy that knows how its tensor is stored.
+    const isOwn = ({ a }: LayerFactors) => a === magnitude.layer.a
+    const segment = segments.find(({ weight }) => weight?.layers.some(isOwn))
+    const layer = segment?.weight?.layers.find(isOwn)
+    if (segment === undefined || layer === undefined) continue
+    await fillScales({ ...magnitude, layer }, segment, segmentSource(checkpoint, adapters.sources, segment.shard), adapters.sources)
   }
 }
 

@@ -10,6 +10,7 @@ import type { BaseReplacement, LayerFactors } from './adapters.js'
 import { separateLayers, stackedLayer } from './experts.js'
 import { fusionHint } from './fused.js'
 import { layOut, type OutputShard, type OutputTensor, outputBytes } from './layout.js'
+import { storedLayer } from './orientation.js'
 import { placeReplacements } from './place-replacements.js'
 import { refuseQuantizedConfig, refuseQuantizedModule } from './refusals.js'
 import { findTiedPair, isVocabularyModule, type TiedPair, type TiedPolicy, tiedError } from './tied.js'
@@ -177,8 +178,9 @@ export function findWeights(layer: LayerFactors, search: WeightSearch): readonly
       const own = stackedLayer(layer, tensor.info, layers, locate, tensors, config)
       return [{ name, tensor, layer: own, isPaired }]
     }
-    checkWeight(layer, tensor.info)
-    return [{ name, tensor, layer, isPaired }]
+    const own = storedLayer(layer, module, tensor.info, tensors)
+    checkWeight(own, tensor.info)
+    return [{ name, tensor, layer: own, isPaired }]
   }
   const parts = separateLayers(layer, module, tensors)?.map(({ tensor: part, layer: own }) => {
     return { name: part, tensor: tensors.get(part)!, layer: own, isPaired: false }
@@ -239,7 +241,7 @@ function refuseCombinations(
   }
 }
 
-function checkWeight({ name, isInputMajor, shape: expected }: LayerFactors, info: TensorInfo): void {
+function checkWeight({ name, shape: expected }: LayerFactors, info: TensorInfo): void {
   const { name: tensor, dtype, shape } = info
   if (!isWeightDtype(dtype)) {
     throw new UnsupportedError({
@@ -251,17 +253,14 @@ function checkWeight({ name, isInputMajor, shape: expected }: LayerFactors, info
     })
   }
   if (formatShape(shape) === formatShape(expected)) return
-  const isTransposed = shape.length === 2 && formatShape([shape[1], shape[0]]) === formatShape(expected)
   throw new MismatchError({
     where: tensor,
     what: 'the adapter was made for another shape of this weight',
     expected: formatShape(expected),
     got: formatShape(shape),
-    hint: isTransposed
-      ? `The weight is stored the other way round: fan_in_fan_out should be ${!isInputMajor}`
-      : isVocabularyModule(name)
-        ? 'Its base had another vocabulary: resize the embeddings of this base first'
-        : 'The adapter belongs to another base',
+    hint: isVocabularyModule(name)
+      ? 'Its base had another vocabulary: resize the embeddings of this base first'
+      : 'The adapter belongs to another base',
   })
 }
 
