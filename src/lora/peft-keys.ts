@@ -55,9 +55,16 @@ export function normalizeKeys(file: SafetensorsFile, adapterName?: string): Norm
   if (keys.every(({ key }) => WRAPPED_TWICE.test(key))) {
     change(`the prefix ${KEY_PREFIX} twice before tensor names`, (key) => key.replace(WRAPPED_TWICE, KEY_PREFIX))
   }
-  const name = chooseName(keys, adapterName, where)
-  const chosen = name === undefined ? keys : keys.filter(({ key }) => [undefined, name].includes(nameIn(key)))
-  if (name !== undefined) change(`the adapter’s name ${name} in tensor names`, withoutName)
+  const present = new Set(keys.map(({ key }) => key))
+  // With bias "all" PEFT saves the biases of modules_to_save under both keys: these are no other spelling.
+  const isCopy = (key: string) => key.includes('.modules_to_save.') && present.has(withoutName(key))
+  const named = keys.filter(({ key }) => !isCopy(key))
+  const name = chooseName(named, adapterName, where)
+  const chosen =
+    name === undefined ? keys : keys.filter(({ key }) => isCopy(key) || [undefined, name].includes(nameIn(key)))
+  if (name !== undefined && named.some(({ key }) => nameIn(key) !== undefined)) {
+    change(`the adapter’s name ${name} in tensor names`, (key) => (isCopy(key) ? key : withoutName(key)))
+  }
   if (chosen.some(({ key }) => key.includes('.lora_')) && !chosen.some(({ key }) => key.startsWith(KEY_PREFIX))) {
     change(`tensor names without the prefix ${KEY_PREFIX}`, (key) => KEY_PREFIX + key)
   }

@@ -30,7 +30,12 @@ export async function computeScales(plan: MergePlan, checkpoint: Checkpoint, ada
     const segment = segments.find(({ weight }) => weight?.layers.some(isOwn))
     const layer = segment?.weight?.layers.find(isOwn)
     if (segment === undefined || layer === undefined) continue
-    await fillScales({ ...magnitude, layer }, segment, segmentSource(checkpoint, adapters.sources, segment.shard), adapters.sources)
+    await fillScales(
+      { ...magnitude, layer },
+      segment,
+      segmentSource(checkpoint, adapters.sources, segment.shard),
+      adapters.sources,
+    )
   }
 }
 

@@ -84,13 +84,16 @@ describe('mergeCheckpoint', () => {
     expectClose(after.get(`${UP}.weight`)!.bytes, up, 'F32')
   })
 
-  it('merges into weights that are stored input-major', async () => {
-    const from = await base([['h.0.c_attn.weight', 'F32', [8, 24]]])
-    const lora = adapter({ 'h.0.c_attn': [24, 8] }, { fanInFanOut: true })
-    const { before, after } = await merged(from, lora)
-    const expected = expectedWeight(before.get('h.0.c_attn.weight')!, [[lora, 'h.0.c_attn']])
-    expectClose(after.get('h.0.c_attn.weight')!.bytes, expected, 'F32')
-  })
+  it.each([true, false])(
+    'merges into weights that are stored input-major: their shapes say so, the config %s',
+    async (fanInFanOut) => {
+      const from = await base([['h.0.c_attn.weight', 'F32', [8, 24]]])
+      const lora = adapter({ 'h.0.c_attn': [24, 8] }, { fanInFanOut })
+      const { before, after } = await merged(from, lora)
+      const expected = expectedWeight(before.get('h.0.c_attn.weight')!, [[lora, 'h.0.c_attn']])
+      expectClose(after.get('h.0.c_attn.weight')!.bytes, expected, 'F32')
+    },
+  )
 })
 
 /** One rounding of the type, and what f32 sums lose where terms cancel. */

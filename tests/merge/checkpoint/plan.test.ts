@@ -49,11 +49,10 @@ describe('strictness', () => {
     expect(some.message).toContain('model.x_proj')
   })
 
-  it('checks shapes, and says when the vocabulary or the orientation is another', async () => {
-    expect(await refusal(await base(TIED), adapter({ 'model.q_proj': [16, 24] }))).toMatchObject({
+  it('checks shapes, and says when the vocabulary is another', async () => {
+    expect(await refusal(await base(TIED), adapter({ 'model.q_proj': [16, 20] }))).toMatchObject({
       code: 'MISMATCH',
       got: '(24, 16)',
-      hint: expect.stringContaining('fan_in_fan_out'),
     })
     const untied = await base([...TIED, ['lm_head.weight', 'BF16', [32, 16]]])
     expect(await refusal(untied, adapter({ lm_head: [40, 16] }))).toMatchObject({

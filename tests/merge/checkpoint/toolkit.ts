@@ -144,11 +144,12 @@ export function expectedWeight(
   for (const [owner, name, weight = 1] of adapters) {
     const layer = owner.layer(name)
     const { weightA: a, weightB: b, rank, d, k, scaling } = layer
+    const isInputMajor = d === k ? layer.config.fanInFanOut : rows === k
     for (let i = 0; i < d; i++) {
       for (let j = 0; j < k; j++) {
         let product = 0
         for (let p = 0; p < rank; p++) product += b.data[i * rank + p] * a.data[p * k + j]
-        sum[layer.config.fanInFanOut ? j * columns + i : i * columns + j] += weight * scaling * product
+        sum[isInputMajor ? j * columns + i : i * columns + j] += weight * scaling * product
       }
     }
   }
