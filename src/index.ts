@@ -41,7 +41,7 @@ export {
   TRAIN_DEFAULTS,
 } from './lora/config.js'
 export { type ConvolutionGradients, ConvolutionLora } from './lora/convolution.js'
-export { EmbeddingLora } from './lora/embedding.js'
+export { type EmbeddingGradients, EmbeddingLora } from './lora/embedding.js'
 export { type BaseLayout, ExpertLora, type ParameterValues } from './lora/experts.js'
 export type { LayerVectors } from './lora/factors.js'
 export {

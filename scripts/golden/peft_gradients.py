@@ -22,6 +22,7 @@ LAYERS = {  # name: (layer, shape of its input, kinds)
     "conv2d": (lambda: nn.Conv2d(2, 3, (3, 2), stride=(1, 2), padding=(1, 0)), (2, 2, 4, 5), ["plain", "dora", "bias"]),
     "conv3d": (lambda: nn.Conv3d(2, 3, 2, padding=1), (1, 2, 2, 3, 2), ["plain", "dora", "bias"]),
     "groups": (lambda: nn.Conv2d(4, 6, 2, groups=2), (2, 4, 3, 3), ["plain", "dora", "bias"]),
+    "embedding": (lambda: nn.Embedding(6, 5), (4,), ["plain", "dora"]),
     "dilated": (lambda: nn.Conv1d(2, 3, 3, padding="same", dilation=2), (2, 2, 6), ["plain", "dora"]),
 }
 DROPPED = ["linear", "conv1d", "groups", "dilated"]
@@ -52,23 +53,26 @@ def make(layer, shape, kind, dropout):
     with torch.no_grad():
         for p in parameters.values():
             p.copy_((p + 0.3 * random(p.shape)).float())  # what the file holds exactly
-    tensors = {"weight": base.weight, "input": random(*shape).requires_grad_()}
+    is_embedding = isinstance(base, nn.Embedding)
+    tensors = {"weight": base.weight, "input": torch.tensor([3, 0, 5, 3]) if is_embedding else random(*shape).requires_grad_()}
     if dropout:
         tensors["keep"] = (torch.rand(shape, generator=generator) >= dropout).double()
         module.lora_dropout["default"] = Dropout(tensors["keep"], dropout)
     module.train()
-    bias = base.bias.view(-1, *[1] * (len(shape) - 2))
-    output = module(tensors["input"]) - bias
+    output = module(tensors["input"])
+    if not is_embedding:
+        output = output - base.bias.view(-1, *[1] * (len(shape) - 2))
     tensors |= {"output": output, "grad_output": random(*output.shape)}
     names = {"lora_A.default.weight": "lora_A", "lora_B.default.weight": "lora_B", "lora_B.default.bias": "bias",
              "lora_magnitude_vector.default.weight": "magnitude"}
-    wanted = {names[k]: p for k, p in parameters.items()} | {"input": tensors["input"]}
+    names |= {f"lora_embedding_{f}.default": f"lora_{f}" for f in "AB"}
+    wanted = {names[k]: p for k, p in parameters.items()} | ({} if is_embedding else {"input": tensors["input"]})
     gradients = torch.autograd.grad((output * tensors["grad_output"]).sum(), list(wanted.values()))
     tensors |= wanted | {f"gradient/{k}": g for k, g in zip(wanted, gradients)}
     config = {"rank": CONFIG["r"], "alpha": CONFIG["lora_alpha"], "useDora": "dora" in kind, "useRslora": "rslora" in kind,
               "loraBias": kind == "bias", "dropout": dropout}
     geometry = {k: getattr(base, k) for k in ("stride", "padding", "dilation") if hasattr(base, k)}
-    return {"config": config, "geometry": geometry}, tensors
+    return {"layer": type(base).__name__, "config": config, "geometry": geometry}, tensors
 
 
 def main():

@@ -2,7 +2,7 @@
 // does the work here, so that a DoRA magnitude has one number for each of the D features, as in PEFT.
 
 import type { FloatDtype } from '../base/dtype.js'
-import { ShapeError } from '../base/errors.js'
+import { ShapeError, StateError } from '../base/errors.js'
 import {
   checkShape,
   type FloatArray,
@@ -13,13 +13,25 @@ import {
   zeros,
 } from '../base/tensor.js'
 import type { LoraConfig, LoraConfigInput } from './config.js'
+import { rowNorms } from './dora.js'
 import type { LayerVectors } from './factors.js'
 import { LoraLayer } from './layer.js'
-import { transpose } from './product.js'
+import { addChange, type ChangeTape, changeGradients } from './passes.js'
+import { addScaled, copyAs, transpose } from './product.js'
+
+/** Gradients shaped like A (r, V) and B (D, r). */
+export interface EmbeddingGradients {
+  weightA: Matrix
+  weightB: Matrix
+  /** (D), of a layer with a magnitude. */
+  magnitude?: FloatArray
+}
 
 /** Made from trained factors, in evaluation mode. Dropout, which PEFT does not apply to embeddings, has no effect. */
 export class EmbeddingLora {
   readonly #linear: LoraLayer
+  /** What the last forward leaves for backward. */
+  #tape: (ChangeTape & { tokens: readonly number[] }) | undefined
 
   /**
    * @param weightA (r, V), V rows of the embedding
@@ -90,10 +102,11 @@ export class EmbeddingLora {
 
   /** Gives it its embedding (V, D), copied. Throws ShapeError when it is not (V, D), StateError while merged. */
   attachBase(embedding: MatrixLike): this {
-    const where = `${this.name || 'EmbeddingLora'}.baseWeight`
+    const where = this.#where('baseWeight')
     const matrix = toMatrix(embedding, where)
     checkShape(matrix, this.vocabulary, this.features, where)
     this.#linear.attachBase(transpose(matrix))
+    this.#tape = undefined
     return this
   }
 
@@ -113,26 +126,47 @@ export class EmbeddingLora {
    * @throws ShapeError for a token outside of [0, V), StateError without a base
    */
   forward(tokens: ArrayLike<number>): Matrix {
-    const weight = this.#linear.effectiveWeight() // (D, V)
-    const { vocabulary, features } = this
-    const result = zeros(tokens.length, features, weight.data)
-    for (let i = 0; i < tokens.length; i++) {
-      const token = tokens[i]
-      if (!Number.isInteger(token) || token < 0 || token >= vocabulary) {
-        throw new ShapeError({
-          where: `${this.name || 'EmbeddingLora'}.forward`,
-          what: `no such row of an embedding ${formatShape([vocabulary, features])}`,
-          got: String(token),
-        })
-      }
-      for (let j = 0; j < features; j++) result.data[i * features + j] = weight.data[j * vocabulary + token]
+    const base = this.#needBase('forward') // (D, V)
+    this.#checkTokens(tokens)
+    const rows = columnsAt(base, tokens)
+    this.#tape = undefined
+    if (this.merged) return rows
+    const { magnitude } = this
+    const dora = magnitude && { magnitude, norms: rowNorms(addScaled(this.#linear.delta(), base, 1)) }
+    const hidden = columnsAt(this.weightA, tokens) // (n, r)
+    const { output, tape } = addChange(this.#changeWeights(), rows, undefined, hidden, dora)
+    this.#tape = { ...tape, tokens: Array.from(tokens) }
+    return output
+  }
+
+  /**
+   * Gradients for the last forward from that of its output (n, D); norms of DoRA count as constants, as in PEFT.
+   * There, A's column of the embedding's padding token has none; here all tokens are alike.
+   *
+   * @throws StateError before a forward and while merged, ShapeError when gradOutput is not (n, D)
+   */
+  backward(gradOutput: MatrixLike): EmbeddingGradients {
+    const tape = this.#tape
+    const base = this.#needBase('backward')
+    if (tape === undefined) {
+      const what = this.merged ? 'not while merged' : 'no forward to differentiate'
+      throw new StateError({ where: this.#where('backward'), what })
     }
-    return result
+    const dy = copyAs(toMatrix(gradOutput, this.#where('gradOutput')), base.data)
+    checkShape(dy, tape.tokens.length, this.features, this.#where('gradOutput'))
+    const { hidden, weightB, magnitude } = changeGradients(this.#changeWeights(), tape, dy)
+    const { rank, vocabulary } = this
+    const weightA = zeros(rank, vocabulary, base.data)
+    tape.tokens.forEach((token, i) => {
+      for (let p = 0; p < rank; p++) weightA.data[p * vocabulary + token] += hidden.data[i * rank + p]
+    })
+    return { weightA, weightB, ...(magnitude && { magnitude }) }
   }
 
   /** Folds the delta into the base. Throws as {@link LoraLayer.merge} does. */
   merge(): void {
     this.#linear.merge()
+    this.#tape = undefined
   }
 
   /** Gives back the base bit for bit. Throws StateError when not merged. */
@@ -162,4 +196,40 @@ export class EmbeddingLora {
   normDelta(): number {
     return this.#linear.normDelta()
   }
+
+  #changeWeights() {
+    return { weightB: this.weightB, scaling: this.scaling, groups: 1, biasB: undefined }
+  }
+
+  #needBase(member: string): Matrix {
+    const { baseWeight } = this.#linear
+    if (baseWeight !== undefined) return baseWeight
+    const hint = 'Give it one with attachBase(E)'
+    throw new StateError({ where: this.#where(member), what: 'the layer has no base weight', hint })
+  }
+
+  #checkTokens(tokens: ArrayLike<number>): void {
+    const { vocabulary, features } = this
+    for (let i = 0; i < tokens.length; i++) {
+      if (Number.isInteger(tokens[i]) && tokens[i] >= 0 && tokens[i] < vocabulary) continue
+      throw new ShapeError({
+        where: this.#where('forward'),
+        what: `no such row of an embedding ${formatShape([vocabulary, features])}`,
+        got: String(tokens[i]),
+      })
+    }
+  }
+
+  #where(member: string): string {
+    return `${this.name || 'EmbeddingLora'}.${member}`
+  }
+}
+
+/** Columns of a matrix (m, V) as rows: n indices → (n, m). */
+function columnsAt({ data, shape: [m, columns] }: Matrix, indices: ArrayLike<number>): Matrix {
+  const result = zeros(indices.length, m, data)
+  for (let i = 0, at = 0; i < indices.length; i++) {
+    for (let j = 0; j < m; j++, at++) result.data[at] = data[j * columns + indices[i]]
+  }
+  return result
 }

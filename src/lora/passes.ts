@@ -39,8 +39,11 @@ export interface PassInputs {
 }
 
 /** What the forward pass leaves for the one back. */
-export interface Tape {
+export interface Tape extends ChangeTape {
   readonly branch: Matrix
+}
+
+export interface ChangeTape {
   readonly hasDropped: boolean
   /** (n, r) */
   readonly hidden: Matrix
@@ -61,43 +64,72 @@ export interface PassGradients {
 
 /** → y (n, d) */
 export function forwardPass(
-  { base, weightA, weightB, scaling, groups, biasB }: PassWeights,
-  inputs: PassInputs,
+  weights: PassWeights,
+  { base, branch, dropped }: PassInputs,
   dora: Dora | undefined,
 ): { output: Matrix; tape: Tape } {
-  const { branch, dropped } = inputs
+  const ofWeight = (x: Matrix) => groupProduct(x, weights.base, weights.groups) // (n, k) @ (k, d) → (n, d)
+  const hidden = product(branch, weights.weightA, { transposeB: true }) // (n, k) @ (k, r) → (n, r)
+  const { output, tape } = addChange(weights, ofWeight(base), dropped && ofWeight(dropped), hidden, dora)
+  return { output, tape: { ...tape, branch } }
+}
+
+/**
+ * The formulas above where x·Wᵀ and x'·Aᵀ are there.
+ *
+ * @param output x·Wᵀ (n, d), which becomes y where there is no magnitude
+ * @param dropped x'·Wᵀ with dropout
+ * @param hidden x'·Aᵀ (n, r)
+ */
+export function addChange(
+  { weightB, scaling, groups, biasB }: Omit<PassWeights, 'base' | 'weightA'>,
+  output: Matrix,
+  dropped: Matrix | undefined,
+  hidden: Matrix,
+  dora: Dora | undefined,
+): { output: Matrix; tape: ChangeTape } {
   const hasDropped = dropped !== undefined
-  const output = groupProduct(inputs.base, base, groups) // (n, k) @ (k, d) → (n, d)
-  const hidden = product(branch, weightA, { transposeB: true }) // (n, k) @ (k, r) → (n, r)
-  const addChange = (addTo: Matrix) => groupProduct(hidden, weightB, groups, { scale: scaling, addTo }) // (n, r) @ (r, d)
+  const added = (addTo: Matrix) => groupProduct(hidden, weightB, groups, { scale: scaling, addTo }) // (n, r) @ (r, d)
   if (dora === undefined) {
-    addBias(addChange(output), biasB, scaling)
-    return { output, tape: { branch, hidden, hasDropped, dora } }
+    addBias(added(output), biasB, scaling)
+    return { output, tape: { hidden, hasDropped, dora } }
   }
-  const frozen = hasDropped ? groupProduct(dropped, base, groups) : output
-  const adapted = addChange(copyAs(frozen, frozen.data))
-  const scales = dora.norms.map((norm, i) => dora.magnitude[i] / norm)
+  const { magnitude, norms } = dora
+  const frozen = dropped ?? output
+  const adapted = added(copyAs(frozen, frozen.data))
+  const scales = norms.map((norm, i) => magnitude[i] / norm)
   const scaled = scaleColumns(copyAs(adapted, adapted.data), scales)
-  const tape = { branch, hidden, hasDropped, dora: { adapted, scales, norms: dora.norms } }
-  return { output: hasDropped ? addScaled(addScaled(output, frozen, -1), scaled, 1) : scaled, tape }
+  const y = hasDropped ? addScaled(addScaled(output, frozen, -1), scaled, 1) : scaled
+  return { output: y, tape: { hidden, hasDropped, dora: { adapted, scales, norms } } }
 }
 
 /** From dY (n, d), for the weights that the forward pass had. */
-export function backwardPass(
-  { base, weightA, weightB, scaling, groups, biasB }: PassWeights,
-  { branch, hidden, hasDropped, dora }: Tape,
-  dy: Matrix,
-): PassGradients {
-  const dAdapted = dora === undefined ? dy : scaleColumns(copyAs(dy, dy.data), dora.scales)
-  const dHidden = groupProductToLeft(dAdapted, weightB, groups, { scale: scaling }) // (n, d) @ (d, r) → (n, r)
+export function backwardPass(weights: PassWeights, tape: Tape, dy: Matrix): PassGradients {
+  const { base, weightA, groups } = weights
+  const { hidden, adapted, ...own } = changeGradients(weights, tape, dy)
+  const hasOtherInput = tape.hasDropped && tape.dora !== undefined
   return {
-    weightA: product(dHidden, branch, { transposeA: true }), // (r, n) @ (n, k) → (r, k)
-    weightB: groupProductToWeight(dAdapted, hidden, groups, scaling), // (d, n) @ (n, r) → (d, r)
+    ...own,
+    weightA: product(hidden, tape.branch, { transposeA: true }), // (r, n) @ (n, k) → (r, k)
+    base: groupProductToLeft(tape.hasDropped ? dy : adapted, base, groups), // (n, d) @ (d, k) → (n, k)
+    branch: product(hidden, weightA), // (n, r) @ (r, k) → (n, k)
+    dropped: hasOtherInput ? groupProductToLeft(addScaled(adapted, dy, -1), base, groups) : undefined,
+  }
+}
+
+/** What goes back through addChange: to B, the vectors, `hidden` (n, r), and what the magnitude multiplies (n, d). */
+export function changeGradients(
+  { weightB, scaling, groups, biasB }: Omit<PassWeights, 'base' | 'weightA'>,
+  { hidden, dora }: ChangeTape,
+  dy: Matrix,
+) {
+  const adapted = dora === undefined ? dy : scaleColumns(copyAs(dy, dy.data), dora.scales)
+  return {
+    adapted,
+    hidden: groupProductToLeft(adapted, weightB, groups, { scale: scaling }), // (n, d) @ (d, r) → (n, r)
+    weightB: groupProductToWeight(adapted, hidden, groups, scaling), // (d, n) @ (n, r) → (d, r)
     magnitude: dora && columnSums(dy, (at, j) => dora.adapted.data[at] / dora.norms[j]),
     biasB: biasB && columnSums(dy, () => scaling),
-    base: groupProductToLeft(hasDropped ? dy : dAdapted, base, groups), // (n, d) @ (d, k) → (n, k)
-    branch: product(dHidden, weightA), // (n, r) @ (r, k) → (n, k)
-    dropped: hasDropped && dora ? groupProductToLeft(addScaled(dAdapted, dy, -1), base, groups) : undefined,
   }
 }
 

@@ -1,5 +1,5 @@
 // Outputs and gradients of single layers against PyTorch's autograd through PEFT's (tests/golden/gradients): DoRA, biases of B,
-// dropout, convolutions.
+// dropout, convolutions, embeddings.
 
 import { readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
@@ -10,6 +10,7 @@ import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safeten
 import type { LoraConfigInput } from '../../src/lora/config.js'
 import { ConvolutionLora } from '../../src/lora/convolution.js'
 import { dropFrom } from '../../src/lora/dropout.js'
+import { EmbeddingLora } from '../../src/lora/embedding.js'
 import { LoraLayer } from '../../src/lora/layer.js'
 import type { ConvolutionGeometry } from '../../src/lora/windows.js'
 
@@ -19,7 +20,7 @@ vi.mock('../../src/lora/dropout.js', { spy: true })
 const root = fileURLToPath(new URL('../golden/gradients', import.meta.url))
 const { versions: _, ...cases } = JSON.parse(readFileSync(`${root}/cases.json`, 'utf8')) as Record<
   string,
-  { config: LoraConfigInput & { dropout: number }; geometry: ConvolutionGeometry }
+  { layer: string; config: LoraConfigInput & { dropout: number }; geometry: ConvolutionGeometry }
 >
 const file = await parseSafetensorsHeader(
   new MemorySource(readFileSync(`${root}/tensors.safetensors`), 'tensors.safetensors'),
@@ -54,7 +55,7 @@ function expectClose(got: Tensor<FloatArray>, expected: Tensor<FloatArray>, name
 const vector = (data: FloatArray | undefined) => data && { data, shape: [data.length] }
 
 describe.each(['f32', 'f64'] as const)('in %s', (precision) => {
-  test.each(Object.entries(cases))('%s', (name, { config, geometry }) => {
+  test.each(Object.entries(cases))('%s', (name, { layer: kind, config, geometry }) => {
     const get = (part: string) => read(`${name}/${part}`, precision)
     const optional = (part: string) => (tensors.has(`${name}/${part}`) ? get(part).data : undefined)
     const vectors = { magnitude: optional('magnitude'), biasB: optional('bias') }
@@ -73,6 +74,11 @@ describe.each(['f32', 'f64'] as const)('in %s', (precision) => {
       output = layer.forward(input)
       const { magnitude, biasB, ...rest } = layer.backward(g)
       gradients = { ...rest, magnitude: vector(magnitude), biasB: vector(biasB) }
+    } else if (kind === 'Embedding') {
+      const layer = new EmbeddingLora(asMatrix(a), asMatrix(b), config, 'layer', vectors).attachBase(asMatrix(weight))
+      output = layer.forward(input.data)
+      const { magnitude, ...rest } = layer.backward(asMatrix(g))
+      gradients = { ...rest, magnitude: vector(magnitude) }
     } else {
       const layer = LoraLayer.fromFactors(asMatrix(a), asMatrix(b), config, 'layer', vectors)
       output = layer.attachBase(asMatrix(weight)).train().forward(asMatrix(input))
@@ -92,5 +98,5 @@ describe.each(['f32', 'f64'] as const)('in %s', (precision) => {
 })
 
 test('all kinds are here', () => {
-  expect(Object.keys(cases)).toHaveLength(8 + 8 + 3 + 3 + 6 + 4)
+  expect(Object.keys(cases)).toHaveLength(8 + 8 + 3 + 3 + 6 + 2 + 4)
 })

@@ -188,6 +188,23 @@ describe('embeddings', () => {
     expect(() => embedding().forward([0])).toThrow(StateError)
   })
 
+  test('have gradients for the last forward alone', () => {
+    const layer = embedding()
+    expect(() => layer.backward(random(2, 3, 7))).toThrow('e.backward: the layer has no base weight')
+    layer.attachBase(random(6, 3, 5))
+    expect(() => layer.backward(random(2, 3, 7))).toThrow('e.backward: no forward to differentiate')
+    layer.forward([4, 4])
+    expect(() => layer.backward(random(1, 3, 7))).toThrow('e.gradOutput: wrong shape; expected (2, 3), got (1, 3)')
+    const { weightA, weightB } = layer.backward(random(2, 3, 7))
+    expect([weightA.shape, weightB.shape]).toEqual([
+      [2, 6],
+      [3, 2],
+    ])
+    expect(weightA.data.map((value, i) => (i % 6 === 4 ? 0 : value)).every((value) => value === 0)).toBe(true)
+    layer.merge()
+    expect(() => layer.backward(random(2, 3, 7))).toThrow('e.backward: not while merged')
+  })
+
   test('are merged with an adapter’s other layers, all or none', () => {
     const adapter = plain()
     adapter.addEmbedding('e', random(2, 6, 1), random(3, 2, 2))
