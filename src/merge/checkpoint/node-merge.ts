@@ -100,7 +100,9 @@ export async function mergeCheckpointFiles(
     const inputs = [...(folder === undefined ? [] : [folder]), ...opened.inputs]
     const isReplaceable = (target: string) => canReplace(target, isFile, plan.tensors, options.overwrite ?? false)
     await refuseOutput(out, isFile, isReplaceable, inputs)
-    const partial = new PartialOutput(out, isFile, await hashPlan(opened, options.sign))
+    // Reading all of the adapters pays where something may be continued: a single file starts over.
+    const isKept = plan.shards.length > 1 || share !== undefined || finish || resume
+    const partial = new PartialOutput(out, isFile, isKept ? await hashPlan(opened, options.sign) : '')
     if (finish || share !== undefined || resume) await partial.open(true)
     else await partial.open(false)
     await refuseOutput(partial.folder, false, async () => true, inputs)
