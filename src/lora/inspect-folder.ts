@@ -11,6 +11,7 @@ import { type AdapterReport, adapterReport, type LayerReport, layerReport } from
 import { type AdapterFile, commonDtype, openAdapter } from './peft.js'
 import type { ParameterTensors } from './peft-parameters.js'
 import type { LayerTensors } from './peft-tensors.js'
+import { isFiniteMatrix } from './product.js'
 
 /** Tensors that are only looked through are read in pieces of so many bytes. */
 const PIECE_BYTES = 1 << 22
@@ -98,7 +99,7 @@ async function inspectLayer(
 
 async function readFactor(file: SafetensorsFile, info: TensorInfo, onProblem: OnProblem): Promise<Tensor> {
   const tensor = await readTensorF32(file, info.name)
-  if (!tensor.data.every(Number.isFinite)) onProblem(notFinite(`${file.source.name}: ${info.name}`))
+  if (!isFiniteMatrix(tensor)) onProblem(notFinite(`${file.source.name}: ${info.name}`))
   return tensor
 }
 
@@ -108,7 +109,7 @@ async function checkValues({ source }: SafetensorsFile, info: TensorInfo, onProb
   if (!isWeightDtype(dtype)) return
   for (let done = 0; done < byteLength; done += PIECE_BYTES) {
     const bytes = await source.read(offset + done, Math.min(PIECE_BYTES, byteLength - done))
-    if (decodeWeights(bytes, dtype).every(Number.isFinite)) continue
+    if (isFiniteMatrix({ data: decodeWeights(bytes, dtype) })) continue
     onProblem(notFinite(`${source.name}: ${name}`))
     return
   }

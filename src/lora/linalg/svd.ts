@@ -6,6 +6,7 @@ import { type Matrix, zeros } from '../../base/tensor.js'
 import { copyAs, isFiniteMatrix, product, transpose } from '../product.js'
 import { rotate, symmetricEigen } from './eigen.js'
 import { orthonormalRows, qr } from './qr.js'
+import { triangularFactor } from './triangular.js'
 
 const F64 = new Float64Array()
 
@@ -45,15 +46,15 @@ export function svd(matrix: Matrix): Svd {
 
 /**
  * Singular values (min(d, r, k)) of b·a for b (d, r) and a (r, k), largest first, without forming b·a: r²·(d + k)
- * multiplications for the QR of both sides, then an SVD of (r, r).
+ * multiplications for the triangular factors of both sides, then an SVD of (r, r).
  *
  * @throws NumericError when an element is not finite
  */
 export function singularValuesOfProduct(b: Matrix, a: Matrix): Float64Array {
   checkFinite(b)
   checkFinite(a)
-  const left = qr(b).r // (min(d, r), r)
-  const right = qr(transpose(a)).r // (min(k, r), r)
+  const left = triangularFactor(b) // (min(d, r), r)
+  const right = triangularFactor(transpose(a)) // (min(k, r), r)
   const { s } = svd(product(left, right, { transposeB: true }))
   return s
 }
