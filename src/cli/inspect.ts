@@ -2,6 +2,9 @@
 
 import { type FitReport, type InspectReport, inspect as inspectPath } from '../node.js'
 import { defineCommand, text, toggle, UsageError } from './options.js'
+import { kindOf } from './page/data.js'
+import { inspectionPage } from './page/page.js'
+import { refusePage, writePage } from './page/write.js'
 import { colors, print, printDocument, say, table, thousands, warn } from './terminal.js'
 
 /** On a terminal; the JSON document and the page have all. */
@@ -17,18 +20,26 @@ export const inspect = defineCommand({
   ].join('\n'),
   examples: [
     'lowrank inspect out/scripture',
-    'lowrank inspect out/scripture --base models/union-3m --relative-change',
+    'lowrank inspect out/scripture --base models/union-3m --relative-change --html out/scripture.html',
     'lowrank inspect models/union-3m/onnx/model.onnx',
   ],
   positional: { name: 'PATH', about: 'adapter folder, safetensors checkpoint or .onnx file' },
   options: {
     base: text('DIR|FILE', 'check how the adapter fits this model: a checkpoint or an .onnx file'),
     relativeChange: toggle("with --base: read its weights for each layer's ‖ΔW‖/‖W‖"),
+    html: text('FILE', 'write one self-contained page: a heat map of the layers and their singular values'),
+    overwrite: toggle('replace the file of --html'),
     json: toggle('print one JSON document on stdout'),
   },
-  async run({ base, relativeChange, json }, { positional }) {
+  async run({ base, relativeChange, html, overwrite, json }, { positional }) {
     if (relativeChange && base === undefined) throw new UsageError('--relative-change needs --base DIR|FILE')
+    if (html !== undefined) await refusePage(html, overwrite)
     const report = await inspectPath(positional, { base, relativeChange })
+    if (html !== undefined) {
+      if (report.kind !== 'adapter') throw new UsageError('--html shows adapters, and PATH holds a model')
+      await writePage(html, inspectionPage(report, positional))
+      say(`Wrote ${colors.bold(html)}`)
+    }
     if (json) printDocument({ ...report })
     else print(lines(report).join('\n'))
     if (report.kind !== 'adapter') return 0
@@ -93,22 +104,12 @@ function adapterLines({
     ...settings.map(([name, value]) => `${name.padEnd(12)} ${value}`),
     '',
     table([
-      ['layer', 'kind', 'd', 'k', 'rank', 'alpha', 'scaling', 'type', '‖A‖', '‖B‖', '‖s·B·A‖'],
-      ...layers.map(
-        ({ name, kind, hasMagnitude, hasBias, d, k, rank, alpha, scaling, dtype, normA, normB, normDelta }) => [
-          name,
-          kind + (hasMagnitude ? ', DoRA' : '') + (hasBias ? ', bias' : ''),
-          d,
-          k,
-          rank,
-          alpha,
-          scaling,
-          dtype,
-          normA,
-          normB,
-          normDelta,
-        ],
-      ),
+      ['layer', 'kind', 'd', 'k', 'rank', 'alpha', 'scaling', 'type', '‖A‖', '‖B‖', '‖s·B·A‖', 'eff. rank'],
+      ...layers.map((layer) => {
+        const { name, d, k, rank, alpha, scaling, dtype, normA, normB, normDelta, effectiveRank } = layer
+        const shown = Number.isNaN(effectiveRank) ? 'no number' : effectiveRank.toFixed(1)
+        return [name, kindOf(layer), d, k, rank, alpha, scaling, dtype, normA, normB, normDelta, shown]
+      }),
     ]),
     ...(replacements.length === 0 ? [] : ['', replacementTable(replacements)]),
     ...(fit === undefined ? [] : ['', ...fitLines(fit)]),

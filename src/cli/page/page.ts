@@ -1,0 +1,57 @@
+// An inspection as one HTML file that needs nothing else: no library, no request, and a policy that allows only its own script and
+// style, so that names from files stay text whatever is in them.
+
+import { createHash } from 'node:crypto'
+import { client } from './client.js'
+import { curvePlot } from './curves.js'
+import { type AdapterInspection, pageData } from './data.js'
+import { STYLE } from './style.js'
+
+/** Marks a page as one of these, so that it may be replaced by another. */
+export const GENERATOR = '<meta name="generator" content="lowrank inspect">'
+
+/** @param title the adapter's path */
+export function inspectionPage(report: AdapterInspection, title: string): string {
+  const script = `(${client})(${curvePlot})`
+  const policy = [
+    "default-src 'none'",
+    `script-src '${hashOf(script)}'`,
+    `style-src '${hashOf(STYLE)}'`,
+    "base-uri 'none'",
+    "form-action 'none'",
+  ]
+  return `<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="${policy.join('; ')}">
+${GENERATOR}
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>${escapeHtml(title)} · lowrank inspect</title>
+<style>${STYLE}</style>
+</head>
+<body>
+<h1>${escapeHtml(title)}</h1>
+<div id="head"></div>
+<noscript><p>This page draws itself with a script of its own, which is switched off here.</p></noscript>
+<main id="main"></main>
+<div id="tip" hidden></div>
+<script type="application/json" id="data">${escapeJson(JSON.stringify(pageData(report)))}</script>
+<script>${script}</script>
+</body>
+</html>
+`
+}
+
+function hashOf(text: string): string {
+  return `sha256-${createHash('sha256').update(text).digest('base64')}`
+}
+
+function escapeHtml(text: string): string {
+  return text.replace(/[&<>"']/g, (char) => `&#${char.charCodeAt(0)};`)
+}
+
+/** Nothing in it can end the script element, or begin a comment in it. */
+function escapeJson(json: string): string {
+  return json.replace(/[<>&]/g, (char) => `\\u${char.charCodeAt(0).toString(16).padStart(4, '0')}`)
+}
