@@ -1,0 +1,91 @@
+// Opens a file in Chromium, where there is one, over the DevTools protocol: what the page asks for, reports and shows.
+
+import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import type { Readable, Writable } from 'node:stream'
+import { pathToFileURL } from 'node:url'
+
+const names = [process.env.CHROMIUM, 'chromium', 'chromium-browser', 'google-chrome']
+export const chromium = names.find((name) => name && spawnSync(name, ['--version']).status === 0)
+
+// biome-ignore lint/suspicious/noExplicitAny: the protocol has a type for each message
+type Message = any
+
+export interface OpenPage {
+  /** Addresses of all requests. */
+  requests: string[]
+  /** Errors on the console, exceptions, and what the page's policy refused. */
+  errors: string[]
+  /** The value of an expression, as JSON. */
+  evaluate(expression: string): Promise<Message>
+  close(): Promise<void>
+}
+
+export async function openPage(file: string): Promise<OpenPage> {
+  const profile = mkdtempSync(join(tmpdir(), 'lowrank-chromium-'))
+  const flags = ['--headless=new', '--no-sandbox', '--disable-gpu', '--no-first-run', '--remote-debugging-pipe']
+  const child: ChildProcess = spawn(chromium!, [...flags, `--user-data-dir=${profile}`], {
+    stdio: ['ignore', 'ignore', 'ignore', 'pipe', 'pipe'],
+  })
+  const ended = new Promise((resolve) => child.once('exit', resolve))
+  const [toBrowser, fromBrowser] = [child.stdio[3] as Writable, child.stdio[4] as Readable]
+  const waiting = new Map<number, (message: Message) => void>()
+  const page = { requests: [] as string[], errors: [] as string[] }
+  let isLoaded = () => {}
+  const loaded = new Promise<void>((resolve) => {
+    isLoaded = resolve
+  })
+  const listen: Record<string, (params: Message) => void> = {
+    'Network.requestWillBeSent': ({ request }) => page.requests.push(request.url),
+    'Runtime.exceptionThrown': ({ exceptionDetails }) => page.errors.push(JSON.stringify(exceptionDetails)),
+    'Runtime.consoleAPICalled': ({ type, args }) => {
+      if (type === 'error' || type === 'warning') page.errors.push(JSON.stringify(args))
+    },
+    'Log.entryAdded': ({ entry }) => page.errors.push(entry.text),
+    'Page.loadEventFired': () => isLoaded(),
+  }
+  let rest = ''
+  fromBrowser.setEncoding('utf8').on('data', (text: string) => {
+    const messages = (rest + text).split('\0')
+    rest = messages.pop()!
+    for (const message of messages.map((line): Message => JSON.parse(line))) {
+      waiting.get(message.id)?.(message)
+      listen[message.method]?.(message.params)
+    }
+  })
+  let count = 0
+  const send = (method: string, params: object = {}, sessionId?: string): Promise<Message> => {
+    const id = ++count
+    toBrowser.write(`${JSON.stringify({ id, method, params, sessionId })}\0`)
+    return new Promise((resolve, reject) => {
+      waiting.set(id, ({ result, error }) => (error === undefined ? resolve(result) : reject(new Error(error.message))))
+    })
+  }
+  const close = async () => {
+    child.kill()
+    await ended
+    rmSync(profile, { recursive: true, force: true, maxRetries: 5 })
+  }
+  try {
+    const { targetId } = await send('Target.createTarget', { url: 'about:blank' })
+    const { sessionId } = await send('Target.attachToTarget', { targetId, flatten: true })
+    for (const domain of ['Page', 'Network', 'Runtime', 'Log']) await send(`${domain}.enable`, {}, sessionId)
+    await send('Page.navigate', { url: pathToFileURL(file).href }, sessionId)
+    await loaded
+    const evaluate = async (expression: string) => {
+      const { result, exceptionDetails } = await send(
+        'Runtime.evaluate',
+        { expression, returnByValue: true, awaitPromise: true },
+        sessionId,
+      )
+      if (exceptionDetails !== undefined) throw new Error(JSON.stringify(exceptionDetails))
+      return result.value
+    }
+    return { ...page, evaluate, close }
+  } catch (error) {
+    await close()
+    throw error
+  }
+}

@@ -1,0 +1,200 @@
+// The page of `lowrank inspect --html`: as a file, and in Chromium where there is one.
+
+import { existsSync, readFileSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { stacksOf } from '../../src/cli/page/stacks.js'
+import { NodeDirectory } from '../../src/io/node-files.js'
+import { LoraAdapter } from '../../src/lora/adapter.js'
+import { saveAdapter } from '../../src/lora/peft.js'
+import { random } from '../lora/matrices.js'
+import { chromium, type OpenPage, openPage } from './chromium.js'
+import { lowrank, root, scratchFolder } from './lowrank.js'
+
+const scratch = scratchFolder()
+const KINDS = join(root, 'tests', 'golden', 'kinds')
+const BASE = join(KINDS, 'qwen2.safetensors')
+
+/** What a name would do in a page that does not treat it as text. */
+const HOSTILE = [
+  'model.layers.0.</script><img src=x onerror=document.title="HACKED">',
+  'model.layers.1."><svg onload=alert(1)>',
+  'model.layers.1.<!--<script>',
+]
+
+function adapterWith(names: readonly string[], rank: number): LoraAdapter {
+  const adapter = new LoraAdapter({
+    rank,
+    alpha: rank,
+    targetModules: names,
+    baseModel: '</dd><script>alert(1)</script>',
+  })
+  names.forEach((name, i) => {
+    adapter.addFactors(name, random(rank, 10, i), random(12, rank, i + 999))
+  })
+  return adapter
+}
+
+async function pageOf(name: string, adapter: LoraAdapter): Promise<string> {
+  const folder = join(scratch, name)
+  await saveAdapter(adapter, new NodeDirectory(folder))
+  const file = join(scratch, `${name}.html`)
+  const { code, stderr } = await lowrank('inspect', folder, '--html', file)
+  expect(code, stderr).toBe(0)
+  return file
+}
+
+describe('the file', () => {
+  it('holds everything, and names stay text in it', async () => {
+    const page = readFileSync(await pageOf('hostile', adapterWith(HOSTILE, 2)), 'utf8')
+    expect(page).not.toMatch(/https?:\/\/(?!www\.w3\.org\/2000\/svg)/)
+    expect(page.match(/<script/g)).toHaveLength(2)
+    expect(page).not.toContain('<img')
+    expect(page).not.toContain('<svg')
+    expect(page).toMatch(/Content-Security-Policy" content="default-src 'none'; script-src 'sha256-[^']+'/)
+  })
+
+  it('replaces only another page, and only when asked', async () => {
+    const file = join(scratch, 'page.html')
+    const dora = join(KINDS, 'dora')
+    expect((await lowrank('inspect', dora, '--html', file)).code).toBe(0)
+    const refused = await lowrank('inspect', dora, '--html', file)
+    expect([refused.code, refused.stdout]).toEqual([1, ''])
+    expect(refused.stderr).toMatch(/page\.html: exists already/)
+    expect((await lowrank('inspect', dora, '--html', file, '--overwrite')).code).toBe(0)
+    const other = join(scratch, 'other.html')
+    writeFileSync(other, '<!doctype html>')
+    expect((await lowrank('inspect', dora, '--html', other, '--overwrite')).stderr).toMatch(/no page of lowrank/)
+    expect(readFileSync(other, 'utf8')).toBe('<!doctype html>')
+  })
+
+  it('is for adapters', async () => {
+    const file = join(scratch, 'model.html')
+    const { code, stderr } = await lowrank('inspect', BASE, '--html', file)
+    expect([code, existsSync(file)]).toEqual([2, false])
+    expect(stderr).toMatch(/--html shows adapters/)
+  })
+})
+
+it('layers become rows and columns by the first number of their names', () => {
+  const names = ['h.0.attn.q', 'h.0.mlp', 'h.10.attn.q', 'h.2.attn.q', 'lm_head', 'enc.block.1.x.0.y', 'conv.3']
+  expect(stacksOf(names)).toEqual([
+    {
+      name: 'h',
+      columns: [0, 2, 10],
+      rows: ['attn.q', 'mlp'],
+      cells: [
+        [0, 3, 2],
+        [1, null, null],
+      ],
+    },
+    { name: 'enc.block', columns: [1], rows: ['x.0.y'], cells: [[5]] },
+    { name: 'conv', columns: [3], rows: ['conv'], cells: [[6]] },
+    { name: '', columns: [-1], rows: ['lm_head'], cells: [[4]] },
+  ])
+})
+
+describe.skipIf(chromium === undefined)('in Chromium', () => {
+  let page: OpenPage
+  const opened: OpenPage[] = []
+  afterAll(async () => {
+    for (const one of opened) await one.close()
+  })
+
+  async function open(file: string): Promise<OpenPage> {
+    page = await openPage(file)
+    opened.push(page)
+    return page
+  }
+
+  /** Texts of the elements. */
+  const texts = (selector: string) =>
+    page.evaluate(`[...document.querySelectorAll(${JSON.stringify(selector)})].map((element) => element.textContent)`)
+  const click = (selector: string, index = 0) =>
+    page.evaluate(
+      `document.querySelectorAll(${JSON.stringify(selector)})[${index}].dispatchEvent(new MouseEvent('click', { bubbles: true }))`,
+    )
+
+  describe('an adapter with its base', () => {
+    beforeAll(async () => {
+      const file = join(scratch, 'all.html')
+      const { code } = await lowrank(
+        'inspect',
+        join(KINDS, 'dora'),
+        '--base',
+        BASE,
+        '--relative-change',
+        '--html',
+        file,
+      )
+      expect(code).toBe(0)
+      await open(file)
+    })
+
+    it('asks for nothing but itself, and has no errors', async () => {
+      expect(page.requests).toEqual([expect.stringMatching(/^file:.*all\.html$/)])
+      expect(page.errors).toEqual([])
+    })
+
+    it('shows each layer in the map and in the table', async () => {
+      expect(await texts('.map text:not([class])')).toEqual(['mlp.down_proj', 'self_attn.k_proj', 'self_attn.q_proj'])
+      expect(await texts('.cells text.faint')).toEqual(['0', '1'])
+      expect(await texts('tbody td.name')).toHaveLength(6)
+      expect((await texts('dd')).join(' ')).toContain('6 of 6 parts fit')
+      // The largest has the darkest end of the scale.
+      const fills = await page.evaluate(`[...document.querySelectorAll('.cells rect')].map((cell) => cell.style.fill)`)
+      expect(fills.filter((fill: string) => /--high\) 100(\.0)?%/.test(fill))).toHaveLength(1)
+    })
+
+    it('changes the measure, the choice of curves, and the order', async () => {
+      const before = await texts('.cells text:not(.faint)')
+      await click('.choices button', 2)
+      expect(await texts('.choices button[aria-pressed=true]')).toEqual(['effective rank', 'as they are'])
+      expect(await texts('.cells text:not(.faint)')).not.toEqual(before)
+      expect(await texts('.legend li')).toHaveLength(3)
+      await click('.legend button')
+      await click('.legend button')
+      await click('.legend button')
+      expect(await texts('.legend li')).toEqual(['Choose layers in the map or in the table.'])
+      await click('.cells rect', 1)
+      expect(await texts('.legend li')).toEqual(['model.layers.1.mlp.down_proj'])
+      // Rank 4: four points.
+      expect(await page.evaluate(`document.querySelectorAll('.plot circle').length`)).toBe(4)
+      await click('th button', 0)
+      expect((await texts('tbody td.name'))[0]).toBe('model.layers.0.mlp.down_proj')
+      await click('th button', 0)
+      expect((await texts('tbody td.name'))[0]).toBe('model.layers.1.self_attn.q_proj')
+      await page.evaluate(`{
+        const search = document.querySelector('input')
+        search.value = 'K_PROJ'
+        search.dispatchEvent(new Event('input'))
+      }`)
+      expect(await texts('tbody td.name')).toHaveLength(2)
+      expect(page.errors).toEqual([])
+    })
+  })
+
+  it('shows hostile names as they are', async () => {
+    await open(await pageOf('hostile again', adapterWith(HOSTILE, 2)))
+    expect((await texts('tbody td.name')).sort()).toEqual([...HOSTILE].sort())
+    expect(await texts('dd')).toContain('</dd><script>alert(1)</script>')
+    expect(await page.evaluate('document.title')).toMatch(/lowrank inspect$/)
+    expect(await page.evaluate(`document.querySelectorAll('img, [onload], [onerror]').length`)).toBe(0)
+    expect(page.errors).toEqual([])
+  })
+
+  it.each([
+    ['2 layers', 1],
+    ['300 layers', 150],
+  ])('%s stay within the page', async (name, blocks) => {
+    const names = Array.from({ length: blocks }, (_, i) => [
+      `model.layers.${i}.q_proj`,
+      `model.layers.${i}.v_proj`,
+    ]).flat()
+    await open(await pageOf(name, adapterWith(names, 4)))
+    expect(await page.evaluate(`document.querySelectorAll('.cells rect').length`)).toBe(2 * blocks)
+    const [width, shown] = await page.evaluate('[document.documentElement.scrollWidth, innerWidth]')
+    expect(width).toBeLessThanOrEqual(shown)
+    expect(page.errors).toEqual([])
+  })
+})
