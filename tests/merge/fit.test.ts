@@ -105,7 +105,7 @@ describe('what does not fit is told part by part', () => {
       expect.objectContaining({ name: 'model.layers.0.q_proj', dtype: 'BF16', problem: null }),
       expect.objectContaining({
         name: 'model.layers.0.v_proj',
-        problem: expect.stringMatching(/quantised base \(gptq\)/),
+        problem: expect.stringMatching(/quantised base \(gptq/),
       }),
     ])
   })
