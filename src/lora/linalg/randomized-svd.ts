@@ -18,7 +18,7 @@ export interface RandomizedSvdOptions {
   oversampling?: number
   /** Blocks at most, each of which costs two products with the matrix. Default 60. */
   iterations?: number
-  /** It ends when a block adds less than this share of the energy captured so far. Default 1e-7. */
+  /** It ends when a block adds less than this share of the energy captured so far. Default 1e-6. */
   tolerance?: number
 }
 
@@ -63,7 +63,7 @@ export function randomizedSvd(weight: Matrix, rank: number, options: RandomizedS
 
 /** Grows until another block brings next to nothing. */
 function krylovBasis(w: Matrix, rank: number, block: number, options: RandomizedSvdOptions): KrylovBasis {
-  const { seed = 0, iterations = 60, tolerance = 1e-7 } = options
+  const { seed = 0, iterations = 60, tolerance = 1e-6 } = options
   const random = new Random(seed, 'randomized-svd')
   const basis = new KrylovBasis(orthonormalRows(normals(random, block, w.shape[0])).rows, w)
   for (let step = 1, energy = 0; step < iterations; step++) {
