@@ -15,10 +15,13 @@ export type { CausalModel, LoadModelOptions } from './graph/model-folder.js'
 export {
   AdapterSession,
   compareCheckpoints,
+  cordaInitialize,
+  evaInitialize,
   generate,
   loadAdapter,
   loadModel,
   loadOnnx,
+  loraGaInitialize,
   mergeCheckpoint,
   mergeOnnx,
   saveAdapter,
@@ -33,17 +36,17 @@ export { BlobSource, openUrl, type UrlOptions } from './io/web-files.js'
 export { configureKernels, disposeKernels, type KernelOptions } from './kernels/index.js'
 export { type AdapterSummary, type LayerSummary, LoraAdapter } from './lora/adapter.js'
 export {
-  INITS,
-  type Init,
   type LoraConfig,
   type LoraConfigInput,
   resolveConfig,
   TRAIN_DEFAULTS,
 } from './lora/config.js'
 export { type ConvolutionGradients, ConvolutionLora } from './lora/convolution.js'
+export type { CordaOptions, EvaOptions, LoraGaOptions } from './lora/data-inits.js'
 export { type EmbeddingGradients, EmbeddingLora } from './lora/embedding.js'
 export { type BaseLayout, ExpertLora, type ParameterValues } from './lora/experts.js'
 export type { LayerVectors } from './lora/factors.js'
+export { DRAWN_INITS, INITS, type Init } from './lora/inits.js'
 export {
   type AdapterReport,
   inspectAdapter,

@@ -6,6 +6,7 @@ expected.json of a case that loads: prompts with logits, and rank, alpha, scalin
 read from the adapter as PEFT loads it again. Of a case to refuse: the config field that must be named.
 """
 import argparse
+import json
 import math
 import pathlib
 import shutil
@@ -37,6 +38,8 @@ LOADS = {  # case: LoraConfig
     "regex": {"r": 2, "lora_alpha": 5, "target_modules": HALF_BASE},
     "layers": {"r": 2, "lora_alpha": 4, "target_modules": ["o_proj", "up_proj", "gate_proj"], "exclude_modules": ["layers.3.mlp.up_proj"],
                "layers_to_transform": [1, 3], "layers_pattern": "layers"},
+    "pissa": {**ONE, "init_lora_weights": "pissa"},
+    "olora": {**ONE, "init_lora_weights": "olora"},
     "high-rank": {"r": 100, "lora_alpha": 100, "target_modules": ["k_proj"], "layers_to_transform": [2]},
 }
 DTYPES = {"f16": torch.float16, "bf16": torch.bfloat16}
@@ -89,6 +92,14 @@ def one(**changes):
     return make
 
 
+def loftq(out):
+    """LoftQ needs bitsandbytes to make; the folder differs from a plain one by its config alone."""
+    one()(out)
+    config = json.loads((out / "adapter_config.json").read_text())
+    config |= {"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4, "loftq_iter": 1}}
+    (out / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
+
+
 def other(make_config):
     """An adapter that is no LoRA."""
     def make(out):
@@ -112,8 +123,7 @@ def prefix():
 
 REFUSED = {  # case: (field to name, how to make it)
     "layer-replication": ("layer_replication", one(layer_replication=[[0, 2], [1, 3]])),
-    "pissa": ("init_lora_weights", one(init_lora_weights="pissa")),
-    "olora": ("init_lora_weights", one(init_lora_weights="olora")),
+    "loftq": ("init_lora_weights", loftq),
     "ia3": ("peft_type", other(ia3)),
     "prefix": ("peft_type", other(prefix)),
 }

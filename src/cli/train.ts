@@ -1,6 +1,6 @@
 // lowrank train: a model folder and a JSONL file → an adapter folder that PEFT reads too.
 
-import { ConfigError, INITS, SCHEDULES, SETTINGS_DEFAULTS, TRAIN_DEFAULTS, type TrainEvents } from '../index.js'
+import { ConfigError, DRAWN_INITS, SCHEDULES, SETTINGS_DEFAULTS, TRAIN_DEFAULTS, type TrainEvents } from '../index.js'
 import { train as trainAdapter } from '../node.js'
 import { EXIT_INTERRUPTED, interruptible } from './interrupt.js'
 import { choice, decimal, defineCommand, integer, type Option, required, text, toggle, UsageError } from './options.js'
@@ -50,7 +50,7 @@ export const train = defineCommand({
     alpha: decimal('strength: the added matrices are scaled by alpha / rank', TRAIN_DEFAULTS.alpha),
     dropout: decimal('share of the adapter’s inputs dropped in training', TRAIN_DEFAULTS.dropout),
     targetModules: targetModules(),
-    init: choice(INITS, 'how the adapter starts', TRAIN_DEFAULTS.init),
+    init: choice(DRAWN_INITS, 'how the adapter starts', TRAIN_DEFAULTS.init),
     epochs: integer('passes over the data', { fallback: SETTINGS_DEFAULTS.epochs }),
     maxSteps: integer('optimizer steps to take, instead of --epochs'),
     batchSize: integer('records per step', { fallback: SETTINGS_DEFAULTS.batchSize }),

@@ -2,11 +2,14 @@
 // layers stays small.
 
 import type { Directory } from '../base/bytes.js'
+import type { MatrixLike } from '../base/tensor.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
 import type { CausalModel, LoadModelOptions } from '../graph/model-folder.js'
 import type { AdapterSessionOptions, AdapterSession as Session, SessionBase } from '../infer/adapter-session.js'
 import type { GenerateOptions, GenerateResult } from '../infer/generate.js'
 import type { LoraAdapter } from '../lora/adapter.js'
+import type { CordaOptions, EvaOptions, LoraGaOptions } from '../lora/data-inits.js'
+import type { LoraLayer } from '../lora/layer.js'
 import type { LoadOptions, SaveOptions } from '../lora/peft.js'
 import type { CheckpointReport, MergeCheckpointOptions } from '../merge/checkpoint/merge-checkpoint.js'
 import type { Differences, UnmergeOptions, UnmergeReport } from '../merge/checkpoint/unmerge.js'
@@ -58,6 +61,46 @@ export async function loadAdapter(directory: Directory, options?: LoadOptions): 
  */
 export async function saveAdapter(adapter: LoraAdapter, directory: Directory, options?: SaveOptions): Promise<void> {
   return (await import('../lora/peft.js')).saveAdapter(adapter, directory, options)
+}
+
+/**
+ * LoRA-GA (Wang et al. 2024, arXiv 2407.05000): A and B from the singular vectors of the loss's gradient by W (d, k), and
+ * W − s·B·A for the base weight, so that the effective weight stays. In place; again with another gradient starts anew.
+ *
+ * @throws ConfigError when the layer's init is not `lora-ga` or 2r is above min(d, k); StateError without a base weight or while
+ *   merged; ShapeError when the gradient is not (d, k)
+ */
+export async function loraGaInitialize(layer: LoraLayer, gradient: MatrixLike, options?: LoraGaOptions): Promise<void> {
+  return (await import('../lora/data-inits.js')).loraGaInitialize(layer, gradient, options)
+}
+
+/**
+ * CorDA (Yang et al. 2024, arXiv 2406.05223): the singular triples U·S·Vᵀ of W·C, of which Uᵣ·Uᵣᵀ·W moves into B·A. In place.
+ *
+ * @param covariance C (k, k) of the layer's inputs: Σ xᵀ·x over batches x (n, k), in PEFT each divided by its largest value
+ *   before, over the number of batches. Its size only moves weight between A and B.
+ * @throws ConfigError when the layer's init is not `corda`; StateError without a base weight or while merged; ShapeError when the
+ *   covariance is not (k, k)
+ */
+export async function cordaInitialize(layer: LoraLayer, covariance: MatrixLike, options?: CordaOptions): Promise<void> {
+  return (await import('../lora/data-inits.js')).cordaInitialize(layer, covariance, options)
+}
+
+/**
+ * EVA (Paischer et al. 2024, arXiv 2410.07170): a new adapter whose A hold the principal directions of the layers' inputs, B zero,
+ * and whose ranks went to where they explain most, in sum as before. Layers without inputs start as `kaiming-uniform`; layers
+ * that get no rank are left out. Base weights are taken along.
+ *
+ * @param inputs layer name → what went into the layer (n, k), in any order; a layer at a time is held
+ * @throws ConfigError when ρ is below 1; MismatchError for a name that is no layer's; ShapeError when inputs are not (n, k), or
+ *   fewer rows than ρ·r; UnsupportedError when the adapter has more than plain linear layers
+ */
+export async function evaInitialize(
+  adapter: LoraAdapter,
+  inputs: Iterable<readonly [name: string, inputs: MatrixLike]>,
+  options?: EvaOptions,
+): Promise<LoraAdapter> {
+  return (await import('../lora/data-inits.js')).evaInitialize(adapter, inputs, options)
 }
 
 /** One base model in memory, many adapters, chosen by each run. */

@@ -2,12 +2,8 @@
 // (Hu et al. 2021, arXiv 2106.09685): rank, alpha, dropout.
 
 import { ConfigError, nearMisses } from '../base/errors.js'
+import { changesBase, INITS, type Init, isInit } from './inits.js'
 import { PatternTable, targetMatcher } from './patterns.js'
-
-/** How a new layer's A is drawn; B is zero. `kaiming-uniform` and `gaussian` are PEFT's. */
-export type Init = 'normal' | 'kaiming-uniform' | 'gaussian'
-
-export const INITS: readonly Init[] = ['normal', 'kaiming-uniform', 'gaussian']
 
 /** A complete config. Make one with {@link resolveConfig}. */
 export interface LoraConfig {
@@ -103,7 +99,7 @@ const FIELDS: { readonly [K in keyof LoraConfig]: Field & { default: LoraConfig[
   alphaPattern: { default: {}, expected: 'module expressions with alphas above 0', accepts: isTable(isAlpha) },
   useRslora: { default: false, expected: 'true or false', accepts: isBoolean },
   fanInFanOut: { default: false, expected: 'true or false', accepts: isBoolean },
-  init: { default: 'normal', expected: INITS.join(', '), accepts: (value) => INITS.includes(value as Init) },
+  init: { default: 'normal', expected: INITS.join(', '), accepts: isInit },
   seed: { default: 42, expected: 'a safe integer', accepts: Number.isSafeInteger },
   baseModel: optional('a string', isString),
   taskType: optional('a string', isString),
@@ -174,6 +170,7 @@ function checkTogether(config: LoraConfig): void {
   if (config.targetParameters.length > 0 && excluded !== undefined) {
     throw new ConfigError({ where: excluded, what: 'does not go with targetParameters, as PEFT has it' })
   }
+  checkInit(config)
   if (typeof targetModules === 'string' && layersToTransform !== undefined) {
     throw new ConfigError({
       where: 'layersToTransform',
@@ -186,6 +183,19 @@ function checkTogether(config: LoraConfig): void {
   }
   targetMatcher(config)
   patternTables(config)
+}
+
+/** What PEFT refuses, or does in a way that no layer can compute with. */
+function checkInit({ init, loraBias, fanInFanOut, targetParameters }: LoraConfig): void {
+  if (!changesBase(init)) return
+  const combinations: [where: string, isOn: boolean, what: string][] = [
+    ['loraBias', loraBias, 'PEFT has none with it'],
+    ['targetParameters', targetParameters.length > 0, 'PEFT has none with it'],
+    ['fanInFanOut', fanInFanOut && init === 'olora', 'PEFT decomposes the transposed weight'],
+  ]
+  const found = combinations.find(([, isOn]) => isOn)
+  if (found === undefined) return
+  throw new ConfigError({ where: found[0], what: `does not go with init ${init}: ${found[2]}` })
 }
 
 const tables = new WeakMap<LoraConfig, { rank: PatternTable; alpha: PatternTable }>()

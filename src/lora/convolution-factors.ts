@@ -1,11 +1,16 @@
 // A convolution's factors, A (r, in, *kernel) and B (d, r/groups, 1…): their shapes, for files that hold them and layers made of
 // them, and new ones.
 
-import { ConfigError, ShapeError } from '../base/errors.js'
+import { ConfigError, ShapeError, UnsupportedError } from '../base/errors.js'
 import { elementCount, type FloatArray, formatShape, type Tensor, zeros } from '../base/tensor.js'
 import type { LoraConfig } from './config.js'
 import { rowNorms } from './dora.js'
-import { initialFactors, type LayerVectors } from './factors.js'
+import { checkRank, type LayerVectors } from './factors.js'
+import { firstFactors } from './initializers.js'
+import type { Init } from './inits.js'
+
+/** `lora-ga` leaves convolutions alone. */
+const STARTS: readonly Init[] = ['normal', 'kaiming-uniform', 'gaussian', 'lora-ga']
 
 /** Why the change of a grouped convolution cannot be merged. */
 export function groupsRefusal(groups: number): string {
@@ -51,7 +56,17 @@ export function newConvolution(
   const shapeA = [config.rank, groupChannels * groups, ...kernel]
   const shapeB = [d, config.rank / groups, ...kernel.map(() => 1)]
   convolutionShape(shapeA, shapeB, placeOf(name))
-  const { weightA } = initialFactors([d, elementCount(shapeA.slice(1))], config, name, data)
+  if (!STARTS.includes(config.init)) {
+    throw new UnsupportedError({
+      where: `${placeOf(name)}.init`,
+      what: 'PEFT starts no convolution so',
+      expected: STARTS.join(', '),
+      got: config.init,
+    })
+  }
+  const matrixShape = [d, elementCount(shapeA.slice(1))] as const
+  checkRank(matrixShape, config, name)
+  const { weightA } = firstFactors(config, name, matrixShape, data)
   return {
     weightA: { data: weightA.data, shape: shapeA },
     weightB: { data: zeros(d, shapeB[1], data).data, shape: shapeB },

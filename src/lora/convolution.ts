@@ -180,7 +180,7 @@ export class ConvolutionLora {
       throw new ShapeError({ where, what: 'wrong shape', expected, got: formatShape(weight.shape) })
     }
     const movement = movementOf(this.kernel, geometry, placeOf(this.name))
-    this.#linear.attachBase({ data: weight.data, shape: [this.#linear.d, this.k] })
+    this.#linear.baseWeight = { data: weight.data, shape: [this.#linear.d, this.k] } // PEFT’s inits leave it alone
     this.#movement = movement
     this.#tape = undefined
     return this

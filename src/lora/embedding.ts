@@ -105,7 +105,7 @@ export class EmbeddingLora {
     const where = this.#where('baseWeight')
     const matrix = toMatrix(embedding, where)
     checkShape(matrix, this.vocabulary, this.features, where)
-    this.#linear.attachBase(transpose(matrix))
+    this.#linear.baseWeight = transpose(matrix) // PEFT’s inits leave embeddings alone
     this.#tape = undefined
     return this
   }

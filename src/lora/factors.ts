@@ -1,9 +1,12 @@
 // What a layer is made from: factors that were trained or drawn, and vectors that go with them.
 
-import { ConfigError, NumericError, ShapeError } from '../base/errors.js'
-import { type FloatArray, formatShape, type Matrix, zeros } from '../base/tensor.js'
-import type { LoraConfig } from './config.js'
-import { initialWeightA } from './initializers.js'
+import { ConfigError, NumericError, ShapeError, UnsupportedError } from '../base/errors.js'
+import { type FloatArray, formatShape, type Matrix, type MatrixLike, toMatrix } from '../base/tensor.js'
+import { type LoraConfig, scalingOf } from './config.js'
+import { rowNorms } from './dora.js'
+import { firstFactors, takenFromBase } from './initializers.js'
+import { changesBase, takesFromBase } from './inits.js'
+import { copyAs, product } from './product.js'
 
 /** What some layers have besides A and B: one number per output feature each. */
 export interface LayerVectors {
@@ -13,27 +16,78 @@ export interface LayerVectors {
   biasB?: FloatArray | readonly number[] | undefined
 }
 
-/** A layer to be, without a base weight. */
+/** A layer to be. */
 export class Factors {
   constructor(
     readonly weightA: Matrix,
     readonly weightB: Matrix,
     readonly isNew: boolean,
     readonly vectors: LayerVectors = {},
+    readonly baseWeight?: Matrix,
   ) {}
 }
 
 /**
- * A drawn from the seed and the name, B zero.
+ * For a weight that stays where it is.
  *
- * @throws ConfigError when the rank is above min(d, k)
+ * @throws ConfigError when the rank is above min(d, k), UnsupportedError when what the config asks for needs the weight
  */
-export function initialFactors(
+export function factorsOfShape(
   shape: readonly [number, number],
   config: LoraConfig,
   name: string,
   like: FloatArray,
 ): Factors {
+  if (config.useDora || config.loraBias) {
+    throw new UnsupportedError({
+      where: where(name, config.useDora ? 'useDora' : 'loraBias'),
+      what: 'a new layer of this kind needs its base weight',
+    })
+  }
+  checkRank(shape, config, name)
+  const { weightA, weightB } = firstFactors(config, name, shape, like)
+  return new Factors(weightA, weightB, true)
+}
+
+/** Over a copy of W (d, k), less what its initialisation takes into B·A. Throws as {@link factorsOfShape}. */
+export function factorsOver(weight: MatrixLike, config: LoraConfig, name: string): Factors {
+  const matrix = toMatrix(weight, where(name, 'baseWeight'))
+  const base = copyAs(matrix, matrix.data)
+  checkRank(base.shape, config, name)
+  const { weightA, weightB, biasB } = firstFactors(config, name, base.shape, base.data, base)
+  const vectors: LayerVectors = {
+    magnitude: config.useDora ? rowNorms(base) : undefined,
+    biasB: config.loraBias ? (biasB ?? new Float32Array(base.shape[0])) : undefined,
+  }
+  if (takesFromBase(config.init)) subtractProduct(base, weightB, weightA, config)
+  return new Factors(weightA, weightB, true, vectors, base)
+}
+
+/** W − s·B₀·A₀ where the initialisation takes that from W, else W itself. Throws as {@link LoraLayer.attachBase}. */
+export function startingBase(weight: Matrix, config: LoraConfig, name: string): Matrix {
+  if (!changesBase(config.init)) return weight
+  if (!takesFromBase(config.init)) {
+    throw new UnsupportedError({
+      where: where(name, 'attachBase'),
+      what: `init ${config.init} changed the weights by data that the adapter does not hold`,
+      hint: 'Assign the changed weight to baseWeight, or convert the adapter with the one that it started from',
+    })
+  }
+  checkRank(weight.shape, config, name)
+  const base = copyAs(weight, weight.data)
+  const { weightA, weightB } = takenFromBase(config, name, base)
+  subtractProduct(base, copyAs(weightB, base.data), copyAs(weightA, base.data), config)
+  return base
+}
+
+/** base −= s·B·A, in place. */
+export function subtractProduct(base: Matrix, weightB: Matrix, weightA: Matrix, config: LoraConfig): void {
+  const { rank, alpha, useRslora } = config
+  product(weightB, weightA, { scale: -scalingOf(rank, alpha, useRslora), addTo: base })
+}
+
+/** @throws ShapeError when it is no shape, ConfigError when the rank is above min(d, k) */
+export function checkRank(shape: readonly [number, number], { rank }: LoraConfig, name: string): void {
   const [d, k] = shape
   if (!Number.isSafeInteger(d) || !Number.isSafeInteger(k) || d < 0 || k < 0) {
     throw new ShapeError({
@@ -44,15 +98,14 @@ export function initialFactors(
     })
   }
   const maximum = Math.min(d, k)
-  if (config.rank > maximum) {
+  if (rank > maximum) {
     throw new ConfigError({
       where: name === '' ? 'LoraLayer' : name,
       what: `the rank is above min(d, k) of a weight ${formatShape(shape)}`,
       expected: `at most ${maximum}`,
-      got: `${config.rank}`,
+      got: `${rank}`,
     })
   }
-  return new Factors(initialWeightA(config, name, k, like), zeros(d, config.rank, like), true)
 }
 
 /**

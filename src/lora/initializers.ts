@@ -1,25 +1,97 @@
-// First values of A; B starts at zero, so that the first delta is the zero matrix. Each layer draws from its own stream,
-// chosen by seed and name alone: neither other layers nor dropout can change it.
+// First values of A and B. Each layer draws from its own stream, chosen by seed and name alone: neither other layers nor
+// dropout can change it.
 
+import { ConfigError, UnsupportedError } from '../base/errors.js'
 import { Random } from '../base/random.js'
 import { type FloatArray, type Matrix, zeros } from '../base/tensor.js'
-import type { Init, LoraConfig } from './config.js'
+import { type LoraConfig, scalingOf } from './config.js'
+import {
+  type FactorPair,
+  fastPissaFactors,
+  micaFactors,
+  oloraFactors,
+  orthogonalFactors,
+  pissaFactors,
+} from './decomposed.js'
+import { iterationsOf } from './inits.js'
+import { normals } from './linalg/randomized-svd.js'
+import { copyAs } from './product.js'
 
-/** Draws one element of A, which is (r, k). */
-const DRAWS: { readonly [K in Init]: (random: Random, rank: number, k: number) => number } = {
-  /** N(0, variance 1/r): Hu et al. 2021 leave the scale open; this one keeps ‖A·x‖ free of r. */
-  normal: (random, rank) => random.normal() / Math.sqrt(rank),
-  /** U(±1/√k): PEFT's default, kaiming_uniform with a = √5. */
-  'kaiming-uniform': (random, _rank, k) => (2 * random.uniform() - 1) / Math.sqrt(k),
-  /** N(0, std 1/r): PEFT's `gaussian`. */
-  gaussian: (random, rank) => random.normal() / rank,
+/** B·A of a layer that has no part in the base weight; `biasB` where it does not start at zero. */
+export interface FirstFactors extends FactorPair {
+  biasB?: FloatArray
 }
 
-/** A new A (r, k) in the precision of `like`. */
-export function initialWeightA(config: LoraConfig, layerName: string, k: number, like: FloatArray): Matrix {
-  const result = zeros(config.rank, k, like)
-  const random = new Random(config.seed, `init/${layerName}`)
-  const draw = DRAWS[config.init]
-  for (let i = 0; i < result.data.length; i++) result.data[i] = draw(random, config.rank, k)
-  return result
+/**
+ * In the precision of `like`.
+ *
+ * @param base W (d, k), which some initialisations need
+ * @throws UnsupportedError when the initialisation needs W and there is none; ConfigError when it needs an even rank
+ */
+export function firstFactors(
+  config: LoraConfig,
+  name: string,
+  [d, k]: readonly [number, number],
+  like: FloatArray,
+  base?: Matrix,
+): FirstFactors {
+  const { init, rank } = config
+  const random = new Random(config.seed, `init/${name}`)
+  const fill = (rows: number, columns: number, draw: () => number): Matrix => {
+    const result = zeros(rows, columns, like)
+    for (let i = 0; i < result.data.length; i++) result.data[i] = draw()
+    return result
+  }
+  const uniform = (bound: number) => () => (2 * random.uniform() - 1) * bound
+  const pair = ({ weightA, weightB }: FactorPair) => ({
+    weightA: copyAs(weightA, like),
+    weightB: copyAs(weightB, like),
+  })
+  switch (init) {
+    case 'normal': // Hu et al. 2021 leave the scale open; this one keeps ‖A·x‖ free of r.
+      return { weightA: fill(rank, k, () => random.normal() / Math.sqrt(rank)), weightB: zeros(d, rank, like) }
+    case 'gaussian':
+      return { weightA: fill(rank, k, () => random.normal() / rank), weightB: zeros(d, rank, like) }
+    case 'random': {
+      const weightA = fill(rank, k, uniform(1 / Math.sqrt(k)))
+      const drawB = uniform(1 / Math.sqrt(rank))
+      return { weightA, weightB: fill(d, rank, drawB), biasB: fill(1, d, drawB).data }
+    }
+    case 'orthogonal':
+      if (rank % 2 !== 0) {
+        throw new ConfigError({
+          where: 'rank',
+          what: 'not usable for init orthogonal',
+          expected: 'an even number',
+          got: `${rank}`,
+        })
+      }
+      return pair(
+        orthogonalFactors(normals(random, rank, rank), normals(random, k, rank / 2), normals(random, rank / 2, d)),
+      )
+    case 'kaiming-uniform':
+    case 'eva':
+    case 'lora-ga':
+    case 'corda':
+      return { weightA: fill(rank, k, uniform(1 / Math.sqrt(k))), weightB: zeros(d, rank, like) }
+    default:
+      if (base === undefined) {
+        throw new UnsupportedError({
+          where: name === '' ? 'init' : `${name}: init`,
+          what: `${init} starts from the base weight, which this layer does not have`,
+        })
+      }
+      return pair(init === 'mica' ? micaFactors(base, rank) : takenFromBase(config, name, base))
+  }
+}
+
+/** B₀·A₀ of pissa and olora, in f64, for a rank of at most min(d, k): a function of W, and of the seed for `pissa-niter-N`. */
+export function takenFromBase(config: LoraConfig, name: string, base: Matrix): FactorPair {
+  const { init, rank, alpha, useRslora, seed } = config
+  const scaling = scalingOf(rank, alpha, useRslora)
+  if (init === 'olora') return oloraFactors(base, rank)
+  const iterations = iterationsOf(init)
+  if (iterations === undefined) return pissaFactors(base, rank, scaling)
+  const start = normals(new Random(seed, `init/${name}`), Math.min(...base.shape), rank)
+  return fastPissaFactors(base, start, iterations, scaling)
 }

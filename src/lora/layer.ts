@@ -3,13 +3,22 @@
 // each row (DoRA, Liu et al. 2024, arXiv 2402.09353) and a bias of B (PEFT's lora_bias).
 
 import type { FloatDtype } from '../base/dtype.js'
-import { NumericError, StateError, UnsupportedError } from '../base/errors.js'
+import { NumericError, StateError } from '../base/errors.js'
 import { Random } from '../base/random.js'
-import { checkShape, type FloatArray, type Matrix, type MatrixLike, toMatrix, zeros } from '../base/tensor.js'
+import { checkShape, type FloatArray, type Matrix, type MatrixLike, toMatrix } from '../base/tensor.js'
 import { configForLayer, type LoraConfig, type LoraConfigInput, resolveConfig, scalingOf } from './config.js'
 import { magnitudeScales, rowNorms, scaleRows } from './dora.js'
 import { addKept, dropFrom } from './dropout.js'
-import { copyVector, Factors, initialFactors, type LayerVectors, layerVectors, where } from './factors.js'
+import {
+  copyVector,
+  Factors,
+  factorsOfShape,
+  factorsOver,
+  type LayerVectors,
+  layerVectors,
+  startingBase,
+  where,
+} from './factors.js'
 import { addBias, backwardPass, forwardPass, type PassWeights, type Tape } from './passes.js'
 import { copyAs, isFiniteMatrix, norm, normOfProduct, product } from './product.js'
 
@@ -44,8 +53,9 @@ export class LoraLayer {
   #isTraining: boolean
 
   /**
-   * A new layer over a copy of `baseWeight` (d, k): A drawn from the seed and the name, B zero, a magnitude of ‖W‖ and a bias
-   * of zero where the config has them, so that the first effective weight is W. It is in training mode.
+   * A new layer over a copy of `baseWeight` W (d, k): A and B as the config's `init` has them, drawn from the seed and the name,
+   * with a magnitude of ‖W‖ and a bias where the config has them. Some inits take s·B·A out of the copy: the first effective
+   * weight is W with all but `random`. It is in training mode.
    *
    * @throws ConfigError when the config is not usable, or its rank is above min(d, k); ShapeError when baseWeight is no matrix.
    */
@@ -56,24 +66,14 @@ export class LoraLayer {
     this.name = name
     this.config = configForLayer(resolveConfig(config), name)
     this.#random = new Random(this.config.seed, `dropout/${name}`)
-    if (source instanceof Factors) {
-      this.#weightA = source.weightA
-      this.#weightB = source.weightB
-      const { magnitude, biasB } = layerVectors(source, this.config, name)
-      this.#magnitude = magnitude
-      this.#biasB = biasB
-      this.#isTraining = source.isNew
-    } else {
-      const matrix = toMatrix(source, this.#where('baseWeight'))
-      const base = copyAs(matrix, matrix.data)
-      const factors = initialFactors(base.shape, this.config, name, base.data)
-      this.#baseWeight = base
-      this.#weightA = factors.weightA
-      this.#weightB = factors.weightB
-      if (this.config.useDora) this.#magnitude = copyVector(rowNorms(base), base.data)
-      if (this.config.loraBias) this.#biasB = zeros(1, this.d, base.data).data
-      this.#isTraining = true
-    }
+    const factors = source instanceof Factors ? source : factorsOver(source, this.config, name)
+    this.#weightA = factors.weightA
+    this.#weightB = factors.weightB
+    const { magnitude, biasB } = layerVectors(factors, this.config, name)
+    this.#magnitude = magnitude
+    this.#biasB = biasB
+    this.#baseWeight = factors.baseWeight
+    this.#isTraining = factors.isNew
   }
 
   /**
@@ -92,10 +92,8 @@ export class LoraLayer {
   ): LoraLayer {
     const a = toMatrix(weightA, where(name, 'weightA'))
     const b = toMatrix(weightB, where(name, 'weightB'))
-    const own = configForLayer(
-      resolveConfig(config.rank === undefined ? { ...config, rank: a.shape[0] } : config),
-      name,
-    )
+    const complete = resolveConfig(config.rank === undefined ? { ...config, rank: a.shape[0] } : config)
+    const own = configForLayer(complete, name)
     checkShape(a, own.rank, a.shape[1], where(name, 'weightA'))
     checkShape(b, b.shape[0], own.rank, where(name, 'weightB'))
     return new LoraLayer(new Factors(copyAs(a, a.data), copyAs(b, a.data), false, vectors), own, name)
@@ -105,17 +103,11 @@ export class LoraLayer {
    * A new layer for a weight (d, k) that stays where it is: as the constructor makes it, in f32, without a base weight.
    *
    * @throws ConfigError when the config is not usable, or its rank is above min(d, k); UnsupportedError for DoRA, whose
-   *   magnitude starts from the weight's values, and for a bias of B.
+   *   magnitude starts from the weight's values, for a bias of B, and for an `init` that starts from the weight's values.
    */
   static ofShape(shape: readonly [d: number, k: number], config: LoraConfigInput = {}, name = ''): LoraLayer {
     const own = configForLayer(resolveConfig(config), name)
-    if (own.useDora || own.loraBias) {
-      throw new UnsupportedError({
-        where: where(name, own.useDora ? 'useDora' : 'loraBias'),
-        what: 'a new layer of this kind needs its base weight',
-      })
-    }
-    return new LoraLayer(initialFactors(shape, own, name, new Float32Array()), own, name)
+    return new LoraLayer(factorsOfShape(shape, own, name, new Float32Array()), own, name)
   }
 
   /** Rows of the weight: how many features come out. */
@@ -173,7 +165,10 @@ export class LoraLayer {
     return this.#biasB
   }
 
-  /** W (d, k), the layer's own; with s·B·A in it while merged; undefined while none is attached. Assignment copies. */
+  /**
+   * W (d, k), or what `init` left of it, the layer's own; with s·B·A in it while merged; undefined while none is attached.
+   * Assignment copies, and takes the matrix as it is.
+   */
   get baseWeight(): Matrix | undefined {
     return this.#baseWeight
   }
@@ -188,12 +183,16 @@ export class LoraLayer {
   }
 
   /**
-   * Gives a layer that was read from a file its weight (d, k), copied; the factors take its precision.
+   * Gives a layer that was read from a file its weight W (d, k), copied; the factors take its precision. What `init` took from W
+   * into the factors is taken out again, as PEFT does; for pissa-niter-N with draws of our own, since no file holds PEFT's.
    *
-   * @throws ShapeError when it is not (d, k), StateError while merged.
+   * @throws ShapeError when it is not (d, k), StateError while merged, UnsupportedError when the weight alone does not tell what
+   *   was taken from it (lora-ga, corda).
    */
   attachBase(baseWeight: MatrixLike): this {
-    this.baseWeight = baseWeight
+    const matrix = toMatrix(baseWeight, this.#where('baseWeight'))
+    checkShape(matrix, this.d, this.k, this.#where('baseWeight'))
+    this.baseWeight = startingBase(matrix, this.config, this.name)
     return this
   }
 

@@ -11,6 +11,7 @@ import {
 } from '../base/errors.js'
 import { type JsonValue, parseJson, toPlain } from '../formats/json.js'
 import { type LoraConfig, type LoraConfigInput, resolveConfig } from './config.js'
+import { type Init, isInit, iterationsOf } from './inits.js'
 import { PatternTable } from './patterns.js'
 
 const NAMES: ReadonlyMap<string, keyof LoraConfig> = new Map([
@@ -65,8 +66,32 @@ const REQUIRED = ['r', 'lora_alpha'] as const
  */
 const RETIRED: ReadonlySet<string> = new Set(['enable_lora', 'merge_weights'])
 
-/** Values of init_lora_weights that leave the base weights alone. The others subtract from them, or quantise them. */
-const HARMLESS_INITS: readonly unknown[] = [true, false, null, 'gaussian', 'eva', 'orthogonal', 'mica']
+const INIT_FIELD = 'init_lora_weights'
+
+/** Values of init_lora_weights. `loftq` is not among them: it belongs to a base that was quantised. */
+const INIT_VALUES: ReadonlyMap<unknown, Init> = new Map<unknown, Init>([
+  [true, 'kaiming-uniform'],
+  [false, 'random'],
+  [null, 'random'],
+  ...(['gaussian', 'orthogonal', 'pissa', 'olora', 'mica', 'eva', 'corda'] as const).map(
+    (init) => [init, init] as const,
+  ),
+  ['lora_ga', 'lora-ga'],
+])
+
+function initOf(value: unknown): Init | undefined {
+  const init = typeof value === 'string' ? value.toLowerCase() : value
+  const known = INIT_VALUES.get(init)
+  if (known !== undefined || typeof init !== 'string') return known
+  const other = init.replaceAll('_', '-')
+  return isInit(other) && iterationsOf(other) !== undefined ? other : undefined
+}
+
+/** PEFT has no `normal`, and its default is closest. */
+function peftInit(init: Init): unknown {
+  if (init === 'normal' || init === 'kaiming-uniform') return true
+  return init === 'random' ? false : init.replaceAll('-', '_')
+}
 
 /**
  * The content of an adapter_config.json → config. Absent target_modules, by which PEFT means a table of architectures, become
@@ -100,13 +125,13 @@ export function parsePeftConfig(bytes: Uint8Array, file: string, onProblem: OnPr
 
   const input: Record<string, unknown> = {
     targetModules: 'all-linear',
-    init: fields.get('init_lora_weights') === 'gaussian' ? 'gaussian' : 'kaiming-uniform',
+    init: fields.has(INIT_FIELD) ? initOf(fields.get(INIT_FIELD)) : 'kaiming-uniform',
   }
   const others: [string, unknown][] = []
   for (const [key, value] of fields) {
     const name = NAMES.get(key)
-    if (name === undefined) others.push([key, value])
-    else if (value !== null) input[name] = value
+    if (name === undefined && key !== INIT_FIELD) others.push([key, value])
+    else if (name !== undefined && value !== null) input[name] = value
   }
   input.peftFields = Object.fromEntries(others)
   return resolveForFile(input as LoraConfigInput, file)
@@ -127,7 +152,7 @@ function resolveForFile(input: LoraConfigInput, file: string): LoraConfig {
   } catch (error) {
     if (!(error instanceof LowrankError)) throw error
     const [name, ...rest] = (error.where ?? '').split(' ')
-    const key = [...NAMES].find(([, camelCase]) => camelCase === name)?.[0] ?? name
+    const key = name === 'init' ? INIT_FIELD : ([...NAMES].find(([, camelCase]) => camelCase === name)?.[0] ?? name)
     const { what, expected, got, hint } = error
     throw new ConfigError({
       where: `${file}: ${[key, ...rest].join(' ')}`,
@@ -146,9 +171,9 @@ function checkSupported(fields: ReadonlyMap<string, unknown>, file: string, onPr
   if (type !== 'LORA') throw unsupported(file, 'peft_type', type, 'LORA')
   for (const [key, value] of fields) {
     if (NAMES.has(key) || WITHOUT_EFFECT.has(key)) continue
-    if (key === 'init_lora_weights') {
-      if (HARMLESS_INITS.includes(value)) continue
-      onProblem(unsupported(file, key, value, 'one that leaves the base weights alone'))
+    if (key === INIT_FIELD) {
+      if (initOf(value) !== undefined) continue
+      onProblem(unsupported(file, key, value, [...INIT_VALUES.keys(), 'pissa_niter_N'].join(', ')))
     } else if (!isOff(key, value)) onProblem(unsupported(file, key, value))
   }
 }
@@ -185,8 +210,8 @@ export function formatPeftConfig(
 ): string {
   const fields: Record<string, unknown> = {
     revision: null,
-    init_lora_weights: config.init === 'gaussian' ? 'gaussian' : true,
     ...config.peftFields,
+    [INIT_FIELD]: peftInit(config.init),
     inference_mode: true,
     peft_type: 'LORA',
   }

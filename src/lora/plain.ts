@@ -3,6 +3,7 @@
 
 import { UnsupportedError } from '../base/errors.js'
 import type { LoraConfig } from './config.js'
+import { changesBase } from './inits.js'
 
 export type PartKind =
   | 'linear'
@@ -31,20 +32,36 @@ const MEANINGS: Readonly<Record<PartKind, string>> = {
   'token-rows': 'rows of an embedding (trainable_token_indices)',
 }
 
+/** An adapter in memory or its open folder. */
+interface AnyAdapter {
+  readonly config: LoraConfig
+  parts(): readonly AdapterPart[]
+}
+
+/**
+ * @param use what would be done with the adapter, as in `training`
+ * @throws UnsupportedError when the adapter belongs to a base that its initialisation changed
+ */
+export function requireUnchangedBase({ config }: Pick<AnyAdapter, 'config'>, use: string): void {
+  if (!changesBase(config.init)) return
+  throw new UnsupportedError({
+    where: 'init',
+    what: `an adapter that started as ${config.init}, which changed the base weights, is not implemented for ${use}`,
+    hint: 'Make it plain LoRA first, with convertToPlain or `lowrank convert`',
+  })
+}
+
 /**
  * @param use what would be done with the adapter, as in `training`
  * @throws UnsupportedError naming the first part that is not a plain linear layer
  */
-export function requirePlain(adapter: { parts(): readonly AdapterPart[] }, use: string): void {
+export function requirePlain(adapter: AnyAdapter, use: string): void {
   requireKinds(adapter, ['linear'], use)
 }
 
 /** The same where more kinds than plain linear layers are handled. */
-export function requireKinds(
-  adapter: { parts(): readonly AdapterPart[] },
-  kinds: readonly PartKind[],
-  use: string,
-): void {
+export function requireKinds(adapter: AnyAdapter, kinds: readonly PartKind[], use: string): void {
+  requireUnchangedBase(adapter, use)
   const part = adapter.parts().find(({ kind }) => !kinds.includes(kind))
   if (part === undefined) return
   throw new UnsupportedError({
@@ -60,8 +77,9 @@ export function requireKinds(
  * @throws UnsupportedError naming the setting that asks for more than plain linear layers
  */
 export function requirePlainConfig(config: LoraConfig, use: string): void {
-  const { useDora, loraBias, bias, modulesToSave, targetParameters, trainableTokenIndices } = config
+  const { init, useDora, loraBias, bias, modulesToSave, targetParameters, trainableTokenIndices } = config
   const settings: [setting: string, isOn: boolean][] = [
+    ['init', changesBase(init) || init === 'mica'], // MiCA's B stays as it is
     ['useDora', useDora],
     ['loraBias', loraBias],
     ['bias', bias !== 'none'],

@@ -51,7 +51,7 @@ export async function fitOnnx(
   for (const part of adapter.parts().filter(({ name }) => !adapter.layers.some((layer) => layer.name === name))) {
     parts.push(
       await placed(part.name, async () => {
-        requireKinds({ parts: () => [part] }, MERGED_KINDS, 'merging into ONNX models')
+        requireKinds({ config: adapter.config, parts: () => [part] }, MERGED_KINDS, 'merging into ONNX models')
         const { targets } = await planOnnxMerge(model, [{ adapter: valuesStub(part.name, adapter), weight: 1 }])
         const [{ target, source }] = targets.values()
         const { shape, dtype } = target

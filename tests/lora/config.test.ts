@@ -49,7 +49,11 @@ describe('out of range', () => {
     ['dropout NaN', { dropout: Number.NaN }, /^dropout: /],
     ['seed fractional', { seed: 0.5 }, /^seed: .*a safe integer, got 0.5/],
     ['seed too large', { seed: 2 ** 53 }, /^seed: /],
-    ['init unknown', { init: 'xavier' as never }, /^init: .*normal, kaiming-uniform, gaussian, got "xavier"/],
+    [
+      'init unknown',
+      { init: 'xavier' as never },
+      /^init: .*normal, kaiming-uniform, gaussian, .*pissa-niter-16, olora, .*, got "xavier"/,
+    ],
     ['targetModules a number', { targetModules: 3 as never }, /^targetModules: /],
     ['targetModules with an empty name', { targetModules: [''] }, /^targetModules: /],
     ['targetModules no expression', { targetModules: '(q_proj' }, /^targetModules: not a regular expression/],

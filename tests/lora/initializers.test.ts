@@ -1,12 +1,16 @@
 import { readFileSync } from 'node:fs'
 import { describe, expect, test } from 'vitest'
-import type { Init } from '../../src/lora/config.js'
 import { resolveConfig } from '../../src/lora/config.js'
-import { initialWeightA } from '../../src/lora/initializers.js'
+import { firstFactors } from '../../src/lora/initializers.js'
+import type { Init } from '../../src/lora/inits.js'
 import { LoraLayer } from '../../src/lora/layer.js'
 
 function draw(init: Init, rank: number, k: number, seed = 1) {
-  const { data } = initialWeightA(resolveConfig({ init, rank, seed }), 'q', k, new Float64Array())
+  const { weightA } = firstFactors(resolveConfig({ init, rank, seed }), 'q', [rank, k], new Float64Array())
+  return statistics(weightA.data)
+}
+
+function statistics(data: ArrayLike<number> & Iterable<number>) {
   let sum = 0
   let square = 0
   let fourth = 0

@@ -13,6 +13,7 @@ import { EmbeddingLora } from '../../lora/embedding.js'
 import { LoraLayer } from '../../lora/layer.js'
 import { type AdapterFile, openAdapter } from '../../lora/peft.js'
 import type { LayerTensors } from '../../lora/peft-tensors.js'
+import { requireUnchangedBase } from '../../lora/plain.js'
 import type { StoredTensor } from '../../lora/replacements.js'
 import { type AdapterInput, refuseWeighted, weighted, weightedError } from '../weighted.js'
 
@@ -113,11 +114,13 @@ export async function openAdapters(
     for (const [i, input] of inputs.entries()) {
       const { adapter, weight } = weighted(input, i)
       if (adapter instanceof LoraAdapter) {
+        requireUnchangedBase(adapter, 'merging')
         refuseWeighted(adapter.parts(), sign * weight)
         found.addAdapter(adapter, sign * weight)
       } else {
         const opened = await openAdapter(adapter, onProblem)
         closers.push(opened.close)
+        requireUnchangedBase(opened, 'merging')
         refuseWeighted(opened.parts(), sign * weight)
         found.addFile(opened, sign * weight)
       }

@@ -1,0 +1,69 @@
+// How a new layer's factors start: the names, and which of them take a part of the base weight into B·A. PEFT's, but for `normal`.
+
+/**
+ * From the layer's shape alone:
+ * - `normal`: A ~ N(0, variance 1/r), B = 0.
+ * - `kaiming-uniform`: A ~ U(±1/√k), B = 0; PEFT's default.
+ * - `gaussian`: A ~ N(0, deviation 1/r), B = 0.
+ * - `random`: A ~ U(±1/√k), B ~ U(±1/√r); PEFT's `false`. The first effective weight is not W.
+ * - `orthogonal`: A and B of N(0, 1/10)-sized values in orthogonal halves of an even rank, so that B·A = 0.
+ *
+ * From the base weight:
+ * - `pissa` (Meng et al. 2024, arXiv 2404.02948): the leading r singular triples move from W into B·A; `pissa-niter-N`: found by N
+ *   subspace iterations from a random start.
+ * - `olora` (Büyükakyüz 2024, arXiv 2406.01775): the first r columns of Q and rows of R of W = Q·R move into B·A.
+ * - `mica` (arXiv 2604.01694): B holds the r left singular vectors of the smallest singular values and is meant to stay, A = 0.
+ *
+ * From data, later: they start as `kaiming-uniform`.
+ * - `eva` (Paischer et al. 2024, arXiv 2410.07170): A from the directions of the layers' inputs, by `evaInitialize`.
+ * - `lora-ga` (Wang et al. 2024, arXiv 2407.05000): from a gradient, by `loraGaInitialize`.
+ * - `corda` (Yang et al. 2024, arXiv 2406.05223): the singular triples of W·C, with C of the layer's inputs, by `cordaInitialize`.
+ */
+export type Init =
+  | 'normal'
+  | 'kaiming-uniform'
+  | 'gaussian'
+  | 'random'
+  | 'orthogonal'
+  | 'pissa'
+  | `pissa-niter-${number}`
+  | 'olora'
+  | 'mica'
+  | 'eva'
+  | 'lora-ga'
+  | 'corda'
+
+/** Those that need nothing but a shape. */
+export const DRAWN_INITS = ['normal', 'kaiming-uniform', 'gaussian', 'random', 'orthogonal'] as const satisfies Init[]
+
+/** All; 16 stands for any number of iterations. */
+export const INITS: readonly Init[] = [
+  ...DRAWN_INITS,
+  'pissa',
+  'pissa-niter-16',
+  'olora',
+  'mica',
+  'eva',
+  'lora-ga',
+  'corda',
+]
+
+export function isInit(value: unknown): value is Init {
+  return INITS.includes(value as Init) || (typeof value === 'string' && iterationsOf(value) !== undefined)
+}
+
+/** N of `pissa-niter-N`. */
+export function iterationsOf(init: string): number | undefined {
+  const digits = /^pissa-niter-(\d{1,4})$/.exec(init)?.[1]
+  return digits === undefined ? undefined : Number(digits)
+}
+
+/** W − s·B₀·A₀ takes the place of W, with the factors at their start: pissa, olora, lora-ga, corda. */
+export function changesBase(init: Init): boolean {
+  return takesFromBase(init) || init === 'lora-ga' || init === 'corda'
+}
+
+/** The weight alone tells B₀·A₀, so that it can be found again: pissa, olora. */
+export function takesFromBase(init: Init): boolean {
+  return init === 'pissa' || init === 'olora' || iterationsOf(init) !== undefined
+}
