@@ -1,56 +1,69 @@
-// How PEFT chooses modules and their ranks by name: lists of suffixes, and Python regular expressions, which are translated as
-// far as JavaScript has the same construct. Rules: huggingface/peft, tuners_utils.check_target_module_exists and
-// other.get_pattern_key.
+// How PEFT chooses modules and their ranks by name: lists of suffixes, and Python regular expressions. Rules: huggingface/peft,
+// tuners_utils.check_target_module_exists and other.get_pattern_key.
 
 import { ConfigError } from '../base/errors.js'
+import { Matcher } from './expression.js'
+import { type Expression, ExpressionError, parseExpression } from './expression-parse.js'
 
 /** Longer expressions come from no person; they only cost time to compile. */
 const MAX_PATTERN_LENGTH = 65536
 
-/** Every form that differs between the two dialects, and escaped characters so that they are passed over. */
-const PYTHON_FORMS = /\\A|\\Z|\\[\s\S]|\(\?P<|\(\?P=(\w+)\)|\(\?#[^)]*\)/g
-const GLOBAL_FLAGS = /^\(\?([aiLmsux]+)\)/
+const TAIL_PREFIX = parseExpression('(?:.*\\.)?')
+const LAYERS_PREFIX = parseExpression('(?:^|.*?\\.)')
+
+/** A pattern as a test of names. */
+interface Pattern {
+  /** @throws ConfigError when it takes too long */
+  test(name: string): boolean
+}
 
 /**
- * Python's `re.fullmatch(pattern, text)` as a RegExp to `test` with.
+ * Python's `re.fullmatch(pattern, text)`.
  *
  * @param where names the option in errors.
- * @throws ConfigError when JavaScript cannot compile it.
+ * @throws ConfigError when Python could not compile it, or it has something that is not supported.
  */
-export function fullMatch(pattern: string, where: string): RegExp {
-  return compile((body) => `^(?:${body})$`, pattern, where)
+export function fullMatch(pattern: string, where: string): Pattern {
+  const matcher = compile(pattern, where)
+  return { test: (name) => attemptMatch(() => matcher.test(name), pattern, where) }
 }
 
 /** PEFT's `re.match("(.*\.)?(KEY)$", modulePath)`: KEY is the whole path, or its end after a dot. */
-function tailMatch(key: string, where: string): RegExp {
-  return compile((body) => `^(.*\\.)?(${body})$`, key, where)
+function tailMatch(key: string, where: string): Pattern {
+  const matcher = compile(key, where, TAIL_PREFIX)
+  return { test: (name) => attemptMatch(() => matcher.test(name), key, where) }
 }
 
-function compile(wrap: (body: string) => string, pattern: string, where: string): RegExp {
-  const global = GLOBAL_FLAGS.exec(pattern)
-  const body = pattern.slice(global?.[0].length ?? 0).replace(PYTHON_FORMS, (form, name) => {
-    if (form === '\\A') return '^'
-    if (form === '\\Z') return '$'
-    if (form === '(?P<') return '(?<'
-    if (name !== undefined) return `\\k<${name}>`
-    return form.startsWith('(?#') ? '' : form
-  })
-  // `a` and `u` choose what \w means, which module names do not depend on.
-  const flags = (global?.[1] ?? '').replace(/[au]/g, '')
-  const got = pattern.length > 200 ? `${pattern.slice(0, 200)}…` : pattern
-  if (pattern.length > MAX_PATTERN_LENGTH || /[^ims]/.test(flags)) {
-    throw new ConfigError({ where, what: 'a regular expression that cannot be used here', got })
-  }
+function compile(pattern: string, where: string, prefix?: Expression): Matcher {
+  return attemptMatch(
+    () => {
+      if (pattern.length > MAX_PATTERN_LENGTH) throw new ExpressionError(`longer than ${MAX_PATTERN_LENGTH} characters`)
+      const body = parseExpression(pattern)
+      return new Matcher(prefix === undefined ? body : { kind: 'sequence', items: [prefix, body] })
+    },
+    pattern,
+    where,
+  )
+}
+
+function attemptMatch<T>(work: () => T, pattern: string, where: string): T {
   try {
-    return new RegExp(wrap(body), flags)
+    return work()
   } catch (cause) {
-    throw new ConfigError({ where, what: 'not a regular expression that JavaScript understands', got, cause })
+    if (!(cause instanceof ExpressionError)) throw cause
+    const got = pattern.length > 200 ? `${pattern.slice(0, 200)}…` : pattern
+    throw new ConfigError({
+      where,
+      what: `not a regular expression that can be used: ${cause.message}`,
+      got,
+      cause,
+    })
   }
 }
 
 /** rankPattern and alphaPattern, compiled: the value of the first key that matches, in the keys' order. */
 export class PatternTable {
-  readonly #rows: readonly (readonly [RegExp, number])[]
+  readonly #rows: readonly (readonly [Pattern, number])[]
 
   /** @throws ConfigError when a key does not compile. */
   constructor(pattern: Readonly<Record<string, number>>, where: string) {
@@ -104,14 +117,23 @@ function layerMatcher({ layersToTransform = [], layersPattern = [] }: TargetRule
   if (indexes.length === 0) return () => true
   const containers = [layersPattern].flat().filter((pattern) => pattern !== '')
   // The lazy prefix finds the layer's index; a greedy one would find an expert's further down.
-  const expressions =
+  const finders =
     containers.length === 0
-      ? [/^.*?\.[^.]*\.(\d+)\./]
-      : containers.map((body) =>
-          compile((pattern) => `^(?:|.*?\\.)${pattern}\\.(?<layerIndex>\\d+)\\.`, body, 'layersPattern'),
-        )
+      ? [(name: string) => /^.*?\.[^.]*\.(\d+)\./.exec(name)?.[1]]
+      : containers.map((container) => indexFinder(container))
   return (name) => {
-    const match = expressions.map((expression) => expression.exec(name)).find((result) => result !== null)
-    return match != null && indexes.includes(Number(match.groups?.layerIndex ?? match[1]))
+    const index = finders.map((find) => find(name)).find((found) => found !== undefined)
+    return index !== undefined && indexes.includes(Number(index))
+  }
+}
+
+/** PEFT's `re.match("(?:^|.*?\.)PATTERN\.(\d+)\.", modulePath)`: the number. */
+function indexFinder(pattern: string): (moduleName: string) => string | undefined {
+  const matcher = compile(pattern, 'layersPattern', LAYERS_PREFIX)
+  return (name) => {
+    const characters = Array.from(name)
+    const indexAt = (end: number) => /^\.(\d+)\./.exec(characters.slice(end).join(''))?.[1]
+    const end = attemptMatch(() => matcher.matchEnd(name, (at) => indexAt(at) !== undefined), pattern, 'layersPattern')
+    return end === undefined ? undefined : indexAt(end)
   }
 }

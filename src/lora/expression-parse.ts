@@ -1,0 +1,329 @@
+// Python's regular expressions (the re module of 3.11) as trees. JavaScript's own engine spells some of them otherwise, and takes
+// exponential time for others, which configs from strangers may hold.
+
+/** One character: true for a code point that it stands for. */
+export type CharacterTest = (code: number) => boolean
+
+export type Expression =
+  | { readonly kind: 'character'; readonly test: CharacterTest }
+  | { readonly kind: 'sequence'; readonly items: readonly Expression[] }
+  | { readonly kind: 'choice'; readonly options: readonly Expression[] }
+  | {
+      readonly kind: 'repeat'
+      readonly item: Expression
+      readonly min: number
+      readonly max: number
+      readonly isLazy: boolean
+    }
+  | { readonly kind: 'group'; readonly number: number; readonly item: Expression }
+  | { readonly kind: 'reference'; readonly number: number; readonly isCaseless: boolean }
+  | { readonly kind: 'position'; readonly test: (text: readonly number[], at: number) => boolean }
+  | { readonly kind: 'look'; readonly item: Expression; readonly isBehind: boolean; readonly isNegative: boolean }
+
+/** What is wrong with an expression, in a clause. */
+export class ExpressionError extends Error {}
+
+interface Flags {
+  readonly isCaseless: boolean
+  readonly isMultiline: boolean
+  readonly isDotAll: boolean
+  readonly isAscii: boolean
+}
+
+const MAX_DEPTH = 200
+const LINE_FEED = 10
+const FLAGS = /^\(\?([aiLmsux]+)\)/
+const FLAG_GROUP = /^\(\?([aimsu]*)(?:-([ims]+))?:/
+const QUANTIFIER = /^(?:([*+?])|\{(\d*)(?:(,)(\d*))?\})/
+const HEX_ESCAPE = /^(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8})/
+const CONTROLS: Readonly<Record<string, number>> = { a: 7, b: 8, t: 9, n: 10, v: 11, f: 12, r: 13 }
+
+/** Names of modules are ASCII but for very few. */
+const ASCII_WORD = /[0-9A-Za-z_]/
+const isDigit: CharacterTest = (code) => {
+  return code < 128 ? code >= 48 && code <= 57 : /\p{Nd}/u.test(String.fromCodePoint(code))
+}
+const isWord: CharacterTest = (code) => {
+  const character = String.fromCodePoint(code)
+  return code < 128 ? ASCII_WORD.test(character) : /[\p{L}\p{N}]/u.test(character)
+}
+const isSpace: CharacterTest = (code) => {
+  if (code < 128) return (code >= 9 && code <= 13) || (code >= 28 && code <= 32)
+  return code === 0x85 || (/\s/.test(String.fromCodePoint(code)) && code !== 0xfeff)
+}
+const not =
+  (test: CharacterTest): CharacterTest =>
+  (code) =>
+    !test(code)
+const inAscii =
+  (test: CharacterTest): CharacterTest =>
+  (code) =>
+    code < 128 && test(code)
+
+/** @throws ExpressionError when Python could not compile it, or it has something that is not supported here */
+export function parseExpression(pattern: string): Expression {
+  return new Parser(pattern).parse()
+}
+
+class Parser {
+  readonly #text: string
+  #at = 0
+  #depth = 0
+  #flags: Flags = { isCaseless: false, isMultiline: false, isDotAll: false, isAscii: false }
+  #groups = 0
+  readonly #closed = new Set<number>()
+  readonly #names = new Map<string, number>()
+
+  constructor(pattern: string) {
+    this.#text = pattern
+  }
+
+  parse(): Expression {
+    const global = FLAGS.exec(this.#text)
+    if (global !== null) {
+      if (/[xL]/.test(global[1])) throw new ExpressionError(`the flags ${global[1]}`)
+      this.#flags = withFlags(this.#flags, global[1], '')
+      this.#at = global[0].length
+    }
+    const result = this.#choice()
+    if (this.#at < this.#text.length) throw new ExpressionError('a closing parenthesis without an opening one')
+    return result
+  }
+
+  #choice(): Expression {
+    if (++this.#depth > MAX_DEPTH) throw new ExpressionError('groups nested too deep')
+    const options = [this.#sequence()]
+    while (this.#skip('|')) options.push(this.#sequence())
+    this.#depth--
+    return options.length === 1 ? options[0] : { kind: 'choice', options }
+  }
+
+  #sequence(): Expression {
+    const items: Expression[] = []
+    while (this.#at < this.#text.length && this.#text[this.#at] !== '|' && this.#text[this.#at] !== ')') {
+      const item = this.#atom()
+      if (item !== undefined) items.push(this.#quantified(item))
+    }
+    return items.length === 1 ? items[0] : { kind: 'sequence', items }
+  }
+
+  #quantified(item: Expression): Expression {
+    const quantifier = this.#quantifier()
+    if (quantifier === undefined) return item
+    if (item.kind === 'position') throw new ExpressionError('nothing to repeat')
+    if (this.#skip('+')) throw new ExpressionError('a possessive quantifier')
+    const isLazy = this.#skip('?')
+    if (this.#quantifier() !== undefined) throw new ExpressionError('a quantifier after a quantifier')
+    return { kind: 'repeat', item, ...quantifier, isLazy }
+  }
+
+  /** Takes it. Braces that are no quantifier are characters. */
+  #quantifier(): { min: number; max: number } | undefined {
+    const match = QUANTIFIER.exec(this.#text.slice(this.#at, this.#at + 40))
+    if (match === null || match[0] === '{}') return undefined
+    this.#at += match[0].length
+    const [, sign, low, comma, high] = match
+    if (sign !== undefined) return { min: sign === '+' ? 1 : 0, max: sign === '?' ? 1 : Number.POSITIVE_INFINITY }
+    const min = Number(low || 0)
+    const max = comma === undefined ? min : high === '' ? Number.POSITIVE_INFINITY : Number(high)
+    if (max < min) throw new ExpressionError('a quantifier whose maximum is below its minimum')
+    return { min, max }
+  }
+
+  /** Undefined for a comment. */
+  #atom(): Expression | undefined {
+    if (this.#text[this.#at] === '(') return this.#group()
+    if (this.#quantifier() !== undefined) throw new ExpressionError('nothing to repeat')
+    const code = this.#next()
+    const { isMultiline, isDotAll } = this.#flags
+    switch (String.fromCodePoint(code)) {
+      case '.':
+        return { kind: 'character', test: isDotAll ? () => true : (other) => other !== LINE_FEED }
+      case '^':
+        return { kind: 'position', test: (text, at) => at === 0 || (isMultiline && text[at - 1] === LINE_FEED) }
+      case '$':
+        return {
+          kind: 'position',
+          test: (text, at) => {
+            return at === text.length || (text[at] === LINE_FEED && (isMultiline || at === text.length - 1))
+          },
+        }
+      case '[':
+        return this.#character(this.#set())
+      case '\\':
+        return this.#escape()
+      default:
+        return this.#character((other) => other === code)
+    }
+  }
+
+  #character(test: CharacterTest): Expression {
+    return { kind: 'character', test: this.#flags.isCaseless ? caseless(test) : test }
+  }
+
+  #group(): Expression | undefined {
+    const rest = this.#text.slice(this.#at, this.#at + 300)
+    const comment = /^\(\?#[^)]*\)/.exec(rest)
+    if (comment !== null) {
+      this.#at += comment[0].length
+      return undefined
+    }
+    const reference = /^\(\?P=(\w+)\)/.exec(rest)
+    if (reference !== null) {
+      this.#at += reference[0].length
+      return this.#reference(this.#names.get(reference[1]))
+    }
+    const look = /^\(\?(<?)([=!])/.exec(rest)
+    if (look !== null) {
+      const item = this.#inside(look[0].length)
+      return { kind: 'look', item, isBehind: look[1] === '<', isNegative: look[2] === '!' }
+    }
+    const flagged = FLAG_GROUP.exec(rest)
+    if (flagged !== null) {
+      const outer = this.#flags
+      this.#flags = withFlags(outer, flagged[1], flagged[2] ?? '')
+      const item = this.#inside(flagged[0].length)
+      this.#flags = outer
+      return { kind: 'sequence', items: [item] }
+    }
+    const named = /^\(\?P<([\p{L}_]\w*)>/u.exec(rest)
+    if (named === null && rest.startsWith('(?'))
+      throw new ExpressionError(`a group that begins with ${rest.slice(0, 4)}`)
+    const number = ++this.#groups
+    if (named !== null) {
+      if (this.#names.has(named[1])) throw new ExpressionError(`two groups named ${named[1]}`)
+      this.#names.set(named[1], number)
+    }
+    const item = this.#inside(named?.[0].length ?? 1)
+    this.#closed.add(number)
+    return { kind: 'group', number, item }
+  }
+
+  /** What is between an opening of that length and its parenthesis. */
+  #inside(openingLength: number): Expression {
+    this.#at += openingLength
+    const item = this.#choice()
+    if (!this.#skip(')')) throw new ExpressionError('an opening parenthesis without a closing one')
+    return item
+  }
+
+  #reference(number: number | undefined): Expression {
+    if (number === undefined || !this.#closed.has(number))
+      throw new ExpressionError('a reference to no group before it')
+    return { kind: 'reference', number, isCaseless: this.#flags.isCaseless }
+  }
+
+  #escape(): Expression {
+    const rest = this.#text.slice(this.#at, this.#at + 10)
+    const group = /^[1-9]\d?/.exec(rest)
+    if (group !== null && !/^[0-3][0-7]{2}/.test(rest)) {
+      this.#at += group[0].length
+      return this.#reference(Number(group[0]))
+    }
+    const word = this.#flags.isAscii ? inAscii(isWord) : isWord
+    const isBoundary = (text: readonly number[], at: number) => {
+      return (at > 0 && word(text[at - 1])) !== (at < text.length && word(text[at]))
+    }
+    const positions: Readonly<Record<string, (text: readonly number[], at: number) => boolean>> = {
+      A: (_, at) => at === 0,
+      Z: (text, at) => at === text.length,
+      b: isBoundary,
+      B: (text, at) => text.length > 0 && !isBoundary(text, at),
+    }
+    if (rest !== '' && Object.hasOwn(positions, rest[0])) {
+      this.#at++
+      return { kind: 'position', test: positions[rest[0]] }
+    }
+    return this.#character(this.#escaped())
+  }
+
+  /** An escape that stands for characters, inside a set or outside. */
+  #escaped(): CharacterTest {
+    const code = this.#escapedCode()
+    if (typeof code === 'number') return (other) => other === code
+    return code
+  }
+
+  #escapedCode(): number | CharacterTest {
+    const rest = this.#text.slice(this.#at, this.#at + 10)
+    const hex = HEX_ESCAPE.exec(rest)
+    const octal = /^(?:0[0-7]{0,2}|[1-3][0-7]{2})/.exec(rest)
+    if (hex !== null || octal !== null) {
+      const spelling = (hex ?? octal)![0]
+      this.#at += spelling.length
+      const code = hex === null ? Number.parseInt(spelling, 8) : Number.parseInt(spelling.slice(1), 16)
+      if (code > 0x10ffff) throw new ExpressionError(`no character \\${spelling}`)
+      return code
+    }
+    const code = this.#next()
+    const name = String.fromCodePoint(code)
+    const classes: Readonly<Record<string, CharacterTest>> = { d: isDigit, w: isWord, s: isSpace }
+    const known = Object.hasOwn(classes, name.toLowerCase()) ? classes[name.toLowerCase()] : undefined
+    if (known !== undefined) {
+      const own = this.#flags.isAscii ? inAscii(known) : known
+      return name === name.toLowerCase() ? own : not(own)
+    }
+    if (Object.hasOwn(CONTROLS, name)) return CONTROLS[name]
+    if (/[a-zA-Z0-9]/.test(name)) throw new ExpressionError(`the escape \\${name}`)
+    return code
+  }
+
+  /** After its opening bracket. */
+  #set(): CharacterTest {
+    const isNegative = this.#skip('^')
+    const tests: CharacterTest[] = []
+    for (let isFirst = true; isFirst || this.#text[this.#at] !== ']'; isFirst = false) {
+      const low = this.#setItem()
+      const isRange = this.#text[this.#at] === '-' && ![']', undefined].includes(this.#text[this.#at + 1])
+      if (!isRange) {
+        tests.push(typeof low === 'number' ? (code) => code === low : low)
+        continue
+      }
+      this.#at++
+      const high = this.#setItem()
+      if (typeof low !== 'number' || typeof high !== 'number' || high < low) throw new ExpressionError('a wrong range')
+      tests.push((code) => code >= low && code <= high)
+    }
+    this.#at++
+    const isIn: CharacterTest = (code) => tests.some((test) => test(code))
+    const folded = this.#flags.isCaseless ? caseless(isIn) : isIn
+    return isNegative ? not(folded) : isIn
+  }
+
+  #setItem(): number | CharacterTest {
+    const code = this.#next()
+    return code === '\\'.charCodeAt(0) ? this.#escapedCode() : code
+  }
+
+  #next(): number {
+    const code = this.#text.codePointAt(this.#at)
+    if (code === undefined) throw new ExpressionError('it ends too early')
+    this.#at += code > 0xffff ? 2 : 1
+    return code
+  }
+
+  #skip(character: string): boolean {
+    if (this.#text[this.#at] !== character) return false
+    this.#at++
+    return true
+  }
+}
+
+function withFlags(flags: Flags, on: string, off: string): Flags {
+  const has = (flag: string, before: boolean) => (before || on.includes(flag)) && !off.includes(flag)
+  return {
+    isCaseless: has('i', flags.isCaseless),
+    isMultiline: has('m', flags.isMultiline),
+    isDotAll: has('s', flags.isDotAll),
+    isAscii: on.includes('a') || (flags.isAscii && !on.includes('u')),
+  }
+}
+
+function caseless(test: CharacterTest): CharacterTest {
+  return (code) => {
+    const character = String.fromCodePoint(code)
+    const cases = [character, character.toLowerCase(), character.toUpperCase()]
+    // ß in capitals is two characters: Python does not take it for either.
+    return cases.some((other) => [...other].length === 1 && test(other.codePointAt(0)!))
+  }
+}
