@@ -218,10 +218,10 @@ def make(arch, name, out):
         write_json(out / "expected.json", {**expected, "mergeRefused": said(error)})
         return f"made; {error}"
     tensors |= {f"merged.{k}": v for k, v in merged.items() if k not in original or not torch.equal(v, original[k])}
-    if option.dtype is not None:  # what PEFT's own merge in this type gives
-        own, _ = reload(arch, option, out / "adapter")
-        rounded = own.merge_and_unload().state_dict()
-        tensors |= {f"rounded.{k}": rounded[k] for k in merged if f"merged.{k}" in tensors}
+    if option.dtype is not None:  # what PEFT's own merges in this type give
+        for kind, arguments in {"rounded": {}, "safe": {"safe_merge": True}}.items():
+            rounded = reload(arch, option, out / "adapter")[0].merge_and_unload(**arguments).state_dict()
+            tensors |= {f"{kind}.{k}": rounded[k] for k in merged if f"merged.{k}" in tensors}
     save_tensors(out / "tensors.safetensors", tensors)
     write_json(out / "expected.json", expected)
     return ""

@@ -46,6 +46,8 @@ export interface Expected {
   base: 'base' | 'tied'
   trainableParams: number
   layers: ExpectedLayer[]
+  /** Where PEFT trained with other alphas than it loads again. */
+  trainedAlphas?: Record<string, number>
   /** PEFT's message when it cannot merge what it can run. */
   mergeRefused?: string
 }

@@ -51,6 +51,18 @@ ${rows.map(line).join('\n')}
 The ${CHECKS.length} checks run in every cell; with a base and an adapter in 16 bits the merge is compared in that type. Where PEFT runs an adapter and cannot merge it,
 lowrank must refuse to merge it too, and a note has PEFT’s message. Embeddings that are tied are merged with \`tied: 'keep'\`, which is what PEFT does.
 
+## Where PEFT does something else
+
+[tests/conformance/differences.test.ts](../tests/conformance/differences.test.ts) has both results of each.
+
+| case | PEFT | lowrank |
+| --- | --- | --- |
+| merging into 16 bits with \`safe_merge\` ([#1388](https://github.com/huggingface/peft/issues/1388), [#2502](https://github.com/huggingface/peft/issues/2502)) | rounds s·B·A, then the sum | rounds once, as PEFT does without \`safe_merge\` |
+| tied embeddings ([#2018](https://github.com/huggingface/peft/issues/2018), [#2777](https://github.com/huggingface/peft/issues/2777)) | a merge changes the other use as well, with a warning | refuses until \`tied\` says \`untie\`, which gives what was trained, or \`keep\`, which is PEFT’s result |
+| \`rank_pattern\`, \`alpha_pattern\` in which several keys match | saved sorted: loaded again, another key may come first, and scaling or shapes are others | written in an order that means the same |
+| \`fan_in_fan_out\` of models with Conv1D and Linear layers ([#324](https://github.com/huggingface/peft/issues/324)) | saved as the last adapted module left it; on loading the module’s class counts | the shape of the base’s weight counts |
+| \`bias="all"\` with \`modules_to_save\` | saves those modules’ biases twice, and the base’s besides | reads such files, and writes each bias once |
+
 ## Notes
 
 ${[...notes].map(([message, number]) => `${number}. ${message}`).join('\n')}
