@@ -264,7 +264,12 @@ class FoundParts {
   }
 }
 
-/** Throws UnsupportedError where there are groups. */
+/**
+ * A checkpoint does not say whether a convolution is dilated. One that is gets what PEFT's merge gives it, W + s·B·A, although A was
+ * not dilated in training.
+ *
+ * @throws UnsupportedError where there are groups
+ */
 function convolutionWeight([a, b]: LayerParts['shapes'], name: string): number[] {
   const { d, channels, kernel, groups } = convolutionShape(a, b, name)
   if (groups > 1) throw new UnsupportedError({ where: name, what: groupsRefusal(groups) })

@@ -17,6 +17,7 @@ import { loadAdapter } from '../../../src/lora/peft.js'
 import { transpose } from '../../../src/lora/product.js'
 import { mergeCheckpoint } from '../../../src/merge/checkpoint/merge-checkpoint.js'
 import { mergeCheckpointFiles } from '../../../src/merge/checkpoint/node-merge.js'
+import { unmergeCheckpoint } from '../../../src/merge/checkpoint/unmerge.js'
 
 const root = fileURLToPath(new URL('../../golden/kinds', import.meta.url))
 const folders = readdirSync(root, { withFileTypes: true }).flatMap((entry) => (entry.isDirectory() ? entry.name : []))
@@ -136,6 +137,14 @@ test.each(grouped)('%s cannot be merged, as in PEFT', async (name) => {
     await expect(merging).rejects.toThrow(/depthwise: an adapted convolution of 4 groups cannot be merged, as in PEFT/)
   }
   expect(out.files.size).toBe(0)
+})
+
+test.each(['convolution', 'convolution-lora-bias', 'embedding'])('%s is taken out again', async (name) => {
+  const from = await base(baseOf(name))
+  const [merged, out] = [new MemoryDirectory({}, 'merged'), new MemoryDirectory({}, 'out')]
+  await mergeCheckpoint(from, folderOf(name), merged)
+  await unmergeCheckpoint(merged, folderOf(name), out)
+  expectClose(await valuesIn(out, 'model.safetensors'), await valuesIn(from, 'model.safetensors'), 1e-6)
 })
 
 const unweighted = ['dora', 'embedding-dora', 'convolution-dora', 'modules-to-save', 'tokens']
