@@ -11,9 +11,10 @@ import { type TiedPair, type TiedPolicy, tiedError } from './tied.js'
 /**
  * @param locate module name → the name that the checkpoint has for it
  * @param pair tied embeddings that a replacement touches
- * @returns by tensor of the base, what its output has in place of the base's own
+ * @param isUntied the output has both of them
+ * @returns by tensor of the output, what it has in place of the base's own
  * @throws MismatchError when the base has no such tensor, or another shape of it, or it is one of tied embeddings;
- *   UnsupportedError when two replace one tensor, or embeddings are to be untied
+ *   UnsupportedError when two replace one tensor
  */
 export function placeReplacements(
   replacements: readonly BaseReplacement[],
@@ -21,6 +22,7 @@ export function placeReplacements(
   checkpoint: Checkpoint,
   pair: TiedPair | undefined,
   tied: TiedPolicy,
+  isUntied = false,
 ): Map<string, Pick<OutputTensor, 'base' | 'shard'> | Pick<OutputTensor, 'rows'>> {
   const { tensors, shards } = checkpoint
   const result = new Map<string, Pick<OutputTensor, 'base' | 'shard'> | Pick<OutputTensor, 'rows'>>()
@@ -28,13 +30,11 @@ export function placeReplacements(
     const name = locate(tensor)
     const isPaired = pair !== undefined && (name === pair.head || name === pair.embedding)
     if (isPaired && rows === undefined && tied === 'refuse') throw tiedError(pair, tensors.has(pair.head))
-    if (isPaired && tied === 'untie') {
-      throw new UnsupportedError({ where: name, what: 'tied embeddings that an adapter replaces cannot be untied' })
-    }
-    // Rows of tied embeddings are tied in PEFT too: both uses see them.
-    const names = isPaired ? [pair.embedding, pair.head].filter((own) => tensors.has(own)) : [name]
-    for (const own of names) {
-      const base = tensors.get(own)?.info
+    const isIn = (own: string) => tensors.has(own) || (isUntied && own === pair?.head)
+    // Rows of tied embeddings are tied in PEFT too: both uses see them. A whole module is a copy of its own there.
+    const isBoth = isPaired && (rows !== undefined || !isUntied)
+    for (const own of isBoth ? [pair.embedding, pair.head].filter(isIn) : [name]) {
+      const base = (tensors.get(own) ?? (isPaired && isIn(own) ? tensors.get(pair.embedding) : undefined))?.info
       if (base === undefined) throw missingError(own, tensors.keys())
       checkFit(own, base, info, rows)
       if (result.has(own))

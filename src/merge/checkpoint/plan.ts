@@ -74,21 +74,35 @@ export function planMerge(
   }
   refuseQuantizedConfig(config, `${checkpoint.directory.name}/config.json`)
   const pair = findTiedPair(layers, checkpoint, config)
-  const vocabulary = replacements.map(({ tensor, info: { shape } }) => {
-    return { name: tensor.slice(0, tensor.lastIndexOf('.')), d: shape[0], k: shape[1] }
-  })
+  const replacedPair = (some: readonly BaseReplacement[]) => {
+    const vocabulary = some.map(({ tensor, info: { shape } }) => {
+      return { name: tensor.slice(0, tensor.lastIndexOf('.')), d: shape[0], k: shape[1] }
+    })
+    return findTiedPair(vocabulary, checkpoint, config)
+  }
+  // Replaced rows are for both uses, so that they alone untie nothing.
+  const untied =
+    tied === 'untie' ? (pair ?? replacedPair(replacements.filter(({ rows }) => rows === undefined))) : undefined
   if (pair !== undefined && tied === 'refuse') throw tiedError(pair, checkpoint.tensors.has(pair.head))
   const locate = moduleNames(layers, checkpoint.tensors)
   const byTensor = assignLayers({ layers, locate, checkpoint, pair, config }, tied)
-  const placed = placeReplacements(replacements, locate, checkpoint, findTiedPair(vocabulary, checkpoint, config), tied)
+  const placed = placeReplacements(
+    replacements,
+    locate,
+    checkpoint,
+    untied ?? replacedPair(replacements),
+    tied,
+    untied !== undefined,
+  )
   refuseCombinations(byTensor, placed)
 
   const outputs: OutputTensor[][] = checkpoint.shards.map(() => [])
   for (const [name, tensor] of checkpoint.tensors) {
     const own = outputs[tensor.shard]
     own.push({ ...outputTensor(name, tensor, byTensor.get(name) ?? [], dtype), ...placed.get(name) })
-    if (pair === undefined || tied !== 'untie' || name !== pair.embedding || checkpoint.tensors.has(pair.head)) continue
-    own.push(outputTensor(pair.head, tensor, byTensor.get(pair.head) ?? [], dtype))
+    if (untied === undefined || name !== untied.embedding || checkpoint.tensors.has(untied.head)) continue
+    const layersOfHead = byTensor.get(untied.head) ?? []
+    own.push({ ...outputTensor(untied.head, tensor, layersOfHead, dtype), ...placed.get(untied.head) })
   }
   for (const own of outputs) own.sort((a, b) => a.base.offset - b.base.offset)
   const all = outputs.flat()
@@ -107,8 +121,7 @@ export function planMerge(
       .map(({ name, layers: own }) => ({ name, layers: own })),
     index: isRelaid && newIndexPath !== undefined ? newIndex(newIndexPath, shards, all) : undefined,
     copiesIndex: !isRelaid && checkpoint.indexPath !== undefined,
-    configEdit:
-      pair !== undefined && tied === 'untie' ? { isUntied: true, dtype } : dtype && { isUntied: false, dtype },
+    configEdit: untied !== undefined ? { isUntied: true, dtype } : dtype && { isUntied: false, dtype },
   }
 }
 

@@ -1,0 +1,117 @@
+// Tied embeddings of which an adapter replaces one, or some rows: what refuse, keep and untie make of them.
+
+import { describe, expect, it } from 'vitest'
+import { MemoryDirectory } from '../../../src/base/bytes.js'
+import { encodeFloats } from '../../../src/base/dtype.js'
+import { Random } from '../../../src/base/random.js'
+import type { FloatArray } from '../../../src/base/tensor.js'
+import type { LoraAdapter } from '../../../src/lora/adapter.js'
+import { mergeCheckpoint } from '../../../src/merge/checkpoint/merge-checkpoint.js'
+import type { TiedPolicy } from '../../../src/merge/checkpoint/tied.js'
+import { adapter, base, floats, normals, readTensors, type TensorSketch } from './toolkit.js'
+
+const EMBEDDING = 'model.embed_tokens.weight'
+const HEAD = 'lm_head.weight'
+const SKETCHES: TensorSketch[] = [
+  [EMBEDDING, 'BF16', [32, 16]],
+  ['model.q_proj.weight', 'BF16', [24, 16]],
+]
+const STORED: TensorSketch[] = [...SKETCHES, [HEAD, 'BF16', [32, 16]]]
+const config = { tie_word_embeddings: true, model_type: 'llama' }
+
+const VALUES = normals(new Random(9, 'values'), 32 * 16)
+const stored = (values: Float32Array, shape: readonly number[]) => {
+  return { dtype: 'BF16' as const, shape, data: encodeFloats(values, 'BF16') }
+}
+const VALUES_BYTES = stored(VALUES, [32, 16]).data
+
+/** An adapter on q_proj that brings a tensor of its own. */
+function replacing(...names: string[]): LoraAdapter {
+  const lora = adapter({ 'model.q_proj': [24, 16] })
+  for (const name of names) {
+    lora.replacements.set(name, { key: name, isTrained: true, ...stored(VALUES, [32, 16]) })
+  }
+  return lora
+}
+
+/** And one that brings rows 3 and 30. */
+function withRows(lora = adapter({ 'model.q_proj': [24, 16] })): LoraAdapter {
+  lora.tokenRows.set('model.embed_tokens', { indices: [3, 30], ...stored(VALUES.subarray(0, 32), [2, 16]) })
+  return lora
+}
+
+async function run(sketches: readonly TensorSketch[], lora: LoraAdapter, tied?: TiedPolicy) {
+  const [from, out] = [await base(sketches, { config }), new MemoryDirectory()]
+  await mergeCheckpoint(from, lora, out, { tied })
+  const settings = JSON.parse(new TextDecoder().decode(out.files.get('config.json')))
+  return { before: await readTensors(from), after: await readTensors(out), isTied: settings.tie_word_embeddings }
+}
+
+function expectRows(after: FloatArray, before: FloatArray): void {
+  const expected = before.slice()
+  const rows = floats({ ...stored(VALUES.subarray(0, 32), [2, 16]), bytes: VALUES_BYTES.slice(0, 64) })
+  expected.set(rows.subarray(0, 16), 3 * 16)
+  expected.set(rows.subarray(16), 30 * 16)
+  expect(after).toEqual(expected)
+}
+
+describe.each([
+  ['of which one is stored', SKETCHES],
+  ['that are both stored', STORED],
+])('tied embeddings %s', (_, sketches) => {
+  it.each([EMBEDDING, HEAD])('are not replaced without a word: %s', async (name) => {
+    await expect(run(sketches, replacing(name))).rejects.toMatchObject({
+      code: 'MISMATCH',
+      where: HEAD,
+      expected: 'a choice for tied embeddings: untie or keep',
+    })
+  })
+
+  it.each([EMBEDDING, HEAD])('keep: both uses get %s', async (name) => {
+    const { before, after, isTied } = await run(sketches, replacing(name), 'keep')
+    expect([...after.keys()].sort()).toEqual([...before.keys()].sort())
+    expect(after.get(EMBEDDING)!.bytes).toEqual(VALUES_BYTES)
+    if (after.has(HEAD)) expect(after.get(HEAD)!.bytes).toEqual(VALUES_BYTES)
+    expect(isTied).toBe(true)
+  })
+
+  it('untie: the head is replaced alone', async () => {
+    const { before, after, isTied } = await run(sketches, replacing(HEAD), 'untie')
+    expect(after.get(HEAD)).toMatchObject({ dtype: 'BF16', shape: [32, 16], bytes: VALUES_BYTES })
+    expect(after.get(EMBEDDING)).toEqual(before.get(EMBEDDING))
+    expect(isTied).toBe(false)
+  })
+
+  it('untie: the embedding is replaced alone, and the head gets what both were', async () => {
+    const { before, after, isTied } = await run(sketches, replacing(EMBEDDING), 'untie')
+    expect(after.get(EMBEDDING)!.bytes).toEqual(VALUES_BYTES)
+    expect(after.get(HEAD)!.bytes).toEqual(before.get(before.has(HEAD) ? HEAD : EMBEDDING)!.bytes)
+    expect(isTied).toBe(false)
+  })
+
+  it('untie: each gets its own where both are replaced; keep has no place for two', async () => {
+    const lora = replacing(HEAD, EMBEDDING)
+    const other = VALUES.map((value) => value + 1)
+    lora.replacements.set(HEAD, { key: HEAD, isTrained: true, ...stored(other, [32, 16]) })
+    const { after } = await run(sketches, lora, 'untie')
+    expect(after.get(EMBEDDING)!.bytes).toEqual(VALUES_BYTES)
+    expect(after.get(HEAD)!.bytes).toEqual(stored(other, [32, 16]).data)
+    await expect(run(sketches, lora, 'keep')).rejects.toMatchObject({ code: 'UNSUPPORTED' })
+  })
+
+  it.each<TiedPolicy>(['refuse', 'keep', 'untie'])('rows are for both uses and untie nothing: %s', async (tied) => {
+    const { before, after, isTied } = await run(sketches, withRows(), tied)
+    expect([...after.keys()].sort()).toEqual([...before.keys()].sort())
+    for (const name of [EMBEDDING, HEAD]) {
+      if (before.has(name)) expectRows(floats(after.get(name)!), floats(before.get(name)!))
+    }
+    expect(isTied).toBe(true)
+  })
+
+  it('rows are refused beside another change of the head', async () => {
+    const both = run(sketches, withRows(replacing(HEAD)), 'untie')
+    await expect(both).rejects.toMatchObject({ code: 'UNSUPPORTED', where: HEAD })
+    const layered = withRows(adapter({ lm_head: [32, 16] }))
+    await expect(run(sketches, layered, 'untie')).rejects.toMatchObject({ code: 'UNSUPPORTED', where: HEAD })
+  })
+})
