@@ -5,7 +5,7 @@ import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
-import { basename, join } from 'node:path'
+import { join } from 'node:path'
 import { build } from 'vite'
 import { afterAll, beforeAll } from 'vitest'
 
@@ -59,11 +59,12 @@ async function openPage(
         request.on('end', () => resolve(body))
         response.end()
       } else if (files.has(path)) {
-        response.writeHead(200, { 'content-type': 'application/octet-stream', ...headers })
+        const type = /\.m?js$/.test(path) ? 'text/javascript' : 'application/octet-stream'
+        response.writeHead(200, { 'content-type': path.endsWith('.wasm') ? 'application/wasm' : type, ...headers })
         response.end(files.get(path))
       } else if (path.endsWith('.js')) {
         response.writeHead(200, { 'content-type': 'text/javascript', ...headers })
-        response.end(readFileSync(join(folder, basename(path))))
+        response.end(readFileSync(join(folder, path)))
       } else {
         response.writeHead(200, { 'content-type': 'text/html', ...headers })
         response.end('<!doctype html><script type="module" src="/page.js"></script>')

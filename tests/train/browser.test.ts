@@ -1,0 +1,80 @@
+// Training and generating in Chromium, in Web Workers on onnxruntime-web, where both are there: losses and texts are Node's.
+
+import { readFileSync } from 'node:fs'
+import { createRequire } from 'node:module'
+import path from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { beforeAll, describe, expect, it } from 'vitest'
+import { MemoryDirectory } from '../../src/base/bytes.js'
+import { loadModel } from '../../src/graph/model-folder.js'
+import { NodeDirectory } from '../../src/io/node-files.js'
+import { Trainer } from '../../src/train/trainer.js'
+import { browser, buildPage, ISOLATED } from '../browser.js'
+import { continued } from '../infer/continued.js'
+import { inThread } from '../infer/models.js'
+import type { Job, PageResult } from './page.js'
+
+const root = fileURLToPath(new URL('../../', import.meta.url))
+const MODEL = path.join(root, 'models/union-3m')
+
+/** The folder of onnxruntime-web's files; undefined where it is not installed. */
+function webRuntimeFolder(): string | undefined {
+  try {
+    return path.dirname(createRequire(import.meta.url).resolve('onnxruntime-web/wasm'))
+  } catch {
+    return undefined
+  }
+}
+
+const runtime = webRuntimeFolder()
+const SCRIPT = 'ort.wasm.bundle.min.mjs'
+
+describe.skipIf(browser === undefined || runtime === undefined)('training in Chromium', () => {
+  const files = new Map<string, Uint8Array>()
+  const page = buildPage<PageResult>(fileURLToPath(new URL('page.ts', import.meta.url)), files)
+  const lines = readFileSync(path.join(root, 'models/data/scripture.jsonl'), 'utf8').split('\n').slice(0, 12)
+  const job: Job = {
+    runtime: `/ort/${SCRIPT}`,
+    model: ['config.json', 'generation_config.json', 'tokenizer.json', 'onnx/model.onnx'],
+    data: lines.map((line) => JSON.parse(line)),
+    prompt: 'And the people',
+    settings: { maxSteps: 4, batchSize: 2, gradientAccumulation: 2, maxLength: 24, learningRate: 5e-3, saveEvery: 2 },
+  }
+  let expected: Pick<PageResult, 'trainLoss' | 'evalLoss' | 'texts'>
+
+  beforeAll(async () => {
+    files.set('/job.json', Buffer.from(JSON.stringify(job)))
+    for (const file of job.model) files.set(`/model/${file}`, readFileSync(path.join(MODEL, file)))
+    for (const file of [SCRIPT, 'ort-wasm-simd-threaded.wasm', 'ort-wasm-simd-threaded.mjs']) {
+      files.set(`/ort/${file}`, readFileSync(path.join(runtime!, file)))
+    }
+    const model = await loadModel(new NodeDirectory(MODEL), { runtime: inThread })
+    const { adapter, report } = await new Trainer({
+      ...job.settings,
+      model,
+      data: job.data,
+      evalData: job.data.slice(0, 2),
+      config: { rank: 4, dropout: 0.1, seed: 3 },
+      out: new MemoryDirectory(),
+    }).train()
+    expected = { ...report, texts: await continued(model, adapter, job.prompt) }
+    await model.close()
+  })
+
+  it.each([
+    ['on an ordinary page', {}],
+    ['on a page that is isolated across origins, with threads', ISOLATED],
+  ])('%s: gives the losses and texts that Node gives', async (_, headers) => {
+    const result = await page.open(headers)
+    expect(result).not.toHaveProperty('failed')
+    expect(result.runtime).toMatch(/^onnxruntime-web \d/)
+    expect(result.trainLoss).toHaveLength(4)
+    result.trainLoss.forEach((loss, i) => void expect(loss).toBeCloseTo(expected.trainLoss[i], 4))
+    expect(result.evalLoss!.before).toBeCloseTo(expected.evalLoss!.before, 4)
+    expect(result.evalLoss!.after).toBeCloseTo(expected.evalLoss!.after, 4)
+    expect(result.evalLoss!.after).toBeLessThan(result.evalLoss!.before)
+    expect(result.texts).toEqual(expected.texts)
+    expect(result.ticks).toBeGreaterThan(20)
+    expect(result.files).toEqual(['adapter_config.json', 'adapter_model.safetensors', 'lowrank.json', 'metrics.jsonl'])
+  })
+})
