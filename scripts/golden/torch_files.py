@@ -118,13 +118,20 @@ def save_adapters(out):
 
 
 def save_spellings(out):
-    """raw: a PEFT model's own state dict, as training loops save it that know nothing of PEFT. twice: of a PEFT model in a PEFT model."""
-    from peft import LoraConfig, PeftModel, get_peft_model
+    """raw: a PEFT model's own state dict, as training loops save it that know nothing of PEFT. strided: factors whose
+    transposes are contiguous. twice: of a PEFT model in a PEFT model."""
+    from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
     adapted = PeftModel.from_pretrained(build("qwen2"), GOLDEN / "kinds" / "all-together")
     parts = ("lora_", "modules_to_save", "trainable_tokens_delta", ".bias")
     folder = fresh(out / "raw")
     torch.save({k: v for k, v in adapted.state_dict().items() if any(part in k for part in parts)}, folder / "adapter_model.bin")
     shutil.copy(GOLDEN / "kinds" / "all-together" / "adapter_config.json", folder)
+
+    # PEFT makes tensors contiguous for safetensors only.
+    plain = PeftModel.from_pretrained(build("qwen2"), GOLDEN / "kinds" / "linear")
+    folder = fresh(out / "strided")
+    torch.save({k: v.t().contiguous().t() for k, v in get_peft_model_state_dict(plain).items()}, folder / "adapter_model.bin")
+    shutil.copy(GOLDEN / "kinds" / "linear" / "adapter_config.json", folder)
 
     inner = get_peft_model(build("qwen2"), LoraConfig(target_modules=["q_proj"]))
     outer = get_peft_model(inner, LoraConfig(r=2, target_modules=["k_proj"]), adapter_name="outer")

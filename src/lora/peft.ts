@@ -72,7 +72,9 @@ export async function openAdapter(
   const opened = await openWeights(folder)
   const close = () => opened.source.close()
   try {
-    const { file, notes } = normalizeKeys(opened, name)
+    const { file, notes: keyNotes } = normalizeKeys(opened, name)
+    const isInside = name === undefined && folder.path !== ''
+    const notes = [...(isInside ? [`an adapter in ${folder.path}, its only one`] : []), ...keyNotes]
     const tensors = claimTensors(file, config, onProblem)
     return { config, file, notes, ...tensors, parts: () => partsOf(tensors), close }
   } catch (error) {

@@ -1,6 +1,8 @@
 // Which files of a folder are read: adapter_model.bin as PEFT's save_pretrained(safe_serialization=False) writes it.
 
 import { readFileSync } from 'node:fs'
+import { copyFile, mkdir, mkdtemp, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { describe, expect, test } from 'vitest'
@@ -9,17 +11,23 @@ import { LowrankError } from '../../src/base/errors.js'
 import { NodeDirectory } from '../../src/io/node-files.js'
 import { loadAdapter, saveAdapter } from '../../src/lora/peft.js'
 import { mergeCheckpoint } from '../../src/merge/checkpoint/merge-checkpoint.js'
+import { mergeCheckpointFiles } from '../../src/merge/checkpoint/node-merge.js'
 
 const golden = fileURLToPath(new URL('../golden', import.meta.url))
 const torchFolder = (name: string) => path.join(golden, 'torch', 'adapters', name)
 const safeFolder = (name: string) => path.join(golden, 'kinds', name)
 
 /** all-together is in the format before torch 1.6. */
-describe.each(['linear', 'all-together', 'embedding'])('adapter_model.bin of %s', (name) => {
+describe.each([
+  ['linear', 'linear'],
+  ['all-together', 'all-together'],
+  ['embedding', 'embedding'],
+  ['strided', 'linear'],
+])('adapter_model.bin of %s', (name, plain) => {
   test('loads as its safetensors file does, and is saved as that', async () => {
     const [fromTorch, fromSafe] = [new MemoryDirectory(), new MemoryDirectory()]
     await saveAdapter(await loadAdapter(new NodeDirectory(torchFolder(name))), fromTorch)
-    await saveAdapter(await loadAdapter(new NodeDirectory(safeFolder(name))), fromSafe)
+    await saveAdapter(await loadAdapter(new NodeDirectory(safeFolder(plain))), fromSafe)
     expect([...fromTorch.files.keys()]).toEqual(['adapter_model.safetensors', 'adapter_config.json'])
     const weights = 'adapter_model.safetensors'
     expect(fromTorch.files.get(weights)).toEqual(fromSafe.files.get(weights))
@@ -31,8 +39,24 @@ describe.each(['linear', 'all-together', 'embedding'])('adapter_model.bin of %s'
     })
     const [fromTorch, fromSafe] = [new MemoryDirectory(), new MemoryDirectory()]
     await mergeCheckpoint(base, new NodeDirectory(torchFolder(name)), fromTorch)
-    await mergeCheckpoint(base, new NodeDirectory(safeFolder(name)), fromSafe)
+    await mergeCheckpoint(base, new NodeDirectory(safeFolder(plain)), fromSafe)
     expect(fromTorch.files.get('model.safetensors')).toEqual(fromSafe.files.get('model.safetensors'))
+  })
+
+  test('merges into a checkpoint in Node, which reads files and memory of its own, as it does', async () => {
+    const folder = await mkdtemp(path.join(tmpdir(), 'torch-'))
+    try {
+      const base = path.join(folder, 'base')
+      await mkdir(base)
+      await copyFile(path.join(golden, 'kinds', 'qwen2.safetensors'), path.join(base, 'model.safetensors'))
+      const options = { threads: 1, fsync: false }
+      await mergeCheckpointFiles(base, [torchFolder(name)], path.join(folder, 'torch'), options)
+      await mergeCheckpointFiles(base, [safeFolder(plain)], path.join(folder, 'safe'), options)
+      const read = (out: string) => readFileSync(path.join(folder, out, 'model.safetensors'))
+      expect(read('torch').equals(read('safe'))).toBe(true)
+    } finally {
+      await rm(folder, { recursive: true })
+    }
   })
 })
 
@@ -64,8 +88,10 @@ describe('adapters in folders of their names', () => {
 
   test('the only one inside is taken', async () => {
     const directory = directoryOf(...files('mine/', linear), ['logs/events.txt', new Uint8Array()])
-    expect((await loadAdapter(directory)).size).toBe(6)
-    expect((await loadAdapter(directory, { name: 'mine' })).size).toBe(6)
+    const adapter = await loadAdapter(directory)
+    expect(adapter.size).toBe(6)
+    expect(adapter.notes).toEqual(['an adapter in mine/, its only one'])
+    expect((await loadAdapter(directory, { name: 'mine' })).notes).toEqual([])
   })
 
   test('several must be named', async () => {
