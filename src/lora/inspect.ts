@@ -73,6 +73,8 @@ export interface AdapterReport {
 /** α is usually between r/2 and 4·r; a scaling this far from 1 is more often a mistake than a choice. */
 const UNUSUAL_SCALING = 16
 
+const F32_EPSILON = 2 ** -23
+
 export function inspectAdapter(adapter: LoraAdapter): AdapterReport {
   const problems: LowrankError[] = []
   const all = [...adapter, ...adapter.embeddings, ...adapter.convolutions, ...adapter.experts]
@@ -175,11 +177,19 @@ function warningsOf(layers: readonly LayerReport[], config: LoraConfig): string[
   const warn = (affected: readonly LayerReport[], what: string) => {
     if (affected.length > 0) warnings.push(`${count(affected, layers)}: ${what}`)
   }
+  // A magnitude or a bias changes something all the same.
+  const plain = layers.filter(({ hasMagnitude, hasBias }) => !hasMagnitude && !hasBias)
   warn(
-    layers.filter(({ normA, normB, hasMagnitude, hasBias }) => {
-      return (normA === 0 || normB === 0) && !hasMagnitude && !hasBias
-    }),
-    'A or B is all zero, so the layer changes nothing',
+    plain.filter(({ normB }) => normB === 0),
+    'B is all zero, as before training, so the layer changes nothing',
+  )
+  warn(
+    plain.filter(({ normA, normB }) => normA === 0 && normB !== 0),
+    'A is all zero, so the layer changes nothing',
+  )
+  warn(
+    layers.filter((layer) => layer.normDelta > 0 && numericalRank(layer) < layer.singularValues.length),
+    'B·A has a lower rank than its factors: some of its singular values are zero',
   )
   warn(
     layers.filter(({ rank, d, k }) => rank > Math.min(d, k)),
@@ -196,6 +206,12 @@ function warningsOf(layers: readonly LayerReport[], config: LoraConfig): string[
     }
   }
   return warnings
+}
+
+/** Singular values above rounding of f32 (as numpy.linalg.matrix_rank has it). */
+function numericalRank({ singularValues, d, k }: LayerReport): number {
+  const threshold = singularValues[0] * Math.max(d, k) * F32_EPSILON
+  return singularValues.filter((value) => value > threshold).length
 }
 
 function count(affected: readonly LayerReport[], all: readonly LayerReport[]): string {

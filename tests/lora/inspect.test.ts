@@ -59,10 +59,14 @@ describe('warns of', () => {
   test('layers that change nothing', () => {
     const inspected = adapter({}, ['a', 'b', 'c'])
     inspected.layer('b').weightB.data.fill(0)
-    expect(inspectAdapter(inspected).warnings).toEqual(['b: A or B is all zero, so the layer changes nothing'])
+    inspected.layer('c').weightA.data.fill(0)
+    expect(inspectAdapter(inspected).warnings).toEqual([
+      'b: B is all zero, as before training, so the layer changes nothing',
+      'c: A is all zero, so the layer changes nothing',
+    ])
     for (const [, layer] of inspected) layer.weightB.data.fill(0)
     expect(inspectAdapter(inspected).warnings).toEqual([
-      'All 3 layers: A or B is all zero, so the layer changes nothing',
+      'All 3 layers: B is all zero, as before training, so the layer changes nothing',
     ])
   })
 
@@ -70,6 +74,15 @@ describe('warns of', () => {
     const inspected = new LoraAdapter({ rank: 5 })
     inspected.addFactors('q', random(5, 6, 1), random(4, 5, 2))
     expect(inspectAdapter(inspected).warnings).toEqual(['q: the rank is above min(d, k), which B·A cannot use'])
+  })
+
+  test('a rank that is not used', () => {
+    const inspected = adapter()
+    const { data } = inspected.layer('q').weightB
+    for (let i = 0; i < data.length; i += 2) data[i + 1] = 3 * data[i]
+    expect(inspectAdapter(inspected).warnings).toEqual([
+      'q: B·A has a lower rank than its factors: some of its singular values are zero',
+    ])
   })
 
   test('a scaling far from 1', () => {
