@@ -122,7 +122,6 @@ def prefix():
 
 
 REFUSED = {  # case: (field to name, how to make it)
-    "layer-replication": ("layer_replication", one(layer_replication=[[0, 2], [1, 3]])),
     "loftq": ("init_lora_weights", loftq),
     "ia3": ("peft_type", other(ia3)),
     "prefix": ("peft_type", other(prefix)),

@@ -4,6 +4,7 @@
 import { ConfigError, nearMisses } from '../base/errors.js'
 import { changesBase, INITS, type Init, isInit } from './inits.js'
 import { PatternTable, targetMatcher } from './patterns.js'
+import { isLayerRanges, type LayerRanges, MAX_REPLICATED_LAYERS } from './replication.js'
 
 /** A complete config. Make one with {@link resolveConfig}. */
 export interface LoraConfig {
@@ -50,6 +51,10 @@ export interface LoraConfig {
   readonly modulesToSave: readonly string[]
   /** Parameters adapted in place of modules, weights of experts mostly: full names, or their ends after a dot. Default []. */
   readonly targetParameters: readonly string[]
+  /** The base's layers [start, end), range after range, as the adapted model has them; copies of a layer share its weights. */
+  readonly layerReplication: LayerRanges | undefined
+  /** What adapts the input embedding adapts an output embedding tied to it too, and they stay tied. Default false. */
+  readonly ensureWeightTying: boolean
   /** Rows of the input embedding that the adapter replaces, by token; or of any module, by its name or its end. */
   readonly trainableTokenIndices: readonly number[] | Readonly<Record<string, readonly number[]>> | undefined
   /** Fields of PEFT's file without effect on the result, as they were, in PEFT's spelling. */
@@ -120,6 +125,8 @@ const FIELDS: { readonly [K in keyof LoraConfig]: Field & { default: LoraConfig[
     expected: 'names of parameters',
     accepts: (value) => Array.isArray(value) && isNames(value),
   },
+  layerReplication: optional(`ranges [start, end) of layers, ${MAX_REPLICATED_LAYERS} layers at most`, isLayerRanges),
+  ensureWeightTying: { default: false, expected: 'true or false', accepts: isBoolean },
   trainableTokenIndices: optional(
     'tokens, or module names with tokens',
     (value) => isTokens(value) || isTable(isTokens)(value),

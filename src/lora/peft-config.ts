@@ -30,6 +30,8 @@ const NAMES: ReadonlyMap<string, keyof LoraConfig> = new Map([
   ['lora_bias', 'loraBias'],
   ['bias', 'bias'],
   ['modules_to_save', 'modulesToSave'],
+  ['layer_replication', 'layerReplication'],
+  ['ensure_weight_tying', 'ensureWeightTying'],
   ['target_parameters', 'targetParameters'],
   ['trainable_token_indices', 'trainableTokenIndices'],
   ['base_model_name_or_path', 'baseModel'],
@@ -131,7 +133,7 @@ export function parsePeftConfig(bytes: Uint8Array, file: string, onProblem: OnPr
   for (const [key, value] of fields) {
     const name = NAMES.get(key)
     if (name === undefined && key !== INIT_FIELD) others.push([key, value])
-    else if (name !== undefined && value !== null) input[name] = value
+    else if (name !== undefined && value !== null && !isEmptyRanges(key, value)) input[name] = value
   }
   input.peftFields = Object.fromEntries(others)
   return resolveForFile(input as LoraConfigInput, file)
@@ -143,6 +145,11 @@ function plainField(key: string, value: JsonValue): unknown {
   return isPattern && value instanceof Map
     ? new Map([...value].map(([name, item]) => [name, toPlain(item)]))
     : toPlain(value)
+}
+
+/** PEFT takes no ranges at all for the model as it is. */
+function isEmptyRanges(key: string, value: unknown): boolean {
+  return key === 'layer_replication' && Array.isArray(value) && value.length === 0
 }
 
 /** Errors about a field get the file's name and the field's spelling there. */

@@ -14,10 +14,11 @@ import { elementCount, formatShape } from '../base/tensor.js'
 import type { SafetensorsFile, TensorInfo } from '../formats/safetensors.js'
 import { configForLayer, type LoraConfig } from './config.js'
 import { convolutionShape } from './convolution-factors.js'
-import { targetMatcher } from './patterns.js'
 import { CONFIG_FILE } from './peft-files.js'
 import { KEY_PREFIX } from './peft-keys.js'
 import { type ParameterTensors, takeParameters } from './peft-parameters.js'
+import { baseModuleName } from './replication.js'
+import { adaptedMatcher, isHeadModule } from './tied.js'
 
 /** The tensors of one adapted module. */
 export interface LayerTensors {
@@ -149,12 +150,16 @@ export function claimTensors(
     onProblem(new FormatError({ where: file, what: 'no rows for trainable_token_indices', expected }))
   }
   const parameters = takeParameters(found, config, file, onProblem)
-  const isTarget = targetMatcher(config)
+  for (const { name, A } of parameters) {
+    attempt(() => baseModuleName(name, config.layerReplication, `${file}: ${A.name}`), onProblem)
+  }
+  const isTarget = adaptedMatcher(config)
   const layers = sorted(found).flatMap(([name, parts]) => {
     const layer = attempt(() => complete(name, parts, config, file), onProblem)
     if (layer === undefined) return []
     attempt(() => checkVectors(layer, file), onProblem)
     attempt(() => checkTarget(layer, isTarget, file), onProblem)
+    attempt(() => baseModuleName(name, config.layerReplication, `${file}: ${layer.A.name}`), onProblem)
     const isSound = attempt(() => checkShapes(layer, file), onProblem)
     return isSound ? [layer] : withOwnRank(layer, file)
   })
@@ -200,7 +205,10 @@ function replacementOrigin(
   // As in PEFT, an entry is the end of a name, with or without a dot before it, and means all that is inside.
   const owners = module.split('.').map((_, i, parts) => parts.slice(0, i + 1).join('.'))
   if (config.modulesToSave.some((entry) => owners.some((owner) => owner.endsWith(entry)))) return 'trained'
-  const isEmbedding = EMBEDDING_WEIGHT.test(base) || found.get(module)?.kind === 'embedding'
+  const isEmbedding =
+    EMBEDDING_WEIGHT.test(base) ||
+    found.get(module)?.kind === 'embedding' ||
+    (config.ensureWeightTying && isHeadModule(module))
   return isEmbedding && base.endsWith('.weight') && info.shape.length === 2 ? 'embedding' : undefined
 }
 

@@ -16,7 +16,7 @@ import {
 import { LoraAdapter } from './adapter.js'
 import type { LoraConfig } from './config.js'
 import { notFinite } from './factors.js'
-import { isAllLinear, targetMatcher } from './patterns.js'
+import { isAllLinear } from './patterns.js'
 import { formatPeftConfig, parsePeftConfig } from './peft-config.js'
 import { findAdapter, openWeights, readConfig, writeAdapterFiles } from './peft-files.js'
 import { KEY_PREFIX, normalizeKeys } from './peft-keys.js'
@@ -31,6 +31,7 @@ import {
 } from './peft-tensors.js'
 import type { AdapterPart } from './plain.js'
 import type { StoredTensor } from './replacements.js'
+import { adaptedMatcher } from './tied.js'
 
 /** Magnitudes that round to infinity. */
 const INFINITE_FROM: Readonly<Record<FloatDtype, number>> = {
@@ -226,9 +227,9 @@ function savedTargets(config: LoraConfig, names: readonly string[]): readonly st
     ? [...new Set(names.map((name) => name.slice(name.lastIndexOf('.') + 1)))].sort()
     : config.targetModules
   for (const targetModules of [own, names]) {
-    if (names.every(targetMatcher({ ...config, targetModules }))) return targetModules
+    if (names.every(adaptedMatcher({ ...config, targetModules }))) return targetModules
   }
-  const excluded = names.find((name) => !targetMatcher({ ...config, targetModules: names })(name))!
+  const excluded = names.find((name) => !adaptedMatcher({ ...config, targetModules: names })(name))!
   throw new MismatchError({ where: excluded, what: 'the adapter has a layer that its own excludeModules leave out' })
 }
 

@@ -62,6 +62,7 @@ export function requirePlain(adapter: AnyAdapter, use: string): void {
 /** The same where more kinds than plain linear layers are handled. */
 export function requireKinds(adapter: AnyAdapter, kinds: readonly PartKind[], use: string): void {
   requireUnchangedBase(adapter, use)
+  requireOwnLayers(adapter, use)
   const part = adapter.parts().find(({ kind }) => !kinds.includes(kind))
   if (part === undefined) return
   throw new UnsupportedError({
@@ -71,12 +72,23 @@ export function requireKinds(adapter: AnyAdapter, kinds: readonly PartKind[], us
   })
 }
 
+/** Throws UnsupportedError for a config that replicates layers of the base. */
+export function requireOwnLayers({ config: { layerReplication } }: Pick<AnyAdapter, 'config'>, use: string): void {
+  if (layerReplication === undefined) return
+  throw new UnsupportedError({
+    where: 'layer_replication',
+    what: `not implemented for ${use}: layers of the adapted model share one weight of the base, but not what is added to it`,
+    got: JSON.stringify(layerReplication).slice(0, 200),
+  })
+}
+
 /**
  * The same for an adapter to be made.
  *
  * @throws UnsupportedError naming the setting that asks for more than plain linear layers
  */
 export function requirePlainConfig(config: LoraConfig, use: string): void {
+  requireOwnLayers({ config }, use)
   const { init, useDora, loraBias, bias, modulesToSave, targetParameters, trainableTokenIndices } = config
   const settings: [setting: string, isOn: boolean][] = [
     ['init', changesBase(init) || init === 'mica'], // MiCA's B stays as it is

@@ -54,7 +54,6 @@ describe('settings that change what the weights mean', () => {
   test.each<[string, unknown]>([
     ['peft_type', 'ADALORA'],
     ['peft_type', null],
-    ['layer_replication', [[0, 1]]],
     ['alora_invocation_tokens', [5]],
     ['arrow_config', { top_k: 3 }],
     ['arrow_config', {}],
@@ -62,7 +61,6 @@ describe('settings that change what the weights mean', () => {
     ['kasa_config', {}],
     ['monteclora_config', {}],
     ['use_qalora', true],
-    ['ensure_weight_tying', true],
     ['init_lora_weights', 'loftq'],
     ['init_lora_weights', 'something new'],
     ['init_lora_weights', 'pissa_niter_'],
@@ -80,7 +78,6 @@ test('settings without effect, or switched off, are carried along as they are', 
   const carried = {
     auto_mapping: { base_model_class: 'X' },
     eva_config: { rho: 2 },
-    layer_replication: null,
     loftq_config: { loftq_bits: 4 },
     megatron_core: 'megatron.core',
     peft_version: '0.21.2',

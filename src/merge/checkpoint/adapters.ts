@@ -13,7 +13,7 @@ import { EmbeddingLora } from '../../lora/embedding.js'
 import { LoraLayer } from '../../lora/layer.js'
 import { type AdapterFile, openAdapter } from '../../lora/peft.js'
 import type { LayerTensors } from '../../lora/peft-tensors.js'
-import { requireUnchangedBase } from '../../lora/plain.js'
+import { requireOwnLayers, requireUnchangedBase } from '../../lora/plain.js'
 import type { StoredTensor } from '../../lora/replacements.js'
 import { type AdapterInput, refuseWeighted, weighted, weightedError } from '../weighted.js'
 
@@ -61,6 +61,8 @@ export interface LayerFactors {
   readonly tensor: string
   /** E of a parameter that stacks experts, whose factors are a (E·r, k) and b (d, r·E); undefined for a matrix. */
   readonly experts: number | undefined
+  /** Its adapter changes input and output embeddings that are tied alike (ensure_weight_tying). */
+  readonly isTied: boolean
   /** DoRA's m / ‖W + s·B·A‖ (1, d), by which the sum is multiplied; computed when the plan is known. */
   readonly scales: Factor | undefined
 }
@@ -82,6 +84,8 @@ export interface BaseReplacement {
   readonly info: TensorInfo
   /** Rows of the base's tensor; undefined for all of it. */
   readonly rows: readonly number[] | undefined
+  /** As {@link LayerFactors.isTied}. */
+  readonly isTied: boolean
 }
 
 export interface OpenAdapters {
@@ -115,12 +119,14 @@ export async function openAdapters(
       const { adapter, weight } = weighted(input, i)
       if (adapter instanceof LoraAdapter) {
         requireUnchangedBase(adapter, 'merging')
+        requireOwnLayers(adapter, 'merging')
         refuseWeighted(adapter.parts(), sign * weight)
         found.addAdapter(adapter, sign * weight)
       } else {
         const opened = await openAdapter(adapter, onProblem)
         closers.push(opened.close)
         requireUnchangedBase(opened, 'merging')
+        requireOwnLayers(opened, 'merging')
         refuseWeighted(opened.parts(), sign * weight)
         found.addFile(opened, sign * weight)
       }
@@ -189,19 +195,22 @@ class FoundParts {
     const add = (tensor: string, { dtype, shape, data }: StoredTensor, rows?: readonly number[]) => {
       const source = sources.push(new MemorySource(data, tensor)) - 1
       const info = { name: tensor, dtype, shape, offset: 0, byteLength: data.byteLength }
-      this.replacements.push({ tensor, source, info, rows })
+      this.replacements.push({ tensor, source, info, rows, isTied: adapter.config.ensureWeightTying })
     }
     for (const [tensor, stored] of adapter.replacements) add(tensor, stored)
     for (const [module, stored] of adapter.tokenRows) add(`${module}.weight`, stored, stored.indices)
   }
 
-  addFile({ file: { source }, layers, parameters, replacements, tokenRows }: AdapterFile, weight: number): void {
+  addFile(
+    { file: { source }, config, layers, parameters, replacements, tokenRows }: AdapterFile,
+    weight: number,
+  ): void {
     const index = this.sources.push(source) - 1
     const factor = (info: TensorInfo) => tensorFactor(source, index, info)
-    for (const { name, kind, config, A, B, magnitude, biasB } of layers) {
+    for (const { name, kind, config: own, A, B, magnitude, biasB } of layers) {
       this.#addLayer(weight, {
         name,
-        config,
+        config: own,
         kind,
         shapes: [A.shape, B.shape],
         a: factor(A),
@@ -210,13 +219,15 @@ class FoundParts {
         biasB: biasB && factor(biasB),
       })
     }
-    for (const { name, config, experts, A, B } of parameters) {
-      this.#addParameter(weight, { name, config, experts, a: factor(A), b: factor(B) })
+    for (const { name, config: own, experts, A, B } of parameters) {
+      this.#addParameter(weight, { name, config: own, experts, a: factor(A), b: factor(B) })
     }
-    for (const [tensor, { info }] of replacements)
-      this.replacements.push({ tensor, source: index, info, rows: undefined })
+    const isTied = config.ensureWeightTying
+    for (const [tensor, { info }] of replacements) {
+      this.replacements.push({ tensor, source: index, info, rows: undefined, isTied })
+    }
     for (const [module, { info, indices }] of tokenRows) {
-      this.replacements.push({ tensor: `${module}.weight`, source: index, info, rows: indices })
+      this.replacements.push({ tensor: `${module}.weight`, source: index, info, rows: indices, isTied })
     }
   }
 
@@ -229,7 +240,9 @@ class FoundParts {
     const values = new Float64Array(magnitude === undefined ? 0 : d)
     const scales = magnitude && matrixFactor(`${name}: scales`, { data: values, shape: [1, d] }, this.sources)
     const stored = { isLinear: kind === 'linear', isInputMajor, shape }
-    const layer = { name, d, k, rank, scale, ...stored, a, b, tensor: 'weight', experts: undefined, scales }
+    const isTied = config.ensureWeightTying
+    const matrix = { tensor: 'weight', experts: undefined, isTied }
+    const layer = { name, d, k, rank, scale, ...stored, a, b, ...matrix, scales }
     this.layers.push(layer)
     if (magnitude !== undefined) {
       if (weight !== 1) throw weightedError(name, 'a DoRA layer', weight)
@@ -249,6 +262,7 @@ class FoundParts {
       b: one,
       tensor: 'bias',
       experts: undefined,
+      isTied,
       scales: undefined,
     }
     this.layers.push({ name, scale, ...bias })
@@ -259,7 +273,8 @@ class FoundParts {
     const [name, tensor] = [full.slice(0, at), full.slice(at + 1)]
     const scale = weight * scalingOf(config.rank, config.alpha, config.useRslora)
     const [d, k, { rank }] = [b.rows, a.columns, config]
-    const factors = { d, k, rank, scale, isLinear: false, isInputMajor: false, shape: [experts, d, k], a, b }
+    const stored = { isLinear: false, isInputMajor: false, shape: [experts, d, k] }
+    const factors = { d, k, rank, scale, ...stored, a, b, isTied: config.ensureWeightTying }
     this.layers.push({ name, tensor, ...factors, experts, scales: undefined })
   }
 }

@@ -5,6 +5,7 @@ import { decodeWeights } from '../../base/dtype.js'
 import { attempt, type LowrankError, UnsupportedError } from '../../base/errors.js'
 import { type Checkpoint, openCheckpoint, shardSource } from '../../formats/checkpoint.js'
 import { isWeightDtype, type TensorInfo } from '../../formats/safetensors.js'
+import { isHeadModule } from '../../lora/tied.js'
 import { type FitReport, fitReport, missingPart, type PartFit } from '../fit.js'
 import { type BaseReplacement, type LayerFactors, openAdapters } from './adapters.js'
 import { CHUNK_BYTES } from './layout.js'
@@ -12,7 +13,7 @@ import { readConfig } from './merge-checkpoint.js'
 import { placeReplacements } from './place-replacements.js'
 import { findWeights, labelOf, missingError, moduleNames, planMerge } from './plan.js'
 import { refuseQuantizedConfig } from './refusals.js'
-import { findTiedPair, isEmbeddingModule, isHeadModule, tieSetting } from './tied.js'
+import { areTiedTogether, findReplacedPair, findTiedPair, isEmbeddingModule, tieSetting } from './tied.js'
 
 /** Near misses are looked for this often: each costs a comparison with every name of the base. */
 const MAX_SUGGESTIONS = 20
@@ -87,15 +88,18 @@ function judge(
     problem ??= missingError([layer], layers, isSuggested ? tensors : new Map()).message
     return [missingPart(labelOf(layer), problem)]
   })
+  const replacedPair = findReplacedPair(replacements, checkpoint, config)
   for (const replacement of replacements) {
+    const own = replacement.isTied ? replacedPair : undefined
     let problem: string | null = null
     attempt(
-      () => placeReplacements([replacement], locate, checkpoint, undefined, 'keep'),
+      () => placeReplacements([replacement], locate, checkpoint, own, 'keep'),
       ({ message }) => {
         problem = message
       },
     )
-    const info = tensors.get(locate(replacement.tensor))?.info
+    const name = locate(replacement.tensor)
+    const info = (tensors.get(name) ?? (name === own?.head ? tensors.get(own.embedding) : undefined))?.info
     parts.push(
       info === undefined ? missingPart(replacement.tensor, problem!) : partFit(replacement.tensor, info, problem),
     )
@@ -105,7 +109,7 @@ function judge(
     attempt(() => planMerge(checkpoint, layers, config, { tied: 'keep' }, replacements), note)
   }
   const notes: string[] = []
-  if (pair !== undefined) {
+  if (pair !== undefined && !areTiedTogether(layers)) {
     notes.push(`it changes tied embeddings, ${pair.embedding} and ${pair.head}: a merge has to untie or keep them`)
   }
   return { parts, problems, notes }

@@ -26,10 +26,16 @@ export function placeReplacements(
 ): Map<string, Pick<OutputTensor, 'base' | 'shard'> | Pick<OutputTensor, 'rows'>> {
   const { tensors, shards } = checkpoint
   const result = new Map<string, Pick<OutputTensor, 'base' | 'shard'> | Pick<OutputTensor, 'rows'>>()
-  for (const { tensor, source, info, rows } of replacements) {
+  for (const { tensor, source, info, rows, isTied } of replacements) {
     const name = locate(tensor)
     const isPaired = pair !== undefined && (name === pair.head || name === pair.embedding)
-    if (isPaired && rows === undefined && tied === 'refuse') throw tiedError(pair, tensors.has(pair.head))
+    if (isPaired && rows === undefined && tied === 'refuse' && !isTied) throw tiedError(pair, tensors.has(pair.head))
+    const isRepeated =
+      isTied &&
+      !isUntied &&
+      name === pair?.head &&
+      replacements.some((other) => locate(other.tensor) === pair.embedding)
+    if (isRepeated) continue
     const isIn = (own: string) => tensors.has(own) || (isUntied && own === pair?.head)
     // Rows of tied embeddings are tied in PEFT too: both uses see them. A whole module is a copy of its own there.
     const isBoth = isPaired && (rows !== undefined || !isUntied)

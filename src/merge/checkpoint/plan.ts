@@ -13,7 +13,15 @@ import { layOut, type OutputShard, type OutputTensor, outputBytes } from './layo
 import { storedLayer } from './orientation.js'
 import { placeReplacements } from './place-replacements.js'
 import { refuseQuantizedConfig, refuseQuantizedModule } from './refusals.js'
-import { findTiedPair, isVocabularyModule, type TiedPair, type TiedPolicy, tiedError } from './tied.js'
+import {
+  areTiedTogether,
+  findReplacedPair,
+  findTiedPair,
+  isVocabularyModule,
+  type TiedPair,
+  type TiedPolicy,
+  tiedError,
+} from './tied.js'
 
 const INDEX_FILE = 'model.safetensors.index.json'
 
@@ -74,23 +82,18 @@ export function planMerge(
   }
   refuseQuantizedConfig(config, `${checkpoint.directory.name}/config.json`)
   const pair = findTiedPair(layers, checkpoint, config)
-  const replacedPair = (some: readonly BaseReplacement[]) => {
-    const vocabulary = some.map(({ tensor, info: { shape } }) => {
-      return { name: tensor.slice(0, tensor.lastIndexOf('.')), d: shape[0], k: shape[1] }
-    })
-    return findTiedPair(vocabulary, checkpoint, config)
-  }
   // Replaced rows are for both uses, so that they alone untie nothing.
-  const untied =
-    tied === 'untie' ? (pair ?? replacedPair(replacements.filter(({ rows }) => rows === undefined))) : undefined
-  if (pair !== undefined && tied === 'refuse') throw tiedError(pair, checkpoint.tensors.has(pair.head))
+  const whole = replacements.filter(({ rows }) => rows === undefined)
+  const untied = tied === 'untie' ? (pair ?? findReplacedPair(whole, checkpoint, config)) : undefined
+  if (pair !== undefined && tied === 'refuse' && !areTiedTogether(layers))
+    throw tiedError(pair, checkpoint.tensors.has(pair.head))
   const locate = moduleNames(layers, checkpoint.tensors)
   const byTensor = assignLayers({ layers, locate, checkpoint, pair, config }, tied)
   const placed = placeReplacements(
     replacements,
     locate,
     checkpoint,
-    untied ?? replacedPair(replacements),
+    untied ?? findReplacedPair(replacements, checkpoint, config),
     tied,
     untied !== undefined,
   )
@@ -141,7 +144,7 @@ function assignLayers(search: WeightSearch, tied: TiedPolicy): Map<string, Layer
     if (found === undefined) missing.push(layer)
     for (const { name, layer: own, isPaired } of found ?? []) {
       if (!isPaired || tied === 'untie') add(name, own)
-      else {
+      else if (!isRepeated(own, name, search)) {
         add(pair!.embedding, own)
         if (tensors.has(pair!.head)) add(pair!.head, own)
       }
@@ -149,6 +152,12 @@ function assignLayers(search: WeightSearch, tied: TiedPolicy): Map<string, Layer
   }
   if (missing.length > 0) throw missingError(missing, layers, tensors)
   return result
+}
+
+/** Whether it is the output embedding's layer, of an adapter that has it for the input embedding too: one weight, one change. */
+function isRepeated(layer: LayerFactors, tensor: string, { layers, locate, pair }: WeightSearch): boolean {
+  if (!layer.isTied || tensor !== pair?.head) return false
+  return layers.some((other) => other.isTied && `${locate(other.name)}.${other.tensor}` === pair.embedding)
 }
 
 /** Where layers are looked for. */

@@ -3,7 +3,8 @@
 
 import { MismatchError } from '../../base/errors.js'
 import type { Checkpoint, CheckpointTensor } from '../../formats/checkpoint.js'
-import type { LayerFactors } from './adapters.js'
+import { isHeadModule } from '../../lora/tied.js'
+import type { BaseReplacement, LayerFactors } from './adapters.js'
 
 /**
  * What happens to tied embeddings that an adapter changes. `refuse`: an error. `untie`: the output embedding gets a weight of
@@ -11,12 +12,7 @@ import type { LayerFactors } from './adapters.js'
  */
 export type TiedPolicy = 'refuse' | 'untie' | 'keep'
 
-const HEADS = /(^|\.)(lm_head|embed_out|predictions\.decoder)$/
 const EMBEDDINGS = /(^|\.)(embed_tokens|embed_in|wte|word_embeddings|shared)$/
-
-export function isHeadModule(module: string): boolean {
-  return HEADS.test(module)
-}
 
 export function isEmbeddingModule(module: string): boolean {
   return EMBEDDINGS.test(module)
@@ -53,20 +49,37 @@ export function findTiedPair(
   const setting = tieSetting(config)
   if (setting === false) return undefined
   const modules = [...checkpoint.tensors.keys()].flatMap((name) => (name.endsWith('.weight') ? name.slice(0, -7) : []))
-  const embedding = HEADS.test(touched.name)
+  const embedding = isHeadModule(touched.name)
     ? modules.find((name) => EMBEDDINGS.test(name) && fits(checkpoint.tensors.get(`${name}.weight`)!, touched))
     : touched.name
   if (embedding === undefined) return undefined
-  const storedHead = modules.find((name) => HEADS.test(name))
-  const head = HEADS.test(touched.name)
+  const storedHead = modules.find(isHeadModule)
+  const head = isHeadModule(touched.name)
     ? touched.name
     : (storedHead ?? (/embed_in$/.test(embedding) ? 'embed_out' : 'lm_head'))
   const isTied = setting === true || !checkpoint.tensors.has(`${head}.weight`)
   return isTied ? { embedding: `${embedding}.weight`, head: `${head}.weight` } : undefined
 }
 
+/** The same for what adapters replace. */
+export function findReplacedPair(
+  replacements: readonly BaseReplacement[],
+  checkpoint: Checkpoint,
+  config: Readonly<Record<string, unknown>> | undefined,
+): TiedPair | undefined {
+  const modules = replacements.map(({ tensor, info: { shape } }) => {
+    return { name: tensor.slice(0, tensor.lastIndexOf('.')), d: shape[0], k: shape[1] }
+  })
+  return findTiedPair(modules, checkpoint, config)
+}
+
 function fits({ info }: CheckpointTensor, { d, k }: Pick<LayerFactors, 'd' | 'k'>): boolean {
   return info.shape.length === 2 && info.shape[0] === d && info.shape[1] === k
+}
+
+/** Whether every layer of the tied weights adapts both alike, so that they stay tied without a choice. */
+export function areTiedTogether(layers: readonly Pick<LayerFactors, 'name' | 'isTied'>[]): boolean {
+  return layers.every(({ name, isTied }) => isTied || !isVocabularyModule(name))
 }
 
 export function tiedError({ embedding, head }: TiedPair, isHeadStored: boolean): MismatchError {

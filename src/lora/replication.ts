@@ -1,0 +1,55 @@
+// PEFT's layer_replication (tuners_utils.replicate_layers): a model whose layers are ranges of the base's, one after the other, with
+// weights that copies of a layer share. Adapters name layers of that model, so that one base weight can have several.
+
+import { MismatchError } from '../base/errors.js'
+
+/** Ranges [start, end) of the base's layers. */
+export type LayerRanges = readonly (readonly [start: number, end: number])[]
+
+/** More layers than any model has; a larger number only costs memory. */
+export const MAX_REPLICATED_LAYERS = 65536
+
+/** Where PEFT looks for the layers: Llama's and what is like it, BERT's, Falcon's. */
+const LAYER = /^((?:model\.)*layers|(?:model\.)*(?:bert\.)?encoder\.layer|(?:model\.)*h)\.(\d+)(?=\.|$)/
+
+export function isLayerRanges(value: unknown): value is LayerRanges {
+  if (!Array.isArray(value) || value.length === 0) return false
+  let count = 0
+  for (const range of value) {
+    if (!Array.isArray(range) || range.length !== 2) return false
+    const [start, end] = range
+    if (!Number.isSafeInteger(start) || !Number.isSafeInteger(end) || start < 0 || end <= start) return false
+    count += end - start
+    if (count > MAX_REPLICATED_LAYERS) return false
+  }
+  return true
+}
+
+/** The base's layer for each layer of the replicated model. */
+export function replicatedLayers(ranges: LayerRanges): number[] {
+  return ranges.flatMap(([start, end]) => Array.from({ length: end - start }, (_, i) => start + i))
+}
+
+/**
+ * The base's name of a module, or of anything in it, as in `model.layers.5.mlp.up_proj`; one outside of the layers keeps its name.
+ *
+ * @param ranges the config's layerReplication; undefined: every name is the base's
+ * @param where for the error
+ * @throws MismatchError for a layer that the ranges do not make
+ */
+export function baseModuleName(name: string, ranges: LayerRanges | undefined, where = name): string {
+  const match = ranges === undefined ? null : LAYER.exec(name)
+  if (ranges === undefined || match === null) return name
+  const [own, layers, index] = match
+  let rest = Number(index)
+  for (const [start, end] of ranges) {
+    if (rest < end - start) return `${layers}.${start + rest}${name.slice(own.length)}`
+    rest -= end - start
+  }
+  throw new MismatchError({
+    where,
+    what: 'layer_replication makes no such layer',
+    expected: `below ${replicatedLayers(ranges).length}`,
+    got: index,
+  })
+}

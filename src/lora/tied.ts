@@ -1,0 +1,17 @@
+// Output embeddings, and what PEFT's ensure_weight_tying means for them: one that is tied to the input embedding is adapted with it,
+// by the same factors the other way round, and PEFT saves them for both without naming the output embedding in target_modules.
+
+import type { LoraConfig } from './config.js'
+import { targetMatcher } from './patterns.js'
+
+const HEADS = /(^|\.)(lm_head|embed_out|predictions\.decoder)$/
+
+export function isHeadModule(module: string): boolean {
+  return HEADS.test(module)
+}
+
+/** A test of modules' names: what the config's targets mean, and the output embedding that is tied to them. */
+export function adaptedMatcher(config: LoraConfig): (moduleName: string) => boolean {
+  const isTarget = targetMatcher(config)
+  return config.ensureWeightTying ? (name) => isTarget(name) || isHeadModule(name) : isTarget
+}
