@@ -29,7 +29,7 @@ async function folder(config: Record<string, unknown>, tensors: Tensors): Promis
 test('all problems are heard at once, and sound layers are opened', async () => {
   const problems: LowrankError[] = []
   const directory = await folder(
-    { use_dora: true, target_modules: ['good', 'bare', 'half', 'wide', 'odd'], layer_replication: [[0, 1]] },
+    { use_dora: true, target_modules: ['good', 'bare', 'half', 'wide', 'odd'], use_qalora: true },
     {
       'good.lora_A.weight': { shape: [2, 3] },
       'good.lora_B.weight': { shape: [4, 2] },
@@ -59,7 +59,7 @@ test('all problems are heard at once, and sound layers are opened', async () => 
   expect(opened.unclaimed).toEqual(['base_model.model.norm.weight'])
   const messages = problems.map(({ code, message }) => `${code} ${message.replaceAll('base_model.model.', '')}`)
   expect(messages).toEqual([
-    expect.stringMatching(/^UNSUPPORTED .*layer_replication/),
+    expect.stringMatching(/^UNSUPPORTED .*use_qalora/),
     expect.stringMatching(/^FORMAT .*no layer claims the tensor norm\.weight/),
     expect.stringMatching(/^MISMATCH .*bare\.lora_A\.weight: use_dora .*no bare\.lora_magnitude_vector/),
     expect.stringMatching(/^FORMAT .*half\.lora_A\.weight: half a pair/),
