@@ -27,7 +27,7 @@ const FIELDS: Record<string, { is: 'supported' | 'kept' | 'refused'; value: unkn
     exclude_modules: { is: 'supported', value: ['o_proj'] },
     fan_in_fan_out: { is: 'supported', value: true },
     inference_mode: { is: 'kept', value: true },
-    init_lora_weights: { is: 'kept', value: 'gaussian' },
+    init_lora_weights: { is: 'supported', value: 'gaussian' },
     kasa_config: { is: 'refused', value: { beta: 1 } },
     layer_replication: {
       is: 'supported',
@@ -96,5 +96,5 @@ test.each(Object.entries(FIELDS))('%s', (field, { is, value, with: others = {} }
   const meaning = ({ peftFields: _, ...rest }: LoraConfig) => rest
   const plain = meaning(parse({ ...BASE, ...others }))
   if (is === 'supported') expect(meaning(config)).not.toEqual(plain)
-  else if (field !== 'init_lora_weights') expect(meaning(config)).toEqual(plain)
+  else expect(meaning(config)).toEqual(plain)
 })

@@ -38,7 +38,7 @@ const refused = cases.filter(({ expected }) => expected.refuse !== undefined)
 
 test('there are cases of both kinds', () => {
   expect(loading.length).toBeGreaterThanOrEqual(10)
-  expect(refused.length).toBeGreaterThanOrEqual(4)
+  expect(refused.length).toBeGreaterThanOrEqual(3)
 })
 
 describe.each(loading)('$name', ({ folder, expected }) => {
