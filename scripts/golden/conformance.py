@@ -25,6 +25,9 @@ from safetensors.torch import save_file
 from common import GOLDEN, fill_b, fresh, save_tensors, versions, write_json
 from conformance_cells import ARCHITECTURES, OPTIONS, SEED, build
 
+REPLICATED = "it adds the changes of all copies of a layer to the one weight that they share"
+
+
 class Refused(Exception):
     """PEFT does not take the config; the message is its own."""
 
@@ -152,13 +155,18 @@ def reload(arch, option, folder):
     if option.dtype is not None:
         base = base.to(option.dtype)
     original = copy.deepcopy(base).double().state_dict()
+    stored, pointers = stored_names(base), {v.data_ptr(): k for k, v in reversed(base.state_dict().items())}
     own = folder if option.adapter == "default" else folder / option.adapter
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         adapted = PeftModel.from_pretrained(base, own, adapter_name=option.adapter, is_trainable=True).eval()
+    # A copy of a layer (layer_replication) shares the memory of the original's weight.
+    for key, module in lora_modules(adapted, option.adapter):
+        name = f"{key}.weight"
+        stored[name] = stored.get(name) or pointers.get(module.get_base_layer().weight.data_ptr(), name)
     missing = [str(w.message) for w in caught if "missing" in str(w.message)]
     assert not missing, missing
-    return adapted, original
+    return adapted, original, stored
 
 
 def refuse(out, error, when=""):
@@ -171,7 +179,6 @@ def make(arch, name, out):
     option = OPTIONS[name]
     fresh(out)
     base = build(arch, option.tied)
-    stored = stored_names(base)
     if option.dtype is not None:
         base = base.to(option.dtype)
     config = option.config(ARCHITECTURES[arch])
@@ -193,7 +200,7 @@ def make(arch, name, out):
         except (ValueError, RuntimeError, KeyError) as error:
             return refuse(out, error, "it cannot save it: ")
     try:
-        again, original = reload(arch, option, out / "adapter")
+        again, original, stored = reload(arch, option, out / "adapter")
     except (RuntimeError, ValueError, KeyError) as error:
         return refuse(out, error, "it cannot load what it saved: ")
     count = sum(p.numel() for p in again.parameters() if p.requires_grad)
@@ -217,7 +224,19 @@ def make(arch, name, out):
         save_tensors(out / "tensors.safetensors", tensors)
         write_json(out / "expected.json", {**expected, "mergeRefused": said(error)})
         return f"made; {error}"
+    if config.get("layer_replication"):  # several changes in the one weight that the copies share: no merge of the adapter
+        tensors |= {f"wrong.{k}": v for k, v in merged.items() if k in original and not torch.equal(v, original[k])}
+        save_tensors(out / "tensors.safetensors", tensors)
+        write_json(out / "expected.json", {**expected, "mergeRefused": REPLICATED, "isMergeWrong": True})
+        return ""
     tensors |= {f"merged.{k}": v for k, v in merged.items() if k not in original or not torch.equal(v, original[k])}
+    tied = [key for key, module in lora_modules(again, option.adapter) if stored[f"{key}.weight"] != f"{key}.weight"]
+    if config.get("ensure_weight_tying") and tied:  # both modules' changes, which are one, in the one weight: once is right
+        shared = stored[f"{tied[0]}.weight"]
+        module = dict(lora_modules(again, option.adapter))[shared.removesuffix(".weight")]
+        for key in (k for k in merged if f"merged.{k}" in tensors and stored.get(k) == shared):
+            tensors |= {f"wrong.{key}": merged[key], f"merged.{key}": original[shared] + module.get_delta_weight(option.adapter)}
+        expected["isMergeWrong"] = True
     if option.dtype is not None:  # what PEFT's own merges in this type give
         for kind, arguments in {"rounded": {}, "safe": {"safe_merge": True}}.items():
             rounded = reload(arch, option, out / "adapter")[0].merge_and_unload(**arguments).state_dict()

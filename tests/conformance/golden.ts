@@ -50,6 +50,8 @@ export interface Expected {
   trainedAlphas?: Record<string, number>
   /** PEFT's message when it cannot merge what it can run. */
   mergeRefused?: string
+  /** PEFT merges something else than it runs: `wrong.NAME` among the tensors is that, `merged.NAME` what it runs. */
+  isMergeWrong?: boolean
 }
 
 export interface Cell {
