@@ -15,6 +15,7 @@ export type { CausalModel, LoadModelOptions } from './graph/model-folder.js'
 export {
   AdapterSession,
   compareCheckpoints,
+  convertToPlain,
   cordaInitialize,
   evaInitialize,
   generate,
@@ -41,6 +42,7 @@ export {
   resolveConfig,
   TRAIN_DEFAULTS,
 } from './lora/config.js'
+export type { BaseWeights } from './lora/convert.js'
 export { type ConvolutionGradients, ConvolutionLora } from './lora/convolution.js'
 export type { CordaOptions, EvaOptions, LoraGaOptions } from './lora/data-inits.js'
 export { type EmbeddingGradients, EmbeddingLora } from './lora/embedding.js'
@@ -63,6 +65,7 @@ export type { ConvolutionGeometry } from './lora/windows.js'
 export type { CheckpointReport, MergeCheckpointOptions } from './merge/checkpoint/merge-checkpoint.js'
 export type { TiedPolicy } from './merge/checkpoint/tied.js'
 export type { Differences, UnmergeOptions, UnmergeReport, ValueDifferences } from './merge/checkpoint/unmerge.js'
+export type { ConvertOptions } from './merge/convert.js'
 export type { FitReport, PartFit } from './merge/fit.js'
 export type { MergeOnnxOptions } from './merge/merge-onnx.js'
 export type { MergeOptions, MergeProgress, MergeReport } from './merge/output.js'

@@ -7,6 +7,7 @@ export {
   type UnmergeFilesReport,
   unmergeCheckpointFiles,
 } from './merge/checkpoint/node-unmerge.js'
+export { type ConvertByPathOptions, type ConvertReport, convert } from './node/convert.js'
 export {
   type CheckpointReport,
   type InspectOptions,

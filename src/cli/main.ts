@@ -16,6 +16,7 @@ const COMMANDS: Record<string, () => Promise<Command>> = {
   train: async () => (await import('./train.js')).train,
   merge: async () => (await import('./merge.js')).merge,
   unmerge: async () => (await import('./unmerge.js')).unmerge,
+  convert: async () => (await import('./convert.js')).convert,
   inspect: async () => (await import('./inspect.js')).inspect,
   generate: async () => (await import('./generate.js')).generate,
 }

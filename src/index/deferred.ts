@@ -8,11 +8,13 @@ import type { CausalModel, LoadModelOptions } from '../graph/model-folder.js'
 import type { AdapterSessionOptions, AdapterSession as Session, SessionBase } from '../infer/adapter-session.js'
 import type { GenerateOptions, GenerateResult } from '../infer/generate.js'
 import type { LoraAdapter } from '../lora/adapter.js'
+import type { BaseWeights } from '../lora/convert.js'
 import type { CordaOptions, EvaOptions, LoraGaOptions } from '../lora/data-inits.js'
 import type { LoraLayer } from '../lora/layer.js'
 import type { LoadOptions, SaveOptions } from '../lora/peft.js'
 import type { CheckpointReport, MergeCheckpointOptions } from '../merge/checkpoint/merge-checkpoint.js'
 import type { Differences, UnmergeOptions, UnmergeReport } from '../merge/checkpoint/unmerge.js'
+import type { ConvertOptions } from '../merge/convert.js'
 import type { MergeOnnxOptions } from '../merge/merge-onnx.js'
 import type { MergeReport } from '../merge/output.js'
 import type { AdapterInput } from '../merge/weighted.js'
@@ -101,6 +103,26 @@ export async function evaInitialize(
   options?: EvaOptions,
 ): Promise<LoraAdapter> {
   return (await import('../lora/data-inits.js')).evaInitialize(adapter, inputs, options)
+}
+
+/**
+ * A plain adapter of twice the rank that changes the original base as `adapter`, which started as pissa or olora, changes its own:
+ * A' = [A; A₀], B' = [B, −B₀].
+ *
+ * Of pissa-niter-N the start was random: PEFT finds another whenever it loads the adapter, and here too the result differs by as
+ * much, unless the adapter before training is given.
+ *
+ * @param from the folder of the original checkpoint in safetensors, or a function that gives its weights, of which only one is held
+ *   at a time; or the adapter as it was before training, which lora-ga and corda need
+ * @throws FileError or FormatError for the checkpoint; ConfigError when the adapter is plain already; UnsupportedError when the
+ *   weights do not tell its start, and for convolutions and parameters; MismatchError when a layer has no weight or another shape
+ */
+export async function convertToPlain(
+  adapter: LoraAdapter,
+  from: Directory | BaseWeights | LoraAdapter,
+  options?: ConvertOptions,
+): Promise<LoraAdapter> {
+  return (await import('../merge/convert.js')).convertToPlain(adapter, from, options)
 }
 
 /** One base model in memory, many adapters, chosen by each run. */

@@ -1,0 +1,35 @@
+// lowrank convert: makes plain LoRA of an adapter whose start changed the base weights.
+
+import { convert as convertByPath } from '../node.js'
+import { defineCommand, required, text, toggle } from './options.js'
+import { colors, printDocument, say, warn } from './terminal.js'
+
+export const convert = defineCommand({
+  name: 'convert',
+  summary: 'make plain LoRA of a PiSSA, OLoRA, LoRA-GA or CorDA adapter',
+  about: [
+    'Such adapters belong to a base from which their start took a part. The result has twice the rank and belongs to the',
+    'base as it is: it can be merged, swapped and combined like any other. Of a checkpoint only adapted weights are read.',
+  ].join('\n'),
+  examples: ['lowrank convert tests/golden/peft/pissa --base models/union-3m --out out/plain'],
+  positional: { name: 'ADAPTER', about: 'adapter folder' },
+  options: {
+    base: text('DIR|FILE', 'the original base, a safetensors checkpoint: enough for pissa and olora'),
+    initial: text('DIR', 'or the adapter as it was before training: exact for every start'),
+    out: required('DIR', 'folder for the result'),
+    json: toggle('print one JSON document on stdout'),
+  },
+  async run({ base, initial, out, json }, { positional }) {
+    const report = await convertByPath({ adapter: positional, base, initial, out })
+    if (json) printDocument({ ...report })
+    if (report.isApproximate) {
+      warn(
+        `${report.init} starts from random draws that no file holds, and PEFT draws anew each time it loads such an adapter: ` +
+          'the result is as close as that; with --initial it is exact',
+      )
+    }
+    const ranks = [...new Set(report.layers.map(({ rank }) => rank))].sort((a, b) => a - b).join(', ')
+    say(`Wrote ${colors.bold(out)}: ${report.layers.length} layers of rank ${ranks}`)
+    return 0
+  },
+})

@@ -1,0 +1,112 @@
+// Adapters whose start changed the base weights → plain LoRA on the weights as they were. With A₀, B₀ at the start, the change of W is
+// s·(B·A − B₀·A₀) = s·[B, −B₀]·[A; A₀]: PEFT's conversion (LoraModel.subtract_mutated_init).
+
+import { ConfigError, MismatchError, UnsupportedError } from '../base/errors.js'
+import { checkShape, formatShape, type Matrix, type MatrixLike, toMatrix, zeros } from '../base/tensor.js'
+import { LoraAdapter } from './adapter.js'
+import type { LoraConfig } from './config.js'
+import type { FactorPair } from './decomposed.js'
+import { checkRank, where } from './factors.js'
+import { takenFromBase } from './initializers.js'
+import { changesBase, takesFromBase } from './inits.js'
+import type { LoraLayer } from './layer.js'
+import { copyAs } from './product.js'
+
+/** A layer's name and shape (d, k) → its weight W (d, k) as it was before the start changed it. */
+export type BaseWeights = (name: string, shape: readonly [d: number, k: number]) => MatrixLike | Promise<MatrixLike>
+
+/**
+ * A plain adapter of twice the rank that changes the original base as `adapter` changes its own. Scalings stay: alphas double with
+ * the ranks, or grow by √2 with rsLoRA.
+ *
+ * @param from the original weights, read a layer at a time; or the adapter as it was before training
+ * @throws ConfigError when the adapter is plain already; UnsupportedError when the weights do not tell its start (lora-ga, corda),
+ *   or for convolutions and parameters; MismatchError when the adapter before training does not fit
+ */
+export async function toPlain(adapter: LoraAdapter, from: BaseWeights | LoraAdapter): Promise<LoraAdapter> {
+  const { config } = adapter
+  checkConvertible(adapter, from)
+  const result = new LoraAdapter(plainConfig(config))
+  for (const [name, layer] of adapter) {
+    const { weightA, weightB, magnitude, biasB } = layer
+    const first = from instanceof LoraAdapter ? firstOf(from, layer) : await takenFrom(from, layer)
+    const a = stacked(weightA, copyAs(first.weightA, weightA.data))
+    const b = beside(weightB, copyAs(first.weightB, weightB.data))
+    result.addFactors(name, a, b, { magnitude, biasB })
+  }
+  for (const [name, { weightA, weightB, magnitude, dtype }] of adapter.embeddings) {
+    const [rank] = weightA.shape
+    const a = stacked(weightA, zeros(rank, weightA.shape[1], weightA.data))
+    const b = beside(weightB, zeros(weightB.shape[0], rank, weightB.data))
+    result.addEmbedding(name, a, b, { magnitude }).dtype = dtype
+  }
+  for (const [name, replacement] of adapter.replacements) result.replacements.set(name, replacement)
+  for (const [name, rows] of adapter.tokenRows) result.tokenRows.set(name, rows)
+  return result
+}
+
+function checkConvertible(adapter: LoraAdapter, from: BaseWeights | LoraAdapter): void {
+  const { init } = adapter.config
+  const other = adapter.parts().find(({ kind }) => kind === 'convolution' || kind === 'parameter')
+  if (other !== undefined) {
+    throw new UnsupportedError({ where: other.name, what: `a ${other.kind} is not made plain LoRA` })
+  }
+  if (from instanceof LoraAdapter || takesFromBase(init)) return
+  if (!changesBase(init)) {
+    throw new ConfigError({ where: 'init', what: 'the adapter is plain LoRA already', got: init })
+  }
+  throw new UnsupportedError({
+    where: 'init',
+    what: `the base weights do not tell how an adapter of init ${init} started`,
+    expected: 'the adapter as it was before training',
+  })
+}
+
+function plainConfig(config: LoraConfig): LoraConfig {
+  const factor = config.useRslora ? Math.SQRT2 : 2
+  const scaled = (pattern: Readonly<Record<string, number>>, by: number) =>
+    Object.fromEntries(Object.entries(pattern).map(([key, value]) => [key, by * value]))
+  return {
+    ...config,
+    init: 'kaiming-uniform',
+    rank: 2 * config.rank,
+    alpha: factor * config.alpha,
+    rankPattern: scaled(config.rankPattern, 2),
+    alphaPattern: scaled(config.alphaPattern, factor),
+  }
+}
+
+async function takenFrom(weights: BaseWeights, { name, d, k, config }: LoraLayer): Promise<FactorPair> {
+  const weight = toMatrix(await weights(name, [d, k]), where(name, 'baseWeight'))
+  checkShape(weight, d, k, where(name, 'baseWeight'))
+  checkRank(weight.shape, config, name)
+  return takenFromBase(config, name, weight)
+}
+
+function firstOf(start: LoraAdapter, { name, weightA, weightB, scaling }: LoraLayer): FactorPair {
+  const first = start.layer(name)
+  const shapes = ({ weightA: a, weightB: b }: FactorPair) => `A ${formatShape(a.shape)}, B ${formatShape(b.shape)}`
+  const got = `${shapes(first)}, scaling ${first.scaling}`
+  const expected = `${shapes({ weightA, weightB })}, scaling ${scaling}`
+  if (got === expected) return first
+  throw new MismatchError({ where: name, what: 'not the layer as it was before training', expected, got })
+}
+
+/** (r, k) over (r, k) */
+function stacked(a: Matrix, first: Matrix): Matrix {
+  const result = zeros(2 * a.shape[0], a.shape[1], a.data)
+  result.data.set(a.data)
+  result.data.set(first.data, a.data.length)
+  return result
+}
+
+/** (d, r) beside −(d, r) */
+function beside(b: Matrix, first: Matrix): Matrix {
+  const [d, r] = b.shape
+  const result = zeros(d, 2 * r, b.data)
+  for (let i = 0; i < d; i++) {
+    result.data.set(b.data.subarray(i * r, (i + 1) * r), 2 * i * r)
+    for (let j = 0; j < r; j++) result.data[(2 * i + 1) * r + j] = -first.data[i * r + j]
+  }
+  return result
+}

@@ -1,0 +1,68 @@
+// Conversion to plain LoRA with the base weights read from a checkpoint: only those of adapted layers, one at a time.
+
+import type { Directory } from '../base/bytes.js'
+import { decodeWeights, type WeightDtype } from '../base/dtype.js'
+import type { Matrix } from '../base/tensor.js'
+import { openCheckpoint, shardSource } from '../formats/checkpoint.js'
+import { LoraAdapter } from '../lora/adapter.js'
+import { type BaseWeights, toPlain } from '../lora/convert.js'
+import { transpose } from '../lora/product.js'
+import { openAdapters } from './checkpoint/adapters.js'
+import { readConfig } from './checkpoint/merge-checkpoint.js'
+import { findWeights, missingError, moduleNames } from './checkpoint/plan.js'
+import { refuseQuantizedConfig } from './checkpoint/refusals.js'
+import { findTiedPair } from './checkpoint/tied.js'
+
+export interface ConvertOptions {
+  /** The checkpoint's file or index in its folder. Default: found there. */
+  basePath?: string | undefined
+}
+
+/**
+ * A plain adapter of twice the rank that changes the original base as `adapter`, which started as pissa or olora, changes its own:
+ * A' = [A; A₀], B' = [B, −B₀].
+ *
+ * Of pissa-niter-N the start was random: PEFT finds another whenever it loads the adapter, and here too the result differs by as
+ * much, unless the adapter before training is given.
+ *
+ * @param from the folder of the original checkpoint in safetensors, or a function that gives its weights; or the adapter as it was
+ *   before training, which lora-ga and corda need
+ * @throws what loading a checkpoint throws; ConfigError when the adapter is plain already; UnsupportedError when the weights do not
+ *   tell its start, and for convolutions and parameters; MismatchError when a layer has no weight or another shape there
+ */
+export async function convertToPlain(
+  adapter: LoraAdapter,
+  from: Directory | BaseWeights | LoraAdapter,
+  { basePath }: ConvertOptions = {},
+): Promise<LoraAdapter> {
+  if (typeof from === 'function' || from instanceof LoraAdapter) return toPlain(adapter, from)
+  const checkpoint = await openCheckpoint(from, basePath)
+  try {
+    const config = await readConfig(from)
+    refuseQuantizedConfig(config, `${from.name}/config.json`)
+    const { layers, close } = await openAdapters([placeholders(adapter)])
+    await close()
+    const locate = moduleNames(layers, checkpoint.tensors)
+    const search = { layers, locate, checkpoint, pair: findTiedPair(layers, checkpoint, config), config }
+    const byName = new Map(layers.map((layer) => [layer.name, findWeights(layer, search)?.[0]]))
+    const missing = layers.filter(({ name }) => byName.get(name) === undefined)
+    if (missing.length > 0) throw missingError(missing, layers, checkpoint.tensors)
+    return await toPlain(adapter, async (name): Promise<Matrix> => {
+      const { tensor, layer } = byName.get(name)!
+      const { dtype, offset, byteLength, shape } = tensor.info
+      const bytes = await shardSource(checkpoint, tensor.shard).read(offset, byteLength)
+      const stored: Matrix = { data: decodeWeights(bytes, dtype as WeightDtype), shape: [shape[0], shape[1]] }
+      return layer.isInputMajor ? transpose(stored) : stored
+    })
+  } finally {
+    await checkpoint.close()
+  }
+}
+
+/** The linear layers as plain ones, for a search that asks for names and shapes. */
+function placeholders(adapter: LoraAdapter): LoraAdapter {
+  const { rank, alpha, rankPattern, fanInFanOut } = adapter.config
+  const result = new LoraAdapter({ rank, alpha, rankPattern, fanInFanOut })
+  for (const [name, { weightA, weightB }] of adapter) result.addFactors(name, weightA, weightB)
+  return result
+}

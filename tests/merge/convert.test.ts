@@ -1,0 +1,187 @@
+// Adapters whose start changed their base, as PEFT loads them and as it makes them plain LoRA (tests/golden/inits).
+
+import { readdirSync, readFileSync } from 'node:fs'
+import { fileURLToPath } from 'node:url'
+import { describe, expect, test } from 'vitest'
+import { MemoryDirectory } from '../../src/base/bytes.js'
+import { ConfigError, MismatchError, UnsupportedError } from '../../src/base/errors.js'
+import type { Matrix } from '../../src/base/tensor.js'
+import { loadOnnx } from '../../src/formats/onnx/model.js'
+import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
+import { NodeDirectory } from '../../src/io/node-files.js'
+import { LoraAdapter } from '../../src/lora/adapter.js'
+import { LoraLayer } from '../../src/lora/layer.js'
+import { loadAdapter, saveAdapter } from '../../src/lora/peft.js'
+import { transpose } from '../../src/lora/product.js'
+import { mergeCheckpoint } from '../../src/merge/checkpoint/merge-checkpoint.js'
+import { convertToPlain } from '../../src/merge/convert.js'
+import { mergeOnnx } from '../../src/merge/merge-onnx.js'
+import { maxDifference, random } from '../lora/matrices.js'
+
+const root = fileURLToPath(new URL('../golden/', import.meta.url))
+const cases = readdirSync(`${root}inits`, { withFileTypes: true }).flatMap((entry) =>
+  entry.isDirectory() ? [entry.name] : [],
+)
+
+/** A folder with a base of tests/golden/kinds as its checkpoint. */
+function baseFolder(name: string): MemoryDirectory {
+  return new MemoryDirectory({ 'model.safetensors': readFileSync(`${root}kinds/${name}.safetensors`) }, name)
+}
+
+async function matrices(directory: MemoryDirectory | NodeDirectory, file: string): Promise<Map<string, Matrix>> {
+  const source = await directory.open(file)
+  const parsed = await parseSafetensorsHeader(source)
+  const result = new Map<string, Matrix>()
+  for (const name of parsed.tensors.keys()) {
+    const { data, shape } = await readTensorF32(parsed, name)
+    if (shape.length === 2) result.set(name, { data, shape: [shape[0], shape[1]] })
+  }
+  await source.close()
+  return result
+}
+
+test('there are cases', () => expect(cases.length).toBeGreaterThanOrEqual(8))
+
+describe.each(cases)('%s', async (name) => {
+  const folder = new NodeDirectory(`${root}inits/${name}`)
+  const expected = JSON.parse(readFileSync(`${root}inits/${name}/expected.json`, 'utf8'))
+  const golden = await matrices(folder, 'tensors.safetensors')
+  const base = baseFolder(expected.base)
+  const weights = await matrices(base, 'model.safetensors')
+  const merged = [...golden].filter(([tensor]) => tensor.startsWith('merged.'))
+  const stored = (weight: Matrix) => (expected.base === 'gpt2' ? transpose(weight) : weight)
+
+  test('a loaded layer with its base is what PEFT merges', async () => {
+    const adapter = await loadAdapter(folder)
+    for (const [module, layer] of adapter) {
+      const weight = weights.get(`${module}.weight`)!
+      const effective = layer.attachBase(stored(weight)).effectiveWeight()
+      expect(maxDifference(stored(effective), golden.get(`merged.${module}.weight`)!)).toBeLessThan(1e-5)
+      expect(maxDifference(layer.baseWeight!, stored(weight))).toBeGreaterThan(1e-3)
+    }
+    expect(adapter.size).toBeGreaterThan(0)
+  })
+
+  test('as plain LoRA it merges to the same weights', async () => {
+    const plain = await convertToPlain(await loadAdapter(folder), base)
+    const out = new MemoryDirectory({}, 'out')
+    await mergeCheckpoint(base, plain, out)
+    const result = await matrices(out, 'model.safetensors')
+    for (const [tensor, weight] of merged) {
+      expect(maxDifference(result.get(tensor.slice('merged.'.length))!, weight)).toBeLessThan(1e-5)
+    }
+  })
+
+  test('PEFT’s own conversion has the same configuration and deltas', async () => {
+    const plain = await convertToPlain(await loadAdapter(folder), base)
+    const saved = new MemoryDirectory({}, 'plain')
+    await saveAdapter(plain, saved)
+    const config = JSON.parse(new TextDecoder().decode(saved.files.get('adapter_config.json')))
+    expect(config.init_lora_weights).toBe(true)
+    const again = await loadAdapter(saved)
+    for (const [module, { scaling, rank }] of await loadAdapter(folder)) {
+      expect(again.layer(module).scaling / scaling).toBeCloseTo(1, 12)
+      expect(again.layer(module).rank).toBe(2 * rank)
+    }
+    if (expected.plain === null) return
+    for (const [field, value] of Object.entries(expected.plain)) expect(config[field], field).toEqual(value)
+    for (const [module, layer] of again) {
+      expect(maxDifference(stored(layer.delta()), golden.get(`plain.${module}`)!)).toBeLessThan(1e-5)
+    }
+  })
+
+  test('merging it as it is, is refused, with the way out', async () => {
+    for (const adapter of [folder, await loadAdapter(folder)]) {
+      const merge = mergeCheckpoint(base, adapter, new MemoryDirectory({}, 'out'))
+      await expect(merge).rejects.toThrow(UnsupportedError)
+      await expect(merge).rejects.toThrow(/(pissa|olora), .*merging.*lowrank convert/)
+    }
+  })
+})
+
+test('merging into an .onnx file is refused too', async () => {
+  const adapter = await loadAdapter(new NodeDirectory(`${root}peft/pissa`))
+  const model = await loadOnnx(
+    new NodeDirectory(fileURLToPath(new URL('../../models/union-3m', import.meta.url))),
+    'onnx/model.onnx',
+  )
+  try {
+    await expect(mergeOnnx(model, adapter, new MemoryDirectory({}, 'out'))).rejects.toThrow(/pissa, .*convertToPlain/)
+  } finally {
+    await model.close()
+  }
+})
+
+describe('convertToPlain', () => {
+  const w = random(8, 6, 1, 'f32')
+
+  function trained(adapter: LoraAdapter): LoraAdapter {
+    for (const [, layer] of adapter) {
+      layer.weightA.data.forEach((value, i) => {
+        layer.weightA.data[i] = value + 0.1 * Math.sin(i)
+      })
+      layer.weightB = random(layer.d, layer.rank, 5)
+    }
+    return adapter
+  }
+
+  function fresh(init: 'pissa-niter-1' | 'lora-ga' | 'olora' | 'kaiming-uniform'): LoraAdapter {
+    const adapter = new LoraAdapter({ rank: 2, alpha: 3, init, useRslora: true, alphaPattern: { b: 5 } })
+    for (const name of ['a', 'b']) adapter.addLayer(name, w)
+    return adapter
+  }
+
+  test.each(['pissa-niter-1', 'lora-ga', 'olora'] as const)(
+    'of %s, from the adapter before training, is exact',
+    async (init) => {
+      const adapter = trained(fresh(init))
+      const plain = await convertToPlain(adapter, fresh(init))
+      for (const [name, { weightA, weightB, config }] of plain) {
+        const effective = LoraLayer.fromFactors(weightA, weightB, config).attachBase(w).effectiveWeight()
+        expect(maxDifference(effective, adapter.layer(name).effectiveWeight())).toBeLessThan(1e-6)
+        expect(config).toMatchObject({ init: 'kaiming-uniform', rank: 4, alpha: (name === 'a' ? 3 : 5) * Math.SQRT2 })
+      }
+    },
+  )
+
+  test('reads one weight at a time, from a function', async () => {
+    const adapter = trained(fresh('olora'))
+    const asked: unknown[] = []
+    const plain = await convertToPlain(adapter, async (name, shape) => {
+      asked.push([name, shape])
+      return w
+    })
+    expect(asked).toEqual([
+      ['a', [8, 6]],
+      ['b', [8, 6]],
+    ])
+    const { weightA, weightB, config } = plain.layer('b')
+    const effective = LoraLayer.fromFactors(weightA, weightB, config).attachBase(w).effectiveWeight()
+    expect(maxDifference(effective, adapter.layer('b').effectiveWeight())).toBeLessThan(1e-6)
+  })
+
+  test('carries magnitudes, biases and what replaces tensors along', async () => {
+    const adapter = new LoraAdapter({ rank: 2, init: 'pissa', useDora: true, modulesToSave: ['head'] })
+    const layer = adapter.addLayer('a', w)
+    layer.weightB = random(8, 2, 3)
+    const data = new Uint8Array(4)
+    adapter.replacements.set('head.bias', { key: 'head.bias', isTrained: true, dtype: 'F32', shape: [1], data })
+    const plain = await convertToPlain(adapter, () => w)
+    expect(plain.layer('a').magnitude).toEqual(layer.magnitude)
+    expect(plain.replacements.get('head.bias')?.data).toBe(data)
+    const effective = plain.layer('a').attachBase(w).effectiveWeight()
+    expect(maxDifference(effective, layer.effectiveWeight())).toBeLessThan(1e-6)
+  })
+
+  test('refuses what it cannot know', async () => {
+    await expect(convertToPlain(fresh('kaiming-uniform'), () => w)).rejects.toThrow(ConfigError)
+    await expect(convertToPlain(fresh('lora-ga'), () => w)).rejects.toThrow(/init lora-ga.*before training/)
+    await expect(convertToPlain(fresh('olora'), () => random(8, 5, 1))).rejects.toThrow(/a\.baseWeight: wrong shape/)
+    const other = new LoraAdapter({ rank: 2, alpha: 3, init: 'olora' })
+    for (const name of ['a', 'b']) other.addLayer(name, w)
+    await expect(convertToPlain(fresh('olora'), other)).rejects.toThrow(MismatchError)
+    await expect(convertToPlain(fresh('olora'), baseFolder('qwen2'))).rejects.toThrow(
+      /none of its layers is in the base/,
+    )
+  })
+})
