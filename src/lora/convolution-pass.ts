@@ -39,7 +39,7 @@ export interface ConvolutionPassGradients {
   readonly magnitude: FloatArray | undefined
   readonly biasB: FloatArray | undefined
   readonly input: Tensor<FloatArray>
-  readonly dropped: Tensor<FloatArray>
+  readonly dropped: Tensor<FloatArray> | undefined
 }
 
 /** Throws ConfigError as {@link stepsOf} does. */
@@ -102,10 +102,10 @@ export function convolutionBackward(
 ): ConvolutionPassGradients {
   const { base, branch, dropped, ...rest } = backwardPass(weights, pass, tensorToRows(dy))
   const zero = () => ({ data: zeros(1, elementCount(input), dy.data).data, shape: input })
-  const fromBranch = addFolded(zero(), branch, branchWindows)
+  const fromBranch = branch && addFolded(zero(), branch, branchWindows)
   return {
     ...rest,
     input: addFolded(zero(), base, windows),
-    dropped: dropped === undefined ? fromBranch : addFolded(fromBranch, dropped, windows),
+    dropped: dropped === undefined ? fromBranch : addFolded(fromBranch ?? zero(), dropped, windows),
   }
 }

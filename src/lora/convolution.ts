@@ -273,7 +273,7 @@ export class ConvolutionLora {
     }
     const gradients = convolutionBackward(this.#passWeights(base), tape, tensorAs(gradOutput, base.data))
     const { weightA, weightB, magnitude, biasB, input, dropped } = gradients
-    addKept(input, dropped, this.config.dropout, tape.keep)
+    if (dropped !== undefined) addKept(input, dropped, this.config.dropout, tape.keep)
     return {
       weightA: { data: weightA.data, shape: this.weightA.shape },
       weightB: { data: weightB.data, shape: this.weightB.shape },
@@ -386,5 +386,5 @@ export class ConvolutionLora {
 
 /** A copy in the precision of `like`. */
 function tensorAs({ data, shape }: Tensor<FloatArray>, like: FloatArray): Tensor<FloatArray> {
-  return { data: like instanceof Float64Array ? Float64Array.from(data) : Float32Array.from(data), shape }
+  return { data: like instanceof Float64Array ? new Float64Array(data) : new Float32Array(data), shape }
 }

@@ -17,7 +17,7 @@ import { rowNorms } from './dora.js'
 import type { LayerVectors } from './factors.js'
 import { LoraLayer } from './layer.js'
 import { addChange, type ChangeTape, changeGradients } from './passes.js'
-import { addScaled, copyAs, transpose } from './product.js'
+import { addScaled, inPrecisionOf, transpose } from './product.js'
 
 /** Gradients shaped like A (r, V) and B (D, r). */
 export interface EmbeddingGradients {
@@ -152,7 +152,7 @@ export class EmbeddingLora {
       const what = this.merged ? 'not while merged' : 'no forward to differentiate'
       throw new StateError({ where: this.#where('backward'), what })
     }
-    const dy = copyAs(toMatrix(gradOutput, this.#where('gradOutput')), base.data)
+    const dy = inPrecisionOf(base.data, toMatrix(gradOutput, this.#where('gradOutput')))
     checkShape(dy, tape.tokens.length, this.features, this.#where('gradOutput'))
     const { hidden, weightB, magnitude } = changeGradients(this.#changeWeights(), tape, dy)
     const { rank, vocabulary } = this

@@ -141,7 +141,7 @@ export function layerVectors(
 
 /** A copy in the precision of `like`. */
 export function copyVector(values: FloatArray | readonly number[], like: FloatArray): FloatArray {
-  return like instanceof Float64Array ? Float64Array.from(values) : Float32Array.from(values)
+  return like instanceof Float64Array ? new Float64Array(values) : new Float32Array(values)
 }
 
 /** A member of a layer, for messages. */

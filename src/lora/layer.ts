@@ -20,7 +20,7 @@ import {
   where,
 } from './factors.js'
 import { addBias, backwardPass, forwardPass, type PassWeights, type Tape } from './passes.js'
-import { copyAs, isFiniteMatrix, norm, normOfProduct, product } from './product.js'
+import { copyAs, inPrecisionOf, isFiniteMatrix, norm, normOfProduct, product } from './product.js'
 
 /** What `backward` gives: gradients shaped like A (r, k), B (d, r) and the input (n, k). */
 export interface LayerGradients {
@@ -270,7 +270,7 @@ export class LoraLayer {
       })
     }
     const base = this.#needBase('backward')
-    const dy = copyAs(toMatrix(gradOutput, this.#where('gradOutput')), base.data)
+    const dy = inPrecisionOf(base.data, toMatrix(gradOutput, this.#where('gradOutput')))
     checkShape(dy, tape.hidden.shape[0], this.d, this.#where('gradOutput'))
     const { weightA, weightB, magnitude, biasB, ...inputs } = backwardPass(this.#passWeights(base), tape, dy)
     for (const gradient of [inputs.branch, inputs.dropped]) {

@@ -41,6 +41,8 @@ export interface PassInputs {
 /** What the forward pass leaves for the one back. */
 export interface Tape extends ChangeTape {
   readonly branch: Matrix
+  /** A sees what W sees. */
+  readonly isShared: boolean
 }
 
 export interface ChangeTape {
@@ -58,7 +60,8 @@ export interface PassGradients {
   readonly magnitude: FloatArray | undefined
   readonly biasB: FloatArray | undefined
   readonly base: Matrix
-  readonly branch: Matrix
+  /** Undefined where it is part of `base`. */
+  readonly branch: Matrix | undefined
   readonly dropped: Matrix | undefined
 }
 
@@ -70,8 +73,9 @@ export function forwardPass(
 ): { output: Matrix; tape: Tape } {
   const ofWeight = (x: Matrix) => groupProduct(x, weights.base, weights.groups) // (n, k) @ (k, d) → (n, d)
   const hidden = product(branch, weights.weightA, { transposeB: true }) // (n, k) @ (k, r) → (n, r)
-  const { output, tape } = addChange(weights, ofWeight(base), dropped && ofWeight(dropped), hidden, dora)
-  return { output, tape: { ...tape, branch } }
+  const frozen = dora && dropped && ofWeight(dropped)
+  const { output, tape } = addChange(weights, ofWeight(base), frozen, hidden, dora)
+  return { output, tape: { ...tape, branch, isShared: branch === base } }
 }
 
 /**
@@ -108,11 +112,13 @@ export function backwardPass(weights: PassWeights, tape: Tape, dy: Matrix): Pass
   const { base, weightA, groups } = weights
   const { hidden, adapted, ...own } = changeGradients(weights, tape, dy)
   const hasOtherInput = tape.hasDropped && tape.dora !== undefined
+  const input = groupProductToLeft(tape.hasDropped ? dy : adapted, base, groups) // (n, d) @ (d, k) → (n, k)
+  const branch = product(hidden, weightA, tape.isShared ? { addTo: input } : {}) // (n, r) @ (r, k) → (n, k)
   return {
     ...own,
     weightA: product(hidden, tape.branch, { transposeA: true }), // (r, n) @ (n, k) → (r, k)
-    base: groupProductToLeft(tape.hasDropped ? dy : adapted, base, groups), // (n, d) @ (d, k) → (n, k)
-    branch: product(hidden, weightA), // (n, r) @ (r, k) → (n, k)
+    base: input,
+    branch: tape.isShared ? undefined : branch,
     dropped: hasOtherInput ? groupProductToLeft(addScaled(adapted, dy, -1), base, groups) : undefined,
   }
 }

@@ -26,8 +26,13 @@ export function product(a: Matrix, b: Matrix, options: ProductOptions = {}): Mat
 
 /** A copy in the precision of `like`. */
 export function copyAs(matrix: Matrix, like: FloatArray): Matrix {
-  const data = like instanceof Float64Array ? Float64Array.from(matrix.data) : Float32Array.from(matrix.data)
+  const data = like instanceof Float64Array ? new Float64Array(matrix.data) : new Float32Array(matrix.data)
   return { data, shape: [matrix.shape[0], matrix.shape[1]] }
+}
+
+/** The matrix itself where it has the precision of `like`, else a copy that has. */
+export function inPrecisionOf(like: FloatArray, matrix: Matrix): Matrix {
+  return matrix.data.BYTES_PER_ELEMENT === like.BYTES_PER_ELEMENT ? matrix : copyAs(matrix, like)
 }
 
 /** target += scale · matrix, in place. */
