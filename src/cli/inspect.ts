@@ -2,7 +2,7 @@
 
 import { type FitReport, type InspectReport, inspect as inspectPath } from '../node.js'
 import { defineCommand, text, toggle, UsageError } from './options.js'
-import { kindOf } from './page/data.js'
+import { kindOf, targetsOf } from './page/data.js'
 import { inspectionPage } from './page/page.js'
 import { refusePage, writePage } from './page/write.js'
 import { colors, print, printDocument, say, table, thousands, warn } from './terminal.js'
@@ -93,11 +93,10 @@ function adapterLines({
   replacements,
   fit,
 }: InspectReport & { kind: 'adapter' }): string[] {
-  const targets = typeof config.targetModules === 'string' ? config.targetModules : config.targetModules.join(', ')
   const settings: [string, string][] = [
     ['base model', config.baseModel ?? 'not named'],
     ['rank, alpha', `${config.rank}, ${config.alpha}${config.useRslora ? ' (rsLoRA: scaling alpha/√rank)' : ''}`],
-    ['targets', targets],
+    ['targets', targetsOf(config)],
   ]
   return [
     heading('LoRA adapter', `${layers.length} layers, ${thousands(trainableParams)} parameters`),

@@ -141,6 +141,7 @@ describe.skipIf(chromium === undefined)('in Chromium', () => {
       expect(await texts('.cells text.faint')).toEqual(['0', '1'])
       expect(await texts('tbody td.name')).toHaveLength(6)
       expect((await texts('dd')).join(' ')).toContain('6 of 6 parts fit')
+      expect(await texts('tbody td:last-child')).toEqual(Array(6).fill('yes'))
       // The largest has the darkest end of the scale.
       const fills = await page.evaluate(`[...document.querySelectorAll('.cells rect')].map((cell) => cell.style.fill)`)
       expect(fills.filter((fill: string) => /--high\) 100(\.0)?%/.test(fill))).toHaveLength(1)

@@ -29,10 +29,13 @@ export function client(plot: typeof curvePlot): void {
   const measures = all.filter(({ of }) => layers.some((layer) => of(layer) !== null))
   let measure = measures[0]
   let isRelative = false
+  /** Of the measure. */
+  let largest = 0
   /** Place among the layers → number of the colour. */
   const chosen = new Map<number, number>()
   const redraws: (() => void)[] = []
   const redraw = () => {
+    largest = layers.reduce((result, layer) => Math.max(result, measure.of(layer) ?? 0), 0)
     for (const draw of redraws) draw()
   }
 
@@ -156,7 +159,7 @@ export function client(plot: typeof curvePlot): void {
     section.append(bar)
     redraws.push(() => {
       low.textContent = '0'
-      high.textContent = figure(largest())
+      high.textContent = figure(largest)
     })
     for (const stack of stacks) {
       if (stacks.length > 1) section.append(make('h3', '', stack.name === '' ? 'without a number' : stack.name))
@@ -168,12 +171,6 @@ export function client(plot: typeof curvePlot): void {
       }
     }
     main.append(section)
-  }
-
-  function largest(): number {
-    let result = 0
-    for (const layer of layers) result = Math.max(result, measure.of(layer) ?? 0)
-    return result
   }
 
   function drawMap({ columns, rows, cells }: PageData['stacks'][number]): HTMLElement {
@@ -227,7 +224,7 @@ export function client(plot: typeof curvePlot): void {
     cell.addEventListener('pointerleave', hideTip)
     redraws.push(() => {
       const value = measure.of(layer)
-      const share = value === null ? 0 : value / (largest() || 1)
+      const share = value === null ? 0 : value / (largest || 1)
       const [from, to] = share < 0.5 ? ['low', 'middle'] : ['middle', 'high']
       const percent = (200 * (share < 0.5 ? share : share - 0.5)).toFixed(1)
       cell.style.fill = value === null ? 'var(--none)' : `color-mix(in oklab, var(--${to}) ${percent}%, var(--${from}))`
@@ -304,8 +301,8 @@ export function client(plot: typeof curvePlot): void {
       { label: 'type', of: ({ dtype }) => dtype },
       ...measures,
     ]
-    const hasMisfits = layers.some(({ problem }) => typeof problem === 'string')
-    return hasMisfits ? [...columns, { label: 'does not fit', of: ({ problem }) => problem ?? '' }] : columns
+    const hasBase = layers.some(({ problem }) => problem !== undefined)
+    return hasBase ? [...columns, { label: 'fits', of: ({ problem }) => (problem === null ? 'yes' : 'no') }] : columns
   }
 
   function compare(a: string | number | null, b: string | number | null): number {
@@ -330,9 +327,14 @@ export function client(plot: typeof curvePlot): void {
       const row = make('tr')
       columns.forEach(({ label, of }, i) => {
         const value = of(layer)
-        const className = [isText[i] && 'text', label === 'layer' && 'name', label === 'does not fit' && 'bad']
+        const className = [
+          isText[i] && 'text',
+          label === 'layer' && 'name',
+          label === 'fits' && value === 'no' && 'bad',
+        ]
         const cell = make('td', className.filter(Boolean).join(' '), typeof value === 'string' ? value : figure(value))
         if (label === 'layer') cell.title = layer.name
+        if (label === 'fits') cell.title = layer.problem ?? ''
         row.append(cell)
       })
       row.addEventListener('click', () => toggle(index))

@@ -57,14 +57,13 @@ export function pageData(report: AdapterInspection): PageData {
       ...(fit !== undefined && { problem: own?.problem ?? null }),
     }
   })
-  const targets = typeof config.targetModules === 'string' ? config.targetModules : config.targetModules.join(', ')
   const fitting = fit?.parts.filter(({ problem }) => problem === null).length
   return {
     facts: [
       ['base model', config.baseModel ?? 'not named'],
       ['layers', `${thousands(layers.length)}, with ${thousands(report.trainableParams)} trained parameters`],
       ['rank, alpha', `${config.rank}, ${config.alpha}${config.useRslora ? ' (rsLoRA: scaling alpha/√rank)' : ''}`],
-      ['targets', targets],
+      ['targets', targetsOf(config)],
       ...report.replacements.map(({ name, rows: count, dtype, shape }): [string, string] => {
         return [
           'replaces',
@@ -87,9 +86,13 @@ export function pageData(report: AdapterInspection): PageData {
   }
 }
 
+export function targetsOf({ targetModules, targetParameters }: AdapterInspection['config']): string {
+  return [targetModules, targetParameters].flat().join(', ')
+}
+
 /** As in `linear, DoRA`. */
 export function kindOf({ kind, experts, hasMagnitude, hasBias }: AdapterInspection['layers'][number]): string {
-  const parts = [experts === undefined ? kind : `${kind} of ${experts}`]
+  const parts = [experts === undefined || experts === 1 ? kind : `${kind}, ${experts} experts`]
   if (hasMagnitude) parts.push('DoRA')
   if (hasBias) parts.push('bias')
   return parts.join(', ')

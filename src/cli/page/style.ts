@@ -59,7 +59,7 @@ th button { width: 100%; border: 0; background: none; color: inherit; font: inhe
 th[aria-sort=ascending] button::after { content: " ↑"; } th[aria-sort=descending] button::after { content: " ↓"; }
 tbody tr { cursor: pointer; } tbody tr:hover { background: var(--panel); }
 tbody tr.chosen td:first-child { box-shadow: inset 4px 0 var(--own); }
-td.bad { color: var(--bad); white-space: normal; min-width: 260px; }
+td.bad { color: var(--bad); font-weight: 600; }
 input[type=search] { font: inherit; color: inherit; background: var(--page); border: 1px solid var(--line); border-radius: 6px;
   padding: 4px 10px; width: 280px; max-width: 100%; }
 #tip { position: fixed; z-index: 1; pointer-events: none; background: var(--ink); color: var(--page); border-radius: 6px;
