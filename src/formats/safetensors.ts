@@ -82,6 +82,9 @@ export async function parseSafetensorsHeader(source: ByteSource): Promise<Safete
       what: 'header too large, or not a safetensors file',
       expected: `at most ${MAX_HEADER_BYTES} bytes`,
       got: `${headerBytes}`,
+      ...(String.fromCharCode(...lengthBytes) === 'version ' && {
+        hint: 'If it only points to a file, fetch it with Git LFS',
+      }),
     })
   }
   const dataStart = LENGTH_BYTES + Number(headerBytes)

@@ -26,6 +26,15 @@ function file(name: string, content: string | Uint8Array): string {
   return join(scratch, name)
 }
 
+/** An adapter's config beside a file of tests/golden/torch. */
+function torchAdapter(name: string): string {
+  const folder = join(scratch, `torch ${name}`)
+  mkdirSync(folder, { recursive: true })
+  copyFileSync(join(PEFT, 'adapter_config.json'), join(folder, 'adapter_config.json'))
+  copyFileSync(join(golden, 'torch', name), join(folder, 'adapter_model.bin'))
+  return folder
+}
+
 function damagedAdapter(): string {
   const folder = join(scratch, 'damaged')
   cpSync(PEFT, folder, { recursive: true })
@@ -158,6 +167,21 @@ const OTHERS: [what: string, args: (out: string) => string[], message: RegExp][]
     'merge: a corrupt adapter',
     (out) => ['merge', '--base', ONNX, '--adapter', damagedAdapter(), '--out', out],
     /adapter_model\.safetensors/,
+  ],
+  [
+    'merge: an adapter whose pickle calls a function',
+    (out) => ['merge', '--base', ONNX, '--adapter', torchAdapter('system.bin'), '--out', out],
+    /adapter_model\.bin: .*byte \d+: the pickle asks for posix\.system, which is refused: .*Nothing was run/,
+  ],
+  [
+    'generate: an adapter whose pickle calls a function',
+    () => ['generate', '--model', MODEL, '--adapter', torchAdapter('eval.bin'), '--prompt', 'a'],
+    /adapter_model\.bin: .*asks for __builtin__\.eval/,
+  ],
+  [
+    'inspect: a pointer of Git LFS',
+    () => ['inspect', file('pointer.safetensors', 'version https://git-lfs.github.com/spec/v1\noid sha256:0')],
+    /pointer\.safetensors: .*fetch it with Git LFS/,
   ],
   [
     'merge: a corrupt checkpoint',
