@@ -205,7 +205,19 @@ function warningsOf(layers: readonly LayerReport[], config: LoraConfig): string[
       if (!layers.some(({ name }) => table.find(name) !== undefined)) warnings.push(`${field} ${key} matches no layer`)
     }
   }
+  const { targetModules } = config
+  const names = new Set(layers.map(({ name }) => name))
+  const idle = typeof targetModules === 'string' ? [] : targetModules.filter((entry) => !hasLayer(entry, names))
+  if (idle.length > 0 && layers.length > 0) {
+    const others = idle.length > 3 ? ` and ${idle.length - 3} more` : ''
+    warnings.push(`targetModules has ${idle.slice(0, 3).join(', ')}${others}, for which there is no layer`)
+  }
   return warnings
+}
+
+/** As PEFT reads an entry of target_modules. */
+function hasLayer(entry: string, names: ReadonlySet<string>): boolean {
+  return names.has(entry) || [...names].some((name) => name.endsWith(`.${entry}`))
 }
 
 /** Singular values above rounding of f32 (as numpy.linalg.matrix_rank has it). */

@@ -97,4 +97,13 @@ describe('warns of', () => {
       'alphaPattern typo matches no layer',
     ])
   })
+
+  test('targets without a layer, as a file that lost some has them', () => {
+    const names = ['model.layers.0.q', 'model.layers.1.q']
+    const targetModules = ['q', 'model.layers.1.q', 'layers.0.q', 'a', 'ers.0.q', 'model.layers.2.q', 'b']
+    expect(inspectAdapter(adapter({ targetModules }, names)).warnings).toEqual([
+      'targetModules has a, ers.0.q, model.layers.2.q and 1 more, for which there is no layer',
+    ])
+    expect(inspectAdapter(adapter({ targetModules: '.*\\.x' }, names)).warnings).toEqual([])
+  })
 })
