@@ -139,6 +139,10 @@ export class AdapterSession<M extends SessionBase = SessionBase> {
     await this.#engine.close()
   }
 
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.dispose()
+  }
+
   /** @internal */
   get engine(): Remote<InferEngine> {
     if (this.#isDisposed) throw new StateError({ where: 'AdapterSession', what: 'it is disposed' })

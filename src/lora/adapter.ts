@@ -263,6 +263,15 @@ export class LoraAdapter implements Iterable<[name: string, layer: LoraLayer]> {
     }
   }
 
+  /** Lets go of all base weights. The factors stay: the adapter can be saved. */
+  dispose(): void {
+    for (const layer of this.#all()) layer.dispose()
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose()
+  }
+
   *#all(): Generator<AnyLora> {
     yield* this.#layers.values()
     yield* this.#embeddings.values()

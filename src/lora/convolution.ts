@@ -306,6 +306,16 @@ export class ConvolutionLora {
     this.#linear.unmerge()
   }
 
+  /** As {@link LoraLayer.dispose}. */
+  dispose(): void {
+    this.#linear.dispose()
+    this.#tape = undefined
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose()
+  }
+
   /** Elements of A and B, and d more for a magnitude and for a bias. */
   trainableParams(): number {
     const { magnitude, biasB } = this.#vectors ?? {}

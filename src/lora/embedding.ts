@@ -174,6 +174,16 @@ export class EmbeddingLora {
     this.#linear.unmerge()
   }
 
+  /** As {@link LoraLayer.dispose}. */
+  dispose(): void {
+    this.#linear.dispose()
+    this.#tape = undefined
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose()
+  }
+
   /** r·(V + D), and D more with a magnitude */
   trainableParams(): number {
     return this.#linear.trainableParams()

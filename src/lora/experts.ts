@@ -233,6 +233,15 @@ export class ExpertLora {
     for (const expert of this.#experts) expert.unmerge()
   }
 
+  /** As {@link LoraLayer.dispose}. */
+  dispose(): void {
+    for (const expert of this.#experts) expert.dispose()
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose()
+  }
+
   /** E·r·(d + k) */
   trainableParams(): number {
     return this.experts * this.#experts[0].trainableParams()

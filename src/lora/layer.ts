@@ -308,6 +308,17 @@ export class LoraLayer {
     this.#unmerged = undefined
   }
 
+  /** Lets go of the base weight and of what forward kept. The factors stay: the layer can be saved, or get a base again. */
+  dispose(): void {
+    this.#baseWeight = undefined
+    this.#unmerged = undefined
+    this.#tape = undefined
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose()
+  }
+
   /** r·(d + k), and d more for a magnitude and for a bias */
   trainableParams(): number {
     const vectors = (this.#magnitude === undefined ? 0 : 1) + (this.#biasB === undefined ? 0 : 1)

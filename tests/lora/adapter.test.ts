@@ -166,3 +166,18 @@ test('a layer of a shape can be trained elsewhere and get its values back', () =
   layer.weightB = random(4, 2, 4)
   expect(layer.normDelta()).toBeGreaterThan(0)
 })
+
+test('disposing lets go of base weights, merged or not, and keeps the factors', () => {
+  const adapter = twoLayers()
+  const layers = [...adapter].map(([, layer]) => layer)
+  const factors = layers.map(({ weightA, weightB }) => [weightA, weightB])
+  const bases = layers.map((layer) => layer.baseWeight!)
+  layers[0].merge()
+  adapter[Symbol.dispose]()
+  expect(layers.map(({ baseWeight, merged }) => [baseWeight, merged])).toEqual(layers.map(() => [undefined, false]))
+  expect(layers.map(({ weightA, weightB }) => [weightA, weightB])).toEqual(factors)
+  expect(() => layers[0].forward(random(1, layers[0].k, 1))).toThrow(/no base weight/)
+  adapter.dispose()
+  layers[1].attachBase(bases[1])
+  expect(layers[1].forward(random(1, layers[1].k, 1)).shape).toEqual([1, layers[1].d])
+})
