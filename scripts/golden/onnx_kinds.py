@@ -11,9 +11,11 @@ import argparse
 import copy
 import pathlib
 import warnings
+from types import SimpleNamespace
 
 import onnx
 import torch
+from torch import nn
 
 import peft_kinds
 from common import GOLDEN, adapt, all_double, fresh, save_adapter, save_tensors, versions, write_json
@@ -34,15 +36,41 @@ OWN = {  # case: (model, LoraConfig, options of save_pretrained)
     "bert-all": ("bert", {**RANKS, "target_modules": ["key", "word_embeddings"], "bias": "all", "task_type": "SEQ_CLS"}, {}),
     "bert-lora-bias": ("bert", {**RANKS, "target_modules": ["query", "dense"], "lora_bias": True, "task_type": "SEQ_CLS"}, {}),
 }
+CONV = {"r": 3, "lora_alpha": 5, "rank_pattern": {"point": 2}, "task_type": None, "target_modules": ["near", "plane", "point", "logits"]}
+OWN |= {
+    "conv": ("convolved", CONV, {}),
+    "conv-dora": ("convolved", {**CONV, "use_dora": True}, {}),
+    "conv-lora-bias": ("convolved", {**CONV, "lora_bias": True}, {}),
+    "conv-saved": ("convolved", {**CONV, "target_modules": ["near"], "modules_to_save": ["plane"]}, {}),
+}
 SUMS = {  # name: adapters with weights
     "sum-linear": [("linear", 0.5), ("lora-bias", -0.75)],
     "sum-embedding": [("embedding", 0.25), ("linear", 1), ("lora-bias", 2)],
 }
-MODELS = {"qwen2": ["ts", "dynamo"], "qwen2-tied": ["ts", "dynamo"], "gpt2": ["ts", "dynamo"], "bert": ["ts", "dynamo"]}
+MODELS = {"qwen2": ["ts", "dynamo"], "qwen2-tied": ["ts", "dynamo"], "gpt2": ["ts", "dynamo"], "bert": ["ts", "dynamo"], "convolved": ["ts", "dynamo"]}
+
+
+class Convolved(nn.Module):
+    """Over embedded tokens, in one and two dimensions."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(32, 6)
+        self.near = nn.Conv1d(6, 8, 3, padding=1)
+        self.plane = nn.Conv2d(4, 6, (2, 3), padding=(0, 1))
+        self.far = nn.Conv1d(6, 6, 3, padding=2, dilation=2)
+        self.point = nn.Conv1d(6, 5, 1)
+        self.logits = nn.Linear(5, 7)
+
+    def forward(self, input_ids, attention_mask=None):
+        x = torch.tanh(self.near(self.embed(input_ids).transpose(1, 2)))  # (batch, 8, tokens)
+        x = torch.tanh(self.plane(x.reshape(x.shape[0], 4, 2, -1))).flatten(1, 2)  # (batch, 6, tokens)
+        x = self.point(torch.tanh(self.far(x)))
+        return SimpleNamespace(logits=self.logits(x.transpose(1, 2)))
 
 
 def build(name):
-    """The models of peft_kinds.py, one of them with tied embeddings as well, and a classifier."""
+    """The models of peft_kinds.py, one of them with tied embeddings as well, a classifier, and convolutions."""
     from transformers import BertConfig, BertForSequenceClassification, Qwen2ForCausalLM
     if name in ("qwen2", "gpt2"):
         model = peft_kinds.build(name)
@@ -52,6 +80,9 @@ def build(name):
         torch.manual_seed(SEED)
         model = noisy(Qwen2ForCausalLM(config))
         assert model.lm_head.weight is model.model.embed_tokens.weight
+    elif name == "convolved":
+        torch.manual_seed(SEED)
+        return noisy(Convolved()).eval()
     else:
         torch.manual_seed(SEED)
         model = noisy(BertForSequenceClassification(BertConfig(
@@ -82,6 +113,8 @@ class Logits(torch.nn.Module):
             setattr(self, name, child)
 
     def forward(self, input_ids, attention_mask):
+        if hasattr(self, "near"):
+            return Convolved.forward(self, input_ids).logits
         options = {} if hasattr(self, "bert") else {"use_cache": False}
         core = getattr(self, "model", None) or getattr(self, "transformer", None) or self.bert
         hidden = core(input_ids=input_ids, attention_mask=attention_mask, **options)

@@ -4,7 +4,7 @@
 import { UnsupportedError } from '../base/errors.js'
 import type { NodeProto, TensorProto } from '../formats/onnx/gen/onnx_pb.js'
 import { dimsOf } from '../formats/onnx/tensors.js'
-import { floatAttribute, intAttribute } from './attributes.js'
+import { floatAttribute, intAttribute, intsAttribute } from './attributes.js'
 import type { Graph } from './graph.js'
 import { constantWeight, type Linear, nodeScope, parameterModule } from './linears.js'
 
@@ -51,6 +51,28 @@ export function findEmbeddings(graph: Graph): Embedding[] {
     const [vocabulary, features] = transposed ? [dims[1], dims[0]] : dims
     const name = nodeScope(node) ?? parameterModule(weight.name) ?? node.name
     return [{ name, node, input: 0, vocabulary, features, transposed }]
+  })
+}
+
+/** A convolution by a constant float kernel (d, in/groups, *kernel). */
+export interface Convolution extends Place {
+  /** Module name */
+  readonly name: string
+  readonly shape: readonly number[]
+  readonly groups: number
+  readonly dilations: readonly number[]
+  /** The input of the node that takes its bias; undefined if it has none. */
+  readonly bias: number | undefined
+}
+
+export function findConvolutions(graph: Graph): Convolution[] {
+  return graph.nodes.flatMap((node) => {
+    const stored = node.opType === 'Conv' ? storedTensor(graph, node.input[1]) : undefined
+    if (stored === undefined) return []
+    const name = nodeScope(node) ?? parameterModule(stored.name) ?? node.name
+    const [groups, dilations] = [intAttribute(node, 'group', 1), intsAttribute(node, 'dilations') ?? []]
+    const bias = (node.input[2] ?? '') !== '' && storedTensor(graph, node.input[2]) !== undefined ? 2 : undefined
+    return [{ name, node, input: 1, shape: dimsOf(stored.tensor), groups, dilations, bias }]
   })
 }
 

@@ -2,7 +2,7 @@
 // it, which may be shared, is the plan's to decide.
 
 import { MismatchError, nearMisses, UnsupportedError } from '../base/errors.js'
-import { formatShape, type Matrix } from '../base/tensor.js'
+import { type FloatArray, formatShape, type Matrix } from '../base/tensor.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
 import { isWeightDtype } from '../formats/safetensors.js'
 import { floatAttribute } from '../graph/attributes.js'
@@ -10,7 +10,9 @@ import type { Graph } from '../graph/graph.js'
 import { findLinears, type Linear, type ModuleMap, nodeScope, parameterModule } from '../graph/linears.js'
 import {
   biasOf,
+  type Convolution,
   type Embedding,
+  findConvolutions,
   findEmbeddings,
   ofModule,
   type Place,
@@ -19,6 +21,8 @@ import {
 } from '../graph/parameters.js'
 import { placeAdapter } from '../graph/place-adapter.js'
 import type { LoraAdapter } from '../lora/adapter.js'
+import type { ConvolutionLora } from '../lora/convolution.js'
+import { groupsRefusal } from '../lora/convolution-factors.js'
 import { type PartKind, requireKinds } from '../lora/plain.js'
 import type { Replacement, StoredTensor, TokenRows } from '../lora/replacements.js'
 import { tiedHeads } from './onnx-tied.js'
@@ -43,6 +47,7 @@ export const MERGED_KINDS: readonly PartKind[] = [
   'dora',
   'lora-bias',
   'embedding',
+  'convolution',
   'replacement',
   'token-rows',
 ]
@@ -83,6 +88,7 @@ class Edits {
   readonly #graph: Graph
   readonly #linears: readonly Linear[]
   readonly #embeddings: readonly Embedding[]
+  readonly #convolutions: readonly Convolution[]
   readonly #byPlace = new Map<Place['node'], Map<number, Edit>>()
 
   constructor(model: OnnxModel, graph: Graph, linears: readonly Linear[]) {
@@ -90,13 +96,14 @@ class Edits {
     this.#graph = graph
     this.#linears = linears
     this.#embeddings = findEmbeddings(graph)
+    this.#convolutions = findConvolutions(graph)
   }
 
   all(): Edit[] {
     return [...this.#byPlace.values()].flatMap((edits) => [...edits.values()])
   }
 
-  /** Linear layers, their biases of B, and embeddings. */
+  /** Linear layers, convolutions, their biases of B, and embeddings. */
   addLayers(index: number, adapter: LoraAdapter, weight: number): void {
     const linears = adapter.size === 0 ? [] : placeAdapter(this.#graph, this.#linears, adapter)
     for (const { name, layer, linear } of linears) {
@@ -107,18 +114,10 @@ class Edits {
       this.#weightOf(linear, name).add({ name, weightA, weightB, scale, magnitude, start }, `${index}:${name}`)
       if (biasB === undefined) continue
       const bias = biasOf(this.#graph, linear)
-      if (bias === undefined) {
-        throw new MismatchError({
-          where: name,
-          what: 'the adapter has a bias of B (lora_bias), which only a bias of the graph can take; there is none here',
-        })
-      }
-      // s·biasB as a product of 1 (1, 1) and biasB (d, 1): a bias is a weight of one input.
-      const one: Matrix = { data: Float32Array.of(1), shape: [1, 1] }
-      const column: Matrix = { data: biasB, shape: [biasB.length, 1] }
-      const part = { name: undefined, weightA: one, weightB: column, scale, magnitude: undefined }
-      this.#at(bias, `${name}.bias`, true).add({ ...part, start: bias.start }, `${index}:${name}.bias`)
+      if (bias === undefined) throw noBias(name)
+      this.#at(bias, `${name}.bias`, true).add(biasPart(biasB, scale, bias.start), `${index}:${name}.bias`)
     }
+    for (const [name, convolution] of adapter.convolutions) this.#addConvolution(index, name, convolution, weight)
     for (const [name, embedding] of adapter.embeddings) {
       const { weightA, weightB, magnitude, vocabulary, features, scaling } = embedding
       if (magnitude !== undefined && weight !== 1) throw weightedError(name, 'a DoRA layer', weight)
@@ -126,6 +125,30 @@ class Edits {
       for (const place of this.#embeddingsOf(name, [vocabulary, features])) {
         this.#embedding(place).add(part, `${index}:${name}`)
       }
+    }
+  }
+
+  #addConvolution(index: number, name: string, layer: ConvolutionLora, weight: number): void {
+    const { d, k, channels, kernel, groups, magnitude, biasB } = layer
+    if (magnitude !== undefined && weight !== 1) throw weightedError(name, 'a DoRA layer', weight)
+    const places = ofModule(this.#convolutions, name)
+    if (places.length === 0) refuse(name, 'the graph has no convolution of this name')
+    const scale = weight * layer.scaling
+    for (const place of places) {
+      const expected = [d, channels / groups, ...kernel]
+      if (place.groups !== groups || place.shape.join() !== expected.join())
+        throw shapeError(name, place.shape, expected)
+      if (groups > 1) refuse(name, groupsRefusal(groups))
+      // PEFT's A moves without the base's dilation, so that no change of the weight is what it does.
+      if (place.dilations.some((dilation) => dilation !== 1)) refuse(name, 'a dilated convolution cannot be merged')
+      const weightA: Matrix = { data: layer.weightA.data, shape: [layer.rank, k] }
+      const weightB: Matrix = { data: layer.weightB.data, shape: [d, layer.rank] }
+      const part = { name, weightA, weightB, scale, magnitude, start: 0 }
+      this.#at(place, `${name}.weight`, false).add(part, `${index}:${name}`)
+      if (biasB === undefined) continue
+      if (place.bias === undefined) throw noBias(name)
+      const bias = this.#at({ node: place.node, input: place.bias }, `${name}.bias`, true)
+      bias.add(biasPart(biasB, scale, 0), `${index}:${name}.bias`)
     }
   }
 
@@ -290,6 +313,20 @@ class EditBuilder {
     this.edit.values = values
     this.edit.keys.push(key)
   }
+}
+
+function noBias(name: string): MismatchError {
+  return new MismatchError({
+    where: name,
+    what: 'the adapter has a bias of B (lora_bias), which only a bias of the graph can take; there is none here',
+  })
+}
+
+/** s·biasB as a product of 1 (1, 1) and biasB (d, 1): a bias is a weight of one input. */
+function biasPart(biasB: FloatArray, scale: number, start: number): MergePart {
+  const weightA: Matrix = { data: Float32Array.of(1), shape: [1, 1] }
+  const weightB: Matrix = { data: biasB, shape: [biasB.length, 1] }
+  return { name: undefined, weightA, weightB, scale, magnitude: undefined, start }
 }
 
 /** What is no sum cannot be combined with other changes of the same values. */

@@ -69,7 +69,8 @@ export async function planOnnxMerge(
     const isShared = !graph.initializers.has(group.weight) || hasOtherReaders(graph, group.weight, readers, inSubgraphs)
     const name = isShared ? giveOwnWeight(graph, group, source) : group.weight
     const dims = dimsOf(source)
-    const shape: [number, number] = dims.length === 2 ? [dims[0], dims[1]] : [1, elementCount(dims)]
+    // A convolution's (d, in, *kernel) is (d, in·K), a vector one row.
+    const shape: [number, number] = dims.length > 1 ? [dims[0], elementCount(dims.slice(1))] : [1, elementCount(dims)]
     targets.set(name, { target: { name, dtype, shape, isInputMajor, values, parts }, source })
   }
   return { proto: graph.toModel(), targets }

@@ -3,7 +3,7 @@
 
 import { decodeFloats, decodeWeights, encodeFloats, type FloatDtype, type WeightDtype } from '../base/dtype.js'
 import { NumericError } from '../base/errors.js'
-import type { FloatArray, Matrix } from '../base/tensor.js'
+import { elementCount, type FloatArray, type Matrix } from '../base/tensor.js'
 import { defaultKernels } from '../kernels/index.js'
 import { normOfProduct } from '../lora/product.js'
 import type { StoredTensor } from '../lora/replacements.js'
@@ -122,12 +122,24 @@ function loader({ dtype, shape, values }: MergeTarget, read: ReadWeight): Load {
   const stored: Load = async (row, count) => decodeFloats(await read(row * rowBytes, count * rowBytes), dtype)
   if (values === undefined) return stored
   const { tensor, isTransposed, lines } = values
-  const all = Float32Array.from(decodeWeights(tensor.data, tensor.dtype as WeightDtype))
+  const type = tensor.dtype as WeightDtype
+  const size = tensor.data.byteLength / Math.max(1, elementCount(tensor.shape))
+  const elements = (from: number, count: number) =>
+    Float32Array.from(decodeWeights(tensor.data.subarray(from * size, (from + count) * size), type))
   if (lines === undefined) {
-    const own = isTransposed ? transpose(all, columns, rows) : all
-    return async (row, count) => own.slice(row * columns, (row + count) * columns)
+    return async (row, count) => {
+      if (!isTransposed) return elements(row * columns, count * columns)
+      const block = new Float32Array(count * columns)
+      for (let j = 0; j < columns; j++) {
+        elements(j * rows + row, count).forEach((value, i) => {
+          block[i * columns + j] = value
+        })
+      }
+      return block
+    }
   }
   const { axis, indices } = lines
+  const all = elements(0, elementCount(tensor.shape))
   return async (row, count) => {
     const block = await stored(row, count)
     indices.forEach((index, i) => {

@@ -279,6 +279,24 @@ describe('what is refused, by name', () => {
       /transformer\.wte: .*expected \(32, 12\), as in the graph, got \(40, 12\)/,
     ],
     [
+      'a dilated convolution',
+      'convolved-ts',
+      [aConvolution('far', 6, 6)],
+      /far: a dilated convolution cannot be merged/,
+    ],
+    [
+      'a convolution of another shape',
+      'convolved-ts',
+      [aConvolution('near', 6, 7)],
+      /near: .*expected \(8, 6, 3\), as in the graph, got \(7, 6, 3\)/,
+    ],
+    [
+      'a convolution that is not there',
+      'convolved-ts',
+      [aConvolution('nowhere', 6, 8)],
+      /nowhere: the graph has no convolution of this name/,
+    ],
+    [
       'an embedding that is not there',
       'gpt2-ts',
       [anEmbedding('transformer.wtf', 32)],
@@ -298,5 +316,12 @@ describe('what is refused, by name', () => {
 function anEmbedding(name: string, vocabulary: number): LoraAdapter {
   const adapter = new LoraAdapter({ rank: 1 })
   adapter.addEmbedding(name, [new Array(vocabulary).fill(1)], new Array(12).fill([1]))
+  return adapter
+}
+
+function aConvolution(name: string, channels: number, d: number): LoraAdapter {
+  const adapter = new LoraAdapter({ rank: 1 })
+  const ones = (...shape: number[]) => ({ data: new Float32Array(shape.reduce((a, b) => a * b)).fill(1), shape })
+  adapter.addConvolution(name, ones(1, channels, 3), ones(d, 1, 1))
   return adapter
 }
