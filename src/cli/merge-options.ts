@@ -35,9 +35,7 @@ export async function runMerge<R extends MergeReport>(
     progress.update(megabytes(writtenBytes), megabytes(totalBytes), ` MB  ${bytes(rate)}/s`)
   }
   try {
-    const report = await interruptible('Stopping; nothing is left of the result.', (signal) =>
-      work({ signal, onProgress }),
-    )
+    const report = await interruptible('Stopping; --out stays as it was.', (signal) => work({ signal, onProgress }))
     progress.end()
     if (json) printDocument({ ...(report as MergeReport), peakRssBytes: peakRssBytes() })
     else show(report)

@@ -4,7 +4,8 @@
 import { describe, expect, test } from 'vitest'
 import { readAll, writeFile } from '../../src/base/bytes.js'
 import { FileError } from '../../src/base/errors.js'
-import { FilesDirectory, HandleDirectory, StreamDirectory } from '../../src/io/web-directories.js'
+import { FilesDirectory, type HandleDirectory, StreamDirectory } from '../../src/io/web-directories.js'
+import { handles } from './fake-folder.js'
 
 function picked(path: string, content: string): File {
   const file = new File([content], path.slice(path.lastIndexOf('/') + 1))
@@ -36,71 +37,6 @@ describe('FilesDirectory', () => {
     expect(await textIn(directory, 'a.json')).toBe('A')
   })
 })
-
-/** What HandleDirectory uses of a folder, in memory. Writes of more than `quota` bytes fail. */
-class FakeFolder {
-  readonly kind = 'directory'
-  readonly name = ''
-  readonly children = new Map<string, FakeFolder | FakeFile>()
-  quota = Number.POSITIVE_INFINITY
-
-  async *entries() {
-    yield* this.children
-  }
-
-  async getFileHandle(name: string, { create = false } = {}): Promise<FakeFile> {
-    const child = this.children.get(name) ?? (create ? new FakeFile(this) : undefined)
-    if (child === undefined) throw new DOMException('no', 'NotFoundError')
-    if (child.kind !== 'file') throw new DOMException('no', 'TypeMismatchError')
-    this.children.set(name, child)
-    return child
-  }
-
-  async getDirectoryHandle(name: string, { create = false } = {}): Promise<FakeFolder> {
-    const child = this.children.get(name) ?? (create ? new FakeFolder() : undefined)
-    if (child === undefined) throw new DOMException('no', 'NotFoundError')
-    if (child.kind !== 'directory') throw new DOMException('no', 'TypeMismatchError')
-    this.children.set(name, child)
-    return child
-  }
-
-  async removeEntry(name: string): Promise<void> {
-    if (!this.children.delete(name)) throw new DOMException('no', 'NotFoundError')
-  }
-}
-
-class FakeFile {
-  readonly kind = 'file'
-  content: Blob = new Blob([])
-  readonly #folder: FakeFolder
-
-  constructor(folder: FakeFolder) {
-    this.#folder = folder
-  }
-
-  async getFile(): Promise<Blob> {
-    return this.content
-  }
-
-  async createWritable() {
-    const parts: Uint8Array<ArrayBuffer>[] = []
-    return {
-      write: async (bytes: Uint8Array<ArrayBuffer>) => {
-        if (bytes.byteLength > this.#folder.quota) throw new DOMException('full', 'QuotaExceededError')
-        parts.push(bytes.slice())
-      },
-      close: async () => {
-        this.content = new Blob(parts)
-      },
-      abort: async () => {},
-    }
-  }
-}
-
-function handles() {
-  const folder = new FakeFolder()
-  return { folder, directory: new HandleDirectory(folder as unknown as FileSystemDirectoryHandle) }
-}
 
 describe('HandleDirectory', () => {
   test('writes, lists, reads and removes files, in inner folders too', async () => {

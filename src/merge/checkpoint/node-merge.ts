@@ -18,7 +18,7 @@ import { describePlan, type MergeCheckpointOptions, type OpenPlan, openPlan } fr
 import { type ChunkJob, createShared, type Readable, shardChunks, writeFully } from './node-chunks.js'
 import { findCompanions, writeCompanions } from './node-companions.js'
 import { baseStates, changesOf, hashPlan, isFromBase, noteOf, type ShardNote } from './node-notes.js'
-import { PartialOutput, RECORD_FILE, refuseOutput } from './node-output.js'
+import { NOTHING_KEPT, PartialOutput, RECORD_FILE, refuseOutput } from './node-output.js'
 import { runChunks } from './node-threads.js'
 
 export interface MergeFilesOptions extends Omit<MergeCheckpointOptions, 'basePath' | 'path'> {
@@ -102,7 +102,7 @@ export async function mergeCheckpointFiles(
     await refuseOutput(out, isFile, isReplaceable, inputs)
     // Reading all of the adapters pays where something may be continued: a single file starts over.
     const isKept = plan.shards.length > 1 || share !== undefined || finish || resume
-    const partial = new PartialOutput(out, isFile, isKept ? await hashPlan(opened, options.sign) : '')
+    const partial = new PartialOutput(out, isFile, isKept ? await hashPlan(opened, options) : NOTHING_KEPT)
     if (finish || share !== undefined || resume) await partial.open(true)
     else await partial.open(false)
     await refuseOutput(partial.folder, false, async () => true, inputs)

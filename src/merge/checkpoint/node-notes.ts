@@ -7,6 +7,7 @@ import { open, stat } from 'node:fs/promises'
 import { crc32 } from 'node:zlib'
 import type { ByteSource } from '../../base/bytes.js'
 import type { Checkpoint } from '../../formats/checkpoint.js'
+import type { Factor } from './adapters.js'
 import { segmentSource } from './dora-scales.js'
 import { CHUNK_BYTES, chunkAt, chunkCount, type OutputShard } from './layout.js'
 import type { OpenPlan } from './merge-checkpoint.js'
@@ -30,10 +31,15 @@ export interface ShardNote {
  * Of the options' effects, the base's headers and all of the adapters. The base's weights are not in it: notes say what was read
  * of them. Where files lie and when they were written does not count, so that jobs on several machines agree.
  */
-export async function hashPlan({ plan, checkpoint, adapters }: OpenPlan, sign = 1): Promise<string> {
+export async function hashPlan(
+  { plan, checkpoint, adapters }: OpenPlan,
+  options: { sign?: number | undefined; reproducible?: boolean | undefined },
+): Promise<string> {
+  const { sign = 1, reproducible = false } = options
   const hash = createHash('sha256')
   const shards = plan.shards.map(({ header: _, ...shard }) => shard)
-  hash.update(JSON.stringify({ version: 2, shards, index: plan.index, config: plan.configEdit, sign }))
+  const what = { version: 3, shards, index: plan.index, config: plan.configEdit, sign, reproducible }
+  hash.update(JSON.stringify(what, (_, value) => (isFactor(value) ? { ...value, name: '' } : value)))
   for (const { header } of plan.shards) hash.update(header ?? '')
   // One buffer for all: garbage of an adapter's size would count as memory that the merge needs.
   const buffer = new Uint8Array(READ_BYTES)
@@ -55,6 +61,11 @@ export async function hashPlan({ plan, checkpoint, adapters }: OpenPlan, sign = 
   for (const { file, dataStart } of checkpoint.shards) await add(file.source, dataStart)
   for (const source of adapters.sources) await add(source, source.byteLength)
   return hash.digest('hex')
+}
+
+/** Its name is where it lies. */
+function isFactor(value: unknown): value is Factor {
+  return typeof value === 'object' && value !== null && 'source' in value && 'offset' in value
 }
 
 /** A state for each of the base's files, by name: while it stays, so does the content. */

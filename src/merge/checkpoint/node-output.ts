@@ -13,6 +13,8 @@ import { checksumOfFile, type ShardNote } from './node-notes.js'
 export const RECORD_FILE = 'lowrank-merge.json'
 const NOTES_FOLDER = '.merge'
 const PLAN_FILE = 'plan.json'
+/** Stands for the hash of a plan of whose output no part is ever kept. */
+export const NOTHING_KEPT = ''
 
 export class PartialOutput {
   /** Where files are written. */
@@ -49,7 +51,7 @@ export class PartialOutput {
         hint: 'Move it away',
       })
     }
-    if (plan !== undefined && keep && plan.plan !== this.#planHash) {
+    if (keep && plan !== undefined && plan.plan !== NOTHING_KEPT && plan.plan !== this.#planHash) {
       throw new MismatchError({
         where: this.folder,
         what: 'it was begun with another base, adapter or options',

@@ -1,8 +1,9 @@
 import { describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../../src/base/bytes.js'
+import { MemoryDirectory, writeFile } from '../../../src/base/bytes.js'
 import { decodeFloats, type FloatDtype } from '../../../src/base/dtype.js'
 import { saveAdapter } from '../../../src/lora/peft.js'
 import { mergeCheckpoint } from '../../../src/merge/checkpoint/merge-checkpoint.js'
+import { handles } from '../../io/fake-folder.js'
 import { adapter, base, compareStored, expectedWeight, readTensors, type TensorSketch } from './toolkit.js'
 
 const LLAMA: TensorSketch[] = [
@@ -110,3 +111,17 @@ function expectedNorm(tensor: Parameters<typeof expectedWeight>[0]): number {
   const bytes = expectedWeight(tensor, [], 'F32')
   return new Float32Array(bytes.buffer).reduce((sum, value) => sum + value * value, 0)
 }
+
+describe('where a browser keeps files', () => {
+  it('is left as it was when its quota is too small', async () => {
+    const { folder, directory } = handles()
+    await writeFile(directory, 'notes.txt', 'mine')
+    folder.quota = 700
+    const merging = mergeCheckpoint(await base(LLAMA, { shards: 3 }), adapter({ [Q]: [24, 16] }), directory)
+    await expect(merging).rejects.toMatchObject({ code: 'FILE', what: expect.stringContaining('no space left') })
+    expect(await directory.list()).toEqual(['notes.txt'])
+    folder.quota = Number.POSITIVE_INFINITY
+    await mergeCheckpoint(await base(LLAMA, { shards: 3 }), adapter({ [Q]: [24, 16] }), directory)
+    expect((await directory.list()).filter((name) => name.endsWith('.safetensors'))).toHaveLength(3)
+  })
+})

@@ -217,14 +217,26 @@ describe('mergeCheckpointFiles in threads', () => {
   let code: Awaited<ReturnType<typeof buildMerge>>
   let script: string
   let scratch: string
+  /** In one file, made once: the normal values of 30 MB take seconds. */
+  let single: ReturnType<typeof layOutFiles> | undefined
   beforeAll(async () => {
     code = await buildMerge()
     scratch = await mkdtemp(path.join(tmpdir(), 'merge-script-'))
     script = path.join(scratch, 'merge.mjs')
     await writeFile(
       script,
-      `import { mergeCheckpointFiles } from ${JSON.stringify(code.merge)}
-      const [base, adapter, out, options] = process.argv.slice(2)
+      `import fs from 'node:fs'
+      import { syncBuiltinESMExports } from 'node:module'
+      const [base, adapter, out, options, filler] = process.argv.slice(2)
+      // Another writer takes room right after the merge has looked whether there is enough.
+      const { statfsSync } = fs
+      fs.statfsSync = (...args) => {
+        const result = statfsSync(...args)
+        if (filler !== undefined) fs.writeFileSync(filler, new Uint8Array(6 << 20))
+        return result
+      }
+      syncBuiltinESMExports()
+      const { mergeCheckpointFiles } = await import(${JSON.stringify(code.merge)})
       const report = await mergeCheckpointFiles(base, [adapter], out, JSON.parse(options)).catch((error) => ({ error: { ...error, what: error.what } }))
       process.send(report)`,
     )
@@ -234,8 +246,8 @@ describe('mergeCheckpointFiles in threads', () => {
     await rm(scratch, { recursive: true, force: true })
   })
 
-  function start(setup: { base: string; adapter: string }, out: string, options: object) {
-    const child = fork(script, [setup.base, setup.adapter, out, JSON.stringify(options)], { execArgv: [] })
+  function start(setup: { base: string; adapter: string }, out: string, options: object, ...filler: string[]) {
+    const child = fork(script, [setup.base, setup.adapter, out, JSON.stringify(options), ...filler], { execArgv: [] })
     const report = new Promise<{ seconds?: number; error?: { what: string; hint: string } } | undefined>((resolve) => {
       child.on('message', (message) => resolve(message as object))
       child.on('exit', () => resolve(undefined))
@@ -274,6 +286,33 @@ describe('mergeCheckpointFiles in threads', () => {
     expect(await weights(again)).toEqual(await expected(setup))
   })
 
+  it.each<[string, string, object]>([
+    ['one file', 'out.safetensors', {}],
+    ['new shards', 'out', { maxShardBytes: 6_000_000 }],
+    ['an unmerged checkpoint', 'out', { sign: -1 }],
+    ['the share of a job', 'out', { share: { index: 0, count: 1 } }],
+  ])('leaves no result when it is killed: %s', async (_, name, options) => {
+    single ??= layOutFiles(path.join(scratch, 'single'), LARGE)
+    const setup = await single
+    const before = await weights(setup.base)
+    const out = path.join(folder, name)
+    const { child, report } = start(setup, out, { threads: 2, ...options })
+    const started = async () =>
+      (await readdir(`${out}.partial`).catch(() => [])).some((file) => /^model|^out/.test(file))
+    while (!(await started()) && child.exitCode === null) await new Promise((resolve) => setTimeout(resolve, 1))
+    child.kill('SIGKILL')
+    expect(await report).toBeUndefined()
+    expect(existsSync(out)).toBe(false)
+    expect(await weights(setup.base)).toEqual(before)
+    const again = { threads: 2, resume: true, ...options, share: undefined }
+    expect((await start(setup, out, again).report)?.error).toBeUndefined()
+    const fresh = path.join(folder, `fresh-${name}`)
+    await mergeCheckpointFiles(setup.base, [setup.adapter], fresh, { ...here, ...options, share: undefined })
+    const digestAt = async (at: string) => (name === 'out' ? weights(at) : digest(await readFile(at)))
+    expect(await digestAt(out)).toEqual(await digestAt(fresh))
+    expect(existsSync(`${out}.partial`)).toBe(false)
+  })
+
   it.skipIf(process.getuid?.() !== 0 || process.platform !== 'linux')('says so when the disk fills up', async () => {
     const { execFileSync } = await import('node:child_process')
     const setup = await layOutFiles(folder, LARGE.slice(0, 2), { shards: 2 })
@@ -285,30 +324,30 @@ describe('mergeCheckpointFiles in threads', () => {
       return
     }
     try {
-      const out = path.join(disk, 'out')
-      // Room enough at the start: another writer takes it while the merge runs, if it is not faster.
-      let error: { what: string } | undefined
-      for (let attempt = 0; error === undefined && attempt < 20; attempt++) {
-        await rm(out, { recursive: true, force: true })
-        await writeFile(path.join(disk, 'other'), new Uint8Array(1 << 20))
-        const { child, report } = start(setup, out, { threads: 1 })
-        while (!existsSync(`${out}.partial`) && child.exitCode === null)
-          await new Promise((resolve) => setTimeout(resolve, 1))
-        await writeFile(path.join(disk, 'other'), new Uint8Array(11 << 20)).catch(() => {})
-        error = (await report)!.error
-      }
-      expect(error?.what).toMatch(/no space left|not enough free space/)
+      const [out, other] = [path.join(disk, 'out'), path.join(disk, 'other')]
+      const { error } = (await start(setup, out, { threads: 2 }, other).report)!
+      expect(error?.what).toMatch(/no space left/)
       expect(existsSync(out)).toBe(false)
-      await rm(path.join(disk, 'other'))
-      // Whatever was finished when the disk was full is kept and continued.
+      await rm(other)
+      // What was finished when the disk was full is kept and continued.
       expect((await start(setup, out, { threads: 2, resume: true }).report)?.error).toBeUndefined()
       expect(await weights(out)).toEqual(await expected(setup))
-      await rm(out, { recursive: true })
-      const full = start(setup, path.join(disk, 'second'), { threads: 2 })
-      expect((await full.report)?.error).toBeUndefined()
       const third = (await start(setup, path.join(disk, 'third'), { threads: 2 }).report)!
       expect(third.error?.what).toBe('not enough free space for the output')
-      expect(await readdir(disk)).toEqual(['second'])
+      expect(await readdir(disk)).toEqual(['out'])
+      await rm(out, { recursive: true })
+      // Of one file nothing is kept, nor of what is taken out again when no file was finished.
+      for (const [name, options] of [
+        ['one.safetensors', { maxShardBytes: 2 ** 40 }],
+        ['base-again', { maxShardBytes: 2 ** 40, sign: -1 }],
+      ] as const) {
+        const stopped = (await start(setup, path.join(disk, name), { threads: 2, ...options }, other).report)!
+        expect(stopped.error?.what).toMatch(/no space left/)
+        await rm(other)
+        expect(await readdir(disk)).toEqual([])
+        expect((await start(setup, path.join(disk, name), { threads: 2, ...options }).report)?.error).toBeUndefined()
+        await rm(path.join(disk, name), { recursive: true })
+      }
     } finally {
       execFileSync('umount', [disk])
     }

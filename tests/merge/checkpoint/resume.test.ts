@@ -82,11 +82,13 @@ describe('resuming', () => {
     await merge.expectFresh()
   })
 
-  it('keeps what was made from another copy of the same base', async () => {
+  it('keeps what was made from other copies of base and adapter', async () => {
     const merge = await interrupted()
     const copy = path.join(folder, 'copy')
+    const adapter = path.join(folder, 'copied-adapter')
     await cp(merge.base, copy, { recursive: true })
-    await merge.run({ resume: true }, copy)
+    await cp(merge.adapter, adapter, { recursive: true })
+    await merge.run({ resume: true }, copy, [adapter as never])
     expect(await merge.kept()).toEqual([1, 2, 3])
     await merge.expectFresh(copy)
   })
@@ -130,6 +132,7 @@ describe('resuming', () => {
     ['type', { dtype: 'F16' }],
     ['shards', { maxShardBytes: 50_000 }],
     ['direction', { sign: -1 }],
+    ['rounding', { reproducible: true }],
   ])('refuses another %s', async (_, options) => {
     const merge = await interrupted()
     await expect(merge.run({ resume: true, ...options })).rejects.toMatchObject({ code: 'MISMATCH' })
