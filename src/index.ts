@@ -22,6 +22,7 @@ export {
   loadAdapter,
   loadModel,
   loadOnnx,
+  loftqInitialize,
   loraGaInitialize,
   mergeCheckpoint,
   mergeOnnx,

@@ -118,6 +118,23 @@ def first(case, changes, loraga):
     return tensors
 
 
+def loftq():
+    """PEFT's loftq_init (utils/loftq_utils.py) with a grid of eighths for bitsandbytes' types, at a scaling of 1."""
+    from peft.utils.loftq_utils import _low_rank_decomposition
+    tensors = {}
+    for name, module in targets(build("qwen2")).items():
+        weight = module.weight.detach()
+        rest = weight.clone()
+        for iteration in range(3):
+            quantized = torch.round(rest * 8) / 8
+            out = _low_rank_decomposition(weight - quantized, reduced_rank=3)
+            rest = weight - out["L"] @ out["R"]
+            if iteration in (0, 2):
+                tensors |= {f"loftq-{iteration + 1}.{name}.A": out["R"], f"loftq-{iteration + 1}.{name}.B": out["L"],
+                            f"loftq-{iteration + 1}.{name}.base": quantized}
+    return tensors
+
+
 def trained(case, out):
     from peft import PeftModel
     base, config, converts = TRAINED[case]
@@ -191,7 +208,7 @@ def main():
     tensors = {}
     for case, (changes, loraga) in FIRST.items():
         tensors |= first(case, changes, loraga)
-    save_tensors(out / "first.safetensors", tensors)
+    save_tensors(out / "first.safetensors", tensors | loftq())
     for case in TRAINED:
         trained(case, out / case)
     eva(out)

@@ -2,7 +2,7 @@
 // layers stays small.
 
 import type { Directory } from '../base/bytes.js'
-import type { MatrixLike } from '../base/tensor.js'
+import type { Matrix, MatrixLike } from '../base/tensor.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
 import type { CausalModel, LoadModelOptions } from '../graph/model-folder.js'
 import type { AdapterSessionOptions, AdapterSession as Session, SessionBase } from '../infer/adapter-session.js'
@@ -86,6 +86,23 @@ export async function loraGaInitialize(layer: LoraLayer, gradient: MatrixLike, o
  */
 export async function cordaInitialize(layer: LoraLayer, covariance: MatrixLike, options?: CordaOptions): Promise<void> {
   return (await import('../lora/data-inits.js')).cordaInitialize(layer, covariance, options)
+}
+
+/**
+ * LoftQ (Li et al. 2023, arXiv 2310.08659): a quantised weight Q in the place of the layer's W (d, k), and in B·A what is nearest to
+ * the loss: Q and s·B·A are found in turns, Q = quantize(W − s·B·A) and s·B·A = SVDᵣ(W − Q). In place. As plain LoRA the factors belong
+ * to the quantised base. PEFT does not divide by s; the two agree where s = 1.
+ *
+ * @param quantize a weight (d, k) → what its quantised form stands for; for a base that is quantised already, `() => Q`
+ * @throws ConfigError when iterations (default 1) is not an integer above 0, or the layer's init takes from the base itself;
+ *   StateError without a base weight or while merged; ShapeError when Q is not (d, k)
+ */
+export async function loftqInitialize(
+  layer: LoraLayer,
+  quantize: (weight: Matrix) => MatrixLike,
+  options?: { iterations?: number },
+): Promise<void> {
+  return (await import('../lora/data-inits.js')).loftqInitialize(layer, quantize, options)
 }
 
 /**

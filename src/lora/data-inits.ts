@@ -1,5 +1,5 @@
-// Starts that come from data: LoRA-GA from a gradient, CorDA and EVA from the inputs of layers. Whoever trains hands these in; the
-// results are PEFT's (tuners/lora: layer.py, corda.py, eva.py of 0.21), up to the signs of singular vectors.
+// Starts that come from data: LoRA-GA from a gradient, CorDA and EVA from the inputs of layers, LoftQ from what quantising loses.
+// Whoever trains hands these in; the results are PEFT's (tuners/lora: layer.py, corda.py, eva.py of 0.21), up to the signs of singular vectors.
 
 import { ConfigError, ShapeError, StateError } from '../base/errors.js'
 import { Random } from '../base/random.js'
@@ -7,12 +7,12 @@ import { checkShape, formatShape, type Matrix, type MatrixLike, toMatrix, zeros 
 import { LoraAdapter } from './adapter.js'
 import { balanced, type FactorPair, triples } from './decomposed.js'
 import { subtractProduct, where } from './factors.js'
-import type { Init } from './inits.js'
+import { changesBase, type Init } from './inits.js'
 import type { LoraLayer } from './layer.js'
 import { randomizedSvd } from './linalg/randomized-svd.js'
 import { type Svd, svd } from './linalg/svd.js'
 import { requirePlain } from './plain.js'
-import { copyAs, product } from './product.js'
+import { addScaled, copyAs, product } from './product.js'
 
 const F64 = new Float64Array()
 const EXACT = { tolerance: 1e-13, iterations: 400 }
@@ -107,6 +107,51 @@ export function cordaInitialize(layer: LoraLayer, covariance: MatrixLike, option
   start(layer, weight, balanced({ u, s, vt }, scaling))
 }
 
+/**
+ * LoftQ (Li et al. 2023, arXiv 2310.08659): a quantised weight Q in the place of the layer's W (d, k), and in B·A what is nearest to
+ * the loss: Q and s·B·A are found in turns, Q = quantize(W − s·B·A) and s·B·A = SVDᵣ(W − Q). In place. As plain LoRA the factors belong
+ * to the quantised base. PEFT does not divide by s; the two agree where s = 1.
+ *
+ * @param quantize a weight (d, k) → what its quantised form stands for; for a base that is quantised already, `() => Q`
+ * @param iterations how often; 1 where Q is given. Default 1.
+ * @throws ConfigError when iterations is not an integer above 0, or the layer's init takes from the base itself; StateError without
+ *   a base weight or while merged; ShapeError when Q is not (d, k)
+ */
+export function loftqInitialize(
+  layer: LoraLayer,
+  quantize: (weight: Matrix) => MatrixLike,
+  { iterations = 1 }: { iterations?: number } = {},
+): void {
+  if (changesBase(layer.config.init)) {
+    throw new ConfigError({
+      where: where(layer.name, 'init'),
+      what: 'LoftQ leaves plain LoRA on another base, and would be saved as something else',
+      expected: 'kaiming-uniform',
+      got: layer.config.init,
+    })
+  }
+  if (!Number.isSafeInteger(iterations) || iterations < 1) {
+    throw new ConfigError({
+      where: 'iterations',
+      what: 'not usable',
+      expected: 'an integer of at least 1',
+      got: `${iterations}`,
+    })
+  }
+  const weight = effective(layer, 'LoftQ')
+  let rest = copyAs(weight, F64)
+  for (let i = 0; i < iterations; i++) {
+    const quantized = toMatrix(quantize(rest), where(layer.name, 'quantized'))
+    checkShape(quantized, layer.d, layer.k, where(layer.name, 'quantized'))
+    const loss = addScaled(copyAs(weight, F64), quantized, -1)
+    const pair = balanced(randomizedSvd(loss, layer.rank, EXACT), layer.scaling)
+    layer.baseWeight = copyAs(quantized, weight.data)
+    layer.weightA = pair.weightA
+    layer.weightB = pair.weightB
+    rest = product(pair.weightB, pair.weightA, { scale: -layer.scaling, addTo: copyAs(weight, F64) })
+  }
+}
+
 export interface EvaOptions {
   /** A layer's rank may grow to ρ times its own. Default 2; 1 leaves ranks alone. */
   rho?: number
@@ -172,11 +217,16 @@ function originalWeight(layer: LoraLayer, init: Init): Matrix {
       got: layer.config.init,
     })
   }
+  return effective(layer, init)
+}
+
+/** W + s·B·A, without a magnitude. */
+function effective(layer: LoraLayer, use: string): Matrix {
   const { baseWeight, merged } = layer
   if (baseWeight === undefined || merged) {
     throw new StateError({
       where: where(layer.name, 'baseWeight'),
-      what: merged ? 'merged' : `missing, and ${init} changes it`,
+      what: merged ? 'merged' : `missing, and ${use} changes it`,
     })
   }
   const { weightA, weightB, scaling } = layer

@@ -8,11 +8,18 @@ import type { Matrix } from '../../src/base/tensor.js'
 import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import type { LoraConfigInput } from '../../src/lora/config.js'
-import { cordaInitialize, evaInitialize, type LoraGaOptions, loraGaInitialize } from '../../src/lora/data-inits.js'
+import {
+  cordaInitialize,
+  evaInitialize,
+  type LoraGaOptions,
+  loftqInitialize,
+  loraGaInitialize,
+} from '../../src/lora/data-inits.js'
 import { fastPissaFactors, orthogonalFactors } from '../../src/lora/decomposed.js'
 import { firstFactors } from '../../src/lora/initializers.js'
 import { INITS, type Init } from '../../src/lora/inits.js'
 import { LoraLayer } from '../../src/lora/layer.js'
+import { svd } from '../../src/lora/linalg/svd.js'
 import { norm, product } from '../../src/lora/product.js'
 import { maxDifference, random } from './matrices.js'
 
@@ -133,6 +140,37 @@ describe.each(MODULES)('%s', (module) => {
     expect(distanceOfPairs(layer, peft)).toBeLessThan(2e-5)
     expect(maxDifference(delta(layer), delta(peft))).toBeLessThan(1e-5)
     expect(maxDifference(layer.baseWeight!, peft.baseWeight)).toBeLessThan(1e-5)
+  })
+})
+
+describe.each(MODULES)('loftqInitialize: %s', (module) => {
+  const eighths = ({ data, shape }: Matrix): Matrix => ({ data: data.map((v) => Math.round(v * 8) / 8), shape })
+
+  test.each([1, 3])('%i times: factors and what is quantised are PEFT’s', (iterations) => {
+    const peft = golden(`loftq-${iterations}`, module)
+    const layer = new LoraLayer(weightOf(module), { rank: 3, alpha: 3, init: 'kaiming-uniform' })
+    loftqInitialize(layer, eighths, { iterations })
+    expect(maxDifference(layer.baseWeight!, peft.baseWeight)).toBeLessThan(1e-7)
+    expect(distanceOfPairs(layer, peft)).toBeLessThan(1e-5)
+    expect(maxDifference(delta(layer), delta(peft))).toBeLessThan(1e-5)
+  })
+
+  test('s·B·A makes up for a given Q as well as its rank can', () => {
+    const weight = weightOf(module)
+    const layer = new LoraLayer(weight, { ...CONFIG, init: 'kaiming-uniform' })
+    const quantized = eighths(weight)
+    loftqInitialize(layer, () => quantized)
+    const loss = { data: weight.data.map((value, i) => value - quantized.data[i]), shape: weight.shape }
+    const rest = layer.effectiveWeight().data.map((value, i) => weight.data[i] - value)
+    expect(norm({ data: rest }) / norm({ data: svd(loss).s.slice(3) })).toBeCloseTo(1, 5)
+  })
+
+  test('refuses layers whose init takes from the base, and other shapes', () => {
+    const layer = new LoraLayer(weightOf(module), { ...CONFIG, init: 'pissa' })
+    expect(() => loftqInitialize(layer, eighths)).toThrow(/init: .*plain LoRA/)
+    const plain = new LoraLayer(weightOf(module), CONFIG)
+    expect(() => loftqInitialize(plain, () => random(2, 2, 1))).toThrow(ShapeError)
+    expect(() => loftqInitialize(plain, eighths, { iterations: 0 })).toThrow(ConfigError)
   })
 })
 
