@@ -11,6 +11,7 @@ import { EmbeddingLora } from './embedding.js'
 import { ExpertLora } from './experts.js'
 import { factorPairs } from './factor-pairs.js'
 import { notFinite } from './factors.js'
+import { changesBase } from './inits.js'
 import { LoraLayer } from './layer.js'
 import { PatternTable } from './patterns.js'
 import { norm } from './product.js'
@@ -176,6 +177,11 @@ function warningsOf(layers: readonly LayerReport[], config: LoraConfig): string[
   const warnings: string[] = []
   const warn = (affected: readonly LayerReport[], what: string) => {
     if (affected.length > 0) warnings.push(`${count(affected, layers)}: ${what}`)
+  }
+  if (changesBase(config.init)) {
+    warnings.push(
+      `It started as ${config.init}, which took a part of the base into B·A: B·A is not its change. \`lowrank convert\` makes plain LoRA of it`,
+    )
   }
   // A magnitude or a bias changes something all the same.
   const plain = layers.filter(({ hasMagnitude, hasBias }) => !hasMagnitude && !hasBias)

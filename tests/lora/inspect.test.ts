@@ -85,6 +85,12 @@ describe('warns of', () => {
     ])
   })
 
+  test('a start that changed the base', () => {
+    const trained = new LoraAdapter({ rank: 1, init: 'olora' })
+    trained.addFactors('q', [[1, 2]], [[1], [2]])
+    expect(inspectAdapter(trained).warnings).toEqual([expect.stringMatching(/^It started as olora, .*lowrank convert/)])
+  })
+
   test('a scaling far from 1', () => {
     expect(inspectAdapter(adapter({ alpha: 64 })).warnings).toEqual(['q: the scaling is unusual (32)'])
     expect(inspectAdapter(adapter({ alpha: 32 })).warnings).toEqual([])
