@@ -49,7 +49,8 @@ ${rows.map(line).join('\n')}
 | file | the folder saved again | the same bytes; the config’s content |
 
 The ${CHECKS.length} checks run in every cell; with a base and an adapter in 16 bits the merge is compared in that type. Where PEFT runs an adapter and cannot merge it,
-lowrank must refuse to merge it too, and a note has PEFT’s message. Embeddings that are tied are merged with \`tied: 'keep'\`, which is what PEFT does.
+lowrank must refuse to merge it too, and a note has PEFT’s message. Tied embeddings are merged as PEFT does it: with \`tied: 'keep'\`,
+and with \`untie\` where one use has a saved copy.
 
 ## Where PEFT does something else
 
