@@ -40,10 +40,14 @@ def check(arch, name, folder, problems):
     check_keys(adapted, tensors, own)
     own = [problem for problem in own if not is_expected(problem)]
     golden = load_file(CELLS / arch / name / "tensors.safetensors")
+    expected = json.loads((CELLS / arch / name / "expected.json").read_text(encoding="utf8"))
+    norms = {layer["name"]: layer["normDelta"] for layer in expected["layers"]}
     generator = torch.Generator().manual_seed(SEED)
     worst = 0.0
     for key, module in lora_modules(adapted.double(), "default"):
-        _, values = describe(key, module, "default", generator)
+        numbers, values = describe(key, module, "default", generator)
+        norm = norms[numbers["name"]]  # all that a parameter has, which is no module
+        worst = max(worst, abs(numbers["normDelta"] - norm) / norm)
         for tensor in (k for k in values if k.startswith("output.")):
             expected = golden[tensor].double()
             worst = max(worst, ((values[tensor] - expected).abs().max() / expected.abs().max()).item())
