@@ -7,6 +7,7 @@ counts after loading it again, or the message with which it refuses; tensors.saf
 the tensors in which the merged model differs from its base, computed in float64 where PEFT can, and rounded to float32.
 """
 import argparse
+import contextlib
 import copy
 import json
 import os
@@ -22,7 +23,7 @@ if os.environ.get("PYTHONHASHSEED") != "0":  # messages print sets
 import torch
 from safetensors.torch import save_file
 
-from common import GOLDEN, fill_b, fresh, save_tensors, versions, write_json
+from common import GOLDEN, all_double, fill_b, fresh, save_tensors, versions, write_json
 from conformance_cells import ARCHITECTURES, OPTIONS, SEED, build
 
 REPLICATED = "it adds the changes of all copies of a layer to the one weight that they share"
@@ -148,6 +149,25 @@ def describe(name, module, adapter, generator):
     return numbers, {f"input.{name}": x, f"output.{name}": y}
 
 
+@contextlib.contextmanager
+def double_inits():
+    """Inside, PEFT decomposes weights in float64, which its inits name float32."""
+    from peft.tuners.lora.layer import LoraLayer
+
+    def doubled(init):
+        def run(*arguments):
+            with all_double():
+                return init(*arguments)
+        return run
+
+    saved = LoraLayer.pissa_init, LoraLayer.olora_init
+    LoraLayer.pissa_init, LoraLayer.olora_init = map(doubled, saved)
+    try:
+        yield
+    finally:
+        LoraLayer.pissa_init, LoraLayer.olora_init = saved
+
+
 def reload(arch, option, folder):
     """The adapter as PEFT loads it again, on the base in the option's type, and that base; both then in float64."""
     from peft import PeftModel
@@ -157,7 +177,11 @@ def reload(arch, option, folder):
     original = copy.deepcopy(base).double().state_dict()
     stored, pointers = stored_names(base), {v.data_ptr(): k for k, v in reversed(base.state_dict().items())}
     own = folder if option.adapter == "default" else folder / option.adapter
-    with warnings.catch_warnings(record=True) as caught:
+    # PEFT repeats the decompositions of pissa and olora, in float32; where two singular values are near each other that is too coarse.
+    is_decomposed = json.loads((own / "adapter_config.json").read_text(encoding="utf8"))["init_lora_weights"] in ("pissa", "olora")
+    if is_decomposed:
+        base = base.double()
+    with warnings.catch_warnings(record=True) as caught, double_inits() if is_decomposed else contextlib.nullcontext():
         warnings.simplefilter("always")
         adapted = PeftModel.from_pretrained(base, own, adapter_name=option.adapter, is_trainable=True).eval()
     # A copy of a layer (layer_replication) shares the memory of the original's weight.

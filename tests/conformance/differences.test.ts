@@ -119,6 +119,58 @@ describe('tied embeddings (peft#2018, peft#2777)', () => {
   })
 })
 
+/** The base's weight with `times` the change of each of these modules in it. */
+async function withChanges(
+  { cell, expected, files }: Golden,
+  names: readonly string[],
+  times = 1,
+): Promise<Float32Array> {
+  const base = await readTensors((await baseFolder(cell, expected, 'F32')).files.get('model.safetensors')!, 'base')
+  const adapter = await loadAdapter(files)
+  const { weight } = expected.layers.find(({ name }) => name === names[0])!
+  const sum = Float64Array.from(base.get(weight)!.data)
+  for (const name of names) {
+    const delta = (adapter.embeddings.get(name) ?? adapter.layer(name)).delta()
+    for (let i = 0; i < sum.length; i++) sum[i] += times * delta.data[i]
+  }
+  return Float32Array.from(sum)
+}
+
+describe('ensure_weight_tying', () => {
+  test('PEFT’s merge adds the change that both uses share twice; lowrank adds it once', async () => {
+    let count = 0
+    for (const golden of await goldens('ensure-weight-tying')) {
+      const { cell, expected, tensors } = golden
+      const { name, weight } = expected.layers.find(({ kind }) => kind === 'embedding')!
+      const wrong = tensors.get(`wrong.${weight}`)
+      // Elsewhere PEFT adapts one use alone.
+      if (wrong === undefined) continue
+      count++
+      expect(difference(wrong.data, await withChanges(golden, [name], 2)), cell.name).toBeLessThan(1e-5)
+      const { values } = await merged(golden)
+      expect(difference(values.get(weight)!.data, await withChanges(golden, [name])), cell.name).toBeLessThan(1e-5)
+    }
+    expect(count).toBeGreaterThan(1)
+  })
+})
+
+describe('layer_replication (peft#1707)', () => {
+  test('PEFT’s merge adds the changes of all copies to the one weight; lowrank refuses, since no weight has both', async () => {
+    for (const golden of await goldens('layer-replication')) {
+      const { cell, expected, tensors } = golden
+      const byWeight = new Map<string, string[]>()
+      for (const { name, weight } of expected.layers) byWeight.set(weight, [...(byWeight.get(weight) ?? []), name])
+      const shared = [...byWeight].filter(([, names]) => names.length > 1)
+      expect(shared.length, cell.name).toBeGreaterThan(0)
+      for (const [weight, names] of shared) {
+        const wrong = tensors.get(`wrong.${weight}`)!.data
+        expect(difference(wrong, await withChanges(golden, names)), weight).toBeLessThan(1e-5)
+      }
+      await expect(merged(golden)).rejects.toThrow(/layer_?replication/i)
+    }
+  })
+})
+
 describe('the order of alpha_pattern', () => {
   test('PEFT’s file loses it, and PEFT loads another alpha than it trained; lowrank’s file keeps it', async () => {
     for (const golden of await goldens('patterns-sorted')) {
