@@ -29,12 +29,13 @@ export const inspect = defineCommand({
     relativeChange: toggle("with --base: read its weights for each layer's ‖ΔW‖/‖W‖"),
     html: text('FILE', 'write one self-contained page: a heat map of the layers and their singular values'),
     overwrite: toggle('replace the file of --html'),
+    strict: toggle('count targets and patterns that match no layer as problems'),
     json: toggle('print one JSON document on stdout'),
   },
-  async run({ base, relativeChange, html, overwrite, json }, { positional }) {
+  async run({ base, relativeChange, html, overwrite, strict, json }, { positional }) {
     if (relativeChange && base === undefined) throw new UsageError('--relative-change needs --base DIR|FILE')
     if (html !== undefined) await refusePage(html, overwrite)
-    const report = await inspectPath(positional, { base, relativeChange })
+    const report = await inspectPath(positional, { base, relativeChange, strict })
     if (html !== undefined) {
       if (report.kind !== 'adapter') throw new UsageError('--html shows adapters, and PATH holds a model')
       await writePage(html, inspectionPage(report, positional))

@@ -12,6 +12,7 @@ export const ADAPTERS = {
 
 export const OUTPUT = {
   maxShardSize: sized('SIZE', 'distribute the weights anew over files of at most so much, as in 5GB', readSize),
+  strict: toggle('refuse adapters with targets or patterns that match none of their layers'),
   threads: integer('threads; default one a core, at most 4'),
   reproducible: toggle('the same bytes on every machine, for some speed'),
   resume: toggle('keep what an interrupted run has finished'),

@@ -8,7 +8,7 @@ import { elementCount, type Tensor } from '../base/tensor.js'
 import { isWeightDtype, readTensorF32, type SafetensorsFile, type TensorInfo } from '../formats/safetensors.js'
 import { notFinite } from './factors.js'
 import { type AdapterReport, adapterReport, type LayerReport, layerReport } from './inspect.js'
-import { type AdapterFile, commonDtype, openAdapter } from './peft.js'
+import { type AdapterFile, commonDtype, type LoadOptions, openAdapter } from './peft.js'
 import type { ParameterTensors } from './peft-parameters.js'
 import type { LayerTensors } from './peft-tensors.js'
 import { isFiniteMatrix } from './product.js'
@@ -24,10 +24,10 @@ const PARAMETER = { kind: 'parameter', magnitude: undefined, biasB: undefined } 
  * @throws FileError when a file is missing; FormatError when a file cannot be read at all; ConfigError when a value of the
  *   config is out of range; UnsupportedError for another method than LoRA
  */
-export async function inspectAdapterFolder(directory: Directory): Promise<AdapterReport> {
+export async function inspectAdapterFolder(directory: Directory, options: LoadOptions = {}): Promise<AdapterReport> {
   const problems: LowrankError[] = []
   const onProblem: OnProblem = (problem) => problems.push(problem)
-  const adapter = await openAdapter(directory, onProblem)
+  const adapter = await openAdapter(directory, onProblem, options)
   try {
     const { config, file, replacements, tokenRows } = adapter
     const layers: LayerReport[] = []

@@ -13,9 +13,10 @@ import { factorPairs } from './factor-pairs.js'
 import { notFinite } from './factors.js'
 import { changesBase } from './inits.js'
 import { LoraLayer } from './layer.js'
-import { PatternTable } from './patterns.js'
+import type { AdapterPart } from './plain.js'
 import { norm } from './product.js'
 import { meanSpectrum, normOfSpectrum, type Spectrum, spectrumOf } from './spectrum.js'
+import { describeUnmatched, unmatchedEntries } from './unmatched.js'
 
 /**
  * Norms are NaN, which JSON writes as null, where a factor holds a value that is not finite. Singular values and ranks are
@@ -163,7 +164,7 @@ export function adapterReport({
   return {
     ...report,
     problems: problems.map(({ code, message }) => ({ code, message })),
-    warnings: [...notes.map((note) => `The folder has ${note}`), ...warningsOf(report.layers, report.config)],
+    warnings: [...notes.map((note) => `The folder has ${note}`), ...warningsOf(report)],
   }
 }
 
@@ -173,7 +174,21 @@ function kindOf(layer: LoraLayer | EmbeddingLora | ConvolutionLora | ExpertLora)
   return layer instanceof ExpertLora ? 'parameter' : 'convolution'
 }
 
-function warningsOf(layers: readonly LayerReport[], config: LoraConfig): string[] {
+/** What the adapter changes, as far as the report tells kinds apart. */
+function partsOf({ layers, replacements }: ReportedParts): AdapterPart[] {
+  return [
+    ...layers.map(({ name, kind }) => ({ name, kind })),
+    ...replacements.map(({ name, rows }): AdapterPart => {
+      const isWhole = rows === undefined
+      return isWhole ? { name, kind: 'replacement' } : { name: name.replace(/\.weight$/, ''), kind: 'token-rows' }
+    }),
+  ]
+}
+
+type ReportedParts = Pick<AdapterReport, 'config' | 'layers' | 'replacements'>
+
+function warningsOf(report: ReportedParts): string[] {
+  const { layers, config } = report
   const warnings: string[] = []
   const warn = (affected: readonly LayerReport[], what: string) => {
     if (affected.length > 0) warnings.push(`${count(affected, layers)}: ${what}`)
@@ -205,25 +220,14 @@ function warningsOf(layers: readonly LayerReport[], config: LoraConfig): string[
     layers.filter(({ scaling }) => scaling > UNUSUAL_SCALING || scaling < 1 / UNUSUAL_SCALING),
     `the scaling is unusual (${[...new Set(layers.map(({ scaling }) => scaling))].slice(0, 3).join(', ')})`,
   )
-  for (const field of ['rankPattern', 'alphaPattern'] as const) {
-    for (const [key, value] of Object.entries(config[field])) {
-      const table = new PatternTable({ [key]: value }, field)
-      if (!layers.some(({ name }) => table.find(name) !== undefined)) warnings.push(`${field} ${key} matches no layer`)
-    }
-  }
-  const { targetModules } = config
-  const names = new Set(layers.map(({ name }) => name))
-  const idle = typeof targetModules === 'string' ? [] : targetModules.filter((entry) => !hasLayer(entry, names))
+  const unmatched = unmatchedEntries(config, partsOf(report))
+  const idle = Array.isArray(config.targetModules) ? unmatched.filter(({ setting }) => setting === 'targetModules') : []
   if (idle.length > 0 && layers.length > 0) {
     const others = idle.length > 3 ? ` and ${idle.length - 3} more` : ''
-    warnings.push(`targetModules has ${idle.slice(0, 3).join(', ')}${others}, for which there is no layer`)
+    const shown = idle.slice(0, 3).map(({ entry }) => entry)
+    warnings.push(`targetModules has ${shown.join(', ')}${others}, for which there is no layer`)
   }
-  return warnings
-}
-
-/** As PEFT reads an entry of target_modules. */
-function hasLayer(entry: string, names: ReadonlySet<string>): boolean {
-  return names.has(entry) || [...names].some((name) => name.endsWith(`.${entry}`))
+  return [...warnings, ...unmatched.filter((entry) => !idle.includes(entry)).map(describeUnmatched)]
 }
 
 /** Singular values above rounding of f32 (as numpy.linalg.matrix_rank has it). */

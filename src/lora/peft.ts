@@ -3,7 +3,15 @@
 
 import type { Directory } from '../base/bytes.js'
 import { encodeFloats, type FloatDtype } from '../base/dtype.js'
-import { ConfigError, MismatchError, NumericError, type OnProblem, StateError, throwProblem } from '../base/errors.js'
+import {
+  attempt,
+  ConfigError,
+  MismatchError,
+  NumericError,
+  type OnProblem,
+  StateError,
+  throwProblem,
+} from '../base/errors.js'
 import type { FloatArray, Matrix, Tensor } from '../base/tensor.js'
 import {
   isFloatDtype,
@@ -32,6 +40,7 @@ import {
 import type { AdapterPart } from './plain.js'
 import type { StoredTensor } from './replacements.js'
 import { adaptedMatcher } from './tied.js'
+import { requireMatched } from './unmatched.js'
 
 /** Magnitudes that round to infinity. */
 const INFINITE_FROM: Readonly<Record<FloatDtype, number>> = {
@@ -54,6 +63,8 @@ export interface AdapterFile extends AdapterTensors {
 export interface LoadOptions {
   /** Which adapter: the name of a folder inside, or the one in the tensors' names. Default: the only one there is. */
   name?: string | undefined
+  /** Refuses a config with targets or patterns that match nothing of the adapter. Default false. */
+  strict?: boolean | undefined
 }
 
 /**
@@ -65,7 +76,7 @@ export interface LoadOptions {
 export async function openAdapter(
   directory: Directory,
   onProblem: OnProblem = throwProblem,
-  { name }: LoadOptions = {},
+  { name, strict = false }: LoadOptions = {},
 ): Promise<AdapterFile> {
   const folder = await findAdapter(directory, name)
   const { bytes, file: configFile } = await readConfig(folder)
@@ -77,7 +88,9 @@ export async function openAdapter(
     const isInside = name === undefined && folder.path !== ''
     const notes = [...(isInside ? [`an adapter in ${folder.path}, its only one`] : []), ...keyNotes]
     const tensors = claimTensors(file, config, onProblem)
-    return { config, file, notes, ...tensors, parts: () => partsOf(tensors), close }
+    const adapter = { config, file, notes, ...tensors, parts: () => partsOf(tensors), close }
+    if (strict) attempt(() => requireMatched(adapter, configFile), onProblem)
+    return adapter
   } catch (error) {
     await close()
     throw error
@@ -93,7 +106,7 @@ export async function openAdapter(
  *
  * @throws FileError when a file is missing, or the folder holds several adapters and none is named; FormatError when one is corrupt
  *   or holds a tensor that no layer claims or half a pair; UnsupportedError when the config or a tensor means something that is not
- *   implemented; MismatchError when the config's target_modules leave a tensor out; ShapeError when a shape disagrees with the config's rank; NumericError when a value is
+ *   implemented; MismatchError when the config's target_modules leave a tensor out, or with `strict` an entry of it matches nothing; ShapeError when a shape disagrees with the config's rank; NumericError when a value is
  *   not finite. Each names the file, and the field or tensor.
  */
 export async function loadAdapter(directory: Directory, options: LoadOptions = {}): Promise<LoraAdapter> {

@@ -9,6 +9,7 @@ import { type WeightWriter, writeOnnx } from '../formats/onnx/write.js'
 import type { ModuleMap } from '../graph/linears.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import { loadAdapter } from '../lora/peft.js'
+import { requireMatched } from '../lora/unmatched.js'
 import { planOnnxMerge } from './onnx-plan.js'
 import { copyCompanions, type MergeOptions, type MergeReport, refuseBaseAsOutput, writeTogether } from './output.js'
 import { type LayerChange, mergeWeight } from './weight.js'
@@ -43,7 +44,7 @@ export async function mergeOnnx(
 ): Promise<MergeReport> {
   const startedAt = performance.now()
   const { path = model.fileName, companions, modules } = options
-  const loaded = await loadAll(adapters)
+  const loaded = await loadAll(adapters, options)
   const { proto, targets } = await planOnnxMerge(model, loaded, modules)
   await refuseBaseAsOutput(out, path, model.file(model.fileName))
   const initializers = proto.graph?.initializer ?? []
@@ -69,11 +70,13 @@ export async function mergeOnnx(
   }
 }
 
-async function loadAll(inputs: AdapterInput | readonly AdapterInput[]) {
+async function loadAll(inputs: AdapterInput | readonly AdapterInput[], { strict = false }: MergeOptions) {
   const result: { adapter: LoraAdapter; weight: number }[] = []
   for (const [i, input] of (isList(inputs) ? inputs : [inputs]).entries()) {
     const { adapter, weight } = weighted(input, i)
-    result.push({ adapter: adapter instanceof LoraAdapter ? adapter : await loadAdapter(adapter), weight })
+    const loaded = adapter instanceof LoraAdapter ? adapter : await loadAdapter(adapter)
+    if (strict) requireMatched(loaded, `adapter ${i + 1}`)
+    result.push({ adapter: loaded, weight })
   }
   if (result.length === 0) throw new MismatchError({ where: 'adapters', what: 'there is no layer to merge' })
   return result

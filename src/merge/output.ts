@@ -21,6 +21,8 @@ export interface MergeOptions {
   /** Stops between two pieces: merging rejects with the signal's reason and leaves nothing. */
   signal?: AbortSignal
   onProgress?: (progress: MergeProgress) => void
+  /** Refuses adapters whose config has targets or patterns that match nothing of them. Default false. */
+  strict?: boolean | undefined
 }
 
 export interface MergeProgress {

@@ -42,6 +42,8 @@ export interface InspectOptions {
   base?: string | undefined
   /** Reads the base's weights for each layer's ‖s·B·A‖ / ‖W‖. Default false. */
   relativeChange?: boolean | undefined
+  /** Counts targets and patterns of the config that match nothing as problems. Default false: warnings. */
+  strict?: boolean | undefined
 }
 
 /**
@@ -80,9 +82,9 @@ async function findModel(
 
 async function inspectWithBase(
   directory: NodeDirectory,
-  { base, relativeChange = false }: InspectOptions,
+  { base, relativeChange = false, strict }: InspectOptions,
 ): Promise<InspectReport> {
-  const report = await inspectAdapterFolder(directory)
+  const report = await inspectAdapterFolder(directory, { strict })
   if (base === undefined) return { kind: 'adapter', ...report }
   const normDeltas = relativeChange ? new Map(report.layers.map(({ name, normDelta }) => [name, normDelta])) : undefined
   return { kind: 'adapter', ...report, fit: await fitTo(directory, base, normDeltas) }

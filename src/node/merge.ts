@@ -76,7 +76,7 @@ export async function locateOnnx(target: string): Promise<OnnxBase | undefined> 
 async function mergeIntoOnnx(
   base: OnnxBase,
   adapters: readonly FileAdapter[],
-  { out, overwrite = false, signal, onProgress }: MergeByPathOptions,
+  { out, overwrite = false, signal, onProgress, strict }: MergeByPathOptions,
   isDry: boolean,
 ): Promise<MergeReport> {
   const isFile = out.endsWith('.onnx')
@@ -87,6 +87,7 @@ async function mergeIntoOnnx(
   let report: MergeReport
   try {
     report = await mergeOnnx(model, await openAll(adapters), target, {
+      strict,
       ...(signal !== undefined && { signal }),
       ...(onProgress !== undefined && { onProgress }),
       ...(isFile ? { path: path.basename(out) } : { path: base.file, companions: base.directory }),

@@ -11,10 +11,11 @@ import { type LoraConfig, scalingOf } from '../../lora/config.js'
 import { convolutionShape, groupsRefusal } from '../../lora/convolution-factors.js'
 import { EmbeddingLora } from '../../lora/embedding.js'
 import { LoraLayer } from '../../lora/layer.js'
-import { type AdapterFile, openAdapter } from '../../lora/peft.js'
+import { type AdapterFile, type LoadOptions, openAdapter } from '../../lora/peft.js'
 import type { LayerTensors } from '../../lora/peft-tensors.js'
 import { requireOwnLayers, requireUnchangedBase } from '../../lora/plain.js'
 import type { StoredTensor } from '../../lora/replacements.js'
+import { requireMatched } from '../../lora/unmatched.js'
 import { type AdapterInput, refuseWeighted, weighted, weightedError } from '../weighted.js'
 
 /** A matrix (rows, columns), or a tensor read as one, that stays in its source. Plain data, so that plans can be sent to threads. */
@@ -108,6 +109,7 @@ export async function openAdapters(
   inputs: readonly AdapterInput[],
   sign: 1 | -1 = 1,
   onProblem: OnProblem = throwProblem,
+  { strict = false }: Pick<LoadOptions, 'strict'> = {},
 ): Promise<OpenAdapters> {
   const closers: (() => Promise<void>)[] = []
   const close = async () => {
@@ -120,10 +122,11 @@ export async function openAdapters(
       if (adapter instanceof LoraAdapter) {
         requireUnchangedBase(adapter, 'merging')
         requireOwnLayers(adapter, 'merging')
+        if (strict) requireMatched(adapter, `adapter ${i + 1}`)
         refuseWeighted(adapter.parts(), sign * weight)
         found.addAdapter(adapter, sign * weight)
       } else {
-        const opened = await openAdapter(adapter, onProblem)
+        const opened = await openAdapter(adapter, onProblem, { strict })
         closers.push(opened.close)
         requireUnchangedBase(opened, 'merging')
         requireOwnLayers(opened, 'merging')
