@@ -13,6 +13,11 @@ const PARALLEL = /^(?:module\.)+(?=base_model\.model\.)/
 /** A PEFT model in a PEFT model: get_peft_model was called twice. */
 const WRAPPED_TWICE = /^(?:base_model\.model\.){2,}/
 
+/** A trained module's wrapper before adapters had names: PEFT 0.3. */
+const MODULES_TO_SAVE = /\.modules_to_save(\.(?:weight|bias))$/
+/** The module that the trained one stands in for. Its bias PEFT still saves with bias "all". */
+const ORIGINAL = /\.original_module\.(?=(?:.+\.)?weight$)/
+
 /** Where a state dict has an adapter's name: after the part before it, and before the part after it. */
 const NAMED: readonly RegExp[] = [
   /^(.+\.lora_[AB])\.([^.]+)(\.(?:weight|bias))$/s,
@@ -65,13 +70,20 @@ export function normalizeKeys(file: SafetensorsFile, adapterName?: string): Norm
   if (name !== undefined && named.some(({ key }) => nameIn(key) !== undefined)) {
     change(`the adapter’s name ${name} in tensor names`, (key) => (isCopy(key) ? key : withoutName(key)))
   }
-  if (chosen.some(({ key }) => key.includes('.lora_')) && !chosen.some(({ key }) => key.startsWith(KEY_PREFIX))) {
+  change('the wrapper modules_to_save in tensor names', (key) => {
+    const bare = key.replace(MODULES_TO_SAVE, '$1')
+    return present.has(bare) ? key : bare
+  })
+  const own = new Set(chosen.map(({ key }) => key))
+  const kept = chosen.filter(({ key }) => !(ORIGINAL.test(key) && own.has(key.replace(ORIGINAL, '.'))))
+  if (kept.length < chosen.length) notes.push('copies of the base’s own weights (original_module), which are left out')
+  if (kept.some(({ key }) => key.includes('.lora_')) && !kept.some(({ key }) => key.startsWith(KEY_PREFIX))) {
     change(`tensor names without the prefix ${KEY_PREFIX}`, (key) => KEY_PREFIX + key)
   }
   if (notes.length === 0) return { file, notes }
 
   const tensors = new Map<string, TensorInfo>()
-  for (const { info, key } of chosen) {
+  for (const { info, key } of kept) {
     if (tensors.has(key))
       throw new FormatError({ where: `${where}: ${info.name}`, what: `another tensor is ${key} too` })
     tensors.set(key, { ...info, name: key })

@@ -16,12 +16,12 @@ import { normalizeKeys } from '../../src/lora/peft-keys.js'
 const golden = fileURLToPath(new URL('../golden', import.meta.url))
 const folderOf = (...parts: string[]) => new NodeDirectory(path.join(golden, ...parts))
 
-/** The golden folder with its tensors renamed. */
-async function renamed(rename: (key: string) => string): Promise<MemoryDirectory> {
+/** The golden folder with its tensors renamed, and others of one number each. */
+async function renamed(rename: (key: string) => string, others: string[] = []): Promise<MemoryDirectory> {
   const folder = path.join(golden, 'kinds', 'all-together')
   const source = new MemorySource(new Uint8Array(readFileSync(path.join(folder, 'adapter_model.safetensors'))))
   const { tensors } = await parseSafetensorsHeader(source)
-  const parts: TensorBytes[] = []
+  const parts: TensorBytes[] = others.map((name) => ({ name, dtype: 'F32', shape: [1, 1], data: new Uint8Array(4) }))
   for (const { name, dtype, shape, offset, byteLength } of tensors.values()) {
     parts.push({ name: rename(name), dtype, shape, data: await source.read(offset, byteLength) })
   }
@@ -73,6 +73,20 @@ describe('spellings', () => {
     expect(await savedFiles(directory)).toEqual(await savedFiles(folderOf('kinds', 'all-together')))
     const { warnings } = inspectAdapter(adapter)
     expect(warnings.filter((warning) => warning.startsWith('The folder has ')).length).toBe(notes.length)
+  })
+
+  test('wrappers of trained modules without a name, and what they wrap', async () => {
+    const rename = (key: string) => key.replace('lm_head.weight', 'lm_head.modules_to_save.weight')
+    const directory = await renamed(rename)
+    expect((await loadAdapter(directory)).notes).toEqual(['the wrapper modules_to_save in tensor names'])
+    expect(await savedFiles(directory)).toEqual(await savedFiles(folderOf('kinds', 'all-together')))
+
+    const both = await renamed(rename, [`${PREFIX}lm_head.original_module.weight`])
+    expect((await loadAdapter(both)).notes).toEqual([
+      'the wrapper modules_to_save in tensor names',
+      'copies of the base’s own weights (original_module), which are left out',
+    ])
+    expect(await savedFiles(both)).toEqual(await savedFiles(folderOf('kinds', 'all-together')))
   })
 
   test('a PEFT model’s own state dict, as torch saves it', async () => {
