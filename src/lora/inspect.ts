@@ -75,7 +75,8 @@ export interface AdapterReport {
 /** α is usually between r/2 and 4·r; a scaling this far from 1 is more often a mistake than a choice. */
 const UNUSUAL_SCALING = 16
 
-const F32_EPSILON = 2 ** -23
+/** A singular value below this share of the largest is what rounding of f32 factors leaves of a zero: some units of 2⁻²³. */
+const ROUNDING = 2 ** -20
 
 export function inspectAdapter(adapter: LoraAdapter): AdapterReport {
   const problems: LowrankError[] = []
@@ -210,7 +211,7 @@ function warningsOf(report: ReportedParts): string[] {
   )
   warn(
     layers.filter((layer) => layer.normDelta > 0 && numericalRank(layer) < layer.singularValues.length),
-    'B·A has a lower rank than its factors: some of its singular values are zero',
+    'B·A has a lower rank than its factors: some of its singular values are zero but for rounding',
   )
   warn(
     layers.filter(({ rank, d, k }) => rank > Math.min(d, k)),
@@ -230,10 +231,8 @@ function warningsOf(report: ReportedParts): string[] {
   return [...warnings, ...unmatched.filter((entry) => !idle.includes(entry)).map(describeUnmatched)]
 }
 
-/** Singular values above rounding of f32 (as numpy.linalg.matrix_rank has it). */
-function numericalRank({ singularValues, d, k }: LayerReport): number {
-  const threshold = singularValues[0] * Math.max(d, k) * F32_EPSILON
-  return singularValues.filter((value) => value > threshold).length
+function numericalRank({ singularValues }: LayerReport): number {
+  return singularValues.filter((value) => value > ROUNDING * singularValues[0]).length
 }
 
 function count(affected: readonly LayerReport[], all: readonly LayerReport[]): string {
