@@ -8,6 +8,7 @@ import { Random } from '../../src/base/random.js'
 import { loadOnnx, OnnxModel } from '../../src/formats/onnx/model.js'
 import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
 import { makeAttribute } from '../../src/graph/attributes.js'
+import { Builder } from '../../src/graph/builder.js'
 import { Graph } from '../../src/graph/graph.js'
 import { findLinears } from '../../src/graph/linears.js'
 import { AdapterSession } from '../../src/infer/adapter-session.js'
@@ -109,6 +110,40 @@ describe('the merged model and the session agree', () => {
       (await session.run(run)).logits,
     ]
     expect(maxDifference(one, other)).toBeLessThan(tolerance)
+    expect(maxDifference(other, base)).toBeGreaterThan(0.1)
+  })
+
+  it('layers that share a weight and a bias, with biases of B', async () => {
+    const model = await openModel('tests/golden/models/llama-genai')
+    const graph = new Graph(model.onnx.proto)
+    const matmul = graph.nodes.find(({ name }) => name === '/model/layers.0/attn/qkv_proj/MatMul')!
+    const [output] = matmul.output
+    const g = new Builder(graph, 'test')
+    graph.setOutput(matmul, 0, 'test/product')
+    const bias = g.float(Array.from(values(new Random(5, 'test'), 128)))
+    graph.setOutput(g.node('Add', ['test/product', bias]), 0, output)
+    const onnx = new OnnxModel(model.onnx.name, model.onnx.fileName, graph.toModel(), model.onnx.files)
+    const random = new Random(6, 'test')
+    const adapter = new LoraAdapter({ rank: 2, loraBias: true })
+    for (const [part, d] of [
+      ['q', 64],
+      ['v', 32],
+    ] as const) {
+      const a = { data: values(random, 64), shape: [2, 32] as const }
+      const b = { data: values(random, 2 * d).map((value) => 0.2 * value), shape: [d, 2] as const }
+      adapter.addFactors(`model.layers.0.self_attn.${part}_proj`, a, b, { biasB: values(random, d) })
+    }
+    const out = new MemoryDirectory()
+    expect(await mergeOnnx(onnx, adapter, out)).toMatchObject({ changed: 2 })
+    const run = feedsOf(model, [[0, 54, 260, 1356, 270, 262]])
+    const merged = await open(await loadOnnx(out, onnx.fileName), {})
+    const session = await open(onnx, { adapter })
+    const [one, other, base] = [
+      (await merged.run(run)).logits,
+      (await session.run(run, { adapter: 'adapter' })).logits,
+      (await session.run(run)).logits,
+    ]
+    expect(maxDifference(one, other)).toBeLessThan(1e-4)
     expect(maxDifference(other, base)).toBeGreaterThan(0.1)
   })
 

@@ -149,7 +149,7 @@ describe('tensors that two places share', () => {
 })
 
 describe('a weight that several layers share', () => {
-  it('takes DoRA and a bias of B for each of them', async () => {
+  it('takes DoRA for each of them', async () => {
     const random = new Random(3, 'test')
     const values = (...shape: number[]) => Array.from({ length: shape.reduce((a, b) => a * b) }, () => random.normal())
     const matrix = (rows: number, columns: number) => ({
