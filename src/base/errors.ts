@@ -173,12 +173,17 @@ export function deserializeError(error: SerializedError): Error {
   return result
 }
 
+/** Longer names come from hostile files, and comparing them takes time that grows with the square. */
+const MAX_COMPARED = 500
+
 /**
  * The candidates closest to `name`, best first, for "did you mean" hints: by edit distance, names that contain each
  * other first.
  */
 export function nearMisses(name: string, candidates: Iterable<string>, limit = 3): string[] {
-  const scored = [...new Set(candidates)].map((candidate) => {
+  if (name.length > MAX_COMPARED) return []
+  const comparable = [...new Set(candidates)].filter((candidate) => candidate.length <= MAX_COMPARED)
+  const scored = comparable.map((candidate) => {
     const contains = candidate.includes(name) || name.includes(candidate)
     const distance = editDistance(name, candidate)
     return { candidate, score: contains ? distance / 100 : distance / Math.max(name.length, candidate.length) }
