@@ -43,6 +43,8 @@ export interface Directory {
    * crash can leave a part of it. Folders without it have only files that appear whole.
    */
   append?(path: string, bytes: Uint8Array): Promise<void>
+  /** Whether the other is this very folder, where that cannot be told from the paths of files. */
+  isSame?(other: Directory): Promise<boolean>
 }
 
 /** A ByteSource over an array that is already in memory. */

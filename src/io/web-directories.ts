@@ -30,6 +30,11 @@ export class FilesDirectory implements Directory {
     return [...this.#files.keys()].filter((path) => !path.includes('/')).sort()
   }
 
+  async folders(): Promise<string[]> {
+    const nested = [...this.#files.keys()].filter((path) => path.includes('/'))
+    return [...new Set(nested.map((path) => path.slice(0, path.indexOf('/'))))].sort()
+  }
+
   async has(path: string): Promise<boolean> {
     return this.#files.has(path)
   }
@@ -71,10 +76,22 @@ export class HandleDirectory implements Directory {
     this.name = name
   }
 
-  async list(): Promise<string[]> {
+  list(): Promise<string[]> {
+    return this.#entries('file')
+  }
+
+  folders(): Promise<string[]> {
+    return this.#entries('directory')
+  }
+
+  async isSame(other: Directory): Promise<boolean> {
+    return other instanceof HandleDirectory && this.#handle.isSameEntry(other.#handle)
+  }
+
+  async #entries(wanted: FileSystemHandleKind): Promise<string[]> {
     const names: string[] = []
     try {
-      for await (const [name, { kind }] of this.#handle.entries()) if (kind === 'file') names.push(name)
+      for await (const [name, { kind }] of this.#handle.entries()) if (kind === wanted) names.push(name)
     } catch (error) {
       throw handleError(this.name, 'cannot be listed', error)
     }

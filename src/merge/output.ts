@@ -155,9 +155,9 @@ export async function refuseBaseAsOutput(out: Directory, path: string, base: Byt
   const existing = await out.open(path)
   await existing.close()
   if (existing.realPath !== base.realPath) return
-  throw new FileError({
-    where: existing.name,
-    what: 'the output is the base itself',
-    hint: 'Choose another place for it',
-  })
+  throw baseAsOutputError(existing.name)
+}
+
+export function baseAsOutputError(where: string): FileError {
+  return new FileError({ where, what: 'the output is the base itself', hint: 'Choose another place for it' })
 }

@@ -23,6 +23,7 @@ describe('FilesDirectory', () => {
     const directory = new FilesDirectory(files)
     expect(directory.name).toBe('llama')
     expect(await directory.list()).toEqual(['a.json', 'b.json'])
+    expect(await directory.folders()).toEqual(['onnx'])
     expect(await directory.has('onnx/model.onnx')).toBe(true)
     expect(await textIn(directory, 'onnx/model.onnx')).toBe('O')
     expect((await directory.open('a.json')).name).toBe('llama/a.json')
@@ -44,7 +45,7 @@ describe('HandleDirectory', () => {
     expect(directory.name).toBe('opfs')
     await writeFile(directory, 'b', 'B')
     await writeFile(directory, 'inner/a', 'A')
-    expect(await directory.list()).toEqual(['b'])
+    expect([await directory.list(), await directory.folders()]).toEqual([['b'], ['inner']])
     expect([await directory.has('inner/a'), await directory.has('inner'), await directory.has('x/y')]).toEqual([
       true,
       false,

@@ -43,7 +43,7 @@ const adapter = () => {
 }
 
 /** A directory's methods as own properties, so that one can be left out. */
-function methodsOf(directory: MemoryDirectory): Required<Omit<Directory, 'name'>> {
+function methodsOf(directory: MemoryDirectory): Required<Omit<Directory, 'name' | 'isSame'>> {
   return {
     list: () => directory.list(),
     folders: () => directory.folders(),

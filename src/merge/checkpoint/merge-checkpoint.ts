@@ -5,7 +5,7 @@ import { type ByteSource, type Directory, readAll } from '../../base/bytes.js'
 import { FormatError, MismatchError, throwProblem } from '../../base/errors.js'
 import { type Checkpoint, openCheckpoint } from '../../formats/checkpoint.js'
 import { createMergeKernel } from '../../kernels/merge.js'
-import { type MergeOptions, type MergeReport, refuseBaseAsOutput, writeTogether } from '../output.js'
+import { baseAsOutputError, type MergeOptions, type MergeReport, refuseBaseAsOutput, writeTogether } from '../output.js'
 import type { AdapterInput } from '../weighted.js'
 import { type OpenAdapters, openAdapters } from './adapters.js'
 import { ChangeSums, ChunkMerger } from './chunk-merger.js'
@@ -105,6 +105,7 @@ export async function writeMerge(
   const { plan, checkpoint, adapters: opened, close } = await openPlan(base, adapters, options, sign)
   const { sources } = opened
   try {
+    if (out === base || (await out.isSame?.(base))) throw baseAsOutputError(out.name)
     for (const { path } of plan.shards) {
       for (const { file } of checkpoint.shards) await refuseBaseAsOutput(out, path, file.source)
     }

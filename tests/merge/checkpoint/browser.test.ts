@@ -76,7 +76,8 @@ describe.skipIf(browser === undefined)('mergeCheckpoint in Chromium', () => {
         'no such file': expect.stringMatching(/^FILE merged\/absent: cannot be read: no such file/),
         'a name that leads out': expect.stringMatching(/^FILE merged: .*leads out of the folder/),
         'a folder': expect.stringMatching(/^FILE opfs\/merged: .*a folder where a file is expected/),
-        'picked files': expect.stringMatching(/^FILE base\/\S+: files that a user picked cannot be written/),
+        'the base': 'FILE merged: the output is the base itself. Choose another place for it',
+        'picked files': expect.stringMatching(/^FILE adapter\/\S+: files that a user picked cannot be written/),
       },
     }
   })

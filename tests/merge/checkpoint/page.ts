@@ -116,7 +116,10 @@ async function run(): Promise<PageResult> {
     'no such file': await errorOf(new HandleDirectory(merged).open('absent')),
     'a name that leads out': await errorOf(new HandleDirectory(merged).open('../merged/config.json')),
     'a folder': await errorOf(new HandleDirectory(opfs).open('merged')),
-    'picked files': await errorOf(mergeCheckpoint(base, adapter, base)),
+    'picked files': await errorOf(mergeCheckpoint(base, adapter, adapter)),
+    'the base': await errorOf(
+      mergeCheckpoint(new HandleDirectory(merged), adapter, new HandleDirectory(await folderOf('merged'))),
+    ),
   }
   return {
     kernel: createMergeKernel(64, true).name,
