@@ -2,6 +2,7 @@
 
 export * from './index.js'
 export { NodeDirectory, openFile } from './io/node-files.js'
+export { defaultTargetModules } from './lora/default-targets.js'
 export {
   type UnmergeFilesOptions,
   type UnmergeFilesReport,

@@ -8,15 +8,16 @@ import { colors, duration, Progress, printDocument, say, thousands, warn } from 
 
 const TASKS = ['causal-lm', 'classification', 'embedding'] as const
 
-/** `all-linear`, or names divided by commas. */
+/** `all-linear`, `default`, or names divided by commas. */
 function targetModules(): Option<string | string[]> {
   return {
-    placeholder: 'all-linear|a,b',
-    about: 'modules to adapt: names or last parts of names, such as q_proj,v_proj',
+    placeholder: 'all-linear|default|a,b',
+    about: 'modules to adapt: names or last parts of names, such as q_proj,v_proj; default: those of PEFT',
     fallback: TRAIN_DEFAULTS.targetModules,
     read(occurrences) {
       const value = occurrences.at(-1)?.value
       if (value === undefined || value === 'all-linear') return TRAIN_DEFAULTS.targetModules
+      if (value === 'default') return value
       const names = value.split(',').map((name) => name.trim())
       if (!names.includes('')) return names
       throw new ConfigError({

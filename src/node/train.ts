@@ -2,6 +2,7 @@
 
 import type { CausalModel } from '../graph/model-folder.js'
 import { openFile } from '../io/node-files.js'
+import { DEFAULT, defaultTargetModules } from '../lora/default-targets.js'
 import type { TextRecord } from '../text/records.js'
 import type { TrainerOptions, TrainResult } from '../train/options.js'
 import { Trainer } from '../train/trainer.js'
@@ -17,7 +18,11 @@ export interface TrainOptions extends Omit<TrainerOptions, 'model' | 'data' | 'e
   readonly out?: string | undefined
 }
 
-/** Trains an adapter. Throws as {@link Trainer} does, and FileError when a path leads nowhere. */
+/**
+ * Trains an adapter. The config's targetModules may be `default`: what PEFT adapts in a model of that type.
+ *
+ * @throws as {@link Trainer} does, and FileError when a path leads nowhere; ConfigError when PEFT has no defaults for the model
+ */
 export async function train(options: TrainOptions): Promise<TrainResult> {
   const closers: (() => Promise<void>)[] = []
   const open = async (data: string | readonly TextRecord[]) => {
@@ -33,8 +38,11 @@ export async function train(options: TrainOptions): Promise<TrainResult> {
       closers.push(() => opened.close())
       model = opened
     }
+    const { config } = options
+    const isDefault = config?.targetModules === DEFAULT
     const trainer = new Trainer({
       ...options,
+      ...(isDefault && { config: { ...config, targetModules: defaultTargetModules(String(model.config.model_type)) } }),
       model,
       data: await open(options.data),
       evalData: options.evalData === undefined ? undefined : await open(options.evalData),

@@ -184,8 +184,9 @@ async function openFiles(
       typeof input === 'string' || input instanceof LoraAdapter ? { adapter: input } : input
     return { adapter: typeof adapter === 'string' ? new NodeDirectory(adapter) : adapter, weight }
   })
-  const { tied, dtype, maxShardBytes, sign = 1 } = options
-  const planOptions = { tied, dtype, maxShardBytes, basePath: file, path: isFile ? path.basename(out) : undefined }
+  const { tied, dtype, maxShardBytes, strict, sign = 1 } = options
+  const name = isFile ? path.basename(out) : undefined
+  const planOptions = { tied, dtype, maxShardBytes, strict, basePath: file, path: name }
   const opened = await openPlan(directory, inputs, planOptions, sign)
   if (isFile && opened.plan.shards.length > 1) {
     await opened.close()

@@ -1,0 +1,93 @@
+// What commands do with the less usual adapters: strict configs, stacks of experts, replicated layers, PEFT's default targets.
+
+import { readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { describe, expect, it } from 'vitest'
+import { lowrank, QUICK, root, scratchFolder } from './lowrank.js'
+
+const scratch = scratchFolder()
+const golden = join(root, 'tests', 'golden')
+
+describe('--strict', () => {
+  const adapter = join(golden, 'kinds', 'bias-all') // its rank_pattern has k_proj, which is no target
+  const MESSAGE = 'rankPattern k_proj matches no layer'
+
+  it('makes a warning of inspect a problem', async () => {
+    const lax = await lowrank('inspect', adapter)
+    expect(lax.code).toBe(0)
+    expect(lax.stderr).toContain(MESSAGE)
+    const strict = await lowrank('inspect', adapter, '--strict')
+    expect(strict.code).toBe(1)
+    expect(strict.stderr).toContain(`problem: ${join(adapter, 'adapter_config.json')}: ${MESSAGE}`)
+  })
+
+  it('stops a merge before anything is written', async () => {
+    const out = join(scratch, 'strict')
+    const args = [
+      '--base',
+      join(golden, 'kinds', 'qwen2.safetensors'),
+      '--adapter',
+      adapter,
+      '--out',
+      `${out}.safetensors`,
+    ]
+    const strict = await lowrank('merge', ...args, '--strict')
+    expect(strict.code).toBe(1)
+    expect(strict.stderr).toContain(MESSAGE)
+    expect(() => readFileSync(`${out}.safetensors`)).toThrow('ENOENT')
+    expect((await lowrank('merge', ...args)).code).toBe(0)
+  })
+})
+
+describe('stacks of experts', () => {
+  const base = (file: string) => join(golden, 'experts', 'mixtral-base', `${file}.safetensors`)
+  const adapter = join(golden, 'experts', 'mixtral')
+
+  it('are shown, and found in a base of either form', async () => {
+    const { stdout } = await lowrank('inspect', adapter, '--base', base('saved'), '--relative-change', '--json')
+    const { layers, fit } = JSON.parse(stdout)
+    expect(layers.map(({ kind }: { kind: string }) => kind).sort()).toEqual(['linear', 'parameter', 'parameter'])
+    expect(fit).toMatchObject({ fits: true, problems: [] })
+    expect(fit.parts).toHaveLength(1 + 3 * 2 + 3)
+    const stacked = JSON.parse((await lowrank('inspect', adapter, '--base', base('fused'), '--json')).stdout)
+    expect(stacked.fit).toMatchObject({ fits: true, problems: [] })
+    expect(stacked.fit.parts).toHaveLength(3)
+  })
+
+  it('are merged with threads as without', async () => {
+    const files = await Promise.all(
+      ['1', '2'].map(async (threads) => {
+        const out = join(scratch, `experts-${threads}.safetensors`)
+        const args = ['--base', base('fused'), '--adapter', adapter, '--out', out, '--threads', threads]
+        expect(await lowrank('merge', ...args)).toMatchObject({ code: 0 })
+        return readFileSync(out)
+      }),
+    )
+    expect(files[0].equals(files[1])).toBe(true)
+  })
+})
+
+it('replicated layers are shown, but not merged', async () => {
+  const adapter = join(golden, 'config', 'replication')
+  expect((await lowrank('inspect', adapter)).code).toBe(0)
+  const out = join(scratch, 'replicated.safetensors')
+  const merged = await lowrank(
+    'merge',
+    '--base',
+    join(golden, 'config', 'base-3.safetensors'),
+    '--adapter',
+    adapter,
+    '--out',
+    out,
+  )
+  expect(merged.code).toBe(1)
+  expect(merged.stderr).toContain('layer_replication: not implemented for merging')
+})
+
+it('trains the modules that PEFT would', async () => {
+  const out = join(scratch, 'default')
+  const { code, stderr } = await lowrank('train', ...QUICK, '--target-modules', 'default', '--out', out)
+  expect(code, stderr).toBe(0)
+  const config = JSON.parse(readFileSync(join(out, 'adapter_config.json'), 'utf8'))
+  expect(config.target_modules).toEqual(['q_proj', 'v_proj'])
+})
