@@ -1,6 +1,9 @@
 // The conformance matrix: a test for each cell, and the table in docs/ that says what conforms (`npm run conformance` writes it).
 
+import path from 'node:path'
 import { beforeAll, describe, expect, test } from 'vitest'
+import { inspectAdapter } from '../../src/lora/inspect.js'
+import { loadAdapter } from '../../src/node/model.js'
 import { type CellResult, runCell } from './check.js'
 import { type Cell, cells, matrix, readExpected } from './golden.js'
 import { formatTable } from './table.js'
@@ -44,6 +47,14 @@ test('every check runs in every cell that conforms', () => {
     const merges =
       message !== undefined ? ['merge'] : ['bf16', 'f16'].includes(option) ? [option] : ['merge', 'bf16', 'f16']
     expect(done, name).toEqual(['counts', 'forward', ...merges, 'file'])
+  }
+})
+
+test('an adapter of another name loads by the folder above its own', async () => {
+  for (const cell of cells.filter(({ option }) => option === 'named')) {
+    const above = path.join(cell.folder, 'adapter')
+    const [outer, inner] = [await loadAdapter(above), await loadAdapter(path.join(above, 'tuned'))]
+    expect(inspectAdapter(outer).layers, cell.name).toEqual(inspectAdapter(inner).layers)
   }
 })
 

@@ -205,6 +205,19 @@ describe('fan_in_fan_out of Conv1D and Linear layers together (peft#324)', () =>
   })
 })
 
+describe('init_lora_weights: loftq', () => {
+  test('PEFT needs bitsandbytes and a GPU; lowrank refuses such adapters by name, since their base is a quantised one', async () => {
+    for (const cell of cells.filter(({ option }) => option === 'init-loftq')) {
+      expect(readExpected(cell), cell.name).toMatchObject({ refused: expect.stringContaining('bitsandbytes') })
+    }
+    for (const golden of await goldens('list')) {
+      const config = JSON.stringify({ ...configOf(golden), init_lora_weights: 'loftq' })
+      golden.files.files.set('adapter_config.json', new TextEncoder().encode(config))
+      await expect(loadAdapter(golden.files)).rejects.toThrow(/init_lora_weights: .*loftq/)
+    }
+  })
+})
+
 describe('bias "all" with modules_to_save', () => {
   test('PEFT saves trained biases twice, and untrained ones; lowrank’s file has each once', async () => {
     for (const { cell, files } of await goldens('all-together')) {
