@@ -187,7 +187,8 @@ def reload(arch, option, folder):
     # A copy of a layer (layer_replication) shares the memory of the original's weight.
     for key, module in lora_modules(adapted, option.adapter):
         name = f"{key}.weight"
-        stored[name] = stored.get(name) or pointers.get(module.get_base_layer().weight.data_ptr(), name)
+        weight = getattr(module.get_base_layer(), "weight", None)
+        stored[name] = stored.get(name) or (name if weight is None else pointers.get(weight.data_ptr(), name))
     missing = [str(w.message) for w in caught if "missing" in str(w.message)]
     assert not missing, missing
     return adapted, original, stored
@@ -205,7 +206,7 @@ def make(arch, name, out):
     base = build(arch, option.tied)
     if option.dtype is not None:
         base = base.to(option.dtype)
-    config = option.config(ARCHITECTURES[arch])
+    config = copy.deepcopy(option.config(ARCHITECTURES[arch]))  # PEFT adds to what it is given
     try:
         adapted = adapt(base, option, config)
     except Refused as refusal:
