@@ -25,6 +25,8 @@ export interface ChunkJob {
   readonly isReproducible: boolean
   /** Checksums are wanted. */
   readonly isChecked: boolean
+  /** Also of what is read. */
+  readonly isBaseChecked: boolean
   readonly shared: SharedState
 }
 
@@ -118,8 +120,9 @@ export class ChunkLoop {
     const bytes = this.#compute(chunk, place, number)
     const output = this.#job.outputs[place.shard]
     writeFully(output, bytes, chunk.offset)
-    if (this.#job.isChecked) {
-      const isCopy = place.segment.weight === undefined
+    const { isChecked, isBaseChecked } = this.#job
+    if (isChecked) {
+      const isCopy = isBaseChecked && place.segment.weight === undefined
       shared.checksums[number] = isCopy ? shared.baseChecksums[number] : crc32(bytes)
     }
     shared.written[this.#thread] += bytes.byteLength
@@ -130,7 +133,7 @@ export class ChunkLoop {
   }
 
   #compute(chunk: Chunk, { segment, index }: Place, number: number): Uint8Array {
-    const { bases, factors, isChecked, shared } = this.#job
+    const { bases, factors, isBaseChecked, shared } = this.#job
     const base = bases[segment.shard]
     const needs = this.#merger.needs(chunk)
     const values = this.#stage(needs.map(({ byteLength }) => byteLength))
@@ -139,7 +142,7 @@ export class ChunkLoop {
     })
     const input = this.#merger.input(chunk)
     readFully(base, input, chunk.baseOffset)
-    if (isChecked) shared.baseChecksums[number] = crc32(input)
+    if (isBaseChecked) shared.baseChecksums[number] = crc32(input)
     const result = this.#merger.merge(chunk, needs, values)
     const at = 2 * (this.#thread * this.#places.length + index)
     shared.squares[at] += result.baseSquares

@@ -269,6 +269,8 @@ async function writeShards(
       isReproducible: reproducible,
       // A single file is kept by no resume: it has its name as soon as it is finished, unless others finish it.
       isChecked: plan.shards.length > 1 || share !== undefined,
+      // Jobs on several machines may see copies of the base; one machine tells by its files whether it is the same.
+      isBaseChecked: share !== undefined,
       shared,
     }
     shards.forEach(({ header }, i) => {

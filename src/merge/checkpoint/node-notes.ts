@@ -19,8 +19,8 @@ const READ_BYTES = 4 << 20
 export interface ShardNote {
   /** Of the file. */
   checksum: string
-  /** Of what was read for it. */
-  baseChecksum: string
+  /** Of what was read for it; null outside of jobs. */
+  baseChecksum: string | null
   /** The base's files that it was read from, with their states before. */
   base: Record<string, string>
   /** Σ w² and Σ δ² of each changed tensor. */
@@ -81,7 +81,8 @@ async function stateOf({ realPath }: ByteSource): Promise<string> {
 }
 
 /**
- * Whether what was read for a finished shard is what the base holds now. Reads it again where its files have another state.
+ * Whether what was read for a finished shard is what the base holds now. Where its files have another state, and the shard was
+ * a job's, reads them again.
  *
  * @param states of the base's files now
  */
@@ -93,6 +94,7 @@ export async function isFromBase(
 ): Promise<boolean> {
   const names = baseFiles(shard, checkpoint.shards)
   if (names.every((name) => states.get(name) !== '' && states.get(name) === note.base[name])) return true
+  if (note.baseChecksum === null) return false
   const checksums: number[] = []
   for (const segment of shard.segments) {
     const source = segmentSource(checkpoint, adapters.sources, segment.shard)
@@ -129,7 +131,7 @@ export function noteOf(job: ChunkJob, index: number, states: ReadonlyMap<string,
   )
   return {
     checksum: digestOf(shard.header, own(shared.checksums)),
-    baseChecksum: digestOf(undefined, own(shared.baseChecksums)),
+    baseChecksum: job.isBaseChecked ? digestOf(undefined, own(shared.baseChecksums)) : null,
     base: Object.fromEntries(files.map((name) => [name, states.get(name)!])),
     squares,
   }
