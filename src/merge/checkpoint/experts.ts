@@ -9,12 +9,22 @@ import { sizeOfDtype } from '../../kernels/merge-kernel.js'
 import { parameterLayout } from '../../lora/experts.js'
 import type { LayerFactors } from './adapters.js'
 
-/** Models whose experts are stored as (E, k, d) (transformers' `is_transposed`); it matters where d = k. */
-const INPUT_MAJOR_MODELS: ReadonlySet<unknown> = new Set(['gpt_oss', 'openai_privacy_filter', 'aria', 'aria_text'])
+/**
+ * Models whose experts are stored as (E, k, d): transformers holds them so too (`is_transposed`), or turns them when it loads them
+ * (conversion_mapping.py). It matters where d = k.
+ */
+const INPUT_MAJOR_MODELS: ReadonlySet<unknown> = new Set([
+  'aria',
+  'aria_text',
+  'gpt_oss',
+  'openai_privacy_filter',
+  'qwen3_vl_moe',
+  'qwen3_vl_moe_text',
+])
 
-/** The matrices that transformers 5 stacks, and saves one by one (conversion_mapping.py: qwen2_moe, mixtral and what is like them). */
+/** The matrices that transformers 5 stacks, and saves one by one (conversion_mapping.py: qwen2_moe, nemotron_h, mixtral and what is like them). */
 const PARTS: readonly Readonly<Record<string, readonly string[]>>[] = [
-  { gate_up_proj: ['gate_proj', 'up_proj'], down_proj: ['down_proj'] },
+  { gate_up_proj: ['gate_proj', 'up_proj'], up_proj: ['up_proj'], down_proj: ['down_proj'] },
   { gate_up_proj: ['w1', 'w3'], down_proj: ['w2'] },
 ]
 

@@ -176,6 +176,77 @@ describe('large experts', () => {
   })
 })
 
+describe('square experts', () => {
+  const [experts, d, rank] = [2, 4, 2]
+  const module = 'model.layers.0.mlp.experts'
+  const random = new Random(9, 'square')
+
+  function adapter(...shapes: [name: string, d: number, k: number][]): LoraAdapter {
+    const result = new LoraAdapter({ rank, alpha: 2, targetModules: [] })
+    const matrix = (rows: number, columns: number) => {
+      return { data: normals(random, rows * columns), shape: [rows, columns] as const }
+    }
+    for (const [name, rows, columns] of shapes) {
+      result.addExperts(`${module}.${name}`, matrix(experts * rank, columns), matrix(rows, experts * rank))
+    }
+    return result
+  }
+
+  const zeros = (...shape: number[]): Tensor => ({ data: new Float32Array(elementCount(shape)), shape })
+
+  test.each([
+    ['as PEFT has it by default', '{}', false],
+    ['for GPT-OSS', '{"model_type": "gpt_oss"}', true],
+    ['for Qwen3-VL', '{"model_type": "x", "text_config": {"model_type": "qwen3_vl_moe_text"}}', true],
+  ])('%s', async (_, config, isInputMajor) => {
+    const own = adapter(['down_proj', d, d])
+    const out = new MemoryDirectory()
+    await mergeCheckpoint(await folder(new Map([[`${module}.down_proj`, zeros(experts, d, d)]]), config), own, out)
+    const parameter = own.experts.get(`${module}.down_proj`)!.attachBase(zeros(experts, d, d), { isInputMajor })
+    const expected = new Map([
+      [`${module}.down_proj`, { ...zeros(experts, d, d), data: Float32Array.from(parameter.delta().data) }],
+    ])
+    expectClose(await valuesIn(out), expected, 1e-6)
+  })
+
+  test('as the other parameter of the module is', async () => {
+    const own = adapter(['gate_up_proj', 2 * d, d], ['down_proj', d, d])
+    for (const isInputMajor of [false, true]) {
+      const values: Values = new Map([
+        [`${module}.gate_up_proj`, isInputMajor ? zeros(experts, d, 2 * d) : zeros(experts, 2 * d, d)],
+        [`${module}.down_proj`, zeros(experts, d, d)],
+      ])
+      const out = new MemoryDirectory()
+      await mergeCheckpoint(await folder(values, '{}'), own, out)
+      const parameter = own.experts.get(`${module}.down_proj`)!.attachBase(zeros(experts, d, d), { isInputMajor })
+      const got = (await valuesIn(out)).get(`${module}.down_proj`)!
+      expect(Math.max(...parameter.delta().data.map((value, i) => Math.abs(value - got.data[i])))).toBeLessThan(1e-6)
+    }
+  })
+})
+
+test('experts one by one that are stacked without being joined', async () => {
+  const adapter = new LoraAdapter({ rank: 1, alpha: 1, targetModules: [] })
+  const factors = [
+    { data: normals(new Random(1, 'a'), 6), shape: [2, 3] as const },
+    { data: normals(new Random(1, 'b'), 8), shape: [4, 2] as const },
+  ] as const
+  const parameter = adapter.addExperts('mixer.experts.up_proj', ...factors)
+  const values: Values = new Map(
+    [0, 1].map((e) => [`mixer.experts.${e}.up_proj.weight`, { data: new Float32Array(12), shape: [4, 3] }]),
+  )
+  const out = new MemoryDirectory()
+  await mergeCheckpoint(await folder(values, '{}'), adapter, out)
+  const { data } = parameter.delta()
+  const expected = new Map(
+    [0, 1].map((e) => [
+      `mixer.experts.${e}.up_proj.weight`,
+      { data: Float32Array.from(data.subarray(e * 12, e * 12 + 12)), shape: [4, 3] },
+    ]),
+  )
+  expectClose(await valuesIn(out), expected, 1e-6)
+})
+
 describe('what does not fit', () => {
   const merge = async (change: (values: Values) => void, file = 'fused', name = 'mixtral') => {
     const values = await valuesIn(folderOf(`${baseOf(name)}-base`), `${file}.safetensors`)
