@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from common import GOLDEN, REPO
 from check_reverse import check_file, check_keys
-from conformance import describe, lora_modules
+from conformance import describe, double_inits, lora_modules
 from conformance_cells import OPTIONS, SEED, build
 
 CELLS = GOLDEN / "conformance"
@@ -36,7 +36,11 @@ def check(arch, name, folder, problems):
     if option.dtype is not None:
         base = base.to(option.dtype)
     tensors = check_file(folder / "adapter_model.safetensors", own)
-    adapted = PeftModel.from_pretrained(base, folder).eval()
+    if name in ("init-pissa", "init-olora"):  # as the golden outputs were made
+        with double_inits():
+            adapted = PeftModel.from_pretrained(base.double(), folder).eval()
+    else:
+        adapted = PeftModel.from_pretrained(base, folder).eval()
     check_keys(adapted, tensors, own)
     own = [problem for problem in own if not is_expected(problem)]
     golden = load_file(CELLS / arch / name / "tensors.safetensors")
