@@ -168,7 +168,7 @@ def double_inits():
         LoraLayer.pissa_init, LoraLayer.olora_init = saved
 
 
-def reload(arch, option, folder):
+def reload(arch, option, folder, is_exact=True):
     """The adapter as PEFT loads it again, on the base in the option's type, and that base; both then in float64."""
     from peft import PeftModel
     base = build(arch, option.tied)
@@ -178,7 +178,7 @@ def reload(arch, option, folder):
     stored, pointers = stored_names(base), {v.data_ptr(): k for k, v in reversed(base.state_dict().items())}
     own = folder if option.adapter == "default" else folder / option.adapter
     # PEFT repeats the decompositions of pissa and olora, in float32; where two singular values are near each other that is too coarse.
-    is_decomposed = json.loads((own / "adapter_config.json").read_text(encoding="utf8"))["init_lora_weights"] in ("pissa", "olora")
+    is_decomposed = is_exact and json.loads((own / "adapter_config.json").read_text(encoding="utf8"))["init_lora_weights"] in ("pissa", "olora")
     if is_decomposed:
         base = base.double()
     with warnings.catch_warnings(record=True) as caught, double_inits() if is_decomposed else contextlib.nullcontext():
@@ -262,6 +262,9 @@ def make(arch, name, out):
         for key in (k for k in merged if f"merged.{k}" in tensors and stored.get(k) == shared):
             tensors |= {f"wrong.{key}": merged[key], f"merged.{key}": original[shared] + module.get_delta_weight(option.adapter)}
         expected["isMergeWrong"] = True
+    if config.get("init_lora_weights") == "pissa" and option.prepare == "":  # what PEFT merges with its own float32
+        coarse = reload(arch, option, out / "adapter", is_exact=False)[0].merge_and_unload().state_dict()
+        tensors |= {f"coarse.{k}": coarse[k] for k in merged if f"merged.{k}" in tensors}
     if option.dtype is not None:  # what PEFT's own merges in this type give
         for kind, arguments in {"rounded": {}, "safe": {"safe_merge": True}}.items():
             rounded = reload(arch, option, out / "adapter")[0].merge_and_unload(**arguments).state_dict()

@@ -63,7 +63,8 @@ export async function runCell(cell: Cell, tamper?: Tamper, checks: readonly Chec
     run.problems.push(`stopped: ${error instanceof Error ? error.message : String(error)}`)
   }
   const { problems, done } = run
-  const message = expected.mergeRefused && `PEFT cannot merge it: ${expected.mergeRefused}`
+  const { mergeRefused, isMergeWrong } = expected
+  const message = mergeRefused && `PEFT ${isMergeWrong ? 'merges it wrong' : 'cannot merge it'}: ${mergeRefused}`
   return { status: problems.length === 0 ? 'pass' : 'fail', ...(message && { message }), problems, done }
 }
 

@@ -9,6 +9,7 @@ import type { Tensor } from '../../src/base/tensor.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { loadAdapter, saveAdapter } from '../../src/lora/peft.js'
 import { mergeCheckpoint } from '../../src/merge/checkpoint/merge-checkpoint.js'
+import { convertToPlain } from '../../src/merge/convert.js'
 import {
   baseFolder,
   type Cell,
@@ -202,6 +203,31 @@ describe('fan_in_fan_out of Conv1D and Linear layers together (peft#324)', () =>
       const weight = `${name}.weight`
       expect(difference(values.get(weight)!.data, golden.tensors.get(`merged.${weight}`)!.data)).toBeLessThan(5e-6)
     }
+  })
+})
+
+describe('init_lora_weights: pissa', () => {
+  test('PEFT decomposes the base in float32, which near singular values do not bear; lowrank in float64', async () => {
+    let worst = { theirs: 0, ours: 0 }
+    for (const golden of await goldens('init-pissa')) {
+      const { cell, expected, files, tensors } = golden
+      const out = new MemoryDirectory()
+      const base = await baseFolder(cell, expected, 'F32')
+      await mergeCheckpoint(base, await convertToPlain(await loadAdapter(files), base), out)
+      const values = await readTensors(out.files.get('model.safetensors')!, 'merged')
+      for (const [key, { data: coarse }] of tensors) {
+        if (!key.startsWith('coarse.')) continue
+        const name = key.slice('coarse.'.length)
+        const exact = tensors.get(`merged.${name}`)!.data
+        const size = difference(exact, new Float32Array(exact.length))
+        worst = {
+          theirs: Math.max(worst.theirs, difference(coarse, exact) / size),
+          ours: Math.max(worst.ours, difference(values.get(name)!.data, exact) / size),
+        }
+      }
+    }
+    expect(worst.theirs).toBeGreaterThan(1e-4)
+    expect(worst.ours).toBeLessThan(1e-6)
   })
 })
 

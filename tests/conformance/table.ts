@@ -62,7 +62,7 @@ and with \`untie\` where one use has a saved copy.
 | tied embeddings ([#2018](https://github.com/huggingface/peft/issues/2018), [#2777](https://github.com/huggingface/peft/issues/2777)) | a merge changes the other use as well, with a warning | refuses until \`tied\` says \`untie\`, which gives what was trained, or \`keep\`, which is PEFT’s result |
 | \`ensure_weight_tying\` | a merge adds the change that both uses share twice | adds it once, which is what runs |
 | \`layer_replication\` ([#1707](https://github.com/huggingface/peft/issues/1707)) | a merge adds the changes of all copies to the weight that they share | runs such adapters, and refuses to merge them |
-| \`init_lora_weights\`: pissa | decomposes the base again in float32 whenever it loads the adapter: where singular values are near each other, two machines find other weights | decomposes in float64; the data here were made so, too |
+| \`init_lora_weights\`: pissa | decomposes the base again in float32 whenever it loads the adapter: where singular values are near each other, weights are off by more than 1e-4 of the largest | decomposes in float64; the data of ✓ were made so, too |
 | \`rank_pattern\`, \`alpha_pattern\` in which several keys match | saved sorted: loaded again, another key may come first, and scaling or shapes are others | written in an order that means the same |
 | \`fan_in_fan_out\` of models with Conv1D and Linear layers ([#324](https://github.com/huggingface/peft/issues/324)) | saved as the last adapted module left it; on loading the module’s class counts | the shape of the base’s weight counts |
 | \`bias="all"\` with \`modules_to_save\` | saves those modules’ biases twice, and the base’s besides | reads such files, and writes each bias once |
