@@ -81,9 +81,14 @@ def batches(model):
 
 
 @torch.no_grad()
-def move(adapted):
+def move(adapted, has_frozen_b=False):
     """What training would move, away from where it starts: no B is zero."""
     generator = torch.Generator().manual_seed(SEED)
+    if has_frozen_b:
+        for key, p in adapted.named_parameters():
+            if "lora_A" in key:
+                p.copy_(0.3 * torch.randn(p.shape, generator=generator))
+        return
     fill_b(adapted, SEED, 0.3)
     for key, p in adapted.named_parameters():
         if not p.requires_grad or "lora_A" in key or ("lora_B" in key and key.endswith(".weight")):
@@ -219,7 +224,7 @@ def make(arch, name, out):
             save(adapted, option, pathlib.Path(start))
             adapted.peft_config["default"].init_lora_weights = config["init_lora_weights"]
             more["path_initial_model_for_weight_conversion"] = start
-        move(adapted)
+        move(adapted, config.get("init_lora_weights") == "mica")
         try:
             save(adapted, option, out / "adapter", **more)
         except (ValueError, RuntimeError, KeyError) as error:

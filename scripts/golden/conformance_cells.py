@@ -184,6 +184,7 @@ OPTIONS = {
     "init-random-b": Option("`init_lora_weights`: false", of(init_lora_weights=False)),
     "init-orthogonal": Option("`init_lora_weights`: orthogonal", lambda a: uneven(
         a, r=4, rank_pattern={k: 2 for k in list(a.ranks)[:1]}, init_lora_weights="orthogonal")),
+    "init-mica": Option("`init_lora_weights`: mica", of(init_lora_weights="mica")),
     "init-eva": Option("`init_lora_weights`: eva", of(init_lora_weights="eva", rank_pattern={}, alpha_pattern={}), prepare="eva"),
     "init-pissa": Option("`init_lora_weights`: pissa", of(init_lora_weights="pissa")),
     "init-pissa-converted": Option("the same, converted to plain LoRA", of(init_lora_weights="pissa"), prepare="convert"),

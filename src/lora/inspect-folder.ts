@@ -118,7 +118,9 @@ async function checkValues({ source }: SafetensorsFile, info: TensorInfo, onProb
 /** As {@link LoraAdapter.totalTrainableParams}. */
 function countParams({ layers, parameters, replacements, tokenRows }: AdapterFile): number {
   const infos = [
-    ...layers.flatMap(({ A, B, magnitude, biasB }) => [A, B, magnitude, biasB]),
+    ...layers.flatMap(({ config, A, B, magnitude, biasB }) => {
+      return [A, config.init === 'mica' ? undefined : B, magnitude, biasB] // MiCA's B stays as it is
+    }),
     ...parameters.flatMap(({ A, B }) => [A, B]),
     ...[...replacements.values()].map(({ isTrained, info }) => (isTrained ? info : undefined)),
     ...[...tokenRows.values()].map(({ info }) => info),

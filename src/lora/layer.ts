@@ -319,15 +319,14 @@ export class LoraLayer {
     this.dispose()
   }
 
-  /** r·(d + k), and d more for a magnitude and for a bias */
+  /** r·(d + k), and d more for a magnitude and for a bias; with `mica`, whose B stays as it is, r·d fewer */
   trainableParams(): number {
-    const vectors = (this.#magnitude === undefined ? 0 : 1) + (this.#biasB === undefined ? 0 : 1)
-    return this.rank * (this.d + this.k) + vectors * this.d
+    return this.#ownParams() - (this.config.init === 'mica' ? this.rank * this.d : 0)
   }
 
-  /** d·k + trainableParams() */
+  /** d·k + r·(d + k), and d more for a magnitude and for a bias */
   totalParams(): number {
-    return this.d * this.k + this.trainableParams()
+    return this.d * this.k + this.#ownParams()
   }
 
   /** trainable / total */
@@ -348,6 +347,11 @@ export class LoraLayer {
   /** ‖s·B·A‖, Frobenius, without forming B·A. */
   normDelta(): number {
     return this.scaling * normOfProduct(this.#weightB, this.#weightA)
+  }
+
+  #ownParams(): number {
+    const vectors = (this.#magnitude === undefined ? 0 : 1) + (this.#biasB === undefined ? 0 : 1)
+    return this.rank * (this.d + this.k) + vectors * this.d
   }
 
   /** W + s·B·A (d, k), a new matrix. */

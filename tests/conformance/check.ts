@@ -7,7 +7,8 @@ import type { FloatArray, Matrix, Tensor } from '../../src/base/tensor.js'
 import { parseSafetensorsHeader, saveSafetensors } from '../../src/formats/safetensors.js'
 import type { LoraAdapter } from '../../src/lora/adapter.js'
 import { changesBase } from '../../src/lora/inits.js'
-import { inspectAdapter } from '../../src/lora/inspect.js'
+import { type AdapterReport, inspectAdapter } from '../../src/lora/inspect.js'
+import { inspectAdapterFolder } from '../../src/lora/inspect-folder.js'
 import { loadAdapter, saveAdapter } from '../../src/lora/peft.js'
 import { transpose } from '../../src/lora/product.js'
 import { mergeCheckpoint } from '../../src/merge/checkpoint/merge-checkpoint.js'
@@ -86,7 +87,11 @@ class CellRun {
   async all(): Promise<void> {
     const golden = await cellTensors(this.#cell)
     const adapter = await loadAdapter(this.#folder())
-    if (this.#checks.includes('counts')) this.#counts(adapter)
+    if (this.#checks.includes('counts')) {
+      this.#counts(inspectAdapter(adapter))
+      this.#counts(await inspectAdapterFolder(this.#folder()))
+      this.done.push('counts')
+    }
     if (this.#checks.includes('forward')) await this.#forward(adapter, golden)
     if (this.#expected.mergeRefused === undefined) await this.#merge(golden)
     else await this.#mergeRefused()
@@ -124,10 +129,9 @@ class CellRun {
     if (own !== theirs) this.#problem(check, `${what}: expected ${theirs}, got ${own}`)
   }
 
-  /** What inspect says, exactly. */
-  #counts(adapter: LoraAdapter): void {
+  /** What inspect says, of the adapter in memory and of its folder. */
+  #counts(report: AdapterReport): void {
     const { trainableParams, layers } = this.#expected
-    const report = inspectAdapter(adapter)
     this.#equal('counts', 'trained parameters', report.trainableParams, trainableParams)
     this.#equal('counts', 'layers', report.layers.map(({ name }) => name).sort(), layers.map(({ name }) => name).sort())
     for (const layer of layers) {
@@ -141,7 +145,6 @@ class CellRun {
           this.#problem('counts', `${field} of ${name}: ${error} off`)
       }
     }
-    this.done.push('counts')
   }
 
   /** Each adapted module by itself, in f32: its output, before merging and after, and its weight. */
