@@ -50,8 +50,18 @@ export function createWasmKernels(options: WasmKernelsOptions = {}): WasmKernels
   return undefined
 }
 
+/**
+ * Products of at most so many columns and more rows are computed as Cᵀ = Bᵀ·Aᵀ: the long operand is then the right one, which
+ * each thread packs block by block, in its cache.
+ */
+const MAX_SWAPPED_COLUMNS = 64
+/** Bytes of the right operand in a block of a swapped product. */
+const SWAPPED_BLOCK_BYTES = 2 ** 19
+
 /** One product's part of at most MAX_DEPTH: C (m, n) = alpha · A·B + beta · C. */
 interface Part extends Required<GemmOptions> {
+  /** `out` is (n, m). */
+  isSwapped: boolean
   /** The part's place in the operands' depth, and the operands' whole depth. */
   start: number
   depth: number
@@ -79,9 +89,14 @@ export class WasmKernels implements Kernels, Disposable {
     const { m, n, k, alpha = 1, beta = 0, transposeA = false, transposeB = false } = options
     if (m === 0 || n === 0) return
     if (k === 0) referenceKernels.gemm(options)
+    const isSwapped = n <= MAX_SWAPPED_COLUMNS && m > n
+    const { a, b } = options
+    const operands = isSwapped
+      ? { m: n, n: m, a: b, b: a, transposeA: !transposeB, transposeB: !transposeA }
+      : { transposeA, transposeB }
     for (let start = 0; start < k; start += MAX_DEPTH) {
       const depth = Math.min(MAX_DEPTH, k - start)
-      this.#part({ ...options, alpha, beta: start === 0 ? beta : 1, transposeA, transposeB, start, depth })
+      this.#part({ ...options, ...operands, alpha, beta: start === 0 ? beta : 1, start, depth, isSwapped })
     }
   }
 
@@ -97,11 +112,13 @@ export class WasmKernels implements Kernels, Disposable {
   }
 
   #part(part: Part): void {
-    const { m, n, depth, out } = part
+    const { m, n, depth, isSwapped } = part
     const { workspace, wasm } = this.#open()
-    const size = out.BYTES_PER_ELEMENT
+    const size = part.out.BYTES_PER_ELEMENT
     const isThreaded = this.threads > 1 && m * n * depth >= MIN_THREADED_PRODUCT
-    const cut = planBlocks(m, n, depth, size, isThreaded ? BLOCKS_PER_THREAD * this.threads : 1)
+    const blocks = isThreaded ? BLOCKS_PER_THREAD * this.threads : 1
+    const fittingBlocks = isSwapped ? (n * depth * size) / SWAPPED_BLOCK_BYTES : 1
+    const cut = planBlocks(m, n, depth, size, Math.max(blocks, Math.ceil(fittingBlocks)))
     const compute = (slot: number): void => wasm.multiply(workspace.jobOf(slot))
     for (let row = 0; row < m; row += cut.rows) {
       const rows = Math.min(cut.rows, m - row)
@@ -114,7 +131,7 @@ export class WasmKernels implements Kernels, Disposable {
         },
         finish: (slot, block) => {
           const column = block * cut.columns
-          workspace.copyC(slot, rows, Math.min(cut.columns, n - column), out, row * n + column, n, 'out')
+          this.#moveC(part, slot, row, rows, column, Math.min(cut.columns, n - column), 'out')
         },
       }
       if (isThreaded) this.#team().run(task, compute)
@@ -160,11 +177,26 @@ export class WasmKernels implements Kernels, Disposable {
     if (transposeB) workspace.copyIn(b, column * k + start, k, columns, depth, right)
     else workspace.copyIn(b, start * n + column, n, depth, columns, right)
     if (beta !== 0) {
-      const count = workspace.copyC(slot, rows, columns, out, row * n + column, n, 'in')
+      const count = this.#moveC(part, slot, row, rows, column, columns, 'in')
       if (beta !== 1) wasm.scale(out.BYTES_PER_ELEMENT, workspace.cOf(slot), count, beta)
     }
     const job = { rows, columns, depth, isRightContiguous: transposeB, accumulates: beta !== 0, alpha }
     workspace.writeJob(slot, out.BYTES_PER_ELEMENT, job)
+  }
+
+  /** Moves a block of C between `out` and a slot. Returns how many elements of the slot it spans. */
+  #moveC(
+    { m, n, out, isSwapped }: Part,
+    slot: number,
+    row: number,
+    rows: number,
+    column: number,
+    columns: number,
+    way: 'in' | 'out',
+  ): number {
+    const { workspace } = this.#open()
+    if (isSwapped) return workspace.transposeC(slot, rows, columns, out, column * m + row, m, way)
+    return workspace.copyC(slot, rows, columns, out, row * n + column, n, way)
   }
 
   #open(): { workspace: Workspace; wasm: GemmExports; team?: Team } {

@@ -157,4 +157,26 @@ export class Workspace {
     }
     return rows * padded
   }
+
+  /** The same for the transpose of a slot's C, which is a block (columns, rows) of the matrix. */
+  transposeC(
+    slot: number,
+    rows: number,
+    columns: number,
+    matrix: FloatArray,
+    start: number,
+    stride: number,
+    way: 'in' | 'out',
+  ): number {
+    const c = this.elements(matrix)
+    const padded = roundUp(columns, 32 / matrix.BYTES_PER_ELEMENT)
+    const first = this.cOf(slot) / matrix.BYTES_PER_ELEMENT
+    for (let j = 0; j < columns; j++) {
+      for (let i = 0, at = first + j, to = start + j * stride; i < rows; i++, at += padded, to++) {
+        if (way === 'in') c[at] = matrix[to]
+        else matrix[to] = c[at]
+      }
+    }
+    return rows * padded
+  }
 }
