@@ -2,6 +2,7 @@
 
 import { AdapterSession, GENERATE_DEFAULTS, type GenerateResult, generate as generateText } from '../index.js'
 import { loadAdapter, loadModel } from '../node.js'
+import { printableProse } from './escape.js'
 import { EXIT_INTERRUPTED, interruptible } from './interrupt.js'
 import { decimal, defineCommand, integer, repeated, required, toggle } from './options.js'
 import { colors, printDocument, say } from './terminal.js'
@@ -45,11 +46,14 @@ export const generate = defineCommand({
       try {
         return await interruptible('Stopping.', async (signal) => {
           const results: Result[] = []
+          const isWatched = process.stdout.isTTY === true
           for (const adapter of folders.length > 0 ? folders : [undefined]) {
             if (folders.length > 1) say(colors.dim(`${results.length > 0 ? '\n' : ''}${adapter}`))
             // The text alone goes into a pipe; on a terminal it follows its prompt.
-            if (!json && process.stdout.isTTY && process.stderr.isTTY) process.stderr.write(colors.dim(prompt))
-            const onText = json ? undefined : (piece: string) => void process.stdout.write(piece)
+            if (!json && isWatched && process.stderr.isTTY) process.stderr.write(colors.dim(prompt))
+            const onText = json
+              ? undefined
+              : (piece: string) => void process.stdout.write(isWatched ? printableProse(piece) : piece)
             const result = await generateText(session, prompt, { ...sampling, adapter, onText, signal })
             const { text, tokens, seconds, finish } = result
             results.push({ adapter: adapter ?? null, text, tokens, seconds, finish })

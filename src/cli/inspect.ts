@@ -1,11 +1,12 @@
 // lowrank inspect: what an adapter, a checkpoint or an ONNX model holds.
 
 import { type FitReport, type InspectReport, inspect as inspectPath } from '../node.js'
+import { printable } from './escape.js'
 import { defineCommand, text, toggle, UsageError } from './options.js'
 import { kindOf, targetsOf } from './page/data.js'
 import { inspectionPage } from './page/page.js'
 import { refusePage, writePage } from './page/write.js'
-import { colors, print, printDocument, say, table, thousands, warn } from './terminal.js'
+import { colors, complain, print, printDocument, say, table, thousands, warn } from './terminal.js'
 
 /** On a terminal; the JSON document and the page have all. */
 const MAX_PROBLEMS = 20
@@ -46,7 +47,7 @@ export const inspect = defineCommand({
     if (report.kind !== 'adapter') return 0
     report.warnings.forEach(warn)
     const problems = [...report.problems.map(({ message }) => message), ...misfits(report.fit)]
-    for (const problem of problems.slice(0, MAX_PROBLEMS)) say(`${colors.red('problem:')} ${problem}`)
+    for (const problem of problems.slice(0, MAX_PROBLEMS)) complain('problem', problem)
     if (problems.length > MAX_PROBLEMS) say(`… and ${problems.length - MAX_PROBLEMS} more; --json has them all`)
     return problems.length > 0 ? 1 : 0
   },
@@ -76,8 +77,8 @@ function lines(report: InspectReport): string[] {
     case 'onnx':
       return [
         heading('ONNX model', `${report.linears.length} linear layers`),
-        `inputs   ${report.inputs.join(', ')}`,
-        `outputs  ${report.outputs.join(', ')}`,
+        `inputs   ${printable(report.inputs.join(', '))}`,
+        `outputs  ${printable(report.outputs.join(', '))}`,
         '',
         table([
           ['linear layer', 'kind', 'd', 'k'],
@@ -101,7 +102,7 @@ function adapterLines({
   ]
   return [
     heading('LoRA adapter', `${layers.length} layers, ${thousands(trainableParams)} parameters`),
-    ...settings.map(([name, value]) => `${name.padEnd(12)} ${value}`),
+    ...settings.map(([name, value]) => `${name.padEnd(12)} ${printable(value)}`),
     '',
     table([
       ['layer', 'kind', 'd', 'k', 'rank', 'alpha', 'scaling', 'type', '‖A‖', '‖B‖', '‖s·B·A‖', 'eff. rank'],
@@ -126,7 +127,7 @@ function fitLines({ base, parts, vocabulary, isTied, notes }: FitReport): string
       `${fitting.length} of ${parts.length} parts fit${types.length > 0 ? `, weights in ${types.join(', ')}` : ''}`,
     ),
     ...(vocabulary === null ? [] : [`vocabulary   ${thousands(vocabulary)}${isTied ? ', tied embeddings' : ''}`]),
-    ...notes.map((note) => `note         ${note}`),
+    ...notes.map((note) => `note         ${printable(note)}`),
     ...(changed.length > 0
       ? [
           '',

@@ -5,7 +5,7 @@ import { readFileSync } from 'node:fs'
 import { LowrankError, nearMisses } from '../index.js'
 import { commandHelp, programHelp } from './help.js'
 import { type Command, flagOf, parseCommand, UsageError } from './options.js'
-import { colors, print, say, usesColor } from './terminal.js'
+import { complain, print, say, usesColor } from './terminal.js'
 
 const EXIT_KNOWN_ERROR = 1
 const EXIT_USAGE = 2
@@ -42,7 +42,7 @@ async function main(args: readonly string[]): Promise<number> {
     return await command.run(values, { positional, occurrences })
   } catch (error) {
     if (!(error instanceof LowrankError)) throw error
-    say(`${colors.red('error:')} ${asFlag(error, command)}`)
+    complain('error', asFlag(error, command))
     return EXIT_KNOWN_ERROR
   }
 }
@@ -68,17 +68,17 @@ function version(): string {
 }
 
 function report(error: unknown, name: string | undefined): number {
-  const label = colors.red('error:')
   if (error instanceof UsageError) {
     const command = name !== undefined && Object.hasOwn(COMMANDS, name) ? ` ${name}` : ''
-    say(`${label} ${error.message}\nRun 'lowrank${command} --help' for the options.`)
+    complain('error', error.message)
+    say(`Run 'lowrank${command} --help' for the options.`)
     return EXIT_USAGE
   }
   if (error instanceof LowrankError) {
-    say(`${label} ${error.message}`)
+    complain('error', error.message)
     return EXIT_KNOWN_ERROR
   }
-  say(`${label} this is a bug in lowrank ${version()}; please report it with the lines below.`)
+  complain('error', `this is a bug in lowrank ${version()}; please report it with the lines below.`)
   say(error instanceof Error ? (error.stack ?? error.message) : String(error))
   return EXIT_BUG
 }

@@ -1,6 +1,7 @@
 // lowrank merge: folds an adapter into a base model's weights, so that it runs without LoRA.
 
 import { type MergePlanReport, merge as mergeByPath, planMerge } from '../node.js'
+import { printable } from './escape.js'
 import { ADAPTERS, OUTPUT, runMerge, sized, weightedAdapters } from './merge-options.js'
 import { choice, defineCommand, type Occurrence, required, toggle, UsageError } from './options.js'
 import { bytes, colors, print, printDocument, say, table } from './terminal.js'
@@ -49,7 +50,7 @@ function readDtype({ flag, value }: Occurrence): 'F32' | 'F16' | 'BF16' {
 
 function showPlan(plan: MergePlanReport, json: boolean): number {
   if (json) printDocument({ ...plan, dryRun: true })
-  else print(plan.layers.map(({ name }) => name).join('\n'))
+  else print(plan.layers.map(({ name }) => printable(name)).join('\n'))
   const { out, tensors, changed } = plan
   say(`Would write ${colors.bold(out)}: ${bytes(plan.bytes)}, ${changed} of ${tensors} tensors changed`)
   return 0

@@ -2,6 +2,7 @@
 // exactly one JSON document.
 
 import { createColors } from 'picocolors'
+import { printable, printableJson, printableLines } from './escape.js'
 
 /** Time between two progress lines where nobody watches. */
 const PLAIN_INTERVAL_MS = 5000
@@ -17,23 +18,27 @@ export function usesColor(stream: NodeJS.WriteStream): boolean {
   return stream.isTTY === true && TERM !== 'dumb'
 }
 
-/** A line for people. */
+/** A line for people. What comes from files and may hold line ends goes through `printable` first. */
 export function say(line = ''): void {
-  process.stderr.write(`${line}\n`)
+  process.stderr.write(`${printableLines(line)}\n`)
 }
 
 export function warn(line: string): void {
-  say(`${colors.yellow('warning:')} ${line}`)
+  say(`${colors.yellow('warning:')} ${printable(line)}`)
+}
+
+export function complain(label: 'error' | 'problem', message: string): void {
+  say(`${colors.red(`${label}:`)} ${printable(message)}`)
 }
 
 /** A command's product: a table, a text. */
 export function print(lines: string): void {
-  process.stdout.write(`${lines}\n`)
+  process.stdout.write(`${printableLines(lines)}\n`)
 }
 
 /** The one document of a --json run. */
 export function printDocument(document: Record<string, unknown>): void {
-  process.stdout.write(`${JSON.stringify({ version: 1, ...document }, null, 2)}\n`)
+  process.stdout.write(`${printableJson(JSON.stringify({ version: 1, ...document }, null, 2))}\n`)
 }
 
 /** One line of progress that is redrawn on a terminal, and now and then a plain line elsewhere. */
@@ -117,7 +122,7 @@ export function peakRssBytes(): number {
 
 /** Columns of text, padded to their widest cell; the first row is the heading. Numbers go right. */
 export function table(rows: readonly (readonly (string | number)[])[]): string {
-  const cells = rows.map((row) => row.map((cell) => (typeof cell === 'number' ? figure(cell) : cell)))
+  const cells = rows.map((row) => row.map((cell) => (typeof cell === 'number' ? figure(cell) : printable(cell))))
   const widths = rows[0].map((_, column) => Math.max(...cells.map((row) => row[column].length)))
   const isNumeric = rows[0].map((_, column) => typeof rows.at(-1)![column] === 'number')
   return cells
