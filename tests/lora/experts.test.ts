@@ -1,20 +1,17 @@
 // Adapted parameters as PEFT saves them (tests/golden/experts), on small mixtures of experts: numbers, outputs, merged
 // parameters, and back.
 
-import { readdirSync, readFileSync } from 'node:fs'
 import path from 'node:path'
-import { fileURLToPath } from 'node:url'
 import { describe, expect, test } from 'vitest'
-import { MemoryDirectory, MemorySource } from '../../src/base/bytes.js'
-import { encodeFloats } from '../../src/base/dtype.js'
+import { MemoryDirectory } from '../../src/base/bytes.js'
 import { ConfigError, FormatError, MismatchError, ShapeError, UnsupportedError } from '../../src/base/errors.js'
-import type { Tensor } from '../../src/base/tensor.js'
-import { parseSafetensorsHeader, readTensorF32, saveSafetensors } from '../../src/formats/safetensors.js'
 import { NodeDirectory } from '../../src/io/node-files.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { ExpertLora } from '../../src/lora/experts.js'
 import { inspectAdapter } from '../../src/lora/inspect.js'
 import { loadAdapter, saveAdapter } from '../../src/lora/peft.js'
+import { asMatrix, deviation, expectSavedAlike, goldenCases, goldenPath, inF64, tensorsOf } from '../golden.js'
+import { adapterFolder, tensor } from './adapter-folder.js'
 
 interface Expected {
   base: string
@@ -33,36 +30,7 @@ interface Expected {
   }[]
 }
 
-const root = fileURLToPath(new URL('../golden/experts', import.meta.url))
-const cases = readdirSync(root)
-  .filter((name) => !name.endsWith('-base'))
-  .map((name) => {
-    const folder = path.join(root, name)
-    const expected: Expected = JSON.parse(readFileSync(path.join(folder, 'expected.json'), 'utf8'))
-    return { name, folder, expected }
-  })
-
-async function tensorsOf(file: string): Promise<Map<string, Tensor>> {
-  const parsed = await parseSafetensorsHeader(new MemorySource(readFileSync(file), file))
-  const result = new Map<string, Tensor>()
-  for (const name of parsed.tensors.keys()) result.set(name, await readTensorF32(parsed, name))
-  return result
-}
-
-function wide({ data, shape }: Tensor): { data: Float64Array; shape: readonly number[] } {
-  return { data: Float64Array.from(data), shape }
-}
-
-/** Largest error over the largest value. */
-function deviation(got: ArrayLike<number>, expected: ArrayLike<number>): number {
-  expect(got.length).toBe(expected.length)
-  let [error, size] = [0, 0]
-  for (let i = 0; i < got.length; i++) {
-    error = Math.max(error, Math.abs(got[i] - expected[i]))
-    size = Math.max(size, Math.abs(expected[i]))
-  }
-  return error / size
-}
+const cases = goldenCases<Expected>('experts')
 
 test('all cases are here', () => {
   expect(cases.length).toBeGreaterThanOrEqual(9)
@@ -84,10 +52,10 @@ describe.each(cases)('$name', ({ folder, expected }) => {
 
   test('experts compute what PEFT’s do, merged or not, and unmerging is exact', async () => {
     const adapter = await loadAdapter(new NodeDirectory(folder))
-    const base = await tensorsOf(path.join(root, `${expected.base}-base`, 'fused.safetensors'))
+    const base = await tensorsOf(goldenPath('experts', `${expected.base}-base`, 'fused.safetensors'))
     const tensors = await tensorsOf(path.join(folder, 'tensors.safetensors'))
-    for (const { name, experts, d, k, shape, isInputMajor } of expected.parameters) {
-      const parameter = adapter.experts.get(name)!.attachBase(wide(base.get(name)!), { isInputMajor })
+    for (const { name, experts, d, shape, isInputMajor } of expected.parameters) {
+      const parameter = adapter.experts.get(name)!.attachBase(inF64(base.get(name)!), { isInputMajor })
       const merged = tensors.get(`merged.${name}`)!
       const effective = parameter.effectiveWeight()
       expect(effective.shape).toEqual(shape)
@@ -97,7 +65,7 @@ describe.each(cases)('$name', ({ folder, expected }) => {
       const sum = delta.data.map((value, i) => value + base.get(name)!.data[i])
       expect(deviation(sum, merged.data)).toBeLessThan(1e-6)
 
-      const input = { data: Float64Array.from(tensors.get(`input.${name}`)!.data), shape: [2, k] as const }
+      const input = asMatrix(inF64(tensors.get(`input.${name}`)!))
       const output = tensors.get(`output.${name}`)!.data
       for (let step = 0; step < 2; step++) {
         for (let e = 0; e < experts; e++) {
@@ -109,17 +77,12 @@ describe.each(cases)('$name', ({ folder, expected }) => {
       expect(parameter.merged).toBe(true)
       expect(parameter.baseWeight).toEqual(effective)
       parameter.unmerge()
-      expect(parameter.baseWeight).toEqual(wide(base.get(name)!))
+      expect(parameter.baseWeight).toEqual(inF64(base.get(name)!))
     }
   })
 
   test('is written again byte for byte', async () => {
-    const saved = new MemoryDirectory()
-    await saveAdapter(await loadAdapter(new NodeDirectory(folder)), saved)
-    const bytes = readFileSync(path.join(folder, 'adapter_model.safetensors'))
-    expect(Buffer.compare(Buffer.from(saved.files.get('adapter_model.safetensors')!), bytes)).toBe(0)
-    const config = JSON.parse(new TextDecoder().decode(saved.files.get('adapter_config.json')))
-    expect(config).toEqual(JSON.parse(readFileSync(path.join(folder, 'adapter_config.json'), 'utf8')))
+    await expectSavedAlike(folder)
   })
 })
 
@@ -223,16 +186,8 @@ describe('folders that must not load', () => {
   const EXPERTS = 'base_model.model.mlp.experts'
 
   async function load(config: object, tensors: Record<string, number[]>): Promise<unknown> {
-    const directory = new MemoryDirectory(
-      { 'adapter_config.json': JSON.stringify({ ...CONFIG, ...config }) },
-      'adapter',
-    )
-    const list = Object.entries(tensors).map(([name, shape]) => {
-      const values = new Float32Array(shape.reduce((product, dim) => product * dim, 1)).fill(0.5)
-      return { name, dtype: 'F32' as const, shape, data: encodeFloats(values, 'F32') }
-    })
-    await saveSafetensors(directory, 'adapter_model.safetensors', list)
-    return loadAdapter(directory)
+    const list = Object.entries(tensors).map(([name, shape]) => tensor(name, shape))
+    return loadAdapter(await adapterFolder({ ...CONFIG, ...config }, list))
   }
 
   const PAIR = { [`${EXPERTS}.lora_A.weight`]: [6, 3], [`${EXPERTS}.lora_B.weight`]: [4, 6] }

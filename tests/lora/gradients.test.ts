@@ -1,55 +1,34 @@
 // Outputs and gradients of single layers against PyTorch's autograd through PEFT's (tests/golden/gradients): DoRA, biases of B,
 // dropout, convolutions, embeddings.
 
-import { readFileSync } from 'node:fs'
-import { fileURLToPath } from 'node:url'
 import { describe, expect, test, vi } from 'vitest'
-import { MemorySource } from '../../src/base/bytes.js'
-import type { FloatArray, Matrix, Tensor } from '../../src/base/tensor.js'
-import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
+import type { FloatArray, Tensor } from '../../src/base/tensor.js'
 import type { LoraConfigInput } from '../../src/lora/config.js'
 import { ConvolutionLora } from '../../src/lora/convolution.js'
 import { dropFrom } from '../../src/lora/dropout.js'
 import { EmbeddingLora } from '../../src/lora/embedding.js'
 import { LoraLayer } from '../../src/lora/layer.js'
 import type { ConvolutionGeometry } from '../../src/lora/windows.js'
+import { asMatrix, deviation, goldenPath, readJson, tensorsOf } from '../golden.js'
 
 // Dropout draws a mask of its own: here it is the one that PyTorch was given.
 vi.mock('../../src/lora/dropout.js', { spy: true })
 
-const root = fileURLToPath(new URL('../golden/gradients', import.meta.url))
-const { versions: _, ...cases } = JSON.parse(readFileSync(`${root}/cases.json`, 'utf8')) as Record<
+const { versions: _, ...cases } = readJson(goldenPath('gradients', 'cases.json')) as Record<
   string,
   { layer: string; config: LoraConfigInput & { dropout: number }; geometry: ConvolutionGeometry }
 >
-const file = await parseSafetensorsHeader(
-  new MemorySource(readFileSync(`${root}/tensors.safetensors`), 'tensors.safetensors'),
-)
-const tensors = new Map<string, Tensor<FloatArray>>()
-for (const name of file.tensors.keys()) {
-  const { data, shape } = await readTensorF32(file, name)
-  tensors.set(name, { data: Float64Array.from(data), shape })
-}
+const tensors = await tensorsOf(goldenPath('gradients', 'tensors.safetensors'))
 
 /** Rounded to the precision in question; golden values are f64 rounded to f32. */
 function read(name: string, precision: 'f32' | 'f64'): Tensor<FloatArray> {
   const { data, shape } = tensors.get(name)!
-  return { data: precision === 'f32' ? Float32Array.from(data) : data.slice(), shape }
+  return { data: precision === 'f32' ? data.slice() : Float64Array.from(data), shape }
 }
 
-function asMatrix({ data, shape }: Tensor<FloatArray>): Matrix {
-  return { data, shape: [shape[0], shape[1]] }
-}
-
-function expectClose(got: Tensor<FloatArray>, expected: Tensor<FloatArray>, name: string): void {
+function expectEqual(got: Tensor<FloatArray>, expected: Tensor<FloatArray>, name: string): void {
   expect(got.shape, name).toEqual(expected.shape)
-  let [error, size] = [0, 0]
-  for (let i = 0; i < got.data.length; i++) {
-    error = Math.max(error, Math.abs(got.data[i] - expected.data[i]))
-    size = Math.max(size, Math.abs(expected.data[i]))
-  }
-  expect(size, name).toBeGreaterThan(0)
-  expect(error / size, name).toBeLessThan(1e-6)
+  expect(deviation(got.data, expected.data), name).toBeLessThan(1e-6)
 }
 
 const vector = (data: FloatArray | undefined) => data && { data, shape: [data.length] }
@@ -85,14 +64,14 @@ describe.each(['f32', 'f64'] as const)('in %s', (precision) => {
       const { magnitude, biasB, ...rest } = layer.backward(asMatrix(g))
       gradients = { ...rest, magnitude: vector(magnitude), biasB: vector(biasB) }
     }
-    expectClose(output, get('output'), 'output')
+    expectEqual(output, get('output'), 'output')
     const names = { weightA: 'lora_A', weightB: 'lora_B', input: 'input', magnitude: 'magnitude', biasB: 'bias' }
     for (const [member, part] of Object.entries(names)) {
       const expected = tensors.has(`${name}/gradient/${part}`) ? get(`gradient/${part}`) : undefined
       const got = gradients[member]
       expect(got === undefined, member).toBe(expected === undefined)
       // PEFT's magnitude of a convolution is (1, d, 1…).
-      if (got !== undefined) expectClose(got, member === 'magnitude' ? vector(expected!.data)! : expected!, member)
+      if (got !== undefined) expectEqual(got, member === 'magnitude' ? vector(expected!.data)! : expected!, member)
     }
   })
 })

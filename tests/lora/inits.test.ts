@@ -2,10 +2,9 @@
 
 import { readFileSync } from 'node:fs'
 import { describe, expect, test } from 'vitest'
-import { MemorySource } from '../../src/base/bytes.js'
 import { ConfigError, ShapeError, StateError, UnsupportedError } from '../../src/base/errors.js'
 import type { Matrix } from '../../src/base/tensor.js'
-import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
+import { NodeDirectory } from '../../src/io/node-files.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import type { LoraConfigInput } from '../../src/lora/config.js'
 import {
@@ -21,22 +20,12 @@ import { INITS, type Init } from '../../src/lora/inits.js'
 import { LoraLayer } from '../../src/lora/layer.js'
 import { svd } from '../../src/lora/linalg/svd.js'
 import { norm, product } from '../../src/lora/product.js'
+import { goldenPath, matricesIn } from '../golden.js'
 import { maxDifference, random } from './matrices.js'
 
-const root = new URL('../golden/', import.meta.url)
-
-async function tensorsOf(path: string): Promise<Map<string, Matrix>> {
-  const file = await parseSafetensorsHeader(new MemorySource(readFileSync(new URL(path, root)), path))
-  const result = new Map<string, Matrix>()
-  for (const name of file.tensors.keys()) {
-    const { data, shape } = await readTensorF32(file, name)
-    if (shape.length === 2) result.set(name, { data, shape: [shape[0], shape[1]] })
-  }
-  return result
-}
-
-const base = await tensorsOf('kinds/qwen2.safetensors')
-const first = await tensorsOf('inits/first.safetensors')
+const directory = new NodeDirectory(goldenPath())
+const base = await matricesIn(directory, 'kinds/qwen2.safetensors')
+const first = await matricesIn(directory, 'inits/first.safetensors')
 const MODULES = ['self_attn.q_proj', 'self_attn.k_proj', 'mlp.down_proj'].map((name) => `model.layers.0.${name}`)
 const CONFIG: LoraConfigInput = { rank: 3, alpha: 5 }
 
@@ -187,10 +176,8 @@ function covarianceOf({ data, shape: [n, k] }: Matrix): Matrix {
 }
 
 describe('evaInitialize', async () => {
-  const tensors = await tensorsOf('inits/eva.safetensors')
-  const { layers, dropped, rankPattern, alphaPattern } = JSON.parse(
-    readFileSync(new URL('inits/eva.json', root), 'utf8'),
-  )
+  const tensors = await matricesIn(directory, 'inits/eva.safetensors')
+  const { layers, dropped, rankPattern, alphaPattern } = JSON.parse(readFileSync(goldenPath('inits/eva.json'), 'utf8'))
   const inputs = [...tensors]
     .filter(([name]) => name.startsWith('inputs.'))
     .map(([name, x]) => [name.slice('inputs.'.length), x] as const)

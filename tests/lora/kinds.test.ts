@@ -1,18 +1,15 @@
 // Adapters of every kind as PEFT saves them (tests/golden/kinds), on bases of a few kB: numbers, outputs, merged weights, and back.
 
-import { readdirSync, readFileSync } from 'node:fs'
 import path from 'node:path'
-import { fileURLToPath } from 'node:url'
 import { describe, expect, test } from 'vitest'
-import { MemoryDirectory, MemorySource } from '../../src/base/bytes.js'
 import { UnsupportedError } from '../../src/base/errors.js'
 import type { FloatArray, Matrix, Tensor } from '../../src/base/tensor.js'
-import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
 import { NodeDirectory } from '../../src/io/node-files.js'
 import type { LoraAdapter } from '../../src/lora/adapter.js'
 import { inspectAdapter } from '../../src/lora/inspect.js'
-import { loadAdapter, saveAdapter } from '../../src/lora/peft.js'
+import { loadAdapter } from '../../src/lora/peft.js'
 import { transpose } from '../../src/lora/product.js'
+import { asMatrix, deviation, expectSavedAlike, goldenCases, goldenPath, inF64, tensorsOf } from '../golden.js'
 
 interface Expected {
   base: string
@@ -34,42 +31,7 @@ interface Expected {
   }[]
 }
 
-const root = fileURLToPath(new URL('../golden/kinds', import.meta.url))
-const cases = readdirSync(root, { withFileTypes: true })
-  .filter((entry) => entry.isDirectory())
-  .map(({ name }) => {
-    const folder = path.join(root, name)
-    const expected: Expected = JSON.parse(readFileSync(path.join(folder, 'expected.json'), 'utf8'))
-    return { name, folder, expected }
-  })
-
-async function tensorsOf(file: string): Promise<Map<string, Tensor>> {
-  const parsed = await parseSafetensorsHeader(new MemorySource(readFileSync(file), file))
-  const result = new Map<string, Tensor>()
-  for (const name of parsed.tensors.keys()) {
-    result.set(name, await readTensorF32(parsed, name))
-  }
-  return result
-}
-
-function matrix({ data, shape }: Tensor): Matrix {
-  return { data: Float64Array.from(data), shape: [shape[0], shape[1]] }
-}
-
-function wide({ data, shape }: Tensor): Tensor<FloatArray> {
-  return { data: Float64Array.from(data), shape }
-}
-
-/** Largest error over the largest value. */
-function deviation(got: ArrayLike<number>, expected: ArrayLike<number>): number {
-  expect(got.length).toBe(expected.length)
-  let [error, size] = [0, 0]
-  for (let i = 0; i < got.length; i++) {
-    error = Math.max(error, Math.abs(got[i] - expected[i]))
-    size = Math.max(size, Math.abs(expected[i]))
-  }
-  return error / size
-}
+const cases = goldenCases<Expected>('kinds')
 
 interface Golden {
   adapter: LoraAdapter
@@ -82,12 +44,12 @@ interface Golden {
 
 async function load(folder: string, { base }: Expected): Promise<Golden> {
   const adapter = await loadAdapter(new NodeDirectory(folder))
-  const weights = await tensorsOf(path.join(root, `${base}.safetensors`))
+  const weights = await tensorsOf(goldenPath('kinds', `${base}.safetensors`))
   const weight = (module: string) => {
-    const stored = matrix(weights.get(`${module}.weight`)!)
+    const stored = asMatrix(inF64(weights.get(`${module}.weight`)!))
     return adapter.config.fanInFanOut ? transpose(stored) : stored
   }
-  const kernels = (module: string) => wide(weights.get(`${module}.weight`)!)
+  const kernels = (module: string) => inF64(weights.get(`${module}.weight`)!)
   return { adapter, weight, kernels, tensors: await tensorsOf(path.join(folder, 'tensors.safetensors')) }
 }
 
@@ -114,7 +76,7 @@ describe.each(cases)('$name', ({ folder, expected }) => {
     const { adapter, weight, tensors } = await load(folder, expected)
     for (const [name, layer] of adapter) {
       layer.attachBase(weight(name))
-      const input = matrix(tensors.get(`input.${name}`)!)
+      const input = asMatrix(inF64(tensors.get(`input.${name}`)!))
       const output = tensors.get(`output.${name}`)!.data
       expect(deviation(layer.forward(input).data, output)).toBeLessThan(1e-6)
       layer.merge()
@@ -139,7 +101,7 @@ describe.each(cases)('$name', ({ folder, expected }) => {
       const { groups, ...geometry } = expected.layers.find((each) => each.name === name)!
       expect(layer.groups).toBe(groups)
       layer.attachBase(kernels(name), geometry)
-      const input = wide(tensors.get(`input.${name}`)!)
+      const input = inF64(tensors.get(`input.${name}`)!)
       const output = tensors.get(`output.${name}`)!
       const got = layer.forward(input)
       expect(got.shape).toEqual(output.shape)
@@ -159,7 +121,7 @@ describe.each(cases)('$name', ({ folder, expected }) => {
     const { adapter, weight, kernels, tensors } = await load(folder, expected)
     for (const [name, layer] of [...adapter, ...adapter.embeddings]) {
       const effective = layer.attachBase(weight(name)).effectiveWeight()
-      const merged = matrix(tensors.get(`merged.${name}.weight`)!)
+      const merged = asMatrix(inF64(tensors.get(`merged.${name}.weight`)!))
       const own = adapter.config.fanInFanOut ? transpose(merged) : merged
       expect(effective.shape).toEqual(own.shape)
       expect(deviation(effective.data, own.data)).toBeLessThan(1e-6)
@@ -178,11 +140,6 @@ describe.each(cases)('$name', ({ folder, expected }) => {
   })
 
   test('is written again byte for byte, but for how a config spells its numbers', async () => {
-    const saved = new MemoryDirectory()
-    await saveAdapter(await loadAdapter(new NodeDirectory(folder)), saved)
-    const bytes = readFileSync(path.join(folder, 'adapter_model.safetensors'))
-    expect(Buffer.compare(Buffer.from(saved.files.get('adapter_model.safetensors')!), bytes)).toBe(0)
-    const config = JSON.parse(new TextDecoder().decode(saved.files.get('adapter_config.json')))
-    expect(config).toEqual(JSON.parse(readFileSync(path.join(folder, 'adapter_config.json'), 'utf8')))
+    await expectSavedAlike(folder)
   })
 })

@@ -2,13 +2,13 @@
 
 import { describe, expect, test } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
-import { encodeFloats } from '../../src/base/dtype.js'
 import { ConfigError, UnsupportedError } from '../../src/base/errors.js'
-import { saveSafetensors, type TensorBytes } from '../../src/formats/safetensors.js'
+import type { TensorBytes } from '../../src/formats/safetensors.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { resolveConfig } from '../../src/lora/config.js'
 import { loadAdapter, saveAdapter } from '../../src/lora/peft.js'
 import { parsePeftConfig } from '../../src/lora/peft-config.js'
+import { adapterFolder, tensor } from './adapter-folder.js'
 
 /** As tloen/alpaca-lora-7b has it: PEFT 0.2. */
 const ALPACA = {
@@ -33,25 +33,13 @@ const parse = (config: unknown) => {
 }
 
 function pair(module: string, rank: number): TensorBytes[] {
-  const tensor = (key: string, shape: number[]): TensorBytes => ({
-    name: `base_model.model.${module}.${key}.weight`,
-    dtype: 'F32',
-    shape,
-    data: encodeFloats(new Float32Array(shape[0] * shape[1]).fill(0.5), 'F32'),
-  })
-  return [tensor('lora_A', [rank, 3]), tensor('lora_B', [4, rank])]
-}
-
-async function folder(config: unknown, tensors: TensorBytes[]): Promise<MemoryDirectory> {
-  const text = typeof config === 'string' ? config : JSON.stringify(config)
-  const directory = new MemoryDirectory({ 'adapter_config.json': text }, 'adapter')
-  await saveSafetensors(directory, 'adapter_model.safetensors', tensors)
-  return directory
+  const prefix = `base_model.model.${module}`
+  return [tensor(`${prefix}.lora_A.weight`, [rank, 3]), tensor(`${prefix}.lora_B.weight`, [4, rank])]
 }
 
 describe('configs of PEFT before 0.3', () => {
   test('load, and their retired fields are not written again', async () => {
-    const directory = await folder(ALPACA, pair('model.layers.0.self_attn.q_proj', 16))
+    const directory = await adapterFolder(ALPACA, pair('model.layers.0.self_attn.q_proj', 16))
     const adapter = await loadAdapter(directory)
     expect(adapter.layer('model.layers.0.self_attn.q_proj').scaling).toBe(1)
     await saveAdapter(adapter, directory)
@@ -96,7 +84,7 @@ describe('the order of patterns', () => {
   test('is the file’s, also of keys that are numbers', async () => {
     const names = ['blocks.1', 'other.1', 'blocks.0', 'x.10', 'x.2']
     const ranks = [3, 5, 6, 7, 2]
-    const directory = await folder(
+    const directory = await adapterFolder(
       text('rank_pattern'),
       names.flatMap((name, i) => pair(name, ranks[i])),
     )
@@ -113,7 +101,7 @@ describe('the order of patterns', () => {
   test('of alphas too', async () => {
     const names = ['blocks.1', 'other.1', 'blocks.0', 'x.2']
     const adapter = await loadAdapter(
-      await folder(
+      await adapterFolder(
         text('alpha_pattern'),
         names.flatMap((name) => pair(name, 2)),
       ),
@@ -152,7 +140,7 @@ describe('the order of patterns', () => {
 
 test('names from JavaScript’s prototypes are patterns and modules like any other', async () => {
   const config = `{"peft_type":"LORA","r":2,"lora_alpha":4,"target_modules":["__proto__","constructor"],"rank_pattern":{"__proto__":3,"constructor":5}}`
-  const directory = await folder(config, [...pair('a.__proto__', 3), ...pair('constructor', 5)])
+  const directory = await adapterFolder(config, [...pair('a.__proto__', 3), ...pair('constructor', 5)])
   const adapter = await loadAdapter(directory)
   expect(adapter.layer('a.__proto__').rank).toBe(3)
   expect(adapter.layer('constructor').rank).toBe(5)

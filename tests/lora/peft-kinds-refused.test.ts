@@ -1,38 +1,9 @@
 // Magnitudes, biases, replaced tensors and rows that do not go with their config must not load.
 
 import { describe, expect, test } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
-import { encodeFloats, type FloatDtype } from '../../src/base/dtype.js'
-import { LowrankError } from '../../src/base/errors.js'
-import { type SafetensorsDtype, saveSafetensors, type TensorBytes } from '../../src/formats/safetensors.js'
+import type { TensorBytes } from '../../src/formats/safetensors.js'
 import { loadAdapter } from '../../src/lora/peft.js'
-
-const A = 'base_model.model.q_proj.lora_A.weight'
-const B = 'base_model.model.q_proj.lora_B.weight'
-const CONFIG = { peft_type: 'LORA', r: 2, lora_alpha: 4, target_modules: ['q_proj'] }
-
-function tensor(name: string, shape: number[], dtype: SafetensorsDtype = 'F32', value = 0.5): TensorBytes {
-  const values = new Float32Array(shape.reduce((product, dim) => product * dim, 1)).fill(value)
-  return { name, dtype, shape, data: encodeFloats(values, dtype as FloatDtype) }
-}
-
-const PAIR = [tensor(A, [2, 3]), tensor(B, [4, 2])]
-
-async function folder(config: unknown = CONFIG, tensors: TensorBytes[] = PAIR): Promise<MemoryDirectory> {
-  const text = typeof config === 'string' ? config : JSON.stringify(config)
-  const directory = new MemoryDirectory({ 'adapter_config.json': text }, 'adapter')
-  await saveSafetensors(directory, 'adapter_model.safetensors', tensors)
-  return directory
-}
-
-async function failure(directory: MemoryDirectory): Promise<LowrankError> {
-  const error = await loadAdapter(directory).then(
-    () => undefined,
-    (reason) => reason,
-  )
-  expect(error).toBeInstanceOf(LowrankError)
-  return error
-}
+import { A, adapterFolder, B, CONFIG, failure, PAIR, tensor } from './adapter-folder.js'
 
 describe('tensors beside the factors', () => {
   test.each<[string, object, TensorBytes[], RegExp]>([
@@ -111,14 +82,14 @@ describe('tensors beside the factors', () => {
       /head\.weight: holds a value that is not finite/,
     ],
   ])('%s', async (_, config, tensors, message) => {
-    const error = await failure(await folder({ ...CONFIG, ...config }, tensors))
+    const error = await failure(await adapterFolder({ ...CONFIG, ...config }, tensors))
     expect(error.message).toMatch(/^adapter\/adapter_model\.safetensors/)
     expect(error.message).toMatch(message)
   })
 
   test('a magnitude’s newer spelling is read', async () => {
     const magnitude = tensor('base_model.model.q_proj.lora_magnitude_vector.weight', [4])
-    const adapter = await loadAdapter(await folder({ ...CONFIG, use_dora: true }, [...PAIR, magnitude]))
+    const adapter = await loadAdapter(await adapterFolder({ ...CONFIG, use_dora: true }, [...PAIR, magnitude]))
     expect(adapter.layer('q_proj').magnitude).toEqual(new Float32Array(4).fill(0.5))
   })
 })

@@ -3,7 +3,6 @@
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
-import { encodeFloats, type FloatDtype } from '../../src/base/dtype.js'
 import {
   ConfigError,
   FileError,
@@ -14,38 +13,12 @@ import {
   ShapeError,
   UnsupportedError,
 } from '../../src/base/errors.js'
-import { type SafetensorsDtype, saveSafetensors, type TensorBytes } from '../../src/formats/safetensors.js'
+import type { TensorBytes } from '../../src/formats/safetensors.js'
 import { loadAdapter } from '../../src/lora/peft.js'
-
-const A = 'base_model.model.q_proj.lora_A.weight'
-const B = 'base_model.model.q_proj.lora_B.weight'
-const CONFIG = { peft_type: 'LORA', r: 2, lora_alpha: 4, target_modules: ['q_proj'] }
-
-function tensor(name: string, shape: number[], dtype: SafetensorsDtype = 'F32', value = 0.5): TensorBytes {
-  const values = new Float32Array(shape.reduce((product, dim) => product * dim, 1)).fill(value)
-  return { name, dtype, shape, data: encodeFloats(values, dtype as FloatDtype) }
-}
-
-const PAIR = [tensor(A, [2, 3]), tensor(B, [4, 2])]
-
-async function folder(config: unknown = CONFIG, tensors: TensorBytes[] = PAIR): Promise<MemoryDirectory> {
-  const text = typeof config === 'string' ? config : JSON.stringify(config)
-  const directory = new MemoryDirectory({ 'adapter_config.json': text }, 'adapter')
-  await saveSafetensors(directory, 'adapter_model.safetensors', tensors)
-  return directory
-}
-
-async function failure(directory: MemoryDirectory): Promise<LowrankError> {
-  const error = await loadAdapter(directory).then(
-    () => undefined,
-    (reason) => reason,
-  )
-  expect(error).toBeInstanceOf(LowrankError)
-  return error
-}
+import { A, adapterFolder, B, CONFIG, failure, PAIR, tensor } from './adapter-folder.js'
 
 test('the folder that all cases start from loads', async () => {
-  const adapter = await loadAdapter(await folder())
+  const adapter = await loadAdapter(await adapterFolder())
   expect(adapter.names()).toEqual(['q_proj'])
   expect(adapter.layer('q_proj').scaling).toBe(2)
 })
@@ -67,7 +40,7 @@ describe('settings that change what the weights mean', () => {
     ['a_field_of_tomorrow', 1],
     ['a_field_of_tomorrow', { on: true }],
   ])('%s: %j', async (key, value) => {
-    const error = await failure(await folder({ ...CONFIG, [key]: value }))
+    const error = await failure(await adapterFolder({ ...CONFIG, [key]: value }))
     expect(error).toBeInstanceOf(UnsupportedError)
     expect(error.where).toBe(`adapter/adapter_config.json: ${key}`)
     expect(error.got).toBe(JSON.stringify(value))
@@ -86,7 +59,7 @@ test('settings without effect, or switched off, are carried along as they are', 
     a_field_of_tomorrow: null,
     another: {},
   }
-  const { config } = await loadAdapter(await folder({ ...CONFIG, bias: 'none', ...carried }))
+  const { config } = await loadAdapter(await adapterFolder({ ...CONFIG, bias: 'none', ...carried }))
   expect(config.peftFields).toMatchObject(carried)
 })
 
@@ -118,7 +91,7 @@ describe('values out of range', () => {
     ['trainable_token_indices', [1, 1]],
     ['trainable_token_indices', { embed_tokens: [-1] }],
   ])('%s: %j', async (key, value) => {
-    const error = await failure(await folder({ ...CONFIG, [key]: value }))
+    const error = await failure(await adapterFolder({ ...CONFIG, [key]: value }))
     expect(error).toBeInstanceOf(ConfigError)
     expect(error.where).toMatch(new RegExp(`^adapter/adapter_config\\.json: ${key}`))
   })
@@ -247,18 +220,18 @@ describe('tensors', () => {
       /lora_B\.weight: holds a value that is not finite/,
     ],
   ])('%s', async (_, tensors, type, message) => {
-    const error = await failure(await folder(CONFIG, tensors))
+    const error = await failure(await adapterFolder(CONFIG, tensors))
     expect(error).toBeInstanceOf(type)
     expect(error.message).toMatch(/^adapter\/adapter_model\.safetensors: /)
     expect(error.message).toMatch(message)
   })
 
   test('rank_pattern decides the rank that a shape must have', async () => {
-    const error = await failure(await folder({ ...CONFIG, rank_pattern: { q_proj: 3 } }))
+    const error = await failure(await adapterFolder({ ...CONFIG, rank_pattern: { q_proj: 3 } }))
     expect(error.message).toMatch(/lora_A\.weight: wrong shape .*expected \(3, k\), got \(2, 3\)/)
     const wide = [tensor(A, [3, 3]), tensor(B, [4, 3])]
     expect(
-      (await loadAdapter(await folder({ ...CONFIG, rank_pattern: { q_proj: 3 } }, wide))).layer('q_proj').rank,
+      (await loadAdapter(await adapterFolder({ ...CONFIG, rank_pattern: { q_proj: 3 } }, wide))).layer('q_proj').rank,
     ).toBe(3)
   })
 })
@@ -283,13 +256,13 @@ describe('files', () => {
     ['no number', '{"peft_type": "LORA", "lora_alpha": NaN}', /not valid JSON/],
     ['no adapter’s', '{"model_type": "llama"}', /no peft_type/],
   ])('a config that is %s', async (_, text, message) => {
-    const error = await failure(await folder(text))
+    const error = await failure(await adapterFolder(text))
     expect(error.message).toMatch(/^adapter\/adapter_config\.json: /)
     expect(error.message).toMatch(message)
   })
 
   test('a config of 100 MB is not even read', async () => {
-    const directory = await folder()
+    const directory = await adapterFolder()
     directory.open = async (file) => ({
       name: file,
       byteLength: 100_000_000,
@@ -303,16 +276,16 @@ describe('files', () => {
 
   test('__proto__ in a config pollutes nothing and is refused like any unknown field', async () => {
     const text = `{"__proto__": {"r": 64}, ${JSON.stringify(CONFIG).slice(1)}`
-    expect((await failure(await folder(text))).message).toMatch(/adapter_config\.json: __proto__: /)
+    expect((await failure(await adapterFolder(text))).message).toMatch(/adapter_config\.json: __proto__: /)
     const nested = `{"rank_pattern": {"__proto__": 2}, "auto_mapping": {"__proto__": {"x": 1}}, ${JSON.stringify(CONFIG).slice(1)}`
-    const { config } = await loadAdapter(await folder(nested))
+    const { config } = await loadAdapter(await adapterFolder(nested))
     expect(Object.keys(config.rankPattern)).toEqual(['__proto__'])
     expect(({} as Record<string, unknown>).x).toBeUndefined()
   })
 
   test('sources are closed, also after an error', async () => {
     for (const tensors of [PAIR, [PAIR[0]]]) {
-      const directory = await folder(CONFIG, tensors)
+      const directory = await adapterFolder(CONFIG, tensors)
       let open = 0
       const original = directory.open.bind(directory)
       directory.open = async (file) => {
@@ -357,7 +330,7 @@ test('fuzz: whatever a config says, it loads or one of our errors comes', async 
     fc.asyncProperty(fc.array(fc.tuple(fc.constantFrom(...keys), value), { maxLength: 3 }), async (changes) => {
       const config = Object.fromEntries([...Object.entries(CONFIG), ...changes])
       try {
-        await loadAdapter(await folder(config))
+        await loadAdapter(await adapterFolder(config))
         loaded++
       } catch (error) {
         if (!(error instanceof LowrankError)) throw error

@@ -1,8 +1,5 @@
 // Folders that PEFT wrote (tests/golden/peft), with what PEFT itself reads from them, and back.
 
-import { readdirSync, readFileSync } from 'node:fs'
-import path from 'node:path'
-import { fileURLToPath } from 'node:url'
 import { describe, expect, test } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { LowrankError, MismatchError, NumericError, StateError, UnsupportedError } from '../../src/base/errors.js'
@@ -11,6 +8,7 @@ import { LoraAdapter } from '../../src/lora/adapter.js'
 import type { LoraConfigInput } from '../../src/lora/config.js'
 import { inspectAdapter } from '../../src/lora/inspect.js'
 import { loadAdapter, saveAdapter } from '../../src/lora/peft.js'
+import { expectSavedAlike, goldenCases, goldenPath } from '../golden.js'
 import { random } from './matrices.js'
 
 interface ExpectedLayer {
@@ -23,16 +21,7 @@ interface ExpectedLayer {
   normDelta: number
 }
 
-const root = fileURLToPath(new URL('../golden/peft', import.meta.url))
-const cases = readdirSync(root, { withFileTypes: true })
-  .filter((entry) => entry.isDirectory())
-  .map(({ name }) => {
-    const folder = path.join(root, name)
-    const expected: { refuse?: string; layers: ExpectedLayer[] } = JSON.parse(
-      readFileSync(path.join(folder, 'expected.json'), 'utf8'),
-    )
-    return { name, folder, expected }
-  })
+const cases = goldenCases<{ refuse?: string; layers: ExpectedLayer[] }>('peft')
 const loading = cases.filter(({ expected }) => expected.refuse === undefined)
 const refused = cases.filter(({ expected }) => expected.refuse !== undefined)
 
@@ -55,14 +44,7 @@ describe.each(loading)('$name', ({ folder, expected }) => {
   })
 
   test('is written again byte for byte, but for how a config spells its numbers', async () => {
-    const saved = new MemoryDirectory()
-    await saveAdapter(await loadAdapter(new NodeDirectory(folder)), saved)
-    const bytes = readFileSync(path.join(folder, 'adapter_model.safetensors'))
-    expect(Buffer.compare(Buffer.from(saved.files.get('adapter_model.safetensors')!), bytes)).toBe(0)
-    const config = JSON.parse(new TextDecoder().decode(saved.files.get('adapter_config.json')))
-    const original = JSON.parse(readFileSync(path.join(folder, 'adapter_config.json'), 'utf8'))
-    expect(config).toEqual(original)
-    expect(Object.keys(config)).toEqual(Object.keys(original))
+    await expectSavedAlike(folder)
   })
 })
 
@@ -71,7 +53,7 @@ test.each([
   ['f16', 'F16'],
   ['bf16', 'BF16'],
 ])('%s: factors are f32, and the file’s dtype is remembered', async (name, dtype) => {
-  const adapter = await loadAdapter(new NodeDirectory(path.join(root, name)))
+  const adapter = await loadAdapter(new NodeDirectory(goldenPath('peft', name)))
   for (const [, layer] of adapter) {
     expect(layer.dtype).toBe(dtype)
     expect(layer.weightA.data).toBeInstanceOf(Float32Array)

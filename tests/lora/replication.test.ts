@@ -2,62 +2,42 @@
 
 import { readFileSync } from 'node:fs'
 import path from 'node:path'
-import { fileURLToPath } from 'node:url'
 import { describe, expect, test } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { ConfigError, MismatchError, UnsupportedError } from '../../src/base/errors.js'
-import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
 import { NodeDirectory } from '../../src/io/node-files.js'
 import { resolveConfig } from '../../src/lora/config.js'
-import { loadAdapter, saveAdapter } from '../../src/lora/peft.js'
+import { loadAdapter } from '../../src/lora/peft.js'
 import { requirePlain } from '../../src/lora/plain.js'
 import { baseModuleName } from '../../src/lora/replication.js'
 import { mergeCheckpoint } from '../../src/merge/checkpoint/merge-checkpoint.js'
+import { asMatrix, deviation, expectSavedAlike, goldenPath, inF64, readJson, tensorsOf } from '../golden.js'
 
-const root = fileURLToPath(new URL('../golden/config', import.meta.url))
-const folder = path.join(root, 'replication')
-const expected = JSON.parse(readFileSync(path.join(folder, 'expected.json'), 'utf8'))
-
-async function matricesIn(directory: string, file: string) {
-  const source = await new NodeDirectory(directory).open(file)
-  const parsed = await parseSafetensorsHeader(source)
-  const result = new Map<string, { data: Float64Array; shape: readonly [number, number] }>()
-  for (const name of parsed.tensors.keys()) {
-    const { data, shape } = await readTensorF32(parsed, name)
-    result.set(name, { data: Float64Array.from(data), shape: [shape[0], shape[1]] })
-  }
-  await source.close()
-  return result
+const folder = goldenPath('config', 'replication')
+const expected = readJson(path.join(folder, 'expected.json')) as {
+  trainableParams: number
+  bases: Record<string, string>
 }
 
 test('layers compute what PEFT’s do, with the weights of the base’s layers', async () => {
   const adapter = await loadAdapter(new NodeDirectory(folder))
-  const weights = await matricesIn(root, 'base-3.safetensors')
-  const tensors = await matricesIn(folder, 'tensors.safetensors')
+  const weights = await tensorsOf(goldenPath('config', 'base-3.safetensors'))
+  const tensors = await tensorsOf(path.join(folder, 'tensors.safetensors'))
   expect(adapter.totalTrainableParams()).toBe(expected.trainableParams)
   expect(adapter.names().sort()).toEqual(Object.keys(expected.bases).sort())
   for (const [name, layer] of adapter) {
     const base = baseModuleName(name, adapter.config.layerReplication)
     expect(base).toBe(expected.bases[name])
-    layer.attachBase(weights.get(`${base}.weight`)!)
-    const output = tensors.get(`output.${name}`)!.data
-    const got = layer.forward(tensors.get(`input.${name}`)!).data
-    const largest = Math.max(...output.map(Math.abs))
-    for (let i = 0; i < output.length; i++) expect(Math.abs(got[i] - output[i]) / largest).toBeLessThan(1e-6)
+    layer.attachBase(asMatrix(inF64(weights.get(`${base}.weight`)!)))
+    const { data } = layer.forward(asMatrix(inF64(tensors.get(`input.${name}`)!)))
+    expect(deviation(data, tensors.get(`output.${name}`)!.data)).toBeLessThan(1e-6)
   }
 })
 
-test('is written again as PEFT wrote it', async () => {
-  const saved = new MemoryDirectory()
-  await saveAdapter(await loadAdapter(new NodeDirectory(folder)), saved)
-  const bytes = readFileSync(path.join(folder, 'adapter_model.safetensors'))
-  expect(Buffer.compare(Buffer.from(saved.files.get('adapter_model.safetensors')!), bytes)).toBe(0)
-  const config = JSON.parse(new TextDecoder().decode(saved.files.get('adapter_config.json')))
-  expect(config).toEqual(JSON.parse(readFileSync(path.join(folder, 'adapter_config.json'), 'utf8')))
-})
+test('is written again as PEFT wrote it', () => expectSavedAlike(folder))
 
 test('cannot be merged or run: one weight, several adapters', async () => {
-  const base = new MemoryDirectory({ 'model.safetensors': readFileSync(path.join(root, 'base-3.safetensors')) })
+  const base = new MemoryDirectory({ 'model.safetensors': readFileSync(goldenPath('config', 'base-3.safetensors')) })
   const adapter = await loadAdapter(new NodeDirectory(folder))
   for (const input of [adapter, new NodeDirectory(folder)]) {
     const merging = mergeCheckpoint(base, input, new MemoryDirectory())

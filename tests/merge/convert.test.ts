@@ -1,13 +1,12 @@
 // Adapters whose start changed their base, as PEFT loads them and as it makes them plain LoRA (tests/golden/inits).
 
-import { readdirSync, readFileSync } from 'node:fs'
+import { readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { describe, expect, test } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { ConfigError, MismatchError, UnsupportedError } from '../../src/base/errors.js'
 import type { Matrix } from '../../src/base/tensor.js'
 import { loadOnnx } from '../../src/formats/onnx/model.js'
-import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
 import { NodeDirectory } from '../../src/io/node-files.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { LoraLayer } from '../../src/lora/layer.js'
@@ -16,38 +15,24 @@ import { transpose } from '../../src/lora/product.js'
 import { mergeCheckpoint } from '../../src/merge/checkpoint/merge-checkpoint.js'
 import { convertToPlain } from '../../src/merge/convert.js'
 import { mergeOnnx } from '../../src/merge/merge-onnx.js'
+import { goldenCases, goldenPath, matricesIn } from '../golden.js'
 import { maxDifference, random } from '../lora/matrices.js'
 
-const root = fileURLToPath(new URL('../golden/', import.meta.url))
-const cases = readdirSync(`${root}inits`, { withFileTypes: true }).flatMap((entry) =>
-  entry.isDirectory() ? [entry.name] : [],
-)
+const cases = goldenCases('inits').map(({ name }) => name)
 
 /** A folder with a base of tests/golden/kinds as its checkpoint. */
 function baseFolder(name: string): MemoryDirectory {
-  return new MemoryDirectory({ 'model.safetensors': readFileSync(`${root}kinds/${name}.safetensors`) }, name)
-}
-
-async function matrices(directory: MemoryDirectory | NodeDirectory, file: string): Promise<Map<string, Matrix>> {
-  const source = await directory.open(file)
-  const parsed = await parseSafetensorsHeader(source)
-  const result = new Map<string, Matrix>()
-  for (const name of parsed.tensors.keys()) {
-    const { data, shape } = await readTensorF32(parsed, name)
-    if (shape.length === 2) result.set(name, { data, shape: [shape[0], shape[1]] })
-  }
-  await source.close()
-  return result
+  return new MemoryDirectory({ 'model.safetensors': readFileSync(goldenPath('kinds', `${name}.safetensors`)) }, name)
 }
 
 test('there are cases', () => expect(cases.length).toBeGreaterThanOrEqual(8))
 
 describe.each(cases)('%s', async (name) => {
-  const folder = new NodeDirectory(`${root}inits/${name}`)
-  const expected = JSON.parse(readFileSync(`${root}inits/${name}/expected.json`, 'utf8'))
-  const golden = await matrices(folder, 'tensors.safetensors')
+  const folder = new NodeDirectory(goldenPath('inits', name))
+  const expected = JSON.parse(readFileSync(goldenPath('inits', name, 'expected.json'), 'utf8'))
+  const golden = await matricesIn(folder, 'tensors.safetensors')
   const base = baseFolder(expected.base)
-  const weights = await matrices(base, 'model.safetensors')
+  const weights = await matricesIn(base, 'model.safetensors')
   const merged = [...golden].filter(([tensor]) => tensor.startsWith('merged.'))
   const stored = (weight: Matrix) => (expected.base === 'gpt2' ? transpose(weight) : weight)
 
@@ -66,7 +51,7 @@ describe.each(cases)('%s', async (name) => {
     const plain = await convertToPlain(await loadAdapter(folder), base)
     const out = new MemoryDirectory({}, 'out')
     await mergeCheckpoint(base, plain, out)
-    const result = await matrices(out, 'model.safetensors')
+    const result = await matricesIn(out, 'model.safetensors')
     for (const [tensor, weight] of merged) {
       expect(maxDifference(result.get(tensor.slice('merged.'.length))!, weight)).toBeLessThan(1e-5)
     }
@@ -100,7 +85,7 @@ describe.each(cases)('%s', async (name) => {
 })
 
 test('merging into an .onnx file is refused too', async () => {
-  const adapter = await loadAdapter(new NodeDirectory(`${root}peft/pissa`))
+  const adapter = await loadAdapter(new NodeDirectory(goldenPath('peft', 'pissa')))
   const model = await loadOnnx(
     new NodeDirectory(fileURLToPath(new URL('../../models/union-3m', import.meta.url))),
     'onnx/model.onnx',

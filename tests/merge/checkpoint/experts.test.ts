@@ -1,72 +1,35 @@
 // Adapted parameters merged into checkpoints: against what PEFT's merge_and_unload gives and transformers saves of it
 // (tests/golden/experts), and against the layers' own arithmetic where chunks matter.
 
-import { existsSync, readdirSync, readFileSync } from 'node:fs'
+import { existsSync, readFileSync } from 'node:fs'
 import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
-import { fileURLToPath } from 'node:url'
 import { afterAll, describe, expect, test } from 'vitest'
-import { type Directory, MemoryDirectory } from '../../../src/base/bytes.js'
+import { MemoryDirectory } from '../../../src/base/bytes.js'
 import { decodeFloats, encodeFloats, type FloatDtype } from '../../../src/base/dtype.js'
 import { MismatchError, UnsupportedError } from '../../../src/base/errors.js'
 import { Random } from '../../../src/base/random.js'
 import { elementCount, type Tensor } from '../../../src/base/tensor.js'
-import { parseSafetensorsHeader, readTensorF32, saveSafetensors } from '../../../src/formats/safetensors.js'
 import { NodeDirectory } from '../../../src/io/node-files.js'
 import { LoraAdapter } from '../../../src/lora/adapter.js'
 import { loadAdapter, saveAdapter } from '../../../src/lora/peft.js'
 import { mergeCheckpoint } from '../../../src/merge/checkpoint/merge-checkpoint.js'
 import { mergeCheckpointFiles } from '../../../src/merge/checkpoint/node-merge.js'
 import { unmergeCheckpoint } from '../../../src/merge/checkpoint/unmerge.js'
+import { checkpointOf, expectClose, goldenCases, goldenPath, tensorsIn, type Values } from '../../golden.js'
 import { normals } from './toolkit.js'
 
-const root = fileURLToPath(new URL('../../golden/experts', import.meta.url))
-const cases = readdirSync(root).filter((name) => !name.endsWith('-base'))
-const folderOf = (name: string) => new NodeDirectory(path.join(root, name))
-const baseOf = (name: string): string =>
-  JSON.parse(readFileSync(path.join(root, name, 'expected.json'), 'utf8')).base as string
-
-type Values = Map<string, Tensor>
-
-async function valuesIn(directory: Directory, file = 'model.safetensors'): Promise<Values> {
-  const source = await directory.open(file)
-  const parsed = await parseSafetensorsHeader(source)
-  const result: Values = new Map()
-  for (const name of parsed.tensors.keys()) result.set(name, await readTensorF32(parsed, name))
-  await source.close()
-  return result
-}
-
-async function folder(values: Values, config: string, dtype: FloatDtype = 'F32'): Promise<MemoryDirectory> {
-  const directory = new MemoryDirectory({ 'config.json': config }, 'base')
-  const tensors = [...values].map(([name, { data, shape }]) => ({
-    name,
-    dtype,
-    shape,
-    data: encodeFloats(data, dtype),
-  }))
-  await saveSafetensors(directory, 'model.safetensors', tensors)
-  return directory
-}
+const golden = goldenCases<{ base: string }>('experts')
+const cases = golden.map(({ name }) => name)
+const folderOf = (name: string) => new NodeDirectory(goldenPath('experts', name))
+const baseOf = (name: string) => golden.find((each) => each.name === name)!.expected.base
 
 /** A golden base as a folder. */
 async function base(model: string, file = 'fused', dtype: FloatDtype = 'F32'): Promise<MemoryDirectory> {
   const own = folderOf(`${model}-base`)
-  const config = readFileSync(path.join(root, `${model}-base`, 'config.json'), 'utf8')
-  return folder(await valuesIn(own, `${file}.safetensors`), config, dtype)
-}
-
-function expectClose(got: Values, expected: Values, tolerance: number): void {
-  expect([...got.keys()].sort()).toEqual([...expected.keys()].sort())
-  for (const [name, { data, shape }] of expected) {
-    const own = got.get(name)!
-    expect(own.shape, name).toEqual(shape)
-    const largest = data.reduce((size, value) => Math.max(size, Math.abs(value)), 0)
-    let error = 0
-    for (let i = 0; i < data.length; i++) error = Math.max(error, Math.abs(own.data[i] - data[i]))
-    expect(error / largest, name).toBeLessThan(tolerance)
-  }
+  const config = readFileSync(goldenPath('experts', `${model}-base`, 'config.json'), 'utf8')
+  return checkpointOf(await tensorsIn(own, `${file}.safetensors`), config, dtype)
 }
 
 const scratch = await mkdtemp(path.join(tmpdir(), 'lowrank-experts-'))
@@ -88,20 +51,20 @@ describe.each(cases)('%s', (name) => {
     const from = await base(baseOf(name))
     const out = new MemoryDirectory({}, 'out')
     await mergeCheckpoint(from, folderOf(name), out)
-    const original = await valuesIn(from)
+    const original = await tensorsIn(from)
     const expected = new Map(original)
-    for (const [key, values] of await valuesIn(folderOf(name), 'tensors.safetensors')) {
+    for (const [key, values] of await tensorsIn(folderOf(name), 'tensors.safetensors')) {
       if (key.startsWith('merged.')) expected.set(key.slice('merged.'.length), values)
     }
-    const got = await valuesIn(out)
+    const got = await tensorsIn(out)
     expectClose(got, expected, 1e-6)
     for (const [key, values] of original) if (expected.get(key) === values) expect(got.get(key)).toEqual(values)
     const again = new MemoryDirectory({}, 'again')
     await mergeCheckpoint(from, await loadAdapter(folderOf(name)), again)
-    expect(await valuesIn(again)).toEqual(got)
+    expect(await tensorsIn(again)).toEqual(got)
     const back = new MemoryDirectory({}, 'back')
     await unmergeCheckpoint(out, folderOf(name), back)
-    expectClose(await valuesIn(back), original, 1e-5)
+    expectClose(await tensorsIn(back), original, 1e-5)
   })
 
   test('in Node, with the same report', async () => {
@@ -109,8 +72,8 @@ describe.each(cases)('%s', (name) => {
     const out = new MemoryDirectory({}, 'out')
     const report = await mergeCheckpoint(from, folderOf(name), out)
     const [input, output] = [await onDisk(`${name}-in`, from), path.join(scratch, `${name}-out`)]
-    const own = await mergeCheckpointFiles(input, [path.join(root, name)], output, { threads: 1 })
-    expect(await valuesIn(new NodeDirectory(output))).toEqual(await valuesIn(out))
+    const own = await mergeCheckpointFiles(input, [goldenPath('experts', name)], output, { threads: 1 })
+    expect(await tensorsIn(new NodeDirectory(output))).toEqual(await tensorsIn(out))
     expect(own.changed).toBe(report.changed)
     for (const [i, { name: layer, relativeChange }] of own.layers.entries()) {
       expect(layer).toBe(report.layers[i].name)
@@ -124,19 +87,19 @@ describe.each(cases)('%s', (name) => {
     const [out, exact] = [new MemoryDirectory({}, 'out'), new MemoryDirectory({}, 'exact')]
     await mergeCheckpoint(from, folderOf(name), out)
     await mergeCheckpoint(from, folderOf(name), exact, { dtype: 'F32' })
-    const got = await valuesIn(out)
-    for (const [key, { data }] of await valuesIn(exact)) {
+    const got = await tensorsIn(out)
+    for (const [key, { data }] of await tensorsIn(exact)) {
       expect(got.get(key)!.data).toEqual(decodeFloats(encodeFloats(data, 'BF16'), 'BF16'))
     }
   })
 })
 
-test.each(cases.filter((name) => existsSync(path.join(root, name, 'saved.safetensors'))))(
+test.each(cases.filter((name) => existsSync(goldenPath('experts', name, 'saved.safetensors'))))(
   '%s into experts one by one, as transformers saves PEFT’s merged model',
   async (name) => {
     const out = new MemoryDirectory({}, 'out')
     await mergeCheckpoint(await base(baseOf(name), 'saved'), folderOf(name), out)
-    expectClose(await valuesIn(out), await valuesIn(folderOf(name), 'saved.safetensors'), 1e-6)
+    expectClose(await tensorsIn(out), await tensorsIn(folderOf(name), 'saved.safetensors'), 1e-6)
   },
 )
 
@@ -157,12 +120,12 @@ describe('large experts', () => {
   test.each([[[experts, d, k]], [[experts, k, d]]])('chunks of two adapters into %j', async (shape) => {
     const data = normals(random, elementCount(shape))
     const adapters = [adapter(), adapter()]
-    const from = await folder(new Map([[name, { data, shape }]]), '{}')
+    const from = await checkpointOf(new Map([[name, { data, shape }]]), '{}')
     const out = new MemoryDirectory({}, 'out')
     await mergeCheckpoint(from, [{ adapter: adapters[0], weight: 0.5 }, adapters[1]], out)
     const deltas = adapters.map((own) => own.experts.get(name)!.attachBase({ data, shape }).delta().data)
     const sum = data.map((value, i) => value + 0.5 * deltas[0][i] + deltas[1][i])
-    expectClose(await valuesIn(out), new Map([[name, { data: sum, shape }]]), 1e-6)
+    expectClose(await tensorsIn(out), new Map([[name, { data: sum, shape }]]), 1e-6)
     const folders: string[] = []
     for (const [i, own] of adapters.entries()) {
       const saved = new MemoryDirectory()
@@ -201,12 +164,16 @@ describe('square experts', () => {
   ])('%s', async (_, config, isInputMajor) => {
     const own = adapter(['down_proj', d, d])
     const out = new MemoryDirectory()
-    await mergeCheckpoint(await folder(new Map([[`${module}.down_proj`, zeros(experts, d, d)]]), config), own, out)
+    await mergeCheckpoint(
+      await checkpointOf(new Map([[`${module}.down_proj`, zeros(experts, d, d)]]), config),
+      own,
+      out,
+    )
     const parameter = own.experts.get(`${module}.down_proj`)!.attachBase(zeros(experts, d, d), { isInputMajor })
     const expected = new Map([
       [`${module}.down_proj`, { ...zeros(experts, d, d), data: Float32Array.from(parameter.delta().data) }],
     ])
-    expectClose(await valuesIn(out), expected, 1e-6)
+    expectClose(await tensorsIn(out), expected, 1e-6)
   })
 
   test('as the other parameter of the module is', async () => {
@@ -217,9 +184,9 @@ describe('square experts', () => {
         [`${module}.down_proj`, zeros(experts, d, d)],
       ])
       const out = new MemoryDirectory()
-      await mergeCheckpoint(await folder(values, '{}'), own, out)
+      await mergeCheckpoint(await checkpointOf(values, '{}'), own, out)
       const parameter = own.experts.get(`${module}.down_proj`)!.attachBase(zeros(experts, d, d), { isInputMajor })
-      const got = (await valuesIn(out)).get(`${module}.down_proj`)!
+      const got = (await tensorsIn(out)).get(`${module}.down_proj`)!
       expect(Math.max(...parameter.delta().data.map((value, i) => Math.abs(value - got.data[i])))).toBeLessThan(1e-6)
     }
   })
@@ -236,7 +203,7 @@ test('experts one by one that are stacked without being joined', async () => {
     [0, 1].map((e) => [`mixer.experts.${e}.up_proj.weight`, { data: new Float32Array(12), shape: [4, 3] }]),
   )
   const out = new MemoryDirectory()
-  await mergeCheckpoint(await folder(values, '{}'), adapter, out)
+  await mergeCheckpoint(await checkpointOf(values, '{}'), adapter, out)
   const { data } = parameter.delta()
   const expected = new Map(
     [0, 1].map((e) => [
@@ -244,14 +211,14 @@ test('experts one by one that are stacked without being joined', async () => {
       { data: Float32Array.from(data.subarray(e * 12, e * 12 + 12)), shape: [4, 3] },
     ]),
   )
-  expectClose(await valuesIn(out), expected, 1e-6)
+  expectClose(await tensorsIn(out), expected, 1e-6)
 })
 
 describe('what does not fit', () => {
   const merge = async (change: (values: Values) => void, file = 'fused', name = 'mixtral') => {
-    const values = await valuesIn(folderOf(`${baseOf(name)}-base`), `${file}.safetensors`)
+    const values = await tensorsIn(folderOf(`${baseOf(name)}-base`), `${file}.safetensors`)
     change(values)
-    return mergeCheckpoint(await folder(values, '{}'), folderOf(name), new MemoryDirectory())
+    return mergeCheckpoint(await checkpointOf(values, '{}'), folderOf(name), new MemoryDirectory())
   }
   const stem = 'model.layers.0.mlp.experts'
   const expert = 'model.layers.0.block_sparse_moe.experts'

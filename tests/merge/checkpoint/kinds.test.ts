@@ -1,16 +1,15 @@
 // Adapters of every kind, merged into checkpoints: against what PEFT's merge_and_unload gives (tests/golden/kinds).
 
-import { readdirSync, readFileSync } from 'node:fs'
 import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
-import { fileURLToPath } from 'node:url'
 import { afterAll, describe, expect, test } from 'vitest'
-import { type Directory, MemoryDirectory } from '../../../src/base/bytes.js'
+import { MemoryDirectory } from '../../../src/base/bytes.js'
 import { decodeFloats, encodeFloats, type FloatDtype } from '../../../src/base/dtype.js'
 import { MismatchError, UnsupportedError } from '../../../src/base/errors.js'
 import { Random } from '../../../src/base/random.js'
-import { parseSafetensorsHeader, readTensorF32, saveSafetensors } from '../../../src/formats/safetensors.js'
+import type { Tensor } from '../../../src/base/tensor.js'
+import { saveSafetensors } from '../../../src/formats/safetensors.js'
 import { NodeDirectory } from '../../../src/io/node-files.js'
 import { LoraAdapter } from '../../../src/lora/adapter.js'
 import { loadAdapter } from '../../../src/lora/peft.js'
@@ -18,59 +17,31 @@ import { transpose } from '../../../src/lora/product.js'
 import { mergeCheckpoint } from '../../../src/merge/checkpoint/merge-checkpoint.js'
 import { mergeCheckpointFiles } from '../../../src/merge/checkpoint/node-merge.js'
 import { unmergeCheckpoint } from '../../../src/merge/checkpoint/unmerge.js'
+import { checkpointOf, expectClose, goldenCases, goldenPath, tensorsIn, tensorsOf, type Values } from '../../golden.js'
 
-const root = fileURLToPath(new URL('../../golden/kinds', import.meta.url))
-const folders = readdirSync(root, { withFileTypes: true }).flatMap((entry) => (entry.isDirectory() ? entry.name : []))
+const golden = goldenCases<{ base: string }>('kinds')
 const [grouped, cases] = [true, false].map((is) =>
-  folders.filter((name) => name.startsWith('convolution-groups') === is),
+  golden.flatMap(({ name }) => (name.startsWith('convolution-groups') === is ? name : [])),
 )
-const folderOf = (name: string) => new NodeDirectory(path.join(root, name))
-const baseOf = (name: string): string =>
-  JSON.parse(readFileSync(path.join(root, name, 'expected.json'), 'utf8')).base as string
-
-type Values = Map<string, Float32Array>
-
-async function valuesIn(directory: Directory, file: string): Promise<Values> {
-  const source = await directory.open(file)
-  const parsed = await parseSafetensorsHeader(source)
-  const result: Values = new Map()
-  for (const name of parsed.tensors.keys()) result.set(name, (await readTensorF32(parsed, name)).data)
-  await source.close()
-  return result
-}
+const folderOf = (name: string) => new NodeDirectory(goldenPath('kinds', name))
+const baseOf = (name: string) => golden.find((each) => each.name === name)!.expected.base
 
 /** The base as a folder, in a type of its own. */
 async function base(name: string, dtype: FloatDtype = 'F32'): Promise<MemoryDirectory> {
-  const directory = new MemoryDirectory({ 'config.json': '{"tie_word_embeddings": false}' }, 'base')
-  const source = await folderOf('.').open(`${name}.safetensors`)
-  const parsed = await parseSafetensorsHeader(source)
-  const tensors = []
-  for (const { name: key, shape } of parsed.tensors.values()) {
-    tensors.push({ name: key, dtype, shape, data: encodeFloats((await readTensorF32(parsed, key)).data, dtype) })
-  }
-  await source.close()
-  await saveSafetensors(directory, 'model.safetensors', tensors)
-  return directory
+  return checkpointOf(
+    await tensorsOf(goldenPath('kinds', `${name}.safetensors`)),
+    '{"tie_word_embeddings": false}',
+    dtype,
+  )
 }
 
 /** PEFT's merged model: the base with what its merge changed. */
 async function expectedValues(name: string, original: Values): Promise<Values> {
   const result = new Map(original)
-  for (const [key, values] of await valuesIn(folderOf(name), 'tensors.safetensors')) {
+  for (const [key, values] of await tensorsIn(folderOf(name), 'tensors.safetensors')) {
     if (key.startsWith('merged.')) result.set(key.slice('merged.'.length), values)
   }
   return result
-}
-
-function expectClose(got: Values, expected: Values, tolerance: number): void {
-  expect([...got.keys()].sort()).toEqual([...expected.keys()].sort())
-  for (const [name, values] of expected) {
-    const largest = values.reduce((size, value) => Math.max(size, Math.abs(value)), 0)
-    const own = got.get(name)!
-    let error = 0
-    for (let i = 0; i < values.length; i++) error = Math.max(error, Math.abs(own[i] - values[i]))
-    expect(error / largest, name).toBeLessThan(tolerance)
-  }
 }
 
 const scratch = await mkdtemp(path.join(tmpdir(), 'lowrank-kinds-'))
@@ -81,9 +52,9 @@ describe.each(cases)('%s', (name) => {
     const from = await base(baseOf(name))
     const out = new MemoryDirectory({}, 'out')
     const report = await mergeCheckpoint(from, folderOf(name), out)
-    const original = await valuesIn(from, 'model.safetensors')
+    const original = await tensorsIn(from)
     const expected = await expectedValues(name, original)
-    const got = await valuesIn(out, 'model.safetensors')
+    const got = await tensorsIn(out)
     expectClose(got, expected, 1e-6)
     for (const [key, values] of original) if (expected.get(key) === values) expect(got.get(key)).toEqual(values)
     expect(report.changed).toBeGreaterThan(0)
@@ -93,10 +64,10 @@ describe.each(cases)('%s', (name) => {
     const from = await base(baseOf(name))
     const out = new MemoryDirectory({}, 'out')
     await mergeCheckpoint(from, folderOf(name), out)
-    const expected = await valuesIn(out, 'model.safetensors')
+    const expected = await tensorsIn(out)
     const again = new MemoryDirectory({}, 'again')
     await mergeCheckpoint(from, await loadAdapter(folderOf(name)), again)
-    expect(await valuesIn(again, 'model.safetensors')).toEqual(expected)
+    expect(await tensorsIn(again)).toEqual(expected)
     const [input, output] = [path.join(scratch, `${name}-in`), path.join(scratch, `${name}-out`)]
     const onDisk = new NodeDirectory(input)
     for (const [file, bytes] of from.files) {
@@ -104,14 +75,14 @@ describe.each(cases)('%s', (name) => {
       await sink.write(bytes)
       await sink.commit()
     }
-    await mergeCheckpointFiles(input, [path.join(root, name)], output, { threads: 1 })
-    expect(await valuesIn(new NodeDirectory(output), 'model.safetensors')).toEqual(expected)
+    await mergeCheckpointFiles(input, [goldenPath('kinds', name)], output, { threads: 1 })
+    expect(await tensorsIn(new NodeDirectory(output))).toEqual(expected)
     const sharded = new MemoryDirectory({}, 'sharded')
     await mergeCheckpoint(from, folderOf(name), sharded, { maxShardBytes: 4000 })
     const all: Values = new Map()
     for (const file of await sharded.list()) {
       if (!file.endsWith('.safetensors')) continue
-      for (const [key, values] of await valuesIn(sharded, file)) all.set(key, values)
+      for (const [key, values] of await tensorsIn(sharded, file)) all.set(key, values)
     }
     expectClose(all, expected, Number.MIN_VALUE)
   })
@@ -122,9 +93,9 @@ describe.each(cases)('%s', (name) => {
     await mergeCheckpoint(wide, folderOf(name), out)
     const exact = new MemoryDirectory({}, 'exact')
     await mergeCheckpoint(wide, folderOf(name), exact, { dtype: 'F32' })
-    const got = await valuesIn(out, 'model.safetensors')
-    for (const [key, values] of await valuesIn(exact, 'model.safetensors')) {
-      expect(got.get(key)).toEqual(decodeFloats(encodeFloats(values, 'BF16'), 'BF16'))
+    const got = await tensorsIn(out)
+    for (const [key, { data }] of await tensorsIn(exact)) {
+      expect(got.get(key)!.data).toEqual(decodeFloats(encodeFloats(data, 'BF16'), 'BF16'))
     }
   })
 })
@@ -144,7 +115,7 @@ test.each(['convolution', 'convolution-lora-bias', 'embedding'])('%s is taken ou
   const [merged, out] = [new MemoryDirectory({}, 'merged'), new MemoryDirectory({}, 'out')]
   await mergeCheckpoint(from, folderOf(name), merged)
   await unmergeCheckpoint(merged, folderOf(name), out)
-  expectClose(await valuesIn(out, 'model.safetensors'), await valuesIn(from, 'model.safetensors'), 1e-6)
+  expectClose(await tensorsIn(out), await tensorsIn(from), 1e-6)
 })
 
 const unweighted = ['dora', 'embedding-dora', 'convolution-dora', 'modules-to-save', 'tokens']
@@ -218,8 +189,8 @@ test.each([false, true])('a DoRA weight of several blocks and chunks, stored as 
   const out = new MemoryDirectory({}, 'out')
   const report = await mergeCheckpoint(from, adapter, out)
   const effective = layer.attachBase(weight).effectiveWeight()
-  const expected = (fanInFanOut ? transpose(effective) : effective).data as Float32Array
-  expectClose(await valuesIn(out, 'model.safetensors'), new Map([['q.weight', expected]]), 1e-6)
+  const expected = (fanInFanOut ? transpose(effective) : effective) as Tensor
+  expectClose(await tensorsIn(out), new Map([['q.weight', expected]]), 1e-6)
   let [change, size] = [0, 0]
   weight.data.forEach((value, i) => {
     change += (effective.data[i] - value) ** 2

@@ -1,0 +1,113 @@
+// Golden folders that PEFT wrote (tests/golden), what is in them, and how numbers are compared with PEFT's.
+
+import { existsSync, readdirSync, readFileSync } from 'node:fs'
+import path from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { expect } from 'vitest'
+import { type Directory, MemoryDirectory } from '../src/base/bytes.js'
+import { encodeFloats, type FloatDtype } from '../src/base/dtype.js'
+import type { FloatArray, Matrix, Tensor } from '../src/base/tensor.js'
+import { parseSafetensorsHeader, readTensorF32, saveSafetensors } from '../src/formats/safetensors.js'
+import { NodeDirectory } from '../src/io/node-files.js'
+import { loadAdapter, saveAdapter } from '../src/lora/peft.js'
+
+/** A path in tests/golden. */
+export function goldenPath(...parts: string[]): string {
+  return path.join(fileURLToPath(new URL('golden', import.meta.url)), ...parts)
+}
+
+export interface GoldenCase<Expected> {
+  name: string
+  folder: string
+  /** What PEFT counts and computes. */
+  expected: Expected
+}
+
+/** The folders of one kind that come with what PEFT says of them. */
+export function goldenCases<Expected>(kind: string): GoldenCase<Expected>[] {
+  return readdirSync(goldenPath(kind)).flatMap((name) => {
+    const file = goldenPath(kind, name, 'expected.json')
+    return existsSync(file) ? [{ name, folder: goldenPath(kind, name), expected: readJson(file) as Expected }] : []
+  })
+}
+
+export function readJson(file: string): unknown {
+  return JSON.parse(readFileSync(file, 'utf8'))
+}
+
+/** Tensors by name. */
+export type Values = Map<string, Tensor>
+
+export async function tensorsIn(directory: Directory, file = 'model.safetensors'): Promise<Values> {
+  const source = await directory.open(file)
+  const parsed = await parseSafetensorsHeader(source)
+  const result: Values = new Map()
+  for (const name of parsed.tensors.keys()) result.set(name, await readTensorF32(parsed, name))
+  await source.close()
+  return result
+}
+
+export function tensorsOf(file: string): Promise<Values> {
+  return tensorsIn(new NodeDirectory(path.dirname(file)), path.basename(file))
+}
+
+/** Those of two dimensions. */
+export async function matricesIn(directory: Directory, file?: string): Promise<Map<string, Matrix>> {
+  const tensors = [...(await tensorsIn(directory, file))].filter(([, { shape }]) => shape.length === 2)
+  return new Map(tensors.map(([name, tensor]) => [name, asMatrix(tensor)]))
+}
+
+export function asMatrix({ data, shape }: Tensor<FloatArray>): Matrix {
+  return { data, shape: [shape[0], shape[1]] }
+}
+
+export function inF64({ data, shape }: Tensor<FloatArray>): Tensor<FloatArray> {
+  return { data: Float64Array.from(data), shape }
+}
+
+/** A checkpoint's folder, its values in a type of their own. */
+export async function checkpointOf(
+  values: ReadonlyMap<string, Tensor>,
+  config: string,
+  dtype: FloatDtype = 'F32',
+): Promise<MemoryDirectory> {
+  const directory = new MemoryDirectory({ 'config.json': config }, 'base')
+  const tensors = [...values].map(([name, { data, shape }]) => {
+    return { name, dtype, shape, data: encodeFloats(data, dtype) }
+  })
+  await saveSafetensors(directory, 'model.safetensors', tensors)
+  return directory
+}
+
+/** Largest error over the largest value. */
+export function deviation(got: ArrayLike<number>, expected: ArrayLike<number>): number {
+  expect(got.length).toBe(expected.length)
+  let [error, size] = [0, 0]
+  for (let i = 0; i < got.length; i++) {
+    error = Math.max(error, Math.abs(got[i] - expected[i]))
+    size = Math.max(size, Math.abs(expected[i]))
+  }
+  return error / size
+}
+
+/** The same tensors, each within `tolerance` of its largest value. */
+export function expectClose(got: Values, expected: Values, tolerance: number): void {
+  expect([...got.keys()].sort()).toEqual([...expected.keys()].sort())
+  for (const [name, { data, shape }] of expected) {
+    const own = got.get(name)!
+    expect(own.shape, name).toEqual(shape)
+    expect(deviation(own.data, data), name).toBeLessThan(tolerance)
+  }
+}
+
+/** That a folder, loaded and saved, has the bytes and the config that PEFT gave it, but for how a config spells its numbers. */
+export async function expectSavedAlike(folder: string): Promise<void> {
+  const saved = new MemoryDirectory()
+  await saveAdapter(await loadAdapter(new NodeDirectory(folder)), saved)
+  const bytes = readFileSync(path.join(folder, 'adapter_model.safetensors'))
+  expect(Buffer.compare(saved.files.get('adapter_model.safetensors')!, bytes)).toBe(0)
+  const config = JSON.parse(new TextDecoder().decode(saved.files.get('adapter_config.json')))
+  const original = readJson(path.join(folder, 'adapter_config.json')) as object
+  expect(config).toEqual(original)
+  expect(Object.keys(config)).toEqual(Object.keys(original))
+}

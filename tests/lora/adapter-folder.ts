@@ -1,0 +1,37 @@
+// Adapter folders made for a test, right or wrong, and the error of loading one.
+
+import { expect } from 'vitest'
+import { MemoryDirectory } from '../../src/base/bytes.js'
+import { encodeFloats, type FloatDtype } from '../../src/base/dtype.js'
+import { LowrankError } from '../../src/base/errors.js'
+import { elementCount } from '../../src/base/tensor.js'
+import { type SafetensorsDtype, saveSafetensors, type TensorBytes } from '../../src/formats/safetensors.js'
+import { loadAdapter } from '../../src/lora/peft.js'
+
+export const A = 'base_model.model.q_proj.lora_A.weight'
+export const B = 'base_model.model.q_proj.lora_B.weight'
+export const CONFIG = { peft_type: 'LORA', r: 2, lora_alpha: 4, target_modules: ['q_proj'] }
+
+export function tensor(name: string, shape: number[], dtype: SafetensorsDtype = 'F32', value = 0.5): TensorBytes {
+  const values = new Float32Array(elementCount(shape)).fill(value)
+  return { name, dtype, shape, data: encodeFloats(values, dtype as FloatDtype) }
+}
+
+export const PAIR = [tensor(A, [2, 3]), tensor(B, [4, 2])]
+
+/** @param config as text where it is no JSON */
+export async function adapterFolder(config: unknown = CONFIG, tensors: TensorBytes[] = PAIR): Promise<MemoryDirectory> {
+  const text = typeof config === 'string' ? config : JSON.stringify(config)
+  const directory = new MemoryDirectory({ 'adapter_config.json': text }, 'adapter')
+  await saveSafetensors(directory, 'adapter_model.safetensors', tensors)
+  return directory
+}
+
+export async function failure(directory: MemoryDirectory): Promise<LowrankError> {
+  const error = await loadAdapter(directory).then(
+    () => undefined,
+    (reason) => reason,
+  )
+  expect(error).toBeInstanceOf(LowrankError)
+  return error
+}
