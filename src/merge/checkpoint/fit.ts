@@ -90,27 +90,36 @@ function judge(
   })
   const replacedPair = findReplacedPair(replacements, checkpoint, config)
   for (const replacement of replacements) {
-    const own = replacement.isTied ? replacedPair : undefined
     let problem: string | null = null
     attempt(
-      () => placeReplacements([replacement], locate, checkpoint, own, 'keep'),
+      () => placeReplacements([replacement], locate, checkpoint, replacedPair, 'keep'),
       ({ message }) => {
         problem = message
       },
     )
     const name = locate(replacement.tensor)
-    const info = (tensors.get(name) ?? (name === own?.head ? tensors.get(own.embedding) : undefined))?.info
+    const stored = name === replacedPair?.head ? [name, replacedPair.embedding] : [name]
+    const info = stored.map((own) => tensors.get(own)?.info).find((own) => own !== undefined)
     parts.push(
       info === undefined ? missingPart(replacement.tensor, problem!) : partFit(replacement.tensor, info, problem),
     )
   }
-  // What only shows in the whole.
+  const changedPair = pair !== undefined && !areTiedTogether(layers) ? pair : undefined
+  const untiedPair = replacements.some(({ rows, isTied, tensor }) => {
+    const name = locate(tensor)
+    return rows === undefined && !isTied && (name === replacedPair?.head || name === replacedPair?.embedding)
+  })
+    ? replacedPair
+    : undefined
+  // What only shows in the whole. Two tensors in place of tied ones have a place where they are untied.
   if (problems.length === 0 && parts.every(({ problem }) => problem === null)) {
-    attempt(() => planMerge(checkpoint, layers, config, { tied: 'keep' }, replacements), note)
+    const tied = untiedPair === undefined ? 'keep' : 'untie'
+    attempt(() => planMerge(checkpoint, layers, config, { tied }, replacements), note)
   }
   const notes: string[] = []
-  if (pair !== undefined && !areTiedTogether(layers)) {
-    notes.push(`it changes tied embeddings, ${pair.embedding} and ${pair.head}: a merge has to untie or keep them`)
+  const chosen = changedPair ?? untiedPair
+  if (chosen !== undefined) {
+    notes.push(`it changes tied embeddings, ${chosen.embedding} and ${chosen.head}: a merge has to untie or keep them`)
   }
   return { parts, problems, notes }
 }

@@ -6,6 +6,8 @@ import { encodeFloats } from '../../../src/base/dtype.js'
 import { Random } from '../../../src/base/random.js'
 import type { FloatArray } from '../../../src/base/tensor.js'
 import type { LoraAdapter } from '../../../src/lora/adapter.js'
+import { saveAdapter } from '../../../src/lora/peft.js'
+import { fitCheckpoint } from '../../../src/merge/checkpoint/fit.js'
 import { mergeCheckpoint } from '../../../src/merge/checkpoint/merge-checkpoint.js'
 import type { TiedPolicy } from '../../../src/merge/checkpoint/tied.js'
 import { adapter, base, floats, normals, readTensors, type TensorSketch } from './toolkit.js'
@@ -73,6 +75,21 @@ describe.each([
     expect(after.get(EMBEDDING)!.bytes).toEqual(VALUES_BYTES)
     if (after.has(HEAD)) expect(after.get(HEAD)!.bytes).toEqual(VALUES_BYTES)
     expect(isTied).toBe(true)
+  })
+
+  it.each([[[EMBEDDING]], [[HEAD]], [[EMBEDDING, HEAD]]])('fit, with a choice to make: %j', async (names) => {
+    const folder = new MemoryDirectory()
+    await saveAdapter(replacing(...names), folder)
+    const report = await fitCheckpoint(await base(sketches, { config }), folder)
+    expect(report).toMatchObject({ fits: true, problems: [], notes: [expect.stringMatching(/has to untie or keep/)] })
+    const places = report.parts.filter(({ name }) => names.includes(name)).map(({ tensor }) => tensor)
+    expect(places.sort()).toEqual(names.map((name) => (sketches === STORED ? name : EMBEDDING)).sort())
+  })
+
+  it('rows fit without a choice', async () => {
+    const folder = new MemoryDirectory()
+    await saveAdapter(withRows(), folder)
+    expect(await fitCheckpoint(await base(sketches, { config }), folder)).toMatchObject({ fits: true, notes: [] })
   })
 
   it('untie: the head is replaced alone', async () => {
