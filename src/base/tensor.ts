@@ -26,11 +26,6 @@ export function zeros(rows: number, columns: number, like: FloatArray): Matrix {
   return { data, shape: [rows, columns] }
 }
 
-/** A copy with data of its own. */
-export function cloneMatrix(matrix: Matrix): Matrix {
-  return { data: matrix.data.slice(), shape: matrix.shape }
-}
-
 /**
  * Checks a value and gives it the form of a Matrix. Nested arrays are copied into an f64 matrix; a Matrix is returned
  * as it is.

@@ -2,11 +2,10 @@
 // base's, B one of kernel 1, (d, r/groups, 1…). Flattened, they are factors of the base's weight (d, in·K), so that a linear layer
 // holds them; K is the number of a kernel's elements. A grouped convolution's A sees all channels: its change is no change of a weight.
 
-import type { FloatDtype } from '../base/dtype.js'
 import { ShapeError, StateError, UnsupportedError } from '../base/errors.js'
 import { Random } from '../base/random.js'
 import { elementCount, type FloatArray, formatShape, type Matrix, type Tensor } from '../base/tensor.js'
-import { configForLayer, type LoraConfig, type LoraConfigInput, resolveConfig } from './config.js'
+import { configForLayer, type LoraConfigInput, resolveConfig } from './config.js'
 import { convolutionShape, groupsRefusal, newConvolution, placeOf } from './convolution-factors.js'
 import {
   type ConvolutionTape,
@@ -21,6 +20,7 @@ import { addKept, dropFrom } from './dropout.js'
 import { Factors, type LayerVectors, layerVectors } from './factors.js'
 import { rowsOf } from './groups.js'
 import { LoraLayer } from './layer.js'
+import { LinearBacked } from './linear-backed.js'
 import type { PassWeights } from './passes.js'
 import { addScaled, normOfProduct } from './product.js'
 import type { ConvolutionGeometry } from './windows.js'
@@ -36,21 +36,15 @@ export interface ConvolutionGradients {
   biasB?: FloatArray
 }
 
-export class ConvolutionLora {
-  /** The layer's own: rank and alpha are what the patterns give its name. */
-  readonly config: LoraConfig
+export class ConvolutionLora extends LinearBacked<ConvolutionTape & { keep: Uint8Array | undefined }> {
   /** Input channels, of all groups. */
   readonly channels: number
   /** Sizes of the kernel: one to three. */
   readonly kernel: readonly number[]
   readonly groups: number
-  /** Of A (r, in·K) and B as (d/groups, r): so many rows has the weight (d, in/groups·K) when it is read as (d/groups, in·K). */
-  readonly #linear: LoraLayer
-  /** Of a grouped convolution, whose outputs are no rows of `#linear`. */
+  /** Of a grouped convolution, whose outputs are no rows of the linear layer. */
   readonly #vectors: { magnitude: FloatArray | undefined; biasB: FloatArray | undefined } | undefined
   #movement: Movement | undefined
-  /** What the last forward leaves for backward. */
-  #tape: (ConvolutionTape & { keep: Uint8Array | undefined }) | undefined
   readonly #random: Random
   #isTraining = false
 
@@ -70,21 +64,17 @@ export class ConvolutionLora {
   ) {
     const { rank, channels, kernel, d, groups } = convolutionShape(weightA.shape, weightB.shape, placeOf(name))
     const own = configForLayer(resolveConfig(config.rank === undefined ? { ...config, rank } : config), name)
-    this.config = own
+    const a: Matrix = { data: weightA.data, shape: [rank, channels * elementCount(kernel)] }
+    const b: Matrix = { data: weightB.data, shape: [d / groups, rank] }
+    const isGrouped = groups > 1
+    // So many rows has the weight (d, in/groups·K) when it is read as (d/groups, in·K).
+    const held = isGrouped ? { ...own, useDora: false, loraBias: false } : own
+    super(LoraLayer.fromFactors(a, b, held, name, isGrouped ? {} : vectors), own)
+    if (isGrouped) this.#vectors = layerVectors(new Factors(a, { ...b, shape: [d, rank] }, false, vectors), own, name)
     this.#random = new Random(own.seed, `dropout/${name}`)
     this.channels = channels
     this.kernel = kernel
     this.groups = groups
-    const a: Matrix = { data: weightA.data, shape: [rank, channels * elementCount(kernel)] }
-    const b: Matrix = { data: weightB.data, shape: [d / groups, rank] }
-    if (groups > 1) this.#vectors = layerVectors(new Factors(a, { ...b, shape: [d, rank] }, false, vectors), own, name)
-    this.#linear = LoraLayer.fromFactors(
-      a,
-      b,
-      groups > 1 ? { ...own, useDora: false, loraBias: false } : own,
-      name,
-      groups > 1 ? {} : vectors,
-    )
   }
 
   /**
@@ -106,64 +96,40 @@ export class ConvolutionLora {
     return new ConvolutionLora(weightA, weightB, own, name, vectors).attachBase(weight, steps).train()
   }
 
-  get name(): string {
-    return this.#linear.name
-  }
-
   /** Output channels. */
   get d(): number {
-    return this.#linear.d * this.groups
+    return this.linear.d * this.groups
   }
 
   /** Columns of A: input channels times the kernel's elements. */
   get k(): number {
-    return this.#linear.k
-  }
-
-  get rank(): number {
-    return this.#linear.rank
-  }
-
-  get scaling(): number {
-    return this.#linear.scaling
-  }
-
-  get dtype(): FloatDtype {
-    return this.#linear.dtype
-  }
-
-  set dtype(value: FloatDtype) {
-    this.#linear.dtype = value
-  }
-
-  get merged(): boolean {
-    return this.#linear.merged
+    return this.linear.k
   }
 
   /** A (r, in, *kernel), the layer's own: its data may be edited in place. */
   get weightA(): Tensor<FloatArray> {
-    return { data: this.#linear.weightA.data, shape: [this.rank, this.channels, ...this.kernel] }
+    return { data: this.linear.weightA.data, shape: [this.rank, this.channels, ...this.kernel] }
   }
 
   /** B (d, r/groups, 1…), the layer's own. */
   get weightB(): Tensor<FloatArray> {
-    const { data } = this.#linear.weightB
+    const { data } = this.linear.weightB
     return { data, shape: [this.d, this.rank / this.groups, ...this.kernel.map(() => 1)] }
   }
 
   /** DoRA's m (d), the layer's own. */
-  get magnitude(): FloatArray | undefined {
-    return (this.#vectors ?? this.#linear).magnitude
+  override get magnitude(): FloatArray | undefined {
+    return (this.#vectors ?? this.linear).magnitude
   }
 
   /** The bias of B (d), the layer's own; s·biasB is added to the output. */
   get biasB(): FloatArray | undefined {
-    return (this.#vectors ?? this.#linear).biasB
+    return (this.#vectors ?? this.linear).biasB
   }
 
   /** W (d, in/groups, *kernel), the layer's own; undefined while none is attached. */
   get baseWeight(): Tensor<FloatArray> | undefined {
-    const base = this.#linear.baseWeight
+    const base = this.linear.baseWeight
     return base && { data: base.data, shape: this.#weightShape() }
   }
 
@@ -180,9 +146,9 @@ export class ConvolutionLora {
       throw new ShapeError({ where, what: 'wrong shape', expected, got: formatShape(weight.shape) })
     }
     const movement = movementOf(this.kernel, geometry, placeOf(this.name))
-    this.#linear.baseWeight = { data: weight.data, shape: [this.#linear.d, this.k] } // PEFT’s inits leave it alone
+    this.linear.baseWeight = { data: weight.data, shape: [this.linear.d, this.k] } // PEFT’s inits leave it alone
     this.#movement = movement
-    this.#tape = undefined
+    this.tape = undefined
     return this
   }
 
@@ -205,7 +171,7 @@ export class ConvolutionLora {
   /** s·B·A (d, in, *kernel), a new tensor. Throws UnsupportedError for a grouped convolution. */
   delta(): Tensor<FloatArray> {
     this.#refuseGroups('delta')
-    return { data: this.#linear.delta().data, shape: this.#weightShape() }
+    return { data: this.linear.delta().data, shape: this.#weightShape() }
   }
 
   /**
@@ -215,7 +181,7 @@ export class ConvolutionLora {
    */
   effectiveWeight(): Tensor<FloatArray> {
     this.#refuseGroups('effectiveWeight')
-    return { data: this.#linear.effectiveWeight().data, shape: this.#weightShape() }
+    return { data: this.linear.effectiveWeight().data, shape: this.#weightShape() }
   }
 
   /** s·biasB (d), what merging adds to the base's bias; undefined for a layer without one. */
@@ -244,14 +210,14 @@ export class ConvolutionLora {
     }
     const x = tensorAs(input, base.data)
     const weights = this.#passWeights(base)
-    this.#tape = undefined
+    this.tape = undefined
     if (this.merged) return mergedForward(weights, movement, x, where)
     const isDropping = this.#isTraining && this.config.dropout > 0
     const dropped = isDropping ? tensorAs(x, x.data) : undefined
     const keep = dropped && dropFrom(dropped, this.config.dropout, this.#random)
     const dora = this.magnitude && { magnitude: this.magnitude, norms: rowNorms(this.#normed(base)) }
     const { output, tape } = convolutionForward(weights, movement, x, dropped, dora, where)
-    this.#tape = { ...tape, keep }
+    this.tape = { ...tape, keep }
     return output
   }
 
@@ -261,7 +227,7 @@ export class ConvolutionLora {
    * @throws StateError before a forward and while merged, ShapeError when gradOutput is not shaped like the output
    */
   backward(gradOutput: Tensor<FloatArray>): ConvolutionGradients {
-    const tape = this.#tape
+    const tape = this.tape
     const where = `${placeOf(this.name)}.backward`
     if (tape === undefined) {
       throw new StateError({ where, what: this.merged ? 'not while merged' : 'no forward to differentiate' })
@@ -289,7 +255,7 @@ export class ConvolutionLora {
    * @throws UnsupportedError for a grouped convolution, and for a dilated one, whose A is not dilated in PEFT; else as
    *   {@link LoraLayer.merge}
    */
-  merge(): void {
+  override merge(): void {
     this.#refuseGroups('merge')
     if (this.#movement?.isDilated) {
       throw new UnsupportedError({
@@ -297,54 +263,20 @@ export class ConvolutionLora {
         what: 'PEFT’s A is not dilated like this base: one convolution cannot do what both do',
       })
     }
-    this.#linear.merge()
-    this.#tape = undefined
-  }
-
-  /** Gives back the base bit for bit. Throws StateError when not merged. */
-  unmerge(): void {
-    this.#linear.unmerge()
-  }
-
-  /** As {@link LoraLayer.dispose}. */
-  dispose(): void {
-    this.#linear.dispose()
-    this.#tape = undefined
-  }
-
-  [Symbol.dispose](): void {
-    this.dispose()
+    super.merge()
   }
 
   /** Elements of A and B, and d more for a magnitude and for a bias. */
-  trainableParams(): number {
+  override trainableParams(): number {
     const { magnitude, biasB } = this.#vectors ?? {}
-    return this.#linear.trainableParams() + (magnitude?.length ?? 0) + (biasB?.length ?? 0)
-  }
-
-  /** Elements of the weight and trainableParams() */
-  totalParams(): number {
-    return this.#linear.d * this.k + this.trainableParams()
-  }
-
-  /** trainable / total */
-  compressionRatio(): number {
-    return this.trainableParams() / this.totalParams()
-  }
-
-  normA(): number {
-    return this.#linear.normA()
-  }
-
-  normB(): number {
-    return this.#linear.normB()
+    return this.linear.trainableParams() + (magnitude?.length ?? 0) + (biasB?.length ?? 0)
   }
 
   /** ‖s·B·A‖, Frobenius, without forming B·A. Each group's outputs see its own rows of A. */
-  normDelta(): number {
+  override normDelta(): number {
     let squares = 0
     for (let g = 0; g < this.groups; g++) {
-      const own = normOfProduct(rowsOf(this.#groupedB(), g, this.groups), rowsOf(this.#linear.weightA, g, this.groups))
+      const own = normOfProduct(rowsOf(this.#groupedB(), g, this.groups), rowsOf(this.linear.weightA, g, this.groups))
       squares += own ** 2
     }
     return this.scaling * Math.sqrt(squares)
@@ -352,12 +284,12 @@ export class ConvolutionLora {
 
   /** B (d, r/groups) */
   #groupedB(): Matrix {
-    return { data: this.#linear.weightB.data, shape: [this.d, this.rank / this.groups] }
+    return { data: this.linear.weightB.data, shape: [this.d, this.rank / this.groups] }
   }
 
   #passWeights(base: Matrix): PassWeights {
     const { scaling, groups, biasB } = this
-    return { base, weightA: this.#linear.weightA, weightB: this.#groupedB(), scaling, groups, biasB }
+    return { base, weightA: this.linear.weightA, weightB: this.#groupedB(), scaling, groups, biasB }
   }
 
   #weightShape(): number[] {
@@ -369,11 +301,11 @@ export class ConvolutionLora {
    * product in the weight's shape, whatever meets there: magnitudes were trained with that.
    */
   #normed(base: Matrix): Matrix {
-    return addScaled({ data: this.#linear.delta().data, shape: base.shape }, base, 1)
+    return addScaled({ data: this.linear.delta().data, shape: base.shape }, base, 1)
   }
 
   #needBase(member: string): { base: Matrix; movement: Movement } {
-    const { baseWeight } = this.#linear
+    const { baseWeight } = this.linear
     if (baseWeight !== undefined && this.#movement !== undefined) {
       const shape = [this.d, this.k / this.groups] as const
       return { base: { data: baseWeight.data, shape }, movement: this.#movement }

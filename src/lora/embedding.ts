@@ -1,7 +1,6 @@
 // An adapted embedding: rows of E + s·(B·A)ᵀ with E (V, D), A (r, V), B (D, r). Its transpose is a linear layer's weight, which
 // does the work here, so that a DoRA magnitude has one number for each of the D features, as in PEFT.
 
-import type { FloatDtype } from '../base/dtype.js'
 import { ShapeError, StateError } from '../base/errors.js'
 import {
   checkShape,
@@ -12,10 +11,11 @@ import {
   toMatrix,
   zeros,
 } from '../base/tensor.js'
-import type { LoraConfig, LoraConfigInput } from './config.js'
+import type { LoraConfigInput } from './config.js'
 import { rowNorms } from './dora.js'
 import type { LayerVectors } from './factors.js'
 import { LoraLayer } from './layer.js'
+import { LinearBacked } from './linear-backed.js'
 import { addChange, type ChangeTape, changeGradients } from './passes.js'
 import { addScaled, inPrecisionOf, transpose } from './product.js'
 
@@ -28,11 +28,7 @@ export interface EmbeddingGradients {
 }
 
 /** Made from trained factors, in evaluation mode. Dropout, which PEFT does not apply to embeddings, has no effect. */
-export class EmbeddingLora {
-  readonly #linear: LoraLayer
-  /** What the last forward leaves for backward. */
-  #tape: (ChangeTape & { tokens: readonly number[] }) | undefined
-
+export class EmbeddingLora extends LinearBacked<ChangeTape & { tokens: readonly number[] }> {
   /**
    * @param weightA (r, V), V rows of the embedding
    * @param weightB (D, r), D features
@@ -45,59 +41,25 @@ export class EmbeddingLora {
     name = '',
     vectors: Pick<LayerVectors, 'magnitude'> = {},
   ) {
-    this.#linear = LoraLayer.fromFactors(weightA, weightB, config, name, vectors)
-  }
-
-  get name(): string {
-    return this.#linear.name
-  }
-
-  /** The layer's own: rank and alpha are what the patterns give its name. */
-  get config(): LoraConfig {
-    return this.#linear.config
+    super(LoraLayer.fromFactors(weightA, weightB, config, name, vectors))
   }
 
   /** V: rows of the embedding. */
   get vocabulary(): number {
-    return this.#linear.k
+    return this.linear.k
   }
 
   /** D: features of a row. */
   get features(): number {
-    return this.#linear.d
-  }
-
-  get rank(): number {
-    return this.#linear.rank
-  }
-
-  get scaling(): number {
-    return this.#linear.scaling
-  }
-
-  get dtype(): FloatDtype {
-    return this.#linear.dtype
-  }
-
-  set dtype(value: FloatDtype) {
-    this.#linear.dtype = value
+    return this.linear.d
   }
 
   get weightA(): Matrix {
-    return this.#linear.weightA
+    return this.linear.weightA
   }
 
   get weightB(): Matrix {
-    return this.#linear.weightB
-  }
-
-  /** DoRA's m (D). */
-  get magnitude(): FloatArray | undefined {
-    return this.#linear.magnitude
-  }
-
-  get merged(): boolean {
-    return this.#linear.merged
+    return this.linear.weightB
   }
 
   /** Gives it its embedding (V, D), copied. Throws ShapeError when it is not (V, D), StateError while merged. */
@@ -105,19 +67,19 @@ export class EmbeddingLora {
     const where = this.#where('baseWeight')
     const matrix = toMatrix(embedding, where)
     checkShape(matrix, this.vocabulary, this.features, where)
-    this.#linear.baseWeight = transpose(matrix) // PEFT’s inits leave embeddings alone
-    this.#tape = undefined
+    this.linear.baseWeight = transpose(matrix) // PEFT’s inits leave embeddings alone
+    this.tape = undefined
     return this
   }
 
   /** s·(B·A)ᵀ (V, D), a new matrix. */
   delta(): Matrix {
-    return transpose(this.#linear.delta())
+    return transpose(this.linear.delta())
   }
 
   /** (V, D), a new matrix. Throws StateError without a base. */
   effectiveWeight(): Matrix {
-    return transpose(this.#linear.effectiveWeight())
+    return transpose(this.linear.effectiveWeight())
   }
 
   /**
@@ -129,13 +91,13 @@ export class EmbeddingLora {
     const base = this.#needBase('forward') // (D, V)
     this.#checkTokens(tokens)
     const rows = columnsAt(base, tokens)
-    this.#tape = undefined
+    this.tape = undefined
     if (this.merged) return rows
     const { magnitude } = this
-    const dora = magnitude && { magnitude, norms: rowNorms(addScaled(this.#linear.delta(), base, 1)) }
+    const dora = magnitude && { magnitude, norms: rowNorms(addScaled(this.linear.delta(), base, 1)) }
     const hidden = columnsAt(this.weightA, tokens) // (n, r)
     const { output, tape } = addChange(this.#changeWeights(), rows, undefined, hidden, dora)
-    this.#tape = { ...tape, tokens: Array.from(tokens) }
+    this.tape = { ...tape, tokens: Array.from(tokens) }
     return output
   }
 
@@ -146,7 +108,7 @@ export class EmbeddingLora {
    * @throws StateError before a forward and while merged, ShapeError when gradOutput is not (n, D)
    */
   backward(gradOutput: MatrixLike): EmbeddingGradients {
-    const tape = this.#tape
+    const tape = this.tape
     const base = this.#needBase('backward')
     if (tape === undefined) {
       const what = this.merged ? 'not while merged' : 'no forward to differentiate'
@@ -163,56 +125,12 @@ export class EmbeddingLora {
     return { weightA, weightB, ...(magnitude && { magnitude }) }
   }
 
-  /** Folds the delta into the base. Throws as {@link LoraLayer.merge} does. */
-  merge(): void {
-    this.#linear.merge()
-    this.#tape = undefined
-  }
-
-  /** Gives back the base bit for bit. Throws StateError when not merged. */
-  unmerge(): void {
-    this.#linear.unmerge()
-  }
-
-  /** As {@link LoraLayer.dispose}. */
-  dispose(): void {
-    this.#linear.dispose()
-    this.#tape = undefined
-  }
-
-  [Symbol.dispose](): void {
-    this.dispose()
-  }
-
-  /** r·(V + D), and D more with a magnitude */
-  trainableParams(): number {
-    return this.#linear.trainableParams()
-  }
-
-  /** V·D + trainableParams() */
-  totalParams(): number {
-    return this.#linear.totalParams()
-  }
-
-  normA(): number {
-    return this.#linear.normA()
-  }
-
-  normB(): number {
-    return this.#linear.normB()
-  }
-
-  /** ‖s·B·A‖, Frobenius, without forming B·A. */
-  normDelta(): number {
-    return this.#linear.normDelta()
-  }
-
   #changeWeights() {
     return { weightB: this.weightB, scaling: this.scaling, groups: 1, biasB: undefined }
   }
 
   #needBase(member: string): Matrix {
-    const { baseWeight } = this.#linear
+    const { baseWeight } = this.linear
     if (baseWeight !== undefined) return baseWeight
     const hint = 'Give it one with attachBase(E)'
     throw new StateError({ where: this.#where(member), what: 'the layer has no base weight', hint })

@@ -11,7 +11,7 @@ import {
 import { parseTorchFile } from '../formats/torch/torch-file.js'
 
 export const CONFIG_FILE = 'adapter_config.json'
-export const WEIGHTS_FILE = 'adapter_model.safetensors'
+const WEIGHTS_FILE = 'adapter_model.safetensors'
 /** What PEFT wrote before 0.6, and since then with safe_serialization=False. */
 const TORCH_FILE = 'adapter_model.bin'
 

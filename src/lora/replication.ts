@@ -26,7 +26,7 @@ export function isLayerRanges(value: unknown): value is LayerRanges {
 }
 
 /** The base's layer for each layer of the replicated model. */
-export function replicatedLayers(ranges: LayerRanges): number[] {
+function replicatedLayers(ranges: LayerRanges): number[] {
   return ranges.flatMap(([start, end]) => Array.from({ length: end - start }, (_, i) => start + i))
 }
 
