@@ -33,7 +33,7 @@ export interface Page<T> {
  */
 export function buildPage<T>(entry: string, files: ReadonlyMap<string, Uint8Array> = new Map()): Page<T> {
   const folder = mkdtempSync(join(tmpdir(), 'lowrank-page-'))
-  afterAll(() => rmSync(folder, { recursive: true, force: true, maxRetries: 5 }))
+  afterAll(() => rmSync(folder, { recursive: true, force: true, maxRetries: 20 }))
   beforeAll(async () => {
     const lib = { entry, formats: ['es' as const], fileName: 'page' }
     const options = { lib, outDir: folder, emptyOutDir: false, target: 'es2022' }

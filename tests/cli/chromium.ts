@@ -5,6 +5,7 @@ import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { Readable, Writable } from 'node:stream'
+import { setTimeout } from 'node:timers/promises'
 import { pathToFileURL } from 'node:url'
 
 const names = [process.env.CHROMIUM, 'chromium', 'chromium-browser', 'google-chrome']
@@ -64,9 +65,11 @@ export async function openPage(file: string): Promise<OpenPage> {
     })
   }
   const close = async () => {
+    // Killed, it would leave processes behind that still write into the profile.
+    await Promise.race([send('Browser.close').then(() => ended), ended, setTimeout(5000)])
     child.kill()
     await ended
-    rmSync(profile, { recursive: true, force: true, maxRetries: 5 })
+    rmSync(profile, { recursive: true, force: true, maxRetries: 20 })
   }
   try {
     const { targetId } = await send('Target.createTarget', { url: 'about:blank' })
