@@ -159,6 +159,7 @@ OPTIONS = {
         a, trainable_token_indices={a.embedding: [4, 1], a.head: [30]})),
     "embedding": Option("an embedding among the targets", lambda a: uneven(a, target_modules=with_embedding(a)), NOT_WHOLE),
     "embedding-saved": Option("the same, and the embedding saved along", lambda a: uneven(a, target_modules=with_embedding(a))),
+    "save-embeddings": Option("`save_embedding_layers`, no embedding adapted", of(), {"save_embedding_layers": True}),
     "embedding-dora": Option("`use_dora` on an embedding", lambda a: uneven(
         a, target_modules=with_embedding(a), use_dora=True), NOT_WHOLE),
     "head": Option("the output layer among the targets", lambda a: uneven(a, target_modules=[*a.linears, a.head]), NOT_WHOLE),
@@ -180,6 +181,8 @@ OPTIONS = {
         a, target_modules=with_embedding(a), ensure_weight_tying=True), NOT_WHOLE, tied=True),
     "ensure-weight-tying-saved": Option("`ensure_weight_tying`, the embedding in `modules_to_save`", lambda a: uneven(
         a, modules_to_save=[a.saved_embedding], ensure_weight_tying=True), tied=True),
+    "ensure-weight-tying-tokens": Option("`ensure_weight_tying`, rows of the embedding by module", lambda a: uneven(
+        a, trainable_token_indices={a.embedding: [4, 1]}, ensure_weight_tying=True), tied=True),
     "init-gaussian": Option("`init_lora_weights`: gaussian", of(init_lora_weights="gaussian")),
     "init-random-b": Option("`init_lora_weights`: false", of(init_lora_weights=False)),
     "init-orthogonal": Option("`init_lora_weights`: orthogonal", lambda a: uneven(

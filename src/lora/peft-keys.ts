@@ -15,6 +15,7 @@ const WRAPPED_TWICE = /^(?:base_model\.model\.){2,}/
 
 /** A trained module's wrapper before adapters had names: PEFT 0.3. */
 const MODULES_TO_SAVE = /\.modules_to_save(\.(?:weight|bias))$/
+const SAVED_WEIGHT = '.modules_to_save.weight'
 /** The module that the trained one stands in for. Its bias PEFT still saves with bias "all". */
 const ORIGINAL = /\.original_module\.(?=(?:.+\.)?weight$)/
 
@@ -75,8 +76,12 @@ export function normalizeKeys(file: SafetensorsFile, adapterName?: string): Norm
     return present.has(bare) ? key : bare
   })
   const own = new Set(chosen.map(({ key }) => key))
-  const kept = chosen.filter(({ key }) => !(ORIGINAL.test(key) && own.has(key.replace(ORIGINAL, '.'))))
-  if (kept.length < chosen.length) notes.push('copies of the base’s own weights (original_module), which are left out')
+  // With save_embedding_layers PEFT saves a trained embedding a second time.
+  const isSecond = (key: string) => key.endsWith(SAVED_WEIGHT) && own.has(key.replace(MODULES_TO_SAVE, '$1'))
+  const firsts = chosen.filter(({ key }) => !isSecond(key))
+  if (firsts.length < chosen.length) notes.push('trained modules a second time (modules_to_save), which are left out')
+  const kept = firsts.filter(({ key }) => !(ORIGINAL.test(key) && own.has(key.replace(ORIGINAL, '.'))))
+  if (kept.length < firsts.length) notes.push('copies of the base’s own weights (original_module), which are left out')
   if (kept.some(({ key }) => key.includes('.lora_')) && !kept.some(({ key }) => key.startsWith(KEY_PREFIX))) {
     change(`tensor names without the prefix ${KEY_PREFIX}`, (key) => KEY_PREFIX + key)
   }

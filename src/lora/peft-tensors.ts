@@ -70,8 +70,12 @@ const ROLES: readonly (readonly [RegExp, Role, LayerTensors['kind'] | undefined]
 ]
 const ROWS_SUFFIX = '.token_adapter.trainable_tokens_delta'
 
-/** PEFT saves these whole when the vocabulary was resized, whatever the config says. */
-const EMBEDDING_WEIGHT = /(^|\.)(embed_tokens|lm_head)\.weight$/
+/**
+ * A model's input and output embedding, as transformers calls them. PEFT saves them whole when the vocabulary was resized, and with
+ * save_embedding_layers, whatever the config says.
+ */
+const EMBEDDING =
+  /(^|\.)(embed_tokens|embed_in|embed_out|wte|word_embeddings|shared|patch_embeddings\.projection|lm_head|predictions\.decoder)\.(weight|bias)$/
 
 export function factorKey(name: string, role: Role, kind: LayerTensors['kind'] = 'linear'): string {
   return KEY_PREFIX + name + (role === 'A' || role === 'B' ? SUFFIXES[kind][role] : VECTOR_SUFFIXES[role])
@@ -107,6 +111,9 @@ export function claimTensors(
       rest.push(info)
       continue
     }
+    // With save_embedding_layers PEFT writes the magnitude of an embedding a second time, under its parameter's name.
+    if (role[1] === 'magnitude' && key.endsWith('.weight') && tensors.has(info.name.slice(0, -'.weight'.length)))
+      continue
     const name = role[0].exec(key)![1]
     const layer = found.get(name) ?? { tensors: {} }
     found.set(name, layer)
@@ -136,7 +143,7 @@ export function claimTensors(
       unclaimed.push(info.name)
       continue
     }
-    const base = key.replaceAll('.base_layer.', '.')
+    const base = baseTensor(key)
     if (replacements.has(base)) {
       onProblem(new FormatError({ where: `${file}: ${info.name}`, what: `a second tensor that replaces ${base}` }))
       continue
@@ -198,27 +205,33 @@ function replacementOrigin(
   found: ReadonlyMap<string, Found>,
 ): 'trained' | 'embedding' | undefined {
   if (key.includes('.lora_')) return undefined
-  const base = key.replaceAll('.base_layer.', '.')
+  const base = baseTensor(key)
   const module = base.slice(0, Math.max(0, base.lastIndexOf('.')))
   if (config.bias === 'all' && base.slice(module.length).includes('bias')) return 'trained'
   if (config.bias === 'lora_only' && base.endsWith('.bias') && found.has(module)) return 'trained'
   // As in PEFT, an entry is the end of a name, with or without a dot before it, and means all that is inside.
   const owners = module.split('.').map((_, i, parts) => parts.slice(0, i + 1).join('.'))
   if (config.modulesToSave.some((entry) => owners.some((owner) => owner.endsWith(entry)))) return 'trained'
-  const isEmbedding =
-    EMBEDDING_WEIGHT.test(base) ||
-    found.get(module)?.kind === 'embedding' ||
-    (config.ensureWeightTying && isHeadModule(module))
-  return isEmbedding && base.endsWith('.weight') && info.shape.length === 2 ? 'embedding' : undefined
+  const isAdapted = found.get(module)?.kind === 'embedding' || (config.ensureWeightTying && isHeadModule(module))
+  const isTable = base.endsWith('.weight') && info.shape.length === 2
+  const isWhole = EMBEDDING.test(base) && (base.endsWith('.bias') ? 1 : 2) <= info.shape.length
+  return isWhole || (isAdapted && isTable) ? 'embedding' : undefined
+}
+
+/** The base's name for a tensor that layers of PEFT were put around. */
+function baseTensor(key: string): string {
+  return key.replaceAll(/(?:\.token_adapter)?\.base_layer\./g, '.')
 }
 
 /** The rows' tokens, whose order is the rows'. */
 function tokensOf(name: string, info: TensorInfo, config: LoraConfig, file: string): readonly number[] {
   const where = `${file}: ${info.name}`
   const { trainableTokenIndices } = config
+  const named = Object.entries(trainableTokenIndices ?? {})
+  const isTiedHead = config.ensureWeightTying && isHeadModule(name) && named.length === 1
   const tokens = Array.isArray(trainableTokenIndices)
     ? trainableTokenIndices
-    : Object.entries(trainableTokenIndices ?? {}).find(([module]) => name.endsWith(module))?.[1]
+    : named.find(([module]) => isTiedHead || name.endsWith(module))?.[1]
   if (tokens === undefined) {
     throw new MismatchError({
       where,

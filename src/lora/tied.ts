@@ -10,8 +10,11 @@ export function isHeadModule(module: string): boolean {
   return HEADS.test(module)
 }
 
-/** A test of modules' names: what the config's targets mean, and the output embedding that is tied to them. */
+/** T5's encoder and decoder read the embedding that is called `shared`, under names of their own. */
+const SHARERS = /^(encoder|decoder)\.embed_tokens$/
+
+/** A test of modules' names: what the config's targets mean, and the embeddings that are tied to them. */
 export function adaptedMatcher(config: LoraConfig): (moduleName: string) => boolean {
   const isTarget = targetMatcher(config)
-  return config.ensureWeightTying ? (name) => isTarget(name) || isHeadModule(name) : isTarget
+  return config.ensureWeightTying ? (name) => isTarget(name) || isHeadModule(name) || SHARERS.test(name) : isTarget
 }

@@ -329,3 +329,13 @@ test('norms are Frobenius, and that of s·B·A is taken without forming it', () 
   )
   expect(orthogonal.normDelta()).toBeLessThan(1e-7)
 })
+
+test('MiCA trains A alone', () => {
+  const factors = [
+    { data: new Float32Array(6), shape: [2, 3] },
+    { data: new Float32Array(8), shape: [4, 2] },
+  ] as const
+  expect(
+    LoraLayer.fromFactors(factors[0] as Matrix, factors[1] as Matrix, { rank: 2, init: 'mica' }).trainableParams(),
+  ).toBe(2 * 3)
+})
