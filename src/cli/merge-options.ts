@@ -72,6 +72,10 @@ function readSize({ flag, value }: Occurrence): number {
 function readShare({ flag, value }: Occurrence): { index: number; count: number } {
   const [, index, count] = /^(\d+)\/(\d+)$/.exec(value) ?? []
   if (index === undefined) throw new UsageError(`${flag} is a job and the number of jobs, such as 0/4; got '${value}'`)
+  if (Number(index) >= Number(count)) {
+    const last = Number(count) > 0 ? `; the last of ${count} jobs is ${Number(count) - 1}/${count}` : ''
+    throw new UsageError(`${flag} counts jobs from 0; got '${value}'${last}`)
+  }
   return { index: Number(index), count: Number(count) }
 }
 

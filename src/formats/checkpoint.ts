@@ -7,6 +7,7 @@ import { parseJson } from './json.js'
 import { parseSafetensorsHeader, type SafetensorsFile, type TensorInfo } from './safetensors.js'
 
 const SINGLE_FILE = 'model.safetensors'
+const PICKLE = /\.(bin|pt|pth|ckpt)(\.index\.json)?$/
 const INDEX_SUFFIX = '.safetensors.index.json'
 /** Beside the index, on Windows too: no folder, no drive, no stream of another file. */
 const SHARD_NAME = /^[^/\\:\0]+\.safetensors$/
@@ -43,10 +44,11 @@ export interface Checkpoint {
  * @param path the file, or the index, inside the folder. Default: model.safetensors, else the only index, else the only
  *   safetensors file.
  * @throws FileError when there is no checkpoint, or several, or a shard is missing; FormatError when a header is corrupt, or
- *   index and shards disagree; UnsupportedError when the folder holds pickles only.
+ *   index and shards disagree; UnsupportedError for a pickle, and when the folder holds pickles only.
  */
 export async function openCheckpoint(directory: Directory, path?: string): Promise<Checkpoint> {
   const found = path ?? (await findCheckpoint(directory))
+  if (PICKLE.test(found)) throw pickleError(directory, found)
   const indexPath = found.endsWith('.json') ? found : undefined
   const weightMap = indexPath === undefined ? undefined : await readIndex(directory, indexPath)
   const paths = weightMap === undefined ? [found] : [...new Set(weightMap.values())].sort()
@@ -82,19 +84,24 @@ async function findCheckpoint(directory: Directory): Promise<string> {
       hint: 'Name the file or the index itself, or download the index too',
     })
   }
-  const pickle = files.find((name) => /\.(bin|pt|pth|ckpt)(\.index\.json)?$/.test(name))
-  if (pickle !== undefined) {
-    throw new UnsupportedError({
-      where: `${directory.name}/${pickle}`,
-      what: 'a pickle, which can run code when it is opened, is never read',
-      expected: SINGLE_FILE,
-      hint: 'Convert it to safetensors',
-    })
-  }
+  const pickle = files.find((name) => PICKLE.test(name) && !name.startsWith('adapter_'))
+  if (pickle !== undefined) throw pickleError(directory, pickle)
   throw new FileError({
     where: directory.name,
     what: 'no checkpoint in this folder',
     expected: `${SINGLE_FILE} or model${INDEX_SUFFIX}`,
+    ...(files.some((name) => name.startsWith('adapter_')) && {
+      hint: 'It holds an adapter: name the model that the adapter belongs to',
+    }),
+  })
+}
+
+function pickleError(directory: Directory, path: string): UnsupportedError {
+  return new UnsupportedError({
+    where: `${directory.name}/${path}`,
+    what: 'a pickle, which can run code when it is opened, is never read',
+    expected: SINGLE_FILE,
+    hint: 'Convert it to safetensors',
   })
 }
 

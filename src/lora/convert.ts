@@ -53,7 +53,12 @@ function checkConvertible(adapter: LoraAdapter, from: BaseWeights | LoraAdapter)
   }
   if (from instanceof LoraAdapter || takesFromBase(init)) return
   if (!changesBase(init)) {
-    throw new ConfigError({ where: 'init', what: 'the adapter is plain LoRA already', got: init })
+    throw new ConfigError({
+      where: 'init',
+      what: 'the adapter is plain LoRA already',
+      got: init,
+      hint: 'Merge or swap it as it is',
+    })
   }
   throw new UnsupportedError({
     where: 'init',

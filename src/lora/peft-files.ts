@@ -41,7 +41,12 @@ export async function findAdapter(directory: Directory, name?: string): Promise<
   for (const folder of folders) if (await hasConfig(directory, folder)) inside.push(folder)
   if (name === undefined && inside.length === 1) return { directory, path: `${inside[0]}/` }
   if (inside.length === 0) {
-    throw new FileError({ where: directory.name, what: `not an adapter folder: no ${CONFIG_FILE}` })
+    const isEmpty = folders.length === 0 && (await directory.list()).length === 0
+    throw new FileError({
+      where: directory.name,
+      what: `not an adapter folder: no ${CONFIG_FILE}`,
+      ...(isEmpty && { hint: 'There is no such folder, or nothing is in it' }),
+    })
   }
   throw new FileError({
     where: directory.name,

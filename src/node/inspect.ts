@@ -69,7 +69,8 @@ async function findModel(
   file: string | undefined,
 ): Promise<{ kind: 'onnx'; file: string } | { kind: 'checkpoint'; file: string | undefined } | undefined> {
   if (file !== undefined && /^adapter_(model\.(safetensors|bin)|config\.json)$/.test(file)) return undefined
-  if (file !== undefined) return { kind: /\.(safetensors|json)$/.test(file) ? 'checkpoint' : 'onnx', file }
+  if (file !== undefined)
+    return { kind: /\.(safetensors|json|bin|pt|pth|ckpt)$/.test(file) ? 'checkpoint' : 'onnx', file }
   const files = await directory.list()
   if (files.includes('adapter_config.json')) return undefined
   if (files.some((name) => /^(?!adapter_).*\.safetensors(\.index\.json)?$/.test(name)))

@@ -61,7 +61,7 @@ interface OnnxBase {
 export async function locateOnnx(target: string): Promise<OnnxBase | undefined> {
   const { directory, file } = await locate(target)
   if (file !== undefined) {
-    if (/\.(safetensors|json)$/.test(file)) return undefined
+    if (/\.(safetensors|json|bin|pt|pth|ckpt)$/.test(file)) return undefined
     const model = await locateModel(target)
     return { directory: model.directory, file: model.onnxPath! }
   }

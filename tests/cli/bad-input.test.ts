@@ -214,6 +214,22 @@ const OTHERS: [what: string, args: (out: string) => string[], message: RegExp][]
     /--temperature/,
   ],
   ['generate: top-p of 2', () => ['generate', '--model', MODEL, '--prompt', 'a', '--top-p', '2'], /--top-p: .*got 2/],
+  [
+    'merge: an adapter that is not there',
+    (out) => ['merge', '--base', MODEL, '--adapter', join(scratch, 'nowhere'), '--out', out],
+    /nowhere: not an adapter folder: no adapter_config\.json\. There is no such folder/,
+  ],
+  [
+    'merge: an adapter as its own base',
+    (out) => ['merge', '--base', PEFT, '--adapter', PEFT, '--out', out],
+    /no checkpoint in this folder; .* It holds an adapter: name the model/,
+  ],
+  [
+    'merge: a pickle named as base',
+    (out) => ['merge', '--base', file('pytorch_model.bin', 'x'), '--adapter', PEFT, '--out', out],
+    /pytorch_model\.bin: a pickle, .* is never read/,
+  ],
+  ['inspect: a pickle', () => ['inspect', file('model.pt', 'x')], /model\.pt: a pickle/],
   ['inspect: nothing', () => ['inspect', join(scratch, 'nowhere')], /nowhere: no such file or folder/],
   ['inspect: a corrupt file', () => ['inspect', file('cut.safetensors', new Uint8Array(3))], /cut\.safetensors/],
   ['inspect: another kind of adapter', () => ['inspect', join(golden, 'peft', 'ia3')], /peft_type.*IA3/],
@@ -242,6 +258,10 @@ describe('wrong usage', () => {
       /no option --lerning-rate; did you mean --learning-rate\?/,
     ],
     [['train', ...QUICK, '--out', 'x', '--task', 'classification'], /--task classification is not built yet/],
+    [
+      ['merge', '--base', 'a', '--adapter', 'b', '--out', 'x', '--shards', '2/2'],
+      /--shards counts jobs from 0; got '2\/2'; the last of 2 jobs is 1\/2/,
+    ],
     [['train', ...QUICK, '--out', 'x', '--task', 'embedding'], /--task embedding is not built yet/],
     [['train', ...QUICK, '--out', 'x', '--schedule', 'step'], /--schedule is one of cosine, linear, constant/],
     [['train', ...QUICK, '--out', 'x', '--resume', '--overwrite'], /exclude each other/],

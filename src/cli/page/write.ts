@@ -15,7 +15,7 @@ export async function refusePage(file: string, mayReplace: boolean): Promise<voi
   const [folder, name] = placeOf(file)
   if (!(await folder.has(name))) return
   if (!mayReplace) {
-    throw new FileError({ where: file, what: 'exists already', hint: 'Choose another place, or overwrite it' })
+    throw new FileError({ where: file, what: 'exists already', hint: 'Choose another place, or use --overwrite' })
   }
   const source = await folder.open(name)
   try {
