@@ -7,6 +7,7 @@ import { loadOnnx, type OnnxModel } from '../formats/onnx/model.js'
 import type { RuntimeHost } from '../runtime/host.js'
 import { loadTokenizer, type Tokenizer } from '../text/tokenizer.js'
 
+/** A causal language model with its tokenizer, as `loadModel` reads it; weights stay in their file. */
 export interface CausalModel {
   /** For messages and for an adapter's `base_model_name_or_path`: config.json's name, else the folder's. */
   readonly name: string

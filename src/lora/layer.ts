@@ -33,6 +33,7 @@ export interface LayerGradients {
   biasB?: FloatArray
 }
 
+/** An adapted linear layer: y = x·(W + s·B·A)ᵀ, with W (d, k), A (r, k), B (d, r) and x (n, k). */
 export class LoraLayer {
   /** Where the layer is in its model, as in `model.layers.0.self_attn.q_proj`; empty for a layer on its own. */
   readonly name: string

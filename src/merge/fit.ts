@@ -15,6 +15,7 @@ export interface PartFit {
   relativeChange: number | null
 }
 
+/** How an adapter fits a base, part by part. */
 export interface FitReport {
   /** The file or folder. */
   base: string

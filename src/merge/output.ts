@@ -4,6 +4,7 @@ import type { ByteSink, ByteSource, Directory } from '../base/bytes.js'
 import { FileError } from '../base/errors.js'
 import type { LayerChange } from './weight.js'
 
+/** What a merge wrote. */
 export interface MergeReport {
   /** Where the result is: the folder's name and the weights' file in it. */
   out: string

@@ -17,6 +17,7 @@ export interface ConvertByPathOptions {
   out: string
 }
 
+/** What `convert` wrote. */
 export interface ConvertReport {
   out: string
   /** How the adapter started. */

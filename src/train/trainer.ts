@@ -7,6 +7,7 @@ import { requirePlain, requirePlainConfig } from '../lora/plain.js'
 import type { TrainerOptions, TrainResult } from './options.js'
 import { resolveSettings, type TrainSettings } from './settings.js'
 
+/** Trains an adapter of a causal language model; `train` of lowrank/node does so with paths. */
 export class Trainer {
   readonly settings: TrainSettings
   readonly config: LoraConfig

@@ -8,6 +8,7 @@ import { tensorsOf } from './messages.js'
 import { scanSkeleton } from './scan.js'
 import { inlineBytes, isExternal, type WeightRange, weightRange } from './tensors.js'
 
+/** An ONNX model: its graph in memory, its weights as byte ranges of files. */
 export class OnnxModel {
   /** For messages: the file's path. */
   readonly name: string
