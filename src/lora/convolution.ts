@@ -36,6 +36,10 @@ export interface ConvolutionGradients {
   biasB?: FloatArray
 }
 
+/**
+ * An adapted convolution of one, two or three dimensions: y = conv(x, W) + s·conv(conv(x, A), B), with the base's stride and
+ * padding. A has shape (r, in, *kernel), B (d, r/groups, 1…), W (d, in/groups, *kernel).
+ */
 export class ConvolutionLora extends LinearBacked<ConvolutionTape & { keep: Uint8Array | undefined }> {
   /** Input channels, of all groups. */
   readonly channels: number

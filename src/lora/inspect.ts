@@ -79,7 +79,7 @@ const UNUSUAL_SCALING = 16
 /** A singular value below this share of the largest is what rounding of f32 factors leaves of a zero: some units of 2⁻²³. */
 const ROUNDING = 2 ** -20
 
-/** Shapes, scalings, norms and singular values of an adapter in memory, with all that is wrong with it: it throws nothing. */
+/** Shapes, scalings, norms and singular values of an adapter in memory, with all that is wrong with it. */
 export function inspectAdapter(adapter: LoraAdapter): AdapterReport {
   const problems: LowrankError[] = []
   const all = [...adapter, ...adapter.embeddings, ...adapter.convolutions, ...adapter.experts]
