@@ -2,6 +2,8 @@
 // and not fan_in_fan_out, which it sets for each module anew and saves as the last one left it: false for GPT-2's Conv1D layers when
 // its output layer is adapted too (peft#324). A checkpoint has no classes; it has shapes, and names that only Conv1D models use.
 
+import { MismatchError } from '../../base/errors.js'
+import { formatShape } from '../../base/tensor.js'
 import type { CheckpointTensor } from '../../formats/checkpoint.js'
 import type { TensorInfo } from '../../formats/safetensors.js'
 import type { LayerFactors } from './adapters.js'
@@ -13,28 +15,48 @@ const WIDENING = /(^|\.)(c_attn|c_fc)\.weight$/
 
 /**
  * The layer as its tensor has it. Where d = k a shape says nothing: then the model's other layers of that kind, then the adapter's
- * config.
+ * config, unless that is wrong about another layer.
  *
  * @param module the layer's name in the checkpoint
+ * @param layers all of the merge
+ * @param locate module name → the checkpoint's
+ * @throws MismatchError when nothing tells how a square weight is stored
  */
 export function storedLayer(
   layer: LayerFactors,
   module: string,
   { shape }: TensorInfo,
   tensors: ReadonlyMap<string, CheckpointTensor>,
+  layers: readonly LayerFactors[],
+  locate: (name: string) => string,
 ): LayerFactors {
   const { d, k, isLinear } = layer
   if (!isLinear || shape.length !== 2 || shape[0] * shape[1] !== d * k || ![d, k].includes(shape[0])) return layer
-  const isInputMajor = d === k ? squareIsInputMajor(module, layer, tensors) : shape[0] === k
+  const shapeOf = (other: LayerFactors) => tensors.get(`${locate(other.name)}.${other.tensor}`)?.info.shape
+  const isInputMajor = d === k ? squareIsInputMajor(module, layer, tensors, layers, shapeOf) : shape[0] === k
   return isInputMajor === layer.isInputMajor ? layer : { ...layer, isInputMajor, shape: isInputMajor ? [k, d] : [d, k] }
 }
 
 function squareIsInputMajor(
   module: string,
-  { isInputMajor }: LayerFactors,
+  { isInputMajor, d, k }: LayerFactors,
   tensors: ReadonlyMap<string, CheckpointTensor>,
+  layers: readonly LayerFactors[],
+  shapeOf: (layer: LayerFactors) => readonly number[] | undefined,
 ): boolean {
-  if (!CONV1D_NAMES.test(module)) return isInputMajor
+  if (!CONV1D_NAMES.test(module)) {
+    const other = layers.find((layer) => {
+      const shape = layer.isLinear && layer.tensor === 'weight' && layer.d !== layer.k ? shapeOf(layer) : undefined
+      const turned = layer.isInputMajor ? [layer.d, layer.k] : [layer.k, layer.d]
+      return shape?.length === 2 && shape[0] === turned[0] && shape[1] === turned[1]
+    })
+    if (other === undefined) return isInputMajor
+    throw new MismatchError({
+      where: module,
+      what: `nothing tells whether this square weight ${formatShape([d, k])} is stored as (d, k) or (k, d): the adapter's fan_in_fan_out is wrong about ${other.name}`,
+      hint: 'Merge this adapter with PEFT, which asks the model itself',
+    })
+  }
   for (const [name, { info }] of tensors) {
     const [rows, columns] = info.shape
     if (info.shape.length === 2 && rows !== columns && WIDENING.test(name)) return rows < columns

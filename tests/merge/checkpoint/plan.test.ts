@@ -90,6 +90,19 @@ describe('strictness', () => {
     expect((await run(more, adapter({ q_proj: [4, 4] }))).report.changed).toBe(1)
   })
 
+  it('refuses a square weight where the adapter is wrong about how another is stored', async () => {
+    const square: TensorSketch = ['square.weight', 'F32', [16, 16]]
+    const shapes: [number, number] = [24, 16]
+    const turned = await base([square, ['wide.weight', 'F32', [16, 24]]])
+    const error = await refusal(turned, adapter({ square: [16, 16], wide: shapes }))
+    expect(error).toMatchObject({ code: 'MISMATCH', where: 'square', what: expect.stringContaining('wide') })
+    // Without the square one each shape tells; and where shapes agree with the adapter, it is right about squares.
+    const { before, after } = await run(turned, adapter({ wide: shapes }))
+    expect(after.get('wide.weight')!.bytes).not.toEqual(before.get('wide.weight')!.bytes)
+    const straight = await base([square, ['wide.weight', 'F32', shapes]])
+    expect((await run(straight, adapter({ square: [16, 16], wide: shapes }))).report.changed).toBe(2)
+  })
+
   it('names factors that are not finite, and results that are not where the base was', async () => {
     const from = await base(TIED)
     const lora = adapter({ 'model.q_proj': [24, 16] })
