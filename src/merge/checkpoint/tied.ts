@@ -35,9 +35,19 @@ export function tieSetting(config: Readonly<Record<string, unknown>> | undefined
   return typeof value === 'boolean' ? value : undefined
 }
 
+const HEADLESS = /(Model|For(Sequence|Token|Image)Classification|ForQuestionAnswering|ForMultipleChoice)$/
+const NAMED_MODELS_WITH_HEAD = /LMHead|DoubleHeads|EncoderDecoder/
+
+/** By the classes that config.json names: no output embedding that anything could be tied to. */
+function isHeadless(config: Readonly<Record<string, unknown>> | undefined): boolean {
+  const architectures = config?.architectures
+  if (!Array.isArray(architectures) || architectures.length === 0) return false
+  return architectures.every((name) => HEADLESS.test(String(name)) && !NAMED_MODELS_WITH_HEAD.test(String(name)))
+}
+
 /**
- * The tied weights that a layer of the adapters touches; undefined when none does. Without a word in config.json the
- * embeddings are tied when no output embedding is stored.
+ * The tied weights that a layer of the adapters touches; undefined when none does, or the model has no output embedding.
+ * Without a word in config.json the embeddings are tied when no output embedding is stored.
  */
 export function findTiedPair(
   layers: readonly Pick<LayerFactors, 'name' | 'd' | 'k'>[],
@@ -47,7 +57,7 @@ export function findTiedPair(
   const touched = layers.find(({ name }) => isVocabularyModule(name))
   if (touched === undefined) return undefined
   const setting = tieSetting(config)
-  if (setting === false) return undefined
+  if (setting === false || (isHeadless(config) && !isHeadModule(touched.name))) return undefined
   const modules = [...checkpoint.tensors.keys()].flatMap((name) => (name.endsWith('.weight') ? name.slice(0, -7) : []))
   const embedding = isHeadModule(touched.name)
     ? modules.find((name) => EMBEDDINGS.test(name) && fits(checkpoint.tensors.get(`${name}.weight`)!, touched))

@@ -150,6 +150,20 @@ describe('tied embeddings', () => {
     })
   })
 
+  it.each([
+    ['BertModel', true],
+    ['LlamaForSequenceClassification', true],
+    ['LlamaForCausalLM', false],
+    ['GPT2LMHeadModel', false],
+    ['EncoderDecoderModel', false],
+  ])('an embedding of a %s has nothing to be tied to: %s', async (architecture, isHeadless) => {
+    const from = await base(TIED, { config: { ...config, architectures: [architecture] } })
+    const embedding = adapter({ 'model.embed_tokens': [32, 16] })
+    if (isHeadless) expect((await run(from, embedding)).report.changed).toBe(1)
+    else expect(await refusal(from, embedding)).toMatchObject({ code: 'MISMATCH' })
+    expect(await refusal(from, lora)).toMatchObject({ code: 'MISMATCH' })
+  })
+
   it('keep: the one weight changes', async () => {
     const { out, after, before } = await run(await base(TIED, { config }), lora, { tied: 'keep' })
     const expected = expectedWeight(before.get(EMBEDDING)!, [[lora, HEAD]])
