@@ -8,7 +8,22 @@ export {
   MemorySource,
 } from './base/bytes.js'
 export type { FloatDtype } from './base/dtype.js'
-export * from './base/errors.js'
+export {
+  ConfigError,
+  DataError,
+  type ErrorCode,
+  type ErrorDetails,
+  FileError,
+  FormatError,
+  LowrankError,
+  MismatchError,
+  NumericError,
+  nearMisses,
+  RuntimeError,
+  ShapeError,
+  StateError,
+  UnsupportedError,
+} from './base/errors.js'
 export type { FloatArray, Matrix, MatrixLike, Tensor } from './base/tensor.js'
 export type { OnnxModel } from './formats/onnx/model.js'
 export type { CausalModel, LoadModelOptions } from './graph/model-folder.js'

@@ -11,12 +11,15 @@ export interface ByteSource {
   readonly realPath?: string
   /** Exactly `byteLength` bytes from `offset`. Throws FileError when the range is outside the source or unreadable. */
   read(offset: number, byteLength: number): Promise<Uint8Array>
+  /** Lets go of what the source holds open. */
   close(): Promise<void>
 }
 
 /** Receives bytes in order. Nothing is visible under the final name before `commit`. */
 export interface ByteSink {
+  /** For messages: a path, a URL. */
   readonly name: string
+  /** Throws FileError when the output cannot be written. */
   write(bytes: Uint8Array): Promise<void>
   /** Flushes and gives the output its final name. */
   commit(): Promise<void>
@@ -32,11 +35,13 @@ export interface Directory {
   list(): Promise<string[]>
   /** Names of the folders directly inside, sorted. Where this is missing, folders are found by their names alone. */
   folders?(): Promise<string[]>
+  /** Whether there is a file of that name. */
   has(path: string): Promise<boolean>
   /** Throws FileError when there is no such file. */
   open(path: string): Promise<ByteSource>
   /** A sink for a new file or the replacement of an old one; makes folders as needed. */
   create(path: string): Promise<ByteSink>
+  /** Removes a file; a no-op where there is none. */
   remove(path: string): Promise<void>
   /**
    * Adds to the end of a file, which it makes if there is none. Unlike `create` it shows what is written at once, so that a
@@ -70,6 +75,7 @@ export class MemorySource implements ByteSource {
 /** A Directory in memory: for tests, and for callers that hold files already. */
 export class MemoryDirectory implements Directory {
   readonly name: string
+  /** Content by path. */
   readonly files = new Map<string, Uint8Array>()
 
   constructor(files: Record<string, Uint8Array | string> = {}, name = 'memory') {
@@ -134,6 +140,7 @@ export function splitName(name: string, directory: string): string[] {
   })
 }
 
+/** All chunks in one new array. */
 export function concatBytes(chunks: readonly Uint8Array[]): Uint8Array {
   const result = new Uint8Array(chunks.reduce((sum, chunk) => sum + chunk.byteLength, 0))
   let offset = 0
@@ -157,6 +164,7 @@ export function checkRange(source: ByteSource, offset: number, byteLength: numbe
   }
 }
 
+/** The whole source. Throws FileError when it cannot be read. */
 export async function readAll(source: ByteSource): Promise<Uint8Array> {
   return source.read(0, source.byteLength)
 }

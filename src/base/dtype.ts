@@ -10,6 +10,8 @@ export type FloatDtype = 'F32' | 'F16' | 'BF16'
 /** Float types of weights: some checkpoints hold f64. */
 export type WeightDtype = FloatDtype | 'F64'
 
+const ELEMENT_BYTES: Readonly<Record<WeightDtype, number>> = { F16: 2, BF16: 2, F32: 4, F64: 8 }
+
 const F32_INFINITY = 0x7f800000
 const F16_INFINITY = 0x7c00
 /** The exponent biases of f32 and f16 differ by 127 − 15, here in f32's exponent field. */
@@ -21,12 +23,14 @@ const F16_OVERFLOW = 143 << 23
 /** Adding and subtracting 1.5 · 2⁵² rounds a small double to an integer, ties to even. */
 const ROUND_TO_INTEGER = 1.5 * 2 ** 52
 
+/** bf16 bits → a new f32 array, exactly. */
 export function bf16ToF32(input: Uint16Array): Float32Array {
   const bits = new Uint32Array(input.length)
   for (let i = 0; i < input.length; i++) bits[i] = input[i] << 16
   return new Float32Array(bits.buffer)
 }
 
+/** f32 → bf16 bits, rounded to nearest even. */
 export function f32ToBf16(input: Float32Array): Uint16Array {
   const bits = bitsOf(input)
   const result = new Uint16Array(input.length)
@@ -38,6 +42,7 @@ export function f32ToBf16(input: Float32Array): Uint16Array {
   return result
 }
 
+/** f16 bits → a new f32 array, exactly. */
 export function f16ToF32(input: Uint16Array): Float32Array {
   const bits = new Uint32Array(input.length)
   const result = new Float32Array(bits.buffer)
@@ -51,6 +56,7 @@ export function f16ToF32(input: Uint16Array): Float32Array {
   return result
 }
 
+/** f32 → f16 bits, rounded to nearest even; 65520 and above become infinite. */
 export function f32ToF16(input: Float32Array): Uint16Array {
   const bits = bitsOf(input)
   const result = new Uint16Array(input.length)
@@ -74,19 +80,21 @@ export function f32ToF16(input: Float32Array): Uint16Array {
  * @throws ShapeError when the length is no multiple of the type's size.
  */
 export function decodeFloats(bytes: Uint8Array, dtype: FloatDtype): Float32Array {
-  const size = dtype === 'F32' ? 4 : 2
-  if (bytes.byteLength % size !== 0) {
-    throw new ShapeError({
-      where: dtype,
-      what: 'not a whole number of elements',
-      expected: `a multiple of ${size} bytes`,
-      got: `${bytes.byteLength}`,
-    })
-  }
-  // The copy gives the elements alignment and the result an owner of its own.
-  const { buffer } = Uint8Array.from(bytes)
+  const buffer = alignedCopy(bytes, dtype)
   if (dtype === 'F32') return new Float32Array(buffer)
   return dtype === 'F16' ? f16ToF32(new Uint16Array(buffer)) : bf16ToF32(new Uint16Array(buffer))
+}
+
+/** Gives the elements alignment and the result an owner of its own. Throws as {@link decodeFloats}. */
+function alignedCopy(bytes: Uint8Array, dtype: WeightDtype): ArrayBuffer {
+  const size = ELEMENT_BYTES[dtype]
+  if (bytes.byteLength % size === 0) return Uint8Array.from(bytes).buffer
+  throw new ShapeError({
+    where: dtype,
+    what: 'not a whole number of elements',
+    expected: `a multiple of ${size} bytes`,
+    got: `${bytes.byteLength}`,
+  })
 }
 
 /** f32 → little-endian bytes of a float type; for F32 a view of the same memory. */
@@ -97,7 +105,7 @@ export function encodeFloats(values: Float32Array, dtype: FloatDtype): Uint8Arra
 
 /** As {@link decodeFloats}; F64 stays f64. */
 export function decodeWeights(bytes: Uint8Array, dtype: WeightDtype): FloatArray {
-  return dtype === 'F64' ? new Float64Array(Uint8Array.from(bytes).buffer) : decodeFloats(bytes, dtype)
+  return dtype === 'F64' ? new Float64Array(alignedCopy(bytes, dtype)) : decodeFloats(bytes, dtype)
 }
 
 /** Little-endian bytes of a float type, rounded once; a view of the same memory where the type stays. */

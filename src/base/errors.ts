@@ -1,5 +1,6 @@
 // The one error hierarchy. Every message has one pattern: where, what is wrong, expected, got, what to do.
 
+/** The kinds of errors, one for each class: what callers match on. */
 export type ErrorCode =
   | 'FORMAT'
   | 'SHAPE'
@@ -12,6 +13,7 @@ export type ErrorCode =
   | 'RUNTIME'
   | 'NUMERIC'
 
+/** The parts of an error's message. */
 export interface ErrorDetails {
   /** What the error is about: a file, a tensor, a layer, an option. */
   where?: string
@@ -108,6 +110,7 @@ export class NumericError extends LowrankError {
 /** Hears of what is wrong in input: strict readers throw it, `inspect` collects it and goes on. */
 export type OnProblem = (problem: LowrankError) => void
 
+/** The {@link OnProblem} of strict readers. */
 export function throwProblem(problem: LowrankError): never {
   throw problem
 }
@@ -132,16 +135,11 @@ export interface SerializedError {
   details: ErrorDetails | undefined
 }
 
-/** Error → plain object that structured cloning keeps whole. */
+/** Error → plain object that structured cloning keeps whole. A cause stays behind: it may be anything. */
 export function serializeError(error: unknown): SerializedError {
   if (error instanceof LowrankError) {
-    const { where, what, expected, got, hint } = error
-    const details: ErrorDetails = { what }
-    if (where !== undefined) details.where = where
-    if (expected !== undefined) details.expected = expected
-    if (got !== undefined) details.got = got
-    if (hint !== undefined) details.hint = hint
-    return { code: error.code, name: error.name, message: error.message, stack: error.stack, details }
+    const { code, name, message, stack, where, what, expected, got, hint } = error
+    return { code, name, message, stack, details: { where, what, expected, got, hint } }
   }
   const plain = error instanceof Error ? error : new Error(String(error))
   return { code: undefined, name: plain.name, message: plain.message, stack: plain.stack, details: undefined }
@@ -176,6 +174,12 @@ export function deserializeError(error: SerializedError): Error {
 /** Longer names come from hostile files, and comparing them takes time that grows with the square. */
 const MAX_COMPARED = 500
 
+/** Edits over the longer name's length: more, and the two are different words. */
+const MAX_DISTANCE = 0.6
+
+/** What an edit counts where one name contains the other, as `q_proj` and `model.q_proj`: next to nothing. */
+const CONTAINED_WEIGHT = 0.01
+
 /**
  * The candidates closest to `name`, best first, for "did you mean" hints: by edit distance, names that contain each
  * other first.
@@ -186,15 +190,17 @@ export function nearMisses(name: string, candidates: Iterable<string>, limit = 3
   const scored = comparable.map((candidate) => {
     const contains = candidate.includes(name) || name.includes(candidate)
     const distance = editDistance(name, candidate)
-    return { candidate, score: contains ? distance / 100 : distance / Math.max(name.length, candidate.length) }
+    const score = contains ? distance * CONTAINED_WEIGHT : distance / Math.max(name.length, candidate.length)
+    return { candidate, score }
   })
   return scored
-    .filter(({ score }) => score <= 0.6)
+    .filter(({ score }) => score <= MAX_DISTANCE)
     .sort((a, b) => a.score - b.score)
     .slice(0, limit)
     .map(({ candidate }) => candidate)
 }
 
+/** Levenshtein's. */
 function editDistance(a: string, b: string): number {
   let row = Array.from({ length: b.length + 1 }, (_, j) => j)
   for (let i = 1; i <= a.length; i++) {

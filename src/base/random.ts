@@ -6,6 +6,7 @@ import { ConfigError } from './errors.js'
 /** The four words of a generator, for saving and resuming. */
 export type RandomState = readonly [number, number, number, number]
 
+/** One stream of random numbers. */
 export class Random {
   #a: number
   #b: number
@@ -26,6 +27,7 @@ export class Random {
     for (let i = 0; i < 12; i++) this.uint32()
   }
 
+  /** Uniform in [0, 2³²). */
   uint32(): number {
     const result = (((this.#a + this.#b) | 0) + this.#counter) | 0
     this.#counter = (this.#counter + 1) | 0
@@ -62,6 +64,7 @@ export class Random {
     return items
   }
 
+  /** Where the stream is; assigned to a generator of any stream, it goes on from there. */
   get state(): RandomState {
     return [this.#a, this.#b, this.#c, this.#counter]
   }

@@ -2,6 +2,7 @@
 
 import { ShapeError } from './errors.js'
 
+/** Values in single or in double precision; results take that of what they are computed from. */
 export type FloatArray = Float32Array | Float64Array
 
 /** A row-major matrix. */
@@ -20,6 +21,9 @@ export interface Tensor<Data extends FloatArray = Float32Array> {
   readonly shape: readonly number[]
 }
 
+/** The `like` of what is computed in double precision. */
+export const F64: FloatArray = new Float64Array()
+
 /** A matrix of zeros in the precision of `like`. */
 export function zeros(rows: number, columns: number, like: FloatArray): Matrix {
   const data = like instanceof Float64Array ? new Float64Array(rows * columns) : new Float32Array(rows * columns)
@@ -28,46 +32,57 @@ export function zeros(rows: number, columns: number, like: FloatArray): Matrix {
 
 /**
  * Checks a value and gives it the form of a Matrix. Nested arrays are copied into an f64 matrix; a Matrix is returned
- * as it is.
+ * as it is. Callers without types may hand in anything.
  *
- * @throws ShapeError when rows differ in length, or the data does not have rows · columns elements.
+ * @throws ShapeError when it is no matrix, rows differ in length, or the data does not have rows · columns elements
  */
 export function toMatrix(value: MatrixLike, where: string): Matrix {
-  if (Array.isArray(value)) {
-    const rows = value as readonly (readonly number[])[]
-    const columns = rows.length === 0 ? 0 : rows[0].length
-    const data = new Float64Array(rows.length * columns)
-    rows.forEach((row, i) => {
-      if (row.length !== columns) {
-        throw new ShapeError({
-          where,
-          what: `row ${i} has another length`,
-          expected: `${columns}`,
-          got: `${row.length}`,
-        })
-      }
-      data.set(row, i * columns)
-    })
-    return { data, shape: [rows.length, columns] }
-  }
-  const matrix = value as Matrix
-  const [rows, columns] = matrix.shape ?? []
-  if (!(matrix.data instanceof Float32Array || matrix.data instanceof Float64Array)) {
-    throw new ShapeError({
-      where,
-      what: 'not a matrix',
-      expected: 'number[][] or {data: Float32Array | Float64Array, shape}',
-    })
-  }
-  if (matrix.shape.length !== 2 || !isDim(rows) || !isDim(columns) || rows * columns !== matrix.data.length) {
+  return isNested(value) ? fromRows(value, where) : checkedMatrix(value, where)
+}
+
+function isNested(value: MatrixLike): value is readonly (readonly number[])[] {
+  return Array.isArray(value)
+}
+
+function fromRows(rows: readonly (readonly number[])[], where: string): Matrix {
+  if (!rows.every((row) => typeof row === 'object' && row !== null && isDim(row.length))) throw notAMatrix(where)
+  const columns = rows.length === 0 ? 0 : rows[0].length
+  const data = new Float64Array(rows.length * columns)
+  rows.forEach((row, i) => {
+    if (row.length !== columns) {
+      throw new ShapeError({
+        where,
+        what: `row ${i} has another length`,
+        expected: `${columns}`,
+        got: `${row.length}`,
+      })
+    }
+    data.set(row, i * columns)
+  })
+  return { data, shape: [rows.length, columns] }
+}
+
+function checkedMatrix(matrix: Matrix, where: string): Matrix {
+  const { data, shape }: Partial<Matrix> = matrix ?? {}
+  const isData = data instanceof Float32Array || data instanceof Float64Array
+  if (!isData || !Array.isArray(shape)) throw notAMatrix(where)
+  if (shape.length !== 2 || !shape.every(isDim) || elementCount(shape) !== data.length) {
     throw new ShapeError({
       where,
       what: 'data and shape disagree',
-      expected: `${formatShape(matrix.shape)} elements`,
-      got: `${matrix.data.length}`,
+      expected: `${formatShape(shape)} elements`,
+      got: `${data.length}`,
     })
   }
   return matrix
+}
+
+function notAMatrix(where: string): ShapeError {
+  return new ShapeError({
+    where,
+    what: 'not a matrix',
+    expected: 'number[][] or {data: Float32Array | Float64Array, shape}',
+  })
 }
 
 /** Throws ShapeError unless `matrix` is (rows, columns). */
@@ -82,6 +97,7 @@ export function checkShape(matrix: Matrix, rows: number, columns: number, where:
   }
 }
 
+/** For messages: `(d, k)`. */
 export function formatShape(shape: readonly (number | bigint | string)[]): string {
   return `(${shape.join(', ')})`
 }
@@ -91,6 +107,6 @@ export function elementCount(shape: readonly number[]): number {
   return shape.reduce((product, dim) => product * dim, 1)
 }
 
-function isDim(value: unknown): value is number {
-  return Number.isInteger(value) && (value as number) >= 0
+function isDim(value: unknown): boolean {
+  return Number.isInteger(value) && Number(value) >= 0
 }

@@ -180,5 +180,6 @@ describe('bytes', () => {
 
   test('half an element is an error', () => {
     expect(() => decodeFloats(new Uint8Array(3), 'F16')).toThrow(ShapeError)
+    expect(() => decodeWeights(new Uint8Array(12), 'F64')).toThrow(ShapeError)
   })
 })
