@@ -53,7 +53,7 @@ export class AdapterSession<M extends SessionBase = SessionBase> {
   #affine: ReadonlySet<string> = new Set()
   /** Changes of the session follow one another. */
   #lastChange: Promise<unknown> = Promise.resolve()
-  #isDisposed = false
+  #disposal: Promise<void> | undefined
 
   private constructor(model: M, { adapters: _, modules = {}, ...options }: AdapterSessionOptions) {
     this.model = model
@@ -130,9 +130,12 @@ export class AdapterSession<M extends SessionBase = SessionBase> {
   }
 
   /** Closes the session and ends its worker. Other calls throw StateError from then on. */
-  async dispose(): Promise<void> {
-    if (this.#isDisposed) return
-    this.#isDisposed = true
+  dispose(): Promise<void> {
+    this.#disposal ??= this.#close()
+    return this.#disposal
+  }
+
+  async #close(): Promise<void> {
     await this.#lastChange
     // A worker that failed cannot answer; its end is all that is left to do.
     await this.#engine.remote.dispose().catch(() => {})
@@ -145,7 +148,7 @@ export class AdapterSession<M extends SessionBase = SessionBase> {
 
   /** @internal */
   get engine(): Remote<InferEngine> {
-    if (this.#isDisposed) throw new StateError({ where: 'AdapterSession', what: 'it is disposed' })
+    if (this.#disposal !== undefined) throw new StateError({ where: 'AdapterSession', what: 'it is disposed' })
     return this.#engine.remote
   }
 

@@ -6,7 +6,7 @@ import { type CausalInputs, causalInputs } from '../graph/causal-inputs.js'
 import { Graph } from '../graph/graph.js'
 import type { CausalModel } from '../graph/model-folder.js'
 import type { AdapterSession } from './adapter-session.js'
-import { GENERATE_DEFAULTS, resolveSampling, type SamplingOptions } from './sampling.js'
+import { GENERATE_DEFAULTS, resolveSampling, type Sampling, type SamplingOptions } from './sampling.js'
 
 export interface GenerateOptions extends SamplingOptions {
   /** Name of an adapter of the session, for the whole text. Default: the base model alone. */
@@ -37,7 +37,7 @@ export interface GenerateResult {
  *
  * @throws ConfigError for an option out of range, MismatchError for an unknown adapter, DataError for a prompt without
  *   tokens or without room behind it, UnsupportedError when the graph is no causal language model, NumericError when the
- *   logits are not finite
+ *   logits are not finite, StateError when the session is disposed; what the signal and `onText` throw
  */
 export async function generate(
   session: AdapterSession<CausalModel>,
@@ -52,42 +52,62 @@ export async function generate(
   checkInteger('maxNewTokens', maxNewTokens, 1, 'an integer of 1 or more')
   session.checkAdapter(adapter)
   const { model } = session
-  const inputs = causalInputs(new Graph(model.onnx.proto))
   const promptIds = encodePrompt(model, prompt)
-  const contextLength = model.contextLength ?? Number.POSITIVE_INFINITY
+  const room = (model.contextLength ?? Number.POSITIVE_INFINITY) - promptIds.length
 
-  const engine = session.engine
-  const { logits, cache } = inputs
-  const emptyCache = inputs.emptyCache(1)
-  const decoding = await engine.startDecoding({ adapter, logits, cache, emptyCache, sampling, seed })
   const stream = model.tokenizer.stream()
   for (const id of promptIds) stream.push(id)
-  const tokenIds: number[] = []
   let text = ''
   const append = (piece: string) => {
     if (piece === '') return
     text += piece
     onText?.(piece)
   }
-  let finish: GenerateResult['finish'] | undefined
-  try {
-    while (finish === undefined) {
-      signal?.throwIfAborted()
-      const id = await engine.nextToken(decoding, nextFeeds(inputs, promptIds, tokenIds))
-      if (model.eosTokenIds.includes(id)) {
-        finish = 'eos'
-        break
-      }
-      tokenIds.push(id)
-      append(stream.push(id))
-      if (tokenIds.length === maxNewTokens) finish = 'max-new-tokens'
-      else if (promptIds.length + tokenIds.length >= contextLength) finish = 'context'
+  const tokenIds: number[] = []
+  let finish: GenerateResult['finish'] = maxNewTokens <= room ? 'max-new-tokens' : 'context'
+  for await (const id of continuation(session, promptIds, { adapter, sampling, seed, signal })) {
+    if (model.eosTokenIds.includes(id)) {
+      finish = 'eos'
+      break
     }
-  } finally {
-    await engine.stopDecoding(decoding)
+    tokenIds.push(id)
+    append(stream.push(id))
+    if (tokenIds.length === Math.min(maxNewTokens, room)) break
   }
   append(stream.end())
   return { text, tokens: tokenIds.length, tokenIds, finish, seconds: (performance.now() - startedAt) / 1000 }
+}
+
+interface Draws {
+  readonly adapter: string | undefined
+  readonly sampling: Sampling
+  readonly seed: number
+  readonly signal: AbortSignal | undefined
+}
+
+/** The tokens that follow the prompt's, for as long as they are asked for. */
+async function* continuation(
+  session: AdapterSession<CausalModel>,
+  promptIds: readonly number[],
+  { adapter, sampling, seed, signal }: Draws,
+): AsyncGenerator<number, never> {
+  const inputs = causalInputs(new Graph(session.model.onnx.proto))
+  const { logits, cache } = inputs
+  const { engine } = session
+  const emptyCache = inputs.emptyCache(1)
+  const decoding = await engine.startDecoding({ adapter, logits, cache, emptyCache, sampling, seed })
+  const tokenIds: number[] = []
+  try {
+    for (;;) {
+      signal?.throwIfAborted()
+      const id = await session.engine.nextToken(decoding, nextFeeds(inputs, promptIds, tokenIds))
+      tokenIds.push(id)
+      yield id
+    }
+  } finally {
+    // An engine that has ended holds no texts.
+    await engine.stopDecoding(decoding).catch(() => {})
+  }
 }
 
 /** All tokens for a model without a cache and at first, afterwards the newest one. */
@@ -107,15 +127,10 @@ function nextFeeds(inputs: CausalInputs, promptIds: readonly number[], tokenIds:
 
 function encodePrompt({ tokenizer, eosTokenIds, contextLength, name }: CausalModel, prompt: string): number[] {
   const ids = tokenizer.encode(prompt)
-  // Some templates end every text; a prompt goes on.
   const last = ids.at(-1)
-  if (
-    last !== undefined &&
-    eosTokenIds.includes(last) &&
-    !endsWith(tokenizer.encode(prompt, { specialTokens: false }), last)
-  ) {
-    ids.pop()
-  }
+  const endsText = last !== undefined && eosTokenIds.includes(last)
+  // Some templates end every text; a prompt goes on.
+  if (endsText && tokenizer.encode(prompt, { specialTokens: false }).at(-1) !== last) ids.pop()
   if (ids.length === 0) {
     throw new DataError({
       where: 'prompt',
@@ -132,10 +147,6 @@ function encodePrompt({ tokenizer, eosTokenIds, contextLength, name }: CausalMod
     })
   }
   return ids
-}
-
-function endsWith(ids: readonly number[], id: number): boolean {
-  return ids.at(-1) === id
 }
 
 function checkInteger(where: string, value: number, minimum: number, expected: string): void {

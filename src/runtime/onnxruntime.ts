@@ -73,10 +73,7 @@ class WrappedSession implements RuntimeSession {
   async run(feeds: Feeds, outputNames?: readonly string[]): Promise<Record<string, RuntimeTensor>> {
     if (this.#session === undefined) throw new RuntimeError({ where: 'ONNX Runtime', what: 'the session is disposed' })
     const tensors: Record<string, unknown> = {}
-    for (const name in feeds) {
-      const { type, data, dims } = feeds[name]
-      tensors[name] = new this.#ort.Tensor(type as never, data as never, dims)
-    }
+    for (const name in feeds) tensors[name] = this.#tensor(name, feeds[name])
     let results: Record<string, unknown>
     try {
       results = await this.#session.run(tensors, outputNames ?? this.outputNames)
@@ -89,6 +86,14 @@ class WrappedSession implements RuntimeSession {
       outputs[name] = { type: type as TensorType, data: withoutFloat16Array(data), dims }
     }
     return outputs
+  }
+
+  #tensor(name: string, { type, data, dims }: RuntimeTensor): unknown {
+    try {
+      return new this.#ort.Tensor(type as never, data as never, dims)
+    } catch (cause) {
+      throw new RuntimeError({ where: `input ${name}`, what: `no tensor: ${messageOf(cause)}`, cause })
+    }
   }
 
   async dispose(): Promise<void> {

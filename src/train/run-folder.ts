@@ -210,10 +210,22 @@ export async function readState(
 
 function parseRun(text: string | undefined, where: string): RunState {
   try {
-    const run = JSON.parse(text ?? '') as RunState
-    if (Number.isSafeInteger(run.step) && typeof run.fingerprint === 'object') return run
+    const run: unknown = JSON.parse(text ?? '')
+    if (isRunState(run)) return run
   } catch {
     // Falls through: no JSON is as bad as JSON of something else.
   }
   throw new FormatError({ where, what: 'not the state of a training run' })
+}
+
+function isRunState(value: unknown): value is RunState {
+  if (typeof value !== 'object' || value === null) return false
+  const { step, fingerprint, evalLossBefore } = value as Partial<RunState>
+  return (
+    Number.isSafeInteger(step) &&
+    Number(step) >= 0 &&
+    typeof fingerprint === 'object' &&
+    fingerprint !== null &&
+    (evalLossBefore === null || typeof evalLossBefore === 'number')
+  )
 }

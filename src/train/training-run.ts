@@ -126,7 +126,7 @@ class TrainingRun {
       if (isDone && evalExamples !== undefined) evalLossAfter = await this.#evaluate(this.#totalSteps)
       if (isDone) await this.#writer.finish()
     } catch (error) {
-      await this.#writer.abandon()
+      await this.#writer.abandon().catch(() => {}) // `error` says why the run ended
       throw error
     }
     const { metrics } = this.#writer

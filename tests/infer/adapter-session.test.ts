@@ -1,7 +1,7 @@
 import * as ort from 'onnxruntime-node'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { readJson } from '../../src/base/bytes.js'
-import { MismatchError, NumericError, StateError, UnsupportedError } from '../../src/base/errors.js'
+import { MismatchError, NumericError, RuntimeError, StateError, UnsupportedError } from '../../src/base/errors.js'
 import type { CausalModel } from '../../src/graph/model-folder.js'
 import { sessionModel } from '../../src/graph/session-model.js'
 import { AdapterSession } from '../../src/infer/adapter-session.js'
@@ -238,6 +238,25 @@ describe('what does not fit', () => {
     const error = await AdapterSession.open(model, { adapters: { adapter } }).catch((error: unknown) => error)
     expect(error).toBeInstanceOf(UnsupportedError)
     expect((error as Error).message).toMatch(name === 'llama-q8' ? /q_proj\/MatMul_quant \(MatMulInteger\)/ : /\(If\)/)
+    await model.close()
+  })
+
+  it('feeds that no tensor can be made of', async () => {
+    const session = await AdapterSession.open(union)
+    const feeds = feedsOf(union, ROWS)
+    const short = { ...feeds, input_ids: { ...feeds.input_ids, data: new BigInt64Array(3) } }
+    await expect(session.run(short)).rejects.toThrow(RuntimeError)
+    await expect(session.run(short)).rejects.toThrow(/input_ids/)
+    await session.dispose()
+  })
+
+  it('a second dispose ends no sooner than the first', async () => {
+    const { host, closed } = messageHost()
+    const model = await openModel(UNION, host)
+    const session = await AdapterSession.open(model)
+    void session.dispose()
+    await session.dispose()
+    expect(closed()).toBe(1)
     await model.close()
   })
 

@@ -1,6 +1,6 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { readJson } from '../../src/base/bytes.js'
-import { ConfigError, DataError, MismatchError, UnsupportedError } from '../../src/base/errors.js'
+import { ConfigError, DataError, MismatchError, StateError, UnsupportedError } from '../../src/base/errors.js'
 import type { CausalModel } from '../../src/graph/model-folder.js'
 import { AdapterSession } from '../../src/infer/adapter-session.js'
 import { type GenerateOptions, generate } from '../../src/infer/generate.js'
@@ -215,6 +215,25 @@ describe('texts beside one another', () => {
     expect(result.tokenIds).toEqual(whole.tokenIds)
     expect(opened.adapters).toEqual(['q'])
     await opened.dispose()
+  })
+})
+
+describe('a session that is disposed meanwhile', () => {
+  it.each([
+    ['this thread', inThread],
+    ['a worker', messageHost().host],
+  ])('in %s ends the text with a StateError', async (_, host) => {
+    const model = await openModel('tests/golden/models/llama-genai', host)
+    const opened = await AdapterSession.open(model)
+    let disposal: Promise<void> | undefined
+    const onText = () => {
+      disposal ??= opened.dispose()
+    }
+    const error = await generate(opened, PROMPT, { onText }).catch((error: unknown) => error)
+    expect(error).toBeInstanceOf(StateError)
+    expect((error as Error).message).toMatch('it is disposed')
+    await disposal
+    await model.close()
   })
 })
 

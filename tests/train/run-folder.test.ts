@@ -110,8 +110,10 @@ describe('state', () => {
 
   it('refuses other files', async () => {
     const directory = new MemoryDirectory()
-    await writeState(directory, names, engine, { ...run, step: 'two' } as never)
-    await expect(readState(directory, names, () => {})).rejects.toThrow('not the state of a training run')
+    for (const change of [{ step: 'two' }, { step: -1 }, { fingerprint: null }, { evalLossBefore: 'low' }]) {
+      await writeState(directory, names, engine, { ...run, ...change } as never)
+      await expect(readState(directory, names, () => {})).rejects.toThrow('not the state of a training run')
+    }
   })
 })
 
