@@ -3,7 +3,7 @@
 import { TensorProto_DataType as DataType } from '../../formats/onnx/gen/onnx_pb.js'
 import { floatAttribute, intAttribute, stringAttribute } from '../attributes.js'
 import type { Builder, Value } from '../builder.js'
-import type { GradientContext, GradientRule } from './context.js'
+import { type GradientContext, type GradientRule, once } from './context.js'
 
 const FLOATS: ReadonlySet<number> = new Set([DataType.FLOAT, DataType.DOUBLE, DataType.FLOAT16, DataType.BFLOAT16])
 
@@ -46,8 +46,13 @@ export const ARITHMETIC: Readonly<Record<string, GradientRule>> = {
   // y = ln x      dx = dy/x
   Log: ({ g, inputs: [x], dy }) => [() => g.div(dy, x)],
 
-  // y = |x|      dx = dy where x ≥ 0, −dy elsewhere (Sign has no WebGPU kernel)
-  Abs: ({ g, inputs: [x], dy }) => [() => g.where(g.op('Less', [x, g.float(0)]), g.neg(dy), dy)],
+  // y = |x|      dx = dy where x > 0, −dy where x < 0, 0 at 0 (Sign has no WebGPU kernel)
+  Abs: ({ g, inputs: [x], dy }) => [
+    () => {
+      const zero = g.float(0)
+      return g.where(g.op('Less', [x, zero]), g.neg(dy), g.where(g.op('Greater', [x, zero]), dy, zero))
+    },
+  ],
 
   // y = sin x      dx = dy·cos x
   Sin: ({ g, inputs: [x], dy }) => [() => g.mul(dy, g.op('Cos', [x]))],
@@ -77,12 +82,16 @@ export const SELECTION: Readonly<Record<string, GradientRule>> = {
   // y = a where c, else b      da = dy where c, else 0   db = 0 where c, else dy
   Where: ({ g, inputs: [c], dy }) => [undefined, () => g.where(c, dy, g.float(0)), () => g.where(c, g.float(0), dy)],
 
-  // y = max(x₁, x₂, …)      dxᵢ = dy where xᵢ = y, else 0
-  Max: ({ g, inputs, outputs: [y], dy }) => inputs.map((x) => () => whereEqual(g, x, y, dy)),
-  Min: ({ g, inputs, outputs: [y], dy }) => inputs.map((x) => () => whereEqual(g, x, y, dy)),
+  // y = max(x₁, x₂, …)      dxᵢ = dy/n where xᵢ = y, n the number of such inputs, else 0
+  Max: evenlyAmongEqual,
+  Min: evenlyAmongEqual,
 
   // y = min(max(x, low), high)      dx = dy where x = y, else 0
-  Clip: ({ g, inputs: [x], outputs: [y], dy }) => [() => whereEqual(g, x, y, dy), undefined, undefined],
+  Clip: ({ g, inputs: [x], outputs: [y], dy }) => [
+    () => g.where(g.op('Equal', [x, y]), dy, g.float(0)),
+    undefined,
+    undefined,
+  ],
 
   // y = max(x, 0)      dx = dy where x > 0, else 0
   Relu: ({ g, inputs: [x], dy }) => [() => g.where(g.op('Greater', [x, g.float(0)]), dy, g.float(0))],
@@ -144,8 +153,10 @@ function tanhGeluSlope(g: Builder, x: Value): Value {
   return g.mul(g.float(0.5), g.add(g.add(g.float(1), t), rise))
 }
 
-function whereEqual(g: Builder, x: Value, y: Value, dy: Value): Value {
-  return g.where(g.op('Equal', [x, y]), dy, g.float(0))
+function evenlyAmongEqual({ g, inputs, outputs: [y], dy }: GradientContext): ReturnType<GradientRule> {
+  const isExtreme = inputs.map((x) => once(() => g.op('Equal', [x, y])))
+  const share = once(() => g.div(dy, isExtreme.map((make) => g.cast(make(), g.floatType)).reduce(g.add)))
+  return isExtreme.map((make) => () => g.where(make(), share(), g.float(0)))
 }
 
 /** p·xᵖ⁻¹ for a constant p. */

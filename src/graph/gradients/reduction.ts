@@ -24,9 +24,9 @@ export const REDUCTIONS: Readonly<Record<string, GradientRule>> = {
   // y = Σ x / n      dx = dy/n over the averaged axes
   ReduceMean: (context) => [() => unreduce(context, context.g.mul(context.dy, share(context))), undefined],
 
-  // y = max x      dx = dy where x = y, else 0
-  ReduceMax: (context) => [() => whereExtreme(context), undefined],
-  ReduceMin: (context) => [() => whereExtreme(context), undefined],
+  // y = max x      dx = dy/n where x = y, n the number of such elements, else 0
+  ReduceMax: (context) => [() => evenlyAmongExtremes(context), undefined],
+  ReduceMin: (context) => [() => evenlyAmongExtremes(context), undefined],
 }
 
 export const NORMALIZATIONS: Readonly<Record<string, GradientRule>> = {
@@ -143,8 +143,11 @@ function share(context: GradientContext): Value {
   return g.op('Reciprocal', [g.cast(count, g.floatType)])
 }
 
-function whereExtreme(context: GradientContext): Value {
+function evenlyAmongExtremes(context: GradientContext): Value {
   const { g, inputs, outputs, dy } = context
+  const axes = axesOf(context)
+  if (axes.length === 0) return dy
   const isExtreme = g.op('Equal', [inputs[0], keepAxes(context, outputs[0])])
-  return g.where(isExtreme, keepAxes(context, dy), g.float(0))
+  const count = g.reduceSum(g.cast(isExtreme, g.floatType), axes)
+  return g.where(isExtreme, g.div(keepAxes(context, dy), count), g.float(0))
 }
