@@ -10,7 +10,7 @@ import { checkRank, where } from './factors.js'
 import { takenFromBase } from './initializers.js'
 import { changesBase, takesFromBase } from './inits.js'
 import type { LoraLayer } from './layer.js'
-import { copyAs } from './product.js'
+import { stackRows } from './product.js'
 
 /** A layer's name and shape (d, k) → its weight W (d, k) as it was before the start changed it. */
 export type BaseWeights = (name: string, shape: readonly [d: number, k: number]) => MatrixLike | Promise<MatrixLike>
@@ -30,14 +30,14 @@ export async function toPlain(adapter: LoraAdapter, from: BaseWeights | LoraAdap
   for (const [name, layer] of adapter) {
     const { weightA, weightB, magnitude, biasB } = layer
     const first = from instanceof LoraAdapter ? firstOf(from, layer) : await takenFrom(from, layer)
-    const a = stacked(weightA, copyAs(first.weightA, weightA.data))
-    const b = beside(weightB, copyAs(first.weightB, weightB.data))
+    const a = stackRows(weightA, first.weightA)
+    const b = besideNegated(weightB, first.weightB)
     result.addFactors(name, a, b, { magnitude, biasB })
   }
   for (const [name, { weightA, weightB, magnitude, dtype }] of adapter.embeddings) {
-    const [rank] = weightA.shape
-    const a = stacked(weightA, zeros(rank, weightA.shape[1], weightA.data))
-    const b = beside(weightB, zeros(weightB.shape[0], rank, weightB.data))
+    // Their starts change no weight: zeros fill what the config's rank asks for.
+    const a = stackRows(weightA, zeros(...weightA.shape, weightA.data))
+    const b = besideNegated(weightB, zeros(...weightB.shape, weightB.data))
     result.addEmbedding(name, a, b, { magnitude }).dtype = dtype
   }
   for (const [name, replacement] of adapter.replacements) result.replacements.set(name, replacement)
@@ -97,16 +97,8 @@ function firstOf(start: LoraAdapter, { name, weightA, weightB, scaling }: LoraLa
   throw new MismatchError({ where: name, what: 'not the layer as it was before training', expected, got })
 }
 
-/** (r, k) over (r, k) */
-function stacked(a: Matrix, first: Matrix): Matrix {
-  const result = zeros(2 * a.shape[0], a.shape[1], a.data)
-  result.data.set(a.data)
-  result.data.set(first.data, a.data.length)
-  return result
-}
-
-/** (d, r) beside −(d, r) */
-function beside(b: Matrix, first: Matrix): Matrix {
+/** [B, −B₀] of two matrices (d, r), in the precision of the first. */
+function besideNegated(b: Matrix, first: Matrix): Matrix {
   const [d, r] = b.shape
   const result = zeros(d, 2 * r, b.data)
   for (let i = 0; i < d; i++) {

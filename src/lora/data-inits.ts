@@ -3,20 +3,17 @@
 
 import { ConfigError, ShapeError, StateError } from '../base/errors.js'
 import { Random } from '../base/random.js'
-import { checkShape, formatShape, type Matrix, type MatrixLike, toMatrix, zeros } from '../base/tensor.js'
+import { checkShape, F64, formatShape, type Matrix, type MatrixLike, toMatrix, zeros } from '../base/tensor.js'
 import { LoraAdapter } from './adapter.js'
-import { balanced, type FactorPair, triples } from './decomposed.js'
+import { balanced, type FactorPair, lastTriples, leadingTriples } from './decomposed.js'
 import { subtractProduct, where } from './factors.js'
 import { changesBase, type Init } from './inits.js'
 import type { LoraLayer } from './layer.js'
-import { randomizedSvd } from './linalg/randomized-svd.js'
-import { type Svd, svd } from './linalg/svd.js'
+import type { Svd } from './linalg/svd.js'
 import { requirePlain } from './plain.js'
 import { addScaled, copyAs, product } from './product.js'
 
-const F64 = new Float64Array()
-const EXACT = { tolerance: 1e-13, iterations: 400 }
-
+/** How `loraGaInitialize` turns a gradient into factors; defaults are PEFT's. */
 export interface LoraGaOptions {
   /** Which of the gradient's leading 2r singular triples go to A and which to B. Default ArB2r: the first r to A, the next to B. */
   direction?: 'ArBr' | 'A2rBr' | 'ArB2r' | 'random'
@@ -47,37 +44,52 @@ export function loraGaInitialize(layer: LoraLayer, gradient: MatrixLike, options
       got: `${r}`,
     })
   }
-  const { u, s, vt } = randomizedSvd(matrix, 2 * r, EXACT)
-  const all = Array.from({ length: 2 * r }, (_, i) => i)
-  const drawn = new Random(layer.config.seed, `init/${layer.name}`).shuffle([...all]).slice(0, r)
-  const [forA, forB] = {
-    ArBr: [all.filter((i) => i % 2 === 1), all.filter((i) => i % 2 === 0)],
-    A2rBr: [all.slice(r), all.slice(0, r)],
-    ArB2r: [all.slice(0, r), all.slice(r)],
-    random: [drawn, drawn],
-  }[direction]
+  const { u, s, vt } = leadingTriples(matrix, 2 * r)
+  const { forA, forB } = chosenTriples(r, direction, new Random(layer.config.seed, `init/${layer.name}`))
   const largest = s[forB[0]]
   const sizeOfB = {
     stable: () => d ** 0.25 / Math.sqrt(gamma),
-    'weight-svd': () => (largest > 0 ? randomizedSvd(weight, 1, EXACT).s[0] / largest : 1),
+    'weight-svd': () => (largest > 0 ? leadingTriples(weight, 1).s[0] / largest : 1),
     'gd-scale': () => 1 / scaling,
     unit: () => 1,
   }[scale]()
+  const sizeOfA = scale === 'gd-scale' ? 1 / scaling : 1
   const weightA = zeros(r, k, F64)
   const weightB = zeros(d, r, F64)
-  const sizeOfA = scale === 'gd-scale' ? 1 / scaling : 1
   for (let row = 0; row < r; row++) {
     for (let j = 0; j < k; j++) weightA.data[row * k + j] = sizeOfA * vt.data[forA[row] * k + j]
     const size = sizeOfB * s[forB[row]]
     for (let i = 0; i < d; i++) weightB.data[i * r + row] = size * u.data[i * 2 * r + forB[row]]
   }
-  start(layer, weight, { weightA, weightB })
+  startFrom(layer, weight, { weightA, weightB })
 }
 
+/** Which of 2r singular triples go to A, and which to B; r each. */
+function chosenTriples(
+  r: number,
+  direction: NonNullable<LoraGaOptions['direction']>,
+  random: Random,
+): { forA: number[]; forB: number[] } {
+  const all = Array.from({ length: 2 * r }, (_, i) => i)
+  switch (direction) {
+    case 'ArBr':
+      return { forA: all.filter((i) => i % 2 === 1), forB: all.filter((i) => i % 2 === 0) }
+    case 'A2rBr':
+      return { forA: all.slice(r), forB: all.slice(0, r) }
+    case 'ArB2r':
+      return { forA: all.slice(0, r), forB: all.slice(r) }
+    case 'random': {
+      const drawn = random.shuffle(all).slice(0, r)
+      return { forA: drawn, forB: drawn }
+    }
+  }
+}
+
+/** How `cordaInitialize` adapts a layer to its inputs; defaults are PEFT's. */
 export interface CordaOptions {
   /** `ipm` adapts what the inputs use most, `kpm` what they use least. Default ipm. */
   method?: 'ipm' | 'kpm'
-  /** This share of the mean variance is added to each. Default 0.01. */
+  /** This share of the mean of C's diagonal is added to its diagonal. Default 0.01. */
   damping?: number
 }
 
@@ -100,11 +112,11 @@ export function cordaInitialize(layer: LoraLayer, covariance: MatrixLike, option
   for (let i = 0; i < k; i++) trace += matrix.data[i * k + i]
   for (let i = 0; i < k; i++) damped.data[i * k + i] += (damping * trace) / k
   const image = product(weight, damped) // (d, k) @ (k, k)
-  const { u, s } = method === 'ipm' ? randomizedSvd(image, rank, EXACT) : triples(svd(image), rank, true)
+  const { u, s } = method === 'ipm' ? leadingTriples(image, rank) : lastTriples(image, rank)
   // PEFT's V·C⁻¹ is S⁻¹·Uᵀ·W, which needs no inverse.
   const vt = product(u, weight, { transposeA: true }) // (r, d) @ (d, k)
   for (let at = 0; at < vt.data.length; at++) vt.data[at] /= s[Math.floor(at / k)]
-  start(layer, weight, balanced({ u, s, vt }, scaling))
+  startFrom(layer, weight, balanced({ u, s, vt }, scaling))
 }
 
 /**
@@ -139,19 +151,20 @@ export function loftqInitialize(
     })
   }
   const weight = effective(layer, 'LoftQ')
-  let rest = copyAs(weight, F64)
+  let toQuantize = copyAs(weight, F64)
   for (let i = 0; i < iterations; i++) {
-    const quantized = toMatrix(quantize(rest), where(layer.name, 'quantized'))
+    const quantized = toMatrix(quantize(toQuantize), where(layer.name, 'quantized'))
     checkShape(quantized, layer.d, layer.k, where(layer.name, 'quantized'))
     const loss = addScaled(copyAs(weight, F64), quantized, -1)
-    const pair = balanced(randomizedSvd(loss, layer.rank, EXACT), layer.scaling)
+    const pair = balanced(leadingTriples(loss, layer.rank), layer.scaling)
     layer.baseWeight = copyAs(quantized, weight.data)
     layer.weightA = pair.weightA
     layer.weightB = pair.weightB
-    rest = product(pair.weightB, pair.weightA, { scale: -layer.scaling, addTo: copyAs(weight, F64) })
+    toQuantize = product(pair.weightB, pair.weightA, { scale: -layer.scaling, addTo: copyAs(weight, F64) })
   }
 }
 
+/** How `evaInitialize` spreads ranks over layers; defaults are PEFT's. */
 export interface EvaOptions {
   /** A layer's rank may grow to ρ times its own. Default 2; 1 leaves ranks alone. */
   rho?: number
@@ -178,31 +191,28 @@ export function evaInitialize(
   const { rho = 2, whiten = false, adjustAlpha = true } = options
   if (!(rho >= 1)) throw new ConfigError({ where: 'rho', what: 'not usable', expected: 'at least 1', got: `${rho}` })
   requirePlain(adapter, 'EVA')
-  const found = new Map<string, { svd: Svd; shares: Float64Array }>()
+  const found = new Map<string, Directions>()
   for (const [name, x] of inputs) {
     const layer = adapter.layer(name)
     const count = Math.min(halfToEven(layer.rank * rho), layer.d, layer.k)
-    found.set(name, principal(toMatrix(x, where(name, 'inputs')), layer, count))
+    found.set(name, principalDirections(toMatrix(x, where(name, 'inputs')), layer, count))
   }
-  const ranks = distribute(adapter, found)
-  const { rank: own, alpha: ownAlpha } = adapter.config
+  const kept = distributedRanks(adapter, found).filter(({ rank }) => rank > 0)
   const rankPattern: Record<string, number> = {}
   const alphaPattern: Record<string, number> = {}
-  for (const [name, { rank, config }] of adapter) {
-    const ratio = ranks.get(name)! / rank
-    const alpha = adjustAlpha && ratio > 0 ? config.alpha * ratio : config.alpha
-    if (ranks.get(name) !== own) rankPattern[name] = ranks.get(name)!
-    if (alpha !== ownAlpha) alphaPattern[name] = alpha
+  for (const { layer, rank } of kept) {
+    const alpha = adjustAlpha ? layer.config.alpha * (rank / layer.rank) : layer.config.alpha
+    if (rank !== adapter.config.rank) rankPattern[layer.name] = rank
+    if (alpha !== adapter.config.alpha) alphaPattern[layer.name] = alpha
   }
-  const kept = adapter.names().filter((name) => ranks.get(name)! > 0)
-  const patterns = { rankPattern: only(rankPattern, kept), alphaPattern: only(alphaPattern, kept) }
-  const result = new LoraAdapter({ ...adapter.config, init: 'eva', targetModules: kept, ...patterns })
-  for (const name of kept) {
-    const { baseWeight, d, k, dtype } = adapter.layer(name)
+  const targetModules = kept.map(({ layer }) => layer.name)
+  const result = new LoraAdapter({ ...adapter.config, init: 'eva', targetModules, rankPattern, alphaPattern })
+  for (const { layer: before } of kept) {
+    const { name, baseWeight, d, k, dtype } = before
     const layer = baseWeight === undefined ? result.addLayerOfShape(name, [d, k]) : result.addLayer(name, baseWeight)
     layer.dtype = dtype
     const directions = found.get(name)
-    if (directions !== undefined) layer.weightA = leading(directions.svd, layer.rank, whiten)
+    if (directions !== undefined) layer.weightA = leadingRows(directions, layer.rank, whiten)
   }
   return result
 }
@@ -233,7 +243,8 @@ function effective(layer: LoraLayer, use: string): Matrix {
   return product(weightB, weightA, { scale: scaling, addTo: copyAs(baseWeight, baseWeight.data) })
 }
 
-function start(layer: LoraLayer, weight: Matrix, { weightA, weightB }: FactorPair): void {
+/** The factors, and W − s·B·A as the base, so that the effective weight is W. */
+function startFrom(layer: LoraLayer, weight: Matrix, { weightA, weightB }: FactorPair): void {
   layer.weightA = weightA
   layer.weightB = weightB
   const base = copyAs(weight, layer.weightA.data)
@@ -241,8 +252,13 @@ function start(layer: LoraLayer, weight: Matrix, { weightA, weightB }: FactorPai
   layer.baseWeight = base
 }
 
-/** The leading principal directions, and the share of all variance that each explains. */
-function principal(x: Matrix, layer: LoraLayer, count: number): { svd: Svd; shares: Float64Array } {
+/** The leading principal directions of a layer's inputs. */
+interface Directions extends Pick<Svd, 's' | 'vt'> {
+  /** Of all variance, what each direction explains. */
+  readonly shares: Float64Array
+}
+
+function principalDirections(x: Matrix, layer: LoraLayer, count: number): Directions {
   const [n, k] = x.shape
   if (k !== layer.k || n < count) {
     throw new ShapeError({
@@ -260,35 +276,28 @@ function principal(x: Matrix, layer: LoraLayer, count: number): { svd: Svd; shar
     centred.data[at] -= means[at % k]
     total += centred.data[at] ** 2
   }
-  const found = randomizedSvd(centred, count, EXACT)
-  return {
-    svd: { ...found, u: zeros(0, 0, F64) },
-    shares: found.s.map((value) => (total > 0 ? value ** 2 / total : 0)),
-  }
+  const { s, vt } = leadingTriples(centred, count)
+  return { s, vt, shares: s.map((value) => (total > 0 ? value ** 2 / total : 0)) }
 }
 
-/** Ranks of layers by what their directions explain; their sum over layers with inputs stays. */
-function distribute(
+/** Ranks of layers by what their directions explain; their sum over layers with inputs stays. Others keep their own. */
+function distributedRanks(
   adapter: LoraAdapter,
-  found: ReadonlyMap<string, { shares: Float64Array }>,
-): ReadonlyMap<string, number> {
-  const ranks = new Map<string, number>()
-  const shares: { name: string; share: number }[] = []
-  let budget = 0
-  for (const [name, { rank }] of adapter) {
-    const own = found.get(name)
-    ranks.set(name, own === undefined ? rank : 0)
-    if (own === undefined) continue
-    budget += rank
-    for (const share of own.shares) shares.push({ name, share })
-  }
-  shares.sort((a, b) => b.share - a.share)
-  for (const { name } of shares.slice(0, budget)) ranks.set(name, ranks.get(name)! + 1)
+  found: ReadonlyMap<string, Directions>,
+): { layer: LoraLayer; rank: number }[] {
+  const ranks = [...adapter].map(([name, layer]) => ({ layer, rank: found.has(name) ? 0 : layer.rank }))
+  const competing = ranks.filter(({ layer }) => found.has(layer.name))
+  const budget = competing.reduce((sum, { layer }) => sum + layer.rank, 0)
+  const candidates = competing.flatMap((entry) =>
+    Array.from(found.get(entry.layer.name)?.shares ?? [], (share) => ({ entry, share })),
+  )
+  candidates.sort((a, b) => b.share - a.share)
+  for (const { entry } of candidates.slice(0, budget)) entry.rank++
   return ranks
 }
 
 /** The first rows of Vᵀ; each points to where its largest element is positive, as in PEFT. */
-function leading({ s, vt }: Svd, rank: number, whiten: boolean): Matrix {
+function leadingRows({ s, vt }: Directions, rank: number, whiten: boolean): Matrix {
   const k = vt.shape[1]
   const result: Matrix = { data: vt.data.slice(0, rank * k), shape: [rank, k] }
   for (let i = 0; i < rank; i++) {
@@ -299,10 +308,6 @@ function leading({ s, vt }: Svd, rank: number, whiten: boolean): Matrix {
     for (let j = 0; j < k; j++) row[j] *= factor
   }
   return result
-}
-
-function only(pattern: Readonly<Record<string, number>>, names: readonly string[]): Record<string, number> {
-  return Object.fromEntries(Object.entries(pattern).filter(([name]) => names.includes(name)))
 }
 
 /** Python's round. */

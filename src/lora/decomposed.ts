@@ -1,13 +1,11 @@
 // First factors that come out of a decomposition of the weight, as PEFT's tuners/lora/layer.py has them (0.21). All in f64; weights
 // (d, k), A (r, k), B (d, r).
 
-import { type Matrix, zeros } from '../base/tensor.js'
+import { F64, type Matrix, zeros } from '../base/tensor.js'
 import { qr } from './linalg/qr.js'
-import { randomizedSvd, subspaceSvd, truncated } from './linalg/randomized-svd.js'
+import { randomizedSvd, subspaceSvd } from './linalg/randomized-svd.js'
 import { type Svd, svd } from './linalg/svd.js'
 import { copyAs, product, transpose } from './product.js'
-
-const F64 = new Float64Array()
 
 export interface FactorPair {
   /** (r, k) */
@@ -16,12 +14,25 @@ export interface FactorPair {
   weightB: Matrix
 }
 
-/** Blocks end when they add next to nothing: the triples are wanted one by one, not only their energy. */
-const EXACT = { tolerance: 1e-13, iterations: 400 }
+/** The leading singular triples. Blocks end when they add next to nothing: triples are wanted one by one, not only their energy. */
+export function leadingTriples(matrix: Matrix, count: number): Svd {
+  return randomizedSvd(matrix, count, { tolerance: 1e-13, iterations: 400 })
+}
+
+/** The triples of the smallest singular values, for which the whole decomposition is needed. */
+export function lastTriples(matrix: Matrix, count: number): Svd {
+  const { u, s, vt } = svd(matrix)
+  const [p, k] = vt.shape
+  return {
+    u: lastColumns(u, count),
+    s: s.slice(p - count),
+    vt: { data: vt.data.slice((p - count) * k), shape: [count, k] },
+  }
+}
 
 /** PiSSA (arXiv 2404.02948): s·B·A is W's best approximation of that rank. Signs of pairs are free. */
 export function pissaFactors(weight: Matrix, rank: number, scaling: number): FactorPair {
-  return balanced(randomizedSvd(weight, rank, EXACT), scaling)
+  return balanced(leadingTriples(weight, rank), scaling)
 }
 
 /**
@@ -58,8 +69,7 @@ export function oloraFactors(weight: Matrix, rank: number): FactorPair {
 
 /** MiCA (arXiv 2604.01694): B has the left singular vectors of the r smallest singular values, A is zero. */
 export function micaFactors(weight: Matrix, rank: number): FactorPair {
-  const { u } = svd(weight)
-  return { weightA: zeros(rank, weight.shape[1], F64), weightB: lastColumns(u, rank) }
+  return { weightA: zeros(rank, weight.shape[1], F64), weightB: lastTriples(weight, rank).u }
 }
 
 /**
@@ -69,7 +79,7 @@ export function micaFactors(weight: Matrix, rank: number): FactorPair {
 export function orthogonalFactors(square: Matrix, right: Matrix, left: Matrix): FactorPair {
   const { q } = qr(square)
   const rank = q.shape[1]
-  const half = (first: number): Matrix => {
+  const everyOther = (first: 0 | 1): Matrix => {
     const rows = zeros(rank / 2, rank, F64)
     for (let i = 0; i < rank / 2; i++) {
       const from = (2 * i + first) * rank
@@ -78,19 +88,8 @@ export function orthogonalFactors(square: Matrix, right: Matrix, left: Matrix): 
     return rows
   }
   return {
-    weightA: product(half(0), right, { transposeA: true, transposeB: true, scale: 0.1 }), // (r, r/2) @ (r/2, k)
-    weightB: product(left, half(1), { transposeA: true, scale: 0.1 }), // (d, r/2) @ (r/2, r)
-  }
-}
-
-/** The leading triples of a whole decomposition, or, with `fromEnd`, the last ones. */
-export function triples({ u, s, vt }: Svd, rank: number, fromEnd: boolean): Svd {
-  if (!fromEnd) return truncated({ u, s, vt }, rank)
-  const [p, k] = vt.shape
-  return {
-    u: lastColumns(u, rank),
-    s: s.slice(p - rank),
-    vt: { data: vt.data.slice((p - rank) * k), shape: [rank, k] },
+    weightA: product(everyOther(0), right, { transposeA: true, transposeB: true, scale: 0.1 }), // (r, r/2) @ (r/2, k)
+    weightB: product(left, everyOther(1), { transposeA: true, scale: 0.1 }), // (d, r/2) @ (r/2, r)
   }
 }
 

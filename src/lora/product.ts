@@ -1,7 +1,6 @@
 // Matrix products through the kernels, and the few other operations on matrices that a layer needs.
 
-import type { FloatArray, Matrix } from '../base/tensor.js'
-import { zeros } from '../base/tensor.js'
+import { F64, type FloatArray, type Matrix, zeros } from '../base/tensor.js'
 import { defaultKernels } from '../kernels/index.js'
 
 export interface ProductOptions {
@@ -35,12 +34,13 @@ export function inPrecisionOf(like: FloatArray, matrix: Matrix): Matrix {
   return matrix.data.BYTES_PER_ELEMENT === like.BYTES_PER_ELEMENT ? matrix : copyAs(matrix, like)
 }
 
-/** target += scale · matrix, in place. */
+/** target += scale · matrix, in place, and returned. */
 export function addScaled(target: Matrix, { data }: Matrix, scale: number): Matrix {
   for (let i = 0; i < data.length; i++) target.data[i] += scale * data[i]
   return target
 }
 
+/** Whether no value is NaN or infinite. */
 export function isFiniteMatrix({ data }: Pick<Matrix, 'data'>): boolean {
   // A product with 0 is NaN for what is not finite: much faster than a look at each value.
   let sum = 0
@@ -60,8 +60,7 @@ export function norm({ data }: Pick<Matrix, 'data'>): number {
  * of r·d·k.
  */
 export function normOfProduct(b: Matrix, a: Matrix): number {
-  const like = new Float64Array()
-  const [b64, a64] = [copyAs(b, like), copyAs(a, like)]
+  const [b64, a64] = [inPrecisionOf(F64, b), inPrecisionOf(F64, a)]
   const left = product(b64, b64, { transposeA: true }) // (r, d) @ (d, r) → (r, r)
   const right = product(a64, a64, { transposeB: true }) // (r, k) @ (k, r) → (r, r)
   let sum = 0
@@ -70,7 +69,22 @@ export function normOfProduct(b: Matrix, a: Matrix): number {
   return Math.sqrt(Math.max(sum, 0))
 }
 
-/** A new matrix. */
+/** The rows of one matrix over those of another: (m, k) and (n, k) → (m + n, k), in the precision of the first. */
+export function stackRows(top: Matrix, bottom: Matrix): Matrix {
+  const result = zeros(top.shape[0] + bottom.shape[0], top.shape[1], top.data)
+  result.data.set(top.data)
+  result.data.set(bottom.data, top.data.length)
+  return result
+}
+
+/** I (n, n), in f64. */
+export function identity(n: number): Matrix {
+  const result = zeros(n, n, F64)
+  for (let i = 0; i < n; i++) result.data[i * n + i] = 1
+  return result
+}
+
+/** (m, n) → (n, m), a new matrix. */
 export function transpose({ data, shape: [rows, columns] }: Matrix): Matrix {
   const result = zeros(columns, rows, data)
   for (let i = 0; i < rows; i++) {

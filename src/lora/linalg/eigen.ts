@@ -3,12 +3,13 @@
 
 import { NumericError } from '../../base/errors.js'
 import type { Matrix } from '../../base/tensor.js'
+import { identity } from '../product.js'
 
 export interface SymmetricEigen {
   /** Largest first. */
   values: Float64Array
-  /** (n, n): row i is the eigenvector of value i; undefined when only values were asked for. */
-  vectors: Matrix | undefined
+  /** (n, n): row i is the eigenvector of value i. */
+  vectors: Matrix
 }
 
 /** QL needs two or three passes for an eigenvalue; without an end at this many, something is not finite. */
@@ -19,20 +20,25 @@ const MAX_PASSES = 60
  *
  * @throws NumericError when the iteration does not end
  */
-export function symmetricEigen(matrix: Matrix, options: { vectors: boolean }): SymmetricEigen {
+export function symmetricEigen(matrix: Matrix): SymmetricEigen {
   const n = matrix.shape[0]
   const reduced = tridiagonal(Float64Array.from(matrix.data), n)
   const { diagonal, below } = reduced
-  const vectors = options.vectors ? accumulate(reduced, n) : undefined
+  const vectors = accumulate(reduced, n)
   implicitQl(diagonal, below, vectors)
-  const order = Array.from({ length: n }, (_, i) => i).sort((i, j) => diagonal[j] - diagonal[i])
-  const values = Float64Array.from(order, (i) => diagonal[i])
-  if (vectors === undefined) return { values, vectors }
+  const order = Array.from(diagonal.keys()).sort((i, j) => diagonal[j] - diagonal[i])
   const data = new Float64Array(n * n)
   order.forEach((from, to) => {
     data.set(vectors.subarray(from * n, (from + 1) * n), to * n)
   })
-  return { values, vectors: { data, shape: [n, n] } }
+  return { values: Float64Array.from(order, (i) => diagonal[i]), vectors: { data, shape: [n, n] } }
+}
+
+/** The values alone, largest first. Throws as {@link symmetricEigen}. */
+export function symmetricEigenvalues(matrix: Matrix): Float64Array {
+  const { diagonal, below } = tridiagonal(Float64Array.from(matrix.data), matrix.shape[0])
+  implicitQl(diagonal, below, undefined)
+  return diagonal.sort().reverse()
 }
 
 interface Tridiagonal {
@@ -84,8 +90,7 @@ function tridiagonal(a: Float64Array, n: number): Tridiagonal {
 
 /** Qᵀ of A = Q·T·Qᵀ. */
 function accumulate({ reflectors, taus }: Tridiagonal, n: number): Float64Array {
-  const result = new Float64Array(n * n)
-  for (let i = 0; i < n; i++) result[i * n + i] = 1
+  const result = identity(n).data as Float64Array
   for (let k = n - 3; k >= 0; k--) {
     const tau = taus[k]
     if (tau === 0) continue
@@ -100,49 +105,62 @@ function accumulate({ reflectors, taus }: Tridiagonal, n: number): Float64Array 
   return result
 }
 
-/** Rotates `below` to zero; rows of `vectors` follow. */
+/** Rotates what is below the diagonal `d`, `e`, to zero; rows of `vectors` follow. */
 function implicitQl(d: Float64Array, e: Float64Array, vectors: Float64Array | undefined): void {
   const n = d.length
   let largest = 0
   for (let i = 0; i < n; i++) largest = Math.max(largest, Math.abs(d[i]) + Math.abs(e[i]))
   // Of the largest, not of the neighbours: where those are rounding, there would be no end.
   const negligible = Number.EPSILON * largest
-  for (let l = 0; l < n; l++) {
+  for (let first = 0; first < n; first++) {
     for (let pass = 0; ; pass++) {
-      let m = l
-      while (m < n - 1 && Math.abs(e[m]) > negligible) m++
-      if (m === l) break
+      let last = first
+      while (last < n - 1 && Math.abs(e[last]) > negligible) last++
+      if (last === first) break
       if (pass === MAX_PASSES) throw new NumericError({ where: 'symmetricEigen', what: 'does not converge' })
-      let g = (d[l + 1] - d[l]) / (2 * e[l])
-      let r = Math.hypot(g, 1)
-      g = d[m] - d[l] + e[l] / (g + (g < 0 ? -r : r))
-      let [s, c, p] = [1, 1, 0]
-      let i = m - 1
-      for (; i >= l; i--) {
-        const f = s * e[i]
-        const b = c * e[i]
-        r = Math.hypot(f, g)
-        e[i + 1] = r
-        if (r === 0) {
-          d[i + 1] -= p
-          e[m] = 0
-          break
-        }
-        s = f / r
-        c = g / r
-        g = d[i + 1] - p
-        r = (d[i] - g) * s + 2 * c * b
-        p = s * r
-        d[i + 1] = g + p
-        g = c * r - b
-        if (vectors !== undefined) rotate(vectors, i * n, (i + 1) * n, n, c, s)
-      }
-      if (r === 0 && i >= l) continue
-      d[l] -= p
-      e[l] = g
-      e[m] = 0
+      qlPass(d, e, first, last, vectors)
     }
   }
+}
+
+/**
+ * One implicit QL step on the block of rows `first` to `last`, whose shift is the eigenvalue of its first two rows that is nearer to
+ * the first. Names are those of EISPACK's imtql2.
+ */
+function qlPass(
+  d: Float64Array,
+  e: Float64Array,
+  first: number,
+  last: number,
+  vectors: Float64Array | undefined,
+): void {
+  const n = d.length
+  const ratio = (d[first + 1] - d[first]) / (2 * e[first])
+  let g = d[last] - d[first] + e[first] / (ratio + (ratio < 0 ? -1 : 1) * Math.hypot(ratio, 1))
+  let [s, c, p] = [1, 1, 0]
+  for (let i = last - 1; i >= first; i--) {
+    const f = s * e[i]
+    const b = c * e[i]
+    const h = Math.hypot(f, g)
+    e[i + 1] = h
+    if (h === 0) {
+      // The block falls apart here: the next pass finds a smaller one.
+      d[i + 1] -= p
+      e[last] = 0
+      return
+    }
+    s = f / h
+    c = g / h
+    g = d[i + 1] - p
+    const r = (d[i] - g) * s + 2 * c * b
+    p = s * r
+    d[i + 1] = g + p
+    g = c * r - b
+    if (vectors !== undefined) rotate(vectors, i * n, (i + 1) * n, n, c, s)
+  }
+  d[first] -= p
+  e[first] = g
+  e[last] = 0
 }
 
 /** Rows x, y ← c·x − s·y, s·x + c·y. */

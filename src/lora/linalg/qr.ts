@@ -1,12 +1,9 @@
 // Thin QR by Householder reflections, in f64. Panels of columns are kept as compact WY blocks I − V·T·Vᵀ (Schreiber and
 // Van Loan 1989), so that nearly all of the work is in matrix products. Signs are LAPACK's.
 
-import type { Matrix } from '../../base/tensor.js'
-import { zeros } from '../../base/tensor.js'
+import { F64, type Matrix, zeros } from '../../base/tensor.js'
 import { defaultKernels } from '../../kernels/index.js'
 import { transpose } from '../product.js'
-
-const F64 = new Float64Array()
 
 /** Columns that are reflected one by one before the rest is updated by products. */
 const PANEL = 32
@@ -58,7 +55,7 @@ function reflect(columns: Float64Array, n: number, m: number): Panel[] {
   for (let start = 0; start < p; start += PANEL) {
     const panel = reflectPanel(columns, m, start, Math.min(PANEL, p - start))
     panels.push(panel)
-    apply(panel, columns, start + panel.count, n, m, false)
+    reflectColumns(columns, m, panel, 'forward', start + panel.count, n)
   }
   return panels
 }
@@ -111,9 +108,15 @@ function addToFactor(factor: Float64Array, vectors: Float64Array, count: number,
   factor[c * count + c] = tau
 }
 
-/** Columns [from, to) become (I − V·T·Vᵀ)·column, or (I − V·Tᵀ·Vᵀ)·column, which is the inverse. */
-function apply(panel: Panel, columns: Float64Array, from: number, to: number, m: number, isForward: boolean): void {
-  const { start, count, vectors, factor } = panel
+/** Columns [from, to) of length m become (I − V·Tᵀ·Vᵀ)·column, on the way to R, or back (I − V·T·Vᵀ)·column, in place. */
+function reflectColumns(
+  columns: Float64Array,
+  m: number,
+  { start, count, vectors, factor }: Panel,
+  direction: 'forward' | 'back',
+  from: number,
+  to: number,
+): void {
   const [n, length] = [to - from, m - start]
   if (n <= 0) return
   const { gemm } = defaultKernels()
@@ -125,7 +128,7 @@ function apply(panel: Panel, columns: Float64Array, from: number, to: number, m:
   const dots = new Float64Array(n * count)
   gemm({ m: n, n: count, k: length, a: block, b: vectors, transposeB: true, out: dots }) // (n, length) @ (length, count)
   const combined = new Float64Array(n * count)
-  gemm({ m: n, n: count, k: count, a: dots, b: factor, transposeB: isForward, out: combined }) // (n, count) @ (count, count)
+  gemm({ m: n, n: count, k: count, a: dots, b: factor, transposeB: direction === 'back', out: combined }) // (n, count) @ (count, count)
   gemm({ m: n, n: length, k: count, a: combined, b: vectors, out: block, alpha: -1, beta: 1 }) // (n, count) @ (count, length)
   for (let i = 0; i < n; i++) {
     columns.set(block.subarray(i * length, (i + 1) * length), (from + i) * m + start)
@@ -136,6 +139,6 @@ function apply(panel: Panel, columns: Float64Array, from: number, to: number, m:
 function thinQ(panels: readonly Panel[], p: number, m: number): Float64Array {
   const columns = new Float64Array(p * m)
   for (let i = 0; i < p; i++) columns[i * m + i] = 1
-  for (const panel of [...panels].reverse()) apply(panel, columns, panel.start, p, m, true)
+  for (const panel of [...panels].reverse()) reflectColumns(columns, m, panel, 'back', panel.start, p)
   return columns
 }

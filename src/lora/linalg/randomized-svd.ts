@@ -3,13 +3,11 @@
 
 import { ConfigError } from '../../base/errors.js'
 import { Random } from '../../base/random.js'
-import { formatShape, type Matrix, zeros } from '../../base/tensor.js'
-import { copyAs, product, transpose } from '../product.js'
-import { symmetricEigen } from './eigen.js'
+import { F64, formatShape, type Matrix, zeros } from '../../base/tensor.js'
+import { copyAs, identity, product, stackRows, transpose } from '../product.js'
+import { symmetricEigen, symmetricEigenvalues } from './eigen.js'
 import { orthonormalRows } from './qr.js'
 import { checkFinite, type Svd, svd } from './svd.js'
-
-const F64 = new Float64Array()
 
 export interface RandomizedSvdOptions {
   /** Of the random start; a safe integer. Default 0. */
@@ -44,7 +42,7 @@ const NEGLIGIBLE = 1e-12
  * @throws ConfigError when rank is not in [1, min(d, k)] or an option is not usable, NumericError when an element is not finite
  */
 export function randomizedSvd(weight: Matrix, rank: number, options: RandomizedSvdOptions = {}): Svd {
-  const { oversampling = 10, iterations = 60 } = options
+  const { seed = 0, oversampling = 10, iterations = 60, tolerance = 1e-6 } = options
   const [d, k] = weight.shape
   const side = Math.min(d, k)
   checkInteger('rank', rank, 1, side)
@@ -55,20 +53,27 @@ export function randomizedSvd(weight: Matrix, rank: number, options: RandomizedS
   if (d > k) return swapped(randomizedSvd(transpose(weight), rank, options))
   const w = copyAs(weight, F64)
   const block = rank + oversampling
-  const basis = d <= (MAX_BLOCKS + 1) * block ? new KrylovBasis(identity(d), w) : krylovBasis(w, rank, block, options)
+  const isFilling = d <= (MAX_BLOCKS + 1) * block
+  const basis = isFilling
+    ? new KrylovBasis(identity(d), w)
+    : krylovBasis(w, rank, block, { random: new Random(seed, 'randomized-svd'), iterations, tolerance })
   basis.shrink(rank)
   const { u, s, vt } = svd(basis.image) // (rank, k)
   return { u: product(basis.rows, u, { transposeA: true }), s, vt } // (d, rank) @ (rank, rank)
 }
 
-/** Grows until another block brings next to nothing. */
-function krylovBasis(w: Matrix, rank: number, block: number, options: RandomizedSvdOptions): KrylovBasis {
-  const { seed = 0, iterations = 60, tolerance = 1e-6 } = options
-  const random = new Random(seed, 'randomized-svd')
+/** Grows from a block of random directions until another block brings next to nothing. */
+function krylovBasis(
+  w: Matrix,
+  rank: number,
+  block: number,
+  { random, iterations, tolerance }: { random: Random; iterations: number; tolerance: number },
+): KrylovBasis {
   const basis = new KrylovBasis(orthonormalRows(normals(random, block, w.shape[0])).rows, w)
   for (let step = 1, energy = 0; step < iterations; step++) {
-    const values = symmetricEigen(basis.gram, { vectors: false }).values
-    const captured = values.subarray(0, rank).reduce((total, value) => total + value, 0)
+    const captured = symmetricEigenvalues(basis.gram)
+      .subarray(0, rank)
+      .reduce((total, value) => total + value, 0)
     if (captured - energy <= tolerance * captured) break
     energy = captured
     basis.grow(random)
@@ -147,16 +152,16 @@ class KrylovBasis {
     const next = this.#newDirections(product(newest, this.#weight, { transposeB: true }), random) // (block, k) @ (k, d)
     if (this.size + this.#block > MAX_BLOCKS * this.#block) this.shrink(KEPT_BLOCKS * this.#block)
     const image = product(next, this.#weight) // (block, d) @ (d, k)
-    this.rows = stacked(this.rows, next)
-    this.image = stacked(this.image, image)
+    this.rows = stackRows(this.rows, next)
+    this.image = stackRows(this.image, image)
     const shared = product(image, this.image, { transposeB: true }) // (block, k) @ (k, size)
     this.gram = bordered(this.gram, shared)
   }
 
   /** Keeps the best `count` directions. */
   shrink(count: number): void {
-    const { values, vectors } = symmetricEigen(this.gram, { vectors: true })
-    const best: Matrix = { data: vectors!.data.slice(0, count * this.size), shape: [count, this.size] }
+    const { values, vectors } = symmetricEigen(this.gram)
+    const best: Matrix = { data: vectors.data.slice(0, count * this.size), shape: [count, this.size] }
     this.rows = product(best, this.rows) // (count, size) @ (size, d)
     this.image = product(best, this.image) // (count, size) @ (size, k)
     this.gram = zeros(count, count, F64)
@@ -184,13 +189,6 @@ class KrylovBasis {
   }
 }
 
-function stacked(top: Matrix, bottom: Matrix): Matrix {
-  const result = zeros(top.shape[0] + bottom.shape[0], top.shape[1], F64)
-  result.data.set(top.data)
-  result.data.set(bottom.data, top.data.length)
-  return result
-}
-
 /** A symmetric matrix (n, n) with `rows` (b, n + b) below it and to its right. */
 function bordered(matrix: Matrix, rows: Matrix): Matrix {
   const [n, size] = [matrix.shape[0], rows.shape[1]]
@@ -210,12 +208,6 @@ function bordered(matrix: Matrix, rows: Matrix): Matrix {
 function largest({ data }: Matrix): number {
   let result = 0
   for (const value of data) result = Math.max(result, value)
-  return result
-}
-
-function identity(n: number): Matrix {
-  const result = zeros(n, n, F64)
-  for (let i = 0; i < n; i++) result.data[i * n + i] = 1
   return result
 }
 

@@ -2,13 +2,11 @@
 // finds small singular values to high relative accuracy. For matrices whose smaller side is at most some hundreds.
 
 import { NumericError } from '../../base/errors.js'
-import { type Matrix, zeros } from '../../base/tensor.js'
-import { copyAs, isFiniteMatrix, product, transpose } from '../product.js'
+import { F64, type Matrix, zeros } from '../../base/tensor.js'
+import { copyAs, identity, isFiniteMatrix, product, transpose } from '../product.js'
 import { rotate, symmetricEigen } from './eigen.js'
 import { orthonormalRows, qr } from './qr.js'
 import { triangularFactor } from './triangular.js'
-
-const F64 = new Float64Array()
 
 /** matrix (d, k) = u·diag(s)·vt, p = min(d, k). */
 export interface Svd {
@@ -68,11 +66,10 @@ export function checkFinite(matrix: Matrix): void {
 /** Left turns that make the rows of x (n, n) orthogonal: turns · x = diag(s) · rows. */
 function orthogonalise(x: Matrix): { turns: Matrix; s: Float64Array; rows: Matrix } {
   const n = x.shape[0]
-  let turns: Matrix = zeros(n, n, F64)
-  for (let i = 0; i < n; i++) turns.data[i * n + i] = 1
+  let turns = identity(n)
   let rows = copyAs(x, F64)
   if (n >= MIN_TURNED) {
-    turns = symmetricEigen(product(x, x, { transposeB: true }), { vectors: true }).vectors! // (n, n) @ (n, n)
+    turns = symmetricEigen(product(x, x, { transposeB: true })).vectors // (n, n) @ (n, n)
     rows = product(turns, x)
   }
   jacobi(rows.data as Float64Array, turns.data as Float64Array, n)
@@ -107,27 +104,27 @@ function jacobi(rows: Float64Array, turns: Float64Array, n: number): void {
   // Squares of what rounding leaves where the matrix has no rank.
   const negligible = largest * (Number.EPSILON * n * 1e-3) ** 2
   const squares = new Float64Array(n)
+  /** Makes a pair of rows orthogonal, where it is not yet. */
+  const turn = (i: number, j: number): boolean => {
+    const [x, y] = [i * n, j * n]
+    const [xx, yy] = [squares[i], squares[j]]
+    if (!(xx > negligible && yy > negligible)) return false
+    const off = dot(rows, x, y, n)
+    if (Math.abs(off) <= tolerance * Math.sqrt(xx) * Math.sqrt(yy)) return false
+    const zeta = (yy - xx) / (2 * off)
+    const t = (zeta < 0 ? -1 : 1) / (Math.abs(zeta) + Math.hypot(1, zeta))
+    const c = 1 / Math.hypot(1, t)
+    rotate(rows, x, y, n, c, c * t)
+    rotate(turns, x, y, n, c, c * t)
+    squares[i] -= t * off
+    squares[j] += t * off
+    return true
+  }
   for (let sweep = 0; sweep < MAX_SWEEPS; sweep++) {
     for (let i = 0; i < n; i++) squares[i] = dot(rows, i * n, i * n, n)
-    let isDone = true
-    for (let i = 0; i < n - 1; i++) {
-      for (let j = i + 1; j < n; j++) {
-        const [x, y] = [i * n, j * n]
-        const [xx, yy] = [squares[i], squares[j]]
-        if (!(xx > negligible && yy > negligible)) continue
-        const off = dot(rows, x, y, n)
-        if (Math.abs(off) <= tolerance * Math.sqrt(xx) * Math.sqrt(yy)) continue
-        isDone = false
-        const zeta = (yy - xx) / (2 * off)
-        const t = (zeta < 0 ? -1 : 1) / (Math.abs(zeta) + Math.hypot(1, zeta))
-        const c = 1 / Math.hypot(1, t)
-        rotate(rows, x, y, n, c, c * t)
-        rotate(turns, x, y, n, c, c * t)
-        squares[i] -= t * off
-        squares[j] += t * off
-      }
-    }
-    if (isDone) return
+    let turned = 0
+    for (let i = 0; i < n - 1; i++) for (let j = i + 1; j < n; j++) if (turn(i, j)) turned++
+    if (turned === 0) return
   }
   throw new NumericError({ where: 'svd', what: 'does not converge' })
 }

@@ -1,12 +1,9 @@
 // The triangular factor of a tall matrix alone, where Q is not needed: by Cholesky from the Gram matrix, which is one product, where
 // that is accurate; else by Householder reflections.
 
-import type { Matrix } from '../../base/tensor.js'
-import { zeros } from '../../base/tensor.js'
-import { copyAs, product } from '../product.js'
+import { F64, type Matrix, zeros } from '../../base/tensor.js'
+import { inPrecisionOf, product } from '../product.js'
 import { qr } from './qr.js'
-
-const F64 = new Float64Array()
 
 /**
  * Singular values of Cholesky's factor have relative errors of about ε·κ² (Higham 2002, "Accuracy and Stability of Numerical
@@ -18,7 +15,7 @@ const WELL_CONDITIONED = 1e-3
 export function triangularFactor(matrix: Matrix): Matrix {
   const [rows, columns] = matrix.shape
   if (rows < columns) return qr(matrix).r
-  const own = matrix.data instanceof Float64Array ? matrix : copyAs(matrix, F64)
+  const own = inPrecisionOf(F64, matrix)
   const gram = product(own, own, { transposeA: true }) // (n, m) @ (m, n) → (n, n)
   return cholesky(gram) ?? qr(matrix).r
 }
