@@ -9,30 +9,44 @@ import { EmbeddingLora } from './embedding.js'
 import { ExpertLora } from './experts.js'
 import type { LayerVectors } from './factors.js'
 import { LoraLayer } from './layer.js'
-import type { AdapterPart } from './plain.js'
+import { type AdapterPart, linearKind, type PartKind } from './plain.js'
 import type { Replacement, TokenRows } from './replacements.js'
 import type { ConvolutionGeometry } from './windows.js'
 
+/** A layer in numbers. */
 export interface LayerSummary {
   name: string
+  /** Rows of B: features out; of an embedding, its features. */
   d: number
+  /** Columns of A: features in; of an embedding, its vocabulary; of a convolution, channels in times the kernel's elements. */
   k: number
   rank: number
+  /** Elements of the factors, and of a magnitude and a bias of B; of a parameter, of all its experts. */
   trainableParams: number
+  /** Elements of the weight, and trainableParams. */
   totalParams: number
+  /** trainable / total */
   compressionRatio: number
+  /** The delta is in the base weight. */
   merged: boolean
 }
 
+/** What {@link LoraAdapter.summary} gives. */
 export interface AdapterSummary {
+  /** Layers of every kind: linear ones, embeddings, convolutions, parameters. */
   layers: LayerSummary[]
+  /** As {@link LoraAdapter.totalTrainableParams}: with the elements of trained tensors and rows. */
   totalTrainable: number
+  /** Σ totalParams over the layers. */
   totalParams: number
 }
 
 type AnyLora = LoraLayer | EmbeddingLora | ConvolutionLora | ExpertLora
 
-/** Iterates over `[name, layer]` of the linear layers, in the order in which they were added. */
+/**
+ * Layers that share a config, and what else an adapter changes. Iterates over `[name, layer]` of the linear layers, in the order in
+ * which they were added; embeddings, convolutions and parameters have maps of their own.
+ */
 export class LoraAdapter implements Iterable<[name: string, layer: LoraLayer]> {
   readonly config: LoraConfig
   /** By the base's tensor name, as in `model.norm.weight`: whole tensors that take the place of the base's. */
@@ -52,70 +66,77 @@ export class LoraAdapter implements Iterable<[name: string, layer: LoraLayer]> {
   }
 
   /**
-   * A new layer over a copy of `baseWeight` (d, k), with the rank and alpha that the config's patterns give its name.
+   * A new linear layer over a copy of `baseWeight` (d, k), with the rank and alpha that the config's patterns give its name.
    *
-   * @throws ConfigError when the name is empty or taken, or the rank is above min(d, k).
+   * @throws ConfigError when the name is empty or taken; else as {@link LoraLayer}'s constructor
    */
   addLayer(name: string, baseWeight: MatrixLike): LoraLayer {
-    return this.#add(name, () => new LoraLayer(baseWeight, this.config, name))
+    return this.#add(this.#layers, name, () => new LoraLayer(baseWeight, this.config, name))
   }
 
-  /** The same for a weight of that shape that stays where it is: {@link LoraLayer.ofShape}. */
+  /** A new linear layer for a weight (d, k) that stays where it is. Throws as {@link addLayer} and {@link LoraLayer.ofShape}. */
   addLayerOfShape(name: string, shape: readonly [d: number, k: number]): LoraLayer {
-    return this.#add(name, () => LoraLayer.ofShape(shape, this.config, name))
+    return this.#add(this.#layers, name, () => LoraLayer.ofShape(shape, this.config, name))
   }
 
   /**
-   * A layer from copies of A (r, k) and B (d, r), without a base weight, in evaluation mode.
+   * A linear layer from copies of A (r, k) and B (d, r), without a base weight, in evaluation mode.
    *
    * @throws ConfigError when the name is empty or taken, or vectors and config disagree; ShapeError when r is not the rank that
    *   the config gives the name.
    */
   addFactors(name: string, weightA: MatrixLike, weightB: MatrixLike, vectors: LayerVectors = {}): LoraLayer {
-    return this.#add(name, () => LoraLayer.fromFactors(weightA, weightB, this.config, name, vectors))
+    return this.#add(this.#layers, name, () => LoraLayer.fromFactors(weightA, weightB, this.config, name, vectors))
   }
 
-  /** The same for an embedding: A (r, V), B (D, r). It is not among the layers that the adapter iterates over. */
+  /** An embedding from copies of A (r, V) and B (D, r), without its base. Throws as {@link addFactors}. */
   addEmbedding(
     name: string,
     weightA: MatrixLike,
     weightB: MatrixLike,
     vectors: Pick<LayerVectors, 'magnitude'> = {},
   ): EmbeddingLora {
-    this.#checkName(name)
-    const embedding = new EmbeddingLora(weightA, weightB, this.config, name, vectors)
-    this.#embeddings.set(name, embedding)
-    return embedding
+    return this.#add(this.#embeddings, name, () => new EmbeddingLora(weightA, weightB, this.config, name, vectors))
   }
 
-  /** The same for a convolution: A (r, in, *kernel), B (d, r/groups, 1…). It is not among the layers that the adapter iterates over. */
+  /**
+   * A convolution from copies of A (r, in, *kernel) and B (d, r/groups, 1…), without its base, in evaluation mode. Throws as
+   * {@link addFactors}.
+   */
   addConvolution(
     name: string,
     weightA: Tensor<FloatArray>,
     weightB: Tensor<FloatArray>,
     vectors: LayerVectors = {},
   ): ConvolutionLora {
-    this.#checkName(name)
-    const convolution = new ConvolutionLora(weightA, weightB, this.config, name, vectors)
-    this.#convolutions.set(name, convolution)
-    return convolution
+    return this.#add(this.#convolutions, name, () => new ConvolutionLora(weightA, weightB, this.config, name, vectors))
   }
 
-  /** A new layer over a copy of a convolution's weight (d, in/groups, *kernel): {@link ConvolutionLora.ofBase}. */
+  /**
+   * A new convolution over a copy of the base's weight (d, in/groups, *kernel).
+   *
+   * @throws ConfigError when the name is empty or taken; else as {@link ConvolutionLora.ofBase}
+   */
   addConvolutionLayer(
     name: string,
     weight: Tensor<FloatArray>,
     geometry: ConvolutionGeometry & { groups?: number | undefined } = {},
   ): ConvolutionLora {
-    this.#checkName(name)
-    const convolution = ConvolutionLora.ofBase(weight, geometry, this.config, name)
-    this.#convolutions.set(name, convolution)
-    return convolution
+    return this.#add(this.#convolutions, name, () => ConvolutionLora.ofBase(weight, geometry, this.config, name))
   }
 
-  /** Adapted convolutions by name. */
-  get convolutions(): ReadonlyMap<string, ConvolutionLora> {
-    return this.#convolutions
+  /**
+   * A parameter of E experts from copies of A (E·r, k) and B (d, r·E), without its base.
+   *
+   * @param name the parameter's full name, MODULE.PARAMETER
+   * @throws ConfigError when the name is taken, or no parameter's; ShapeError when factors and rank disagree
+   */
+  addExperts(name: string, weightA: MatrixLike, weightB: MatrixLike): ExpertLora {
+    return this.#add(this.#experts, name, () => {
+      const experts = new ExpertLora(weightA, weightB, this.config, name)
+      if (experts.module !== '') return experts
+      throw new ConfigError({ where: name, what: 'not the full name of a parameter', expected: 'MODULE.PARAMETER' })
+    })
   }
 
   /** Adapted embeddings by name. */
@@ -123,19 +144,9 @@ export class LoraAdapter implements Iterable<[name: string, layer: LoraLayer]> {
     return this.#embeddings
   }
 
-  /**
-   * The same for a parameter, by its full name: A (E·r, k), B (d, r·E) for E experts.
-   *
-   * @throws ConfigError when the name is empty or taken, or no module's; ShapeError when factors and rank disagree
-   */
-  addExperts(name: string, weightA: MatrixLike, weightB: MatrixLike): ExpertLora {
-    this.#checkName(name)
-    const experts = new ExpertLora(weightA, weightB, this.config, name)
-    if (experts.module === '') {
-      throw new ConfigError({ where: name, what: 'not the full name of a parameter', expected: 'MODULE.PARAMETER' })
-    }
-    this.#experts.set(name, experts)
-    return experts
+  /** Adapted convolutions by name. */
+  get convolutions(): ReadonlyMap<string, ConvolutionLora> {
+    return this.#convolutions
   }
 
   /** Adapted parameters by their full names. */
@@ -145,17 +156,14 @@ export class LoraAdapter implements Iterable<[name: string, layer: LoraLayer]> {
 
   /** All that the adapter changes in its base, with the kind of each change. */
   parts(): AdapterPart[] {
-    const layers = [...this.#layers].map(([name, { magnitude, biasB }]): AdapterPart => {
-      return { name, kind: magnitude !== undefined ? 'dora' : biasB !== undefined ? 'lora-bias' : 'linear' }
-    })
-    const others = (names: Iterable<string>, kind: AdapterPart['kind']) => [...names].map((name) => ({ name, kind }))
+    const named = (names: Iterable<string>, kind: PartKind) => Array.from(names, (name) => ({ name, kind }))
     return [
-      ...layers,
-      ...others(this.#embeddings.keys(), 'embedding'),
-      ...others(this.#convolutions.keys(), 'convolution'),
-      ...others(this.#experts.keys(), 'parameter'),
-      ...others(this.replacements.keys(), 'replacement'),
-      ...others(this.tokenRows.keys(), 'token-rows'),
+      ...Array.from(this.#layers, ([name, layer]) => ({ name, kind: linearKind(layer) })),
+      ...named(this.#embeddings.keys(), 'embedding'),
+      ...named(this.#convolutions.keys(), 'convolution'),
+      ...named(this.#experts.keys(), 'parameter'),
+      ...named(this.replacements.keys(), 'replacement'),
+      ...named(this.tokenRows.keys(), 'token-rows'),
     ]
   }
 
@@ -164,11 +172,16 @@ export class LoraAdapter implements Iterable<[name: string, layer: LoraLayer]> {
     return this.#layers.size
   }
 
+  /** Whether there is a linear layer of that name. */
   has(name: string): boolean {
     return this.#layers.has(name)
   }
 
-  /** @throws MismatchError when there is no layer of that name. */
+  /**
+   * The linear layer of that name.
+   *
+   * @throws MismatchError when there is none
+   */
   layer(name: string): LoraLayer {
     const layer = this.#layers.get(name)
     if (layer !== undefined) return layer
@@ -180,6 +193,7 @@ export class LoraAdapter implements Iterable<[name: string, layer: LoraLayer]> {
     })
   }
 
+  /** Names of the linear layers. */
   names(): string[] {
     return [...this.#layers.keys()]
   }
@@ -193,7 +207,7 @@ export class LoraAdapter implements Iterable<[name: string, layer: LoraLayer]> {
     return this.layer(name).forward(input)
   }
 
-  /** Dropout on in all layers, where the config has it. */
+  /** Dropout on in all layers that PEFT has it for, where the config has it. */
   train(): this {
     for (const layer of [...this.#layers.values(), ...this.#convolutions.values()]) layer.train()
     return this
@@ -245,17 +259,14 @@ export class LoraAdapter implements Iterable<[name: string, layer: LoraLayer]> {
     return sum
   }
 
+  /** Sizes of all layers and of the adapter. */
   summary(): AdapterSummary {
-    const layers = [...this.#layers, ...this.#convolutions].map(([name, layer]) => ({
-      name,
-      d: layer.d,
-      k: layer.k,
-      rank: layer.rank,
-      trainableParams: layer.trainableParams(),
-      totalParams: layer.totalParams(),
-      compressionRatio: layer.compressionRatio(),
-      merged: layer.merged,
-    }))
+    const layers = Array.from(this.#all(), (layer): LayerSummary => {
+      const { name, rank, merged } = layer
+      const [d, k] = layer instanceof EmbeddingLora ? [layer.features, layer.vocabulary] : [layer.d, layer.k]
+      const [trainableParams, totalParams] = [layer.trainableParams(), layer.totalParams()]
+      return { name, d, k, rank, trainableParams, totalParams, compressionRatio: trainableParams / totalParams, merged }
+    })
     return {
       layers,
       totalTrainable: this.totalTrainableParams(),
@@ -279,10 +290,10 @@ export class LoraAdapter implements Iterable<[name: string, layer: LoraLayer]> {
     yield* this.#experts.values()
   }
 
-  #add(name: string, make: () => LoraLayer): LoraLayer {
+  #add<Layer extends AnyLora>(layers: Map<string, Layer>, name: string, make: () => Layer): Layer {
     this.#checkName(name)
     const layer = make()
-    this.#layers.set(name, layer)
+    layers.set(name, layer)
     return layer
   }
 

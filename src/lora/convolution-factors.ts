@@ -5,7 +5,7 @@ import { ConfigError, ShapeError, UnsupportedError } from '../base/errors.js'
 import { elementCount, type FloatArray, formatShape, type Tensor, zeros } from '../base/tensor.js'
 import type { LoraConfig } from './config.js'
 import { rowNorms } from './dora.js'
-import { checkRank, type LayerVectors } from './factors.js'
+import { checkRank, type LayerVectors, where } from './factors.js'
 import { firstFactors } from './initializers.js'
 import type { Init } from './inits.js'
 
@@ -17,8 +17,19 @@ export function groupsRefusal(groups: number): string {
   return `an adapted convolution of ${groups} groups cannot be merged, as in PEFT: A sees all channels, the weight those of its group`
 }
 
+/** What the shapes of a convolution's factors tell. */
+export interface ConvolutionShape {
+  readonly rank: number
+  /** Input channels, of all groups. */
+  readonly channels: number
+  readonly kernel: readonly number[]
+  /** Output channels. */
+  readonly d: number
+  readonly groups: number
+}
+
 /** @throws ShapeError when A (r, in, *kernel) and B (d, r/groups, 1…) disagree */
-export function convolutionShape(a: readonly number[], b: readonly number[], where: string) {
+export function convolutionShape(a: readonly number[], b: readonly number[], location: string): ConvolutionShape {
   const [rank, channels, ...kernel] = a
   const [d, groupRank] = b
   const groups = rank / groupRank
@@ -30,14 +41,19 @@ export function convolutionShape(a: readonly number[], b: readonly number[], whe
     [groups, channels / groups, d / groups].every(Number.isInteger)
   if (isUsable) return { rank, channels, kernel, d, groups }
   throw new ShapeError({
-    where,
+    where: location,
     what: 'not the factors of a convolution',
     expected: 'A (r, in, *kernel) and B (d, r/groups, 1…)',
     got: `${formatShape(a)} and ${formatShape(b)}`,
   })
 }
 
-/** What a new layer over a weight (d, in/groups, *kernel) starts from. Throws as {@link ConvolutionLora.ofBase} says. */
+/**
+ * What a new layer over a weight (d, in/groups, *kernel) starts from.
+ *
+ * @throws ConfigError when the groups do not divide the rank, or the rank is above min(d, in·K); UnsupportedError for an init that
+ *   PEFT has not for convolutions; ShapeError when the weight is none of a convolution of so many groups
+ */
 export function newConvolution(
   { data, shape }: Tensor<FloatArray>,
   groups: number,
@@ -46,7 +62,7 @@ export function newConvolution(
 ): { weightA: Tensor<FloatArray>; weightB: Tensor<FloatArray>; vectors: LayerVectors } {
   if (!Number.isSafeInteger(groups) || groups < 1 || config.rank % groups !== 0) {
     throw new ConfigError({
-      where: `${placeOf(name)}.groups`,
+      where: where(name, 'groups', 'ConvolutionLora'),
       what: 'the rank is no multiple of the groups, which PEFT asks for',
       expected: `a divisor of ${config.rank}`,
       got: String(groups),
@@ -58,7 +74,7 @@ export function newConvolution(
   convolutionShape(shapeA, shapeB, placeOf(name))
   if (!STARTS.includes(config.init)) {
     throw new UnsupportedError({
-      where: `${placeOf(name)}.init`,
+      where: where(name, 'init', 'ConvolutionLora'),
       what: 'PEFT starts no convolution so',
       expected: STARTS.join(', '),
       got: config.init,
@@ -72,12 +88,12 @@ export function newConvolution(
     weightB: { data: zeros(d, shapeB[1], data).data, shape: shapeB },
     vectors: {
       magnitude: config.useDora ? rowNorms({ data, shape: [d, data.length / d] }) : undefined,
-      biasB: config.loraBias ? new Float64Array(d) : undefined,
+      biasB: config.loraBias ? zeros(1, d, data).data : undefined,
     },
   }
 }
 
-/** A layer, for messages. */
+/** A layer as a whole, for messages. */
 export function placeOf(name: string): string {
   return name || 'ConvolutionLora'
 }

@@ -2,7 +2,7 @@
 // base's, B one of kernel 1, (d, r/groups, 1…). Flattened, they are factors of the base's weight (d, in·K), so that a linear layer
 // holds them; K is the number of a kernel's elements. A grouped convolution's A sees all channels: its change is no change of a weight.
 
-import { ShapeError, StateError, UnsupportedError } from '../base/errors.js'
+import { ShapeError, UnsupportedError } from '../base/errors.js'
 import { Random } from '../base/random.js'
 import { elementCount, type FloatArray, formatShape, type Matrix, type Tensor } from '../base/tensor.js'
 import { configForLayer, type LoraConfigInput, resolveConfig } from './config.js'
@@ -17,7 +17,7 @@ import {
 } from './convolution-pass.js'
 import { rowNorms } from './dora.js'
 import { addKept, dropFrom } from './dropout.js'
-import { Factors, type LayerVectors, layerVectors } from './factors.js'
+import { Factors, type LayerVectors, layerVectors, noBase, noForward, where } from './factors.js'
 import { rowsOf } from './groups.js'
 import { LoraLayer } from './layer.js'
 import { LinearBacked } from './linear-backed.js'
@@ -50,7 +50,6 @@ export class ConvolutionLora extends LinearBacked<ConvolutionTape & { keep: Uint
   readonly #vectors: { magnitude: FloatArray | undefined; biasB: FloatArray | undefined } | undefined
   #movement: Movement | undefined
   readonly #random: Random
-  #isTraining = false
 
   /**
    * A layer from copies of trained factors, in evaluation mode.
@@ -86,7 +85,8 @@ export class ConvolutionLora extends LinearBacked<ConvolutionTape & { keep: Uint
    * zero, a magnitude of ‖W‖ and a bias of zero where the config has them.
    *
    * @throws ConfigError when the config or the geometry is not usable, the rank is above min(d, in·K), or the groups do not
-   *   divide it; ShapeError when the weight is none of a convolution of so many groups
+   *   divide it; UnsupportedError for an init that PEFT has not for convolutions; ShapeError when the weight is none of a
+   *   convolution of so many groups
    */
   static ofBase(
     weight: Tensor<FloatArray>,
@@ -144,10 +144,10 @@ export class ConvolutionLora extends LinearBacked<ConvolutionTape & { keep: Uint
    * @throws ShapeError when the weight has another shape, ConfigError for a geometry that is not usable, StateError while merged
    */
   attachBase(weight: Tensor<FloatArray>, geometry: ConvolutionGeometry = {}): this {
-    const where = `${placeOf(this.name)}.baseWeight`
+    const location = this.#where('baseWeight')
     const expected = formatShape(this.#weightShape())
     if (formatShape(weight.shape) !== expected || weight.data.length !== elementCount(weight.shape)) {
-      throw new ShapeError({ where, what: 'wrong shape', expected, got: formatShape(weight.shape) })
+      throw new ShapeError({ where: location, what: 'wrong shape', expected, got: formatShape(weight.shape) })
     }
     const movement = movementOf(this.kernel, geometry, placeOf(this.name))
     this.linear.baseWeight = { data: weight.data, shape: [this.linear.d, this.k] } // PEFT’s inits leave it alone
@@ -156,19 +156,20 @@ export class ConvolutionLora extends LinearBacked<ConvolutionTape & { keep: Uint
     return this
   }
 
+  /** Dropout is on, where the config has it. */
   get isTraining(): boolean {
-    return this.#isTraining
+    return this.linear.isTraining
   }
 
   /** Dropout on, where the config has it. */
   train(): this {
-    this.#isTraining = true
+    this.linear.train()
     return this
   }
 
   /** Dropout off. */
   eval(): this {
-    this.#isTraining = false
+    this.linear.eval()
     return this
   }
 
@@ -194,15 +195,15 @@ export class ConvolutionLora extends LinearBacked<ConvolutionTape & { keep: Uint
   }
 
   /**
-   * (n, in, ...input) → (n, d, ...output), without the base's bias; merged, the base alone, and the bias of B. Holds the window of each output position for a moment: in·K
-   * numbers for each of the n·P positions.
+   * (n, in, ...input) → (n, d, ...output), without the base's bias; merged, the base alone, and the bias of B. Holds the window of
+   * each output position for a moment: in·K numbers for each of the n·P positions.
    *
    * @throws ShapeError when the input has another number of dimensions or channels, or is smaller than the kernel; StateError
    *   without a base; UnsupportedError for a dilated base to whose output PEFT's branch does not fit
    */
   forward(input: Tensor<FloatArray>): Tensor<FloatArray> {
     const { base, movement } = this.#needBase('forward')
-    const where = `${placeOf(this.name)}.input`
+    const location = this.#where('input')
     const [, channels, ...spatial] = input.shape
     if (
       spatial.length !== this.kernel.length ||
@@ -210,17 +211,17 @@ export class ConvolutionLora extends LinearBacked<ConvolutionTape & { keep: Uint
       input.data.length !== elementCount(input.shape)
     ) {
       const expected = formatShape(['n', this.channels, ...this.kernel.map((_, i) => 'hwd'[i])])
-      throw new ShapeError({ where, what: 'wrong shape', expected, got: formatShape(input.shape) })
+      throw new ShapeError({ where: location, what: 'wrong shape', expected, got: formatShape(input.shape) })
     }
     const x = tensorAs(input, base.data)
     const weights = this.#passWeights(base)
     this.tape = undefined
-    if (this.merged) return mergedForward(weights, movement, x, where)
-    const isDropping = this.#isTraining && this.config.dropout > 0
+    if (this.merged) return mergedForward(weights, movement, x, location)
+    const isDropping = this.isTraining && this.config.dropout > 0
     const dropped = isDropping ? tensorAs(x, x.data) : undefined
     const keep = dropped && dropFrom(dropped, this.config.dropout, this.#random)
     const dora = this.magnitude && { magnitude: this.magnitude, norms: rowNorms(this.#normed(base)) }
-    const { output, tape } = convolutionForward(weights, movement, x, dropped, dora, where)
+    const { output, tape } = convolutionForward(weights, movement, x, dropped, dora, location)
     this.tape = { ...tape, keep }
     return output
   }
@@ -232,14 +233,12 @@ export class ConvolutionLora extends LinearBacked<ConvolutionTape & { keep: Uint
    */
   backward(gradOutput: Tensor<FloatArray>): ConvolutionGradients {
     const tape = this.tape
-    const where = `${placeOf(this.name)}.backward`
-    if (tape === undefined) {
-      throw new StateError({ where, what: this.merged ? 'not while merged' : 'no forward to differentiate' })
-    }
+    if (tape === undefined) throw noForward(this.#where('backward'), this.merged)
     const { base } = this.#needBase('backward')
     const expected = formatShape([tape.input[0], this.d, ...tape.windows.output])
     if (formatShape(gradOutput.shape) !== expected || gradOutput.data.length !== elementCount(gradOutput.shape)) {
-      throw new ShapeError({ where, what: 'wrong shape', expected, got: formatShape(gradOutput.shape) })
+      const got = formatShape(gradOutput.shape)
+      throw new ShapeError({ where: this.#where('gradOutput'), what: 'wrong shape', expected, got })
     }
     const gradients = convolutionBackward(this.#passWeights(base), tape, tensorAs(gradOutput, base.data))
     const { weightA, weightB, magnitude, biasB, input, dropped } = gradients
@@ -263,7 +262,7 @@ export class ConvolutionLora extends LinearBacked<ConvolutionTape & { keep: Uint
     this.#refuseGroups('merge')
     if (this.#movement?.isDilated) {
       throw new UnsupportedError({
-        where: `${placeOf(this.name)}.merge`,
+        where: this.#where('merge'),
         what: 'PEFT’s A is not dilated like this base: one convolution cannot do what both do',
       })
     }
@@ -314,19 +313,16 @@ export class ConvolutionLora extends LinearBacked<ConvolutionTape & { keep: Uint
       const shape = [this.d, this.k / this.groups] as const
       return { base: { data: baseWeight.data, shape }, movement: this.#movement }
     }
-    throw new StateError({
-      where: `${placeOf(this.name)}.${member}`,
-      what: 'the layer has no base weight',
-      hint: 'Give it one with attachBase(W, { stride, padding, dilation })',
-    })
+    throw noBase(this.#where(member), 'attachBase(W, { stride, padding, dilation })')
   }
 
   #refuseGroups(member: string): void {
     if (this.groups === 1) return
-    throw new UnsupportedError({
-      where: `${placeOf(this.name)}.${member}`,
-      what: groupsRefusal(this.groups),
-    })
+    throw new UnsupportedError({ where: this.#where(member), what: groupsRefusal(this.groups) })
+  }
+
+  #where(member: string): string {
+    return where(this.name, member, 'ConvolutionLora')
   }
 }
 

@@ -7,11 +7,12 @@ import { randomizedSvd, subspaceSvd } from './linalg/randomized-svd.js'
 import { type Svd, svd } from './linalg/svd.js'
 import { copyAs, product, transpose } from './product.js'
 
+/** The factors of a change s·B·A. */
 export interface FactorPair {
   /** (r, k) */
-  weightA: Matrix
+  readonly weightA: Matrix
   /** (d, r) */
-  weightB: Matrix
+  readonly weightB: Matrix
 }
 
 /** The leading singular triples. Blocks end when they add next to nothing: triples are wanted one by one, not only their energy. */

@@ -4,11 +4,12 @@ import type { Random } from '../base/random.js'
 import type { Matrix } from '../base/tensor.js'
 
 /**
- * In place: kept elements grow by 1/(1 − p), so that the mean stays. Gives back which were kept, undefined where nothing is
- * dropped.
+ * In place: kept elements grow by 1/(1 − p), so that the mean stays.
+ *
+ * @param dropout p, in [0, 1)
+ * @returns 1 for each element that was kept, 0 for the others
  */
-export function dropFrom({ data }: Pick<Matrix, 'data'>, dropout: number, random: Random): Uint8Array | undefined {
-  if (dropout === 0) return undefined
+export function dropFrom({ data }: Pick<Matrix, 'data'>, dropout: number, random: Random): Uint8Array {
   const keep = new Uint8Array(data.length)
   for (let i = 0; i < keep.length; i++) {
     keep[i] = random.uniform() < dropout ? 0 : 1
@@ -17,7 +18,7 @@ export function dropFrom({ data }: Pick<Matrix, 'data'>, dropout: number, random
   return keep
 }
 
-/** input += branch, through the dropout that kept `keep`. */
+/** input += branch, in place, through the dropout that kept `keep`; undefined: without dropout. */
 export function addKept(
   input: Pick<Matrix, 'data'>,
   branch: Pick<Matrix, 'data'>,

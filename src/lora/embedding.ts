@@ -1,7 +1,7 @@
 // An adapted embedding: rows of E + s·(B·A)ᵀ with E (V, D), A (r, V), B (D, r). Its transpose is a linear layer's weight, which
 // does the work here, so that a DoRA magnitude has one number for each of the D features, as in PEFT.
 
-import { ShapeError, StateError } from '../base/errors.js'
+import { ShapeError } from '../base/errors.js'
 import {
   checkShape,
   type FloatArray,
@@ -13,10 +13,10 @@ import {
 } from '../base/tensor.js'
 import type { LoraConfigInput } from './config.js'
 import { rowNorms } from './dora.js'
-import type { LayerVectors } from './factors.js'
+import { type LayerVectors, noBase, noForward, where } from './factors.js'
 import { LoraLayer } from './layer.js'
 import { LinearBacked } from './linear-backed.js'
-import { addChange, type ChangeTape, changeGradients } from './passes.js'
+import { addChange, type ChangeTape, type ChangeWeights, changeGradients } from './passes.js'
 import { addScaled, inPrecisionOf, transpose } from './product.js'
 
 /** Gradients shaped like A (r, V) and B (D, r). */
@@ -54,19 +54,21 @@ export class EmbeddingLora extends LinearBacked<ChangeTape & { tokens: readonly 
     return this.linear.d
   }
 
+  /** A (r, V), the layer's own: its data may be edited in place. */
   get weightA(): Matrix {
     return this.linear.weightA
   }
 
+  /** B (D, r), the layer's own. */
   get weightB(): Matrix {
     return this.linear.weightB
   }
 
   /** Gives it its embedding (V, D), copied. Throws ShapeError when it is not (V, D), StateError while merged. */
   attachBase(embedding: MatrixLike): this {
-    const where = this.#where('baseWeight')
-    const matrix = toMatrix(embedding, where)
-    checkShape(matrix, this.vocabulary, this.features, where)
+    const location = this.#where('baseWeight')
+    const matrix = toMatrix(embedding, location)
+    checkShape(matrix, this.vocabulary, this.features, location)
     this.linear.baseWeight = transpose(matrix) // PEFT’s inits leave embeddings alone
     this.tape = undefined
     return this
@@ -77,7 +79,7 @@ export class EmbeddingLora extends LinearBacked<ChangeTape & { tokens: readonly 
     return transpose(this.linear.delta())
   }
 
-  /** (V, D), a new matrix. Throws StateError without a base. */
+  /** E + s·(B·A)ᵀ (V, D), with DoRA's magnitude, a new matrix; while merged, a copy of the base. Throws StateError without a base. */
   effectiveWeight(): Matrix {
     return transpose(this.linear.effectiveWeight())
   }
@@ -110,10 +112,7 @@ export class EmbeddingLora extends LinearBacked<ChangeTape & { tokens: readonly 
   backward(gradOutput: MatrixLike): EmbeddingGradients {
     const tape = this.tape
     const base = this.#needBase('backward')
-    if (tape === undefined) {
-      const what = this.merged ? 'not while merged' : 'no forward to differentiate'
-      throw new StateError({ where: this.#where('backward'), what })
-    }
+    if (tape === undefined) throw noForward(this.#where('backward'), this.merged)
     const dy = inPrecisionOf(base.data, toMatrix(gradOutput, this.#where('gradOutput')))
     checkShape(dy, tape.tokens.length, this.features, this.#where('gradOutput'))
     const { hidden, weightB, magnitude } = changeGradients(this.#changeWeights(), tape, dy)
@@ -125,15 +124,14 @@ export class EmbeddingLora extends LinearBacked<ChangeTape & { tokens: readonly 
     return { weightA, weightB, ...(magnitude && { magnitude }) }
   }
 
-  #changeWeights() {
+  #changeWeights(): ChangeWeights {
     return { weightB: this.weightB, scaling: this.scaling, groups: 1, biasB: undefined }
   }
 
   #needBase(member: string): Matrix {
     const { baseWeight } = this.linear
     if (baseWeight !== undefined) return baseWeight
-    const hint = 'Give it one with attachBase(E)'
-    throw new StateError({ where: this.#where(member), what: 'the layer has no base weight', hint })
+    throw noBase(this.#where(member), 'attachBase(E)')
   }
 
   #checkTokens(tokens: ArrayLike<number>): void {
@@ -149,7 +147,7 @@ export class EmbeddingLora extends LinearBacked<ChangeTape & { tokens: readonly 
   }
 
   #where(member: string): string {
-    return `${this.name || 'EmbeddingLora'}.${member}`
+    return where(this.name, member, 'EmbeddingLora')
   }
 }
 

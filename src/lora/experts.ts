@@ -3,7 +3,7 @@
 // matrices: A (E·r, k), expert after expert, and B (d, r·E), where the experts of one rank are neighbours.
 
 import type { FloatDtype } from '../base/dtype.js'
-import { ShapeError, StateError } from '../base/errors.js'
+import { ShapeError } from '../base/errors.js'
 import {
   checkShape,
   elementCount,
@@ -15,6 +15,8 @@ import {
   zeros,
 } from '../base/tensor.js'
 import { configForLayer, type LoraConfig, type LoraConfigInput, resolveConfig, scalingOf } from './config.js'
+import { noBase, where } from './factors.js'
+import { rowsOf } from './groups.js'
 import { LoraLayer } from './layer.js'
 import { transpose } from './product.js'
 
@@ -41,7 +43,10 @@ export function expertColumns(weightB: Matrix, expert: number, experts: number):
   return result
 }
 
-/** Made from trained factors, in evaluation mode. PEFT has no dropout here. */
+/**
+ * An adapted parameter: E linear layers, y = x·(W_e + s·B_e·A_e)ᵀ with W_e (d, k), A_e (r, k) and B_e (d, r). Made from trained
+ * factors, in evaluation mode; PEFT has no dropout here.
+ */
 export class ExpertLora {
   /** The parameter's full name, as in `model.layers.0.mlp.experts.gate_up_proj`. */
   readonly name: string
@@ -58,25 +63,24 @@ export class ExpertLora {
    * @throws ShapeError when the factors disagree, or their ranks are no multiple of what the config gives the name
    */
   constructor(weightA: MatrixLike, weightB: MatrixLike, config: LoraConfigInput = {}, name = '') {
-    const a = toMatrix(weightA, `${name || 'ExpertLora'}.weightA`)
-    const b = toMatrix(weightB, `${name || 'ExpertLora'}.weightB`)
     this.name = name
+    const a = toMatrix(weightA, this.#where('weightA'))
+    const b = toMatrix(weightB, this.#where('weightB'))
     this.config = configForLayer(resolveConfig(config), name)
     const { rank } = this.config
-    const [ranks, k] = a.shape
+    const [ranks] = a.shape
     if (ranks === 0 || ranks % rank !== 0) {
       throw new ShapeError({
-        where: `${name || 'ExpertLora'}.weightA`,
+        where: this.#where('weightA'),
         what: 'no number of experts gives so many rows',
         expected: `a multiple of the rank, ${rank}`,
         got: formatShape(a.shape),
       })
     }
-    checkShape(b, b.shape[0], ranks, `${name || 'ExpertLora'}.weightB`)
+    checkShape(b, b.shape[0], ranks, this.#where('weightB'))
     const experts = ranks / rank
     this.#experts = Array.from({ length: experts }, (_, e) => {
-      const own: Matrix = { data: a.data.subarray(e * rank * k, (e + 1) * rank * k), shape: [rank, k] }
-      return LoraLayer.fromFactors(own, expertColumns(b, e, experts), this.config, `${name}[${e}]`)
+      return LoraLayer.fromFactors(rowsOf(a, e, experts), expertColumns(b, e, experts), this.config, `${name}[${e}]`)
     })
   }
 
@@ -90,28 +94,32 @@ export class ExpertLora {
     return this.name.slice(this.name.lastIndexOf('.') + 1)
   }
 
-  /** E */
+  /** E, at least 1. */
   get experts(): number {
     return this.#experts.length
   }
 
+  /** Rows of each expert's weight: how many features come out. */
   get d(): number {
     return this.#experts[0].d
   }
 
+  /** Columns of each expert's weight: how many features go in. */
   get k(): number {
     return this.#experts[0].k
   }
 
-  /** Of each expert. */
+  /** r of each expert. */
   get rank(): number {
     return this.config.rank
   }
 
+  /** s, by which B·A is multiplied. */
   get scaling(): number {
     return scalingOf(this.config.rank, this.config.alpha, this.config.useRslora)
   }
 
+  /** The float type of the file it came from and is saved in, unless saving names another. */
   get dtype(): FloatDtype {
     return this.#experts[0].dtype
   }
@@ -120,6 +128,7 @@ export class ExpertLora {
     for (const expert of this.#experts) expert.dtype = value
   }
 
+  /** The delta is in the parameter. */
   get merged(): boolean {
     return this.#experts[0].merged
   }
@@ -171,16 +180,15 @@ export class ExpertLora {
     const own = parameterLayout(shape, { experts, d, k }, isInputMajor)
     if (own === undefined || elementCount(shape) !== data.length) {
       throw new ShapeError({
-        where: `${this.name || 'ExpertLora'}.baseWeight`,
+        where: this.#where('baseWeight'),
         what: 'wrong shape',
         expected: `${formatShape([experts, d, k])} or ${formatShape([experts, k, d])}`,
         got: formatShape(shape),
       })
     }
-    const rows = own.isInputMajor ? k : d
+    const all: Matrix = { data, shape: own.isInputMajor ? [experts * k, d] : [experts * d, k] }
     this.#experts.forEach((expert, e) => {
-      const slice = data.subarray(e * d * k, (e + 1) * d * k)
-      const matrix: Matrix = { data: slice, shape: [rows, (d * k) / rows] }
+      const matrix = rowsOf(all, e, experts)
       expert.attachBase(own.isInputMajor ? transpose(matrix) : matrix)
     })
     this.#base = { shape: [...shape], isInputMajor: own.isInputMajor }
@@ -189,24 +197,19 @@ export class ExpertLora {
 
   /** The parameter as it was attached; with s·B·A in it while merged; undefined while none is attached. A copy. */
   get baseWeight(): ParameterValues | undefined {
-    return this.#base && this.#stack(({ baseWeight }) => baseWeight!)
+    const weights = this.#experts.flatMap(({ baseWeight }) => baseWeight ?? [])
+    return weights.length < this.experts ? undefined : this.#stack(weights)
   }
 
   /** s·B_e·A_e of all experts, in the layout of the base, and as (E, d, k) while none is attached. A new tensor. */
   delta(): ParameterValues {
-    return this.#stack((expert) => expert.delta())
+    return this.#stack(this.#experts.map((expert) => expert.delta()))
   }
 
   /** W + s·B·A in the shape of the base, a new tensor. Throws StateError without a base. */
   effectiveWeight(): ParameterValues {
-    if (this.#base === undefined) {
-      throw new StateError({
-        where: `${this.name || 'ExpertLora'}.effectiveWeight`,
-        what: 'the parameter has no base weight',
-        hint: 'Give it one with attachBase(W)',
-      })
-    }
-    return this.#stack((expert) => expert.effectiveWeight())
+    if (this.#base === undefined) throw noBase(this.#where('effectiveWeight'), 'attachBase(W)')
+    return this.#stack(this.#experts.map((expert) => expert.effectiveWeight()))
   }
 
   /** (n, k) → (n, d) through one expert. Throws as {@link expert} and {@link LoraLayer.forward} do. */
@@ -236,6 +239,7 @@ export class ExpertLora {
   /** As {@link LoraLayer.dispose}. */
   dispose(): void {
     for (const expert of this.#experts) expert.dispose()
+    this.#base = undefined
   }
 
   [Symbol.dispose](): void {
@@ -252,10 +256,12 @@ export class ExpertLora {
     return this.experts * this.#experts[0].totalParams()
   }
 
+  /** ‖A‖ over all experts, Frobenius. */
   normA(): number {
     return Math.hypot(...this.#experts.map((expert) => expert.normA()))
   }
 
+  /** ‖B‖ over all experts, Frobenius. */
   normB(): number {
     return Math.hypot(...this.#experts.map((expert) => expert.normB()))
   }
@@ -265,15 +271,19 @@ export class ExpertLora {
     return Math.hypot(...this.#experts.map((expert) => expert.normDelta()))
   }
 
-  #stack(of: (expert: LoraLayer) => Matrix): ParameterValues {
+  /** The experts' matrices (d, k) as one tensor in the layout of the base. */
+  #stack(matrices: readonly Matrix[]): ParameterValues {
     const { experts, d, k } = this
     const { shape, isInputMajor } = this.#base ?? { shape: [experts, d, k], isInputMajor: false }
-    const matrices = this.#experts.map((expert) => (isInputMajor ? transpose(of(expert)) : of(expert)))
-    const data = zeros(experts, d * k, matrices[0].data).data
+    const { data } = zeros(experts, d * k, matrices[0].data)
     matrices.forEach((matrix, e) => {
-      data.set(matrix.data, e * d * k)
+      data.set((isInputMajor ? transpose(matrix) : matrix).data, e * d * k)
     })
     return { data, shape: [...shape] }
+  }
+
+  #where(member: string): string {
+    return where(this.name, member, 'ExpertLora')
   }
 }
 

@@ -1,13 +1,9 @@
 // The matrices that a layer's factors are made of: one pair, or one for each expert of a parameter and each group of a convolution.
 
 import { elementCount, type FloatArray, type Matrix, type Tensor } from '../base/tensor.js'
+import type { FactorPair } from './decomposed.js'
 import { expertColumns } from './experts.js'
-
-/** A (r, k) and B (d, r). */
-export interface FactorPair {
-  readonly weightA: Matrix
-  readonly weightB: Matrix
-}
+import { rowsOf } from './groups.js'
 
 /**
  * @param weightA (r, k), of a convolution (r, in, *kernel), of a parameter (E·r, k)
@@ -23,17 +19,12 @@ export function factorPairs(
   const b: Matrix = { data: weightB.data, shape: [weightB.shape[0], elementCount(weightB.shape.slice(1))] }
   if (experts !== undefined) {
     return Array.from({ length: experts }, (_, e) => {
-      return { weightA: rowBlock(a, e, experts), weightB: expertColumns(b, e, experts) }
+      return { weightA: rowsOf(a, e, experts), weightB: expertColumns(b, e, experts) }
     })
   }
   // Outputs of a group see the rows of A that are its own.
   const groups = a.shape[0] / b.shape[1]
   return Array.from({ length: groups }, (_, g) => {
-    return { weightA: rowBlock(a, g, groups), weightB: rowBlock(b, g, groups) }
+    return { weightA: rowsOf(a, g, groups), weightB: rowsOf(b, g, groups) }
   })
-}
-
-function rowBlock({ data, shape: [rows, columns] }: Matrix, index: number, count: number): Matrix {
-  const own = rows / count
-  return { data: data.subarray(index * own * columns, (index + 1) * own * columns), shape: [own, columns] }
 }

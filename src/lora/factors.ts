@@ -1,6 +1,6 @@
 // What a layer is made from: factors that were trained or drawn, and vectors that go with them.
 
-import { ConfigError, NumericError, ShapeError, UnsupportedError } from '../base/errors.js'
+import { ConfigError, NumericError, ShapeError, StateError, UnsupportedError } from '../base/errors.js'
 import { type FloatArray, formatShape, type Matrix, type MatrixLike, toMatrix } from '../base/tensor.js'
 import { type LoraConfig, scalingOf } from './config.js'
 import { rowNorms } from './dora.js'
@@ -16,19 +16,23 @@ export interface LayerVectors {
   biasB?: FloatArray | readonly number[] | undefined
 }
 
-/** A layer to be. */
+/** A layer to be: a class, so that a constructor can tell it from a weight. */
 export class Factors {
   constructor(
+    /** (r, k) */
     readonly weightA: Matrix,
+    /** (d, r) */
     readonly weightB: Matrix,
+    /** Training begins with it; trained factors are for use. */
     readonly isNew: boolean,
     readonly vectors: LayerVectors = {},
+    /** (d, k) */
     readonly baseWeight?: Matrix,
   ) {}
 }
 
 /**
- * For a weight that stays where it is.
+ * New factors for a weight (d, k) that stays where it is.
  *
  * @throws ConfigError when the rank is above min(d, k), UnsupportedError when what the config asks for needs the weight
  */
@@ -49,7 +53,11 @@ export function factorsOfShape(
   return new Factors(weightA, weightB, true)
 }
 
-/** Over a copy of W (d, k), less what its initialisation takes into B·A. Throws as {@link factorsOfShape}. */
+/**
+ * New factors over a copy of W (d, k), less what its initialisation takes into B·A.
+ *
+ * @throws ShapeError when it is no matrix; ConfigError when the rank is above min(d, k), or the initialisation has no such rank
+ */
 export function factorsOver(weight: MatrixLike, config: LoraConfig, name: string): Factors {
   const matrix = toMatrix(weight, where(name, 'baseWeight'))
   const base = copyAs(matrix, matrix.data)
@@ -63,7 +71,11 @@ export function factorsOver(weight: MatrixLike, config: LoraConfig, name: string
   return new Factors(weightA, weightB, true, vectors, base)
 }
 
-/** W − s·B₀·A₀ where the initialisation takes that from W, else W itself. Throws as {@link LoraLayer.attachBase}. */
+/**
+ * W − s·B₀·A₀ where the initialisation takes that from W, else W itself.
+ *
+ * @throws UnsupportedError when W alone does not tell what was taken (lora-ga, corda); ConfigError when the rank is above min(d, k)
+ */
 export function startingBase(weight: Matrix, config: LoraConfig, name: string): Matrix {
   if (!changesBase(config.init)) return weight
   if (!takesFromBase(config.init)) {
@@ -109,7 +121,7 @@ export function checkRank(shape: readonly [number, number], { rank }: LoraConfig
 }
 
 /**
- * Copies in the factors' precision.
+ * The vectors that the config asks for, copied in the factors' precision.
  *
  * @throws ConfigError when one is there and the config has none, or the other way round; ShapeError unless it is (d)
  */
@@ -144,11 +156,30 @@ export function copyVector(values: FloatArray | readonly number[], like: FloatAr
   return like instanceof Float64Array ? new Float64Array(values) : new Float32Array(values)
 }
 
-/** A member of a layer, for messages. */
-export function where(name: string, member: string): string {
-  return name === '' ? `LoraLayer.${member}` : `${name}.${member}`
+/**
+ * A member of a layer, for messages.
+ *
+ * @param owner its class, which stands in for the name that a layer on its own does not have
+ */
+export function where(name: string, member: string, owner = 'LoraLayer'): string {
+  return `${name || owner}.${member}`
 }
 
+/** For a member that needs what `call` gives the layer. */
+export function noBase(location: string, call: string): StateError {
+  return new StateError({ where: location, what: 'the layer has no base weight', hint: `Give it one with ${call}` })
+}
+
+/** For a backward without the forward that it belongs to. */
+export function noForward(location: string, isMerged: boolean): StateError {
+  return new StateError({
+    where: location,
+    what: isMerged ? 'not while merged' : 'no forward to differentiate',
+    hint: isMerged ? 'Call unmerge() and forward() first' : 'Call forward() first, after any assignment',
+  })
+}
+
+/** For a factor, a vector or a file's tensor with a NaN or an infinity. */
 export function notFinite(location: string): NumericError {
   return new NumericError({ where: location, what: 'holds a value that is not finite' })
 }

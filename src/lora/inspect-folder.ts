@@ -7,16 +7,13 @@ import { LowrankError, type OnProblem } from '../base/errors.js'
 import { elementCount, type Tensor } from '../base/tensor.js'
 import { isWeightDtype, readTensorF32, type SafetensorsFile, type TensorInfo } from '../formats/safetensors.js'
 import { notFinite } from './factors.js'
-import { type AdapterReport, adapterReport, type LayerReport, layerReport } from './inspect.js'
+import { type AdapterReport, adapterReport, type LayerReport, layerReport, replacementReports } from './inspect.js'
 import { type AdapterFile, commonDtype, type LoadOptions, openAdapter } from './peft.js'
-import type { ParameterTensors } from './peft-parameters.js'
 import type { LayerTensors } from './peft-tensors.js'
 import { isFiniteMatrix } from './product.js'
 
 /** Tensors that are only looked through are read in pieces of so many bytes. */
 const PIECE_BYTES = 1 << 22
-
-const PARAMETER = { kind: 'parameter', magnitude: undefined, biasB: undefined } as const
 
 /**
  * What loading the folder would find, and everything that it would refuse, in `problems`.
@@ -31,7 +28,8 @@ export async function inspectAdapterFolder(directory: Directory, options: LoadOp
   try {
     const { config, file, replacements, tokenRows } = adapter
     const layers: LayerReport[] = []
-    for (const tensors of [...adapter.layers, ...adapter.parameters]) {
+    const parameters = adapter.parameters.map((tensors): ReportedTensors => ({ kind: 'parameter', ...tensors }))
+    for (const tensors of [...adapter.layers, ...parameters]) {
       const report = await inspectLayer(file, tensors, onProblem)
       if (report !== undefined) layers.push(report)
     }
@@ -40,27 +38,10 @@ export async function inspectAdapterFolder(directory: Directory, options: LoadOp
       config,
       trainableParams: countParams(adapter),
       layers,
-      replacements: [
-        ...[...replacements].map(
-          ([
-            name,
-            {
-              info: { dtype, shape },
-            },
-          ]) => ({ name, dtype, shape }),
-        ),
-        ...[...tokenRows].map(
-          ([
-            name,
-            {
-              indices,
-              info: { dtype, shape },
-            },
-          ]) => {
-            return { name: `${name}.weight`, dtype, shape, rows: indices.length }
-          },
-        ),
-      ],
+      replacements: replacementReports(
+        [...replacements].map(([name, { info }]) => [name, info]),
+        [...tokenRows].map(([module, { info, indices }]) => [module, { ...info, indices }]),
+      ),
       problems,
       notes: adapter.notes,
     })
@@ -69,13 +50,16 @@ export async function inspectAdapterFolder(directory: Directory, options: LoadOp
   }
 }
 
+/** The tensors of a layer of any kind. */
+type ReportedTensors = Pick<LayerReport, 'kind' | 'experts'> &
+  Pick<LayerTensors, 'name' | 'config' | 'A' | 'B'> &
+  Partial<Pick<LayerTensors, 'magnitude' | 'biasB'>>
+
 async function inspectLayer(
   file: SafetensorsFile,
-  tensors: LayerTensors | ParameterTensors,
+  { name, kind, config, experts, A, B, magnitude, biasB }: ReportedTensors,
   onProblem: OnProblem,
 ): Promise<LayerReport | undefined> {
-  const { name, config, A, B } = tensors
-  const { kind, magnitude, biasB } = 'kind' in tensors ? tensors : PARAMETER
   try {
     const [weightA, weightB] = [await readFactor(file, A, onProblem), await readFactor(file, B, onProblem)]
     for (const info of [magnitude, biasB]) if (info !== undefined) await checkValues(file, info, onProblem)
@@ -86,7 +70,7 @@ async function inspectLayer(
       dtype: commonDtype({ A, B, magnitude, biasB }),
       weightA,
       weightB,
-      experts: 'experts' in tensors ? tensors.experts : undefined,
+      experts,
       hasMagnitude: magnitude !== undefined,
       hasBias: biasB !== undefined,
     })

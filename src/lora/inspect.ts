@@ -14,7 +14,8 @@ import { notFinite } from './factors.js'
 import { changesBase } from './inits.js'
 import { LoraLayer } from './layer.js'
 import type { AdapterPart } from './plain.js'
-import { norm } from './product.js'
+import { isFiniteMatrix, norm } from './product.js'
+import type { Replacement, TokenRows } from './replacements.js'
 import { meanSpectrum, normOfSpectrum, type Spectrum, spectrumOf } from './spectrum.js'
 import { describeUnmatched, unmatchedEntries } from './unmatched.js'
 
@@ -90,7 +91,7 @@ export function inspectAdapter(adapter: LoraAdapter): AdapterReport {
     const biasB = 'biasB' in layer ? layer.biasB : undefined
     const values = { weightA: weightA.data, weightB: weightB.data, magnitude, biasB }
     for (const [part, data] of Object.entries(values)) {
-      if (data?.every(Number.isFinite) === false) problems.push(notFinite(`${name}.${part}`))
+      if (data !== undefined && !isFiniteMatrix({ data })) problems.push(notFinite(`${name}.${part}`))
     }
     return layerReport({
       name,
@@ -108,12 +109,7 @@ export function inspectAdapter(adapter: LoraAdapter): AdapterReport {
     config: adapter.config,
     trainableParams: adapter.totalTrainableParams(),
     layers,
-    replacements: [
-      ...[...adapter.replacements].map(([name, { dtype, shape }]) => ({ name, dtype, shape })),
-      ...[...adapter.tokenRows].map(([name, { dtype, shape, indices }]) => {
-        return { name: `${name}.weight`, dtype, shape, rows: indices.length }
-      }),
-    ],
+    replacements: replacementReports(adapter.replacements, adapter.tokenRows),
     problems,
     notes: adapter.notes,
   })
@@ -131,6 +127,7 @@ export interface InspectedLayer extends Pick<LayerReport, 'name' | 'kind' | 'dty
   experts?: number | undefined
 }
 
+/** The numbers of one layer. */
 export function layerReport(layer: InspectedLayer): LayerReport {
   const { name, kind, config, dtype, weightA, weightB, experts, hasMagnitude, hasBias } = layer
   const { rank, alpha } = config
@@ -155,15 +152,28 @@ export function layerReport(layer: InspectedLayer): LayerReport {
   }
 }
 
-/** Adds what follows from all layers together. */
-export function adapterReport({
-  problems,
-  notes,
-  ...report
-}: Omit<AdapterReport, 'problems' | 'warnings'> & {
+/** Whole tensors by name, then rows by their embedding's. */
+export function replacementReports(
+  replacements: Iterable<readonly [name: string, Pick<Replacement, 'dtype' | 'shape'>]>,
+  tokenRows: Iterable<readonly [module: string, Pick<TokenRows, 'dtype' | 'shape' | 'indices'>]>,
+): ReplacementReport[] {
+  return [
+    ...Array.from(replacements, ([name, { dtype, shape }]) => ({ name, dtype, shape })),
+    ...Array.from(tokenRows, ([module, { dtype, shape, indices }]) => {
+      return { name: `${module}.weight`, dtype, shape, rows: indices.length }
+    }),
+  ]
+}
+
+/** What a report on an adapter is made from. */
+export interface InspectedAdapter extends Omit<AdapterReport, 'problems' | 'warnings'> {
   problems: readonly LowrankError[]
+  /** As {@link LoraAdapter.notes}. */
   notes: readonly string[]
-}): AdapterReport {
+}
+
+/** Adds what follows from all layers together. */
+export function adapterReport({ problems, notes, ...report }: InspectedAdapter): AdapterReport {
   return {
     ...report,
     problems: problems.map(({ code, message }) => ({ code, message })),

@@ -16,6 +16,8 @@ import {
   factorsOver,
   type LayerVectors,
   layerVectors,
+  noBase,
+  noForward,
   startingBase,
   where,
 } from './factors.js'
@@ -121,6 +123,7 @@ export class LoraLayer {
     return this.#weightA.shape[1]
   }
 
+  /** r: rows of A, columns of B. */
   get rank(): number {
     return this.config.rank
   }
@@ -130,10 +133,12 @@ export class LoraLayer {
     return scalingOf(this.config.rank, this.config.alpha, this.config.useRslora)
   }
 
+  /** s·B·A is in the base weight. */
   get merged(): boolean {
     return this.#unmerged !== undefined
   }
 
+  /** Dropout is on, where the config has it. */
   get isTraining(): boolean {
     return this.#isTraining
   }
@@ -188,7 +193,7 @@ export class LoraLayer {
    * into the factors is taken out again, as PEFT does; for pissa-niter-N with draws of our own, since no file holds PEFT's.
    *
    * @throws ShapeError when it is not (d, k), StateError while merged, UnsupportedError when the weight alone does not tell what
-   *   was taken from it (lora-ga, corda).
+   *   was taken from it (lora-ga, corda), ConfigError when the rank of an init that takes from it is above min(d, k).
    */
   attachBase(baseWeight: MatrixLike): this {
     const matrix = toMatrix(baseWeight, this.#where('baseWeight'))
@@ -217,6 +222,8 @@ export class LoraLayer {
   /**
    * W + s·B·A (d, k), with DoRA's magnitude m ⊙ (W + s·B·A) / ‖W + s·B·A‖, a new matrix. While merged: a copy of the base
    * weight, which holds the delta.
+   *
+   * @throws StateError without a base weight
    */
   effectiveWeight(): Matrix {
     const base = this.#needBase('effectiveWeight')
@@ -263,13 +270,7 @@ export class LoraLayer {
    */
   backward(gradOutput: MatrixLike): LayerGradients {
     const tape = this.#tape
-    if (tape === undefined) {
-      throw new StateError({
-        where: this.#where('backward'),
-        what: this.merged ? 'not while merged' : 'no forward to differentiate',
-        hint: this.merged ? 'Call unmerge() and forward() first' : 'Call forward() first, after any assignment',
-      })
-    }
+    if (tape === undefined) throw noForward(this.#where('backward'), this.merged)
     const base = this.#needBase('backward')
     const dy = inPrecisionOf(base.data, toMatrix(gradOutput, this.#where('gradOutput')))
     checkShape(dy, tape.hidden.shape[0], this.d, this.#where('gradOutput'))
@@ -368,11 +369,7 @@ export class LoraLayer {
   /** @throws StateError when there is no base weight. */
   #needBase(member: string): Matrix {
     if (this.#baseWeight !== undefined) return this.#baseWeight
-    throw new StateError({
-      where: this.#where(member),
-      what: 'the layer has no base weight',
-      hint: 'Give it one with attachBase(W)',
-    })
+    throw noBase(this.#where(member), 'attachBase(W)')
   }
 
   #assigned(field: string, value: MatrixLike, rows: number, columns: number, like?: FloatArray): Matrix {

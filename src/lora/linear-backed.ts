@@ -6,16 +6,13 @@ import type { FloatArray } from '../base/tensor.js'
 import type { LoraConfig } from './config.js'
 import type { LoraLayer } from './layer.js'
 
+/** @typeParam Tape what the last forward leaves for backward */
 export abstract class LinearBacked<Tape> {
   /** The layer's own: rank and alpha are what the patterns give its name. */
   readonly config: LoraConfig
   /** @internal */
   protected readonly linear: LoraLayer
-  /**
-   * What the last forward leaves for backward.
-   *
-   * @internal
-   */
+  /** @internal */
   protected tape: Tape | undefined
 
   /** @param config unless it is the linear layer's */
@@ -24,10 +21,12 @@ export abstract class LinearBacked<Tape> {
     this.config = config
   }
 
+  /** Where the layer is in its model; empty for a layer on its own. */
   get name(): string {
     return this.linear.name
   }
 
+  /** r: rows of A. */
   get rank(): number {
     return this.linear.rank
   }
@@ -51,6 +50,7 @@ export abstract class LinearBacked<Tape> {
     return this.linear.magnitude
   }
 
+  /** The delta is in the base weight. */
   get merged(): boolean {
     return this.linear.merged
   }

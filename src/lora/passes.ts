@@ -23,6 +23,9 @@ export interface PassWeights {
   readonly biasB: FloatArray | undefined
 }
 
+/** What turns the outputs of W and A into y. */
+export type ChangeWeights = Omit<PassWeights, 'base' | 'weightA'>
+
 /** m (d), and ‖W + s·B·A‖ (d), row by row. */
 export interface Dora {
   readonly magnitude: FloatArray
@@ -45,7 +48,9 @@ export interface Tape extends ChangeTape {
   readonly isShared: boolean
 }
 
+/** What {@link addChange} leaves for {@link changeGradients}. */
 export interface ChangeTape {
+  /** There was dropout: x' is not x. */
   readonly hasDropped: boolean
   /** (n, r) */
   readonly hidden: Matrix
@@ -86,7 +91,7 @@ export function forwardPass(
  * @param hidden x'·Aᵀ (n, r)
  */
 export function addChange(
-  { weightB, scaling, groups, biasB }: Omit<PassWeights, 'base' | 'weightA'>,
+  { weightB, scaling, groups, biasB }: ChangeWeights,
   output: Matrix,
   dropped: Matrix | undefined,
   hidden: Matrix,
@@ -123,12 +128,20 @@ export function backwardPass(weights: PassWeights, tape: Tape, dy: Matrix): Pass
   }
 }
 
-/** What goes back through addChange: to B, the vectors, `hidden` (n, r), and what the magnitude multiplies (n, d). */
+/** What goes back through addChange. */
+export interface ChangeGradients extends Pick<PassGradients, 'weightB' | 'magnitude' | 'biasB'> {
+  /** To what the magnitude multiplies (n, d); dY itself where there is none. */
+  readonly adapted: Matrix
+  /** (n, r) */
+  readonly hidden: Matrix
+}
+
+/** From dY (n, d), for the weights that addChange had. */
 export function changeGradients(
-  { weightB, scaling, groups, biasB }: Omit<PassWeights, 'base' | 'weightA'>,
+  { weightB, scaling, groups, biasB }: ChangeWeights,
   { hidden, dora }: ChangeTape,
   dy: Matrix,
-) {
+): ChangeGradients {
   const adapted = dora === undefined ? dy : scaleColumns(copyAs(dy, dy.data), dora.scales)
   return {
     adapted,

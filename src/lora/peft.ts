@@ -37,12 +37,13 @@ import {
   magnitudeShape,
   rowsKey,
 } from './peft-tensors.js'
-import type { AdapterPart } from './plain.js'
+import { type AdapterPart, linearKind } from './plain.js'
+import { isFiniteMatrix } from './product.js'
 import type { StoredTensor } from './replacements.js'
 import { adaptedMatcher } from './tied.js'
 import { requireMatched } from './unmatched.js'
 
-/** Magnitudes that round to infinity. */
+/** Values of this size and above round to infinity. */
 const INFINITE_FROM: Readonly<Record<FloatDtype, number>> = {
   F32: Number.POSITIVE_INFINITY,
   F16: 65520,
@@ -60,6 +61,7 @@ export interface AdapterFile extends AdapterTensors {
   close(): Promise<void>
 }
 
+/** What to load of a folder, and how strictly. */
 export interface LoadOptions {
   /** Which adapter: the name of a folder inside, or the one in the tensors' names. Default: the only one there is. */
   name?: string | undefined
@@ -122,13 +124,12 @@ export async function loadAdapter(directory: Directory, options: LoadOptions = {
       const { name, kind, A, B, magnitude, biasB } = tensors
       const factors = [await readFactor(file, A), await readFactor(file, B)] as const
       const vectors = { magnitude: await readVector(file, magnitude), biasB: await readVector(file, biasB) }
-      const layer =
-        kind === 'convolution'
-          ? adapter.addConvolution(name, ...factors, vectors)
-          : kind === 'embedding'
-            ? adapter.addEmbedding(name, ...matrices(factors), vectors)
-            : adapter.addFactors(name, ...matrices(factors), vectors)
-      layer.dtype = commonDtype(tensors)
+      const add = {
+        linear: () => adapter.addFactors(name, ...matrices(factors), vectors),
+        embedding: () => adapter.addEmbedding(name, ...matrices(factors), vectors),
+        convolution: () => adapter.addConvolution(name, ...factors, vectors),
+      }
+      add[kind]().dtype = commonDtype(tensors)
     }
     for (const { name, A, B } of parameters) {
       const parameter = adapter.addExperts(name, ...matrices([await readFactor(file, A), await readFactor(file, B)]))
@@ -148,9 +149,8 @@ export async function loadAdapter(directory: Directory, options: LoadOptions = {
 
 function partsOf({ layers, parameters, replacements, tokenRows }: AdapterTensors): AdapterPart[] {
   return [
-    ...layers.map(({ name, kind, magnitude, biasB }): AdapterPart => {
-      if (kind !== 'linear') return { name, kind }
-      return { name, kind: magnitude !== undefined ? 'dora' : biasB !== undefined ? 'lora-bias' : 'linear' }
+    ...layers.map((layer): AdapterPart => {
+      return { name: layer.name, kind: layer.kind === 'linear' ? linearKind(layer) : layer.kind }
     }),
     ...parameters.map(({ name }): AdapterPart => ({ name, kind: 'parameter' })),
     ...[...replacements.keys()].map((name): AdapterPart => ({ name, kind: 'replacement' })),
@@ -194,10 +194,11 @@ async function readStored(file: SafetensorsFile, info: TensorInfo): Promise<Stor
 }
 
 function checkFinite(values: Float32Array, info: TensorInfo, file: SafetensorsFile): void {
-  if (values.every(Number.isFinite)) return
+  if (isFiniteMatrix({ data: values })) return
   throw notFinite(`${file.source.name}: ${info.name}`)
 }
 
+/** How an adapter is saved. */
 export interface SaveOptions {
   /** Of layers. Default: each one's own, which is F32 unless it was loaded from another. What replaces the base's stays as it is. */
   dtype?: FloatDtype | undefined

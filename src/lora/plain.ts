@@ -5,6 +5,7 @@ import { UnsupportedError } from '../base/errors.js'
 import type { LoraConfig } from './config.js'
 import { changesBase } from './inits.js'
 
+/** What a part is. DoRA layers and layers with a bias of B are linear ones with something besides. */
 export type PartKind =
   | 'linear'
   | 'dora'
@@ -19,6 +20,12 @@ export type PartKind =
 export interface AdapterPart {
   readonly name: string
   readonly kind: PartKind
+}
+
+/** The kind of a linear layer with these vectors. */
+export function linearKind({ magnitude, biasB }: { magnitude: unknown; biasB: unknown }): PartKind {
+  if (magnitude !== undefined) return 'dora'
+  return biasB === undefined ? 'linear' : 'lora-bias'
 }
 
 const MEANINGS: Readonly<Record<PartKind, string>> = {

@@ -1,9 +1,10 @@
 // How the change of a layer is spread over directions: the singular values of s·B·A, and how many of them matter.
 
-import type { FactorPair } from './factor-pairs.js'
+import type { FactorPair } from './decomposed.js'
 import { singularValuesOfProduct } from './linalg/svd.js'
 import { isFiniteMatrix } from './product.js'
 
+/** How the change of a layer is spread over directions. */
 export interface Spectrum {
   /** Of s·B·A, largest first; empty where a factor holds a value that is not finite. */
   singularValues: number[]

@@ -109,6 +109,19 @@ test('summary and counts', () => {
   expect(new LoraAdapter().summary()).toEqual({ layers: [], totalTrainable: 0, totalParams: 0 })
 })
 
+test('the summary has layers of every kind', () => {
+  const adapter = new LoraAdapter({ rank: 2 })
+  adapter.addExperts('mlp.experts.down_proj', random(6, 5, 1), random(4, 6, 2))
+  adapter.addEmbedding('embed', random(2, 10, 3), random(4, 2, 4))
+  const { layers, totalTrainable, totalParams } = adapter.summary()
+  const [experts, embedding] = [3 * 2 * (5 + 4), 2 * (10 + 4)]
+  expect(layers).toMatchObject([
+    { name: 'embed', d: 4, k: 10, trainableParams: embedding, totalParams: embedding + 40 },
+    { name: 'mlp.experts.down_proj', d: 4, k: 5, trainableParams: experts, totalParams: experts + 60 },
+  ])
+  expect([totalTrainable, totalParams]).toEqual([embedding + experts, embedding + experts + 100])
+})
+
 describe('mergeAll and unmergeAll', () => {
   const states = (adapter: LoraAdapter) => [...adapter].map(([, { merged }]) => merged)
 

@@ -228,7 +228,7 @@ describe('refuses', () => {
     )
     expect(() => made.backward(tensor([1, 4, 3, 4], 1))).toThrow('c.backward: no forward to differentiate')
     made.forward(tensor([1, 3, 5, 5], 1))
-    expect(() => made.backward(tensor([1, 4, 3, 3], 1))).toThrow('c.backward: wrong shape; expected (1, 4, 3, 4)')
+    expect(() => made.backward(tensor([1, 4, 3, 3], 1))).toThrow('c.gradOutput: wrong shape; expected (1, 4, 3, 4)')
     made.merge()
     expect(() => made.backward(tensor([1, 4, 3, 4], 1))).toThrow('c.backward: not while merged')
     const bare = new ConvolutionLora(tensor([2, 3, 3, 2], 1), tensor([4, 2, 1, 1], 2))

@@ -119,6 +119,17 @@ describe('a parameter of its own', () => {
     expect([...weightB.data]).toEqual(random(5, 6).flat())
   })
 
+  test('lets go of its base, and can get another', () => {
+    const zeros = (...shape: number[]) => ({ data: new Float64Array(shape.reduce((a, b) => a * b)), shape })
+    const own = parameter().attachBase(zeros(3, 4, 5))
+    own.merge()
+    own.dispose()
+    expect([own.merged, own.baseWeight]).toEqual([false, undefined])
+    expect(() => own.effectiveWeight()).toThrow('moe.experts.up.effectiveWeight: the layer has no base weight')
+    expect(own.delta().shape).toEqual([3, 5, 4])
+    expect(own.attachBase(zeros(3, 5, 4)).baseWeight).toEqual(zeros(3, 5, 4))
+  })
+
   test('refuses bases of other shapes, and knows both layouts of the right one', () => {
     const zeros = (...shape: number[]) => ({ data: new Float64Array(shape.reduce((a, b) => a * b)), shape })
     for (const shape of [
