@@ -79,7 +79,7 @@ export class NodeDirectory implements Directory {
     const target = this.#resolve(file)
     let handle: FileHandle | undefined
     try {
-      await mkdir(path.dirname(target), { recursive: true })
+      await makeFolders(path.dirname(target))
       handle = await open(target, 'a')
       await handle.appendFile(bytes)
       // What is written after it may count on it.
@@ -179,7 +179,7 @@ export async function createFile(file: string): Promise<ByteSink> {
   let firstMade: string | undefined
   try {
     if (await isDirectory(file)) throw new FileError({ where: file, what: 'is a folder' })
-    firstMade = await mkdir(folder, { recursive: true })
+    firstMade = await makeFolders(folder)
     const temporary = path.join(folder, `.${path.basename(file)}.${randomBytes(6).toString('hex')}.tmp`)
     return new FileSink(await open(temporary, 'wx'), file, temporary, firstMade)
   } catch (error) {
@@ -250,6 +250,40 @@ async function syncFolder(folder: string): Promise<void> {
   }
 }
 
+/**
+ * Makes a folder with those around it. Not by mkdir's `recursive`, which never ends where the system answers that a folder to be
+ * made does not exist, as it does in /proc.
+ *
+ * @returns the outermost folder that was made
+ * @throws FileError naming the folder that cannot be made
+ */
+export async function makeFolders(folder: string): Promise<string | undefined> {
+  const missing: string[] = []
+  let outer = path.resolve(folder)
+  for (; !(await isThere(outer)); outer = path.dirname(outer)) missing.unshift(outer)
+  for (const target of missing) {
+    try {
+      await mkdir(target)
+    } catch (error) {
+      // Another process may have made it meanwhile.
+      if (codeOf(error) === 'EEXIST' && (await isDirectory(target))) continue
+      if (target !== missing[0]) await removeEmptyFolders(path.dirname(target), missing[0])
+      throw fileError(target, 'cannot be made', error)
+    }
+  }
+  return missing[0]
+}
+
+async function isThere(target: string): Promise<boolean> {
+  try {
+    await stat(target)
+    return true
+  } catch (error) {
+    if (codeOf(error) === 'ENOENT') return false
+    throw fileError(target, 'cannot be made', error)
+  }
+}
+
 /** Removes `folder` and its parents up to `outermost`, as long as they are empty. */
 async function removeEmptyFolders(folder: string, outermost: string): Promise<void> {
   const stop = path.dirname(path.resolve(outermost))
@@ -276,6 +310,7 @@ const REASONS: Record<string, string> = {
   ENOTDIR: 'a part of the path is no folder',
   EACCES: 'permission denied',
   EPERM: 'permission denied',
+  EEXIST: 'something else is there',
   EISDIR: 'is a folder',
   ENOSPC: 'no space left on the device',
   EDQUOT: 'disk quota exceeded',

@@ -12,7 +12,7 @@ import { ChangeSums, ChunkMerger } from './chunk-merger.js'
 import { CONFIG_FILE, editConfig, isCompanion } from './companions.js'
 import { computeScales, segmentSource } from './dora-scales.js'
 import { CHUNK_BYTES, chunkAt, chunkCount, type OutputShard } from './layout.js'
-import { type MergePlan, type PlanOptions, planMerge } from './plan.js'
+import { type ConfigEdit, type MergePlan, type PlanOptions, planMerge } from './plan.js'
 
 export interface MergeCheckpointOptions extends MergeOptions, PlanOptions {
   /** The base's safetensors file, or its index, in its folder. Default: found there, and the folder's other files go along. */
@@ -113,6 +113,7 @@ export async function writeMerge(
     const leftOut: string[] = []
     const bytes = await writeTogether(out, plan.bytes, options, async (staged) => {
       if (options.basePath === undefined) leftOut.push(...(await copyCompanions(plan, staged)))
+      else if (plan.copiesIndex) await copyFile(base, checkpoint.indexPath!, staged)
       const merger = new ChunkMerger(createMergeKernel(CHUNK_BYTES, options.reproducible ?? false))
       for (const shard of plan.shards) {
         const sink = await staged.create(shard.path)
@@ -187,24 +188,32 @@ async function copyCompanions(plan: MergePlan, out: Directory): Promise<string[]
       leftOut.push(path)
       continue
     }
-    const source = await base.open(path)
-    try {
-      if (path === CONFIG_FILE && plan.configEdit !== undefined) {
-        await write(out, path, editConfig(await readAll(source), plan.configEdit, source.name))
-      } else await copyFile(source, out, path)
-    } finally {
-      await source.close()
-    }
+    if (path === CONFIG_FILE && plan.configEdit !== undefined) await writeConfig(base, plan.configEdit, out)
+    else await copyFile(base, path, out)
   }
   return leftOut
 }
 
-async function copyFile(source: ByteSource, out: Directory, path: string): Promise<void> {
-  const sink = await out.create(path)
-  for (let at = 0; at < source.byteLength; at += CHUNK_BYTES) {
-    await sink.write(await source.read(at, Math.min(CHUNK_BYTES, source.byteLength - at)))
+async function writeConfig(base: Directory, edit: ConfigEdit, out: Directory): Promise<void> {
+  const source = await base.open(CONFIG_FILE)
+  try {
+    await write(out, CONFIG_FILE, editConfig(await readAll(source), edit, source.name))
+  } finally {
+    await source.close()
   }
-  await sink.commit()
+}
+
+async function copyFile(from: Directory, path: string, to: Directory): Promise<void> {
+  const source = await from.open(path)
+  try {
+    const sink = await to.create(path)
+    for (let at = 0; at < source.byteLength; at += CHUNK_BYTES) {
+      await sink.write(await source.read(at, Math.min(CHUNK_BYTES, source.byteLength - at)))
+    }
+    await sink.commit()
+  } finally {
+    await source.close()
+  }
 }
 
 async function write(out: Directory, path: string, content: string): Promise<void> {

@@ -1,8 +1,9 @@
 // Copies a base's other files in Node, with those in folders inside it, reading through the symlinks of Hugging Face's cache.
 
-import { copyFile, mkdir, readdir, readFile, realpath, stat, writeFile } from 'node:fs/promises'
+import { copyFile, readdir, readFile, realpath, stat, writeFile } from 'node:fs/promises'
 import path from 'node:path'
-import { fileError } from '../../io/node-files.js'
+import { FileError } from '../../base/errors.js'
+import { fileError, makeFolders } from '../../io/node-files.js'
 import { CONFIG_FILE, editConfig, isCompanion } from './companions.js'
 import { RECORD_FILE, syncFile } from './node-output.js'
 import type { MergePlan } from './plan.js'
@@ -10,17 +11,23 @@ import type { MergePlan } from './plan.js'
 export interface Companions {
   copied: string[]
   leftOut: string[]
+  /** Of the copied files. */
+  bytes: number
 }
+
+/** Where the base or the output is a file. */
+export const NO_COMPANIONS: Companions = { copied: [], leftOut: [], bytes: 0 }
 
 /**
  * What of the base's folder goes along.
  *
  * @param skip folders that belong to the output, when it lies inside the base
+ * @throws FileError for a link that leads nowhere: what it stands for would be missing without a word
  */
 export async function findCompanions(base: string, plan: MergePlan, skip: readonly string[]): Promise<Companions> {
   const { checkpoint } = plan
   const own = new Set([...checkpoint.shards.map((shard) => shard.path), checkpoint.indexPath, RECORD_FILE])
-  const result: Companions = { copied: [], leftOut: [] }
+  const result: Companions = { copied: [], leftOut: [], bytes: 0 }
   const skipped = new Set(await Promise.all(skip.map((folder) => realpath(folder).catch(() => folder))))
   const visit = async (folder: string, trail: readonly string[]): Promise<void> => {
     const real = await realpath(path.join(base, folder))
@@ -31,48 +38,62 @@ export async function findCompanions(base: string, plan: MergePlan, skip: readon
       if (status?.isDirectory()) {
         if (isCompanion(`${relative}/`)) await visit(relative, [...trail, real])
         else result.leftOut.push(`${relative}/`)
-      } else if (status?.isFile() && !own.has(relative)) {
-        result[isCompanion(relative) ? 'copied' : 'leftOut'].push(relative)
+      } else if (own.has(relative)) continue
+      else if (!isCompanion(relative)) result.leftOut.push(relative)
+      else if (status === undefined) throw brokenLinkError(path.join(base, relative))
+      else if (status.isFile()) {
+        result.copied.push(relative)
+        result.bytes += status.size
       }
     }
   }
-  await visit('', [])
+  try {
+    await visit('', [])
+  } catch (error) {
+    throw fileError(base, 'cannot be listed', error)
+  }
   return result
+}
+
+function brokenLinkError(where: string): FileError {
+  return new FileError({
+    where,
+    what: 'a link that leads nowhere',
+    expected: 'a file that goes along with the weights',
+    hint: 'Download it again, or remove the link',
+  })
 }
 
 /** Copies files and writes the index and the changed config.json. Returns the bytes written. */
 export async function writeCompanions(
-  base: string | undefined,
   files: readonly string[],
   plan: MergePlan,
   folder: string,
   isDurable: boolean,
 ): Promise<number> {
+  const { checkpoint, configEdit, index } = plan
+  const copied = plan.copiesIndex ? [...files, checkpoint.indexPath!] : files
   let bytes = 0
-  const finish = async (target: string) => {
-    bytes += (await stat(target)).size
-    if (isDurable) await syncFile(target)
-  }
-  try {
-    if (base !== undefined) {
-      const index = plan.copiesIndex && plan.checkpoint.indexPath
-      for (const file of index ? [...files, index] : files) {
-        const [source, target] = [path.join(base, file), path.join(folder, file)]
-        await mkdir(path.dirname(target), { recursive: true })
-        if (file === CONFIG_FILE && plan.configEdit !== undefined) {
-          await writeFile(target, editConfig(await readFile(source), plan.configEdit, source))
-        } else await copyReadable(source, target)
-        await finish(target)
-      }
+  const write = async (file: string, fill: (target: string) => Promise<void>) => {
+    const target = path.join(folder, file)
+    try {
+      await makeFolders(path.dirname(target))
+      await fill(target)
+      bytes += (await stat(target)).size
+      if (isDurable) await syncFile(target)
+    } catch (error) {
+      throw fileError(target, 'cannot be written', error)
     }
-    if (plan.index !== undefined) {
-      const target = path.join(folder, plan.index.path)
-      await writeFile(target, plan.index.content)
-      await finish(target)
-    }
-  } catch (error) {
-    throw fileError(folder, 'cannot be written', error)
   }
+  for (const file of copied) {
+    const source = path.join(checkpoint.directory.name, file)
+    const isEdited = file === CONFIG_FILE && configEdit !== undefined
+    await write(file, async (target) => {
+      if (isEdited) await writeFile(target, editConfig(await readFile(source), configEdit, source))
+      else await copyReadable(source, target)
+    })
+  }
+  if (index !== undefined) await write(index.path, (target) => writeFile(target, index.content))
   return bytes
 }
 

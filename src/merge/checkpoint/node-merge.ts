@@ -2,13 +2,11 @@
 // cluster. What it computes is merge-checkpoint.ts's.
 
 import { closeSync, fsync, openSync } from 'node:fs'
-import { readdir } from 'node:fs/promises'
 import { availableParallelism } from 'node:os'
 import path from 'node:path'
 import { promisify } from 'node:util'
 import { type ByteSource, readAll } from '../../base/bytes.js'
-import { ConfigError, FileError, LowrankError, NumericError } from '../../base/errors.js'
-import { openCheckpoint } from '../../formats/checkpoint.js'
+import { ConfigError, FileError, NumericError } from '../../base/errors.js'
 import { fileError, locate, NodeDirectory } from '../../io/node-files.js'
 import { LoraAdapter } from '../../lora/adapter.js'
 import type { AdapterInput } from '../weighted.js'
@@ -16,10 +14,20 @@ import type { OutputShard } from './layout.js'
 import type { CheckpointReport } from './merge-checkpoint.js'
 import { describePlan, type MergeCheckpointOptions, type OpenPlan, openPlan } from './merge-checkpoint.js'
 import { type ChunkJob, createShared, type Readable, shardChunks, writeFully } from './node-chunks.js'
-import { findCompanions, writeCompanions } from './node-companions.js'
+import { type Companions, findCompanions, NO_COMPANIONS, writeCompanions } from './node-companions.js'
 import { baseStates, changesOf, hashPlan, isFromBase, noteOf, type ShardNote } from './node-notes.js'
-import { NOTHING_KEPT, PartialOutput, RECORD_FILE, refuseOutput } from './node-output.js'
+import {
+  checkSpace,
+  looksMerged,
+  NOTHING_KEPT,
+  type OutputPlace,
+  PartialOutput,
+  partialFolder,
+  realOutput,
+  refuseOutput,
+} from './node-output.js'
 import { runChunks } from './node-threads.js'
+import type { MergePlan } from './plan.js'
 
 export interface MergeFilesOptions extends Omit<MergeCheckpointOptions, 'basePath' | 'path'> {
   /** Threads, the calling one among them. Default: one a core, at most 4. */
@@ -48,17 +56,22 @@ export type FileAdapter = string | LoraAdapter | { adapter: string | LoraAdapter
 const MAX_THREADS = 4
 const sync = promisify(fsync)
 
-/** What a merge would do, for `--dry-run`; nothing is written. Throws as {@link mergeCheckpointFiles}. */
+/**
+ * What a merge would do, for `--dry-run`; nothing is written. Throws as {@link mergeCheckpointFiles}, but for values that are not
+ * finite, which only computing shows.
+ */
 export async function planCheckpointFiles(
   base: string,
   adapters: readonly FileAdapter[],
   out: string,
   options: MergeFilesOptions = {},
 ) {
+  checkOptions(options)
   const opened = await openFiles(base, adapters, out, options)
   try {
-    const { plan, folder } = opened
-    const companions = folder === undefined ? undefined : await findCompanions(folder, plan, [out])
+    const { plan, companions, place } = opened
+    await refusePlaces(opened, options)
+    checkSpace(partialFolder(place.out), plan.bytes + companions.bytes)
     return {
       out,
       tensors: plan.tensors,
@@ -69,8 +82,8 @@ export async function planCheckpointFiles(
         name: name.replace(/\.weight$/, ''),
         adapters: layers.map(({ name: module, rank, scale }) => ({ module, rank, scale })),
       })),
-      copied: companions?.copied ?? [],
-      leftOut: companions?.leftOut ?? [],
+      copied: companions.copied,
+      leftOut: companions.leftOut,
     }
   } finally {
     await opened.close()
@@ -92,83 +105,54 @@ export async function mergeCheckpointFiles(
   options: MergeFilesOptions = {},
 ): Promise<MergeFilesReport> {
   const startedAt = performance.now()
-  const { share, finish = false, resume = false, fsync: isDurable = true } = options
   checkOptions(options)
   const opened = await openFiles(base, adapters, out, options)
-  const { plan, isFile, folder } = opened
+  const { plan, companions } = opened
+  const { share, finish = false } = options
+  let partial: PartialOutput | undefined
   try {
-    const inputs = [...(folder === undefined ? [] : [folder]), ...opened.inputs]
-    const isReplaceable = (target: string) => canReplace(target, isFile, plan.tensors, options.overwrite ?? false)
-    await refuseOutput(out, isFile, isReplaceable, inputs)
-    // Reading all of the adapters pays where something may be continued: a single file starts over.
-    const isKept = plan.shards.length > 1 || share !== undefined || finish || resume
-    const partial = new PartialOutput(out, isFile, isKept ? await hashPlan(opened, options) : NOTHING_KEPT)
-    if (finish || share !== undefined || resume) await partial.open(true)
-    else await partial.open(false)
-    await refuseOutput(partial.folder, false, async () => true, inputs)
-
+    await refusePlaces(opened, options)
+    partial = await openPartial(opened, options)
     const mine = plan.shards.filter((_, i) => share === undefined || i % share.count === share.index)
-    const notes = new Map<string, ShardNote>()
-    if (finish || share !== undefined || resume) {
-      const states = await baseStates(opened.checkpoint)
-      for (const shard of mine) {
-        const note = await partial.verified(shard)
-        if (note !== undefined && (await isFromBase(note, shard, opened, states))) notes.set(shard.path, note)
-      }
-    }
+    const notes = isContinued(options) ? await finishedShards(mine, partial, opened) : new Map<string, ShardNote>()
     const missing = mine.filter((shard) => !notes.has(shard.path))
-    if (finish && missing.length > 0) {
-      throw new FileError({
-        where: partial.folder,
-        what: `${missing.length} of ${mine.length} files are missing, damaged or made from another base`,
-        got: missing
-          .slice(0, 5)
-          .map(({ path: name }) => name)
-          .join(', '),
-        hint: 'Run their shares again, then finish',
-      })
-    }
-    const bytes = missing.reduce((sum, { byteLength }) => sum + byteLength, 0)
+    if (finish && missing.length > 0) throw unfinishedError(missing, mine, partial.folder)
+    let bytes = sizeOfShards(missing)
     try {
-      partial.checkSpace(bytes)
+      await partial.remove(missing)
+      checkSpace(partial.folder, bytes + (share === undefined ? companions.bytes : 0))
+      await writeShards(opened, { mine, missing, partial, notes }, options)
+      if (share === undefined) {
+        const { layers } = describeDone(plan, notes)
+        const record = { version: 1, base: path.basename(path.resolve(base)), layers }
+        bytes += await publish(opened, partial, record, options)
+      }
     } catch (error) {
-      await partial.drop([], notes.size > 0 || share !== undefined)
-      throw error
+      const isUseless = error instanceof NumericError
+      const isLeft = await partial.drop(missing, { isUseless, isShared: share !== undefined })
+      options.signal?.throwIfAborted()
+      throw isLeft && error instanceof FileError ? withHint(error) : error
     }
-    await writeShards(opened, missing, partial, notes, options)
-
-    const companions = folder === undefined ? undefined : await findCompanions(folder, plan, [out, partial.folder])
-    const done = plan.weights.filter(({ name }) => [...notes.values()].some(({ squares }) => name in squares))
-    const report: MergeFilesReport = {
+    return {
       out: share === undefined ? out : partial.folder,
-      ...describePlan({ ...plan, weights: done }, changesOf(notes)),
+      ...describeDone(plan, notes),
       bytes,
-      seconds: 0,
-      leftOut: companions?.leftOut ?? [],
-      peakRssBytes: 0,
+      seconds: (performance.now() - startedAt) / 1000,
+      leftOut: companions.leftOut,
+      peakRssBytes: process.resourceUsage().maxRSS * 1024,
     }
-    if (share === undefined) {
-      report.bytes += await writeCompanions(folder, companions?.copied ?? [], plan, partial.folder, isDurable)
-      await partial.publish(
-        { version: 1, base: path.basename(path.resolve(base)), layers: report.layers },
-        plan.shards[0].path,
-        isDurable,
-      )
-    }
-    report.seconds = (performance.now() - startedAt) / 1000
-    report.peakRssBytes = process.resourceUsage().maxRSS * 1024
-    return report
   } finally {
+    partial?.close()
     await opened.close()
   }
 }
 
 interface OpenFiles extends OpenPlan {
-  isFile: boolean
-  /** The base's folder, when the base is a folder: its other files go along. */
-  folder: string | undefined
+  place: OutputPlace
   /** All files and folders that are read. */
   inputs: string[]
+  /** The base's other files, when the base and the output are folders. */
+  companions: Companions
 }
 
 async function openFiles(
@@ -188,24 +172,114 @@ async function openFiles(
   const name = isFile ? path.basename(out) : undefined
   const planOptions = { tied, dtype, maxShardBytes, strict, basePath: file, path: name }
   const opened = await openPlan(directory, inputs, planOptions, sign)
-  if (isFile && opened.plan.shards.length > 1) {
+  try {
+    const { plan, checkpoint } = opened
+    if (isFile && plan.shards.length > 1) {
+      throw new ConfigError({
+        where: out,
+        what: `the output has ${plan.shards.length} files, so that it needs a folder`,
+        hint: 'Name a folder, or raise the size of a shard',
+      })
+    }
+    const place = { out: await realOutput(out), isFile }
+    const isWhole = file === undefined && !isFile
+    const companions = isWhole ? await findCompanions(base, plan, [place.out, partialFolder(place.out)]) : NO_COMPANIONS
+    const sources = [...checkpoint.shards.map((shard) => shard.file.source), ...opened.adapters.sources]
+    const folders = adapters
+      .flatMap((input) => (typeof input === 'object' && 'adapter' in input ? input.adapter : input))
+      .filter((input) => typeof input === 'string')
+    return {
+      ...opened,
+      place,
+      inputs: [...(file === undefined ? [base] : []), ...sources.flatMap(({ realPath }) => realPath ?? []), ...folders],
+      companions,
+    }
+  } catch (error) {
     await opened.close()
-    throw new ConfigError({
-      where: out,
-      what: `the output has ${opened.plan.shards.length} files, so that it needs a folder`,
-      hint: 'Name a folder, or raise the size of a shard',
-    })
+    throw error
   }
-  const sources = [...opened.checkpoint.shards.map((shard) => shard.file.source), ...opened.adapters.sources]
-  const folders = adapters
-    .flatMap((input) => (typeof input === 'object' && 'adapter' in input ? input.adapter : input))
-    .filter((input) => typeof input === 'string')
-  return {
-    ...opened,
-    isFile,
-    folder: file === undefined ? base : undefined,
-    inputs: [...sources.flatMap(({ realPath }) => realPath ?? []), ...folders],
+}
+
+/** Throws FileError when the output, or the folder in which it is made, is what is being read or must not go. */
+async function refusePlaces({ place, inputs, plan }: OpenFiles, { overwrite = false }: MergeFilesOptions) {
+  await refuseOutput(place, inputs, async () => overwrite && looksMerged(place, plan.tensors))
+  await refuseOutput({ out: partialFolder(place.out), isFile: false }, inputs, async () => true)
+}
+
+function isContinued({ share, finish = false, resume = false }: MergeFilesOptions): boolean {
+  return share !== undefined || finish || resume
+}
+
+async function openPartial(opened: OpenFiles, options: MergeFilesOptions): Promise<PartialOutput> {
+  // Reading all of the adapters pays where something may be continued: a single file starts over.
+  const isKept = opened.plan.shards.length > 1 || isContinued(options)
+  const partial = new PartialOutput(opened.place, isKept ? await hashPlan(opened, options) : NOTHING_KEPT)
+  if (isContinued(options)) await partial.goOn()
+  else await partial.startOver()
+  return partial
+}
+
+/** The notes of those shards that are whole and made from what the base holds now. */
+async function finishedShards(
+  shards: readonly OutputShard[],
+  partial: PartialOutput,
+  opened: OpenFiles,
+): Promise<Map<string, ShardNote>> {
+  const notes = new Map<string, ShardNote>()
+  const states = await baseStates(opened.checkpoint)
+  for (const shard of shards) {
+    const note = await partial.verified(shard)
+    if (note !== undefined && (await isFromBase(note, shard, opened, states))) notes.set(shard.path, note)
   }
+  return notes
+}
+
+function unfinishedError(missing: readonly OutputShard[], mine: readonly OutputShard[], folder: string): FileError {
+  return new FileError({
+    where: folder,
+    what: `${missing.length} of ${mine.length} files are missing, damaged or made from another base`,
+    got: missing
+      .slice(0, 5)
+      .map(({ path: name }) => name)
+      .join(', '),
+    hint: 'Run their shares again, then finish',
+  })
+}
+
+/** Adds the base's other files and gives the output its name. Returns the bytes written. */
+async function publish(
+  opened: OpenFiles,
+  partial: PartialOutput,
+  record: object,
+  options: MergeFilesOptions,
+): Promise<number> {
+  const { plan, companions, place } = opened
+  const { signal, fsync: isDurable = true } = options
+  await partial.removeOthers(plan.shards)
+  const bytes = place.isFile ? 0 : await writeCompanions(companions.copied, plan, partial.folder, isDurable)
+  signal?.throwIfAborted()
+  // Something may have come there while this merge ran.
+  await refusePlaces(opened, options)
+  await partial.publish(record, plan.shards[0].path, isDurable)
+  return bytes
+}
+
+/** What a report says of the shards that have notes. */
+function describeDone(plan: MergePlan, notes: ReadonlyMap<string, ShardNote>) {
+  const weights = plan.weights.filter(({ name }) => [...notes.values()].some(({ squares }) => name in squares))
+  return describePlan({ ...plan, weights }, changesOf(notes))
+}
+
+function sizeOfShards(shards: readonly OutputShard[]): number {
+  return shards.reduce((sum, { byteLength }) => sum + byteLength, 0)
+}
+
+/** What a merge works on: its shards, and of them those that are to be made. */
+interface Work {
+  mine: readonly OutputShard[]
+  missing: readonly OutputShard[]
+  partial: PartialOutput
+  notes: Map<string, ShardNote>
 }
 
 function checkOptions({ threads, share, finish }: MergeFilesOptions): void {
@@ -230,74 +304,75 @@ function checkOptions({ threads, share, finish }: MergeFilesOptions): void {
   if (finish) throw new ConfigError({ where: 'share', what: 'goes with making files, not with finishing' })
 }
 
-/** Writes the given output files, and notes each when it is complete and on disk. */
-async function writeShards(
-  { plan, checkpoint, adapters }: OpenFiles,
-  shards: readonly OutputShard[],
-  partial: PartialOutput,
-  notes: Map<string, ShardNote>,
-  { threads, reproducible = false, signal, onProgress, share, fsync: isDurable = true }: MergeFilesOptions,
-): Promise<void> {
-  if (shards.length === 0) return
-  const totalBytes = plan.bytes
-  const doneBytes = plan.shards.reduce((sum, { path: name, byteLength }) => sum + (notes.has(name) ? byteLength : 0), 0)
-  const total = shards.reduce((sum, shard) => sum + shardChunks(shard), 0)
-  const count = Math.max(1, Math.min(threads ?? Math.min(availableParallelism(), MAX_THREADS), total))
+/** Writes the missing output files, and notes each when it is complete and on disk. */
+async function writeShards(opened: OpenFiles, work: Work, options: MergeFilesOptions): Promise<void> {
+  const { mine, missing, partial, notes } = work
+  if (missing.length === 0) return
+  const { signal, onProgress, fsync: isDurable = true } = options
   const closers: (() => void)[] = []
-  const openShared = (file: string, flags: string) => {
-    const fd = openSync(file, flags)
-    closers.push(() => closeSync(fd))
-    return { name: file, fd }
-  }
-  let isFailed = true
   try {
-    const readable = async (source: ByteSource): Promise<Readable> => {
-      if (source.realPath !== undefined) return openShared(source.realPath, 'r')
-      const shared = new Uint8Array(new SharedArrayBuffer(source.byteLength))
-      shared.set(await readAll(source))
-      return { name: source.name, bytes: shared }
-    }
-    const states = await baseStates(checkpoint)
-    const shared = createShared(shards, count)
-    const factors = await Promise.all(adapters.sources.map(readable))
-    const job: ChunkJob = {
-      shards,
-      outputs: shards.map(({ path: name }) => openShared(partial.pathOf(name), 'w')),
-      bases: [...(await Promise.all(checkpoint.shards.map(({ file }) => readable(file.source)))), ...factors],
-      factors,
-      threads: count,
-      isReproducible: reproducible,
-      // A single file is kept by no resume: it has its name as soon as it is finished, unless others finish it.
-      isChecked: plan.shards.length > 1 || share !== undefined,
-      // Jobs on several machines may see copies of the base; one machine tells by its files whether it is the same.
-      isBaseChecked: share !== undefined,
-      shared,
-    }
-    shards.forEach(({ header }, i) => {
+    const states = await baseStates(opened.checkpoint)
+    const job = await openJob(opened, work, options, closers)
+    missing.forEach(({ header }, i) => {
       if (header !== undefined) writeFully(job.outputs[i], header, 0)
     })
+    const totalBytes = sizeOfShards(mine)
+    const keptBytes = totalBytes - sizeOfShards(missing)
     await runChunks(job, {
       signal,
-      onProgress: onProgress && ((bytes) => onProgress({ writtenBytes: doneBytes + bytes, totalBytes })),
+      onProgress: onProgress && ((bytes) => onProgress({ writtenBytes: keptBytes + bytes, totalBytes })),
       onShard: async (i) => {
-        if (isDurable)
-          await sync(job.outputs[i].fd).catch((error) =>
-            Promise.reject(fileError(job.outputs[i].name, 'cannot be written', error)),
-          )
+        if (isDurable) await syncShard(job.outputs[i])
         const note = noteOf(job, i, states)
-        if (job.isChecked) await partial.note(shards[i], note)
-        notes.set(shards[i].path, note)
+        if (job.isChecked) await partial.note(missing[i], note)
+        notes.set(missing[i].path, note)
       },
     })
-    isFailed = false
-  } catch (error) {
-    const unfinished = shards.filter(({ path: name }) => !notes.has(name))
-    const isUseless = notes.size === 0 || error instanceof NumericError
-    const isLeft = await partial.drop(unfinished, !isUseless)
-    throw isLeft && error instanceof FileError ? withHint(error) : error
   } finally {
     for (const close of closers) close()
-    if (isFailed) signal?.throwIfAborted()
+  }
+}
+
+/** @param closers gets what closes the files that are opened, also of those before an error */
+async function openJob(
+  { plan, checkpoint, adapters }: OpenFiles,
+  { missing, partial }: Work,
+  { threads, reproducible = false, share }: MergeFilesOptions,
+  closers: (() => void)[],
+): Promise<ChunkJob> {
+  const chunks = missing.reduce((sum, shard) => sum + shardChunks(shard), 0)
+  const count = Math.max(1, Math.min(threads ?? Math.min(availableParallelism(), MAX_THREADS), chunks))
+  const closedLater = (name: string, fd: number) => {
+    closers.push(() => closeSync(fd))
+    return { name, fd }
+  }
+  const readable = async (source: ByteSource): Promise<Readable> => {
+    if (source.realPath !== undefined) return closedLater(source.realPath, openSync(source.realPath, 'r'))
+    const bytes = new Uint8Array(new SharedArrayBuffer(source.byteLength))
+    bytes.set(await readAll(source))
+    return { name: source.name, bytes }
+  }
+  const factors = await Promise.all(adapters.sources.map(readable))
+  return {
+    shards: missing,
+    outputs: missing.map((shard) => partial.create(shard)),
+    bases: [...(await Promise.all(checkpoint.shards.map(({ file }) => readable(file.source)))), ...factors],
+    factors,
+    threads: count,
+    isReproducible: reproducible,
+    // A single file is kept by no resume: it has its name as soon as it is finished, unless others finish it.
+    isChecked: plan.shards.length > 1 || share !== undefined,
+    // Jobs on several machines may see copies of the base; one machine tells by its files whether it is the same.
+    isBaseChecked: share !== undefined,
+    shared: createShared(missing, count),
+  }
+}
+
+async function syncShard({ name, fd }: { name: string; fd: number }): Promise<void> {
+  try {
+    await sync(fd)
+  } catch (error) {
+    throw fileError(name, 'cannot be written', error)
   }
 }
 
@@ -307,22 +382,7 @@ function withHint({ where, what, expected, got, cause }: FileError): FileError {
     ...(where !== undefined && { where }),
     ...(expected !== undefined && { expected }),
     ...(got !== undefined && { got }),
-    hint: 'The finished files are kept: make room, then resume',
+    hint: 'The finished files are kept: make room, then resume, or run the same share again',
     cause,
   })
-}
-
-/** Whether a merge wrote what is there, and it may go. */
-async function canReplace(out: string, isFile: boolean, tensors: number, overwrite: boolean): Promise<boolean> {
-  if (!overwrite) return false
-  if (!isFile) return (await readdir(out)).includes(RECORD_FILE)
-  try {
-    const { directory, file } = await locate(out)
-    const existing = await openCheckpoint(directory, file)
-    await existing.close()
-    return existing.tensors.size === tensors
-  } catch (error) {
-    if (error instanceof LowrankError) return false
-    throw error
-  }
 }

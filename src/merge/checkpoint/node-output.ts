@@ -1,11 +1,12 @@
 // The output of a merge while it is made: a folder OUT.partial with the finished shards and, for each, a note of its checksum.
 // It gets its final name when it is complete and on disk, so that a killed merge leaves nothing that looks finished.
 
-import { statfsSync } from 'node:fs'
-import { mkdir, open, readdir, readFile, realpath, rename, rm, rmdir, stat, writeFile } from 'node:fs/promises'
+import { closeSync, fstatSync, openSync, rmSync, statfsSync } from 'node:fs'
+import { lstat, open, readdir, readFile, realpath, rename, rm, rmdir, stat, writeFile } from 'node:fs/promises'
 import path from 'node:path'
-import { FileError, MismatchError } from '../../base/errors.js'
-import { fileError } from '../../io/node-files.js'
+import { FileError, LowrankError, MismatchError } from '../../base/errors.js'
+import { openCheckpoint } from '../../formats/checkpoint.js'
+import { fileError, locate, makeFolders } from '../../io/node-files.js'
 import type { OutputShard } from './layout.js'
 import { checksumOfFile, type ShardNote } from './node-notes.js'
 
@@ -16,19 +17,30 @@ const PLAN_FILE = 'plan.json'
 /** Stands for the hash of a plan of whose output no part is ever kept. */
 export const NOTHING_KEPT = ''
 
+/** Where a merge's result goes. */
+export interface OutputPlace {
+  /** As {@link realOutput} gives it. */
+  readonly out: string
+  /** The output is one safetensors file, not a folder. */
+  readonly isFile: boolean
+}
+
 export class PartialOutput {
   /** Where files are written. */
   readonly folder: string
   readonly #out: string
   readonly #isFile: boolean
   readonly #planHash: string
+  /** Descriptors of the shards that this merge made or found: while they are open, no file of another merge has their inodes. */
+  readonly #open = new Map<string, number>()
+  /** Shards whose notes are there. */
+  readonly #noted = new Set<string>()
 
-  /** @param isFile the output is one safetensors file, not a folder */
-  constructor(out: string, isFile: boolean, planHash: string) {
-    this.#out = path.resolve(out)
+  constructor({ out, isFile }: OutputPlace, planHash: string) {
+    this.#out = out
     this.#isFile = isFile
     this.#planHash = planHash
-    this.folder = `${this.#out}.partial`
+    this.folder = partialFolder(out)
   }
 
   pathOf(file: string): string {
@@ -36,88 +48,144 @@ export class PartialOutput {
   }
 
   /**
-   * Makes the folder. Without `keep`, what an earlier merge left there is removed.
+   * Makes the folder anew: what an earlier merge left there is removed.
    *
-   * @throws FileError when something else is there; MismatchError when it belongs to another plan and is to be kept
+   * @throws FileError when something else is there
    */
-  async open(keep: boolean): Promise<void> {
-    const plan = await this.#readNote(PLAN_FILE)
-    const entries = await readdir(this.folder).catch((): string[] => [])
-    // The folder of notes comes first: a merge that was killed right then left it empty.
-    if (entries.length > 0 && !entries.includes(NOTES_FOLDER)) {
-      throw new FileError({
-        where: this.folder,
-        what: 'the folder for unfinished output holds something else',
-        hint: 'Move it away',
-      })
-    }
-    if (keep && plan !== undefined && plan.plan !== NOTHING_KEPT && plan.plan !== this.#planHash) {
+  async startOver(): Promise<void> {
+    await this.#requireOurs()
+    await this.#removeAll()
+    await this.#make()
+  }
+
+  /**
+   * Takes the folder as an earlier merge left it, or makes it.
+   *
+   * @throws FileError when something else is there; MismatchError when it belongs to another plan
+   */
+  async goOn(): Promise<void> {
+    await this.#requireOurs()
+    const begun = await this.#readNote(PLAN_FILE)
+    if (begun !== undefined && begun.plan !== NOTHING_KEPT && begun.plan !== this.#planHash) {
       throw new MismatchError({
         where: this.folder,
         what: 'it was begun with another base, adapter or options',
         hint: 'Use the same ones to continue it, or merge without resuming to start over',
       })
     }
+    await this.#make()
+  }
+
+  /** The folder of notes comes first and goes last: a merge that was killed right then left it empty. */
+  async #requireOurs(): Promise<void> {
+    const entries = await readdir(this.folder).catch((): string[] => [])
+    if (entries.length === 0 || entries.includes(NOTES_FOLDER)) return
+    throw new FileError({
+      where: this.folder,
+      what: 'the folder for unfinished output holds something else',
+      hint: 'Move it away',
+    })
+  }
+
+  async #make(): Promise<void> {
     try {
-      if (!keep) await rm(this.folder, { recursive: true, force: true })
-      await mkdir(this.pathOf(NOTES_FOLDER), { recursive: true })
+      await makeFolders(this.pathOf(NOTES_FOLDER))
       await this.#writeNote(PLAN_FILE, { plan: this.#planHash })
     } catch (error) {
       throw fileError(this.folder, 'cannot be written', error)
     }
   }
 
-  async note(shard: OutputShard, note: ShardNote): Promise<void> {
-    await this.#writeNote(`${shard.path}.json`, note)
+  /** Opens a new file for a shard, in place of one that was not finished. `close` closes it. */
+  create({ path: file }: OutputShard): { name: string; fd: number } {
+    const target = this.pathOf(file)
+    try {
+      rmSync(target, { force: true })
+      const fd = openSync(target, 'wx')
+      this.#open.set(file, fd)
+      return { name: target, fd }
+    } catch (error) {
+      throw fileError(target, 'cannot be written', error)
+    }
   }
 
-  /** The note of a shard that is there, whole and unchanged; undefined when it has to be made again. */
+  async note(shard: OutputShard, note: ShardNote): Promise<void> {
+    await this.#writeNote(`${shard.path}.json`, { ...note, plan: this.#planHash })
+    this.#noted.add(shard.path)
+  }
+
+  /** The note of a shard that is there, whole, unchanged and of this plan; undefined when it has to be made again. */
   async verified(shard: OutputShard): Promise<ShardNote | undefined> {
-    const note = (await this.#readNote(`${shard.path}.json`)) as ShardNote | undefined
-    if (note === undefined) return undefined
+    const note = await this.#readNote(`${shard.path}.json`)
+    if (note?.plan !== this.#planHash) return undefined
     const file = this.pathOf(shard.path)
     const status = await stat(file).catch(() => undefined)
-    if (status?.size !== shard.byteLength) return undefined
-    return checksumOfFile(shard, file) === note.checksum ? note : undefined
+    if (status?.size !== shard.byteLength || checksumOfFile(shard, file) !== note.checksum) return undefined
+    this.#open.set(shard.path, openSync(file, 'r'))
+    this.#noted.add(shard.path)
+    return note as unknown as ShardNote
   }
 
-  /** @throws FileError when the file system has less room than `bytes` */
-  checkSpace(bytes: number): void {
-    const { bavail, bsize } = statfsSync(this.folder)
-    const free = bavail * bsize
-    if (bytes <= free) return
-    throw new FileError({
-      where: this.folder,
-      what: 'not enough free space for the output',
-      expected: `${bytes} bytes`,
-      got: `${free} free`,
-      hint: 'Free some, or choose another disk; nothing was written',
-    })
+  /** Removes shards that are not finished. */
+  async remove(shards: readonly OutputShard[]): Promise<void> {
+    for (const { path: file } of shards) {
+      await rm(this.pathOf(file), { force: true })
+      this.#close(file)
+      this.#noted.delete(file)
+    }
   }
 
-  /** Removes a shard that is not finished, or everything when no shard is. Returns whether something is left to resume. */
-  async drop(unfinished: readonly OutputShard[], hasFinished: boolean): Promise<boolean> {
-    if (!hasFinished) await rm(this.folder, { recursive: true, force: true })
-    else for (const { path: file } of unfinished) await rm(this.pathOf(file), { force: true })
-    return hasFinished
+  /** Removes what is no finished shard: other files that a killed merge had copied. */
+  async removeOthers(shards: readonly OutputShard[]): Promise<void> {
+    const kept = new Set([NOTES_FOLDER, ...shards.map(({ path: file }) => file)])
+    for (const name of await readdir(this.folder)) {
+      if (!kept.has(name)) await rm(this.pathOf(name), { recursive: true, force: true })
+    }
+  }
+
+  /**
+   * After a failure: removes of what this merge has made all that nobody can go on with.
+   *
+   * @param shards of this merge
+   * @param options.isUseless what is finished does not help: it would fail again
+   * @param options.isShared other jobs make files there too
+   * @returns whether there is something finished to go on with
+   */
+  async drop(
+    shards: readonly OutputShard[],
+    { isUseless, isShared }: { isUseless: boolean; isShared: boolean },
+  ): Promise<boolean> {
+    if (!(await this.#isOwn())) return false
+    const unfinished = shards.filter(({ path: file }) => isUseless || !this.#noted.has(file))
+    await this.remove(unfinished)
+    if (!isShared && this.#noted.size === 0) await this.#removeAll()
+    return this.#noted.size > 0
   }
 
   /** Gives the complete output its name. */
   async publish(record: object, file: string, isDurable: boolean): Promise<void> {
     try {
-      await rm(this.pathOf(NOTES_FOLDER), { recursive: true, force: true })
+      if (!(await this.#isOwn())) {
+        throw new FileError({
+          where: this.folder,
+          what: 'another merge has written here meanwhile',
+          hint: 'Run one merge at a time for an output',
+        })
+      }
+      // Windows renames no folder with open files.
+      this.close()
       if (this.#isFile) {
         await rename(this.pathOf(file), this.#out)
-        await rm(this.folder, { recursive: true, force: true })
+        await this.#removeAll()
       } else {
         await writeFile(this.pathOf(RECORD_FILE), `${JSON.stringify(record, null, 2)}\n`)
         if (isDurable) {
           await syncFile(this.pathOf(RECORD_FILE))
           await syncFolder(this.folder)
         }
-        const old = await moveAway(this.#out)
-        await rename(this.folder, this.#out)
-        if (old !== undefined) await rm(old, { recursive: true, force: true })
+        await replaceFolder(this.#out, this.folder)
+        // Not before: without notes nobody knows whose the folder is.
+        await rm(path.join(this.#out, NOTES_FOLDER), { recursive: true, force: true })
       }
       if (isDurable) await syncFolder(path.dirname(this.#out))
     } catch (error) {
@@ -125,10 +193,40 @@ export class PartialOutput {
     }
   }
 
+  close(): void {
+    for (const file of this.#open.keys()) this.#close(file)
+  }
+
+  #close(file: string): void {
+    const fd = this.#open.get(file)
+    this.#open.delete(file)
+    if (fd !== undefined) closeSync(fd)
+  }
+
+  /** Whether the shards in the folder are still those of this merge. */
+  async #isOwn(): Promise<boolean> {
+    for (const [file, fd] of this.#open) {
+      const status = await stat(this.pathOf(file), { bigint: true }).catch(() => undefined)
+      if (status?.ino !== fstatSync(fd, { bigint: true }).ino) return false
+    }
+    return true
+  }
+
+  async #removeAll(): Promise<void> {
+    try {
+      for (const name of await readdir(this.folder).catch((): string[] => [])) {
+        if (name !== NOTES_FOLDER) await rm(this.pathOf(name), { recursive: true, force: true })
+      }
+      await rm(this.folder, { recursive: true, force: true })
+    } catch (error) {
+      throw fileError(this.folder, 'cannot be removed', error)
+    }
+  }
+
   async #readNote(name: string): Promise<Record<string, unknown> | undefined> {
     const text = await readFile(path.join(this.folder, NOTES_FOLDER, name), 'utf8').catch(() => undefined)
     try {
-      return text === undefined ? undefined : JSON.parse(text)
+      return text === undefined ? undefined : (JSON.parse(text) ?? undefined)
     } catch {
       return undefined
     }
@@ -143,29 +241,90 @@ export class PartialOutput {
   }
 }
 
-/** An empty folder goes; one that is to be replaced moves aside until the new one is there. */
-async function moveAway(out: string): Promise<string | undefined> {
+/** Where the output is made. */
+export function partialFolder(out: string): string {
+  return `${out}.partial`
+}
+
+/** Puts `folder` at `out`. An empty folder there goes; one that is to be replaced stays beside it until the new one is there. */
+async function replaceFolder(out: string, folder: string): Promise<void> {
   const entries = await readdir(out).catch(() => undefined)
-  if (entries === undefined) return undefined
-  if (entries.length === 0) {
-    await rmdir(out)
-    return undefined
+  if (entries?.length === 0) await rmdir(out)
+  const old = entries === undefined || entries.length === 0 ? undefined : `${out}.${process.pid}.old`
+  if (old !== undefined) await rename(out, old)
+  try {
+    await rename(folder, out)
+  } catch (error) {
+    if (old !== undefined) await rename(old, out)
+    throw error
   }
-  const old = `${out}.${process.pid}.old`
-  await rename(out, old)
-  return old
+  if (old !== undefined) await rm(old, { recursive: true, force: true })
+}
+
+/**
+ * The path that a result at `out` has in the end: where a link leads, so that it is made on the file system on which it will be.
+ *
+ * @throws FileError for a link that leads nowhere, and for a folder that cannot be renamed because a file system is mounted on it
+ */
+export async function realOutput(out: string): Promise<string> {
+  const target = path.resolve(out)
+  const entry = await lstat(target).catch(() => undefined)
+  if (entry === undefined) return target
+  const real = await realpath(target).catch(() => undefined)
+  if (real === undefined) {
+    throw new FileError({ where: out, what: 'a link that leads nowhere', hint: 'Remove it, or make the folder' })
+  }
+  if (!(await isMountPoint(real))) return real
+  throw new FileError({
+    where: out,
+    what: 'a file system is mounted here, so that the finished output could not get this name',
+    hint: `Name a folder in it, such as ${path.join(out, 'merged')}`,
+  })
+}
+
+async function isMountPoint(real: string): Promise<boolean> {
+  const [status, parent] = await Promise.all([stat(real), stat(path.dirname(real))])
+  if (!status.isDirectory()) return false
+  if (status.dev !== parent.dev) return true
+  // A part of the same file system may be mounted: containers do that with folders of their host.
+  const mounts = await readFile('/proc/self/mountinfo', 'utf8').catch(() => '')
+  const escaped = real.replace(/[ \t\n\\]/g, (one) => `\\${one.charCodeAt(0).toString(8).padStart(3, '0')}`)
+  return mounts.split('\n').some((line) => line.split(' ')[4] === escaped)
+}
+
+/** @throws FileError when the file system of `folder`, which need not exist, has less room than `bytes` */
+export function checkSpace(folder: string, bytes: number): void {
+  let free = Number.POSITIVE_INFINITY
+  for (let existing = folder; ; existing = path.dirname(existing)) {
+    try {
+      const { bavail, bsize, blocks } = statfsSync(existing)
+      // Some file systems of networks do not know.
+      if (blocks > 0) free = bavail * bsize
+      break
+    } catch (error) {
+      if (path.dirname(existing) === existing) throw fileError(folder, 'cannot be written', error)
+    }
+  }
+  if (bytes <= free) return
+  throw new FileError({
+    where: folder,
+    what: 'not enough free space for the output',
+    expected: `${bytes} bytes`,
+    got: `${free} free`,
+    hint: 'Free some, or choose another disk; nothing was written',
+  })
 }
 
 /**
  * Refuses to write where the inputs are, or over something that is not a merge's output.
  *
  * @param inputs files and folders that are read
+ * @param isReplaceable whether what is at `out` may go
  */
 export async function refuseOutput(
-  out: string,
-  isFile: boolean,
-  isReplaceable: (out: string) => Promise<boolean>,
+  { out, isFile }: OutputPlace,
   inputs: readonly string[],
+  isReplaceable: () => Promise<boolean>,
 ): Promise<void> {
   const status = await stat(out).catch(() => undefined)
   for (const input of inputs) {
@@ -190,12 +349,26 @@ export async function refuseOutput(
       throw new FileError({ where: out, what: `it holds ${inside}, which is being read`, hint: 'Choose another place' })
     }
   }
-  if (await isReplaceable(out)) return
+  if (await isReplaceable()) return
   throw new FileError({
     where: out,
     what: isFile ? 'exists already' : 'exists already and is not empty',
     hint: 'Choose another place, or overwrite it if a merge wrote it',
   })
+}
+
+/** Whether a merge may have written what is there: a folder says so itself, a file has as many tensors as the new one. */
+export async function looksMerged({ out, isFile }: OutputPlace, tensors: number): Promise<boolean> {
+  if (!isFile) return (await readdir(out)).includes(RECORD_FILE)
+  try {
+    const { directory, file } = await locate(out)
+    const existing = await openCheckpoint(directory, file)
+    await existing.close()
+    return existing.tensors.size === tensors
+  } catch (error) {
+    if (error instanceof LowrankError) return false
+    throw error
+  }
 }
 
 export async function syncFile(file: string): Promise<void> {
