@@ -11,6 +11,7 @@ import { loadTokenizer, type Tokenizer } from '../text/tokenizer.js'
 export interface CausalModel {
   /** For messages and for an adapter's `base_model_name_or_path`: config.json's name, else the folder's. */
   readonly name: string
+  /** The folder that it was read from. */
   readonly directory: Directory
   /** Where the graph was found, relative to `directory`. */
   readonly onnxPath: string
@@ -18,7 +19,9 @@ export interface CausalModel {
   readonly config: Readonly<Record<string, unknown>>
   /** generation_config.json; empty if the folder has none. */
   readonly generationConfig: Readonly<Record<string, unknown>>
+  /** The graph, and where each weight lies. */
   readonly onnx: OnnxModel
+  /** Of tokenizer.json. */
   readonly tokenizer: Tokenizer
   /** Number of tokens that the model knows, as far as config.json tells. */
   readonly vocabularySize: number | undefined
@@ -30,10 +33,13 @@ export interface CausalModel {
   readonly padTokenId: number
   /** Where sessions of this model run. */
   readonly runtime: RuntimeHost
+  /** Closes the files of the graph and its weights. Sessions of the model are to be disposed before. */
   close(): Promise<void>
 }
 
+/** Where a model runs, and where its graph is. */
 export interface LoadModelOptions {
+  /** Where sessions of the model run: `webRuntime(url)`, `nodeRuntime()`, or `{ module }` for the caller's own thread. */
   runtime: RuntimeHost
   /** The graph's path inside the folder; default: onnx/model.onnx, else model.onnx. */
   onnxPath?: string | undefined

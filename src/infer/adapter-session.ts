@@ -18,10 +18,13 @@ import { adapterFactors } from './site-factors.js'
 
 /** What a session needs of a model; a CausalModel has it. */
 export interface SessionBase {
+  /** The base's graph, and where its weights lie. */
   readonly onnx: OnnxModel
+  /** Where the session is opened: in a worker, or in the caller's thread. */
   readonly runtime: RuntimeHost
 }
 
+/** The adapters of a session, and how the runtime opens it. */
 export interface AdapterSessionOptions extends SessionOptions {
   /** Adapters to begin with, by the name that runs choose them by. */
   adapters?: Readonly<Record<string, LoraAdapter>>
@@ -29,6 +32,7 @@ export interface AdapterSessionOptions extends SessionOptions {
   modules?: ModuleMap
 }
 
+/** What one run computes. */
 export interface RunOptions {
   /** Name of the adapter. Default: the base model alone. */
   adapter?: string | undefined
@@ -39,7 +43,12 @@ export interface RunOptions {
 /** Providers on which tensors without elements work; on others an idle site gets zeros of rank 1. */
 const TAKES_EMPTY_TENSORS = new Set(['cpu', 'wasm'])
 
+/**
+ * A session of a model and any number of adapters, of which each run chooses one. Runs take turns: calls may overlap, and are answered in
+ * their order.
+ */
 export class AdapterSession<M extends SessionBase = SessionBase> {
+  /** What the session was opened over. It has to stay open until the session is disposed. */
   readonly model: M
   readonly #engine: Engine<InferEngine>
   readonly #options: SessionOptions
@@ -91,6 +100,7 @@ export class AdapterSession<M extends SessionBase = SessionBase> {
     return this.#graph.inputs.map(({ name }) => name)
   }
 
+  /** The model's outputs. */
   get outputNames(): readonly string[] {
     return this.#graph.outputs.map(({ name }) => name)
   }
@@ -102,14 +112,18 @@ export class AdapterSession<M extends SessionBase = SessionBase> {
    *
    * @throws MismatchError when a layer has no module in the model, or another shape there; UnsupportedError when the
    *   module is there in a form that cannot be adapted, or the adapter holds more than linear layers, or DoRA for weights that
-   *   are not floats; NumericError when a weight is not finite; StateError when the
-   *   name is taken. The session stays as it was then.
+   *   are not floats; NumericError when a weight is not finite; StateError when the name is taken or the session is disposed. The
+   *   session stays as it was then.
    */
   addAdapter(name: string, adapter: LoraAdapter): Promise<void> {
     return this.#add([[name, adapter]])
   }
 
-  /** Frees an adapter's arrays. Texts that are being written with it go on. Throws MismatchError for an unknown name. */
+  /**
+   * Frees an adapter's arrays. Texts that are being written with it go on.
+   *
+   * @throws MismatchError for an unknown name, StateError when the session is disposed
+   */
   removeAdapter(name: string): Promise<void> {
     return this.#change(async () => {
       this.checkAdapter(name)
@@ -121,15 +135,16 @@ export class AdapterSession<M extends SessionBase = SessionBase> {
   /**
    * Runs the model once.
    *
-   * @param feeds the model's own inputs
-   * @throws MismatchError for an unknown adapter, RuntimeError when the run fails
+   * @param feeds the model's own inputs, by name
+   * @returns the outputs by name; their arrays are the caller's
+   * @throws MismatchError for an unknown adapter, RuntimeError when the run fails, StateError when the session is disposed
    */
   async run(feeds: Feeds, { adapter, outputNames }: RunOptions = {}): Promise<Record<string, RuntimeTensor>> {
     this.checkAdapter(adapter)
     return this.engine.run(feeds, adapter, outputNames)
   }
 
-  /** Closes the session and ends its worker. Other calls throw StateError from then on. */
+  /** Closes the session after the runs under way, and ends its worker. Other calls throw StateError from then on. */
   dispose(): Promise<void> {
     this.#disposal ??= this.#close()
     return this.#disposal
@@ -142,6 +157,7 @@ export class AdapterSession<M extends SessionBase = SessionBase> {
     await this.#engine.close()
   }
 
+  /** `await using`: {@link dispose}. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.dispose()
   }

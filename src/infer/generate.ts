@@ -8,6 +8,7 @@ import type { CausalModel } from '../graph/model-folder.js'
 import type { AdapterSession } from './adapter-session.js'
 import { GENERATE_DEFAULTS, resolveSampling, type Sampling, type SamplingOptions } from './sampling.js'
 
+/** How a text is continued. */
 export interface GenerateOptions extends SamplingOptions {
   /** Name of an adapter of the session, for the whole text. Default: the base model alone. */
   adapter?: string | undefined
@@ -21,14 +22,17 @@ export interface GenerateOptions extends SamplingOptions {
   signal?: AbortSignal
 }
 
+/** A continued text. */
 export interface GenerateResult {
   /** What follows the prompt, without special tokens. */
   text: string
   /** Number of new tokens, the one that ended the text not counted. */
   tokens: number
+  /** The new tokens. */
   tokenIds: number[]
   /** Why it ended: the model said so, maxNewTokens, or the model's context is full. */
   finish: 'eos' | 'max-new-tokens' | 'context'
+  /** From the call to the end, without loading the model. */
   seconds: number
 }
 

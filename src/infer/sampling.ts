@@ -6,6 +6,7 @@ import { ConfigError, NumericError } from '../base/errors.js'
 /** What a text is generated with where nothing is said. */
 export const GENERATE_DEFAULTS = Object.freeze({ maxNewTokens: 128, seed: 42 })
 
+/** How the next token is chosen from the logits. */
 export interface SamplingOptions {
   /** 0 takes the most likely token. Default 0, or 1 when topK or topP is given. */
   temperature?: number

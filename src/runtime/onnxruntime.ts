@@ -13,12 +13,19 @@ import type {
   TensorType,
 } from './runtime.js'
 
-/** What is used of the module object, so that no declaration of another package reaches ours. */
+/** What is used of onnxruntime-node's or -web's module object, so that no declaration of another package reaches ours. */
 export interface OrtModule {
+  /** Opens sessions: https://onnxruntime.ai/docs/api/js/interfaces/InferenceSessionFactory.html */
   readonly InferenceSession: {
     create(model: Uint8Array, options?: Record<string, unknown>): Promise<OrtSession>
   }
-  readonly Tensor: new (type: never, data: never, dims: readonly number[]) => unknown
+  /** https://onnxruntime.ai/docs/api/js/interfaces/TensorConstructor.html */
+  readonly Tensor: new (
+    type: never,
+    data: never,
+    dims: readonly number[],
+  ) => unknown
+  /** Versions are read for reports. */
   readonly env?: { readonly versions?: Readonly<Record<string, string | undefined>> }
 }
 

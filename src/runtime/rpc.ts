@@ -1,5 +1,5 @@
-// Calls to an object in another thread: `expose` there, `connect` here. Arguments and results are structured clones;
-// functions among the arguments become callbacks; buffers named by `transfer` move instead of being copied.
+// Calls to an object in another thread: `expose` there, `connect` here. Arguments and results are structured clones; buffers named
+// by `transfer` move instead of being copied.
 
 import { deserializeError, RuntimeError, type SerializedError, serializeError } from '../base/errors.js'
 
@@ -44,15 +44,17 @@ export function untransferred<T>(value: T): T {
   return value instanceof Transfer ? (value.value as T) : value
 }
 
-interface Callback {
-  callback: number
+interface Call {
+  kind: 'call'
+  id: number
+  method: string
+  args: unknown[]
 }
 
 type Message =
-  | { kind: 'call'; id: number; method: string; args: unknown[]; callbacks: number[] }
+  | Call
   | { kind: 'result'; id: number; value: unknown }
   | { kind: 'error'; id: number; error: SerializedError }
-  | { kind: 'callback'; id: number; index: number; args: unknown[] }
 
 /** Serves `target`'s methods to the other end of the port, in the order of the calls. */
 export function expose(port: Port, target: object): void {
@@ -62,25 +64,21 @@ export function expose(port: Port, target: object): void {
   })
 }
 
-async function serve(port: Port, target: object, call: Message & { kind: 'call' }): Promise<void> {
-  const args = call.args.map((arg, index) =>
-    call.callbacks.includes(index)
-      ? (...values: unknown[]) =>
-          port.post({ kind: 'callback', id: call.id, index, args: values } satisfies Message, [])
-      : arg,
-  )
+async function serve(port: Port, target: object, { id, method: name, args }: Call): Promise<void> {
   try {
-    const method = (target as Record<string, unknown>)[call.method]
-    if (typeof method !== 'function') throw new RuntimeError({ where: 'worker', what: `no method ${call.method}` })
+    const method = (target as Record<string, unknown>)[name]
+    if (typeof method !== 'function') throw new RuntimeError({ where: 'worker', what: `no method ${name}` })
     const result: unknown = await method.apply(target, args)
     const marked = result instanceof Transfer ? result : new Transfer(result, [])
-    port.post({ kind: 'result', id: call.id, value: marked.value } satisfies Message, marked.buffers)
+    port.post({ kind: 'result', id, value: marked.value } satisfies Message, marked.buffers)
   } catch (error) {
-    port.post({ kind: 'error', id: call.id, error: serializeError(error) } satisfies Message, [])
+    port.post({ kind: 'error', id, error: serializeError(error) } satisfies Message, [])
   }
 }
 
+/** The owner's side of an object in another thread. */
 export interface Connection<T> {
+  /** Rejects each call once the connection is closed or the other thread has failed. */
   readonly remote: Remote<T>
   /** Ends the other thread. Calls under way are rejected. */
   close(): Promise<void>
@@ -88,7 +86,7 @@ export interface Connection<T> {
 
 /** A stand-in for the object that the other end exposes. The port is held only while calls are under way. */
 export function connect<T>(port: Port): Connection<T> {
-  const calls = new Map<number, { resolve(value: unknown): void; reject(error: Error): void; args: unknown[] }>()
+  const calls = new Map<number, { resolve(value: unknown): void; reject(error: Error): void }>()
   let nextId = 0
   let failure: Error | undefined
 
@@ -106,10 +104,6 @@ export function connect<T>(port: Port): Connection<T> {
     const message = received as Message
     if (message.kind === 'result') settle(message.id)?.resolve(message.value)
     else if (message.kind === 'error') settle(message.id)?.reject(deserializeError(message.error))
-    else if (message.kind === 'callback') {
-      const callback = calls.get(message.id)?.args[message.index] as ((...args: unknown[]) => void) | undefined
-      callback?.(...message.args)
-    }
   })
   port.onClose?.((cause) => fail(new RuntimeError({ where: 'worker', what: `it ended: ${cause.message}`, cause })))
   port.hold?.(false)
@@ -118,21 +112,11 @@ export function connect<T>(port: Port): Connection<T> {
     new Promise((resolve, reject) => {
       if (failure !== undefined) return reject(failure)
       const id = nextId++
-      const buffers: ArrayBufferLike[] = []
-      const callbacks: number[] = []
-      const sent = args.map((arg, index) => {
-        if (arg instanceof Transfer) {
-          buffers.push(...arg.buffers)
-          return arg.value
-        }
-        if (typeof arg !== 'function') return arg
-        callbacks.push(index)
-        return { callback: index } satisfies Callback
-      })
-      calls.set(id, { resolve, reject, args })
+      const buffers = args.flatMap((arg) => (arg instanceof Transfer ? arg.buffers : []))
+      calls.set(id, { resolve, reject })
       port.hold?.(true)
       try {
-        port.post({ kind: 'call', id, method, args: sent, callbacks } satisfies Message, buffers)
+        port.post({ kind: 'call', id, method, args: args.map(untransferred) } satisfies Message, buffers)
       } catch (error) {
         settle(id)?.reject(error as Error)
       }

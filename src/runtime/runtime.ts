@@ -1,5 +1,6 @@
 // The narrow view of ONNX Runtime that the rest of lowrank sees. Only files in this folder name onnxruntime-*.
 
+/** A tensor's elements, row-major. float16 comes as Uint16Array, bool as Uint8Array. */
 export type TensorData =
   | Float32Array
   | Float64Array
@@ -27,12 +28,17 @@ export type TensorType =
   | 'uint64'
   | 'bool'
 
+/** A tensor that a run takes or gives. */
 export interface RuntimeTensor {
+  /** Element type. */
   type: TensorType
+  /** As many elements as the product of `dims`, row-major. */
   data: TensorData
+  /** The shape; [] for a scalar. */
   dims: readonly number[]
 }
 
+/** Input name → tensor. */
 export type Feeds = Record<string, RuntimeTensor>
 
 /** A model to open: the graph's bytes, and where its external weights are. */
@@ -45,6 +51,7 @@ export interface SessionModel {
   weights?: { location: string; data: Uint8Array }[]
 }
 
+/** How ONNX Runtime opens and runs a graph. */
 export interface SessionOptions {
   /** Intra-op threads. Default: the runtime's own choice. */
   threads?: number

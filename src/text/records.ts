@@ -5,6 +5,7 @@ import type { ByteSource } from '../base/bytes.js'
 import { ConfigError, DataError, FormatError, MismatchError } from '../base/errors.js'
 import type { Tokenizer } from './tokenizer.js'
 
+/** One line of a JSONL file. */
 export type TextRecord = { text: string } | { prompt: string; completion: string }
 
 /** Labels of positions that are no target. */

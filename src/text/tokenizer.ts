@@ -14,12 +14,15 @@ interface HubTokenizer {
 }
 const HubTokenizer = hub.Tokenizer as unknown as new (definition: object, config: object) => HubTokenizer
 
+/** Text ⇄ token ids of one model. */
 export interface Tokenizer {
   /** For messages: the folder it came from. */
   readonly name: string
-  /** The token that ends a text, as the tokenizer's files (else the model's) name it. */
+  /** The token that ends a text, as tokenizer_config.json names it; undefined if it names none, as with the others. */
   readonly eosTokenId: number | undefined
+  /** The token that begins a text. */
   readonly bosTokenId: number | undefined
+  /** The token that fills up batches. */
   readonly padTokenId: number | undefined
   /** Ids of `text` with the special tokens that tokenizer.json's template adds. */
   encode(text: string, options?: { specialTokens?: boolean }): number[]

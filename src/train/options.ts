@@ -14,8 +14,11 @@ export type TrainingData = readonly TextRecord[] | ByteSource
 
 type Optional<T> = { readonly [K in keyof T]?: T[K] | undefined }
 
+/** What a {@link Trainer} is told: settings, and what they apply to. */
 export interface TrainerOptions extends Optional<TrainSettings> {
+  /** The base. Its weights are read, never changed; it stays open. */
   readonly model: CausalModel
+  /** What to learn from. */
   readonly data: TrainingData
   /** For the loss before and after. */
   readonly evalData?: TrainingData | undefined
@@ -33,10 +36,14 @@ export interface TrainerOptions extends Optional<TrainSettings> {
   readonly overwrite?: boolean | undefined
   /** Ends the run after the step under way: it is saved and reported as interrupted. */
   readonly signal?: AbortSignal | undefined
+  /** Hears what the run does. */
   readonly on?: TrainEvents | undefined
 }
 
+/** What a run gives back. */
 export interface TrainResult {
+  /** The trained adapter: the one of the options, if they had one. */
   readonly adapter: LoraAdapter
+  /** Losses, times and sizes. */
   readonly report: TrainReport
 }

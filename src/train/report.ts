@@ -2,18 +2,23 @@
 
 import type { StepMetrics } from './run-folder.js'
 
+/** One optimizer step that was made. */
 export interface StepEvent extends StepMetrics {
+  /** Of the whole run, with those before a resume. */
   totalSteps: number
+  /** Over this process's steps, padding aside; evaluations take no part. */
   tokensPerSecond: number
   /** From the median step so far; without evaluations. */
   secondsLeft: number
 }
 
+/** The loss over all evaluation records. */
 export interface EvaluationEvent {
   /** Optimizer steps done: 0 before the first. */
   step: number
   /** Nats per target token. */
   loss: number
+  /** exp of the loss. */
   perplexity: number
 }
 
@@ -22,13 +27,17 @@ export type TrainStage = 'encode' | 'prepare' | 'evaluate' | 'train' | 'save'
 
 /** Callbacks; what they throw ends the run. */
 export interface TrainEvents {
+  /** Something begins. Stages come again: `evaluate` with each evaluation. */
   stage?(stage: TrainStage): void
+  /** After each optimizer step. */
   step?(event: StepEvent): void
+  /** After each evaluation. */
   evaluation?(event: EvaluationEvent): void
   /** Once each: records cut or skipped, and the like. */
   warning?(message: string): void
 }
 
+/** A run at its end, whether it is done or interrupted. */
 export interface TrainReport {
   /** Optimizer updates, with those before a resume. */
   steps: number
@@ -40,9 +49,11 @@ export interface TrainReport {
   evalLoss: { before: number; after: number } | null
   /** exp of the evaluation loss afterwards. */
   evalPerplexity: number | null
+  /** Training records longer than the limit, which lost their end. */
   truncatedRecords: number
-  /** Records without a target: left out. */
+  /** Training records without a target: left out. */
   skippedRecords: number
+  /** Elements of all A and B: r·(d + k) each. */
   trainableParams: number
   /** Of the adapted layers: d·k + r·(d + k) each. */
   totalParams: number

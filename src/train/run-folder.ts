@@ -93,11 +93,13 @@ export interface StepMetrics {
   epoch: number
   /** Nats per target token, before the update. */
   loss: number
+  /** The rate of this step's update. */
   learningRate: number
   /** Before clipping. */
   gradientNorm: number
   /** Tokens of the step, padding aside. */
   tokens: number
+  /** Of the whole step, without evaluations. */
   elapsedMs: number
   /** Where it was evaluated after this step. */
   evalLoss?: number

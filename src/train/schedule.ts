@@ -2,8 +2,10 @@
 
 import { ConfigError, nearMisses } from '../base/errors.js'
 
+/** Ways in which the learning rate falls after the warm-up. */
 export const SCHEDULES = ['cosine', 'linear', 'constant'] as const
 
+/** One of {@link SCHEDULES}. */
 export type Schedule = (typeof SCHEDULES)[number]
 
 /**

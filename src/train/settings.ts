@@ -3,6 +3,7 @@
 import { ConfigError } from '../base/errors.js'
 import { learningRates, type Schedule } from './schedule.js'
 
+/** How a run trains. Ranges are in the errors of those that are out of them. */
 export interface TrainSettings {
   /** Passes over the data. Default 1. */
   epochs: number
@@ -34,6 +35,7 @@ export interface TrainSettings {
   evaluateEvery: number | undefined
 }
 
+/** What holds where a run is told nothing. */
 export const SETTINGS_DEFAULTS: Readonly<TrainSettings> = Object.freeze({
   epochs: 1,
   maxSteps: undefined,

@@ -9,7 +9,9 @@ import { resolveSettings, type TrainSettings } from './settings.js'
 
 /** Trains an adapter of a causal language model; `train` of lowrank/node does so with paths. */
 export class Trainer {
+  /** The options' settings, with defaults where they have none. */
   readonly settings: TrainSettings
+  /** Of the adapter: the options', with defaults; the given adapter's own, if there is one. */
   readonly config: LoraConfig
   readonly #options: TrainerOptions
 
