@@ -7,6 +7,7 @@ import type { Builder, Value } from './builder.js'
 import { BROADCASTING, GRADIENTS, type GradientContext, NON_DIFFERENTIABLE, sumTo } from './gradients.js'
 import { type Graph, implicitInputs } from './graph.js'
 import { type Contribution, joinSlices } from './join-slices.js'
+import { listByOperator, operatorOf } from './operators.js'
 import { PATTERNS, type PatternContext } from './pattern-gradients.js'
 import type { ShapeMap } from './shapes.js'
 
@@ -28,7 +29,7 @@ export function gradientPath(graph: Graph, wrt: readonly Value[], from: Iterable
   const depends = new Set(wrt)
   const dependent: NodeProto[] = []
   for (const node of graph.nodes) {
-    if (NON_DIFFERENTIABLE.has(ruleKey(node)) || !readsAny(node, depends)) continue
+    if (NON_DIFFERENTIABLE.has(operatorOf(node)) || !readsAny(node, depends)) continue
     const outputs = node.output.filter((output) => output !== '' && !ends.has(output))
     if (outputs.length === 0) continue
     dependent.push(node)
@@ -54,26 +55,18 @@ function readsAny(node: NodeProto, values: ReadonlySet<Value>): boolean {
  * @throws UnsupportedError naming every node on the path without a gradient rule
  */
 export function checkDifferentiable(...paths: readonly GradientPath[]): void {
-  const byOp = new Map<string, string[]>()
-  for (const node of new Set(paths.flatMap(({ nodes }) => nodes))) {
-    const key = ruleKey(node)
-    if (key in GRADIENTS) continue
-    byOp.set(key, [...(byOp.get(key) ?? []), node.name || node.output[0]])
-  }
-  if (byOp.size === 0) return
-  const list = [...byOp].map(([op, names]) => {
-    const shown = names.slice(0, 3).join(', ')
-    return `${op} (${shown}${names.length > 3 ? ` and ${names.length - 3} more` : ''})`
-  })
+  const refused = [...new Set(paths.flatMap(({ nodes }) => nodes))]
+    .map((node) => [operatorOf(node), node] as const)
+    .filter(([operator]) => !(operator in GRADIENTS))
+  if (refused.length === 0) return
+  const hints = new Set(refused.flatMap(([operator]) => HINTS[operator] ?? []))
   throw new UnsupportedError({
     where: 'training',
-    what: `no gradient through ${list.join('; ')}`,
-    hint: [...byOp.keys()].some((op) => op in HINTS)
-      ? [...byOp.keys()]
-          .flatMap((op) => HINTS[op] ?? [])
-          .filter((hint, i, all) => all.indexOf(hint) === i)
-          .join('. ')
-      : 'Export the model in another way, or adapt only layers behind these nodes',
+    what: `no gradient through ${listByOperator(refused)}`,
+    hint:
+      hints.size > 0
+        ? [...hints].join('. ')
+        : 'Export the model in another way, or adapt only layers behind these nodes',
   })
 }
 
@@ -141,11 +134,11 @@ export function buildBackward(
       readers: (value) => g.graph.consumers(value).filter((reader) => onPath.has(reader)),
       gradientOf: (value) => totals.get(value),
     }
-    const thunks = PATTERNS[ruleKey(node)]?.(context) ?? GRADIENTS[ruleKey(node)](context)
+    const thunks = PATTERNS[operatorOf(node)]?.(context) ?? GRADIENTS[operatorOf(node)](context)
     context.inputs.forEach((input, i) => {
       const thunk = thunks[i]
       if (thunk === undefined || !path.values.has(input)) return
-      const make = BROADCASTING.has(ruleKey(node)) ? () => reduced(context, thunk(), input) : thunk
+      const make = BROADCASTING.has(operatorOf(node)) ? () => reduced(context, thunk(), input) : thunk
       contribute(input, { make, slice: node.opType === 'Slice' ? { node, dy } : undefined })
     })
   }
@@ -161,9 +154,4 @@ function reduced({ g, shapes, outputs }: GradientContext, gradient: Value, input
   const from = shapes.get(outputs[0])
   const to = shapes.get(input)
   return from === undefined || to === undefined ? gradient : sumTo(g, gradient, from, to)
-}
-
-/** A node's key in the table of rules. */
-export function ruleKey({ domain, opType }: NodeProto): string {
-  return domain === '' || domain === 'ai.onnx' ? opType : `${domain}:${opType}`
 }

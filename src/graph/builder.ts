@@ -1,5 +1,5 @@
 // Builds nodes by calling: each method appends one node (or a few) to the graph and returns the name of its value.
-// See ARCHITECTURE.md for the opset that the training graph imports.
+// Nodes are valid from opset 13 on, where Squeeze, Unsqueeze and ReduceSum take their axes as inputs.
 
 import { create } from '@bufbuild/protobuf'
 import {
@@ -15,6 +15,7 @@ import type { Graph } from './graph.js'
 /** Name of a value in the graph. */
 export type Value = string
 
+/** Appends nodes to a graph, with names of one scope; equal constants are made once. */
 export class Builder {
   readonly graph: Graph
   /** Prefix of the names of new nodes and values, for readable graphs: 'lora', 'backward'. */
@@ -78,13 +79,10 @@ export class Builder {
     key: string,
     init: Pick<TensorProto, 'dataType' | 'dims'> & Partial<Pick<TensorProto, 'floatData' | 'doubleData' | 'int64Data'>>,
   ): Value {
-    let name = this.#constants.get(key)
-    if (name === undefined) {
-      name = this.graph.freshName(`${this.scope}/constant`)
-      this.graph.addInitializer(create(TensorProtoSchema, { name, ...init }))
-      this.#constants.set(key, name)
-    }
-    return name
+    return sharedValue(this.#constants, key, () => {
+      const name = this.graph.freshName(`${this.scope}/constant`)
+      return this.graph.addInitializer(create(TensorProtoSchema, { name, ...init }))
+    })
   }
 
   add = (a: Value, b: Value): Value => this.op('Add', [a, b])
@@ -105,17 +103,20 @@ export class Builder {
   reduceSum = (a: Value, axes: readonly number[], keepdims = 1): Value =>
     this.op('ReduceSum', [a, this.int(axes)], { keepdims })
 
-  /** ReduceMean takes its axes as an attribute before opset 18, as an input from then on. */
-  reduceMean(a: Value, axes: readonly number[], keepdims = 1): Value {
-    return this.graph.opset() < 18
-      ? this.op('ReduceMean', [a], { axes, keepdims })
-      : this.op('ReduceMean', [a, this.int(axes)], { keepdims })
-  }
+  reduceMean = (a: Value, axes: readonly number[], keepdims = 1): Value => this.#reduce('ReduceMean', a, axes, keepdims)
+  reduceMax = (a: Value, axes: readonly number[], keepdims = 1): Value => this.#reduce('ReduceMax', a, axes, keepdims)
 
-  /** ReduceMax takes its axes as ReduceMean does. */
-  reduceMax(a: Value, axes: readonly number[], keepdims = 1): Value {
+  /** Reductions other than ReduceSum take their axes as an attribute before opset 18, as an input from then on. */
+  #reduce(opType: string, a: Value, axes: readonly number[], keepdims: number): Value {
     return this.graph.opset() < 18
-      ? this.op('ReduceMax', [a], { axes, keepdims })
-      : this.op('ReduceMax', [a, this.int(axes)], { keepdims })
+      ? this.op(opType, [a], { axes, keepdims })
+      : this.op(opType, [a, this.int(axes)], { keepdims })
   }
+}
+
+/** What is in `values` under a key, made at the first time that it is asked for. */
+export function sharedValue(values: Map<string, Value>, key: string, make: () => Value): Value {
+  const value = values.get(key) ?? make()
+  values.set(key, value)
+  return value
 }

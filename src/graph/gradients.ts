@@ -7,6 +7,7 @@ import { LAYOUT } from './gradients/layout.js'
 import { PRODUCTS } from './gradients/matmul.js'
 import { NORMALIZATIONS, REDUCTIONS } from './gradients/reduction.js'
 import { ROTARY } from './gradients/rotary.js'
+import { PREDICATES } from './operators.js'
 
 export { type GradientContext, type GradientRule, sumTo }
 
@@ -41,7 +42,7 @@ export const BROADCASTING: ReadonlySet<string> = new Set([
 
 /** Operators through which no gradient flows: their outputs are integers, truths, or constant almost everywhere. */
 export const NON_DIFFERENTIABLE: ReadonlySet<string> = new Set([
-  'And',
+  ...PREDICATES,
   'ArgMax',
   'ArgMin',
   'BitShift',
@@ -52,19 +53,10 @@ export const NON_DIFFERENTIABLE: ReadonlySet<string> = new Set([
   'Ceil',
   'Constant',
   'ConstantOfShape',
-  'Equal',
   'EyeLike',
   'Floor',
-  'Greater',
-  'GreaterOrEqual',
-  'IsInf',
-  'IsNaN',
-  'Less',
-  'LessOrEqual',
   'NonZero',
-  'Not',
   'OneHot',
-  'Or',
   'RandomNormal',
   'RandomNormalLike',
   'RandomUniform',
@@ -74,5 +66,4 @@ export const NON_DIFFERENTIABLE: ReadonlySet<string> = new Set([
   'Shape',
   'Sign',
   'Size',
-  'Xor',
 ])

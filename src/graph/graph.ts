@@ -14,7 +14,12 @@ import {
 } from '../formats/onnx/gen/onnx_pb.js'
 import { copyMessage } from '../formats/onnx/messages.js'
 import { constantTensor } from './attributes.js'
+import { labelOf } from './operators.js'
 
+/**
+ * A graph to read and to edit. `producer` and `consumers` answer from indexes that the methods keep up to date; whoever edits
+ * `nodes` or a node by hand calls `invalidate`.
+ */
 export class Graph {
   readonly #model: ModelProto
   readonly #proto: GraphProto
@@ -27,6 +32,7 @@ export class Graph {
   valueInfo: ValueInfoProto[]
   readonly #names = new Set<string>()
   readonly #nextSuffix = new Map<string, number>()
+  readonly #raisedOpsets = new Map<string, number>()
   #producers: Map<string, NodeProto> | undefined
   #consumers: Map<string, NodeProto[]> | undefined
 
@@ -78,12 +84,8 @@ export class Graph {
   /** Replaces a node's inputs. */
   setInputs(node: NodeProto, inputs: readonly string[]): void {
     for (const input of new Set(node.input)) {
-      const list = this.#consumers?.get(input)
-      if (list !== undefined)
-        this.#consumers?.set(
-          input,
-          list.filter((reader) => reader !== node),
-        )
+      const others = this.#consumers?.get(input)?.filter((reader) => reader !== node)
+      if (others !== undefined) this.#consumers?.set(input, others)
     }
     node.input = [...inputs]
     this.#registerReader(node)
@@ -103,6 +105,7 @@ export class Graph {
     this.#consumers = undefined
   }
 
+  /** Appends a node. */
   add(node: NodeProto): void {
     this.nodes.push(node)
     for (const output of node.output) this.#producers?.set(output, node)
@@ -117,6 +120,7 @@ export class Graph {
     }
   }
 
+  /** Adds a constant under its own name, or replaces the one of that name. */
   addInitializer(tensor: TensorProto): string {
     this.initializers.set(tensor.name, tensor)
     this.#names.add(tensor.name)
@@ -154,13 +158,14 @@ export class Graph {
     return name
   }
 
-  /** Lets every reader of `from` (a node or a graph output) read `to`, except the nodes in `except`. */
-  replaceUses(from: string, to: string, except?: ReadonlySet<NodeProto>): void {
+  /** Lets every node that reads `from` read `to`. */
+  replaceUses(from: string, to: string): void {
     for (const node of this.consumers(from)) {
-      if (except?.has(node)) continue
-      node.input = node.input.map((input) => (input === from ? to : input))
+      this.setInputs(
+        node,
+        node.input.map((input) => (input === from ? to : input)),
+      )
     }
-    this.invalidate()
   }
 
   /** The version of an operator set; 0 if the model does not import it. '' and 'ai.onnx' are the same domain. */
@@ -174,8 +179,7 @@ export class Graph {
     const needed = new Set<string>()
     const pending = this.outputs.map((output) => output.name)
     const kept = new Set<NodeProto>()
-    while (pending.length > 0) {
-      const value = pending.pop() as string
+    for (let value = pending.pop(); value !== undefined; value = pending.pop()) {
       if (needed.has(value)) continue
       needed.add(value)
       const node = this.producer(value)
@@ -189,45 +193,42 @@ export class Graph {
     this.invalidate()
   }
 
-  /** Sorts `nodes` so that each follows the makers of its inputs, otherwise in today's order. */
+  /**
+   * Sorts `nodes` so that each follows the makers of its inputs, otherwise in today's order.
+   *
+   * @throws FormatError when nodes depend on one another in a circle
+   */
   sort(): void {
     const state = new Map<NodeProto, 'open' | 'done'>()
     const sorted: NodeProto[] = []
     for (const root of this.nodes) {
       const stack: NodeProto[] = [root]
-      while (stack.length > 0) {
-        const node = stack[stack.length - 1]
-        if (state.get(node) === 'done') {
-          stack.pop()
+      for (let node = stack.at(-1); node !== undefined; node = stack.at(-1)) {
+        if (!state.has(node)) {
+          state.set(node, 'open')
+          stack.push(...this.#makersToSort(node, state))
           continue
         }
-        const before = state.has(node) ? [] : [...node.input, ...implicitInputs(node)]
-        if (state.has(node)) {
-          state.set(node, 'done')
-          sorted.push(node)
-          stack.pop()
-          continue
-        }
-        state.set(node, 'open')
-        for (let i = before.length - 1; i >= 0; i--) {
-          const maker = this.producer(before[i])
-          if (maker === undefined || state.get(maker) === 'done') continue
-          if (state.get(maker) === 'open') {
-            throw new FormatError({ where: `node ${maker.name || maker.opType}`, what: 'the graph has a circle' })
-          }
-          stack.push(maker)
-        }
+        if (state.get(node) === 'open') sorted.push(node)
+        state.set(node, 'done')
+        stack.pop()
       }
     }
     this.nodes = sorted
+  }
+
+  /** The makers of a node's inputs that have no place yet, the first on top of the stack. */
+  #makersToSort(node: NodeProto, state: ReadonlyMap<NodeProto, 'open' | 'done'>): NodeProto[] {
+    const makers = [...node.input, ...implicitInputs(node)].reverse().flatMap((input) => this.producer(input) ?? [])
+    const open = makers.find((maker) => state.get(maker) === 'open')
+    if (open !== undefined) throw new FormatError({ where: labelOf(open), what: 'the graph has a circle' })
+    return makers.filter((maker) => !state.has(maker))
   }
 
   /** Adds or raises an operator set import. */
   requireOpset(domain: string, version: number): void {
     if (this.opset(domain) < version) this.#raisedOpsets.set(domain, version)
   }
-
-  readonly #raisedOpsets = new Map<string, number>()
 
   /** A new ModelProto with this graph's content, sorted; everything else as in the model that came in. */
   toModel(): ModelProto {

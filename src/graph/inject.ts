@@ -1,6 +1,6 @@
-// Puts LoRA branches beside linear layers: y' = y + s·(x·Aᵀ)·Bᵀ (Hu et al. 2021, arXiv 2106.09685). A and B are graph
-// inputs, fed transposed, so that they can be swapped or trained between runs. Inference graphs: any rank at run time, and where
-// an adapter needs it y' = c ⊙ (y + s·(x·Aᵀ)·Bᵀ) + t, which DoRA and biases of B come down to.
+// Puts LoRA branches beside linear layers: y' = y + s·(x·Aᵀ)·Bᵀ (Hu et al. 2021, arXiv 2106.09685). Factors are graph inputs, so that
+// they can be swapped or trained between runs. Inference graphs take Aᵀ and s·Bᵀ of any rank at run time, and where an adapter needs
+// it compute y' = c ⊙ (y + s·(x·Aᵀ)·Bᵀ) + t, which DoRA and biases of B come down to.
 
 import { create } from '@bufbuild/protobuf'
 import {
@@ -60,8 +60,10 @@ export function valueInfo(name: string, elemType: DataType, dims: readonly (numb
  */
 export function injectLora(graph: Graph, linears: readonly Linear[], affine: ReadonlySet<string> = new Set()): void {
   const g = new Builder(graph, 'lora')
-  declareInputs(graph, linears, (module) => `rank ${module}`)
-  for (const [name, d] of new Map(linears.map((linear) => [linear.name, linear.d]))) {
+  for (const { name, k, d } of new Map(linears.map((linear) => [linear.name, linear])).values()) {
+    const { weightA, weightB } = loraInputs(name)
+    const rank = `rank ${name}`
+    graph.inputs.push(valueInfo(weightA, DataType.FLOAT, [k, rank]), valueInfo(weightB, DataType.FLOAT, [rank, d]))
     if (!affine.has(name)) continue
     const { scale, shift } = affineInputs(name)
     graph.inputs.push(valueInfo(scale, DataType.FLOAT, [d]), valueInfo(shift, DataType.FLOAT, [d]))
@@ -81,18 +83,6 @@ export function injectLora(graph: Graph, linears: readonly Linear[], affine: Rea
     return g.node('Add', [g.mul(sum.output[0], c), t])
   }
   adaptNodes(graph, g, linears, makeDelta, ({ name }) => affine.has(name))
-}
-
-/** Adds the inputs of all adapted modules. */
-function declareInputs(graph: Graph, linears: readonly Linear[], rankOf: (module: string) => number | string): void {
-  const seen = new Set<string>()
-  for (const { name, k, d } of linears) {
-    if (seen.has(name)) continue
-    seen.add(name)
-    const { weightA, weightB } = loraInputs(name)
-    const rank = rankOf(name)
-    graph.inputs.push(valueInfo(weightA, DataType.FLOAT, [k, rank]), valueInfo(weightB, DataType.FLOAT, [rank, d]))
-  }
 }
 
 /** Appends what gives base + delta (…, d), or the delta alone where no base is given. */

@@ -3,6 +3,7 @@
 
 import type { NodeProto } from '../formats/onnx/gen/onnx_pb.js'
 import type { Builder, Value } from './builder.js'
+import { clampStart } from './gradients/context.js'
 import { isStatic, type ShapeMap, staticContent } from './shapes.js'
 
 /** One summand of a value's gradient, built when it is asked for. */
@@ -53,8 +54,7 @@ function cutOf(shapes: ShapeMap, contribution: Contribution): Cut | undefined {
   }
   const axis = axes[0] < 0 ? axes[0] + from.dims.length : axes[0]
   if (!isStatic(from, axis) || !isStatic(to, axis)) return undefined
-  const length = from.dims[axis]
-  const start = Math.min(Math.max(starts[0] < 0 ? starts[0] + length : starts[0], 0), length)
+  const start = clampStart(starts[0], from.dims[axis], 1)
   return { axis, start, end: start + to.dims[axis], dy, contribution }
 }
 

@@ -3,13 +3,14 @@
 
 import { UnsupportedError } from '../base/errors.js'
 import type { NodeProto } from '../formats/onnx/gen/onnx_pb.js'
-import { Builder, type Value } from './builder.js'
+import { Builder, sharedValue, type Value } from './builder.js'
 import type { Graph } from './graph.js'
 import { ATTENTION } from './lower/attention.js'
 import { describe, type Lowering, type LoweringContext } from './lower/context.js'
 import { FUSED } from './lower/fused.js'
+import { operatorOf } from './operators.js'
 
-/** Key: the op type, after its domain and a colon outside the standard domain. */
+/** By operator, as {@link operatorOf} names it. */
 export const LOWERINGS: Readonly<Record<string, Lowering>> = { ...ATTENTION, ...FUSED }
 
 /**
@@ -21,13 +22,9 @@ export const LOWERINGS: Readonly<Record<string, Lowering>> = { ...ATTENTION, ...
 export function lowerForTraining(graph: Graph, nodes: readonly NodeProto[] = graph.nodes): void {
   const refusals: UnsupportedError[] = []
   const sharedValues = new Map<string, Value>()
-  const shared: LoweringContext['shared'] = (key, make) => {
-    const value = sharedValues.get(key) ?? make()
-    sharedValues.set(key, value)
-    return value
-  }
+  const shared: LoweringContext['shared'] = (key, make) => sharedValue(sharedValues, key, make)
   for (const node of [...nodes]) {
-    const lowering = LOWERINGS[node.domain === '' ? node.opType : `${node.domain}:${node.opType}`]
+    const lowering = LOWERINGS[operatorOf(node)]
     if (lowering === undefined) continue
     try {
       replace(graph, node, lowering, shared)

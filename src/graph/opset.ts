@@ -6,6 +6,7 @@ import type { NodeProto } from '../formats/onnx/gen/onnx_pb.js'
 import { intAttribute, intsAttribute, makeAttribute } from './attributes.js'
 import { Builder } from './builder.js'
 import { type Graph, subgraphs } from './graph.js'
+import { labelOf } from './operators.js'
 
 /** The oldest operator set that is raised: exporters have not written older ones since 2020. */
 const OLDEST = 11
@@ -50,7 +51,7 @@ function raiseNode(graph: Graph, node: NodeProto): void {
   const changed = inner.find(({ opType }) => opType in NOW_INPUTS || OVER_FLATTENED.has(opType))
   if (changed !== undefined) {
     throw new UnsupportedError({
-      where: `node ${node.name} (${node.opType})`,
+      where: labelOf(node),
       what: `${changed.opType} of an old operator set inside of it`,
       hint: 'Export the model again with operator set 17',
     })

@@ -3,6 +3,7 @@
 import { type AttributeProto, AttributeProto_AttributeType as AttributeType } from '../formats/onnx/gen/onnx_pb.js'
 import { dataTypeName, dimsOf, floatsOf, integersOf, isExternal } from '../formats/onnx/tensors.js'
 import type { Graph } from './graph.js'
+import { operatorOf } from './operators.js'
 
 /** Contents of more elements are left out. */
 const MAX_ELEMENTS = 8
@@ -11,10 +12,9 @@ export function printGraph(graph: Graph): string {
   const lines = [`inputs ${graph.inputs.map(({ name }) => name).join(', ')}`]
   for (const tensor of graph.initializers.values()) lines.push(`${tensor.name} = ${printTensor(tensor)}`)
   for (const node of graph.nodes) {
-    const op = node.domain === '' ? node.opType : `${node.domain}:${node.opType}`
     const attributes = node.attribute.map((entry) => `${entry.name}: ${printAttribute(entry)}`).join(', ')
     lines.push(
-      `${node.output.join(', ')} = ${op}(${node.input.join(', ')})` +
+      `${node.output.join(', ')} = ${operatorOf(node)}(${node.input.join(', ')})` +
         (attributes === '' ? '' : ` {${attributes}}`) +
         (node.name === '' ? '' : ` # ${node.name}`),
     )

@@ -23,7 +23,7 @@ export interface ProbedContent {
 }
 
 /** Run-time shapes, axes, pads and slice bounds have fewer elements; weights have more. */
-export const MAX_PROBED_ELEMENTS = 64
+const MAX_PROBED_ELEMENTS = 64
 
 /** Shapes of all values of a graph: inputs, initializers, outputs of nodes. */
 export class ShapeMap extends Map<Value, ProbedShape> {
@@ -34,11 +34,6 @@ export class ShapeMap extends Map<Value, ProbedShape> {
 /** Whether an axis has the same length at both points; negative axes count from the end. */
 export function isStatic(shape: ProbedShape, axis: number): boolean {
   return shape.dims.at(axis) === shape.other.at(axis)
-}
-
-/** The dimensions, if all of them are static. */
-export function staticDims(shape: ProbedShape): readonly number[] | undefined {
-  return shape.dims.every((dim, axis) => dim === shape.other[axis]) ? shape.dims : undefined
 }
 
 /** A probed tensor's content, if it is the same at both points. */

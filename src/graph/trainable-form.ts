@@ -5,6 +5,7 @@ import { TensorProto_DataType as DataType, type GraphProto, type NodeProto } fro
 import { dataTypeName } from '../formats/onnx/tensors.js'
 import { type Graph, subgraphs } from './graph.js'
 import { findLinears } from './linears.js'
+import { listByOperator } from './operators.js'
 
 /** Products of weights that are stored as integers. */
 const INTEGER_PRODUCTS = new Set([
@@ -29,24 +30,21 @@ const NOT_MERGED = 'Train on an export that is not merged: decoder_model.onnx or
  *   linear layers, products of quantized weights, linear layers in another type than float32
  */
 export function checkTrainableForm(graph: Graph): void {
-  const found: { op: string; name: string; hint: string }[] = []
+  const found: { operator: string; node: NodeProto; hint: string }[] = []
   for (const node of graph.nodes) {
-    const name = node.name || node.output[0]
-    if (INTEGER_PRODUCTS.has(node.opType)) {
-      found.push({ op: node.opType, name, hint: node.opType === 'MatMulNBits' ? FLOAT_EXPORT : FLOAT_EXPORT_ONLY })
-    } else if (subgraphs(node).some(multiplies)) found.push({ op: node.opType, name, hint: NOT_MERGED })
+    const operator = node.opType
+    if (INTEGER_PRODUCTS.has(operator)) {
+      found.push({ operator, node, hint: operator === 'MatMulNBits' ? FLOAT_EXPORT : FLOAT_EXPORT_ONLY })
+    } else if (subgraphs(node).some(multiplies)) found.push({ operator, node, hint: NOT_MERGED })
   }
   for (const { node, dataType, kind } of findLinears(graph)) {
     if (kind === 'quantized' || dataType === DataType.FLOAT) continue
-    const op = `${dataTypeName(dataType).toLowerCase()} ${node.opType}`
-    found.push({ op, name: node.name || node.output[0], hint: FLOAT_EXPORT })
+    const operator = `${dataTypeName(dataType).toLowerCase()} ${node.opType}`
+    found.push({ operator, node, hint: FLOAT_EXPORT })
   }
   if (found.length === 0) return
-  const list = [...new Set(found.map(({ op }) => op))].map((op) => {
-    const names = found.filter((entry) => entry.op === op).map(({ name }) => name)
-    return `${op} (${names.slice(0, 3).join(', ')}${names.length > 3 ? ` and ${names.length - 3} more` : ''})`
-  })
-  throw new UnsupportedError({ where: 'training', what: `not through ${list.join('; ')} yet`, hint: found[0].hint })
+  const list = listByOperator(found.map(({ operator, node }) => [operator, node]))
+  throw new UnsupportedError({ where: 'training', what: `not through ${list} yet`, hint: found[0].hint })
 }
 
 function multiplies(graph: GraphProto): boolean {

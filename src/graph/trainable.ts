@@ -2,9 +2,9 @@
 // factors are graph inputs: y' = y + s·(drop(x)·Aᵀ)·Bᵀ. Gemm takes a transposed weight as it is, so that the backward
 // pass needs no copy of it.
 
-import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
+import { TensorProto_DataType as DataType, type NodeProto } from '../formats/onnx/gen/onnx_pb.js'
 import { intsAttribute, makeAttribute } from './attributes.js'
-import type { Builder, Value } from './builder.js'
+import { type Builder, sharedValue, type Value } from './builder.js'
 import type { Graph } from './graph.js'
 import { adaptNodes, loraInputs, valueInfo } from './inject.js'
 import type { Linear } from './linears.js'
@@ -16,10 +16,13 @@ export interface Branch {
   readonly scaling: number
 }
 
+/** Rewrites the linears of one graph. */
 export class TrainableLinears {
   readonly #graph: Graph
   readonly #g: Builder
-  readonly #rowsOf = new Map<Value, Value>()
+  readonly #rows = new Map<Value, Value>()
+  readonly #leadingDims = new Map<Value, Value>()
+  /** The inputs that {@link adapt} added for dropout. */
   readonly masks: DropoutMask[] = []
 
   constructor(graph: Graph, g: Builder) {
@@ -32,15 +35,12 @@ export class TrainableLinears {
     const { node, k, d } = linear
     if (linear.kind !== 'matmul') return linear
     const [x, y] = [node.input[0], node.output[0]]
-    const { weight, transB } = weightOperand(this.#graph, node.input[1])
-    const rows = this.rowsOf(x, k)
+    const rows = this.#rowsOf(x, k)
     const output = this.#graph.freshName(`${y}/rows`)
-    node.opType = 'Gemm'
-    node.attribute = [makeAttribute('transB', transB)]
-    this.#graph.setInputs(node, [rows, weight])
+    this.#becomeGemm(node, rows)
     this.#graph.setOutput(node, 0, output)
     const width = linear.fused?.width ?? d
-    const shape = this.#g.concat([this.#leadingDims(x), this.#g.int([width])], 0)
+    const shape = this.#g.concat([this.#leadingDimsOf(x), this.#g.int([width])], 0)
     this.#graph.setOutput(this.#g.node('Reshape', [output, shape]), 0, y)
     return { ...linear, kind: 'gemm', input: rows, output }
   }
@@ -51,17 +51,19 @@ export class TrainableLinears {
    */
   chooseRows(linear: Linear, numbers: Value): { linear: Linear; all: Value; chosen: Value } {
     const { node, k } = linear
-    const all = linear.kind === 'matmul' ? this.rowsOf(node.input[0], k) : node.input[0]
+    const all = linear.kind === 'matmul' ? this.#rowsOf(node.input[0], k) : node.input[0]
     const chosen = this.#g.op('Gather', [all, numbers], { axis: 0 })
-    if (linear.kind === 'matmul') {
-      const { weight, transB } = weightOperand(this.#graph, node.input[1])
-      node.opType = 'Gemm'
-      node.attribute = [makeAttribute('transB', transB)]
-      this.#graph.setInputs(node, [chosen, weight])
-    } else {
-      this.#graph.setInputs(node, [chosen, ...node.input.slice(1)])
-    }
+    if (linear.kind === 'matmul') this.#becomeGemm(node, chosen)
+    else this.#graph.setInputs(node, [chosen, ...node.input.slice(1)])
     return { linear: { ...linear, kind: 'gemm', input: chosen }, all, chosen }
+  }
+
+  /** Turns a MatMul by a weight into a Gemm of `rows` by the weight as it lies. */
+  #becomeGemm(node: NodeProto, rows: Value): void {
+    const { weight, transB } = weightOperand(this.#graph, node.input[1])
+    node.opType = 'Gemm'
+    node.attribute = [makeAttribute('transB', transB)]
+    this.#graph.setInputs(node, [rows, weight])
   }
 
   /** Adds LoRA branches to linears that compute rows. Each branch has a dropout mask of its own, as in PEFT. */
@@ -93,25 +95,14 @@ export class TrainableLinears {
   }
 
   /** x (…, k) as (rows, k), one node for all that read x. */
-  rowsOf(x: Value, k: number): Value {
-    let rows = this.#rowsOf.get(x)
-    if (rows === undefined) {
-      rows = this.#g.reshape(x, this.#g.int([-1, k]))
-      this.#rowsOf.set(x, rows)
-    }
-    return rows
+  #rowsOf(x: Value, k: number): Value {
+    return sharedValue(this.#rows, x, () => this.#g.reshape(x, this.#g.int([-1, k])))
   }
 
-  readonly #leading = new Map<Value, Value>()
-
-  #leadingDims(x: Value): Value {
-    let dims = this.#leading.get(x)
-    if (dims === undefined) {
-      const g = this.#g
-      dims = g.op('Slice', [g.shape(x), g.int([0]), g.int([-1])])
-      this.#leading.set(x, dims)
-    }
-    return dims
+  /** The shape of x (…, k) without k, one node for all that reads it. */
+  #leadingDimsOf(x: Value): Value {
+    const g = this.#g
+    return sharedValue(this.#leadingDims, x, () => g.op('Slice', [g.shape(x), g.int([0]), g.int([-1])]))
   }
 }
 

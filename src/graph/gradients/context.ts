@@ -5,6 +5,7 @@ import { StateError } from '../../base/errors.js'
 import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
 import { intAttribute, intsAttribute, readInts } from '../attributes.js'
 import type { Builder, Value } from '../builder.js'
+import { labelOf } from '../operators.js'
 import { isStatic, type ProbedContent, type ProbedShape, type ShapeMap } from '../shapes.js'
 
 export interface GradientContext {
@@ -31,7 +32,7 @@ export type GradientRule = (context: GradientContext) => (undefined | (() => Val
 export function shapeOf({ node, shapes }: GradientContext, value: Value): ProbedShape {
   const shape = shapes.get(value)
   if (shape === undefined) {
-    throw new StateError({ where: `node ${node.name} (${node.opType})`, what: `the shape of ${value} was not probed` })
+    throw new StateError({ where: labelOf(node), what: `the shape of ${value} was not probed` })
   }
   return shape
 }
@@ -53,6 +54,11 @@ export function axesOf(context: GradientContext): number[] {
   const axes = intsAttribute(node, 'axes') ?? (inputs[1] ? intsOf(context, inputs[1]) : undefined) ?? []
   if (axes.length === 0 && intAttribute(node, 'noop_with_empty_axes', 0) === 1) return []
   return axes.length === 0 ? range(rank) : axes.map((axis) => (axis < 0 ? axis + rank : axis))
+}
+
+/** The place at which a Slice of this start and step begins on an axis: https://onnx.ai/onnx/operators/onnx__Slice.html */
+export function clampStart(start: number, length: number, step: number): number {
+  return Math.min(Math.max(start < 0 ? start + length : start, 0), step > 0 ? length : length - 1)
 }
 
 /** The content of a small integer tensor that is the same in every run. */

@@ -4,9 +4,11 @@ import { UnsupportedError } from '../../base/errors.js'
 import { TensorProto_DataType as DataType } from '../../formats/onnx/gen/onnx_pb.js'
 import { intsAttribute } from '../attributes.js'
 import type { Value } from '../builder.js'
+import { labelOf } from '../operators.js'
 import { isStatic } from '../shapes.js'
 import {
   axisOf,
+  clampStart,
   contentOf,
   type GradientContext,
   type GradientRule,
@@ -114,7 +116,7 @@ function unslice(context: GradientContext): Value {
   const steps = stepsInput ? intsOf(context, stepsInput) : axes?.map(() => 1)
   if (content === undefined || axes === undefined || steps === undefined) {
     throw new UnsupportedError({
-      where: where(context),
+      where: labelOf(context.node),
       what: 'its starts, axes or steps are not known before the run',
     })
   }
@@ -136,10 +138,6 @@ function unslice(context: GradientContext): Value {
   const contiguous = cuts.filter(({ step }) => step === 1)
   const padded = pad(context, dy, contiguous)
   return cuts.filter(({ step }) => step !== 1).reduce((value, cut) => unstride(context, value, cut), padded)
-}
-
-function clampStart(start: number, length: number, step: number): number {
-  return Math.min(Math.max(start < 0 ? start + length : start, 0), step > 0 ? length : length - 1)
 }
 
 /** `value`, a part of x, between the zeros that stand for the rest of it. */
@@ -186,7 +184,7 @@ function unstride(context: GradientContext, value: Value, { axis, begin, step }:
   const x = shapeOf(context, inputs[0])
   if (!isStatic(x, axis)) {
     throw new UnsupportedError({
-      where: where(context),
+      where: labelOf(context.node),
       what: `its step is ${step} along axis ${axis}, whose length changes with the input`,
     })
   }
@@ -250,8 +248,4 @@ function scatter(context: GradientContext, axis: number): Value {
 /** The length of an axis at run time, as a vector of one. */
 function lengthOf({ g }: GradientContext, value: Value, axis: number): Value {
   return g.op('Gather', [g.shape(value), g.int([axis])])
-}
-
-function where({ node }: GradientContext): string {
-  return `node ${node.name} (${node.opType})`
 }

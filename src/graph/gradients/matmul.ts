@@ -4,6 +4,7 @@
 import { UnsupportedError } from '../../base/errors.js'
 import { floatAttribute, intAttribute, intsAttribute } from '../attributes.js'
 import type { Value } from '../builder.js'
+import { labelOf } from '../operators.js'
 import { type GradientContext, type GradientRule, once, range, rankOf, reshapeLike, shapeOf, sumTo } from './context.js'
 
 export const PRODUCTS: Readonly<Record<string, GradientRule>> = {
@@ -33,7 +34,7 @@ export const PRODUCTS: Readonly<Record<string, GradientRule>> = {
     const ranks = inputs.map((input) => rankOf(context, input))
     if (Math.min(...ranks) < 2 || intAttribute(node, 'transBatchA', 0) || intAttribute(node, 'transBatchB', 0)) {
       throw new UnsupportedError({
-        where: `node ${node.name} (${node.opType})`,
+        where: labelOf(node),
         what: 'the gradient with a vector or with transposed batch axes is not implemented',
       })
     }

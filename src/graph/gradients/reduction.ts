@@ -3,6 +3,7 @@
 import { UnsupportedError } from '../../base/errors.js'
 import { floatAttribute, intAttribute } from '../attributes.js'
 import type { Value } from '../builder.js'
+import { labelOf } from '../operators.js'
 import { isStatic } from '../shapes.js'
 import {
   axesOf,
@@ -98,7 +99,7 @@ function normalizedAxes(context: GradientContext): number[] {
 function statistics({ g, node, dys }: GradientContext, count: number): Value[] {
   if (dys.slice(1).some((dy) => dy !== undefined)) {
     throw new UnsupportedError({
-      where: `node ${node.name} (${node.opType})`,
+      where: labelOf(node),
       what: 'the loss depends on its mean or deviation output, whose gradient is not implemented',
     })
   }

@@ -2,6 +2,7 @@
 // back, so the same operator with the negated sine serves every form of input, position and layout.
 
 import type { Value } from '../builder.js'
+import { operatorOf } from '../operators.js'
 import type { GradientContext, GradientRule } from './context.js'
 
 export const ROTARY: Readonly<Record<string, GradientRule>> = {
@@ -13,8 +14,7 @@ export const ROTARY: Readonly<Record<string, GradientRule>> = {
 function rotateBack(context: GradientContext, sineIndex: number): Value {
   const { g, node, inputs, dy } = context
   const others = inputs.map((input, i) => (i === sineIndex ? negated(context, input) : input)).slice(1)
-  const type = node.domain === '' ? node.opType : `${node.domain}:${node.opType}`
-  const rotated = g.node(type, [dy, ...others])
+  const rotated = g.node(operatorOf(node), [dy, ...others])
   rotated.attribute = [...node.attribute]
   return rotated.output[0]
 }

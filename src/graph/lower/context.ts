@@ -1,10 +1,11 @@
-// What a lowering sees and gives.
+// What a lowering sees and gives, and what it can tell of values from the graph alone.
 
 import { UnsupportedError } from '../../base/errors.js'
 import { TensorProto_DataType as DataType, type NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
 import { intAttribute, intsAttribute, readInts } from '../attributes.js'
 import type { Builder, Value } from '../builder.js'
 import type { Graph } from '../graph.js'
+import { nameOf, PREDICATES } from '../operators.js'
 
 export interface LoweringContext {
   /** Appends nodes whose names begin with the lowered node's. */
@@ -27,7 +28,7 @@ export function refuse({ node }: LoweringContext, what: string): never {
 }
 
 export function describe(node: NodeProto): string {
-  return `${node.opType} ${node.name || node.output[0]}`
+  return `${node.opType} ${nameOf(node)}`
 }
 
 /** Refuses the inputs at these places, where they are given. */
@@ -62,20 +63,7 @@ export function dimsIn(graph: Graph, value: Value): readonly (number | undefined
   }
 }
 
-const TRUTHS: ReadonlySet<string> = new Set([
-  'And',
-  'Equal',
-  'Greater',
-  'GreaterOrEqual',
-  'IsInf',
-  'IsNaN',
-  'Less',
-  'LessOrEqual',
-  'Not',
-  'Or',
-  'Xor',
-])
-
+/** Operators that hand on or move what their first input holds. */
 const MOVES: ReadonlySet<string> = new Set([
   'Concat',
   'Expand',
@@ -95,7 +83,7 @@ export function isTruth(graph: Graph, value: Value): boolean | undefined {
   if (type !== undefined) return type === DataType.BOOL
   const maker = graph.producer(value)
   if (maker === undefined) return undefined
-  if (TRUTHS.has(maker.opType)) return true
+  if (PREDICATES.includes(maker.opType)) return true
   if (maker.opType === 'Cast') return intAttribute(maker, 'to', 0) === DataType.BOOL
   if (maker.opType === 'Where') return isTruth(graph, maker.input[1]) ?? isTruth(graph, maker.input[2])
   if (MOVES.has(maker.opType)) return isTruth(graph, maker.input[0])
