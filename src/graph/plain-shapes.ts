@@ -1,12 +1,12 @@
 // Exporters compute the target of each Reshape and Expand by nodes of its own, ten or more for one. Probing has shown what
 // they come to: constants, and the lengths of a few inputs. Those alone are left: opening a large graph is much faster.
 
-import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
+import { TensorProto_DataType as DataType, type NodeProto } from '../formats/onnx/gen/onnx_pb.js'
 import { integersOf } from '../formats/onnx/tensors.js'
-import type { Builder, Value } from './builder.js'
+import { type Builder, sharedValue, type Value } from './builder.js'
 import type { Graph } from './graph.js'
 import { valueInfo } from './inject.js'
-import type { ProbedContent, ShapeMap } from './shapes.js'
+import type { ProbedContent, ProbedShape, ShapeMap } from './shapes.js'
 
 /** A length that differs between runs: an axis of a graph input. */
 export interface RunLength {
@@ -20,47 +20,61 @@ export interface RunLength {
  * @param lengths axes of graph inputs whose lengths at the two probe points occur in no other meaning
  */
 export function plainShapes(g: Builder, shapes: ShapeMap, lengths: readonly RunLength[]): void {
-  const { graph } = g
-  const makers = new Map(
-    lengths.map(({ input, axis }) => {
-      const { dims, other } = shapes.get(input) ?? { dims: [], other: [] }
-      return [pair(dims[axis], other[axis]), { input, axis }] as const
-    }),
-  )
-  const vectors = new Map<string, Value>()
-  const targets = new Map<string, Value>()
-  const once = (map: Map<string, Value>, key: string, make: () => Value): Value => {
-    const value = map.get(key) ?? make()
-    map.set(key, value)
-    return value
-  }
-  for (const node of [...graph.nodes]) {
-    if (node.opType !== 'Reshape' && node.opType !== 'Expand') continue
-    const content = targetContent(graph, shapes, node.input[1])
-    const entries = content && plainEntries(content, node.opType === 'Expand' ? shapes.get(node.input[0]) : undefined)
-    if (entries === undefined || (node.opType === 'Reshape' && entries.includes(0))) continue
-    const variable = entries.filter((entry) => typeof entry === 'string')
-    if (node.opType === 'Reshape' && variable.length === 1 && !entries.includes(-1)) {
-      entries[entries.findIndex((entry) => typeof entry === 'string')] = -1
-    } else if (!variable.every((entry) => makers.has(entry))) {
-      continue
-    }
-    const target = once(targets, entries.join(), () => {
-      const parts = runs(entries).map((run) =>
-        typeof run === 'string'
-          ? once(vectors, run, () => {
-              const { input, axis } = makers.get(run) as RunLength
-              return g.op('Gather', [g.shape(input), g.int([axis])])
-            })
-          : g.int(run),
-      )
-      return parts.length === 1 ? parts[0] : g.concat(parts, 0)
-    })
-    if (node.opType === 'Reshape' && content !== undefined && !content.value.includes(-1)) {
-      if (graph.constant(target) === undefined) shapes.contents.set(target, content)
+  const targets = new PlainTargets(g, shapes, lengths)
+  for (const node of [...g.graph.nodes]) {
+    const content = isShaping(node) ? targetContent(g.graph, shapes, node.input[1]) : undefined
+    const entries = content && plainEntries(node, content, shapes.get(node.input[0]))
+    if (content === undefined || entries === undefined || !targets.canMake(entries)) continue
+    const target = targets.make(entries)
+    if (node.opType === 'Reshape' && !content.value.includes(-1)) {
+      if (g.graph.constant(target) === undefined) shapes.contents.set(target, content)
       shapes.set(node.output[0], { dims: content.value, other: content.other })
     }
-    graph.setInputs(node, [node.input[0], target])
+    g.graph.setInputs(node, [node.input[0], target])
+  }
+}
+
+function isShaping({ opType }: NodeProto): boolean {
+  return opType === 'Reshape' || opType === 'Expand'
+}
+
+/** An entry of a target: a number, or the name of a length that differs between runs. */
+type Entry = number | string
+
+/** The vectors that targets are made of, each made once. */
+class PlainTargets {
+  readonly #g: Builder
+  /** Name of a length → where it can be read. */
+  readonly #sources: ReadonlyMap<string, RunLength>
+  readonly #lengths = new Map<string, Value>()
+  readonly #targets = new Map<string, Value>()
+
+  constructor(g: Builder, shapes: ShapeMap, lengths: readonly RunLength[]) {
+    this.#g = g
+    this.#sources = new Map(
+      lengths.map((length) => {
+        const { dims, other } = shapes.get(length.input) ?? { dims: [], other: [] }
+        return [lengthName(dims[length.axis], other[length.axis]), length]
+      }),
+    )
+  }
+
+  canMake(entries: readonly Entry[]): boolean {
+    return entries.every((entry) => typeof entry === 'number' || this.#sources.has(entry))
+  }
+
+  make(entries: readonly Entry[]): Value {
+    return sharedValue(this.#targets, entries.join(), () => {
+      const parts = runs(entries).map((run) => (typeof run === 'string' ? this.#length(run) : this.#g.int(run)))
+      return parts.length === 1 ? parts[0] : this.#g.concat(parts, 0)
+    })
+  }
+
+  #length(name: string): Value {
+    return sharedValue(this.#lengths, name, () => {
+      const { input, axis } = this.#sources.get(name) as RunLength
+      return this.#g.op('Gather', [this.#g.shape(input), this.#g.int([axis])])
+    })
   }
 }
 
@@ -73,29 +87,39 @@ function targetContent(graph: Graph, shapes: ShapeMap, target: Value): ProbedCon
   return shape === undefined ? shapes.contents.get(target) : { value: shape.dims, other: shape.other }
 }
 
-/** Each entry as a number, or as the name of a length. Where Expand keeps a dimension of `source`, 1 says so. */
+/**
+ * The entries of a target; undefined where they cannot be told. An Expand says 1 where it keeps a dimension of `source`, a Reshape −1
+ * for its only length that differs.
+ */
 function plainEntries(
+  { opType }: NodeProto,
   { value, other }: ProbedContent,
-  source: { dims: readonly number[]; other: readonly number[] } | undefined,
-): (number | string)[] | undefined {
+  source: ProbedShape | undefined,
+): Entry[] | undefined {
   if (value.length !== other.length) return undefined
-  const offset = value.length - (source?.dims.length ?? 0)
-  return value.map((entry, i) => {
-    const isKept = source !== undefined && source.dims[i - offset] === entry && source.other[i - offset] === other[i]
-    if (isKept) return 1
-    return entry === other[i] ? entry : pair(entry, other[i])
-  })
+  const named = value.map((entry, i) => (entry === other[i] ? entry : lengthName(entry, other[i])))
+  if (opType === 'Expand') {
+    const offset = value.length - (source?.dims.length ?? 0)
+    return named.map((entry, i) => {
+      const isKept = source?.dims[i - offset] === value[i] && source.other[i - offset] === other[i]
+      return isKept ? 1 : entry
+    })
+  }
+  if (named.includes(0)) return undefined
+  const variable = named.filter((entry) => typeof entry === 'string')
+  const isInferable = variable.length === 1 && !named.includes(-1)
+  return isInferable ? named.map((entry) => (typeof entry === 'string' ? -1 : entry)) : named
 }
 
-function pair(first: number | undefined, second: number | undefined): string {
-  return `${first}/${second}`
+function lengthName(dim: number | undefined, other: number | undefined): string {
+  return `${dim}/${other}`
 }
 
 /** Neighbouring constants as one vector. */
-function runs(entries: readonly (number | string)[]): (number[] | string)[] {
+function runs(entries: readonly Entry[]): (number[] | string)[] {
   const result: (number[] | string)[] = []
   for (const entry of entries) {
-    const last = result[result.length - 1]
+    const last = result.at(-1)
     if (typeof entry === 'string') result.push(entry)
     else if (Array.isArray(last)) last.push(entry)
     else result.push([entry])

@@ -30,13 +30,17 @@ export interface ForwardOptions {
   readonly modules: ModuleMap | undefined
 }
 
-export interface TrainingForward {
-  readonly rowLoss: RowLoss
-  /** Logits of the rows with a target, (m, V). */
-  readonly logits: Value
+/** Where rows without a target are dropped. */
+interface RowChoice {
   /** The rows of all positions, and those of them with a target: between them lies the choice, which has no rule. */
   readonly all: Value
   readonly chosen: Value
+  /** Logits of the rows with a target, (m, V). */
+  readonly logits: Value
+}
+
+export interface TrainingForward extends RowChoice {
+  readonly rowLoss: RowLoss
   /** Whether a factor is trained between `chosen` and `logits`. */
   readonly trainsHead: boolean
   readonly masks: readonly DropoutMask[]
@@ -57,38 +61,22 @@ export function buildForward(graph: Graph, inputs: CausalInputs, options: Forwar
   const linears = findLinears(graph, options.modules)
   const placed = matchLayers(linears, options.layers)
   const adapted = new Set(placed.map(({ linear }) => linear.node))
-  const outputs = [...adapted].map((node) => node.output[0])
-  const between = new Set(gradientPath(graph, outputs, [inputs.logits]).nodes)
-  const trained = linears.filter(({ node }) => adapted.has(node) || between.has(node))
+  const trained = linearsOnPath(graph, linears, adapted, inputs.logits)
+  const head = trained.find((linear) => linear.isHead && reachesRowWise(graph, linear, inputs.logits))
 
+  declareInputs(graph, options.layers)
   const g = new Builder(graph, 'lora')
   const trainable = new TrainableLinears(graph, g)
-  graph.inputs.push(
-    valueInfo(LOSS_INPUTS.rows, DataType.INT64, ['targets']),
-    valueInfo(LOSS_INPUTS.targets, DataType.INT64, ['targets', 2]),
-    valueInfo(LOSS_INPUTS.scale, DataType.FLOAT, []),
-  )
-  const head = trained.find((linear) => linear.isHead && reachesRowWise(graph, linear, inputs.logits))
-  let { logits } = inputs
-  let choice: { all: Value; chosen: Value } | undefined
   const inRows = new Map<NodeProto, Linear>()
   for (const linear of trained) {
-    if (linear === head) {
-      const result = trainable.chooseRows(linear, LOSS_INPUTS.rows)
-      choice = result
-      inRows.set(linear.node, result.linear)
-    } else if (!inRows.has(linear.node)) {
-      inRows.set(linear.node, trainable.toRows(linear))
-    }
+    if (linear !== head && !inRows.has(linear.node)) inRows.set(linear.node, trainable.toRows(linear))
   }
-  if (choice === undefined) {
-    const all = g.op('Flatten', [logits], { axis: -1 })
-    logits = g.op('Gather', [all, LOSS_INPUTS.rows], { axis: 0 })
-    choice = { all, chosen: logits }
-  }
-  for (const { name, d, k, rank } of options.layers) {
-    const { weightA, weightB } = loraInputs(name)
-    graph.inputs.push(valueInfo(weightA, DataType.FLOAT, [rank, k]), valueInfo(weightB, DataType.FLOAT, [rank, d]))
+  let choice: RowChoice
+  if (head === undefined) choice = chooseLogits(g, inputs.logits)
+  else {
+    const { linear, all, chosen } = trainable.chooseRows(head, LOSS_INPUTS.rows)
+    inRows.set(head.node, linear)
+    choice = { all, chosen, logits: inputs.logits }
   }
   trainable.adapt(
     placed.map(({ linear, layer }) => {
@@ -97,11 +85,43 @@ export function buildForward(graph: Graph, inputs: CausalInputs, options: Forwar
     }),
     options.dropout,
   )
-  const rowLoss = crossEntropy(g, logits, LOSS_INPUTS.targets, LOSS_INPUTS.scale)
+  const rowLoss = crossEntropy(g, choice.logits, LOSS_INPUTS.targets, LOSS_INPUTS.scale)
   graph.setOutput(graph.producer(rowLoss.loss) as NodeProto, 0, LOSS)
   graph.outputs = [valueInfo(LOSS, DataType.FLOAT, [])]
   const trainsHead = head !== undefined && adapted.has(head.node)
-  return { rowLoss: { ...rowLoss, loss: LOSS }, logits, ...choice, trainsHead, masks: trainable.masks }
+  return { ...choice, rowLoss: { ...rowLoss, loss: LOSS }, trainsHead, masks: trainable.masks }
+}
+
+/** The linear layers that are adapted, or that gradients of adapted ones pass. */
+function linearsOnPath(
+  graph: Graph,
+  linears: readonly Linear[],
+  adapted: ReadonlySet<NodeProto>,
+  logits: Value,
+): Linear[] {
+  const outputs = [...adapted].map((node) => node.output[0])
+  const between = new Set(gradientPath(graph, outputs, [logits]).nodes)
+  return linears.filter(({ node }) => adapted.has(node) || between.has(node))
+}
+
+/** Adds the inputs of the loss, and of A (r, k) and Bᵀ (r, d) of each layer. */
+function declareInputs(graph: Graph, layers: readonly TrainedLayer[]): void {
+  graph.inputs.push(
+    valueInfo(LOSS_INPUTS.rows, DataType.INT64, ['targets']),
+    valueInfo(LOSS_INPUTS.targets, DataType.INT64, ['targets', 2]),
+    valueInfo(LOSS_INPUTS.scale, DataType.FLOAT, []),
+  )
+  for (const { name, d, k, rank } of layers) {
+    const { weightA, weightB } = loraInputs(name)
+    graph.inputs.push(valueInfo(weightA, DataType.FLOAT, [rank, k]), valueInfo(weightB, DataType.FLOAT, [rank, d]))
+  }
+}
+
+/** The choice where no head is found to make it in front of: among the finished logits. */
+function chooseLogits(g: Builder, logits: Value): RowChoice {
+  const all = g.op('Flatten', [logits], { axis: -1 })
+  const chosen = g.op('Gather', [all, LOSS_INPUTS.rows], { axis: 0 })
+  return { all, chosen, logits: chosen }
 }
 
 /** In training nothing is in the cache: what joins it to the new keys and values is left out. */

@@ -83,6 +83,16 @@ function causalMask(g: Builder, tokens: Value): Value {
   return g.where(isSeen, g.float(0), g.float(LOWEST))
 }
 
+/** What happens to the scores before the masks, by the attributes that grouped and standard attention share. */
+function scoreAttributes(context: LoweringContext): Pick<Attention, 'scale' | 'softcap'> {
+  return { scale: setAttribute(context, 'scale'), softcap: floatAttribute(context.node, 'softcap', 0) }
+}
+
+/** The operator's outputs: caches only where they are read. */
+function outputsOf({ reads }: LoweringContext, { output, presentKey, presentValue }: Attended): ReturnType<Lowering> {
+  return [output, reads(1) ? presentKey() : undefined, reads(2) ? presentValue() : undefined]
+}
+
 /** A float attribute of which 0 means that it is not set. */
 function setAttribute({ node }: LoweringContext, name: string): number | undefined {
   const value = floatAttribute(node, name, 0)
@@ -115,18 +125,13 @@ const groupQueryAttention: Lowering = (context) => {
     query = rotate(context, query, heads)
     key = rotate(context, key, keyHeads)
   }
-  const { output, presentKey, presentValue } = attend(g, {
-    query,
-    key,
-    value,
-    heads,
-    keyHeads,
-    scale: setAttribute(context, 'scale'),
-    softcap: floatAttribute(node, 'softcap', 0),
+  const attended = attend(g, {
+    ...{ query, key, value, heads, keyHeads },
+    ...scoreAttributes(context),
     mask: context.shared(`causal mask for ${inputs[5]}`, () => causalMask(g, first)),
     bias: inputs[10] || undefined,
   })
-  return [output, context.reads(1) ? presentKey() : undefined, context.reads(2) ? presentValue() : undefined]
+  return outputsOf(context, attended)
 }
 
 /** The rotary operator of its own, which has a gradient rule; without position_ids a run's tokens count from 0. */
@@ -162,11 +167,7 @@ const multiHeadAttention: Lowering = (context) => {
       g.add(flat(x), g.op('Gather', [rows, g.int(i)], { axis: 0 })),
     )
   }
-  const { output, presentKey, presentValue } = attendAll(context, { query, key, value, heads }, first, [
-    attentionBias,
-    padding,
-  ])
-  return [output, context.reads(1) ? presentKey() : undefined, context.reads(2) ? presentValue() : undefined]
+  return outputsOf(context, attendPerHead(context, { query, key, value, heads, tokens: first, padding, attentionBias }))
 }
 
 /** Self-attention with its own projection, x·w + b = [q, k, v]. */
@@ -181,24 +182,28 @@ const projectedAttention: Lowering = (context) => {
   const projected = bias ? g.add(g.matmul(x, weight), bias) : g.matmul(x, weight)
   const parts = g.node('Split', [g.reshape(projected, g.int([0, 0, 3, -1])), g.int([1, 1, 1])], { axis: 2 }, 3).output
   const [query, key, value] = parts.map((part) => g.op('Squeeze', [part, g.int([2])]))
-  const { output } = attendAll(context, { query, key, value, heads }, x, [attentionBias, padding])
+  const { output } = attendPerHead(context, { query, key, value, heads, tokens: x, padding, attentionBias })
   return [output]
 }
 
+interface PerHead extends Pick<Attention, 'query' | 'key' | 'value' | 'heads'> {
+  /** (B, S, …) */
+  readonly tokens: Value
+  /** The operator's optional inputs: a mask of keys, and what to add to the scores. */
+  readonly padding: Value | undefined
+  readonly attentionBias: Value | undefined
+}
+
 /** Attention with a key head for each query head, and the attributes that both operators of it have. */
-function attendAll(
-  context: LoweringContext,
-  parts: Pick<Attention, 'query' | 'key' | 'value' | 'heads'>,
-  tokens: Value,
-  [attentionBias, padding]: readonly (Value | undefined)[],
-): Attended {
+function attendPerHead(context: LoweringContext, { tokens, padding, attentionBias, ...parts }: PerHead): Attended {
   const { g, node } = context
+  const hidden = padding ? paddingBias(context, padding) : undefined
   return attend(g, {
     ...parts,
     keyHeads: parts.heads,
     scale: setAttribute(context, 'scale'),
     mask: intAttribute(node, 'unidirectional', 0) === 1 ? causalMask(g, tokens) : undefined,
-    bias: sum(g, attentionBias, padding ? paddingBias(context, padding) : ''),
+    bias: attentionBias && hidden ? g.add(attentionBias, hidden) : attentionBias || hidden,
   })
 }
 
@@ -233,26 +238,17 @@ const standardAttention: Lowering = (context) => {
   if (isSeen === undefined) return refuse(context, `training needs the type of ${mask}, which the graph does not tell`)
   const swap = (x: Value) => (isSplit ? g.transpose(x, [0, 2, 1, 3]) : x)
   const [query, key, value] = inputs.slice(0, 3).map(swap)
-  const { output, presentKey, presentValue } = attend(g, {
-    query,
-    key,
-    value,
-    heads,
-    keyHeads,
-    scale: setAttribute(context, 'scale'),
-    softcap: floatAttribute(node, 'softcap', 0),
+  const attended = attend(g, {
+    ...{ query, key, value, heads, keyHeads },
+    ...scoreAttributes(context),
     mask: intAttribute(node, 'is_causal', 0) === 1 ? causalMask(g, query) : undefined,
     bias: isSeen ? g.where(mask, g.float(0), g.float(LOWEST)) : mask || undefined,
   })
-  return [
-    isSplit ? swap(g.reshape(output, g.int([0, 0, heads, -1]))) : output,
-    context.reads(1) ? presentKey() : undefined,
-    context.reads(2) ? presentValue() : undefined,
-  ]
-}
-
-function sum(g: Builder, a: Value | undefined, b: Value): Value | undefined {
-  return a && b ? g.add(a, b) : a || b || undefined
+  const { output } = attended
+  return outputsOf(
+    context,
+    isSplit ? { ...attended, output: swap(g.reshape(output, g.int([0, 0, heads, -1]))) } : attended,
+  )
 }
 
 export const ATTENTION: Readonly<Record<string, Lowering>> = {

@@ -14,9 +14,9 @@ export interface LoweringContext {
   /** The node's inputs; '' where an optional one is absent. */
   readonly inputs: readonly Value[]
   /** Whether an output is read by a node or is one of the graph's. */
-  reads(output: number): boolean
+  readonly reads: (output: number) => boolean
   /** What all nodes that name the same key share, made at the first. */
-  shared(key: string, make: () => Value): Value
+  readonly shared: (key: string, make: () => Value) => Value
 }
 
 /** The values that replace the node's outputs, in order; undefined only for outputs that nobody reads. */
