@@ -332,13 +332,6 @@ describe('a lowered operator equals the fused one', () => {
   })
 })
 
-it('the standard domain is the same under its long name', () => {
-  const graph = graphOf(CASES.find(({ op }) => op === 'Attention') as LoweringCase)
-  graph.nodes[0].domain = 'ai.onnx'
-  lowerForTraining(graph)
-  expect(graph.nodes.map(operatorOf)).not.toContain('Attention')
-})
-
 describe('models of onnxruntime-genai', () => {
   it.each(['llama-genai', 'llama-genai-rotary'])('%s gives the same logits lowered', async (name) => {
     const folder = new NodeDirectory(fileURLToPath(new URL(`../golden/models/${name}`, import.meta.url)))

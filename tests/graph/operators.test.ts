@@ -1,0 +1,33 @@
+import { expect, it } from 'vitest'
+import { Builder } from '../../src/graph/builder.js'
+import { lowerForTraining } from '../../src/graph/lower.js'
+import { labelOf, listByOperator, operatorOf } from '../../src/graph/operators.js'
+import { addInput, addOutput, DataType, emptyGraph } from './toolkit.js'
+
+it('the standard domain has two names', () => {
+  expect(operatorOf({ domain: '', opType: 'Add' })).toBe('Add')
+  expect(operatorOf({ domain: 'ai.onnx', opType: 'Add' })).toBe('Add')
+  expect(operatorOf({ domain: 'com.microsoft', opType: 'Gelu' })).toBe('com.microsoft:Gelu')
+})
+
+it('its operators are lowered under both', () => {
+  const graph = emptyGraph(23)
+  const inputs = ['q', 'k', 'v'].map((name) => addInput(graph, name, DataType.FLOAT, [1, 2, 8]))
+  const heads = { q_num_heads: 2, kv_num_heads: 2 }
+  addOutput(graph, new Builder(graph, 'test').op('ai.onnx:Attention', inputs, heads), DataType.FLOAT)
+  lowerForTraining(graph)
+  expect(graph.nodes.map(operatorOf)).not.toContain('Attention')
+  expect(graph.nodes.map(operatorOf)).toContain('Softmax')
+})
+
+it('nodes are named, the first few of each operator', () => {
+  const graph = emptyGraph(17)
+  const g = new Builder(graph, 'g')
+  for (let i = 0; i < 5; i++) g.neg('x')
+  g.add('x', 'x')
+  graph.nodes[1].name = ''
+  expect(labelOf(graph.nodes[0])).toBe('node g/Neg (Neg)')
+  expect(listByOperator(graph.nodes.map((node) => [operatorOf(node), node]))).toBe(
+    'Neg (g/Neg, g/Neg_1:0, g/Neg_2 and 2 more); Add (g/Add)',
+  )
+})
