@@ -31,6 +31,7 @@ REAL = [  # of PEFT's documentation, LLaMA-Factory, ms-swift, unsloth, diffusers
     r"(?#c)a", r"\.", r"[]a]+", r"[^]a]+", r"[a-]+", r"[\]\-a]+", r"\x61b", r"\141b", r"\u0061", r"[\x61-c.]+", r"\bh\b.*", r"\B.*", r"(?a)\w+\.\w+", r"(|a)+", r"(a|b|)*\.",
     r"(a*)*b?", r"((a*)*)*(\.|b)*", r"(?:a|ab)(?:b|)", r"(?-i:a)B", r"(?i:A)b", r"(?i)É\.SS?ß?9", r"^$", r"", r"$a|a", r"a|b\.a", r"^^a",
     r"(", r")", r"a**", r"*a", r"a{2,1}", r"[b-a]", r"[a", r"\q", r"(?P<a>x)(?P<a>y)", r"(?P=a)", r"\2(a)(b)", r"(?<a>b)", r"^*", r"a\\", "a\\", r"(?z)a", r"a(?i)",
+    r"(?=(a|b))\1+\.?.*", r"(?=(.)(.))\1\2.*", r"(?=(aa))?\1?.*", r"(?!(b))a\1?b?", r"aa(?<=(a))b\.\1?b?", r"(?=(?=(a)))\1(b)?(\.\1)?",
 ]
 LAYERS = ["layers", "h", "blocks", r"(?:h|layers)", r"down_blocks", r"layer[s]?", r".*", r".*?", r"model\.layers", r"[a-z_]+"]
 

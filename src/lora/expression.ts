@@ -6,8 +6,9 @@ import { type CharacterTest, type Expression, ExpressionError } from './expressi
 
 /** Longer programs come from no person: `{1000}` in `{1000}` does. */
 const MAX_INSTRUCTIONS = 200_000
-/** For one text. A list of 1000 full names after `.*` needs less than half. */
+/** Steps for one text. A list of 1000 full names after `.*` needs less than half. */
 const MAX_STEPS = 1 << 20
+/** The same with back-references, where a step costs more. */
 const MAX_REFERENCE_STEPS = 1 << 17
 
 type Instruction =
@@ -53,7 +54,7 @@ export class Matcher {
    */
   matchEnd(text: string, accepts: (end: number, length: number) => boolean): number | undefined {
     const codes = Array.from(text, (character) => character.codePointAt(0)!)
-    return new Run(codes, this.#hasReferences).match(this.#program, 0, (end) => accepts(end, codes.length))
+    return new Run(codes, this.#hasReferences).match(this.#program, 0, (end) => accepts(end, codes.length))?.at
   }
 }
 
@@ -144,13 +145,23 @@ class Compiler {
   }
 }
 
+/** Where groups begin and end, by slot, and where loops last began, by the negative of their place; only with back-references. */
 type Slots = ReadonlyMap<number, number>
 
 interface Thread {
-  readonly pc: number
-  readonly at: number
-  /** Where groups begin and end, and loops were last; kept only where back-references need them. */
-  readonly slots: Slots
+  pc: number
+  at: number
+  slots: Slots
+}
+
+/** One program on its way through a text. */
+interface Search {
+  readonly program: readonly Instruction[]
+  readonly accepts: (end: number) => boolean
+  /** What is left to try, the last first. */
+  readonly stack: Thread[]
+  /** Splits that were tried, or are being tried, by place in program and text; only without back-references. */
+  readonly seen: Set<number>
 }
 
 /** One text being matched. */
@@ -164,74 +175,91 @@ class Run {
     this.#hasReferences = hasReferences
   }
 
+  /** The first match from `start` whose end is accepted: where it ends, and its groups. */
   match(
     program: readonly Instruction[],
     start: number,
     accepts: (end: number) => boolean,
     slots: Slots = new Map(),
-  ): number | undefined {
-    const width = this.#text.length + 1
-    const seen = new Set<number>()
-    const stack: Thread[] = [{ pc: 0, at: start, slots }]
-    for (let thread = stack.pop(); thread !== undefined; thread = stack.pop()) {
-      let { pc, at, slots: own } = thread
-      for (;;) {
-        if (++this.#steps > (this.#hasReferences ? MAX_REFERENCE_STEPS : MAX_STEPS))
-          throw new ExpressionError('it takes too long to match')
-        const instruction = program[pc]
-        if (instruction.op === 'end') {
-          if (accepts(at)) return at
-          break
-        }
-        if (instruction.op === 'split') {
-          // Whatever follows from here was tried, or is being tried: a loop that takes nothing ends here too.
-          const place = pc * width + at
-          if (!this.#hasReferences) {
-            if (seen.has(place)) break
-            seen.add(place)
-          } else if (instruction.exit !== undefined) {
-            // Slots of loops are negative. A round that took nothing is the last.
-            if (own.get(-pc) === at) {
-              pc = instruction.exit
-              continue
-            }
-            own = new Map(own).set(-pc, at)
-          }
-          if (instruction.first !== instruction.second) stack.push({ pc: instruction.second, at, slots: own })
-          pc = instruction.first
-          continue
-        }
-        if (instruction.op === 'save') {
-          if (this.#hasReferences) own = new Map(own).set(instruction.slot, at)
-        } else if (instruction.op === 'character') {
-          if (at >= this.#text.length || !instruction.test(this.#text[at])) break
-          at++
-        } else if (instruction.op === 'position') {
-          if (!instruction.test(this.#text, at)) break
-        } else if (instruction.op === 'look') {
-          if (this.#look(instruction, at, own) === instruction.isNegative) break
-        } else {
-          const end = this.#repeated(instruction, at, own)
-          if (end === undefined) break
-          at = end
-        }
-        pc++
-      }
+  ): Readonly<Thread> | undefined {
+    const search: Search = { program, accepts, stack: [{ pc: 0, at: start, slots }], seen: new Set() }
+    for (let thread = search.stack.pop(); thread !== undefined; thread = search.stack.pop()) {
+      if (this.#follow(thread, search)) return thread
     }
     return undefined
   }
 
-  #look({ program, isBehind }: Instruction & { op: 'look' }, at: number, outer: Slots): boolean {
-    const slots = new Map([...outer].filter(([slot]) => slot > 0))
-    if (!isBehind) return this.match(program, at, () => true, slots) !== undefined
-    for (let start = at; start >= 0; start--) {
-      if (this.match(program, start, (end) => end === at, slots) !== undefined) return true
+  /** Runs a thread to its end, and says whether that is a match. */
+  #follow(thread: Thread, search: Search): boolean {
+    for (;;) {
+      if (++this.#steps > (this.#hasReferences ? MAX_REFERENCE_STEPS : MAX_STEPS))
+        throw new ExpressionError('it takes too long to match')
+      const instruction = search.program[thread.pc]
+      if (instruction.op === 'end') return search.accepts(thread.at)
+      const goesOn =
+        instruction.op === 'split' ? this.#split(instruction, thread, search) : this.#step(instruction, thread)
+      if (!goesOn) return false
     }
-    return false
+  }
+
+  /** Takes the first way and leaves the second for later. */
+  #split({ first, second, exit }: Instruction & { op: 'split' }, thread: Thread, { stack, seen }: Search): boolean {
+    const { pc, at } = thread
+    if (!this.#hasReferences) {
+      // Whatever follows from here was tried, or is being tried: a loop that takes nothing ends here too.
+      const place = pc * (this.#text.length + 1) + at
+      if (seen.has(place)) return false
+      seen.add(place)
+    } else if (exit !== undefined) {
+      if (thread.slots.get(-pc) === at) {
+        // A round that took nothing is the last.
+        thread.pc = exit
+        return true
+      }
+      thread.slots = new Map(thread.slots).set(-pc, at)
+    }
+    if (first !== second) stack.push({ pc: second, at, slots: thread.slots })
+    thread.pc = first
+    return true
+  }
+
+  /** Goes past one instruction, if the text allows it. */
+  #step(instruction: Exclude<Instruction, { op: 'end' | 'split' }>, thread: Thread): boolean {
+    thread.pc++
+    switch (instruction.op) {
+      case 'save':
+        if (this.#hasReferences) thread.slots = new Map(thread.slots).set(instruction.slot, thread.at)
+        return true
+      case 'character':
+        return thread.at < this.#text.length && instruction.test(this.#text[thread.at++])
+      case 'position':
+        return instruction.test(this.#text, thread.at)
+      case 'look': {
+        const groups = this.#look(instruction, thread)
+        if (!instruction.isNegative && groups !== undefined) thread.slots = new Map([...thread.slots, ...groups])
+        return (groups === undefined) === instruction.isNegative
+      }
+      case 'reference': {
+        const end = this.#repeated(instruction, thread)
+        if (end !== undefined) thread.at = end
+        return end !== undefined
+      }
+    }
+  }
+
+  /** Groups after what is ahead or behind; undefined where it is not there. */
+  #look({ program, isBehind }: Instruction & { op: 'look' }, { at, slots }: Thread): Slots | undefined {
+    const onlyGroups = (all: Slots) => new Map([...all].filter(([slot]) => slot > 0))
+    const outer = onlyGroups(slots)
+    for (let start = at; start >= (isBehind ? 0 : at); start--) {
+      const found = this.match(program, start, (end) => !isBehind || end === at, outer)
+      if (found !== undefined) return onlyGroups(found.slots)
+    }
+    return undefined
   }
 
   /** After the text of a group again; undefined when it is not there. */
-  #repeated({ number, isCaseless }: Instruction & { op: 'reference' }, at: number, slots: Slots): number | undefined {
+  #repeated({ number, isCaseless }: Instruction & { op: 'reference' }, { at, slots }: Thread): number | undefined {
     const [start, end] = [slots.get(2 * number), slots.get(2 * number + 1)]
     if (start === undefined || end === undefined) return undefined
     const fold = (code: number) => (isCaseless ? String.fromCodePoint(code).toLowerCase() : code)
