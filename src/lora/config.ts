@@ -79,6 +79,7 @@ export const TRAIN_DEFAULTS = Object.freeze({
   seed: 42,
 }) satisfies LoraConfigInput
 
+/** A setting's default and what it may be. */
 interface Field {
   default: unknown
   expected: string
@@ -134,6 +135,9 @@ const FIELDS: { readonly [K in keyof LoraConfig]: Field & { default: LoraConfig[
   peftFields: { default: {}, expected: 'an object', accepts: isObject },
 }
 
+/** What resolveConfig gave: frozen, so that it need not be checked again for every layer. */
+const resolved = new WeakSet<LoraConfigInput>()
+
 /**
  * Fills in defaults, checks every field and freezes the result. A resolved config may be passed again.
  *
@@ -141,11 +145,11 @@ const FIELDS: { readonly [K in keyof LoraConfig]: Field & { default: LoraConfig[
  */
 export function resolveConfig(input: LoraConfigInput = {}): LoraConfig {
   if (resolved.has(input)) return input as LoraConfig
-  for (const key of Object.keys(input)) {
-    if (Object.hasOwn(FIELDS, key)) continue
-    const near = nearMisses(key, Object.keys(FIELDS))
+  const unknown = Object.keys(input).find((key) => !Object.hasOwn(FIELDS, key))
+  if (unknown !== undefined) {
+    const near = nearMisses(unknown, Object.keys(FIELDS))
     throw new ConfigError({
-      where: key,
+      where: unknown,
       what: 'no such setting of a LoRA config',
       hint: `There ${near.length > 0 ? 'is' : 'are'} ${(near.length > 0 ? near : Object.keys(FIELDS)).join(', ')}`,
     })
@@ -164,9 +168,6 @@ export function resolveConfig(input: LoraConfigInput = {}): LoraConfig {
   resolved.add(config)
   return config
 }
-
-/** What resolveConfig gave: frozen, so that it need not be checked again for every layer. */
-const resolved = new WeakSet<LoraConfigInput>()
 
 function checkTogether(config: LoraConfig): void {
   const { targetModules, layersToTransform, layersPattern } = config

@@ -70,6 +70,7 @@ export class PatternTable {
     this.#rows = Object.entries(pattern).map(([key, value]) => [tailMatch(key, `${where} ${key}`), value])
   }
 
+  /** Undefined where no key matches. Throws ConfigError when matching takes too long. */
   find(moduleName: string): number | undefined {
     return this.#rows.find(([expression]) => expression.test(moduleName))?.[1]
   }
@@ -83,6 +84,16 @@ export interface TargetRules {
   readonly layersPattern?: readonly string[] | string | undefined
 }
 
+/** Whether a module is one that an entry of modules_to_save means, or inside of one: an end of a name, with or without a dot before it. */
+export function isInsideModule(module: string, entry: string): boolean {
+  return module.split('.').some((_, i, parts) => {
+    return parts
+      .slice(0, i + 1)
+      .join('.')
+      .endsWith(entry)
+  })
+}
+
 /** `all-linear` in any case. It says nothing about a name alone: what is linear, the model has to tell. */
 export function isAllLinear(targetModules: readonly string[] | string): boolean {
   return typeof targetModules === 'string' && targetModules.toLowerCase() === 'all-linear'
@@ -91,7 +102,7 @@ export function isAllLinear(targetModules: readonly string[] | string): boolean 
 /**
  * A test of module names against a config's rules; with `all-linear` every name passes that is not excluded.
  *
- * @throws ConfigError when an expression does not compile.
+ * @throws ConfigError when an expression does not compile; the test throws it when matching takes too long
  */
 export function targetMatcher(rules: TargetRules): (moduleName: string) => boolean {
   const { targetModules, excludeModules = [] } = rules

@@ -12,6 +12,7 @@ export const MAX_REPLICATED_LAYERS = 65536
 /** Where PEFT looks for the layers: Llama's and what is like it, BERT's, Falcon's. */
 const LAYER = /^((?:model\.)*layers|(?:model\.)*(?:bert\.)?encoder\.layer|(?:model\.)*h)\.(\d+)(?=\.|$)/
 
+/** Ranges that are not empty, and not too many layers together. */
 export function isLayerRanges(value: unknown): value is LayerRanges {
   if (!Array.isArray(value) || value.length === 0) return false
   let count = 0
@@ -25,11 +26,6 @@ export function isLayerRanges(value: unknown): value is LayerRanges {
   return true
 }
 
-/** The base's layer for each layer of the replicated model. */
-function replicatedLayers(ranges: LayerRanges): number[] {
-  return ranges.flatMap(([start, end]) => Array.from({ length: end - start }, (_, i) => start + i))
-}
-
 /**
  * The base's name of a module, or of anything in it, as in `model.layers.5.mlp.up_proj`; one outside of the layers keeps its name.
  *
@@ -41,15 +37,16 @@ export function baseModuleName(name: string, ranges: LayerRanges | undefined, wh
   const match = ranges === undefined ? null : LAYER.exec(name)
   if (ranges === undefined || match === null) return name
   const [own, layers, index] = match
-  let rest = Number(index)
+  let before = 0
   for (const [start, end] of ranges) {
-    if (rest < end - start) return `${layers}.${start + rest}${name.slice(own.length)}`
-    rest -= end - start
+    const at = Number(index) - before
+    if (at < end - start) return `${layers}.${start + at}${name.slice(own.length)}`
+    before += end - start
   }
   throw new MismatchError({
     where,
     what: 'layer_replication makes no such layer',
-    expected: `below ${replicatedLayers(ranges).length}`,
+    expected: `below ${before}`,
     got: index,
   })
 }

@@ -3,13 +3,14 @@
 
 import { MismatchError, nearMisses } from '../base/errors.js'
 import type { LoraConfig } from './config.js'
-import { isAllLinear, PatternTable, targetMatcher } from './patterns.js'
-import type { AdapterPart } from './plain.js'
+import { isAllLinear, isInsideModule, PatternTable, targetMatcher } from './patterns.js'
+import type { AdapterPart, PartKind } from './plain.js'
 import { isHeadModule } from './tied.js'
 
 /** In one message; near misses of each cost a comparison with every name. */
 const MAX_SHOWN = 10
 
+/** An entry of a config that matches nothing. */
 export interface UnmatchedEntry {
   /** The config's field. */
   readonly setting: keyof LoraConfig
@@ -18,65 +19,60 @@ export interface UnmatchedEntry {
   near(): string[]
 }
 
+/** Entries of one setting that match none of the names. */
+function unmatchedOf(
+  setting: keyof LoraConfig,
+  entries: readonly string[],
+  names: readonly string[],
+  matcherOf: (entry: string) => (name: string) => boolean,
+): UnmatchedEntry[] {
+  return entries
+    .filter((entry) => !names.some(matcherOf(entry)))
+    .map((entry) => ({ setting, entry, near: () => nearestTo(entry, names) }))
+}
+
 /** All entries that match nothing, in the order of the config's fields. */
 export function unmatchedEntries(config: LoraConfig, parts: readonly AdapterPart[]): UnmatchedEntry[] {
-  const named = (isOfKind: (kind: AdapterPart['kind']) => boolean) =>
-    parts.filter(({ kind }) => isOfKind(kind)).map(({ name }) => name)
-  const parameters = named((kind) => kind === 'parameter')
-  const replaced = named((kind) => kind === 'replacement')
-  const rows = named((kind) => kind === 'token-rows')
-  const layers = named((kind) => kind !== 'parameter' && kind !== 'replacement' && kind !== 'token-rows')
-  const result: UnmatchedEntry[] = []
-  const check = (
-    setting: keyof LoraConfig,
-    entries: readonly string[],
-    names: readonly string[],
-    isMatch: (entry: string, name: string) => boolean,
-  ) => {
-    for (const entry of entries) {
-      if (!names.some((name) => isMatch(entry, name)))
-        result.push({ setting, entry, near: () => nearestTo(entry, names) })
-    }
+  const ofKinds = (...kinds: PartKind[]) => parts.filter(({ kind }) => kinds.includes(kind)).map(({ name }) => name)
+  const layers = ofKinds('linear', 'dora', 'lora-bias', 'embedding', 'convolution')
+  const parameters = ofKinds('parameter')
+  const { targetParameters, layersToTransform = [] } = config
+  const ofPattern = (setting: 'rankPattern' | 'alphaPattern') => {
+    return unmatchedOf(setting, Object.keys(config[setting]), [...layers, ...parameters], (key) => {
+      const table = new PatternTable({ [key]: 1 }, setting)
+      return (name) => table.find(name) !== undefined
+    })
   }
-  const { targetModules, targetParameters, trainableTokenIndices, layersToTransform = [] } = config
-  if (typeof targetModules !== 'string') {
-    check('targetModules', targetModules, layers, (entry, name) => isEnd(entry, name))
-  } else if (!isAllLinear(targetModules) && layers.length === 0) {
-    result.push({ setting: 'targetModules', entry: targetModules, near: () => [] }) // it would match all layers there are
-  }
-  check('layersToTransform', [layersToTransform].flat().map(String), layers, (entry, name) => {
-    return targetMatcher({ ...config, layersToTransform: [Number(entry)] })(name)
-  })
-  for (const field of ['rankPattern', 'alphaPattern'] as const) {
-    const tables = new Map(
-      Object.entries(config[field]).map(([key, value]) => [key, new PatternTable({ [key]: value }, field)]),
-    )
-    check(
-      field,
-      [...tables.keys()],
-      [...layers, ...parameters],
-      (key, name) => tables.get(key)!.find(name) !== undefined,
-    )
-  }
-  // As PEFT has it, an entry is the end of a module's name, with or without a dot before it.
-  check('modulesToSave', config.modulesToSave, replaced, (entry, name) => {
-    const parts = name.split('.')
-    return parts.some((_, i) =>
-      parts
-        .slice(0, i + 1)
-        .join('.')
-        .endsWith(entry),
-    )
-  })
-  check('targetParameters', targetParameters, parameters, isEnd)
-  if (trainableTokenIndices !== undefined && !Array.isArray(trainableTokenIndices)) {
-    // An output embedding that is tied has the input embedding's rows.
-    const modules = Object.keys(trainableTokenIndices).filter(
-      (name) => !(config.ensureWeightTying && isHeadModule(name)),
-    )
-    check('trainableTokenIndices', modules, rows, (entry, name) => name.endsWith(entry))
-  }
-  return result
+  return [
+    ...unmatchedTargets(config, layers),
+    ...unmatchedOf('layersToTransform', [layersToTransform].flat().map(String), layers, (index) => {
+      return targetMatcher({ ...config, layersToTransform: [Number(index)] })
+    }),
+    ...ofPattern('rankPattern'),
+    ...ofPattern('alphaPattern'),
+    ...unmatchedOf('modulesToSave', config.modulesToSave, ofKinds('replacement'), (entry) => {
+      return (name) => isInsideModule(name.slice(0, Math.max(0, name.lastIndexOf('.'))), entry)
+    }),
+    ...unmatchedOf('targetParameters', targetParameters, parameters, endMatcher),
+    ...unmatchedTokenModules(config, ofKinds('token-rows')),
+  ]
+}
+
+function unmatchedTargets({ targetModules }: LoraConfig, layers: readonly string[]): UnmatchedEntry[] {
+  if (typeof targetModules !== 'string') return unmatchedOf('targetModules', targetModules, layers, endMatcher)
+  // An expression counts as one entry, and every layer that there is matches it.
+  const isIdle = !isAllLinear(targetModules) && layers.length === 0
+  return isIdle ? [{ setting: 'targetModules', entry: targetModules, near: () => [] }] : []
+}
+
+function unmatchedTokenModules(
+  { trainableTokenIndices, ensureWeightTying }: LoraConfig,
+  embeddings: readonly string[],
+): UnmatchedEntry[] {
+  if (trainableTokenIndices === undefined || Array.isArray(trainableTokenIndices)) return []
+  // An output embedding that is tied has the input embedding's rows.
+  const modules = Object.keys(trainableTokenIndices).filter((name) => !(ensureWeightTying && isHeadModule(name)))
+  return unmatchedOf('trainableTokenIndices', modules, embeddings, (entry) => (name) => name.endsWith(entry))
 }
 
 /** Throws MismatchError that lists all entries which match nothing, with near misses. */
@@ -108,8 +104,8 @@ function unmatchedError(unmatched: readonly UnmatchedEntry[], where: string): Mi
   })
 }
 
-function isEnd(entry: string, name: string): boolean {
-  return name === entry || name.endsWith(`.${entry}`)
+function endMatcher(entry: string): (name: string) => boolean {
+  return (name) => name === entry || name.endsWith(`.${entry}`)
 }
 
 /** Ends of names with as many parts as the entry has. */

@@ -57,13 +57,13 @@ export function stepsOf(
   const dilations = each('dilation', dilation, 1)
   if (padding !== 'same') {
     const before = padding === 'valid' ? kernel.map(() => 0) : each('padding', padding, 0)
-    return { kernel, stride: strides, dilation: dilations, before, around: before.map((zeros) => 2 * zeros) }
+    return { kernel, stride: strides, dilation: dilations, before, around: before.map((count) => 2 * count) }
   }
   if (strides.some((step) => step !== 1)) {
     throw new ConfigError({ where: `${where}.padding`, what: '‘same’ goes with stride 1 alone' })
   }
   const around = kernel.map((size, i) => dilations[i] * (size - 1))
-  const before = around.map((zeros) => Math.floor(zeros / 2))
+  const before = around.map((count) => Math.floor(count / 2))
   return { kernel, stride: strides, dilation: dilations, before, around }
 }
 
@@ -111,12 +111,12 @@ export function unfold({ data, shape }: Tensor<FloatArray>, windows: Windows): M
   const [n, channels] = shape
   const result = zeros(n * elementCount(windows.output), channels * windows.kernelSize, data)
   eachElement(shape, windows, (at, index) => {
-    if (index >= 0) result.data[at] = data[index]
+    result.data[at] = data[index]
   })
   return result
 }
 
-/** Calls `visit` for each element of the unfolded matrix with the element of the tensor that is there; −1 in the padding. */
+/** Calls `visit` for each element of the unfolded matrix that is not in the padding, with the element of the tensor that is there. */
 function eachElement(
   [n, channels]: readonly number[],
   { input, output, indices, kernelSize }: Windows,
@@ -128,7 +128,7 @@ function eachElement(
     for (let p = 0; p < positions; p++) {
       for (let c = 0, start = i * channels * size; c < channels; c++, start += size) {
         for (let q = p * kernelSize; q < (p + 1) * kernelSize; q++, at++) {
-          visit(at, indices[q] < 0 ? -1 : start + indices[q])
+          if (indices[q] >= 0) visit(at, start + indices[q])
         }
       }
     }
@@ -138,7 +138,7 @@ function eachElement(
 /** (n·P, c·K) → (n, c, ...input), added to `target`: what goes back through unfold. */
 export function addFolded(target: Tensor<FloatArray>, { data }: Matrix, windows: Windows): Tensor<FloatArray> {
   eachElement(target.shape, windows, (at, index) => {
-    if (index >= 0) target.data[index] += data[at]
+    target.data[index] += data[at]
   })
   return target
 }
