@@ -4,6 +4,7 @@
 import { FormatError, MismatchError } from '../base/errors.js'
 import type { SafetensorsFile, TensorInfo } from '../formats/safetensors.js'
 
+/** Before every key of a PEFT file. */
 export const KEY_PREFIX = 'base_model.model.'
 
 /** Modules that training wraps others in; PEFT and transformers take them out of names, when they see them. */
@@ -28,10 +29,17 @@ const NAMED: readonly RegExp[] = [
   /^(.+)\.modules_to_save\.([^.]+)(\..+)$/s,
 ]
 
+/** A file whose tensors have the names that PEFT would give them now. */
 export interface NormalizedFile {
   readonly file: SafetensorsFile
   /** What was spelled otherwise, one clause each. */
   readonly notes: readonly string[]
+}
+
+/** A tensor and the key that it has so far. */
+interface Entry {
+  readonly info: TensorInfo
+  key: string
 }
 
 /**
@@ -44,46 +52,12 @@ export interface NormalizedFile {
 export function normalizeKeys(file: SafetensorsFile, adapterName?: string): NormalizedFile {
   const where = file.source.name
   const notes: string[] = []
-  const keys = [...file.tensors.values()].map((info) => ({ info, key: info.name }))
-  const change = (note: string, rename: (key: string) => string) => {
-    let isChanged = false
-    for (const entry of keys) {
-      const renamed = rename(entry.key)
-      isChanged ||= renamed !== entry.key
-      entry.key = renamed
-    }
-    if (isChanged) notes.push(note)
-  }
-  change('names of wrappers (_orig_mod, _fsdp_wrapped_module) in tensor names', (key) => {
-    return key.replace(WRAPPERS, '').replace(/^\./, '')
-  })
-  change('the prefix module. before tensor names', (key) => key.replace(PARALLEL, ''))
-  if (keys.every(({ key }) => WRAPPED_TWICE.test(key))) {
-    change(`the prefix ${KEY_PREFIX} twice before tensor names`, (key) => key.replace(WRAPPED_TWICE, KEY_PREFIX))
-  }
-  const present = new Set(keys.map(({ key }) => key))
-  // With bias "all" PEFT saves the biases of modules_to_save under both keys: these are no other spelling.
-  const isCopy = (key: string) => key.includes('.modules_to_save.') && present.has(withoutName(key))
-  const named = keys.filter(({ key }) => !isCopy(key))
-  const name = chooseName(named, adapterName, where)
-  const chosen =
-    name === undefined ? keys : keys.filter(({ key }) => isCopy(key) || [undefined, name].includes(nameIn(key)))
-  if (name !== undefined && named.some(({ key }) => nameIn(key) !== undefined)) {
-    change(`the adapter’s name ${name} in tensor names`, (key) => (isCopy(key) ? key : withoutName(key)))
-  }
-  change('the wrapper modules_to_save in tensor names', (key) => {
-    const bare = key.replace(MODULES_TO_SAVE, '$1')
-    return present.has(bare) ? key : bare
-  })
-  const own = new Set(chosen.map(({ key }) => key))
-  // With save_embedding_layers PEFT saves a trained embedding a second time.
-  const isSecond = (key: string) => key.endsWith(SAVED_WEIGHT) && own.has(key.replace(MODULES_TO_SAVE, '$1'))
-  const firsts = chosen.filter(({ key }) => !isSecond(key))
-  if (firsts.length < chosen.length) notes.push('trained modules a second time (modules_to_save), which are left out')
-  const kept = firsts.filter(({ key }) => !(ORIGINAL.test(key) && own.has(key.replace(ORIGINAL, '.'))))
-  if (kept.length < firsts.length) notes.push('copies of the base’s own weights (original_module), which are left out')
+  const entries = [...file.tensors.values()].map((info) => ({ info, key: info.name }))
+  takeOutWrappers(entries, notes)
+  const chosen = takeAdapter(entries, adapterName, where, notes)
+  const kept = withoutCopies(chosen, notes)
   if (kept.some(({ key }) => key.includes('.lora_')) && !kept.some(({ key }) => key.startsWith(KEY_PREFIX))) {
-    change(`tensor names without the prefix ${KEY_PREFIX}`, (key) => KEY_PREFIX + key)
+    rename(kept, `tensor names without the prefix ${KEY_PREFIX}`, notes, (key) => KEY_PREFIX + key)
   }
   if (notes.length === 0) return { file, notes }
 
@@ -96,6 +70,59 @@ export function normalizeKeys(file: SafetensorsFile, adapterName?: string): Norm
   return { file: { ...file, tensors }, notes }
 }
 
+/** Changes keys in place, and takes a note where one did change. */
+function rename(entries: readonly Entry[], note: string, notes: string[], to: (key: string) => string): void {
+  let isChanged = false
+  for (const entry of entries) {
+    const renamed = to(entry.key)
+    isChanged ||= renamed !== entry.key
+    entry.key = renamed
+  }
+  if (isChanged) notes.push(note)
+}
+
+/** Modules that training put around the model or its parts. */
+function takeOutWrappers(entries: readonly Entry[], notes: string[]): void {
+  rename(entries, 'names of wrappers (_orig_mod, _fsdp_wrapped_module) in tensor names', notes, (key) => {
+    return key.replace(WRAPPERS, '').replace(/^\./, '')
+  })
+  rename(entries, 'the prefix module. before tensor names', notes, (key) => key.replace(PARALLEL, ''))
+  if (!entries.every(({ key }) => WRAPPED_TWICE.test(key))) return
+  rename(entries, `the prefix ${KEY_PREFIX} twice before tensor names`, notes, (key) => {
+    return key.replace(WRAPPED_TWICE, KEY_PREFIX)
+  })
+}
+
+/** The tensors of one adapter, without its name. Those that carry no name belong to every adapter. */
+function takeAdapter(entries: readonly Entry[], wanted: string | undefined, where: string, notes: string[]): Entry[] {
+  const present = new Set(entries.map(({ key }) => key))
+  // With bias "all" PEFT saves the biases of modules_to_save under both keys: these are no other spelling.
+  const isCopy = (key: string) => key.includes('.modules_to_save.') && present.has(withoutName(key))
+  const named = entries.filter(({ key }) => !isCopy(key) && nameIn(key) !== undefined)
+  const name = chooseName(named, wanted, where)
+  const chosen = entries.filter(({ key }) => isCopy(key) || [undefined, name].includes(nameIn(key)))
+  if (name !== undefined) {
+    rename(chosen, `the adapter’s name ${name} in tensor names`, notes, (key) => (isCopy(key) ? key : withoutName(key)))
+  }
+  rename(chosen, 'the wrapper modules_to_save in tensor names', notes, (key) => {
+    const bare = key.replace(MODULES_TO_SAVE, '$1')
+    return present.has(bare) ? key : bare
+  })
+  return chosen
+}
+
+/** Drops what PEFT saves besides: a trained embedding a second time (save_embedding_layers), and the base's own weights. */
+function withoutCopies(entries: readonly Entry[], notes: string[]): readonly Entry[] {
+  const own = new Set(entries.map(({ key }) => key))
+  const isSecond = (key: string) => key.endsWith(SAVED_WEIGHT) && own.has(key.replace(MODULES_TO_SAVE, '$1'))
+  const firsts = entries.filter(({ key }) => !isSecond(key))
+  if (firsts.length < entries.length) notes.push('trained modules a second time (modules_to_save), which are left out')
+  const kept = firsts.filter(({ key }) => !(ORIGINAL.test(key) && own.has(key.replace(ORIGINAL, '.'))))
+  if (kept.length < firsts.length) notes.push('copies of the base’s own weights (original_module), which are left out')
+  return kept
+}
+
+/** The adapter's name in a key. */
 function nameIn(key: string): string | undefined {
   return NAMED.map((pattern) => pattern.exec(key)?.[2]).find((name) => name !== undefined)
 }
@@ -106,7 +133,7 @@ function withoutName(key: string): string {
 }
 
 function chooseName(
-  keys: readonly { readonly key: string }[],
+  keys: readonly Pick<Entry, 'key'>[],
   wanted: string | undefined,
   where: string,
 ): string | undefined {
@@ -120,4 +147,15 @@ function chooseName(
     expected: `one of ${names.slice(0, 10).join(', ')}`,
     hint: 'Choose one by its name',
   })
+}
+
+/** A key without PEFT's prefix; undefined for one that does not have it. */
+export function withoutPrefix(key: string): string | undefined {
+  return key.startsWith(KEY_PREFIX) ? key.slice(KEY_PREFIX.length) : undefined
+}
+
+/** By name, with numbers as numbers. */
+export function sortedByName<T>(map: ReadonlyMap<string, T>): [string, T][] {
+  const order = new Intl.Collator('en', { numeric: true })
+  return [...map].sort(([a], [b]) => order.compare(a, b))
 }

@@ -1,24 +1,17 @@
-// Which layer or replaced tensor each tensor of a PEFT file belongs to. PEFT passes over tensors that it does not expect in
+// Which layer each tensor of a PEFT file belongs to, or what else it is. PEFT passes over tensors that it does not expect in
 // silence; here every tensor is claimed or named in an error. Keys: PEFT's docs, "checkpoint format".
 
-import {
-  attempt,
-  FormatError,
-  MismatchError,
-  type OnProblem,
-  ShapeError,
-  throwProblem,
-  UnsupportedError,
-} from '../base/errors.js'
+import { attempt, FormatError, MismatchError, type OnProblem, ShapeError, throwProblem } from '../base/errors.js'
 import { elementCount, formatShape } from '../base/tensor.js'
 import type { SafetensorsFile, TensorInfo } from '../formats/safetensors.js'
 import { configForLayer, type LoraConfig } from './config.js'
 import { convolutionShape } from './convolution-factors.js'
 import { CONFIG_FILE } from './peft-files.js'
-import { KEY_PREFIX } from './peft-keys.js'
+import { KEY_PREFIX, sortedByName, withoutPrefix } from './peft-keys.js'
 import { type ParameterTensors, takeParameters } from './peft-parameters.js'
+import { type ClaimContext, type ClaimedOthers, claimOthers, rowsKey } from './peft-replacements.js'
 import { baseModuleName } from './replication.js'
-import { adaptedMatcher, isHeadModule } from './tied.js'
+import { adaptedMatcher } from './tied.js'
 
 /** The tensors of one adapted module. */
 export interface LayerTensors {
@@ -36,19 +29,10 @@ export interface LayerTensors {
   readonly biasB: TensorInfo | undefined
 }
 
-/** The content of a PEFT file by meaning, sorted by name with numbers as numbers. */
-export interface AdapterTensors {
+/** The content of a PEFT file by meaning, layers sorted by name with numbers as numbers. */
+export interface AdapterTensors extends ClaimedOthers {
   readonly layers: readonly LayerTensors[]
   readonly parameters: readonly ParameterTensors[]
-  /** By the base's tensor name. `key` is the file's, without the prefix. */
-  readonly replacements: ReadonlyMap<
-    string,
-    { readonly key: string; readonly isTrained: boolean; readonly info: TensorInfo }
-  >
-  /** By the embedding's module name. */
-  readonly tokenRows: ReadonlyMap<string, { readonly indices: readonly number[]; readonly info: TensorInfo }>
-  /** Tensors that nothing claims; there are none unless problems are collected. */
-  readonly unclaimed: readonly string[]
 }
 
 type Role = 'A' | 'B' | 'magnitude' | 'biasB'
@@ -60,37 +44,29 @@ const SUFFIXES: Readonly<Record<LayerTensors['kind'], Readonly<Record<'A' | 'B',
   embedding: { A: '.lora_embedding_A', B: '.lora_embedding_B' },
 }
 const VECTOR_SUFFIXES = { magnitude: '.lora_magnitude_vector', biasB: '.lora_B.bias' } as const
-const ROLES: readonly (readonly [RegExp, Role, LayerTensors['kind'] | undefined])[] = [
-  [/^(.+)\.lora_A\.weight$/s, 'A', 'linear'],
-  [/^(.+)\.lora_B\.weight$/s, 'B', 'linear'],
-  [/^(.+)\.lora_embedding_A$/s, 'A', 'embedding'],
-  [/^(.+)\.lora_embedding_B$/s, 'B', 'embedding'],
-  [/^(.+)\.lora_magnitude_vector(?:\.weight)?$/s, 'magnitude', undefined],
-  [/^(.+)\.lora_B\.bias$/s, 'biasB', undefined],
+const ROLES: readonly { readonly pattern: RegExp; readonly role: Role; readonly kind?: LayerTensors['kind'] }[] = [
+  { pattern: /^(.+)\.lora_A\.weight$/s, role: 'A', kind: 'linear' },
+  { pattern: /^(.+)\.lora_B\.weight$/s, role: 'B', kind: 'linear' },
+  { pattern: /^(.+)\.lora_embedding_A$/s, role: 'A', kind: 'embedding' },
+  { pattern: /^(.+)\.lora_embedding_B$/s, role: 'B', kind: 'embedding' },
+  { pattern: /^(.+)\.lora_magnitude_vector(?:\.weight)?$/s, role: 'magnitude' },
+  { pattern: /^(.+)\.lora_B\.bias$/s, role: 'biasB' },
 ]
-const ROWS_SUFFIX = '.token_adapter.trainable_tokens_delta'
 
-/**
- * A model's input and output embedding, as transformers calls them. PEFT saves them whole when the vocabulary was resized, and with
- * save_embedding_layers, whatever the config says.
- */
-const EMBEDDING =
-  /(^|\.)(embed_tokens|embed_in|embed_out|wte|word_embeddings|shared|patch_embeddings\.projection|lm_head|predictions\.decoder)\.(weight|bias)$/
-
+/** The key in PEFT's file of a layer's factor or vector. */
 export function factorKey(name: string, role: Role, kind: LayerTensors['kind'] = 'linear'): string {
   return KEY_PREFIX + name + (role === 'A' || role === 'B' ? SUFFIXES[kind][role] : VECTOR_SUFFIXES[role])
 }
 
-export function rowsKey(name: string): string {
-  return KEY_PREFIX + name + ROWS_SUFFIX
-}
-
+/** The factors and vectors of one module. A linear layer's kind is also a convolution's, until their shapes are looked at. */
 interface Found {
   kind?: LayerTensors['kind']
   tensors: Partial<Record<Role, TensorInfo>>
 }
 
 /**
+ * Finds out what each tensor of a file belongs to.
+ *
  * @param onProblem default: throws it. Where it returns, what is sound is still claimed; factors that go with each other count
  *   as sound, with their own rank, whatever the config says
  * @throws FormatError for a tensor that no layer claims and for half a pair; UnsupportedError for kinds of LoRA tensors that are
@@ -101,158 +77,86 @@ export function claimTensors(
   config: LoraConfig,
   onProblem: OnProblem = throwProblem,
 ): AdapterTensors {
-  const file = source.name
+  const context: ClaimContext = { config, file: source.name, onProblem }
+  const { found, rest } = findFactors(tensors, context)
+  const others = claimOthers(rest, found, context)
+  if (tensors.size === 0) {
+    onProblem(new FormatError({ where: source.name, what: 'an adapter without a single tensor' }))
+  }
+  if (config.trainableTokenIndices !== undefined && others.tokenRows.size === 0) {
+    const expected = rowsKey('MODULE')
+    onProblem(new FormatError({ where: source.name, what: 'no rows for trainable_token_indices', expected }))
+  }
+  const parameters = takeParameters(found, config, source.name, onProblem)
+  for (const { name, A } of parameters) checkReplication(name, A, context)
+  return { layers: completeLayers(found, context), parameters, ...others }
+}
+
+/** Factors and vectors by their module, and all other tensors. */
+function findFactors(
+  tensors: SafetensorsFile['tensors'],
+  { file, onProblem }: ClaimContext,
+): { found: Map<string, Found>; rest: TensorInfo[] } {
   const found = new Map<string, Found>()
   const rest: TensorInfo[] = []
   for (const info of tensors.values()) {
-    const key = withoutPrefix(info.name)
-    const role = key === undefined ? undefined : ROLES.find(([pattern]) => pattern.test(key))
-    if (key === undefined || role === undefined) {
+    const part = partOf(info)
+    if (part === undefined) {
       rest.push(info)
       continue
     }
+    const { module, role, kind } = part
     // With save_embedding_layers PEFT writes the magnitude of an embedding a second time, under its parameter's name.
-    if (role[1] === 'magnitude' && key.endsWith('.weight') && tensors.has(info.name.slice(0, -'.weight'.length)))
-      continue
-    const name = role[0].exec(key)![1]
-    const layer = found.get(name) ?? { tensors: {} }
-    found.set(name, layer)
-    if (layer.tensors[role[1]] !== undefined || (role[2] && layer.kind && role[2] !== layer.kind)) {
+    const isCopy = role === 'magnitude' && info.name.endsWith('.weight')
+    if (isCopy && tensors.has(info.name.slice(0, -'.weight'.length))) continue
+    const layer = found.get(module) ?? { tensors: {} }
+    found.set(module, layer)
+    if (layer.tensors[role] !== undefined || (kind && layer.kind && kind !== layer.kind)) {
       onProblem(
         new FormatError({ where: `${file}: ${info.name}`, what: 'a second tensor for the same part of one module' }),
       )
       continue
     }
-    layer.tensors[role[1]] = info
-    layer.kind ??= role[2]
+    layer.tensors[role] = info
+    layer.kind ??= kind
   }
-  const replacements = new Map<string, { key: string; isTrained: boolean; info: TensorInfo }>()
-  const tokenRows = new Map<string, { indices: readonly number[]; info: TensorInfo }>()
-  const unclaimed: string[] = []
-  for (const info of rest) {
-    const key = withoutPrefix(info.name)
-    if (key?.endsWith(ROWS_SUFFIX)) {
-      const name = key.slice(0, -ROWS_SUFFIX.length)
-      const indices = attempt(() => tokensOf(name, info, config, file), onProblem)
-      if (indices !== undefined) tokenRows.set(name, { indices, info })
-      continue
-    }
-    if (key !== undefined && isCopy(key, config)) continue
-    const origin = key === undefined ? undefined : replacementOrigin(key, info, config, found)
-    if (key === undefined || origin === undefined) {
-      unclaimed.push(info.name)
-      continue
-    }
-    const base = baseTensor(key)
-    if (replacements.has(base)) {
-      onProblem(new FormatError({ where: `${file}: ${info.name}`, what: `a second tensor that replaces ${base}` }))
-      continue
-    }
-    replacements.set(base, { key, isTrained: origin === 'trained', info })
+  return { found, rest }
+}
+
+/** Which part of which module a tensor's key says it is. */
+function partOf({ name }: TensorInfo): { module: string; role: Role; kind?: LayerTensors['kind'] } | undefined {
+  const key = withoutPrefix(name)
+  if (key === undefined) return undefined
+  for (const { pattern, role, kind } of ROLES) {
+    const module = pattern.exec(key)?.[1]
+    if (module !== undefined) return { module, role, kind }
   }
-  if (unclaimed.length > 0) onProblem(unclaimedError(unclaimed, file))
-  if (tensors.size === 0) onProblem(new FormatError({ where: file, what: 'an adapter without a single tensor' }))
-  if (config.trainableTokenIndices !== undefined && tokenRows.size === 0) {
-    const expected = `MODULE${ROWS_SUFFIX}`
-    onProblem(new FormatError({ where: file, what: 'no rows for trainable_token_indices', expected }))
-  }
-  const parameters = takeParameters(found, config, file, onProblem)
-  for (const { name, A } of parameters) {
-    attempt(() => baseModuleName(name, config.layerReplication, `${file}: ${A.name}`), onProblem)
-  }
+  return undefined
+}
+
+function completeLayers(found: ReadonlyMap<string, Found>, context: ClaimContext): LayerTensors[] {
+  const { config, file, onProblem } = context
   const isTarget = adaptedMatcher(config)
-  const layers = sorted(found).flatMap(([name, parts]) => {
-    const layer = attempt(() => complete(name, parts, config, file), onProblem)
+  return sortedByName(found).flatMap(([name, parts]) => {
+    const layer = attempt(() => complete(name, parts, context), onProblem)
     if (layer === undefined) return []
     attempt(() => checkVectors(layer, file), onProblem)
     attempt(() => checkTarget(layer, isTarget, file), onProblem)
-    attempt(() => baseModuleName(name, config.layerReplication, `${file}: ${layer.A.name}`), onProblem)
+    checkReplication(name, layer.A, context)
     const isSound = attempt(() => checkShapes(layer, file), onProblem)
     return isSound ? [layer] : withOwnRank(layer, file)
   })
-  return {
-    layers,
-    parameters,
-    replacements: new Map(sorted(replacements)),
-    tokenRows: new Map(sorted(tokenRows)),
-    unclaimed,
-  }
 }
 
-function withoutPrefix(key: string): string | undefined {
-  return key.startsWith(KEY_PREFIX) ? key.slice(KEY_PREFIX.length) : undefined
+function checkReplication(name: string, { name: tensor }: TensorInfo, { config, file, onProblem }: ClaimContext): void {
+  attempt(() => baseModuleName(name, config.layerReplication, `${file}: ${tensor}`), onProblem)
 }
 
-function sorted<T>(map: ReadonlyMap<string, T>): [string, T][] {
-  const order = new Intl.Collator('en', { numeric: true })
-  return [...map].sort(([a], [b]) => order.compare(a, b))
-}
-
-/**
- * With bias "all" PEFT saves the biases of modules_to_save a second time, under a key that holds the adapter's name, and those of
- * the base's module, which nothing reads.
- */
-function isCopy(key: string, { bias, modulesToSave }: LoraConfig): boolean {
-  const owner = /^(.+)\.(?:modules_to_save|original_module)\..*bias[^.]*$/s.exec(key)?.[1]
-  return bias === 'all' && owner !== undefined && modulesToSave.some((entry) => owner.endsWith(entry))
-}
-
-/** Why PEFT saved a tensor that it would load in the place of the base's; undefined when it would not. */
-function replacementOrigin(
-  key: string,
-  info: TensorInfo,
-  config: LoraConfig,
-  found: ReadonlyMap<string, Found>,
-): 'trained' | 'embedding' | undefined {
-  if (key.includes('.lora_')) return undefined
-  const base = baseTensor(key)
-  const module = base.slice(0, Math.max(0, base.lastIndexOf('.')))
-  if (config.bias === 'all' && base.slice(module.length).includes('bias')) return 'trained'
-  if (config.bias === 'lora_only' && base.endsWith('.bias') && found.has(module)) return 'trained'
-  // As in PEFT, an entry is the end of a name, with or without a dot before it, and means all that is inside.
-  const owners = module.split('.').map((_, i, parts) => parts.slice(0, i + 1).join('.'))
-  if (config.modulesToSave.some((entry) => owners.some((owner) => owner.endsWith(entry)))) return 'trained'
-  const isAdapted = found.get(module)?.kind === 'embedding' || (config.ensureWeightTying && isHeadModule(module))
-  const isTable = base.endsWith('.weight') && info.shape.length === 2
-  const isWhole = EMBEDDING.test(base) && (base.endsWith('.bias') ? 1 : 2) <= info.shape.length
-  return isWhole || (isAdapted && isTable) ? 'embedding' : undefined
-}
-
-/** The base's name for a tensor that layers of PEFT were put around. */
-function baseTensor(key: string): string {
-  return key.replaceAll(/(?:\.token_adapter)?\.base_layer\./g, '.')
-}
-
-/** The rows' tokens, whose order is the rows'. */
-function tokensOf(name: string, info: TensorInfo, config: LoraConfig, file: string): readonly number[] {
-  const where = `${file}: ${info.name}`
-  const { trainableTokenIndices } = config
-  const named = Object.entries(trainableTokenIndices ?? {})
-  const isTiedHead = config.ensureWeightTying && isHeadModule(name) && named.length === 1
-  const tokens = Array.isArray(trainableTokenIndices)
-    ? trainableTokenIndices
-    : named.find(([module]) => isTiedHead || name.endsWith(module))?.[1]
-  if (tokens === undefined) {
-    throw new MismatchError({
-      where,
-      what: `no layer claims this tensor: trainable_token_indices of ${CONFIG_FILE} leave its module out`,
-    })
-  }
-  if (info.shape.length === 2 && info.shape[0] === tokens.length) return tokens
-  throw new ShapeError({
-    where,
-    what: 'wrong shape for the tokens of trainable_token_indices',
-    expected: `(${tokens.length}, features)`,
-    got: formatShape(info.shape),
-  })
-}
-
-function complete(name: string, { kind, tensors }: Found, config: LoraConfig, file: string): LayerTensors {
+function complete(name: string, { kind, tensors }: Found, { config, file }: ClaimContext): LayerTensors {
   const { A, B, magnitude, biasB } = tensors
-  const present = (A ?? B ?? magnitude ?? biasB)!
   if (kind === undefined || A === undefined || B === undefined) {
     throw new FormatError({
-      where: `${file}: ${present.name}`,
+      where: `${file}: ${(A ?? B ?? magnitude ?? biasB)?.name ?? name}`,
       what: `half a pair: no ${factorKey(name, A === undefined ? 'A' : 'B', kind)}`,
     })
   }
@@ -276,21 +180,6 @@ function checkVectors({ name, config, A, magnitude, biasB }: LayerTensors, file:
   }
 }
 
-function unclaimedError(names: string[], file: string): FormatError | UnsupportedError {
-  const other = names.find(
-    (name) => name.startsWith(KEY_PREFIX) && name.includes('.lora_') && !/\.lora_[AB]\./.test(name),
-  )
-  if (other !== undefined) {
-    return new UnsupportedError({ where: `${file}: ${other}`, what: 'this kind of LoRA tensor is not implemented' })
-  }
-  const shown = names.slice(0, 5).join(', ')
-  return new FormatError({
-    where: file,
-    what: `no layer claims ${names.length === 1 ? 'the tensor' : `${names.length} tensors:`} ${shown}${names.length > 5 ? ', …' : ''}`,
-    expected: `${factorKey('MODULE', 'A')} and ${factorKey('MODULE', 'B')}`,
-  })
-}
-
 /** PEFT makes layers where target_modules says, and would drop the tensors of any other module in silence. */
 function checkTarget({ name, config, A }: LayerTensors, isTarget: (name: string) => boolean, file: string): void {
   if (isTarget(name)) return
@@ -312,37 +201,40 @@ function withOwnRank({ magnitude, biasB, ...layer }: LayerTensors, file: string)
   return [{ ...own, ...(isSound({ magnitude }) && { magnitude }), ...(isSound({ biasB }) && { biasB }) }]
 }
 
+/** @returns true, so that `attempt` tells a sound layer */
 function checkShapes({ kind, A, B, magnitude, biasB, config: { rank } }: LayerTensors, file: string): true {
   const isConvolution = kind === 'convolution'
-  for (const tensor of [A, B]) {
-    const isFitting = isConvolution || (tensor.shape.length === 2 && elementCount(tensor.shape) > 0)
-    if (isFitting && (tensor === A ? tensor.shape[0] : isConvolution ? rank : tensor.shape[1]) === rank) continue
-    throw new ShapeError({
+  const wrongFactor = (tensor: TensorInfo, expected: string) => {
+    return new ShapeError({
       where: `${file}: ${tensor.name}`,
       what: `wrong shape for the rank that ${CONFIG_FILE} gives this layer`,
-      expected: tensor === A ? `(${rank}, ${isConvolution ? 'in, *kernel' : 'k'})` : `(d, ${rank})`,
+      expected,
       got: formatShape(tensor.shape),
     })
+  }
+  const isMatrix = ({ shape }: TensorInfo) => shape.length === 2 && elementCount(shape) > 0
+  if (A.shape[0] !== rank || !(isConvolution || isMatrix(A))) {
+    throw wrongFactor(A, `(${rank}, ${isConvolution ? 'in, *kernel' : 'k'})`)
   }
   if (isConvolution) convolutionShape(A.shape, B.shape, `${file}: ${A.name}`)
+  else if (B.shape[1] !== rank || !isMatrix(B)) throw wrongFactor(B, `(d, ${rank})`)
   const d = B.shape[0]
-  const vectors: [TensorInfo | undefined, number[]][] = [
-    [magnitude, isConvolution ? magnitudeShape(d, A.shape.length - 2) : [d]],
-    [biasB, [d]],
-  ]
-  for (const [tensor, expected] of vectors) {
-    if (tensor === undefined || formatShape(tensor.shape) === formatShape(expected)) continue
-    throw new ShapeError({
-      where: `${file}: ${tensor.name}`,
-      what: 'not one number for each row of B',
-      expected: formatShape(expected),
-      got: formatShape(tensor.shape),
-    })
-  }
+  checkVector(magnitude, isConvolution ? magnitudeShape(d, A.shape.length - 2) : [d], file)
+  checkVector(biasB, [d], file)
   return true
 }
 
-/** Of a convolution's magnitude: d by output channels. */
+function checkVector(tensor: TensorInfo | undefined, expected: readonly number[], file: string): void {
+  if (tensor === undefined || formatShape(tensor.shape) === formatShape(expected)) return
+  throw new ShapeError({
+    where: `${file}: ${tensor.name}`,
+    what: 'not one number for each row of B',
+    expected: formatShape(expected),
+    got: formatShape(tensor.shape),
+  })
+}
+
+/** The shape of a convolution's magnitude, (1, d, 1…), for so many dimensions of the kernel. */
 export function magnitudeShape(d: number, dimensions: number): number[] {
   return [1, d, ...Array<number>(dimensions).fill(1)]
 }

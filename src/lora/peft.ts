@@ -29,14 +29,8 @@ import { formatPeftConfig, parsePeftConfig } from './peft-config.js'
 import { findAdapter, openWeights, readConfig, writeAdapterFiles } from './peft-files.js'
 import { KEY_PREFIX, normalizeKeys } from './peft-keys.js'
 import { parameterKeys, savedParameters } from './peft-parameters.js'
-import {
-  type AdapterTensors,
-  claimTensors,
-  factorKey,
-  type LayerTensors,
-  magnitudeShape,
-  rowsKey,
-} from './peft-tensors.js'
+import { rowsKey } from './peft-replacements.js'
+import { type AdapterTensors, claimTensors, factorKey, type LayerTensors, magnitudeShape } from './peft-tensors.js'
 import { type AdapterPart, linearKind } from './plain.js'
 import { isFiniteMatrix } from './product.js'
 import type { StoredTensor } from './replacements.js'
