@@ -63,6 +63,7 @@ export function planEvaluation(lengths: readonly number[], options: Omit<PlanOpt
   return chunks(order, options.batchSize).map((examples) => shapeOf(examples, lengths, options.limit))
 }
 
+/** Optimizer steps of one epoch: the last may have fewer examples. */
 export function stepsPerEpoch(examples: number, options: Pick<PlanOptions, 'batchSize' | 'accumulation'>): number {
   return Math.ceil(examples / (options.batchSize * options.accumulation))
 }
@@ -75,7 +76,7 @@ function planStep(examples: readonly number[], lengths: readonly number[], optio
 }
 
 function shapeOf(examples: readonly number[], lengths: readonly number[], limit: number): MicroBatch {
-  const longest = Math.max(...examples.map((index) => lengths[index]))
+  const longest = examples.reduce((most, index) => Math.max(most, lengths[index]), 0)
   return { examples, rows: examples.length, sequence: Math.min(roundUp(longest), limit) }
 }
 

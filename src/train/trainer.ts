@@ -28,6 +28,9 @@ export class Trainer {
     if (options.out === undefined && (options.resume || options.overwrite || this.settings.saveEvery !== undefined)) {
       throw new ConfigError({ where: 'out', what: 'resume, overwrite and saveEvery need an output folder' })
     }
+    if (options.evalData === undefined && this.settings.evaluateEvery !== undefined) {
+      throw new ConfigError({ where: 'evalData', what: 'evaluateEvery needs records to evaluate' })
+    }
     if (options.resume && options.overwrite) {
       throw new ConfigError({ where: 'resume', what: 'a run is resumed or overwritten, not both' })
     }

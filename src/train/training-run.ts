@@ -73,9 +73,10 @@ class TrainingRun {
   /** Of the run's start; empty where there is no folder to resume from. */
   #fingerprint: Record<string, string> = {}
   #evalLossBefore: number | undefined
-  /** Of this process's steps. */
+  /** Tokens of this process's steps, and how long each step took in milliseconds. */
   #tokens = 0
-  #plan: { epoch: number; steps: StepPlan[] } | undefined
+  readonly #times: number[] = []
+  #epochPlan: { epoch: number; steps: StepPlan[] } | undefined
 
   constructor(parts: RunParts, engine: Engine<TrainEngine>, sessions: ModelSessions) {
     const { settings, examples, out } = parts
@@ -90,56 +91,61 @@ class TrainingRun {
   }
 
   async train(): Promise<RunReport> {
-    const { on, settings, signal, evalExamples } = this.#parts
-    const start = await this.#start()
-    this.#evalLossBefore = start.evalLossBefore
+    const { on, settings } = this.#parts
+    const { engine, metrics, evalLossBefore } = await this.#start()
+    this.#evalLossBefore = evalLossBefore
     await this.#engine.remote.start(
       {
         parameters: this.#sessions.parameters,
         optimizer: { ...ADAMW_DEFAULTS, weightDecay: settings.weightDecay },
         maxGradNorm: settings.maxGradNorm,
       },
-      start.engine,
+      engine,
     )
-    const times: number[] = []
-    let evalLossAfter: number | undefined
     try {
-      if (this.#evalLossBefore === undefined && evalExamples !== undefined) {
-        this.#evalLossBefore = await this.#evaluate(start.metrics.length)
-      }
+      this.#evalLossBefore ??= await this.#evaluate(metrics.length)
       on.stage?.('train')
-      for (let step = start.metrics.length; step < this.#totalSteps && !signal?.aborted; step++) {
-        const metrics = await this.#step(step)
-        times.push(metrics.elapsedMs)
-        const isLast = step + 1 === this.#totalSteps
-        if (!isLast && isMultiple(step + 1, settings.evaluateEvery)) {
-          const evalLoss = await this.#evaluate(step + 1)
-          if (evalLoss !== undefined) metrics.evalLoss = evalLoss
-        }
-        await this.#writer.add(metrics)
-        this.#report(metrics, times)
-        if (!isLast && isMultiple(step + 1, settings.saveEvery)) await this.#save()
-      }
+      await this.#takeSteps(metrics.length)
       on.stage?.('save')
       await this.#save()
       const isDone = this.#writer.metrics.length === this.#totalSteps
-      if (isDone && evalExamples !== undefined) evalLossAfter = await this.#evaluate(this.#totalSteps)
+      const evalLossAfter = isDone ? await this.#evaluate(this.#totalSteps) : undefined
       if (isDone) await this.#writer.finish()
+      return this.#reportOf(evalLossAfter)
     } catch (error) {
       await this.#writer.abandon().catch(() => {}) // `error` says why the run ended
       throw error
     }
+  }
+
+  /** All steps from number `first` on, or as many as the signal leaves, with the evaluations and saves between them. */
+  async #takeSteps(first: number): Promise<void> {
+    const { settings, signal } = this.#parts
+    for (let step = first; step < this.#totalSteps && !signal?.aborted; step++) {
+      const done = step + 1
+      const isDue = (every: number | undefined) => done < this.#totalSteps && every !== undefined && done % every === 0
+      const metrics = await this.#step(step)
+      this.#times.push(metrics.elapsedMs)
+      const evalLoss = isDue(settings.evaluateEvery) ? await this.#evaluate(done) : undefined
+      if (evalLoss !== undefined) metrics.evalLoss = evalLoss
+      await this.#writer.add(metrics)
+      this.#tell(metrics)
+      if (isDue(settings.saveEvery)) await this.#save()
+    }
+  }
+
+  #reportOf(evalLossAfter: number | undefined): RunReport {
     const { metrics } = this.#writer
-    const hasBoth = this.#evalLossBefore !== undefined && evalLossAfter !== undefined
+    const [before, after] = [this.#evalLossBefore, evalLossAfter]
     return {
       steps: metrics.length,
       tokens: metrics.reduce((sum, { tokens }) => sum + tokens, 0),
       trainLoss: metrics.map(({ loss }) => loss),
-      evalLoss: hasBoth ? { before: this.#evalLossBefore!, after: evalLossAfter! } : null,
-      evalPerplexity: evalLossAfter === undefined ? null : Math.exp(evalLossAfter),
-      stepMillis: steadyMedian(times),
+      evalLoss: before === undefined || after === undefined ? null : { before, after },
+      evalPerplexity: after === undefined ? null : Math.exp(after),
+      stepMillis: steadyMedian(this.#times),
       peakRssBytes: peakRssBytes(),
-      interrupted: signal?.aborted ?? false,
+      interrupted: this.#parts.signal?.aborted ?? false,
       runtime: this.#sessions.runtimeName,
     }
   }
@@ -168,12 +174,7 @@ class TrainingRun {
   async #step(step: number): Promise<StepMetrics> {
     const startedAt = performance.now()
     const { examples, settings, model } = this.#parts
-    const epoch = Math.floor(step / this.#stepsPerEpoch)
-    if (this.#plan?.epoch !== epoch) {
-      const seed = this.#parts.adapter.config.seed
-      this.#plan = { epoch, steps: planEpoch(this.#lengths, seed, epoch, this.#sessions.planOptions) }
-    }
-    const plan = this.#plan.steps[step % this.#stepsPerEpoch]
+    const { epoch, plan } = this.#planOf(step)
     const normalizer = targetsOf(examples, plan)
     const runs = []
     for (const [index, microBatch] of plan.entries()) {
@@ -196,10 +197,19 @@ class TrainingRun {
     }
   }
 
-  /** Loss over all evaluation records; undefined when the run is interrupted meanwhile. */
+  #planOf(step: number): { epoch: number; plan: StepPlan } {
+    const epoch = Math.floor(step / this.#stepsPerEpoch)
+    if (this.#epochPlan?.epoch !== epoch) {
+      const { seed } = this.#parts.adapter.config
+      this.#epochPlan = { epoch, steps: planEpoch(this.#lengths, seed, epoch, this.#sessions.planOptions) }
+    }
+    return { epoch, plan: this.#epochPlan.steps[step % this.#stepsPerEpoch] }
+  }
+
+  /** Loss over all evaluation records; undefined without any, or when the run is interrupted meanwhile. */
   async #evaluate(step: number): Promise<number | undefined> {
-    const { on, model, signal } = this.#parts
-    const examples = this.#parts.evalExamples!
+    const { on, model, signal, evalExamples: examples } = this.#parts
+    if (examples === undefined) return undefined
     on.stage?.('evaluate')
     let sum = 0
     let targets = 0
@@ -221,8 +231,9 @@ class TrainingRun {
   async #save(): Promise<void> {
     const engine = await this.#engine.remote.state()
     const step = this.#writer.metrics.length
-    if (!engine.parameters.every(isFiniteArray))
+    if (!engine.parameters.every((values) => values.every(Number.isFinite))) {
       return this.#fail(`step ${step}`, 'its update gave weights that are not finite')
+    }
     writeFactors(this.#parts.adapter, this.#sessions.parameters, engine.parameters)
     const run = { step, fingerprint: this.#fingerprint, evalLossBefore: this.#evalLossBefore ?? null }
     await this.#writer.save(this.#parts.adapter, { names: this.#names, engine, run })
@@ -238,12 +249,12 @@ class TrainingRun {
     throw new NumericError({ where, what: what + kept, hint: 'Lower the learning rate, or clip gradients harder' })
   }
 
-  #report(metrics: StepMetrics, times: readonly number[]): void {
+  #tell(metrics: StepMetrics): void {
     const { on } = this.#parts
     if (on.step === undefined) return
     this.#tokens += metrics.tokens
-    const elapsedMs = times.reduce((sum, time) => sum + time, 0)
-    const stepMillis = steadyMedian(times) ?? metrics.elapsedMs
+    const elapsedMs = this.#times.reduce((sum, time) => sum + time, 0)
+    const stepMillis = steadyMedian(this.#times) ?? metrics.elapsedMs
     on.step({
       ...metrics,
       totalSteps: this.#totalSteps,
@@ -251,12 +262,4 @@ class TrainingRun {
       secondsLeft: ((this.#totalSteps - metrics.step) * stepMillis) / 1000,
     })
   }
-}
-
-function isMultiple(step: number, every: number | undefined): boolean {
-  return every !== undefined && step % every === 0
-}
-
-function isFiniteArray(values: Float32Array): boolean {
-  return values.every(Number.isFinite)
 }

@@ -64,6 +64,12 @@ describe('planEpoch', () => {
   })
 })
 
+it('a batch may hold any number of examples', () => {
+  const count = 200_000
+  const [plan] = planEvaluation(Array(count).fill(4), { batchSize: count, accumulation: 1, limit: 256 })
+  expect([plan.rows, plan.sequence]).toEqual([count, 8])
+})
+
 describe('commonLength', () => {
   it('is there when all lengths are close to it', () => {
     expect(commonLength([62, 63, 62, 64], 256)).toBe(64)

@@ -276,6 +276,7 @@ describe('what goes wrong', () => {
     [{ evalData: [{ text: 'a' }, {}] as never }, DataError, /evalData\[1\]: not a record/],
     [{ resume: true, overwrite: true }, ConfigError, /not both/],
     [{ resume: true }, FileError, /no run to resume/],
+    [{ evaluateEvery: 2 }, ConfigError, /evaluateEvery needs records to evaluate/],
   ] as [Partial<TrainerOptions>, unknown, RegExp][])('%j', async (options, kind, message) => {
     const out = new MemoryDirectory()
     const error = await (async () => train({ out, ...options }))().catch((error: unknown) => error)
