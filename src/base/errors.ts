@@ -107,6 +107,11 @@ export class NumericError extends LowrankError {
   readonly code = 'NUMERIC'
 }
 
+/** The first names of a folder's files, for messages. */
+export function listed(files: readonly string[]): string {
+  return files.slice(0, 5).join(', ') + (files.length > 5 ? `, … (${files.length} files)` : '')
+}
+
 /** Hears of what is wrong in input: strict readers throw it, `inspect` collects it and goes on. */
 export type OnProblem = (problem: LowrankError) => void
 

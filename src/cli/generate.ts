@@ -44,7 +44,10 @@ export const generate = defineCommand({
     try {
       const session = await AdapterSession.open(model, { adapters: Object.fromEntries(adapters), threads })
       try {
-        return await interruptible('Stopping.', async (signal) => {
+        return await interruptible('Stopping.', async (interrupt) => {
+          const closed = new AbortController()
+          process.stdout.once('error', () => closed.abort())
+          const signal = AbortSignal.any([interrupt, closed.signal])
           const results: Result[] = []
           const isWatched = process.stdout.isTTY === true
           for (const adapter of folders.length > 0 ? folders : [undefined]) {

@@ -4,6 +4,9 @@ import { createColors } from 'picocolors'
 import { type Command, flagOf } from './options.js'
 
 const COLUMN = 31
+/** Longer lines are hard to read; narrower than the least, a terminal breaks them itself. */
+const MAX_COLUMNS = 110
+const MIN_COLUMNS = 60
 
 /** Help of the whole program. */
 export function programHelp(commands: readonly Pick<Command, 'name' | 'summary'>[], useColor: boolean): string {
@@ -18,17 +21,22 @@ export function programHelp(commands: readonly Pick<Command, 'name' | 'summary'>
     ...commands.map(({ name, summary }) => `  ${cyan(name.padEnd(10))}${summary}`),
     '',
     bold('Options'),
-    `  ${cyan('--help'.padEnd(10))}this text; after a command, its options`,
+    `  ${cyan('--help'.padEnd(10))}this text; after a command its options, with examples`,
     `  ${cyan('--version'.padEnd(10))}the version`,
+    '',
+    bold('Examples'),
+    '  lowrank train --model DIR --data FILE.jsonl --out out/mine',
+    '  lowrank generate --model DIR --adapter out/mine --prompt "Once upon a time"',
+    '  lowrank merge --base DIR --adapter out/mine --out out/merged',
     '',
     'Exit codes: 0 done, 1 an error in what was asked (one message says what to do), 2 wrong usage,',
     '70 a bug in lowrank, 130 stopped with Ctrl-C.',
   ].join('\n')
 }
 
-/** Help of one command. */
-export function commandHelp(command: Command, useColor: boolean): string {
-  const { bold, cyan, dim } = createColors(useColor)
+/** Help of one command, for a terminal of so many columns. */
+export function commandHelp(command: Command, useColor: boolean, columns = MAX_COLUMNS): string {
+  const { bold, cyan } = createColors(useColor)
   const lines = Object.entries(command.options).map(([key, option]) => {
     const flag = option.placeholder === undefined ? flagOf(key) : `${flagOf(key)} ${option.placeholder}`
     const notes = [
@@ -36,7 +44,10 @@ export function commandHelp(command: Command, useColor: boolean): string {
       option.isRepeatable ? 'repeatable' : '',
       option.fallback === undefined ? '' : `default ${option.fallback}`,
     ].filter((note) => note !== '')
-    const about = notes.length === 0 ? option.about : `${option.about} ${dim(`(${notes.join(', ')})`)}`
+    const plain = notes.length === 0 ? option.about : `${option.about} (${notes.join(', ')})`
+    const about = wrap(plain, Math.max(MIN_COLUMNS, Math.min(columns, MAX_COLUMNS)) - COLUMN).join(
+      `\n${' '.repeat(COLUMN)}`,
+    )
     // A flag that fills its column gets a line of its own.
     const gap = flag.length + 2 < COLUMN ? ' '.repeat(COLUMN - 2 - flag.length) : `\n${' '.repeat(COLUMN)}`
     return `  ${cyan(flag)}${gap}${about}`
@@ -61,4 +72,15 @@ export function commandHelp(command: Command, useColor: boolean): string {
     bold('Examples'),
     ...command.examples.map((example) => `  ${example}`),
   ].join('\n')
+}
+
+function wrap(text: string, width: number): string[] {
+  const lines = ['']
+  for (const word of text.split(' ')) {
+    const line = lines.at(-1)!
+    if (line === '') lines[lines.length - 1] = word
+    else if (line.length + 1 + word.length <= width) lines[lines.length - 1] = `${line} ${word}`
+    else lines.push(word)
+  }
+  return lines
 }

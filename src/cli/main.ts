@@ -36,7 +36,8 @@ async function main(args: readonly string[]): Promise<number> {
   const command = await COMMANDS[name]()
   const end = rest.indexOf('--')
   const options = end === -1 ? rest : rest.slice(0, end)
-  if (options.includes('--help') || options.includes('-h')) return show(commandHelp(command, usesColor(process.stdout)))
+  if (options.includes('--help') || options.includes('-h'))
+    return show(commandHelp(command, usesColor(process.stdout), process.stdout.columns))
   const { values, positional, occurrences } = parseCommand(command, rest)
   try {
     return await command.run(values, { positional, occurrences })
@@ -78,17 +79,37 @@ function report(error: unknown, name: string | undefined): number {
     complain('error', error.message)
     return EXIT_KNOWN_ERROR
   }
+  if (isWriteError(error)) {
+    complain('error', `stdout: cannot be written: ${error.message}`)
+    return EXIT_KNOWN_ERROR
+  }
   complain('error', `this is a bug in lowrank ${version()}; please report it with the lines below.`)
   say(error instanceof Error ? (error.stack ?? error.message) : String(error))
   return EXIT_BUG
 }
 
-// A reader of our output that closes early, such as `head`, is no error of ours.
-process.stdout.on('error', (error: NodeJS.ErrnoException) => {
-  if (error.code === 'EPIPE') process.exit(0)
-  throw error
-})
+/** Of stdout, such as a full disk behind `> file`: files of ours fail with errors of ours. */
+function isWriteError(error: unknown): error is NodeJS.ErrnoException {
+  return error instanceof Error && (error as NodeJS.ErrnoException).syscall === 'write'
+}
 
 const args = process.argv.slice(2)
+let outputError: NodeJS.ErrnoException | undefined
+/** A reader of our output that closes early, such as `head`, is no error of ours. */
+const outputExit = (): number | undefined =>
+  outputError && (outputError.code === 'EPIPE' ? 0 : report(outputError, args[0]))
+
+// Commands that still write stop by themselves: process.exit would wait for a worker inside ONNX Runtime, which then aborts.
+process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+  const isFirst = outputError === undefined
+  outputError ??= error
+  if (isFirst && process.exitCode !== undefined) process.exitCode = outputExit()
+})
+
 process.on('uncaughtException', (error) => process.exit(report(error, args[0])))
-process.exitCode = await main(args).catch((error: unknown) => report(error, args[0]))
+const exitCode = await main(args).catch((error: unknown) => {
+  if (!isWriteError(error)) return report(error, args[0])
+  outputError ??= error
+  return EXIT_KNOWN_ERROR
+})
+process.exitCode = outputExit() ?? exitCode

@@ -46,7 +46,7 @@ export const train = defineCommand({
     data: required('FILE.jsonl', 'what to learn from'),
     evalData: text('FILE.jsonl', 'what to measure the loss on, before and after'),
     out: required('DIR', 'new folder for the adapter'),
-    task: choice(TASKS, 'what is trained', 'causal-lm'),
+    task: choice(TASKS, 'what is trained; the others are not built yet', 'causal-lm'),
     rank: integer('size of the adapter: rank of the added matrices', { fallback: TRAIN_DEFAULTS.rank }),
     alpha: decimal('strength: the added matrices are scaled by alpha / rank', TRAIN_DEFAULTS.alpha),
     dropout: decimal('share of the adapter’s inputs dropped in training', TRAIN_DEFAULTS.dropout),
@@ -91,11 +91,11 @@ export const train = defineCommand({
 
     const { interrupted } = report
     say(
-      `${interrupted ? 'Stopped' : 'Done'} after ${report.steps} steps in ${duration(report.seconds * 1000)}: ` +
+      `${interrupted ? 'Stopped' : 'Done'} after ${report.steps} ${report.steps === 1 ? 'step' : 'steps'} in ${duration(report.seconds * 1000)}: ` +
         `${thousands(report.trainableParams)} parameters in ${colors.bold(out)}`,
     )
     if (interrupted) say('Go on with the same command and --resume.')
-    else say(`Try it: lowrank generate --model ${quote(model)} --adapter ${quote(out)} --prompt "The"`)
+    else say(`Try it: npx lowrank generate --model ${quote(model)} --adapter ${quote(out)} --prompt "The"`)
     if (json) printDocument({ ...report, out })
     return interrupted ? EXIT_INTERRUPTED : 0
   },

@@ -2,7 +2,7 @@
 // transformers writes (huggingface_hub, "Serialization"). Index and headers must agree; no weight is read here.
 
 import { type ByteSource, type Directory, readAll } from '../base/bytes.js'
-import { FileError, FormatError, nearMisses, UnsupportedError } from '../base/errors.js'
+import { FileError, FormatError, listed, nearMisses, UnsupportedError } from '../base/errors.js'
 import { parseJson } from './json.js'
 import { parseSafetensorsHeader, type SafetensorsFile, type TensorInfo } from './safetensors.js'
 
@@ -86,13 +86,15 @@ async function findCheckpoint(directory: Directory): Promise<string> {
   }
   const pickle = files.find((name) => PICKLE.test(name) && !name.startsWith('adapter_'))
   if (pickle !== undefined) throw pickleError(directory, pickle)
+  const hint = files.some((name) => name.startsWith('adapter_'))
+    ? 'It holds an adapter: name the model that the adapter belongs to'
+    : 'Only safetensors checkpoints and ONNX models are read'
   throw new FileError({
     where: directory.name,
     what: 'no checkpoint in this folder',
     expected: `${SINGLE_FILE} or model${INDEX_SUFFIX}`,
-    ...(files.some((name) => name.startsWith('adapter_')) && {
-      hint: 'It holds an adapter: name the model that the adapter belongs to',
-    }),
+    got: files.length === 0 ? 'no files' : listed(files),
+    hint,
   })
 }
 
@@ -101,7 +103,7 @@ function pickleError(directory: Directory, path: string): UnsupportedError {
     where: `${directory.name}/${path}`,
     what: 'a pickle, which can run code when it is opened, is never read',
     expected: SINGLE_FILE,
-    hint: 'Convert it to safetensors',
+    hint: 'Take a revision of the model with safetensors, or write one with save_pretrained of transformers',
   })
 }
 

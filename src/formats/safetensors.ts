@@ -6,6 +6,7 @@ import { decodeWeights, type FloatDtype, type WeightDtype } from '../base/dtype.
 import { FormatError, nearMisses, ShapeError, UnsupportedError } from '../base/errors.js'
 import { formatShape, type Tensor } from '../base/tensor.js'
 import { type JsonValue, parseJson } from './json.js'
+import { sniff } from './sniff.js'
 
 /** As in the reference implementation: a larger header is an attack on the reader's memory. */
 const MAX_HEADER_BYTES = 100_000_000
@@ -77,14 +78,14 @@ export async function parseSafetensorsHeader(source: ByteSource): Promise<Safete
   const lengthBytes = await source.read(0, LENGTH_BYTES)
   const headerBytes = new DataView(lengthBytes.buffer, lengthBytes.byteOffset, LENGTH_BYTES).getBigUint64(0, true)
   if (headerBytes > MAX_HEADER_BYTES) {
+    const other = await sniff(source)
+    if (other !== undefined)
+      throw new FormatError({ where, what: `not a safetensors file but ${other.name}`, hint: other.hint })
     throw new FormatError({
       where,
       what: 'header too large, or not a safetensors file',
       expected: `at most ${MAX_HEADER_BYTES} bytes`,
       got: `${headerBytes}`,
-      ...(String.fromCharCode(...lengthBytes) === 'version ' && {
-        hint: 'If it only points to a file, fetch it with Git LFS',
-      }),
     })
   }
   const dataStart = LENGTH_BYTES + Number(headerBytes)

@@ -92,11 +92,15 @@ export async function loadModel(directory: Directory, options: LoadModelOptions)
 
 async function findOnnx(directory: Directory): Promise<string> {
   for (const path of ONNX_PATHS) if (await directory.has(path)) return path
+  const files = await directory.list()
+  const hasCheckpoint = files.some((file) => /^(?!adapter_).*\.safetensors(\.index\.json)?$/.test(file))
   throw new FileError({
     where: directory.name,
     what: 'no ONNX model in this folder',
     expected: ONNX_PATHS.join(' or '),
-    hint: 'Name a folder as on the Hub for transformers.js, or the .onnx file itself',
+    hint: hasCheckpoint
+      ? 'Its safetensors checkpoint can be merged, but not run: take an ONNX export, such as those of onnx-community on the Hub'
+      : 'Name a folder as on the Hub for transformers.js, or the .onnx file itself',
   })
 }
 

@@ -28,7 +28,7 @@ export class NodeDirectory implements Directory {
       return names.flat().sort()
     } catch (error) {
       if (codeOf(error) === 'ENOENT') return []
-      throw fileError(this.name, 'cannot be listed', error)
+      throw listError(this.name, error)
     }
   }
 
@@ -44,7 +44,7 @@ export class NodeDirectory implements Directory {
       return names.flat().sort()
     } catch (error) {
       if (codeOf(error) === 'ENOENT') return []
-      throw fileError(this.name, 'cannot be listed', error)
+      throw listError(this.name, error)
     }
   }
 
@@ -318,6 +318,11 @@ const REASONS: Record<string, string> = {
   EMFILE: 'too many open files',
   ENAMETOOLONG: 'the name is too long',
   ELOOP: 'too many symbolic links',
+}
+
+function listError(where: string, error: unknown): FileError {
+  if (codeOf(error) !== 'ENOTDIR') return fileError(where, 'cannot be listed', error)
+  return new FileError({ where, what: 'no folder but a file, or inside one', hint: 'Name a folder', cause: error })
 }
 
 /** An error of node:fs as ours; `action` is one clause, such as `cannot be written`. */

@@ -1,7 +1,7 @@
 // The files of an adapter folder: which folder and which of its files PEFT would read, opening and writing them.
 
 import { type ByteSink, type ByteSource, type Directory, readAll, writeFile } from '../base/bytes.js'
-import { FileError, FormatError } from '../base/errors.js'
+import { FileError, FormatError, listed } from '../base/errors.js'
 import {
   parseSafetensorsHeader,
   type SafetensorsFile,
@@ -41,11 +41,13 @@ export async function findAdapter(directory: Directory, name?: string): Promise<
   for (const folder of folders) if (await hasConfig(directory, folder)) inside.push(folder)
   if (name === undefined && inside.length === 1) return { directory, path: `${inside[0]}/` }
   if (inside.length === 0) {
-    const isEmpty = folders.length === 0 && (await directory.list()).length === 0
+    const files = await directory.list()
+    const isEmpty = folders.length === 0 && files.length === 0
     throw new FileError({
       where: directory.name,
       what: `not an adapter folder: no ${CONFIG_FILE}`,
-      ...(isEmpty && { hint: 'There is no such folder, or nothing is in it' }),
+      ...(files.length > 0 && { got: listed(files) }),
+      hint: isEmpty ? 'There is no such folder, or nothing is in it' : 'Name the folder that save_pretrained made',
     })
   }
   throw new FileError({

@@ -2,7 +2,7 @@
 
 import path from 'node:path'
 import { type ByteSink, type Directory, readJson, writeFile } from '../base/bytes.js'
-import { FileError } from '../base/errors.js'
+import { FileError, listed } from '../base/errors.js'
 import { loadOnnx } from '../formats/onnx/model.js'
 import { locate, NodeDirectory } from '../io/node-files.js'
 import { LoraAdapter } from '../lora/adapter.js'
@@ -144,7 +144,7 @@ async function checkOutput(folder: NodeDirectory, mayReplace: boolean): Promise<
   throw new FileError({
     where: folder.name,
     what: mayReplace ? 'not overwritten, because no merge wrote this folder' : 'exists already and is not empty',
-    got: files.slice(0, 5).join(', ') + (files.length > 5 ? `, … (${files.length} files)` : ''),
+    got: listed(files),
     hint: record === undefined ? 'Choose another place' : 'Choose another place, or overwrite it',
   })
 }

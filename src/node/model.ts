@@ -2,12 +2,16 @@
 
 import path from 'node:path'
 import type { Directory } from '../base/bytes.js'
+import { FileError } from '../base/errors.js'
 import * as folders from '../graph/model-folder.js'
 import { locate, NodeDirectory } from '../io/node-files.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import * as peft from '../lora/peft.js'
 import type { RuntimeHost } from '../runtime/host.js'
 import { nodeRuntime } from './runtime.js'
+
+/** Files of models that ONNX Runtime does not run. */
+const OTHER_FILES = /\.(gguf|safetensors|bin|pt|pth|ckpt|json)$/
 
 export interface LoadModelOptions {
   /** Where sessions of the model run. Default: worker threads with the project's onnxruntime-node. */
@@ -26,6 +30,15 @@ export async function loadModel(
   target: string | Directory,
   options: LoadModelOptions = {},
 ): Promise<folders.CausalModel> {
+  if (typeof target === 'string' && OTHER_FILES.test(target)) {
+    const { file } = await locate(target)
+    if (file !== undefined)
+      throw new FileError({
+        where: target,
+        what: 'not a model that can be run',
+        expected: 'a model folder or its .onnx file',
+      })
+  }
   const { directory, onnxPath } = typeof target === 'string' ? await locateModel(target) : { directory: target }
   return folders.loadModel(directory, {
     runtime: options.runtime ?? nodeRuntime(),

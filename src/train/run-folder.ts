@@ -2,7 +2,7 @@
 // marker that lowrank wrote the folder), and, while the run is not finished, the state it can be resumed from.
 
 import { type Directory, readAll, readJson, writeFile } from '../base/bytes.js'
-import { FileError, FormatError } from '../base/errors.js'
+import { FileError, FormatError, listed } from '../base/errors.js'
 import { parseSafetensorsHeader, readTensorF32, saveSafetensors, type TensorBytes } from '../formats/safetensors.js'
 import type { EngineState } from './engine.js'
 
@@ -45,7 +45,7 @@ export async function checkRunFolder(directory: Directory, use: FolderUse): Prom
     throw new FileError({
       where,
       what: 'the output folder is not empty',
-      got: shown(files),
+      got: listed(files),
       hint: isOurs ? 'Resume or overwrite the run in it, or name another folder' : 'Name another folder',
     })
   }
@@ -54,14 +54,10 @@ export async function checkRunFolder(directory: Directory, use: FolderUse): Prom
       where,
       what: 'not overwritten, because lowrank did not write this folder',
       expected: `a folder with ${MARKER_FILE}`,
-      got: shown(files),
+      got: listed(files),
       hint: 'Name another folder, or empty this one yourself',
     })
   }
-}
-
-function shown(files: readonly string[]): string {
-  return files.slice(0, 5).join(', ') + (files.length > 5 ? `, … (${files.length} files)` : '')
 }
 
 /** The marker; undefined if there is none that lowrank wrote. */

@@ -30,7 +30,8 @@ export class RunWriter {
   #hasSaved: boolean
   /** Lines in the file; undefined while it is not this run's, or may hold lines that a resumed run makes anew. */
   #writtenLines: number | undefined
-  #metricsAt = performance.now()
+  /** The first line is written at once: a folder that takes none should end the run before it has trained. */
+  #metricsAt = Number.NEGATIVE_INFINITY
 
   /** @param metrics of the steps before a resume */
   constructor(directory: Directory | undefined, use: FolderUse, metrics: readonly StepMetrics[]) {

@@ -181,7 +181,41 @@ const OTHERS: [what: string, args: (out: string) => string[], message: RegExp][]
   [
     'inspect: a pointer of Git LFS',
     () => ['inspect', file('pointer.safetensors', 'version https://git-lfs.github.com/spec/v1\noid sha256:0')],
-    /pointer\.safetensors: .*fetch it with Git LFS/,
+    /pointer\.safetensors: not a safetensors file but a pointer of Git LFS\. Fetch the file itself/,
+  ],
+  [
+    'merge: a GGUF file as base',
+    (out) => ['merge', '--base', file('model.gguf', 'GGUF\x03\0\0\0'), '--adapter', PEFT, '--out', out],
+    /model\.gguf: not an ONNX model but a GGUF file\./,
+  ],
+  [
+    'merge: a folder of GGUF files as base',
+    (out) => {
+      mkdirSync(join(scratch, 'gguf'), { recursive: true })
+      file('gguf/a.gguf', 'GGUF\x03\0\0\0')
+      return ['merge', '--base', join(scratch, 'gguf'), '--adapter', PEFT, '--out', out]
+    },
+    /no checkpoint in this folder; expected model\.safetensors .*, got a\.gguf\. Only safetensors/,
+  ],
+  [
+    'merge: a model where the adapter should be',
+    (out) => ['merge', '--base', MODEL, '--adapter', MODEL, '--out', out],
+    /not an adapter folder: no adapter_config\.json; got .*model\.safetensors/,
+  ],
+  [
+    "merge: the adapter's file in place of its folder",
+    (out) => ['merge', '--base', MODEL, '--adapter', join(PEFT, 'adapter_model.safetensors'), '--out', out],
+    /adapter_model\.safetensors: no folder but a file/,
+  ],
+  [
+    'generate: a checkpoint without an ONNX model',
+    () => ['generate', '--model', join(golden, 'merge', 'llama', 'base'), '--prompt', 'a'],
+    /no ONNX model in this folder; .* can be merged, but not run/,
+  ],
+  [
+    'generate: a safetensors file',
+    () => ['generate', '--model', join(MODEL, 'model.safetensors'), '--prompt', 'a'],
+    /model\.safetensors: not a model that can be run; expected a model folder or its \.onnx file/,
   ],
   [
     'merge: a corrupt checkpoint',

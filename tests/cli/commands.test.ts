@@ -1,9 +1,10 @@
 // The commands at work: what they print where, their JSON documents, and how they stop and go on.
 
-import { existsSync, readdirSync, readFileSync } from 'node:fs'
+import { spawnSync } from 'node:child_process'
+import { closeSync, existsSync, openSync, readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { beforeAll, describe, expect, it } from 'vitest'
-import { DATA, lowrank, MODEL, ONNX, type Outcome, QUICK, scratchFolder, start } from './lowrank.js'
+import { binary, DATA, lowrank, MODEL, ONNX, type Outcome, QUICK, scratchFolder, start } from './lowrank.js'
 
 const scratch = scratchFolder()
 const adapter = join(scratch, 'adapter')
@@ -197,6 +198,31 @@ describe('lowrank generate', () => {
     expect(report.results.map((result: { adapter: string }) => result.adapter)).toEqual([adapter, strong])
     expect(report.text).toBe(report.results[0].text)
     expect(report.results[1].text).not.toBe(report.text)
+  })
+})
+
+describe('a reader that closes early', () => {
+  it('ends the program without an error, in the middle of a text too', async () => {
+    const { child, done } = start(['generate', '--model', MODEL, '--prompt', 'The', '--max-new-tokens', '200'])
+    child.stdout!.once('data', () => child.stdout!.destroy())
+    const { code, stderr } = await done
+    expect(stderr).not.toMatch(/error|terminate/)
+    expect(code).toBe(0)
+  })
+
+  it.skipIf(!existsSync('/dev/full'))('a full disk behind stdout is one error', () => {
+    const full = openSync('/dev/full', 'w')
+    try {
+      const args = [binary, 'generate', '--model', MODEL, '--prompt', 'The', '--max-new-tokens', '5']
+      const { status, stderr } = spawnSync(process.execPath, args, {
+        stdio: ['ignore', full, 'pipe'],
+        encoding: 'utf8',
+      })
+      expect(stderr.match(/error: .*/g)).toEqual([expect.stringMatching(/^error: stdout: cannot be written: ENOSPC/)])
+      expect(status).toBe(1)
+    } finally {
+      closeSync(full)
+    }
   })
 })
 

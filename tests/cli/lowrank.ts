@@ -8,7 +8,7 @@ import { fileURLToPath } from 'node:url'
 import { afterAll } from 'vitest'
 
 export const root = join(dirname(fileURLToPath(import.meta.url)), '..', '..')
-const binary = join(root, 'dist', 'cli', 'main.js')
+export const binary = join(root, 'dist', 'cli', 'main.js')
 
 export const MODEL = join(root, 'models', 'union-3m')
 export const ONNX = join(MODEL, 'onnx', 'model.onnx')

@@ -179,6 +179,17 @@ describe('writing', () => {
 })
 
 describe('folders', () => {
+  test('makes the parents that a file needs, also when others make them at the same time', async () => {
+    const files = ['a/b/c/x', 'a/b/c/y', 'a/b/z']
+    await Promise.all(files.map((file) => writeWhole(directory, file, file)))
+    expect(await Promise.all(files.map((file) => readFile(at(file), 'utf8')))).toEqual(files)
+  })
+
+  // There mkdir answers ENOENT, for which Node's recursive mkdir tries again for ever.
+  test.skipIf(process.platform !== 'linux')('gives up where the file system takes no folders', async () => {
+    expect((await failure(createFile('/proc/lowrank/a/x'))).message).toMatch(/cannot be made/)
+  })
+
   test('list: files directly inside, sorted, links to files too; a folder that does not exist is empty', async () => {
     await mkdir(at('sub'))
     await writeFile(at('sub', 'deep'), '')

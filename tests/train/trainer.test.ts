@@ -144,6 +144,14 @@ describe('Trainer', () => {
     expect(broken.files.get(WEIGHTS)).toEqual(whole.files.get(WEIGHTS))
   })
 
+  it('learns at its first step that a folder takes no files', async () => {
+    const out = new MemoryDirectory()
+    out.create = async (path) => Promise.reject(new FileError({ where: path, what: 'cannot be written' }))
+    const steps: number[] = []
+    await expect(train({ out, on: { step: ({ step }) => void steps.push(step) } })).rejects.toThrow(FileError)
+    expect(steps).toEqual([])
+  })
+
   it('refuses to resume with other parts', async () => {
     const out = new MemoryDirectory({}, 'out')
     await train({ out, ...abortAt(1) })

@@ -3,6 +3,7 @@
 import { fromBinary, toBinary } from '@bufbuild/protobuf'
 import { type ByteSource, checkRange, type Directory } from '../../base/bytes.js'
 import { FileError, FormatError } from '../../base/errors.js'
+import { sniff } from '../sniff.js'
 import { type ModelProto, ModelProtoSchema, type TensorProto } from './gen/onnx_pb.js'
 import { tensorsOf } from './messages.js'
 import { scanSkeleton } from './scan.js'
@@ -71,6 +72,13 @@ export class OnnxModel {
   }
 }
 
+/** Says what a file that is no ONNX model is, where its first bytes tell. */
+async function refuse(source: ByteSource, cause: unknown): Promise<never> {
+  const other = cause instanceof FormatError ? await sniff(source) : undefined
+  if (other === undefined) throw cause
+  throw new FormatError({ where: source.name, what: `not an ONNX model but ${other.name}`, hint: other.hint, cause })
+}
+
 /**
  * Opens an .onnx file. Neither its own weights nor those in external files are read.
  *
@@ -84,7 +92,7 @@ export async function loadOnnx(directory: Directory, path: string): Promise<Onnx
   try {
     const source = await directory.open(path)
     files.set(fileName, source)
-    const skeleton = await scanSkeleton(source, fileName)
+    const skeleton = await scanSkeleton(source, fileName).catch((cause) => refuse(source, cause))
     let proto: ModelProto
     try {
       proto = fromBinary(ModelProtoSchema, skeleton)

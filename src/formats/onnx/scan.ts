@@ -161,7 +161,7 @@ class Scanner {
     return new FormatError({
       where: this.#source.name,
       what: `not an ONNX model: ${what}`,
-      hint: 'Is it an .onnx file, and was it downloaded whole (no Git LFS pointer)?',
+      hint: 'Is it an .onnx file, and was it downloaded whole?',
     })
   }
 }

@@ -1,0 +1,31 @@
+// What a file that is not what it should be is instead: told by its first bytes, for error messages.
+
+import type { ByteSource } from '../base/bytes.js'
+
+interface Foreign {
+  /** With its article, as in `a GGUF file`. */
+  readonly name: string
+  readonly hint: string
+}
+
+const TELLING_BYTES = 8
+
+/** What the file is, if its first bytes tell; undefined otherwise. */
+export async function sniff(source: ByteSource): Promise<Foreign | undefined> {
+  const bytes = await source.read(0, Math.min(TELLING_BYTES, source.byteLength))
+  const text = String.fromCharCode(...bytes)
+  if (text.startsWith('version ')) {
+    return { name: 'a pointer of Git LFS', hint: 'Fetch the file itself: git lfs pull, or download it' }
+  }
+  if (text.startsWith('GGUF')) {
+    return {
+      name: 'a GGUF file',
+      hint: 'Take the safetensors checkpoint or the ONNX export that it was made from, and convert the merged model',
+    }
+  }
+  if (text.startsWith('PK\x03\x04') || text.startsWith('\x80\x02')) {
+    return { name: 'a file by torch.save', hint: 'Take the safetensors file that is beside it, or save as one' }
+  }
+  if (text.startsWith('<')) return { name: 'a page of HTML', hint: 'Download the file itself' }
+  return undefined
+}
