@@ -6,8 +6,8 @@ import { columnsOf, multiplyTiles, ROWS, Tiles } from './tile'
 
 /** Steps of depth per pass: a panel of the right operand, 32 bytes a step, stays in the first-level cache. */
 const DEPTH: i32 = 256
-/** Rows per pass, a multiple of 4 and 6: 96 · 256 elements of the left operand stay in the second-level cache. */
-const BLOCK: i32 = 96
+/** Rows per pass, a multiple of 4, 5 and 6: 120 · 256 elements of the left operand stay in the second-level cache. */
+const BLOCK: i32 = 120
 
 /** A block of C and where its operands are, with room for a `Tiles` behind it. Mirrored by src/kernels/workspace.ts. */
 @unmanaged

@@ -46,10 +46,8 @@ function packPanel<T>(
       if (sizeof<T>() == 8) {
         if (contiguous) interleave2(from, stride, depth, to, step)
         else copyVector(from, stride, depth, to, step)
-      } else if (contiguous) {
-        copyLine<T>(from, sizeof<T>(), depth, to, step)
-        copyLine<T>(from + stride, sizeof<T>(), depth, to + sizeof<T>(), step)
-      } else copyLine<u64>(from, stride, depth, to, step)
+      } else if (contiguous) interleavePairs(from, stride, depth, to, step)
+      else copyLine<u64>(from, stride, depth, to, step)
     } else copyLine<T>(from, contiguous ? sizeof<T>() : stride, depth, to, step)
     lines -= group
     from += <usize>group * next
@@ -93,6 +91,28 @@ function interleave4(from: usize, stride: usize, depth: i32, to: usize, step: us
   }
   for (; depth > 0; depth--) {
     for (let i: usize = 0; i < 4; i++) store<f32>(to + 4 * i, load<f32>(from + i * stride))
+    from += 4
+    to += step
+  }
+}
+
+/** Two f32 lines, transposed in blocks of 2 × 4. */
+function interleavePairs(from: usize, stride: usize, depth: i32, to: usize, step: usize): void {
+  for (; depth >= 4; depth -= 4) {
+    const a = v128.load(from)
+    const b = v128.load(from + stride)
+    const ab = i32x4.shuffle(a, b, 0, 4, 1, 5)
+    const AB = i32x4.shuffle(a, b, 2, 6, 3, 7)
+    v128.store_lane<u64>(to, ab, 0)
+    v128.store_lane<u64>(to + step, ab, 1)
+    v128.store_lane<u64>(to + 2 * step, AB, 0)
+    v128.store_lane<u64>(to + 3 * step, AB, 1)
+    from += 16
+    to += 4 * step
+  }
+  for (; depth > 0; depth--) {
+    store<f32>(to, load<f32>(from))
+    store<f32>(to + 4, load<f32>(from + stride))
     from += 4
     to += step
   }

@@ -1,9 +1,17 @@
 // The micro-kernel: a tile of ROWS × 2 vectors of C stays in registers over the whole depth. Goto and van de Geijn 2008,
-// "Anatomy of High-Performance Matrix Multiplication". ROWS is what the 16 vector registers of x86 hold, one being V8's
-// own: 6 · 2 sums, 2 of b, 1 of a; without a fused multiply-add the products need registers too, which leaves 4 rows.
+// "Anatomy of High-Performance Matrix Multiplication".
 
-/** Rows of a tile of C. */
-export const ROWS: i32 = ASC_FEATURE_RELAXED_SIMD ? 6 : 4
+/**
+ * For V8 up to version 12, which moves all loads of a basic block before all sums: a step with six rows then needs more
+ * registers than there are, and spills, at half the speed. A break that is never taken cuts each step into two blocks that fit.
+ */
+export const IS_CUT: bool = <bool>BUILD_IS_CUT
+
+/**
+ * Rows of a tile of C: what the 16 vector registers of x86 hold, one being V8's own. With fused multiply-adds 6 · 2 sums, 2 of b
+ * and 1 of a; where a step is cut 5 · 2 sums, 2 of b and 3 of a; without, the products need registers too, which leaves 4 rows.
+ */
+export const ROWS: i32 = !ASC_FEATURE_RELAXED_SIMD ? 4 : IS_CUT ? 5 : 6
 
 /** Columns of a tile of C: two vectors. */
 // @ts-ignore: decorator
@@ -56,13 +64,20 @@ export class Tiles {
  * C = alpha · a·b, or + that when accumulating, of each tile; the sum over the depth is in order, alpha comes after it. Changes
  * `at`.
  *
- * What is not needed inside of a tile stays in memory, for registers are scarce there. The breaks that no depth can take keep
- * each row's sums beside its load: V8 up to version 12 else moves all loads of a block before all sums, runs out of registers
- * and spills, at half the speed. Four steps a turn hide the loop's own cost.
+ * What is not needed inside of a tile stays in memory, for registers are scarce there. Four steps a turn hide the loop's own
+ * cost. The loads ahead of all tiles have no other use than that V8 then keeps the sums of its memory's address and each row's
+ * offset in registers, instead of adding them up before every load. The breaks that no depth can take: see IS_CUT.
  */
 export function multiplyTiles<T>(at: Tiles): void {
   const w = sizeof<T>()
   const next = <usize>ROWS * w
+  const first = at.a
+  v128.load_splat<T>(first)
+  v128.load_splat<T>(first, w)
+  v128.load_splat<T>(first, 2 * w)
+  v128.load_splat<T>(first, 3 * w)
+  if (ROWS > 4) v128.load_splat<T>(first, 4 * w)
+  if (ROWS > 5) v128.load_splat<T>(first, 5 * w)
   do {
     const zero = v128.splat<T>(0)
     let c00 = zero
@@ -86,109 +101,104 @@ export function multiplyTiles<T>(at: Tiles): void {
       let x = v128.load_splat<T>(a)
       c00 = madd<T>(x, b0, c00)
       c01 = madd<T>(x, b1, c01)
-      if (ROWS == 6) if (depth == -1) break
       x = v128.load_splat<T>(a, w)
       c10 = madd<T>(x, b0, c10)
       c11 = madd<T>(x, b1, c11)
-      if (ROWS == 6) if (depth == -2) break
       x = v128.load_splat<T>(a, 2 * w)
       c20 = madd<T>(x, b0, c20)
       c21 = madd<T>(x, b1, c21)
-      if (ROWS == 6) if (depth == -3) break
+      if (IS_CUT) if (depth == -1) break
       x = v128.load_splat<T>(a, 3 * w)
       c30 = madd<T>(x, b0, c30)
       c31 = madd<T>(x, b1, c31)
-      if (ROWS == 6) {
-        if (depth == -4) break
+      if (ROWS > 4) {
         x = v128.load_splat<T>(a, 4 * w)
         c40 = madd<T>(x, b0, c40)
         c41 = madd<T>(x, b1, c41)
-        if (depth == -5) break
+      }
+      if (ROWS > 5) {
         x = v128.load_splat<T>(a, 5 * w)
         c50 = madd<T>(x, b0, c50)
         c51 = madd<T>(x, b1, c51)
       }
       if (depth == 1) break
+      const a1 = a + next
       b0 = v128.load(b, 32)
       b1 = v128.load(b, 48)
-      x = v128.load_splat<T>(a, next)
+      x = v128.load_splat<T>(a1)
       c00 = madd<T>(x, b0, c00)
       c01 = madd<T>(x, b1, c01)
-      if (ROWS == 6) if (depth == -6) break
-      x = v128.load_splat<T>(a, next + w)
+      x = v128.load_splat<T>(a1, w)
       c10 = madd<T>(x, b0, c10)
       c11 = madd<T>(x, b1, c11)
-      if (ROWS == 6) if (depth == -7) break
-      x = v128.load_splat<T>(a, next + 2 * w)
+      x = v128.load_splat<T>(a1, 2 * w)
       c20 = madd<T>(x, b0, c20)
       c21 = madd<T>(x, b1, c21)
-      if (ROWS == 6) if (depth == -8) break
-      x = v128.load_splat<T>(a, next + 3 * w)
+      if (IS_CUT) if (depth == -2) break
+      x = v128.load_splat<T>(a1, 3 * w)
       c30 = madd<T>(x, b0, c30)
       c31 = madd<T>(x, b1, c31)
-      if (ROWS == 6) {
-        if (depth == -9) break
-        x = v128.load_splat<T>(a, next + 4 * w)
+      if (ROWS > 4) {
+        x = v128.load_splat<T>(a1, 4 * w)
         c40 = madd<T>(x, b0, c40)
         c41 = madd<T>(x, b1, c41)
-        if (depth == -10) break
-        x = v128.load_splat<T>(a, next + 5 * w)
+      }
+      if (ROWS > 5) {
+        x = v128.load_splat<T>(a1, 5 * w)
         c50 = madd<T>(x, b0, c50)
         c51 = madd<T>(x, b1, c51)
       }
       if (depth == 2) break
+      const a2 = a + 2 * next
       b0 = v128.load(b, 64)
       b1 = v128.load(b, 80)
-      x = v128.load_splat<T>(a, 2 * next)
+      x = v128.load_splat<T>(a2)
       c00 = madd<T>(x, b0, c00)
       c01 = madd<T>(x, b1, c01)
-      if (ROWS == 6) if (depth == -11) break
-      x = v128.load_splat<T>(a, 2 * next + w)
+      x = v128.load_splat<T>(a2, w)
       c10 = madd<T>(x, b0, c10)
       c11 = madd<T>(x, b1, c11)
-      if (ROWS == 6) if (depth == -12) break
-      x = v128.load_splat<T>(a, 2 * next + 2 * w)
+      x = v128.load_splat<T>(a2, 2 * w)
       c20 = madd<T>(x, b0, c20)
       c21 = madd<T>(x, b1, c21)
-      if (ROWS == 6) if (depth == -13) break
-      x = v128.load_splat<T>(a, 2 * next + 3 * w)
+      if (IS_CUT) if (depth == -3) break
+      x = v128.load_splat<T>(a2, 3 * w)
       c30 = madd<T>(x, b0, c30)
       c31 = madd<T>(x, b1, c31)
-      if (ROWS == 6) {
-        if (depth == -14) break
-        x = v128.load_splat<T>(a, 2 * next + 4 * w)
+      if (ROWS > 4) {
+        x = v128.load_splat<T>(a2, 4 * w)
         c40 = madd<T>(x, b0, c40)
         c41 = madd<T>(x, b1, c41)
-        if (depth == -15) break
-        x = v128.load_splat<T>(a, 2 * next + 5 * w)
+      }
+      if (ROWS > 5) {
+        x = v128.load_splat<T>(a2, 5 * w)
         c50 = madd<T>(x, b0, c50)
         c51 = madd<T>(x, b1, c51)
       }
       if (depth == 3) break
+      const a3 = a + 3 * next
       b0 = v128.load(b, 96)
       b1 = v128.load(b, 112)
-      x = v128.load_splat<T>(a, 3 * next)
+      x = v128.load_splat<T>(a3)
       c00 = madd<T>(x, b0, c00)
       c01 = madd<T>(x, b1, c01)
-      if (ROWS == 6) if (depth == -16) break
-      x = v128.load_splat<T>(a, 3 * next + w)
+      x = v128.load_splat<T>(a3, w)
       c10 = madd<T>(x, b0, c10)
       c11 = madd<T>(x, b1, c11)
-      if (ROWS == 6) if (depth == -17) break
-      x = v128.load_splat<T>(a, 3 * next + 2 * w)
+      x = v128.load_splat<T>(a3, 2 * w)
       c20 = madd<T>(x, b0, c20)
       c21 = madd<T>(x, b1, c21)
-      if (ROWS == 6) if (depth == -18) break
-      x = v128.load_splat<T>(a, 3 * next + 3 * w)
+      if (IS_CUT) if (depth == -4) break
+      x = v128.load_splat<T>(a3, 3 * w)
       c30 = madd<T>(x, b0, c30)
       c31 = madd<T>(x, b1, c31)
-      if (ROWS == 6) {
-        if (depth == -19) break
-        x = v128.load_splat<T>(a, 3 * next + 4 * w)
+      if (ROWS > 4) {
+        x = v128.load_splat<T>(a3, 4 * w)
         c40 = madd<T>(x, b0, c40)
         c41 = madd<T>(x, b1, c41)
-        if (depth == -20) break
-        x = v128.load_splat<T>(a, 3 * next + 5 * w)
+      }
+      if (ROWS > 5) {
+        x = v128.load_splat<T>(a3, 5 * w)
         c50 = madd<T>(x, b0, c50)
         c51 = madd<T>(x, b1, c51)
       }
@@ -204,10 +214,8 @@ export function multiplyTiles<T>(at: Tiles): void {
     put<T>(c + stride, accumulate, factor, c10, c11)
     put<T>(c + 2 * stride, accumulate, factor, c20, c21)
     put<T>(c + 3 * stride, accumulate, factor, c30, c31)
-    if (ROWS == 6) {
-      put<T>(c + 4 * stride, accumulate, factor, c40, c41)
-      put<T>(c + 5 * stride, accumulate, factor, c50, c51)
-    }
+    if (ROWS > 4) put<T>(c + 4 * stride, accumulate, factor, c40, c41)
+    if (ROWS > 5) put<T>(c + 5 * stride, accumulate, factor, c50, c51)
     at.a += at.aStep
     at.b += at.bStep
     at.c = c + at.cStep

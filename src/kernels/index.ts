@@ -3,7 +3,7 @@
 
 import { ConfigError } from '../base/errors.js'
 import type { GemmOptions, Kernels } from './kernels.js'
-import type { SimdBuild } from './module.js'
+import { fusedBuild, type SimdBuild } from './module.js'
 import { referenceKernels } from './reference.js'
 import { createWasmKernels, type WasmKernels } from './wasm.js'
 
@@ -70,7 +70,10 @@ export function disposeKernels(): void {
 
 function wasmKernels(): WasmKernels | null {
   const { simd, threads } = options
-  if (wasm === undefined) wasm = simd === 'none' ? null : (createWasmKernels({ build: simd, threads }) ?? null)
+  if (wasm === undefined) {
+    const build = simd === 'relaxed' ? fusedBuild() : simd
+    wasm = build === 'none' ? null : (createWasmKernels({ build, threads }) ?? null)
+  }
   return wasm
 }
 

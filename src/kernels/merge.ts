@@ -1,6 +1,7 @@
 // The one place from which merges get their kernel; apart from index.ts, so that who only uses layers does not load it.
 
 import type { MergeKernel } from './merge-kernel.js'
+import { fastestBuilds } from './module.js'
 import { referenceMergeKernel } from './reference-merge.js'
 import { createWasmMergeKernel } from './wasm-merge.js'
 
@@ -11,6 +12,9 @@ import { createWasmMergeKernel } from './wasm-merge.js'
  * @param isReproducible leaves fused multiply-adds out: all other kernels give the same bytes
  */
 export function createMergeKernel(byteLength: number, isReproducible: boolean): MergeKernel {
-  const relaxed = isReproducible ? undefined : createWasmMergeKernel(byteLength, 'relaxed')
-  return relaxed ?? createWasmMergeKernel(byteLength, 'plain') ?? referenceMergeKernel(byteLength)
+  for (const build of isReproducible ? (['plain'] as const) : fastestBuilds()) {
+    const kernel = createWasmMergeKernel(byteLength, build)
+    if (kernel !== undefined) return kernel
+  }
+  return referenceMergeKernel(byteLength)
 }

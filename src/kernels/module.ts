@@ -3,13 +3,15 @@
 
 /** A build as scripts/build-wasm.mjs embeds it. */
 export interface WasmBuild {
-  base64: string
+  hex: string
   /** Where the limits of the imported memory begin. */
   memoryFlags: number
 }
 
 /** Fused multiply-add or two roundings. */
 export type SimdBuild = 'relaxed' | 'plain'
+/** `relaxed cut` is for compilers that need shorter basic blocks: IS_CUT in kernels-asm/tile.ts. */
+export type BuildName = SimdBuild | 'relaxed cut'
 
 /** Limits of a memory with a maximum that is shared between threads. */
 const SHARED_WITH_MAXIMUM = 3
@@ -24,20 +26,38 @@ const RELAXED_PROBE = [
   ...[65, 0, 253, 15, 65, 0, 253, 15, 65, 0, 253, 15, 253, 133, 2, 11],
 ]
 
+/** (module (table i64 1 funcref)): came with V8 13.3, whose compiler keeps loads beside the sums that need them. */
+const TABLE64_PROBE = [0, 97, 115, 109, 1, 0, 0, 0, 4, 4, 1, 112, 4, 1]
+
 /** Whether this host runs the build at all. */
-export function supports(build: SimdBuild): boolean {
-  if (typeof WebAssembly === 'undefined') return false
-  return WebAssembly.validate(Uint8Array.from(build === 'plain' ? PLAIN_PROBE : RELAXED_PROBE))
+export function supports(build: BuildName): boolean {
+  return isValid(build === 'plain' ? PLAIN_PROBE : RELAXED_PROBE)
+}
+
+/** The builds to try in turn, the fastest first. */
+export function fastestBuilds(): BuildName[] {
+  return [fusedBuild(), 'plain']
+}
+
+/** The faster one of the builds with fused multiply-adds. */
+export function fusedBuild(): BuildName {
+  return isValid(TABLE64_PROBE) ? 'relaxed' : 'relaxed cut'
+}
+
+function isValid(probe: readonly number[]): boolean {
+  return typeof WebAssembly !== 'undefined' && WebAssembly.validate(Uint8Array.from(probe))
 }
 
 const compiled = new Map<string, WebAssembly.Module>()
 
 /** The build as a module that imports a shared or an unshared memory; undefined where it cannot be compiled. */
-export function compile({ base64, memoryFlags }: WasmBuild, isShared: boolean): WebAssembly.Module | undefined {
-  const key = `${isShared}/${base64}`
+export function compile({ hex, memoryFlags }: WasmBuild, isShared: boolean): WebAssembly.Module | undefined {
+  const key = `${isShared}/${hex}`
   let module = compiled.get(key)
   if (module === undefined) {
-    const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0))
+    const bytes = Uint8Array.from({ length: hex.length / 2 }, (_, i) =>
+      Number.parseInt(hex.slice(2 * i, 2 * i + 2), 16),
+    )
     if (isShared) bytes[memoryFlags] = SHARED_WITH_MAXIMUM
     try {
       module = new WebAssembly.Module(bytes)

@@ -4,7 +4,7 @@
 import type { FloatArray } from '../base/tensor.js'
 import { mergeBuilds } from './gen/merge.js'
 import type { MergeDtype, MergeJob, MergeKernel, MergeResult } from './merge-kernel.js'
-import { compile, type SimdBuild, supports } from './module.js'
+import { type BuildName, compile, supports } from './module.js'
 
 /** The exports of kernels-asm/merge.ts. */
 interface MergeExports {
@@ -34,7 +34,7 @@ const MAX_PAGES = 65536
 const COLUMN_MULTIPLE = 8
 
 /** A merge kernel on WebAssembly, or undefined where the host, or its content security policy, has none of that build. */
-export function createWasmMergeKernel(byteLength: number, build: SimdBuild): MergeKernel | undefined {
+export function createWasmMergeKernel(byteLength: number, build: BuildName): MergeKernel | undefined {
   const module = supports(build) ? compile(mergeBuilds[build], false) : undefined
   return module === undefined ? undefined : new WasmMergeKernel(build, module, byteLength)
 }
@@ -51,7 +51,7 @@ class WasmMergeKernel implements MergeKernel {
   #rightRank = 0
   #rightBytes = 0
 
-  constructor(build: SimdBuild, module: WebAssembly.Module, byteLength: number) {
+  constructor(build: BuildName, module: WebAssembly.Module, byteLength: number) {
     this.name = `wasm ${build}`
     const { exports } = new WebAssembly.Instance(module, { env: { memory: this.#memory } })
     this.#wasm = exports as unknown as MergeExports

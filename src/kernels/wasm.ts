@@ -4,7 +4,7 @@
 import { StateError } from '../base/errors.js'
 import { gemmBuilds } from './gen/gemm.js'
 import type { GemmOptions, Kernels } from './kernels.js'
-import { compile, type SimdBuild, supports } from './module.js'
+import { type BuildName, compile, fastestBuilds, supports } from './module.js'
 import { referenceKernels } from './reference.js'
 import { availableThreads, type BlockTask, slotsFor, Team } from './team.js'
 import { DEPTH, MAX_DEPTH, planBlocks, Workspace } from './workspace.js'
@@ -28,8 +28,8 @@ interface GemmExports {
 }
 
 export interface WasmKernelsOptions {
-  /** Default: relaxed where the host has it. */
-  build?: SimdBuild
+  /** Default: the fastest that the host has. */
+  build?: BuildName
   /** Threads that compute, the calling one among them. Default: one a core, at most 8; 1 where threads cannot be used. */
   threads?: number
 }
@@ -42,13 +42,15 @@ const BLOCKS_PER_THREAD = 4
 /** Kernels on WebAssembly, or undefined where the host, or its content security policy, has none. */
 export function createWasmKernels(options: WasmKernelsOptions = {}): WasmKernels | undefined {
   const threads = Math.max(1, Math.min(options.threads ?? Number.POSITIVE_INFINITY, availableThreads()))
-  const candidates: SimdBuild[] = options.build === undefined ? ['relaxed', 'plain'] : [options.build]
-  for (const build of candidates) {
+  for (const build of options.build === undefined ? fastestBuilds() : [options.build]) {
     const module = supports(build) ? compile(gemmBuilds[build], threads > 1) : undefined
     if (module !== undefined) return new WasmKernels(build, module, threads)
   }
   return undefined
 }
+
+/** Bytes of the left operand that are copied in and packed at a time: from there to there they stay in a cache. */
+const SLAB_BYTES = 2 ** 17
 
 /**
  * Products of at most so many columns and more rows are computed as Cᵀ = Bᵀ·Aᵀ: the long operand is then the right one, which
@@ -79,7 +81,7 @@ export class WasmKernels implements Kernels, Disposable {
   #isDisposed = false
 
   /** @internal Use {@link createWasmKernels}. */
-  constructor(build: SimdBuild, module: WebAssembly.Module, threads: number) {
+  constructor(build: BuildName, module: WebAssembly.Module, threads: number) {
     this.name = `wasm ${build}`
     this.threads = threads
     this.#module = module
@@ -145,14 +147,14 @@ export class WasmKernels implements Kernels, Disposable {
     }
   }
 
-  /** Packs rows [row, row + rows) of op(A), in slabs that fit the staging area. */
+  /** Packs rows [row, row + rows) of op(A), slab by slab. */
   #packLeft({ m, k, a, transposeA, start, depth }: Part, row: number, rows: number): void {
     const { workspace, wasm } = this.#open()
     const { left, staging } = workspace
     const size = a.BYTES_PER_ELEMENT
     const multiple = wasm.rowsOfTile()
     const steps = transposeA ? Math.min(DEPTH, depth) : depth
-    const lines = Math.floor(workspace.stagingCapacity(size) / steps / multiple) * multiple
+    const lines = Math.max(multiple, Math.floor(SLAB_BYTES / (steps * size) / multiple) * multiple)
     for (let first = 0; first < rows; first += lines) {
       const count = Math.min(lines, rows - first)
       if (!transposeA) {

@@ -4,8 +4,8 @@
 
 import type { FloatArray } from '../base/tensor.js'
 
-/** Rows and columns are counted in whole tiles: of 4 or 6 rows, and of 8 f32 or 4 f64 columns. */
-const ROW_MULTIPLE = 12
+/** Rows and columns are counted in whole tiles: of 4, 5 or 6 rows, and of 8 f32 or 4 f64 columns. */
+const ROW_MULTIPLE = 60
 const COLUMN_MULTIPLE = 8
 /** Columns of a block at most: more bring nothing, as the left operand is read from the cache long before. */
 const MAX_COLUMNS = 512
@@ -15,13 +15,14 @@ export const DEPTH = 256
 export const MAX_DEPTH = 8192
 
 const MiB = 2 ** 20
-/** 1088 rows of 4096 f32: few passes over the right operand, each of which is packed anew for every pass. */
+/** 1080 rows of 4096 f32: few passes over the right operand, each of which is packed anew for every pass. */
 const LEFT_BYTES = 17 * MiB
-const STAGING_BYTES = MiB
+/** The most that one line of tiles has: 6 rows of f64, of the greatest depth. */
+const STAGING_BYTES = 6 * MAX_DEPTH * 8
 /** The raw share of the right operand, wide enough for long runs of memory where its rows are cut: at 1 MiB 8 % slower. */
 const RIGHT_BYTES = 4 * MiB
 const PACKED_BYTES = DEPTH * MAX_COLUMNS * 8
-const C_BYTES = 2 * MiB
+const C_BYTES = 2.25 * MiB
 const SLOT_BYTES = RIGHT_BYTES + PACKED_BYTES + C_BYTES
 
 /** The threads' states come first, one i32 each: see team.ts. */
@@ -89,11 +90,6 @@ export class Workspace {
 
   get staging(): number {
     return STAGING_START
-  }
-
-  /** Elements that fit into the staging area. */
-  stagingCapacity(size: number): number {
-    return STAGING_BYTES / size
   }
 
   jobOf(slot: number): number {

@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest'
 import { createMergeKernel } from '../../src/kernels/merge.js'
-import { supports } from '../../src/kernels/module.js'
+import { fusedBuild, supports } from '../../src/kernels/module.js'
 import { referenceMergeKernel } from '../../src/kernels/reference-merge.js'
 import { createWasmMergeKernel } from '../../src/kernels/wasm-merge.js'
 import { mergeKernelSuite } from './merge-suite.js'
@@ -10,15 +10,16 @@ mergeKernelSuite(referenceMergeKernel)
 test('this host runs the merge on WebAssembly', () => {
   expect(createWasmMergeKernel(1024, 'plain')?.name).toBe('wasm plain')
   expect(createMergeKernel(1024, true).name).toBe('wasm plain')
-  expect(createMergeKernel(1024, false).name).toBe(supports('relaxed') ? 'wasm relaxed' : 'wasm plain')
+  expect(createMergeKernel(1024, false).name).toBe(supports('relaxed') ? `wasm ${fusedBuild()}` : 'wasm plain')
 })
 
 describe('on WebAssembly', () => {
   mergeKernelSuite((byteLength) => createWasmMergeKernel(byteLength, 'plain')!)
 })
 
-if (supports('relaxed')) {
-  describe('on WebAssembly with fused multiply-adds', () => {
-    mergeKernelSuite((byteLength) => createWasmMergeKernel(byteLength, 'relaxed')!, true)
+for (const build of ['relaxed', 'relaxed cut'] as const) {
+  if (!supports(build)) continue
+  describe(`on WebAssembly with fused multiply-adds, ${build}`, () => {
+    mergeKernelSuite((byteLength) => createWasmMergeKernel(byteLength, build)!, true)
   })
 }

@@ -40,7 +40,7 @@ function cutSuite(kernels: WasmKernels): void {
   })
 }
 
-for (const build of ['plain', 'relaxed'] as const) {
+for (const build of ['plain', 'relaxed', 'relaxed cut'] as const) {
   for (const threads of [1, 2]) {
     const kernels = createWasmKernels({ build, threads })
     // Node 20 has no relaxed SIMD.
