@@ -3,8 +3,15 @@
 
 import { UnsupportedError } from '../base/errors.js'
 import type { NodeProto } from '../formats/onnx/gen/onnx_pb.js'
-import type { Builder, Value } from './builder.js'
-import { BROADCASTING, GRADIENTS, type GradientContext, NON_DIFFERENTIABLE, sumTo } from './gradients.js'
+import { type Builder, sharedValue, type Value } from './builder.js'
+import {
+  BROADCASTING,
+  GRADIENTS,
+  type GradientContext,
+  type GradientRule,
+  NON_DIFFERENTIABLE,
+  sumTo,
+} from './gradients.js'
 import { type Graph, implicitInputs } from './graph.js'
 import { type Contribution, joinSlices } from './join-slices.js'
 import { listByOperator, operatorOf } from './operators.js'
@@ -100,27 +107,11 @@ export function buildBackward(
 ): Map<Value, Value> {
   const path = gradientPath(g.graph, wrt, seeds.keys())
   checkDifferentiable(path)
-  const contributions = new Map<Value, Contribution[]>()
-  const totals = new Map<Value, Value>()
-  const contribute = (value: Value, contribution: Contribution) => {
-    const list = contributions.get(value)
-    if (list === undefined) contributions.set(value, [contribution])
-    else list.push(contribution)
-  }
-  const total = (value: Value): Value | undefined => {
-    let sum = totals.get(value)
-    const parts = contributions.get(value)
-    if (sum !== undefined || parts === undefined) return sum
-    sum = joinSlices(g, shapes, parts)
-      .map(({ make }) => make())
-      .reduce(g.add)
-    totals.set(value, sum)
-    return sum
-  }
+  const sums = new GradientSums(g, shapes)
   const onPath = new Set(path.nodes)
-  for (const [value, gradient] of seeds) contribute(value, { make: () => gradient })
-  for (const node of [...path.nodes].reverse()) {
-    const dys = node.output.map((output) => (path.values.has(output) ? total(output) : undefined))
+  for (const [value, gradient] of seeds) sums.add(value, { make: () => gradient })
+  for (const node of path.nodes.toReversed()) {
+    const dys = node.output.map((output) => (path.values.has(output) ? sums.total(output) : undefined))
     const dy = dys.find((gradient) => gradient !== undefined)
     if (dy === undefined) continue
     const context: PatternContext = {
@@ -132,22 +123,63 @@ export function buildBackward(
       dy,
       shapes,
       readers: (value) => g.graph.consumers(value).filter((reader) => onPath.has(reader)),
-      gradientOf: (value) => totals.get(value),
+      gradientOf: (value) => sums.made(value),
     }
-    const thunks = PATTERNS[operatorOf(node)]?.(context) ?? GRADIENTS[operatorOf(node)](context)
-    context.inputs.forEach((input, i) => {
-      const thunk = thunks[i]
+    thunksOf(context).forEach((thunk, i) => {
+      const input = context.inputs[i]
       if (thunk === undefined || !path.values.has(input)) return
-      const make = BROADCASTING.has(operatorOf(node)) ? () => reduced(context, thunk(), input) : thunk
-      contribute(input, { make, slice: node.opType === 'Slice' ? { node, dy } : undefined })
+      sums.add(input, { make: thunk, slice: node.opType === 'Slice' ? { node, dy } : undefined })
     })
   }
   return new Map(
     wrt.flatMap((value) => {
-      const gradient = total(value)
+      const gradient = sums.total(value)
       return gradient === undefined ? [] : [[value, gradient] as const]
     }),
   )
+}
+
+/** The gradients of values that are read several times: summands, and their sums where these were asked for. */
+class GradientSums {
+  readonly #g: Builder
+  readonly #shapes: ShapeMap
+  readonly #summands = new Map<Value, Contribution[]>()
+  readonly #totals = new Map<Value, Value>()
+
+  constructor(g: Builder, shapes: ShapeMap) {
+    this.#g = g
+    this.#shapes = shapes
+  }
+
+  add(value: Value, contribution: Contribution): void {
+    const summands = this.#summands.get(value)
+    if (summands === undefined) this.#summands.set(value, [contribution])
+    else summands.push(contribution)
+  }
+
+  /** The sum, built at the first call; undefined if there is nothing to sum. */
+  total(value: Value): Value | undefined {
+    const summands = this.#summands.get(value)
+    if (summands === undefined) return undefined
+    return sharedValue(this.#totals, value, () =>
+      joinSlices(this.#g, this.#shapes, summands)
+        .map(({ make }) => make())
+        .reduce(this.#g.add),
+    )
+  }
+
+  /** The sum, if it was built. */
+  made(value: Value): Value | undefined {
+    return this.#totals.get(value)
+  }
+}
+
+/** What gives the gradient of each of a node's inputs, in that input's shape. */
+function thunksOf(context: PatternContext): ReturnType<GradientRule> {
+  const operator = operatorOf(context.node)
+  const thunks = PATTERNS[operator]?.(context) ?? GRADIENTS[operator](context)
+  if (!BROADCASTING.has(operator)) return thunks
+  return thunks.map((thunk, i) => thunk && (() => reduced(context, thunk(), context.inputs[i])))
 }
 
 function reduced({ g, shapes, outputs }: GradientContext, gradient: Value, input: Value): Value {

@@ -14,15 +14,14 @@ import type { SessionModel } from '../runtime/runtime.js'
 export async function sessionModel(model: OnnxModel, proto: ModelProto): Promise<SessionModel> {
   const used = new Set<string>()
   for (const tensor of tensorsOf(proto)) if (isExternal(tensor)) used.add(weightRange(tensor, model.name).location)
-  const realPaths = new Map([...used].map((location) => [location, model.file(location).realPath]))
-  if ([...realPaths.values()].some((path) => path === undefined)) {
-    const weights = await Promise.all(
-      [...used].map(async (location) => ({ location, data: await readAll(model.file(location)) })),
-    )
-    return { graph: serializeModel(proto), weights }
-  }
   if (used.size === 0) return { graph: serializeModel(proto) }
-  const folder = commonFolder([...realPaths.values()] as string[])
+  const realPaths = new Map<string, string>()
+  for (const location of used) {
+    const path = model.file(location).realPath
+    if (path === undefined) return { graph: serializeModel(proto), weights: await contentOf(model, used) }
+    realPaths.set(location, path)
+  }
+  const folder = commonFolder([...realPaths.values()])
   const relocated = mapTensors(proto, (tensor) => {
     if (!isExternal(tensor)) return tensor
     const range = weightRange(tensor, model.name)
@@ -30,6 +29,10 @@ export async function sessionModel(model: OnnxModel, proto: ModelProto): Promise
     return location === range.location ? tensor : externalTensor(tensor, { ...range, location })
   })
   return { graph: serializeModel(relocated), weightsFolder: folder }
+}
+
+function contentOf(model: OnnxModel, locations: Iterable<string>): Promise<{ location: string; data: Uint8Array }[]> {
+  return Promise.all([...locations].map(async (location) => ({ location, data: await readAll(model.file(location)) })))
 }
 
 /** The deepest folder that holds all files, without a separator at its end. */

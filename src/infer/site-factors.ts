@@ -87,18 +87,8 @@ async function adaptedSquares(
   linear: Linear,
   { weightA, weightB, scaling: scale, rank }: LoraLayer,
 ): Promise<Float64Array> {
-  const { node, transposed, d, fused } = linear
-  const tensor = graph.constant(storedValue(graph, node.input[1])) as TensorProto
-  const dtype = linear.kind === 'quantized' ? undefined : DTYPES[tensor.dataType as DataType]
-  const alpha = linear.kind === 'gemm' ? floatAttribute(node, 'alpha', 1) : 1
-  if (dtype === undefined || alpha !== 1) {
-    throw new UnsupportedError({
-      where: `node ${node.name}`,
-      what: 'DoRA needs the norm of its weight, which cannot be read',
-      expected: 'a weight in f32, f16 or bf16',
-      got: alpha === 1 ? `${node.opType}, ${dataTypeName(tensor.dataType)}` : `alpha ${alpha}`,
-    })
-  }
+  const { transposed, d, fused } = linear
+  const { tensor, dtype } = readableWeight(graph, linear)
   const start = fused?.start ?? 0
   const [rows, columns] = dimsOf(tensor)
   const rowBytes = columns * (dtype === 'F32' ? 4 : 2)
@@ -126,6 +116,21 @@ async function adaptedSquares(
   return squares
 }
 
+/** Throws UnsupportedError for a weight that is not float, or that its node multiplies. */
+function readableWeight(graph: Graph, { node, kind }: Linear): { tensor: TensorProto; dtype: FloatDtype } {
+  const tensor = graph.constant(storedValue(graph, node.input[1]))
+  const dtype = tensor && kind !== 'quantized' ? DTYPES[tensor.dataType as DataType] : undefined
+  const alpha = kind === 'gemm' ? floatAttribute(node, 'alpha', 1) : 1
+  if (tensor !== undefined && dtype !== undefined && alpha === 1) return { tensor, dtype }
+  const type = tensor === undefined ? 'no constant' : dataTypeName(tensor.dataType)
+  throw new UnsupportedError({
+    where: `node ${node.name}`,
+    what: 'DoRA needs the norm of its weight, which cannot be read',
+    expected: 'a weight in f32, f16 or bf16',
+    got: alpha === 1 ? `${node.opType}, ${type}` : `alpha ${alpha}`,
+  })
+}
+
 function columnsOf(values: Float32Array, rows: number, columns: number, start: number, count: number): Float32Array {
   if (count === columns) return values
   const result = new Float32Array(rows * count)
@@ -142,8 +147,8 @@ async function ownBias(model: OnnxModel, graph: Graph, linear: Linear): Promise<
   const bias = biasOf(graph, linear)
   const tensor = bias && graph.constant(storedValue(graph, node.input[2]))
   const dtype = tensor && DTYPES[tensor.dataType as DataType]
-  if (tensor === undefined || dtype === undefined) {
+  if (bias === undefined || tensor === undefined || dtype === undefined) {
     throw new UnsupportedError({ where: `node ${node.name}`, what: 'DoRA needs its bias, which cannot be read' })
   }
-  return decodeFloats(await model.readTensor(tensor), dtype).subarray(bias!.start, bias!.start + d)
+  return decodeFloats(await model.readTensor(tensor), dtype).subarray(bias.start, bias.start + d)
 }
