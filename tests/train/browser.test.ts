@@ -6,14 +6,12 @@ import { createRequire } from 'node:module'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { beforeAll, describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../src/base/bytes.js'
 import { loadModel } from '../../src/graph/model-folder.js'
 import { NodeDirectory } from '../../src/io/node-files.js'
-import { Trainer } from '../../src/train/trainer.js'
 import { browser, buildPage, ISOLATED } from '../browser.js'
-import { continued } from '../infer/continued.js'
 import { inThread } from '../infer/models.js'
-import type { Job, PageResult } from './page.js'
+import { type JobResult, runJob } from './job.js'
+import type { PageJob, PageResult } from './page.js'
 
 const root = fileURLToPath(new URL('../../', import.meta.url))
 const MODEL = path.join(root, 'models/union-3m')
@@ -34,14 +32,14 @@ describe.skipIf(browser === undefined || runtime === undefined)('training in Chr
   const files = new Map<string, Uint8Array>()
   const page = buildPage<PageResult>(fileURLToPath(new URL('page.ts', import.meta.url)), files)
   const lines = readFileSync(path.join(root, 'models/data/scripture.jsonl'), 'utf8').split('\n').slice(0, 12)
-  const job: Job = {
+  const job: PageJob = {
     runtime: `/ort/${SCRIPT}`,
     model: ['config.json', 'generation_config.json', 'tokenizer.json', 'onnx/model.onnx'],
     data: lines.map((line) => JSON.parse(line)),
     prompt: 'And the people',
     settings: { maxSteps: 4, batchSize: 2, gradientAccumulation: 2, maxLength: 24, learningRate: 5e-3, saveEvery: 2 },
   }
-  let expected: Pick<PageResult, 'trainLoss' | 'evalLoss' | 'texts'>
+  let expected: JobResult
 
   beforeAll(async () => {
     files.set('/job.json', Buffer.from(JSON.stringify(job)))
@@ -50,15 +48,7 @@ describe.skipIf(browser === undefined || runtime === undefined)('training in Chr
       files.set(`/ort/${file}`, readFileSync(path.join(runtime!, file)))
     }
     const model = await loadModel(new NodeDirectory(MODEL), { runtime: inThread })
-    const { adapter, report } = await new Trainer({
-      ...job.settings,
-      model,
-      data: job.data,
-      evalData: job.data.slice(0, 2),
-      config: { rank: 4, dropout: 0.1, seed: 3 },
-      out: new MemoryDirectory(),
-    }).train()
-    expected = { ...report, texts: await continued(model, adapter, job.prompt) }
+    expected = await runJob(model, job)
     await model.close()
   })
 

@@ -1,0 +1,50 @@
+// A short training run and what comes of it, the same in Node and in a page.
+
+import { MemoryDirectory } from '../../src/base/bytes.js'
+import type { CausalModel } from '../../src/graph/model-folder.js'
+import { AdapterSession } from '../../src/infer/adapter-session.js'
+import { generate } from '../../src/infer/generate.js'
+import type { LoraAdapter } from '../../src/lora/adapter.js'
+import type { TrainReport } from '../../src/train/report.js'
+import type { TrainSettings } from '../../src/train/settings.js'
+import { Trainer } from '../../src/train/trainer.js'
+
+export interface Job {
+  data: { text: string }[]
+  prompt: string
+  settings: Partial<TrainSettings>
+}
+
+export interface JobResult extends Pick<TrainReport, 'runtime' | 'trainLoss' | 'evalLoss'> {
+  /** The prompt, continued by the base and by what was trained. */
+  texts: string[]
+  /** What the run wrote. */
+  files: string[]
+}
+
+/** @param trained hears when training is over */
+export async function runJob(model: CausalModel, job: Job, trained?: () => void): Promise<JobResult> {
+  const out = new MemoryDirectory()
+  const { adapter, report } = await new Trainer({
+    ...job.settings,
+    model,
+    data: job.data,
+    evalData: job.data.slice(0, 2),
+    config: { rank: 4, dropout: 0.1, seed: 3 },
+    out,
+  }).train()
+  trained?.()
+  const { runtime, trainLoss, evalLoss } = report
+  const texts = await continued(model, adapter, job.prompt)
+  return { runtime, trainLoss, evalLoss, texts, files: await out.list() }
+}
+
+async function continued(model: CausalModel, adapter: LoraAdapter, prompt: string): Promise<string[]> {
+  const session = await AdapterSession.open(model, { adapters: { trained: adapter } })
+  const texts = []
+  for (const name of [undefined, 'trained']) {
+    texts.push((await generate(session, prompt, { adapter: name, maxNewTokens: 8 })).text)
+  }
+  await session.dispose()
+  return texts
+}
