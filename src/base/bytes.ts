@@ -171,9 +171,19 @@ export async function readAll(source: ByteSource): Promise<Uint8Array> {
 
 /** Writes one whole file: it appears complete or not at all. */
 export async function writeFile(directory: Directory, path: string, content: Uint8Array | string): Promise<void> {
+  const bytes = typeof content === 'string' ? new TextEncoder().encode(content) : content
+  await writeThrough(directory, path, (sink) => sink.write(bytes))
+}
+
+/** The same for a file that `write` gives piece by piece; what it throws is thrown, and nothing is left then. */
+export async function writeThrough(
+  directory: Directory,
+  path: string,
+  write: (sink: ByteSink) => Promise<void>,
+): Promise<void> {
   const sink = await directory.create(path)
   try {
-    await sink.write(typeof content === 'string' ? new TextEncoder().encode(content) : content)
+    await write(sink)
     await sink.commit()
   } catch (error) {
     await sink.abort()

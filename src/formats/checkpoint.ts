@@ -14,6 +14,7 @@ const SHARD_NAME = /^[^/\\:\0]+\.safetensors$/
 /** A weight map of 100,000 long names has about 15 MB; more is no index. */
 const MAX_INDEX_BYTES = 100_000_000
 
+/** One file of a checkpoint. */
 export interface CheckpointShard {
   /** Name inside the folder. */
   readonly path: string
@@ -22,19 +23,23 @@ export interface CheckpointShard {
   readonly dataStart: number
 }
 
+/** A tensor of a checkpoint. */
 export interface CheckpointTensor {
   readonly info: TensorInfo
   /** Which of the shards holds it. */
   readonly shard: number
 }
 
+/** An open checkpoint. */
 export interface Checkpoint {
   readonly directory: Directory
   /** In the order of their names. */
   readonly shards: readonly CheckpointShard[]
+  /** By name. */
   readonly tensors: ReadonlyMap<string, CheckpointTensor>
   /** The index's name inside the folder; undefined for a single file. */
   readonly indexPath: string | undefined
+  /** Closes all shards. */
   close(): Promise<void>
 }
 

@@ -3,7 +3,9 @@
 
 import { FormatError } from '../base/errors.js'
 
+/** A parsed document. Objects are Maps, in the order of the text. */
 export type JsonValue = string | number | boolean | null | JsonValue[] | JsonObject
+/** A JSON object. */
 export type JsonObject = Map<string, JsonValue>
 
 /** Deeper nesting is an attack on the stack: no format here goes beyond five levels. */
@@ -18,6 +20,7 @@ const PLAIN = /[^"\\\u0000-\u001f]*/y
 const ESCAPE = /\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})/y
 const LONE_SURROGATE = /\p{Surrogate}/u
 
+/** What is allowed beyond JSON's own rules. */
 export interface JsonOptions {
   /** Every number must be spelled as digits alone: no sign, fraction or exponent. Default false. */
   wholeNumbers?: boolean

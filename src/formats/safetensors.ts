@@ -1,7 +1,7 @@
 // safetensors: an 8-byte little-endian header length, a JSON header, the tensors' bytes without gaps. Whatever the format
 // forbids is refused by name: https://github.com/huggingface/safetensors#format (validation as in its reference implementation).
 
-import type { ByteSink, ByteSource, Directory } from '../base/bytes.js'
+import { type ByteSink, type ByteSource, type Directory, writeThrough } from '../base/bytes.js'
 import { decodeWeights, type FloatDtype, type WeightDtype } from '../base/dtype.js'
 import { FormatError, nearMisses, ShapeError, UnsupportedError } from '../base/errors.js'
 import { formatShape, type Tensor } from '../base/tensor.js'
@@ -39,20 +39,24 @@ const DTYPE_BITS = {
   U64: 64,
 } as const
 
+/** The format's names of its element types. */
 export type SafetensorsDtype = keyof typeof DTYPE_BITS
 
 const DTYPES = Object.keys(DTYPE_BITS) as SafetensorsDtype[]
 
+/** A tensor of a file: what it is, and where its bytes lie. */
 export interface TensorInfo {
   readonly name: string
   readonly dtype: SafetensorsDtype
   readonly shape: readonly number[]
-  /** Absolute in the source. */
+  /** In bytes from the source's beginning. */
   readonly offset: number
   readonly byteLength: number
 }
 
+/** A file whose header was read. */
 export interface SafetensorsFile {
+  /** The caller's to close. */
   readonly source: ByteSource
   /** In the header's order. */
   readonly tensors: ReadonlyMap<string, TensorInfo>
@@ -66,6 +70,25 @@ export interface SafetensorsFile {
  *   or an offset is wrong, when tensors overlap or leave holes, or when the file is longer or shorter than its tensors.
  */
 export async function parseSafetensorsHeader(source: ByteSource): Promise<SafetensorsFile> {
+  const where = source.name
+  const header = await readHeader(source)
+  const dataStart = LENGTH_BYTES + header.byteLength
+  if (header[0] !== '{'.charCodeAt(0)) throw new FormatError({ where, what: 'the header does not begin with {' })
+  const entries = parseJson(header, where, { wholeNumbers: true })
+  if (!(entries instanceof Map)) throw new FormatError({ where, what: 'the header is no JSON object' })
+
+  const tensors = new Map<string, TensorInfo>()
+  let metadata: Record<string, string> = {}
+  for (const [name, value] of entries) {
+    if (name === METADATA_KEY) metadata = parseMetadata(value, where)
+    else tensors.set(name, parseTensor(name, value, dataStart, where))
+  }
+  checkCoverage(tensors, dataStart, source)
+  return { source, tensors, metadata }
+}
+
+/** The header's JSON, whose length fits the file. */
+async function readHeader(source: ByteSource): Promise<Uint8Array> {
   const where = source.name
   if (source.byteLength < LENGTH_BYTES) {
     throw new FormatError({
@@ -88,8 +111,7 @@ export async function parseSafetensorsHeader(source: ByteSource): Promise<Safete
       got: `${headerBytes}`,
     })
   }
-  const dataStart = LENGTH_BYTES + Number(headerBytes)
-  if (dataStart > source.byteLength) {
+  if (LENGTH_BYTES + Number(headerBytes) > source.byteLength) {
     throw new FormatError({
       where,
       what: 'the header goes past the end of the file',
@@ -98,19 +120,7 @@ export async function parseSafetensorsHeader(source: ByteSource): Promise<Safete
       hint: 'The file may be cut short: download it again',
     })
   }
-  const header = await source.read(LENGTH_BYTES, Number(headerBytes))
-  if (header[0] !== '{'.charCodeAt(0)) throw new FormatError({ where, what: 'the header does not begin with {' })
-  const entries = parseJson(header, where, { wholeNumbers: true })
-  if (!(entries instanceof Map)) throw new FormatError({ where, what: 'the header is no JSON object' })
-
-  const tensors = new Map<string, TensorInfo>()
-  let metadata: Record<string, string> = {}
-  for (const [name, value] of entries) {
-    if (name === METADATA_KEY) metadata = parseMetadata(value, where)
-    else tensors.set(name, parseTensor(name, value, dataStart, where))
-  }
-  checkCoverage(tensors, dataStart, source)
-  return { source, tensors, metadata }
+  return source.read(LENGTH_BYTES, Number(headerBytes))
 }
 
 function parseMetadata(value: JsonValue, where: string): Record<string, string> {
@@ -277,7 +287,21 @@ export function planSafetensors(
     parts.push(`${JSON.stringify(name)}:${JSON.stringify(entry)}`)
     end += byteLength
   }
-  const json = new TextEncoder().encode(`{${parts.join(',')}}`)
+  const header = encodeHeader(`{${parts.join(',')}}`)
+  let offset = header.byteLength
+  return {
+    header,
+    tensors: placed.map((tensor) => {
+      const info = { ...tensor, offset }
+      offset += tensor.byteLength
+      return info
+    }),
+  }
+}
+
+/** The header's length and its JSON, padded. */
+function encodeHeader(text: string): Uint8Array {
+  const json = new TextEncoder().encode(text)
   const headerBytes = Math.ceil(json.byteLength / 8) * 8
   if (headerBytes > MAX_HEADER_BYTES) {
     throw new FormatError({
@@ -290,15 +314,7 @@ export function planSafetensors(
   const header = new Uint8Array(LENGTH_BYTES + headerBytes).fill(' '.charCodeAt(0), LENGTH_BYTES)
   new DataView(header.buffer).setBigUint64(0, BigInt(headerBytes), true)
   header.set(json, LENGTH_BYTES)
-  let offset = header.byteLength
-  return {
-    header,
-    tensors: placed.map((tensor) => {
-      const info = { ...tensor, offset }
-      offset += tensor.byteLength
-      return info
-    }),
-  }
+  return header
 }
 
 /** A tensor with its bytes, little-endian and row-major. */
@@ -339,20 +355,15 @@ export async function saveSafetensors(
   tensors: readonly TensorBytes[],
   metadata: Readonly<Record<string, string>> = {},
 ): Promise<void> {
-  const sink = await directory.create(path)
-  try {
-    await writeSafetensors(sink, tensors, metadata)
-    await sink.commit()
-  } catch (error) {
-    await sink.abort()
-    throw error
-  }
+  await writeThrough(directory, path, (sink) => writeSafetensors(sink, tensors, metadata))
 }
 
+/** A type that adapters are saved in. */
 export function isFloatDtype(dtype: SafetensorsDtype): dtype is FloatDtype {
   return dtype === 'F32' || dtype === 'F16' || dtype === 'BF16'
 }
 
+/** A type that weights can be computed from. */
 export function isWeightDtype(dtype: SafetensorsDtype): dtype is WeightDtype {
   return dtype === 'F64' || isFloatDtype(dtype)
 }

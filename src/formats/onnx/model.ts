@@ -17,6 +17,7 @@ export class OnnxModel {
   readonly fileName: string
   /** The graph. Contents of 1 kB or more are external data; their locations are the keys of `files`. */
   readonly proto: ModelProto
+  /** The files that hold weights, by location; the model's own among them. */
   readonly files: ReadonlyMap<string, ByteSource>
   readonly #initializers: ReadonlyMap<string, TensorProto>
 
@@ -46,7 +47,11 @@ export class OnnxModel {
     return this.readTensor(tensor)
   }
 
-  /** The bytes of a tensor of this model, or of one that points into its files. */
+  /**
+   * The bytes of a tensor of this model, or of one that points into its files.
+   *
+   * @throws FormatError when content and shape disagree, FileError when the file cannot be read
+   */
   async readTensor(tensor: TensorProto): Promise<Uint8Array> {
     if (!isExternal(tensor)) return inlineBytes(tensor, this.name)
     const range = weightRange(tensor, this.name)
@@ -60,13 +65,18 @@ export class OnnxModel {
     return this.file(range.location).read(range.offset + offset, byteLength)
   }
 
-  /** The file behind an external location. */
+  /**
+   * The file behind an external location.
+   *
+   * @throws FormatError when the model has no such file
+   */
   file(location: string): ByteSource {
     const source = this.files.get(location)
     if (source === undefined) throw new FormatError({ where: this.name, what: `no external file ${location}` })
     return source
   }
 
+  /** Closes all files. */
   async close(): Promise<void> {
     await Promise.all([...this.files.values()].map((source) => source.close()))
   }
@@ -93,24 +103,27 @@ export async function loadOnnx(directory: Directory, path: string): Promise<Onnx
     const source = await directory.open(path)
     files.set(fileName, source)
     const skeleton = await scanSkeleton(source, fileName).catch((cause) => refuse(source, cause))
-    let proto: ModelProto
-    try {
-      proto = fromBinary(ModelProtoSchema, skeleton)
-    } catch (cause) {
-      throw new FormatError({ where: source.name, what: 'not an ONNX model: its protobuf is damaged', cause })
-    }
+    const proto = decodeModel(skeleton, source.name)
     for (const tensor of tensorsOf(proto)) {
       if (!isExternal(tensor)) continue
-      const range = weightRange(tensor, source.name)
-      if (!files.has(range.location)) {
-        files.set(range.location, await openExternal(directory, path.slice(0, slash + 1), range.location, source.name))
-      }
-      checkRange(files.get(range.location) as ByteSource, range.offset, range.byteLength)
+      const { location, offset, byteLength } = weightRange(tensor, source.name)
+      const known = files.get(location)
+      const file = known ?? (await openExternal(directory, path.slice(0, slash + 1), location, source.name))
+      files.set(location, file)
+      checkRange(file, offset, byteLength)
     }
     return new OnnxModel(source.name, fileName, proto, files)
   } catch (error) {
     await Promise.all([...files.values()].map((source) => source.close()))
     throw error
+  }
+}
+
+function decodeModel(skeleton: Uint8Array, where: string): ModelProto {
+  try {
+    return fromBinary(ModelProtoSchema, skeleton)
+  } catch (cause) {
+    throw new FormatError({ where, what: 'not an ONNX model: its protobuf is damaged', cause })
   }
 }
 
@@ -139,6 +152,7 @@ async function openExternal(
   })
 }
 
+/** The graph as protobuf; external data stay where they are. */
 export function serializeModel(proto: ModelProto): Uint8Array {
   return toBinary(ModelProtoSchema, proto)
 }

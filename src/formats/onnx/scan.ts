@@ -1,12 +1,11 @@
 // Reads an .onnx file without its weights: a copy of the protobuf in which the content of every large tensor is
 // replaced by external_data, a range of that very file. Wire format: https://protobuf.dev/programming-guides/encoding/
 
-import type { ByteSource } from '../../base/bytes.js'
-import { concatBytes } from '../../base/bytes.js'
+import { type ByteSource, concatBytes } from '../../base/bytes.js'
 import { FormatError } from '../../base/errors.js'
 
 /** Smaller contents (shapes, scalars, axes) stay in the graph, where they can be read at once. */
-export const EXTERNAL_THRESHOLD = 1024
+const EXTERNAL_THRESHOLD = 1024
 
 /** Bytes read at once while walking; the file's weights are skipped. */
 const WINDOW = 32 * 1024
@@ -32,11 +31,14 @@ const CHILDREN: Record<Kind, Readonly<Record<number, Kind>>> = {
 const TENSOR = { dataType: 2, floatData: 4, rawData: 9, externalData: 13, dataLocation: 14 }
 const FLOAT = 1
 
+/** How a field's value is written. */
+const WIRE = { varint: 0, fixed64: 1, lengthDelimited: 2, fixed32: 5 }
+
 /** A run of the file's bytes, or bytes made here. */
 type Piece = readonly [start: number, end: number] | Uint8Array
 
 /**
- * The model's protobuf with each tensor content of at least {@link EXTERNAL_THRESHOLD} bytes replaced by a reference
+ * The model's protobuf with each tensor content of at least 1 kB replaced by a reference
  * into the file.
  *
  * @param location the name under which the file is referred to
@@ -82,40 +84,25 @@ class Scanner {
     let content: { field: number; start: number; end: number } | undefined
     while (at < end) {
       const fieldStart = at
-      const tag = await this.#varint(at, end)
-      const field = Math.floor(tag.value / 8)
-      const wireType = tag.value % 8
-      at = tag.end
-      if (field === 0) throw this.error(`byte ${fieldStart} starts no field`)
-      if (wireType === 0) {
-        const varint = await this.#varint(at, end)
-        at = varint.end
-        if (kind === 'tensor' && field === TENSOR.dataType) dataType = varint.value
-        if (kind === 'tensor' && field === TENSOR.dataLocation && varint.value === 1) return undefined
-      } else if (wireType === 1 || wireType === 5) {
-        at += wireType === 1 ? 8 : 4
-      } else if (wireType === 2) {
-        const length = await this.#varint(at, end)
-        const bodyStart = length.end
-        at = bodyStart + length.value
-        if (at > end) throw this.error(`byte ${fieldStart} announces ${length.value} bytes, more than there are`)
-        if (kind === 'model' && field === 7) this.hasGraph = true
-        if (length.value < EXTERNAL_THRESHOLD) continue
-        if (kind === 'tensor' && (field === TENSOR.rawData || field === TENSOR.floatData)) {
-          content = { field, start: bodyStart, end: at }
-          cut(fieldStart, at)
-          continue
-        }
-        const child = CHILDREN[kind][field]
-        if (child === undefined) continue
-        const body = await this.message(child, bodyStart, at, depth + 1)
-        if (body === undefined) continue
-        cut(fieldStart, at)
-        pieces.push(lengthDelimited(field, sizeOf(body)), ...body)
-      } else {
-        throw this.error(`byte ${fieldStart} starts no field`)
+      const { field, bodyStart, bodyEnd, value } = await this.#field(at, end)
+      at = bodyEnd
+      if (value !== undefined) {
+        if (kind === 'tensor' && field === TENSOR.dataType) dataType = value
+        if (kind === 'tensor' && field === TENSOR.dataLocation && value === 1) return undefined
       }
-      if (at > end) throw this.error('it ends in the middle of a field')
+      if (bodyStart === undefined) continue
+      if (kind === 'model' && field === 7) this.hasGraph = true
+      if (bodyEnd - bodyStart < EXTERNAL_THRESHOLD) continue
+      if (kind === 'tensor' && (field === TENSOR.rawData || field === TENSOR.floatData)) {
+        content = { field, start: bodyStart, end: bodyEnd }
+        cut(fieldStart, bodyEnd)
+        continue
+      }
+      const child = CHILDREN[kind][field]
+      const body = child && (await this.message(child, bodyStart, bodyEnd, depth + 1))
+      if (body === undefined) continue
+      cut(fieldStart, bodyEnd)
+      pieces.push(lengthDelimited(field, sizeOf(body)), ...body)
     }
     if (pieces.length === 0 && kept === start) return undefined
     if (kept < end) pieces.push([kept, end])
@@ -127,6 +114,47 @@ class Scanner {
     return pieces
   }
 
+  /** The field that begins at `at`, which ends before `end`. Only what is length-delimited has a beginning of its body. */
+  async #field(
+    at: number,
+    end: number,
+  ): Promise<{ field: number; bodyStart?: number; bodyEnd: number; value?: number }> {
+    const tag = await this.#varint(at, end)
+    const field = Math.floor(tag.value / 8)
+    if (field === 0) throw this.error(`byte ${at} starts no field`)
+    const result = { field, ...(await this.#body(at, tag.value % 8, tag.end, end)) }
+    if (result.bodyEnd > end) throw this.error('it ends in the middle of a field')
+    return result
+  }
+
+  async #body(
+    fieldStart: number,
+    wireType: number,
+    at: number,
+    end: number,
+  ): Promise<{ bodyStart?: number; bodyEnd: number; value?: number }> {
+    switch (wireType) {
+      case WIRE.varint: {
+        const { value, end: bodyEnd } = await this.#varint(at, end)
+        return { bodyEnd, value }
+      }
+      case WIRE.fixed64:
+        return { bodyEnd: at + 8 }
+      case WIRE.fixed32:
+        return { bodyEnd: at + 4 }
+      case WIRE.lengthDelimited: {
+        const { value: length, end: bodyStart } = await this.#varint(at, end)
+        if (bodyStart + length > end) {
+          throw this.error(`byte ${fieldStart} announces ${length} bytes, more than there are`)
+        }
+        return { bodyStart, bodyEnd: bodyStart + length }
+      }
+      default:
+        throw this.error(`byte ${fieldStart} starts no field`)
+    }
+  }
+
+  /** The fields of a TensorProto that point at a range of the file. */
   #reference(offset: number, byteLength: number): Uint8Array {
     const entry = (key: string, value: string) => {
       const body = concatBytes([...stringField(1, key), ...stringField(2, value)])
@@ -140,6 +168,7 @@ class Scanner {
     ])
   }
 
+  /** A number in base 128, seven bits a byte; exact below 2⁵³. */
   async #varint(at: number, end: number): Promise<{ value: number; end: number }> {
     if (at < this.#windowStart || at + 10 > this.#windowStart + this.#window.byteLength) {
       this.#windowStart = at
@@ -177,7 +206,7 @@ function stringField(field: number, text: string): Uint8Array[] {
 
 /** Tag and length of a length-delimited field. */
 export function lengthDelimited(field: number, byteLength: number): Uint8Array {
-  return Uint8Array.from([...varintBytes(field * 8 + 2), ...varintBytes(byteLength)])
+  return Uint8Array.from([...varintBytes(field * 8 + WIRE.lengthDelimited), ...varintBytes(byteLength)])
 }
 
 function varintBytes(value: number): number[] {

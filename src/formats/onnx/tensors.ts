@@ -12,6 +12,7 @@ import {
   TensorProtoSchema,
 } from './gen/onnx_pb.js'
 
+/** Bits of an element. */
 const BITS: Partial<Record<DataType, number>> = {
   [DataType.FLOAT]: 32,
   [DataType.UINT8]: 8,
@@ -51,10 +52,12 @@ export function byteLengthOf(dataType: number, dims: readonly number[]): number 
   return bits === undefined ? undefined : Math.ceil((elementCount(dims) * bits) / 8)
 }
 
+/** A tensor's shape as numbers. */
 export function dimsOf(tensor: TensorProto): number[] {
   return tensor.dims.map(Number)
 }
 
+/** Whether a tensor's content lies in a file. */
 export function isExternal(tensor: TensorProto): boolean {
   return tensor.dataLocation === DataLocation.EXTERNAL
 }

@@ -2,7 +2,7 @@
 // them. No more than a chunk of weights is in memory at any time.
 
 import { toBinary } from '@bufbuild/protobuf'
-import type { ByteSink, Directory } from '../../base/bytes.js'
+import { type ByteSink, type Directory, writeThrough } from '../../base/bytes.js'
 import { FormatError, ShapeError } from '../../base/errors.js'
 import {
   GraphProtoSchema,
@@ -64,14 +64,30 @@ export async function writeOnnx(
   const external = [...model.files.keys()].find((location) => location !== model.fileName)
   const total = weights.reduce((sum, { range }) => sum + range.byteLength, 0)
   if (external === undefined && total <= MAX_INLINE_BYTES) {
-    await writing(directory, path, (sink) => writeInline(sink, complete, weights))
+    await writeThrough(directory, path, (sink) => writeInline(sink, complete, weights))
     return
   }
   const ending = external?.startsWith(model.fileName) ? external.slice(model.fileName.length) : '_data'
   const dataPath = path + ending
-  const location = dataPath.slice(dataPath.lastIndexOf('/') + 1)
+  const tensors = await writeExternal(directory, dataPath, weights)
+  const linked = mapTensors(complete, (tensor) => tensors.get(tensor) ?? tensor)
+  try {
+    await writeThrough(directory, path, (sink) => sink.write(toBinary(ModelProtoSchema, linked)))
+  } catch (error) {
+    await directory.remove(dataPath)
+    throw error
+  }
+}
+
+/** Writes the weights into a file of their own; gives the tensors that point there. */
+async function writeExternal(
+  directory: Directory,
+  path: string,
+  weights: readonly PlannedWeight[],
+): Promise<Map<TensorProto, TensorProto>> {
+  const location = path.slice(path.lastIndexOf('/') + 1)
   const tensors = new Map<TensorProto, TensorProto>()
-  await writing(directory, dataPath, async (sink) => {
+  await writeThrough(directory, path, async (sink) => {
     let offset = 0
     for (const weight of weights) {
       if (weight.content instanceof Uint8Array) continue
@@ -83,13 +99,7 @@ export async function writeOnnx(
       offset += weight.range.byteLength
     }
   })
-  const linked = mapTensors(complete, (tensor) => tensors.get(tensor) ?? tensor)
-  try {
-    await writing(directory, path, (sink) => sink.write(toBinary(ModelProtoSchema, linked)))
-  } catch (error) {
-    await directory.remove(dataPath)
-    throw error
-  }
+  return tensors
 }
 
 interface PlannedWeight {
@@ -189,15 +199,4 @@ async function inlineAttributes(model: OnnxModel, proto: ModelProto): Promise<Mo
   })
   for (const tensor of pending) contents.set(tensor, inlineTensor(tensor, await model.readTensor(tensor)))
   return mapTensors(proto, (tensor) => contents.get(tensor) ?? tensor)
-}
-
-async function writing(directory: Directory, path: string, write: (sink: ByteSink) => Promise<void>): Promise<void> {
-  const sink = await directory.create(path)
-  try {
-    await write(sink)
-    await sink.commit()
-  } catch (error) {
-    await sink.abort()
-    throw error
-  }
 }

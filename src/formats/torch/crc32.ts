@@ -13,7 +13,11 @@ function makeTables(): Uint32Array[] {
   return tables
 }
 
-/** @param crc of the bytes before these; default: there are none */
+/**
+ * The checksum of bytes, or of those before them and these.
+ *
+ * @param crc of the bytes before these; default: there are none
+ */
 export function crc32(bytes: Uint8Array, crc = 0): number {
   const [t0, t1, t2, t3] = TABLES
   let c = ~crc

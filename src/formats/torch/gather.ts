@@ -47,6 +47,7 @@ export class Gatherer {
     return this.#source.byteLength + this.#byteLength - byteLength
   }
 
+  /** All copies, one after the other. */
   bytes(): Uint8Array {
     return concatBytes(this.#parts)
   }

@@ -12,7 +12,11 @@ const PROTOCOL = 1001
 const FIRST_READ_BYTES = 1 << 16
 const LENGTH_BYTES = 8
 
-/** Throws FormatError or UnsupportedError, as parseTorchFile does. */
+/**
+ * The value that the file holds, and where its storages are.
+ *
+ * @throws FormatError or UnsupportedError, as parseTorchFile does
+ */
 export async function readLegacy(source: ByteSource): Promise<TorchContent> {
   const where = source.name
   const { pickles, host, end } = await readPickles(source)
@@ -23,21 +27,31 @@ export async function readLegacy(source: ByteSource): Promise<TorchContent> {
   if (machine.entries.get('little_endian') !== true) {
     throw new UnsupportedError({ where, what: 'not in little-endian order', expected: 'little_endian: True' })
   }
-  const { storages } = host
+  return { value, offsets: await locateStorages(source, keys, host.storages, end) }
+}
+
+/** Where the elements of each storage begin: the storages lie one after the other, in the order of `keys`. */
+async function locateStorages(
+  source: ByteSource,
+  keys: PickleList,
+  storages: TorchHost['storages'],
+  start: number,
+): Promise<Map<string, number>> {
+  const where = source.name
   const offsets = new Map<string, number>()
-  let at = end
+  let at = start
   for (const key of keys.items) {
     const storage = typeof key === 'string' ? storages.get(key) : undefined
     if (storage === undefined || offsets.has(storage.key)) {
       throw new FormatError({ where, what: 'the list of storages names one that no tensor has, or one twice' })
     }
-    const start = at + LENGTH_BYTES
-    if (start + storage.byteLength > source.byteLength) {
+    const elementsStart = at + LENGTH_BYTES
+    if (elementsStart + storage.byteLength > source.byteLength) {
       throw new FormatError({
         where,
         what: 'a storage goes past the end of the file',
         expected: `at most ${source.byteLength} bytes`,
-        got: `${start + storage.byteLength}`,
+        got: `${elementsStart + storage.byteLength}`,
         hint: 'The file may be cut short: download it again',
       })
     }
@@ -51,8 +65,8 @@ export async function readLegacy(source: ByteSource): Promise<TorchContent> {
         got: `${length}`,
       })
     }
-    offsets.set(storage.key, start)
-    at = start + storage.byteLength
+    offsets.set(storage.key, elementsStart)
+    at = elementsStart + storage.byteLength
   }
   if (offsets.size !== storages.size || at !== source.byteLength) {
     throw new FormatError({
@@ -60,7 +74,7 @@ export async function readLegacy(source: ByteSource): Promise<TorchContent> {
       what: offsets.size !== storages.size ? 'a tensor without its storage' : 'bytes after the last storage',
     })
   }
-  return { value, offsets }
+  return offsets
 }
 
 /** How long the pickles are, only reading them tells: a file of tensors begins with a few kB of them. */

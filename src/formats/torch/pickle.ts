@@ -12,6 +12,7 @@ const MAX_MEMO = 1 << 21
 /** Longer integers are neither sizes nor torch's magic number. */
 const MAX_INTEGER_BYTES = 16
 
+/** What a pickle may name, and what that stands for. */
 export interface PickleHost {
   /** What `module.name` stands for; undefined to refuse it. */
   global(name: string): PickleGlobal | undefined

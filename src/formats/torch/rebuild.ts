@@ -10,8 +10,10 @@ import { PickleDict, PickleGlobal, PickleObject, PickleTuple, type PickleValue }
 /** As many as torch's own kernels take. */
 const MAX_DIMS = 64
 
+/** An element type, in safetensors' spelling. */
 interface TorchType {
   readonly dtype: SafetensorsDtype
+  /** Of an element. */
   readonly bytes: number
 }
 
@@ -116,13 +118,11 @@ export class TorchHost implements PickleHost {
       'torch._utils._rebuild_tensor_v3': (args, where) => rebuildTensor(args, 7, where),
       'torch._utils._rebuild_parameter': rebuildParameter,
     }
-    this.#globals = new Map(
-      [...Object.entries(functions), ...[...STORAGES.keys(), ...DTYPES.keys()].map((name) => [name] as const)].map(
-        ([name, call]) => [name, new PickleGlobal(name, call)],
-      ),
-    )
+    const names = [...Object.keys(functions), ...STORAGES.keys(), ...DTYPES.keys()]
+    this.#globals = new Map(names.map((name) => [name, new PickleGlobal(name, functions[name])]))
   }
 
+  /** Storage classes, element types and the functions that make tensors; no other. */
   global(name: string): PickleGlobal | undefined {
     return this.#globals.get(name)
   }

@@ -17,6 +17,7 @@ const ENCRYPTED = 0x41
 const MAX_DIRECTORY_BYTES = 1 << 26
 const READ_BYTES = 1 << 22
 
+/** What the directory says of an entry. */
 export interface ZipEntry {
   readonly name: string
   readonly byteLength: number
@@ -25,6 +26,7 @@ export interface ZipEntry {
   readonly headerOffset: number
 }
 
+/** Where an entry's content lies. */
 export interface ZipRange {
   readonly offset: number
   readonly byteLength: number
