@@ -267,8 +267,8 @@ export function planSafetensors(
   )
   const parts: string[] = []
   if (Object.keys(metadata).length > 0) parts.push(`"${METADATA_KEY}":${JSON.stringify(metadata)}`)
-  const placed: Omit<TensorInfo, 'offset'>[] = []
-  let end = 0
+  const placed: (TensorSpec & { begin: number; byteLength: number })[] = []
+  let begin = 0
   const seen = new Set<string>()
   for (const { name, dtype, shape } of sorted) {
     if (seen.has(name) || name === METADATA_KEY || /\p{Surrogate}/u.test(name)) {
@@ -282,21 +282,13 @@ export function planSafetensors(
     if (byteLength === undefined) {
       throw new ShapeError({ where: name, what: `no size in whole bytes for ${dtype} ${formatShape(shape)}` })
     }
-    placed.push({ name, dtype, shape, byteLength })
-    const entry = { dtype, shape, data_offsets: [end, end + byteLength] }
+    placed.push({ name, dtype, shape, begin, byteLength })
+    const entry = { dtype, shape, data_offsets: [begin, begin + byteLength] }
     parts.push(`${JSON.stringify(name)}:${JSON.stringify(entry)}`)
-    end += byteLength
+    begin += byteLength
   }
   const header = encodeHeader(`{${parts.join(',')}}`)
-  let offset = header.byteLength
-  return {
-    header,
-    tensors: placed.map((tensor) => {
-      const info = { ...tensor, offset }
-      offset += tensor.byteLength
-      return info
-    }),
-  }
+  return { header, tensors: placed.map(({ begin, ...tensor }) => ({ ...tensor, offset: header.byteLength + begin })) }
 }
 
 /** The header's length and its JSON, padded. */

@@ -17,6 +17,7 @@ import {
   windowsOf,
 } from './windows.js'
 
+/** How the base and PEFT's A move over the input. */
 export interface Movement {
   readonly base: Steps
   readonly branch: Steps
@@ -24,6 +25,7 @@ export interface Movement {
   readonly isDilated: boolean
 }
 
+/** What the forward pass leaves for the one back. */
 export interface ConvolutionTape {
   readonly pass: Tape
   readonly windows: Windows
@@ -42,7 +44,7 @@ export interface ConvolutionPassGradients {
   readonly dropped: Tensor<FloatArray> | undefined
 }
 
-/** Throws ConfigError as {@link stepsOf} does. */
+/** How a geometry moves both. Throws ConfigError as {@link stepsOf} does. */
 export function movementOf(kernel: readonly number[], geometry: ConvolutionGeometry, where: string): Movement {
   const base = stepsOf(kernel, geometry, where)
   const isDilated = base.dilation.some((step, i) => step !== 1 && kernel[i] !== 1)

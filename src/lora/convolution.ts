@@ -25,7 +25,7 @@ import type { PassWeights } from './passes.js'
 import { addScaled, normOfProduct } from './product.js'
 import type { ConvolutionGeometry } from './windows.js'
 
-/** Gradients shaped like A (r, in, *kernel), B (d, r/groups, 1…) and the input (n, in, ...input). */
+/** What `backward` gives: gradients shaped like A (r, in, *kernel), B (d, r/groups, 1…) and the input (n, in, ...input). */
 export interface ConvolutionGradients {
   weightA: Tensor<FloatArray>
   weightB: Tensor<FloatArray>
@@ -45,6 +45,7 @@ export class ConvolutionLora extends LinearBacked<ConvolutionTape & { keep: Uint
   readonly channels: number
   /** Sizes of the kernel: one to three. */
   readonly kernel: readonly number[]
+  /** How many parts the channels fall into, in and out; 1 for an ordinary convolution. */
   readonly groups: number
   /** Of a grouped convolution, whose outputs are no rows of the linear layer. */
   readonly #vectors: { magnitude: FloatArray | undefined; biasB: FloatArray | undefined } | undefined

@@ -19,7 +19,7 @@ import { LinearBacked } from './linear-backed.js'
 import { addChange, type ChangeTape, type ChangeWeights, changeGradients } from './passes.js'
 import { addScaled, inPrecisionOf, transpose } from './product.js'
 
-/** Gradients shaped like A (r, V) and B (D, r). */
+/** What `backward` gives: gradients shaped like A (r, V) and B (D, r). */
 export interface EmbeddingGradients {
   weightA: Matrix
   weightB: Matrix
@@ -27,7 +27,10 @@ export interface EmbeddingGradients {
   magnitude?: FloatArray
 }
 
-/** Made from trained factors, in evaluation mode. Dropout, which PEFT does not apply to embeddings, has no effect. */
+/**
+ * An adapted embedding: rows of E + s·(B·A)ᵀ with E (V, D), A (r, V) and B (D, r). Made from trained factors, in evaluation mode.
+ * Dropout, which PEFT does not apply to embeddings, has no effect.
+ */
 export class EmbeddingLora extends LinearBacked<ChangeTape & { tokens: readonly number[] }> {
   /**
    * @param weightA (r, V), V rows of the embedding

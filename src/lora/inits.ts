@@ -33,10 +33,10 @@ export type Init =
   | 'lora-ga'
   | 'corda'
 
-/** Those that need nothing but a shape. */
+/** The inits that need nothing but a shape. */
 export const DRAWN_INITS = ['normal', 'kaiming-uniform', 'gaussian', 'random', 'orthogonal'] as const satisfies Init[]
 
-/** All; 16 stands for any number of iterations. */
+/** All inits; 16 stands for any number of iterations. */
 export const INITS: readonly Init[] = [
   ...DRAWN_INITS,
   'pissa',
@@ -48,6 +48,7 @@ export const INITS: readonly Init[] = [
   'corda',
 ]
 
+/** Whether a value names an init. */
 export function isInit(value: unknown): value is Init {
   return INITS.includes(value as Init) || (typeof value === 'string' && iterationsOf(value) !== undefined)
 }

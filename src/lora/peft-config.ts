@@ -14,6 +14,7 @@ import { type LoraConfig, type LoraConfigInput, resolveConfig } from './config.j
 import { type Init, isInit, iterationsOf } from './inits.js'
 import { PatternTable } from './patterns.js'
 
+/** PEFT's fields that are settings here. */
 const NAMES: ReadonlyMap<string, keyof LoraConfig> = new Map([
   ['r', 'rank'],
   ['lora_alpha', 'alpha'],
@@ -99,9 +100,9 @@ function peftInit(init: Init): unknown {
  * The content of an adapter_config.json → config. Absent target_modules, by which PEFT means a table of architectures, become
  * `all-linear`: what is adapted, the tensors tell.
  *
- * @throws FormatError when it is no JSON object; ConfigError when a value is out of range; UnsupportedError when a field has a
- *   meaning that is not implemented. Each names the file and the field.
- * @param onProblem hears of the last kind; default: throws it
+ * @param onProblem hears of fields whose meaning is not implemented; default: throws
+ * @throws FormatError when it is no JSON object; ConfigError when a value is out of range or missing; UnsupportedError for another
+ *   method than LoRA, and for a field whose meaning is not implemented. Each names the file and the field.
  */
 export function parsePeftConfig(bytes: Uint8Array, file: string, onProblem: OnProblem = throwProblem): LoraConfig {
   const json = parseJson(bytes, file)
@@ -113,18 +114,20 @@ export function parsePeftConfig(bytes: Uint8Array, file: string, onProblem: OnPr
     throw new ConfigError({ where: file, what: 'no peft_type', expected: 'the adapter_config.json of a PEFT adapter' })
   }
   checkSupported(fields, file, onProblem)
-  for (const key of REQUIRED) {
-    // PEFT would take 8 for either: with tensors of another training that is another model, and nobody would notice.
-    if ((fields.get(key) ?? null) === null) {
-      throw new ConfigError({
-        where: `${file}: ${key}`,
-        what: 'missing',
-        expected: 'the value that the adapter was trained with',
-        hint: 'Every version of PEFT writes it: the file is not complete',
-      })
-    }
+  // PEFT would take 8 for either: with tensors of another training that is another model, and nobody would notice.
+  const missing = REQUIRED.find((key) => (fields.get(key) ?? null) === null)
+  if (missing !== undefined) {
+    throw new ConfigError({
+      where: `${file}: ${missing}`,
+      what: 'missing',
+      expected: 'the value that the adapter was trained with',
+      hint: 'Every version of PEFT writes it: the file is not complete',
+    })
   }
+  return resolveForFile(inputOf(fields), file)
+}
 
+function inputOf(fields: ReadonlyMap<string, unknown>): LoraConfigInput {
   const input: Record<string, unknown> = {
     targetModules: 'all-linear',
     init: fields.has(INIT_FIELD) ? initOf(fields.get(INIT_FIELD)) : 'kaiming-uniform',
@@ -135,8 +138,7 @@ export function parsePeftConfig(bytes: Uint8Array, file: string, onProblem: OnPr
     if (name === undefined && key !== INIT_FIELD) others.push([key, value])
     else if (name !== undefined && value !== null && !isEmptyRanges(key, value)) input[name] = value
   }
-  input.peftFields = Object.fromEntries(others)
-  return resolveForFile(input as LoraConfigInput, file)
+  return { ...(input as LoraConfigInput), peftFields: Object.fromEntries(others) }
 }
 
 /** Patterns keep the order of the file, which an object would not: JavaScript puts keys like "1" first. */
@@ -161,14 +163,7 @@ function resolveForFile(input: LoraConfigInput, file: string): LoraConfig {
     const [name, ...rest] = (error.where ?? '').split(' ')
     const key = name === 'init' ? INIT_FIELD : ([...NAMES].find(([, camelCase]) => camelCase === name)?.[0] ?? name)
     const { what, expected, got, hint } = error
-    throw new ConfigError({
-      where: `${file}: ${[key, ...rest].join(' ')}`,
-      what,
-      cause: error,
-      ...(expected !== undefined && { expected }),
-      ...(got !== undefined && { got }),
-      ...(hint !== undefined && { hint }),
-    })
+    throw new ConfigError({ where: `${file}: ${[key, ...rest].join(' ')}`, what, expected, got, hint, cause: error })
   }
 }
 
@@ -196,8 +191,8 @@ function unsupported(file: string, key: string, value: unknown, expected?: strin
   return new UnsupportedError({
     where: `${file}: ${key}`,
     what: 'a setting that changes what the weights mean and is not implemented',
+    expected,
     got: (JSON.stringify(value) ?? 'nothing').slice(0, 200),
-    ...(expected !== undefined && { expected }),
   })
 }
 

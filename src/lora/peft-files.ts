@@ -10,6 +10,7 @@ import {
 } from '../formats/safetensors.js'
 import { parseTorchFile } from '../formats/torch/torch-file.js'
 
+/** The config's name in an adapter folder. */
 export const CONFIG_FILE = 'adapter_config.json'
 const WEIGHTS_FILE = 'adapter_model.safetensors'
 /** What PEFT wrote before 0.6, and since then with safe_serialization=False. */
@@ -67,7 +68,11 @@ async function hasConfig(directory: Directory, folder: string): Promise<boolean>
   return directory.has(`${folder}/${CONFIG_FILE}`)
 }
 
-/** @throws FormatError when the config is too large for one; FileError when it cannot be read */
+/**
+ * A config's bytes, and the file's name for messages.
+ *
+ * @throws FormatError when it is too large for a config; FileError when it cannot be read
+ */
 export async function readConfig({ directory, path }: AdapterFolder): Promise<{ bytes: Uint8Array; file: string }> {
   const source = await directory.open(path + CONFIG_FILE)
   try {

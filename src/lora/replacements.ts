@@ -20,5 +20,6 @@ export interface Replacement extends StoredTensor {
 
 /** Rows (n, D) that take the place of the embedding's rows `indices`. */
 export interface TokenRows extends StoredTensor {
+  /** In the order of the rows. */
   readonly indices: readonly number[]
 }

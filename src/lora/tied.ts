@@ -6,6 +6,7 @@ import { targetMatcher } from './patterns.js'
 
 const HEADS = /(^|\.)(lm_head|embed_out|predictions\.decoder)$/
 
+/** Whether a module is an output embedding, by the names that transformers gives them. */
 export function isHeadModule(module: string): boolean {
   return HEADS.test(module)
 }
