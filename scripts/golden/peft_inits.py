@@ -52,6 +52,7 @@ TRAINED = {  # case: (model, LoraConfig, whether PEFT converts it)
     "pissa-rslora-patterns": ("qwen2", {**PLAIN, **PATTERNS, "use_rslora": True, "init_lora_weights": "pissa"}, False),
     "pissa-dora": ("qwen2", {**PLAIN, "use_dora": True, "init_lora_weights": "pissa"}, False),
     "pissa-embedding": ("qwen2", {**PLAIN, "target_modules": ["embed_tokens", "q_proj"], "init_lora_weights": "pissa"}, False),
+    "pissa-embedding-alone": ("qwen2", {**PLAIN, "target_modules": ["embed_tokens"], "init_lora_weights": "pissa"}, False),
     "pissa-conv1d": ("gpt2", {**GPT, "init_lora_weights": "pissa"}, True),
     "olora": ("qwen2", {**PLAIN, "init_lora_weights": "olora"}, True),
     "olora-rslora": ("qwen2", {**PLAIN, "use_rslora": True, "init_lora_weights": "olora"}, True),

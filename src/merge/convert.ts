@@ -3,13 +3,13 @@
 import type { Directory } from '../base/bytes.js'
 import { decodeWeights, type WeightDtype } from '../base/dtype.js'
 import type { Matrix } from '../base/tensor.js'
-import { openCheckpoint, shardSource } from '../formats/checkpoint.js'
+import { type Checkpoint, openCheckpoint, shardSource } from '../formats/checkpoint.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import { type BaseWeights, toPlain } from '../lora/convert.js'
 import { transpose } from '../lora/product.js'
 import { openAdapters } from './checkpoint/adapters.js'
 import { readConfig } from './checkpoint/merge-checkpoint.js'
-import { findWeights, missingError, moduleNames } from './checkpoint/plan.js'
+import { type FoundWeight, findWeights, missingError, moduleNames } from './checkpoint/plan.js'
 import { refuseQuantizedConfig } from './checkpoint/refusals.js'
 import { findTiedPair } from './checkpoint/tied.js'
 
@@ -40,22 +40,37 @@ export async function convertToPlain(
   try {
     const config = await readConfig(from)
     refuseQuantizedConfig(config, `${from.name}/config.json`)
+    return await toPlain(adapter, await baseWeightsOf(adapter, checkpoint, config))
+  } finally {
+    await checkpoint.close()
+  }
+}
+
+/** Finds the weights of all linear layers, and reads one when it is asked for. Other layers start without their base. */
+async function baseWeightsOf(
+  adapter: LoraAdapter,
+  checkpoint: Checkpoint,
+  config: Readonly<Record<string, unknown>> | undefined,
+): Promise<BaseWeights> {
+  const byName = new Map<string, FoundWeight>()
+  if (adapter.size > 0) {
     const { layers, close } = await openAdapters([placeholders(adapter)])
     await close()
     const locate = moduleNames(layers, checkpoint.tensors)
     const search = { layers, locate, checkpoint, pair: findTiedPair(layers, checkpoint, config), config }
-    const byName = new Map(layers.map((layer) => [layer.name, findWeights(layer, search)?.[0]]))
-    const missing = layers.filter(({ name }) => byName.get(name) === undefined)
+    for (const layer of layers) {
+      const [found] = findWeights(layer, search) ?? []
+      if (found !== undefined) byName.set(layer.name, found)
+    }
+    const missing = layers.filter(({ name }) => !byName.has(name))
     if (missing.length > 0) throw missingError(missing, layers, checkpoint.tensors)
-    return await toPlain(adapter, async (name): Promise<Matrix> => {
-      const { tensor, layer } = byName.get(name)!
-      const { dtype, offset, byteLength, shape } = tensor.info
-      const bytes = await shardSource(checkpoint, tensor.shard).read(offset, byteLength)
-      const stored: Matrix = { data: decodeWeights(bytes, dtype as WeightDtype), shape: [shape[0], shape[1]] }
-      return layer.isInputMajor ? transpose(stored) : stored
-    })
-  } finally {
-    await checkpoint.close()
+  }
+  return async (name): Promise<Matrix> => {
+    const { tensor, layer } = byName.get(name)!
+    const { dtype, offset, byteLength, shape } = tensor.info
+    const bytes = await shardSource(checkpoint, tensor.shard).read(offset, byteLength)
+    const stored: Matrix = { data: decodeWeights(bytes, dtype as WeightDtype), shape: [shape[0], shape[1]] }
+    return layer.isInputMajor ? transpose(stored) : stored
   }
 }
 

@@ -44,7 +44,11 @@ describe.each(cases)('%s', async (name) => {
       expect(maxDifference(stored(effective), golden.get(`merged.${module}.weight`)!)).toBeLessThan(1e-5)
       expect(maxDifference(layer.baseWeight!, stored(weight))).toBeGreaterThan(1e-3)
     }
-    expect(adapter.size).toBeGreaterThan(0)
+    for (const [module, embedding] of adapter.embeddings) {
+      const effective = embedding.attachBase(weights.get(`${module}.weight`)!).effectiveWeight()
+      expect(maxDifference(effective, golden.get(`merged.${module}.weight`)!)).toBeLessThan(1e-5)
+    }
+    expect(adapter.parts().length).toBe(merged.length)
   })
 
   test('as plain LoRA it merges to the same weights', async () => {
