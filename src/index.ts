@@ -1,3 +1,4 @@
+/// <reference lib="esnext.disposable" preserve="true" />
 // The public API for both runtimes: everything here runs in Node and in browsers. `lowrank/node` adds paths.
 
 export {
@@ -26,6 +27,7 @@ export {
 } from './base/errors.js'
 export type { FloatArray, Matrix, MatrixLike, Tensor } from './base/tensor.js'
 export type { OnnxModel } from './formats/onnx/model.js'
+export type { WeightRange } from './formats/onnx/tensors.js'
 export type { CausalModel, LoadModelOptions } from './graph/model-folder.js'
 export {
   AdapterSession,
@@ -51,6 +53,7 @@ export { GENERATE_DEFAULTS, type SamplingOptions } from './infer/sampling.js'
 export { FilesDirectory, HandleDirectory, type OpenStream, StreamDirectory } from './io/web-directories.js'
 export { BlobSource, openUrl, type UrlOptions } from './io/web-files.js'
 export { configureKernels, disposeKernels, type KernelOptions } from './kernels/index.js'
+export type { SimdBuild } from './kernels/module.js'
 export { type AdapterSummary, type LayerSummary, LoraAdapter } from './lora/adapter.js'
 export {
   type LoraConfig,
@@ -92,7 +95,7 @@ export type { RuntimeHost } from './runtime/host.js'
 export type { OrtModule } from './runtime/onnxruntime.js'
 export type { Feeds, RuntimeTensor, SessionOptions, TensorData, TensorType } from './runtime/runtime.js'
 export type { TextRecord } from './text/records.js'
-export type { Tokenizer } from './text/tokenizer.js'
+export type { TextStream, Tokenizer } from './text/tokenizer.js'
 export type { TrainerOptions, TrainingData, TrainResult } from './train/options.js'
 export type { EvaluationEvent, StepEvent, TrainEvents, TrainReport, TrainStage } from './train/report.js'
 export type { StepMetrics } from './train/run-folder.js'

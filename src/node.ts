@@ -3,6 +3,7 @@
 export * from './index.js'
 export { NodeDirectory, openFile } from './io/node-files.js'
 export { defaultTargetModules } from './lora/default-targets.js'
+export type { FileAdapter } from './merge/checkpoint/node-merge.js'
 export {
   type UnmergeFilesOptions,
   type UnmergeFilesReport,

@@ -62,6 +62,11 @@ export class FilesDirectory implements Directory {
   }
 }
 
+/** The browser's type, in projects whose libraries have it. */
+export type FolderHandle = typeof globalThis extends { FileSystemDirectoryHandle: { prototype: infer Handle } }
+  ? Handle
+  : never
+
 /** A folder of the File System API. A file that is new is there, but empty, until it is committed. */
 export class HandleDirectory implements Directory {
   readonly name: string
@@ -71,7 +76,7 @@ export class HandleDirectory implements Directory {
    * @param handle from `navigator.storage.getDirectory()`, `showDirectoryPicker({ mode: 'readwrite' })`, or a folder in one of them
    * @param name for messages. Default: the handle's
    */
-  constructor(handle: FileSystemDirectoryHandle, name = handle.name || 'opfs') {
+  constructor(handle: FolderHandle, name = handle.name || 'opfs') {
     this.#handle = handle
     this.name = name
   }

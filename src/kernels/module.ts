@@ -50,7 +50,11 @@ function isValid(probe: readonly number[]): boolean {
 
 const compiled = new Map<string, WebAssembly.Module>()
 
-/** The build as a module that imports a shared or an unshared memory; undefined where it cannot be compiled. */
+/**
+ * The build as a module that imports a shared or an unshared memory; undefined where it cannot be compiled.
+ *
+ * @internal Its types need the DOM library, which projects for Node alone lack.
+ */
 export function compile({ hex, memoryFlags }: WasmBuild, isShared: boolean): WebAssembly.Module | undefined {
   const key = `${isShared}/${hex}`
   let module = compiled.get(key)

@@ -90,7 +90,11 @@ export class Team {
   /** The block in each slot. */
   readonly #blocks: number[]
 
-  /** Starts `threads` − 1 workers over a shared workspace with their slots. They help as soon as they are there. */
+  /**
+   * Starts `threads` − 1 workers over a shared workspace with their slots. They help as soon as they are there.
+   *
+   * @internal
+   */
   constructor(module: WebAssembly.Module, workspace: Workspace, threads: number) {
     this.#states = new Int32Array(workspace.memory.buffer)
     this.#blocks = new Array(slotsFor(threads)).fill(0)

@@ -69,6 +69,7 @@ export interface Job {
 }
 
 export class Workspace {
+  /** @internal */
   readonly memory: WebAssembly.Memory
   readonly slots: number
   readonly #f32: Float32Array

@@ -212,7 +212,7 @@ export class ExpertLora {
     return this.#stack(this.#experts.map((expert) => expert.effectiveWeight()))
   }
 
-  /** (n, k) → (n, d) through one expert. Throws as {@link expert} and {@link LoraLayer.forward} do. */
+  /** (n, k) → (n, d) through one expert. Throws as `expert` and {@link LoraLayer.forward} do. */
   forward(expert: number, input: MatrixLike): Matrix {
     return this.expert(expert).forward(input)
   }

@@ -134,7 +134,11 @@ describe('the types', () => {
   })
 })
 
-describe.each(['node16', 'bundler'])('type-checking under moduleResolution %s', (moduleResolution) => {
+// The libraries of a project for Node, and of one that a bundler's template makes; declarations of packages are checked as well.
+describe.each([
+  { moduleResolution: 'nodenext', lib: ['ES2022'], types: ['node'] },
+  { moduleResolution: 'bundler', lib: ['ES2022', 'DOM', 'DOM.Iterable'], types: [] },
+])('type-checking under moduleResolution $moduleResolution with $lib', ({ moduleResolution, lib, types }) => {
   it('accepts right use and refuses wrong use', () => {
     const source = `consumer-${moduleResolution}.ts`
     consumer.write(source, TYPED_USE)
@@ -144,13 +148,14 @@ describe.each(['node16', 'bundler'])('type-checking under moduleResolution %s', 
       JSON.stringify({
         compilerOptions: {
           target: 'ES2022',
-          lib: ['ES2022', 'DOM', 'DOM.Iterable', 'DOM.AsyncIterable', 'ESNext.Disposable'],
-          module: moduleResolution === 'node16' ? 'node16' : 'esnext',
+          lib,
+          module: moduleResolution === 'nodenext' ? 'nodenext' : 'esnext',
           moduleResolution,
           strict: true,
           exactOptionalPropertyTypes: true,
           noEmit: true,
-          types: [],
+          types,
+          typeRoots: [join(repository, 'node_modules', '@types')],
         },
         files: [source],
       }),

@@ -20,7 +20,7 @@ export interface UnmergeFilesReport extends MergeFilesReport {
 /**
  * Takes adapters out of a merged checkpoint, as unmergeCheckpoint does.
  *
- * @throws what {@link mergeCheckpointFiles} and compareCheckpoints throw; UnsupportedError for an ONNX model
+ * @throws what merge and compareCheckpoints throw; UnsupportedError for an ONNX model
  */
 export async function unmergeCheckpointFiles(
   merged: string,
