@@ -184,6 +184,21 @@ describe.skipIf(chromium === undefined)('in Chromium', () => {
     expect(page.errors).toEqual([])
   })
 
+  it('shows layers of which no number is finite', async () => {
+    const folder = join(scratch, 'nan')
+    await saveAdapter(adapterWith(['h.0.q', 'h.1.q'], 2), new NodeDirectory(folder))
+    const weights = join(folder, 'adapter_model.safetensors')
+    const bytes = readFileSync(weights)
+    bytes.fill(0xff, 8 + Number(bytes.readBigUInt64LE()))
+    writeFileSync(weights, bytes)
+    const file = join(scratch, 'nan.html')
+    await lowrank('inspect', folder, '--html', file)
+    await open(file)
+    expect(page.errors).toEqual([])
+    expect(await texts('tbody td.name')).toEqual(['h.0.q', 'h.1.q'])
+    expect((await texts('.problems li')).join()).toMatch(/h\.0\.q/)
+  })
+
   it.each([
     ['2 layers', 1],
     ['300 layers', 150],

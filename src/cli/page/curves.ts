@@ -1,6 +1,8 @@
-// The plot of singular values. Like the script that calls it, it is embedded as its own source text, and uses nothing from outside.
+// The plot of singular values. Embedded as its own source text.
 
-export interface Curve {
+import type { View } from './view.js'
+
+interface Curve {
   name: string
   /** Number of the colour. */
   color: number
@@ -8,27 +10,11 @@ export interface Curve {
   values: number[]
 }
 
-/**
- * @param figure a number as text
- * @param onPoint hears where the pointer is, with what to tell; undefined when it left
- */
-export function curvePlot(
-  curves: Curve[],
-  figure: (value: number) => string,
-  onPoint: (event: PointerEvent, text: string | undefined) => void,
-): SVGElement {
-  function draw<K extends keyof SVGElementTagNameMap>(
-    tag: K,
-    attributes: Record<string, string | number>,
-    text = '',
-  ): SVGElementTagNameMap[K] {
-    const element = document.createElementNS('http://www.w3.org/2000/svg', tag)
-    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, String(value))
-    if (text !== '') element.textContent = text
-    return element
-  }
+/** The curves over a logarithmic scale; an empty element where no value is above zero. */
+export function curvePlot({ draw, figure, showTip, hideTip }: View, curves: Curve[]): SVGElement {
+  const [width, height, left, right, top, bottom] = [1140, 340, 70, 16, 12, 36]
 
-  /** 1, 2, 5 of each power of ten where they are few; else powers of ten, or every second or third of them. */
+  /** Powers of ten; where these are few, multiples of them in between. */
   function ticks(from: number, to: number): number[] {
     const [first, last] = [Math.floor(Math.log10(from)), Math.ceil(Math.log10(to))]
     const inRange = (values: number[]) => values.filter((value) => value >= from && value <= to)
@@ -43,53 +29,55 @@ export function curvePlot(
     return value >= 1e-3 && value < 1e5 ? String(Number(value.toPrecision(2))) : value.toExponential(0)
   }
 
-  const [width, height, left, right, top, bottom] = [1140, 340, 70, 16, 12, 36]
-  const svg = draw('svg', { viewBox: `0 0 ${width} ${height}`, width: '100%', role: 'img' })
-  svg.setAttribute('aria-label', 'Singular values, largest first')
+  function drawGrid(): SVGElement[] {
+    return ticks(10 ** bottomPower, 10 ** topPower).flatMap((value) => {
+      const y = yOf(value)
+      const place = { x: left - 8, y: y + 4, 'text-anchor': 'end', class: 'faint' }
+      const line = draw('line', { x1: left, x2: width - right, y1: y, y2: y, class: 'grid' })
+      return [line, draw('text', place, tickLabel(value))]
+    })
+  }
+
+  function drawIndexes(): SVGElement[] {
+    const every = [1, 2, 5, 10, 20, 50, 100].find((step) => count / step <= 16) ?? 200
+    const shown = Array.from({ length: count }, (_, i) => i).filter((i) => i === 0 || (i + 1) % every === 0)
+    const text = (x: number, y: number, label: string) =>
+      draw('text', { x, y, 'text-anchor': 'middle', class: 'faint' }, label)
+    return [
+      ...shown.map((i) => text(xOf(i), height - 16, String(i + 1))),
+      text((left + width - right) / 2, height - 1, 'index'),
+    ]
+  }
+
+  function drawCurve({ name, color, values }: Curve): SVGElement[] {
+    const points = values.map((value, i) => `${i === 0 ? 'M' : 'L'}${xOf(i).toFixed(1)} ${yOf(value).toFixed(1)}`)
+    const path = draw('path', { d: points.join('') })
+    path.style.stroke = `var(--c${color})`
+    const dots = values.map((value, i) => {
+      const dot = draw('circle', { cx: xOf(i), cy: yOf(value), r: values.length > 70 ? 2 : 3.5 })
+      dot.style.fill = `var(--c${color})`
+      dot.addEventListener('pointermove', (event) => showTip(event, `${name}\nσ${i + 1}  ${figure(value)}`))
+      dot.addEventListener('pointerleave', hideTip)
+      return dot
+    })
+    return [path, ...dots]
+  }
+
   const all = curves.flatMap(({ values }) => values).filter((value) => value > 0)
   if (all.length === 0) return draw('svg', { width: 10, height: 0 })
   const max = Math.max(...all)
   // Below are values that are zero but for rounding.
   const min = Math.max(Math.min(...all), max * 1e-8)
-  let [bottomPower, topPower] = [Math.log10(min), Math.log10(max)]
-  const margin = Math.max(0.05, (topPower - bottomPower) * 0.05)
-  bottomPower -= margin
-  topPower += margin
+  const margin = Math.max(0.05, (Math.log10(max) - Math.log10(min)) * 0.05)
+  const [bottomPower, topPower] = [Math.log10(min) - margin, Math.log10(max) + margin]
   const count = Math.max(2, ...curves.map(({ values }) => values.length))
   const xOf = (i: number) => left + (i / (count - 1)) * (width - left - right)
   const yOf = (value: number) => {
     const share = (Math.log10(Math.max(value, min)) - bottomPower) / (topPower - bottomPower)
     return height - bottom - share * (height - top - bottom)
   }
-  for (const value of ticks(10 ** bottomPower, 10 ** topPower)) {
-    const y = yOf(value)
-    svg.append(draw('line', { x1: left, x2: width - right, y1: y, y2: y, class: 'grid' }))
-    svg.append(draw('text', { x: left - 8, y: y + 4, 'text-anchor': 'end', class: 'faint' }, tickLabel(value)))
-  }
-  const every = [1, 2, 5, 10, 20, 50, 100].find((step) => count / step <= 16) ?? 200
-  for (let i = 0; i < count; i++) {
-    if (i !== 0 && (i + 1) % every !== 0) continue
-    svg.append(draw('text', { x: xOf(i), y: height - 16, 'text-anchor': 'middle', class: 'faint' }, String(i + 1)))
-  }
-  svg.append(
-    draw('text', { x: (left + width - right) / 2, y: height - 1, 'text-anchor': 'middle', class: 'faint' }, 'index'),
-  )
-  for (const { name, color, values } of curves) {
-    const line = values
-      .map((value, i) => `${i === 0 ? 'M' : 'L'}${xOf(i).toFixed(1)} ${yOf(value).toFixed(1)}`)
-      .join('')
-    const path = draw('path', { d: line })
-    path.style.stroke = `var(--c${color})`
-    svg.append(path)
-    values.forEach((value, i) => {
-      const dot = draw('circle', { cx: xOf(i), cy: yOf(value), r: values.length > 70 ? 2 : 3.5 })
-      dot.style.fill = `var(--c${color})`
-      dot.addEventListener('pointermove', (event) => {
-        onPoint(event, `${name}\nσ${i + 1}  ${figure(value)}`)
-      })
-      dot.addEventListener('pointerleave', (event) => onPoint(event, undefined))
-      svg.append(dot)
-    })
-  }
+  const svg = draw('svg', { viewBox: `0 0 ${width} ${height}`, width: '100%', role: 'img' })
+  svg.setAttribute('aria-label', 'Singular values, largest first')
+  svg.append(...drawGrid(), ...drawIndexes(), ...curves.flatMap(drawCurve))
   return svg
 }

@@ -2,17 +2,25 @@
 // style, so that names from files stay text whatever is in them.
 
 import { createHash } from 'node:crypto'
-import { client } from './client.js'
+import { client, type Parts } from './client.js'
 import { curvePlot } from './curves.js'
 import { type AdapterInspection, pageData } from './data.js'
+import { drawSvg, figure, makeElement } from './elements.js'
+import { drawHead } from './head.js'
+import { drawMaps } from './maps.js'
+import { drawPlot } from './plot.js'
 import { STYLE } from './style.js'
+import { drawTable } from './table.js'
 
 /** Marks a page as one of these, so that it may be replaced by another. */
 export const GENERATOR = '<meta name="generator" content="lowrank inspect">'
 
+const PARTS: Parts = { makeElement, drawSvg, figure, drawHead, drawMaps, drawPlot, curvePlot, drawTable }
+
 /** @param title the adapter's path */
 export function inspectionPage(report: AdapterInspection, title: string): string {
-  const script = `(${client})(${curvePlot})`
+  const parts = Object.entries(PARTS).map(([name, part]) => `${name}: ${part}`)
+  const script = `(${client})({ ${parts.join(', ')} })`
   const policy = [
     "default-src 'none'",
     `script-src '${hashOf(script)}'`,
