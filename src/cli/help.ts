@@ -30,7 +30,7 @@ export function programHelp(commands: readonly Pick<Command, 'name' | 'summary'>
     '  lowrank merge --base DIR --adapter out/mine --out out/merged',
     '',
     'Exit codes: 0 done, 1 an error in what was asked (one message says what to do), 2 wrong usage,',
-    '70 a bug in lowrank, 130 stopped with Ctrl-C.',
+    '70 a bug in lowrank, 130 stopped with Ctrl-C or by SIGTERM.',
   ].join('\n')
 }
 

@@ -106,6 +106,8 @@ process.stdout.on('error', (error: NodeJS.ErrnoException) => {
   if (isFirst && process.exitCode !== undefined) process.exitCode = outputExit()
 })
 
+// Messages that nobody reads are no reason to stop.
+process.stderr.on('error', () => {})
 process.on('uncaughtException', (error) => process.exit(report(error, args[0])))
 const exitCode = await main(args).catch((error: unknown) => {
   if (!isWriteError(error)) return report(error, args[0])

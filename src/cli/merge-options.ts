@@ -1,6 +1,7 @@
 // What merging and unmerging share on the command line: options, adapters with their weights, and the run with its progress.
 
-import type { MergeProgress, MergeReport } from '../node.js'
+import type { MergePlanReport, MergeProgress, MergeReport } from '../node.js'
+import { printable } from './escape.js'
 import { EXIT_INTERRUPTED, interruptible } from './interrupt.js'
 import { integer, type Occurrence, type Option, readNumber, repeated, toggle, UsageError } from './options.js'
 import { bytes, colors, Progress, peakRssBytes, printDocument, say } from './terminal.js'
@@ -30,9 +31,9 @@ export async function runMerge<R extends MergeReport>(
 ): Promise<number> {
   const progress = new Progress()
   const startedAt = performance.now()
-  const onProgress = ({ writtenBytes, totalBytes }: MergeProgress) => {
+  const onProgress = ({ writtenBytes, totalBytes, keptBytes = 0 }: MergeProgress) => {
     const megabytes = (value: number) => Math.round(Math.min(value, totalBytes) / 1e6)
-    const rate = (writtenBytes / (performance.now() - startedAt)) * 1000
+    const rate = ((writtenBytes - keptBytes) / (performance.now() - startedAt)) * 1000
     progress.update(megabytes(writtenBytes), megabytes(totalBytes), ` MB  ${bytes(rate)}/s`)
   }
   try {
@@ -40,6 +41,7 @@ export async function runMerge<R extends MergeReport>(
     progress.end()
     if (json) printDocument({ ...(report as MergeReport), peakRssBytes: peakRssBytes() })
     else show(report)
+    sayLeftOut(report)
     say(
       `Wrote ${colors.bold(report.out)}: ${bytes(report.bytes)}, ` +
         `${report.changed} of ${report.tensors} tensors changed, ${report.seconds.toFixed(1)} s`,
@@ -47,10 +49,18 @@ export async function runMerge<R extends MergeReport>(
     return 0
   } catch (error) {
     if (!(error instanceof DOMException && error.name === 'AbortError')) throw error
+    progress.end()
+    say('Stopped. Of a result of several files --resume keeps those that are finished.')
     return EXIT_INTERRUPTED
   } finally {
     progress.end()
   }
+}
+
+/** Lists the files of a checkpoint's folder that do not go along; for ONNX models there is no such list. */
+export function sayLeftOut(report: MergeReport | MergePlanReport): void {
+  const leftOut = 'leftOut' in report ? (report.leftOut as readonly string[]) : []
+  if (leftOut.length > 0) say(`Left out, as other copies of the weights: ${leftOut.map(printable).join(', ')}`)
 }
 
 /** An option whose one value has a form of its own. */
@@ -65,8 +75,9 @@ export function sized<T>(
 /** 500MB, 5GB or a number of bytes; decimal units, as transformers counts them. */
 function readSize({ flag, value }: Occurrence): number {
   const [, number, unit] = /^(\d+(?:\.\d+)?)\s*(KB|MB|GB|TB|B)?$/i.exec(value) ?? []
-  if (number === undefined) throw new UsageError(`${flag} is a size such as 5GB; got '${value}'`)
-  return Math.floor(Number(number) * 1000 ** ['B', 'KB', 'MB', 'GB', 'TB'].indexOf((unit ?? 'B').toUpperCase()))
+  const size = Math.floor(Number(number) * 1000 ** ['B', 'KB', 'MB', 'GB', 'TB'].indexOf((unit ?? 'B').toUpperCase()))
+  if (number !== undefined && size > 0 && Number.isSafeInteger(size)) return size
+  throw new UsageError(`${flag} is a size such as 5GB; got '${value}'`)
 }
 
 function readShare({ flag, value }: Occurrence): { index: number; count: number } {

@@ -172,6 +172,7 @@ export function parseCommand(command: Command, args: readonly string[]) {
     ) {
       throw new UsageError(`${flag} needs a value: ${flag} ${placeholder}`)
     }
+    if (token.value === '' && /DIR|FILE/.test(placeholder ?? '')) throw new UsageError(`${flag} is empty`)
     if (!isRepeatable && occurrences.some((other) => other.flag === flag)) {
       throw new UsageError(`${flag} is given twice`)
     }

@@ -30,6 +30,8 @@ export interface MergeProgress {
   writtenBytes: number
   /** Of the weights: what will be written, but for headers and small files. */
   totalBytes: number
+  /** Of the written ones, those that an earlier run had finished; undefined: none. */
+  keptBytes?: number
 }
 
 /** A folder whose new files appear when `commit` is called, in the order in which they were made. */

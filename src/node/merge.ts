@@ -12,7 +12,7 @@ import {
   mergeCheckpointFiles,
   planCheckpointFiles,
 } from '../merge/checkpoint/node-merge.js'
-import { RECORD_FILE } from '../merge/checkpoint/node-output.js'
+import { RECORD_FILE } from '../merge/checkpoint/node-place.js'
 import { mergeOnnx } from '../merge/merge-onnx.js'
 import type { MergeReport } from '../merge/output.js'
 import type { WeightedAdapter } from '../merge/weighted.js'

@@ -263,6 +263,11 @@ const OTHERS: [what: string, args: (out: string) => string[], message: RegExp][]
     (out) => ['merge', '--base', file('pytorch_model.bin', 'x'), '--adapter', PEFT, '--out', out],
     /pytorch_model\.bin: a pickle, .* is never read/,
   ],
+  [
+    'merge: an adapter named by its file',
+    (out) => ['merge', '--base', MODEL, '--adapter', join(PEFT, 'adapter_model.safetensors'), '--out', out],
+    /adapter_model\.safetensors: no folder but a file/,
+  ],
   ['inspect: a pickle', () => ['inspect', file('model.pt', 'x')], /model\.pt: a pickle/],
   ['inspect: nothing', () => ['inspect', join(scratch, 'nowhere')], /nowhere: no such file or folder/],
   ['inspect: a corrupt file', () => ['inspect', file('cut.safetensors', new Uint8Array(3))], /cut\.safetensors/],
@@ -295,6 +300,11 @@ describe('wrong usage', () => {
     [
       ['merge', '--base', 'a', '--adapter', 'b', '--out', 'x', '--shards', '2/2'],
       /--shards counts jobs from 0; got '2\/2'; the last of 2 jobs is 1\/2/,
+    ],
+    [['merge', '--base', MODEL, '--adapter', PEFT, '--out', ''], /--out is empty/],
+    [
+      ['merge', '--base', 'a', '--adapter', 'b', '--out', 'x', '--max-shard-size', '0'],
+      /--max-shard-size is a size such as 5GB; got '0'/,
     ],
     [['train', ...QUICK, '--out', 'x', '--task', 'embedding'], /--task embedding is not built yet/],
     [['train', ...QUICK, '--out', 'x', '--schedule', 'step'], /--schedule is one of cosine, linear, constant/],

@@ -2,7 +2,7 @@
 // so that memory does not grow with the adapter.
 
 import { type ByteSource, MemorySource } from '../../base/bytes.js'
-import { encodeWeights, type WeightDtype } from '../../base/dtype.js'
+import { decodeWeights, encodeWeights, type WeightDtype } from '../../base/dtype.js'
 import { MismatchError, type OnProblem, throwProblem, UnsupportedError } from '../../base/errors.js'
 import { elementCount, type FloatArray, type Tensor } from '../../base/tensor.js'
 import { isWeightDtype, type TensorInfo } from '../../formats/safetensors.js'
@@ -10,13 +10,17 @@ import { LoraAdapter } from '../../lora/adapter.js'
 import { type LoraConfig, scalingOf } from '../../lora/config.js'
 import { convolutionShape, groupsRefusal } from '../../lora/convolution-factors.js'
 import { EmbeddingLora } from '../../lora/embedding.js'
+import { notFinite } from '../../lora/factors.js'
 import { LoraLayer } from '../../lora/layer.js'
 import { type AdapterFile, type LoadOptions, openAdapter } from '../../lora/peft.js'
 import type { LayerTensors } from '../../lora/peft-tensors.js'
 import { requireOwnLayers, requireUnchangedBase } from '../../lora/plain.js'
+import { isFiniteMatrix } from '../../lora/product.js'
 import type { StoredTensor } from '../../lora/replacements.js'
 import { requireMatched } from '../../lora/unmatched.js'
 import { type AdapterInput, refuseWeighted, weighted, weightedError } from '../weighted.js'
+
+const READ_BYTES = 1 << 20
 
 /** A matrix (rows, columns), or a tensor read as one, that stays in its source. Plain data, so that plans can be sent to threads. */
 export interface Factor {
@@ -142,6 +146,24 @@ export async function openAdapters(
   } catch (error) {
     await close()
     throw error
+  }
+}
+
+/**
+ * Looks at what takes the place of the base's values; factors are looked at when they are read.
+ *
+ * @throws NumericError naming the tensor that holds a value that is not finite
+ */
+export async function requireFiniteReplacements({ replacements, sources }: OpenAdapters): Promise<void> {
+  for (const { source: index, info } of replacements) {
+    const { name, dtype, offset, byteLength } = info
+    if (!isWeightDtype(dtype)) continue
+    const source = sources[index]
+    for (let at = 0; at < byteLength; at += READ_BYTES) {
+      const bytes = await source.read(offset + at, Math.min(READ_BYTES, byteLength - at))
+      if (isFiniteMatrix({ data: decodeWeights(bytes, dtype) })) continue
+      throw notFinite(source.name === name ? name : `${source.name}: ${name}`)
+    }
   }
 }
 

@@ -7,7 +7,7 @@ import { type Checkpoint, openCheckpoint } from '../../formats/checkpoint.js'
 import { createMergeKernel } from '../../kernels/merge.js'
 import { baseAsOutputError, type MergeOptions, type MergeReport, refuseBaseAsOutput, writeTogether } from '../output.js'
 import type { AdapterInput } from '../weighted.js'
-import { type OpenAdapters, openAdapters } from './adapters.js'
+import { type OpenAdapters, openAdapters, requireFiniteReplacements } from './adapters.js'
 import { ChangeSums, ChunkMerger } from './chunk-merger.js'
 import { CONFIG_FILE, editConfig, isCompanion } from './companions.js'
 import { computeScales, segmentSource } from './dora-scales.js'
@@ -66,6 +66,7 @@ export async function openPlan(
         hint: 'Keep them tied, or add the file',
       })
     }
+    await requireFiniteReplacements(opened)
     await computeScales(plan, checkpoint, opened)
     return { plan, checkpoint, adapters: opened, close }
   } catch (error) {

@@ -5,8 +5,12 @@ import path from 'node:path'
 import { FileError } from '../../base/errors.js'
 import { fileError, makeFolders } from '../../io/node-files.js'
 import { CONFIG_FILE, editConfig, isCompanion } from './companions.js'
-import { RECORD_FILE, syncFile } from './node-output.js'
+import { NOTES_FOLDER, syncFile } from './node-output.js'
+import { RECORD_FILE } from './node-place.js'
 import type { MergePlan } from './plan.js'
+
+/** One of these is in the folder of a merge, finished or not. */
+const MERGED = [RECORD_FILE, NOTES_FOLDER]
 
 export interface Companions {
   copied: string[]
@@ -32,7 +36,13 @@ export async function findCompanions(base: string, plan: MergePlan, skip: readon
   const visit = async (folder: string, trail: readonly string[]): Promise<void> => {
     const real = await realpath(path.join(base, folder))
     if (skipped.has(real) || trail.includes(real)) return
-    for (const name of (await readdir(real)).sort()) {
+    const entries = await readdir(real)
+    // The result of another merge is no part of the base.
+    if (folder !== '' && MERGED.some((name) => entries.includes(name))) {
+      result.leftOut.push(`${folder}/`)
+      return
+    }
+    for (const name of entries.sort()) {
       const relative = folder === '' ? name : `${folder}/${name}`
       const status = await stat(path.join(base, relative)).catch(() => undefined)
       if (status?.isDirectory()) {

@@ -16,16 +16,8 @@ import { describePlan, type MergeCheckpointOptions, type OpenPlan, openPlan } fr
 import { type ChunkJob, createShared, type Readable, shardChunks, writeFully } from './node-chunks.js'
 import { type Companions, findCompanions, NO_COMPANIONS, writeCompanions } from './node-companions.js'
 import { baseStates, changesOf, hashPlan, isFromBase, noteOf, type ShardNote } from './node-notes.js'
-import {
-  checkSpace,
-  looksMerged,
-  NOTHING_KEPT,
-  type OutputPlace,
-  PartialOutput,
-  partialFolder,
-  realOutput,
-  refuseOutput,
-} from './node-output.js'
+import { NOTHING_KEPT, PartialOutput } from './node-output.js'
+import { checkSpace, looksMerged, type OutputPlace, partialFolder, realOutput, refuseOutput } from './node-place.js'
 import { runChunks } from './node-threads.js'
 import type { MergePlan } from './plan.js'
 
@@ -320,7 +312,7 @@ async function writeShards(opened: OpenFiles, work: Work, options: MergeFilesOpt
     const keptBytes = totalBytes - sizeOfShards(missing)
     await runChunks(job, {
       signal,
-      onProgress: onProgress && ((bytes) => onProgress({ writtenBytes: keptBytes + bytes, totalBytes })),
+      onProgress: onProgress && ((bytes) => onProgress({ writtenBytes: keptBytes + bytes, totalBytes, keptBytes })),
       onShard: async (i) => {
         if (isDurable) await syncShard(job.outputs[i])
         const note = noteOf(job, i, states)

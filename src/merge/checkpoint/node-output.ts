@@ -1,29 +1,19 @@
 // The output of a merge while it is made: a folder OUT.partial with the finished shards and, for each, a note of its checksum.
 // It gets its final name when it is complete and on disk, so that a killed merge leaves nothing that looks finished.
 
-import { closeSync, fstatSync, openSync, rmSync, statfsSync } from 'node:fs'
-import { lstat, open, readdir, readFile, realpath, rename, rm, rmdir, stat, writeFile } from 'node:fs/promises'
+import { closeSync, fstatSync, openSync, rmSync } from 'node:fs'
+import { open, readdir, readFile, rename, rm, rmdir, stat, writeFile } from 'node:fs/promises'
 import path from 'node:path'
-import { FileError, LowrankError, MismatchError } from '../../base/errors.js'
-import { openCheckpoint } from '../../formats/checkpoint.js'
-import { fileError, locate, makeFolders } from '../../io/node-files.js'
+import { FileError, MismatchError } from '../../base/errors.js'
+import { fileError, makeFolders } from '../../io/node-files.js'
 import type { OutputShard } from './layout.js'
 import { checksumOfFile, type ShardNote } from './node-notes.js'
+import { type OutputPlace, partialFolder, RECORD_FILE } from './node-place.js'
 
-/** Marks a folder as made by a merge, and says how; only such a folder is ever replaced. */
-export const RECORD_FILE = 'lowrank-merge.json'
-const NOTES_FOLDER = '.merge'
+export const NOTES_FOLDER = '.merge'
 const PLAN_FILE = 'plan.json'
 /** Stands for the hash of a plan of whose output no part is ever kept. */
 export const NOTHING_KEPT = ''
-
-/** Where a merge's result goes. */
-export interface OutputPlace {
-  /** As {@link realOutput} gives it. */
-  readonly out: string
-  /** The output is one safetensors file, not a folder. */
-  readonly isFile: boolean
-}
 
 export class PartialOutput {
   /** Where files are written. */
@@ -214,7 +204,9 @@ export class PartialOutput {
 
   async #removeAll(): Promise<void> {
     try {
-      for (const name of await readdir(this.folder).catch((): string[] => [])) {
+      const entries = await readdir(this.folder).catch(() => undefined)
+      if (entries === undefined) return
+      for (const name of entries) {
         if (name !== NOTES_FOLDER) await rm(this.pathOf(name), { recursive: true, force: true })
       }
       await rm(this.folder, { recursive: true, force: true })
@@ -241,11 +233,6 @@ export class PartialOutput {
   }
 }
 
-/** Where the output is made. */
-export function partialFolder(out: string): string {
-  return `${out}.partial`
-}
-
 /** Puts `folder` at `out`. An empty folder there goes; one that is to be replaced stays beside it until the new one is there. */
 async function replaceFolder(out: string, folder: string): Promise<void> {
   const entries = await readdir(out).catch(() => undefined)
@@ -259,116 +246,6 @@ async function replaceFolder(out: string, folder: string): Promise<void> {
     throw error
   }
   if (old !== undefined) await rm(old, { recursive: true, force: true })
-}
-
-/**
- * The path that a result at `out` has in the end: where a link leads, so that it is made on the file system on which it will be.
- *
- * @throws FileError for a link that leads nowhere, and for a folder that cannot be renamed because a file system is mounted on it
- */
-export async function realOutput(out: string): Promise<string> {
-  const target = path.resolve(out)
-  const entry = await lstat(target).catch(() => undefined)
-  if (entry === undefined) return target
-  const real = await realpath(target).catch(() => undefined)
-  if (real === undefined) {
-    throw new FileError({ where: out, what: 'a link that leads nowhere', hint: 'Remove it, or make the folder' })
-  }
-  if (!(await isMountPoint(real))) return real
-  throw new FileError({
-    where: out,
-    what: 'a file system is mounted here, so that the finished output could not get this name',
-    hint: `Name a folder in it, such as ${path.join(out, 'merged')}`,
-  })
-}
-
-async function isMountPoint(real: string): Promise<boolean> {
-  const [status, parent] = await Promise.all([stat(real), stat(path.dirname(real))])
-  if (!status.isDirectory()) return false
-  if (status.dev !== parent.dev) return true
-  // A part of the same file system may be mounted: containers do that with folders of their host.
-  const mounts = await readFile('/proc/self/mountinfo', 'utf8').catch(() => '')
-  const escaped = real.replace(/[ \t\n\\]/g, (one) => `\\${one.charCodeAt(0).toString(8).padStart(3, '0')}`)
-  return mounts.split('\n').some((line) => line.split(' ')[4] === escaped)
-}
-
-/** @throws FileError when the file system of `folder`, which need not exist, has less room than `bytes` */
-export function checkSpace(folder: string, bytes: number): void {
-  let free = Number.POSITIVE_INFINITY
-  for (let existing = folder; ; existing = path.dirname(existing)) {
-    try {
-      const { bavail, bsize, blocks } = statfsSync(existing)
-      // Some file systems of networks do not know.
-      if (blocks > 0) free = bavail * bsize
-      break
-    } catch (error) {
-      if (path.dirname(existing) === existing) throw fileError(folder, 'cannot be written', error)
-    }
-  }
-  if (bytes <= free) return
-  throw new FileError({
-    where: folder,
-    what: 'not enough free space for the output',
-    expected: `${bytes} bytes`,
-    got: `${free} free`,
-    hint: 'Free some, or choose another disk; nothing was written',
-  })
-}
-
-/**
- * Refuses to write where the inputs are, or over something that is not a merge's output.
- *
- * @param inputs files and folders that are read
- * @param isReplaceable whether what is at `out` may go
- */
-export async function refuseOutput(
-  { out, isFile }: OutputPlace,
-  inputs: readonly string[],
-  isReplaceable: () => Promise<boolean>,
-): Promise<void> {
-  const status = await stat(out).catch(() => undefined)
-  for (const input of inputs) {
-    const other = await stat(input).catch(() => undefined)
-    if (status === undefined || other === undefined || status.dev !== other.dev || status.ino !== other.ino) continue
-    throw new FileError({
-      where: out,
-      what: `the output is the ${other.isDirectory() ? 'folder' : 'file'} that is being read`,
-      got: await realpath(input),
-      hint: 'Choose another place for it',
-    })
-  }
-  if (status === undefined) return
-  if (status.isDirectory() === isFile) {
-    throw new FileError({ where: out, what: isFile ? 'is a folder' : 'is no folder', hint: 'Choose another place' })
-  }
-  if (!isFile && (await readdir(out)).length === 0) return
-  const real = await realpath(out)
-  for (const input of inputs) {
-    const inside = path.relative(real, await realpath(input))
-    if (!inside.startsWith('..') && !path.isAbsolute(inside)) {
-      throw new FileError({ where: out, what: `it holds ${inside}, which is being read`, hint: 'Choose another place' })
-    }
-  }
-  if (await isReplaceable()) return
-  throw new FileError({
-    where: out,
-    what: isFile ? 'exists already' : 'exists already and is not empty',
-    hint: 'Choose another place, or overwrite it if a merge wrote it',
-  })
-}
-
-/** Whether a merge may have written what is there: a folder says so itself, a file has as many tensors as the new one. */
-export async function looksMerged({ out, isFile }: OutputPlace, tensors: number): Promise<boolean> {
-  if (!isFile) return (await readdir(out)).includes(RECORD_FILE)
-  try {
-    const { directory, file } = await locate(out)
-    const existing = await openCheckpoint(directory, file)
-    await existing.close()
-    return existing.tensors.size === tensors
-  } catch (error) {
-    if (error instanceof LowrankError) return false
-    throw error
-  }
 }
 
 export async function syncFile(file: string): Promise<void> {

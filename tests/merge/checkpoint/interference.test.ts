@@ -96,7 +96,11 @@ describe('jobs', () => {
     const seen: { writtenBytes: number; totalBytes: number }[] = []
     await merge({ share: { index: 1, count: 2 }, onProgress: (progress) => seen.push(progress) })
     const { size } = await stat(path.join(partial, nameOf(2)))
-    expect(seen.at(-1)).toEqual({ writtenBytes: size, totalBytes: size })
+    expect(seen.at(-1)).toEqual({ writtenBytes: size, totalBytes: size, keptBytes: 0 })
+    await merge({ share: { index: 1, count: 2 } })
+    seen.splice(0)
+    await merge({ resume: true, onProgress: (progress) => seen.push(progress) })
+    expect(seen.at(-1)).toMatchObject({ keptBytes: size })
   })
 })
 

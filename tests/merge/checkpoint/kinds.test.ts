@@ -1,6 +1,6 @@
 // Adapters of every kind, merged into checkpoints: against what PEFT's merge_and_unload gives (tests/golden/kinds).
 
-import { mkdtemp, rm } from 'node:fs/promises'
+import { mkdtemp, readFile, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { afterAll, describe, expect, test } from 'vitest'
@@ -155,6 +155,30 @@ test('what replaces a tensor must fit the base', async () => {
   await expect(mergeCheckpoint(await base('qwen2'), rows, out)).rejects.toThrow(
     /no row 32 to replace; expected below 32/,
   )
+  expect(out.files.size).toBe(0)
+})
+
+test.each([
+  ['modules-to-save', 'lm_head.weight'],
+  ['tokens', 'model.embed_tokens'],
+])('what replaces values is finite: %s', async (name, tensor) => {
+  const adapter = await loadAdapter(folderOf(name))
+  const { data, dtype } = adapter.replacements.get(tensor) ?? adapter.tokenRows.get(tensor)!
+  expect(dtype).toBe('F32')
+  const file = new MemoryDirectory({}, 'adapter')
+  for (const part of ['adapter_config.json', 'adapter_model.safetensors']) {
+    file.files.set(part, await readFile(goldenPath('kinds', name, part)))
+  }
+  const bytes = file.files.get('adapter_model.safetensors')!
+  const at = Buffer.from(bytes).indexOf(data)
+  for (const values of [data, bytes.subarray(at, at + data.length)]) {
+    new DataView(values.buffer, values.byteOffset).setFloat32(values.length - 4, Number.NaN, true)
+  }
+  const out = new MemoryDirectory()
+  for (const input of [adapter, file]) {
+    const merging = mergeCheckpoint(await base('qwen2'), input, out)
+    await expect(merging).rejects.toThrow(new RegExp(`${tensor}.*: holds a value that is not finite`))
+  }
   expect(out.files.size).toBe(0)
 })
 

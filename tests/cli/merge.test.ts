@@ -1,0 +1,147 @@
+// What surrounds `lowrank merge`: signals, closed and full outputs, and what it says beside the result.
+
+import { spawnSync } from 'node:child_process'
+import { createHash } from 'node:crypto'
+import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { describe, expect, it } from 'vitest'
+import { LoraAdapter } from '../../src/index.js'
+import { saveAdapter } from '../../src/node.js'
+import { lowrank, MODEL, root, scratchFolder, start } from './lowrank.js'
+
+const scratch = scratchFolder()
+const PEFT = join(root, 'tests', 'golden', 'peft', 'f32')
+const LAYERS = 16
+const [d, k] = [2048, 2048]
+
+/** 16 files of 8 MB of zeros, so that there is time to be stopped, and an adapter for them. */
+async function large(): Promise<{ base: string; adapter: string }> {
+  const [base, folder] = [join(scratch, 'large'), join(scratch, 'large-adapter')]
+  if (existsSync(base)) return { base, adapter: folder }
+  mkdirSync(base)
+  const weight_map: Record<string, string> = {}
+  const adapter = new LoraAdapter({ rank: 64, alpha: 64, targetModules: ['q_proj'] })
+  for (let i = 0; i < LAYERS; i++) {
+    const file = `model-000${String(i + 1).padStart(2, '0')}-of-000${LAYERS}.safetensors`
+    const name = `model.layers.${i}.q_proj`
+    weight_map[`${name}.weight`] = file
+    const info = { dtype: 'BF16', shape: [d, k], data_offsets: [0, 2 * d * k] }
+    const header = Buffer.from(JSON.stringify({ [`${name}.weight`]: info }))
+    const bytes = Buffer.alloc(8 + header.length + 2 * d * k)
+    bytes.writeBigUInt64LE(BigInt(header.length))
+    bytes.set(header, 8)
+    writeFileSync(join(base, file), bytes)
+    const ones = (rows: number, columns: number) => {
+      return { data: new Float32Array(rows * columns).fill(1), shape: [rows, columns] as const }
+    }
+    adapter.addFactors(name, ones(64, k), ones(d, 64))
+  }
+  writeFileSync(join(base, 'model.safetensors.index.json'), JSON.stringify({ metadata: {}, weight_map }))
+  await saveAdapter(adapter, folder)
+  return { base, adapter: folder }
+}
+
+function digest(folder: string): string {
+  const hash = createHash('sha256')
+  for (const name of readdirSync(folder).sort()) hash.update(name).update(readFileSync(join(folder, name)))
+  return hash.digest('hex')
+}
+
+describe.each(['SIGINT', 'SIGTERM'] as const)('%s', (signal) => {
+  it('stops a merge, keeps finished files for a resume, and leaves those of other jobs', async () => {
+    const { base, adapter } = await large()
+    const whole = join(scratch, 'whole')
+    const args = ['merge', '--base', base, '--adapter', adapter]
+    if (!existsSync(whole)) expect((await lowrank(...args, '--out', whole)).code).toBe(0)
+    const out = join(scratch, `stopped by ${signal}`)
+    const notes = join(`${out}.partial`, '.merge')
+    const finished = () => (existsSync(notes) ? readdirSync(notes).filter((name) => /^model.*json$/.test(name)) : [])
+    const stop = async (isTime: () => boolean, ...share: string[]) => {
+      const { child, done } = start([...args, '--out', out, '--threads', '1', ...share])
+      while (!isTime() && child.exitCode === null) await new Promise((resolve) => setTimeout(resolve, 1))
+      child.kill(signal)
+      const { code, stderr } = await done
+      expect(stderr).toMatch(/Stopping; --out stays as it was\./)
+      expect(stderr).toMatch(/Stopped\. .*--resume/)
+      expect(code).toBe(130)
+      expect(existsSync(out)).toBe(false)
+    }
+    await stop(() => finished().length > 0, '--shards', '0/2')
+    const first = finished()
+    expect(readdirSync(`${out}.partial`)).toHaveLength(1 + first.length)
+    const ownFile = join(`${out}.partial`, 'model-00002-of-00016.safetensors')
+    await stop(() => existsSync(ownFile), '--shards', '1/2')
+    expect(finished()).toEqual(expect.arrayContaining(first))
+    expect((await lowrank(...args, '--out', out, '--resume')).code).toBe(0)
+    expect(digest(out)).toBe(digest(whole))
+  })
+})
+
+describe('outputs that take nothing', () => {
+  const args = (out: string) => ['merge', '--base', MODEL, '--adapter', PEFT, '--out', out]
+
+  it('messages that nobody reads do not stop a merge', async () => {
+    const out = join(scratch, 'unread')
+    const { child, done } = start(args(out))
+    child.stderr!.destroy()
+    expect((await done).code).toBe(0)
+    expect(existsSync(join(out, 'model.safetensors'))).toBe(true)
+  })
+
+  it('nor does a table that nobody reads to its end', async () => {
+    const out = join(scratch, 'half-read')
+    const { child, done } = start(args(out))
+    child.stdout!.destroy()
+    expect((await done).code).toBe(0)
+    expect(existsSync(join(out, 'model.safetensors'))).toBe(true)
+  })
+
+  it.skipIf(!existsSync('/dev/full'))('a document that finds no room is an error', () => {
+    const out = join(scratch, 'full')
+    const command = [process.execPath, join(root, 'dist', 'cli', 'main.js'), ...args(out), '--json']
+    const { status, stderr } = spawnSync('sh', ['-c', '"$@" > /dev/full', 'sh', ...command], { encoding: 'utf8' })
+    expect(stderr).toMatch(/error: stdout: cannot be written: .*no space left/)
+    expect(stderr).not.toContain('bug')
+    expect(status).toBe(1)
+  })
+})
+
+describe('what it says', () => {
+  it('other copies of the weights that are left out, in a dry run too', async () => {
+    const base = join(scratch, 'copies')
+    cpSync(MODEL, base, { recursive: true })
+    writeFileSync(join(base, 'model.gguf'), 'x')
+    for (const options of [['--dry-run'], []]) {
+      const out = join(scratch, 'without copies')
+      const { code, stderr } = await lowrank('merge', '--base', base, '--adapter', PEFT, '--out', out, ...options)
+      expect(stderr).toContain('Left out, as other copies of the weights: model.gguf, onnx/\n')
+      expect(code).toBe(0)
+    }
+  })
+
+  it('one valid document, also where a change has no size', async () => {
+    const { base, adapter } = await large()
+    const out = join(scratch, 'from nothing')
+    const { stdout, stderr } = await lowrank('merge', '--base', base, '--adapter', adapter, '--out', out, '--json')
+    const report = JSON.parse(stdout)
+    // The base is zero.
+    expect(report.layers[0]).toEqual({ name: 'model.layers.0.q_proj', relativeChange: null })
+    expect(report.bytes).toBeGreaterThan(2 * d * k * LAYERS)
+    expect(report).toMatchObject({ version: 1, seconds: expect.any(Number), peakRssBytes: expect.any(Number) })
+    expect(stderr).toMatch(/134\/134 MB {2}[\d.]+ [kMG]B\/s/)
+  })
+
+  it('a dry run plans what the merge then writes', async () => {
+    const out = join(scratch, 'planned')
+    const args = ['merge', '--base', MODEL, '--adapter', PEFT, '--out', out, '--max-shard-size', '2MB', '--json']
+    const plan = JSON.parse((await lowrank(...args, '--dry-run')).stdout)
+    const report = JSON.parse((await lowrank(...args)).stdout)
+    for (const key of ['out', 'tensors', 'changed', 'leftOut']) expect(report[key]).toEqual(plan[key])
+    const names = (layers: { name: string }[]) => layers.map(({ name }) => name)
+    expect(names(report.layers)).toEqual(names(plan.layers))
+    const written = Object.fromEntries(readdirSync(out).map((name) => [name, readFileSync(join(out, name)).length]))
+    for (const { name, byteLength } of plan.shards) expect(written[name]).toBe(byteLength)
+    const others = [...plan.copied, 'lowrank-merge.json', 'model.safetensors.index.json']
+    expect(Object.keys(written).sort()).toEqual([...names(plan.shards), ...others].sort())
+  })
+})
