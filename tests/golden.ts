@@ -9,6 +9,7 @@ import { encodeFloats, type FloatDtype } from '../src/base/dtype.js'
 import type { FloatArray, Matrix, Tensor } from '../src/base/tensor.js'
 import { parseSafetensorsHeader, readTensorF32, saveSafetensors } from '../src/formats/safetensors.js'
 import { NodeDirectory } from '../src/io/node-files.js'
+import type { LayerReport } from '../src/lora/inspect.js'
 import { loadAdapter, saveAdapter } from '../src/lora/peft.js'
 
 /** A path in tests/golden. */
@@ -29,6 +30,32 @@ export function goldenCases<Expected>(kind: string): GoldenCase<Expected>[] {
     const file = goldenPath(kind, name, 'expected.json')
     return existsSync(file) ? [{ name, folder: goldenPath(kind, name), expected: readJson(file) as Expected }] : []
   })
+}
+
+/** A layer as PEFT counts it. */
+export interface ExpectedLayer {
+  name: string
+  d: number
+  k: number
+  rank: number
+  alpha: number
+  scaling: number
+  normDelta: number
+}
+
+/** That reports are of PEFT's layers, with PEFT's numbers. */
+export function expectLayers(
+  reports: readonly LayerReport[],
+  expected: readonly (ExpectedLayer & { kind: string })[],
+): void {
+  const layers = new Map(reports.map((layer) => [layer.name, layer]))
+  expect([...layers.keys()].sort()).toEqual(expected.map(({ name }) => name).sort())
+  for (const { name, kind, d, k, rank, alpha, scaling, normDelta } of expected) {
+    const layer = layers.get(name)!
+    expect(layer).toMatchObject({ kind, d, k, rank, alpha })
+    expect(layer.scaling / scaling).toBeCloseTo(1, 12)
+    expect(layer.normDelta / normDelta).toBeCloseTo(1, 10)
+  }
 }
 
 export function readJson(file: string): unknown {

@@ -46,9 +46,10 @@ export async function loadOnnx(directory: Directory, path: string): Promise<Onnx
  * safetensors file; nothing in it is executed.
  *
  * @throws FileError when a file is missing, or the folder holds several adapters and none is named; FormatError when one is corrupt
- *   or holds a tensor that no layer claims or half a pair; UnsupportedError when the config or a tensor means something that is not
- *   implemented; MismatchError when the config's target_modules leave a tensor out; ShapeError when a shape disagrees with the config's rank; NumericError when a value is
- *   not finite. Each names the file, and the field or tensor.
+ *   or holds a tensor that no layer claims or half a pair; ConfigError when a value of the config is out of range or missing;
+ *   UnsupportedError when the config or a tensor means something that is not implemented; MismatchError when the config's
+ *   target_modules leave a tensor out, the file has no adapter of that name, or with `strict` a setting matches nothing; ShapeError
+ *   when a shape disagrees with the config's rank; NumericError when a value is not finite. Each names the file, and the field or tensor.
  */
 export async function loadAdapter(directory: Directory, options?: LoadOptions): Promise<LoraAdapter> {
   return (await import('../lora/peft.js')).loadAdapter(directory, options)
@@ -56,9 +57,10 @@ export async function loadAdapter(directory: Directory, options?: LoadOptions): 
 
 /**
  * Writes a folder that PEFT loads. Both files are complete before either gets its name, and no interruption leaves the weights of one
- * adapter beside the config of another.
+ * adapter beside the config of another: then the folder has no config, or all of one of them. target_modules name exactly the adapter's
+ * layers where the config's own would not.
  *
- * @throws StateError when there is no layer; NumericError when a value is not finite, or not in the type it is saved in;
+ * @throws StateError when there is no layer; ConfigError when `dtype` is none of F32, F16 and BF16; NumericError when a value is not finite, or not in the type it is saved in;
  *   MismatchError when the config excludes a layer; FileError when the folder cannot be written.
  */
 export async function saveAdapter(adapter: LoraAdapter, directory: Directory, options?: SaveOptions): Promise<void> {
@@ -94,7 +96,8 @@ export async function cordaInitialize(layer: LoraLayer, covariance: MatrixLike, 
  * to the quantised base. PEFT does not divide by s; the two agree where s = 1.
  *
  * @param quantize a weight (d, k) → what its quantised form stands for; for a base that is quantised already, `() => Q`
- * @throws ConfigError when iterations (default 1) is not an integer above 0, or the layer's init takes from the base itself;
+ * @param options iterations: how often; 1 where Q is given. Default 1.
+ * @throws ConfigError when iterations is not an integer above 0, or the layer's init takes from the base itself;
  *   StateError without a base weight or while merged; ShapeError when Q is not (d, k)
  */
 export async function loftqInitialize(

@@ -9,6 +9,7 @@ import { EmbeddingLora } from './embedding.js'
 import { ExpertLora } from './experts.js'
 import type { LayerVectors } from './factors.js'
 import { LoraLayer } from './layer.js'
+import { mergeOrNone } from './merge-all.js'
 import { type AdapterPart, linearKind, type PartKind } from './plain.js'
 import type { Replacement, TokenRows } from './replacements.js'
 import type { ConvolutionGeometry } from './windows.js'
@@ -226,16 +227,7 @@ export class LoraAdapter implements Iterable<[name: string, layer: LoraLayer]> {
    *   UnsupportedError for a convolution that cannot be merged.
    */
   mergeAll(): void {
-    const done: AnyLora[] = []
-    try {
-      for (const layer of this.#all()) {
-        layer.merge()
-        done.push(layer)
-      }
-    } catch (error) {
-      for (const layer of done) layer.unmerge()
-      throw error
-    }
+    mergeOrNone(this.#all())
   }
 
   /**

@@ -18,6 +18,7 @@ import { configForLayer, type LoraConfig, type LoraConfigInput, resolveConfig, s
 import { noBase, where } from './factors.js'
 import { rowsOf } from './groups.js'
 import { LoraLayer } from './layer.js'
+import { mergeOrNone } from './merge-all.js'
 import { transpose } from './product.js'
 
 /** A parameter's values, row-major: (E, ·, ·), or (d, k) for E = 1. */
@@ -219,16 +220,7 @@ export class ExpertLora {
 
   /** Folds the delta into the base, of all experts or none. Throws as {@link LoraLayer.merge} does. */
   merge(): void {
-    const done: LoraLayer[] = []
-    try {
-      for (const expert of this.#experts) {
-        expert.merge()
-        done.push(expert)
-      }
-    } catch (error) {
-      for (const expert of done) expert.unmerge()
-      throw error
-    }
+    mergeOrNone(this.#experts)
   }
 
   /** Gives back the base bit for bit. Throws StateError when not merged. */

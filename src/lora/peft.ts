@@ -93,18 +93,7 @@ export async function openAdapter(
   }
 }
 
-/**
- * Reads a PEFT adapter folder. Factors are f32, each layer's `dtype` is the file's, layers have no base weight and are in
- * evaluation mode. Ranks above min(d, k) are fine.
- *
- * Older spellings of tensor names are read, and listed in the adapter's `notes`. An adapter_model.bin is read where there is no
- * safetensors file; nothing in it is executed.
- *
- * @throws FileError when a file is missing, or the folder holds several adapters and none is named; FormatError when one is corrupt
- *   or holds a tensor that no layer claims or half a pair; UnsupportedError when the config or a tensor means something that is not
- *   implemented; MismatchError when the config's target_modules leave a tensor out, or with `strict` an entry of it matches nothing; ShapeError when a shape disagrees with the config's rank; NumericError when a value is
- *   not finite. Each names the file, and the field or tensor.
- */
+/** Reads a PEFT adapter folder, as the public function of this name says (index/deferred.ts). */
 export async function loadAdapter(directory: Directory, options: LoadOptions = {}): Promise<LoraAdapter> {
   const { config, file, notes, layers, parameters, replacements, tokenRows, close } = await openAdapter(
     directory,
@@ -198,14 +187,7 @@ export interface SaveOptions {
   dtype?: FloatDtype | undefined
 }
 
-/**
- * Writes a folder that PEFT loads. Both files are complete before either gets its name, and no interruption leaves the weights of one
- * adapter beside the config of another: then the folder has no config, or all of one of them. target_modules name exactly the adapter's
- * layers where the config's own would not.
- *
- * @throws StateError when there is no layer; NumericError when a value is not finite, or not in the type it is saved in;
- *   MismatchError when the config excludes a layer; FileError when the folder cannot be written.
- */
+/** Writes a folder that PEFT loads, as the public function of this name says (index/deferred.ts). */
 export async function saveAdapter(
   adapter: LoraAdapter,
   directory: Directory,

@@ -18,18 +18,7 @@ export interface ConvertOptions {
   basePath?: string | undefined
 }
 
-/**
- * A plain adapter of twice the rank that changes the original base as `adapter`, which started as pissa or olora, changes its own:
- * A' = [A; A₀], B' = [B, −B₀].
- *
- * Of pissa-niter-N the start was random: PEFT finds another whenever it loads the adapter, and here too the result differs by as
- * much, unless the adapter before training is given.
- *
- * @param from the folder of the original checkpoint in safetensors, or a function that gives its weights; or the adapter as it was
- *   before training, which lora-ga and corda need
- * @throws what loading a checkpoint throws; ConfigError when the adapter is plain already; UnsupportedError when the weights do not
- *   tell its start, and for convolutions and parameters; MismatchError when a layer has no weight or another shape there
- */
+/** Makes plain LoRA of an adapter, as the public function of this name says (index/deferred.ts). */
 export async function convertToPlain(
   adapter: LoraAdapter,
   from: Directory | BaseWeights | LoraAdapter,

@@ -8,18 +8,8 @@ import { LoraAdapter } from '../../src/lora/adapter.js'
 import type { LoraConfigInput } from '../../src/lora/config.js'
 import { inspectAdapter } from '../../src/lora/inspect.js'
 import { loadAdapter, saveAdapter } from '../../src/lora/peft.js'
-import { expectSavedAlike, goldenCases, goldenPath } from '../golden.js'
+import { type ExpectedLayer, expectLayers, expectSavedAlike, goldenCases, goldenPath } from '../golden.js'
 import { random } from './matrices.js'
-
-interface ExpectedLayer {
-  name: string
-  d: number
-  k: number
-  rank: number
-  alpha: number
-  scaling: number
-  normDelta: number
-}
 
 const cases = goldenCases<{ refuse?: string; layers: ExpectedLayer[] }>('peft')
 const loading = cases.filter(({ expected }) => expected.refuse === undefined)
@@ -33,13 +23,10 @@ test('there are cases of both kinds', () => {
 describe.each(loading)('$name', ({ folder, expected }) => {
   test('loads as PEFT loads it', async () => {
     const report = inspectAdapter(await loadAdapter(new NodeDirectory(folder)))
-    const layers = new Map(report.layers.map((layer) => [layer.name, layer]))
-    expect([...layers.keys()].sort()).toEqual(expected.layers.map(({ name }) => name).sort())
-    for (const { name, d, k, rank, alpha, scaling, normDelta } of expected.layers) {
-      expect(layers.get(name)).toMatchObject({ kind: 'linear', d, k, rank, alpha })
-      expect(layers.get(name)!.scaling / scaling).toBeCloseTo(1, 12)
-      expect(layers.get(name)!.normDelta / normDelta).toBeCloseTo(1, 10)
-    }
+    expectLayers(
+      report.layers,
+      expected.layers.map((layer) => ({ ...layer, kind: 'linear' })),
+    )
     expect(report.trainableParams).toBe(expected.layers.reduce((sum, { d, k, rank }) => sum + rank * (d + k), 0))
   })
 
