@@ -6,6 +6,7 @@ import { FileError, FormatError } from './errors.js'
 export interface ByteSource {
   /** For messages: a path, a URL. */
   readonly name: string
+  /** Length of the whole. */
   readonly byteLength: number
   /** A path in the local file system that native code can open, if there is one (symlinks resolved). */
   readonly realPath?: string

@@ -19,10 +19,13 @@ export interface ErrorDetails {
   where?: string
   /** One clause, lower case, without a final stop. */
   what: string
+  /** What would have been right. */
   expected?: string
+  /** What was there instead. */
   got?: string
   /** What the reader can do about it: one sentence. */
   hint?: string
+  /** The error behind this one. */
   cause?: unknown
 }
 

@@ -160,6 +160,7 @@ export class HandleDirectory implements Directory {
   }
 }
 
+/** Gives the stream that a file's bytes go to; undefined where they are not wanted. */
 export type OpenStream = (
   path: string,
 ) => WritableStream<Uint8Array> | undefined | Promise<WritableStream<Uint8Array> | undefined>

@@ -29,10 +29,13 @@ export class BlobSource implements ByteSource {
   async close(): Promise<void> {}
 }
 
+/** How a URL is asked for. */
 export interface UrlOptions {
   /** Default: the global fetch. */
   fetch?: typeof globalThis.fetch
+  /** Sent with each request, as for authorization. */
   headers?: Record<string, string>
+  /** Ends requests under way and all later ones. */
   signal?: AbortSignal
 }
 

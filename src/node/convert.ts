@@ -6,6 +6,7 @@ import type { Init } from '../lora/inits.js'
 import * as peft from '../lora/peft.js'
 import { convertToPlain } from '../merge/convert.js'
 
+/** What is converted, and by which base. */
 export interface ConvertByPathOptions {
   /** A PEFT adapter folder. */
   adapter: string
@@ -19,9 +20,11 @@ export interface ConvertByPathOptions {
 
 /** What `convert` wrote. */
 export interface ConvertReport {
+  /** The folder of the result. */
   out: string
   /** How the adapter started. */
   init: Init
+  /** The layers of the result, with the ranks that they have there. */
   layers: { name: string; rank: number }[]
   /** The start was found anew by random draws: pissa-niter-N without `initial`. */
   isApproximate: boolean

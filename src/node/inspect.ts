@@ -15,28 +15,35 @@ import type { FitReport } from '../merge/fit.js'
 import { fitOnnx } from '../merge/onnx-fit.js'
 import { locateOnnx } from './merge.js'
 
+/** What a safetensors checkpoint holds. */
 export interface CheckpointReport {
   /** Numbers in all tensors. */
   params: number
   /** Names inside the folder. */
   files: string[]
+  /** Of all files. */
   tensors: { name: string; dtype: string; shape: readonly number[] }[]
   /** Of the first file. */
   metadata: Readonly<Record<string, string>>
 }
 
+/** What an ONNX model takes, gives, and has to adapt. */
 export interface OnnxReport {
+  /** Names of the graph's inputs. */
   inputs: string[]
+  /** Names of the graph's outputs. */
   outputs: string[]
   /** Linear layers by module name: what targetModules can name. */
   linears: { name: string; kind: 'matmul' | 'gemm' | 'quantized'; d: number; k: number; isHead: boolean }[]
 }
 
+/** What {@link inspect} found, by kind. */
 export type InspectReport =
   | ({ kind: 'adapter' } & AdapterReport & { fit?: FitReport })
   | ({ kind: 'checkpoint' } & CheckpointReport)
   | ({ kind: 'onnx' } & OnnxReport)
 
+/** How an adapter is looked at. */
 export interface InspectOptions {
   /** A model that the adapter is held against: as `base` of {@link merge}. */
   base?: string | undefined

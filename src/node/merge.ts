@@ -48,6 +48,7 @@ export async function planMerge(options: MergeByPathOptions): Promise<MergePlanR
   return onnx === undefined ? planCheckpointFiles(base, list, out, rest) : mergeIntoOnnx(onnx, list, options, true)
 }
 
+/** What a merge would write and change. */
 export type MergePlanReport = Pick<MergeReport, 'out' | 'tensors' | 'changed' | 'bytes'> & {
   layers: { name: string }[]
 }

@@ -13,6 +13,7 @@ import { nodeRuntime } from './runtime.js'
 /** Files of models that ONNX Runtime does not run. */
 const OTHER_FILES = /\.(gguf|safetensors|bin|pt|pth|ckpt|json)$/
 
+/** Where a model runs, and where its graph is. */
 export interface LoadModelOptions {
   /** Where sessions of the model run. Default: worker threads with the project's onnxruntime-node. */
   runtime?: RuntimeHost | undefined
@@ -80,6 +81,7 @@ export function saveAdapter(
   return peft.saveAdapter(adapter, asDirectory(folder), options)
 }
 
+/** A path as a folder; a folder as it is. */
 export function asDirectory(folder: string | Directory): Directory {
   return typeof folder === 'string' ? new NodeDirectory(folder) : folder
 }

@@ -8,11 +8,13 @@ import type { TrainerOptions, TrainResult } from '../train/options.js'
 import { Trainer } from '../train/trainer.js'
 import { asDirectory, loadModel } from './model.js'
 
+/** What {@link train} is told: the {@link Trainer}'s options, with paths. */
 export interface TrainOptions extends Omit<TrainerOptions, 'model' | 'data' | 'evalData' | 'out'> {
   /** Path of a model folder or its .onnx file, or a model that is open: it stays open then. */
   readonly model: string | CausalModel
   /** Path of a JSONL file, or records. */
   readonly data: string | readonly TextRecord[]
+  /** As `data`, for the loss before and after. */
   readonly evalData?: string | readonly TextRecord[] | undefined
   /** Path of the folder for adapter, metrics and state. Without it nothing is written. */
   readonly out?: string | undefined

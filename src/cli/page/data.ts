@@ -1,6 +1,6 @@
 // What an inspection's page shows, as the plain data that is embedded in it.
 
-import type { InspectReport } from '../../node.js'
+import type { InspectReport, PartFit } from '../../node.js'
 import { thousands } from '../terminal.js'
 import { type Stack, stacksOf } from './stacks.js'
 
@@ -27,6 +27,7 @@ export interface PageLayer {
   problem?: string | null
 }
 
+/** All that the page shows. */
 export interface PageData {
   facts: [label: string, value: string][]
   problems: string[]
@@ -37,43 +38,10 @@ export interface PageData {
 }
 
 export function pageData(report: AdapterInspection): PageData {
-  const { config, layers, fit } = report
+  const { layers, fit } = report
   const fits = new Map(fit?.parts.map((part) => [part.name, part]))
-  const rows = layers.map((layer): PageLayer => {
-    const { name, d, k, rank, alpha, scaling, dtype } = layer
-    const own = fits.get(name)
-    return {
-      name,
-      kind: kindOf(layer),
-      ...{ d, k, rank, alpha, dtype },
-      scaling: digits(scaling) ?? scaling,
-      normA: digits(layer.normA),
-      normB: digits(layer.normB),
-      normDelta: digits(layer.normDelta),
-      effectiveRank: digits(layer.effectiveRank),
-      rank99: digits(layer.rank99),
-      relativeChange: own === undefined || own.relativeChange === null ? null : digits(own.relativeChange),
-      singularValues: layer.singularValues.map((value) => digits(value) ?? 0),
-      ...(fit !== undefined && { problem: own?.problem ?? null }),
-    }
-  })
-  const fitting = fit?.parts.filter(({ problem }) => problem === null).length
   return {
-    facts: [
-      ['base model', config.baseModel ?? 'not named'],
-      ['layers', `${thousands(layers.length)}, with ${thousands(report.trainableParams)} trained parameters`],
-      ['rank, alpha', `${config.rank}, ${config.alpha}${config.useRslora ? ' (rsLoRA: scaling alpha/√rank)' : ''}`],
-      ['targets', targetsOf(config)],
-      ...report.replacements.map(({ name, rows: count, dtype, shape }): [string, string] => {
-        return [
-          'replaces',
-          `${count === undefined ? '' : `${count} row${count === 1 ? '' : 's'} of `}${name}, ${dtype} ${shape.join('×')}`,
-        ]
-      }),
-      ...(fit === undefined
-        ? []
-        : ([['fit', `${fitting} of ${fit.parts.length} parts fit ${fit.base}`]] as [string, string][])),
-    ],
+    facts: factsOf(report),
     problems: [
       ...report.problems.map(({ message }) => message),
       ...(fit?.problems ?? []),
@@ -81,9 +49,46 @@ export function pageData(report: AdapterInspection): PageData {
     ],
     warnings: [...report.warnings],
     notes: fit?.notes ?? [],
-    layers: rows,
+    layers: layers.map((layer) => {
+      const own = fits.get(layer.name)
+      return { ...pageLayer(layer, own), ...(fit !== undefined && { problem: own?.problem ?? null }) }
+    }),
     stacks: stacksOf(layers.map(({ name }) => name)),
   }
+}
+
+function pageLayer(layer: AdapterInspection['layers'][number], fit: PartFit | undefined): PageLayer {
+  const { name, d, k, rank, alpha, scaling, dtype } = layer
+  return {
+    ...{ name, d, k, rank, alpha, dtype },
+    kind: kindOf(layer),
+    scaling: digits(scaling) ?? scaling,
+    normA: digits(layer.normA),
+    normB: digits(layer.normB),
+    normDelta: digits(layer.normDelta),
+    effectiveRank: digits(layer.effectiveRank),
+    rank99: digits(layer.rank99),
+    relativeChange: digits(fit?.relativeChange ?? null),
+    singularValues: layer.singularValues.map((value) => digits(value) ?? 0),
+  }
+}
+
+function factsOf({ config, layers, trainableParams, replacements, fit }: AdapterInspection): PageData['facts'] {
+  const facts: PageData['facts'] = [
+    ['base model', config.baseModel ?? 'not named'],
+    ['layers', `${thousands(layers.length)}, with ${thousands(trainableParams)} trained parameters`],
+    ['rank, alpha', `${config.rank}, ${config.alpha}${config.useRslora ? ' (rsLoRA: scaling alpha/√rank)' : ''}`],
+    ['targets', targetsOf(config)],
+  ]
+  for (const { name, rows, dtype, shape } of replacements) {
+    const share = rows === undefined ? '' : `${rows} row${rows === 1 ? '' : 's'} of `
+    facts.push(['replaces', `${share}${name}, ${dtype} ${shape.join('×')}`])
+  }
+  if (fit !== undefined) {
+    const fitting = fit.parts.filter(({ problem }) => problem === null)
+    facts.push(['fit', `${fitting.length} of ${fit.parts.length} parts fit ${fit.base}`])
+  }
+  return facts
 }
 
 export function targetsOf({ targetModules, targetParameters }: AdapterInspection['config']): string {
@@ -98,6 +103,6 @@ export function kindOf({ kind, experts, hasMagnitude, hasBias }: AdapterInspecti
   return parts.join(', ')
 }
 
-function digits(value: number): number | null {
-  return Number.isFinite(value) ? Number(value.toPrecision(6)) : null
+function digits(value: number | null): number | null {
+  return value !== null && Number.isFinite(value) ? Number(value.toPrecision(6)) : null
 }
