@@ -1,4 +1,4 @@
-// Reading and making NodeProto attributes; reading the small integer tensors that do an attribute's work.
+// Reading and making NodeProto attributes.
 
 import { create } from '@bufbuild/protobuf'
 import {
@@ -56,14 +56,6 @@ export function floatAttribute(node: NodeProto, name: string, fallback: number):
 export function stringAttribute(node: NodeProto, name: string, fallback: string): string {
   const entry = attribute(node, name)
   return entry === undefined ? fallback : new TextDecoder().decode(entry.s)
-}
-
-/** The content of an integer tensor whose bytes are in the model. */
-export function readInts({ dataType, int64Data, int32Data, rawData }: TensorProto): number[] {
-  if (int64Data.length > 0) return int64Data.map(Number)
-  if (int32Data.length > 0) return [...int32Data]
-  const { buffer } = rawData.slice() // typed arrays need aligned bytes
-  return dataType === DataType.INT32 ? [...new Int32Array(buffer)] : Array.from(new BigInt64Array(buffer), Number)
 }
 
 /** A Constant node's content, in whichever attribute it is. */

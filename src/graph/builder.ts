@@ -94,7 +94,6 @@ export class Builder {
   reshape = (a: Value, shape: Value): Value => this.op('Reshape', [a, shape])
   shape = (a: Value): Value => this.op('Shape', [a])
   cast = (a: Value, to: DataType): Value => this.op('Cast', [a], { to })
-  identity = (a: Value): Value => this.op('Identity', [a])
   transpose = (a: Value, perm: readonly number[]): Value => this.op('Transpose', [a], { perm })
   expand = (a: Value, shape: Value): Value => this.op('Expand', [a, shape])
   concat = (values: readonly Value[], axis: number): Value => this.op('Concat', values, { axis })

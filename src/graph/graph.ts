@@ -2,7 +2,7 @@
 // survive a round trip. Format: https://onnx.ai/onnx/repo-docs/IR.html
 
 import { create } from '@bufbuild/protobuf'
-import { FormatError } from '../base/errors.js'
+import { FormatError, StateError } from '../base/errors.js'
 import {
   type AttributeProto,
   type GraphProto,
@@ -97,6 +97,14 @@ export class Graph {
     if (this.#producers?.get(old) === node) this.#producers.delete(old)
     node.output[index] = name
     this.#producers?.set(name, node)
+  }
+
+  /** Gives a value that a node makes another name, which its readers follow. */
+  rename(value: string, name: string): void {
+    const maker = this.producer(value)
+    if (maker === undefined) throw new StateError({ where: `value ${value}`, what: 'no node makes it' })
+    this.replaceUses(value, name)
+    this.setOutput(maker, maker.output.indexOf(value), name)
   }
 
   /** Call after changing `nodes`, or a node's inputs or outputs, in another way than by a method. */

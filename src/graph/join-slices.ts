@@ -17,6 +17,8 @@ interface Cut {
   readonly axis: number
   readonly start: number
   readonly end: number
+  /** Of the whole axis. */
+  readonly length: number
   readonly dy: Value
   readonly contribution: Contribution
 }
@@ -27,10 +29,7 @@ export function joinSlices(g: Builder, shapes: ShapeMap, contributions: readonly
   const joined = new Set<Contribution>()
   const result: Contribution[] = []
   for (const axis of new Set(cuts.map((cut) => cut.axis))) {
-    for (const chain of partitions(
-      shapes,
-      cuts.filter((cut) => cut.axis === axis),
-    )) {
+    for (const chain of partitions(cuts.filter((cut) => cut.axis === axis))) {
       for (const { contribution } of chain) joined.add(contribution)
       const dys = chain.map(({ dy }) => dy)
       result.push({ make: () => g.concat(dys, axis) })
@@ -54,26 +53,26 @@ function cutOf(shapes: ShapeMap, contribution: Contribution): Cut | undefined {
   }
   const axis = axes[0] < 0 ? axes[0] + from.dims.length : axes[0]
   if (!isStatic(from, axis) || !isStatic(to, axis)) return undefined
-  const start = clampStart(starts[0], from.dims[axis], 1)
-  return { axis, start, end: start + to.dims[axis], dy, contribution }
+  const length = from.dims[axis]
+  const start = clampStart(starts[0], length, 1)
+  return { axis, start, end: start + to.dims[axis], length, dy, contribution }
 }
 
 /** Chains of cuts, each beginning where the one before ends, from the start of the axis to its end. */
-function partitions(shapes: ShapeMap, cuts: readonly Cut[]): Cut[][] {
+function partitions(cuts: readonly Cut[]): Cut[][] {
   const free = new Set(cuts)
   const chains: Cut[][] = []
   for (const first of cuts) {
     if (first.start !== 0 || !free.has(first)) continue
-    const node = first.contribution.slice?.node as NodeProto
-    const length = shapes.get(node.input[0])?.dims[first.axis]
     const chain = [first]
-    while (chain[chain.length - 1].end !== length) {
-      const { end } = chain[chain.length - 1]
+    let { end } = first
+    while (end !== first.length) {
       const next = cuts.find((cut) => free.has(cut) && cut.start === end && cut.end > end)
       if (next === undefined) break
       chain.push(next)
+      end = next.end
     }
-    if (chain.length < 2 || chain[chain.length - 1].end !== length) continue
+    if (chain.length < 2 || end !== first.length) continue
     for (const cut of chain) free.delete(cut)
     chains.push(chain)
   }

@@ -59,18 +59,9 @@ function replace(graph: Graph, node: NodeProto, lowering: Lowering, shared: Lowe
     })
   }
   graph.nodes = graph.nodes.filter((other) => other !== node)
+  graph.invalidate()
   for (const [i, name] of outputs.entries()) {
     const value = values[i]
-    if (name && value !== undefined) rename(graph, value, name)
+    if (name && value !== undefined) graph.rename(value, name)
   }
-  graph.invalidate()
-}
-
-function rename(graph: Graph, from: Value, to: Value): void {
-  const swap = (name: string) => (name === from ? to : name)
-  graph.invalidate()
-  const maker = graph.producer(from) as NodeProto
-  const readers = graph.consumers(from)
-  maker.output = maker.output.map(swap)
-  for (const reader of readers) reader.input = reader.input.map(swap)
 }

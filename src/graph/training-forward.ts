@@ -86,7 +86,7 @@ export function buildForward(graph: Graph, inputs: CausalInputs, options: Forwar
     options.dropout,
   )
   const rowLoss = crossEntropy(g, choice.logits, LOSS_INPUTS.targets, LOSS_INPUTS.scale)
-  graph.setOutput(graph.producer(rowLoss.loss) as NodeProto, 0, LOSS)
+  graph.rename(rowLoss.loss, LOSS)
   graph.outputs = [valueInfo(LOSS, DataType.FLOAT, [])]
   const trainsHead = head !== undefined && adapted.has(head.node)
   return { ...choice, rowLoss: { ...rowLoss, loss: LOSS }, trainsHead, masks: trainable.masks }

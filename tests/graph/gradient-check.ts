@@ -151,7 +151,7 @@ function gradientsOf(
       new Map([[outputs[0], dy]]),
       wanted.map((i) => names[i]),
     )
-    return new Map(wanted.map((i) => [i, g.identity(found.get(names[i]) as Value)]))
+    return new Map(wanted.map((i) => [i, g.op('Identity', [found.get(names[i]) as Value])]))
   }
   const node = g.graph.producer(outputs[0]) as NodeProto
   const thunks = rule({ g, node, inputs: names, outputs, dys, dy, shapes })
@@ -161,7 +161,7 @@ function gradientsOf(
       const thunk = thunks[i]
       if (thunk === undefined) throw new Error(`${spec.op} has no gradient for input ${i}`)
       const gradient = BROADCASTING.has(spec.op) ? sumTo(g, thunk(), y, shapes.get(names[i]) as ProbedShape) : thunk()
-      return [i, g.identity(gradient)]
+      return [i, g.op('Identity', [gradient])]
     }),
   )
 }

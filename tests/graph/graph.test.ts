@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest'
-import { FormatError } from '../../src/base/errors.js'
+import { FormatError, StateError } from '../../src/base/errors.js'
 import { Builder } from '../../src/graph/builder.js'
 import { addInput, addOutput, DataType, emptyGraph } from './toolkit.js'
 
@@ -43,6 +43,16 @@ describe('edits keep makers and readers known', () => {
     expect(graph.producer(c)?.input).toEqual([b, x])
     const late = g.neg(a)
     expect(graph.consumers(a)).toEqual([graph.producer(late)])
+  })
+
+  it('rename', () => {
+    const { graph, a, c } = chain()
+    const [maker, readers] = [graph.producer(a), graph.consumers(a)]
+    graph.rename(a, 'renamed')
+    expect(graph.producer('renamed')).toBe(maker)
+    expect(graph.consumers('renamed')).toEqual(readers)
+    expect(graph.producer(c)?.input).toContain('renamed')
+    expect(() => graph.rename('x', 'y')).toThrow(StateError)
   })
 
   it('setOutput', () => {

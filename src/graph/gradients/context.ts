@@ -3,7 +3,8 @@
 
 import { StateError } from '../../base/errors.js'
 import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
-import { intAttribute, intsAttribute, readInts } from '../attributes.js'
+import { integersOf } from '../../formats/onnx/tensors.js'
+import { intAttribute, intsAttribute } from '../attributes.js'
 import type { Builder, Value } from '../builder.js'
 import { labelOf } from '../operators.js'
 import { isStatic, type ProbedContent, type ProbedShape, type ShapeMap } from '../shapes.js'
@@ -72,9 +73,8 @@ export function contentOf({ g, shapes }: GradientContext, value: Value): ProbedC
   const probed = shapes.contents.get(value)
   if (probed !== undefined) return probed
   const tensor = g.graph.constant(value)
-  if (tensor === undefined) return undefined
-  const ints = readInts(tensor)
-  return { value: ints, other: ints }
+  const integers = tensor && integersOf(tensor)
+  return integers && { value: integers, other: integers }
 }
 
 /**

@@ -1,6 +1,7 @@
 // Gradients of elementwise operators. Those with several inputs broadcast: the walker sums their gradients down.
 
 import { TensorProto_DataType as DataType } from '../../formats/onnx/gen/onnx_pb.js'
+import { floatsOf, integersOf } from '../../formats/onnx/tensors.js'
 import { floatAttribute, intAttribute, stringAttribute } from '../attributes.js'
 import type { Builder, Value } from '../builder.js'
 import { type GradientContext, type GradientRule, once } from './context.js'
@@ -170,23 +171,9 @@ function power(g: Builder, x: Value, p: Value): Value {
   return g.op('Pow', [x, p])
 }
 
-/** The number in a constant with one element, of any type that an exponent has. */
+/** The number in a constant with one element, integer or not. */
 function scalarOf({ g }: GradientContext, value: Value): number | undefined {
   const tensor = g.graph.constant(value)
   if (tensor === undefined || tensor.dims.some((dim) => dim !== 1n)) return undefined
-  const { rawData } = tensor
-  const view = new DataView(rawData.buffer, rawData.byteOffset, rawData.byteLength)
-  const isRaw = rawData.byteLength > 0
-  switch (tensor.dataType) {
-    case DataType.FLOAT:
-      return isRaw ? view.getFloat32(0, true) : tensor.floatData[0]
-    case DataType.DOUBLE:
-      return isRaw ? view.getFloat64(0, true) : tensor.doubleData[0]
-    case DataType.INT64:
-      return Number(isRaw ? view.getBigInt64(0, true) : tensor.int64Data[0])
-    case DataType.INT32:
-      return isRaw ? view.getInt32(0, true) : tensor.int32Data[0]
-    default:
-      return undefined
-  }
+  return (floatsOf(tensor) ?? integersOf(tensor))?.[0]
 }

@@ -2,7 +2,8 @@
 
 import { UnsupportedError } from '../../base/errors.js'
 import { TensorProto_DataType as DataType, type NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
-import { intAttribute, intsAttribute, readInts } from '../attributes.js'
+import { integersOf } from '../../formats/onnx/tensors.js'
+import { intAttribute, intsAttribute } from '../attributes.js'
 import type { Builder, Value } from '../builder.js'
 import type { Graph } from '../graph.js'
 import { nameOf, PREDICATES } from '../operators.js'
@@ -56,7 +57,7 @@ export function dimsIn(graph: Graph, value: Value): readonly (number | undefined
     }
     case 'Reshape': {
       const shape = graph.constant(maker.input[1])
-      return shape && readInts(shape).map((dim) => (dim > 0 ? dim : undefined))
+      return shape && integersOf(shape)?.map((dim) => (dim > 0 ? dim : undefined))
     }
     default:
       return undefined
