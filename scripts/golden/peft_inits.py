@@ -53,6 +53,8 @@ TRAINED = {  # case: (model, LoraConfig, whether PEFT converts it)
     "pissa-dora": ("qwen2", {**PLAIN, "use_dora": True, "init_lora_weights": "pissa"}, False),
     "pissa-embedding": ("qwen2", {**PLAIN, "target_modules": ["embed_tokens", "q_proj"], "init_lora_weights": "pissa"}, False),
     "pissa-embedding-alone": ("qwen2", {**PLAIN, "target_modules": ["embed_tokens"], "init_lora_weights": "pissa"}, False),
+    "pissa-wide": ("qwen2", {**PLAIN, "r": 8, "init_lora_weights": "pissa"}, False),
+    "olora-wide-rslora": ("qwen2", {**PLAIN, "r": 8, "use_rslora": True, "init_lora_weights": "olora"}, False),
     "pissa-conv1d": ("gpt2", {**GPT, "init_lora_weights": "pissa"}, True),
     "olora": ("qwen2", {**PLAIN, "init_lora_weights": "olora"}, True),
     "olora-rslora": ("qwen2", {**PLAIN, "use_rslora": True, "init_lora_weights": "olora"}, True),

@@ -2,7 +2,7 @@
 // (Hu et al. 2021, arXiv 2106.09685): rank, alpha, dropout.
 
 import { ConfigError, nearMisses } from '../base/errors.js'
-import { changesBase, INITS, type Init, isInit } from './inits.js'
+import { changesBase, INITS, type Init, isInit, takesFromBase } from './inits.js'
 import { PatternTable, targetMatcher } from './patterns.js'
 import { isLayerRanges, type LayerRanges, MAX_REPLICATED_LAYERS } from './replication.js'
 
@@ -78,6 +78,11 @@ export const TRAIN_DEFAULTS = Object.freeze({
   init: 'kaiming-uniform',
   seed: 42,
 }) satisfies LoraConfigInput
+
+/** A matrix or a tensor of a file. */
+interface Shaped {
+  readonly shape: readonly number[]
+}
 
 /** A setting's default and what it may be. */
 interface Field {
@@ -236,8 +241,30 @@ export function configForLayer(config: LoraConfig, layerName: string): LoraConfi
   return result
 }
 
+/**
+ * A layer's config for a weight (d, k). PEFT's pissa and olora take no more directions than a weight has: A and B shrink to
+ * min(d, k), and s stays that of the config's rank.
+ */
+export function configForShape(config: LoraConfig, [d, k]: readonly [number, number]): LoraConfig {
+  const rank = Math.min(d, k)
+  if (!takesFromBase(config.init) || config.rank <= rank || rank === 0) return config
+  const share = rank / config.rank
+  const result = Object.freeze({ ...config, rank, alpha: config.alpha * (config.useRslora ? Math.sqrt(share) : share) })
+  resolved.add(result)
+  return result
+}
+
+/** The same for factors A (r, k) and B (d, r), where theirs is not the config's rank. */
+export function configForFactors(
+  config: LoraConfig,
+  { weightA, weightB }: { readonly weightA: Shaped; readonly weightB: Shaped },
+): LoraConfig {
+  if (weightA.shape[0] === config.rank) return config
+  return configForShape(config, [weightB.shape[0], weightA.shape[1]])
+}
+
 /** s, by which B·A is multiplied. The one place that computes it. */
-export function scalingOf(rank: number, alpha: number, useRslora: boolean): number {
+export function scalingOf({ rank, alpha, useRslora }: Pick<LoraConfig, 'rank' | 'alpha' | 'useRslora'>): number {
   return useRslora ? alpha / Math.sqrt(rank) : alpha / rank
 }
 

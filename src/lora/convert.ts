@@ -4,7 +4,7 @@
 import { ConfigError, MismatchError, UnsupportedError } from '../base/errors.js'
 import { checkShape, formatShape, type Matrix, type MatrixLike, toMatrix, zeros } from '../base/tensor.js'
 import { LoraAdapter } from './adapter.js'
-import type { LoraConfig } from './config.js'
+import { configForLayer, type LoraConfig } from './config.js'
 import type { FactorPair } from './decomposed.js'
 import { checkRank, where } from './factors.js'
 import { takenFromBase } from './initializers.js'
@@ -30,8 +30,10 @@ export async function toPlain(adapter: LoraAdapter, from: BaseWeights | LoraAdap
   for (const [name, layer] of adapter) {
     const { weightA, weightB, magnitude, biasB } = layer
     const first = from instanceof LoraAdapter ? firstOf(from, layer) : await takenFrom(from, layer)
-    const a = stackRows(weightA, first.weightA)
-    const b = besideNegated(weightB, first.weightB)
+    // PEFT's starts can have fewer directions than the config's rank: zeros fill up to it.
+    const missing = configForLayer(result.config, name).rank - 2 * layer.rank
+    const a = stackRows(stackRows(weightA, first.weightA), zeros(missing, layer.k, weightA.data))
+    const b = besideNegated(weightB, first.weightB, missing)
     result.addFactors(name, a, b, { magnitude, biasB })
   }
   for (const [name, { weightA, weightB, magnitude, dtype }] of adapter.embeddings) {
@@ -97,13 +99,14 @@ function firstOf(start: LoraAdapter, { name, weightA, weightB, scaling }: LoraLa
   throw new MismatchError({ where: name, what: 'not the layer as it was before training', expected, got })
 }
 
-/** [B, −B₀] of two matrices (d, r), in the precision of the first. */
-function besideNegated(b: Matrix, first: Matrix): Matrix {
+/** [B, −B₀] of two matrices (d, r), in the precision of the first, and columns of zeros. */
+function besideNegated(b: Matrix, first: Matrix, zeroColumns = 0): Matrix {
   const [d, r] = b.shape
-  const result = zeros(d, 2 * r, b.data)
+  const columns = 2 * r + zeroColumns
+  const result = zeros(d, columns, b.data)
   for (let i = 0; i < d; i++) {
-    result.data.set(b.data.subarray(i * r, (i + 1) * r), 2 * i * r)
-    for (let j = 0; j < r; j++) result.data[(2 * i + 1) * r + j] = -first.data[i * r + j]
+    result.data.set(b.data.subarray(i * r, (i + 1) * r), i * columns)
+    for (let j = 0; j < r; j++) result.data[i * columns + r + j] = -first.data[i * r + j]
   }
   return result
 }

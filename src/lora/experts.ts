@@ -117,7 +117,7 @@ export class ExpertLora {
 
   /** s, by which B·A is multiplied. */
   get scaling(): number {
-    return scalingOf(this.config.rank, this.config.alpha, this.config.useRslora)
+    return scalingOf(this.config)
   }
 
   /** The float type of the file it came from and is saved in, unless saving names another. */

@@ -2,7 +2,7 @@
 
 import { ConfigError, NumericError, ShapeError, StateError, UnsupportedError } from '../base/errors.js'
 import { type FloatArray, formatShape, type Matrix, type MatrixLike, toMatrix } from '../base/tensor.js'
-import { type LoraConfig, scalingOf } from './config.js'
+import { configForShape, type LoraConfig, scalingOf } from './config.js'
 import { rowNorms } from './dora.js'
 import { firstFactors, takenFromBase } from './initializers.js'
 import { changesBase, takesFromBase } from './inits.js'
@@ -61,13 +61,14 @@ export function factorsOfShape(
 export function factorsOver(weight: MatrixLike, config: LoraConfig, name: string): Factors {
   const matrix = toMatrix(weight, where(name, 'baseWeight'))
   const base = copyAs(matrix, matrix.data)
-  checkRank(base.shape, config, name)
-  const { weightA, weightB, biasB } = firstFactors(config, name, base.shape, base.data, base)
+  const own = configForShape(config, base.shape)
+  checkRank(base.shape, own, name)
+  const { weightA, weightB, biasB } = firstFactors(own, name, base.shape, base.data, base)
   const vectors: LayerVectors = {
     magnitude: config.useDora ? rowNorms(base) : undefined,
     biasB: config.loraBias ? (biasB ?? new Float32Array(base.shape[0])) : undefined,
   }
-  if (takesFromBase(config.init)) subtractProduct(base, weightB, weightA, config)
+  if (takesFromBase(config.init)) subtractProduct(base, weightB, weightA, own)
   return new Factors(weightA, weightB, true, vectors, base)
 }
 
@@ -94,8 +95,7 @@ export function startingBase(weight: Matrix, config: LoraConfig, name: string): 
 
 /** base −= s·B·A, in place. */
 export function subtractProduct(base: Matrix, weightB: Matrix, weightA: Matrix, config: LoraConfig): void {
-  const { rank, alpha, useRslora } = config
-  product(weightB, weightA, { scale: -scalingOf(rank, alpha, useRslora), addTo: base })
+  product(weightB, weightA, { scale: -scalingOf(config), addTo: base })
 }
 
 /** @throws ShapeError when it is no shape, ConfigError when the rank is above min(d, k) */

@@ -99,8 +99,8 @@ function fromBase(config: LoraConfig, name: string, base: Matrix | undefined): F
 
 /** B₀·A₀ of pissa and olora, in f64, for a rank of at most min(d, k): a function of W, and of the seed for `pissa-niter-N`. */
 export function takenFromBase(config: LoraConfig, name: string, base: Matrix): FactorPair {
-  const { init, rank, alpha, useRslora, seed } = config
-  const scaling = scalingOf(rank, alpha, useRslora)
+  const { init, rank, seed } = config
+  const scaling = scalingOf(config)
   if (init === 'olora') return oloraFactors(base, rank)
   const iterations = iterationsOf(init)
   if (iterations === undefined) return pissaFactors(base, rank, scaling)

@@ -10,8 +10,9 @@
  *
  * From the base weight:
  * - `pissa` (Meng et al. 2024, arXiv 2404.02948): the leading r singular triples move from W into B·A; `pissa-niter-N`: found by N
- *   subspace iterations from a random start.
- * - `olora` (Büyükakyüz 2024, arXiv 2406.01775): the first r columns of Q and rows of R of W = Q·R move into B·A.
+ *   subspace iterations from a random start. A rank above min(d, k) shrinks to it, and s stays that of the config's.
+ * - `olora` (Büyükakyüz 2024, arXiv 2406.01775): the first r columns of Q and rows of R of W = Q·R move into B·A. Its rank shrinks
+ *   as that of `pissa`.
  * - `mica` (arXiv 2604.01694): B holds the r left singular vectors of the smallest singular values and is meant to stay, A = 0.
  *
  * From data, later: they start as `kaiming-uniform`.

@@ -131,7 +131,7 @@ export interface InspectedLayer extends Pick<LayerReport, 'name' | 'kind' | 'dty
 export function layerReport(layer: InspectedLayer): LayerReport {
   const { name, kind, config, dtype, weightA, weightB, experts, hasMagnitude, hasBias } = layer
   const { rank, alpha } = config
-  const scaling = scalingOf(rank, alpha, config.useRslora)
+  const scaling = scalingOf(config)
   const spectra = factorPairs(weightA, weightB, experts).map((pair) => spectrumOf(pair, scaling))
   return {
     name,

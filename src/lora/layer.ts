@@ -6,7 +6,14 @@ import type { FloatDtype } from '../base/dtype.js'
 import { NumericError, StateError } from '../base/errors.js'
 import { Random } from '../base/random.js'
 import { checkShape, type FloatArray, type Matrix, type MatrixLike, toMatrix } from '../base/tensor.js'
-import { configForLayer, type LoraConfig, type LoraConfigInput, resolveConfig, scalingOf } from './config.js'
+import {
+  configForFactors,
+  configForLayer,
+  type LoraConfig,
+  type LoraConfigInput,
+  resolveConfig,
+  scalingOf,
+} from './config.js'
 import { magnitudeScales, rowNorms, scaleRows } from './dora.js'
 import { addKept, dropFrom } from './dropout.js'
 import {
@@ -39,7 +46,7 @@ export interface LayerGradients {
 export class LoraLayer {
   /** Where the layer is in its model, as in `model.layers.0.self_attn.q_proj`; empty for a layer on its own. */
   readonly name: string
-  /** The layer's own: rank and alpha are what the patterns give its name. */
+  /** The layer's own: rank and alpha are what the patterns give its name, and what an `init` leaves of them. */
   readonly config: LoraConfig
   /** The float type of the file it came from and is saved in, unless saving names another. */
   dtype: FloatDtype = 'F32'
@@ -60,16 +67,17 @@ export class LoraLayer {
    * with a magnitude of ‖W‖ and a bias where the config has them. Some inits take s·B·A out of the copy: the first effective
    * weight is W with all but `random`. It is in training mode.
    *
-   * @throws ConfigError when the config is not usable, or its rank is above min(d, k); ShapeError when baseWeight is no matrix.
+   * @throws ConfigError when the config is not usable, or the layer's rank is above min(d, k); ShapeError for no matrix
    */
   constructor(baseWeight: MatrixLike, config?: LoraConfigInput, name?: string)
   /** @internal */
   constructor(factors: Factors, config?: LoraConfigInput, name?: string)
   constructor(source: MatrixLike | Factors, config: LoraConfigInput = {}, name = '') {
     this.name = name
-    this.config = configForLayer(resolveConfig(config), name)
-    this.#random = new Random(this.config.seed, `dropout/${name}`)
-    const factors = source instanceof Factors ? source : factorsOver(source, this.config, name)
+    const own = configForLayer(resolveConfig(config), name)
+    const factors = source instanceof Factors ? source : factorsOver(source, own, name)
+    this.config = configForFactors(own, factors)
+    this.#random = new Random(own.seed, `dropout/${name}`)
     this.#weightA = factors.weightA
     this.#weightB = factors.weightB
     const { magnitude, biasB } = layerVectors(factors, this.config, name)
@@ -81,7 +89,7 @@ export class LoraLayer {
 
   /**
    * A layer from copies of trained factors A (r, k) and B (d, r), without a base weight, in evaluation mode. A config that
-   * names no rank takes the factors'. Here the rank may be above min(d, k).
+   * names no rank takes the factors'. Here the rank may be above min(d, k), but for `pissa` and `olora`.
    *
    * @throws ShapeError when the factors disagree with each other or with the config's rank; ConfigError when a magnitude or a
    *   bias is there and the config has none, or the other way round.
@@ -96,7 +104,7 @@ export class LoraLayer {
     const a = toMatrix(weightA, where(name, 'weightA'))
     const b = toMatrix(weightB, where(name, 'weightB'))
     const complete = resolveConfig(config.rank === undefined ? { ...config, rank: a.shape[0] } : config)
-    const own = configForLayer(complete, name)
+    const own = configForFactors(configForLayer(complete, name), { weightA: a, weightB: b })
     checkShape(a, own.rank, a.shape[1], where(name, 'weightA'))
     checkShape(b, b.shape[0], own.rank, where(name, 'weightB'))
     return new LoraLayer(new Factors(copyAs(a, a.data), copyAs(b, a.data), false, vectors), own, name)
@@ -130,7 +138,7 @@ export class LoraLayer {
 
   /** s, by which B·A is multiplied. */
   get scaling(): number {
-    return scalingOf(this.config.rank, this.config.alpha, this.config.useRslora)
+    return scalingOf(this.config)
   }
 
   /** s·B·A is in the base weight. */

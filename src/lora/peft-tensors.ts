@@ -4,7 +4,7 @@
 import { attempt, FormatError, MismatchError, type OnProblem, ShapeError, throwProblem } from '../base/errors.js'
 import { elementCount, formatShape } from '../base/tensor.js'
 import type { SafetensorsFile, TensorInfo } from '../formats/safetensors.js'
-import { configForLayer, type LoraConfig } from './config.js'
+import { configForFactors, configForLayer, type LoraConfig } from './config.js'
 import { convolutionShape } from './convolution-factors.js'
 import { CONFIG_FILE } from './peft-files.js'
 import { KEY_PREFIX, sortedByName, withoutPrefix } from './peft-keys.js'
@@ -160,8 +160,11 @@ function complete(name: string, { kind, tensors }: Found, { config, file }: Clai
       what: `half a pair: no ${factorKey(name, A === undefined ? 'A' : 'B', kind)}`,
     })
   }
-  const own = kind === 'linear' && A.shape.length > 2 ? 'convolution' : kind
-  return { name, kind: own, config: configForLayer(config, name), A, B, magnitude, biasB }
+  const named = configForLayer(config, name)
+  const part = { name, A, B, magnitude, biasB }
+  if (kind !== 'linear') return { kind, config: named, ...part }
+  if (A.shape.length > 2) return { kind: 'convolution', config: named, ...part }
+  return { kind, config: configForFactors(named, { weightA: A, weightB: B }), ...part }
 }
 
 function checkVectors({ name, config, A, magnitude, biasB }: LayerTensors, file: string): void {

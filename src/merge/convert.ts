@@ -2,7 +2,7 @@
 
 import type { Directory } from '../base/bytes.js'
 import { decodeWeights, type WeightDtype } from '../base/dtype.js'
-import type { Matrix } from '../base/tensor.js'
+import { type Matrix, zeros } from '../base/tensor.js'
 import { type Checkpoint, openCheckpoint, shardSource } from '../formats/checkpoint.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import { type BaseWeights, toPlain } from '../lora/convert.js'
@@ -63,10 +63,11 @@ async function baseWeightsOf(
   }
 }
 
-/** The linear layers as plain ones, for a search that asks for names and shapes. */
+/** The linear layers as plain ones of rank 1, for a search that asks for names and shapes. */
 function placeholders(adapter: LoraAdapter): LoraAdapter {
-  const { rank, alpha, rankPattern, fanInFanOut } = adapter.config
-  const result = new LoraAdapter({ rank, alpha, rankPattern, fanInFanOut })
-  for (const [name, { weightA, weightB }] of adapter) result.addFactors(name, weightA, weightB)
+  const result = new LoraAdapter({ rank: 1, fanInFanOut: adapter.config.fanInFanOut })
+  for (const [name, { d, k, weightA }] of adapter) {
+    result.addFactors(name, zeros(1, k, weightA.data), zeros(d, 1, weightA.data))
+  }
   return result
 }

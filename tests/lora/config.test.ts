@@ -94,12 +94,12 @@ test('a config cannot change once it is resolved, nor through what it was made f
 })
 
 test('scaling', () => {
-  expect(scalingOf(8, 16, false)).toBe(2)
-  expect(scalingOf(16, 8, true)).toBe(2)
+  expect(scalingOf({ rank: 8, alpha: 16, useRslora: false })).toBe(2)
+  expect(scalingOf({ rank: 16, alpha: 8, useRslora: true })).toBe(2)
   fc.assert(
     fc.property(fc.integer({ min: 1, max: 512 }), fc.double({ min: 0.1, max: 512, noNaN: true }), (rank, alpha) => {
-      expect(scalingOf(rank, alpha, false) * rank).toBeCloseTo(alpha, 9)
-      expect(scalingOf(rank, alpha, true) * Math.sqrt(rank)).toBeCloseTo(alpha, 9)
+      expect(scalingOf({ rank, alpha, useRslora: false }) * rank).toBeCloseTo(alpha, 9)
+      expect(scalingOf({ rank, alpha, useRslora: true }) * Math.sqrt(rank)).toBeCloseTo(alpha, 9)
     }),
   )
 })

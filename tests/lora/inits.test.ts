@@ -253,6 +253,20 @@ test.each(INITS.filter((init) => init !== 'random'))('%s: the first effective we
   }
 })
 
+test.each(['pissa', 'pissa-niter-4', 'olora'] as const)('%s: a rank above min(d, k) shrinks, s stays', (init) => {
+  const weight = random(6, 12, 1)
+  for (const useRslora of [false, true]) {
+    const layer = new LoraLayer(weight, { rank: 8, alpha: 12, init, useRslora })
+    expect([layer.rank, layer.weightA.shape, layer.weightB.shape]).toEqual([6, [6, 12], [6, 6]])
+    expect(layer.scaling).toBeCloseTo(useRslora ? 12 / Math.sqrt(8) : 12 / 8, 12)
+    expect(maxDifference(layer.effectiveWeight(), weight)).toBeLessThan(1e-12)
+    const again = LoraLayer.fromFactors(layer.weightA, layer.weightB, { rank: 8, alpha: 12, init, useRslora })
+    expect(again.config).toEqual(layer.config)
+    expect(maxDifference(again.attachBase(weight).baseWeight!, layer.baseWeight!)).toBeLessThan(1e-12)
+  }
+  expect(() => LoraLayer.fromFactors(random(5, 12, 2), random(6, 5, 3), { rank: 8, init })).toThrow(ShapeError)
+})
+
 test('orthogonal: A’s rows and B’s columns are in orthogonal halves, of the sizes that PEFT’s draws have', () => {
   const { weightA, weightB } = firstFactors(
     new LoraAdapter({ rank: 8, init: 'orthogonal' }).config,

@@ -257,7 +257,7 @@ class FoundParts {
   }
 
   #addLayer(weight: number, { name, kind, config, shapes, a, b, magnitude, biasB }: LayerParts): void {
-    const scale = weight * scalingOf(config.rank, config.alpha, config.useRslora)
+    const scale = weight * scalingOf(config)
     const [d, k, { rank }] = [b.rows, a.columns, config]
     // An embedding (V, D) is a weight of D outputs and V inputs that is stored the other way round.
     const isInputMajor = kind === 'embedding' || (kind === 'linear' && config.fanInFanOut)
@@ -296,7 +296,7 @@ class FoundParts {
   #addParameter(weight: number, { name: full, config, experts, a, b }: ParameterParts): void {
     const at = full.lastIndexOf('.')
     const [name, tensor] = [full.slice(0, at), full.slice(at + 1)]
-    const scale = weight * scalingOf(config.rank, config.alpha, config.useRslora)
+    const scale = weight * scalingOf(config)
     const [d, k, { rank }] = [b.rows, a.columns, config]
     const stored = { isLinear: false, isInputMajor: false, shape: [experts, d, k] }
     const factors = { d, k, rank, scale, ...stored, a, b, isTied: config.ensureWeightTying }
