@@ -2,7 +2,7 @@
 
 import { spawnSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
-import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
 import { LoraAdapter } from '../../src/index.js'
@@ -75,6 +75,75 @@ describe.each(['SIGINT', 'SIGTERM'] as const)('%s', (signal) => {
     expect((await lowrank(...args, '--out', out, '--resume')).code).toBe(0)
     expect(digest(out)).toBe(digest(whole))
   })
+})
+
+describe('options', () => {
+  it('--tied says what becomes of tied embeddings', async () => {
+    const folder = join(scratch, 'head')
+    const adapter = new LoraAdapter({ rank: 1, alpha: 1, targetModules: ['lm_head'] })
+    const halves = (rows: number, columns: number) => {
+      return { data: new Float32Array(rows * columns).fill(0.5), shape: [rows, columns] as const }
+    }
+    adapter.addFactors('lm_head', halves(1, 192), halves(2048, 1))
+    await saveAdapter(adapter, folder)
+    const merge = (out: string, ...options: string[]) =>
+      lowrank('merge', '--base', MODEL, '--adapter', folder, '--out', join(scratch, out), '--json', ...options)
+    const refused = await merge('refused')
+    expect(refused.stderr).toMatch(/^error: lm_head\.weight: .*a choice for tied embeddings: untie or keep/)
+    expect([refused.code, existsSync(join(scratch, 'refused'))]).toEqual([1, false])
+    for (const [choice, tensors, isTied] of [
+      ['untie', 57, false],
+      ['keep', 56, true],
+    ] as const) {
+      expect(JSON.parse((await merge(choice, '--tied', choice)).stdout)).toMatchObject({ tensors, changed: 1 })
+      const config = JSON.parse(readFileSync(join(scratch, choice, 'config.json'), 'utf8'))
+      expect(config.tie_word_embeddings).toBe(isTied)
+    }
+  })
+
+  it('--dtype converts, and config.json says so', async () => {
+    const out = join(scratch, 'converted')
+    expect((await lowrank('merge', '--base', MODEL, '--adapter', PEFT, '--out', out, '--dtype', 'bf16')).code).toBe(0)
+    const { tensors } = JSON.parse((await lowrank('inspect', out, '--json')).stdout)
+    expect(new Set(tensors.map(({ dtype }: { dtype: string }) => dtype))).toEqual(new Set(['BF16']))
+    expect(JSON.parse(readFileSync(join(out, 'config.json'), 'utf8')).torch_dtype).toBe('bfloat16')
+  })
+
+  it('--shards and --finish make together what one merge makes', async () => {
+    const [out, whole] = [join(scratch, 'in jobs'), join(scratch, 'in one')]
+    const args = ['merge', '--base', MODEL, '--adapter', PEFT, '--max-shard-size', '2MB']
+    const job = async (...options: string[]) => lowrank(...args, '--out', out, ...options)
+    expect((await job('--shards', '0/3')).code).toBe(0)
+    expect((await job('--shards', '2/3')).code).toBe(0)
+    const early = await job('--finish')
+    expect(early.stderr).toMatch(
+      /^error: .*in jobs\.partial: 2 of 7 files are missing, .*got model-00002-of-00007\.safetensors, model-00005-of-/,
+    )
+    expect(early.stderr).toContain('Run their shares again, then finish')
+    expect([early.code, existsSync(out)]).toEqual([1, false])
+    expect((await job('--shards', '1/3')).code).toBe(0)
+    expect((await job('--finish')).code).toBe(0)
+    expect((await lowrank(...args, '--out', whole)).code).toBe(0)
+    expect(digest(out)).toBe(digest(whole))
+  })
+})
+
+it('needs no memory for a tensor of 256 MB', async () => {
+  const [base, folder, out] = [join(scratch, 'tall'), join(scratch, 'tall-adapter'), join(scratch, 'tall-merged')]
+  const rows = 131_072
+  mkdirSync(base)
+  const info = { dtype: 'BF16', shape: [rows, 1024], data_offsets: [0, 2 * rows * 1024] }
+  const header = Buffer.from(JSON.stringify({ 'tall.weight': info }))
+  const file = join(base, 'model.safetensors')
+  writeFileSync(file, Buffer.concat([new Uint8Array(BigUint64Array.of(BigInt(header.length)).buffer), header]))
+  truncateSync(file, 8 + header.length + 2 * rows * 1024)
+  const adapter = new LoraAdapter({ rank: 1, alpha: 1, targetModules: ['tall'] })
+  const ones = (count: number) => new Float32Array(count).fill(1)
+  adapter.addFactors('tall', { data: ones(1024), shape: [1, 1024] }, { data: ones(rows), shape: [rows, 1] })
+  await saveAdapter(adapter, folder)
+  const { stdout } = await lowrank('merge', '--base', base, '--adapter', folder, '--out', out, '--json')
+  expect(JSON.parse(stdout)).toMatchObject({ changed: 1 })
+  expect(JSON.parse(stdout).peakRssBytes).toBeLessThan(200e6)
 })
 
 describe('outputs that take nothing', () => {

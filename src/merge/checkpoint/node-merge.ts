@@ -1,39 +1,28 @@
 // Merges adapters into a checkpoint in Node, from paths to paths: with worker threads, resuming, and shares for the jobs of a
 // cluster. What it computes is merge-checkpoint.ts's.
 
-import { closeSync, fsync, openSync } from 'node:fs'
-import { availableParallelism } from 'node:os'
 import path from 'node:path'
-import { promisify } from 'node:util'
-import { type ByteSource, readAll } from '../../base/bytes.js'
 import { ConfigError, FileError, NumericError } from '../../base/errors.js'
-import { fileError, locate, NodeDirectory } from '../../io/node-files.js'
+import { locate, NodeDirectory } from '../../io/node-files.js'
 import { LoraAdapter } from '../../lora/adapter.js'
 import type { AdapterInput } from '../weighted.js'
 import type { OutputShard } from './layout.js'
 import type { CheckpointReport } from './merge-checkpoint.js'
 import { describePlan, type MergeCheckpointOptions, type OpenPlan, openPlan } from './merge-checkpoint.js'
-import { type ChunkJob, createShared, type Readable, shardChunks, writeFully } from './node-chunks.js'
 import { type Companions, findCompanions, NO_COMPANIONS, writeCompanions } from './node-companions.js'
-import { baseStates, changesOf, hashPlan, isFromBase, noteOf, type ShardNote } from './node-notes.js'
+import { baseStates, changesOf, hashPlan, isFromBase, type ShardNote } from './node-notes.js'
 import { NOTHING_KEPT, PartialOutput } from './node-output.js'
 import { checkSpace, looksMerged, type OutputPlace, partialFolder, realOutput, refuseOutput } from './node-place.js'
-import { runChunks } from './node-threads.js'
+import { sizeOfShards, type Work, type WriteOptions, writeShards } from './node-write.js'
 import type { MergePlan } from './plan.js'
 
-export interface MergeFilesOptions extends Omit<MergeCheckpointOptions, 'basePath' | 'path'> {
-  /** Threads, the calling one among them. Default: one a core, at most 4. */
-  threads?: number | undefined
+export interface MergeFilesOptions extends Omit<MergeCheckpointOptions, 'basePath' | 'path'>, WriteOptions {
   /** Keeps the finished shards of an interrupted merge whose checksums agree. Default: start over. */
   resume?: boolean | undefined
   /** Replaces an output that a merge wrote. */
   overwrite?: boolean | undefined
-  /** Makes only every `count`-th output file, from `index` (from 0): one job's share. The last step is `finish`. */
-  share?: { index: number; count: number } | undefined
   /** Verifies the files that all shares have made, adds the others, and gives the output its name. */
   finish?: boolean | undefined
-  /** Waits until all is on disk. Default true. */
-  fsync?: boolean | undefined
   /** Default 1; −1 takes the adapters out again. */
   sign?: 1 | -1 | undefined
 }
@@ -44,9 +33,6 @@ export interface MergeFilesReport extends CheckpointReport {
 
 /** A path, or an adapter in memory. */
 export type FileAdapter = string | LoraAdapter | { adapter: string | LoraAdapter; weight?: number | undefined }
-
-const MAX_THREADS = 4
-const sync = promisify(fsync)
 
 /**
  * What a merge would do, for `--dry-run`; nothing is written. Throws as {@link mergeCheckpointFiles}, but for values that are not
@@ -100,41 +86,22 @@ export async function mergeCheckpointFiles(
   checkOptions(options)
   const opened = await openFiles(base, adapters, out, options)
   const { plan, companions } = opened
-  const { share, finish = false } = options
-  let partial: PartialOutput | undefined
+  const { share } = options
+  let work: Work | undefined
   try {
     await refusePlaces(opened, options)
-    partial = await openPartial(opened, options)
-    const mine = plan.shards.filter((_, i) => share === undefined || i % share.count === share.index)
-    const notes = isContinued(options) ? await finishedShards(mine, partial, opened) : new Map<string, ShardNote>()
-    const missing = mine.filter((shard) => !notes.has(shard.path))
-    if (finish && missing.length > 0) throw unfinishedError(missing, mine, partial.folder)
-    let bytes = sizeOfShards(missing)
-    try {
-      await partial.remove(missing)
-      checkSpace(partial.folder, bytes + (share === undefined ? companions.bytes : 0))
-      await writeShards(opened, { mine, missing, partial, notes }, options)
-      if (share === undefined) {
-        const { layers } = describeDone(plan, notes)
-        const record = { version: 1, base: path.basename(path.resolve(base)), layers }
-        bytes += await publish(opened, partial, record, options)
-      }
-    } catch (error) {
-      const isUseless = error instanceof NumericError
-      const isLeft = await partial.drop(missing, { isUseless, isShared: share !== undefined })
-      options.signal?.throwIfAborted()
-      throw isLeft && error instanceof FileError ? withHint(error) : error
-    }
+    work = await beginWork(opened, options)
+    const bytes = await completeWork(opened, work, path.basename(path.resolve(base)), options)
     return {
-      out: share === undefined ? out : partial.folder,
-      ...describeDone(plan, notes),
+      out: share === undefined ? out : work.partial.folder,
+      ...describeDone(plan, work.notes),
       bytes,
       seconds: (performance.now() - startedAt) / 1000,
       leftOut: companions.leftOut,
       peakRssBytes: process.resourceUsage().maxRSS * 1024,
     }
   } finally {
-    partial?.close()
+    work?.partial.close()
     await opened.close()
   }
 }
@@ -202,13 +169,49 @@ function isContinued({ share, finish = false, resume = false }: MergeFilesOption
   return share !== undefined || finish || resume
 }
 
-async function openPartial(opened: OpenFiles, options: MergeFilesOptions): Promise<PartialOutput> {
+/** Opens the folder in which the output is made, and finds out what of it is there already. */
+async function beginWork(opened: OpenFiles, options: MergeFilesOptions): Promise<Work> {
+  const { plan, place } = opened
+  const { share, finish = false } = options
   // Reading all of the adapters pays where something may be continued: a single file starts over.
-  const isKept = opened.plan.shards.length > 1 || isContinued(options)
-  const partial = new PartialOutput(opened.place, isKept ? await hashPlan(opened, options) : NOTHING_KEPT)
-  if (isContinued(options)) await partial.goOn()
-  else await partial.startOver()
-  return partial
+  const isKept = plan.shards.length > 1 || isContinued(options)
+  const partial = new PartialOutput(place, isKept ? await hashPlan(opened, options) : NOTHING_KEPT)
+  try {
+    if (isContinued(options)) await partial.goOn()
+    else await partial.startOver()
+    const mine = plan.shards.filter((_, i) => share === undefined || i % share.count === share.index)
+    const notes = isContinued(options) ? await finishedShards(mine, partial, opened) : new Map<string, ShardNote>()
+    const missing = mine.filter((shard) => !notes.has(shard.path))
+    if (finish && missing.length > 0) throw unfinishedError(missing, mine, partial.folder)
+    return { mine, missing, partial, notes }
+  } catch (error) {
+    partial.close()
+    throw error
+  }
+}
+
+/**
+ * Makes the missing files and, unless this is one of several jobs, gives the output its name. Returns the bytes written.
+ *
+ * @param base its name, for the record
+ */
+async function completeWork(opened: OpenFiles, work: Work, base: string, options: MergeFilesOptions): Promise<number> {
+  const { plan, companions } = opened
+  const { missing, partial, notes } = work
+  const isShared = options.share !== undefined
+  const bytes = sizeOfShards(missing)
+  try {
+    await partial.remove(missing)
+    checkSpace(partial.folder, bytes + (isShared ? 0 : companions.bytes))
+    await writeShards(opened, work, options)
+    if (isShared) return bytes
+    const { layers } = describeDone(plan, notes)
+    return bytes + (await publish(opened, partial, { version: 1, base, layers }, options))
+  } catch (error) {
+    const isLeft = await partial.drop(missing, { isUseless: error instanceof NumericError, isShared })
+    options.signal?.throwIfAborted()
+    throw withHint(error, isLeft)
+  }
 }
 
 /** The notes of those shards that are whole and made from what the base holds now. */
@@ -238,42 +241,6 @@ function unfinishedError(missing: readonly OutputShard[], mine: readonly OutputS
   })
 }
 
-/** Adds the base's other files and gives the output its name. Returns the bytes written. */
-async function publish(
-  opened: OpenFiles,
-  partial: PartialOutput,
-  record: object,
-  options: MergeFilesOptions,
-): Promise<number> {
-  const { plan, companions, place } = opened
-  const { signal, fsync: isDurable = true } = options
-  await partial.removeOthers(plan.shards)
-  const bytes = place.isFile ? 0 : await writeCompanions(companions.copied, plan, partial.folder, isDurable)
-  signal?.throwIfAborted()
-  // Something may have come there while this merge ran.
-  await refusePlaces(opened, options)
-  await partial.publish(record, plan.shards[0].path, isDurable)
-  return bytes
-}
-
-/** What a report says of the shards that have notes. */
-function describeDone(plan: MergePlan, notes: ReadonlyMap<string, ShardNote>) {
-  const weights = plan.weights.filter(({ name }) => [...notes.values()].some(({ squares }) => name in squares))
-  return describePlan({ ...plan, weights }, changesOf(notes))
-}
-
-function sizeOfShards(shards: readonly OutputShard[]): number {
-  return shards.reduce((sum, { byteLength }) => sum + byteLength, 0)
-}
-
-/** What a merge works on: its shards, and of them those that are to be made. */
-interface Work {
-  mine: readonly OutputShard[]
-  missing: readonly OutputShard[]
-  partial: PartialOutput
-  notes: Map<string, ShardNote>
-}
-
 function checkOptions({ threads, share, finish }: MergeFilesOptions): void {
   if (threads !== undefined && !(Number.isSafeInteger(threads) && threads >= 1)) {
     throw new ConfigError({
@@ -296,85 +263,44 @@ function checkOptions({ threads, share, finish }: MergeFilesOptions): void {
   if (finish) throw new ConfigError({ where: 'share', what: 'goes with making files, not with finishing' })
 }
 
-/** Writes the missing output files, and notes each when it is complete and on disk. */
-async function writeShards(opened: OpenFiles, work: Work, options: MergeFilesOptions): Promise<void> {
-  const { mine, missing, partial, notes } = work
-  if (missing.length === 0) return
-  const { signal, onProgress, fsync: isDurable = true } = options
-  const closers: (() => void)[] = []
-  try {
-    const states = await baseStates(opened.checkpoint)
-    const job = await openJob(opened, work, options, closers)
-    missing.forEach(({ header }, i) => {
-      if (header !== undefined) writeFully(job.outputs[i], header, 0)
-    })
-    const totalBytes = sizeOfShards(mine)
-    const keptBytes = totalBytes - sizeOfShards(missing)
-    await runChunks(job, {
-      signal,
-      onProgress: onProgress && ((bytes) => onProgress({ writtenBytes: keptBytes + bytes, totalBytes, keptBytes })),
-      onShard: async (i) => {
-        if (isDurable) await syncShard(job.outputs[i])
-        const note = noteOf(job, i, states)
-        if (job.isChecked) await partial.note(missing[i], note)
-        notes.set(missing[i].path, note)
-      },
-    })
-  } finally {
-    for (const close of closers) close()
-  }
+/** Adds the base's other files and gives the output its name. Returns the bytes written. */
+async function publish(
+  opened: OpenFiles,
+  partial: PartialOutput,
+  record: object,
+  options: MergeFilesOptions,
+): Promise<number> {
+  const { plan, companions, place } = opened
+  const { signal, fsync: isDurable = true } = options
+  await partial.requireOwn()
+  await partial.removeOthers(plan.shards)
+  const bytes = place.isFile ? 0 : await writeCompanions(companions.copied, plan, partial.folder, isDurable)
+  signal?.throwIfAborted()
+  // Something may have come to these places while this merge ran.
+  await refusePlaces(opened, options)
+  await partial.publish(record, plan.shards[0].path, isDurable)
+  return bytes
 }
 
-/** @param closers gets what closes the files that are opened, also of those before an error */
-async function openJob(
-  { plan, checkpoint, adapters }: OpenFiles,
-  { missing, partial }: Work,
-  { threads, reproducible = false, share }: MergeFilesOptions,
-  closers: (() => void)[],
-): Promise<ChunkJob> {
-  const chunks = missing.reduce((sum, shard) => sum + shardChunks(shard), 0)
-  const count = Math.max(1, Math.min(threads ?? Math.min(availableParallelism(), MAX_THREADS), chunks))
-  const closedLater = (name: string, fd: number) => {
-    closers.push(() => closeSync(fd))
-    return { name, fd }
-  }
-  const readable = async (source: ByteSource): Promise<Readable> => {
-    if (source.realPath !== undefined) return closedLater(source.realPath, openSync(source.realPath, 'r'))
-    const bytes = new Uint8Array(new SharedArrayBuffer(source.byteLength))
-    bytes.set(await readAll(source))
-    return { name: source.name, bytes }
-  }
-  const factors = await Promise.all(adapters.sources.map(readable))
-  return {
-    shards: missing,
-    outputs: missing.map((shard) => partial.create(shard)),
-    bases: [...(await Promise.all(checkpoint.shards.map(({ file }) => readable(file.source)))), ...factors],
-    factors,
-    threads: count,
-    isReproducible: reproducible,
-    // A single file is kept by no resume: it has its name as soon as it is finished, unless others finish it.
-    isChecked: plan.shards.length > 1 || share !== undefined,
-    // Jobs on several machines may see copies of the base; one machine tells by its files whether it is the same.
-    isBaseChecked: share !== undefined,
-    shared: createShared(missing, count),
-  }
+/** What a report says of the shards that have notes. */
+function describeDone(plan: MergePlan, notes: ReadonlyMap<string, ShardNote>) {
+  const weights = plan.weights.filter(({ name }) => [...notes.values()].some(({ squares }) => name in squares))
+  return describePlan({ ...plan, weights }, changesOf(notes))
 }
 
-async function syncShard({ name, fd }: { name: string; fd: number }): Promise<void> {
-  try {
-    await sync(fd)
-  } catch (error) {
-    throw fileError(name, 'cannot be written', error)
-  }
-}
-
-function withHint({ where, what, expected, got, cause }: FileError): FileError {
+/** The error, with what can be done about a full disk or is left to go on with. */
+function withHint(error: unknown, isLeft: boolean): unknown {
+  if (!(error instanceof FileError)) return error
+  const { where, what, expected, got, hint, cause } = error
+  const isFull = ['ENOSPC', 'EDQUOT'].includes((cause as NodeJS.ErrnoException | undefined)?.code ?? '')
+  const room = isLeft ? 'The finished files are kept: make room, then resume' : 'Make room, or choose another disk'
+  const advice = isFull ? room : (hint ?? (isLeft ? 'The finished files are kept for a resume' : undefined))
   return new FileError({
     what,
     ...(where !== undefined && { where }),
     ...(expected !== undefined && { expected }),
     ...(got !== undefined && { got }),
-    hint: 'The finished files are kept: make room, then resume, or run the same share again',
+    ...(advice !== undefined && { hint: advice }),
     cause,
   })
 }

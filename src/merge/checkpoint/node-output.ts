@@ -155,13 +155,7 @@ export class PartialOutput {
   /** Gives the complete output its name. */
   async publish(record: object, file: string, isDurable: boolean): Promise<void> {
     try {
-      if (!(await this.#isOwn())) {
-        throw new FileError({
-          where: this.folder,
-          what: 'another merge has written here meanwhile',
-          hint: 'Run one merge at a time for an output',
-        })
-      }
+      await this.requireOwn()
       // Windows renames no folder with open files.
       this.close()
       if (this.#isFile) {
@@ -191,6 +185,16 @@ export class PartialOutput {
     const fd = this.#open.get(file)
     this.#open.delete(file)
     if (fd !== undefined) closeSync(fd)
+  }
+
+  /** Throws FileError when another merge has put its shards in place of this one's. */
+  async requireOwn(): Promise<void> {
+    if (await this.#isOwn()) return
+    throw new FileError({
+      where: this.folder,
+      what: 'another merge has written here meanwhile',
+      hint: 'Run one merge at a time for an output',
+    })
   }
 
   /** Whether the shards in the folder are still those of this merge. */

@@ -137,6 +137,7 @@ describe('notes', () => {
 describe('another merge', () => {
   it('that makes the folder anew keeps the first from publishing it', async () => {
     const { merge, partial, out } = await layOut()
+    // It looks again right before it publishes.
     const signal = interfering(2, () => {
       rmSync(partial, { recursive: true })
       mkdirSync(path.join(partial, '.merge'), { recursive: true })
@@ -269,6 +270,21 @@ describe('the place of the output', () => {
 })
 
 describe('the base', () => {
+  it('that is written to meanwhile makes no result', async () => {
+    const { merge, base, out, expectWhole } = await layOut()
+    const file = path.join(base, nameOf(1))
+    const bytes = await readFile(file)
+    const signal = interfering(1, () => writeFileSync(file, bytes))
+    await expect(merge({ signal })).rejects.toMatchObject({
+      code: 'FILE',
+      where: file,
+      what: 'was written to while it was being merged',
+    })
+    expect(existsSync(out)).toBe(false)
+    await merge({ resume: true })
+    await expectWhole()
+  })
+
   it('may be named by its index, which goes along', async () => {
     const { base, adapter, out, memory, lora } = await layOut()
     const index = 'model.safetensors.index.json'

@@ -1,6 +1,7 @@
 import { describe, expect, it } from 'vitest'
 import { type ByteSource, MemoryDirectory } from '../../../src/base/bytes.js'
 import { encodeFloats } from '../../../src/base/dtype.js'
+import { parseSafetensorsHeader } from '../../../src/formats/safetensors.js'
 import type { LoraAdapter } from '../../../src/lora/adapter.js'
 import { CHUNK_BYTES } from '../../../src/merge/checkpoint/layout.js'
 import { mergeCheckpoint } from '../../../src/merge/checkpoint/merge-checkpoint.js'
@@ -203,6 +204,8 @@ describe('dtype and shards on request', () => {
     ]
     expect([...out.files.keys()].filter((name) => name.startsWith('model'))).toEqual(files)
     expect(after.get(EMBEDDING)).toEqual(before.get(EMBEDDING))
+    const { metadata } = await parseSafetensorsHeader(await out.open(files[1]))
+    expect(metadata).toEqual({ format: 'pt' })
     const again = await run(out, adapter({ 'model.q_proj': [24, 16] }), { maxShardBytes: 1e9 })
     expect([...again.out.files.keys()].filter((name) => name.startsWith('model'))).toEqual(['model.safetensors'])
   })

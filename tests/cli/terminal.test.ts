@@ -1,0 +1,45 @@
+// What people see while a command works.
+
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
+import { Progress } from '../../src/cli/terminal.js'
+
+const { isTTY } = process.stderr
+let written = ''
+beforeEach(() => {
+  written = ''
+  vi.useFakeTimers({ toFake: ['performance'] })
+  vi.spyOn(process.stderr, 'write').mockImplementation((text) => {
+    written += text
+    return true
+  })
+})
+afterEach(() => {
+  vi.useRealTimers()
+  vi.restoreAllMocks()
+  process.stderr.isTTY = isTTY
+})
+
+describe('Progress', () => {
+  it('tells how much time is left, from what was done since it began', () => {
+    process.stderr.isTTY = true
+    const progress = new Progress()
+    // What a resumed merge has kept says nothing of its speed.
+    progress.update(20, 100, ' MB')
+    expect(written).not.toContain('left')
+    vi.advanceTimersByTime(5000)
+    progress.update(60, 100, ' MB')
+    expect(written).toMatch(/ 60\/100 MB {2}0:05 left$/)
+    progress.update(100, 100, ' MB')
+    expect(written).toMatch(/100\/100 MB$/)
+  })
+
+  it('is a line now and then where nobody watches', () => {
+    process.stderr.isTTY = false
+    const progress = new Progress()
+    for (let done = 0; done <= 100; done++) {
+      progress.update(done, 100, ' MB')
+      vi.advanceTimersByTime(100)
+    }
+    expect(written.split('\n').filter((line) => line !== '')).toEqual([' 50/100 MB  0:05 left', '100/100 MB'])
+  })
+})
