@@ -59,8 +59,7 @@ export async function generate(
   const promptIds = encodePrompt(model, prompt)
   const room = (model.contextLength ?? Number.POSITIVE_INFINITY) - promptIds.length
 
-  const stream = model.tokenizer.stream()
-  for (const id of promptIds) stream.push(id)
+  const stream = model.tokenizer.stream(promptIds)
   let text = ''
   const append = (piece: string) => {
     if (piece === '') return

@@ -33,8 +33,12 @@ export interface Tokenizer {
   encodePair(prompt: string, completion: string): { ids: number[]; completionStart: number }
   /** Text of `ids`; special tokens are left out unless asked for. */
   decode(ids: readonly number[], options?: { specialTokens?: boolean }): string
-  /** Decodes ids that come one by one. */
-  stream(): TextStream
+  /**
+   * Decodes ids that come one by one.
+   *
+   * @param after what they follow: its text is not given again, but may change how theirs begins
+   */
+  stream(after?: readonly number[]): TextStream
 }
 
 /** Text of tokens as they come: each call returns what became certain. */
@@ -129,8 +133,8 @@ class HubTextTokenizer implements Tokenizer {
     })
   }
 
-  stream(): TextStream {
-    return new WindowedStream((ids) => this.decode(ids))
+  stream(after: readonly number[] = []): TextStream {
+    return new WindowedStream((ids) => this.decode(ids), after)
   }
 
   #encodeBare(text: string): number[] {
@@ -200,12 +204,14 @@ class HubTextTokenizer implements Tokenizer {
  */
 class WindowedStream implements TextStream {
   readonly #decode: (ids: readonly number[]) => string
-  #window: number[] = []
+  #window: number[]
   /** How many tokens of the window have given their text already. */
-  #done = 0
+  #done: number
 
-  constructor(decode: (ids: readonly number[]) => string) {
+  constructor(decode: (ids: readonly number[]) => string, after: readonly number[]) {
     this.#decode = decode
+    this.#window = [...after]
+    this.#done = after.length
   }
 
   push(id: number): string {

@@ -31,7 +31,7 @@ export interface TrainSettings {
   lowMemory: boolean
   /** Save adapter and state every so many steps. Default: at the end and when interrupted. */
   saveEvery: number | undefined
-  /** Evaluate every so many steps too, not only before and after. */
+  /** Evaluate every so many steps too, not only before and after. Needs `evalData`. */
   evaluateEvery: number | undefined
 }
 

@@ -16,24 +16,13 @@ export class Trainer {
   readonly #options: TrainerOptions
 
   /**
-   * @throws ConfigError when a setting or the adapter's config is out of range, or two options contradict; UnsupportedError when
-   *   the adapter or its config has more than plain linear layers
+   * @throws ConfigError when a setting or the adapter's config is out of range, or options contradict or lack one another;
+   *   UnsupportedError when the adapter or its config has more than plain linear layers
    */
   constructor(options: TrainerOptions) {
     this.#options = options
     this.settings = resolveSettings(options)
-    if (options.adapter !== undefined && options.config !== undefined) {
-      throw new ConfigError({ where: 'config', what: 'an adapter to go on with has a config of its own' })
-    }
-    if (options.out === undefined && (options.resume || options.overwrite || this.settings.saveEvery !== undefined)) {
-      throw new ConfigError({ where: 'out', what: 'resume, overwrite and saveEvery need an output folder' })
-    }
-    if (options.evalData === undefined && this.settings.evaluateEvery !== undefined) {
-      throw new ConfigError({ where: 'evalData', what: 'evaluateEvery needs records to evaluate' })
-    }
-    if (options.resume && options.overwrite) {
-      throw new ConfigError({ where: 'resume', what: 'a run is resumed or overwritten, not both' })
-    }
+    checkTogether(options, this.settings)
     const given = Object.entries(options.config ?? {}).filter(([, value]) => value !== undefined)
     this.config =
       options.adapter?.config ??
@@ -57,5 +46,21 @@ export class Trainer {
   async train(): Promise<TrainResult> {
     const { runTraining } = await import('./run-training.js')
     return runTraining(this.#options, this.settings, this.config)
+  }
+}
+
+/** Throws ConfigError for options that contradict one another, or lack what they need. */
+function checkTogether(options: TrainerOptions, settings: TrainSettings): void {
+  if (options.adapter !== undefined && options.config !== undefined) {
+    throw new ConfigError({ where: 'config', what: 'an adapter to go on with has a config of its own' })
+  }
+  if (options.out === undefined && (options.resume || options.overwrite || settings.saveEvery !== undefined)) {
+    throw new ConfigError({ where: 'out', what: 'resume, overwrite and saveEvery need an output folder' })
+  }
+  if (options.evalData === undefined && settings.evaluateEvery !== undefined) {
+    throw new ConfigError({ where: 'evalData', what: 'evaluateEvery needs records to evaluate' })
+  }
+  if (options.resume && options.overwrite) {
+    throw new ConfigError({ where: 'resume', what: 'a run is resumed or overwritten, not both' })
   }
 }

@@ -128,7 +128,7 @@ describe('the end of the text', () => {
         ],
         encodePair: (a, b) => tokenizer.encodePair(a, b),
         decode: (ids, options) => tokenizer.decode(ids, options),
-        stream: () => tokenizer.stream(),
+        stream: (after) => tokenizer.stream(after),
       },
     })
     const { tokenIds } = await generate(templated, PROMPT, { maxNewTokens: 5 })
@@ -155,6 +155,18 @@ describe('streaming', () => {
     expect(text).toContain('\ufffd')
     await opened.dispose()
     await model.close()
+  })
+
+  it('gives nothing of the prompt, even where that ends in U+FFFD', async () => {
+    const pieces: string[] = []
+    const prompt = `${PROMPT}\ufffd`
+    const { text, tokenIds } = await generate(session, prompt, {
+      maxNewTokens: 5,
+      onText: (piece) => pieces.push(piece),
+    })
+    const whole = union.tokenizer.decode([...union.tokenizer.encode(prompt), ...tokenIds])
+    expect(prompt + text).toBe(whole)
+    expect(pieces.join('')).toBe(text)
   })
 
   it('ends between two tokens when the signal says so, and the session goes on', async () => {

@@ -55,6 +55,14 @@ describe('encode and decode', () => {
     )
   })
 
+  it('streams what follows other tokens, whatever these end in', () => {
+    for (const before of ['', 'a', 'a ', 'In the', 'a\ufffd']) {
+      const stream = tokenizer.stream(tokenizer.encode(before))
+      const parts = tokenizer.encode(' beginning', { specialTokens: false }).map((id) => stream.push(id))
+      expect(parts.join('') + stream.end()).toBe(' beginning')
+    }
+  })
+
   it('ends a stream with U+FFFD for bytes that never became a character', () => {
     const stream = tokenizer.stream()
     const [first] = tokenizer.encode('🐋', { specialTokens: false })
