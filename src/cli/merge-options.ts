@@ -23,11 +23,30 @@ export const OUTPUT = {
   json: toggle('print one JSON document on stdout'),
 }
 
+/** Which part of a merge a run makes. */
+export function partOf({ shards, finish }: { shards?: unknown; finish: boolean }): 'whole' | 'share' | 'finish' {
+  if (finish) return 'finish'
+  return shards === undefined ? 'whole' : 'share'
+}
+
+function outcome(report: MergeReport, part: 'whole' | 'share' | 'finish'): string {
+  const [out, seconds] = [colors.bold(report.out), `${report.seconds.toFixed(1)} s`]
+  const changed = `${report.changed} of ${report.tensors} tensors changed`
+  if (part === 'whole') return `Wrote ${out}: ${bytes(report.bytes)}, ${changed}, ${seconds}`
+  if (part === 'finish') return `Checked all files; the result is ${out}: ${changed}, ${seconds}`
+  const made =
+    report.bytes === 0
+      ? 'There was nothing left to make for this job'
+      : `Made ${bytes(report.bytes)} in ${out}, ${seconds}`
+  return `${made}. When all jobs are done, run the same command with --finish in place of --shards.`
+}
+
 /** Runs a merge with a bar; Ctrl-C ends it. Returns the exit code. */
 export async function runMerge<R extends MergeReport>(
   json: boolean,
   work: (run: { signal: AbortSignal; onProgress: (progress: MergeProgress) => void }) => Promise<R>,
   show: (report: R) => void,
+  part: 'whole' | 'share' | 'finish',
 ): Promise<number> {
   const progress = new Progress()
   const startedAt = performance.now()
@@ -42,10 +61,7 @@ export async function runMerge<R extends MergeReport>(
     if (json) printDocument({ ...(report as MergeReport), peakRssBytes: peakRssBytes() })
     else show(report)
     sayLeftOut(report)
-    say(
-      `Wrote ${colors.bold(report.out)}: ${bytes(report.bytes)}, ` +
-        `${report.changed} of ${report.tensors} tensors changed, ${report.seconds.toFixed(1)} s`,
-    )
+    say(outcome(report, part))
     return 0
   } catch (error) {
     if (!(error instanceof DOMException && error.name === 'AbortError')) throw error

@@ -2,7 +2,7 @@
 
 import { type MergePlanReport, merge as mergeByPath, planMerge } from '../node.js'
 import { printable } from './escape.js'
-import { ADAPTERS, OUTPUT, runMerge, sayLeftOut, sized, weightedAdapters } from './merge-options.js'
+import { ADAPTERS, OUTPUT, partOf, runMerge, sayLeftOut, sized, weightedAdapters } from './merge-options.js'
 import { choice, defineCommand, type Occurrence, required, toggle, UsageError } from './options.js'
 import { bytes, colors, print, printDocument, say, table } from './terminal.js'
 
@@ -36,8 +36,9 @@ export const merge = defineCommand({
       (run) => mergeByPath({ ...options, ...run }),
       ({ layers }) => {
         const rows = layers.map(({ name, relativeChange }) => [name, relativeChange])
-        print(table([['layer', 'change ‖ΔW‖/‖W‖'], ...rows]))
+        if (rows.length > 0) print(table([['layer', 'change ‖ΔW‖/‖W‖'], ...rows]))
       },
+      partOf({ shards, finish: rest.finish }),
     )
   },
 })

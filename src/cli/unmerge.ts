@@ -1,7 +1,7 @@
 // lowrank unmerge: takes adapters out of a merged checkpoint again, and says how close that comes to the original.
 
 import { type UnmergeFilesReport, unmergeCheckpointFiles } from '../node.js'
-import { ADAPTERS, OUTPUT, runMerge, weightedAdapters } from './merge-options.js'
+import { ADAPTERS, OUTPUT, partOf, runMerge, weightedAdapters } from './merge-options.js'
 import { choice, defineCommand, required, text } from './options.js'
 import { print, say, table, thousands } from './terminal.js'
 
@@ -31,6 +31,7 @@ export const unmerge = defineCommand({
       json,
       (run) => unmergeCheckpointFiles(merged, adapters, out, { ...options, ...run }),
       showDifferences,
+      partOf({ shards, finish: rest.finish }),
     )
   },
 })

@@ -214,3 +214,17 @@ describe('what it says', () => {
     expect(Object.keys(written).sort()).toEqual([...names(plan.shards), ...others].sort())
   })
 })
+
+it('says of each job what it made, and what is left to do', async () => {
+  const out = join(scratch, 'in shares')
+  const args = ['merge', '--base', MODEL, '--adapter', PEFT, '--out', out, '--max-shard-size', '8MB']
+  const said: string[] = []
+  for (const part of [['--shards', '0/3'], ['--shards', '1/3'], ['--shards', '2/3'], ['--finish']]) {
+    const { code, stderr } = await lowrank(...args, ...part)
+    expect(code, stderr).toBe(0)
+    said.push(stderr.trimEnd().split('\n').at(-1)!)
+  }
+  for (const line of said.slice(0, 2)) expect(line).toMatch(/^Made \d.* in .*in shares\.partial, .* --finish/)
+  expect(said[2]).toMatch(/^There was nothing left to make for this job\. .* --finish/)
+  expect(said[3]).toMatch(/^Checked all files; the result is .*in shares: 42 of 56 tensors changed/)
+})
