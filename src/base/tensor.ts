@@ -63,18 +63,39 @@ function fromRows(rows: readonly (readonly number[])[], where: string): Matrix {
 }
 
 function checkedMatrix(matrix: Matrix, where: string): Matrix {
-  const { data, shape }: Partial<Matrix> = matrix ?? {}
-  const isData = data instanceof Float32Array || data instanceof Float64Array
-  if (!isData || !Array.isArray(shape)) throw notAMatrix(where)
-  if (shape.length !== 2 || !shape.every(isDim) || elementCount(shape) !== data.length) {
-    throw new ShapeError({
-      where,
-      what: 'data and shape disagree',
-      expected: `${formatShape(shape)} elements`,
-      got: `${data.length}`,
-    })
-  }
+  if (!hasValues(matrix)) throw notAMatrix(where)
+  if (matrix.shape.length !== 2 || !isFilled(matrix)) throw disagreement(matrix, where)
   return matrix
+}
+
+/**
+ * Checks a tensor of any number of dimensions, as {@link toMatrix} checks a matrix.
+ *
+ * @throws ShapeError when it is no tensor, or its data do not fill its shape
+ */
+export function checkTensor(tensor: Tensor<FloatArray>, where: string): void {
+  if (!hasValues(tensor)) {
+    throw new ShapeError({ where, what: 'not a tensor', expected: '{data: Float32Array | Float64Array, shape}' })
+  }
+  if (!isFilled(tensor)) throw disagreement(tensor, where)
+}
+
+function hasValues(value: Partial<Tensor<FloatArray>> | undefined | null): value is Tensor<FloatArray> {
+  const { data, shape } = value ?? {}
+  return (data instanceof Float32Array || data instanceof Float64Array) && Array.isArray(shape)
+}
+
+function isFilled({ data, shape }: Tensor<FloatArray>): boolean {
+  return shape.every(isDim) && elementCount(shape) === data.length
+}
+
+function disagreement({ data, shape }: Tensor<FloatArray>, where: string): ShapeError {
+  return new ShapeError({
+    where,
+    what: 'data and shape disagree',
+    expected: `${formatShape(shape)} elements`,
+    got: `${data.length}`,
+  })
 }
 
 function notAMatrix(where: string): ShapeError {

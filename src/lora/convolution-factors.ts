@@ -2,7 +2,7 @@
 // them, and new ones.
 
 import { ConfigError, ShapeError, UnsupportedError } from '../base/errors.js'
-import { elementCount, type FloatArray, formatShape, type Tensor, zeros } from '../base/tensor.js'
+import { checkTensor, elementCount, type FloatArray, formatShape, type Tensor, zeros } from '../base/tensor.js'
 import type { LoraConfig } from './config.js'
 import { rowNorms } from './dora.js'
 import { checkRank, type LayerVectors, where } from './factors.js'
@@ -55,11 +55,12 @@ export function convolutionShape(a: readonly number[], b: readonly number[], loc
  *   PEFT has not for convolutions; ShapeError when the weight is none of a convolution of so many groups
  */
 export function newConvolution(
-  { data, shape }: Tensor<FloatArray>,
+  weight: Tensor<FloatArray>,
   groups: number,
   config: LoraConfig,
   name: string,
 ): { weightA: Tensor<FloatArray>; weightB: Tensor<FloatArray>; vectors: LayerVectors } {
+  checkTensor(weight, where(name, 'baseWeight', 'ConvolutionLora'))
   if (!Number.isSafeInteger(groups) || groups < 1 || config.rank % groups !== 0) {
     throw new ConfigError({
       where: where(name, 'groups', 'ConvolutionLora'),
@@ -68,6 +69,7 @@ export function newConvolution(
       got: String(groups),
     })
   }
+  const { data, shape } = weight
   const [d, groupChannels, ...kernel] = shape
   const shapeA = [config.rank, groupChannels * groups, ...kernel]
   const shapeB = [d, config.rank / groups, ...kernel.map(() => 1)]

@@ -4,7 +4,7 @@
 
 import { ShapeError, UnsupportedError } from '../base/errors.js'
 import { Random } from '../base/random.js'
-import { elementCount, type FloatArray, formatShape, type Matrix, type Tensor } from '../base/tensor.js'
+import { checkTensor, elementCount, type FloatArray, formatShape, type Matrix, type Tensor } from '../base/tensor.js'
 import { configForLayer, type LoraConfigInput, resolveConfig } from './config.js'
 import { convolutionShape, groupsRefusal, newConvolution, placeOf } from './convolution-factors.js'
 import {
@@ -66,6 +66,8 @@ export class ConvolutionLora extends LinearBacked<ConvolutionTape & { keep: Uint
     name = '',
     vectors: LayerVectors = {},
   ) {
+    checkTensor(weightA, where(name, 'weightA', 'ConvolutionLora'))
+    checkTensor(weightB, where(name, 'weightB', 'ConvolutionLora'))
     const { rank, channels, kernel, d, groups } = convolutionShape(weightA.shape, weightB.shape, placeOf(name))
     const own = configForLayer(resolveConfig(config.rank === undefined ? { ...config, rank } : config), name)
     const a: Matrix = { data: weightA.data, shape: [rank, channels * elementCount(kernel)] }
@@ -145,11 +147,7 @@ export class ConvolutionLora extends LinearBacked<ConvolutionTape & { keep: Uint
    * @throws ShapeError when the weight has another shape, ConfigError for a geometry that is not usable, StateError while merged
    */
   attachBase(weight: Tensor<FloatArray>, geometry: ConvolutionGeometry = {}): this {
-    const location = this.#where('baseWeight')
-    const expected = formatShape(this.#weightShape())
-    if (formatShape(weight.shape) !== expected || weight.data.length !== elementCount(weight.shape)) {
-      throw new ShapeError({ where: location, what: 'wrong shape', expected, got: formatShape(weight.shape) })
-    }
+    checkTensorShape(weight, this.#weightShape(), this.#where('baseWeight'))
     const movement = movementOf(this.kernel, geometry, placeOf(this.name))
     this.linear.baseWeight = { data: weight.data, shape: [this.linear.d, this.k] } // PEFT’s inits leave it alone
     this.#movement = movement
@@ -205,12 +203,9 @@ export class ConvolutionLora extends LinearBacked<ConvolutionTape & { keep: Uint
   forward(input: Tensor<FloatArray>): Tensor<FloatArray> {
     const { base, movement } = this.#needBase('forward')
     const location = this.#where('input')
+    checkTensor(input, location)
     const [, channels, ...spatial] = input.shape
-    if (
-      spatial.length !== this.kernel.length ||
-      channels !== this.channels ||
-      input.data.length !== elementCount(input.shape)
-    ) {
+    if (spatial.length !== this.kernel.length || channels !== this.channels) {
       const expected = formatShape(['n', this.channels, ...this.kernel.map((_, i) => 'hwd'[i])])
       throw new ShapeError({ where: location, what: 'wrong shape', expected, got: formatShape(input.shape) })
     }
@@ -236,11 +231,7 @@ export class ConvolutionLora extends LinearBacked<ConvolutionTape & { keep: Uint
     const tape = this.tape
     if (tape === undefined) throw noForward(this.#where('backward'), this.merged)
     const { base } = this.#needBase('backward')
-    const expected = formatShape([tape.input[0], this.d, ...tape.windows.output])
-    if (formatShape(gradOutput.shape) !== expected || gradOutput.data.length !== elementCount(gradOutput.shape)) {
-      const got = formatShape(gradOutput.shape)
-      throw new ShapeError({ where: this.#where('gradOutput'), what: 'wrong shape', expected, got })
-    }
+    checkTensorShape(gradOutput, [tape.input[0], this.d, ...tape.windows.output], this.#where('gradOutput'))
     const gradients = convolutionBackward(this.#passWeights(base), tape, tensorAs(gradOutput, base.data))
     const { weightA, weightB, magnitude, biasB, input, dropped } = gradients
     if (dropped !== undefined) addKept(input, dropped, this.config.dropout, tape.keep)
@@ -325,6 +316,12 @@ export class ConvolutionLora extends LinearBacked<ConvolutionTape & { keep: Uint
   #where(member: string): string {
     return where(this.name, member, 'ConvolutionLora')
   }
+}
+
+function checkTensorShape(tensor: Tensor<FloatArray>, shape: readonly number[], location: string): void {
+  checkTensor(tensor, location)
+  const [expected, got] = [formatShape(shape), formatShape(tensor.shape)]
+  if (got !== expected) throw new ShapeError({ where: location, what: 'wrong shape', expected, got })
 }
 
 /** A copy in the precision of `like`. */

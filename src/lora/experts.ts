@@ -6,7 +6,7 @@ import type { FloatDtype } from '../base/dtype.js'
 import { ShapeError } from '../base/errors.js'
 import {
   checkShape,
-  elementCount,
+  checkTensor,
   type FloatArray,
   formatShape,
   type Matrix,
@@ -176,10 +176,11 @@ export class ExpertLora {
    * @throws ShapeError when it is none of these, StateError while merged
    */
   attachBase(parameter: ParameterValues, { isInputMajor }: BaseLayout = {}): this {
+    checkTensor(parameter, this.#where('baseWeight'))
     const { experts, d, k } = this
     const { data, shape } = parameter
     const own = parameterLayout(shape, { experts, d, k }, isInputMajor)
-    if (own === undefined || elementCount(shape) !== data.length) {
+    if (own === undefined) {
       throw new ShapeError({
         where: this.#where('baseWeight'),
         what: 'wrong shape',

@@ -4,6 +4,7 @@
 /** One character: true for a code point that it stands for. */
 export type CharacterTest = (code: number) => boolean
 
+/** A parsed expression. */
 export type Expression =
   | { readonly kind: 'character'; readonly test: CharacterTest }
   | { readonly kind: 'sequence'; readonly items: readonly Expression[] }

@@ -3,6 +3,7 @@
 import { F64, type FloatArray, type Matrix, zeros } from '../base/tensor.js'
 import { defaultKernels } from '../kernels/index.js'
 
+/** How {@link product} reads its factors, and where the result goes. */
 export interface ProductOptions {
   transposeA?: boolean
   transposeB?: boolean

@@ -237,6 +237,21 @@ describe('refuses', () => {
   })
 })
 
+test('refuses what is no tensor, by the name of the argument', () => {
+  const [a, b, w] = [tensor([2, 3, 3, 2], 1), tensor([4, 2, 1, 1], 2), tensor([4, 3, 3, 2], 3)]
+  const made = new ConvolutionLora(a, b, { rank: 2 }, 'c').attachBase(w)
+  const nothing = undefined as unknown as Tensor<FloatArray>
+  expect(() => new ConvolutionLora(nothing, b, { rank: 2 }, 'c')).toThrow('c.weightA: not a tensor')
+  expect(() => new ConvolutionLora(a, { ...b, data: new Float64Array(3) }, { rank: 2 })).toThrow(
+    'ConvolutionLora.weightB: data and shape disagree; expected (4, 2, 1, 1) elements, got 3',
+  )
+  expect(() => made.attachBase(nothing)).toThrow('c.baseWeight: not a tensor')
+  expect(() => made.forward(nothing)).toThrow('c.input: not a tensor')
+  made.forward(tensor([1, 3, 5, 5], 4))
+  expect(() => made.backward(nothing)).toThrow('c.gradOutput: not a tensor')
+  expect(() => ConvolutionLora.ofBase(nothing, {}, { rank: 2 }, 'c')).toThrow('c.baseWeight: not a tensor')
+})
+
 test('is a part of an adapter', () => {
   const adapter = new LoraAdapter({ rank: 2, alpha: 3 })
   adapter.addLayer('l', random(3, 4, 1))

@@ -190,9 +190,9 @@ function rebuildTensor(args: readonly PickleValue[], count: 4 | 6 | 7, where: st
   const shape = sizesOf(size, where)
   const strides = sizesOf(stride, where)
   const last = shape.reduce((sum, dim, i) => sum + (dim - 1) * (strides[i] ?? 0), 0)
-  const isEmpty = shape.includes(0)
-  const end = isSize(offset) ? (isEmpty ? offset : offset + last + 1) * type.bytes : Number.NaN
-  if (strides.length !== shape.length || !isSize(elementCount(shape) * type.bytes) || !(end <= storage.byteLength)) {
+  const end = (first: number) => (shape.includes(0) ? first : first + last + 1) * type.bytes
+  const isSized = strides.length === shape.length && isSize(elementCount(shape) * type.bytes)
+  if (!isSize(offset) || !isSized || !(end(offset) <= storage.byteLength)) {
     throw new FormatError({
       where,
       what: 'a tensor that does not lie inside its storage',
@@ -200,7 +200,7 @@ function rebuildTensor(args: readonly PickleValue[], count: 4 | 6 | 7, where: st
       got: `shape ${formatShape(shape)}, strides ${formatShape(strides)}`,
     })
   }
-  return new TorchTensor(storage, type, offset as number, shape, strides)
+  return new TorchTensor(storage, type, offset, shape, strides)
 }
 
 /** (tensor, requires_grad, hooks) */

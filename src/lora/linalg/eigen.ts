@@ -5,6 +5,7 @@ import { NumericError } from '../../base/errors.js'
 import type { Matrix } from '../../base/tensor.js'
 import { identity } from '../product.js'
 
+/** Eigenvalues with their vectors. */
 export interface SymmetricEigen {
   /** Largest first. */
   values: Float64Array

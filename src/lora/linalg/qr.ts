@@ -8,6 +8,7 @@ import { transpose } from '../product.js'
 /** Columns that are reflected one by one before the rest is updated by products. */
 const PANEL = 32
 
+/** A matrix (m, n) as q·r. */
 export interface Qr {
   /** (m, p) with p = min(m, n); orthonormal columns, also where the matrix has a lower rank. */
   q: Matrix

@@ -9,6 +9,7 @@ import { symmetricEigen, symmetricEigenvalues } from './eigen.js'
 import { orthonormalRows } from './qr.js'
 import { checkFinite, type Svd, svd } from './svd.js'
 
+/** How long {@link randomizedSvd} looks, and from where. */
 export interface RandomizedSvdOptions {
   /** Of the random start; a safe integer. Default 0. */
   seed?: number
