@@ -7,13 +7,20 @@ import { type Checkpoint, openCheckpoint, shardSource } from '../../formats/chec
 import { isWeightDtype, type TensorInfo } from '../../formats/safetensors.js'
 import { isHeadModule } from '../../lora/tied.js'
 import { type FitReport, fitReport, missingPart, type PartFit } from '../fit.js'
-import { type BaseReplacement, type LayerFactors, openAdapters } from './adapters.js'
+import { type BaseReplacement, type OpenAdapters, openAdapters } from './adapters.js'
 import { CHUNK_BYTES } from './layout.js'
 import { readConfig } from './merge-checkpoint.js'
 import { placeReplacements } from './place-replacements.js'
-import { findWeights, labelOf, missingError, moduleNames, planMerge } from './plan.js'
+import { findWeights, labelOf, missingError, moduleNames, planMerge, type WeightSearch } from './plan.js'
 import { refuseQuantizedConfig } from './refusals.js'
-import { areTiedTogether, findReplacedPair, findTiedPair, isEmbeddingModule, tieSetting } from './tied.js'
+import {
+  areTiedTogether,
+  findReplacedPair,
+  findTiedPair,
+  isEmbeddingModule,
+  type TiedPair,
+  tieSetting,
+} from './tied.js'
 
 /** Near misses are looked for this often: each costs a comparison with every name of the base. */
 const MAX_SUGGESTIONS = 20
@@ -59,22 +66,48 @@ export async function fitCheckpoint(
   }
 }
 
-function judge(
-  checkpoint: Checkpoint,
-  { layers, replacements }: { layers: readonly LayerFactors[]; replacements: readonly BaseReplacement[] },
-  config: Readonly<Record<string, unknown>> | undefined,
-) {
-  const { tensors, directory } = checkpoint
+type Config = Readonly<Record<string, unknown>> | undefined
+type Parts = Pick<OpenAdapters, 'layers' | 'replacements'>
+
+function judge(checkpoint: Checkpoint, adapter: Parts, config: Config) {
+  const { layers, replacements } = adapter
   const problems: string[] = []
   const note = ({ message }: LowrankError) => problems.push(message)
-  attempt(() => refuseQuantizedConfig(config, `${directory.name}/config.json`), note)
+  attempt(() => refuseQuantizedConfig(config, `${checkpoint.directory.name}/config.json`), note)
   const pair = findTiedPair(layers, checkpoint, config)
-  const locate = moduleNames(layers, tensors)
+  const locate = moduleNames(layers, checkpoint.tensors)
+  const replacedPair = findReplacedPair(replacements, checkpoint, config)
+  const parts = [
+    ...judgeLayers({ layers, locate, checkpoint, pair, config }),
+    ...replacements.map((replacement) => judgeReplacement(replacement, checkpoint, locate, replacedPair)),
+  ]
+  const changedPair = pair !== undefined && !areTiedTogether(layers) ? pair : undefined
+  const isUntied = replacements.some(({ rows, isTied, tensor }) => {
+    const name = locate(tensor)
+    return rows === undefined && !isTied && (name === replacedPair?.head || name === replacedPair?.embedding)
+  })
+  const untiedPair = isUntied ? replacedPair : undefined
+  // What only shows in the whole. Two tensors in place of tied ones have a place where they are untied.
+  if (problems.length === 0 && parts.every(({ problem }) => problem === null)) {
+    const tied = untiedPair === undefined ? 'keep' : 'untie'
+    attempt(() => planMerge(checkpoint, layers, config, { tied }, replacements), note)
+  }
+  const chosen = changedPair ?? untiedPair
+  const notes =
+    chosen === undefined
+      ? []
+      : [`it changes tied embeddings, ${chosen.embedding} and ${chosen.head}: a merge has to untie or keep them`]
+  return { parts, problems, notes }
+}
+
+function judgeLayers(search: WeightSearch): PartFit[] {
+  const { layers, locate, checkpoint } = search
+  const { tensors } = checkpoint
   let suggestions = 0
-  const parts = layers.flatMap((layer): PartFit[] => {
+  return layers.flatMap((layer): PartFit[] => {
     let problem: string | null = null
     const found = attempt(
-      () => findWeights(layer, { layers, locate, checkpoint, pair, config }),
+      () => findWeights(layer, search),
       ({ message }) => {
         problem = message
       },
@@ -88,47 +121,33 @@ function judge(
     problem ??= missingError([layer], layers, isSuggested ? tensors : new Map()).message
     return [missingPart(labelOf(layer), problem)]
   })
-  const replacedPair = findReplacedPair(replacements, checkpoint, config)
-  for (const replacement of replacements) {
-    let problem: string | null = null
-    attempt(
-      () => placeReplacements([replacement], locate, checkpoint, replacedPair, 'keep'),
-      ({ message }) => {
-        problem = message
-      },
-    )
-    const name = locate(replacement.tensor)
-    const stored = name === replacedPair?.head ? [name, replacedPair.embedding] : [name]
-    const info = stored.map((own) => tensors.get(own)?.info).find((own) => own !== undefined)
-    parts.push(
-      info === undefined ? missingPart(replacement.tensor, problem!) : partFit(replacement.tensor, info, problem),
-    )
-  }
-  const changedPair = pair !== undefined && !areTiedTogether(layers) ? pair : undefined
-  const untiedPair = replacements.some(({ rows, isTied, tensor }) => {
-    const name = locate(tensor)
-    return rows === undefined && !isTied && (name === replacedPair?.head || name === replacedPair?.embedding)
-  })
-    ? replacedPair
-    : undefined
-  // What only shows in the whole. Two tensors in place of tied ones have a place where they are untied.
-  if (problems.length === 0 && parts.every(({ problem }) => problem === null)) {
-    const tied = untiedPair === undefined ? 'keep' : 'untie'
-    attempt(() => planMerge(checkpoint, layers, config, { tied }, replacements), note)
-  }
-  const notes: string[] = []
-  const chosen = changedPair ?? untiedPair
-  if (chosen !== undefined) {
-    notes.push(`it changes tied embeddings, ${chosen.embedding} and ${chosen.head}: a merge has to untie or keep them`)
-  }
-  return { parts, problems, notes }
+}
+
+function judgeReplacement(
+  replacement: BaseReplacement,
+  checkpoint: Checkpoint,
+  locate: (name: string) => string,
+  pair: TiedPair | undefined,
+): PartFit {
+  const { tensor } = replacement
+  let problem: string | null = null
+  attempt(
+    () => placeReplacements([replacement], { locate, checkpoint, pair, tied: 'keep', isUntied: false }),
+    ({ message }) => {
+      problem = message
+    },
+  )
+  const name = locate(tensor)
+  const stored = name === pair?.head ? [name, pair.embedding] : [name]
+  const info = stored.map((own) => checkpoint.tensors.get(own)?.info).find((own) => own !== undefined)
+  return info === undefined ? missingPart(tensor, problem!) : partFit(tensor, info, problem)
 }
 
 function partFit(name: string, { name: tensor, shape, dtype }: TensorInfo, problem: string | null): PartFit {
   return { name, tensor, shape, dtype, problem, relativeChange: null }
 }
 
-function vocabularyOf({ tensors }: Checkpoint, config: Readonly<Record<string, unknown>> | undefined) {
+function vocabularyOf({ tensors }: Checkpoint, config: Config) {
   const modules = [...tensors.keys()].flatMap((name) => (name.endsWith('.weight') ? name.slice(0, -7) : []))
   const embedding = modules.find(isEmbeddingModule)
   const vocabulary = embedding === undefined ? null : (tensors.get(`${embedding}.weight`)!.info.shape[0] ?? null)

@@ -8,58 +8,77 @@ import type { BaseReplacement } from './adapters.js'
 import type { OutputTensor } from './layout.js'
 import { type TiedPair, type TiedPolicy, tiedError } from './tied.js'
 
+type Placed = Pick<OutputTensor, 'base' | 'shard'> | Pick<OutputTensor, 'rows'>
+
+/** Where replacements go. */
+interface Placing {
+  /** Module name → the name that the checkpoint has for it. */
+  readonly locate: (name: string) => string
+  readonly checkpoint: Checkpoint
+  /** Tied embeddings that a replacement touches. */
+  readonly pair: TiedPair | undefined
+  readonly tied: TiedPolicy
+  /** The output has both of the pair. */
+  readonly isUntied: boolean
+}
+
 /**
- * @param locate module name → the name that the checkpoint has for it
- * @param pair tied embeddings that a replacement touches
- * @param isUntied the output has both of them
  * @returns by tensor of the output, what it has in place of the base's own
  * @throws MismatchError when the base has no such tensor, or another shape of it, or it is one of tied embeddings;
  *   UnsupportedError when two replace one tensor
  */
-export function placeReplacements(
-  replacements: readonly BaseReplacement[],
-  locate: (name: string) => string,
-  checkpoint: Checkpoint,
-  pair: TiedPair | undefined,
-  tied: TiedPolicy,
-  isUntied = false,
-): Map<string, Pick<OutputTensor, 'base' | 'shard'> | Pick<OutputTensor, 'rows'>> {
+export function placeReplacements(replacements: readonly BaseReplacement[], placing: Placing): Map<string, Placed> {
+  const { locate, checkpoint, pair, tied } = placing
   const { tensors, shards } = checkpoint
-  const result = new Map<string, Pick<OutputTensor, 'base' | 'shard'> | Pick<OutputTensor, 'rows'>>()
-  for (const { tensor, source, info, rows, isTied } of replacements) {
+  const result = new Map<string, Placed>()
+  for (const replacement of replacements) {
+    const { tensor, source, info, rows, isTied } = replacement
     const name = locate(tensor)
     const isPaired = pair !== undefined && (name === pair.head || name === pair.embedding)
     if (isPaired && rows === undefined && tied === 'refuse' && !isTied) throw tiedError(pair, tensors.has(pair.head))
-    const isRepeated =
-      isTied &&
-      !isUntied &&
-      name === pair?.head &&
-      replacements.some((other) => locate(other.tensor) === pair.embedding)
-    if (isRepeated) continue
-    const isIn = (own: string) => tensors.has(own) || (isUntied && own === pair?.head)
-    // Rows of tied embeddings are tied in PEFT too: both uses see them. A whole module is a copy of its own there.
-    const isBoth = isPaired && (rows !== undefined || !isUntied)
-    for (const own of isBoth ? [pair.embedding, pair.head].filter(isIn) : [name]) {
-      const base = (tensors.get(own) ?? (isPaired && isIn(own) ? tensors.get(pair.embedding) : undefined))?.info
-      if (base === undefined) throw missingError(own, tensors.keys())
-      checkFit(own, base, info, rows)
+    for (const own of targetsOf(replacement, replacements, placing)) {
+      const stored =
+        tensors.get(own) ?? (isPaired && isInOutput(own, placing) ? tensors.get(pair.embedding) : undefined)
+      if (stored === undefined) throw missingError(own, tensors.keys())
+      checkFit(own, stored.info, info, rows)
       if (result.has(own))
         throw new UnsupportedError({ where: own, what: 'two parts of the adapters replace its values' })
-      const shard = shards.length + source
-      const rowBytes = info.byteLength / Math.max(1, info.shape[0] ?? 1)
-      result.set(
-        own,
-        rows === undefined
-          ? { base: info, shard }
-          : {
-              rows: rows.map((index, i) => {
-                return { index, dtype: info.dtype, shard, offset: info.offset + i * rowBytes, byteLength: rowBytes }
-              }),
-            },
-      )
+      result.set(own, placedAt(shards.length + source, info, rows))
     }
   }
   return result
+}
+
+/** The tensors of the output that get a replacement's values: both of tied ones, none where another part is for both. */
+function targetsOf(
+  { tensor, rows, isTied }: BaseReplacement,
+  replacements: readonly BaseReplacement[],
+  placing: Placing,
+): string[] {
+  const { locate, pair, isUntied } = placing
+  const name = locate(tensor)
+  if (pair === undefined || (name !== pair.head && name !== pair.embedding)) return [name]
+  const isRepeated =
+    isTied && !isUntied && name === pair.head && replacements.some((other) => locate(other.tensor) === pair.embedding)
+  if (isRepeated) return []
+  // Rows of tied embeddings are tied in PEFT too: both uses see them. A whole module is a copy of its own there.
+  if (rows === undefined && isUntied) return [name]
+  return [pair.embedding, pair.head].filter((own) => isInOutput(own, placing))
+}
+
+function isInOutput(tensor: string, { checkpoint, pair, isUntied }: Placing): boolean {
+  return checkpoint.tensors.has(tensor) || (isUntied && tensor === pair?.head)
+}
+
+/** @param shard that holds the new values, at `info` */
+function placedAt(shard: number, info: TensorInfo, rows: readonly number[] | undefined): Placed {
+  if (rows === undefined) return { base: info, shard }
+  const rowBytes = info.byteLength / Math.max(1, info.shape[0] ?? 1)
+  return {
+    rows: rows.map((index, i) => {
+      return { index, dtype: info.dtype, shard, offset: info.offset + i * rowBytes, byteLength: rowBytes }
+    }),
+  }
 }
 
 function missingError(name: string, tensors: Iterable<string>): MismatchError {

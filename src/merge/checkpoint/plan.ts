@@ -71,15 +71,8 @@ export function planMerge(
   options: PlanOptions = {},
   replacements: readonly BaseReplacement[] = [],
 ): MergePlan {
-  const { tied = 'refuse', dtype, maxShardBytes, path } = options
-  if (maxShardBytes !== undefined && !(Number.isSafeInteger(maxShardBytes) && maxShardBytes > 0)) {
-    throw new ConfigError({
-      where: 'maxShardBytes',
-      what: 'not usable',
-      expected: 'a whole number of bytes above 0',
-      got: String(maxShardBytes),
-    })
-  }
+  const { tied = 'refuse', maxShardBytes } = options
+  checkShardSize(maxShardBytes)
   refuseQuantizedConfig(config, `${checkpoint.directory.name}/config.json`)
   const pair = findTiedPair(layers, checkpoint, config)
   // Replaced rows are for both uses, so that they alone untie nothing.
@@ -89,43 +82,71 @@ export function planMerge(
     throw tiedError(pair, checkpoint.tensors.has(pair.head))
   const locate = moduleNames(layers, checkpoint.tensors)
   const byTensor = assignLayers({ layers, locate, checkpoint, pair, config }, tied)
-  const placed = placeReplacements(
-    replacements,
+  const placed = placeReplacements(replacements, {
     locate,
     checkpoint,
-    untied ?? findReplacedPair(replacements, checkpoint, config),
+    pair: untied ?? findReplacedPair(replacements, checkpoint, config),
     tied,
-    untied !== undefined,
-  )
+    isUntied: untied !== undefined,
+  })
   refuseCombinations(byTensor, placed)
+  return planOutput({ checkpoint, byTensor, placed, untied }, options)
+}
 
-  const outputs: OutputTensor[][] = checkpoint.shards.map(() => [])
-  for (const [name, tensor] of checkpoint.tensors) {
-    const own = outputs[tensor.shard]
-    own.push({ ...outputTensor(name, tensor, byTensor.get(name) ?? [], dtype), ...placed.get(name) })
-    if (untied === undefined || name !== untied.embedding || checkpoint.tensors.has(untied.head)) continue
-    const layersOfHead = byTensor.get(untied.head) ?? []
-    own.push({ ...outputTensor(untied.head, tensor, layersOfHead, dtype), ...placed.get(untied.head) })
-  }
-  for (const own of outputs) own.sort((a, b) => a.base.offset - b.base.offset)
+function checkShardSize(maxShardBytes: number | undefined): void {
+  if (maxShardBytes === undefined || (Number.isSafeInteger(maxShardBytes) && maxShardBytes > 0)) return
+  throw new ConfigError({
+    where: 'maxShardBytes',
+    what: 'not usable',
+    expected: 'a whole number of bytes above 0',
+    got: String(maxShardBytes),
+  })
+}
+
+/** What becomes of which tensors. */
+interface Changes {
+  readonly checkpoint: Checkpoint
+  /** Output tensor → the layers merged into it. */
+  readonly byTensor: ReadonlyMap<string, readonly LayerFactors[]>
+  /** Output tensor → what it has in place of the base's own. */
+  readonly placed: ReadonlyMap<string, Partial<OutputTensor>>
+  /** Tied embeddings of which the head becomes a tensor of its own. */
+  readonly untied: TiedPair | undefined
+}
+
+function planOutput(changes: Changes, { dtype, maxShardBytes, path }: PlanOptions): MergePlan {
+  const { checkpoint, placed, untied } = changes
+  const outputs = outputTensors(changes, dtype)
   const all = outputs.flat()
   const shards = layOut(checkpoint, outputs, { maxShardBytes, path })
   const isRelaid = maxShardBytes !== undefined || shards.some(({ header }) => header !== undefined)
   const newIndexPath = maxShardBytes === undefined ? checkpoint.indexPath : shards.length > 1 ? INDEX_FILE : undefined
-  const changed = all.filter(({ name, layers: own }) => own.length > 0 || placed.has(name))
+  const changed = all.filter(({ name, layers }) => layers.length > 0 || placed.has(name))
   return {
     checkpoint,
     shards,
     tensors: all.length,
     changed: changed.length,
     bytes: shards.reduce((sum, { byteLength }) => sum + byteLength, 0),
-    weights: changed
-      .filter((tensor) => tensor.layers.length > 0)
-      .map(({ name, layers: own }) => ({ name, layers: own })),
+    weights: changed.filter(({ layers }) => layers.length > 0).map(({ name, layers }) => ({ name, layers })),
     index: isRelaid && newIndexPath !== undefined ? newIndex(newIndexPath, shards, all) : undefined,
     copiesIndex: !isRelaid && checkpoint.indexPath !== undefined,
     configEdit: untied !== undefined ? { isUntied: true, dtype } : dtype && { isUntied: false, dtype },
   }
+}
+
+/** The output's tensors by the base's shard, in the order of their bytes. */
+function outputTensors({ checkpoint, byTensor, placed, untied }: Changes, dtype: FloatDtype | undefined) {
+  const outputs: OutputTensor[][] = checkpoint.shards.map(() => [])
+  for (const [name, tensor] of checkpoint.tensors) {
+    const add = (own: string) => {
+      outputs[tensor.shard].push({ ...outputTensor(own, tensor, byTensor.get(own) ?? [], dtype), ...placed.get(own) })
+    }
+    add(name)
+    if (name === untied?.embedding && !checkpoint.tensors.has(untied.head)) add(untied.head)
+  }
+  for (const own of outputs) own.sort((a, b) => a.base.offset - b.base.offset)
+  return outputs
 }
 
 /** Output tensor → the layers merged into it. */
