@@ -77,6 +77,30 @@ export function packRight(size: i32, from: usize, rank: i32, columns: i32, to: u
   else pack<f32>(from, stride, false, columns, rank, columnsOf<f32>(), to, <usize>rank * 32)
 }
 
+/** Whether no value is NaN or infinite: whose product with 0 is not 0. `at` is at a multiple of 16. */
+export function isAllFinite(size: i32, at: usize, count: i32): bool {
+  return size == 8 ? isAllFiniteOf<f64>(at, count) : isAllFiniteOf<f32>(at, count)
+}
+
+function isAllFiniteOf<T>(at: usize, count: i32): bool {
+  const end = at + <usize>count * sizeof<T>()
+  const zero = v128.splat<T>(0)
+  let a = zero
+  let b = zero
+  let c = zero
+  let d = zero
+  for (; at + 64 <= end; at += 64) {
+    a = v128.add<T>(a, v128.mul<T>(v128.load(at), zero))
+    b = v128.add<T>(b, v128.mul<T>(v128.load(at, 16), zero))
+    c = v128.add<T>(c, v128.mul<T>(v128.load(at, 32), zero))
+    d = v128.add<T>(d, v128.mul<T>(v128.load(at, 48), zero))
+  }
+  const sums = v128.add<T>(v128.add<T>(a, b), v128.add<T>(c, d))
+  if (!i8x16.all_true(v128.eq<T>(sums, zero))) return false
+  for (; at < end; at += sizeof<T>()) if (!isFinite<T>(load<T>(at))) return false
+  return true
+}
+
 export function merge(job: Job): void {
   job.overflows = 0
   if (job.kind == F64) mergeOf<f64>(job)

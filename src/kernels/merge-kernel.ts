@@ -33,6 +33,8 @@ export interface MergeResult {
   /** How many results are infinite or NaN where w was not, and where in the chunk the first is, or −1. */
   overflows: number
   firstOverflow: number
+  /** No value of the left factor is NaN or infinite. */
+  isLeftFinite: boolean
 }
 
 /**
@@ -43,8 +45,11 @@ export interface MergeKernel {
   readonly name: string
   /** Where a chunk's bytes go before `merge` and are found after it. Take it anew after `loadRight` and `merge`. */
   readonly chunk: Uint8Array
-  /** The right factor (Σ rank, columns) of the next chunks: the A of all terms, one below the other. Copied. */
-  loadRight(right: FloatArray, rank: number, columns: number): void
+  /**
+   * The right factor (Σ rank, columns) of the next chunks: the A of all terms, one below the other. Copied. Returns whether no
+   * value is NaN or infinite.
+   */
+  loadRight(right: FloatArray, rank: number, columns: number): boolean
   merge(job: MergeJob): MergeResult
 }
 

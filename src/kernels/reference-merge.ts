@@ -2,7 +2,7 @@
 // WebAssembly is forbidden.
 
 import { decodeFloats, encodeFloats, type FloatDtype } from '../base/dtype.js'
-import type { FloatArray } from '../base/tensor.js'
+import { type FloatArray, isAllFinite } from '../base/tensor.js'
 import { type MergeDtype, type MergeJob, type MergeKernel, type MergeResult, sizeOfDtype } from './merge-kernel.js'
 
 const QUIET_NAN = 0x7fc00000
@@ -18,19 +18,21 @@ export function referenceMergeKernel(byteLength: number): MergeKernel {
     loadRight(values, _rank, columns) {
       right = values.slice()
       width = columns
+      return isAllFinite(values)
     },
     merge(job) {
       const bytes = chunk.subarray(0, job.rows * job.columns * sizeOfDtype(job.dtype))
       const base = decode(bytes, job.dtype) // (rows, columns)
       const delta = deltaOf(job, right, width)
-      if (delta === undefined) return { baseSquares: 0, deltaSquares: 0, overflows: 0, firstOverflow: -1 }
+      const isLeftFinite = isAllFinite(job.left)
+      if (delta === undefined) return { baseSquares: 0, deltaSquares: 0, overflows: 0, firstOverflow: -1, isLeftFinite }
       bytes.set(
         encode(
           base.map((w, i) => w + delta[i]),
           job.dtype,
         ),
       )
-      return compare(base, delta, decode(bytes, job.dtype))
+      return { ...compare(base, delta, decode(bytes, job.dtype)), isLeftFinite }
     },
   }
 }
@@ -64,7 +66,7 @@ function deltaOf({ dtype, rows, column, columns, left, terms }: MergeJob, right:
   return delta
 }
 
-function compare(base: FloatArray, delta: FloatArray, merged: FloatArray): MergeResult {
+function compare(base: FloatArray, delta: FloatArray, merged: FloatArray): Omit<MergeResult, 'isLeftFinite'> {
   const result = { baseSquares: 0, deltaSquares: 0, overflows: 0, firstOverflow: -1 }
   for (let i = 0; i < base.length; i++) {
     if (!Number.isFinite(base[i])) continue

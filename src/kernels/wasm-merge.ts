@@ -11,6 +11,7 @@ interface MergeExports {
   panelBytes(rank: number): number
   stripBytes(): number
   packRight(size: number, from: number, rank: number, columns: number, to: number): void
+  isAllFinite(size: number, at: number, count: number): number
   merge(job: number): void
 }
 
@@ -65,7 +66,7 @@ class WasmMergeKernel implements MergeKernel {
     return new Uint8Array(this.#memory.buffer, this.#chunkStart, this.#byteLength)
   }
 
-  loadRight(right: FloatArray, rank: number, columns: number): void {
+  loadRight(right: FloatArray, rank: number, columns: number): boolean {
     this.#rightSize = right.BYTES_PER_ELEMENT
     this.#rightRank = rank
     this.#rightBytes = rank * align(columns, COLUMN_MULTIPLE) * right.BYTES_PER_ELEMENT
@@ -73,12 +74,15 @@ class WasmMergeKernel implements MergeKernel {
     this.#reserve(raw + right.byteLength)
     this.#write(right, raw)
     this.#wasm.packRight(this.#rightSize, raw, rank, columns, this.#rightStart)
+    return Boolean(this.#wasm.isAllFinite(this.#rightSize, raw, right.length))
   }
 
   merge({ dtype, rows, column, columns, left, terms }: MergeJob): MergeResult {
     const rank = this.#rightRank
     const present = terms.filter((term) => term.rank > 0)
-    if (present.length === 0) return { baseSquares: 0, deltaSquares: 0, overflows: 0, firstOverflow: -1 }
+    if (present.length === 0) {
+      return { baseSquares: 0, deltaSquares: 0, overflows: 0, firstOverflow: -1, isLeftFinite: true }
+    }
     const leftStart = align(this.#rightStart + this.#rightBytes)
     const panelStart = align(leftStart + left.byteLength)
     this.#reserve(panelStart + this.#wasm.panelBytes(rank))
@@ -101,6 +105,7 @@ class WasmMergeKernel implements MergeKernel {
       deltaSquares: f64[JOB_START / 8 + SQUARES + 1],
       overflows,
       firstOverflow: overflows === 0 ? -1 : i32[JOB_START / 4 + FIRST_OVERFLOW],
+      isLeftFinite: Boolean(this.#wasm.isAllFinite(left.BYTES_PER_ELEMENT, leftStart, left.length)),
     }
   }
 

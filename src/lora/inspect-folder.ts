@@ -4,13 +4,12 @@
 import type { Directory } from '../base/bytes.js'
 import { decodeWeights } from '../base/dtype.js'
 import { LowrankError, type OnProblem } from '../base/errors.js'
-import { elementCount, type Tensor } from '../base/tensor.js'
+import { elementCount, isAllFinite, type Tensor } from '../base/tensor.js'
 import { isWeightDtype, readTensorF32, type SafetensorsFile, type TensorInfo } from '../formats/safetensors.js'
 import { notFinite } from './factors.js'
 import { type AdapterReport, adapterReport, type LayerReport, layerReport, replacementReports } from './inspect.js'
 import { type AdapterFile, commonDtype, type LoadOptions, openAdapter } from './peft.js'
 import type { LayerTensors } from './peft-tensors.js'
-import { isFiniteMatrix } from './product.js'
 
 /** Tensors that are only looked through are read in pieces of so many bytes. */
 const PIECE_BYTES = 1 << 22
@@ -83,7 +82,7 @@ async function inspectLayer(
 
 async function readFactor(file: SafetensorsFile, info: TensorInfo, onProblem: OnProblem): Promise<Tensor> {
   const tensor = await readTensorF32(file, info.name)
-  if (!isFiniteMatrix(tensor)) onProblem(notFinite(`${file.source.name}: ${info.name}`))
+  if (!isAllFinite(tensor.data)) onProblem(notFinite(`${file.source.name}: ${info.name}`))
   return tensor
 }
 
@@ -93,7 +92,7 @@ async function checkValues({ source }: SafetensorsFile, info: TensorInfo, onProb
   if (!isWeightDtype(dtype)) return
   for (let done = 0; done < byteLength; done += PIECE_BYTES) {
     const bytes = await source.read(offset + done, Math.min(PIECE_BYTES, byteLength - done))
-    if (isFiniteMatrix({ data: decodeWeights(bytes, dtype) })) continue
+    if (isAllFinite(decodeWeights(bytes, dtype))) continue
     onProblem(notFinite(`${source.name}: ${name}`))
     return
   }

@@ -2,7 +2,7 @@
 
 import type { FloatDtype } from '../base/dtype.js'
 import type { ErrorCode, LowrankError } from '../base/errors.js'
-import { elementCount, type FloatArray, type Tensor } from '../base/tensor.js'
+import { elementCount, type FloatArray, isAllFinite, type Tensor } from '../base/tensor.js'
 import type { SafetensorsDtype } from '../formats/safetensors.js'
 import type { LoraAdapter } from './adapter.js'
 import { type LoraConfig, scalingOf } from './config.js'
@@ -14,7 +14,7 @@ import { notFinite } from './factors.js'
 import { changesBase } from './inits.js'
 import { LoraLayer } from './layer.js'
 import type { AdapterPart } from './plain.js'
-import { isFiniteMatrix, norm } from './product.js'
+import { norm } from './product.js'
 import type { Replacement, TokenRows } from './replacements.js'
 import { meanSpectrum, normOfSpectrum, type Spectrum, spectrumOf } from './spectrum.js'
 import { describeUnmatched, unmatchedEntries } from './unmatched.js'
@@ -91,7 +91,7 @@ export function inspectAdapter(adapter: LoraAdapter): AdapterReport {
     const biasB = 'biasB' in layer ? layer.biasB : undefined
     const values = { weightA: weightA.data, weightB: weightB.data, magnitude, biasB }
     for (const [part, data] of Object.entries(values)) {
-      if (data !== undefined && !isFiniteMatrix({ data })) problems.push(notFinite(`${name}.${part}`))
+      if (data !== undefined && !isAllFinite(data)) problems.push(notFinite(`${name}.${part}`))
     }
     return layerReport({
       name,

@@ -5,7 +5,7 @@
 import type { FloatDtype } from '../base/dtype.js'
 import { NumericError, StateError } from '../base/errors.js'
 import { Random } from '../base/random.js'
-import { checkShape, type FloatArray, type Matrix, type MatrixLike, toMatrix } from '../base/tensor.js'
+import { checkShape, type FloatArray, isAllFinite, type Matrix, type MatrixLike, toMatrix } from '../base/tensor.js'
 import {
   configForFactors,
   configForLayer,
@@ -29,7 +29,7 @@ import {
   where,
 } from './factors.js'
 import { addBias, backwardPass, forwardPass, type PassWeights, type Tape } from './passes.js'
-import { copyAs, inPrecisionOf, isFiniteMatrix, norm, normOfProduct, product } from './product.js'
+import { copyAs, inPrecisionOf, norm, normOfProduct, product } from './product.js'
 
 /** What `backward` gives: gradients shaped like A (r, k), B (d, r) and the input (n, k). */
 export interface LayerGradients {
@@ -298,7 +298,7 @@ export class LoraLayer {
     const base = this.#needBase('merge')
     if (this.merged) throw new StateError({ where: this.#where('merge'), what: 'merged already' })
     const result = this.effectiveWeight()
-    if (!isFiniteMatrix(result)) {
+    if (!isAllFinite(result.data)) {
       throw new NumericError({ where: this.#where('merge'), what: 'W + s·B·A is not finite; nothing was changed' })
     }
     // The old matrix is kept, not subtracted from later: only so can unmerge be exact.

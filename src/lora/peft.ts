@@ -12,7 +12,7 @@ import {
   StateError,
   throwProblem,
 } from '../base/errors.js'
-import type { FloatArray, Matrix, Tensor } from '../base/tensor.js'
+import { type FloatArray, isAllFinite, type Matrix, type Tensor } from '../base/tensor.js'
 import {
   isFloatDtype,
   isWeightDtype,
@@ -32,7 +32,6 @@ import { parameterKeys, savedParameters } from './peft-parameters.js'
 import { rowsKey } from './peft-replacements.js'
 import { type AdapterTensors, claimTensors, factorKey, type LayerTensors, magnitudeShape } from './peft-tensors.js'
 import { type AdapterPart, linearKind } from './plain.js'
-import { isFiniteMatrix } from './product.js'
 import type { StoredTensor } from './replacements.js'
 import { adaptedMatcher } from './tied.js'
 import { requireMatched } from './unmatched.js'
@@ -177,7 +176,7 @@ async function readStored(file: SafetensorsFile, info: TensorInfo): Promise<Stor
 }
 
 function checkFinite(values: Float32Array, info: TensorInfo, file: SafetensorsFile): void {
-  if (isFiniteMatrix({ data: values })) return
+  if (isAllFinite(values)) return
   throw notFinite(`${file.source.name}: ${info.name}`)
 }
 

@@ -41,14 +41,6 @@ export function addScaled(target: Matrix, { data }: Matrix, scale: number): Matr
   return target
 }
 
-/** Whether no value is NaN or infinite. */
-export function isFiniteMatrix({ data }: Pick<Matrix, 'data'>): boolean {
-  // A product with 0 is NaN for what is not finite: much faster than a look at each value.
-  let sum = 0
-  for (let i = 0; i < data.length; i++) sum += data[i] * 0
-  return sum === 0
-}
-
 /** Frobenius norm. */
 export function norm({ data }: Pick<Matrix, 'data'>): number {
   let sum = 0

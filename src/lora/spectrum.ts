@@ -1,8 +1,8 @@
 // How the change of a layer is spread over directions: the singular values of s·B·A, and how many of them matter.
 
+import { isAllFinite } from '../base/tensor.js'
 import type { FactorPair } from './decomposed.js'
 import { singularValuesOfProduct } from './linalg/svd.js'
-import { isFiniteMatrix } from './product.js'
 
 /** How the change of a layer is spread over directions. */
 export interface Spectrum {
@@ -21,7 +21,7 @@ const ENERGY = 0.99
 
 /** @param scaling s */
 export function spectrumOf({ weightA, weightB }: FactorPair, scaling: number): Spectrum {
-  if (!isFiniteMatrix(weightA) || !isFiniteMatrix(weightB)) {
+  if (!isAllFinite(weightA.data) || !isAllFinite(weightB.data)) {
     return { singularValues: [], effectiveRank: Number.NaN, rank99: Number.NaN }
   }
   const singularValues = Array.from(singularValuesOfProduct(weightB, weightA), (value) => scaling * value)

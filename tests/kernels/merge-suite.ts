@@ -178,6 +178,24 @@ export function mergeKernelSuite(create: (byteLength: number) => MergeKernel, is
   }
 
   describe.each(DTYPES)(`${kernel.name} merge, %s`, (dtype) => {
+    test('tells a factor that is not finite, wherever the value is', () => {
+      const [rank, count] = [3, 23]
+      const bytes = randomBytes(dtype, count * count, 1)
+      const job = { dtype, rows: count, column: 0, columns: count, terms: [{ rank, scale: 1 }] }
+      for (const value of [Number.NaN, Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY]) {
+        for (let i = 0; i < rank * count; i++) {
+          const [good, bad] = [factor(dtype, rank * count, 2), factor(dtype, rank * count, 3)]
+          bad[i] = value
+          expect(kernel.loadRight(bad, rank, count)).toBe(false)
+          expect(kernel.loadRight(good, rank, count)).toBe(true)
+          kernel.chunk.set(bytes)
+          expect(kernel.merge({ ...job, left: bad }).isLeftFinite).toBe(false)
+          kernel.chunk.set(bytes)
+          expect(kernel.merge({ ...job, left: good }).isLeftFinite).toBe(true)
+        }
+      }
+    })
+
     test('gives the bytes of the definition for any shape, columns and adapters', () => {
       fc.assert(
         fc.property(
@@ -247,7 +265,7 @@ export function mergeKernelSuite(create: (byteLength: number) => MergeKernel, is
     const bytes = specialBytes('BF16', 8)
     kernel.chunk.set(bytes)
     const job: MergeJob = { dtype: 'BF16', rows: 2, column: 0, columns: 4, left: new Float32Array(), terms: [] }
-    expect(kernel.merge(job)).toEqual({ baseSquares: 0, deltaSquares: 0, overflows: 0, firstOverflow: -1 })
+    expect(kernel.merge(job)).toMatchObject({ baseSquares: 0, deltaSquares: 0, overflows: 0, firstOverflow: -1 })
     expect(kernel.chunk.slice(0, 16)).toEqual(bytes)
   })
 

@@ -2,8 +2,8 @@
 // finds small singular values to high relative accuracy. For matrices whose smaller side is at most some hundreds.
 
 import { NumericError } from '../../base/errors.js'
-import { F64, type Matrix, zeros } from '../../base/tensor.js'
-import { copyAs, identity, isFiniteMatrix, product, transpose } from '../product.js'
+import { F64, isAllFinite, type Matrix, zeros } from '../../base/tensor.js'
+import { copyAs, identity, product, transpose } from '../product.js'
 import { rotate, symmetricEigen } from './eigen.js'
 import { orthonormalRows, qr } from './qr.js'
 import { triangularFactor } from './triangular.js'
@@ -59,7 +59,7 @@ export function singularValuesOfProduct(b: Matrix, a: Matrix): Float64Array {
 
 /** @throws NumericError when an element is not finite */
 export function checkFinite(matrix: Matrix): void {
-  if (isFiniteMatrix(matrix)) return
+  if (isAllFinite(matrix.data)) return
   throw new NumericError({ where: 'svd', what: 'the matrix has an element that is not finite' })
 }
 

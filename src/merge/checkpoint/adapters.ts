@@ -4,7 +4,7 @@
 import { type ByteSource, MemorySource } from '../../base/bytes.js'
 import { decodeWeights, encodeWeights, type WeightDtype } from '../../base/dtype.js'
 import { MismatchError, type OnProblem, throwProblem, UnsupportedError } from '../../base/errors.js'
-import { elementCount, type FloatArray, type Tensor } from '../../base/tensor.js'
+import { elementCount, type FloatArray, isAllFinite, type Tensor } from '../../base/tensor.js'
 import { isWeightDtype, type TensorInfo } from '../../formats/safetensors.js'
 import { LoraAdapter } from '../../lora/adapter.js'
 import { type LoraConfig, scalingOf } from '../../lora/config.js'
@@ -15,7 +15,6 @@ import { LoraLayer } from '../../lora/layer.js'
 import { type AdapterFile, type LoadOptions, openAdapter } from '../../lora/peft.js'
 import type { LayerTensors } from '../../lora/peft-tensors.js'
 import { requireOwnLayers, requireUnchangedBase } from '../../lora/plain.js'
-import { isFiniteMatrix } from '../../lora/product.js'
 import type { StoredTensor } from '../../lora/replacements.js'
 import { requireMatched } from '../../lora/unmatched.js'
 import { type AdapterInput, refuseWeighted, weighted, weightedError } from '../weighted.js'
@@ -161,7 +160,7 @@ export async function requireFiniteReplacements({ replacements, sources }: OpenA
     const source = sources[index]
     for (let at = 0; at < byteLength; at += READ_BYTES) {
       const bytes = await source.read(offset + at, Math.min(READ_BYTES, byteLength - at))
-      if (isFiniteMatrix({ data: decodeWeights(bytes, dtype) })) continue
+      if (isAllFinite(decodeWeights(bytes, dtype))) continue
       throw notFinite(source.name === name ? name : `${source.name}: ${name}`)
     }
   }

@@ -3,7 +3,7 @@
 
 import { decodeWeights, encodeWeights, type WeightDtype } from '../../base/dtype.js'
 import { NumericError } from '../../base/errors.js'
-import type { FloatArray } from '../../base/tensor.js'
+import { type FloatArray, isAllFinite } from '../../base/tensor.js'
 import type { MergeKernel } from '../../kernels/merge-kernel.js'
 import type { Factor, FactorSlice } from './adapters.js'
 import { type Chunk, sizeOf, type WeightPlan } from './layout.js'
@@ -98,13 +98,13 @@ export class ChunkMerger {
     const { weight } = segment
     const kernel = this.#kernel
     if (weight === undefined) return { bytes: kernel.chunk.subarray(0, baseBytes), baseSquares: 0, deltaSquares: 0 }
-    const values = ranges.map((range, i) => factorValues(range, bytes[i], weight.from))
+    const values = ranges.map(({ factor }, i) => factorValues(factor, bytes[i], weight.from))
     if (weight !== this.#current?.weight) this.#current = this.#load(weight, ranges, values)
     const isConverted = weight.isWidened
     const dtype = !isConverted ? weight.to : weight.from === 'F64' ? 'F64' : 'F32'
     const base = isConverted ? decodeWeights(this.input(chunk), weight.from) : undefined
     if (base !== undefined) kernel.chunk.set(encodeWeights(base, dtype))
-    const { baseSquares, deltaSquares, overflows, firstOverflow } = kernel.merge({
+    const { baseSquares, deltaSquares, overflows, firstOverflow, isLeftFinite } = kernel.merge({
       dtype,
       rows,
       column,
@@ -112,6 +112,7 @@ export class ChunkMerger {
       left: this.#left(this.#current, row, rows, ranges, values),
       terms: weight.layers,
     })
+    if (!isLeftFinite) throw nonFiniteError(weight, ranges, values)
     if (overflows > 0) throw overflowError(chunk, weight, firstOverflow)
     const merged = kernel.chunk.subarray(0, rows * columns * sizeOf(dtype))
     if (base === undefined) return { bytes: merged, baseSquares, deltaSquares }
@@ -133,7 +134,10 @@ export class ChunkMerger {
     let scales: FloatArray | undefined
     ranges.forEach(({ use, layer, factor }, i) => {
       const { isInputMajor, rank: own, k, d } = layers[layer]
-      if (use === 'scales') scales = values[i]
+      if (use === 'scales') {
+        scales = values[i]
+        if (!isAllFinite(scales)) throw nonFiniteError(weight, ranges, values)
+      }
       // A copy: the bytes' room is used again for the next chunk.
       if (use === 'stack') this.#stacks.set(layer, { factor, base: weight.from, values: values[i].slice() })
       if (use === 'left') wholeLefts.set(layer, transpose(values[i], own, k))
@@ -145,15 +149,9 @@ export class ChunkMerger {
       if (isInputMajor) rights[layer] = transpose(left, d, own)
       else wholeLefts.set(layer, left)
     })
-    if (layers.length === 1) this.#kernel.loadRight(rights[0], rank, columns)
-    else if (rank > 0) {
-      const right = zeros(rank * columns, weight.from)
-      let start = 0
-      for (const rows of rights) {
-        right.set(rows, start)
-        start += rows.length
-      }
-      this.#kernel.loadRight(right, rank, columns)
+    if (rank > 0) {
+      const right = layers.length === 1 ? rights[0] : concatenated(rights, weight.from)
+      if (!this.#kernel.loadRight(right, rank, columns)) throw nonFiniteError(weight, ranges, values)
     }
     return { weight, rank, wholeLefts, scales }
   }
@@ -237,24 +235,47 @@ function rowsOf(factor: Factor, row: number, rows: number, layer: number): Facto
   return { factor, offset: factor.offset + row * rowBytes, byteLength: rows * rowBytes, use: 'left rows', layer }
 }
 
-function factorValues({ factor }: FactorRange, bytes: Uint8Array, base: WeightDtype): FloatArray {
-  const isAligned = factor.dtype === 'F32' && bytes.byteOffset % 4 === 0
+/** In the precision that is computed in; a view of the bytes where they are that already. */
+function factorValues({ dtype }: Factor, bytes: Uint8Array, base: WeightDtype): FloatArray {
+  const isAligned = dtype === 'F32' && bytes.byteOffset % 4 === 0
   const stored = isAligned
     ? new Float32Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 4)
-    : decodeWeights(bytes, factor.dtype)
-  const values = inPrecisionOf(base, stored)
-  // A product with 0 is NaN for what is not finite: faster than a look at each value.
-  let sum = 0
-  for (let i = 0; i < values.length; i++) sum += values[i] * 0
-  if (sum === 0) return values
-  const bad = values.find((value) => !Number.isFinite(value))
-  throw new NumericError({ where: factor.name, what: 'holds a value that is not finite', got: String(bad) })
+    : decodeWeights(bytes, dtype)
+  return inPrecisionOf(base, stored)
+}
+
+/** Names the factor, or all of the weight's where its values were read with another chunk. */
+function nonFiniteError(
+  { layers }: WeightPlan,
+  ranges: readonly FactorRange[],
+  values: readonly FloatArray[],
+): NumericError {
+  const bad = values.findIndex((each) => !isAllFinite(each))
+  const names = bad === -1 ? layers.flatMap(({ a, b }) => [a.name, b.name]) : [ranges[bad].factor.name]
+  return new NumericError({
+    where: names.join(', '),
+    what: names.length === 1 ? 'holds a value that is not finite' : 'one of them holds a value that is not finite',
+    ...(bad !== -1 && { got: String(values[bad].find((value) => !Number.isFinite(value))) }),
+  })
 }
 
 /** What is computed with a base of this type: f64 for F64, else f32. */
 export function inPrecisionOf(base: WeightDtype, values: FloatArray): FloatArray {
   if (base === 'F64') return values instanceof Float64Array ? values : Float64Array.from(values)
   return values instanceof Float32Array ? values : Float32Array.from(values)
+}
+
+function concatenated(parts: readonly FloatArray[], base: WeightDtype): FloatArray {
+  const result = zeros(
+    parts.reduce((sum, { length }) => sum + length, 0),
+    base,
+  )
+  let start = 0
+  for (const part of parts) {
+    result.set(part, start)
+    start += part.length
+  }
+  return result
 }
 
 function zeros(length: number, base: WeightDtype): FloatArray {

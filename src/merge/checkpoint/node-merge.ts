@@ -13,7 +13,8 @@ import { type Companions, findCompanions, NO_COMPANIONS, writeCompanions } from 
 import { baseStates, changesOf, hashPlan, isFromBase, type ShardNote } from './node-notes.js'
 import { NOTHING_KEPT, PartialOutput } from './node-output.js'
 import { checkSpace, looksMerged, type OutputPlace, partialFolder, realOutput, refuseOutput } from './node-place.js'
-import { sizeOfShards, type Work, type WriteOptions, writeShards } from './node-write.js'
+import { Crew } from './node-threads.js'
+import { sizeOfShards, threadsOf, type Work, type WriteOptions, writeShards } from './node-write.js'
 import type { MergePlan } from './plan.js'
 
 export interface MergeFilesOptions extends Omit<MergeCheckpointOptions, 'basePath' | 'path'>, WriteOptions {
@@ -84,14 +85,18 @@ export async function mergeCheckpointFiles(
 ): Promise<MergeFilesReport> {
   const startedAt = performance.now()
   checkOptions(options)
-  const opened = await openFiles(base, adapters, out, options)
+  const crew = new Crew(threadsOf(options))
+  const opened = await openFiles(base, adapters, out, options).catch((error) => {
+    crew.dispose()
+    throw error
+  })
   const { plan, companions } = opened
   const { share } = options
   let work: Work | undefined
   try {
     await refusePlaces(opened, options)
     work = await beginWork(opened, options)
-    const bytes = await completeWork(opened, work, path.basename(path.resolve(base)), options)
+    const bytes = await completeWork(opened, work, crew, path.basename(path.resolve(base)), options)
     return {
       out: share === undefined ? out : work.partial.folder,
       ...describeDone(plan, work.notes),
@@ -101,6 +106,7 @@ export async function mergeCheckpointFiles(
       peakRssBytes: process.resourceUsage().maxRSS * 1024,
     }
   } finally {
+    crew.dispose()
     work?.partial.close()
     await opened.close()
   }
@@ -195,7 +201,13 @@ async function beginWork(opened: OpenFiles, options: MergeFilesOptions): Promise
  *
  * @param base its name, for the record
  */
-async function completeWork(opened: OpenFiles, work: Work, base: string, options: MergeFilesOptions): Promise<number> {
+async function completeWork(
+  opened: OpenFiles,
+  work: Work,
+  crew: Crew,
+  base: string,
+  options: MergeFilesOptions,
+): Promise<number> {
   const { plan, companions } = opened
   const { missing, partial, notes } = work
   const isShared = options.share !== undefined
@@ -203,7 +215,7 @@ async function completeWork(opened: OpenFiles, work: Work, base: string, options
   try {
     await partial.remove(missing)
     checkSpace(partial.folder, bytes + (isShared ? 0 : companions.bytes))
-    await writeShards(opened, work, options)
+    await writeShards(opened, work, crew, options)
     if (isShared) return bytes
     const { layers } = describeDone(plan, notes)
     return bytes + (await publish(opened, partial, { version: 1, base, layers }, options))

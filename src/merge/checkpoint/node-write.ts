@@ -8,10 +8,10 @@ import { FileError } from '../../base/errors.js'
 import { fileError } from '../../io/node-files.js'
 import type { OutputShard } from './layout.js'
 import type { MergeCheckpointOptions, OpenPlan } from './merge-checkpoint.js'
-import { type ChunkJob, createShared, type Readable, shardChunks, writeFully } from './node-chunks.js'
+import { type ChunkJob, createShared, type Readable, writeFully } from './node-chunks.js'
 import { baseStates, noteOf, type ShardNote } from './node-notes.js'
 import type { PartialOutput } from './node-output.js'
-import { runChunks } from './node-threads.js'
+import type { Crew } from './node-threads.js'
 
 export interface WriteOptions extends Pick<MergeCheckpointOptions, 'reproducible' | 'signal' | 'onProgress'> {
   /** Threads, the calling one among them. Default: one a core, at most 4. */
@@ -39,21 +39,21 @@ export interface Work {
  * @throws FileError when one cannot be written, or somebody writes to the base or an adapter meanwhile; NumericError naming what is not
  *   finite
  */
-export async function writeShards(opened: OpenPlan, work: Work, options: WriteOptions): Promise<void> {
+export async function writeShards(opened: OpenPlan, work: Work, crew: Crew, options: WriteOptions): Promise<void> {
   const { mine, missing, partial, notes } = work
   if (missing.length === 0) return
   const { signal, onProgress, fsync: isDurable = true } = options
   const closers: (() => void)[] = []
   try {
     const states = await baseStates(opened.checkpoint)
-    const job = await openJob(opened, work, options, closers)
+    const job = await openJob(opened, work, crew.threads, options, closers)
     missing.forEach(({ header }, i) => {
       if (header !== undefined) writeFully(job.outputs[i], header, 0)
     })
     const totalBytes = sizeOfShards(mine)
     const keptBytes = totalBytes - sizeOfShards(missing)
     const before = job.bases.map(stampOf)
-    await runChunks(job, {
+    await crew.run(job, {
       signal,
       onProgress: onProgress && ((bytes) => onProgress({ writtenBytes: keptBytes + bytes, totalBytes, keptBytes })),
       onShard: async (i) => {
@@ -76,15 +76,18 @@ export async function writeShards(opened: OpenPlan, work: Work, options: WriteOp
   }
 }
 
+export function threadsOf({ threads }: WriteOptions): number {
+  return threads ?? Math.min(availableParallelism(), MAX_THREADS)
+}
+
 /** @param closers gets what closes the files that are opened, also of those before an error */
 async function openJob(
   { plan, checkpoint, adapters }: OpenPlan,
   { missing, partial }: Work,
-  { threads, reproducible = false, share }: WriteOptions,
+  threads: number,
+  { reproducible = false, share }: WriteOptions,
   closers: (() => void)[],
 ): Promise<ChunkJob> {
-  const chunks = missing.reduce((sum, shard) => sum + shardChunks(shard), 0)
-  const count = Math.max(1, Math.min(threads ?? Math.min(availableParallelism(), MAX_THREADS), chunks))
   const closedLater = (name: string, fd: number) => {
     closers.push(() => closeSync(fd))
     return { name, fd }
@@ -101,13 +104,13 @@ async function openJob(
     outputs: missing.map((shard) => partial.create(shard)),
     bases: [...(await Promise.all(checkpoint.shards.map(({ file }) => readable(file.source)))), ...factors],
     factors,
-    threads: count,
+    threads,
     isReproducible: reproducible,
     // A single file is kept by no resume: it has its name as soon as it is finished, unless others finish it.
     isChecked: plan.shards.length > 1 || share !== undefined,
     // Jobs on several machines may see copies of the base; one machine tells by its files whether it is the same.
     isBaseChecked: share !== undefined,
-    shared: createShared(missing, count),
+    shared: createShared(missing, threads),
   }
 }
 
