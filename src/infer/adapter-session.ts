@@ -13,7 +13,7 @@ import { requireKinds } from '../lora/plain.js'
 import { type Engine, openEngine, type RuntimeHost } from '../runtime/host.js'
 import { type Remote, transfer } from '../runtime/rpc.js'
 import type { Feeds, RuntimeTensor, SessionOptions } from '../runtime/runtime.js'
-import { InferEngine, type LoraSite } from './engine.js'
+import { type AdapterFactors, InferEngine, type LoraSite } from './engine.js'
 import { adapterFactors } from './site-factors.js'
 
 /** What a session needs of a model; a CausalModel has it. */
@@ -196,17 +196,13 @@ export class AdapterSession<M extends SessionBase = SessionBase> {
         const placed = placeAdapter(this.#graph, this.#linears, adapter)
         added.push({ name, factors: await adapterFactors(this.model.onnx, this.#graph, placed) })
       }
-      const sites = added.flatMap(({ factors }) => Object.entries(factors))
+      const sites = added.flatMap(({ factors }) => [...factors])
       await this.#openFor(
         sites.map(([module]) => module),
         sites.flatMap(([module, { affine }]) => (affine === undefined ? [] : [module])),
       )
       for (const { name, factors } of added) {
-        const buffers = Object.values(factors).flatMap(({ weightA, weightB, affine }) => {
-          const vectors = affine === undefined ? [] : [affine.scale.buffer, affine.shift.buffer]
-          return [weightA.buffer, weightB.buffer, ...vectors]
-        })
-        await engine.addAdapter(name, transfer(factors, buffers))
+        await engine.addAdapter(name, transfer(factors, buffersOf(factors)))
         this.#adapters.add(name)
       }
     })
@@ -237,6 +233,13 @@ export class AdapterSession<M extends SessionBase = SessionBase> {
     this.#lastChange = result.catch(() => {})
     return result
   }
+}
+
+function buffersOf(factors: AdapterFactors): ArrayBufferLike[] {
+  return [...factors.values()].flatMap(({ weightA, weightB, affine }) => {
+    const vectors = affine === undefined ? [] : [affine.scale.buffer, affine.shift.buffer]
+    return [weightA.buffer, weightB.buffer, ...vectors]
+  })
 }
 
 /** One site a module: linears of one name share their inputs. */

@@ -32,7 +32,7 @@ export interface SiteFactors {
 }
 
 /** By module. Sites without an entry stay as the base has them. */
-export type AdapterFactors = Record<string, SiteFactors>
+export type AdapterFactors = ReadonlyMap<string, SiteFactors>
 
 export interface OpenRequest {
   model: SessionModel
@@ -142,7 +142,7 @@ export class InferEngine {
   }
 
   #factorsOf(adapter: string | undefined): AdapterFactors {
-    if (adapter === undefined) return {}
+    if (adapter === undefined) return new Map()
     const factors = this.#adapters.get(adapter)
     if (factors === undefined) throw new StateError({ where: adapter, what: 'no such adapter in the session' })
     return factors
@@ -154,7 +154,7 @@ export class InferEngine {
       const { session, sites, idle } = this.#open
       const all: Feeds = { ...feeds, ...idle }
       for (const { module, weightA, weightB, affine, k, d } of sites) {
-        const own = factors[module]
+        const own = factors.get(module)
         if (own === undefined) continue
         all[weightA] = { type: 'float32', data: own.weightA, dims: [k, own.rank] }
         all[weightB] = { type: 'float32', data: own.weightB, dims: [own.rank, d] }

@@ -37,11 +37,11 @@ export async function adapterFactors(
   graph: Graph,
   placed: readonly PlacedLayer[],
 ): Promise<AdapterFactors> {
-  const factors: AdapterFactors = {}
+  const factors = new Map<string, SiteFactors>()
   for (const { name, layer, linear } of placed) {
-    if (factors[linear.name] !== undefined) continue
+    if (factors.has(linear.name)) continue
     const affine = await affineOf(model, graph, linear, layer)
-    factors[linear.name] = { ...siteFactors(name, layer), affine }
+    factors.set(linear.name, { ...siteFactors(name, layer), affine })
     if (affine !== undefined && !(affine.scale.every(Number.isFinite) && affine.shift.every(Number.isFinite))) {
       throw new NumericError({
         where: name,

@@ -126,8 +126,9 @@ export async function readMetrics(directory: Directory, steps: number): Promise<
       .decode(await readAll(source))
       .split('\n')
       .slice(0, steps)
-    const metrics = lines.map((line) => JSON.parse(line) as StepMetrics)
-    if (metrics.length === steps && metrics.every(({ step }, i) => step === i + 1)) return metrics
+    const metrics = lines.map((line) => JSON.parse(line) as StepMetrics | null)
+    const isOfStep = (entry: StepMetrics | null, i: number): entry is StepMetrics => entry?.step === i + 1
+    if (metrics.length === steps && metrics.every(isOfStep)) return metrics
     throw new SyntaxError(`lines of steps 1 to ${steps} expected`)
   } catch (cause) {
     if (!(cause instanceof SyntaxError)) throw cause

@@ -182,6 +182,32 @@ describe('adding and removing', () => {
   })
 })
 
+it('a module may have any name, as one that every object has', async () => {
+  const [name, other] = ['constructor', 'toString']
+  const adapterOf = (module: string) => {
+    const adapter = new LoraAdapter({ rank: 1 })
+    adapter.addFactors(
+      module,
+      [new Array(192).fill(0.1)],
+      Array.from({ length: 64 }, () => [0.5]),
+    )
+    return adapter
+  }
+  const modules = {
+    [name]: '/model/layers.2/self_attn/v_proj/MatMul',
+    [other]: '/model/layers.3/self_attn/v_proj/MatMul',
+  }
+  const session = await AdapterSession.open(union, {
+    adapters: { a: adapterOf(name), b: adapterOf(other) },
+    modules,
+  })
+  const plain = await AdapterSession.open(union, { adapters: { a: adapterOf('model.layers.2.self_attn.v_proj') } })
+  const [got, wanted] = [session, plain].map((opened) => opened.run(feedsOf(union, ROWS), { adapter: 'a' }))
+  expect(maxDifference((await got).logits, (await wanted).logits)).toBe(0)
+  await session.dispose()
+  await plain.dispose()
+})
+
 describe('what does not fit', () => {
   const layer = (name: string, d: number, k: number, value = 0.1) => {
     const adapter = new LoraAdapter({ rank: 1 })

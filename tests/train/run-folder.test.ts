@@ -125,6 +125,8 @@ describe('metrics', () => {
     await expect(readMetrics(directory, 4)).rejects.toThrow(FormatError)
     await writeMetrics(directory, [line(2)])
     await expect(readMetrics(directory, 1)).rejects.toThrow(FormatError)
+    await writeMetrics(directory, [null as never])
+    await expect(readMetrics(directory, 1)).rejects.toThrow(FormatError)
   })
 
   it('does without a last line that a crash has cut off', async () => {
