@@ -89,7 +89,7 @@ export function causalInputs(graph: Graph): CausalInputs {
   const unknown: string[] = []
   for (const input of graph.inputs) {
     const type = typeOf(input)
-    const role = ROLES[input.name]
+    const role = Object.hasOwn(ROLES, input.name) ? ROLES[input.name] : undefined
     if (role !== undefined && (type === 'int64' || type === 'int32')) {
       roles.set(role, { name: input.name, type, rank: dimsOfInput(input).length })
     } else if (/^past/.test(input.name) && type !== undefined) {

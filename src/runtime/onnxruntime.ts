@@ -95,8 +95,9 @@ class WrappedSession implements RuntimeSession {
     return outputs
   }
 
-  #tensor(name: string, { type, data, dims }: RuntimeTensor): unknown {
+  #tensor(name: string, tensor: RuntimeTensor): unknown {
     try {
+      const { type, data, dims } = tensor
       return new this.#ort.Tensor(type as never, data as never, dims)
     } catch (cause) {
       throw new RuntimeError({ where: `input ${name}`, what: `no tensor: ${messageOf(cause)}`, cause })

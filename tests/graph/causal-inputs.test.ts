@@ -111,6 +111,7 @@ describe('models of another kind', () => {
     expect(() => causalInputs(graph)).toThrow(
       /unknown meaning: encoder_hidden_states; expected a causal language model/,
     )
+    expect(() => causalInputs(graphWith(ids, ['constructor', DataType.INT64, ['b']]))).toThrow(/meaning: constructor;/)
     expect(() => causalInputs(graphWith(['attention_mask', DataType.INT64, ['b', 's']]))).toThrow(
       /no input named input_ids/,
     )
