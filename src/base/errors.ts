@@ -34,11 +34,17 @@ export interface ErrorDetails {
  * the message; `where`, `what`, `expected`, `got` and `hint` are the parts of the message.
  */
 export abstract class LowrankError extends Error {
+  /** The kind of error: one for each class. */
   abstract readonly code: ErrorCode
+  /** What the error is about: a file, a tensor, a layer, an option. */
   readonly where: string | undefined
+  /** What is wrong, in one clause. */
   readonly what: string
+  /** What would have been right. */
   readonly expected: string | undefined
+  /** What was there instead. */
   readonly got: string | undefined
+  /** What the reader can do about it. */
   readonly hint: string | undefined
 
   constructor(details: ErrorDetails) {

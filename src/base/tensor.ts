@@ -7,6 +7,7 @@ export type FloatArray = Float32Array | Float64Array
 
 /** A row-major matrix. */
 export interface Matrix {
+  /** rows · columns values */
   readonly data: FloatArray
   /** [rows, columns] */
   readonly shape: readonly [number, number]
@@ -17,6 +18,7 @@ export type MatrixLike = Matrix | readonly (readonly number[])[]
 
 /** A row-major tensor of any number of dimensions; f32 where nothing else is said, as in files. */
 export interface Tensor<Data extends FloatArray = Float32Array> {
+  /** As many values as the shape has elements. */
   readonly data: Data
   readonly shape: readonly number[]
 }

@@ -148,6 +148,7 @@ export async function convertToPlain(
 /** One base model in memory, many adapters, chosen by each run. */
 export type AdapterSession<M extends SessionBase = SessionBase> = Session<M>
 
+/** Opens {@link AdapterSession}s. */
 export const AdapterSession = {
   /**
    * Opens the model's session: in a worker, or in this thread if the model's runtime is a module object.

@@ -49,6 +49,7 @@ type AnyLora = LoraLayer | EmbeddingLora | ConvolutionLora | ExpertLora
  * which they were added; embeddings, convolutions and parameters have maps of their own.
  */
 export class LoraAdapter implements Iterable<[name: string, layer: LoraLayer]> {
+  /** What all layers share; each has its own rank and alpha in a config of its own. */
   readonly config: LoraConfig
   /** By the base's tensor name, as in `model.norm.weight`: whole tensors that take the place of the base's. */
   readonly replacements = new Map<string, Replacement>()
@@ -199,6 +200,7 @@ export class LoraAdapter implements Iterable<[name: string, layer: LoraLayer]> {
     return [...this.#layers.keys()]
   }
 
+  /** `[name, layer]` of the linear layers. */
   [Symbol.iterator](): IterableIterator<[string, LoraLayer]> {
     return this.#layers.entries()
   }

@@ -25,10 +25,13 @@ import type { PassWeights } from './passes.js'
 import { addScaled, normOfProduct } from './product.js'
 import type { ConvolutionGeometry } from './windows.js'
 
-/** What `backward` gives: gradients shaped like A (r, in, *kernel), B (d, r/groups, 1…) and the input (n, in, ...input). */
+/** What `backward` gives. */
 export interface ConvolutionGradients {
+  /** (r, in, *kernel) */
   weightA: Tensor<FloatArray>
+  /** (d, r/groups, 1…) */
   weightB: Tensor<FloatArray>
+  /** (n, in, ...input) */
   input: Tensor<FloatArray>
   /** (d), of a layer with a magnitude. */
   magnitude?: FloatArray

@@ -19,9 +19,11 @@ import { LinearBacked } from './linear-backed.js'
 import { addChange, type ChangeTape, type ChangeWeights, changeGradients } from './passes.js'
 import { addScaled, inPrecisionOf, transpose } from './product.js'
 
-/** What `backward` gives: gradients shaped like A (r, V) and B (D, r). */
+/** What `backward` gives. */
 export interface EmbeddingGradients {
+  /** (r, V) */
   weightA: Matrix
+  /** (D, r) */
   weightB: Matrix
   /** (D), of a layer with a magnitude. */
   magnitude?: FloatArray

@@ -23,6 +23,7 @@ import { transpose } from './product.js'
 
 /** A parameter's values, row-major: (E, ·, ·), or (d, k) for E = 1. */
 export interface ParameterValues {
+  /** As many values as the shape has elements. */
   readonly data: FloatArray
   readonly shape: readonly number[]
 }

@@ -20,7 +20,7 @@ import { meanSpectrum, normOfSpectrum, type Spectrum, spectrumOf } from './spect
 import { describeUnmatched, unmatchedEntries } from './unmatched.js'
 
 /**
- * Norms are NaN, which JSON writes as null, where a factor holds a value that is not finite. Singular values and ranks are
+ * A layer in numbers. Norms are NaN, which JSON writes as null, where a factor holds a value that is not finite. Singular values and ranks are
  * means over the experts of a parameter and the groups of a convolution.
  */
 export interface LayerReport extends Spectrum {
@@ -30,15 +30,21 @@ export interface LayerReport extends Spectrum {
   d: number
   /** Columns of A: features in; of an embedding, its vocabulary; of a convolution, channels in times the kernel's elements. */
   k: number
+  /** r, of a parameter that of each expert. */
   rank: number
   /** How many matrices (d, k) a parameter holds; absent for the other kinds. */
   experts?: number
+  /** α, as the patterns give it. */
   alpha: number
+  /** s, by which B·A is multiplied. */
   scaling: number
+  /** The float type of its file. */
   dtype: FloatDtype
-  /** Frobenius norms of A, B and s·B·A. */
+  /** ‖A‖, Frobenius. */
   normA: number
+  /** ‖B‖, Frobenius. */
   normB: number
+  /** ‖s·B·A‖, Frobenius. */
   normDelta: number
   /** It has a DoRA magnitude. */
   hasMagnitude: boolean
@@ -51,6 +57,7 @@ export interface ReplacementReport {
   /** The base's tensor. */
   name: string
   dtype: SafetensorsDtype
+  /** Of what the adapter holds: the tensor's, or (rows, D). */
   shape: readonly number[]
   /** How many rows of the base's tensor it replaces; absent for a whole tensor. */
   rows?: number
@@ -58,15 +65,20 @@ export interface ReplacementReport {
 
 /** Why loading or merging would refuse what was inspected. */
 export interface ProblemReport {
+  /** The kind of error. */
   code: ErrorCode
+  /** The error's whole message. */
   message: string
 }
 
 /** What `inspectAdapter` found. */
 export interface AdapterReport {
   config: LoraConfig
+  /** As {@link LoraAdapter.totalTrainableParams}. */
   trainableParams: number
+  /** Layers of every kind. */
   layers: LayerReport[]
+  /** Whole tensors, then rows. */
   replacements: ReplacementReport[]
   /** Errors that loading or merging the adapter throws, all of them; empty for a sound adapter. */
   problems: ProblemReport[]

@@ -31,10 +31,13 @@ import {
 import { addBias, backwardPass, forwardPass, type PassWeights, type Tape } from './passes.js'
 import { copyAs, inPrecisionOf, norm, normOfProduct, product } from './product.js'
 
-/** What `backward` gives: gradients shaped like A (r, k), B (d, r) and the input (n, k). */
+/** What `backward` gives. */
 export interface LayerGradients {
+  /** (r, k) */
   weightA: Matrix
+  /** (d, r) */
   weightB: Matrix
+  /** (n, k) */
   input: Matrix
   /** (d), of a layer with a magnitude. */
   magnitude?: FloatArray
@@ -382,11 +385,8 @@ export class LoraLayer {
 
   #assigned(field: string, value: MatrixLike, rows: number, columns: number, like?: FloatArray): Matrix {
     if (this.merged) {
-      throw new StateError({
-        where: this.#where(field),
-        what: 'cannot be replaced while merged',
-        hint: 'Call unmerge() first',
-      })
+      const what = 'cannot be replaced while merged'
+      throw new StateError({ where: this.#where(field), what, hint: 'Call unmerge() first' })
     }
     const matrix = toMatrix(value, this.#where(field))
     checkShape(matrix, rows, columns, this.#where(field))

@@ -7,6 +7,7 @@ import type { SafetensorsDtype } from '../formats/safetensors.js'
 export interface StoredTensor {
   readonly dtype: SafetensorsDtype
   readonly shape: readonly number[]
+  /** The file's bytes. */
   readonly data: Uint8Array
 }
 

@@ -13,6 +13,7 @@ import { type FoundWeight, findWeights, missingError, moduleNames } from './chec
 import { refuseQuantizedConfig } from './checkpoint/refusals.js'
 import { findTiedPair } from './checkpoint/tied.js'
 
+/** Where the base is that an adapter is converted by. */
 export interface ConvertOptions {
   /** The checkpoint's file or index in its folder. Default: found there. */
   basePath?: string | undefined
