@@ -24,7 +24,7 @@ export interface LayerSummary {
   rank: number
   /** Elements of the factors, and of a magnitude and a bias of B; of a parameter, of all its experts. */
   trainableParams: number
-  /** Elements of the weight, and trainableParams. */
+  /** Elements of the weight and of all that adapts it. */
   totalParams: number
   /** trainable / total */
   compressionRatio: number

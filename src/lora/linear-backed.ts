@@ -76,14 +76,15 @@ export abstract class LinearBacked<Tape> {
     this.dispose()
   }
 
-  /** Elements of A and B, and of a magnitude and a bias of B. */
+  /** Elements of A and B, and of a magnitude and a bias of B; with `mica`, whose B stays as it is, without those of B. */
   trainableParams(): number {
     return this.linear.trainableParams()
   }
 
-  /** Elements of the weight and trainableParams() */
+  /** Elements of the weight, of A and B, and of a magnitude and a bias of B, trained or not. */
   totalParams(): number {
-    return this.linear.d * this.linear.k + this.trainableParams()
+    const { linear } = this
+    return linear.totalParams() + this.trainableParams() - linear.trainableParams()
   }
 
   /** trainable / total */

@@ -2,6 +2,7 @@ import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { ConfigError, NumericError, ShapeError, StateError } from '../../src/base/errors.js'
 import type { Matrix, MatrixLike } from '../../src/base/tensor.js'
+import { EmbeddingLora } from '../../src/lora/embedding.js'
 import { LoraLayer } from '../../src/lora/layer.js'
 import {
   adapted,
@@ -330,12 +331,10 @@ test('norms are Frobenius, and that of s·B·A is taken without forming it', () 
   expect(orthogonal.normDelta()).toBeLessThan(1e-7)
 })
 
-test('MiCA trains A alone', () => {
-  const factors = [
-    { data: new Float32Array(6), shape: [2, 3] },
-    { data: new Float32Array(8), shape: [4, 2] },
-  ] as const
-  expect(
-    LoraLayer.fromFactors(factors[0] as Matrix, factors[1] as Matrix, { rank: 2, init: 'mica' }).trainableParams(),
-  ).toBe(2 * 3)
+test('MiCA trains A alone; B counts among all parameters', () => {
+  const [a, b, config] = [random(2, 3, 1), random(4, 2, 2), { rank: 2, init: 'mica' } as const]
+  for (const layer of [LoraLayer.fromFactors(a, b, config), new EmbeddingLora(a, b, config)]) {
+    expect(layer.trainableParams()).toBe(2 * 3)
+    expect(layer.totalParams()).toBe(4 * 3 + 2 * (4 + 3))
+  }
 })
