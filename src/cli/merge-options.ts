@@ -7,7 +7,7 @@ import { integer, type Occurrence, type Option, readNumber, repeated, toggle, Us
 import { bytes, colors, Progress, peakRssBytes, printDocument, say } from './terminal.js'
 
 export const ADAPTERS = {
-  adapter: repeated('DIR', 'adapter folder; several are added up'),
+  adapter: { ...repeated('DIR', 'adapter folder; several are added up'), isRequired: true },
   weight: repeated('W', 'factor on the adapter named before it; default 1'),
 }
 
@@ -117,6 +117,5 @@ export function weightedAdapters(occurrences: readonly Occurrence[]): { adapter:
     if (adapter.weight !== undefined) throw new UsageError(`${adapter.adapter} has two weights`)
     adapter.weight = readNumber(occurrence)
   }
-  if (adapters.length === 0) throw new UsageError('--adapter DIR is missing')
   return adapters
 }

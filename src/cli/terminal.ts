@@ -8,6 +8,9 @@ import { printable, printableJson, printableLines } from './escape.js'
 const PLAIN_INTERVAL_MS = 5000
 /** Redraws of the bar per second are limited: a terminal over a network draws slowly. */
 const BAR_INTERVAL_MS = 80
+const MAX_BAR = 30
+/** Shorter bars show nothing: a narrow terminal has none. */
+const MIN_BAR = 10
 
 export const colors = createColors(usesColor(process.stderr))
 
@@ -65,10 +68,12 @@ export class Progress {
       say(rest)
       return
     }
-    const width = Math.max(10, Math.min(30, (this.#stream.columns ?? 80) - rest.length - 3))
+    // A line that the terminal breaks is not redrawn but repeated.
+    const columns = (this.#stream.columns || 80) - 1
+    const width = Math.min(MAX_BAR, columns - rest.length - 2)
     const filled = total === 0 ? 0 : Math.round((width * Math.min(done, total)) / total)
-    const bar = colors.cyan('━'.repeat(filled)) + colors.dim('━'.repeat(width - filled))
-    this.#stream.write(`\r\x1b[2K${bar}  ${rest}`)
+    const bar = width < MIN_BAR ? '' : `${colors.cyan('━'.repeat(filled)) + colors.dim('━'.repeat(width - filled))}  `
+    this.#stream.write(`\r\x1b[2K${bar}${rest.slice(0, columns)}`)
     this.#isOpen = true
   }
 

@@ -1,4 +1,4 @@
-// Files on disk behind ByteSource, ByteSink and Directory: the only user of node:fs. Reads are positional, so that one source
+// Files on disk behind ByteSource, ByteSink and Directory. Reads are positional, so that one source
 // serves many readers; writes go to a temporary name beside the target and get the final one complete or never.
 
 import { randomBytes } from 'node:crypto'
