@@ -15,6 +15,7 @@ export interface Occurrence {
   value: string
 }
 
+/** An option of a command. */
 export interface Option<T> {
   /** What stands for the value in help. Absent: a switch without a value. */
   placeholder?: string
@@ -27,10 +28,13 @@ export interface Option<T> {
   read(occurrences: Occurrence[]): T
 }
 
+/** By their names in camelCase. */
 // biome-ignore lint/suspicious/noExplicitAny: each option has its own type of value
 export type Options = Record<string, Option<any>>
+/** What a command receives: by name, what each option reads. */
 export type Values<O extends Options> = { [K in keyof O]: O[K] extends Option<infer T> ? T : never }
 
+/** A command of `lowrank`. */
 export interface Command<O extends Options = Options> {
   name: string
   /** One line for the list of commands. */
@@ -50,18 +54,22 @@ export function defineCommand<const O extends Options>(command: Command<O>): Com
   return command as unknown as Command
 }
 
+/** A switch: on when it is given. */
 export function toggle(about: string): Option<boolean> {
   return { about, read: (occurrences) => occurrences.length > 0 }
 }
 
+/** One text. */
 export function text(placeholder: string, about: string, fallback?: string): Option<string | undefined> {
   return { placeholder, about, fallback, read: (occurrences) => occurrences.at(-1)?.value }
 }
 
+/** One text that must be given. */
 export function required(placeholder: string, about: string): Option<string> {
   return { placeholder, about, isRequired: true, read: (occurrences) => occurrences.at(-1)!.value }
 }
 
+/** A text that may be given more than once. */
 export function repeated(placeholder: string, about: string): Option<string[]> {
   return { placeholder, about, isRepeatable: true, read: (occurrences) => occurrences.map(({ value }) => value) }
 }
@@ -116,6 +124,7 @@ function readInteger(occurrence: Occurrence, least: number): number {
   })
 }
 
+/** Throws ConfigError for what is no finite number. */
 export function readNumber({ flag, value }: Occurrence): number {
   if (/^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(value)) {
     const number = Number(value)
@@ -140,62 +149,79 @@ export function flagOf(key: string): string {
 
 /** Checks a command's arguments against its options and reads them. Throws UsageError or ConfigError. */
 export function parseCommand(command: Command, args: readonly string[]) {
-  const keys = new Map(Object.keys(command.options).map((key) => [flagOf(key), key]))
+  const { options } = command
+  const { occurrences, positionals } = findOccurrences(options, args)
+  checkPositionals(command, positionals)
+  for (const [key, { isRequired, placeholder }] of Object.entries(options)) {
+    if (isRequired && !occurrences.some(({ flag }) => flag === flagOf(key))) {
+      throw new UsageError(`${flagOf(key)} ${placeholder} is missing`)
+    }
+  }
+  const values = Object.fromEntries(
+    Object.entries(options).map(([key, option]) => {
+      return [key, option.read(occurrences.filter(({ flag }) => flag === flagOf(key)))]
+    }),
+  )
+  return { values, positional: positionals[0] ?? '', occurrences }
+}
+
+/** What is on the command line, in its order. Throws UsageError for what the options do not allow. */
+function findOccurrences(options: Options, args: readonly string[]) {
+  const byFlag = new Map(Object.entries(options).map(([key, option]) => [flagOf(key), option]))
   const { tokens } = parseArgs({
     args: [...args],
     strict: false,
     allowPositionals: true,
     tokens: true,
     options: Object.fromEntries(
-      [...keys].map(([flag, key]) => [
+      [...byFlag].map(([flag, { placeholder }]) => [
         flag.slice(2),
-        { type: command.options[key].placeholder === undefined ? 'boolean' : 'string' } as const,
+        { type: placeholder === undefined ? 'boolean' : 'string' } as const,
       ]),
     ),
   })
-
   const occurrences: Occurrence[] = []
   const positionals: string[] = []
   for (const token of tokens) {
     if (token.kind === 'positional') positionals.push(token.value)
     if (token.kind !== 'option') continue
-    const flag = token.rawName
-    const key = keys.get(flag)
-    if (key === undefined) throw new UsageError(unknownOption(flag, [...keys.keys()]))
-    const { placeholder, isRepeatable } = command.options[key]
-    if (placeholder === undefined && token.value !== undefined) {
-      throw new UsageError(`${flag} takes no value; got '${token.value}'`)
-    }
-    if (
-      placeholder !== undefined &&
-      (token.value === undefined || (!token.inlineValue && token.value.startsWith('--')))
-    ) {
-      throw new UsageError(`${flag} needs a value: ${flag} ${placeholder}`)
-    }
-    if (token.value === '' && /DIR|FILE/.test(placeholder ?? '')) throw new UsageError(`${flag} is empty`)
-    if (!isRepeatable && occurrences.some((other) => other.flag === flag)) {
+    const { rawName: flag, value, inlineValue } = token
+    const option = byFlag.get(flag)
+    if (option === undefined) throw new UsageError(unknownOption(flag, [...byFlag.keys()]))
+    checkValue(flag, value, inlineValue ?? false, option)
+    if (!option.isRepeatable && occurrences.some((other) => other.flag === flag)) {
       throw new UsageError(`${flag} is given twice`)
     }
-    occurrences.push({ flag, value: token.value ?? '' })
+    occurrences.push({ flag, value: value ?? '' })
   }
+  return { occurrences, positionals }
+}
 
-  if (command.positional === undefined && positionals.length > 0) {
+/** @param isInline the value came as in --flag=value, so that it may begin with dashes */
+function checkValue(
+  flag: string,
+  value: string | undefined,
+  isInline: boolean,
+  { placeholder }: Option<unknown>,
+): void {
+  if (placeholder === undefined) {
+    if (value !== undefined) throw new UsageError(`${flag} takes no value; got '${value}'`)
+    return
+  }
+  if (value === undefined || (!isInline && value.startsWith('--'))) {
+    throw new UsageError(`${flag} needs a value: ${flag} ${placeholder}`)
+  }
+  if (value === '' && /DIR|FILE/.test(placeholder)) throw new UsageError(`${flag} is empty`)
+}
+
+function checkPositionals({ name, positional }: Command, positionals: readonly string[]): void {
+  if (positional === undefined && positionals.length > 0) {
     throw new UsageError(`'${positionals[0]}' belongs to no option; write it after one, such as --model`)
   }
-  if (command.positional !== undefined && positionals.length !== 1) {
+  if (positional !== undefined && positionals.length !== 1) {
     const got = positionals.length === 0 ? 'none' : positionals.map((value) => `'${value}'`).join(' and ')
-    throw new UsageError(`'lowrank ${command.name}' takes one ${command.positional.name}; got ${got}`)
+    throw new UsageError(`'lowrank ${name}' takes one ${positional.name}; got ${got}`)
   }
-  for (const [flag, key] of keys) {
-    const { isRequired, placeholder } = command.options[key]
-    if (isRequired && !occurrences.some((occurrence) => occurrence.flag === flag)) {
-      throw new UsageError(`${flag} ${placeholder} is missing`)
-    }
-  }
-  const values = Object.fromEntries(
-    [...keys].map(([flag, key]) => [key, command.options[key].read(occurrences.filter((one) => one.flag === flag))]),
-  )
-  return { values, positional: positionals[0] ?? '', occurrences }
 }
 
 function unknownOption(flag: string, known: string[]): string {

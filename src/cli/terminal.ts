@@ -14,6 +14,7 @@ const MIN_BAR = 10
 
 export const colors = createColors(usesColor(process.stderr))
 
+/** By NO_COLOR and FORCE_COLOR, else whether a terminal shows it. */
 export function usesColor(stream: NodeJS.WriteStream): boolean {
   const { NO_COLOR, FORCE_COLOR, TERM } = process.env
   if (NO_COLOR !== undefined && NO_COLOR !== '') return false
@@ -26,10 +27,12 @@ export function say(line = ''): void {
   process.stderr.write(`${printableLines(line)}\n`)
 }
 
+/** Something to look at that stops nothing. */
 export function warn(line: string): void {
   say(`${colors.yellow('warning:')} ${printable(line)}`)
 }
 
+/** What is wrong. */
 export function complain(label: 'error' | 'problem', message: string): void {
   say(`${colors.red(`${label}:`)} ${printable(message)}`)
 }

@@ -15,6 +15,7 @@ import { copyCompanions, type MergeOptions, type MergeReport, refuseBaseAsOutput
 import { type LayerChange, mergeWeight } from './weight.js'
 import { type AdapterInput, weighted } from './weighted.js'
 
+/** What a merge into an ONNX model takes. */
 export interface MergeOnnxOptions extends MergeOptions {
   /** Where the graph goes inside `out`. Default: the base file's own name. */
   path?: string

@@ -15,17 +15,20 @@ export interface MergeReport {
   /** Written in all. */
   bytes: number
   seconds: number
+  /** What adapters added to; values that they replace have no line here. */
   layers: LayerChange[]
 }
 
+/** What all merges take. */
 export interface MergeOptions {
-  /** Stops between two pieces: merging rejects with the signal's reason and leaves nothing. */
+  /** Stops between two pieces: merging rejects with the signal's reason, and leaves at most files to resume from. */
   signal?: AbortSignal
   onProgress?: (progress: MergeProgress) => void
   /** Refuses adapters whose config has targets or patterns that match nothing of them. Default false. */
   strict?: boolean | undefined
 }
 
+/** How far a merge is. */
 export interface MergeProgress {
   writtenBytes: number
   /** Of the weights: what will be written, but for headers and small files. */

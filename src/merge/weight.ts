@@ -51,7 +51,7 @@ export interface MergeTarget {
 /** How much merging changed a layer. */
 export interface LayerChange {
   name: string
-  /** ‖s·B·A‖ / ‖W‖, Frobenius norms. */
+  /** ‖s·B·A‖ / ‖W‖, Frobenius norms; Infinity where W is zero, which JSON writes as null. */
   relativeChange: number
 }
 

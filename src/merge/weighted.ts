@@ -15,6 +15,7 @@ export interface WeightedAdapter {
   weight?: number
 }
 
+/** An adapter to merge, with weight 1 unless it names another. */
 export type AdapterInput = MergeAdapter | WeightedAdapter
 
 /**

@@ -37,7 +37,9 @@ export async function merge(options: MergeByPathOptions): Promise<MergeReport> {
   const { base, out, adapters, ...rest } = options
   const list = Array.isArray(adapters) ? adapters : [adapters as FileAdapter]
   const onnx = await locateOnnx(base)
-  return onnx === undefined ? mergeCheckpointFiles(base, list, out, rest) : mergeIntoOnnx(onnx, list, options, false)
+  return onnx === undefined
+    ? mergeCheckpointFiles(base, list, out, rest)
+    : mergeIntoOnnx(onnx, list, { ...options, isDry: false })
 }
 
 /** What {@link merge} would do: it computes or plans, but writes nothing. Throws as that does. */
@@ -45,7 +47,9 @@ export async function planMerge(options: MergeByPathOptions): Promise<MergePlanR
   const { base, out, adapters, ...rest } = options
   const list = Array.isArray(adapters) ? adapters : [adapters as FileAdapter]
   const onnx = await locateOnnx(base)
-  return onnx === undefined ? planCheckpointFiles(base, list, out, rest) : mergeIntoOnnx(onnx, list, options, true)
+  return onnx === undefined
+    ? planCheckpointFiles(base, list, out, rest)
+    : mergeIntoOnnx(onnx, list, { ...options, isDry: true })
 }
 
 /** What a merge would write and change. */
@@ -77,8 +81,7 @@ export async function locateOnnx(target: string): Promise<OnnxBase | undefined> 
 async function mergeIntoOnnx(
   base: OnnxBase,
   adapters: readonly FileAdapter[],
-  { out, overwrite = false, signal, onProgress, strict }: MergeByPathOptions,
-  isDry: boolean,
+  { out, overwrite = false, signal, onProgress, strict, isDry }: MergeByPathOptions & { isDry: boolean },
 ): Promise<MergeReport> {
   const isFile = out.endsWith('.onnx')
   const folder = new NodeDirectory(isFile ? path.dirname(out) : out)

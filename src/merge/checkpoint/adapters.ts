@@ -92,6 +92,7 @@ export interface BaseReplacement {
   readonly isTied: boolean
 }
 
+/** The parts of all adapters of a merge, and the sources that hold them. */
 export interface OpenAdapters {
   readonly layers: readonly LayerFactors[]
   readonly magnitudes: readonly LayerMagnitude[]

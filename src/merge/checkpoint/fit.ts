@@ -25,6 +25,7 @@ import {
 /** Near misses are looked for this often: each costs a comparison with every name of the base. */
 const MAX_SUGGESTIONS = 20
 
+/** Where the base is, and what is known of the adapter. */
 export interface FitOptions {
   /** The checkpoint's file or index in its folder. Default: found there. */
   basePath?: string | undefined

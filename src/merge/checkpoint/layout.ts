@@ -29,6 +29,7 @@ export interface OutputTensor {
   readonly rows: readonly OutputRow[]
 }
 
+/** A row of a tensor with values from elsewhere. */
 export interface OutputRow {
   readonly index: number
   readonly dtype: SafetensorsDtype
@@ -61,6 +62,7 @@ export interface Segment {
   readonly weight: WeightPlan | undefined
 }
 
+/** A file of the output. */
 export interface OutputShard {
   readonly path: string
   readonly byteLength: number
@@ -70,6 +72,7 @@ export interface OutputShard {
   readonly tensors: readonly string[]
 }
 
+/** How tensors are distributed over files. */
 export interface LayoutOptions {
   /** Largest size of a shard's tensors; a tensor above it gets a shard of its own. Undefined: the base's shards stay. */
   maxShardBytes?: number | undefined

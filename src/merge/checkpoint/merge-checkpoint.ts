@@ -14,6 +14,7 @@ import { computeScales, segmentSource } from './dora-scales.js'
 import { CHUNK_BYTES, chunkAt, chunkCount, type OutputShard } from './layout.js'
 import { type ConfigEdit, type MergePlan, type PlanOptions, planMerge } from './plan.js'
 
+/** What a merge into a checkpoint takes. */
 export interface MergeCheckpointOptions extends MergeOptions, PlanOptions {
   /** The base's safetensors file, or its index, in its folder. Default: found there, and the folder's other files go along. */
   basePath?: string | undefined
@@ -24,6 +25,7 @@ export interface MergeCheckpointOptions extends MergeOptions, PlanOptions {
   reproducible?: boolean | undefined
 }
 
+/** What a merge into a checkpoint wrote. */
 export interface CheckpointReport extends MergeReport {
   /** Files of the base's folder that were not copied, because they hold weights. */
   leftOut: string[]
@@ -223,6 +225,7 @@ async function write(out: Directory, path: string, content: string): Promise<voi
   await sink.commit()
 }
 
+/** The content of config.json, where there is one. Throws FormatError when it is no JSON object. */
 export async function readConfig(base: Directory): Promise<Record<string, unknown> | undefined> {
   if (!(await base.has(CONFIG_FILE))) return undefined
   const source = await base.open(CONFIG_FILE)

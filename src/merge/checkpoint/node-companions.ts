@@ -12,6 +12,7 @@ import type { MergePlan } from './plan.js'
 /** One of these is in the folder of a merge, finished or not. */
 const MERGED = [RECORD_FILE, NOTES_FOLDER]
 
+/** The base’s other files. */
 export interface Companions {
   copied: string[]
   leftOut: string[]
@@ -78,8 +79,7 @@ function brokenLinkError(where: string): FileError {
 export async function writeCompanions(
   files: readonly string[],
   plan: MergePlan,
-  folder: string,
-  isDurable: boolean,
+  { folder, isDurable }: { folder: string; isDurable: boolean },
 ): Promise<number> {
   const { checkpoint, configEdit, index } = plan
   const copied = plan.copiesIndex ? [...files, checkpoint.indexPath!] : files

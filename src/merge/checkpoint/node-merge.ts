@@ -17,6 +17,7 @@ import { Crew } from './node-threads.js'
 import { sizeOfShards, threadsOf, type Work, type WriteOptions, writeShards } from './node-write.js'
 import type { MergePlan } from './plan.js'
 
+/** What a merge by path takes. */
 export interface MergeFilesOptions extends Omit<MergeCheckpointOptions, 'basePath' | 'path'>, WriteOptions {
   /** Keeps the finished shards of an interrupted merge whose checksums agree. Default: start over. */
   resume?: boolean | undefined
@@ -28,6 +29,7 @@ export interface MergeFilesOptions extends Omit<MergeCheckpointOptions, 'basePat
   sign?: 1 | -1 | undefined
 }
 
+/** What a merge by path wrote. */
 export interface MergeFilesReport extends CheckpointReport {
   peakRssBytes: number
 }
@@ -286,11 +288,11 @@ async function publish(
   const { signal, fsync: isDurable = true } = options
   await partial.requireOwn()
   await partial.removeOthers(plan.shards)
-  const bytes = place.isFile ? 0 : await writeCompanions(companions.copied, plan, partial.folder, isDurable)
+  const bytes = place.isFile ? 0 : await writeCompanions(companions.copied, plan, { folder: partial.folder, isDurable })
   signal?.throwIfAborted()
   // Something may have come to these places while this merge ran.
   await refusePlaces(opened, options)
-  await partial.publish(record, plan.shards[0].path, isDurable)
+  await partial.publish(record, { file: plan.shards[0].path, isDurable })
   return bytes
 }
 

@@ -137,6 +137,7 @@ export function noteOf(job: ChunkJob, index: number, states: ReadonlyMap<string,
   }
 }
 
+/** The relative changes that notes tell of. */
 export function changesOf(notes: ReadonlyMap<string, ShardNote>) {
   const all = new Map([...notes.values()].flatMap(({ squares }) => Object.entries(squares)))
   return {
@@ -154,6 +155,7 @@ function digestOf(header: Uint8Array | undefined, checksums: Uint32Array): strin
   return hash.update(new Uint8Array(checksums.slice().buffer)).digest('hex')
 }
 
+/** Of a shard on disk, as its note has it. */
 export function checksumOfFile({ header, segments }: OutputShard, file: string): string {
   const fd = openSync(file, 'r')
   try {

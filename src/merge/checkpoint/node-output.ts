@@ -15,6 +15,7 @@ const PLAN_FILE = 'plan.json'
 /** Stands for the hash of a plan of whose output no part is ever kept. */
 export const NOTHING_KEPT = ''
 
+/** The folder in which an output is made. */
 export class PartialOutput {
   /** Where files are written. */
   readonly folder: string
@@ -152,8 +153,13 @@ export class PartialOutput {
     return this.#noted.size > 0
   }
 
-  /** Gives the complete output its name. */
-  async publish(record: object, file: string, isDurable: boolean): Promise<void> {
+  /**
+   * Gives the complete output its name.
+   *
+   * @param record what a folder says of the merge
+   * @param options.file the shard that is the output, when that is a file
+   */
+  async publish(record: object, { file, isDurable }: { file: string; isDurable: boolean }): Promise<void> {
     try {
       await this.requireOwn()
       // Windows renames no folder with open files.
@@ -252,6 +258,7 @@ async function replaceFolder(out: string, folder: string): Promise<void> {
   if (old !== undefined) await rm(old, { recursive: true, force: true })
 }
 
+/** Waits until a file is on disk. */
 export async function syncFile(file: string): Promise<void> {
   const handle = await open(file, 'r+')
   try {

@@ -6,6 +6,7 @@ import { locate } from '../../io/node-files.js'
 import { type FileAdapter, type MergeFilesOptions, type MergeFilesReport, mergeCheckpointFiles } from './node-merge.js'
 import { compareCheckpoints, type Differences } from './unmerge.js'
 
+/** What taking adapters out by path takes. */
 export interface UnmergeFilesOptions extends Omit<MergeFilesOptions, 'dtype' | 'sign' | 'tied'> {
   /** `keep` for a merge that changed tied embeddings for both uses. An untied result needs no word. Default `refuse`. */
   tied?: 'refuse' | 'keep' | undefined
@@ -13,6 +14,7 @@ export interface UnmergeFilesOptions extends Omit<MergeFilesOptions, 'dtype' | '
   original?: string | undefined
 }
 
+/** What it wrote, and how that differs from the original. */
 export interface UnmergeFilesReport extends MergeFilesReport {
   differences: Differences | undefined
 }

@@ -13,6 +13,7 @@ import { baseStates, noteOf, type ShardNote } from './node-notes.js'
 import type { PartialOutput } from './node-output.js'
 import type { Crew } from './node-threads.js'
 
+/** How the files of a merge are made. */
 export interface WriteOptions extends Pick<MergeCheckpointOptions, 'reproducible' | 'signal' | 'onProgress'> {
   /** Threads, the calling one among them. Default: one a core, at most 4. */
   threads?: number | undefined

@@ -25,6 +25,7 @@ import {
 
 const INDEX_FILE = 'model.safetensors.index.json'
 
+/** What the output is to be. */
 export interface PlanOptions {
   /** Default `refuse`. */
   tied?: TiedPolicy | undefined
@@ -42,6 +43,7 @@ export interface ConfigEdit {
   dtype: FloatDtype | undefined
 }
 
+/** What becomes of each tensor and each byte. */
 export interface MergePlan {
   readonly checkpoint: Checkpoint
   readonly shards: readonly OutputShard[]
@@ -192,6 +194,7 @@ export interface WeightSearch {
   readonly config: Readonly<Record<string, unknown>> | undefined
 }
 
+/** A tensor that a layer changes. */
 export interface FoundWeight {
   readonly name: string
   readonly tensor: CheckpointTensor

@@ -22,6 +22,7 @@ export function isVocabularyModule(module: string): boolean {
   return isHeadModule(module) || isEmbeddingModule(module)
 }
 
+/** An input and an output embedding that are one weight. */
 export interface TiedPair {
   /** Tensor names. The head's need not be stored. */
   readonly embedding: string

@@ -11,6 +11,7 @@ import type { AdapterInput } from '../weighted.js'
 import { CHUNK_BYTES, sizeOf } from './layout.js'
 import { type CheckpointReport, type MergeCheckpointOptions, writeMerge } from './merge-checkpoint.js'
 
+/** What taking adapters out of a checkpoint takes. */
 export interface UnmergeOptions extends Omit<MergeCheckpointOptions, 'dtype'> {
   /** The base as it was: how many values differ from it is counted. */
   original?: Directory | undefined
@@ -18,6 +19,7 @@ export interface UnmergeOptions extends Omit<MergeCheckpointOptions, 'dtype'> {
   originalPath?: string | undefined
 }
 
+/** How two lists of values differ. */
 export interface ValueDifferences {
   /** Values that are not bit for bit the same, of `values` in all. */
   differing: number
@@ -28,11 +30,13 @@ export interface ValueDifferences {
   steps: number
 }
 
+/** How two checkpoints of the same tensors differ. */
 export interface Differences extends ValueDifferences {
   /** Only tensors with differences. */
   tensors: (ValueDifferences & { name: string })[]
 }
 
+/** What taking adapters out wrote, and how it differs from the original. */
 export interface UnmergeReport extends CheckpointReport {
   /** Undefined without an original. */
   differences: Differences | undefined
