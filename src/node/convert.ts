@@ -24,7 +24,7 @@ export interface ConvertReport {
   out: string
   /** How the adapter started. */
   init: Init
-  /** The layers of the result, with the ranks that they have there. */
+  /** The layers and embeddings of the result, with the ranks that they have there. */
   layers: { name: string; rank: number }[]
   /** The start was found anew by random draws: pissa-niter-N without `initial`. */
   isApproximate: boolean
@@ -65,7 +65,7 @@ export async function convert({ adapter, base, initial, out }: ConvertByPathOpti
   return {
     out,
     init,
-    layers: [...plain].map(([name, { rank }]) => ({ name, rank })),
+    layers: [...plain, ...plain.embeddings].map(([name, { rank }]) => ({ name, rank })),
     isApproximate: init.startsWith('pissa-niter') && initial === undefined,
   }
 }

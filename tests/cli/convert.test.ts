@@ -34,6 +34,17 @@ it('makes plain LoRA of a PiSSA adapter, which then merges', async () => {
   expect(merged.code, merged.stderr).toBe(0)
 })
 
+it('converts an adapter of an embedding alone, and counts it', async () => {
+  const [adapter, base] = [
+    join(root, 'tests', 'golden', 'inits', 'pissa-embedding-alone'),
+    join(root, 'tests', 'golden', 'kinds', 'qwen2.safetensors'),
+  ]
+  const out = join(scratch, 'embedding')
+  const { code, stdout, stderr } = await lowrank('convert', adapter, '--base', base, '--out', out, '--json')
+  expect(code, stderr).toBe(0)
+  expect(JSON.parse(stdout).layers).toEqual([{ name: 'model.embed_tokens', rank: 6 }])
+})
+
 it('takes the checkpoint’s file, and the adapter before training instead', async () => {
   const file = await lowrank(
     ...['convert', join(golden, 'olora'), '--base', join(MODEL, 'model.safetensors'), '--out', join(scratch, 'olora')],
