@@ -149,8 +149,8 @@ class Parser {
 
   #number(): number {
     const start = this.#at
-    const spelling = this.#match(NUMBER)
-    if (spelling === undefined) this.#fail('a value')
+    if (!this.#match(NUMBER)) this.#fail('a value')
+    const spelling = this.#text.slice(start, this.#at)
     if (this.#wholeNumbers && !WHOLE_NUMBER.test(spelling)) {
       throw new FormatError({
         where: this.#where,
@@ -168,12 +168,12 @@ class Parser {
     return value
   }
 
-  #match(pattern: RegExp): string | undefined {
+  /** Goes past what the pattern finds here. */
+  #match(pattern: RegExp): boolean {
     pattern.lastIndex = this.#at
-    const match = pattern.exec(this.#text)
-    if (match === null) return undefined
+    if (!pattern.test(this.#text)) return false
     this.#at = pattern.lastIndex
-    return match[0]
+    return true
   }
 
   #skip(character: string): boolean {

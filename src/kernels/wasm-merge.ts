@@ -46,6 +46,8 @@ class WasmMergeKernel implements MergeKernel {
   readonly #memory = new WebAssembly.Memory({ initial: 1, maximum: MAX_PAGES })
   readonly #wasm: MergeExports
   readonly #byteLength: number
+  /** Made anew when the memory grows, not for every chunk: garbage of a long merge shows in the process's memory. */
+  #views: Views
   readonly #chunkStart: number
   readonly #rightStart: number
   #rightSize = 4
@@ -59,11 +61,11 @@ class WasmMergeKernel implements MergeKernel {
     this.#byteLength = byteLength
     this.#chunkStart = align(STRIP_START + this.#wasm.stripBytes())
     this.#rightStart = align(this.#chunkStart + byteLength)
-    this.#reserve(this.#rightStart)
+    this.#views = this.#grow(this.#rightStart)
   }
 
   get chunk(): Uint8Array {
-    return new Uint8Array(this.#memory.buffer, this.#chunkStart, this.#byteLength)
+    return this.#views.chunk
   }
 
   loadRight(right: FloatArray, rank: number, columns: number): boolean {
@@ -79,24 +81,35 @@ class WasmMergeKernel implements MergeKernel {
 
   merge({ dtype, rows, column, columns, left, terms }: MergeJob): MergeResult {
     const rank = this.#rightRank
-    const present = terms.filter((term) => term.rank > 0)
-    if (present.length === 0) {
+    if (!terms.some((term) => term.rank > 0)) {
       return { baseSquares: 0, deltaSquares: 0, overflows: 0, firstOverflow: -1, isLeftFinite: true }
     }
     const leftStart = align(this.#rightStart + this.#rightBytes)
     const panelStart = align(leftStart + left.byteLength)
     this.#reserve(panelStart + this.#wasm.panelBytes(rank))
     this.#write(left, leftStart)
-    const i32 = new Int32Array(this.#memory.buffer)
-    const f64 = new Float64Array(this.#memory.buffer)
-    present.forEach((term, t) => {
-      const at = TERMS_START + t * TERM_BYTES
+    const { i32, f64 } = this.#views
+    let termCount = 0
+    for (const term of terms) {
+      if (term.rank === 0) continue
+      const at = TERMS_START + termCount * TERM_BYTES
       i32[at / 4] = term.rank
       f64[at / 8 + 1] = term.scale
-    })
+      termCount++
+    }
     const right = this.#rightStart + column * rank * this.#rightSize
-    const addresses = [this.#chunkStart, leftStart, right, panelStart, STRIP_START, TERMS_START]
-    i32.set([KINDS[dtype], rows, columns, rank, ...addresses, present.length], JOB_START / 4)
+    let field = JOB_START / 4
+    i32[field++] = KINDS[dtype]
+    i32[field++] = rows
+    i32[field++] = columns
+    i32[field++] = rank
+    i32[field++] = this.#chunkStart
+    i32[field++] = leftStart
+    i32[field++] = right
+    i32[field++] = panelStart
+    i32[field++] = STRIP_START
+    i32[field++] = TERMS_START
+    i32[field] = termCount
     f64.fill(0, JOB_START / 8 + SQUARES, JOB_START / 8 + SQUARES + 2)
     this.#wasm.merge(JOB_START)
     const overflows = i32[JOB_START / 4 + OVERFLOWS]
@@ -110,14 +123,32 @@ class WasmMergeKernel implements MergeKernel {
   }
 
   #write(values: FloatArray, address: number): void {
-    const view = values instanceof Float64Array ? Float64Array : Float32Array
-    new view(this.#memory.buffer, address, values.length).set(values)
+    const view = values instanceof Float64Array ? this.#views.f64 : this.#views.f32
+    view.set(values, address / values.BYTES_PER_ELEMENT)
   }
 
   #reserve(byteLength: number): void {
-    const missing = Math.ceil((byteLength - this.#memory.buffer.byteLength) / PAGE_BYTES)
-    if (missing > 0) this.#memory.grow(missing)
+    if (byteLength > this.#memory.buffer.byteLength) this.#views = this.#grow(byteLength)
   }
+
+  #grow(byteLength: number): Views {
+    this.#memory.grow(Math.max(0, Math.ceil((byteLength - this.#memory.buffer.byteLength) / PAGE_BYTES)))
+    const { buffer } = this.#memory
+    return {
+      chunk: new Uint8Array(buffer, this.#chunkStart, this.#byteLength),
+      i32: new Int32Array(buffer),
+      f32: new Float32Array(buffer),
+      f64: new Float64Array(buffer),
+    }
+  }
+}
+
+/** The whole memory, and the chunk in it. */
+interface Views {
+  chunk: Uint8Array
+  i32: Int32Array
+  f32: Float32Array
+  f64: Float64Array
 }
 
 function align(value: number, multiple = 64): number {

@@ -281,7 +281,8 @@ export function chunkAt(segment: Segment, index: number): Chunk {
   const rows = Math.min(grid.rows, total.rows - row)
   const columns = Math.min(grid.columns, total.columns - column)
   const start = row * total.columns + column
-  const [from, to] = weight === undefined ? [1, 1] : [sizeOf(weight.from), sizeOf(weight.to)]
+  const from = weight === undefined ? 1 : sizeOf(weight.from)
+  const to = weight === undefined ? 1 : sizeOf(weight.to)
   return {
     segment,
     row,

@@ -6,7 +6,7 @@ import { crc32 } from 'node:zlib'
 import { FileError } from '../../base/errors.js'
 import { fileError } from '../../io/node-files.js'
 import { createMergeKernel } from '../../kernels/merge.js'
-import { ChunkMerger } from './chunk-merger.js'
+import { ChunkMerger, type FactorRange } from './chunk-merger.js'
 import { CHUNK_BYTES, type Chunk, chunkAt, chunkCount, type OutputShard, type Segment } from './layout.js'
 
 /** A file by its descriptor, which threads share, or bytes that they share. */
@@ -136,7 +136,7 @@ export class ChunkLoop {
     const { bases, factors, isBaseChecked, shared } = this.#job
     const base = bases[segment.shard]
     const needs = this.#merger.needs(chunk)
-    const values = this.#stage(needs.map(({ byteLength }) => byteLength))
+    const values = this.#stage(needs)
     needs.forEach(({ factor, offset }, n) => {
       readFully(factors[factor.source], values[n], offset)
     })
@@ -151,15 +151,15 @@ export class ChunkLoop {
   }
 
   /** Room for the factors of one chunk, used again for the next: fresh memory costs more than reading into it. */
-  #stage(byteLengths: readonly number[]): Uint8Array[] {
-    const starts: number[] = []
-    let end = 0
-    for (const byteLength of byteLengths) {
-      starts.push(end)
-      end += Math.ceil(byteLength / 8) * 8
-    }
-    if (this.#staging.byteLength < end) this.#staging = new Uint8Array(end)
-    return byteLengths.map((byteLength, i) => this.#staging.subarray(starts[i], starts[i] + byteLength))
+  #stage(ranges: readonly FactorRange[]): Uint8Array[] {
+    const total = ranges.reduce((sum, { byteLength }) => sum + aligned(byteLength), 0)
+    if (this.#staging.byteLength < total) this.#staging = new Uint8Array(total)
+    let start = 0
+    return ranges.map(({ byteLength }) => {
+      const room = this.#staging.subarray(start, start + byteLength)
+      start += aligned(byteLength)
+      return room
+    })
   }
 
   /** Chunks come in order, so that the place is the last one or a little further. */
@@ -168,6 +168,10 @@ export class ChunkLoop {
     while (this.#at + 1 < places.length && places[this.#at + 1].firstChunk <= number) this.#at++
     return places[this.#at]
   }
+}
+
+function aligned(byteLength: number): number {
+  return Math.ceil(byteLength / 8) * 8
 }
 
 /** Σ w² and Σ δ² of a segment, over all threads. */

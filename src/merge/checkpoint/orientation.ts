@@ -13,43 +13,31 @@ const CONV1D_NAMES = /(^|\.)(c_attn|c_proj|c_fc|q_attn)$/
 /** Of these, the ones with more outputs than inputs. */
 const WIDENING = /(^|\.)(c_attn|c_fc)\.weight$/
 
+/** All of a merge: its layers, and where their weights are. */
+interface Merge {
+  readonly layers: readonly LayerFactors[]
+  /** Module name → the checkpoint's. */
+  readonly locate: (name: string) => string
+  readonly checkpoint: { readonly tensors: ReadonlyMap<string, CheckpointTensor> }
+}
+
 /**
  * The layer as its tensor has it. Where d = k a shape says nothing: then the model's other layers of that kind, then the adapter's
  * config, unless that is wrong about another layer.
  *
  * @param module the layer's name in the checkpoint
- * @param layers all of the merge
- * @param locate module name → the checkpoint's
  * @throws MismatchError when nothing tells how a square weight is stored
  */
-export function storedLayer(
-  layer: LayerFactors,
-  module: string,
-  { shape }: TensorInfo,
-  tensors: ReadonlyMap<string, CheckpointTensor>,
-  layers: readonly LayerFactors[],
-  locate: (name: string) => string,
-): LayerFactors {
+export function storedLayer(layer: LayerFactors, module: string, { shape }: TensorInfo, merge: Merge): LayerFactors {
   const { d, k, isLinear } = layer
   if (!isLinear || shape.length !== 2 || shape[0] * shape[1] !== d * k || ![d, k].includes(shape[0])) return layer
-  const shapeOf = (other: LayerFactors) => tensors.get(`${locate(other.name)}.${other.tensor}`)?.info.shape
-  const isInputMajor = d === k ? squareIsInputMajor(module, layer, tensors, layers, shapeOf) : shape[0] === k
+  const isInputMajor = d === k ? squareIsInputMajor(module, layer, merge) : shape[0] === k
   return isInputMajor === layer.isInputMajor ? layer : { ...layer, isInputMajor, shape: isInputMajor ? [k, d] : [d, k] }
 }
 
-function squareIsInputMajor(
-  module: string,
-  { isInputMajor, d, k }: LayerFactors,
-  tensors: ReadonlyMap<string, CheckpointTensor>,
-  layers: readonly LayerFactors[],
-  shapeOf: (layer: LayerFactors) => readonly number[] | undefined,
-): boolean {
+function squareIsInputMajor(module: string, { isInputMajor, d, k }: LayerFactors, merge: Merge): boolean {
   if (!CONV1D_NAMES.test(module)) {
-    const other = layers.find((layer) => {
-      const shape = layer.isLinear && layer.tensor === 'weight' && layer.d !== layer.k ? shapeOf(layer) : undefined
-      const turned = layer.isInputMajor ? [layer.d, layer.k] : [layer.k, layer.d]
-      return shape?.length === 2 && shape[0] === turned[0] && shape[1] === turned[1]
-    })
+    const other = misjudgedLayer(merge)
     if (other === undefined) return isInputMajor
     throw new MismatchError({
       where: module,
@@ -57,9 +45,27 @@ function squareIsInputMajor(
       hint: 'Merge this adapter with PEFT, which asks the model itself',
     })
   }
-  for (const [name, { info }] of tensors) {
+  for (const [name, { info }] of merge.checkpoint.tensors) {
     const [rows, columns] = info.shape
     if (info.shape.length === 2 && rows !== columns && WIDENING.test(name)) return rows < columns
   }
   return isInputMajor
+}
+
+/** By merge, which asks for each of its square layers: a search through all layers each time grows with their square. */
+const misjudged = new WeakMap<Merge, LayerFactors | undefined>()
+
+/** A layer that is not square and about which the adapter's config is wrong. */
+function misjudgedLayer(merge: Merge): LayerFactors | undefined {
+  if (!misjudged.has(merge)) {
+    const { layers, locate, checkpoint } = merge
+    const found = layers.find(({ name, tensor, d, k, isLinear, isInputMajor }) => {
+      if (!isLinear || tensor !== 'weight' || d === k) return false
+      const shape = checkpoint.tensors.get(`${locate(name)}.weight`)?.info.shape
+      const [rows, columns] = isInputMajor ? [d, k] : [k, d]
+      return shape?.length === 2 && shape[0] === rows && shape[1] === columns
+    })
+    misjudged.set(merge, found)
+  }
+  return misjudged.get(merge)
 }

@@ -224,7 +224,7 @@ export function findWeights(layer: LayerFactors, search: WeightSearch): readonly
       const own = stackedLayer(layer, tensor.info, layers, locate, tensors, config)
       return [{ name, tensor, layer: own, isPaired }]
     }
-    const own = storedLayer(layer, module, tensor.info, tensors, layers, locate)
+    const own = storedLayer(layer, module, tensor.info, search)
     checkWeight(own, tensor.info)
     return [{ name, tensor, layer: own, isPaired }]
   }
