@@ -1,6 +1,6 @@
 // What a path holds: an adapter, a checkpoint or an ONNX model, and how an adapter fits a base.
 
-import { ConfigError } from '../base/errors.js'
+import { ConfigError, FileError, listed } from '../base/errors.js'
 import { elementCount } from '../base/tensor.js'
 import { openCheckpoint } from '../formats/checkpoint.js'
 import { loadOnnx } from '../formats/onnx/model.js'
@@ -85,7 +85,15 @@ async function findModel(
   for (const graph of ['onnx/model.onnx', 'model.onnx']) {
     if (await directory.has(graph)) return { kind: 'onnx', file: graph }
   }
-  return undefined
+  for (const folder of await directory.folders()) {
+    if (await directory.has(`${folder}/adapter_config.json`)) return undefined
+  }
+  throw new FileError({
+    where: directory.name,
+    what: 'neither an adapter nor a model',
+    expected: 'adapter_config.json, model.safetensors, model.safetensors.index.json or onnx/model.onnx',
+    got: files.length === 0 ? 'no files' : listed(files),
+  })
 }
 
 async function inspectWithBase(

@@ -89,7 +89,18 @@ export function checkRecord(value: unknown, where: string): TextRecord {
     what: 'not a record',
     expected: '"text", or "prompt" and "completion", as strings',
     got: Array.isArray(value) || value === null ? 'no object' : fieldsOf(value),
+    hint: hintFor(record),
   })
+}
+
+/** What to do with the shapes that data sets on the Hub often have. */
+function hintFor(record: Record<string, unknown>): string | undefined {
+  if (Array.isArray(record.messages) || Array.isArray(record.conversations))
+    return 'Write a conversation as the model’s chat template does: all before the last answer is the prompt, the answer the completion'
+  const names = ['instruction', 'input', 'question', 'output', 'response', 'answer']
+  return names.some((name) => name in record)
+    ? 'Name what is given "prompt", and what is to be learnt "completion"'
+    : undefined
 }
 
 function fieldsOf(value: unknown): string {

@@ -269,6 +269,11 @@ const OTHERS: [what: string, args: (out: string) => string[], message: RegExp][]
     /adapter_model\.safetensors: no folder but a file/,
   ],
   ['inspect: a pickle', () => ['inspect', file('model.pt', 'x')], /model\.pt: a pickle/],
+  [
+    'inspect: a folder of neither',
+    () => ['inspect', join(root, 'models')],
+    /models: neither an adapter nor a model; expected/,
+  ],
   ['inspect: nothing', () => ['inspect', join(scratch, 'nowhere')], /nowhere: no such file or folder/],
   ['inspect: a corrupt file', () => ['inspect', file('cut.safetensors', new Uint8Array(3))], /cut\.safetensors/],
   ['inspect: another kind of adapter', () => ['inspect', join(golden, 'peft', 'ia3')], /peft_type.*IA3/],

@@ -37,6 +37,8 @@ describe('loadRecords', () => {
     ['{"prompt": "a"}', 'line 1: not a record; expected "text", or "prompt" and "completion"'],
     ['{"text": "a", "prompt": "b", "completion": "c"}', 'not a record'],
     ['null', 'not a record'],
+    ['{"messages": [{"role": "user", "content": "a"}]}', 'got "messages" (object). Write a conversation as'],
+    ['{"instruction": "a", "output": "b"}', 'Name what is given "prompt"'],
     ['"text"', 'got a string'],
     ['{}', 'got no fields'],
     ['', 'data.jsonl: it holds no records'],
