@@ -90,11 +90,16 @@ export const train = defineCommand({
     ).finally(() => progress.end())
 
     const { interrupted } = report
+    if (interrupted && settings.overwrite && report.steps === 0) {
+      say(`Stopped before the first step: ${colors.bold(out)} is as it was.`)
+      if (json) printDocument({ ...report, out })
+      return EXIT_INTERRUPTED
+    }
     say(
       `${interrupted ? 'Stopped' : 'Done'} after ${report.steps} ${report.steps === 1 ? 'step' : 'steps'} in ${duration(report.seconds * 1000)}: ` +
         `${thousands(report.trainableParams)} parameters in ${colors.bold(out)}`,
     )
-    if (interrupted) say('Go on with the same command and --resume.')
+    if (interrupted) say(`Go on with the same command and --resume${settings.overwrite ? ' for --overwrite' : ''}.`)
     else say(`Try it: npx lowrank generate --model ${quote(model)} --adapter ${quote(out)} --prompt "The"`)
     if (json) printDocument({ ...report, out })
     return interrupted ? EXIT_INTERRUPTED : 0

@@ -34,7 +34,10 @@ export interface TrainerOptions extends Optional<TrainSettings> {
   readonly resume?: boolean | undefined
   /** Replaces the run in `out`. */
   readonly overwrite?: boolean | undefined
-  /** Ends the run after the step under way: it is saved and reported as interrupted. */
+  /**
+   * Ends the run after the step under way: it is saved and reported as interrupted. What `overwrite` would replace stays if there was
+   * no step.
+   */
   readonly signal?: AbortSignal | undefined
   /** Hears what the run does. */
   readonly on?: TrainEvents | undefined

@@ -49,18 +49,18 @@ export class RunWriter {
   /** Takes one step's line; now and then writes them. */
   async add(line: StepMetrics): Promise<void> {
     this.#metrics.push(line)
-    // A run that replaces another leaves it in place until there is something to replace it with.
+    // A run that replaces another leaves it in place until it saves.
     const mayWrite = this.#isBegun || this.#use === 'new'
     if (this.#directory === undefined || !mayWrite || performance.now() - this.#metricsAt < METRICS_INTERVAL_MS) return
     await this.#writeMetrics(this.#directory)
   }
 
-  /** Saves adapter and, if given, the state to go on from. */
+  /** Saves adapter and, if given, the state to go on from. A run that is to be replaced stays until there was a step. */
   async save(
     adapter: LoraAdapter,
     state?: { names: readonly string[]; engine: EngineState; run: RunState },
   ): Promise<void> {
-    if (this.#directory === undefined) return
+    if (this.#directory === undefined || (this.#use === 'overwrite' && this.#metrics.length === 0)) return
     await this.#writeMetrics(this.#directory)
     if (state !== undefined) await writeState(this.#directory, state.names, state.engine, state.run)
     await saveAdapter(adapter, this.#directory)

@@ -206,6 +206,17 @@ describe('Trainer', () => {
     expect((await train({ out, resume: true })).report.steps).toBe(6)
   })
 
+  it('replaces no run before it made a step', async () => {
+    const out = new MemoryDirectory()
+    await train({ out, maxSteps: 1 })
+    const before = new Map(out.files)
+    const { report } = await train({ out, overwrite: true, signal: AbortSignal.abort() })
+    expect(report).toMatchObject({ steps: 0, interrupted: true })
+    expect(out.files).toEqual(before)
+    await train({ out, overwrite: true, config: { seed: 7 }, ...abortAt(1) })
+    expect(out.files.get(WEIGHTS)).not.toEqual(before.get(WEIGHTS))
+  })
+
   it('evaluates on the way', async () => {
     const evaluations: number[] = []
     const on = { evaluation: ({ step }: EvaluationEvent) => void evaluations.push(step) }
