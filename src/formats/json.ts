@@ -124,7 +124,8 @@ class Parser {
     do result.push(this.#value(depth + 1))
     while (this.#skip(','))
     this.#need(']')
-    return result
+    // A copy has no spare room: headers hold thousands of shapes.
+    return result.slice()
   }
 
   #string(): string {

@@ -4,7 +4,7 @@
 import { type ByteSink, type ByteSource, type Directory, writeThrough } from '../base/bytes.js'
 import { decodeWeights, type FloatDtype, type WeightDtype } from '../base/dtype.js'
 import { FormatError, nearMisses, ShapeError, UnsupportedError } from '../base/errors.js'
-import { formatShape, type Tensor } from '../base/tensor.js'
+import { elementCount, formatShape, type Tensor } from '../base/tensor.js'
 import { type JsonValue, parseJson } from './json.js'
 import { sniff } from './sniff.js'
 
@@ -133,13 +133,14 @@ function parseMetadata(value: JsonValue, where: string): Record<string, string> 
   return Object.fromEntries(value as Map<string, string>)
 }
 
+const ENTRY_KEYS: readonly string[] = ['dtype', 'shape', 'data_offsets']
+
 function parseTensor(name: string, value: JsonValue, dataStart: number, file: string): TensorInfo {
   const where = tensorWhere(file, name)
   if (!(value instanceof Map)) throw new FormatError({ where, what: 'its header entry is no JSON object' })
-  for (const key of value.keys()) {
-    if (key !== 'dtype' && key !== 'shape' && key !== 'data_offsets') {
-      throw new FormatError({ where, what: `unknown header key ${JSON.stringify(key)}` })
-    }
+  if (value.size !== ENTRY_KEYS.length || !ENTRY_KEYS.every((key) => value.has(key))) {
+    const unknown = [...value.keys()].find((key) => !ENTRY_KEYS.includes(key))
+    if (unknown !== undefined) throw new FormatError({ where, what: `unknown header key ${JSON.stringify(unknown)}` })
   }
   const dtype = value.get('dtype')
   if (typeof dtype !== 'string' || !isDtype(dtype)) {
@@ -363,8 +364,7 @@ export function isWeightDtype(dtype: SafetensorsDtype): dtype is WeightDtype {
 /** Undefined when the size is no whole number of bytes, or too large for exact arithmetic. */
 function tensorByteLength(dtype: SafetensorsDtype, shape: readonly number[]): number | undefined {
   if (shape.includes(0)) return 0
-  let bits: number = DTYPE_BITS[dtype]
-  for (const dim of shape) bits *= dim
+  const bits = DTYPE_BITS[dtype] * elementCount(shape)
   return Number.isSafeInteger(bits) && bits % 8 === 0 ? bits / 8 : undefined
 }
 

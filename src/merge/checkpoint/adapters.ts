@@ -334,8 +334,8 @@ function tensorFactor(source: ByteSource, index: number, { name, dtype, shape, o
   }
 }
 
-function matrixSize([rows, ...others]: readonly number[]): { rows: number; columns: number } {
-  return { rows, columns: elementCount(others) }
+function matrixSize(shape: readonly number[]): { rows: number; columns: number } {
+  return { rows: shape[0], columns: elementCount(shape.slice(1)) }
 }
 
 function matrixFactor(name: string, { data, shape }: Tensor<FloatArray>, sources: ByteSource[]): Factor {
