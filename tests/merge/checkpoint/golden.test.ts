@@ -1,6 +1,7 @@
-// Against PEFT's own merge_and_unload: tests/golden/merge, made by scripts/golden/merge_models.py.
+// Against PEFT's own merge_and_unload: tests/golden/merge, made by scripts/golden/merge_models.py and merge_sums.py.
 
-import { existsSync } from 'node:fs'
+import { createHash } from 'node:crypto'
+import { existsSync, readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
@@ -16,9 +17,13 @@ const golden = `${root}tests/golden`
 /** Sums of a handful of terms around 1. */
 const TOLERANCES = { F32: 1e-6, F64: 1e-15 }
 
-async function merged(base: MemoryDirectory | NodeDirectory, adapter: string): Promise<Map<string, ReadTensor>> {
+async function merged(
+  base: MemoryDirectory | NodeDirectory,
+  adapter: string,
+  reproducible = false,
+): Promise<Map<string, ReadTensor>> {
   const out = new MemoryDirectory({}, 'out')
-  await mergeCheckpoint(base, new NodeDirectory(adapter), out)
+  await mergeCheckpoint(base, new NodeDirectory(adapter), out, { reproducible })
   return readTensors(out)
 }
 
@@ -83,25 +88,37 @@ describe.skipIf(!existsSync(`${root}models/union-3m`))('union-3m', () => {
     }
   })
 
-  it.each(['f32', 'rslora', 'patterns', 'regex'])(
-    'rounds 99.99 %% of bfloat16 weights as float64 does: %s',
-    async (name) => {
-      const folder = await fromDisk(base)
-      const half = await inBf16(
-        new MemoryDirectory(
-          Object.fromEntries(['config.json', 'model.safetensors'].map((file) => [file, folder.files.get(file)!])),
-        ),
-      )
-      const adapter = await loadAdapter(new NodeDirectory(`${golden}/peft/${name}`))
-      const before = await readTensors(half)
-      const actual = await merged(half, `${golden}/peft/${name}`)
-      let [differing, values] = [0, 0]
-      for (const [module] of adapter) {
-        const expected = expectedWeight(before.get(`${module}.weight`)!, [[adapter, module]])
-        differing += compareStored(actual.get(`${module}.weight`)!.bytes, expected, 'BF16').differing
-        values += expected.length / 2
-      }
-      expect(differing / values).toBeLessThanOrEqual(1e-4)
-    },
-  )
+  const names = ['f32', 'rslora', 'patterns', 'regex']
+
+  async function halfBase(): Promise<MemoryDirectory> {
+    const { files } = await fromDisk(base)
+    const kept = ['config.json', 'model.safetensors'].map((file) => [file, files.get(file)!])
+    return inBf16(new MemoryDirectory(Object.fromEntries(kept)))
+  }
+
+  it.each(names)('%s: at least 9,999 of 10,000 bfloat16 weights are the float64 result, rounded once', async (name) => {
+    const half = await halfBase()
+    const adapter = await loadAdapter(new NodeDirectory(`${golden}/peft/${name}`))
+    const before = await readTensors(half)
+    const actual = await merged(half, `${golden}/peft/${name}`)
+    let [differing, values] = [0, 0]
+    for (const [module] of adapter) {
+      const expected = expectedWeight(before.get(`${module}.weight`)!, [[adapter, module]])
+      differing += compareStored(actual.get(`${module}.weight`)!.bytes, expected, 'BF16').differing
+      values += expected.length / 2
+    }
+    expect(differing / values).toBeLessThanOrEqual(1e-4)
+  })
+
+  it.each(names)("%s: all bfloat16 weights are torch's float32 sums, rounded once", async (name) => {
+    const sums = JSON.parse(readFileSync(`${golden}/merge/union-sums.json`, 'utf8'))
+    const actual = await merged(await halfBase(), `${golden}/peft/${name}`, true)
+    let values = 0
+    for (const [module, sum] of Object.entries<{ sha256: string; values: number }>(sums[name])) {
+      const { bytes } = actual.get(`${module}.weight`)!
+      expect(createHash('sha256').update(bytes).digest('hex'), module).toBe(sum.sha256)
+      values += sum.values
+    }
+    expect(values).toBeGreaterThan(100_000)
+  })
 })
