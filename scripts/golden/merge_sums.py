@@ -2,7 +2,8 @@
 
     merge_sums.py [--out tests/golden/merge/union-sums.json]
 
-For adapters of union-3m, the SHA-256 of the bfloat16 bytes of every adapted weight, and how many values they hold.
+For adapters of union-3m and every adapted weight: how many values it has, the SHA-256 of their bfloat16 bytes, and the few that are
+not what float64 gives, as place and bits. So a reader that computes in float64 has them all.
 """
 import argparse
 import hashlib
@@ -15,6 +16,13 @@ from common import GOLDEN, union, versions, write_json
 ADAPTERS = ["f32", "rslora", "patterns", "regex"]
 
 
+def rounded_once(values):
+    """float64 → bfloat16, to nearest even; torch's own conversion rounds to float32 on the way. Not for subnormals."""
+    bits = values.contiguous().view(torch.int64)
+    bits = (bits + (1 << 44) - 1 + ((bits >> 45) & 1)) >> 45 << 45
+    return bits.view(torch.float64).to(torch.bfloat16)
+
+
 def sums(adapter):
     from peft import PeftModel
     model = PeftModel.from_pretrained(union(torch.bfloat16).float(), GOLDEN / "peft" / adapter)
@@ -24,8 +32,12 @@ def sums(adapter):
             continue
         weight = module.base_layer.weight.detach()
         merged = (weight + module.get_delta_weight("default").detach()).to(torch.bfloat16).contiguous()
-        digest = hashlib.sha256(merged.view(torch.uint8).numpy().tobytes()).hexdigest()
-        result[name] = {"sha256": digest, "values": merged.numel()}
+        a, b = (factor["default"].weight.detach().double() for factor in (module.lora_A, module.lora_B))
+        exact = rounded_once(weight.double() + module.scaling["default"] * (b @ a))
+        bits = merged.view(torch.int16).flatten()
+        others = (bits != exact.view(torch.int16).flatten()).nonzero().flatten().tolist()
+        digest = hashlib.sha256(bits.numpy().tobytes()).hexdigest()
+        result[name] = {"values": bits.numel(), "sha256": digest, "unlikeFloat64": [[i, bits[i].item() & 0xFFFF] for i in others]}
     return result
 
 
