@@ -4,7 +4,7 @@ import type { MergePlanReport, MergeProgress, MergeReport } from '../node.js'
 import { printable } from './escape.js'
 import { EXIT_INTERRUPTED, interruptible } from './interrupt.js'
 import { integer, type Occurrence, type Option, readNumber, repeated, toggle, UsageError } from './options.js'
-import { bytes, colors, Progress, peakRssBytes, printDocument, say } from './terminal.js'
+import { bytes, colors, Progress, peakRssBytes, printDocument, say, warn } from './terminal.js'
 
 export const ADAPTERS = {
   adapter: { ...repeated('DIR', 'adapter folder; several are added up'), isRequired: true },
@@ -37,7 +37,7 @@ function outcome(report: MergeReport, part: 'whole' | 'share' | 'finish'): strin
   const made =
     report.bytes === 0
       ? 'There was nothing left to make for this job'
-      : `Made ${bytes(report.bytes)} in ${out}, ${seconds}`
+      : `Made ${bytes(report.bytes)} in ${out}: ${changed}, ${seconds}`
   return `${made}. When all jobs are done, run the same command with --finish in place of --shards.`
 }
 
@@ -60,7 +60,7 @@ export async function runMerge<R extends MergeReport>(
     progress.end()
     if (json) printDocument({ ...(report as MergeReport), peakRssBytes: peakRssBytes() })
     else show(report)
-    sayLeftOut(report)
+    sayAsides(report)
     say(outcome(report, part))
     return 0
   } catch (error) {
@@ -73,9 +73,10 @@ export async function runMerge<R extends MergeReport>(
   }
 }
 
-/** Lists the files of a checkpoint's folder that do not go along; for ONNX models there is no such list. */
-export function sayLeftOut(report: MergeReport | MergePlanReport): void {
-  const leftOut = 'leftOut' in report ? (report.leftOut as readonly string[]) : []
+/** Lists the files of a checkpoint's folder that do not go along, and warnings; for ONNX models there are no such lists. */
+export function sayAsides(report: MergeReport | MergePlanReport): void {
+  const { leftOut = [], warnings = [] } = report as { leftOut?: readonly string[]; warnings?: readonly string[] }
+  warnings.forEach(warn)
   if (leftOut.length > 0) say(`Left out, as other copies of the weights: ${leftOut.map(printable).join(', ')}`)
 }
 

@@ -2,7 +2,7 @@
 
 import { type MergePlanReport, merge as mergeByPath, planMerge } from '../node.js'
 import { printable } from './escape.js'
-import { ADAPTERS, OUTPUT, partOf, runMerge, sayLeftOut, sized, weightedAdapters } from './merge-options.js'
+import { ADAPTERS, OUTPUT, partOf, runMerge, sayAsides, sized, weightedAdapters } from './merge-options.js'
 import { choice, defineCommand, type Occurrence, required, toggle, UsageError } from './options.js'
 import { bytes, colors, print, printDocument, say, table } from './terminal.js'
 
@@ -53,7 +53,7 @@ function showPlan(plan: MergePlanReport, json: boolean): number {
   if (json) printDocument({ ...plan, dryRun: true })
   else print(plan.layers.map(({ name }) => printable(name)).join('\n'))
   const { out, tensors, changed } = plan
-  sayLeftOut(plan)
+  sayAsides(plan)
   say(`Would write ${colors.bold(out)}: ${bytes(plan.bytes)}, ${changed} of ${tensors} tensors changed`)
   return 0
 }

@@ -3,7 +3,7 @@
 
 import { type ByteSource, type Directory, readAll } from '../base/bytes.js'
 import { FileError, FormatError, listed, nearMisses, UnsupportedError } from '../base/errors.js'
-import { parseJson } from './json.js'
+import { type JsonObject, parseJson } from './json.js'
 import { parseSafetensorsHeader, type SafetensorsFile, type TensorInfo } from './safetensors.js'
 
 const SINGLE_FILE = 'model.safetensors'
@@ -39,6 +39,8 @@ export interface Checkpoint {
   readonly tensors: ReadonlyMap<string, CheckpointTensor>
   /** The index's name inside the folder; undefined for a single file. */
   readonly indexPath: string | undefined
+  /** What the index says of the whole, such as total_size; empty without an index. Nothing here is checked. */
+  readonly indexMetadata: JsonObject
   /** Closes all shards. */
   close(): Promise<void>
 }
@@ -55,7 +57,8 @@ export async function openCheckpoint(directory: Directory, path?: string): Promi
   const found = path ?? (await findCheckpoint(directory))
   if (PICKLE.test(found)) throw pickleError(directory, found)
   const indexPath = found.endsWith('.json') ? found : undefined
-  const weightMap = indexPath === undefined ? undefined : await readIndex(directory, indexPath)
+  const { weightMap, metadata: indexMetadata } =
+    indexPath === undefined ? { weightMap: undefined, metadata: new Map() } : await readIndex(directory, indexPath)
   const paths = weightMap === undefined ? [found] : [...new Set(weightMap.values())].sort()
   const shards: CheckpointShard[] = []
   const close = async () => {
@@ -65,7 +68,7 @@ export async function openCheckpoint(directory: Directory, path?: string): Promi
     for (const shard of paths) shards.push(await openShard(directory, shard, indexPath))
     const tensors = collectTensors(shards)
     if (weightMap !== undefined) checkIndex(weightMap, tensors, shards, `${directory.name}/${indexPath}`)
-    return { directory, shards, tensors, indexPath, close }
+    return { directory, shards, tensors, indexPath, indexMetadata, close }
   } catch (error) {
     await close()
     throw error
@@ -112,8 +115,14 @@ function pickleError(directory: Directory, path: string): UnsupportedError {
   })
 }
 
-/** Tensor name → file name. */
-async function readIndex(directory: Directory, path: string): Promise<Map<string, string>> {
+/** What an index holds. */
+interface Index {
+  /** Tensor name → file name. */
+  weightMap: Map<string, string>
+  metadata: JsonObject
+}
+
+async function readIndex(directory: Directory, path: string): Promise<Index> {
   const source = await directory.open(path)
   try {
     const where = source.name
@@ -139,7 +148,8 @@ async function readIndex(directory: Directory, path: string): Promise<Map<string
         got: JSON.stringify(file)?.slice(0, 100) ?? 'nothing',
       })
     }
-    return weightMap as Map<string, string>
+    const metadata = json instanceof Map ? json.get('metadata') : undefined
+    return { weightMap: weightMap as Map<string, string>, metadata: metadata instanceof Map ? metadata : new Map() }
   } finally {
     await source.close()
   }

@@ -7,6 +7,7 @@ import { fusedBuild, type SimdBuild } from './module.js'
 import { referenceKernels } from './reference.js'
 import { createWasmKernels, type WasmKernels } from './wasm.js'
 
+/** How the kernels compute. */
 export interface KernelOptions {
   /**
    * Threads that compute a large product, the calling one among them; 1 turns worker threads off. Default: one a core, at

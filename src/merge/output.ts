@@ -8,12 +8,13 @@ import type { LayerChange } from './weight.js'
 export interface MergeReport {
   /** Where the result is: the folder's name and the weights' file in it. */
   out: string
-  /** Number of tensors of the result. */
+  /** Number of tensors of the result, or of a job's share of it. */
   tensors: number
   /** How many of them hold merged weights. */
   changed: number
   /** Written in all. */
   bytes: number
+  /** That it took. */
   seconds: number
   /** What adapters added to; values that they replace have no line here. */
   layers: LayerChange[]
@@ -23,6 +24,7 @@ export interface MergeReport {
 export interface MergeOptions {
   /** Stops between two pieces: merging rejects with the signal's reason, and leaves at most files to resume from. */
   signal?: AbortSignal
+  /** Called after each piece that is written. */
   onProgress?: (progress: MergeProgress) => void
   /** Refuses adapters whose config has targets or patterns that match nothing of them. Default false. */
   strict?: boolean | undefined
@@ -30,6 +32,7 @@ export interface MergeOptions {
 
 /** How far a merge is. */
 export interface MergeProgress {
+  /** So far, with those kept of an earlier run. */
   writtenBytes: number
   /** Of the weights: what will be written, but for headers and small files. */
   totalBytes: number

@@ -109,6 +109,17 @@ describe('options', () => {
     expect(JSON.parse(readFileSync(join(out, 'config.json'), 'utf8')).torch_dtype).toBe('bfloat16')
   })
 
+  it('--dtype of a single file says what its config.json has to say', async () => {
+    const args = ['merge', '--base', join(MODEL, 'model.safetensors'), '--adapter', PEFT, '--dtype', 'bf16']
+    for (const options of [['--dry-run'], []]) {
+      const out = join(scratch, 'converted.safetensors')
+      const { code, stdout, stderr } = await lowrank(...args, '--out', out, '--json', ...options)
+      expect(stderr).toMatch(/^warning: The result is in BF16, and config\.json, .* says float32: change it/m)
+      expect(JSON.parse(stdout).warnings).toHaveLength(1)
+      expect(code).toBe(0)
+    }
+  })
+
   it('--shards and --finish make together what one merge makes', async () => {
     const [out, whole] = [join(scratch, 'in jobs'), join(scratch, 'in one')]
     const args = ['merge', '--base', MODEL, '--adapter', PEFT, '--max-shard-size', '2MB']
@@ -224,7 +235,11 @@ it('says of each job what it made, and what is left to do', async () => {
     expect(code, stderr).toBe(0)
     said.push(stderr.trimEnd().split('\n').at(-1)!)
   }
-  for (const line of said.slice(0, 2)) expect(line).toMatch(/^Made \d.* in .*in shares\.partial, .* --finish/)
+  const made = said.slice(0, 2).map((line) => {
+    const [, changed, tensors] = /^Made \d.* in .*in shares\.partial: (\d+) of (\d+) .* --finish/.exec(line)!
+    return [Number(changed), Number(tensors)]
+  })
+  expect([made[0][0] + made[1][0], made[0][1] + made[1][1]]).toEqual([12, 56])
   expect(said[2]).toMatch(/^There was nothing left to make for this job\. .* --finish/)
   expect(said[3]).toMatch(/^Checked all files; the result is .*in shares: 12 of 56 tensors changed/)
 })

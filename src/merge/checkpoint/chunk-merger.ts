@@ -199,7 +199,17 @@ function scaleChunk(
   return deltaSquares
 }
 
-function overflowError({ row, column, columns }: Chunk, { name, to, layers }: WeightPlan, index: number): NumericError {
+function overflowError({ row, column, columns }: Chunk, weight: WeightPlan, index: number): NumericError {
+  const { name, from, to, layers, replaced } = weight
+  if (replaced !== undefined) {
+    const at = row * weight.columns + column + index
+    const place = `(${replaced.row + Math.floor(at / replaced.columns)}, ${at % replaced.columns})`
+    return new NumericError({
+      where: name,
+      what: `the adapter's own value for element ${place} is finite in ${from}, but not in the result in ${to}`,
+      ...(to === 'F16' && { hint: 'Convert all weights to BF16 or F32, which hold larger values' }),
+    })
+  }
   return new NumericError({
     where: name,
     what: `element (${row + Math.floor(index / columns)}, ${column + (index % columns)}) is finite in the base, but not in the result in ${to}`,

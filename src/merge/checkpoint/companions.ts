@@ -20,6 +20,20 @@ export function isCompanion(path: string): boolean {
 
 const TORCH_NAMES: Readonly<Record<FloatDtype, string>> = { F32: 'float32', F16: 'float16', BF16: 'bfloat16' }
 
+const DTYPE_NAMES = ['dtype', 'torch_dtype'] as const
+
+/** The model's and, where that is a part of it, the language model's. */
+function partsOf(config: Record<string, unknown>): Record<string, unknown>[] {
+  const text = config.text_config as Record<string, unknown> | undefined
+  return [config, ...(text === undefined || text === null ? [] : [text])]
+}
+
+/** A dtype that config.json has and that is not this one. */
+export function otherDtype(config: Record<string, unknown>, dtype: FloatDtype): string | undefined {
+  const said = partsOf(config).flatMap((part) => DTYPE_NAMES.flatMap((name) => part[name] ?? []))
+  return said.map(String).find((name) => name !== TORCH_NAMES[dtype])
+}
+
 /** config.json with tie_word_embeddings and the dtype as the merge has made them; all else stays. */
 export function editConfig(content: Uint8Array, { isUntied, dtype }: ConfigEdit, where: string): string {
   let config: Record<string, unknown>
@@ -28,17 +42,15 @@ export function editConfig(content: Uint8Array, { isUntied, dtype }: ConfigEdit,
   } catch (cause) {
     throw new FormatError({ where, what: 'not valid JSON', cause })
   }
-  const text = config.text_config as Record<string, unknown> | undefined
-  const parts = [config, ...(text === undefined || text === null ? [] : [text])]
+  const parts = partsOf(config)
   if (isUntied) {
     const holder = parts.findLast((part) => 'tie_word_embeddings' in part) ?? config
     holder.tie_word_embeddings = false
     if (config.tie_word_embeddings === true) config.tie_word_embeddings = false
   }
   if (dtype !== undefined) {
-    const names = ['dtype', 'torch_dtype'] as const
-    for (const part of parts) for (const name of names) if (name in part) part[name] = TORCH_NAMES[dtype]
-    if (!names.some((name) => name in config)) config.torch_dtype = TORCH_NAMES[dtype]
+    for (const part of parts) for (const name of DTYPE_NAMES) if (name in part) part[name] = TORCH_NAMES[dtype]
+    if (!DTYPE_NAMES.some((name) => name in config)) config.torch_dtype = TORCH_NAMES[dtype]
   }
   return `${JSON.stringify(config, null, 2)}\n`
 }

@@ -25,6 +25,8 @@ export interface OutputTensor {
   readonly shard: number
   /** What is merged into it: several adapters can change one weight. */
   readonly layers: readonly LayerFactors[]
+  /** All of its values come from an adapter, at `shard`. */
+  readonly isReplaced: boolean
   /** Rows whose values come from elsewhere, by index; then nothing is merged into it. */
   readonly rows: readonly OutputRow[]
 }
@@ -48,6 +50,8 @@ export interface WeightPlan {
   readonly layers: readonly LayerFactors[]
   /** It is held as f32 (f64 if it is stored so) while it is computed: its type changes, or there is more to do than to add. */
   readonly isWidened: boolean
+  /** Values of an adapter, not of the base: the row of the tensor that they begin with, and its columns. */
+  readonly replaced: { readonly row: number; readonly columns: number } | undefined
 }
 
 /** Consecutive bytes of an output shard, made from consecutive bytes of one shard of the base. */
@@ -145,7 +149,7 @@ function segmentsOf(tensor: OutputTensor, offset: number): Segment[] {
       return segmentOf(expert, offset + e * mergedBytes)
     })
   }
-  if (rows.length === 0) return [segmentOf(tensor, offset)]
+  if (rows.length === 0) return [segmentOf(tensor, offset, tensor.isReplaced ? 0 : undefined)]
   const rowBytes = base.byteLength / base.shape[0]
   const mergedRowBytes = outputBytes(tensor) / base.shape[0]
   const result: Segment[] = []
@@ -158,14 +162,16 @@ function segmentsOf(tensor: OutputTensor, offset: number): Segment[] {
   }
   for (const { index, ...row } of [...rows].sort((a, b) => a.index - b.index)) {
     keep(index)
-    result.push(segmentOf({ ...tensor, shard: row.shard, base: { ...base, ...row } }, offset + index * mergedRowBytes))
+    const values = { ...tensor, shard: row.shard, base: { ...base, ...row } }
+    result.push(segmentOf(values, offset + index * mergedRowBytes, index))
     at = index + 1
   }
   keep(base.shape[0])
   return result
 }
 
-function segmentOf({ name, dtype, base, shard, layers }: OutputTensor, offset: number): Segment {
+/** @param replacedRow row of the tensor with the first of an adapter's values; undefined where they are the base's */
+function segmentOf({ name, dtype, base, shard, layers }: OutputTensor, offset: number, replacedRow?: number): Segment {
   const place = { offset, shard, baseOffset: base.offset }
   const isComputed = layers.length > 0 || dtype !== base.dtype
   if (!isComputed || !isWeightDtype(base.dtype) || !isWeightDtype(dtype)) {
@@ -176,7 +182,9 @@ function segmentOf({ name, dtype, base, shard, layers }: OutputTensor, offset: n
   const rows = layers.length > 0 && base.shape.length > 1 ? base.shape[0] : 1
   const columns = elements / rows
   const isWidened = base.dtype !== dtype || layers.some(({ scales }) => scales !== undefined)
-  const weight: WeightPlan = { name, from: base.dtype, to: dtype, rows, columns, layers, isWidened }
+  const rowLength = base.shape.slice(1).reduce((product, size) => product * size, 1)
+  const replaced = replacedRow === undefined ? undefined : { row: replacedRow, columns: rowLength }
+  const weight: WeightPlan = { name, from: base.dtype, to: dtype, rows, columns, layers, isWidened, replaced }
   return { ...place, byteLength: elements * sizeOf(dtype), weight }
 }
 

@@ -9,7 +9,7 @@ import { baseAsOutputError, type MergeOptions, type MergeReport, refuseBaseAsOut
 import type { AdapterInput } from '../weighted.js'
 import { type OpenAdapters, openAdapters, requireFiniteReplacements } from './adapters.js'
 import { ChangeSums, ChunkMerger } from './chunk-merger.js'
-import { CONFIG_FILE, editConfig, isCompanion } from './companions.js'
+import { CONFIG_FILE, editConfig, isCompanion, otherDtype } from './companions.js'
 import { computeScales, segmentSource } from './dora-scales.js'
 import { CHUNK_BYTES, chunkAt, chunkCount, type OutputShard } from './layout.js'
 import { type ConfigEdit, type MergePlan, type PlanOptions, planMerge } from './plan.js'
@@ -29,6 +29,8 @@ export interface MergeCheckpointOptions extends MergeOptions, PlanOptions {
 export interface CheckpointReport extends MergeReport {
   /** Files of the base's folder that were not copied, because they hold weights. */
   leftOut: string[]
+  /** What is left to do before the result can be used. */
+  warnings: string[]
 }
 
 /** A plan with the files that it reads. */
@@ -36,7 +38,14 @@ export interface OpenPlan {
   readonly plan: MergePlan
   readonly checkpoint: Checkpoint
   readonly adapters: OpenAdapters
+  readonly warnings: string[]
   close(): Promise<void>
+}
+
+/** What planning takes. */
+interface OpenPlanOptions extends MergeCheckpointOptions {
+  /** The base's other files go along. Default: without `basePath`. */
+  isWhole?: boolean | undefined
 }
 
 /**
@@ -48,7 +57,7 @@ export interface OpenPlan {
 export async function openPlan(
   base: Directory,
   adapters: AdapterInput | readonly AdapterInput[],
-  options: MergeCheckpointOptions,
+  options: OpenPlanOptions,
   sign: 1 | -1 = 1,
 ): Promise<OpenPlan> {
   const checkpoint = await openCheckpoint(base, options.basePath)
@@ -61,20 +70,43 @@ export async function openPlan(
     opened = await openAdapters(isList(adapters) ? adapters : [adapters], sign, throwProblem, options)
     const config = await readConfig(base)
     const plan = planMerge(checkpoint, opened.layers, config, options, opened.replacements)
-    if (plan.configEdit?.isUntied && config === undefined) {
-      throw new MismatchError({
-        where: base.name,
-        what: `embeddings cannot be untied without a ${CONFIG_FILE} that says so`,
-        hint: 'Keep them tied, or add the file',
-      })
-    }
+    const { isWhole = options.basePath === undefined } = options
+    const warnings = configWarnings(plan, config, { isWhole, where: base.name })
     await requireFiniteReplacements(opened)
     await computeScales(plan, checkpoint, opened)
-    return { plan, checkpoint, adapters: opened, close }
+    return { plan, checkpoint, adapters: opened, warnings, close }
   } catch (error) {
     await close()
     throw error
   }
+}
+
+/**
+ * What a merge changes in config.json where the output gets none.
+ *
+ * @throws MismatchError for untied embeddings, which loaders would tie again
+ */
+function configWarnings(
+  { configEdit }: MergePlan,
+  config: Readonly<Record<string, unknown>> | undefined,
+  { isWhole, where }: { isWhole: boolean; where: string },
+): string[] {
+  if (configEdit === undefined || (isWhole && config !== undefined)) return []
+  if (configEdit.isUntied) {
+    throw new MismatchError({
+      where,
+      what: `embeddings cannot be untied without a ${CONFIG_FILE} that says so`,
+      ...(!isWhole && { got: 'a file as base or as result, with which none goes along' }),
+      hint: isWhole ? 'Keep them tied, or add the file' : 'Keep them tied, or name folders for both',
+    })
+  }
+  const { dtype } = configEdit
+  const other = dtype && config && otherDtype(config, dtype)
+  if (other === undefined) return []
+  return [
+    `The result is in ${dtype}, and ${CONFIG_FILE}, which does not go along with a single file, says ${other}: ` +
+      'change it in the copy that the result is used with',
+  ]
 }
 
 /**
@@ -105,7 +137,7 @@ export async function writeMerge(
   sign: 1 | -1,
 ): Promise<CheckpointReport> {
   const startedAt = performance.now()
-  const { plan, checkpoint, adapters: opened, close } = await openPlan(base, adapters, options, sign)
+  const { plan, checkpoint, adapters: opened, warnings, close } = await openPlan(base, adapters, options, sign)
   const { sources } = opened
   try {
     if (out === base || (await out.isSame?.(base))) throw baseAsOutputError(out.name)
@@ -132,6 +164,7 @@ export async function writeMerge(
       bytes,
       seconds: (performance.now() - startedAt) / 1000,
       leftOut,
+      warnings,
     }
   } finally {
     await close()
@@ -141,8 +174,8 @@ export async function writeMerge(
 /** What a report says of the plan itself. */
 export function describePlan(plan: MergePlan, sums: { relativeChange(weight: string): number }) {
   return {
-    tensors: plan.tensors,
-    changed: plan.changed,
+    tensors: plan.tensors.size,
+    changed: plan.changed.size,
     layers: plan.weights.map(({ name }) => ({
       name: name.replace(/\.weight$/, ''),
       relativeChange: sums.relativeChange(name),

@@ -55,8 +55,8 @@ export async function planCheckpointFiles(
     checkSpace(partialFolder(place.out), plan.bytes + companions.bytes)
     return {
       out,
-      tensors: plan.tensors,
-      changed: plan.changed,
+      tensors: plan.tensors.size,
+      changed: plan.changed.size,
       bytes: plan.bytes,
       shards: plan.shards.map(({ path: name, byteLength }) => ({ name, byteLength })),
       layers: plan.weights.map(({ name, layers }) => ({
@@ -65,6 +65,7 @@ export async function planCheckpointFiles(
       })),
       copied: companions.copied,
       leftOut: companions.leftOut,
+      warnings: opened.warnings,
     }
   } finally {
     await opened.close()
@@ -101,10 +102,11 @@ export async function mergeCheckpointFiles(
     const bytes = await completeWork(opened, work, crew, path.basename(path.resolve(base)), options)
     return {
       out: share === undefined ? out : work.partial.folder,
-      ...describeDone(plan, work.notes),
+      ...describeDone(plan, work),
       bytes,
       seconds: (performance.now() - startedAt) / 1000,
       leftOut: companions.leftOut,
+      warnings: opened.warnings,
       peakRssBytes: process.resourceUsage().maxRSS * 1024,
     }
   } finally {
@@ -137,7 +139,8 @@ async function openFiles(
   })
   const { tied, dtype, maxShardBytes, strict, sign = 1 } = options
   const name = isFile ? path.basename(out) : undefined
-  const planOptions = { tied, dtype, maxShardBytes, strict, basePath: file, path: name }
+  const isWhole = file === undefined && !isFile
+  const planOptions = { tied, dtype, maxShardBytes, strict, basePath: file, path: name, isWhole }
   const opened = await openPlan(directory, inputs, planOptions, sign)
   try {
     const { plan, checkpoint } = opened
@@ -149,7 +152,6 @@ async function openFiles(
       })
     }
     const place = { out: await realOutput(out), isFile }
-    const isWhole = file === undefined && !isFile
     const companions = isWhole ? await findCompanions(base, plan, [place.out, partialFolder(place.out)]) : NO_COMPANIONS
     const sources = [...checkpoint.shards.map((shard) => shard.file.source), ...opened.adapters.sources]
     const folders = adapters
@@ -211,7 +213,7 @@ async function completeWork(
   options: MergeFilesOptions,
 ): Promise<number> {
   const { plan, companions } = opened
-  const { missing, partial, notes } = work
+  const { missing, partial } = work
   const isShared = options.share !== undefined
   const bytes = sizeOfShards(missing)
   try {
@@ -219,7 +221,7 @@ async function completeWork(
     checkSpace(partial.folder, bytes + (isShared ? 0 : companions.bytes))
     await writeShards(opened, work, crew, options)
     if (isShared) return bytes
-    const { layers } = describeDone(plan, notes)
+    const { layers } = describeDone(plan, work)
     return bytes + (await publish(opened, partial, { version: 1, base, layers }, options))
   } catch (error) {
     const isLeft = await partial.drop(missing, { isUseless: error instanceof NumericError, isShared })
@@ -296,10 +298,14 @@ async function publish(
   return bytes
 }
 
-/** What a report says of the shards that have notes. */
-function describeDone(plan: MergePlan, notes: ReadonlyMap<string, ShardNote>) {
-  const weights = plan.weights.filter(({ name }) => [...notes.values()].some(({ squares }) => name in squares))
-  return describePlan({ ...plan, weights }, changesOf(notes))
+/** What a report says of a job's own shards. */
+function describeDone(plan: MergePlan, { mine, notes }: Work) {
+  const own = new Set(mine.flatMap(({ tensors }) => tensors))
+  const { layers } = describePlan(
+    { ...plan, weights: plan.weights.filter(({ name }) => own.has(name)) },
+    changesOf(notes),
+  )
+  return { tensors: own.size, changed: [...plan.changed].filter((name) => own.has(name)).length, layers }
 }
 
 /** The error, with what can be done about a full disk or is left to go on with. */

@@ -4,6 +4,7 @@ import { statfsSync } from 'node:fs'
 import { lstat, readdir, readFile, realpath, stat } from 'node:fs/promises'
 import path from 'node:path'
 import { FileError, LowrankError } from '../../base/errors.js'
+import { formatShape } from '../../base/tensor.js'
 import { openCheckpoint } from '../../formats/checkpoint.js'
 import { fileError, locate } from '../../io/node-files.js'
 
@@ -119,14 +120,25 @@ export async function refuseOutput(
   })
 }
 
-/** Whether a merge may have written what is there: a folder says so itself, a file has as many tensors as the new one. */
-export async function looksMerged({ out, isFile }: OutputPlace, tensors: number): Promise<boolean> {
+/**
+ * Whether a merge may have written what is there: a folder says so itself, a file has the names and shapes of the new one.
+ *
+ * @param tensors of the new output
+ */
+export async function looksMerged(
+  { out, isFile }: OutputPlace,
+  tensors: ReadonlyMap<string, readonly number[]>,
+): Promise<boolean> {
   if (!isFile) return (await readdir(out)).includes(RECORD_FILE)
   try {
     const { directory, file } = await locate(out)
     const existing = await openCheckpoint(directory, file)
     await existing.close()
-    return existing.tensors.size === tensors
+    const isThere = ([name, shape]: readonly [string, readonly number[]]) => {
+      const other = existing.tensors.get(name)
+      return other !== undefined && formatShape(other.info.shape) === formatShape(shape)
+    }
+    return existing.tensors.size === tensors.size && [...tensors].every(isThere)
   } catch (error) {
     if (error instanceof LowrankError) return false
     throw error

@@ -16,6 +16,7 @@ export interface UnmergeFilesOptions extends Omit<MergeFilesOptions, 'dtype' | '
 
 /** What it wrote, and how that differs from the original. */
 export interface UnmergeFilesReport extends MergeFilesReport {
+  /** Undefined without an original, and for one job's share. */
   differences: Differences | undefined
 }
 

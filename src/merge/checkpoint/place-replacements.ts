@@ -8,7 +8,7 @@ import type { BaseReplacement } from './adapters.js'
 import type { OutputTensor } from './layout.js'
 import { type TiedPair, type TiedPolicy, tiedError } from './tied.js'
 
-type Placed = Pick<OutputTensor, 'base' | 'shard'> | Pick<OutputTensor, 'rows'>
+type Placed = Pick<OutputTensor, 'base' | 'shard' | 'isReplaced'> | Pick<OutputTensor, 'rows'>
 
 /** Where replacements go. */
 interface Placing {
@@ -72,7 +72,7 @@ function isInOutput(tensor: string, { checkpoint, pair, isUntied }: Placing): bo
 
 /** @param shard that holds the new values, at `info` */
 function placedAt(shard: number, info: TensorInfo, rows: readonly number[] | undefined): Placed {
-  if (rows === undefined) return { base: info, shard }
+  if (rows === undefined) return { base: info, shard, isReplaced: true }
   const rowBytes = info.byteLength / Math.max(1, info.shape[0] ?? 1)
   return {
     rows: rows.map((index, i) => {

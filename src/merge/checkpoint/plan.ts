@@ -5,6 +5,7 @@ import type { FloatDtype } from '../../base/dtype.js'
 import { ConfigError, MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
 import { formatShape } from '../../base/tensor.js'
 import type { Checkpoint, CheckpointTensor } from '../../formats/checkpoint.js'
+import { type JsonObject, toPlain } from '../../formats/json.js'
 import { isWeightDtype, type TensorInfo } from '../../formats/safetensors.js'
 import type { BaseReplacement, LayerFactors } from './adapters.js'
 import { separateLayers, stackedLayer } from './experts.js'
@@ -47,9 +48,10 @@ export interface ConfigEdit {
 export interface MergePlan {
   readonly checkpoint: Checkpoint
   readonly shards: readonly OutputShard[]
-  /** Of the output. */
-  readonly tensors: number
-  readonly changed: number
+  /** Of the output: name → shape. */
+  readonly tensors: ReadonlyMap<string, readonly number[]>
+  /** Names of those that adapters change or replace. */
+  readonly changed: ReadonlySet<string>
   /** Of the output's shards. */
   readonly bytes: number
   /** Changed tensors and the layers that change them, in the base's order. */
@@ -121,17 +123,21 @@ function planOutput(changes: Changes, { dtype, maxShardBytes, path }: PlanOption
   const outputs = outputTensors(changes, dtype)
   const all = outputs.flat()
   const shards = layOut(checkpoint, outputs, { maxShardBytes, path })
-  const isRelaid = maxShardBytes !== undefined || shards.some(({ header }) => header !== undefined)
+  const metadata = outputMetadata(checkpoint.indexMetadata, { isUntied: untied !== undefined, dtype })
+  const isRelaid =
+    maxShardBytes !== undefined ||
+    shards.some(({ header }) => header !== undefined) ||
+    metadata.size < checkpoint.indexMetadata.size
   const newIndexPath = maxShardBytes === undefined ? checkpoint.indexPath : shards.length > 1 ? INDEX_FILE : undefined
   const changed = all.filter(({ name, layers }) => layers.length > 0 || placed.has(name))
   return {
     checkpoint,
     shards,
-    tensors: all.length,
-    changed: changed.length,
+    tensors: new Map(all.map(({ name, base }) => [name, base.shape])),
+    changed: new Set(changed.map(({ name }) => name)),
     bytes: shards.reduce((sum, { byteLength }) => sum + byteLength, 0),
     weights: changed.filter(({ layers }) => layers.length > 0).map(({ name, layers }) => ({ name, layers })),
-    index: isRelaid && newIndexPath !== undefined ? newIndex(newIndexPath, shards, all) : undefined,
+    index: isRelaid && newIndexPath !== undefined ? newIndex(newIndexPath, shards, all, metadata) : undefined,
     copiesIndex: !isRelaid && checkpoint.indexPath !== undefined,
     configEdit: untied !== undefined ? { isUntied: true, dtype } : dtype && { isUntied: false, dtype },
   }
@@ -347,16 +353,28 @@ function outputTensor(
     base: info,
     shard,
     layers,
+    isReplaced: false,
     rows: [],
   }
+}
+
+/**
+ * What the base's index says of the whole that is true of the output too. transformers counts tied weights once in
+ * total_parameters, and takes dtype for that of the weights where config.json has none.
+ */
+function outputMetadata(metadata: JsonObject, { isUntied, dtype }: ConfigEdit): JsonObject {
+  const untrue = [...(isUntied ? ['total_parameters'] : []), ...(dtype === undefined ? [] : ['dtype', 'torch_dtype'])]
+  return new Map([...metadata].filter(([key]) => !untrue.includes(key)))
 }
 
 function newIndex(
   indexPath: string,
   shards: readonly OutputShard[],
   tensors: readonly OutputTensor[],
+  kept: JsonObject,
 ): MergePlan['index'] {
   const total_size = tensors.reduce((sum, tensor) => sum + outputBytes(tensor), 0)
   const weight_map = Object.fromEntries(shards.flatMap(({ path, tensors: names }) => names.map((name) => [name, path])))
-  return { path: indexPath, content: `${JSON.stringify({ metadata: { total_size }, weight_map }, null, 2)}\n` }
+  const metadata = toPlain(new Map(kept).set('total_size', total_size))
+  return { path: indexPath, content: `${JSON.stringify({ metadata, weight_map }, null, 2)}\n` }
 }

@@ -23,6 +23,7 @@ export interface UnmergeOptions extends Omit<MergeCheckpointOptions, 'dtype'> {
 export interface ValueDifferences {
   /** Values that are not bit for bit the same, of `values` in all. */
   differing: number
+  /** Compared. */
   values: number
   /** max |x − y| over the floats; Infinity where one of the two is not finite. */
   largest: number
@@ -32,7 +33,7 @@ export interface ValueDifferences {
 
 /** How two checkpoints of the same tensors differ. */
 export interface Differences extends ValueDifferences {
-  /** Only tensors with differences. */
+  /** Only tensors with differences, by name. */
   tensors: (ValueDifferences & { name: string })[]
 }
 

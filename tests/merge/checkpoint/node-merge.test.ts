@@ -11,7 +11,7 @@ import { mergeCheckpointFiles, planCheckpointFiles } from '../../../src/merge/ch
 import { unmergeCheckpointFiles } from '../../../src/merge/checkpoint/node-unmerge.js'
 import { buildMerge } from './build.js'
 import { fromDisk, layOutFiles } from './disk.js'
-import type { TensorSketch } from './toolkit.js'
+import { base, type TensorSketch } from './toolkit.js'
 
 const SKETCHES: TensorSketch[] = [
   ['embed.weight', 'BF16', [50, 24]],
@@ -158,6 +158,27 @@ describe('mergeCheckpointFiles', () => {
     await expect(merge(true)).rejects.toMatchObject({ code: 'FILE' })
   })
 
+  it('takes a file for a former result by names and shapes', async () => {
+    const setup = await layOutFiles(folder, SKETCHES)
+    const out = path.join(folder, 'result.safetensors')
+    const merge = () => mergeCheckpointFiles(setup.base, [setup.adapter], out, { ...here, overwrite: true })
+    const other = async (change: (sketch: TensorSketch, i: number) => TensorSketch) => {
+      const { files } = await base(SKETCHES.map(change))
+      await writeFile(out, files.get('model.safetensors')!)
+      return merge()
+    }
+    await merge()
+    await merge()
+    const refused = { code: 'FILE', what: 'exists already' }
+    await expect(other(([name, ...rest], i) => [i === 0 ? 'tokens.weight' : name, ...rest])).rejects.toMatchObject(
+      refused,
+    )
+    await expect(other(([name, dtype, [d, k]]) => [name, dtype, k ? [k, d] : [d]])).rejects.toMatchObject(refused)
+    // A merge with another dtype.
+    await other(([name, dtype, shape]) => [name, dtype === 'I64' ? dtype : 'F32', shape])
+    expect(digest(await readFile(out))).toBe((await expected(setup)).get('model.safetensors'))
+  })
+
   it('stops at a signal and leaves nothing', async () => {
     const setup = await layOutFiles(folder, SKETCHES)
     const merging = mergeCheckpointFiles(setup.base, [setup.adapter], setup.out, {
@@ -172,12 +193,18 @@ describe('mergeCheckpointFiles', () => {
     const setup = await layOutFiles(folder, SKETCHES, { shards: 3 })
     const merge = (options: object) =>
       mergeCheckpointFiles(setup.base, [setup.adapter], setup.out, { ...here, ...options })
-    await merge({ share: { index: 0, count: 2 } })
+    const first = await merge({ share: { index: 0, count: 2 } })
     await expect(merge({ finish: true })).rejects.toMatchObject({ what: expect.stringContaining('1 of 3') })
-    await merge({ share: { index: 1, count: 2 } })
+    const second = await merge({ share: { index: 1, count: 2 } })
+    // Files 1 and 3 of a job, and file 2 of the other, with two tensors each.
+    expect([first, second].map(({ tensors, changed, layers }) => [tensors, changed, layers.length])).toEqual([
+      [4, 3, 3],
+      [2, 1, 1],
+    ])
     expect(existsSync(setup.out)).toBe(false)
     const report = await merge({ finish: true })
     expect(await weights(setup.out)).toEqual(await expected(setup))
+    expect(report).toMatchObject({ tensors: 6, changed: 4 })
     expect(report.layers).toHaveLength(4)
     await expect(merge({ share: { index: 2, count: 2 } })).rejects.toMatchObject({ code: 'CONFIG' })
   })

@@ -114,6 +114,42 @@ describe('strictness', () => {
     expect(await refusal(half, large)).toMatchObject({ code: 'NUMERIC', where: 'q_proj.weight' })
   })
 
+  it("names values of the adapter's own that do not fit the base's type", async () => {
+    const from = await base([
+      ['q_proj.weight', 'F16', [24, 16]],
+      ['embed.weight', 'F16', [32, 16]],
+      ['score.weight', 'F16', [8, 16]],
+    ])
+    const large = (rows: number, at: number) => {
+      const data = encodeFloats(new Float32Array(rows * 16).fill(1).fill(70_000, at, at + 1), 'F32')
+      return { dtype: 'F32' as const, shape: [rows, 16], data }
+    }
+    const whole = adapter({ q_proj: [24, 16] })
+    whole.replacements.set('score.weight', { key: 'score.weight', isTrained: true, ...large(8, 2 * 16 + 5) })
+    const rows = adapter({ q_proj: [24, 16] })
+    rows.tokenRows.set('embed', { indices: [3, 30], ...large(2, 16 + 7) })
+    for (const [lora, where, place] of [
+      [whole, 'score.weight', '(2, 5)'],
+      [rows, 'embed.weight', '(30, 7)'],
+    ] as const) {
+      expect(await refusal(from, lora)).toMatchObject({
+        code: 'NUMERIC',
+        where,
+        what: `the adapter's own value for element ${place} is finite in F32, but not in the result in F16`,
+        hint: 'Convert all weights to BF16 or F32, which hold larger values',
+      })
+    }
+    // The base's own value is what the type that was asked for cannot hold.
+    const data = encodeFloats(new Float32Array(64).fill(70_000), 'F32')
+    const wide = new MemoryDirectory({
+      'model.safetensors': await safetensors([{ name: 'q_proj.weight', dtype: 'F32', shape: [8, 8], data }]),
+    })
+    expect(await refusal(wide, adapter({ q_proj: [8, 8] }), { dtype: 'F16' })).toMatchObject({
+      where: 'q_proj.weight',
+      what: expect.stringContaining('is finite in the base'),
+    })
+  })
+
   it('lets values through that were not finite in the base', async () => {
     const values = Float32Array.from({ length: 64 }, (_, i) =>
       i === 9 ? Number.POSITIVE_INFINITY : i === 10 ? Number.NaN : 1,
