@@ -89,8 +89,8 @@ function random(length, bits) {
   return values
 }
 
-/** Of short calls a turn has so many that the first one, which finds its operands out of the caches, does not weigh. */
-const FLOPS_PER_TURN = 2e9
+/** Of short calls a turn has so many that the first ones, which find their operands out of the caches, do not weigh. */
+const FLOPS_PER_TURN = 4e9
 
 /** Best GFLOP/s of each contestant, in turns. */
 async function race(contestants, turns) {
