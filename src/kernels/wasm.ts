@@ -70,7 +70,7 @@ interface Part extends Required<GemmOptions> {
 }
 
 /**
- * Holds up to 25 MB of memory, and 14 MB for each worker thread with its own, from the first product until `dispose`. Idle
+ * Holds up to 25 MB of memory, and 15 MB for each worker thread with its own, from the first product until `dispose`. Idle
  * threads sleep and do not keep the process alive.
  */
 export class WasmKernels implements Kernels, Disposable {
