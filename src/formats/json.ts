@@ -33,14 +33,29 @@ export interface JsonOptions {
  * @throws FormatError when the bytes are not UTF-8 or not JSON, a key occurs twice in one object, a string holds half a
  *   surrogate pair, or nesting is deeper than 64.
  */
-export function parseJson(bytes: Uint8Array, where: string, { wholeNumbers = false }: JsonOptions = {}): JsonValue {
-  let text: string
+export function parseJson(bytes: Uint8Array, where: string, options: JsonOptions = {}): JsonValue {
+  return new Parser(decodeText(bytes, where), where, options).document()
+}
+
+/**
+ * Parses a document that is one object, and hands over entry after entry: of a long header only what is kept of them stays in memory.
+ * Throws as {@link parseJson}, but entries before the place of an error have been handed over.
+ */
+export function parseJsonEntries(
+  bytes: Uint8Array,
+  where: string,
+  onEntry: (key: string, value: JsonValue) => void,
+  options: JsonOptions = {},
+): void {
+  new Parser(decodeText(bytes, where), where, options).entries(onEntry)
+}
+
+function decodeText(bytes: Uint8Array, where: string): string {
   try {
-    text = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes)
+    return new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes)
   } catch (cause) {
     throw new FormatError({ where, what: 'not valid UTF-8', cause })
   }
-  return new Parser(text, where, wholeNumbers).document()
 }
 
 /** A JSON value as plain objects; a `__proto__` key becomes an ordinary property. */
@@ -50,13 +65,19 @@ export function toPlain(value: JsonValue): unknown {
   return value
 }
 
+/** What an object's entries are put into. */
+interface Entries {
+  has(key: string): boolean
+  set(key: string, value: JsonValue): void
+}
+
 class Parser {
   readonly #text: string
   readonly #where: string
   readonly #wholeNumbers: boolean
   #at = 0
 
-  constructor(text: string, where: string, wholeNumbers: boolean) {
+  constructor(text: string, where: string, { wholeNumbers = false }: JsonOptions) {
     this.#text = text
     this.#where = where
     this.#wholeNumbers = wholeNumbers
@@ -64,8 +85,27 @@ class Parser {
 
   document(): JsonValue {
     const value = this.#value(0)
-    if (this.#at < this.#text.length) this.#fail('end of the document')
+    this.#end()
     return value
+  }
+
+  entries(onEntry: (key: string, value: JsonValue) => void): void {
+    const keys = new Set<string>()
+    this.#match(SPACE)
+    if (this.#text[this.#at] !== '{') this.#fail('an object')
+    this.#object(0, {
+      has: (key) => keys.has(key),
+      set: (key, value) => {
+        keys.add(key)
+        onEntry(key, value)
+      },
+    })
+    this.#match(SPACE)
+    this.#end()
+  }
+
+  #end(): void {
+    if (this.#at < this.#text.length) this.#fail('end of the document')
   }
 
   /** A value with the white space around it. */
@@ -80,7 +120,7 @@ class Parser {
   #bare(depth: number): JsonValue {
     switch (this.#text[this.#at]) {
       case '{':
-        return this.#object(depth)
+        return this.#object(depth, new Map<string, JsonValue>())
       case '[':
         return this.#array(depth)
       case '"':
@@ -96,8 +136,7 @@ class Parser {
     }
   }
 
-  #object(depth: number): JsonObject {
-    const result: JsonObject = new Map()
+  #object<T extends Entries>(depth: number, result: T): T {
     this.#at++
     this.#match(SPACE)
     if (this.#skip('}')) return result

@@ -5,7 +5,7 @@ import { type ByteSink, type ByteSource, type Directory, writeThrough } from '..
 import { decodeWeights, type FloatDtype, type WeightDtype } from '../base/dtype.js'
 import { FormatError, nearMisses, ShapeError, UnsupportedError } from '../base/errors.js'
 import { elementCount, formatShape, type Tensor } from '../base/tensor.js'
-import { type JsonValue, parseJson } from './json.js'
+import { type JsonValue, parseJsonEntries } from './json.js'
 import { sniff } from './sniff.js'
 
 /** As in the reference implementation: a larger header is an attack on the reader's memory. */
@@ -74,15 +74,13 @@ export async function parseSafetensorsHeader(source: ByteSource): Promise<Safete
   const header = await readHeader(source)
   const dataStart = LENGTH_BYTES + header.byteLength
   if (header[0] !== '{'.charCodeAt(0)) throw new FormatError({ where, what: 'the header does not begin with {' })
-  const entries = parseJson(header, where, { wholeNumbers: true })
-  if (!(entries instanceof Map)) throw new FormatError({ where, what: 'the header is no JSON object' })
-
   const tensors = new Map<string, TensorInfo>()
   let metadata: Record<string, string> = {}
-  for (const [name, value] of entries) {
+  const add = (name: string, value: JsonValue) => {
     if (name === METADATA_KEY) metadata = parseMetadata(value, where)
     else tensors.set(name, parseTensor(name, value, dataStart, where))
   }
+  parseJsonEntries(header, where, add, { wholeNumbers: true })
   checkCoverage(tensors, dataStart, source)
   return { source, tensors, metadata }
 }
