@@ -69,6 +69,14 @@ export function shardChunks({ segments }: OutputShard): number {
   return segments.reduce((sum, segment) => sum + chunkCount(segment), 0)
 }
 
+/** Indices of the shards that are written in part. */
+export function begunShards({ shards, shared: { done } }: ChunkJob): number[] {
+  return [...shards.keys()].filter((i) => {
+    const count = Atomics.load(done, i)
+    return count > 0 && count < shardChunks(shards[i])
+  })
+}
+
 interface Place {
   shard: number
   segment: Segment

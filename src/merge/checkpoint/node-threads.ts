@@ -9,7 +9,7 @@ import type { WorkerMessage, WorkerTask } from './node-worker.js'
 export interface RunOptions {
   signal?: AbortSignal | undefined
   /** Called several times a second with the bytes written so far. */
-  onProgress?: ((writtenBytes: number) => void) | undefined
+  onProgress(writtenBytes: number): void
   /** Called when all chunks of a shard are written, while others are being worked on. */
   onShard(shard: number): Promise<void>
 }
@@ -54,7 +54,7 @@ export class Crew {
     const written = () => job.shared.written.reduce((sum, bytes) => sum + bytes, 0)
     const abort = () => fail(signal?.reason)
     signal?.addEventListener('abort', abort)
-    const timer = onProgress && setInterval(() => onProgress(written()), PROGRESS_INTERVAL_MS)
+    const timer = setInterval(() => onProgress(written()), PROGRESS_INTERVAL_MS)
     try {
       this.#workers.forEach((worker, i) => {
         worker.ref()
@@ -63,7 +63,7 @@ export class Crew {
       await Promise.all([this.#runHere(job).catch(fail), ...this.#exits])
       await Promise.all(pending)
       if (this.#failure !== undefined) throw this.#failure
-      onProgress?.(written())
+      onProgress(written())
     } finally {
       clearInterval(timer)
       signal?.removeEventListener('abort', abort)

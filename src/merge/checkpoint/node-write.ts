@@ -1,14 +1,13 @@
 // Makes the files of a merge: opens what the threads share, and notes each file when it is complete and on disk.
 
-import { closeSync, fstatSync, fsync, openSync } from 'node:fs'
+import { closeSync, fstatSync, ftruncateSync, openSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
-import { promisify } from 'node:util'
 import { type ByteSource, readAll } from '../../base/bytes.js'
 import { FileError } from '../../base/errors.js'
-import { fileError } from '../../io/node-files.js'
 import type { OutputShard } from './layout.js'
 import type { MergeCheckpointOptions, OpenPlan } from './merge-checkpoint.js'
-import { type ChunkJob, createShared, type Readable, writeFully } from './node-chunks.js'
+import { begunShards, type ChunkJob, createShared, type Readable, writeFully } from './node-chunks.js'
+import { Flusher } from './node-flush.js'
 import { baseStates, noteOf, type ShardNote } from './node-notes.js'
 import type { PartialOutput } from './node-output.js'
 import type { Crew } from './node-threads.js'
@@ -24,7 +23,6 @@ export interface WriteOptions extends Pick<MergeCheckpointOptions, 'reproducible
 }
 
 const MAX_THREADS = 4
-const sync = promisify(fsync)
 
 /** What a merge works on: its shards, and of them those that are to be made. */
 export interface Work {
@@ -45,20 +43,26 @@ export async function writeShards(opened: OpenPlan, work: Work, crew: Crew, opti
   if (missing.length === 0) return
   const { signal, onProgress, fsync: isDurable = true } = options
   const closers: (() => void)[] = []
+  const flusher = isDurable ? new Flusher() : undefined
+  let outputs: ChunkJob['outputs'] = []
   try {
     const states = await baseStates(opened.checkpoint)
     const job = await openJob(opened, work, crew.threads, options, closers)
+    outputs = job.outputs
     missing.forEach(({ header }, i) => {
-      if (header !== undefined) writeFully(job.outputs[i], header, 0)
+      if (header !== undefined) writeFully(outputs[i], header, 0)
     })
     const totalBytes = sizeOfShards(mine)
     const keptBytes = totalBytes - sizeOfShards(missing)
     const before = job.bases.map(stampOf)
     await crew.run(job, {
       signal,
-      onProgress: onProgress && ((bytes) => onProgress({ writtenBytes: keptBytes + bytes, totalBytes, keptBytes })),
+      onProgress: (bytes) => {
+        for (const shard of begunShards(job)) flusher?.send(outputs[shard])
+        onProgress?.({ writtenBytes: keptBytes + bytes, totalBytes, keptBytes })
+      },
       onShard: async (i) => {
-        if (isDurable) await syncShard(job.outputs[i])
+        await flusher?.finish(outputs[i])
         const note = noteOf(job, i, states)
         if (job.isChecked) await partial.note(missing[i], note)
         notes.set(missing[i].path, note)
@@ -72,8 +76,23 @@ export async function writeShards(opened: OpenPlan, work: Work, crew: Crew, opti
         hint: 'Merge again when nothing else writes there',
       })
     }
+  } catch (error) {
+    outputs.forEach(({ fd }, i) => {
+      if (!notes.has(missing[i].path)) discard(fd)
+    })
+    throw error
   } finally {
+    await flusher?.end()
     for (const close of closers) close()
+  }
+}
+
+/** What goes anyway need not reach the disk before. */
+function discard(fd: number): void {
+  try {
+    ftruncateSync(fd)
+  } catch {
+    // It takes longer then, but goes all the same.
   }
 }
 
@@ -120,14 +139,6 @@ function stampOf(file: Readable): string {
   if ('bytes' in file) return ''
   const { size, mtimeNs } = fstatSync(file.fd, { bigint: true })
   return `${size} ${mtimeNs}`
-}
-
-async function syncShard({ name, fd }: { name: string; fd: number }): Promise<void> {
-  try {
-    await sync(fd)
-  } catch (error) {
-    throw fileError(name, 'cannot be written', error)
-  }
 }
 
 export function sizeOfShards(shards: readonly OutputShard[]): number {
