@@ -70,11 +70,23 @@ export function stripBytes(): i32 {
   return ROWS * STRIP * 8
 }
 
-/** Right factor (rank, columns), row-major → panels; `to` needs rank · columns elements, columns rounded up to 8. */
-export function packRight(size: i32, from: usize, rank: i32, columns: i32, to: usize): void {
-  const stride = <usize>columns * size
-  if (size == 8) pack<f64>(from, stride, false, columns, rank, columnsOf<f64>(), to, <usize>rank * 32)
-  else pack<f32>(from, stride, false, columns, rank, columnsOf<f32>(), to, <usize>rank * 32)
+/**
+ * A block (rows, columns) of the right factor → its place in the panels, each of the factor's whole rank. Where it is transposed it lies
+ * as (columns, rows). `to` is where its first element comes, in the first column of a panel.
+ */
+export function packRight(
+  size: i32,
+  from: usize,
+  transposed: bool,
+  rows: i32,
+  columns: i32,
+  rank: i32,
+  to: usize,
+): void {
+  const stride = <usize>(transposed ? rows : columns) * size
+  const panelBytes = <usize>rank * 32
+  if (size == 8) pack<f64>(from, stride, transposed, columns, rows, columnsOf<f64>(), to, panelBytes)
+  else pack<f32>(from, stride, transposed, columns, rows, columnsOf<f32>(), to, panelBytes)
 }
 
 /** Whether no value is NaN or infinite: whose product with 0 is not 0. `at` is at a multiple of 16. */

@@ -18,12 +18,34 @@ export interface MergeTerm {
 export interface MergeJob {
   dtype: MergeDtype
   rows: number
-  /** Where the chunk's columns begin in the right factor: a multiple of 8. */
+  /** Where the chunk's columns begin in the right factor: a multiple of COLUMN_MULTIPLE. */
   column: number
   columns: number
   /** (rows, Σ rank): the B of all terms side by side, f64 for F64, else f32. */
   left: FloatArray
   terms: readonly MergeTerm[]
+}
+
+/** Elements of a block of the right factor at most. */
+export const BLOCK_ELEMENTS = 65536
+/** The right factor's columns are laid out in groups of so many. */
+export const COLUMN_MULTIPLE = 8
+
+/** What factors are held and products are taken in: f64 for F64, else f32. */
+export type FactorPrecision = 'f32' | 'f64'
+
+/** A block (rows, columns) of the right factor, which is the A of all terms, one below the other. */
+export interface RightBlock {
+  /** In the precision that the kernel has begun with. At most BLOCK_ELEMENTS, or COLUMN_MULTIPLE columns. */
+  values: FloatArray
+  /** Where the block begins; `column` is a multiple of COLUMN_MULTIPLE. */
+  row: number
+  column: number
+  rows: number
+  /** A multiple of COLUMN_MULTIPLE too, or all that are left. */
+  columns: number
+  /** The values are (columns, rows). */
+  isTransposed: boolean
 }
 
 export interface MergeResult {
@@ -43,13 +65,12 @@ export interface MergeResult {
  */
 export interface MergeKernel {
   readonly name: string
-  /** Where a chunk's bytes go before `merge` and are found after it. Take it anew after `loadRight` and `merge`. */
+  /** Where a chunk's bytes go before `merge` and are found after it. Take it anew after `begin` and `merge`. */
   readonly chunk: Uint8Array
-  /**
-   * The right factor (Σ rank, columns) of the next chunks: the A of all terms, one below the other. Copied. Returns whether no
-   * value is NaN or infinite.
-   */
-  loadRight(right: FloatArray, rank: number, columns: number): boolean
+  /** Makes room for the right factor (rank, columns) of the next chunks, rank being that of all terms together. */
+  begin(rank: number, columns: number, precision: FactorPrecision): void
+  /** Copies a block of the right factor in. Returns whether no value is NaN or infinite. */
+  putRight(block: RightBlock): boolean
   merge(job: MergeJob): MergeResult
 }
 

@@ -15,9 +15,16 @@ export function referenceMergeKernel(byteLength: number): MergeKernel {
   return {
     name: 'reference',
     chunk,
-    loadRight(values, _rank, columns) {
-      right = values.slice()
+    begin(rank, columns, precision) {
+      right = precision === 'f64' ? new Float64Array(rank * columns) : new Float32Array(rank * columns)
       width = columns
+    },
+    putRight({ values, row, column, rows, columns, isTransposed }) {
+      for (let p = 0; p < rows; p++) {
+        for (let j = 0; j < columns; j++) {
+          right[(row + p) * width + column + j] = values[isTransposed ? j * rows + p : p * columns + j]
+        }
+      }
       return isAllFinite(values)
     },
     merge(job) {

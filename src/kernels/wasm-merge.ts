@@ -3,14 +3,31 @@
 
 import type { FloatArray } from '../base/tensor.js'
 import { mergeBuilds } from './gen/merge.js'
-import type { MergeDtype, MergeJob, MergeKernel, MergeResult } from './merge-kernel.js'
+import {
+  BLOCK_ELEMENTS,
+  COLUMN_MULTIPLE,
+  type FactorPrecision,
+  type MergeDtype,
+  type MergeJob,
+  type MergeKernel,
+  type MergeResult,
+  type RightBlock,
+} from './merge-kernel.js'
 import { type BuildName, compile, supports } from './module.js'
 
 /** The exports of kernels-asm/merge.ts. */
 interface MergeExports {
   panelBytes(rank: number): number
   stripBytes(): number
-  packRight(size: number, from: number, rank: number, columns: number, to: number): void
+  packRight(
+    size: number,
+    from: number,
+    transposed: boolean,
+    rows: number,
+    columns: number,
+    rank: number,
+    to: number,
+  ): void
   isAllFinite(size: number, at: number, count: number): number
   merge(job: number): void
 }
@@ -31,8 +48,8 @@ const STRIP_START = TERMS_START + MAX_TERMS * TERM_BYTES
 const PAGE_BYTES = 65536
 /** 4 GiB: what the module declares. */
 const MAX_PAGES = 65536
-/** The right factor's columns are packed in panels of this many or half as many. */
-const COLUMN_MULTIPLE = 8
+/** Of one row of a panel: 8 f32 or 4 f64 columns. */
+const PANEL_ROW_BYTES = 32
 
 /** A merge kernel on WebAssembly, or undefined where the host, or its content security policy, has none of that build. */
 export function createWasmMergeKernel(byteLength: number, build: BuildName): MergeKernel | undefined {
@@ -40,7 +57,7 @@ export function createWasmMergeKernel(byteLength: number, build: BuildName): Mer
   return module === undefined ? undefined : new WasmMergeKernel(build, module, byteLength)
 }
 
-/** Memory, in order: job, terms, strip, chunk, packed right factor, and what one chunk needs of the left one. */
+/** Memory, in order: job, terms, strip, chunk, a block as it comes, packed right factor, and what one chunk needs of the left one. */
 class WasmMergeKernel implements MergeKernel {
   readonly name: string
   readonly #memory = new WebAssembly.Memory({ initial: 1, maximum: MAX_PAGES })
@@ -49,9 +66,11 @@ class WasmMergeKernel implements MergeKernel {
   /** Made anew when the memory grows, not for every chunk: garbage of a long merge shows in the process's memory. */
   #views: Views
   readonly #chunkStart: number
-  readonly #rightStart: number
-  #rightSize = 4
-  #rightRank = 0
+  readonly #blockStart: number
+  #rightStart: number
+  /** Bytes of a factor's element. */
+  #size = 4
+  #rank = 0
   #rightBytes = 0
 
   constructor(build: BuildName, module: WebAssembly.Module, byteLength: number) {
@@ -60,7 +79,8 @@ class WasmMergeKernel implements MergeKernel {
     this.#wasm = exports as unknown as MergeExports
     this.#byteLength = byteLength
     this.#chunkStart = align(STRIP_START + this.#wasm.stripBytes())
-    this.#rightStart = align(this.#chunkStart + byteLength)
+    this.#blockStart = align(this.#chunkStart + byteLength)
+    this.#rightStart = this.#blockStart
     this.#views = this.#grow(this.#rightStart)
   }
 
@@ -68,19 +88,24 @@ class WasmMergeKernel implements MergeKernel {
     return this.#views.chunk
   }
 
-  loadRight(right: FloatArray, rank: number, columns: number): boolean {
-    this.#rightSize = right.BYTES_PER_ELEMENT
-    this.#rightRank = rank
-    this.#rightBytes = rank * align(columns, COLUMN_MULTIPLE) * right.BYTES_PER_ELEMENT
-    const raw = align(this.#rightStart + this.#rightBytes)
-    this.#reserve(raw + right.byteLength)
-    this.#write(right, raw)
-    this.#wasm.packRight(this.#rightSize, raw, rank, columns, this.#rightStart)
-    return Boolean(this.#wasm.isAllFinite(this.#rightSize, raw, right.length))
+  begin(rank: number, columns: number, precision: FactorPrecision): void {
+    this.#size = precision === 'f64' ? 8 : 4
+    this.#rank = rank
+    this.#rightStart = align(this.#blockStart + Math.max(BLOCK_ELEMENTS, COLUMN_MULTIPLE * rank) * this.#size)
+    this.#rightBytes = rank * align(columns, COLUMN_MULTIPLE) * this.#size
+    this.#reserve(this.#rightStart + this.#rightBytes)
+  }
+
+  putRight({ values, row, column, rows, columns, isTransposed }: RightBlock): boolean {
+    const size = this.#size
+    const to = this.#rightStart + column * this.#rank * size + row * PANEL_ROW_BYTES
+    this.#write(values, this.#blockStart)
+    this.#wasm.packRight(size, this.#blockStart, isTransposed, rows, columns, this.#rank, to)
+    return Boolean(this.#wasm.isAllFinite(size, this.#blockStart, values.length))
   }
 
   merge({ dtype, rows, column, columns, left, terms }: MergeJob): MergeResult {
-    const rank = this.#rightRank
+    const rank = this.#rank
     if (!terms.some((term) => term.rank > 0)) {
       return { baseSquares: 0, deltaSquares: 0, overflows: 0, firstOverflow: -1, isLeftFinite: true }
     }
@@ -97,7 +122,7 @@ class WasmMergeKernel implements MergeKernel {
       f64[at / 8 + 1] = term.scale
       termCount++
     }
-    const right = this.#rightStart + column * rank * this.#rightSize
+    const right = this.#rightStart + column * rank * this.#size
     let field = JOB_START / 4
     i32[field++] = KINDS[dtype]
     i32[field++] = rows

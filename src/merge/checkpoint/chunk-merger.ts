@@ -1,30 +1,23 @@
-// Computes chunks with a kernel: which bytes of the factors a chunk needs, and what to do with them once they are there. Reading
-// and writing stay with the caller, so that the same code runs over synchronous reads in threads and over promises in browsers.
+// Computes chunks with a kernel: takes the blocks of the factors that a chunk needs, and its bytes. Reading and writing stay with the
+// caller, so that the same code runs over synchronous reads in threads and over promises in browsers.
 
 import { decodeWeights, encodeWeights, type WeightDtype } from '../../base/dtype.js'
 import { NumericError } from '../../base/errors.js'
 import { type FloatArray, isAllFinite } from '../../base/tensor.js'
-import type { MergeKernel } from '../../kernels/merge-kernel.js'
+import { BLOCK_ELEMENTS, COLUMN_MULTIPLE, type MergeKernel } from '../../kernels/merge-kernel.js'
 import type { Factor, FactorSlice } from './adapters.js'
+import { type FactorRange, leftRanges, rightRanges, wholeRange } from './factor-ranges.js'
 import { type Chunk, sizeOf, type WeightPlan } from './layout.js'
-
-/** Bytes of a factor that a chunk needs. */
-export interface FactorRange {
-  readonly factor: Factor
-  readonly offset: number
-  readonly byteLength: number
-  readonly use: 'right' | 'left' | 'left rows' | 'scales' | 'stack'
-  /** Which of the weight's layers it belongs to. */
-  readonly layer: number
-}
 
 /** What is kept of the weight that the last chunk belonged to. */
 interface Current {
-  weight: WeightPlan
+  readonly weight: WeightPlan
   /** Ranks of all layers together: their factors are stacked, so that one pass adds them all. */
-  rank: number
-  /** Aᵀ (rows, r) of the layers that are stored input-major, and B (rows, r) of experts. */
-  wholeLefts: Map<number, FloatArray>
+  readonly rank: number
+  /** Where each layer's own ranks begin. */
+  readonly starts: readonly number[]
+  /** What is in a stack has been given to the kernel. */
+  isUnstacked: boolean
   /** DoRA's, by output; such a weight has one layer. */
   scales: FloatArray | undefined
 }
@@ -50,6 +43,9 @@ export class ChunkMerger {
   /** For base bytes of another type than the output's. */
   #converted = new Uint8Array()
   #current: Current | undefined
+  /** The chunk's rows of the left factors (rows, Σ r), side by side. */
+  #left: FloatArray = new Float32Array()
+  #row = 0
   /** By layer: the B (d, r·E) of which the last expert took its columns. The next one usually takes its own. */
   readonly #stacks = new Map<number, Stack>()
 
@@ -66,58 +62,72 @@ export class ChunkMerger {
   }
 
   /**
-   * What to read from the factors before `merge`: all of them for the first chunk of a weight, rows of B for the others. An
-   * expert's columns of B lie between those of the others, so that B is read as a whole, once for experts that follow each other.
+   * Begins a chunk, and tells what to read of the factors and hand to `take`, one after the other: right factors for the first chunk
+   * of a weight, the chunk's rows of the left ones for all. An expert's columns of B lie between those of the others, so that B is
+   * read as a whole, once for experts that follow each other.
    */
-  needs({ segment: { weight }, row, rows }: Chunk): FactorRange[] {
+  begin({ segment: { weight }, row, rows }: Chunk): FactorRange[] {
     if (weight === undefined) return []
     const isNew = weight !== this.#current?.weight
-    return weight.layers.flatMap(({ a, b, isInputMajor, scales }, layer) => {
-      const first = isNew && scales !== undefined ? [wholeOf(scales, 'scales', layer)] : []
-      if (b.slice !== undefined) {
-        if (!isNew) return []
-        const stack = isSame(this.#stacks.get(layer), b, weight.from) ? [] : [wholeOf(b, 'stack', layer)]
-        return [...stack, wholeOf(a, isInputMajor ? 'left' : 'right', layer)]
-      }
-      if (!isInputMajor) {
-        const left = rowsOf(b, row, rows, layer)
-        return isNew ? [...first, wholeOf(a, 'right', layer), left] : [left]
-      }
-      return isNew ? [...first, wholeOf(b, 'right', layer), wholeOf(a, 'left', layer)] : []
+    if (isNew) this.#current = this.#open(weight)
+    this.#makeLeft(rows, weight.from)
+    this.#row = row
+    return weight.layers.flatMap((layer, i) => {
+      const { b, isInputMajor, scales } = layer
+      const isStacked = b.slice !== undefined
+      const ranges: FactorRange[] = []
+      if (isNew && scales !== undefined) ranges.push(wholeRange(scales, 'scales', i))
+      if (isNew && isStacked && !isSame(this.#stacks.get(i), b, weight.from)) ranges.push(wholeRange(b, 'stack', i))
+      if (isNew && !(isStacked && isInputMajor)) ranges.push(...rightRanges(layer, i))
+      if (!(isStacked && !isInputMajor)) ranges.push(...leftRanges(layer, i, row, rows))
+      return ranges
     })
   }
 
   /**
-   * Computes a chunk whose bytes are in `input` and whose `needs` have been read.
+   * Takes the bytes of a range that `begin` has asked for; they can be overwritten afterwards.
+   *
+   * @throws NumericError naming the factor that holds a value that is not finite
+   */
+  take(range: FactorRange, bytes: Uint8Array): void {
+    const current = this.#current!
+    const { from } = current.weight
+    const values = factorValues(range.factor, bytes, from)
+    if (range.use === 'right') this.#putRight(current, range, values)
+    else if (range.use === 'left') this.#putLeft(current, range, values)
+    else if (range.use === 'stack')
+      this.#stacks.set(range.layer, { factor: range.factor, base: from, values: values.slice() })
+    else {
+      if (!isAllFinite(values)) throw nonFiniteError(range.factor, values)
+      current.scales = values.slice()
+    }
+  }
+
+  /**
+   * Computes a chunk whose bytes are in `input` and whose ranges have been taken.
    *
    * @throws NumericError naming the factor that holds a value that is not finite, or the tensor with a result that is not
    *   finite where the base was
    */
-  merge(chunk: Chunk, ranges: readonly FactorRange[], bytes: readonly Uint8Array[]): ChunkResult {
-    const { segment, row, rows, column, columns, baseBytes } = chunk
+  merge(chunk: Chunk): ChunkResult {
+    const { segment, rows, column, columns, baseBytes } = chunk
     const { weight } = segment
     const kernel = this.#kernel
     if (weight === undefined) return { bytes: kernel.chunk.subarray(0, baseBytes), baseSquares: 0, deltaSquares: 0 }
-    const values = ranges.map(({ factor }, i) => factorValues(factor, bytes[i], weight.from))
-    if (weight !== this.#current?.weight) this.#current = this.#load(weight, ranges, values)
+    const current = this.#current!
+    this.#unstack(current, rows)
     const isConverted = weight.isWidened
     const dtype = !isConverted ? weight.to : weight.from === 'F64' ? 'F64' : 'F32'
     const base = isConverted ? decodeWeights(this.input(chunk), weight.from) : undefined
     if (base !== undefined) kernel.chunk.set(encodeWeights(base, dtype))
-    const { baseSquares, deltaSquares, overflows, firstOverflow, isLeftFinite } = kernel.merge({
-      dtype,
-      rows,
-      column,
-      columns,
-      left: this.#left(this.#current, row, rows, ranges, values),
-      terms: weight.layers,
-    })
-    if (!isLeftFinite) throw nonFiniteError(weight, ranges, values)
+    const job = { dtype, rows, column, columns, left: this.#left, terms: weight.layers } as const
+    const { baseSquares, deltaSquares, overflows, firstOverflow, isLeftFinite } = kernel.merge(job)
+    if (!isLeftFinite) throw leftError(current, this.#left)
     if (overflows > 0) throw overflowError(chunk, weight, firstOverflow)
     const merged = kernel.chunk.subarray(0, rows * columns * sizeOf(dtype))
     if (base === undefined) return { bytes: merged, baseSquares, deltaSquares }
     const result = decodeWeights(merged, dtype)
-    const changes = this.#current.scales && scaleChunk(chunk, weight, result, base, this.#current.scales)
+    const changes = current.scales && scaleChunk(chunk, weight, result, base, current.scales)
     const output = encodeWeights(result, weight.to)
     const stored = decodeWeights(output, weight.to)
     const overflow = stored.findIndex((value, i) => !Number.isFinite(value) && Number.isFinite(base[i]))
@@ -125,60 +135,67 @@ export class ChunkMerger {
     return { bytes: output, baseSquares, deltaSquares: changes ?? deltaSquares }
   }
 
-  /** Loads the right factors (r, columns), stacked, into the kernel. */
-  #load(weight: WeightPlan, ranges: readonly FactorRange[], values: readonly FloatArray[]): Current {
-    const { layers, columns } = weight
-    const rank = layers.reduce((sum, layer) => sum + layer.rank, 0)
-    const wholeLefts = new Map<number, FloatArray>()
-    const rights: FloatArray[] = [] // (r, columns) of each layer
-    let scales: FloatArray | undefined
-    ranges.forEach(({ use, layer, factor }, i) => {
-      const { isInputMajor, rank: own, k, d } = layers[layer]
-      if (use === 'scales') {
-        scales = values[i]
-        if (!isAllFinite(scales)) throw nonFiniteError(weight, ranges, values)
-      }
-      // A copy: the bytes' room is used again for the next chunk.
-      if (use === 'stack') this.#stacks.set(layer, { factor, base: weight.from, values: values[i].slice() })
-      if (use === 'left') wholeLefts.set(layer, transpose(values[i], own, k))
-      if (use === 'right') rights[layer] = isInputMajor ? transpose(values[i], d, own) : values[i]
-    })
-    layers.forEach(({ isInputMajor, rank: own, d, b: { slice, columns: all } }, layer) => {
-      if (slice === undefined) return
-      const left = columnsOf(this.#stacks.get(layer)!, all, slice) // B (d, r)
-      if (isInputMajor) rights[layer] = transpose(left, d, own)
-      else wholeLefts.set(layer, left)
-    })
-    if (rank > 0) {
-      const right = layers.length === 1 ? rights[0] : concatenated(rights, weight.from)
-      if (!this.#kernel.loadRight(right, rank, columns)) throw nonFiniteError(weight, ranges, values)
+  #open(weight: WeightPlan): Current {
+    const starts: number[] = []
+    let rank = 0
+    for (const layer of weight.layers) {
+      starts.push(rank)
+      rank += layer.rank
     }
-    return { weight, rank, wholeLefts, scales }
+    this.#kernel.begin(rank, weight.columns, weight.from === 'F64' ? 'f64' : 'f32')
+    return { weight, rank, starts, isUnstacked: false, scales: undefined }
   }
 
-  /** The chunk's rows of the left factors (rows, r), side by side. */
-  #left(
-    { weight: { layers, from }, rank, wholeLefts }: Current,
-    row: number,
-    rows: number,
-    ranges: readonly FactorRange[],
-    values: readonly FloatArray[],
-  ): FloatArray {
-    const parts = layers.map((layer, i) => {
-      const whole = wholeLefts.get(i)
-      if (whole !== undefined) return whole.subarray(row * layer.rank, (row + rows) * layer.rank)
-      return values[ranges.findIndex((range) => range.use === 'left rows' && range.layer === i)]
-    })
-    if (layers.length === 1) return parts[0]
-    const result = zeros(rows * rank, from)
-    let start = 0
-    layers.forEach((layer, i) => {
-      for (let j = 0; j < rows; j++) {
-        result.set(parts[i].subarray(j * layer.rank, (j + 1) * layer.rank), j * rank + start)
+  #makeLeft(rows: number, base: WeightDtype): void {
+    const length = rows * this.#current!.rank
+    const isDouble = base === 'F64'
+    if (this.#left.length === length && this.#left instanceof Float64Array === isDouble) return
+    this.#left = isDouble ? new Float64Array(length) : new Float32Array(length)
+  }
+
+  /** Of A (r, k); or of B (d, r), whose rows are the right factor's columns. */
+  #putRight({ weight, starts }: Current, range: FactorRange, values: FloatArray): void {
+    const { factor, layer, row, rows, column, columns } = range
+    const start = starts[layer]
+    const block = weight.layers[layer].isInputMajor
+      ? { row: start, rows: columns, column: row, columns: rows, isTransposed: true }
+      : { row: start + row, rows, column, columns, isTransposed: false }
+    if (!this.#kernel.putRight({ values, ...block })) throw nonFiniteError(factor, values)
+  }
+
+  /** Of B (d, r); or of A (r, k), whose columns are the left factor's rows. */
+  #putLeft({ weight, rank, starts }: Current, range: FactorRange, values: FloatArray): void {
+    const { layer, row, rows, column, columns } = range
+    const left = this.#left
+    const start = starts[layer]
+    if (weight.layers[layer].isInputMajor) {
+      for (let p = 0, from = 0; p < rows; p++) {
+        let to = (column - this.#row) * rank + start + row + p
+        for (let i = 0; i < columns; i++, from++, to += rank) left[to] = values[from]
       }
-      start += layer.rank
+      return
+    }
+    const first = (row - this.#row) * rank + start
+    if (columns === rank) left.set(values, first)
+    else for (let i = 0; i < rows; i++) left.set(values.subarray(i * columns, (i + 1) * columns), first + i * rank)
+  }
+
+  /** Gives the kernel what an expert has in a stack: its B, as the chunk's rows of the left factor, or once as the right one. */
+  #unstack(current: Current, rows: number): void {
+    current.weight.layers.forEach((layer, i) => {
+      const { b, isInputMajor, d, rank } = layer
+      if (b.slice === undefined) return
+      const part = (row: number, count: number): [FactorRange, FloatArray] => {
+        const values = columnsOf(this.#stacks.get(i)!, b.columns, b.slice!, row, count) // (count, r)
+        return [{ ...wholeRange(b, 'stack', i), row, rows: count, columns: rank }, values]
+      }
+      if (!isInputMajor) this.#putLeft(current, ...part(this.#row, rows))
+      else if (!current.isUnstacked) {
+        const most = Math.max(1, Math.floor(BLOCK_ELEMENTS / rank / COLUMN_MULTIPLE)) * COLUMN_MULTIPLE
+        for (let row = 0; row < d; row += most) this.#putRight(current, ...part(row, Math.min(most, d - row)))
+      }
     })
-    return result
+    current.isUnstacked = true
   }
 }
 
@@ -220,29 +237,26 @@ function overflowError({ row, column, columns }: Chunk, weight: WeightPlan, inde
   })
 }
 
-function wholeOf(factor: Factor, use: Exclude<FactorRange['use'], 'left rows'>, layer: number): FactorRange {
-  return { factor, offset: factor.offset, byteLength: factor.rows * factor.columns * sizeOf(factor.dtype), use, layer }
-}
-
 /** Whether a slice is of a factor that is there in this precision. */
 function isSame(stack: Stack | undefined, { source, offset }: Factor, base: WeightDtype): boolean {
   return stack !== undefined && stack.factor.source === source && stack.factor.offset === offset && stack.base === base
 }
 
-/** A slice of values with so many columns. */
-function columnsOf({ values, base }: Stack, columns: number, { firstRow, rows, first, step }: FactorSlice): FloatArray {
-  const count = columns / step
-  const result = zeros(rows * count, base)
-  for (let i = 0, at = 0; i < rows; i++) {
-    const start = (firstRow + i) * columns + first
-    for (let j = 0; j < count; j++, at++) result[at] = values[start + j * step]
+/** Rows [row, row + count) of a slice of values with so many columns: (count, r). */
+function columnsOf(
+  { values, base }: Stack,
+  columns: number,
+  { firstRow, first, step }: FactorSlice,
+  row: number,
+  count: number,
+): FloatArray {
+  const own = columns / step
+  const result = base === 'F64' ? new Float64Array(count * own) : new Float32Array(count * own)
+  for (let i = 0, at = 0; i < count; i++) {
+    const start = (firstRow + row + i) * columns + first
+    for (let j = 0; j < own; j++, at++) result[at] = values[start + j * step]
   }
   return result
-}
-
-function rowsOf(factor: Factor, row: number, rows: number, layer: number): FactorRange {
-  const rowBytes = factor.columns * sizeOf(factor.dtype)
-  return { factor, offset: factor.offset + row * rowBytes, byteLength: rows * rowBytes, use: 'left rows', layer }
 }
 
 /** In the precision that is computed in; a view of the bytes where they are that already. */
@@ -254,48 +268,25 @@ function factorValues({ dtype }: Factor, bytes: Uint8Array, base: WeightDtype): 
   return inPrecisionOf(base, stored)
 }
 
-/** Names the factor, or all of the weight's where its values were read with another chunk. */
-function nonFiniteError(
-  { layers }: WeightPlan,
-  ranges: readonly FactorRange[],
-  values: readonly FloatArray[],
-): NumericError {
-  const bad = values.findIndex((each) => !isAllFinite(each))
-  const names = bad === -1 ? layers.flatMap(({ a, b }) => [a.name, b.name]) : [ranges[bad].factor.name]
+function nonFiniteError({ name }: Factor, values: FloatArray): NumericError {
   return new NumericError({
-    where: names.join(', '),
-    what: names.length === 1 ? 'holds a value that is not finite' : 'one of them holds a value that is not finite',
-    ...(bad !== -1 && { got: String(values[bad].find((value) => !Number.isFinite(value))) }),
+    where: name,
+    what: 'holds a value that is not finite',
+    got: String(values.find((value) => !Number.isFinite(value))),
   })
+}
+
+/** Names the layer's factor in which the left one (rows, Σ r) is not finite. */
+function leftError({ weight, rank, starts }: Current, left: FloatArray): NumericError {
+  const column = left.findIndex((value) => !Number.isFinite(value)) % rank
+  const { a, b, isInputMajor } = weight.layers[starts.findLastIndex((start) => start <= column)]
+  return nonFiniteError(isInputMajor ? a : b, left)
 }
 
 /** What is computed with a base of this type: f64 for F64, else f32. */
 export function inPrecisionOf(base: WeightDtype, values: FloatArray): FloatArray {
   if (base === 'F64') return values instanceof Float64Array ? values : Float64Array.from(values)
   return values instanceof Float32Array ? values : Float32Array.from(values)
-}
-
-function concatenated(parts: readonly FloatArray[], base: WeightDtype): FloatArray {
-  const result = zeros(
-    parts.reduce((sum, { length }) => sum + length, 0),
-    base,
-  )
-  let start = 0
-  for (const part of parts) {
-    result.set(part, start)
-    start += part.length
-  }
-  return result
-}
-
-function zeros(length: number, base: WeightDtype): FloatArray {
-  return base === 'F64' ? new Float64Array(length) : new Float32Array(length)
-}
-
-function transpose(values: FloatArray, rows: number, columns: number): FloatArray {
-  const result = values.slice()
-  for (let i = 0; i < rows; i++) for (let j = 0; j < columns; j++) result[j * rows + i] = values[i * columns + j]
-  return result
 }
 
 /** Sums of squares by weight, for the report. */

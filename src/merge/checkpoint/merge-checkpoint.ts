@@ -199,12 +199,11 @@ async function* shardBytes(
         yield await source.read(chunk.baseOffset, chunk.baseBytes)
         continue
       }
-      const needs = merger.needs(chunk)
-      const factors: Uint8Array[] = []
-      for (const { factor, offset, byteLength } of needs)
-        factors.push(await sources[factor.source].read(offset, byteLength))
+      for (const range of merger.begin(chunk)) {
+        merger.take(range, await sources[range.factor.source].read(range.offset, range.byteLength))
+      }
       merger.input(chunk).set(await source.read(chunk.baseOffset, chunk.baseBytes))
-      const result = merger.merge(chunk, needs, factors)
+      const result = merger.merge(chunk)
       sums.add(segment.weight.name, result)
       yield result.bytes
     }

@@ -6,7 +6,7 @@ import { crc32 } from 'node:zlib'
 import { FileError } from '../../base/errors.js'
 import { fileError } from '../../io/node-files.js'
 import { createMergeKernel } from '../../kernels/merge.js'
-import { ChunkMerger, type FactorRange } from './chunk-merger.js'
+import { ChunkMerger } from './chunk-merger.js'
 import { CHUNK_BYTES, type Chunk, chunkAt, chunkCount, type OutputShard, type Segment } from './layout.js'
 
 /** A file by its descriptor, which threads share, or bytes that they share. */
@@ -143,31 +143,25 @@ export class ChunkLoop {
   #compute(chunk: Chunk, { segment, index }: Place, number: number): Uint8Array {
     const { bases, factors, isBaseChecked, shared } = this.#job
     const base = bases[segment.shard]
-    const needs = this.#merger.needs(chunk)
-    const values = this.#stage(needs)
-    needs.forEach(({ factor, offset }, n) => {
-      readFully(factors[factor.source], values[n], offset)
-    })
+    for (const range of this.#merger.begin(chunk)) {
+      const room = this.#stage(range.byteLength)
+      readFully(factors[range.factor.source], room, range.offset)
+      this.#merger.take(range, room)
+    }
     const input = this.#merger.input(chunk)
     readFully(base, input, chunk.baseOffset)
     if (isBaseChecked) shared.baseChecksums[number] = crc32(input)
-    const result = this.#merger.merge(chunk, needs, values)
+    const result = this.#merger.merge(chunk)
     const at = 2 * (this.#thread * this.#places.length + index)
     shared.squares[at] += result.baseSquares
     shared.squares[at + 1] += result.deltaSquares
     return result.bytes
   }
 
-  /** Room for the factors of one chunk, used again for the next: fresh memory costs more than reading into it. */
-  #stage(ranges: readonly FactorRange[]): Uint8Array[] {
-    const total = ranges.reduce((sum, { byteLength }) => sum + aligned(byteLength), 0)
-    if (this.#staging.byteLength < total) this.#staging = new Uint8Array(total)
-    let start = 0
-    return ranges.map(({ byteLength }) => {
-      const room = this.#staging.subarray(start, start + byteLength)
-      start += aligned(byteLength)
-      return room
-    })
+  /** Room for a part of a factor, used again for the next: fresh memory costs more than reading into it. */
+  #stage(byteLength: number): Uint8Array {
+    if (this.#staging.byteLength < byteLength) this.#staging = new Uint8Array(byteLength)
+    return this.#staging.subarray(0, byteLength)
   }
 
   /** Chunks come in order, so that the place is the last one or a little further. */
@@ -176,10 +170,6 @@ export class ChunkLoop {
     while (this.#at + 1 < places.length && places[this.#at + 1].firstChunk <= number) this.#at++
     return places[this.#at]
   }
-}
-
-function aligned(byteLength: number): number {
-  return Math.ceil(byteLength / 8) * 8
 }
 
 /** Σ w² and Σ δ² of a segment, over all threads. */
