@@ -5,7 +5,7 @@ import { decodeWeights, encodeWeights, type WeightDtype } from '../../base/dtype
 import { NumericError } from '../../base/errors.js'
 import { type FloatArray, isAllFinite } from '../../base/tensor.js'
 import { BLOCK_ELEMENTS, COLUMN_MULTIPLE, type MergeKernel } from '../../kernels/merge-kernel.js'
-import type { Factor, FactorSlice } from './adapters.js'
+import type { Factor, FactorSlice, LayerFactors } from './adapters.js'
 import { type FactorRange, leftRanges, rightRanges, wholeRange } from './factor-ranges.js'
 import { type Chunk, sizeOf, type WeightPlan } from './layout.js'
 
@@ -72,16 +72,9 @@ export class ChunkMerger {
     if (isNew) this.#current = this.#open(weight)
     this.#makeLeft(rows, weight.from)
     this.#row = row
-    return weight.layers.flatMap((layer, i) => {
-      const { b, isInputMajor, scales } = layer
-      const isStacked = b.slice !== undefined
-      const ranges: FactorRange[] = []
-      if (isNew && scales !== undefined) ranges.push(wholeRange(scales, 'scales', i))
-      if (isNew && isStacked && !isSame(this.#stacks.get(i), b, weight.from)) ranges.push(wholeRange(b, 'stack', i))
-      if (isNew && !(isStacked && isInputMajor)) ranges.push(...rightRanges(layer, i))
-      if (!(isStacked && !isInputMajor)) ranges.push(...leftRanges(layer, i, row, rows))
-      return ranges
-    })
+    const { layers } = weight
+    const left = layers.flatMap((layer, i) => (isStacked(layer, false) ? [] : leftRanges(layer, i, row, rows)))
+    return isNew ? [...layers.flatMap((layer, i) => this.#firstRanges(layer, i, weight.from)), ...left] : left
   }
 
   /**
@@ -146,6 +139,15 @@ export class ChunkMerger {
     return { weight, rank, starts, isUnstacked: false, scales: undefined }
   }
 
+  /** What a weight's first chunk needs beside its rows of the left factors. */
+  #firstRanges(layer: LayerFactors, i: number, base: WeightDtype): FactorRange[] {
+    const { b, scales } = layer
+    const ranges = isStacked(layer, true) ? [] : rightRanges(layer, i)
+    if (b.slice !== undefined && !isSame(this.#stacks.get(i), b, base)) ranges.push(wholeRange(b, 'stack', i))
+    if (scales !== undefined) ranges.push(wholeRange(scales, 'scales', i))
+    return ranges
+  }
+
   #makeLeft(rows: number, base: WeightDtype): void {
     const length = rows * this.#current!.rank
     const isDouble = base === 'F64'
@@ -180,11 +182,12 @@ export class ChunkMerger {
     else for (let i = 0; i < rows; i++) left.set(values.subarray(i * columns, (i + 1) * columns), first + i * rank)
   }
 
-  /** Gives the kernel what an expert has in a stack: its B, as the chunk's rows of the left factor, or once as the right one. */
+  /** Gives the kernel the B of experts, from their stacks: the chunk's rows of the left factor, or once all of the right one. */
   #unstack(current: Current, rows: number): void {
-    current.weight.layers.forEach((layer, i) => {
-      const { b, isInputMajor, d, rank } = layer
-      if (b.slice === undefined) return
+    const { layers } = current.weight
+    for (let i = 0; i < layers.length; i++) {
+      const { b, isInputMajor, d, rank } = layers[i]
+      if (b.slice === undefined) continue
       const part = (row: number, count: number): [FactorRange, FloatArray] => {
         const values = columnsOf(this.#stacks.get(i)!, b.columns, b.slice!, row, count) // (count, r)
         return [{ ...wholeRange(b, 'stack', i), row, rows: count, columns: rank }, values]
@@ -194,7 +197,7 @@ export class ChunkMerger {
         const most = Math.max(1, Math.floor(BLOCK_ELEMENTS / rank / COLUMN_MULTIPLE)) * COLUMN_MULTIPLE
         for (let row = 0; row < d; row += most) this.#putRight(current, ...part(row, Math.min(most, d - row)))
       }
-    })
+    }
     current.isUnstacked = true
   }
 }
@@ -235,6 +238,11 @@ function overflowError({ row, column, columns }: Chunk, weight: WeightPlan, inde
         ? 'The type that was asked for is too narrow for this base'
         : 'The values of the adapter are too large for this type: check its scaling and its weight',
   })
+}
+
+/** Whether the B of an expert, which is the right factor where the weight is stored (k, d), comes from a stack. */
+function isStacked({ b, isInputMajor }: LayerFactors, isRight: boolean): boolean {
+  return b.slice !== undefined && isInputMajor === isRight
 }
 
 /** Whether a slice is of a factor that is there in this precision. */

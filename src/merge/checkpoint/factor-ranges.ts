@@ -59,6 +59,7 @@ function rowRanges(
 ): FactorRange[] {
   const { columns } = factor
   const most = Math.max(multiple, Math.floor(BLOCK_ELEMENTS / columns / multiple) * multiple)
+  if (count <= most) return [rangeOf(factor, use, layer, { row: first, rows: count, column: 0, columns })]
   const ranges: FactorRange[] = []
   for (let row = first; row < first + count; row += most) {
     const rows = Math.min(most, first + count - row)

@@ -245,61 +245,57 @@ export interface Chunk {
   readonly byteLength: number
 }
 
-interface Grid {
+/** How a segment is cut into chunks. */
+export class Chunks {
+  readonly count: number
+  readonly #segment: Segment
   /** Rows and columns of all chunks but the last ones. */
-  rows: number
-  columns: number
+  readonly #rows: number
+  readonly #columns: number
   /** Chunks side by side: above 1 only where a row is larger than a chunk. */
-  across: number
-  count: number
-}
+  readonly #across: number
 
-function gridOf({ byteLength, weight }: Segment): Grid {
-  if (weight === undefined) {
-    return {
-      rows: 1,
-      columns: CHUNK_BYTES,
-      across: Math.ceil(byteLength / CHUNK_BYTES),
-      count: Math.ceil(byteLength / CHUNK_BYTES),
+  constructor(segment: Segment) {
+    this.#segment = segment
+    const { byteLength, weight } = segment
+    const { rows, columns } = weight ?? { rows: 1, columns: byteLength }
+    const size = weight && Math.max(weight.isWidened ? 4 : 2, sizeOf(weight.from), sizeOf(weight.to))
+    const elements = CHUNK_BYTES / (size ?? 1)
+    if (columns > elements) {
+      this.#rows = 1
+      this.#columns = elements - (elements % TILE_COLUMNS)
+    } else {
+      const fitting = Math.floor(elements / columns)
+      this.#rows = fitting > TILE_ROWS ? fitting - (fitting % TILE_ROWS) : fitting
+      this.#columns = columns
     }
+    this.#across = Math.ceil(columns / this.#columns)
+    this.count = this.#across * Math.ceil(rows / this.#rows)
   }
-  const elements = CHUNK_BYTES / Math.max(weight.isWidened ? 4 : 2, sizeOf(weight.from), sizeOf(weight.to))
-  if (weight.columns > elements) {
-    const columns = elements - (elements % TILE_COLUMNS)
-    const across = Math.ceil(weight.columns / columns)
-    return { rows: 1, columns, across, count: across * weight.rows }
-  }
-  const fitting = Math.floor(elements / weight.columns)
-  const rows = fitting > TILE_ROWS ? fitting - (fitting % TILE_ROWS) : fitting
-  return { rows, columns: weight.columns, across: 1, count: Math.ceil(weight.rows / rows) }
-}
 
-/** How many chunks a segment has. */
-export function chunkCount(segment: Segment): number {
-  return gridOf(segment).count
-}
-
-/** Chunk `index` of a segment, from 0. */
-export function chunkAt(segment: Segment, index: number): Chunk {
-  const { weight } = segment
-  const grid = gridOf(segment)
-  const row = Math.floor(index / grid.across) * grid.rows
-  const column = (index % grid.across) * grid.columns
-  const total = weight ?? { rows: 1, columns: segment.byteLength }
-  const rows = Math.min(grid.rows, total.rows - row)
-  const columns = Math.min(grid.columns, total.columns - column)
-  const start = row * total.columns + column
-  const from = weight === undefined ? 1 : sizeOf(weight.from)
-  const to = weight === undefined ? 1 : sizeOf(weight.to)
-  return {
-    segment,
-    row,
-    rows,
-    column,
-    columns,
-    baseOffset: segment.baseOffset + start * from,
-    baseBytes: rows * columns * from,
-    offset: segment.offset + start * to,
-    byteLength: rows * columns * to,
+  /** From 0. */
+  at(index: number): Chunk {
+    const segment = this.#segment
+    const { weight } = segment
+    const row = Math.floor(index / this.#across) * this.#rows
+    const column = (index % this.#across) * this.#columns
+    const allRows = weight?.rows ?? 1
+    const allColumns = weight?.columns ?? segment.byteLength
+    const rows = Math.min(this.#rows, allRows - row)
+    const columns = Math.min(this.#columns, allColumns - column)
+    const start = row * allColumns + column
+    const from = weight === undefined ? 1 : sizeOf(weight.from)
+    const to = weight === undefined ? 1 : sizeOf(weight.to)
+    return {
+      segment,
+      row,
+      rows,
+      column,
+      columns,
+      baseOffset: segment.baseOffset + start * from,
+      baseBytes: rows * columns * from,
+      offset: segment.offset + start * to,
+      byteLength: rows * columns * to,
+    }
   }
 }

@@ -11,7 +11,7 @@ import { type OpenAdapters, openAdapters, requireFiniteReplacements } from './ad
 import { ChangeSums, ChunkMerger } from './chunk-merger.js'
 import { CONFIG_FILE, editConfig, isCompanion, otherDtype } from './companions.js'
 import { computeScales, segmentSource } from './dora-scales.js'
-import { CHUNK_BYTES, chunkAt, chunkCount, type OutputShard } from './layout.js'
+import { CHUNK_BYTES, Chunks, type OutputShard } from './layout.js'
 import { type ConfigEdit, type MergePlan, type PlanOptions, planMerge } from './plan.js'
 
 /** What a merge into a checkpoint takes. */
@@ -193,8 +193,9 @@ async function* shardBytes(
   if (header !== undefined) yield header
   for (const segment of segments) {
     const source = segmentSource(checkpoint, sources, segment.shard)
-    for (let i = 0, count = chunkCount(segment); i < count; i++) {
-      const chunk = chunkAt(segment, i)
+    const chunks = new Chunks(segment)
+    for (let i = 0; i < chunks.count; i++) {
+      const chunk = chunks.at(i)
       if (segment.weight === undefined) {
         yield await source.read(chunk.baseOffset, chunk.baseBytes)
         continue

@@ -7,7 +7,7 @@ import { FileError } from '../../base/errors.js'
 import { fileError } from '../../io/node-files.js'
 import { createMergeKernel } from '../../kernels/merge.js'
 import { ChunkMerger } from './chunk-merger.js'
-import { CHUNK_BYTES, type Chunk, chunkAt, chunkCount, type OutputShard, type Segment } from './layout.js'
+import { CHUNK_BYTES, type Chunk, Chunks, type OutputShard, type Segment } from './layout.js'
 
 /** A file by its descriptor, which threads share, or bytes that they share. */
 export type Readable =
@@ -66,7 +66,7 @@ export function stopAll({ control }: SharedState): void {
 }
 
 export function shardChunks({ segments }: OutputShard): number {
-  return segments.reduce((sum, segment) => sum + chunkCount(segment), 0)
+  return segments.reduce((sum, segment) => sum + new Chunks(segment).count, 0)
 }
 
 /** Indices of the shards that are written in part. */
@@ -80,6 +80,7 @@ export function begunShards({ shards, shared: { done } }: ChunkJob): number[] {
 interface Place {
   shard: number
   segment: Segment
+  chunks: Chunks
   /** Among all segments. */
   index: number
   firstChunk: number
@@ -103,8 +104,9 @@ export class ChunkLoop {
     let firstChunk = 0
     job.shards.forEach((output, shard) => {
       for (const segment of output.segments) {
-        places.push({ shard, segment, index: places.length, firstChunk })
-        firstChunk += chunkCount(segment)
+        const chunks = new Chunks(segment)
+        places.push({ shard, segment, chunks, index: places.length, firstChunk })
+        firstChunk += chunks.count
       }
     })
     this.#places = places
@@ -124,7 +126,7 @@ export class ChunkLoop {
     const number = Atomics.add(shared.control, NEXT, 1)
     if (number >= this.#total) return false
     const place = this.#find(number)
-    const chunk = chunkAt(place.segment, number - place.firstChunk)
+    const chunk = place.chunks.at(number - place.firstChunk)
     const bytes = this.#compute(chunk, place, number)
     const output = this.#job.outputs[place.shard]
     writeFully(output, bytes, chunk.offset)

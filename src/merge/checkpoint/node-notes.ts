@@ -9,7 +9,7 @@ import type { ByteSource } from '../../base/bytes.js'
 import type { Checkpoint } from '../../formats/checkpoint.js'
 import type { Factor } from './adapters.js'
 import { segmentSource } from './dora-scales.js'
-import { CHUNK_BYTES, chunkAt, chunkCount, type OutputShard } from './layout.js'
+import { CHUNK_BYTES, Chunks, type OutputShard } from './layout.js'
 import type { OpenPlan } from './merge-checkpoint.js'
 import { type ChunkJob, readFully, shardChunks, squaresOf } from './node-chunks.js'
 
@@ -98,8 +98,9 @@ export async function isFromBase(
   const checksums: number[] = []
   for (const segment of shard.segments) {
     const source = segmentSource(checkpoint, adapters.sources, segment.shard)
-    for (let i = 0, count = chunkCount(segment); i < count; i++) {
-      const { baseOffset, baseBytes } = chunkAt(segment, i)
+    const chunks = new Chunks(segment)
+    for (let i = 0; i < chunks.count; i++) {
+      const { baseOffset, baseBytes } = chunks.at(i)
       checksums.push(crc32(await source.read(baseOffset, baseBytes)))
     }
   }
@@ -165,8 +166,9 @@ export function checksumOfFile({ header, segments }: OutputShard, file: string):
     readFully(source, headerBytes, 0)
     const checksums: number[] = []
     for (const segment of segments) {
-      for (let i = 0, count = chunkCount(segment); i < count; i++) {
-        const { offset, byteLength } = chunkAt(segment, i)
+      const chunks = new Chunks(segment)
+      for (let i = 0; i < chunks.count; i++) {
+        const { offset, byteLength } = chunks.at(i)
         const bytes = buffer.subarray(0, byteLength)
         readFully(source, bytes, offset)
         checksums.push(crc32(bytes))

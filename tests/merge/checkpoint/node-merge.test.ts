@@ -239,7 +239,7 @@ describe('mergeCheckpointFiles', () => {
 })
 
 describe('mergeCheckpointFiles in threads', () => {
-  // 30 MB in 6 files, so that there is time to be killed.
+  // 30 MB in 6 files. Where a merge is to be killed on the way its writes take their time, in the one thread that it has.
   const LARGE: TensorSketch[] = Array.from({ length: 6 }, (_, i) => [`layers.${i}.a_proj.weight`, 'BF16', [600, 4096]])
   let code: Awaited<ReturnType<typeof buildMerge>>
   let script: string
@@ -256,7 +256,13 @@ describe('mergeCheckpointFiles in threads', () => {
       import { syncBuiltinESMExports } from 'node:module'
       const [base, adapter, out, options, filler] = process.argv.slice(2)
       // Another writer takes room right after the merge has looked whether there is enough.
-      const { statfsSync } = fs
+      const { statfsSync, writeSync } = fs
+      if (process.env.SLOW_WRITES) {
+        fs.writeSync = (...args) => {
+          Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 20)
+          return writeSync(...args)
+        }
+      }
       fs.statfsSync = (...args) => {
         const result = statfsSync(...args)
         if (filler !== undefined) fs.writeFileSync(filler, new Uint8Array(6 << 20))
@@ -274,7 +280,22 @@ describe('mergeCheckpointFiles in threads', () => {
   })
 
   function start(setup: { base: string; adapter: string }, out: string, options: object, ...filler: string[]) {
-    const child = fork(script, [setup.base, setup.adapter, out, JSON.stringify(options), ...filler], { execArgv: [] })
+    return run(setup, out, options, filler, {})
+  }
+
+  function startSlowly(setup: { base: string; adapter: string }, out: string, options: object = {}) {
+    return run(setup, out, { threads: 1, ...options }, [], { SLOW_WRITES: '1' })
+  }
+
+  function run(
+    setup: { base: string; adapter: string },
+    out: string,
+    options: object,
+    filler: string[],
+    env: Record<string, string>,
+  ) {
+    const args = [setup.base, setup.adapter, out, JSON.stringify(options), ...filler]
+    const child = fork(script, args, { execArgv: [], env: { ...process.env, ...env } })
     const report = new Promise<{ seconds?: number; error?: { what: string; hint: string } } | undefined>((resolve) => {
       child.on('message', (message) => resolve(message as object))
       child.on('exit', () => resolve(undefined))
@@ -285,7 +306,7 @@ describe('mergeCheckpointFiles in threads', () => {
   it('leaves the base alone and nothing that looks finished when it is killed; resumes', async () => {
     const setup = await layOutFiles(folder, LARGE, { shards: 6 })
     const before = await weights(setup.base)
-    const { child, report } = start(setup, setup.out, { threads: 2 })
+    const { child, report } = startSlowly(setup, setup.out)
     const partial = `${setup.out}.partial`
     const notes = async () =>
       (await readdir(path.join(partial, '.merge')).catch(() => [])).filter((name) => /^model.*json$/.test(name))
@@ -304,7 +325,7 @@ describe('mergeCheckpointFiles in threads', () => {
     // Without --resume the leftovers of a killed merge go.
     const again = path.join(folder, 'again')
     await rm(setup.out, { recursive: true })
-    const second = start(setup, again, { threads: 2 })
+    const second = startSlowly(setup, again)
     while (!existsSync(`${again}.partial`) && second.child.exitCode === null)
       await new Promise((resolve) => setTimeout(resolve, 1))
     second.child.kill('SIGKILL')
@@ -323,7 +344,7 @@ describe('mergeCheckpointFiles in threads', () => {
     const setup = await single
     const before = await weights(setup.base)
     const out = path.join(folder, name)
-    const { child, report } = start(setup, out, { threads: 2, ...options })
+    const { child, report } = startSlowly(setup, out, options)
     const started = async () =>
       (await readdir(`${out}.partial`).catch(() => [])).some((file) => /^model|^out/.test(file))
     while (!(await started()) && child.exitCode === null) await new Promise((resolve) => setTimeout(resolve, 1))
