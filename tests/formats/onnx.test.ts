@@ -217,6 +217,11 @@ describe('what is no ONNX model', () => {
     await expect(load(serializeModel(wrong))).rejects.toThrow(/tensor "w".*expected 16320 bytes, got 16384 bytes/)
   })
 
+  it('a shape whose negative dimensions make up for each other', async () => {
+    const wrong = linearModel(rawTensor('w', W, [-16, -256]), rawTensor('v', V, [256, 16]))
+    await expect(load(serializeModel(wrong))).rejects.toThrow(/tensor "w" has a negative dimension; got \(-16, -256\)/)
+  })
+
   it('sub-graphs nested without end', async () => {
     let graph = linearModel(rawTensor('w', W, [16, 256]), rawTensor('v', V, [256, 16])).graph
     for (let i = 0; i < 60; i++) {

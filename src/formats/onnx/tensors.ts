@@ -76,7 +76,7 @@ export interface WeightRange {
 /**
  * The range that an external tensor points at.
  *
- * @throws FormatError when an entry is no number, or length and shape disagree.
+ * @throws FormatError when an entry is no number, a dimension is negative, or length and shape disagree.
  */
 export function weightRange(tensor: TensorProto, where: string): WeightRange {
   const entries = new Map(tensor.externalData.map(({ key, value }) => [key, value]))
@@ -94,6 +94,9 @@ export function weightRange(tensor: TensorProto, where: string): WeightRange {
   const location = entries.get('location')
   if (location === undefined || location === '') {
     throw new FormatError({ where, what: `external ${what} names no file` })
+  }
+  if (dims.some((dim) => dim < 0)) {
+    throw new FormatError({ where, what: `${what} has a negative dimension`, got: formatShape(dims) })
   }
   const expected = byteLengthOf(tensor.dataType, dims)
   const byteLength = integer('length') ?? expected
