@@ -58,12 +58,20 @@ export abstract class LowrankError extends Error {
   }
 }
 
+/** Of each part in a message: names and values out of a hostile file can have megabytes. */
+const MAX_PART_LENGTH = 2000
+
 function formatMessage({ where, what, expected, got, hint }: ErrorDetails): string {
-  let message = where === undefined ? what : `${where}: ${what}`
-  if (expected !== undefined) message += `; expected ${expected}`
-  if (got !== undefined) message += `${expected === undefined ? ';' : ','} got ${got}`
-  if (hint !== undefined) message += `. ${hint}`
+  let message = where === undefined ? '' : `${shortened(where)}: `
+  message += shortened(what)
+  if (expected !== undefined) message += `; expected ${shortened(expected)}`
+  if (got !== undefined) message += `${expected === undefined ? ';' : ','} got ${shortened(got)}`
+  if (hint !== undefined) message += `. ${shortened(hint)}`
   return message
+}
+
+function shortened(part: string): string {
+  return part.length > MAX_PART_LENGTH ? `${part.slice(0, MAX_PART_LENGTH)}…` : part
 }
 
 /** Bytes that do not follow their format: safetensors, ONNX, JSON. */
@@ -188,6 +196,9 @@ export function deserializeError(error: SerializedError): Error {
 /** Longer names come from hostile files, and comparing them takes time that grows with the square. */
 const MAX_COMPARED = 500
 
+/** Steps of comparing, a second or two: the names of some ten thousand tensors. */
+const MAX_COMPARING = 1 << 27
+
 /** Edits over the longer name's length: more, and the two are different words. */
 const MAX_DISTANCE = 0.6
 
@@ -196,11 +207,16 @@ const CONTAINED_WEIGHT = 0.01
 
 /**
  * The candidates closest to `name`, best first, for "did you mean" hints: by edit distance, names that contain each
- * other first.
+ * other first. Of very many candidates the first are looked at.
  */
 export function nearMisses(name: string, candidates: Iterable<string>, limit = 3): string[] {
   if (name.length > MAX_COMPARED) return []
-  const comparable = [...new Set(candidates)].filter((candidate) => candidate.length <= MAX_COMPARED)
+  let steps = 0
+  const comparable = [...new Set(candidates)].filter((candidate) => {
+    if (candidate.length > MAX_COMPARED) return false
+    steps += name.length * candidate.length
+    return steps <= MAX_COMPARING
+  })
   const scored = comparable.map((candidate) => {
     const contains = candidate.includes(name) || name.includes(candidate)
     const distance = editDistance(name, candidate)
@@ -216,13 +232,16 @@ export function nearMisses(name: string, candidates: Iterable<string>, limit = 3
 
 /** Levenshtein's. */
 function editDistance(a: string, b: string): number {
-  let row = Array.from({ length: b.length + 1 }, (_, j) => j)
-  for (let i = 1; i <= a.length; i++) {
-    const next = [i]
+  const row = Uint16Array.from({ length: b.length + 1 }, (_, j) => j)
+  for (let i = 0; i < a.length; i++) {
+    let diagonal = row[0]
+    row[0] = i + 1
     for (let j = 1; j <= b.length; j++) {
-      next[j] = Math.min(row[j] + 1, next[j - 1] + 1, row[j - 1] + (a[i - 1] === b[j - 1] ? 0 : 1))
+      const above = row[j]
+      const isSame = a.charCodeAt(i) === b.charCodeAt(j - 1)
+      row[j] = Math.min(above + 1, row[j - 1] + 1, diagonal + (isSame ? 0 : 1))
+      diagonal = above
     }
-    row = next
   }
   return row[b.length]
 }

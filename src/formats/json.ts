@@ -11,6 +11,9 @@ export type JsonObject = Map<string, JsonValue>
 /** Deeper nesting is an attack on the stack: no format here goes beyond five levels. */
 const MAX_DEPTH = 64
 
+/** Each takes up to 300 bytes of memory, whatever its text takes. A header has eight for each of its tensors. */
+const MAX_VALUES = 1 << 22
+
 const NUMBER = /-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?/y
 const WHOLE_NUMBER = /^[0-9]+$/
 const SPACE = /[ \t\n\r]*/y
@@ -31,7 +34,7 @@ export interface JsonOptions {
  *
  * @param where names the file in errors.
  * @throws FormatError when the bytes are not UTF-8 or not JSON, a key occurs twice in one object, a string holds half a
- *   surrogate pair, or nesting is deeper than 64.
+ *   surrogate pair, nesting is deeper than 64, or there are more than 4 million values.
  */
 export function parseJson(bytes: Uint8Array, where: string, options: JsonOptions = {}): JsonValue {
   return new Parser(decodeText(bytes, where), where, options).document()
@@ -76,6 +79,7 @@ class Parser {
   readonly #where: string
   readonly #wholeNumbers: boolean
   #at = 0
+  #values = 0
 
   constructor(text: string, where: string, { wholeNumbers = false }: JsonOptions) {
     this.#text = text
@@ -111,6 +115,9 @@ class Parser {
   /** A value with the white space around it. */
   #value(depth: number): JsonValue {
     if (depth > MAX_DEPTH) throw new FormatError({ where: this.#where, what: `JSON nested deeper than ${MAX_DEPTH}` })
+    if (++this.#values > MAX_VALUES) {
+      throw new FormatError({ where: this.#where, what: `JSON of more than ${MAX_VALUES} values` })
+    }
     this.#match(SPACE)
     const value = this.#bare(depth)
     this.#match(SPACE)

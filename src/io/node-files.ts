@@ -123,11 +123,12 @@ export async function locate(target: string): Promise<Location> {
 export async function openFile(file: string): Promise<ByteSource> {
   let handle: FileHandle | undefined
   try {
-    handle = await open(file, 'r')
-    const status = await handle.stat()
+    // Opening a pipe would wait until something writes into it.
+    const status = await stat(file)
     if (!status.isFile())
       throw new FileError({ where: file, what: status.isDirectory() ? 'is a folder' : 'is no file' })
-    return new FileSource(handle, file, status.size, await realpath(file))
+    handle = await open(file, 'r')
+    return new FileSource(handle, file, (await handle.stat()).size, await realpath(file))
   } catch (error) {
     await handle?.close()
     throw fileError(file, 'cannot be read', error)

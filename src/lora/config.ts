@@ -84,6 +84,9 @@ interface Shaped {
   readonly shape: readonly number[]
 }
 
+/** Each entry is compared with each tensor: no person lists more modules or parameters. */
+const MAX_ENTRIES = 1000
+
 /** A setting's default and what it may be. */
 interface Field {
   default: unknown
@@ -123,13 +126,13 @@ const FIELDS: { readonly [K in keyof LoraConfig]: Field & { default: LoraConfig[
   },
   modulesToSave: {
     default: [],
-    expected: 'module names',
-    accepts: (value) => Array.isArray(value) && value.every((name) => isString(name) && name !== ''),
+    expected: `module names, ${MAX_ENTRIES} at most`,
+    accepts: isShortList,
   },
   targetParameters: {
     default: [],
-    expected: 'names of parameters',
-    accepts: (value) => Array.isArray(value) && isNames(value),
+    expected: `names of parameters, ${MAX_ENTRIES} at most`,
+    accepts: isShortList,
   },
   layerReplication: optional(`ranges [start, end) of layers, ${MAX_REPLICATED_LAYERS} layers at most`, isLayerRanges),
   ensureWeightTying: { default: false, expected: 'true or false', accepts: isBoolean },
@@ -302,6 +305,10 @@ function isTokens(value: unknown): boolean {
 
 function isNames(value: unknown): boolean {
   return isString(value) ? value !== '' : Array.isArray(value) && value.every((name) => isString(name) && name !== '')
+}
+
+function isShortList(value: unknown): boolean {
+  return Array.isArray(value) && value.length <= MAX_ENTRIES && isNames(value)
 }
 
 /** A Map of patterns as an object with the same order and meaning. */

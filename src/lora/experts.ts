@@ -19,7 +19,7 @@ import { noBase, where } from './factors.js'
 import { rowsOf } from './groups.js'
 import { LoraLayer } from './layer.js'
 import { mergeOrNone } from './merge-all.js'
-import { transpose } from './product.js'
+import { norm, transpose } from './product.js'
 
 /** A parameter's values, row-major: (E, ·, ·), or (d, k) for E = 1. */
 export interface ParameterValues {
@@ -252,17 +252,17 @@ export class ExpertLora {
 
   /** ‖A‖ over all experts, Frobenius. */
   normA(): number {
-    return Math.hypot(...this.#experts.map((expert) => expert.normA()))
+    return norm({ data: Float64Array.from(this.#experts, (expert) => expert.normA()) })
   }
 
   /** ‖B‖ over all experts, Frobenius. */
   normB(): number {
-    return Math.hypot(...this.#experts.map((expert) => expert.normB()))
+    return norm({ data: Float64Array.from(this.#experts, (expert) => expert.normB()) })
   }
 
   /** ‖s·B·A‖ over all experts, Frobenius, without forming B·A. */
   normDelta(): number {
-    return Math.hypot(...this.#experts.map((expert) => expert.normDelta()))
+    return norm({ data: Float64Array.from(this.#experts, (expert) => expert.normDelta()) })
   }
 
   /** The experts' matrices (d, k) as one tensor in the layout of the base. */

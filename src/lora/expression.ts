@@ -10,6 +10,13 @@ const MAX_INSTRUCTIONS = 200_000
 const MAX_STEPS = 1 << 20
 /** The same with back-references, where a step costs more. */
 const MAX_REFERENCE_STEPS = 1 << 17
+/** Steps for all texts: a list of 1000 full names on 500 names. */
+const MAX_TOTAL_STEPS = 1 << 28
+
+/** What matchers that share it have taken together. */
+export interface StepCount {
+  steps: number
+}
 
 type Instruction =
   | { readonly op: 'character'; readonly test: CharacterTest }
@@ -35,9 +42,11 @@ type Instruction =
 export class Matcher {
   readonly #program: readonly Instruction[]
   readonly #hasReferences: boolean
+  readonly #total: StepCount
 
   /** @throws ExpressionError when it does not compile */
-  constructor(expression: Expression) {
+  constructor(expression: Expression, total: StepCount = { steps: 0 }) {
+    this.#total = total
     const compiler = new Compiler()
     this.#program = compiler.compile(expression)
     this.#hasReferences = compiler.hasReferences
@@ -54,7 +63,9 @@ export class Matcher {
    */
   matchEnd(text: string, accepts: (end: number, length: number) => boolean): number | undefined {
     const codes = Array.from(text, (character) => character.codePointAt(0)!)
-    return new Run(codes, this.#hasReferences).match(this.#program, 0, (end) => accepts(end, codes.length))?.at
+    if (this.#total.steps > MAX_TOTAL_STEPS) throw new ExpressionError('it takes too long to match so many names')
+    return new Run(codes, this.#hasReferences, this.#total).match(this.#program, 0, (end) => accepts(end, codes.length))
+      ?.at
   }
 }
 
@@ -168,9 +179,11 @@ interface Search {
 class Run {
   readonly #text: readonly number[]
   readonly #hasReferences: boolean
+  readonly #total: StepCount
   #steps = 0
 
-  constructor(text: readonly number[], hasReferences: boolean) {
+  constructor(text: readonly number[], hasReferences: boolean, total: StepCount) {
+    this.#total = total
     this.#text = text
     this.#hasReferences = hasReferences
   }
@@ -192,6 +205,7 @@ class Run {
   /** Runs a thread to its end, and says whether that is a match. */
   #follow(thread: Thread, search: Search): boolean {
     for (;;) {
+      this.#total.steps++
       if (++this.#steps > (this.#hasReferences ? MAX_REFERENCE_STEPS : MAX_STEPS))
         throw new ExpressionError('it takes too long to match')
       const instruction = search.program[thread.pc]

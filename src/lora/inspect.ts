@@ -157,7 +157,7 @@ export function layerReport(layer: InspectedLayer): LayerReport {
     dtype,
     normA: norm(weightA),
     normB: norm(weightB),
-    normDelta: Math.hypot(...spectra.map(normOfSpectrum)),
+    normDelta: norm({ data: Float64Array.from(spectra, normOfSpectrum) }),
     ...meanSpectrum(spectra),
     hasMagnitude,
     hasBias,

@@ -2,7 +2,7 @@
 // tuners_utils.check_target_module_exists and other.get_pattern_key.
 
 import { ConfigError } from '../base/errors.js'
-import { Matcher } from './expression.js'
+import { Matcher, type StepCount } from './expression.js'
 import { type Expression, ExpressionError, parseExpression } from './expression-parse.js'
 
 /** Longer expressions come from no person; they only cost time to compile. */
@@ -28,18 +28,35 @@ export function fullMatch(pattern: string, where: string): Pattern {
   return { test: (name) => attemptMatch(() => matcher.test(name), pattern, where) }
 }
 
+/** Most keys are names, often one for each layer: compiling and running them as expressions takes some hundred times as long. */
+const PLAIN_KEY = /^[\w.-]{1,1000}$/
+const PRINTABLE = /^[ -~]*$/
+
 /** PEFT's `re.match("(.*\.)?(KEY)$", modulePath)`: KEY is the whole path, or its end after a dot. */
-function tailMatch(key: string, where: string): Pattern {
-  const matcher = compile(key, where, TAIL_PREFIX)
-  return { test: (name) => attemptMatch(() => matcher.test(name), key, where) }
+function tailMatch(key: string, where: string, total: StepCount): Pattern {
+  const matcher = PLAIN_KEY.test(key) ? undefined : compile(key, where, TAIL_PREFIX, total)
+  return {
+    test: (name) => {
+      if (matcher === undefined && PRINTABLE.test(name)) return endsLike(name, key)
+      return attemptMatch(() => (matcher ?? compile(key, where, TAIL_PREFIX, total)).test(name), key, where)
+    },
+  }
 }
 
-function compile(pattern: string, where: string, prefix?: Expression): Matcher {
+/** A key that is a name, in which a dot stands for any character. */
+function endsLike(name: string, key: string): boolean {
+  const start = name.length - key.length
+  if (start < 0 || (start > 0 && name[start - 1] !== '.')) return false
+  for (let i = 0; i < key.length; i++) if (key[i] !== '.' && key[i] !== name[start + i]) return false
+  return true
+}
+
+function compile(pattern: string, where: string, prefix?: Expression, total?: StepCount): Matcher {
   return attemptMatch(
     () => {
       if (pattern.length > MAX_PATTERN_LENGTH) throw new ExpressionError(`longer than ${MAX_PATTERN_LENGTH} characters`)
       const body = parseExpression(pattern)
-      return new Matcher(prefix === undefined ? body : { kind: 'sequence', items: [prefix, body] })
+      return new Matcher(prefix === undefined ? body : { kind: 'sequence', items: [prefix, body] }, total)
     },
     pattern,
     where,
@@ -64,15 +81,23 @@ function attemptMatch<T>(work: () => T, pattern: string, where: string): T {
 /** rankPattern and alphaPattern, compiled: the value of the first key that matches, in the keys' order. */
 export class PatternTable {
   readonly #rows: readonly (readonly [Pattern, number])[]
+  /** By name: loading asks several times for each, and a name must not be paid for twice. */
+  readonly #known = new Map<string, number | undefined>()
 
-  /** @throws ConfigError when a key does not compile. */
-  constructor(pattern: Readonly<Record<string, number>>, where: string) {
-    this.#rows = Object.entries(pattern).map(([key, value]) => [tailMatch(key, `${where} ${key}`), value])
+  /**
+   * @param total of matchers that may take so many steps together
+   * @throws ConfigError when a key does not compile
+   */
+  constructor(pattern: Readonly<Record<string, number>>, where: string, total: StepCount = { steps: 0 }) {
+    this.#rows = Object.entries(pattern).map(([key, value]) => [tailMatch(key, `${where} ${key}`, total), value])
   }
 
   /** Undefined where no key matches. Throws ConfigError when matching takes too long. */
   find(moduleName: string): number | undefined {
-    return this.#rows.find(([expression]) => expression.test(moduleName))?.[1]
+    if (this.#known.has(moduleName)) return this.#known.get(moduleName)
+    const value = this.#rows.find(([expression]) => expression.test(moduleName))?.[1]
+    this.#known.set(moduleName, value)
+    return value
   }
 }
 
@@ -86,12 +111,7 @@ export interface TargetRules {
 
 /** Whether a module is one that an entry of modules_to_save means, or inside of one: an end of a name, with or without a dot before it. */
 export function isInsideModule(module: string, entry: string): boolean {
-  return module.split('.').some((_, i, parts) => {
-    return parts
-      .slice(0, i + 1)
-      .join('.')
-      .endsWith(entry)
-  })
+  return module.endsWith(entry) || module.includes(`${entry}.`)
 }
 
 /** `all-linear` in any case. It says nothing about a name alone: what is linear, the model has to tell. */
@@ -120,7 +140,15 @@ function nameMatcher(names: readonly string[] | string, where: string): (moduleN
     const expression = fullMatch(names, where)
     return (name) => names !== '' && expression.test(name)
   }
-  return (name) => names.some((entry) => name === entry || name.endsWith(`.${entry}`))
+  const entries = new Set(names)
+  return (name) => endsOf(name).some((end) => entries.has(end))
+}
+
+/** A name, and what comes after each of its dots. */
+export function endsOf(name: string): string[] {
+  const ends = [name]
+  for (let at = name.indexOf('.'); at >= 0; at = name.indexOf('.', at + 1)) ends.push(name.slice(at + 1))
+  return ends
 }
 
 function layerMatcher({ layersToTransform = [], layersPattern = [] }: TargetRules): (moduleName: string) => boolean {

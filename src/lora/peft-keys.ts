@@ -7,6 +7,9 @@ import type { SafetensorsFile, TensorInfo } from '../formats/safetensors.js'
 /** Before every key of a PEFT file. */
 export const KEY_PREFIX = 'base_model.model.'
 
+/** Modules' names are shorter; each is compared with much, in time that grows faster than its length. */
+const MAX_KEY_LENGTH = 1000
+
 /** Modules that training wraps others in; PEFT and transformers take them out of names, when they see them. */
 const WRAPPERS = /(^|\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)/g
 /** torch's DistributedDataParallel around the whole PEFT model. */
@@ -47,18 +50,20 @@ interface Entry {
  *
  * @param adapterName which one to take from a file with several
  * @throws MismatchError when the file holds several adapters and none is chosen, or has no such adapter; FormatError when two tensors
- *   would get one name
+ *   would get one name, or a name is longer than that of any module
  */
 export function normalizeKeys(file: SafetensorsFile, adapterName?: string): NormalizedFile {
   const where = file.source.name
   const notes: string[] = []
   const entries = [...file.tensors.values()].map((info) => ({ info, key: info.name }))
+  checkLengths(entries, where)
   takeOutWrappers(entries, notes)
+  // First of all: what comes next looks for parts of names that have something before them.
+  if (entries.some(({ key }) => key.includes('.lora_')) && !entries.some(({ key }) => key.startsWith(KEY_PREFIX))) {
+    rename(entries, `tensor names without the prefix ${KEY_PREFIX}`, notes, (key) => KEY_PREFIX + key)
+  }
   const chosen = takeAdapter(entries, adapterName, where, notes)
   const kept = withoutCopies(chosen, notes)
-  if (kept.some(({ key }) => key.includes('.lora_')) && !kept.some(({ key }) => key.startsWith(KEY_PREFIX))) {
-    rename(kept, `tensor names without the prefix ${KEY_PREFIX}`, notes, (key) => KEY_PREFIX + key)
-  }
   if (notes.length === 0) return { file, notes }
 
   const tensors = new Map<string, TensorInfo>()
@@ -68,6 +73,17 @@ export function normalizeKeys(file: SafetensorsFile, adapterName?: string): Norm
     tensors.set(key, { ...info, name: key })
   }
   return { file: { ...file, tensors }, notes }
+}
+
+function checkLengths(entries: readonly Entry[], where: string): void {
+  const long = entries.find(({ key }) => key.length > MAX_KEY_LENGTH)
+  if (long === undefined) return
+  throw new FormatError({
+    where: `${where}: ${long.key.slice(0, 100)}…`,
+    what: 'the name of a tensor is too long for one of an adapter',
+    expected: `at most ${MAX_KEY_LENGTH} characters`,
+    got: `${long.key.length}`,
+  })
 }
 
 /** Changes keys in place, and takes a note where one did change. */

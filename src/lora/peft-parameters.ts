@@ -104,16 +104,15 @@ export function savedParameters(entries: readonly string[], names: readonly stri
   return names.every(isMeant) ? entries : names
 }
 
-/** Whether an entry of target_parameters means the parameter of that full name. */
-function isTargetParameter(name: string, entries: readonly string[]): boolean {
-  return entries.some((entry) => name === entry || name.endsWith(`.${entry}`))
-}
-
 /** The parameters of a module that entries with a dot mean, or those that entries without one may mean, as any module's. */
 function candidates(module: string, entries: readonly string[], isDotted: boolean): string[] {
-  const names = entries.filter((entry) => entry.includes('.') === isDotted)
-  const own = names.map((entry) => entry.slice(entry.lastIndexOf('.') + 1))
-  return [...new Set(own.filter((parameter) => isTargetParameter(`${module}.${parameter}`, names)))]
+  const found = new Set<string>()
+  for (const entry of entries) {
+    const parameter = entry.slice(entry.lastIndexOf('.') + 1)
+    const name = `${module}.${parameter}`
+    if (entry.includes('.') === isDotted && (name === entry || name.endsWith(`.${entry}`))) found.add(parameter)
+  }
+  return [...found]
 }
 
 /** Which `count` parameters of a module are adapted; another number of names when that does not follow. */

@@ -3,7 +3,7 @@
 
 import { MismatchError, nearMisses } from '../base/errors.js'
 import type { LoraConfig } from './config.js'
-import { isAllLinear, isInsideModule, PatternTable, targetMatcher } from './patterns.js'
+import { endsOf, isAllLinear, isInsideModule, PatternTable, targetMatcher } from './patterns.js'
 import type { AdapterPart, PartKind } from './plain.js'
 import { isHeadModule } from './tied.js'
 
@@ -26,9 +26,26 @@ function unmatchedOf(
   names: readonly string[],
   matcherOf: (entry: string) => (name: string) => boolean,
 ): UnmatchedEntry[] {
-  return entries
-    .filter((entry) => !names.some(matcherOf(entry)))
-    .map((entry) => ({ setting, entry, near: () => nearestTo(entry, names) }))
+  return described(
+    setting,
+    entries.filter((entry) => !names.some(matcherOf(entry))),
+    names,
+  )
+}
+
+/** The same for entries that are names or their ends, as there can be one for each layer. */
+function unmatchedEnds(
+  setting: keyof LoraConfig,
+  entries: readonly string[],
+  names: readonly string[],
+): UnmatchedEntry[] {
+  const left = new Set(entries)
+  for (const name of names) for (const end of endsOf(name)) left.delete(end)
+  return described(setting, [...left], names)
+}
+
+function described(setting: keyof LoraConfig, entries: readonly string[], names: readonly string[]): UnmatchedEntry[] {
+  return entries.map((entry) => ({ setting, entry, near: () => nearestTo(entry, names) }))
 }
 
 /** All entries that match nothing, in the order of the config's fields. */
@@ -38,8 +55,9 @@ export function unmatchedEntries(config: LoraConfig, parts: readonly AdapterPart
   const parameters = ofKinds('parameter')
   const { targetParameters, layersToTransform = [] } = config
   const ofPattern = (setting: 'rankPattern' | 'alphaPattern') => {
+    const total = { steps: 0 }
     return unmatchedOf(setting, Object.keys(config[setting]), [...layers, ...parameters], (key) => {
-      const table = new PatternTable({ [key]: 1 }, setting)
+      const table = new PatternTable({ [key]: 1 }, setting, total)
       return (name) => table.find(name) !== undefined
     })
   }
@@ -53,13 +71,13 @@ export function unmatchedEntries(config: LoraConfig, parts: readonly AdapterPart
     ...unmatchedOf('modulesToSave', config.modulesToSave, ofKinds('replacement'), (entry) => {
       return (name) => isInsideModule(name.slice(0, Math.max(0, name.lastIndexOf('.'))), entry)
     }),
-    ...unmatchedOf('targetParameters', targetParameters, parameters, endMatcher),
+    ...unmatchedEnds('targetParameters', targetParameters, parameters),
     ...unmatchedTokenModules(config, ofKinds('token-rows')),
   ]
 }
 
 function unmatchedTargets({ targetModules }: LoraConfig, layers: readonly string[]): UnmatchedEntry[] {
-  if (typeof targetModules !== 'string') return unmatchedOf('targetModules', targetModules, layers, endMatcher)
+  if (typeof targetModules !== 'string') return unmatchedEnds('targetModules', targetModules, layers)
   // An expression counts as one entry, and every layer that there is matches it.
   const isIdle = !isAllLinear(targetModules) && layers.length === 0
   return isIdle ? [{ setting: 'targetModules', entry: targetModules, near: () => [] }] : []
@@ -102,10 +120,6 @@ function unmatchedError(unmatched: readonly UnmatchedEntry[], where: string): Mi
     expected: 'settings that all match something, as strict asks for',
     ...(hints.length > 0 && { hint: hints.join('; ') }),
   })
-}
-
-function endMatcher(entry: string): (name: string) => boolean {
-  return (name) => name === entry || name.endsWith(`.${entry}`)
 }
 
 /** Ends of names with as many parts as the entry has. */

@@ -68,3 +68,7 @@ test('errors say where', () => {
   expect(() => parse('{"a": tru}')).toThrow('file.json: not valid JSON at character 6; expected a value, got "t"')
   expect(() => parse('{"a": 1')).toThrow('file.json: not valid JSON at character 7; expected "}", got the end')
 })
+
+test('refuses values without end, which take many times the memory of their text', () => {
+  expect(() => parse(`[${'0,'.repeat(1 << 22)}0]`)).toThrow('file.json: JSON of more than 4194304 values')
+})

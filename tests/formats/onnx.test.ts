@@ -78,6 +78,14 @@ describe('loading', () => {
     expect(await onnx.readWeight('w')).toEqual(bytesOf(W))
   })
 
+  it('finds as many tensors as a stack has no room for', async () => {
+    const raw = new Float32Array(256)
+    const many = linearModel(rawTensor('w', W, [16, 256]), rawTensor('v', V, [256, 16]))
+    for (let i = 0; i < 50_000; i++) many.graph?.initializer.push(rawTensor(`w${i}`, raw, [256]))
+    const onnx = await load(serializeModel(many))
+    expect(onnx.weight('w49999')).toMatchObject({ byteLength: 1024 })
+  })
+
   it('finds tensors in sub-graphs', async () => {
     const inner = linearModel(rawTensor('w', W, [16, 256]), rawTensor('v', V, [256, 16])).graph
     const outer = create(ModelProtoSchema, {
@@ -143,6 +151,7 @@ describe('external data', () => {
     ['is absolute on Windows', { ...good, location: 'C:\\weights' }, FormatError, /outside its folder/],
     ['has no location', { offset: '0' }, FormatError, /names no file/],
     ['has a negative offset', { ...good, offset: '-1' }, FormatError, /external offset of tensor "w" is no byte count/],
+    ['has an offset in hexadecimal', { ...good, offset: '0x5' }, FormatError, /offset of tensor "w" is no byte count/],
     ['has no number for a length', { ...good, length: '1e9x' }, FormatError, /length of tensor "w" is no byte count/],
     [
       'has a length that is not its shape',
@@ -206,6 +215,11 @@ describe('what is no ONNX model', () => {
   it('a weight whose content is not its shape', async () => {
     const wrong = linearModel(rawTensor('w', W, [16, 255]), rawTensor('v', V, [256, 16]))
     await expect(load(serializeModel(wrong))).rejects.toThrow(/tensor "w".*expected 16320 bytes, got 16384 bytes/)
+  })
+
+  it('a shape whose negative dimensions make up for each other', async () => {
+    const wrong = linearModel(rawTensor('w', W, [-16, -256]), rawTensor('v', V, [256, 16]))
+    await expect(load(serializeModel(wrong))).rejects.toThrow(/tensor "w" has a negative dimension; got \(-16, -256\)/)
   })
 
   it('sub-graphs nested without end', async () => {

@@ -182,23 +182,26 @@ describe('memory and time', () => {
 
   test('many views of one storage: what they cost in all is bounded', async () => {
     const values = new Uint8Array(4 << 20)
-    const view = tensor('h\x00', 0, [2, 2 ** 10], [2 ** 20 - 2 ** 10, 1])
-    const started = performance.now()
-    const pickle = dict({
-      first: tensor(bytesOf(storage('0', 2 ** 20), 'q\x00'), 0, [1], [1]),
-      ...Object.fromEntries(Array.from({ length: 1000 }, (_, i) => [`w${i}`, view])),
-    })
-    expect((await failure(parse(torchZip(pickle, { '0': values })))).message).toMatch(
-      /w\d+: views that are much larger than the file/,
-    )
-    expect(performance.now() - started).toBeLessThan(10_000)
+    const spread = tensor('h\x00', 0, [2, 2 ** 10], [2 ** 20 - 2 ** 10, 1])
+    const whole = tensor('h\x00', 0, [2 ** 20], [1])
+    for (const view of [spread, whole]) {
+      const pickle = dict({
+        first: tensor(bytesOf(storage('0', 2 ** 20), 'q\x00'), 0, [1], [1]),
+        ...Object.fromEntries(Array.from({ length: 1000 }, (_, i) => [`w${i}`, view])),
+      })
+      expect((await failure(parse(torchZip(pickle, { '0': values })))).message).toMatch(
+        /w\d+: views that are much larger than the file/,
+      )
+    }
   })
 
-  test('a stack, a memo and a nesting without end', async () => {
+  test('a stack, a memo, objects and a nesting without end', async () => {
     expect((await failure(parsePickle('('.repeat(100_000)))).message).toMatch(/more than 65536 items on the stack/)
     expect((await failure(parsePickle('N', new Uint8Array(2 ** 21 + 2).fill(0x94)))).message).toMatch(
       /more than 2097152 remembered/,
     )
+    const tuples = bytesOf(...Array.from({ length: 40 }, () => bytesOf('(', ')'.repeat(60_000), 'e')))
+    expect((await failure(parsePickle(']', tuples, '.'))).message).toMatch(/more than 2097152 objects/)
     const nested = await failure(parsePickle('N', new Uint8Array(2 ** 20).fill(0x85), '.'))
     expect(nested.message).toMatch(/no dict of tensors was saved; got tuple/)
     // A list that contains itself twice, and so on: 2¹⁰⁰⁰ items for whoever walks it.
@@ -212,10 +215,8 @@ describe('memory and time', () => {
 
   test('a huge tuple that every tensor takes for its sizes is not walked each time', async () => {
     const sizes = bytesOf('(', ...Array.from({ length: 60_000 }, () => 'K\x01'), 'tq\x00')
-    const started = performance.now()
     const args = tuple(storage('0', 4), int(0), 'h\x00', 'h\x00', [0x89], 'N')
     await failure(parsePickle(sizes, 'ctorch._utils\n_rebuild_tensor_v2\n', args, 'R.'))
-    expect(performance.now() - started).toBeLessThan(2000)
   })
 
   test('names from JavaScript’s prototypes are names like any other', async () => {

@@ -1,3 +1,4 @@
+import { execFileSync } from 'node:child_process'
 import {
   chmod,
   lstat,
@@ -246,4 +247,9 @@ test('append adds to a file, makes what is missing, and says why it cannot', asy
   expect(await readFile(at('a', 'log.jsonl'), 'utf8')).toBe('one\ntwo\n')
   expect((await failure(directory.append('a', text('x')))).message).toContain('is a folder')
   await failure(directory.append('../log.jsonl', text('x')))
+})
+
+test.skipIf(isWindows)('a pipe is refused instead of waited for', async () => {
+  execFileSync('mkfifo', [at('pipe')])
+  expect((await failure(openFile(at('pipe')))).message).toBe(`${at('pipe')}: is no file`)
 })

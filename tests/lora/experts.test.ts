@@ -250,3 +250,15 @@ describe('folders that must not load', () => {
     expect(error.message).toContain('adapter/')
   })
 })
+
+test('more experts than a call takes arguments', () => {
+  const count = 200_000
+  const [a, b] = [new Float32Array(count).fill(3), new Float32Array(count).fill(2)]
+  const parameter = new ExpertLora(
+    { data: a, shape: [count, 1] },
+    { data: b, shape: [1, count] },
+    { rank: 1, alpha: 1 },
+  )
+  expect(parameter.normA()).toBeCloseTo(3 * Math.sqrt(count))
+  expect(parameter.normDelta()).toBeCloseTo(6 * Math.sqrt(count))
+})

@@ -63,3 +63,36 @@ test('the first pattern that matches counts', () => {
   expect(['x.a.q', 'b.q', 'aq', 'x'].map((name) => table.find(name))).toEqual([1, 2, 3, 3])
   expect(new PatternTable({ q: 2 }, 'rankPattern').find('k')).toBeUndefined()
 })
+
+describe('keys of pattern tables that are names', () => {
+  test.each<[key: string, name: string, value: number | undefined]>([
+    ['q_proj', 'q_proj', 1],
+    ['q_proj', q(0), 1],
+    ['q_proj', 'xq_proj', undefined],
+    ['self_attn.q_proj', q(0), 1],
+    ['self.attn.q_proj', q(0), 1],
+    ['layers.0', 'model.layers.0', 1],
+    ['layers.0', 'model.layersx0', 1],
+    ['a.b', 'x.a\nb', undefined],
+    ['a.b', 'x.a😀b', 1],
+    ['.', 'a.😀', 1],
+    ['a-b', 'x.a-b', 1],
+    ['a', 'x\n.a', undefined],
+  ])('%j and %j', (key, name, value) => {
+    expect(new PatternTable({ [key]: 1 }, 'rankPattern').find(name)).toBe(value)
+    // The same as an expression.
+    expect(new PatternTable({ [`(?:${key})`]: 1 }, 'rankPattern').find(name)).toBe(value)
+  })
+})
+
+test('a table’s expressions have a number of steps together, a name asked for again costs none', () => {
+  const total = { steps: 0 }
+  const table = new PatternTable({ '(?:k|v)': 1, '(?:q)': 2 }, 'rankPattern', total)
+  expect(table.find('q')).toBe(2)
+  const once = total.steps
+  expect(once).toBeGreaterThan(2)
+  expect(table.find('q')).toBe(2)
+  expect(total.steps).toBe(once)
+  total.steps = 2 ** 29
+  expect(() => table.find('v')).toThrow(/too long to match so many names/)
+})

@@ -340,3 +340,20 @@ test('fuzz: whatever a config says, it loads or one of our errors comes', async 
   )
   expect(loaded).toBeGreaterThan(100)
 })
+
+test('a tensor’s name that is too long for one is told before it is compared with anything', async () => {
+  const long = `base_model.model${'.original_module.'.repeat(100_000)}x`
+  const error = await failure(await adapterFolder(CONFIG, [...PAIR, tensor(long, [1])]))
+  expect(error).toBeInstanceOf(FormatError)
+  expect(error.message).toMatch(/the name of a tensor is too long.*expected at most 1000 characters, got 1700017/)
+  expect(error.message.length).toBeLessThan(300)
+})
+
+test('lists of more modules or parameters than anyone writes', async () => {
+  const names = Array.from({ length: 1001 }, (_, i) => `m${i}`)
+  for (const key of ['modules_to_save', 'target_parameters']) {
+    const error = await failure(await adapterFolder({ ...CONFIG, [key]: names }))
+    expect(error).toBeInstanceOf(ConfigError)
+    expect(error.message).toMatch(/expected .* 1000 at most/)
+  }
+})

@@ -102,7 +102,8 @@ class Scanner {
       const body = child && (await this.message(child, bodyStart, bodyEnd, depth + 1))
       if (body === undefined) continue
       cut(fieldStart, bodyEnd)
-      pieces.push(lengthDelimited(field, sizeOf(body)), ...body)
+      pieces.push(lengthDelimited(field, sizeOf(body)))
+      for (const piece of body) pieces.push(piece)
     }
     if (pieces.length === 0 && kept === start) return undefined
     if (kept < end) pieces.push([kept, end])

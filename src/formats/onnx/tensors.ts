@@ -46,10 +46,10 @@ export function dataTypeName(dataType: number): string {
   return DataType[dataType] ?? `type ${dataType}`
 }
 
-/** Bytes of a tensor's packed content; undefined for strings and types that this schema does not know. */
+/** Bytes of a tensor's packed content; undefined for strings, types that this schema does not know, and negative dimensions. */
 export function byteLengthOf(dataType: number, dims: readonly number[]): number | undefined {
   const bits = BITS[dataType as DataType]
-  return bits === undefined ? undefined : Math.ceil((elementCount(dims) * bits) / 8)
+  return bits === undefined || dims.some((dim) => dim < 0) ? undefined : Math.ceil((elementCount(dims) * bits) / 8)
 }
 
 /** A tensor's shape as numbers. */
@@ -76,7 +76,7 @@ export interface WeightRange {
 /**
  * The range that an external tensor points at.
  *
- * @throws FormatError when an entry is no number, or length and shape disagree.
+ * @throws FormatError when an entry is no number, a dimension is negative, or length and shape disagree.
  */
 export function weightRange(tensor: TensorProto, where: string): WeightRange {
   const entries = new Map(tensor.externalData.map(({ key, value }) => [key, value]))
@@ -86,7 +86,7 @@ export function weightRange(tensor: TensorProto, where: string): WeightRange {
     const text = entries.get(key)
     if (text === undefined) return undefined
     const value = Number(text)
-    if (text.trim() === '' || !Number.isSafeInteger(value) || value < 0) {
+    if (!/^\d+$/.test(text) || !Number.isSafeInteger(value)) {
       throw new FormatError({ where, what: `external ${key} of ${what} is no byte count`, got: JSON.stringify(text) })
     }
     return value
@@ -94,6 +94,9 @@ export function weightRange(tensor: TensorProto, where: string): WeightRange {
   const location = entries.get('location')
   if (location === undefined || location === '') {
     throw new FormatError({ where, what: `external ${what} names no file` })
+  }
+  if (dims.some((dim) => dim < 0)) {
+    throw new FormatError({ where, what: `${what} has a negative dimension`, got: formatShape(dims) })
   }
   const expected = byteLengthOf(tensor.dataType, dims)
   const byteLength = integer('length') ?? expected

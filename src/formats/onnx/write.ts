@@ -57,8 +57,9 @@ export async function writeOnnx(
 ): Promise<void> {
   const complete = await inlineAttributes(model, proto)
   const weights = (complete.graph?.initializer ?? []).map((tensor) => planWeight(model, tensor, overrides))
+  const names = new Set(weights.map(({ tensor }) => tensor.name))
   for (const name of overrides.keys()) {
-    if (weights.some(({ tensor }) => tensor.name === name)) continue
+    if (names.has(name)) continue
     throw new FormatError({ where: model.name, what: `no initializer ${JSON.stringify(name)} to replace` })
   }
   const external = [...model.files.keys()].find((location) => location !== model.fileName)

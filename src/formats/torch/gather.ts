@@ -6,11 +6,14 @@ import { FormatError } from '../../base/errors.js'
 import { elementCount, formatShape } from '../../base/tensor.js'
 import type { TorchTensor } from './rebuild.js'
 
-/** How much views may cost to read and to hold, beside some times the file's own length: a stride of 0 makes much out of nothing. */
+/**
+ * How much views may cost to read and to hold, beside some times the file's own length: a stride of 0 makes much out of nothing, and
+ * so do many views of one storage.
+ */
 const SPARE_BYTES = 1 << 26
 const TIMES_FILE = 8
 
-/** Collects copies. Their offsets count from the file's beginning. */
+/** Finds places for views, and collects copies of those that need them. Offsets count from the file's beginning. */
 export class Gatherer {
   readonly #source: ByteSource
   readonly #parts: Uint8Array[] = []
@@ -22,15 +25,17 @@ export class Gatherer {
   }
 
   /**
-   * Copies a view with at least one element; returns the copy's offset.
+   * Where a view's elements follow one another: in its storage, or in a copy after the end of the file.
    *
    * @param storageStart of its storage in the file
    * @throws FormatError when the views of the file are much larger than the file
    */
-  async gather(tensor: TorchTensor, storageStart: number, where: string): Promise<number> {
+  async place(tensor: TorchTensor, storageStart: number, where: string): Promise<number> {
     const { shape, strides, type } = tensor
-    const span = shape.reduce((sum, dim, i) => sum + (dim - 1) * strides[i], 1) * type.bytes
+    const start = storageStart + tensor.offset * type.bytes
     const byteLength = elementCount(shape) * type.bytes
+    const isInPlace = byteLength === 0 || tensor.isContiguous
+    const span = isInPlace ? 0 : shape.reduce((sum, dim, i) => sum + (dim - 1) * strides[i], 1) * type.bytes
     this.#costBytes += span + byteLength
     if (this.#costBytes > this.#source.byteLength * TIMES_FILE + SPARE_BYTES) {
       throw new FormatError({
@@ -39,7 +44,8 @@ export class Gatherer {
         got: `shape ${formatShape(shape)}, strides ${formatShape(strides)}`,
       })
     }
-    const values = await this.#source.read(storageStart + tensor.offset * type.bytes, span)
+    if (isInPlace) return start
+    const values = await this.#source.read(start, span)
     const copy = new Uint8Array(byteLength)
     copyStrided(values, copy, tensor)
     this.#parts.push(copy)

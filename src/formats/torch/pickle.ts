@@ -2,13 +2,15 @@
 // protocols 2 to 5), and of all classes and functions only those that the host names. Everything else is refused with its offset.
 
 import { FormatError, UnsupportedError } from '../../base/errors.js'
-import { PickleDict, PickleGlobal, PickleList, PickleTuple, type PickleValue } from './pickle-values.js'
+import { PickleDict, PickleGlobal, PickleList, PickleObject, PickleTuple, type PickleValue } from './pickle-values.js'
 
-/** A memo entry or a stack item for each few bytes: a million tensors would need about 64 MB. */
+/** A memo entry or a stack item for each few bytes. */
 export const MAX_PICKLE_BYTES = 1 << 26
 /** Python's pickler puts at most 2000 items on its stack for one dict. */
 const MAX_STACK = 1 << 16
 const MAX_MEMO = 1 << 21
+/** Tuples, dicts and what the host makes, each time they are pushed: a tensor has twelve. One takes up to 300 bytes of memory, in the file one. */
+const MAX_OBJECTS = 1 << 21
 /** Longer integers are neither sizes nor torch's magic number. */
 const MAX_INTEGER_BYTES = 16
 
@@ -88,6 +90,7 @@ class Machine {
   readonly #start: number
   readonly #stack: (PickleValue | typeof MARK)[] = []
   readonly #memo = new Map<number, PickleValue>()
+  #objects = 0
   /** Of the opcode that runs. */
   #opcodeAt: number
 
@@ -248,6 +251,7 @@ class Machine {
 
   #push(value: PickleValue | typeof MARK): void {
     if (this.#stack.length >= MAX_STACK) this.#fail(`more than ${MAX_STACK} items on the stack`)
+    if (value instanceof PickleObject && ++this.#objects > MAX_OBJECTS) this.#fail(`more than ${MAX_OBJECTS} objects`)
     this.#stack.push(value)
   }
 

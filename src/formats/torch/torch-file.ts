@@ -118,12 +118,9 @@ async function indexTensors(source: ByteSource, { value, offsets }: TorchContent
       throw new FormatError({ where: `${where}: ${String(name).slice(0, 200)}`, what: 'not a named tensor' })
     }
     const storageStart = offsets.get(tensor.storage.key)!
-    const byteLength = elementCount(tensor.shape) * tensor.type.bytes
-    const offset =
-      byteLength === 0 || tensor.isContiguous
-        ? storageStart + tensor.offset * tensor.type.bytes
-        : await gatherer.gather(tensor, storageStart, `${where}: ${name}`)
-    tensors.set(name, { name, dtype: tensor.type.dtype, shape: tensor.shape, offset, byteLength })
+    const { shape, type } = tensor
+    const offset = await gatherer.place(tensor, storageStart, `${where}: ${name}`)
+    tensors.set(name, { name, dtype: type.dtype, shape, offset, byteLength: elementCount(shape) * type.bytes })
   }
   const gathered = gatherer.bytes()
   return { source: gathered.byteLength === 0 ? source : new GatheredSource(source, gathered), tensors, metadata: {} }
