@@ -18,6 +18,7 @@ import { learningRates } from './schedule.js'
 
 /** `adapter` is where training starts; its factors are replaced by what it comes to. */
 export interface RunParts extends SessionParts {
+  readonly examples: readonly Example[]
   readonly evalExamples: readonly Example[] | undefined
   readonly out: { readonly directory: Directory; readonly use: FolderUse } | undefined
   readonly signal: AbortSignal | undefined
