@@ -6,9 +6,10 @@ import type { Port } from './rpc.js'
 
 /** Starts a worker thread from a module URL. It does not keep the process alive unless held. */
 export function spawnNodeWorker(entry: URL): Port {
-  // Workers take over Node's options, and refuse this one of `node --input-type=module -e …`.
-  const execArgv = process.execArgv.filter((option) => !option.startsWith('--input-type'))
-  const worker = new Worker(entry, { execArgv })
+  // Workers take over Node's options, and refuse this one of `node --input-type=module -e …`. The rest cannot be handed over instead:
+  // given a list, a worker refuses options of the process and of V8, such as --max-old-space-size.
+  const isOfText = process.execArgv.some((option) => option.startsWith('--input-type'))
+  const worker = new Worker(entry, isOfText ? { execArgv: [] } : {})
   return {
     post: (message, transfer) => worker.postMessage(message, transfer as ArrayBuffer[]),
     listen: (receive) => void worker.on('message', receive),
