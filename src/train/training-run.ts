@@ -109,10 +109,11 @@ class TrainingRun {
       await this.#takeSteps(metrics.length)
       on.stage?.('save')
       await this.#save()
-      const isDone = this.#writer.metrics.length === this.#totalSteps
-      const evalLossAfter = isDone ? await this.#evaluate(this.#totalSteps) : undefined
+      const isTrained = this.#writer.metrics.length === this.#totalSteps
+      const evalLossAfter = isTrained ? await this.#evaluate(this.#totalSteps) : undefined
+      const isDone = isTrained && (this.#parts.evalExamples === undefined || evalLossAfter !== undefined)
       if (isDone) await this.#writer.finish()
-      return this.#reportOf(evalLossAfter)
+      return this.#reportOf(evalLossAfter, isDone)
     } catch (error) {
       await this.#writer.abandon().catch(() => {}) // `error` says why the run ended
       throw error
@@ -135,7 +136,7 @@ class TrainingRun {
     }
   }
 
-  #reportOf(evalLossAfter: number | undefined): RunReport {
+  #reportOf(evalLossAfter: number | undefined, isDone: boolean): RunReport {
     const { metrics } = this.#writer
     const [before, after] = [this.#evalLossBefore, evalLossAfter]
     return {
@@ -146,7 +147,7 @@ class TrainingRun {
       evalPerplexity: after === undefined ? null : Math.exp(after),
       stepMillis: steadyMedian(this.#times),
       peakRssBytes: peakRssBytes(),
-      interrupted: this.#parts.signal?.aborted ?? false,
+      interrupted: !isDone,
       runtime: this.#sessions.runtimeName,
     }
   }

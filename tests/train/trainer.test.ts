@@ -133,6 +133,24 @@ describe('Trainer', () => {
     await expect(train({ out: broken, resume: true })).rejects.toThrow('finished')
   })
 
+  it('is done where it is told to stop in its last step', async () => {
+    const out = new MemoryDirectory()
+    const { report } = await train({ out, ...abortAt(6) })
+    expect(report).toMatchObject({ steps: 6, interrupted: false })
+    expect(out.files.has(STATE_FILE)).toBe(false)
+  })
+
+  it('makes up for a last evaluation that was interrupted', async () => {
+    const out = new MemoryDirectory()
+    const controller = new AbortController()
+    const on = { stage: (stage: string) => void (stage === 'save' && controller.abort()) }
+    const { report } = await train({ out, evalData, signal: controller.signal, on })
+    expect(report).toMatchObject({ steps: 6, interrupted: true, evalLoss: null })
+    const resumed = await train({ out, evalData, resume: true })
+    expect(resumed.report).toMatchObject({ steps: 6, interrupted: false })
+    expect(resumed.report.evalLoss).toEqual((await train({ evalData })).report.evalLoss)
+  })
+
   it('resumes from a state that was saved on the way', async () => {
     const [whole, broken] = [new MemoryDirectory(), new MemoryDirectory()]
     await train({ out: whole })
@@ -154,7 +172,7 @@ describe('Trainer', () => {
 
   it('refuses to resume with other parts', async () => {
     const out = new MemoryDirectory({}, 'out')
-    await train({ out, ...abortAt(1) })
+    await train({ out, evalData, ...abortAt(1) })
     const before = new Map(out.files)
     const other: Partial<TrainerOptions>[] = [
       { learningRate: 1e-3 },
@@ -162,11 +180,15 @@ describe('Trainer', () => {
       { config: { alpha: 4 } },
       { maxSteps: 7 },
       { config: { rank: 2 } },
+      { evalData: evalData.slice(1) },
+      { evalData: undefined },
     ]
     for (const change of other) {
-      await expect(train({ out, resume: true, ...change })).rejects.toThrow(MismatchError)
+      await expect(train({ out, evalData, resume: true, ...change })).rejects.toThrow(MismatchError)
     }
-    await expect(train({ out, resume: true, batchSize: 2 })).rejects.toThrow(/another batchSize; expected 4, got 2/)
+    await expect(train({ out, evalData, resume: true, batchSize: 2 })).rejects.toThrow(
+      /another batchSize; expected 4, got 2/,
+    )
     expect(out.files).toEqual(before)
   })
 
