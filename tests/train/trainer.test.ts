@@ -7,6 +7,7 @@ import { ConfigError, DataError, FileError, MismatchError, NumericError } from '
 import { OnnxModel } from '../../src/formats/onnx/model.js'
 import { type CausalModel, loadModel } from '../../src/graph/model-folder.js'
 import { NodeDirectory } from '../../src/io/node-files.js'
+import { LoraAdapter } from '../../src/lora/adapter.js'
 import { loadAdapter } from '../../src/lora/peft.js'
 import type { OrtModule } from '../../src/runtime/onnxruntime.js'
 import type { TextRecord } from '../../src/text/records.js'
@@ -315,6 +316,8 @@ describe('what goes wrong', () => {
     [{ data: [] }, DataError, /data: it holds no records/],
     [{ data: [{ txt: 'a' }] as never }, DataError, /data\[0\]: not a record/],
     [{ evalData: [{ text: 'a' }, {}] as never }, DataError, /evalData\[1\]: not a record/],
+    [{ data: 'a.jsonl' as never }, ConfigError, /^data: neither records nor a file/],
+    [{ evalData: {} as never }, ConfigError, /^evalData: neither records nor a file/],
     [{ resume: true, overwrite: true }, ConfigError, /not both/],
     [{ resume: true }, FileError, /no run to resume/],
     [{ evaluateEvery: 2 }, ConfigError, /evaluateEvery needs records to evaluate/],
@@ -324,6 +327,15 @@ describe('what goes wrong', () => {
     expect(error).toBeInstanceOf(kind as typeof ConfigError)
     expect((error as Error).message).toMatch(message)
     expect(out.files.size).toBe(0)
+  })
+
+  it('refuses an adapter whose factors it could not change', async () => {
+    const empty = new LoraAdapter({ rank: 2 })
+    await expect(async () => train({ adapter: empty })).rejects.toThrow(/adapter: it has no layers/)
+    const merged = new LoraAdapter({ rank: 2 })
+    merged.addLayer('model.layers.0.self_attn.k_proj', { data: new Float32Array(32 * 32), shape: [32, 32] })
+    merged.mergeAll()
+    await expect(async () => train({ adapter: merged })).rejects.toThrow(/k_proj: it is merged/)
   })
 
   it('leaves a folder alone that is not empty', async () => {
