@@ -8,7 +8,7 @@ export interface StepEvent extends StepMetrics {
   totalSteps: number
   /** Over this process's steps, padding aside; evaluations take no part. */
   tokensPerSecond: number
-  /** From the median step so far; without evaluations. */
+  /** From the median of the last steps; without evaluations. */
   secondsLeft: number
 }
 
