@@ -18,7 +18,7 @@ const WITHOUT_EFFECT: ReadonlySet<keyof TrainSettings> = new Set([
   'evaluateEvery',
 ])
 
-export interface RunParts {
+export interface FingerprintParts {
   model: CausalModel
   /** As it was before the first step. */
   adapter: LoraAdapter
@@ -38,7 +38,7 @@ const SAMPLE_BYTES = 64 << 10
  * 256 pieces of 64 KiB, evenly spaced from the first byte to the last: other weights differ nearly everywhere, and a change of a
  * few of them can go unnoticed.
  */
-export async function fingerprintOf(parts: RunParts): Promise<Record<string, string>> {
+export async function fingerprintOf(parts: FingerprintParts): Promise<Record<string, string>> {
   const { model, adapter, examples, evalExamples, settings, totalSteps } = parts
   const weights = new Hash()
   for (const [name, { weightA, weightB }] of adapter) {
