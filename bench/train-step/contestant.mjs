@@ -28,8 +28,6 @@ const {
   },
 })
 const [batch, sequence, threads, rank] = [options.batch, options.sequence, options.threads, options.rank].map(Number)
-/** As in the trainer: larger graphs get a session for one shape. */
-const LARGE_GRAPH_NODES = 2000
 
 const runtime = await loadNodeRuntime()
 const model = await loadOnnx(new NodeDirectory(folder), 'onnx/model.onnx')
@@ -37,8 +35,7 @@ const linears = matchTargets(findLinears(new Graph(model.proto)), { targetModule
 const layers = linears.map(({ name, d, k }) => ({ name, d, k, rank, scaling: 2 }))
 const graph = await buildTrainingGraph(model, runtime, { layers })
 const engine = new TrainEngine(runtime)
-const bucket = model.proto.graph.node.length > LARGE_GRAPH_NODES ? { batch, sequence } : undefined
-const { id: session } = await engine.openSession(await graph.sessionModel(bucket), {
+const { id: session } = await engine.openSession(await graph.sessionModel(), {
   threads,
   lowMemory: options['low-memory'],
   ...(options.profile === undefined ? {} : { profilePrefix: options.profile }),
@@ -53,7 +50,7 @@ graph.parameters.forEach(({ layer, factor, shape: [, k] }, i) => {
 })
 const optimizer = { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weightDecay: 0 }
 engine.start(
-  { parameters: graph.parameters, loss: graph.loss, optimizer, maxGradNorm: 1 },
+  { parameters: graph.parameters, optimizer, maxGradNorm: 1 },
   { parameters, firstMoments: zeros(), secondMoments: zeros(), updates: 0 },
 )
 

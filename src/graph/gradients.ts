@@ -31,6 +31,7 @@ export const BROADCASTING: ReadonlySet<string> = new Set([
   'Div',
   'Pow',
   'Where',
+  'Clip',
   'Max',
   'Min',
   'Expand',

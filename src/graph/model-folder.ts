@@ -71,7 +71,11 @@ export async function loadModel(directory: Directory, options: LoadModelOptions)
       ...tokenIds(config.eos_token_id),
     ]),
   ]
-  const padTokenIds = [tokenizer.padTokenId, generationConfig.pad_token_id, config.pad_token_id].flatMap(tokenIds)
+  const vocabularySize = positiveInteger(config, ['vocab_size'])
+  // Tokenizers name tokens for padding that were added to them alone, behind the last one that the model knows.
+  const padTokenIds = [tokenizer.padTokenId, generationConfig.pad_token_id, config.pad_token_id]
+    .flatMap(tokenIds)
+    .filter((id) => id < (vocabularySize ?? Number.POSITIVE_INFINITY))
   return {
     name:
       typeof config._name_or_path === 'string' && config._name_or_path !== '' ? config._name_or_path : directory.name,
@@ -81,7 +85,7 @@ export async function loadModel(directory: Directory, options: LoadModelOptions)
     generationConfig,
     onnx,
     tokenizer,
-    vocabularySize: positiveInteger(config, ['vocab_size']),
+    vocabularySize,
     contextLength: positiveInteger(config, CONTEXT_KEYS),
     eosTokenIds,
     padTokenId: padTokenIds[0] ?? eosTokenIds[0] ?? 0,

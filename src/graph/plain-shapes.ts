@@ -65,7 +65,9 @@ class PlainTargets {
 
   make(entries: readonly Entry[]): Value {
     return sharedValue(this.#targets, entries.join(), () => {
-      const parts = runs(entries).map((run) => (typeof run === 'string' ? this.#length(run) : this.#g.int(run)))
+      const parts = constantsJoined(entries).map((run) =>
+        typeof run === 'string' ? this.#length(run) : this.#g.int(run),
+      )
       return parts.length === 1 ? parts[0] : this.#g.concat(parts, 0)
     })
   }
@@ -116,7 +118,7 @@ function lengthName(dim: number | undefined, other: number | undefined): string 
 }
 
 /** Neighbouring constants as one vector. */
-function runs(entries: readonly Entry[]): (number[] | string)[] {
+function constantsJoined(entries: readonly Entry[]): (number[] | string)[] {
   const result: (number[] | string)[] = []
   for (const entry of entries) {
     const last = result.at(-1)

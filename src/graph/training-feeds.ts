@@ -90,26 +90,15 @@ export function maskFeeds(masks: readonly DropoutMask[], rows: number, dropout: 
   )
 }
 
-/** Any tokens in a shape. */
-export function emptyBatch({ batch, sequence }: { batch: number; sequence: number }): TokenBatch {
-  const count = batch * sequence
-  return {
-    batch,
-    sequence,
-    inputIds: new Int32Array(count),
-    attentionMask: new Int32Array(count).fill(1),
-    labels: new Int32Array(count).fill(-1),
-  }
-}
-
 /** A batch for measuring shapes, with `targets` positions that have one. */
 export function probeBatch(batch: number, sequence: number, targets: number): TokenBatch {
-  const labels = new Int32Array(batch * sequence).fill(-1)
+  const count = batch * sequence
+  const labels = new Int32Array(count).fill(-1)
   let left = targets
-  for (let i = 0; i < labels.length && left > 0; i++) {
+  for (let i = 0; i < count && left > 0; i++) {
     if (i % sequence === 0) continue
     labels[i] = 0
     left--
   }
-  return { ...emptyBatch({ batch, sequence }), labels }
+  return { batch, sequence, inputIds: new Int32Array(count), attentionMask: new Int32Array(count).fill(1), labels }
 }

@@ -3,7 +3,6 @@
 
 import { StateError, UnsupportedError } from '../base/errors.js'
 import { TensorProto_DataType as DataType, type ModelProto } from '../formats/onnx/gen/onnx_pb.js'
-import { copyMessage } from '../formats/onnx/messages.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
 import type { Feeds, Runtime, SessionModel } from '../runtime/runtime.js'
 import { buildBackward, checkDifferentiable, gradientPath } from './backward.js'
@@ -22,7 +21,6 @@ import type { ShapeMap } from './shapes.js'
 import { checkTrainableForm } from './trainable-form.js'
 import {
   type DropoutDraw,
-  emptyBatch,
   firstRowFeeds,
   LOSS_INPUTS,
   maskFeeds,
@@ -61,19 +59,13 @@ export interface FeedOptions {
   readonly dropout?: DropoutDraw | undefined
 }
 
-/** A fixed shape, for which the runtime plans in advance. */
-export interface Bucket {
-  readonly batch: number
-  readonly sequence: number
-}
-
 /** A graph that gives the loss of a batch of tokens. Inputs of the factors are those of `loraInputs`. */
 export interface LossGraph {
   /** Output that holds the loss, a scalar: the sum over targets of −ln p(target), divided by the normalizer. */
   readonly loss: string
   readonly proto: ModelProto
-  /** What a session needs: for any batch and sequence, or for one bucket's alone. */
-  sessionModel(bucket?: Bucket): Promise<SessionModel>
+  /** What a session needs that takes any batch and sequence. */
+  sessionModel(): Promise<SessionModel>
   /**
    * Feeds of one run, without the factors.
    *
@@ -222,8 +214,7 @@ function finish(
   return {
     loss: LOSS,
     proto,
-    sessionModel: (bucket) =>
-      sessionModel(model, bucket === undefined ? proto : withShapes(proto, tokens(emptyBatch(bucket)))),
+    sessionModel: () => sessionModel(model, proto),
     feeds(batch, { normalizer, dropout: draw }) {
       if (masks.length > 0 && draw === undefined) throw new StateError({ where: 'dropout', what: 'no draw was given' })
       const rows = batch.batch * batch.sequence
@@ -234,17 +225,4 @@ function finish(
       }
     },
   }
-}
-
-/** The model with the shapes of some inputs fixed. */
-function withShapes(proto: ModelProto, feeds: Feeds): ModelProto {
-  const graph = proto.graph as NonNullable<ModelProto['graph']>
-  const input = graph.input.map((entry) => {
-    const tensor = entry.type?.value
-    const dims = feeds[entry.name]?.dims
-    return tensor?.case === 'tensorType' && dims !== undefined
-      ? valueInfo(entry.name, tensor.value.elemType, dims)
-      : entry
-  })
-  return copyMessage(proto, { graph: copyMessage(graph, { input }) })
 }

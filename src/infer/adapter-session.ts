@@ -144,7 +144,7 @@ export class AdapterSession<M extends SessionBase = SessionBase> {
     return this.engine.run(feeds, adapter, outputNames)
   }
 
-  /** Closes the session after the runs under way, and ends its worker. Other calls throw StateError from then on. */
+  /** Closes the session after the runs that were asked for before, and ends its worker. Other calls throw StateError from then on. */
   dispose(): Promise<void> {
     this.#disposal ??= this.#close()
     return this.#disposal

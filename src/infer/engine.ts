@@ -133,12 +133,15 @@ export class InferEngine {
     this.#decodings.delete(id)
   }
 
-  async dispose(): Promise<void> {
-    const before = this.#open
-    this.#open = undefined
-    this.#decodings.clear()
-    this.#adapters.clear()
-    await this.#afterRuns(async () => before?.session.dispose())
+  /** Closes the session after the runs that were asked for before. */
+  dispose(): Promise<void> {
+    return this.#afterRuns(async () => {
+      const last = this.#open
+      this.#open = undefined
+      this.#decodings.clear()
+      this.#adapters.clear()
+      await last?.session.dispose()
+    })
   }
 
   #factorsOf(adapter: string | undefined): AdapterFactors {

@@ -5,6 +5,7 @@ import { ConfigError, DataError } from '../base/errors.js'
 import { type CausalInputs, causalInputs } from '../graph/causal-inputs.js'
 import { Graph } from '../graph/graph.js'
 import type { CausalModel } from '../graph/model-folder.js'
+import { checkVocabulary } from '../text/records.js'
 import type { AdapterSession } from './adapter-session.js'
 import { GENERATE_DEFAULTS, resolveSampling, type Sampling, type SamplingOptions } from './sampling.js'
 
@@ -39,8 +40,8 @@ export interface GenerateResult {
 /**
  * Continues a prompt.
  *
- * @throws ConfigError for an option out of range, MismatchError for an unknown adapter, DataError for a prompt without
- *   tokens or without room behind it, UnsupportedError when the graph is no causal language model, NumericError when the
+ * @throws ConfigError for an option out of range, MismatchError for an unknown adapter or a tokenizer of another model, DataError for
+ *   a prompt without tokens or without room behind it, UnsupportedError when the graph is no causal language model, NumericError when the
  *   logits are not finite, StateError when the session is disposed; what the signal and `onText` throw
  */
 export async function generate(
@@ -128,7 +129,8 @@ function nextFeeds(inputs: CausalInputs, promptIds: readonly number[], tokenIds:
   })
 }
 
-function encodePrompt({ tokenizer, eosTokenIds, contextLength, name }: CausalModel, prompt: string): number[] {
+function encodePrompt(model: CausalModel, prompt: string): number[] {
+  const { tokenizer, eosTokenIds, contextLength, name } = model
   const ids = tokenizer.encode(prompt)
   const last = ids.at(-1)
   const endsText = last !== undefined && eosTokenIds.includes(last)
@@ -149,6 +151,7 @@ function encodePrompt({ tokenizer, eosTokenIds, contextLength, name }: CausalMod
       got: `${ids.length}`,
     })
   }
+  checkVocabulary(ids, model)
   return ids
 }
 

@@ -4,11 +4,17 @@ import { parentPort, Worker } from 'node:worker_threads'
 import { StateError } from '../base/errors.js'
 import type { Port } from './rpc.js'
 
+/**
+ * What a worker takes over of how Node was started. By default that is all, and a worker refuses `--input-type=module`, which a program
+ * given with -e has. The rest cannot be listed instead: in a list a worker refuses options of V8, such as --max-old-space-size.
+ */
+export function workerOptions(): { execArgv?: [] } {
+  return process.execArgv.some((option) => option.startsWith('--input-type')) ? { execArgv: [] } : {}
+}
+
 /** Starts a worker thread from a module URL. It does not keep the process alive unless held. */
 export function spawnNodeWorker(entry: URL): Port {
-  // Workers take over Node's options, and refuse this one of `node --input-type=module -e …`.
-  const execArgv = process.execArgv.filter((option) => !option.startsWith('--input-type'))
-  const worker = new Worker(entry, { execArgv })
+  const worker = new Worker(entry, workerOptions())
   return {
     post: (message, transfer) => worker.postMessage(message, transfer as ArrayBuffer[]),
     listen: (receive) => void worker.on('message', receive),

@@ -204,18 +204,20 @@ export async function encodeRecords(records: readonly TextRecord[], options: Enc
   return { examples, truncatedRecords, skippedRecords, maxLength }
 }
 
-function checkVocabulary(
-  inputIds: Int32Array,
-  { vocabularySize = Number.POSITIVE_INFINITY, tokenizer }: EncodeOptions,
-) {
-  const id = inputIds.find((id) => id >= vocabularySize)
-  if (id === undefined) return
-  throw new MismatchError({
-    where: tokenizer.name,
-    what: 'the tokenizer is not that of the model',
-    expected: `token ids below ${vocabularySize}`,
-    got: `${id} (${JSON.stringify(tokenizer.decode([id], { specialTokens: true }))})`,
-  })
+/** Throws MismatchError when the tokenizer gave tokens that the model has not. */
+export function checkVocabulary(
+  ids: Iterable<number>,
+  { vocabularySize = Number.POSITIVE_INFINITY, tokenizer }: Pick<EncodeOptions, 'vocabularySize' | 'tokenizer'>,
+): void {
+  for (const id of ids) {
+    if (id < vocabularySize) continue
+    throw new MismatchError({
+      where: tokenizer.name,
+      what: 'the tokenizer is not that of the model',
+      expected: `token ids below ${vocabularySize}`,
+      got: `${id} (${JSON.stringify(tokenizer.decode([id], { specialTokens: true }))})`,
+    })
+  }
 }
 
 /** One record with exactly one eos at its end, not yet cut. */

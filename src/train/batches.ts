@@ -5,11 +5,9 @@ import { Random } from '../base/random.js'
 import type { TokenBatch } from '../graph/training-graph.js'
 import { countTargets, type Example, IGNORED } from '../text/records.js'
 
-/** Which examples run together, and the shape they are padded to. */
+/** Which examples run together, and the length they are padded to. */
 export interface MicroBatch {
   readonly examples: readonly number[]
-  /** At least examples.length: further rows are filled up without targets. */
-  readonly rows: number
   readonly sequence: number
 }
 
@@ -22,8 +20,6 @@ export interface PlanOptions {
   accumulation: number
   /** No run is longer: the model's context. */
   limit: number
-  /** Pads every micro-batch to this length, and to `batchSize` rows. Default: as long as it needs, and no row too many. */
-  sequence?: number | undefined
 }
 
 /**
@@ -34,9 +30,6 @@ const WINDOW_STEPS = 16
 
 /** Lengths are rounded up to this, so that the runtime's memory pool sees few sizes. */
 const LENGTH_MULTIPLE = 8
-
-/** One length for all may add this share of padding: a step that much longer is the price of a session that opens faster. */
-const MOST_PADDING = 0.05
 
 /**
  * The steps of one epoch, in order. Each example is in one of them; the last step of the last window has what is left
@@ -52,15 +45,18 @@ export function planEpoch(lengths: readonly number[], seed: number, epoch: numbe
   for (const window of chunks(order, stepSize * WINDOW_STEPS)) {
     window.sort((a, b) => lengths[a] - lengths[b])
     const inWindow = chunks(window, stepSize)
-    steps.push(...random.shuffle(inWindow).map((examples) => planStep(examples, lengths, options)))
+    steps.push(...random.shuffle(inWindow).map((examples) => microBatches(examples, lengths, options)))
   }
   return steps
 }
 
 /** Batches that hold every example once, by falling length, for evaluation. */
-export function planEvaluation(lengths: readonly number[], options: Omit<PlanOptions, 'sequence'>): MicroBatch[] {
+export function planEvaluation(
+  lengths: readonly number[],
+  options: Pick<PlanOptions, 'batchSize' | 'limit'>,
+): MicroBatch[] {
   const order = Array.from(lengths, (_, index) => index).sort((a, b) => lengths[b] - lengths[a])
-  return chunks(order, options.batchSize).map((examples) => shapeOf(examples, lengths, options.limit))
+  return microBatches(order, lengths, options)
 }
 
 /** Optimizer steps of one epoch: the last may have fewer examples. */
@@ -68,31 +64,23 @@ export function stepsPerEpoch(examples: number, options: Pick<PlanOptions, 'batc
   return Math.ceil(examples / (options.batchSize * options.accumulation))
 }
 
-function planStep(examples: readonly number[], lengths: readonly number[], options: PlanOptions): StepPlan {
-  const { batchSize, sequence, limit } = options
-  return chunks(examples, batchSize).map((batch) =>
-    sequence === undefined ? shapeOf(batch, lengths, limit) : { examples: batch, rows: batchSize, sequence },
-  )
-}
-
-function shapeOf(examples: readonly number[], lengths: readonly number[], limit: number): MicroBatch {
-  const longest = examples.reduce((most, index) => Math.max(most, lengths[index]), 0)
-  return { examples, rows: examples.length, sequence: Math.min(roundUp(longest), limit) }
-}
-
-/** A length that all examples can be padded to with little waste; undefined if there is none. */
-export function commonLength(lengths: readonly number[], limit: number): number | undefined {
-  const longest = lengths.reduce((most, length) => Math.max(most, length), 0)
-  const sequence = Math.min(roundUp(longest), limit)
-  const tokens = lengths.reduce((total, length) => total + length, 0)
-  return sequence * lengths.length <= tokens * (1 + MOST_PADDING) ? sequence : undefined
+function microBatches(
+  examples: readonly number[],
+  lengths: readonly number[],
+  { batchSize, limit }: Pick<PlanOptions, 'batchSize' | 'limit'>,
+): MicroBatch[] {
+  return chunks(examples, batchSize).map((batch) => {
+    const longest = batch.reduce((most, index) => Math.max(most, lengths[index]), 0)
+    return { examples: batch, sequence: Math.min(roundUp(longest), limit) }
+  })
 }
 
 type Collated = TokenBatch & Record<'inputIds' | 'attentionMask' | 'labels', Int32Array>
 
 /** The examples of a micro-batch as one padded batch. */
 export function collate(examples: readonly Example[], plan: MicroBatch, padTokenId: number): Collated {
-  const { rows, sequence } = plan
+  const { sequence } = plan
+  const rows = plan.examples.length
   const inputIds = new Int32Array(rows * sequence).fill(padTokenId)
   const attentionMask = new Int32Array(rows * sequence)
   const labels = new Int32Array(rows * sequence).fill(IGNORED)
@@ -102,8 +90,6 @@ export function collate(examples: readonly Example[], plan: MicroBatch, padToken
     labels.set(example.labels, row * sequence)
     attentionMask.fill(1, row * sequence, row * sequence + example.inputIds.length)
   })
-  // A filling row attends to itself: a softmax over nothing but masked positions can be NaN.
-  attentionMask.fill(1, plan.examples.length * sequence)
   return { batch: rows, sequence, inputIds, attentionMask, labels }
 }
 

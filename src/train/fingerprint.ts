@@ -18,11 +18,12 @@ const WITHOUT_EFFECT: ReadonlySet<keyof TrainSettings> = new Set([
   'evaluateEvery',
 ])
 
-export interface RunParts {
+export interface FingerprintParts {
   model: CausalModel
   /** As it was before the first step. */
   adapter: LoraAdapter
   examples: readonly Example[]
+  evalExamples: readonly Example[] | undefined
   settings: TrainSettings
   totalSteps: number
 }
@@ -37,10 +38,8 @@ const SAMPLE_BYTES = 64 << 10
  * 256 pieces of 64 KiB, evenly spaced from the first byte to the last: other weights differ nearly everywhere, and a change of a
  * few of them can go unnoticed.
  */
-export async function fingerprintOf(parts: RunParts): Promise<Record<string, string>> {
-  const { model, adapter, examples, settings, totalSteps } = parts
-  const data = new Hash()
-  for (const { inputIds, labels } of examples) data.add(inputIds).add(labels)
+export async function fingerprintOf(parts: FingerprintParts): Promise<Record<string, string>> {
+  const { model, adapter, examples, evalExamples, settings, totalSteps } = parts
   const weights = new Hash()
   for (const [name, { weightA, weightB }] of adapter) {
     weights.add(new TextEncoder().encode(name)).add(bytesOf(weightA.data)).add(bytesOf(weightB.data))
@@ -52,20 +51,28 @@ export async function fingerprintOf(parts: RunParts): Promise<Record<string, str
     ['steps', totalSteps],
     ['model', new Hash().add(serializeModel(model.onnx.proto)).digest()],
     ['base weights', await weightsDigest(model.onnx.files.values())],
-    ['data', data.digest()],
+    ['data', digestOf(examples)],
+    ['evaluation data', evalExamples && digestOf(evalExamples)],
     ['adapter', weights.digest()],
   ]
   return Object.fromEntries(entries.map(([key, value]) => [key, JSON.stringify(value) ?? 'none']))
 }
 
+function digestOf(examples: readonly Example[]): string {
+  const hash = new Hash()
+  for (const { inputIds, labels } of examples) hash.add(inputIds).add(labels)
+  return hash.digest()
+}
+
 /** Throws MismatchError naming the first part in which a stored run differs from this one. */
 export function checkFingerprint(stored: Readonly<Record<string, string>>, now: Record<string, string>, where: string) {
   for (const [part, value] of Object.entries(now)) {
-    if (stored[part] === value) continue
+    const before = stored[part] ?? 'none'
+    if (before === value) continue
     throw new MismatchError({
       where,
       what: `the run to resume was started with another ${part}`,
-      expected: stored[part] ?? 'none',
+      expected: before,
       got: value,
       hint: 'Resume with what the run was started with, or overwrite it',
     })

@@ -1,11 +1,9 @@
 // The two sessions of a training run: the graph with gradients, and the one that only evaluates. Each takes batches of any
-// shape: sessions for fixed shapes open faster, but a second one of a large model costs 1.7 times the memory. So a shape is
-// fixed only where all of a run fits one.
+// shape, and has its own activations and, in default mode, its own copy of the weights: one goes before the other comes.
 
 import type { ModuleMap } from '../graph/linears.js'
 import type { CausalModel } from '../graph/model-folder.js'
 import {
-  type Bucket,
   buildLossGraph,
   buildTrainingGraph,
   type LossGraph,
@@ -16,23 +14,15 @@ import {
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { Remote } from '../runtime/rpc.js'
 import { runtimeBehind } from '../runtime/session-table.js'
-import type { Example } from '../text/records.js'
-import { commonLength, type PlanOptions } from './batches.js'
+import type { PlanOptions } from './batches.js'
 import type { EngineRun, TrainEngine } from './engine.js'
 import type { TrainSettings } from './settings.js'
-
-/**
- * Nodes of the model from which on fixing the shape pays, and one session has to go before the other comes: each has its
- * own activations and, in default mode, its own copy of the weights. Opening such a session takes seconds.
- */
-const LARGE_GRAPH_NODES = 2000
 
 export interface SessionParts {
   readonly model: CausalModel
   readonly adapter: LoraAdapter
   readonly modules: ModuleMap | undefined
   readonly settings: TrainSettings
-  readonly examples: readonly Example[]
 }
 
 export class ModelSessions {
@@ -42,7 +32,6 @@ export class ModelSessions {
   readonly #engine: Remote<TrainEngine>
   readonly #training: TrainingGraph
   readonly #evaluation: LossGraph
-  readonly #isLarge: boolean
   readonly #sessions = new Map<LossGraph, number>()
 
   private constructor(
@@ -51,24 +40,16 @@ export class ModelSessions {
     runtimeName: string,
     graphs: { training: TrainingGraph; evaluation: LossGraph },
   ) {
-    const { model, settings, examples } = parts
-    const limit = model.contextLength ?? Number.POSITIVE_INFINITY
+    const { model, settings } = parts
     this.runtimeName = runtimeName
     this.#parts = parts
     this.#engine = engine
     this.#training = graphs.training
     this.#evaluation = graphs.evaluation
-    this.#isLarge = (model.onnx.proto.graph?.node.length ?? 0) >= LARGE_GRAPH_NODES
     this.planOptions = {
       batchSize: settings.batchSize,
       accumulation: settings.gradientAccumulation,
-      limit,
-      sequence: this.#isLarge
-        ? commonLength(
-            examples.map(({ inputIds }) => inputIds.length),
-            limit,
-          )
-        : undefined,
+      limit: model.contextLength ?? Number.POSITIVE_INFINITY,
     }
   }
 
@@ -96,8 +77,11 @@ export class ModelSessions {
     const { normalizer, step, run } = options
     const dropout = { seed: this.#parts.adapter.config.seed, step, run }
     const graph = this.#training
-    const session = await this.#session(graph, this.planOptions.sequence === undefined ? undefined : batch)
-    return { session, feeds: graph.feeds(batch, { normalizer, dropout }), loss: graph.loss }
+    return {
+      session: await this.#session(graph),
+      feeds: graph.feeds(batch, { normalizer, dropout }),
+      loss: graph.loss,
+    }
   }
 
   async evaluationRun(batch: TokenBatch, normalizer: number): Promise<EngineRun> {
@@ -105,13 +89,13 @@ export class ModelSessions {
     return { session: await this.#session(graph), feeds: graph.feeds(batch, { normalizer }), loss: graph.loss }
   }
 
-  async #session(graph: LossGraph, shape?: Bucket): Promise<number> {
+  async #session(graph: LossGraph): Promise<number> {
     const { threads, lowMemory, evaluateEvery } = this.#parts.settings
     let id = this.#sessions.get(graph)
     if (id !== undefined) return id
     // A run that evaluates again and again would open them again and again.
-    if (this.#isLarge && evaluateEvery === undefined) await this.#closeAll()
-    const model = await graph.sessionModel(shape)
+    if (evaluateEvery === undefined) await this.#closeAll()
+    const model = await graph.sessionModel()
     id = (await this.#engine.openSession(model, { lowMemory, ...(threads === undefined ? {} : { threads }) })).id
     this.#sessions.set(graph, id)
     return id

@@ -8,7 +8,7 @@ export interface StepEvent extends StepMetrics {
   totalSteps: number
   /** Over this process's steps, padding aside; evaluations take no part. */
   tokensPerSecond: number
-  /** From the median step so far; without evaluations. */
+  /** From the median of the last steps; without evaluations. */
   secondsLeft: number
 }
 
@@ -63,7 +63,7 @@ export interface TrainReport {
   stepMillis: number | null
   /** The process's high-water mark; null in a browser. */
   peakRssBytes: number | null
-  /** Whether the signal ended the run early. */
+  /** Whether the signal ended the run before its last step, or before the evaluation that follows it. */
   interrupted: boolean
   /** Name and version of ONNX Runtime. */
   runtime: string

@@ -1,7 +1,9 @@
 // Trainer: model + records → adapter. Checks what is asked for; what does it is loaded with the first run, so that the
 // entry of the package stays small.
 
-import { ConfigError } from '../base/errors.js'
+import type { ByteSource } from '../base/bytes.js'
+import { ConfigError, StateError } from '../base/errors.js'
+import type { LoraAdapter } from '../lora/adapter.js'
 import { type LoraConfig, resolveConfig, TRAIN_DEFAULTS } from '../lora/config.js'
 import { requirePlain, requirePlainConfig } from '../lora/plain.js'
 import type { TrainerOptions, TrainResult } from './options.js'
@@ -17,11 +19,14 @@ export class Trainer {
 
   /**
    * @throws ConfigError when a setting or the adapter's config is out of range, or options contradict or lack one another;
-   *   UnsupportedError when the adapter or its config has more than plain linear layers
+   *   UnsupportedError when the adapter or its config has more than plain linear layers; StateError when it has no layer, or one
+   *   that is merged
    */
   constructor(options: TrainerOptions) {
     this.#options = options
     this.settings = resolveSettings(options)
+    checkData('data', options.data)
+    if (options.evalData !== undefined) checkData('evalData', options.evalData)
     checkTogether(options, this.settings)
     const given = Object.entries(options.config ?? {}).filter(([, value]) => value !== undefined)
     this.config =
@@ -32,7 +37,7 @@ export class Trainer {
         baseModel: options.model.name,
         ...Object.fromEntries(given),
       })
-    if (options.adapter !== undefined) requirePlain(options.adapter, 'training')
+    if (options.adapter !== undefined) checkAdapter(options.adapter)
     requirePlainConfig(this.config, 'training')
   }
 
@@ -46,6 +51,24 @@ export class Trainer {
   async train(): Promise<TrainResult> {
     const { runTraining } = await import('./run-training.js')
     return runTraining(this.#options, this.settings, this.config)
+  }
+}
+
+function checkData(where: string, data: unknown): void {
+  if (Array.isArray(data) || typeof (data as Partial<ByteSource> | null | undefined)?.read === 'function') return
+  throw new ConfigError({
+    where,
+    what: 'neither records nor a file that is open',
+    got: typeof data,
+    hint: '`train` of lowrank/node takes paths',
+  })
+}
+
+function checkAdapter(adapter: LoraAdapter): void {
+  requirePlain(adapter, 'training')
+  if (adapter.size === 0) throw new StateError({ where: 'adapter', what: 'it has no layers to train' })
+  for (const [name, { merged }] of adapter) {
+    if (merged) throw new StateError({ where: name, what: 'it is merged', hint: 'Call unmergeAll() first' })
   }
 }
 

@@ -16,8 +16,12 @@ import { type FolderUse, readMetrics, readState, type StepMetrics } from './run-
 import { RunWriter } from './run-writer.js'
 import { learningRates } from './schedule.js'
 
+/** Steps that the time left is told from. */
+const RECENT_STEPS = 100
+
 /** `adapter` is where training starts; its factors are replaced by what it comes to. */
 export interface RunParts extends SessionParts {
+  readonly examples: readonly Example[]
   readonly evalExamples: readonly Example[] | undefined
   readonly out: { readonly directory: Directory; readonly use: FolderUse } | undefined
   readonly signal: AbortSignal | undefined
@@ -73,8 +77,9 @@ class TrainingRun {
   /** Of the run's start; empty where there is no folder to resume from. */
   #fingerprint: Record<string, string> = {}
   #evalLossBefore: number | undefined
-  /** Tokens of this process's steps, and how long each step took in milliseconds. */
+  /** Of this process's steps: their tokens, and how long they took in milliseconds, together and each. */
   #tokens = 0
+  #elapsedMs = 0
   readonly #times: number[] = []
   #epochPlan: { epoch: number; steps: StepPlan[] } | undefined
 
@@ -108,10 +113,11 @@ class TrainingRun {
       await this.#takeSteps(metrics.length)
       on.stage?.('save')
       await this.#save()
-      const isDone = this.#writer.metrics.length === this.#totalSteps
-      const evalLossAfter = isDone ? await this.#evaluate(this.#totalSteps) : undefined
+      const isTrained = this.#writer.metrics.length === this.#totalSteps
+      const evalLossAfter = isTrained ? await this.#evaluate(this.#totalSteps) : undefined
+      const isDone = isTrained && (this.#parts.evalExamples === undefined || evalLossAfter !== undefined)
       if (isDone) await this.#writer.finish()
-      return this.#reportOf(evalLossAfter)
+      return this.#reportOf(evalLossAfter, isDone)
     } catch (error) {
       await this.#writer.abandon().catch(() => {}) // `error` says why the run ended
       throw error
@@ -134,7 +140,7 @@ class TrainingRun {
     }
   }
 
-  #reportOf(evalLossAfter: number | undefined): RunReport {
+  #reportOf(evalLossAfter: number | undefined, isDone: boolean): RunReport {
     const { metrics } = this.#writer
     const [before, after] = [this.#evalLossBefore, evalLossAfter]
     return {
@@ -145,7 +151,7 @@ class TrainingRun {
       evalPerplexity: after === undefined ? null : Math.exp(after),
       stepMillis: steadyMedian(this.#times),
       peakRssBytes: peakRssBytes(),
-      interrupted: this.#parts.signal?.aborted ?? false,
+      interrupted: !isDone,
       runtime: this.#sessions.runtimeName,
     }
   }
@@ -253,12 +259,13 @@ class TrainingRun {
     const { on } = this.#parts
     if (on.step === undefined) return
     this.#tokens += metrics.tokens
-    const elapsedMs = this.#times.reduce((sum, time) => sum + time, 0)
-    const stepMillis = steadyMedian(this.#times) ?? metrics.elapsedMs
+    this.#elapsedMs += metrics.elapsedMs
+    // The last ones alone: sorting all of them at each step would take longer and longer.
+    const stepMillis = steadyMedian(this.#times.slice(-RECENT_STEPS)) ?? metrics.elapsedMs
     on.step({
       ...metrics,
       totalSteps: this.#totalSteps,
-      tokensPerSecond: (this.#tokens / elapsedMs) * 1000,
+      tokensPerSecond: (this.#tokens / this.#elapsedMs) * 1000,
       secondsLeft: ((this.#totalSteps - metrics.step) * stepMillis) / 1000,
     })
   }

@@ -89,6 +89,7 @@ const cases: readonly GradientCase[] = [
   { op: 'Pow', note: 'constant 3', inputs: [x([2, 3]), constant(3)] },
   { op: 'Pow', note: 'constant −0.5', inputs: [positive([2, 3]), constant(-0.5)] },
   { op: 'Pow', note: 'integer exponent', inputs: [away([2, 3]), index(4)] },
+  { op: 'Pow', note: 'integer exponents', inputs: [away([2, 3]), ints(0, 1, 4)] },
   ...unary('Neg'),
   ...unary('Sqrt', positive),
   ...unary('Reciprocal', away),
@@ -112,6 +113,7 @@ const cases: readonly GradientCase[] = [
   { op: 'Max', note: 'three inputs', inputs: [apart([2, 3]), apart([3]), apart([2, 1])] },
   { op: 'Clip', note: 'both limits', inputs: [apart([4, 5]), constant(-0.5), constant(0.7)] },
   { op: 'Clip', note: 'only a maximum', inputs: [apart([4, 5]), undefined, constant(0.7)] },
+  { op: 'Clip', note: 'limits with gradients', inputs: [apart([4, 5]), within(-0.5, -0.5, []), within(0.7, 0.7, [])] },
   ...unary('Relu', away),
 
   ...unary('Sigmoid'),

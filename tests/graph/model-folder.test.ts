@@ -61,6 +61,13 @@ describe('loadModel', () => {
     expect([none.eosTokenIds, none.padTokenId, none.contextLength]).toEqual([[], 0, 32])
   })
 
+  it('fills batches up with no token that the model has not', async () => {
+    const model = await load(
+      changed({ 'tokenizer_config.json': undefined, 'generation_config.json': '{"pad_token_id": 2048}' }),
+    )
+    expect([model.vocabularySize, model.padTokenId]).toEqual([2048, 2])
+  })
+
   it.each([
     [{ 'config.json': undefined }, FileError, 'folder: no config.json'],
     [{ 'tokenizer.json': undefined }, FileError, 'folder: no tokenizer.json'],

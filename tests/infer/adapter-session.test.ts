@@ -286,6 +286,13 @@ describe('what does not fit', () => {
     await model.close()
   })
 
+  it('dispose lets the runs finish that were asked for before it', async () => {
+    const session = await AdapterSession.open(union)
+    const runs = [1, 2, 3].map(() => session.run(feedsOf(union, ROWS), { outputNames: ['logits'] }))
+    await session.dispose()
+    for (const { logits } of await Promise.all(runs)) expect(logits.dims).toEqual([2, 6, 2048])
+  })
+
   it('calls after dispose', async () => {
     const session = await AdapterSession.open(union)
     await session.dispose()

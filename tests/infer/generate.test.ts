@@ -273,6 +273,14 @@ describe('bad input', () => {
     await opened.dispose()
   })
 
+  it('a prompt of tokens that the model has not', async () => {
+    const opened = await AdapterSession.open({ ...union, vocabularySize: 50 })
+    await expect(generate(opened, PROMPT)).rejects.toThrow(
+      /tokenizer is not that of the model; expected token ids below 50/,
+    )
+    await opened.dispose()
+  })
+
   it('an empty prompt begins with the tokenizer’s own first token', async () => {
     expect((await generate(session, '', { maxNewTokens: 4 })).tokens).toBe(4)
   })

@@ -1,15 +1,7 @@
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
 import type { Example } from '../../src/text/records.js'
-import {
-  collate,
-  commonLength,
-  planEpoch,
-  planEvaluation,
-  stepsPerEpoch,
-  targetsOf,
-  tokensOf,
-} from '../../src/train/batches.js'
+import { collate, planEpoch, planEvaluation, stepsPerEpoch, targetsOf, tokensOf } from '../../src/train/batches.js'
 
 const lengthsOf = fc.array(fc.integer({ min: 1, max: 100 }), { minLength: 1, maxLength: 300 })
 const sizeOf = fc.record({ batchSize: fc.integer({ min: 1, max: 9 }), accumulation: fc.integer({ min: 1, max: 4 }) })
@@ -17,16 +9,15 @@ const sizeOf = fc.record({ batchSize: fc.integer({ min: 1, max: 9 }), accumulati
 describe('planEpoch', () => {
   it('has every example once, in the announced number of steps, in shapes that hold it', () => {
     fc.assert(
-      fc.property(lengthsOf, sizeOf, fc.constantFrom(undefined, 100), (lengths, size, fixed) => {
-        const steps = planEpoch(lengths, 7, 0, { ...size, sequence: fixed, limit: 100 })
+      fc.property(lengthsOf, sizeOf, (lengths, size) => {
+        const steps = planEpoch(lengths, 7, 0, { ...size, limit: 100 })
         expect(steps).toHaveLength(stepsPerEpoch(lengths.length, size))
         const seen = steps.flat().flatMap(({ examples }) => examples)
         expect([...seen].sort((a, b) => a - b)).toEqual(lengths.map((_, i) => i))
-        for (const { examples, rows, sequence } of steps.flat()) {
+        for (const { examples, sequence } of steps.flat()) {
           for (const index of examples) expect(lengths[index]).toBeLessThanOrEqual(sequence)
           expect(sequence).toBeLessThanOrEqual(100)
-          expect(rows).toBe(fixed === undefined ? examples.length : size.batchSize)
-          if (fixed !== undefined) expect(sequence).toBe(fixed)
+          expect(examples.length).toBeLessThanOrEqual(size.batchSize)
         }
       }),
     )
@@ -59,24 +50,15 @@ describe('planEpoch', () => {
   it('puts like lengths together and pads little', () => {
     const lengths = Array.from({ length: 512 }, (_, i) => 8 + ((i * 7919) % 240))
     const steps = planEpoch(lengths, 1, 0, { batchSize: 8, accumulation: 1, limit: 256 })
-    const padded = steps.flat().reduce((sum, { rows, sequence }) => sum + rows * sequence, 0)
+    const padded = steps.flat().reduce((sum, { examples, sequence }) => sum + examples.length * sequence, 0)
     expect(padded / lengths.reduce((a, b) => a + b)).toBeLessThan(1.15)
   })
 })
 
 it('a batch may hold any number of examples', () => {
   const count = 200_000
-  const [plan] = planEvaluation(Array(count).fill(4), { batchSize: count, accumulation: 1, limit: 256 })
-  expect([plan.rows, plan.sequence]).toEqual([count, 8])
-})
-
-describe('commonLength', () => {
-  it('is there when all lengths are close to it', () => {
-    expect(commonLength([62, 63, 62, 64], 256)).toBe(64)
-    expect(commonLength([61, 63], 256)).toBe(64)
-    expect(commonLength([40, 64], 256)).toBeUndefined()
-    expect(commonLength([250, 255], 255)).toBe(255)
-  })
+  const [plan] = planEvaluation(Array(count).fill(4), { batchSize: count, limit: 256 })
+  expect([plan.examples.length, plan.sequence]).toEqual([count, 8])
 })
 
 const example = (...ids: number[]): Example => ({
@@ -88,21 +70,15 @@ describe('collate', () => {
   const examples = [example(5, 6, 7), example(8, 9, 10, 11)]
 
   it('pads on the right and ignores what it pads', () => {
-    const batch = collate(examples, { examples: [1, 0], rows: 2, sequence: 5 }, 99)
+    const batch = collate(examples, { examples: [1, 0], sequence: 5 }, 99)
     expect([...batch.inputIds]).toEqual([8, 9, 10, 11, 99, 5, 6, 7, 99, 99])
     expect([...batch.attentionMask]).toEqual([1, 1, 1, 1, 0, 1, 1, 1, 0, 0])
     expect([...batch.labels]).toEqual([-100, -100, 10, 11, -100, -100, -100, 7, -100, -100])
     expect([batch.batch, batch.sequence]).toEqual([2, 5])
   })
 
-  it('fills up rows that attend to something and learn nothing', () => {
-    const batch = collate(examples, { examples: [0], rows: 2, sequence: 4 }, 99)
-    expect([...batch.attentionMask]).toEqual([1, 1, 1, 0, 1, 1, 1, 1])
-    expect([...batch.labels.subarray(4)]).toEqual([-100, -100, -100, -100])
-  })
-
   it('counts targets and tokens', () => {
-    const plans = planEvaluation([3, 4], { batchSize: 8, accumulation: 1, limit: 256 })
+    const plans = planEvaluation([3, 4], { batchSize: 8, limit: 256 })
     expect(plans.map((plan) => plan.examples)).toEqual([[1, 0]])
     expect(targetsOf(examples, plans)).toBe(3)
     expect(tokensOf(examples, plans)).toBe(7)

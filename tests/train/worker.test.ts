@@ -1,5 +1,5 @@
 import { execFile } from 'node:child_process'
-import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
+import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath, pathToFileURL } from 'node:url'
@@ -62,7 +62,11 @@ it("gives the worker's errors their classes", async () => {
   await other.close()
 })
 
-it('does not keep the process alive, whether the run ends well or not', async () => {
+it.each([
+  { how: 'a text', flags: ['--input-type=module', '-e'] },
+  { how: 'a text, with options of V8', flags: ['--max-old-space-size=2000', '--input-type=module', '-e'] },
+  { how: 'a file, with options of V8', flags: ['--max-old-space-size=2000'] },
+])('does not keep the process alive, whether the run ends well or not: $how', async ({ flags }) => {
   const script = `
     import { loadModel, nodeRuntime, train } from 'lowrank/node'
     const options = ${JSON.stringify(options)}
@@ -70,9 +74,12 @@ it('does not keep the process alive, whether the run ends well or not', async ()
     const broken = await loadModel(${JSON.stringify(MODEL)}, { runtime: nodeRuntime('file:///no/such/runtime.mjs') })
     await train({ ...options, model: broken }).catch((error) => console.log(report.steps, error.code))
   `
-  const run = promisify(execFile)(process.execPath, ['--input-type=module', '-e', script], {
+  const file = join(root, 'out', `worker-${process.pid}.mjs`) // in this package, which it imports by name
+  await mkdir(join(root, 'out'), { recursive: true })
+  await writeFile(file, script)
+  const run = promisify(execFile)(process.execPath, [...flags, flags.includes('-e') ? script : file], {
     cwd: root,
     timeout: 50_000,
   })
-  expect((await run).stdout.trim()).toBe('2 RUNTIME')
+  expect((await run.finally(() => rm(file))).stdout.trim()).toBe('2 RUNTIME')
 })

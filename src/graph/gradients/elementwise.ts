@@ -24,14 +24,17 @@ export const ARITHMETIC: Readonly<Record<string, GradientRule>> = {
   // y = −x      dx = −dy
   Neg: ({ g, dy }) => [() => g.neg(dy)],
 
-  // y = xᵖ      dx = dy·p·xᵖ⁻¹   dp = dy·y·ln x
+  // y = xᵖ      dx = dy·p·xᵖ⁻¹, 0 where p = 0   dp = dy·y·ln x, 0 where x = 0 and p ≥ 0
   Pow: (context) => {
     const { g, inputs, outputs, dy } = context
     const [x, p] = inputs
     const exponent = scalarOf(context, p)
     return [
-      () => g.mul(dy, exponent === undefined ? g.mul(p, power(g, x, g.sub(p, g.float(1)))) : slope(g, x, exponent)),
-      () => g.mul(dy, g.mul(outputs[0], g.op('Log', [x]))),
+      () => g.mul(dy, exponent === undefined ? slopes(g, x, g.cast(p, g.floatType)) : slope(g, x, exponent)),
+      () => {
+        const isFlat = g.op('And', [g.op('Equal', [x, g.float(0)]), g.op('GreaterOrEqual', [p, g.float(0)])])
+        return g.where(isFlat, g.float(0), g.mul(dy, g.mul(outputs[0], g.op('Log', [x]))))
+      },
     ]
   },
 
@@ -87,12 +90,18 @@ export const SELECTION: Readonly<Record<string, GradientRule>> = {
   Max: evenlyAmongEqual,
   Min: evenlyAmongEqual,
 
-  // y = min(max(x, low), high)      dx = dy where x = y, else 0
-  Clip: ({ g, inputs: [x], outputs: [y], dy }) => [
-    () => g.where(g.op('Equal', [x, y]), dy, g.float(0)),
-    undefined,
-    undefined,
-  ],
+  // y = min(max(x, low), high)      dx = dy where low < x < high, else 0   dlow = dy where x < low   dhigh = dy where x > high
+  Clip: ({ g, inputs: [x, low, high], dy }) => {
+    const zero = g.float(0)
+    return [
+      () => {
+        const aboveLow = low ? g.where(g.op('Greater', [x, low]), dy, zero) : dy
+        return high ? g.where(g.op('Less', [x, high]), aboveLow, zero) : aboveLow
+      },
+      () => g.where(g.op('Less', [x, low]), dy, zero),
+      () => g.where(g.op('Greater', [x, high]), dy, zero),
+    ]
+  },
 
   // y = max(x, 0)      dx = dy where x > 0, else 0
   Relu: ({ g, inputs: [x], dy }) => [() => g.where(g.op('Greater', [x, g.float(0)]), dy, g.float(0))],
@@ -162,9 +171,16 @@ function evenlyAmongEqual({ g, inputs, outputs: [y], dy }: GradientContext): Ret
 
 /** p·xᵖ⁻¹ for a constant p. */
 function slope(g: Builder, x: Value, p: number): Value {
+  if (p === 0) return slopes(g, x, g.float(0))
   if (p === 2) return g.mul(x, g.float(2))
   if (p === 3) return g.mul(g.mul(x, x), g.float(3))
   return g.mul(power(g, x, g.float(p - 1)), g.float(p))
+}
+
+/** p·xᵖ⁻¹ for exponents that may differ; x⁻¹ is infinite where x is 0, and times 0 then not a number. */
+function slopes(g: Builder, x: Value, p: Value): Value {
+  const isFlat = g.op('Equal', [p, g.float(0)])
+  return g.where(isFlat, g.float(0), g.mul(p, power(g, x, g.sub(p, g.float(1)))))
 }
 
 function power(g: Builder, x: Value, p: Value): Value {

@@ -3,6 +3,7 @@
 
 import { Worker } from 'node:worker_threads'
 import { deserializeError, RuntimeError } from '../../base/errors.js'
+import { workerOptions } from '../../runtime/node-worker.js'
 import { type ChunkJob, ChunkLoop, stopAll } from './node-chunks.js'
 import type { WorkerMessage, WorkerTask } from './node-worker.js'
 
@@ -33,7 +34,10 @@ export class Crew {
   constructor(threads: number) {
     this.threads = threads
     this.#workers = Array.from({ length: threads - 1 }, () => {
-      const worker = new Worker(new URL('./node-worker.js', import.meta.url), { resourceLimits: RESOURCE_LIMITS })
+      const worker = new Worker(new URL('./node-worker.js', import.meta.url), {
+        resourceLimits: RESOURCE_LIMITS,
+        ...workerOptions(),
+      })
       worker.unref()
       return worker
     })

@@ -1,9 +1,10 @@
-import { fork } from 'node:child_process'
+import { execFile, fork } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { existsSync } from 'node:fs'
 import { link, mkdir, mkdtemp, readdir, readFile, rename, rm, stat, symlink, unlink, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
+import { promisify } from 'node:util'
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
 import { mergeCheckpoint } from '../../../src/merge/checkpoint/merge-checkpoint.js'
@@ -302,6 +303,14 @@ describe('mergeCheckpointFiles in threads', () => {
     })
     return { child, report }
   }
+
+  it('merges for a program that is a text', async () => {
+    const setup = await layOutFiles(folder, SKETCHES)
+    const program = `import { mergeCheckpointFiles } from ${JSON.stringify(code.merge)}
+      await mergeCheckpointFiles(${JSON.stringify(setup.base)}, [${JSON.stringify(setup.adapter)}], ${JSON.stringify(setup.out)}, { threads: 2 })`
+    await promisify(execFile)(process.execPath, ['--input-type=module', '-e', program])
+    expect(await weights(setup.out)).toEqual(await expected(setup))
+  })
 
   it('leaves the base alone and nothing that looks finished when it is killed; resumes', async () => {
     const setup = await layOutFiles(folder, LARGE, { shards: 6 })
