@@ -1,62 +1,78 @@
-// Makes the benchmark's inputs: a Llama-shaped checkpoint of random bf16 values in one file, and adapters on all its linears.
+// Makes the benchmark's inputs: a checkpoint of random bf16 values in one file, in a real model's shapes, and adapters on all its linears.
 
 import { randomFillSync } from 'node:crypto'
 import { closeSync, existsSync, mkdirSync, openSync, renameSync, writeFileSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
 
-const HIDDEN = 2048
-const INTERMEDIATE = 5632
-const KEYS = 256
-const VOCABULARY = 32000
+/** Their config.json: TinyLlama 1.1B, 2.2 GB; and Qwen3 4B, 8.0 GB, which the configs here call a Llama. */
+const MODELS = {
+  tinyllama: {
+    num_hidden_layers: 22,
+    hidden_size: 2048,
+    intermediate_size: 5632,
+    num_attention_heads: 32,
+    num_key_value_heads: 4,
+    head_dim: 64,
+    vocab_size: 32000,
+    tie_word_embeddings: false,
+  },
+  'qwen3-4b': {
+    num_hidden_layers: 36,
+    hidden_size: 2560,
+    intermediate_size: 9728,
+    num_attention_heads: 32,
+    num_key_value_heads: 8,
+    head_dim: 128,
+    vocab_size: 151936,
+    tie_word_embeddings: true,
+  },
+}
 const BUFFER = new Uint32Array(1 << 22)
 randomFillSync(BUFFER)
 
-const LINEARS = {
-  'self_attn.q_proj': [HIDDEN, HIDDEN],
-  'self_attn.k_proj': [KEYS, HIDDEN],
-  'self_attn.v_proj': [KEYS, HIDDEN],
-  'self_attn.o_proj': [HIDDEN, HIDDEN],
-  'mlp.gate_proj': [INTERMEDIATE, HIDDEN],
-  'mlp.up_proj': [INTERMEDIATE, HIDDEN],
-  'mlp.down_proj': [HIDDEN, INTERMEDIATE],
+function linearsOf(shape) {
+  const [hidden, intermediate] = [shape.hidden_size, shape.intermediate_size]
+  const queries = shape.num_attention_heads * shape.head_dim
+  const keys = shape.num_key_value_heads * shape.head_dim
+  return {
+    'self_attn.q_proj': [queries, hidden],
+    'self_attn.k_proj': [keys, hidden],
+    'self_attn.v_proj': [keys, hidden],
+    'self_attn.o_proj': [hidden, queries],
+    'mlp.gate_proj': [intermediate, hidden],
+    'mlp.up_proj': [intermediate, hidden],
+    'mlp.down_proj': [hidden, intermediate],
+  }
 }
 
-/** TinyLlama's shapes; 22 layers are 2.2 GB. */
-export function makeBase(folder, layers) {
+export function makeBase(folder, model) {
   if (existsSync(join(folder, 'config.json'))) return
   mkdirSync(folder, { recursive: true })
-  const tensors = [['model.embed_tokens.weight', [VOCABULARY, HIDDEN]]]
-  for (let i = 0; i < layers; i++) {
+  const shape = MODELS[model]
+  const { hidden_size: hidden, vocab_size: vocabulary } = shape
+  const tensors = [['model.embed_tokens.weight', [vocabulary, hidden]]]
+  for (let i = 0; i < shape.num_hidden_layers; i++) {
     const layer = `model.layers.${i}`
-    tensors.push([`${layer}.input_layernorm.weight`, [HIDDEN]])
-    for (const [name, shape] of Object.entries(LINEARS)) tensors.push([`${layer}.${name}.weight`, shape])
-    tensors.push([`${layer}.post_attention_layernorm.weight`, [HIDDEN]])
+    tensors.push([`${layer}.input_layernorm.weight`, [hidden]])
+    for (const [name, size] of Object.entries(linearsOf(shape))) tensors.push([`${layer}.${name}.weight`, size])
+    tensors.push([`${layer}.post_attention_layernorm.weight`, [hidden]])
   }
-  tensors.push(['model.norm.weight', [HIDDEN]], ['lm_head.weight', [VOCABULARY, HIDDEN]])
+  tensors.push(['model.norm.weight', [hidden]])
+  if (!shape.tie_word_embeddings) tensors.push(['lm_head.weight', [vocabulary, hidden]])
   // Exponents from 2⁻⁷ to 2⁰, so that no value is infinite or NaN.
   const values = BUFFER.map((bits) => (bits & 0x83ff83ff) | 0x3c003c00)
   write(join(folder, 'model.safetensors'), tensors, 'BF16', 2, values)
-  const config = {
-    architectures: ['LlamaForCausalLM'],
-    model_type: 'llama',
-    hidden_size: HIDDEN,
-    intermediate_size: INTERMEDIATE,
-    num_hidden_layers: layers,
-    num_attention_heads: 32,
-    num_key_value_heads: 4,
-    vocab_size: VOCABULARY,
-    tie_word_embeddings: false,
-    torch_dtype: 'bfloat16',
-  }
+  const config = { architectures: ['LlamaForCausalLM'], model_type: 'llama', torch_dtype: 'bfloat16', ...shape }
   writeFileSync(join(folder, 'config.json'), JSON.stringify(config, null, 2))
 }
 
-export function makeAdapter(folder, layers, rank) {
+export function makeAdapter(folder, model, rank) {
   if (existsSync(join(folder, 'adapter_config.json'))) return
   mkdirSync(folder, { recursive: true })
   const tensors = []
-  for (let i = 0; i < layers; i++) {
-    for (const [name, [d, k]] of Object.entries(LINEARS)) {
+  const linears = linearsOf(MODELS[model])
+  for (let i = 0; i < MODELS[model].num_hidden_layers; i++) {
+    for (const [name, [d, k]] of Object.entries(linears)) {
       const prefix = `base_model.model.model.layers.${i}.${name}`
       tensors.push([`${prefix}.lora_A.weight`, [rank, k]], [`${prefix}.lora_B.weight`, [d, rank]])
     }
@@ -71,7 +87,7 @@ export function makeAdapter(folder, layers, rank) {
     lora_alpha: 2 * rank,
     lora_dropout: 0,
     bias: 'none',
-    target_modules: Object.keys(LINEARS).map((name) => name.split('.')[1]),
+    target_modules: Object.keys(linears).map((name) => name.split('.')[1]),
   }
   writeFileSync(join(folder, 'adapter_config.json'), JSON.stringify(config, null, 2))
 }

@@ -1,9 +1,9 @@
 // The streaming merge beside cp and two Python scripts, in turns on one warm page cache; prints medians, ratios and peak memory.
 //
-//   npm run build && node bench/merge/run.mjs [--folder out/bench-merge] [--layers 22] [--ranks 16,64] [--runs 5] [--threads 2]
+//   npm run build && node bench/merge/run.mjs [--folder out/bench-merge] [--model tinyllama] [--ranks 16,64] [--runs 5] [--threads 2]
 //     [--python PATH] [--peer-runs 1] [--fsync] [--keep]
 //
-// 22 layers are 2.2 GB, 86 are 8 GB. --python: an interpreter with requirements.txt; without it the scripts are left out.
+// --model: tinyllama (2.2 GB) or qwen3-4b (8 GB). --python: an interpreter with requirements.txt; without it the scripts are left out.
 // --fsync waits for the disk on both sides. Free space for twice the checkpoint is needed.
 
 import { spawnSync } from 'node:child_process'
@@ -18,7 +18,7 @@ const here = dirname(fileURLToPath(import.meta.url))
 const { values } = parseArgs({
   options: {
     folder: { type: 'string', default: join(here, '../../out/bench-merge') },
-    layers: { type: 'string', default: '22' },
+    model: { type: 'string', default: 'tinyllama' },
     ranks: { type: 'string', default: '16,64' },
     runs: { type: 'string', default: '5' },
     threads: { type: 'string', default: '2' },
@@ -29,15 +29,15 @@ const { values } = parseArgs({
   },
 })
 const folder = resolve(values.folder)
-const layers = Number(values.layers)
+const { model } = values
 const ranks = values.ranks.split(',').map(Number)
-const base = join(folder, `base-${layers}`)
+const base = join(folder, `base-${model}`)
 const source = join(base, 'model.safetensors')
 const target = join(folder, 'result.safetensors')
-const adapterOf = (rank) => join(folder, `adapter-${layers}-${rank}`)
+const adapterOf = (rank) => join(folder, `adapter-${model}-${rank}`)
 
-makeBase(base, layers)
-for (const rank of ranks) makeAdapter(adapterOf(rank), layers, rank)
+makeBase(base, model)
+for (const rank of ranks) makeAdapter(adapterOf(rank), model, rank)
 const gigabytes = statSync(source).size / 1e9
 console.log(`${cpus().length} × ${cpus()[0].model}, Linux ${kernel()}, Node ${process.version}`)
 console.log(`${gigabytes.toFixed(2)} GB bf16, ${values.threads} threads${values.fsync ? ', with fsync' : ''}\n`)
