@@ -3,7 +3,7 @@
 import path from 'node:path'
 import { type ByteSink, type Directory, readJson, writeFile } from '../base/bytes.js'
 import { FileError, listed } from '../base/errors.js'
-import { loadOnnx } from '../formats/onnx/model.js'
+import { loadOnnx, mergeOnnx } from '../index/deferred.js'
 import { locate, NodeDirectory } from '../io/node-files.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import {
@@ -13,7 +13,6 @@ import {
   planCheckpointFiles,
 } from '../merge/checkpoint/node-merge.js'
 import { RECORD_FILE } from '../merge/checkpoint/node-place.js'
-import { mergeOnnx } from '../merge/merge-onnx.js'
 import type { MergeReport } from '../merge/output.js'
 import type { WeightedAdapter } from '../merge/weighted.js'
 import { loadAdapter, locateModel } from './model.js'
