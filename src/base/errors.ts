@@ -36,6 +36,8 @@ export interface ErrorDetails {
 export abstract class LowrankError extends Error {
   /** The kind of error: one for each class. */
   abstract readonly code: ErrorCode
+  /** The class's name, which survives bundlers that shorten names. */
+  abstract override readonly name: string
   /** What the error is about: a file, a tensor, a layer, an option. */
   readonly where: string | undefined
   /** What is wrong, in one clause. */
@@ -49,7 +51,6 @@ export abstract class LowrankError extends Error {
 
   constructor(details: ErrorDetails) {
     super(formatMessage(details), details.cause === undefined ? undefined : { cause: details.cause })
-    this.name = new.target.name
     this.where = details.where
     this.what = details.what
     this.expected = details.expected
@@ -76,51 +77,61 @@ function shortened(part: string): string {
 
 /** Bytes that do not follow their format: safetensors, ONNX, JSON. */
 export class FormatError extends LowrankError {
+  override readonly name = 'FormatError'
   readonly code = 'FORMAT'
 }
 
 /** A matrix, tensor or input with the wrong shape. */
 export class ShapeError extends LowrankError {
+  override readonly name = 'ShapeError'
   readonly code = 'SHAPE'
 }
 
 /** An option or a configuration value that is out of range or contradicts another. */
 export class ConfigError extends LowrankError {
+  override readonly name = 'ConfigError'
   readonly code = 'CONFIG'
 }
 
 /** Valid input that asks for something that is not implemented. */
 export class UnsupportedError extends LowrankError {
+  override readonly name = 'UnsupportedError'
   readonly code = 'UNSUPPORTED'
 }
 
 /** Two valid things that do not fit each other: an adapter and a model, targets and modules. */
 export class MismatchError extends LowrankError {
+  override readonly name = 'MismatchError'
   readonly code = 'MISMATCH'
 }
 
 /** A call in a state that does not allow it: a second merge, backward before forward, use after dispose. */
 export class StateError extends LowrankError {
+  override readonly name = 'StateError'
   readonly code = 'STATE'
 }
 
 /** A file or folder that is missing, cannot be read or written, or would be overwritten. */
 export class FileError extends LowrankError {
+  override readonly name = 'FileError'
   readonly code = 'FILE'
 }
 
 /** Training or evaluation records that cannot be used. */
 export class DataError extends LowrankError {
+  override readonly name = 'DataError'
   readonly code = 'DATA'
 }
 
 /** ONNX Runtime is absent, or failed to load or run a model. */
 export class RuntimeError extends LowrankError {
+  override readonly name = 'RuntimeError'
   readonly code = 'RUNTIME'
 }
 
 /** A result that is not finite: a loss, a gradient, a merged weight. */
 export class NumericError extends LowrankError {
+  override readonly name = 'NumericError'
   readonly code = 'NUMERIC'
 }
 

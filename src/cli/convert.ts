@@ -1,6 +1,5 @@
 // lowrank convert: makes plain LoRA of an adapter whose start changed the base weights.
 
-import { convert as convertByPath } from '../node.js'
 import { defineCommand, required, text, toggle } from './options.js'
 import { colors, printDocument, say, warn } from './terminal.js'
 
@@ -20,7 +19,8 @@ export const convert = defineCommand({
     json: toggle('print one JSON document on stdout'),
   },
   async run({ base, initial, out, json }, { positional }) {
-    const report = await convertByPath({ adapter: positional, base, initial, out })
+    const node = await import('../node.js')
+    const report = await node.convert({ adapter: positional, base, initial, out })
     if (json) printDocument({ ...report })
     if (report.isApproximate) {
       warn(

@@ -1,7 +1,6 @@
 // lowrank generate: continues a prompt with a model, with and without adapters.
 
-import { AdapterSession, GENERATE_DEFAULTS, type GenerateResult, generate as generateText } from '../index.js'
-import { loadAdapter, loadModel } from '../node.js'
+import { GENERATE_DEFAULTS, type GenerateResult, type LoraAdapter } from '../index.js'
 import { printableProse } from './escape.js'
 import { EXIT_INTERRUPTED, interruptible } from './interrupt.js'
 import { decimal, defineCommand, integer, repeated, required, toggle } from './options.js'
@@ -38,11 +37,12 @@ export const generate = defineCommand({
     json: toggle('print one JSON document on stdout'),
   },
   async run({ model: path, adapter: folders, prompt, threads, json, ...sampling }) {
-    const adapters: [string, Awaited<ReturnType<typeof loadAdapter>>][] = []
-    for (const folder of folders) adapters.push([folder, await loadAdapter(folder)])
-    const model = await loadModel(path)
+    const node = await import('../node.js')
+    const adapters: [string, LoraAdapter][] = []
+    for (const folder of folders) adapters.push([folder, await node.loadAdapter(folder)])
+    const model = await node.loadModel(path)
     try {
-      const session = await AdapterSession.open(model, { adapters: Object.fromEntries(adapters), threads })
+      const session = await node.AdapterSession.open(model, { adapters: Object.fromEntries(adapters), threads })
       try {
         return await interruptible('Stopping.', async (interrupt) => {
           const closed = new AbortController()
@@ -57,7 +57,7 @@ export const generate = defineCommand({
             const onText = json
               ? undefined
               : (piece: string) => void process.stdout.write(isWatched ? printableProse(piece) : piece)
-            const result = await generateText(session, prompt, { ...sampling, adapter, onText, signal })
+            const result = await node.generate(session, prompt, { ...sampling, adapter, onText, signal })
             const { text, tokens, seconds, finish } = result
             results.push({ adapter: adapter ?? null, text, tokens, seconds, finish })
             if (!json) process.stdout.write('\n')

@@ -1,11 +1,9 @@
 // lowrank inspect: what an adapter, a checkpoint or an ONNX model holds.
 
-import { type FitReport, type InspectReport, inspect as inspectPath } from '../node.js'
+import type { FitReport, InspectReport } from '../node.js'
 import { printable } from './escape.js'
 import { defineCommand, text, toggle, UsageError } from './options.js'
 import { kindOf, targetsOf } from './page/data.js'
-import { inspectionPage } from './page/page.js'
-import { refusePage, writePage } from './page/write.js'
 import { colors, complain, print, printDocument, say, table, thousands, warn } from './terminal.js'
 
 /** On a terminal; the JSON document and the page have all. */
@@ -35,8 +33,11 @@ export const inspect = defineCommand({
   },
   async run({ base, relativeChange, html, overwrite, strict, json }, { positional }) {
     if (relativeChange && base === undefined) throw new UsageError('--relative-change needs --base DIR|FILE')
+    const node = await import('../node.js')
+    const { inspectionPage } = await import('./page/page.js')
+    const { refusePage, writePage } = await import('./page/write.js')
     if (html !== undefined) await refusePage(html, overwrite)
-    const report = await inspectPath(positional, { base, relativeChange, strict })
+    const report = await node.inspect(positional, { base, relativeChange, strict })
     if (html !== undefined) {
       if (report.kind !== 'adapter') throw new UsageError('--html shows adapters, and PATH holds a model')
       await writePage(html, inspectionPage(report, positional))

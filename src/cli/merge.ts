@@ -1,6 +1,6 @@
 // lowrank merge: folds an adapter into a base model's weights, so that it runs without LoRA.
 
-import { type MergePlanReport, merge as mergeByPath, planMerge } from '../node.js'
+import type { MergePlanReport } from '../node.js'
 import { printable } from './escape.js'
 import { ADAPTERS, OUTPUT, partOf, runMerge, sayAsides, sized, weightedAdapters } from './merge-options.js'
 import { choice, defineCommand, type Occurrence, required, toggle, UsageError } from './options.js'
@@ -30,10 +30,11 @@ export const merge = defineCommand({
   async run({ dryRun, json, maxShardSize, shards, adapter: _adapter, weight: _weight, ...rest }, { occurrences }) {
     const adapters = weightedAdapters(occurrences)
     const options = { ...rest, adapters, maxShardBytes: maxShardSize, share: shards }
-    if (dryRun) return showPlan(await planMerge(options), json)
+    const node = await import('../node.js')
+    if (dryRun) return showPlan(await node.planMerge(options), json)
     return runMerge(
       json,
-      (run) => mergeByPath({ ...options, ...run }),
+      (run) => node.merge({ ...options, ...run }),
       ({ layers }) => {
         const rows = layers.map(({ name, relativeChange }) => [name, relativeChange])
         if (rows.length > 0) print(table([['layer', 'change ‖ΔW‖/‖W‖'], ...rows]))

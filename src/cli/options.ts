@@ -226,6 +226,8 @@ function checkPositionals({ name, positional }: Command, positionals: readonly s
 
 function unknownOption(flag: string, known: string[]): string {
   const names = known.map((name) => name.slice(2))
-  const [near] = nearMisses(flag.replace(/^-+/, ''), names, 1)
+  const written = flag.replace(/^-+/, '')
+  const initials = (name: string) => name.replace(/(\w)\w*-?/g, '$1')
+  const near = names.find((name) => initials(name) === written) ?? nearMisses(written, names, 1)[0]
   return `there is no option ${flag}${near === undefined ? '' : `; did you mean --${near}?`}`
 }

@@ -1,7 +1,6 @@
 // lowrank train: a model folder and a JSONL file → an adapter folder that PEFT reads too.
 
 import { ConfigError, DRAWN_INITS, SCHEDULES, SETTINGS_DEFAULTS, TRAIN_DEFAULTS, type TrainEvents } from '../index.js'
-import { train as trainAdapter } from '../node.js'
 import { EXIT_INTERRUPTED, interruptible } from './interrupt.js'
 import { choice, decimal, defineCommand, integer, type Option, required, text, toggle, UsageError } from './options.js'
 import { colors, duration, Progress, printDocument, say, thousands, warn } from './terminal.js'
@@ -75,9 +74,10 @@ export const train = defineCommand({
       values
     if (task !== 'causal-lm') throw new UsageError(`--task ${task} is not built yet; there is causal-lm`)
     if (settings.resume && settings.overwrite) throw new UsageError('--resume and --overwrite exclude each other')
+    const node = await import('../node.js')
     const progress = new Progress()
     const { report } = await interruptible('Finishing the step, then saving.', (signal) =>
-      trainAdapter({
+      node.train({
         ...settings,
         model,
         data,

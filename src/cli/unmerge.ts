@@ -1,6 +1,6 @@
 // lowrank unmerge: takes adapters out of a merged checkpoint again, and says how close that comes to the original.
 
-import { type UnmergeFilesReport, unmergeCheckpointFiles } from '../node.js'
+import type { UnmergeFilesReport } from '../node.js'
 import { ADAPTERS, OUTPUT, partOf, runMerge, weightedAdapters } from './merge-options.js'
 import { choice, defineCommand, required, text } from './options.js'
 import { print, say, table, thousands } from './terminal.js'
@@ -27,9 +27,10 @@ export const unmerge = defineCommand({
   async run({ merged, out, json, maxShardSize, shards, adapter: _adapter, weight: _weight, ...rest }, { occurrences }) {
     const options = { ...rest, maxShardBytes: maxShardSize, share: shards }
     const adapters = weightedAdapters(occurrences)
+    const node = await import('../node.js')
     return runMerge(
       json,
-      (run) => unmergeCheckpointFiles(merged, adapters, out, { ...options, ...run }),
+      (run) => node.unmergeCheckpointFiles(merged, adapters, out, { ...options, ...run }),
       showDifferences,
       partOf({ shards, finish: rest.finish }),
     )

@@ -9,18 +9,24 @@ import { webWorkerPort } from '../runtime/web-worker.js'
  *
  * @param url of an onnxruntime-web bundle, absolute or relative to the page: the worker imports it, where no bundler
  *   resolves bare names. Vite: `import url from 'onnxruntime-web/wasm?url'`
- * @throws ConfigError when it is no URL
+ * @param wasm URL of its .wasm file, where that does not lie beside the bundle under its own name, as in what Vite builds:
+ *   `import wasm from 'onnxruntime-web/ort-wasm-simd-threaded.wasm?url'`
+ * @throws ConfigError when one is no URL
  */
-export function webRuntime(url: string): RuntimeHost {
-  return { specifier: absolute(url), spawn: (kind) => webWorkerPort(startWorker(kind)) }
+export function webRuntime(url: string, wasm?: string): RuntimeHost {
+  return {
+    specifier: absolute('url', url),
+    wasm: wasm === undefined ? undefined : absolute('wasm', wasm),
+    spawn: (kind) => webWorkerPort(startWorker(kind)),
+  }
 }
 
-function absolute(url: string): string {
+function absolute(where: string, url: string): string {
   try {
     return new URL(url, globalThis.location?.href).href
   } catch (cause) {
     const expected = 'a URL, absolute or relative to the page'
-    throw new ConfigError({ where: 'url', what: 'no address of a module', expected, got: JSON.stringify(url), cause })
+    throw new ConfigError({ where, what: 'no address of a file', expected, got: JSON.stringify(url), cause })
   }
 }
 

@@ -7,6 +7,9 @@ import path from 'node:path'
 import { type ByteSink, type ByteSource, checkRange, type Directory, splitName } from '../base/bytes.js'
 import { FileError } from '../base/errors.js'
 
+/** How the Hugging Face Hub names models; a relative path may look the same. */
+const HUB_NAME = /^[\w-][\w.-]*\/[\w.-]+$/
+
 /** read(2) and write(2) take less than 2 GiB at a time on some systems. */
 const MAX_TRANSFER_BYTES = 1 << 30
 
@@ -108,8 +111,10 @@ export async function locate(target: string): Promise<Location> {
   let isDirectory: boolean
   try {
     isDirectory = (await stat(target)).isDirectory()
-  } catch (error) {
-    throw fileError(target, 'cannot be read', error)
+  } catch (cause) {
+    if (codeOf(cause) !== 'ENOENT' || !HUB_NAME.test(target)) throw fileError(target, 'cannot be read', cause)
+    const hint = 'Nothing is fetched from the Hub: download it, and name its folder'
+    throw new FileError({ where: target, what: REASONS.ENOENT, hint, cause })
   }
   if (isDirectory) return { directory: new NodeDirectory(target), file: undefined }
   return { directory: new NodeDirectory(path.dirname(target)), file: path.basename(target) }

@@ -3,7 +3,7 @@
 import path from 'node:path'
 import { type ByteSink, type Directory, readJson, writeFile } from '../base/bytes.js'
 import { FileError, listed } from '../base/errors.js'
-import { loadOnnx } from '../formats/onnx/model.js'
+import { loadOnnx, mergeOnnx } from '../index/deferred.js'
 import { locate, NodeDirectory } from '../io/node-files.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import {
@@ -12,8 +12,7 @@ import {
   mergeCheckpointFiles,
   planCheckpointFiles,
 } from '../merge/checkpoint/node-merge.js'
-import { RECORD_FILE } from '../merge/checkpoint/node-place.js'
-import { mergeOnnx } from '../merge/merge-onnx.js'
+import { RECORD_FILE, refuseEnding } from '../merge/checkpoint/node-place.js'
 import type { MergeReport } from '../merge/output.js'
 import type { WeightedAdapter } from '../merge/weighted.js'
 import { loadAdapter, locateModel } from './model.js'
@@ -83,6 +82,7 @@ async function mergeIntoOnnx(
   adapters: readonly FileAdapter[],
   { out, overwrite = false, signal, onProgress, strict, isDry }: MergeByPathOptions & { isDry: boolean },
 ): Promise<MergeReport> {
+  refuseEnding(out, 'onnx')
   const isFile = out.endsWith('.onnx')
   const folder = new NodeDirectory(isFile ? path.dirname(out) : out)
   const replaced = isFile ? await checkOutputFile(folder, path.basename(out)) : await checkOutput(folder, overwrite)

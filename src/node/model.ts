@@ -3,7 +3,8 @@
 import path from 'node:path'
 import type { Directory } from '../base/bytes.js'
 import { FileError } from '../base/errors.js'
-import * as folders from '../graph/model-folder.js'
+import type { CausalModel } from '../graph/model-folder.js'
+import * as deferred from '../index/deferred.js'
 import { locate, NodeDirectory } from '../io/node-files.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import * as peft from '../lora/peft.js'
@@ -27,10 +28,7 @@ export interface LoadModelOptions {
  * @param target a folder as on the Hub for transformers.js (config.json, tokenizer.json, onnx/model.onnx), or its .onnx file
  * @throws FileError when a part is missing, FormatError when one cannot be read, RuntimeError without onnxruntime-node
  */
-export async function loadModel(
-  target: string | Directory,
-  options: LoadModelOptions = {},
-): Promise<folders.CausalModel> {
+export async function loadModel(target: string | Directory, options: LoadModelOptions = {}): Promise<CausalModel> {
   if (typeof target === 'string' && OTHER_FILES.test(target)) {
     const { file } = await locate(target)
     if (file !== undefined)
@@ -41,7 +39,7 @@ export async function loadModel(
       })
   }
   const { directory, onnxPath } = typeof target === 'string' ? await locateModel(target) : { directory: target }
-  return folders.loadModel(directory, {
+  return deferred.loadModel(directory, {
     runtime: options.runtime ?? nodeRuntime(),
     onnxPath: onnxPath ?? options.onnxPath,
   })

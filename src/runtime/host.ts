@@ -12,9 +12,12 @@ export type EngineKind = 'train' | 'infer'
 
 /**
  * How a model's sessions are run: `module` hands over ONNX Runtime's module object and runs in this thread, which each
- * run blocks; otherwise `spawn` starts a worker, which imports the runtime from `specifier`.
+ * run blocks; otherwise `spawn` starts a worker, which imports the runtime from `specifier`. `wasm` is the URL of
+ * onnxruntime-web's .wasm file, where it does not lie beside that.
  */
-export type RuntimeHost = { readonly module: OrtModule } | { readonly specifier: string; spawn(kind: EngineKind): Port }
+export type RuntimeHost =
+  | { readonly module: OrtModule }
+  | { readonly specifier: string; readonly wasm?: string | undefined; spawn(kind: EngineKind): Port }
 
 export interface Engine<T> {
   readonly remote: Remote<T>
@@ -23,7 +26,7 @@ export interface Engine<T> {
 }
 
 interface WorkerControl {
-  loadRuntime(specifier: string): void
+  loadRuntime(specifier: string, wasm?: string): void
 }
 
 /** Opens an engine in the host's worker, or makes it in this thread. */
@@ -36,7 +39,7 @@ export function openEngine<T extends object>(
   const connection = connect<T & WorkerControl>(host.spawn(kind))
   const control = connection.remote as Remote<WorkerControl>
   // A failure is reported by the first real call, which waits for the runtime.
-  control.loadRuntime(host.specifier).catch(() => {})
+  control.loadRuntime(host.specifier, host.wasm).catch(() => {})
   return { remote: connection.remote as unknown as Remote<T>, close: () => connection.close() }
 }
 
@@ -44,8 +47,8 @@ export function openEngine<T extends object>(
 export function serveEngine<T extends object>(port: Port, create: (runtime: Runtime) => T): void {
   let engine: Promise<T> | undefined
   const control = {
-    loadRuntime(specifier: string): void {
-      engine = loadRuntime(specifier).then(create)
+    loadRuntime(specifier: string, wasm?: string): void {
+      engine = loadRuntime(specifier, wasm).then(create)
       engine.catch(() => {})
     },
   }

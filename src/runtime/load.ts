@@ -6,9 +6,10 @@ import type { Runtime } from './runtime.js'
 
 /**
  * @param specifier A module specifier or URL of onnxruntime-node or onnxruntime-web.
+ * @param wasm URL of onnxruntime-web's .wasm file, where it does not lie beside its script.
  * @throws RuntimeError when it cannot be imported or is something else.
  */
-export async function loadRuntime(specifier: string): Promise<Runtime> {
+export async function loadRuntime(specifier: string, wasm?: string): Promise<Runtime> {
   let loaded: Partial<OrtModule> & { default?: Partial<OrtModule> }
   try {
     loaded = await import(/* @vite-ignore */ /* webpackIgnore: true */ specifier)
@@ -27,5 +28,6 @@ export async function loadRuntime(specifier: string): Promise<Runtime> {
       expected: 'exports InferenceSession and Tensor',
     })
   }
+  if (wasm !== undefined && ort.env?.wasm !== undefined) ort.env.wasm.wasmPaths = { wasm }
   return runtimeOf(ort as OrtModule)
 }

@@ -24,8 +24,8 @@ export function resolveNodeRuntime(): string {
     where: 'onnxruntime-node',
     what: 'it is not installed',
     hint:
-      'Run `npm install onnxruntime-node --onnxruntime-node-install=skip` in your project ' +
-      '(skip leaves out CUDA libraries that the CPU does not need)',
+      'Run `npm install onnxruntime-node` in your project. ' +
+      'ONNXRUNTIME_NODE_INSTALL=skip in front of it leaves out CUDA libraries that the CPU does not need, on x64 Linux',
   })
 }
 

@@ -25,8 +25,11 @@ export interface OrtModule {
     data: never,
     dims: readonly number[],
   ) => unknown
-  /** Versions are read for reports. */
-  readonly env?: { readonly versions?: Readonly<Record<string, string | undefined>> }
+  /** Versions are read for reports; `wasm` is told where onnxruntime-web's .wasm file is. */
+  readonly env?: {
+    readonly versions?: Readonly<Record<string, string | undefined>>
+    readonly wasm?: { wasmPaths?: unknown }
+  }
 }
 
 interface OrtSession {
@@ -57,7 +60,14 @@ export function runtimeOf(ort: OrtModule, name?: string): Runtime {
       try {
         session = await ort.InferenceSession.create(model.graph, sessionOptions(model, options))
       } catch (cause) {
-        throw new RuntimeError({ where: 'ONNX Runtime', what: `it cannot open the graph: ${messageOf(cause)}`, cause })
+        throw new RuntimeError({
+          where: 'ONNX Runtime',
+          what: `it cannot open the graph: ${messageOf(cause)}`,
+          hint: /no available backend/.test(messageOf(cause))
+            ? 'In a browser its .wasm file lies beside its script, or webRuntime(url, wasm) is told where it is'
+            : undefined,
+          cause,
+        })
       }
       return new WrappedSession(ort, session)
     },

@@ -88,8 +88,8 @@ export function checkRecord(value: unknown, where: string): TextRecord {
     where,
     what: 'not a record',
     expected: '"text", or "prompt" and "completion", as strings',
-    got: Array.isArray(value) || value === null ? 'no object' : fieldsOf(value),
-    hint: hintFor(record),
+    got: fieldsOf(value),
+    hint: Array.isArray(value) ? 'Each line is one JSON object' : hintFor(record),
   })
 }
 
@@ -104,6 +104,7 @@ function hintFor(record: Record<string, unknown>): string | undefined {
 }
 
 function fieldsOf(value: unknown): string {
+  if (value === null || Array.isArray(value)) return value === null ? 'null' : 'a list'
   if (typeof value !== 'object') return `a ${typeof value}`
   const fields = Object.entries(value as object).map(
     ([key, field]) => `"${key}" (${field === null ? 'null' : typeof field})`,

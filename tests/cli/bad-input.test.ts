@@ -228,6 +228,28 @@ const OTHERS: [what: string, args: (out: string) => string[], message: RegExp][]
     /bad\.onnx: .*ONNX/,
   ],
   [
+    'merge: one file of a sharded base',
+    (out) => {
+      const header = '{"norm.weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+      const shard = file(
+        'model-00001-of-00002.safetensors',
+        `${String.fromCharCode(header.length)}${'\0'.repeat(7)}${header}0000`,
+      )
+      return ['merge', '--base', shard, '--adapter', PEFT, '--out', out]
+    },
+    /--adapter: none of its layers is in the base: .*The base is one file of several: name their folder/,
+  ],
+  [
+    'merge: a checkpoint into an .onnx file',
+    () => ['merge', '--base', MODEL, '--adapter', PEFT, '--out', join(scratch, 'x.onnx')],
+    /x\.onnx: the result is no \.onnx file; expected a folder, or a file ending in \.safetensors/,
+  ],
+  [
+    'merge: an ONNX model into a .safetensors file, in a dry run',
+    () => ['merge', '--base', ONNX, '--adapter', PEFT, '--out', join(scratch, 'x.safetensors'), '--dry-run'],
+    /x\.safetensors: the result is no \.safetensors file; expected a folder, or a file ending in \.onnx/,
+  ],
+  [
     'merge: an adapter with a weight of 0 into ONNX',
     (out) => ['merge', '--base', ONNX, '--adapter', PEFT, '--weight', '0', '--out', out],
     /weight of adapter 1: not usable/,

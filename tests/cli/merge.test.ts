@@ -128,7 +128,7 @@ describe('options', () => {
     expect((await job('--shards', '2/3')).code).toBe(0)
     const early = await job('--finish')
     expect(early.stderr).toMatch(
-      /^error: .*in jobs\.partial: 2 of 7 files are missing, .*got model-00002-of-00007\.safetensors, model-00005-of-/,
+      /^error: .*in jobs\.partial: 2 of 7 files are missing, .*: model-00002-of-00007\.safetensors, model-00005-of-/,
     )
     expect(early.stderr).toContain('Run their shares again, then finish')
     expect([early.code, existsSync(out)]).toEqual([1, false])

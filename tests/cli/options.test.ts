@@ -88,7 +88,9 @@ describe('parseCommand', () => {
 
   it.each<[string[], string]>([
     [['--model', 'm', '--weight-decya', '1'], 'did you mean --weight-decay'],
-    [['--model', 'm', '-r', '4'], 'no option -r'],
+    [['--model', 'm', '--wd', '1'], 'did you mean --weight-decay'],
+    [['--model', 'm', '-r', '4'], 'no option -r; did you mean --rank'],
+    [['--model', 'm', '--xyz', '4'], 'no option --xyz'],
     [['--model', 'm', '--no-json'], 'no option --no-json'],
     [['--json'], '--model DIR is missing'],
     [['--model'], '--model needs a value'],

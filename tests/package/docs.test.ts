@@ -42,8 +42,8 @@ describe('the pages of docs/', () => {
     let ran = 0
     for (const [language, text] of blocksOf(page)) {
       if (language === 'sh') {
-        for (const line of text.split('\n').filter((line) => line.startsWith('lowrank '))) {
-          const [, ...args] = words(line)
+        for (const line of text.split('\n').filter((line) => line.startsWith('npx lowrank '))) {
+          const [, , ...args] = words(line)
           const { status, stderr } = consumer.node('node_modules/lowrank/dist/cli/main.js', ...args)
           expect(status, `${line}\n${stderr}`).toBe(0)
           ran++

@@ -210,6 +210,11 @@ describe('in the browser', () => {
         for (const next of chunks.find(({ fileName }) => fileName === name)!.imports) core.add(next)
       const code = chunks.filter(({ fileName }) => core.has(fileName)).map((chunk) => chunk.code)
       expect(gzipSync(code.join('\n')).byteLength).toBeLessThanOrEqual(MAX_CORE_GZIP_BYTES)
+
+      // Names of classes are shortened, those of errors stay.
+      const names = Object.keys(await import('../../src/index.js')).filter((name) => /^(?!Lowrank).*Error$/.test(name))
+      expect(names.length).toBeGreaterThan(5)
+      expect(names.filter((name) => !new RegExp(`name\\s*=\\s*.${name}`).test(code.join('\n')))).toEqual([])
     } finally {
       plain.remove()
     }

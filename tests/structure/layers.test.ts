@@ -3,7 +3,7 @@
 import { existsSync } from 'node:fs'
 import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
-import { filesIn, importsOf, root, textOf } from './project.js'
+import { filesIn, importsOf, root, staticImportsOf, textOf } from './project.js'
 
 /** layer → the layers that it may import, beside its own folder. */
 const LAYERS: Record<string, readonly string[]> = {
@@ -84,6 +84,27 @@ describe('layers of src/', () => {
     }
     visit('src/index.ts')
     expect([...reached].filter((path) => NODE_ONLY.test(path))).toEqual([])
+  })
+
+  it('opens without what graphs and texts need, and shows help without what takes paths', () => {
+    /** What loads with a file: paths of ours, and names of packages. */
+    const loadedWith = (path: string, loaded = new Set<string>()): Set<string> => {
+      if (loaded.has(path)) return loaded
+      loaded.add(path)
+      for (const { specifier, to } of staticImportsOf(path)) {
+        if (to === undefined) loaded.add(specifier)
+        else loadedWith(to, loaded)
+      }
+      return loaded
+    }
+    const entry = [...loadedWith('src/node.ts')]
+    expect(entry).toContain('src/lora/peft.ts')
+    expect(entry.filter((path) => /^(@|src\/(graph|text|formats\/onnx)\/)/.test(path))).toEqual([])
+    const commands = files.filter((path) => /^src\/cli\/[^/]*$/.test(path))
+    const shown = new Set<string>()
+    for (const path of commands) loadedWith(path, shown)
+    expect(shown).toContain('src/index.ts')
+    expect(shown).not.toContain('src/node.ts')
   })
 
   it('names Node built-ins with their prefix', () => {

@@ -31,6 +31,19 @@ export interface Import {
   to: string | undefined
 }
 
+/** Imports of a source file that load with it: neither dynamic ones nor those of types alone. */
+export function staticImportsOf(from: string): Import[] {
+  const { statements } = ts.createSourceFile(from, textOf(from), ts.ScriptTarget.Latest)
+  const written = statements.flatMap((statement) => {
+    const isTypes = ts.isImportDeclaration(statement)
+      ? statement.importClause?.phaseModifier === ts.SyntaxKind.TypeKeyword
+      : !ts.isExportDeclaration(statement) || statement.isTypeOnly
+    const specifier = (statement as ts.ImportDeclaration | ts.ExportDeclaration).moduleSpecifier
+    return isTypes || specifier === undefined ? [] : [(specifier as ts.StringLiteral).text]
+  })
+  return written.map((specifier) => importOf(from, specifier))
+}
+
 /** Every import, re-export, dynamic import and `new URL('./x.js', import.meta.url)` of a source file. */
 export function importsOf(from: string): Import[] {
   const text = textOf(from)
@@ -38,11 +51,15 @@ export function importsOf(from: string): Import[] {
   const workers = [...text.matchAll(/new URL\(\s*'([^']+)',\s*import\.meta\.url\s*\)/g)].map(
     ([, specifier]) => specifier,
   )
-  return [...written, ...workers.filter((specifier) => specifier.endsWith('.js'))].map((specifier) => {
-    if (!specifier.startsWith('.')) return { from, specifier, to: undefined }
-    const target = relative(root, join(root, dirname(from), specifier))
-      .split(sep)
-      .join('/')
-    return { from, specifier, to: target.replace(/\.js$/, '.ts') }
-  })
+  return [...written, ...workers.filter((specifier) => specifier.endsWith('.js'))].map((specifier) =>
+    importOf(from, specifier),
+  )
+}
+
+function importOf(from: string, specifier: string): Import {
+  if (!specifier.startsWith('.')) return { from, specifier, to: undefined }
+  const target = relative(root, join(root, dirname(from), specifier))
+    .split(sep)
+    .join('/')
+  return { from, specifier, to: target.replace(/\.js$/, '.ts') }
 }

@@ -32,6 +32,7 @@ describe('loadRecords', () => {
   it.each([
     ['{"text": "a"}\n{"text": \n{"text": "b"}', 'data.jsonl, line 2: not valid JSON'],
     ['{"text": "a"}\n\n[1]', 'data.jsonl, line 3: not a record'],
+    ['[{"text": "a"}]', 'got a list. Each line is one JSON object'],
     ['{"txt": "a"}', 'got "txt" (string)'],
     ['{"text": 3}', 'got "text" (number)'],
     ['{"prompt": "a"}', 'line 1: not a record; expected "text", or "prompt" and "completion"'],

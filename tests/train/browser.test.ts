@@ -34,6 +34,8 @@ describe.skipIf(browser === undefined || runtime === undefined)('training in Chr
   const lines = readFileSync(path.join(root, 'models/data/scripture.jsonl'), 'utf8').split('\n').slice(0, 12)
   const job: PageJob = {
     runtime: `/ort/${SCRIPT}`,
+    // Bundlers give it another name.
+    wasm: '/assets/ort-1a2b3c.wasm',
     model: ['config.json', 'generation_config.json', 'tokenizer.json', 'onnx/model.onnx'],
     data: lines.map((line) => JSON.parse(line)),
     prompt: 'And the people',
@@ -44,9 +46,8 @@ describe.skipIf(browser === undefined || runtime === undefined)('training in Chr
   beforeAll(async () => {
     files.set('/job.json', Buffer.from(JSON.stringify(job)))
     for (const file of job.model) files.set(`/model/${file}`, readFileSync(path.join(MODEL, file)))
-    for (const file of [SCRIPT, 'ort-wasm-simd-threaded.wasm', 'ort-wasm-simd-threaded.mjs']) {
-      files.set(`/ort/${file}`, readFileSync(path.join(runtime!, file)))
-    }
+    files.set(job.runtime, readFileSync(path.join(runtime!, SCRIPT)))
+    files.set(job.wasm, readFileSync(path.join(runtime!, 'ort-wasm-simd-threaded.wasm')))
     const model = await loadModel(new NodeDirectory(MODEL), { runtime: inThread })
     expected = await runJob(model, job)
     await model.close()

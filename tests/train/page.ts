@@ -7,8 +7,9 @@ import { type Job, type JobResult, runJob } from './job.js'
 
 /** What the page fetches to know what to do. */
 export interface PageJob extends Job {
-  /** URL of ONNX Runtime. */
+  /** URLs of ONNX Runtime and its .wasm file. */
   runtime: string
+  wasm: string
   /** Files of the model. */
   model: string[]
 }
@@ -23,7 +24,7 @@ async function run(): Promise<PageResult> {
   const job: PageJob = JSON.parse(new TextDecoder().decode(await fetched('/job.json')))
   const folder = new MemoryDirectory()
   for (const file of job.model) folder.files.set(file, await fetched(`/model/${file}`))
-  const model = await loadModel(folder, { runtime: webRuntime(job.runtime) })
+  const model = await loadModel(folder, { runtime: webRuntime(job.runtime, job.wasm) })
   let ticks = 0
   const timer = setInterval(() => ticks++, 1)
   const result = await runJob(model, job, () => clearInterval(timer))

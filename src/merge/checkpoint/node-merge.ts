@@ -2,7 +2,7 @@
 // cluster. What it computes is merge-checkpoint.ts's.
 
 import path from 'node:path'
-import { ConfigError, FileError, NumericError } from '../../base/errors.js'
+import { ConfigError, FileError, listed, MismatchError, NumericError } from '../../base/errors.js'
 import { locate, NodeDirectory } from '../../io/node-files.js'
 import { LoraAdapter } from '../../lora/adapter.js'
 import type { AdapterInput } from '../weighted.js'
@@ -12,7 +12,15 @@ import { describePlan, type MergeCheckpointOptions, type OpenPlan, openPlan } fr
 import { type Companions, findCompanions, NO_COMPANIONS, writeCompanions } from './node-companions.js'
 import { baseStates, changesOf, hashPlan, isFromBase, type ShardNote } from './node-notes.js'
 import { NOTHING_KEPT, PartialOutput } from './node-output.js'
-import { checkSpace, looksMerged, type OutputPlace, partialFolder, realOutput, refuseOutput } from './node-place.js'
+import {
+  checkSpace,
+  looksMerged,
+  type OutputPlace,
+  partialFolder,
+  realOutput,
+  refuseEnding,
+  refuseOutput,
+} from './node-place.js'
 import { Crew } from './node-threads.js'
 import { sizeOfShards, threadsOf, type Work, type WriteOptions, writeShards } from './node-write.js'
 import type { MergePlan } from './plan.js'
@@ -130,6 +138,7 @@ async function openFiles(
   out: string,
   options: MergeFilesOptions,
 ): Promise<OpenFiles> {
+  refuseEnding(out, 'safetensors')
   const isFile = out.endsWith('.safetensors')
   const { directory, file } = await locate(base)
   const inputs: AdapterInput[] = adapters.map((input) => {
@@ -141,7 +150,13 @@ async function openFiles(
   const name = isFile ? path.basename(out) : undefined
   const isWhole = file === undefined && !isFile
   const planOptions = { tied, dtype, maxShardBytes, strict, basePath: file, path: name, isWhole }
-  const opened = await openPlan(directory, inputs, planOptions, sign)
+  const opened = await openPlan(directory, inputs, planOptions, sign).catch((error) => {
+    const isMissing = error instanceof MismatchError && error.where === 'adapter'
+    if (!isMissing || !/-\d{5}-of-\d{5}\.safetensors$/.test(base)) throw error
+    const { where, what, expected } = error
+    const hint = 'The base is one file of several: name their folder'
+    throw new MismatchError({ where, what, expected, hint, cause: error })
+  })
   try {
     const { plan, checkpoint } = opened
     if (isFile && plan.shards.length > 1) {
@@ -171,8 +186,8 @@ async function openFiles(
 
 /** Throws FileError when the output, or the folder in which it is made, is what is being read or must not go. */
 async function refusePlaces({ place, inputs, plan }: OpenFiles, { overwrite = false }: MergeFilesOptions) {
-  await refuseOutput(place, inputs, async () => overwrite && looksMerged(place, plan.tensors))
-  await refuseOutput({ out: partialFolder(place.out), isFile: false }, inputs, async () => true)
+  await refuseOutput(place, inputs, overwrite, () => looksMerged(place, plan.tensors))
+  await refuseOutput({ out: partialFolder(place.out), isFile: false }, inputs, true, async () => true)
 }
 
 function isContinued({ share, finish = false, resume = false }: MergeFilesOptions): boolean {
@@ -248,11 +263,7 @@ async function finishedShards(
 function unfinishedError(missing: readonly OutputShard[], mine: readonly OutputShard[], folder: string): FileError {
   return new FileError({
     where: folder,
-    what: `${missing.length} of ${mine.length} files are missing, damaged or made from another base`,
-    got: missing
-      .slice(0, 5)
-      .map(({ path: name }) => name)
-      .join(', '),
+    what: `${missing.length} of ${mine.length} files are missing, damaged or made from another base: ${listed(missing.map(({ path: name }) => name))}`,
     hint: 'Run their shares again, then finish',
   })
 }

@@ -19,6 +19,17 @@ export interface OutputPlace {
   readonly isFile: boolean
 }
 
+/** @throws FileError for a name whose ending is another format's than the result's */
+export function refuseEnding(out: string, format: 'safetensors' | 'onnx'): void {
+  const [, ending] = /\.(safetensors|onnx|gguf|bin|pt|pth|ckpt)$/i.exec(out) ?? []
+  if (ending === undefined || ending === format) return
+  throw new FileError({
+    where: out,
+    what: `the result is no .${ending} file`,
+    expected: `a folder, or a file ending in .${format}`,
+  })
+}
+
 /** Where the output is made. */
 export function partialFolder(out: string): string {
   return `${out}.partial`
@@ -72,8 +83,8 @@ export function checkSpace(folder: string, bytes: number): void {
   throw new FileError({
     where: folder,
     what: 'not enough free space for the output',
-    expected: `${bytes} bytes`,
-    got: `${free} free`,
+    expected: `${Math.ceil(bytes / 1e6)} MB`,
+    got: `${Math.floor(free / 1e6)} MB`,
     hint: 'Free some, or choose another disk; nothing was written',
   })
 }
@@ -82,12 +93,13 @@ export function checkSpace(folder: string, bytes: number): void {
  * Refuses to write where the inputs are, or over something that is not a merge's output.
  *
  * @param inputs files and folders that are read
- * @param isReplaceable whether what is at `out` may go
+ * @param isMerged whether a merge may have written what is at `out`
  */
 export async function refuseOutput(
   { out, isFile }: OutputPlace,
   inputs: readonly string[],
-  isReplaceable: () => Promise<boolean>,
+  overwrite: boolean,
+  isMerged: () => Promise<boolean>,
 ): Promise<void> {
   const status = await stat(out).catch(() => undefined)
   for (const input of inputs) {
@@ -112,11 +124,13 @@ export async function refuseOutput(
       throw new FileError({ where: out, what: `it holds ${inside}, which is being read`, hint: 'Choose another place' })
     }
   }
-  if (await isReplaceable()) return
+  const mayGo = await isMerged()
+  if (mayGo && overwrite) return
+  const there = isFile ? 'exists already' : 'exists already and is not empty'
   throw new FileError({
     where: out,
-    what: isFile ? 'exists already' : 'exists already and is not empty',
-    hint: 'Choose another place, or overwrite it if a merge wrote it',
+    what: overwrite ? 'not overwritten, because no merge wrote it' : there,
+    hint: mayGo ? 'Choose another place, or overwrite it' : 'Choose another place',
   })
 }
 

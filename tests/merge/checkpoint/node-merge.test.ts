@@ -152,11 +152,15 @@ describe('mergeCheckpointFiles', () => {
       mergeCheckpointFiles(setup.base, [setup.adapter], setup.out, { ...here, overwrite })
     await mkdir(setup.out)
     await merge(false)
-    await expect(merge(false)).rejects.toMatchObject({ code: 'FILE' })
+    await expect(merge(false)).rejects.toMatchObject({ code: 'FILE', hint: 'Choose another place, or overwrite it' })
     await merge(true)
     expect(await weights(setup.out)).toEqual(await expected(setup))
     await unlink(path.join(setup.out, 'lowrank-merge.json'))
-    await expect(merge(true)).rejects.toMatchObject({ code: 'FILE' })
+    await expect(merge(false)).rejects.toMatchObject({ code: 'FILE', hint: 'Choose another place' })
+    await expect(merge(true)).rejects.toMatchObject({
+      code: 'FILE',
+      what: expect.stringContaining('no merge wrote it'),
+    })
   })
 
   it('takes a file for a former result by names and shapes', async () => {
@@ -170,7 +174,7 @@ describe('mergeCheckpointFiles', () => {
     }
     await merge()
     await merge()
-    const refused = { code: 'FILE', what: 'exists already' }
+    const refused = { code: 'FILE', what: 'not overwritten, because no merge wrote it' }
     await expect(other(([name, ...rest], i) => [i === 0 ? 'tokens.weight' : name, ...rest])).rejects.toMatchObject(
       refused,
     )
@@ -219,7 +223,9 @@ describe('mergeCheckpointFiles', () => {
     const bytes = await readFile(shard)
     bytes[bytes.length - 1] ^= 1
     await writeFile(shard, bytes)
-    await expect(merge({ finish: true })).rejects.toMatchObject({ got: 'model-00002-of-00003.safetensors' })
+    await expect(merge({ finish: true })).rejects.toMatchObject({
+      what: expect.stringMatching(/: model-00002-of-00003\.safetensors$/),
+    })
     await expect(merge({ resume: true }, [{ adapter: setup.adapter, weight: 2 } as never])).rejects.toMatchObject({
       code: 'MISMATCH',
     })

@@ -100,8 +100,7 @@ describe('resuming', () => {
     await flip(path.join(copy, nameOf(2)), 7)
     await expect(merge.run({ finish: true }, copy)).rejects.toMatchObject({
       code: 'FILE',
-      what: '1 of 3 files are missing, damaged or made from another base',
-      got: nameOf(2),
+      what: `1 of 3 files are missing, damaged or made from another base: ${nameOf(2)}`,
     })
     await merge.run({ finish: true })
     expect(await merge.kept()).toEqual([1, 2, 3])
