@@ -79,9 +79,9 @@ export function planMerge(
   checkShardSize(maxShardBytes)
   refuseQuantizedConfig(config, `${checkpoint.directory.name}/config.json`)
   const pair = findTiedPair(layers, checkpoint, config)
-  // Replaced rows are for both uses, so that they alone untie nothing.
-  const whole = replacements.filter(({ rows }) => rows === undefined)
-  const untied = tied === 'untie' ? (pair ?? findReplacedPair(whole, checkpoint, config)) : undefined
+  // Rows that are for both uses untie nothing.
+  const parting = replacements.filter(({ rows, isTied }) => rows === undefined || !isTied)
+  const untied = tied === 'untie' ? (pair ?? findReplacedPair(parting, checkpoint, config)) : undefined
   if (pair !== undefined && tied === 'refuse' && !areTiedTogether(layers))
     throw tiedError(pair, checkpoint.tensors.has(pair.head))
   const locate = moduleNames(layers, checkpoint.tensors)

@@ -29,6 +29,14 @@ export interface TiedPair {
   readonly head: string
 }
 
+/** A part of an adapter that may change tied weights. */
+interface Touching {
+  readonly name: string
+  /** Undefined for rows of a table of any length. */
+  readonly d: number | undefined
+  readonly k: number
+}
+
 /** config.json's own word, where it has one. */
 export function tieSetting(config: Readonly<Record<string, unknown>> | undefined): boolean | undefined {
   const text = config?.text_config as Record<string, unknown> | null | undefined
@@ -51,7 +59,7 @@ function isHeadless(config: Readonly<Record<string, unknown>> | undefined): bool
  * Without a word in config.json the embeddings are tied when no output embedding is stored.
  */
 export function findTiedPair(
-  layers: readonly Pick<LayerFactors, 'name' | 'd' | 'k'>[],
+  layers: readonly Touching[],
   checkpoint: Checkpoint,
   config: Readonly<Record<string, unknown>> | undefined,
 ): TiedPair | undefined {
@@ -78,14 +86,14 @@ export function findReplacedPair(
   checkpoint: Checkpoint,
   config: Readonly<Record<string, unknown>> | undefined,
 ): TiedPair | undefined {
-  const modules = replacements.map(({ tensor, info: { shape } }) => {
-    return { name: tensor.slice(0, tensor.lastIndexOf('.')), d: shape[0], k: shape[1] }
+  const modules = replacements.map(({ tensor, rows, info: { shape } }) => {
+    return { name: tensor.slice(0, tensor.lastIndexOf('.')), d: rows === undefined ? shape[0] : undefined, k: shape[1] }
   })
   return findTiedPair(modules, checkpoint, config)
 }
 
-function fits({ info }: CheckpointTensor, { d, k }: Pick<LayerFactors, 'd' | 'k'>): boolean {
-  return info.shape.length === 2 && info.shape[0] === d && info.shape[1] === k
+function fits({ info }: CheckpointTensor, { d, k }: Touching): boolean {
+  return info.shape.length === 2 && info.shape[0] === (d ?? info.shape[0]) && info.shape[1] === k
 }
 
 /** Whether every layer of the tied weights adapts both alike, so that they stay tied without a choice. */

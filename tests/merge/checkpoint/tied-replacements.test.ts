@@ -36,8 +36,11 @@ function replacing(...names: string[]): LoraAdapter {
   return lora
 }
 
+/** Of the adapters below, so that their folders can be read again. */
+const trainableTokenIndices = { 'model.embed_tokens': [3, 30], lm_head: [30, 4] }
+
 /** And one that brings rows 3 and 30. */
-function withRows(lora = adapter({ 'model.q_proj': [24, 16] })): LoraAdapter {
+function withRows(lora = adapter({ 'model.q_proj': [24, 16] }, { trainableTokenIndices })): LoraAdapter {
   lora.tokenRows.set('model.embed_tokens', { indices: [3, 30], ...stored(VALUES.subarray(0, 32), [2, 16]) })
   return lora
 }
@@ -89,7 +92,9 @@ describe.each([
   it('rows fit without a choice', async () => {
     const folder = new MemoryDirectory()
     await saveAdapter(withRows(), folder)
-    expect(await fitCheckpoint(await base(sketches, { config }), folder)).toMatchObject({ fits: true, notes: [] })
+    const report = await fitCheckpoint(await base(sketches, { config }), folder)
+    expect(report).toMatchObject({ fits: true, notes: [] })
+    expect(report.parts.map(({ name }) => name)).toContain(EMBEDDING)
   })
 
   it('untie: the head is replaced alone', async () => {
@@ -123,6 +128,52 @@ describe.each([
       if (before.has(name)) expectRows(floats(after.get(name)!), floats(before.get(name)!))
     }
     expect(isTied).toBe(true)
+  })
+
+  describe('rows of the head alone, or beside others of the embedding', () => {
+    const withHeadRows = (lora = adapter({ 'model.q_proj': [24, 16] }, { trainableTokenIndices })) => {
+      lora.tokenRows.set('lm_head', { indices: [30, 4], ...stored(VALUES.subarray(32, 64), [2, 16]) })
+      return lora
+    }
+    const headRows = floats({ ...stored(VALUES.subarray(32, 64), [2, 16]), bytes: VALUES_BYTES.slice(64, 128) })
+    const replaced = (before: FloatArray) => {
+      const expected = before.slice()
+      expected.set(headRows.subarray(0, 16), 30 * 16)
+      expected.set(headRows.subarray(16), 4 * 16)
+      return expected
+    }
+
+    it('are not merged without a word', async () => {
+      for (const lora of [withHeadRows(), withRows(withHeadRows()), withHeadRows(withRows())]) {
+        const refused = { code: 'MISMATCH', where: HEAD, expected: 'a choice for tied embeddings: untie or keep' }
+        await expect(run(sketches, lora)).rejects.toMatchObject(refused)
+        const folder = new MemoryDirectory()
+        await saveAdapter(lora, folder)
+        const report = await fitCheckpoint(await base(sketches, { config }), folder)
+        expect(report).toMatchObject({ fits: true, notes: [expect.stringMatching(/has to untie or keep/)] })
+      }
+    })
+
+    it('untie: each use gets its own', async () => {
+      const { before, after, isTied } = await run(sketches, withRows(withHeadRows()), 'untie')
+      expectRows(floats(after.get(EMBEDDING)!), floats(before.get(EMBEDDING)!))
+      const head = floats(before.get(before.has(HEAD) ? HEAD : EMBEDDING)!)
+      expect(floats(after.get(HEAD)!)).toEqual(replaced(head))
+      expect(isTied).toBe(false)
+      const alone = await run(sketches, withHeadRows(), 'untie')
+      expect(alone.after.get(EMBEDDING)).toEqual(before.get(EMBEDDING))
+      expect(floats(alone.after.get(HEAD)!)).toEqual(replaced(head))
+    })
+
+    it('keep: both uses get them, and there is no place for two', async () => {
+      const { before, after, isTied } = await run(sketches, withHeadRows(), 'keep')
+      expect([...after.keys()].sort()).toEqual([...before.keys()].sort())
+      for (const name of [EMBEDDING, HEAD]) {
+        if (before.has(name)) expect(floats(after.get(name)!)).toEqual(replaced(floats(before.get(name)!)))
+      }
+      expect(isTied).toBe(true)
+      await expect(run(sketches, withRows(withHeadRows()), 'keep')).rejects.toMatchObject({ code: 'UNSUPPORTED' })
+    })
   })
 
   it('rows are refused beside another change of the head', async () => {
