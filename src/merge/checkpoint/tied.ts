@@ -27,7 +27,19 @@ export interface TiedPair {
   /** Tensor names. The head's need not be stored. */
   readonly embedding: string
   readonly head: string
+  /** The head's bias, where it is tied to one that is stored: both are untied with the embeddings. */
+  readonly bias: { readonly stored: string; readonly head: string } | undefined
 }
+
+/** What output embeddings are called that are not stored: by a module beside them that is. All others: lm_head. */
+const UNSTORED_HEADS: readonly (readonly [beside: RegExp, head: string])[] = [
+  [/(^|\.)embed_in$/, 'embed_out'],
+  [/^cls\.predictions\.transform\.dense$/, 'cls.predictions.decoder'],
+  [/^predictions\.dense$/, 'predictions.decoder'],
+  [/^lm_head\.dense$/, 'lm_head.decoder'],
+  [/^vocab_transform$/, 'vocab_projector'],
+  [/^generator_predictions\.dense$/, 'generator_lm_head'],
+]
 
 /** A part of an adapter that may change tied weights. */
 interface Touching {
@@ -63,7 +75,7 @@ export function findTiedPair(
   checkpoint: Checkpoint,
   config: Readonly<Record<string, unknown>> | undefined,
 ): TiedPair | undefined {
-  const touched = layers.find(({ name }) => isVocabularyModule(name))
+  const touched = layers.find(({ name }) => isHeadModule(name)) ?? layers.find(({ name }) => isEmbeddingModule(name))
   if (touched === undefined) return undefined
   const setting = tieSetting(config)
   if (setting === false || (isHeadless(config) && !isHeadModule(touched.name))) return undefined
@@ -72,12 +84,13 @@ export function findTiedPair(
     ? modules.find((name) => EMBEDDINGS.test(name) && fits(checkpoint.tensors.get(`${name}.weight`)!, touched))
     : touched.name
   if (embedding === undefined) return undefined
-  const storedHead = modules.find(isHeadModule)
-  const head = isHeadModule(touched.name)
-    ? touched.name
-    : (storedHead ?? (/embed_in$/.test(embedding) ? 'embed_out' : 'lm_head'))
+  const unstored = UNSTORED_HEADS.find(([beside]) => modules.some((name) => beside.test(name)))
+  const head = isHeadModule(touched.name) ? touched.name : (modules.find(isHeadModule) ?? unstored?.[1] ?? 'lm_head')
   const isTied = setting === true || !checkpoint.tensors.has(`${head}.weight`)
-  return isTied ? { embedding: `${embedding}.weight`, head: `${head}.weight` } : undefined
+  if (!isTied) return undefined
+  const bias = { stored: `${head.replace(/\.decoder$/, '')}.bias`, head: `${head}.bias` }
+  const isBiasTied = checkpoint.tensors.has(bias.stored) && !checkpoint.tensors.has(bias.head)
+  return { embedding: `${embedding}.weight`, head: `${head}.weight`, bias: isBiasTied ? bias : undefined }
 }
 
 /** The same for what adapters replace. */

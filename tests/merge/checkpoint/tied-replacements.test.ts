@@ -60,6 +60,54 @@ function expectRows(after: FloatArray, before: FloatArray): void {
   expect(after).toEqual(expected)
 }
 
+describe('untie', () => {
+  it.each([
+    [
+      'bert.embeddings.word_embeddings',
+      'cls.predictions.transform.dense',
+      'cls.predictions.decoder',
+      'cls.predictions.bias',
+    ],
+    ['albert.embeddings.word_embeddings', 'predictions.dense', 'predictions.decoder', 'predictions.bias'],
+    ['roberta.embeddings.word_embeddings', 'lm_head.dense', 'lm_head.decoder', 'lm_head.bias'],
+    ['distilbert.embeddings.word_embeddings', 'vocab_transform', 'vocab_projector', undefined],
+    ['electra.embeddings.word_embeddings', 'generator_predictions.dense', 'generator_lm_head', undefined],
+    ['gpt_neox.embed_in', 'gpt_neox.final_layer_norm', 'embed_out', undefined],
+    ['transformer.word_embeddings', 'transformer.ln_f', 'lm_head', undefined],
+  ])(
+    '%s: loaders find the output embedding, and a bias that was tied with it',
+    async (embedding, beside, head, bias) => {
+      const biases = bias === undefined ? [`${head}.bias`] : [bias]
+      const own: TensorSketch[] = [
+        [`${embedding}.weight`, 'BF16', [32, 16]],
+        [`${beside}.weight`, 'BF16', [16]],
+        ...biases.map((name): TensorSketch => [name, 'BF16', [32]]),
+      ]
+      const changed = adapter({})
+      changed.addEmbedding(
+        embedding,
+        { data: VALUES.slice(0, 4 * 32), shape: [4, 32] },
+        { data: VALUES.slice(0, 16 * 4), shape: [16, 4] },
+      )
+      for (const lora of [changed, adapter({ [head]: [32, 16] })]) {
+        const { before, after } = await run(own, lora, 'untie')
+        const added = [...after.keys()].filter((name) => !before.has(name))
+        expect(added.sort()).toEqual([...(bias === undefined ? [] : [`${head}.bias`]), `${head}.weight`])
+        const weights = [embedding, head].map((name) => after.get(`${name}.weight`)!.bytes)
+        const kept = lora === changed ? 1 : 0
+        expect(weights[kept]).toEqual(before.get(`${embedding}.weight`)!.bytes)
+        expect(weights[1 - kept]).not.toEqual(weights[kept])
+        if (bias !== undefined) expect(after.get(`${head}.bias`)).toEqual(before.get(bias))
+      }
+      if (bias === undefined) return
+      const replaced = stored(VALUES.subarray(0, 32), [32])
+      changed.replacements.set(bias, { key: bias, isTrained: true, ...replaced })
+      const { after } = await run(own, changed, 'untie')
+      for (const name of [bias, `${head}.bias`]) expect(after.get(name)!.bytes).toEqual(replaced.data)
+    },
+  )
+})
+
 describe.each([
   ['of which one is stored', SKETCHES],
   ['that are both stored', STORED],
@@ -174,6 +222,34 @@ describe.each([
       expect(isTied).toBe(true)
       await expect(run(sketches, withRows(withHeadRows()), 'keep')).rejects.toMatchObject({ code: 'UNSUPPORTED' })
     })
+  })
+
+  it('rows and layers of a head that has another name than most', async () => {
+    const [embedding, head] = ['bert.embeddings.word_embeddings', 'cls.predictions.decoder']
+    const renamed = sketches.map(([name, ...rest]): TensorSketch => {
+      return [name === EMBEDDING ? `${embedding}.weight` : name === HEAD ? `${head}.weight` : name, ...rest]
+    })
+    const rows = adapter({ 'model.q_proj': [24, 16] })
+    rows.tokenRows.set(embedding, { indices: [3, 30], ...stored(VALUES.subarray(0, 32), [2, 16]) })
+    rows.tokenRows.set(head, { indices: [3, 1], ...stored(VALUES.subarray(0, 32), [2, 16]) })
+    const layers = adapter({ [head]: [32, 16] })
+    layers.addEmbedding(
+      embedding,
+      { data: VALUES.slice(0, 4 * 32), shape: [4, 32] },
+      { data: VALUES.slice(0, 16 * 4), shape: [16, 4] },
+    )
+    for (const lora of [rows, layers]) {
+      await expect(run(renamed, lora)).rejects.toMatchObject({
+        where: `${head}.weight`,
+        expected: expect.stringMatching(/untie or keep/),
+      })
+      const { before, after } = await run(renamed, lora, 'untie')
+      for (const name of [embedding, head]) {
+        expect(after.get(`${name}.weight`)).not.toEqual(
+          before.get(`${name}.weight`) ?? before.get(`${embedding}.weight`),
+        )
+      }
+    }
   })
 
   it('rows are refused beside another change of the head', async () => {
