@@ -6,7 +6,7 @@ import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, truncateSync,
 import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
 import { LoraAdapter } from '../../src/index.js'
-import { saveAdapter } from '../../src/node.js'
+import { loadAdapter, saveAdapter } from '../../src/node.js'
 import { lowrank, MODEL, root, scratchFolder, start } from './lowrank.js'
 
 const scratch = scratchFolder()
@@ -39,6 +39,26 @@ async function large(): Promise<{ base: string; adapter: string }> {
   writeFileSync(join(base, 'model.safetensors.index.json'), JSON.stringify({ metadata: {}, weight_map }))
   await saveAdapter(adapter, folder)
   return { base, adapter: folder }
+}
+
+/** The F32 tensors of a file. */
+function readWeights(file: string): Map<string, Float32Array> {
+  const bytes = readFileSync(file)
+  const start = 8 + Number(bytes.readBigUInt64LE())
+  const header: Record<string, { data_offsets: [number, number] }> = JSON.parse(bytes.toString('utf8', 8, start))
+  const { __metadata__: _, ...tensors } = header
+  return new Map(
+    Object.entries(tensors).map(
+      ([
+        name,
+        {
+          data_offsets: [from, to],
+        },
+      ]) => {
+        return [name, new Float32Array(Uint8Array.from(bytes.subarray(start + from, start + to)).buffer)]
+      },
+    ),
+  )
 }
 
 function digest(folder: string): string {
@@ -221,6 +241,17 @@ describe('what it says', () => {
     expect(names(report.layers)).toEqual(names(plan.layers))
     const written = Object.fromEntries(readdirSync(out).map((name) => [name, readFileSync(join(out, name)).length]))
     for (const { name, byteLength } of plan.shards) expect(written[name]).toBe(byteLength)
+    // The sizes of the changes are those of the adapter's deltas over the norms of the base.
+    const base = readWeights(join(MODEL, 'model.safetensors'))
+    for (const [name, layer] of await loadAdapter(PEFT)) {
+      const norm = Math.hypot(...base.get(`${name}.weight`)!)
+      const { relativeChange } = report.layers.find((line: { name: string }) => line.name === name)
+      expect(relativeChange / (layer.normDelta() / norm)).toBeCloseTo(1, 5)
+    }
+    expect(report.seconds).toBeGreaterThan(0)
+    expect(report.peakRssBytes).toBeGreaterThan(2 ** 24)
+    const { 'lowrank-merge.json': _, ...files } = written
+    expect(report.bytes).toBe(Object.values(files).reduce((sum, bytes) => sum + bytes, 0))
     const others = [...plan.copied, 'lowrank-merge.json', 'model.safetensors.index.json']
     expect(Object.keys(written).sort()).toEqual([...names(plan.shards), ...others].sort())
   })
