@@ -23,15 +23,16 @@ TIED = {  # PEFT names the embedding again, with its whole name, in lists that m
     "tied-modules": {**CONFIG, "target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
     "tied-tokens": {**CONFIG, "target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [5, 3], "lm_head": [5, 3]},
                     "ensure_weight_tying": True},
+    "tied-dora": {**CONFIG, "target_modules": ["embed_tokens", "q_proj"], "use_dora": True, "ensure_weight_tying": True},
 }
 RANGES = [[0, 2], [1, 3], [0, 1]]
 
 
-def build(layers=1):
+def build(layers=1, tied=True):
     from transformers import LlamaConfig, LlamaForCausalLM
     torch.manual_seed(SEED)
     model = LlamaForCausalLM(LlamaConfig(vocab_size=16, hidden_size=8, intermediate_size=6, num_hidden_layers=layers, num_attention_heads=2,
-                                         num_key_value_heads=1, head_dim=4, max_position_embeddings=16, tie_word_embeddings=True))
+                                         num_key_value_heads=1, head_dim=4, max_position_embeddings=16, tie_word_embeddings=tied))
     with torch.no_grad():
         for p in model.parameters():
             p.copy_(0.3 * torch.randn(p.shape))
@@ -54,6 +55,8 @@ def move(adapted):
     for key, p in adapted.named_parameters():
         if "lora_embedding_A" in key or "trainable_tokens" in key or "modules_to_save" in key and "lm_head" not in key:
             p.copy_(0.3 * torch.randn(p.shape, generator=generator))
+        if "magnitude" in key:
+            p.add_(0.2 * torch.randn(p.shape, generator=generator))
 
 
 def tied(name, out):
@@ -67,12 +70,16 @@ def tied(name, out):
     inner = again.base_model.model
     embedding = inner.model.embed_tokens
     q_proj = inner.model.layers[0].self_attn.q_proj
-    merged = {"model.layers.0.self_attn.q_proj.weight": q_proj.weight + q_proj.get_delta_weight("default")}
+    stays_tied = not TIED[name].get("use_dora")  # its magnitudes are columns of the one and rows of the other
+    if stays_tied:
+        merged = {"model.layers.0.self_attn.q_proj.weight": q_proj.weight + q_proj.get_delta_weight("default")}
+    else:
+        merged = {f"{key}.weight": inner.get_submodule(key)(torch.eye(8).double()).T for key in ("model.layers.0.self_attn.q_proj", "lm_head")}
     tokens = torch.arange(16)
     merged["model.embed_tokens.weight"] = embedding(tokens)
-    plain = build().double()
-    plain.load_state_dict({**original, **merged, "lm_head.weight": embedding(tokens)})
-    assert plain.lm_head.weight is plain.model.embed_tokens.weight
+    plain = build(tied=stays_tied).double()
+    plain.load_state_dict({**original, "lm_head.weight": embedding(tokens), **merged})
+    assert (plain.lm_head.weight is plain.model.embed_tokens.weight) == stays_tied
     ids = torch.tensor([[3, 5, 1, 14]])
     expected = call(again, input_ids=ids).logits
     error = (call(plain, input_ids=ids).logits - expected).abs().max() / expected.abs().max()

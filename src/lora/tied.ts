@@ -4,7 +4,7 @@
 import type { LoraConfig } from './config.js'
 import { targetMatcher } from './patterns.js'
 
-const HEADS = /(^|\.)(lm_head|embed_out|predictions\.decoder)$/
+const HEADS = /(^|\.)((generator_)?lm_head|lm_head\.decoder|embed_out|predictions\.decoder|vocab_projector)$/
 
 /** Whether a module is an output embedding, by the names that transformers gives them. */
 export function isHeadModule(module: string): boolean {

@@ -21,9 +21,11 @@ export interface Outcome {
 }
 
 /** Starts `lowrank`; `done` waits for its end. */
-export function start(args: readonly string[]): { child: ChildProcess; done: Promise<Outcome> } {
+/** @param isSlow its writes to files take their time */
+export function start(args: readonly string[], isSlow = false): { child: ChildProcess; done: Promise<Outcome> } {
   if (!existsSync(binary)) throw new Error('dist/ is missing: run `npm run build` first')
-  const child = spawn(process.execPath, [binary, ...args], { cwd: root, stdio: ['ignore', 'pipe', 'pipe'] })
+  const own = isSlow ? ['--import', new URL('../slow-writes.mjs', import.meta.url).href] : []
+  const child = spawn(process.execPath, [...own, binary, ...args], { cwd: root, stdio: ['ignore', 'pipe', 'pipe'] })
   let stdout = ''
   let stderr = ''
   child.stdout.setEncoding('utf8').on('data', (text) => {

@@ -6,7 +6,7 @@ import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, truncateSync,
 import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
 import { LoraAdapter } from '../../src/index.js'
-import { saveAdapter } from '../../src/node.js'
+import { loadAdapter, saveAdapter } from '../../src/node.js'
 import { lowrank, MODEL, root, scratchFolder, start } from './lowrank.js'
 
 const scratch = scratchFolder()
@@ -14,7 +14,7 @@ const PEFT = join(root, 'tests', 'golden', 'peft', 'f32')
 const LAYERS = 16
 const [d, k] = [2048, 2048]
 
-/** 16 files of 8 MB of zeros, so that there is time to be stopped, and an adapter for them. */
+/** 16 files of 8 MB of zeros, and an adapter for them. */
 async function large(): Promise<{ base: string; adapter: string }> {
   const [base, folder] = [join(scratch, 'large'), join(scratch, 'large-adapter')]
   if (existsSync(base)) return { base, adapter: folder }
@@ -41,6 +41,26 @@ async function large(): Promise<{ base: string; adapter: string }> {
   return { base, adapter: folder }
 }
 
+/** The F32 tensors of a file. */
+function readWeights(file: string): Map<string, Float32Array> {
+  const bytes = readFileSync(file)
+  const start = 8 + Number(bytes.readBigUInt64LE())
+  const header: Record<string, { data_offsets: [number, number] }> = JSON.parse(bytes.toString('utf8', 8, start))
+  const { __metadata__: _, ...tensors } = header
+  return new Map(
+    Object.entries(tensors).map(
+      ([
+        name,
+        {
+          data_offsets: [from, to],
+        },
+      ]) => {
+        return [name, new Float32Array(Uint8Array.from(bytes.subarray(start + from, start + to)).buffer)]
+      },
+    ),
+  )
+}
+
 function digest(folder: string): string {
   const hash = createHash('sha256')
   for (const name of readdirSync(folder).sort()) hash.update(name).update(readFileSync(join(folder, name)))
@@ -57,7 +77,7 @@ describe.each(['SIGINT', 'SIGTERM'] as const)('%s', (signal) => {
     const notes = join(`${out}.partial`, '.merge')
     const finished = () => (existsSync(notes) ? readdirSync(notes).filter((name) => /^model.*json$/.test(name)) : [])
     const stop = async (isTime: () => boolean, ...share: string[]) => {
-      const { child, done } = start([...args, '--out', out, '--threads', '1', ...share])
+      const { child, done } = start([...args, '--out', out, '--threads', '1', ...share], true)
       while (!isTime() && child.exitCode === null) await new Promise((resolve) => setTimeout(resolve, 1))
       child.kill(signal)
       const { code, stderr } = await done
@@ -221,6 +241,17 @@ describe('what it says', () => {
     expect(names(report.layers)).toEqual(names(plan.layers))
     const written = Object.fromEntries(readdirSync(out).map((name) => [name, readFileSync(join(out, name)).length]))
     for (const { name, byteLength } of plan.shards) expect(written[name]).toBe(byteLength)
+    // The sizes of the changes are those of the adapter's deltas over the norms of the base.
+    const base = readWeights(join(MODEL, 'model.safetensors'))
+    for (const [name, layer] of await loadAdapter(PEFT)) {
+      const norm = Math.hypot(...base.get(`${name}.weight`)!)
+      const { relativeChange } = report.layers.find((line: { name: string }) => line.name === name)
+      expect(relativeChange / (layer.normDelta() / norm)).toBeCloseTo(1, 5)
+    }
+    expect(report.seconds).toBeGreaterThan(0)
+    expect(report.peakRssBytes).toBeGreaterThan(2 ** 24)
+    const { 'lowrank-merge.json': _, ...files } = written
+    expect(report.bytes).toBe(Object.values(files).reduce((sum, bytes) => sum + bytes, 0))
     const others = [...plan.copied, 'lowrank-merge.json', 'model.safetensors.index.json']
     expect(Object.keys(written).sort()).toEqual([...names(plan.shards), ...others].sort())
   })

@@ -7,20 +7,25 @@ import type { PageResult } from './page.js'
 
 describe.skipIf(browser === undefined)('kernels in Chromium', () => {
   const page = buildPage<PageResult>(fileURLToPath(new URL('page.ts', import.meta.url)))
-  const correct = { error: expect.closeTo(0, 5), isSameMerge: true, isUnmergeExact: true }
+  const correct = { error: expect.closeTo(0, 5), isSameMerge: true, isUnmergeExact: true, workers: 0 }
+  const simd = {
+    ...correct,
+    kernels: expect.stringMatching(/^wasm (relaxed|plain)$/),
+    merge: 'wasm plain',
+    memories: { shared: 0, unshared: 2 },
+  }
 
-  test('on an ordinary page: SIMD, on unshared memory', async () => {
-    const kernels = expect.stringMatching(/^wasm (relaxed|plain)$/)
-    expect(await page.open({})).toEqual({ ...correct, kernels, merge: 'wasm plain', isIsolated: false })
+  test('on an ordinary page: SIMD, on one thread and unshared memory', async () => {
+    expect(await page.open({})).toEqual({ ...simd, isIsolated: false })
   })
 
   test('on a page that is isolated across origins', async () => {
-    const kernels = expect.stringMatching(/^wasm (relaxed|plain)$/)
-    expect(await page.open(ISOLATED)).toEqual({ ...correct, kernels, merge: 'wasm plain', isIsolated: true })
+    expect(await page.open(ISOLATED)).toEqual({ ...simd, isIsolated: true })
   })
 
   test('where the content security policy forbids WebAssembly: the reference loops', async () => {
     const result = await page.open(STRICT)
-    expect(result).toEqual({ ...correct, kernels: 'reference', merge: 'reference', isIsolated: false })
+    const memories = { shared: 0, unshared: 0 }
+    expect(result).toEqual({ ...correct, kernels: 'reference', merge: 'reference', memories, isIsolated: false })
   })
 })

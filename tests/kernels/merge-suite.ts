@@ -149,8 +149,10 @@ function randomBytes(dtype: MergeDtype, count: number, seed: number): Uint8Array
 export function mergeKernelSuite(create: (byteLength: number) => MergeKernel, isFused = false): void {
   const kernel = create(CHUNK)
 
+  /** A view that begins beside what SIMD aligns to, with NaN around it. */
   function factor(dtype: MergeDtype, length: number, seed: number): FloatArray {
-    return fill(dtype === 'F64' ? new Float64Array(length) : new Float32Array(length), seed)
+    const whole = dtype === 'F64' ? new Float64Array(length + 2) : new Float32Array(length + 2)
+    return fill(whole.fill(Number.NaN).subarray(1, length + 1), seed)
   }
 
   /** In one block, in rows, or in columns that lie side by side, by `way`. Returns whether all blocks are finite. */

@@ -11,12 +11,32 @@ export interface PageResult {
   kernels: string
   merge: string
   isIsolated: boolean
-  /** Largest difference of a 70 × 130 × 300 product from the reference's, over the largest element. */
+  /** Memories that the kernels made, by whether threads can share them, and the workers that they started. */
+  memories: { shared: number; unshared: number }
+  workers: number
+  /** Largest difference of a 170 × 130 × 300 product from the reference's, over the largest element. */
   error: number
   /** The merged bytes are the reference's. */
   isSameMerge: boolean
   /** merge and unmerge of a layer gave the base back. */
   isUnmergeExact: boolean
+}
+
+const memories = { shared: 0, unshared: 0 }
+const { Memory } = WebAssembly
+WebAssembly.Memory = class extends Memory {
+  constructor(limits: WebAssembly.MemoryDescriptor) {
+    super(limits)
+    memories[limits.shared ? 'shared' : 'unshared']++
+  }
+}
+let workers = 0
+const { Worker } = globalThis
+globalThis.Worker = class extends Worker {
+  constructor(...args: ConstructorParameters<typeof Worker>) {
+    super(...args)
+    workers++
+  }
 }
 
 const largest = (values: Float32Array) => values.reduce((most, value) => Math.max(most, Math.abs(value)), 0)
@@ -32,7 +52,8 @@ function mergedBytes(kernel: MergeKernel): Uint8Array {
 }
 
 function run(): PageResult {
-  const [m, n, k] = [70, 130, 300]
+  // Large enough for threads, where there are any.
+  const [m, n, k] = [170, 130, 300]
   const product = { m, n, k, a: wave(m * k), b: wave(n * k), transposeB: true }
   const [out, expected] = [new Float32Array(m * n), new Float32Array(m * n)]
   defaultKernels().gemm({ ...product, out })
@@ -48,6 +69,8 @@ function run(): PageResult {
     kernels: defaultKernels().name,
     merge: kernel.name,
     isIsolated: globalThis.crossOriginIsolated,
+    memories,
+    workers,
     error: largest(out.map((value, i) => value - expected[i])) / largest(expected),
     isSameMerge: mergedBytes(kernel).every((byte, i) => byte === reference[i]),
     isUnmergeExact: base.data.every((value, i) => value === layer.baseWeight?.data[i]),

@@ -57,6 +57,55 @@ test('any number of threads gives the same bytes', () => {
   expect(run(script)).toEqual(Array(12).fill(0))
 })
 
+test('large products use threads, small ones and those of one thread do not', () => {
+  const script = `
+    const module = process.getBuiltinModule('worker_threads')
+    const { Worker } = module
+    let started = 0
+    const counted = class extends Worker {
+      constructor(...args) {
+        super(...args)
+        started++
+      }
+    }
+    // How many blocks the calling thread computes.
+    let own = 0
+    const { Instance } = WebAssembly
+    WebAssembly.Instance = function (...args) {
+      const { exports } = new Instance(...args)
+      return { exports: { ...exports, multiply: (job) => (own++, exports.multiply(job)) } }
+    }
+    const blocks = () => {
+      own = 0
+      product(500)
+      return own
+    }
+    const startedFor = (threads, n) => {
+      configureKernels({ threads })
+      started = 0
+      product(n)
+      return started
+    }
+    // Workers that never come leave all blocks to the caller.
+    module.Worker = class {
+      unref() {}
+      async terminate() {}
+    }
+    configureKernels({ threads: 2 })
+    const all = blocks()
+    module.Worker = counted
+    const workers = Math.min(2, process.getBuiltinModule('os').availableParallelism()) - 1
+    const result = { workers, one: startedFor(1, 500), small: startedFor(2, 100), large: startedFor(2, 500) }
+    let isShared = false
+    for (let i = 0; workers > 0 && !isShared && i < 300; i++) {
+      isShared = blocks() < all
+      await new Promise((resolve) => setTimeout(resolve, 1))
+    }
+    console.log(JSON.stringify({ ...result, isShared }))`
+  const { workers, ...result } = run(script) as { workers: number }
+  expect(result).toEqual({ one: 0, small: 0, large: workers, isShared: workers > 0 })
+})
+
 test('where WebAssembly is forbidden, products are computed by the reference loops', () => {
   const script = `
     const { Module } = WebAssembly

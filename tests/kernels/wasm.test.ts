@@ -3,8 +3,11 @@ import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { afterAll, describe, expect, test } from 'vitest'
 import { StateError } from '../../src/base/errors.js'
+import { disposeKernels } from '../../src/kernels/index.js'
+import { createMergeKernel } from '../../src/kernels/merge.js'
 import { referenceKernels } from '../../src/kernels/reference.js'
 import { createWasmKernels, type WasmKernels } from '../../src/kernels/wasm.js'
+import { LoraLayer } from '../../src/lora/layer.js'
 import { kernelSuite } from './suite.js'
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..', '..')
@@ -62,6 +65,34 @@ test('after dispose a product is refused', () => {
   kernels.dispose()
   const a = new Float32Array(1)
   expect(() => kernels.gemm({ m: 1, n: 1, k: 1, a, b: a, out: new Float32Array(1) })).toThrow(StateError)
+})
+
+test('arrays that callers hold stay as they are when the kernels’ memory grows or goes', () => {
+  const wave = (rows: number, columns: number) => {
+    return {
+      data: Float32Array.from({ length: rows * columns }, (_, i) => Math.sin(i)),
+      shape: [rows, columns] as const,
+    }
+  }
+  const layer = new LoraLayer(wave(64, 48), { rank: 8 })
+  layer.weightB = wave(64, 8)
+  const input = wave(32, 48)
+  const output = layer.forward(input)
+  const held = [input, output, layer.weightA, layer.weightB, layer.baseWeight!, layer.effectiveWeight(), layer.delta()]
+  const before = held.map(({ data }) => data.slice())
+  const kernel = createMergeKernel(4096, true)
+  for (const rank of [8, 64, 1024]) kernel.begin(rank, 4096, 'f32')
+  const large = new LoraLayer(wave(700, 600))
+  large.weightB = wave(700, 8)
+  large.forward(wave(300, 600))
+  disposeKernels()
+  for (const [i, { data }] of held.entries()) {
+    expect(data).toEqual(before[i])
+    // WebAssembly's memory cannot be handed over: the buffer would be as long as before, or there would be an error.
+    const buffer = data.buffer as ArrayBuffer
+    structuredClone(buffer, { transfer: [buffer] })
+    expect(buffer.byteLength).toBe(0)
+  }
 })
 
 test('the embedded modules are what the sources give', () => {

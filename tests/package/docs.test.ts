@@ -1,13 +1,17 @@
 // The documents as their readers use them: every command and every block of code for Node runs in a project that has the package
-// installed, from the first page to the last, and every link inside the repository leads somewhere.
+// installed, from the first page to the last, the jobs of a cluster make one result, and every link inside the repository leads somewhere.
 
-import { existsSync, readdirSync, readFileSync, symlinkSync } from 'node:fs'
+import { spawnSync } from 'node:child_process'
+import { createHash } from 'node:crypto'
+import { existsSync, readdirSync, readFileSync, rmSync, symlinkSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { type Consumer, installConsumer, link, repository } from './consumer.js'
 
 /** Later pages use what earlier ones made. */
 const PAGES = ['training', 'sessions', 'adapters', 'merging', 'inspecting-adapters']
+
+const BINARY = 'node_modules/lowrank/dist/cli/main.js'
 
 const pathOf = (page: string) => join(repository, 'docs', `${page}.md`)
 const blocksOf = (page: string): [language: string, text: string][] =>
@@ -44,7 +48,7 @@ describe('the pages of docs/', () => {
       if (language === 'sh') {
         for (const line of text.split('\n').filter((line) => line.startsWith('npx lowrank '))) {
           const [, , ...args] = words(line)
-          const { status, stderr } = consumer.node('node_modules/lowrank/dist/cli/main.js', ...args)
+          const { status, stderr } = consumer.node(BINARY, ...args)
           expect(status, `${line}\n${stderr}`).toBe(0)
           ran++
         }
@@ -56,6 +60,67 @@ describe('the pages of docs/', () => {
       ran++
     }
     expect(ran).toBeGreaterThan(0)
+  })
+})
+
+describe.skipIf(process.platform === 'win32')('the jobs of merging.md', () => {
+  let consumer: Consumer
+  beforeAll(() => {
+    consumer = installConsumer('jobs')
+    // A base of more files than jobs.
+    const model = join(repository, 'models', 'union-3m')
+    const adapter = join(repository, 'tests', 'golden', 'peft', 'f32')
+    symlinkSync(adapter, join(consumer.folder, 'adapter'), 'junction')
+    const merged = ['merge', '--base', model, '--adapter', 'adapter', '--out', 'base', '--max-shard-size', '500kB']
+    for (const args of [merged, ['merge', '--base', 'base', '--adapter', 'adapter', '--out', 'whole']]) {
+      const { status, stderr } = consumer.node(BINARY, ...args)
+      expect(status, stderr).toBe(0)
+    }
+  })
+  afterAll(() => consumer?.remove())
+
+  /** Runs a shell's command in the project, with its own lowrank and its own folders. */
+  function run(command: string, variables: Record<string, string> = {}): void {
+    const here = command.replace(/^npx (--yes )?/, 'node_modules/.bin/').replaceAll('/models/', '')
+    expect(here).toMatch(/^node_modules\/\.bin\/lowrank merge /)
+    const { status, stderr } = spawnSync('sh', ['-c', here], {
+      cwd: consumer.folder,
+      env: { ...process.env, ...variables },
+      encoding: 'utf8',
+    })
+    expect(status, `${here}\n${stderr}`).toBe(0)
+  }
+
+  function expectWhole(): void {
+    const digests = (folder: string) =>
+      readdirSync(join(consumer.folder, folder)).map((name) => {
+        const bytes = readFileSync(join(consumer.folder, folder, name))
+        return [name, createHash('sha256').update(bytes).digest('hex')]
+      })
+    expect(digests('whole').length).toBeGreaterThan(20)
+    expect(digests('merged')).toEqual(digests('whole'))
+    rmSync(join(consumer.folder, 'merged'), { recursive: true })
+  }
+
+  it('in Kubernetes', { timeout: 60_000 }, () => {
+    const [shares, finish] = blocksOf('merging').flatMap(([language, text]) => (language === 'yaml' ? text : []))
+    const commandOf = (yaml: string): string[] => JSON.parse(/^ *command: (\[.*\])$/m.exec(yaml)![1])
+    const completions = Number(/completions: (\d+)/.exec(shares)![1])
+    expect(shares).toMatch(/completionMode: Indexed/)
+    const [sh, flag, command] = commandOf(shares)
+    expect([sh, flag]).toEqual(['sh', '-c'])
+    for (let i = 0; i < completions; i++) run(command, { JOB_COMPLETION_INDEX: String(i) })
+    run(commandOf(finish).join(' '))
+    expectWhole()
+  })
+
+  it('in Slurm', { timeout: 60_000 }, () => {
+    const [, text] = blocksOf('merging').find(([, block]) => block.includes('sbatch'))!
+    const [first, last] = /--array=(\d+)-(\d+)/.exec(text)!.slice(1).map(Number)
+    const [share, finish] = [...text.matchAll(/--wrap(?: \\\n)? *'(.*)'/g)].map(([, command]) => command)
+    for (let i = first; i <= last; i++) run(share, { SLURM_ARRAY_TASK_ID: String(i) })
+    run(finish)
+    expectWhole()
   })
 })
 

@@ -16,6 +16,7 @@ import { type AdapterFile, type LoadOptions, openAdapter } from '../../lora/peft
 import type { LayerTensors } from '../../lora/peft-tensors.js'
 import { requireOwnLayers, requireUnchangedBase } from '../../lora/plain.js'
 import type { StoredTensor } from '../../lora/replacements.js'
+import { isHeadModule } from '../../lora/tied.js'
 import { requireMatched } from '../../lora/unmatched.js'
 import { type AdapterInput, refuseWeighted, weighted, weightedError } from '../weighted.js'
 
@@ -65,7 +66,10 @@ export interface LayerFactors {
   readonly tensor: string
   /** E of a parameter that stacks experts, whose factors are a (E·r, k) and b (d, r·E); undefined for a matrix. */
   readonly experts: number | undefined
-  /** Its adapter changes input and output embeddings that are tied alike (ensure_weight_tying). */
+  /**
+   * Its adapter changes input and output embeddings that are tied alike (ensure_weight_tying). DoRA never does: its magnitudes are
+   * the one's columns and the other's rows.
+   */
   readonly isTied: boolean
   /** DoRA's m / ‖W + s·B·A‖ (1, d), by which the sum is multiplied; computed when the plan is known. */
   readonly scales: Factor | undefined
@@ -88,7 +92,7 @@ export interface BaseReplacement {
   readonly info: TensorInfo
   /** Rows of the base's tensor; undefined for all of it. */
   readonly rows: readonly number[] | undefined
-  /** As {@link LayerFactors.isTied}. */
+  /** As {@link LayerFactors.isTied}; rows of an input embedding are for both uses without ensure_weight_tying too. */
   readonly isTied: boolean
 }
 
@@ -217,13 +221,15 @@ class FoundParts {
       const a = matrixFactor(`${name}.weightA`, weightA, sources)
       this.#addParameter(weight, { name, config, experts, a, b: matrixFactor(`${name}.weightB`, weightB, sources) })
     }
-    const add = (tensor: string, { dtype, shape, data }: StoredTensor, rows?: readonly number[]) => {
+    const add = (tensor: string, isTied: boolean, { dtype, shape, data }: StoredTensor, rows?: readonly number[]) => {
       const source = sources.push(new MemorySource(data, tensor)) - 1
       const info = { name: tensor, dtype, shape, offset: 0, byteLength: data.byteLength }
-      this.replacements.push({ tensor, source, info, rows, isTied: adapter.config.ensureWeightTying })
+      this.replacements.push({ tensor, source, info, rows, isTied })
     }
-    for (const [tensor, stored] of adapter.replacements) add(tensor, stored)
-    for (const [module, stored] of adapter.tokenRows) add(`${module}.weight`, stored, stored.indices)
+    const { ensureWeightTying } = adapter.config
+    for (const [tensor, stored] of adapter.replacements) add(tensor, ensureWeightTying, stored)
+    const isShared = ensureWeightTying || areRowsShared(adapter.tokenRows.keys())
+    for (const [module, stored] of adapter.tokenRows) add(`${module}.weight`, isShared, stored, stored.indices)
   }
 
   addFile(
@@ -251,8 +257,9 @@ class FoundParts {
     for (const [tensor, { info }] of replacements) {
       this.replacements.push({ tensor, source: index, info, rows: undefined, isTied })
     }
+    const isShared = isTied || areRowsShared(tokenRows.keys())
     for (const [module, { info, indices }] of tokenRows) {
-      this.replacements.push({ tensor: `${module}.weight`, source: index, info, rows: indices, isTied })
+      this.replacements.push({ tensor: `${module}.weight`, source: index, info, rows: indices, isTied: isShared })
     }
   }
 
@@ -265,7 +272,7 @@ class FoundParts {
     const values = new Float64Array(magnitude === undefined ? 0 : d)
     const scales = magnitude && matrixFactor(`${name}: scales`, { data: values, shape: [1, d] }, this.sources)
     const stored = { isLinear: kind === 'linear', isInputMajor, shape }
-    const isTied = config.ensureWeightTying
+    const isTied = config.ensureWeightTying && magnitude === undefined
     const matrix = { tensor: 'weight', experts: undefined, isTied }
     const layer = { name, d, k, rank, scale, ...stored, a, b, ...matrix, scales }
     this.layers.push(layer)
@@ -302,6 +309,11 @@ class FoundParts {
     const factors = { d, k, rank, scale, ...stored, a, b, isTied: config.ensureWeightTying }
     this.layers.push({ name, tensor, ...factors, experts, scales: undefined })
   }
+}
+
+/** PEFT gives both uses of tied embeddings the rows of one, but where the output embedding has rows of its own. */
+function areRowsShared(modules: Iterable<string>): boolean {
+  return ![...modules].some(isHeadModule)
 }
 
 /**

@@ -3,6 +3,7 @@
 
 import type { FloatDtype } from '../../base/dtype.js'
 import { FormatError } from '../../base/errors.js'
+import { setMember } from '../../formats/json-edit.js'
 import type { ConfigEdit } from './plan.js'
 
 export const CONFIG_FILE = 'config.json'
@@ -22,35 +23,41 @@ const TORCH_NAMES: Readonly<Record<FloatDtype, string>> = { F32: 'float32', F16:
 
 const DTYPE_NAMES = ['dtype', 'torch_dtype'] as const
 
-/** The model's and, where that is a part of it, the language model's. */
-function partsOf(config: Record<string, unknown>): Record<string, unknown>[] {
+/** The model's and, where that is a part of it, the language model's, with the way to each. */
+function partsOf(config: Record<string, unknown>): { part: Record<string, unknown>; path: string[] }[] {
   const text = config.text_config as Record<string, unknown> | undefined
-  return [config, ...(text === undefined || text === null ? [] : [text])]
+  return [
+    { part: config, path: [] },
+    ...(text === undefined || text === null ? [] : [{ part: text, path: ['text_config'] }]),
+  ]
 }
 
 /** A dtype that config.json has and that is not this one. */
 export function otherDtype(config: Record<string, unknown>, dtype: FloatDtype): string | undefined {
-  const said = partsOf(config).flatMap((part) => DTYPE_NAMES.flatMap((name) => part[name] ?? []))
+  const said = partsOf(config).flatMap(({ part }) => DTYPE_NAMES.flatMap((name) => part[name] ?? []))
   return said.map(String).find((name) => name !== TORCH_NAMES[dtype])
 }
 
 /** config.json with tie_word_embeddings and the dtype as the merge has made them; all else stays. */
 export function editConfig(content: Uint8Array, { isUntied, dtype }: ConfigEdit, where: string): string {
+  let text = new TextDecoder().decode(content)
   let config: Record<string, unknown>
   try {
-    config = JSON.parse(new TextDecoder().decode(content))
+    config = JSON.parse(text)
   } catch (cause) {
     throw new FormatError({ where, what: 'not valid JSON', cause })
   }
   const parts = partsOf(config)
   if (isUntied) {
-    const holder = parts.findLast((part) => 'tie_word_embeddings' in part) ?? config
-    holder.tie_word_embeddings = false
-    if (config.tie_word_embeddings === true) config.tie_word_embeddings = false
+    const holder = parts.findLast(({ part }) => 'tie_word_embeddings' in part)
+    text = setMember(text, [...(holder?.path ?? []), 'tie_word_embeddings'], false)
+    if (config.tie_word_embeddings === true) text = setMember(text, ['tie_word_embeddings'], false)
   }
   if (dtype !== undefined) {
-    for (const part of parts) for (const name of DTYPE_NAMES) if (name in part) part[name] = TORCH_NAMES[dtype]
-    if (!DTYPE_NAMES.some((name) => name in config)) config.torch_dtype = TORCH_NAMES[dtype]
+    for (const { part, path } of parts) {
+      for (const name of DTYPE_NAMES) if (name in part) text = setMember(text, [...path, name], TORCH_NAMES[dtype])
+    }
+    if (!DTYPE_NAMES.some((name) => name in config)) text = setMember(text, ['torch_dtype'], TORCH_NAMES[dtype])
   }
-  return `${JSON.stringify(config, null, 2)}\n`
+  return text
 }

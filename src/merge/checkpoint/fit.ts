@@ -83,17 +83,16 @@ function judge(checkpoint: Checkpoint, adapter: Parts, config: Config) {
     ...replacements.map((replacement) => judgeReplacement(replacement, checkpoint, locate, replacedPair)),
   ]
   const changedPair = pair !== undefined && !areTiedTogether(layers) ? pair : undefined
-  const isUntied = replacements.some(({ rows, isTied, tensor }) => {
+  const isUntied = replacements.some(({ isTied, tensor }) => {
     const name = locate(tensor)
-    return rows === undefined && !isTied && (name === replacedPair?.head || name === replacedPair?.embedding)
+    return !isTied && (name === replacedPair?.head || name === replacedPair?.embedding)
   })
-  const untiedPair = isUntied ? replacedPair : undefined
-  // What only shows in the whole. Two tensors in place of tied ones have a place where they are untied.
+  const chosen = changedPair ?? (isUntied ? replacedPair : undefined)
+  // What only shows in the whole. Two changes that are no sum have a place each where tied embeddings are untied.
   if (problems.length === 0 && parts.every(({ problem }) => problem === null)) {
-    const tied = untiedPair === undefined ? 'keep' : 'untie'
+    const tied = chosen === undefined ? 'keep' : 'untie'
     attempt(() => planMerge(checkpoint, layers, config, { tied }, replacements), note)
   }
-  const chosen = changedPair ?? untiedPair
   const notes =
     chosen === undefined
       ? []

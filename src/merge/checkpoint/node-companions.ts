@@ -5,7 +5,7 @@ import path from 'node:path'
 import { FileError } from '../../base/errors.js'
 import { fileError, makeFolders } from '../../io/node-files.js'
 import { CONFIG_FILE, editConfig, isCompanion } from './companions.js'
-import { NOTES_FOLDER, syncFile } from './node-output.js'
+import { NOTES_FOLDER, syncFile, syncFolder } from './node-output.js'
 import { RECORD_FILE } from './node-place.js'
 import type { MergePlan } from './plan.js'
 
@@ -104,7 +104,17 @@ export async function writeCompanions(
     })
   }
   if (index !== undefined) await write(index.path, (target) => writeFile(target, index.content))
+  if (isDurable) for (const nested of foldersOf(copied)) await syncFolder(path.join(folder, nested))
   return bytes
+}
+
+/** Those that files lie in, below the one that all are in. */
+function foldersOf(files: readonly string[]): Set<string> {
+  const result = new Set<string>()
+  for (const file of files) {
+    for (let at = path.dirname(file); at !== '.'; at = path.dirname(at)) result.add(at)
+  }
+  return result
 }
 
 /** Not copyFile alone: it would carry over read-only modes, with which the copy could not be synced. */

@@ -268,8 +268,8 @@ export async function syncFile(file: string): Promise<void> {
   }
 }
 
-/** Makes renames durable. Windows cannot open folders; there the rename alone has to do. */
-async function syncFolder(folder: string): Promise<void> {
+/** Makes a folder's names durable. Windows cannot open folders; there the names alone have to do. */
+export async function syncFolder(folder: string): Promise<void> {
   const handle = await open(folder, 'r').catch(() => undefined)
   try {
     await handle?.sync()

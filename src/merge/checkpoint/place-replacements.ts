@@ -35,7 +35,7 @@ export function placeReplacements(replacements: readonly BaseReplacement[], plac
     const { tensor, source, info, rows, isTied } = replacement
     const name = locate(tensor)
     const isPaired = pair !== undefined && (name === pair.head || name === pair.embedding)
-    if (isPaired && rows === undefined && tied === 'refuse' && !isTied) throw tiedError(pair, tensors.has(pair.head))
+    if (isPaired && tied === 'refuse' && !isTied) throw tiedError(pair, tensors.has(pair.head))
     for (const own of targetsOf(replacement, replacements, placing)) {
       const stored =
         tensors.get(own) ?? (isPaired && isInOutput(own, placing) ? tensors.get(pair.embedding) : undefined)
@@ -61,8 +61,8 @@ function targetsOf(
   const isRepeated =
     isTied && !isUntied && name === pair.head && replacements.some((other) => locate(other.tensor) === pair.embedding)
   if (isRepeated) return []
-  // Rows of tied embeddings are tied in PEFT too: both uses see them. A whole module is a copy of its own there.
-  if (rows === undefined && isUntied) return [name]
+  // A whole module is a copy of its own in PEFT, as rows are that are not for both uses.
+  if (isUntied && (rows === undefined || !isTied)) return [name]
   return [pair.embedding, pair.head].filter((own) => isInOutput(own, placing))
 }
 

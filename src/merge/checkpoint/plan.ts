@@ -79,9 +79,9 @@ export function planMerge(
   checkShardSize(maxShardBytes)
   refuseQuantizedConfig(config, `${checkpoint.directory.name}/config.json`)
   const pair = findTiedPair(layers, checkpoint, config)
-  // Replaced rows are for both uses, so that they alone untie nothing.
-  const whole = replacements.filter(({ rows }) => rows === undefined)
-  const untied = tied === 'untie' ? (pair ?? findReplacedPair(whole, checkpoint, config)) : undefined
+  // Rows that are for both uses untie nothing.
+  const parting = replacements.filter(({ rows, isTied }) => rows === undefined || !isTied)
+  const untied = tied === 'untie' ? (pair ?? findReplacedPair(parting, checkpoint, config)) : undefined
   if (pair !== undefined && tied === 'refuse' && !areTiedTogether(layers))
     throw tiedError(pair, checkpoint.tensors.has(pair.head))
   const locate = moduleNames(layers, checkpoint.tensors)
@@ -147,11 +147,12 @@ function planOutput(changes: Changes, { dtype, maxShardBytes, path }: PlanOption
 function outputTensors({ checkpoint, byTensor, placed, untied }: Changes, dtype: FloatDtype | undefined) {
   const outputs: OutputTensor[][] = checkpoint.shards.map(() => [])
   for (const [name, tensor] of checkpoint.tensors) {
-    const add = (own: string) => {
-      outputs[tensor.shard].push({ ...outputTensor(own, tensor, byTensor.get(own) ?? [], dtype), ...placed.get(own) })
+    const add = (own: string, change = placed.get(own)) => {
+      outputs[tensor.shard].push({ ...outputTensor(own, tensor, byTensor.get(own) ?? [], dtype), ...change })
     }
     add(name)
     if (name === untied?.embedding && !checkpoint.tensors.has(untied.head)) add(untied.head)
+    if (name === untied?.bias?.stored) add(untied.bias.head, placed.get(name))
   }
   for (const own of outputs) own.sort((a, b) => a.base.offset - b.base.offset)
   return outputs

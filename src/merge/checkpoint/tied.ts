@@ -27,6 +27,26 @@ export interface TiedPair {
   /** Tensor names. The head's need not be stored. */
   readonly embedding: string
   readonly head: string
+  /** The head's bias, where it is tied to one that is stored: both are untied with the embeddings. */
+  readonly bias: { readonly stored: string; readonly head: string } | undefined
+}
+
+/** What output embeddings are called that are not stored: by a module beside them that is. All others: lm_head. */
+const UNSTORED_HEADS: readonly (readonly [beside: RegExp, head: string])[] = [
+  [/(^|\.)embed_in$/, 'embed_out'],
+  [/^cls\.predictions\.transform\.dense$/, 'cls.predictions.decoder'],
+  [/^predictions\.dense$/, 'predictions.decoder'],
+  [/^lm_head\.dense$/, 'lm_head.decoder'],
+  [/^vocab_transform$/, 'vocab_projector'],
+  [/^generator_predictions\.dense$/, 'generator_lm_head'],
+]
+
+/** A part of an adapter that may change tied weights. */
+interface Touching {
+  readonly name: string
+  /** Undefined for rows of a table of any length. */
+  readonly d: number | undefined
+  readonly k: number
 }
 
 /** config.json's own word, where it has one. */
@@ -51,11 +71,11 @@ function isHeadless(config: Readonly<Record<string, unknown>> | undefined): bool
  * Without a word in config.json the embeddings are tied when no output embedding is stored.
  */
 export function findTiedPair(
-  layers: readonly Pick<LayerFactors, 'name' | 'd' | 'k'>[],
+  layers: readonly Touching[],
   checkpoint: Checkpoint,
   config: Readonly<Record<string, unknown>> | undefined,
 ): TiedPair | undefined {
-  const touched = layers.find(({ name }) => isVocabularyModule(name))
+  const touched = layers.find(({ name }) => isHeadModule(name)) ?? layers.find(({ name }) => isEmbeddingModule(name))
   if (touched === undefined) return undefined
   const setting = tieSetting(config)
   if (setting === false || (isHeadless(config) && !isHeadModule(touched.name))) return undefined
@@ -64,12 +84,13 @@ export function findTiedPair(
     ? modules.find((name) => EMBEDDINGS.test(name) && fits(checkpoint.tensors.get(`${name}.weight`)!, touched))
     : touched.name
   if (embedding === undefined) return undefined
-  const storedHead = modules.find(isHeadModule)
-  const head = isHeadModule(touched.name)
-    ? touched.name
-    : (storedHead ?? (/embed_in$/.test(embedding) ? 'embed_out' : 'lm_head'))
+  const unstored = UNSTORED_HEADS.find(([beside]) => modules.some((name) => beside.test(name)))
+  const head = isHeadModule(touched.name) ? touched.name : (modules.find(isHeadModule) ?? unstored?.[1] ?? 'lm_head')
   const isTied = setting === true || !checkpoint.tensors.has(`${head}.weight`)
-  return isTied ? { embedding: `${embedding}.weight`, head: `${head}.weight` } : undefined
+  if (!isTied) return undefined
+  const bias = { stored: `${head.replace(/\.decoder$/, '')}.bias`, head: `${head}.bias` }
+  const isBiasTied = checkpoint.tensors.has(bias.stored) && !checkpoint.tensors.has(bias.head)
+  return { embedding: `${embedding}.weight`, head: `${head}.weight`, bias: isBiasTied ? bias : undefined }
 }
 
 /** The same for what adapters replace. */
@@ -78,14 +99,14 @@ export function findReplacedPair(
   checkpoint: Checkpoint,
   config: Readonly<Record<string, unknown>> | undefined,
 ): TiedPair | undefined {
-  const modules = replacements.map(({ tensor, info: { shape } }) => {
-    return { name: tensor.slice(0, tensor.lastIndexOf('.')), d: shape[0], k: shape[1] }
+  const modules = replacements.map(({ tensor, rows, info: { shape } }) => {
+    return { name: tensor.slice(0, tensor.lastIndexOf('.')), d: rows === undefined ? shape[0] : undefined, k: shape[1] }
   })
   return findTiedPair(modules, checkpoint, config)
 }
 
-function fits({ info }: CheckpointTensor, { d, k }: Pick<LayerFactors, 'd' | 'k'>): boolean {
-  return info.shape.length === 2 && info.shape[0] === d && info.shape[1] === k
+function fits({ info }: CheckpointTensor, { d, k }: Touching): boolean {
+  return info.shape.length === 2 && info.shape[0] === (d ?? info.shape[0]) && info.shape[1] === k
 }
 
 /** Whether every layer of the tied weights adapts both alike, so that they stay tied without a choice. */

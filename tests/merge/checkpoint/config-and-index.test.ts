@@ -83,6 +83,20 @@ describe('a single file as base or as result, with which no config.json goes alo
   })
 })
 
+describe('config.json', () => {
+  it('keeps the spelling of all that is not changed: to strict loaders 1 is no 1.0', async () => {
+    const text =
+      '{"initializer_factor": 1.0, "eps": 1e-05,\n "tie_word_embeddings": true, "dtype": "float32",\n' +
+      ' "text_config": {"rope_theta": 10000.0, "tie_word_embeddings": true, "dtype": "float32"}, "id": 12345678901234567890}'
+    const from = await base([['model.embed_tokens.weight', 'F32', [32, 16]]])
+    from.files.set('config.json', new TextEncoder().encode(text))
+    const out = new MemoryDirectory()
+    await mergeCheckpoint(from, adapter({ lm_head: [32, 16] }), out, { tied: 'untie', dtype: 'BF16' })
+    const expected = text.replaceAll('true', 'false').replaceAll('float32', 'bfloat16')
+    expect(new TextDecoder().decode(out.files.get('config.json'))).toBe(expected)
+  })
+})
+
 describe('the index', () => {
   const metadata = { format: 'pt', total_parameters: 896, total_size: 1, dtype: 'bfloat16', notes: { a: [1] } }
 

@@ -1,9 +1,11 @@
 // Checkpoints and adapters of the tests on disk.
 
+import { createHash } from 'node:crypto'
 import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises'
 import path from 'node:path'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
 import { saveAdapter } from '../../../src/lora/peft.js'
+import { mergeCheckpoint } from '../../../src/merge/checkpoint/merge-checkpoint.js'
 import { adapter, type BaseOptions, base, type TensorSketch } from './toolkit.js'
 
 export async function toDisk(directory: MemoryDirectory, folder: string): Promise<string> {
@@ -41,4 +43,27 @@ export async function layOutFiles(folder: string, sketches: readonly TensorSketc
     adapter: await toDisk(loraFolder, path.join(folder, 'adapter')),
     out: path.join(folder, 'out'),
   }
+}
+
+/** What the portable code writes for `layOutFiles`, by digest. */
+export async function expected(setup: Awaited<ReturnType<typeof layOutFiles>>): Promise<Map<string, string>> {
+  const out = new MemoryDirectory({}, 'out')
+  await mergeCheckpoint(setup.memory, setup.lora, out)
+  return digests(out.files)
+}
+
+/** The files of a folder but for the record of the merge, by digest. */
+export async function weights(out: string): Promise<Map<string, string>> {
+  const { files } = await fromDisk(out)
+  files.delete('lowrank-merge.json')
+  return digests(files)
+}
+
+/** Files are compared by digest: arrays of megabytes take a matcher minutes. */
+function digests(files: ReadonlyMap<string, Uint8Array>): Map<string, string> {
+  return new Map([...files].map(([name, bytes]): [string, string] => [name, digest(bytes)]).sort())
+}
+
+export function digest(bytes: Uint8Array): string {
+  return createHash('sha256').update(bytes).digest('hex')
 }

@@ -1,17 +1,11 @@
-import { execFile, fork } from 'node:child_process'
-import { createHash } from 'node:crypto'
 import { existsSync } from 'node:fs'
-import { link, mkdir, mkdtemp, readdir, readFile, rename, rm, stat, symlink, unlink, writeFile } from 'node:fs/promises'
+import { link, mkdir, mkdtemp, readdir, readFile, rename, rm, symlink, unlink, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
-import { promisify } from 'node:util'
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../../src/base/bytes.js'
-import { mergeCheckpoint } from '../../../src/merge/checkpoint/merge-checkpoint.js'
+import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { mergeCheckpointFiles, planCheckpointFiles } from '../../../src/merge/checkpoint/node-merge.js'
 import { unmergeCheckpointFiles } from '../../../src/merge/checkpoint/node-unmerge.js'
-import { buildMerge } from './build.js'
-import { fromDisk, layOutFiles } from './disk.js'
+import { digest, expected, layOutFiles, weights } from './disk.js'
 import { base, type TensorSketch } from './toolkit.js'
 
 const SKETCHES: TensorSketch[] = [
@@ -29,28 +23,6 @@ beforeEach(async () => {
   folder = await mkdtemp(path.join(tmpdir(), 'merge-'))
 })
 afterEach(() => rm(folder, { recursive: true, force: true }))
-
-/** What the portable code writes. */
-async function expected(setup: Awaited<ReturnType<typeof layOutFiles>>): Promise<Map<string, string>> {
-  const out = new MemoryDirectory({}, 'out')
-  await mergeCheckpoint(setup.memory, setup.lora, out)
-  return digests(out.files)
-}
-
-async function weights(out: string): Promise<Map<string, string>> {
-  const { files } = await fromDisk(out)
-  files.delete('lowrank-merge.json')
-  return digests(files)
-}
-
-/** Files are compared by digest: arrays of megabytes take a matcher minutes. */
-function digests(files: ReadonlyMap<string, Uint8Array>): Map<string, string> {
-  return new Map([...files].map(([name, bytes]): [string, string] => [name, digest(bytes)]).sort())
-}
-
-function digest(bytes: Uint8Array): string {
-  return createHash('sha256').update(bytes).digest('hex')
-}
 
 describe('mergeCheckpointFiles', () => {
   it('writes the same bytes as the portable code', async () => {
@@ -242,177 +214,5 @@ describe('mergeCheckpointFiles', () => {
     expect(values).toBe(50 * 24 + 40 * 24 + 24 + 40 * 24 + 5 + 13 * 7)
     expect(differing).toBeGreaterThan(0)
     expect(report.differences!.tensors.map(({ name }) => name)).not.toContain('embed.weight')
-  })
-})
-
-describe('mergeCheckpointFiles in threads', () => {
-  // 30 MB in 6 files. Where a merge is to be killed on the way its writes take their time, in the one thread that it has.
-  const LARGE: TensorSketch[] = Array.from({ length: 6 }, (_, i) => [`layers.${i}.a_proj.weight`, 'BF16', [600, 4096]])
-  let code: Awaited<ReturnType<typeof buildMerge>>
-  let script: string
-  let scratch: string
-  /** In one file, made once: the normal values of 30 MB take seconds. */
-  let single: ReturnType<typeof layOutFiles> | undefined
-  beforeAll(async () => {
-    code = await buildMerge()
-    scratch = await mkdtemp(path.join(tmpdir(), 'merge-script-'))
-    script = path.join(scratch, 'merge.mjs')
-    await writeFile(
-      script,
-      `import fs from 'node:fs'
-      import { syncBuiltinESMExports } from 'node:module'
-      const [base, adapter, out, options, filler] = process.argv.slice(2)
-      // Another writer takes room right after the merge has looked whether there is enough.
-      const { statfsSync, writeSync } = fs
-      if (process.env.SLOW_WRITES) {
-        fs.writeSync = (...args) => {
-          Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 20)
-          return writeSync(...args)
-        }
-      }
-      fs.statfsSync = (...args) => {
-        const result = statfsSync(...args)
-        if (filler !== undefined) fs.writeFileSync(filler, new Uint8Array(6 << 20))
-        return result
-      }
-      syncBuiltinESMExports()
-      const { mergeCheckpointFiles } = await import(${JSON.stringify(code.merge)})
-      const report = await mergeCheckpointFiles(base, [adapter], out, JSON.parse(options)).catch((error) => ({ error: { ...error, what: error.what } }))
-      process.send(report)`,
-    )
-  })
-  afterAll(async () => {
-    await code.remove()
-    await rm(scratch, { recursive: true, force: true })
-  })
-
-  function start(setup: { base: string; adapter: string }, out: string, options: object, ...filler: string[]) {
-    return run(setup, out, options, filler, {})
-  }
-
-  function startSlowly(setup: { base: string; adapter: string }, out: string, options: object = {}) {
-    return run(setup, out, { threads: 1, ...options }, [], { SLOW_WRITES: '1' })
-  }
-
-  function run(
-    setup: { base: string; adapter: string },
-    out: string,
-    options: object,
-    filler: string[],
-    env: Record<string, string>,
-  ) {
-    const args = [setup.base, setup.adapter, out, JSON.stringify(options), ...filler]
-    const child = fork(script, args, { execArgv: [], env: { ...process.env, ...env } })
-    const report = new Promise<{ seconds?: number; error?: { what: string; hint: string } } | undefined>((resolve) => {
-      child.on('message', (message) => resolve(message as object))
-      child.on('exit', () => resolve(undefined))
-    })
-    return { child, report }
-  }
-
-  it('merges for a program that is a text', async () => {
-    const setup = await layOutFiles(folder, SKETCHES)
-    const program = `import { mergeCheckpointFiles } from ${JSON.stringify(code.merge)}
-      await mergeCheckpointFiles(${JSON.stringify(setup.base)}, [${JSON.stringify(setup.adapter)}], ${JSON.stringify(setup.out)}, { threads: 2 })`
-    await promisify(execFile)(process.execPath, ['--input-type=module', '-e', program])
-    expect(await weights(setup.out)).toEqual(await expected(setup))
-  })
-
-  it('leaves the base alone and nothing that looks finished when it is killed; resumes', async () => {
-    const setup = await layOutFiles(folder, LARGE, { shards: 6 })
-    const before = await weights(setup.base)
-    const { child, report } = startSlowly(setup, setup.out)
-    const partial = `${setup.out}.partial`
-    const notes = async () =>
-      (await readdir(path.join(partial, '.merge')).catch(() => [])).filter((name) => /^model.*json$/.test(name))
-    while ((await notes()).length === 0 && child.exitCode === null)
-      await new Promise((resolve) => setTimeout(resolve, 1))
-    child.kill('SIGKILL')
-    expect(await report).toBeUndefined()
-    expect(existsSync(setup.out)).toBe(false)
-    expect(await weights(setup.base)).toEqual(before)
-    const kept = (await notes())[0].replace(/\.json$/, '')
-    const { ino, mtimeMs } = await stat(path.join(partial, kept))
-    expect((await start(setup, setup.out, { threads: 2, resume: true }).report)?.error).toBeUndefined()
-    const after = await stat(path.join(setup.out, kept))
-    expect([after.ino, after.mtimeMs]).toEqual([ino, mtimeMs])
-    expect(await weights(setup.out)).toEqual(await expected(setup))
-    // Without --resume the leftovers of a killed merge go.
-    const again = path.join(folder, 'again')
-    await rm(setup.out, { recursive: true })
-    const second = startSlowly(setup, again)
-    while (!existsSync(`${again}.partial`) && second.child.exitCode === null)
-      await new Promise((resolve) => setTimeout(resolve, 1))
-    second.child.kill('SIGKILL')
-    await second.report
-    expect((await start(setup, again, { threads: 3 }).report)?.error).toBeUndefined()
-    expect(await weights(again)).toEqual(await expected(setup))
-  })
-
-  it.each<[string, string, object]>([
-    ['one file', 'out.safetensors', {}],
-    ['new shards', 'out', { maxShardBytes: 6_000_000 }],
-    ['an unmerged checkpoint', 'out', { sign: -1 }],
-    ['the share of a job', 'out', { share: { index: 0, count: 1 } }],
-  ])('leaves no result when it is killed: %s', async (_, name, options) => {
-    single ??= layOutFiles(path.join(scratch, 'single'), LARGE)
-    const setup = await single
-    const before = await weights(setup.base)
-    const out = path.join(folder, name)
-    const { child, report } = startSlowly(setup, out, options)
-    const started = async () =>
-      (await readdir(`${out}.partial`).catch(() => [])).some((file) => /^model|^out/.test(file))
-    while (!(await started()) && child.exitCode === null) await new Promise((resolve) => setTimeout(resolve, 1))
-    child.kill('SIGKILL')
-    expect(await report).toBeUndefined()
-    expect(existsSync(out)).toBe(false)
-    expect(await weights(setup.base)).toEqual(before)
-    const again = { threads: 2, resume: true, ...options, share: undefined }
-    expect((await start(setup, out, again).report)?.error).toBeUndefined()
-    const fresh = path.join(folder, `fresh-${name}`)
-    await mergeCheckpointFiles(setup.base, [setup.adapter], fresh, { ...here, ...options, share: undefined })
-    const digestAt = async (at: string) => (name === 'out' ? weights(at) : digest(await readFile(at)))
-    expect(await digestAt(out)).toEqual(await digestAt(fresh))
-    expect(existsSync(`${out}.partial`)).toBe(false)
-  })
-
-  it.skipIf(process.getuid?.() !== 0 || process.platform !== 'linux')('says so when the disk fills up', async () => {
-    const { execFileSync } = await import('node:child_process')
-    const setup = await layOutFiles(folder, LARGE.slice(0, 2), { shards: 2 })
-    const disk = path.join(folder, 'disk')
-    await mkdir(disk)
-    try {
-      execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=12m', 'tmpfs', disk])
-    } catch {
-      return
-    }
-    try {
-      const [out, other] = [path.join(disk, 'out'), path.join(disk, 'other')]
-      const { error } = (await start(setup, out, { threads: 2 }, other).report)!
-      expect(error?.what).toMatch(/no space left/)
-      expect(existsSync(out)).toBe(false)
-      await rm(other)
-      // What was finished when the disk was full is kept and continued.
-      expect((await start(setup, out, { threads: 2, resume: true }).report)?.error).toBeUndefined()
-      expect(await weights(out)).toEqual(await expected(setup))
-      const third = (await start(setup, path.join(disk, 'third'), { threads: 2 }).report)!
-      expect(third.error?.what).toBe('not enough free space for the output')
-      expect(await readdir(disk)).toEqual(['out'])
-      await rm(out, { recursive: true })
-      // Of one file nothing is kept, nor of what is taken out again when no file was finished.
-      for (const [name, options] of [
-        ['one.safetensors', { maxShardBytes: 2 ** 40 }],
-        ['base-again', { maxShardBytes: 2 ** 40, sign: -1 }],
-      ] as const) {
-        const stopped = (await start(setup, path.join(disk, name), { threads: 2, ...options }, other).report)!
-        expect(stopped.error?.what).toMatch(/no space left/)
-        await rm(other)
-        expect(await readdir(disk)).toEqual([])
-        expect((await start(setup, path.join(disk, name), { threads: 2, ...options }).report)?.error).toBeUndefined()
-        await rm(path.join(disk, name), { recursive: true })
-      }
-    } finally {
-      execFileSync('umount', [disk])
-    }
   })
 })

@@ -10,6 +10,7 @@ import { NodeDirectory } from '../../../src/io/node-files.js'
 import { loadAdapter } from '../../../src/lora/peft.js'
 import { fitCheckpoint } from '../../../src/merge/checkpoint/fit.js'
 import { mergeCheckpoint } from '../../../src/merge/checkpoint/merge-checkpoint.js'
+import type { TiedPolicy } from '../../../src/merge/checkpoint/tied.js'
 import { deviation, expectSavedAlike, goldenPath, tensorsIn } from '../../golden.js'
 
 function base(isTied = true): MemoryDirectory {
@@ -19,16 +20,22 @@ function base(isTied = true): MemoryDirectory {
   })
 }
 
-describe.each(['tied-embedding', 'tied-modules', 'tied-tokens'])('%s', (name) => {
-  const folder = goldenPath('config', name)
-  const expected = JSON.parse(readFileSync(path.join(folder, 'expected.json'), 'utf8'))
+const NAMES = ['tied-embedding', 'tied-modules', 'tied-tokens']
 
-  test('loads, counts as PEFT counts, and is written again as PEFT wrote it', async () => {
+test.each([...NAMES, 'tied-dora'])(
+  '%s loads, counts as PEFT counts, and is written again as PEFT wrote it',
+  async (name) => {
+    const folder = goldenPath('config', name)
+    const expected = JSON.parse(readFileSync(path.join(folder, 'expected.json'), 'utf8'))
     const adapter = await loadAdapter(new NodeDirectory(folder))
     expect(adapter.config.ensureWeightTying).toBe(true)
     expect(adapter.totalTrainableParams()).toBe(expected.trainableParams)
     await expectSavedAlike(folder)
-  })
+  },
+)
+
+describe.each(NAMES)('%s', (name) => {
+  const folder = goldenPath('config', name)
 
   test('merges into tied embeddings without a choice, once, and they stay tied', async () => {
     const merged = await tensorsIn(new NodeDirectory(folder), 'tensors.safetensors')
@@ -54,6 +61,26 @@ test('untied on demand, both get what was trained', async () => {
   const got = await tensorsIn(out)
   expect(got.get('lm_head.weight')).toEqual(got.get('model.embed_tokens.weight'))
   expect(JSON.parse(new TextDecoder().decode(out.files.get('config.json'))).tie_word_embeddings).toBe(false)
+})
+
+test('DoRA changes the two uses in two ways: a choice is needed, and one weight has no place for both', async () => {
+  const folder = new NodeDirectory(goldenPath('config', 'tied-dora'))
+  for (const adapter of [folder, await loadAdapter(folder)]) {
+    const merge = (tied?: TiedPolicy) => mergeCheckpoint(base(), adapter, new MemoryDirectory(), { tied })
+    await expect(merge()).rejects.toMatchObject({
+      code: 'MISMATCH',
+      expected: 'a choice for tied embeddings: untie or keep',
+    })
+    await expect(merge('keep')).rejects.toMatchObject({ code: 'UNSUPPORTED' })
+    const out = new MemoryDirectory()
+    await mergeCheckpoint(base(), adapter, out, { tied: 'untie' })
+    const got = await tensorsIn(out)
+    for (const [key, { data }] of await tensorsIn(folder, 'tensors.safetensors')) {
+      expect(deviation(got.get(key.slice('merged.'.length))!.data, data), key).toBeLessThan(1e-6)
+    }
+  }
+  const report = await fitCheckpoint(base(), folder)
+  expect(report).toMatchObject({ fits: true, notes: [expect.stringMatching(/has to untie or keep/)] })
 })
 
 test('without ensure_weight_tying the output embedding must be a target', async () => {

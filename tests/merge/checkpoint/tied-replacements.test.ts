@@ -36,8 +36,11 @@ function replacing(...names: string[]): LoraAdapter {
   return lora
 }
 
+/** Of the adapters below, so that their folders can be read again. */
+const trainableTokenIndices = { 'model.embed_tokens': [3, 30], lm_head: [30, 4] }
+
 /** And one that brings rows 3 and 30. */
-function withRows(lora = adapter({ 'model.q_proj': [24, 16] })): LoraAdapter {
+function withRows(lora = adapter({ 'model.q_proj': [24, 16] }, { trainableTokenIndices })): LoraAdapter {
   lora.tokenRows.set('model.embed_tokens', { indices: [3, 30], ...stored(VALUES.subarray(0, 32), [2, 16]) })
   return lora
 }
@@ -56,6 +59,54 @@ function expectRows(after: FloatArray, before: FloatArray): void {
   expected.set(rows.subarray(16), 30 * 16)
   expect(after).toEqual(expected)
 }
+
+describe('untie', () => {
+  it.each([
+    [
+      'bert.embeddings.word_embeddings',
+      'cls.predictions.transform.dense',
+      'cls.predictions.decoder',
+      'cls.predictions.bias',
+    ],
+    ['albert.embeddings.word_embeddings', 'predictions.dense', 'predictions.decoder', 'predictions.bias'],
+    ['roberta.embeddings.word_embeddings', 'lm_head.dense', 'lm_head.decoder', 'lm_head.bias'],
+    ['distilbert.embeddings.word_embeddings', 'vocab_transform', 'vocab_projector', undefined],
+    ['electra.embeddings.word_embeddings', 'generator_predictions.dense', 'generator_lm_head', undefined],
+    ['gpt_neox.embed_in', 'gpt_neox.final_layer_norm', 'embed_out', undefined],
+    ['transformer.word_embeddings', 'transformer.ln_f', 'lm_head', undefined],
+  ])(
+    '%s: loaders find the output embedding, and a bias that was tied with it',
+    async (embedding, beside, head, bias) => {
+      const biases = bias === undefined ? [`${head}.bias`] : [bias]
+      const own: TensorSketch[] = [
+        [`${embedding}.weight`, 'BF16', [32, 16]],
+        [`${beside}.weight`, 'BF16', [16]],
+        ...biases.map((name): TensorSketch => [name, 'BF16', [32]]),
+      ]
+      const changed = adapter({})
+      changed.addEmbedding(
+        embedding,
+        { data: VALUES.slice(0, 4 * 32), shape: [4, 32] },
+        { data: VALUES.slice(0, 16 * 4), shape: [16, 4] },
+      )
+      for (const lora of [changed, adapter({ [head]: [32, 16] })]) {
+        const { before, after } = await run(own, lora, 'untie')
+        const added = [...after.keys()].filter((name) => !before.has(name))
+        expect(added.sort()).toEqual([...(bias === undefined ? [] : [`${head}.bias`]), `${head}.weight`])
+        const weights = [embedding, head].map((name) => after.get(`${name}.weight`)!.bytes)
+        const kept = lora === changed ? 1 : 0
+        expect(weights[kept]).toEqual(before.get(`${embedding}.weight`)!.bytes)
+        expect(weights[1 - kept]).not.toEqual(weights[kept])
+        if (bias !== undefined) expect(after.get(`${head}.bias`)).toEqual(before.get(bias))
+      }
+      if (bias === undefined) return
+      const replaced = stored(VALUES.subarray(0, 32), [32])
+      changed.replacements.set(bias, { key: bias, isTrained: true, ...replaced })
+      const { after } = await run(own, changed, 'untie')
+      for (const name of [bias, `${head}.bias`]) expect(after.get(name)!.bytes).toEqual(replaced.data)
+    },
+  )
+})
 
 describe.each([
   ['of which one is stored', SKETCHES],
@@ -89,7 +140,9 @@ describe.each([
   it('rows fit without a choice', async () => {
     const folder = new MemoryDirectory()
     await saveAdapter(withRows(), folder)
-    expect(await fitCheckpoint(await base(sketches, { config }), folder)).toMatchObject({ fits: true, notes: [] })
+    const report = await fitCheckpoint(await base(sketches, { config }), folder)
+    expect(report).toMatchObject({ fits: true, notes: [] })
+    expect(report.parts.map(({ name }) => name)).toContain(EMBEDDING)
   })
 
   it('untie: the head is replaced alone', async () => {
@@ -123,6 +176,80 @@ describe.each([
       if (before.has(name)) expectRows(floats(after.get(name)!), floats(before.get(name)!))
     }
     expect(isTied).toBe(true)
+  })
+
+  describe('rows of the head alone, or beside others of the embedding', () => {
+    const withHeadRows = (lora = adapter({ 'model.q_proj': [24, 16] }, { trainableTokenIndices })) => {
+      lora.tokenRows.set('lm_head', { indices: [30, 4], ...stored(VALUES.subarray(32, 64), [2, 16]) })
+      return lora
+    }
+    const headRows = floats({ ...stored(VALUES.subarray(32, 64), [2, 16]), bytes: VALUES_BYTES.slice(64, 128) })
+    const replaced = (before: FloatArray) => {
+      const expected = before.slice()
+      expected.set(headRows.subarray(0, 16), 30 * 16)
+      expected.set(headRows.subarray(16), 4 * 16)
+      return expected
+    }
+
+    it('are not merged without a word', async () => {
+      for (const lora of [withHeadRows(), withRows(withHeadRows()), withHeadRows(withRows())]) {
+        const refused = { code: 'MISMATCH', where: HEAD, expected: 'a choice for tied embeddings: untie or keep' }
+        await expect(run(sketches, lora)).rejects.toMatchObject(refused)
+        const folder = new MemoryDirectory()
+        await saveAdapter(lora, folder)
+        const report = await fitCheckpoint(await base(sketches, { config }), folder)
+        expect(report).toMatchObject({ fits: true, notes: [expect.stringMatching(/has to untie or keep/)] })
+      }
+    })
+
+    it('untie: each use gets its own', async () => {
+      const { before, after, isTied } = await run(sketches, withRows(withHeadRows()), 'untie')
+      expectRows(floats(after.get(EMBEDDING)!), floats(before.get(EMBEDDING)!))
+      const head = floats(before.get(before.has(HEAD) ? HEAD : EMBEDDING)!)
+      expect(floats(after.get(HEAD)!)).toEqual(replaced(head))
+      expect(isTied).toBe(false)
+      const alone = await run(sketches, withHeadRows(), 'untie')
+      expect(alone.after.get(EMBEDDING)).toEqual(before.get(EMBEDDING))
+      expect(floats(alone.after.get(HEAD)!)).toEqual(replaced(head))
+    })
+
+    it('keep: both uses get them, and there is no place for two', async () => {
+      const { before, after, isTied } = await run(sketches, withHeadRows(), 'keep')
+      expect([...after.keys()].sort()).toEqual([...before.keys()].sort())
+      for (const name of [EMBEDDING, HEAD]) {
+        if (before.has(name)) expect(floats(after.get(name)!)).toEqual(replaced(floats(before.get(name)!)))
+      }
+      expect(isTied).toBe(true)
+      await expect(run(sketches, withRows(withHeadRows()), 'keep')).rejects.toMatchObject({ code: 'UNSUPPORTED' })
+    })
+  })
+
+  it('rows and layers of a head that has another name than most', async () => {
+    const [embedding, head] = ['bert.embeddings.word_embeddings', 'cls.predictions.decoder']
+    const renamed = sketches.map(([name, ...rest]): TensorSketch => {
+      return [name === EMBEDDING ? `${embedding}.weight` : name === HEAD ? `${head}.weight` : name, ...rest]
+    })
+    const rows = adapter({ 'model.q_proj': [24, 16] })
+    rows.tokenRows.set(embedding, { indices: [3, 30], ...stored(VALUES.subarray(0, 32), [2, 16]) })
+    rows.tokenRows.set(head, { indices: [3, 1], ...stored(VALUES.subarray(0, 32), [2, 16]) })
+    const layers = adapter({ [head]: [32, 16] })
+    layers.addEmbedding(
+      embedding,
+      { data: VALUES.slice(0, 4 * 32), shape: [4, 32] },
+      { data: VALUES.slice(0, 16 * 4), shape: [16, 4] },
+    )
+    for (const lora of [rows, layers]) {
+      await expect(run(renamed, lora)).rejects.toMatchObject({
+        where: `${head}.weight`,
+        expected: expect.stringMatching(/untie or keep/),
+      })
+      const { before, after } = await run(renamed, lora, 'untie')
+      for (const name of [embedding, head]) {
+        expect(after.get(`${name}.weight`)).not.toEqual(
+          before.get(`${name}.weight`) ?? before.get(`${embedding}.weight`),
+        )
+      }
+    }
   })
 
   it('rows are refused beside another change of the head', async () => {

@@ -1,0 +1,39 @@
+// Changes single members of a JSON text. All else stays as it is written: strict readers take `1.0` and `1` for different types.
+
+const TOKEN = /"(?:[^"\\]|\\.)*"|[{}[\],:]|[^\s{}[\],:"]+/g
+
+/**
+ * The text with another value of a member; one that is missing is added to the outermost object.
+ *
+ * @param text valid JSON, an object
+ * @param path keys from the outermost object inwards
+ */
+export function setMember(text: string, path: readonly string[], value: unknown): string {
+  const written = JSON.stringify(value)
+  const span = findValue(text, path)
+  if (span !== undefined) return text.slice(0, span.start) + written + text.slice(span.end)
+  const before = text.slice(0, text.lastIndexOf('}')).trimEnd()
+  const space = /^\s*\{(\s*)/.exec(text)?.[1] ?? ''
+  const comma = before.endsWith('{') ? '' : ','
+  return `${before}${comma}${space}${JSON.stringify(path.at(-1))}: ${written}${text.slice(before.length)}`
+}
+
+/** Of equal keys the last counts, as in JSON.parse. */
+function findValue(text: string, path: readonly string[]): { start: number; end: number } | undefined {
+  const open: { isArray: boolean; key: string | undefined; start: number }[] = []
+  const isHere = () => open.length === path.length && open.every(({ key }, i) => key === path[i])
+  let found: { start: number; end: number } | undefined
+  for (const { 0: token, index } of text.matchAll(TOKEN)) {
+    const end = index + token.length
+    const holder = open.at(-1)
+    if (token === '{' || token === '[') open.push({ isArray: token === '[', key: undefined, start: index })
+    else if (token === '}' || token === ']') {
+      const { start } = open.pop()!
+      if (isHere()) found = { start, end }
+    } else if (token === ',') holder!.key = undefined
+    else if (token === ':') continue
+    else if (holder?.isArray === false && holder.key === undefined) holder.key = JSON.parse(token)
+    else if (isHere()) found = { start: index, end }
+  }
+  return found
+}

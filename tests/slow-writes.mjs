@@ -1,0 +1,10 @@
+// With --import: each write of the process takes its time, so that a test can stop it on the way.
+import fs from 'node:fs'
+import { syncBuiltinESMExports } from 'node:module'
+
+const { writeSync } = fs
+fs.writeSync = (...args) => {
+  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 20)
+  return writeSync(...args)
+}
+syncBuiltinESMExports()
