@@ -1,7 +1,7 @@
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { FormatError } from '../../src/base/errors.js'
-import { type JsonOptions, parseJson, toPlain } from '../../src/formats/json.js'
+import { type JsonOptions, type JsonValue, parseJson, parseJsonEntries, toPlain } from '../../src/formats/json.js'
 
 const parse = (text: string, options?: JsonOptions) => parseJson(new TextEncoder().encode(text), 'file.json', options)
 
@@ -62,6 +62,22 @@ test('__proto__ is a key like any other', () => {
   expect(Object.hasOwn(value, '__proto__')).toBe(true)
   expect(Object.getPrototypeOf(value)).toBe(Object.prototype)
   expect(({} as Record<string, unknown>).polluted).toBeUndefined()
+})
+
+test('hands over the entries of an object in order, and refuses a second one of the same name', () => {
+  const entriesOf = (text: string) => {
+    const entries: [string, JsonValue][] = []
+    parseJsonEntries(new TextEncoder().encode(text), 'file', (key, value) => void entries.push([key, value]))
+    return entries
+  }
+  expect(entriesOf(' {"b": [1], "a": {"x": 2}} ')).toEqual([
+    ['b', [1]],
+    ['a', new Map([['x', 2]])],
+  ])
+  expect(entriesOf('{}')).toEqual([])
+  for (const text of ['{"a": 1, "a": 1}', '[1]', '{"a": 1} {', '{"a": 1,}', '']) {
+    expect(() => entriesOf(text), text).toThrow(FormatError)
+  }
 })
 
 test('errors say where', () => {

@@ -166,8 +166,8 @@ export function mergeKernelSuite(create: (byteLength: number) => MergeKernel, is
       return rows.map((row) => put(right.slice(row * width, (row + 1) * width), { row, rows: 1 })).every(Boolean)
     }
     const results: boolean[] = []
-    for (let column = 0; column < width; column += 16) {
-      const columns = Math.min(16, width - column)
+    for (let column = 0; column < width; column += 8) {
+      const columns = Math.min(8, width - column)
       const values = right
         .slice(0, columns * rank)
         .map((_, i) => right[(i % rank) * width + column + Math.floor(i / rank)])
@@ -249,6 +249,7 @@ export function mergeKernelSuite(create: (byteLength: number) => MergeKernel, is
       [3, 513, 70],
       [9, 520, 1],
       [1, 7, 300],
+      [1, 16, 9000],
     ])('tails: %i rows, %i columns, rank %i', (rows, columns, rank) => {
       const job = {
         dtype,
