@@ -201,13 +201,19 @@ export async function saveAdapter(
   const names = [...adapter.names(), ...adapter.embeddings.keys(), ...adapter.convolutions.keys()]
   const parameters = [...adapter.experts.keys()]
   const config = formatPeftConfig(
-    adapter.config,
+    { ...adapter.config, trainableTokenIndices: savedTokens(adapter) },
     savedTargets(adapter.config, names),
     savedParameters(adapter.config.targetParameters, parameters),
     [...names, ...parameters],
   )
   const tensors = encodeAdapter(adapter, dtype)
   await writeAdapterFiles(directory, tensors, config)
+}
+
+/** The config's own trainable tokens, or, where it has none, those that the adapter holds rows for. */
+function savedTokens({ config, tokenRows }: LoraAdapter): LoraConfig['trainableTokenIndices'] {
+  if (config.trainableTokenIndices !== undefined || tokenRows.size === 0) return config.trainableTokenIndices
+  return Object.fromEntries([...tokenRows].map(([module, { indices }]) => [module, indices]))
 }
 
 /** The config's own target_modules when they mean all layers; `all-linear` spelled out, as PEFT does. */
