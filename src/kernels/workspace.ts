@@ -26,7 +26,7 @@ const C_BYTES = 2.25 * MiB
 const SLOT_BYTES = RIGHT_BYTES + PACKED_BYTES + C_BYTES
 
 /** The threads' states come first, one i32 each: see team.ts. */
-export const CONTROL_BYTES = 1024
+const CONTROL_BYTES = 1024
 const JOBS_START = CONTROL_BYTES
 const JOB_BYTES = 128
 const LEFT_START = 4096

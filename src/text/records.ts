@@ -142,7 +142,7 @@ async function* lines(source: ByteSource): AsyncGenerator<string> {
  *
  * @throws ConfigError when the limit is no integer above 1 or exceeds the context
  */
-export function resolveMaxLength(maxLength: number | undefined, contextLength: number | undefined): number {
+function resolveMaxLength(maxLength: number | undefined, contextLength: number | undefined): number {
   if (maxLength === undefined) return contextLength ?? Number.POSITIVE_INFINITY
   if (!Number.isSafeInteger(maxLength) || maxLength < 2) {
     throw new ConfigError({
