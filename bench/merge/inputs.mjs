@@ -5,7 +5,7 @@ import { closeSync, existsSync, mkdirSync, openSync, renameSync, writeFileSync, 
 import { join } from 'node:path'
 
 /** Their config.json: TinyLlama 1.1B, 2.2 GB; and Qwen3 4B, 8.0 GB, which the configs here call a Llama. */
-const MODELS = {
+export const MODELS = {
   tinyllama: {
     num_hidden_layers: 22,
     hidden_size: 2048,
@@ -45,10 +45,9 @@ function linearsOf(shape) {
   }
 }
 
-export function makeBase(folder, model) {
+export function makeBase(folder, shape) {
   if (existsSync(join(folder, 'config.json'))) return
   mkdirSync(folder, { recursive: true })
-  const shape = MODELS[model]
   const { hidden_size: hidden, vocab_size: vocabulary } = shape
   const tensors = [['model.embed_tokens.weight', [vocabulary, hidden]]]
   for (let i = 0; i < shape.num_hidden_layers; i++) {
@@ -66,12 +65,12 @@ export function makeBase(folder, model) {
   writeFileSync(join(folder, 'config.json'), JSON.stringify(config, null, 2))
 }
 
-export function makeAdapter(folder, model, rank) {
+export function makeAdapter(folder, shape, rank) {
   if (existsSync(join(folder, 'adapter_config.json'))) return
   mkdirSync(folder, { recursive: true })
   const tensors = []
-  const linears = linearsOf(MODELS[model])
-  for (let i = 0; i < MODELS[model].num_hidden_layers; i++) {
+  const linears = linearsOf(shape)
+  for (let i = 0; i < shape.num_hidden_layers; i++) {
     for (const [name, [d, k]] of Object.entries(linears)) {
       const prefix = `base_model.model.model.layers.${i}.${name}`
       tensors.push([`${prefix}.lora_A.weight`, [rank, k]], [`${prefix}.lora_B.weight`, [d, rank]])

@@ -1,9 +1,9 @@
 // The streaming merge beside cp and two Python scripts, in turns on one warm page cache; prints medians, ratios and peak memory.
 //
-//   npm run build && node bench/merge/run.mjs [--folder out/bench-merge] [--model tinyllama] [--ranks 16,64] [--runs 5] [--threads 2]
+//   npm run build && node bench/merge/run.mjs [--folder out/bench-merge] [--model tinyllama] [--layers N] [--ranks 16,64] [--runs 5] [--threads 2]
 //     [--python PATH] [--peer-runs 1] [--fsync] [--keep]
 //
-// --model: tinyllama (2.2 GB) or qwen3-4b (8 GB). --python: an interpreter with requirements.txt; without it the scripts are left out.
+// --model: tinyllama (2.2 GB) or qwen3-4b (8 GB); --layers: another number of them. --python: an interpreter with requirements.txt; without it the scripts are left out.
 // --fsync waits for the disk on both sides. Free space for twice the checkpoint is needed.
 
 import { spawnSync } from 'node:child_process'
@@ -12,13 +12,14 @@ import { cpus } from 'node:os'
 import { dirname, join, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
-import { makeAdapter, makeBase } from './inputs.mjs'
+import { MODELS, makeAdapter, makeBase } from './inputs.mjs'
 
 const here = dirname(fileURLToPath(import.meta.url))
 const { values } = parseArgs({
   options: {
     folder: { type: 'string', default: join(here, '../../out/bench-merge') },
     model: { type: 'string', default: 'tinyllama' },
+    layers: { type: 'string' },
     ranks: { type: 'string', default: '16,64' },
     runs: { type: 'string', default: '5' },
     threads: { type: 'string', default: '2' },
@@ -29,15 +30,17 @@ const { values } = parseArgs({
   },
 })
 const folder = resolve(values.folder)
-const { model } = values
+const { model, layers } = values
+const shape = { ...MODELS[model], ...(layers !== undefined && { num_hidden_layers: Number(layers) }) }
+const label = `${model}-${shape.num_hidden_layers}`
 const ranks = values.ranks.split(',').map(Number)
-const base = join(folder, `base-${model}`)
+const base = join(folder, `base-${label}`)
 const source = join(base, 'model.safetensors')
 const target = join(folder, 'result.safetensors')
-const adapterOf = (rank) => join(folder, `adapter-${model}-${rank}`)
+const adapterOf = (rank) => join(folder, `adapter-${label}-${rank}`)
 
-makeBase(base, model)
-for (const rank of ranks) makeAdapter(adapterOf(rank), model, rank)
+makeBase(base, shape)
+for (const rank of ranks) makeAdapter(adapterOf(rank), shape, rank)
 const gigabytes = statSync(source).size / 1e9
 console.log(`${cpus().length} × ${cpus()[0].model}, Linux ${kernel()}, Node ${process.version}`)
 console.log(`${gigabytes.toFixed(2)} GB bf16, ${values.threads} threads${values.fsync ? ', with fsync' : ''}\n`)

@@ -19,6 +19,8 @@ const SKETCHES: TensorSketch[] = [
 let events: string[] = []
 /** Bytes that still find room. */
 let room = Number.POSITIVE_INFINITY
+/** Each write takes its time. */
+let isSlow = false
 /** What the file system says that it has. */
 let free: number | undefined
 
@@ -36,6 +38,7 @@ vi.mock('node:fs', async (original) => {
       const bytes = args[3] as unknown as number
       if (bytes > room) throw Object.assign(new Error('ENOSPC: no space left on device, write'), { code: 'ENOSPC' })
       room -= bytes
+      if (isSlow) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 60)
       return fs.writeSync(...args)
     },
     fsync: (fd: number, done: (error: Error | null) => void) => {
@@ -43,6 +46,14 @@ vi.mock('node:fs', async (original) => {
         events.push(`sync ${names.get(fd)}`)
         done(error)
       })
+    },
+    fdatasync: (fd: number, done: (error: Error | null) => void) => {
+      events.push(`send ${names.get(fd)}`)
+      fs.fdatasync(fd, done)
+    },
+    ftruncateSync: (fd: number) => {
+      events.push(`empty ${names.get(fd)}`)
+      fs.ftruncateSync(fd)
     },
     statfsSync: (...args: Parameters<typeof fs.statfsSync>) => {
       const status = fs.statfsSync(...args)
@@ -77,11 +88,12 @@ beforeEach(async () => {
   events = []
   room = Number.POSITIVE_INFINITY
   free = undefined
+  isSlow = false
 })
 afterEach(() => rm(folder, { recursive: true, force: true }))
 
-async function layOut() {
-  const setup = await layOutFiles(folder, SKETCHES, {
+async function layOut(sketches = SKETCHES) {
+  const setup = await layOutFiles(folder, sketches, {
     shards: 2,
     files: { 'tokenizer.json': '{}', '1_Pooling/deep/config.json': '{}' },
   })
@@ -126,6 +138,18 @@ describe('the result has its name', () => {
   })
 })
 
+it('a result is sent to the disk while more is computed, where it is waited for', async () => {
+  const { merge, partial } = await layOut([...SKETCHES, ['large_proj.weight', 'BF16', [600, 4096]]])
+  const file = path.join(partial, 'model-00002-of-00002.safetensors')
+  isSlow = true
+  await merge()
+  expect(events.indexOf(`send ${file}`)).toBeGreaterThan(-1)
+  expect(events.indexOf(`send ${file}`)).toBeLessThan(events.indexOf(`sync ${file}`))
+  events = []
+  await merge({ fsync: false, overwrite: true })
+  expect(events.filter((event) => /^(send|sync)/.test(event))).toEqual([])
+})
+
 describe('a disk', () => {
   it('that has too little room is not written to', async () => {
     const { merge, out, partial } = await layOut()
@@ -151,6 +175,9 @@ describe('a disk', () => {
       what: expect.stringMatching(/no space left on the device/),
       hint: 'The finished files are kept: make room, then resume',
     })
+    expect(events.filter((event) => event.startsWith('empty'))).toEqual([
+      `empty ${path.join(partial, 'model-00002-of-00002.safetensors')}`,
+    ])
     expect(existsSync(out)).toBe(false)
     expect((await readdir(partial)).sort()).toEqual(['.merge', 'model-00001-of-00002.safetensors'])
     room = 160_000
