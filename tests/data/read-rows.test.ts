@@ -7,7 +7,7 @@ import { detectFormat } from '../../src/data/format.js'
 import { type DataSource, type ReadOptions, readRows } from '../../src/data/read-rows.js'
 import type { Row } from '../../src/data/row.js'
 import { planSplit } from '../../src/data/split.js'
-import { openFile } from '../../src/io/node-files.js'
+import { openFile } from '../../src/io/node/files.js'
 import { goldenPath } from '../golden.js'
 
 async function all(data: DataSource, options?: ReadOptions): Promise<Row[]> {
