@@ -244,7 +244,7 @@ def head_tables(classes):
             common = functools.reduce(set.intersection, map(bare, others))
             head = [p + ("*" if p in mine[0]["labels"] else "") for p in mine[0]["params"]
                     if p.removeprefix(f"{mine[0]['prefix']}.") not in common and not NUMBER.search(p)]
-            if head and any(p.endswith("*") for p in head):
+            if head and (task == "QUESTION_ANS" or any(p.endswith("*") for p in head)):
                 result[task][" ".join(head)].append(name)
     return {task: {head: " ".join(names) for head, names in sorted(heads.items())} for task, heads in result.items()}
 

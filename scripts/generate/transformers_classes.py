@@ -34,7 +34,8 @@ SIZES = [
     (r"num_experts|num_local_experts|n_routed_experts|moe_num_experts|num_routed_experts|ffn_num_experts", 4),
     (r"max_position_embeddings|n_positions|max_source_positions|max_target_positions|n_ctx|max_seq_len|max_sequence_length", 64),
 ]
-SHRINKS = (len(SIZES), 2, 1)  # how many of the sizes above are made small: less where a config does not take them all
+SHRINKS = (len(SIZES), 2, 1, 0)  # how many of the sizes above are made small: less where a config does not take them all
+MISSING = {"vocab_size": 96, "head_dim": 8, "num_key_value_heads": 2, "pad_token_id": 0}  # with 0: all, and these where they are None
 KINDS = ("layer_types", "mlp_layer_types", "layers_block_type", "attention_types", "block_types", "hybrid_override_pattern")
 
 
@@ -63,7 +64,11 @@ def put(config, key, value):
 
 
 def shrink(config, count):
+    is_filled, count = count == 0, count or len(SIZES)
     for _, part in parts(config):
+        for key, value in MISSING.items() if is_filled else ():
+            if getattr(part, key, 0) is None:
+                put(part, key, value)
         for key, value in list(vars(part).items()):
             if isinstance(value, list) and key in KINDS:
                 put(part, key, value[:getattr(part, "num_hidden_layers", LAYERS)])
@@ -85,7 +90,8 @@ def tiny(cls, count, is_tied):
     shrink(config, count)
     for _, part in parts(config):
         put(part, "tie_word_embeddings", is_tied)
-    put(config, "num_labels", LABELS)
+    if not cls.__name__.endswith("ForQuestionAnswering"):  # which has two, a start and an end
+        put(config, "num_labels", LABELS)
     return cls(config)
 
 
@@ -129,7 +135,7 @@ def attempts(run, result, key):
             with limit(120):
                 return run(count)
         except Exception as error:  # of any library that a model is built from
-            result[key] = f"{type(error).__name__}: {error}"[:200]
+            result.setdefault(key, " ".join(f"{type(error).__name__}: {error}".split())[:160])
     return None
 
 
@@ -147,6 +153,7 @@ def describe_class(cls):
     found = attempts(outline, result, "error")
     if found is None:
         return result
+    result.pop("error", None)
     result |= found
     if not result["isConverted"]:
         return result
