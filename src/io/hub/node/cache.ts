@@ -5,7 +5,7 @@ import { randomBytes } from 'node:crypto'
 import { copyFile, lstat, readdir, readFile, rename, stat, symlink, unlink, writeFile } from 'node:fs/promises'
 import path from 'node:path'
 import { LowrankError } from '../../../base/errors.js'
-import { fileError, makeFolders } from '../../node-files.js'
+import { fileError, makeFolders } from '../../node/files.js'
 import { isId } from '../../source.js'
 import { COMMIT, type HubFile, parseFile } from '../api.js'
 

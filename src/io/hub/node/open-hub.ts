@@ -4,7 +4,7 @@
 import { stat } from 'node:fs/promises'
 import type { ByteSource } from '../../../base/bytes.js'
 import { FileError, nearMisses } from '../../../base/errors.js'
-import { openFile } from '../../node-files.js'
+import { openFile } from '../../node/files.js'
 import type { HubSource } from '../../source.js'
 import { COMMIT, fileUrl, type HubFile, listTree, resolveRevision } from '../api.js'
 import { HubDirectory, hubName, type OnDownload } from '../directory.js'
