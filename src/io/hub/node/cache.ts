@@ -12,9 +12,6 @@ import { COMMIT, type HubFile, parseFile } from '../api.js'
 const PREFIX = 'models--'
 /** Of a list of files; another is not read. */
 const TREE_VERSION = 1
-/** The standard that backup programs know: https://bford.info/cachedir/ */
-const CACHE_TAG =
-  'Signature: 8a477f597d28d172789f06886806bc55\n# This folder is a cache of models from the Hugging Face Hub.\n'
 /** What systems say that have no links, or do not permit them. */
 const NO_LINKS = ['EPERM', 'EACCES', 'ENOSYS', 'ENOTSUP', 'EOPNOTSUPP', 'EINVAL', 'UNKNOWN']
 
@@ -29,13 +26,11 @@ export async function cachedIds(cacheFolder: string): Promise<string[]> {
 
 /** The cache of one model. */
 export class ModelCache {
-  readonly #root: string
   readonly #folder: string
   readonly #avoidsLinks: boolean
 
   /** @param avoidsLinks snapshots hold files, not links */
   constructor(cacheFolder: string, id: string, avoidsLinks = false) {
-    this.#root = cacheFolder
     this.#folder = path.join(cacheFolder, PREFIX + id.replace('/', '--'))
     this.#avoidsLinks = avoidsLinks
   }
@@ -119,10 +114,9 @@ export class ModelCache {
     return found
   }
 
-  /** Makes the folder for blobs, and marks the cache as one. @throws FileError */
+  /** Makes the folder for blobs. @throws FileError */
   async prepare(): Promise<void> {
     await makeFolders(path.join(this.#folder, 'blobs'))
-    await writeFile(path.join(this.#root, 'CACHEDIR.TAG'), CACHE_TAG, { flag: 'wx' }).catch(() => {})
   }
 
   /**
