@@ -16,6 +16,7 @@ import transformers
 from safetensors import safe_open
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import PrefixChange
 from transformers.models.auto import modeling_auto
 
 LAYERS = 4  # enough that each kind of layer comes
@@ -148,6 +149,7 @@ def describe_class(cls):
         own = model.state_dict()
         conversions = get_model_conversion_mapping(model, add_legacy=False)
         return {"ties": list(ties(model)), "defaults": tie_defaults(cls), "params": list(own), "isConverted": len(conversions) > 0,
+                "isPrefixed": any(isinstance(own, PrefixChange) for own in conversions),
                 "labels": [key for key, value in own.items() if value.dim() > 0 and value.shape[0] == LABELS]}
 
     found = attempts(outline, result, "error")
@@ -158,14 +160,19 @@ def describe_class(cls):
     if not result["isConverted"]:
         return result
 
-    def pair(count):
+    def pair(count, is_prefixed=False):
         with torch.device("meta"):
             size = sum(p.numel() for p in tiny(cls, count, False).parameters())
         if size > LARGEST:
             raise MemoryError(f"{size} parameters")
-        return pairs(tiny(cls, count, False))
+        model = tiny(cls, count, False)
+        if is_prefixed:  # as after loading a checkpoint whose names have a part more
+            model._weight_conversions = get_model_conversion_mapping(model, add_legacy=False)
+        return pairs(model)
 
     result["pairs"] = attempts(pair, result, "pairError")
+    if result["isPrefixed"]:
+        result["prefixedPairs"] = attempts(lambda count: pair(count, True), result, "pairError")
     return result
 
 

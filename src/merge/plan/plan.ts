@@ -182,6 +182,16 @@ function isRepeated(layer: LayerFactors, tensor: string, { layers, locate, pair 
   return layers.some((other) => other.isTied && `${locate(other.name)}.${other.tensor}` === pair.embedding)
 }
 
+/** Whether each layer has rows of the tensor for itself. */
+function areApart(layers: readonly LayerFactors[]): boolean {
+  const regions = layers.flatMap(({ region }) => region ?? []).sort((a, b) => a.first - b.first)
+  return regions.length === layers.length && regions.every(({ first }, i) => i === 0 || endOf(regions[i - 1]) <= first)
+}
+
+function endOf({ first, count }: NonNullable<LayerFactors['region']>): number {
+  return first + count
+}
+
 /** What is no sum cannot be combined with other changes of the same tensor. */
 function refuseCombinations(
   byTensor: ReadonlyMap<string, readonly LayerFactors[]>,
@@ -190,7 +200,7 @@ function refuseCombinations(
   for (const [name, layers] of byTensor) {
     const isDora = layers.some(({ scales }) => scales !== undefined)
     const hasRows = placed.get(name)?.rows !== undefined
-    if (!hasRows && !(isDora && layers.length > 1)) continue
+    if (!hasRows && !(isDora && layers.length > 1 && !areApart(layers))) continue
     throw new UnsupportedError({
       where: name,
       what: hasRows

@@ -71,43 +71,65 @@ export function loadTables(): Promise<ModelTables> {
   return loading
 }
 
+/** What the list of types says of one. */
+interface TypeEntry {
+  /** Names of its classes begin so. */
+  readonly stem: string
+  /** For `$.` in names. */
+  readonly prefix: string
+}
+
 function readTables({ rules, names, ties, heads, types }: GeneratedTables): ModelTables {
-  const stems = new Map(
-    types.split(' ').map((one) => [one.slice(0, one.indexOf(':')), one.slice(one.indexOf(':') + 1)]),
-  )
+  const known = new Map(types.split(' ').map(parseType))
   const parsed = new Map<number, NameRules>()
   const rulesAt = (index: number) => {
     const own = parsed.get(index) ?? parseRules(rules[index])
     parsed.set(index, own)
     return own
   }
-  const isKnown = (type: string) => stems.has(type)
   return {
-    isKnown,
+    isKnown: (type) => known.has(type),
     names: (type) => (Object.hasOwn(names, type) ? names[type].split(' ').map((one) => nameEntry(one, rulesAt)) : []),
     ties: (type) => {
       const result = new Map<string, readonly ModelTie[]>()
-      if (!isKnown(type)) return result
+      const entry = known.get(type)
+      if (entry === undefined) return result
       for (const [text, owners] of Object.entries(ties)) {
         for (const owner of owners.split(' ')) {
           const [own, rest = 'ForCausalLM'] = owner.split(':')
-          if (own === type) result.set(stems.get(type)! + rest, text.split('\n').map(parseTie))
+          if (own === type)
+            result.set(
+              entry.stem + rest,
+              text.split('\n').map((one) => parseTie(one, entry)),
+            )
         }
       }
       return result
     },
     head: (type, task) => {
-      if (!isKnown(type) || !Object.hasOwn(heads, task)) return undefined
+      const entry = known.get(type)
+      if (entry === undefined || !Object.hasOwn(heads, task)) return undefined
       const found = Object.entries(heads[task]).find(([, owners]) => owners.split(' ').includes(type))
       if (found === undefined) return undefined
-      const all = found[0].split(' ')
+      const all = found[0].split(' ').map((name) => whole(name, entry))
       return {
-        architecture: stems.get(type)! + ENDINGS[task],
+        architecture: entry.stem + ENDINGS[task],
         tensors: all.map((name) => name.replace('*', '')),
         labelled: all.flatMap((name) => (name.endsWith('*') ? name.slice(0, -1) : [])),
       }
     },
   }
+}
+
+/** `bert::bert`: no stem is the type itself in capitals, no prefix is `model`, and `-` is none. */
+function parseType(text: string): [type: string, entry: TypeEntry] {
+  const [type, stem = '', prefix = ''] = text.split(':')
+  const usual = type.split(/[-_]/).map((part) => part.slice(0, 1).toUpperCase() + part.slice(1))
+  return [type, { stem: stem === '' ? usual.join('') : stem, prefix: prefix === '' ? 'model' : prefix }]
+}
+
+function whole(name: string, { prefix }: TypeEntry): string {
+  return name.startsWith('$.') ? prefix + name.slice(1) : name
 }
 
 /** `3`, `3=vit` for rules of what follows `vit.`, `3~model` for rules of whole names beside which the prefix is known. */
@@ -117,7 +139,8 @@ function nameEntry(text: string, rulesAt: (index: number) => NameRules): NameEnt
 }
 
 /** `target=source@text_config+!`; the `!` stands for models that tie whatever config.json says. */
-function parseTie(text: string): ModelTie {
+function parseTie(text: string, entry: TypeEntry): ModelTie {
   const [, target, source, path = '', isDefault] = /^([^=]+)=([^@+!]+)(?:@([^+!]+))?(\+)?/.exec(text)!
-  return { target, source, path: path === '' ? [] : path.split('.'), isDefault: isDefault !== undefined }
+  const both = { target: whole(target, entry), source: whole(source, entry) }
+  return { ...both, path: path === '' ? [] : path.split('.'), isDefault: isDefault !== undefined }
 }
