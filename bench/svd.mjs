@@ -7,7 +7,7 @@ import { cpus, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { parseArgs } from 'node:util'
 import { defaultKernels, disposeKernels } from '../dist/kernels/index.js'
-import { randomizedSvd } from '../dist/lora/linalg/randomized-svd.js'
+import { randomizedSvd } from '../dist/linalg/randomized-svd.js'
 
 const { values } = parseArgs({
   options: {

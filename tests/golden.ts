@@ -8,9 +8,9 @@ import { type Directory, MemoryDirectory } from '../src/base/bytes.js'
 import { encodeFloats, type FloatDtype } from '../src/base/dtype.js'
 import type { FloatArray, Matrix, Tensor } from '../src/base/tensor.js'
 import { parseSafetensorsHeader, readTensorF32, saveSafetensors } from '../src/formats/safetensors.js'
-import { NodeDirectory } from '../src/io/node-files.js'
-import type { LayerReport } from '../src/lora/inspect.js'
-import { loadAdapter, saveAdapter } from '../src/lora/peft.js'
+import { NodeDirectory } from '../src/io/node/files.js'
+import { loadAdapter, saveAdapter } from '../src/peft/adapter-folder.js'
+import type { LayerReport } from '../src/peft/inspect.js'
 
 /** A path in tests/golden. */
 export function goldenPath(...parts: string[]): string {

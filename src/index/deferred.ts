@@ -8,16 +8,16 @@ import type { CausalModel, LoadModelOptions } from '../graph/model-folder.js'
 import type { AdapterSessionOptions, AdapterSession as Session, SessionBase } from '../infer/adapter-session.js'
 import type { GenerateOptions, GenerateResult } from '../infer/generate.js'
 import type { LoraAdapter } from '../lora/adapter.js'
-import type { BaseWeights } from '../lora/convert.js'
-import type { CordaOptions, EvaOptions, LoraGaOptions } from '../lora/data-inits.js'
+import type { CordaOptions, EvaOptions, LoraGaOptions } from '../lora/init/data-inits.js'
+import type { BaseWeights } from '../lora/init/to-plain.js'
 import type { LoraLayer } from '../lora/layer.js'
-import type { LoadOptions, SaveOptions } from '../lora/peft.js'
-import type { CheckpointReport, MergeCheckpointOptions } from '../merge/checkpoint/merge-checkpoint.js'
-import type { Differences, UnmergeOptions, UnmergeReport } from '../merge/checkpoint/unmerge.js'
+import type { CheckpointReport, MergeCheckpointOptions } from '../merge/chunks/merge-checkpoint.js'
+import type { Differences, UnmergeOptions, UnmergeReport } from '../merge/chunks/unmerge.js'
 import type { ConvertOptions } from '../merge/convert.js'
-import type { MergeOnnxOptions } from '../merge/merge-onnx.js'
+import type { MergeOnnxOptions } from '../merge/onnx/merge-onnx.js'
 import type { MergeReport } from '../merge/output.js'
 import type { AdapterInput } from '../merge/weighted.js'
+import type { LoadOptions, SaveOptions } from '../peft/adapter-folder.js'
 
 /**
  * Opens a model folder as transformers.js reads it: config.json, tokenizer.json, onnx/model.onnx. Weights stay in their
@@ -52,7 +52,7 @@ export async function loadOnnx(directory: Directory, path: string): Promise<Onnx
  *   when a shape disagrees with the config's rank; NumericError when a value is not finite. Each names the file, and the field or tensor.
  */
 export async function loadAdapter(directory: Directory, options?: LoadOptions): Promise<LoraAdapter> {
-  return (await import('../lora/peft.js')).loadAdapter(directory, options)
+  return (await import('../peft/adapter-folder.js')).loadAdapter(directory, options)
 }
 
 /**
@@ -64,7 +64,7 @@ export async function loadAdapter(directory: Directory, options?: LoadOptions): 
  *   MismatchError when the config excludes a layer; FileError when the folder cannot be written.
  */
 export async function saveAdapter(adapter: LoraAdapter, directory: Directory, options?: SaveOptions): Promise<void> {
-  return (await import('../lora/peft.js')).saveAdapter(adapter, directory, options)
+  return (await import('../peft/adapter-folder.js')).saveAdapter(adapter, directory, options)
 }
 
 /**
@@ -75,7 +75,7 @@ export async function saveAdapter(adapter: LoraAdapter, directory: Directory, op
  *   merged; ShapeError when the gradient is not (d, k)
  */
 export async function loraGaInitialize(layer: LoraLayer, gradient: MatrixLike, options?: LoraGaOptions): Promise<void> {
-  return (await import('../lora/data-inits.js')).loraGaInitialize(layer, gradient, options)
+  return (await import('../lora/init/data-inits.js')).loraGaInitialize(layer, gradient, options)
 }
 
 /**
@@ -87,7 +87,7 @@ export async function loraGaInitialize(layer: LoraLayer, gradient: MatrixLike, o
  *   covariance is not (k, k)
  */
 export async function cordaInitialize(layer: LoraLayer, covariance: MatrixLike, options?: CordaOptions): Promise<void> {
-  return (await import('../lora/data-inits.js')).cordaInitialize(layer, covariance, options)
+  return (await import('../lora/init/data-inits.js')).cordaInitialize(layer, covariance, options)
 }
 
 /**
@@ -105,7 +105,7 @@ export async function loftqInitialize(
   quantize: (weight: Matrix) => MatrixLike,
   options?: { iterations?: number },
 ): Promise<void> {
-  return (await import('../lora/data-inits.js')).loftqInitialize(layer, quantize, options)
+  return (await import('../lora/init/data-inits.js')).loftqInitialize(layer, quantize, options)
 }
 
 /**
@@ -122,7 +122,7 @@ export async function evaInitialize(
   inputs: Iterable<readonly [name: string, inputs: MatrixLike]>,
   options?: EvaOptions,
 ): Promise<LoraAdapter> {
-  return (await import('../lora/data-inits.js')).evaInitialize(adapter, inputs, options)
+  return (await import('../lora/init/data-inits.js')).evaInitialize(adapter, inputs, options)
 }
 
 /**
@@ -188,7 +188,7 @@ export async function mergeOnnx(
   out: Directory,
   options?: MergeOnnxOptions,
 ): Promise<MergeReport> {
-  return (await import('../merge/merge-onnx.js')).mergeOnnx(model, adapters, out, options)
+  return (await import('../merge/onnx/merge-onnx.js')).mergeOnnx(model, adapters, out, options)
 }
 
 /**
@@ -202,7 +202,7 @@ export async function mergeCheckpoint(
   out: Directory,
   options?: MergeCheckpointOptions,
 ): Promise<CheckpointReport> {
-  return (await import('../merge/checkpoint/merge-checkpoint.js')).mergeCheckpoint(base, adapters, out, options)
+  return (await import('../merge/chunks/merge-checkpoint.js')).mergeCheckpoint(base, adapters, out, options)
 }
 
 /**
@@ -217,7 +217,7 @@ export async function unmergeCheckpoint(
   out: Directory,
   options?: UnmergeOptions,
 ): Promise<UnmergeReport> {
-  return (await import('../merge/checkpoint/unmerge.js')).unmergeCheckpoint(merged, adapters, out, options)
+  return (await import('../merge/chunks/unmerge.js')).unmergeCheckpoint(merged, adapters, out, options)
 }
 
 /** How many values of two checkpoints of the same tensors differ. */
@@ -227,5 +227,5 @@ export async function compareCheckpoints(
   onePath?: string,
   otherPath?: string,
 ): Promise<Differences> {
-  return (await import('../merge/checkpoint/unmerge.js')).compareCheckpoints(one, other, onePath, otherPath)
+  return (await import('../merge/chunks/unmerge.js')).compareCheckpoints(one, other, onePath, otherPath)
 }

@@ -2,9 +2,9 @@
 // graph has one, else by running the whole text for each token.
 
 import { ConfigError, DataError } from '../base/errors.js'
-import { type CausalInputs, causalInputs } from '../graph/causal-inputs.js'
-import { Graph } from '../graph/graph.js'
+import { type CausalInputs, causalInputs } from '../graph/inputs/causal-inputs.js'
 import type { CausalModel } from '../graph/model-folder.js'
+import { Graph } from '../graph/view/graph.js'
 import { checkVocabulary } from '../text/records.js'
 import type { AdapterSession } from './adapter-session.js'
 import { GENERATE_DEFAULTS, resolveSampling, type Sampling, type SamplingOptions } from './sampling.js'

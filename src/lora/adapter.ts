@@ -4,15 +4,15 @@
 import { ConfigError, MismatchError, nearMisses, StateError } from '../base/errors.js'
 import { elementCount, type FloatArray, type Matrix, type MatrixLike, type Tensor } from '../base/tensor.js'
 import { type LoraConfig, type LoraConfigInput, resolveConfig } from './config.js'
-import { ConvolutionLora } from './convolution.js'
-import { EmbeddingLora } from './embedding.js'
-import { ExpertLora } from './experts.js'
 import type { LayerVectors } from './factors.js'
+import { ConvolutionLora } from './kinds/convolution.js'
+import { EmbeddingLora } from './kinds/embedding.js'
+import { ExpertLora } from './kinds/experts.js'
+import type { ConvolutionGeometry } from './kinds/windows.js'
 import { LoraLayer } from './layer.js'
 import { mergeOrNone } from './merge-all.js'
 import { type AdapterPart, linearKind, type PartKind } from './plain.js'
 import type { Replacement, TokenRows } from './replacements.js'
-import type { ConvolutionGeometry } from './windows.js'
 
 /** A layer in numbers. */
 export interface LayerSummary {

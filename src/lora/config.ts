@@ -2,8 +2,8 @@
 // (Hu et al. 2021, arXiv 2106.09685): rank, alpha, dropout.
 
 import { ConfigError, nearMisses } from '../base/errors.js'
-import { changesBase, INITS, type Init, isInit, takesFromBase } from './inits.js'
-import { PatternTable, targetMatcher } from './patterns.js'
+import { changesBase, INITS, type Init, isInit, takesFromBase } from './init/inits.js'
+import { PatternTable, targetMatcher } from './patterns/patterns.js'
 import { isLayerRanges, type LayerRanges, MAX_REPLICATED_LAYERS } from './replication.js'
 
 /** A complete config. Make one with {@link resolveConfig}. */

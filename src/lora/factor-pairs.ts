@@ -1,9 +1,9 @@
 // The matrices that a layer's factors are made of: one pair, or one for each expert of a parameter and each group of a convolution.
 
 import { elementCount, type FloatArray, type Matrix, type Tensor } from '../base/tensor.js'
-import type { FactorPair } from './decomposed.js'
-import { expertColumns } from './experts.js'
-import { rowsOf } from './groups.js'
+import type { FactorPair } from './init/decomposed.js'
+import { expertColumns } from './kinds/experts.js'
+import { rowsOf } from './kinds/groups.js'
 
 /**
  * @param weightA (r, k), of a convolution (r, in, *kernel), of a parameter (E·r, k)

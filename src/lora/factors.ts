@@ -2,11 +2,11 @@
 
 import { ConfigError, NumericError, ShapeError, StateError, UnsupportedError } from '../base/errors.js'
 import { type FloatArray, formatShape, type Matrix, type MatrixLike, toMatrix } from '../base/tensor.js'
+import { copyAs, product } from '../linalg/product.js'
 import { configForShape, type LoraConfig, scalingOf } from './config.js'
 import { rowNorms } from './dora.js'
-import { firstFactors, takenFromBase } from './initializers.js'
-import { changesBase, takesFromBase } from './inits.js'
-import { copyAs, product } from './product.js'
+import { firstFactors, takenFromBase } from './init/initializers.js'
+import { changesBase, takesFromBase } from './init/inits.js'
 
 /** What some layers have besides A and B: one number per output feature each. */
 export interface LayerVectors {

@@ -6,6 +6,7 @@ import type { FloatDtype } from '../base/dtype.js'
 import { NumericError, StateError } from '../base/errors.js'
 import { Random } from '../base/random.js'
 import { checkShape, type FloatArray, isAllFinite, type Matrix, type MatrixLike, toMatrix } from '../base/tensor.js'
+import { copyAs, inPrecisionOf, norm, normOfProduct, product } from '../linalg/product.js'
 import {
   configForFactors,
   configForLayer,
@@ -29,7 +30,6 @@ import {
   where,
 } from './factors.js'
 import { addBias, backwardPass, forwardPass, type PassWeights, type Tape } from './passes.js'
-import { copyAs, inPrecisionOf, norm, normOfProduct, product } from './product.js'
 
 /** What `backward` gives. */
 export interface LayerGradients {

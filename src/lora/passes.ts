@@ -5,9 +5,9 @@
 // 4.3 there).
 
 import type { FloatArray, Matrix } from '../base/tensor.js'
+import { addScaled, copyAs, product } from '../linalg/product.js'
 import { scaleColumns } from './dora.js'
-import { groupProduct, groupProductToLeft, groupProductToWeight } from './groups.js'
-import { addScaled, copyAs, product } from './product.js'
+import { groupProduct, groupProductToLeft, groupProductToWeight } from './kinds/groups.js'
 
 /** Everything in the base weight's precision. */
 export interface PassWeights {

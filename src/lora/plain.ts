@@ -3,7 +3,7 @@
 
 import { UnsupportedError } from '../base/errors.js'
 import type { LoraConfig } from './config.js'
-import { changesBase } from './inits.js'
+import { changesBase } from './init/inits.js'
 
 /** What a part is. DoRA layers and layers with a bias of B are linear ones with something besides. */
 export type PartKind =

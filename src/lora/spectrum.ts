@@ -1,8 +1,8 @@
 // How the change of a layer is spread over directions: the singular values of s·B·A, and how many of them matter.
 
 import { isAllFinite } from '../base/tensor.js'
-import type { FactorPair } from './decomposed.js'
-import { singularValuesOfProduct } from './linalg/svd.js'
+import { singularValuesOfProduct } from '../linalg/svd.js'
+import type { FactorPair } from './init/decomposed.js'
 
 /** How the change of a layer is spread over directions. */
 export interface Spectrum {

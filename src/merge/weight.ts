@@ -5,7 +5,7 @@ import { decodeFloats, decodeWeights, encodeFloats, type FloatDtype, type Weight
 import { NumericError } from '../base/errors.js'
 import { elementCount, type FloatArray, type Matrix } from '../base/tensor.js'
 import { defaultKernels } from '../kernels/index.js'
-import { normOfProduct } from '../lora/product.js'
+import { normOfProduct } from '../linalg/product.js'
 import type { StoredTensor } from '../lora/replacements.js'
 
 /** Rows are merged in blocks of at most so many elements: 4 MiB in f32, small beside any model. */

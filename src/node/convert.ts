@@ -1,10 +1,10 @@
 // Conversion to plain LoRA by path.
 
 import { ConfigError, FileError, UnsupportedError } from '../base/errors.js'
-import { locate, NodeDirectory } from '../io/node-files.js'
-import type { Init } from '../lora/inits.js'
-import * as peft from '../lora/peft.js'
+import { locate, NodeDirectory } from '../io/node/files.js'
+import type { Init } from '../lora/init/inits.js'
 import { convertToPlain } from '../merge/convert.js'
+import * as peft from '../peft/adapter-folder.js'
 
 /** What is converted, and by which base. */
 export interface ConvertByPathOptions {

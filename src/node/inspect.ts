@@ -4,12 +4,12 @@ import { ConfigError, FileError, listed } from '../base/errors.js'
 import { elementCount } from '../base/tensor.js'
 import { openCheckpoint } from '../formats/checkpoint.js'
 import { loadOnnx } from '../index/deferred.js'
-import { locate, type NodeDirectory } from '../io/node-files.js'
-import type { AdapterReport } from '../lora/inspect.js'
-import { inspectAdapterFolder } from '../lora/inspect-folder.js'
-import { openAdapter } from '../lora/peft.js'
-import { fitCheckpoint } from '../merge/checkpoint/fit.js'
+import { locate, type NodeDirectory } from '../io/node/files.js'
 import type { FitReport } from '../merge/fit.js'
+import { fitCheckpoint } from '../merge/plan/fit.js'
+import { openAdapter } from '../peft/adapter-folder.js'
+import type { AdapterReport } from '../peft/inspect.js'
+import { inspectAdapterFolder } from '../peft/inspect-folder.js'
 import { locateOnnx } from './merge.js'
 
 /** What a safetensors checkpoint holds. */
@@ -117,7 +117,7 @@ async function fitTo(
   try {
     const model = await loadOnnx(onnx.directory, onnx.file)
     try {
-      const { fitOnnx } = await import('../merge/onnx-fit.js')
+      const { fitOnnx } = await import('../merge/onnx/fit.js')
       return await fitOnnx(model, adapter, normDeltas)
     } finally {
       await model.close()
@@ -146,8 +146,8 @@ async function inspectCheckpoint(directory: NodeDirectory, file: string | undefi
 async function inspectOnnx(directory: NodeDirectory, file: string): Promise<InspectReport> {
   const model = await loadOnnx(directory, file)
   try {
-    const { Graph } = await import('../graph/graph.js')
-    const { findLinears } = await import('../graph/linears.js')
+    const { Graph } = await import('../graph/view/graph.js')
+    const { findLinears } = await import('../graph/match/linears.js')
     const graph = new Graph(model.proto)
     return {
       kind: 'onnx',

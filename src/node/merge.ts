@@ -4,15 +4,15 @@ import path from 'node:path'
 import { type ByteSink, type Directory, readJson, writeFile } from '../base/bytes.js'
 import { FileError, listed } from '../base/errors.js'
 import { loadOnnx, mergeOnnx } from '../index/deferred.js'
-import { locate, NodeDirectory } from '../io/node-files.js'
+import { locate, NodeDirectory } from '../io/node/files.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import {
   type FileAdapter,
   type MergeFilesOptions,
   mergeCheckpointFiles,
   planCheckpointFiles,
-} from '../merge/checkpoint/node-merge.js'
-import { RECORD_FILE, refuseEnding } from '../merge/checkpoint/node-place.js'
+} from '../merge/node/merge.js'
+import { RECORD_FILE, refuseEnding } from '../merge/node/place.js'
 import type { MergeReport } from '../merge/output.js'
 import type { WeightedAdapter } from '../merge/weighted.js'
 import { loadAdapter, locateModel } from './model.js'

@@ -1,12 +1,12 @@
 // Where sessions run in Node: a worker thread with the user's onnxruntime-node.
 
 import type { EngineKind, RuntimeHost } from '../runtime/host.js'
-import { resolveNodeRuntime } from '../runtime/node-runtime.js'
-import { spawnNodeWorker } from '../runtime/node-worker.js'
+import { resolveNodeRuntime } from '../runtime/node/runtime.js'
+import { spawnNodeWorker } from '../runtime/node/worker.js'
 
 const WORKERS: Record<EngineKind, URL> = {
-  train: new URL('../train/node-worker.js', import.meta.url),
-  infer: new URL('../infer/node-worker.js', import.meta.url),
+  train: new URL('../train/node/worker.js', import.meta.url),
+  infer: new URL('../infer/node/worker.js', import.meta.url),
 }
 
 /**

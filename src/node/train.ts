@@ -1,8 +1,8 @@
 // Training by path: opens what the paths name, trains, and closes it again.
 
 import type { CausalModel } from '../graph/model-folder.js'
-import { openFile } from '../io/node-files.js'
-import { DEFAULT, defaultTargetModules } from '../lora/default-targets.js'
+import { openFile } from '../io/node/files.js'
+import { DEFAULT, defaultTargetModules } from '../peft/default-targets.js'
 import type { TextRecord } from '../text/records.js'
 import type { TrainerOptions, TrainResult } from '../train/options.js'
 import { Trainer } from '../train/trainer.js'

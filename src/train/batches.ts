@@ -2,7 +2,7 @@
 // the right. What a step trains on depends on batchSize · accumulation only, so that accumulating changes no result.
 
 import { Random } from '../base/random.js'
-import type { TokenBatch } from '../graph/training-graph.js'
+import type { TokenBatch } from '../graph/training/training-graph.js'
 import { countTargets, type Example, IGNORED } from '../text/records.js'
 
 /** Which examples run together, and the length they are padded to. */

@@ -1,7 +1,7 @@
 // The two sessions of a training run: the graph with gradients, and the one that only evaluates. Each takes batches of any
 // shape, and has its own activations and, in default mode, its own copy of the weights: one goes before the other comes.
 
-import type { ModuleMap } from '../graph/linears.js'
+import type { ModuleMap } from '../graph/match/linears.js'
 import type { CausalModel } from '../graph/model-folder.js'
 import {
   buildLossGraph,
@@ -10,7 +10,7 @@ import {
   type TokenBatch,
   type TrainedParameter,
   type TrainingGraph,
-} from '../graph/training-graph.js'
+} from '../graph/training/training-graph.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { Remote } from '../runtime/rpc.js'
 import { runtimeBehind } from '../runtime/session-table.js'

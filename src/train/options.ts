@@ -1,7 +1,7 @@
 // What a training run is told, and what it gives back.
 
 import type { ByteSource, Directory } from '../base/bytes.js'
-import type { ModuleMap } from '../graph/linears.js'
+import type { ModuleMap } from '../graph/match/linears.js'
 import type { CausalModel } from '../graph/model-folder.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfigInput } from '../lora/config.js'

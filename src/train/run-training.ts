@@ -1,10 +1,10 @@
 // What a trainer does once it is told to: reads and encodes the records, makes the adapter for the model, and trains it.
 
-import { Graph } from '../graph/graph.js'
-import { findLinears, type ModuleMap } from '../graph/linears.js'
-import { matchTargets } from '../graph/match.js'
+import { findLinears, type ModuleMap } from '../graph/match/linears.js'
+import { matchTargets } from '../graph/match/match.js'
 import type { CausalModel } from '../graph/model-folder.js'
-import { checkTrainableForm } from '../graph/trainable-form.js'
+import { checkTrainableForm } from '../graph/training/trainable-form.js'
+import { Graph } from '../graph/view/graph.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfig } from '../lora/config.js'
 import { checkRecord, type EncodedRecords, encodeRecords, loadRecords } from '../text/records.js'

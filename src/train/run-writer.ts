@@ -3,7 +3,7 @@
 
 import type { Directory } from '../base/bytes.js'
 import type { LoraAdapter } from '../lora/adapter.js'
-import { saveAdapter } from '../lora/peft.js'
+import { saveAdapter } from '../peft/adapter-folder.js'
 import type { EngineState } from './engine.js'
 import {
   appendMetrics,

@@ -6,7 +6,7 @@ import { beforeAll, describe, expect, it } from 'vitest'
 import { encodeFloats } from '../../src/base/dtype.js'
 import { printable, printableJson, printableLines, printableProse } from '../../src/cli/escape.js'
 import { saveSafetensors } from '../../src/formats/safetensors.js'
-import { NodeDirectory } from '../../src/io/node-files.js'
+import { NodeDirectory } from '../../src/io/node/files.js'
 import { lowrank, scratchFolder } from './lowrank.js'
 
 /** Clears the screen, forges a line, sets a title by a C1 control, and turns the direction of writing. */

@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import { beforeAll, describe, expect, it } from 'vitest'
 import { encodeFloats } from '../../src/base/dtype.js'
 import { saveSafetensors } from '../../src/formats/safetensors.js'
-import { NodeDirectory } from '../../src/io/node-files.js'
+import { NodeDirectory } from '../../src/io/node/files.js'
 import { lowrank, ONNX, root, scratchFolder } from './lowrank.js'
 
 const scratch = scratchFolder()

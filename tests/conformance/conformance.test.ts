@@ -2,8 +2,8 @@
 
 import path from 'node:path'
 import { beforeAll, describe, expect, test } from 'vitest'
-import { inspectAdapter } from '../../src/lora/inspect.js'
 import { loadAdapter } from '../../src/node/model.js'
+import { inspectAdapter } from '../../src/peft/inspect.js'
 import { type CellResult, runCell } from './check.js'
 import { type Cell, cells, matrix, readExpected } from './golden.js'
 import { formatTable } from './table.js'

@@ -7,7 +7,7 @@ import { MemoryDirectory, MemorySource } from '../../src/base/bytes.js'
 import { encodeFloats, type FloatDtype } from '../../src/base/dtype.js'
 import type { Tensor } from '../../src/base/tensor.js'
 import { isFloatDtype, parseSafetensorsHeader, readTensorF32, saveSafetensors } from '../../src/formats/safetensors.js'
-import type { LayerReport } from '../../src/lora/inspect.js'
+import type { LayerReport } from '../../src/peft/inspect.js'
 
 const root = fileURLToPath(new URL('../golden/conformance', import.meta.url))
 

@@ -16,8 +16,8 @@ import { loadOnnx, type OnnxModel, serializeModel } from '../../src/formats/onnx
 import { isExternal } from '../../src/formats/onnx/tensors.js'
 import { writeOnnx } from '../../src/formats/onnx/write.js'
 import { sessionModel } from '../../src/graph/session-model.js'
-import { NodeDirectory } from '../../src/io/node-files.js'
-import { loadNodeRuntime } from '../../src/runtime/node-runtime.js'
+import { NodeDirectory } from '../../src/io/node/files.js'
+import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
 import { counting, linearModel, linkedTensor, rawTensor, weights } from './onnx-models.js'
 
 const W = weights(16 * 256, 1)

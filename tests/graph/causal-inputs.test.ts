@@ -1,7 +1,7 @@
 import { describe, expect, it } from 'vitest'
 import { UnsupportedError } from '../../src/base/errors.js'
-import { causalInputs } from '../../src/graph/causal-inputs.js'
-import { Graph } from '../../src/graph/graph.js'
+import { causalInputs } from '../../src/graph/inputs/causal-inputs.js'
+import { Graph } from '../../src/graph/view/graph.js'
 import { MODELS, openModel } from './golden.js'
 import { addInput, addOutput, DataType, emptyGraph, valuesOf } from './toolkit.js'
 

@@ -3,10 +3,10 @@
 import { readFileSync } from 'node:fs'
 import { loadOnnx, type OnnxModel } from '../../src/formats/onnx/model.js'
 import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
-import type { TokenBatch, TrainedLayer, TrainedParameter } from '../../src/graph/training-graph.js'
-import { NodeDirectory } from '../../src/io/node-files.js'
+import type { TokenBatch, TrainedLayer, TrainedParameter } from '../../src/graph/training/training-graph.js'
+import { NodeDirectory } from '../../src/io/node/files.js'
 import type { LoraAdapter } from '../../src/lora/adapter.js'
-import { loadAdapter } from '../../src/lora/peft.js'
+import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import type { Feeds } from '../../src/runtime/runtime.js'
 
 export const MODELS = 'tests/golden/models'

@@ -4,12 +4,12 @@
 import { create } from '@bufbuild/protobuf'
 import { Random } from '../../src/base/random.js'
 import { type NodeProto, TensorProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
-import type { Attributes } from '../../src/graph/attributes.js'
-import { buildBackward } from '../../src/graph/backward.js'
-import { Builder, type Value } from '../../src/graph/builder.js'
-import { BROADCASTING, GRADIENTS, type GradientRule, sumTo } from '../../src/graph/gradients.js'
-import type { Graph } from '../../src/graph/graph.js'
-import { type ProbedShape, ShapeMap } from '../../src/graph/shapes.js'
+import { buildBackward } from '../../src/graph/gradients/backward.js'
+import { BROADCASTING, GRADIENTS, type GradientRule, sumTo } from '../../src/graph/gradients/gradients.js'
+import { type ProbedShape, ShapeMap } from '../../src/graph/shapes/shapes.js'
+import type { Attributes } from '../../src/graph/view/attributes.js'
+import { Builder, type Value } from '../../src/graph/view/builder.js'
+import type { Graph } from '../../src/graph/view/graph.js'
 import type { Feeds } from '../../src/runtime/runtime.js'
 import {
   addInput,

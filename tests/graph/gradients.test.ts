@@ -1,10 +1,10 @@
 import { describe, expect, it } from 'vitest'
 import { UnsupportedError } from '../../src/base/errors.js'
 import type { NodeProto } from '../../src/formats/onnx/gen/onnx_pb.js'
-import { Builder } from '../../src/graph/builder.js'
-import { BROADCASTING, GRADIENTS, type GradientRule, NON_DIFFERENTIABLE } from '../../src/graph/gradients.js'
-import type { Graph } from '../../src/graph/graph.js'
-import { ShapeMap } from '../../src/graph/shapes.js'
+import { BROADCASTING, GRADIENTS, type GradientRule, NON_DIFFERENTIABLE } from '../../src/graph/gradients/gradients.js'
+import { ShapeMap } from '../../src/graph/shapes/shapes.js'
+import { Builder } from '../../src/graph/view/builder.js'
+import type { Graph } from '../../src/graph/view/graph.js'
 import { GRADIENT_CASES, GRAPH_CASES } from './gradient-cases.js'
 import {
   type FloatInput,

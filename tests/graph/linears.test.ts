@@ -1,9 +1,9 @@
 import { create } from '@bufbuild/protobuf'
 import { describe, expect, it } from 'vitest'
 import { NodeProtoSchema, type TensorProto, TensorProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
-import { type Attributes, makeAttribute } from '../../src/graph/attributes.js'
-import { Graph } from '../../src/graph/graph.js'
-import { findLinears } from '../../src/graph/linears.js'
+import { findLinears } from '../../src/graph/match/linears.js'
+import { type Attributes, makeAttribute } from '../../src/graph/view/attributes.js'
+import { Graph } from '../../src/graph/view/graph.js'
 import { MODELS, openModel, UNION } from './golden.js'
 import { addOutput, DataType, emptyGraph } from './toolkit.js'
 

@@ -2,8 +2,8 @@ import { create } from '@bufbuild/protobuf'
 import { describe, expect, it } from 'vitest'
 import { ConfigError, MismatchError } from '../../src/base/errors.js'
 import { TensorProto_DataType as DataType, NodeProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
-import type { Linear } from '../../src/graph/linears.js'
-import { matchLayers, matchTargets } from '../../src/graph/match.js'
+import type { Linear } from '../../src/graph/match/linears.js'
+import { matchLayers, matchTargets } from '../../src/graph/match/match.js'
 
 const linear = (name: string, isHead = false): Linear => ({
   name,

@@ -1,7 +1,7 @@
 import { expect, it } from 'vitest'
-import { Builder } from '../../src/graph/builder.js'
-import { mergeReshapes } from '../../src/graph/merge-reshapes.js'
-import { ShapeMap } from '../../src/graph/shapes.js'
+import { mergeReshapes } from '../../src/graph/shapes/merge-reshapes.js'
+import { ShapeMap } from '../../src/graph/shapes/shapes.js'
+import { Builder } from '../../src/graph/view/builder.js'
 import { addInput, addOutput, DataType, emptyGraph, floats, openGraph, valuesOf } from './toolkit.js'
 
 const x = floats(

@@ -3,7 +3,7 @@ import { describe, expect, it } from 'vitest'
 import { type Directory, MemoryDirectory, readAll } from '../../src/base/bytes.js'
 import { FileError, FormatError } from '../../src/base/errors.js'
 import { loadModel } from '../../src/graph/model-folder.js'
-import { NodeDirectory } from '../../src/io/node-files.js'
+import { NodeDirectory } from '../../src/io/node/files.js'
 import type { RuntimeHost } from '../../src/runtime/host.js'
 
 const folder = new NodeDirectory(fileURLToPath(new URL('../../models/union-3m', import.meta.url)))

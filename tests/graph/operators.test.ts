@@ -1,7 +1,7 @@
 import { expect, it } from 'vitest'
-import { Builder } from '../../src/graph/builder.js'
-import { lowerForTraining } from '../../src/graph/lower.js'
-import { labelOf, listByOperator, operatorOf } from '../../src/graph/operators.js'
+import { lowerForTraining } from '../../src/graph/lower/lower.js'
+import { Builder } from '../../src/graph/view/builder.js'
+import { labelOf, listByOperator, operatorOf } from '../../src/graph/view/operators.js'
 import { addInput, addOutput, DataType, emptyGraph } from './toolkit.js'
 
 it('the standard domain has two names', () => {

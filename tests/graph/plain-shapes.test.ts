@@ -1,10 +1,10 @@
 import { describe, expect, it } from 'vitest'
 import { serializeModel } from '../../src/formats/onnx/model.js'
-import { Builder } from '../../src/graph/builder.js'
-import type { Graph } from '../../src/graph/graph.js'
-import { declareShapes, plainShapes } from '../../src/graph/plain-shapes.js'
-import { probeShapes } from '../../src/graph/shapes.js'
-import { loadNodeRuntime } from '../../src/runtime/node-runtime.js'
+import { declareShapes, plainShapes } from '../../src/graph/shapes/plain-shapes.js'
+import { probeShapes } from '../../src/graph/shapes/shapes.js'
+import { Builder } from '../../src/graph/view/builder.js'
+import type { Graph } from '../../src/graph/view/graph.js'
+import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
 import { addInput, addOutput, DataType, emptyGraph, floats, openGraph, valuesOf } from './toolkit.js'
 
 const runtime = await loadNodeRuntime()

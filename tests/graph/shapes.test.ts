@@ -1,8 +1,8 @@
 import { describe, expect, it } from 'vitest'
 import { serializeModel } from '../../src/formats/onnx/model.js'
-import { Builder } from '../../src/graph/builder.js'
-import { isStatic, probeShapes, staticContent } from '../../src/graph/shapes.js'
-import { loadNodeRuntime } from '../../src/runtime/node-runtime.js'
+import { isStatic, probeShapes, staticContent } from '../../src/graph/shapes/shapes.js'
+import { Builder } from '../../src/graph/view/builder.js'
+import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
 import { addInput, addOutput, DataType, emptyGraph, floats, floatTensor } from './toolkit.js'
 
 const runtime = await loadNodeRuntime()

@@ -1,8 +1,8 @@
 import { describe, expect, it } from 'vitest'
-import type { Attributes } from '../../src/graph/attributes.js'
-import { buildBackward } from '../../src/graph/backward.js'
-import { Builder } from '../../src/graph/builder.js'
-import { ShapeMap } from '../../src/graph/shapes.js'
+import { buildBackward } from '../../src/graph/gradients/backward.js'
+import { ShapeMap } from '../../src/graph/shapes/shapes.js'
+import type { Attributes } from '../../src/graph/view/attributes.js'
+import { Builder } from '../../src/graph/view/builder.js'
 import { goldenPath, readJson } from '../golden.js'
 import { addInput, addOutput, DataType, emptyGraph, floats, openGraph, valuesOf } from './toolkit.js'
 

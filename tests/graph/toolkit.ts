@@ -10,8 +10,8 @@ import {
   ValueInfoProtoSchema,
 } from '../../src/formats/onnx/gen/onnx_pb.js'
 import { serializeModel } from '../../src/formats/onnx/model.js'
-import { Graph } from '../../src/graph/graph.js'
-import { loadNodeRuntime } from '../../src/runtime/node-runtime.js'
+import { Graph } from '../../src/graph/view/graph.js'
+import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
 import type { RuntimeSession, RuntimeTensor, SessionOptions } from '../../src/runtime/runtime.js'
 
 export { DataType }

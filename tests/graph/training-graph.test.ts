@@ -1,19 +1,19 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { DataError, MismatchError, StateError, UnsupportedError } from '../../src/base/errors.js'
 import { OnnxModel } from '../../src/formats/onnx/model.js'
-import { Builder } from '../../src/graph/builder.js'
-import { Graph } from '../../src/graph/graph.js'
-import { findLinears } from '../../src/graph/linears.js'
-import { checkTrainableForm } from '../../src/graph/trainable-form.js'
+import { findLinears } from '../../src/graph/match/linears.js'
+import { checkTrainableForm } from '../../src/graph/training/trainable-form.js'
 import {
   buildLossGraph,
   buildTrainingGraph,
   type LossGraph,
   type TrainedLayer,
   type TrainingGraph,
-} from '../../src/graph/training-graph.js'
+} from '../../src/graph/training/training-graph.js'
+import { Builder } from '../../src/graph/view/builder.js'
+import { Graph } from '../../src/graph/view/graph.js'
 import type { LoraAdapter } from '../../src/lora/adapter.js'
-import { loadNodeRuntime } from '../../src/runtime/node-runtime.js'
+import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
 import type { Feeds, RuntimeSession, RuntimeTensor } from '../../src/runtime/runtime.js'
 import {
   factorFeeds,

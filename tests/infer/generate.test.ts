@@ -4,7 +4,7 @@ import { ConfigError, DataError, MismatchError, StateError, UnsupportedError } f
 import type { CausalModel } from '../../src/graph/model-folder.js'
 import { AdapterSession } from '../../src/infer/adapter-session.js'
 import { type GenerateOptions, generate } from '../../src/infer/generate.js'
-import { loadAdapter } from '../../src/lora/peft.js'
+import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import { directoryOf, inThread, makeAdapter, messageHost, openModel } from './models.js'
 
 const UNION = 'models/union-3m'

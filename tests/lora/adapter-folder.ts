@@ -6,7 +6,7 @@ import { encodeFloats, type FloatDtype } from '../../src/base/dtype.js'
 import { LowrankError } from '../../src/base/errors.js'
 import { elementCount } from '../../src/base/tensor.js'
 import { type SafetensorsDtype, saveSafetensors, type TensorBytes } from '../../src/formats/safetensors.js'
-import { loadAdapter } from '../../src/lora/peft.js'
+import { loadAdapter } from '../../src/peft/adapter-folder.js'
 
 export const A = 'base_model.model.q_proj.lora_A.weight'
 export const B = 'base_model.model.q_proj.lora_B.weight'

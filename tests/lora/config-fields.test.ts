@@ -4,7 +4,7 @@ import { readFileSync } from 'node:fs'
 import { expect, test } from 'vitest'
 import { UnsupportedError } from '../../src/base/errors.js'
 import type { LoraConfig } from '../../src/lora/config.js'
-import { formatPeftConfig, parsePeftConfig } from '../../src/lora/peft-config.js'
+import { formatPeftConfig, parsePeftConfig } from '../../src/peft/config.js'
 
 const golden = new URL('../golden/config/fields.json', import.meta.url)
 const defaults: Record<string, unknown> = JSON.parse(readFileSync(golden, 'utf8')).fields

@@ -4,11 +4,11 @@
 import { describe, expect, test, vi } from 'vitest'
 import type { FloatArray, Tensor } from '../../src/base/tensor.js'
 import type { LoraConfigInput } from '../../src/lora/config.js'
-import { ConvolutionLora } from '../../src/lora/convolution.js'
 import { dropFrom } from '../../src/lora/dropout.js'
-import { EmbeddingLora } from '../../src/lora/embedding.js'
+import { ConvolutionLora } from '../../src/lora/kinds/convolution.js'
+import { EmbeddingLora } from '../../src/lora/kinds/embedding.js'
+import type { ConvolutionGeometry } from '../../src/lora/kinds/windows.js'
 import { LoraLayer } from '../../src/lora/layer.js'
-import type { ConvolutionGeometry } from '../../src/lora/windows.js'
 import { asMatrix, deviation, goldenPath, readJson, tensorsOf } from '../golden.js'
 
 // Dropout draws a mask of its own: here it is the one that PyTorch was given.

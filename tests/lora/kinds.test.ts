@@ -4,11 +4,11 @@ import path from 'node:path'
 import { describe, expect, test } from 'vitest'
 import { UnsupportedError } from '../../src/base/errors.js'
 import type { FloatArray, Matrix, Tensor } from '../../src/base/tensor.js'
-import { NodeDirectory } from '../../src/io/node-files.js'
+import { NodeDirectory } from '../../src/io/node/files.js'
+import { transpose } from '../../src/linalg/product.js'
 import type { LoraAdapter } from '../../src/lora/adapter.js'
-import { inspectAdapter } from '../../src/lora/inspect.js'
-import { loadAdapter } from '../../src/lora/peft.js'
-import { transpose } from '../../src/lora/product.js'
+import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import { inspectAdapter } from '../../src/peft/inspect.js'
 import {
   asMatrix,
   deviation,

@@ -2,9 +2,9 @@
 
 import { describe, expect, test } from 'vitest'
 import type { Matrix } from '../../src/base/tensor.js'
-import { svd } from '../../src/lora/linalg/svd.js'
-import { triangularFactor } from '../../src/lora/linalg/triangular.js'
-import { product } from '../../src/lora/product.js'
+import { product } from '../../src/linalg/product.js'
+import { svd } from '../../src/linalg/svd.js'
+import { triangularFactor } from '../../src/linalg/triangular.js'
 import { meanSpectrum, normOfSpectrum, spectrumOf } from '../../src/lora/spectrum.js'
 import { random } from './matrices.js'
 

@@ -6,10 +6,10 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { afterAll, describe, expect, test } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
-import { saveAdapter } from '../../src/lora/peft.js'
-import { fitCheckpoint } from '../../src/merge/checkpoint/fit.js'
+import { fitCheckpoint } from '../../src/merge/plan/fit.js'
 import { type InspectReport, inspect } from '../../src/node/inspect.js'
 import { merge } from '../../src/node/merge.js'
+import { saveAdapter } from '../../src/peft/adapter-folder.js'
 import { adapter, base, type TensorSketch } from './checkpoint/toolkit.js'
 
 const golden = fileURLToPath(new URL('../golden', import.meta.url))

@@ -9,22 +9,39 @@ import { filesIn, importsOf, root, staticImportsOf, textOf } from './project.js'
 const LAYERS: Record<string, readonly string[]> = {
   base: [],
   kernels: ['base'],
+  linalg: ['base', 'kernels'],
   formats: ['base'],
   io: ['base'],
+  data: ['base'],
   text: ['base'],
   runtime: ['base'],
-  lora: ['base', 'kernels', 'formats'],
-  graph: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'lora'],
-  merge: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'lora', 'graph'],
-  train: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'lora', 'graph'],
-  infer: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'lora', 'graph'],
-  index: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'lora', 'graph', 'merge', 'train', 'infer'],
-  node: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'lora', 'graph', 'merge', 'train', 'infer', 'index'],
+  lora: ['base', 'kernels', 'linalg', 'formats'],
+  peft: ['base', 'formats', 'linalg', 'lora'],
+  graph: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'linalg', 'lora'],
+  merge: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'linalg', 'lora', 'peft', 'graph'],
+  train: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'linalg', 'lora', 'peft', 'graph'],
+  infer: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'linalg', 'lora', 'peft', 'graph'],
+  index: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'lora', 'peft', 'graph', 'merge', 'train', 'infer'],
+  node: [
+    'base',
+    'kernels',
+    'formats',
+    'io',
+    'text',
+    'runtime',
+    'lora',
+    'peft',
+    'graph',
+    'merge',
+    'train',
+    'infer',
+    'index',
+  ],
   cli: ['index', 'node'],
 }
 
 /** Where `node:` modules and onnxruntime-node may be imported: never reached from src/index.ts. */
-const NODE_ONLY = /^src\/(cli\/|node\/|node\.ts$|(io|runtime|train|infer|merge(\/checkpoint)?)\/node-[^/]*$)/
+const NODE_ONLY = /^src\/(cli\/|node\.ts$|(.*\/)?node\/)/
 
 const files = filesIn('src', ['.ts'])
 const imports = files.flatMap(importsOf)
@@ -98,7 +115,7 @@ describe('layers of src/', () => {
       return loaded
     }
     const entry = [...loadedWith('src/node.ts')]
-    expect(entry).toContain('src/lora/peft.ts')
+    expect(entry).toContain('src/peft/adapter-folder.ts')
     expect(entry.filter((path) => /^(@|src\/(graph|text|formats\/onnx)\/)/.test(path))).toEqual([])
     const commands = files.filter((path) => /^src\/cli\/[^/]*$/.test(path))
     const shown = new Set<string>()
@@ -131,7 +148,8 @@ describe('layers of src/', () => {
           .slice(0, specifier.startsWith('@') ? 2 : 1)
           .join('/'),
       )
-    expect([...new Set(packages)].sort()).toEqual(Object.keys(dependencies).sort())
+    const peers = Object.keys(peerDependencies).filter((name) => !name.startsWith('onnxruntime-'))
+    expect([...new Set(packages)].sort()).toEqual([...Object.keys(dependencies), ...peers].sort())
     expect(Object.keys(peerDependencies).filter((name) => name in dependencies)).toEqual([])
   })
 })

@@ -5,7 +5,7 @@ import { describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { UnsupportedError } from '../../src/base/errors.js'
 import { loadModel } from '../../src/graph/model-folder.js'
-import { NodeDirectory } from '../../src/io/node-files.js'
+import { NodeDirectory } from '../../src/io/node/files.js'
 import type { OrtModule } from '../../src/runtime/onnxruntime.js'
 import { Trainer } from '../../src/train/trainer.js'
 

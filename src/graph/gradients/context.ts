@@ -4,10 +4,10 @@
 import { StateError } from '../../base/errors.js'
 import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
 import { integersOf } from '../../formats/onnx/tensors.js'
-import { intAttribute, intsAttribute } from '../attributes.js'
-import type { Builder, Value } from '../builder.js'
-import { labelOf } from '../operators.js'
-import { isStatic, type ProbedContent, type ProbedShape, type ShapeMap } from '../shapes.js'
+import { isStatic, type ProbedContent, type ProbedShape, type ShapeMap } from '../shapes/shapes.js'
+import { intAttribute, intsAttribute } from '../view/attributes.js'
+import type { Builder, Value } from '../view/builder.js'
+import { labelOf } from '../view/operators.js'
 
 export interface GradientContext {
   /** Appends to the graph of the forward node. */

@@ -2,8 +2,8 @@
 
 import { TensorProto_DataType as DataType } from '../../formats/onnx/gen/onnx_pb.js'
 import { floatsOf, integersOf } from '../../formats/onnx/tensors.js'
-import { floatAttribute, intAttribute, stringAttribute } from '../attributes.js'
-import type { Builder, Value } from '../builder.js'
+import { floatAttribute, intAttribute, stringAttribute } from '../view/attributes.js'
+import type { Builder, Value } from '../view/builder.js'
 import { type GradientContext, type GradientRule, once } from './context.js'
 
 const FLOATS: ReadonlySet<number> = new Set([DataType.FLOAT, DataType.DOUBLE, DataType.FLOAT16, DataType.BFLOAT16])

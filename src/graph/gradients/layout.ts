@@ -2,10 +2,10 @@
 
 import { UnsupportedError } from '../../base/errors.js'
 import { TensorProto_DataType as DataType } from '../../formats/onnx/gen/onnx_pb.js'
-import { intsAttribute } from '../attributes.js'
-import type { Value } from '../builder.js'
-import { labelOf } from '../operators.js'
-import { isStatic } from '../shapes.js'
+import { isStatic } from '../shapes/shapes.js'
+import { intsAttribute } from '../view/attributes.js'
+import type { Value } from '../view/builder.js'
+import { labelOf } from '../view/operators.js'
 import {
   axisOf,
   clampStart,

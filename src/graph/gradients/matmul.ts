@@ -2,9 +2,9 @@
 // second copy of it, so products with a 2-D right side go through Gemm, whose transB costs nothing.
 
 import { UnsupportedError } from '../../base/errors.js'
-import { floatAttribute, intAttribute, intsAttribute } from '../attributes.js'
-import type { Value } from '../builder.js'
-import { labelOf } from '../operators.js'
+import { floatAttribute, intAttribute, intsAttribute } from '../view/attributes.js'
+import type { Value } from '../view/builder.js'
+import { labelOf } from '../view/operators.js'
 import { type GradientContext, type GradientRule, once, range, rankOf, reshapeLike, shapeOf, sumTo } from './context.js'
 
 export const PRODUCTS: Readonly<Record<string, GradientRule>> = {

@@ -1,10 +1,10 @@
 // Gradients of reductions, and of what is built on one: softmax and the normalisations.
 
 import { UnsupportedError } from '../../base/errors.js'
-import { floatAttribute, intAttribute } from '../attributes.js'
-import type { Value } from '../builder.js'
-import { labelOf } from '../operators.js'
-import { isStatic } from '../shapes.js'
+import { isStatic } from '../shapes/shapes.js'
+import { floatAttribute, intAttribute } from '../view/attributes.js'
+import type { Value } from '../view/builder.js'
+import { labelOf } from '../view/operators.js'
 import {
   axesOf,
   axisOf,

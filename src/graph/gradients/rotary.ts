@@ -1,8 +1,8 @@
 // Gradient of the rotary position embedding (Su et al. 2021, arXiv 2104.09864): a rotation's gradient is the rotation
 // back, so the same operator with the negated sine serves every form of input, position and layout.
 
-import type { Value } from '../builder.js'
-import { operatorOf } from '../operators.js'
+import type { Value } from '../view/builder.js'
+import { operatorOf } from '../view/operators.js'
 import type { GradientContext, GradientRule } from './context.js'
 
 export const ROTARY: Readonly<Record<string, GradientRule>> = {

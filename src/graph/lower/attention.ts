@@ -3,8 +3,8 @@
 // products: the keys are never repeated in memory.
 
 import { TensorProto_DataType as DataType } from '../../formats/onnx/gen/onnx_pb.js'
-import { floatAttribute, intAttribute, intsAttribute } from '../attributes.js'
-import type { Builder, Value } from '../builder.js'
+import { floatAttribute, intAttribute, intsAttribute } from '../view/attributes.js'
+import type { Builder, Value } from '../view/builder.js'
 import { dimsIn, isTruth, type Lowering, type LoweringContext, refuse, refuseInputs } from './context.js'
 
 /** Below every score, finite so that a row without a key yields no NaN. */

@@ -3,10 +3,10 @@
 import { UnsupportedError } from '../../base/errors.js'
 import { TensorProto_DataType as DataType, type NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
 import { integersOf } from '../../formats/onnx/tensors.js'
-import { intAttribute, intsAttribute } from '../attributes.js'
-import type { Builder, Value } from '../builder.js'
-import type { Graph } from '../graph.js'
-import { nameOf, PREDICATES } from '../operators.js'
+import { intAttribute, intsAttribute } from '../view/attributes.js'
+import type { Builder, Value } from '../view/builder.js'
+import type { Graph } from '../view/graph.js'
+import { nameOf, PREDICATES } from '../view/operators.js'
 
 export interface LoweringContext {
   /** Appends nodes whose names begin with the lowered node's. */

@@ -1,6 +1,6 @@
 // Operators that fuse a sum with what follows it, taken apart.
 
-import { floatAttribute } from '../attributes.js'
+import { floatAttribute } from '../view/attributes.js'
 import type { Lowering } from './context.js'
 
 export const FUSED: Readonly<Record<string, Lowering>> = {

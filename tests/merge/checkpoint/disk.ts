@@ -4,8 +4,8 @@ import { createHash } from 'node:crypto'
 import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises'
 import path from 'node:path'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
-import { saveAdapter } from '../../../src/lora/peft.js'
-import { mergeCheckpoint } from '../../../src/merge/checkpoint/merge-checkpoint.js'
+import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
+import { saveAdapter } from '../../../src/peft/adapter-folder.js'
 import { adapter, type BaseOptions, base, type TensorSketch } from './toolkit.js'
 
 export async function toDisk(directory: MemoryDirectory, folder: string): Promise<string> {

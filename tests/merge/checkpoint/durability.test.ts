@@ -6,7 +6,7 @@ import { mkdtemp, readdir, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
-import { type MergeFilesOptions, mergeCheckpointFiles } from '../../../src/merge/checkpoint/node-merge.js'
+import { type MergeFilesOptions, mergeCheckpointFiles } from '../../../src/merge/node/merge.js'
 import { layOutFiles } from './disk.js'
 import type { TensorSketch } from './toolkit.js'
 

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { afterAll, beforeAll, expect, it } from 'vitest'
 import { FileError } from '../../../src/base/errors.js'
-import { Flusher } from '../../../src/merge/checkpoint/node-flush.js'
+import { Flusher } from '../../../src/merge/node/flush.js'
 
 let scratch: string
 beforeAll(async () => {

@@ -7,13 +7,13 @@ import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
-import { mergeCheckpoint } from '../../../src/merge/checkpoint/merge-checkpoint.js'
+import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
 import {
   type FileAdapter,
   type MergeFilesOptions,
   mergeCheckpointFiles,
   planCheckpointFiles,
-} from '../../../src/merge/checkpoint/node-merge.js'
+} from '../../../src/merge/node/merge.js'
 import { fromDisk, layOutFiles } from './disk.js'
 import type { TensorSketch } from './toolkit.js'
 

@@ -3,7 +3,7 @@
 import { expect, it } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
 import type { LoraConfigInput } from '../../../src/lora/config.js'
-import { mergeCheckpoint } from '../../../src/merge/checkpoint/merge-checkpoint.js'
+import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
 import { adapter, base, expectedWeight, floats, readTensors } from './toolkit.js'
 
 it.each<[string, number, [d: number, k: number], LoraConfigInput]>([

@@ -1,9 +1,9 @@
 import { describe, expect, it } from 'vitest'
 import { MemoryDirectory, writeFile } from '../../../src/base/bytes.js'
 import { decodeFloats, type FloatDtype } from '../../../src/base/dtype.js'
-import { saveAdapter } from '../../../src/lora/peft.js'
-import { mergeCheckpoint } from '../../../src/merge/checkpoint/merge-checkpoint.js'
-import { handles } from '../../io/fake-folder.js'
+import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
+import { saveAdapter } from '../../../src/peft/adapter-folder.js'
+import { handles } from '../../io/web/fake-folder.js'
 import { adapter, base, compareStored, expectedWeight, readTensors, type TensorSketch } from './toolkit.js'
 
 const LLAMA: TensorSketch[] = [

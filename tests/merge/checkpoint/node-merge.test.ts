@@ -3,8 +3,8 @@ import { link, mkdir, mkdtemp, readdir, readFile, rename, rm, symlink, unlink, w
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
-import { mergeCheckpointFiles, planCheckpointFiles } from '../../../src/merge/checkpoint/node-merge.js'
-import { unmergeCheckpointFiles } from '../../../src/merge/checkpoint/node-unmerge.js'
+import { mergeCheckpointFiles, planCheckpointFiles } from '../../../src/merge/node/merge.js'
+import { unmergeCheckpointFiles } from '../../../src/merge/node/unmerge.js'
 import { digest, expected, layOutFiles, weights } from './disk.js'
 import { base, type TensorSketch } from './toolkit.js'
 

@@ -3,8 +3,8 @@ import { type ByteSource, MemoryDirectory } from '../../../src/base/bytes.js'
 import { encodeFloats } from '../../../src/base/dtype.js'
 import { parseSafetensorsHeader } from '../../../src/formats/safetensors.js'
 import type { LoraAdapter } from '../../../src/lora/adapter.js'
-import { CHUNK_BYTES } from '../../../src/merge/checkpoint/layout.js'
-import { mergeCheckpoint } from '../../../src/merge/checkpoint/merge-checkpoint.js'
+import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
+import { CHUNK_BYTES } from '../../../src/merge/plan/layout.js'
 import {
   adapter,
   base,

@@ -3,8 +3,8 @@
 import { describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
 import type { SafetensorsDtype } from '../../../src/formats/safetensors.js'
-import { mergeCheckpoint } from '../../../src/merge/checkpoint/merge-checkpoint.js'
-import { compareCheckpoints, unmergeCheckpoint } from '../../../src/merge/checkpoint/unmerge.js'
+import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
+import { compareCheckpoints, unmergeCheckpoint } from '../../../src/merge/chunks/unmerge.js'
 import { adapter, base, compareStored, readTensors, safetensors, type TensorSketch } from './toolkit.js'
 
 const SKETCHES: TensorSketch[] = [

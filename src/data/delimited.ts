@@ -1,0 +1,145 @@
+// CSV and TSV (RFC 4180): a first line of column names, then a row a record; all values are text. Quoted fields may hold the
+// divider, line breaks and doubled quotes. Read piece by piece, because fields may span them.
+
+import type { ByteSource } from '../base/bytes.js'
+import { DataError } from '../base/errors.js'
+import type { Row } from './row.js'
+import { checkLength, textChunks } from './text-chunks.js'
+
+/** What may divide the fields of a .csv file: programs of many countries write semicolons. */
+const DIVIDERS = [',', ';', '\t']
+
+interface Record {
+  readonly fields: string[]
+  /** Where the record begins. */
+  readonly line: number
+}
+
+/**
+ * The rows of a file, as objects by column name. Empty lines are skipped.
+ *
+ * @param divider what stands between fields; without it, the one that the first line has most of
+ * @throws DataError naming the line: quotes that do not close or close inside a field, more or fewer fields than columns, columns
+ *   without a name or with the same
+ */
+export async function* readDelimited(source: ByteSource, divider?: string): AsyncGenerator<Row> {
+  let columns: string[] | undefined
+  for await (const { fields, line } of records(source, divider)) {
+    const where = `${source.name}, line ${line}`
+    if (columns === undefined) {
+      columns = checkColumns(fields, where)
+      continue
+    }
+    if (fields.length !== columns.length) {
+      throw new DataError({
+        where,
+        what: fields.length > columns.length ? 'more fields than columns' : 'fewer fields than columns',
+        expected: `${columns.length} (${columns.slice(0, 8).join(', ')})`,
+        got: String(fields.length),
+        hint: 'A field that holds the divider or a line break needs quotes around it',
+      })
+    }
+    const names = columns
+    yield { row: Object.fromEntries(fields.map((value, i) => [names[i], value])), where }
+  }
+}
+
+function checkColumns(fields: readonly string[], where: string): string[] {
+  const columns = fields.map((field) => field.trim())
+  const empty = columns.indexOf('')
+  if (empty >= 0) {
+    throw new DataError({ where, what: `column ${empty + 1} has no name`, hint: 'The first line names the columns' })
+  }
+  const twice = columns.find((column, i) => columns.indexOf(column) !== i)
+  if (twice !== undefined) throw new DataError({ where, what: `two columns have the name "${twice}"` })
+  return columns
+}
+
+/** The most frequent divider of the first line, outside quotes; a comma if there is none. */
+function dividerOf(text: string): string {
+  const bare = text.replace(/"[^"]*"/g, '')
+  const end = bare.search(/[\r\n]/)
+  const first = end < 0 ? bare : bare.slice(0, end)
+  const counts = DIVIDERS.map((divider) => first.split(divider).length)
+  return DIVIDERS[counts.indexOf(Math.max(...counts))]
+}
+
+const [QUOTE, RETURN, NEWLINE] = ['"', '\r', '\n'].map((character) => character.charCodeAt(0))
+
+/** What the next character can be. */
+type State = 'start of field' | 'plain field' | 'quoted field' | 'after quote'
+
+async function* records(source: ByteSource, given: string | undefined): AsyncGenerator<Record> {
+  let dividing = given?.charCodeAt(0)
+  let state = 'start of field' as State
+  let fields: string[] = []
+  /** Of the field under way: what came in chunks before this one, or before a doubled quote. */
+  let begun = ''
+  let line = 1
+  let recordLine = 1
+  let quoteLine = 1
+
+  const endRecord = (): Record | undefined => {
+    const record = { fields, line: recordLine }
+    fields = []
+    recordLine = line
+    return record.fields.length === 1 && record.fields[0].trim() === '' ? undefined : record
+  }
+
+  for await (const chunk of textChunks(source)) {
+    dividing ??= dividerOf(chunk).charCodeAt(0)
+    let start = 0
+    for (let i = 0; i < chunk.length; i++) {
+      const code = chunk.charCodeAt(i)
+      if (code === NEWLINE) line++
+      if (state === 'quoted field') {
+        if (code !== QUOTE) continue
+        begun += chunk.slice(start, i)
+        state = 'after quote'
+      } else if (state === 'after quote' && code === QUOTE) {
+        // A doubled quote: this one is text, and the field goes on.
+        start = i
+        state = 'quoted field'
+      } else if (state === 'start of field' && code === QUOTE) {
+        quoteLine = line
+        start = i + 1
+        state = 'quoted field'
+      } else if (code === dividing || code === NEWLINE) {
+        const isQuoted = state === 'after quote'
+        const field: string = isQuoted ? begun : begun + chunk.slice(start, i)
+        fields.push(code === NEWLINE && !isQuoted && field.endsWith('\r') ? field.slice(0, -1) : field)
+        begun = ''
+        start = i + 1
+        state = 'start of field'
+        if (code !== NEWLINE) continue
+        const record = endRecord()
+        if (record !== undefined) yield record
+      } else if (state === 'after quote') {
+        if (code === RETURN) continue
+        throw new DataError({
+          where: `${source.name}, line ${line}`,
+          what: 'text after the quote that ends a field',
+          got: JSON.stringify(chunk.slice(i, i + 20)),
+          hint: 'A quote inside a quoted field is written twice',
+        })
+      } else if (state === 'start of field') {
+        start = i
+        state = 'plain field'
+      }
+    }
+    if (state === 'plain field' || state === 'quoted field') begun += chunk.slice(start)
+    checkLength(begun.length, `${source.name}, line ${state === 'quoted field' ? quoteLine : line}`)
+  }
+  if (state === 'quoted field') {
+    throw new DataError({
+      where: `${source.name}, line ${quoteLine}`,
+      what: 'a quote that never closes',
+      hint: 'A quote inside a quoted field is written twice',
+    })
+  }
+  if (state !== 'start of field' || fields.length > 0) {
+    fields.push(begun.endsWith('\r') && state === 'plain field' ? begun.slice(0, -1) : begun)
+    const record = endRecord()
+    if (record !== undefined) yield record
+  }
+}

@@ -1,0 +1,55 @@
+// Which format a file of records has: its name says, and its first bytes where the name does not, or where the name is shared.
+
+import type { ByteSource } from '../base/bytes.js'
+import { DataError } from '../base/errors.js'
+
+/** The formats that can be read. */
+export type DataFormat = 'jsonl' | 'json-array' | 'csv' | 'tsv' | 'parquet' | 'text'
+
+/** By the end of the name. `.json` is either a list or lines, so its content tells. */
+const BY_ENDING: Readonly<Record<string, DataFormat | 'json'>> = {
+  jsonl: 'json',
+  ndjson: 'json',
+  json: 'json',
+  csv: 'csv',
+  tsv: 'tsv',
+  tab: 'tsv',
+  parquet: 'parquet',
+  txt: 'text',
+}
+
+/** Enough to see past a byte order mark and some empty lines. */
+const HEAD_BYTES = 4096
+
+/** For messages. */
+export const DATA_ENDINGS = '.jsonl, .json, .csv, .tsv, .parquet or .txt'
+
+/** What the name of a file says, if it says anything. */
+export function formatOfName(name: string): DataFormat | 'json' | undefined {
+  const ending = /\.(\w+)(?:[?#].*)?$/.exec(name)?.[1].toLowerCase()
+  return ending === undefined || !Object.hasOwn(BY_ENDING, ending) ? undefined : BY_ENDING[ending]
+}
+
+/**
+ * The format of a file.
+ *
+ * @throws DataError when neither its name nor its content tells, or it is compressed
+ */
+export async function detectFormat(source: ByteSource): Promise<DataFormat> {
+  const head = await source.read(0, Math.min(HEAD_BYTES, source.byteLength))
+  if (head[0] === 0x1f && head[1] === 0x8b) {
+    throw new DataError({ where: source.name, what: 'it is compressed (gzip)', hint: 'Unpack it first' })
+  }
+  const text = new TextDecoder().decode(head)
+  if (text.startsWith('PAR1')) return 'parquet'
+  const named = formatOfName(source.name)
+  if (named !== undefined && named !== 'json') return named
+  const first = text.trimStart()[0]
+  if (first === '[') return 'json-array'
+  if (first === '{' || named === 'json') return 'jsonl'
+  throw new DataError({
+    where: source.name,
+    what: 'neither its name nor its content tells the format',
+    expected: `a name that ends in ${DATA_ENDINGS}`,
+  })
+}

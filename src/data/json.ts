@@ -1,0 +1,112 @@
+// JSON in both of its forms: a record a line (JSONL), and one list of records, which is read element by element.
+
+import type { ByteSource } from '../base/bytes.js'
+import { DataError } from '../base/errors.js'
+import type { Row } from './row.js'
+import { checkLength, textChunks, textLines } from './text-chunks.js'
+
+/**
+ * The records of a JSONL file. Empty lines are skipped.
+ *
+ * @throws DataError naming the line that is no JSON or no UTF-8
+ */
+export async function* readJsonLines(source: ByteSource): AsyncGenerator<Row> {
+  for await (const { text, number } of textLines(source)) {
+    if (text.trim() === '') continue
+    const where = `${source.name}, line ${number}`
+    yield { row: parseJson(text, where, 'Each line is one JSON object, or the file is one list of them'), where }
+  }
+}
+
+function parseJson(text: string, where: string, hint: string): unknown {
+  try {
+    return JSON.parse(text)
+  } catch (cause) {
+    throw new DataError({ where, what: `not valid JSON (${(cause as Error).message})`, hint, cause })
+  }
+}
+
+const [QUOTE, BACKSLASH, NEWLINE, COMMA] = ['"', '\\', '\n', ','].map((character) => character.charCodeAt(0))
+const OPENING = new Set([...'[{'].map((character) => character.charCodeAt(0)))
+const CLOSING = new Set([...']}'].map((character) => character.charCodeAt(0)))
+
+/**
+ * The elements of a file that is one JSON list. Only where an element ends is found here; what it is, JSON.parse decides.
+ *
+ * @throws DataError naming the element and its line
+ */
+export async function* readJsonArray(source: ByteSource): AsyncGenerator<Row> {
+  const { name } = source
+  let line = 1
+  let firstLine = 1
+  let depth = 0
+  let isString = false
+  let isEscaped = false
+  let isClosed = false
+  let count = 0
+  let parts: string[] = []
+  let length = 0
+  const here = () => `${name}, record ${count + 1} (line ${firstLine})`
+
+  const element = (last: string): Row => {
+    const where = here()
+    const text = parts.join('') + last
+    if (text.trim() === '') throw new DataError({ where, what: 'no record between two commas' })
+    parts = []
+    length = 0
+    count++
+    return { row: parseJson(text, where, 'The file is one list of JSON objects'), where }
+  }
+
+  for await (const chunk of textChunks(source)) {
+    let start = 0
+    for (let i = 0; i < chunk.length; i++) {
+      const code = chunk.charCodeAt(i)
+      if (code === NEWLINE) line++
+      if (isString) {
+        if (isEscaped) isEscaped = false
+        else if (code === BACKSLASH) isEscaped = true
+        else if (code === QUOTE) isString = false
+        continue
+      }
+      if (code <= 32) continue
+      if (isClosed) {
+        throw new DataError({ where: `${name}, line ${line}`, what: 'more text after the list of records has ended' })
+      }
+      if (depth === 0) {
+        // The caller has seen that the file begins with a bracket.
+        depth = 1
+        start = i + 1
+        continue
+      }
+      if (length === 0 && chunk.slice(start, i).trim() === '') firstLine = line
+      if (code === QUOTE) isString = true
+      else if (OPENING.has(code)) depth++
+      else if (code === COMMA && depth === 1) {
+        yield element(chunk.slice(start, i))
+        start = i + 1
+      } else if (CLOSING.has(code)) {
+        depth--
+        if (depth > 0) continue
+        isClosed = true
+        const last = chunk.slice(start, i)
+        const isEmptyList = count === 0 && length === 0 && last.trim() === ''
+        if (!isEmptyList) yield element(last)
+      }
+    }
+    if (isClosed || depth === 0) continue
+    const rest = chunk.slice(start)
+    if (length > 0 || rest.trim() !== '') {
+      parts.push(rest)
+      length += rest.length
+    }
+    checkLength(length, here())
+  }
+  if (!isClosed) {
+    throw new DataError({
+      where: here(),
+      what: 'the file ends inside the list of records',
+      hint: 'It may be cut short',
+    })
+  }
+}

@@ -1,0 +1,66 @@
+// Parquet, by hyparquet, an optional peer that loads with the first such file. One row group is held at a time; nested columns
+// (lists of messages) come as objects and lists.
+
+import type { ByteSource } from '../base/bytes.js'
+import { DataError, LowrankError, UnsupportedError } from '../base/errors.js'
+import type { ColumnNames } from './columns.js'
+import type { Row } from './row.js'
+
+/** What hyparquet reads by itself; the other codecs are in hyparquet-compressors. */
+const BUILT_IN_CODECS = new Set(['UNCOMPRESSED', 'SNAPPY'])
+
+/**
+ * The rows of a Parquet file. Of the columns only those that `columns` names are read, if it is given.
+ *
+ * @throws UnsupportedError when a package to read it is not installed, DataError when the file is no Parquet or broken
+ */
+export async function* readParquet(source: ByteSource, columns?: ColumnNames): AsyncGenerator<Row> {
+  const { parquetMetadataAsync, parquetReadObjects, parquetSchema } = await load('hyparquet', () => import('hyparquet'))
+  const file = {
+    byteLength: source.byteLength,
+    async slice(start: number, end = source.byteLength): Promise<ArrayBuffer> {
+      const bytes = await source.read(start, Math.min(end, source.byteLength) - start)
+      return bytes.slice().buffer
+    },
+  }
+  const metadata = await attempt(source, () => parquetMetadataAsync(file))
+  const present = parquetSchema(metadata).children.map(({ element }) => element.name)
+  const wanted = columns === undefined ? present : present.filter((name) => Object.values(columns).includes(name))
+  const codecs = metadata.row_groups.flatMap((group) => group.columns.map((column) => column.meta_data?.codec))
+  const needsCompressors = codecs.some((codec) => codec !== undefined && !BUILT_IN_CODECS.has(codec))
+  const compressors = needsCompressors
+    ? (await load('hyparquet-compressors', () => import('hyparquet-compressors'))).compressors
+    : undefined
+  let first = 0
+  for (const group of metadata.row_groups) {
+    const rowEnd = first + Number(group.num_rows)
+    const options = { file, metadata, columns: wanted, rowStart: first, rowEnd, compressors }
+    const rows = await attempt(source, () => parquetReadObjects(options))
+    for (const [i, row] of rows.entries()) yield { row, where: `${source.name}, row ${first + i + 1}` }
+    first = rowEnd
+  }
+}
+
+/** What a reading of the file returns; an error of hyparquet's as one of ours. */
+async function attempt<T>(source: ByteSource, read: () => Promise<T>): Promise<T> {
+  try {
+    return await read()
+  } catch (cause) {
+    if (cause instanceof LowrankError) throw cause
+    const message = cause instanceof Error ? cause.message : String(cause)
+    throw new DataError({ where: source.name, what: `cannot be read as Parquet (${message})`, cause })
+  }
+}
+
+async function load<T>(name: string, importing: () => Promise<T>): Promise<T> {
+  try {
+    return await importing()
+  } catch (cause) {
+    throw new UnsupportedError({
+      where: 'Parquet',
+      what: `the package ${name} is not installed`,
+      hint: `Run npm install ${name}, or write the data as JSONL`,
+      cause,
+    })
+  }
+}

@@ -1,0 +1,12 @@
+// What every reader of data gives: one record as its file holds it, and where that is. What a record means is not known here.
+
+/** One record, not yet checked. */
+export interface Row {
+  /** As parsed: an object of fields in most files. */
+  readonly row: unknown
+  /** File and line, row or record number, for messages. */
+  readonly where: string
+}
+
+/** Records one after the other; most sources can be gone through once. */
+export type Rows = AsyncIterable<Row>

@@ -1,0 +1,33 @@
+// Which rows are held out for evaluation: a seeded choice that is made while rows stream by, so that their number need not be
+// known. One of every 1/share rows is taken, at random among them: the share is kept to within one row.
+
+import { ConfigError } from '../base/errors.js'
+import { Random } from '../base/random.js'
+
+/**
+ * Tells of each row number, from 0 on and in order, whether it is held out.
+ *
+ * @param share of the rows, in (0, 1)
+ * @throws ConfigError when the share is out of range
+ */
+export function planSplit(share: number, seed: number): (index: number) => boolean {
+  if (!(typeof share === 'number' && share > 0 && share < 1)) {
+    throw new ConfigError({
+      where: 'evalSplit',
+      what: 'out of range',
+      expected: 'a number between 0 and 1, such as 0.1',
+      got: String(share),
+    })
+  }
+  const random = new Random(seed, 'eval-split')
+  let taken = 0
+  const startOf = (group: number) => Math.ceil(group / share)
+  const pick = () => startOf(taken) + random.below(startOf(taken + 1) - startOf(taken))
+  let next = pick()
+  return (index) => {
+    if (index !== next) return false
+    taken++
+    next = pick()
+    return true
+  }
+}

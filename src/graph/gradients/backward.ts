@@ -1,0 +1,189 @@
+// The walk from a loss back to what is trained: which nodes lie on the way, whether each has a rule, and the gradients,
+// summed where a value is read several times and summed down where it was broadcast. Only what is needed is built.
+
+import { UnsupportedError } from '../../base/errors.js'
+import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
+import type { ShapeMap } from '../shapes/shapes.js'
+import { type Builder, sharedValue, type Value } from '../view/builder.js'
+import { type Graph, implicitInputs } from '../view/graph.js'
+import { listByOperator, operatorOf } from '../view/operators.js'
+import {
+  BROADCASTING,
+  GRADIENTS,
+  type GradientContext,
+  type GradientRule,
+  NON_DIFFERENTIABLE,
+  sumTo,
+} from './gradients.js'
+import { type Contribution, joinSlices } from './join-slices.js'
+import { PATTERNS, type PatternContext } from './pattern-gradients.js'
+
+/** The nodes between what is trained and what it is trained for. */
+export interface GradientPath {
+  /** In the graph's order. */
+  readonly nodes: readonly NodeProto[]
+  /** Values that a gradient flows to. */
+  readonly values: ReadonlySet<Value>
+}
+
+/**
+ * @param wrt values whose gradients are wanted; the path ends at them even where they are computed
+ * @param from values whose gradients are given
+ */
+export function gradientPath(graph: Graph, wrt: readonly Value[], from: Iterable<Value>): GradientPath {
+  graph.sort()
+  const ends = new Set(wrt)
+  const depends = new Set(wrt)
+  const dependent: NodeProto[] = []
+  for (const node of graph.nodes) {
+    if (NON_DIFFERENTIABLE.has(operatorOf(node)) || !readsAny(node, depends)) continue
+    const outputs = node.output.filter((output) => output !== '' && !ends.has(output))
+    if (outputs.length === 0) continue
+    dependent.push(node)
+    for (const output of outputs) depends.add(output)
+  }
+  const values = new Set<Value>(from)
+  const nodes: NodeProto[] = []
+  for (const node of dependent.reverse()) {
+    if (!node.output.some((output) => values.has(output) && !ends.has(output))) continue
+    nodes.push(node)
+    for (const input of node.input) if (depends.has(input)) values.add(input)
+  }
+  return { nodes: nodes.reverse(), values }
+}
+
+function readsAny(node: NodeProto, values: ReadonlySet<Value>): boolean {
+  return node.input.some((input) => values.has(input)) || implicitInputs(node).some((input) => values.has(input))
+}
+
+/**
+ * Refuses a path that cannot be differentiated, before anything is built.
+ *
+ * @throws UnsupportedError naming every node on the path without a gradient rule
+ */
+export function checkDifferentiable(...paths: readonly GradientPath[]): void {
+  const refused = [...new Set(paths.flatMap(({ nodes }) => nodes))]
+    .map((node) => [operatorOf(node), node] as const)
+    .filter(([operator]) => !(operator in GRADIENTS))
+  if (refused.length === 0) return
+  const hints = new Set(refused.flatMap(([operator]) => HINTS[operator] ?? []))
+  throw new UnsupportedError({
+    where: 'training',
+    what: `no gradient through ${listByOperator(refused)}`,
+    hint:
+      hints.size > 0
+        ? [...hints].join('. ')
+        : 'Export the model in another way, or adapt only layers behind these nodes',
+  })
+}
+
+const QUANTIZED = 'Train on the float32 export of the model; the adapter also fits the quantized one'
+const BRANCHES = 'Export the model without branches: a decoder with past that is not merged'
+
+const HINTS: Readonly<Record<string, string>> = {
+  'com.microsoft:MatMulNBits': QUANTIZED,
+  'com.microsoft:DynamicQuantizeMatMul': QUANTIZED,
+  DynamicQuantizeLinear: QUANTIZED,
+  MatMulInteger: QUANTIZED,
+  QuantizeLinear: QUANTIZED,
+  If: BRANCHES,
+  Loop: BRANCHES,
+  Scan: BRANCHES,
+}
+
+/**
+ * Appends the backward graph.
+ *
+ * @param seeds value → its gradient
+ * @param wrt the values whose gradients are wanted
+ * @returns the gradient of each of `wrt`, of its shape; none for a value that the seeds do not depend on
+ * @throws UnsupportedError as {@link checkDifferentiable}
+ */
+export function buildBackward(
+  g: Builder,
+  shapes: ShapeMap,
+  seeds: ReadonlyMap<Value, Value>,
+  wrt: readonly Value[],
+): Map<Value, Value> {
+  const path = gradientPath(g.graph, wrt, seeds.keys())
+  checkDifferentiable(path)
+  const sums = new GradientSums(g, shapes)
+  const onPath = new Set(path.nodes)
+  for (const [value, gradient] of seeds) sums.add(value, { make: () => gradient })
+  for (const node of path.nodes.toReversed()) {
+    const dys = node.output.map((output) => (path.values.has(output) ? sums.total(output) : undefined))
+    const dy = dys.find((gradient) => gradient !== undefined)
+    if (dy === undefined) continue
+    const context: PatternContext = {
+      g,
+      node,
+      inputs: [...node.input],
+      outputs: [...node.output],
+      dys,
+      dy,
+      shapes,
+      readers: (value) => g.graph.consumers(value).filter((reader) => onPath.has(reader)),
+      gradientOf: (value) => sums.made(value),
+    }
+    thunksOf(context).forEach((thunk, i) => {
+      const input = context.inputs[i]
+      if (thunk === undefined || !path.values.has(input)) return
+      sums.add(input, { make: thunk, slice: node.opType === 'Slice' ? { node, dy } : undefined })
+    })
+  }
+  return new Map(
+    wrt.flatMap((value) => {
+      const gradient = sums.total(value)
+      return gradient === undefined ? [] : [[value, gradient] as const]
+    }),
+  )
+}
+
+/** The gradients of values that are read several times: summands, and their sums where these were asked for. */
+class GradientSums {
+  readonly #g: Builder
+  readonly #shapes: ShapeMap
+  readonly #summands = new Map<Value, Contribution[]>()
+  readonly #totals = new Map<Value, Value>()
+
+  constructor(g: Builder, shapes: ShapeMap) {
+    this.#g = g
+    this.#shapes = shapes
+  }
+
+  add(value: Value, contribution: Contribution): void {
+    const summands = this.#summands.get(value)
+    if (summands === undefined) this.#summands.set(value, [contribution])
+    else summands.push(contribution)
+  }
+
+  /** The sum, built at the first call; undefined if there is nothing to sum. */
+  total(value: Value): Value | undefined {
+    const summands = this.#summands.get(value)
+    if (summands === undefined) return undefined
+    return sharedValue(this.#totals, value, () =>
+      joinSlices(this.#g, this.#shapes, summands)
+        .map(({ make }) => make())
+        .reduce(this.#g.add),
+    )
+  }
+
+  /** The sum, if it was built. */
+  made(value: Value): Value | undefined {
+    return this.#totals.get(value)
+  }
+}
+
+/** What gives the gradient of each of a node's inputs, in that input's shape. */
+function thunksOf(context: PatternContext): ReturnType<GradientRule> {
+  const operator = operatorOf(context.node)
+  const thunks = PATTERNS[operator]?.(context) ?? GRADIENTS[operator](context)
+  if (!BROADCASTING.has(operator)) return thunks
+  return thunks.map((thunk, i) => thunk && (() => reduced(context, thunk(), context.inputs[i])))
+}
+
+function reduced({ g, shapes, outputs }: GradientContext, gradient: Value, input: Value): Value {
+  const from = shapes.get(outputs[0])
+  const to = shapes.get(input)
+  return from === undefined || to === undefined ? gradient : sumTo(g, gradient, from, to)
+}

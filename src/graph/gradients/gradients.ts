@@ -1,0 +1,70 @@
+// THE table of gradient rules: op type → how the gradients of its inputs follow from those of its outputs. A rule is a
+// formula and a few lines; the walker in backward.ts calls only the thunks it needs, sums fan-out and undoes broadcasting.
+
+import { PREDICATES } from '../view/operators.js'
+import { type GradientContext, type GradientRule, sumTo } from './context.js'
+import { ACTIVATIONS, ARITHMETIC, SELECTION } from './elementwise.js'
+import { LAYOUT } from './layout.js'
+import { PRODUCTS } from './matmul.js'
+import { NORMALIZATIONS, REDUCTIONS } from './reduction.js'
+import { ROTARY } from './rotary.js'
+
+export { type GradientContext, type GradientRule, sumTo }
+
+/** Key: the op type, after its domain and a colon outside the standard domain. */
+export const GRADIENTS: Readonly<Record<string, GradientRule>> = {
+  ...PRODUCTS,
+  ...ARITHMETIC,
+  ...SELECTION,
+  ...ACTIVATIONS,
+  ...REDUCTIONS,
+  ...NORMALIZATIONS,
+  ...LAYOUT,
+  ...ROTARY,
+}
+
+/** Operators whose gradients may come in the output's shape, to be summed down to the input's by {@link sumTo}. */
+export const BROADCASTING: ReadonlySet<string> = new Set([
+  'Add',
+  'Sub',
+  'Mul',
+  'Div',
+  'Pow',
+  'Where',
+  'Clip',
+  'Max',
+  'Min',
+  'Expand',
+  'com.microsoft:FastGelu',
+  'LayerNormalization',
+  'SimplifiedLayerNormalization',
+  'RMSNormalization',
+])
+
+/** Operators through which no gradient flows: their outputs are integers, truths, or constant almost everywhere. */
+export const NON_DIFFERENTIABLE: ReadonlySet<string> = new Set([
+  ...PREDICATES,
+  'ArgMax',
+  'ArgMin',
+  'BitShift',
+  'BitwiseAnd',
+  'BitwiseNot',
+  'BitwiseOr',
+  'BitwiseXor',
+  'Ceil',
+  'Constant',
+  'ConstantOfShape',
+  'EyeLike',
+  'Floor',
+  'NonZero',
+  'OneHot',
+  'RandomNormal',
+  'RandomNormalLike',
+  'RandomUniform',
+  'RandomUniformLike',
+  'Range',
+  'Round',
+  'Shape',
+  'Sign',
+  'Size',
+])

@@ -1,0 +1,116 @@
+// Linear layers in the form in which they are trained: 2-D Gemms over the rows of all sequences, with LoRA branches whose
+// factors are graph inputs: y' = y + s·(drop(x)·Aᵀ)·Bᵀ. Gemm takes a transposed weight as it is, so that the backward
+// pass needs no copy of it.
+
+import { TensorProto_DataType as DataType, type NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
+import type { Linear } from '../match/linears.js'
+import { type DropoutMask, keepProbability } from '../training/training-feeds.js'
+import { intsAttribute, makeAttribute } from '../view/attributes.js'
+import { type Builder, sharedValue, type Value } from '../view/builder.js'
+import type { Graph } from '../view/graph.js'
+import { adaptNodes, loraInputs, valueInfo } from './inject.js'
+
+/** What a LoRA branch needs to be trained. */
+export interface Branch {
+  readonly linear: Linear
+  readonly scaling: number
+}
+
+/** Rewrites the linears of one graph. */
+export class TrainableLinears {
+  readonly #graph: Graph
+  readonly #g: Builder
+  readonly #rows = new Map<Value, Value>()
+  readonly #leadingDims = new Map<Value, Value>()
+  /** The inputs that {@link adapt} added for dropout. */
+  readonly masks: DropoutMask[] = []
+
+  constructor(graph: Graph, g: Builder) {
+    this.#graph = graph
+    this.#g = g
+  }
+
+  /** Rewrites a MatMul by a weight as a Gemm of rows: (…, k) → (rows, k) → (rows, d) → (…, d). A Gemm stays. */
+  toRows(linear: Linear): Linear {
+    const { node, k, d } = linear
+    if (linear.kind !== 'matmul') return linear
+    const [x, y] = [node.input[0], node.output[0]]
+    const rows = this.#rowsOf(x, k)
+    const output = this.#graph.freshName(`${y}/rows`)
+    this.#becomeGemm(node, rows)
+    this.#graph.setOutput(node, 0, output)
+    const width = linear.fused?.width ?? d
+    const shape = this.#g.concat([this.#leadingDimsOf(x), this.#g.int([width])], 0)
+    this.#graph.setOutput(this.#g.node('Reshape', [output, shape]), 0, y)
+    return { ...linear, kind: 'gemm', input: rows, output }
+  }
+
+  /**
+   * Lets a linear compute chosen rows only: (…, k) → (rows, k) → (chosen, k) → (chosen, d). `all` and `chosen` are the
+   * values before and after the choice.
+   */
+  chooseRows(linear: Linear, numbers: Value): { linear: Linear; all: Value; chosen: Value } {
+    const { node, k } = linear
+    const all = linear.kind === 'matmul' ? this.#rowsOf(node.input[0], k) : node.input[0]
+    const chosen = this.#g.op('Gather', [all, numbers], { axis: 0 })
+    if (linear.kind === 'matmul') this.#becomeGemm(node, chosen)
+    else this.#graph.setInputs(node, [chosen, ...node.input.slice(1)])
+    return { linear: { ...linear, kind: 'gemm', input: chosen }, all, chosen }
+  }
+
+  /** Turns a MatMul by a weight into a Gemm of `rows` by the weight as it lies. */
+  #becomeGemm(node: NodeProto, rows: Value): void {
+    const { weight, transB } = weightOperand(this.#graph, node.input[1])
+    node.opType = 'Gemm'
+    node.attribute = [makeAttribute('transB', transB)]
+    this.#graph.setInputs(node, [rows, weight])
+  }
+
+  /** Adds LoRA branches to linears that compute rows. Each branch has a dropout mask of its own, as in PEFT. */
+  adapt(branches: readonly Branch[], dropout: number): void {
+    const g = this.#g
+    const byLinear = new Map(branches.map((branch) => [branch.linear, branch]))
+    const keep = keepProbability(dropout)
+    adaptNodes(
+      this.#graph,
+      g,
+      branches.map(({ linear }) => linear),
+      (linear, base) => {
+        const { scaling } = byLinear.get(linear) as Branch
+        const { weightA, weightB } = loraInputs(linear.name)
+        const x = dropout > 0 ? this.#drop(linear) : linear.input
+        const alpha = { float: scaling / keep }
+        const low = g.op('Gemm', [x, weightA], { transB: 1 }) // (rows, k) @ (k, r)
+        return g.node('Gemm', base === undefined ? [low, weightB] : [low, weightB, base], { alpha })
+      },
+    )
+  }
+
+  /** Elements of x are kept where the mask says so; their growth by 1/(1 − p) is in the branch's scaling. */
+  #drop({ name, input, k }: Linear): Value {
+    const mask = { input: this.#graph.freshName(`lora/${name}/dropout`), k }
+    this.masks.push(mask)
+    this.#graph.inputs.push(valueInfo(mask.input, DataType.BOOL, ['rows', k]))
+    return this.#g.mul(input, this.#g.cast(mask.input, DataType.FLOAT))
+  }
+
+  /** x (…, k) as (rows, k), one node for all that read x. */
+  #rowsOf(x: Value, k: number): Value {
+    return sharedValue(this.#rows, x, () => this.#g.reshape(x, this.#g.int([-1, k])))
+  }
+
+  /** The shape of x (…, k) without k, one node for all that reads it. */
+  #leadingDimsOf(x: Value): Value {
+    const g = this.#g
+    return sharedValue(this.#leadingDims, x, () => g.op('Slice', [g.shape(x), g.int([0]), g.int([-1])]))
+  }
+}
+
+/** The weight behind Transposes, with Gemm's transB in their place. */
+function weightOperand(graph: Graph, value: Value): { weight: Value; transB: 0 | 1 } {
+  const node = graph.producer(value)
+  if (node?.opType !== 'Transpose') return { weight: value, transB: 0 }
+  const inner = weightOperand(graph, node.input[0])
+  const isSwap = intsAttribute(node, 'perm')?.join() !== '0,1'
+  return { weight: inner.weight, transB: isSwap ? (inner.transB === 1 ? 0 : 1) : inner.transB }
+}

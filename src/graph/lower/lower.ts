@@ -1,0 +1,67 @@
+// Fused operators → operators with gradient rules, for the training graph only: inference keeps the fused ones. Node
+// names stay as prefixes, so that whatever is matched by name still is.
+
+import { UnsupportedError } from '../../base/errors.js'
+import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
+import { Builder, sharedValue, type Value } from '../view/builder.js'
+import type { Graph } from '../view/graph.js'
+import { operatorOf } from '../view/operators.js'
+import { ATTENTION } from './attention.js'
+import { describe, type Lowering, type LoweringContext } from './context.js'
+import { FUSED } from './fused.js'
+
+/** By operator, as {@link operatorOf} names it. */
+export const LOWERINGS: Readonly<Record<string, Lowering>> = { ...ATTENTION, ...FUSED }
+
+/**
+ * Replaces fused operators in place; the names of their outputs stay. Caches of past keys and values count as empty.
+ *
+ * @param nodes which nodes to look at: those on the gradient's path; all by default
+ * @throws UnsupportedError naming every node whose form has no lowering; the graph is then half lowered
+ */
+export function lowerForTraining(graph: Graph, nodes: readonly NodeProto[] = graph.nodes): void {
+  const refusals: UnsupportedError[] = []
+  const sharedValues = new Map<string, Value>()
+  const shared: LoweringContext['shared'] = (key, make) => sharedValue(sharedValues, key, make)
+  for (const node of [...nodes]) {
+    const lowering = LOWERINGS[operatorOf(node)]
+    if (lowering === undefined) continue
+    try {
+      replace(graph, node, lowering, shared)
+    } catch (error) {
+      if (!(error instanceof UnsupportedError)) throw error
+      refusals.push(error)
+    }
+  }
+  if (refusals.length === 1) throw refusals[0]
+  if (refusals.length > 1) {
+    throw new UnsupportedError({
+      where: 'training',
+      what: refusals.map(({ message }) => message).join('; '),
+    })
+  }
+}
+
+function replace(graph: Graph, node: NodeProto, lowering: Lowering, shared: LoweringContext['shared']): void {
+  const outputs = [...node.output]
+  const reads = (output: number) => {
+    const name = outputs[output]
+    if (!name) return false
+    return graph.consumers(name).length > 0 || graph.outputs.some((entry) => entry.name === name)
+  }
+  const g = new Builder(graph, node.name || outputs[0])
+  const values = lowering({ g, node, inputs: [...node.input], reads, shared })
+  for (const [i, name] of outputs.entries()) {
+    if (values[i] !== undefined || !reads(i)) continue
+    throw new UnsupportedError({
+      where: describe(node),
+      what: `training with its output ${i} (${name}) is not implemented`,
+    })
+  }
+  graph.nodes = graph.nodes.filter((other) => other !== node)
+  graph.invalidate()
+  for (const [i, name] of outputs.entries()) {
+    const value = values[i]
+    if (name && value !== undefined) graph.rename(value, name)
+  }
+}

@@ -1,0 +1,114 @@
+// Which linear layers a configuration or an adapter means.
+
+import { ConfigError, MismatchError, nearMisses } from '../../base/errors.js'
+import { isAllLinear, type TargetRules, targetMatcher } from '../../lora/patterns/patterns.js'
+import type { Linear } from './linears.js'
+
+/**
+ * The linear layers that a new adapter gets. `all-linear` leaves out the output embedding, and takes a fused layer's
+ * parts; the fused layer itself is adapted where a list names it, as in models that have it as one module.
+ *
+ * @throws MismatchError when nothing matches, or nothing matches an entry of the list of targets; ConfigError for an
+ *   empty list, or an expression that does not compile
+ */
+export function matchTargets(linears: readonly Linear[], rules: TargetRules): Linear[] {
+  const { targetModules } = rules
+  if (targetModules.length === 0) {
+    throw new ConfigError({
+      where: 'targetModules',
+      what: 'it is empty, so that nothing would be adapted',
+      hint: 'Use all-linear, or names such as q_proj',
+    })
+  }
+  const candidates = typeof targetModules === 'string' ? linears : [...linears, ...wholeModules(linears)]
+  if (typeof targetModules !== 'string') {
+    for (const entry of targetModules) {
+      const isMatch = targetMatcher({ targetModules: [entry] })
+      nonEmpty(
+        candidates.filter(({ name }) => isMatch(name)),
+        entry,
+        linears,
+      )
+    }
+  }
+  const isMatch = targetMatcher(rules)
+  const skipsHead = isAllLinear(targetModules)
+  const found = candidates.filter(({ name, isHead }) => isMatch(name) && !(isHead && skipsHead))
+  return nonEmpty(found, [targetModules].flat().join(','), linears)
+}
+
+/** Fused layers as one layer each: Phi-3's qkv_proj is a module of its own. */
+function wholeModules(linears: readonly Linear[]): Linear[] {
+  return linears.flatMap((linear) => {
+    const { fused } = linear
+    return fused?.start === 0 ? [{ ...linear, name: fused.module, d: fused.width, fused: undefined }] : []
+  })
+}
+
+function nonEmpty(found: Linear[], wanted: string, linears: readonly Linear[]): Linear[] {
+  if (found.length > 0) return found
+  const names = [...new Set(linears.map(({ name }) => name))]
+  const lastParts = [...new Set(names.map((name) => name.slice(name.lastIndexOf('.') + 1)))]
+  const near = nearMisses(wanted, [...lastParts, ...names])
+  throw new MismatchError({
+    where: 'targetModules',
+    what: `no module of the model matches ${JSON.stringify(wanted)}`,
+    ...(names.length === 0 ? { got: 'a graph without linear layers' } : {}),
+    hint:
+      near.length > 0
+        ? `Did you mean ${near.join(' or ')}?`
+        : `The model's linear layers are ${lastParts.slice(0, 12).join(', ')}`,
+  })
+}
+
+/** What has to be known of an adapter's layer to place it. */
+export interface NamedLayer {
+  readonly name: string
+  readonly d: number
+  readonly k: number
+}
+
+/**
+ * The linear layers that an adapter's layers belong to: of the same name, else of a name that ends with the other's
+ * (a model exported without its outermost module). A module that the graph calls twice gives two.
+ *
+ * @throws MismatchError naming every layer without a module, or the first one whose shape differs
+ */
+export function matchLayers<T extends NamedLayer>(
+  linears: readonly Linear[],
+  layers: Iterable<T>,
+): { layer: T; linear: Linear }[] {
+  const byName = new Map<string, Linear[]>()
+  for (const linear of [...linears, ...wholeModules(linears)])
+    byName.set(linear.name, [...(byName.get(linear.name) ?? []), linear])
+  const placed: { layer: T; linear: Linear }[] = []
+  const missing: string[] = []
+  for (const layer of layers) {
+    const found = byName.get(layer.name) ?? bySuffix(byName, layer.name)
+    if (found === undefined) missing.push(layer.name)
+    for (const linear of found ?? []) {
+      if (linear.d !== layer.d || linear.k !== layer.k) {
+        throw new MismatchError({
+          where: layer.name,
+          what: 'the adapter was made for another shape of this layer',
+          expected: `a weight of (${linear.d}, ${linear.k}), as in the model`,
+          got: `(${layer.d}, ${layer.k})`,
+        })
+      }
+      placed.push({ layer, linear })
+    }
+  }
+  if (missing.length === 0) return placed
+  const near = nearMisses(missing[0], byName.keys())
+  const shown = missing.slice(0, 5).join(', ') + (missing.length > 5 ? `, … (${missing.length} in all)` : '')
+  throw new MismatchError({
+    where: 'adapter',
+    what: `the model has no module for ${shown}`,
+    ...(near.length > 0 ? { hint: `Nearest to the first: ${near.join(', ')}` } : {}),
+  })
+}
+
+function bySuffix(byName: ReadonlyMap<string, Linear[]>, name: string): Linear[] | undefined {
+  const found = [...byName.keys()].filter((other) => name.endsWith(`.${other}`) || other.endsWith(`.${name}`))
+  return found.length === 1 ? byName.get(found[0]) : undefined
+}

@@ -1,0 +1,156 @@
+// Where a module's tensors come into a graph: weights of embeddings, biases of linear layers, and what norms multiply by and add.
+// As with linear layers, modules are told by node: exporters let equal tensors share one initializer under another's name.
+
+import { UnsupportedError } from '../../base/errors.js'
+import type { NodeProto, TensorProto } from '../../formats/onnx/gen/onnx_pb.js'
+import { dimsOf } from '../../formats/onnx/tensors.js'
+import { floatAttribute, intAttribute, intsAttribute } from '../view/attributes.js'
+import type { Graph } from '../view/graph.js'
+import { constantWeight, type Linear, nodeScope, parameterModule } from './linears.js'
+
+/** An input of a node that takes a stored tensor, perhaps through Transpose, Cast or Identity. */
+export interface Place {
+  readonly node: NodeProto
+  /** Its number among the node's inputs. */
+  readonly input: number
+}
+
+/** Nodes that hand a weight on to the node that computes with it. */
+export const HANDS_ON: ReadonlySet<string> = new Set(['Transpose', 'Cast', 'Identity'])
+
+/** Where the weight that arrives as `value` is stored: an initializer's name, or a Constant node's output. */
+export function storedValue(graph: Graph, value: string): string {
+  const maker = graph.producer(value)
+  return maker !== undefined && HANDS_ON.has(maker.opType) ? storedValue(graph, maker.input[0]) : value
+}
+
+function storedTensor(graph: Graph, value: string): { name: string; tensor: TensorProto } | undefined {
+  const name = storedValue(graph, value)
+  const tensor = graph.constant(name)
+  return tensor && { name, tensor }
+}
+
+/** A Gather of rows of an embedding E (V, D). */
+export interface Embedding extends Place {
+  /** Module name, as in PEFT's files: model.embed_tokens */
+  readonly name: string
+  readonly vocabulary: number
+  readonly features: number
+  /** The initializer is stored (D, V). */
+  readonly transposed: boolean
+}
+
+/** All lookups in constant float matrices, among them tables that are no embeddings. */
+export function findEmbeddings(graph: Graph): Embedding[] {
+  return graph.nodes.flatMap((node) => {
+    if (node.opType !== 'Gather' || intAttribute(node, 'axis', 0) !== 0) return []
+    const weight = constantWeight(graph, node.input[0], false)
+    if (weight === undefined) return []
+    const dims = dimsOf(weight.tensor)
+    const { transposed } = weight
+    const [vocabulary, features] = transposed ? [dims[1], dims[0]] : dims
+    const name = nodeScope(node) ?? parameterModule(weight.name) ?? node.name
+    return [{ name, node, input: 0, vocabulary, features, transposed }]
+  })
+}
+
+/** A convolution by a constant float kernel (d, in/groups, *kernel). */
+export interface Convolution extends Place {
+  /** Module name */
+  readonly name: string
+  readonly shape: readonly number[]
+  readonly groups: number
+  readonly dilations: readonly number[]
+  /** The input of the node that takes its bias; undefined if it has none. */
+  readonly bias: number | undefined
+}
+
+export function findConvolutions(graph: Graph): Convolution[] {
+  return graph.nodes.flatMap((node) => {
+    const stored = node.opType === 'Conv' ? storedTensor(graph, node.input[1]) : undefined
+    if (stored === undefined) return []
+    const name = nodeScope(node) ?? parameterModule(stored.name) ?? node.name
+    const [groups, dilations] = [intAttribute(node, 'group', 1), intsAttribute(node, 'dilations') ?? []]
+    const bias = (node.input[2] ?? '') !== '' && storedTensor(graph, node.input[2]) !== undefined ? 2 : undefined
+    return [{ name, node, input: 1, shape: dimsOf(stored.tensor), groups, dilations, bias }]
+  })
+}
+
+/** The entries of a module: those of its name, else of the one name that ends with it or that it ends with. */
+export function ofModule<T extends { readonly name: string }>(entries: readonly T[], module: string): T[] {
+  const exact = entries.filter(({ name }) => name === module)
+  if (exact.length > 0) return exact
+  const near = entries.filter(({ name }) => name.endsWith(`.${module}`) || module.endsWith(`.${name}`))
+  return new Set(near.map(({ name }) => name)).size === 1 ? near : []
+}
+
+/** A bias, and which of its elements are the layer's. */
+export interface BiasPlace extends Place {
+  readonly start: number
+  /** Elements of the stored bias. */
+  readonly width: number
+}
+
+/**
+ * The constant that is added to all of a linear layer's outputs, and to nothing else; undefined if there is none.
+ *
+ * @throws UnsupportedError for a Gemm that multiplies it
+ */
+export function biasOf(graph: Graph, { node, d, fused, kind }: Linear): BiasPlace | undefined {
+  const { start, width } = fused ?? { start: 0, width: d }
+  const isBias = (value: string) => {
+    const dims = storedTensor(graph, value)?.tensor.dims.map(Number)
+    return dims !== undefined && dims.at(-1) === width && dims.slice(0, -1).every((dim) => dim === 1)
+  }
+  if (kind === 'gemm' && (node.input[2] ?? '') !== '') {
+    const beta = floatAttribute(node, 'beta', 1)
+    if (beta !== 1) {
+      const what = 'a bias of a Gemm whose beta is not 1 cannot be adapted'
+      throw new UnsupportedError({ where: `node ${node.name}`, what, got: `beta ${beta}` })
+    }
+    return isBias(node.input[2]) ? { node, input: 2, start, width } : undefined
+  }
+  const [output] = node.output
+  const [next, ...others] = graph.consumers(output)
+  const isOutput = graph.outputs.some(({ name }) => name === output)
+  if (next?.opType !== 'Add' || others.length > 0 || isOutput) return undefined
+  const input = next.input.findIndex(isBias)
+  return input === -1 ? undefined : { node: next, input, start, width }
+}
+
+/** Inputs of fused norms that hold their weight and their bias. */
+const NORMS: Readonly<Record<string, Partial<Record<string, number>>>> = {
+  LayerNormalization: { weight: 1, bias: 2 },
+  SimplifiedLayerNormalization: { weight: 1 },
+  RMSNormalization: { weight: 1 },
+  SkipLayerNormalization: { weight: 2, bias: 3 },
+  SkipSimplifiedLayerNormalization: { weight: 2 },
+}
+
+/**
+ * Places of a tensor that is neither a linear layer's nor an embedding's: what fused norms of that module read, what the module's
+ * nodes read under a name that ends with the tensor's last part, and the one reader of an initializer of the very name.
+ *
+ * @param tensor module and member, as in model.norm.weight
+ */
+export function placesOf(graph: Graph, tensor: string, shape: readonly number[]): Place[] {
+  const at = tensor.lastIndexOf('.')
+  const [module, member] = [tensor.slice(0, at), tensor.slice(at + 1)]
+  const fits = (value: string) => storedTensor(graph, value)?.tensor.dims.join() === shape.join()
+  const scoped = graph.nodes.flatMap((node) => {
+    const name = nodeScope(node)
+    return name === undefined ? [] : [{ name, node }]
+  })
+  const found = ofModule(scoped, module).flatMap(({ node }) =>
+    node.input.flatMap((value, input) => {
+      const isNorm = NORMS[node.opType]?.[member] === input
+      const isNamed = storedTensor(graph, value)?.name.endsWith(`.${member}`) ?? false
+      return (isNorm || (NORMS[node.opType] === undefined && isNamed)) && fits(value) ? [{ node, input }] : []
+    }),
+  )
+  const sources = new Set(found.map(({ node, input }) => storedTensor(graph, node.input[input])?.name))
+  if (sources.size === 1) return found
+  if (sources.size > 1 || !graph.initializers.has(tensor) || !fits(tensor)) return []
+  const readers = graph.consumers(tensor)
+  return readers.length === 1 ? [{ node: readers[0], input: readers[0].input.indexOf(tensor) }] : []
+}

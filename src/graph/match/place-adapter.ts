@@ -1,0 +1,79 @@
+// Where an adapter's layers go in a graph, for sessions and for merging.
+
+import { MismatchError, UnsupportedError } from '../../base/errors.js'
+import type { LoraAdapter } from '../../lora/adapter.js'
+import type { LoraLayer } from '../../lora/layer.js'
+import type { Graph } from '../view/graph.js'
+import type { Linear } from './linears.js'
+import { matchLayers } from './match.js'
+
+/** A layer of an adapter and a linear layer of the graph that it adapts. */
+export interface PlacedLayer {
+  /** The layer's name in the adapter. */
+  readonly name: string
+  readonly layer: LoraLayer
+  readonly linear: Linear
+}
+
+/** Forms of a linear layer that cannot be adapted: their weights are integers, or their nodes are in a sub-graph. */
+const OPAQUE = new Set([
+  'MatMulInteger',
+  'QLinearMatMul',
+  'QGemm',
+  'MatMulIntegerToFloat',
+  'DynamicQuantizeMatMul',
+  'MatMulBnb4',
+  'DequantizeLinear',
+  'If',
+  'Loop',
+  'Scan',
+])
+
+/**
+ * Places the linear layers, whatever else the adapter holds.
+ *
+ * @param linears those of `graph`
+ * @throws MismatchError when the adapter is empty, a layer has no module in the graph or another shape there, or two
+ *   layers have the same module; UnsupportedError when a module is there in a form that cannot be adapted
+ */
+export function placeAdapter(graph: Graph, linears: readonly Linear[], adapter: LoraAdapter): PlacedLayer[] {
+  if (adapter.size === 0) throw new MismatchError({ where: 'adapter', what: 'it has no layers' })
+  const layers = [...adapter].map(([name, layer]) => ({ name, d: layer.d, k: layer.k, layer }))
+  const placed = matchOrRefuse(graph, linears, layers).map(({ layer: { name, layer }, linear }) => ({
+    name,
+    layer,
+    linear,
+  }))
+  const owners = new Map<string, string>()
+  for (const { name, linear } of placed) {
+    const owner = owners.get(linear.name)
+    if (owner !== undefined && owner !== name) {
+      throw new MismatchError({ where: linear.name, what: `two layers of the adapter mean it: ${owner} and ${name}` })
+    }
+    owners.set(linear.name, name)
+  }
+  return placed
+}
+
+function matchOrRefuse<T extends { name: string; d: number; k: number }>(
+  graph: Graph,
+  linears: readonly Linear[],
+  layers: readonly T[],
+): { layer: T; linear: Linear }[] {
+  try {
+    return matchLayers(linears, layers)
+  } catch (error) {
+    const names = new Set(linears.map(({ name }) => name))
+    const opaque = graph.nodes.filter(({ opType }) => OPAQUE.has(opType))
+    if (opaque.length === 0 || layers.every(({ name }) => names.has(name))) throw error
+    const shown = opaque.slice(0, 4).map(({ name, opType }) => `${name} (${opType})`)
+    throw new UnsupportedError({
+      where: 'ONNX model',
+      what: 'modules of the adapter are missing from the graph, or in a form that cannot be adapted',
+      expected: 'linear layers as MatMul or Gemm with float weights, outside of sub-graphs',
+      got: shown.join(', ') + (opaque.length > 4 ? `, … (${opaque.length} in all)` : ''),
+      hint: 'Use the unquantised export of the model',
+      cause: error,
+    })
+  }
+}

@@ -1,0 +1,156 @@
+// Exporters compute the target of each Reshape and Expand by nodes of its own, ten or more for one. Probing has shown what
+// they come to: constants, and the lengths of a few inputs. Those alone are left: opening a large graph is much faster.
+
+import { TensorProto_DataType as DataType, type NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
+import { integersOf } from '../../formats/onnx/tensors.js'
+import { valueInfo } from '../inject/inject.js'
+import { type Builder, sharedValue, type Value } from '../view/builder.js'
+import type { Graph } from '../view/graph.js'
+import type { ProbedContent, ProbedShape, ShapeMap } from './shapes.js'
+
+/** A length that differs between runs: an axis of a graph input. */
+export interface RunLength {
+  readonly input: Value
+  readonly axis: number
+}
+
+/**
+ * Rewrites the targets of all Reshapes and Expands that probing explains.
+ *
+ * @param lengths axes of graph inputs whose lengths at the two probe points occur in no other meaning
+ */
+export function plainShapes(g: Builder, shapes: ShapeMap, lengths: readonly RunLength[]): void {
+  const targets = new PlainTargets(g, shapes, lengths)
+  for (const node of [...g.graph.nodes]) {
+    const content = isShaping(node) ? targetContent(g.graph, shapes, node.input[1]) : undefined
+    const entries = content && plainEntries(node, content, shapes.get(node.input[0]))
+    if (content === undefined || entries === undefined || !targets.canMake(entries)) continue
+    const target = targets.make(entries)
+    if (node.opType === 'Reshape' && !content.value.includes(-1)) {
+      if (g.graph.constant(target) === undefined) shapes.contents.set(target, content)
+      shapes.set(node.output[0], { dims: content.value, other: content.other })
+    }
+    g.graph.setInputs(node, [node.input[0], target])
+  }
+}
+
+function isShaping({ opType }: NodeProto): boolean {
+  return opType === 'Reshape' || opType === 'Expand'
+}
+
+/** An entry of a target: a number, or the name of a length that differs between runs. */
+type Entry = number | string
+
+/** The vectors that targets are made of, each made once. */
+class PlainTargets {
+  readonly #g: Builder
+  /** Name of a length → where it can be read. */
+  readonly #sources: ReadonlyMap<string, RunLength>
+  readonly #lengths = new Map<string, Value>()
+  readonly #targets = new Map<string, Value>()
+
+  constructor(g: Builder, shapes: ShapeMap, lengths: readonly RunLength[]) {
+    this.#g = g
+    this.#sources = new Map(
+      lengths.map((length) => {
+        const { dims, other } = shapes.get(length.input) ?? { dims: [], other: [] }
+        return [lengthName(dims[length.axis], other[length.axis]), length]
+      }),
+    )
+  }
+
+  canMake(entries: readonly Entry[]): boolean {
+    return entries.every((entry) => typeof entry === 'number' || this.#sources.has(entry))
+  }
+
+  make(entries: readonly Entry[]): Value {
+    return sharedValue(this.#targets, entries.join(), () => {
+      const parts = constantsJoined(entries).map((run) =>
+        typeof run === 'string' ? this.#length(run) : this.#g.int(run),
+      )
+      return parts.length === 1 ? parts[0] : this.#g.concat(parts, 0)
+    })
+  }
+
+  #length(name: string): Value {
+    return sharedValue(this.#lengths, name, () => {
+      const { input, axis } = this.#sources.get(name) as RunLength
+      return this.#g.op('Gather', [this.#g.shape(input), this.#g.int([axis])])
+    })
+  }
+}
+
+/** What a computed target comes to; undefined for a constant, which is plain already, and for what was not probed. */
+function targetContent(graph: Graph, shapes: ShapeMap, target: Value): ProbedContent | undefined {
+  const constant = graph.constant(target)
+  if (constant !== undefined && integersOf(constant) !== undefined) return undefined
+  const maker = graph.producer(target)
+  const shape = maker?.opType === 'Shape' && maker.attribute.length === 0 ? shapes.get(maker.input[0]) : undefined
+  return shape === undefined ? shapes.contents.get(target) : { value: shape.dims, other: shape.other }
+}
+
+/**
+ * The entries of a target; undefined where they cannot be told. An Expand says 1 where it keeps a dimension of `source`, a Reshape −1
+ * for its only length that differs.
+ */
+function plainEntries(
+  { opType }: NodeProto,
+  { value, other }: ProbedContent,
+  source: ProbedShape | undefined,
+): Entry[] | undefined {
+  if (value.length !== other.length) return undefined
+  const named = value.map((entry, i) => (entry === other[i] ? entry : lengthName(entry, other[i])))
+  if (opType === 'Expand') {
+    const offset = value.length - (source?.dims.length ?? 0)
+    return named.map((entry, i) => {
+      const isKept = source?.dims[i - offset] === value[i] && source.other[i - offset] === other[i]
+      return isKept ? 1 : entry
+    })
+  }
+  if (named.includes(0)) return undefined
+  const variable = named.filter((entry) => typeof entry === 'string')
+  const isInferable = variable.length === 1 && !named.includes(-1)
+  return isInferable ? named.map((entry) => (typeof entry === 'string' ? -1 : entry)) : named
+}
+
+function lengthName(dim: number | undefined, other: number | undefined): string {
+  return `${dim}/${other}`
+}
+
+/** Neighbouring constants as one vector. */
+function constantsJoined(entries: readonly Entry[]): (number[] | string)[] {
+  const result: (number[] | string)[] = []
+  for (const entry of entries) {
+    const last = result.at(-1)
+    if (typeof entry === 'string') result.push(entry)
+    else if (Array.isArray(last)) last.push(entry)
+    else result.push([entry])
+  }
+  return result
+}
+
+/**
+ * Declares the shapes of inputs and other values that are known. Without names for its dimensions ONNX Runtime takes any
+ * two for different, and planning what shares memory takes time that grows with the square of the graph.
+ *
+ * @param values float values
+ */
+export function declareShapes(
+  graph: Graph,
+  shapes: ShapeMap,
+  values: Iterable<Value>,
+  nameOf: (dim: number, other: number) => string | undefined,
+): void {
+  const declare = (value: Value, type: DataType) => {
+    const shape = shapes.get(value)
+    const dims = shape?.dims.map((dim, axis) => (dim === shape.other[axis] ? dim : nameOf(dim, shape.other[axis])))
+    const isNamed = (list: (number | string | undefined)[] | undefined): list is (number | string)[] =>
+      list !== undefined && !list.includes(undefined)
+    return isNamed(dims) ? valueInfo(value, type, dims) : undefined
+  }
+  graph.inputs = graph.inputs.map((input) => {
+    const type = input.type?.value
+    return (type?.case === 'tensorType' ? declare(input.name, type.value.elemType) : undefined) ?? input
+  })
+  graph.valueInfo = [...new Set(values)].flatMap((value) => declare(value, DataType.FLOAT) ?? [])
+}

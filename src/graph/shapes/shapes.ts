@@ -1,0 +1,140 @@
+// Shapes of a graph's values, measured: the graph runs at two small (batch, sequence) points, and what is equal in both
+// is static. It needs no shape inference, and it evaluates the small integer tensors that steer Slice and Reshape.
+
+import { create } from '@bufbuild/protobuf'
+import { elementCount } from '../../base/tensor.js'
+import { type ModelProto, NodeProtoSchema, ValueInfoProtoSchema } from '../../formats/onnx/gen/onnx_pb.js'
+import { copyMessage } from '../../formats/onnx/messages.js'
+import { dimsOf, integersOf } from '../../formats/onnx/tensors.js'
+import type { Feeds, RuntimeSession, RuntimeTensor } from '../../runtime/runtime.js'
+import type { Value } from '../view/builder.js'
+import type { Graph } from '../view/graph.js'
+
+/** A value's dimensions at the two probe points. */
+export interface ProbedShape {
+  readonly dims: readonly number[]
+  readonly other: readonly number[]
+}
+
+/** A small integer tensor's content at the two probe points. */
+export interface ProbedContent {
+  readonly value: readonly number[]
+  readonly other: readonly number[]
+}
+
+/** Run-time shapes, axes, pads and slice bounds have fewer elements; weights have more. */
+const MAX_PROBED_ELEMENTS = 64
+
+/** Shapes of all values of a graph: inputs, initializers, outputs of nodes. */
+export class ShapeMap extends Map<Value, ProbedShape> {
+  /** Content of integer and bool tensors of at most {@link MAX_PROBED_ELEMENTS} elements. */
+  readonly contents = new Map<Value, ProbedContent>()
+}
+
+/** Whether an axis has the same length at both points; negative axes count from the end. */
+export function isStatic(shape: ProbedShape, axis: number): boolean {
+  return shape.dims.at(axis) === shape.other.at(axis)
+}
+
+/** A probed tensor's content, if it is the same at both points. */
+export function staticContent(shapes: ShapeMap, value: Value): readonly number[] | undefined {
+  const content = shapes.contents.get(value)
+  if (content === undefined || content.value.length !== content.other.length) return undefined
+  return content.value.every((entry, i) => entry === content.other[i]) ? content.value : undefined
+}
+
+/**
+ * Measures shapes, and the content of small integer tensors.
+ *
+ * @param open opens a session over a model with this graph's weights; it is disposed before the return
+ * @param points two sets of feeds whose symbolic dimensions all differ
+ * @param wanted the values to measure, each of which takes time; default: all of the graph
+ */
+export async function probeShapes(
+  graph: Graph,
+  open: (model: ModelProto) => Promise<RuntimeSession>,
+  points: readonly [Feeds, Feeds],
+  wanted?: ReadonlySet<Value>,
+): Promise<ShapeMap> {
+  const shapes = new ShapeMap()
+  for (const tensor of graph.initializers.values()) setConstant(shapes, tensor.name, tensor)
+  const values: Value[] = []
+  for (const node of graph.nodes) {
+    const constant = node.opType === 'Constant' ? graph.constant(node.output[0]) : undefined
+    if (constant !== undefined) setConstant(shapes, node.output[0], constant)
+    else values.push(...node.output.filter((output) => output !== '' && (wanted?.has(output) ?? true)))
+  }
+  const { model, shapeNames } = withShapeOutputs(graph, values)
+  const session = await open(model)
+  try {
+    const first = await runPoint(session, points[0], values, shapeNames)
+    const second = await runPoint(session, points[1], values, shapeNames)
+    for (const input of graph.inputs) {
+      const [a, b] = points.map((feeds) => feeds[input.name])
+      if (a === undefined) continue
+      shapes.set(input.name, { dims: a.dims, other: b.dims })
+      setContent(shapes, input.name, a, b)
+    }
+    for (const value of values) {
+      shapes.set(value, { dims: first.dims.get(value) ?? [], other: second.dims.get(value) ?? [] })
+      setContent(shapes, value, first.contents[value], second.contents[value])
+    }
+  } finally {
+    await session.dispose()
+  }
+  return shapes
+}
+
+function setConstant(shapes: ShapeMap, value: Value, tensor: Parameters<typeof dimsOf>[0]): void {
+  const dims = dimsOf(tensor)
+  shapes.set(value, { dims, other: dims })
+  if (elementCount(dims) > MAX_PROBED_ELEMENTS) return
+  const integers = integersOf(tensor)
+  if (integers !== undefined) shapes.contents.set(value, { value: integers, other: integers })
+}
+
+function setContent(shapes: ShapeMap, value: Value, a?: RuntimeTensor, b?: RuntimeTensor): void {
+  if (a === undefined || b === undefined) return
+  if (Math.max(a.data.length, b.data.length) > MAX_PROBED_ELEMENTS || /^float/.test(a.type)) return
+  shapes.contents.set(value, { value: Array.from(a.data, Number), other: Array.from(b.data, Number) })
+}
+
+/** The model with each value, and each value's shape, as outputs. Types are left to the runtime's own inference. */
+function withShapeOutputs(graph: Graph, values: readonly Value[]): { model: ModelProto; shapeNames: string[] } {
+  const model = graph.toModel()
+  const proto = model.graph as NonNullable<ModelProto['graph']>
+  const shapeNames = values.map((_, i) => graph.freshName(`probe/shape_${i}`))
+  const known = new Set(proto.output.map(({ name }) => name))
+  const output = (name: string) => create(ValueInfoProtoSchema, { name })
+  return {
+    shapeNames,
+    model: copyMessage(model, {
+      graph: copyMessage(proto, {
+        node: [
+          ...proto.node,
+          ...values.map((value, i) =>
+            create(NodeProtoSchema, { name: shapeNames[i], opType: 'Shape', input: [value], output: [shapeNames[i]] }),
+          ),
+        ],
+        output: [
+          ...proto.output,
+          ...values.filter((value) => !known.has(value)).map(output),
+          ...shapeNames.map(output),
+        ],
+      }),
+    }),
+  }
+}
+
+/** All dimensions, then the content of what turned out to be small: the rest never leaves the runtime. */
+async function runPoint(
+  session: RuntimeSession,
+  feeds: Feeds,
+  values: readonly Value[],
+  shapeNames: readonly string[],
+): Promise<{ dims: Map<Value, number[]>; contents: Record<Value, RuntimeTensor> }> {
+  const results = await session.run(feeds, shapeNames)
+  const dims = new Map(values.map((value, i) => [value, Array.from(results[shapeNames[i]].data, Number)]))
+  const small = values.filter((value) => elementCount(dims.get(value) as number[]) <= MAX_PROBED_ELEMENTS)
+  return { dims, contents: small.length === 0 ? {} : await session.run(feeds, small) }
+}

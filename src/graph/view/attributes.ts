@@ -1,0 +1,86 @@
+// Reading and making NodeProto attributes.
+
+import { create } from '@bufbuild/protobuf'
+import {
+  type AttributeProto,
+  AttributeProtoSchema,
+  AttributeProto_AttributeType as AttributeType,
+  TensorProto_DataType as DataType,
+  type NodeProto,
+  type TensorProto,
+  TensorProtoSchema,
+} from '../../formats/onnx/gen/onnx_pb.js'
+
+/** A FLOAT attribute; a bare number is an INT. */
+export interface FloatAttribute {
+  readonly float: number
+}
+
+/** number → INT, number[] → INTS, {float} → FLOAT, string → STRING, TensorProto → TENSOR. */
+export type AttributeValue = number | readonly number[] | FloatAttribute | string | TensorProto
+
+export type Attributes = Readonly<Record<string, AttributeValue>>
+
+export function makeAttribute(name: string, value: AttributeValue): AttributeProto {
+  if (typeof value === 'number')
+    return create(AttributeProtoSchema, { name, type: AttributeType.INT, i: BigInt(value) })
+  if (typeof value === 'string') {
+    return create(AttributeProtoSchema, { name, type: AttributeType.STRING, s: new TextEncoder().encode(value) })
+  }
+  if (isIntList(value)) return create(AttributeProtoSchema, { name, type: AttributeType.INTS, ints: value.map(BigInt) })
+  if ('float' in value) return create(AttributeProtoSchema, { name, type: AttributeType.FLOAT, f: value.float })
+  return create(AttributeProtoSchema, { name, type: AttributeType.TENSOR, t: value })
+}
+
+function isIntList(value: object): value is readonly number[] {
+  return Array.isArray(value)
+}
+
+export function attribute(node: NodeProto, name: string): AttributeProto | undefined {
+  return node.attribute.find((entry) => entry.name === name)
+}
+
+export function intAttribute(node: NodeProto, name: string, fallback: number): number {
+  const entry = attribute(node, name)
+  return entry === undefined ? fallback : Number(entry.i)
+}
+
+export function intsAttribute(node: NodeProto, name: string): number[] | undefined {
+  return attribute(node, name)?.ints.map(Number)
+}
+
+export function floatAttribute(node: NodeProto, name: string, fallback: number): number {
+  return attribute(node, name)?.f ?? fallback
+}
+
+export function stringAttribute(node: NodeProto, name: string, fallback: string): string {
+  const entry = attribute(node, name)
+  return entry === undefined ? fallback : new TextDecoder().decode(entry.s)
+}
+
+/** A Constant node's content, in whichever attribute it is. */
+export function constantTensor(node: NodeProto): TensorProto | undefined {
+  const [entry] = node.attribute
+  switch (entry?.name) {
+    case 'value':
+      return entry.t
+    case 'value_int':
+      return create(TensorProtoSchema, { dataType: DataType.INT64, int64Data: [entry.i] })
+    case 'value_ints':
+      return create(TensorProtoSchema, {
+        dataType: DataType.INT64,
+        dims: [BigInt(entry.ints.length)],
+        int64Data: [...entry.ints],
+      })
+    case 'value_float':
+      return create(TensorProtoSchema, { dataType: DataType.FLOAT, floatData: [entry.f] })
+    case 'value_floats':
+      return create(TensorProtoSchema, {
+        dataType: DataType.FLOAT,
+        dims: [BigInt(entry.floats.length)],
+        floatData: [...entry.floats],
+      })
+    default:
+      return undefined
+  }
+}

@@ -1,0 +1,121 @@
+// Builds nodes by calling: each method appends one node (or a few) to the graph and returns the name of its value.
+// Nodes are valid from opset 13 on, where Squeeze, Unsqueeze and ReduceSum take their axes as inputs.
+
+import { create } from '@bufbuild/protobuf'
+import {
+  TensorProto_DataType as DataType,
+  type NodeProto,
+  NodeProtoSchema,
+  type TensorProto,
+  TensorProtoSchema,
+} from '../../formats/onnx/gen/onnx_pb.js'
+import { type Attributes, makeAttribute } from './attributes.js'
+import type { Graph } from './graph.js'
+
+/** Name of a value in the graph. */
+export type Value = string
+
+/** Appends nodes to a graph, with names of one scope; equal constants are made once. */
+export class Builder {
+  readonly graph: Graph
+  /** Prefix of the names of new nodes and values, for readable graphs: 'lora', 'backward'. */
+  readonly scope: string
+  /** Element type of `float` constants; a graph in f64 needs them in f64. */
+  readonly floatType: DataType.FLOAT | DataType.DOUBLE
+  readonly #constants = new Map<string, Value>()
+
+  constructor(graph: Graph, scope: string, floatType: DataType.FLOAT | DataType.DOUBLE = DataType.FLOAT) {
+    this.graph = graph
+    this.scope = scope
+    this.floatType = floatType
+  }
+
+  /** Appends a node with one output. */
+  op(opType: string, inputs: readonly Value[], attributes: Attributes = {}, hint?: string): Value {
+    return this.node(opType, inputs, attributes, 1, hint).output[0]
+  }
+
+  /** Appends a node with `outputs` outputs; `opType` is 'domain:type' outside the standard domain. */
+  node(opType: string, inputs: readonly Value[], attributes: Attributes = {}, outputs = 1, hint?: string): NodeProto {
+    const [type, domain = ''] = opType.split(':').reverse()
+    const name = this.graph.freshName(`${this.scope}/${hint ?? type}`)
+    const node = create(NodeProtoSchema, {
+      name,
+      opType: type,
+      domain,
+      input: [...inputs],
+      output: Array.from({ length: outputs }, (_, i) =>
+        this.graph.freshName(outputs === 1 ? `${name}:0` : `${name}:${i}`),
+      ),
+      attribute: Object.entries(attributes).map(([key, value]) => makeAttribute(key, value)),
+    })
+    this.graph.add(node)
+    return node
+  }
+
+  /** A constant of `floatType`; shape [] is a scalar. */
+  float(value: number | readonly number[], shape?: readonly number[]): Value {
+    const values = typeof value === 'number' ? [value] : value
+    const dims = shape ?? (typeof value === 'number' ? [] : [value.length])
+    return this.#constant(`f${dims}:${values}`, {
+      dataType: this.floatType,
+      [this.floatType === DataType.FLOAT ? 'floatData' : 'doubleData']: [...values],
+      dims: dims.map(BigInt),
+    })
+  }
+
+  /** An int64 constant: a number is a scalar, a list a vector. */
+  int(value: number | readonly number[]): Value {
+    const values = typeof value === 'number' ? [value] : value
+    const dims = typeof value === 'number' ? [] : [value.length]
+    return this.#constant(`i${dims}:${values}`, {
+      dataType: DataType.INT64,
+      int64Data: values.map(BigInt),
+      dims: dims.map(BigInt),
+    })
+  }
+
+  #constant(
+    key: string,
+    init: Pick<TensorProto, 'dataType' | 'dims'> & Partial<Pick<TensorProto, 'floatData' | 'doubleData' | 'int64Data'>>,
+  ): Value {
+    return sharedValue(this.#constants, key, () => {
+      const name = this.graph.freshName(`${this.scope}/constant`)
+      return this.graph.addInitializer(create(TensorProtoSchema, { name, ...init }))
+    })
+  }
+
+  add = (a: Value, b: Value): Value => this.op('Add', [a, b])
+  sub = (a: Value, b: Value): Value => this.op('Sub', [a, b])
+  mul = (a: Value, b: Value): Value => this.op('Mul', [a, b])
+  div = (a: Value, b: Value): Value => this.op('Div', [a, b])
+  neg = (a: Value): Value => this.op('Neg', [a])
+  matmul = (a: Value, b: Value): Value => this.op('MatMul', [a, b])
+  reshape = (a: Value, shape: Value): Value => this.op('Reshape', [a, shape])
+  shape = (a: Value): Value => this.op('Shape', [a])
+  cast = (a: Value, to: DataType): Value => this.op('Cast', [a], { to })
+  transpose = (a: Value, perm: readonly number[]): Value => this.op('Transpose', [a], { perm })
+  expand = (a: Value, shape: Value): Value => this.op('Expand', [a, shape])
+  concat = (values: readonly Value[], axis: number): Value => this.op('Concat', values, { axis })
+  where = (condition: Value, a: Value, b: Value): Value => this.op('Where', [condition, a, b])
+  unsqueeze = (a: Value, axes: readonly number[]): Value => this.op('Unsqueeze', [a, this.int(axes)])
+  reduceSum = (a: Value, axes: readonly number[], keepdims = 1): Value =>
+    this.op('ReduceSum', [a, this.int(axes)], { keepdims })
+
+  reduceMean = (a: Value, axes: readonly number[], keepdims = 1): Value => this.#reduce('ReduceMean', a, axes, keepdims)
+  reduceMax = (a: Value, axes: readonly number[], keepdims = 1): Value => this.#reduce('ReduceMax', a, axes, keepdims)
+
+  /** Reductions other than ReduceSum take their axes as an attribute before opset 18, as an input from then on. */
+  #reduce(opType: string, a: Value, axes: readonly number[], keepdims: number): Value {
+    return this.graph.opset() < 18
+      ? this.op(opType, [a], { axes, keepdims })
+      : this.op(opType, [a, this.int(axes)], { keepdims })
+  }
+}
+
+/** What is in `values` under a key, made at the first time that it is asked for. */
+export function sharedValue(values: Map<string, Value>, key: string, make: () => Value): Value {
+  const value = values.get(key) ?? make()
+  values.set(key, value)
+  return value
+}

@@ -1,0 +1,294 @@
+// A mutable view of one ONNX graph. Values are names, nodes are protobuf messages, so that fields nobody here knows
+// survive a round trip. Format: https://onnx.ai/onnx/repo-docs/IR.html
+
+import { create } from '@bufbuild/protobuf'
+import { FormatError, StateError } from '../../base/errors.js'
+import {
+  type AttributeProto,
+  type GraphProto,
+  type ModelProto,
+  type NodeProto,
+  OperatorSetIdProtoSchema,
+  type TensorProto,
+  type ValueInfoProto,
+} from '../../formats/onnx/gen/onnx_pb.js'
+import { copyMessage } from '../../formats/onnx/messages.js'
+import { constantTensor } from './attributes.js'
+import { labelOf } from './operators.js'
+
+/**
+ * A graph to read and to edit. `producer` and `consumers` answer from indexes that the methods keep up to date; whoever edits
+ * `nodes` or a node by hand calls `invalidate`.
+ */
+export class Graph {
+  readonly #model: ModelProto
+  readonly #proto: GraphProto
+  /** In any order while edited; `toModel` sorts. */
+  nodes: NodeProto[]
+  readonly initializers: Map<string, TensorProto>
+  inputs: ValueInfoProto[]
+  outputs: ValueInfoProto[]
+  /** Types and shapes of other values, as far as they are declared. */
+  valueInfo: ValueInfoProto[]
+  readonly #names = new Set<string>()
+  readonly #nextSuffix = new Map<string, number>()
+  readonly #raisedOpsets = new Map<string, number>()
+  #producers: Map<string, NodeProto> | undefined
+  #consumers: Map<string, NodeProto[]> | undefined
+
+  /** Copies the lists, and each node's own lists, but not the tensors: edits never reach the model that came in. */
+  constructor(model: ModelProto) {
+    const proto = model.graph
+    if (proto === undefined) throw new FormatError({ where: 'ONNX model', what: 'it holds no graph' })
+    this.#model = model
+    this.#proto = proto
+    this.nodes = proto.node.map((node) =>
+      copyMessage(node, { input: [...node.input], output: [...node.output], attribute: [...node.attribute] }),
+    )
+    this.initializers = new Map(proto.initializer.map((tensor) => [tensor.name, tensor]))
+    // Files up to IR version 3 list initializers among the inputs as well.
+    this.inputs = proto.input.filter((input) => !this.initializers.has(input.name))
+    this.outputs = [...proto.output]
+    this.valueInfo = [...proto.valueInfo]
+    for (const input of proto.input) this.#names.add(input.name)
+    for (const name of this.initializers.keys()) this.#names.add(name)
+    for (const node of this.nodes) for (const name of [node.name, ...node.output]) this.#names.add(name)
+  }
+
+  /** The node that makes `value`; undefined for inputs and initializers. */
+  producer(value: string): NodeProto | undefined {
+    if (this.#producers === undefined) {
+      this.#producers = new Map()
+      for (const node of this.nodes) {
+        for (const output of node.output) if (output !== '') this.#producers.set(output, node)
+      }
+    }
+    return this.#producers.get(value)
+  }
+
+  /** The nodes that read `value`, each once. */
+  consumers(value: string): readonly NodeProto[] {
+    if (this.#consumers === undefined) {
+      this.#consumers = new Map()
+      for (const node of this.nodes) {
+        for (const input of new Set(node.input)) {
+          const list = this.#consumers.get(input)
+          if (list === undefined) this.#consumers.set(input, [node])
+          else list.push(node)
+        }
+      }
+    }
+    return this.#consumers.get(value) ?? []
+  }
+
+  /** Replaces a node's inputs. */
+  setInputs(node: NodeProto, inputs: readonly string[]): void {
+    for (const input of new Set(node.input)) {
+      const others = this.#consumers?.get(input)?.filter((reader) => reader !== node)
+      if (others !== undefined) this.#consumers?.set(input, others)
+    }
+    node.input = [...inputs]
+    this.#registerReader(node)
+  }
+
+  /** Gives one of a node's outputs another name; readers of the old name keep reading that. */
+  setOutput(node: NodeProto, index: number, name: string): void {
+    const old = node.output[index]
+    if (this.#producers?.get(old) === node) this.#producers.delete(old)
+    node.output[index] = name
+    this.#producers?.set(name, node)
+  }
+
+  /** Gives a value that a node makes another name, which its readers follow. */
+  rename(value: string, name: string): void {
+    const maker = this.producer(value)
+    if (maker === undefined) throw new StateError({ where: `value ${value}`, what: 'no node makes it' })
+    this.replaceUses(value, name)
+    this.setOutput(maker, maker.output.indexOf(value), name)
+  }
+
+  /** Call after changing `nodes`, or a node's inputs or outputs, in another way than by a method. */
+  invalidate(): void {
+    this.#producers = undefined
+    this.#consumers = undefined
+  }
+
+  /** Appends a node. */
+  add(node: NodeProto): void {
+    this.nodes.push(node)
+    for (const output of node.output) this.#producers?.set(output, node)
+    this.#registerReader(node)
+  }
+
+  #registerReader(node: NodeProto): void {
+    for (const input of new Set(node.input)) {
+      const list = this.#consumers?.get(input)
+      if (list !== undefined) list.push(node)
+      else this.#consumers?.set(input, [node])
+    }
+  }
+
+  /** Adds a constant under its own name, or replaces the one of that name. */
+  addInitializer(tensor: TensorProto): string {
+    this.initializers.set(tensor.name, tensor)
+    this.#names.add(tensor.name)
+    return tensor.name
+  }
+
+  /** The tensor behind a value that is an initializer or a Constant node's output. */
+  constant(value: string): TensorProto | undefined {
+    const tensor = this.initializers.get(value)
+    if (tensor !== undefined) return tensor
+    const node = this.producer(value)
+    if (node?.opType === 'Identity') return this.constant(node.input[0])
+    return node?.opType === 'Constant' ? constantTensor(node) : undefined
+  }
+
+  /** The type and shape that the model declares for a tensor: an input, an initializer or one in value_info. */
+  declared(value: string): { elemType: number; dims: (number | undefined)[] | undefined } | undefined {
+    const tensor = this.initializers.get(value)
+    if (tensor !== undefined) return { elemType: tensor.dataType, dims: tensor.dims.map(Number) }
+    const isSame = (info: ValueInfoProto) => info.name === value
+    const type = (this.inputs.find(isSame) ?? this.valueInfo.find(isSame))?.type?.value
+    if (type?.case !== 'tensorType') return undefined
+    const { elemType, shape } = type.value
+    const dims = shape?.dim.map(({ value: dim }) => (dim.case === 'dimValue' ? Number(dim.value) : undefined))
+    return { elemType, dims }
+  }
+
+  /** A name that nothing in the graph has, close to `hint`. */
+  freshName(hint: string): string {
+    let name = hint
+    let suffix = this.#nextSuffix.get(hint) ?? 1
+    for (; this.#names.has(name); suffix++) name = `${hint}_${suffix}`
+    this.#nextSuffix.set(hint, suffix)
+    this.#names.add(name)
+    return name
+  }
+
+  /** Lets every node that reads `from` read `to`. */
+  replaceUses(from: string, to: string): void {
+    for (const node of this.consumers(from)) {
+      this.setInputs(
+        node,
+        node.input.map((input) => (input === from ? to : input)),
+      )
+    }
+  }
+
+  /** The version of an operator set; 0 if the model does not import it. '' and 'ai.onnx' are the same domain. */
+  opset(domain = ''): number {
+    const imported = this.#model.opsetImport.find((entry) => sameDomain(entry.domain, domain))
+    return this.#raisedOpsets.get(domain) ?? Number(imported?.version ?? 0)
+  }
+
+  /** Drops nodes and initializers that no output needs, and graph inputs that nobody reads if `inputs` is set. */
+  prune(options: { inputs?: boolean } = {}): void {
+    const needed = new Set<string>()
+    const pending = this.outputs.map((output) => output.name)
+    const kept = new Set<NodeProto>()
+    for (let value = pending.pop(); value !== undefined; value = pending.pop()) {
+      if (needed.has(value)) continue
+      needed.add(value)
+      const node = this.producer(value)
+      if (node === undefined || kept.has(node)) continue
+      kept.add(node)
+      pending.push(...node.input, ...implicitInputs(node))
+    }
+    this.nodes = this.nodes.filter((node) => kept.has(node))
+    for (const name of [...this.initializers.keys()]) if (!needed.has(name)) this.initializers.delete(name)
+    if (options.inputs) this.inputs = this.inputs.filter((input) => needed.has(input.name))
+    this.invalidate()
+  }
+
+  /**
+   * Sorts `nodes` so that each follows the makers of its inputs, otherwise in today's order.
+   *
+   * @throws FormatError when nodes depend on one another in a circle
+   */
+  sort(): void {
+    const state = new Map<NodeProto, 'open' | 'done'>()
+    const sorted: NodeProto[] = []
+    for (const root of this.nodes) {
+      const stack: NodeProto[] = [root]
+      for (let node = stack.at(-1); node !== undefined; node = stack.at(-1)) {
+        if (!state.has(node)) {
+          state.set(node, 'open')
+          stack.push(...this.#makersToSort(node, state))
+          continue
+        }
+        if (state.get(node) === 'open') sorted.push(node)
+        state.set(node, 'done')
+        stack.pop()
+      }
+    }
+    this.nodes = sorted
+  }
+
+  /** The makers of a node's inputs that have no place yet, the first on top of the stack. */
+  #makersToSort(node: NodeProto, state: ReadonlyMap<NodeProto, 'open' | 'done'>): NodeProto[] {
+    const makers = [...node.input, ...implicitInputs(node)].reverse().flatMap((input) => this.producer(input) ?? [])
+    const open = makers.find((maker) => state.get(maker) === 'open')
+    if (open !== undefined) throw new FormatError({ where: labelOf(open), what: 'the graph has a circle' })
+    return makers.filter((maker) => !state.has(maker))
+  }
+
+  /** Adds or raises an operator set import. */
+  requireOpset(domain: string, version: number): void {
+    if (this.opset(domain) < version) this.#raisedOpsets.set(domain, version)
+  }
+
+  /** A new ModelProto with this graph's content, sorted; everything else as in the model that came in. */
+  toModel(): ModelProto {
+    this.sort()
+    const raised = [...this.#raisedOpsets]
+    const opsetImport = this.#model.opsetImport.filter(
+      (entry) => !raised.some(([name]) => sameDomain(entry.domain, name)),
+    )
+    for (const [domain, version] of raised) {
+      opsetImport.push(create(OperatorSetIdProtoSchema, { domain, version: BigInt(version) }))
+    }
+    const graph = copyMessage(this.#proto, {
+      node: this.nodes,
+      initializer: [...this.initializers.values()],
+      input: this.inputs,
+      output: this.outputs,
+      valueInfo: this.valueInfo,
+    })
+    // Before version 4 of the format initializers had to be inputs as well, which they are here no more.
+    const irVersion = this.#model.irVersion < MIN_IR_VERSION ? MIN_IR_VERSION : this.#model.irVersion
+    return copyMessage(this.#model, { irVersion, opsetImport, graph })
+  }
+}
+
+/** The first version of the format that has all operator sets up to 17. */
+const MIN_IR_VERSION = 8n
+
+function sameDomain(a: string, b: string): boolean {
+  return a === b || ((a === '' || a === 'ai.onnx') && (b === '' || b === 'ai.onnx'))
+}
+
+/** Values of the outer graph that a node's sub-graphs (If, Loop, Scan) read. */
+export function implicitInputs(node: NodeProto): string[] {
+  const result: string[] = []
+  for (const attribute of node.attribute) {
+    for (const graph of subgraphsOf(attribute)) {
+      const local = new Set([...graph.input, ...graph.initializer].map((entry) => entry.name))
+      for (const inner of graph.node) {
+        for (const input of [...inner.input, ...implicitInputs(inner)]) if (!local.has(input)) result.push(input)
+        for (const output of inner.output) local.add(output)
+      }
+      for (const output of graph.output) if (!local.has(output.name)) result.push(output.name)
+    }
+  }
+  return result
+}
+
+/** The graphs inside a node: branches of If, bodies of Loop and Scan. */
+export function subgraphs(node: NodeProto): GraphProto[] {
+  return node.attribute.flatMap(subgraphsOf)
+}
+
+function subgraphsOf({ g, graphs }: AttributeProto): GraphProto[] {
+  return g === undefined ? graphs : [g]
+}

@@ -1,0 +1,47 @@
+// What operators are called in tables and nodes in messages, and what several tables say of the same operators.
+
+import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
+
+/** The key of a node's operator in tables: its type, after its domain and a colon outside the standard domain. */
+export function operatorOf({ domain, opType }: Pick<NodeProto, 'domain' | 'opType'>): string {
+  return domain === '' || domain === 'ai.onnx' ? opType : `${domain}:${opType}`
+}
+
+/** A node as the `where` of an error. */
+export function labelOf(node: NodeProto): string {
+  return `node ${nameOf(node)} (${node.opType})`
+}
+
+/** A node's name, or that of its first output where it has none. */
+export function nameOf({ name, output }: NodeProto): string {
+  return name || output[0]
+}
+
+/** How many nodes of an operator a message names. */
+const SHOWN_NODES = 3
+
+/** `Op (node, node and 2 more); Other (node)`, in the order in which operators are first met. */
+export function listByOperator(found: Iterable<readonly [operator: string, node: NodeProto]>): string {
+  const names = new Map<string, string[]>()
+  for (const [operator, node] of found) names.set(operator, [...(names.get(operator) ?? []), nameOf(node)])
+  const entries = [...names].map(([operator, nodes]) => {
+    const more = nodes.length > SHOWN_NODES ? ` and ${nodes.length - SHOWN_NODES} more` : ''
+    return `${operator} (${nodes.slice(0, SHOWN_NODES).join(', ')}${more})`
+  })
+  return entries.join('; ')
+}
+
+/** Operators whose outputs are truths. */
+export const PREDICATES: readonly string[] = [
+  'And',
+  'Equal',
+  'Greater',
+  'GreaterOrEqual',
+  'IsInf',
+  'IsNaN',
+  'Less',
+  'LessOrEqual',
+  'Not',
+  'Or',
+  'Xor',
+]

@@ -1,0 +1,346 @@
+// Files on disk behind ByteSource, ByteSink and Directory. Reads are positional, so that one source
+// serves many readers; writes go to a temporary name beside the target and get the final one complete or never.
+
+import { randomBytes } from 'node:crypto'
+import { type FileHandle, mkdir, open, readdir, realpath, rename, rmdir, stat, unlink } from 'node:fs/promises'
+import path from 'node:path'
+import { type ByteSink, type ByteSource, checkRange, type Directory, splitName } from '../../base/bytes.js'
+import { FileError } from '../../base/errors.js'
+
+/** How the Hugging Face Hub names models; a relative path may look the same. */
+const HUB_NAME = /^[\w-][\w.-]*\/[\w.-]+$/
+
+/** read(2) and write(2) take less than 2 GiB at a time on some systems. */
+const MAX_TRANSFER_BYTES = 1 << 30
+
+/** A folder in the file system. Making one touches nothing: a folder that does not exist is empty until a file is created. */
+export class NodeDirectory implements Directory {
+  readonly name: string
+
+  /** @param folder relative to the working directory, or absolute */
+  constructor(folder: string) {
+    this.name = folder
+  }
+
+  async list(): Promise<string[]> {
+    try {
+      const entries = await readdir(this.name, { withFileTypes: true })
+      const names = await Promise.all(
+        entries.map(async (entry) => ((await isFile(this.name, entry)) ? [entry.name] : [])),
+      )
+      return names.flat().sort()
+    } catch (error) {
+      if (codeOf(error) === 'ENOENT') return []
+      throw listError(this.name, error)
+    }
+  }
+
+  async folders(): Promise<string[]> {
+    try {
+      const entries = await readdir(this.name, { withFileTypes: true })
+      const names = await Promise.all(
+        entries.map(async (entry) => {
+          const isFolder = entry.isDirectory() || (await isDirectory(path.join(this.name, entry.name)))
+          return isFolder ? [entry.name] : []
+        }),
+      )
+      return names.flat().sort()
+    } catch (error) {
+      if (codeOf(error) === 'ENOENT') return []
+      throw listError(this.name, error)
+    }
+  }
+
+  async has(file: string): Promise<boolean> {
+    const target = this.#resolve(file)
+    try {
+      return (await stat(target)).isFile()
+    } catch (error) {
+      if (codeOf(error) === 'ENOENT' || codeOf(error) === 'ENOTDIR') return false
+      throw fileError(target, 'cannot be read', error)
+    }
+  }
+
+  async open(file: string): Promise<ByteSource> {
+    return openFile(this.#resolve(file))
+  }
+
+  async create(file: string): Promise<ByteSink> {
+    return createFile(this.#resolve(file))
+  }
+
+  async remove(file: string): Promise<void> {
+    const target = this.#resolve(file)
+    try {
+      await unlink(target)
+    } catch (error) {
+      if (codeOf(error) !== 'ENOENT') throw fileError(target, 'cannot be removed', error)
+    }
+  }
+
+  async append(file: string, bytes: Uint8Array): Promise<void> {
+    const target = this.#resolve(file)
+    let handle: FileHandle | undefined
+    try {
+      await makeFolders(path.dirname(target))
+      handle = await open(target, 'a')
+      await handle.appendFile(bytes)
+      // What is written after it may count on it.
+      await handle.sync()
+    } catch (error) {
+      throw fileError(target, 'cannot be written', error)
+    } finally {
+      await handle?.close()
+    }
+  }
+
+  #resolve(file: string): string {
+    return path.join(this.name, ...splitName(file, this.name))
+  }
+}
+
+/** What a path names: a folder, or a file and the folder it is in. */
+export interface Location {
+  readonly directory: NodeDirectory
+  /** The file's name inside the folder; undefined when the path is a folder. */
+  readonly file: string | undefined
+}
+
+/** @throws FileError when there is nothing at the path, or it cannot be looked at. */
+export async function locate(target: string): Promise<Location> {
+  let isDirectory: boolean
+  try {
+    isDirectory = (await stat(target)).isDirectory()
+  } catch (cause) {
+    if (codeOf(cause) !== 'ENOENT' || !HUB_NAME.test(target)) throw fileError(target, 'cannot be read', cause)
+    const hint = 'Nothing is fetched from the Hub: download it, and name its folder'
+    throw new FileError({ where: target, what: REASONS.ENOENT, hint, cause })
+  }
+  if (isDirectory) return { directory: new NodeDirectory(target), file: undefined }
+  return { directory: new NodeDirectory(path.dirname(target)), file: path.basename(target) }
+}
+
+/**
+ * Opens a file for positional reads. The source keeps a descriptor until `close`.
+ *
+ * @throws FileError when there is no such file, it is a folder, or it cannot be read.
+ */
+export async function openFile(file: string): Promise<ByteSource> {
+  let handle: FileHandle | undefined
+  try {
+    // Opening a pipe would wait until something writes into it.
+    const status = await stat(file)
+    if (!status.isFile())
+      throw new FileError({ where: file, what: status.isDirectory() ? 'is a folder' : 'is no file' })
+    handle = await open(file, 'r')
+    return new FileSource(handle, file, (await handle.stat()).size, await realpath(file))
+  } catch (error) {
+    await handle?.close()
+    throw fileError(file, 'cannot be read', error)
+  }
+}
+
+class FileSource implements ByteSource {
+  readonly name: string
+  readonly byteLength: number
+  readonly realPath: string
+  readonly #handle: FileHandle
+
+  constructor(handle: FileHandle, name: string, byteLength: number, realPath: string) {
+    this.#handle = handle
+    this.name = name
+    this.byteLength = byteLength
+    this.realPath = realPath
+  }
+
+  async read(offset: number, byteLength: number): Promise<Uint8Array> {
+    checkRange(this, offset, byteLength)
+    const result = new Uint8Array(byteLength)
+    let done = 0
+    try {
+      while (done < byteLength) {
+        const length = Math.min(byteLength - done, MAX_TRANSFER_BYTES)
+        const { bytesRead } = await this.#handle.read(result, done, length, offset + done)
+        if (bytesRead === 0) throw new FileError({ where: this.name, what: 'became shorter while it was being read' })
+        done += bytesRead
+      }
+    } catch (error) {
+      throw fileError(this.name, 'cannot be read', error)
+    }
+    return result
+  }
+
+  async close(): Promise<void> {
+    await this.#handle.close()
+  }
+}
+
+/**
+ * A sink for a new file or the replacement of an old one; makes the folders it needs.
+ *
+ * @throws FileError when the folder or the temporary file cannot be made.
+ */
+export async function createFile(file: string): Promise<ByteSink> {
+  const folder = path.dirname(file)
+  let firstMade: string | undefined
+  try {
+    if (await isDirectory(file)) throw new FileError({ where: file, what: 'is a folder' })
+    firstMade = await makeFolders(folder)
+    const temporary = path.join(folder, `.${path.basename(file)}.${randomBytes(6).toString('hex')}.tmp`)
+    return new FileSink(await open(temporary, 'wx'), file, temporary, firstMade)
+  } catch (error) {
+    if (firstMade !== undefined) await removeEmptyFolders(folder, firstMade)
+    throw fileError(file, 'cannot be written', error)
+  }
+}
+
+class FileSink implements ByteSink {
+  readonly name: string
+  readonly #handle: FileHandle
+  readonly #temporary: string
+  /** The outermost folder that was made for this file. */
+  readonly #firstMade: string | undefined
+  #state: 'open' | 'committed' | 'aborted' = 'open'
+
+  constructor(handle: FileHandle, name: string, temporary: string, firstMade: string | undefined) {
+    this.#handle = handle
+    this.name = name
+    this.#temporary = temporary
+    this.#firstMade = firstMade
+  }
+
+  async write(bytes: Uint8Array): Promise<void> {
+    try {
+      for (let done = 0; done < bytes.byteLength; ) {
+        const length = Math.min(bytes.byteLength - done, MAX_TRANSFER_BYTES)
+        const { bytesWritten } = await this.#handle.write(bytes, done, length)
+        done += bytesWritten
+      }
+    } catch (error) {
+      throw fileError(this.name, 'cannot be written', error)
+    }
+  }
+
+  async commit(): Promise<void> {
+    try {
+      // Without this a crash could leave the final name on a file whose bytes never reached the disk.
+      await this.#handle.sync()
+      await this.#handle.close()
+      await rename(this.#temporary, this.name)
+    } catch (error) {
+      throw fileError(this.name, 'cannot be written', error)
+    }
+    this.#state = 'committed'
+    await syncFolder(path.dirname(this.name))
+  }
+
+  async abort(): Promise<void> {
+    if (this.#state !== 'open') return
+    this.#state = 'aborted'
+    await this.#handle.close().catch(() => {})
+    await unlink(this.#temporary).catch(() => {})
+    if (this.#firstMade !== undefined) await removeEmptyFolders(path.dirname(this.name), this.#firstMade)
+  }
+}
+
+/** Makes a rename durable. Windows cannot open folders; there the rename alone has to do. */
+async function syncFolder(folder: string): Promise<void> {
+  let handle: FileHandle | undefined
+  try {
+    handle = await open(folder, 'r')
+    await handle.sync()
+  } catch {
+    // The file itself is complete and on disk.
+  } finally {
+    await handle?.close()
+  }
+}
+
+/**
+ * Makes a folder with those around it. Not by mkdir's `recursive`, which never ends where the system answers that a folder to be
+ * made does not exist, as it does in /proc.
+ *
+ * @returns the outermost folder that was made
+ * @throws FileError naming the folder that cannot be made
+ */
+export async function makeFolders(folder: string): Promise<string | undefined> {
+  const missing: string[] = []
+  let outer = path.resolve(folder)
+  for (; !(await isThere(outer)); outer = path.dirname(outer)) missing.unshift(outer)
+  for (const target of missing) {
+    try {
+      await mkdir(target)
+    } catch (error) {
+      // Another process may have made it meanwhile.
+      if (codeOf(error) === 'EEXIST' && (await isDirectory(target))) continue
+      if (target !== missing[0]) await removeEmptyFolders(path.dirname(target), missing[0])
+      throw fileError(target, 'cannot be made', error)
+    }
+  }
+  return missing[0]
+}
+
+async function isThere(target: string): Promise<boolean> {
+  try {
+    await stat(target)
+    return true
+  } catch (error) {
+    if (codeOf(error) === 'ENOENT') return false
+    throw fileError(target, 'cannot be made', error)
+  }
+}
+
+/** Removes `folder` and its parents up to `outermost`, as long as they are empty. */
+async function removeEmptyFolders(folder: string, outermost: string): Promise<void> {
+  const stop = path.dirname(path.resolve(outermost))
+  try {
+    for (let current = path.resolve(folder); current !== stop; current = path.dirname(current)) await rmdir(current)
+  } catch {
+    // Something else lives there by now.
+  }
+}
+
+async function isFile(folder: string, entry: { name: string; isFile(): boolean; isSymbolicLink(): boolean }) {
+  if (!entry.isSymbolicLink()) return entry.isFile()
+  const target = await stat(path.join(folder, entry.name)).catch(() => undefined)
+  return target?.isFile() ?? false
+}
+
+async function isDirectory(target: string): Promise<boolean> {
+  const status = await stat(target).catch(() => undefined)
+  return status?.isDirectory() ?? false
+}
+
+const REASONS: Record<string, string> = {
+  ENOENT: 'no such file or folder',
+  ENOTDIR: 'a part of the path is no folder',
+  EACCES: 'permission denied',
+  EPERM: 'permission denied',
+  EEXIST: 'something else is there',
+  EISDIR: 'is a folder',
+  ENOSPC: 'no space left on the device',
+  EDQUOT: 'disk quota exceeded',
+  EROFS: 'the file system is read-only',
+  EMFILE: 'too many open files',
+  ENAMETOOLONG: 'the name is too long',
+  ELOOP: 'too many symbolic links',
+}
+
+function listError(where: string, error: unknown): FileError {
+  if (codeOf(error) !== 'ENOTDIR') return fileError(where, 'cannot be listed', error)
+  return new FileError({ where, what: 'no folder but a file, or inside one', hint: 'Name a folder', cause: error })
+}
+
+/** An error of node:fs as ours; `action` is one clause, such as `cannot be written`. */
+export function fileError(where: string, action: string, error: unknown): FileError {
+  if (error instanceof FileError) return error
+  const code = codeOf(error)
+  if (code === 'ENOENT' && action === 'cannot be read')
+    return new FileError({ where, what: 'no such file or folder', cause: error })
+  const reason = REASONS[code ?? ''] ?? (error instanceof Error ? error.message : String(error))
+  return new FileError({ where, what: `${action}: ${reason}`, cause: error })
+}
+
+function codeOf(error: unknown): string | undefined {
+  return (error as NodeJS.ErrnoException | undefined)?.code
+}

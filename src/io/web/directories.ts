@@ -1,0 +1,271 @@
+// Folders in a browser behind Directory: files that a user picked, folders of the File System API (the origin's private file
+// system, OPFS, or one that a user opened), and streams to wherever the page sends them.
+
+import { type ByteSink, type ByteSource, type Directory, splitName } from '../../base/bytes.js'
+import { FileError } from '../../base/errors.js'
+import { BlobSource } from './files.js'
+
+/** Files that a user picked or dropped, as a folder that can be read but not written. */
+export class FilesDirectory implements Directory {
+  readonly name: string
+  readonly #files = new Map<string, File>()
+
+  /**
+   * @param files of `<input type="file" multiple>`, by their names, or of `<input type="file" webkitdirectory>`, by their paths
+   *   inside the folder
+   * @param name for messages. Default: the folder's
+   */
+  constructor(files: Iterable<File>, name?: string) {
+    let folder: string | undefined
+    for (const file of files) {
+      // folder/name or folder/inner/name
+      const [first, ...rest] = (file.webkitRelativePath || `/${file.name}`).split('/')
+      folder ??= first
+      this.#files.set(rest.join('/'), file)
+    }
+    this.name = name ?? (folder || 'files')
+  }
+
+  async list(): Promise<string[]> {
+    return [...this.#files.keys()].filter((path) => !path.includes('/')).sort()
+  }
+
+  async folders(): Promise<string[]> {
+    const nested = [...this.#files.keys()].filter((path) => path.includes('/'))
+    return [...new Set(nested.map((path) => path.slice(0, path.indexOf('/'))))].sort()
+  }
+
+  async has(path: string): Promise<boolean> {
+    return this.#files.has(path)
+  }
+
+  async open(path: string): Promise<ByteSource> {
+    const file = this.#files.get(path)
+    if (file === undefined) throw new FileError({ where: `${this.name}/${path}`, what: 'no such file' })
+    return new BlobSource(file, `${this.name}/${path}`)
+  }
+
+  create(path: string): Promise<ByteSink> {
+    return Promise.reject(this.#readOnly(path))
+  }
+
+  remove(path: string): Promise<void> {
+    return Promise.reject(this.#readOnly(path))
+  }
+
+  #readOnly(path: string): FileError {
+    return new FileError({
+      where: `${this.name}/${path}`,
+      what: 'files that a user picked cannot be written',
+      hint: 'Write to a HandleDirectory or to streams',
+    })
+  }
+}
+
+/** The browser's type, in projects whose libraries have it. */
+export type FolderHandle = typeof globalThis extends { FileSystemDirectoryHandle: { prototype: infer Handle } }
+  ? Handle
+  : never
+
+/** A folder of the File System API. A file that is new is there, but empty, until it is committed. */
+export class HandleDirectory implements Directory {
+  readonly name: string
+  readonly #handle: FileSystemDirectoryHandle
+
+  /**
+   * @param handle from `navigator.storage.getDirectory()`, `showDirectoryPicker({ mode: 'readwrite' })`, or a folder in one of them
+   * @param name for messages. Default: the handle's
+   */
+  constructor(handle: FolderHandle, name = handle.name || 'opfs') {
+    this.#handle = handle
+    this.name = name
+  }
+
+  list(): Promise<string[]> {
+    return this.#entries('file')
+  }
+
+  folders(): Promise<string[]> {
+    return this.#entries('directory')
+  }
+
+  async isSame(other: Directory): Promise<boolean> {
+    return other instanceof HandleDirectory && this.#handle.isSameEntry(other.#handle)
+  }
+
+  async #entries(wanted: FileSystemHandleKind): Promise<string[]> {
+    const names: string[] = []
+    try {
+      for await (const [name, { kind }] of this.#handle.entries()) if (kind === wanted) names.push(name)
+    } catch (error) {
+      throw handleError(this.name, 'cannot be listed', error)
+    }
+    return names.sort()
+  }
+
+  async has(path: string): Promise<boolean> {
+    try {
+      await this.#file(path)
+      return true
+    } catch (error) {
+      if (['NotFoundError', 'TypeMismatchError'].includes(nameOf(error))) return false
+      throw handleError(`${this.name}/${path}`, 'cannot be read', error)
+    }
+  }
+
+  async open(path: string): Promise<ByteSource> {
+    const where = `${this.name}/${path}`
+    try {
+      return new BlobSource(await (await this.#file(path)).getFile(), where)
+    } catch (error) {
+      throw handleError(where, 'cannot be read', error)
+    }
+  }
+
+  async create(path: string): Promise<ByteSink> {
+    const where = `${this.name}/${path}`
+    const isNew = !(await this.has(path))
+    try {
+      const file = await this.#file(path, true)
+      if (file.createWritable === undefined) {
+        throw new FileError({ where, what: 'this browser cannot write files of its own (createWritable)' })
+      }
+      return new StreamSink(await file.createWritable(), where, async () => {
+        if (isNew) await this.remove(path)
+      })
+    } catch (error) {
+      throw handleError(where, 'cannot be written', error)
+    }
+  }
+
+  async remove(path: string): Promise<void> {
+    try {
+      const { folder, name } = await this.#place(path, false)
+      await folder.removeEntry(name)
+    } catch (error) {
+      if (nameOf(error) !== 'NotFoundError') throw handleError(`${this.name}/${path}`, 'cannot be removed', error)
+    }
+  }
+
+  async #file(path: string, create = false): Promise<FileSystemFileHandle> {
+    const { folder, name } = await this.#place(path, create)
+    return folder.getFileHandle(name, { create })
+  }
+
+  async #place(path: string, create: boolean): Promise<{ folder: FileSystemDirectoryHandle; name: string }> {
+    const parts = splitName(path, this.name)
+    let folder = this.#handle
+    for (const part of parts.slice(0, -1)) folder = await folder.getDirectoryHandle(part, { create })
+    return { folder, name: parts[parts.length - 1] }
+  }
+}
+
+/** Gives the stream that a file's bytes go to; undefined where they are not wanted. */
+export type OpenStream = (
+  path: string,
+) => WritableStream<Uint8Array> | undefined | Promise<WritableStream<Uint8Array> | undefined>
+
+/**
+ * Where files go that are sent on as they are made: to a download, an upload, an archive. Each file is closed when all are
+ * complete, and aborted when they cannot be.
+ */
+export class StreamDirectory implements Directory {
+  readonly name: string
+  readonly #open: OpenStream
+
+  /** @param open gives the stream of a file; undefined drops what would be written */
+  constructor(open: OpenStream, name = 'streams') {
+    this.#open = open
+    this.name = name
+  }
+
+  async list(): Promise<string[]> {
+    return []
+  }
+
+  async has(): Promise<boolean> {
+    return false
+  }
+
+  open(path: string): Promise<ByteSource> {
+    return Promise.reject(new FileError({ where: `${this.name}/${path}`, what: 'what was sent on cannot be read' }))
+  }
+
+  async create(path: string): Promise<ByteSink> {
+    const writer = (await this.#open(path))?.getWriter()
+    return new StreamSink(
+      {
+        // Callers use their memory again, while a stream may hold what it was given for longer.
+        write: async (bytes) => writer?.write(bytes.slice()),
+        close: async () => writer?.close(),
+        abort: async () => writer?.abort(),
+      },
+      `${this.name}/${path}`,
+    )
+  }
+
+  async remove(): Promise<void> {}
+}
+
+/** What a sink needs of a stream: FileSystemWritableFileStream has it itself, others have a writer for it. */
+interface Writer {
+  write(bytes: Uint8Array<ArrayBuffer>): Promise<void>
+  close(): Promise<void>
+  abort(): Promise<void>
+}
+
+class StreamSink implements ByteSink {
+  readonly name: string
+  readonly #writer: Writer
+  readonly #dropped: () => Promise<void>
+  #isOpen = true
+
+  /** @param dropped called after an abort */
+  constructor(writer: Writer, name: string, dropped = async () => {}) {
+    this.#writer = writer
+    this.name = name
+    this.#dropped = dropped
+  }
+
+  async write(bytes: Uint8Array): Promise<void> {
+    try {
+      await this.#writer.write(bytes as Uint8Array<ArrayBuffer>)
+    } catch (error) {
+      throw handleError(this.name, 'cannot be written', error)
+    }
+  }
+
+  async commit(): Promise<void> {
+    try {
+      await this.#writer.close()
+    } catch (error) {
+      throw handleError(this.name, 'cannot be written', error)
+    }
+    this.#isOpen = false
+  }
+
+  async abort(): Promise<void> {
+    if (!this.#isOpen) return
+    this.#isOpen = false
+    await this.#writer.abort().catch(() => {})
+    await this.#dropped()
+  }
+}
+
+const REASONS: Readonly<Record<string, string>> = {
+  NotFoundError: 'no such file or folder',
+  NotAllowedError: 'the user has not permitted it',
+  NoModificationAllowedError: 'it is being written already',
+  QuotaExceededError: 'no space left in what the browser grants',
+  TypeMismatchError: 'it is a folder where a file is expected, or the other way round',
+}
+
+function handleError(where: string, action: string, error: unknown): FileError {
+  if (error instanceof FileError) return error
+  const reason = REASONS[nameOf(error)] ?? (error instanceof Error ? error.message : String(error))
+  return new FileError({ where, what: `${action}: ${reason}`, cause: error })
+}
+
+function nameOf(error: unknown): string {
+  return error instanceof Error || error instanceof DOMException ? error.name : ''
+}

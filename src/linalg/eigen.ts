@@ -1,0 +1,174 @@
+// Eigenvalues and eigenvectors of symmetric matrices in f64: Householder tridiagonalisation, then the QL algorithm with
+// implicit shifts (Golub and Van Loan, Matrix Computations, 8.3). Vectors are kept as rows, so that every loop is contiguous.
+
+import { NumericError } from '../base/errors.js'
+import type { Matrix } from '../base/tensor.js'
+import { identity } from './product.js'
+
+/** Eigenvalues with their vectors. */
+export interface SymmetricEigen {
+  /** Largest first. */
+  values: Float64Array
+  /** (n, n): row i is the eigenvector of value i. */
+  vectors: Matrix
+}
+
+/** QL needs two or three passes for an eigenvalue; without an end at this many, something is not finite. */
+const MAX_PASSES = 60
+
+/**
+ * Of a symmetric matrix (n, n), whose elements must be finite.
+ *
+ * @throws NumericError when the iteration does not end
+ */
+export function symmetricEigen(matrix: Matrix): SymmetricEigen {
+  const n = matrix.shape[0]
+  const reduced = tridiagonal(Float64Array.from(matrix.data), n)
+  const { diagonal, below } = reduced
+  const vectors = accumulate(reduced, n)
+  implicitQl(diagonal, below, vectors)
+  const order = Array.from(diagonal.keys()).sort((i, j) => diagonal[j] - diagonal[i])
+  const data = new Float64Array(n * n)
+  order.forEach((from, to) => {
+    data.set(vectors.subarray(from * n, (from + 1) * n), to * n)
+  })
+  return { values: Float64Array.from(order, (i) => diagonal[i]), vectors: { data, shape: [n, n] } }
+}
+
+/** The values alone, largest first. Throws as {@link symmetricEigen}. */
+export function symmetricEigenvalues(matrix: Matrix): Float64Array {
+  const { diagonal, below } = tridiagonal(Float64Array.from(matrix.data), matrix.shape[0])
+  implicitQl(diagonal, below, undefined)
+  return diagonal.sort().reverse()
+}
+
+interface Tridiagonal {
+  diagonal: Float64Array
+  /** Element i is at (i + 1, i). */
+  below: Float64Array
+  /** Row i has reflector i, from element i + 1 on. */
+  reflectors: Float64Array
+  taus: Float64Array
+}
+
+/** Changes `a` in place; both triangles are kept up to date, so that products read whole rows. */
+function tridiagonal(a: Float64Array, n: number): Tridiagonal {
+  const diagonal = new Float64Array(n)
+  const below = new Float64Array(n)
+  const taus = new Float64Array(n)
+  const w = new Float64Array(n)
+  for (let k = 0; k < n; k++) {
+    diagonal[k] = a[k * n + k]
+    if (k === n - 1) break
+    const v = a.subarray(k * n, (k + 1) * n)
+    let sum = 0
+    for (let i = k + 2; i < n; i++) sum += v[i] * v[i]
+    const alpha = v[k + 1]
+    below[k] = alpha
+    if (sum === 0) continue
+    const beta = alpha > 0 ? -Math.sqrt(alpha * alpha + sum) : Math.sqrt(alpha * alpha + sum)
+    const tau = (beta - alpha) / beta
+    for (let i = k + 2; i < n; i++) v[i] /= alpha - beta
+    v[k + 1] = 1
+    below[k] = beta
+    taus[k] = tau
+    // A ← H·A·H = A − v·wᵀ − w·vᵀ with p = τ·A·v and w = p − (τ/2)·(pᵀ·v)·v
+    let dot = 0
+    for (let i = k + 1; i < n; i++) {
+      let product = 0
+      for (let j = k + 1, at = i * n + j; j < n; j++, at++) product += a[at] * v[j]
+      w[i] = tau * product
+      dot += w[i] * v[i]
+    }
+    for (let i = k + 1; i < n; i++) w[i] -= (tau / 2) * dot * v[i]
+    for (let i = k + 1; i < n; i++) {
+      const [vi, wi] = [v[i], w[i]]
+      for (let j = k + 1, at = i * n + j; j < n; j++, at++) a[at] -= vi * w[j] + wi * v[j]
+    }
+  }
+  return { diagonal, below, reflectors: a, taus }
+}
+
+/** Qᵀ of A = Q·T·Qᵀ. */
+function accumulate({ reflectors, taus }: Tridiagonal, n: number): Float64Array {
+  const result = identity(n).data as Float64Array
+  for (let k = n - 3; k >= 0; k--) {
+    const tau = taus[k]
+    if (tau === 0) continue
+    const v = reflectors.subarray(k * n, (k + 1) * n)
+    for (let i = k + 1; i < n; i++) {
+      let dot = 0
+      for (let j = k + 1, at = i * n + j; j < n; j++, at++) dot += result[at] * v[j]
+      dot *= tau
+      for (let j = k + 1, at = i * n + j; j < n; j++, at++) result[at] -= dot * v[j]
+    }
+  }
+  return result
+}
+
+/** Rotates what is below the diagonal `d`, `e`, to zero; rows of `vectors` follow. */
+function implicitQl(d: Float64Array, e: Float64Array, vectors: Float64Array | undefined): void {
+  const n = d.length
+  let largest = 0
+  for (let i = 0; i < n; i++) largest = Math.max(largest, Math.abs(d[i]) + Math.abs(e[i]))
+  // Of the largest, not of the neighbours: where those are rounding, there would be no end.
+  const negligible = Number.EPSILON * largest
+  for (let first = 0; first < n; first++) {
+    for (let pass = 0; ; pass++) {
+      let last = first
+      while (last < n - 1 && Math.abs(e[last]) > negligible) last++
+      if (last === first) break
+      if (pass === MAX_PASSES) throw new NumericError({ where: 'symmetricEigen', what: 'does not converge' })
+      qlPass(d, e, first, last, vectors)
+    }
+  }
+}
+
+/**
+ * One implicit QL step on the block of rows `first` to `last`, whose shift is the eigenvalue of its first two rows that is nearer to
+ * the first. Names are those of EISPACK's imtql2.
+ */
+function qlPass(
+  d: Float64Array,
+  e: Float64Array,
+  first: number,
+  last: number,
+  vectors: Float64Array | undefined,
+): void {
+  const n = d.length
+  const ratio = (d[first + 1] - d[first]) / (2 * e[first])
+  let g = d[last] - d[first] + e[first] / (ratio + (ratio < 0 ? -1 : 1) * Math.hypot(ratio, 1))
+  let [s, c, p] = [1, 1, 0]
+  for (let i = last - 1; i >= first; i--) {
+    const f = s * e[i]
+    const b = c * e[i]
+    const h = Math.hypot(f, g)
+    e[i + 1] = h
+    if (h === 0) {
+      // The block falls apart here: the next pass finds a smaller one.
+      d[i + 1] -= p
+      e[last] = 0
+      return
+    }
+    s = f / h
+    c = g / h
+    g = d[i + 1] - p
+    const r = (d[i] - g) * s + 2 * c * b
+    p = s * r
+    d[i + 1] = g + p
+    g = c * r - b
+    if (vectors !== undefined) rotate(vectors, i * n, (i + 1) * n, n, c, s)
+  }
+  d[first] -= p
+  e[first] = g
+  e[last] = 0
+}
+
+/** Rows x, y ← c·x − s·y, s·x + c·y. */
+export function rotate(rows: Float64Array, x: number, y: number, length: number, c: number, s: number): void {
+  for (let k = 0; k < length; k++) {
+    const [f, g] = [rows[x + k], rows[y + k]]
+    rows[x + k] = c * f - s * g
+    rows[y + k] = s * f + c * g
+  }
+}

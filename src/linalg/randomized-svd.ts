@@ -1,0 +1,223 @@
+// The leading part of a large matrix's SVD from random starts: Halko, Martinsson and Tropp 2011 (arXiv 0909.4061), and a
+// block Krylov method (Musco and Musco 2015, arXiv 1504.05477), which flat spectra need.
+
+import { ConfigError } from '../base/errors.js'
+import { Random } from '../base/random.js'
+import { F64, formatShape, type Matrix, zeros } from '../base/tensor.js'
+import { symmetricEigen, symmetricEigenvalues } from './eigen.js'
+import { copyAs, identity, product, stackRows, transpose } from './product.js'
+import { orthonormalRows } from './qr.js'
+import { checkFinite, type Svd, svd } from './svd.js'
+
+/** How long {@link randomizedSvd} looks, and from where. */
+export interface RandomizedSvdOptions {
+  /** Of the random start; a safe integer. Default 0. */
+  seed?: number
+  /** How many more directions than the rank a block has. Default 10. */
+  oversampling?: number
+  /** Blocks at most, each of which costs two products with the matrix. Default 60. */
+  iterations?: number
+  /** It ends when a block adds less than this share of the energy captured so far. Default 1e-6. */
+  tolerance?: number
+}
+
+/** The basis holds this many blocks, then shrinks to KEPT_BLOCKS of its best directions and grows again. */
+const MAX_BLOCKS = 6
+const KEPT_BLOCKS = 2
+
+/** Up to this side, the full SVD is as quick. */
+const SMALL = 128
+
+/** A direction this much shorter than the longest is rounding. */
+const NEGLIGIBLE = 1e-12
+
+/**
+ * The leading `rank` singular values and vectors of weight (d, k), in f64: u (d, rank), s, vt (rank, k).
+ *
+ * The energy Σs² misses the optimum by about `tolerance`, also where the spectrum is flat; single vectors are only as
+ * certain as their singular values are apart. Where the basis would fill the space, W·Wᵀ itself is taken apart.
+ *
+ * Each block of directions is multiplied by W·Wᵀ and joins a basis (thick-restart block Lanczos with full
+ * orthogonalisation); Rayleigh–Ritz on it gives the result.
+ *
+ * @throws ConfigError when rank is not in [1, min(d, k)] or an option is not usable, NumericError when an element is not finite
+ */
+export function randomizedSvd(weight: Matrix, rank: number, options: RandomizedSvdOptions = {}): Svd {
+  const { seed = 0, oversampling = 10, iterations = 60, tolerance = 1e-6 } = options
+  const [d, k] = weight.shape
+  const side = Math.min(d, k)
+  checkInteger('rank', rank, 1, side)
+  checkInteger('oversampling', oversampling, 0)
+  checkInteger('iterations', iterations, 1)
+  checkFinite(weight)
+  if (side <= SMALL) return truncated(svd(weight), rank)
+  if (d > k) return swapped(randomizedSvd(transpose(weight), rank, options))
+  const w = copyAs(weight, F64)
+  const block = rank + oversampling
+  const isFilling = d <= (MAX_BLOCKS + 1) * block
+  const basis = isFilling
+    ? new KrylovBasis(identity(d), w)
+    : krylovBasis(w, rank, block, { random: new Random(seed, 'randomized-svd'), iterations, tolerance })
+  basis.shrink(rank)
+  const { u, s, vt } = svd(basis.image) // (rank, k)
+  return { u: product(basis.rows, u, { transposeA: true }), s, vt } // (d, rank) @ (rank, rank)
+}
+
+/** Grows from a block of random directions until another block brings next to nothing. */
+function krylovBasis(
+  w: Matrix,
+  rank: number,
+  block: number,
+  { random, iterations, tolerance }: { random: Random; iterations: number; tolerance: number },
+): KrylovBasis {
+  const basis = new KrylovBasis(orthonormalRows(normals(random, block, w.shape[0])).rows, w)
+  for (let step = 1, energy = 0; step < iterations; step++) {
+    const captured = symmetricEigenvalues(basis.gram)
+      .subarray(0, rank)
+      .reduce((total, value) => total + value, 0)
+    if (captured - energy <= tolerance * captured) break
+    energy = captured
+    basis.grow(random)
+  }
+  return basis
+}
+
+/**
+ * The same from a start (k, q) of random directions, by `iterations` powers of W·Wᵀ (Halko, Martinsson and Tropp 2011,
+ * algorithms 4.4 and 5.1): u (d, q), s, vt (q, k). Cheaper than {@link randomizedSvd}, and only good where the spectrum falls.
+ *
+ * @throws NumericError when an element is not finite
+ */
+export function subspaceSvd(weight: Matrix, start: Matrix, iterations: number): Svd {
+  checkFinite(weight)
+  const w = copyAs(weight, F64)
+  const right = copyAs(transpose(start), F64)
+  let rows = orthonormalRows(product(right, w, { transposeB: true })).rows // (q, k) @ (k, d) → (q, d)
+  for (let i = 0; i < iterations; i++) {
+    const image = orthonormalRows(product(rows, w)).rows // (q, d) @ (d, k) → (q, k)
+    rows = orthonormalRows(product(image, w, { transposeB: true })).rows // (q, k) @ (k, d) → (q, d)
+  }
+  const { u, s, vt } = svd(product(rows, w)) // (q, k)
+  return { u: product(rows, u, { transposeA: true }), s, vt } // (d, q) @ (q, q)
+}
+
+/** Values of N(0, 1). */
+export function normals(random: Random, rows: number, columns: number): Matrix {
+  const result = zeros(rows, columns, F64)
+  for (let i = 0; i < result.data.length; i++) result.data[i] = random.normal()
+  return result
+}
+
+/** The first `rank` singular values and vectors. */
+export function truncated({ u, s, vt }: Svd, rank: number): Svd {
+  const [d, p] = u.shape
+  const left = zeros(d, rank, F64)
+  for (let i = 0; i < d; i++) left.data.set(u.data.subarray(i * p, i * p + rank), i * rank)
+  const k = vt.shape[1]
+  return { u: left, s: s.slice(0, rank), vt: { data: vt.data.slice(0, rank * k), shape: [rank, k] } }
+}
+
+function swapped({ u, s, vt }: Svd): Svd {
+  return { u: transpose(vt), s, vt: transpose(u) }
+}
+
+/** Orthonormal rows, their images under the matrix, and what an image has in common with another. */
+class KrylovBasis {
+  rows: Matrix
+  /** rows · W (size, k) */
+  image: Matrix
+  /** image · imageᵀ = rows · W·Wᵀ · rowsᵀ (size, size) */
+  gram: Matrix
+  readonly #weight: Matrix
+  readonly #block: number
+
+  constructor(rows: Matrix, weight: Matrix) {
+    this.#weight = weight
+    this.#block = rows.shape[0]
+    this.rows = rows
+    this.image = product(rows, weight) // (block, d) @ (d, k)
+    this.gram = product(this.image, this.image, { transposeB: true })
+  }
+
+  get size(): number {
+    return this.rows.shape[0]
+  }
+
+  /** Multiplies the newest block by W·Wᵀ and takes in what is new, after making room for it. */
+  grow(random: Random): void {
+    const k = this.image.shape[1]
+    const newest: Matrix = {
+      data: this.image.data.slice((this.size - this.#block) * k),
+      shape: [this.#block, k],
+    }
+    const next = this.#newDirections(product(newest, this.#weight, { transposeB: true }), random) // (block, k) @ (k, d)
+    if (this.size + this.#block > MAX_BLOCKS * this.#block) this.shrink(KEPT_BLOCKS * this.#block)
+    const image = product(next, this.#weight) // (block, d) @ (d, k)
+    this.rows = stackRows(this.rows, next)
+    this.image = stackRows(this.image, image)
+    const shared = product(image, this.image, { transposeB: true }) // (block, k) @ (k, size)
+    this.gram = bordered(this.gram, shared)
+  }
+
+  /** Keeps the best `count` directions. */
+  shrink(count: number): void {
+    const { values, vectors } = symmetricEigen(this.gram)
+    const best: Matrix = { data: vectors.data.slice(0, count * this.size), shape: [count, this.size] }
+    this.rows = product(best, this.rows) // (count, size) @ (size, d)
+    this.image = product(best, this.image) // (count, size) @ (size, k)
+    this.gram = zeros(count, count, F64)
+    for (let i = 0; i < count; i++) this.gram.data[i * count + i] = values[i]
+  }
+
+  #newDirections(directions: Matrix, random: Random): Matrix {
+    const d = directions.shape[1]
+    this.#project(directions)
+    const { rows, diagonal } = orthonormalRows(directions)
+    const least = NEGLIGIBLE * largest(this.gram)
+    diagonal.forEach((length, i) => {
+      if (Math.abs(length) <= least) rows.data.set(normals(random, 1, d).data, i * d)
+    })
+    this.#project(rows)
+    return orthonormalRows(rows).rows
+  }
+
+  /** Takes what the basis holds out of directions, twice, since the first time leaves rounding of the size taken out. */
+  #project(directions: Matrix): void {
+    for (let pass = 0; pass < 2; pass++) {
+      const shares = product(directions, this.rows, { transposeB: true }) // (block, d) @ (d, size)
+      product(shares, this.rows, { scale: -1, addTo: directions }) // (block, size) @ (size, d)
+    }
+  }
+}
+
+/** A symmetric matrix (n, n) with `rows` (b, n + b) below it and to its right. */
+function bordered(matrix: Matrix, rows: Matrix): Matrix {
+  const [n, size] = [matrix.shape[0], rows.shape[1]]
+  const result = zeros(size, size, F64)
+  for (let i = 0; i < n; i++) result.data.set(matrix.data.subarray(i * n, (i + 1) * n), i * size)
+  for (let i = n; i < size; i++) {
+    for (let j = 0; j < size; j++) {
+      const value = rows.data[(i - n) * size + j]
+      result.data[i * size + j] = value
+      result.data[j * size + i] = value
+    }
+  }
+  return result
+}
+
+/** Of the elements; for a positive semidefinite matrix, at least its largest eigenvalue over its size. */
+function largest({ data }: Matrix): number {
+  let result = 0
+  for (const value of data) result = Math.max(result, value)
+  return result
+}
+
+function checkInteger(where: string, value: number, least: number, most?: number): void {
+  if (Number.isSafeInteger(value) && value >= least && (most === undefined || value <= most)) return
+  throw new ConfigError({
+    where,
+    what: 'not usable',
+    expected: most === undefined ? `an integer of at least ${least}` : `an integer in ${formatShape([least, most])}`,
+    got: String(value),
+  })
+}

@@ -1,0 +1,287 @@
+// Starts that come from data: LoRA-GA from a gradient, CorDA and EVA from the inputs of layers, LoftQ from what quantising loses.
+// Whoever trains hands these in; the results are PEFT's (tuners/lora: layer.py, corda.py, eva.py of 0.21), up to the signs of singular vectors.
+
+import { ConfigError, ShapeError, StateError } from '../../base/errors.js'
+import { Random } from '../../base/random.js'
+import { checkShape, F64, formatShape, type Matrix, type MatrixLike, toMatrix, zeros } from '../../base/tensor.js'
+import { addScaled, copyAs, product } from '../../linalg/product.js'
+import type { Svd } from '../../linalg/svd.js'
+import { LoraAdapter } from '../adapter.js'
+import { subtractProduct, where } from '../factors.js'
+import type { LoraLayer } from '../layer.js'
+import { requirePlain } from '../plain.js'
+import { balanced, type FactorPair, lastTriples, leadingTriples } from './decomposed.js'
+import { changesBase, type Init } from './inits.js'
+
+/** How `loraGaInitialize` turns a gradient into factors; defaults are PEFT's. */
+export interface LoraGaOptions {
+  /** Which of the gradient's leading 2r singular triples go to A and which to B. Default ArB2r: the first r to A, the next to B. */
+  direction?: 'ArBr' | 'A2rBr' | 'ArB2r' | 'random'
+  /** How large B is. Default `stable`: d^¼/√γ. */
+  scale?: 'stable' | 'weight-svd' | 'gd-scale' | 'unit'
+  /** γ. Default 16. */
+  gamma?: number
+}
+
+/** LoRA-GA, as the public function of this name says (index/deferred.ts). */
+export function loraGaInitialize(layer: LoraLayer, gradient: MatrixLike, options: LoraGaOptions = {}): void {
+  const { direction = 'ArB2r', scale = 'stable', gamma = 16 } = options
+  const weight = originalWeight(layer, 'lora-ga')
+  const matrix = toMatrix(gradient, where(layer.name, 'gradient'))
+  checkShape(matrix, layer.d, layer.k, where(layer.name, 'gradient'))
+  const { rank: r, d, k, scaling } = layer
+  if (2 * r > Math.min(d, k)) {
+    throw new ConfigError({
+      where: where(layer.name, 'rank'),
+      what: 'LoRA-GA needs twice as many singular vectors as the rank',
+      expected: `at most ${Math.floor(Math.min(d, k) / 2)}`,
+      got: `${r}`,
+    })
+  }
+  const { u, s, vt } = leadingTriples(matrix, 2 * r)
+  const { forA, forB } = chosenTriples(r, direction, new Random(layer.config.seed, `init/${layer.name}`))
+  const largest = s[forB[0]]
+  const sizeOfB = {
+    stable: () => d ** 0.25 / Math.sqrt(gamma),
+    'weight-svd': () => (largest > 0 ? leadingTriples(weight, 1).s[0] / largest : 1),
+    'gd-scale': () => 1 / scaling,
+    unit: () => 1,
+  }[scale]()
+  const sizeOfA = scale === 'gd-scale' ? 1 / scaling : 1
+  const weightA = zeros(r, k, F64)
+  const weightB = zeros(d, r, F64)
+  for (let row = 0; row < r; row++) {
+    for (let j = 0; j < k; j++) weightA.data[row * k + j] = sizeOfA * vt.data[forA[row] * k + j]
+    const size = sizeOfB * s[forB[row]]
+    for (let i = 0; i < d; i++) weightB.data[i * r + row] = size * u.data[i * 2 * r + forB[row]]
+  }
+  startFrom(layer, weight, { weightA, weightB })
+}
+
+/** Which of 2r singular triples go to A, and which to B; r each. */
+function chosenTriples(
+  r: number,
+  direction: NonNullable<LoraGaOptions['direction']>,
+  random: Random,
+): { forA: number[]; forB: number[] } {
+  const all = Array.from({ length: 2 * r }, (_, i) => i)
+  switch (direction) {
+    case 'ArBr':
+      return { forA: all.filter((i) => i % 2 === 1), forB: all.filter((i) => i % 2 === 0) }
+    case 'A2rBr':
+      return { forA: all.slice(r), forB: all.slice(0, r) }
+    case 'ArB2r':
+      return { forA: all.slice(0, r), forB: all.slice(r) }
+    case 'random': {
+      const drawn = random.shuffle(all).slice(0, r)
+      return { forA: drawn, forB: drawn }
+    }
+  }
+}
+
+/** How `cordaInitialize` adapts a layer to its inputs; defaults are PEFT's. */
+export interface CordaOptions {
+  /** `ipm` adapts what the inputs use most, `kpm` what they use least. Default ipm. */
+  method?: 'ipm' | 'kpm'
+  /** This share of the mean of C's diagonal is added to its diagonal. Default 0.01. */
+  damping?: number
+}
+
+/** CorDA, as the public function of this name says (index/deferred.ts). */
+export function cordaInitialize(layer: LoraLayer, covariance: MatrixLike, options: CordaOptions = {}): void {
+  const { method = 'ipm', damping = 0.01 } = options
+  const { rank, k, scaling } = layer
+  const weight = copyAs(originalWeight(layer, 'corda'), F64)
+  const matrix = toMatrix(covariance, where(layer.name, 'covariance'))
+  checkShape(matrix, k, k, where(layer.name, 'covariance'))
+  const damped = copyAs(matrix, F64)
+  let trace = 0
+  for (let i = 0; i < k; i++) trace += matrix.data[i * k + i]
+  for (let i = 0; i < k; i++) damped.data[i * k + i] += (damping * trace) / k
+  const image = product(weight, damped) // (d, k) @ (k, k)
+  const { u, s } = method === 'ipm' ? leadingTriples(image, rank) : lastTriples(image, rank)
+  // PEFT's V·C⁻¹ is S⁻¹·Uᵀ·W, which needs no inverse.
+  const vt = product(u, weight, { transposeA: true }) // (r, d) @ (d, k)
+  for (let at = 0; at < vt.data.length; at++) vt.data[at] /= s[Math.floor(at / k)]
+  startFrom(layer, weight, balanced({ u, s, vt }, scaling))
+}
+
+/** LoftQ, as the public function of this name says (index/deferred.ts). */
+export function loftqInitialize(
+  layer: LoraLayer,
+  quantize: (weight: Matrix) => MatrixLike,
+  { iterations = 1 }: { iterations?: number } = {},
+): void {
+  if (changesBase(layer.config.init)) {
+    throw new ConfigError({
+      where: where(layer.name, 'init'),
+      what: 'LoftQ leaves plain LoRA on another base, and would be saved as something else',
+      expected: 'kaiming-uniform',
+      got: layer.config.init,
+    })
+  }
+  if (!Number.isSafeInteger(iterations) || iterations < 1) {
+    throw new ConfigError({
+      where: 'iterations',
+      what: 'not usable',
+      expected: 'an integer of at least 1',
+      got: `${iterations}`,
+    })
+  }
+  const weight = effective(layer, 'LoftQ')
+  let toQuantize = copyAs(weight, F64)
+  for (let i = 0; i < iterations; i++) {
+    const quantized = toMatrix(quantize(toQuantize), where(layer.name, 'quantized'))
+    checkShape(quantized, layer.d, layer.k, where(layer.name, 'quantized'))
+    const loss = addScaled(copyAs(weight, F64), quantized, -1)
+    const pair = balanced(leadingTriples(loss, layer.rank), layer.scaling)
+    layer.baseWeight = copyAs(quantized, weight.data)
+    layer.weightA = pair.weightA
+    layer.weightB = pair.weightB
+    toQuantize = product(pair.weightB, pair.weightA, { scale: -layer.scaling, addTo: copyAs(weight, F64) })
+  }
+}
+
+/** How `evaInitialize` spreads ranks over layers; defaults are PEFT's. */
+export interface EvaOptions {
+  /** A layer's rank may grow to ρ times its own. Default 2; 1 leaves ranks alone. */
+  rho?: number
+  /** Divides each direction by the root of its singular value. Default false. */
+  whiten?: boolean
+  /** Alphas follow ranks, so that scalings stay. Default true. */
+  adjustAlpha?: boolean
+}
+
+/** EVA, as the public function of this name says (index/deferred.ts). */
+export function evaInitialize(
+  adapter: LoraAdapter,
+  inputs: Iterable<readonly [name: string, inputs: MatrixLike]>,
+  options: EvaOptions = {},
+): LoraAdapter {
+  const { rho = 2, whiten = false, adjustAlpha = true } = options
+  if (!(rho >= 1)) throw new ConfigError({ where: 'rho', what: 'not usable', expected: 'at least 1', got: `${rho}` })
+  requirePlain(adapter, 'EVA')
+  const found = new Map<string, Directions>()
+  for (const [name, x] of inputs) {
+    const layer = adapter.layer(name)
+    const count = Math.min(halfToEven(layer.rank * rho), layer.d, layer.k)
+    found.set(name, principalDirections(toMatrix(x, where(name, 'inputs')), layer, count))
+  }
+  const kept = distributedRanks(adapter, found).filter(({ rank }) => rank > 0)
+  const rankPattern: Record<string, number> = {}
+  const alphaPattern: Record<string, number> = {}
+  for (const { layer, rank } of kept) {
+    const alpha = adjustAlpha ? layer.config.alpha * (rank / layer.rank) : layer.config.alpha
+    if (rank !== adapter.config.rank) rankPattern[layer.name] = rank
+    if (alpha !== adapter.config.alpha) alphaPattern[layer.name] = alpha
+  }
+  const targetModules = kept.map(({ layer }) => layer.name)
+  const result = new LoraAdapter({ ...adapter.config, init: 'eva', targetModules, rankPattern, alphaPattern })
+  for (const { layer: before } of kept) {
+    const { name, baseWeight, d, k, dtype } = before
+    const layer = baseWeight === undefined ? result.addLayerOfShape(name, [d, k]) : result.addLayer(name, baseWeight)
+    layer.dtype = dtype
+    const directions = found.get(name)
+    if (directions !== undefined) layer.weightA = leadingRows(directions, layer.rank, whiten)
+  }
+  return result
+}
+
+/** W, whatever is in B·A already. */
+function originalWeight(layer: LoraLayer, init: Init): Matrix {
+  if (layer.config.init !== init) {
+    throw new ConfigError({
+      where: where(layer.name, 'init'),
+      what: 'the layer was made for another start, and would be saved as such',
+      expected: init,
+      got: layer.config.init,
+    })
+  }
+  return effective(layer, init)
+}
+
+/** W + s·B·A, without a magnitude. */
+function effective(layer: LoraLayer, use: string): Matrix {
+  const { baseWeight, merged } = layer
+  if (baseWeight === undefined || merged) {
+    throw new StateError({
+      where: where(layer.name, 'baseWeight'),
+      what: merged ? 'merged' : `missing, and ${use} changes it`,
+    })
+  }
+  const { weightA, weightB, scaling } = layer
+  return product(weightB, weightA, { scale: scaling, addTo: copyAs(baseWeight, baseWeight.data) })
+}
+
+/** The factors, and W − s·B·A as the base, so that the effective weight is W. */
+function startFrom(layer: LoraLayer, weight: Matrix, { weightA, weightB }: FactorPair): void {
+  layer.weightA = weightA
+  layer.weightB = weightB
+  const base = copyAs(weight, layer.weightA.data)
+  subtractProduct(base, layer.weightB, layer.weightA, layer.config)
+  layer.baseWeight = base
+}
+
+/** The leading principal directions of a layer's inputs. */
+interface Directions extends Pick<Svd, 's' | 'vt'> {
+  /** Of all variance, what each direction explains. */
+  readonly shares: Float64Array
+}
+
+function principalDirections(x: Matrix, layer: LoraLayer, count: number): Directions {
+  const [n, k] = x.shape
+  if (k !== layer.k || n < count) {
+    throw new ShapeError({
+      where: where(layer.name, 'inputs'),
+      what: k === layer.k ? 'too few rows' : 'wrong shape',
+      expected: `(${count} or more, ${layer.k})`,
+      got: formatShape(x.shape),
+    })
+  }
+  const centred = copyAs(x, F64)
+  const means = new Float64Array(k)
+  for (let at = 0; at < centred.data.length; at++) means[at % k] += centred.data[at] / n
+  let total = 0
+  for (let at = 0; at < centred.data.length; at++) {
+    centred.data[at] -= means[at % k]
+    total += centred.data[at] ** 2
+  }
+  const { s, vt } = leadingTriples(centred, count)
+  return { s, vt, shares: s.map((value) => (total > 0 ? value ** 2 / total : 0)) }
+}
+
+/** Ranks of layers by what their directions explain; their sum over layers with inputs stays. Others keep their own. */
+function distributedRanks(
+  adapter: LoraAdapter,
+  found: ReadonlyMap<string, Directions>,
+): { layer: LoraLayer; rank: number }[] {
+  const ranks = [...adapter].map(([name, layer]) => ({ layer, rank: found.has(name) ? 0 : layer.rank }))
+  const competing = ranks.filter(({ layer }) => found.has(layer.name))
+  const budget = competing.reduce((sum, { layer }) => sum + layer.rank, 0)
+  const candidates = competing.flatMap((entry) =>
+    Array.from(found.get(entry.layer.name)?.shares ?? [], (share) => ({ entry, share })),
+  )
+  candidates.sort((a, b) => b.share - a.share)
+  for (const { entry } of candidates.slice(0, budget)) entry.rank++
+  return ranks
+}
+
+/** The first rows of Vᵀ; each points to where its largest element is positive, as in PEFT. */
+function leadingRows({ s, vt }: Directions, rank: number, whiten: boolean): Matrix {
+  const k = vt.shape[1]
+  const result: Matrix = { data: vt.data.slice(0, rank * k), shape: [rank, k] }
+  for (let i = 0; i < rank; i++) {
+    const row = result.data.subarray(i * k, (i + 1) * k)
+    let largest = 0
+    for (const value of row) if (Math.abs(value) > Math.abs(largest)) largest = value
+    const factor = Math.sign(largest) / (whiten ? Math.sqrt(s[i]) : 1)
+    for (let j = 0; j < k; j++) row[j] *= factor
+  }
+  return result
+}
+
+/** Python's round. */
+function halfToEven(value: number): number {
+  const rounded = Math.round(value)
+  return Math.abs(value % 1) === 0.5 && rounded % 2 !== 0 ? rounded - 1 : rounded
+}

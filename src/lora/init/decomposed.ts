@@ -1,0 +1,101 @@
+// First factors that come out of a decomposition of the weight, as PEFT's tuners/lora/layer.py has them (0.21). All in f64; weights
+// (d, k), A (r, k), B (d, r).
+
+import { F64, type Matrix, zeros } from '../../base/tensor.js'
+import { copyAs, product, transpose } from '../../linalg/product.js'
+import { qr } from '../../linalg/qr.js'
+import { randomizedSvd, subspaceSvd } from '../../linalg/randomized-svd.js'
+import { type Svd, svd } from '../../linalg/svd.js'
+
+/** The factors of a change s·B·A. */
+export interface FactorPair {
+  /** (r, k) */
+  readonly weightA: Matrix
+  /** (d, r) */
+  readonly weightB: Matrix
+}
+
+/** The leading singular triples. Blocks end when they add next to nothing: triples are wanted one by one, not only their energy. */
+export function leadingTriples(matrix: Matrix, count: number): Svd {
+  return randomizedSvd(matrix, count, { tolerance: 1e-13, iterations: 400 })
+}
+
+/** The triples of the smallest singular values, for which the whole decomposition is needed. */
+export function lastTriples(matrix: Matrix, count: number): Svd {
+  const { u, s, vt } = svd(matrix)
+  const [p, k] = vt.shape
+  return {
+    u: lastColumns(u, count),
+    s: s.slice(p - count),
+    vt: { data: vt.data.slice((p - count) * k), shape: [count, k] },
+  }
+}
+
+/** PiSSA (arXiv 2404.02948): s·B·A is W's best approximation of that rank. Signs of pairs are free. */
+export function pissaFactors(weight: Matrix, rank: number, scaling: number): FactorPair {
+  return balanced(leadingTriples(weight, rank), scaling)
+}
+
+/**
+ * The same as torch's svd_lowrank finds it: subspace iterations from `start` (min(d, k), r), without oversampling, on the weight
+ * or its transpose, whichever is taller.
+ */
+export function fastPissaFactors(weight: Matrix, start: Matrix, iterations: number, scaling: number): FactorPair {
+  if (weight.shape[0] >= weight.shape[1]) return balanced(subspaceSvd(weight, start, iterations), scaling)
+  const { u, s, vt } = subspaceSvd(transpose(weight), start, iterations)
+  return balanced({ u: transpose(vt), s, vt: transpose(u) }, scaling)
+}
+
+/** A = √(S/s)·Vᵀ, B = U·√(S/s): s·B·A = U·S·Vᵀ. */
+export function balanced({ u, s, vt }: Svd, scaling: number): FactorPair {
+  const roots = s.map((value) => Math.sqrt(value / scaling))
+  const [rank, k] = vt.shape
+  return {
+    weightA: { data: vt.data.map((value, at) => value * roots[Math.floor(at / k)]), shape: vt.shape },
+    weightB: { data: u.data.map((value, at) => value * roots[at % rank]), shape: u.shape },
+  }
+}
+
+/** OLoRA (arXiv 2406.01775): the first r columns of Q and rows of R. Only the first r columns of W need reflecting. */
+export function oloraFactors(weight: Matrix, rank: number): FactorPair {
+  const w = copyAs(weight, F64)
+  const [d, k] = w.shape
+  const head = zeros(d, rank, F64)
+  for (let i = 0; i < d; i++) head.data.set(w.data.subarray(i * k, i * k + rank), i * rank)
+  const { q, r } = qr(head)
+  const rows = product(q, w, { transposeA: true }) // (r, d) @ (d, k) → (r, k)
+  for (let i = 0; i < rank; i++) rows.data.set(r.data.subarray(i * rank, (i + 1) * rank), i * k)
+  return { weightA: rows, weightB: q }
+}
+
+/** MiCA (arXiv 2604.01694): B has the left singular vectors of the r smallest singular values, A is zero. */
+export function micaFactors(weight: Matrix, rank: number): FactorPair {
+  return { weightA: zeros(rank, weight.shape[1], F64), weightB: lastTriples(weight, rank).u }
+}
+
+/**
+ * Orthogonal factors (datta0.github.io/posts/rethink-lora-init): from N(0, 1) in `square` (r, r), `right` (k, r/2) and `left`
+ * (r/2, d), with Q of square = Q·R: A = (right·Q[even rows])ᵀ/10, B = leftᵀ·Q[odd rows]/10, so that B·A = 0.
+ */
+export function orthogonalFactors(square: Matrix, right: Matrix, left: Matrix): FactorPair {
+  const { q } = qr(square)
+  const rank = q.shape[1]
+  const everyOther = (first: 0 | 1): Matrix => {
+    const rows = zeros(rank / 2, rank, F64)
+    for (let i = 0; i < rank / 2; i++) {
+      const from = (2 * i + first) * rank
+      rows.data.set(q.data.subarray(from, from + rank), i * rank)
+    }
+    return rows
+  }
+  return {
+    weightA: product(everyOther(0), right, { transposeA: true, transposeB: true, scale: 0.1 }), // (r, r/2) @ (r/2, k)
+    weightB: product(left, everyOther(1), { transposeA: true, scale: 0.1 }), // (d, r/2) @ (r/2, r)
+  }
+}
+
+function lastColumns({ data, shape: [rows, columns] }: Matrix, count: number): Matrix {
+  const result = zeros(rows, count, F64)
+  for (let i = 0; i < rows; i++) result.data.set(data.subarray((i + 1) * columns - count, (i + 1) * columns), i * count)
+  return result
+}

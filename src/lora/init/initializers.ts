@@ -1,0 +1,109 @@
+// First values of A and B. Each layer draws from its own stream, chosen by seed and name alone: neither other layers nor
+// dropout can change it.
+
+import { ConfigError, UnsupportedError } from '../../base/errors.js'
+import { Random } from '../../base/random.js'
+import { type FloatArray, type Matrix, zeros } from '../../base/tensor.js'
+import { copyAs } from '../../linalg/product.js'
+import { normals } from '../../linalg/randomized-svd.js'
+import { type LoraConfig, scalingOf } from '../config.js'
+import {
+  type FactorPair,
+  fastPissaFactors,
+  micaFactors,
+  oloraFactors,
+  orthogonalFactors,
+  pissaFactors,
+} from './decomposed.js'
+import { iterationsOf } from './inits.js'
+
+/** A new layer's factors; `biasB` (d) where it does not start at zero. */
+export interface FirstFactors extends FactorPair {
+  biasB?: FloatArray
+}
+
+/**
+ * What a new layer over a weight (d, k) starts from, in the precision of `like`.
+ *
+ * @param base W (d, k), which some initialisations need
+ * @throws UnsupportedError when the initialisation needs W and there is none; ConfigError when it needs an even rank
+ */
+export function firstFactors(
+  config: LoraConfig,
+  name: string,
+  [d, k]: readonly [number, number],
+  like: FloatArray,
+  base?: Matrix,
+): FirstFactors {
+  const { init, rank } = config
+  const random = new Random(config.seed, `init/${name}`)
+  const fill = (rows: number, columns: number, draw: () => number) => filled(zeros(rows, columns, like), draw)
+  const uniform = (bound: number) => () => (2 * random.uniform() - 1) * bound
+  switch (init) {
+    case 'normal': // Hu et al. 2021 leave the scale open; this one keeps ‖A·x‖ free of r.
+      return { weightA: fill(rank, k, () => random.normal() / Math.sqrt(rank)), weightB: zeros(d, rank, like) }
+    case 'gaussian':
+      return { weightA: fill(rank, k, () => random.normal() / rank), weightB: zeros(d, rank, like) }
+    case 'random': {
+      const weightA = fill(rank, k, uniform(1 / Math.sqrt(k)))
+      const drawB = uniform(1 / Math.sqrt(rank))
+      return { weightA, weightB: fill(d, rank, drawB), biasB: fill(1, d, drawB).data }
+    }
+    case 'kaiming-uniform':
+    case 'eva':
+    case 'lora-ga':
+    case 'corda':
+      return { weightA: fill(rank, k, uniform(1 / Math.sqrt(k))), weightB: zeros(d, rank, like) }
+    case 'orthogonal':
+      return pairAs(drawnOrthogonal(rank, [d, k], random), like)
+    default:
+      return pairAs(fromBase(config, name, base), like)
+  }
+}
+
+function filled(matrix: Matrix, draw: () => number): Matrix {
+  for (let i = 0; i < matrix.data.length; i++) matrix.data[i] = draw()
+  return matrix
+}
+
+function pairAs({ weightA, weightB }: FactorPair, like: FloatArray): FactorPair {
+  return { weightA: copyAs(weightA, like), weightB: copyAs(weightB, like) }
+}
+
+function drawnOrthogonal(rank: number, [d, k]: readonly [number, number], random: Random): FactorPair {
+  if (rank % 2 !== 0) {
+    throw new ConfigError({
+      where: 'rank',
+      what: 'not usable for init orthogonal',
+      expected: 'an even number',
+      got: `${rank}`,
+    })
+  }
+  const square = normals(random, rank, rank)
+  const right = normals(random, k, rank / 2)
+  const left = normals(random, rank / 2, d)
+  return orthogonalFactors(square, right, left)
+}
+
+/** Of pissa, olora and mica. */
+function fromBase(config: LoraConfig, name: string, base: Matrix | undefined): FactorPair {
+  const { init, rank } = config
+  if (base === undefined) {
+    throw new UnsupportedError({
+      where: name === '' ? 'init' : `${name}: init`,
+      what: `${init} starts from the base weight, which this layer does not have`,
+    })
+  }
+  return init === 'mica' ? micaFactors(base, rank) : takenFromBase(config, name, base)
+}
+
+/** B₀·A₀ of pissa and olora, in f64, for a rank of at most min(d, k): a function of W, and of the seed for `pissa-niter-N`. */
+export function takenFromBase(config: LoraConfig, name: string, base: Matrix): FactorPair {
+  const { init, rank, seed } = config
+  const scaling = scalingOf(config)
+  if (init === 'olora') return oloraFactors(base, rank)
+  const iterations = iterationsOf(init)
+  if (iterations === undefined) return pissaFactors(base, rank, scaling)
+  const start = normals(new Random(seed, `init/${name}`), Math.min(...base.shape), rank)
+  return fastPissaFactors(base, start, iterations, scaling)
+}

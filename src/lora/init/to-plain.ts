@@ -1,0 +1,112 @@
+// Adapters whose start changed the base weights → plain LoRA on the weights as they were. With A₀, B₀ at the start, the change of W is
+// s·(B·A − B₀·A₀) = s·[B, −B₀]·[A; A₀]: PEFT's conversion (LoraModel.subtract_mutated_init).
+
+import { ConfigError, MismatchError, UnsupportedError } from '../../base/errors.js'
+import { checkShape, formatShape, type Matrix, type MatrixLike, toMatrix, zeros } from '../../base/tensor.js'
+import { stackRows } from '../../linalg/product.js'
+import { LoraAdapter } from '../adapter.js'
+import { configForLayer, type LoraConfig } from '../config.js'
+import { checkRank, where } from '../factors.js'
+import type { LoraLayer } from '../layer.js'
+import type { FactorPair } from './decomposed.js'
+import { takenFromBase } from './initializers.js'
+import { changesBase, takesFromBase } from './inits.js'
+
+/** A layer's name and shape (d, k) → its weight W (d, k) as it was before the start changed it. */
+export type BaseWeights = (name: string, shape: readonly [d: number, k: number]) => MatrixLike | Promise<MatrixLike>
+
+/**
+ * A plain adapter of twice the rank that changes the original base as `adapter` changes its own. Scalings stay: alphas double with
+ * the ranks, or grow by √2 with rsLoRA.
+ *
+ * @param from the original weights, read a layer at a time; or the adapter as it was before training
+ * @throws ConfigError when the adapter is plain already; UnsupportedError when the weights do not tell its start (lora-ga, corda),
+ *   or for convolutions and parameters; MismatchError when the adapter before training does not fit
+ */
+export async function toPlain(adapter: LoraAdapter, from: BaseWeights | LoraAdapter): Promise<LoraAdapter> {
+  const { config } = adapter
+  checkConvertible(adapter, from)
+  const result = new LoraAdapter(plainConfig(config))
+  for (const [name, layer] of adapter) {
+    const { weightA, weightB, magnitude, biasB } = layer
+    const first = from instanceof LoraAdapter ? firstOf(from, layer) : await takenFrom(from, layer)
+    // PEFT's starts can have fewer directions than the config's rank: zeros fill up to it.
+    const missing = configForLayer(result.config, name).rank - 2 * layer.rank
+    const a = stackRows(stackRows(weightA, first.weightA), zeros(missing, layer.k, weightA.data))
+    const b = besideNegated(weightB, first.weightB, missing)
+    result.addFactors(name, a, b, { magnitude, biasB })
+  }
+  for (const [name, { weightA, weightB, magnitude, dtype }] of adapter.embeddings) {
+    // Their starts change no weight: zeros fill what the config's rank asks for.
+    const a = stackRows(weightA, zeros(...weightA.shape, weightA.data))
+    const b = besideNegated(weightB, zeros(...weightB.shape, weightB.data))
+    result.addEmbedding(name, a, b, { magnitude }).dtype = dtype
+  }
+  for (const [name, replacement] of adapter.replacements) result.replacements.set(name, replacement)
+  for (const [name, rows] of adapter.tokenRows) result.tokenRows.set(name, rows)
+  return result
+}
+
+function checkConvertible(adapter: LoraAdapter, from: BaseWeights | LoraAdapter): void {
+  const { init } = adapter.config
+  const other = adapter.parts().find(({ kind }) => kind === 'convolution' || kind === 'parameter')
+  if (other !== undefined) {
+    throw new UnsupportedError({ where: other.name, what: `a ${other.kind} is not made plain LoRA` })
+  }
+  if (from instanceof LoraAdapter || takesFromBase(init)) return
+  if (!changesBase(init)) {
+    throw new ConfigError({
+      where: 'init',
+      what: 'the adapter is plain LoRA already',
+      got: init,
+      hint: 'Merge or swap it as it is',
+    })
+  }
+  throw new UnsupportedError({
+    where: 'init',
+    what: `the base weights do not tell how an adapter of init ${init} started`,
+    expected: 'the adapter as it was before training',
+  })
+}
+
+function plainConfig(config: LoraConfig): LoraConfig {
+  const factor = config.useRslora ? Math.SQRT2 : 2
+  const scaled = (pattern: Readonly<Record<string, number>>, by: number) =>
+    Object.fromEntries(Object.entries(pattern).map(([key, value]) => [key, by * value]))
+  return {
+    ...config,
+    init: 'kaiming-uniform',
+    rank: 2 * config.rank,
+    alpha: factor * config.alpha,
+    rankPattern: scaled(config.rankPattern, 2),
+    alphaPattern: scaled(config.alphaPattern, factor),
+  }
+}
+
+async function takenFrom(weights: BaseWeights, { name, d, k, config }: LoraLayer): Promise<FactorPair> {
+  const weight = toMatrix(await weights(name, [d, k]), where(name, 'baseWeight'))
+  checkShape(weight, d, k, where(name, 'baseWeight'))
+  checkRank(weight.shape, config, name)
+  return takenFromBase(config, name, weight)
+}
+
+function firstOf(start: LoraAdapter, { name, weightA, weightB, scaling }: LoraLayer): FactorPair {
+  const first = start.layer(name)
+  const shapes = ({ weightA: a, weightB: b }: FactorPair) => `A ${formatShape(a.shape)}, B ${formatShape(b.shape)}`
+  const got = `${shapes(first)}, scaling ${first.scaling}`
+  const expected = `${shapes({ weightA, weightB })}, scaling ${scaling}`
+  if (got === expected) return first
+  throw new MismatchError({ where: name, what: 'not the layer as it was before training', expected, got })
+}
+
+/** [B, −B₀] of two matrices (d, r), in the precision of the first, and columns of zeros. */
+function besideNegated(b: Matrix, first: Matrix, zeroColumns = 0): Matrix {
+  const [d, r] = b.shape
+  const columns = 2 * r + zeroColumns
+  const result = zeros(d, columns, b.data)
+  for (let i = 0; i < d; i++) {
+    result.data.set(b.data.subarray(i * r, (i + 1) * r), i * columns)
+    for (let j = 0; j < r; j++) result.data[i * columns + r + j] = -first.data[i * r + j]
+  }
+  return result
+}

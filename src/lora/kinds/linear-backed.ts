@@ -1,0 +1,109 @@
+// What embeddings and convolutions have in common: a linear layer holds their factors, reshaped, and does what does not depend on
+// how they are read.
+
+import type { FloatDtype } from '../../base/dtype.js'
+import type { FloatArray } from '../../base/tensor.js'
+import type { LoraConfig } from '../config.js'
+import type { LoraLayer } from '../layer.js'
+
+/** @typeParam Tape what the last forward leaves for backward */
+export abstract class LinearBacked<Tape> {
+  /** The layer's own: rank and alpha are what the patterns give its name. */
+  readonly config: LoraConfig
+  /** @internal */
+  protected readonly linear: LoraLayer
+  /** @internal */
+  protected tape: Tape | undefined
+
+  /** @param config unless it is the linear layer's */
+  protected constructor(linear: LoraLayer, config: LoraConfig = linear.config) {
+    this.linear = linear
+    this.config = config
+  }
+
+  /** Where the layer is in its model; empty for a layer on its own. */
+  get name(): string {
+    return this.linear.name
+  }
+
+  /** r: rows of A. */
+  get rank(): number {
+    return this.linear.rank
+  }
+
+  /** s, by which the product of the factors is multiplied. */
+  get scaling(): number {
+    return this.linear.scaling
+  }
+
+  /** The float type of the file it came from and is saved in, unless saving names another. */
+  get dtype(): FloatDtype {
+    return this.linear.dtype
+  }
+
+  set dtype(value: FloatDtype) {
+    this.linear.dtype = value
+  }
+
+  /** DoRA's m, one number for each output feature, the layer's own. */
+  get magnitude(): FloatArray | undefined {
+    return this.linear.magnitude
+  }
+
+  /** The delta is in the base weight. */
+  get merged(): boolean {
+    return this.linear.merged
+  }
+
+  /** Folds the delta into the base. Throws as {@link LoraLayer.merge} does. */
+  merge(): void {
+    this.linear.merge()
+    this.tape = undefined
+  }
+
+  /** Gives back the base bit for bit. Throws StateError when not merged. */
+  unmerge(): void {
+    this.linear.unmerge()
+  }
+
+  /** As {@link LoraLayer.dispose}. */
+  dispose(): void {
+    this.linear.dispose()
+    this.tape = undefined
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose()
+  }
+
+  /** Elements of A and B, and of a magnitude and a bias of B; with `mica`, whose B stays as it is, without those of B. */
+  trainableParams(): number {
+    return this.linear.trainableParams()
+  }
+
+  /** Elements of the weight, of A and B, and of a magnitude and a bias of B, trained or not. */
+  totalParams(): number {
+    const { linear } = this
+    return linear.totalParams() + this.trainableParams() - linear.trainableParams()
+  }
+
+  /** trainable / total */
+  compressionRatio(): number {
+    return this.trainableParams() / this.totalParams()
+  }
+
+  /** ‖A‖, Frobenius. */
+  normA(): number {
+    return this.linear.normA()
+  }
+
+  /** ‖B‖, Frobenius. */
+  normB(): number {
+    return this.linear.normB()
+  }
+
+  /** ‖s·B·A‖, Frobenius, without forming B·A. */
+  normDelta(): number {
+    return this.linear.normDelta()
+  }
+}

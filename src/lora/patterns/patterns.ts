@@ -1,0 +1,178 @@
+// How PEFT chooses modules and their ranks by name: lists of suffixes, and Python regular expressions. Rules: huggingface/peft,
+// tuners_utils.check_target_module_exists and other.get_pattern_key.
+
+import { ConfigError } from '../../base/errors.js'
+import { Matcher, type StepCount } from './expression.js'
+import { type Expression, ExpressionError, parseExpression } from './expression-parse.js'
+
+/** Longer expressions come from no person; they only cost time to compile. */
+const MAX_PATTERN_LENGTH = 65536
+
+const TAIL_PREFIX = parseExpression('(?:.*\\.)?')
+const LAYERS_PREFIX = parseExpression('(?:^|.*?\\.)')
+
+/** A pattern as a test of names. */
+interface Pattern {
+  /** @throws ConfigError when it takes too long */
+  test(name: string): boolean
+}
+
+/**
+ * Python's `re.fullmatch(pattern, text)`.
+ *
+ * @param where names the option in errors.
+ * @throws ConfigError when Python could not compile it, or it has something that is not supported.
+ */
+export function fullMatch(pattern: string, where: string): Pattern {
+  const matcher = compile(pattern, where)
+  return { test: (name) => attemptMatch(() => matcher.test(name), pattern, where) }
+}
+
+/** Most keys are names, often one for each layer: compiling and running them as expressions takes some hundred times as long. */
+const PLAIN_KEY = /^[\w.-]{1,1000}$/
+const PRINTABLE = /^[ -~]*$/
+
+/** PEFT's `re.match("(.*\.)?(KEY)$", modulePath)`: KEY is the whole path, or its end after a dot. */
+function tailMatch(key: string, where: string, total: StepCount): Pattern {
+  const matcher = PLAIN_KEY.test(key) ? undefined : compile(key, where, TAIL_PREFIX, total)
+  return {
+    test: (name) => {
+      if (matcher === undefined && PRINTABLE.test(name)) return endsLike(name, key)
+      return attemptMatch(() => (matcher ?? compile(key, where, TAIL_PREFIX, total)).test(name), key, where)
+    },
+  }
+}
+
+/** A key that is a name, in which a dot stands for any character. */
+function endsLike(name: string, key: string): boolean {
+  const start = name.length - key.length
+  if (start < 0 || (start > 0 && name[start - 1] !== '.')) return false
+  for (let i = 0; i < key.length; i++) if (key[i] !== '.' && key[i] !== name[start + i]) return false
+  return true
+}
+
+function compile(pattern: string, where: string, prefix?: Expression, total?: StepCount): Matcher {
+  return attemptMatch(
+    () => {
+      if (pattern.length > MAX_PATTERN_LENGTH) throw new ExpressionError(`longer than ${MAX_PATTERN_LENGTH} characters`)
+      const body = parseExpression(pattern)
+      return new Matcher(prefix === undefined ? body : { kind: 'sequence', items: [prefix, body] }, total)
+    },
+    pattern,
+    where,
+  )
+}
+
+function attemptMatch<T>(work: () => T, pattern: string, where: string): T {
+  try {
+    return work()
+  } catch (cause) {
+    if (!(cause instanceof ExpressionError)) throw cause
+    const got = pattern.length > 200 ? `${pattern.slice(0, 200)}…` : pattern
+    throw new ConfigError({
+      where,
+      what: `not a regular expression that can be used: ${cause.message}`,
+      got,
+      cause,
+    })
+  }
+}
+
+/** rankPattern and alphaPattern, compiled: the value of the first key that matches, in the keys' order. */
+export class PatternTable {
+  readonly #rows: readonly (readonly [Pattern, number])[]
+  /** By name: loading asks several times for each, and a name must not be paid for twice. */
+  readonly #known = new Map<string, number | undefined>()
+
+  /**
+   * @param total of matchers that may take so many steps together
+   * @throws ConfigError when a key does not compile
+   */
+  constructor(pattern: Readonly<Record<string, number>>, where: string, total: StepCount = { steps: 0 }) {
+    this.#rows = Object.entries(pattern).map(([key, value]) => [tailMatch(key, `${where} ${key}`, total), value])
+  }
+
+  /** Undefined where no key matches. Throws ConfigError when matching takes too long. */
+  find(moduleName: string): number | undefined {
+    if (this.#known.has(moduleName)) return this.#known.get(moduleName)
+    const value = this.#rows.find(([expression]) => expression.test(moduleName))?.[1]
+    this.#known.set(moduleName, value)
+    return value
+  }
+}
+
+/** Which modules a config adapts. */
+export interface TargetRules {
+  readonly targetModules: readonly string[] | string
+  readonly excludeModules?: readonly string[] | string | undefined
+  readonly layersToTransform?: readonly number[] | number | undefined
+  readonly layersPattern?: readonly string[] | string | undefined
+}
+
+/** Whether a module is one that an entry of modules_to_save means, or inside of one: an end of a name, with or without a dot before it. */
+export function isInsideModule(module: string, entry: string): boolean {
+  return module.endsWith(entry) || module.includes(`${entry}.`)
+}
+
+/** `all-linear` in any case. It says nothing about a name alone: what is linear, the model has to tell. */
+export function isAllLinear(targetModules: readonly string[] | string): boolean {
+  return typeof targetModules === 'string' && targetModules.toLowerCase() === 'all-linear'
+}
+
+/**
+ * A test of module names against a config's rules; with `all-linear` every name passes that is not excluded.
+ *
+ * @throws ConfigError when an expression does not compile; the test throws it when matching takes too long
+ */
+export function targetMatcher(rules: TargetRules): (moduleName: string) => boolean {
+  const { targetModules, excludeModules = [] } = rules
+  const isExcluded = nameMatcher(excludeModules, 'excludeModules')
+  if (isAllLinear(targetModules)) return (name) => !isExcluded(name)
+  const isTarget = nameMatcher(targetModules, 'targetModules')
+  if (typeof targetModules === 'string') return (name) => isTarget(name) && !isExcluded(name)
+  const isInLayers = layerMatcher(rules)
+  return (name) => isTarget(name) && !isExcluded(name) && (targetModules.includes(name) || isInLayers(name))
+}
+
+/** A list: the name itself or its end after a dot. A string: an expression for the whole name. */
+function nameMatcher(names: readonly string[] | string, where: string): (moduleName: string) => boolean {
+  if (typeof names === 'string') {
+    const expression = fullMatch(names, where)
+    return (name) => names !== '' && expression.test(name)
+  }
+  const entries = new Set(names)
+  return (name) => endsOf(name).some((end) => entries.has(end))
+}
+
+/** A name, and what comes after each of its dots. */
+export function endsOf(name: string): string[] {
+  const ends = [name]
+  for (let at = name.indexOf('.'); at >= 0; at = name.indexOf('.', at + 1)) ends.push(name.slice(at + 1))
+  return ends
+}
+
+function layerMatcher({ layersToTransform = [], layersPattern = [] }: TargetRules): (moduleName: string) => boolean {
+  const indexes = typeof layersToTransform === 'number' ? [layersToTransform] : layersToTransform
+  if (indexes.length === 0) return () => true
+  const containers = [layersPattern].flat().filter((pattern) => pattern !== '')
+  // The lazy prefix finds the layer's index; a greedy one would find an expert's further down.
+  const finders =
+    containers.length === 0
+      ? [(name: string) => /^.*?\.[^.]*\.(\d+)\./.exec(name)?.[1]]
+      : containers.map((container) => indexFinder(container))
+  return (name) => {
+    const index = finders.map((find) => find(name)).find((found) => found !== undefined)
+    return index !== undefined && indexes.includes(Number(index))
+  }
+}
+
+/** PEFT's `re.match("(?:^|.*?\.)PATTERN\.(\d+)\.", modulePath)`: the number. */
+function indexFinder(pattern: string): (moduleName: string) => string | undefined {
+  const matcher = compile(pattern, 'layersPattern', LAYERS_PREFIX)
+  return (name) => {
+    const characters = Array.from(name)
+    const indexAt = (end: number) => /^\.(\d+)\./.exec(characters.slice(end).join(''))?.[1]
+    const end = attemptMatch(() => matcher.matchEnd(name, (at) => indexAt(at) !== undefined), pattern, 'layersPattern')
+    return end === undefined ? undefined : indexAt(end)
+  }
+}

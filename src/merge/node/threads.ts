@@ -1,0 +1,110 @@
+// Runs the chunks of a merge in this thread and in worker threads beside it. The workers start while the merge is planned: one
+// of seconds must not wait for them.
+
+import { Worker } from 'node:worker_threads'
+import { deserializeError, RuntimeError } from '../../base/errors.js'
+import { workerOptions } from '../../runtime/node/worker.js'
+import { type ChunkJob, ChunkLoop, stopAll } from './chunks.js'
+import type { WorkerMessage, WorkerTask } from './worker.js'
+
+export interface RunOptions {
+  signal?: AbortSignal | undefined
+  /** Called several times a second with the bytes written so far. */
+  onProgress(writtenBytes: number): void
+  /** Called when all chunks of a shard are written, while others are being worked on. */
+  onShard(shard: number): Promise<void>
+}
+
+const PROGRESS_INTERVAL_MS = 100
+/** This thread's event loop gets a turn after so long, for progress, signals and what workers say. */
+const TURN_MS = 20
+/** A worker holds its chunk outside the JavaScript heap and little inside. */
+const RESOURCE_LIMITS = { maxYoungGenerationSizeMb: 8, maxOldGenerationSizeMb: 512 }
+
+/** The threads of one merge. Waiting for a job they keep no process alive. */
+export class Crew {
+  /** The calling one among them. */
+  readonly threads: number
+  readonly #workers: readonly Worker[]
+  readonly #exits: readonly Promise<void>[]
+  #failure: unknown
+  #job: ChunkJob | undefined
+  #finished: (shard: number) => void = () => {}
+
+  constructor(threads: number) {
+    this.threads = threads
+    this.#workers = Array.from({ length: threads - 1 }, () => {
+      const worker = new Worker(new URL('./worker.js', import.meta.url), {
+        resourceLimits: RESOURCE_LIMITS,
+        ...workerOptions(),
+      })
+      worker.unref()
+      return worker
+    })
+    this.#exits = this.#workers.map((worker) => this.#follow(worker))
+  }
+
+  /**
+   * Works on all chunks, once. Resolves when all shards are written and their `onShard` calls are done; rejects with the first
+   * error after all threads have stopped.
+   */
+  async run(job: ChunkJob, { signal, onProgress, onShard }: RunOptions): Promise<void> {
+    signal?.throwIfAborted()
+    if (this.#failure !== undefined) throw this.#failure
+    this.#job = job
+    const pending: Promise<void>[] = []
+    const fail = (error: unknown) => this.#fail(error)
+    this.#finished = (shard) => void pending.push(onShard(shard).catch(fail))
+    const written = () => job.shared.written.reduce((sum, bytes) => sum + bytes, 0)
+    const abort = () => fail(signal?.reason)
+    signal?.addEventListener('abort', abort)
+    const timer = setInterval(() => onProgress(written()), PROGRESS_INTERVAL_MS)
+    try {
+      this.#workers.forEach((worker, i) => {
+        worker.ref()
+        worker.postMessage({ job, thread: i + 1 } satisfies WorkerTask)
+      })
+      await Promise.all([this.#runHere(job).catch(fail), ...this.#exits])
+      await Promise.all(pending)
+      if (this.#failure !== undefined) throw this.#failure
+      onProgress(written())
+    } finally {
+      clearInterval(timer)
+      signal?.removeEventListener('abort', abort)
+    }
+  }
+
+  /** Ends threads that got no job. */
+  dispose(): void {
+    for (const worker of this.#workers) void worker.terminate()
+  }
+
+  async #runHere(job: ChunkJob): Promise<void> {
+    const loop = new ChunkLoop(job, 0)
+    for (let isMore = true; isMore; ) {
+      const until = performance.now() + TURN_MS
+      while (isMore && performance.now() < until) isMore = loop.step(this.#finished)
+      await new Promise((resolve) => setImmediate(resolve))
+    }
+  }
+
+  /** Resolves when the worker has ended. */
+  #follow(worker: Worker): Promise<void> {
+    return new Promise((resolve) => {
+      worker.on('message', (message: WorkerMessage) => {
+        if (message.kind === 'shard') this.#finished(message.shard)
+        else this.#fail(deserializeError(message.error))
+      })
+      worker.on('error', (error) => this.#fail(error))
+      worker.on('exit', (code) => {
+        if (code !== 0) this.#fail(new RuntimeError({ where: 'merge worker', what: `it ended with code ${code}` }))
+        resolve()
+      })
+    })
+  }
+
+  #fail(error: unknown): void {
+    this.#failure ??= error
+    if (this.#job !== undefined) stopAll(this.#job.shared)
+  }
+}

@@ -1,0 +1,27 @@
+// Entry of the worker threads that merge chunks, in Node: each takes one job, and ends.
+
+import { parentPort } from 'node:worker_threads'
+import { serializeError } from '../../base/errors.js'
+import { type ChunkJob, ChunkLoop, stopAll } from './chunks.js'
+
+/** What a worker is told. */
+export interface WorkerTask {
+  job: ChunkJob
+  thread: number
+}
+
+/** What a worker tells its owner. */
+export type WorkerMessage =
+  | { kind: 'shard'; shard: number }
+  | { kind: 'error'; error: ReturnType<typeof serializeError> }
+
+parentPort?.once('message', ({ job, thread }: WorkerTask) => {
+  const tell = (message: WorkerMessage) => parentPort?.postMessage(message)
+  try {
+    const loop = new ChunkLoop(job, thread)
+    while (loop.step((shard) => tell({ kind: 'shard', shard }))) {}
+  } catch (error) {
+    stopAll(job.shared)
+    tell({ kind: 'error', error: serializeError(error) })
+  }
+})

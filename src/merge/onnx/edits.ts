@@ -1,0 +1,384 @@
+// What adapters change in an ONNX graph, place by place. A place is one input of one node: what becomes of the initializers behind
+// it, which may be shared, is the plan's to decide.
+
+import { MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
+import { type FloatArray, formatShape, type Matrix } from '../../base/tensor.js'
+import type { OnnxModel } from '../../formats/onnx/model.js'
+import { isWeightDtype } from '../../formats/safetensors.js'
+import { findLinears, type Linear, type ModuleMap, nodeScope, parameterModule } from '../../graph/match/linears.js'
+import {
+  biasOf,
+  type Convolution,
+  type Embedding,
+  findConvolutions,
+  findEmbeddings,
+  ofModule,
+  type Place,
+  placesOf,
+  storedValue,
+} from '../../graph/match/parameters.js'
+import { placeAdapter } from '../../graph/match/place-adapter.js'
+import { floatAttribute } from '../../graph/view/attributes.js'
+import type { Graph } from '../../graph/view/graph.js'
+import type { LoraAdapter } from '../../lora/adapter.js'
+import type { ConvolutionLora } from '../../lora/kinds/convolution.js'
+import { groupsRefusal } from '../../lora/kinds/convolution-factors.js'
+import { type PartKind, requireKinds } from '../../lora/plain.js'
+import type { Replacement, StoredTensor, TokenRows } from '../../lora/replacements.js'
+import type { MergePart, NewValues } from '../weight.js'
+import { refuseWeighted, weightedError } from '../weighted.js'
+import { tiedHeads } from './tied.js'
+
+/** What becomes of the tensor that comes in at a place. */
+export interface Edit extends Place {
+  /** The tensor's name as the adapter has it, for messages and for a copy of its own. */
+  readonly name: string
+  /** Stored (k, d). */
+  readonly isInputMajor: boolean
+  readonly parts: MergePart[]
+  values: NewValues | undefined
+  /** Names all that is done to it: places with the same list can keep sharing one tensor. */
+  readonly keys: string[]
+}
+
+/** What can be merged into ONNX graphs. */
+export const MERGED_KINDS: readonly PartKind[] = [
+  'linear',
+  'dora',
+  'lora-bias',
+  'embedding',
+  'convolution',
+  'replacement',
+  'token-rows',
+]
+
+/**
+ * Reads weights only to tell whether embeddings are tied, for adapters that replace some of their values.
+ *
+ * @throws MismatchError when an adapter is empty or does not fit; UnsupportedError naming what cannot be found in the graph for
+ *   certain, is there in a form that cannot be changed, or cannot be combined
+ */
+export async function collectEdits(
+  model: OnnxModel,
+  graph: Graph,
+  adapters: readonly { readonly adapter: LoraAdapter; readonly weight: number }[],
+  modules: ModuleMap,
+): Promise<Edit[]> {
+  const linears = findLinears(graph, modules)
+  const edits = new Edits(model, graph, linears)
+  for (const [index, { adapter, weight }] of adapters.entries()) {
+    requireKinds(adapter, MERGED_KINDS, 'merging into ONNX models')
+    refuseWeighted(adapter.parts(), weight)
+    if (adapter.parts().length === 0) throw new MismatchError({ where: 'adapter', what: 'it has no layers' })
+    edits.addLayers(index, adapter, weight)
+    for (const [name, replacement] of adapter.replacements) {
+      const isConv1d = adapter.config.fanInFanOut
+      await edits.addReplacement(index, name, replacement, isConv1d, (other) => adapter.replacements.has(other))
+    }
+    for (const [module, rows] of adapter.tokenRows) {
+      await edits.addRows(index, module, rows, (other) => adapter.tokenRows.has(other))
+    }
+  }
+  for (const edit of edits.all()) refuseCombination(edit)
+  return edits.all()
+}
+
+class Edits {
+  readonly #model: OnnxModel
+  readonly #graph: Graph
+  readonly #linears: readonly Linear[]
+  readonly #embeddings: readonly Embedding[]
+  readonly #convolutions: readonly Convolution[]
+  readonly #byPlace = new Map<Place['node'], Map<number, Edit>>()
+
+  constructor(model: OnnxModel, graph: Graph, linears: readonly Linear[]) {
+    this.#model = model
+    this.#graph = graph
+    this.#linears = linears
+    this.#embeddings = findEmbeddings(graph)
+    this.#convolutions = findConvolutions(graph)
+  }
+
+  all(): Edit[] {
+    return [...this.#byPlace.values()].flatMap((edits) => [...edits.values()])
+  }
+
+  /** Linear layers, convolutions, their biases of B, and embeddings. */
+  addLayers(index: number, adapter: LoraAdapter, weight: number): void {
+    const linears = adapter.size === 0 ? [] : placeAdapter(this.#graph, this.#linears, adapter)
+    for (const { name, layer, linear } of linears) {
+      const { weightA, weightB, magnitude, biasB } = layer
+      if (magnitude !== undefined && weight !== 1) throw weightedError(name, 'a DoRA layer', weight)
+      const scale = weight * layer.scaling
+      const start = linear.fused?.start ?? 0
+      this.#weightOf(linear, name).add({ name, weightA, weightB, scale, magnitude, start }, `${index}:${name}`)
+      if (biasB === undefined) continue
+      const bias = biasOf(this.#graph, linear)
+      if (bias === undefined) throw noBias(name)
+      this.#at(bias, `${name}.bias`, true).add(biasPart(biasB, scale, bias.start), `${index}:${name}.bias`)
+    }
+    for (const [name, convolution] of adapter.convolutions) this.#addConvolution(index, name, convolution, weight)
+    for (const [name, embedding] of adapter.embeddings) {
+      const { weightA, weightB, magnitude, vocabulary, features, scaling } = embedding
+      if (magnitude !== undefined && weight !== 1) throw weightedError(name, 'a DoRA layer', weight)
+      const part = { name, weightA, weightB, scale: weight * scaling, magnitude, start: 0 }
+      for (const place of this.#embeddingsOf(name, [vocabulary, features])) {
+        this.#embedding(place).add(part, `${index}:${name}`)
+      }
+    }
+  }
+
+  #addConvolution(index: number, name: string, layer: ConvolutionLora, weight: number): void {
+    const { d, k, channels, kernel, groups, magnitude, biasB } = layer
+    if (magnitude !== undefined && weight !== 1) throw weightedError(name, 'a DoRA layer', weight)
+    const places = ofModule(this.#convolutions, name)
+    if (places.length === 0) refuse(name, 'the graph has no convolution of this name')
+    const scale = weight * layer.scaling
+    for (const place of places) {
+      const expected = [d, channels / groups, ...kernel]
+      if (place.groups !== groups || place.shape.join() !== expected.join())
+        throw shapeError(name, place.shape, expected)
+      if (groups > 1) refuse(name, groupsRefusal(groups))
+      // PEFT's A moves without the base's dilation, so that no change of the weight is what it does.
+      if (place.dilations.some((dilation) => dilation !== 1)) refuse(name, 'a dilated convolution cannot be merged')
+      const weightA: Matrix = { data: layer.weightA.data, shape: [layer.rank, k] }
+      const weightB: Matrix = { data: layer.weightB.data, shape: [d, layer.rank] }
+      const part = { name, weightA, weightB, scale, magnitude, start: 0 }
+      this.#at(place, `${name}.weight`, false).add(part, `${index}:${name}`)
+      if (biasB === undefined) continue
+      if (place.bias === undefined) throw noBias(name)
+      const bias = this.#at({ node: place.node, input: place.bias }, `${name}.bias`, true)
+      bias.add(biasPart(biasB, scale, 0), `${index}:${name}.bias`)
+    }
+  }
+
+  /** A whole tensor: a linear layer's weight or bias, an embedding, or what a norm reads. */
+  async addReplacement(
+    index: number,
+    name: string,
+    tensor: Replacement,
+    isConv1d: boolean,
+    isReplaced: (name: string) => boolean,
+  ): Promise<void> {
+    const [module, member] = [name.slice(0, name.lastIndexOf('.')), name.slice(name.lastIndexOf('.') + 1)]
+    const { shape } = tensor
+    const key = `${index}=${name}`
+    if (!isWeightDtype(tensor.dtype)) refuse(name, 'values of this type cannot take a place in the graph', tensor.dtype)
+    const linears = ofModule(this.#linears, module)
+    const embeddings = ofModule(this.#embeddings, module)
+    if (linears.length > 0 && member === 'weight') {
+      for (const linear of linears) {
+        const isInputMajor = isStoredInputMajor(linear, name, shape, isConv1d)
+        this.#weightOf(linear, module).replace(tensor, isInputMajor === linear.transposed, key)
+      }
+    } else if (linears.length > 0 && member === 'bias') {
+      for (const linear of linears) this.#biasOf(linear, name, shape).replace(tensor, false, key)
+    } else if (embeddings.length > 0 && member === 'weight') {
+      for (const place of this.#embeddingsOf(module, [shape[0], shape[1]])) {
+        this.#embedding(place).replace(tensor, place.transposed, key)
+        // A trained copy is the embedding's alone in PEFT; one that is only saved along is the base's own, which both uses read.
+        const heads = tensor.isTrained ? [] : await this.#tiedHeads(place)
+        for (const head of heads) {
+          if (!isReplaced(`${head.name}.weight`)) this.#weightOf(head, head.name).replace(tensor, !head.transposed, key)
+        }
+      }
+    } else {
+      const places = placesOf(this.#graph, name, shape)
+      if (places.length === 0) {
+        const ops = this.#graph.nodes.filter((node) => nodeScope(node) === module).map(({ opType }) => opType)
+        refuse(
+          name,
+          'the graph has no tensor that is certain to be this one',
+          ops.length === 0 ? 'no node' : ops.join(', '),
+        )
+      }
+      if (this.#model.proto.producerName === 'onnxruntime-genai') {
+        refuse(name, 'this exporter may have changed the values of norms, so that they cannot be replaced')
+      }
+      for (const place of places) this.#at(place, name, false).replace(tensor, false, key)
+    }
+  }
+
+  /** Rows of an embedding, or of the head: the same tokens, in tied embeddings of both. */
+  async addRows(
+    index: number,
+    module: string,
+    tensor: TokenRows,
+    isReplaced: (module: string) => boolean,
+  ): Promise<void> {
+    const { indices, shape } = tensor
+    const key = `${index}#${module}`
+    if (!isWeightDtype(tensor.dtype)) refuse(module, 'rows of this type cannot take a place in the graph', tensor.dtype)
+    const heads = ofModule(this.#linears, module)
+    const inRange = (vocabulary: number) => {
+      const outside = indices.find((token) => token >= vocabulary)
+      if (outside === undefined) return
+      throw new MismatchError({ where: module, what: `no row ${outside} to replace`, expected: `below ${vocabulary}` })
+    }
+    const ofHead = (head: Linear) => {
+      if (head.k !== shape[1]) throw shapeError(module, [indices.length, head.k], shape)
+      inRange(head.d)
+      this.#weightOf(head, head.name).replaceLines(tensor, head.transposed ? 0 : 1, indices, key)
+    }
+    if (heads.length > 0) {
+      heads.forEach(ofHead)
+      return
+    }
+    for (const place of this.#embeddingsOf(module, [undefined, shape[1]])) {
+      inRange(place.vocabulary)
+      this.#embedding(place).replaceLines(tensor, place.transposed ? 1 : 0, indices, key)
+      const tied = await this.#tiedHeads(place)
+      tied.filter(({ name }) => !isReplaced(name)).forEach(ofHead)
+    }
+  }
+
+  #tiedHeads(place: Embedding): Promise<Linear[]> {
+    return tiedHeads(this.#model, this.#graph, place, this.#linears)
+  }
+
+  #embedding(place: Embedding): EditBuilder {
+    // E (V, D) is a weight of V inputs and D outputs.
+    return this.#at(place, `${place.name}.weight`, !place.transposed)
+  }
+
+  #embeddingsOf(module: string, [vocabulary, features]: [number | undefined, number | undefined]): Embedding[] {
+    const found = ofModule(this.#embeddings, module)
+    if (found.length === 0) {
+      const ops = this.#graph.nodes.filter((node) => nodeScope(node) === module).map(({ opType }) => opType)
+      const near = nearMisses(module, new Set(this.#embeddings.map(({ name }) => name)))
+      throw new UnsupportedError({
+        where: module,
+        what: 'the graph has no embedding of this name, or not as a Gather from float values',
+        ...(ops.length > 0 && { got: ops.join(', ') }),
+        ...(near.length > 0 && { hint: `Nearest: ${near.join(', ')}` }),
+      })
+    }
+    for (const place of found) {
+      const [v, d] = [vocabulary ?? place.vocabulary, features ?? place.features]
+      if (v === place.vocabulary && d === place.features) continue
+      throw shapeError(module, [place.vocabulary, place.features], [v, d])
+    }
+    return found
+  }
+
+  #weightOf(linear: Linear, module: string): EditBuilder {
+    refuseUnmergeable(linear)
+    return this.#at({ node: linear.node, input: 1 }, `${module}.weight`, !linear.transposed)
+  }
+
+  /** For a replacement, which has to be that of the module, not only a constant that is added. */
+  #biasOf(linear: Linear, name: string, shape: readonly number[]): EditBuilder {
+    const bias = biasOf(this.#graph, linear)
+    const isOwn =
+      bias !== undefined &&
+      linear.fused === undefined &&
+      (bias.node === linear.node ||
+        nodeScope(bias.node) === linear.name ||
+        parameterModule(storedValue(this.#graph, bias.node.input[bias.input])) === linear.name)
+    if (!isOwn) {
+      const what = linear.fused === undefined ? 'has no bias that is certain to be this one' : 'computes several layers'
+      refuse(name, `the linear layer ${what}`, linear.node.name)
+    }
+    if (shape.length !== 1 || shape[0] !== bias.width) throw shapeError(name, [bias.width], shape)
+    return this.#at(bias, name, true)
+  }
+
+  #at({ node, input }: Place, name: string, isInputMajor: boolean): EditBuilder {
+    const ofNode = this.#byPlace.get(node) ?? new Map<number, Edit>()
+    this.#byPlace.set(node, ofNode)
+    const edit = ofNode.get(input) ?? { node, input, name, isInputMajor, parts: [], values: undefined, keys: [] }
+    ofNode.set(input, edit)
+    return new EditBuilder(edit)
+  }
+}
+
+class EditBuilder {
+  constructor(readonly edit: Edit) {}
+
+  add(part: MergePart, key: string): void {
+    this.edit.parts.push(part)
+    this.edit.keys.push(`${key}@${part.start}`)
+  }
+
+  replace(tensor: StoredTensor, isTransposed: boolean, key: string): void {
+    this.#setValues({ tensor, isTransposed, lines: undefined }, `${key}${isTransposed ? 'ᵀ' : ''}`)
+  }
+
+  replaceLines(tensor: StoredTensor, axis: 0 | 1, indices: readonly number[], key: string): void {
+    this.#setValues({ tensor, isTransposed: false, lines: { axis, indices } }, `${key}/${axis}`)
+  }
+
+  #setValues(values: NewValues, key: string): void {
+    if (this.edit.values !== undefined) refuse(this.edit.name, 'two parts of the adapters replace its values')
+    this.edit.values = values
+    this.edit.keys.push(key)
+  }
+}
+
+function noBias(name: string): MismatchError {
+  return new MismatchError({
+    where: name,
+    what: 'the adapter has a bias of B (lora_bias), which only a bias of the graph can take; there is none here',
+  })
+}
+
+/** s·biasB as a product of 1 (1, 1) and biasB (d, 1): a bias is a weight of one input. */
+function biasPart(biasB: FloatArray, scale: number, start: number): MergePart {
+  const weightA: Matrix = { data: Float32Array.of(1), shape: [1, 1] }
+  const weightB: Matrix = { data: biasB, shape: [biasB.length, 1] }
+  return { name: undefined, weightA, weightB, scale, magnitude: undefined, start }
+}
+
+/** What is no sum cannot be combined with other changes of the same values. */
+function refuseCombination({ name, parts, values }: Edit): void {
+  const end = ({ start, weightB }: MergePart) => start + weightB.shape[0]
+  const isMixed = parts.some(({ magnitude, start }, i) => {
+    return (
+      magnitude !== undefined && parts.some((other, j) => j !== i && other.start < end(parts[i]) && start < end(other))
+    )
+  })
+  if (isMixed) refuse(name, 'a DoRA layer and another adapter’s layer on one weight cannot be merged together')
+  if (values?.lines !== undefined && parts.length > 0) {
+    refuse(name, 'replaced rows (trainable_token_indices) and a layer on one tensor cannot be merged together')
+  }
+}
+
+/** Whether a replaced weight is (k, d), as Conv1D keeps it. */
+function isStoredInputMajor(linear: Linear, name: string, shape: readonly number[], isConv1d: boolean): boolean {
+  const { d, k, fused } = linear
+  if (fused !== undefined) refuse(name, 'the linear layer computes several layers', linear.node.name)
+  const [rows, columns] = shape
+  const isOutputMajor = shape.length === 2 && rows === d && columns === k
+  const isInputMajor = shape.length === 2 && rows === k && columns === d
+  if (!isOutputMajor && !isInputMajor) throw shapeError(name, [d, k], shape)
+  if (isOutputMajor && isInputMajor && isConv1d) {
+    refuse(name, 'a square weight of a model with Conv1D layers could be stored either way', formatShape(shape))
+  }
+  return !isOutputMajor
+}
+
+function refuseUnmergeable({ node, kind }: Linear): void {
+  const hasAlpha = kind === 'gemm' && floatAttribute(node, 'alpha', 1) !== 1
+  if (kind !== 'quantized' && !hasAlpha) return
+  throw new UnsupportedError({
+    where: `node ${node.name}`,
+    what: hasAlpha ? 'a Gemm whose alpha is not 1 cannot be merged into' : 'a quantised weight cannot be merged into',
+    expected: 'a weight in f32, f16 or bf16',
+    got: hasAlpha ? `alpha ${floatAttribute(node, 'alpha', 1)}` : node.opType,
+    hint: hasAlpha ? 'Use the adapter at run time' : 'Merge into the unquantised export and quantise the result',
+  })
+}
+
+function shapeError(where: string, expected: readonly number[], got: readonly number[]): MismatchError {
+  return new MismatchError({
+    where,
+    what: 'the adapter was made for another shape of this tensor',
+    expected: `${formatShape(expected)}, as in the graph`,
+    got: formatShape(got),
+    hint: 'Its base had another vocabulary or is another model',
+  })
+}
+
+function refuse(where: string, what: string, got?: string): never {
+  throw new UnsupportedError({ where, what, ...(got !== undefined && { got }) })
+}

@@ -1,0 +1,99 @@
+// Merges adapters into an ONNX model: a new model whose weights hold W + Σ w·s·B·A, of the same types, which runs anywhere
+// without LoRA inputs. Weights stream from the old file to the new one.
+
+import type { Directory } from '../../base/bytes.js'
+import { MismatchError } from '../../base/errors.js'
+import type { OnnxModel } from '../../formats/onnx/model.js'
+import { byteLengthOf, dimsOf } from '../../formats/onnx/tensors.js'
+import { type WeightWriter, writeOnnx } from '../../formats/onnx/write.js'
+import type { ModuleMap } from '../../graph/match/linears.js'
+import { LoraAdapter } from '../../lora/adapter.js'
+import { loadAdapter } from '../../peft/adapter-folder.js'
+import { requireMatched } from '../../peft/unmatched.js'
+import { copyCompanions, type MergeOptions, type MergeReport, refuseBaseAsOutput, writeTogether } from '../output.js'
+import { type LayerChange, mergeWeight } from '../weight.js'
+import { type AdapterInput, weighted } from '../weighted.js'
+import { planOnnxMerge } from './plan.js'
+
+/** What a merge into an ONNX model takes. */
+export interface MergeOnnxOptions extends MergeOptions {
+  /** Where the graph goes inside `out`. Default: the base file's own name. */
+  path?: string
+  /** A model folder whose configuration, tokenizer and other files are copied; weights in it are not. */
+  companions?: Directory
+  /** Module name → name of the node or of its weight, where the graph's own names do not tell. */
+  modules?: ModuleMap
+}
+
+/**
+ * Writes the model with W + Σ weight · s·B·A in the place of each adapted weight, of linear layers and embeddings, rounded once;
+ * DoRA's scales, biases, replaced tensors and rows of tokens go along. Its files appear together when all is done.
+ *
+ * An embedding or a head that an adapter changes alone gets a tensor of its own where the two are tied, as in PEFT.
+ *
+ * @param adapters one, or several that are added up
+ * @throws MismatchError when an adapter does not fit; UnsupportedError naming the node when a weight cannot be merged into, the
+ *   tensor when none in the graph is certain to be it, the part when it is no sum and would be weighted or combined; ConfigError
+ *   when a weight is not usable; NumericError naming the weight when a result is not finite; FileError when the output is the
+ *   base itself; nothing is left of the output then
+ */
+export async function mergeOnnx(
+  model: OnnxModel,
+  adapters: AdapterInput | readonly AdapterInput[],
+  out: Directory,
+  options: MergeOnnxOptions = {},
+): Promise<MergeReport> {
+  const startedAt = performance.now()
+  const { path = model.fileName, companions, modules } = options
+  const loaded = await loadAll(adapters, options)
+  const { proto, targets } = await planOnnxMerge(model, loaded, modules)
+  await refuseBaseAsOutput(out, path, model.file(model.fileName))
+  const initializers = proto.graph?.initializer ?? []
+  const layers: LayerChange[] = []
+  const overrides = new Map<string, WeightWriter>()
+  for (const [name, { target, source }] of targets) {
+    const read = (offset: number, byteLength: number) => model.readPart(source, offset, byteLength)
+    overrides.set(name, () => mergeWeight(target, read, (change) => layers.push(change)))
+  }
+  const totalBytes = initializers.reduce((sum, tensor) => sum + (byteLengthOf(tensor.dataType, dimsOf(tensor)) ?? 0), 0)
+  const bytes = await writeTogether(out, totalBytes, options, async (staged) => {
+    if (companions !== undefined) await copyCompanions(companions, staged)
+    await writeOnnx(model, proto, staged, path, overrides)
+    return staged.writtenBytes
+  })
+  return {
+    out: `${out.name}/${path}`,
+    tensors: initializers.length,
+    changed: targets.size,
+    bytes,
+    seconds: (performance.now() - startedAt) / 1000,
+    layers: inOrder(layers, loaded),
+  }
+}
+
+async function loadAll(inputs: AdapterInput | readonly AdapterInput[], { strict = false }: MergeOptions) {
+  const result: { adapter: LoraAdapter; weight: number }[] = []
+  for (const [i, input] of (isList(inputs) ? inputs : [inputs]).entries()) {
+    const { adapter, weight } = weighted(input, i)
+    const loaded = adapter instanceof LoraAdapter ? adapter : await loadAdapter(adapter)
+    if (strict) requireMatched(loaded, `adapter ${i + 1}`)
+    result.push({ adapter: loaded, weight })
+  }
+  if (result.length === 0) throw new MismatchError({ where: 'adapters', what: 'there is no layer to merge' })
+  return result
+}
+
+function isList(inputs: AdapterInput | readonly AdapterInput[]): inputs is readonly AdapterInput[] {
+  return Array.isArray(inputs)
+}
+
+/** One entry a layer, in the adapters' order: equal weights of several nodes change alike. */
+function inOrder(changes: readonly LayerChange[], adapters: readonly { adapter: LoraAdapter }[]): LayerChange[] {
+  const byName = new Map(changes.map((change) => [change.name, change]))
+  const names = adapters.flatMap(({ adapter }) => [
+    ...adapter.names(),
+    ...adapter.convolutions.keys(),
+    ...adapter.embeddings.keys(),
+  ])
+  return [...new Set(names)].flatMap((name) => byName.get(name) ?? [])
+}

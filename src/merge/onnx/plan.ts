@@ -1,0 +1,132 @@
+// Plans a merge into an ONNX graph: which initializers change, and which places need one of their own because the exporter let
+// them share it.
+
+import type { FloatDtype } from '../../base/dtype.js'
+import { UnsupportedError } from '../../base/errors.js'
+import { elementCount } from '../../base/tensor.js'
+import {
+  TensorProto_DataType as DataType,
+  type ModelProto,
+  type NodeProto,
+  type TensorProto,
+} from '../../formats/onnx/gen/onnx_pb.js'
+import { copyMessage } from '../../formats/onnx/messages.js'
+import type { OnnxModel } from '../../formats/onnx/model.js'
+import { dataTypeName, dimsOf } from '../../formats/onnx/tensors.js'
+import type { ModuleMap } from '../../graph/match/linears.js'
+import { HANDS_ON, storedValue } from '../../graph/match/parameters.js'
+import { Graph, implicitInputs } from '../../graph/view/graph.js'
+import type { LoraAdapter } from '../../lora/adapter.js'
+import type { MergeTarget } from '../weight.js'
+import { collectEdits, type Edit } from './edits.js'
+
+export interface OnnxMergePlan {
+  /** The graph of the result. */
+  readonly proto: ModelProto
+  /** By the name of the initializer in `proto`; `source` holds the base weight. */
+  readonly targets: ReadonlyMap<string, { readonly target: MergeTarget; readonly source: TensorProto }>
+}
+
+const DTYPES: Partial<Record<DataType, FloatDtype>> = {
+  [DataType.FLOAT]: 'F32',
+  [DataType.FLOAT16]: 'F16',
+  [DataType.BFLOAT16]: 'BF16',
+}
+
+/** Places whose tensor becomes the same: one tensor, the same changes. */
+interface Group {
+  /** The value that holds it: an initializer, or a Constant node's output. */
+  readonly weight: string
+  readonly edits: [Edit, ...Edit[]]
+}
+
+/**
+ * Throws what {@link collectEdits} throws, and UnsupportedError naming the node when a weight is of another type than f32, f16
+ * and bf16.
+ */
+export async function planOnnxMerge(
+  model: OnnxModel,
+  adapters: readonly { readonly adapter: LoraAdapter; readonly weight: number }[],
+  modules: ModuleMap = {},
+): Promise<OnnxMergePlan> {
+  const graph = new Graph(model.proto)
+  const groups = groupByWeight(graph, await collectEdits(model, graph, adapters, modules))
+  const inSubgraphs = new Set(graph.nodes.flatMap(implicitInputs))
+  const targets = new Map<string, { target: MergeTarget; source: TensorProto }>()
+  for (const group of groups) {
+    const [{ node, isInputMajor, parts, values }] = group.edits
+    const source = graph.constant(group.weight) as TensorProto
+    const dtype = DTYPES[source.dataType as DataType]
+    if (dtype === undefined) {
+      throw new UnsupportedError({
+        where: `node ${node.name}`,
+        what: 'its weight has a type that cannot be merged into',
+        expected: 'FLOAT, FLOAT16 or BFLOAT16',
+        got: dataTypeName(source.dataType),
+      })
+    }
+    const readers = new Set(group.edits.map((edit) => edit.node))
+    const isShared = !graph.initializers.has(group.weight) || hasOtherReaders(graph, group.weight, readers, inSubgraphs)
+    const name = isShared ? giveOwnWeight(graph, group, source) : group.weight
+    const dims = dimsOf(source)
+    // A convolution's (d, in, *kernel) is (d, in·K), a vector one row.
+    const shape: [number, number] = dims.length > 1 ? [dims[0], elementCount(dims.slice(1))] : [1, elementCount(dims)]
+    targets.set(name, { target: { name, dtype, shape, isInputMajor, values, parts }, source })
+  }
+  return { proto: graph.toModel(), targets }
+}
+
+function groupByWeight(graph: Graph, edits: readonly Edit[]): Group[] {
+  const groups = new Map<string, Group>()
+  for (const edit of edits) {
+    const weight = storedValue(graph, edit.node.input[edit.input])
+    const key = JSON.stringify([weight, edit.parts.length > 0 && edit.isInputMajor, edit.keys])
+    const group = groups.get(key)
+    if (group !== undefined) group.edits.push(edit)
+    else groups.set(key, { weight, edits: [edit] })
+  }
+  return [...groups.values()]
+}
+
+/** Whether anything but `nodes` depends on a value. */
+function hasOtherReaders(
+  graph: Graph,
+  value: string,
+  nodes: ReadonlySet<NodeProto>,
+  inSubgraphs: ReadonlySet<string>,
+): boolean {
+  if (inSubgraphs.has(value) || graph.outputs.some(({ name }) => name === value)) return true
+  return graph.consumers(value).some((reader) => {
+    if (nodes.has(reader)) return false
+    return !HANDS_ON.has(reader.opType) || hasOtherReaders(graph, reader.output[0], nodes, inSubgraphs)
+  })
+}
+
+/** A copy of the weight under a new name, with copies of the nodes that hand it on, for the group's places alone. */
+function giveOwnWeight(graph: Graph, { weight, edits }: Group, source: TensorProto): string {
+  const name = graph.freshName(edits[0].name)
+  graph.addInitializer(copyMessage(source, { name }))
+  for (const { node, input } of edits) node.input[input] = ownPath(graph, node.input[input], weight, name)
+  graph.invalidate()
+  if (graph.consumers(weight).length === 0 && !isNeeded(graph, weight)) graph.initializers.delete(weight)
+  return name
+}
+
+/** The value that follows from `name` as `value` follows from `weight`. */
+function ownPath(graph: Graph, value: string, weight: string, name: string): string {
+  if (value === weight) return name
+  const maker = graph.producer(value) as NodeProto
+  const copy = copyMessage(maker, {
+    name: graph.freshName(`${maker.name}/merged`),
+    input: [ownPath(graph, maker.input[0], weight, name), ...maker.input.slice(1)],
+    output: [graph.freshName(`${value}/merged`)],
+  })
+  graph.add(copy)
+  return copy.output[0]
+}
+
+function isNeeded(graph: Graph, value: string): boolean {
+  return (
+    graph.outputs.some(({ name }) => name === value) || graph.nodes.some((node) => implicitInputs(node).includes(value))
+  )
+}

@@ -1,0 +1,163 @@
+// Adapted parameters (target_parameters) in a checkpoint: one tensor (E, ·, ·), each expert of which is a matrix with factors of
+// its own, or the experts' matrices one by one, as transformers stores most models whose parameters it holds stacked.
+
+import { MismatchError, UnsupportedError } from '../../base/errors.js'
+import { formatShape } from '../../base/tensor.js'
+import type { CheckpointTensor } from '../../formats/checkpoint.js'
+import { isWeightDtype, type TensorInfo } from '../../formats/safetensors.js'
+import { sizeOfDtype } from '../../kernels/merge-kernel.js'
+import { parameterLayout } from '../../lora/kinds/experts.js'
+import type { LayerFactors } from './adapters.js'
+
+/**
+ * Models whose experts are stored as (E, k, d): transformers holds them so too (`is_transposed`), or turns them when it loads them
+ * (conversion_mapping.py). It matters where d = k.
+ */
+const INPUT_MAJOR_MODELS: ReadonlySet<unknown> = new Set([
+  'aria',
+  'aria_text',
+  'gpt_oss',
+  'openai_privacy_filter',
+  'qwen3_vl_moe',
+  'qwen3_vl_moe_text',
+])
+
+/** The matrices that transformers 5 stacks, and saves one by one (conversion_mapping.py: qwen2_moe, nemotron_h, mixtral and what is like them). */
+const PARTS: readonly Readonly<Record<string, readonly string[]>>[] = [
+  { gate_up_proj: ['gate_proj', 'up_proj'], up_proj: ['up_proj'], down_proj: ['down_proj'] },
+  { gate_up_proj: ['w1', 'w3'], down_proj: ['w2'] },
+]
+
+type Tensors = ReadonlyMap<string, CheckpointTensor>
+
+/** The layer of one expert, with `rows` of its outputs from `firstRow` on; default: all. */
+export function expertLayer(layer: LayerFactors, expert: number, firstRow = 0, rows = layer.d): LayerFactors {
+  const { a, b, k, rank, isInputMajor, experts = 1 } = layer
+  const factorBytes = rank * k * sizeOfDtype(a.dtype)
+  return {
+    ...layer,
+    d: rows,
+    experts: undefined,
+    shape: isInputMajor ? [k, rows] : [rows, k],
+    a: { ...a, offset: a.offset + expert * factorBytes, rows: rank },
+    b: { ...b, slice: { firstRow, rows, first: expert, step: experts } },
+  }
+}
+
+/**
+ * The layer as its tensor has it: input-major or not.
+ *
+ * @param siblings all layers of the merge: those of one module are stored the same way
+ * @param locate module name → the checkpoint's
+ * @throws UnsupportedError for a type that cannot be merged into, MismatchError for a tensor of another shape
+ */
+export function stackedLayer(
+  layer: LayerFactors,
+  info: TensorInfo,
+  siblings: readonly LayerFactors[],
+  locate: (module: string) => string,
+  tensors: Tensors,
+  config: Readonly<Record<string, unknown>> | undefined,
+): LayerFactors {
+  const { d, k, experts = 1 } = layer
+  if (!isWeightDtype(info.dtype)) {
+    throw new UnsupportedError({
+      where: info.name,
+      what: 'a parameter of this type cannot be merged into',
+      expected: 'F64, F32, F16 or BF16',
+      got: info.dtype,
+      hint: 'Merge into the unquantised checkpoint',
+    })
+  }
+  const layout = parameterLayout(
+    info.shape,
+    { experts, d, k },
+    d === k && isInputMajor(layer, siblings, locate, tensors, config),
+  )
+  if (layout === undefined) {
+    throw new MismatchError({
+      where: info.name,
+      what: 'the adapter was made for another shape of this parameter',
+      expected:
+        experts === 1 ? formatShape([d, k]) : `${formatShape([experts, d, k])} or ${formatShape([experts, k, d])}`,
+      got: formatShape(info.shape),
+      hint: 'The adapter belongs to another base',
+    })
+  }
+  return { ...layer, ...layout, shape: info.shape, experts: info.shape.length === 3 ? experts : undefined }
+}
+
+/** What the shape of a square parameter does not tell: the other parameters of its module, or the model's type, do. */
+function isInputMajor(
+  { name }: LayerFactors,
+  siblings: readonly LayerFactors[],
+  locate: (module: string) => string,
+  tensors: Tensors,
+  config: Readonly<Record<string, unknown>> | undefined,
+): boolean {
+  for (const { name: module, tensor, experts, d, k } of siblings) {
+    if (module !== name || experts === undefined || d === k) continue
+    const shape = tensors.get(`${locate(module)}.${tensor}`)?.info.shape
+    if (shape?.length === 3) return shape[1] === k && shape[2] === d
+  }
+  const text = config?.text_config as Record<string, unknown> | null | undefined
+  return INPUT_MAJOR_MODELS.has(config?.model_type) || INPUT_MAJOR_MODELS.has(text?.model_type)
+}
+
+/**
+ * A stacked parameter's layer as layers of the matrices that the checkpoint holds one by one; undefined when it does not.
+ *
+ * @param module the layer's, as the checkpoint has it
+ */
+export function separateLayers(
+  layer: LayerFactors,
+  module: string,
+  tensors: Tensors,
+): readonly { readonly tensor: string; readonly layer: LayerFactors }[] | undefined {
+  const { experts, tensor: parameter } = layer
+  if (experts === undefined) return undefined
+  const mixtral = module.replace(/\.mlp\.(experts|gate)$/, '.block_sparse_moe.$1')
+  if (experts === 1 && mixtral !== module && tensors.has(`${mixtral}.${parameter}`)) {
+    return [{ tensor: `${mixtral}.${parameter}`, layer: { ...layer, shape: [layer.d, layer.k], experts: undefined } }]
+  }
+  for (const parts of PARTS.flatMap((table) => (Object.hasOwn(table, parameter) ? [table[parameter]] : []))) {
+    for (const stem of new Set([module, mixtral])) {
+      const namesOf = (expert: number) => parts.map((part) => `${stem}.${expert}.${part}.weight`)
+      if (!namesOf(0).every((name) => tensors.has(name))) continue
+      const result = Array.from({ length: experts }, (_, e) => split(layer, e, namesOf(e), tensors)).flat()
+      const next = namesOf(experts).find((name) => tensors.has(name))
+      if (next === undefined) return result
+      throw new MismatchError({
+        where: next,
+        what: 'the base has more experts than the adapter',
+        expected: `${experts}`,
+      })
+    }
+  }
+  return undefined
+}
+
+/** One expert's layer by its parts, whose rows follow one another. */
+function split(layer: LayerFactors, expert: number, names: readonly string[], tensors: Tensors) {
+  let row = 0
+  const result = names.map((tensor) => {
+    const rows = tensors.get(tensor)?.info.shape[0]
+    if (rows === undefined) {
+      throw new MismatchError({
+        where: tensor,
+        what: 'the base has fewer experts than the adapter',
+        expected: `${layer.experts}`,
+      })
+    }
+    const own = expertLayer(layer, expert, row, rows)
+    row += rows
+    return { tensor, layer: own }
+  })
+  if (row === layer.d) return result
+  throw new MismatchError({
+    where: names[0],
+    what: `the adapter was made for another shape of ${layer.name}.${layer.tensor}`,
+    expected: `${layer.d} rows in ${names.join(' and ')}`,
+    got: `${row}`,
+  })
+}

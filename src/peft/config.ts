@@ -1,0 +1,243 @@
+// adapter_config.json of huggingface/peft (tuners/lora/config.py, 0.21) ⇄ LoraConfig. A field that changes what the weights
+// mean and is not implemented is refused by name; fields without effect on the result pass through as they are.
+
+import {
+  ConfigError,
+  FormatError,
+  LowrankError,
+  type OnProblem,
+  throwProblem,
+  UnsupportedError,
+} from '../base/errors.js'
+import { type JsonValue, parseJson, toPlain } from '../formats/json.js'
+import { type LoraConfig, type LoraConfigInput, resolveConfig } from '../lora/config.js'
+import { type Init, isInit, iterationsOf } from '../lora/init/inits.js'
+import { PatternTable } from '../lora/patterns/patterns.js'
+
+/** PEFT's fields that are settings here. */
+const NAMES: ReadonlyMap<string, keyof LoraConfig> = new Map([
+  ['r', 'rank'],
+  ['lora_alpha', 'alpha'],
+  ['lora_dropout', 'dropout'],
+  ['target_modules', 'targetModules'],
+  ['exclude_modules', 'excludeModules'],
+  ['layers_to_transform', 'layersToTransform'],
+  ['layers_pattern', 'layersPattern'],
+  ['rank_pattern', 'rankPattern'],
+  ['alpha_pattern', 'alphaPattern'],
+  ['use_rslora', 'useRslora'],
+  ['fan_in_fan_out', 'fanInFanOut'],
+  ['use_dora', 'useDora'],
+  ['lora_bias', 'loraBias'],
+  ['bias', 'bias'],
+  ['modules_to_save', 'modulesToSave'],
+  ['layer_replication', 'layerReplication'],
+  ['ensure_weight_tying', 'ensureWeightTying'],
+  ['target_parameters', 'targetParameters'],
+  ['trainable_token_indices', 'trainableTokenIndices'],
+  ['base_model_name_or_path', 'baseModel'],
+  ['task_type', 'taskType'],
+])
+
+/** Whatever their value: they steer initialisation, training speed or bookkeeping, or rule over fields refused below. */
+const WITHOUT_EFFECT: ReadonlySet<string> = new Set([
+  'auto_mapping',
+  'corda_config',
+  'eva_config',
+  'inference_mode',
+  'loftq_config',
+  'lora_ga_config',
+  'megatron_config',
+  'megatron_core',
+  'peft_type',
+  'peft_version',
+  'qalora_group_size',
+  'revision',
+  'runtime_config',
+  'velora_config',
+])
+
+/** An empty object turns these on: PEFT fills in its defaults. */
+const ON_WHEN_EMPTY: ReadonlySet<string> = new Set(['arrow_config', 'kasa_config', 'monteclora_config', 'use_bdlora'])
+
+/** Without these two nothing can be said about a tensor's scaling. */
+const REQUIRED = ['r', 'lora_alpha'] as const
+
+/**
+ * Fields of PEFT before 0.3, which later ones do not know: left out when saving. Layers with `enable_lora` hold factors of several
+ * matrices, one beside another; `merge_weights` said when to merge.
+ */
+const RETIRED: ReadonlySet<string> = new Set(['enable_lora', 'merge_weights'])
+
+const INIT_FIELD = 'init_lora_weights'
+
+/** Values of init_lora_weights. `loftq` is not among them: it belongs to a base that was quantised. */
+const INIT_VALUES: ReadonlyMap<unknown, Init> = new Map<unknown, Init>([
+  [true, 'kaiming-uniform'],
+  [false, 'random'],
+  [null, 'random'],
+  ...(['gaussian', 'orthogonal', 'pissa', 'olora', 'mica', 'eva', 'corda'] as const).map(
+    (init) => [init, init] as const,
+  ),
+  ['lora_ga', 'lora-ga'],
+])
+
+function initOf(value: unknown): Init | undefined {
+  const init = typeof value === 'string' ? value.toLowerCase() : value
+  const known = INIT_VALUES.get(init)
+  if (known !== undefined || typeof init !== 'string') return known
+  const other = init.replaceAll('_', '-')
+  return isInit(other) && iterationsOf(other) !== undefined ? other : undefined
+}
+
+/** PEFT has no `normal`, and its default is closest. */
+function peftInit(init: Init): unknown {
+  if (init === 'normal' || init === 'kaiming-uniform') return true
+  return init === 'random' ? false : init.replaceAll('-', '_')
+}
+
+/**
+ * The content of an adapter_config.json → config. Absent target_modules, by which PEFT means a table of architectures, become
+ * `all-linear`: what is adapted, the tensors tell.
+ *
+ * @param onProblem hears of fields whose meaning is not implemented; default: throws
+ * @throws FormatError when it is no JSON object; ConfigError when a value is out of range or missing; UnsupportedError for another
+ *   method than LoRA, and for a field whose meaning is not implemented. Each names the file and the field.
+ */
+export function parsePeftConfig(bytes: Uint8Array, file: string, onProblem: OnProblem = throwProblem): LoraConfig {
+  const json = parseJson(bytes, file)
+  if (!(json instanceof Map)) throw new FormatError({ where: file, what: 'not a JSON object' })
+  const fields = new Map([...json].flatMap(([key, value]) => (RETIRED.has(key) ? [] : [[key, plainField(key, value)]])))
+  const stacked = json.get('enable_lora') ?? null
+  if (stacked !== null) onProblem(unsupported(file, 'enable_lora', toPlain(stacked)))
+  if (!fields.has('peft_type')) {
+    throw new ConfigError({ where: file, what: 'no peft_type', expected: 'the adapter_config.json of a PEFT adapter' })
+  }
+  checkSupported(fields, file, onProblem)
+  // PEFT would take 8 for either: with tensors of another training that is another model, and nobody would notice.
+  const missing = REQUIRED.find((key) => (fields.get(key) ?? null) === null)
+  if (missing !== undefined) {
+    throw new ConfigError({
+      where: `${file}: ${missing}`,
+      what: 'missing',
+      expected: 'the value that the adapter was trained with',
+      hint: 'Every version of PEFT writes it: the file is not complete',
+    })
+  }
+  return resolveForFile(inputOf(fields), file)
+}
+
+function inputOf(fields: ReadonlyMap<string, unknown>): LoraConfigInput {
+  const input: Record<string, unknown> = {
+    targetModules: 'all-linear',
+    init: fields.has(INIT_FIELD) ? initOf(fields.get(INIT_FIELD)) : 'kaiming-uniform',
+  }
+  const others: [string, unknown][] = []
+  for (const [key, value] of fields) {
+    const name = NAMES.get(key)
+    if (name === undefined && key !== INIT_FIELD) others.push([key, value])
+    else if (name !== undefined && value !== null && !isEmptyRanges(key, value)) input[name] = value
+  }
+  return { ...(input as LoraConfigInput), peftFields: Object.fromEntries(others) }
+}
+
+/** Patterns keep the order of the file, which an object would not: JavaScript puts keys like "1" first. */
+function plainField(key: string, value: JsonValue): unknown {
+  const isPattern = key === 'rank_pattern' || key === 'alpha_pattern'
+  return isPattern && value instanceof Map
+    ? new Map([...value].map(([name, item]) => [name, toPlain(item)]))
+    : toPlain(value)
+}
+
+/** PEFT takes no ranges at all for the model as it is. */
+function isEmptyRanges(key: string, value: unknown): boolean {
+  return key === 'layer_replication' && Array.isArray(value) && value.length === 0
+}
+
+/** Errors about a field get the file's name and the field's spelling there. */
+function resolveForFile(input: LoraConfigInput, file: string): LoraConfig {
+  try {
+    return resolveConfig(input)
+  } catch (error) {
+    if (!(error instanceof LowrankError)) throw error
+    const [name, ...rest] = (error.where ?? '').split(' ')
+    const key = name === 'init' ? INIT_FIELD : ([...NAMES].find(([, camelCase]) => camelCase === name)?.[0] ?? name)
+    const { what, expected, got, hint } = error
+    throw new ConfigError({ where: `${file}: ${[key, ...rest].join(' ')}`, what, expected, got, hint, cause: error })
+  }
+}
+
+/** An UnsupportedError for each field whose value means something that is not implemented; other methods than LoRA throw it. */
+function checkSupported(fields: ReadonlyMap<string, unknown>, file: string, onProblem: OnProblem = throwProblem): void {
+  const type = fields.get('peft_type')
+  if (type !== 'LORA') throw unsupported(file, 'peft_type', type, 'LORA')
+  for (const [key, value] of fields) {
+    if (NAMES.has(key) || WITHOUT_EFFECT.has(key)) continue
+    if (key === INIT_FIELD) {
+      if (initOf(value) !== undefined) continue
+      onProblem(unsupported(file, key, value, [...INIT_VALUES.keys(), 'pissa_niter_N'].join(', ')))
+    } else if (!isOff(key, value)) onProblem(unsupported(file, key, value))
+  }
+}
+
+/** Fields that this version does not know count as off when they are empty, as PEFT's defaults for new fields are. */
+function isOff(key: string, value: unknown): boolean {
+  if (value === null || value === false || value === '') return true
+  if (Array.isArray(value)) return value.length === 0
+  return typeof value === 'object' && Object.keys(value).length === 0 && !ON_WHEN_EMPTY.has(key)
+}
+
+function unsupported(file: string, key: string, value: unknown, expected?: string): UnsupportedError {
+  return new UnsupportedError({
+    where: `${file}: ${key}`,
+    what: 'a setting that changes what the weights mean and is not implemented',
+    expected,
+    got: (JSON.stringify(value) ?? 'nothing').slice(0, 200),
+  })
+}
+
+/**
+ * Config → the text of an adapter_config.json as PEFT writes it: indent 2, sorted keys.
+ *
+ * @param targetModules what to write as target_modules
+ * @param targetParameters what to write as target_parameters
+ * @param layerNames layers whose rank and alpha must stay what the patterns give them
+ * @throws UnsupportedError when peftFields hold a field that parsePeftConfig would refuse.
+ */
+export function formatPeftConfig(
+  config: LoraConfig,
+  targetModules: readonly string[] | string,
+  targetParameters: readonly string[],
+  layerNames: readonly string[],
+): string {
+  const fields: Record<string, unknown> = {
+    revision: null,
+    ...config.peftFields,
+    [INIT_FIELD]: peftInit(config.init),
+    inference_mode: true,
+    peft_type: 'LORA',
+  }
+  for (const [key, name] of NAMES) fields[key] = config[name] ?? null
+  if (config.modulesToSave.length === 0) fields.modules_to_save = null
+  fields.target_modules = targetModules
+  fields.target_parameters = targetParameters.length === 0 ? null : targetParameters
+  checkSupported(new Map(Object.entries(fields)), 'LoraConfig')
+  const sorted = sortKeys(fields) as Record<string, unknown>
+  sorted.rank_pattern = sortPattern(config.rankPattern, layerNames)
+  sorted.alpha_pattern = sortPattern(config.alphaPattern, layerNames)
+  return JSON.stringify(sorted, null, 2)
+}
+
+/** The first pattern that matches counts, so that sorting, PEFT's habit, may not change which one that is. */
+function sortPattern(pattern: Readonly<Record<string, number>>, layerNames: readonly string[]): unknown {
+  const sorted = sortKeys(pattern) as Record<string, number>
+  const [before, after] = [new PatternTable(pattern, 'pattern'), new PatternTable(sorted, 'pattern')]
+  return layerNames.every((name) => before.find(name) === after.find(name)) ? sorted : pattern
+}
+
+function sortKeys(value: unknown): unknown {
+  if (Array.isArray(value)) return value.map(sortKeys)
+  if (typeof value !== 'object' || value === null) return value
+  const entries = Object.entries(value).sort(([a], [b]) => (a < b ? -1 : 1))
+  return Object.fromEntries(entries.map(([key, item]) => [key, sortKeys(item)]))
+}

@@ -1,0 +1,266 @@
+// What an adapter holds, in numbers: for `lowrank inspect` and for anyone who wants to know before merging.
+
+import type { FloatDtype } from '../base/dtype.js'
+import type { ErrorCode, LowrankError } from '../base/errors.js'
+import { elementCount, type FloatArray, isAllFinite, type Tensor } from '../base/tensor.js'
+import type { SafetensorsDtype } from '../formats/safetensors.js'
+import { norm } from '../linalg/product.js'
+import type { LoraAdapter } from '../lora/adapter.js'
+import { type LoraConfig, scalingOf } from '../lora/config.js'
+import { factorPairs } from '../lora/factor-pairs.js'
+import { notFinite } from '../lora/factors.js'
+import { changesBase } from '../lora/init/inits.js'
+import type { ConvolutionLora } from '../lora/kinds/convolution.js'
+import { EmbeddingLora } from '../lora/kinds/embedding.js'
+import { ExpertLora } from '../lora/kinds/experts.js'
+import { LoraLayer } from '../lora/layer.js'
+import type { AdapterPart } from '../lora/plain.js'
+import type { Replacement, TokenRows } from '../lora/replacements.js'
+import { meanSpectrum, normOfSpectrum, type Spectrum, spectrumOf } from '../lora/spectrum.js'
+import { describeUnmatched, unmatchedEntries } from './unmatched.js'
+
+/**
+ * A layer in numbers. Norms are NaN, which JSON writes as null, where a factor holds a value that is not finite. Singular values and ranks are
+ * means over the experts of a parameter and the groups of a convolution.
+ */
+export interface LayerReport extends Spectrum {
+  name: string
+  kind: 'linear' | 'embedding' | 'convolution' | 'parameter'
+  /** Rows of B: features out; of an embedding, its features. */
+  d: number
+  /** Columns of A: features in; of an embedding, its vocabulary; of a convolution, channels in times the kernel's elements. */
+  k: number
+  /** r, of a parameter that of each expert. */
+  rank: number
+  /** How many matrices (d, k) a parameter holds; absent for the other kinds. */
+  experts?: number
+  /** α, as the patterns give it. */
+  alpha: number
+  /** s, by which B·A is multiplied. */
+  scaling: number
+  /** The float type of its file. */
+  dtype: FloatDtype
+  /** ‖A‖, Frobenius. */
+  normA: number
+  /** ‖B‖, Frobenius. */
+  normB: number
+  /** ‖s·B·A‖, Frobenius. */
+  normDelta: number
+  /** It has a DoRA magnitude. */
+  hasMagnitude: boolean
+  /** B has a bias. */
+  hasBias: boolean
+}
+
+/** A tensor that takes the place of the base's, whole or in rows. */
+export interface ReplacementReport {
+  /** The base's tensor. */
+  name: string
+  dtype: SafetensorsDtype
+  /** Of what the adapter holds: the tensor's, or (rows, D). */
+  shape: readonly number[]
+  /** How many rows of the base's tensor it replaces; absent for a whole tensor. */
+  rows?: number
+}
+
+/** Why loading or merging would refuse what was inspected. */
+export interface ProblemReport {
+  /** The kind of error. */
+  code: ErrorCode
+  /** The error's whole message. */
+  message: string
+}
+
+/** What `inspectAdapter` found. */
+export interface AdapterReport {
+  config: LoraConfig
+  /** As {@link LoraAdapter.totalTrainableParams}. */
+  trainableParams: number
+  /** Layers of every kind. */
+  layers: LayerReport[]
+  /** Whole tensors, then rows. */
+  replacements: ReplacementReport[]
+  /** Errors that loading or merging the adapter throws, all of them; empty for a sound adapter. */
+  problems: ProblemReport[]
+  /** One sentence each, for people: what is sound, but unusual. */
+  warnings: string[]
+}
+
+/** α is usually between r/2 and 4·r; a scaling this far from 1 is more often a mistake than a choice. */
+const UNUSUAL_SCALING = 16
+
+/** A singular value below this share of the largest is what rounding of f32 factors leaves of a zero: some units of 2⁻²³. */
+const ROUNDING = 2 ** -20
+
+/** Shapes, scalings, norms and singular values of an adapter in memory, with all that is wrong with it. */
+export function inspectAdapter(adapter: LoraAdapter): AdapterReport {
+  const problems: LowrankError[] = []
+  const all = [...adapter, ...adapter.embeddings, ...adapter.convolutions, ...adapter.experts]
+  const layers = all.map(([name, layer]) => {
+    const { config, dtype, weightA, weightB } = layer
+    const experts = layer instanceof ExpertLora ? layer.experts : undefined
+    const magnitude = 'magnitude' in layer ? layer.magnitude : undefined
+    const biasB = 'biasB' in layer ? layer.biasB : undefined
+    const values = { weightA: weightA.data, weightB: weightB.data, magnitude, biasB }
+    for (const [part, data] of Object.entries(values)) {
+      if (data !== undefined && !isAllFinite(data)) problems.push(notFinite(`${name}.${part}`))
+    }
+    return layerReport({
+      name,
+      kind: kindOf(layer),
+      config,
+      dtype,
+      weightA,
+      weightB,
+      experts,
+      hasMagnitude: magnitude !== undefined,
+      hasBias: biasB !== undefined,
+    })
+  })
+  return adapterReport({
+    config: adapter.config,
+    trainableParams: adapter.totalTrainableParams(),
+    layers,
+    replacements: replacementReports(adapter.replacements, adapter.tokenRows),
+    problems,
+    notes: adapter.notes,
+  })
+}
+
+/** What a report on a layer is made from. */
+export interface InspectedLayer extends Pick<LayerReport, 'name' | 'kind' | 'dtype' | 'hasMagnitude' | 'hasBias'> {
+  /** The layer's own. */
+  config: LoraConfig
+  /** (r, k), of a convolution (r, in, *kernel), of a parameter (E·r, k). */
+  weightA: Tensor<FloatArray>
+  /** (d, r), of a convolution (d, r/groups, 1…), of a parameter (d, r·E). */
+  weightB: Tensor<FloatArray>
+  /** E of a parameter. */
+  experts?: number | undefined
+}
+
+/** The numbers of one layer. */
+export function layerReport(layer: InspectedLayer): LayerReport {
+  const { name, kind, config, dtype, weightA, weightB, experts, hasMagnitude, hasBias } = layer
+  const { rank, alpha } = config
+  const scaling = scalingOf(config)
+  const spectra = factorPairs(weightA, weightB, experts).map((pair) => spectrumOf(pair, scaling))
+  return {
+    name,
+    kind,
+    d: weightB.shape[0],
+    k: elementCount(weightA.shape.slice(1)),
+    rank,
+    ...(experts !== undefined && { experts }),
+    alpha,
+    scaling,
+    dtype,
+    normA: norm(weightA),
+    normB: norm(weightB),
+    normDelta: norm({ data: Float64Array.from(spectra, normOfSpectrum) }),
+    ...meanSpectrum(spectra),
+    hasMagnitude,
+    hasBias,
+  }
+}
+
+/** Whole tensors by name, then rows by their embedding's. */
+export function replacementReports(
+  replacements: Iterable<readonly [name: string, Pick<Replacement, 'dtype' | 'shape'>]>,
+  tokenRows: Iterable<readonly [module: string, Pick<TokenRows, 'dtype' | 'shape' | 'indices'>]>,
+): ReplacementReport[] {
+  return [
+    ...Array.from(replacements, ([name, { dtype, shape }]) => ({ name, dtype, shape })),
+    ...Array.from(tokenRows, ([module, { dtype, shape, indices }]) => {
+      return { name: `${module}.weight`, dtype, shape, rows: indices.length }
+    }),
+  ]
+}
+
+/** What a report on an adapter is made from. */
+export interface InspectedAdapter extends Omit<AdapterReport, 'problems' | 'warnings'> {
+  problems: readonly LowrankError[]
+  /** As {@link LoraAdapter.notes}. */
+  notes: readonly string[]
+}
+
+/** Adds what follows from all layers together. */
+export function adapterReport({ problems, notes, ...report }: InspectedAdapter): AdapterReport {
+  return {
+    ...report,
+    problems: problems.map(({ code, message }) => ({ code, message })),
+    warnings: [...notes.map((note) => `The folder has ${note}`), ...warningsOf(report)],
+  }
+}
+
+function kindOf(layer: LoraLayer | EmbeddingLora | ConvolutionLora | ExpertLora): LayerReport['kind'] {
+  if (layer instanceof LoraLayer) return 'linear'
+  if (layer instanceof EmbeddingLora) return 'embedding'
+  return layer instanceof ExpertLora ? 'parameter' : 'convolution'
+}
+
+/** What the adapter changes, as far as the report tells kinds apart. */
+function partsOf({ layers, replacements }: ReportedParts): AdapterPart[] {
+  return [
+    ...layers.map(({ name, kind }) => ({ name, kind })),
+    ...replacements.map(({ name, rows }): AdapterPart => {
+      const isWhole = rows === undefined
+      return isWhole ? { name, kind: 'replacement' } : { name: name.replace(/\.weight$/, ''), kind: 'token-rows' }
+    }),
+  ]
+}
+
+type ReportedParts = Pick<AdapterReport, 'config' | 'layers' | 'replacements'>
+
+function warningsOf(report: ReportedParts): string[] {
+  const { layers, config } = report
+  const warnings: string[] = []
+  const warn = (affected: readonly LayerReport[], what: string) => {
+    if (affected.length > 0) warnings.push(`${count(affected, layers)}: ${what}`)
+  }
+  if (changesBase(config.init)) {
+    warnings.push(
+      `It started as ${config.init}, which took a part of the base into B·A: B·A is not its change. \`lowrank convert\` makes plain LoRA of it`,
+    )
+  }
+  // A magnitude or a bias changes something all the same.
+  const plain = layers.filter(({ hasMagnitude, hasBias }) => !hasMagnitude && !hasBias)
+  warn(
+    plain.filter(({ normB }) => normB === 0),
+    'B is all zero, as before training, so the layer changes nothing',
+  )
+  warn(
+    plain.filter(({ normA, normB }) => normA === 0 && normB !== 0),
+    'A is all zero, so the layer changes nothing',
+  )
+  warn(
+    layers.filter((layer) => layer.normDelta > 0 && numericalRank(layer) < layer.singularValues.length),
+    'B·A has a lower rank than its factors: some of its singular values are zero but for rounding',
+  )
+  warn(
+    layers.filter(({ rank, d, k }) => rank > Math.min(d, k)),
+    'the rank is above min(d, k), which B·A cannot use',
+  )
+  warn(
+    layers.filter(({ scaling }) => scaling > UNUSUAL_SCALING || scaling < 1 / UNUSUAL_SCALING),
+    `the scaling is unusual (${[...new Set(layers.map(({ scaling }) => scaling))].slice(0, 3).join(', ')})`,
+  )
+  const unmatched = unmatchedEntries(config, partsOf(report))
+  const idle = Array.isArray(config.targetModules) ? unmatched.filter(({ setting }) => setting === 'targetModules') : []
+  if (idle.length > 0 && layers.length > 0) {
+    const others = idle.length > 3 ? ` and ${idle.length - 3} more` : ''
+    const shown = idle.slice(0, 3).map(({ entry }) => entry)
+    warnings.push(`targetModules has ${shown.join(', ')}${others}, for which there is no layer`)
+  }
+  return [...warnings, ...unmatched.filter((entry) => !idle.includes(entry)).map(describeUnmatched)]
+}
+
+function numericalRank({ singularValues }: LayerReport): number {
+  return singularValues.filter((value) => value > ROUNDING * singularValues[0]).length
+}
+
+function count(affected: readonly LayerReport[], all: readonly LayerReport[]): string {
+  if (affected.length === all.length) return all.length === 1 ? affected[0].name : `All ${all.length} layers`
+  const names = affected.slice(0, 3).map(({ name }) => name)
+  return names.join(', ') + (affected.length > 3 ? ` and ${affected.length - 3} more` : '')
+}

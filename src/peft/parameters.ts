@@ -1,0 +1,235 @@
+// Which adapted parameter (target_parameters) the factors of a PEFT file belong to. Their keys never carry its name: PEFT wraps a
+// module once for each of its adapted parameters, in the order in which the model's code registers them, so that the last one's
+// key is that of the module and each earlier one has a `.base_layer` more (tuners_utils._inject_parameters, lora.ParamWrapper).
+
+import { attempt, FormatError, MismatchError, type OnProblem, ShapeError, UnsupportedError } from '../base/errors.js'
+import { formatShape } from '../base/tensor.js'
+import type { TensorInfo } from '../formats/safetensors.js'
+import { configForLayer, type LoraConfig } from '../lora/config.js'
+import { isAllLinear, targetMatcher } from '../lora/patterns/patterns.js'
+import { CONFIG_FILE } from './files.js'
+
+const WRAPPED = '.base_layer'
+
+/** The tensors of one adapted parameter. */
+export interface ParameterTensors {
+  /** The parameter's full name. */
+  readonly name: string
+  /** The parameter's own, with its rank and alpha. */
+  readonly config: LoraConfig
+  readonly experts: number
+  /** (E·r, k) */
+  readonly A: TensorInfo
+  /** (d, r·E) */
+  readonly B: TensorInfo
+}
+
+/** What was found under one key. */
+export interface FoundFactors {
+  readonly tensors: Readonly<Partial<Record<string, TensorInfo>>>
+}
+
+/** As the modules of transformers 5 register them; names that are in no module together need no order. */
+const REGISTRATION_ORDER = [
+  'weight',
+  'bias',
+  'w1',
+  'v1',
+  'gate_up_proj',
+  'gate_up_proj_bias',
+  'gate_proj',
+  'up_proj',
+  'down_proj',
+  'down_proj_bias',
+  'w2',
+]
+
+/**
+ * Parameters of one module in the order in which it registers them.
+ *
+ * @throws UnsupportedError when there are several, and the order of one is not known
+ */
+function registrationOrder(parameters: readonly string[], where: string): readonly string[] {
+  const unknown = parameters.find((name) => !REGISTRATION_ORDER.includes(name))
+  if (parameters.length > 1 && unknown !== undefined) {
+    throw new UnsupportedError({
+      where,
+      what: `several parameters of one module, ${unknown} among them: PEFT tells them apart by the order in which the model's code registers them, which is not known here`,
+      expected: REGISTRATION_ORDER.join(', '),
+      got: parameters.join(', '),
+    })
+  }
+  return [...parameters].sort((a, b) => REGISTRATION_ORDER.indexOf(a) - REGISTRATION_ORDER.indexOf(b))
+}
+
+/** What parameters' factors are called after, the earliest registered one first: the module with `.base_layer`s. */
+function wrappedNames(module: string, count: number): string[] {
+  return Array.from({ length: count }, (_, i) => module + WRAPPED.repeat(count - 1 - i))
+}
+
+/**
+ * Full names of parameters → what PEFT calls their factors after.
+ *
+ * @throws UnsupportedError when a module's order is not known
+ */
+export function parameterKeys(names: Iterable<string>): Map<string, string> {
+  const modules = new Map<string, string[]>()
+  for (const name of names) {
+    const at = name.lastIndexOf('.')
+    const own = modules.get(name.slice(0, at))
+    if (own === undefined) modules.set(name.slice(0, at), [name.slice(at + 1)])
+    else own.push(name.slice(at + 1))
+  }
+  const result = new Map<string, string>()
+  for (const [module, parameters] of modules) {
+    const keys = wrappedNames(module, parameters.length)
+    for (const [i, parameter] of registrationOrder(parameters, module).entries()) {
+      result.set(`${module}.${parameter}`, keys[i])
+    }
+  }
+  return result
+}
+
+/** The config's own target_parameters when they mean exactly these, or else the full names. */
+export function savedParameters(entries: readonly string[], names: readonly string[]): readonly string[] {
+  const counts = new Map<string, number>()
+  for (const name of names) {
+    const module = name.slice(0, name.lastIndexOf('.'))
+    counts.set(module, (counts.get(module) ?? 0) + 1)
+  }
+  const isMeant = (name: string) => {
+    const module = name.slice(0, name.lastIndexOf('.'))
+    return meantParameters(module, counts.get(module)!, entries).includes(name.slice(module.length + 1))
+  }
+  return names.every(isMeant) ? entries : names
+}
+
+/** The parameters of a module that entries with a dot mean, or those that entries without one may mean, as any module's. */
+function candidates(module: string, entries: readonly string[], isDotted: boolean): string[] {
+  const found = new Set<string>()
+  for (const entry of entries) {
+    const parameter = entry.slice(entry.lastIndexOf('.') + 1)
+    const name = `${module}.${parameter}`
+    if (entry.includes('.') === isDotted && (name === entry || name.endsWith(`.${entry}`))) found.add(parameter)
+  }
+  return [...found]
+}
+
+/** Which `count` parameters of a module are adapted; another number of names when that does not follow. */
+function meantParameters(module: string, count: number, entries: readonly string[]): readonly string[] {
+  const certain = candidates(module, entries, true)
+  return certain.length >= count ? certain : [...new Set([...certain, ...candidates(module, entries, false)])]
+}
+
+/**
+ * Takes the factors of parameters out of `found`, whose keys are modules' names with their `.base_layer`s.
+ *
+ * @param onProblem hears of MismatchError where keys and target_parameters disagree; UnsupportedError when nothing tells which parameter is which;
+ *   FormatError for half a pair; ShapeError for factors whose ranks no number of experts explains
+ */
+export function takeParameters(
+  found: Map<string, FoundFactors>,
+  config: LoraConfig,
+  file: string,
+  onProblem: OnProblem,
+): ParameterTensors[] {
+  const entries = config.targetParameters
+  if (entries.length === 0) return []
+  const modules = new Map<string, number>()
+  for (const key of found.keys()) {
+    let module = key
+    let depth = 0
+    for (; module.endsWith(WRAPPED); depth++) module = module.slice(0, -WRAPPED.length)
+    modules.set(module, Math.max(depth, modules.get(module) ?? 0))
+  }
+  const isTarget = targetMatcher(config)
+  const isNamed = (name: string) => !isAllLinear(config.targetModules) && isTarget(name)
+  const result: ParameterTensors[] = []
+  for (const [module, depth] of modules) {
+    const levels = wrappedNames(module, depth + 1).map((key) => ({ key, tensors: found.get(key)?.tensors }))
+    const outermost = levels[depth].tensors
+    if (depth === 0 && !isParameter(module, outermost, config, isNamed(module))) continue
+    const names = attempt(() => assign(module, levels, config, file), onProblem)
+    for (const [i, { key, tensors = {} }] of levels.entries()) {
+      found.delete(key)
+      if (names === undefined) continue
+      const own = attempt(() => complete(`${module}.${names[i]}`, key, tensors, config, file), onProblem)
+      if (own !== undefined) result.push(own)
+    }
+  }
+  return result
+}
+
+/** A module whose key is as a linear layer's: target_parameters mean it by name, or by a parameter's name alone. */
+function isParameter(
+  module: string,
+  tensors: FoundFactors['tensors'] | undefined,
+  config: LoraConfig,
+  isNamed: boolean,
+): boolean {
+  const entries = config.targetParameters
+  if (candidates(module, entries, true).length > 0) return true
+  const [bare] = candidates(module, entries, false)
+  if (bare === undefined || isNamed) return false
+  // Any module may have a parameter of that name. Linear layers have other ranks than several experts together.
+  const ranks = tensors?.A?.shape[0] ?? 0
+  return !isAllLinear(config.targetModules) || ranks > configForLayer(config, `${module}.${bare}`).rank
+}
+
+interface Level {
+  readonly key: string
+  readonly tensors: FoundFactors['tensors'] | undefined
+}
+
+/** The parameters' names, level by level. */
+function assign(module: string, levels: readonly Level[], config: LoraConfig, file: string): readonly string[] {
+  const names = meantParameters(module, levels.length, config.targetParameters)
+  const shown = levels.find(({ tensors }) => tensors?.A !== undefined)?.tensors?.A?.name ?? module
+  if (names.length !== levels.length) {
+    throw new MismatchError({
+      where: `${file}: ${shown}`,
+      what: `no parameter claims this tensor: target_parameters of ${CONFIG_FILE} mean ${names.length} of ${module}, the file has ${levels.length}`,
+      expected: JSON.stringify(config.targetParameters).slice(0, 200),
+      got: module,
+    })
+  }
+  return registrationOrder(names, `${file}: ${shown}`)
+}
+
+function complete(
+  name: string,
+  key: string,
+  { A, B, ...others }: FoundFactors['tensors'],
+  config: LoraConfig,
+  file: string,
+): ParameterTensors {
+  const other = Object.values(others).find((info) => info !== undefined)
+  if (other !== undefined) {
+    throw new FormatError({ where: `${file}: ${other.name}`, what: `a parameter (${name}) has no such tensor` })
+  }
+  if (A === undefined || B === undefined) {
+    throw new FormatError({
+      where: `${file}: ${(A ?? B)?.name ?? key}`,
+      what: `half a pair: no lora_${A === undefined ? 'A' : 'B'} of ${key}, for ${name}`,
+    })
+  }
+  const own = configForLayer(config, name)
+  const ranks = A.shape[0]
+  if (A.shape.length !== 2 || A.shape.includes(0) || ranks % own.rank !== 0) {
+    throw new ShapeError({
+      where: `${file}: ${A.name}`,
+      what: `wrong shape for the rank that ${CONFIG_FILE} gives ${name}`,
+      expected: `(experts · ${own.rank}, k)`,
+      got: formatShape(A.shape),
+    })
+  }
+  if (B.shape.length !== 2 || B.shape[0] === 0 || B.shape[1] !== ranks) {
+    throw new ShapeError({
+      where: `${file}: ${B.name}`,
+      what: `wrong shape for the factor A of ${name}`,
+      expected: `(d, ${ranks})`,
+      got: formatShape(B.shape),
+    })
+  }
+  return { name, config: own, experts: ranks / own.rank, A, B }
+}

@@ -1,0 +1,167 @@
+// Which tensors of a PEFT file take the place of the base's, whole or in rows: what is neither a factor nor a vector of a layer.
+
+import { attempt, FormatError, MismatchError, type OnProblem, ShapeError, UnsupportedError } from '../base/errors.js'
+import { formatShape } from '../base/tensor.js'
+import type { TensorInfo } from '../formats/safetensors.js'
+import type { LoraConfig } from '../lora/config.js'
+import { isInsideModule } from '../lora/patterns/patterns.js'
+import { CONFIG_FILE } from './files.js'
+import { KEY_PREFIX, sortedByName, withoutPrefix } from './keys.js'
+import { isHeadModule } from './tied.js'
+
+/** What tensors are judged by. */
+export interface ClaimContext {
+  readonly config: LoraConfig
+  /** The file's name, for messages. */
+  readonly file: string
+  readonly onProblem: OnProblem
+}
+
+/** A tensor that takes the place of the base's. */
+export interface ReplacementTensor {
+  /** The file's, without the prefix. */
+  readonly key: string
+  /** False for embeddings that are saved along. */
+  readonly isTrained: boolean
+  readonly info: TensorInfo
+}
+
+/** Rows (n, D) that take the place of an embedding's. */
+export interface RowsTensor {
+  readonly indices: readonly number[]
+  readonly info: TensorInfo
+}
+
+/** What {@link claimOthers} finds, sorted by name with numbers as numbers. */
+export interface ClaimedOthers {
+  /** By the base's tensor name. */
+  readonly replacements: ReadonlyMap<string, ReplacementTensor>
+  /** By the embedding's module name. */
+  readonly tokenRows: ReadonlyMap<string, RowsTensor>
+  /** Tensors that nothing claims; there are none unless problems are collected. */
+  readonly unclaimed: readonly string[]
+}
+
+/** The modules with factors, by name. */
+type FoundKinds = ReadonlyMap<string, { readonly kind?: 'linear' | 'embedding' | 'convolution' }>
+
+const ROWS_SUFFIX = '.token_adapter.trainable_tokens_delta'
+
+/**
+ * A model's input and output embedding, as transformers calls them. PEFT saves them whole when the vocabulary was resized, and with
+ * save_embedding_layers, whatever the config says.
+ */
+const EMBEDDING =
+  /(^|\.)(embed_tokens|embed_in|embed_out|wte|word_embeddings|shared|patch_embeddings\.projection|lm_head|predictions\.decoder)\.(weight|bias)$/
+
+/** The key in PEFT's file of an embedding's rows. */
+export function rowsKey(name: string): string {
+  return KEY_PREFIX + name + ROWS_SUFFIX
+}
+
+/**
+ * Claims what takes the place of the base's tensors and rows; `onProblem` hears of what does not fit, and of what nothing claims.
+ *
+ * @param found what has factors, whose biases and embeddings PEFT saves along
+ */
+export function claimOthers(rest: readonly TensorInfo[], found: FoundKinds, context: ClaimContext): ClaimedOthers {
+  const { config, file, onProblem } = context
+  const replacements = new Map<string, ReplacementTensor>()
+  const tokenRows = new Map<string, RowsTensor>()
+  const unclaimed: string[] = []
+  for (const info of rest) {
+    const key = withoutPrefix(info.name)
+    if (key?.endsWith(ROWS_SUFFIX)) {
+      const name = key.slice(0, -ROWS_SUFFIX.length)
+      const indices = attempt(() => tokensOf(name, info, context), onProblem)
+      if (indices !== undefined) tokenRows.set(name, { indices, info })
+      continue
+    }
+    if (key !== undefined && isCopy(key, config)) continue
+    const origin = key === undefined ? undefined : replacementOrigin(key, info, config, found)
+    if (key === undefined || origin === undefined) {
+      unclaimed.push(info.name)
+      continue
+    }
+    const base = baseTensor(key)
+    if (replacements.has(base)) {
+      onProblem(new FormatError({ where: `${file}: ${info.name}`, what: `a second tensor that replaces ${base}` }))
+      continue
+    }
+    replacements.set(base, { key, isTrained: origin === 'trained', info })
+  }
+  if (unclaimed.length > 0) onProblem(unclaimedError(unclaimed, file))
+  return { replacements: new Map(sortedByName(replacements)), tokenRows: new Map(sortedByName(tokenRows)), unclaimed }
+}
+
+/**
+ * With bias "all" PEFT saves the biases of modules_to_save a second time, under a key that holds the adapter's name, and those of
+ * the base's module, which nothing reads.
+ */
+function isCopy(key: string, { bias, modulesToSave }: LoraConfig): boolean {
+  const owner = /^(.+)\.(?:modules_to_save|original_module)\..*bias[^.]*$/s.exec(key)?.[1]
+  return bias === 'all' && owner !== undefined && modulesToSave.some((entry) => owner.endsWith(entry))
+}
+
+/** Why PEFT saved a tensor that it would load in the place of the base's; undefined when it would not. */
+function replacementOrigin(
+  key: string,
+  info: TensorInfo,
+  config: LoraConfig,
+  found: FoundKinds,
+): 'trained' | 'embedding' | undefined {
+  if (key.includes('.lora_')) return undefined
+  const base = baseTensor(key)
+  const module = base.slice(0, Math.max(0, base.lastIndexOf('.')))
+  if (config.bias === 'all' && base.slice(module.length).includes('bias')) return 'trained'
+  if (config.bias === 'lora_only' && base.endsWith('.bias') && found.has(module)) return 'trained'
+  if (config.modulesToSave.some((entry) => isInsideModule(module, entry))) return 'trained'
+  const isAdapted = found.get(module)?.kind === 'embedding' || (config.ensureWeightTying && isHeadModule(module))
+  const isTable = base.endsWith('.weight') && info.shape.length === 2
+  const isWhole = EMBEDDING.test(base) && (base.endsWith('.bias') ? 1 : 2) <= info.shape.length
+  return isWhole || (isAdapted && isTable) ? 'embedding' : undefined
+}
+
+/** The base's name for a tensor that layers of PEFT were put around. */
+function baseTensor(key: string): string {
+  return key.replaceAll(/(?:\.token_adapter)?\.base_layer\./g, '.')
+}
+
+/** The rows' tokens, whose order is the rows'. */
+function tokensOf(name: string, info: TensorInfo, { config, file }: ClaimContext): readonly number[] {
+  const where = `${file}: ${info.name}`
+  const { trainableTokenIndices } = config
+  const named = Object.entries(trainableTokenIndices ?? {})
+  const isTiedHead = config.ensureWeightTying && isHeadModule(name) && named.length === 1
+  const tokens = Array.isArray(trainableTokenIndices)
+    ? trainableTokenIndices
+    : named.find(([module]) => isTiedHead || name.endsWith(module))?.[1]
+  if (tokens === undefined) {
+    throw new MismatchError({
+      where,
+      what: `no layer claims this tensor: trainable_token_indices of ${CONFIG_FILE} leave its module out`,
+    })
+  }
+  if (info.shape.length === 2 && info.shape[0] === tokens.length) return tokens
+  throw new ShapeError({
+    where,
+    what: 'wrong shape for the tokens of trainable_token_indices',
+    expected: `(${tokens.length}, features)`,
+    got: formatShape(info.shape),
+  })
+}
+
+function unclaimedError(names: readonly string[], file: string): FormatError | UnsupportedError {
+  const other = names.find(
+    (name) => name.startsWith(KEY_PREFIX) && name.includes('.lora_') && !/\.lora_[AB]\./.test(name),
+  )
+  if (other !== undefined) {
+    return new UnsupportedError({ where: `${file}: ${other}`, what: 'this kind of LoRA tensor is not implemented' })
+  }
+  const shown = names.slice(0, 5).join(', ')
+  return new FormatError({
+    where: file,
+    what: `no layer claims ${names.length === 1 ? 'the tensor' : `${names.length} tensors:`} ${shown}${names.length > 5 ? ', …' : ''}`,
+    expected: `${KEY_PREFIX}MODULE.lora_A.weight and ${KEY_PREFIX}MODULE.lora_B.weight`,
+  })
+}

@@ -1,0 +1,21 @@
+// Output embeddings, and what PEFT's ensure_weight_tying means for them: one that is tied to the input embedding is adapted with it,
+// by the same factors the other way round, and PEFT saves them for both without naming the output embedding in target_modules.
+
+import type { LoraConfig } from '../lora/config.js'
+import { targetMatcher } from '../lora/patterns/patterns.js'
+
+const HEADS = /(^|\.)((generator_)?lm_head|lm_head\.decoder|embed_out|predictions\.decoder|vocab_projector)$/
+
+/** Whether a module is an output embedding, by the names that transformers gives them. */
+export function isHeadModule(module: string): boolean {
+  return HEADS.test(module)
+}
+
+/** T5's encoder and decoder read the embedding that is called `shared`, under names of their own. */
+const SHARERS = /^(encoder|decoder)\.embed_tokens$/
+
+/** A test of modules' names: what the config's targets mean, and the embeddings that are tied to them. */
+export function adaptedMatcher(config: LoraConfig): (moduleName: string) => boolean {
+  const isTarget = targetMatcher(config)
+  return config.ensureWeightTying ? (name) => isTarget(name) || isHeadModule(name) || SHARERS.test(name) : isTarget
+}

@@ -1,0 +1,129 @@
+// Entries of a config that match nothing of its adapter: targets, patterns, modules to save. PEFT passes over most of them, some with a
+// warning when it makes the adapter. Each is more often a misspelt name than a choice.
+
+import { MismatchError, nearMisses } from '../base/errors.js'
+import type { LoraConfig } from '../lora/config.js'
+import { endsOf, isAllLinear, isInsideModule, PatternTable, targetMatcher } from '../lora/patterns/patterns.js'
+import type { AdapterPart, PartKind } from '../lora/plain.js'
+import { isHeadModule } from './tied.js'
+
+/** In one message; near misses of each cost a comparison with every name. */
+const MAX_SHOWN = 10
+
+/** An entry of a config that matches nothing. */
+export interface UnmatchedEntry {
+  /** The config's field. */
+  readonly setting: keyof LoraConfig
+  readonly entry: string
+  /** Nearest names that the adapter has; looked for when asked. */
+  near(): string[]
+}
+
+/** Entries of one setting that match none of the names. */
+function unmatchedOf(
+  setting: keyof LoraConfig,
+  entries: readonly string[],
+  names: readonly string[],
+  matcherOf: (entry: string) => (name: string) => boolean,
+): UnmatchedEntry[] {
+  return described(
+    setting,
+    entries.filter((entry) => !names.some(matcherOf(entry))),
+    names,
+  )
+}
+
+/** The same for entries that are names or their ends, as there can be one for each layer. */
+function unmatchedEnds(
+  setting: keyof LoraConfig,
+  entries: readonly string[],
+  names: readonly string[],
+): UnmatchedEntry[] {
+  const left = new Set(entries)
+  for (const name of names) for (const end of endsOf(name)) left.delete(end)
+  return described(setting, [...left], names)
+}
+
+function described(setting: keyof LoraConfig, entries: readonly string[], names: readonly string[]): UnmatchedEntry[] {
+  return entries.map((entry) => ({ setting, entry, near: () => nearestTo(entry, names) }))
+}
+
+/** All entries that match nothing, in the order of the config's fields. */
+export function unmatchedEntries(config: LoraConfig, parts: readonly AdapterPart[]): UnmatchedEntry[] {
+  const ofKinds = (...kinds: PartKind[]) => parts.filter(({ kind }) => kinds.includes(kind)).map(({ name }) => name)
+  const layers = ofKinds('linear', 'dora', 'lora-bias', 'embedding', 'convolution')
+  const parameters = ofKinds('parameter')
+  const { targetParameters, layersToTransform = [] } = config
+  const ofPattern = (setting: 'rankPattern' | 'alphaPattern') => {
+    const total = { steps: 0 }
+    return unmatchedOf(setting, Object.keys(config[setting]), [...layers, ...parameters], (key) => {
+      const table = new PatternTable({ [key]: 1 }, setting, total)
+      return (name) => table.find(name) !== undefined
+    })
+  }
+  return [
+    ...unmatchedTargets(config, layers),
+    ...unmatchedOf('layersToTransform', [layersToTransform].flat().map(String), layers, (index) => {
+      return targetMatcher({ ...config, layersToTransform: [Number(index)] })
+    }),
+    ...ofPattern('rankPattern'),
+    ...ofPattern('alphaPattern'),
+    ...unmatchedOf('modulesToSave', config.modulesToSave, ofKinds('replacement'), (entry) => {
+      return (name) => isInsideModule(name.slice(0, Math.max(0, name.lastIndexOf('.'))), entry)
+    }),
+    ...unmatchedEnds('targetParameters', targetParameters, parameters),
+    ...unmatchedTokenModules(config, ofKinds('token-rows')),
+  ]
+}
+
+function unmatchedTargets({ targetModules }: LoraConfig, layers: readonly string[]): UnmatchedEntry[] {
+  if (typeof targetModules !== 'string') return unmatchedEnds('targetModules', targetModules, layers)
+  // An expression counts as one entry, and every layer that there is matches it.
+  const isIdle = !isAllLinear(targetModules) && layers.length === 0
+  return isIdle ? [{ setting: 'targetModules', entry: targetModules, near: () => [] }] : []
+}
+
+function unmatchedTokenModules(
+  { trainableTokenIndices, ensureWeightTying }: LoraConfig,
+  embeddings: readonly string[],
+): UnmatchedEntry[] {
+  if (trainableTokenIndices === undefined || Array.isArray(trainableTokenIndices)) return []
+  // An output embedding that is tied has the input embedding's rows.
+  const modules = Object.keys(trainableTokenIndices).filter((name) => !(ensureWeightTying && isHeadModule(name)))
+  return unmatchedOf('trainableTokenIndices', modules, embeddings, (entry) => (name) => name.endsWith(entry))
+}
+
+/** Throws MismatchError that lists all entries which match nothing, with near misses. */
+export function requireMatched(
+  adapter: { readonly config: LoraConfig; parts(): readonly AdapterPart[] },
+  where: string,
+): void {
+  const unmatched = unmatchedEntries(adapter.config, adapter.parts())
+  if (unmatched.length > 0) throw unmatchedError(unmatched, where)
+}
+
+/** One sentence. */
+export function describeUnmatched({ setting, entry }: UnmatchedEntry): string {
+  return `${setting} ${entry} matches ${setting === 'modulesToSave' ? 'no tensor' : 'no layer'}`
+}
+
+function unmatchedError(unmatched: readonly UnmatchedEntry[], where: string): MismatchError {
+  const shown = unmatched.slice(0, MAX_SHOWN)
+  const hints = shown.flatMap(({ entry, near }) => {
+    const names = near()
+    return names.length > 0 ? [`nearest to ${entry}: ${names.join(', ')}`] : []
+  })
+  const others = unmatched.length > MAX_SHOWN ? `; and ${unmatched.length - MAX_SHOWN} more` : ''
+  return new MismatchError({
+    where,
+    what: shown.map(describeUnmatched).join('; ') + others,
+    expected: 'settings that all match something, as strict asks for',
+    ...(hints.length > 0 && { hint: hints.join('; ') }),
+  })
+}
+
+/** Ends of names with as many parts as the entry has. */
+function nearestTo(entry: string, names: readonly string[]): string[] {
+  const count = entry.split('.').length
+  return nearMisses(entry, new Set(names.map((name) => name.split('.').slice(-count).join('.'))))
+}

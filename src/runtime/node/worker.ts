@@ -1,0 +1,39 @@
+// Ports over node:worker_threads.
+
+import { parentPort, Worker } from 'node:worker_threads'
+import { StateError } from '../../base/errors.js'
+import type { Port } from '../rpc.js'
+
+/**
+ * What a worker takes over of how Node was started. By default that is all, and a worker refuses `--input-type=module`, which a program
+ * given with -e has. The rest cannot be listed instead: in a list a worker refuses options of V8, such as --max-old-space-size.
+ */
+export function workerOptions(): { execArgv?: [] } {
+  return process.execArgv.some((option) => option.startsWith('--input-type')) ? { execArgv: [] } : {}
+}
+
+/** Starts a worker thread from a module URL. It does not keep the process alive unless held. */
+export function spawnNodeWorker(entry: URL): Port {
+  const worker = new Worker(entry, workerOptions())
+  return {
+    post: (message, transfer) => worker.postMessage(message, transfer as ArrayBuffer[]),
+    listen: (receive) => void worker.on('message', receive),
+    onClose(closed) {
+      worker.on('error', closed)
+      worker.on('exit', (code) => closed(new Error(`exit code ${code}`)))
+    },
+    hold: (isHeld) => (isHeld ? worker.ref() : worker.unref()),
+    close: async () => void (await worker.terminate()),
+  }
+}
+
+/** Inside a worker thread: the port to its owner. */
+export function ownerPort(): Port {
+  const port = parentPort
+  if (port === null) throw new StateError({ where: 'worker', what: 'this module runs in a worker thread only' })
+  return {
+    post: (message, transfer) => port.postMessage(message, transfer as ArrayBuffer[]),
+    listen: (receive) => void port.on('message', receive),
+    close: async () => port.close(),
+  }
+}

@@ -1,0 +1,67 @@
+// A stand-in for a folder of the File System API, in memory: what HandleDirectory uses of it. Writes of more than `quota` bytes fail.
+
+import { HandleDirectory } from '../../../src/io/web/directories.js'
+
+export class FakeFolder {
+  readonly kind = 'directory'
+  readonly name = ''
+  readonly children = new Map<string, FakeFolder | FakeFile>()
+  quota = Number.POSITIVE_INFINITY
+
+  async *entries() {
+    yield* this.children
+  }
+
+  async getFileHandle(name: string, { create = false } = {}): Promise<FakeFile> {
+    const child = this.children.get(name) ?? (create ? new FakeFile(this) : undefined)
+    if (child === undefined) throw new DOMException('no', 'NotFoundError')
+    if (child.kind !== 'file') throw new DOMException('no', 'TypeMismatchError')
+    this.children.set(name, child)
+    return child
+  }
+
+  async getDirectoryHandle(name: string, { create = false } = {}): Promise<FakeFolder> {
+    const child = this.children.get(name) ?? (create ? new FakeFolder() : undefined)
+    if (child === undefined) throw new DOMException('no', 'NotFoundError')
+    if (child.kind !== 'directory') throw new DOMException('no', 'TypeMismatchError')
+    this.children.set(name, child)
+    return child
+  }
+
+  async removeEntry(name: string): Promise<void> {
+    if (!this.children.delete(name)) throw new DOMException('no', 'NotFoundError')
+  }
+}
+
+class FakeFile {
+  readonly kind = 'file'
+  content: Blob = new Blob([])
+  readonly #folder: FakeFolder
+
+  constructor(folder: FakeFolder) {
+    this.#folder = folder
+  }
+
+  async getFile(): Promise<Blob> {
+    return this.content
+  }
+
+  async createWritable() {
+    const parts: Uint8Array<ArrayBuffer>[] = []
+    return {
+      write: async (bytes: Uint8Array<ArrayBuffer>) => {
+        if (bytes.byteLength > this.#folder.quota) throw new DOMException('full', 'QuotaExceededError')
+        parts.push(bytes.slice())
+      },
+      close: async () => {
+        this.content = new Blob(parts)
+      },
+      abort: async () => {},
+    }
+  }
+}
+
+export function handles() {
+  const folder = new FakeFolder()
+  return { folder, directory: new HandleDirectory(folder as unknown as FileSystemDirectoryHandle) }
+}

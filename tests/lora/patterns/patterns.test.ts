@@ -1,0 +1,104 @@
+import { describe, expect, test } from 'vitest'
+import { ConfigError } from '../../../src/base/errors.js'
+import {
+  fullMatch,
+  isAllLinear,
+  PatternTable,
+  type TargetRules,
+  targetMatcher,
+} from '../../../src/lora/patterns/patterns.js'
+
+const q = (layer: number) => `model.layers.${layer}.self_attn.q_proj`
+
+describe('which modules a config adapts, as PEFT decides', () => {
+  test.each<[TargetRules, string[], string[]]>([
+    [{ targetModules: [] }, [], [q(0)]],
+    [{ targetModules: ['q_proj'] }, [q(0), 'q_proj'], ['model.xq_proj', 'q_proj.x', 'q']],
+    [{ targetModules: ['self_attn.q_proj'] }, [q(0)], ['model.q_proj']],
+    [{ targetModules: '.*\\.q_proj' }, [q(0)], ['q_proj', `${q(0)}.x`]],
+    [{ targetModules: 'a|b' }, ['a', 'b'], ['ab', 'xa', 'bx']],
+    [{ targetModules: 'all-linear' }, [q(0), 'anything'], []],
+    [{ targetModules: 'ALL-LINEAR', excludeModules: ['lm_head'] }, [q(0)], ['lm_head', 'model.lm_head']],
+    [{ targetModules: ['q_proj'], excludeModules: 'model\\.layers\\.1\\..*' }, [q(0)], [q(1)]],
+    [{ targetModules: ['q_proj'], excludeModules: [q(1)] }, [q(0)], [q(1)]],
+    [{ targetModules: ['q_proj'], layersToTransform: 1 }, [q(1), 'q_proj'], [q(0), q(11), 'layers.q_proj']],
+    [{ targetModules: ['q_proj'], layersToTransform: [0, 11] }, [q(0), q(11)], [q(1)]],
+    [{ targetModules: ['q_proj'], layersToTransform: [] }, [q(0), 'q_proj'], []],
+    [{ targetModules: [q(0)], layersToTransform: [1] }, [q(0)], [q(1)]],
+    [
+      { targetModules: ['q'], layersToTransform: [1], layersPattern: ['h', 'layers'] },
+      ['x.h.1.q', 'h.1.q', 'm.layers.1.q'],
+      ['x.blocks.1.q', 'x.h.0.q'],
+    ],
+    [{ targetModules: ['w1'], layersToTransform: [1] }, ['m.layers.1.experts.0.w1'], ['m.layers.0.experts.1.w1']],
+    [{ targetModules: ['q'], layersToTransform: [1], layersPattern: '(?:h|layers)' }, ['m.h.1.q'], ['m.h.2.q']],
+  ])('%j', (rules, yes, no) => {
+    const matches = targetMatcher(rules)
+    expect(yes.filter((name) => !matches(name))).toEqual([])
+    expect(no.filter(matches)).toEqual([])
+  })
+
+  test('all-linear is a word, not an expression', () => {
+    expect(isAllLinear('All-Linear')).toBe(true)
+    expect(isAllLinear(['all-linear'])).toBe(false)
+    expect(isAllLinear('all-linear.*')).toBe(false)
+  })
+})
+
+describe("Python's expressions", () => {
+  test.each([
+    ['\\Amodel\\.q\\Z', 'model.q', true],
+    ['(?P<side>q|k)_(?P=side)', 'q_q', true],
+    ['(?P<side>q|k)_(?P=side)', 'q_k', false],
+    ['(?i)MODEL\\.Q', 'model.q', true],
+    ['(?#which)q', 'q', true],
+    ['\\(?P<q', '(P<q', true],
+    ['(?:^|.*\\.)q', 'model.q', true],
+  ])('%s on %s: %s', (pattern, name, expected) => {
+    expect(fullMatch(pattern, 'targetModules').test(name)).toBe(expected)
+  })
+
+  test.each(['(', 'a**', '(?x)a b', '(?P<a>x)(?P<a>y)', 'a'.repeat(100_000)])('%.20s is refused by name', (pattern) => {
+    expect(() => fullMatch(pattern, 'target_modules')).toThrow(ConfigError)
+    expect(() => fullMatch(pattern, 'target_modules')).toThrow(/^target_modules: .*got /)
+  })
+})
+
+test('the first pattern that matches counts', () => {
+  const table = new PatternTable({ 'a.q': 1, q: 2, '.*': 3 }, 'rankPattern')
+  expect(['x.a.q', 'b.q', 'aq', 'x'].map((name) => table.find(name))).toEqual([1, 2, 3, 3])
+  expect(new PatternTable({ q: 2 }, 'rankPattern').find('k')).toBeUndefined()
+})
+
+describe('keys of pattern tables that are names', () => {
+  test.each<[key: string, name: string, value: number | undefined]>([
+    ['q_proj', 'q_proj', 1],
+    ['q_proj', q(0), 1],
+    ['q_proj', 'xq_proj', undefined],
+    ['self_attn.q_proj', q(0), 1],
+    ['self.attn.q_proj', q(0), 1],
+    ['layers.0', 'model.layers.0', 1],
+    ['layers.0', 'model.layersx0', 1],
+    ['a.b', 'x.a\nb', undefined],
+    ['a.b', 'x.a😀b', 1],
+    ['.', 'a.😀', 1],
+    ['a-b', 'x.a-b', 1],
+    ['a', 'x\n.a', undefined],
+  ])('%j and %j', (key, name, value) => {
+    expect(new PatternTable({ [key]: 1 }, 'rankPattern').find(name)).toBe(value)
+    // The same as an expression.
+    expect(new PatternTable({ [`(?:${key})`]: 1 }, 'rankPattern').find(name)).toBe(value)
+  })
+})
+
+test('a table’s expressions have a number of steps together, a name asked for again costs none', () => {
+  const total = { steps: 0 }
+  const table = new PatternTable({ '(?:k|v)': 1, '(?:q)': 2 }, 'rankPattern', total)
+  expect(table.find('q')).toBe(2)
+  const once = total.steps
+  expect(once).toBeGreaterThan(2)
+  expect(table.find('q')).toBe(2)
+  expect(total.steps).toBe(once)
+  total.steps = 2 ** 29
+  expect(() => table.find('v')).toThrow(/too long to match so many names/)
+})

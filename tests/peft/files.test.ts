@@ -1,0 +1,131 @@
+// Which files of a folder are read: adapter_model.bin as PEFT's save_pretrained(safe_serialization=False) writes it.
+
+import { readFileSync } from 'node:fs'
+import { copyFile, mkdir, mkdtemp, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import path from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { describe, expect, test } from 'vitest'
+import { MemoryDirectory } from '../../src/base/bytes.js'
+import { LowrankError } from '../../src/base/errors.js'
+import { NodeDirectory } from '../../src/io/node/files.js'
+import { mergeCheckpoint } from '../../src/merge/chunks/merge-checkpoint.js'
+import { mergeCheckpointFiles } from '../../src/merge/node/merge.js'
+import { loadAdapter, saveAdapter } from '../../src/peft/adapter-folder.js'
+
+const golden = fileURLToPath(new URL('../golden', import.meta.url))
+const torchFolder = (name: string) => path.join(golden, 'torch', 'adapters', name)
+const safeFolder = (name: string) => path.join(golden, 'kinds', name)
+
+/** all-together is in the format before torch 1.6. */
+describe.each([
+  ['linear', 'linear'],
+  ['all-together', 'all-together'],
+  ['embedding', 'embedding'],
+  ['strided', 'linear'],
+])('adapter_model.bin of %s', (name, plain) => {
+  test('loads as its safetensors file does, and is saved as that', async () => {
+    const [fromTorch, fromSafe] = [new MemoryDirectory(), new MemoryDirectory()]
+    await saveAdapter(await loadAdapter(new NodeDirectory(torchFolder(name))), fromTorch)
+    await saveAdapter(await loadAdapter(new NodeDirectory(safeFolder(plain))), fromSafe)
+    expect([...fromTorch.files.keys()]).toEqual(['adapter_model.safetensors', 'adapter_config.json'])
+    const weights = 'adapter_model.safetensors'
+    expect(fromTorch.files.get(weights)).toEqual(fromSafe.files.get(weights))
+  })
+
+  test('merges into a checkpoint as its safetensors file does', async () => {
+    const base = new MemoryDirectory({
+      'model.safetensors': new Uint8Array(readFileSync(path.join(golden, 'kinds', 'qwen2.safetensors'))),
+    })
+    const [fromTorch, fromSafe] = [new MemoryDirectory(), new MemoryDirectory()]
+    await mergeCheckpoint(base, new NodeDirectory(torchFolder(name)), fromTorch)
+    await mergeCheckpoint(base, new NodeDirectory(safeFolder(plain)), fromSafe)
+    expect(fromTorch.files.get('model.safetensors')).toEqual(fromSafe.files.get('model.safetensors'))
+  })
+
+  test('merges into a checkpoint in Node, which reads files and memory of its own, as it does', async () => {
+    const folder = await mkdtemp(path.join(tmpdir(), 'torch-'))
+    try {
+      const base = path.join(folder, 'base')
+      await mkdir(base)
+      await copyFile(path.join(golden, 'kinds', 'qwen2.safetensors'), path.join(base, 'model.safetensors'))
+      const options = { threads: 1, fsync: false }
+      await mergeCheckpointFiles(base, [torchFolder(name)], path.join(folder, 'torch'), options)
+      await mergeCheckpointFiles(base, [safeFolder(plain)], path.join(folder, 'safe'), options)
+      const read = (out: string) => readFileSync(path.join(folder, out, 'model.safetensors'))
+      expect(read('torch').equals(read('safe'))).toBe(true)
+    } finally {
+      await rm(folder, { recursive: true })
+    }
+  })
+})
+
+describe('two files', () => {
+  const files = (folder: string, names: string[]) =>
+    Object.fromEntries(names.map((name) => [name, new Uint8Array(readFileSync(path.join(folder, name)))]))
+
+  test('the safetensors file is read, as in PEFT, and the other one is not even opened', async () => {
+    const directory = new MemoryDirectory({
+      ...files(safeFolder('linear'), ['adapter_config.json', 'adapter_model.safetensors']),
+      'adapter_model.bin': 'damaged',
+    })
+    expect((await loadAdapter(directory)).size).toBe(6)
+    directory.files.delete('adapter_model.safetensors')
+    const error = await loadAdapter(directory).catch((reason) => reason)
+    expect(error).toBeInstanceOf(LowrankError)
+    expect(error.message).toMatch(/^memory\/adapter_model\.bin: not a file by torch\.save/)
+  })
+})
+
+describe('adapters in folders of their names', () => {
+  const files = (prefix: string, folder: string): [string, Uint8Array][] =>
+    ['adapter_config.json', 'adapter_model.safetensors'].map((name) => [
+      prefix + name,
+      new Uint8Array(readFileSync(path.join(folder, name))),
+    ])
+  const [linear, dora] = [safeFolder('linear'), safeFolder('dora')]
+  const directoryOf = (...entries: [string, Uint8Array][]) => new MemoryDirectory(Object.fromEntries(entries), 'out')
+
+  test('the only one inside is taken', async () => {
+    const directory = directoryOf(...files('mine/', linear), ['logs/events.txt', new Uint8Array()])
+    const adapter = await loadAdapter(directory)
+    expect(adapter.size).toBe(6)
+    expect(adapter.notes).toEqual(['an adapter in mine/, its only one'])
+    expect((await loadAdapter(directory, { name: 'mine' })).notes).toEqual([])
+  })
+
+  test('several must be named', async () => {
+    const directory = directoryOf(...files('mine/', linear), ...files('yours/', dora))
+    await expect(loadAdapter(directory)).rejects.toThrow(
+      'out: no adapter_config.json, but several adapters in folders of their own; expected one of mine, yours. Name one, or its folder',
+    )
+    expect((await loadAdapter(directory, { name: 'yours' })).config.useDora).toBe(true)
+    await expect(loadAdapter(directory, { name: 'ours' })).rejects.toThrow(
+      'out: no adapter named ours; expected one of mine, yours',
+    )
+    for (const name of ['..', '../mine', '/mine', 'mine/', '']) {
+      await expect(loadAdapter(directory, { name })).rejects.toThrow(/no adapter named/)
+    }
+  })
+
+  test('the folder’s own comes first, and a name means one inside', async () => {
+    const directory = directoryOf(...files('', linear), ...files('yours/', dora))
+    expect((await loadAdapter(directory)).config.useDora).toBe(false)
+    expect((await loadAdapter(directory, { name: 'default' })).config.useDora).toBe(false)
+    expect((await loadAdapter(directory, { name: 'yours' })).config.useDora).toBe(true)
+  })
+
+  test('in the file system, and without a listing of folders by name alone', async () => {
+    expect((await loadAdapter(new NodeDirectory(path.join(golden, 'kinds')), { name: 'linear' })).size).toBe(6)
+    await expect(loadAdapter(new NodeDirectory(path.join(golden, 'kinds')))).rejects.toThrow(
+      /several adapters in folders of their own; expected one of all-together, bias-all/,
+    )
+    await expect(loadAdapter(new NodeDirectory(path.join(golden, 'missing')))).rejects.toThrow(/not an adapter folder/)
+    const { open, has, list, create, remove, name } = directoryOf(...files('mine/', linear))
+    const directory = directoryOf(...files('mine/', linear))
+    const bound = { name, open: open.bind(directory), has: has.bind(directory), list: list.bind(directory) }
+    const limited = { ...bound, create: create.bind(directory), remove: remove.bind(directory) }
+    expect((await loadAdapter(limited, { name: 'mine' })).size).toBe(6)
+    await expect(loadAdapter(limited)).rejects.toThrow(/not an adapter folder/)
+  })
+})

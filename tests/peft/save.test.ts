@@ -1,0 +1,122 @@
+// Saving over another adapter, interrupted at every step: never the weights of one beside the config of the other.
+
+import { describe, expect, test } from 'vitest'
+import { MemoryDirectory } from '../../src/base/bytes.js'
+import { FileError } from '../../src/base/errors.js'
+import { LoraAdapter } from '../../src/lora/adapter.js'
+import { loadAdapter, saveAdapter } from '../../src/peft/adapter-folder.js'
+
+/** An adapter whose every part tells which one it is: alpha in the config, a value in the weights. */
+function make(id: number, alpha = id): LoraAdapter {
+  const adapter = new LoraAdapter({ rank: 1, alpha, targetModules: ['q'] })
+  adapter.addLayerOfShape('q', [2, 2]).weightB.data.fill(id)
+  return adapter
+}
+
+const CRASH = new Error('the power went')
+
+/** Fails at the given operation, and then at every one: nothing cleans up after a crash. Returns how many there were. */
+function crashing(directory: MemoryDirectory, at: number, isPermanent = true): () => number {
+  let count = 0
+  const guard = <A extends unknown[], R>(operation: (...args: A) => Promise<R>) => {
+    return async (...args: A): Promise<R> => {
+      const number = count++
+      if (isPermanent ? number >= at : number === at) throw CRASH
+      return operation(...args)
+    }
+  }
+  const create = directory.create.bind(directory)
+  directory.create = guard(async (path: string) => {
+    const sink = await create(path)
+    return { name: sink.name, write: guard(sink.write), commit: guard(sink.commit), abort: sink.abort }
+  })
+  directory.remove = guard(directory.remove.bind(directory))
+  directory.open = guard(directory.open.bind(directory))
+  return () => count
+}
+
+async function stateAfter(old: LoraAdapter, next: LoraAdapter, at: number, isPermanent: boolean) {
+  const directory = new MemoryDirectory()
+  await saveAdapter(old, directory)
+  const damaged = new MemoryDirectory()
+  for (const [path, bytes] of directory.files) damaged.files.set(path, bytes)
+  const operations = crashing(damaged, at, isPermanent)
+  const error = await saveAdapter(next, damaged).catch((reason) => reason)
+  const left = new MemoryDirectory()
+  for (const [path, bytes] of damaged.files) left.files.set(path, bytes)
+  const loaded = await loadAdapter(left).catch((reason) => reason)
+  return { error, operations: operations(), loaded, files: [...left.files.keys()] }
+}
+
+/** alpha of the config, value of the weights. */
+const idsOf = (adapter: LoraAdapter) => [adapter.config.alpha, adapter.layer('q').weightB.data[0]]
+
+describe.each([true, false])('a failure (the last operation of all: %s)', (isPermanent) => {
+  test('with another config: the old adapter, the new one, or none', async () => {
+    const outcomes = new Set<string>()
+    for (let at = 0; ; at++) {
+      const { error, operations, loaded } = await stateAfter(make(1), make(2), at, isPermanent)
+      if (operations <= at) {
+        expect(error).toBeUndefined()
+        expect(idsOf(loaded)).toEqual([2, 2])
+        break
+      }
+      if (loaded instanceof FileError) {
+        expect(loaded.message).toMatch(/not an adapter folder: no adapter_config\.json/)
+        outcomes.add('none')
+      } else {
+        const ids = idsOf(loaded)
+        expect([
+          [1, 1],
+          [2, 2],
+        ]).toContainEqual(ids)
+        outcomes.add(ids[0] === 1 ? 'old' : 'new')
+      }
+    }
+    expect(outcomes).toEqual(new Set(['old', 'none']))
+  })
+
+  test('with the same config: the old adapter or the new one', async () => {
+    for (let at = 0; ; at++) {
+      const { operations, loaded } = await stateAfter(make(1, 5), make(2, 5), at, isPermanent)
+      expect([
+        [5, 1],
+        [5, 2],
+      ]).toContainEqual(idsOf(loaded))
+      if (operations <= at) {
+        expect(idsOf(loaded)).toEqual([5, 2])
+        break
+      }
+    }
+  })
+})
+
+test('weights that cannot get their name leave the old adapter', async () => {
+  const directory = new MemoryDirectory()
+  await saveAdapter(make(1), directory)
+  const before = new Map(directory.files)
+  const create = directory.create.bind(directory)
+  directory.create = async (path) => {
+    const sink = await create(path)
+    if (path.endsWith('.safetensors')) {
+      sink.commit = async () => {
+        throw new Error('in use by another process')
+      }
+    }
+    return sink
+  }
+  await expect(saveAdapter(make(2), directory)).rejects.toThrow('in use by another process')
+  expect(directory.files).toEqual(before)
+})
+
+test('rows of tokens that the config does not name are named in the folder', async () => {
+  const adapter = make(1)
+  const row = { dtype: 'F32', shape: [1, 2], data: new Uint8Array(Float32Array.of(3, 4).buffer) } as const
+  adapter.tokenRows.set('embed_tokens', { indices: [7], ...row })
+  const directory = new MemoryDirectory()
+  await saveAdapter(adapter, directory)
+  const loaded = await loadAdapter(directory)
+  expect(loaded.config.trainableTokenIndices).toEqual({ embed_tokens: [7] })
+  expect(loaded.tokenRows.get('embed_tokens')).toMatchObject({ indices: [7], ...row })
+  expect(adapter.config.trainableTokenIndices).toBeUndefined()
+})
