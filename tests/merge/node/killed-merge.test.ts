@@ -8,9 +8,9 @@ import path from 'node:path'
 import { promisify } from 'node:util'
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest'
 import { mergeCheckpointFiles } from '../../../src/merge/node/merge.js'
+import type { TensorSketch } from '../toolkit.js'
 import { buildMerge } from './build.js'
 import { digest, expected, layOutFiles, weights } from './disk.js'
-import type { TensorSketch } from './toolkit.js'
 
 let folder: string
 beforeEach(async () => {

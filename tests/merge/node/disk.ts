@@ -6,7 +6,7 @@ import path from 'node:path'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
 import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
 import { saveAdapter } from '../../../src/peft/adapter-folder.js'
-import { adapter, type BaseOptions, base, type TensorSketch } from './toolkit.js'
+import { adapter, type BaseOptions, base, type TensorSketch } from '../toolkit.js'
 
 export async function toDisk(directory: MemoryDirectory, folder: string): Promise<string> {
   for (const [name, bytes] of directory.files) {

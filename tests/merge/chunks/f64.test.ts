@@ -11,8 +11,8 @@ import { LoraAdapter } from '../../../src/lora/adapter.js'
 import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
 import { unmergeCheckpoint } from '../../../src/merge/chunks/unmerge.js'
 import { mergeCheckpointFiles } from '../../../src/merge/node/merge.js'
-import { fromDisk, toDisk } from './disk.js'
-import { base, expectedWeight, floats, readTensors, safetensors, type TensorSketch } from './toolkit.js'
+import { fromDisk, toDisk } from '../node/disk.js'
+import { base, expectedWeight, floats, readTensors, safetensors, type TensorSketch } from '../toolkit.js'
 
 const SKETCHES: TensorSketch[] = [
   ['a_proj.weight', 'F64', [40, 24]],

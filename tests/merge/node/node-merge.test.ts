@@ -5,8 +5,8 @@ import path from 'node:path'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { mergeCheckpointFiles, planCheckpointFiles } from '../../../src/merge/node/merge.js'
 import { unmergeCheckpointFiles } from '../../../src/merge/node/unmerge.js'
+import { base, type TensorSketch } from '../toolkit.js'
 import { digest, expected, layOutFiles, weights } from './disk.js'
-import { base, type TensorSketch } from './toolkit.js'
 
 const SKETCHES: TensorSketch[] = [
   ['embed.weight', 'BF16', [50, 24]],

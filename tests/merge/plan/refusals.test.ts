@@ -4,7 +4,7 @@ import { describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
 import type { SafetensorsDtype } from '../../../src/formats/safetensors.js'
 import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
-import { adapter, type BaseOptions, base, type TensorSketch } from './toolkit.js'
+import { adapter, type BaseOptions, base, type TensorSketch } from '../toolkit.js'
 
 async function refusal(
   sketches: readonly TensorSketch[],

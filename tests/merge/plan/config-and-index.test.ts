@@ -8,8 +8,8 @@ import { MemoryDirectory } from '../../../src/base/bytes.js'
 import { type MergeCheckpointOptions, mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
 import { mergeCheckpointFiles, planCheckpointFiles } from '../../../src/merge/node/merge.js'
 import { saveAdapter } from '../../../src/peft/adapter-folder.js'
-import { toDisk } from './disk.js'
-import { adapter, base, readTensors, type TensorSketch } from './toolkit.js'
+import { toDisk } from '../node/disk.js'
+import { adapter, base, readTensors, type TensorSketch } from '../toolkit.js'
 
 const INDEX = 'model.safetensors.index.json'
 const SKETCHES: TensorSketch[] = [

@@ -1,23 +1,17 @@
 // Small checkpoints and adapters for the tests of merging.
 
-import { type ByteSource, concatBytes, MemoryDirectory, readAll } from '../../../src/base/bytes.js'
-import {
-  decodeWeights,
-  encodeFloats,
-  encodeWeights,
-  type FloatDtype,
-  type WeightDtype,
-} from '../../../src/base/dtype.js'
-import { Random } from '../../../src/base/random.js'
-import { elementCount, type FloatArray } from '../../../src/base/tensor.js'
+import { type ByteSource, concatBytes, MemoryDirectory, readAll } from '../../src/base/bytes.js'
+import { decodeWeights, encodeFloats, encodeWeights, type FloatDtype, type WeightDtype } from '../../src/base/dtype.js'
+import { Random } from '../../src/base/random.js'
+import { elementCount, type FloatArray } from '../../src/base/tensor.js'
 import {
   parseSafetensorsHeader,
   type SafetensorsDtype,
   type TensorBytes,
   writeSafetensors,
-} from '../../../src/formats/safetensors.js'
-import { LoraAdapter } from '../../../src/lora/adapter.js'
-import type { LoraConfigInput } from '../../../src/lora/config.js'
+} from '../../src/formats/safetensors.js'
+import { LoraAdapter } from '../../src/lora/adapter.js'
+import type { LoraConfigInput } from '../../src/lora/config.js'
 
 export type TensorSketch = readonly [name: string, dtype: SafetensorsDtype, shape: readonly number[]]
 

@@ -6,7 +6,7 @@ import { fileURLToPath, pathToFileURL } from 'node:url'
 import { build } from 'vite'
 
 const root = fileURLToPath(new URL('../../../', import.meta.url))
-const source = (file: string) => path.join(root, 'src/merge/checkpoint', file)
+const source = (file: string) => path.join(root, 'src/merge/node', file)
 
 /** Builds into a folder inside the project, so that packages are found. `merge` is the URL of the entry. */
 export async function buildMerge(): Promise<{ merge: string; remove(): Promise<void> }> {
@@ -21,13 +21,13 @@ export async function buildMerge(): Promise<{ merge: string; remove(): Promise<v
       outDir: folder,
       minify: false,
       rolldownOptions: {
-        input: { 'node-merge': source('node-merge.ts'), 'node-worker': source('node-worker.ts') },
+        input: { merge: source('merge.ts'), worker: source('worker.ts') },
         output: { entryFileNames: '[name].js' },
       },
     },
   })
   return {
-    merge: pathToFileURL(path.join(folder, 'node-merge.js')).href,
+    merge: pathToFileURL(path.join(folder, 'merge.js')).href,
     remove: () => rm(folder, { recursive: true, force: true }),
   }
 }

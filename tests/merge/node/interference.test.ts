@@ -14,8 +14,8 @@ import {
   mergeCheckpointFiles,
   planCheckpointFiles,
 } from '../../../src/merge/node/merge.js'
+import type { TensorSketch } from '../toolkit.js'
 import { fromDisk, layOutFiles } from './disk.js'
-import type { TensorSketch } from './toolkit.js'
 
 const SKETCHES: TensorSketch[] = [
   ['a_proj.weight', 'F32', [300, 256]],

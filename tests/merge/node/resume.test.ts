@@ -7,8 +7,8 @@ import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
 import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
 import { type MergeFilesOptions, mergeCheckpointFiles } from '../../../src/merge/node/merge.js'
+import type { TensorSketch } from '../toolkit.js'
 import { fromDisk, layOutFiles } from './disk.js'
-import type { TensorSketch } from './toolkit.js'
 
 const SKETCHES: TensorSketch[] = [
   ['a_proj.weight', 'BF16', [300, 256]],

@@ -7,8 +7,8 @@ import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
 import { type MergeFilesOptions, mergeCheckpointFiles } from '../../../src/merge/node/merge.js'
+import type { TensorSketch } from '../toolkit.js'
 import { layOutFiles } from './disk.js'
-import type { TensorSketch } from './toolkit.js'
 
 const SKETCHES: TensorSketch[] = [
   ['a_proj.weight', 'F32', [300, 256]],

@@ -10,7 +10,7 @@ import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
 import { fitCheckpoint } from '../../../src/merge/plan/fit.js'
 import type { TiedPolicy } from '../../../src/merge/plan/tied.js'
 import { saveAdapter } from '../../../src/peft/adapter-folder.js'
-import { adapter, base, floats, normals, readTensors, type TensorSketch } from './toolkit.js'
+import { adapter, base, floats, normals, readTensors, type TensorSketch } from '../toolkit.js'
 
 const EMBEDDING = 'model.embed_tokens.weight'
 const HEAD = 'lm_head.weight'

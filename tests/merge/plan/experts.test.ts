@@ -18,7 +18,7 @@ import { unmergeCheckpoint } from '../../../src/merge/chunks/unmerge.js'
 import { mergeCheckpointFiles } from '../../../src/merge/node/merge.js'
 import { loadAdapter, saveAdapter } from '../../../src/peft/adapter-folder.js'
 import { checkpointOf, expectClose, goldenCases, goldenPath, tensorsIn, type Values } from '../../golden.js'
-import { normals } from './toolkit.js'
+import { normals } from '../toolkit.js'
 
 const golden = goldenCases<{ base: string }>('experts')
 const cases = golden.map(({ name }) => name)

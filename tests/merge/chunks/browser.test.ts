@@ -9,8 +9,8 @@ import { unmergeCheckpoint } from '../../../src/merge/chunks/unmerge.js'
 import { CHUNK_BYTES } from '../../../src/merge/plan/layout.js'
 import { saveAdapter } from '../../../src/peft/adapter-folder.js'
 import { browser, buildPage, ISOLATED, STRICT } from '../../browser.js'
+import { adapter, base, type TensorSketch } from '../toolkit.js'
 import type { Digests, PageResult } from './page.js'
-import { adapter, base, type TensorSketch } from './toolkit.js'
 
 // Weights of several chunks, in every type, and what is copied.
 const SKETCHES: TensorSketch[] = [

@@ -8,9 +8,9 @@ import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { type MergeFilesOptions, mergeCheckpointFiles } from '../../../src/merge/node/merge.js'
+import type { TensorSketch } from '../toolkit.js'
 import { buildMerge } from './build.js'
 import { fromDisk, layOutFiles } from './disk.js'
-import type { TensorSketch } from './toolkit.js'
 
 const SKETCHES: TensorSketch[] = [
   ['a_proj.weight', 'F32', [40, 24]],

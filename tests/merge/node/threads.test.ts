@@ -12,9 +12,9 @@ import { parseSafetensorsHeader, readTensorF32 } from '../../../src/formats/safe
 import { NodeDirectory } from '../../../src/io/node/files.js'
 import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
 import type { mergeCheckpointFiles } from '../../../src/merge/node/merge.js'
+import { safetensors } from '../toolkit.js'
 import { buildMerge } from './build.js'
 import { fromDisk, toDisk } from './disk.js'
-import { safetensors } from './toolkit.js'
 
 const golden = fileURLToPath(new URL('../../golden/kinds', import.meta.url))
 /** But convolutions of groups, which cannot be merged. */

@@ -14,7 +14,7 @@ import {
   readTensors,
   safetensors,
   type TensorSketch,
-} from './toolkit.js'
+} from '../toolkit.js'
 
 const TIED: TensorSketch[] = [
   ['model.embed_tokens.weight', 'BF16', [32, 16]],

@@ -5,7 +5,7 @@ import { MemoryDirectory } from '../../../src/base/bytes.js'
 import type { SafetensorsDtype } from '../../../src/formats/safetensors.js'
 import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
 import { compareCheckpoints, unmergeCheckpoint } from '../../../src/merge/chunks/unmerge.js'
-import { adapter, base, compareStored, readTensors, safetensors, type TensorSketch } from './toolkit.js'
+import { adapter, base, compareStored, readTensors, safetensors, type TensorSketch } from '../toolkit.js'
 
 const SKETCHES: TensorSketch[] = [
   ['model.embed_tokens.weight', 'BF16', [32, 16]],
