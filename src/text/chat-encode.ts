@@ -2,9 +2,9 @@
 // mapped to tokens, so that ids are those of the text the model sees at inference.
 
 import { MismatchError } from '../base/errors.js'
+import type { Span } from './added-tokens.js'
 import type { Chat, ChatMessage } from './chat.js'
 import type { ChatTemplate } from './chat-template.js'
-import type { Span } from './piece-encoder.js'
 import { type Example, IGNORED } from './records.js'
 import { commonLength, type Tokenizer } from './tokenizer.js'
 

@@ -3,8 +3,8 @@
 
 import { type Directory, readAll, readJson } from '../base/bytes.js'
 import { DataError, FormatError, LowrankError } from '../base/errors.js'
+import type { Span } from './added-tokens.js'
 import type { ChatMessage } from './chat.js'
-import type { Span } from './piece-encoder.js'
 
 /** What a chat is rendered with, beside its messages. */
 export interface RenderOptions {

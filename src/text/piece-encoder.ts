@@ -2,57 +2,22 @@
 // SentencePiece vocabularies), and the tokens of a piece are remembered. Gives the library's ids at ten times its speed, and tells
 // which tokens a stretch of characters has, which the library cannot.
 
-import * as hub from '@huggingface/tokenizers'
-
-/** A stretch of characters of a text: UTF-16 units from `start` up to `end`. */
-export interface Span {
-  readonly start: number
-  readonly end: number
-}
+import { type AddedToken, AddedTokens, type Span, sectionsOf } from './added-tokens.js'
+import {
+  byteLevelCutter,
+  type Cutter,
+  type Json,
+  type PieceModel,
+  sentencePieceCutter,
+  steps,
+  utf8Length,
+} from './piece-cutters.js'
 
 /** Ids of a text, and the tokens that each span touches: indices into `ids`, the second exclusive. */
 export interface EncodedSpans {
   readonly ids: number[]
   readonly ranges: (readonly [first: number, end: number])[]
 }
-
-/** What is used of the library's tokenizer. */
-export interface PieceModel {
-  readonly normalizer: ((text: string) => string) | null
-  readonly pre_tokenizer: ((text: string, options: { section_index: number }) => string[]) | null
-  readonly model: ((pieces: string[]) => string[]) | null
-  token_to_id(token: string): number | undefined
-}
-
-interface AddedToken {
-  readonly id: number
-  readonly content: string
-  readonly lstrip?: boolean
-  readonly rstrip?: boolean
-  readonly normalized?: boolean
-}
-
-type Json = Readonly<Record<string, unknown>>
-
-/** One step of cutting a text, by the library: a function, and the expression behind it. */
-type PreTokenizer = ((text: string) => string[]) & { readonly pattern: RegExp | null }
-type PreTokenizerClass = new (config: object) => PreTokenizer
-const { SplitPreTokenizer, DigitsPreTokenizer, PunctuationPreTokenizer, ByteLevelPreTokenizer } =
-  hub as unknown as Record<string, PreTokenizerClass>
-const SPLITTERS: Readonly<Record<string, PreTokenizerClass>> = {
-  Split: SplitPreTokenizer,
-  Digits: DigitsPreTokenizer,
-  Punctuation: PunctuationPreTokenizer,
-}
-
-/** What the ByteLevel pre-tokenizer splits by (GPT-2). */
-const BYTE_LEVEL_PATTERN = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"
-
-/** SentencePiece's space. */
-const SPACE = '▁'
-
-/** A space inside a token, and the character before it. */
-const JOINED = /([^▁])▁/gu
 
 /** Pieces that are remembered: the words of a language, some megabytes. */
 const MAX_CACHED_PIECES = 1 << 16
@@ -66,17 +31,6 @@ interface Piece {
   readonly text: string
   readonly start: number
   readonly end: number
-}
-
-/** How a kind of tokenizer cuts a section of text without added tokens; undefined where it cannot be told. */
-interface Cutter {
-  cut(section: string, sectionIndex: number): readonly string[] | undefined
-  /** What the model takes for a piece. */
-  toModel(piece: string): string
-  /** Characters that the pieces of a section have before the section's own. */
-  prefixLength(section: string, pieces: readonly string[]): number
-  /** Bytes of the section's text that a token stands for. */
-  byteLength(token: string): number
 }
 
 /** Encodes texts by pieces. */
@@ -247,165 +201,4 @@ class SpanTracker {
     while (this.#found.length < this.#borders.length) this.#found.push(length)
     return Array.from({ length: this.#found.length / 2 }, (_, i) => [this.#found[2 * i], this.#found[2 * i + 1]])
   }
-}
-
-interface Section extends Span {
-  /** Of the added token that the section is. */
-  readonly id: number | undefined
-}
-
-/**
- * Finds added tokens in a text: the leftmost, of several there the longest, as the library does. Not one regular expression of them
- * all: a vocabulary can have thousands.
- */
-class AddedTokens {
-  readonly #tokens: ReadonlyMap<string, AddedToken>
-  readonly #firstCharacter: RegExp
-  /** First two characters → lengths of the tokens that begin so, longest first. */
-  readonly #lengths = new Map<string, number[]>()
-
-  static of(tokens: readonly AddedToken[]): AddedTokens | undefined {
-    const some = tokens.filter(({ content }) => content !== '')
-    return some.length === 0 ? undefined : new AddedTokens(some)
-  }
-
-  private constructor(tokens: readonly AddedToken[]) {
-    this.#tokens = new Map(tokens.map((token) => [token.content, token]))
-    const first = new Set(tokens.map(({ content }) => escaped(content.charAt(0))))
-    this.#firstCharacter = new RegExp([...first].join('|'), 'g')
-    for (const content of this.#tokens.keys()) {
-      const begin = content.slice(0, 2)
-      const lengths = new Set([...(this.#lengths.get(begin) ?? []), content.length])
-      this.#lengths.set(
-        begin,
-        [...lengths].sort((a, b) => b - a),
-      )
-    }
-  }
-
-  /** The first token at or after `from`. */
-  find(text: string, from: number): { index: number; token: AddedToken } | undefined {
-    const candidates = this.#firstCharacter
-    candidates.lastIndex = from
-    for (let match = candidates.exec(text); match !== null; match = candidates.exec(text)) {
-      const token = this.#at(text, match.index)
-      if (token !== undefined) return { index: match.index, token }
-    }
-    return undefined
-  }
-
-  #at(text: string, index: number): AddedToken | undefined {
-    for (const length of this.#lengths.get(text.slice(index, index + 2)) ?? []) {
-      const token = this.#tokens.get(text.slice(index, index + length))
-      if (token !== undefined) return token
-    }
-    return this.#tokens.get(text.charAt(index))
-  }
-}
-
-/** A regular expression that matches the text itself. */
-function escaped(text: string): string {
-  return text.replace(/[\\^$.*+?()[\]{}|/]/g, '\\$&')
-}
-
-/** The text in order: added tokens, and what lies between them. Spaces that a token takes in belong to no section. */
-function* sectionsOf(text: string, offset: number, added: AddedTokens | undefined): Generator<Section> {
-  let start = 0
-  for (let found = added?.find(text, 0); found !== undefined; found = added?.find(text, start)) {
-    const { index, token } = found
-    const before = text.slice(start, index)
-    const end = start + (token.lstrip ? before.trimEnd() : before).length
-    if (end > start) yield { start: offset + start, end: offset + end, id: undefined }
-    start = index + token.content.length
-    yield { start: offset + index, end: offset + start, id: token.id }
-    if (token.rstrip) start = text.length - text.slice(start).trimStart().length
-  }
-  if (start < text.length) yield { start: offset + start, end: offset + text.length, id: undefined }
-}
-
-/** Byte-level BPE: GPT-2, Llama 3, Qwen, SmolLM. The pre-tokenizer's own borders, found on the text before bytes are mapped. */
-function byteLevelCutter(definition: Json): Cutter | undefined {
-  const list = steps(definition.pre_tokenizer, 'pretokenizers')
-  const last = list.at(-1)
-  const isKnown = list.slice(0, -1).every(({ type, behavior = 'Isolated' }) => {
-    return Object.hasOwn(SPLITTERS, type as string) && behavior === 'Isolated'
-  })
-  if (last?.type !== 'ByteLevel' || last.add_prefix_space === true || !isKnown) return undefined
-  const normalizers = steps(definition.normalizer, 'normalizers')
-  if (!normalizers.every(({ type }) => type === 'NFC')) return undefined
-  const isNormalized = normalizers.length > 0
-  const gpt2 = { type: 'Split', pattern: { Regex: BYTE_LEVEL_PATTERN }, behavior: 'Isolated', invert: false }
-  const configs: Json[] = last.use_regex === false ? list.slice(0, -1) : [...list.slice(0, -1), gpt2]
-  const splitters = configs.map((config) => new SPLITTERS[config.type as string](config))
-  const toBytes = new ByteLevelPreTokenizer({ use_regex: false, add_prefix_space: false })
-  return {
-    cut: (section) => (isNormalized && section.normalize('NFC') !== section ? undefined : splitBy(section, splitters)),
-    toModel: (piece) => toBytes(piece)[0],
-    prefixLength: () => 0,
-    byteLength: (token) => token.length,
-  }
-}
-
-/** The text cut by each splitter in turn. Where the matches of its expression are the whole text, they are found faster here. */
-function splitBy(text: string, splitters: readonly PreTokenizer[]): string[] {
-  let pieces = [text]
-  for (const splitter of splitters) {
-    const smaller: string[] = []
-    for (const piece of pieces) {
-      const matches = (splitter.pattern && piece.match(splitter.pattern)) ?? []
-      let length = 0
-      for (const match of matches) length += match.length
-      for (const match of length === piece.length ? matches : splitter(piece)) if (match !== '') smaller.push(match)
-    }
-    pieces = smaller
-  }
-  return pieces
-}
-
-/**
- * SentencePiece's BPE with bytes for what it lacks: Llama 2, Mistral, Gemma. The whole text is one word to it; but no merge reaches
- * across a space that no token has behind the character before it, and such tokens are few (`>▁</` in Gemma's).
- */
-function sentencePieceCutter(definition: Json, model: PieceModel): Cutter | undefined {
-  const { type, byte_fallback, ignore_merges, vocab } = definition.model as Json
-  if (type !== 'BPE' || byte_fallback !== true || ignore_merges === true) return undefined
-  const normalizers = steps(definition.normalizer, 'normalizers')
-  const pretokenizers = steps(definition.pre_tokenizer, 'pretokenizers')
-  if (!normalizers.every(({ type }) => type === 'Prepend' || type === 'Replace')) return undefined
-  if (!pretokenizers.every(({ type }) => type === 'Metaspace' || type === 'Split')) return undefined
-  const joined = new Set([SPACE])
-  for (const token of Object.keys(vocab as object)) for (const [, before] of token.matchAll(JOINED)) joined.add(before)
-  const border = new RegExp(`(?<!${[...joined].map(escaped).join('|')})(?=${SPACE})`, 'u')
-  const isMarked = (section: string, pieces: readonly string[]) => {
-    const length = pieces.reduce((sum, piece) => sum + piece.length, 0)
-    return length === section.length + 1 && pieces[0]?.startsWith(SPACE)
-  }
-  return {
-    cut(section, sectionIndex) {
-      const normalized = model.normalizer?.(section) ?? section
-      const words = model.pre_tokenizer?.(normalized, { section_index: sectionIndex }) ?? [normalized]
-      const pieces = words.flatMap((word) => word.split(border)).filter((piece) => piece !== '')
-      const spelled = pieces.join('').slice(isMarked(section, pieces) ? 1 : 0)
-      return spelled === section.replaceAll(' ', SPACE) ? pieces : undefined
-    },
-    toModel: (piece) => piece,
-    prefixLength: (section, pieces) => (isMarked(section, pieces) ? 1 : 0),
-    byteLength: (token) => (/^<0x[0-9A-F]{2}>$/.test(token) ? 1 : utf8Length(token)),
-  }
-}
-
-/** The steps of a part of the definition, which is one or a sequence of them. */
-function steps(part: unknown, key: string): Json[] {
-  const one = part as Json | null | undefined
-  if (one === null || one === undefined) return []
-  return one.type === 'Sequence' ? ((one[key] ?? []) as Json[]).flatMap((step) => steps(step, key)) : [one]
-}
-
-function utf8Length(text: string): number {
-  let length = 0
-  for (const character of text) {
-    const code = character.codePointAt(0) as number
-    length += code < 0x80 ? 1 : code < 0x800 ? 2 : code < 0x10000 ? 3 : 4
-  }
-  return length
 }

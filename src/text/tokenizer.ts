@@ -4,7 +4,9 @@
 import * as hub from '@huggingface/tokenizers'
 import { type Directory, readJson } from '../base/bytes.js'
 import { FileError, FormatError } from '../base/errors.js'
-import { type EncodedSpans, PieceEncoder, type PieceModel, type Span } from './piece-encoder.js'
+import type { Span } from './added-tokens.js'
+import type { PieceModel } from './piece-cutters.js'
+import { type EncodedSpans, PieceEncoder } from './piece-encoder.js'
 
 /** What is used of the library: its declarations do not resolve under Node's module rules. */
 interface HubTokenizer extends PieceModel {
