@@ -18,9 +18,10 @@ const LAYERS: Record<string, readonly string[]> = {
   lora: ['base', 'kernels', 'linalg', 'formats'],
   peft: ['base', 'formats', 'linalg', 'lora'],
   graph: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'linalg', 'lora'],
+  tasks: ['base', 'formats', 'data', 'text', 'runtime', 'lora', 'graph'],
   merge: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'linalg', 'lora', 'peft', 'graph'],
-  train: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'linalg', 'lora', 'peft', 'graph'],
-  infer: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'linalg', 'lora', 'peft', 'graph'],
+  train: ['base', 'kernels', 'formats', 'io', 'text', 'data', 'runtime', 'linalg', 'lora', 'peft', 'graph', 'tasks'],
+  infer: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'linalg', 'lora', 'peft', 'graph', 'tasks'],
   index: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'lora', 'peft', 'graph', 'merge', 'train', 'infer'],
   node: [
     'base',
