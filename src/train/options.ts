@@ -19,7 +19,7 @@ type Optional<T> = { readonly [K in keyof T]?: T[K] | undefined }
 export interface TrainerOptions extends Optional<TrainSettings> {
   /** The base. Its weights are read, never changed; it stays open. */
   readonly model: CausalModel
-  /** What is trained for: causal-lm. Default causal-lm. */
+  /** What the model is trained for. Default: to continue texts. */
   readonly task?: TaskName | undefined
   /** What to learn from. */
   readonly data: TrainingData

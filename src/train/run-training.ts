@@ -9,6 +9,7 @@ import { Graph } from '../graph/view/graph.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfig } from '../lora/config.js'
 import type { Task } from '../tasks/task.js'
+import { DEFAULT_TASK, loadTask } from '../tasks/tasks.js'
 import { type EncodedRows, encodeRows } from './examples.js'
 import type { TrainerOptions, TrainingData, TrainResult } from './options.js'
 import type { TrainReport } from './report.js'
@@ -21,10 +22,10 @@ export async function runTraining(
   options: TrainerOptions,
   settings: TrainSettings,
   config: LoraConfig,
-  task: Task,
 ): Promise<TrainResult> {
   const startedAt = performance.now()
   const { model, out, on, modules, signal } = options
+  const task = await loadTask(options.task ?? DEFAULT_TASK)
   const use: FolderUse = options.resume ? 'resume' : options.overwrite ? 'overwrite' : 'new'
   if (out !== undefined) await checkRunFolder(out, use)
   on?.stage?.('encode')
@@ -32,7 +33,8 @@ export async function runTraining(
   const evalRecords =
     options.evalData === undefined ? undefined : await encode(options, settings, task, options.evalData, 'evalData')
   on?.stage?.('prepare')
-  const adapter = options.adapter ?? newAdapter(model, config, modules)
+  const adapter =
+    options.adapter ?? newAdapter(model, { ...config, taskType: config.taskType ?? task.peftType }, modules)
   const result = await trainAdapter({
     model,
     task: task.name,

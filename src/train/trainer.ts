@@ -6,8 +6,7 @@ import { ConfigError, StateError } from '../base/errors.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { type LoraConfig, resolveConfig, TRAIN_DEFAULTS } from '../lora/config.js'
 import { requirePlain, requirePlainConfig } from '../lora/plain.js'
-import type { Task } from '../tasks/task.js'
-import { DEFAULT_TASK, taskOf } from '../tasks/tasks.js'
+import { checkTaskName, DEFAULT_TASK } from '../tasks/tasks.js'
 import type { TrainerOptions, TrainResult } from './options.js'
 import { resolveSettings, type TrainSettings } from './settings.js'
 
@@ -18,7 +17,6 @@ export class Trainer {
   /** Of the adapter: the options', with defaults; the given adapter's own, if there is one. */
   readonly config: LoraConfig
   readonly #options: TrainerOptions
-  readonly #task: Task
 
   /**
    * @throws ConfigError when a setting or the adapter's config is out of range, or options contradict or lack one another;
@@ -28,7 +26,7 @@ export class Trainer {
   constructor(options: TrainerOptions) {
     this.#options = options
     this.settings = resolveSettings(options)
-    this.#task = taskOf(options.task ?? DEFAULT_TASK)
+    checkTaskName(options.task ?? DEFAULT_TASK)
     checkData('data', options.data)
     if (options.evalData !== undefined) checkData('evalData', options.evalData)
     checkTogether(options, this.settings)
@@ -37,7 +35,6 @@ export class Trainer {
       options.adapter?.config ??
       resolveConfig({
         ...TRAIN_DEFAULTS,
-        taskType: this.#task.peftType,
         baseModel: options.model.name,
         ...Object.fromEntries(given),
       })
@@ -54,7 +51,7 @@ export class Trainer {
    */
   async train(): Promise<TrainResult> {
     const { runTraining } = await import('./run-training.js')
-    return runTraining(this.#options, this.settings, this.config, this.#task)
+    return runTraining(this.#options, this.settings, this.config)
   }
 }
 

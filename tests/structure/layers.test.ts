@@ -88,6 +88,16 @@ describe('layers of src/', () => {
     expect(circles).toEqual([])
   })
 
+  it('names no task outside of its file and the table', () => {
+    const tasks = files.filter((path) => path.startsWith('src/tasks/'))
+    const named = tasks
+      .map((path) => path.split('/')[2].replace('.ts', ''))
+      .filter((name) => textOf('src/tasks/tasks.ts').includes(`./${name}.js')`))
+    expect(named).toContain('causal-lm')
+    const blind = files.filter((path) => /^src\/(graph|train)\//.test(path))
+    for (const name of named) expect(blind.filter((path) => textOf(path).includes(name))).toEqual([])
+  })
+
   it('names node: modules only in Node files', () => {
     const wrong = imports.filter(({ from, specifier }) => specifier.startsWith('node:') && !NODE_ONLY.test(from))
     expect(wrong.map(arrow)).toEqual([])

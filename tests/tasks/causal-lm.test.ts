@@ -5,7 +5,7 @@ import { readRows } from '../../src/data/read-rows.js'
 import { OnnxModel } from '../../src/formats/onnx/model.js'
 import type { CausalModel } from '../../src/graph/model-folder.js'
 import { causalLm } from '../../src/tasks/causal-lm.js'
-import { taskOf } from '../../src/tasks/tasks.js'
+import { loadTask } from '../../src/tasks/tasks.js'
 import type { Example } from '../../src/text/records.js'
 import { makeTokenizer } from '../../src/text/tokenizer.js'
 import { type EncodeOptions, encodeRows } from '../../src/train/examples.js'
@@ -19,8 +19,14 @@ const EOS = 1
 type Limits = Pick<EncodeOptions, 'maxLength'> & { vocabularySize?: number; eosTokenIds?: number[] }
 
 async function encode(rows: unknown[], { maxLength, ...model }: Limits = {}) {
-  const task = taskOf('causal-lm')
-  const whole = { tokenizer, eosTokenIds: [EOS], vocabularySize: 2048, contextLength: 256, ...model } as unknown as CausalModel
+  const task = await loadTask('causal-lm')
+  const whole = {
+    tokenizer,
+    eosTokenIds: [EOS],
+    vocabularySize: 2048,
+    contextLength: 256,
+    ...model,
+  } as unknown as CausalModel
   const { examples, ...counts } = await encodeRows(readRows(rows), {
     task,
     model: whole,
@@ -100,6 +106,8 @@ describe('collate', () => {
   })
 })
 
-it('names the tasks that there are', () => {
-  expect(() => taskOf('causal-ml')).toThrow(/task: unknown; expected .*got "causal-ml". Did you mean causal-lm/)
+it('names the tasks that there are', async () => {
+  await expect(loadTask('causal-ml')).rejects.toThrow(
+    /task: unknown; expected .*got "causal-ml". Did you mean causal-lm/,
+  )
 })

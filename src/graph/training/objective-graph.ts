@@ -6,9 +6,9 @@ import type { CustomGradients } from '../gradients/backward.js'
 import { markDistinct } from '../gradients/distinct.js'
 import { crossEntropy } from '../gradients/losses.js'
 import { valueInfo } from '../inject/inject.js'
+import type { ProbedShape } from '../shapes/shapes.js'
 import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
-import type { ShapeCheck } from './objective.js'
 
 /** Some rows of a value. */
 export interface RowChoice {
@@ -17,6 +17,9 @@ export interface RowChoice {
   /** Those of them that were chosen. */
   readonly chosen: Value
 }
+
+/** Sees the measured shapes, and throws what is wrong with them. */
+export type ShapeCheck = (shapeOf: (value: Value) => ProbedShape | undefined) => void
 
 /** A tensor that is trained: a graph input. */
 export interface TrainedTensor {

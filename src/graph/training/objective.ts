@@ -3,7 +3,6 @@
 
 import type { Feeds } from '../../runtime/runtime.js'
 import type { RunLength } from '../shapes/plain-shapes.js'
-import type { ProbedShape } from '../shapes/shapes.js'
 import type { Value } from '../view/builder.js'
 import type { ObjectiveGraph } from './objective-graph.js'
 
@@ -35,6 +34,3 @@ export interface Objective {
    */
   forward(graph: ObjectiveGraph): Value
 }
-
-/** Sees the measured shapes, and throws what is wrong with them. */
-export type ShapeCheck = (shapeOf: (value: Value) => ProbedShape | undefined) => void
