@@ -39,3 +39,29 @@ export function tokenInputs(graph: Graph): TokenInputs {
     emptyCache: (batch) => Object.fromEntries(cache.map((entry) => [entry.past, emptyTensor(entry, batch)])),
   }
 }
+
+/**
+ * Feeds with what a language model needs besides its tokens, where the caller leaves it out: a mask of ones, positions that count the
+ * mask's ones, an empty cache. Inputs of unknown meaning are left to the caller.
+ *
+ * @throws UnsupportedError when a cache that is left out has an unknown layout
+ */
+export function completeFeeds(graph: Graph, feeds: Feeds): Feeds {
+  const isFed = ({ name }: { readonly name: string }) => feeds[name] !== undefined
+  const ids = feeds.input_ids
+  if (graph.inputs.every(isFed) || ids?.dims.length !== 2) return feeds
+  const [batch, sequence] = ids.dims
+  const { roles, others } = splitInputs(graph)
+  const caches = others.filter(isCacheInput)
+  const fedCache = caches.find(isFed)
+  const past = fedCache === undefined ? 0 : (feeds[fedCache.name].dims.at(-2) ?? 0)
+  const inputIds = ids.data as ArrayLike<bigint>
+  const mask = feeds.attention_mask?.data as ArrayLike<bigint> | undefined
+  const attentionMask = mask ?? new Uint8Array(batch * (past + sequence)).fill(1)
+  const emptyCaches = past > 0 ? [] : caches.filter((input) => !isFed(input))
+  return {
+    ...roleFeeds(roles, { batch, sequence, past, inputIds, attentionMask }),
+    ...Object.fromEntries(emptyCaches.map((input) => [input.name, emptyTensor(cacheEntry(graph, input), batch)])),
+    ...feeds,
+  }
+}
