@@ -1,13 +1,8 @@
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { ConfigError } from '../../src/base/errors.js'
-import {
-  configForLayer,
-  type LoraConfigInput,
-  resolveConfig,
-  scalingOf,
-  TRAIN_DEFAULTS,
-} from '../../src/lora/config.js'
+import { configForLayer, type LoraConfigInput, resolveConfig, scalingOf } from '../../src/lora/config.js'
+import { TRAIN_DEFAULTS } from '../../src/train/settings.js'
 
 test('defaults', () => {
   expect(resolveConfig()).toMatchObject({
@@ -26,7 +21,7 @@ test('defaults', () => {
 })
 
 test('training has its own, in one place', () => {
-  expect(resolveConfig(TRAIN_DEFAULTS)).toMatchObject({
+  expect(resolveConfig(TRAIN_DEFAULTS.config)).toMatchObject({
     rank: 8,
     alpha: 16,
     dropout: 0,

@@ -1,0 +1,33 @@
+// Node, Bun and Deno: strings are paths, and sessions run in worker threads.
+
+import path from 'node:path'
+import type { Location, Platform } from '../index/platform.js'
+import { locate, NodeDirectory, openFile } from '../io/node/files.js'
+import type { EngineKind } from '../runtime/host.js'
+import { resolveNodeRuntime } from '../runtime/node/runtime.js'
+import { spawnNodeWorker } from '../runtime/node/worker.js'
+
+const WORKERS: Record<EngineKind, URL> = {
+  train: new URL('../train/node/worker.js', import.meta.url),
+  infer: new URL('../infer/node/worker.js', import.meta.url),
+}
+
+const runtimeOf = (specifier: string) => ({ specifier, spawn: (kind: EngineKind) => spawnNodeWorker(WORKERS[kind]) })
+
+export const nodePlatform: Platform = {
+  open: openPath,
+  openFile: (text) => openFile(text),
+  target: (text) => new NodeDirectory(text),
+  defaultRuntime: () => runtimeOf(resolveNodeRuntime()),
+  nodeRuntime: (specifier = resolveNodeRuntime()) => runtimeOf(specifier),
+  pathMerging: () => import('./merge.js'),
+}
+
+/** The Hub's layout keeps graphs in onnx/, one folder below config.json: the folder of such a graph is the model's. */
+async function openPath(text: string): Promise<Location> {
+  const { directory, file } = await locate(text)
+  if (file === undefined || !file.endsWith('.onnx') || (await directory.has('config.json'))) return { directory, file }
+  const parent = new NodeDirectory(path.join(directory.name, '..'))
+  if (!(await parent.has('config.json'))) return { directory, file }
+  return { directory: parent, file: `${path.basename(path.resolve(directory.name))}/${file}` }
+}
