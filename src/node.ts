@@ -1,8 +1,10 @@
 // The public API in Node, Bun and Deno: the same as everywhere, where strings can be paths and sessions run in worker threads.
 
+import { usePathMerging } from './index/merge.js'
 import { usePlatform } from './index/platform.js'
 import { nodePlatform } from './node/platform.js'
 
 usePlatform(nodePlatform)
+usePathMerging(() => import('./node/merge.js'))
 
 export * from './index.js'

@@ -24,7 +24,7 @@ import type { MergeReport } from '../merge/output.js'
 import type { AdapterInput } from '../merge/weighted.js'
 import { ADAPTER } from './adapters.js'
 import { findOnnx } from './inspect.js'
-import { type Location, platform } from './platform.js'
+import type { Location } from './platform.js'
 import { openFolder, openSource, openTarget, SOURCE, type Source, TARGET, type Target } from './sources.js'
 
 /** An adapter to merge: in memory or in a source, with a weight where that is not 1. */
@@ -252,8 +252,14 @@ export async function unmerge(options: UnmergeOptions): Promise<UnmergeReport> {
 
 /** Node's way, where base and output are paths. */
 async function pathMerging({ out }: MergingOptions, base: Source): Promise<PathMerging | undefined> {
-  if (typeof base !== 'string' || typeof out !== 'string') return undefined
-  return platform().pathMerging?.()
+  return typeof base === 'string' && typeof out === 'string' ? loadPathMerging?.() : undefined
+}
+
+let loadPathMerging: (() => Promise<PathMerging>) | undefined
+
+/** Called once, by the entry for Node. */
+export function usePathMerging(load: () => Promise<PathMerging>): void {
+  loadPathMerging = load
 }
 
 /** Options that only files on a disk can honour. */

@@ -4,7 +4,6 @@
 import type { ByteSource, Directory } from '../base/bytes.js'
 import { ConfigError } from '../base/errors.js'
 import type { RuntimeHost } from '../runtime/host.js'
-import type { PathMerging } from './merge.js'
 
 /** A folder, and the file in it that is meant, if it is one. */
 export interface Location {
@@ -25,8 +24,6 @@ export interface Platform {
   defaultRuntime(): RuntimeHost
   /** See nodeRuntime of the entry. */
   nodeRuntime(specifier: string | undefined): RuntimeHost
-  /** Merging from paths to paths, where there are some. */
-  pathMerging?(): Promise<PathMerging>
 }
 
 const browser: Platform = {
@@ -49,7 +46,7 @@ const browser: Platform = {
   nodeRuntime() {
     throw new ConfigError({
       where: 'nodeRuntime',
-      what: 'a browser has no onnxruntime-node',
+      what: 'runs in Node, Bun and Deno only',
       hint: 'Call webRuntime(url)',
     })
   },

@@ -4,6 +4,7 @@
 import { MismatchError, nearMisses, StateError } from '../base/errors.js'
 import { checkArgument, checkOptions, kind, listOf, NAME, type OptionTable, orNull } from '../base/options.js'
 import { affineInputs, injectLora, loraInputs } from '../graph/inject/inject.js'
+import { completeFeeds } from '../graph/inputs/causal-inputs.js'
 import { findLinears, type Linear, type ModuleMap } from '../graph/match/linears.js'
 import { placeAdapter } from '../graph/match/place-adapter.js'
 import type { CausalModel } from '../graph/model-folder.js'
@@ -16,7 +17,7 @@ import { type Remote, transfer } from '../runtime/rpc.js'
 import type { Feeds, RuntimeTensor, SessionOptions } from '../runtime/runtime.js'
 import { type AdapterFactors, InferEngine, type LoraSite } from './engine.js'
 import { checkName, plainFeeds } from './feeds.js'
-import { generate, streamText } from './generate.js'
+import { generate, streamText, type TextSession } from './generate.js'
 import type {
   AdapterSession,
   AdapterSessionOptions,
@@ -34,9 +35,16 @@ const RUN_OPTIONS: OptionTable<RunOptions> = { adapter: orNull(NAME), outputName
 /** Providers on which tensors without elements work; on others an idle site gets zeros of rank 1. */
 const TAKES_EMPTY_TENSORS = new Set(['cpu', 'wasm'])
 
-/** See {@link AdapterSession}. */
-export class OnnxSession implements AdapterSession {
-  readonly model: CausalModel
+/** What a session needs of a model. Texts need all of it. */
+export interface SessionBase extends Pick<CausalModel, 'onnx' | 'runtime'> {
+  close?(): Promise<void>
+}
+
+/** An {@link AdapterSession}, or over less than a whole model what does not write texts. */
+export class OnnxSession<M extends SessionBase = SessionBase>
+  implements Omit<AdapterSession, 'model' | 'generate' | 'stream'>
+{
+  readonly model: M
   readonly #engine: Engine<InferEngine>
   readonly #options: SessionOptions
   readonly #modules: ModuleMap
@@ -53,7 +61,7 @@ export class OnnxSession implements AdapterSession {
   #disposal: Promise<void> | undefined
 
   private constructor(
-    model: CausalModel,
+    model: M,
     { adapters: _, modules = {}, device, ...options }: AdapterSessionOptions,
     closesModel: boolean,
   ) {
@@ -71,11 +79,11 @@ export class OnnxSession implements AdapterSession {
    *
    * @param closesModel disposing the session closes the model too
    */
-  static async open(
-    model: CausalModel,
+  static async open<M extends SessionBase>(
+    model: M,
     options: AdapterSessionOptions = {},
     closesModel = false,
-  ): Promise<OnnxSession> {
+  ): Promise<OnnxSession<M>> {
     const session = new OnnxSession(model, options, closesModel)
     try {
       await session.#add(Object.entries(options.adapters ?? {}))
@@ -116,14 +124,19 @@ export class OnnxSession implements AdapterSession {
     const { adapter, outputNames } = options
     this.checkAdapter(adapter)
     for (const name of outputNames ?? []) checkName('output', name, this.outputNames)
-    return this.engine.run(plainFeeds(feeds, this.inputNames), adapter ?? undefined, outputNames)
+    const own = completeFeeds(this.#graph, plainFeeds(feeds, this.inputNames))
+    return this.engine.run(own, adapter ?? undefined, outputNames)
   }
 
-  async generate(prompt: string, options: GenerateOptions = {}): Promise<GenerateResult> {
+  async generate(this: TextSession, prompt: string, options: GenerateOptions = {}): Promise<GenerateResult> {
     return generate(this, prompt, options)
   }
 
-  stream(prompt: string, options: StreamOptions = {}): AsyncGenerator<string, GenerateResult, undefined> {
+  stream(
+    this: TextSession,
+    prompt: string,
+    options: StreamOptions = {},
+  ): AsyncGenerator<string, GenerateResult, undefined> {
     return streamText(this, prompt, options)
   }
 
@@ -137,7 +150,7 @@ export class OnnxSession implements AdapterSession {
     // A worker that failed cannot answer; its end is all that is left to do.
     await this.#engine.remote.dispose().catch(() => {})
     await this.#engine.close()
-    if (this.#closesModel) await this.model.close()
+    if (this.#closesModel) await this.model.close?.()
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

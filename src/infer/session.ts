@@ -102,7 +102,8 @@ export interface AdapterSession {
   /**
    * Runs the model once.
    *
-   * @param feeds the model's own inputs by name: `{ type, data, dims }`, such as ONNX Runtime's own tensors
+   * @param feeds the model's own inputs by name: `{ type, data, dims }`, such as ONNX Runtime's own tensors. For a language model
+   *   `input_ids` is enough: what is left out becomes a mask of ones, positions that count the mask's ones, and an empty cache.
    * @returns the outputs by name; their arrays are the caller's
    * @throws MismatchError for an unknown adapter, input or output; ConfigError for what is no tensor; RuntimeError when the run fails;
    *   StateError when the session is disposed
@@ -110,8 +111,9 @@ export interface AdapterSession {
    * @example
    * const session = await openSession('models/union-3m')
    * const ids = session.model.tokenizer.encode('And the people')
-   * const tensor = (values) => ({ type: 'int64', data: BigInt64Array.from(values, BigInt), dims: [1, ids.length] })
-   * const { logits } = await session.run({ input_ids: tensor(ids), attention_mask: tensor(ids.map(() => 1)) })
+   * const { logits } = await session.run({
+   *   input_ids: { type: 'int64', data: BigInt64Array.from(ids, BigInt), dims: [1, ids.length] },
+   * })
    * console.log(logits.dims)
    * await session.dispose()
    */

@@ -20,7 +20,6 @@ export const nodePlatform: Platform = {
   target: (text) => new NodeDirectory(text),
   defaultRuntime: () => runtimeOf(resolveNodeRuntime()),
   nodeRuntime: (specifier = resolveNodeRuntime()) => runtimeOf(specifier),
-  pathMerging: () => import('./merge.js'),
 }
 
 /** The Hub's layout keeps graphs in onnx/, one folder below config.json: the folder of such a graph is the model's. */

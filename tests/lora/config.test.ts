@@ -61,7 +61,11 @@ describe('out of range', () => {
       /^layersToTransform: only goes with a list/,
     ],
     ['layersPattern alone', { targetModules: ['q'], layersPattern: 'h' }, /^layersPattern: has no effect without/],
-    ['a field that does not exist', { ranks: 8 } as never, /^ranks: no such setting.*rank/],
+    [
+      'a field that does not exist',
+      { ranks: 8 } as never,
+      /^ranks: a LoRA config has no such option. Did you mean rank/,
+    ],
     ['a field in the spelling of PEFT', { use_rslora: true } as never, /^use_rslora: .*useRslora/],
   ])('%s', (_, input, message) => {
     expect(() => resolveConfig(input)).toThrow(ConfigError)

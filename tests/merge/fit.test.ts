@@ -9,7 +9,7 @@ import { MemoryDirectory } from '../../src/base/bytes.js'
 import { fitCheckpoint } from '../../src/merge/plan/fit.js'
 import { type InspectReport, inspect, merge } from '../../src/node.js'
 import { saveAdapter } from '../../src/peft/adapter-folder.js'
-import { adapter, base, type TensorSketch } from './checkpoint/toolkit.js'
+import { adapter, base, type TensorSketch } from './toolkit.js'
 
 const golden = fileURLToPath(new URL('../golden', import.meta.url))
 const scratch = mkdtempSync(path.join(tmpdir(), 'lowrank-fit-'))

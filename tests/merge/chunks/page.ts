@@ -1,0 +1,141 @@
+// What browser.test.ts runs in a page: merges from picked files into the origin's private file system and into streams.
+
+import { FilesDirectory, HandleDirectory, type MergeProgress, StreamDirectory } from '../../../src/index.js'
+import { createMergeKernel } from '../../../src/kernels/merge.js'
+import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
+import { unmergeCheckpoint } from '../../../src/merge/chunks/unmerge.js'
+
+/** SHA-256 by file. */
+export type Digests = Record<string, string>
+
+export interface PageResult {
+  kernel: string
+  isIsolated: boolean
+  /** What was merged into OPFS. */
+  folder: Digests
+  changed: number
+  /** What was merged into one stream, and the largest piece that it got. */
+  stream: string
+  largestPiece: number
+  progress: MergeProgress
+  /** Of the merged folder, read from OPFS again. */
+  unmerged: Digests
+  differing: number
+  /** What is left where a merge was stopped, and its error. */
+  stopped: string[]
+  stoppedBy: string
+  /** Errors by what was tried. */
+  errors: Record<string, string>
+}
+
+async function digest(bytes: BufferSource): Promise<string> {
+  const hash = new Uint8Array(await crypto.subtle.digest('SHA-256', bytes))
+  return [...hash].map((byte) => byte.toString(16).padStart(2, '0')).join('')
+}
+
+async function fetchFile(path: string): Promise<File> {
+  const response = await fetch(`/${path}`)
+  const file = new File([await response.arrayBuffer()], path.slice(path.lastIndexOf('/') + 1))
+  // As an input of folders gives it.
+  Object.defineProperty(file, 'webkitRelativePath', { value: path })
+  return file
+}
+
+async function digestsOf(handle: FileSystemDirectoryHandle): Promise<Digests> {
+  const result: Digests = {}
+  for await (const [name, entry] of handle.entries()) {
+    if (!(entry instanceof FileSystemFileHandle)) continue
+    result[name] = await digest(await (await entry.getFile()).arrayBuffer())
+  }
+  return result
+}
+
+async function errorOf(work: Promise<unknown>): Promise<string> {
+  return work.then(
+    () => 'none',
+    // Class names are not kept in a bundle.
+    (error: Error & { code?: string }) => `${error instanceof DOMException ? error.name : error.code} ${error.message}`,
+  )
+}
+
+async function run(): Promise<PageResult> {
+  const paths = (await (await fetch('/files.json')).json()) as string[]
+  const files = await Promise.all(paths.map(fetchFile))
+  const inFolder = (name: string) => files.filter((file) => file.webkitRelativePath.startsWith(`${name}/`))
+  const [base, adapter] = [new FilesDirectory(inFolder('base')), new FilesDirectory(inFolder('adapter'))]
+  const opfs = await navigator.storage.getDirectory()
+  const folderOf = (name: string) => opfs.getDirectoryHandle(name, { create: true })
+
+  const merged = await folderOf('merged')
+  let progress: MergeProgress = { writtenBytes: 0, totalBytes: 0 }
+  const { changed } = await mergeCheckpoint(base, adapter, new HandleDirectory(merged), {
+    reproducible: true,
+    onProgress: (now) => {
+      progress = now
+    },
+  })
+
+  let largestPiece = 0
+  const pieces = new TransformStream<Uint8Array, Uint8Array>({
+    transform(bytes, controller) {
+      largestPiece = Math.max(largestPiece, bytes.byteLength)
+      controller.enqueue(bytes)
+    },
+  })
+  const received = new Response(pieces.readable as ReadableStream<Uint8Array<ArrayBuffer>>).arrayBuffer()
+  await mergeCheckpoint(base, adapter, new StreamDirectory(() => pieces.writable), {
+    reproducible: true,
+    basePath: 'model.safetensors.index.json',
+    maxShardBytes: 2 ** 40,
+  })
+  const stream = await digest(await received)
+
+  const unmerged = await folderOf('unmerged')
+  const { differences } = await unmergeCheckpoint(new HandleDirectory(merged), adapter, new HandleDirectory(unmerged), {
+    original: base,
+    reproducible: true,
+  })
+
+  const stopped = await folderOf('stopped')
+  const controller = new AbortController()
+  const stoppedBy = await errorOf(
+    mergeCheckpoint(base, adapter, new HandleDirectory(stopped), {
+      signal: controller.signal,
+      onProgress: ({ writtenBytes }) => {
+        if (writtenBytes > 1 << 20) controller.abort()
+      },
+    }),
+  )
+
+  const errors = {
+    'no such file': await errorOf(new HandleDirectory(merged).open('absent')),
+    'a name that leads out': await errorOf(new HandleDirectory(merged).open('../merged/config.json')),
+    'a folder': await errorOf(new HandleDirectory(opfs).open('merged')),
+    'picked files': await errorOf(mergeCheckpoint(base, adapter, adapter)),
+    'the base': await errorOf(
+      mergeCheckpoint(new HandleDirectory(merged), adapter, new HandleDirectory(await folderOf('merged'))),
+    ),
+  }
+  return {
+    kernel: createMergeKernel(64, true).name,
+    isIsolated: globalThis.crossOriginIsolated,
+    folder: await digestsOf(merged),
+    changed,
+    stream,
+    largestPiece,
+    progress,
+    unmerged: await digestsOf(unmerged),
+    differing: differences!.differing,
+    stopped: Object.keys(await digestsOf(stopped)),
+    stoppedBy,
+    errors,
+  }
+}
+
+let body: string
+try {
+  body = JSON.stringify(await run())
+} catch (error) {
+  body = JSON.stringify({ failed: String(error), stack: (error as Error).stack })
+}
+await fetch('/result', { method: 'POST', body })
