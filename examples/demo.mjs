@@ -87,7 +87,7 @@ async function trainAdapter(name, maxSteps) {
     learningRate: 5e-3,
     schedule: 'linear',
     on: {
-      evaluation({ loss, perplexity }) {
+      evaluation({ loss, metrics: { perplexity } }) {
         const change = before === undefined ? '' : `, before ${before.toFixed(2)}`
         console.log(
           `Loss on text it does not train on: ${loss.toFixed(2)}${change} (perplexity ${perplexity.toFixed(0)})`,

@@ -25,30 +25,33 @@ export type { WeightRange } from './formats/onnx/tensors.js'
 export type { SafetensorsDtype } from './formats/safetensors.js'
 export type { ModuleMap } from './graph/match/linears.js'
 export type { CausalModel } from './graph/model-folder.js'
-export { loadAdapter, saveAdapter, type ToPlainOptions, toPlain } from './index/adapters.js'
-export {
-  type CheckpointContents,
-  type InspectOptions,
-  type InspectReport,
-  inspect,
-  type OnnxContents,
-} from './index/inspect.js'
-export {
-  type AdapterToMerge,
-  type MergeOptions,
-  type MergePlanReport,
-  type MergingOptions,
-  merge,
-  planMerge,
-  type UnmergeOptions,
-  type UnmergeReport,
-  unmerge,
-} from './index/merge.js'
-export { type LoadModelOptions, loadModel } from './index/model.js'
+export type { ToPlainOptions } from './index/adapters.js'
+export type { CheckpointContents, InspectOptions, InspectReport, OnnxContents } from './index/inspect.js'
+export type {
+  AdapterToMerge,
+  MergeOptions,
+  MergePlanReport,
+  MergingOptions,
+  UnmergeOptions,
+  UnmergeReport,
+} from './index/merge-options.js'
+export type { LoadModelOptions } from './index/model.js'
 export { nodeRuntime } from './index/runtimes.js'
-export { type OpenSessionOptions, openSession } from './index/session.js'
+export type { OpenSessionOptions } from './index/session.js'
 export type { Source, Target } from './index/sources.js'
-export { type TrainOptions, train } from './index/train.js'
+export type { TrainOptions } from './index/train.js'
+export {
+  inspect,
+  loadAdapter,
+  loadModel,
+  merge,
+  openSession,
+  planMerge,
+  saveAdapter,
+  toPlain,
+  train,
+  unmerge,
+} from './index/verbs.js'
 export { webRuntime } from './index/web-runtime.js'
 export { GENERATE_DEFAULTS, type SamplingOptions } from './infer/sampling.js'
 export type {

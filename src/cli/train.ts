@@ -114,11 +114,12 @@ function narrate(progress: Progress): TrainEvents {
       if (stage === 'encode') say('Reading the data …')
       if (stage === 'prepare') say('Building the training graph …')
     },
-    evaluation({ step, loss, perplexity }) {
+    evaluation({ step, loss, metrics }) {
       progress.clear()
       evaluations++
       const when = evaluations === 1 && step === 0 ? 'before training' : `after step ${step}`
-      say(`Evaluation loss ${when}: ${colors.bold(loss.toFixed(3))} (perplexity ${perplexity.toFixed(1)})`)
+      const others = Object.entries(metrics).map(([name, value]) => `${name} ${value.toFixed(value < 10 ? 3 : 1)}`)
+      say(`Evaluation loss ${when}: ${colors.bold(loss.toFixed(3))} (${others.join(', ')})`)
     },
     step({ step, totalSteps, loss, tokensPerSecond }) {
       progress.update(step, totalSteps, `  loss ${loss.toFixed(3)}  ${thousands(tokensPerSecond)} tokens/s`)

@@ -13,43 +13,14 @@ export const ADAPTER = kind('a LoraAdapter', (value) => value instanceof LoraAda
 const LOAD_OPTIONS: OptionTable<LoadOptions> = { name: NAME, strict: BOOLEAN }
 const SAVE_OPTIONS: OptionTable<SaveOptions> = { dtype: oneOf('F32', 'F16', 'BF16') }
 
-/**
- * Reads a PEFT adapter folder. Factors are f32, each layer's `dtype` is the file's, layers have no base weight and are in
- * evaluation mode. Ranks above min(d, k) are fine.
- *
- * Older spellings of tensor names are read, and listed in the adapter's `notes`. An adapter_model.bin is read where there is no
- * safetensors file; nothing in it is executed.
- *
- * @throws FileError when a file is missing, or the folder holds several adapters and none is named; FormatError when one is corrupt
- *   or holds a tensor that no layer claims or half a pair; ConfigError when a value of the config is out of range or missing, or an
- *   argument is not usable; UnsupportedError when the config or a tensor means something that is not implemented; MismatchError when
- *   the config's target_modules leave a tensor out, the file has no adapter of that name, or with `strict` a setting matches nothing;
- *   ShapeError when a shape disagrees with the config's rank; NumericError when a value is not finite. Each names the file, and the
- *   field or tensor.
- *
- * @example
- * const adapter = await loadAdapter('tests/golden/peft/f32')
- * for (const [name, layer] of adapter) console.log(name, layer.rank)
- */
+/** See the entry. */
 export async function loadAdapter(source: Source, options: LoadOptions = {}): Promise<LoraAdapter> {
   checkOptions(options, { of: 'loadAdapter', table: LOAD_OPTIONS })
   const directory = await openFolder(source, 'source')
   return (await import('../peft/adapter-folder.js')).loadAdapter(directory, options)
 }
 
-/**
- * Writes a folder that PEFT loads. Both files are complete before either gets its name, and no interruption leaves the weights of one
- * adapter beside the config of another: then the folder has no config, or all of one of them. target_modules name exactly the adapter's
- * layers where the config's own would not.
- *
- * @throws StateError when there is no layer; ConfigError when `dtype` is none of F32, F16 and BF16, or an argument is not usable;
- *   NumericError when a value is not finite, or not in the type it is saved in; MismatchError when the config excludes a layer;
- *   FileError when the folder cannot be written.
- *
- * @example
- * const adapter = await loadAdapter('tests/golden/peft/f32')
- * await saveAdapter(adapter, 'out/half', { dtype: 'F16' })
- */
+/** See the entry. */
 export async function saveAdapter(adapter: LoraAdapter, target: Target, options: SaveOptions = {}): Promise<void> {
   checkArgument(adapter, ADAPTER, 'adapter')
   checkOptions(options, { of: 'saveAdapter', table: SAVE_OPTIONS })
@@ -73,22 +44,7 @@ const TO_PLAIN_OPTIONS: OptionTable<ToPlainOptions> = {
   initial: kind(`${SOURCE.expected}, or a LoraAdapter`, (value) => SOURCE.accepts(value) || ADAPTER.accepts(value)),
 }
 
-/**
- * A plain adapter of twice the rank that changes the original base as `adapter` changes its own. Adapters that started as PiSSA,
- * OLoRA, LoRA-GA or CorDA took a part out of the base; a plain one can be merged, swapped and combined like any other.
- * A' = [A; A₀], B' = [B, −B₀].
- *
- * The start of `pissa-niter-N` was random: PEFT finds another whenever it loads the adapter. Without `initial` the result differs by as
- * much.
- *
- * @throws FileError or FormatError when base or adapter cannot be read; ConfigError when the adapter is plain already, or unless there
- *   is either base or initial; UnsupportedError when the weights do not tell its start, and for convolutions and parameters;
- *   MismatchError when a layer has no weight or another shape
- *
- * @example
- * const plain = await toPlain('tests/golden/peft/pissa', { base: 'models/union-3m' })
- * await saveAdapter(plain, 'out/plain')
- */
+/** See the entry. */
 export async function toPlain(adapter: Source | LoraAdapter, options: ToPlainOptions): Promise<LoraAdapter> {
   checkOptions(options, { of: 'toPlain', table: TO_PLAIN_OPTIONS })
   const { base, initial } = options ?? {}

@@ -49,17 +49,7 @@ export interface InspectOptions {
 
 const OPTIONS: OptionTable<InspectOptions> = { base: SOURCE, relativeChange: BOOLEAN, strict: BOOLEAN }
 
-/**
- * Looks at an adapter folder, a safetensors file or checkpoint, an .onnx file, a folder with one of them, or an adapter in memory. An
- * adapter that cannot be loaded is reported with all its problems, and what is sound of it, as far as its files can be read.
- *
- * @throws FileError when there is nothing, or none of these; FormatError when it is damaged; ConfigError when a value of an adapter's
- *   config is out of range, or for options of adapters with a model; UnsupportedError for another method than LoRA
- *
- * @example
- * const report = await inspect('tests/golden/peft/f32', { base: 'models/union-3m' })
- * if (report.kind === 'adapter') console.log(report.layers.length, report.problems, report.fit?.fits)
- */
+/** See the entry. */
 export async function inspect(target: Source | LoraAdapter, options: InspectOptions = {}): Promise<InspectReport> {
   checkOptions(options, { of: 'inspect', table: OPTIONS })
   if (target instanceof LoraAdapter) {

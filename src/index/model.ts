@@ -32,18 +32,7 @@ const OPTIONS: OptionTable<LoadModelOptions> = { runtime: RUNTIME, onnxPath: NAM
 /** Files of models that ONNX Runtime does not run. */
 const OTHER_FILES = /\.(gguf|safetensors|bin|pt|pth|ckpt|json)$/
 
-/**
- * Opens a model: a folder as transformers.js reads it (config.json, tokenizer.json, onnx/model.onnx), or its .onnx file. The weights
- * stay in their file. Call `close()` when the model is no longer needed.
- *
- * @throws FileError when a part is missing, FormatError when one cannot be read, RuntimeError without onnxruntime-node,
- *   ConfigError for a source or an option that is not usable
- *
- * @example
- * const model = await loadModel('models/union-3m')
- * console.log(model.name, model.contextLength)
- * await model.close()
- */
+/** See the entry. */
 export async function loadModel(source: Source, options: LoadModelOptions = {}): Promise<CausalModel> {
   checkOptions(options, { of: 'loadModel', table: OPTIONS })
   const { directory, file } = await openSource(source, 'source')

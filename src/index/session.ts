@@ -42,19 +42,7 @@ const OPTIONS: OptionTable<OpenSessionOptions> = {
   profilePrefix: NAME,
 }
 
-/**
- * Opens a model with adapters: in a worker, or in this thread if the model's runtime is a module object. Each run names an adapter;
- * the base is in memory once.
- *
- * @param model a model that is open, which stays open, or what {@link loadModel} takes, which the session closes with itself
- * @throws MismatchError when an adapter does not fit the model, RuntimeError when ONNX Runtime cannot be found or cannot open the
- *   model, ConfigError for an option that is unknown or not usable; what {@link loadModel} and {@link loadAdapter} throw
- *
- * @example
- * const session = await openSession('models/union-3m', { adapters: { peft: 'tests/golden/peft/f32' } })
- * for await (const piece of session.stream('And the people', { adapter: 'peft', maxNewTokens: 20 })) console.log(piece)
- * await session.dispose()
- */
+/** See the entry. */
 export async function openSession(
   model: CausalModel | Source,
   options: OpenSessionOptions = {},

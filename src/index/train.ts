@@ -10,11 +10,13 @@ import {
   kind,
   OBJECT,
   type OptionTable,
+  oneOf,
   SIGNAL,
   unknownOption,
 } from '../base/options.js'
 import type { CausalModel } from '../graph/model-folder.js'
 import { CONFIG_FIELDS } from '../lora/config.js'
+import { TASK_NAMES } from '../tasks/tasks.js'
 import type { TextRecord } from '../text/records.js'
 import type { TrainConfig, TrainerOptions, TrainResult } from '../train/options.js'
 import type { TrainEvents } from '../train/report.js'
@@ -50,6 +52,7 @@ const DATA = kind(
 const OPTIONS: OptionTable<TrainOptions> = {
   ...SETTINGS_KINDS,
   model: kind(`${MODEL.expected}, ${SOURCE.expected}`, (value) => MODEL.accepts(value) || SOURCE.accepts(value)),
+  task: oneOf(...TASK_NAMES),
   data: DATA,
   evalData: DATA,
   config: OBJECT,
@@ -64,24 +67,7 @@ const OPTIONS: OptionTable<TrainOptions> = {
 
 const EVENTS: OptionTable<TrainEvents> = { stage: FUNCTION, step: FUNCTION, evaluation: FUNCTION, warning: FUNCTION }
 
-/**
- * Trains an adapter. Nothing is written before the model, the data and the folder have been found usable.
- *
- * @throws ConfigError when an option is unknown, out of range, or contradicts or lacks another, and when PEFT has no default modules
- *   for the model; DataError for records, FileError for the folder or a path that leads nowhere, MismatchError when no module matches
- *   or a run to resume is of other parts, UnsupportedError for graphs that cannot be trained and adapters with more than plain linear
- *   layers, StateError when an adapter to go on with is merged or has no layers, NumericError naming the step when the loss is not
- *   finite (the adapter is saved as it was when it last was finite)
- *
- * @example
- * const { adapter, report } = await train({
- *   model: 'models/union-3m',
- *   data: [{ prompt: 'Who is it? ', completion: 'It is the captain.' }],
- *   config: { rank: 4 },
- *   maxSteps: 2,
- * })
- * console.log(adapter.size, report.trainLoss)
- */
+/** See the entry. */
 export async function train(options: TrainOptions): Promise<TrainResult> {
   const nested = { config: CONFIG_FIELDS, on: Object.keys(EVENTS) }
   checkOptions(options, { of: 'train', table: OPTIONS, required: ['model', 'data'], nested })

@@ -4,7 +4,7 @@
 import { MismatchError, nearMisses, StateError } from '../base/errors.js'
 import { checkArgument, checkOptions, kind, listOf, NAME, type OptionTable, orNull } from '../base/options.js'
 import { affineInputs, injectLora, loraInputs } from '../graph/inject/inject.js'
-import { completeFeeds } from '../graph/inputs/causal-inputs.js'
+import { completeFeeds } from '../graph/inputs/tokens.js'
 import { findLinears, type Linear, type ModuleMap } from '../graph/match/linears.js'
 import { placeAdapter } from '../graph/match/place-adapter.js'
 import type { CausalModel } from '../graph/model-folder.js'

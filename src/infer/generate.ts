@@ -14,7 +14,8 @@ import {
   SIGNAL,
   STRING,
 } from '../base/options.js'
-import { type CausalInputs, causalInputs } from '../graph/inputs/causal-inputs.js'
+import { type TokenInputs, tokenInputs } from '../graph/inputs/tokens.js'
+import { logitsName } from '../graph/match/linears.js'
 import type { CausalModel } from '../graph/model-folder.js'
 import { Graph } from '../graph/view/graph.js'
 import type { Remote } from '../runtime/rpc.js'
@@ -113,8 +114,10 @@ async function* continuation(
   promptIds: readonly number[],
   { adapter, sampling, seed, signal }: Draws,
 ): AsyncGenerator<number, never> {
-  const inputs = causalInputs(new Graph(session.model.onnx.proto))
-  const { logits, cache } = inputs
+  const graph = new Graph(session.model.onnx.proto)
+  const inputs = tokenInputs(graph)
+  const logits = logitsName(graph)
+  const { cache } = inputs
   const { engine } = session
   const emptyCache = inputs.emptyCache(1)
   const decoding = await engine.startDecoding({ adapter, logits, cache, emptyCache, sampling, seed })
@@ -133,7 +136,7 @@ async function* continuation(
 }
 
 /** All tokens for a model without a cache and at first, afterwards the newest one. */
-function nextFeeds(inputs: CausalInputs, promptIds: readonly number[], tokenIds: readonly number[]) {
+function nextFeeds(inputs: TokenInputs, promptIds: readonly number[], tokenIds: readonly number[]) {
   const total = promptIds.length + tokenIds.length
   const isWhole = inputs.cache.length === 0 || tokenIds.length === 0
   const inputIds = isWhole ? [...promptIds, ...tokenIds] : tokenIds.slice(-1)

@@ -6,6 +6,7 @@ import type { CausalModel } from '../graph/model-folder.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfigInput } from '../lora/config.js'
 import type { Init } from '../lora/init/inits.js'
+import type { TaskName } from '../tasks/tasks.js'
 import type { TextRecord } from '../text/records.js'
 import type { TrainEvents, TrainReport } from './report.js'
 import type { TRAIN_DEFAULTS, TrainSettings } from './settings.js'
@@ -38,6 +39,8 @@ type Optional<T> = { readonly [K in keyof T]?: T[K] | undefined }
 export interface TrainerOptions extends Optional<TrainSettings> {
   /** The base. Its weights are read, never changed; it stays open. */
   readonly model: CausalModel
+  /** What the model is trained for. Default: to continue texts. */
+  readonly task?: TaskName | undefined
   /** What to learn from. */
   readonly data: TrainingData
   /** For the loss before and after. */

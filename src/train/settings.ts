@@ -69,8 +69,8 @@ export const SETTINGS_KINDS: OptionTable<TrainSettings> = {
   maxSteps: COUNT,
   batchSize: COUNT,
   gradientAccumulation: COUNT,
-  // The model's context bounds it, and the records say what is too short.
-  maxLength: COUNT,
+  // The model's context bounds it too.
+  maxLength: numberKind('an integer above 1', (value) => Number.isSafeInteger(value) && value > 1),
   learningRate: numberKind('a number above 0, at most 10', (value) => value > 0 && value <= 10),
   schedule: oneOf(...SCHEDULES),
   warmupRatio: numberKind('a number in [0, 1]', (value) => value >= 0 && value <= 1),

@@ -6,6 +6,7 @@ import { ConfigError, StateError } from '../base/errors.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { type LoraConfig, resolveConfig } from '../lora/config.js'
 import { requirePlain, requirePlainConfig } from '../lora/plain.js'
+import { checkTaskName, DEFAULT_TASK } from '../tasks/tasks.js'
 import type { TrainerOptions, TrainResult } from './options.js'
 import { resolveSettings, TRAIN_DEFAULTS, type TrainSettings } from './settings.js'
 
@@ -25,6 +26,7 @@ export class Trainer {
   constructor(options: TrainerOptions) {
     this.#options = options
     this.settings = resolveSettings(options)
+    checkTaskName(options.task ?? DEFAULT_TASK)
     checkData('data', options.data)
     if (options.evalData !== undefined) checkData('evalData', options.evalData)
     checkTogether(options, this.settings)
@@ -33,7 +35,6 @@ export class Trainer {
       options.adapter?.config ??
       resolveConfig({
         ...TRAIN_DEFAULTS.config,
-        taskType: 'CAUSAL_LM',
         baseModel: options.model.name,
         ...Object.fromEntries(given),
       })

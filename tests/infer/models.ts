@@ -4,7 +4,7 @@ import { fileURLToPath } from 'node:url'
 import { MessageChannel, type MessagePort } from 'node:worker_threads'
 import * as ort from 'onnxruntime-node'
 import { Random } from '../../src/base/random.js'
-import { causalInputs } from '../../src/graph/inputs/causal-inputs.js'
+import { tokenInputs } from '../../src/graph/inputs/tokens.js'
 import { findLinears } from '../../src/graph/match/linears.js'
 import { type CausalModel, loadModel } from '../../src/graph/model-folder.js'
 import { Graph } from '../../src/graph/view/graph.js'
@@ -83,7 +83,7 @@ export function makeAdapter(model: CausalModel, modules: RegExp, { seed = 1, ran
 
 /** Feeds of a model for rows of equal length, with an empty cache. */
 export function feedsOf(model: CausalModel, rows: readonly (readonly number[])[]): Feeds {
-  const inputs = causalInputs(new Graph(model.onnx.proto))
+  const inputs = tokenInputs(new Graph(model.onnx.proto))
   const [batch, sequence] = [rows.length, rows[0].length]
   const attentionMask = new Uint8Array(batch * sequence).fill(1)
   return { ...inputs.feeds({ batch, sequence, inputIds: rows.flat(), attentionMask }), ...inputs.emptyCache(batch) }

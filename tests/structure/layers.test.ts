@@ -18,9 +18,10 @@ const LAYERS: Record<string, readonly string[]> = {
   lora: ['base', 'kernels', 'linalg', 'formats'],
   peft: ['base', 'formats', 'linalg', 'lora'],
   graph: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'linalg', 'lora'],
+  tasks: ['base', 'formats', 'data', 'text', 'runtime', 'lora', 'graph'],
   merge: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'linalg', 'lora', 'peft', 'graph'],
-  train: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'linalg', 'lora', 'peft', 'graph'],
-  infer: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'linalg', 'lora', 'peft', 'graph'],
+  train: ['base', 'kernels', 'formats', 'io', 'text', 'data', 'runtime', 'linalg', 'lora', 'peft', 'graph', 'tasks'],
+  infer: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'linalg', 'lora', 'peft', 'graph', 'tasks'],
   index: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'lora', 'peft', 'graph', 'merge', 'train', 'infer'],
   node: [
     'base',
@@ -86,6 +87,16 @@ describe('layers of src/', () => {
     }
     for (const path of files) visit(path, [])
     expect(circles).toEqual([])
+  })
+
+  it('names no task outside of its file and the table', () => {
+    const tasks = files.filter((path) => path.startsWith('src/tasks/'))
+    const named = tasks
+      .map((path) => path.split('/')[2].replace('.ts', ''))
+      .filter((name) => textOf('src/tasks/tasks.ts').includes(`./${name}.js')`))
+    expect(named).toContain('causal-lm')
+    const blind = files.filter((path) => /^src\/(graph|train)\//.test(path))
+    for (const name of named) expect(blind.filter((path) => textOf(path).includes(name))).toEqual([])
   })
 
   it('names node: modules only in Node files', () => {

@@ -17,14 +17,18 @@ export function gitHeader(byteLength: number): string {
 }
 
 /** What to say of another content. */
-export function damage(file: { name: string; byteLength: number; digest: Digest }, got?: string): ErrorDetails {
+export function damage(
+  file: { name: string; byteLength: number; digest: Digest | undefined },
+  got?: string,
+): ErrorDetails {
   const { name, byteLength, digest } = file
-  const named = 'sha256' in digest ? `SHA-256 ${digest.sha256}` : `git's SHA-1 ${digest.gitSha1}`
+  const named =
+    digest && ('sha256' in digest ? ` with SHA-256 ${digest.sha256}` : ` with git's SHA-1 ${digest.gitSha1}`)
   return {
     where: name,
     what: 'came damaged, and was dropped',
-    expected: `${byteLength} bytes with ${named}`,
+    expected: `${byteLength} bytes${named ?? ''}`,
     ...(got !== undefined && { got }),
-    hint: 'Try again; if it comes damaged again, something between here and the Hub changes it',
+    hint: 'Try again; if it comes damaged again, something between here and the server changes it',
   }
 }

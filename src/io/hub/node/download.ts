@@ -18,7 +18,8 @@ export interface Download {
   /** For messages and progress. */
   readonly name: string
   readonly byteLength: number
-  readonly digest: Digest
+  /** Undefined where nobody tells it: then the length has to do. */
+  readonly digest: Digest | undefined
   /** Where it goes. */
   readonly target: string
   readonly onDownload?: OnDownload | undefined
@@ -189,6 +190,7 @@ class Writer {
 
   isRight(): boolean {
     const { digest } = this.#job
+    if (digest === undefined) return this.received === this.#job.byteLength
     return this.#hash.copy().digest('hex') === ('sha256' in digest ? digest.sha256 : digest.gitSha1)
   }
 
@@ -204,7 +206,9 @@ class Writer {
 }
 
 function newHash({ digest, byteLength }: Download): Hash {
-  return 'sha256' in digest ? createHash('sha256') : createHash('sha1').update(gitHeader(byteLength))
+  return digest === undefined || 'sha256' in digest
+    ? createHash('sha256')
+    : createHash('sha1').update(gitHeader(byteLength))
 }
 
 /** Better before the first byte than after a gigabyte. @throws FileError */

@@ -17,6 +17,14 @@ const CACHE_NAME = 'lowrank'
 /** The part of `CacheStorage` that is used; a page without one keeps nothing. */
 export type Caches = Pick<CacheStorage, 'open'>
 
+/** How a file is loaded. */
+export interface WantedFile {
+  readonly digest?: Digest | undefined
+  /** The server has no ranges: all comes at once. */
+  readonly isWhole?: boolean
+  readonly onDownload?: OnDownload | undefined
+}
+
 /** Small answers and files by URL. */
 export class FileCache {
   readonly #caches: Caches | undefined
@@ -53,9 +61,10 @@ export class FileCache {
    * @param key a URL that names this very content, as by a commit
    * @throws FileError when the server fails, or the content is not what it must be
    */
-  async open(source: RangeSource, key: string, digest?: Digest, onDownload?: OnDownload): Promise<ByteSource> {
+  async open(source: RangeSource, key: string, wanted: WantedFile): Promise<ByteSource> {
     const { name, byteLength } = source
-    const parts = partsOf(key, byteLength)
+    const { digest, isWhole = false, onDownload } = wanted
+    const parts = partsOf(key, byteLength, isWhole ? byteLength : PART_BYTES)
     const blobs = await Promise.all(parts.map(async (part) => (await this.#match(part.name))?.blob()))
     const kept = blobs.map((blob, i) => (blob?.size === parts[i].byteLength ? blob : undefined))
     let receivedBytes = kept.reduce((sum, blob) => sum + (blob?.size ?? 0), 0)
@@ -108,12 +117,16 @@ export class FileCache {
   }
 }
 
-function partsOf(key: string, byteLength: number): { name: string; offset: number; byteLength: number }[] {
-  return Array.from({ length: Math.ceil(byteLength / PART_BYTES) }, (_, i) => {
-    const offset = i * PART_BYTES
+function partsOf(
+  key: string,
+  byteLength: number,
+  partBytes = PART_BYTES,
+): { name: string; offset: number; byteLength: number }[] {
+  return Array.from({ length: Math.ceil(byteLength / partBytes) }, (_, i) => {
+    const offset = i * partBytes
     const url = new URL(key)
     url.searchParams.set('lowrank-part', `${i}`)
-    return { name: url.href, offset, byteLength: Math.min(PART_BYTES, byteLength - offset) }
+    return { name: url.href, offset, byteLength: Math.min(partBytes, byteLength - offset) }
   })
 }
 

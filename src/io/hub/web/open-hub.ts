@@ -55,7 +55,7 @@ export async function openHubInBrowser(source: HubSource, options: WebHubOptions
     const ranges = new RangeSource(connection, { url, name, byteLength }, refused)
     const isRead = options.readsRanges && byteLength > MAX_WHOLE_BYTES && !(await cache.has(url, byteLength))
     if (isRead) return ranges
-    return cache.open(ranges, url, digestOf(file), options.onDownload)
+    return cache.open(ranges, url, { digest: digestOf(file), onDownload: options.onDownload })
   }
   return new HubDirectory(source, commit, new Set(files.keys()), open)
 }

@@ -7,27 +7,27 @@ import {
   buildLossGraph,
   buildTrainingGraph,
   type LossGraph,
-  type TokenBatch,
   type TrainedParameter,
   type TrainingGraph,
 } from '../graph/training/training-graph.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { Remote } from '../runtime/rpc.js'
+import type { Feeds } from '../runtime/runtime.js'
 import { runtimeBehind } from '../runtime/session-table.js'
-import type { PlanOptions } from './batches.js'
-import type { EngineRun, TrainEngine } from './engine.js'
+import type { OpenTask } from '../tasks/task.js'
+import type { Pass, TrainEngine } from './engine.js'
 import type { TrainSettings } from './settings.js'
 
 export interface SessionParts {
   readonly model: CausalModel
+  readonly open: OpenTask
   readonly adapter: LoraAdapter
   readonly modules: ModuleMap | undefined
   readonly settings: TrainSettings
 }
 
-export class ModelSessions {
+export class TrainingSessions {
   readonly runtimeName: string
-  readonly planOptions: PlanOptions
   readonly #parts: SessionParts
   readonly #engine: Remote<TrainEngine>
   readonly #training: TrainingGraph
@@ -40,17 +40,11 @@ export class ModelSessions {
     runtimeName: string,
     graphs: { training: TrainingGraph; evaluation: LossGraph },
   ) {
-    const { model, settings } = parts
     this.runtimeName = runtimeName
     this.#parts = parts
     this.#engine = engine
     this.#training = graphs.training
     this.#evaluation = graphs.evaluation
-    this.planOptions = {
-      batchSize: settings.batchSize,
-      accumulation: settings.gradientAccumulation,
-      limit: model.contextLength ?? Number.POSITIVE_INFINITY,
-    }
   }
 
   /**
@@ -58,35 +52,36 @@ export class ModelSessions {
    *
    * @throws what {@link buildTrainingGraph} throws, and RuntimeError when ONNX Runtime cannot be found
    */
-  static async create(parts: SessionParts, engine: Remote<TrainEngine>): Promise<ModelSessions> {
-    const { model, adapter, modules } = parts
+  static async create(parts: SessionParts, engine: Remote<TrainEngine>): Promise<TrainingSessions> {
+    const { model, open, adapter, modules } = parts
     const runtime = runtimeBehind(engine, await engine.runtimeName())
     const layers = [...adapter].map(([name, { d, k, rank, scaling }]) => ({ name, d, k, rank, scaling }))
     const { dropout } = adapter.config
-    const training = await buildTrainingGraph(model.onnx, runtime, { layers, modules, dropout })
-    const evaluation = buildLossGraph(model.onnx, { layers, modules })
-    return new ModelSessions(parts, engine, runtime.name, { training, evaluation })
+    const training = await buildTrainingGraph(model.onnx, runtime, open, { layers, modules, dropout })
+    const evaluation = buildLossGraph(model.onnx, open, { layers, modules })
+    return new TrainingSessions(parts, engine, runtime.name, { training, evaluation })
   }
 
   get parameters(): readonly TrainedParameter[] {
     return this.#training.parameters
   }
 
-  /** One run of a step. `step` and `run` choose the dropout masks. */
-  async trainingRun(batch: TokenBatch, options: { normalizer: number; step: number; run: number }): Promise<EngineRun> {
+  /** One pass of a step. `step` and `run` choose the dropout masks. */
+  async trainingPass(feeds: Feeds, options: { normalizer: number; step: number; run: number }): Promise<Pass> {
     const { normalizer, step, run } = options
     const dropout = { seed: this.#parts.adapter.config.seed, step, run }
     const graph = this.#training
     return {
       session: await this.#session(graph),
-      feeds: graph.feeds(batch, { normalizer, dropout }),
+      feeds: graph.feeds(feeds, { normalizer, dropout }),
       loss: graph.loss,
     }
   }
 
-  async evaluationRun(batch: TokenBatch, normalizer: number): Promise<EngineRun> {
+  async evaluationPass(feeds: Feeds, normalizer: number): Promise<Pass & { readonly predictions: readonly string[] }> {
     const graph = this.#evaluation
-    return { session: await this.#session(graph), feeds: graph.feeds(batch, { normalizer }), loss: graph.loss }
+    const { loss, predictions } = graph
+    return { session: await this.#session(graph), feeds: graph.feeds(feeds, { normalizer }), loss, predictions }
   }
 
   async #session(graph: LossGraph): Promise<number> {

@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest'
 import { UnsupportedError } from '../../src/base/errors.js'
-import { causalInputs } from '../../src/graph/inputs/causal-inputs.js'
+import { tokenInputs } from '../../src/graph/inputs/tokens.js'
 import { Graph } from '../../src/graph/view/graph.js'
 import { MODELS, openModel } from './golden.js'
 import { addInput, addOutput, DataType, emptyGraph, valuesOf } from './toolkit.js'
@@ -36,7 +36,7 @@ describe('roles', () => {
     ['total_sequence_length', DataType.INT32, [], [4], []],
     ['past_sequence_length', DataType.INT32, [1], [0], [1]],
   ])('%s', (name, type, dims, expected, shape) => {
-    const inputs = causalInputs(name === 'input_ids' ? graphWith(ids) : graphWith(ids, [name, type, dims]))
+    const inputs = tokenInputs(name === 'input_ids' ? graphWith(ids) : graphWith(ids, [name, type, dims]))
     const feed = inputs.feeds(tokens)[name]
     expect(valuesOf(feed)).toEqual(expected)
     expect(feed.dims).toEqual(shape)
@@ -44,7 +44,7 @@ describe('roles', () => {
   })
 
   it('go on after what is in the cache', () => {
-    const inputs = causalInputs(
+    const inputs = tokenInputs(
       graphWith(
         ids,
         ['attention_mask', DataType.INT64, ['b', 't']],
@@ -66,8 +66,7 @@ describe('the cache', () => {
     ['llama-genai-rotary', 'past_key_values.1.value'],
   ])('of %s', async (name, last) => {
     const model = await openModel(`${MODELS}/${name}`)
-    const { cache, emptyCache, logits } = causalInputs(new Graph(model.proto))
-    expect(logits).toBe('logits')
+    const { cache, emptyCache } = tokenInputs(new Graph(model.proto))
     expect(cache).toHaveLength(4)
     expect(cache.find(({ past }) => past === last)).toEqual({
       past: last,
@@ -82,7 +81,7 @@ describe('the cache', () => {
 
   it('is empty for a model without one', async () => {
     const model = await openModel(`${MODELS}/llama-dynamo`)
-    const { cache, emptyCache } = causalInputs(new Graph(model.proto))
+    const { cache, emptyCache } = tokenInputs(new Graph(model.proto))
     expect(cache).toEqual([])
     expect(emptyCache(2)).toEqual({})
     await model.close()
@@ -95,24 +94,22 @@ describe('the cache', () => {
     ['without a successor', past(['b', 4, 'p', 8]), /no output continues this cache; expected present\.0\.key/],
     ['whose heads have an unknown size', past(['b', 4, 'p', 'h']), /the size of its heads cannot be told/],
   ])('%s is refused', (_, graph, message) => {
-    expect(() => causalInputs(graph)).toThrow(UnsupportedError)
-    expect(() => causalInputs(graph)).toThrow(message)
+    expect(() => tokenInputs(graph)).toThrow(UnsupportedError)
+    expect(() => tokenInputs(graph)).toThrow(message)
   })
 })
 
 describe('models of another kind', () => {
   it('without token ids are refused', () => {
     const graph = graphWith(['pixel_values', DataType.FLOAT, ['b', 3, 'h', 'w']])
-    expect(() => causalInputs(graph)).toThrow(/inputs of unknown meaning: pixel_values/)
+    expect(() => tokenInputs(graph)).toThrow(/inputs of unknown meaning: pixel_values/)
   })
 
   it('with inputs of unknown meaning are refused, naming them', () => {
     const graph = graphWith(ids, ['encoder_hidden_states', DataType.FLOAT, ['b', 's', 64]])
-    expect(() => causalInputs(graph)).toThrow(
-      /unknown meaning: encoder_hidden_states; expected a causal language model/,
-    )
-    expect(() => causalInputs(graphWith(ids, ['constructor', DataType.INT64, ['b']]))).toThrow(/meaning: constructor;/)
-    expect(() => causalInputs(graphWith(['attention_mask', DataType.INT64, ['b', 's']]))).toThrow(
+    expect(() => tokenInputs(graph)).toThrow(/unknown meaning: encoder_hidden_states; expected a causal language model/)
+    expect(() => tokenInputs(graphWith(ids, ['constructor', DataType.INT64, ['b']]))).toThrow(/meaning: constructor;/)
+    expect(() => tokenInputs(graphWith(['attention_mask', DataType.INT64, ['b', 's']]))).toThrow(
       /no input named input_ids/,
     )
   })
