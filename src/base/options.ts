@@ -55,7 +55,9 @@ export function listOf({ expected, accepts }: Kind): Kind {
 
 /** One of several kinds. */
 export function anyOf(...kinds: readonly Kind[]): Kind {
-  return kind(kinds.map(({ expected }) => expected).join(', or '), (value) => kinds.some((one) => one.accepts(value)))
+  const expected = kinds.map((one) => one.expected).join(', or ')
+  const words = kinds.flatMap((one) => one.words ?? [])
+  return { ...kind(expected, (value) => kinds.some((one) => one.accepts(value))), words }
 }
 
 /** A kind that also takes null. */

@@ -3,6 +3,7 @@
 import type { Directory } from '../base/bytes.js'
 import { ConfigError, UnsupportedError } from '../base/errors.js'
 import { checkOptions, isObject } from '../base/options.js'
+import type { Located } from '../io/locate.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { MergeCheckpointOptions } from '../merge/chunks/merge-checkpoint.js'
 import type { MergeReport } from '../merge/output.js'
@@ -20,7 +21,6 @@ import {
   type UnmergeReport,
 } from './merge-options.js'
 import { type PathMerging, pathMerging } from './path-merging.js'
-import type { Location } from './platform.js'
 import { openFolder, openSource, openTarget, SOURCE, type Source } from './sources.js'
 
 /** See the entry. */
@@ -106,7 +106,7 @@ function refuseInMemory(options: MergingOptions): void {
   throw new ConfigError({ where: refused, what: 'only goes from path to path', hint: 'Leave it out' })
 }
 
-function checkpointOptions(options: MergeOptions | UnmergeOptions, { file }: Location): MergeCheckpointOptions {
+function checkpointOptions(options: MergeOptions | UnmergeOptions, { file }: Located): MergeCheckpointOptions {
   const { tied, maxShardBytes, reproducible, signal, onProgress, strict } = options
   return {
     basePath: file,

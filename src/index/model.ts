@@ -1,7 +1,18 @@
 // Opens models. What reads graphs and tokenizers loads with the first call.
 
 import { FileError } from '../base/errors.js'
-import { checkOptions, hasMethods, isObject, kind, NAME, type OptionTable } from '../base/options.js'
+import {
+  anyOf,
+  checkOptions,
+  hasMethods,
+  isObject,
+  kind,
+  NAME,
+  OBJECT,
+  type OptionTable,
+  oneOf,
+} from '../base/options.js'
+import { type DtypeChoice, GRAPH_DTYPES } from '../graph/graph-file.js'
 import type { CausalModel } from '../graph/model-folder.js'
 import type { RuntimeHost } from '../runtime/host.js'
 import { platform } from './platform.js'
@@ -14,7 +25,9 @@ export interface LoadModelOptions {
    * calling thread. Default in Node: worker threads with the project's onnxruntime-node. A page has no default.
    */
   runtime?: RuntimeHost | undefined
-  /** The graph's path inside the folder, where the source names the folder. Default: onnx/model.onnx, else model.onnx. */
+  /** The type of the graph's weights: onnx/model_q4.onnx for `q4`. Default `auto`: what config.json says, else fp32. */
+  dtype?: DtypeChoice | undefined
+  /** The graph's path inside the folder, where the source names the folder. Default: by `dtype`. */
   onnxPath?: string | undefined
 }
 
@@ -27,7 +40,11 @@ const RUNTIME = kind(
       : typeof value.specifier === 'string' && hasMethods(value, 'spawn')),
 )
 
-const OPTIONS: OptionTable<LoadModelOptions> = { runtime: RUNTIME, onnxPath: NAME }
+const OPTIONS: OptionTable<LoadModelOptions> = {
+  runtime: RUNTIME,
+  dtype: anyOf(oneOf('auto', ...GRAPH_DTYPES), OBJECT),
+  onnxPath: NAME,
+}
 
 /** Files of models that ONNX Runtime does not run. */
 const OTHER_FILES = /\.(gguf|safetensors|bin|pt|pth|ckpt|json)$/
@@ -46,6 +63,7 @@ export async function loadModel(source: Source, options: LoadModelOptions = {}):
   const folder = await import('../graph/model-folder.js')
   return folder.loadModel(directory, {
     runtime: options.runtime ?? platform().defaultRuntime(),
+    dtype: options.dtype,
     onnxPath: file ?? options.onnxPath,
   })
 }

@@ -3,19 +3,13 @@
 
 import type { ByteSource, Directory } from '../base/bytes.js'
 import { ConfigError } from '../base/errors.js'
+import type { Located } from '../io/locate.js'
 import type { RuntimeHost } from '../runtime/host.js'
-
-/** A folder, and the file in it that is meant, if it is one. */
-export interface Location {
-  readonly directory: Directory
-  /** Its path inside the folder. Of a graph in onnx/ the folder is the model's. */
-  readonly file: string | undefined
-}
 
 /** Opens what strings name. `where` is the argument that holds the string, for messages. */
 export interface Platform {
-  /** A folder or a file. */
-  open(text: string, where: string): Promise<Location>
+  /** A folder or a file: a path, a model on the Hub, or a URL. */
+  open(text: string, where: string): Promise<Located>
   /** One file. */
   openFile(text: string, where: string): Promise<ByteSource>
   /** A folder that is written; it need not be there yet. */
@@ -27,9 +21,7 @@ export interface Platform {
 }
 
 const browser: Platform = {
-  open: async (text, where) => {
-    throw noPaths(text, where)
-  },
+  open: async (text, where) => (await import('../io/web/open-source.js')).openTextInBrowser(text, where),
   openFile: async (text, where) => {
     throw noPaths(text, where)
   },

@@ -3,13 +3,14 @@
 import type { ByteSource, Directory } from '../base/bytes.js'
 import { ConfigError } from '../base/errors.js'
 import { describe, hasMethods, kind } from '../base/options.js'
+import type { Located } from '../io/locate.js'
 import { FilesDirectory } from '../io/web/directories.js'
 import { BlobSource } from '../io/web/files.js'
-import { type Location, platform } from './platform.js'
+import { platform } from './platform.js'
 
 /**
- * What a model, an adapter or a checkpoint is read from: a path (not in browsers), files that a user picked, or a folder that
- * says itself how it is read.
+ * What a model, an adapter or a checkpoint is read from: a path (not in browsers), a model on the Hub (`org/name`,
+ * `hf:org/name@revision/folder`), a URL, files that a user picked, or a folder that says itself how it is read.
  */
 export type Source = string | Directory | Iterable<File>
 
@@ -33,7 +34,7 @@ function isFileList(value: unknown): value is Iterable<File> {
 
 /** A {@link Source}. */
 export const SOURCE = kind(
-  'a path, picked files or a Directory',
+  'a path, org/name, a URL, picked files or a Directory',
   (value) => (typeof value === 'string' && value !== '') || isDirectory(value) || isFileList(value),
 )
 
@@ -49,7 +50,7 @@ export const TARGET = kind(
  * @param where the argument that holds it
  * @throws ConfigError when it is none, FileError when it leads nowhere
  */
-export async function openSource(source: Source, where: string): Promise<Location> {
+export async function openSource(source: Source, where: string): Promise<Located> {
   if (!SOURCE.accepts(source)) throw wrongKind(source, where, SOURCE.expected)
   if (typeof source === 'string') return platform().open(source, where)
   return { directory: isDirectory(source) ? source : new FilesDirectory(source), file: undefined }
