@@ -1,11 +1,11 @@
 // What adapters hold besides low-rank factors: whole tensors that replace the base's (PEFT's modules_to_save, trained biases,
 // resized embeddings) and single rows of embeddings (trainable_token_indices). Bytes as stored, so that they stay exact.
 
-import type { SafetensorsDtype } from '../formats/safetensors.js'
+import type { TensorDtype } from '../base/dtype.js'
 
 /** A tensor as its file holds it: little-endian, row-major. */
 export interface StoredTensor {
-  readonly dtype: SafetensorsDtype
+  readonly dtype: TensorDtype
   readonly shape: readonly number[]
   /** The file's bytes. */
   readonly data: Uint8Array

@@ -2,7 +2,7 @@
 // that it does not expect in silence; here every tensor is used or named in an error. Keys: PEFT's docs, "checkpoint format".
 
 import type { Directory } from '../base/bytes.js'
-import { encodeFloats, type FloatDtype } from '../base/dtype.js'
+import { encodeFloats, type FloatDtype, isFloatDtype, isWeightDtype } from '../base/dtype.js'
 import {
   attempt,
   ConfigError,
@@ -13,14 +13,7 @@ import {
   throwProblem,
 } from '../base/errors.js'
 import { type FloatArray, isAllFinite, type Matrix, type Tensor } from '../base/tensor.js'
-import {
-  isFloatDtype,
-  isWeightDtype,
-  readTensorF32,
-  type SafetensorsFile,
-  type TensorBytes,
-  type TensorInfo,
-} from '../formats/safetensors.js'
+import { readTensorF32, type SafetensorsFile, type TensorBytes, type TensorInfo } from '../formats/safetensors.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfig } from '../lora/config.js'
 import { notFinite } from '../lora/factors.js'

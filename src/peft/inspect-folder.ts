@@ -2,10 +2,10 @@
 // known at once.
 
 import type { Directory } from '../base/bytes.js'
-import { decodeWeights } from '../base/dtype.js'
+import { decodeWeights, isWeightDtype } from '../base/dtype.js'
 import { LowrankError, type OnProblem } from '../base/errors.js'
 import { elementCount, isAllFinite, type Tensor } from '../base/tensor.js'
-import { isWeightDtype, readTensorF32, type SafetensorsFile, type TensorInfo } from '../formats/safetensors.js'
+import { readTensorF32, type SafetensorsFile, type TensorInfo } from '../formats/safetensors.js'
 import { notFinite } from '../lora/factors.js'
 import { type AdapterFile, commonDtype, type LoadOptions, openAdapter } from './adapter-folder.js'
 import { type AdapterReport, adapterReport, type LayerReport, layerReport, replacementReports } from './inspect.js'

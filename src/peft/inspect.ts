@@ -1,9 +1,8 @@
 // What an adapter holds, in numbers: for `lowrank inspect` and for anyone who wants to know before merging.
 
-import type { FloatDtype } from '../base/dtype.js'
+import type { FloatDtype, TensorDtype } from '../base/dtype.js'
 import type { ErrorCode, LowrankError } from '../base/errors.js'
 import { elementCount, type FloatArray, isAllFinite, type Tensor } from '../base/tensor.js'
-import type { SafetensorsDtype } from '../formats/safetensors.js'
 import { norm } from '../linalg/product.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { type LoraConfig, scalingOf } from '../lora/config.js'
@@ -56,7 +55,7 @@ export interface LayerReport extends Spectrum {
 export interface ReplacementReport {
   /** The base's tensor. */
   name: string
-  dtype: SafetensorsDtype
+  dtype: TensorDtype
   /** Of what the adapter holds: the tensor's, or (rows, D). */
   shape: readonly number[]
   /** How many rows of the base's tensor it replaces; absent for a whole tensor. */

@@ -1,10 +1,10 @@
 // What adapters change in an ONNX graph, place by place. A place is one input of one node: what becomes of the initializers behind
 // it, which may be shared, is the plan's to decide.
 
+import { isWeightDtype } from '../../base/dtype.js'
 import { MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
 import { type FloatArray, formatShape, type Matrix } from '../../base/tensor.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
-import { isWeightDtype } from '../../formats/safetensors.js'
 import { findLinears, type Linear, type ModuleMap, nodeScope, parameterModule } from '../../graph/match/linears.js'
 import {
   biasOf,

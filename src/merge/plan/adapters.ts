@@ -2,10 +2,10 @@
 // so that memory does not grow with the adapter.
 
 import { type ByteSource, MemorySource } from '../../base/bytes.js'
-import { decodeWeights, encodeWeights, type WeightDtype } from '../../base/dtype.js'
+import { decodeWeights, encodeWeights, isWeightDtype, type WeightDtype } from '../../base/dtype.js'
 import { MismatchError, type OnProblem, throwProblem, UnsupportedError } from '../../base/errors.js'
 import { elementCount, type FloatArray, isAllFinite, type Tensor } from '../../base/tensor.js'
-import { isWeightDtype, type TensorInfo } from '../../formats/safetensors.js'
+import type { TensorInfo } from '../../formats/safetensors.js'
 import { LoraAdapter } from '../../lora/adapter.js'
 import { type LoraConfig, scalingOf } from '../../lora/config.js'
 import { notFinite } from '../../lora/factors.js'

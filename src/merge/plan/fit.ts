@@ -1,10 +1,10 @@
 // How an adapter fits a checkpoint: the checks of a merge's plan, part by part, each problem noted instead of thrown.
 
 import type { ByteSource, Directory } from '../../base/bytes.js'
-import { decodeWeights } from '../../base/dtype.js'
+import { decodeWeights, isWeightDtype } from '../../base/dtype.js'
 import { attempt, type LowrankError, UnsupportedError } from '../../base/errors.js'
 import { type Checkpoint, openCheckpoint, shardSource } from '../../formats/checkpoint.js'
-import { isWeightDtype, type TensorInfo } from '../../formats/safetensors.js'
+import type { TensorInfo } from '../../formats/safetensors.js'
 import { isHeadModule } from '../../peft/tied.js'
 import { readConfig } from '../chunks/merge-checkpoint.js'
 import { type FitReport, fitReport, missingPart, type PartFit } from '../fit.js'

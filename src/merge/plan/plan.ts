@@ -1,12 +1,12 @@
 // Plans a merge into a checkpoint: pure, from names, types and shapes. Strict: every layer of every adapter finds its weight,
 // in the right shape, before anything is written.
 
-import type { FloatDtype } from '../../base/dtype.js'
+import { type FloatDtype, isWeightDtype } from '../../base/dtype.js'
 import { ConfigError, MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
 import { formatShape } from '../../base/tensor.js'
 import type { Checkpoint, CheckpointTensor } from '../../formats/checkpoint.js'
 import { type JsonObject, toPlain } from '../../formats/json.js'
-import { isWeightDtype, type TensorInfo } from '../../formats/safetensors.js'
+import type { TensorInfo } from '../../formats/safetensors.js'
 import type { BaseReplacement, LayerFactors } from './adapters.js'
 import { separateLayers, stackedLayer } from './experts.js'
 import { fusionHint } from './fused.js'
