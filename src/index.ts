@@ -54,7 +54,13 @@ export { FilesDirectory, HandleDirectory, type OpenStream, StreamDirectory } fro
 export { BlobSource, openUrl, type UrlOptions } from './io/web/files.js'
 export { configureKernels, disposeKernels, type KernelOptions } from './kernels/index.js'
 export type { SimdBuild } from './kernels/module.js'
-export { type AdapterSummary, type LayerSummary, LoraAdapter } from './lora/adapter.js'
+export {
+  type AdapterPart,
+  type AdapterSummary,
+  LoraAdapter,
+  type PartOfKind,
+  type PartSummary,
+} from './lora/adapter.js'
 export {
   type LoraConfig,
   type LoraConfigInput,
@@ -68,10 +74,16 @@ export type { BaseWeights } from './lora/init/to-plain.js'
 export { type ConvolutionGradients, ConvolutionLora } from './lora/kinds/convolution.js'
 export { type EmbeddingGradients, EmbeddingLora } from './lora/kinds/embedding.js'
 export { type BaseLayout, ExpertLora, type ParameterValues } from './lora/kinds/experts.js'
+export {
+  Replacement,
+  type ReplacementOptions,
+  type StoredTensor,
+  type StoredValues,
+  TokenRows,
+} from './lora/kinds/stored.js'
 export type { ConvolutionGeometry } from './lora/kinds/windows.js'
 export { type LayerGradients, LoraLayer } from './lora/layer.js'
-export type { AdapterPart, PartKind } from './lora/plain.js'
-export type { Replacement, StoredTensor, TokenRows } from './lora/replacements.js'
+export type { PartKind } from './lora/part.js'
 export { baseModuleName, type LayerRanges } from './lora/replication.js'
 export type { Spectrum } from './lora/spectrum.js'
 export type { CheckpointReport, MergeCheckpointOptions } from './merge/chunks/merge-checkpoint.js'

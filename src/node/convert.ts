@@ -65,7 +65,7 @@ export async function convert({ adapter, base, initial, out }: ConvertByPathOpti
   return {
     out,
     init,
-    layers: [...plain, ...plain.embeddings].map(([name, { rank }]) => ({ name, rank })),
+    layers: plain.parts('linear', 'embedding').map(({ name, rank }) => ({ name, rank })),
     isApproximate: init.startsWith('pissa-niter') && initial === undefined,
   }
 }

@@ -113,7 +113,7 @@ async function fitTo(
     const { directory: folder, file } = await locate(base)
     return fitCheckpoint(folder, directory, { basePath: file, normDeltas })
   }
-  const adapter = await openAdapter(directory, () => {})
+  const adapter = await openAdapter(directory, { isTolerant: true })
   try {
     const model = await loadOnnx(onnx.directory, onnx.file)
     try {

@@ -61,7 +61,7 @@ export class ModelSessions {
   static async create(parts: SessionParts, engine: Remote<TrainEngine>): Promise<ModelSessions> {
     const { model, adapter, modules } = parts
     const runtime = runtimeBehind(engine, await engine.runtimeName())
-    const layers = [...adapter].map(([name, { d, k, rank, scaling }]) => ({ name, d, k, rank, scaling }))
+    const layers = adapter.parts('linear').map(({ name, d, k, rank, scaling }) => ({ name, d, k, rank, scaling }))
     const { dropout } = adapter.config
     const training = await buildTrainingGraph(model.onnx, runtime, { layers, modules, dropout })
     const evaluation = buildLossGraph(model.onnx, { layers, modules })

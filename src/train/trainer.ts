@@ -5,7 +5,7 @@ import type { ByteSource } from '../base/bytes.js'
 import { ConfigError, StateError } from '../base/errors.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { type LoraConfig, resolveConfig, TRAIN_DEFAULTS } from '../lora/config.js'
-import { requirePlain, requirePlainConfig } from '../lora/plain.js'
+import { requirePlain, requirePlainConfig } from '../lora/requirements.js'
 import type { TrainerOptions, TrainResult } from './options.js'
 import { resolveSettings, type TrainSettings } from './settings.js'
 
