@@ -1,7 +1,7 @@
 import { describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { openCheckpoint } from '../../src/formats/checkpoint.js'
-import { base, type TensorSketch } from '../merge/checkpoint/toolkit.js'
+import { base, type TensorSketch } from '../merge/toolkit.js'
 
 const SKETCHES: TensorSketch[] = [
   ['a', 'F32', [2, 3]],

@@ -10,7 +10,7 @@ import { fitCheckpoint } from '../../src/merge/plan/fit.js'
 import { type InspectReport, inspect } from '../../src/node/inspect.js'
 import { merge } from '../../src/node/merge.js'
 import { saveAdapter } from '../../src/peft/adapter-folder.js'
-import { adapter, base, type TensorSketch } from './checkpoint/toolkit.js'
+import { adapter, base, type TensorSketch } from './toolkit.js'
 
 const golden = fileURLToPath(new URL('../golden', import.meta.url))
 const scratch = mkdtempSync(path.join(tmpdir(), 'lowrank-fit-'))

@@ -1,0 +1,62 @@
+// Whether the tests would notice: makes each small mistake of scripts/mutations.json in a copy of the project, and expects
+// `npm test` to fail.
+//   npm run mutations [-- --only PATTERN]
+import { execFileSync, spawnSync } from 'node:child_process'
+import { cpSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { dirname, join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { parseArgs } from 'node:util'
+
+const root = join(dirname(fileURLToPath(import.meta.url)), '..')
+const { only = '' } = parseArgs({ options: { only: { type: 'string' } } }).values
+const mutations = JSON.parse(readFileSync(join(root, 'scripts', 'mutations.json'), 'utf8'))
+const chosen = mutations.filter(({ file, mistake }) => `${file} ${mistake}`.includes(only))
+
+const copy = mkdtempSync(join(tmpdir(), 'lowrank-mutations-'))
+const run = (command, ...words) =>
+  spawnSync(command, words, { cwd: copy, encoding: 'utf8', env: { ...process.env, CI: 'true' } })
+
+/** The tests that import the file come first: one of them fails for most mistakes, in a few seconds. */
+function firstFailure(file) {
+  const related = run('npx', 'vitest', 'related', file, '--run', '--bail=1')
+  if (related.status !== 0) return failedTest(related.stdout)
+  const all = run('npm', 'test', '--', '--bail=1')
+  return all.status === 0 ? undefined : failedTest(all.stdout)
+}
+
+function failedTest(output) {
+  // biome-ignore lint/suspicious/noControlCharactersInRegex: colors of the terminal are removed
+  const plain = output.replace(/\u001b\[[0-9;]*m/g, '')
+  return /FAIL\s+(.*)/.exec(plain)?.[1] ?? 'a failure without a name'
+}
+
+let missed = 0
+try {
+  for (const path of execFileSync('git', ['ls-files', '-z'], { cwd: root, encoding: 'utf8' })
+    .split('\0')
+    .filter(Boolean)) {
+    cpSync(join(root, path), join(copy, path))
+  }
+  symlinkSync(join(root, 'node_modules'), join(copy, 'node_modules'))
+  execFileSync('npm', ['run', 'build'], { cwd: copy, stdio: 'ignore' })
+  for (const { file, mistake, from, to } of chosen) {
+    const path = join(copy, file)
+    const text = readFileSync(path, 'utf8')
+    if (text.split(from).length !== 2) throw new Error(`${file}: "${from}" is not there exactly once`)
+    writeFileSync(
+      path,
+      text.replace(from, () => to),
+    )
+    const failure = firstFailure(file)
+    writeFileSync(path, text)
+    if (failure === undefined) missed++
+    console.log(
+      `${failure === undefined ? 'MISSED' : 'caught'}  ${file}: ${mistake}${failure === undefined ? '' : `\n        by ${failure}`}`,
+    )
+  }
+} finally {
+  rmSync(copy, { recursive: true, force: true })
+}
+console.log(`${chosen.length - missed} mutations caught, ${missed} missed`)
+process.exitCode = missed === 0 ? 0 : 1

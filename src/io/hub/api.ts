@@ -1,0 +1,148 @@
+// The routes of the Hub that are read: a revision's commit, the files of a commit, and the bytes of a file.
+
+import { splitName } from '../../base/bytes.js'
+import { FileError, FormatError } from '../../base/errors.js'
+import type { HubSource } from '../source.js'
+import { type HubRequest, isPassing, refusal } from './errors.js'
+import { type HubAnswer, type HubConnection, isUnreachable, pause, request } from './request.js'
+
+/** A file of a commit. */
+export interface HubFile {
+  /** Inside the repository. */
+  readonly path: string
+  readonly byteLength: number
+  /** Git's name of the content: for a file in LFS that of the pointer to it. */
+  readonly gitSha1: string
+  /** Of the content, where the file is in LFS. */
+  readonly sha256?: string
+  /** The Hub's storage names large content once more. */
+  readonly xetHash?: string
+}
+
+export const COMMIT = /^[0-9a-f]{40}$/
+const SHA256 = /^[0-9a-f]{64}$/
+
+/** A page lists 1000 files: a repository of more than these pages is none that holds a model. */
+const MAX_TREE_PAGES = 100
+/** Of a page or of a model's card: some cards list all files once more. */
+const MAX_JSON_BYTES = 64 << 20
+/** A request that failed for now is sent again so often. */
+const MAX_TRIES = 3
+
+/** The commit that a revision is at. */
+export async function resolveRevision(asked: HubRequest): Promise<string> {
+  const { connection, source } = asked
+  if (COMMIT.test(source.revision)) return source.revision
+  const url = `${connection.endpoint}/api/models/${source.id}/revision/${encodeURIComponent(source.revision)}`
+  const { value } = await getJson(url, asked)
+  const sha = (value as { sha?: unknown } | null)?.sha
+  if (typeof sha === 'string' && COMMIT.test(sha)) return sha
+  throw notHub(asked, url)
+}
+
+/**
+ * All files of a commit, by path.
+ *
+ * @throws FileError when a name leads out of the repository
+ */
+export async function listTree(asked: HubRequest, commit: string): Promise<Map<string, HubFile>> {
+  const { connection, source } = asked
+  const files = new Map<string, HubFile>()
+  let url = `${connection.endpoint}/api/models/${source.id}/tree/${commit}?recursive=true`
+  for (let page = 1; ; page++) {
+    const { value, next } = await getJson(url, asked)
+    if (!Array.isArray(value)) throw notHub(asked, url)
+    for (const entry of value) {
+      const file = parseEntry(entry, source.id)
+      if (file !== undefined) files.set(file.path, file)
+    }
+    if (next === undefined) return files
+    if (page === MAX_TREE_PAGES)
+      throw new FileError({ where: source.id, what: 'too many files for a model', got: `${files.size} and more` })
+    // Mirrors give addresses of the Hub itself.
+    const target = new URL(next, url)
+    url = `${connection.endpoint}${target.pathname.slice(Math.max(0, target.pathname.indexOf('/api/models/')))}${target.search}`
+  }
+}
+
+/** The file of an entry of a tree; undefined for folders. */
+export function parseEntry(entry: unknown, where: string): HubFile | undefined {
+  const { type, path, size, oid, lfs, xetHash } = (entry ?? {}) as Record<string, unknown>
+  if (type === 'directory') return undefined
+  const stored = lfs as { oid?: unknown; size?: unknown } | undefined | null
+  return parseFile({ path, byteLength: stored?.size ?? size, gitSha1: oid, sha256: stored?.oid, xetHash }, where)
+}
+
+/**
+ * Checks what is said of a file: its digests become names of files.
+ *
+ * @throws FormatError when a part is missing or malformed, FileError when the path leads out of the repository
+ */
+export function parseFile(found: Record<keyof HubFile, unknown>, where: string): HubFile {
+  const { path, byteLength, gitSha1, sha256 = undefined, xetHash } = found
+  const isSound =
+    typeof path === 'string' &&
+    Number.isSafeInteger(byteLength) &&
+    (byteLength as number) >= 0 &&
+    COMMIT.test(String(gitSha1)) &&
+    (sha256 === undefined || SHA256.test(String(sha256)))
+  if (!isSound) {
+    const got = JSON.stringify(found)
+    throw new FormatError({ where, what: 'the list of its files is damaged', expected: 'path, size and digest', got })
+  }
+  splitName(path, where)
+  return {
+    path,
+    byteLength: byteLength as number,
+    gitSha1: String(gitSha1),
+    ...(sha256 !== undefined && { sha256: String(sha256) }),
+    ...(SHA256.test(String(xetHash)) && { xetHash: String(xetHash) }),
+  }
+}
+
+/** Where the bytes of a file are. */
+export function fileUrl({ endpoint }: HubConnection, { id }: HubSource, commit: string, path: string): string {
+  return `${endpoint}/${id}/resolve/${commit}/${path.split('/').map(encodeURIComponent).join('/')}`
+}
+
+/** A JSON answer, and the address of the next page. Tries again where a failure passes. */
+async function getJson(url: string, asked: HubRequest): Promise<{ value: unknown; next: string | undefined }> {
+  for (let attempt = 1; ; attempt++) {
+    let answer: HubAnswer | undefined
+    try {
+      answer = await request(asked.connection, url, { accept: 'application/json' })
+      if (!answer.response.ok) {
+        await answer.cancel()
+        throw refusal(answer.response, asked)
+      }
+      const next = /<([^>]+)>;\s*rel="?next"?/.exec(answer.response.headers.get('link') ?? '')?.[1]
+      return { value: JSON.parse(await readText(answer, url)), next }
+    } catch (error) {
+      if (error instanceof SyntaxError) throw notHub(asked, url, error)
+      // A connection that cannot be made at all fails at once: what is cached opens without delay.
+      const isWorthATry = answer !== undefined && isUnreachable(error) && isPassing(answer.response.status)
+      if (!isWorthATry || attempt === MAX_TRIES) throw error
+      await pause(asked.connection, attempt, answer)
+    }
+  }
+}
+
+async function readText(answer: HubAnswer, url: string): Promise<string> {
+  const decoder = new TextDecoder()
+  let text = ''
+  for await (const chunk of answer.chunks()) {
+    text += decoder.decode(chunk, { stream: true })
+    if (text.length > MAX_JSON_BYTES)
+      throw new FileError({ where: url, what: 'an answer without end', expected: `${MAX_JSON_BYTES} bytes at most` })
+  }
+  return text + decoder.decode()
+}
+
+function notHub({ connection, source }: HubRequest, url: string, cause?: unknown): FileError {
+  return new FileError({
+    where: source.id,
+    what: `the answer of ${url} is not the Hub's`,
+    hint: `Check HF_ENDPOINT (${connection.endpoint}) and the settings of a proxy`,
+    cause,
+  })
+}

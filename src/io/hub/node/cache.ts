@@ -1,0 +1,180 @@
+// One model's folder in the Hub's cache, as Python's huggingface_hub lays it out: blobs by digest, a snapshot of links for each
+// commit, refs from branches to commits, and the list of a commit's files. Everything appears whole, by a rename.
+
+import { randomBytes } from 'node:crypto'
+import { copyFile, lstat, readdir, readFile, rename, stat, symlink, unlink, writeFile } from 'node:fs/promises'
+import path from 'node:path'
+import { LowrankError } from '../../../base/errors.js'
+import { fileError, makeFolders } from '../../node/files.js'
+import { isId } from '../../source.js'
+import { COMMIT, type HubFile, parseFile } from '../api.js'
+
+const PREFIX = 'models--'
+/** Of a list of files; another is not read. */
+const TREE_VERSION = 1
+/** What systems say that have no links, or do not permit them. */
+const NO_LINKS = ['EPERM', 'EACCES', 'ENOSYS', 'ENOTSUP', 'EOPNOTSUPP', 'EINVAL', 'UNKNOWN']
+
+/** The ids of all models in a cache. */
+export async function cachedIds(cacheFolder: string): Promise<string[]> {
+  const folders = await readdir(cacheFolder).catch(() => [])
+  return folders
+    .filter((name) => name.startsWith(PREFIX))
+    .map((name) => name.slice(PREFIX.length).replace('--', '/'))
+    .filter(isId)
+}
+
+/** The cache of one model. */
+export class ModelCache {
+  readonly #folder: string
+  readonly #avoidsLinks: boolean
+
+  /** @param avoidsLinks snapshots hold files, not links */
+  constructor(cacheFolder: string, id: string, avoidsLinks = false) {
+    this.#folder = path.join(cacheFolder, PREFIX + id.replace('/', '--'))
+    this.#avoidsLinks = avoidsLinks
+  }
+
+  /** Where the content of a digest lies. */
+  blob(digest: string): string {
+    return path.join(this.#folder, 'blobs', digest)
+  }
+
+  /** Where a commit's file lies. */
+  snapshot(commit: string, file: string): string {
+    return path.join(this.#folder, 'snapshots', commit, ...file.split('/'))
+  }
+
+  /** The commit that a branch or tag was at when it was last asked for. */
+  async readRef(revision: string): Promise<string | undefined> {
+    const text = await readFile(path.join(this.#folder, 'refs', ...revision.split('/')), 'utf8').catch(() => '')
+    return COMMIT.test(text.trim()) ? text.trim() : undefined
+  }
+
+  /** Notes the commit of a branch or tag, so that it opens without the Hub. @throws FileError */
+  async writeRef(revision: string, commit: string): Promise<void> {
+    if (revision === commit || (await this.readRef(revision)) === commit) return
+    await this.#write(path.join(this.#folder, 'refs', ...revision.split('/')), commit)
+  }
+
+  /** The list of a commit's files, by path; undefined where none is kept that can be read. */
+  async readTree(commit: string): Promise<Map<string, HubFile> | undefined> {
+    try {
+      const text = await readFile(this.#tree(commit), 'utf8')
+      const { format_version, files } = JSON.parse(text) as {
+        format_version: unknown
+        files: Record<string, TreeEntry>
+      }
+      if (format_version !== TREE_VERSION) return undefined
+      return new Map(
+        Object.entries(files).map(([name, { size, blob_id, lfs_sha256, lfs_size, xet_hash }]) => {
+          const found = {
+            path: name,
+            byteLength: lfs_size ?? size,
+            gitSha1: blob_id,
+            sha256: lfs_sha256,
+            xetHash: xet_hash,
+          }
+          return [name, parseFile(found, this.#folder)]
+        }),
+      )
+    } catch (error) {
+      if (error instanceof LowrankError || error instanceof SyntaxError || error instanceof TypeError) return undefined
+      if ((error as NodeJS.ErrnoException).code !== undefined) return undefined
+      throw error
+    }
+  }
+
+  /** Keeps the list of a commit's files. @throws FileError */
+  async writeTree(commit: string, files: ReadonlyMap<string, HubFile>): Promise<void> {
+    const entries = [...files]
+      .sort(([a], [b]) => (a < b ? -1 : 1))
+      .map(([name, file]): [string, TreeEntry] => {
+        const { byteLength, gitSha1, sha256, xetHash } = file
+        const lfs = sha256 !== undefined && { lfs_sha256: sha256, lfs_size: byteLength }
+        return [
+          name,
+          { size: byteLength, blob_id: gitSha1, ...lfs, ...(xetHash !== undefined && { xet_hash: xetHash }) },
+        ]
+      })
+    const tree = { format_version: TREE_VERSION, files: Object.fromEntries(entries) }
+    await this.#write(this.#tree(commit), JSON.stringify(tree, null, 1))
+  }
+
+  /** Paths of a commit's files that are in the cache, each with its length. */
+  async cachedFiles(commit: string): Promise<Map<string, number>> {
+    const root = path.join(this.#folder, 'snapshots', commit)
+    const entries = await readdir(root, { recursive: true, withFileTypes: true }).catch(() => [])
+    const found = new Map<string, number>()
+    for (const entry of entries) {
+      const file = path.join(entry.parentPath, entry.name)
+      const status = await stat(file).catch(() => undefined)
+      if (status?.isFile()) found.set(path.relative(root, file).split(path.sep).join('/'), status.size)
+    }
+    return found
+  }
+
+  /** Makes the folder for blobs. @throws FileError */
+  async prepare(): Promise<void> {
+    await makeFolders(path.join(this.#folder, 'blobs'))
+  }
+
+  /**
+   * Gives a blob its name in a commit's snapshot: a relative link; where links cannot be made the file itself, moved there if no
+   * other snapshot can have it, else copied.
+   *
+   * @throws FileError
+   */
+  async link(digest: string, commit: string, file: string, isNew: boolean): Promise<void> {
+    const blob = this.blob(digest)
+    const target = this.snapshot(commit, file)
+    const temporary = `${target}.${randomBytes(4).toString('hex')}.tmp`
+    try {
+      await makeFolders(path.dirname(target))
+      if (!(await this.#tryLink(path.relative(path.dirname(target), blob), temporary))) {
+        const isShared = (await lstat(blob)).isSymbolicLink()
+        await (isNew && !isShared ? rename(blob, temporary) : copyFile(blob, temporary))
+      }
+      await rename(temporary, target)
+    } catch (error) {
+      await unlink(temporary).catch(() => {})
+      throw fileError(target, 'cannot be written', error)
+    }
+  }
+
+  async #tryLink(to: string, at: string): Promise<boolean> {
+    if (this.#avoidsLinks) return false
+    try {
+      await symlink(to, at, 'file')
+      return true
+    } catch (error) {
+      if (NO_LINKS.includes((error as NodeJS.ErrnoException).code ?? '')) return false
+      throw error
+    }
+  }
+
+  #tree(commit: string): string {
+    return path.join(this.#folder, 'trees', `${commit}.json`)
+  }
+
+  async #write(file: string, text: string): Promise<void> {
+    const temporary = `${file}.${randomBytes(4).toString('hex')}.tmp`
+    try {
+      await makeFolders(path.dirname(file))
+      await writeFile(temporary, text)
+      await rename(temporary, file)
+    } catch (error) {
+      await unlink(temporary).catch(() => {})
+      throw fileError(file, 'cannot be written', error)
+    }
+  }
+}
+
+/** As huggingface_hub writes it. */
+interface TreeEntry {
+  size: number
+  blob_id: string
+  lfs_sha256?: string
+  lfs_size?: number
+  xet_hash?: string
+}

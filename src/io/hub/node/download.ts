@@ -1,0 +1,255 @@
+// One file from a server to the disk: taken up where an earlier download ended, checked, and under its name when complete.
+
+import { createHash, type Hash } from 'node:crypto'
+import { createReadStream } from 'node:fs'
+import { type FileHandle, open, rename, stat, statfs } from 'node:fs/promises'
+import path from 'node:path'
+import { FileError } from '../../../base/errors.js'
+import { fileError } from '../../node/files.js'
+import { type Digest, damage, gitHeader } from '../digest.js'
+import type { OnDownload } from '../directory.js'
+import { type HubAnswer, type HubConnection, HubError, isUnreachable, pause, request } from '../request.js'
+import { claimPartial, type Partial, removePartials } from './partial.js'
+
+/** What is to come. */
+export interface Download {
+  readonly connection: HubConnection
+  readonly url: string
+  /** For messages and progress. */
+  readonly name: string
+  readonly byteLength: number
+  /** Undefined where nobody tells it: then the length has to do. */
+  readonly digest: Digest | undefined
+  /** Where it goes. */
+  readonly target: string
+  readonly onDownload?: OnDownload | undefined
+  /** Makes the error for an answer that is no success. */
+  refused(response: Response): FileError
+}
+
+/** Tries without a new byte before a download fails: with the pauses between them about half a minute. */
+const MAX_TRIES = 5
+/** How often the part of another process is looked at. */
+const WATCH_MS = 250
+
+/** Downloads under way in this process, by target. */
+const underWay = new Map<string, Promise<void>>()
+
+/**
+ * Makes the target, unless it is there. What has come before an error is kept for the next download.
+ *
+ * @throws FileError when the server refuses or the connection fails, the disk is full, or the content is not what it must be; what
+ *   the connection's signal was aborted with
+ */
+export async function download(job: Download): Promise<void> {
+  const running = underWay.get(job.target)
+  if (running !== undefined) return running
+  const work = downloadAlone(job).finally(() => underWay.delete(job.target))
+  underWay.set(job.target, work)
+  return work
+}
+
+async function downloadAlone(job: Download): Promise<void> {
+  const { connection, target, name, byteLength, onDownload } = job
+  for (;;) {
+    const claimed = await claimPartial(target)
+    if ('file' in claimed) return await fill(claimed, job)
+    onDownload?.({ name, byteLength, receivedBytes: Math.min(claimed.busyBytes, byteLength) })
+    await pause({ ...connection, retryMs: WATCH_MS }, 1)
+    if (!(await isThere(target))) continue
+    onDownload?.({ name, byteLength, receivedBytes: byteLength })
+    return
+  }
+}
+
+async function fill(partial: Partial, job: Download): Promise<void> {
+  const { target } = job
+  let writer: Writer | undefined
+  try {
+    writer = await Writer.open(partial.file, job)
+    const isResumed = writer.received > 0
+    await checkRoom(job, writer.received)
+    await receive(writer, partial, job)
+    if (isResumed && !writer.isRight()) {
+      // A part may have been cut or filled with zeros by a crash.
+      await writer.restart()
+      await receive(writer, partial, job)
+    }
+    if (!writer.isRight()) throw new DamagedError(job)
+    await writer.finish()
+    await rename(partial.file, target)
+  } catch (error) {
+    await writer?.close()
+    await (error instanceof DamagedError ? partial.remove() : partial.release())
+    throw error instanceof FileError || job.connection.signal?.aborted
+      ? error
+      : fileError(target, 'cannot be written', error)
+  }
+  await removePartials(target)
+}
+
+/** Brings all bytes that are missing. */
+async function receive(writer: Writer, partial: Partial, job: Download): Promise<void> {
+  const { connection, url, byteLength, name } = job
+  job.onDownload?.({ name, byteLength, receivedBytes: writer.received })
+  for (let tries = 0; writer.received < byteLength; ) {
+    const before = writer.received
+    let answer: HubAnswer | undefined
+    let failure: unknown
+    try {
+      answer = await request(connection, url, {
+        'accept-encoding': 'identity',
+        ...(before > 0 && { range: `bytes=${before}-` }),
+      })
+      await take(answer, writer, job)
+    } catch (error) {
+      if (!isUnreachable(error)) throw error
+      failure = error
+    }
+    if (writer.received === byteLength) return
+    tries = writer.received > before ? 1 : tries + 1
+    if (tries >= MAX_TRIES) throw broken(job, writer.received, failure)
+    await partial.touch()
+    await pause(connection, tries, answer)
+  }
+}
+
+async function take(answer: HubAnswer, writer: Writer, job: Download): Promise<void> {
+  const { response } = answer
+  const start = /^bytes (\d+)-\d+\/(\d+|\*)$/.exec(response.headers.get('content-range') ?? '')
+  const isNext = response.status === 206 && Number(start?.[1]) === writer.received
+  if (!isNext && writer.received > 0 && (response.ok || response.status === 416)) await writer.restart()
+  if (!response.ok || (response.status === 206 && !isNext)) {
+    await answer.cancel()
+    if (response.ok || response.status === 416) return
+    throw job.refused(response)
+  }
+  // A page of a proxy, or the pointer to a file in LFS: no further try makes the file of it.
+  const length = response.headers.get('content-encoding') === null ? response.headers.get('content-length') : null
+  if (length !== null && writer.received + Number(length) !== job.byteLength) {
+    await answer.cancel()
+    throw new DamagedError(job, `${length} bytes`)
+  }
+  for await (const chunk of answer.chunks()) {
+    if (writer.received + chunk.byteLength > job.byteLength) throw new DamagedError(job, 'more')
+    await writer.write(chunk)
+    job.onDownload?.({ name: job.name, byteLength: job.byteLength, receivedBytes: writer.received })
+  }
+}
+
+/** Appends to the part, and digests what is in it. */
+class Writer {
+  readonly #handle: FileHandle
+  readonly #job: Download
+  #hash: Hash
+  received = 0
+
+  private constructor(handle: FileHandle, job: Download) {
+    this.#handle = handle
+    this.#job = job
+    this.#hash = newHash(job)
+  }
+
+  static async open(file: string, job: Download): Promise<Writer> {
+    const handle = await open(file, 'r+')
+    const writer = new Writer(handle, job)
+    try {
+      if ((await handle.stat()).size > job.byteLength) await handle.truncate(0)
+      for await (const chunk of createReadStream(file)) {
+        writer.#hash.update(chunk)
+        writer.received += chunk.length
+      }
+    } catch (error) {
+      await handle.close()
+      throw error
+    }
+    return writer
+  }
+
+  async write(bytes: Uint8Array): Promise<void> {
+    try {
+      for (let done = 0; done < bytes.byteLength; ) {
+        const { bytesWritten } = await this.#handle.write(bytes, done, bytes.byteLength - done, this.received)
+        this.#hash.update(bytes.subarray(done, done + bytesWritten))
+        this.received += bytesWritten
+        done += bytesWritten
+      }
+    } catch (cause) {
+      const { what } = fileError(this.#job.name, 'cannot be kept', cause)
+      const kept = `${this.received} of ${this.#job.byteLength} bytes`
+      const hint = `Make room in ${path.dirname(this.#job.target)}, or set HF_HOME to another disk; ${kept} are kept, and the next try goes on from there`
+      throw new FileError({ where: this.#job.name, what, hint, cause })
+    }
+  }
+
+  async restart(): Promise<void> {
+    await this.#handle.truncate(0)
+    this.#hash = newHash(this.#job)
+    this.received = 0
+  }
+
+  isRight(): boolean {
+    const { digest } = this.#job
+    if (digest === undefined) return this.received === this.#job.byteLength
+    return this.#hash.copy().digest('hex') === ('sha256' in digest ? digest.sha256 : digest.gitSha1)
+  }
+
+  /** What is renamed has reached the disk: a crash leaves no name on bytes that never came there. */
+  async finish(): Promise<void> {
+    await this.#handle.sync()
+    await this.#handle.close()
+  }
+
+  async close(): Promise<void> {
+    await this.#handle.close().catch(() => {})
+  }
+}
+
+function newHash({ digest, byteLength }: Download): Hash {
+  return digest === undefined || 'sha256' in digest
+    ? createHash('sha256')
+    : createHash('sha1').update(gitHeader(byteLength))
+}
+
+/** Better before the first byte than after a gigabyte. @throws FileError */
+async function checkRoom({ name, byteLength, target }: Download, received: number): Promise<void> {
+  const status = await statfs(path.dirname(target)).catch(() => undefined)
+  const free = status === undefined ? Number.POSITIVE_INFINITY : status.bavail * status.bsize
+  // Some systems without such figures say 0 for everything.
+  if (status?.blocks === 0 || free >= byteLength - received) return
+  throw new FileError({
+    where: name,
+    what: `no room for it in ${path.dirname(target)}`,
+    expected: `${megabytes(byteLength - received)} free`,
+    got: megabytes(free),
+    hint: 'Make room, or set HF_HOME to another disk',
+  })
+}
+
+function megabytes(bytes: number): string {
+  return `${Math.round(bytes / 1e6)} MB`
+}
+
+/** Another content than the commit has: what came is of no use. */
+class DamagedError extends FileError {
+  constructor(job: Download, got?: string) {
+    super(damage(job, got))
+  }
+}
+
+function broken({ name, byteLength }: Download, received: number, cause: unknown): HubError {
+  return new HubError('unreachable', {
+    where: name,
+    what: `the download broke off at ${received} of ${byteLength} bytes`,
+    ...(cause instanceof FileError && { got: cause.what }),
+    hint: 'Try again: it goes on from there',
+    cause,
+  })
+}
+
+async function isThere(target: string): Promise<boolean> {
+  return stat(target).then(
+    () => true,
+    () => false,
+  )
+}

@@ -1,0 +1,97 @@
+// The Hub's settings in the environment, by the same names and rules as Python's huggingface_hub: one login and one cache for both.
+
+import { readFile } from 'node:fs/promises'
+import { homedir } from 'node:os'
+import path from 'node:path'
+import { ConfigError } from '../../../base/errors.js'
+import { fileError } from '../../node/files.js'
+
+/** What the environment says of the Hub. */
+export interface HubEnvironment {
+  /** HF_ENDPOINT, without a slash at its end. */
+  readonly endpoint: string
+  /** HF_HUB_CACHE: the folder with a folder for each model. */
+  readonly cacheFolder: string
+  /** HF_HUB_OFFLINE: no request is sent. */
+  readonly isOffline: boolean
+  /** HF_HUB_DISABLE_SYMLINKS: snapshots hold files. */
+  readonly avoidsLinks: boolean
+  /** HF_HUB_DOWNLOAD_TIMEOUT in milliseconds. */
+  readonly stallMs: number | undefined
+}
+
+type Variables = Readonly<Record<string, string | undefined>>
+
+/** @throws ConfigError when a variable cannot be used */
+export function hubEnvironment(variables: Variables = process.env): HubEnvironment {
+  const get = (name: string) => variables[name] || undefined
+  const isOn = (name: string) => /^(1|on|yes|true)$/i.test(get(name) ?? '')
+  const endpoint = (get('HF_ENDPOINT') ?? 'https://huggingface.co').replace(/\/+$/, '')
+  if (!/^https?:\/\/[^/]/.test(endpoint) || !URL.canParse(endpoint)) {
+    throw new ConfigError({
+      where: 'HF_ENDPOINT',
+      what: 'no address',
+      expected: 'https://host',
+      got: JSON.stringify(endpoint),
+    })
+  }
+  const seconds = get('HF_HUB_DOWNLOAD_TIMEOUT')
+  if (seconds !== undefined && !/^[1-9]\d{0,5}$/.test(seconds)) {
+    const expected = 'a whole number of seconds'
+    throw new ConfigError({
+      where: 'HF_HUB_DOWNLOAD_TIMEOUT',
+      what: 'not usable',
+      expected,
+      got: JSON.stringify(seconds),
+    })
+  }
+  const cache = get('HF_HUB_CACHE') ?? get('HUGGINGFACE_HUB_CACHE')
+  return {
+    endpoint,
+    cacheFolder: cache === undefined ? path.join(homeFolder(variables), 'hub') : expanded(cache, variables),
+    isOffline: isOn('HF_HUB_OFFLINE') || (get('HF_HUB_OFFLINE') === undefined && isOn('TRANSFORMERS_OFFLINE')),
+    avoidsLinks: isOn('HF_HUB_DISABLE_SYMLINKS'),
+    stallMs: seconds === undefined ? undefined : Number(seconds) * 1000,
+  }
+}
+
+/**
+ * The token of HF_TOKEN, else of the file that `hf auth login` writes; undefined where there is neither.
+ *
+ * @throws FileError when that file cannot be read
+ */
+export async function hubToken(variables: Variables = process.env): Promise<string | undefined> {
+  if (/^(1|on|yes|true)$/i.test(variables.HF_HUB_DISABLE_IMPLICIT_TOKEN ?? '')) return undefined
+  const given = variables.HF_TOKEN || variables.HUGGING_FACE_HUB_TOKEN
+  if (given) return checked(given, 'HF_TOKEN')
+  const named = variables.HF_TOKEN_PATH
+  const file = named ? expanded(named, variables) : path.join(homeFolder(variables), 'token')
+  try {
+    return checked(await readFile(file, 'utf8'), file)
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined
+    if (error instanceof ConfigError) throw error
+    throw fileError(file, 'cannot be read', error)
+  }
+}
+
+/** A token becomes a header: anything but visible ASCII is none, and is not repeated in the message. */
+function checked(text: string, where: string): string | undefined {
+  const token = text.trim()
+  if (/^[\x21-\x7e]*$/.test(token)) return token === '' ? undefined : token
+  throw new ConfigError({ where, what: 'not a token', expected: 'hf_ and letters' })
+}
+
+/** HF_HOME. */
+function homeFolder(variables: Variables): string {
+  const named = variables.HF_HOME || (variables.XDG_CACHE_HOME && path.join(variables.XDG_CACHE_HOME, 'huggingface'))
+  return named ? expanded(named, variables) : path.join(homedir(), '.cache', 'huggingface')
+}
+
+/** With ~ and variables in place, absolute. */
+function expanded(text: string, variables: Variables): string {
+  const filled = text
+    .replace(/^~(?=$|[/\\])/, () => homedir())
+    .replace(/\$(?:\{(\w+)\}|(\w+))/g, (whole, braced, bare) => variables[braced ?? bare] ?? whole)
+  return path.resolve(filled)
+}

@@ -1,0 +1,116 @@
+// The unfinished part of a download, beside its place. Its name says whose it is: two processes never write into one file, one
+// waits while another's grows, and what a process left behind is taken up by the next, by a rename.
+
+import { createHash, randomBytes } from 'node:crypto'
+import { readdir, rename, stat, unlink, utimes, writeFile } from 'node:fs/promises'
+import { hostname } from 'node:os'
+import path from 'node:path'
+import { fileError } from '../../node/files.js'
+
+/**
+ * A part that its process has not touched for so long belongs to nobody: a process touches it with each piece and before each new
+ * try, which come more often. Only so can a dead process on another machine be told from a slow one.
+ */
+const QUIET_MS = 120_000
+
+const HOST = createHash('sha256').update(hostname()).digest('hex').slice(0, 8)
+
+/** A part in the folder. */
+interface Found {
+  file: string
+  byteLength: number
+  isTaken: boolean
+}
+
+/** The part that this process writes. */
+export class Partial {
+  readonly file: string
+  readonly #free: string
+
+  constructor(target: string) {
+    this.file = `${target}.lowrank-${HOST}-${process.pid}-${randomBytes(4).toString('hex')}.incomplete`
+    this.#free = `${target}.lowrank.incomplete`
+  }
+
+  /** Leaves what has come to the next download. Never throws: at worst it starts anew. */
+  async release(): Promise<void> {
+    await rename(this.file, this.#free).catch(() => {})
+  }
+
+  async remove(): Promise<void> {
+    await unlink(this.file).catch(() => {})
+  }
+
+  /** Shows others that this download goes on. */
+  async touch(): Promise<void> {
+    const now = new Date()
+    await utimes(this.file, now, now).catch(() => {})
+  }
+}
+
+/**
+ * The part to write, with what an earlier download left; or how many bytes the process has that writes one now.
+ *
+ * @throws FileError when the folder cannot be written
+ */
+export async function claimPartial(target: string): Promise<Partial | { busyBytes: number }> {
+  const found = await findPartials(target)
+  const busy = found.find(({ isTaken }) => isTaken)
+  if (busy !== undefined) return { busyBytes: busy.byteLength }
+  const partial = new Partial(target)
+  try {
+    for (const { file } of found.sort((a, b) => b.byteLength - a.byteLength)) {
+      if (await renamed(file, partial.file)) {
+        await partial.touch()
+        return partial
+      }
+    }
+    await writeFile(partial.file, '', { flag: 'wx' })
+    return partial
+  } catch (error) {
+    throw fileError(partial.file, 'cannot be written', error)
+  }
+}
+
+/** Removes what other downloads of a file left that is complete now. */
+export async function removePartials(target: string): Promise<void> {
+  for (const { file, isTaken } of await findPartials(target)) if (!isTaken) await unlink(file).catch(() => {})
+}
+
+async function findPartials(target: string): Promise<Found[]> {
+  const folder = path.dirname(target)
+  const prefix = `${path.basename(target)}.lowrank`
+  const names = (await readdir(folder).catch(() => [])).filter((name) => name.startsWith(prefix))
+  const found = await Promise.all(
+    names.map(async (name) => {
+      const [, host, pid] = /^(?:-([0-9a-f]{8})-(\d+)-[0-9a-f]{8})?\.incomplete$/.exec(name.slice(prefix.length)) ?? []
+      const file = path.join(folder, name)
+      const status = await stat(file).catch(() => undefined)
+      if (status === undefined) return []
+      const isQuiet = Date.now() - status.mtimeMs > QUIET_MS
+      const isTaken = host !== undefined && !isQuiet && (host !== HOST || isRunning(Number(pid)))
+      return [{ file, byteLength: status.size, isTaken }]
+    }),
+  )
+  return found.flat()
+}
+
+function isRunning(pid: number): boolean {
+  try {
+    process.kill(pid, 0)
+    return true
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === 'EPERM'
+  }
+}
+
+/** Whether the rename was made: another process may have been faster. */
+async function renamed(from: string, to: string): Promise<boolean> {
+  try {
+    await rename(from, to)
+    return true
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return false
+    throw error
+  }
+}

@@ -1,0 +1,93 @@
+// A file on a server that is read in ranges (RFC 9110, section 14): for what needs a small part of a large file.
+
+import { type ByteSource, checkRange, concatBytes } from '../../base/bytes.js'
+import { FileError } from '../../base/errors.js'
+import { type HubConnection, isUnreachable, pause, request } from './request.js'
+
+/** A config or a tokenizer: files up to this size come whole, because in ranges they would take as many requests as parts. */
+export const MAX_WHOLE_BYTES = 1 << 20
+
+/** A range that failed for now is asked for again so often. */
+const MAX_TRIES = 4
+
+/** Bytes of one URL whose length is known. */
+export class RangeSource implements ByteSource {
+  readonly name: string
+  readonly byteLength: number
+  readonly #url: string
+  readonly #connection: HubConnection
+  readonly #refused: (response: Response) => FileError
+
+  /** @param refused makes the error for an answer that is no success */
+  constructor(
+    connection: HubConnection,
+    file: { url: string; name: string; byteLength: number },
+    refused: (response: Response) => FileError,
+  ) {
+    this.name = file.name
+    this.byteLength = file.byteLength
+    this.#url = file.url
+    this.#connection = connection
+    this.#refused = refused
+  }
+
+  /** @param onReceived hears how many bytes of the range have come */
+  async read(
+    offset: number,
+    byteLength: number,
+    onReceived?: (receivedBytes: number) => void,
+  ): Promise<Uint8Array<ArrayBuffer>> {
+    checkRange(this, offset, byteLength)
+    if (byteLength === 0) return new Uint8Array()
+    for (let attempt = 1; ; attempt++) {
+      try {
+        return await this.#fetch(offset, byteLength, onReceived)
+      } catch (error) {
+        if (!isUnreachable(error) || attempt === MAX_TRIES) throw error
+        await pause(this.#connection, attempt)
+      }
+    }
+  }
+
+  async #fetch(
+    offset: number,
+    byteLength: number,
+    onReceived?: (receivedBytes: number) => void,
+  ): Promise<Uint8Array<ArrayBuffer>> {
+    const range = `bytes=${offset}-${offset + byteLength - 1}`
+    const answer = await request(this.#connection, this.#url, { range })
+    const { response } = answer
+    if (!response.ok) {
+      await answer.cancel()
+      throw this.#refused(response)
+    }
+    const isWhole = response.status === 200 && offset === 0 && byteLength === this.byteLength
+    const given = response.headers.get('content-range')
+    if (!isWhole && given !== `bytes ${range.slice(6)}/${this.byteLength}`) {
+      await answer.cancel()
+      throw this.#changed(`a range of ${this.byteLength} bytes`, given ?? `status ${response.status}`)
+    }
+    const parts: Uint8Array[] = []
+    let received = 0
+    for await (const chunk of answer.chunks()) {
+      parts.push(chunk)
+      received += chunk.byteLength
+      onReceived?.(received)
+    }
+    const bytes = concatBytes(parts) as Uint8Array<ArrayBuffer>
+    if (bytes.byteLength === byteLength) return bytes
+    throw this.#changed(`${byteLength} bytes`, `${bytes.byteLength}`)
+  }
+
+  #changed(expected: string, got: string): FileError {
+    return new FileError({
+      where: this.name,
+      what: 'the server sent another range than it was asked for',
+      expected,
+      got,
+      hint: 'Open it again',
+    })
+  }
+
+  async close(): Promise<void> {}
+}

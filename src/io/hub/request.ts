@@ -1,0 +1,200 @@
+// Requests to the Hub: with its token, which goes to no other host, and with an end to waiting where nothing comes any more.
+
+import { type ErrorDetails, FileError } from '../../base/errors.js'
+
+/** How a Hub is spoken to. */
+export interface HubConnection {
+  /** The Hub's address without a slash at its end. */
+  readonly endpoint: string
+  /** Sent to the Hub itself, for private and gated repositories. */
+  readonly token?: string | undefined
+  /** Default: the global fetch. */
+  readonly fetch?: typeof globalThis.fetch | undefined
+  /** Ends requests under way and all later ones. */
+  readonly signal?: AbortSignal | undefined
+  /** Browsers follow redirects themselves and hide where they lead; elsewhere they are followed here. Default false. */
+  readonly hidesRedirects?: boolean
+  /** Longest wait for the next bytes. Default {@link STALL_MS}. */
+  readonly stallMs?: number | undefined
+  /** Pause before a request is sent again. Default {@link RETRY_MS}. */
+  readonly retryMs?: number | undefined
+}
+
+/** The Hub answers within seconds, and storage behind it sends without pause: half a minute without a byte is a lost connection. */
+export const STALL_MS = 30_000
+/** Before a second try; each further one waits twice as long. */
+export const RETRY_MS = 1000
+/** A renamed repository and a storage host are two. */
+const MAX_REDIRECTS = 8
+
+/**
+ * Why the Hub gave nothing: it cannot be reached for now, it keeps what was asked for from the asker (or knows no such repository,
+ * which it does not tell apart), or the repository has no such revision or file. With the first two, what is cached may do.
+ */
+export class HubError extends FileError {
+  readonly kind: 'unreachable' | 'access' | 'absent'
+
+  constructor(kind: HubError['kind'], details: ErrorDetails) {
+    super(details)
+    this.kind = kind
+  }
+}
+
+/** Whether the error is one that passes. */
+export function isUnreachable(error: unknown): boolean {
+  return error instanceof HubError && error.kind === 'unreachable'
+}
+
+/** An answer whose body ends, or fails within {@link HubConnection.stallMs}. */
+export interface HubAnswer {
+  /** Where the answer came from, after all redirects. */
+  readonly url: string
+  readonly response: Response
+  /** The body, piece by piece. Throws an unreachable HubError when the connection breaks or stalls. */
+  chunks(): AsyncGenerator<Uint8Array<ArrayBuffer>>
+  /** Drops the body. */
+  cancel(): Promise<void>
+}
+
+/**
+ * Sends a GET request and waits for the head of the answer, whatever its status.
+ *
+ * @throws an unreachable HubError when there is no answer; FileError for redirects that lead nowhere or out of https; what `signal` was
+ *   aborted with
+ */
+export async function request(
+  connection: HubConnection,
+  address: string,
+  headers: Record<string, string> = {},
+): Promise<HubAnswer> {
+  const { fetch = globalThis.fetch, token, endpoint, hidesRedirects = false, stallMs = STALL_MS, signal } = connection
+  const watch = new Watch(stallMs, signal)
+  let url = new URL(address)
+  try {
+    for (let redirects = 0; redirects <= MAX_REDIRECTS; redirects++) {
+      const isHub = url.origin === new URL(endpoint).origin
+      const authorization = token !== undefined && isHub ? { authorization: `Bearer ${token}` } : undefined
+      const redirect = hidesRedirects ? 'follow' : 'manual'
+      watch.wait()
+      const response = await fetch(url, { headers: { ...headers, ...authorization }, redirect, signal: watch.signal })
+      const location = response.headers.get('location')
+      if (![301, 302, 303, 307, 308].includes(response.status) || location === null) {
+        return {
+          url: response.url || url.href,
+          response,
+          chunks: () => chunksOf(url.href, response, watch),
+          cancel: () => drop(response, watch),
+        }
+      }
+      await drop(response, watch)
+      url = redirected(url, location)
+    }
+  } catch (cause) {
+    watch.done()
+    throw failure(url.href, cause, watch)
+  }
+  watch.done()
+  throw new FileError({ where: address, what: `more than ${MAX_REDIRECTS} redirects, one after the other` })
+}
+
+/** @throws FileError unless it is an address that may be followed */
+function redirected(from: URL, location: string): URL {
+  const to = URL.canParse(location, from) ? new URL(location, from) : undefined
+  if (to !== undefined && (to.protocol === 'https:' || to.protocol === from.protocol)) return to
+  throw new FileError({
+    where: from.href,
+    what: 'a redirect that is not followed',
+    expected: `an address with ${from.protocol}`,
+    got: JSON.stringify(location),
+  })
+}
+
+async function* chunksOf(url: string, response: Response, watch: Watch): AsyncGenerator<Uint8Array<ArrayBuffer>> {
+  const reader = response.body?.getReader()
+  try {
+    for (;;) {
+      watch.wait()
+      const part = await reader?.read()
+      // Who takes the bytes may take its time.
+      watch.rest()
+      if (part === undefined || part.done) return
+      yield part.value
+    }
+  } catch (cause) {
+    throw failure(url, cause, watch)
+  } finally {
+    watch.done()
+    await reader?.cancel().catch(() => {})
+  }
+}
+
+async function drop(response: Response, watch: Watch): Promise<void> {
+  watch.done()
+  await response.body?.cancel().catch(() => {})
+}
+
+function failure(url: string, cause: unknown, watch: Watch): unknown {
+  if (cause instanceof FileError) return cause
+  if (watch.outer?.aborted) return watch.outer.reason
+  const what = watch.isStalled ? `no answer for ${watch.stallMs / 1000} s` : 'cannot be reached'
+  return new HubError('unreachable', { where: url, what, hint: 'Check the connection, and try again', cause })
+}
+
+/** Aborts a request when nothing comes for a time, or when its caller says so. */
+class Watch {
+  readonly outer: AbortSignal | undefined
+  readonly stallMs: number
+  readonly #controller = new AbortController()
+  readonly #onAbort = () => this.#controller.abort()
+  #timer: ReturnType<typeof setTimeout> | undefined
+  isStalled = false
+
+  constructor(stallMs: number, outer: AbortSignal | undefined) {
+    this.stallMs = stallMs
+    this.outer = outer
+    outer?.throwIfAborted()
+    outer?.addEventListener('abort', this.#onAbort)
+  }
+
+  get signal(): AbortSignal {
+    return this.#controller.signal
+  }
+
+  wait(): void {
+    this.rest()
+    this.#timer = setTimeout(() => {
+      this.isStalled = true
+      this.#controller.abort()
+    }, this.stallMs)
+  }
+
+  rest(): void {
+    clearTimeout(this.#timer)
+  }
+
+  done(): void {
+    this.rest()
+    this.outer?.removeEventListener('abort', this.#onAbort)
+  }
+}
+
+/** Waits before try number `attempt` (from 1), or as long as the server asked. @throws what `signal` was aborted with */
+export async function pause(connection: HubConnection, attempt: number, answer?: HubAnswer): Promise<void> {
+  const { retryMs = RETRY_MS, signal } = connection
+  const asked = Number(answer?.response.headers.get('retry-after') ?? Number.NaN) * 1000
+  const wait = Number.isFinite(asked) ? Math.min(asked, MAX_ASKED_MS) : retryMs * 2 ** (attempt - 1)
+  signal?.throwIfAborted()
+  await new Promise<void>((resolve) => {
+    const end = () => {
+      clearTimeout(timer)
+      signal?.removeEventListener('abort', end)
+      resolve()
+    }
+    const timer = setTimeout(end, wait)
+    signal?.addEventListener('abort', end)
+  })
+  signal?.throwIfAborted()
+}
+
+/** Whoever is asked to wait longer learns it from an error. */
+const MAX_ASKED_MS = 60_000

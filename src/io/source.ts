@@ -1,0 +1,173 @@
+// What a string that names a model, an adapter or a base means: a path, a model on the Hub, or a URL. Pure: who calls says
+// which paths exist.
+
+import { splitName } from '../base/bytes.js'
+import { ConfigError } from '../base/errors.js'
+
+/** A repository on the Hub, at a revision, or a folder or file inside it. */
+export interface HubSource {
+  readonly kind: 'hub'
+  /** `org/name`; models of the Hub's first days have a name alone. */
+  readonly id: string
+  /** A branch, a tag or a commit. */
+  readonly revision: string
+  /** A folder or file inside the repository; empty for the whole. */
+  readonly path: string
+}
+
+/** What {@link parseSource} found. */
+export type ParsedSource =
+  | { readonly kind: 'path'; readonly path: string }
+  | { readonly kind: 'url'; readonly url: string }
+  | HubSource
+
+/** Where a source is read. */
+export interface SourceRules {
+  /** The argument that holds it, for messages. */
+  readonly where: string
+  /** Whether there is a file or folder of that path. Left out in browsers, which have no paths. */
+  readonly exists?: (path: string) => boolean
+  /** The address of a Hub of one's own, whose URLs are read as ids too. */
+  readonly endpoint?: string | undefined
+}
+
+/** The revision that is meant where none is named. */
+export const DEFAULT_REVISION = 'main'
+
+/** Addresses of the public Hub. */
+const HUB_ORIGINS = ['https://huggingface.co', 'https://hf.co']
+/** The Hub has no longer names; none may reach over the limits of file systems. */
+const MAX_ID_LENGTH = 96
+const NAME = /^[A-Za-z0-9_](?:[\w.-]*\w)?$/
+/** Other kinds of repositories, which stand before the id in the Hub's own addresses. */
+const OTHER_KINDS = ['datasets', 'spaces', 'kernels', 'buckets']
+/** Begins like a path: ./ ../ / ~/ C:\ and on Windows .\ and \\server. */
+const PATH = /^(?:\.{1,2}(?:[/\\]|$)|[/\\]|~[/\\]|[A-Za-z]:[/\\])/
+
+/**
+ * Tells paths, Hub ids and URLs apart.
+ *
+ * A string that begins with `./`, `../`, `/` or a drive letter, or that exists, is a path. `hf:org/name@revision/folder` is always
+ * the Hub, as is an address of a model's page there. A bare `org/name` or `org/name@revision` is the Hub, unless `org` is a local
+ * folder. Other addresses are folders of files.
+ *
+ * @throws ConfigError naming the argument, when the string is empty or malformed, or a path in a browser
+ *
+ * @example
+ * parseSource('org/name', { where: 'model' })   // { kind: 'hub', id: 'org/name', revision: 'main', path: '' }
+ */
+export function parseSource(
+  text: string,
+  rules: SourceRules & { readonly exists?: undefined },
+): Exclude<ParsedSource, { kind: 'path' }>
+export function parseSource(text: string, rules: SourceRules): ParsedSource
+export function parseSource(text: string, rules: SourceRules): ParsedSource {
+  const { where, exists, endpoint } = rules
+  if (typeof text !== 'string' || text.trim() === '') {
+    const got = typeof text === 'string' ? JSON.stringify(text) : typeof text
+    throw new ConfigError({ where, what: 'names nothing', expected: EXPECTED, got })
+  }
+  if (/^hf:/i.test(text)) return parseHub(text.replace(/^hf:(?:\/\/)?/i, ''), text, where)
+  if (/^https?:\/\//i.test(text)) return parseUrl(text, where, endpoint)
+  if (/^[a-z][a-z0-9+.-]+:\/\//i.test(text)) {
+    throw new ConfigError({
+      where,
+      what: 'an address of a kind that is not read',
+      expected: EXPECTED,
+      got: quoted(text),
+    })
+  }
+  if (!PATH.test(text) && exists?.(text) !== true) {
+    const [id, , revision] = /^([^@]+)(@(.+))?$/.exec(text)?.slice(1) ?? []
+    const [owner, ...rest] = (id ?? '').split('/')
+    const isBare = rest.length === 1 && isId(id) && (revision === undefined || isRevision(revision))
+    if (isBare && exists?.(owner) !== true) return { kind: 'hub', id, revision: revision ?? DEFAULT_REVISION, path: '' }
+  }
+  if (exists !== undefined) return { kind: 'path', path: text }
+  throw new ConfigError({
+    where,
+    what: 'a path, and browsers open none',
+    expected: 'org/name, hf:org/name@revision/folder, a URL, or a folder of picked files',
+    got: quoted(text),
+  })
+}
+
+const EXPECTED = 'a path, org/name, hf:org/name@revision/folder, or a URL'
+
+function parseHub(rest: string, text: string, where: string): HubSource {
+  const wrong = (what: string, hint?: string) =>
+    new ConfigError({ where, what, expected: 'hf:org/name@revision/folder', got: quoted(text), ...(hint && { hint }) })
+  const [, owned, single] = /^(?:([^/@]+\/[^/@]+)|([^/@]+))(?=[/@]|$)/.exec(rest) ?? []
+  const id = owned ?? single
+  if (id === undefined || !isId(id)) throw wrong('not the id of a model on the Hub')
+  if (OTHER_KINDS.includes(id.split('/')[0])) throw wrong('names no model', 'Only repositories of models are opened')
+  let tail = rest.slice(id.length)
+  let revision = DEFAULT_REVISION
+  if (tail.startsWith('@')) {
+    // Of revisions with a slash the Hub knows these; in others it is written %2F.
+    const [, found] = /^@(refs\/(?:pr|convert)\/[^/]+|[^/]*)/.exec(tail)!
+    revision = decoded(found) ?? ''
+    tail = tail.slice(found.length + 1)
+    if (!isRevision(revision)) throw wrong('not the name of a revision')
+  }
+  const path = tail.replace(/^\//, '').replace(/\/$/, '')
+  if (path !== '' && !isInside(path)) throw wrong('a folder that leads out of the repository')
+  return { kind: 'hub', id, revision, path }
+}
+
+/** Addresses of the Hub's pages are ids; all others are folders of files. */
+function parseUrl(text: string, where: string, endpoint: string | undefined): ParsedSource {
+  let url: URL
+  try {
+    url = new URL(text)
+  } catch (cause) {
+    throw new ConfigError({ where, what: 'not a URL', expected: EXPECTED, got: quoted(text), cause })
+  }
+  const isHub = endpoint === undefined ? false : url.href.startsWith(`${endpoint}/`)
+  if (!isHub && !HUB_ORIGINS.includes(url.origin)) return { kind: 'url', url: text }
+  const base = isHub ? new URL(endpoint!).pathname.replace(/\/$/, '') : ''
+  const [owner, name, verb, ...tail] = url.pathname.slice(base.length + 1).split('/')
+  if (verb === undefined || verb === '') return parseHub([owner, name].filter(Boolean).join('/'), text, where)
+  if (!['tree', 'blob', 'resolve', 'raw'].includes(verb) || tail.length === 0) return { kind: 'url', url: text }
+  return parseHub(`${owner}/${name}@${tail.map((part) => decoded(part) ?? part).join('/')}`, text, where)
+}
+
+/** Whether the text can be a model's id, `org/name` or `name`. It becomes a part of paths and of addresses. */
+export function isId(text: string): boolean {
+  const parts = text.split('/')
+  return (
+    text.length <= MAX_ID_LENGTH &&
+    parts.length <= 2 &&
+    parts.every((part) => NAME.test(part) && !/--|\.\./.test(part) && !/\.git$/.test(part))
+  )
+}
+
+/** Whether the text can be a branch, a tag or a commit, by git's rules for names. It becomes a part of paths and of addresses. */
+export function isRevision(text: string): boolean {
+  // biome-ignore lint/suspicious/noControlCharactersInRegex: git refuses them too
+  const isClean = !/[\x00-\x20\x7f~^:?*[\\]|\.\.|@\{|\/\/|\.lock(?:\/|$)/.test(text)
+  return isClean && text.length <= 255 && text.split('/').every((part) => part !== '' && !/^[.-]|\.$/.test(part))
+}
+
+/** Whether a name stays inside the folder that it is joined to, on any system. */
+function isInside(path: string): boolean {
+  try {
+    splitName(path, '')
+    return true
+  } catch {
+    return false
+  }
+}
+
+/** Without escapes; undefined where one is malformed. */
+export function decoded(text: string): string | undefined {
+  try {
+    return decodeURIComponent(text)
+  } catch {
+    return undefined
+  }
+}
+
+function quoted(text: string): string {
+  return JSON.stringify(text)
+}

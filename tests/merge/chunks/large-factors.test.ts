@@ -1,0 +1,32 @@
+// Factors of several blocks: what is put together from them is the whole product.
+
+import { expect, it } from 'vitest'
+import { MemoryDirectory } from '../../../src/base/bytes.js'
+import type { LoraConfigInput } from '../../../src/lora/config.js'
+import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
+import { adapter, base, expectedWeight, floats, readTensors } from '../toolkit.js'
+
+it.each<[string, number, [d: number, k: number], LoraConfigInput]>([
+  ['rows of A', 40, [20, 4096], {}],
+  ['parts of the rows of A', 2, [3, 150_001], {}],
+  ['rows of B, where the weight is stored (k, d)', 40, [4096, 20], { fanInFanOut: true }],
+  ['rows of B for a left factor', 40, [4096, 20], {}],
+])('%s', async (_, rank, [d, k], config) => {
+  const [rows, columns] = config.fanInFanOut ? [k, d] : [d, k]
+  const from = await base([['m.weight', 'F32', [rows, columns]]])
+  const adapters = [3, 4].map((seed) => adapter({ m: [d, k] }, { rank, alpha: rank, ...config }, seed))
+  const out = new MemoryDirectory({}, 'out')
+  await mergeCheckpoint(from, adapters, out, { reproducible: true })
+  const before = (await readTensors(from)).get('m.weight')!
+  const exact = floats({
+    ...before,
+    bytes: expectedWeight(
+      before,
+      adapters.map((each) => [each, 'm'] as const),
+    ),
+  })
+  const merged = floats((await readTensors(out)).get('m.weight')!)
+  const furthest = Array.from(merged).reduce((most, value, i) => Math.max(most, Math.abs(value - exact[i])), 0)
+  // Sums of 80 products of about 0.04, in f32.
+  expect(furthest).toBeLessThan(1e-5)
+})

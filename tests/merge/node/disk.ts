@@ -1,0 +1,69 @@
+// Checkpoints and adapters of the tests on disk.
+
+import { createHash } from 'node:crypto'
+import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises'
+import path from 'node:path'
+import { MemoryDirectory } from '../../../src/base/bytes.js'
+import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
+import { saveAdapter } from '../../../src/peft/adapter-folder.js'
+import { adapter, type BaseOptions, base, type TensorSketch } from '../toolkit.js'
+
+export async function toDisk(directory: MemoryDirectory, folder: string): Promise<string> {
+  for (const [name, bytes] of directory.files) {
+    const target = path.join(folder, name)
+    await mkdir(path.dirname(target), { recursive: true })
+    await writeFile(target, bytes)
+  }
+  return folder
+}
+
+export async function fromDisk(folder: string): Promise<MemoryDirectory> {
+  const directory = new MemoryDirectory({}, folder)
+  for (const entry of await readdir(folder, { recursive: true, withFileTypes: true })) {
+    if (!entry.isFile()) continue
+    const file = path.join(entry.parentPath, entry.name)
+    directory.files.set(path.relative(folder, file).replaceAll('\\', '/'), await readFile(file))
+  }
+  return directory
+}
+
+/** `base` and `adapter` below a folder; the adapter changes all weights named `*.proj.weight`. */
+export async function layOutFiles(folder: string, sketches: readonly TensorSketch[], options: BaseOptions = {}) {
+  const from = await base(sketches, options)
+  const layers = sketches.flatMap(([name, , [d, k]]) =>
+    name.endsWith('proj.weight') ? [[name.slice(0, -'.weight'.length), [d, k]] as const] : [],
+  )
+  const lora = adapter(Object.fromEntries(layers))
+  const loraFolder = new MemoryDirectory({}, 'adapter')
+  await saveAdapter(lora, loraFolder)
+  return {
+    memory: from,
+    lora,
+    base: await toDisk(from, path.join(folder, 'base')),
+    adapter: await toDisk(loraFolder, path.join(folder, 'adapter')),
+    out: path.join(folder, 'out'),
+  }
+}
+
+/** What the portable code writes for `layOutFiles`, by digest. */
+export async function expected(setup: Awaited<ReturnType<typeof layOutFiles>>): Promise<Map<string, string>> {
+  const out = new MemoryDirectory({}, 'out')
+  await mergeCheckpoint(setup.memory, setup.lora, out)
+  return digests(out.files)
+}
+
+/** The files of a folder but for the record of the merge, by digest. */
+export async function weights(out: string): Promise<Map<string, string>> {
+  const { files } = await fromDisk(out)
+  files.delete('lowrank-merge.json')
+  return digests(files)
+}
+
+/** Files are compared by digest: arrays of megabytes take a matcher minutes. */
+function digests(files: ReadonlyMap<string, Uint8Array>): Map<string, string> {
+  return new Map([...files].map(([name, bytes]): [string, string] => [name, digest(bytes)]).sort())
+}
+
+export function digest(bytes: Uint8Array): string {
+  return createHash('sha256').update(bytes).digest('hex')
+}

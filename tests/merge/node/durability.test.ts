@@ -1,0 +1,199 @@
+// What a merge asks of the disk: room before it writes, all of the result synced before it has its name, and a clear word when
+// the disk fills up on the way.
+
+import { existsSync } from 'node:fs'
+import { mkdtemp, readdir, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import path from 'node:path'
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
+import { type MergeFilesOptions, mergeCheckpointFiles } from '../../../src/merge/node/merge.js'
+import type { TensorSketch } from '../toolkit.js'
+import { layOutFiles } from './disk.js'
+
+const SKETCHES: TensorSketch[] = [
+  ['a_proj.weight', 'F32', [300, 256]],
+  ['b_proj.weight', 'BF16', [300, 256]],
+]
+
+/** What was done, in order: `sync FILE` and `rename FILE to FILE`. */
+let events: string[] = []
+/** Bytes that still find room. */
+let room = Number.POSITIVE_INFINITY
+/** Each write takes its time. */
+let isSlow = false
+/** What the file system says that it has. */
+let free: number | undefined
+
+vi.mock('node:fs', async (original) => {
+  const fs = await original<typeof import('node:fs')>()
+  const names = new Map<number, string>()
+  return {
+    ...fs,
+    openSync: (...args: Parameters<typeof fs.openSync>) => {
+      const fd = fs.openSync(...args)
+      names.set(fd, String(args[0]))
+      return fd
+    },
+    writeSync: (...args: Parameters<typeof fs.writeSync>) => {
+      const bytes = args[3] as unknown as number
+      if (bytes > room) throw Object.assign(new Error('ENOSPC: no space left on device, write'), { code: 'ENOSPC' })
+      room -= bytes
+      if (isSlow) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 60)
+      return fs.writeSync(...args)
+    },
+    fsync: (fd: number, done: (error: Error | null) => void) => {
+      fs.fsync(fd, (error) => {
+        events.push(`sync ${names.get(fd)}`)
+        done(error)
+      })
+    },
+    fdatasync: (fd: number, done: (error: Error | null) => void) => {
+      events.push(`send ${names.get(fd)}`)
+      fs.fdatasync(fd, done)
+    },
+    ftruncateSync: (fd: number) => {
+      events.push(`empty ${names.get(fd)}`)
+      fs.ftruncateSync(fd)
+    },
+    statfsSync: (...args: Parameters<typeof fs.statfsSync>) => {
+      const status = fs.statfsSync(...args)
+      return free === undefined ? status : { ...status, bsize: 1, bavail: free }
+    },
+  }
+})
+
+vi.mock('node:fs/promises', async (original) => {
+  const fs = await original<typeof import('node:fs/promises')>()
+  return {
+    ...fs,
+    open: async (...args: Parameters<typeof fs.open>) => {
+      const handle = await fs.open(...args)
+      const sync = handle.sync.bind(handle)
+      handle.sync = async () => {
+        await sync()
+        events.push(`sync ${args[0]}`)
+      }
+      return handle
+    },
+    rename: async (from: string, to: string) => {
+      await fs.rename(from, to)
+      events.push(`rename ${from} to ${to}`)
+    },
+  }
+})
+
+let folder: string
+beforeEach(async () => {
+  folder = await mkdtemp(path.join(tmpdir(), 'merge-durable-'))
+  events = []
+  room = Number.POSITIVE_INFINITY
+  free = undefined
+  isSlow = false
+})
+afterEach(() => rm(folder, { recursive: true, force: true }))
+
+async function layOut(sketches = SKETCHES) {
+  const setup = await layOutFiles(folder, sketches, {
+    shards: 2,
+    files: { 'tokenizer.json': '{}', '1_Pooling/deep/config.json': '{}' },
+  })
+  return {
+    ...setup,
+    partial: `${setup.out}.partial`,
+    merge: (options: MergeFilesOptions = {}, out = setup.out) =>
+      mergeCheckpointFiles(setup.base, [setup.adapter], out, { threads: 1, ...options }),
+  }
+}
+
+describe('the result has its name', () => {
+  it('when all files and folders of it are on disk, and the name is', async () => {
+    const { merge, out, partial } = await layOut()
+    await merge()
+    const named = events.indexOf(`rename ${partial} to ${out}`)
+    expect(named).toBeGreaterThan(0)
+    const synced = new Set(events.slice(0, named))
+    const all = (await readdir(out, { recursive: true })).map((name) => path.join(partial, name))
+    expect(all).toHaveLength(9)
+    for (const name of [partial, ...all]) expect(synced).toContain(`sync ${name}`)
+    expect(events.slice(named + 1)).toContain(`sync ${folder}`)
+  })
+
+  it('as a file too', async () => {
+    const { merge } = await layOut()
+    const out = path.join(folder, 'out.safetensors')
+    await merge({ maxShardBytes: 2 ** 40 }, out)
+    const made = path.join(`${out}.partial`, path.basename(out))
+    expect(events).toEqual([
+      expect.stringMatching(/plan\.json/),
+      `sync ${made}`,
+      `rename ${made} to ${out}`,
+      `sync ${folder}`,
+    ])
+  })
+
+  it('without waiting where nobody asks for it', async () => {
+    const { merge } = await layOut()
+    await merge({ fsync: false })
+    expect(events.filter((event) => event.startsWith('sync'))).toEqual([])
+  })
+})
+
+it('a result is sent to the disk while more is computed, where it is waited for', async () => {
+  const { merge, partial } = await layOut([...SKETCHES, ['large_proj.weight', 'BF16', [600, 4096]]])
+  const file = path.join(partial, 'model-00002-of-00002.safetensors')
+  isSlow = true
+  await merge()
+  expect(events.indexOf(`send ${file}`)).toBeGreaterThan(-1)
+  expect(events.indexOf(`send ${file}`)).toBeLessThan(events.indexOf(`sync ${file}`))
+  events = []
+  await merge({ fsync: false, overwrite: true })
+  expect(events.filter((event) => /^(send|sync)/.test(event))).toEqual([])
+})
+
+describe('a disk', () => {
+  it('that has too little room is not written to', async () => {
+    const { merge, out, partial } = await layOut()
+    const { bytes } = await merge({}, path.join(folder, 'first'))
+    // All but the header of one of the two weights.
+    free = 6 * 300 * 256
+    await expect(merge()).rejects.toMatchObject({
+      code: 'FILE',
+      what: 'not enough free space for the output',
+      got: '0 MB',
+    })
+    expect([existsSync(out), existsSync(partial)]).toEqual([false, false])
+    free = bytes
+    await merge()
+  })
+
+  it('that fills up is named, keeps what is finished, and the result has no name', async () => {
+    const { merge, out, partial } = await layOut()
+    room = 310_000
+    await expect(merge()).rejects.toMatchObject({
+      code: 'FILE',
+      where: path.join(partial, 'model-00002-of-00002.safetensors'),
+      what: expect.stringMatching(/no space left on the device/),
+      hint: 'The finished files are kept: make room, then resume',
+    })
+    expect(events.filter((event) => event.startsWith('empty'))).toEqual([
+      `empty ${path.join(partial, 'model-00002-of-00002.safetensors')}`,
+    ])
+    expect(existsSync(out)).toBe(false)
+    expect((await readdir(partial)).sort()).toEqual(['.merge', 'model-00001-of-00002.safetensors'])
+    room = 160_000
+    await merge({ resume: true })
+    expect(existsSync(path.join(out, 'config.json'))).toBe(true)
+  })
+
+  it('that fills up in the first file is left as it was', async () => {
+    const { merge } = await layOut()
+    for (const out of [path.join(folder, 'out'), path.join(folder, 'out.safetensors')]) {
+      room = 100_000
+      await expect(merge({ maxShardBytes: 2 ** 40 }, out)).rejects.toMatchObject({
+        what: expect.stringMatching(/no space left on the device/),
+        hint: 'Make room, or choose another disk',
+      })
+    }
+    expect((await readdir(folder)).sort()).toEqual(['adapter', 'base'])
+  })
+})

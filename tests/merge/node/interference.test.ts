@@ -1,0 +1,311 @@
+// What else happens to the folder of a merge: other jobs and other merges, links and mounts, and what is left of killed ones.
+
+import { execFileSync } from 'node:child_process'
+import { existsSync, mkdirSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdir, mkdtemp, readdir, readFile, readlink, rm, stat, symlink, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import path from 'node:path'
+import { afterEach, beforeEach, describe, expect, it } from 'vitest'
+import { MemoryDirectory } from '../../../src/base/bytes.js'
+import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
+import {
+  type FileAdapter,
+  type MergeFilesOptions,
+  mergeCheckpointFiles,
+  planCheckpointFiles,
+} from '../../../src/merge/node/merge.js'
+import type { TensorSketch } from '../toolkit.js'
+import { fromDisk, layOutFiles } from './disk.js'
+
+const SKETCHES: TensorSketch[] = [
+  ['a_proj.weight', 'F32', [300, 256]],
+  ['b_proj.weight', 'F16', [300, 256]],
+]
+const nameOf = (shard: number) => `model-0000${shard}-of-00002.safetensors`
+const isLinuxRoot = process.platform === 'linux' && process.getuid?.() === 0
+
+let folder: string
+beforeEach(async () => {
+  folder = await mkdtemp(path.join(tmpdir(), 'merge-interference-'))
+})
+afterEach(() => rm(folder, { recursive: true, force: true }))
+
+async function layOut() {
+  const setup = await layOutFiles(folder, SKETCHES, { shards: 2, files: { 'tokenizer.json': '{}' } })
+  return {
+    ...setup,
+    partial: `${setup.out}.partial`,
+    merge: (options: MergeFilesOptions = {}, out = setup.out, adapter: FileAdapter = setup.adapter) =>
+      mergeCheckpointFiles(setup.base, [adapter], out, { threads: 1, fsync: false, ...options }),
+    async expectWhole(out = setup.out) {
+      const [fresh, written] = [new MemoryDirectory(), await fromDisk(out)]
+      await mergeCheckpoint(setup.memory, setup.lora, fresh)
+      expect([...written.files.keys()].sort()).toEqual([...fresh.files.keys(), 'lowrank-merge.json'].sort())
+      for (const [name, bytes] of fresh.files) expect(Buffer.compare(written.files.get(name)!, bytes), name).toBe(0)
+    },
+  }
+}
+
+/** A signal that does something when a merge looks at it for the `count`-th time: first when it starts, then before it gives the result its name. */
+function interfering(count: number, interfere: () => void): AbortSignal {
+  const { signal } = new AbortController()
+  let calls = 0
+  signal.throwIfAborted = () => {
+    if (++calls === count) interfere()
+  }
+  return signal
+}
+
+async function mounted(target: string, args: string[], work: () => Promise<void>): Promise<void> {
+  execFileSync('mount', [...args, target])
+  try {
+    await work()
+  } finally {
+    execFileSync('umount', [target])
+  }
+}
+
+describe('jobs', () => {
+  it('leave what others have finished when they are stopped, or fail', async () => {
+    const { merge, partial, expectWhole } = await layOut()
+    await merge({ share: { index: 0, count: 2 } })
+    const stopped = merge({ share: { index: 1, count: 2 }, signal: AbortSignal.abort() })
+    await expect(stopped).rejects.toMatchObject({ name: 'AbortError' })
+    expect((await readdir(partial)).sort()).toEqual(['.merge', nameOf(1)])
+    const { ino } = await stat(path.join(partial, nameOf(1)))
+    await merge({ share: { index: 1, count: 2 } })
+    await merge({ finish: true })
+    await expectWhole()
+    expect((await stat(path.join(partial.replace('.partial', ''), nameOf(1)))).ino).toBe(ino)
+  })
+
+  it('leave what others have finished when a value of their own is not finite', async () => {
+    const { merge, partial, adapter } = await layOut()
+    // Too large for F16 alone.
+    const large = { adapter, weight: 1e9 }
+    await merge({ share: { index: 0, count: 2 } }, undefined, large)
+    await expect(merge({ share: { index: 1, count: 2 } }, undefined, large)).rejects.toMatchObject({
+      code: 'NUMERIC',
+      where: 'b_proj.weight',
+    })
+    expect((await readdir(partial)).sort()).toEqual(['.merge', nameOf(1)])
+  })
+
+  it('count their own files in progress', async () => {
+    const { merge, partial } = await layOut()
+    const seen: { writtenBytes: number; totalBytes: number }[] = []
+    await merge({ share: { index: 1, count: 2 }, onProgress: (progress) => seen.push(progress) })
+    const { size } = await stat(path.join(partial, nameOf(2)))
+    expect(seen.at(-1)).toEqual({ writtenBytes: size, totalBytes: size, keptBytes: 0 })
+    await merge({ share: { index: 1, count: 2 } })
+    seen.splice(0)
+    await merge({ resume: true, onProgress: (progress) => seen.push(progress) })
+    expect(seen.at(-1)).toMatchObject({ keptBytes: size })
+  })
+})
+
+describe('notes', () => {
+  it('are of one plan, also where the plan’s own is lost', async () => {
+    const { merge, partial, adapter, expectWhole } = await layOut()
+    for (const plan of [undefined, 'null', '{']) {
+      await merge({ share: { index: 0, count: 1 }, overwrite: true }, undefined, { adapter, weight: 2 })
+      const file = path.join(partial, '.merge', 'plan.json')
+      if (plan === undefined) await rm(file)
+      else await writeFile(file, plan)
+      await merge({ resume: true, overwrite: true })
+      await expectWhole()
+    }
+  })
+
+  it('alone are no obstacle', async () => {
+    const { merge, partial, expectWhole } = await layOut()
+    await mkdir(path.join(partial, '.merge'), { recursive: true })
+    await merge()
+    await expectWhole()
+  })
+
+  it('and shards are all that a resume takes over', async () => {
+    const { merge, partial, expectWhole } = await layOut()
+    await merge({ share: { index: 0, count: 1 } })
+    await mkdir(path.join(partial, 'nested'))
+    await writeFile(path.join(partial, 'stale.json'), '{}')
+    await merge({ resume: true })
+    await expectWhole()
+  })
+})
+
+describe('another merge', () => {
+  it('that makes the folder anew keeps the first from publishing it', async () => {
+    const { merge, partial, out } = await layOut()
+    // It looks again right before it publishes.
+    const signal = interfering(2, () => {
+      rmSync(partial, { recursive: true })
+      mkdirSync(path.join(partial, '.merge'), { recursive: true })
+      for (const shard of [1, 2]) writeFileSync(path.join(partial, nameOf(shard)), 'half')
+    })
+    await expect(merge({ signal })).rejects.toMatchObject({
+      code: 'FILE',
+      what: 'another merge has written here meanwhile',
+    })
+    expect(existsSync(out)).toBe(false)
+    expect(await readFile(path.join(partial, nameOf(1)), 'utf8')).toBe('half')
+  })
+
+  it('that goes on with its folder keeps the first from publishing it', async () => {
+    const { merge, partial, out, expectWhole } = await layOut()
+    const first = merge({
+      signal: interfering(2, () => {
+        rmSync(path.join(partial, nameOf(2)))
+        writeFileSync(path.join(partial, nameOf(2)), 'half')
+      }),
+    })
+    await expect(first).rejects.toMatchObject({ what: 'another merge has written here meanwhile' })
+    expect(existsSync(out)).toBe(false)
+    await merge({ resume: true })
+    await expectWhole()
+  })
+
+  it('that finished first is not replaced', async () => {
+    const { merge, partial, out } = await layOut()
+    const signal = interfering(2, () => {
+      mkdirSync(out)
+      writeFileSync(path.join(out, 'theirs'), 'x')
+    })
+    await expect(merge({ signal })).rejects.toMatchObject({ code: 'FILE', what: 'exists already and is not empty' })
+    expect(await readdir(out)).toEqual(['theirs'])
+    expect(existsSync(partial)).toBe(true)
+  })
+
+  it('at the same time leaves a whole result or none', async () => {
+    const { merge, out, expectWhole } = await layOut()
+    const results = await Promise.allSettled([merge(), merge()])
+    for (const result of results)
+      if (result.status === 'rejected') expect(result.reason).toMatchObject({ code: 'FILE' })
+    if (results.some(({ status }) => status === 'fulfilled')) await expectWhole()
+    else expect(existsSync(out)).toBe(false)
+  })
+})
+
+describe('the place of the output', () => {
+  it('may be behind a link, which stays', async () => {
+    const { merge, expectWhole } = await layOut()
+    const [link, target] = [path.join(folder, 'link'), path.join(folder, 'disk', 'target')]
+    await mkdir(target, { recursive: true })
+    await symlink(target, link)
+    await merge({}, link)
+    expect(await readlink(link)).toBe(target)
+    await expectWhole(target)
+    expect(await readdir(path.dirname(target))).toEqual(['target'])
+  })
+
+  it('is refused before the first byte where a link leads nowhere', async () => {
+    const { merge } = await layOut()
+    for (const name of ['gone', 'gone.safetensors']) {
+      const link = path.join(folder, name)
+      await symlink(path.join(folder, 'nowhere'), link)
+      const options = { maxShardBytes: 2 ** 40 }
+      await expect(merge(options, link)).rejects.toMatchObject({ where: link, what: 'a link that leads nowhere' })
+      expect(existsSync(`${link}.partial`)).toBe(false)
+    }
+  })
+
+  it.skipIf(!isLinuxRoot)('is refused before the first byte where a file system is mounted', async () => {
+    const { merge, expectWhole } = await layOut()
+    const [disk, host] = [path.join(folder, 'a disk'), path.join(folder, 'host')]
+    await mkdir(disk)
+    await mkdir(host)
+    for (const args of [
+      ['-t', 'tmpfs', 'tmpfs'],
+      ['--bind', host],
+    ]) {
+      await mounted(disk, args, async () => {
+        await expect(merge({}, disk)).rejects.toMatchObject({
+          code: 'FILE',
+          what: expect.stringContaining('a file system is mounted here'),
+          hint: `Name a folder in it, such as ${path.join(disk, 'merged')}`,
+        })
+        expect(existsSync(`${disk}.partial`)).toBe(false)
+        await merge({}, path.join(disk, 'merged'))
+        await expectWhole(path.join(disk, 'merged'))
+      })
+    }
+  })
+
+  it.skipIf(process.platform !== 'linux')('ends soon where no folder can be made', async () => {
+    const { merge } = await layOut()
+    await expect(merge({}, '/proc/lowrank/out')).rejects.toMatchObject({ where: '/proc/lowrank', code: 'FILE' })
+  })
+
+  it('is looked at in a dry run too', async () => {
+    const { merge, base, adapter, out } = await layOut()
+    await mkdir(out)
+    await writeFile(path.join(out, 'mine'), 'x')
+    const plan = (place: string, options = {}) => planCheckpointFiles(base, [adapter], place, options)
+    for (const place of [out, base, adapter]) {
+      const expected = await merge({}, place).catch((error: Error) => error.message)
+      await expect(plan(place)).rejects.toThrow(String(expected))
+    }
+    await rm(out, { recursive: true })
+    await merge()
+    await expect(plan(out)).rejects.toMatchObject({ what: 'exists already and is not empty' })
+    expect(await plan(out, { overwrite: true })).toMatchObject({ changed: 2 })
+  })
+
+  it.skipIf(!isLinuxRoot)('has room for a resume where killed merges left unfinished files', async () => {
+    const { merge, base, adapter, expectWhole } = await layOut()
+    const disk = path.join(folder, 'disk')
+    await mkdir(disk)
+    // 307 kB and 154 kB of weights.
+    await mounted(disk, ['-t', 'tmpfs', '-o', 'size=600k', 'tmpfs'], async () => {
+      const out = path.join(disk, 'out')
+      await merge({ share: { index: 0, count: 2 } }, out)
+      await writeFile(path.join(`${out}.partial`, nameOf(2)), new Uint8Array(140_000))
+      await merge({ resume: true }, out)
+      await expectWhole(out)
+      await expect(planCheckpointFiles(base, [adapter], path.join(disk, 'a', 'b'))).rejects.toMatchObject({
+        what: 'not enough free space for the output',
+      })
+    })
+  })
+})
+
+describe('the base', () => {
+  it('that is written to meanwhile makes no result', async () => {
+    const { merge, base, out, expectWhole } = await layOut()
+    const file = path.join(base, nameOf(1))
+    const bytes = await readFile(file)
+    const signal = interfering(1, () => writeFileSync(file, bytes))
+    await expect(merge({ signal })).rejects.toMatchObject({
+      code: 'FILE',
+      where: file,
+      what: 'was written to while it was being merged',
+    })
+    expect(existsSync(out)).toBe(false)
+    await merge({ resume: true })
+    await expectWhole()
+  })
+
+  it('may be named by its index, which goes along', async () => {
+    const { base, adapter, out, memory, lora } = await layOut()
+    const index = 'model.safetensors.index.json'
+    await mergeCheckpointFiles(path.join(base, index), [adapter], out, { threads: 1, fsync: false })
+    expect((await readdir(out)).sort()).toEqual(['lowrank-merge.json', nameOf(1), nameOf(2), index])
+    const portable = new MemoryDirectory()
+    await mergeCheckpoint(memory, lora, portable, { basePath: index })
+    expect([...portable.files.keys()].sort()).toEqual([nameOf(1), nameOf(2), index])
+  })
+
+  it('is refused before the first byte where a link to one of its files leads nowhere', async () => {
+    const { merge, base, partial } = await layOut()
+    await symlink(path.join(folder, 'blobs', '1234'), path.join(base, 'vocab.json'))
+    await expect(merge()).rejects.toMatchObject({
+      where: path.join(base, 'vocab.json'),
+      what: 'a link that leads nowhere',
+    })
+    expect(existsSync(partial)).toBe(false)
+    await rm(path.join(base, 'vocab.json'))
+    // Of other copies of the weights nothing is read.
+    await symlink(path.join(folder, 'blobs', '1234'), path.join(base, 'pytorch_model.bin'))
+    expect((await merge()).leftOut).toEqual(['pytorch_model.bin'])
+  })
+})

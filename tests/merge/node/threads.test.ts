@@ -1,0 +1,81 @@
+// Adapters of every kind, merged by several threads: the bytes are those of one, whatever the types and files of the base.
+
+import { readdirSync, readFileSync } from 'node:fs'
+import { mkdtemp, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import path from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { MemoryDirectory } from '../../../src/base/bytes.js'
+import { encodeWeights, type WeightDtype } from '../../../src/base/dtype.js'
+import { parseSafetensorsHeader, readTensorF32 } from '../../../src/formats/safetensors.js'
+import { NodeDirectory } from '../../../src/io/node/files.js'
+import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
+import type { mergeCheckpointFiles } from '../../../src/merge/node/merge.js'
+import { safetensors } from '../toolkit.js'
+import { buildMerge } from './build.js'
+import { fromDisk, toDisk } from './disk.js'
+
+const golden = fileURLToPath(new URL('../../golden/kinds', import.meta.url))
+/** But convolutions of groups, which cannot be merged. */
+const cases = readdirSync(golden, { withFileTypes: true }).flatMap((entry) =>
+  entry.isDirectory() && !entry.name.includes('groups') ? entry.name : [],
+)
+const THREADS = 3
+
+let scratch: string
+let code: Awaited<ReturnType<typeof buildMerge>>
+let merge: typeof mergeCheckpointFiles
+beforeAll(async () => {
+  scratch = await mkdtemp(path.join(tmpdir(), 'lowrank-threads-'))
+  code = await buildMerge()
+  merge = (await import(code.merge)).mergeCheckpointFiles
+})
+afterAll(async () => {
+  await code.remove()
+  await rm(scratch, { recursive: true, force: true })
+})
+
+/** The base of a case in a type, with every third tensor in one of three files. */
+async function sharded(name: string, dtype: WeightDtype): Promise<MemoryDirectory> {
+  const { base } = JSON.parse(readFileSync(path.join(golden, name, 'expected.json'), 'utf8'))
+  const directory = new MemoryDirectory({ 'config.json': '{"tie_word_embeddings": false}' }, 'base')
+  const source = await new NodeDirectory(golden).open(`${base}.safetensors`)
+  const parsed = await parseSafetensorsHeader(source)
+  const list = []
+  for (const { name: key, shape } of parsed.tensors.values()) {
+    const data = encodeWeights((await readTensorF32(parsed, key)).data, dtype)
+    list.push({ name: key, dtype, shape, data })
+  }
+  await source.close()
+  const weight_map: Record<string, string> = {}
+  for (let i = 0; i < 3; i++) {
+    const own = list.filter((_, j) => j % 3 === i)
+    if (own.length === 0) continue
+    const file = `model-0000${i + 1}-of-00003.safetensors`
+    for (const { name: key } of own) weight_map[key] = file
+    directory.files.set(file, await safetensors(own))
+  }
+  directory.files.set('model.safetensors.index.json', Buffer.from(JSON.stringify({ weight_map })))
+  return directory
+}
+
+describe.each(cases)('%s', (name) => {
+  it.each<WeightDtype>(['BF16', 'F64'])('in %s, by threads', async (dtype) => {
+    const from = await sharded(name, dtype)
+    const expected = new MemoryDirectory()
+    const { layers } = await mergeCheckpoint(from, new NodeDirectory(path.join(golden, name)), expected)
+    const input = await toDisk(from, path.join(scratch, `${name}-${dtype}`))
+    const out = `${input}-out`
+    const report = await merge(input, [path.join(golden, name)], out, { threads: THREADS, fsync: false })
+    const { files } = await fromDisk(out)
+    files.delete('lowrank-merge.json')
+    expect([...files.keys()].sort()).toEqual([...expected.files.keys()].sort())
+    for (const [file, bytes] of expected.files) expect(Buffer.compare(files.get(file)!, bytes), file).toBe(0)
+    // Sums over threads come in another order.
+    expect(report.layers.map((layer) => layer.name)).toEqual(layers.map((layer) => layer.name))
+    layers.forEach(({ relativeChange }, i) => {
+      expect(report.layers[i].relativeChange).toBeCloseTo(relativeChange, 9)
+    })
+  })
+})

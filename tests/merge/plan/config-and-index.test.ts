@@ -1,0 +1,134 @@
+// What files beside the weights say of them: config.json and the index after a merge that makes another model of them.
+
+import { mkdtemp, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import path from 'node:path'
+import { afterEach, beforeEach, describe, expect, it } from 'vitest'
+import { MemoryDirectory } from '../../../src/base/bytes.js'
+import { type MergeCheckpointOptions, mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
+import { mergeCheckpointFiles, planCheckpointFiles } from '../../../src/merge/node/merge.js'
+import { saveAdapter } from '../../../src/peft/adapter-folder.js'
+import { toDisk } from '../node/disk.js'
+import { adapter, base, readTensors, type TensorSketch } from '../toolkit.js'
+
+const INDEX = 'model.safetensors.index.json'
+const SKETCHES: TensorSketch[] = [
+  ['model.embed_tokens.weight', 'BF16', [32, 16]],
+  ['model.q_proj.weight', 'BF16', [24, 16]],
+]
+const config = { tie_word_embeddings: true, torch_dtype: 'bfloat16' }
+const head = adapter({ lm_head: [32, 16] })
+
+describe('a single file as base or as result, with which no config.json goes along', () => {
+  const here = { threads: 1, fsync: false }
+  let folder: string
+  beforeEach(async () => {
+    folder = await mkdtemp(path.join(tmpdir(), 'merge-'))
+  })
+  afterEach(() => rm(folder, { recursive: true, force: true }))
+
+  /** Base and result, of which at least one is a file. */
+  async function layOut(own: Record<string, unknown> = config) {
+    const from = await toDisk(await base(SKETCHES, { config: own }), path.join(folder, 'base'))
+    const file = path.join(from, 'model.safetensors')
+    return [
+      [file, path.join(folder, 'one.safetensors')],
+      [file, path.join(folder, 'out')],
+      [from, path.join(folder, 'other.safetensors')],
+    ] as const
+  }
+
+  it('has no untied embeddings: loaders would tie them again', async () => {
+    for (const [from, out] of await layOut()) {
+      for (const make of [mergeCheckpointFiles, planCheckpointFiles]) {
+        await expect(make(from, [head], out, { ...here, tied: 'untie' })).rejects.toMatchObject({
+          code: 'MISMATCH',
+          what: 'embeddings cannot be untied without a config.json that says so',
+          hint: 'Keep them tied, or name folders for both',
+        })
+      }
+      expect((await mergeCheckpointFiles(from, [head], out, { ...here, tied: 'keep' })).warnings).toEqual([])
+    }
+  })
+
+  it('comes with a warning when config.json says another type', async () => {
+    const lora = adapter({ 'model.q_proj': [24, 16] })
+    for (const [from, out] of await layOut()) {
+      const warnings = [expect.stringMatching(/result is in F16, and config\.json, .* says bfloat16: change it/)]
+      expect(await planCheckpointFiles(from, [lora], out, { dtype: 'F16' })).toMatchObject({ warnings })
+      expect(await mergeCheckpointFiles(from, [lora], out, { ...here, dtype: 'F16' })).toMatchObject({ warnings })
+    }
+    const whole = { ...here, dtype: 'F16' } as const
+    expect((await mergeCheckpointFiles(path.join(folder, 'base'), [lora], `${folder}/whole`, whole)).warnings).toEqual(
+      [],
+    )
+  })
+
+  it('comes without one where config.json says this type, or none', async () => {
+    const lora = adapter({ 'model.q_proj': [24, 16] })
+    for (const own of [{ dtype: 'float16' }, { text_config: {} }]) {
+      for (const [from, out] of await layOut(own)) {
+        expect(await planCheckpointFiles(from, [lora], out, { dtype: 'F16' })).toMatchObject({ warnings: [] })
+      }
+    }
+  })
+
+  it('is the same over directories', async () => {
+    const run = async (options: MergeCheckpointOptions) =>
+      mergeCheckpoint(await base(SKETCHES, { config }), head, new MemoryDirectory(), options)
+    const basePath = 'model.safetensors'
+    await expect(run({ basePath, tied: 'untie' })).rejects.toMatchObject({ code: 'MISMATCH' })
+    expect((await run({ basePath, tied: 'keep', dtype: 'F32' })).warnings).toHaveLength(1)
+    expect((await run({ tied: 'untie', dtype: 'F32', path: 'other.safetensors' })).warnings).toEqual([])
+  })
+})
+
+describe('config.json', () => {
+  it('keeps the spelling of all that is not changed: to strict loaders 1 is no 1.0', async () => {
+    const text =
+      '{"initializer_factor": 1.0, "eps": 1e-05,\n "tie_word_embeddings": true, "dtype": "float32",\n' +
+      ' "text_config": {"rope_theta": 10000.0, "tie_word_embeddings": true, "dtype": "float32"}, "id": 12345678901234567890}'
+    const from = await base([['model.embed_tokens.weight', 'F32', [32, 16]]])
+    from.files.set('config.json', new TextEncoder().encode(text))
+    const out = new MemoryDirectory()
+    await mergeCheckpoint(from, adapter({ lm_head: [32, 16] }), out, { tied: 'untie', dtype: 'BF16' })
+    const expected = text.replaceAll('true', 'false').replaceAll('float32', 'bfloat16')
+    expect(new TextDecoder().decode(out.files.get('config.json'))).toBe(expected)
+  })
+})
+
+describe('the index', () => {
+  const metadata = { format: 'pt', total_parameters: 896, total_size: 1, dtype: 'bfloat16', notes: { a: [1] } }
+
+  async function run(options: MergeCheckpointOptions, sketches = SKETCHES, lora = head) {
+    const from = await base(sketches, { config, shards: 2 })
+    const { weight_map } = JSON.parse(new TextDecoder().decode(from.files.get(INDEX)))
+    from.files.set(INDEX, new TextEncoder().encode(JSON.stringify({ metadata, weight_map })))
+    const [folder, out] = [new MemoryDirectory(), new MemoryDirectory()]
+    await saveAdapter(lora, folder)
+    await mergeCheckpoint(from, folder, out, options)
+    const total_size = [...(await readTensors(out)).values()].reduce((sum, { bytes }) => sum + bytes.byteLength, 0)
+    return { kept: JSON.parse(new TextDecoder().decode(out.files.get(INDEX))).metadata, total_size }
+  }
+
+  it('keeps what the base says of the whole when the shards are new', async () => {
+    const { kept, total_size } = await run({ tied: 'keep', maxShardBytes: 1000 })
+    expect(kept).toEqual({ ...metadata, total_size })
+  })
+
+  it('but not the type when it is another one', async () => {
+    const { kept, total_size } = await run({ tied: 'keep', dtype: 'F32' })
+    const { dtype: _, ...others } = metadata
+    expect(kept).toEqual({ ...others, total_size })
+    expect(total_size).toBe(4 * 896)
+  })
+
+  it.each([
+    ['stored once', SKETCHES],
+    ['both stored', [...SKETCHES, ['lm_head.weight', 'BF16', [32, 16]]] satisfies TensorSketch[]],
+  ])('nor the number of parameters when embeddings are untied that were %s', async (_, sketches) => {
+    const { kept, total_size } = await run({ tied: 'untie' }, sketches)
+    const { total_parameters: __, ...others } = metadata
+    expect(kept).toEqual({ ...others, total_size })
+  })
+})
