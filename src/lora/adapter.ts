@@ -181,6 +181,11 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
     return this.#add(module === '' ? '' : rowsName(module), () => new TokenRows(module, indices, rows))
   }
 
+  /** Takes a part out of the adapter: true when there was one of that name. The part itself stays as it is. */
+  remove(name: string): boolean {
+    return this.#parts.delete(name)
+  }
+
   /** Number of parts. */
   get size(): number {
     return this.#parts.size

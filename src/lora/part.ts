@@ -9,13 +9,13 @@ import type { LoraConfig } from './config.js'
  * - `linear`: a weight (d, k), by s·B·A
  * - `embedding`: rows (V, D), by s·(B·A)ᵀ
  * - `convolution`: a kernel (d, in/groups, *kernel), by s·B·A
- * - `experts`: stacked weights (E, d, k) in one tensor, by s·B·A for each; E = 1 for a single matrix that no module owns
+ * - `parameter`: a tensor that no module of its own reads, mostly the stacked weights (E, d, k) of experts, by s·B·A for each
  * - `replacement`: a whole tensor, by another one; or a tensor that the base does not have, as a new head
  * - `token-rows`: some rows of an embedding, by others
  *
  * DoRA and a bias of B are no kinds: such a part has a tensor `magnitude` or `biasB`.
  */
-export type PartKind = 'linear' | 'embedding' | 'convolution' | 'experts' | 'replacement' | 'token-rows'
+export type PartKind = 'linear' | 'embedding' | 'convolution' | 'parameter' | 'replacement' | 'token-rows'
 
 /** What a part's tensor is to it: a factor, a vector beside the factors, or values that take the base's place. */
 export type TensorRole = 'weightA' | 'weightB' | 'magnitude' | 'biasB' | 'weight'
@@ -48,8 +48,8 @@ export interface FactorView<T extends Shaped> {
 }
 
 /** Stacked experts, as far as their shapes tell. */
-export interface ExpertsView<T extends Shaped> extends Omit<FactorView<T>, 'kind'> {
-  readonly kind: 'experts'
+export interface ParameterView<T extends Shaped> extends Omit<FactorView<T>, 'kind'> {
+  readonly kind: 'parameter'
   /** E, at least 1. */
   readonly experts: number
 }
@@ -81,7 +81,7 @@ export interface TokenRowsView<T extends Shaped> {
 /** A part of an adapter, in memory or in a file. */
 export type PartView<Factor extends Shaped = Shaped, Stored extends Shaped = Factor> =
   | FactorView<Factor>
-  | ExpertsView<Factor>
+  | ParameterView<Factor>
   | ReplacementView<Stored>
   | TokenRowsView<Stored>
 

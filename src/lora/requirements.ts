@@ -14,7 +14,7 @@ const MEANINGS: Readonly<Record<Handled, string>> = {
   biasB: 'a layer with a bias of B (lora_bias)',
   embedding: 'an adapted embedding',
   convolution: 'an adapted convolution',
-  experts: 'an adapted parameter (target_parameters)',
+  parameter: 'an adapted parameter (target_parameters)',
   replacement: 'a tensor that replaces the base’s (modules_to_save, bias)',
   'token-rows': 'rows of an embedding (trainable_token_indices)',
 }

@@ -122,7 +122,7 @@ async function readPart(adapter: LoraAdapter, part: FilePart, file: SafetensorsF
     linear: () => adapter.addFactors(name, ...matrices(factors), vectors),
     embedding: () => adapter.addEmbedding(name, ...matrices(factors), vectors),
     convolution: () => adapter.addConvolution(name, ...factors, vectors),
-    experts: () => adapter.addExperts(name, ...matrices(factors)),
+    parameter: () => adapter.addExperts(name, ...matrices(factors)),
   }
   add[part.kind]().dtype = commonDtype(part)
 }
@@ -181,7 +181,7 @@ export async function saveAdapter(
     throw new StateError({ where: directory.name, what: 'an adapter without layers cannot be saved' })
   }
   const names = adapter.parts('linear', 'embedding', 'convolution').map(({ name }) => name)
-  const parameters = adapter.parts('experts').map(({ name }) => name)
+  const parameters = adapter.parts('parameter').map(({ name }) => name)
   const config = formatPeftConfig(
     { ...adapter.config, modulesToSave: savedModules(adapter), trainableTokenIndices: savedTokens(adapter) },
     savedTargets(adapter.config, names),
@@ -213,7 +213,7 @@ function savedTargets(config: LoraConfig, names: readonly string[]): readonly st
 }
 
 function encodeAdapter(adapter: LoraAdapter, dtype: FloatDtype | undefined): TensorBytes[] {
-  const keys = parameterKeys(adapter.parts('experts').map(({ name }) => name))
+  const keys = parameterKeys(adapter.parts('parameter').map(({ name }) => name))
   return adapter.parts().flatMap((part) => encodePart(part, keys.get(part.name) ?? part.name, dtype))
 }
 
@@ -222,7 +222,7 @@ function encodePart(part: AdapterPart, name: string, dtype: FloatDtype | undefin
   const stored = (key: string, { dtype: own, shape, data }: StoredTensor) => [{ name: key, dtype: own, shape, data }]
   if (part.kind === 'replacement') return stored(KEY_PREFIX + part.key, part)
   if (part.kind === 'token-rows') return stored(rowsKey(part.module), part)
-  const kind = part.kind === 'experts' ? 'linear' : part.kind
+  const kind = part.kind === 'parameter' ? 'linear' : part.kind
   return tensorsOf(part).map(([role, { data, shape }]) => {
     const isConvolved = part.kind === 'convolution' && role === 'magnitude'
     const own = isConvolved ? magnitudeShape(part.d, part.kernel.length) : shape

@@ -9,7 +9,14 @@ import { readTensorF32, type SafetensorsFile, type TensorInfo } from '../formats
 import { notFinite } from '../lora/factors.js'
 import { trainableParams } from '../lora/part.js'
 import { commonDtype, type LoadOptions, openAdapter } from './adapter-folder.js'
-import { type AdapterReport, adapterReport, type LayerReport, layerReport, type ReplacementReport, replacementReport } from './inspect.js'
+import {
+  type AdapterReport,
+  adapterReport,
+  type LayerReport,
+  layerReport,
+  type ReplacementReport,
+  replacementReport,
+} from './inspect.js'
 import type { FilePart } from './tensors.js'
 
 /** Tensors that are only looked through are read in pieces of so many bytes. */
@@ -61,8 +68,14 @@ async function inspectLayer(
   const { weightA, weightB, ...vectors } = part.tensors
   const problems: LowrankError[] = []
   try {
-    const factors = { weightA: await readTensorF32(file, weightA.name), weightB: await readTensorF32(file, weightB.name) }
-    for (const [info, { data }] of [[weightA, factors.weightA], [weightB, factors.weightB]] as const) {
+    const factors = {
+      weightA: await readTensorF32(file, weightA.name),
+      weightB: await readTensorF32(file, weightB.name),
+    }
+    for (const [info, { data }] of [
+      [weightA, factors.weightA],
+      [weightB, factors.weightB],
+    ] as const) {
       if (!isAllFinite(data)) problems.push(notFinite(`${file.source.name}: ${info.name}`))
     }
     for (const info of Object.values(vectors)) {

@@ -19,7 +19,7 @@ import { describeUnmatched, type NamedPart, unmatchedEntries } from './unmatched
  */
 export interface LayerReport extends Spectrum {
   name: string
-  kind: 'linear' | 'embedding' | 'convolution' | 'experts'
+  kind: 'linear' | 'embedding' | 'convolution' | 'parameter'
   /** Rows of B: features out; of an embedding, its features. */
   d: number
   /** Columns of A: features in; of an embedding, its vocabulary; of a convolution, channels in times the kernel's elements. */
@@ -88,14 +88,14 @@ const ROUNDING = 2 ** -20
 
 /** Shapes, scalings, norms and singular values of an adapter in memory, with all that is wrong with it. */
 export function inspectAdapter(adapter: LoraAdapter): AdapterReport {
-  const problems = adapter.parts('linear', 'embedding', 'convolution', 'experts').flatMap((part) => {
+  const problems = adapter.parts('linear', 'embedding', 'convolution', 'parameter').flatMap((part) => {
     const bad = tensorsOf(part).filter(([, { data }]) => !isAllFinite(data))
     return bad.map(([role]) => notFinite(`${part.name}.${role}`))
   })
   return adapterReport({
     config: adapter.config,
     trainableParams: adapter.totalTrainableParams(),
-    layers: adapter.parts('linear', 'embedding', 'convolution', 'experts').map((part) => {
+    layers: adapter.parts('linear', 'embedding', 'convolution', 'parameter').map((part) => {
       return layerReport(part, part.tensors, part.dtype)
     }),
     replacements: adapter.parts('replacement', 'token-rows').map((part) => replacementReport(part, part.dtype)),
@@ -122,7 +122,7 @@ export function layerReport(
   const { weightA, weightB } = factors
   const { rank, alpha } = config
   const scaling = scalingOf(config)
-  const experts = kind === 'experts' ? part.experts : undefined
+  const experts = kind === 'parameter' ? part.experts : undefined
   const spectra = factorPairs(weightA, weightB, experts).map((pair) => spectrumOf(pair, scaling))
   return {
     name,
@@ -172,7 +172,7 @@ export function adapterReport({ problems, notes, ...report }: InspectedAdapter):
 /** What the adapter changes, as far as the report tells kinds apart. */
 function partsOf({ layers, replacements }: ReportedParts): NamedPart[] {
   return [
-    ...layers.map(({ name, kind }) => ({ name, kind, module: kind === 'experts' ? moduleOf(name) : name })),
+    ...layers.map(({ name, kind }) => ({ name, kind, module: kind === 'parameter' ? moduleOf(name) : name })),
     ...replacements.map(({ name, rows }): NamedPart => {
       return { name, kind: rows === undefined ? 'replacement' : 'token-rows', module: moduleOf(name) }
     }),

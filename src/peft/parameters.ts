@@ -6,7 +6,7 @@ import { attempt, FormatError, type LowrankError, MismatchError, ShapeError, Uns
 import { formatShape } from '../base/tensor.js'
 import type { TensorInfo } from '../formats/safetensors.js'
 import { configForLayer, type LoraConfig } from '../lora/config.js'
-import { type ExpertsView, moduleOf } from '../lora/part.js'
+import { moduleOf, type ParameterView } from '../lora/part.js'
 import { isAllLinear, targetMatcher } from '../lora/patterns/patterns.js'
 import { CONFIG_FILE } from './files.js'
 
@@ -119,8 +119,8 @@ export function takeParameters(
   found: Map<string, FoundFactors>,
   config: LoraConfig,
   file: string,
-): { parts: ExpertsView<TensorInfo>[]; problems: LowrankError[] } {
-  const parts: ExpertsView<TensorInfo>[] = []
+): { parts: ParameterView<TensorInfo>[]; problems: LowrankError[] } {
+  const parts: ParameterView<TensorInfo>[] = []
   const problems: LowrankError[] = []
   if (config.targetParameters.length === 0) return { parts, problems }
   const modules = new Map<string, number>()
@@ -191,7 +191,7 @@ function complete(
   { weightA, weightB, ...others }: FoundFactors['tensors'],
   config: LoraConfig,
   file: string,
-): ExpertsView<TensorInfo> {
+): ParameterView<TensorInfo> {
   const other = Object.values(others).find((info) => info !== undefined)
   if (other !== undefined) {
     throw new FormatError({ where: `${file}: ${other.name}`, what: `a parameter (${name}) has no such tensor` })
@@ -221,7 +221,7 @@ function complete(
     })
   }
   return {
-    kind: 'experts',
+    kind: 'parameter',
     name,
     module: moduleOf(name),
     config: own,

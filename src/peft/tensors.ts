@@ -204,7 +204,10 @@ function checkTarget(
 }
 
 /** A layer whose shapes are wrong, as far as its factors go with each other. */
-function withOwnRank({ tensors: { weightA, weightB, magnitude, biasB }, ...layer }: LayerPart, file: string): LayerPart[] {
+function withOwnRank(
+  { tensors: { weightA, weightB, magnitude, biasB }, ...layer }: LayerPart,
+  file: string,
+): LayerPart[] {
   const config = { ...layer.config, rank: weightA.shape[0] }
   const withVectors = (vectors: Partial<FactorTensors<TensorInfo>>): LayerPart => {
     return { ...layer, config, tensors: { weightA, weightB, ...vectors } }

@@ -59,8 +59,10 @@ function described(setting: keyof LoraConfig, entries: readonly string[], names:
 export function unmatchedEntries(config: LoraConfig, parts: readonly NamedPart[]): UnmatchedEntry[] {
   const ofKinds = (...kinds: PartKind[]) => parts.filter(({ kind }) => kinds.includes(kind))
   const layers = ofKinds('linear', 'embedding', 'convolution').map(({ name }) => name)
-  const parameters = ofKinds('experts').map(({ name }) => name)
-  const [modulesSaved, rowModules] = [ofKinds('replacement'), ofKinds('token-rows')].map((own) => own.map(({ module }) => module))
+  const parameters = ofKinds('parameter').map(({ name }) => name)
+  const [modulesSaved, rowModules] = [ofKinds('replacement'), ofKinds('token-rows')].map((own) =>
+    own.map(({ module }) => module),
+  )
   const { targetParameters, layersToTransform = [] } = config
   const ofPattern = (setting: 'rankPattern' | 'alphaPattern') => {
     const total = { steps: 0 }

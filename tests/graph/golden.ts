@@ -38,7 +38,7 @@ export function openAdapter(folder: string): Promise<LoraAdapter> {
 }
 
 export function layersOf(adapter: LoraAdapter): TrainedLayer[] {
-  return [...adapter].map(([name, { d, k, rank, scaling }]) => ({ name, d, k, rank, scaling }))
+  return adapter.parts('linear').map(({ name, d, k, rank, scaling }) => ({ name, d, k, rank, scaling }))
 }
 
 export function tokenBatch({ inputIds, attentionMask, labels }: GoldenBatch): TokenBatch {
@@ -64,10 +64,9 @@ export function transposed(data: ArrayLike<number>, [rows, columns]: readonly nu
 
 /** A and Bᵀ of each parameter. */
 export function factorFeeds(parameters: readonly TrainedParameter[], adapter: LoraAdapter): Feeds {
-  const layers = new Map(adapter)
   return Object.fromEntries(
     parameters.map(({ layer, factor, input, shape }) => {
-      const { weightA, weightB } = layers.get(layer)!
+      const { weightA, weightB } = adapter.layer(layer)
       const matrix = factor === 'A' ? weightA : weightB
       const data = factor === 'A' ? Float32Array.from(matrix.data) : transposed(matrix.data, matrix.shape)
       return [input, { type: 'float32', data, dims: shape }]

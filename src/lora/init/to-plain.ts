@@ -50,9 +50,12 @@ export async function toPlain(adapter: LoraAdapter, from: BaseWeights | LoraAdap
 
 function checkConvertible(adapter: LoraAdapter, from: BaseWeights | LoraAdapter): void {
   const { init } = adapter.config
-  const [other] = adapter.parts('convolution', 'experts')
+  const [other] = adapter.parts('convolution', 'parameter')
   if (other !== undefined) {
-    throw new UnsupportedError({ where: other.name, what: `${other.kind === 'experts' ? 'a parameter' : 'a convolution'} is not made plain LoRA` })
+    throw new UnsupportedError({
+      where: other.name,
+      what: `a ${other.kind} is not made plain LoRA`,
+    })
   }
   if (from instanceof LoraAdapter || takesFromBase(init)) return
   if (!changesBase(init)) {

@@ -51,7 +51,7 @@ export function expertColumns(weightB: Matrix, expert: number, experts: number):
  * factors, in evaluation mode; PEFT has no dropout here.
  */
 export class ExpertLora extends Part {
-  readonly kind = 'experts'
+  readonly kind = 'parameter'
   /** The parameter's full name, as in `model.layers.0.mlp.experts.gate_up_proj`. */
   readonly name: string
   /** The parameter's own: rank and alpha are what the patterns give its name. */

@@ -10,7 +10,7 @@ import { LoraAdapter } from '../../lora/adapter.js'
 import { type LoraConfig, scalingOf } from '../../lora/config.js'
 import { notFinite } from '../../lora/factors.js'
 import { convolutionShape, groupsRefusal } from '../../lora/kinds/convolution-factors.js'
-import type { ExpertsView, FactorView, PartView, Shaped } from '../../lora/part.js'
+import type { FactorView, ParameterView, PartView, Shaped } from '../../lora/part.js'
 import { requireOwnLayers, requireUnchangedBase } from '../../lora/requirements.js'
 import { type AdapterFile, type OpenOptions, openAdapter } from '../../peft/adapter-folder.js'
 import { isHeadModule } from '../../peft/tied.js'
@@ -219,7 +219,7 @@ class FoundParts {
         const tensor = `${part.module}.weight`
         const placed = places.values(part.tensors.weight, tensor)
         this.replacements.push({ tensor, rows: part.indices, isTied: isShared, ...placed })
-      } else if (part.kind === 'experts') this.#addExperts(part, weight, places)
+      } else if (part.kind === 'parameter') this.#addExperts(part, weight, places)
       else this.#addLayer(part, weight, places)
     }
   }
@@ -265,7 +265,7 @@ class FoundParts {
   }
 
   #addExperts<T extends Shaped>(
-    { name: full, module, config, experts, tensors }: ExpertsView<T>,
+    { name: full, module, config, experts, tensors }: ParameterView<T>,
     weight: number,
     { factor }: Pick<Places<T, never>, 'factor'>,
   ): void {
