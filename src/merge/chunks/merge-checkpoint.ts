@@ -9,6 +9,7 @@ import { baseAsOutputError, type MergeOptions, type MergeReport, refuseBaseAsOut
 import { type OpenAdapters, openAdapters, requireFiniteReplacements } from '../plan/adapters.js'
 import { CONFIG_FILE, editConfig, isCompanion, otherDtype } from '../plan/companions.js'
 import { CHUNK_BYTES, Chunks, type OutputShard } from '../plan/layout.js'
+import { loadTables } from '../plan/names/tables.js'
 import { type ConfigEdit, type MergePlan, type PlanOptions, planMerge } from '../plan/plan.js'
 import type { AdapterInput } from '../weighted.js'
 import { ChangeSums, ChunkMerger } from './chunk-merger.js'
@@ -69,7 +70,7 @@ export async function openPlan(
   try {
     opened = await openAdapters(isList(adapters) ? adapters : [adapters], sign, options)
     const config = await readConfig(base)
-    const plan = planMerge(checkpoint, opened.layers, config, options, opened.replacements)
+    const plan = planMerge(checkpoint, opened.layers, config, options, opened.replacements, await loadTables())
     const { isWhole = options.basePath === undefined } = options
     const warnings = configWarnings(plan, config, { isWhole, where: base.name })
     await requireFiniteReplacements(opened)
