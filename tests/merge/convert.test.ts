@@ -103,7 +103,7 @@ test('merging into an .onnx file is refused too', async () => {
     'onnx/model.onnx',
   )
   try {
-    await expect(mergeOnnx(model, adapter, new MemoryDirectory({}, 'out'))).rejects.toThrow(/pissa, .*convertToPlain/)
+    await expect(mergeOnnx(model, adapter, new MemoryDirectory({}, 'out'))).rejects.toThrow(/pissa, .*toPlain/)
   } finally {
     await model.close()
   }
