@@ -38,6 +38,7 @@ const LAYERS: Record<string, readonly string[]> = {
     'infer',
     'index',
   ],
+  init: ['lora', 'index'],
   cli: ['index', 'node'],
 }
 
@@ -126,8 +127,8 @@ describe('layers of src/', () => {
       return loaded
     }
     const entry = [...loadedWith('src/node.ts')]
-    expect(entry).toContain('src/peft/adapter-folder.ts')
-    expect(entry.filter((path) => /^(@|src\/(graph|text|formats\/onnx)\/)/.test(path))).toEqual([])
+    expect(entry).toContain('src/lora/layer.ts')
+    expect(entry.filter((path) => /^(@|src\/(graph|text|peft|formats\/onnx)\/)/.test(path))).toEqual([])
     const commands = files.filter((path) => /^src\/cli\/[^/]*$/.test(path))
     const shown = new Set<string>()
     for (const path of commands) loadedWith(path, shown)
