@@ -49,7 +49,7 @@ export interface GraphWanted {
  */
 export async function findGraph(directory: Directory, { name = 'model', dtype, config }: GraphWanted): Promise<string> {
   const asked = typeof dtype === 'object' ? dtype[name] : dtype
-  const wanted = asked === undefined || asked === 'auto' ? (configured(config, name) ?? 'fp32') : checkDtype(asked)
+  const wanted = asked === undefined || asked === 'auto' ? (configuredDtype(config, name) ?? 'fp32') : checkDtype(asked)
   for (const path of pathsOf(name, wanted)) if (await directory.has(path)) return path
   const there = await graphDtypes(directory, name)
   if (there.length > 0) {
@@ -89,7 +89,10 @@ function pathsOf(name: string, dtype: GraphDtype): string[] {
 }
 
 /** What config.json chooses; what it says that is no dtype chooses nothing, as in transformers.js. */
-function configured(config: Readonly<Record<string, unknown>> | undefined, name: string): GraphDtype | undefined {
+export function configuredDtype(
+  config: Readonly<Record<string, unknown>> | undefined,
+  name = 'model',
+): GraphDtype | undefined {
   const own = config?.['transformers.js_config'] as { dtype?: unknown } | null | undefined
   const chosen = own?.dtype
   const dtype = typeof chosen === 'object' && chosen !== null ? (chosen as Record<string, unknown>)[name] : chosen

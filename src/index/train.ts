@@ -83,7 +83,7 @@ export async function train(options: TrainOptions): Promise<TrainResult> {
   try {
     let { model } = options
     if (!MODEL.accepts(model)) {
-      const opened = await loadModel(model as Source)
+      const opened = await loadModel(model as Source, { signal: options.signal })
       closers.push(() => opened.close())
       model = opened
     }
