@@ -5,6 +5,24 @@ import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
 import { filesIn, importsOf, root, staticImportsOf, textOf } from './project.js'
 
+const ROOMS = [
+  'base',
+  'kernels',
+  'linalg',
+  'formats',
+  'io',
+  'data',
+  'text',
+  'runtime',
+  'lora',
+  'peft',
+  'graph',
+  'tasks',
+]
+const ALL = [...ROOMS, 'merge', 'train', 'infer', 'index', 'node', 'init', 'cli']
+/** All layers but these. */
+const below = (...above: readonly string[]) => ALL.filter((layer) => !above.includes(layer))
+
 /** layer → the layers that it may import, beside its own folder. */
 const LAYERS: Record<string, readonly string[]> = {
   base: [],
@@ -22,22 +40,8 @@ const LAYERS: Record<string, readonly string[]> = {
   merge: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'linalg', 'lora', 'peft', 'graph'],
   train: ['base', 'kernels', 'formats', 'io', 'text', 'data', 'runtime', 'linalg', 'lora', 'peft', 'graph', 'tasks'],
   infer: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'linalg', 'lora', 'peft', 'graph', 'tasks'],
-  index: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'lora', 'peft', 'graph', 'merge', 'train', 'infer'],
-  node: [
-    'base',
-    'kernels',
-    'formats',
-    'io',
-    'text',
-    'runtime',
-    'lora',
-    'peft',
-    'graph',
-    'merge',
-    'train',
-    'infer',
-    'index',
-  ],
+  index: below('index', 'node', 'init', 'cli'),
+  node: below('node', 'init', 'cli'),
   init: ['lora', 'index'],
   cli: ['index', 'node'],
 }
