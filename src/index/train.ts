@@ -1,6 +1,7 @@
 // Training: opens what the options name, trains, and closes it again. What trains loads with the first call.
 
 import type { ByteSource } from '../base/bytes.js'
+import { ConfigError } from '../base/errors.js'
 import {
   BOOLEAN,
   checkOptions,
@@ -14,6 +15,7 @@ import {
   SIGNAL,
   unknownOption,
 } from '../base/options.js'
+import type { DtypeChoice } from '../graph/graph-file.js'
 import type { CausalModel } from '../graph/model-folder.js'
 import { CONFIG_FIELDS } from '../lora/config.js'
 import { TASK_NAMES } from '../tasks/tasks.js'
@@ -22,13 +24,15 @@ import type { TrainConfig, TrainerOptions, TrainResult } from '../train/options.
 import type { TrainEvents } from '../train/report.js'
 import { SETTINGS_KINDS } from '../train/settings.js'
 import { ADAPTER } from './adapters.js'
-import { loadModel } from './model.js'
+import { DTYPE, loadModel } from './model.js'
 import { openOneFile, openTarget, SOURCE, type Source, TARGET, type Target } from './sources.js'
 
 /** What {@link train} takes. */
 export interface TrainOptions extends Omit<TrainerOptions, 'model' | 'data' | 'evalData' | 'out'> {
   /** The base: a model that is open, which stays open, or what {@link loadModel} takes. Its weights are read, never changed. */
   readonly model: CausalModel | Source
+  /** Which graph of a model that is not open yet: see {@link loadModel}. */
+  readonly dtype?: DtypeChoice | undefined
   /** What to learn from: records, or a JSONL file of them, by its path or as a Blob. */
   readonly data: readonly TextRecord[] | string | Blob | ByteSource
   /** As `data`, for the loss before and after. */
@@ -52,6 +56,7 @@ const DATA = kind(
 const OPTIONS: OptionTable<TrainOptions> = {
   ...SETTINGS_KINDS,
   model: kind(`${MODEL.expected}, ${SOURCE.expected}`, (value) => MODEL.accepts(value) || SOURCE.accepts(value)),
+  dtype: DTYPE,
   task: oneOf(...TASK_NAMES),
   data: DATA,
   evalData: DATA,
@@ -82,14 +87,18 @@ export async function train(options: TrainOptions): Promise<TrainResult> {
   }
   try {
     let { model } = options
+    const { dtype, ...rest } = options
+    if (MODEL.accepts(model) && dtype !== undefined) {
+      throw new ConfigError({ where: 'dtype', what: 'only where the model is not open yet' })
+    }
     if (!MODEL.accepts(model)) {
-      const opened = await loadModel(model as Source, { signal: options.signal })
+      const opened = await loadModel(model as Source, { dtype, signal: options.signal })
       closers.push(() => opened.close())
       model = opened
     }
     const { Trainer } = await import('../train/trainer.js')
     const trainer = new Trainer({
-      ...options,
+      ...rest,
       config: await withDefaultTargets(options.config, model as CausalModel),
       model: model as CausalModel,
       data: await openData(options.data, 'data'),
