@@ -6,26 +6,27 @@ import {
   BOOLEAN,
   checkOptions,
   FUNCTION,
-  hasMethods,
   isObject,
   kind,
+  numberKind,
   OBJECT,
   type OptionTable,
   oneOf,
   SIGNAL,
+  STRING,
   unknownOption,
 } from '../base/options.js'
 import type { DtypeChoice } from '../graph/graph-file.js'
 import type { CausalModel } from '../graph/model-folder.js'
 import { CONFIG_FIELDS } from '../lora/config.js'
 import { TASK_NAMES } from '../tasks/tasks.js'
-import type { TextRecord } from '../text/records.js'
 import type { TrainConfig, TrainerOptions, TrainResult } from '../train/options.js'
 import type { TrainEvents } from '../train/report.js'
 import { SETTINGS_KINDS } from '../train/settings.js'
 import { ADAPTER } from './adapters.js'
+import { DATA, type Data, openData } from './data.js'
 import { DTYPE, loadModel } from './model.js'
-import { openOneFile, openTarget, SOURCE, type Source, TARGET, type Target } from './sources.js'
+import { openTarget, SOURCE, type Source, TARGET, type Target } from './sources.js'
 
 /** What {@link train} takes. */
 export interface TrainOptions extends Omit<TrainerOptions, 'model' | 'data' | 'evalData' | 'out'> {
@@ -33,25 +34,16 @@ export interface TrainOptions extends Omit<TrainerOptions, 'model' | 'data' | 'e
   readonly model: CausalModel | Source
   /** Which graph of a model that is not open yet: see {@link loadModel}. */
   readonly dtype?: DtypeChoice | undefined
-  /** What to learn from: records, or a JSONL file of them, by its path or as a Blob. */
-  readonly data: readonly TextRecord[] | string | Blob | ByteSource
+  /** What to learn from: records; the path of a file or folder of them (JSONL, JSON, CSV, TSV, Parquet, text), or a Blob; or several. */
+  readonly data: Data
   /** As `data`, for the loss before and after. */
-  readonly evalData?: readonly TextRecord[] | string | Blob | ByteSource | undefined
+  readonly evalData?: Data | undefined
   /** The folder for adapter, metrics and state. Without it nothing is written. */
   readonly out?: Target | undefined
 }
 
 /** A model that is open. */
 export const MODEL = kind('a model of loadModel', (value) => isObject(value) && 'onnx' in value && 'runtime' in value)
-
-const DATA = kind(
-  'a list of records, or the path of a JSONL file',
-  (value) =>
-    Array.isArray(value) ||
-    (typeof value === 'string' && value !== '') ||
-    hasMethods(value, 'read') ||
-    hasMethods(value, 'slice', 'arrayBuffer'),
-)
 
 const OPTIONS: OptionTable<TrainOptions> = {
   ...SETTINGS_KINDS,
@@ -60,6 +52,10 @@ const OPTIONS: OptionTable<TrainOptions> = {
   task: oneOf(...TASK_NAMES),
   data: DATA,
   evalData: DATA,
+  evalSplit: numberKind('a number between 0 and 1, such as 0.1', (value) => value > 0 && value < 1),
+  columns: OBJECT,
+  chatTemplate: STRING,
+  chatTemplateArgs: OBJECT,
   config: OBJECT,
   adapter: ADAPTER,
   modules: OBJECT,
@@ -79,12 +75,7 @@ export async function train(options: TrainOptions): Promise<TrainResult> {
   if (options.on !== undefined) checkOptions(options.on, { of: 'train’s `on`', table: EVENTS })
   checkConfigNames(options.config)
   const closers: (() => Promise<void>)[] = []
-  const openData = async (data: TrainOptions['data'], where: string) => {
-    if (Array.isArray(data)) return data as readonly TextRecord[]
-    const { file, isOpenedHere } = await openOneFile(data as string | Blob | ByteSource, where)
-    if (isOpenedHere) closers.push(() => file.close())
-    return file
-  }
+  const closeLater = (file: ByteSource) => void closers.push(() => file.close())
   try {
     let { model } = options
     const { dtype, ...rest } = options
@@ -101,8 +92,8 @@ export async function train(options: TrainOptions): Promise<TrainResult> {
       ...rest,
       config: await withDefaultTargets(options.config, model as CausalModel),
       model: model as CausalModel,
-      data: await openData(options.data, 'data'),
-      evalData: options.evalData === undefined ? undefined : await openData(options.evalData, 'evalData'),
+      data: await openData(options.data, 'data', closeLater),
+      evalData: options.evalData === undefined ? undefined : await openData(options.evalData, 'evalData', closeLater),
       out: options.out === undefined ? undefined : openTarget(options.out, 'out'),
     })
     return await trainer.train()
