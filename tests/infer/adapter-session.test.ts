@@ -1,4 +1,3 @@
-import * as ort from 'onnxruntime-node'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { readJson } from '../../src/base/bytes.js'
 import { MismatchError, NumericError, RuntimeError, StateError, UnsupportedError } from '../../src/base/errors.js'
@@ -7,9 +6,19 @@ import { sessionModel } from '../../src/graph/session-model.js'
 import { AdapterSession } from '../../src/infer/adapter-session.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
-import { type OrtModule, runtimeOf } from '../../src/runtime/onnxruntime.js'
+import { runtimeOf } from '../../src/runtime/onnxruntime.js'
 import type { Feeds } from '../../src/runtime/runtime.js'
-import { directoryOf, feedsOf, makeAdapter, maxDifference, messageHost, oneThread, openModel, rowOf } from './models.js'
+import {
+  directoryOf,
+  feedsOf,
+  makeAdapter,
+  maxDifference,
+  messageHost,
+  oneThread,
+  openModel,
+  recordingRuntime,
+  rowOf,
+} from './models.js'
 
 const UNION = 'models/union-3m'
 const ROWS = [
@@ -347,26 +356,8 @@ describe('idle modules', () => {
     [['wasm'], 0],
     [['webgpu', 'cpu'], 1],
   ] as const)('with providers %j are fed factors of rank %i', async (executionProviders, rank) => {
-    const fed: Feeds[] = []
-    const spy: OrtModule = {
-      Tensor: ort.Tensor as unknown as OrtModule['Tensor'],
-      InferenceSession: {
-        async create(model, options = {}) {
-          const { executionProviders: _, ...rest } = options
-          const session = await ort.InferenceSession.create(model, rest)
-          return {
-            inputNames: session.inputNames,
-            outputNames: session.outputNames,
-            run: (feeds, names) => {
-              fed.push(feeds as Feeds)
-              return session.run(feeds as never, names as string[])
-            },
-            release: () => session.release(),
-          }
-        },
-      },
-    }
-    const model = { onnx: union.onnx, runtime: { module: spy } }
+    const { module, fed } = recordingRuntime()
+    const model = { onnx: union.onnx, runtime: { module } }
     const adapter = makeAdapter(union, /layers\.0\.self_attn\.k_proj$/, { rank: 3 })
     const session = await AdapterSession.open(model, {
       adapters: { adapter, other: makeAdapter(union, /layers\.1\.self_attn\.k_proj$/) },

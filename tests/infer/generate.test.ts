@@ -127,6 +127,7 @@ describe('the end of the text', () => {
           ...(options?.specialTokens === false ? [] : [1]),
         ],
         encodePair: (a, b) => tokenizer.encodePair(a, b),
+        encodeSpans: (text, spans) => tokenizer.encodeSpans(text, spans),
         decode: (ids, options) => tokenizer.decode(ids, options),
         stream: (after) => tokenizer.stream(after),
       },

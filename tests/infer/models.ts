@@ -36,6 +36,25 @@ export const oneThread: OrtModule = {
 /** Sessions in the test's own thread. */
 export const inThread: RuntimeHost = { module: oneThread }
 
+/** ONNX Runtime that keeps what runs are fed. It knows of all providers: sessions are opened on its own. */
+export function recordingRuntime(): { module: OrtModule; fed: Feeds[] } {
+  const fed: Feeds[] = []
+  const create: OrtModule['InferenceSession']['create'] = async (model, options = {}) => {
+    const { executionProviders: _, ...rest } = options
+    const session = await oneThread.InferenceSession.create(model, rest)
+    return {
+      inputNames: session.inputNames,
+      outputNames: session.outputNames,
+      run: (feeds, names) => {
+        fed.push(feeds as Feeds)
+        return session.run(feeds, names)
+      },
+      release: () => session.release(),
+    }
+  }
+  return { module: { ...oneThread, InferenceSession: { create } }, fed }
+}
+
 /** A host whose workers share the test's thread but get every message as a structured clone, as real ones do. */
 export function messageHost(): { host: RuntimeHost; closed: () => number } {
   let closed = 0
