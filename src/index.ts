@@ -28,7 +28,7 @@ export {
 export type { FloatArray, Matrix, MatrixLike, Tensor } from './base/tensor.js'
 export type { OnnxModel } from './formats/onnx/model.js'
 export type { WeightRange } from './formats/onnx/tensors.js'
-export type { CausalModel, LoadModelOptions } from './graph/model-folder.js'
+export type { LoadModelOptions, Model } from './graph/model-folder.js'
 export {
   AdapterSession,
   compareCheckpoints,

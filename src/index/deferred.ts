@@ -4,7 +4,7 @@
 import type { Directory } from '../base/bytes.js'
 import type { Matrix, MatrixLike } from '../base/tensor.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
-import type { CausalModel, LoadModelOptions } from '../graph/model-folder.js'
+import type { LoadModelOptions, Model } from '../graph/model-folder.js'
 import type { AdapterSessionOptions, AdapterSession as Session, SessionBase } from '../infer/adapter-session.js'
 import type { GenerateOptions, GenerateResult } from '../infer/generate.js'
 import type { LoraAdapter } from '../lora/adapter.js'
@@ -25,7 +25,7 @@ import type { LoadOptions, SaveOptions } from '../peft/adapter-folder.js'
  *
  * @throws FileError when a part is missing, FormatError when one cannot be read
  */
-export async function loadModel(directory: Directory, options: LoadModelOptions): Promise<CausalModel> {
+export async function loadModel(directory: Directory, options: LoadModelOptions): Promise<Model> {
   return (await import('../graph/model-folder.js')).loadModel(directory, options)
 }
 
@@ -168,7 +168,7 @@ export const AdapterSession = {
  *   tokens or one that fills the context
  */
 export async function generate(
-  session: AdapterSession<CausalModel>,
+  session: AdapterSession<Model>,
   prompt: string,
   options?: GenerateOptions,
 ): Promise<GenerateResult> {

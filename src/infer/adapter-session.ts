@@ -4,7 +4,7 @@
 import { MismatchError, nearMisses, StateError } from '../base/errors.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
 import { affineInputs, injectLora, loraInputs } from '../graph/inject/inject.js'
-import { completeFeeds } from '../graph/inputs/tokens.js'
+import { completeFeeds } from '../graph/inputs/family.js'
 import { findLinears, type Linear, type ModuleMap } from '../graph/match/linears.js'
 import { placeAdapter } from '../graph/match/place-adapter.js'
 import { sessionModel } from '../graph/session-model.js'
@@ -17,7 +17,7 @@ import type { Feeds, RuntimeTensor, SessionOptions } from '../runtime/runtime.js
 import { type AdapterFactors, InferEngine, type LoraSite } from './engine.js'
 import { adapterFactors } from './site-factors.js'
 
-/** What a session needs of a model; a CausalModel has it. */
+/** What a session needs of a model; a Model has it. */
 export interface SessionBase {
   /** The base's graph, and where its weights lie. */
   readonly onnx: OnnxModel

@@ -2,10 +2,12 @@
 // graph has one, else by running the whole text for each token.
 
 import { ConfigError, DataError } from '../base/errors.js'
+import type { OnnxModel } from '../formats/onnx/model.js'
 import { type TokenInputs, tokenInputs } from '../graph/inputs/tokens.js'
 import { logitsName } from '../graph/match/linears.js'
-import type { CausalModel } from '../graph/model-folder.js'
+import { type Model, requireTokenizer } from '../graph/model-folder.js'
 import { Graph } from '../graph/view/graph.js'
+import { checkCausal } from '../tasks/causal-lm.js'
 import { checkVocabulary } from '../text/records.js'
 import type { AdapterSession } from './adapter-session.js'
 import { GENERATE_DEFAULTS, resolveSampling, type Sampling, type SamplingOptions } from './sampling.js'
@@ -46,7 +48,7 @@ export interface GenerateResult {
  *   logits are not finite, StateError when the session is disposed; what the signal and `onText` throw
  */
 export async function generate(
-  session: AdapterSession<CausalModel>,
+  session: AdapterSession<Model>,
   prompt: string,
   options: GenerateOptions = {},
 ): Promise<GenerateResult> {
@@ -58,10 +60,11 @@ export async function generate(
   checkInteger('maxNewTokens', maxNewTokens, 1, 'an integer of 1 or more')
   session.checkAdapter(adapter)
   const { model } = session
+  textGraphOf(model)
   const promptIds = encodePrompt(model, prompt)
   const room = (model.contextLength ?? Number.POSITIVE_INFINITY) - promptIds.length
 
-  const stream = model.tokenizer.stream(promptIds)
+  const stream = requireTokenizer(model).stream(promptIds)
   let text = ''
   const append = (piece: string) => {
     if (piece === '') return
@@ -83,6 +86,27 @@ export async function generate(
   return { text, tokens: tokenIds.length, tokenIds, finish, seconds: (performance.now() - startedAt) / 1000 }
 }
 
+/** What a text needs to know of a graph. */
+interface TextGraph {
+  readonly inputs: TokenInputs
+  readonly logits: string
+}
+
+/** Of each graph, so that it is looked at once and not for each text. */
+const textGraphs = new WeakMap<OnnxModel, TextGraph>()
+
+/** Throws UnsupportedError when the model does not continue texts. */
+function textGraphOf(model: Model): TextGraph {
+  const { onnx } = model
+  const known = textGraphs.get(onnx)
+  if (known !== undefined) return known
+  const graph = new Graph(onnx.proto)
+  checkCausal(model, graph)
+  const made = { inputs: tokenInputs(graph), logits: logitsName(graph) }
+  textGraphs.set(onnx, made)
+  return made
+}
+
 interface Draws {
   readonly adapter: string | undefined
   readonly sampling: Sampling
@@ -92,13 +116,11 @@ interface Draws {
 
 /** The tokens that follow the prompt's, for as long as they are asked for. */
 async function* continuation(
-  session: AdapterSession<CausalModel>,
+  session: AdapterSession<Model>,
   promptIds: readonly number[],
   { adapter, sampling, seed, signal }: Draws,
 ): AsyncGenerator<number, never> {
-  const graph = new Graph(session.model.onnx.proto)
-  const inputs = tokenInputs(graph)
-  const logits = logitsName(graph)
+  const { inputs, logits } = textGraphOf(session.model)
   const { cache } = inputs
   const { engine } = session
   const emptyCache = inputs.emptyCache(1)
@@ -132,8 +154,9 @@ function nextFeeds(inputs: TokenInputs, promptIds: readonly number[], tokenIds: 
   })
 }
 
-function encodePrompt(model: CausalModel, prompt: string): number[] {
-  const { tokenizer, eosTokenIds, contextLength, name } = model
+function encodePrompt(model: Model, prompt: string): number[] {
+  const { eosTokenIds, contextLength, vocabularySize, name } = model
+  const tokenizer = requireTokenizer(model)
   const ids = tokenizer.encode(prompt)
   const last = ids.at(-1)
   const endsText = last !== undefined && eosTokenIds.includes(last)
@@ -154,7 +177,7 @@ function encodePrompt(model: CausalModel, prompt: string): number[] {
       got: `${ids.length}`,
     })
   }
-  checkVocabulary(ids, model)
+  checkVocabulary(ids, { tokenizer, vocabularySize })
   return ids
 }
 

@@ -3,7 +3,7 @@
 import path from 'node:path'
 import type { Directory } from '../base/bytes.js'
 import { FileError } from '../base/errors.js'
-import type { CausalModel } from '../graph/model-folder.js'
+import type { Model } from '../graph/model-folder.js'
 import * as deferred from '../index/deferred.js'
 import { locate, NodeDirectory } from '../io/node/files.js'
 import type { LoraAdapter } from '../lora/adapter.js'
@@ -28,7 +28,7 @@ export interface LoadModelOptions {
  * @param target a folder as on the Hub for transformers.js (config.json, tokenizer.json, onnx/model.onnx), or its .onnx file
  * @throws FileError when a part is missing, FormatError when one cannot be read, RuntimeError without onnxruntime-node
  */
-export async function loadModel(target: string | Directory, options: LoadModelOptions = {}): Promise<CausalModel> {
+export async function loadModel(target: string | Directory, options: LoadModelOptions = {}): Promise<Model> {
   if (typeof target === 'string' && OTHER_FILES.test(target)) {
     const { file } = await locate(target)
     if (file !== undefined)

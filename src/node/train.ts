@@ -1,6 +1,6 @@
 // Training by path: opens what the paths name, trains, and closes it again.
 
-import type { CausalModel } from '../graph/model-folder.js'
+import type { Model } from '../graph/model-folder.js'
 import { openFile } from '../io/node/files.js'
 import { DEFAULT, defaultTargetModules } from '../peft/default-targets.js'
 import type { TextRecord } from '../text/records.js'
@@ -11,7 +11,7 @@ import { asDirectory, loadModel } from './model.js'
 /** What {@link train} is told: the {@link Trainer}'s options, with paths. */
 export interface TrainOptions extends Omit<TrainerOptions, 'model' | 'data' | 'evalData' | 'out'> {
   /** Path of a model folder or its .onnx file, or a model that is open: it stays open then. */
-  readonly model: string | CausalModel
+  readonly model: string | Model
   /** Path of a JSONL file, or records. */
   readonly data: string | readonly TextRecord[]
   /** As `data`, for the loss before and after. */

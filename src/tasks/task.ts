@@ -1,13 +1,13 @@
 // What differs between the things a model can be trained for, and nothing else: how a row of data becomes an example, what
 // is built on the model's outputs, what its loss is divided by, and what is told of it.
 
-import type { CausalModel } from '../graph/model-folder.js'
+import type { Model } from '../graph/model-folder.js'
 import type { Objective } from '../graph/training/objective.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 
 /** What a row is encoded for. */
 export interface EncodeContext {
-  readonly model: CausalModel
+  readonly model: Model
   /** Most tokens of an example; infinite where nothing limits it. */
   readonly maxLength: number
 }
@@ -29,13 +29,13 @@ export interface Task<Row = unknown, Example = unknown> {
   /** Returns a row of data as what the task learns from. Throws DataError when it has not the fields. */
   parse(row: unknown, where: string): Row
   /** Throws FormatError, MismatchError or ConfigError when the model's tokenizer cannot be used. */
-  encode(row: Row, context: EncodeContext): Encoded<Example>
+  encode(row: Row, context: EncodeContext, where: string): Encoded<Example>
   /**
    * Fixes what the training examples decide.
    *
    * @throws UnsupportedError when the model is not one for this task
    */
-  open(model: CausalModel, examples: readonly Example[]): OpenTask<Example>
+  open(model: Model, examples: readonly Example[]): OpenTask<Example>
 }
 
 /** A task for one model and one set of examples. */

@@ -2,7 +2,7 @@
 
 import { ConfigError, DataError } from '../base/errors.js'
 import type { Rows } from '../data/row.js'
-import type { CausalModel } from '../graph/model-folder.js'
+import type { Model } from '../graph/model-folder.js'
 import type { Task } from '../tasks/task.js'
 
 /** Longest time without a pause for the thread's other work. */
@@ -21,7 +21,7 @@ export interface EncodedRows {
 
 export interface EncodeOptions {
   readonly task: Task
-  readonly model: CausalModel
+  readonly model: Model
   /** Most tokens of an example; default: the model's context. */
   readonly maxLength?: number | undefined
   /** Where the rows come from, for messages. */
@@ -43,7 +43,7 @@ export async function encodeRows(rows: Rows, { task, model, maxLength, name }: E
   let pausedAt = performance.now()
   for await (const { row, where } of rows) {
     count++
-    const encoded = task.encode(task.parse(row, where), { model, maxLength: limit })
+    const encoded = task.encode(task.parse(row, where), { model, maxLength: limit }, where)
     if (encoded.isTruncated) truncatedRecords++
     if (encoded.examples.length === 0) skippedRecords++
     for (const example of encoded.examples) examples.push(example)
