@@ -5,6 +5,24 @@ import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
 import { filesIn, importsOf, root, staticImportsOf, textOf } from './project.js'
 
+const ROOMS = [
+  'base',
+  'kernels',
+  'linalg',
+  'formats',
+  'io',
+  'data',
+  'text',
+  'runtime',
+  'lora',
+  'peft',
+  'graph',
+  'tasks',
+]
+const ALL = [...ROOMS, 'merge', 'train', 'infer', 'index', 'node', 'init', 'cli']
+/** All layers but these. */
+const below = (...above: readonly string[]) => ALL.filter((layer) => !above.includes(layer))
+
 /** layer → the layers that it may import, beside its own folder. */
 const LAYERS: Record<string, readonly string[]> = {
   base: [],
@@ -22,22 +40,9 @@ const LAYERS: Record<string, readonly string[]> = {
   merge: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'linalg', 'lora', 'peft', 'graph'],
   train: ['base', 'kernels', 'formats', 'io', 'text', 'data', 'runtime', 'linalg', 'lora', 'peft', 'graph', 'tasks'],
   infer: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'linalg', 'lora', 'peft', 'graph', 'tasks'],
-  index: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'lora', 'peft', 'graph', 'merge', 'train', 'infer'],
-  node: [
-    'base',
-    'kernels',
-    'formats',
-    'io',
-    'text',
-    'runtime',
-    'lora',
-    'peft',
-    'graph',
-    'merge',
-    'train',
-    'infer',
-    'index',
-  ],
+  index: below('index', 'node', 'init', 'cli'),
+  node: below('node', 'init', 'cli'),
+  init: ['lora', 'index'],
   cli: ['index', 'node'],
 }
 
@@ -126,8 +131,8 @@ describe('layers of src/', () => {
       return loaded
     }
     const entry = [...loadedWith('src/node.ts')]
-    expect(entry).toContain('src/peft/adapter-folder.ts')
-    expect(entry.filter((path) => /^(@|src\/(graph|text|formats\/onnx)\/)/.test(path))).toEqual([])
+    expect(entry).toContain('src/lora/layer.ts')
+    expect(entry.filter((path) => /^(@|src\/(graph|text|peft|formats\/onnx)\/)/.test(path))).toEqual([])
     const commands = files.filter((path) => /^src\/cli\/[^/]*$/.test(path))
     const shown = new Set<string>()
     for (const path of commands) loadedWith(path, shown)

@@ -3,13 +3,15 @@ import { ConfigError } from '../../src/base/errors.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { readParameters, writeParameters } from '../../src/train/parameters.js'
 import { steadyMedian } from '../../src/train/report.js'
-import { resolveSettings, SETTINGS_DEFAULTS } from '../../src/train/settings.js'
+import { resolveSettings, TRAIN_DEFAULTS } from '../../src/train/settings.js'
+
+const { config: _, ...DEFAULTS } = TRAIN_DEFAULTS
 
 describe('resolveSettings', () => {
   it('fills in defaults, for undefined too', () => {
-    expect(resolveSettings({})).toEqual(SETTINGS_DEFAULTS)
+    expect(resolveSettings({})).toEqual(DEFAULTS)
     expect(resolveSettings({ batchSize: undefined, learningRate: 5e-3 })).toEqual({
-      ...SETTINGS_DEFAULTS,
+      ...DEFAULTS,
       learningRate: 5e-3,
     })
   })
