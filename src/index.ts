@@ -26,6 +26,7 @@ export type { SafetensorsDtype } from './formats/safetensors.js'
 export type { ModuleMap } from './graph/match/linears.js'
 export type { Model } from './graph/model-folder.js'
 export type { ToPlainOptions } from './index/adapters.js'
+export type { Data, DataFile } from './index/data.js'
 export type { CheckpointContents, InspectOptions, InspectReport, OnnxContents } from './index/inspect.js'
 export type {
   AdapterToMerge,
@@ -96,7 +97,7 @@ export type { AdapterReport, LayerReport, ProblemReport, ReplacementReport } fro
 export type { RuntimeHost } from './runtime/host.js'
 export type { OrtModule } from './runtime/onnxruntime.js'
 export type { Feeds, RuntimeTensor, SessionOptions, TensorData, TensorType } from './runtime/runtime.js'
-export type { TextRecord } from './text/records.js'
+export type { MessageRecord, TextRecord } from './text/records.js'
 export type { TextStream, Tokenizer } from './text/tokenizer.js'
 export type { TrainConfig, TrainerOptions, TrainingData, TrainResult } from './train/options.js'
 export type { EvaluationEvent, StepEvent, TrainEvents, TrainReport, TrainStage } from './train/report.js'

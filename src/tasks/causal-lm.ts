@@ -1,5 +1,5 @@
-// Causal language modeling: each token is predicted from those before it. Rows are {"text"}, every token of which is a target, or
-// {"prompt", "completion"}, where the completion's tokens are. The loss is the cross-entropy in nats per target.
+// Causal language modeling: each token is predicted from those before it. Every token of a text is a target; of a prompt and its
+// completion those of the completion, of a chat those that the assistant writes. The loss is the cross-entropy in nats per target.
 
 import { DataError, FormatError, UnsupportedError } from '../base/errors.js'
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
@@ -11,9 +11,20 @@ import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
 import type { Value } from '../graph/view/builder.js'
 import { Graph } from '../graph/view/graph.js'
 import type { Feeds } from '../runtime/runtime.js'
-import type { TextRecord } from '../text/records.js'
-import { checkRecord, checkVocabulary, countTargets, type Example, encodeRecord, IGNORED } from '../text/records.js'
-import type { Encoded, OpenTask, Task } from './task.js'
+import { type Chat, chatOf } from '../text/chat.js'
+import { encodeChat } from '../text/chat-encode.js'
+import type { ChatTemplate } from '../text/chat-template.js'
+import { ExampleStore } from '../text/example-store.js'
+import {
+  checkVocabulary,
+  countTargets,
+  type Example,
+  encodeText,
+  IGNORED,
+  type ParsedRecord,
+  parseRecord,
+} from '../text/records.js'
+import type { EncodeContext, Encoded, OpenTask, Task } from './task.js'
 import { attentionMask, ownLength, PROBE_BATCHES, padded, tokenLengths } from './token-batch.js'
 
 /** Graph inputs of the loss: rows with a target int64 (m), [row, target] int64 (m, 2). */
@@ -23,32 +34,68 @@ const TARGETS = 'loss/targets'
 /** Rows with a target where shapes are measured. */
 const PROBED_TARGETS = [4, 11] as const
 
-export const causalLm: Task<TextRecord, Example> = {
+export const causalLm: Task<ParsedRecord, Example> = {
   name: 'causal-lm',
   peftType: 'CAUSAL_LM',
 
-  parse: checkRecord,
+  parse: parseRecord,
 
-  encode(record, { model, maxLength }): Encoded<Example> {
-    const tokenizer = requireTokenizer(model)
-    const [eosTokenId] = model.eosTokenIds
-    if (eosTokenId === undefined) {
-      throw new FormatError({
-        where: tokenizer.name,
-        what: 'no file names the token that ends a text',
-        hint: 'Add eos_token to tokenizer_config.json, or eos_token_id to config.json',
-      })
-    }
-    const { inputIds, labels } = encodeRecord(record, tokenizer, eosTokenId)
-    checkVocabulary(inputIds, { tokenizer, vocabularySize: model.vocabularySize })
-    const example = { inputIds: inputIds.slice(0, maxLength), labels: labels.slice(0, maxLength) }
-    return {
-      examples: countTargets(example.labels) > 0 ? [example] : [],
-      isTruncated: inputIds.length > maxLength,
-    }
+  encode(record, context) {
+    const encoded = encode(record, context)
+    const { vocabularySize } = context.model
+    const tokenizer = requireTokenizer(context.model)
+    for (const { inputIds } of encoded.examples) checkVocabulary(inputIds, { tokenizer, vocabularySize })
+    return { ...encoded, examples: encoded.examples.filter(({ labels }) => countTargets(labels) > 0) }
   },
 
+  makeList: () => new ExampleStore(),
+
   open: (model) => new CausalLm(model),
+}
+
+function encode(record: ParsedRecord, context: EncodeContext): Encoded<Example> {
+  switch (record.kind) {
+    case 'text':
+      return record.text === '' ? { examples: [], isTruncated: false } : encodePair('', record.text, context)
+    case 'pair':
+      return encodePair(record.prompt, record.completion, context)
+    case 'answer': {
+      const { question, answer, system, where } = record
+      const template = context.chatTemplate()
+      if (template !== undefined) return encodeTurns(chatOf(question, answer, system), template, context, where)
+      return encodePair(`${system === undefined ? '' : `${system}\n\n`}${question}\n`, answer, context)
+    }
+    case 'chat': {
+      const template = context.chatTemplate()
+      if (template !== undefined) return encodeTurns(record.chat, template, context, record.where)
+      throw new FormatError({
+        where: context.model.directory.name,
+        what: 'this model has no chat template, and the data has chats',
+        hint: 'Give one with chatTemplate (--chat-template FILE), or write records of prompt and completion',
+      })
+    }
+  }
+}
+
+function encodePair(prompt: string, completion: string, { model, maxLength }: EncodeContext): Encoded<Example> {
+  const tokenizer = requireTokenizer(model)
+  const [eosTokenId] = model.eosTokenIds
+  if (eosTokenId === undefined) {
+    throw new FormatError({
+      where: tokenizer.name,
+      what: 'no file names the token that ends a text',
+      hint: 'Add eos_token to tokenizer_config.json, or eos_token_id to config.json',
+    })
+  }
+  const { inputIds, labels } = encodeText(prompt, completion, tokenizer, eosTokenId)
+  const example = { inputIds: inputIds.slice(0, maxLength), labels: labels.slice(0, maxLength) }
+  return { examples: [example], isTruncated: inputIds.length > maxLength }
+}
+
+function encodeTurns(chat: Chat, template: ChatTemplate, context: EncodeContext, where: string): Encoded<Example> {
+  const { model, maxLength, chatTemplateArgs: args } = context
+  const encoded = encodeChat(chat, { template, tokenizer: requireTokenizer(model), maxLength, args }, where)
+  return { examples: encoded.examples, isTruncated: encoded.isShortened || encoded.lostAnswers > 0 }
 }
 
 class CausalLm implements OpenTask<Example> {

@@ -6,7 +6,7 @@ import { MismatchError } from '../base/errors.js'
 import { serializeModel } from '../formats/onnx/model.js'
 import type { Model } from '../graph/model-folder.js'
 import type { LoraAdapter } from '../lora/adapter.js'
-import type { OpenTask } from '../tasks/task.js'
+import type { Examples, OpenTask } from '../tasks/task.js'
 import type { TrainSettings } from './settings.js'
 
 /** Settings that change no weight. */
@@ -25,8 +25,8 @@ export interface FingerprintParts {
   /** Name of the task. */
   task: string
   open: OpenTask
-  examples: readonly unknown[]
-  evalExamples: readonly unknown[] | undefined
+  examples: Examples<unknown>
+  evalExamples: Examples<unknown> | undefined
   settings: TrainSettings
   totalSteps: number
 }
@@ -62,7 +62,7 @@ export async function fingerprintOf(parts: FingerprintParts): Promise<Record<str
   return Object.fromEntries(entries.map(([key, value]) => [key, JSON.stringify(value) ?? 'none']))
 }
 
-function digestOf(open: OpenTask, examples: readonly unknown[]): string {
+function digestOf(open: OpenTask, examples: Examples<unknown>): string {
   const hash = new Hash()
   for (const example of examples) for (const part of open.content(example)) hash.add(part)
   return hash.digest()
