@@ -46,7 +46,7 @@ export async function loadModel(source: Source, options?: LoadModelOptions): Pro
  *
  * @example
  * const adapter = await loadAdapter('tests/golden/peft/f32')
- * for (const [name, layer] of adapter) console.log(name, layer.rank)
+ * for (const { name, kind, shape } of adapter.parts()) console.log(name, kind, shape)
  */
 export async function loadAdapter(source: Source, options?: LoadOptions): Promise<LoraAdapter> {
   return (await import('./adapters.js')).loadAdapter(source, options)

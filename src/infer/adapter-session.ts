@@ -11,7 +11,7 @@ import type { Model } from '../graph/model-folder.js'
 import { sessionModel } from '../graph/session-model.js'
 import { Graph } from '../graph/view/graph.js'
 import { LoraAdapter } from '../lora/adapter.js'
-import { requireKinds } from '../lora/plain.js'
+import { requireHandled } from '../lora/requirements.js'
 import { type Engine, openEngine } from '../runtime/host.js'
 import { type Remote, transfer } from '../runtime/rpc.js'
 import type { Feeds, RuntimeTensor, SessionOptions } from '../runtime/runtime.js'
@@ -189,7 +189,7 @@ export class OnnxSession<M extends SessionBase = SessionBase>
             hint: 'Call remove first, or choose another name',
           })
         }
-        requireKinds(adapter, ['linear', 'dora', 'lora-bias'], 'adapters of sessions')
+        requireHandled(adapter, ['linear', 'magnitude', 'biasB'], 'adapters of sessions')
         const placed = placeAdapter(this.#graph, this.#linears, adapter)
         added.push({ name, factors: await adapterFactors(this.model.onnx, this.#graph, placed) })
       }

@@ -44,7 +44,7 @@ const SAMPLE_BYTES = 64 << 10
 export async function fingerprintOf(parts: FingerprintParts): Promise<Record<string, string>> {
   const { model, adapter, task, open, examples, evalExamples, settings, totalSteps } = parts
   const weights = new Hash()
-  for (const [name, { weightA, weightB }] of adapter) {
+  for (const { name, weightA, weightB } of adapter.parts('linear')) {
     weights.add(new TextEncoder().encode(name)).add(bytesOf(weightA.data)).add(bytesOf(weightB.data))
   }
   const { peftFields, ...config } = adapter.config

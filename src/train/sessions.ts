@@ -55,7 +55,7 @@ export class TrainingSessions {
   static async create(parts: SessionParts, engine: Remote<TrainEngine>): Promise<TrainingSessions> {
     const { model, open, adapter, modules } = parts
     const runtime = runtimeBehind(engine, await engine.runtimeName())
-    const layers = [...adapter].map(([name, { d, k, rank, scaling }]) => ({ name, d, k, rank, scaling }))
+    const layers = adapter.parts('linear').map(({ name, d, k, rank, scaling }) => ({ name, d, k, rank, scaling }))
     const { dropout } = adapter.config
     const training = await buildTrainingGraph(model.onnx, runtime, open, { layers, modules, dropout })
     const evaluation = buildLossGraph(model.onnx, open, { layers, modules })

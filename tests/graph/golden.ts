@@ -42,7 +42,7 @@ export function openAdapter(folder: string): Promise<LoraAdapter> {
 }
 
 export function layersOf(adapter: LoraAdapter): TrainedLayer[] {
-  return [...adapter].map(([name, { d, k, rank, scaling }]) => ({ name, d, k, rank, scaling }))
+  return adapter.parts('linear').map(({ name, d, k, rank, scaling }) => ({ name, d, k, rank, scaling }))
 }
 
 /** Causal language modeling over a graph alone. */
@@ -76,11 +76,10 @@ export function partOf(name: string): [layer: string, factor: 'A' | 'B'] {
 
 /** A and Bᵀ of each parameter. */
 export function factorFeeds(parameters: readonly TrainedTensor[], adapter: LoraAdapter): Feeds {
-  const layers = new Map(adapter)
   return Object.fromEntries(
     parameters.map(({ name, input, shape }) => {
       const [layer, factor] = partOf(name)
-      const { weightA, weightB } = layers.get(layer)!
+      const { weightA, weightB } = adapter.layer(layer)
       const matrix = factor === 'A' ? weightA : weightB
       const data = factor === 'A' ? Float32Array.from(matrix.data) : transposed(matrix.data, matrix.shape)
       return [input, { type: 'float32', data, dims: shape }]
