@@ -15,7 +15,7 @@ import {
   SIGNAL,
 } from '../base/options.js'
 import { type DtypeChoice, GRAPH_DTYPES } from '../graph/graph-file.js'
-import type { CausalModel } from '../graph/model-folder.js'
+import type { Model } from '../graph/model-folder.js'
 import type { OnDownload } from '../io/hub/directory.js'
 import type { RuntimeHost } from '../runtime/host.js'
 import { platform } from './platform.js'
@@ -62,7 +62,7 @@ const OPTIONS: OptionTable<LoadModelOptions> = {
 const OTHER_FILES = /\.(gguf|safetensors|bin|pt|pth|ckpt|json)$/
 
 /** See the entry. */
-export async function loadModel(source: Source, options: LoadModelOptions = {}): Promise<CausalModel> {
+export async function loadModel(source: Source, options: LoadModelOptions = {}): Promise<Model> {
   checkOptions(options, { of: 'loadModel', table: OPTIONS })
   const { onDownload, signal } = options
   const remote = { ...(onDownload !== undefined && { onDownload }), ...(signal !== undefined && { signal }) }

@@ -17,7 +17,7 @@ import {
   unknownOption,
 } from '../base/options.js'
 import type { DtypeChoice } from '../graph/graph-file.js'
-import type { CausalModel } from '../graph/model-folder.js'
+import type { Model } from '../graph/model-folder.js'
 import { CONFIG_FIELDS } from '../lora/config.js'
 import { TASK_NAMES } from '../tasks/tasks.js'
 import type { TrainConfig, TrainerOptions, TrainResult } from '../train/options.js'
@@ -31,7 +31,7 @@ import { openTarget, SOURCE, type Source, TARGET, type Target } from './sources.
 /** What {@link train} takes. */
 export interface TrainOptions extends Omit<TrainerOptions, 'model' | 'data' | 'evalData' | 'out'> {
   /** The base: a model that is open, which stays open, or what {@link loadModel} takes. Its weights are read, never changed. */
-  readonly model: CausalModel | Source
+  readonly model: Model | Source
   /** Which graph of a model that is not open yet: see {@link loadModel}. */
   readonly dtype?: DtypeChoice | undefined
   /** What to learn from: records; the path of a file or folder of them (JSONL, JSON, CSV, TSV, Parquet, text), or a Blob; or several. */
@@ -90,8 +90,8 @@ export async function train(options: TrainOptions): Promise<TrainResult> {
     const { Trainer } = await import('../train/trainer.js')
     const trainer = new Trainer({
       ...rest,
-      config: await withDefaultTargets(options.config, model as CausalModel),
-      model: model as CausalModel,
+      config: await withDefaultTargets(options.config, model as Model),
+      model: model as Model,
       data: await openData(options.data, 'data', closeLater),
       evalData: options.evalData === undefined ? undefined : await openData(options.evalData, 'evalData', closeLater),
       out: options.out === undefined ? undefined : openTarget(options.out, 'out'),
@@ -111,10 +111,7 @@ function checkConfigNames(config: TrainConfig | undefined): void {
 }
 
 /** `default` as targetModules: what PEFT adapts in a model of that type. */
-async function withDefaultTargets(
-  config: TrainConfig | undefined,
-  model: CausalModel,
-): Promise<TrainConfig | undefined> {
+async function withDefaultTargets(config: TrainConfig | undefined, model: Model): Promise<TrainConfig | undefined> {
   if (config?.targetModules !== 'default') return config
   const { defaultTargetModules } = await import('../peft/default-targets.js')
   return { ...config, targetModules: defaultTargetModules(String(model.config.model_type)) }
