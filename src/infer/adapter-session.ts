@@ -4,10 +4,10 @@
 import { MismatchError, nearMisses, StateError } from '../base/errors.js'
 import { checkArgument, checkOptions, kind, listOf, NAME, type OptionTable, orNull } from '../base/options.js'
 import { affineInputs, injectLora, loraInputs } from '../graph/inject/inject.js'
-import { completeFeeds } from '../graph/inputs/tokens.js'
+import { completeFeeds } from '../graph/inputs/family.js'
 import { findLinears, type Linear, type ModuleMap } from '../graph/match/linears.js'
 import { placeAdapter } from '../graph/match/place-adapter.js'
-import type { CausalModel } from '../graph/model-folder.js'
+import type { Model } from '../graph/model-folder.js'
 import { sessionModel } from '../graph/session-model.js'
 import { Graph } from '../graph/view/graph.js'
 import { LoraAdapter } from '../lora/adapter.js'
@@ -36,7 +36,7 @@ const RUN_OPTIONS: OptionTable<RunOptions> = { adapter: orNull(NAME), outputName
 const TAKES_EMPTY_TENSORS = new Set(['cpu', 'wasm'])
 
 /** What a session needs of a model. Texts need all of it. */
-export interface SessionBase extends Pick<CausalModel, 'onnx' | 'runtime'> {
+export interface SessionBase extends Pick<Model, 'onnx' | 'runtime'> {
   close?(): Promise<void>
 }
 

@@ -3,7 +3,7 @@
 import { readFileSync } from 'node:fs'
 import { loadOnnx, type OnnxModel } from '../../src/formats/onnx/model.js'
 import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
-import type { CausalModel } from '../../src/graph/model-folder.js'
+import type { Model } from '../../src/graph/model-folder.js'
 import type { TrainedLayer, TrainedTensor } from '../../src/graph/training/training-graph.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import type { LoraAdapter } from '../../src/lora/adapter.js'
@@ -47,7 +47,7 @@ export function layersOf(adapter: LoraAdapter): TrainedLayer[] {
 
 /** Causal language modeling over a graph alone. */
 export function causalOf(onnx: OnnxModel): OpenTask<Example> {
-  return causalLm.open({ onnx, padTokenId: 0 } as CausalModel, [])
+  return causalLm.open({ onnx, padTokenId: 0 } as Model, [])
 }
 
 /** A run of a batch whose rows are padded on the right. */
