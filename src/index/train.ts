@@ -1,6 +1,7 @@
 // Training: opens what the options name, trains, and closes it again. What trains loads with the first call.
 
 import type { ByteSource } from '../base/bytes.js'
+import { ConfigError } from '../base/errors.js'
 import {
   BOOLEAN,
   COUNT,
@@ -16,7 +17,8 @@ import {
   STRING,
   unknownOption,
 } from '../base/options.js'
-import type { CausalModel } from '../graph/model-folder.js'
+import type { DtypeChoice } from '../graph/graph-file.js'
+import type { Model } from '../graph/model-folder.js'
 import { CONFIG_FIELDS } from '../lora/config.js'
 import { TASK_NAMES } from '../tasks/tasks.js'
 import type { TrainConfig, TrainerOptions, TrainingData, TrainResult } from '../train/options.js'
@@ -25,13 +27,15 @@ import type { TrainEvents } from '../train/report.js'
 import { SETTINGS_KINDS } from '../train/settings.js'
 import { ADAPTER } from './adapters.js'
 import { DATA, type Data, openData } from './data.js'
-import { loadModel } from './model.js'
+import { DTYPE, loadModel } from './model.js'
 import { openTarget, SOURCE, type Source, TARGET, type Target } from './sources.js'
 
 /** What {@link train} takes. */
 export interface TrainOptions extends Omit<TrainerOptions, 'model' | 'data' | 'evalData' | 'out'> {
   /** The base: a model that is open, which stays open, or what {@link loadModel} takes. Its weights are read, never changed. */
-  readonly model: CausalModel | Source
+  readonly model: Model | Source
+  /** Which graph of a model that is not open yet: see {@link loadModel}. */
+  readonly dtype?: DtypeChoice | undefined
   /** What to learn from: records; the path of a file or folder of them (JSONL, JSON, CSV, TSV, Parquet, text), or a Blob; or several. */
   readonly data: Data
   /** As `data`, for the loss before and after. */
@@ -46,6 +50,7 @@ export const MODEL = kind('a model of loadModel', (value) => isObject(value) && 
 const OPTIONS: OptionTable<TrainOptions> = {
   ...SETTINGS_KINDS,
   model: kind(`${MODEL.expected}, ${SOURCE.expected}`, (value) => MODEL.accepts(value) || SOURCE.accepts(value)),
+  dtype: DTYPE,
   task: oneOf(...TASK_NAMES),
   data: DATA,
   evalData: DATA,
@@ -69,7 +74,7 @@ const EVENTS: OptionTable<TrainEvents> = { stage: FUNCTION, step: FUNCTION, eval
 export interface PreviewDataOptions
   extends Pick<
     TrainOptions,
-    'model' | 'data' | 'task' | 'columns' | 'maxLength' | 'chatTemplate' | 'chatTemplateArgs'
+    'model' | 'dtype' | 'data' | 'task' | 'columns' | 'maxLength' | 'chatTemplate' | 'chatTemplateArgs'
   > {
   /** How many examples. Default 3. */
   readonly count?: number | undefined
@@ -77,6 +82,7 @@ export interface PreviewDataOptions
 
 const PREVIEW_OPTIONS: OptionTable<PreviewDataOptions> = {
   model: OPTIONS.model,
+  dtype: OPTIONS.dtype,
   data: OPTIONS.data,
   task: OPTIONS.task,
   columns: OPTIONS.columns,
@@ -97,8 +103,9 @@ export async function train(options: TrainOptions): Promise<TrainResult> {
   checkConfigNames(options.config)
   return withOpened(options, async (model, open) => {
     const { Trainer } = await import('../train/trainer.js')
+    const { dtype: _, ...rest } = options
     const trainer = new Trainer({
-      ...options,
+      ...rest,
       config: await withDefaultTargets(options.config, model),
       model,
       data: await open(options.data, 'data'),
@@ -121,16 +128,17 @@ export async function previewData(options: PreviewDataOptions): Promise<PreviewE
 
 /** Runs what needs a model and data, and closes what was opened for it. */
 async function withOpened<T>(
-  { model }: { readonly model: CausalModel | Source },
-  work: (model: CausalModel, open: (data: Data, where: string) => Promise<TrainingData>) => Promise<T>,
+  { model, dtype, signal }: Pick<TrainOptions, 'model' | 'dtype' | 'signal'>,
+  work: (model: Model, open: (data: Data, where: string) => Promise<TrainingData>) => Promise<T>,
 ): Promise<T> {
+  const isOpen = MODEL.accepts(model)
+  if (isOpen && dtype !== undefined) {
+    throw new ConfigError({ where: 'dtype', what: 'only where the model is not open yet' })
+  }
   const closers: (() => Promise<void>)[] = []
   try {
-    let opened = model as CausalModel
-    if (!MODEL.accepts(model)) {
-      opened = await loadModel(model as Source)
-      closers.push(() => opened.close())
-    }
+    const opened = isOpen ? (model as Model) : await loadModel(model as Source, { dtype, signal })
+    if (!isOpen) closers.push(() => opened.close())
     const closeLater = (file: ByteSource) => void closers.push(() => file.close())
     return await work(opened, (data, where) => openData(data, where, closeLater))
   } finally {
@@ -147,10 +155,7 @@ function checkConfigNames(config: TrainConfig | undefined): void {
 }
 
 /** `default` as targetModules: what PEFT adapts in a model of that type. */
-async function withDefaultTargets(
-  config: TrainConfig | undefined,
-  model: CausalModel,
-): Promise<TrainConfig | undefined> {
+async function withDefaultTargets(config: TrainConfig | undefined, model: Model): Promise<TrainConfig | undefined> {
   if (config?.targetModules !== 'default') return config
   const { defaultTargetModules } = await import('../peft/default-targets.js')
   return { ...config, targetModules: defaultTargetModules(String(model.config.model_type)) }

@@ -1,14 +1,14 @@
 // What differs between the things a model can be trained for, and nothing else: how a row of data becomes an example, what
 // is built on the model's outputs, what its loss is divided by, and what is told of it.
 
-import type { CausalModel } from '../graph/model-folder.js'
+import type { Model } from '../graph/model-folder.js'
 import type { Objective } from '../graph/training/objective.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import type { ChatTemplate } from '../text/chat-template.js'
 
 /** What a row is encoded for. */
 export interface EncodeContext {
-  readonly model: CausalModel
+  readonly model: Model
   /** Most tokens of an example; infinite where nothing limits it. */
   readonly maxLength: number
   /** The model's chat template; undefined where it has none. Throws FormatError when it has one that cannot be used. */
@@ -55,7 +55,7 @@ export interface Task<Row = unknown, Example = unknown> {
    *
    * @throws UnsupportedError when the model is not one for this task
    */
-  open(model: CausalModel, examples: Examples<Example>): OpenTask<Example>
+  open(model: Model, examples: Examples<Example>): OpenTask<Example>
 }
 
 /** A task for one model and one set of examples. */

@@ -2,7 +2,7 @@
 
 import { ConfigError, DataError } from '../base/errors.js'
 import type { Rows } from '../data/row.js'
-import type { CausalModel } from '../graph/model-folder.js'
+import type { Model } from '../graph/model-folder.js'
 import type { EncodeContext, ExampleList, Task } from '../tasks/task.js'
 import { loadChatTemplate } from '../text/chat-template.js'
 
@@ -24,7 +24,7 @@ export interface EncodedRows {
 
 export interface EncodeOptions {
   readonly task: Task
-  readonly model: CausalModel
+  readonly model: Model
   /** Most tokens of an example; default: the model's context. */
   readonly maxLength?: number | undefined
   /** Text of a chat template instead of the model's. */

@@ -4,7 +4,7 @@
 import type { ByteSource } from '../base/bytes.js'
 import { MismatchError } from '../base/errors.js'
 import { serializeModel } from '../formats/onnx/model.js'
-import type { CausalModel } from '../graph/model-folder.js'
+import type { Model } from '../graph/model-folder.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { Examples, OpenTask } from '../tasks/task.js'
 import type { TrainSettings } from './settings.js'
@@ -19,7 +19,7 @@ const WITHOUT_EFFECT: ReadonlySet<keyof TrainSettings> = new Set([
 ])
 
 export interface FingerprintParts {
-  model: CausalModel
+  model: Model
   /** As it was before the first step. */
   adapter: LoraAdapter
   /** Name of the task. */
@@ -44,7 +44,7 @@ const SAMPLE_BYTES = 64 << 10
 export async function fingerprintOf(parts: FingerprintParts): Promise<Record<string, string>> {
   const { model, adapter, task, open, examples, evalExamples, settings, totalSteps } = parts
   const weights = new Hash()
-  for (const [name, { weightA, weightB }] of adapter) {
+  for (const { name, weightA, weightB } of adapter.parts('linear')) {
     weights.add(new TextEncoder().encode(name)).add(bytesOf(weightA.data)).add(bytesOf(weightB.data))
   }
   const { peftFields, ...config } = adapter.config

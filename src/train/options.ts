@@ -3,7 +3,7 @@
 import type { ByteSource, Directory } from '../base/bytes.js'
 import type { ColumnNames } from '../data/columns.js'
 import type { ModuleMap } from '../graph/match/linears.js'
-import type { CausalModel } from '../graph/model-folder.js'
+import type { Model } from '../graph/model-folder.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfigInput } from '../lora/config.js'
 import type { Init } from '../lora/init/inits.js'
@@ -44,7 +44,7 @@ type Optional<T> = { readonly [K in keyof T]?: T[K] | undefined }
 /** What a {@link Trainer} is told: settings, and what they apply to. */
 export interface TrainerOptions extends Optional<TrainSettings> {
   /** The base. Its weights are read, never changed; it stays open. */
-  readonly model: CausalModel
+  readonly model: Model
   /** What the model is trained for. Default: to continue texts. */
   readonly task?: TaskName | undefined
   /** What to learn from. */

@@ -2,6 +2,7 @@
 
 import { UnsupportedError } from '../base/errors.js'
 import { readRows } from '../data/read-rows.js'
+import { requireTokenizer } from '../graph/model-folder.js'
 import { DEFAULT_TASK, loadTask } from '../tasks/tasks.js'
 import { encodeContext } from './examples.js'
 import type { TrainerOptions } from './options.js'
@@ -39,11 +40,12 @@ export async function previewExamples(options: PreviewOptions, count: number): P
   if (task.tokens === undefined)
     throw new UnsupportedError({ where: task.name, what: 'there is no preview of this task' })
   const context = await encodeContext(options)
+  const tokenizer = requireTokenizer(model)
   const found: PreviewExample[] = []
   for await (const { row, where } of readRows(data, { columns })) {
     for (const example of task.encode(task.parse(row, where), context).examples) {
       const { ids, counts } = task.tokens(example)
-      const texts = textsOf(ids, (some) => model.tokenizer.decode(some, { specialTokens: true }))
+      const texts = textsOf(ids, (some) => tokenizer.decode(some, { specialTokens: true }))
       found.push({ where, tokens: Array.from(ids, (id, i) => ({ id, text: texts[i], counts: counts(i) })) })
       if (found.length === count) return found
     }

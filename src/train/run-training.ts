@@ -6,7 +6,7 @@ import { isByteSource, isDirectory } from '../data/source.js'
 import { planSplit } from '../data/split.js'
 import { findLinears, type ModuleMap } from '../graph/match/linears.js'
 import { matchTargets } from '../graph/match/match.js'
-import type { CausalModel } from '../graph/model-folder.js'
+import type { Model } from '../graph/model-folder.js'
 import { checkTrainableForm } from '../graph/training/trainable-form.js'
 import { Graph } from '../graph/view/graph.js'
 import { LoraAdapter } from '../lora/adapter.js'
@@ -96,7 +96,7 @@ function nameOf(data: TrainingData, name: string): string {
   return names.length > 0 && !names.includes(undefined) ? listed(names as string[]) : name
 }
 
-function newAdapter(model: CausalModel, config: LoraConfig, modules: ModuleMap | undefined): LoraAdapter {
+function newAdapter(model: Model, config: LoraConfig, modules: ModuleMap | undefined): LoraAdapter {
   const graph = new Graph(model.onnx.proto)
   checkTrainableForm(graph)
   const adapter = new LoraAdapter(config)

@@ -1,12 +1,13 @@
 import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
-import { ConfigError, DataError, FormatError, MismatchError } from '../../src/base/errors.js'
+import { ConfigError, DataError, FormatError, MismatchError, UnsupportedError } from '../../src/base/errors.js'
 import { readRows } from '../../src/data/read-rows.js'
 import { planSplit } from '../../src/data/split.js'
 import { OnnxModel } from '../../src/formats/onnx/model.js'
-import type { CausalModel } from '../../src/graph/model-folder.js'
-import { causalLm } from '../../src/tasks/causal-lm.js'
+import { valueInfo } from '../../src/graph/inject/inject.js'
+import type { Model } from '../../src/graph/model-folder.js'
+import { causalLm, checkCausal } from '../../src/tasks/causal-lm.js'
 import { loadTask } from '../../src/tasks/tasks.js'
 import type { Example } from '../../src/text/records.js'
 import { makeTokenizer } from '../../src/text/tokenizer.js'
@@ -30,7 +31,7 @@ async function encodeBoth(rows: unknown[], { maxLength, chatTemplate, chatTempla
     contextLength: 256,
     directory: new MemoryDirectory({}, 'union-3m'),
     ...model,
-  } as unknown as CausalModel
+  } as unknown as Model
   return encodeRows(readRows(rows), {
     task,
     model: whole,
@@ -177,7 +178,7 @@ describe('collate', () => {
   for (const name of ['input_ids', 'attention_mask']) addInput(graph, name, DataType.INT64, ['b', 's'])
   addOutput(graph, 'logits', DataType.FLOAT)
   const onnx = new OnnxModel('test', 'model.onnx', graph.toModel(), new Map())
-  const task = causalLm.open({ onnx, padTokenId: 99 } as CausalModel, [])
+  const task = causalLm.open({ onnx, padTokenId: 99 } as Model, [])
   const example = (...ids: number[]): Example => ({
     inputIds: Int32Array.from(ids),
     labels: Int32Array.from(ids, (id, i) => (i < 2 ? -100 : id)),
@@ -204,4 +205,31 @@ it('names the tasks that there are', async () => {
   await expect(loadTask('causal-ml')).rejects.toThrow(
     /task: unknown; expected .*got "causal-ml". Did you mean causal-lm/,
   )
+})
+
+describe('a model that does not continue texts is refused', () => {
+  const graphOf = (output: string, dims: (number | string)[]) => {
+    const graph = emptyGraph(17)
+    for (const name of ['input_ids', 'attention_mask', 'token_type_ids'])
+      addInput(graph, name, DataType.INT64, ['b', 's'])
+    graph.outputs.push(valueInfo(output, DataType.FLOAT, dims))
+    return graph
+  }
+  const vocabularySize = 100
+
+  it.each<[string, Parameters<typeof graphOf>, string, RegExp]>([
+    ['an encoder', ['last_hidden_state', ['b', 's', 16]], 'BertModel', /got output last_hidden_state/],
+    ['one that fills gaps', ['logits', ['b', 's', 100]], 'BertForMaskedLM', /got BertForMaskedLM/],
+    ['one that classifies', ['logits', ['b', 2]], 'Unknown', /got logits of 2 axes/],
+    ['one that marks tokens', ['logits', ['b', 's', 9]], 'Unknown', /expected 100 logits, got 9/],
+  ])('%s', (_, graph, architecture, message) => {
+    const config = { architectures: [architecture] }
+    expect(() => checkCausal({ config, vocabularySize }, graphOf(...graph))).toThrow(UnsupportedError)
+    expect(() => checkCausal({ config, vocabularySize }, graphOf(...graph))).toThrow(message)
+  })
+
+  it('but not one whose config says nothing, or whose logits are wider', () => {
+    expect(() => checkCausal({ config: {}, vocabularySize }, graphOf('logits', ['b', 's', 'v']))).not.toThrow()
+    expect(() => checkCausal({ config: {}, vocabularySize }, graphOf('logits', ['b', 's', 128]))).not.toThrow()
+  })
 })
