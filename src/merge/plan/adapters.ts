@@ -103,6 +103,8 @@ export interface OpenAdapters {
   readonly layers: readonly LayerFactors[]
   readonly magnitudes: readonly LayerMagnitude[]
   readonly replacements: readonly BaseReplacement[]
+  /** task_type of the configs. */
+  readonly tasks: ReadonlySet<string>
   readonly sources: readonly ByteSource[]
   close(): Promise<void>
 }
@@ -144,11 +146,11 @@ export async function openAdapters(
         found.addFile(opened, sign * weight)
       }
     }
-    const { layers, magnitudes, replacements, sources } = found
+    const { layers, magnitudes, replacements, tasks, sources } = found
     if (layers.length === 0 && replacements.length === 0) {
       throw new MismatchError({ where: 'adapters', what: 'there is no layer to merge' })
     }
-    return { layers, magnitudes, replacements, sources, close }
+    return { layers, magnitudes, replacements, tasks, sources, close }
   } catch (error) {
     await close()
     throw error
@@ -199,10 +201,12 @@ class FoundParts {
   readonly layers: LayerFactors[] = []
   readonly magnitudes: LayerMagnitude[] = []
   readonly replacements: BaseReplacement[] = []
+  readonly tasks = new Set<string>()
   readonly sources: ByteSource[] = []
 
   addAdapter(adapter: LoraAdapter, weight: number): void {
     const { sources } = this
+    this.#addTask(adapter.config)
     for (const [name, layer] of [...adapter, ...adapter.embeddings, ...adapter.convolutions]) {
       const { config, weightA, weightB, magnitude } = layer
       const isEmbedding = layer instanceof EmbeddingLora
@@ -239,6 +243,7 @@ class FoundParts {
     weight: number,
   ): void {
     const index = this.sources.push(source) - 1
+    this.#addTask(config)
     const factor = (info: TensorInfo) => tensorFactor(source, index, info)
     for (const { name, kind, config: own, A, B, magnitude, biasB } of layers) {
       this.#addLayer(weight, {
@@ -263,6 +268,10 @@ class FoundParts {
     for (const [module, { info, indices }] of tokenRows) {
       this.replacements.push({ tensor: `${module}.weight`, source: index, info, rows: indices, isTied: isShared })
     }
+  }
+
+  #addTask({ taskType }: LoraConfig): void {
+    if (taskType !== undefined) this.tasks.add(taskType)
   }
 
   #addLayer(weight: number, { name, kind, config, shapes, a, b, magnitude, biasB }: LayerParts): void {
