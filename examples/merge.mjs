@@ -1,7 +1,7 @@
 // Folds an adapter that PEFT wrote into the ONNX model, and shows that nothing but the place of the numbers changed.
 
 import { fileURLToPath } from 'node:url'
-import { AdapterSession, generate, loadAdapter, loadModel, merge } from 'lowrank/node'
+import { loadAdapter, loadModel, merge, openSession } from 'lowrank'
 
 process.chdir(fileURLToPath(new URL('..', import.meta.url)))
 
@@ -21,8 +21,8 @@ for (const [folder, adapters] of [
   [out, {}],
 ]) {
   const model = await loadModel(folder)
-  const session = await AdapterSession.open(model, { adapters })
-  const { text } = await generate(session, 'The Congress', { adapter: session.adapters[0], maxNewTokens: 12 })
+  const session = await openSession(model, { adapters })
+  const { text } = await session.generate('The Congress', { adapter: session.adapters[0], maxNewTokens: 12 })
   console.log(`${folder}:${text}`)
   texts.push(text)
   await session.dispose()

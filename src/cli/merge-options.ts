@@ -1,6 +1,6 @@
 // What merging and unmerging share on the command line: options, adapters with their weights, and the run with its progress.
 
-import type { MergePlanReport, MergeProgress, MergeReport } from '../node.js'
+import type { MergePlanReport, MergeProgress, MergeReport } from '../index.js'
 import { printable } from './escape.js'
 import { EXIT_INTERRUPTED, interruptible } from './interrupt.js'
 import { integer, type Occurrence, type Option, readNumber, repeated, toggle, UsageError } from './options.js'

@@ -1,6 +1,6 @@
 // lowrank unmerge: takes adapters out of a merged checkpoint again, and says how close that comes to the original.
 
-import type { UnmergeFilesReport } from '../node.js'
+import type { UnmergeReport } from '../index.js'
 import { ADAPTERS, OUTPUT, partOf, runMerge, weightedAdapters } from './merge-options.js'
 import { choice, defineCommand, required, text } from './options.js'
 import { print, say, table, thousands } from './terminal.js'
@@ -30,14 +30,14 @@ export const unmerge = defineCommand({
     const node = await import('../node.js')
     return runMerge(
       json,
-      (run) => node.unmergeCheckpointFiles(merged, adapters, out, { ...options, ...run }),
+      (run) => node.unmerge({ ...options, merged, adapters, out, ...run }),
       showDifferences,
       partOf({ shards, finish: rest.finish }),
     )
   },
 })
 
-function showDifferences({ differences }: UnmergeFilesReport): void {
+function showDifferences({ differences }: UnmergeReport): void {
   if (differences === undefined) return
   const { differing, values, largest, steps, tensors } = differences
   if (differing === 0) {

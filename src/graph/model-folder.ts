@@ -2,14 +2,16 @@
 // reads the graph and the tokenizer; weights stay in their file.
 
 import { type Directory, readJson } from '../base/bytes.js'
-import { FileError, FormatError } from '../base/errors.js'
+import { ConfigError, FileError, FormatError } from '../base/errors.js'
 import { loadOnnx, type OnnxModel } from '../formats/onnx/model.js'
+import { HubDirectory } from '../io/hub/directory.js'
 import type { RuntimeHost } from '../runtime/host.js'
 import { loadTokenizer, type Tokenizer } from '../text/tokenizer.js'
+import { type DtypeChoice, findGraph } from './graph-file.js'
 
 /** A causal language model with its tokenizer, as `loadModel` reads it; weights stay in their file. */
 export interface CausalModel {
-  /** For messages and for an adapter's `base_model_name_or_path`: config.json's name, else the folder's. */
+  /** For messages and for an adapter's `base_model_name_or_path`: the id on the Hub, config.json's name, else the folder's. */
   readonly name: string
   /** The folder that it was read from. */
   readonly directory: Directory
@@ -41,12 +43,11 @@ export interface CausalModel {
 export interface LoadModelOptions {
   /** Where sessions of the model run: `webRuntime(url)`, `nodeRuntime()`, or `{ module }` for the caller's own thread. */
   runtime: RuntimeHost
-  /** The graph's path inside the folder; default: onnx/model.onnx, else model.onnx. */
+  /** The graph's path inside the folder. Default: by `dtype`. */
   onnxPath?: string | undefined
+  /** The type of the graph's weights: onnx/model_q4.onnx for `q4`. Default: what config.json says, else fp32. */
+  dtype?: DtypeChoice | undefined
 }
-
-/** Where a folder's graph is looked for, first match first. */
-const ONNX_PATHS = ['onnx/model.onnx', 'model.onnx']
 
 /** Names under which configs give the context length, most common first. */
 const CONTEXT_KEYS = ['max_position_embeddings', 'n_positions', 'n_ctx', 'max_seq_len', 'seq_length']
@@ -57,9 +58,14 @@ const CONTEXT_KEYS = ['max_position_embeddings', 'n_positions', 'n_ctx', 'max_se
  * @throws FileError when a part is missing, FormatError when one cannot be read
  */
 export async function loadModel(directory: Directory, options: LoadModelOptions): Promise<CausalModel> {
-  const path = options.onnxPath ?? (await findOnnx(directory))
-  if (!(await directory.has('config.json'))) throw missing(directory, 'config.json')
-  const config = await readObject(directory, 'config.json')
+  const { onnxPath, dtype } = options
+  if (onnxPath !== undefined && dtype !== undefined) {
+    throw new ConfigError({ where: 'dtype', what: 'only where the graph is not named itself', got: onnxPath })
+  }
+  const hasConfig = await directory.has('config.json')
+  const config = hasConfig ? await readObject(directory, 'config.json') : {}
+  const path = onnxPath ?? (await findGraph(directory, { dtype, config }))
+  if (!hasConfig) throw missing(directory, 'config.json')
   const hasGenerationConfig = await directory.has('generation_config.json')
   const generationConfig = hasGenerationConfig ? await readObject(directory, 'generation_config.json') : {}
   const tokenizer = await loadTokenizer(directory)
@@ -77,8 +83,7 @@ export async function loadModel(directory: Directory, options: LoadModelOptions)
     .flatMap(tokenIds)
     .filter((id) => id < (vocabularySize ?? Number.POSITIVE_INFINITY))
   return {
-    name:
-      typeof config._name_or_path === 'string' && config._name_or_path !== '' ? config._name_or_path : directory.name,
+    name: nameOf(directory, config),
     directory,
     onnxPath: path,
     config,
@@ -94,18 +99,10 @@ export async function loadModel(directory: Directory, options: LoadModelOptions)
   }
 }
 
-async function findOnnx(directory: Directory): Promise<string> {
-  for (const path of ONNX_PATHS) if (await directory.has(path)) return path
-  const files = await directory.list()
-  const hasCheckpoint = files.some((file) => /^(?!adapter_).*\.safetensors(\.index\.json)?$/.test(file))
-  throw new FileError({
-    where: directory.name,
-    what: 'no ONNX model in this folder',
-    expected: ONNX_PATHS.join(' or '),
-    hint: hasCheckpoint
-      ? 'Its safetensors checkpoint can be merged, but not run: take an ONNX export, such as those of onnx-community on the Hub'
-      : 'Name a folder as on the Hub for transformers.js, or the .onnx file itself',
-  })
+/** What an adapter names as its base. A name in config.json is a path on someone's machine as often as an id. */
+function nameOf(directory: Directory, { _name_or_path: name }: Record<string, unknown>): string {
+  if (directory instanceof HubDirectory) return directory.source.id
+  return typeof name === 'string' && name !== '' ? name : directory.name
 }
 
 function missing(directory: Directory, path: string): FileError {

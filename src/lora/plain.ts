@@ -54,7 +54,7 @@ export function requireUnchangedBase({ config }: Pick<AnyAdapter, 'config'>, use
   throw new UnsupportedError({
     where: 'init',
     what: `an adapter that started as ${config.init}, which changed the base weights, is not implemented for ${use}`,
-    hint: 'Make it plain LoRA first, with convertToPlain or `lowrank convert`',
+    hint: 'Make it plain LoRA first, with toPlain or `lowrank to-plain`',
   })
 }
 

@@ -1,92 +1,85 @@
-// Merging by path: tells ONNX models from safetensors checkpoints, and guards what is there already.
+// Merging from paths to paths: tells ONNX models from safetensors checkpoints, and guards what is there already.
 
 import path from 'node:path'
 import { type ByteSink, type Directory, readJson, writeFile } from '../base/bytes.js'
 import { FileError, listed } from '../base/errors.js'
-import { loadOnnx, mergeOnnx } from '../index/deferred.js'
-import { locate, NodeDirectory } from '../io/node/files.js'
-import { LoraAdapter } from '../lora/adapter.js'
-import {
-  type FileAdapter,
-  type MergeFilesOptions,
-  mergeCheckpointFiles,
-  planCheckpointFiles,
-} from '../merge/node/merge.js'
+import { openAdapter } from '../index/adapters.js'
+import { findOnnx } from '../index/inspect.js'
+import type { AdapterToMerge, MergeOptions } from '../index/merge-options.js'
+import type { PathMerging } from '../index/path-merging.js'
+import { openSource } from '../index/sources.js'
+import { NodeDirectory } from '../io/node/files.js'
+import type { LoraAdapter } from '../lora/adapter.js'
+import { type FileAdapter, mergeCheckpointFiles, planCheckpointFiles } from '../merge/node/merge.js'
 import { RECORD_FILE, refuseEnding } from '../merge/node/place.js'
+import { unmergeCheckpointFiles } from '../merge/node/unmerge.js'
 import type { MergeReport } from '../merge/output.js'
 import type { WeightedAdapter } from '../merge/weighted.js'
-import { loadAdapter, locateModel } from './model.js'
 
-/** Options of checkpoints beside `overwrite`, `signal` and `onProgress` do nothing for ONNX models. */
-export interface MergeByPathOptions extends MergeFilesOptions {
-  /** Path of an .onnx or .safetensors file, or of a folder: its checkpoint, else its ONNX model. */
-  base: string
-  /** PEFT adapter folders or adapters, each with a weight if it is not 1. */
-  adapters: FileAdapter | readonly FileAdapter[]
-  /** Path of the result: a file if it ends in .onnx or .safetensors, else a folder that gets the base's other files too. */
-  out: string
-}
-
-/**
- * Writes a base model with adapters folded in. All files of the result appear together.
- *
- * @throws what mergeOnnx and mergeCheckpoint of `lowrank` throw; FileError when a path leads nowhere, or `out` is not empty
- */
-export async function merge(options: MergeByPathOptions): Promise<MergeReport> {
+export const merge: PathMerging['merge'] = async (options) => {
   const { base, out, adapters, ...rest } = options
-  const list = Array.isArray(adapters) ? adapters : [adapters as FileAdapter]
   const onnx = await locateOnnx(base)
-  return onnx === undefined
-    ? mergeCheckpointFiles(base, list, out, rest)
-    : mergeIntoOnnx(onnx, list, { ...options, isDry: false })
+  if (onnx !== undefined) return mergeIntoOnnx(onnx, { ...options, isDry: false })
+  return mergeCheckpointFiles(base, await fileAdapters(adapters), out, rest)
 }
 
-/** What {@link merge} would do: it computes or plans, but writes nothing. Throws as that does. */
-export async function planMerge(options: MergeByPathOptions): Promise<MergePlanReport> {
+/** For ONNX models it computes, but writes nothing. */
+export const planMerge: PathMerging['planMerge'] = async (options) => {
   const { base, out, adapters, ...rest } = options
-  const list = Array.isArray(adapters) ? adapters : [adapters as FileAdapter]
   const onnx = await locateOnnx(base)
-  return onnx === undefined
-    ? planCheckpointFiles(base, list, out, rest)
-    : mergeIntoOnnx(onnx, list, { ...options, isDry: true })
+  if (onnx !== undefined) return mergeIntoOnnx(onnx, { ...options, isDry: true })
+  return planCheckpointFiles(base, await fileAdapters(adapters), out, rest)
 }
 
-/** What a merge would write and change. */
-export type MergePlanReport = Pick<MergeReport, 'out' | 'tensors' | 'changed' | 'bytes'> & {
-  layers: { name: string }[]
-}
+export const unmerge: PathMerging['unmerge'] = async ({ merged, adapters, out, ...options }) =>
+  unmergeCheckpointFiles(merged, await fileAdapters(adapters), out, options)
 
 interface OnnxBase {
-  directory: NodeDirectory
+  directory: Directory
   file: string
 }
 
 /** The ONNX model that a path means; undefined when it means a checkpoint. */
-export async function locateOnnx(target: string): Promise<OnnxBase | undefined> {
-  const { directory, file } = await locate(target)
-  if (file !== undefined) {
-    if (/\.(safetensors|json|bin|pt|pth|ckpt)$/.test(file)) return undefined
-    const model = await locateModel(target)
-    return { directory: model.directory, file: model.onnxPath! }
-  }
-  const files = await directory.list()
-  if (files.some((name) => /\.safetensors(\.index\.json)?$/.test(name))) return undefined
-  for (const graph of ['onnx/model.onnx', 'model.onnx']) {
-    if (await directory.has(graph)) return { directory, file: graph }
-  }
-  return undefined
+async function locateOnnx(target: string): Promise<OnnxBase | undefined> {
+  const location = await openSource(target, 'base')
+  const file = await findOnnx(location)
+  return file === undefined ? undefined : { directory: location.directory, file }
+}
+
+/** What merging by path reads itself stays a path; other adapters come into memory. */
+function fileAdapters(given: MergeOptions['adapters']): Promise<FileAdapter[]> {
+  const list = (Array.isArray(given) ? given : [given]) as AdapterToMerge[]
+  return Promise.all(
+    list.map(async (one): Promise<FileAdapter> => {
+      const { adapter, weight } = withWeight(one)
+      return { adapter: typeof adapter === 'string' ? adapter : await openAdapter(adapter, 'adapters'), weight }
+    }),
+  )
+}
+
+function withWeight(one: AdapterToMerge): Exclude<AdapterToMerge, LoraAdapter | string | Directory | Iterable<File>> {
+  return typeof one === 'object' && 'adapter' in one ? one : { adapter: one }
 }
 
 async function mergeIntoOnnx(
   base: OnnxBase,
-  adapters: readonly FileAdapter[],
-  { out, overwrite = false, signal, onProgress, strict, isDry }: MergeByPathOptions & { isDry: boolean },
+  {
+    adapters,
+    out,
+    overwrite = false,
+    signal,
+    onProgress,
+    strict,
+    isDry,
+  }: MergeOptions & { out: string; isDry: boolean },
 ): Promise<MergeReport> {
   refuseEnding(out, 'onnx')
   const isFile = out.endsWith('.onnx')
   const folder = new NodeDirectory(isFile ? path.dirname(out) : out)
   const replaced = isFile ? await checkOutputFile(folder, path.basename(out)) : await checkOutput(folder, overwrite)
   const target = new OutputDirectory(folder, isDry)
+  const { loadOnnx } = await import('../formats/onnx/model.js')
+  const { mergeOnnx } = await import('../merge/onnx/merge-onnx.js')
   const model = await loadOnnx(base.directory, base.file)
   let report: MergeReport
   try {
@@ -114,13 +107,13 @@ interface MergeRecord {
   layers: MergeReport['layers']
 }
 
-/** Reads the folders among the adapters. */
-function openAll(adapters: readonly FileAdapter[]): Promise<WeightedAdapter[]> {
+/** All adapters in memory. */
+function openAll(given: MergeOptions['adapters']): Promise<WeightedAdapter[]> {
+  const list = (Array.isArray(given) ? given : [given]) as AdapterToMerge[]
   return Promise.all(
-    adapters.map(async (input) => {
-      const isBare = typeof input === 'string' || input instanceof LoraAdapter
-      const { adapter, weight = 1 } = isBare ? { adapter: input } : input
-      return { adapter: typeof adapter === 'string' ? await loadAdapter(adapter) : adapter, weight }
+    list.map(async (one) => {
+      const { adapter, weight = 1 } = withWeight(one)
+      return { adapter: await openAdapter(adapter, 'adapters'), weight }
     }),
   )
 }

@@ -71,7 +71,7 @@ export interface ProblemReport {
   message: string
 }
 
-/** What `inspectAdapter` found. */
+/** What inspecting an adapter found. */
 export interface AdapterReport {
   config: LoraConfig
   /** As {@link LoraAdapter.totalTrainableParams}. */
@@ -220,7 +220,7 @@ function warningsOf(report: ReportedParts): string[] {
   }
   if (changesBase(config.init)) {
     warnings.push(
-      `It started as ${config.init}, which took a part of the base into B·A: B·A is not its change. \`lowrank convert\` makes plain LoRA of it`,
+      `It started as ${config.init}, which took a part of the base into B·A: B·A is not its change. \`lowrank to-plain\` makes plain LoRA of it`,
     )
   }
   // A magnitude or a bias changes something all the same.

@@ -1,8 +1,7 @@
-// Training and evaluation records: JSON lines → token ids and labels. A record is {"text"}, every token of which is a
+// Records of texts → token ids and labels. A record is {"text"}, every token of which is a
 // target, or {"prompt", "completion"}, where the completion's tokens are. One eos ends each record and is a target too.
 
-import type { ByteSource } from '../base/bytes.js'
-import { ConfigError, DataError, FormatError, MismatchError } from '../base/errors.js'
+import { DataError, MismatchError } from '../base/errors.js'
 import type { Tokenizer } from './tokenizer.js'
 
 /** One line of a JSONL file. */
@@ -16,65 +15,6 @@ export interface Example {
   readonly inputIds: Int32Array
   /** labels[i] is the token at i, or IGNORED: not shifted. Nothing predicts the first token, so it is never a target. */
   readonly labels: Int32Array
-}
-
-export interface EncodedRecords {
-  readonly examples: Example[]
-  /** Records that were longer than the limit and lost their end. */
-  readonly truncatedRecords: number
-  /** Records left out because no target was left in them. */
-  readonly skippedRecords: number
-  /** The limit that held. */
-  readonly maxLength: number
-}
-
-export interface EncodeOptions {
-  tokenizer: Tokenizer
-  /** Ends each record. */
-  eosTokenId: number | undefined
-  /** Number of tokens that the model knows, if known. */
-  vocabularySize?: number | undefined
-  /** The model's context in tokens, if known. */
-  contextLength?: number | undefined
-  /** Most tokens of a record; default: the context. */
-  maxLength?: number | undefined
-  /** Where the records come from, for messages. */
-  name: string
-}
-
-/** Bytes read at a time: large enough for few reads, small beside a model. */
-const CHUNK_BYTES = 1 << 20
-
-/** Longest time without a pause for the thread's other work. */
-const YIELD_MS = 16
-
-/**
- * Reads a JSONL file. Empty lines are skipped.
- *
- * @throws DataError naming the file and the line: no JSON, not UTF-8, not a record; or the file holds no record
- */
-export async function loadRecords(source: ByteSource): Promise<TextRecord[]> {
-  const records: TextRecord[] = []
-  let lineNumber = 0
-  for await (const line of lines(source)) {
-    lineNumber++
-    if (line.trim() === '') continue
-    const where = `${source.name}, line ${lineNumber}`
-    let value: unknown
-    try {
-      value = JSON.parse(line)
-    } catch (cause) {
-      throw new DataError({
-        where,
-        what: `not valid JSON (${(cause as Error).message})`,
-        hint: 'Each line is one JSON object',
-        cause,
-      })
-    }
-    records.push(checkRecord(value, where))
-  }
-  if (records.length === 0) throw new DataError({ where: source.name, what: 'it holds no records' })
-  return records
 }
 
 /** Returns `value` as a record. Throws DataError when it has not the fields of one, or those of both kinds. */
@@ -112,103 +52,13 @@ function fieldsOf(value: unknown): string {
   return fields.length === 0 ? 'no fields' : fields.slice(0, 8).join(', ')
 }
 
-async function* lines(source: ByteSource): AsyncGenerator<string> {
-  const decoder = new TextDecoder('utf-8', { fatal: true })
-  let rest = ''
-  let number = 1
-  for (let offset = 0; offset < source.byteLength; offset += CHUNK_BYTES) {
-    const byteLength = Math.min(CHUNK_BYTES, source.byteLength - offset)
-    const bytes = await source.read(offset, byteLength)
-    try {
-      rest += decoder.decode(bytes, { stream: offset + byteLength < source.byteLength })
-    } catch (cause) {
-      throw new DataError({
-        where: `${source.name}, in or after line ${number}`,
-        what: 'not valid UTF-8',
-        hint: 'Save the file as UTF-8',
-        cause,
-      })
-    }
-    const complete = rest.split('\n')
-    rest = complete.pop() as string
-    number += complete.length
-    yield* complete
-  }
-  if (rest !== '') yield rest
-}
-
-/**
- * The most tokens of a record: the limit asked for, else the context.
- *
- * @throws ConfigError when the limit is no integer above 1 or exceeds the context
- */
-function resolveMaxLength(maxLength: number | undefined, contextLength: number | undefined): number {
-  if (maxLength === undefined) return contextLength ?? Number.POSITIVE_INFINITY
-  if (!Number.isSafeInteger(maxLength) || maxLength < 2) {
-    throw new ConfigError({
-      where: 'maxLength',
-      what: 'out of range',
-      expected: 'an integer above 1',
-      got: String(maxLength),
-    })
-  }
-  if (contextLength !== undefined && maxLength > contextLength) {
-    throw new ConfigError({
-      where: 'maxLength',
-      what: "above the model's context",
-      expected: `at most ${contextLength}`,
-      got: String(maxLength),
-    })
-  }
-  return maxLength
-}
-
-/**
- * Tokenises records in order, pausing now and then so that the thread stays responsive.
- *
- * @throws DataError when no record has a target, FormatError when the model names no token that ends a text, MismatchError
- *   when the tokenizer gives tokens that the model has not
- */
-export async function encodeRecords(records: readonly TextRecord[], options: EncodeOptions): Promise<EncodedRecords> {
-  const maxLength = resolveMaxLength(options.maxLength, options.contextLength)
-  const { eosTokenId } = options
-  if (eosTokenId === undefined) {
-    throw new FormatError({
-      where: options.tokenizer.name,
-      what: 'no file names the token that ends a text',
-      hint: 'Add eos_token to tokenizer_config.json, or eos_token_id to config.json',
-    })
-  }
-  const examples: Example[] = []
-  let truncatedRecords = 0
-  let skippedRecords = 0
-  let pausedAt = performance.now()
-  for (const record of records) {
-    const { inputIds, labels } = encodeRecord(record, options.tokenizer, eosTokenId)
-    checkVocabulary(inputIds, options)
-    if (inputIds.length > maxLength) truncatedRecords++
-    const example = { inputIds: inputIds.slice(0, maxLength), labels: labels.slice(0, maxLength) }
-    if (countTargets(example.labels) > 0) examples.push(example)
-    else skippedRecords++
-    if (performance.now() - pausedAt > YIELD_MS) {
-      await new Promise((resolve) => setTimeout(resolve))
-      pausedAt = performance.now()
-    }
-  }
-  if (examples.length === 0) {
-    throw new DataError({
-      where: options.name,
-      what: records.length === 0 ? 'it holds no records' : 'no record has a token to learn from',
-      ...(truncatedRecords > 0 ? { hint: `maxLength ${maxLength} cuts off every completion: raise it` } : {}),
-    })
-  }
-  return { examples, truncatedRecords, skippedRecords, maxLength }
-}
-
 /** Throws MismatchError when the tokenizer gave tokens that the model has not. */
 export function checkVocabulary(
   ids: Iterable<number>,
-  { vocabularySize = Number.POSITIVE_INFINITY, tokenizer }: Pick<EncodeOptions, 'vocabularySize' | 'tokenizer'>,
+  {
+    vocabularySize = Number.POSITIVE_INFINITY,
+    tokenizer,
+  }: { vocabularySize: number | undefined; tokenizer: Tokenizer },
 ): void {
   for (const id of ids) {
     if (id < vocabularySize) continue

@@ -1,5 +1,6 @@
 // What a trainer does once it is told to: reads and encodes the records, makes the adapter for the model, and trains it.
 
+import { readRows } from '../data/read-rows.js'
 import { findLinears, type ModuleMap } from '../graph/match/linears.js'
 import { matchTargets } from '../graph/match/match.js'
 import type { CausalModel } from '../graph/model-folder.js'
@@ -7,7 +8,9 @@ import { checkTrainableForm } from '../graph/training/trainable-form.js'
 import { Graph } from '../graph/view/graph.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfig } from '../lora/config.js'
-import { checkRecord, type EncodedRecords, encodeRecords, loadRecords } from '../text/records.js'
+import type { Task } from '../tasks/task.js'
+import { DEFAULT_TASK, loadTask } from '../tasks/tasks.js'
+import { type EncodedRows, encodeRows } from './examples.js'
 import type { TrainerOptions, TrainingData, TrainResult } from './options.js'
 import type { TrainReport } from './report.js'
 import { checkRunFolder, type FolderUse } from './run-folder.js'
@@ -22,16 +25,20 @@ export async function runTraining(
 ): Promise<TrainResult> {
   const startedAt = performance.now()
   const { model, out, on, modules, signal } = options
+  const task = await loadTask(options.task ?? DEFAULT_TASK)
   const use: FolderUse = options.resume ? 'resume' : options.overwrite ? 'overwrite' : 'new'
   if (out !== undefined) await checkRunFolder(out, use)
   on?.stage?.('encode')
-  const records = await encode(options, settings, options.data, 'data')
+  const records = await encode(options, settings, task, options.data, 'data')
   const evalRecords =
-    options.evalData === undefined ? undefined : await encode(options, settings, options.evalData, 'evalData')
+    options.evalData === undefined ? undefined : await encode(options, settings, task, options.evalData, 'evalData')
   on?.stage?.('prepare')
-  const adapter = options.adapter ?? newAdapter(model, config, modules)
+  const adapter =
+    options.adapter ?? newAdapter(model, { ...config, taskType: config.taskType ?? task.peftType }, modules)
   const result = await trainAdapter({
     model,
+    task: task.name,
+    open: task.open(model, records.examples),
     adapter,
     modules,
     settings,
@@ -56,22 +63,19 @@ export async function runTraining(
 async function encode(
   { model, on }: TrainerOptions,
   settings: TrainSettings,
+  task: Task,
   data: TrainingData,
   name: string,
-): Promise<EncodedRecords> {
-  const isFile = 'read' in data
-  const records = isFile ? await loadRecords(data) : data.map((record, i) => checkRecord(record, `${name}[${i}]`))
-  const where = isFile ? data.name : name
-  const encoded = await encodeRecords(records, {
-    tokenizer: model.tokenizer,
-    eosTokenId: model.eosTokenIds[0],
-    vocabularySize: model.vocabularySize,
-    contextLength: model.contextLength,
+): Promise<EncodedRows> {
+  const where = 'read' in data ? data.name : name
+  const encoded = await encodeRows(readRows(data, { name }), {
+    task,
+    model,
     maxLength: settings.maxLength,
     name: where,
   })
   const { truncatedRecords, skippedRecords } = encoded
-  const count = (n: number) => `${n} of ${records.length} records`
+  const count = (n: number) => `${n} of ${encoded.rows} records`
   if (truncatedRecords > 0) on?.warning?.(`${where}: ${count(truncatedRecords)} cut to ${encoded.maxLength} tokens`)
   if (skippedRecords > 0) on?.warning?.(`${where}: ${count(skippedRecords)} left out, because they have no target`)
   return encoded

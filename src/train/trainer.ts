@@ -4,12 +4,13 @@
 import type { ByteSource } from '../base/bytes.js'
 import { ConfigError, StateError } from '../base/errors.js'
 import type { LoraAdapter } from '../lora/adapter.js'
-import { type LoraConfig, resolveConfig, TRAIN_DEFAULTS } from '../lora/config.js'
+import { type LoraConfig, resolveConfig } from '../lora/config.js'
 import { requirePlain, requirePlainConfig } from '../lora/plain.js'
+import { checkTaskName, DEFAULT_TASK } from '../tasks/tasks.js'
 import type { TrainerOptions, TrainResult } from './options.js'
-import { resolveSettings, type TrainSettings } from './settings.js'
+import { resolveSettings, TRAIN_DEFAULTS, type TrainSettings } from './settings.js'
 
-/** Trains an adapter of a causal language model; `train` of lowrank/node does so with paths. */
+/** Trains an adapter of a causal language model. What the options name is open. */
 export class Trainer {
   /** The options' settings, with defaults where they have none. */
   readonly settings: TrainSettings
@@ -25,6 +26,7 @@ export class Trainer {
   constructor(options: TrainerOptions) {
     this.#options = options
     this.settings = resolveSettings(options)
+    checkTaskName(options.task ?? DEFAULT_TASK)
     checkData('data', options.data)
     if (options.evalData !== undefined) checkData('evalData', options.evalData)
     checkTogether(options, this.settings)
@@ -32,8 +34,7 @@ export class Trainer {
     this.config =
       options.adapter?.config ??
       resolveConfig({
-        ...TRAIN_DEFAULTS,
-        taskType: 'CAUSAL_LM',
+        ...TRAIN_DEFAULTS.config,
         baseModel: options.model.name,
         ...Object.fromEntries(given),
       })
@@ -60,7 +61,6 @@ function checkData(where: string, data: unknown): void {
     where,
     what: 'neither records nor a file that is open',
     got: typeof data,
-    hint: '`train` of lowrank/node takes paths',
   })
 }
 

@@ -4,7 +4,7 @@ import { fileURLToPath } from 'node:url'
 import { MessageChannel, type MessagePort } from 'node:worker_threads'
 import * as ort from 'onnxruntime-node'
 import { Random } from '../../src/base/random.js'
-import { causalInputs } from '../../src/graph/inputs/causal-inputs.js'
+import { tokenInputs } from '../../src/graph/inputs/tokens.js'
 import { findLinears } from '../../src/graph/match/linears.js'
 import { type CausalModel, loadModel } from '../../src/graph/model-folder.js'
 import { Graph } from '../../src/graph/view/graph.js'
@@ -35,6 +35,25 @@ export const oneThread: OrtModule = {
 
 /** Sessions in the test's own thread. */
 export const inThread: RuntimeHost = { module: oneThread }
+
+/** ONNX Runtime that keeps what runs are fed. It knows of all providers: sessions are opened on its own. */
+export function recordingRuntime(): { module: OrtModule; fed: Feeds[] } {
+  const fed: Feeds[] = []
+  const create: OrtModule['InferenceSession']['create'] = async (model, options = {}) => {
+    const { executionProviders: _, ...rest } = options
+    const session = await oneThread.InferenceSession.create(model, rest)
+    return {
+      inputNames: session.inputNames,
+      outputNames: session.outputNames,
+      run: (feeds, names) => {
+        fed.push(feeds as Feeds)
+        return session.run(feeds, names)
+      },
+      release: () => session.release(),
+    }
+  }
+  return { module: { ...oneThread, InferenceSession: { create } }, fed }
+}
 
 /** A host whose workers share the test's thread but get every message as a structured clone, as real ones do. */
 export function messageHost(): { host: RuntimeHost; closed: () => number } {
@@ -83,7 +102,7 @@ export function makeAdapter(model: CausalModel, modules: RegExp, { seed = 1, ran
 
 /** Feeds of a model for rows of equal length, with an empty cache. */
 export function feedsOf(model: CausalModel, rows: readonly (readonly number[])[]): Feeds {
-  const inputs = causalInputs(new Graph(model.onnx.proto))
+  const inputs = tokenInputs(new Graph(model.onnx.proto))
   const [batch, sequence] = [rows.length, rows[0].length]
   const attentionMask = new Uint8Array(batch * sequence).fill(1)
   return { ...inputs.feeds({ batch, sequence, inputIds: rows.flat(), attentionMask }), ...inputs.emptyCache(batch) }

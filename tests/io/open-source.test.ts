@@ -1,10 +1,11 @@
+import { readFile } from 'node:fs/promises'
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import path from 'node:path'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
-import { type Directory, readJson } from '../../src/base/bytes.js'
+import { type Directory, MemoryDirectory, readJson } from '../../src/base/bytes.js'
 import type { Located } from '../../src/io/locate.js'
-import { openText } from '../../src/io/node/open-source.js'
+import { bringFiles, openText } from '../../src/io/node/open-source.js'
 import { openTextInBrowser } from '../../src/io/web/open-source.js'
 import { FakeCaches } from './hub/fake-caches.js'
 import { current, FILES, failure, isWeights, noise, text, WEIGHTS } from './hub/toolkit.js'
@@ -165,10 +166,22 @@ describe.each([
   })
 })
 
+test('files are brought onto this machine, and lie there under their own names', async () => {
+  const { directory } = await inNode('hf:org/model/onnx')
+  const folder = (await bringFiles(directory, ['model.onnx']))!
+  expect(isWeights(await readFile(path.join(folder, 'model.onnx')))).toBe(true)
+  const kept = (await bringFiles((await inNode(`${site.url}/m`)).directory, ['config.json']))!
+  expect(await readFile(path.join(kept, 'config.json'), 'utf8')).toBe('{"model_type": "llama"}')
+  expect(await bringFiles((await inNode('models/union-3m')).directory, [])).toBe('models/union-3m')
+  expect(await bringFiles(new MemoryDirectory(), [])).toBeUndefined()
+})
+
 test('paths are as they were', async () => {
   const model = path.join('models', 'union-3m')
   expect(await inNode(model)).toMatchObject({ directory: { name: model }, file: undefined })
   expect(await inNode(`./${model}/config.json`)).toMatchObject({ file: 'config.json' })
+  const graph = await inNode(path.join(model, 'onnx', 'model.onnx'))
+  expect(graph).toMatchObject({ directory: { name: model }, file: 'onnx/model.onnx' })
   expect((await failure(inNode('./org/model'))).message).toMatch(/no such file or folder/)
   await expect(inBrowser('./model')).rejects.toThrow(/a path, and browsers open none/)
   expect(current.hub.seen).toEqual([])

@@ -13,7 +13,7 @@ import { findLinears } from '../../src/graph/match/linears.js'
 import type { CausalModel } from '../../src/graph/model-folder.js'
 import { makeAttribute } from '../../src/graph/view/attributes.js'
 import { Graph } from '../../src/graph/view/graph.js'
-import { AdapterSession } from '../../src/infer/adapter-session.js'
+import { OnnxSession } from '../../src/infer/adapter-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { mergeOnnx } from '../../src/merge/onnx/merge-onnx.js'
@@ -42,7 +42,7 @@ afterAll(async () => {
 
 async function logitsOf(model: CausalModel, onnx: OnnxModel, adapter?: LoraAdapter) {
   const adapters = adapter === undefined ? undefined : { adapter }
-  const session = await AdapterSession.open({ onnx, runtime: inThread }, { ...(adapters && { adapters }) })
+  const session = await OnnxSession.open({ onnx, runtime: inThread }, { ...(adapters && { adapters }) })
   const { logits } = await session.run(feedsOf(model, ROWS), { adapter: adapter && 'adapter' })
   await session.dispose()
   return logits
@@ -90,7 +90,7 @@ describe('the merged model', () => {
     }
     const out = new MemoryDirectory()
     await mergeOnnx(union.onnx, await loadAdapter(folder), out)
-    const session = await AdapterSession.open({ onnx: await loadOnnx(out, 'model.onnx'), runtime: inThread })
+    const session = await OnnxSession.open({ onnx: await loadOnnx(out, 'model.onnx'), runtime: inThread })
     for (const { inputIds, logitIds, logits } of expected.prompts) {
       const row = rowOf((await session.run(feedsOf(union, [inputIds]))).logits)
       const got = logitIds.map((id) => row[id])

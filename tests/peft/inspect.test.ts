@@ -88,7 +88,9 @@ describe('warns of', () => {
   test('a start that changed the base', () => {
     const trained = new LoraAdapter({ rank: 1, init: 'olora' })
     trained.addFactors('q', [[1, 2]], [[1], [2]])
-    expect(inspectAdapter(trained).warnings).toEqual([expect.stringMatching(/^It started as olora, .*lowrank convert/)])
+    expect(inspectAdapter(trained).warnings).toEqual([
+      expect.stringMatching(/^It started as olora, .*lowrank to-plain/),
+    ])
   })
 
   test('a scaling far from 1', () => {

@@ -2,7 +2,7 @@
 
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import type { CausalModel } from '../../src/graph/model-folder.js'
-import { AdapterSession } from '../../src/infer/adapter-session.js'
+import { OnnxSession } from '../../src/infer/adapter-session.js'
 import { generate } from '../../src/infer/generate.js'
 import type { LoraAdapter } from '../../src/lora/adapter.js'
 import type { TrainReport } from '../../src/train/report.js'
@@ -40,7 +40,7 @@ export async function runJob(model: CausalModel, job: Job, trained?: () => void)
 }
 
 async function continued(model: CausalModel, adapter: LoraAdapter, prompt: string): Promise<string[]> {
-  const session = await AdapterSession.open(model, { adapters: { trained: adapter } })
+  const session = await OnnxSession.open(model, { adapters: { trained: adapter } })
   const texts = []
   for (const name of [undefined, 'trained']) {
     texts.push((await generate(session, prompt, { adapter: name, maxNewTokens: 8 })).text)

@@ -84,7 +84,7 @@ describe('Trainer', () => {
     expect(report.trainLoss).toEqual(steps.map(({ loss }) => loss))
     expect(report.trainLoss[5]).toBeLessThan(report.trainLoss[0])
     expect(report.evalLoss?.after).toBeLessThan(report.evalLoss?.before as number)
-    expect(report.evalPerplexity).toBeCloseTo(Math.exp(report.evalLoss?.after as number), 6)
+    expect(report.evalMetrics?.perplexity).toBeCloseTo(Math.exp(report.evalLoss?.after as number), 6)
     expect(evaluations.map(({ step, loss }) => [step, loss])).toEqual([
       [0, report.evalLoss?.before],
       [6, report.evalLoss?.after],

@@ -21,6 +21,14 @@ export function hubName({ id, revision, path }: HubSource): string {
   return `${id}${revision === DEFAULT_REVISION ? '' : `@${revision}`}${path === '' ? '' : `/${path}`}`
 }
 
+/** The files of a repository at one commit. */
+export interface HubFiles {
+  readonly paths: ReadonlySet<string>
+  /** Where those that were opened lie on this machine, in a file system. */
+  readonly localRoot?: string
+  open(path: string): Promise<ByteSource>
+}
+
 /** A folder of a repository. Files that nobody opens are not loaded. */
 export class HubDirectory implements Directory {
   readonly name: string
@@ -28,48 +36,43 @@ export class HubDirectory implements Directory {
   readonly source: HubSource
   /** The commit that the files are of. */
   readonly commit: string
-  readonly #paths: ReadonlySet<string>
-  readonly #open: (path: string) => Promise<ByteSource>
+  readonly #files: HubFiles
 
-  /**
-   * @param paths of all files of the repository
-   * @param open opens one of them
-   */
-  constructor(
-    source: HubSource,
-    commit: string,
-    paths: ReadonlySet<string>,
-    open: (path: string) => Promise<ByteSource>,
-  ) {
+  constructor(source: HubSource, commit: string, files: HubFiles) {
     this.name = hubName(source)
     this.source = source
     this.commit = commit
-    this.#paths = paths
-    this.#open = open
+    this.#files = files
+  }
+
+  /** Where the files that were opened lie on this machine, in a file system. */
+  get localFolder(): string | undefined {
+    const { localRoot } = this.#files
+    return localRoot === undefined || this.source.path === '' ? localRoot : `${localRoot}/${this.source.path}`
   }
 
   /** The same repository, seen from another folder. */
   at(path: string): HubDirectory {
-    return new HubDirectory({ ...this.source, path }, this.commit, this.#paths, this.#open)
+    return new HubDirectory({ ...this.source, path }, this.commit, this.#files)
   }
 
   async list(): Promise<string[]> {
-    return this.#inside().filter((path) => !path.includes('/'))
+    return this.paths().filter((path) => !path.includes('/'))
   }
 
   async folders(): Promise<string[]> {
-    const nested = this.#inside().filter((path) => path.includes('/'))
+    const nested = this.paths().filter((path) => path.includes('/'))
     return [...new Set(nested.map((path) => path.slice(0, path.indexOf('/'))))]
   }
 
   async has(path: string): Promise<boolean> {
-    return this.#paths.has(this.#full(path))
+    return this.#files.paths.has(this.#full(path))
   }
 
   async open(path: string): Promise<ByteSource> {
     const full = this.#full(path)
-    if (this.#paths.has(full)) return this.#open(full)
-    const near = nearMisses(path, this.#inside())
+    if (this.#files.paths.has(full)) return this.#files.open(full)
+    const near = nearMisses(path, this.paths())
     throw new FileError({
       where: `${this.name}/${path}`,
       what: 'no such file in the repository',
@@ -85,10 +88,10 @@ export class HubDirectory implements Directory {
     return Promise.reject(this.#readOnly(path))
   }
 
-  /** Paths below this folder, relative to it, sorted. */
-  #inside(): string[] {
+  /** Of all files below this folder, relative to it, sorted. */
+  paths(): string[] {
     const prefix = this.source.path === '' ? '' : `${this.source.path}/`
-    return [...this.#paths]
+    return [...this.#files.paths]
       .filter((path) => path.startsWith(prefix))
       .map((path) => path.slice(prefix.length))
       .sort()

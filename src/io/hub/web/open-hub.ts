@@ -57,7 +57,7 @@ export async function openHubInBrowser(source: HubSource, options: WebHubOptions
     if (isRead) return ranges
     return cache.open(ranges, url, { digest: digestOf(file), onDownload: options.onDownload })
   }
-  return new HubDirectory(source, commit, new Set(files.keys()), open)
+  return new HubDirectory(source, commit, { paths: new Set(files.keys()), open })
 }
 
 /** The commit of the revision: by the Hub, or as it was when the Hub was last asked. */

@@ -1,0 +1,114 @@
+// Which file of a model's folder holds a graph in the type that is asked for, by the names that transformers.js gives them:
+// onnx/{graph}{suffix}.onnx.
+
+import type { Directory } from '../base/bytes.js'
+import { ConfigError, FileError, nearMisses } from '../base/errors.js'
+
+/** What follows the graph's name, by dtype: as in DEFAULT_DTYPE_SUFFIX_MAPPING of transformers.js 4. */
+const SUFFIXES = {
+  fp32: '',
+  fp16: '_fp16',
+  q8: '_quantized',
+  int8: '_int8',
+  uint8: '_uint8',
+  q4: '_q4',
+  q4f16: '_q4f16',
+  bnb4: '_bnb4',
+  q2: '_q2',
+  q2f16: '_q2f16',
+  q1: '_q1',
+  q1f16: '_q1f16',
+} as const
+
+/** A type that graphs are published in: of their weights, and with f16 in the name of what is computed too. */
+export type GraphDtype = keyof typeof SUFFIXES
+
+/** All of them. */
+export const GRAPH_DTYPES = Object.keys(SUFFIXES) as readonly GraphDtype[]
+
+/** One for all graphs of a model, or one for each by its name; `auto` is what config.json says, else fp32. */
+export type DtypeChoice = GraphDtype | 'auto' | Readonly<Record<string, GraphDtype | 'auto'>>
+
+/** Folders that hold graphs, first match first. */
+const FOLDERS = ['onnx/', '']
+
+/** Which graph is looked for. */
+export interface GraphWanted {
+  /** The file's name without suffix and ending. Default: `model`. */
+  readonly name?: string | undefined
+  /** Default: `auto`. */
+  readonly dtype?: DtypeChoice | undefined
+  /** config.json, whose `transformers.js_config` may choose. */
+  readonly config?: Readonly<Record<string, unknown>> | undefined
+}
+
+/**
+ * The path of a graph.
+ *
+ * @throws ConfigError for an unknown dtype; FileError naming the types that there are, when there is no graph of this one
+ */
+export async function findGraph(directory: Directory, { name = 'model', dtype, config }: GraphWanted): Promise<string> {
+  const asked = typeof dtype === 'object' ? dtype[name] : dtype
+  const wanted = asked === undefined || asked === 'auto' ? (configured(config, name) ?? 'fp32') : checkDtype(asked)
+  for (const path of pathsOf(name, wanted)) if (await directory.has(path)) return path
+  const there = await graphDtypes(directory, name)
+  if (there.length > 0) {
+    throw new FileError({
+      where: directory.name,
+      what: `no ${name === 'model' ? 'graph' : `graph ${name}`} in ${wanted}`,
+      expected: pathsOf(name, wanted)[0],
+      got: there.join(', '),
+      hint: `Choose the dtype ${there.join(' or ')}`,
+    })
+  }
+  const files = await directory.list()
+  const hasCheckpoint = files.some((file) => /^(?!adapter_).*\.safetensors(\.index\.json)?$/.test(file))
+  throw new FileError({
+    where: directory.name,
+    what: 'no ONNX model in this folder',
+    expected: pathsOf(name, wanted).join(' or '),
+    hint: hasCheckpoint
+      ? 'Its safetensors checkpoint can be merged, but not run: take an ONNX export, such as those of onnx-community on the Hub'
+      : 'Name a folder as on the Hub for transformers.js, or the .onnx file itself',
+  })
+}
+
+/** The types in which a folder has a graph. */
+export async function graphDtypes(directory: Directory, name = 'model'): Promise<GraphDtype[]> {
+  const there = await Promise.all(
+    GRAPH_DTYPES.map(async (dtype) => {
+      for (const path of pathsOf(name, dtype)) if (await directory.has(path)) return [dtype]
+      return []
+    }),
+  )
+  return there.flat()
+}
+
+function pathsOf(name: string, dtype: GraphDtype): string[] {
+  return FOLDERS.map((folder) => `${folder}${name}${SUFFIXES[dtype]}.onnx`)
+}
+
+/** What config.json chooses; what it says that is no dtype chooses nothing, as in transformers.js. */
+function configured(config: Readonly<Record<string, unknown>> | undefined, name: string): GraphDtype | undefined {
+  const own = config?.['transformers.js_config'] as { dtype?: unknown } | null | undefined
+  const chosen = own?.dtype
+  const dtype = typeof chosen === 'object' && chosen !== null ? (chosen as Record<string, unknown>)[name] : chosen
+  return isDtype(dtype) ? dtype : undefined
+}
+
+function isDtype(value: unknown): value is GraphDtype {
+  return typeof value === 'string' && Object.hasOwn(SUFFIXES, value)
+}
+
+/** @throws ConfigError with a near miss */
+function checkDtype(value: string): GraphDtype {
+  if (isDtype(value)) return value
+  const near = nearMisses(value, [...GRAPH_DTYPES], 1)[0]
+  throw new ConfigError({
+    where: 'dtype',
+    what: 'no type that graphs are published in',
+    expected: `auto, ${GRAPH_DTYPES.join(', ')}`,
+    got: JSON.stringify(value),
+    ...(near !== undefined && { hint: `Did you mean ${near}?` }),
+  })
+}

@@ -1,0 +1,48 @@
+// Measures the shapes of a training graph's forward part by running it on the two small inputs of an objective's probe.
+
+import type { OnnxModel } from '../../formats/onnx/model.js'
+import type { Feeds, Runtime, SessionOptions } from '../../runtime/runtime.js'
+import type { GradientPath } from '../gradients/backward.js'
+import { sessionModel } from '../session-model.js'
+import { probeShapes, type ShapeMap } from '../shapes/shapes.js'
+import type { Value } from '../view/builder.js'
+import type { Graph } from '../view/graph.js'
+import { type DropoutMask, openMasks } from './dropout.js'
+import type { Length, Probe } from './objective.js'
+
+/** A few tokens on one thread: what matters is opening the session quickly and without copies of the weights. */
+const SESSION: SessionOptions = { optimization: 'disabled', lowMemory: true, threads: 1 }
+
+/** Shapes of all that the nodes on a path read and write; masks count as what they are multiplied with. */
+export async function measureShapes(
+  graph: Graph,
+  model: OnnxModel,
+  runtime: Runtime,
+  path: GradientPath,
+  { feeds, lengths }: Probe,
+  fixed: { readonly feeds: Feeds; readonly masks: readonly DropoutMask[] },
+): Promise<ShapeMap> {
+  const wanted = new Set<Value>(lengths.flatMap(({ source }) => source?.input ?? []))
+  for (const { input, output } of path.nodes) for (const value of [...input, ...output]) wanted.add(value)
+  for (const { of } of fixed.masks) wanted.add(of)
+  const open = async (proto: Parameters<typeof sessionModel>[1]) =>
+    runtime.createSession(await sessionModel(model, proto), SESSION)
+  const names = new Set(graph.inputs.map(({ name }) => name))
+  const all = (own: Feeds): Feeds =>
+    Object.fromEntries(
+      Object.entries({ ...own, ...fixed.feeds, ...openMasks(fixed.masks) }).filter(([name]) => names.has(name)),
+    )
+  const shapes = await probeShapes(graph, open, [all(feeds[0]), all(feeds[1])], wanted)
+  for (const { input, of } of fixed.masks) {
+    const shape = shapes.get(of)
+    if (shape === undefined) continue
+    shapes.set(input, shape)
+    for (const { output } of graph.consumers(input)) shapes.set(output[0], shape)
+  }
+  return shapes
+}
+
+/** The length that was `dim` and `other` at the two probe points; undefined if none was. */
+export function lengthOf(lengths: readonly Length[], dim: number | undefined, other: number | undefined) {
+  return lengths.find(({ probed }) => probed[0] === dim && probed[1] === other)
+}

@@ -1,0 +1,69 @@
+// Opens models. What reads graphs and tokenizers loads with the first call.
+
+import { FileError } from '../base/errors.js'
+import {
+  anyOf,
+  checkOptions,
+  hasMethods,
+  isObject,
+  kind,
+  NAME,
+  OBJECT,
+  type OptionTable,
+  oneOf,
+} from '../base/options.js'
+import { type DtypeChoice, GRAPH_DTYPES } from '../graph/graph-file.js'
+import type { CausalModel } from '../graph/model-folder.js'
+import type { RuntimeHost } from '../runtime/host.js'
+import { platform } from './platform.js'
+import { openSource, type Source } from './sources.js'
+
+/** Where a model runs, and which of its graphs. */
+export interface LoadModelOptions {
+  /**
+   * Where sessions of the model run: `nodeRuntime()`, `webRuntime(url)`, or `{ module }` with the imported ONNX Runtime for the
+   * calling thread. Default in Node: worker threads with the project's onnxruntime-node. A page has no default.
+   */
+  runtime?: RuntimeHost | undefined
+  /** The type of the graph's weights: onnx/model_q4.onnx for `q4`. Default `auto`: what config.json says, else fp32. */
+  dtype?: DtypeChoice | undefined
+  /** The graph's path inside the folder, where the source names the folder. Default: by `dtype`. */
+  onnxPath?: string | undefined
+}
+
+const RUNTIME = kind(
+  'nodeRuntime(), webRuntime(url), or { module } with the imported ONNX Runtime',
+  (value) =>
+    isObject(value) &&
+    ('module' in value
+      ? isObject(value.module) && 'InferenceSession' in value.module
+      : typeof value.specifier === 'string' && hasMethods(value, 'spawn')),
+)
+
+const OPTIONS: OptionTable<LoadModelOptions> = {
+  runtime: RUNTIME,
+  dtype: anyOf(oneOf('auto', ...GRAPH_DTYPES), OBJECT),
+  onnxPath: NAME,
+}
+
+/** Files of models that ONNX Runtime does not run. */
+const OTHER_FILES = /\.(gguf|safetensors|bin|pt|pth|ckpt|json)$/
+
+/** See the entry. */
+export async function loadModel(source: Source, options: LoadModelOptions = {}): Promise<CausalModel> {
+  checkOptions(options, { of: 'loadModel', table: OPTIONS })
+  const { directory, file } = await openSource(source, 'source')
+  if (file !== undefined && OTHER_FILES.test(file)) {
+    throw new FileError({
+      where: `${directory.name}/${file}`,
+      what: 'not a model that can be run',
+      expected: 'a model folder or its .onnx file',
+    })
+  }
+  const folder = await import('../graph/model-folder.js')
+  return folder.loadModel(directory, {
+    runtime: options.runtime ?? platform().defaultRuntime(),
+    dtype: options.dtype,
+    onnxPath: file ?? options.onnxPath,
+  })
+}
