@@ -10,6 +10,7 @@ import { type OpenAdapters, openAdapters, requireFiniteReplacements } from '../p
 import { knowBase } from '../plan/base-model.js'
 import { CONFIG_FILE, editConfig, isCompanion, otherDtype } from '../plan/companions.js'
 import { CHUNK_BYTES, Chunks, type OutputShard } from '../plan/layout.js'
+import type { Renamed } from '../plan/names/renamed.js'
 import { type ConfigEdit, type MergePlan, type PlanOptions, planMerge } from '../plan/plan.js'
 import type { AdapterInput } from '../weighted.js'
 import { ChangeSums, ChunkMerger } from './chunk-merger.js'
@@ -30,6 +31,10 @@ export interface MergeCheckpointOptions extends MergeOptions, PlanOptions {
 export interface CheckpointReport extends MergeReport {
   /** Files of the base's folder that were not copied, because they hold weights. */
   leftOut: string[]
+  /** Tensors of a head that the base does not have. */
+  added: string[]
+  /** What the base calls otherwise than the adapters do. */
+  renamed: Renamed[]
   /** What is left to do before the result can be used. */
   warnings: string[]
 }
@@ -183,6 +188,7 @@ export function describePlan(plan: MergePlan, sums: { relativeChange(weight: str
     tensors: plan.tensors.size,
     changed: plan.changed.size,
     added: [...plan.added],
+    renamed: [...plan.renamed],
     layers: plan.weights.map(({ name }) => ({
       name: name.replace(/\.weight$/, ''),
       relativeChange: sums.relativeChange(name),

@@ -11,6 +11,7 @@ import type { BaseModel } from './base-model.js'
 import { findWeights, missingError, type WeightSearch } from './find-weights.js'
 import { planHead } from './head.js'
 import { layOut, type OutputShard, type OutputTensor, outputBytes } from './layout.js'
+import { type Renamed, renamedTensors } from './names/renamed.js'
 import type { TieGroup } from './names/ties.js'
 import { type AddedTensor, placeReplacements } from './place-replacements.js'
 import { refuseQuantizedConfig } from './refusals.js'
@@ -51,6 +52,8 @@ export interface MergePlan {
   readonly changed: ReadonlySet<string>
   /** Names of those that the base does not have: a head's. */
   readonly added: readonly string[]
+  /** What the base calls otherwise than the adapters do. */
+  readonly renamed: readonly Renamed[]
   /** Of the output's shards. */
   readonly bytes: number
   /** Changed tensors and the layers that change them, in the base's order. */
@@ -86,7 +89,12 @@ export function planMerge(base: BaseModel, { layers, replacements }: MergeParts,
   const { placed, added } = placeReplacements(replacements, { base, untied })
   const head = planHead(base, added, options)
   refuseCombinations(byTensor, placed)
-  return planOutput({ checkpoint, byTensor, placed, added, untied, head }, options)
+  const tensors = [
+    ...layers.map(({ name, tensor }) => `${name}.${tensor}`),
+    ...replacements.map(({ tensor }) => tensor),
+  ]
+  const renamed = renamedTensors(tensors, names)
+  return { ...planOutput({ checkpoint, byTensor, placed, added, untied, head }, options), renamed }
 }
 
 function checkShardSize(maxShardBytes: number | undefined): void {
@@ -113,7 +121,7 @@ interface Changes {
   readonly head: ConfigEdit['head']
 }
 
-function planOutput(changes: Changes, { dtype, maxShardBytes, path }: PlanOptions): MergePlan {
+function planOutput(changes: Changes, { dtype, maxShardBytes, path }: PlanOptions): Omit<MergePlan, 'renamed'> {
   const { checkpoint, placed, added, untied, head } = changes
   const outputs = outputTensors(changes, dtype)
   const all = outputs.flat()
