@@ -4,9 +4,17 @@
 import type { FloatDtype } from '../../base/dtype.js'
 import { FormatError } from '../../base/errors.js'
 import { setMember } from '../../formats/json-edit.js'
-import type { ConfigEdit } from './plan.js'
 
 export const CONFIG_FILE = 'config.json'
+
+/** A change of config.json. */
+export interface ConfigEdit {
+  /** The ways to the parts that say that weights are tied, and must not any more. */
+  readonly untied: readonly (readonly string[])[]
+  readonly dtype: FloatDtype | undefined
+  /** The head that the result has. */
+  readonly head: { readonly architecture: string; readonly labels: number | undefined } | undefined
+}
 
 /** Weights in any format, and what belongs to them. */
 const WEIGHTS =

@@ -12,9 +12,9 @@ import { isPlain, layersOfForm, unknownForm } from './names/forms.js'
 import type { StoredForm } from './names/rules.js'
 import type { ModelTables } from './names/tables.js'
 import { groupOf, type TieGroup, type Ties } from './names/ties.js'
+import { isVocabularyModule } from './names/vocabulary.js'
 import { storedLayer } from './orientation.js'
 import { refuseQuantizedModule } from './refusals.js'
-import { isVocabularyModule } from './tied.js'
 
 /** Where layers are looked for. */
 export interface WeightSearch {

@@ -13,10 +13,11 @@ import { type BaseModel, knowBase } from './base-model.js'
 import { findWeights, labelOf, missingError, type WeightSearch } from './find-weights.js'
 import { CHUNK_BYTES } from './layout.js'
 import { groupOf } from './names/ties.js'
+import { isEmbeddingModule } from './names/vocabulary.js'
 import { placeReplacements } from './place-replacements.js'
 import { planMerge } from './plan.js'
 import { refuseQuantizedConfig } from './refusals.js'
-import { isEmbeddingModule, partedTies } from './tied.js'
+import { partedTies } from './tied.js'
 
 /** Near misses are looked for this often: each costs a comparison with every name of the base. */
 const MAX_SUGGESTIONS = 20

@@ -2,18 +2,19 @@
 
 import { MismatchError } from '../../base/errors.js'
 import type { BaseModel } from './base-model.js'
+import type { ConfigEdit } from './companions.js'
 import type { AddedTensor } from './place-replacements.js'
-import type { ConfigEdit, PlanOptions } from './plan.js'
 
 /**
  * @param added tensors that the base does not have
+ * @param allowMissing goes on without what the head needs
  * @returns undefined when the adapters bring no head
  * @throws MismatchError naming a tensor that the head needs and nobody has, unless it may be missing
  */
 export function planHead(
   { checkpoint, names, head }: BaseModel,
   added: ReadonlyMap<string, AddedTensor>,
-  { allowMissing = false }: PlanOptions,
+  allowMissing = false,
 ): ConfigEdit['head'] {
   if (head === undefined || added.size === 0) return undefined
   const missing = head.tensors.find((name) => {

@@ -8,6 +8,7 @@ import { type JsonObject, toPlain } from '../../formats/json.js'
 import { isWeightDtype } from '../../formats/safetensors.js'
 import type { BaseReplacement, LayerFactors } from './adapters.js'
 import type { BaseModel } from './base-model.js'
+import type { ConfigEdit } from './companions.js'
 import { findWeights, missingError, type WeightSearch } from './find-weights.js'
 import { planHead } from './head.js'
 import { layOut, type OutputShard, type OutputTensor, outputBytes } from './layout.js'
@@ -31,15 +32,6 @@ export interface PlanOptions {
   maxShardBytes?: number | undefined
   /** Name of the output where it is a single file. Default: the base's, or model.safetensors. */
   path?: string | undefined
-}
-
-/** A change of config.json. */
-export interface ConfigEdit {
-  /** The ways to the parts that say that weights are tied, and must not any more. */
-  readonly untied: readonly (readonly string[])[]
-  readonly dtype: FloatDtype | undefined
-  /** The head that the result has. */
-  readonly head: { readonly architecture: string; readonly labels: number | undefined } | undefined
 }
 
 /** What becomes of each tensor and each byte. */
@@ -87,7 +79,7 @@ export function planMerge(base: BaseModel, { layers, replacements }: MergeParts,
   const untied = tied === 'untie' ? untiedTies(parts, base) : []
   const byTensor = assignLayers({ layers, names, locate: names.locate, checkpoint, ties, config }, untied)
   const { placed, added } = placeReplacements(replacements, { base, untied })
-  const head = planHead(base, added, options)
+  const head = planHead(base, added, options.allowMissing)
   refuseCombinations(byTensor, placed)
   const tensors = [
     ...layers.map(({ name, tensor }) => `${name}.${tensor}`),

@@ -6,22 +6,13 @@ import { isHeadModule } from '../../peft/tied.js'
 import type { BaseReplacement, LayerFactors } from './adapters.js'
 import type { BaseModel } from './base-model.js'
 import { groupOf, type TieGroup } from './names/ties.js'
+import { isEmbeddingModule } from './names/vocabulary.js'
 
 /**
  * What happens to tied embeddings that an adapter changes. `refuse`: an error. `untie`: the output embedding gets a weight of
  * its own and config.json says so. `keep`: the one weight changes for both uses.
  */
 export type TiedPolicy = 'refuse' | 'untie' | 'keep'
-
-const EMBEDDINGS = /(^|\.)(embed_tokens|embed_in|wte|word_embeddings|shared)$/
-
-export function isEmbeddingModule(module: string): boolean {
-  return EMBEDDINGS.test(module)
-}
-
-export function isVocabularyModule(module: string): boolean {
-  return isHeadModule(module) || isEmbeddingModule(module)
-}
 
 /** Tied weights that adapters change, and the tensor by which they do. */
 interface Touched {
