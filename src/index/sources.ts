@@ -1,11 +1,12 @@
 // The one place where what callers name becomes folders and files: paths, picked files, and folders of any kind.
 
-import type { ByteSource, Directory } from '../base/bytes.js'
+import type { Directory } from '../base/bytes.js'
 import { ConfigError } from '../base/errors.js'
 import { describe, hasMethods, kind } from '../base/options.js'
+import type { RemoteOptions } from '../io/hub/directory.js'
 import type { Located } from '../io/locate.js'
 import { FilesDirectory } from '../io/web/directories.js'
-import { BlobSource } from '../io/web/files.js'
+import { hubOptions } from './hub.js'
 import { platform } from './platform.js'
 
 /**
@@ -48,29 +49,18 @@ export const TARGET = kind(
  * Opens a source.
  *
  * @param where the argument that holds it
- * @throws ConfigError when it is none, FileError when it leads nowhere
+ * @param options for this source, above those of configureHub
+ * @throws ConfigError when it is none, FileError when it leads nowhere or does not come
  */
-export async function openSource(source: Source, where: string): Promise<Located> {
+export async function openSource(source: Source, where: string, options: RemoteOptions = {}): Promise<Located> {
   if (!SOURCE.accepts(source)) throw wrongKind(source, where, SOURCE.expected)
-  if (typeof source === 'string') return platform().open(source, where)
+  if (typeof source === 'string') return platform().open(source, where, { ...hubOptions(), ...options })
   return { directory: isDirectory(source) ? source : new FilesDirectory(source), file: undefined }
 }
 
 /** The folder of a source that is no single file. */
-export async function openFolder(source: Source, where: string): Promise<Directory> {
-  return (await openSource(source, where)).directory
-}
-
-/** Opens one file: a path, a File or another Blob, or bytes that are open already. Only what was opened here is to be closed. */
-export async function openOneFile(
-  source: string | Blob | ByteSource,
-  where: string,
-): Promise<{ file: ByteSource; isOpenedHere: boolean }> {
-  if (typeof source === 'string' && source !== '')
-    return { file: await platform().openFile(source, where), isOpenedHere: true }
-  if (hasMethods(source, 'read')) return { file: source as ByteSource, isOpenedHere: false }
-  if (hasMethods(source, 'slice', 'arrayBuffer')) return { file: new BlobSource(source as Blob), isOpenedHere: true }
-  throw wrongKind(source, where, 'a path or a file')
+export async function openFolder(source: Source, where: string, options: RemoteOptions = {}): Promise<Directory> {
+  return (await openSource(source, where, options)).directory
 }
 
 /** Opens where results go. */

@@ -1,10 +1,10 @@
 // How an adapter fits a checkpoint: the checks of a merge's plan, part by part, each problem noted instead of thrown.
 
 import type { ByteSource, Directory } from '../../base/bytes.js'
-import { decodeWeights } from '../../base/dtype.js'
-import { attempt, type LowrankError, UnsupportedError } from '../../base/errors.js'
+import { decodeWeights, isWeightDtype } from '../../base/dtype.js'
+import { attempt, UnsupportedError } from '../../base/errors.js'
 import { type Checkpoint, openCheckpoint, shardSource } from '../../formats/checkpoint.js'
-import { isWeightDtype, type TensorInfo } from '../../formats/safetensors.js'
+import type { TensorInfo } from '../../formats/safetensors.js'
 import { isHeadModule } from '../../peft/tied.js'
 import { readConfig } from '../chunks/merge-checkpoint.js'
 import { type FitReport, fitReport, missingPart, type PartFit } from '../fit.js'
@@ -45,7 +45,7 @@ export async function fitCheckpoint(
     const config = await readConfig(base)
     const name = `${base.name}/${basePath ?? checkpoint.indexPath ?? checkpoint.shards[0].path}`
     const whole = { base: name, kind: 'checkpoint', ...vocabularyOf(checkpoint, config) } as const
-    const opened = await openAdapters([adapter], 1, () => {}).catch((error: unknown) => {
+    const opened = await openAdapters([adapter], 1, { isTolerant: true }).catch((error: unknown) => {
       if (error instanceof UnsupportedError) return error
       throw error
     })
@@ -71,8 +71,8 @@ function judge(base: BaseModel, adapter: Parts) {
   const { checkpoint, config, names, ties, head } = base
   const { layers, replacements } = adapter
   const problems: string[] = []
-  const note = ({ message }: LowrankError) => problems.push(message)
-  attempt(() => refuseQuantizedConfig(config, `${checkpoint.directory.name}/config.json`), note)
+  const note = (work: () => unknown) => problems.push(...attempt(work).problems.map(({ message }) => message))
+  note(() => refuseQuantizedConfig(config, `${checkpoint.directory.name}/config.json`))
   const parts = [
     ...judgeLayers({ layers, names, locate: names.locate, checkpoint, ties, config }),
     ...replacements.map((replacement) => judgeReplacement(replacement, base)),
@@ -82,7 +82,7 @@ function judge(base: BaseModel, adapter: Parts) {
   // What only shows in the whole. Two changes that are no sum have a place each where tied embeddings are untied.
   if (problems.length === 0 && parts.every(({ problem }) => problem === null)) {
     const tied = parted === undefined ? 'refuse' : 'untie'
-    attempt(() => planMerge(base, adapter, { tied }), note)
+    note(() => planMerge(base, adapter, { tied }))
   }
   const notes = [
     ...(parted === undefined
@@ -107,13 +107,8 @@ function judgeLayers(search: WeightSearch): PartFit[] {
   const { tensors } = checkpoint
   let suggestions = 0
   return layers.flatMap((layer): PartFit[] => {
-    let problem: string | null = null
-    const found = attempt(
-      () => findWeights(layer, search),
-      ({ message }) => {
-        problem = message
-      },
-    )
+    const { value: found, problems } = attempt(() => findWeights(layer, search))
+    let problem = problems[0]?.message ?? null
     // Of a parameter whose experts are stored one by one, each has its own line.
     const label = (tensor: string) => (found !== undefined && found.length > 1 ? tensor : labelOf(layer))
     if (found !== undefined) return found.map(({ name, tensor }) => partFit(label(name), tensor.info, problem))
@@ -128,13 +123,7 @@ function judgeLayers(search: WeightSearch): PartFit[] {
 function judgeReplacement(replacement: BaseReplacement, base: BaseModel): PartFit {
   const { tensor, info: own } = replacement
   const { checkpoint, names, ties } = base
-  let problem: string | null = null
-  attempt(
-    () => placeReplacements([replacement], { base, untied: [] }),
-    ({ message }) => {
-      problem = message
-    },
-  )
+  const problem = attempt(() => placeReplacements([replacement], { base, untied: [] })).problems[0]?.message ?? null
   const name = names.form(tensor)?.tensors[0].replace('*', '0') ?? tensor
   const info = checkpoint.tensors.get(name)?.info ?? checkpoint.tensors.get(groupOf(ties, name)?.stored ?? '')?.info
   if (info !== undefined) return partFit(tensor, info, problem)

@@ -1,9 +1,10 @@
 // Where replaced tensors and rows go in a checkpoint: the base's tensor of that name, in its type and shape.
 
+import { isWeightDtype, type TensorDtype } from '../../base/dtype.js'
 import { MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
 import { elementCount, formatShape } from '../../base/tensor.js'
 import type { Checkpoint } from '../../formats/checkpoint.js'
-import { isWeightDtype, type SafetensorsDtype, type TensorInfo } from '../../formats/safetensors.js'
+import type { TensorInfo } from '../../formats/safetensors.js'
 import type { BaseReplacement } from './adapters.js'
 import type { BaseModel } from './base-model.js'
 import type { OutputTensor } from './layout.js'
@@ -19,7 +20,7 @@ export interface AddedTensor {
   /** Of its values, counted on from the base's shards. */
   readonly shard: number
   /** In the output: the type of most of the base's weights. */
-  readonly dtype: SafetensorsDtype
+  readonly dtype: TensorDtype
 }
 
 /** Where replacements go. */
@@ -63,9 +64,9 @@ export function placeReplacements(replacements: readonly BaseReplacement[], plac
   return { placed, added }
 }
 
-function addedDtype({ dtype }: TensorInfo, { tensors }: Checkpoint): SafetensorsDtype {
+function addedDtype({ dtype }: TensorInfo, { tensors }: Checkpoint): TensorDtype {
   if (!isWeightDtype(dtype)) return dtype
-  const counts = new Map<SafetensorsDtype, number>()
+  const counts = new Map<TensorDtype, number>()
   for (const { info } of tensors.values()) {
     if (isWeightDtype(info.dtype)) counts.set(info.dtype, (counts.get(info.dtype) ?? 0) + 1)
   }
