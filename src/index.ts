@@ -41,7 +41,7 @@ export type { LoadModelOptions } from './index/model.js'
 export { nodeRuntime } from './index/runtimes.js'
 export type { OpenSessionOptions } from './index/session.js'
 export type { Source, Target } from './index/sources.js'
-export type { TrainOptions } from './index/train.js'
+export type { PreviewDataOptions, TrainOptions } from './index/train.js'
 export {
   inspect,
   loadAdapter,
@@ -49,6 +49,7 @@ export {
   merge,
   openSession,
   planMerge,
+  previewData,
   saveAdapter,
   toPlain,
   train,
@@ -114,6 +115,7 @@ export type { Feeds, RuntimeTensor, SessionOptions, TensorData, TensorType } fro
 export type { MessageRecord, TextRecord } from './text/records.js'
 export type { TextStream, Tokenizer } from './text/tokenizer.js'
 export type { TrainConfig, TrainerOptions, TrainingData, TrainResult } from './train/options.js'
+export type { PreviewExample, PreviewToken } from './train/preview.js'
 export type { EvaluationEvent, StepEvent, TrainEvents, TrainReport, TrainStage } from './train/report.js'
 export type { StepMetrics } from './train/run-folder.js'
 export { SCHEDULES, type Schedule } from './train/schedule.js'

@@ -24,6 +24,7 @@ export const merge = defineCommand({
     ...ADAPTERS,
     out: required('DIR|FILE', 'result: a folder that runs on its own, or a file ending in .onnx or .safetensors'),
     tied: choice(['refuse', 'untie', 'keep'], 'what to do when the adapter changes tied embeddings', 'refuse'),
+    allowMissing: toggle('go on when a head needs tensors that neither base nor adapter has'),
     dtype: sized('F32|F16|BF16', 'convert all weights', readDtype),
     dryRun: toggle('check everything and show the plan, but write nothing'),
     ...OUTPUT,

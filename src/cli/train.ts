@@ -1,8 +1,10 @@
-// lowrank train: a model folder and a JSONL file → an adapter folder that PEFT reads too.
+// lowrank train: a model folder and records → an adapter folder that PEFT reads too.
 
 import { ConfigError, DRAWN_INITS, SCHEDULES, TRAIN_DEFAULTS, type TrainEvents } from '../index.js'
+import { DATA_OPTIONS, readChatTemplate } from './data-options.js'
 import { EXIT_INTERRUPTED, interruptible } from './interrupt.js'
 import { choice, decimal, defineCommand, integer, type Option, required, text, toggle, UsageError } from './options.js'
+import { printPreview } from './preview.js'
 import { dtype, MODEL, RUNS } from './sources.js'
 import { colors, duration, Progress, printDocument, say, thousands, warn } from './terminal.js'
 
@@ -32,10 +34,11 @@ function targetModules(): Option<string | string[]> {
 
 export const train = defineCommand({
   name: 'train',
-  summary: 'fine-tune an adapter on a JSONL file',
+  summary: 'fine-tune an adapter on your texts or chats',
   about: [
     'Trains a LoRA adapter: the model stays as it is, and a small set of new weights learns from your text.',
-    'Each line of the data is {"text": "…"}, or {"prompt": "…", "completion": "…"} where only the completion counts.',
+    'Records are {"text": "…"}, {"prompt": "…", "completion": "…"}, {"question": "…", "answer": "…"} or chats: {"messages": […]}.',
+    'What the assistant writes counts, rendered by the model’s chat template; of a text, all of it.',
   ].join('\n'),
   examples: [
     'lowrank train --model models/union-3m --data models/data/scripture.jsonl --out out/scripture --learning-rate 5e-3',
@@ -44,9 +47,8 @@ export const train = defineCommand({
   options: {
     model: required(MODEL, RUNS),
     dtype: dtype(),
-    data: required('FILE.jsonl', 'what to learn from'),
-    evalData: text('FILE.jsonl', 'what to measure the loss on, before and after'),
-    out: required('DIR', 'new folder for the adapter'),
+    ...DATA_OPTIONS,
+    out: text('DIR', 'new folder for the adapter'),
     task: choice(TASKS, 'what is trained; the others are not built yet', 'causal-lm'),
     rank: integer('size of the adapter: rank of the added matrices', { fallback: TRAIN_DEFAULTS.config.rank }),
     alpha: decimal('strength: the added matrices are scaled by alpha / rank', TRAIN_DEFAULTS.config.alpha),
@@ -69,21 +71,29 @@ export const train = defineCommand({
     saveEvery: integer('save every N steps, to resume from'),
     resume: toggle('go on with the unfinished run in --out'),
     overwrite: toggle('replace the run in --out, if lowrank wrote it'),
+    preview: integer('show the tokens of the first N examples, and which of them count; trains nothing'),
     json: toggle('print one JSON document on stdout'),
   },
   async run(values) {
-    const { model, data, evalData, out, task, rank, alpha, dropout, targetModules, init, seed, json, ...settings } =
-      values
+    const { model, out, task, rank, alpha, dropout, targetModules, init, seed, preview, json, ...rest } = values
+    const settings = { ...rest, chatTemplate: await readChatTemplate(rest.chatTemplate) }
     if (task !== 'causal-lm') throw new UsageError(`--task ${task} is not built yet; there is causal-lm`)
     if (settings.resume && settings.overwrite) throw new UsageError('--resume and --overwrite exclude each other')
     const node = await import('../node.js')
+    if (preview !== undefined) {
+      const { data, columns, maxLength, chatTemplate, chatTemplateArgs } = settings
+      const about = { model, data, columns, maxLength, chatTemplate, chatTemplateArgs, count: preview }
+      const examples = await node.previewData(about)
+      if (json) printDocument({ examples })
+      else printPreview(examples)
+      return 0
+    }
+    if (out === undefined) throw new UsageError('--out DIR is missing')
     const progress = new Progress()
     const result = await interruptible('Finishing the step, then saving.', (signal) =>
       node.train({
         ...settings,
         model,
-        data,
-        evalData,
         out,
         config: { rank, alpha, dropout, targetModules, init, seed },
         signal,

@@ -68,7 +68,7 @@ const TRAIN: [what: string, args: () => string[], message: RegExp][] = [
     /model\.onnx: .*ONNX/,
   ],
   ['missing data', () => ['--data', join(scratch, 'nothing.jsonl')], /nothing\.jsonl: no such file/],
-  ['data that is a folder', () => ['--data', MODEL], /union-3m: is a folder/],
+  ['data that is a folder', () => ['--data', MODEL], /union-3m: this folder holds a model/],
   ['data with a broken line', () => ['--data', file('broken.jsonl', '{"text": "a b c"}\n{"text": \n')], /line 2/],
   ['empty data', () => ['--data', file('empty.jsonl', '\n\n')], /empty\.jsonl: it holds no records/],
   ['records without fields', () => ['--data', file('fields.jsonl', '{"txt": "a"}')], /line 1: .*"?text/],
