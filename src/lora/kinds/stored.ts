@@ -3,6 +3,7 @@
 
 import { decodeWeights, encodeWeights, isWeightDtype, type TensorDtype, type WeightDtype } from '../../base/dtype.js'
 import { ConfigError, ShapeError, StateError, UnsupportedError } from '../../base/errors.js'
+import { BOOLEAN, checkArgument, checkOptions, INTEGER, isObject, kind, listOf, NAME } from '../../base/options.js'
 import { checkTensor, elementCount, type FloatArray, formatShape, type Tensor } from '../../base/tensor.js'
 import { norm } from '../../linalg/product.js'
 import { noBase, where } from '../factors.js'
@@ -18,6 +19,12 @@ export interface StoredTensor {
 /** Values as a file holds them, or as numbers, which are saved in their own precision. */
 export type StoredValues = StoredTensor | Tensor<FloatArray>
 
+const VALUES = kind('{ data: Float32Array | Float64Array, shape }, or { dtype, data: Uint8Array, shape }', (value) => {
+  if (!isObject(value) || !listOf(INTEGER).accepts(value.shape)) return false
+  const { data, dtype } = value
+  return data instanceof Uint8Array ? typeof dtype === 'string' : ArrayBuffer.isView(data)
+})
+
 abstract class StoredPart extends Part {
   readonly name: string
   /** The type that the values have in the file. */
@@ -32,6 +39,7 @@ abstract class StoredPart extends Part {
   protected constructor(name: string, values: StoredValues) {
     super()
     this.name = name
+    checkArgument(values, VALUES, where(name, 'weight'))
     this.shape = Object.freeze([...values.shape])
     if (values.data instanceof Uint8Array) {
       this.dtype = (values as StoredTensor).dtype
@@ -39,7 +47,7 @@ abstract class StoredPart extends Part {
       return
     }
     const numbers = values as Tensor<FloatArray>
-    checkTensor(numbers, where(name, 'weight', this.constructor.name))
+    checkTensor(numbers, where(name, 'weight'))
     this.dtype = numbers.data instanceof Float64Array ? 'F64' : 'F32'
     this.#weight = { data: numbers.data.slice() as FloatArray, shape: this.shape }
   }
@@ -151,10 +159,12 @@ export class Replacement extends StoredPart {
 
   /**
    * @param name the tensor's, as in `classifier.weight`
-   * @throws ShapeError when shape and values disagree
+   * @throws ShapeError when shape and values disagree; ConfigError for arguments that are not usable
    */
-  constructor(name: string, values: StoredValues, { isTrained = true, key = name }: ReplacementOptions = {}) {
+  constructor(name: string, values: StoredValues, options: ReplacementOptions = {}) {
     super(name, values)
+    checkOptions(options, { of: 'Replacement', table: { isTrained: BOOLEAN, key: NAME } })
+    const { isTrained = true, key = name } = options
     this.isTrained = isTrained
     this.key = key
   }
@@ -200,9 +210,9 @@ export class TokenRows extends StoredPart {
   constructor(module: string, indices: readonly number[], rows: StoredValues) {
     super(rowsName(module), rows)
     this.#module = module
+    checkArgument(indices, listOf(INTEGER), where(this.name, 'indices'))
     this.indices = Object.freeze([...indices])
-    const isUsable = indices.every((token) => Number.isSafeInteger(token) && token >= 0)
-    if (!isUsable || new Set(indices).size < indices.length) {
+    if (indices.some((token) => token < 0) || new Set(indices).size < indices.length) {
       throw new ConfigError({ where: this.name, what: 'not usable as tokens', expected: 'different indices of rows' })
     }
     if (rows.shape.length === 2 && rows.shape[0] === indices.length) return
