@@ -92,7 +92,7 @@ export async function openAdapter(
   }
 }
 
-/** Reads a PEFT adapter folder, as the public function of this name says (index/deferred.ts). */
+/** Reads a PEFT adapter folder, as the public function of this name says (index/verbs.ts). */
 export async function loadAdapter(directory: Directory, options: LoadOptions = {}): Promise<LoraAdapter> {
   const { config, file, notes, layers, parameters, replacements, tokenRows, close } = await openAdapter(
     directory,
@@ -186,7 +186,7 @@ export interface SaveOptions {
   dtype?: FloatDtype | undefined
 }
 
-/** Writes a folder that PEFT loads, as the public function of this name says (index/deferred.ts). */
+/** Writes a folder that PEFT loads, as the public function of this name says (index/verbs.ts). */
 export async function saveAdapter(
   adapter: LoraAdapter,
   directory: Directory,
