@@ -6,7 +6,7 @@ import { loadAdapter, loadModel, merge, openSession } from 'lowrank'
 process.chdir(fileURLToPath(new URL('..', import.meta.url)))
 
 const adapter = await loadAdapter('tests/golden/peft/rslora')
-console.log(`rank ${adapter.config.rank}, ${adapter.size} layers, ${adapter.totalTrainableParams()} parameters`)
+console.log(`rank ${adapter.config.rank}, ${adapter.size} parts, ${adapter.totalTrainableParams()} parameters`)
 
 const out = 'out/examples/merged'
 const report = await merge({ base: 'models/union-3m/onnx/model.onnx', adapters: adapter, out, overwrite: true })

@@ -2,7 +2,7 @@
 // The public API, in Node and in browsers: what it exports and declares is the same; src/node.ts only puts Node's platform in place.
 
 export { type ByteSink, type ByteSource, type Directory, MemoryDirectory } from './base/bytes.js'
-export type { FloatDtype } from './base/dtype.js'
+export type { FloatDtype, TensorDtype } from './base/dtype.js'
 export {
   ConfigError,
   DataError,
@@ -22,10 +22,10 @@ export {
 export type { FloatArray, Matrix, MatrixLike, Tensor } from './base/tensor.js'
 export type { OnnxModel } from './formats/onnx/model.js'
 export type { WeightRange } from './formats/onnx/tensors.js'
-export type { SafetensorsDtype } from './formats/safetensors.js'
 export type { ModuleMap } from './graph/match/linears.js'
-export type { CausalModel } from './graph/model-folder.js'
+export type { Model } from './graph/model-folder.js'
 export type { ToPlainOptions } from './index/adapters.js'
+export type { Data, DataFile } from './index/data.js'
 export type { CheckpointContents, InspectOptions, InspectReport, OnnxContents } from './index/inspect.js'
 export type {
   AdapterToMerge,
@@ -71,7 +71,13 @@ export {
 } from './io/web/directories.js'
 export { configureKernels, disposeKernels, type KernelOptions } from './kernels/index.js'
 export type { SimdBuild } from './kernels/module.js'
-export { type AdapterSummary, type LayerSummary, LoraAdapter } from './lora/adapter.js'
+export {
+  type AdapterPart,
+  type AdapterSummary,
+  LoraAdapter,
+  type PartOfKind,
+  type PartSummary,
+} from './lora/adapter.js'
 export { type LoraConfig, type LoraConfigInput, resolveConfig } from './lora/config.js'
 export type { LayerVectors } from './lora/factors.js'
 export { DRAWN_INITS, type Init } from './lora/init/inits.js'
@@ -79,10 +85,16 @@ export type { BaseWeights } from './lora/init/to-plain.js'
 export { type ConvolutionGradients, ConvolutionLora } from './lora/kinds/convolution.js'
 export { type EmbeddingGradients, EmbeddingLora } from './lora/kinds/embedding.js'
 export { type BaseLayout, ExpertLora, type ParameterValues } from './lora/kinds/experts.js'
+export {
+  Replacement,
+  type ReplacementOptions,
+  type StoredTensor,
+  type StoredValues,
+  TokenRows,
+} from './lora/kinds/stored.js'
 export type { ConvolutionGeometry } from './lora/kinds/windows.js'
 export { type LayerGradients, LoraLayer } from './lora/layer.js'
-export type { AdapterPart, PartKind } from './lora/plain.js'
-export type { Replacement, StoredTensor, TokenRows } from './lora/replacements.js'
+export type { PartKind } from './lora/part.js'
 export type { LayerRanges } from './lora/replication.js'
 export type { Spectrum } from './lora/spectrum.js'
 export type { MergeCheckpointOptions } from './merge/chunks/merge-checkpoint.js'
@@ -96,7 +108,7 @@ export type { AdapterReport, LayerReport, ProblemReport, ReplacementReport } fro
 export type { RuntimeHost } from './runtime/host.js'
 export type { OrtModule } from './runtime/onnxruntime.js'
 export type { Feeds, RuntimeTensor, SessionOptions, TensorData, TensorType } from './runtime/runtime.js'
-export type { TextRecord } from './text/records.js'
+export type { MessageRecord, TextRecord } from './text/records.js'
 export type { TextStream, Tokenizer } from './text/tokenizer.js'
 export type { TrainConfig, TrainerOptions, TrainingData, TrainResult } from './train/options.js'
 export type { EvaluationEvent, StepEvent, TrainEvents, TrainReport, TrainStage } from './train/report.js'

@@ -26,7 +26,7 @@ export const toPlain = defineCommand({
     const plain = await node.toPlain(adapter, { base, initial })
     await node.saveAdapter(plain, out)
     const { init } = adapter.config
-    const layers = [...plain, ...plain.embeddings].map(([name, { rank }]) => ({ name, rank }))
+    const layers = plain.parts('linear', 'embedding').map(({ name, rank }) => ({ name, rank }))
     const isApproximate = init.startsWith('pissa-niter') && initial === undefined
     if (json) printDocument({ out, init, layers, isApproximate })
     if (isApproximate) {

@@ -42,15 +42,65 @@ export interface GraphWanted {
   readonly config?: Readonly<Record<string, unknown>> | undefined
 }
 
+/** What a graph is to its model. */
+export type GraphRole =
+  | 'model'
+  | 'decoder'
+  | 'decoder_with_past'
+  | 'encoder'
+  | 'embed_tokens'
+  | 'vision_encoder'
+  | 'audio_encoder'
+
+/** The files of models of several graphs, as transformers.js and optimum name them; first match first. */
+const PARTS: Readonly<Record<Exclude<GraphRole, 'model'>, readonly string[]>> = {
+  decoder: ['decoder_model_merged', 'decoder_model'],
+  decoder_with_past: ['decoder_with_past_model'],
+  encoder: ['encoder_model'],
+  embed_tokens: ['embed_tokens'],
+  vision_encoder: ['vision_encoder'],
+  audio_encoder: ['audio_encoder'],
+}
+
+/**
+ * The graphs of a model by their role: one, or those of encoder, decoder and what else there is.
+ *
+ * @throws as {@link findGraph} when there is none
+ */
+export async function findGraphs(
+  directory: Directory,
+  wanted: Omit<GraphWanted, 'name'>,
+): Promise<Partial<Record<GraphRole, string>>> {
+  const whole = await pathOf(directory, { ...wanted, name: 'model' })
+  if (whole !== undefined) return { model: whole }
+  const graphs: Partial<Record<GraphRole, string>> = {}
+  for (const [role, names] of Object.entries(PARTS) as [GraphRole, readonly string[]][]) {
+    for (const name of names) graphs[role] ??= await pathOf(directory, { ...wanted, name })
+    if (graphs[role] === undefined) delete graphs[role]
+  }
+  if (Object.keys(graphs).length === 0) return { model: await findGraph(directory, wanted) }
+  return graphs
+}
+
+/** The role of a graph whose file is named. */
+export function roleOf(path: string): GraphRole {
+  const file = path.slice(path.lastIndexOf('/') + 1)
+  const name = Object.values(SUFFIXES)
+    .reduce((rest, suffix) => rest.replace(`${suffix}.onnx`, '.onnx'), file)
+    .replace(/\.onnx$/, '')
+  const part = Object.entries(PARTS).find(([, names]) => names.includes(name))
+  return part === undefined ? 'model' : (part[0] as GraphRole)
+}
+
 /**
  * The path of a graph.
  *
  * @throws ConfigError for an unknown dtype; FileError naming the types that there are, when there is no graph of this one
  */
 export async function findGraph(directory: Directory, { name = 'model', dtype, config }: GraphWanted): Promise<string> {
-  const asked = typeof dtype === 'object' ? dtype[name] : dtype
-  const wanted = asked === undefined || asked === 'auto' ? (configured(config, name) ?? 'fp32') : checkDtype(asked)
-  for (const path of pathsOf(name, wanted)) if (await directory.has(path)) return path
+  const path = await pathOf(directory, { name, dtype, config })
+  if (path !== undefined) return path
+  const wanted = wantedDtype({ name, dtype, config })
   const there = await graphDtypes(directory, name)
   if (there.length > 0) {
     throw new FileError({
@@ -71,6 +121,16 @@ export async function findGraph(directory: Directory, { name = 'model', dtype, c
       ? 'Its safetensors checkpoint can be merged, but not run: take an ONNX export, such as those of onnx-community on the Hub'
       : 'Name a folder as on the Hub for transformers.js, or the .onnx file itself',
   })
+}
+
+async function pathOf(directory: Directory, { name = 'model', ...wanted }: GraphWanted): Promise<string | undefined> {
+  for (const path of pathsOf(name, wantedDtype({ name, ...wanted }))) if (await directory.has(path)) return path
+  return undefined
+}
+
+function wantedDtype({ name = 'model', dtype, config }: GraphWanted): GraphDtype {
+  const asked = typeof dtype === 'object' ? dtype[name] : dtype
+  return asked === undefined || asked === 'auto' ? (configured(config, name) ?? 'fp32') : checkDtype(asked)
 }
 
 /** The types in which a folder has a graph. */

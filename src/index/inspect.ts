@@ -133,7 +133,7 @@ async function fitTo(
     return fitCheckpoint(opened.directory, directory, { basePath: opened.file, normDeltas })
   }
   const { openAdapter } = await import('../peft/adapter-folder.js')
-  const adapter = await openAdapter(directory, () => {})
+  const adapter = await openAdapter(directory, { isTolerant: true })
   try {
     const model = await (await import('../formats/onnx/model.js')).loadOnnx(opened.directory, onnx)
     try {

@@ -13,7 +13,7 @@ import {
   oneOf,
 } from '../base/options.js'
 import { type DtypeChoice, GRAPH_DTYPES } from '../graph/graph-file.js'
-import type { CausalModel } from '../graph/model-folder.js'
+import type { Model } from '../graph/model-folder.js'
 import type { RuntimeHost } from '../runtime/host.js'
 import { platform } from './platform.js'
 import { openSource, type Source } from './sources.js'
@@ -50,7 +50,7 @@ const OPTIONS: OptionTable<LoadModelOptions> = {
 const OTHER_FILES = /\.(gguf|safetensors|bin|pt|pth|ckpt|json)$/
 
 /** See the entry. */
-export async function loadModel(source: Source, options: LoadModelOptions = {}): Promise<CausalModel> {
+export async function loadModel(source: Source, options: LoadModelOptions = {}): Promise<Model> {
   checkOptions(options, { of: 'loadModel', table: OPTIONS })
   const { directory, file } = await openSource(source, 'source')
   if (file !== undefined && OTHER_FILES.test(file)) {

@@ -10,8 +10,8 @@ import type { RuntimeHost } from '../runtime/host.js'
 export interface Platform {
   /** A folder or a file: a path, a model on the Hub, or a URL. */
   open(text: string, where: string): Promise<Located>
-  /** One file. */
-  openFile(text: string, where: string): Promise<ByteSource>
+  /** A file of data, or a folder of such files. */
+  openData(text: string, where: string): Promise<ByteSource | Directory>
   /** A folder that is written; it need not be there yet. */
   target(text: string, where: string): Directory
   /** Where sessions run if nobody says it. */
@@ -22,7 +22,7 @@ export interface Platform {
 
 const browser: Platform = {
   open: async (text, where) => (await import('../io/web/open-source.js')).openTextInBrowser(text, where),
-  openFile: async (text, where) => {
+  openData: async (text, where) => {
     throw noPaths(text, where)
   },
   target(text, where) {

@@ -13,7 +13,7 @@ import {
   type OptionTable,
   oneOf,
 } from '../base/options.js'
-import type { CausalModel } from '../graph/model-folder.js'
+import type { Model } from '../graph/model-folder.js'
 import type { AdapterSession, AdapterSessionOptions } from '../infer/session.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { ADAPTER, openAdapter } from './adapters.js'
@@ -43,17 +43,14 @@ const OPTIONS: OptionTable<OpenSessionOptions> = {
 }
 
 /** See the entry. */
-export async function openSession(
-  model: CausalModel | Source,
-  options: OpenSessionOptions = {},
-): Promise<AdapterSession> {
+export async function openSession(model: Model | Source, options: OpenSessionOptions = {}): Promise<AdapterSession> {
   checkOptions(options, { of: 'openSession', table: OPTIONS })
   const { OnnxSession } = await import('../infer/adapter-session.js')
   const adapters: Record<string, LoraAdapter> = {}
   for (const [name, adapter] of Object.entries(options.adapters ?? {})) {
     adapters[name] = await openAdapter(adapter, `adapters.${name}`)
   }
-  if (MODEL.accepts(model)) return OnnxSession.open(model as CausalModel, { ...options, adapters })
+  if (MODEL.accepts(model)) return OnnxSession.open(model as Model, { ...options, adapters })
   const opened = await loadModel(model as Source)
   try {
     return await OnnxSession.open(opened, { ...options, adapters }, true)

@@ -1,11 +1,10 @@
 // The one place where what callers name becomes folders and files: paths, picked files, and folders of any kind.
 
-import type { ByteSource, Directory } from '../base/bytes.js'
+import type { Directory } from '../base/bytes.js'
 import { ConfigError } from '../base/errors.js'
 import { describe, hasMethods, kind } from '../base/options.js'
 import type { Located } from '../io/locate.js'
 import { FILES, FilesDirectory } from '../io/web/directories.js'
-import { BlobSource } from '../io/web/files.js'
 import { platform } from './platform.js'
 
 /**
@@ -52,18 +51,6 @@ export async function openSource(source: Source, where: string): Promise<Located
 /** The folder of a source that is no single file. */
 export async function openFolder(source: Source, where: string): Promise<Directory> {
   return (await openSource(source, where)).directory
-}
-
-/** Opens one file: a path, a File or another Blob, or bytes that are open already. Only what was opened here is to be closed. */
-export async function openOneFile(
-  source: string | Blob | ByteSource,
-  where: string,
-): Promise<{ file: ByteSource; isOpenedHere: boolean }> {
-  if (typeof source === 'string' && source !== '')
-    return { file: await platform().openFile(source, where), isOpenedHere: true }
-  if (hasMethods(source, 'read')) return { file: source as ByteSource, isOpenedHere: false }
-  if (hasMethods(source, 'slice', 'arrayBuffer')) return { file: new BlobSource(source as Blob), isOpenedHere: true }
-  throw wrongKind(source, where, 'a path or a file')
 }
 
 /** Opens where results go. */

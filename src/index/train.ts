@@ -5,34 +5,35 @@ import {
   BOOLEAN,
   checkOptions,
   FUNCTION,
-  hasMethods,
   isObject,
   kind,
+  numberKind,
   OBJECT,
   type OptionTable,
   oneOf,
   SIGNAL,
+  STRING,
   unknownOption,
 } from '../base/options.js'
-import type { CausalModel } from '../graph/model-folder.js'
+import type { Model } from '../graph/model-folder.js'
 import { CONFIG_FIELDS } from '../lora/config.js'
 import { TASK_NAMES } from '../tasks/tasks.js'
-import type { TextRecord } from '../text/records.js'
 import type { TrainConfig, TrainerOptions, TrainResult } from '../train/options.js'
 import type { TrainEvents } from '../train/report.js'
 import { SETTINGS_KINDS } from '../train/settings.js'
 import { ADAPTER } from './adapters.js'
+import { DATA, type Data, openData } from './data.js'
 import { loadModel } from './model.js'
-import { openOneFile, openTarget, SOURCE, type Source, TARGET, type Target } from './sources.js'
+import { openTarget, SOURCE, type Source, TARGET, type Target } from './sources.js'
 
 /** What {@link train} takes. */
 export interface TrainOptions extends Omit<TrainerOptions, 'model' | 'data' | 'evalData' | 'out'> {
   /** The base: a model that is open, which stays open, or what {@link loadModel} takes. Its weights are read, never changed. */
-  readonly model: CausalModel | Source
-  /** What to learn from: records, or a JSONL file of them, by its path or as a Blob. */
-  readonly data: readonly TextRecord[] | string | Blob | ByteSource
+  readonly model: Model | Source
+  /** What to learn from: records; the path of a file or folder of them (JSONL, JSON, CSV, TSV, Parquet, text), or a Blob; or several. */
+  readonly data: Data
   /** As `data`, for the loss before and after. */
-  readonly evalData?: readonly TextRecord[] | string | Blob | ByteSource | undefined
+  readonly evalData?: Data | undefined
   /** The folder for adapter, metrics and state. Without it nothing is written. */
   readonly out?: Target | undefined
 }
@@ -40,21 +41,16 @@ export interface TrainOptions extends Omit<TrainerOptions, 'model' | 'data' | 'e
 /** A model that is open. */
 export const MODEL = kind('a model of loadModel', (value) => isObject(value) && 'onnx' in value && 'runtime' in value)
 
-const DATA = kind(
-  'a list of records, or the path of a JSONL file',
-  (value) =>
-    Array.isArray(value) ||
-    (typeof value === 'string' && value !== '') ||
-    hasMethods(value, 'read') ||
-    hasMethods(value, 'slice', 'arrayBuffer'),
-)
-
 const OPTIONS: OptionTable<TrainOptions> = {
   ...SETTINGS_KINDS,
   model: kind(`${MODEL.expected}, ${SOURCE.expected}`, (value) => MODEL.accepts(value) || SOURCE.accepts(value)),
   task: oneOf(...TASK_NAMES),
   data: DATA,
   evalData: DATA,
+  evalSplit: numberKind('a number between 0 and 1, such as 0.1', (value) => value > 0 && value < 1),
+  columns: OBJECT,
+  chatTemplate: STRING,
+  chatTemplateArgs: OBJECT,
   config: OBJECT,
   adapter: ADAPTER,
   modules: OBJECT,
@@ -74,12 +70,7 @@ export async function train(options: TrainOptions): Promise<TrainResult> {
   if (options.on !== undefined) checkOptions(options.on, { of: 'train’s `on`', table: EVENTS })
   checkConfigNames(options.config)
   const closers: (() => Promise<void>)[] = []
-  const openData = async (data: TrainOptions['data'], where: string) => {
-    if (Array.isArray(data)) return data as readonly TextRecord[]
-    const { file, isOpenedHere } = await openOneFile(data as string | Blob | ByteSource, where)
-    if (isOpenedHere) closers.push(() => file.close())
-    return file
-  }
+  const closeLater = (file: ByteSource) => void closers.push(() => file.close())
   try {
     let { model } = options
     if (!MODEL.accepts(model)) {
@@ -90,10 +81,10 @@ export async function train(options: TrainOptions): Promise<TrainResult> {
     const { Trainer } = await import('../train/trainer.js')
     const trainer = new Trainer({
       ...options,
-      config: await withDefaultTargets(options.config, model as CausalModel),
-      model: model as CausalModel,
-      data: await openData(options.data, 'data'),
-      evalData: options.evalData === undefined ? undefined : await openData(options.evalData, 'evalData'),
+      config: await withDefaultTargets(options.config, model as Model),
+      model: model as Model,
+      data: await openData(options.data, 'data', closeLater),
+      evalData: options.evalData === undefined ? undefined : await openData(options.evalData, 'evalData', closeLater),
       out: options.out === undefined ? undefined : openTarget(options.out, 'out'),
     })
     return await trainer.train()
@@ -111,10 +102,7 @@ function checkConfigNames(config: TrainConfig | undefined): void {
 }
 
 /** `default` as targetModules: what PEFT adapts in a model of that type. */
-async function withDefaultTargets(
-  config: TrainConfig | undefined,
-  model: CausalModel,
-): Promise<TrainConfig | undefined> {
+async function withDefaultTargets(config: TrainConfig | undefined, model: Model): Promise<TrainConfig | undefined> {
   if (config?.targetModules !== 'default') return config
   const { defaultTargetModules } = await import('../peft/default-targets.js')
   return { ...config, targetModules: defaultTargetModules(String(model.config.model_type)) }

@@ -1,6 +1,6 @@
 // The verbs of the public API. Each loads its code with the first call: a page that only computes with LoRA layers stays small.
 
-import type { CausalModel } from '../graph/model-folder.js'
+import type { Model } from '../graph/model-folder.js'
 import type { AdapterSession } from '../infer/session.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { MergeReport } from '../merge/output.js'
@@ -26,7 +26,7 @@ import type { TrainOptions } from './train.js'
  * console.log(model.name, model.contextLength)
  * await model.close()
  */
-export async function loadModel(source: Source, options?: LoadModelOptions): Promise<CausalModel> {
+export async function loadModel(source: Source, options?: LoadModelOptions): Promise<Model> {
   return (await import('./model.js')).loadModel(source, options)
 }
 
@@ -46,7 +46,7 @@ export async function loadModel(source: Source, options?: LoadModelOptions): Pro
  *
  * @example
  * const adapter = await loadAdapter('tests/golden/peft/f32')
- * for (const [name, layer] of adapter) console.log(name, layer.rank)
+ * for (const { name, kind, shape } of adapter.parts()) console.log(name, kind, shape)
  */
 export async function loadAdapter(source: Source, options?: LoadOptions): Promise<LoraAdapter> {
   return (await import('./adapters.js')).loadAdapter(source, options)
@@ -104,7 +104,7 @@ export async function train(options: TrainOptions): Promise<TrainResult> {
  * for await (const piece of session.stream('And the people', { adapter: 'peft', maxNewTokens: 20 })) console.log(piece)
  * await session.dispose()
  */
-export async function openSession(model: CausalModel | Source, options?: OpenSessionOptions): Promise<AdapterSession> {
+export async function openSession(model: Model | Source, options?: OpenSessionOptions): Promise<AdapterSession> {
   return (await import('./session.js')).openSession(model, options)
 }
 

@@ -4,14 +4,14 @@
 import { MismatchError, nearMisses, StateError } from '../base/errors.js'
 import { checkArgument, checkOptions, kind, listOf, NAME, type OptionTable, orNull } from '../base/options.js'
 import { affineInputs, injectLora, loraInputs } from '../graph/inject/inject.js'
-import { completeFeeds } from '../graph/inputs/tokens.js'
+import { completeFeeds } from '../graph/inputs/family.js'
 import { findLinears, type Linear, type ModuleMap } from '../graph/match/linears.js'
 import { placeAdapter } from '../graph/match/place-adapter.js'
-import type { CausalModel } from '../graph/model-folder.js'
+import type { Model } from '../graph/model-folder.js'
 import { sessionModel } from '../graph/session-model.js'
 import { Graph } from '../graph/view/graph.js'
 import { LoraAdapter } from '../lora/adapter.js'
-import { requireKinds } from '../lora/plain.js'
+import { requireHandled } from '../lora/requirements.js'
 import { type Engine, openEngine } from '../runtime/host.js'
 import { type Remote, transfer } from '../runtime/rpc.js'
 import type { Feeds, RuntimeTensor, SessionOptions } from '../runtime/runtime.js'
@@ -36,7 +36,7 @@ const RUN_OPTIONS: OptionTable<RunOptions> = { adapter: orNull(NAME), outputName
 const TAKES_EMPTY_TENSORS = new Set(['cpu', 'wasm'])
 
 /** What a session needs of a model. Texts need all of it. */
-export interface SessionBase extends Pick<CausalModel, 'onnx' | 'runtime'> {
+export interface SessionBase extends Pick<Model, 'onnx' | 'runtime'> {
   close?(): Promise<void>
 }
 
@@ -189,7 +189,7 @@ export class OnnxSession<M extends SessionBase = SessionBase>
             hint: 'Call remove first, or choose another name',
           })
         }
-        requireKinds(adapter, ['linear', 'dora', 'lora-bias'], 'adapters of sessions')
+        requireHandled(adapter, ['linear', 'magnitude', 'biasB'], 'adapters of sessions')
         const placed = placeAdapter(this.#graph, this.#linears, adapter)
         added.push({ name, factors: await adapterFactors(this.model.onnx, this.#graph, placed) })
       }

@@ -14,11 +14,13 @@ import {
   SIGNAL,
   STRING,
 } from '../base/options.js'
+import type { OnnxModel } from '../formats/onnx/model.js'
 import { type TokenInputs, tokenInputs } from '../graph/inputs/tokens.js'
 import { logitsName } from '../graph/match/linears.js'
-import type { CausalModel } from '../graph/model-folder.js'
+import { type Model, requireTokenizer } from '../graph/model-folder.js'
 import { Graph } from '../graph/view/graph.js'
 import type { Remote } from '../runtime/rpc.js'
+import { checkCausal } from '../tasks/causal-lm.js'
 import { checkVocabulary } from '../text/records.js'
 import type { InferEngine } from './engine.js'
 import { GENERATE_DEFAULTS, resolveSampling, SAMPLING_KINDS, type Sampling } from './sampling.js'
@@ -26,7 +28,7 @@ import type { GenerateOptions, GenerateResult, StreamOptions } from './session.j
 
 /** What a text needs of a session. */
 export interface TextSession {
-  readonly model: CausalModel
+  readonly model: Model
   readonly engine: Remote<InferEngine>
   /** Throws MismatchError unless runs can choose this adapter. */
   checkAdapter(name: string | null | undefined): void
@@ -71,10 +73,11 @@ export async function* streamText(
   const sampling = resolveSampling(options)
   session.checkAdapter(adapter)
   const { model } = session
+  textGraphOf(model)
   const promptIds = encodePrompt(model, prompt)
   const room = (model.contextLength ?? Number.POSITIVE_INFINITY) - promptIds.length
 
-  const decoder = model.tokenizer.stream(promptIds)
+  const decoder = requireTokenizer(model).stream(promptIds)
   const tokenIds: number[] = []
   let text = ''
   let finish: GenerateResult['finish'] = maxNewTokens <= room ? 'max-new-tokens' : 'context'
@@ -101,6 +104,27 @@ function freshSeed(): number {
   return crypto.getRandomValues(new Uint32Array(1))[0]
 }
 
+/** What a text needs to know of a graph. */
+interface TextGraph {
+  readonly inputs: TokenInputs
+  readonly logits: string
+}
+
+/** Of each graph, so that it is looked at once and not for each text. */
+const textGraphs = new WeakMap<OnnxModel, TextGraph>()
+
+/** Throws UnsupportedError when the model does not continue texts. */
+function textGraphOf(model: Model): TextGraph {
+  const { onnx } = model
+  const known = textGraphs.get(onnx)
+  if (known !== undefined) return known
+  const graph = new Graph(onnx.proto)
+  checkCausal(model, graph)
+  const made = { inputs: tokenInputs(graph), logits: logitsName(graph) }
+  textGraphs.set(onnx, made)
+  return made
+}
+
 interface Draws {
   readonly adapter: string | undefined
   readonly sampling: Sampling
@@ -114,9 +138,7 @@ async function* continuation(
   promptIds: readonly number[],
   { adapter, sampling, seed, signal }: Draws,
 ): AsyncGenerator<number, never> {
-  const graph = new Graph(session.model.onnx.proto)
-  const inputs = tokenInputs(graph)
-  const logits = logitsName(graph)
+  const { inputs, logits } = textGraphOf(session.model)
   const { cache } = inputs
   const { engine } = session
   const emptyCache = inputs.emptyCache(1)
@@ -150,8 +172,9 @@ function nextFeeds(inputs: TokenInputs, promptIds: readonly number[], tokenIds: 
   })
 }
 
-function encodePrompt(model: CausalModel, prompt: string): number[] {
-  const { tokenizer, eosTokenIds, contextLength, name } = model
+function encodePrompt(model: Model, prompt: string): number[] {
+  const { eosTokenIds, contextLength, vocabularySize, name } = model
+  const tokenizer = requireTokenizer(model)
   const ids = tokenizer.encode(prompt)
   const last = ids.at(-1)
   const endsText = last !== undefined && eosTokenIds.includes(last)
@@ -172,6 +195,6 @@ function encodePrompt(model: CausalModel, prompt: string): number[] {
       got: `${ids.length}`,
     })
   }
-  checkVocabulary(ids, model)
+  checkVocabulary(ids, { tokenizer, vocabularySize })
   return ids
 }

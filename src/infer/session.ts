@@ -1,7 +1,7 @@
 // What a session offers: one base model, any number of adapters, and the ways of running them.
 
 import type { ModuleMap } from '../graph/match/linears.js'
-import type { CausalModel } from '../graph/model-folder.js'
+import type { Model } from '../graph/model-folder.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { Feeds, RuntimeTensor, SessionOptions } from '../runtime/runtime.js'
 import type { SamplingOptions } from './sampling.js'
@@ -66,7 +66,7 @@ export interface GenerateResult {
  */
 export interface AdapterSession {
   /** What the session was opened over. It has to stay open until the session is disposed. */
-  readonly model: CausalModel
+  readonly model: Model
   /** Names of the adapters that runs can choose. */
   readonly adapters: readonly string[]
   /** The model's own inputs, without those that take adapters. */

@@ -101,7 +101,7 @@ export function subtractProduct(base: Matrix, weightB: Matrix, weightA: Matrix, 
 
 /** @throws ShapeError when it is no shape, ConfigError when the rank is above min(d, k) */
 export function checkRank(shape: readonly [number, number], { rank }: LoraConfig, name: string): void {
-  const [d, k] = Array.isArray(shape) ? shape : []
+  const [d, k] = Array.isArray(shape) ? (shape as readonly [number, number]) : [-1, -1]
   if (!Number.isSafeInteger(d) || !Number.isSafeInteger(k) || d < 0 || k < 0) {
     throw new ShapeError({
       where: where(name, 'shape'),

@@ -6,7 +6,7 @@ import { NumericError } from '../base/errors.js'
 import { elementCount, type FloatArray, type Matrix } from '../base/tensor.js'
 import { defaultKernels } from '../kernels/index.js'
 import { normOfProduct } from '../linalg/product.js'
-import type { StoredTensor } from '../lora/replacements.js'
+import type { StoredTensor } from '../lora/kinds/stored.js'
 
 /** Rows are merged in blocks of at most so many elements: 4 MiB in f32, small beside any model. */
 const BLOCK_ELEMENTS = 1 << 20

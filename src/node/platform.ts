@@ -3,7 +3,7 @@
 import path from 'node:path'
 import type { Platform } from '../index/platform.js'
 import type { Located } from '../io/locate.js'
-import { NodeDirectory, openFile } from '../io/node/files.js'
+import { locate, NodeDirectory, openFile } from '../io/node/files.js'
 import type { EngineKind } from '../runtime/host.js'
 import { resolveNodeRuntime } from '../runtime/node/runtime.js'
 import { spawnNodeWorker } from '../runtime/node/worker.js'
@@ -17,7 +17,10 @@ const runtimeOf = (specifier: string) => ({ specifier, spawn: (kind: EngineKind)
 
 export const nodePlatform: Platform = {
   open,
-  openFile: (text) => openFile(text),
+  openData: async (text) => {
+    const { directory, file } = await locate(text)
+    return file === undefined ? directory : openFile(text)
+  },
   target: (text) => new NodeDirectory(text),
   defaultRuntime: () => runtimeOf(resolveNodeRuntime()),
   nodeRuntime: (specifier = resolveNodeRuntime()) => runtimeOf(specifier),

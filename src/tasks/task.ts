@@ -1,15 +1,31 @@
 // What differs between the things a model can be trained for, and nothing else: how a row of data becomes an example, what
 // is built on the model's outputs, what its loss is divided by, and what is told of it.
 
-import type { CausalModel } from '../graph/model-folder.js'
+import type { Model } from '../graph/model-folder.js'
 import type { Objective } from '../graph/training/objective.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
+import type { ChatTemplate } from '../text/chat-template.js'
 
 /** What a row is encoded for. */
 export interface EncodeContext {
-  readonly model: CausalModel
+  readonly model: Model
   /** Most tokens of an example; infinite where nothing limits it. */
   readonly maxLength: number
+  /** The model's chat template; undefined where it has none. Throws FormatError when it has one that cannot be used. */
+  chatTemplate(): ChatTemplate | undefined
+  /** Further variables of the chat template. */
+  readonly chatTemplateArgs: Readonly<Record<string, unknown>> | undefined
+}
+
+/** Examples in order: a list, or something smaller that is one to its users. */
+export interface Examples<Example> extends Iterable<Example> {
+  readonly length: number
+  at(index: number): Example | undefined
+}
+
+/** {@link Examples} that grow. */
+export interface ExampleList<Example> extends Examples<Example> {
+  push(example: Example): unknown
 }
 
 /** What became of a row. */
@@ -30,12 +46,14 @@ export interface Task<Row = unknown, Example = unknown> {
   parse(row: unknown, where: string): Row
   /** Throws FormatError, MismatchError or ConfigError when the model's tokenizer cannot be used. */
   encode(row: Row, context: EncodeContext): Encoded<Example>
+  /** Where examples are kept, if not in a list: packed, a million of them fit into memory. */
+  makeList?(): ExampleList<Example>
   /**
    * Fixes what the training examples decide.
    *
    * @throws UnsupportedError when the model is not one for this task
    */
-  open(model: CausalModel, examples: readonly Example[]): OpenTask<Example>
+  open(model: Model, examples: Examples<Example>): OpenTask<Example>
 }
 
 /** A task for one model and one set of examples. */

@@ -1,6 +1,7 @@
 // Which examples run together in each optimizer step: seeded shuffling, and batches of like lengths. What a step trains on depends on batchSize · accumulation only, so that accumulating changes no result.
 
 import { Random } from '../base/random.js'
+import type { Examples } from '../tasks/task.js'
 
 /** Which examples run together, and the length they are padded to. */
 export interface MicroBatch {
@@ -73,8 +74,8 @@ function microBatches(
 }
 
 /** The examples of some micro-batches, in their order. */
-export function examplesOf<Example>(examples: readonly Example[], plans: readonly MicroBatch[]): Example[] {
-  return plans.flatMap((plan) => plan.examples.map((index) => examples[index]))
+export function examplesOf<Example>(examples: Examples<Example>, plans: readonly MicroBatch[]): Example[] {
+  return plans.flatMap((plan) => plan.examples.map((index) => examples.at(index) as Example))
 }
 
 /** The cost of some micro-batches, padding aside. */

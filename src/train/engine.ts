@@ -77,8 +77,12 @@ export class TrainEngine extends SessionTable {
     }
   }
 
-  /** One optimizer update from the summed losses and gradients of some passes. */
-  async step(passes: readonly Pass[], learningRate: number): Promise<StepResult> {
+  /**
+   * One optimizer update from the summed losses and gradients of some passes.
+   *
+   * @param stepLoss the loss, where those of the passes are only a way to its gradients
+   */
+  async step(passes: readonly Pass[], learningRate: number, stepLoss?: number): Promise<StepResult> {
     const training = this.#started()
     const startedAt = performance.now()
     let loss = 0
@@ -90,6 +94,7 @@ export class TrainEngine extends SessionTable {
       loss += runLoss[0]
       gradients = passes.length === 1 ? runGradients : accumulate(training, runGradients, index === 0)
     }
+    loss = stepLoss ?? loss
     const norm = gradientNorm(gradients)
     if (Number.isFinite(loss)) training.parameters.forEach((parameter, i) => void training.lastGood[i].set(parameter))
     if (Number.isFinite(loss) && Number.isFinite(norm)) {

@@ -4,9 +4,9 @@
 import type { ByteSource } from '../base/bytes.js'
 import { MismatchError } from '../base/errors.js'
 import { serializeModel } from '../formats/onnx/model.js'
-import type { CausalModel } from '../graph/model-folder.js'
+import type { Model } from '../graph/model-folder.js'
 import type { LoraAdapter } from '../lora/adapter.js'
-import type { OpenTask } from '../tasks/task.js'
+import type { Examples, OpenTask } from '../tasks/task.js'
 import type { TrainSettings } from './settings.js'
 
 /** Settings that change no weight. */
@@ -19,14 +19,14 @@ const WITHOUT_EFFECT: ReadonlySet<keyof TrainSettings> = new Set([
 ])
 
 export interface FingerprintParts {
-  model: CausalModel
+  model: Model
   /** As it was before the first step. */
   adapter: LoraAdapter
   /** Name of the task. */
   task: string
   open: OpenTask
-  examples: readonly unknown[]
-  evalExamples: readonly unknown[] | undefined
+  examples: Examples<unknown>
+  evalExamples: Examples<unknown> | undefined
   settings: TrainSettings
   totalSteps: number
 }
@@ -44,7 +44,7 @@ const SAMPLE_BYTES = 64 << 10
 export async function fingerprintOf(parts: FingerprintParts): Promise<Record<string, string>> {
   const { model, adapter, task, open, examples, evalExamples, settings, totalSteps } = parts
   const weights = new Hash()
-  for (const [name, { weightA, weightB }] of adapter) {
+  for (const { name, weightA, weightB } of adapter.parts('linear')) {
     weights.add(new TextEncoder().encode(name)).add(bytesOf(weightA.data)).add(bytesOf(weightB.data))
   }
   const { peftFields, ...config } = adapter.config
@@ -62,7 +62,7 @@ export async function fingerprintOf(parts: FingerprintParts): Promise<Record<str
   return Object.fromEntries(entries.map(([key, value]) => [key, JSON.stringify(value) ?? 'none']))
 }
 
-function digestOf(open: OpenTask, examples: readonly unknown[]): string {
+function digestOf(open: OpenTask, examples: Examples<unknown>): string {
   const hash = new Hash()
   for (const example of examples) for (const part of open.content(example)) hash.add(part)
   return hash.digest()

@@ -24,7 +24,8 @@ export function writeParameters(adapter: LoraAdapter, names: readonly string[], 
 
 function slotsOf(adapter: LoraAdapter): Map<string, Slot> {
   const slots = new Map<string, Slot>()
-  for (const [name, layer] of adapter) {
+  for (const layer of adapter.parts('linear')) {
+    const { name } = layer
     slots.set(`${name}.A`, {
       read: () => Float32Array.from(layer.weightA.data),
       write: (values) => {

@@ -2,7 +2,7 @@
 // shape, and has its own activations and, in default mode, its own copy of the weights: one goes before the other comes.
 
 import type { ModuleMap } from '../graph/match/linears.js'
-import type { CausalModel } from '../graph/model-folder.js'
+import type { Model } from '../graph/model-folder.js'
 import {
   buildLossGraph,
   buildTrainingGraph,
@@ -19,7 +19,7 @@ import type { Pass, TrainEngine } from './engine.js'
 import type { TrainSettings } from './settings.js'
 
 export interface SessionParts {
-  readonly model: CausalModel
+  readonly model: Model
   readonly open: OpenTask
   readonly adapter: LoraAdapter
   readonly modules: ModuleMap | undefined
@@ -55,7 +55,7 @@ export class TrainingSessions {
   static async create(parts: SessionParts, engine: Remote<TrainEngine>): Promise<TrainingSessions> {
     const { model, open, adapter, modules } = parts
     const runtime = runtimeBehind(engine, await engine.runtimeName())
-    const layers = [...adapter].map(([name, { d, k, rank, scaling }]) => ({ name, d, k, rank, scaling }))
+    const layers = adapter.parts('linear').map(({ name, d, k, rank, scaling }) => ({ name, d, k, rank, scaling }))
     const { dropout } = adapter.config
     const training = await buildTrainingGraph(model.onnx, runtime, open, { layers, modules, dropout })
     const evaluation = buildLossGraph(model.onnx, open, { layers, modules })

@@ -4,6 +4,7 @@
 import type { Directory } from '../base/bytes.js'
 import { NumericError } from '../base/errors.js'
 import { type Engine, openEngine } from '../runtime/host.js'
+import type { Examples } from '../tasks/task.js'
 import {
   costOf,
   examplesOf,
@@ -30,8 +31,8 @@ const RECENT_STEPS = 100
 export interface RunParts extends SessionParts {
   /** Name of the task. */
   readonly task: string
-  readonly examples: readonly unknown[]
-  readonly evalExamples: readonly unknown[] | undefined
+  readonly examples: Examples<unknown>
+  readonly evalExamples: Examples<unknown> | undefined
   readonly out: { readonly directory: Directory; readonly use: FolderUse } | undefined
   readonly signal: AbortSignal | undefined
   readonly on: TrainEvents
@@ -106,7 +107,7 @@ class TrainingRun {
     }
     this.#stepsPerEpoch = stepsPerEpoch(examples.length, this.#planOptions)
     this.#totalSteps = settings.maxSteps ?? settings.epochs * this.#stepsPerEpoch
-    this.#costs = examples.map((example) => open.cost(example))
+    this.#costs = Array.from(examples, (example) => open.cost(example))
     this.#names = sessions.parameters.map(({ name }) => name)
     this.#writer = new RunWriter(out?.directory, out?.use ?? 'new', [])
   }
@@ -237,7 +238,7 @@ class TrainingRun {
     let total = 0
     const seen: unknown[] = []
     const predictions: unknown[] = []
-    const costs = examples.map((example) => open.cost(example))
+    const costs = Array.from(examples, (example) => open.cost(example))
     for (const plan of planEvaluation(costs, this.#planOptions)) {
       if (signal?.aborted) return undefined
       const batch = examplesOf(examples, [plan])
@@ -246,8 +247,9 @@ class TrainingRun {
       const outputs = await this.#engine.remote.forward(pass, [pass.loss, ...pass.predictions])
       sum += Number(outputs[pass.loss].data[0]) * normalizer
       total += normalizer
+      if (open.predict === undefined) continue
       for (const example of batch) seen.push(example)
-      for (const prediction of open.predict?.(outputs, batch) ?? []) predictions.push(prediction)
+      for (const prediction of open.predict(outputs, batch)) predictions.push(prediction)
     }
     const loss = sum / total
     if (!Number.isFinite(loss)) return this.#fail(`evaluation after step ${step}`, `the loss is ${loss}`)

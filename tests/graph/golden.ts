@@ -3,7 +3,7 @@
 import { readFileSync } from 'node:fs'
 import { loadOnnx, type OnnxModel } from '../../src/formats/onnx/model.js'
 import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
-import type { CausalModel } from '../../src/graph/model-folder.js'
+import type { Model } from '../../src/graph/model-folder.js'
 import type { TrainedLayer, TrainedTensor } from '../../src/graph/training/training-graph.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import type { LoraAdapter } from '../../src/lora/adapter.js'
@@ -42,12 +42,12 @@ export function openAdapter(folder: string): Promise<LoraAdapter> {
 }
 
 export function layersOf(adapter: LoraAdapter): TrainedLayer[] {
-  return [...adapter].map(([name, { d, k, rank, scaling }]) => ({ name, d, k, rank, scaling }))
+  return adapter.parts('linear').map(({ name, d, k, rank, scaling }) => ({ name, d, k, rank, scaling }))
 }
 
 /** Causal language modeling over a graph alone. */
 export function causalOf(onnx: OnnxModel): OpenTask<Example> {
-  return causalLm.open({ onnx, padTokenId: 0 } as CausalModel, [])
+  return causalLm.open({ onnx, padTokenId: 0 } as Model, [])
 }
 
 /** A run of a batch whose rows are padded on the right. */
@@ -76,11 +76,10 @@ export function partOf(name: string): [layer: string, factor: 'A' | 'B'] {
 
 /** A and Bᵀ of each parameter. */
 export function factorFeeds(parameters: readonly TrainedTensor[], adapter: LoraAdapter): Feeds {
-  const layers = new Map(adapter)
   return Object.fromEntries(
     parameters.map(({ name, input, shape }) => {
       const [layer, factor] = partOf(name)
-      const { weightA, weightB } = layers.get(layer)!
+      const { weightA, weightB } = adapter.layer(layer)
       const matrix = factor === 'A' ? weightA : weightB
       const data = factor === 'A' ? Float32Array.from(matrix.data) : transposed(matrix.data, matrix.shape)
       return [input, { type: 'float32', data, dims: shape }]

@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { readJson } from '../../src/base/bytes.js'
 import { ConfigError, DataError, MismatchError, StateError, UnsupportedError } from '../../src/base/errors.js'
-import type { CausalModel } from '../../src/graph/model-folder.js'
+import type { Model } from '../../src/graph/model-folder.js'
 import { OnnxSession } from '../../src/infer/adapter-session.js'
 import { generate } from '../../src/infer/generate.js'
 import type { GenerateOptions } from '../../src/infer/session.js'
@@ -18,8 +18,8 @@ interface Reference {
   greedy_text: string
 }
 
-let union: CausalModel
-let session: OnnxSession<CausalModel>
+let union: Model
+let session: OnnxSession<Model>
 let references: Reference[]
 beforeAll(async () => {
   union = await openModel(UNION)
@@ -53,8 +53,8 @@ describe('greedy', () => {
       >
       const adapter = await loadAdapter(directoryOf(`${path}/golden/adapter-init`))
       const opened = await OnnxSession.open(model, { adapters: { adapter } })
-      const text = model.tokenizer.decode(golden.base.inputIds)
-      expect(model.tokenizer.encode(text)).toEqual(golden.base.inputIds)
+      const text = model.tokenizer!.decode(golden.base.inputIds)
+      expect(model.tokenizer!.encode(text)).toEqual(golden.base.inputIds)
       for (const [key, choice] of [['base'], ['adapted', 'adapter'], ['base']] as const) {
         const { greedyIds } = golden[key]
         const { tokenIds } = await generate(opened, text, { adapter: choice, maxNewTokens: greedyIds.length })
@@ -94,14 +94,14 @@ describe('sampling', () => {
 })
 
 describe('the end of the text', () => {
-  const withModel = (changes: Partial<CausalModel>) => OnnxSession.open({ ...union, ...changes })
+  const withModel = (changes: Partial<Model>) => OnnxSession.open({ ...union, ...changes })
 
   it('comes with a token that ends it, which is not part of it', async () => {
     const { greedy_ids } = references[0]
     const ending = await withModel({ eosTokenIds: [1, greedy_ids[6]] })
     const result = await generate(ending, PROMPT)
     expect(result).toMatchObject({ tokenIds: greedy_ids.slice(0, 6), tokens: 6, finish: 'eos' })
-    expect(result.text).toBe(union.tokenizer.decode(greedy_ids.slice(0, 6)))
+    expect(result.text).toBe(union.tokenizer!.decode(greedy_ids.slice(0, 6)))
     await ending.dispose()
   })
 
@@ -113,13 +113,13 @@ describe('the end of the text', () => {
 
   it('comes at the model’s own context of 256 tokens', async () => {
     const prompt = 'people '.repeat(240)
-    const length = union.tokenizer.encode(prompt).length
+    const length = union.tokenizer!.encode(prompt).length
     expect(length).toBeGreaterThan(230)
     expect(await generate(session, prompt)).toMatchObject({ tokens: 256 - length, finish: 'context' })
   })
 
   it('a template that ends every text does not end the prompt', async () => {
-    const { tokenizer } = union
+    const tokenizer = union.tokenizer!
     const templated = await withModel({
       tokenizer: {
         name: tokenizer.name,
@@ -169,7 +169,7 @@ describe('streaming', () => {
       maxNewTokens: 5,
       onText: (piece) => pieces.push(piece),
     })
-    const whole = union.tokenizer.decode([...union.tokenizer.encode(prompt), ...tokenIds])
+    const whole = union.tokenizer!.decode([...union.tokenizer!.encode(prompt), ...tokenIds])
     expect(prompt + text).toBe(whole)
     expect(pieces.join('')).toBe(text)
   })
@@ -272,7 +272,7 @@ describe('bad input', () => {
   it('a prompt that fills the context, or that has no tokens', async () => {
     await expect(generate(session, 'people '.repeat(300))).rejects.toThrow(DataError)
     await expect(generate(session, 'people '.repeat(300))).rejects.toThrow(/expected fewer than 256 tokens, got \d+/)
-    const bare = { ...union.tokenizer, encode: () => [], stream: () => union.tokenizer.stream() } as never
+    const bare = { ...union.tokenizer!, encode: () => [], stream: () => union.tokenizer!.stream() } as never
     const opened = await OnnxSession.open({ ...union, tokenizer: bare })
     await expect(generate(opened, '')).rejects.toThrow(DataError)
     await opened.dispose()

@@ -6,7 +6,7 @@ import * as ort from 'onnxruntime-node'
 import { Random } from '../../src/base/random.js'
 import { tokenInputs } from '../../src/graph/inputs/tokens.js'
 import { findLinears } from '../../src/graph/match/linears.js'
-import { type CausalModel, loadModel } from '../../src/graph/model-folder.js'
+import { loadModel, type Model } from '../../src/graph/model-folder.js'
 import { Graph } from '../../src/graph/view/graph.js'
 import { InferEngine } from '../../src/infer/engine.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
@@ -80,11 +80,11 @@ export function messageHost(): { host: RuntimeHost; closed: () => number } {
   }
 }
 
-export const openModel = (path: string, runtime: RuntimeHost = inThread): Promise<CausalModel> =>
+export const openModel = (path: string, runtime: RuntimeHost = inThread): Promise<Model> =>
   loadModel(directoryOf(path), { runtime })
 
 /** An adapter for the modules whose names match, with A and B that are not zero. */
-export function makeAdapter(model: CausalModel, modules: RegExp, { seed = 1, rank = 4, alpha = 8, std = 0.05 } = {}) {
+export function makeAdapter(model: Model, modules: RegExp, { seed = 1, rank = 4, alpha = 8, std = 0.05 } = {}) {
   const adapter = new LoraAdapter({ rank, alpha })
   const random = new Random(seed, 'test')
   const matrix = (rows: number, columns: number, deviation: number) => ({
@@ -101,7 +101,7 @@ export function makeAdapter(model: CausalModel, modules: RegExp, { seed = 1, ran
 }
 
 /** Feeds of a model for rows of equal length, with an empty cache. */
-export function feedsOf(model: CausalModel, rows: readonly (readonly number[])[]): Feeds {
+export function feedsOf(model: Model, rows: readonly (readonly number[])[]): Feeds {
   const inputs = tokenInputs(new Graph(model.onnx.proto))
   const [batch, sequence] = [rows.length, rows[0].length]
   const attentionMask = new Uint8Array(batch * sequence).fill(1)

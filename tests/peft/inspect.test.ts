@@ -64,7 +64,7 @@ describe('warns of', () => {
       'b: B is all zero, as before training, so the layer changes nothing',
       'c: A is all zero, so the layer changes nothing',
     ])
-    for (const [, layer] of inspected) layer.weightB.data.fill(0)
+    for (const layer of inspected.parts('linear')) layer.weightB.data.fill(0)
     expect(inspectAdapter(inspected).warnings).toEqual([
       'All 3 layers: B is all zero, as before training, so the layer changes nothing',
     ])

@@ -1,7 +1,7 @@
 import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'
 import { DataError } from '../../src/base/errors.js'
-import { checkRecord, countTargets, encodeRecord, type TextRecord } from '../../src/text/records.js'
+import { countTargets, encodeText, parseRecord } from '../../src/text/records.js'
 import { makeTokenizer } from '../../src/text/tokenizer.js'
 
 const folder = new URL('../../models/union-3m/', import.meta.url)
@@ -10,40 +10,69 @@ const definition = json('tokenizer.json')
 const tokenizer = makeTokenizer(definition, json('tokenizer_config.json'), 'union-3m')
 const EOS = 1
 
-describe('checkRecord', () => {
-  it('takes both kinds, and ignores other fields', () => {
-    expect(checkRecord({ text: 'a', id: 3 }, 'here')).toEqual({ text: 'a' })
-    expect(checkRecord({ prompt: 'p', completion: 'c' }, 'here')).toEqual({ prompt: 'p', completion: 'c' })
+describe('parseRecord', () => {
+  const where = 'here'
+
+  it('takes each kind, and leaves other fields alone', () => {
+    expect(parseRecord({ text: 'a', id: 3 }, where)).toEqual({ where, kind: 'text', text: 'a' })
+    expect(parseRecord({ text: 'a', prompt: null, messages: null }, where)).toEqual({ where, kind: 'text', text: 'a' })
+    const pair = { where, kind: 'pair', prompt: 'p', completion: 'c' }
+    expect(parseRecord({ prompt: 'p', completion: 'c' }, where)).toEqual(pair)
+    const messages = [
+      { role: 'user', content: 'u' },
+      { role: 'assistant', content: 'a' },
+    ]
+    const chat = { messages, learnFrom: 0, tools: undefined, args: undefined }
+    expect(parseRecord({ messages, prompt_id: '3', prompt: 'u' }, where)).toEqual({ where, kind: 'chat', chat })
+    const conversations = [
+      { from: 'human', value: 'u' },
+      { from: 'gpt', value: 'a' },
+    ]
+    expect(parseRecord({ conversations }, where)).toEqual({ where, kind: 'chat', chat })
+    const trl = { prompt: messages.slice(0, 1), completion: messages.slice(1) }
+    expect(parseRecord(trl, where)).toEqual({ where, kind: 'chat', chat: { ...chat, learnFrom: 1 } })
+  })
+
+  it('takes questions and instructions', () => {
+    const answer = { where, kind: 'answer', question: 'q', answer: 'a', system: undefined }
+    expect(parseRecord({ question: 'q', answer: 'a' }, where)).toEqual(answer)
+    expect(parseRecord({ instruction: 'q', input: '', output: 'a' }, where)).toEqual(answer)
+    expect(parseRecord({ instruction: 'q', output: 'a', system: 's' }, where)).toEqual({ ...answer, system: 's' })
+    const withInput = parseRecord({ instruction: 'q', input: 'i', output: 'a' }, where)
+    expect(withInput).toEqual({ ...answer, question: 'q\n\ni' })
   })
 
   it.each([
     [[1], 'here: not a record'],
-    [[{ text: 'a' }], 'got a list. Each line is one JSON object'],
-    [{ txt: 'a' }, 'got "txt" (string)'],
+    [[{ text: 'a' }], 'got a list. Each record is one JSON object'],
+    [{ txt: 'a' }, 'got "txt" (string). Fields of other names are renamed with columns (--columns'],
     [{ text: 3 }, 'got "text" (number)'],
-    [{ prompt: 'a' }, 'here: not a record; expected "text", or "prompt" and "completion"'],
-    [{ text: 'a', prompt: 'b', completion: 'c' }, 'not a record'],
+    [{ prompt: 'a' }, 'here: not a record; expected "text"; "prompt" and "completion"; "messages"'],
+    [{ prompt: 'a', completion: 3 }, 'here: not a record'],
+    [{ question: 'a', answer: 3 }, 'here: not a record'],
+    [{ text: 'a', prompt: 'b', completion: 'c' }, 'here: a record of two kinds'],
+    [{ text: 'a', prompt: 'b' }, 'a record of two kinds'],
+    [{ instruction: 'a', output: 'b', text: 'c' }, 'Say which fields to use with columns (--columns text=text)'],
     [null, 'not a record'],
-    [{ messages: [{ role: 'user', content: 'a' }] }, 'got "messages" (object). Write a conversation as'],
-    [{ instruction: 'a', output: 'b' }, 'Name what is given "prompt"'],
+    [{ messages: [{ role: 'user' }] }, 'here, message 1: no content'],
     ['text', 'got a string'],
     [{}, 'got no fields'],
   ])('%j is refused', (value, message) => {
-    const check = () => checkRecord(value, 'here')
+    const check = () => parseRecord(value, where)
     expect(check).toThrow(DataError)
     expect(check).toThrow(message)
   })
 })
 
-describe('encodeRecord', () => {
-  const targets = ({ inputIds, labels }: ReturnType<typeof encodeRecord>) => {
+describe('encodeText', () => {
+  const targets = ({ inputIds, labels }: ReturnType<typeof encodeText>) => {
     expect(labels.length).toBe(inputIds.length)
     labels.forEach((label, i) => void expect([inputIds[i], -100]).toContain(label))
     return [...labels].filter((label) => label !== -100)
   }
 
   it('learns every token of a text but the first, and one eos', () => {
-    const example = encodeRecord({ text: 'In the beginning' }, tokenizer, EOS)
+    const example = encodeText('', 'In the beginning', tokenizer, EOS)
     const ids = tokenizer.encode('In the beginning')
     expect([...example.inputIds]).toEqual([...ids, EOS])
     expect(targets(example)).toEqual([...ids.slice(1), EOS])
@@ -51,11 +80,11 @@ describe('encodeRecord', () => {
   })
 
   it('learns the completion only', () => {
-    const example = encodeRecord({ prompt: 'In the', completion: ' beginning' }, tokenizer, EOS)
+    const example = encodeText('In the', ' beginning', tokenizer, EOS)
     expect([...example.inputIds]).toEqual([...tokenizer.encode('In the beginning'), EOS])
     expect(tokenizer.decode(targets(example))).toBe(' beginning')
     expect(targets(example).at(-1)).toBe(EOS)
-    expect(targets(encodeRecord({ prompt: 'In the', completion: '' }, tokenizer, EOS))).toEqual([EOS])
+    expect(targets(encodeText('In the', '', tokenizer, EOS))).toEqual([EOS])
   })
 
   it('does not double an eos that the template or the text has', () => {
@@ -63,12 +92,16 @@ describe('encodeRecord', () => {
     template.post_processor.single.push({ SpecialToken: { id: '<|eos|>', type_id: 0 } })
     template.post_processor.special_tokens['<|eos|>'] = { id: '<|eos|>', ids: [1], tokens: ['<|eos|>'] }
     const ending = makeTokenizer(template, {}, 'x')
-    const records: TextRecord[] = [{ text: 'Amen' }, { text: 'Amen<|eos|>' }, { prompt: 'A', completion: 'men' }]
-    for (const record of records) {
+    const pairs = [
+      ['', 'Amen'],
+      ['', 'Amen<|eos|>'],
+      ['A', 'men'],
+    ]
+    for (const [prompt, completion] of pairs) {
       const expected = [...tokenizer.encode('Amen'), EOS]
-      expect([...encodeRecord(record, ending, EOS).inputIds]).toEqual(expected)
-      expect([...encodeRecord(record, tokenizer, EOS).inputIds]).toEqual(expected)
-      expect(targets(encodeRecord(record, ending, EOS)).at(-1)).toBe(EOS)
+      expect([...encodeText(prompt, completion, ending, EOS).inputIds]).toEqual(expected)
+      expect([...encodeText(prompt, completion, tokenizer, EOS).inputIds]).toEqual(expected)
+      expect(targets(encodeText(prompt, completion, ending, EOS)).at(-1)).toBe(EOS)
     }
   })
 })

@@ -74,7 +74,7 @@ it('takes the ten AdamW steps that PEFT and PyTorch take', async () => {
   norms.forEach((norm, i) => void expect(Math.abs(norm / golden.gradNorms[i] - 1)).toBeLessThan(1e-4))
   const source = await new NodeDirectory(path('tests/golden/train-union')).open('adapter-final.safetensors')
   const final = await parseSafetensorsHeader(source)
-  for (const [name, { weightA, weightB }] of adapter) {
+  for (const { name, weightA, weightB } of adapter.parts('linear')) {
     for (const [factor, { data }] of [
       ['A', weightA],
       ['B', weightB],

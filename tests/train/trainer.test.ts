@@ -5,7 +5,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { MemoryDirectory, MemorySource } from '../../src/base/bytes.js'
 import { ConfigError, DataError, FileError, MismatchError, NumericError } from '../../src/base/errors.js'
 import { OnnxModel } from '../../src/formats/onnx/model.js'
-import { type CausalModel, loadModel } from '../../src/graph/model-folder.js'
+import { loadModel, type Model } from '../../src/graph/model-folder.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
@@ -30,7 +30,7 @@ const data = records('scripture.jsonl', 24)
 const evalData = records('scripture.eval.jsonl', 4)
 const WEIGHTS = 'adapter_model.safetensors'
 
-let model: CausalModel
+let model: Model
 beforeAll(async () => {
   model = await loadModel(folder, { runtime: { module } })
 })

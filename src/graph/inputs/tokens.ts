@@ -46,7 +46,7 @@ export function tokenInputs(graph: Graph): TokenInputs {
  *
  * @throws UnsupportedError when a cache that is left out has an unknown layout
  */
-export function completeFeeds(graph: Graph, feeds: Feeds): Feeds {
+export function completeTokenFeeds(graph: Graph, feeds: Feeds): Feeds {
   const isFed = ({ name }: { readonly name: string }) => feeds[name] !== undefined
   const ids = feeds.input_ids
   if (graph.inputs.every(isFed) || ids?.dims.length !== 2) return feeds

@@ -1,11 +1,6 @@
 // The forward part of a training graph: the model with LoRA branches, and what the objective builds on its outputs.
 
-import { create } from '@bufbuild/protobuf'
-import {
-  TensorProto_DataType as DataType,
-  type NodeProto,
-  ValueInfoProtoSchema,
-} from '../../formats/onnx/gen/onnx_pb.js'
+import { TensorProto_DataType as DataType, type NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
 import { gradientPath } from '../gradients/backward.js'
 import { loraInputs, valueInfo } from '../inject/inject.js'
 import { TrainableLinears } from '../inject/trainable.js'
@@ -62,7 +57,7 @@ export function buildForward(graph: Graph, objective: Objective, options: Forwar
   const own = new ObjectiveGraph(graph)
   const sum = objective.forward(own)
   const predictions = options.predicts ? own.predictions : []
-  const predicted = predictions.map((name) => create(ValueInfoProtoSchema, { name }))
+  const predicted = predictions.map((name) => valueInfo(name, DataType.FLOAT))
   graph.outputs = [valueInfo(sum, DataType.FLOAT, []), ...predicted]
   dropEmptyCache(graph)
   graph.prune()

@@ -37,6 +37,7 @@ export class ObjectiveGraph {
   readonly parameters: TrainedTensor[] = []
   readonly checks: ShapeCheck[] = []
   readonly predictions: Value[] = []
+  readonly fedGradients: { readonly value: Value; readonly input: string }[] = []
   readonly #graph: Graph
 
   constructor(graph: Graph) {
@@ -87,6 +88,16 @@ export class ObjectiveGraph {
     const { loss, gradient } = crossEntropy(this.g, logits, targets)
     this.customGradients.set(loss, gradient)
     return loss
+  }
+
+  /**
+   * Σ (value · gradient): a scalar whose gradient by the value is what runs are fed as `input`, of the value's shape. For a loss that is
+   * computed elsewhere, over the values of many runs.
+   */
+  fedGradient(value: Value, input: string): Value {
+    this.fedGradients.push({ value, input })
+    this.#graph.inputs.push(valueInfo(input, DataType.FLOAT))
+    return this.g.op('ReduceSum', [this.g.mul(value, input)], { keepdims: 0 })
   }
 
   /** Gives a value out where the loss alone is computed, for metrics. */

@@ -32,6 +32,8 @@ export interface TrainingGraphOptions {
   readonly dropout?: number | undefined
   /** Module name → node or initializer, where the graph's own names do not tell. */
   readonly modules?: ModuleMap | undefined
+  /** Also gives the graph without gradients whose predictions the loss of a step is computed from. Default false. */
+  readonly twoPasses?: boolean | undefined
 }
 
 /** A trained tensor, and the output that holds the loss's gradient by it. */
@@ -46,10 +48,8 @@ export interface FeedOptions {
   readonly dropout?: DropoutDraw | undefined
 }
 
-/** A graph that gives the loss of a run. */
-export interface LossGraph {
-  /** Output that holds the loss, a scalar: the objective's sum divided by the normalizer. */
-  readonly loss: string
+/** A graph over a model's weights, and what it is fed. */
+export interface RunnableGraph {
   /** What the objective gave out for metrics; none in a graph with gradients. */
   readonly predictions: readonly string[]
   readonly proto: ModelProto
@@ -66,9 +66,17 @@ export interface LossGraph {
   feeds(feeds: Feeds, options: FeedOptions): Feeds
 }
 
+/** A graph that gives the loss of a run. */
+export interface LossGraph extends RunnableGraph {
+  /** Output that holds the loss, a scalar: the objective's sum divided by the normalizer. */
+  readonly loss: string
+}
+
 export interface TrainingGraph extends LossGraph {
   /** As `tensors`, with their gradients. */
   readonly parameters: readonly TrainedParameter[]
+  /** With `twoPasses`: what is predicted, with the same dropout. */
+  readonly firstPass: RunnableGraph | undefined
 }
 
 /** The loss alone, for evaluation: no dropout, and the model's own fused operators stay. */
@@ -94,18 +102,28 @@ export async function buildTrainingGraph(
   objective: Objective,
   options: TrainingGraphOptions,
 ): Promise<TrainingGraph> {
-  const { dropout = 0 } = options
-  const { graph, forward } = prepare(model, objective, options)
+  const { dropout = 0, twoPasses = false } = options
+  const { graph, forward } = prepare(model, objective, options, twoPasses)
   lowerForTraining(graph)
   const { sum, parameters, masks } = forward
-  const { customGradients: custom, checks } = forward.objective
+  const { customGradients: custom, checks, fedGradients } = forward.objective
   const wrt = parameters.map(({ input }) => input)
   const path = gradientPath(graph, wrt, [sum], custom)
   checkDifferentiable(path, custom)
   const { probe } = objective
   const fixed = { [LOSS_SCALE]: { type: 'float32', data: Float32Array.of(1), dims: [] } as const, ...zeros(parameters) }
-  const shapes = await measureShapes(graph, model, runtime, path, probe, { feeds: fixed, masks })
+  const shapes = await measureShapes(graph, model, runtime, path, probe, { feeds: fixed, masks, fedGradients })
   for (const check of checks) check((value) => shapes.get(value))
+  const rows = rowsOf(masks, shapes, probe.lengths)
+  const [loss, ...predictions] = graph.outputs
+  let firstPass: RunnableGraph | undefined
+  if (twoPasses) {
+    graph.outputs = [loss]
+    const first = new Graph(graph.toModel())
+    first.outputs = predictions
+    first.prune({ inputs: true })
+    firstPass = finish(model, first, forward, dropout, rows)
+  }
   const g = new Builder(graph, 'backward')
   const gradients = buildBackward(g, shapes, new Map([[sum, g.float(1)]]), wrt, { custom, scale: LOSS_SCALE })
   const trained = parameters.map((parameter): TrainedParameter => {
@@ -124,7 +142,8 @@ export async function buildTrainingGraph(
   mergeReshapes(graph, shapes)
   const reshaped = graph.nodes.filter(({ opType }) => opType === 'Reshape').map(({ output }) => output[0])
   declareShapes(graph, shapes, [...path.values, ...reshaped], (dim, other) => lengthOf(probe.lengths, dim, other)?.name)
-  return { ...finish(model, graph, forward, dropout, rowsOf(masks, shapes, probe.lengths)), parameters: trained }
+  const whole = finish(model, graph, { ...forward, predictions: [] }, dropout, rows)
+  return { ...whole, parameters: trained, firstPass }
 }
 
 function zeros(parameters: readonly TrainedTensor[]): Feeds {

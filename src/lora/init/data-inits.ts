@@ -10,7 +10,7 @@ import type { Svd } from '../../linalg/svd.js'
 import { LoraAdapter } from '../adapter.js'
 import { subtractProduct, where } from '../factors.js'
 import type { LoraLayer } from '../layer.js'
-import { requirePlain } from '../plain.js'
+import { requirePlain } from '../requirements.js'
 import { balanced, type FactorPair, lastTriples, leadingTriples } from './decomposed.js'
 import { changesBase, type Init } from './inits.js'
 
@@ -266,7 +266,7 @@ function distributedRanks(
   adapter: LoraAdapter,
   found: ReadonlyMap<string, Directions>,
 ): { layer: LoraLayer; rank: number }[] {
-  const ranks = [...adapter].map(([name, layer]) => ({ layer, rank: found.has(name) ? 0 : layer.rank }))
+  const ranks = adapter.parts('linear').map((layer) => ({ layer, rank: found.has(layer.name) ? 0 : layer.rank }))
   const competing = ranks.filter(({ layer }) => found.has(layer.name))
   const budget = competing.reduce((sum, { layer }) => sum + layer.rank, 0)
   const candidates = competing.flatMap((entry) =>

@@ -2,7 +2,7 @@
 // that memory depends neither on the model nor on a tensor. Node's faster way with threads, in merge/node/merge.ts, shares all but I/O.
 
 import { type ByteSource, type Directory, readAll } from '../../base/bytes.js'
-import { FormatError, MismatchError, throwProblem } from '../../base/errors.js'
+import { FormatError, MismatchError } from '../../base/errors.js'
 import { type Checkpoint, openCheckpoint } from '../../formats/checkpoint.js'
 import { createMergeKernel } from '../../kernels/merge.js'
 import { baseAsOutputError, type MergeOptions, type MergeReport, refuseBaseAsOutput, writeTogether } from '../output.js'
@@ -68,7 +68,7 @@ export async function openPlan(
     await checkpoint.close()
   }
   try {
-    opened = await openAdapters(isList(adapters) ? adapters : [adapters], sign, throwProblem, options)
+    opened = await openAdapters(isList(adapters) ? adapters : [adapters], sign, options)
     const config = await readConfig(base)
     const plan = planMerge(checkpoint, opened.layers, config, options, opened.replacements, await loadTables())
     const { isWhole = options.basePath === undefined } = options

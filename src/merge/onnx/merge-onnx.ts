@@ -90,10 +90,6 @@ function isList(inputs: AdapterInput | readonly AdapterInput[]): inputs is reado
 /** One entry a layer, in the adapters' order: equal weights of several nodes change alike. */
 function inOrder(changes: readonly LayerChange[], adapters: readonly { adapter: LoraAdapter }[]): LayerChange[] {
   const byName = new Map(changes.map((change) => [change.name, change]))
-  const names = adapters.flatMap(({ adapter }) => [
-    ...adapter.names(),
-    ...adapter.convolutions.keys(),
-    ...adapter.embeddings.keys(),
-  ])
+  const names = adapters.flatMap(({ adapter }) => adapter.names())
   return [...new Set(names)].flatMap((name) => byName.get(name) ?? [])
 }

@@ -1,37 +1,17 @@
-// Which parts of an adapter are more than plain linear layers, y = x·(W + s·B·A)ᵀ, and the refusal of them by name where only
-// those are handled.
+// What is refused by name where only some adapters are handled: kinds of parts, vectors beside the factors, settings of the config.
 
 import { UnsupportedError } from '../base/errors.js'
 import type { LoraConfig } from './config.js'
 import { changesBase } from './init/inits.js'
+import { type PartKind, type PartView, tensorsOf } from './part.js'
 
-/** What a part is. DoRA layers and layers with a bias of B are linear ones with something besides. */
-export type PartKind =
-  | 'linear'
-  | 'dora'
-  | 'lora-bias'
-  | 'embedding'
-  | 'convolution'
-  | 'parameter'
-  | 'replacement'
-  | 'token-rows'
+/** Something that code can handle: a kind of parts, or a vector that parts have beside their factors. */
+export type Handled = PartKind | 'magnitude' | 'biasB'
 
-/** A module of the base that an adapter changes, or a tensor that it replaces. */
-export interface AdapterPart {
-  readonly name: string
-  readonly kind: PartKind
-}
-
-/** The kind of a linear layer with these vectors. */
-export function linearKind({ magnitude, biasB }: { magnitude: unknown; biasB: unknown }): PartKind {
-  if (magnitude !== undefined) return 'dora'
-  return biasB === undefined ? 'linear' : 'lora-bias'
-}
-
-const MEANINGS: Readonly<Record<PartKind, string>> = {
+const MEANINGS: Readonly<Record<Handled, string>> = {
   linear: 'a plain linear layer',
-  dora: 'a DoRA layer (use_dora)',
-  'lora-bias': 'a layer with a bias of B (lora_bias)',
+  magnitude: 'a DoRA layer (use_dora)',
+  biasB: 'a layer with a bias of B (lora_bias)',
   embedding: 'an adapted embedding',
   convolution: 'an adapted convolution',
   parameter: 'an adapted parameter (target_parameters)',
@@ -42,7 +22,7 @@ const MEANINGS: Readonly<Record<PartKind, string>> = {
 /** An adapter in memory or its open folder. */
 interface AnyAdapter {
   readonly config: LoraConfig
-  parts(): readonly AdapterPart[]
+  parts(): readonly PartView[]
 }
 
 /**
@@ -63,20 +43,28 @@ export function requireUnchangedBase({ config }: Pick<AnyAdapter, 'config'>, use
  * @throws UnsupportedError naming the first part that is not a plain linear layer
  */
 export function requirePlain(adapter: AnyAdapter, use: string): void {
-  requireKinds(adapter, ['linear'], use)
+  requireHandled(adapter, ['linear'], use)
 }
 
-/** The same where more kinds than plain linear layers are handled. */
-export function requireKinds(adapter: AnyAdapter, kinds: readonly PartKind[], use: string): void {
+/** The same where more is handled than plain linear layers: kinds of parts, and vectors beside their factors. */
+export function requireHandled(adapter: AnyAdapter, handled: readonly Handled[], use: string): void {
   requireUnchangedBase(adapter, use)
   requireOwnLayers(adapter, use)
-  const part = adapter.parts().find(({ kind }) => !kinds.includes(kind))
-  if (part === undefined) return
-  throw new UnsupportedError({
-    where: part.name,
-    what: `${MEANINGS[part.kind]} is not implemented for ${use}`,
-    expected: kinds.map((kind) => MEANINGS[kind]).join(', '),
-  })
+  for (const part of adapter.parts()) {
+    const other = needsOf(part).find((need) => !handled.includes(need))
+    if (other === undefined) continue
+    throw new UnsupportedError({
+      where: part.name,
+      what: `${MEANINGS[other]} is not implemented for ${use}`,
+      expected: handled.map((need) => MEANINGS[need]).join(', '),
+    })
+  }
+}
+
+/** What a part asks of those who handle it. */
+function needsOf(part: PartView): Handled[] {
+  const vectors = tensorsOf(part).flatMap(([role]) => (role === 'magnitude' || role === 'biasB' ? [role] : []))
+  return [part.kind, ...vectors]
 }
 
 /** Throws UnsupportedError for a config that replicates layers of the base. */
