@@ -13,7 +13,6 @@ export {
   LowrankError,
   MismatchError,
   NumericError,
-  nearMisses,
   RuntimeError,
   ShapeError,
   StateError,
@@ -22,10 +21,12 @@ export {
 export type { FloatArray, Matrix, MatrixLike, Tensor } from './base/tensor.js'
 export type { OnnxModel } from './formats/onnx/model.js'
 export type { WeightRange } from './formats/onnx/tensors.js'
+export type { DtypeChoice, GraphDtype } from './graph/graph-file.js'
 export type { ModuleMap } from './graph/match/linears.js'
 export type { Model } from './graph/model-folder.js'
 export type { ToPlainOptions } from './index/adapters.js'
 export type { Data, DataFile } from './index/data.js'
+export { configureHub, type HubOptions } from './index/hub.js'
 export type { CheckpointContents, InspectOptions, InspectReport, OnnxContents } from './index/inspect.js'
 export type {
   AdapterToMerge,
@@ -62,6 +63,7 @@ export type {
   RunOptions,
   StreamOptions,
 } from './infer/session.js'
+export type { DownloadProgress, OnDownload } from './io/hub/directory.js'
 export {
   FilesDirectory,
   type FolderHandle,
@@ -85,11 +87,11 @@ export type { BaseWeights } from './lora/init/to-plain.js'
 export { type ConvolutionGradients, ConvolutionLora } from './lora/kinds/convolution.js'
 export { type EmbeddingGradients, EmbeddingLora } from './lora/kinds/embedding.js'
 export { type BaseLayout, ExpertLora, type ParameterValues } from './lora/kinds/experts.js'
-export {
+export type {
   Replacement,
-  type ReplacementOptions,
-  type StoredTensor,
-  type StoredValues,
+  ReplacementOptions,
+  StoredTensor,
+  StoredValues,
   TokenRows,
 } from './lora/kinds/stored.js'
 export type { ConvolutionGeometry } from './lora/kinds/windows.js'

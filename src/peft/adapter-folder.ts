@@ -108,7 +108,8 @@ export async function loadAdapter(directory: Directory, options: LoadOptions = {
 async function readPart(adapter: LoraAdapter, part: FilePart, file: SafetensorsFile): Promise<void> {
   const { name } = part
   if (part.kind === 'replacement') {
-    adapter.addReplacement(name, await readStored(file, part.tensors.weight), part)
+    const { isTrained, key } = part
+    adapter.addReplacement(name, await readStored(file, part.tensors.weight), { isTrained, key })
     return
   }
   if (part.kind === 'token-rows') {

@@ -199,10 +199,15 @@ export const FUNCTIONS: Record<string, Call> = {
     options: 0,
     misspelled: { thread: /threads/ },
   },
+  configureHub: {
+    call: lowrank.configureHub,
+    args: () => [{ endpoint: undefined, token: undefined, onDownload: undefined, onWarning: undefined }],
+    options: 0,
+    misspelled: { endPoint: /endpoint/, on_download: /onDownload/ },
+  },
   disposeKernels: { call: lowrank.disposeKernels, args: () => [] },
   nodeRuntime: { call: lowrank.nodeRuntime, args: () => ['onnxruntime-node'] },
   webRuntime: { call: lowrank.webRuntime, args: () => ['https://example.org/ort.mjs', 'https://example.org/ort.wasm'] },
-  nearMisses: { call: lowrank.nearMisses, args: () => ['a', ['b'], 3] },
 
   LoraLayer: {
     call: (...args: never[]) => new (lowrank.LoraLayer as new (...args: unknown[]) => unknown)(...args),
@@ -233,16 +238,6 @@ export const FUNCTIONS: Record<string, Call> = {
     args: () => [{ rank: 1 }],
     options: 0,
     misspelled: { ranks: /rank/ },
-  },
-  Replacement: {
-    call: (...args: never[]) => new (lowrank.Replacement as new (...args: unknown[]) => unknown)(...args),
-    args: () => ['a.weight', tensor([2]), { isTrained: true, key: 'a.weight' }],
-    options: 2,
-    misspelled: { isTraned: /isTrained/ },
-  },
-  TokenRows: {
-    call: (...args: never[]) => new (lowrank.TokenRows as new (...args: unknown[]) => unknown)(...args),
-    args: () => ['embed', [1], tensor([1, 2])],
   },
   MemoryDirectory: { call: (...args: never[]) => new lowrank.MemoryDirectory(...args), args: () => [{}, 'name'] },
   FilesDirectory: {
@@ -360,6 +355,16 @@ export const METHODS: Record<string, Call> = {
   'adapter.addFactors': {
     call: (...args) => adapter().addFactors(...(args as [never, never, never, never])),
     args: () => ['k', [[1, 2]], [[1]], {}],
+  },
+  'adapter.addReplacement': {
+    call: (...args) => adapter().addReplacement(...(args as [never, never])),
+    args: () => ['a.weight', tensor([2]), { isTrained: true, key: 'a.weight' }],
+    options: 2,
+    misspelled: { isTraned: /isTrained/ },
+  },
+  'adapter.addTokenRows': {
+    call: (...args) => adapter().addTokenRows(...(args as [never, never, never])),
+    args: () => ['embed', [1], tensor([1, 2])],
   },
   'adapter.get': { call: (...args) => adapter().get(...(args as [never])), args: () => ['q', 'linear'] },
   'adapter.parts': { call: (...args) => adapter().parts(...args), args: () => ['linear'] },
