@@ -111,6 +111,7 @@ function checkpointOptions(options: MergeOptions | UnmergeOptions, { file }: Loc
   return {
     basePath: file,
     tied,
+    allowMissing: 'allowMissing' in options ? options.allowMissing : undefined,
     dtype: 'dtype' in options ? options.dtype : undefined,
     maxShardBytes,
     reproducible,

@@ -24,6 +24,7 @@ import {
   resolveConfigOf,
   scalingOf,
 } from './config.js'
+import { addDelta } from './delta.js'
 import { magnitudeScales, rowNorms, scaleRows } from './dora.js'
 import { addKept, dropFrom } from './dropout.js'
 import {
@@ -365,7 +366,7 @@ export class LoraLayer extends Part {
 
   /** W + s·B·A (d, k), a new matrix. */
   #sum(base: Matrix): Matrix {
-    return product(this.#weightB, this.#weightA, { scale: this.scaling, addTo: copyAs(base, base.data) })
+    return addDelta(copyAs(base, base.data), this, this.scaling)
   }
 
   #passWeights(base: Matrix): PassWeights {

@@ -152,6 +152,14 @@ export const FUNCTIONS: Record<string, Call> = {
       step: /on\.step/,
     },
   },
+  previewData: {
+    call: lowrank.previewData,
+    args: () => [
+      { model: opened.model, data: [{ text: 'a' }], task: 'causal-lm', columns: {}, maxLength: 8, count: 1 },
+    ],
+    options: 0,
+    misspelled: { max_length: /maxLength/, colums: /columns/ },
+  },
   openSession: {
     call: lowrank.openSession,
     args: () => [

@@ -9,7 +9,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { type Consumer, installConsumer, link, repository } from './consumer.js'
 
 /** Later pages use what earlier ones made. */
-const PAGES = ['training', 'sessions', 'adapters', 'merging', 'inspecting-adapters']
+const PAGES = ['training', 'data', 'sessions', 'adapters', 'merging', 'inspecting-adapters']
 
 const BINARY = 'node_modules/lowrank/dist/cli/main.js'
 

@@ -33,7 +33,7 @@ const LAYERS: Record<string, readonly string[]> = {
   data: ['base'],
   text: ['base'],
   runtime: ['base'],
-  lora: ['base', 'kernels', 'linalg', 'formats'],
+  lora: ['base', 'kernels', 'linalg'],
   peft: ['base', 'formats', 'linalg', 'lora'],
   graph: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'linalg', 'lora'],
   tasks: ['base', 'formats', 'data', 'text', 'runtime', 'lora', 'graph'],

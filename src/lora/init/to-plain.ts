@@ -6,9 +6,9 @@ import { checkShape, formatShape, type Matrix, type MatrixLike, toMatrix, zeros 
 import { stackRows } from '../../linalg/product.js'
 import { LoraAdapter } from '../adapter.js'
 import { configForLayer, type LoraConfig } from '../config.js'
+import type { FactorPair } from '../delta.js'
 import { checkRank, where } from '../factors.js'
 import type { LoraLayer } from '../layer.js'
-import type { FactorPair } from './decomposed.js'
 import { takenFromBase } from './initializers.js'
 import { changesBase, takesFromBase } from './inits.js'
 

@@ -218,7 +218,6 @@ export class TokenRows extends StoredPart {
    * @throws ShapeError when there are not as many rows as tokens; ConfigError when a token is none, or there twice
    */
   constructor(module: string, indices: readonly number[], rows: StoredValues) {
-    checkArgument(module, STRING, 'module')
     checkArgument(indices, INDICES, 'indices')
     super(rowsName(module), rows)
     this.#module = module
@@ -277,6 +276,7 @@ export class TokenRows extends StoredPart {
 
 /** The name of an embedding's rows in an adapter, beside which the embedding itself can be a part. */
 export function rowsName(module: string): string {
+  checkArgument(module, STRING, 'module')
   return `${module}[tokens]`
 }
 
