@@ -109,7 +109,7 @@ describe('parseCommand', () => {
   it('takes exactly one positional where a command has one', () => {
     const inspect = { ...command, options: {}, positional: { name: 'PATH', about: 'what to inspect' } }
     expect(parseCommand(inspect, ['some/path']).positional).toBe('some/path')
-    expect(() => parseCommand(inspect, [])).toThrow('takes one SOURCE; got none')
+    expect(() => parseCommand(inspect, [])).toThrow('takes one PATH; got none')
     expect(() => parseCommand(inspect, ['a', 'b'])).toThrow("got 'a' and 'b'")
   })
 })
