@@ -13,6 +13,10 @@ function named(base: string): Record<string, Uint8Array> {
   return { 'adapter_config.json': text(JSON.stringify({ ...config, base_model_name_or_path: base })) }
 }
 
+async function until(isSo: () => boolean): Promise<void> {
+  while (!isSo()) await new Promise((resolve) => setTimeout(resolve, 10))
+}
+
 beforeEach(() => {
   process.env.HF_HOME = current.home
   process.env.HF_ENDPOINT = current.hub.endpoint
@@ -94,6 +98,18 @@ describe('sources on the command line', () => {
       1,
       expect.stringMatching(/not in the cache, and HF_HUB_OFFLINE is set/),
     ])
+  })
+
+  it('two programs that need a file at the same time bring it once', async () => {
+    current.hub.faults.set('onnx/model.onnx', { pauseMs: 10 })
+    const args = ['generate', '--model', 'org/union', ...PROMPT]
+    const first = lowrank(...args)
+    await until(() => current.hub.seen.some(({ origin }) => origin === 'storage'))
+    const outcomes = await Promise.all([first, lowrank(...args)])
+    for (const { code, stderr } of outcomes) expect(code, stderr).toBe(0)
+    expect(outcomes[0].stdout).toBe(outcomes[1].stdout)
+    expect(outcomes[1].stderr).toMatch(/Loading org\/union\/onnx\/model.onnx/)
+    expect(current.hub.seen.filter(({ origin }) => origin === 'storage')).toHaveLength(1)
   })
 
   it.skipIf(process.platform === 'win32')(
