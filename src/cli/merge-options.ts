@@ -4,10 +4,11 @@ import type { MergePlanReport, MergeProgress, MergeReport } from '../index.js'
 import { printable } from './escape.js'
 import { EXIT_INTERRUPTED, interruptible } from './interrupt.js'
 import { integer, type Occurrence, type Option, readNumber, repeated, toggle, UsageError } from './options.js'
+import { ADAPTER } from './sources.js'
 import { bytes, colors, Progress, peakRssBytes, printDocument, say, warn } from './terminal.js'
 
 export const ADAPTERS = {
-  adapter: { ...repeated('DIR', 'adapter folder; several are added up'), isRequired: true },
+  adapter: { ...repeated(ADAPTER, 'adapter folder, or an adapter of the Hub; several are added up'), isRequired: true },
   weight: repeated('W', 'factor on the adapter named before it; default 1'),
 }
 

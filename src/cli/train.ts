@@ -1,10 +1,11 @@
 // lowrank train: a model folder and records → an adapter folder that PEFT reads too.
 
-import { ConfigError, DRAWN_INITS, SCHEDULES, TRAIN_DEFAULTS, type TrainEvents } from '../index.js'
+import { ConfigError, TRAIN_CHOICES, TRAIN_DEFAULTS, type TrainEvents } from '../index.js'
 import { DATA_OPTIONS, readChatTemplate } from './data-options.js'
 import { EXIT_INTERRUPTED, interruptible } from './interrupt.js'
 import { choice, decimal, defineCommand, integer, type Option, required, text, toggle, UsageError } from './options.js'
 import { printPreview } from './preview.js'
+import { dtype, MODEL, RUNS } from './sources.js'
 import { colors, duration, Progress, printDocument, say, thousands, warn } from './terminal.js'
 
 const TASKS = ['causal-lm', 'classification', 'embedding'] as const
@@ -44,7 +45,8 @@ export const train = defineCommand({
     'lowrank train --model models/union-3m --data models/data/scripture.jsonl --out out/scripture --resume',
   ],
   options: {
-    model: required('DIR|FILE', 'model folder (config.json, tokenizer.json, onnx/model.onnx) or its .onnx file'),
+    model: required(MODEL, RUNS),
+    dtype: dtype(),
     ...DATA_OPTIONS,
     out: text('DIR', 'new folder for the adapter'),
     task: choice(TASKS, 'what is trained; the others are not built yet', 'causal-lm'),
@@ -52,13 +54,13 @@ export const train = defineCommand({
     alpha: decimal('strength: the added matrices are scaled by alpha / rank', TRAIN_DEFAULTS.config.alpha),
     dropout: decimal('share of the adapter’s inputs dropped in training', TRAIN_DEFAULTS.config.dropout),
     targetModules: targetModules(),
-    init: choice(DRAWN_INITS, 'how the adapter starts', TRAIN_DEFAULTS.config.init),
+    init: choice(TRAIN_CHOICES.init, 'how the adapter starts', TRAIN_DEFAULTS.config.init),
     epochs: integer('passes over the data', { fallback: TRAIN_DEFAULTS.epochs }),
     maxSteps: integer('optimizer steps to take, instead of --epochs'),
     batchSize: integer('records per step', { fallback: TRAIN_DEFAULTS.batchSize }),
     maxLength: integer('tokens to keep of a record; default: the model’s context'),
     learningRate: decimal('highest learning rate', TRAIN_DEFAULTS.learningRate),
-    schedule: choice(SCHEDULES, 'how the learning rate falls', TRAIN_DEFAULTS.schedule),
+    schedule: choice(TRAIN_CHOICES.schedule, 'how the learning rate falls', TRAIN_DEFAULTS.schedule),
     warmupRatio: decimal('share of the steps in which it rises first', TRAIN_DEFAULTS.warmupRatio),
     weightDecay: decimal('AdamW’s weight decay', TRAIN_DEFAULTS.weightDecay),
     maxGradNorm: decimal('longer gradients are cut to this norm; 0: never', TRAIN_DEFAULTS.maxGradNorm),
@@ -88,7 +90,7 @@ export const train = defineCommand({
     }
     if (out === undefined) throw new UsageError('--out DIR is missing')
     const progress = new Progress()
-    const { report } = await interruptible('Finishing the step, then saving.', (signal) =>
+    const result = await interruptible('Finishing the step, then saving.', (signal) =>
       node.train({
         ...settings,
         model,
@@ -97,9 +99,13 @@ export const train = defineCommand({
         signal,
         on: narrate(progress),
       }),
-    ).finally(() => progress.end())
-
+    )
+      .catch(stoppedLoading)
+      .finally(() => progress.end())
+    if (result === undefined) return EXIT_INTERRUPTED
+    const { report } = result
     const { interrupted } = report
+    const form = settings.dtype === undefined ? '' : ` --dtype ${settings.dtype}`
     if (interrupted && settings.overwrite && report.steps === 0) {
       say(`Stopped before the first step: ${colors.bold(out)} is as it was.`)
       if (json) printDocument({ ...report, out })
@@ -110,11 +116,18 @@ export const train = defineCommand({
         `${thousands(report.trainableParams)} parameters in ${colors.bold(out)}`,
     )
     if (interrupted) say(`Go on with the same command and --resume${settings.overwrite ? ' for --overwrite' : ''}.`)
-    else say(`Try it: npx lowrank generate --model ${quote(model)} --adapter ${quote(out)} --prompt "The"`)
+    else say(`Try it: npx lowrank generate --model ${quote(model)}${form} --adapter ${quote(out)} --prompt "The"`)
     if (json) printDocument({ ...report, out })
     return interrupted ? EXIT_INTERRUPTED : 0
   },
 })
+
+/** Ctrl-C while the model came: what has come is kept. */
+function stoppedLoading(error: unknown): undefined {
+  if (!(error instanceof DOMException && error.name === 'AbortError')) throw error
+  say('Stopped before training; the same command goes on with the download.')
+  return undefined
+}
 
 /** Tells people what a run does. */
 function narrate(progress: Progress): TrainEvents {

@@ -2,7 +2,7 @@
 // (Hu et al. 2021, arXiv 2106.09685): rank, alpha, dropout.
 
 import { ConfigError } from '../base/errors.js'
-import { checkArgument, OBJECT, unknownOption } from '../base/options.js'
+import { checkArgument, describe, isObject, OBJECT, STRING, unknownOption } from '../base/options.js'
 import { changesBase, INITS, type Init, isInit, takesFromBase } from './init/inits.js'
 import { PatternTable, targetMatcher } from './patterns/patterns.js'
 import { isLayerRanges, type LayerRanges, MAX_REPLICATED_LAYERS } from './replication.js'
@@ -165,6 +165,11 @@ export function resolveConfig(input: LoraConfigInput = {}): LoraConfig {
   return config
 }
 
+/** The same for factors of rank r, which a config that names no rank takes. */
+export function resolveConfigOf(input: LoraConfigInput, rank: number): LoraConfig {
+  return resolveConfig(isObject(input) && input.rank === undefined ? { ...(input as LoraConfigInput), rank } : input)
+}
+
 function checkTogether(config: LoraConfig): void {
   const { targetModules, layersToTransform, layersPattern } = config
   if (config.useDora && config.loraBias) {
@@ -219,6 +224,7 @@ function patternTables(config: LoraConfig): { rank: PatternTable; alpha: Pattern
 
 /** A resolved config as one layer sees it: with the rank and alpha that the patterns give its name, and no patterns left. */
 export function configForLayer(config: LoraConfig, layerName: string): LoraConfig {
+  checkArgument(layerName, STRING, 'name')
   if (Object.keys(config.rankPattern).length === 0 && Object.keys(config.alphaPattern).length === 0) return config
   const { rank, alpha } = patternTables(config)
   const result = Object.freeze({
@@ -305,10 +311,6 @@ function orderedTable(patterns: ReadonlyMap<unknown, unknown>): Record<string, u
   return Object.fromEntries(entries)
 }
 
-function isObject(value: unknown): value is Record<string, unknown> {
-  return typeof value === 'object' && value !== null && !Array.isArray(value)
-}
-
 function isTable(accepts: (value: unknown) => boolean): (value: unknown) => boolean {
   return (value) => isObject(value) && Object.values(value).every(accepts)
 }
@@ -318,8 +320,4 @@ function freeze<T>(value: T): T {
   if (Array.isArray(value)) return Object.freeze(value.map(freeze)) as T
   if (!isObject(value)) return value
   return Object.freeze(Object.fromEntries(Object.entries(value).map(([key, item]) => [key, freeze(item)]))) as T
-}
-
-function describe(value: unknown): string {
-  return typeof value === 'number' ? String(value) : (JSON.stringify(value) ?? String(value)).slice(0, 200)
 }

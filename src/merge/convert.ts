@@ -19,7 +19,7 @@ export interface ConvertOptions {
   basePath?: string | undefined
 }
 
-/** Makes plain LoRA of an adapter, as the public function of this name says (index/deferred.ts). */
+/** Makes plain LoRA of an adapter, as the public function of this name says (index/verbs.ts). */
 export async function convertToPlain(
   adapter: LoraAdapter,
   from: Directory | BaseWeights | LoraAdapter,

@@ -92,7 +92,7 @@ function throwFirst([first]: readonly LowrankError[]): void {
   if (first !== undefined) throw first
 }
 
-/** Reads a PEFT adapter folder, as the public function of this name says (index/deferred.ts). */
+/** Reads a PEFT adapter folder, as the public function of this name says (index/verbs.ts). */
 export async function loadAdapter(directory: Directory, options: LoadOptions = {}): Promise<LoraAdapter> {
   const { config, file, notes, parts, close } = await openAdapter(directory, { ...options, isTolerant: false })
   try {
@@ -109,7 +109,8 @@ export async function loadAdapter(directory: Directory, options: LoadOptions = {
 async function readPart(adapter: LoraAdapter, part: FilePart, file: SafetensorsFile): Promise<void> {
   const { name } = part
   if (part.kind === 'replacement') {
-    adapter.addReplacement(name, await readStored(file, part.tensors.weight), part)
+    const { isTrained, key } = part
+    adapter.addReplacement(name, await readStored(file, part.tensors.weight), { isTrained, key })
     return
   }
   if (part.kind === 'token-rows') {
@@ -169,7 +170,7 @@ export interface SaveOptions {
   dtype?: FloatDtype | undefined
 }
 
-/** Writes a folder that PEFT loads, as the public function of this name says (index/deferred.ts). */
+/** Writes a folder that PEFT loads, as the public function of this name says (index/verbs.ts). */
 export async function saveAdapter(
   adapter: LoraAdapter,
   directory: Directory,

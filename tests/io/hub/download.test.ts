@@ -47,6 +47,16 @@ describe('a download', () => {
     expect(await partials()).toEqual([])
   })
 
+  test('ends at once when its signal says so, also while nothing comes', async () => {
+    current.hub.faults.set(file, { stallAfter: 1000 })
+    const control = new AbortController()
+    const waiting = contentOf('org/model', file, {}, { signal: control.signal, times: { stallMs: 60_000 } })
+    while (current.hub.seen.every(({ origin }) => origin === 'hub'))
+      await new Promise((resolve) => setTimeout(resolve, 10))
+    control.abort(new DOMException('stopped', 'AbortError'))
+    await expect(waiting).rejects.toMatchObject({ name: 'AbortError' })
+  })
+
   test('takes up what a process left that was killed', async () => {
     await mkdir(inCache('blobs'), { recursive: true })
     const dead = spawn(process.execPath, ['-e', ''])
