@@ -87,11 +87,11 @@ interface Field {
 
 const FIELDS: { readonly [K in keyof LoraConfig]: Field & { default: LoraConfig[K] } } = {
   rank: { default: 8, expected: 'an integer of at least 1', accepts: isRank },
-  alpha: { default: 8, expected: 'a finite number above 0', accepts: isAlpha },
+  alpha: { default: 8, expected: 'a finite number', accepts: Number.isFinite },
   dropout: {
     default: 0,
-    expected: 'a number in [0, 1)',
-    accepts: (value) => isNumber(value) && value >= 0 && value < 1,
+    expected: 'a number in [0, 1]',
+    accepts: (value) => isNumber(value) && value >= 0 && value <= 1,
   },
   targetModules: { default: [], expected: 'module names, an expression or all-linear', accepts: isNames },
   excludeModules: optional('module names or an expression', isNames),
@@ -101,7 +101,7 @@ const FIELDS: { readonly [K in keyof LoraConfig]: Field & { default: LoraConfig[
   ),
   layersPattern: optional('names of layer stacks', isNames),
   rankPattern: { default: {}, expected: 'module expressions with ranks of at least 1', accepts: isTable(isRank) },
-  alphaPattern: { default: {}, expected: 'module expressions with alphas above 0', accepts: isTable(isAlpha) },
+  alphaPattern: { default: {}, expected: 'module expressions with finite alphas', accepts: isTable(Number.isFinite) },
   useRslora: { default: false, expected: 'true or false', accepts: isBoolean },
   fanInFanOut: { default: false, expected: 'true or false', accepts: isBoolean },
   init: { default: 'normal', expected: INITS.join(', '), accepts: isInit },
@@ -283,10 +283,6 @@ function isBoolean(value: unknown): boolean {
 
 function isRank(value: unknown): boolean {
   return Number.isSafeInteger(value) && (value as number) >= 1
-}
-
-function isAlpha(value: unknown): boolean {
-  return Number.isFinite(value) && (value as number) > 0
 }
 
 function isIndex(value: unknown): boolean {

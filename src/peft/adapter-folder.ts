@@ -68,17 +68,18 @@ export async function openAdapter(
 ): Promise<AdapterFile> {
   const folder = await findAdapter(directory, name)
   const { bytes, file: configFile } = await readConfig(folder)
-  const { config, problems } = parsePeftConfig(bytes, configFile)
-  if (!isTolerant) throwFirst(problems)
+  const { config, problems, unknown } = parsePeftConfig(bytes, configFile)
+  const asides = strict ? [] : unknown.map(({ message }) => message)
+  if (!isTolerant) throwFirst([...problems, ...(strict ? unknown : [])])
   const opened = await openWeights(folder)
   const close = () => opened.source.close()
   try {
     const { file, notes: keyNotes } = normalizeKeys(opened, name)
     const isInside = name === undefined && folder.path !== ''
-    const notes = [...(isInside ? [`an adapter in ${folder.path}, its only one`] : []), ...keyNotes]
+    const notes = [...(isInside ? [`an adapter in ${folder.path}, its only one`] : []), ...asides, ...keyNotes]
     const { parts, unclaimed, ...claimed } = claimTensors(file, config)
     const unmatched = strict ? unmatchedProblems({ config, parts: () => parts }, configFile) : []
-    const all = [...problems, ...claimed.problems, ...unmatched]
+    const all = [...problems, ...(strict ? unknown : []), ...claimed.problems, ...unmatched]
     if (!isTolerant) throwFirst(all)
     return { config, file, notes, parts: () => parts, unclaimed, problems: all, close }
   } catch (error) {
