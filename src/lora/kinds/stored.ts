@@ -3,7 +3,18 @@
 
 import { decodeWeights, encodeWeights, isWeightDtype, type TensorDtype, type WeightDtype } from '../../base/dtype.js'
 import { ConfigError, ShapeError, StateError, UnsupportedError } from '../../base/errors.js'
-import { BOOLEAN, checkArgument, checkOptions, INTEGER, isObject, kind, listOf, NAME } from '../../base/options.js'
+import {
+  BOOLEAN,
+  checkArgument,
+  checkOptions,
+  INTEGER,
+  isObject,
+  kind,
+  listOf,
+  NAME,
+  type OptionTable,
+  STRING,
+} from '../../base/options.js'
 import { checkTensor, elementCount, type FloatArray, formatShape, type Tensor } from '../../base/tensor.js'
 import { norm } from '../../linalg/product.js'
 import { noBase, where } from '../factors.js'
@@ -25,6 +36,10 @@ const VALUES = kind('{ data: Float32Array | Float64Array, shape }, or { dtype, d
   return data instanceof Uint8Array ? typeof dtype === 'string' : ArrayBuffer.isView(data)
 })
 
+const TOKENS = listOf(INTEGER)
+
+const OPTIONS: OptionTable<ReplacementOptions> = { isTrained: BOOLEAN, key: NAME }
+
 abstract class StoredPart extends Part {
   readonly name: string
   /** The type that the values have in the file. */
@@ -38,8 +53,9 @@ abstract class StoredPart extends Part {
 
   protected constructor(name: string, values: StoredValues) {
     super()
+    checkArgument(name, STRING, 'name')
+    checkArgument(values, VALUES, where(name, 'values'))
     this.name = name
-    checkArgument(values, VALUES, where(name, 'weight'))
     this.shape = Object.freeze([...values.shape])
     if (values.data instanceof Uint8Array) {
       this.dtype = (values as StoredTensor).dtype
@@ -163,7 +179,7 @@ export class Replacement extends StoredPart {
    */
   constructor(name: string, values: StoredValues, options: ReplacementOptions = {}) {
     super(name, values)
-    checkOptions(options, { of: 'Replacement', table: { isTrained: BOOLEAN, key: NAME } })
+    checkOptions(options, { of: 'Replacement', table: OPTIONS })
     const { isTrained = true, key = name } = options
     this.isTrained = isTrained
     this.key = key
@@ -208,9 +224,9 @@ export class TokenRows extends StoredPart {
    * @throws ShapeError when there are not as many rows as tokens; ConfigError when a token is none, or there twice
    */
   constructor(module: string, indices: readonly number[], rows: StoredValues) {
+    checkArgument(indices, TOKENS, 'indices')
     super(rowsName(module), rows)
     this.#module = module
-    checkArgument(indices, listOf(INTEGER), where(this.name, 'indices'))
     this.indices = Object.freeze([...indices])
     if (indices.some((token) => token < 0) || new Set(indices).size < indices.length) {
       throw new ConfigError({ where: this.name, what: 'not usable as tokens', expected: 'different indices of rows' })
@@ -265,6 +281,7 @@ export class TokenRows extends StoredPart {
 
 /** The name of an embedding's rows in an adapter, beside which the embedding itself can be a part. */
 export function rowsName(module: string): string {
+  checkArgument(module, STRING, 'module')
   return `${module}[tokens]`
 }
 
