@@ -2,7 +2,8 @@
 // The `lowrank` binary: finds the command, runs it, and turns what happened into an exit code.
 
 import { readFileSync } from 'node:fs'
-import { configureHub, LowrankError, nearMisses } from '../index.js'
+import { nearMisses } from '../base/errors.js'
+import { configureHub, LowrankError } from '../index.js'
 import { showDownloads } from './downloads.js'
 import { commandHelp, programHelp } from './help.js'
 import { type Command, flagOf, parseCommand, UsageError } from './options.js'

@@ -1,6 +1,6 @@
 // lowrank train: a model folder and records → an adapter folder that PEFT reads too.
 
-import { ConfigError, DRAWN_INITS, SCHEDULES, TRAIN_DEFAULTS, type TrainEvents } from '../index.js'
+import { ConfigError, TRAIN_CHOICES, TRAIN_DEFAULTS, type TrainEvents } from '../index.js'
 import { DATA_OPTIONS, readChatTemplate } from './data-options.js'
 import { EXIT_INTERRUPTED, interruptible } from './interrupt.js'
 import { choice, decimal, defineCommand, integer, type Option, required, text, toggle, UsageError } from './options.js'
@@ -54,13 +54,13 @@ export const train = defineCommand({
     alpha: decimal('strength: the added matrices are scaled by alpha / rank', TRAIN_DEFAULTS.config.alpha),
     dropout: decimal('share of the adapter’s inputs dropped in training', TRAIN_DEFAULTS.config.dropout),
     targetModules: targetModules(),
-    init: choice(DRAWN_INITS, 'how the adapter starts', TRAIN_DEFAULTS.config.init),
+    init: choice(TRAIN_CHOICES.init, 'how the adapter starts', TRAIN_DEFAULTS.config.init),
     epochs: integer('passes over the data', { fallback: TRAIN_DEFAULTS.epochs }),
     maxSteps: integer('optimizer steps to take, instead of --epochs'),
     batchSize: integer('records per step', { fallback: TRAIN_DEFAULTS.batchSize }),
     maxLength: integer('tokens to keep of a record; default: the model’s context'),
     learningRate: decimal('highest learning rate', TRAIN_DEFAULTS.learningRate),
-    schedule: choice(SCHEDULES, 'how the learning rate falls', TRAIN_DEFAULTS.schedule),
+    schedule: choice(TRAIN_CHOICES.schedule, 'how the learning rate falls', TRAIN_DEFAULTS.schedule),
     warmupRatio: decimal('share of the steps in which it rises first', TRAIN_DEFAULTS.warmupRatio),
     weightDecay: decimal('AdamW’s weight decay', TRAIN_DEFAULTS.weightDecay),
     maxGradNorm: decimal('longer gradients are cut to this norm; 0: never', TRAIN_DEFAULTS.maxGradNorm),

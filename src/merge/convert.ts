@@ -19,7 +19,7 @@ export interface ConvertOptions {
   basePath?: string | undefined
 }
 
-/** Makes plain LoRA of an adapter, as the public function of this name says (index/deferred.ts). */
+/** Makes plain LoRA of an adapter, as the public function of this name says (index/verbs.ts). */
 export async function convertToPlain(
   adapter: LoraAdapter,
   from: Directory | BaseWeights | LoraAdapter,
@@ -46,7 +46,12 @@ async function baseWeightsOf(
   if (adapter.parts('linear').length > 0) {
     const { layers, close } = await openAdapters([placeholders(adapter)])
     await close()
-    const { names, ties } = await knowBase(checkpoint, config, { layers, replacements: [], tasks: new Set() })
+    const { names, ties } = await knowBase(checkpoint, config, {
+      layers,
+      replacements: [],
+      tasks: new Set(),
+      sources: [],
+    })
     const search = { layers, names, locate: names.locate, checkpoint, ties, config }
     for (const layer of layers) {
       const found = findWeights(layer, search)

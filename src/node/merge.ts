@@ -6,6 +6,7 @@ import { FileError, listed } from '../base/errors.js'
 import { openAdapter } from '../index/adapters.js'
 import { otherBaseOf } from '../index/base-name.js'
 import { findOnnx } from '../index/inspect.js'
+import { planCheckpoint } from '../index/merge.js'
 import type { AdapterToMerge, MergeOptions } from '../index/merge-options.js'
 import type { PathMerging } from '../index/path-merging.js'
 import { openSource } from '../index/sources.js'
@@ -34,13 +35,18 @@ export const merge: PathMerging['merge'] = async (options) => {
 /** For ONNX models it computes, but writes nothing. */
 export const planMerge: PathMerging['planMerge'] = async (options) => {
   const { base, out, adapters, ...rest } = options
-  const located = await openSource(base, 'base', remote(options))
+  const located = await openSource(base, 'base', { ...remote(options), readsRanges: true })
   const onnx = await findOnnx(located)
   const warnings = await baseWarnings(located, adapters)
-  if (onnx !== undefined)
-    return warned(await mergeIntoOnnx({ ...located, file: onnx }, { ...options, isDry: true }), warnings)
-  const from = await bringCheckpoint(base, located)
-  return warned(await planCheckpointFiles(from, await fileAdapters(options), out, rest), warnings)
+  if (onnx !== undefined) {
+    const whole = await openSource(base, 'base', remote(options))
+    return warned(await mergeIntoOnnx({ ...whole, file: onnx }, { ...options, isDry: true }), warnings)
+  }
+  // A plan reads the head of each file: nothing of a base elsewhere has to come.
+  if (!(located.directory instanceof NodeDirectory)) {
+    return warned(await planCheckpoint(located, options, out), warnings)
+  }
+  return warned(await planCheckpointFiles(base, await fileAdapters(options), out, rest), warnings)
 }
 
 export const unmerge: PathMerging['unmerge'] = async (options) => {

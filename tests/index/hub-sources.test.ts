@@ -83,6 +83,11 @@ describe('the Hub', () => {
 
   test('merge and unmerge write what they write from paths, with the files that belong to the base', async () => {
     const plan = await planMerge({ base: 'org/union', adapters: 'org/lora', out: out('planned') })
+    const ranges = current.hub.seen
+      .filter(({ path: url }) => url.endsWith('/model.safetensors'))
+      .map(({ range }) => range)
+    expect(ranges.length).toBeGreaterThan(0)
+    expect(ranges).not.toContain(undefined)
     const report = await merge({ base: 'org/union', adapters: ['org/lora'], out: out('from-hub'), threads: 1 })
     await merge({ base: MODEL, adapters: ADAPTER, out: out('from-path'), threads: 1 })
     expect(plan.changed).toBe(report.changed)
