@@ -11,11 +11,11 @@ import type { LoraAdapter } from '../lora/adapter.js'
 import type { CordaOptions, EvaOptions, LoraGaOptions } from '../lora/init/data-inits.js'
 import type { BaseWeights } from '../lora/init/to-plain.js'
 import type { LoraLayer } from '../lora/layer.js'
-import type { CheckpointReport, MergeCheckpointOptions } from '../merge/chunks/merge-checkpoint.js'
+import type { MergeCheckpointOptions } from '../merge/chunks/merge-checkpoint.js'
 import type { Differences, UnmergeOptions, UnmergeReport } from '../merge/chunks/unmerge.js'
 import type { ConvertOptions } from '../merge/convert.js'
 import type { MergeOnnxOptions } from '../merge/onnx/merge-onnx.js'
-import type { MergeReport } from '../merge/output.js'
+import type { MergeReport } from '../merge/report.js'
 import type { AdapterInput } from '../merge/weighted.js'
 import type { LoadOptions, SaveOptions } from '../peft/adapter-folder.js'
 
@@ -201,7 +201,7 @@ export async function mergeCheckpoint(
   adapters: AdapterInput | readonly AdapterInput[],
   out: Directory,
   options?: MergeCheckpointOptions,
-): Promise<CheckpointReport> {
+): Promise<MergeReport> {
   return (await import('../merge/chunks/merge-checkpoint.js')).mergeCheckpoint(base, adapters, out, options)
 }
 

@@ -5,6 +5,7 @@ import { decodeFloats, decodeWeights, encodeFloats, type FloatDtype, type Weight
 import { NumericError } from '../base/errors.js'
 import { elementCount, type FloatArray, type Matrix } from '../base/tensor.js'
 import { defaultKernels } from '../kernels/index.js'
+import type { Kernels } from '../kernels/kernels.js'
 import { normOfProduct } from '../linalg/product.js'
 import type { StoredTensor } from '../lora/replacements.js'
 
@@ -65,17 +66,19 @@ type Load = (row: number, count: number) => Promise<Float32Array>
  * The merged weight's bytes, in order. With a magnitude the weight is read twice: a norm needs all of its values.
  *
  * @param report called with each part's change after the last bytes; parts that share their outputs change them as one
+ * @param kernels that compute the products
  * @throws NumericError when the result is not finite
  */
 export async function* mergeWeight(
   target: MergeTarget,
   read: ReadWeight,
   report: (change: LayerChange) => void,
+  kernels: Kernels = defaultKernels(),
 ): AsyncGenerator<Uint8Array> {
   const { name, dtype, shape, parts } = target
   const [rows, columns] = shape
   const load = loader(target, read)
-  const products = parts.map((part) => new PartProduct(target, part))
+  const products = parts.map((part) => new PartProduct(target, part, kernels))
   const blockRows = Math.max(1, Math.floor(BLOCK_ELEMENTS / Math.max(1, columns)))
   const withNorms = products.filter(({ part }) => part.magnitude !== undefined)
   if (withNorms.length > 0) {
@@ -158,6 +161,7 @@ class PartProduct {
   baseSquares = 0
   /** Σ δ² over them, where they are measured. */
   changeSquares = 0
+  readonly #kernels: Kernels
   readonly #isInputMajor: boolean
   readonly #blockColumns: number
   readonly #rank: number
@@ -170,8 +174,9 @@ class PartProduct {
   /** Σ (w + δ)² by output of a part with a magnitude. */
   readonly #squares: Float64Array
 
-  constructor({ isInputMajor, shape }: MergeTarget, part: MergePart) {
+  constructor({ isInputMajor, shape }: MergeTarget, part: MergePart, kernels: Kernels) {
     this.part = part
+    this.#kernels = kernels
     const { weightA, weightB, start } = part
     const [[rank, k], [d]] = [weightA.shape, weightB.shape]
     const a = Float32Array.from(weightA.data)
@@ -242,7 +247,7 @@ class PartProduct {
     const m = own.length / n
     if (m > 0 && k > 0) {
       const a = this.#left.subarray((from - this.#firstRow) * k, (from - this.#firstRow + m) * k)
-      defaultKernels().gemm({ m, n, k, a, b: this.#right, out: own, alpha: this.part.scale, beta: 1 })
+      this.#kernels.gemm({ m, n, k, a, b: this.#right, out: own, alpha: this.part.scale, beta: 1 })
     }
     return [from, own]
   }

@@ -13,7 +13,7 @@ import { inspectAdapterFolder } from '../peft/inspect-folder.js'
 import { locateOnnx } from './merge.js'
 
 /** What a safetensors checkpoint holds. */
-export interface CheckpointReport {
+export interface CheckpointContents {
   /** Numbers in all tensors. */
   params: number
   /** Names inside the folder. */
@@ -37,7 +37,7 @@ export interface OnnxReport {
 /** What {@link inspect} found, by kind. */
 export type InspectReport =
   | ({ kind: 'adapter' } & AdapterReport & { fit?: FitReport })
-  | ({ kind: 'checkpoint' } & CheckpointReport)
+  | ({ kind: 'checkpoint' } & CheckpointContents)
   | ({ kind: 'onnx' } & OnnxReport)
 
 /** How an adapter is looked at. */

@@ -6,7 +6,7 @@ import { attempt, type LowrankError, UnsupportedError } from '../../base/errors.
 import { type Checkpoint, openCheckpoint, shardSource } from '../../formats/checkpoint.js'
 import { isWeightDtype, type TensorInfo } from '../../formats/safetensors.js'
 import { isHeadModule } from '../../peft/tied.js'
-import { readConfig } from '../chunks/merge-checkpoint.js'
+import { readConfig } from '../chunks/open-plan.js'
 import { type FitReport, fitReport, missingPart, type PartFit } from '../fit.js'
 import { type BaseReplacement, type OpenAdapters, openAdapters } from './adapters.js'
 import { CHUNK_BYTES } from './layout.js'

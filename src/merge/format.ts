@@ -1,0 +1,70 @@
+// Which kind of model a merge reads and writes: that of the base, of the result's name, or what was asked for.
+
+import type { Directory } from '../base/bytes.js'
+import { ConfigError, FileError } from '../base/errors.js'
+import type { MergeFormat } from './report.js'
+
+/** A base: a folder, and the file in it where one is meant. */
+export interface MergeBase {
+  readonly directory: Directory
+  /** Inside the folder: a graph, a safetensors file or its index. */
+  readonly file?: string | undefined
+}
+
+/** Where a folder's graph is looked for, first match first. */
+const GRAPHS = ['onnx/model.onnx', 'model.onnx']
+
+/** What is read and written. */
+export interface ChosenFormat {
+  readonly format: MergeFormat
+  /** The graph inside the base's folder, where the format has one. */
+  readonly graph: string | undefined
+  /** The checkpoint's file or index, where the base names it. */
+  readonly checkpoint: string | undefined
+}
+
+/**
+ * Without a wish: what the result's name ends in; else the graph of a folder that has one, because such a folder is run from it;
+ * else the checkpoint.
+ *
+ * @param out the result's path, where it has one
+ * @throws ConfigError for a wish that contradicts the names; FileError when the base has no graph to merge into
+ */
+export async function chooseFormat(
+  { directory, file }: MergeBase,
+  out: string | undefined,
+  wish: MergeFormat | undefined,
+): Promise<ChosenFormat> {
+  const named = /\.(onnx|safetensors)$/.exec(out ?? '')?.[1] as 'onnx' | 'safetensors' | undefined
+  if (file !== undefined) {
+    const format = file.endsWith('.onnx') ? 'onnx' : 'safetensors'
+    requireSame(wish, format, `the base is the file ${file}`)
+    return { format, graph: format === 'onnx' ? file : undefined, checkpoint: format === 'onnx' ? undefined : file }
+  }
+  if (named !== undefined) requireSame(wish, named, `the result is a .${named} file`)
+  const graph = await findGraph(directory)
+  const format = wish ?? named ?? (graph === undefined ? 'safetensors' : 'onnx')
+  if (format === 'safetensors') return { format, graph: undefined, checkpoint: undefined }
+  if (graph !== undefined) return { format, graph, checkpoint: undefined }
+  throw new FileError({
+    where: directory.name,
+    what: 'no ONNX model in this folder',
+    expected: GRAPHS.join(' or '),
+    hint: 'Merge into its checkpoint (format safetensors), or take an export with an .onnx file',
+  })
+}
+
+async function findGraph(directory: Directory): Promise<string | undefined> {
+  for (const graph of GRAPHS) if (await directory.has(graph)) return graph
+  return undefined
+}
+
+function requireSame(wish: MergeFormat | undefined, format: 'onnx' | 'safetensors', because: string): void {
+  if (wish === undefined || wish === format) return
+  throw new ConfigError({
+    where: 'format',
+    what: `it cannot be ${wish}: ${because}`,
+    expected: format,
+    hint: 'Name folders for both, or leave the format out',
+  })
+}
