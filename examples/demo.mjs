@@ -119,8 +119,7 @@ async function sample(name) {
 
 function inputs(text) {
   const ids = model.tokenizer.encode(text)
-  const tensor = (values) => ({ type: 'int64', data: BigInt64Array.from(values, BigInt), dims: [1, ids.length] })
-  return { input_ids: tensor(ids), attention_mask: tensor(ids.map(() => 1)) }
+  return { input_ids: { type: 'int64', data: BigInt64Array.from(ids, BigInt), dims: [1, ids.length] } }
 }
 
 function heading(text) {

@@ -48,19 +48,9 @@ for (const [base, paths] of Object.entries(BASES)) {
 /** The logits of the prompt's last position. */
 async function lastLogits(session, model, prompt) {
   const inputIds = model.tokenizer.encode(prompt)
-  const { logits } = await session.run(feedsOf(session, inputIds), { adapter: 'trained', outputNames: ['logits'] })
+  const dims = [1, inputIds.length]
+  const feeds = { input_ids: { type: 'int64', data: BigInt64Array.from(inputIds, BigInt), dims } }
+  const { logits } = await session.run(feeds, { adapter: 'trained', outputNames: ['logits'] })
   const vocabulary = logits.dims.at(-1)
   return { inputIds, logits: Array.from(logits.data.slice(-vocabulary)) }
-}
-
-function feedsOf(session, inputIds) {
-  const tensor = (values) => ({ type: 'int64', data: BigInt64Array.from(values, BigInt), dims: [1, values.length] })
-  const known = {
-    input_ids: tensor(inputIds),
-    attention_mask: tensor(inputIds.map(() => 1)),
-    position_ids: tensor(inputIds.map((_, i) => i)),
-  }
-  // The tiny llama has 2 key-value heads of 16.
-  const empty = { type: 'float32', data: new Float32Array(0), dims: [1, 2, 0, 16] }
-  return Object.fromEntries(session.inputNames.map((name) => [name, known[name] ?? empty]))
 }

@@ -66,7 +66,7 @@ export async function runMerge<R extends MergeReport>(
   try {
     const report = await interruptible('Stopping; --out stays as it was.', (signal) => work({ signal, onProgress }))
     progress.end()
-    if (json) printDocument({ ...report, peakRssBytes: peakRssBytes() })
+    if (json) printDocument({ ...(report as MergeReport), peakRssBytes: peakRssBytes() })
     else show(report)
     sayAsides(report)
     say(outcome(report, part))

@@ -4,6 +4,7 @@
 import { MismatchError, nearMisses, StateError } from '../base/errors.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
 import { affineInputs, injectLora, loraInputs } from '../graph/inject/inject.js'
+import { completeFeeds } from '../graph/inputs/causal-inputs.js'
 import { findLinears, type Linear, type ModuleMap } from '../graph/match/linears.js'
 import { placeAdapter } from '../graph/match/place-adapter.js'
 import { sessionModel } from '../graph/session-model.js'
@@ -135,13 +136,14 @@ export class AdapterSession<M extends SessionBase = SessionBase> {
   /**
    * Runs the model once.
    *
-   * @param feeds the model's own inputs, by name
+   * @param feeds the model's own inputs, by name. For a language model `input_ids` is enough: what is left out becomes a mask of ones,
+   *   positions that count the mask's ones, and an empty cache.
    * @returns the outputs by name; their arrays are the caller's
    * @throws MismatchError for an unknown adapter, RuntimeError when the run fails, StateError when the session is disposed
    */
   async run(feeds: Feeds, { adapter, outputNames }: RunOptions = {}): Promise<Record<string, RuntimeTensor>> {
     this.checkAdapter(adapter)
-    return this.engine.run(feeds, adapter, outputNames)
+    return this.engine.run(completeFeeds(this.#graph, feeds), adapter, outputNames)
   }
 
   /** Closes the session after the runs that were asked for before, and ends its worker. Other calls throw StateError from then on. */

@@ -56,6 +56,11 @@ const PATH = /^(?:\.{1,2}(?:[/\\]|$)|[/\\]|~[/\\]|[A-Za-z]:[/\\])/
  * @example
  * parseSource('org/name', { where: 'model' })   // { kind: 'hub', id: 'org/name', revision: 'main', path: '' }
  */
+export function parseSource(
+  text: string,
+  rules: SourceRules & { readonly exists?: undefined },
+): Exclude<ParsedSource, { kind: 'path' }>
+export function parseSource(text: string, rules: SourceRules): ParsedSource
 export function parseSource(text: string, rules: SourceRules): ParsedSource {
   const { where, exists, endpoint } = rules
   if (typeof text !== 'string' || text.trim() === '') {
@@ -154,7 +159,8 @@ function isInside(path: string): boolean {
   }
 }
 
-function decoded(text: string): string | undefined {
+/** Without escapes; undefined where one is malformed. */
+export function decoded(text: string): string | undefined {
   try {
     return decodeURIComponent(text)
   } catch {

@@ -9,7 +9,8 @@ import { LoraAdapter } from '../lora/adapter.js'
 import { type BaseWeights, toPlain } from '../lora/init/to-plain.js'
 import { readConfig } from './chunks/open-plan.js'
 import { openAdapters } from './plan/adapters.js'
-import { type FoundWeight, findWeights, missingError, moduleNames } from './plan/plan.js'
+import { type FoundWeight, findWeights, missingError, namesIn } from './plan/find-weights.js'
+import { loadTables } from './plan/names/tables.js'
 import { refuseQuantizedConfig } from './plan/refusals.js'
 import { findTiedPair } from './plan/tied.js'
 
@@ -42,26 +43,43 @@ async function baseWeightsOf(
   checkpoint: Checkpoint,
   config: Readonly<Record<string, unknown>> | undefined,
 ): Promise<BaseWeights> {
-  const byName = new Map<string, FoundWeight>()
+  const byName = new Map<string, readonly FoundWeight[]>()
   if (adapter.size > 0) {
     const { layers, close } = await openAdapters([placeholders(adapter)])
     await close()
-    const locate = moduleNames(layers, checkpoint.tensors)
-    const search = { layers, locate, checkpoint, pair: findTiedPair(layers, checkpoint, config), config }
+    const names = namesIn(checkpoint, layers, [], config, await loadTables())
+    const pair = findTiedPair(layers, checkpoint, config)
+    const search = { layers, names, locate: names.locate, checkpoint, pair, config }
     for (const layer of layers) {
-      const [found] = findWeights(layer, search) ?? []
+      const found = findWeights(layer, search)
       if (found !== undefined) byName.set(layer.name, found)
     }
     const missing = layers.filter(({ name }) => !byName.has(name))
     if (missing.length > 0) throw missingError(missing, layers, checkpoint.tensors)
   }
   return async (name): Promise<Matrix> => {
-    const { tensor, layer } = byName.get(name)!
-    const { dtype, offset, byteLength, shape } = tensor.info
-    const bytes = await shardSource(checkpoint, tensor.shard).read(offset, byteLength)
-    const stored: Matrix = { data: decodeWeights(bytes, dtype as WeightDtype), shape: [shape[0], shape[1]] }
-    return layer.isInputMajor ? transpose(stored) : stored
+    const parts: Matrix[] = []
+    for (const part of byName.get(name)!) parts.push(await readPart(part, checkpoint))
+    if (parts.length === 1) return parts[0]
+    const [rows, columns] = [parts.reduce((sum, { shape }) => sum + shape[0], 0), parts[0].shape[1]]
+    const whole = zeros(rows, columns, parts[0].data)
+    let at = 0
+    for (const { data } of parts) {
+      whole.data.set(data, at)
+      at += data.length
+    }
+    return whole
   }
+}
+
+/** The rows of the module's weight (d, k) that a tensor holds. */
+async function readPart({ tensor, layer }: FoundWeight, checkpoint: Checkpoint): Promise<Matrix> {
+  const { dtype, offset, byteLength, shape } = tensor.info
+  const { first, count } = layer.region ?? { first: 0, count: shape[0] }
+  const rowBytes = byteLength / shape[0]
+  const bytes = await shardSource(checkpoint, tensor.shard).read(offset + first * rowBytes, count * rowBytes)
+  const stored: Matrix = { data: decodeWeights(bytes, dtype as WeightDtype), shape: [count, shape[1]] }
+  return layer.isInputMajor ? transpose(stored) : stored
 }
 
 /** The linear layers as plain ones of rank 1, for a search that asks for names and shapes. */

@@ -146,8 +146,10 @@ describe('adding and removing', () => {
 
   it('names inputs and outputs of the model alone', async () => {
     const session = await AdapterSession.open(union, { adapters: { q: makeAdapter(union, /q_proj$/) } })
-    expect(session.inputNames).toEqual(['input_ids', 'attention_mask'])
-    expect(session.outputNames).toEqual(['logits'])
+    const cache = Array.from({ length: 6 }, (_, layer) => [`${layer}.key`, `${layer}.value`]).flat()
+    const past = cache.map((name) => `past_key_values.${name}`)
+    expect(session.inputNames).toEqual(['input_ids', 'attention_mask', 'position_ids', ...past])
+    expect(session.outputNames).toEqual(['logits', ...cache.map((name) => `present.${name}`)])
     await session.dispose()
   })
 

@@ -67,6 +67,9 @@ const ROLES: Readonly<Record<string, Role>> = {
   cache_position: 'cachePosition',
 }
 
+/** Names of inputs that take a cache. */
+const CACHE_INPUT = /^past/
+
 const TYPES: Partial<Record<DataType, TensorType>> = {
   [DataType.FLOAT]: 'float32',
   [DataType.FLOAT16]: 'float16',
@@ -89,10 +92,10 @@ export function causalInputs(graph: Graph): CausalInputs {
   const unknown: string[] = []
   for (const input of graph.inputs) {
     const type = typeOf(input)
-    const role = Object.hasOwn(ROLES, input.name) ? ROLES[input.name] : undefined
-    if (role !== undefined && (type === 'int64' || type === 'int32')) {
+    const role = roleOf(input, type)
+    if (role !== undefined && type !== undefined) {
       roles.set(role, { name: input.name, type, rank: dimsOfInput(input).length })
-    } else if (/^past/.test(input.name) && type !== undefined) {
+    } else if (CACHE_INPUT.test(input.name) && type !== undefined) {
       cache.push(cacheEntry(graph, input, type))
     } else {
       unknown.push(input.name)
@@ -119,6 +122,41 @@ export function causalInputs(graph: Graph): CausalInputs {
       return Object.fromEntries(cache.map((entry) => [entry.past, emptyTensor(entry, batch)]))
     },
   }
+}
+
+/**
+ * Feeds with what a language model needs besides its tokens, where the caller leaves it out: a mask of ones, positions that count the
+ * mask's ones, an empty cache. Inputs of unknown meaning are left to the caller.
+ *
+ * @throws UnsupportedError when a cache that is left out has an unknown layout
+ */
+export function completeFeeds(graph: Graph, feeds: Feeds): Feeds {
+  const missing = graph.inputs.filter(({ name }) => feeds[name] === undefined)
+  const ids = feeds.input_ids
+  if (missing.length === 0 || ids?.dims.length !== 2) return feeds
+  const [batch, sequence] = ids.dims
+  const isCache = (input: ValueInfoProto) => CACHE_INPUT.test(input.name) && roleOf(input, typeOf(input)) === undefined
+  const fedCache = graph.inputs.find((input) => isCache(input) && feeds[input.name] !== undefined)
+  const past = fedCache === undefined ? 0 : (feeds[fedCache.name].dims.at(-2) ?? 0)
+  const inputIds = ids.data as ArrayLike<bigint>
+  const mask = feeds.attention_mask?.data as ArrayLike<bigint> | undefined
+  const attentionMask = mask ?? new Uint8Array(batch * (past + sequence)).fill(1)
+  const tokens = { batch, sequence, past, inputIds, attentionMask }
+  const completed = { ...feeds }
+  for (const input of missing) {
+    const type = typeOf(input)
+    if (type === undefined) continue
+    const role = roleOf(input, type)
+    if (role !== undefined) completed[input.name] = roleFeed(role, type, dimsOfInput(input).length, tokens)
+    else if (past === 0 && isCache(input)) {
+      completed[input.name] = emptyTensor(cacheEntry(graph, input, type), batch)
+    }
+  }
+  return completed
+}
+
+function roleOf({ name }: ValueInfoProto, type: TensorType | undefined): Role | undefined {
+  return Object.hasOwn(ROLES, name) && (type === 'int64' || type === 'int32') ? ROLES[name] : undefined
 }
 
 function roleFeed(role: Role, type: TensorType, rank: number, tokens: TokenInput): RuntimeTensor {

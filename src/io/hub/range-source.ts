@@ -4,6 +4,9 @@ import { type ByteSource, checkRange, concatBytes } from '../../base/bytes.js'
 import { FileError } from '../../base/errors.js'
 import { type HubConnection, isUnreachable, pause, request } from './request.js'
 
+/** A config or a tokenizer: files up to this size come whole, because in ranges they would take as many requests as parts. */
+export const MAX_WHOLE_BYTES = 1 << 20
+
 /** A range that failed for now is asked for again so often. */
 const MAX_TRIES = 4
 
@@ -28,12 +31,17 @@ export class RangeSource implements ByteSource {
     this.#refused = refused
   }
 
-  async read(offset: number, byteLength: number): Promise<Uint8Array<ArrayBuffer>> {
+  /** @param onReceived hears how many bytes of the range have come */
+  async read(
+    offset: number,
+    byteLength: number,
+    onReceived?: (receivedBytes: number) => void,
+  ): Promise<Uint8Array<ArrayBuffer>> {
     checkRange(this, offset, byteLength)
     if (byteLength === 0) return new Uint8Array()
     for (let attempt = 1; ; attempt++) {
       try {
-        return await this.#fetch(offset, byteLength)
+        return await this.#fetch(offset, byteLength, onReceived)
       } catch (error) {
         if (!isUnreachable(error) || attempt === MAX_TRIES) throw error
         await pause(this.#connection, attempt)
@@ -41,7 +49,11 @@ export class RangeSource implements ByteSource {
     }
   }
 
-  async #fetch(offset: number, byteLength: number): Promise<Uint8Array<ArrayBuffer>> {
+  async #fetch(
+    offset: number,
+    byteLength: number,
+    onReceived?: (receivedBytes: number) => void,
+  ): Promise<Uint8Array<ArrayBuffer>> {
     const range = `bytes=${offset}-${offset + byteLength - 1}`
     const answer = await request(this.#connection, this.#url, { range })
     const { response } = answer
@@ -56,7 +68,12 @@ export class RangeSource implements ByteSource {
       throw this.#changed(`a range of ${this.byteLength} bytes`, given ?? `status ${response.status}`)
     }
     const parts: Uint8Array[] = []
-    for await (const chunk of answer.chunks()) parts.push(chunk)
+    let received = 0
+    for await (const chunk of answer.chunks()) {
+      parts.push(chunk)
+      received += chunk.byteLength
+      onReceived?.(received)
+    }
     const bytes = concatBytes(parts) as Uint8Array<ArrayBuffer>
     if (bytes.byteLength === byteLength) return bytes
     throw this.#changed(`${byteLength} bytes`, `${bytes.byteLength}`)

@@ -6,6 +6,7 @@ import { FormatError, MismatchError, throwProblem } from '../../base/errors.js'
 import { type Checkpoint, openCheckpoint } from '../../formats/checkpoint.js'
 import { type OpenAdapters, openAdapters, requireFiniteReplacements } from '../plan/adapters.js'
 import { CONFIG_FILE, editConfig, otherDtype } from '../plan/config-edit.js'
+import { loadTables } from '../plan/names/tables.js'
 import { type MergePlan, type PlanOptions, planMerge } from '../plan/plan.js'
 import type { MergePlanReport } from '../report.js'
 import type { AdapterInput } from '../weighted.js'
@@ -64,7 +65,7 @@ export async function openPlan(
   try {
     opened = await openAdapters(isList(adapters) ? adapters : [adapters], sign, throwProblem, options)
     const config = await loadConfig(base)
-    const plan = planMerge(checkpoint, opened.layers, config?.values, options, opened.replacements)
+    const plan = planMerge(checkpoint, opened.layers, config?.values, options, opened.replacements, await loadTables())
     const warnings = configWarnings(plan, config?.values, { weightsOnly, where: base.name })
     await requireFiniteReplacements(opened)
     await computeScales(plan, checkpoint, opened)

@@ -71,6 +71,8 @@ export interface LayerFactors {
    * the one's columns and the other's rows.
    */
   readonly isTied: boolean
+  /** Rows of the stored tensor that are the layer's weight; absent: all. */
+  readonly region?: { readonly first: number; readonly count: number } | undefined
   /** DoRA's m / ‖W + s·B·A‖ (1, d), by which the sum is multiplied; computed when the plan is known. */
   readonly scales: Factor | undefined
 }

@@ -44,6 +44,13 @@ export function expertLayer(layer: LayerFactors, expert: number, firstRow = 0, r
   }
 }
 
+/** The layer of some rows of its weight, or of so many of a bias's values. */
+export function layerOfRows(layer: LayerFactors, first: number, rows: number): LayerFactors {
+  if (layer.tensor !== 'bias') return expertLayer(layer, 0, first, rows)
+  const a = { ...layer.a, offset: layer.a.offset + first * sizeOfDtype(layer.a.dtype), columns: rows }
+  return { ...layer, k: rows, shape: [rows], a }
+}
+
 /**
  * The layer as its tensor has it: input-major or not.
  *
@@ -100,6 +107,11 @@ function isInputMajor(
     const shape = tensors.get(`${locate(module)}.${tensor}`)?.info.shape
     if (shape?.length === 3) return shape[1] === k && shape[2] === d
   }
+  return isInputMajorModel(config)
+}
+
+/** Whether transformers holds this model's experts as (E, k, d), by its type. */
+export function isInputMajorModel(config: Readonly<Record<string, unknown>> | undefined): boolean {
   const text = config?.text_config as Record<string, unknown> | null | undefined
   return INPUT_MAJOR_MODELS.has(config?.model_type) || INPUT_MAJOR_MODELS.has(text?.model_type)
 }

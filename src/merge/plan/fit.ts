@@ -9,9 +9,12 @@ import { isHeadModule } from '../../peft/tied.js'
 import { readConfig } from '../chunks/open-plan.js'
 import { type FitReport, fitReport, missingPart, type PartFit } from '../fit.js'
 import { type BaseReplacement, type OpenAdapters, openAdapters } from './adapters.js'
+import { findWeights, labelOf, missingError, namesIn, type WeightSearch } from './find-weights.js'
 import { CHUNK_BYTES } from './layout.js'
+import type { CheckpointNames } from './names/choose.js'
+import { loadTables, type ModelTables } from './names/tables.js'
 import { placeReplacements } from './place-replacements.js'
-import { findWeights, labelOf, missingError, moduleNames, planMerge, type WeightSearch } from './plan.js'
+import { planMerge } from './plan.js'
 import { refuseQuantizedConfig } from './refusals.js'
 import {
   areTiedTogether,
@@ -56,7 +59,7 @@ export async function fitCheckpoint(
       return fitReport({ ...whole, parts: [], problems: [opened.message], notes: [] })
     }
     try {
-      const { parts, ...report } = judge(checkpoint, opened, config)
+      const { parts, ...report } = judge(checkpoint, opened, config, await loadTables())
       if (normDeltas !== undefined) await addRelativeChanges(parts, checkpoint, normDeltas)
       return fitReport({ ...whole, parts, ...report })
     } finally {
@@ -70,17 +73,18 @@ export async function fitCheckpoint(
 type Config = Readonly<Record<string, unknown>> | undefined
 type Parts = Pick<OpenAdapters, 'layers' | 'replacements'>
 
-function judge(checkpoint: Checkpoint, adapter: Parts, config: Config) {
+function judge(checkpoint: Checkpoint, adapter: Parts, config: Config, tables: ModelTables) {
   const { layers, replacements } = adapter
   const problems: string[] = []
   const note = ({ message }: LowrankError) => problems.push(message)
   attempt(() => refuseQuantizedConfig(config, `${checkpoint.directory.name}/config.json`), note)
   const pair = findTiedPair(layers, checkpoint, config)
-  const locate = moduleNames(layers, checkpoint.tensors)
+  const names = namesIn(checkpoint, layers, replacements, config, tables)
+  const { locate } = names
   const replacedPair = findReplacedPair(replacements, checkpoint, config)
   const parts = [
-    ...judgeLayers({ layers, locate, checkpoint, pair, config }),
-    ...replacements.map((replacement) => judgeReplacement(replacement, checkpoint, locate, replacedPair)),
+    ...judgeLayers({ layers, names, locate, checkpoint, pair, config }),
+    ...replacements.map((replacement) => judgeReplacement(replacement, checkpoint, names, replacedPair)),
   ]
   const changedPair = pair !== undefined && !areTiedTogether(layers) ? pair : undefined
   const isUntied = replacements.some(({ isTied, tensor }) => {
@@ -91,7 +95,7 @@ function judge(checkpoint: Checkpoint, adapter: Parts, config: Config) {
   // What only shows in the whole. Two changes that are no sum have a place each where tied embeddings are untied.
   if (problems.length === 0 && parts.every(({ problem }) => problem === null)) {
     const tied = chosen === undefined ? 'keep' : 'untie'
-    attempt(() => planMerge(checkpoint, layers, config, { tied }, replacements), note)
+    attempt(() => planMerge(checkpoint, layers, config, { tied }, replacements, tables), note)
   }
   const notes =
     chosen === undefined
@@ -126,18 +130,18 @@ function judgeLayers(search: WeightSearch): PartFit[] {
 function judgeReplacement(
   replacement: BaseReplacement,
   checkpoint: Checkpoint,
-  locate: (name: string) => string,
+  names: CheckpointNames,
   pair: TiedPair | undefined,
 ): PartFit {
   const { tensor } = replacement
   let problem: string | null = null
   attempt(
-    () => placeReplacements([replacement], { locate, checkpoint, pair, tied: 'keep', isUntied: false }),
+    () => placeReplacements([replacement], { names, checkpoint, pair, tied: 'keep', isUntied: false }),
     ({ message }) => {
       problem = message
     },
   )
-  const name = locate(tensor)
+  const name = names.form(tensor)?.tensors[0].replace('*', '0') ?? tensor
   const stored = name === pair?.head ? [name, pair.embedding] : [name]
   const info = stored.map((own) => checkpoint.tensors.get(own)?.info).find((own) => own !== undefined)
   return info === undefined ? missingPart(tensor, problem!) : partFit(tensor, info, problem)

@@ -6,7 +6,7 @@ import type { Checkpoint } from '../../formats/checkpoint.js'
 import { isWeightDtype, planSafetensors, type SafetensorsDtype, type TensorInfo } from '../../formats/safetensors.js'
 import { sizeOfDtype as sizeOf } from '../../kernels/merge-kernel.js'
 import type { LayerFactors } from './adapters.js'
-import { expertLayer } from './experts.js'
+import { expertLayer, layerOfRows } from './experts.js'
 
 export { sizeOf }
 
@@ -149,6 +149,7 @@ function segmentsOf(tensor: OutputTensor, offset: number): Segment[] {
       return segmentOf(expert, offset + e * mergedBytes)
     })
   }
+  if (layers.some(({ region }) => region !== undefined)) return regionSegments(tensor, offset)
   if (rows.length === 0) return [segmentOf(tensor, offset, tensor.isReplaced ? 0 : undefined)]
   const rowBytes = base.byteLength / base.shape[0]
   const mergedRowBytes = outputBytes(tensor) / base.shape[0]
@@ -168,6 +169,30 @@ function segmentsOf(tensor: OutputTensor, offset: number): Segment[] {
   }
   keep(base.shape[0])
   return result
+}
+
+/** A tensor whose rows belong to several weights of the model, cut where one of them begins or ends. */
+function regionSegments(tensor: OutputTensor, offset: number): Segment[] {
+  const { base, layers } = tensor
+  const height = base.shape[0]
+  const ranges = layers.map((layer) => {
+    const { first, count } = layer.region ?? { first: 0, count: height }
+    return { layer: { ...layer, region: undefined }, first, end: first + count }
+  })
+  const cuts = [...new Set([0, height, ...ranges.flatMap(({ first, end }) => [first, end])])].sort((a, b) => a - b)
+  return cuts.slice(1).map((end, i) => {
+    const first = cuts[i]
+    const shape = [end - first, ...base.shape.slice(1)]
+    const rowBytes = base.byteLength / height
+    const own = ranges
+      .filter((range) => range.first <= first && end <= range.end)
+      .map((range) => {
+        const isWhole = range.first === first && range.end === end
+        return isWhole ? range.layer : layerOfRows(range.layer, first - range.first, end - first)
+      })
+    const piece = { ...base, shape, offset: base.offset + first * rowBytes, byteLength: (end - first) * rowBytes }
+    return segmentOf({ ...tensor, base: piece, layers: own }, offset + (first * outputBytes(tensor)) / height)
+  })
 }
 
 /** @param replacedRow row of the tensor with the first of an adapter's values; undefined where they are the base's */

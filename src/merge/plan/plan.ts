@@ -2,27 +2,17 @@
 // in the right shape, before anything is written.
 
 import type { FloatDtype } from '../../base/dtype.js'
-import { ConfigError, MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
-import { formatShape } from '../../base/tensor.js'
+import { ConfigError, UnsupportedError } from '../../base/errors.js'
 import type { Checkpoint, CheckpointTensor } from '../../formats/checkpoint.js'
 import { type JsonObject, toPlain } from '../../formats/json.js'
-import { isWeightDtype, type TensorInfo } from '../../formats/safetensors.js'
+import { isWeightDtype } from '../../formats/safetensors.js'
 import type { BaseReplacement, LayerFactors } from './adapters.js'
-import { separateLayers, stackedLayer } from './experts.js'
-import { fusionHint } from './fused.js'
+import { findWeights, missingError, namesIn, type WeightSearch } from './find-weights.js'
 import { layOut, type OutputShard, type OutputTensor, outputBytes } from './layout.js'
-import { storedLayer } from './orientation.js'
+import { type ModelTables, NO_TABLES } from './names/tables.js'
 import { placeReplacements } from './place-replacements.js'
-import { refuseQuantizedConfig, refuseQuantizedModule } from './refusals.js'
-import {
-  areTiedTogether,
-  findReplacedPair,
-  findTiedPair,
-  isVocabularyModule,
-  type TiedPair,
-  type TiedPolicy,
-  tiedError,
-} from './tied.js'
+import { refuseQuantizedConfig } from './refusals.js'
+import { areTiedTogether, findReplacedPair, findTiedPair, type TiedPair, type TiedPolicy, tiedError } from './tied.js'
 
 const INDEX_FILE = 'model.safetensors.index.json'
 
@@ -65,6 +55,7 @@ export interface MergePlan {
 
 /**
  * @param config the content of config.json, where there is one
+ * @param tables of transformers' models; without them names are taken as the adapters have them
  * @throws MismatchError naming the layers without a weight, with near misses, or the weight of another shape, or the tied
  *   embedding; UnsupportedError for quantised bases and for weights that are not F64, F32, F16 or BF16
  */
@@ -74,6 +65,7 @@ export function planMerge(
   config: Readonly<Record<string, unknown>> | undefined,
   options: PlanOptions = {},
   replacements: readonly BaseReplacement[] = [],
+  tables: ModelTables = NO_TABLES,
 ): MergePlan {
   const { tied = 'refuse', maxShardBytes } = options
   checkShardSize(maxShardBytes)
@@ -84,10 +76,10 @@ export function planMerge(
   const untied = tied === 'untie' ? (pair ?? findReplacedPair(parting, checkpoint, config)) : undefined
   if (pair !== undefined && tied === 'refuse' && !areTiedTogether(layers))
     throw tiedError(pair, checkpoint.tensors.has(pair.head))
-  const locate = moduleNames(layers, checkpoint.tensors)
-  const byTensor = assignLayers({ layers, locate, checkpoint, pair, config }, tied)
+  const names = namesIn(checkpoint, layers, replacements, config, tables)
+  const byTensor = assignLayers({ layers, names, locate: names.locate, checkpoint, pair, config }, tied)
   const placed = placeReplacements(replacements, {
-    locate,
+    names,
     checkpoint,
     pair: untied ?? findReplacedPair(replacements, checkpoint, config),
     tied,
@@ -190,90 +182,14 @@ function isRepeated(layer: LayerFactors, tensor: string, { layers, locate, pair 
   return layers.some((other) => other.isTied && `${locate(other.name)}.${other.tensor}` === pair.embedding)
 }
 
-/** Where layers are looked for. */
-export interface WeightSearch {
-  /** All of the merge. */
-  readonly layers: readonly LayerFactors[]
-  /** Module name → the checkpoint's. */
-  readonly locate: (name: string) => string
-  readonly checkpoint: Checkpoint
-  readonly pair: TiedPair | undefined
-  readonly config: Readonly<Record<string, unknown>> | undefined
+/** Whether each layer has rows of the tensor for itself. */
+function areApart(layers: readonly LayerFactors[]): boolean {
+  const regions = layers.flatMap(({ region }) => region ?? []).sort((a, b) => a.first - b.first)
+  return regions.length === layers.length && regions.every(({ first }, i) => i === 0 || endOf(regions[i - 1]) <= first)
 }
 
-/** A tensor that a layer changes. */
-export interface FoundWeight {
-  readonly name: string
-  readonly tensor: CheckpointTensor
-  /** The layer, or its part, as this tensor has it. */
-  readonly layer: LayerFactors
-  readonly isPaired: boolean
-}
-
-/**
- * The tensor that a layer changes: the embedding's where a tied output embedding is not stored. Several where experts that the
- * layer stacks are stored one by one. Undefined when there is none.
- *
- * @throws as {@link planMerge} does, when the weight is there but cannot be merged into
- */
-export function findWeights(layer: LayerFactors, search: WeightSearch): readonly FoundWeight[] | undefined {
-  const { layers, locate, checkpoint, pair, config } = search
-  const { tensors } = checkpoint
-  const module = locate(layer.name)
-  const name = `${module}.${layer.tensor}`
-  const isPaired = pair !== undefined && (name === pair.head || name === pair.embedding)
-  const tensor = tensors.get(name) ?? (isPaired ? tensors.get(pair.embedding) : undefined)
-  const refuseQuantized = () =>
-    refuseQuantizedModule(layer.experts === undefined ? module : name, (other) => tensors.has(other))
-  if (tensor !== undefined) {
-    if (!isWeightDtype(tensor.info.dtype)) refuseQuantized()
-    if (layer.experts !== undefined) {
-      const own = stackedLayer(layer, tensor.info, layers, locate, tensors, config)
-      return [{ name, tensor, layer: own, isPaired }]
-    }
-    const own = storedLayer(layer, module, tensor.info, search)
-    checkWeight(own, tensor.info)
-    return [{ name, tensor, layer: own, isPaired }]
-  }
-  const parts = separateLayers(layer, module, tensors)?.map(({ tensor: part, layer: own }) => {
-    return { name: part, tensor: tensors.get(part)!, layer: own, isPaired: false }
-  })
-  for (const { layer: own, tensor: part } of parts ?? []) checkWeight(own, part.info)
-  if (parts !== undefined) return parts
-  refuseQuantized()
-  if (layer.experts === undefined && layer.tensor === 'bias' && tensors.has(`${module}.weight`)) {
-    throw new MismatchError({
-      where: name,
-      what: 'the adapter has a bias of B (lora_bias), which only a bias of the base can take; the base has none here',
-    })
-  }
-  return undefined
-}
-
-/**
- * Module name → the name that the checkpoint has for it. Loaders take checkpoints with and without the model's own first
- * part (`transformer.h.0` or `h.0`), so that it is added or left out where no name matches as it is and then all do.
- */
-export function moduleNames(
-  layers: readonly LayerFactors[],
-  tensors: ReadonlyMap<string, CheckpointTensor>,
-): (name: string) => string {
-  const matches = (rename: (name: string) => string) =>
-    layers.filter((layer) => {
-      const name = rename(layer.name)
-      // A bias has its weight beside it, where the base has none.
-      const tensor = layer.tensor === 'bias' && layer.experts === undefined ? 'weight' : layer.tensor
-      return tensors.has(`${name}.${tensor}`) || separateLayers(layer, name, tensors) !== undefined
-    }).length
-  const asIs = (name: string) => name
-  if (layers.length === 0 || matches(asIs) > 0) return asIs
-  const first = layers[0].name.split('.', 1)[0]
-  const renames = [(name: string) => (name.startsWith(`${first}.`) ? name.slice(first.length + 1) : name)]
-  for (const prefix of new Set([...tensors.keys()].map((name) => name.split('.', 1)[0]))) {
-    renames.push((name) => `${prefix}.${name}`)
-  }
-  const fitting = renames.filter((rename) => matches(rename) === layers.length)
-  return fitting.length === 1 ? fitting[0] : asIs
+function endOf({ first, count }: NonNullable<LayerFactors['region']>): number {
+  return first + count
 }
 
 /** What is no sum cannot be combined with other changes of the same tensor. */
@@ -284,7 +200,7 @@ function refuseCombinations(
   for (const [name, layers] of byTensor) {
     const isDora = layers.some(({ scales }) => scales !== undefined)
     const hasRows = placed.get(name)?.rows !== undefined
-    if (!hasRows && !(isDora && layers.length > 1)) continue
+    if (!hasRows && !(isDora && layers.length > 1 && !areApart(layers))) continue
     throw new UnsupportedError({
       where: name,
       what: hasRows
@@ -292,54 +208,6 @@ function refuseCombinations(
         : 'a DoRA layer and another adapter’s layer on one weight cannot be merged together',
     })
   }
-}
-
-function checkWeight({ name, shape: expected }: LayerFactors, info: TensorInfo): void {
-  const { name: tensor, dtype, shape } = info
-  if (!isWeightDtype(dtype)) {
-    throw new UnsupportedError({
-      where: tensor,
-      what: 'a weight of this type cannot be merged into',
-      expected: 'F64, F32, F16 or BF16',
-      got: dtype,
-      hint: 'Merge into the unquantised checkpoint',
-    })
-  }
-  if (formatShape(shape) === formatShape(expected)) return
-  throw new MismatchError({
-    where: tensor,
-    what: 'the adapter was made for another shape of this weight',
-    expected: formatShape(expected),
-    got: formatShape(shape),
-    hint: isVocabularyModule(name)
-      ? 'Its base had another vocabulary: resize the embeddings of this base first'
-      : 'The adapter belongs to another base',
-  })
-}
-
-/** What an adapter calls it: a module, or a parameter. */
-export function labelOf({ name, tensor, experts }: LayerFactors): string {
-  return experts === undefined ? name : `${name}.${tensor}`
-}
-
-export function missingError(
-  missing: readonly LayerFactors[],
-  layers: readonly LayerFactors[],
-  tensors: ReadonlyMap<string, CheckpointTensor>,
-): MismatchError {
-  const labels = [...new Set(missing.map(labelOf))]
-  const modules = [...tensors.keys()].map((name) => name.replace(/\.weight$/, ''))
-  const near = nearMisses(labels[0], modules)
-  const hint =
-    fusionHint(labels[0], modules) ?? (near.length > 0 ? `Nearest to the first: ${near.join(', ')}` : undefined)
-  const isNone = labels.length === new Set(layers.map(labelOf)).size
-  const shown = labels.slice(0, 5).join(', ') + (labels.length > 5 ? `, … (${labels.length} in all)` : '')
-  return new MismatchError({
-    where: 'adapter',
-    what: isNone ? `none of its layers is in the base: ${shown}` : `the base has no weight for ${shown}`,
-    expected: `a tensor ${labels[0]}${missing[0].experts === undefined ? '.weight' : ''}`,
-    ...(hint !== undefined && { hint }),
-  })
 }
 
 function outputTensor(

@@ -6,9 +6,8 @@ import { mkdtemp, readdir, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
-import { type MergeFilesOptions, mergeCheckpointFiles } from '../../../src/merge/node/merge.js'
 import type { TensorSketch } from '../toolkit.js'
-import { layOutFiles } from './disk.js'
+import { layOutFiles, mergeFiles, type MergeFilesOptions } from './disk.js'
 
 const SKETCHES: TensorSketch[] = [
   ['a_proj.weight', 'F32', [300, 256]],
@@ -101,7 +100,7 @@ async function layOut(sketches = SKETCHES) {
     ...setup,
     partial: `${setup.out}.partial`,
     merge: (options: MergeFilesOptions = {}, out = setup.out) =>
-      mergeCheckpointFiles(setup.base, [setup.adapter], out, { threads: 1, ...options }),
+      mergeFiles(setup.base, [setup.adapter], out, { threads: 1, ...options }),
   }
 }
 

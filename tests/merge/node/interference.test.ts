@@ -8,14 +8,8 @@ import path from 'node:path'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
 import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
-import {
-  type FileAdapter,
-  type MergeFilesOptions,
-  mergeCheckpointFiles,
-  planCheckpointFiles,
-} from '../../../src/merge/node/merge.js'
 import type { TensorSketch } from '../toolkit.js'
-import { fromDisk, layOutFiles } from './disk.js'
+import { fromDisk, layOutFiles, mergeFiles, planFiles, type MergeFilesOptions, type PathAdapter } from './disk.js'
 
 const SKETCHES: TensorSketch[] = [
   ['a_proj.weight', 'F32', [300, 256]],
@@ -35,8 +29,8 @@ async function layOut() {
   return {
     ...setup,
     partial: `${setup.out}.partial`,
-    merge: (options: MergeFilesOptions = {}, out = setup.out, adapter: FileAdapter = setup.adapter) =>
-      mergeCheckpointFiles(setup.base, [adapter], out, { threads: 1, fsync: false, ...options }),
+    merge: (options: MergeFilesOptions = {}, out = setup.out, adapter: PathAdapter = setup.adapter) =>
+      mergeFiles(setup.base, [adapter], out, { threads: 1, fsync: false, ...options }),
     async expectWhole(out = setup.out) {
       const [fresh, written] = [new MemoryDirectory(), await fromDisk(out)]
       await mergeCheckpoint(setup.memory, setup.lora, fresh)
@@ -240,7 +234,7 @@ describe('the place of the output', () => {
     const { merge, base, adapter, out } = await layOut()
     await mkdir(out)
     await writeFile(path.join(out, 'mine'), 'x')
-    const plan = (place: string, options = {}) => planCheckpointFiles(base, [adapter], place, options)
+    const plan = (place: string, options = {}) => planFiles(base, [adapter], place, options)
     for (const place of [out, base, adapter]) {
       const expected = await merge({}, place).catch((error: Error) => error.message)
       await expect(plan(place)).rejects.toThrow(String(expected))
@@ -262,7 +256,7 @@ describe('the place of the output', () => {
       await writeFile(path.join(`${out}.partial`, nameOf(2)), new Uint8Array(140_000))
       await merge({ resume: true }, out)
       await expectWhole(out)
-      await expect(planCheckpointFiles(base, [adapter], path.join(disk, 'a', 'b'))).rejects.toMatchObject({
+      await expect(planFiles(base, [adapter], path.join(disk, 'a', 'b'))).rejects.toMatchObject({
         what: 'not enough free space for the output',
       })
     })
@@ -288,7 +282,7 @@ describe('the base', () => {
   it('may be named by its index, which goes along', async () => {
     const { base, adapter, out, memory, lora } = await layOut()
     const index = 'model.safetensors.index.json'
-    await mergeCheckpointFiles(path.join(base, index), [adapter], out, { threads: 1, fsync: false })
+    await mergeFiles(path.join(base, index), [adapter], out, { threads: 1, fsync: false })
     expect((await readdir(out)).sort()).toEqual(['lowrank-merge.json', nameOf(1), nameOf(2), index])
     const portable = new MemoryDirectory()
     await mergeCheckpoint(memory, lora, portable, { basePath: index })

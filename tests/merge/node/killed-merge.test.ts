@@ -7,10 +7,9 @@ import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { promisify } from 'node:util'
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest'
-import { mergeCheckpointFiles } from '../../../src/merge/node/merge.js'
 import type { TensorSketch } from '../toolkit.js'
 import { buildMerge } from './build.js'
-import { digest, expected, layOutFiles, weights } from './disk.js'
+import { digest, expected, layOutFiles, mergeFiles, weights } from './disk.js'
 
 let folder: string
 beforeEach(async () => {
@@ -18,7 +17,7 @@ beforeEach(async () => {
 })
 afterEach(() => rm(folder, { recursive: true, force: true }))
 
-describe('mergeCheckpointFiles in threads', () => {
+describe('mergeFiles in threads', () => {
   // 30 MB in 6 files.
   const LARGE: TensorSketch[] = Array.from({ length: 6 }, (_, i) => [`layers.${i}.a_proj.weight`, 'BF16', [600, 4096]])
   let code: Awaited<ReturnType<typeof buildMerge>>
@@ -43,8 +42,8 @@ describe('mergeCheckpointFiles in threads', () => {
         return result
       }
       syncBuiltinESMExports()
-      const { mergeCheckpointFiles } = await import(${JSON.stringify(code.merge)})
-      const report = await mergeCheckpointFiles(base, [adapter], out, JSON.parse(options)).catch((error) => ({ error: { ...error, what: error.what } }))
+      const { mergeFiles } = await import(${JSON.stringify(code.merge)})
+      const report = await mergeFiles(base, [adapter], out, JSON.parse(options)).catch((error) => ({ error: { ...error, what: error.what } }))
       process.send(report)`,
     )
   })
@@ -73,8 +72,8 @@ describe('mergeCheckpointFiles in threads', () => {
 
   it('merges for a program that is a text', async () => {
     const setup = await layOutFiles(folder, [['a_proj.weight', 'BF16', [40, 24]]])
-    const program = `import { mergeCheckpointFiles } from ${JSON.stringify(code.merge)}
-      await mergeCheckpointFiles(${JSON.stringify(setup.base)}, [${JSON.stringify(setup.adapter)}], ${JSON.stringify(setup.out)}, { threads: 2 })`
+    const program = `import { mergeFiles } from ${JSON.stringify(code.merge)}
+      await mergeFiles(${JSON.stringify(setup.base)}, [${JSON.stringify(setup.adapter)}], ${JSON.stringify(setup.out)}, { threads: 2 })`
     await promisify(execFile)(process.execPath, ['--input-type=module', '-e', program])
     expect(await weights(setup.out)).toEqual(await expected(setup))
   })
@@ -131,7 +130,7 @@ describe('mergeCheckpointFiles in threads', () => {
     const again = { threads: 2, resume: true, ...options, share: undefined }
     expect((await start(setup, out, again).report)?.error).toBeUndefined()
     const fresh = path.join(folder, `fresh-${name}`)
-    await mergeCheckpointFiles(setup.base, [setup.adapter], fresh, {
+    await mergeFiles(setup.base, [setup.adapter], fresh, {
       threads: 1,
       fsync: false,
       ...options,

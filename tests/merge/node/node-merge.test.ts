@@ -3,10 +3,8 @@ import { link, mkdir, mkdtemp, readdir, readFile, rename, rm, symlink, unlink, w
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
-import { mergeCheckpointFiles, planCheckpointFiles } from '../../../src/merge/node/merge.js'
-import { unmergeCheckpointFiles } from '../../../src/merge/node/unmerge.js'
 import { base, type TensorSketch } from '../toolkit.js'
-import { digest, expected, layOutFiles, weights } from './disk.js'
+import { digest, expected, layOutFiles, mergeFiles, planFiles, unmergeFiles, weights } from './disk.js'
 
 const SKETCHES: TensorSketch[] = [
   ['embed.weight', 'BF16', [50, 24]],
@@ -24,10 +22,10 @@ beforeEach(async () => {
 })
 afterEach(() => rm(folder, { recursive: true, force: true }))
 
-describe('mergeCheckpointFiles', () => {
+describe('mergeFiles', () => {
   it('writes the same bytes as the portable code', async () => {
     const setup = await layOutFiles(folder, SKETCHES, { shards: 3, files: { 'tokenizer.json': '{}' } })
-    const report = await mergeCheckpointFiles(setup.base, [setup.adapter], setup.out, { threads: 1 })
+    const report = await mergeFiles(setup.base, [setup.adapter], setup.out, { threads: 1 })
     expect(await weights(setup.out)).toEqual(await expected(setup))
     expect(report).toMatchObject({ out: setup.out, tensors: 6, changed: 4, leftOut: [] })
     expect(report.layers.map(({ name }) => name).sort()).toEqual([
@@ -43,7 +41,7 @@ describe('mergeCheckpointFiles', () => {
   it('writes one file, which appears under its name alone', async () => {
     const setup = await layOutFiles(folder, SKETCHES)
     const out = path.join(folder, 'result.safetensors')
-    await mergeCheckpointFiles(path.join(setup.base, 'model.safetensors'), [setup.adapter], out, here)
+    await mergeFiles(path.join(setup.base, 'model.safetensors'), [setup.adapter], out, here)
     expect(digest(await readFile(out))).toBe((await expected(setup)).get('model.safetensors'))
     expect((await readdir(folder)).sort()).toEqual(['adapter', 'base', 'result.safetensors'])
   })
@@ -63,9 +61,9 @@ describe('mergeCheckpointFiles', () => {
       await mkdir(path.dirname(path.join(setup.base, name)), { recursive: true })
       await writeFile(path.join(setup.base, name), content)
     }
-    const plan = await planCheckpointFiles(setup.base, [setup.adapter], setup.out)
+    const plan = await planFiles(setup.base, [setup.adapter], setup.out)
     expect(existsSync(setup.out)).toBe(false)
-    const report = await mergeCheckpointFiles(setup.base, [setup.adapter], setup.out, here)
+    const report = await mergeFiles(setup.base, [setup.adapter], setup.out, here)
     expect([...(await weights(setup.out)).keys()]).toEqual([
       '1_Pooling/config.json',
       'README.md',
@@ -90,7 +88,7 @@ describe('mergeCheckpointFiles', () => {
       await rename(path.join(setup.base, name), path.join(folder, 'blobs', name))
       await symlink(path.join('..', 'blobs', name), path.join(setup.base, name))
     }
-    await mergeCheckpointFiles(setup.base, [setup.adapter], setup.out, here)
+    await mergeFiles(setup.base, [setup.adapter], setup.out, here)
     expect(await weights(setup.out)).toEqual(await expected(setup))
   })
 
@@ -109,10 +107,10 @@ describe('mergeCheckpointFiles', () => {
       setup.adapter,
       path.join(setup.base, 'model.safetensors'),
     ]) {
-      const merging = mergeCheckpointFiles(setup.base, [setup.adapter], out, { ...here, overwrite: true })
+      const merging = mergeFiles(setup.base, [setup.adapter], out, { ...here, overwrite: true })
       await expect(merging).rejects.toMatchObject({ code: 'FILE', what: expect.stringContaining('being read') })
     }
-    await expect(mergeCheckpointFiles(setup.base, [setup.adapter], folder, here)).rejects.toMatchObject({
+    await expect(mergeFiles(setup.base, [setup.adapter], folder, here)).rejects.toMatchObject({
       code: 'FILE',
     })
     expect(await weights(setup.base)).toEqual(before)
@@ -121,7 +119,7 @@ describe('mergeCheckpointFiles', () => {
   it('replaces only what a merge wrote, and only when told to', async () => {
     const setup = await layOutFiles(folder, SKETCHES)
     const merge = (overwrite: boolean) =>
-      mergeCheckpointFiles(setup.base, [setup.adapter], setup.out, { ...here, overwrite })
+      mergeFiles(setup.base, [setup.adapter], setup.out, { ...here, overwrite })
     await mkdir(setup.out)
     await merge(false)
     await expect(merge(false)).rejects.toMatchObject({ code: 'FILE', hint: 'Choose another place, or overwrite it' })
@@ -138,7 +136,7 @@ describe('mergeCheckpointFiles', () => {
   it('takes a file for a former result by names and shapes', async () => {
     const setup = await layOutFiles(folder, SKETCHES)
     const out = path.join(folder, 'result.safetensors')
-    const merge = () => mergeCheckpointFiles(setup.base, [setup.adapter], out, { ...here, overwrite: true })
+    const merge = () => mergeFiles(setup.base, [setup.adapter], out, { ...here, overwrite: true })
     const other = async (change: (sketch: TensorSketch, i: number) => TensorSketch) => {
       const { files } = await base(SKETCHES.map(change))
       await writeFile(out, files.get('model.safetensors')!)
@@ -158,7 +156,7 @@ describe('mergeCheckpointFiles', () => {
 
   it('stops at a signal and leaves nothing', async () => {
     const setup = await layOutFiles(folder, SKETCHES)
-    const merging = mergeCheckpointFiles(setup.base, [setup.adapter], setup.out, {
+    const merging = mergeFiles(setup.base, [setup.adapter], setup.out, {
       ...here,
       signal: AbortSignal.abort(),
     })
@@ -169,7 +167,7 @@ describe('mergeCheckpointFiles', () => {
   it('splits the files over shares and finishes', async () => {
     const setup = await layOutFiles(folder, SKETCHES, { shards: 3 })
     const merge = (options: object) =>
-      mergeCheckpointFiles(setup.base, [setup.adapter], setup.out, { ...here, ...options })
+      mergeFiles(setup.base, [setup.adapter], setup.out, { ...here, ...options })
     const first = await merge({ share: { index: 0, count: 2 } })
     await expect(merge({ finish: true })).rejects.toMatchObject({ what: expect.stringContaining('1 of 3') })
     const second = await merge({ share: { index: 1, count: 2 } })
@@ -189,7 +187,7 @@ describe('mergeCheckpointFiles', () => {
   it('does not finish with a damaged file, nor resume another merge', async () => {
     const setup = await layOutFiles(folder, SKETCHES, { shards: 3 })
     const merge = (options: object, adapters = [setup.adapter as never]) =>
-      mergeCheckpointFiles(setup.base, adapters, setup.out, { ...here, ...options })
+      mergeFiles(setup.base, adapters, setup.out, { ...here, ...options })
     await merge({ share: { index: 0, count: 1 } })
     const shard = path.join(`${setup.out}.partial`, 'model-00002-of-00003.safetensors')
     const bytes = await readFile(shard)
@@ -207,9 +205,9 @@ describe('mergeCheckpointFiles', () => {
 
   it('takes an adapter out again and counts what differs from the original', async () => {
     const setup = await layOutFiles(folder, SKETCHES)
-    await mergeCheckpointFiles(setup.base, [setup.adapter], setup.out, here)
+    await mergeFiles(setup.base, [setup.adapter], setup.out, here)
     const back = path.join(folder, 'back')
-    const report = await unmergeCheckpointFiles(setup.out, [setup.adapter], back, { ...here, original: setup.base })
+    const report = await unmergeFiles(setup.out, [setup.adapter], back, { ...here, original: setup.base })
     const { differing, values } = report.differences!
     expect(values).toBe(50 * 24 + 40 * 24 + 24 + 40 * 24 + 5 + 13 * 7)
     expect(differing).toBeGreaterThan(0)

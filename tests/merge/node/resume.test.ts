@@ -6,9 +6,8 @@ import path from 'node:path'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
 import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
-import { type MergeFilesOptions, mergeCheckpointFiles } from '../../../src/merge/node/merge.js'
 import type { TensorSketch } from '../toolkit.js'
-import { fromDisk, layOutFiles } from './disk.js'
+import { fromDisk, layOutFiles, mergeFiles, type MergeFilesOptions } from './disk.js'
 
 const SKETCHES: TensorSketch[] = [
   ['a_proj.weight', 'BF16', [300, 256]],
@@ -27,7 +26,7 @@ afterEach(() => rm(folder, { recursive: true, force: true }))
 /** All three files are made, but the output is not finished. */
 async function interrupted() {
   const setup = await layOutFiles(folder, SKETCHES, { shards: 3 })
-  await mergeCheckpointFiles(setup.base, [setup.adapter], setup.out, { ...here, share: { index: 0, count: 1 } })
+  await mergeFiles(setup.base, [setup.adapter], setup.out, { ...here, share: { index: 0, count: 1 } })
   const partial = `${setup.out}.partial`
   const times = await Promise.all(
     [1, 2, 3].map(async (shard) => (await stat(path.join(partial, nameOf(shard)))).mtimeMs),
@@ -36,7 +35,7 @@ async function interrupted() {
     ...setup,
     partial,
     run: (options: MergeFilesOptions, base = setup.base, adapters: never[] = [setup.adapter as never]) =>
-      mergeCheckpointFiles(base, adapters, setup.out, { ...here, ...options }),
+      mergeFiles(base, adapters, setup.out, { ...here, ...options }),
     /** Which of the files were not made again. */
     async kept() {
       const isKept = async (shard: number) =>
@@ -152,7 +151,7 @@ describe('resuming', () => {
     const setup = await layOutFiles(folder, SKETCHES)
     const file = path.join(setup.out, 'model.safetensors')
     const run = (options: object) =>
-      mergeCheckpointFiles(setup.base, [setup.adapter], setup.out, { ...here, overwrite: true, ...options })
+      mergeFiles(setup.base, [setup.adapter], setup.out, { ...here, overwrite: true, ...options })
     const fresh = new MemoryDirectory()
     await mergeCheckpoint(setup.memory, setup.lora, fresh)
     const expectFresh = async () =>

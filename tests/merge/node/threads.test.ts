@@ -11,10 +11,9 @@ import { encodeWeights, type WeightDtype } from '../../../src/base/dtype.js'
 import { parseSafetensorsHeader, readTensorF32 } from '../../../src/formats/safetensors.js'
 import { NodeDirectory } from '../../../src/io/node/files.js'
 import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
-import type { mergeCheckpointFiles } from '../../../src/merge/node/merge.js'
 import { safetensors } from '../toolkit.js'
 import { buildMerge } from './build.js'
-import { fromDisk, toDisk } from './disk.js'
+import { fromDisk, mergeFiles, toDisk } from './disk.js'
 
 const golden = fileURLToPath(new URL('../../golden/kinds', import.meta.url))
 /** But convolutions of groups, which cannot be merged. */
@@ -25,11 +24,11 @@ const THREADS = 3
 
 let scratch: string
 let code: Awaited<ReturnType<typeof buildMerge>>
-let merge: typeof mergeCheckpointFiles
+let merge: typeof mergeFiles
 beforeAll(async () => {
   scratch = await mkdtemp(path.join(tmpdir(), 'lowrank-threads-'))
   code = await buildMerge()
-  merge = (await import(code.merge)).mergeCheckpointFiles
+  merge = (await import(code.merge)).mergeFiles
 })
 afterAll(async () => {
   await code.remove()

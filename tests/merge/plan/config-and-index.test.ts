@@ -6,9 +6,8 @@ import path from 'node:path'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
 import { type MergeCheckpointOptions, mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
-import { mergeCheckpointFiles, planCheckpointFiles } from '../../../src/merge/node/merge.js'
 import { saveAdapter } from '../../../src/peft/adapter-folder.js'
-import { toDisk } from '../node/disk.js'
+import { mergeFiles, planFiles, toDisk } from '../node/disk.js'
 import { adapter, base, readTensors, type TensorSketch } from '../toolkit.js'
 
 const INDEX = 'model.safetensors.index.json'
@@ -40,14 +39,14 @@ describe('a single file as base or as result, with which no config.json goes alo
 
   it('has no untied embeddings: loaders would tie them again', async () => {
     for (const [from, out] of await layOut()) {
-      for (const make of [mergeCheckpointFiles, planCheckpointFiles]) {
+      for (const make of [mergeFiles, planFiles]) {
         await expect(make(from, [head], out, { ...here, tied: 'untie' })).rejects.toMatchObject({
           code: 'MISMATCH',
           what: 'embeddings cannot be untied without a config.json that says so',
           hint: 'Keep them tied, or name folders for both',
         })
       }
-      expect((await mergeCheckpointFiles(from, [head], out, { ...here, tied: 'keep' })).warnings).toEqual([])
+      expect((await mergeFiles(from, [head], out, { ...here, tied: 'keep' })).warnings).toEqual([])
     }
   })
 
@@ -55,11 +54,11 @@ describe('a single file as base or as result, with which no config.json goes alo
     const lora = adapter({ 'model.q_proj': [24, 16] })
     for (const [from, out] of await layOut()) {
       const warnings = [expect.stringMatching(/result is in F16, and config\.json, .* says bfloat16: change it/)]
-      expect(await planCheckpointFiles(from, [lora], out, { dtype: 'F16' })).toMatchObject({ warnings })
-      expect(await mergeCheckpointFiles(from, [lora], out, { ...here, dtype: 'F16' })).toMatchObject({ warnings })
+      expect(await planFiles(from, [lora], out, { dtype: 'F16' })).toMatchObject({ warnings })
+      expect(await mergeFiles(from, [lora], out, { ...here, dtype: 'F16' })).toMatchObject({ warnings })
     }
     const whole = { ...here, dtype: 'F16' } as const
-    expect((await mergeCheckpointFiles(path.join(folder, 'base'), [lora], `${folder}/whole`, whole)).warnings).toEqual(
+    expect((await mergeFiles(path.join(folder, 'base'), [lora], `${folder}/whole`, whole)).warnings).toEqual(
       [],
     )
   })
@@ -68,7 +67,7 @@ describe('a single file as base or as result, with which no config.json goes alo
     const lora = adapter({ 'model.q_proj': [24, 16] })
     for (const own of [{ dtype: 'float16' }, { text_config: {} }]) {
       for (const [from, out] of await layOut(own)) {
-        expect(await planCheckpointFiles(from, [lora], out, { dtype: 'F16' })).toMatchObject({ warnings: [] })
+        expect(await planFiles(from, [lora], out, { dtype: 'F16' })).toMatchObject({ warnings: [] })
       }
     }
   })

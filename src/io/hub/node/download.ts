@@ -6,6 +6,7 @@ import { type FileHandle, open, rename, stat, statfs } from 'node:fs/promises'
 import path from 'node:path'
 import { FileError } from '../../../base/errors.js'
 import { fileError } from '../../node/files.js'
+import { type Digest, damage, gitHeader } from '../digest.js'
 import type { OnDownload } from '../directory.js'
 import { type HubAnswer, type HubConnection, HubError, isUnreachable, pause, request } from '../request.js'
 import { claimPartial, type Partial, removePartials } from './partial.js'
@@ -17,8 +18,8 @@ export interface Download {
   /** For messages and progress. */
   readonly name: string
   readonly byteLength: number
-  /** What the content must be: its SHA-256, or git's SHA-1 of it. */
-  readonly digest: { readonly sha256: string } | { readonly gitSha1: string }
+  /** Undefined where nobody tells it: then the length has to do. */
+  readonly digest: Digest | undefined
   /** Where it goes. */
   readonly target: string
   readonly onDownload?: OnDownload | undefined
@@ -189,6 +190,7 @@ class Writer {
 
   isRight(): boolean {
     const { digest } = this.#job
+    if (digest === undefined) return this.received === this.#job.byteLength
     return this.#hash.copy().digest('hex') === ('sha256' in digest ? digest.sha256 : digest.gitSha1)
   }
 
@@ -203,9 +205,10 @@ class Writer {
   }
 }
 
-/** Git digests a header first: https://git-scm.com/book/en/v2/Git-Internals-Git-Objects */
 function newHash({ digest, byteLength }: Download): Hash {
-  return 'sha256' in digest ? createHash('sha256') : createHash('sha1').update(`blob ${byteLength}\0`)
+  return digest === undefined || 'sha256' in digest
+    ? createHash('sha256')
+    : createHash('sha1').update(gitHeader(byteLength))
 }
 
 /** Better before the first byte than after a gigabyte. @throws FileError */
@@ -227,17 +230,10 @@ function megabytes(bytes: number): string {
   return `${Math.round(bytes / 1e6)} MB`
 }
 
-/** Another content than the commit has. */
+/** Another content than the commit has: what came is of no use. */
 class DamagedError extends FileError {
-  constructor({ name, digest, byteLength }: Download, got?: string) {
-    const expected = 'sha256' in digest ? `SHA-256 ${digest.sha256}` : `git's SHA-1 ${digest.gitSha1}`
-    super({
-      where: name,
-      what: 'came damaged, and was dropped',
-      expected: `${byteLength} bytes with ${expected}`,
-      ...(got !== undefined && { got }),
-      hint: 'Try again; if it comes damaged again, something between here and the Hub changes it',
-    })
+  constructor(job: Download, got?: string) {
+    super(damage(job, got))
   }
 }
 

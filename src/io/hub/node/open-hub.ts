@@ -7,9 +7,10 @@ import { FileError, nearMisses } from '../../../base/errors.js'
 import { openFile } from '../../node/files.js'
 import type { HubSource } from '../../source.js'
 import { COMMIT, fileUrl, type HubFile, listTree, resolveRevision } from '../api.js'
+import { digestOf } from '../digest.js'
 import { HubDirectory, hubName, type OnDownload } from '../directory.js'
 import { type HubRequest, refusal } from '../errors.js'
-import { RangeSource } from '../range-source.js'
+import { MAX_WHOLE_BYTES, RangeSource } from '../range-source.js'
 import { type HubConnection, HubError, STALL_MS } from '../request.js'
 import { cachedIds, ModelCache } from './cache.js'
 import { download } from './download.js'
@@ -33,8 +34,6 @@ export interface OpenHubOptions {
 
 /** With a copy in the cache nobody waits longer for the Hub to name its newest commit. */
 const REFRESH_STALL_MS = 10_000
-/** A tokenizer or a config; opened by parts it would take as many requests. */
-const MAX_WHOLE_BYTES = 1 << 20
 
 /**
  * Opens a model's repository. Its files come when they are opened.
@@ -152,10 +151,11 @@ class Repository {
   /** Brings a file into the cache. */
   async #load(
     commit: string,
-    { path, byteLength, sha256, gitSha1 }: HubFile,
+    file: HubFile,
     from: { url: string; name: string; refused: (response: Response) => FileError },
   ): Promise<void> {
     const cache = this.#cache
+    const { path, byteLength, sha256, gitSha1 } = file
     const digest = sha256 ?? gitSha1
     const target = cache.blob(digest)
     await cache.prepare()
@@ -163,8 +163,8 @@ class Repository {
     const isNew = known?.size !== byteLength
     if (isNew) {
       const { onDownload } = this.#options
-      const content = sha256 === undefined ? { gitSha1 } : { sha256 }
-      await download({ ...from, connection: this.#connection, byteLength, digest: content, target, onDownload })
+      const connection = this.#connection
+      await download({ ...from, connection, byteLength, digest: digestOf(file), target, onDownload })
     }
     await cache.link(digest, commit, path, isNew)
     await cache.writeRef(this.#source.revision, commit)

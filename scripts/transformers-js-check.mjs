@@ -1,0 +1,99 @@
+// transformers.js runs the bundled model and what lowrank makes of it, and must give what lowrank gives. A step of `.ci/run`.
+//
+//     node scripts/transformers-js-check.mjs SCRATCH
+//
+// SCRATCH: a folder for transformers.js and for the models that are made here. Prints a line for each row of CASES.
+
+import assert from 'node:assert/strict'
+import { join } from 'node:path'
+import { AdapterSession, generate, loadAdapter, loadModel, merge } from 'lowrank/node'
+import { installTransformers, loadTransformers, openPipeline, ROOT } from './transformers-js.mjs'
+
+const scratch = process.argv[2]
+if (scratch === undefined) throw new Error('usage: node scripts/transformers-js-check.mjs SCRATCH')
+
+const UNION = join(ROOT, 'models/union-3m')
+const ADAPTER = join(ROOT, 'tests/golden/peft/rslora')
+const PROMPTS = ['And the people', 'The Constitution of the United States', 'The', 'On the 4th of July: ']
+const MAX_NEW_TOKENS = 40
+
+/**
+ * What is checked. `folder` makes the model that transformers.js opens; `check` compares its pipeline with lowrank over `base` and
+ * `adapter`, and returns what it compared in words.
+ */
+const CASES = [
+  {
+    name: 'the bundled model',
+    task: 'text-generation',
+    base: UNION,
+    folder: () => UNION,
+    check: compareTexts,
+  },
+  {
+    name: 'an adapter merged into the bundled model',
+    task: 'text-generation',
+    base: UNION,
+    adapter: ADAPTER,
+    folder: mergedOnnx,
+    check: compareTexts,
+  },
+]
+
+const packages = join(scratch, 'transformers-js')
+try {
+  installTransformers(packages)
+} catch (error) {
+  console.log(`skipped: no transformers.js here: ${error.message.split('\n')[0]}`)
+  process.exit()
+}
+const { transformers, ort, versions } = loadTransformers(packages)
+for (const [name, version] of Object.entries(versions)) console.log(`${name} ${version}`)
+for (const entry of CASES) {
+  const pipeline = await openPipeline(transformers, entry.task, await entry.folder(entry))
+  try {
+    console.log(`${entry.name}: ${await entry.check(pipeline, entry)}`)
+  } finally {
+    await pipeline.dispose()
+  }
+}
+
+/** Both continue prompts greedily: transformers.js one by one, then all in a batch, which pads them on the left. */
+async function compareTexts(pipeline, { base, adapter }) {
+  const expected = await lowrankTexts(base, adapter)
+  const options = { max_new_tokens: MAX_NEW_TOKENS, do_sample: false, return_full_text: false }
+  for (const [i, prompt] of PROMPTS.entries()) {
+    const [{ generated_text: text }] = await pipeline(prompt, options)
+    assert.equal(text, expected[i], prompt)
+  }
+  const batch = await pipeline(PROMPTS, { ...options, return_full_text: true })
+  assert.deepEqual(
+    batch.map(([{ generated_text: text }]) => text),
+    PROMPTS.map((prompt, i) => prompt + expected[i]),
+  )
+  return `${PROMPTS.length} texts of ${MAX_NEW_TOKENS} tokens are the same, one by one and in a batch`
+}
+
+async function lowrankTexts(base, adapter) {
+  const model = await loadModel(base, { runtime: { module: ort } })
+  const adapters = adapter === undefined ? {} : { adapter: await loadAdapter(adapter) }
+  const session = await AdapterSession.open(model, { adapters })
+  const texts = []
+  for (const prompt of PROMPTS) {
+    const { text, tokens } = await generate(session, prompt, {
+      adapter: adapter && 'adapter',
+      maxNewTokens: MAX_NEW_TOKENS,
+    })
+    assert.equal(tokens, MAX_NEW_TOKENS, `${prompt}: too short a text to compare`)
+    texts.push(text)
+  }
+  await session.dispose()
+  await model.close()
+  return texts
+}
+
+/** The .onnx of `base` with `adapter` inside, in a folder that runs. */
+async function mergedOnnx({ name, base, adapter }) {
+  const out = join(scratch, name.replaceAll(' ', '-')) // transformers.js takes no names with spaces
+  await merge({ base: join(base, 'onnx/model.onnx'), adapters: adapter, out, overwrite: true })
+  return out
+}

@@ -1,0 +1,48 @@
+// transformers.js for scripts that hold lowrank against it. It is installed into a folder outside the project: few who develop need it.
+
+import { execFileSync } from 'node:child_process'
+import { existsSync, mkdirSync } from 'node:fs'
+import { createRequire } from 'node:module'
+import { basename, dirname, join, resolve } from 'node:path'
+import { fileURLToPath } from 'node:url'
+
+const PACKAGE = '@huggingface/transformers'
+const VERSION = '4.3.1'
+const RUNTIME = 'onnxruntime-node'
+
+/** The project's folder. */
+export const ROOT = fileURLToPath(new URL('..', import.meta.url))
+
+/** Installs transformers.js into `folder` where it is not there yet. Throws what npm says when the package cannot be had. */
+export function installTransformers(folder) {
+  if (existsSync(join(folder, 'node_modules', PACKAGE))) return
+  mkdirSync(folder, { recursive: true })
+  const options = ['--no-save', '--no-audit', '--no-fund', '--loglevel=error', '--prefix', folder]
+  // The script of onnxruntime-node fetches CUDA libraries; the CPU library is in the package.
+  const env = { ...process.env, ONNXRUNTIME_NODE_INSTALL: 'skip' }
+  try {
+    execFileSync('npm', ['install', ...options, `${PACKAGE}@${VERSION}`], { env, stdio: 'pipe', timeout: 300_000 })
+  } catch (error) {
+    throw new Error(String(error.stderr ?? error.message).trim() || error.message)
+  }
+}
+
+/**
+ * transformers.js as installed in `folder`; it opens folders of this machine alone.
+ *
+ * @returns the module, the ONNX Runtime that it uses (two copies in one process disturb each other), and the versions of both
+ */
+export function loadTransformers(folder) {
+  const require = createRequire(join(resolve(folder), 'package.json'))
+  const [transformers, ort] = [PACKAGE, RUNTIME].map((name) => require(name))
+  transformers.env.allowRemoteModels = false
+  const versions = { [PACKAGE]: transformers.env.version, [RUNTIME]: ort.env.versions.node }
+  if (versions[PACKAGE] !== VERSION) throw new Error(`${folder} has ${PACKAGE} ${versions[PACKAGE]}, not ${VERSION}`)
+  return { transformers, ort, versions }
+}
+
+/** The pipeline of a task over a model folder, in float32. */
+export function openPipeline(transformers, task, folder) {
+  transformers.env.localModelPath = dirname(resolve(folder))
+  return transformers.pipeline(task, basename(folder), { dtype: 'fp32' })
+}

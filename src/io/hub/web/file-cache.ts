@@ -1,0 +1,145 @@
+// Files from servers in a browser's Cache API, in parts: an interrupted download goes on with the part that is missing, and
+// nothing of a large file is held in memory.
+
+import { type ByteSource, concatBytes } from '../../../base/bytes.js'
+import { FileError } from '../../../base/errors.js'
+import { BlobSource } from '../../web/files.js'
+import { type Digest, damage, gitHeader } from '../digest.js'
+import type { OnDownload } from '../directory.js'
+import type { RangeSource } from '../range-source.js'
+
+/** A second or two of a usual connection: what an interruption costs, at some dozen requests for a model. */
+const PART_BYTES = 8 << 20
+/** Browsers digest what is in memory as a whole; larger content is checked by its length alone. */
+const MAX_DIGESTED_BYTES = 64 << 20
+const CACHE_NAME = 'lowrank'
+
+/** The part of `CacheStorage` that is used; a page without one keeps nothing. */
+export type Caches = Pick<CacheStorage, 'open'>
+
+/** How a file is loaded. */
+export interface WantedFile {
+  readonly digest?: Digest | undefined
+  /** The server has no ranges: all comes at once. */
+  readonly isWhole?: boolean
+  readonly onDownload?: OnDownload | undefined
+}
+
+/** Small answers and files by URL. */
+export class FileCache {
+  readonly #caches: Caches | undefined
+  readonly #onWarning: (message: string) => void
+  #isFull = false
+
+  /** @param caches default: the page's, which only pages over https and on localhost have */
+  constructor(
+    caches: Caches | undefined = 'caches' in globalThis ? globalThis.caches : undefined,
+    onWarning: (message: string) => void = () => {},
+  ) {
+    this.#caches = caches
+    this.#onWarning = onWarning
+  }
+
+  /** A JSON value that was kept. */
+  async readJson(url: string): Promise<unknown> {
+    return (await this.#match(url))?.json().catch(() => undefined)
+  }
+
+  async writeJson(url: string, value: unknown): Promise<void> {
+    await this.#put(url, new Blob([JSON.stringify(value)]))
+  }
+
+  /** Whether the whole of a file is kept. */
+  async has(key: string, byteLength: number): Promise<boolean> {
+    for (const { name } of partsOf(key, byteLength)) if ((await this.#match(name)) === undefined) return false
+    return true
+  }
+
+  /**
+   * A file's content: what is kept of it, and the rest from the server, kept from now on.
+   *
+   * @param key a URL that names this very content, as by a commit
+   * @throws FileError when the server fails, or the content is not what it must be
+   */
+  async open(source: RangeSource, key: string, wanted: WantedFile): Promise<ByteSource> {
+    const { name, byteLength } = source
+    const { digest, isWhole = false, onDownload } = wanted
+    const parts = partsOf(key, byteLength, isWhole ? byteLength : PART_BYTES)
+    const blobs = await Promise.all(parts.map(async (part) => (await this.#match(part.name))?.blob()))
+    const kept = blobs.map((blob, i) => (blob?.size === parts[i].byteLength ? blob : undefined))
+    let receivedBytes = kept.reduce((sum, blob) => sum + (blob?.size ?? 0), 0)
+    const isNew = kept.includes(undefined)
+    if (isNew) onDownload?.({ name, byteLength, receivedBytes })
+    const whole: Blob[] = []
+    for (const [i, part] of parts.entries()) {
+      let blob = kept[i]
+      if (blob === undefined) {
+        const before = receivedBytes
+        const bytes = await source.read(part.offset, part.byteLength, (received) => {
+          receivedBytes = before + received
+          onDownload?.({ name, byteLength, receivedBytes })
+        })
+        blob = new Blob([bytes])
+        await this.#put(part.name, blob)
+      }
+      whole.push(blob)
+    }
+    const content = new Blob(whole)
+    if (isNew && digest !== undefined && byteLength <= MAX_DIGESTED_BYTES && !(await isRight(content, digest))) {
+      await Promise.all(parts.map((part) => this.#delete(part.name)))
+      throw new FileError(damage({ name, byteLength, digest }))
+    }
+    return new BlobSource(content, name)
+  }
+
+  async #match(url: string): Promise<Response | undefined> {
+    try {
+      return await (await this.#caches?.open(CACHE_NAME))?.match(url)
+    } catch {
+      // A browser that forbids storage still reads from the server.
+      return undefined
+    }
+  }
+
+  async #put(url: string, content: Blob): Promise<void> {
+    if (this.#isFull) return
+    try {
+      await (await this.#caches?.open(CACHE_NAME))?.put(url, new Response(content))
+    } catch (error) {
+      this.#isFull = true
+      const reason = error instanceof Error ? error.message : String(error)
+      this.#onWarning(`The browser does not keep what is loaded (${reason}): it will be loaded again next time`)
+    }
+  }
+
+  async #delete(url: string): Promise<void> {
+    await (await this.#caches?.open(CACHE_NAME))?.delete(url)
+  }
+}
+
+function partsOf(
+  key: string,
+  byteLength: number,
+  partBytes = PART_BYTES,
+): { name: string; offset: number; byteLength: number }[] {
+  return Array.from({ length: Math.ceil(byteLength / partBytes) }, (_, i) => {
+    const offset = i * partBytes
+    const url = new URL(key)
+    url.searchParams.set('lowrank-part', `${i}`)
+    return { name: url.href, offset, byteLength: Math.min(partBytes, byteLength - offset) }
+  })
+}
+
+/** Pages that are not secure cannot digest: there the length has to do. */
+async function isRight(content: Blob, digest: Digest): Promise<boolean> {
+  const subtle = globalThis.crypto?.subtle
+  if (subtle === undefined) return true
+  const bytes = new Uint8Array(await content.arrayBuffer())
+  if ('sha256' in digest) return hex(await subtle.digest('SHA-256', bytes)) === digest.sha256
+  const header = new TextEncoder().encode(gitHeader(bytes.byteLength))
+  return hex(await subtle.digest('SHA-1', concatBytes([header, bytes]) as Uint8Array<ArrayBuffer>)) === digest.gitSha1
+}
+
+function hex(digest: ArrayBuffer): string {
+  return [...new Uint8Array(digest)].map((byte) => byte.toString(16).padStart(2, '0')).join('')
+}

@@ -1,0 +1,100 @@
+// Opens a repository of the Hub in a browser. What comes is kept in the Cache API by commit; large files can be read in ranges.
+
+import type { ByteSource } from '../../../base/bytes.js'
+import { LowrankError } from '../../../base/errors.js'
+import type { HubSource } from '../../source.js'
+import { COMMIT, fileUrl, type HubFile, listTree, parseFile, resolveRevision } from '../api.js'
+import { digestOf } from '../digest.js'
+import { HubDirectory, hubName, type OnDownload } from '../directory.js'
+import { type HubRequest, refusal } from '../errors.js'
+import { MAX_WHOLE_BYTES, RangeSource } from '../range-source.js'
+import { type HubConnection, HubError } from '../request.js'
+import { type Caches, FileCache } from './file-cache.js'
+
+/** How repositories are opened. */
+export interface WebHubOptions {
+  /** The Hub's address. Default: the public Hub's. */
+  readonly endpoint?: string | undefined
+  /** For private and gated repositories. It is the page's to keep: a token in a page can be read by all who see it. */
+  readonly token?: string | undefined
+  /** Reads large files in ranges, of which nothing is kept. Default: each file comes whole. */
+  readonly readsRanges?: boolean | undefined
+  /** Hears of each file that comes. */
+  readonly onDownload?: OnDownload | undefined
+  /** Hears when the cache is used because the Hub gives nothing, and when the browser keeps nothing. */
+  readonly onWarning?: ((message: string) => void) | undefined
+  /** Ends downloads; what has come is kept. */
+  readonly signal?: AbortSignal | undefined
+  readonly fetch?: typeof globalThis.fetch | undefined
+  readonly caches?: Caches | undefined
+  /** In place of the times of {@link HubConnection}. */
+  readonly times?: Pick<HubConnection, 'stallMs' | 'retryMs'> | undefined
+}
+
+/** The public Hub. */
+const ENDPOINT = 'https://huggingface.co'
+
+/**
+ * Opens a model's repository. Its files come when they are opened.
+ *
+ * @throws FileError when there is no such repository or revision, it may not be read, or neither the Hub nor the cache has it
+ */
+export async function openHubInBrowser(source: HubSource, options: WebHubOptions = {}): Promise<HubDirectory> {
+  const { endpoint = ENDPOINT, token, fetch, signal, onWarning, times } = options
+  const connection: HubConnection = { endpoint, token, fetch, signal, hidesRedirects: true, ...times }
+  const cache = new FileCache(options.caches, onWarning)
+  const asked: HubRequest = { connection, source }
+  const commit = await commitOf(asked, cache, onWarning)
+  const files = await filesOf(asked, commit, cache)
+  const open = async (path: string): Promise<ByteSource> => {
+    const file = files.get(path)!
+    const { byteLength } = file
+    const url = fileUrl(connection, source, commit, path)
+    const name = hubName({ ...source, path })
+    const refused = (response: Response) => refusal(response, { ...asked, file: path })
+    const ranges = new RangeSource(connection, { url, name, byteLength }, refused)
+    const isRead = options.readsRanges && byteLength > MAX_WHOLE_BYTES && !(await cache.has(url, byteLength))
+    if (isRead) return ranges
+    return cache.open(ranges, url, { digest: digestOf(file), onDownload: options.onDownload })
+  }
+  return new HubDirectory(source, commit, new Set(files.keys()), open)
+}
+
+/** The commit of the revision: by the Hub, or as it was when the Hub was last asked. */
+async function commitOf(
+  asked: HubRequest,
+  cache: FileCache,
+  onWarning: ((message: string) => void) | undefined,
+): Promise<string> {
+  const { connection, source } = asked
+  if (COMMIT.test(source.revision)) return source.revision
+  const key = `${connection.endpoint}/api/models/${source.id}/revision/${encodeURIComponent(source.revision)}`
+  try {
+    const commit = await resolveRevision(asked)
+    await cache.writeJson(key, commit)
+    return commit
+  } catch (error) {
+    const known = await cache.readJson(key)
+    const isKept = typeof known === 'string' && COMMIT.test(known)
+    if (!(error instanceof HubError) || error.kind === 'absent' || !isKept) throw error
+    onWarning?.(`${error.message}. The copy in the browser is used, as it was when it came`)
+    return known
+  }
+}
+
+async function filesOf(asked: HubRequest, commit: string, cache: FileCache): Promise<ReadonlyMap<string, HubFile>> {
+  const { connection, source } = asked
+  const key = `${connection.endpoint}/api/models/${source.id}/tree/${commit}?recursive=true`
+  const known = await cache.readJson(key)
+  if (Array.isArray(known)) {
+    try {
+      return new Map(known.map((entry) => [String(entry.path), parseFile(entry, source.id)]))
+    } catch (error) {
+      // What another page of the same origin wrote there is asked for again.
+      if (!(error instanceof LowrankError)) throw error
+    }
+  }
+  const files = await listTree(asked, commit)
+  await cache.writeJson(key, [...files.values()])
+  return files
+}

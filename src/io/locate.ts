@@ -1,0 +1,63 @@
+// What a path inside a repository or on a server means: a folder, or a file and the folder that it belongs to.
+
+import { type Directory, splitName } from '../base/bytes.js'
+import { FileError } from '../base/errors.js'
+import type { HubDirectory } from './hub/directory.js'
+import { decoded } from './source.js'
+import type { UrlDirectory } from './url-directory.js'
+
+/** What a source names. */
+export interface Located {
+  readonly directory: Directory
+  /** The file's path inside the folder; undefined where the source is a folder. Of a graph in onnx/ the folder is the model's. */
+  readonly file: string | undefined
+}
+
+/** Files that are sources of their own: at a URL nothing else tells them from folders. */
+const FILES = /\.(onnx|safetensors|json|gguf|bin|pt|pth|ckpt)$/i
+
+/** @throws FileError when the repository has no such folder or file */
+export async function locateInHub(repository: HubDirectory): Promise<Located> {
+  const { path } = repository.source
+  if (path === '' || (await repository.folders()).length > 0 || (await repository.list()).length > 0)
+    return { directory: repository, file: undefined }
+  const root = repository.at('')
+  const parts = path.split('/')
+  if (await root.has(path)) return locateFile((count) => repository.at(parts.slice(0, count).join('/')), parts)
+  throw new FileError({
+    where: repository.name,
+    what: 'no such folder or file in the repository',
+    hint: `It has ${[...(await root.folders()).map((name) => `${name}/`), ...(await root.list())].slice(0, 10).join(', ')}`,
+  })
+}
+
+/** A URL names a file by its ending; all others are folders. */
+export async function locateAtUrl(folder: UrlDirectory): Promise<Located> {
+  const url = new URL(folder.name)
+  if (!FILES.test(url.pathname)) return { directory: folder, file: undefined }
+  const parts = url.pathname.slice(1).split('/')
+  const at = (count: number) => {
+    url.pathname = parts
+      .slice(0, count)
+      .map((part) => `${part}/`)
+      .join('')
+    return folder.at(url.href)
+  }
+  return locateFile(
+    at,
+    parts.map((part) => decoded(part) ?? part),
+  )
+}
+
+/** @param at the folder of so many first parts */
+async function locateFile(at: (count: number) => Directory, parts: readonly string[]): Promise<Located> {
+  const own = at(parts.length - 1)
+  const [name] = splitName(parts.at(-1)!, own.name)
+  const inner = parts.at(-2)
+  // The Hub's layout keeps graphs in onnx/, one folder below config.json.
+  if (inner !== undefined && name.endsWith('.onnx') && !(await own.has('config.json'))) {
+    const around = at(parts.length - 2)
+    if (await around.has('config.json')) return { directory: around, file: `${inner}/${name}` }
+  }
+  return { directory: own, file: name }
+}

@@ -1,0 +1,156 @@
+// A folder on a web server. Such a server has no list of its files: those are found by the names that models and adapters have.
+
+import { type ByteSink, type ByteSource, concatBytes, type Directory, MemorySource, splitName } from '../base/bytes.js'
+import { FileError } from '../base/errors.js'
+import { isPassing } from './hub/errors.js'
+import { type HubConnection, HubError, request } from './hub/request.js'
+
+/** What a server says of a file. */
+export interface UrlFile {
+  readonly url: string
+  readonly byteLength: number
+  /** Changes with the content: an ETag, else the time of the last change; undefined where the server tells neither. */
+  readonly version: string | undefined
+  /** Whether parts of it can be asked for. */
+  readonly hasRanges: boolean
+}
+
+/** Opens a file of which the server told the length. */
+export type OpenUrlFile = (file: UrlFile) => Promise<ByteSource>
+
+/** Files that are looked for when a folder is listed. */
+const KNOWN_FILES = [
+  'adapter_config.json',
+  'adapter_model.bin',
+  'adapter_model.safetensors',
+  'chat_template.jinja',
+  'config.json',
+  'generation_config.json',
+  'model.onnx',
+  'model.safetensors',
+  'model.safetensors.index.json',
+  'special_tokens_map.json',
+  'tokenizer.json',
+  'tokenizer_config.json',
+]
+/** Folders that are looked for, each by a file that it has. */
+const KNOWN_FOLDERS = { onnx: ['model.onnx', 'model_fp16.onnx', 'model_quantized.onnx', 'model_q4.onnx'] }
+/** What servers say of files that are not there; some storage says 403 to those who may not list. */
+const ABSENT = [403, 404, 410]
+
+/** A connection to a server that is no Hub: no token goes there. */
+export function urlConnection(url: string, rest: Omit<HubConnection, 'endpoint' | 'token'>): HubConnection {
+  return { ...rest, endpoint: new URL(url).origin }
+}
+
+/** The error for an answer that is no success. */
+export function urlRefusal(url: string, { status }: Response): HubError {
+  const kind = isPassing(status) ? 'unreachable' : ABSENT.includes(status) ? 'absent' : 'access'
+  const what = kind === 'absent' ? 'no such file on the server' : 'the server answered with an error'
+  return new HubError(kind, { where: url, what, expected: '200 or 206', got: String(status) })
+}
+
+/** Files below a URL, which are asked for when they are opened. */
+export class UrlDirectory implements Directory {
+  readonly name: string
+  readonly #connection: HubConnection
+  readonly #open: OpenUrlFile
+  readonly #asked = new Map<string, Promise<UrlFile | MemorySource | undefined>>()
+
+  /** @param url of the folder; a query, as of a signature, is sent with each request */
+  constructor(url: string, connection: HubConnection, open: OpenUrlFile) {
+    this.name = url
+    this.#connection = connection
+    this.#open = open
+  }
+
+  /** Another folder of the same server. */
+  at(url: string): UrlDirectory {
+    return new UrlDirectory(url, this.#connection, this.#open)
+  }
+
+  async list(): Promise<string[]> {
+    const found = await Promise.all(KNOWN_FILES.map(async (name) => ((await this.has(name)) ? [name] : [])))
+    return found.flat()
+  }
+
+  async folders(): Promise<string[]> {
+    const found = await Promise.all(
+      Object.entries(KNOWN_FOLDERS).map(async ([folder, files]) => {
+        const has = await Promise.all(files.map((file) => this.has(`${folder}/${file}`)))
+        return has.includes(true) ? [folder] : []
+      }),
+    )
+    return found.flat()
+  }
+
+  async has(path: string): Promise<boolean> {
+    return (await this.#ask(path)) !== undefined
+  }
+
+  async open(path: string): Promise<ByteSource> {
+    const found = await this.#ask(path)
+    if (found === undefined) throw new FileError({ where: this.#url(path).href, what: 'no such file on the server' })
+    return found instanceof MemorySource ? found : this.#open(found)
+  }
+
+  create(path: string): Promise<ByteSink> {
+    return Promise.reject(this.#readOnly(path))
+  }
+
+  remove(path: string): Promise<void> {
+    return Promise.reject(this.#readOnly(path))
+  }
+
+  #url(path: string): URL {
+    const url = new URL(this.name)
+    const folder = url.pathname.endsWith('/') ? url.pathname : `${url.pathname}/`
+    url.pathname = folder + splitName(path, this.name).map(encodeURIComponent).join('/')
+    return url
+  }
+
+  #ask(path: string): Promise<UrlFile | MemorySource | undefined> {
+    const { href } = this.#url(path)
+    const known = this.#asked.get(href)
+    if (known !== undefined) return known
+    const asking = ask(href, this.#connection)
+    this.#asked.set(href, asking)
+    asking.catch(() => this.#asked.delete(href))
+    return asking
+  }
+
+  #readOnly(path: string): FileError {
+    return new FileError({
+      where: `${this.name}/${path}`,
+      what: 'nothing is written to a URL',
+      hint: 'Write to a folder',
+    })
+  }
+}
+
+/** What the server has there; undefined for nothing. Content whose length it does not tell is read at once. */
+async function ask(url: string, connection: HubConnection): Promise<UrlFile | MemorySource | undefined> {
+  const answer = await request(connection, url, { range: 'bytes=0-0' })
+  const { status, headers, ok } = answer.response
+  const range = headers.get('content-range') ?? ''
+  // An empty file has no first byte.
+  if (status === 416 && /\*\/0$/.test(range)) {
+    await answer.cancel()
+    return new MemorySource(new Uint8Array(), url)
+  }
+  const text = status === 206 ? /\/(\d+)$/.exec(range)?.[1] : (headers.get('content-length') ?? undefined)
+  const isEncoded = headers.get('content-encoding') !== null
+  const version = headers.get('etag') ?? headers.get('last-modified') ?? undefined
+  if (ok && status === 200 && (text === undefined || isEncoded)) {
+    const parts: Uint8Array[] = []
+    for await (const chunk of answer.chunks()) parts.push(chunk)
+    return new MemorySource(concatBytes(parts), url)
+  }
+  await answer.cancel()
+  if (ABSENT.includes(status)) return undefined
+  if (!ok) throw urlRefusal(url, answer.response)
+  const byteLength = Number(text)
+  if (text !== undefined && Number.isSafeInteger(byteLength))
+    return { url, byteLength, version, hasRanges: status === 206 }
+  throw new FileError({ where: url, what: 'the server does not tell the length', expected: 'a Content-Range header' })
+}

@@ -1,0 +1,40 @@
+// Opens in a browser what a string names: a model on the Hub, or a URL.
+
+import type { ByteSource } from '../../base/bytes.js'
+import { MAX_WHOLE_BYTES, RangeSource } from '../hub/range-source.js'
+import { FileCache } from '../hub/web/file-cache.js'
+import { openHubInBrowser, type WebHubOptions } from '../hub/web/open-hub.js'
+import { type Located, locateAtUrl, locateInHub } from '../locate.js'
+import { parseSource } from '../source.js'
+import { UrlDirectory, type UrlFile, urlConnection, urlRefusal } from '../url-directory.js'
+
+/** How sources are opened. */
+export type WebSourceOptions = WebHubOptions
+
+/**
+ * Opens a source. Files come when they are opened, and are kept in the browser.
+ *
+ * @param where the argument that holds the text, for messages
+ * @throws ConfigError when the text names nothing or a path; FileError when the server gives nothing
+ */
+export async function openTextInBrowser(text: string, where: string, options: WebSourceOptions = {}): Promise<Located> {
+  const source = parseSource(text, { where, endpoint: options.endpoint })
+  if (source.kind === 'hub') return locateInHub(await openHubInBrowser(source, options))
+  return locateAtUrl(openUrlFolder(source.url, options))
+}
+
+function openUrlFolder(url: string, options: WebSourceOptions): UrlDirectory {
+  const { fetch, signal, times, readsRanges, onDownload } = options
+  const connection = urlConnection(url, { fetch, signal, hidesRedirects: true, ...times })
+  const cache = new FileCache(options.caches, options.onWarning)
+  const open = async (file: UrlFile): Promise<ByteSource> => {
+    const refused = (response: Response) => urlRefusal(file.url, response)
+    const ranges = new RangeSource(connection, { ...file, name: file.url }, refused)
+    const isRead = readsRanges && file.byteLength > MAX_WHOLE_BYTES
+    if (file.hasRanges && (isRead || file.version === undefined)) return ranges
+    const key = new URL(file.url)
+    key.searchParams.set('lowrank-version', file.version ?? `${Date.now()}`)
+    return cache.open(ranges, key.href, { onDownload, isWhole: !file.hasRanges })
+  }
+  return new UrlDirectory(url, connection, open)
+}

@@ -1,0 +1,163 @@
+// The tensors of a checkpoint that a layer changes: found by its name or by what transformers calls it, in the right shape and type.
+
+import { MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
+import { formatShape } from '../../base/tensor.js'
+import type { Checkpoint, CheckpointTensor } from '../../formats/checkpoint.js'
+import { isWeightDtype, type TensorInfo } from '../../formats/safetensors.js'
+import type { BaseReplacement, LayerFactors } from './adapters.js'
+import { separateLayers, stackedLayer } from './experts.js'
+import { fusionHint } from './fused.js'
+import { type CheckpointNames, chooseNames } from './names/choose.js'
+import { isPlain, layersOfForm, unknownForm } from './names/forms.js'
+import type { StoredForm } from './names/rules.js'
+import type { ModelTables } from './names/tables.js'
+import { storedLayer } from './orientation.js'
+import { refuseQuantizedModule } from './refusals.js'
+import { isVocabularyModule, type TiedPair } from './tied.js'
+
+/** Where layers are looked for. */
+export interface WeightSearch {
+  /** All of the merge. */
+  readonly layers: readonly LayerFactors[]
+  readonly names: CheckpointNames
+  /** Module name → the checkpoint's. */
+  readonly locate: (name: string) => string
+  readonly checkpoint: Checkpoint
+  readonly pair: TiedPair | undefined
+  readonly config: Readonly<Record<string, unknown>> | undefined
+}
+
+/** A tensor that a layer changes. */
+export interface FoundWeight {
+  readonly name: string
+  readonly tensor: CheckpointTensor
+  /** The layer, or its part, as this tensor has it. */
+  readonly layer: LayerFactors
+  readonly isPaired: boolean
+}
+
+/**
+ * The tensor that a layer changes: the embedding's where a tied output embedding is not stored. Several where experts that the
+ * layer stacks are stored one by one. Undefined when there is none.
+ *
+ * @throws as {@link planMerge} does, when the weight is there but cannot be merged into
+ */
+export function findWeights(layer: LayerFactors, search: WeightSearch): readonly FoundWeight[] | undefined {
+  const { layers, names, locate, checkpoint, pair, config } = search
+  const { tensors } = checkpoint
+  const own = `${layer.name}.${layer.tensor}`
+  const form = names.form(own)
+  if (form === undefined) throw unknownForm(own)
+  if (!isPlain(form)) return inAnotherForm(layer, form, search)
+  const [name] = form.tensors
+  const module = name.endsWith(`.${layer.tensor}`) ? name.slice(0, -layer.tensor.length - 1) : locate(layer.name)
+  const isPaired = pair !== undefined && (name === pair.head || name === pair.embedding)
+  const tensor = tensors.get(name) ?? (isPaired ? tensors.get(pair.embedding) : undefined)
+  const refuseQuantized = () =>
+    refuseQuantizedModule(layer.experts === undefined ? module : name, (other) => tensors.has(other))
+  if (tensor !== undefined) {
+    if (!isWeightDtype(tensor.info.dtype)) refuseQuantized()
+    if (layer.experts !== undefined) {
+      const own = stackedLayer(layer, tensor.info, layers, locate, tensors, config)
+      return [{ name, tensor, layer: own, isPaired }]
+    }
+    const own = storedLayer(layer, module, tensor.info, search)
+    checkWeight(own, tensor.info)
+    return [{ name, tensor, layer: own, isPaired }]
+  }
+  const parts = separateLayers(layer, module, tensors)?.map(({ tensor: part, layer: own }) => {
+    return { name: part, tensor: tensors.get(part)!, layer: own, isPaired: false }
+  })
+  for (const { layer: own, tensor: part } of parts ?? []) checkWeight(own, part.info)
+  if (parts !== undefined) return parts
+  refuseQuantized()
+  if (layer.experts === undefined && layer.tensor === 'bias' && tensors.has(`${module}.weight`)) {
+    throw new MismatchError({
+      where: name,
+      what: 'the adapter has a bias of B (lora_bias), which only a bias of the base can take; the base has none here',
+    })
+  }
+  return undefined
+}
+
+function inAnotherForm(layer: LayerFactors, form: StoredForm, { checkpoint, config }: WeightSearch): FoundWeight[] {
+  const { tensors } = checkpoint
+  for (const stored of form.tensors) {
+    const module = stored.replace('*', '0').replace(/\.weight$/, '')
+    refuseQuantizedModule(module, (other) => tensors.has(other))
+  }
+  return layersOfForm(layer, form, tensors, config).map(({ tensor: name, layer: own }) => {
+    const tensor = tensors.get(name)!
+    checkWeight(own, tensor.info)
+    return { name, tensor, layer: own, isPaired: false }
+  })
+}
+
+/** What the checkpoint calls the tensors of a merge's layers, or, where there is none, of what is replaced. */
+export function namesIn(
+  { tensors }: Checkpoint,
+  layers: readonly LayerFactors[],
+  replacements: readonly BaseReplacement[],
+  config: Readonly<Record<string, unknown>> | undefined,
+  tables: ModelTables,
+): CheckpointNames {
+  const wanted = layers.map((layer) => {
+    const isThere = (stored: string) => {
+      const module = stored.slice(0, -layer.tensor.length - 1)
+      // A bias has its weight beside it, where the base has none.
+      if (layer.experts === undefined) return layer.tensor === 'bias' && tensors.has(`${module}.weight`)
+      return separateLayers(layer, module, tensors) !== undefined
+    }
+    return { name: `${layer.name}.${layer.tensor}`, isThere }
+  })
+  const entries = tables.names(String(config?.model_type))
+  return chooseNames(layers.length > 0 ? wanted : replacements.map(({ tensor: name }) => ({ name })), tensors, entries)
+}
+
+function checkWeight({ name, shape: expected }: LayerFactors, info: TensorInfo): void {
+  const { name: tensor, dtype, shape } = info
+  if (!isWeightDtype(dtype)) {
+    throw new UnsupportedError({
+      where: tensor,
+      what: 'a weight of this type cannot be merged into',
+      expected: 'F64, F32, F16 or BF16',
+      got: dtype,
+      hint: 'Merge into the unquantised checkpoint',
+    })
+  }
+  if (formatShape(shape) === formatShape(expected)) return
+  throw new MismatchError({
+    where: tensor,
+    what: 'the adapter was made for another shape of this weight',
+    expected: formatShape(expected),
+    got: formatShape(shape),
+    hint: isVocabularyModule(name)
+      ? 'Its base had another vocabulary: resize the embeddings of this base first'
+      : 'The adapter belongs to another base',
+  })
+}
+
+/** What an adapter calls it: a module, or a parameter. */
+export function labelOf({ name, tensor, experts }: LayerFactors): string {
+  return experts === undefined ? name : `${name}.${tensor}`
+}
+
+export function missingError(
+  missing: readonly LayerFactors[],
+  layers: readonly LayerFactors[],
+  tensors: ReadonlyMap<string, CheckpointTensor>,
+): MismatchError {
+  const labels = [...new Set(missing.map(labelOf))]
+  const modules = [...tensors.keys()].map((name) => name.replace(/\.weight$/, ''))
+  const near = nearMisses(labels[0], modules)
+  const hint =
+    fusionHint(labels[0], modules) ?? (near.length > 0 ? `Nearest to the first: ${near.join(', ')}` : undefined)
+  const isNone = labels.length === new Set(layers.map(labelOf)).size
+  const shown = labels.slice(0, 5).join(', ') + (labels.length > 5 ? `, … (${labels.length} in all)` : '')
+  return new MismatchError({
+    where: 'adapter',
+    what: isNone ? `none of its layers is in the base: ${shown}` : `the base has no weight for ${shown}`,
+    expected: `a tensor ${labels[0]}${missing[0].experts === undefined ? '.weight' : ''}`,
+    ...(hint !== undefined && { hint }),
+  })
+}

@@ -1,0 +1,128 @@
+// Which names a checkpoint has for the tensors that adapters name: the adapters' own, those of transformers' table for this type of
+// model, or either with or without the model's first part.
+
+import type { CheckpointTensor } from '../../../formats/checkpoint.js'
+import type { NameRules, StoredForm } from './rules.js'
+import type { NameEntry } from './tables.js'
+
+type Tensors = ReadonlyMap<string, CheckpointTensor>
+type Naming = (name: string) => StoredForm | undefined
+
+/** What the checkpoint calls the tensors that adapters name. */
+export interface CheckpointNames {
+  /** The form of a tensor; undefined where the checkpoint stores it in one that is not implemented. */
+  form(name: string): StoredForm | undefined
+  /** A tensor's or module's name, as far as it is one tensor. */
+  locate(name: string): string
+}
+
+/** A tensor that is looked for: the names of which one must be there. */
+export interface WantedTensor {
+  readonly name: string
+  /** Whether a form of it is in the checkpoint in another way. */
+  isThere?(stored: string): boolean
+}
+
+/** Candidates are first compared by so many tensors, from all over. */
+const SAMPLE = 48
+
+/** Names as they are. */
+export function asItIs(name: string): StoredForm {
+  return { tensors: [name], isTurned: false, share: undefined }
+}
+
+/**
+ * Names as they are where all are found so; else by the rules under which most are. The model's first part is added or left out
+ * (`transformer.h.0` or `h.0`) where all are found then and there is one way.
+ *
+ * @param entries the table's, for this type of model
+ */
+export function chooseNames(
+  wanted: readonly WantedTensor[],
+  tensors: Tensors,
+  entries: readonly NameEntry[],
+): CheckpointNames {
+  const count = (naming: Naming, own: readonly WantedTensor[] = wanted) =>
+    own.reduce((sum, one) => sum + (isFound(one, naming(one.name), tensors) ? 1 : 0), 0)
+  const own = count(asItIs)
+  if (wanted.length === 0 || own === wanted.length) return namesOf([asItIs], tensors)
+  const sample = wanted.filter((_, i) => i % Math.ceil(wanted.length / SAMPLE) === 0)
+  const namings = entries.flatMap(namingsOf)
+  const ranked = namings
+    .map((naming) => ({ naming, found: count(naming, sample) }))
+    .sort((a, b) => b.found - a.found)
+    .slice(0, 3)
+    .map(({ naming }) => ({ naming, found: count(naming) }))
+  const best = ranked.reduce((one, other) => (other.found > one.found ? other : one), {
+    naming: asItIs as Naming,
+    found: own,
+  })
+  if (best.found === wanted.length || (best.found > 0 && best.naming === asItIs))
+    return namesOf([best.naming, asItIs], tensors)
+  const fitting = shifted([asItIs, ...namings], wanted, tensors).filter(
+    (naming) => count(naming, sample) === sample.length && count(naming) === wanted.length,
+  )
+  const alike = new Set(fitting.map((naming) => JSON.stringify(wanted.map(({ name }) => naming(name)!.tensors))))
+  return namesOf([alike.size === 1 ? fitting[0] : best.naming, asItIs], tensors)
+}
+
+/** By the first naming under which a tensor is there, or else the first of all. */
+function namesOf(namings: readonly Naming[], tensors: Tensors): CheckpointNames {
+  const form = (name: string) => {
+    for (const naming of namings) {
+      const own = naming(name)
+      if (own !== undefined && isStored(own, tensors)) return own
+    }
+    return namings[0](name)
+  }
+  const locate = (name: string) => {
+    const own = form(name)
+    return own?.tensors.length === 1 && !own.tensors[0].includes('*') ? own.tensors[0] : name
+  }
+  return { form, locate }
+}
+
+/** The ways in which an entry of the table can be meant: of the model with its head or without, and the other way round. */
+function namingsOf({ rules, prefix, isInside }: NameEntry): Naming[] {
+  const both = (own: NameRules): Naming[] => {
+    const bare: Naming = (name) => own.form(name)
+    if (prefix === '') return [bare]
+    const start = `${prefix}.`
+    if (!isInside) return [bare, (name) => own.form(start + name)]
+    const within: Naming = (name) => {
+      if (!name.startsWith(start)) return asItIs(name)
+      return mapped(own.form(name.slice(start.length)), (stored) => start + stored)
+    }
+    return [within, bare]
+  }
+  return [...both(rules), ...both(rules.reversed())]
+}
+
+function mapped(form: StoredForm | undefined, rename: (stored: string) => string): StoredForm | undefined {
+  return form && { ...form, tensors: form.tensors.map(rename) }
+}
+
+/** The namings with the first part of names left out, and with each first part that the checkpoint has. */
+function shifted(namings: readonly Naming[], wanted: readonly WantedTensor[], tensors: Tensors): Naming[] {
+  const starts = new Set([...tensors.keys()].map((name) => name.split('.', 1)[0]))
+  return namings.flatMap((naming) => {
+    const first = `${naming(wanted[0].name)?.tensors[0].split('.', 1)[0]}.`
+    const without: Naming = (name) =>
+      mapped(naming(name), (stored) => (stored.startsWith(first) ? stored.slice(first.length) : stored))
+    const adding = [...starts].map(
+      (start): Naming =>
+        (name) =>
+          mapped(naming(name), (stored) => `${start}.${stored}`),
+    )
+    return [without, ...adding]
+  })
+}
+
+function isFound(wanted: WantedTensor, form: StoredForm | undefined, tensors: Tensors): boolean {
+  if (form === undefined) return false
+  return isStored(form, tensors) || (form.tensors.length === 1 && wanted.isThere?.(form.tensors[0]) === true)
+}
+
+function isStored({ tensors: names }: StoredForm, tensors: Tensors): boolean {
+  return names.every((name) => tensors.has(name.replace('*', '0')))
+}

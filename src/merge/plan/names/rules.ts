@@ -1,0 +1,96 @@
+// What a checkpoint calls the tensors of a model, by rules for beginnings of names. transformers renames modules when it loads a
+// checkpoint, and back when it saves one; some weights it joins, cuts or turns besides (its conversion_mapping).
+
+/** Where a checkpoint has a tensor of a model. */
+export interface StoredForm {
+  /** The rows of the first, then those of the next. `*` in a name is the number of an expert, which has a tensor of its own. */
+  readonly tensors: readonly string[]
+  /** Each matrix is stored the other way round than the model holds it. */
+  readonly isTurned: boolean
+  /** The tensor has more than this: its rows from first/total on, rows/total of them. Undefined: all are the model's. */
+  readonly share: { readonly first: number; readonly rows: number; readonly total: number } | undefined
+}
+
+/** In place of a stored name: a form that is none of the above. */
+const UNKNOWN_FORM = '!'
+
+interface Node {
+  readonly children: Map<string, Node>
+  /** What is stored for names that begin so. */
+  stored: string | undefined
+}
+
+const NUMBER = /^\d+$/
+
+/** Rules `name>stored`: of the beginnings of a name, in whole parts between dots, the longest counts; `#` is any number. */
+export class NameRules {
+  readonly #root: Node = { children: new Map(), stored: '' }
+  readonly #rules: readonly (readonly [name: string, stored: string])[]
+
+  constructor(rules: readonly (readonly [name: string, stored: string])[]) {
+    this.#rules = rules
+    for (const [name, stored] of rules) {
+      let node = this.#root
+      for (const part of name === '' ? [] : name.split('.')) {
+        const next = node.children.get(part) ?? { children: new Map(), stored: undefined }
+        node.children.set(part, next)
+        node = next
+      }
+      node.stored = stored
+    }
+  }
+
+  /** The form of a model's tensor, or of a module; undefined for a form that cannot be told in these terms. */
+  form(name: string): StoredForm | undefined {
+    const parts = name.split('.')
+    const { stored, depth, numbers } = longest(this.#root, parts, 0, [])
+    if (stored === UNKNOWN_FORM) return undefined
+    const [, names, first, rows, total] = /^(.*?)\^?(?:\[(\d+):(\d+):(\d+)\])?$/.exec(stored)!
+    const tensors = names.split('|').map((one) => {
+      let i = 0
+      const own = one.replaceAll(/(?<![^.])#(?![^.])/g, () => numbers[i++] ?? '#')
+      return [...(own === '' ? [] : [own]), ...parts.slice(depth)].join('.')
+    })
+    const share = first === undefined ? undefined : { first: Number(first), rows: Number(rows), total: Number(total) }
+    return { tensors, isTurned: stored.includes('^'), share }
+  }
+
+  /** The rules the other way round, of those that only rename. */
+  reversed(): NameRules {
+    const renaming = this.#rules.filter(([, stored]) => !/[!*|^[]/.test(stored))
+    return new NameRules(renaming.map(([name, stored]) => [stored, name] as const))
+  }
+}
+
+interface Found {
+  stored: string
+  /** Parts of the name that the rule covers. */
+  depth: number
+  numbers: readonly string[]
+}
+
+function longest(node: Node, parts: readonly string[], depth: number, numbers: readonly string[]): Found {
+  const own = { stored: node.stored ?? '', depth: node.stored === undefined ? -1 : depth, numbers }
+  if (depth === parts.length) return own
+  const part = parts[depth]
+  const literal = node.children.get(part)
+  const any = NUMBER.test(part) ? node.children.get('#') : undefined
+  const found = [
+    ...(literal === undefined ? [] : [longest(literal, parts, depth + 1, numbers)]),
+    ...(any === undefined ? [] : [longest(any, parts, depth + 1, [...numbers, part])]),
+  ]
+  return found.reduce((best, other) => (other.depth > best.depth ? other : best), own)
+}
+
+/** A text of rules as the generated tables have it: each side of a line shares so many characters (base 36) with the line before. */
+export function parseRules(text: string): NameRules {
+  let before: readonly string[] = ['', '']
+  const rules = text.split('\n').map((line) => {
+    const both = line
+      .split('>')
+      .map((coded, side) => before[side].slice(0, Number.parseInt(coded[0], 36)) + coded.slice(1))
+    before = both
+    return [both[0], both[1]] as const
+  })
+  return new NameRules(rules)
+}

@@ -1,0 +1,54 @@
+// What a run of a language model needs besides its tokens, where the caller leaves it out.
+
+import { describe, expect, it } from 'vitest'
+import { AdapterSession } from '../../src/infer/adapter-session.js'
+import type { Feeds, RuntimeTensor } from '../../src/runtime/runtime.js'
+import { feedsOf, maxDifference, openModel, rowOf } from './models.js'
+
+const UNION = 'models/union-3m'
+const ROWS = [
+  [0, 54, 260, 1356, 270, 262],
+  [0, 43, 80, 262, 1833, 1528],
+]
+
+describe('what a run leaves out', () => {
+  const int64 = (rows: readonly (readonly number[])[]): RuntimeTensor => ({
+    type: 'int64',
+    data: BigInt64Array.from(rows.flat(), BigInt),
+    dims: [rows.length, rows[0].length],
+  })
+
+  it.each([
+    UNION,
+    ...['llama-genai', 'llama-genai-rotary', 'llama-dynamo', 'gpt2-optimum'].map(
+      (name) => `tests/golden/models/${name}`,
+    ),
+  ])('%s: tokens are enough', async (path) => {
+    const model = await openModel(path)
+    const session = await AdapterSession.open(model)
+    const whole = await session.run(feedsOf(model, ROWS))
+    const short = await session.run({ input_ids: int64(ROWS) })
+    for (const name in whole) expect(maxDifference(short[name], whole[name])).toBe(0)
+    await session.dispose()
+    await model.close()
+  })
+
+  // GPT-2 learned its positions one by one; rotary ones count by their distance alone.
+  it.each([UNION, 'tests/golden/models/gpt2-optimum'])('%s: positions follow mask and cache', async (path) => {
+    const model = await openModel(path)
+    const session = await AdapterSession.open(model)
+    const [row] = ROWS
+    const whole = rowOf((await session.run({ input_ids: int64([row]) })).logits)
+    const attention_mask = int64([[0, 0, ...row.map(() => 1)]])
+    const padded = await session.run({ input_ids: int64([[2, 2, ...row]]), attention_mask })
+    expect(maxDifference(rowOf(padded.logits), whole)).toBeLessThan(1e-4)
+    const { logits: _, ...presents } = await session.run({ input_ids: int64([row.slice(0, 4)]) })
+    const feeds: Feeds = { input_ids: int64([row.slice(4)]) }
+    for (const [name, tensor] of Object.entries(presents)) feeds[name.replace('present', 'past_key_values')] = tensor
+    expect(maxDifference(rowOf((await session.run(feeds)).logits), whole)).toBeLessThan(1e-4)
+    delete feeds['past_key_values.1.key']
+    await expect(session.run(feeds)).rejects.toThrow(/past_key_values\.1\.key/)
+    await session.dispose()
+    await model.close()
+  })
+})

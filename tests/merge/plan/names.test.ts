@@ -1,0 +1,102 @@
+// Adapters and bases whose names transformers 5 changes between its modules and its checkpoints, against what PEFT merges and
+// transformers saves (tests/golden/names, scripts/golden/names.py).
+
+import { readdirSync, readFileSync } from 'node:fs'
+import path from 'node:path'
+import { describe, expect, test } from 'vitest'
+import { MemoryDirectory } from '../../../src/base/bytes.js'
+import { elementCount } from '../../../src/base/tensor.js'
+import type { TensorBytes } from '../../../src/formats/safetensors.js'
+import { crc32 } from '../../../src/formats/torch/crc32.js'
+import { NodeDirectory } from '../../../src/io/node/files.js'
+import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
+import { unmergeCheckpoint } from '../../../src/merge/chunks/unmerge.js'
+import { fitCheckpoint } from '../../../src/merge/plan/fit.js'
+import { deviation, goldenPath, tensorsIn } from '../../golden.js'
+import { safetensors } from '../toolkit.js'
+
+interface BaseSketch {
+  config: Record<string, unknown>
+  tensors: Record<string, number[]>
+}
+
+/** Of a base's tensor, as the golden script computes them. */
+function values(name: string, shape: readonly number[]): Float32Array {
+  const seed = BigInt(crc32(new TextEncoder().encode(name)))
+  return Float32Array.from({ length: elementCount(shape) }, (_, i) => {
+    let bits = (BigInt(i + 1) * 2654435761n + seed) & 0xffffffffn
+    bits = ((bits ^ (bits >> 15n)) * 2246822519n) & 0xffffffffn
+    return (Number(bits) / 2 ** 32 - 0.5) / 2
+  })
+}
+
+function sketchOf(name: string): BaseSketch {
+  return JSON.parse(readFileSync(goldenPath('names', name, 'base.json'), 'utf8'))
+}
+
+async function baseOf({ config, tensors }: BaseSketch): Promise<MemoryDirectory> {
+  const list = Object.entries(tensors).map(([name, shape]): TensorBytes => {
+    return { name, dtype: 'F32', shape, data: new Uint8Array(values(name, shape).buffer) }
+  })
+  return new MemoryDirectory({ 'config.json': JSON.stringify(config), 'model.safetensors': await safetensors(list) })
+}
+
+const NAMES = readdirSync(goldenPath('names'))
+
+describe.each(NAMES)('%s', (name) => {
+  const adapter = new NodeDirectory(goldenPath('names', name, 'adapter'))
+
+  test('merges as PEFT does, into the names of the checkpoint', async () => {
+    const base = await baseOf(sketchOf(name))
+    const merged = await tensorsIn(new NodeDirectory(goldenPath('names', name)), 'merged.safetensors')
+    const out = new MemoryDirectory()
+    const report = await mergeCheckpoint(base, adapter, out)
+    const [before, after] = [await tensorsIn(base), await tensorsIn(out)]
+    expect([...after.keys()]).toEqual([...before.keys()])
+    const changed = [...after].filter(([key, { data }]) => deviation(data, before.get(key)!.data) > 0)
+    expect(changed.map(([key]) => key).sort()).toEqual([...merged.keys()].sort())
+    for (const [key, { data }] of merged) expect(deviation(after.get(key)!.data, data), key).toBeLessThan(1e-6)
+    expect(report.changed).toBe(merged.size)
+  })
+
+  test('fits, by inspect', async () => {
+    const report = await fitCheckpoint(await baseOf(sketchOf(name)), adapter)
+    expect(report.problems).toEqual([])
+    expect(report.parts.filter(({ problem }) => problem !== null)).toEqual([])
+    expect(report.fits).toBe(true)
+  })
+})
+
+test('is taken out again under the same names', async () => {
+  const base = await baseOf(sketchOf('mixtral'))
+  const adapter = new NodeDirectory(goldenPath('names', 'mixtral', 'adapter'))
+  const [merged, back] = [new MemoryDirectory(), new MemoryDirectory()]
+  await mergeCheckpoint(base, adapter, merged)
+  await unmergeCheckpoint(merged, adapter, back)
+  const [before, after] = [await tensorsIn(base), await tensorsIn(back)]
+  for (const [key, { data }] of before) expect(deviation(after.get(key)!.data, data), key).toBeLessThan(1e-6)
+})
+
+test('the names of the base itself stay what they were', async () => {
+  const base = sketchOf('vit')
+  const rename = (name: string) =>
+    name
+      .replace('vit.layers.', 'vit.encoder.layer.')
+      .replace('attention.q_proj', 'attention.attention.query')
+      .replace('mlp.fc1', 'intermediate.dense')
+  const folder = goldenPath('names', 'vit', 'adapter')
+  const directory = new NodeDirectory(folder)
+  const tensors = await tensorsIn(directory, 'adapter_model.safetensors')
+  const list = [...tensors].map(([name, { data, shape }]): TensorBytes => {
+    return { name: rename(name), dtype: 'F32', shape, data: new Uint8Array(Float32Array.from(data).buffer) }
+  })
+  const config = JSON.parse(readFileSync(path.join(folder, 'adapter_config.json'), 'utf8'))
+  const old = new MemoryDirectory({
+    'adapter_config.json': JSON.stringify({ ...config, target_modules: ['query', 'intermediate.dense'] }),
+    'adapter_model.safetensors': await safetensors(list),
+  })
+  const [one, other] = [new MemoryDirectory(), new MemoryDirectory()]
+  await mergeCheckpoint(await baseOf(base), directory, one)
+  await mergeCheckpoint(await baseOf(base), old, other)
+  expect(other.files.get('model.safetensors')).toEqual(one.files.get('model.safetensors'))
+})
