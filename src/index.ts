@@ -78,11 +78,18 @@ export type { MergeCheckpointOptions } from './merge/chunks/merge-checkpoint.js'
 export type { Differences, UnmergeOptions, UnmergeReport, ValueDifferences } from './merge/chunks/unmerge.js'
 export type { ConvertOptions } from './merge/convert.js'
 export type { FitReport, PartFit } from './merge/fit.js'
-export type { MergeOnnxOptions } from './merge/onnx/merge-onnx.js'
 export type { MergeBase } from './merge/format.js'
-export type { MergedFile, MergeFormat, MergePlanReport, MergeProgress, MergeReport, MergeSummary } from './merge/report.js'
-export type { MergeSettings, PathSettings, RunSettings } from './merge/settings.js'
+export type { MergeOnnxOptions } from './merge/onnx/merge-onnx.js'
 export type { TiedPolicy } from './merge/plan/tied.js'
+export type {
+  MergedFile,
+  MergeFormat,
+  MergePlanReport,
+  MergeProgress,
+  MergeReport,
+  MergeSummary,
+} from './merge/report.js'
+export type { MergeSettings, PathSettings, RunSettings } from './merge/settings.js'
 export type { LayerChange } from './merge/weight.js'
 export type { AdapterInput, MergeAdapter, WeightedAdapter } from './merge/weighted.js'
 export type { LoadOptions, SaveOptions } from './peft/adapter-folder.js'

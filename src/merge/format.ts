@@ -13,6 +13,8 @@ export interface MergeBase {
 
 /** Where a folder's graph is looked for, first match first. */
 const GRAPHS = ['onnx/model.onnx', 'model.onnx']
+/** Files that are no graph: pickles among them, which are refused. */
+const CHECKPOINTS = /\.(safetensors|json|bin|pt|pth|ckpt)$/
 
 /** What is read and written. */
 export interface ChosenFormat {
@@ -37,7 +39,7 @@ export async function chooseFormat(
 ): Promise<ChosenFormat> {
   const named = /\.(onnx|safetensors)$/.exec(out ?? '')?.[1] as 'onnx' | 'safetensors' | undefined
   if (file !== undefined) {
-    const format = file.endsWith('.onnx') ? 'onnx' : 'safetensors'
+    const format = CHECKPOINTS.test(file) ? 'safetensors' : 'onnx'
     requireSame(wish, format, `the base is the file ${file}`)
     return { format, graph: format === 'onnx' ? file : undefined, checkpoint: format === 'onnx' ? undefined : file }
   }

@@ -4,7 +4,7 @@
 import type { Directory } from '../base/bytes.js'
 import { UnsupportedError } from '../base/errors.js'
 import { StreamDirectory } from '../io/web/directories.js'
-import { mergeCheckpoint, type MergeCheckpointOptions } from './chunks/merge-checkpoint.js'
+import { type MergeCheckpointOptions, mergeCheckpoint } from './chunks/merge-checkpoint.js'
 import { openPlan, reportPlan } from './chunks/open-plan.js'
 import { compareCheckpoints, type Differences } from './chunks/unmerge.js'
 import { type ChosenFormat, chooseFormat, type MergeBase } from './format.js'
@@ -113,7 +113,18 @@ export async function writeOnnx(
     import('../formats/onnx/model.js'),
     import('./onnx/merge-onnx.js'),
   ])
-  const { base, adapters, out, outFile, weightsOnly = false, signal, onProgress, modules, strict, reproducible } = request
+  const {
+    base,
+    adapters,
+    out,
+    outFile,
+    weightsOnly = false,
+    signal,
+    onProgress,
+    modules,
+    strict,
+    reproducible,
+  } = request
   const model = await loadOnnx(base.directory, graph!)
   try {
     const options = { signal, onProgress, modules, strict, reproducible, path: outFile ?? graph }
@@ -157,7 +168,9 @@ export async function planOnnx(
 }
 
 /** The parts of a report on a checkpoint and on an .onnx file beside it. */
-export function joinPlans(parts: readonly Omit<MergePlanReport, 'out' | 'format'>[]): Omit<MergePlanReport, 'out' | 'format'> {
+export function joinPlans(
+  parts: readonly Omit<MergePlanReport, 'out' | 'format'>[],
+): Omit<MergePlanReport, 'out' | 'format'> {
   const [first, second] = parts
   if (second === undefined) return first
   return {
@@ -187,7 +200,17 @@ export function checkpointOptions(
   request: Omit<MergeRequest, 'out'>,
   { format, graph, checkpoint }: ChosenFormat,
 ): MergeCheckpointOptions {
-  const { tied, outDtype = 'keep', maxShardBytes, weightsOnly, strict, reproducible, signal, onProgress, outFile } = request
+  const {
+    tied,
+    outDtype = 'keep',
+    maxShardBytes,
+    weightsOnly,
+    strict,
+    reproducible,
+    signal,
+    onProgress,
+    outFile,
+  } = request
   return {
     basePath: checkpoint,
     path: outFile,

@@ -69,7 +69,11 @@ export function refuseForFormat(settings: MergeSettings & PathSettings, format: 
   }
   const { tied, outDtype = 'keep', threads } = settings
   if (tied !== undefined && tied !== 'untie') {
-    throw unsupported('tied', `'${tied}' is for checkpoints: in an .onnx file tied embeddings are always untied`, format)
+    throw unsupported(
+      'tied',
+      `'${tied}' is for checkpoints: in an .onnx file tied embeddings are always untied`,
+      format,
+    )
   }
   if (outDtype !== 'keep') throw unsupported('outDtype', 'the types of an .onnx file stay as they are', format)
   if (format === 'onnx' && threads !== undefined && threads > 1) {
@@ -103,7 +107,12 @@ export function refuseWithoutPath(settings: PathSettings): void {
 /** @throws ConfigError for values out of range and combinations that exclude each other */
 export function checkPathSettings({ threads, share, finish }: PathSettings): void {
   if (threads !== undefined && !(Number.isSafeInteger(threads) && threads >= 1)) {
-    throw new ConfigError({ where: 'threads', what: 'not usable', expected: 'a whole number above 0', got: String(threads) })
+    throw new ConfigError({
+      where: 'threads',
+      what: 'not usable',
+      expected: 'a whole number above 0',
+      got: String(threads),
+    })
   }
   if (share === undefined) return
   const { index, count } = share
@@ -115,7 +124,8 @@ export function checkPathSettings({ threads, share, finish }: PathSettings): voi
       got: `${index}/${count}`,
     })
   }
-  if (finish) throw new ConfigError({ where: 'share', what: 'it makes files, and finish checks them: name one of the two' })
+  if (finish)
+    throw new ConfigError({ where: 'share', what: 'it makes files, and finish checks them: name one of the two' })
 }
 
 function notUsable(where: string, what: string, got: string): LowrankError {

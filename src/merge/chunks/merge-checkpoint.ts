@@ -6,6 +6,7 @@ import type { Checkpoint } from '../../formats/checkpoint.js'
 import { createMergeKernel } from '../../kernels/merge.js'
 import { CONFIG_FILE } from '../plan/config-edit.js'
 import { CHUNK_BYTES, Chunks, type OutputShard } from '../plan/layout.js'
+import type { MergePlan } from '../plan/plan.js'
 import type { MergeReport } from '../report.js'
 import type { RunSettings } from '../settings.js'
 import { baseAsOutputError, refuseBaseAsOutput, writeTogether } from '../staged.js'
@@ -61,6 +62,7 @@ export async function mergeCheckpoint(
         }
         await sink.commit()
       }
+      await writeIndex(plan, staged)
       return staged.writtenBytes
     })
     return {
@@ -78,16 +80,24 @@ export async function mergeCheckpoint(
   }
 }
 
-/** Copies the base's other files and writes the index and the changed config.json. Returns the names. */
-export async function writeCompanions({ plan, checkpoint, companions, config }: OpenPlan, out: Directory): Promise<string[]> {
-  const base = checkpoint.directory
+/** Copies the base's other files, and writes the changed config.json. Returns the names. */
+export async function writeCompanions(
+  { plan, checkpoint, companions, config }: OpenPlan,
+  out: Directory,
+): Promise<string[]> {
   const copied = [...companions.copied, ...(plan.copiesIndex ? [checkpoint.indexPath!] : [])]
   for (const path of copied) {
     if (path === CONFIG_FILE && config !== undefined) await writeFile(out, path, config)
-    else await copyFile(base, path, out)
+    else await copyFile(checkpoint.directory, path, out)
   }
-  if (plan.index !== undefined) await writeFile(out, plan.index.path, plan.index.content)
-  return [...copied, ...(plan.index === undefined ? [] : [plan.index.path])]
+  return copied
+}
+
+/** Writes the index where it is a new one. Returns its name then. */
+export async function writeIndex({ index }: MergePlan, out: Directory): Promise<string[]> {
+  if (index === undefined) return []
+  await writeFile(out, index.path, index.content)
+  return [index.path]
 }
 
 async function* shardBytes(

@@ -69,14 +69,17 @@ export async function openPlan(
     const warnings = configWarnings(plan, config?.values, { weightsOnly, where: base.name })
     await requireFiniteReplacements(opened)
     await computeScales(plan, checkpoint, opened)
-    const own = [...checkpoint.shards.map(({ path }) => path), ...(checkpoint.indexPath === undefined ? [] : [checkpoint.indexPath]), ...ownFolders]
+    const own = [
+      ...checkpoint.shards.map(({ path }) => path),
+      ...(checkpoint.indexPath === undefined ? [] : [checkpoint.indexPath]),
+      ...ownFolders,
+    ]
     return {
       plan,
       checkpoint,
       adapters: opened,
       companions: weightsOnly ? NO_COMPANIONS : await findCompanions(base, new Set(own)),
-      config:
-        plan.configEdit && config && editConfig(config.bytes, plan.configEdit, `${base.name}/${CONFIG_FILE}`),
+      config: plan.configEdit && config && editConfig(config.bytes, plan.configEdit, `${base.name}/${CONFIG_FILE}`),
       warnings,
       close,
     }

@@ -8,8 +8,8 @@ import { elementCount, type FloatArray, formatShape } from '../../base/tensor.js
 import { type Checkpoint, openCheckpoint, shardSource } from '../../formats/checkpoint.js'
 import { isWeightDtype } from '../../formats/safetensors.js'
 import { CHUNK_BYTES, sizeOf } from '../plan/layout.js'
-import type { AdapterInput } from '../weighted.js'
 import type { MergeReport } from '../report.js'
+import type { AdapterInput } from '../weighted.js'
 import { type MergeCheckpointOptions, mergeCheckpoint } from './merge-checkpoint.js'
 
 /** What unmerging takes. */

@@ -4,7 +4,11 @@ import { ConfigError, FileError, listed, MismatchError } from '../../base/errors
 import type { MergeBase } from '../format.js'
 import type { OutputShard } from '../plan/layout.js'
 
-export function unfinishedError(missing: readonly OutputShard[], own: readonly OutputShard[], folder: string): FileError {
+export function unfinishedError(
+  missing: readonly OutputShard[],
+  own: readonly OutputShard[],
+  folder: string,
+): FileError {
   return new FileError({
     where: folder,
     what: `${missing.length} of ${own.length} files are missing, damaged or made from another base: ${listed(missing.map(({ path: name }) => name))}`,
@@ -38,6 +42,8 @@ export function withHint(error: unknown, isLeft: boolean): unknown {
     ? 'The finished files are kept: make room, then go on with resume: true (--resume)'
     : 'Make room, or choose another disk'
   const isFull = ['ENOSPC', 'EDQUOT'].includes(code)
-  const advice = isFull ? room : (hint ?? (isLeft ? 'The finished files are kept: resume: true (--resume) goes on' : undefined))
+  const advice = isFull
+    ? room
+    : (hint ?? (isLeft ? 'The finished files are kept: resume: true (--resume) goes on' : undefined))
   return new FileError({ where, what, expected, got, hint: advice, cause })
 }

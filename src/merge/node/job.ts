@@ -1,29 +1,37 @@
 // A merge into a path: planned, made in a folder beside it, by several threads where it is a checkpoint, and renamed when it is
 // whole. A job may also make a share of the files alone, for others to finish, or go on where one was interrupted.
 
-import { closeSync, fstatSync, ftruncateSync, openSync } from 'node:fs'
+import { closeSync, ftruncateSync } from 'node:fs'
 import { readdir, stat } from 'node:fs/promises'
 import { availableParallelism } from 'node:os'
 import path from 'node:path'
 import { type ByteSource, readAll } from '../../base/bytes.js'
 import { FileError, NumericError } from '../../base/errors.js'
-import { fileError, NodeDirectory } from '../../io/node/files.js'
+import { NodeDirectory } from '../../io/node/files.js'
 import { findCompanions } from '../chunks/companions.js'
-import { writeCompanions } from '../chunks/merge-checkpoint.js'
+import { writeCompanions, writeIndex } from '../chunks/merge-checkpoint.js'
 import { describePlan, type OpenPlan, openPlan, reportPlan } from '../chunks/open-plan.js'
 import { type ChosenFormat, chooseFormat, type MergeBase } from '../format.js'
 import { checkpointOptions, joinPlans, joinReports, type MergeRequest, planOnnx, writeOnnx } from '../merge.js'
 import type { OutputShard } from '../plan/layout.js'
 import type { MergePlanReport, MergeReport } from '../report.js'
 import { checkPathSettings, type PathSettings, refuseForFormat } from '../settings.js'
-import { begunShards, type ChunkJob, createShared, type Readable, writeFully } from './chunks.js'
+import {
+  begunShards,
+  type ChunkJob,
+  createShared,
+  openForReading,
+  type Readable,
+  stampOf,
+  writeFully,
+} from './chunks.js'
 import { Flusher } from './flush.js'
 import { severalFilesError, unfinishedError, withHint, withShardHint } from './job-errors.js'
 import { refuseForeignLinks } from './links.js'
 import { baseStates, changesOf, hashPlan, isFromBase, noteOf, type ShardNote } from './notes.js'
 import { checkSpace, looksMerged, type OutputPlace, realOutput, refuseEnding, refuseOutput } from './place.js'
 import { Staging } from './staging.js'
-import { NOTES_FOLDER } from './staging-names.js'
+import { NOTES_FOLDER } from './staging-notes.js'
 import { Crew } from './threads.js'
 
 /** A merge into a path. */
@@ -126,7 +134,8 @@ export class MergeJob {
       checkSpace(this.#place.out, this.#opened.plan.bytes + this.#opened.companions.bytes)
       parts.push(reportPlan(this.#opened))
     }
-    if (this.#chosen.graph !== undefined) parts.push(await planOnnx(this.#onnxRequest(), this.#chosen, this.#request.sign))
+    if (this.#chosen.graph !== undefined)
+      parts.push(await planOnnx(this.#onnxRequest(), this.#chosen, this.#request.sign))
     return { out: this.#request.out, format: this.#chosen.format, ...joinPlans(parts) }
   }
 
@@ -200,7 +209,8 @@ export class MergeJob {
       const states = await baseStates(this.#opened.checkpoint)
       for (const shard of this.#own) {
         const note = await staging.verified(shard)
-        if (note !== undefined && (await isFromBase(note, shard, this.#opened, states))) this.#notes.set(shard.path, note)
+        if (note !== undefined && (await isFromBase(note, shard, this.#opened, states)))
+          this.#notes.set(shard.path, note)
       }
     }
     const missing = this.#own.filter((shard) => !this.#notes.has(shard.path))
@@ -307,7 +317,7 @@ export class MergeJob {
   async #writeOnnx(staging: Staging): Promise<MergeReport & { files: string[] }> {
     const { fsync = true } = this.#request
     const before = new Set(await readdir(staging.folder))
-    const target = new NodeDirectory(staging.folder, { fsync })
+    const target = staging.directory(fsync)
     const report = await writeOnnx({ ...this.#onnxRequest(), out: target }, this.#chosen, this.#request.sign)
     const files = (await readdir(staging.folder)).filter((name) => !before.has(name) && name !== NOTES_FOLDER)
     return { ...report, files }
@@ -327,8 +337,11 @@ export class MergeJob {
   async #publish(staging: Staging, report: MergeReport, others: readonly string[]): Promise<number> {
     const { base, signal, overwrite = false, fsync: isDurable = true } = this.#request
     await staging.claim(this.#own, others)
-    const folder = new NodeDirectory(staging.folder, { fsync: isDurable })
-    const added = this.#opened === undefined || this.#place.isFile ? [] : await writeCompanions(this.#opened, folder)
+    const folder = staging.directory(isDurable)
+    const added: string[] = []
+    if (this.#opened !== undefined && !this.#place.isFile) {
+      added.push(...(await writeCompanions(this.#opened, folder)), ...(await writeIndex(this.#opened.plan, folder)))
+    }
     let bytes = 0
     for (const name of added) bytes += (await stat(path.join(folder.name, name))).size
     signal?.throwIfAborted()
@@ -339,7 +352,11 @@ export class MergeJob {
       const files = [...this.#own.map(({ path: shard }) => shard), ...others]
       await staging.publishFiles([...files.filter((name) => name !== own), own], { overwrite, isDurable })
     } else {
-      const record = { version: 1, base: base.file ?? path.basename(path.resolve(base.directory.name)), layers: report.layers }
+      const record = {
+        version: 1,
+        base: base.file ?? path.basename(path.resolve(base.directory.name)),
+        layers: report.layers,
+      }
       await staging.publishFolder(record, { overwrite, isDurable })
     }
     return bytes
@@ -362,21 +379,6 @@ export class MergeJob {
       warnings,
     }
   }
-}
-
-function openForReading(file: string): number {
-  try {
-    return openSync(file, 'r')
-  } catch (error) {
-    throw fileError(file, 'cannot be read', error)
-  }
-}
-
-/** Another one, once somebody has written to the file. */
-function stampOf(file: Readable): string {
-  if ('bytes' in file) return ''
-  const { size, mtimeNs } = fstatSync(file.fd, { bigint: true })
-  return `${size} ${mtimeNs}`
 }
 
 /** What goes anyway need not reach the disk before. */

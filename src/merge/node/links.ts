@@ -14,12 +14,13 @@ import { isCompanion, isCompanionFolder } from '../plan/companions.js'
  */
 export async function refuseForeignLinks(folder: string, copied: readonly string[]): Promise<void> {
   const real = await realpath(folder)
-  const names = new Set([...copied, ...(await linksIn(real))])
+  const names = new Set([...(await linksIn(real)), ...copied])
   for (const name of names) {
     const file = path.join(real, name)
     const target = await realpath(file).catch(() => undefined)
     if (target === undefined) throw brokenLinkError(path.join(folder, name))
-    if (!isInside(target, real) && !isInside(target, blobsOf(real))) throw foreignLinkError(path.join(folder, name), target)
+    if (!isInside(target, real) && !isInside(target, blobsOf(real)))
+      throw foreignLinkError(path.join(folder, name), target)
   }
 }
 

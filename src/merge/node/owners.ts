@@ -5,7 +5,6 @@ import { randomBytes } from 'node:crypto'
 import { readdir, readFile, readlink, rename, rm, stat, writeFile } from 'node:fs/promises'
 import { hostname } from 'node:os'
 import path from 'node:path'
-import { fileError } from '../../io/node/files.js'
 
 const BEAT_MS = 2000
 /** Without a new beat for so long an owner counts as gone. If it is not, it finds its folder gone, and stops. */
@@ -36,6 +35,7 @@ export class Owner {
   /** Names this merge's files. */
   readonly token: string
   readonly #isShare: boolean
+  readonly #gone = new Set<string>()
   #folder: string | undefined
   #beats = 0
   #timer: NodeJS.Timeout | undefined
@@ -45,7 +45,7 @@ export class Owner {
     this.#isShare = isShare
   }
 
-  /** Leaves the record, and begins to renew the beat. */
+  /** Leaves the record, and begins to renew the beat. Throws what the file system does. */
   async enter(notes: string): Promise<void> {
     this.#folder = notes
     const record: OwnerRecord = {
@@ -54,14 +54,10 @@ export class Owner {
       identity: await identityOf(process.pid),
       isShare: this.#isShare,
     }
-    try {
-      await writeFile(path.join(notes, beatName(this.token)), '0')
-      const file = path.join(notes, recordName(this.token))
-      await writeFile(`${file}.tmp`, JSON.stringify(record))
-      await rename(`${file}.tmp`, file)
-    } catch (error) {
-      throw fileError(notes, 'cannot be written', error)
-    }
+    const file = path.join(notes, recordName(this.token))
+    await writeFile(path.join(notes, beatName(this.token)), '0')
+    await writeFile(`${file}.tmp`, JSON.stringify(record))
+    await rename(`${file}.tmp`, file)
     this.#timer = setInterval(() => void this.#beat(), BEAT_MS)
     this.#timer.unref()
   }
@@ -92,22 +88,27 @@ export class Owner {
   }
 
   /**
-   * The first other owner in these folders that is at work and was there before this one. Waits where only time can tell.
+   * The first other owner in these folders that is at work and, once this one has entered, was there before it. Waits where only
+   * time can tell.
    *
    * @param isRival which of them count
    */
   async firstRival(notes: readonly string[], isRival: (other: OtherOwner) => boolean): Promise<OtherOwner | undefined> {
-    const own = path.join(this.#folder!, recordName(this.token))
-    const since = await stat(own, { bigint: true }).catch(() => undefined)
+    const own = this.#folder && path.join(this.#folder, recordName(this.token))
+    const since = own && (await stat(own, { bigint: true }).catch(() => undefined))
     for (const folder of notes) {
       for (const token of await tokensIn(folder)) {
         const file = path.join(folder, recordName(token))
-        if (token === this.token) continue
-        const [record, status] = await Promise.all([readRecord(file), stat(file, { bigint: true }).catch(() => undefined)])
+        if (token === this.token || this.#gone.has(token)) continue
+        const [record, status] = await Promise.all([
+          readRecord(file),
+          stat(file, { bigint: true }).catch(() => undefined),
+        ])
         if (record === undefined || status === undefined || !isRival(record)) continue
         // Of two that come at the same time the first goes on.
-        const isLater = since !== undefined && compare(status.mtimeNs, since.mtimeNs, token, this.token) > 0
-        if (!isLater && (await isAtWork(folder, token, record))) return record
+        if (since && compare(status.mtimeNs, since.mtimeNs, token, this.token) > 0) continue
+        if (await isAtWork(folder, token, record)) return record
+        this.#gone.add(token)
       }
     }
     return undefined

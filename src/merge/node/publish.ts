@@ -1,9 +1,9 @@
 // How an output gets its name: by renaming, so that it is whole from the first moment, and never over what may not be replaced.
 
-import { link, readdir, rename, rm, rmdir, unlink } from 'node:fs/promises'
+import { link, readdir, rename, rm, rmdir, stat, unlink } from 'node:fs/promises'
 import path from 'node:path'
 import { FileError } from '../../base/errors.js'
-import { NOTES_FOLDER } from './staging-names.js'
+import { NOTES_FOLDER, oldPrefix } from './staging-notes.js'
 
 /** Notes go last: without them nobody knows whose the folder is. Other folders stay, whatever they are called. */
 export async function removeStaging(folder: string): Promise<void> {
@@ -48,9 +48,22 @@ export async function nameOnce(from: string, to: string): Promise<void> {
     await unlink(from)
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException
-    if (code === 'EEXIST') throw new FileError({ where: to, what: 'another merge has written it meanwhile', cause: error })
+    if (code === 'EEXIST')
+      throw new FileError({ where: to, what: 'another merge has written it meanwhile', cause: error })
     // File systems without links.
     if (!['EPERM', 'ENOTSUP', 'EOPNOTSUPP', 'ENOSYS', 'EMLINK', 'EXDEV', 'EACCES'].includes(code ?? '')) throw error
     await rename(from, to)
+  }
+}
+
+/** A merge that was killed between two names has left the earlier output under another: it comes back, or goes if it was replaced. */
+export async function restoreOld(out: string): Promise<void> {
+  const prefix = path.basename(oldPrefix(out))
+  for (const name of await readdir(path.dirname(out))) {
+    if (!name.startsWith(prefix) || !/^[0-9a-f]{12}$/.test(name.slice(prefix.length))) continue
+    const old = path.join(path.dirname(out), name)
+    const isGone = (await stat(out).catch(() => undefined)) === undefined
+    if (isGone) await rename(old, out)
+    else await rm(old, { recursive: true, force: true })
   }
 }

@@ -4,18 +4,31 @@
 
 import { randomBytes } from 'node:crypto'
 import { closeSync, openSync } from 'node:fs'
-import { readdir, readFile, rename, rm, rmdir, stat, writeFile } from 'node:fs/promises'
+import { readdir, rename, rm, rmdir, stat } from 'node:fs/promises'
 import path from 'node:path'
+import { writeFile as writeThroughFile } from '../../base/bytes.js'
 import { LowrankError, MismatchError } from '../../base/errors.js'
-import { fileError, makeFolders, syncFolder } from '../../io/node/files.js'
+import { fileError, makeFolders, NodeDirectory, syncFolder } from '../../io/node/files.js'
 import type { OutputShard } from '../plan/layout.js'
 import { checksumOfFile, type ShardNote } from './notes.js'
 import { isOwned, Owner } from './owners.js'
 import { type OutputPlace, RECORD_FILE } from './place.js'
-import { nameOnce, removeStaging, replaceFolder } from './publish.js'
-import { busyError, holdsPlan, NOTES_FOLDER, oldPrefix, PLAN_FILE, partialPrefix, takenError } from './staging-names.js'
+import { nameOnce, removeStaging, replaceFolder, restoreOld } from './publish.js'
+import {
+  busyError,
+  holdsPlan,
+  isNameOf,
+  NOTES_FOLDER,
+  oldPrefix,
+  PLAN_FILE,
+  partialPrefix,
+  readNote,
+  takenError,
+  writeNote,
+} from './staging-notes.js'
 
 const ID_LENGTH = 12
+const MAX_ATTEMPTS = 5
 
 /** How a folder is entered. */
 export interface StagingOptions {
@@ -43,6 +56,7 @@ export class Staging {
   /** Those with a note. */
   readonly #noted = new Set<string>()
   readonly #open = new Map<string, number>()
+  #isPublished = false
 
   private constructor(place: OutputPlace, options: StagingOptions) {
     this.#place = place
@@ -56,6 +70,11 @@ export class Staging {
   /** Where files are written. */
   get folder(): string {
     return this.#folder
+  }
+
+  /** Writes there, and only there: a folder that another merge has taken is not made again. */
+  directory(isDurable: boolean): NodeDirectory {
+    return new NodeDirectory(this.#folder, { fsync: isDurable, isThere: true })
   }
 
   /**
@@ -75,18 +94,16 @@ export class Staging {
   }
 
   async #enter(): Promise<void> {
-    const { isContinued, isShare, isFinish } = this.#options
+    const { isContinued } = this.#options
+    await this.#refuseRivals()
     if (isContinued) await this.#restore()
-    await makeFolders(this.#pathOf(NOTES_FOLDER))
-    await this.#owner.enter(this.#pathOf(NOTES_FOLDER))
-    const others = await this.#othersThan(this.#shared)
-    const notes = [this.#shared, ...others, this.#place.out].map((folder) => path.join(folder, NOTES_FOLDER))
-    const rival = await this.#owner.firstRival(notes, (other) => !(other.isShare && (isShare || isFinish)))
-    if (rival !== undefined) throw busyError(this.#place.out, rival)
-    await this.#replaceOld()
+    await this.#register()
+    await this.#refuseRivals()
+    await restoreOld(this.#place.out)
+    const others = (await this.#siblings()).filter((folder) => folder !== this.#shared)
     if (!isContinued) await this.#removeContent()
     for (const folder of others) if (!isContinued || !(await holdsPlan(folder))) await removeStaging(folder)
-    await this.#writeNote(PLAN_FILE, { plan: this.#options.planHash ?? '' })
+    await writeNote(this.#folder, PLAN_FILE, { plan: this.#options.planHash ?? '' }, this.#owner.token)
   }
 
   /** All folders in which this output is or was made. */
@@ -94,12 +111,31 @@ export class Staging {
     const { out } = this.#place
     const prefix = path.basename(partialPrefix(out))
     const names = await readdir(path.dirname(out)).catch((): string[] => [])
-    const own = names.filter((name) => name.startsWith(prefix) && /^[0-9a-f]{12}(-[0-9a-f]{12})?$/.test(name.slice(prefix.length)))
+    const own = names.filter(
+      (name) => name.startsWith(prefix) && /^[0-9a-f]{12}(-[0-9a-f]{12})?$/.test(name.slice(prefix.length)),
+    )
     return own.map((name) => path.join(path.dirname(out), name))
   }
 
-  async #othersThan(own: string): Promise<string[]> {
-    return (await this.#siblings()).filter((folder) => folder !== own)
+  /** Makes the folder and leaves a record in it. One that leaves at this moment may remove the empty folder: then once more. */
+  async #register(): Promise<void> {
+    for (let attempt = 0; ; attempt++) {
+      try {
+        await makeFolders(this.#pathOf(NOTES_FOLDER))
+        await this.#owner.enter(this.#pathOf(NOTES_FOLDER))
+        return
+      } catch (error) {
+        if ((error as NodeJS.ErrnoException).code !== 'ENOENT' || attempt === MAX_ATTEMPTS) throw error
+      }
+    }
+  }
+
+  /** Jobs of one plan work side by side; all else takes turns. */
+  async #refuseRivals(): Promise<void> {
+    const { isShare, isFinish } = this.#options
+    const notes = [...(await this.#siblings()), this.#place.out].map((folder) => path.join(folder, NOTES_FOLDER))
+    const rival = await this.#owner.firstRival(notes, (other) => !(other.isShare && (isShare || isFinish)))
+    if (rival !== undefined) throw busyError(this.#place.out, rival)
   }
 
   /** Gives the folder of a merge that was killed while it published its shared name again. */
@@ -123,19 +159,6 @@ export class Staging {
     })
   }
 
-  /** A merge that was killed between two names has left the earlier output under another: it comes back, or goes if it was replaced. */
-  async #replaceOld(): Promise<void> {
-    const { out } = this.#place
-    const prefix = path.basename(oldPrefix(out))
-    for (const name of await readdir(path.dirname(out))) {
-      if (!name.startsWith(prefix) || !/^[0-9a-f]{12}$/.test(name.slice(prefix.length))) continue
-      const old = path.join(path.dirname(out), name)
-      const isGone = (await stat(out).catch(() => undefined)) === undefined
-      if (isGone) await rename(old, out)
-      else await rm(old, { recursive: true, force: true })
-    }
-  }
-
   /** Opens a new file for a shard. `close` closes it. */
   create({ path: shard }: OutputShard): { name: string; fd: number } {
     const name = this.#pathOf(`${shard}.${this.#owner.token}`)
@@ -153,7 +176,8 @@ export class Staging {
   async note(shard: OutputShard, note: ShardNote): Promise<void> {
     const file = this.#files.get(shard.path)
     try {
-      await this.#writeNote(`${shard.path}.json`, { ...note, plan: this.#options.planHash, file })
+      const content = { ...note, plan: this.#options.planHash, file }
+      await writeNote(this.#folder, `${shard.path}.json`, content, this.#owner.token)
     } catch (error) {
       throw this.#failure(this.#pathOf(NOTES_FOLDER), error)
     }
@@ -162,7 +186,7 @@ export class Staging {
 
   /** The note of a shard that is there, whole, unchanged and of this plan; undefined when it has to be made again. */
   async verified(shard: OutputShard): Promise<ShardNote | undefined> {
-    const note = await this.#readNote(`${shard.path}.json`)
+    const note = await readNote(this.#folder, `${shard.path}.json`)
     if (note === undefined || note.plan !== this.#options.planHash) return undefined
     // A merge that was killed while it published has given some their last names.
     for (const file of [note.file, shard.path]) {
@@ -207,7 +231,7 @@ export class Staging {
     }
     for (const name of await readdir(this.#pathOf(NOTES_FOLDER))) {
       const isOwn = shards.some((shard) => `${shard.path}.json` === name)
-      const note = name.endsWith('.json') && !isOwn ? await this.#readNote(name) : undefined
+      const note = name.endsWith('.json') && !isOwn ? await readNote(this.#folder, name) : undefined
       if (typeof note?.file === 'string') result.push(note.file, name.slice(0, -'.json'.length))
     }
     return result
@@ -247,12 +271,17 @@ export class Staging {
    *
    * @param record what the folder says of the merge
    */
-  async publishFolder(record: object, { overwrite, isDurable }: { overwrite: boolean; isDurable: boolean }): Promise<void> {
+  async publishFolder(
+    record: object,
+    { overwrite, isDurable }: { overwrite: boolean; isDurable: boolean },
+  ): Promise<void> {
     const { out } = this.#place
     try {
-      await writeFile(this.#pathOf(RECORD_FILE), `${JSON.stringify(record, null, 2)}\n`, { flush: isDurable } as object)
+      const folder = this.directory(isDurable)
+      await writeThroughFile(folder, RECORD_FILE, `${JSON.stringify(record, null, 2)}\n`)
       if (isDurable) await syncFolder(this.#folder)
       await replaceFolder(out, this.#folder, overwrite ? `${oldPrefix(out)}${this.#owner.token}` : undefined)
+      this.#isPublished = true
       // Not before: without notes nobody knows whose the folder is.
       await this.#owner.leave()
       await rm(path.join(out, NOTES_FOLDER), { recursive: true, force: true })
@@ -267,7 +296,10 @@ export class Staging {
    *
    * @param files their names, which they keep
    */
-  async publishFiles(files: readonly string[], { overwrite, isDurable }: { overwrite: boolean; isDurable: boolean }): Promise<void> {
+  async publishFiles(
+    files: readonly string[],
+    { overwrite, isDurable }: { overwrite: boolean; isDurable: boolean },
+  ): Promise<void> {
     const { out } = this.#place
     const folder = path.dirname(out)
     const named: string[] = []
@@ -278,6 +310,7 @@ export class Staging {
         else await nameOnce(this.#pathOf(name), target)
         named.push(target)
       }
+      this.#isPublished = true
       await this.#owner.leave()
       await removeStaging(this.#folder)
       if (isDurable) await syncFolder(folder)
@@ -292,11 +325,12 @@ export class Staging {
    *
    * @param isUseless what is finished does not help: it would fail again
    * @returns whether there is something finished to go on with
+   * @throws FileError when another merge has taken the folder, which then is the reason
    */
   async drop(isUseless: boolean): Promise<boolean> {
     this.close()
-    // A folder that another merge has taken is not this one's any more.
-    if ((await stat(this.#folder).catch(() => undefined)) === undefined) return false
+    if (this.#isPublished) return false
+    if ((await stat(this.#folder).catch(() => undefined)) === undefined) throw takenError(this.#shared)
     try {
       if (this.#folder !== this.#shared) {
         await rename(this.#folder, this.#shared)
@@ -344,7 +378,8 @@ export class Staging {
       if (name !== NOTES_FOLDER) await rm(this.#pathOf(name), { recursive: true, force: true })
     }
     for (const name of await readdir(this.#pathOf(NOTES_FOLDER))) {
-      if (!name.includes(this.#owner.token)) await rm(this.#pathOf(`${NOTES_FOLDER}/${name}`), { recursive: true, force: true })
+      if (!name.includes(this.#owner.token))
+        await rm(this.#pathOf(`${NOTES_FOLDER}/${name}`), { recursive: true, force: true })
     }
   }
 
@@ -359,26 +394,4 @@ export class Staging {
     if (code === 'ENOENT' || code === 'ESTALE') return takenError(this.#shared, error)
     return fileError(where, 'cannot be written', error)
   }
-
-  async #readNote(name: string): Promise<Record<string, unknown> | undefined> {
-    const text = await readFile(this.#pathOf(`${NOTES_FOLDER}/${name}`), 'utf8').catch(() => undefined)
-    try {
-      return text === undefined ? undefined : (JSON.parse(text) ?? undefined)
-    } catch {
-      return undefined
-    }
-  }
-
-  /** By renaming, so that a note is whole or absent, and jobs that share the folder do not meet half of one. */
-  async #writeNote(name: string, note: object): Promise<void> {
-    const target = this.#pathOf(`${NOTES_FOLDER}/${name}`)
-    const temporary = `${target}.${this.#owner.token}.tmp`
-    await writeFile(temporary, JSON.stringify(note), { flush: true } as object)
-    await rename(temporary, target)
-  }
-}
-
-/** Whether a note's file is the shard, or one made for it. */
-function isNameOf(file: string, shard: string): boolean {
-  return file === shard || (file.startsWith(`${shard}.`) && /^[0-9a-f]{12}$/.test(file.slice(shard.length + 1)))
 }

@@ -24,7 +24,12 @@ const FILES = [
 const FOLDERS = /^(additional_chat_templates|\d+_[A-Z]\w*)$/
 
 /** Files that may name Python modules of the model's own: `auto_map` of transformers. */
-export const MODULE_HOLDERS = ['config.json', 'tokenizer_config.json', 'preprocessor_config.json', 'processor_config.json']
+export const MODULE_HOLDERS = [
+  'config.json',
+  'tokenizer_config.json',
+  'preprocessor_config.json',
+  'processor_config.json',
+]
 
 /** Whether a file goes along. `path` is relative to the folder, with `/` between the parts. */
 export function isCompanion(path: string): boolean {
@@ -41,13 +46,17 @@ export function namedModules(config: unknown): string[] {
   const map = isObject(config) ? config.auto_map : undefined
   if (!isObject(map)) return []
   const names = Object.values(map).flat()
-  return names.flatMap((name) => (typeof name === 'string' && /^\w+\.\w+$/.test(name) ? `${name.split('.')[0]}.py` : []))
+  return names.flatMap((name) =>
+    typeof name === 'string' && /^\w+\.\w+$/.test(name) ? `${name.split('.')[0]}.py` : [],
+  )
 }
 
 /** The Python files beside a module that it imports: `from .name import …` and `from . import name`. */
 export function importedModules(text: string): string[] {
   const beside = [...text.matchAll(/^\s*from\s+\.(\w+)\s+import\b/gm)].map(([, name]) => name)
-  const listed = [...text.matchAll(/^\s*from\s+\.\s+import\s+([\w, ]+)/gm)].flatMap(([, names]) => names.split(/[\s,]+/))
+  const listed = [...text.matchAll(/^\s*from\s+\.\s+import\s+([\w, ]+)/gm)].flatMap(([, names]) =>
+    names.split(/[\s,]+/),
+  )
   return [...beside, ...listed].filter((name) => name !== '').map((name) => `${name}.py`)
 }
 

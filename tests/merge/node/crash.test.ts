@@ -9,7 +9,7 @@ import path from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import type { TensorSketch } from '../toolkit.js'
 import { buildMerge } from './build.js'
-import { fromDisk, layOutFiles, mergeFiles, type MergeFilesOptions } from './disk.js'
+import { fromDisk, layOutFiles, type MergeFilesOptions, mergeFiles } from './disk.js'
 
 const SKETCHES: TensorSketch[] = [
   ['a_proj.weight', 'F32', [40, 24]],
@@ -42,10 +42,10 @@ beforeAll(async () => {
       }
     }
     killBefore(fs, ['openSync', 'writeSync', 'rmSync'])
-    killBefore(fs.promises, ['mkdir', 'rm', 'rmdir', 'rename', 'unlink', 'writeFile', 'copyFile', 'open'])
+    killBefore(fs.promises, ['mkdir', 'rm', 'rmdir', 'rename', 'unlink', 'link', 'writeFile', 'open'])
     syncBuiltinESMExports()
-    const { mergeFiles } = await import(${JSON.stringify(code.merge)})
-    await mergeFiles(base, [adapter], out, JSON.parse(options))`,
+    const { merge } = await import(${JSON.stringify(code.merge)})
+    await merge({ base, adapters: adapter, out, ...JSON.parse(options) })`,
   )
 })
 afterAll(async () => {
@@ -94,13 +94,13 @@ describe.each<[string, string, MergeFilesOptions]>([
       isKilled = await isKilledBefore(change, out, options)
       if (existsSync(out)) expect([old, whole], `before change ${change}`).toContainEqual(await contentOf(out))
       else if (own.overwrite) {
-        const moved = (await readdir(folder)).find((file) => file.endsWith('.old'))
+        const moved = (await readdir(folder)).find((file) => file.includes('.old-'))
         expect(await contentOf(path.join(folder, moved!))).toEqual(old)
       }
       const next = { ...options, resume: change % 2 === 1, overwrite: true }
       await mergeFiles(setup.base, [setup.adapter], out, next)
       expect(await contentOf(out)).toEqual(whole)
-      expect(existsSync(`${out}.partial`)).toBe(false)
+      expect(await readdir(folder)).toEqual(expect.not.arrayContaining([expect.stringMatching(/\.(partial|old)-/)]))
       expect(existsSync(path.join(out, '.merge'))).toBe(false)
     }
     expect(change).toBeGreaterThan(10)

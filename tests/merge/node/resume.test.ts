@@ -7,7 +7,7 @@ import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
 import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
 import type { TensorSketch } from '../toolkit.js'
-import { fromDisk, layOutFiles, mergeFiles, type MergeFilesOptions } from './disk.js'
+import { fromDisk, layOutFiles, type MergeFilesOptions, mergeFiles, partialOf, partialShard } from './disk.js'
 
 const SKETCHES: TensorSketch[] = [
   ['a_proj.weight', 'BF16', [300, 256]],
@@ -27,13 +27,12 @@ afterEach(() => rm(folder, { recursive: true, force: true }))
 async function interrupted() {
   const setup = await layOutFiles(folder, SKETCHES, { shards: 3 })
   await mergeFiles(setup.base, [setup.adapter], setup.out, { ...here, share: { index: 0, count: 1 } })
-  const partial = `${setup.out}.partial`
   const times = await Promise.all(
-    [1, 2, 3].map(async (shard) => (await stat(path.join(partial, nameOf(shard)))).mtimeMs),
+    [1, 2, 3].map(async (shard) => (await stat(await partialShard(setup.out, nameOf(shard)))).mtimeMs),
   )
   return {
     ...setup,
-    partial,
+    partial: await partialOf(setup.out),
     run: (options: MergeFilesOptions, base = setup.base, adapters: never[] = [setup.adapter as never]) =>
       mergeFiles(base, adapters, setup.out, { ...here, ...options }),
     /** Which of the files were not made again. */
@@ -107,7 +106,7 @@ describe('resuming', () => {
 
   it('makes files again that are damaged, or whose note is', async () => {
     const merge = await interrupted()
-    await flip(path.join(merge.partial, nameOf(1)), 40_000)
+    await flip(await partialShard(merge.out, nameOf(1)), 40_000)
     await writeFile(path.join(merge.partial, '.merge', `${nameOf(2)}.json`), '{"checksum":')
     await merge.run({ resume: true })
     expect(await merge.kept()).toEqual([3])
@@ -127,7 +126,7 @@ describe('resuming', () => {
   })
 
   it.each<[string, MergeFilesOptions]>([
-    ['type', { dtype: 'F16' }],
+    ['type', { outDtype: 'F16' }],
     ['shards', { maxShardBytes: 50_000 }],
     ['direction', { sign: -1 }],
     ['rounding', { reproducible: true }],
@@ -160,8 +159,8 @@ describe('resuming', () => {
     expect((await run({ finish: true })).bytes).toBeLessThan(1000)
     await expectFresh()
     await run({ share: { index: 0, count: 1 } })
-    await rm(path.join(`${setup.out}.partial`, '.merge', 'model.safetensors.json'))
-    await flip(path.join(`${setup.out}.partial`, 'model.safetensors'), 100)
+    await rm(path.join(await partialOf(setup.out), '.merge', 'model.safetensors.json'))
+    await flip(await partialShard(setup.out, 'model.safetensors'), 100)
     expect((await run({ resume: true })).bytes).toBeGreaterThan(150_000)
     await expectFresh()
   })

@@ -17,8 +17,8 @@ import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
 import { unmergeCheckpoint } from '../../../src/merge/chunks/unmerge.js'
 import { loadAdapter, saveAdapter } from '../../../src/peft/adapter-folder.js'
 import { checkpointOf, expectClose, goldenCases, goldenPath, tensorsIn, type Values } from '../../golden.js'
-import { normals } from '../toolkit.js'
 import { mergeFiles } from '../node/disk.js'
+import { normals } from '../toolkit.js'
 
 const golden = goldenCases<{ base: string }>('experts')
 const cases = golden.map(({ name }) => name)
