@@ -2,7 +2,7 @@
 // Everything it makes is under out/demo; run it as often as you like.
 
 import { fileURLToPath } from 'node:url'
-import { AdapterSession, generate, loadModel, merge, train } from 'lowrank/node'
+import { loadModel, merge, openSession, train } from 'lowrank'
 
 process.chdir(fileURLToPath(new URL('..', import.meta.url)))
 
@@ -20,18 +20,18 @@ An adapter is a small set of extra weights that changes how it writes; the model
 
 heading('1. What the model writes')
 const model = await loadModel(MODEL)
-const session = await AdapterSession.open(model)
+const session = await openSession(model)
 await sample('base')
 
 heading('2. Train an adapter on the King James Bible')
 const scripture = await trainAdapter('scripture', 150)
-await session.addAdapter('scripture', scripture)
+await session.add('scripture', scripture)
 console.log('\nThe same prompt, with the adapter:')
 await sample('scripture')
 
 heading('3. Train another one on Moby-Dick')
 const whaling = await trainAdapter('whaling', 60)
-await session.addAdapter('whaling', whaling)
+await session.add('whaling', whaling)
 
 heading('4. Swap: one model in memory, an adapter for each request')
 for (const name of ['whaling', 'base', 'scripture']) await sample(name)
@@ -44,7 +44,7 @@ const merged = await merge({
   overwrite: true,
 })
 const mergedModel = await loadModel(`${OUT}/merged`)
-const mergedSession = await AdapterSession.open(mergedModel)
+const mergedSession = await openSession(mergedModel)
 const feeds = inputs(PROMPT)
 const { logits: expected } = await session.run(feeds, { adapter: 'scripture' })
 const { logits: actual } = await mergedSession.run(feeds)
@@ -87,7 +87,7 @@ async function trainAdapter(name, maxSteps) {
     learningRate: 5e-3,
     schedule: 'linear',
     on: {
-      evaluation({ loss, perplexity }) {
+      evaluation({ loss, metrics: { perplexity } }) {
         const change = before === undefined ? '' : `, before ${before.toFixed(2)}`
         console.log(
           `Loss on text it does not train on: ${loss.toFixed(2)}${change} (perplexity ${perplexity.toFixed(0)})`,
@@ -113,7 +113,7 @@ function showStep({ step, totalSteps, loss, tokensPerSecond, secondsLeft }) {
 
 async function sample(name) {
   const adapter = name === 'base' ? undefined : name
-  const { text } = await generate(session, PROMPT, { adapter, maxNewTokens: 40, temperature: 0.7, topK: 40, seed: 7 })
+  const { text } = await session.generate(PROMPT, { adapter, maxNewTokens: 40, temperature: 0.7, topK: 40, seed: 7 })
   console.log(`${`${name}:`.padEnd(11)}${PROMPT}${text.replaceAll('\n', ' ')} …`)
 }
 

@@ -1,12 +1,12 @@
 // Folds an adapter that PEFT wrote into the ONNX model, and shows that nothing but the place of the numbers changed.
 
 import { fileURLToPath } from 'node:url'
-import { AdapterSession, generate, loadAdapter, loadModel, merge } from 'lowrank/node'
+import { loadAdapter, loadModel, merge, openSession } from 'lowrank'
 
 process.chdir(fileURLToPath(new URL('..', import.meta.url)))
 
 const adapter = await loadAdapter('tests/golden/peft/rslora')
-console.log(`rank ${adapter.config.rank}, ${adapter.size} layers, ${adapter.totalTrainableParams()} parameters`)
+console.log(`rank ${adapter.config.rank}, ${adapter.size} parts, ${adapter.totalTrainableParams()} parameters`)
 
 const out = 'out/examples/merged'
 const report = await merge({ base: 'models/union-3m/onnx/model.onnx', adapters: adapter, out, overwrite: true })
@@ -21,8 +21,8 @@ for (const [folder, adapters] of [
   [out, {}],
 ]) {
   const model = await loadModel(folder)
-  const session = await AdapterSession.open(model, { adapters })
-  const { text } = await generate(session, 'The Congress', { adapter: session.adapters[0], maxNewTokens: 12 })
+  const session = await openSession(model, { adapters })
+  const { text } = await session.generate('The Congress', { adapter: session.adapters[0], maxNewTokens: 12 })
   console.log(`${folder}:${text}`)
   texts.push(text)
   await session.dispose()

@@ -2,7 +2,7 @@
 // stays in memory until it is saved.
 
 import { fileURLToPath } from 'node:url'
-import { AdapterSession, generate, loadModel, saveAdapter, train } from 'lowrank/node'
+import { loadModel, openSession, saveAdapter, train } from 'lowrank'
 
 process.chdir(fileURLToPath(new URL('..', import.meta.url)))
 
@@ -23,8 +23,8 @@ const { adapter, report } = await train({
 await saveAdapter(adapter, 'out/examples/sailor')
 console.log(`${report.trainableParams} parameters in out/examples/sailor`)
 
-const session = await AdapterSession.open(model, { adapters: { sailor: adapter } })
-const { text } = await generate(session, 'Who is it? It is the boatswain.', { adapter: 'sailor', maxNewTokens: 8 })
+const session = await openSession(model, { adapters: { sailor: adapter } })
+const { text } = await session.generate('Who is it? It is the boatswain.', { adapter: 'sailor', maxNewTokens: 8 })
 console.log('answer:', text)
 await session.dispose()
 await model.close()

@@ -6,7 +6,7 @@
 
 import assert from 'node:assert/strict'
 import { join } from 'node:path'
-import { AdapterSession, generate, loadAdapter, loadModel, merge } from 'lowrank/node'
+import { loadAdapter, loadModel, merge, openSession } from 'lowrank'
 import { installTransformers, loadTransformers, openPipeline, ROOT } from './transformers-js.mjs'
 
 const scratch = process.argv[2]
@@ -76,10 +76,10 @@ async function compareTexts(pipeline, { base, adapter }) {
 async function lowrankTexts(base, adapter) {
   const model = await loadModel(base, { runtime: { module: ort } })
   const adapters = adapter === undefined ? {} : { adapter: await loadAdapter(adapter) }
-  const session = await AdapterSession.open(model, { adapters })
+  const session = await openSession(model, { adapters })
   const texts = []
   for (const prompt of PROMPTS) {
-    const { text, tokens } = await generate(session, prompt, {
+    const { text, tokens } = await session.generate(prompt, {
       adapter: adapter && 'adapter',
       maxNewTokens: MAX_NEW_TOKENS,
     })

@@ -1,24 +1,10 @@
-// The public API in Node: all of `lowrank`, with paths where that takes folders and files.
+// The public API in Node, Bun and Deno: the same as everywhere, where strings can be paths and sessions run in worker threads.
+
+import { usePathMerging } from './index/path-merging.js'
+import { usePlatform } from './index/platform.js'
+import { nodePlatform } from './node/platform.js'
+
+usePlatform(nodePlatform)
+usePathMerging(() => import('./merge/node/merge.js'))
 
 export * from './index.js'
-export { NodeDirectory, openFile } from './io/node/files.js'
-export { type ConvertByPathOptions, type ConvertReport, convert } from './node/convert.js'
-export {
-  type CheckpointContents,
-  type InspectOptions,
-  type InspectReport,
-  inspect,
-  type OnnxReport,
-} from './node/inspect.js'
-export {
-  type MergeToPath,
-  merge,
-  type PathAdapter,
-  planMerge,
-  type UnmergeToPath,
-  unmerge,
-} from './node/merge.js'
-export { type LoadModelOptions, loadAdapter, loadModel, saveAdapter } from './node/model.js'
-export { nodeRuntime } from './node/runtime.js'
-export { type TrainOptions, train } from './node/train.js'
-export { defaultTargetModules } from './peft/default-targets.js'

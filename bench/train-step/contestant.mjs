@@ -11,6 +11,7 @@ import { buildTrainingGraph } from '../../dist/graph/training/training-graph.js'
 import { Graph } from '../../dist/graph/view/graph.js'
 import { NodeDirectory } from '../../dist/io/node/files.js'
 import { loadNodeRuntime } from '../../dist/runtime/node/runtime.js'
+import { causalLm } from '../../dist/tasks/causal-lm.js'
 import { TrainEngine } from '../../dist/train/engine.js'
 
 const {
@@ -33,7 +34,8 @@ const runtime = await loadNodeRuntime()
 const model = await loadOnnx(new NodeDirectory(folder), 'onnx/model.onnx')
 const linears = matchTargets(findLinears(new Graph(model.proto)), { targetModules: 'all-linear' })
 const layers = linears.map(({ name, d, k }) => ({ name, d, k, rank, scaling: 2 }))
-const graph = await buildTrainingGraph(model, runtime, { layers })
+const task = causalLm.open({ onnx: model, padTokenId: 0 }, [])
+const graph = await buildTrainingGraph(model, runtime, task, { layers })
 const engine = new TrainEngine(runtime)
 const { id: session } = await engine.openSession(await graph.sessionModel(), {
   threads,
@@ -42,9 +44,9 @@ const { id: session } = await engine.openSession(await graph.sessionModel(), {
 })
 const zeros = () => graph.parameters.map(({ shape: [rows, columns] }) => new Float32Array(rows * columns))
 const parameters = zeros()
-graph.parameters.forEach(({ layer, factor, shape: [, k] }, i) => {
-  if (factor === 'B') return
-  const random = new Random(0, layer)
+graph.parameters.forEach(({ name, shape: [, k] }, i) => {
+  if (name.endsWith('.B')) return
+  const random = new Random(0, name.slice(0, -2))
   const bound = 1 / Math.sqrt(k)
   for (let j = 0; j < parameters[i].length; j++) parameters[i][j] = (2 * random.uniform() - 1) * bound
 })
@@ -69,12 +71,11 @@ for await (const line of createInterface({ input: process.stdin })) {
   const question = JSON.parse(line)
   let answer = {}
   if (question.do === 'batch') {
-    const ids = question.inputIds
-    const attentionMask = new Array(ids.length).fill(1)
-    feeds = graph.feeds(
-      { batch, sequence, inputIds: ids, attentionMask, labels: ids },
-      { normalizer: batch * (sequence - 1) },
+    const rows = Array.from({ length: batch }, (_, i) =>
+      Int32Array.from(question.inputIds.slice(i * sequence, (i + 1) * sequence)),
     )
+    const examples = rows.map((inputIds) => ({ inputIds, labels: inputIds }))
+    feeds = graph.feeds(task.collate(examples, sequence), { normalizer: task.normalizer(examples) })
   } else {
     const results = []
     for (let i = 0; i < (question.steps ?? 1); i++) results.push(await step())

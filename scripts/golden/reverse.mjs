@@ -5,7 +5,7 @@
 import { mkdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { AdapterSession, loadModel, merge, train } from 'lowrank/node'
+import { loadModel, merge, openSession, train } from 'lowrank'
 
 const root = fileURLToPath(new URL('../..', import.meta.url))
 const out = process.argv[2]
@@ -33,7 +33,7 @@ for (const [base, paths] of Object.entries(BASES)) {
     maxLength: 48,
     learningRate: 2e-2,
   })
-  const session = await AdapterSession.open(model, { adapters: { trained: adapter } })
+  const session = await openSession(model, { adapters: { trained: adapter } })
   const prompts = []
   for (const prompt of PROMPTS) prompts.push(await lastLogits(session, model, prompt))
   writeFileSync(join(folder, 'logits.json'), JSON.stringify({ prompts }))

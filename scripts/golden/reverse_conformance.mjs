@@ -5,7 +5,7 @@
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { loadAdapter, saveAdapter } from 'lowrank/node'
+import { loadAdapter, saveAdapter } from 'lowrank'
 
 const golden = fileURLToPath(new URL('../../tests/golden/conformance', import.meta.url))
 const out = process.argv[2]

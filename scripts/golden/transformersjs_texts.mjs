@@ -7,7 +7,7 @@
 
 import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { merge } from 'lowrank/node'
+import { merge } from 'lowrank'
 import { installTransformers, loadTransformers, openPipeline, ROOT } from '../transformers-js.mjs'
 
 const [scratch, out = join(ROOT, 'tests/golden/transformers-js/texts.json')] = process.argv.slice(2)

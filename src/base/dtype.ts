@@ -10,6 +10,38 @@ export type FloatDtype = 'F32' | 'F16' | 'BF16'
 /** Float types of weights: some checkpoints hold f64. */
 export type WeightDtype = FloatDtype | 'F64'
 
+/** All element types of stored tensors, in safetensors' spelling. */
+export type TensorDtype =
+  | WeightDtype
+  | 'BOOL'
+  | 'F4'
+  | 'F6_E2M3'
+  | 'F6_E3M2'
+  | 'U8'
+  | 'I8'
+  | 'F8_E5M2'
+  | 'F8_E4M3'
+  | 'F8_E8M0'
+  | 'F8_E4M3FNUZ'
+  | 'F8_E5M2FNUZ'
+  | 'I16'
+  | 'U16'
+  | 'I32'
+  | 'U32'
+  | 'C64'
+  | 'I64'
+  | 'U64'
+
+/** Whether adapters are saved in this type. */
+export function isFloatDtype(dtype: TensorDtype): dtype is FloatDtype {
+  return dtype === 'F32' || dtype === 'F16' || dtype === 'BF16'
+}
+
+/** Whether weights can be computed from this type. */
+export function isWeightDtype(dtype: TensorDtype): dtype is WeightDtype {
+  return dtype === 'F64' || isFloatDtype(dtype)
+}
+
 const ELEMENT_BYTES: Readonly<Record<WeightDtype, number>> = { F16: 2, BF16: 2, F32: 4, F64: 8 }
 
 const F32_INFINITY = 0x7f800000

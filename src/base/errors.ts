@@ -140,22 +140,21 @@ export function listed(files: readonly string[]): string {
   return files.slice(0, 5).join(', ') + (files.length > 5 ? `, … (${files.length} files)` : '')
 }
 
-/** Hears of what is wrong in input: strict readers throw it, `inspect` collects it and goes on. */
-export type OnProblem = (problem: LowrankError) => void
-
-/** The {@link OnProblem} of strict readers. */
-export function throwProblem(problem: LowrankError): never {
-  throw problem
+/** What some work gave, or why it gave nothing. */
+export interface Attempt<T> {
+  /** Undefined when the work failed. */
+  readonly value: T | undefined
+  /** One when it failed, else none. */
+  readonly problems: readonly LowrankError[]
 }
 
-/** What `work` returns; undefined when it throws one of ours, which `onProblem` hears of. */
-export function attempt<T>(work: () => T, onProblem: OnProblem): T | undefined {
+/** Catches what `work` throws on purpose, so that a reader can go on and return all problems together. */
+export function attempt<T>(work: () => T): Attempt<T> {
   try {
-    return work()
+    return { value: work(), problems: [] }
   } catch (error) {
     if (!(error instanceof LowrankError)) throw error
-    onProblem(error)
-    return undefined
+    return { value: undefined, problems: [error] }
   }
 }
 

@@ -6,7 +6,7 @@ import { EXIT_INTERRUPTED, interruptible } from './interrupt.js'
 import { decimal, defineCommand, integer, repeated, required, toggle } from './options.js'
 import { colors, printDocument, say } from './terminal.js'
 
-interface Result extends Pick<GenerateResult, 'text' | 'tokens' | 'seconds' | 'finish'> {
+interface Result extends Pick<GenerateResult, 'text' | 'tokens' | 'seconds' | 'finish' | 'seed'> {
   adapter: string | null
 }
 
@@ -32,7 +32,7 @@ export const generate = defineCommand({
     ),
     topK: integer('choose among the N most likely tokens'),
     topP: decimal('choose among the most likely tokens that add up to this probability', 1),
-    seed: integer('the same seed gives the same text', { fallback: GENERATE_DEFAULTS.seed, least: 0 }),
+    seed: integer('the same seed gives the same text; default: a fresh one', { least: 0 }),
     threads: integer('processor threads to use; default: ONNX Runtime’s choice'),
     json: toggle('print one JSON document on stdout'),
   },
@@ -42,7 +42,7 @@ export const generate = defineCommand({
     for (const folder of folders) adapters.push([folder, await node.loadAdapter(folder)])
     const model = await node.loadModel(path)
     try {
-      const session = await node.AdapterSession.open(model, { adapters: Object.fromEntries(adapters), threads })
+      const session = await node.openSession(model, { adapters: Object.fromEntries(adapters), threads })
       try {
         return await interruptible('Stopping.', async (interrupt) => {
           const closed = new AbortController()
@@ -57,9 +57,9 @@ export const generate = defineCommand({
             const onText = json
               ? undefined
               : (piece: string) => void process.stdout.write(isWatched ? printableProse(piece) : piece)
-            const result = await node.generate(session, prompt, { ...sampling, adapter, onText, signal })
-            const { text, tokens, seconds, finish } = result
-            results.push({ adapter: adapter ?? null, text, tokens, seconds, finish })
+            const result = await session.generate(prompt, { ...sampling, adapter, onText, signal })
+            const { text, tokens, seconds, finish, seed } = result
+            results.push({ adapter: adapter ?? null, text, tokens, seconds, finish, seed })
             if (!json) process.stdout.write('\n')
           }
           const tokens = results.reduce((sum, result) => sum + result.tokens, 0)

@@ -1,8 +1,9 @@
 // lowrank inspect: what an adapter, a checkpoint or an ONNX model holds.
 
-import type { FitReport, InspectReport } from '../node.js'
+import type { FitReport, InspectReport } from '../index.js'
 import { printable } from './escape.js'
 import { defineCommand, text, toggle, UsageError } from './options.js'
+import { writeWhole } from './output.js'
 import { kindOf, targetsOf } from './page/data.js'
 import { colors, complain, print, printDocument, say, table, thousands, warn } from './terminal.js'
 
@@ -35,12 +36,12 @@ export const inspect = defineCommand({
     if (relativeChange && base === undefined) throw new UsageError('--relative-change needs --base DIR|FILE')
     const node = await import('../node.js')
     const { inspectionPage } = await import('./page/page.js')
-    const { refusePage, writePage } = await import('./page/write.js')
+    const { refusePage } = await import('./page/write.js')
     if (html !== undefined) await refusePage(html, overwrite)
     const report = await node.inspect(positional, { base, relativeChange, strict })
     if (html !== undefined) {
       if (report.kind !== 'adapter') throw new UsageError('--html shows adapters, and PATH holds a model')
-      await writePage(html, inspectionPage(report, positional))
+      await writeWhole(html, inspectionPage(report, positional))
       say(`Wrote ${colors.bold(html)}`)
     }
     if (json) printDocument({ ...report })

@@ -1,6 +1,6 @@
 // What `merge` and `unmerge` share on the command line: options, adapters with their weights, and the run with its progress.
 
-import type { MergeProgress, MergeReport, MergeSummary } from '../node.js'
+import type { MergeProgress, MergeReport, MergeSummary } from '../index.js'
 import { printable } from './escape.js'
 import { EXIT_INTERRUPTED, interruptible } from './interrupt.js'
 import { choice, integer, type Occurrence, type Option, readNumber, repeated, toggle, UsageError } from './options.js'

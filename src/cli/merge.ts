@@ -1,6 +1,6 @@
 // lowrank merge: folds an adapter into a base model's weights, so that it runs without LoRA.
 
-import type { MergePlanReport } from '../node.js'
+import type { MergePlanReport } from '../index.js'
 import { printable } from './escape.js'
 import { ADAPTERS, API_NAMES, OUTPUT, partOf, runMerge, sayAsides, sized, weightedAdapters } from './merge-options.js'
 import { choice, defineCommand, type Occurrence, required, toggle, UsageError } from './options.js'

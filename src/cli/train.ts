@@ -1,6 +1,6 @@
 // lowrank train: a model folder and a JSONL file → an adapter folder that PEFT reads too.
 
-import { ConfigError, DRAWN_INITS, SCHEDULES, SETTINGS_DEFAULTS, TRAIN_DEFAULTS, type TrainEvents } from '../index.js'
+import { ConfigError, DRAWN_INITS, SCHEDULES, TRAIN_DEFAULTS, type TrainEvents } from '../index.js'
 import { EXIT_INTERRUPTED, interruptible } from './interrupt.js'
 import { choice, decimal, defineCommand, integer, type Option, required, text, toggle, UsageError } from './options.js'
 import { colors, duration, Progress, printDocument, say, thousands, warn } from './terminal.js'
@@ -12,10 +12,10 @@ function targetModules(): Option<string | string[]> {
   return {
     placeholder: 'all-linear|default|a,b',
     about: 'modules to adapt: names or last parts of names, such as q_proj,v_proj; default: those of PEFT',
-    fallback: TRAIN_DEFAULTS.targetModules,
+    fallback: TRAIN_DEFAULTS.config.targetModules,
     read(occurrences) {
       const value = occurrences.at(-1)?.value
-      if (value === undefined || value === 'all-linear') return TRAIN_DEFAULTS.targetModules
+      if (value === undefined || value === 'all-linear') return TRAIN_DEFAULTS.config.targetModules
       if (value === 'default') return value
       const names = value.split(',').map((name) => name.trim())
       if (!names.includes('')) return names
@@ -46,22 +46,22 @@ export const train = defineCommand({
     evalData: text('FILE.jsonl', 'what to measure the loss on, before and after'),
     out: required('DIR', 'new folder for the adapter'),
     task: choice(TASKS, 'what is trained; the others are not built yet', 'causal-lm'),
-    rank: integer('size of the adapter: rank of the added matrices', { fallback: TRAIN_DEFAULTS.rank }),
-    alpha: decimal('strength: the added matrices are scaled by alpha / rank', TRAIN_DEFAULTS.alpha),
-    dropout: decimal('share of the adapter’s inputs dropped in training', TRAIN_DEFAULTS.dropout),
+    rank: integer('size of the adapter: rank of the added matrices', { fallback: TRAIN_DEFAULTS.config.rank }),
+    alpha: decimal('strength: the added matrices are scaled by alpha / rank', TRAIN_DEFAULTS.config.alpha),
+    dropout: decimal('share of the adapter’s inputs dropped in training', TRAIN_DEFAULTS.config.dropout),
     targetModules: targetModules(),
-    init: choice(DRAWN_INITS, 'how the adapter starts', TRAIN_DEFAULTS.init),
-    epochs: integer('passes over the data', { fallback: SETTINGS_DEFAULTS.epochs }),
+    init: choice(DRAWN_INITS, 'how the adapter starts', TRAIN_DEFAULTS.config.init),
+    epochs: integer('passes over the data', { fallback: TRAIN_DEFAULTS.epochs }),
     maxSteps: integer('optimizer steps to take, instead of --epochs'),
-    batchSize: integer('records per step', { fallback: SETTINGS_DEFAULTS.batchSize }),
+    batchSize: integer('records per step', { fallback: TRAIN_DEFAULTS.batchSize }),
     maxLength: integer('tokens to keep of a record; default: the model’s context'),
-    learningRate: decimal('highest learning rate', SETTINGS_DEFAULTS.learningRate),
-    schedule: choice(SCHEDULES, 'how the learning rate falls', SETTINGS_DEFAULTS.schedule),
-    warmupRatio: decimal('share of the steps in which it rises first', SETTINGS_DEFAULTS.warmupRatio),
-    weightDecay: decimal('AdamW’s weight decay', SETTINGS_DEFAULTS.weightDecay),
-    maxGradNorm: decimal('longer gradients are cut to this norm; 0: never', SETTINGS_DEFAULTS.maxGradNorm),
-    gradientAccumulation: integer('batches per step', { fallback: SETTINGS_DEFAULTS.gradientAccumulation }),
-    seed: integer('same seed, data and machine: the same adapter', { fallback: TRAIN_DEFAULTS.seed, least: 0 }),
+    learningRate: decimal('highest learning rate', TRAIN_DEFAULTS.learningRate),
+    schedule: choice(SCHEDULES, 'how the learning rate falls', TRAIN_DEFAULTS.schedule),
+    warmupRatio: decimal('share of the steps in which it rises first', TRAIN_DEFAULTS.warmupRatio),
+    weightDecay: decimal('AdamW’s weight decay', TRAIN_DEFAULTS.weightDecay),
+    maxGradNorm: decimal('longer gradients are cut to this norm; 0: never', TRAIN_DEFAULTS.maxGradNorm),
+    gradientAccumulation: integer('batches per step', { fallback: TRAIN_DEFAULTS.gradientAccumulation }),
+    seed: integer('same seed, data and machine: the same adapter', { fallback: TRAIN_DEFAULTS.config.seed, least: 0 }),
     threads: integer('processor threads to use; default: ONNX Runtime’s choice'),
     lowMemory: toggle('use less memory, some percent slower'),
     saveEvery: integer('save every N steps, to resume from'),
@@ -114,11 +114,12 @@ function narrate(progress: Progress): TrainEvents {
       if (stage === 'encode') say('Reading the data …')
       if (stage === 'prepare') say('Building the training graph …')
     },
-    evaluation({ step, loss, perplexity }) {
+    evaluation({ step, loss, metrics }) {
       progress.clear()
       evaluations++
       const when = evaluations === 1 && step === 0 ? 'before training' : `after step ${step}`
-      say(`Evaluation loss ${when}: ${colors.bold(loss.toFixed(3))} (perplexity ${perplexity.toFixed(1)})`)
+      const others = Object.entries(metrics).map(([name, value]) => `${name} ${value.toFixed(value < 10 ? 3 : 1)}`)
+      say(`Evaluation loss ${when}: ${colors.bold(loss.toFixed(3))} (${others.join(', ')})`)
     },
     step({ step, totalSteps, loss, tokensPerSecond }) {
       progress.update(step, totalSteps, `  loss ${loss.toFixed(3)}  ${thousands(tokensPerSecond)} tokens/s`)

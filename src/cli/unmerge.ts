@@ -1,6 +1,6 @@
 // lowrank unmerge: removes adapters from a merged model, and says how close that comes to the original.
 
-import type { UnmergeReport } from '../node.js'
+import type { UnmergeReport } from '../index.js'
 import { ADAPTERS, API_NAMES, OUTPUT, partOf, runMerge, weightedAdapters } from './merge-options.js'
 import { choice, defineCommand, required, text } from './options.js'
 import { print, say, table, thousands } from './terminal.js'

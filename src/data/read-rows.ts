@@ -10,14 +10,7 @@ import { readJsonArray, readJsonLines } from './json.js'
 import { readParagraphs } from './paragraphs.js'
 import { readParquet } from './parquet.js'
 import type { Row } from './row.js'
-
-/** A file, a folder of files, or several of them in order; or records in memory. */
-export type DataSource =
-  | ByteSource
-  | Directory
-  | readonly (ByteSource | Directory)[]
-  | Iterable<unknown>
-  | AsyncIterable<unknown>
+import { type DataSource, isByteSource, isDirectory, isIterable } from './source.js'
 
 /** How rows are read. */
 export interface ReadOptions {
@@ -111,19 +104,4 @@ async function* rowsOfFolder(directory: Directory, columns: ColumnNames | undefi
       await source.close()
     }
   }
-}
-
-function isByteSource(value: unknown): value is ByteSource {
-  const source = value as Partial<ByteSource> | null | undefined
-  return typeof source?.read === 'function' && typeof source.byteLength === 'number'
-}
-
-function isDirectory(value: unknown): value is Directory {
-  const directory = value as Partial<Directory> | null | undefined
-  return typeof directory?.list === 'function' && typeof directory.open === 'function'
-}
-
-function isIterable(value: unknown): value is Iterable<unknown> | AsyncIterable<unknown> {
-  if (typeof value !== 'object' || value === null) return false
-  return Symbol.iterator in value || Symbol.asyncIterator in value
 }

@@ -2,7 +2,7 @@
 // forbids is refused by name: https://github.com/huggingface/safetensors#format (validation as in its reference implementation).
 
 import { type ByteSink, type ByteSource, type Directory, writeThrough } from '../base/bytes.js'
-import { decodeWeights, type FloatDtype, type WeightDtype } from '../base/dtype.js'
+import { decodeWeights, isWeightDtype, type TensorDtype } from '../base/dtype.js'
 import { FormatError, nearMisses, ShapeError, UnsupportedError } from '../base/errors.js'
 import { elementCount, formatShape, type Tensor } from '../base/tensor.js'
 import { type JsonValue, parseJsonEntries } from './json.js'
@@ -37,17 +37,14 @@ const DTYPE_BITS = {
   F64: 64,
   I64: 64,
   U64: 64,
-} as const
+} as const satisfies Record<TensorDtype, number>
 
-/** The format's names of its element types. */
-export type SafetensorsDtype = keyof typeof DTYPE_BITS
-
-const DTYPES = Object.keys(DTYPE_BITS) as SafetensorsDtype[]
+const DTYPES = Object.keys(DTYPE_BITS) as TensorDtype[]
 
 /** A tensor of a file: what it is, and where its bytes lie. */
 export interface TensorInfo {
   readonly name: string
-  readonly dtype: SafetensorsDtype
+  readonly dtype: TensorDtype
   readonly shape: readonly number[]
   /** In bytes from the source's beginning. */
   readonly offset: number
@@ -240,7 +237,7 @@ export async function readTensorF32(file: SafetensorsFile, name: string): Promis
 /** What a header says of a tensor. */
 export interface TensorSpec {
   readonly name: string
-  readonly dtype: SafetensorsDtype
+  readonly dtype: TensorDtype
   readonly shape: readonly number[]
 }
 
@@ -349,24 +346,14 @@ export async function saveSafetensors(
   await writeThrough(directory, path, (sink) => writeSafetensors(sink, tensors, metadata))
 }
 
-/** A type that adapters are saved in. */
-export function isFloatDtype(dtype: SafetensorsDtype): dtype is FloatDtype {
-  return dtype === 'F32' || dtype === 'F16' || dtype === 'BF16'
-}
-
-/** A type that weights can be computed from. */
-export function isWeightDtype(dtype: SafetensorsDtype): dtype is WeightDtype {
-  return dtype === 'F64' || isFloatDtype(dtype)
-}
-
 /** Undefined when the size is no whole number of bytes, or too large for exact arithmetic. */
-function tensorByteLength(dtype: SafetensorsDtype, shape: readonly number[]): number | undefined {
+function tensorByteLength(dtype: TensorDtype, shape: readonly number[]): number | undefined {
   if (shape.includes(0)) return 0
   const bits = DTYPE_BITS[dtype] * elementCount(shape)
   return Number.isSafeInteger(bits) && bits % 8 === 0 ? bits / 8 : undefined
 }
 
-function isDtype(value: string): value is SafetensorsDtype {
+function isDtype(value: string): value is TensorDtype {
   return Object.hasOwn(DTYPE_BITS, value)
 }
 

@@ -1,28 +1,32 @@
-// A causal language model in a folder as transformers.js reads it: config.json, tokenizer.json, onnx/model.onnx. Loading
+// A model in a folder as transformers.js reads it: config.json, one graph or several in onnx/, a tokenizer where it has one. Loading
 // reads the graph and the tokenizer; weights stay in their file.
 
 import { type Directory, readJson } from '../base/bytes.js'
-import { FileError, FormatError } from '../base/errors.js'
+import { ConfigError, FileError, FormatError } from '../base/errors.js'
 import { loadOnnx, type OnnxModel } from '../formats/onnx/model.js'
+import { HubDirectory } from '../io/hub/directory.js'
 import type { RuntimeHost } from '../runtime/host.js'
 import { loadTokenizer, type Tokenizer } from '../text/tokenizer.js'
+import { type DtypeChoice, findGraphs, type GraphRole, roleOf } from './graph-file.js'
 
-/** A causal language model with its tokenizer, as `loadModel` reads it; weights stay in their file. */
-export interface CausalModel {
-  /** For messages and for an adapter's `base_model_name_or_path`: config.json's name, else the folder's. */
+/** A model as `loadModel` reads it; weights stay in their file. */
+export interface Model {
+  /** For messages and for an adapter's `base_model_name_or_path`: the id on the Hub, config.json's name, else the folder's. */
   readonly name: string
   /** The folder that it was read from. */
   readonly directory: Directory
-  /** Where the graph was found, relative to `directory`. */
+  /** Paths of its graphs, relative to `directory`, by what they are: `model` alone, or `decoder`, `encoder`, `embed_tokens`, … */
+  readonly graphs: Readonly<Partial<Record<GraphRole, string>>>
+  /** Where the graph of `onnx` was found, relative to `directory`. */
   readonly onnxPath: string
   /** config.json */
   readonly config: Readonly<Record<string, unknown>>
   /** generation_config.json; empty if the folder has none. */
   readonly generationConfig: Readonly<Record<string, unknown>>
-  /** The graph, and where each weight lies. */
+  /** The graph, and where each weight lies; of several the decoder, which sessions run and training adapts. */
   readonly onnx: OnnxModel
-  /** Of tokenizer.json. */
-  readonly tokenizer: Tokenizer
+  /** Of tokenizer.json; undefined where the folder has none, as models of images. */
+  readonly tokenizer: Tokenizer | undefined
   /** Number of tokens that the model knows, as far as config.json tells. */
   readonly vocabularySize: number | undefined
   /** Most tokens that the positions of the model reach, as far as config.json tells. */
@@ -33,7 +37,9 @@ export interface CausalModel {
   readonly padTokenId: number
   /** Where sessions of this model run. */
   readonly runtime: RuntimeHost
-  /** Closes the files of the graph and its weights. Sessions of the model are to be disposed before. */
+  /** Reads another of its graphs, which is closed with the model. Throws FileError when it has none of that role. */
+  openGraph(role: GraphRole): Promise<OnnxModel>
+  /** Closes the files of the graphs and their weights. Sessions of the model are to be disposed before. */
   close(): Promise<void>
 }
 
@@ -41,12 +47,11 @@ export interface CausalModel {
 export interface LoadModelOptions {
   /** Where sessions of the model run: `webRuntime(url)`, `nodeRuntime()`, or `{ module }` for the caller's own thread. */
   runtime: RuntimeHost
-  /** The graph's path inside the folder; default: onnx/model.onnx, else model.onnx. */
+  /** The graph's path inside the folder. Default: by `dtype`. */
   onnxPath?: string | undefined
+  /** The type of the graph's weights: onnx/model_q4.onnx for `q4`. Default: what config.json says, else fp32. */
+  dtype?: DtypeChoice | undefined
 }
-
-/** Where a folder's graph is looked for, first match first. */
-const ONNX_PATHS = ['onnx/model.onnx', 'model.onnx']
 
 /** Names under which configs give the context length, most common first. */
 const CONTEXT_KEYS = ['max_position_embeddings', 'n_positions', 'n_ctx', 'max_seq_len', 'seq_length']
@@ -56,56 +61,88 @@ const CONTEXT_KEYS = ['max_position_embeddings', 'n_positions', 'n_ctx', 'max_se
  *
  * @throws FileError when a part is missing, FormatError when one cannot be read
  */
-export async function loadModel(directory: Directory, options: LoadModelOptions): Promise<CausalModel> {
-  const path = options.onnxPath ?? (await findOnnx(directory))
-  if (!(await directory.has('config.json'))) throw missing(directory, 'config.json')
-  const config = await readObject(directory, 'config.json')
+export async function loadModel(directory: Directory, options: LoadModelOptions): Promise<Model> {
+  const { onnxPath, dtype } = options
+  if (onnxPath !== undefined && dtype !== undefined) {
+    throw new ConfigError({ where: 'dtype', what: 'only where the graph is not named itself', got: onnxPath })
+  }
+  const hasConfig = await directory.has('config.json')
+  const config = hasConfig ? await readObject(directory, 'config.json') : {}
+  const graphs =
+    onnxPath === undefined ? await findGraphs(directory, { dtype, config }) : { [roleOf(onnxPath)]: onnxPath }
+  const [path] = Object.values(graphs)
+  if (!hasConfig) throw missing(directory, 'config.json')
   const hasGenerationConfig = await directory.has('generation_config.json')
   const generationConfig = hasGenerationConfig ? await readObject(directory, 'generation_config.json') : {}
-  const tokenizer = await loadTokenizer(directory)
+  const tokenizer = (await directory.has('tokenizer.json')) ? await loadTokenizer(directory) : undefined
   const onnx = await loadOnnx(directory, path)
+  const opened = new Map([[path, onnx]])
   const eosTokenIds = [
     ...new Set([
-      ...tokenIds(tokenizer.eosTokenId),
+      ...tokenIds(tokenizer?.eosTokenId),
       ...tokenIds(generationConfig.eos_token_id),
       ...tokenIds(config.eos_token_id),
     ]),
   ]
   const vocabularySize = positiveInteger(config, ['vocab_size'])
   // Tokenizers name tokens for padding that were added to them alone, behind the last one that the model knows.
-  const padTokenIds = [tokenizer.padTokenId, generationConfig.pad_token_id, config.pad_token_id]
+  const padTokenIds = [tokenizer?.padTokenId, generationConfig.pad_token_id, config.pad_token_id]
     .flatMap(tokenIds)
     .filter((id) => id < (vocabularySize ?? Number.POSITIVE_INFINITY))
   return {
-    name:
-      typeof config._name_or_path === 'string' && config._name_or_path !== '' ? config._name_or_path : directory.name,
+    name: nameOf(directory, config),
     directory,
+    graphs,
     onnxPath: path,
     config,
     generationConfig,
     onnx,
     tokenizer,
     vocabularySize,
-    contextLength: positiveInteger(config, CONTEXT_KEYS),
+    contextLength: contextLengthOf(config),
     eosTokenIds,
     padTokenId: padTokenIds[0] ?? eosTokenIds[0] ?? 0,
     runtime: options.runtime,
-    close: () => onnx.close(),
+    async openGraph(role) {
+      const wanted = (graphs as Model['graphs'])[role]
+      if (wanted === undefined) {
+        const [what, got] = [`the model has no ${role}`, Object.keys(graphs).join(', ')]
+        throw new FileError({ where: directory.name, what, got })
+      }
+      const graph = opened.get(wanted) ?? (await loadOnnx(directory, wanted))
+      opened.set(wanted, graph)
+      return graph
+    },
+    close: async () => void (await Promise.all([...opened.values()].map((graph) => graph.close()))),
   }
 }
 
-async function findOnnx(directory: Directory): Promise<string> {
-  for (const path of ONNX_PATHS) if (await directory.has(path)) return path
-  const files = await directory.list()
-  const hasCheckpoint = files.some((file) => /^(?!adapter_).*\.safetensors(\.index\.json)?$/.test(file))
+/**
+ * The model's tokenizer.
+ *
+ * @throws FileError when the folder has none
+ */
+export function requireTokenizer({ tokenizer, directory }: Pick<Model, 'tokenizer' | 'directory'>): Tokenizer {
+  if (tokenizer !== undefined) return tokenizer
   throw new FileError({
     where: directory.name,
-    what: 'no ONNX model in this folder',
-    expected: ONNX_PATHS.join(' or '),
-    hint: hasCheckpoint
-      ? 'Its safetensors checkpoint can be merged, but not run: take an ONNX export, such as those of onnx-community on the Hub'
-      : 'Name a folder as on the Hub for transformers.js, or the .onnx file itself',
+    what: 'no tokenizer.json in this folder',
+    hint: 'Copy tokenizer.json and tokenizer_config.json from where the model came from',
   })
+}
+
+function contextLengthOf(config: Record<string, unknown>): number | undefined {
+  const length = positiveInteger(config, CONTEXT_KEYS)
+  // RoBERTa's positions begin behind that of padding: https://github.com/facebookresearch/fairseq/issues/1187
+  const { model_type: type, pad_token_id: pad } = config
+  const isShifted = typeof type === 'string' && /roberta$|camembert/.test(type) && typeof pad === 'number'
+  return length !== undefined && isShifted ? length - pad - 1 : length
+}
+
+/** What an adapter names as its base. A name in config.json is a path on someone's machine as often as an id. */
+function nameOf(directory: Directory, { _name_or_path: name }: Record<string, unknown>): string {
+  if (directory instanceof HubDirectory) return directory.source.id
+  return typeof name === 'string' && name !== '' ? name : directory.name
 }
 
 function missing(directory: Directory, path: string): FileError {

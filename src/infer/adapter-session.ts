@@ -2,58 +2,53 @@
 // other arrays. The base's weights are in memory once, whatever the number of adapters.
 
 import { MismatchError, nearMisses, StateError } from '../base/errors.js'
-import type { OnnxModel } from '../formats/onnx/model.js'
+import { checkArgument, checkOptions, kind, listOf, NAME, type OptionTable, orNull } from '../base/options.js'
 import { affineInputs, injectLora, loraInputs } from '../graph/inject/inject.js'
-import { completeFeeds } from '../graph/inputs/causal-inputs.js'
+import { completeFeeds } from '../graph/inputs/family.js'
 import { findLinears, type Linear, type ModuleMap } from '../graph/match/linears.js'
 import { placeAdapter } from '../graph/match/place-adapter.js'
+import type { Model } from '../graph/model-folder.js'
 import { sessionModel } from '../graph/session-model.js'
 import { Graph } from '../graph/view/graph.js'
-import type { LoraAdapter } from '../lora/adapter.js'
-import { requireKinds } from '../lora/plain.js'
-import { type Engine, openEngine, type RuntimeHost } from '../runtime/host.js'
+import { LoraAdapter } from '../lora/adapter.js'
+import { requireHandled } from '../lora/requirements.js'
+import { type Engine, openEngine } from '../runtime/host.js'
 import { type Remote, transfer } from '../runtime/rpc.js'
 import type { Feeds, RuntimeTensor, SessionOptions } from '../runtime/runtime.js'
 import { type AdapterFactors, InferEngine, type LoraSite } from './engine.js'
+import { checkName, plainFeeds } from './feeds.js'
+import { generate, streamText, type TextSession } from './generate.js'
+import type {
+  AdapterSession,
+  AdapterSessionOptions,
+  GenerateOptions,
+  GenerateResult,
+  RunOptions,
+  StreamOptions,
+} from './session.js'
 import { adapterFactors } from './site-factors.js'
 
-/** What a session needs of a model; a CausalModel has it. */
-export interface SessionBase {
-  /** The base's graph, and where its weights lie. */
-  readonly onnx: OnnxModel
-  /** Where the session is opened: in a worker, or in the caller's thread. */
-  readonly runtime: RuntimeHost
-}
+const ADAPTER = kind('a LoraAdapter', (value) => value instanceof LoraAdapter)
 
-/** The adapters of a session, and how the runtime opens it. */
-export interface AdapterSessionOptions extends SessionOptions {
-  /** Adapters to begin with, by the name that runs choose them by. */
-  adapters?: Readonly<Record<string, LoraAdapter>>
-  /** Module name → name of the node or of its weight, where the graph's own names do not tell. */
-  modules?: ModuleMap
-}
-
-/** What one run computes. */
-export interface RunOptions {
-  /** Name of the adapter. Default: the base model alone. */
-  adapter?: string | undefined
-  /** Outputs to compute. Default: all. */
-  outputNames?: readonly string[]
-}
+const RUN_OPTIONS: OptionTable<RunOptions> = { adapter: orNull(NAME), outputNames: listOf(NAME) }
 
 /** Providers on which tensors without elements work; on others an idle site gets zeros of rank 1. */
 const TAKES_EMPTY_TENSORS = new Set(['cpu', 'wasm'])
 
-/**
- * A session of a model and any number of adapters, of which each run chooses one. Runs take turns: calls may overlap, and are answered in
- * their order.
- */
-export class AdapterSession<M extends SessionBase = SessionBase> {
-  /** What the session was opened over. It has to stay open until the session is disposed. */
+/** What a session needs of a model. Texts need all of it. */
+export interface SessionBase extends Pick<Model, 'onnx' | 'runtime'> {
+  close?(): Promise<void>
+}
+
+/** An {@link AdapterSession}, or over less than a whole model what does not write texts. */
+export class OnnxSession<M extends SessionBase = SessionBase>
+  implements Omit<AdapterSession, 'model' | 'generate' | 'stream'>
+{
   readonly model: M
   readonly #engine: Engine<InferEngine>
   readonly #options: SessionOptions
   readonly #modules: ModuleMap
+  readonly #closesModel: boolean
   readonly #graph: Graph
   readonly #linears: readonly Linear[]
   readonly #adapters = new Set<string>()
@@ -65,9 +60,14 @@ export class AdapterSession<M extends SessionBase = SessionBase> {
   #lastChange: Promise<unknown> = Promise.resolve()
   #disposal: Promise<void> | undefined
 
-  private constructor(model: M, { adapters: _, modules = {}, ...options }: AdapterSessionOptions) {
+  private constructor(
+    model: M,
+    { adapters: _, modules = {}, device, ...options }: AdapterSessionOptions,
+    closesModel: boolean,
+  ) {
     this.model = model
-    this.#options = options
+    this.#closesModel = closesModel
+    this.#options = { ...options, ...(device !== undefined && { executionProviders: [device].flat() }) }
     this.#modules = modules
     this.#graph = new Graph(model.onnx.proto)
     this.#linears = findLinears(this.#graph, modules)
@@ -75,13 +75,16 @@ export class AdapterSession<M extends SessionBase = SessionBase> {
   }
 
   /**
-   * Opens the model's session: in a worker, or in this thread if the model's runtime is a module object.
+   * See openSession of the entry.
    *
-   * @throws MismatchError when an adapter does not fit the model, RuntimeError when ONNX Runtime cannot be found or
-   *   cannot open the model
+   * @param closesModel disposing the session closes the model too
    */
-  static async open<M extends SessionBase>(model: M, options: AdapterSessionOptions = {}): Promise<AdapterSession<M>> {
-    const session = new AdapterSession(model, options)
+  static async open<M extends SessionBase>(
+    model: M,
+    options: AdapterSessionOptions = {},
+    closesModel = false,
+  ): Promise<OnnxSession<M>> {
+    const session = new OnnxSession(model, options, closesModel)
     try {
       await session.#add(Object.entries(options.adapters ?? {}))
       return session
@@ -91,41 +94,24 @@ export class AdapterSession<M extends SessionBase = SessionBase> {
     }
   }
 
-  /** Names of the adapters that runs can choose. */
   get adapters(): readonly string[] {
     return [...this.#adapters]
   }
 
-  /** The model's own inputs, without those that take adapters. */
   get inputNames(): readonly string[] {
     return this.#graph.inputs.map(({ name }) => name)
   }
 
-  /** The model's outputs. */
   get outputNames(): readonly string[] {
     return this.#graph.outputs.map(({ name }) => name)
   }
 
-  /**
-   * Copies an adapter into the session; runs choose it by `name`. An adapter for modules that none before it touched
-   * opens the base anew, so that both are in memory for a moment: give such adapters to `open` where that matters. So does the
-   * first one with DoRA or biases of B for a module; DoRA's scales are computed here, from the base's weights, once.
-   *
-   * @throws MismatchError when a layer has no module in the model, or another shape there; UnsupportedError when the
-   *   module is there in a form that cannot be adapted, or the adapter holds more than linear layers, or DoRA for weights that
-   *   are not floats; NumericError when a weight is not finite; StateError when the name is taken or the session is disposed. The
-   *   session stays as it was then.
-   */
-  addAdapter(name: string, adapter: LoraAdapter): Promise<void> {
+  async add(name: string, adapter: LoraAdapter): Promise<void> {
     return this.#add([[name, adapter]])
   }
 
-  /**
-   * Frees an adapter's arrays. Texts that are being written with it go on.
-   *
-   * @throws MismatchError for an unknown name, StateError when the session is disposed
-   */
-  removeAdapter(name: string): Promise<void> {
+  async remove(name: string): Promise<void> {
+    checkArgument(name, NAME, 'name')
     return this.#change(async () => {
       this.checkAdapter(name)
       this.#adapters.delete(name)
@@ -133,20 +119,27 @@ export class AdapterSession<M extends SessionBase = SessionBase> {
     })
   }
 
-  /**
-   * Runs the model once.
-   *
-   * @param feeds the model's own inputs, by name. For a language model `input_ids` is enough: what is left out becomes a mask of ones,
-   *   positions that count the mask's ones, and an empty cache.
-   * @returns the outputs by name; their arrays are the caller's
-   * @throws MismatchError for an unknown adapter, RuntimeError when the run fails, StateError when the session is disposed
-   */
-  async run(feeds: Feeds, { adapter, outputNames }: RunOptions = {}): Promise<Record<string, RuntimeTensor>> {
+  async run(feeds: Feeds, options: RunOptions = {}): Promise<Record<string, RuntimeTensor>> {
+    checkOptions(options, { of: 'run', table: RUN_OPTIONS })
+    const { adapter, outputNames } = options
     this.checkAdapter(adapter)
-    return this.engine.run(completeFeeds(this.#graph, feeds), adapter, outputNames)
+    for (const name of outputNames ?? []) checkName('output', name, this.outputNames)
+    const own = completeFeeds(this.#graph, plainFeeds(feeds, this.inputNames))
+    return this.engine.run(own, adapter ?? undefined, outputNames)
   }
 
-  /** Closes the session after the runs that were asked for before, and ends its worker. Other calls throw StateError from then on. */
+  async generate(this: TextSession, prompt: string, options: GenerateOptions = {}): Promise<GenerateResult> {
+    return generate(this, prompt, options)
+  }
+
+  stream(
+    this: TextSession,
+    prompt: string,
+    options: StreamOptions = {},
+  ): AsyncGenerator<string, GenerateResult, undefined> {
+    return streamText(this, prompt, options)
+  }
+
   dispose(): Promise<void> {
     this.#disposal ??= this.#close()
     return this.#disposal
@@ -157,9 +150,9 @@ export class AdapterSession<M extends SessionBase = SessionBase> {
     // A worker that failed cannot answer; its end is all that is left to do.
     await this.#engine.remote.dispose().catch(() => {})
     await this.#engine.close()
+    if (this.#closesModel) await this.model.close?.()
   }
 
-  /** `await using`: {@link dispose}. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.dispose()
   }
@@ -171,8 +164,8 @@ export class AdapterSession<M extends SessionBase = SessionBase> {
   }
 
   /** @internal Throws MismatchError unless runs can choose this adapter. */
-  checkAdapter(name: string | undefined): void {
-    if (name === undefined || this.#adapters.has(name)) return
+  checkAdapter(name: string | null | undefined): void {
+    if (name === undefined || name === null || this.#adapters.has(name)) return
     const near = nearMisses(name, this.#adapters)
     throw new MismatchError({
       where: 'adapter',
@@ -187,14 +180,16 @@ export class AdapterSession<M extends SessionBase = SessionBase> {
       const engine = this.engine
       const added = []
       for (const [name, adapter] of adapters) {
+        checkArgument(name, NAME, 'name')
+        checkArgument(adapter, ADAPTER, this.#adapters.size + adapters.length > 1 ? `adapter ${name}` : 'adapter')
         if (this.#adapters.has(name)) {
           throw new StateError({
             where: 'adapter',
             what: `the session has an adapter ${JSON.stringify(name)} already`,
-            hint: 'Call removeAdapter first, or choose another name',
+            hint: 'Call remove first, or choose another name',
           })
         }
-        requireKinds(adapter, ['linear', 'dora', 'lora-bias'], 'adapters of sessions')
+        requireHandled(adapter, ['linear', 'magnitude', 'biasB'], 'adapters of sessions')
         const placed = placeAdapter(this.#graph, this.#linears, adapter)
         added.push({ name, factors: await adapterFactors(this.model.onnx, this.#graph, placed) })
       }

@@ -1,85 +1,128 @@
 // Text in, text out: continues a prompt token by token with a causal language model, with its key-value cache where the
 // graph has one, else by running the whole text for each token.
 
-import { ConfigError, DataError } from '../base/errors.js'
-import { type CausalInputs, causalInputs } from '../graph/inputs/causal-inputs.js'
-import type { CausalModel } from '../graph/model-folder.js'
+import { DataError } from '../base/errors.js'
+import {
+  COUNT,
+  checkArgument,
+  checkOptions,
+  FUNCTION,
+  INTEGER,
+  NAME,
+  type OptionTable,
+  orNull,
+  SIGNAL,
+  STRING,
+} from '../base/options.js'
+import type { OnnxModel } from '../formats/onnx/model.js'
+import { type TokenInputs, tokenInputs } from '../graph/inputs/tokens.js'
+import { logitsName } from '../graph/match/linears.js'
+import { type Model, requireTokenizer } from '../graph/model-folder.js'
 import { Graph } from '../graph/view/graph.js'
+import type { Remote } from '../runtime/rpc.js'
+import { checkCausal } from '../tasks/causal-lm.js'
 import { checkVocabulary } from '../text/records.js'
-import type { AdapterSession } from './adapter-session.js'
-import { GENERATE_DEFAULTS, resolveSampling, type Sampling, type SamplingOptions } from './sampling.js'
+import type { InferEngine } from './engine.js'
+import { GENERATE_DEFAULTS, resolveSampling, SAMPLING_KINDS, type Sampling } from './sampling.js'
+import type { GenerateOptions, GenerateResult, StreamOptions } from './session.js'
 
-/** How a text is continued. */
-export interface GenerateOptions extends SamplingOptions {
-  /** Name of an adapter of the session, for the whole text. Default: the base model alone. */
-  adapter?: string | undefined
-  /** Default 128; the text ends at the model's context length in any case. */
-  maxNewTokens?: number
-  /** A safe integer; the same seed gives the same text. Default 42. */
-  seed?: number
-  /** Called with each piece of text as soon as it is certain. The pieces together are the result's text. */
-  onText?: (piece: string) => void
-  /** Ends the text between two tokens: `generate` rejects with the signal's reason. */
-  signal?: AbortSignal
+/** What a text needs of a session. */
+export interface TextSession {
+  readonly model: Model
+  readonly engine: Remote<InferEngine>
+  /** Throws MismatchError unless runs can choose this adapter. */
+  checkAdapter(name: string | null | undefined): void
 }
 
-/** A continued text. */
-export interface GenerateResult {
-  /** What follows the prompt, without special tokens. */
-  text: string
-  /** Number of new tokens, the one that ended the text not counted. */
-  tokens: number
-  /** The new tokens. */
-  tokenIds: number[]
-  /** Why it ended: the model said so, maxNewTokens, or the model's context is full. */
-  finish: 'eos' | 'max-new-tokens' | 'context'
-  /** From the call to the end, without loading the model. */
-  seconds: number
+const STREAM_OPTIONS: OptionTable<StreamOptions> = {
+  ...SAMPLING_KINDS,
+  adapter: orNull(NAME),
+  maxNewTokens: COUNT,
+  seed: INTEGER,
+  signal: SIGNAL,
 }
 
-/**
- * Continues a prompt.
- *
- * @throws ConfigError for an option out of range, MismatchError for an unknown adapter or a tokenizer of another model, DataError for
- *   a prompt without tokens or without room behind it, UnsupportedError when the graph is no causal language model, NumericError when the
- *   logits are not finite, StateError when the session is disposed; what the signal and `onText` throw
- */
+const GENERATE_OPTIONS: OptionTable<GenerateOptions> = { ...STREAM_OPTIONS, onText: FUNCTION }
+
+/** See AdapterSession.generate. */
 export async function generate(
-  session: AdapterSession<CausalModel>,
+  session: TextSession,
   prompt: string,
   options: GenerateOptions = {},
 ): Promise<GenerateResult> {
+  checkOptions(options, { of: 'generate', table: GENERATE_OPTIONS })
+  const { onText, ...rest } = options
+  const pieces = streamText(session, prompt, rest)
+  for (;;) {
+    const { value, done } = await pieces.next()
+    if (done) return value
+    onText?.(value)
+  }
+}
+
+/** See AdapterSession.stream. */
+export async function* streamText(
+  session: TextSession,
+  prompt: string,
+  options: StreamOptions = {},
+): AsyncGenerator<string, GenerateResult, undefined> {
   const startedAt = performance.now()
-  const { adapter, signal, onText } = options
-  const { maxNewTokens = GENERATE_DEFAULTS.maxNewTokens, seed = GENERATE_DEFAULTS.seed } = options
+  checkArgument(prompt, STRING, 'prompt')
+  checkOptions(options, { of: 'stream', table: STREAM_OPTIONS })
+  const { adapter, signal, maxNewTokens = GENERATE_DEFAULTS.maxNewTokens, seed = freshSeed() } = options
   const sampling = resolveSampling(options)
-  checkInteger('seed', seed, Number.MIN_SAFE_INTEGER, 'a safe integer')
-  checkInteger('maxNewTokens', maxNewTokens, 1, 'an integer of 1 or more')
   session.checkAdapter(adapter)
   const { model } = session
+  textGraphOf(model)
   const promptIds = encodePrompt(model, prompt)
   const room = (model.contextLength ?? Number.POSITIVE_INFINITY) - promptIds.length
 
-  const stream = model.tokenizer.stream(promptIds)
-  let text = ''
-  const append = (piece: string) => {
-    if (piece === '') return
-    text += piece
-    onText?.(piece)
-  }
+  const decoder = requireTokenizer(model).stream(promptIds)
   const tokenIds: number[] = []
+  let text = ''
   let finish: GenerateResult['finish'] = maxNewTokens <= room ? 'max-new-tokens' : 'context'
-  for await (const id of continuation(session, promptIds, { adapter, sampling, seed, signal })) {
+  for await (const id of continuation(session, promptIds, { adapter: adapter ?? undefined, sampling, seed, signal })) {
     if (model.eosTokenIds.includes(id)) {
       finish = 'eos'
       break
     }
     tokenIds.push(id)
-    append(stream.push(id))
+    const piece = decoder.push(id)
+    text += piece
+    if (piece !== '') yield piece
     if (tokenIds.length === Math.min(maxNewTokens, room)) break
   }
-  append(stream.end())
-  return { text, tokens: tokenIds.length, tokenIds, finish, seconds: (performance.now() - startedAt) / 1000 }
+  const rest = decoder.end()
+  text += rest
+  if (rest !== '') yield rest
+  const seconds = (performance.now() - startedAt) / 1000
+  return { text, tokens: tokenIds.length, tokenIds, finish, seed, seconds }
+}
+
+/** One that no text was drawn with before, of 32 bits: short enough to type again. */
+function freshSeed(): number {
+  return crypto.getRandomValues(new Uint32Array(1))[0]
+}
+
+/** What a text needs to know of a graph. */
+interface TextGraph {
+  readonly inputs: TokenInputs
+  readonly logits: string
+}
+
+/** Of each graph, so that it is looked at once and not for each text. */
+const textGraphs = new WeakMap<OnnxModel, TextGraph>()
+
+/** Throws UnsupportedError when the model does not continue texts. */
+function textGraphOf(model: Model): TextGraph {
+  const { onnx } = model
+  const known = textGraphs.get(onnx)
+  if (known !== undefined) return known
+  const graph = new Graph(onnx.proto)
+  checkCausal(model, graph)
+  const made = { inputs: tokenInputs(graph), logits: logitsName(graph) }
+  textGraphs.set(onnx, made)
+  return made
 }
 
 interface Draws {
@@ -91,12 +134,12 @@ interface Draws {
 
 /** The tokens that follow the prompt's, for as long as they are asked for. */
 async function* continuation(
-  session: AdapterSession<CausalModel>,
+  session: TextSession,
   promptIds: readonly number[],
   { adapter, sampling, seed, signal }: Draws,
 ): AsyncGenerator<number, never> {
-  const inputs = causalInputs(new Graph(session.model.onnx.proto))
-  const { logits, cache } = inputs
+  const { inputs, logits } = textGraphOf(session.model)
+  const { cache } = inputs
   const { engine } = session
   const emptyCache = inputs.emptyCache(1)
   const decoding = await engine.startDecoding({ adapter, logits, cache, emptyCache, sampling, seed })
@@ -115,7 +158,7 @@ async function* continuation(
 }
 
 /** All tokens for a model without a cache and at first, afterwards the newest one. */
-function nextFeeds(inputs: CausalInputs, promptIds: readonly number[], tokenIds: readonly number[]) {
+function nextFeeds(inputs: TokenInputs, promptIds: readonly number[], tokenIds: readonly number[]) {
   const total = promptIds.length + tokenIds.length
   const isWhole = inputs.cache.length === 0 || tokenIds.length === 0
   const inputIds = isWhole ? [...promptIds, ...tokenIds] : tokenIds.slice(-1)
@@ -129,8 +172,9 @@ function nextFeeds(inputs: CausalInputs, promptIds: readonly number[], tokenIds:
   })
 }
 
-function encodePrompt(model: CausalModel, prompt: string): number[] {
-  const { tokenizer, eosTokenIds, contextLength, name } = model
+function encodePrompt(model: Model, prompt: string): number[] {
+  const { eosTokenIds, contextLength, vocabularySize, name } = model
+  const tokenizer = requireTokenizer(model)
   const ids = tokenizer.encode(prompt)
   const last = ids.at(-1)
   const endsText = last !== undefined && eosTokenIds.includes(last)
@@ -151,11 +195,6 @@ function encodePrompt(model: CausalModel, prompt: string): number[] {
       got: `${ids.length}`,
     })
   }
-  checkVocabulary(ids, model)
+  checkVocabulary(ids, { tokenizer, vocabularySize })
   return ids
-}
-
-function checkInteger(where: string, value: number, minimum: number, expected: string): void {
-  if (Number.isSafeInteger(value) && value >= minimum) return
-  throw new ConfigError({ where, what: 'out of range', expected, got: String(value) })
 }

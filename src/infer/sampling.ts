@@ -1,19 +1,30 @@
 // Choosing the next token from its logits: greedy, temperature, top-k (Fan et al. 2018) and nucleus, top-p (Holtzman et
 // al. 2020), in the order that Hugging Face's transformers applies them. Pure functions; randomness comes in as a number.
 
-import { ConfigError, NumericError } from '../base/errors.js'
+import { NumericError } from '../base/errors.js'
+import { checkArgument, numberKind, type OptionTable } from '../base/options.js'
 
 /** What a text is generated with where nothing is said. */
-export const GENERATE_DEFAULTS = Object.freeze({ maxNewTokens: 128, seed: 42 })
+export const GENERATE_DEFAULTS = Object.freeze({ maxNewTokens: 128 })
 
 /** How the next token is chosen from the logits. */
 export interface SamplingOptions {
   /** 0 takes the most likely token. Default 0, or 1 when topK or topP is given. */
-  temperature?: number
+  temperature?: number | undefined
   /** Keep only this many most likely tokens. Default: all. */
-  topK?: number
+  topK?: number | undefined
   /** Keep the fewest most likely tokens whose probabilities sum to at least this, in (0, 1]. Default 1: all. */
-  topP?: number
+  topP?: number | undefined
+}
+
+/** What each of them may be. */
+export const SAMPLING_KINDS: OptionTable<SamplingOptions> = {
+  temperature: numberKind('a finite number of 0 or more', (value) => Number.isFinite(value) && value >= 0),
+  topK: numberKind(
+    'an integer of 1 or more',
+    (value) => value >= 1 && (Number.isSafeInteger(value) || value === Number.POSITIVE_INFINITY),
+  ),
+  topP: numberKind('a number in (0, 1]', (value) => value > 0 && value <= 1),
 }
 
 /** {@link SamplingOptions} with every choice made. */
@@ -34,13 +45,9 @@ export function resolveSampling(options: SamplingOptions = {}): Sampling {
   const { topK = Number.POSITIVE_INFINITY, topP = 1 } = options
   const filtered = options.topK !== undefined || options.topP !== undefined
   const temperature = options.temperature ?? (filtered ? 1 : 0)
-  const check = (name: string, value: number, isValid: boolean, expected: string) => {
-    if (!isValid) throw new ConfigError({ where: name, what: 'out of range', expected, got: String(value) })
-  }
-  check('temperature', temperature, Number.isFinite(temperature) && temperature >= 0, 'a finite number of 0 or more')
-  const isCount = Number.isSafeInteger(topK) || topK === Number.POSITIVE_INFINITY
-  check('topK', topK, isCount && topK >= 1, 'an integer of 1 or more')
-  check('topP', topP, topP > 0 && topP <= 1, 'a number in (0, 1]')
+  checkArgument(temperature, SAMPLING_KINDS.temperature, 'temperature')
+  checkArgument(topK, SAMPLING_KINDS.topK, 'topK')
+  checkArgument(topP, SAMPLING_KINDS.topP, 'topP')
   return { temperature, topK, topP }
 }
 

@@ -54,10 +54,18 @@ async function locateFile(at: (count: number) => Directory, parts: readonly stri
   const own = at(parts.length - 1)
   const [name] = splitName(parts.at(-1)!, own.name)
   const inner = parts.at(-2)
-  // The Hub's layout keeps graphs in onnx/, one folder below config.json.
-  if (inner !== undefined && name.endsWith('.onnx') && !(await own.has('config.json'))) {
-    const around = at(parts.length - 2)
-    if (await around.has('config.json')) return { directory: around, file: `${inner}/${name}` }
-  }
-  return { directory: own, file: name }
+  return inner === undefined
+    ? { directory: own, file: name }
+    : locateGraph(own, name, { directory: at(parts.length - 2), name: inner })
+}
+
+/** A file in its folder; a graph in the model's: the Hub's layout keeps graphs in onnx/, one folder below config.json. */
+export async function locateGraph(
+  own: Directory,
+  file: string,
+  around: { readonly directory: Directory; readonly name: string },
+): Promise<Located> {
+  const isBelow =
+    file.endsWith('.onnx') && !(await own.has('config.json')) && (await around.directory.has('config.json'))
+  return isBelow ? { directory: around.directory, file: `${around.name}/${file}` } : { directory: own, file }
 }

@@ -15,8 +15,12 @@ export interface UrlFile {
   readonly hasRanges: boolean
 }
 
-/** Opens a file of which the server told the length. */
-export type OpenUrlFile = (file: UrlFile) => Promise<ByteSource>
+/** Opens files of which the server told the length. */
+export interface UrlFiles {
+  open(file: UrlFile): Promise<ByteSource>
+  /** Where the files of a folder that were opened lie on this machine, in a file system. */
+  localFolder?(url: string): string
+}
 
 /** Files that are looked for when a folder is listed. */
 const KNOWN_FILES = [
@@ -54,19 +58,24 @@ export function urlRefusal(url: string, { status }: Response): HubError {
 export class UrlDirectory implements Directory {
   readonly name: string
   readonly #connection: HubConnection
-  readonly #open: OpenUrlFile
+  readonly #files: UrlFiles
   readonly #asked = new Map<string, Promise<UrlFile | MemorySource | undefined>>()
 
   /** @param url of the folder; a query, as of a signature, is sent with each request */
-  constructor(url: string, connection: HubConnection, open: OpenUrlFile) {
+  constructor(url: string, connection: HubConnection, files: UrlFiles) {
     this.name = url
     this.#connection = connection
-    this.#open = open
+    this.#files = files
+  }
+
+  /** Where the files that were opened lie on this machine, in a file system. */
+  get localFolder(): string | undefined {
+    return this.#files.localFolder?.(this.#folder().href)
   }
 
   /** Another folder of the same server. */
   at(url: string): UrlDirectory {
-    return new UrlDirectory(url, this.#connection, this.#open)
+    return new UrlDirectory(url, this.#connection, this.#files)
   }
 
   async list(): Promise<string[]> {
@@ -91,7 +100,7 @@ export class UrlDirectory implements Directory {
   async open(path: string): Promise<ByteSource> {
     const found = await this.#ask(path)
     if (found === undefined) throw new FileError({ where: this.#url(path).href, what: 'no such file on the server' })
-    return found instanceof MemorySource ? found : this.#open(found)
+    return found instanceof MemorySource ? found : this.#files.open(found)
   }
 
   create(path: string): Promise<ByteSink> {
@@ -102,10 +111,15 @@ export class UrlDirectory implements Directory {
     return Promise.reject(this.#readOnly(path))
   }
 
-  #url(path: string): URL {
+  #folder(): URL {
     const url = new URL(this.name)
-    const folder = url.pathname.endsWith('/') ? url.pathname : `${url.pathname}/`
-    url.pathname = folder + splitName(path, this.name).map(encodeURIComponent).join('/')
+    if (!url.pathname.endsWith('/')) url.pathname += '/'
+    return url
+  }
+
+  #url(path: string): URL {
+    const url = this.#folder()
+    url.pathname += splitName(path, this.name).map(encodeURIComponent).join('/')
     return url
   }
 

@@ -1,66 +1,73 @@
-// LoraAdapter: named layers that share a config. What folders hold, what training yields, what merging and sessions take. Most
-// hold linear layers alone; `embeddings`, `convolutions`, `experts`, `replacements` and `tokenRows` are what else PEFT saves.
+// LoraAdapter: one ordered map of named parts that share a config. It is what folders hold, what training yields, what merging and
+// sessions take. Most parts are linear layers; the other kinds are what else PEFT saves.
 
 import { ConfigError, MismatchError, nearMisses, StateError } from '../base/errors.js'
-import { elementCount, type FloatArray, type Matrix, type MatrixLike, type Tensor } from '../base/tensor.js'
+import type { FloatArray, Matrix, MatrixLike, Tensor } from '../base/tensor.js'
 import { type LoraConfig, type LoraConfigInput, resolveConfig } from './config.js'
 import type { LayerVectors } from './factors.js'
 import { ConvolutionLora } from './kinds/convolution.js'
 import { EmbeddingLora } from './kinds/embedding.js'
 import { ExpertLora } from './kinds/experts.js'
+import { Replacement, type ReplacementOptions, rowsName, type StoredValues, TokenRows } from './kinds/stored.js'
 import type { ConvolutionGeometry } from './kinds/windows.js'
 import { LoraLayer } from './layer.js'
-import { mergeOrNone } from './merge-all.js'
-import { type AdapterPart, linearKind, type PartKind } from './plain.js'
-import type { Replacement, TokenRows } from './replacements.js'
+import { mergeOrNone, type PartKind } from './part.js'
 
-/** A layer in numbers. */
-export interface LayerSummary {
+/** A part of an adapter: its `kind` tells which class it is. */
+export type AdapterPart = LoraLayer | EmbeddingLora | ConvolutionLora | ExpertLora | Replacement | TokenRows
+
+/** The class of a kind of parts. */
+export type PartOfKind<Kind extends PartKind> = Extract<AdapterPart, { readonly kind: Kind }>
+
+/** A part in numbers. */
+export interface PartSummary {
+  /** The part's name in its adapter. */
   name: string
-  /** Rows of B: features out; of an embedding, its features. */
-  d: number
-  /** Columns of A: features in; of an embedding, its vocabulary; of a convolution, channels in times the kernel's elements. */
-  k: number
-  rank: number
-  /** Elements of the factors, and of a magnitude and a bias of B; of a parameter, of all its experts. */
+  /** What it changes, and how. */
+  kind: PartKind
+  /** Of the weight: (d, k), (V, D), (d, in/groups, *kernel), (E, d, k); of a replaced tensor or rows, their own. */
+  shape: readonly number[]
+  /** r; of experts, that of each. Absent for values that take the base's place. */
+  rank?: number
+  /** How many numbers are trained. */
   trainableParams: number
-  /** Elements of the weight and of all that adapts it. */
+  /** How many numbers the weight and all that adapts it have. */
   totalParams: number
   /** trainable / total */
   compressionRatio: number
-  /** The delta is in the base weight. */
+  /** The change is in the base weight. */
   merged: boolean
 }
 
 /** What {@link LoraAdapter.summary} gives. */
 export interface AdapterSummary {
-  /** Layers of every kind: linear ones, embeddings, convolutions, parameters. */
-  layers: LayerSummary[]
-  /** As {@link LoraAdapter.totalTrainableParams}: with the elements of trained tensors and rows. */
+  /** All parts, in the adapter's order. */
+  parts: PartSummary[]
+  /** Σ trainableParams over the parts. */
   totalTrainable: number
-  /** Σ totalParams over the layers. */
+  /** Σ totalParams over the parts. */
   totalParams: number
 }
 
-type AnyLora = LoraLayer | EmbeddingLora | ConvolutionLora | ExpertLora
-
 /**
- * Layers that share a config, and what else an adapter changes. Iterates over `[name, layer]` of the linear layers, in the order in
- * which they were added; embeddings, convolutions and parameters have maps of their own.
+ * Named parts that share a config. Iterates over `[name, part]` in the order in which they were added.
+ *
+ * @example
+ * ```ts
+ * const adapter = new LoraAdapter({ rank: 8, alpha: 16 })
+ * adapter.addLayer('q_proj', baseWeight)
+ * const y = adapter.forward('q_proj', x)
+ * adapter.mergeAll()
+ * for (const [name, part] of adapter) console.log(name, part.kind, part.shape)
+ * for (const layer of adapter.parts('linear')) console.log(layer.weightA, layer.weightB)
+ * ```
  */
-export class LoraAdapter implements Iterable<[name: string, layer: LoraLayer]> {
-  /** What all layers share; each has its own rank and alpha in a config of its own. */
+export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> {
+  /** What all parts share; each layer has its own rank and alpha in a config of its own. */
   readonly config: LoraConfig
-  /** By the base's tensor name, as in `model.norm.weight`: whole tensors that take the place of the base's. */
-  readonly replacements = new Map<string, Replacement>()
-  /** By the embedding's module name: rows that take the place of the base's. */
-  readonly tokenRows = new Map<string, TokenRows>()
-  /** What its folder spelled otherwise than PEFT does now, one clause each; saving writes the current spelling. */
+  /** What was unusual in the folder that it was read from, one clause each, as an older spelling of names. Saving writes today's. */
   readonly notes: string[] = []
-  readonly #layers = new Map<string, LoraLayer>()
-  readonly #embeddings = new Map<string, EmbeddingLora>()
-  readonly #convolutions = new Map<string, ConvolutionLora>()
-  readonly #experts = new Map<string, ExpertLora>()
+  readonly #parts = new Map<string, AdapterPart>()
 
   /** @throws ConfigError or UnsupportedError when the config is not usable. */
   constructor(config: LoraConfigInput = {}) {
@@ -73,12 +80,12 @@ export class LoraAdapter implements Iterable<[name: string, layer: LoraLayer]> {
    * @throws ConfigError when the name is empty or taken; else as {@link LoraLayer}'s constructor
    */
   addLayer(name: string, baseWeight: MatrixLike): LoraLayer {
-    return this.#add(this.#layers, name, () => new LoraLayer(baseWeight, this.config, name))
+    return this.#add(name, () => new LoraLayer(baseWeight, this.config, name))
   }
 
   /** A new linear layer for a weight (d, k) that stays where it is. Throws as {@link addLayer} and {@link LoraLayer.ofShape}. */
   addLayerOfShape(name: string, shape: readonly [d: number, k: number]): LoraLayer {
-    return this.#add(this.#layers, name, () => LoraLayer.ofShape(shape, this.config, name))
+    return this.#add(name, () => LoraLayer.ofShape(shape, this.config, name))
   }
 
   /**
@@ -88,7 +95,7 @@ export class LoraAdapter implements Iterable<[name: string, layer: LoraLayer]> {
    *   the config gives the name.
    */
   addFactors(name: string, weightA: MatrixLike, weightB: MatrixLike, vectors: LayerVectors = {}): LoraLayer {
-    return this.#add(this.#layers, name, () => LoraLayer.fromFactors(weightA, weightB, this.config, name, vectors))
+    return this.#add(name, () => LoraLayer.fromFactors(weightA, weightB, this.config, name, vectors))
   }
 
   /** An embedding from copies of A (r, V) and B (D, r), without its base. Throws as {@link addFactors}. */
@@ -98,7 +105,7 @@ export class LoraAdapter implements Iterable<[name: string, layer: LoraLayer]> {
     weightB: MatrixLike,
     vectors: Pick<LayerVectors, 'magnitude'> = {},
   ): EmbeddingLora {
-    return this.#add(this.#embeddings, name, () => new EmbeddingLora(weightA, weightB, this.config, name, vectors))
+    return this.#add(name, () => new EmbeddingLora(weightA, weightB, this.config, name, vectors))
   }
 
   /**
@@ -111,7 +118,7 @@ export class LoraAdapter implements Iterable<[name: string, layer: LoraLayer]> {
     weightB: Tensor<FloatArray>,
     vectors: LayerVectors = {},
   ): ConvolutionLora {
-    return this.#add(this.#convolutions, name, () => new ConvolutionLora(weightA, weightB, this.config, name, vectors))
+    return this.#add(name, () => new ConvolutionLora(weightA, weightB, this.config, name, vectors))
   }
 
   /**
@@ -124,7 +131,7 @@ export class LoraAdapter implements Iterable<[name: string, layer: LoraLayer]> {
     weight: Tensor<FloatArray>,
     geometry: ConvolutionGeometry & { groups?: number | undefined } = {},
   ): ConvolutionLora {
-    return this.#add(this.#convolutions, name, () => ConvolutionLora.ofBase(weight, geometry, this.config, name))
+    return this.#add(name, () => ConvolutionLora.ofBase(weight, geometry, this.config, name))
   }
 
   /**
@@ -134,49 +141,94 @@ export class LoraAdapter implements Iterable<[name: string, layer: LoraLayer]> {
    * @throws ConfigError when the name is taken, or no parameter's; ShapeError when factors and rank disagree
    */
   addExperts(name: string, weightA: MatrixLike, weightB: MatrixLike): ExpertLora {
-    return this.#add(this.#experts, name, () => {
+    return this.#add(name, () => {
       const experts = new ExpertLora(weightA, weightB, this.config, name)
       if (experts.module !== '') return experts
       throw new ConfigError({ where: name, what: 'not the full name of a parameter', expected: 'MODULE.PARAMETER' })
     })
   }
 
-  /** Adapted embeddings by name. */
-  get embeddings(): ReadonlyMap<string, EmbeddingLora> {
-    return this.#embeddings
+  /**
+   * A whole tensor that takes the place of the base's, or that the base does not have, as a new head. Saved as PEFT saves
+   * `modules_to_save`.
+   *
+   * @param name the tensor's, MODULE.TENSOR, as in `classifier.weight`
+   * @param values copied when they are numbers; bytes of a file are kept as they are
+   * @throws ConfigError when the name is taken, or no tensor's; ShapeError when shape and values disagree
+   * @example
+   * ```ts
+   * adapter.addReplacement('classifier.weight', { data: new Float32Array(2 * 768), shape: [2, 768] })
+   * adapter.addReplacement('classifier.bias', { data: new Float32Array(2), shape: [2] })
+   * ```
+   */
+  addReplacement(name: string, values: StoredValues, options: ReplacementOptions = {}): Replacement {
+    return this.#add(name, () => {
+      const replacement = new Replacement(name, values, options)
+      if (replacement.module !== '') return replacement
+      throw new ConfigError({ where: name, what: 'not the full name of a tensor', expected: 'MODULE.TENSOR' })
+    })
   }
 
-  /** Adapted convolutions by name. */
-  get convolutions(): ReadonlyMap<string, ConvolutionLora> {
-    return this.#convolutions
+  /**
+   * Rows (n, D) that take the place of some rows of an embedding. The part's name is MODULE[tokens]: the embedding itself can be a
+   * part, too.
+   *
+   * @param module the embedding's, as in `model.embed_tokens`
+   * @param indices n different tokens, in the order of the rows
+   * @throws ConfigError when the module has rows already, or a token is none or there twice; ShapeError for another number of rows
+   */
+  addTokenRows(module: string, indices: readonly number[], rows: StoredValues): TokenRows {
+    return this.#add(module === '' ? '' : rowsName(module), () => new TokenRows(module, indices, rows))
   }
 
-  /** Adapted parameters by their full names. */
-  get experts(): ReadonlyMap<string, ExpertLora> {
-    return this.#experts
+  /** Takes a part out of the adapter: true when there was one of that name. The part itself stays as it is. */
+  remove(name: string): boolean {
+    return this.#parts.delete(name)
   }
 
-  /** All that the adapter changes in its base, with the kind of each change. */
-  parts(): AdapterPart[] {
-    const named = (names: Iterable<string>, kind: PartKind) => Array.from(names, (name) => ({ name, kind }))
-    return [
-      ...Array.from(this.#layers, ([name, layer]) => ({ name, kind: linearKind(layer) })),
-      ...named(this.#embeddings.keys(), 'embedding'),
-      ...named(this.#convolutions.keys(), 'convolution'),
-      ...named(this.#experts.keys(), 'parameter'),
-      ...named(this.replacements.keys(), 'replacement'),
-      ...named(this.tokenRows.keys(), 'token-rows'),
-    ]
-  }
-
-  /** Number of linear layers. */
+  /** Number of parts. */
   get size(): number {
-    return this.#layers.size
+    return this.#parts.size
   }
 
-  /** Whether there is a linear layer of that name. */
+  /** Names of the parts, in their order. */
+  names(): string[] {
+    return [...this.#parts.keys()]
+  }
+
+  /** Whether there is a part of that name. */
   has(name: string): boolean {
-    return this.#layers.has(name)
+    return this.#parts.has(name)
+  }
+
+  /**
+   * The part of that name; undefined when there is none, or none of that kind.
+   *
+   * @example
+   * ```ts
+   * const vocabulary = adapter.get('model.embed_tokens', 'embedding')?.vocabulary
+   * ```
+   */
+  get(name: string): AdapterPart | undefined
+  get<Kind extends PartKind>(name: string, kind: Kind): PartOfKind<Kind> | undefined
+  get(name: string, kind?: PartKind): AdapterPart | undefined {
+    const part = this.#parts.get(name)
+    return kind === undefined || part?.kind === kind ? part : undefined
+  }
+
+  /**
+   * All parts, or those of some kinds, in their order.
+   *
+   * @example
+   * ```ts
+   * for (const { name, vocabulary } of adapter.parts('embedding')) console.log(name, vocabulary)
+   * ```
+   */
+  parts(): AdapterPart[]
+  parts<Kind extends PartKind>(...kinds: Kind[]): PartOfKind<Kind>[]
+  parts(...kinds: PartKind[]): AdapterPart[] {
+    const all = [...this.#parts.values()]
+    return kinds.length === 0 ? all : all.filter(({ kind }) => kinds.includes(kind))
   }
 
   /**
@@ -185,118 +237,110 @@ export class LoraAdapter implements Iterable<[name: string, layer: LoraLayer]> {
    * @throws MismatchError when there is none
    */
   layer(name: string): LoraLayer {
-    const layer = this.#layers.get(name)
-    if (layer !== undefined) return layer
-    const near = nearMisses(name, this.#layers.keys())
+    const part = this.#parts.get(name)
+    if (part?.kind === 'linear') return part
+    const near = nearMisses(
+      name,
+      this.parts('linear').map((layer) => layer.name),
+    )
     throw new MismatchError({
       where: name,
       what: 'the adapter has no such layer',
+      ...(part !== undefined && { expected: 'a linear layer', got: part.kind }),
       ...(near.length > 0 && { hint: `Did you mean ${near.join(', ')}` }),
     })
   }
 
-  /** Names of the linear layers. */
-  names(): string[] {
-    return [...this.#layers.keys()]
+  /** `[name, part]` of all parts. */
+  [Symbol.iterator](): IterableIterator<[string, AdapterPart]> {
+    return this.#parts.entries()
   }
 
-  /** `[name, layer]` of the linear layers. */
-  [Symbol.iterator](): IterableIterator<[string, LoraLayer]> {
-    return this.#layers.entries()
-  }
-
-  /** (n, k) → (n, d) through the named layer. Throws as {@link LoraLayer.forward} and {@link layer} do. */
+  /** (n, k) → (n, d) through the named linear layer. Throws as {@link LoraLayer.forward} and {@link layer} do. */
   forward(name: string, input: MatrixLike): Matrix {
     return this.layer(name).forward(input)
   }
 
   /** Dropout on in all layers that PEFT has it for, where the config has it. */
   train(): this {
-    for (const layer of [...this.#layers.values(), ...this.#convolutions.values()]) layer.train()
+    for (const layer of this.parts('linear', 'convolution')) layer.train()
     return this
   }
 
   /** Dropout off in all layers. */
   eval(): this {
-    for (const layer of [...this.#layers.values(), ...this.#convolutions.values()]) layer.eval()
+    for (const layer of this.parts('linear', 'convolution')) layer.eval()
     return this
   }
 
   /**
-   * Merges all layers, or none when one of them cannot be. Layers hold weights: what an adapter replaces is not among them.
+   * Merges all parts, or none when one of them cannot be.
    *
-   * @throws StateError when a layer is merged already or has no base weight, NumericError when a result is not finite,
-   *   UnsupportedError for a convolution that cannot be merged.
+   * @throws StateError when a part is merged already or lacks the base weight that it needs, NumericError when a result is not
+   *   finite, UnsupportedError for a convolution that cannot be merged.
    */
   mergeAll(): void {
-    mergeOrNone(this.#all())
+    mergeOrNone(this.#parts.values())
   }
 
   /**
-   * Unmerges all layers, or none when one of them is not merged.
+   * Unmerges all parts, or none when one of them is not merged.
    *
-   * @throws StateError that names the layer which is not merged.
+   * @throws StateError that names the part which is not merged.
    */
   unmergeAll(): void {
-    for (const { name, merged } of this.#all()) {
-      if (!merged) throw new StateError({ where: name, what: 'not merged; no layer was changed' })
+    for (const [name, { merged }] of this.#parts) {
+      if (!merged) throw new StateError({ where: name, what: 'not merged; nothing was changed' })
     }
-    for (const layer of this.#all()) layer.unmerge()
+    for (const part of this.#parts.values()) part.unmerge()
   }
 
-  /** Σ r·(d + k), with magnitudes and biases, embeddings, convolutions, parameters, and the elements of trained tensors and rows. */
+  /** How many numbers of all parts are trained. */
   totalTrainableParams(): number {
-    let sum = 0
-    for (const layer of this.#all()) sum += layer.trainableParams()
-    for (const { shape, isTrained } of this.replacements.values()) sum += isTrained ? elementCount(shape) : 0
-    for (const { shape } of this.tokenRows.values()) sum += elementCount(shape)
-    return sum
+    return this.parts().reduce((sum, part) => sum + part.trainableParams(), 0)
   }
 
-  /** Sizes of all layers and of the adapter. */
+  /** Sizes of all parts and of the adapter. */
   summary(): AdapterSummary {
-    const layers = Array.from(this.#all(), (layer): LayerSummary => {
-      const { name, rank, merged } = layer
-      const [d, k] = layer instanceof EmbeddingLora ? [layer.features, layer.vocabulary] : [layer.d, layer.k]
-      const [trainableParams, totalParams] = [layer.trainableParams(), layer.totalParams()]
-      return { name, d, k, rank, trainableParams, totalParams, compressionRatio: trainableParams / totalParams, merged }
+    const parts = this.parts().map((part): PartSummary => {
+      const { name, kind, shape, merged } = part
+      return {
+        name,
+        kind,
+        shape,
+        ...('rank' in part && { rank: part.rank }),
+        trainableParams: part.trainableParams(),
+        totalParams: part.totalParams(),
+        compressionRatio: part.compressionRatio(),
+        merged,
+      }
     })
+    const total = (of: (part: PartSummary) => number) => parts.reduce((sum, part) => sum + of(part), 0)
     return {
-      layers,
-      totalTrainable: this.totalTrainableParams(),
-      totalParams: layers.reduce((sum, layer) => sum + layer.totalParams, 0),
+      parts,
+      totalTrainable: total((part) => part.trainableParams),
+      totalParams: total((part) => part.totalParams),
     }
   }
 
-  /** Lets go of all base weights. The factors stay: the adapter can be saved. */
+  /** Lets go of all base weights. The parts' own tensors stay: the adapter can be saved. */
   dispose(): void {
-    for (const layer of this.#all()) layer.dispose()
+    for (const part of this.#parts.values()) part.dispose()
   }
 
   [Symbol.dispose](): void {
     this.dispose()
   }
 
-  *#all(): Generator<AnyLora> {
-    yield* this.#layers.values()
-    yield* this.#embeddings.values()
-    yield* this.#convolutions.values()
-    yield* this.#experts.values()
-  }
-
-  #add<Layer extends AnyLora>(layers: Map<string, Layer>, name: string, make: () => Layer): Layer {
-    this.#checkName(name)
-    const layer = make()
-    layers.set(name, layer)
-    return layer
-  }
-
-  #checkName(name: string): void {
-    const isTaken = [this.#layers, this.#embeddings, this.#convolutions, this.#experts].some((own) => own.has(name))
-    if (name !== '' && !isTaken) return
-    throw new ConfigError({
-      where: name === '' ? 'LoraAdapter' : name,
-      what: name === '' ? 'a layer needs a name' : 'the adapter has a layer of that name already',
-    })
+  #add<Own extends AdapterPart>(name: string, make: () => Own): Own {
+    if (name === '' || this.#parts.has(name)) {
+      throw new ConfigError({
+        where: name === '' ? 'LoraAdapter' : name,
+        what: name === '' ? 'a layer needs a name' : 'the adapter has a layer of that name already',
+      })
+    }
+    const part = make()
+    this.#parts.set(name, part)
+    return part
   }
 }

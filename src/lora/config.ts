@@ -1,7 +1,8 @@
 // LoraConfig: every setting of an adapter, checked once and frozen. Names are PEFT's in camelCase, except for the paper's own
 // (Hu et al. 2021, arXiv 2106.09685): rank, alpha, dropout.
 
-import { ConfigError, nearMisses } from '../base/errors.js'
+import { ConfigError } from '../base/errors.js'
+import { checkArgument, OBJECT, unknownOption } from '../base/options.js'
 import { changesBase, INITS, type Init, isInit, takesFromBase } from './init/inits.js'
 import { PatternTable, targetMatcher } from './patterns/patterns.js'
 import { isLayerRanges, type LayerRanges, MAX_REPLICATED_LAYERS } from './replication.js'
@@ -69,16 +70,6 @@ export type LoraConfigInput = {
     | undefined
 }
 
-/** What training starts from, in the API and on the command line. */
-export const TRAIN_DEFAULTS = Object.freeze({
-  rank: 8,
-  alpha: 16,
-  dropout: 0,
-  targetModules: 'all-linear',
-  init: 'kaiming-uniform',
-  seed: 42,
-}) satisfies LoraConfigInput
-
 /** A matrix or a tensor of a file. */
 interface Shaped {
   readonly shape: readonly number[]
@@ -143,6 +134,9 @@ const FIELDS: { readonly [K in keyof LoraConfig]: Field & { default: LoraConfig[
   peftFields: { default: {}, expected: 'an object', accepts: isObject },
 }
 
+/** Names of all settings. */
+export const CONFIG_FIELDS: readonly string[] = Object.keys(FIELDS)
+
 /** What resolveConfig gave: frozen, so that it need not be checked again for every layer. */
 const resolved = new WeakSet<LoraConfigInput>()
 
@@ -153,15 +147,9 @@ const resolved = new WeakSet<LoraConfigInput>()
  */
 export function resolveConfig(input: LoraConfigInput = {}): LoraConfig {
   if (resolved.has(input)) return input as LoraConfig
+  checkArgument(input, OBJECT, 'config')
   const unknown = Object.keys(input).find((key) => !Object.hasOwn(FIELDS, key))
-  if (unknown !== undefined) {
-    const near = nearMisses(unknown, Object.keys(FIELDS))
-    throw new ConfigError({
-      where: unknown,
-      what: 'no such setting of a LoRA config',
-      hint: `There ${near.length > 0 ? 'is' : 'are'} ${(near.length > 0 ? near : Object.keys(FIELDS)).join(', ')}`,
-    })
-  }
+  if (unknown !== undefined) throw unknownOption(unknown, { of: 'a LoRA config', names: CONFIG_FIELDS })
   const entries = Object.entries(FIELDS).map(([key, field]) => {
     const given = input[key as keyof LoraConfig]
     const value = given instanceof Map ? orderedTable(given) : given

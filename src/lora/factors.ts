@@ -2,8 +2,9 @@
 
 import { ConfigError, NumericError, ShapeError, StateError, UnsupportedError } from '../base/errors.js'
 import { type FloatArray, formatShape, type Matrix, type MatrixLike, toMatrix } from '../base/tensor.js'
-import { copyAs, product } from '../linalg/product.js'
+import { copyAs } from '../linalg/product.js'
 import { configForShape, type LoraConfig, scalingOf } from './config.js'
+import { addDelta } from './delta.js'
 import { rowNorms } from './dora.js'
 import { firstFactors, takenFromBase } from './init/initializers.js'
 import { changesBase, takesFromBase } from './init/inits.js'
@@ -68,7 +69,7 @@ export function factorsOver(weight: MatrixLike, config: LoraConfig, name: string
     magnitude: config.useDora ? rowNorms(base) : undefined,
     biasB: config.loraBias ? (biasB ?? new Float32Array(base.shape[0])) : undefined,
   }
-  if (takesFromBase(config.init)) subtractProduct(base, weightB, weightA, own)
+  if (takesFromBase(config.init)) addDelta(base, { weightA, weightB }, -scalingOf(own))
   return new Factors(weightA, weightB, true, vectors, base)
 }
 
@@ -89,13 +90,8 @@ export function startingBase(weight: Matrix, config: LoraConfig, name: string): 
   checkRank(weight.shape, config, name)
   const base = copyAs(weight, weight.data)
   const { weightA, weightB } = takenFromBase(config, name, base)
-  subtractProduct(base, copyAs(weightB, base.data), copyAs(weightA, base.data), config)
-  return base
-}
-
-/** base −= s·B·A, in place. */
-export function subtractProduct(base: Matrix, weightB: Matrix, weightA: Matrix, config: LoraConfig): void {
-  product(weightB, weightA, { scale: -scalingOf(config), addTo: base })
+  const pair = { weightA: copyAs(weightA, base.data), weightB: copyAs(weightB, base.data) }
+  return addDelta(base, pair, -scalingOf(config))
 }
 
 /** @throws ShapeError when it is no shape, ConfigError when the rank is above min(d, k) */

@@ -5,7 +5,15 @@
 import type { FloatDtype } from '../base/dtype.js'
 import { NumericError, StateError } from '../base/errors.js'
 import { Random } from '../base/random.js'
-import { checkShape, type FloatArray, isAllFinite, type Matrix, type MatrixLike, toMatrix } from '../base/tensor.js'
+import {
+  checkShape,
+  type FloatArray,
+  isAllFinite,
+  type Matrix,
+  type MatrixLike,
+  type Tensor,
+  toMatrix,
+} from '../base/tensor.js'
 import { copyAs, inPrecisionOf, norm, normOfProduct, product } from '../linalg/product.js'
 import {
   configForFactors,
@@ -15,6 +23,7 @@ import {
   resolveConfig,
   scalingOf,
 } from './config.js'
+import { addDelta } from './delta.js'
 import { magnitudeScales, rowNorms, scaleRows } from './dora.js'
 import { addKept, dropFrom } from './dropout.js'
 import {
@@ -29,6 +38,7 @@ import {
   startingBase,
   where,
 } from './factors.js'
+import { type FactorTensors, factorTensors, Part } from './part.js'
 import { addBias, backwardPass, forwardPass, type PassWeights, type Tape } from './passes.js'
 
 /** What `backward` gives. */
@@ -46,7 +56,8 @@ export interface LayerGradients {
 }
 
 /** An adapted linear layer: y = x·(W + s·B·A)ᵀ, with W (d, k), A (r, k), B (d, r) and x (n, k). */
-export class LoraLayer {
+export class LoraLayer extends Part {
+  readonly kind = 'linear'
   /** Where the layer is in its model, as in `model.layers.0.self_attn.q_proj`; empty for a layer on its own. */
   readonly name: string
   /** The layer's own: rank and alpha are what the patterns give its name, and what an `init` leaves of them. */
@@ -76,6 +87,7 @@ export class LoraLayer {
   /** @internal */
   constructor(factors: Factors, config?: LoraConfigInput, name?: string)
   constructor(source: MatrixLike | Factors, config: LoraConfigInput = {}, name = '') {
+    super()
     this.name = name
     const own = configForLayer(resolveConfig(config), name)
     const factors = source instanceof Factors ? source : factorsOver(source, own, name)
@@ -132,6 +144,15 @@ export class LoraLayer {
   /** Columns of the weight: how many features go in. */
   get k(): number {
     return this.#weightA.shape[1]
+  }
+
+  /** Of the weight: (d, k). */
+  get shape(): readonly [d: number, k: number] {
+    return [this.d, this.k]
+  }
+
+  get tensors(): FactorTensors<Tensor<FloatArray>> {
+    return factorTensors(this.#weightA, this.#weightB, this.#magnitude, this.#biasB)
   }
 
   /** r: rows of A, columns of B. */
@@ -328,25 +349,6 @@ export class LoraLayer {
     this.#tape = undefined
   }
 
-  [Symbol.dispose](): void {
-    this.dispose()
-  }
-
-  /** r·(d + k), and d more for a magnitude and for a bias; with `mica`, whose B stays as it is, r·d fewer */
-  trainableParams(): number {
-    return this.#ownParams() - (this.config.init === 'mica' ? this.rank * this.d : 0)
-  }
-
-  /** d·k + r·(d + k), and d more for a magnitude and for a bias */
-  totalParams(): number {
-    return this.d * this.k + this.#ownParams()
-  }
-
-  /** trainable / total */
-  compressionRatio(): number {
-    return this.trainableParams() / this.totalParams()
-  }
-
   /** ‖A‖, Frobenius. */
   normA(): number {
     return norm(this.#weightA)
@@ -362,14 +364,9 @@ export class LoraLayer {
     return this.scaling * normOfProduct(this.#weightB, this.#weightA)
   }
 
-  #ownParams(): number {
-    const vectors = (this.#magnitude === undefined ? 0 : 1) + (this.#biasB === undefined ? 0 : 1)
-    return this.rank * (this.d + this.k) + vectors * this.d
-  }
-
   /** W + s·B·A (d, k), a new matrix. */
   #sum(base: Matrix): Matrix {
-    return product(this.#weightB, this.#weightA, { scale: this.scaling, addTo: copyAs(base, base.data) })
+    return addDelta(copyAs(base, base.data), this, this.scaling)
   }
 
   #passWeights(base: Matrix): PassWeights {

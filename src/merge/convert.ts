@@ -44,7 +44,7 @@ async function baseWeightsOf(
   config: Readonly<Record<string, unknown>> | undefined,
 ): Promise<BaseWeights> {
   const byName = new Map<string, readonly FoundWeight[]>()
-  if (adapter.size > 0) {
+  if (adapter.parts('linear').length > 0) {
     const { layers, close } = await openAdapters([placeholders(adapter)])
     await close()
     const names = namesIn(checkpoint, layers, [], config, await loadTables())
@@ -85,7 +85,7 @@ async function readPart({ tensor, layer }: FoundWeight, checkpoint: Checkpoint):
 /** The linear layers as plain ones of rank 1, for a search that asks for names and shapes. */
 function placeholders(adapter: LoraAdapter): LoraAdapter {
   const result = new LoraAdapter({ rank: 1, fanInFanOut: adapter.config.fanInFanOut })
-  for (const [name, { d, k, weightA }] of adapter) {
+  for (const { name, d, k, weightA } of adapter.parts('linear')) {
     result.addFactors(name, zeros(1, k, weightA.data), zeros(d, 1, weightA.data))
   }
   return result

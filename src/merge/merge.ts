@@ -87,7 +87,7 @@ export function refuseComparing(format: string): void {
 }
 
 async function choose(request: MergeRequest): Promise<ChosenFormat> {
-  const chosen = await chooseFormat(request.base, request.outFile, request.format)
+  const chosen = await chooseFormat(request.base, request.outFile, request)
   refuseForFormat(request, chosen.format)
   return chosen
 }

@@ -2,6 +2,7 @@
 
 import type { FloatDtype } from '../base/dtype.js'
 import { ConfigError, type LowrankError, UnsupportedError } from '../base/errors.js'
+import type { DtypeChoice } from '../graph/graph-file.js'
 import type { ModuleMap } from '../graph/match/linears.js'
 import type { TiedPolicy } from './plan/tied.js'
 import type { MergeFormat, MergeProgress } from './report.js'
@@ -21,6 +22,11 @@ export interface MergeSettings extends RunSettings {
    * from; else safetensors; of a file its own.
    */
   format?: MergeFormat | undefined
+  /**
+   * Which of the base's graphs is read, by the names that transformers.js gives the files: `fp32`, `fp16`, `q8`, `q4`, … Default: what
+   * config.json says, else `fp32`. For .onnx.
+   */
+  dtype?: DtypeChoice | undefined
   /**
    * What happens to tied embeddings that an adapter changes for one use only. Default: `refuse` in safetensors. An .onnx is always
    * untied, as PEFT's result is.
@@ -65,6 +71,9 @@ const CHECKPOINT_ONLY = ['maxShardBytes', 'resume', 'share', 'finish'] as const
 export function refuseForFormat(settings: MergeSettings & PathSettings, format: MergeFormat): void {
   if (format === 'safetensors') {
     if (settings.modules !== undefined) throw unsupported('modules', 'it names nodes of an .onnx file', format)
+    if (settings.dtype !== undefined) {
+      throw unsupported('dtype', 'it chooses an .onnx file; the type that is written is outDtype (--out-dtype)', format)
+    }
     return
   }
   const { tied, outDtype = 'keep', threads } = settings
@@ -92,7 +101,10 @@ function unsupported(where: string, what: string, format: MergeFormat): Unsuppor
     where,
     what,
     got: `a result in the format '${format}'`,
-    hint: "Leave it out, or merge into safetensors: format: 'safetensors' (--format safetensors)",
+    hint:
+      format === 'safetensors'
+        ? "Leave it out, or merge into the .onnx: format: 'onnx' (--format onnx)"
+        : "Leave it out, or merge into safetensors: format: 'safetensors' (--format safetensors)",
   })
 }
 

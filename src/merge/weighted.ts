@@ -3,7 +3,7 @@
 import type { Directory } from '../base/bytes.js'
 import { ConfigError, UnsupportedError } from '../base/errors.js'
 import type { LoraAdapter } from '../lora/adapter.js'
-import type { AdapterPart } from '../lora/plain.js'
+import type { PartView } from '../lora/part.js'
 
 /** An adapter in memory, or the folder of one. */
 export type MergeAdapter = LoraAdapter | Directory
@@ -36,7 +36,7 @@ export function weighted(input: AdapterInput, index: number): Required<WeightedA
 }
 
 /** Throws UnsupportedError for a weight other than 1 on what is no sum: only sums can be weighted, and taken out again without the base. */
-export function refuseWeighted(parts: readonly AdapterPart[], weight: number): void {
+export function refuseWeighted(parts: readonly Pick<PartView, 'name' | 'kind'>[], weight: number): void {
   if (weight === 1) return
   const part = parts.find(({ kind }) => kind === 'replacement' || kind === 'token-rows')
   if (part !== undefined) throw weightedError(part.name, 'what replaces the base’s values', weight)

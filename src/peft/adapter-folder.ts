@@ -2,39 +2,24 @@
 // that it does not expect in silence; here every tensor is used or named in an error. Keys: PEFT's docs, "checkpoint format".
 
 import type { Directory } from '../base/bytes.js'
-import { encodeFloats, type FloatDtype } from '../base/dtype.js'
-import {
-  attempt,
-  ConfigError,
-  MismatchError,
-  NumericError,
-  type OnProblem,
-  StateError,
-  throwProblem,
-} from '../base/errors.js'
+import { encodeFloats, type FloatDtype, isFloatDtype, isWeightDtype } from '../base/dtype.js'
+import { ConfigError, type LowrankError, MismatchError, NumericError, StateError } from '../base/errors.js'
 import { type FloatArray, isAllFinite, type Matrix, type Tensor } from '../base/tensor.js'
-import {
-  isFloatDtype,
-  isWeightDtype,
-  readTensorF32,
-  type SafetensorsFile,
-  type TensorBytes,
-  type TensorInfo,
-} from '../formats/safetensors.js'
-import { LoraAdapter } from '../lora/adapter.js'
+import { readTensorF32, type SafetensorsFile, type TensorBytes, type TensorInfo } from '../formats/safetensors.js'
+import { type AdapterPart, LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfig } from '../lora/config.js'
 import { notFinite } from '../lora/factors.js'
+import type { StoredTensor } from '../lora/kinds/stored.js'
+import { tensorsOf } from '../lora/part.js'
 import { isAllLinear } from '../lora/patterns/patterns.js'
-import { type AdapterPart, linearKind } from '../lora/plain.js'
-import type { StoredTensor } from '../lora/replacements.js'
 import { formatPeftConfig, parsePeftConfig } from './config.js'
 import { findAdapter, openWeights, readConfig, writeAdapterFiles } from './files.js'
 import { KEY_PREFIX, normalizeKeys } from './keys.js'
 import { parameterKeys, savedParameters } from './parameters.js'
-import { rowsKey } from './replacements.js'
-import { type AdapterTensors, claimTensors, factorKey, type LayerTensors, magnitudeShape } from './tensors.js'
+import { rowsKey, savedModules } from './replacements.js'
+import { claimTensors, type FilePart, factorKey, magnitudeShape } from './tensors.js'
 import { adaptedMatcher } from './tied.js'
-import { requireMatched } from './unmatched.js'
+import { unmatchedProblems } from './unmatched.js'
 
 /** Values of this size and above round to infinity. */
 const INFINITE_FROM: Readonly<Record<FloatDtype, number>> = {
@@ -44,13 +29,17 @@ const INFINITE_FROM: Readonly<Record<FloatDtype, number>> = {
 }
 
 /** An adapter folder whose tensors stay in their file. */
-export interface AdapterFile extends AdapterTensors {
+export interface AdapterFile {
   readonly config: LoraConfig
   readonly file: SafetensorsFile
   /** As {@link LoraAdapter.notes}. */
   readonly notes: readonly string[]
-  /** As {@link LoraAdapter.parts}. */
-  parts(): AdapterPart[]
+  /** What is sound of the file: layers, then experts, replaced tensors and rows of tokens; each group by name. */
+  parts(): readonly FilePart[]
+  /** Names of tensors that nothing claims. */
+  readonly unclaimed: readonly string[]
+  /** What is wrong with config and tensors; empty unless it was opened with `isTolerant`. */
+  readonly problems: readonly LowrankError[]
   close(): Promise<void>
 }
 
@@ -62,93 +51,86 @@ export interface LoadOptions {
   strict?: boolean | undefined
 }
 
+/** How a folder is opened. */
+export interface OpenOptions extends LoadOptions {
+  /** Opens what is sound and returns the problems, where the default throws the first. */
+  isTolerant?: boolean | undefined
+}
+
 /**
- * Checks everything that {@link loadAdapter} checks but the values, which stay in the file. Throws as that does.
+ * Checks everything that {@link loadAdapter} checks but the values, which stay in the file.
  *
- * @param onProblem default: throws it. Else it hears of what is wrong in the config and with the tensors, and what is sound is
- *   opened; a file that cannot be read still throws
+ * @throws what loadAdapter throws; with `isTolerant` only where a file cannot be read at all
  */
 export async function openAdapter(
   directory: Directory,
-  onProblem: OnProblem = throwProblem,
-  { name, strict = false }: LoadOptions = {},
+  { name, strict = false, isTolerant = false }: OpenOptions = {},
 ): Promise<AdapterFile> {
   const folder = await findAdapter(directory, name)
   const { bytes, file: configFile } = await readConfig(folder)
-  const config = parsePeftConfig(bytes, configFile, onProblem)
+  const { config, problems } = parsePeftConfig(bytes, configFile)
+  if (!isTolerant) throwFirst(problems)
   const opened = await openWeights(folder)
   const close = () => opened.source.close()
   try {
     const { file, notes: keyNotes } = normalizeKeys(opened, name)
     const isInside = name === undefined && folder.path !== ''
     const notes = [...(isInside ? [`an adapter in ${folder.path}, its only one`] : []), ...keyNotes]
-    const tensors = claimTensors(file, config, onProblem)
-    const adapter = { config, file, notes, ...tensors, parts: () => partsOf(tensors), close }
-    if (strict) attempt(() => requireMatched(adapter, configFile), onProblem)
-    return adapter
+    const { parts, unclaimed, ...claimed } = claimTensors(file, config)
+    const unmatched = strict ? unmatchedProblems({ config, parts: () => parts }, configFile) : []
+    const all = [...problems, ...claimed.problems, ...unmatched]
+    if (!isTolerant) throwFirst(all)
+    return { config, file, notes, parts: () => parts, unclaimed, problems: all, close }
   } catch (error) {
     await close()
     throw error
   }
 }
 
+function throwFirst([first]: readonly LowrankError[]): void {
+  if (first !== undefined) throw first
+}
+
 /** Reads a PEFT adapter folder, as the public function of this name says (index/deferred.ts). */
 export async function loadAdapter(directory: Directory, options: LoadOptions = {}): Promise<LoraAdapter> {
-  const { config, file, notes, layers, parameters, replacements, tokenRows, close } = await openAdapter(
-    directory,
-    throwProblem,
-    options,
-  )
+  const { config, file, notes, parts, close } = await openAdapter(directory, { ...options, isTolerant: false })
   try {
     const adapter = new LoraAdapter(config)
     adapter.notes.push(...notes)
-    for (const tensors of layers) {
-      const { name, kind, A, B, magnitude, biasB } = tensors
-      const factors = [await readFactor(file, A), await readFactor(file, B)] as const
-      const vectors = { magnitude: await readVector(file, magnitude), biasB: await readVector(file, biasB) }
-      const add = {
-        linear: () => adapter.addFactors(name, ...matrices(factors), vectors),
-        embedding: () => adapter.addEmbedding(name, ...matrices(factors), vectors),
-        convolution: () => adapter.addConvolution(name, ...factors, vectors),
-      }
-      add[kind]().dtype = commonDtype(tensors)
-    }
-    for (const { name, A, B } of parameters) {
-      const parameter = adapter.addExperts(name, ...matrices([await readFactor(file, A), await readFactor(file, B)]))
-      parameter.dtype = commonDtype({ A, B })
-    }
-    for (const [name, { key, isTrained, info }] of replacements) {
-      adapter.replacements.set(name, { key, isTrained, ...(await readStored(file, info)) })
-    }
-    for (const [name, { indices, info }] of tokenRows) {
-      adapter.tokenRows.set(name, { indices, ...(await readStored(file, info)) })
-    }
+    for (const part of parts()) await readPart(adapter, part, file)
     return adapter
   } finally {
     await close()
   }
 }
 
-function partsOf({ layers, parameters, replacements, tokenRows }: AdapterTensors): AdapterPart[] {
-  return [
-    ...layers.map((layer): AdapterPart => {
-      return { name: layer.name, kind: layer.kind === 'linear' ? linearKind(layer) : layer.kind }
-    }),
-    ...parameters.map(({ name }): AdapterPart => ({ name, kind: 'parameter' })),
-    ...[...replacements.keys()].map((name): AdapterPart => ({ name, kind: 'replacement' })),
-    ...[...tokenRows.keys()].map((name): AdapterPart => ({ name, kind: 'token-rows' })),
-  ]
+/** Reads a part's tensors, and adds it to an adapter. */
+async function readPart(adapter: LoraAdapter, part: FilePart, file: SafetensorsFile): Promise<void> {
+  const { name } = part
+  if (part.kind === 'replacement') {
+    adapter.addReplacement(name, await readStored(file, part.tensors.weight), part)
+    return
+  }
+  if (part.kind === 'token-rows') {
+    adapter.addTokenRows(part.module, part.indices, await readStored(file, part.tensors.weight))
+    return
+  }
+  const { weightA, weightB, magnitude, biasB } = part.tensors
+  const factors = [await readFactor(file, weightA), await readFactor(file, weightB)] as const
+  const vectors = { magnitude: await readVector(file, magnitude), biasB: await readVector(file, biasB) }
+  const add = {
+    linear: () => adapter.addFactors(name, ...matrices(factors), vectors),
+    embedding: () => adapter.addEmbedding(name, ...matrices(factors), vectors),
+    convolution: () => adapter.addConvolution(name, ...factors, vectors),
+    parameter: () => adapter.addExperts(name, ...matrices(factors)),
+  }
+  add[part.kind]().dtype = commonDtype(part)
 }
 
 /** A layer is saved in one type: that of its tensors, or F32, which holds the others' values. */
-export function commonDtype({
-  A,
-  B,
-  magnitude,
-  biasB,
-}: Pick<LayerTensors, 'A' | 'B'> & Partial<Pick<LayerTensors, 'magnitude' | 'biasB'>>): FloatDtype {
-  const dtypes = [A, B, magnitude, biasB].flatMap((info) => (info === undefined ? [] : [info.dtype]))
-  return isFloatDtype(A.dtype) && dtypes.every((dtype) => dtype === A.dtype) ? A.dtype : 'F32'
+export function commonDtype(part: FilePart): FloatDtype {
+  const [first, ...others] = tensorsOf(part).map(([, { dtype }]) => dtype)
+  return isFloatDtype(first) && others.every((dtype) => dtype === first) ? first : 'F32'
 }
 
 async function readFactor(file: SafetensorsFile, info: TensorInfo): Promise<Tensor> {
@@ -195,13 +177,13 @@ export async function saveAdapter(
   if (dtype !== undefined && !['F32', 'F16', 'BF16'].includes(dtype)) {
     throw new ConfigError({ where: 'dtype', what: 'not usable', expected: 'F32, F16 or BF16', got: String(dtype) })
   }
-  if (adapter.parts().length === 0) {
+  if (adapter.size === 0) {
     throw new StateError({ where: directory.name, what: 'an adapter without layers cannot be saved' })
   }
-  const names = [...adapter.names(), ...adapter.embeddings.keys(), ...adapter.convolutions.keys()]
-  const parameters = [...adapter.experts.keys()]
+  const names = adapter.parts('linear', 'embedding', 'convolution').map(({ name }) => name)
+  const parameters = adapter.parts('parameter').map(({ name }) => name)
   const config = formatPeftConfig(
-    { ...adapter.config, trainableTokenIndices: savedTokens(adapter) },
+    { ...adapter.config, modulesToSave: savedModules(adapter), trainableTokenIndices: savedTokens(adapter) },
     savedTargets(adapter.config, names),
     savedParameters(adapter.config.targetParameters, parameters),
     [...names, ...parameters],
@@ -211,9 +193,11 @@ export async function saveAdapter(
 }
 
 /** The config's own trainable tokens, or, where it has none, those that the adapter holds rows for. */
-function savedTokens({ config, tokenRows }: LoraAdapter): LoraConfig['trainableTokenIndices'] {
-  if (config.trainableTokenIndices !== undefined || tokenRows.size === 0) return config.trainableTokenIndices
-  return Object.fromEntries([...tokenRows].map(([module, { indices }]) => [module, indices]))
+function savedTokens(adapter: LoraAdapter): LoraConfig['trainableTokenIndices'] {
+  const rows = adapter.parts('token-rows')
+  const { trainableTokenIndices } = adapter.config
+  if (trainableTokenIndices !== undefined || rows.length === 0) return trainableTokenIndices
+  return Object.fromEntries(rows.map(({ module, indices }) => [module, indices]))
 }
 
 /** The config's own target_modules when they mean all layers; `all-linear` spelled out, as PEFT does. */
@@ -229,38 +213,21 @@ function savedTargets(config: LoraConfig, names: readonly string[]): readonly st
 }
 
 function encodeAdapter(adapter: LoraAdapter, dtype: FloatDtype | undefined): TensorBytes[] {
-  const tensors: TensorBytes[] = []
-  const add = (key: string, data: FloatArray, shape: readonly number[], own: FloatDtype) => {
-    tensors.push(encodeValues(key, data, shape, dtype ?? own))
-  }
-  for (const [name, { weightA, weightB, magnitude, biasB, dtype: own }] of adapter) {
-    add(factorKey(name, 'A'), weightA.data, weightA.shape, own)
-    add(factorKey(name, 'B'), weightB.data, weightB.shape, own)
-    if (magnitude !== undefined) add(factorKey(name, 'magnitude'), magnitude, [magnitude.length], own)
-    if (biasB !== undefined) add(factorKey(name, 'biasB'), biasB, [biasB.length], own)
-  }
-  for (const [name, { weightA, weightB, magnitude, dtype: own }] of adapter.embeddings) {
-    add(factorKey(name, 'A', 'embedding'), weightA.data, weightA.shape, own)
-    add(factorKey(name, 'B', 'embedding'), weightB.data, weightB.shape, own)
-    if (magnitude !== undefined) add(factorKey(name, 'magnitude'), magnitude, [magnitude.length], own)
-  }
-  for (const [name, { weightA, weightB, magnitude, biasB, d, kernel, dtype: own }] of adapter.convolutions) {
-    add(factorKey(name, 'A'), weightA.data, weightA.shape, own)
-    add(factorKey(name, 'B'), weightB.data, weightB.shape, own)
-    if (magnitude !== undefined) add(factorKey(name, 'magnitude'), magnitude, magnitudeShape(d, kernel.length), own)
-    if (biasB !== undefined) add(factorKey(name, 'biasB'), biasB, [d], own)
-  }
-  const keys = parameterKeys(adapter.experts.keys())
-  for (const [name, { weightA, weightB, dtype: own }] of adapter.experts) {
-    add(factorKey(keys.get(name)!, 'A'), weightA.data, weightA.shape, own)
-    add(factorKey(keys.get(name)!, 'B'), weightB.data, weightB.shape, own)
-  }
-  const stored = (name: string, { dtype: own, shape, data }: StoredTensor) => ({ name, dtype: own, shape, data })
-  for (const replacement of adapter.replacements.values()) {
-    tensors.push(stored(KEY_PREFIX + replacement.key, replacement))
-  }
-  for (const [name, rows] of adapter.tokenRows) tensors.push(stored(rowsKey(name), rows))
-  return tensors
+  const keys = parameterKeys(adapter.parts('parameter').map(({ name }) => name))
+  return adapter.parts().flatMap((part) => encodePart(part, keys.get(part.name) ?? part.name, dtype))
+}
+
+/** @param name what PEFT calls the part's factors after */
+function encodePart(part: AdapterPart, name: string, dtype: FloatDtype | undefined): TensorBytes[] {
+  const stored = (key: string, { dtype: own, shape, data }: StoredTensor) => [{ name: key, dtype: own, shape, data }]
+  if (part.kind === 'replacement') return stored(KEY_PREFIX + part.key, part)
+  if (part.kind === 'token-rows') return stored(rowsKey(part.module), part)
+  const kind = part.kind === 'parameter' ? 'linear' : part.kind
+  return tensorsOf(part).map(([role, { data, shape }]) => {
+    const isConvolved = part.kind === 'convolution' && role === 'magnitude'
+    const own = isConvolved ? magnitudeShape(part.d, part.kernel.length) : shape
+    return encodeValues(factorKey(name, role, kind), data, own, dtype ?? part.dtype)
+  })
 }
 
 function encodeValues(key: string, data: FloatArray, shape: readonly number[], dtype: FloatDtype): TensorBytes {

@@ -1,14 +1,7 @@
 // adapter_config.json of huggingface/peft (tuners/lora/config.py, 0.21) ⇄ LoraConfig. A field that changes what the weights
 // mean and is not implemented is refused by name; fields without effect on the result pass through as they are.
 
-import {
-  ConfigError,
-  FormatError,
-  LowrankError,
-  type OnProblem,
-  throwProblem,
-  UnsupportedError,
-} from '../base/errors.js'
+import { ConfigError, FormatError, LowrankError, UnsupportedError } from '../base/errors.js'
 import { type JsonValue, parseJson, toPlain } from '../formats/json.js'
 import { type LoraConfig, type LoraConfigInput, resolveConfig } from '../lora/config.js'
 import { type Init, isInit, iterationsOf } from '../lora/init/inits.js'
@@ -96,24 +89,30 @@ function peftInit(init: Init): unknown {
   return init === 'random' ? false : init.replaceAll('-', '_')
 }
 
+/** What an adapter_config.json says. */
+export interface ParsedConfig {
+  readonly config: LoraConfig
+  /** An UnsupportedError for each field whose meaning is not implemented. */
+  readonly problems: readonly LowrankError[]
+}
+
 /**
  * The content of an adapter_config.json → config. Absent target_modules, by which PEFT means a table of architectures, become
  * `all-linear`: what is adapted, the tensors tell.
  *
- * @param onProblem hears of fields whose meaning is not implemented; default: throws
  * @throws FormatError when it is no JSON object; ConfigError when a value is out of range or missing; UnsupportedError for another
- *   method than LoRA, and for a field whose meaning is not implemented. Each names the file and the field.
+ *   method than LoRA. Each names the file and the field.
  */
-export function parsePeftConfig(bytes: Uint8Array, file: string, onProblem: OnProblem = throwProblem): LoraConfig {
+export function parsePeftConfig(bytes: Uint8Array, file: string): ParsedConfig {
   const json = parseJson(bytes, file)
   if (!(json instanceof Map)) throw new FormatError({ where: file, what: 'not a JSON object' })
   const fields = new Map([...json].flatMap(([key, value]) => (RETIRED.has(key) ? [] : [[key, plainField(key, value)]])))
   const stacked = json.get('enable_lora') ?? null
-  if (stacked !== null) onProblem(unsupported(file, 'enable_lora', toPlain(stacked)))
+  const problems = stacked === null ? [] : [unsupported(file, 'enable_lora', toPlain(stacked))]
   if (!fields.has('peft_type')) {
     throw new ConfigError({ where: file, what: 'no peft_type', expected: 'the adapter_config.json of a PEFT adapter' })
   }
-  checkSupported(fields, file, onProblem)
+  problems.push(...unsupportedFields(fields, file))
   // PEFT would take 8 for either: with tensors of another training that is another model, and nobody would notice.
   const missing = REQUIRED.find((key) => (fields.get(key) ?? null) === null)
   if (missing !== undefined) {
@@ -124,7 +123,7 @@ export function parsePeftConfig(bytes: Uint8Array, file: string, onProblem: OnPr
       hint: 'Every version of PEFT writes it: the file is not complete',
     })
   }
-  return resolveForFile(inputOf(fields), file)
+  return { config: resolveForFile(inputOf(fields), file), problems }
 }
 
 function inputOf(fields: ReadonlyMap<string, unknown>): LoraConfigInput {
@@ -167,17 +166,16 @@ function resolveForFile(input: LoraConfigInput, file: string): LoraConfig {
   }
 }
 
-/** An UnsupportedError for each field whose value means something that is not implemented; other methods than LoRA throw it. */
-function checkSupported(fields: ReadonlyMap<string, unknown>, file: string, onProblem: OnProblem = throwProblem): void {
+/** An UnsupportedError for each field whose value means something that is not implemented. Throws it for other methods than LoRA. */
+function unsupportedFields(fields: ReadonlyMap<string, unknown>, file: string): UnsupportedError[] {
   const type = fields.get('peft_type')
   if (type !== 'LORA') throw unsupported(file, 'peft_type', type, 'LORA')
-  for (const [key, value] of fields) {
-    if (NAMES.has(key) || WITHOUT_EFFECT.has(key)) continue
-    if (key === INIT_FIELD) {
-      if (initOf(value) !== undefined) continue
-      onProblem(unsupported(file, key, value, [...INIT_VALUES.keys(), 'pissa_niter_N'].join(', ')))
-    } else if (!isOff(key, value)) onProblem(unsupported(file, key, value))
-  }
+  return [...fields].flatMap(([key, value]) => {
+    if (NAMES.has(key) || WITHOUT_EFFECT.has(key)) return []
+    if (key !== INIT_FIELD) return isOff(key, value) ? [] : [unsupported(file, key, value)]
+    const known = [...INIT_VALUES.keys(), 'pissa_niter_N'].join(', ')
+    return initOf(value) === undefined ? [unsupported(file, key, value, known)] : []
+  })
 }
 
 /** Fields that this version does not know count as off when they are empty, as PEFT's defaults for new fields are. */
@@ -221,7 +219,8 @@ export function formatPeftConfig(
   if (config.modulesToSave.length === 0) fields.modules_to_save = null
   fields.target_modules = targetModules
   fields.target_parameters = targetParameters.length === 0 ? null : targetParameters
-  checkSupported(new Map(Object.entries(fields)), 'LoraConfig')
+  const [refused] = unsupportedFields(new Map(Object.entries(fields)), 'LoraConfig')
+  if (refused !== undefined) throw refused
   const sorted = sortKeys(fields) as Record<string, unknown>
   sorted.rank_pattern = sortPattern(config.rankPattern, layerNames)
   sorted.alpha_pattern = sortPattern(config.alphaPattern, layerNames)

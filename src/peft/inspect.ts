@@ -1,23 +1,16 @@
 // What an adapter holds, in numbers: for `lowrank inspect` and for anyone who wants to know before merging.
 
-import type { FloatDtype } from '../base/dtype.js'
+import type { FloatDtype, TensorDtype } from '../base/dtype.js'
 import type { ErrorCode, LowrankError } from '../base/errors.js'
 import { elementCount, type FloatArray, isAllFinite, type Tensor } from '../base/tensor.js'
-import type { SafetensorsDtype } from '../formats/safetensors.js'
 import { norm } from '../linalg/product.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { type LoraConfig, scalingOf } from '../lora/config.js'
-import { factorPairs } from '../lora/factor-pairs.js'
 import { notFinite } from '../lora/factors.js'
 import { changesBase } from '../lora/init/inits.js'
-import type { ConvolutionLora } from '../lora/kinds/convolution.js'
-import { EmbeddingLora } from '../lora/kinds/embedding.js'
-import { ExpertLora } from '../lora/kinds/experts.js'
-import { LoraLayer } from '../lora/layer.js'
-import type { AdapterPart } from '../lora/plain.js'
-import type { Replacement, TokenRows } from '../lora/replacements.js'
-import { meanSpectrum, normOfSpectrum, type Spectrum, spectrumOf } from '../lora/spectrum.js'
-import { describeUnmatched, unmatchedEntries } from './unmatched.js'
+import { type FactorTensors, moduleOf, type PartView, tensorsOf } from '../lora/part.js'
+import { factorPairs, meanSpectrum, normOfSpectrum, type Spectrum, spectrumOf } from '../lora/spectrum.js'
+import { describeUnmatched, type NamedPart, unmatchedEntries } from './unmatched.js'
 
 /**
  * A layer in numbers. Norms are NaN, which JSON writes as null, where a factor holds a value that is not finite. Singular values and ranks are
@@ -56,7 +49,7 @@ export interface LayerReport extends Spectrum {
 export interface ReplacementReport {
   /** The base's tensor. */
   name: string
-  dtype: SafetensorsDtype
+  dtype: TensorDtype
   /** Of what the adapter holds: the tensor's, or (rows, D). */
   shape: readonly number[]
   /** How many rows of the base's tensor it replaces; absent for a whole tensor. */
@@ -71,7 +64,7 @@ export interface ProblemReport {
   message: string
 }
 
-/** What `inspectAdapter` found. */
+/** What inspecting an adapter found. */
 export interface AdapterReport {
   config: LoraConfig
   /** As {@link LoraAdapter.totalTrainableParams}. */
@@ -94,56 +87,41 @@ const ROUNDING = 2 ** -20
 
 /** Shapes, scalings, norms and singular values of an adapter in memory, with all that is wrong with it. */
 export function inspectAdapter(adapter: LoraAdapter): AdapterReport {
-  const problems: LowrankError[] = []
-  const all = [...adapter, ...adapter.embeddings, ...adapter.convolutions, ...adapter.experts]
-  const layers = all.map(([name, layer]) => {
-    const { config, dtype, weightA, weightB } = layer
-    const experts = layer instanceof ExpertLora ? layer.experts : undefined
-    const magnitude = 'magnitude' in layer ? layer.magnitude : undefined
-    const biasB = 'biasB' in layer ? layer.biasB : undefined
-    const values = { weightA: weightA.data, weightB: weightB.data, magnitude, biasB }
-    for (const [part, data] of Object.entries(values)) {
-      if (data !== undefined && !isAllFinite(data)) problems.push(notFinite(`${name}.${part}`))
-    }
-    return layerReport({
-      name,
-      kind: kindOf(layer),
-      config,
-      dtype,
-      weightA,
-      weightB,
-      experts,
-      hasMagnitude: magnitude !== undefined,
-      hasBias: biasB !== undefined,
-    })
+  const problems = adapter.parts('linear', 'embedding', 'convolution', 'parameter').flatMap((part) => {
+    const bad = tensorsOf(part).filter(([, { data }]) => !isAllFinite(data))
+    return bad.map(([role]) => notFinite(`${part.name}.${role}`))
   })
   return adapterReport({
     config: adapter.config,
     trainableParams: adapter.totalTrainableParams(),
-    layers,
-    replacements: replacementReports(adapter.replacements, adapter.tokenRows),
+    layers: adapter.parts('linear', 'embedding', 'convolution', 'parameter').map((part) => {
+      return layerReport(part, part.tensors, part.dtype)
+    }),
+    replacements: adapter.parts('replacement', 'token-rows').map((part) => replacementReport(part, part.dtype)),
     problems,
     notes: adapter.notes,
   })
 }
 
-/** What a report on a layer is made from. */
-export interface InspectedLayer extends Pick<LayerReport, 'name' | 'kind' | 'dtype' | 'hasMagnitude' | 'hasBias'> {
-  /** The layer's own. */
-  config: LoraConfig
-  /** (r, k), of a convolution (r, in, *kernel), of a parameter (E·r, k). */
-  weightA: Tensor<FloatArray>
-  /** (d, r), of a convolution (d, r/groups, 1…), of a parameter (d, r·E). */
-  weightB: Tensor<FloatArray>
-  /** E of a parameter. */
-  experts?: number | undefined
-}
+/** A part with factors, in memory or in a file. */
+type LayerView = Exclude<PartView, { kind: 'replacement' | 'token-rows' }>
 
-/** The numbers of one layer. */
-export function layerReport(layer: InspectedLayer): LayerReport {
-  const { name, kind, config, dtype, weightA, weightB, experts, hasMagnitude, hasBias } = layer
+/**
+ * The numbers of one layer.
+ *
+ * @param factors the values of its A and B
+ * @param dtype of its file
+ */
+export function layerReport(
+  part: LayerView,
+  factors: Pick<FactorTensors<Tensor<FloatArray>>, 'weightA' | 'weightB'>,
+  dtype: FloatDtype,
+): LayerReport {
+  const { name, kind, config, tensors } = part
+  const { weightA, weightB } = factors
   const { rank, alpha } = config
   const scaling = scalingOf(config)
+  const experts = kind === 'parameter' ? part.experts : undefined
   const spectra = factorPairs(weightA, weightB, experts).map((pair) => spectrumOf(pair, scaling))
   return {
     name,
@@ -159,22 +137,19 @@ export function layerReport(layer: InspectedLayer): LayerReport {
     normB: norm(weightB),
     normDelta: norm({ data: Float64Array.from(spectra, normOfSpectrum) }),
     ...meanSpectrum(spectra),
-    hasMagnitude,
-    hasBias,
+    hasMagnitude: tensors.magnitude !== undefined,
+    hasBias: tensors.biasB !== undefined,
   }
 }
 
-/** Whole tensors by name, then rows by their embedding's. */
-export function replacementReports(
-  replacements: Iterable<readonly [name: string, Pick<Replacement, 'dtype' | 'shape'>]>,
-  tokenRows: Iterable<readonly [module: string, Pick<TokenRows, 'dtype' | 'shape' | 'indices'>]>,
-): ReplacementReport[] {
-  return [
-    ...Array.from(replacements, ([name, { dtype, shape }]) => ({ name, dtype, shape })),
-    ...Array.from(tokenRows, ([module, { dtype, shape, indices }]) => {
-      return { name: `${module}.weight`, dtype, shape, rows: indices.length }
-    }),
-  ]
+/** A replaced tensor, or rows of one. */
+export function replacementReport(
+  part: Extract<PartView, { kind: 'replacement' | 'token-rows' }>,
+  dtype: TensorDtype,
+): ReplacementReport {
+  const { shape } = part.tensors.weight
+  if (part.kind === 'replacement') return { name: part.name, dtype, shape }
+  return { name: `${part.module}.weight`, dtype, shape, rows: part.indices.length }
 }
 
 /** What a report on an adapter is made from. */
@@ -193,19 +168,12 @@ export function adapterReport({ problems, notes, ...report }: InspectedAdapter):
   }
 }
 
-function kindOf(layer: LoraLayer | EmbeddingLora | ConvolutionLora | ExpertLora): LayerReport['kind'] {
-  if (layer instanceof LoraLayer) return 'linear'
-  if (layer instanceof EmbeddingLora) return 'embedding'
-  return layer instanceof ExpertLora ? 'parameter' : 'convolution'
-}
-
 /** What the adapter changes, as far as the report tells kinds apart. */
-function partsOf({ layers, replacements }: ReportedParts): AdapterPart[] {
+function partsOf({ layers, replacements }: ReportedParts): NamedPart[] {
   return [
-    ...layers.map(({ name, kind }) => ({ name, kind })),
-    ...replacements.map(({ name, rows }): AdapterPart => {
-      const isWhole = rows === undefined
-      return isWhole ? { name, kind: 'replacement' } : { name: name.replace(/\.weight$/, ''), kind: 'token-rows' }
+    ...layers.map(({ name, kind }) => ({ name, kind, module: kind === 'parameter' ? moduleOf(name) : name })),
+    ...replacements.map(({ name, rows }): NamedPart => {
+      return { name, kind: rows === undefined ? 'replacement' : 'token-rows', module: moduleOf(name) }
     }),
   ]
 }
@@ -220,7 +188,7 @@ function warningsOf(report: ReportedParts): string[] {
   }
   if (changesBase(config.init)) {
     warnings.push(
-      `It started as ${config.init}, which took a part of the base into B·A: B·A is not its change. \`lowrank convert\` makes plain LoRA of it`,
+      `It started as ${config.init}, which took a part of the base into B·A: B·A is not its change. \`lowrank to-plain\` makes plain LoRA of it`,
     )
   }
   // A magnitude or a bias changes something all the same.

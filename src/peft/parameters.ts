@@ -2,27 +2,15 @@
 // module once for each of its adapted parameters, in the order in which the model's code registers them, so that the last one's
 // key is that of the module and each earlier one has a `.base_layer` more (tuners_utils._inject_parameters, lora.ParamWrapper).
 
-import { attempt, FormatError, MismatchError, type OnProblem, ShapeError, UnsupportedError } from '../base/errors.js'
+import { attempt, FormatError, type LowrankError, MismatchError, ShapeError, UnsupportedError } from '../base/errors.js'
 import { formatShape } from '../base/tensor.js'
 import type { TensorInfo } from '../formats/safetensors.js'
 import { configForLayer, type LoraConfig } from '../lora/config.js'
+import { moduleOf, type ParameterView } from '../lora/part.js'
 import { isAllLinear, targetMatcher } from '../lora/patterns/patterns.js'
 import { CONFIG_FILE } from './files.js'
 
 const WRAPPED = '.base_layer'
-
-/** The tensors of one adapted parameter. */
-export interface ParameterTensors {
-  /** The parameter's full name. */
-  readonly name: string
-  /** The parameter's own, with its rank and alpha. */
-  readonly config: LoraConfig
-  readonly experts: number
-  /** (E·r, k) */
-  readonly A: TensorInfo
-  /** (d, r·E) */
-  readonly B: TensorInfo
-}
 
 /** What was found under one key. */
 export interface FoundFactors {
@@ -124,17 +112,17 @@ function meantParameters(module: string, count: number, entries: readonly string
 /**
  * Takes the factors of parameters out of `found`, whose keys are modules' names with their `.base_layer`s.
  *
- * @param onProblem hears of MismatchError where keys and target_parameters disagree; UnsupportedError when nothing tells which parameter is which;
- *   FormatError for half a pair; ShapeError for factors whose ranks no number of experts explains
+ * Problems are a MismatchError where keys and target_parameters disagree; UnsupportedError when nothing tells which parameter is which;
+ * FormatError for half a pair; ShapeError for factors whose ranks no number of experts explains.
  */
 export function takeParameters(
   found: Map<string, FoundFactors>,
   config: LoraConfig,
   file: string,
-  onProblem: OnProblem,
-): ParameterTensors[] {
-  const entries = config.targetParameters
-  if (entries.length === 0) return []
+): { parts: ParameterView<TensorInfo>[]; problems: LowrankError[] } {
+  const parts: ParameterView<TensorInfo>[] = []
+  const problems: LowrankError[] = []
+  if (config.targetParameters.length === 0) return { parts, problems }
   const modules = new Map<string, number>()
   for (const key of found.keys()) {
     let module = key
@@ -144,20 +132,21 @@ export function takeParameters(
   }
   const isTarget = targetMatcher(config)
   const isNamed = (name: string) => !isAllLinear(config.targetModules) && isTarget(name)
-  const result: ParameterTensors[] = []
   for (const [module, depth] of modules) {
     const levels = wrappedNames(module, depth + 1).map((key) => ({ key, tensors: found.get(key)?.tensors }))
     const outermost = levels[depth].tensors
     if (depth === 0 && !isParameter(module, outermost, config, isNamed(module))) continue
-    const names = attempt(() => assign(module, levels, config, file), onProblem)
+    const { value: names, problems: unclear } = attempt(() => assign(module, levels, config, file))
+    problems.push(...unclear)
     for (const [i, { key, tensors = {} }] of levels.entries()) {
       found.delete(key)
       if (names === undefined) continue
-      const own = attempt(() => complete(`${module}.${names[i]}`, key, tensors, config, file), onProblem)
-      if (own !== undefined) result.push(own)
+      const own = attempt(() => complete(`${module}.${names[i]}`, key, tensors, config, file))
+      problems.push(...own.problems)
+      if (own.value !== undefined) parts.push(own.value)
     }
   }
-  return result
+  return { parts, problems }
 }
 
 /** A module whose key is as a linear layer's: target_parameters mean it by name, or by a parameter's name alone. */
@@ -172,7 +161,7 @@ function isParameter(
   const [bare] = candidates(module, entries, false)
   if (bare === undefined || isNamed) return false
   // Any module may have a parameter of that name. Linear layers have other ranks than several experts together.
-  const ranks = tensors?.A?.shape[0] ?? 0
+  const ranks = tensors?.weightA?.shape[0] ?? 0
   return !isAllLinear(config.targetModules) || ranks > configForLayer(config, `${module}.${bare}`).rank
 }
 
@@ -184,7 +173,7 @@ interface Level {
 /** The parameters' names, level by level. */
 function assign(module: string, levels: readonly Level[], config: LoraConfig, file: string): readonly string[] {
   const names = meantParameters(module, levels.length, config.targetParameters)
-  const shown = levels.find(({ tensors }) => tensors?.A !== undefined)?.tensors?.A?.name ?? module
+  const shown = levels.find(({ tensors }) => tensors?.weightA !== undefined)?.tensors?.weightA?.name ?? module
   if (names.length !== levels.length) {
     throw new MismatchError({
       where: `${file}: ${shown}`,
@@ -199,37 +188,44 @@ function assign(module: string, levels: readonly Level[], config: LoraConfig, fi
 function complete(
   name: string,
   key: string,
-  { A, B, ...others }: FoundFactors['tensors'],
+  { weightA, weightB, ...others }: FoundFactors['tensors'],
   config: LoraConfig,
   file: string,
-): ParameterTensors {
+): ParameterView<TensorInfo> {
   const other = Object.values(others).find((info) => info !== undefined)
   if (other !== undefined) {
     throw new FormatError({ where: `${file}: ${other.name}`, what: `a parameter (${name}) has no such tensor` })
   }
-  if (A === undefined || B === undefined) {
+  if (weightA === undefined || weightB === undefined) {
     throw new FormatError({
-      where: `${file}: ${(A ?? B)?.name ?? key}`,
-      what: `half a pair: no lora_${A === undefined ? 'A' : 'B'} of ${key}, for ${name}`,
+      where: `${file}: ${(weightA ?? weightB)?.name ?? key}`,
+      what: `half a pair: no lora_${weightA === undefined ? 'A' : 'B'} of ${key}, for ${name}`,
     })
   }
   const own = configForLayer(config, name)
-  const ranks = A.shape[0]
-  if (A.shape.length !== 2 || A.shape.includes(0) || ranks % own.rank !== 0) {
+  const ranks = weightA.shape[0]
+  if (weightA.shape.length !== 2 || weightA.shape.includes(0) || ranks % own.rank !== 0) {
     throw new ShapeError({
-      where: `${file}: ${A.name}`,
+      where: `${file}: ${weightA.name}`,
       what: `wrong shape for the rank that ${CONFIG_FILE} gives ${name}`,
       expected: `(experts · ${own.rank}, k)`,
-      got: formatShape(A.shape),
+      got: formatShape(weightA.shape),
     })
   }
-  if (B.shape.length !== 2 || B.shape[0] === 0 || B.shape[1] !== ranks) {
+  if (weightB.shape.length !== 2 || weightB.shape[0] === 0 || weightB.shape[1] !== ranks) {
     throw new ShapeError({
-      where: `${file}: ${B.name}`,
+      where: `${file}: ${weightB.name}`,
       what: `wrong shape for the factor A of ${name}`,
       expected: `(d, ${ranks})`,
-      got: formatShape(B.shape),
+      got: formatShape(weightB.shape),
     })
   }
-  return { name, config: own, experts: ranks / own.rank, A, B }
+  return {
+    kind: 'parameter',
+    name,
+    module: moduleOf(name),
+    config: own,
+    experts: ranks / own.rank,
+    tensors: { weightA, weightB },
+  }
 }

@@ -1,9 +1,12 @@
 // Which tensors of a PEFT file take the place of the base's, whole or in rows: what is neither a factor nor a vector of a layer.
 
-import { attempt, FormatError, MismatchError, type OnProblem, ShapeError, UnsupportedError } from '../base/errors.js'
+import { attempt, FormatError, type LowrankError, MismatchError, ShapeError, UnsupportedError } from '../base/errors.js'
 import { formatShape } from '../base/tensor.js'
 import type { TensorInfo } from '../formats/safetensors.js'
+import type { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfig } from '../lora/config.js'
+import { rowsName } from '../lora/kinds/stored.js'
+import { moduleOf, type ReplacementView, type TokenRowsView } from '../lora/part.js'
 import { isInsideModule } from '../lora/patterns/patterns.js'
 import { CONFIG_FILE } from './files.js'
 import { KEY_PREFIX, sortedByName, withoutPrefix } from './keys.js'
@@ -14,32 +17,14 @@ export interface ClaimContext {
   readonly config: LoraConfig
   /** The file's name, for messages. */
   readonly file: string
-  readonly onProblem: OnProblem
 }
 
-/** A tensor that takes the place of the base's. */
-export interface ReplacementTensor {
-  /** The file's, without the prefix. */
-  readonly key: string
-  /** False for embeddings that are saved along. */
-  readonly isTrained: boolean
-  readonly info: TensorInfo
-}
-
-/** Rows (n, D) that take the place of an embedding's. */
-export interface RowsTensor {
-  readonly indices: readonly number[]
-  readonly info: TensorInfo
-}
-
-/** What {@link claimOthers} finds, sorted by name with numbers as numbers. */
+/** What {@link claimOthers} finds: replaced tensors, then rows, each sorted by name with numbers as numbers. */
 export interface ClaimedOthers {
-  /** By the base's tensor name. */
-  readonly replacements: ReadonlyMap<string, ReplacementTensor>
-  /** By the embedding's module name. */
-  readonly tokenRows: ReadonlyMap<string, RowsTensor>
-  /** Tensors that nothing claims; there are none unless problems are collected. */
+  readonly parts: readonly (ReplacementView<TensorInfo> | TokenRowsView<TensorInfo>)[]
+  /** Names of tensors that nothing claims. */
   readonly unclaimed: readonly string[]
+  readonly problems: readonly LowrankError[]
 }
 
 /** The modules with factors, by name. */
@@ -60,38 +45,43 @@ export function rowsKey(name: string): string {
 }
 
 /**
- * Claims what takes the place of the base's tensors and rows; `onProblem` hears of what does not fit, and of what nothing claims.
+ * Claims what takes the place of the base's tensors and rows. Problems are what does not fit, and what nothing claims.
  *
  * @param found what has factors, whose biases and embeddings PEFT saves along
  */
 export function claimOthers(rest: readonly TensorInfo[], found: FoundKinds, context: ClaimContext): ClaimedOthers {
-  const { config, file, onProblem } = context
-  const replacements = new Map<string, ReplacementTensor>()
-  const tokenRows = new Map<string, RowsTensor>()
+  const { config, file } = context
+  const replacements = new Map<string, ReplacementView<TensorInfo>>()
+  const tokenRows = new Map<string, TokenRowsView<TensorInfo>>()
   const unclaimed: string[] = []
+  const problems: LowrankError[] = []
   for (const info of rest) {
     const key = withoutPrefix(info.name)
     if (key?.endsWith(ROWS_SUFFIX)) {
-      const name = key.slice(0, -ROWS_SUFFIX.length)
-      const indices = attempt(() => tokensOf(name, info, context), onProblem)
-      if (indices !== undefined) tokenRows.set(name, { indices, info })
+      const module = key.slice(0, -ROWS_SUFFIX.length)
+      const { value: indices, problems: wrong } = attempt(() => tokensOf(module, info, context))
+      problems.push(...wrong)
+      const part = { kind: 'token-rows', name: rowsName(module), module, tensors: { weight: info } } as const
+      if (indices !== undefined) tokenRows.set(module, { ...part, indices })
       continue
     }
     if (key !== undefined && isCopy(key, config)) continue
-    const origin = key === undefined ? undefined : replacementOrigin(key, info, config, found)
+    const origin = key === undefined ? undefined : replacementOrigin(key, info.shape, config, found)
     if (key === undefined || origin === undefined) {
       unclaimed.push(info.name)
       continue
     }
-    const base = baseTensor(key)
-    if (replacements.has(base)) {
-      onProblem(new FormatError({ where: `${file}: ${info.name}`, what: `a second tensor that replaces ${base}` }))
+    const name = baseTensor(key)
+    if (replacements.has(name)) {
+      problems.push(new FormatError({ where: `${file}: ${info.name}`, what: `a second tensor that replaces ${name}` }))
       continue
     }
-    replacements.set(base, { key, isTrained: origin === 'trained', info })
+    const part = { kind: 'replacement', name, module: moduleOf(name), key, tensors: { weight: info } } as const
+    replacements.set(name, { ...part, isTrained: origin === 'trained' })
   }
-  if (unclaimed.length > 0) onProblem(unclaimedError(unclaimed, file))
-  return { replacements: new Map(sortedByName(replacements)), tokenRows: new Map(sortedByName(tokenRows)), unclaimed }
+  if (unclaimed.length > 0) problems.push(unclaimedError(unclaimed, file))
+  const parts = [...sortedByName(replacements), ...sortedByName(tokenRows)].map(([, part]) => part)
+  return { parts, unclaimed, problems }
 }
 
 /**
@@ -106,20 +96,35 @@ function isCopy(key: string, { bias, modulesToSave }: LoraConfig): boolean {
 /** Why PEFT saved a tensor that it would load in the place of the base's; undefined when it would not. */
 function replacementOrigin(
   key: string,
-  info: TensorInfo,
+  shape: readonly number[],
   config: LoraConfig,
   found: FoundKinds,
 ): 'trained' | 'embedding' | undefined {
   if (key.includes('.lora_')) return undefined
   const base = baseTensor(key)
-  const module = base.slice(0, Math.max(0, base.lastIndexOf('.')))
+  const module = moduleOf(base)
   if (config.bias === 'all' && base.slice(module.length).includes('bias')) return 'trained'
   if (config.bias === 'lora_only' && base.endsWith('.bias') && found.has(module)) return 'trained'
   if (config.modulesToSave.some((entry) => isInsideModule(module, entry))) return 'trained'
   const isAdapted = found.get(module)?.kind === 'embedding' || (config.ensureWeightTying && isHeadModule(module))
-  const isTable = base.endsWith('.weight') && info.shape.length === 2
-  const isWhole = EMBEDDING.test(base) && (base.endsWith('.bias') ? 1 : 2) <= info.shape.length
+  const isTable = base.endsWith('.weight') && shape.length === 2
+  const isWhole = EMBEDDING.test(base) && (base.endsWith('.bias') ? 1 : 2) <= shape.length
   return isWhole || (isAdapted && isTable) ? 'embedding' : undefined
+}
+
+/**
+ * What to write as modules_to_save: the config's own, and the modules of replaced tensors that a reader would not take for what they
+ * are without, as those of a new head.
+ */
+export function savedModules(adapter: LoraAdapter): readonly string[] {
+  const { config } = adapter
+  const layers = new Map(adapter.parts('linear', 'embedding', 'convolution').map((layer) => [layer.module, layer]))
+  const missing = adapter.parts('replacement').filter(({ key, shape, isTrained }) => {
+    const origin = replacementOrigin(key, shape, config, layers)
+    return origin === undefined || (isTrained && origin !== 'trained')
+  })
+  if (missing.length === 0) return config.modulesToSave
+  return [...new Set([...config.modulesToSave, ...missing.map(({ module }) => module)])]
 }
 
 /** The base's name for a tensor that layers of PEFT were put around. */

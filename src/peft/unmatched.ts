@@ -1,14 +1,21 @@
 // Entries of a config that match nothing of its adapter: targets, patterns, modules to save. PEFT passes over most of them, some with a
 // warning when it makes the adapter. Each is more often a misspelt name than a choice.
 
-import { MismatchError, nearMisses } from '../base/errors.js'
+import { type LowrankError, MismatchError, nearMisses } from '../base/errors.js'
 import type { LoraConfig } from '../lora/config.js'
+import type { PartKind } from '../lora/part.js'
 import { endsOf, isAllLinear, isInsideModule, PatternTable, targetMatcher } from '../lora/patterns/patterns.js'
-import type { AdapterPart, PartKind } from '../lora/plain.js'
 import { isHeadModule } from './tied.js'
 
 /** In one message; near misses of each cost a comparison with every name. */
 const MAX_SHOWN = 10
+
+/** A part that entries can match. */
+export interface NamedPart {
+  readonly kind: PartKind
+  readonly name: string
+  readonly module: string
+}
 
 /** An entry of a config that matches nothing. */
 export interface UnmatchedEntry {
@@ -49,10 +56,13 @@ function described(setting: keyof LoraConfig, entries: readonly string[], names:
 }
 
 /** All entries that match nothing, in the order of the config's fields. */
-export function unmatchedEntries(config: LoraConfig, parts: readonly AdapterPart[]): UnmatchedEntry[] {
-  const ofKinds = (...kinds: PartKind[]) => parts.filter(({ kind }) => kinds.includes(kind)).map(({ name }) => name)
-  const layers = ofKinds('linear', 'dora', 'lora-bias', 'embedding', 'convolution')
-  const parameters = ofKinds('parameter')
+export function unmatchedEntries(config: LoraConfig, parts: readonly NamedPart[]): UnmatchedEntry[] {
+  const ofKinds = (...kinds: PartKind[]) => parts.filter(({ kind }) => kinds.includes(kind))
+  const layers = ofKinds('linear', 'embedding', 'convolution').map(({ name }) => name)
+  const parameters = ofKinds('parameter').map(({ name }) => name)
+  const [modulesSaved, rowModules] = [ofKinds('replacement'), ofKinds('token-rows')].map((own) =>
+    own.map(({ module }) => module),
+  )
   const { targetParameters, layersToTransform = [] } = config
   const ofPattern = (setting: 'rankPattern' | 'alphaPattern') => {
     const total = { steps: 0 }
@@ -68,11 +78,11 @@ export function unmatchedEntries(config: LoraConfig, parts: readonly AdapterPart
     }),
     ...ofPattern('rankPattern'),
     ...ofPattern('alphaPattern'),
-    ...unmatchedOf('modulesToSave', config.modulesToSave, ofKinds('replacement'), (entry) => {
-      return (name) => isInsideModule(name.slice(0, Math.max(0, name.lastIndexOf('.'))), entry)
+    ...unmatchedOf('modulesToSave', config.modulesToSave, modulesSaved, (entry) => {
+      return (module) => isInsideModule(module, entry)
     }),
     ...unmatchedEnds('targetParameters', targetParameters, parameters),
-    ...unmatchedTokenModules(config, ofKinds('token-rows')),
+    ...unmatchedTokenModules(config, rowModules),
   ]
 }
 
@@ -93,13 +103,22 @@ function unmatchedTokenModules(
   return unmatchedOf('trainableTokenIndices', modules, embeddings, (entry) => (name) => name.endsWith(entry))
 }
 
-/** Throws MismatchError that lists all entries which match nothing, with near misses. */
-export function requireMatched(
-  adapter: { readonly config: LoraConfig; parts(): readonly AdapterPart[] },
-  where: string,
-): void {
-  const unmatched = unmatchedEntries(adapter.config, adapter.parts())
-  if (unmatched.length > 0) throw unmatchedError(unmatched, where)
+/** An adapter in memory or its open folder. */
+interface NamedParts {
+  readonly config: LoraConfig
+  parts(): readonly NamedPart[]
+}
+
+/** One MismatchError that lists all entries which match nothing, with near misses; none where all match. */
+export function unmatchedProblems({ config, parts }: NamedParts, where: string): LowrankError[] {
+  const unmatched = unmatchedEntries(config, parts())
+  return unmatched.length === 0 ? [] : [unmatchedError(unmatched, where)]
+}
+
+/** Throws the MismatchError of {@link unmatchedProblems}. */
+export function requireMatched(adapter: NamedParts, where: string): void {
+  const [problem] = unmatchedProblems({ config: adapter.config, parts: () => adapter.parts() }, where)
+  if (problem !== undefined) throw problem
 }
 
 /** One sentence. */

@@ -143,7 +143,7 @@ function sessionOptions(model: SessionModel, options: SessionOptions): Record<st
 }
 
 /** Where the engine has Float16Array, float16 outputs come in it; elsewhere as Uint16Array. One form for all. */
-function withoutFloat16Array(data: unknown): TensorData {
+export function withoutFloat16Array(data: unknown): TensorData {
   const view = data as Uint16Array
   if (Object.prototype.toString.call(data) !== '[object Float16Array]') return view
   return new Uint16Array(view.buffer, view.byteOffset, view.length)

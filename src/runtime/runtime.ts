@@ -1,5 +1,7 @@
 // The narrow view of ONNX Runtime that the rest of lowrank sees. Only files in this folder name onnxruntime-*.
 
+import { oneOf } from '../base/options.js'
+
 /** A tensor's elements, row-major. float16 comes as Uint16Array, bool as Uint8Array. */
 export type TensorData =
   | Float32Array
@@ -13,20 +15,26 @@ export type TensorData =
   | Uint32Array
   | Int16Array
 
+const TYPES = [
+  'float32',
+  'float64',
+  'float16',
+  'int64',
+  'int32',
+  'int16',
+  'int8',
+  'uint8',
+  'uint16',
+  'uint32',
+  'uint64',
+  'bool',
+] as const
+
 /** ONNX Runtime's spelling of a tensor's type. */
-export type TensorType =
-  | 'float32'
-  | 'float64'
-  | 'float16'
-  | 'int64'
-  | 'int32'
-  | 'int16'
-  | 'int8'
-  | 'uint8'
-  | 'uint16'
-  | 'uint32'
-  | 'uint64'
-  | 'bool'
+export type TensorType = (typeof TYPES)[number]
+
+/** One of them. */
+export const TENSOR_TYPES = oneOf(...TYPES)
 
 /** A tensor that a run takes or gives. */
 export interface RuntimeTensor {

@@ -1,12 +1,34 @@
-// Training and evaluation records: JSON lines → token ids and labels. A record is {"text"}, every token of which is a
-// target, or {"prompt", "completion"}, where the completion's tokens are. One eos ends each record and is a target too.
+// What a record of data can be → what a language model learns from it: a text, a text that follows a prompt, or a chat. One eos
+// ends each text and is a target too; a chat ends as its template ends it.
 
-import type { ByteSource } from '../base/bytes.js'
-import { ConfigError, DataError, FormatError, MismatchError } from '../base/errors.js'
+import { DataError, MismatchError } from '../base/errors.js'
+import { type Chat, parseChat } from './chat.js'
 import type { Tokenizer } from './tokenizer.js'
 
-/** One line of a JSONL file. */
-export type TextRecord = { text: string } | { prompt: string; completion: string }
+/** A message of a chat. What else it has goes to the chat template, too. */
+export interface MessageRecord {
+  readonly role: string
+  readonly content?: string | readonly object[] | null | undefined
+  readonly tool_calls?: readonly object[] | null | undefined
+}
+
+/** What one record can be. Fields beside these are left alone. */
+export type TextRecord =
+  | { readonly text: string }
+  | { readonly prompt: string | readonly MessageRecord[]; readonly completion: string | readonly MessageRecord[] }
+  | { readonly messages: readonly MessageRecord[]; readonly tools?: readonly object[] | null | undefined }
+  | { readonly conversations: readonly { readonly from: string; readonly value: string }[]; readonly system?: string }
+  | { readonly instruction: string; readonly input?: string | null | undefined; readonly output: string }
+  | { readonly question: string; readonly answer: string }
+
+/** A record, checked. */
+export type ParsedRecord = { readonly where: string } & (
+  | { readonly kind: 'text'; readonly text: string }
+  | { readonly kind: 'pair'; readonly prompt: string; readonly completion: string }
+  | { readonly kind: 'chat'; readonly chat: Chat }
+  /** A turn of a chat where the model has a template, else a prompt and its completion. */
+  | { readonly kind: 'answer'; readonly question: string; readonly answer: string; readonly system: string | undefined }
+)
 
 /** Labels of positions that are no target. */
 export const IGNORED = -100
@@ -18,197 +40,88 @@ export interface Example {
   readonly labels: Int32Array
 }
 
-export interface EncodedRecords {
-  readonly examples: Example[]
-  /** Records that were longer than the limit and lost their end. */
-  readonly truncatedRecords: number
-  /** Records left out because no target was left in them. */
-  readonly skippedRecords: number
-  /** The limit that held. */
-  readonly maxLength: number
-}
+/** The fields that make a record of each kind. */
+const KINDS = [
+  ['messages'],
+  ['conversations'],
+  ['prompt', 'completion'],
+  ['instruction', 'output'],
+  ['question', 'answer'],
+  ['text'],
+] as const
 
-export interface EncodeOptions {
-  tokenizer: Tokenizer
-  /** Ends each record. */
-  eosTokenId: number | undefined
-  /** Number of tokens that the model knows, if known. */
-  vocabularySize?: number | undefined
-  /** The model's context in tokens, if known. */
-  contextLength?: number | undefined
-  /** Most tokens of a record; default: the context. */
-  maxLength?: number | undefined
-  /** Where the records come from, for messages. */
-  name: string
-}
-
-/** Bytes read at a time: large enough for few reads, small beside a model. */
-const CHUNK_BYTES = 1 << 20
-
-/** Longest time without a pause for the thread's other work. */
-const YIELD_MS = 16
+const RENAME = 'Fields of other names are renamed with columns (--columns prompt=question,completion=answer)'
 
 /**
- * Reads a JSONL file. Empty lines are skipped.
+ * A row of data as a record.
  *
- * @throws DataError naming the file and the line: no JSON, not UTF-8, not a record; or the file holds no record
+ * @throws DataError when it has not the fields of one, or those of two kinds, or its chat is none
  */
-export async function loadRecords(source: ByteSource): Promise<TextRecord[]> {
-  const records: TextRecord[] = []
-  let lineNumber = 0
-  for await (const line of lines(source)) {
-    lineNumber++
-    if (line.trim() === '') continue
-    const where = `${source.name}, line ${lineNumber}`
-    let value: unknown
-    try {
-      value = JSON.parse(line)
-    } catch (cause) {
-      throw new DataError({
-        where,
-        what: `not valid JSON (${(cause as Error).message})`,
-        hint: 'Each line is one JSON object',
-        cause,
-      })
-    }
-    records.push(checkRecord(value, where))
-  }
-  if (records.length === 0) throw new DataError({ where: source.name, what: 'it holds no records' })
-  return records
-}
-
-/** Returns `value` as a record. Throws DataError when it has not the fields of one, or those of both kinds. */
-export function checkRecord(value: unknown, where: string): TextRecord {
+export function parseRecord(value: unknown, where: string): ParsedRecord {
   const record = (typeof value === 'object' && value !== null ? value : {}) as Record<string, unknown>
-  const { text, prompt, completion } = record
-  const isPair = typeof prompt === 'string' && typeof completion === 'string'
-  if (typeof text === 'string' && prompt === undefined && completion === undefined) return { text }
-  if (isPair && text === undefined) return { prompt, completion }
+  const has = (name: string) => record[name] !== undefined && record[name] !== null
+  const kinds = KINDS.filter((names) => names.every(has))
+  const isHalfPair = kinds[0]?.[0] === 'text' && (has('prompt') || has('completion'))
+  if (kinds.length > 1 || isHalfPair) {
+    throw new DataError({
+      where,
+      what: 'a record of two kinds',
+      got: fieldsOf(value),
+      hint: 'Say which fields to use with columns (--columns text=text)',
+    })
+  }
+  const parsed = kinds.length === 1 ? parseKind(kinds[0][0], record, where) : undefined
+  if (parsed !== undefined) return { where, ...parsed }
   throw new DataError({
     where,
     what: 'not a record',
-    expected: '"text", or "prompt" and "completion", as strings',
+    expected:
+      '"text"; "prompt" and "completion"; "messages"; "conversations"; "instruction" and "output"; or "question" and "answer"',
     got: fieldsOf(value),
-    hint: Array.isArray(value) ? 'Each line is one JSON object' : hintFor(record),
+    hint: Array.isArray(value) ? 'Each record is one JSON object' : RENAME,
   })
 }
 
-/** What to do with the shapes that data sets on the Hub often have. */
-function hintFor(record: Record<string, unknown>): string | undefined {
-  if (Array.isArray(record.messages) || Array.isArray(record.conversations))
-    return 'Write a conversation as the model’s chat template does: all before the last answer is the prompt, the answer the completion'
-  const names = ['instruction', 'input', 'question', 'output', 'response', 'answer']
-  return names.some((name) => name in record)
-    ? 'Name what is given "prompt", and what is to be learnt "completion"'
-    : undefined
+type Fields = Readonly<Record<string, unknown>>
+
+function parseKind(kind: (typeof KINDS)[number][0], record: Fields, where: string) {
+  const chat = parseChat(record, where)
+  if (chat !== undefined) return { kind: 'chat', chat } as const
+  const { text, prompt, completion, system } = record
+  if (kind === 'text') return typeof text === 'string' ? ({ kind, text } as const) : undefined
+  if (kind === 'prompt') {
+    const isPair = typeof prompt === 'string' && typeof completion === 'string'
+    return isPair ? ({ kind: 'pair', prompt, completion } as const) : undefined
+  }
+  const isInstruction = kind === 'instruction'
+  const { instruction, input, output, question, answer } = record
+  const [asked, answered] = isInstruction ? [instruction, output] : [question, answer]
+  if (typeof asked !== 'string' || typeof answered !== 'string') return undefined
+  const hasInput = isInstruction && typeof input === 'string' && input !== ''
+  return {
+    kind: 'answer',
+    question: hasInput ? `${asked}\n\n${input}` : asked,
+    answer: answered,
+    system: typeof system === 'string' && system !== '' ? system : undefined,
+  } as const
 }
 
 function fieldsOf(value: unknown): string {
   if (value === null || Array.isArray(value)) return value === null ? 'null' : 'a list'
   if (typeof value !== 'object') return `a ${typeof value}`
   const fields = Object.entries(value as object).map(
-    ([key, field]) => `"${key}" (${field === null ? 'null' : typeof field})`,
+    ([key, field]) => `"${key}" (${field === null ? 'null' : Array.isArray(field) ? 'list' : typeof field})`,
   )
   return fields.length === 0 ? 'no fields' : fields.slice(0, 8).join(', ')
-}
-
-async function* lines(source: ByteSource): AsyncGenerator<string> {
-  const decoder = new TextDecoder('utf-8', { fatal: true })
-  let rest = ''
-  let number = 1
-  for (let offset = 0; offset < source.byteLength; offset += CHUNK_BYTES) {
-    const byteLength = Math.min(CHUNK_BYTES, source.byteLength - offset)
-    const bytes = await source.read(offset, byteLength)
-    try {
-      rest += decoder.decode(bytes, { stream: offset + byteLength < source.byteLength })
-    } catch (cause) {
-      throw new DataError({
-        where: `${source.name}, in or after line ${number}`,
-        what: 'not valid UTF-8',
-        hint: 'Save the file as UTF-8',
-        cause,
-      })
-    }
-    const complete = rest.split('\n')
-    rest = complete.pop() as string
-    number += complete.length
-    yield* complete
-  }
-  if (rest !== '') yield rest
-}
-
-/**
- * The most tokens of a record: the limit asked for, else the context.
- *
- * @throws ConfigError when the limit is no integer above 1 or exceeds the context
- */
-function resolveMaxLength(maxLength: number | undefined, contextLength: number | undefined): number {
-  if (maxLength === undefined) return contextLength ?? Number.POSITIVE_INFINITY
-  if (!Number.isSafeInteger(maxLength) || maxLength < 2) {
-    throw new ConfigError({
-      where: 'maxLength',
-      what: 'out of range',
-      expected: 'an integer above 1',
-      got: String(maxLength),
-    })
-  }
-  if (contextLength !== undefined && maxLength > contextLength) {
-    throw new ConfigError({
-      where: 'maxLength',
-      what: "above the model's context",
-      expected: `at most ${contextLength}`,
-      got: String(maxLength),
-    })
-  }
-  return maxLength
-}
-
-/**
- * Tokenises records in order, pausing now and then so that the thread stays responsive.
- *
- * @throws DataError when no record has a target, FormatError when the model names no token that ends a text, MismatchError
- *   when the tokenizer gives tokens that the model has not
- */
-export async function encodeRecords(records: readonly TextRecord[], options: EncodeOptions): Promise<EncodedRecords> {
-  const maxLength = resolveMaxLength(options.maxLength, options.contextLength)
-  const { eosTokenId } = options
-  if (eosTokenId === undefined) {
-    throw new FormatError({
-      where: options.tokenizer.name,
-      what: 'no file names the token that ends a text',
-      hint: 'Add eos_token to tokenizer_config.json, or eos_token_id to config.json',
-    })
-  }
-  const examples: Example[] = []
-  let truncatedRecords = 0
-  let skippedRecords = 0
-  let pausedAt = performance.now()
-  for (const record of records) {
-    const { inputIds, labels } = encodeRecord(record, options.tokenizer, eosTokenId)
-    checkVocabulary(inputIds, options)
-    if (inputIds.length > maxLength) truncatedRecords++
-    const example = { inputIds: inputIds.slice(0, maxLength), labels: labels.slice(0, maxLength) }
-    if (countTargets(example.labels) > 0) examples.push(example)
-    else skippedRecords++
-    if (performance.now() - pausedAt > YIELD_MS) {
-      await new Promise((resolve) => setTimeout(resolve))
-      pausedAt = performance.now()
-    }
-  }
-  if (examples.length === 0) {
-    throw new DataError({
-      where: options.name,
-      what: records.length === 0 ? 'it holds no records' : 'no record has a token to learn from',
-      ...(truncatedRecords > 0 ? { hint: `maxLength ${maxLength} cuts off every completion: raise it` } : {}),
-    })
-  }
-  return { examples, truncatedRecords, skippedRecords, maxLength }
 }
 
 /** Throws MismatchError when the tokenizer gave tokens that the model has not. */
 export function checkVocabulary(
   ids: Iterable<number>,
-  { vocabularySize = Number.POSITIVE_INFINITY, tokenizer }: Pick<EncodeOptions, 'vocabularySize' | 'tokenizer'>,
+  {
+    vocabularySize = Number.POSITIVE_INFINITY,
+    tokenizer,
+  }: { vocabularySize: number | undefined; tokenizer: Tokenizer },
 ): void {
   for (const id of ids) {
     if (id < vocabularySize) continue
@@ -221,10 +134,9 @@ export function checkVocabulary(
   }
 }
 
-/** One record with exactly one eos at its end, not yet cut. */
-export function encodeRecord(record: TextRecord, tokenizer: Tokenizer, eosTokenId: number): Example {
-  const pair = 'text' in record ? { prompt: '', completion: record.text } : record
-  const { ids, completionStart } = tokenizer.encodePair(pair.prompt, pair.completion)
+/** A text with exactly one eos at its end, not yet cut. What it begins with is given: no token of that counts. */
+export function encodeText(prompt: string, completion: string, tokenizer: Tokenizer, eosTokenId: number): Example {
+  const { ids, completionStart } = tokenizer.encodePair(prompt, completion)
   let length = ids.length
   // The template, or the text itself, may end in it already.
   while (length > 0 && ids[length - 1] === eosTokenId) length--

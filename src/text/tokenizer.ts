@@ -1,16 +1,18 @@
 // Text ⇄ token ids, over @huggingface/tokenizers (tokenizer.json, tokenizer_config.json). Adds what training needs and the
-// library lacks: where a completion starts among the tokens, and decoding token by token.
+// library lacks: which tokens a stretch of the text has, speed, and decoding token by token.
 
 import * as hub from '@huggingface/tokenizers'
 import { type Directory, readJson } from '../base/bytes.js'
 import { FileError, FormatError } from '../base/errors.js'
+import type { Span } from './added-tokens.js'
+import type { PieceModel } from './piece-cutters.js'
+import { type EncodedSpans, PieceEncoder } from './piece-encoder.js'
 
 /** What is used of the library: its declarations do not resolve under Node's module rules. */
-interface HubTokenizer {
+interface HubTokenizer extends PieceModel {
   encode(text: string, options: { add_special_tokens: boolean }): { ids: (number | undefined)[]; tokens: string[] }
   decode(ids: number[], options: { skip_special_tokens: boolean; clean_up_tokenization_spaces: boolean }): string
-  token_to_id(token: string): number | undefined
-  readonly model: { readonly unk_token_id?: number } | null
+  readonly model: (PieceModel['model'] & { readonly unk_token_id?: number }) | null
 }
 const HubTokenizer = hub.Tokenizer as unknown as new (definition: object, config: object) => HubTokenizer
 
@@ -31,6 +33,11 @@ export interface Tokenizer {
    * (ids.length when none does).
    */
   encodePair(prompt: string, completion: string): { ids: number[]; completionStart: number }
+  /**
+   * Ids of `text` as it is, and for each span the tokens that touch it: what transformers' assistant mask marks. Spans are in order
+   * and reach not into one another.
+   */
+  encodeSpans(text: string, spans: readonly Span[]): EncodedSpans
   /** Text of `ids`; special tokens are left out unless asked for. */
   decode(ids: readonly number[], options?: { specialTokens?: boolean }): string
   /**
@@ -79,7 +86,8 @@ export function makeTokenizer(definition: unknown, config: unknown, name: string
     throw new FormatError({ where: `${name}/tokenizer_config.json`, what: 'not an object' })
   }
   try {
-    return new HubTextTokenizer(new HubTokenizer(definition, config), config, name)
+    const tokenizer = new HubTokenizer(definition, config)
+    return new HubTextTokenizer(tokenizer, PieceEncoder.create(definition, tokenizer), config, name)
   } catch (cause) {
     const what = `this tokenizer cannot be used (${cause instanceof Error ? cause.message : String(cause)})`
     throw new FormatError({ where, what, cause })
@@ -92,14 +100,17 @@ class HubTextTokenizer implements Tokenizer {
   readonly bosTokenId: number | undefined
   readonly padTokenId: number | undefined
   readonly #hub: HubTokenizer
+  /** Faster, where the kind of tokenizer allows it. */
+  readonly #pieces: PieceEncoder | undefined
   readonly #cleanUp: boolean
   /** What the template puts around one text. */
   readonly #before: readonly number[]
   readonly #after: readonly number[]
 
-  constructor(hub: HubTokenizer, config: Record<string, unknown>, name: string) {
+  constructor(hub: HubTokenizer, pieces: PieceEncoder | undefined, config: Record<string, unknown>, name: string) {
     this.name = name
     this.#hub = hub
+    this.#pieces = pieces
     // transformers 5 leaves spaces alone unless the file asks; the library's own default is the older one.
     this.#cleanUp = config.clean_up_tokenization_spaces === true
     this.eosTokenId = this.#specialId(config.eos_token)
@@ -120,9 +131,19 @@ class HubTextTokenizer implements Tokenizer {
 
   encodePair(prompt: string, completion: string): { ids: number[]; completionStart: number } {
     const text = prompt + completion
-    const bare = this.#encodeBare(text)
-    const start = prompt === '' ? 0 : this.#firstAfter(bare, text, prompt)
-    return { ids: [...this.#before, ...bare, ...this.#after], completionStart: this.#before.length + start }
+    const { ids, ranges } = this.encodeSpans(text, [{ start: prompt.length, end: text.length }])
+    const start = prompt === '' ? 0 : ranges[0][0]
+    return { ids: [...this.#before, ...ids, ...this.#after], completionStart: this.#before.length + start }
+  }
+
+  encodeSpans(text: string, spans: readonly Span[]): EncodedSpans {
+    const encoded = this.#pieces?.encode(text, spans)
+    if (encoded !== undefined) return encoded
+    const ids = this.#encodeWhole(text)
+    const ranges = spans.map(({ start, end }) => {
+      return [this.#firstAfter(ids, text, start), this.#firstFrom(ids, text, end)] as const
+    })
+    return { ids, ranges }
   }
 
   decode(ids: readonly number[], options: { specialTokens?: boolean } = {}): string {
@@ -138,6 +159,10 @@ class HubTextTokenizer implements Tokenizer {
   }
 
   #encodeBare(text: string): number[] {
+    return this.#pieces?.encode(text, [])?.ids ?? this.#encodeWhole(text)
+  }
+
+  #encodeWhole(text: string): number[] {
     const { ids, tokens } = this.#hub.encode(text, { add_special_tokens: false })
     const unknown = ids.indexOf(undefined)
     if (unknown >= 0) {
@@ -150,16 +175,16 @@ class HubTextTokenizer implements Tokenizer {
   }
 
   /**
-   * Index of the first token that reaches past `prompt` in `text`. The library gives no offsets, so the end of a token is
+   * Index of the first token that reaches past character `at` of `text`. The library gives no offsets, so the end of a token is
    * where the decoded tokens up to it end. That is exact as long as decoding gives the text back. Where it does not
-   * (lower-casing, Unicode normal forms), the answer is where the tokens of text and of prompt alone part: it never
-   * leaves out a token of the completion, but can take in tokens of the prompt's last word.
+   * (lower-casing, Unicode normal forms), the answer is where the tokens of text and of the text up to `at` part: it never
+   * leaves out a token behind `at`, but can take in tokens of the word before it.
    */
-  #firstAfter(ids: readonly number[], text: string, prompt: string): number {
+  #firstAfter(ids: readonly number[], text: string, at: number): number {
     const decoded = this.#decodeExactly(ids)
     const shift = decoded === text ? 0 : decoded === ` ${text}` ? 1 : undefined
-    if (shift === undefined) return this.#firstDifference(ids, prompt)
-    const end = prompt.length + shift
+    if (shift === undefined) return this.#firstDifference(ids, text.slice(0, at))
+    const end = at + shift
     // Bytes of a character that is not complete yet decode to U+FFFD, which differs from the text: the token touches the
     // character after the common part.
     const reachesPast = (index: number): boolean => {
@@ -175,6 +200,15 @@ class HubTextTokenizer implements Tokenizer {
       else low = middle + 1
     }
     return low
+  }
+
+  /** Index of the first token that starts at character `at` of `text` or behind it. */
+  #firstFrom(ids: readonly number[], text: string, at: number): number {
+    if (at >= text.length) return ids.length
+    const index = this.#firstAfter(ids, text, at)
+    // A token that reaches past `at` and past the character before it has begun before `at`.
+    const hasBegun = at > 0 && this.#firstAfter(ids, text, at - 1) === index
+    return hasBegun ? index + 1 : index
   }
 
   #firstDifference(ids: readonly number[], prompt: string): number {
@@ -233,7 +267,8 @@ class WindowedStream implements TextStream {
   }
 }
 
-function commonLength(a: string, b: string): number {
+/** Length of what two texts have in common at their beginning. */
+export function commonLength(a: string, b: string): number {
   let length = 0
   while (length < a.length && length < b.length && a[length] === b[length]) length++
   return length

@@ -1,9 +1,7 @@
-// From tokenised records to the micro-batches of each optimizer step: seeded shuffling, batches of like lengths, padding on
-// the right. What a step trains on depends on batchSize · accumulation only, so that accumulating changes no result.
+// Which examples run together in each optimizer step: seeded shuffling, and batches of like lengths. What a step trains on depends on batchSize · accumulation only, so that accumulating changes no result.
 
 import { Random } from '../base/random.js'
-import type { TokenBatch } from '../graph/training/training-graph.js'
-import { countTargets, type Example, IGNORED } from '../text/records.js'
+import type { Examples } from '../tasks/task.js'
 
 /** Which examples run together, and the length they are padded to. */
 export interface MicroBatch {
@@ -75,32 +73,14 @@ function microBatches(
   })
 }
 
-type Collated = TokenBatch & Record<'inputIds' | 'attentionMask' | 'labels', Int32Array>
-
-/** The examples of a micro-batch as one padded batch. */
-export function collate(examples: readonly Example[], plan: MicroBatch, padTokenId: number): Collated {
-  const { sequence } = plan
-  const rows = plan.examples.length
-  const inputIds = new Int32Array(rows * sequence).fill(padTokenId)
-  const attentionMask = new Int32Array(rows * sequence)
-  const labels = new Int32Array(rows * sequence).fill(IGNORED)
-  plan.examples.forEach((index, row) => {
-    const example = examples[index]
-    inputIds.set(example.inputIds, row * sequence)
-    labels.set(example.labels, row * sequence)
-    attentionMask.fill(1, row * sequence, row * sequence + example.inputIds.length)
-  })
-  return { batch: rows, sequence, inputIds, attentionMask, labels }
+/** The examples of some micro-batches, in their order. */
+export function examplesOf<Example>(examples: Examples<Example>, plans: readonly MicroBatch[]): Example[] {
+  return plans.flatMap((plan) => plan.examples.map((index) => examples.at(index) as Example))
 }
 
-/** Targets of the examples of some micro-batches: what a step's loss is divided by. */
-export function targetsOf(examples: readonly Example[], plans: readonly MicroBatch[]): number {
-  return sum(plans, (plan) => sum(plan.examples, (index) => countTargets(examples[index].labels)))
-}
-
-/** Tokens of the examples of some micro-batches, padding aside. */
-export function tokensOf(examples: readonly Example[], plans: readonly MicroBatch[]): number {
-  return sum(plans, (plan) => sum(plan.examples, (index) => examples[index].inputIds.length))
+/** The cost of some micro-batches, padding aside. */
+export function costOf(costs: readonly number[], plans: readonly MicroBatch[]): number {
+  return sum(plans, (plan) => sum(plan.examples, (index) => costs[index]))
 }
 
 function sum<T>(items: readonly T[], value: (item: T) => number): number {

@@ -3,7 +3,7 @@
 
 import { StateError } from '../base/errors.js'
 import { transfer } from '../runtime/rpc.js'
-import type { Feeds } from '../runtime/runtime.js'
+import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { SessionTable } from '../runtime/session-table.js'
 import { AdamW, type AdamWOptions, type AdamWState, clipFactor, gradientNorm } from './optimizer.js'
 
@@ -26,18 +26,18 @@ export interface EngineState extends AdamWState {
   parameters: Float32Array[]
 }
 
-/** One run of a session. */
-export interface EngineRun {
-  /** Its number. */
+/** One run of a session, with the trained tensors as they are. */
+export interface Pass {
+  /** The session's number. */
   session: number
-  /** Without the parameters. */
+  /** Without the trained tensors. */
   feeds: Feeds
   /** Name of the output that holds the loss, a scalar. */
   loss: string
 }
 
 export interface StepResult {
-  /** Sum of the runs' losses. If it or the norm is not finite, no parameter was changed. */
+  /** Sum of the passes' losses. If it or the norm is not finite, no parameter was changed. */
   loss: number
   /** Of all gradients together, before clipping. */
   gradientNorm: number
@@ -52,7 +52,7 @@ interface Training {
   optimizer: AdamW
   /** The parameters that the last finite loss belongs to. */
   lastGood: Float32Array[]
-  /** Sums over the runs of a step; made when a step first has more than one. */
+  /** Sums over the passes of a step; made when a step first has more than one. */
   sums: Float32Array[] | undefined
 }
 
@@ -77,19 +77,24 @@ export class TrainEngine extends SessionTable {
     }
   }
 
-  /** One optimizer update from the summed losses and gradients of some runs. */
-  async step(runs: readonly EngineRun[], learningRate: number): Promise<StepResult> {
+  /**
+   * One optimizer update from the summed losses and gradients of some passes.
+   *
+   * @param stepLoss the loss, where those of the passes are only a way to its gradients
+   */
+  async step(passes: readonly Pass[], learningRate: number, stepLoss?: number): Promise<StepResult> {
     const training = this.#started()
     const startedAt = performance.now()
     let loss = 0
     let gradients: Float32Array[] = []
-    for (const [index, run] of runs.entries()) {
-      const outputs = [run.loss, ...training.gradients]
-      const results = await this.session(run.session).run({ ...training.feeds, ...run.feeds }, outputs)
+    for (const [index, pass] of passes.entries()) {
+      const outputs = [pass.loss, ...training.gradients]
+      const results = await this.session(pass.session).run({ ...training.feeds, ...pass.feeds }, outputs)
       const [runLoss, ...runGradients] = outputs.map((name) => results[name].data as Float32Array)
       loss += runLoss[0]
-      gradients = runs.length === 1 ? runGradients : accumulate(training, runGradients, index === 0)
+      gradients = passes.length === 1 ? runGradients : accumulate(training, runGradients, index === 0)
     }
+    loss = stepLoss ?? loss
     const norm = gradientNorm(gradients)
     if (Number.isFinite(loss)) training.parameters.forEach((parameter, i) => void training.lastGood[i].set(parameter))
     if (Number.isFinite(loss) && Number.isFinite(norm)) {
@@ -98,11 +103,16 @@ export class TrainEngine extends SessionTable {
     return { loss, gradientNorm: norm, elapsedMs: performance.now() - startedAt }
   }
 
-  /** The loss of one run; nothing changes. */
-  async evaluate(run: EngineRun): Promise<number> {
-    const feeds = { ...this.#started().feeds, ...run.feeds }
-    const results = await this.session(run.session).run(feeds, [run.loss])
-    return (results[run.loss].data as Float32Array)[0]
+  /**
+   * Some outputs of a graph, whatever its gradients; nothing changes. Of a loss that many runs make together this is the first pass: the
+   * second is a step whose loss is Σ (output · fed gradient).
+   */
+  async forward(
+    { session, feeds }: Omit<Pass, 'loss'>,
+    outputs: readonly string[],
+  ): Promise<Record<string, RuntimeTensor>> {
+    const results = await this.session(session).run({ ...this.#started().feeds, ...feeds }, outputs)
+    return transfer(results, [...new Set(Object.values(results).map(({ data }) => data.buffer))])
   }
 
   /** A copy of the parameters and of the optimizer's state. */

@@ -4,9 +4,9 @@
 import type { ByteSource } from '../base/bytes.js'
 import { MismatchError } from '../base/errors.js'
 import { serializeModel } from '../formats/onnx/model.js'
-import type { CausalModel } from '../graph/model-folder.js'
+import type { Model } from '../graph/model-folder.js'
 import type { LoraAdapter } from '../lora/adapter.js'
-import type { Example } from '../text/records.js'
+import type { Examples, OpenTask } from '../tasks/task.js'
 import type { TrainSettings } from './settings.js'
 
 /** Settings that change no weight. */
@@ -19,11 +19,14 @@ const WITHOUT_EFFECT: ReadonlySet<keyof TrainSettings> = new Set([
 ])
 
 export interface FingerprintParts {
-  model: CausalModel
+  model: Model
   /** As it was before the first step. */
   adapter: LoraAdapter
-  examples: readonly Example[]
-  evalExamples: readonly Example[] | undefined
+  /** Name of the task. */
+  task: string
+  open: OpenTask
+  examples: Examples<unknown>
+  evalExamples: Examples<unknown> | undefined
   settings: TrainSettings
   totalSteps: number
 }
@@ -39,28 +42,29 @@ const SAMPLE_BYTES = 64 << 10
  * few of them can go unnoticed.
  */
 export async function fingerprintOf(parts: FingerprintParts): Promise<Record<string, string>> {
-  const { model, adapter, examples, evalExamples, settings, totalSteps } = parts
+  const { model, adapter, task, open, examples, evalExamples, settings, totalSteps } = parts
   const weights = new Hash()
-  for (const [name, { weightA, weightB }] of adapter) {
+  for (const { name, weightA, weightB } of adapter.parts('linear')) {
     weights.add(new TextEncoder().encode(name)).add(bytesOf(weightA.data)).add(bytesOf(weightB.data))
   }
   const { peftFields, ...config } = adapter.config
   const entries: [string, unknown][] = [
     ...Object.entries(settings).filter(([key]) => !WITHOUT_EFFECT.has(key as keyof TrainSettings)),
     ...Object.entries(config),
+    ['task', task],
     ['steps', totalSteps],
     ['model', new Hash().add(serializeModel(model.onnx.proto)).digest()],
     ['base weights', await weightsDigest(model.onnx.files.values())],
-    ['data', digestOf(examples)],
-    ['evaluation data', evalExamples && digestOf(evalExamples)],
+    ['data', digestOf(open, examples)],
+    ['evaluation data', evalExamples && digestOf(open, evalExamples)],
     ['adapter', weights.digest()],
   ]
   return Object.fromEntries(entries.map(([key, value]) => [key, JSON.stringify(value) ?? 'none']))
 }
 
-function digestOf(examples: readonly Example[]): string {
+function digestOf(open: OpenTask, examples: Examples<unknown>): string {
   const hash = new Hash()
-  for (const { inputIds, labels } of examples) hash.add(inputIds).add(labels)
+  for (const example of examples) for (const part of open.content(example)) hash.add(part)
   return hash.digest()
 }
 

@@ -1,29 +1,66 @@
 // What a training run is told, and what it gives back.
 
 import type { ByteSource, Directory } from '../base/bytes.js'
+import type { ColumnNames } from '../data/columns.js'
 import type { ModuleMap } from '../graph/match/linears.js'
-import type { CausalModel } from '../graph/model-folder.js'
+import type { Model } from '../graph/model-folder.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfigInput } from '../lora/config.js'
+import type { Init } from '../lora/init/inits.js'
+import type { TaskName } from '../tasks/tasks.js'
 import type { TextRecord } from '../text/records.js'
 import type { TrainEvents, TrainReport } from './report.js'
-import type { TrainSettings } from './settings.js'
+import type { TRAIN_DEFAULTS, TrainSettings } from './settings.js'
 
-/** Records, or a JSONL file of them. */
-export type TrainingData = readonly TextRecord[] | ByteSource
+/** Records; or files of them, by their format: JSONL, JSON, CSV, TSV, Parquet, text; or a folder of such files. */
+export type TrainingData =
+  | Iterable<TextRecord>
+  | AsyncIterable<TextRecord>
+  | ByteSource
+  | Directory
+  | readonly (ByteSource | Directory)[]
+
+/** Settings of a new adapter. Those named here have defaults of their own in training, the others as in {@link LoraConfig}. */
+export interface TrainConfig extends Omit<LoraConfigInput, keyof (typeof TRAIN_DEFAULTS)['config']> {
+  /** r, at least 1. Default 8. */
+  readonly rank?: number | undefined
+  /** α, above 0. Default 16. */
+  readonly alpha?: number | undefined
+  /** Probability in [0, 1) that an input of the LoRA branch is dropped. Default 0. */
+  readonly dropout?: number | undefined
+  /**
+   * Module names or their last parts; a regular expression for whole names; `all-linear`; or `default`: what PEFT adapts in a model
+   * of that type. Default `all-linear`.
+   */
+  readonly targetModules?: readonly string[] | string | undefined
+  /** How the adapter starts. Default `kaiming-uniform`, as in PEFT. */
+  readonly init?: Init | undefined
+  /** Of the start, dropout and the order of records: a safe integer. Default 42. */
+  readonly seed?: number | undefined
+}
 
 type Optional<T> = { readonly [K in keyof T]?: T[K] | undefined }
 
 /** What a {@link Trainer} is told: settings, and what they apply to. */
 export interface TrainerOptions extends Optional<TrainSettings> {
   /** The base. Its weights are read, never changed; it stays open. */
-  readonly model: CausalModel
+  readonly model: Model
+  /** What the model is trained for. Default: to continue texts. */
+  readonly task?: TaskName | undefined
   /** What to learn from. */
   readonly data: TrainingData
   /** For the loss before and after. */
   readonly evalData?: TrainingData | undefined
-  /** Of the new adapter; what it leaves open is as in TRAIN_DEFAULTS. */
-  readonly config?: LoraConfigInput | undefined
+  /** Share of the records, in (0, 1), that is held out and used as `evalData`: which ones depends on the seed. */
+  readonly evalSplit?: number | undefined
+  /** Field of a record → the data's own name for it: `{ prompt: 'question', completion: 'answer' }`. Other fields are left out. */
+  readonly columns?: ColumnNames | undefined
+  /** Text of a chat template (Jinja). Default: the model's own. */
+  readonly chatTemplate?: string | undefined
+  /** Further variables of the chat template: `{ enable_thinking: false }`. */
+  readonly chatTemplateArgs?: Readonly<Record<string, unknown>> | undefined
+  /** Of the new adapter. */
+  readonly config?: TrainConfig | undefined
   /** Goes on with this adapter, whose factors it changes, instead of a new one. */
   readonly adapter?: LoraAdapter | undefined
   /** Module name → name of the node or of its weight, where the graph's own names do not tell. */

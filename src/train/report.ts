@@ -16,10 +16,10 @@ export interface StepEvent extends StepMetrics {
 export interface EvaluationEvent {
   /** Optimizer steps done: 0 before the first. */
   step: number
-  /** Nats per target token. */
+  /** Over all evaluation records; of texts in nats per target token. */
   loss: number
-  /** exp of the loss. */
-  perplexity: number
+  /** What else the task tells, by name: perplexity, accuracy, … */
+  metrics: Record<string, number>
 }
 
 /** What a run is about to do. */
@@ -47,8 +47,8 @@ export interface TrainReport {
   trainLoss: number[]
   /** Null without evaluation data, or when interrupted. */
   evalLoss: { before: number; after: number } | null
-  /** exp of the evaluation loss afterwards. */
-  evalPerplexity: number | null
+  /** What else the task tells of the evaluation afterwards, by name: perplexity, accuracy, …; null as `evalLoss`. */
+  evalMetrics: Record<string, number> | null
   /** Training records longer than the limit, which lost their end. */
   truncatedRecords: number
   /** Training records without a target: left out. */

@@ -1,13 +1,17 @@
 // What a trainer does once it is told to: reads and encodes the records, makes the adapter for the model, and trains it.
 
+import { readRows } from '../data/read-rows.js'
+import { planSplit } from '../data/split.js'
 import { findLinears, type ModuleMap } from '../graph/match/linears.js'
 import { matchTargets } from '../graph/match/match.js'
-import type { CausalModel } from '../graph/model-folder.js'
+import type { Model } from '../graph/model-folder.js'
 import { checkTrainableForm } from '../graph/training/trainable-form.js'
 import { Graph } from '../graph/view/graph.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfig } from '../lora/config.js'
-import { checkRecord, type EncodedRecords, encodeRecords, loadRecords } from '../text/records.js'
+import type { Task } from '../tasks/task.js'
+import { DEFAULT_TASK, loadTask } from '../tasks/tasks.js'
+import { type EncodedRows, encodeRows } from './examples.js'
 import type { TrainerOptions, TrainingData, TrainResult } from './options.js'
 import type { TrainReport } from './report.js'
 import { checkRunFolder, type FolderUse } from './run-folder.js'
@@ -22,21 +26,29 @@ export async function runTraining(
 ): Promise<TrainResult> {
   const startedAt = performance.now()
   const { model, out, on, modules, signal } = options
+  const task = await loadTask(options.task ?? DEFAULT_TASK)
   const use: FolderUse = options.resume ? 'resume' : options.overwrite ? 'overwrite' : 'new'
   if (out !== undefined) await checkRunFolder(out, use)
   on?.stage?.('encode')
-  const records = await encode(options, settings, options.data, 'data')
+  const { evalSplit } = options
+  const isHeldOut = evalSplit === undefined ? undefined : planSplit(evalSplit, config.seed)
+  const { kept: records, heldOut } = await encode(options, settings, task, options.data, 'data', isHeldOut)
   const evalRecords =
-    options.evalData === undefined ? undefined : await encode(options, settings, options.evalData, 'evalData')
+    options.evalData === undefined
+      ? heldOut
+      : (await encode(options, settings, task, options.evalData, 'evalData', undefined)).kept
   on?.stage?.('prepare')
-  const adapter = options.adapter ?? newAdapter(model, config, modules)
+  const adapter =
+    options.adapter ?? newAdapter(model, { ...config, taskType: config.taskType ?? task.peftType }, modules)
   const result = await trainAdapter({
     model,
+    task: task.name,
+    open: task.open(model, records.examples),
     adapter,
     modules,
     settings,
     examples: records.examples,
-    evalExamples: evalRecords?.examples,
+    evalExamples: evalRecords.rows === 0 ? undefined : evalRecords.examples,
     out: out === undefined ? undefined : { directory: out, use },
     signal,
     on: on ?? {},
@@ -54,30 +66,33 @@ export async function runTraining(
 }
 
 async function encode(
-  { model, on }: TrainerOptions,
+  { model, on, columns, chatTemplate, chatTemplateArgs }: TrainerOptions,
   settings: TrainSettings,
+  task: Task,
   data: TrainingData,
   name: string,
-): Promise<EncodedRecords> {
-  const isFile = 'read' in data
-  const records = isFile ? await loadRecords(data) : data.map((record, i) => checkRecord(record, `${name}[${i}]`))
-  const where = isFile ? data.name : name
-  const encoded = await encodeRecords(records, {
-    tokenizer: model.tokenizer,
-    eosTokenId: model.eosTokenIds[0],
-    vocabularySize: model.vocabularySize,
-    contextLength: model.contextLength,
-    maxLength: settings.maxLength,
-    name: where,
-  })
-  const { truncatedRecords, skippedRecords } = encoded
-  const count = (n: number) => `${n} of ${records.length} records`
-  if (truncatedRecords > 0) on?.warning?.(`${where}: ${count(truncatedRecords)} cut to ${encoded.maxLength} tokens`)
-  if (skippedRecords > 0) on?.warning?.(`${where}: ${count(skippedRecords)} left out, because they have no target`)
+  isHeldOut: ((index: number) => boolean) | undefined,
+): Promise<{ kept: EncodedRows; heldOut: EncodedRows }> {
+  const where = nameOf(data, name)
+  const { maxLength } = settings
+  const encoding = { task, model, maxLength, chatTemplate, chatTemplateArgs, isHeldOut, name: where }
+  const encoded = await encodeRows(readRows(data, { name, columns }), encoding)
+  const { kept, heldOut } = encoded
+  const all = kept.rows + heldOut.rows
+  const warn = (count: number, what: string) => {
+    if (count > 0) on?.warning?.(`${where}: ${count} of ${all} records ${what}`)
+  }
+  warn(kept.truncatedRecords + heldOut.truncatedRecords, `cut to ${encoded.maxLength} tokens`)
+  warn(kept.skippedRecords + heldOut.skippedRecords, 'left out, because they have no target')
   return encoded
 }
 
-function newAdapter(model: CausalModel, config: LoraConfig, modules: ModuleMap | undefined): LoraAdapter {
+/** What messages call the data: a file or folder by its own name. */
+function nameOf(data: TrainingData, name: string): string {
+  return 'name' in data && typeof data.name === 'string' ? data.name : name
+}
+
+function newAdapter(model: Model, config: LoraConfig, modules: ModuleMap | undefined): LoraAdapter {
   const graph = new Graph(model.onnx.proto)
   checkTrainableForm(graph)
   const adapter = new LoraAdapter(config)

@@ -1,7 +1,8 @@
 // The numbers that steer a training run, and their checks.
 
-import { ConfigError } from '../base/errors.js'
-import { learningRates, type Schedule } from './schedule.js'
+import { BOOLEAN, COUNT, checkArgument, numberKind, type OptionTable, oneOf } from '../base/options.js'
+import type { LoraConfigInput } from '../lora/config.js'
+import { learningRates, SCHEDULES, type Schedule } from './schedule.js'
 
 /** How a run trains. Ranges are in the errors of those that are out of them. */
 export interface TrainSettings {
@@ -35,8 +36,8 @@ export interface TrainSettings {
   evaluateEvery: number | undefined
 }
 
-/** What holds where a run is told nothing. */
-export const SETTINGS_DEFAULTS: Readonly<TrainSettings> = Object.freeze({
+/** What holds where a run is told nothing, in the API and on the command line. */
+export const TRAIN_DEFAULTS = Object.freeze({
   epochs: 1,
   maxSteps: undefined,
   batchSize: 8,
@@ -51,24 +52,34 @@ export const SETTINGS_DEFAULTS: Readonly<TrainSettings> = Object.freeze({
   lowMemory: false,
   saveEvery: undefined,
   evaluateEvery: undefined,
-})
+  /** Of a new adapter. What is not here is as in every LoraConfig. */
+  config: Object.freeze({
+    rank: 8,
+    alpha: 16,
+    dropout: 0,
+    targetModules: 'all-linear',
+    init: 'kaiming-uniform',
+    seed: 42,
+  }),
+}) satisfies Readonly<TrainSettings> & { readonly config: LoraConfigInput }
 
-type Check = readonly [expected: string, accepts: (value: number) => boolean]
-
-const COUNT: Check = ['an integer above 0', (value) => Number.isSafeInteger(value) && value > 0]
-
-const CHECKS: Partial<Record<keyof TrainSettings, Check>> = {
+/** What each setting may be. */
+export const SETTINGS_KINDS: OptionTable<TrainSettings> = {
   epochs: COUNT,
   maxSteps: COUNT,
   batchSize: COUNT,
   gradientAccumulation: COUNT,
+  // The model's context bounds it too.
+  maxLength: numberKind('an integer above 1', (value) => Number.isSafeInteger(value) && value > 1),
+  learningRate: numberKind('a number above 0, at most 10', (value) => value > 0 && value <= 10),
+  schedule: oneOf(...SCHEDULES),
+  warmupRatio: numberKind('a number in [0, 1]', (value) => value >= 0 && value <= 1),
+  weightDecay: numberKind('a number in [0, 1]', (value) => value >= 0 && value <= 1),
+  maxGradNorm: numberKind('a finite number, 0 or above', (value) => value >= 0 && Number.isFinite(value)),
   threads: COUNT,
+  lowMemory: BOOLEAN,
   saveEvery: COUNT,
   evaluateEvery: COUNT,
-  learningRate: ['a number above 0, at most 10', (value) => value > 0 && value <= 10],
-  warmupRatio: ['a number in [0, 1]', (value) => value >= 0 && value <= 1],
-  weightDecay: ['a number in [0, 1]', (value) => value >= 0 && value <= 1],
-  maxGradNorm: ['a finite number, 0 or above', (value) => value >= 0 && Number.isFinite(value)],
 }
 
 /**
@@ -80,12 +91,9 @@ export function resolveSettings(
   input: { readonly [K in keyof TrainSettings]?: TrainSettings[K] | undefined },
 ): TrainSettings {
   const settings: Record<string, unknown> = {}
-  for (const key of Object.keys(SETTINGS_DEFAULTS) as (keyof TrainSettings)[]) {
-    const value = input[key] ?? SETTINGS_DEFAULTS[key]
-    const check = CHECKS[key]
-    if (value !== undefined && check !== undefined && !(typeof value === 'number' && check[1](value))) {
-      throw new ConfigError({ where: key, what: 'out of range', expected: check[0], got: String(value) })
-    }
+  for (const key of Object.keys(SETTINGS_KINDS) as (keyof TrainSettings)[]) {
+    const value = input[key] ?? TRAIN_DEFAULTS[key]
+    if (value !== undefined) checkArgument(value, SETTINGS_KINDS[key], key)
     settings[key] = value
   }
   const resolved = settings as unknown as TrainSettings

@@ -1,15 +1,18 @@
 // Trainer: model + records → adapter. Checks what is asked for; what does it is loaded with the first run, so that the
 // entry of the package stays small.
 
-import type { ByteSource } from '../base/bytes.js'
 import { ConfigError, StateError } from '../base/errors.js'
+import { checkColumnNames } from '../data/columns.js'
+import { isDataSource } from '../data/source.js'
+import { planSplit } from '../data/split.js'
 import type { LoraAdapter } from '../lora/adapter.js'
-import { type LoraConfig, resolveConfig, TRAIN_DEFAULTS } from '../lora/config.js'
-import { requirePlain, requirePlainConfig } from '../lora/plain.js'
+import { type LoraConfig, resolveConfig } from '../lora/config.js'
+import { requirePlain, requirePlainConfig } from '../lora/requirements.js'
+import { checkTaskName, DEFAULT_TASK } from '../tasks/tasks.js'
 import type { TrainerOptions, TrainResult } from './options.js'
-import { resolveSettings, type TrainSettings } from './settings.js'
+import { resolveSettings, TRAIN_DEFAULTS, type TrainSettings } from './settings.js'
 
-/** Trains an adapter of a causal language model; `train` of lowrank/node does so with paths. */
+/** Trains an adapter of a causal language model. What the options name is open. */
 export class Trainer {
   /** The options' settings, with defaults where they have none. */
   readonly settings: TrainSettings
@@ -25,15 +28,17 @@ export class Trainer {
   constructor(options: TrainerOptions) {
     this.#options = options
     this.settings = resolveSettings(options)
+    checkTaskName(options.task ?? DEFAULT_TASK)
     checkData('data', options.data)
     if (options.evalData !== undefined) checkData('evalData', options.evalData)
     checkTogether(options, this.settings)
+    checkColumnNames(options.columns)
+    if (options.evalSplit !== undefined) planSplit(options.evalSplit, 0)
     const given = Object.entries(options.config ?? {}).filter(([, value]) => value !== undefined)
     this.config =
       options.adapter?.config ??
       resolveConfig({
-        ...TRAIN_DEFAULTS,
-        taskType: 'CAUSAL_LM',
+        ...TRAIN_DEFAULTS.config,
         baseModel: options.model.name,
         ...Object.fromEntries(given),
       })
@@ -55,12 +60,11 @@ export class Trainer {
 }
 
 function checkData(where: string, data: unknown): void {
-  if (Array.isArray(data) || typeof (data as Partial<ByteSource> | null | undefined)?.read === 'function') return
+  if (isDataSource(data)) return
   throw new ConfigError({
     where,
-    what: 'neither records nor a file that is open',
-    got: typeof data,
-    hint: '`train` of lowrank/node takes paths',
+    what: 'neither records nor a file or folder that is open',
+    got: data === null ? 'null' : typeof data,
   })
 }
 
@@ -80,8 +84,12 @@ function checkTogether(options: TrainerOptions, settings: TrainSettings): void {
   if (options.out === undefined && (options.resume || options.overwrite || settings.saveEvery !== undefined)) {
     throw new ConfigError({ where: 'out', what: 'resume, overwrite and saveEvery need an output folder' })
   }
-  if (options.evalData === undefined && settings.evaluateEvery !== undefined) {
+  const { evalData, evalSplit } = options
+  if (evalData === undefined && evalSplit === undefined && settings.evaluateEvery !== undefined) {
     throw new ConfigError({ where: 'evalData', what: 'evaluateEvery needs records to evaluate' })
+  }
+  if (evalData !== undefined && evalSplit !== undefined) {
+    throw new ConfigError({ where: 'evalSplit', what: 'there is evalData already' })
   }
   if (options.resume && options.overwrite) {
     throw new ConfigError({ where: 'resume', what: 'a run is resumed or overwritten, not both' })

@@ -4,25 +4,35 @@
 import type { Directory } from '../base/bytes.js'
 import { NumericError } from '../base/errors.js'
 import { type Engine, openEngine } from '../runtime/host.js'
-import type { Example } from '../text/records.js'
-import { collate, planEpoch, planEvaluation, type StepPlan, stepsPerEpoch, targetsOf, tokensOf } from './batches.js'
+import type { Examples } from '../tasks/task.js'
+import {
+  costOf,
+  examplesOf,
+  type PlanOptions,
+  planEpoch,
+  planEvaluation,
+  type StepPlan,
+  stepsPerEpoch,
+} from './batches.js'
 import { type EngineState, TrainEngine } from './engine.js'
-import { readFactors, writeFactors } from './factors.js'
 import { checkFingerprint, fingerprintOf } from './fingerprint.js'
-import { ModelSessions, type SessionParts } from './model-sessions.js'
 import { ADAMW_DEFAULTS } from './optimizer.js'
+import { readParameters, writeParameters } from './parameters.js'
 import { peakRssBytes, steadyMedian, type TrainEvents, type TrainReport } from './report.js'
 import { type FolderUse, readMetrics, readState, type StepMetrics } from './run-folder.js'
 import { RunWriter } from './run-writer.js'
 import { learningRates } from './schedule.js'
+import { type SessionParts, TrainingSessions } from './sessions.js'
 
 /** Steps that the time left is told from. */
 const RECENT_STEPS = 100
 
 /** `adapter` is where training starts; its factors are replaced by what it comes to. */
 export interface RunParts extends SessionParts {
-  readonly examples: readonly Example[]
-  readonly evalExamples: readonly Example[] | undefined
+  /** Name of the task. */
+  readonly task: string
+  readonly examples: Examples<unknown>
+  readonly evalExamples: Examples<unknown> | undefined
   readonly out: { readonly directory: Directory; readonly use: FolderUse } | undefined
   readonly signal: AbortSignal | undefined
   readonly on: TrainEvents
@@ -35,7 +45,7 @@ export type RunReport = Pick<
   | 'tokens'
   | 'trainLoss'
   | 'evalLoss'
-  | 'evalPerplexity'
+  | 'evalMetrics'
   | 'stepMillis'
   | 'peakRssBytes'
   | 'interrupted'
@@ -57,7 +67,7 @@ interface Start {
 export async function trainAdapter(parts: RunParts): Promise<RunReport> {
   const engine = openEngine(parts.model.runtime, 'train', (runtime) => new TrainEngine(runtime))
   try {
-    const sessions = await ModelSessions.create(parts, engine.remote)
+    const sessions = await TrainingSessions.create(parts, engine.remote)
     return await new TrainingRun(parts, engine, sessions).train()
   } finally {
     await engine.remote.dispose().catch(() => {})
@@ -68,30 +78,37 @@ export async function trainAdapter(parts: RunParts): Promise<RunReport> {
 class TrainingRun {
   readonly #parts: RunParts
   readonly #engine: Engine<TrainEngine>
-  readonly #sessions: ModelSessions
+  readonly #sessions: TrainingSessions
   readonly #totalSteps: number
   readonly #stepsPerEpoch: number
-  readonly #lengths: readonly number[]
+  readonly #planOptions: PlanOptions
+  readonly #costs: readonly number[]
   readonly #names: readonly string[]
   #writer: RunWriter
   /** Of the run's start; empty where there is no folder to resume from. */
   #fingerprint: Record<string, string> = {}
   #evalLossBefore: number | undefined
+  #evalMetrics: Record<string, number> | undefined
   /** Of this process's steps: their tokens, and how long they took in milliseconds, together and each. */
   #tokens = 0
   #elapsedMs = 0
   readonly #times: number[] = []
   #epochPlan: { epoch: number; steps: StepPlan[] } | undefined
 
-  constructor(parts: RunParts, engine: Engine<TrainEngine>, sessions: ModelSessions) {
-    const { settings, examples, out } = parts
+  constructor(parts: RunParts, engine: Engine<TrainEngine>, sessions: TrainingSessions) {
+    const { settings, examples, open, model, out } = parts
     this.#parts = parts
     this.#engine = engine
     this.#sessions = sessions
-    this.#stepsPerEpoch = stepsPerEpoch(examples.length, sessions.planOptions)
+    this.#planOptions = {
+      batchSize: settings.batchSize,
+      accumulation: settings.gradientAccumulation,
+      limit: model.contextLength ?? Number.POSITIVE_INFINITY,
+    }
+    this.#stepsPerEpoch = stepsPerEpoch(examples.length, this.#planOptions)
     this.#totalSteps = settings.maxSteps ?? settings.epochs * this.#stepsPerEpoch
-    this.#lengths = examples.map(({ inputIds }) => inputIds.length)
-    this.#names = sessions.parameters.map(({ layer, factor }) => `${layer}.${factor}`)
+    this.#costs = Array.from(examples, (example) => open.cost(example))
+    this.#names = sessions.parameters.map(({ name }) => name)
     this.#writer = new RunWriter(out?.directory, out?.use ?? 'new', [])
   }
 
@@ -148,7 +165,7 @@ class TrainingRun {
       tokens: metrics.reduce((sum, { tokens }) => sum + tokens, 0),
       trainLoss: metrics.map(({ loss }) => loss),
       evalLoss: before === undefined || after === undefined ? null : { before, after },
-      evalPerplexity: after === undefined ? null : Math.exp(after),
+      evalMetrics: after === undefined ? null : (this.#evalMetrics ?? null),
       stepMillis: steadyMedian(this.#times),
       peakRssBytes: peakRssBytes(),
       interrupted: !isDone,
@@ -161,7 +178,7 @@ class TrainingRun {
     const { out, adapter } = this.#parts
     if (out !== undefined) this.#fingerprint = await fingerprintOf({ ...this.#parts, totalSteps: this.#totalSteps })
     if (out?.use !== 'resume') {
-      const parameters = readFactors(adapter, this.#sessions.parameters)
+      const parameters = readParameters(adapter, this.#names)
       const zeros = () => parameters.map(({ length }) => new Float32Array(length))
       const engine = { parameters, firstMoments: zeros(), secondMoments: zeros(), updates: 0 }
       return { engine, metrics: [], evalLossBefore: undefined }
@@ -170,7 +187,7 @@ class TrainingRun {
     const { engine, run } = await readState(directory, this.#names, ({ fingerprint }) =>
       checkFingerprint(fingerprint, this.#fingerprint, directory.name),
     )
-    writeFactors(adapter, this.#sessions.parameters, engine.parameters)
+    writeParameters(adapter, this.#names, engine.parameters)
     const metrics = await readMetrics(directory, run.step)
     this.#writer = new RunWriter(directory, 'resume', metrics)
     return { engine, metrics, evalLossBefore: run.evalLossBefore ?? undefined }
@@ -179,16 +196,16 @@ class TrainingRun {
   /** Step number `step`, counted from 0. */
   async #step(step: number): Promise<StepMetrics> {
     const startedAt = performance.now()
-    const { examples, settings, model } = this.#parts
+    const { examples, settings, open } = this.#parts
     const { epoch, plan } = this.#planOf(step)
-    const normalizer = targetsOf(examples, plan)
-    const runs = []
-    for (const [index, microBatch] of plan.entries()) {
-      const batch = collate(examples, microBatch, model.padTokenId)
-      runs.push(await this.#sessions.trainingRun(batch, { normalizer, step, run: index }))
+    const normalizer = open.normalizer(examplesOf(examples, plan))
+    const passes = []
+    for (const [run, microBatch] of plan.entries()) {
+      const feeds = open.collate(examplesOf(examples, [microBatch]), microBatch.sequence)
+      passes.push(await this.#sessions.trainingPass(feeds, { normalizer, step, run }))
     }
     const rate = learningRates(settings.schedule, settings.learningRate, settings.warmupRatio, this.#totalSteps)(step)
-    const { loss, gradientNorm } = await this.#engine.remote.step(runs, rate)
+    const { loss, gradientNorm } = await this.#engine.remote.step(passes, rate)
     if (!Number.isFinite(loss)) return this.#fail(`step ${step + 1}`, `the loss is ${loss}`)
     if (!Number.isFinite(gradientNorm)) return this.#fail(`step ${step + 1}`, `the gradient's norm is ${gradientNorm}`)
     const elapsedMs = performance.now() - startedAt
@@ -198,7 +215,7 @@ class TrainingRun {
       loss,
       learningRate: rate,
       gradientNorm,
-      tokens: tokensOf(examples, plan),
+      tokens: costOf(this.#costs, plan),
       elapsedMs: Math.round(elapsedMs * 100) / 100,
     }
   }
@@ -207,29 +224,37 @@ class TrainingRun {
     const epoch = Math.floor(step / this.#stepsPerEpoch)
     if (this.#epochPlan?.epoch !== epoch) {
       const { seed } = this.#parts.adapter.config
-      this.#epochPlan = { epoch, steps: planEpoch(this.#lengths, seed, epoch, this.#sessions.planOptions) }
+      this.#epochPlan = { epoch, steps: planEpoch(this.#costs, seed, epoch, this.#planOptions) }
     }
     return { epoch, plan: this.#epochPlan.steps[step % this.#stepsPerEpoch] }
   }
 
   /** Loss over all evaluation records; undefined without any, or when the run is interrupted meanwhile. */
   async #evaluate(step: number): Promise<number | undefined> {
-    const { on, model, signal, evalExamples: examples } = this.#parts
+    const { on, open, signal, evalExamples: examples } = this.#parts
     if (examples === undefined) return undefined
     on.stage?.('evaluate')
     let sum = 0
-    let targets = 0
-    const lengths = examples.map(({ inputIds }) => inputIds.length)
-    for (const plan of planEvaluation(lengths, this.#sessions.planOptions)) {
+    let total = 0
+    const seen: unknown[] = []
+    const predictions: unknown[] = []
+    const costs = Array.from(examples, (example) => open.cost(example))
+    for (const plan of planEvaluation(costs, this.#planOptions)) {
       if (signal?.aborted) return undefined
-      const normalizer = targetsOf(examples, [plan])
-      const run = await this.#sessions.evaluationRun(collate(examples, plan, model.padTokenId), normalizer)
-      sum += (await this.#engine.remote.evaluate(run)) * normalizer
-      targets += normalizer
+      const batch = examplesOf(examples, [plan])
+      const normalizer = open.normalizer(batch)
+      const pass = await this.#sessions.evaluationPass(open.collate(batch, plan.sequence), normalizer)
+      const outputs = await this.#engine.remote.forward(pass, [pass.loss, ...pass.predictions])
+      sum += Number(outputs[pass.loss].data[0]) * normalizer
+      total += normalizer
+      if (open.predict === undefined) continue
+      for (const example of batch) seen.push(example)
+      for (const prediction of open.predict(outputs, batch)) predictions.push(prediction)
     }
-    const loss = sum / targets
+    const loss = sum / total
     if (!Number.isFinite(loss)) return this.#fail(`evaluation after step ${step}`, `the loss is ${loss}`)
-    on.evaluation?.({ step, loss, perplexity: Math.exp(loss) })
+    this.#evalMetrics = open.metrics({ loss, examples: seen, predictions })
+    on.evaluation?.({ step, loss, metrics: this.#evalMetrics })
     return loss
   }
 
@@ -240,7 +265,7 @@ class TrainingRun {
     if (!engine.parameters.every((values) => values.every(Number.isFinite))) {
       return this.#fail(`step ${step}`, 'its update gave weights that are not finite')
     }
-    writeFactors(this.#parts.adapter, this.#sessions.parameters, engine.parameters)
+    writeParameters(this.#parts.adapter, this.#names, engine.parameters)
     const run = { step, fingerprint: this.#fingerprint, evalLossBefore: this.#evalLossBefore ?? null }
     await this.#writer.save(this.#parts.adapter, { names: this.#names, engine, run })
   }
@@ -248,7 +273,7 @@ class TrainingRun {
   /** Ends the run at a number that is not finite, with the factors of the last loss that was. */
   async #fail(where: string, what: string): Promise<never> {
     const { adapter, out } = this.#parts
-    writeFactors(adapter, this.#sessions.parameters, await this.#engine.remote.lastGood())
+    writeParameters(adapter, this.#names, await this.#engine.remote.lastGood())
     const isTrained = this.#writer.metrics.length > 0
     if (isTrained) await this.#writer.save(adapter)
     const kept = isTrained && out !== undefined ? `; the last good adapter is in ${out.directory.name}` : ''

@@ -36,7 +36,7 @@ describe('lowrank train', () => {
     })
     expect(report.trainLoss).toHaveLength(3)
     expect(report.evalLoss.after).toBeLessThan(report.evalLoss.before)
-    expect(report.evalPerplexity).toBeCloseTo(Math.exp(report.evalLoss.after), 6)
+    expect(report.evalMetrics.perplexity).toBeCloseTo(Math.exp(report.evalLoss.after), 6)
     for (const name of ['seconds', 'stepMillis', 'peakRssBytes']) expect(report[name], name).toBeGreaterThan(0)
     expect(trained.stderr).toMatch(/Evaluation loss before training: 5\.\d+/)
     expect(trained.stderr).toMatch(/3\/3 {2}loss \d/)

@@ -307,7 +307,7 @@ function moduleOf(adapter: LoraAdapter, expected: ExpectedLayer, weight: Tensor)
     }
   }
   if (kind === 'embedding') {
-    const layer = adapter.embeddings.get(name)?.attachBase(matrix(weight))
+    const layer = adapter.get(name, 'embedding')?.attachBase(matrix(weight))
     return (
       layer && {
         forward: (input) => layer.forward(input.data).data,
@@ -317,7 +317,7 @@ function moduleOf(adapter: LoraAdapter, expected: ExpectedLayer, weight: Tensor)
     )
   }
   if (kind === 'convolution') {
-    const layer = adapter.convolutions.get(name)?.attachBase(weight, { stride, padding, dilation })
+    const layer = adapter.get(name, 'convolution')?.attachBase(weight, { stride, padding, dilation })
     return (
       layer && {
         forward: (input) => layer.forward(input).data as FloatArray,
@@ -326,7 +326,7 @@ function moduleOf(adapter: LoraAdapter, expected: ExpectedLayer, weight: Tensor)
       }
     )
   }
-  const layer = adapter.experts.get(name)?.attachBase(weight)
+  const layer = adapter.get(name, 'parameter')?.attachBase(weight)
   const effectiveWeight = () => layer!.effectiveWeight().data
   return layer && { forward: effectiveWeight, effectiveWeight, ...changes(layer) }
 }

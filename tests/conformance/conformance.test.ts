@@ -2,7 +2,7 @@
 
 import path from 'node:path'
 import { beforeAll, describe, expect, test } from 'vitest'
-import { loadAdapter } from '../../src/node/model.js'
+import { loadAdapter } from '../../src/node.js'
 import { inspectAdapter } from '../../src/peft/inspect.js'
 import { type CellResult, runCell } from './check.js'
 import { type Cell, cells, matrix, readExpected } from './golden.js'

@@ -3,11 +3,15 @@
 import { readFileSync } from 'node:fs'
 import { loadOnnx, type OnnxModel } from '../../src/formats/onnx/model.js'
 import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
-import type { TokenBatch, TrainedLayer, TrainedParameter } from '../../src/graph/training/training-graph.js'
+import type { Model } from '../../src/graph/model-folder.js'
+import type { TrainedLayer, TrainedTensor } from '../../src/graph/training/training-graph.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import type { LoraAdapter } from '../../src/lora/adapter.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import type { Feeds } from '../../src/runtime/runtime.js'
+import { causalLm } from '../../src/tasks/causal-lm.js'
+import type { OpenTask } from '../../src/tasks/task.js'
+import type { Example } from '../../src/text/records.js'
 
 export const MODELS = 'tests/golden/models'
 export const UNION = 'models/union-3m'
@@ -38,17 +42,20 @@ export function openAdapter(folder: string): Promise<LoraAdapter> {
 }
 
 export function layersOf(adapter: LoraAdapter): TrainedLayer[] {
-  return [...adapter].map(([name, { d, k, rank, scaling }]) => ({ name, d, k, rank, scaling }))
+  return adapter.parts('linear').map(({ name, d, k, rank, scaling }) => ({ name, d, k, rank, scaling }))
 }
 
-export function tokenBatch({ inputIds, attentionMask, labels }: GoldenBatch): TokenBatch {
-  return {
-    batch: inputIds.length,
-    sequence: inputIds[0].length,
-    inputIds: inputIds.flat(),
-    attentionMask: attentionMask.flat(),
-    labels: labels.flat(),
-  }
+/** Causal language modeling over a graph alone. */
+export function causalOf(onnx: OnnxModel): OpenTask<Example> {
+  return causalLm.open({ onnx, padTokenId: 0 } as Model, [])
+}
+
+/** A run of a batch whose rows are padded on the right. */
+export function collated(task: OpenTask<Example>, { inputIds, attentionMask, labels }: GoldenBatch): Feeds {
+  const lengths = attentionMask.map((row) => row.reduce((sum, entry) => sum + entry, 0))
+  const cut = (row: number[], i: number) => Int32Array.from(row.slice(0, lengths[i]))
+  const examples = inputIds.map((row, i) => ({ inputIds: cut(row, i), labels: cut(labels[i], i) }))
+  return task.collate(examples, inputIds[0].length)
 }
 
 export function targetCount({ labels }: GoldenBatch): number {
@@ -62,12 +69,17 @@ export function transposed(data: ArrayLike<number>, [rows, columns]: readonly nu
   return result
 }
 
+/** model.layers.0.mlp.up_proj.A → its layer, and A or B */
+export function partOf(name: string): [layer: string, factor: 'A' | 'B'] {
+  return [name.slice(0, -2), name.slice(-1) as 'A' | 'B']
+}
+
 /** A and Bᵀ of each parameter. */
-export function factorFeeds(parameters: readonly TrainedParameter[], adapter: LoraAdapter): Feeds {
-  const layers = new Map(adapter)
+export function factorFeeds(parameters: readonly TrainedTensor[], adapter: LoraAdapter): Feeds {
   return Object.fromEntries(
-    parameters.map(({ layer, factor, input, shape }) => {
-      const { weightA, weightB } = layers.get(layer)!
+    parameters.map(({ name, input, shape }) => {
+      const [layer, factor] = partOf(name)
+      const { weightA, weightB } = adapter.layer(layer)
       const matrix = factor === 'A' ? weightA : weightB
       const data = factor === 'A' ? Float32Array.from(matrix.data) : transposed(matrix.data, matrix.shape)
       return [input, { type: 'float32', data, dims: shape }]

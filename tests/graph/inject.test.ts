@@ -1,7 +1,7 @@
 import { describe, expect, it } from 'vitest'
 import type { OnnxModel } from '../../src/formats/onnx/model.js'
 import { injectLora, loraInputs } from '../../src/graph/inject/inject.js'
-import { causalInputs } from '../../src/graph/inputs/causal-inputs.js'
+import { tokenInputs } from '../../src/graph/inputs/tokens.js'
 import { findLinears, type Linear } from '../../src/graph/match/linears.js'
 import { sessionModel } from '../../src/graph/session-model.js'
 import { Graph } from '../../src/graph/view/graph.js'
@@ -37,7 +37,7 @@ function factors(linears: readonly Linear[], rank: (name: string) => number, siz
 }
 
 async function logits(session: RuntimeSession, model: OnnxModel, feeds: Feeds): Promise<Float32Array> {
-  const inputs = causalInputs(new Graph(model.proto))
+  const inputs = tokenInputs(new Graph(model.proto))
   const outputs = await session.run({ ...inputs.feeds(tokens), ...inputs.emptyCache(2), ...feeds }, ['logits'])
   return outputs.logits.data as Float32Array
 }

@@ -2,7 +2,7 @@ import { fileURLToPath } from 'node:url'
 import { describe, expect, it } from 'vitest'
 import { type Directory, MemoryDirectory, readAll } from '../../src/base/bytes.js'
 import { FileError, FormatError } from '../../src/base/errors.js'
-import { loadModel } from '../../src/graph/model-folder.js'
+import { loadModel, requireTokenizer } from '../../src/graph/model-folder.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import type { RuntimeHost } from '../../src/runtime/host.js'
 
@@ -68,9 +68,42 @@ describe('loadModel', () => {
     expect([model.vocabularySize, model.padTokenId]).toEqual([2048, 2])
   })
 
+  it('needs no tokenizer until one is asked for', async () => {
+    const model = await load(changed({ 'tokenizer.json': undefined, 'tokenizer_config.json': undefined }))
+    expect([model.tokenizer, model.eosTokenIds]).toEqual([undefined, [1]])
+    expect(() => requireTokenizer(model)).toThrow(/folder: no tokenizer.json in this folder/)
+  })
+
+  it('finds the graphs of a model of several by their role, and closes them', async () => {
+    const graph = files['model.onnx']
+    const parts = {
+      'onnx/decoder_model_merged.onnx': graph,
+      'onnx/decoder_with_past_model.onnx': graph,
+      'onnx/encoder_model.onnx': graph,
+      'onnx/encoder_model_fp16.onnx': graph,
+    }
+    const model = await load(changed({ 'model.onnx': undefined, ...parts }))
+    expect(model.graphs).toEqual({
+      decoder: 'onnx/decoder_model_merged.onnx',
+      decoder_with_past: 'onnx/decoder_with_past_model.onnx',
+      encoder: 'onnx/encoder_model.onnx',
+    })
+    expect(model.onnxPath).toBe('onnx/decoder_model_merged.onnx')
+    expect(await model.openGraph('decoder')).toBe(model.onnx)
+    const encoder = await model.openGraph('encoder')
+    expect(encoder.fileName).toBe('encoder_model.onnx')
+    expect(await model.openGraph('encoder')).toBe(encoder)
+    await expect(model.openGraph('vision_encoder')).rejects.toThrow(/has no vision_encoder; got decoder, /)
+    await model.close()
+    const half = await loadModel(changed({ 'model.onnx': undefined, ...parts }), {
+      runtime,
+      onnxPath: 'onnx/encoder_model_fp16.onnx',
+    })
+    expect(half.graphs).toEqual({ encoder: 'onnx/encoder_model_fp16.onnx' })
+  })
+
   it.each([
     [{ 'config.json': undefined }, FileError, 'folder: no config.json'],
-    [{ 'tokenizer.json': undefined }, FileError, 'folder: no tokenizer.json'],
     [
       { 'model.onnx': undefined },
       FileError,

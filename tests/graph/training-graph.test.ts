@@ -2,6 +2,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { DataError, MismatchError, StateError, UnsupportedError } from '../../src/base/errors.js'
 import { OnnxModel } from '../../src/formats/onnx/model.js'
 import { findLinears } from '../../src/graph/match/linears.js'
+import type { Objective } from '../../src/graph/training/objective.js'
 import { checkTrainableForm } from '../../src/graph/training/trainable-form.js'
 import {
   buildLossGraph,
@@ -16,6 +17,8 @@ import type { LoraAdapter } from '../../src/lora/adapter.js'
 import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
 import type { Feeds, RuntimeSession, RuntimeTensor } from '../../src/runtime/runtime.js'
 import {
+  causalOf,
+  collated,
   factorFeeds,
   type Golden,
   golden,
@@ -24,9 +27,9 @@ import {
   MODELS,
   openAdapter,
   openModel,
+  partOf,
   relativeError,
   targetCount,
-  tokenBatch,
   UNION,
 } from './golden.js'
 
@@ -59,7 +62,7 @@ describe.each(TRAINED)('%s', (_, modelFolder, folder) => {
     numbers = golden(folder)
     model = await openModel(modelFolder)
     adapter = await openAdapter(`${folder}/adapter-init`)
-    graph = await buildTrainingGraph(model, runtime, { layers: layersOf(adapter) })
+    graph = await buildTrainingGraph(model, runtime, causalOf(model), { layers: layersOf(adapter) })
     session = await open(graph)
     factors = factorFeeds(graph.parameters, adapter)
   })
@@ -70,7 +73,7 @@ describe.each(TRAINED)('%s', (_, modelFolder, folder) => {
   })
 
   const run = (index: number, normalizer = targetCount(numbers.batches[index])) =>
-    session.run({ ...graph.feeds(tokenBatch(numbers.batches[index]), { normalizer }), ...factors })
+    session.run({ ...graph.feeds(collated(causalOf(model), numbers.batches[index]), { normalizer }), ...factors })
 
   it("gives PyTorch's losses", async () => {
     for (const [index, expected] of numbers.loss.entries()) {
@@ -82,7 +85,8 @@ describe.each(TRAINED)('%s', (_, modelFolder, folder) => {
     for (const index of [0, 1]) {
       const outputs = await run(index)
       const expected = await goldenGradients(folder, index)
-      for (const { layer, factor, gradient } of graph.parameters) {
+      for (const { name, gradient } of graph.parameters) {
+        const [layer, factor] = partOf(name)
         const error = relativeError(outputs[gradient].data as Float32Array, expected(layer, factor))
         expect(error, `${layer} ${factor}`).toBeLessThan(1e-4)
       }
@@ -90,11 +94,11 @@ describe.each(TRAINED)('%s', (_, modelFolder, folder) => {
   })
 
   it('gives the same losses without gradients', async () => {
-    const evaluation = buildLossGraph(model, { layers: layersOf(adapter) })
+    const evaluation = buildLossGraph(model, causalOf(model), { layers: layersOf(adapter) })
     const evaluating = await open(evaluation)
     for (const [index, expected] of numbers.loss.entries()) {
       const batch = numbers.batches[index]
-      const feeds = evaluation.feeds(tokenBatch(batch), { normalizer: targetCount(batch) })
+      const feeds = evaluation.feeds(collated(causalOf(model), batch), { normalizer: targetCount(batch) })
       const outputs = await evaluating.run({ ...feeds, ...factors })
       expect(Math.abs(lossOf(outputs) / expected - 1)).toBeLessThan(1e-5)
     }
@@ -102,13 +106,13 @@ describe.each(TRAINED)('%s', (_, modelFolder, folder) => {
   })
 
   it("with B = 0 gives the base model's losses", async () => {
-    const zeros = graph.parameters.map(({ input, shape, factor }) => [
+    const zeros = graph.parameters.map(({ input, shape, name }) => [
       input,
-      factor === 'A' ? factors[input] : { ...factors[input], data: new Float32Array(shape[0] * shape[1]) },
+      partOf(name)[1] === 'A' ? factors[input] : { ...factors[input], data: new Float32Array(shape[0] * shape[1]) },
     ])
     for (const [index, expected] of numbers.baseLoss.entries()) {
       const batch = numbers.batches[index]
-      const feeds = graph.feeds(tokenBatch(batch), { normalizer: targetCount(batch) })
+      const feeds = graph.feeds(collated(causalOf(model), batch), { normalizer: targetCount(batch) })
       expect(
         Math.abs(lossOf(await session.run({ ...feeds, ...Object.fromEntries(zeros) })) / expected - 1),
       ).toBeLessThan(1e-5)
@@ -142,7 +146,7 @@ describe('on one small model', () => {
     graph.parameters.map(({ gradient }) => outputs[gradient].data as Float32Array)
 
   it('splits a step into runs whose losses and gradients add up', async () => {
-    const graph = await buildTrainingGraph(model, runtime, { layers })
+    const graph = await buildTrainingGraph(model, runtime, causalOf(model), { layers })
     const session = await open(graph)
     const factors = factorFeeds(graph.parameters, adapter)
     const run = (rows: number[]) => {
@@ -151,7 +155,7 @@ describe('on one small model', () => {
         attentionMask: rows.map((row) => batch.attentionMask[row]),
         labels: rows.map((row) => batch.labels[row]),
       }
-      return session.run({ ...graph.feeds(tokenBatch(part), { normalizer }), ...factors })
+      return session.run({ ...graph.feeds(collated(causalOf(model), part), { normalizer }), ...factors })
     }
     const whole = await run([0, 1, 2, 3])
     const parts = [await run([0]), await run([1, 2, 3])]
@@ -167,18 +171,18 @@ describe('on one small model', () => {
   it('trains the output embedding too', async () => {
     const k = 32
     const head = { name: 'lm_head', d: 2048, k, rank: 2, scaling: 1.5 }
-    const graph = await buildTrainingGraph(model, runtime, { layers: [...layers, head] })
+    const graph = await buildTrainingGraph(model, runtime, causalOf(model), { layers: [...layers, head] })
     const session = await open(graph)
     const value = (length: number, phase: number) => Float32Array.from({ length }, (_, i) => 0.1 * Math.sin(phase + i))
     const feeds: Feeds = {
-      ...graph.feeds(tokenBatch(batch), { normalizer }),
+      ...graph.feeds(collated(causalOf(model), batch), { normalizer }),
       ...factorFeeds(graph.parameters.slice(0, -2), adapter),
       'lora/lm_head/A': { type: 'float32' as const, data: value(k * 2, 1), dims: [2, k] },
       'lora/lm_head/B': { type: 'float32' as const, data: value(2 * 2048, 2), dims: [2, 2048] },
     }
     const outputs = await session.run(feeds)
     // Central differences along one direction per factor, in the f32 of the graph itself.
-    for (const { input, gradient, shape } of graph.parameters.filter(({ layer }) => /lm_head|0\.mlp\.up/.test(layer))) {
+    for (const { input, gradient, shape } of graph.parameters.filter(({ name }) => /lm_head|0\.mlp\.up/.test(name))) {
       const direction = value(shape[0] * shape[1], 3)
       const step = 0.03
       const at = async (sign: number) => {
@@ -196,11 +200,13 @@ describe('on one small model', () => {
     const draw = { seed: 1, step: 3, run: 0 }
 
     it('is seeded, changes the loss, and keeps its mean', async () => {
-      const graph = await buildTrainingGraph(model, runtime, { layers, dropout: 0.1 })
+      const graph = await buildTrainingGraph(model, runtime, causalOf(model), { layers, dropout: 0.1 })
       const session = await open(graph)
       const factors = factorFeeds(graph.parameters, adapter)
       const run = async (dropout: typeof draw) =>
-        lossOf(await session.run({ ...graph.feeds(tokenBatch(batch), { normalizer, dropout }), ...factors }))
+        lossOf(
+          await session.run({ ...graph.feeds(collated(causalOf(model), batch), { normalizer, dropout }), ...factors }),
+        )
       expect(await run(draw)).toBe(await run(draw))
       const losses: number[] = []
       for (let step = 0; step < 24; step++) losses.push(await run({ ...draw, step }))
@@ -212,9 +218,9 @@ describe('on one small model', () => {
     })
 
     it('drops the share that it was told, differently for every draw and mask', async () => {
-      const graph = await buildTrainingGraph(model, runtime, { layers, dropout: 0.25 })
+      const graph = await buildTrainingGraph(model, runtime, causalOf(model), { layers, dropout: 0.25 })
       const masksOf = (dropout: typeof draw) =>
-        Object.entries(graph.feeds(tokenBatch(batch), { normalizer, dropout }))
+        Object.entries(graph.feeds(collated(causalOf(model), batch), { normalizer, dropout }))
           .filter(([, { type }]) => type === 'bool')
           .map(([, { data }]) => data as Uint8Array)
       const masks = masksOf(draw)
@@ -227,22 +233,24 @@ describe('on one small model', () => {
     })
 
     it('needs a draw', async () => {
-      const graph = await buildTrainingGraph(model, runtime, { layers, dropout: 0.1 })
-      expect(() => graph.feeds(tokenBatch(batch), { normalizer })).toThrow(StateError)
+      const graph = await buildTrainingGraph(model, runtime, causalOf(model), { layers, dropout: 0.1 })
+      expect(() => graph.feeds(collated(causalOf(model), batch), { normalizer })).toThrow(StateError)
     })
   })
 
   it('needs a target', async () => {
-    const graph = buildLossGraph(model, { layers })
+    const graph = buildLossGraph(model, causalOf(model), { layers })
     const labels = batch.labels.map((row) => row.map((label, i) => (i === 0 ? label : -100)))
-    expect(() => graph.feeds(tokenBatch({ ...batch, labels }), { normalizer: 1 })).toThrow(DataError)
+    expect(() => graph.feeds(collated(causalOf(model), { ...batch, labels }), { normalizer: 1 })).toThrow(DataError)
   })
 
   it('refuses layers that the model does not have, or has in another shape', async () => {
     const other = { ...layers[0], name: 'model.layers.7.self_attn.q_proj' }
-    await expect(buildTrainingGraph(model, runtime, { layers: [other] })).rejects.toThrow(MismatchError)
+    await expect(buildTrainingGraph(model, runtime, causalOf(model), { layers: [other] })).rejects.toThrow(
+      MismatchError,
+    )
     const wide = { ...layers[0], k: 33 }
-    await expect(buildTrainingGraph(model, runtime, { layers: [wide] })).rejects.toThrow(
+    await expect(buildTrainingGraph(model, runtime, causalOf(model), { layers: [wide] })).rejects.toThrow(
       /down_proj.*expected a weight of \(32, 80\), as in the model, got \(32, 33\)/,
     )
   })
@@ -263,7 +271,7 @@ describe('a model that gives logits of the last token alone', () => {
     graph.setInputs(head.node, [last, ...head.node.input.slice(1)])
     const pruned = new OnnxModel(model.name, model.fileName, graph.toModel(), model.files)
     const layers = [{ name: 'model.layers.0.self_attn.q_proj', d: 64, k: 32, rank: 2, scaling: 1 }]
-    await expect(buildTrainingGraph(pruned, runtime, { layers })).rejects.toThrow(
+    await expect(buildTrainingGraph(pruned, runtime, causalOf(pruned), { layers })).rejects.toThrow(
       /logits of some tokens only.*expected logits \(batch, sequence, vocabulary\), got 2 rows of logits for 2 sequences of 3 tokens/,
     )
     await model.close()
@@ -276,7 +284,8 @@ describe('what cannot be trained is refused by op and node', () => {
     const { op, nodes } = golden(`${MODELS}/${name}/golden`).refuse
     const linears = nodes.filter((node) => !/self_attn\/MatMul|rotary/.test(node))
     const layers = [{ name: 'model.layers.0.self_attn.q_proj', d: 64, k: 32, rank: 2, scaling: 1 }]
-    const error = await buildTrainingGraph(model, runtime, { layers }).catch((reason: unknown) => reason)
+    const objective = { probe: { feeds: [{}, {}], lengths: [] }, forward: () => 'not reached' } satisfies Objective
+    const error = await buildTrainingGraph(model, runtime, objective, { layers }).catch((reason: unknown) => reason)
     expect(error).toBeInstanceOf(UnsupportedError)
     const { message } = error as Error
     expect(message).toContain(op)

@@ -1,15 +1,24 @@
-import * as ort from 'onnxruntime-node'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { readJson } from '../../src/base/bytes.js'
 import { MismatchError, NumericError, RuntimeError, StateError, UnsupportedError } from '../../src/base/errors.js'
-import type { CausalModel } from '../../src/graph/model-folder.js'
+import type { Model } from '../../src/graph/model-folder.js'
 import { sessionModel } from '../../src/graph/session-model.js'
-import { AdapterSession } from '../../src/infer/adapter-session.js'
+import { OnnxSession } from '../../src/infer/adapter-session.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
-import { type OrtModule, runtimeOf } from '../../src/runtime/onnxruntime.js'
+import { runtimeOf } from '../../src/runtime/onnxruntime.js'
 import type { Feeds } from '../../src/runtime/runtime.js'
-import { directoryOf, feedsOf, makeAdapter, maxDifference, messageHost, oneThread, openModel, rowOf } from './models.js'
+import {
+  directoryOf,
+  feedsOf,
+  makeAdapter,
+  maxDifference,
+  messageHost,
+  oneThread,
+  openModel,
+  recordingRuntime,
+  rowOf,
+} from './models.js'
 
 const UNION = 'models/union-3m'
 const ROWS = [
@@ -17,14 +26,14 @@ const ROWS = [
   [0, 43, 80, 262, 1833, 1528],
 ]
 
-let union: CausalModel
+let union: Model
 beforeAll(async () => {
   union = await openModel(UNION)
 })
 afterAll(() => union.close())
 
 /** Outputs of the model as it is, in a session of its own. */
-async function plainRun(model: CausalModel, feeds: Feeds) {
+async function plainRun(model: Model, feeds: Feeds) {
   const session = await runtimeOf(oneThread).createSession(await sessionModel(model.onnx, model.onnx.proto))
   try {
     return await session.run(feeds)
@@ -47,7 +56,7 @@ describe('without an adapter', () => {
     const model = await openModel(path)
     const feeds = feedsOf(model, ROWS)
     const base = await plainRun(model, feeds)
-    const session = await AdapterSession.open(model, { adapters: { a: makeAdapter(model, everyLinear) } })
+    const session = await OnnxSession.open(model, { adapters: { a: makeAdapter(model, everyLinear) } })
     const idle = await session.run(feeds)
     expect(Object.keys(idle).sort()).toEqual(Object.keys(base).sort())
     for (const name in base) expect(maxDifference(idle[name], base[name])).toBeLessThanOrEqual(1e-6)
@@ -77,7 +86,7 @@ describe('adapters that PEFT wrote', () => {
       adapters[name] = await loadAdapter(folder)
       expected[name] = (await readJson(folder, 'expected.json')) as never
     }
-    const session = await AdapterSession.open(union, { adapters })
+    const session = await OnnxSession.open(union, { adapters })
     const check = async (adapter: string | undefined, { inputIds, logitIds, logits }: Expected) => {
       const output = await session.run(feedsOf(union, [inputIds]), { adapter })
       const row = rowOf(output.logits)
@@ -101,7 +110,7 @@ describe('adapters that PEFT wrote', () => {
       const model = await openModel(path)
       const golden = (await readJson(directoryOf(path), 'golden/golden.json')) as Record<'base' | 'adapted', Expected>
       const adapter = await loadAdapter(directoryOf(`${path}/golden/adapter-init`))
-      const session = await AdapterSession.open(model, { adapters: { adapter } })
+      const session = await OnnxSession.open(model, { adapters: { adapter } })
       for (const [key, choice] of [['base'], ['adapted', 'adapter']] as const) {
         const { inputIds, logitIds, logits } = golden[key]
         const row = rowOf((await session.run(feedsOf(model, [inputIds]), { adapter: choice })).logits)
@@ -124,28 +133,28 @@ describe('adding and removing', () => {
     const mlp = makeAdapter(union, /mlp\.(up|down)_proj$/, { seed: 2, rank: 5 })
     const feeds = feedsOf(union, ROWS)
     const alone = async (adapter: LoraAdapter) => {
-      const session = await AdapterSession.open(union, { adapters: { adapter } })
+      const session = await OnnxSession.open(union, { adapters: { adapter } })
       const { logits } = await session.run(feeds, { adapter: 'adapter' })
       await session.dispose()
       return logits
     }
-    const session = await AdapterSession.open(union)
-    await session.addAdapter('q', q)
-    await session.addAdapter('mlp', mlp)
+    const session = await OnnxSession.open(union)
+    await session.add('q', q)
+    await session.add('mlp', mlp)
     expect(session.adapters).toEqual(['q', 'mlp'])
     expect(maxDifference((await session.run(feeds, { adapter: 'q' })).logits, await alone(q))).toBeLessThan(1e-6)
     expect(maxDifference((await session.run(feeds, { adapter: 'mlp' })).logits, await alone(mlp))).toBeLessThan(1e-6)
-    await session.removeAdapter('q')
+    await session.remove('q')
     expect(session.adapters).toEqual(['mlp'])
     await expect(session.run(feeds, { adapter: 'q' })).rejects.toThrow(MismatchError)
-    await session.addAdapter('q', mlp)
+    await session.add('q', mlp)
     const [again, first] = [await session.run(feeds, { adapter: 'q' }), await session.run(feeds, { adapter: 'mlp' })]
     expect(maxDifference(again.logits, first.logits)).toBe(0)
     await session.dispose()
   })
 
   it('names inputs and outputs of the model alone', async () => {
-    const session = await AdapterSession.open(union, { adapters: { q: makeAdapter(union, /q_proj$/) } })
+    const session = await OnnxSession.open(union, { adapters: { q: makeAdapter(union, /q_proj$/) } })
     const cache = Array.from({ length: 6 }, (_, layer) => [`${layer}.key`, `${layer}.value`]).flat()
     const past = cache.map((name) => `past_key_values.${name}`)
     expect(session.inputNames).toEqual(['input_ids', 'attention_mask', 'position_ids', ...past])
@@ -155,10 +164,10 @@ describe('adding and removing', () => {
 
   it('the adapter stays the caller’s: later edits do not reach the session, its arrays stay usable', async () => {
     const adapter = makeAdapter(union, /q_proj$/)
-    const session = await AdapterSession.open(union, { adapters: { adapter } })
+    const session = await OnnxSession.open(union, { adapters: { adapter } })
     const feeds = feedsOf(union, ROWS)
     const before = await session.run(feeds, { adapter: 'adapter' })
-    for (const [, layer] of adapter) layer.weightB.data.fill(0)
+    for (const layer of adapter.parts('linear')) layer.weightB.data.fill(0)
     const after = await session.run(feeds, { adapter: 'adapter' })
     expect(maxDifference(before.logits, after.logits)).toBe(0)
     await session.dispose()
@@ -175,8 +184,8 @@ describe('adding and removing', () => {
     const same = new LoraAdapter({ rank: 1 })
     same.addFactors('model.layers.2.self_attn.v_proj', adapter.layer('mine').weightA, adapter.layer('mine').weightB)
     const feeds = feedsOf(union, ROWS)
-    const mapped = await AdapterSession.open(union, { adapters: { adapter }, modules })
-    const named = await AdapterSession.open(union, { adapters: { same } })
+    const mapped = await OnnxSession.open(union, { adapters: { adapter }, modules })
+    const named = await OnnxSession.open(union, { adapters: { same } })
     const [a, b] = [await mapped.run(feeds, { adapter: 'adapter' }), await named.run(feeds, { adapter: 'same' })]
     expect(maxDifference(a.logits, b.logits)).toBe(0)
     await mapped.dispose()
@@ -199,11 +208,11 @@ it('a module may have any name, as one that every object has', async () => {
     [name]: '/model/layers.2/self_attn/v_proj/MatMul',
     [other]: '/model/layers.3/self_attn/v_proj/MatMul',
   }
-  const session = await AdapterSession.open(union, {
+  const session = await OnnxSession.open(union, {
     adapters: { a: adapterOf(name), b: adapterOf(other) },
     modules,
   })
-  const plain = await AdapterSession.open(union, { adapters: { a: adapterOf('model.layers.2.self_attn.v_proj') } })
+  const plain = await OnnxSession.open(union, { adapters: { a: adapterOf('model.layers.2.self_attn.v_proj') } })
   const [got, wanted] = [session, plain].map((opened) => opened.run(feedsOf(union, ROWS), { adapter: 'a' }))
   expect(maxDifference((await got).logits, (await wanted).logits)).toBe(0)
   await session.dispose()
@@ -242,35 +251,35 @@ describe('what does not fit', () => {
       /^model\.layers\.3\.self_attn\.q_proj: .*not finite/,
     ],
   ])('%s is an error, and the session stays as it was', async (_, adapter, kind, message) => {
-    const session = await AdapterSession.open(union, { adapters: { good: makeAdapter(union, /q_proj$/) } })
-    const error = await session.addAdapter('bad', adapter).catch((error: unknown) => error)
+    const session = await OnnxSession.open(union, { adapters: { good: makeAdapter(union, /q_proj$/) } })
+    const error = await session.add('bad', adapter).catch((error: unknown) => error)
     expect(error).toBeInstanceOf(kind)
     expect((error as Error).message).toMatch(message)
     expect(session.adapters).toEqual(['good'])
     await session.run(feedsOf(union, ROWS), { adapter: 'good' })
     await session.dispose()
-    await expect(AdapterSession.open(union, { adapters: { bad: adapter } })).rejects.toBeInstanceOf(kind)
+    await expect(OnnxSession.open(union, { adapters: { bad: adapter } })).rejects.toBeInstanceOf(kind)
   })
 
   it('a name that is taken or unknown', async () => {
-    const session = await AdapterSession.open(union, { adapters: { whaling: makeAdapter(union, /q_proj$/) } })
-    await expect(session.addAdapter('whaling', makeAdapter(union, /q_proj$/))).rejects.toThrow(StateError)
+    const session = await OnnxSession.open(union, { adapters: { whaling: makeAdapter(union, /q_proj$/) } })
+    await expect(session.add('whaling', makeAdapter(union, /q_proj$/))).rejects.toThrow(StateError)
     await expect(session.run(feedsOf(union, ROWS), { adapter: 'whalin' })).rejects.toThrow(/Did you mean whaling\?/)
-    await expect(session.removeAdapter('x')).rejects.toThrow(MismatchError)
+    await expect(session.remove('x')).rejects.toThrow(MismatchError)
     await session.dispose()
   })
 
   it.each(['llama-q8', 'merged-if'])('%s: linear layers in a form that takes no adapter are named', async (name) => {
     const model = await openModel(`tests/golden/models/${name}`)
     const adapter = layer('model.layers.0.self_attn.q_proj', 64, 32)
-    const error = await AdapterSession.open(model, { adapters: { adapter } }).catch((error: unknown) => error)
+    const error = await OnnxSession.open(model, { adapters: { adapter } }).catch((error: unknown) => error)
     expect(error).toBeInstanceOf(UnsupportedError)
     expect((error as Error).message).toMatch(name === 'llama-q8' ? /q_proj\/MatMul_quant \(MatMulInteger\)/ : /\(If\)/)
     await model.close()
   })
 
   it('feeds that no tensor can be made of', async () => {
-    const session = await AdapterSession.open(union)
+    const session = await OnnxSession.open(union)
     const feeds = feedsOf(union, ROWS)
     const short = { ...feeds, input_ids: { ...feeds.input_ids, data: new BigInt64Array(3) } }
     await expect(session.run(short)).rejects.toThrow(RuntimeError)
@@ -281,7 +290,7 @@ describe('what does not fit', () => {
   it('a second dispose ends no sooner than the first', async () => {
     const { host, closed } = messageHost()
     const model = await openModel(UNION, host)
-    const session = await AdapterSession.open(model)
+    const session = await OnnxSession.open(model)
     void session.dispose()
     await session.dispose()
     expect(closed()).toBe(1)
@@ -289,18 +298,18 @@ describe('what does not fit', () => {
   })
 
   it('dispose lets the runs finish that were asked for before it', async () => {
-    const session = await AdapterSession.open(union)
+    const session = await OnnxSession.open(union)
     const runs = [1, 2, 3].map(() => session.run(feedsOf(union, ROWS), { outputNames: ['logits'] }))
     await session.dispose()
     for (const { logits } of await Promise.all(runs)) expect(logits.dims).toEqual([2, 6, 2048])
   })
 
   it('calls after dispose', async () => {
-    const session = await AdapterSession.open(union)
+    const session = await OnnxSession.open(union)
     await session.dispose()
     await session.dispose()
     await expect(session.run(feedsOf(union, ROWS))).rejects.toThrow(StateError)
-    await expect(session.addAdapter('a', makeAdapter(union, /q_proj$/))).rejects.toThrow(StateError)
+    await expect(session.add('a', makeAdapter(union, /q_proj$/))).rejects.toThrow(StateError)
   })
 })
 
@@ -310,8 +319,8 @@ describe('in a worker', () => {
     const remote = await openModel(UNION, host)
     const adapter = makeAdapter(union, everyLinear)
     const feeds = feedsOf(union, ROWS)
-    const here = await AdapterSession.open(union, { adapters: { adapter } })
-    const there = await AdapterSession.open(remote, { adapters: { adapter } })
+    const here = await OnnxSession.open(union, { adapters: { adapter } })
+    const there = await OnnxSession.open(remote, { adapters: { adapter } })
     for (const choice of [undefined, 'adapter', undefined]) {
       const [a, b] = [await here.run(feeds, { adapter: choice }), await there.run(feeds, { adapter: choice })]
       expect(b.logits.dims).toEqual(a.logits.dims)
@@ -329,7 +338,7 @@ describe('in a worker', () => {
     const remote = await openModel(UNION, host)
     const names = ['a', 'b', 'c']
     const adapters = Object.fromEntries(names.map((name, seed) => [name, makeAdapter(union, /v_proj$/, { seed })]))
-    const session = await AdapterSession.open(remote, { adapters })
+    const session = await OnnxSession.open(remote, { adapters })
     const feeds = feedsOf(union, ROWS)
     const together = await Promise.all(names.map((adapter) => session.run(feeds, { adapter })))
     for (const [i, adapter] of names.entries()) {
@@ -347,28 +356,10 @@ describe('idle modules', () => {
     [['wasm'], 0],
     [['webgpu', 'cpu'], 1],
   ] as const)('with providers %j are fed factors of rank %i', async (executionProviders, rank) => {
-    const fed: Feeds[] = []
-    const spy: OrtModule = {
-      Tensor: ort.Tensor as unknown as OrtModule['Tensor'],
-      InferenceSession: {
-        async create(model, options = {}) {
-          const { executionProviders: _, ...rest } = options
-          const session = await ort.InferenceSession.create(model, rest)
-          return {
-            inputNames: session.inputNames,
-            outputNames: session.outputNames,
-            run: (feeds, names) => {
-              fed.push(feeds as Feeds)
-              return session.run(feeds as never, names as string[])
-            },
-            release: () => session.release(),
-          }
-        },
-      },
-    }
-    const model = { onnx: union.onnx, runtime: { module: spy } }
+    const { module, fed } = recordingRuntime()
+    const model = { onnx: union.onnx, runtime: { module } }
     const adapter = makeAdapter(union, /layers\.0\.self_attn\.k_proj$/, { rank: 3 })
-    const session = await AdapterSession.open(model, {
+    const session = await OnnxSession.open(model, {
       adapters: { adapter, other: makeAdapter(union, /layers\.1\.self_attn\.k_proj$/) },
       ...(executionProviders && { executionProviders }),
     })
@@ -392,6 +383,6 @@ describe('idle modules', () => {
 it('a runtime that cannot be imported is a RuntimeError', async () => {
   const { host } = messageHost()
   const model = await openModel(UNION, { ...host, specifier: 'no-such-runtime' } as typeof host)
-  await expect(AdapterSession.open(model)).rejects.toMatchObject({ code: 'RUNTIME' })
+  await expect(OnnxSession.open(model)).rejects.toMatchObject({ code: 'RUNTIME' })
   await model.close()
 })

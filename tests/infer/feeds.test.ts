@@ -1,9 +1,10 @@
-// What a run of a language model needs besides its tokens, where the caller leaves it out.
+// What runs of a language model are fed besides its tokens: where the caller leaves it out, and by `generate`.
 
 import { describe, expect, it } from 'vitest'
-import { AdapterSession } from '../../src/infer/adapter-session.js'
+import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { generate } from '../../src/infer/generate.js'
 import type { Feeds, RuntimeTensor } from '../../src/runtime/runtime.js'
-import { feedsOf, maxDifference, openModel, rowOf } from './models.js'
+import { feedsOf, maxDifference, openModel, recordingRuntime, rowOf } from './models.js'
 
 const UNION = 'models/union-3m'
 const ROWS = [
@@ -25,7 +26,7 @@ describe('what a run leaves out', () => {
     ),
   ])('%s: tokens are enough', async (path) => {
     const model = await openModel(path)
-    const session = await AdapterSession.open(model)
+    const session = await OnnxSession.open(model)
     const whole = await session.run(feedsOf(model, ROWS))
     const short = await session.run({ input_ids: int64(ROWS) })
     for (const name in whole) expect(maxDifference(short[name], whole[name])).toBe(0)
@@ -36,7 +37,7 @@ describe('what a run leaves out', () => {
   // GPT-2 learned its positions one by one; rotary ones count by their distance alone.
   it.each([UNION, 'tests/golden/models/gpt2-optimum'])('%s: positions follow mask and cache', async (path) => {
     const model = await openModel(path)
-    const session = await AdapterSession.open(model)
+    const session = await OnnxSession.open(model)
     const [row] = ROWS
     const whole = rowOf((await session.run({ input_ids: int64([row]) })).logits)
     const attention_mask = int64([[0, 0, ...row.map(() => 1)]])
@@ -51,4 +52,22 @@ describe('what a run leaves out', () => {
     await session.dispose()
     await model.close()
   })
+})
+
+it('a text feeds its newest token alone, behind the cache', async () => {
+  const { module, fed } = recordingRuntime()
+  const model = await openModel(UNION, { module })
+  const session = await OnnxSession.open(model)
+  await generate(session, 'And the people', { maxNewTokens: 4 })
+  const dims = (name: string) => fed.map((feeds) => [...feeds[name].dims])
+  expect(dims('input_ids')).toEqual([
+    [1, 5],
+    [1, 1],
+    [1, 1],
+    [1, 1],
+  ]) // the first token of all texts, and 4 of the prompt
+  expect(dims('past_key_values.5.value').map(([, , past]) => past)).toEqual([0, 5, 6, 7])
+  expect(fed.map((feeds) => Number(feeds.position_ids.data.at(-1)))).toEqual([4, 5, 6, 7])
+  await session.dispose()
+  await model.close()
 })

@@ -1,9 +1,10 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { readJson } from '../../src/base/bytes.js'
 import { ConfigError, DataError, MismatchError, StateError, UnsupportedError } from '../../src/base/errors.js'
-import type { CausalModel } from '../../src/graph/model-folder.js'
-import { AdapterSession } from '../../src/infer/adapter-session.js'
-import { type GenerateOptions, generate } from '../../src/infer/generate.js'
+import type { Model } from '../../src/graph/model-folder.js'
+import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { generate } from '../../src/infer/generate.js'
+import type { GenerateOptions } from '../../src/infer/session.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import { directoryOf, inThread, makeAdapter, messageHost, openModel } from './models.js'
 
@@ -17,12 +18,12 @@ interface Reference {
   greedy_text: string
 }
 
-let union: CausalModel
-let session: AdapterSession<CausalModel>
+let union: Model
+let session: OnnxSession<Model>
 let references: Reference[]
 beforeAll(async () => {
   union = await openModel(UNION)
-  session = await AdapterSession.open(union, { adapters: { v: makeAdapter(union, /v_proj$/, { std: 0.3 }) } })
+  session = await OnnxSession.open(union, { adapters: { v: makeAdapter(union, /v_proj$/, { std: 0.3 }) } })
   references = (await readJson(directoryOf(UNION), 'reference.json')) as Reference[]
 })
 afterAll(async () => {
@@ -51,9 +52,9 @@ describe('greedy', () => {
         { inputIds: number[]; greedyIds: number[] }
       >
       const adapter = await loadAdapter(directoryOf(`${path}/golden/adapter-init`))
-      const opened = await AdapterSession.open(model, { adapters: { adapter } })
-      const text = model.tokenizer.decode(golden.base.inputIds)
-      expect(model.tokenizer.encode(text)).toEqual(golden.base.inputIds)
+      const opened = await OnnxSession.open(model, { adapters: { adapter } })
+      const text = model.tokenizer!.decode(golden.base.inputIds)
+      expect(model.tokenizer!.encode(text)).toEqual(golden.base.inputIds)
       for (const [key, choice] of [['base'], ['adapted', 'adapter'], ['base']] as const) {
         const { greedyIds } = golden[key]
         const { tokenIds } = await generate(opened, text, { adapter: choice, maxNewTokens: greedyIds.length })
@@ -69,11 +70,14 @@ describe('sampling', () => {
   const sample = async (options: GenerateOptions) =>
     (await generate(session, PROMPT, { temperature: 1, maxNewTokens: 12, ...options })).tokenIds
 
-  it('the same seed gives the same text, another seed another', async () => {
+  it('the same seed gives the same text, another seed another, and none a fresh one that the result tells', async () => {
     const first = await sample({ seed: 7 })
     expect(await sample({ seed: 7 })).toEqual(first)
     expect(await sample({ seed: 8 })).not.toEqual(first)
-    expect(await sample({})).toEqual(await sample({ seed: 42 }))
+    const texts = await Promise.all([1, 2].map(() => session.generate(PROMPT, { temperature: 1, maxNewTokens: 12 })))
+    expect(texts[0].seed).not.toBe(texts[1].seed)
+    expect(texts[0].tokenIds).not.toEqual(texts[1].tokenIds)
+    expect(await sample({ seed: texts[0].seed })).toEqual(texts[0].tokenIds)
   })
 
   it('top-k 1 and a tiny top-p are greedy, whatever the temperature', async () => {
@@ -90,14 +94,14 @@ describe('sampling', () => {
 })
 
 describe('the end of the text', () => {
-  const withModel = (changes: Partial<CausalModel>) => AdapterSession.open({ ...union, ...changes })
+  const withModel = (changes: Partial<Model>) => OnnxSession.open({ ...union, ...changes })
 
   it('comes with a token that ends it, which is not part of it', async () => {
     const { greedy_ids } = references[0]
     const ending = await withModel({ eosTokenIds: [1, greedy_ids[6]] })
     const result = await generate(ending, PROMPT)
     expect(result).toMatchObject({ tokenIds: greedy_ids.slice(0, 6), tokens: 6, finish: 'eos' })
-    expect(result.text).toBe(union.tokenizer.decode(greedy_ids.slice(0, 6)))
+    expect(result.text).toBe(union.tokenizer!.decode(greedy_ids.slice(0, 6)))
     await ending.dispose()
   })
 
@@ -109,13 +113,13 @@ describe('the end of the text', () => {
 
   it('comes at the model’s own context of 256 tokens', async () => {
     const prompt = 'people '.repeat(240)
-    const length = union.tokenizer.encode(prompt).length
+    const length = union.tokenizer!.encode(prompt).length
     expect(length).toBeGreaterThan(230)
     expect(await generate(session, prompt)).toMatchObject({ tokens: 256 - length, finish: 'context' })
   })
 
   it('a template that ends every text does not end the prompt', async () => {
-    const { tokenizer } = union
+    const tokenizer = union.tokenizer!
     const templated = await withModel({
       tokenizer: {
         name: tokenizer.name,
@@ -127,6 +131,7 @@ describe('the end of the text', () => {
           ...(options?.specialTokens === false ? [] : [1]),
         ],
         encodePair: (a, b) => tokenizer.encodePair(a, b),
+        encodeSpans: (text, spans) => tokenizer.encodeSpans(text, spans),
         decode: (ids, options) => tokenizer.decode(ids, options),
         stream: (after) => tokenizer.stream(after),
       },
@@ -148,7 +153,7 @@ describe('streaming', () => {
 
   it('holds back a character until all its bytes are there, and gives U+FFFD for one that never is', async () => {
     const model = await openModel('tests/golden/models/gpt2-optimum')
-    const opened = await AdapterSession.open(model)
+    const opened = await OnnxSession.open(model)
     const pieces: string[] = []
     const { text } = await generate(opened, PROMPT, { maxNewTokens: 14, onText: (piece) => pieces.push(piece) })
     expect(pieces.join('')).toBe(text)
@@ -164,7 +169,7 @@ describe('streaming', () => {
       maxNewTokens: 5,
       onText: (piece) => pieces.push(piece),
     })
-    const whole = union.tokenizer.decode([...union.tokenizer.encode(prompt), ...tokenIds])
+    const whole = union.tokenizer!.decode([...union.tokenizer!.encode(prompt), ...tokenIds])
     expect(prompt + text).toBe(whole)
     expect(pieces.join('')).toBe(text)
   })
@@ -192,11 +197,11 @@ describe('texts beside one another', () => {
     const [here, there] = [await openModel(path, inThread), await openModel(path, messageHost().host)]
     const a = makeAdapter(here, /q_proj$/, { seed: 1, std: 0.5 })
     const b = makeAdapter(here, /down_proj$/, { seed: 2, std: 0.5 })
-    const local = await AdapterSession.open(here, { adapters: { a, b } })
-    const remote = await AdapterSession.open(there, { adapters: { a, b } })
+    const local = await OnnxSession.open(here, { adapters: { a, b } })
+    const remote = await OnnxSession.open(there, { adapters: { a, b } })
     const requests: GenerateOptions[] = [
       { adapter: 'a' },
-      { adapter: 'b', temperature: 1 },
+      { adapter: 'b', temperature: 1, seed: 2 },
       { temperature: 1, seed: 3 },
       {},
     ].map((options) => ({ ...options, maxNewTokens: 10 }))
@@ -212,7 +217,7 @@ describe('texts beside one another', () => {
 
   it('an adapter that is removed meanwhile stays with its text', async () => {
     const v = makeAdapter(union, /v_proj$/, { std: 0.3 })
-    const opened = await AdapterSession.open(union, { adapters: { v } })
+    const opened = await OnnxSession.open(union, { adapters: { v } })
     const whole = await generate(opened, PROMPT, { adapter: 'v', maxNewTokens: 10 })
     let removal: Promise<void> | undefined
     const result = await generate(opened, PROMPT, {
@@ -220,7 +225,7 @@ describe('texts beside one another', () => {
       maxNewTokens: 10,
       onText: () => {
         // The new adapter touches other modules, so that the session is opened anew under the text.
-        removal ??= opened.removeAdapter('v').then(() => opened.addAdapter('q', makeAdapter(union, /q_proj$/)))
+        removal ??= opened.remove('v').then(() => opened.add('q', makeAdapter(union, /q_proj$/)))
       },
     })
     await removal
@@ -236,7 +241,7 @@ describe('a session that is disposed meanwhile', () => {
     ['a worker', messageHost().host],
   ])('in %s ends the text with a StateError', async (_, host) => {
     const model = await openModel('tests/golden/models/llama-genai', host)
-    const opened = await AdapterSession.open(model)
+    const opened = await OnnxSession.open(model)
     let disposal: Promise<void> | undefined
     const onText = () => {
       disposal ??= opened.dispose()
@@ -267,14 +272,14 @@ describe('bad input', () => {
   it('a prompt that fills the context, or that has no tokens', async () => {
     await expect(generate(session, 'people '.repeat(300))).rejects.toThrow(DataError)
     await expect(generate(session, 'people '.repeat(300))).rejects.toThrow(/expected fewer than 256 tokens, got \d+/)
-    const bare = { ...union.tokenizer, encode: () => [], stream: () => union.tokenizer.stream() } as never
-    const opened = await AdapterSession.open({ ...union, tokenizer: bare })
+    const bare = { ...union.tokenizer!, encode: () => [], stream: () => union.tokenizer!.stream() } as never
+    const opened = await OnnxSession.open({ ...union, tokenizer: bare })
     await expect(generate(opened, '')).rejects.toThrow(DataError)
     await opened.dispose()
   })
 
   it('a prompt of tokens that the model has not', async () => {
-    const opened = await AdapterSession.open({ ...union, vocabularySize: 50 })
+    const opened = await OnnxSession.open({ ...union, vocabularySize: 50 })
     await expect(generate(opened, PROMPT)).rejects.toThrow(
       /tokenizer is not that of the model; expected token ids below 50/,
     )
@@ -287,7 +292,7 @@ describe('bad input', () => {
 
   it('a graph whose inputs are of unknown meaning', async () => {
     const model = await openModel('tests/golden/models/merged-if')
-    const opened = await AdapterSession.open(model)
+    const opened = await OnnxSession.open(model)
     await expect(generate(opened, PROMPT)).rejects.toThrow(UnsupportedError)
     await opened.dispose()
     await model.close()

@@ -11,7 +11,7 @@ import { findLinears } from '../../src/graph/match/linears.js'
 import { makeAttribute } from '../../src/graph/view/attributes.js'
 import { Builder } from '../../src/graph/view/builder.js'
 import { Graph } from '../../src/graph/view/graph.js'
-import { AdapterSession } from '../../src/infer/adapter-session.js'
+import { OnnxSession } from '../../src/infer/adapter-session.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { mergeOnnx } from '../../src/merge/onnx/merge-onnx.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
@@ -39,19 +39,19 @@ afterEach(async () => {
 })
 
 async function open(onnx: OnnxModel, adapters: Record<string, LoraAdapter>, runtime = inThread) {
-  const session = await AdapterSession.open({ onnx, runtime }, { adapters })
+  const session = await OnnxSession.open({ onnx, runtime }, { adapters })
   opened.push({ dispose: () => session.dispose(), onnx })
   return session
 }
 
-function feeds(session: AdapterSession): Feeds {
+function feeds(session: OnnxSession): Feeds {
   const all = Object.entries(inputs).map(([name, rows]): [string, Feeds[string]] => {
     return [name, { type: 'int64', data: BigInt64Array.from(rows.flat(), BigInt), dims: [2, rows[0].length] }]
   })
   return Object.fromEntries(all.filter(([name]) => session.inputNames.includes(name)))
 }
 
-async function error(session: AdapterSession, adapter: string | undefined, expected: string) {
+async function error(session: OnnxSession, adapter: string | undefined, expected: string) {
   const { logits } = await session.run(feeds(session), { adapter })
   return maxDifference(logits, await logitsOf(expected))
 }
@@ -150,7 +150,8 @@ describe('the merged model and the session agree', () => {
   it.each(['ts', 'dynamo'])('a classifier by %s, with biases of B', async (exporter) => {
     const onnx = await loadOnnx(directoryOf(FOLDER), `bert-${exporter}.onnx`)
     const adapter = await adapterOf('bert-lora-bias')
-    adapter.replacements.clear() // the classifier's head, which PEFT saves along, is refused in sessions
+    // The classifier's head, which PEFT saves along, is refused in sessions.
+    for (const { name } of adapter.parts('replacement')) adapter.remove(name)
     const out = new MemoryDirectory()
     await mergeOnnx(onnx, adapter, out)
     const merged = await open(await loadOnnx(out, onnx.fileName), {})
@@ -171,12 +172,12 @@ describe('beside plain adapters', () => {
     const run = feedsOf(model, [[0, 54, 260, 1356, 270, 262]])
     const session = await open(model.onnx, { plain }, messageHost().host)
     const before = [(await session.run(run, { adapter: 'plain' })).logits, (await session.run(run)).logits]
-    await session.addAdapter('dora', makeDora(model.onnx, /(q|o)_proj$/))
+    await session.add('dora', makeDora(model.onnx, /(q|o)_proj$/))
     const after = [(await session.run(run, { adapter: 'plain' })).logits, (await session.run(run)).logits]
     before.forEach((logits, i) => void expect(maxDifference(logits, after[i])).toBeLessThan(1e-5))
     const dora = (await session.run(run, { adapter: 'dora' })).logits
     expect(maxDifference(dora, after[1])).toBeGreaterThan(0.1)
-    await session.removeAdapter('dora')
+    await session.remove('dora')
     expect(maxDifference((await session.run(run, { adapter: 'plain' })).logits, after[0])).toBe(0)
   })
 })
@@ -186,10 +187,10 @@ describe('what is refused', () => {
     const quantised = await openModel('tests/golden/models/llama-q4')
     const dora = makeDora(quantised.onnx, /0\.self_attn\.q_proj$/)
     const session = await open(quantised.onnx, {})
-    await expect(session.addAdapter('dora', dora)).rejects.toThrow(UnsupportedError)
-    await expect(session.addAdapter('dora', dora)).rejects.toThrow(/DoRA needs the norm of its weight.*MatMulNBits/)
+    await expect(session.add('dora', dora)).rejects.toThrow(UnsupportedError)
+    await expect(session.add('dora', dora)).rejects.toThrow(/DoRA needs the norm of its weight.*MatMulNBits/)
     const embedding = await adapterOf('embedding')
-    await expect(session.addAdapter('embedding', embedding)).rejects.toThrow(/embed_tokens: an adapted embedding/)
+    await expect(session.add('embedding', embedding)).rejects.toThrow(/embed_tokens: an adapted embedding/)
     expect(session.adapters).toEqual([])
   })
 
@@ -199,12 +200,12 @@ describe('what is refused', () => {
     const [name] = adapter.names()
     adapter.layer(name).magnitude![0] = Number.NaN
     const session = await open(onnx, {})
-    await expect(session.addAdapter('dora', adapter)).rejects.toThrow(NumericError)
+    await expect(session.add('dora', adapter)).rejects.toThrow(NumericError)
     const graph = new Graph(onnx.proto)
     const { node } = findLinears(graph).find((linear) => linear.name === name)!
     node.attribute = [...node.attribute.filter((entry) => entry.name !== 'alpha'), makeAttribute('alpha', { float: 2 })]
     const changed = new OnnxModel(onnx.name, onnx.fileName, graph.toModel(), onnx.files)
     const other = await open(changed, {})
-    await expect(other.addAdapter('dora', adapter)).rejects.toThrow(/alpha 2/)
+    await expect(other.add('dora', adapter)).rejects.toThrow(/alpha 2/)
   })
 })

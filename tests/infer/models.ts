@@ -4,9 +4,9 @@ import { fileURLToPath } from 'node:url'
 import { MessageChannel, type MessagePort } from 'node:worker_threads'
 import * as ort from 'onnxruntime-node'
 import { Random } from '../../src/base/random.js'
-import { causalInputs } from '../../src/graph/inputs/causal-inputs.js'
+import { tokenInputs } from '../../src/graph/inputs/tokens.js'
 import { findLinears } from '../../src/graph/match/linears.js'
-import { type CausalModel, loadModel } from '../../src/graph/model-folder.js'
+import { loadModel, type Model } from '../../src/graph/model-folder.js'
 import { Graph } from '../../src/graph/view/graph.js'
 import { InferEngine } from '../../src/infer/engine.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
@@ -36,6 +36,25 @@ export const oneThread: OrtModule = {
 /** Sessions in the test's own thread. */
 export const inThread: RuntimeHost = { module: oneThread }
 
+/** ONNX Runtime that keeps what runs are fed. It knows of all providers: sessions are opened on its own. */
+export function recordingRuntime(): { module: OrtModule; fed: Feeds[] } {
+  const fed: Feeds[] = []
+  const create: OrtModule['InferenceSession']['create'] = async (model, options = {}) => {
+    const { executionProviders: _, ...rest } = options
+    const session = await oneThread.InferenceSession.create(model, rest)
+    return {
+      inputNames: session.inputNames,
+      outputNames: session.outputNames,
+      run: (feeds, names) => {
+        fed.push(feeds as Feeds)
+        return session.run(feeds, names)
+      },
+      release: () => session.release(),
+    }
+  }
+  return { module: { ...oneThread, InferenceSession: { create } }, fed }
+}
+
 /** A host whose workers share the test's thread but get every message as a structured clone, as real ones do. */
 export function messageHost(): { host: RuntimeHost; closed: () => number } {
   let closed = 0
@@ -61,11 +80,11 @@ export function messageHost(): { host: RuntimeHost; closed: () => number } {
   }
 }
 
-export const openModel = (path: string, runtime: RuntimeHost = inThread): Promise<CausalModel> =>
+export const openModel = (path: string, runtime: RuntimeHost = inThread): Promise<Model> =>
   loadModel(directoryOf(path), { runtime })
 
 /** An adapter for the modules whose names match, with A and B that are not zero. */
-export function makeAdapter(model: CausalModel, modules: RegExp, { seed = 1, rank = 4, alpha = 8, std = 0.05 } = {}) {
+export function makeAdapter(model: Model, modules: RegExp, { seed = 1, rank = 4, alpha = 8, std = 0.05 } = {}) {
   const adapter = new LoraAdapter({ rank, alpha })
   const random = new Random(seed, 'test')
   const matrix = (rows: number, columns: number, deviation: number) => ({
@@ -82,8 +101,8 @@ export function makeAdapter(model: CausalModel, modules: RegExp, { seed = 1, ran
 }
 
 /** Feeds of a model for rows of equal length, with an empty cache. */
-export function feedsOf(model: CausalModel, rows: readonly (readonly number[])[]): Feeds {
-  const inputs = causalInputs(new Graph(model.onnx.proto))
+export function feedsOf(model: Model, rows: readonly (readonly number[])[]): Feeds {
+  const inputs = tokenInputs(new Graph(model.onnx.proto))
   const [batch, sequence] = [rows.length, rows[0].length]
   const attentionMask = new Uint8Array(batch * sequence).fill(1)
   return { ...inputs.feeds({ batch, sequence, inputIds: rows.flat(), attentionMask }), ...inputs.emptyCache(batch) }

@@ -2,7 +2,7 @@
 
 import { expect, it } from 'vitest'
 import { readJson } from '../../src/base/bytes.js'
-import { AdapterSession } from '../../src/infer/adapter-session.js'
+import { OnnxSession } from '../../src/infer/adapter-session.js'
 import { generate } from '../../src/infer/generate.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import { directoryOf, openModel } from './models.js'
@@ -16,9 +16,9 @@ interface Golden {
 it('writes the texts of transformers.js, with adapters those of its merged models', async () => {
   const golden = (await readJson(directoryOf('tests/golden/transformers-js'), 'texts.json')) as Golden
   const model = await openModel(golden.model)
-  const session = await AdapterSession.open(model)
+  const session = await OnnxSession.open(model)
   for (const { adapter, texts } of golden.cases) {
-    if (adapter !== undefined) await session.addAdapter(adapter, await loadAdapter(directoryOf(adapter)))
+    if (adapter !== undefined) await session.add(adapter, await loadAdapter(directoryOf(adapter)))
     for (const { prompt, text } of texts) {
       const result = await generate(session, prompt, { adapter, maxNewTokens: golden.maxNewTokens })
       expect(result.text, `${adapter}: ${prompt}`).toBe(text)

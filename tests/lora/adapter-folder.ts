@@ -2,17 +2,17 @@
 
 import { expect } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
-import { encodeFloats, type FloatDtype } from '../../src/base/dtype.js'
+import { encodeFloats, type FloatDtype, type TensorDtype } from '../../src/base/dtype.js'
 import { LowrankError } from '../../src/base/errors.js'
 import { elementCount } from '../../src/base/tensor.js'
-import { type SafetensorsDtype, saveSafetensors, type TensorBytes } from '../../src/formats/safetensors.js'
+import { saveSafetensors, type TensorBytes } from '../../src/formats/safetensors.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 
 export const A = 'base_model.model.q_proj.lora_A.weight'
 export const B = 'base_model.model.q_proj.lora_B.weight'
 export const CONFIG = { peft_type: 'LORA', r: 2, lora_alpha: 4, target_modules: ['q_proj'] }
 
-export function tensor(name: string, shape: number[], dtype: SafetensorsDtype = 'F32', value = 0.5): TensorBytes {
+export function tensor(name: string, shape: number[], dtype: TensorDtype = 'F32', value = 0.5): TensorBytes {
   const values = new Float32Array(elementCount(shape)).fill(value)
   return { name, dtype, shape, data: encodeFloats(values, dtype as FloatDtype) }
 }

@@ -66,7 +66,9 @@ const FIELDS: Record<string, { is: 'supported' | 'kept' | 'refused'; value: unkn
   }
 
 function parse(fields: Record<string, unknown>): LoraConfig {
-  return parsePeftConfig(new TextEncoder().encode(JSON.stringify(fields)), 'adapter_config.json')
+  const { config, problems } = parsePeftConfig(new TextEncoder().encode(JSON.stringify(fields)), 'adapter_config.json')
+  for (const problem of problems) throw problem
+  return config
 }
 
 /** A saved config with the dataclass's defaults, but for what PEFT fills in. */

@@ -1,13 +1,8 @@
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { ConfigError } from '../../src/base/errors.js'
-import {
-  configForLayer,
-  type LoraConfigInput,
-  resolveConfig,
-  scalingOf,
-  TRAIN_DEFAULTS,
-} from '../../src/lora/config.js'
+import { configForLayer, type LoraConfigInput, resolveConfig, scalingOf } from '../../src/lora/config.js'
+import { TRAIN_DEFAULTS } from '../../src/train/settings.js'
 
 test('defaults', () => {
   expect(resolveConfig()).toMatchObject({
@@ -26,7 +21,7 @@ test('defaults', () => {
 })
 
 test('training has its own, in one place', () => {
-  expect(resolveConfig(TRAIN_DEFAULTS)).toMatchObject({
+  expect(resolveConfig(TRAIN_DEFAULTS.config)).toMatchObject({
     rank: 8,
     alpha: 16,
     dropout: 0,
@@ -66,7 +61,11 @@ describe('out of range', () => {
       /^layersToTransform: only goes with a list/,
     ],
     ['layersPattern alone', { targetModules: ['q'], layersPattern: 'h' }, /^layersPattern: has no effect without/],
-    ['a field that does not exist', { ranks: 8 } as never, /^ranks: no such setting.*rank/],
+    [
+      'a field that does not exist',
+      { ranks: 8 } as never,
+      /^ranks: a LoRA config has no such option. Did you mean rank/,
+    ],
     ['a field in the spelling of PEFT', { use_rslora: true } as never, /^use_rslora: .*useRslora/],
   ])('%s', (_, input, message) => {
     expect(() => resolveConfig(input)).toThrow(ConfigError)

@@ -70,7 +70,8 @@ describe.each(cases)('$name', ({ folder, expected }) => {
 
   test('outputs are PEFT’s, merged or not, and unmerging is exact', async () => {
     const { adapter, weight, tensors } = await load(folder, expected)
-    for (const [name, layer] of adapter) {
+    for (const layer of adapter.parts('linear')) {
+      const { name } = layer
       layer.attachBase(weight(name))
       const input = asMatrix(inF64(tensors.get(`input.${name}`)!))
       const output = tensors.get(`output.${name}`)!.data
@@ -80,7 +81,8 @@ describe.each(cases)('$name', ({ folder, expected }) => {
       layer.unmerge()
       expect(layer.baseWeight).toEqual(weight(name))
     }
-    for (const [name, embedding] of adapter.embeddings) {
+    for (const embedding of adapter.parts('embedding')) {
+      const { name } = embedding
       embedding.attachBase(weight(name))
       const output = tensors.get(`output.${name}`)!.data
       expect(deviation(embedding.forward([3, 0, 31, 3]).data, output)).toBeLessThan(1e-6)
@@ -93,7 +95,8 @@ describe.each(cases)('$name', ({ folder, expected }) => {
 
   test('outputs of convolutions are PEFT’s, merged or not; what PEFT cannot merge is refused', async () => {
     const { adapter, kernels, tensors } = await load(folder, expected)
-    for (const [name, layer] of adapter.convolutions) {
+    for (const layer of adapter.parts('convolution')) {
+      const { name } = layer
       const { groups, ...geometry } = expected.layers.find((each) => each.name === name)!
       expect(layer.groups).toBe(groups)
       layer.attachBase(kernels(name), geometry)
@@ -115,14 +118,16 @@ describe.each(cases)('$name', ({ folder, expected }) => {
 
   test('effective weights are those that PEFT merges', async () => {
     const { adapter, weight, kernels, tensors } = await load(folder, expected)
-    for (const [name, layer] of [...adapter, ...adapter.embeddings]) {
+    for (const layer of adapter.parts('linear', 'embedding')) {
+      const { name } = layer
       const effective = layer.attachBase(weight(name)).effectiveWeight()
       const merged = asMatrix(inF64(tensors.get(`merged.${name}.weight`)!))
       const own = adapter.config.fanInFanOut ? transpose(merged) : merged
       expect(effective.shape).toEqual(own.shape)
       expect(deviation(effective.data, own.data)).toBeLessThan(1e-6)
     }
-    for (const [name, layer] of adapter.convolutions) {
+    for (const layer of adapter.parts('convolution')) {
+      const { name } = layer
       layer.attachBase(kernels(name))
       if (layer.groups > 1) {
         expect(() => layer.effectiveWeight()).toThrow(/cannot be merged, as in PEFT/)

@@ -7,8 +7,8 @@ import { MemoryDirectory } from '../../src/base/bytes.js'
 import { ConfigError, MismatchError, UnsupportedError } from '../../src/base/errors.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { resolveConfig } from '../../src/lora/config.js'
-import { requirePlain } from '../../src/lora/plain.js'
 import { baseModuleName } from '../../src/lora/replication.js'
+import { requirePlain } from '../../src/lora/requirements.js'
 import { mergeCheckpoint } from '../../src/merge/chunks/merge-checkpoint.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import { asMatrix, deviation, expectSavedAlike, goldenPath, inF64, readJson, tensorsOf } from '../golden.js'
@@ -25,7 +25,8 @@ test('layers compute what PEFT’s do, with the weights of the base’s layers',
   const tensors = await tensorsOf(path.join(folder, 'tensors.safetensors'))
   expect(adapter.totalTrainableParams()).toBe(expected.trainableParams)
   expect(adapter.names().sort()).toEqual(Object.keys(expected.bases).sort())
-  for (const [name, layer] of adapter) {
+  for (const layer of adapter.parts('linear')) {
+    const { name } = layer
     const base = baseModuleName(name, adapter.config.layerReplication)
     expect(base).toBe(expected.bases[name])
     layer.attachBase(asMatrix(inF64(weights.get(`${base}.weight`)!)))

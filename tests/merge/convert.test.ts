@@ -39,13 +39,15 @@ describe.each(cases)('%s', async (name) => {
 
   test('a loaded layer with its base is what PEFT merges', async () => {
     const adapter = await loadAdapter(folder)
-    for (const [module, layer] of adapter) {
+    for (const layer of adapter.parts('linear')) {
+      const module = layer.name
       const weight = weights.get(`${module}.weight`)!
       const effective = layer.attachBase(stored(weight)).effectiveWeight()
       expect(maxDifference(stored(effective), golden.get(`merged.${module}.weight`)!)).toBeLessThan(1e-5)
       expect(maxDifference(layer.baseWeight!, stored(weight))).toBeGreaterThan(1e-3)
     }
-    for (const [module, embedding] of adapter.embeddings) {
+    for (const embedding of adapter.parts('embedding')) {
+      const module = embedding.name
       const effective = embedding.attachBase(weights.get(`${module}.weight`)!).effectiveWeight()
       expect(maxDifference(effective, golden.get(`merged.${module}.weight`)!)).toBeLessThan(1e-5)
     }
@@ -74,14 +76,14 @@ describe.each(cases)('%s', async (name) => {
     expect(config.init_lora_weights).toBe(true)
     const again = await loadAdapter(saved)
     const before = await loadAdapter(folder)
-    for (const [module, { scaling }] of before) {
+    for (const { name: module, scaling } of before.parts('linear')) {
       expect(again.layer(module).scaling / scaling).toBeCloseTo(1, 12)
       expect(again.layer(module).rank).toBe(2 * configForLayer(before.config, module).rank)
     }
     if (expected.plain === null) return
     for (const [field, value] of Object.entries(expected.plain)) expect(config[field], field).toEqual(value)
-    for (const [module, layer] of again) {
-      expect(maxDifference(stored(layer.delta()), golden.get(`plain.${module}`)!)).toBeLessThan(1e-5)
+    for (const layer of again.parts('linear')) {
+      expect(maxDifference(stored(layer.delta()), golden.get(`plain.${layer.name}`)!)).toBeLessThan(1e-5)
     }
   })
 
@@ -89,7 +91,7 @@ describe.each(cases)('%s', async (name) => {
     for (const adapter of [folder, await loadAdapter(folder)]) {
       const merge = mergeCheckpoint(base, adapter, new MemoryDirectory({}, 'out'))
       await expect(merge).rejects.toThrow(UnsupportedError)
-      await expect(merge).rejects.toThrow(/(pissa|olora), .*merging.*lowrank convert/)
+      await expect(merge).rejects.toThrow(/(pissa|olora), .*merging.*lowrank to-plain/)
     }
   })
 })
@@ -101,7 +103,7 @@ test('merging into an .onnx file is refused too', async () => {
     'onnx/model.onnx',
   )
   try {
-    await expect(mergeOnnx(model, adapter, new MemoryDirectory({}, 'out'))).rejects.toThrow(/pissa, .*convertToPlain/)
+    await expect(mergeOnnx(model, adapter, new MemoryDirectory({}, 'out'))).rejects.toThrow(/pissa, .*toPlain/)
   } finally {
     await model.close()
   }
@@ -111,7 +113,7 @@ describe('convertToPlain', () => {
   const w = random(8, 6, 1, 'f32')
 
   function trained(adapter: LoraAdapter): LoraAdapter {
-    for (const [, layer] of adapter) {
+    for (const layer of adapter.parts('linear')) {
       layer.weightA.data.forEach((value, i) => {
         layer.weightA.data[i] = value + 0.1 * Math.sin(i)
       })
@@ -131,7 +133,7 @@ describe('convertToPlain', () => {
     async (init) => {
       const adapter = trained(fresh(init))
       const plain = await convertToPlain(adapter, fresh(init))
-      for (const [name, { weightA, weightB, config }] of plain) {
+      for (const { name, weightA, weightB, config } of plain.parts('linear')) {
         const effective = LoraLayer.fromFactors(weightA, weightB, config).attachBase(w).effectiveWeight()
         expect(maxDifference(effective, adapter.layer(name).effectiveWeight())).toBeLessThan(1e-6)
         expect(config).toMatchObject({ init: 'kaiming-uniform', rank: 4, alpha: (name === 'a' ? 3 : 5) * Math.SQRT2 })
@@ -160,10 +162,10 @@ describe('convertToPlain', () => {
     const layer = adapter.addLayer('a', w)
     layer.weightB = random(8, 2, 3)
     const data = new Uint8Array(4)
-    adapter.replacements.set('head.bias', { key: 'head.bias', isTrained: true, dtype: 'F32', shape: [1], data })
+    adapter.addReplacement('head.bias', { dtype: 'F32', shape: [1], data })
     const plain = await convertToPlain(adapter, () => w)
     expect(plain.layer('a').magnitude).toEqual(layer.magnitude)
-    expect(plain.replacements.get('head.bias')?.data).toBe(data)
+    expect(plain.get('head.bias', 'replacement')?.data).toBe(data)
     const effective = plain.layer('a').attachBase(w).effectiveWeight()
     expect(maxDifference(effective, layer.effectiveWeight())).toBeLessThan(1e-6)
   })

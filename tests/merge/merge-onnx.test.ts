@@ -10,10 +10,10 @@ import { NodeProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
 import { copyMessage } from '../../src/formats/onnx/messages.js'
 import { loadOnnx, OnnxModel } from '../../src/formats/onnx/model.js'
 import { findLinears } from '../../src/graph/match/linears.js'
-import type { CausalModel } from '../../src/graph/model-folder.js'
+import type { Model } from '../../src/graph/model-folder.js'
 import { makeAttribute } from '../../src/graph/view/attributes.js'
 import { Graph } from '../../src/graph/view/graph.js'
-import { AdapterSession } from '../../src/infer/adapter-session.js'
+import { OnnxSession } from '../../src/infer/adapter-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { mergeOnnx } from '../../src/merge/onnx/merge-onnx.js'
@@ -26,8 +26,8 @@ const ROWS = [
   [0, 43, 80, 262, 1833, 1528],
 ]
 
-let union: CausalModel
-let optimum: CausalModel
+let union: Model
+let optimum: Model
 let temporary: string
 beforeAll(async () => {
   union = await openModel(UNION)
@@ -40,16 +40,16 @@ afterAll(async () => {
   await rm(temporary, { recursive: true })
 })
 
-async function logitsOf(model: CausalModel, onnx: OnnxModel, adapter?: LoraAdapter) {
+async function logitsOf(model: Model, onnx: OnnxModel, adapter?: LoraAdapter) {
   const adapters = adapter === undefined ? undefined : { adapter }
-  const session = await AdapterSession.open({ onnx, runtime: inThread }, { ...(adapters && { adapters }) })
+  const session = await OnnxSession.open({ onnx, runtime: inThread }, { ...(adapters && { adapters }) })
   const { logits } = await session.run(feedsOf(model, ROWS), { adapter: adapter && 'adapter' })
   await session.dispose()
   return logits
 }
 
 /** The merged model's logits and the adapted session's. */
-async function compare(model: CausalModel, onnx: OnnxModel, adapter: LoraAdapter) {
+async function compare(model: Model, onnx: OnnxModel, adapter: LoraAdapter) {
   const out = new MemoryDirectory({}, 'out')
   const report = await mergeOnnx(onnx, adapter, out)
   const merged = await loadOnnx(out, onnx.fileName)
@@ -90,7 +90,7 @@ describe('the merged model', () => {
     }
     const out = new MemoryDirectory()
     await mergeOnnx(union.onnx, await loadAdapter(folder), out)
-    const session = await AdapterSession.open({ onnx: await loadOnnx(out, 'model.onnx'), runtime: inThread })
+    const session = await OnnxSession.open({ onnx: await loadOnnx(out, 'model.onnx'), runtime: inThread })
     for (const { inputIds, logitIds, logits } of expected.prompts) {
       const row = rowOf((await session.run(feedsOf(union, [inputIds]))).logits)
       const got = logitIds.map((id) => row[id])
@@ -220,7 +220,7 @@ describe('the output folder', () => {
     expect([...out.files.keys()].filter((name) => /\.(safetensors|onnx)/.test(name))).toEqual(['model.onnx'])
   })
 
-  it.each<[string, (model: CausalModel) => { adapter: LoraAdapter; signal?: AbortSignal }, RegExp]>([
+  it.each<[string, (model: Model) => { adapter: LoraAdapter; signal?: AbortSignal }, RegExp]>([
     [
       'a result that is not finite',
       (model) => ({ adapter: makeAdapter(model, /q_proj$/, { std: 1e38 }) }),

@@ -12,7 +12,7 @@ import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safeten
 import { sessionModel } from '../../src/graph/session-model.js'
 import { Builder } from '../../src/graph/view/builder.js'
 import { Graph } from '../../src/graph/view/graph.js'
-import { AdapterSession } from '../../src/infer/adapter-session.js'
+import { OnnxSession } from '../../src/infer/adapter-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { mergeOnnx } from '../../src/merge/onnx/merge-onnx.js'
@@ -143,7 +143,7 @@ describe('tensors that two places share', () => {
     const [own, kept] = norms.map((name) => nodeOf(graph, name).input[0])
     expect(own).toBe('model.norm.weight')
     expect(await merged.readWeight(kept)).toEqual(await base.readWeight(kept))
-    expect(await merged.readWeight(own)).toEqual(adapter.replacements.get('model.norm.weight')?.data)
+    expect(await merged.readWeight(own)).toEqual(adapter.get('model.norm.weight', 'replacement')?.data)
     await base.close()
   })
 })
@@ -171,7 +171,7 @@ describe('a weight that several layers share', () => {
       const out = new MemoryDirectory()
       const report = await mergeOnnx(model.onnx, adapter, out)
       expect(report.layers.map(({ name }) => name)).toEqual(adapter.names())
-      const session = await AdapterSession.open({ onnx: await loadOnnx(out, 'model.onnx'), runtime: inThread })
+      const session = await OnnxSession.open({ onnx: await loadOnnx(out, 'model.onnx'), runtime: inThread })
       logits.push((await session.run(feedsOf(model, [[0, 54, 260, 1356]]))).logits.data as Float32Array)
       await session.dispose()
       await model.close()

@@ -1,19 +1,21 @@
 // Small checkpoints and adapters for the tests of merging.
 
 import { type ByteSource, concatBytes, MemoryDirectory, readAll } from '../../src/base/bytes.js'
-import { decodeWeights, encodeFloats, encodeWeights, type FloatDtype, type WeightDtype } from '../../src/base/dtype.js'
+import {
+  decodeWeights,
+  encodeFloats,
+  encodeWeights,
+  type FloatDtype,
+  type TensorDtype,
+  type WeightDtype,
+} from '../../src/base/dtype.js'
 import { Random } from '../../src/base/random.js'
 import { elementCount, type FloatArray } from '../../src/base/tensor.js'
-import {
-  parseSafetensorsHeader,
-  type SafetensorsDtype,
-  type TensorBytes,
-  writeSafetensors,
-} from '../../src/formats/safetensors.js'
+import { parseSafetensorsHeader, type TensorBytes, writeSafetensors } from '../../src/formats/safetensors.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import type { LoraConfigInput } from '../../src/lora/config.js'
 
-export type TensorSketch = readonly [name: string, dtype: SafetensorsDtype, shape: readonly number[]]
+export type TensorSketch = readonly [name: string, dtype: TensorDtype, shape: readonly number[]]
 
 export function normals(random: Random, count: number, std = 1): Float32Array {
   return Float32Array.from({ length: count }, () => std * random.normal())
@@ -103,7 +105,7 @@ export function adapter(
 }
 
 export interface ReadTensor {
-  dtype: SafetensorsDtype
+  dtype: TensorDtype
   shape: readonly number[]
   bytes: Uint8Array
 }

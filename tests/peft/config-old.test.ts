@@ -29,7 +29,9 @@ const ALPACA = {
 
 const parse = (config: unknown) => {
   const text = typeof config === 'string' ? config : JSON.stringify(config)
-  return parsePeftConfig(new TextEncoder().encode(text), 'adapter_config.json')
+  const { config: parsed, problems } = parsePeftConfig(new TextEncoder().encode(text), 'adapter_config.json')
+  for (const problem of problems) throw problem
+  return parsed
 }
 
 function pair(module: string, rank: number): TensorBytes[] {

@@ -64,7 +64,7 @@ describe('warns of', () => {
       'b: B is all zero, as before training, so the layer changes nothing',
       'c: A is all zero, so the layer changes nothing',
     ])
-    for (const [, layer] of inspected) layer.weightB.data.fill(0)
+    for (const layer of inspected.parts('linear')) layer.weightB.data.fill(0)
     expect(inspectAdapter(inspected).warnings).toEqual([
       'All 3 layers: B is all zero, as before training, so the layer changes nothing',
     ])
@@ -88,7 +88,9 @@ describe('warns of', () => {
   test('a start that changed the base', () => {
     const trained = new LoraAdapter({ rank: 1, init: 'olora' })
     trained.addFactors('q', [[1, 2]], [[1], [2]])
-    expect(inspectAdapter(trained).warnings).toEqual([expect.stringMatching(/^It started as olora, .*lowrank convert/)])
+    expect(inspectAdapter(trained).warnings).toEqual([
+      expect.stringMatching(/^It started as olora, .*lowrank to-plain/),
+    ])
   })
 
   test('a scaling far from 1', () => {

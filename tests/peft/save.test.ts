@@ -112,11 +112,11 @@ test('weights that cannot get their name leave the old adapter', async () => {
 test('rows of tokens that the config does not name are named in the folder', async () => {
   const adapter = make(1)
   const row = { dtype: 'F32', shape: [1, 2], data: new Uint8Array(Float32Array.of(3, 4).buffer) } as const
-  adapter.tokenRows.set('embed_tokens', { indices: [7], ...row })
+  adapter.addTokenRows('embed_tokens', [7], row)
   const directory = new MemoryDirectory()
   await saveAdapter(adapter, directory)
   const loaded = await loadAdapter(directory)
   expect(loaded.config.trainableTokenIndices).toEqual({ embed_tokens: [7] })
-  expect(loaded.tokenRows.get('embed_tokens')).toMatchObject({ indices: [7], ...row })
+  expect(loaded.get('embed_tokens[tokens]')).toMatchObject({ module: 'embed_tokens', indices: [7], ...row })
   expect(adapter.config.trainableTokenIndices).toBeUndefined()
 })

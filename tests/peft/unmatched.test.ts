@@ -9,20 +9,19 @@ import { MismatchError } from '../../src/base/errors.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { type LoraConfigInput, resolveConfig } from '../../src/lora/config.js'
-import type { AdapterPart } from '../../src/lora/plain.js'
 import { mergeCheckpoint } from '../../src/merge/chunks/merge-checkpoint.js'
 import { loadAdapter, saveAdapter } from '../../src/peft/adapter-folder.js'
 import { inspectAdapter } from '../../src/peft/inspect.js'
 import { inspectAdapterFolder } from '../../src/peft/inspect-folder.js'
-import { unmatchedEntries } from '../../src/peft/unmatched.js'
+import { type NamedPart, unmatchedEntries } from '../../src/peft/unmatched.js'
 
-const PARTS: AdapterPart[] = [
-  { name: 'model.layers.0.self_attn.q_proj', kind: 'linear' },
-  { name: 'model.layers.1.self_attn.v_proj', kind: 'dora' },
-  { name: 'model.embed_tokens', kind: 'embedding' },
-  { name: 'model.layers.0.mlp.experts.down_proj', kind: 'parameter' },
-  { name: 'model.norm.weight', kind: 'replacement' },
-  { name: 'model.wte', kind: 'token-rows' },
+const PARTS: NamedPart[] = [
+  { name: 'model.layers.0.self_attn.q_proj', module: 'model.layers.0.self_attn.q_proj', kind: 'linear' },
+  { name: 'model.layers.1.self_attn.v_proj', module: 'model.layers.1.self_attn.v_proj', kind: 'linear' },
+  { name: 'model.embed_tokens', module: 'model.embed_tokens', kind: 'embedding' },
+  { name: 'model.layers.0.mlp.experts.down_proj', module: 'model.layers.0.mlp.experts', kind: 'parameter' },
+  { name: 'model.norm.weight', module: 'model.norm', kind: 'replacement' },
+  { name: 'model.wte[tokens]', module: 'model.wte', kind: 'token-rows' },
 ]
 
 test.each<[string, LoraConfigInput, [setting: string, entry: string, near: string][]]>([
@@ -68,7 +67,7 @@ test.each<[string, LoraConfigInput, [setting: string, entry: string, near: strin
 
 test('an expression without a single layer', () => {
   const config = resolveConfig({ targetModules: '.*\\.k_proj', targetParameters: ['down_proj'] })
-  const found = unmatchedEntries(config, [{ name: 'experts.down_proj', kind: 'parameter' }])
+  const found = unmatchedEntries(config, [{ name: 'experts.down_proj', module: 'experts', kind: 'parameter' }])
   expect(found).toMatchObject([{ setting: 'targetModules', entry: '.*\\.k_proj' }])
 })
 

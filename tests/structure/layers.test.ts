@@ -5,6 +5,24 @@ import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
 import { filesIn, importsOf, root, staticImportsOf, textOf } from './project.js'
 
+const ROOMS = [
+  'base',
+  'kernels',
+  'linalg',
+  'formats',
+  'io',
+  'data',
+  'text',
+  'runtime',
+  'lora',
+  'peft',
+  'graph',
+  'tasks',
+]
+const ALL = [...ROOMS, 'merge', 'train', 'infer', 'index', 'node', 'init', 'cli']
+/** All layers but these. */
+const below = (...above: readonly string[]) => ALL.filter((layer) => !above.includes(layer))
+
 /** layer → the layers that it may import, beside its own folder. */
 const LAYERS: Record<string, readonly string[]> = {
   base: [],
@@ -15,28 +33,16 @@ const LAYERS: Record<string, readonly string[]> = {
   data: ['base'],
   text: ['base'],
   runtime: ['base'],
-  lora: ['base', 'kernels', 'linalg', 'formats'],
+  lora: ['base', 'kernels', 'linalg'],
   peft: ['base', 'formats', 'linalg', 'lora'],
   graph: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'linalg', 'lora'],
+  tasks: ['base', 'formats', 'data', 'text', 'runtime', 'lora', 'graph'],
   merge: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'linalg', 'lora', 'peft', 'graph'],
-  train: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'linalg', 'lora', 'peft', 'graph'],
-  infer: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'linalg', 'lora', 'peft', 'graph'],
-  index: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'lora', 'peft', 'graph', 'merge', 'train', 'infer'],
-  node: [
-    'base',
-    'kernels',
-    'formats',
-    'io',
-    'text',
-    'runtime',
-    'lora',
-    'peft',
-    'graph',
-    'merge',
-    'train',
-    'infer',
-    'index',
-  ],
+  train: ['base', 'kernels', 'formats', 'io', 'text', 'data', 'runtime', 'linalg', 'lora', 'peft', 'graph', 'tasks'],
+  infer: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'linalg', 'lora', 'peft', 'graph', 'tasks'],
+  index: below('index', 'node', 'init', 'cli'),
+  node: below('node', 'init', 'cli'),
+  init: ['lora', 'index'],
   cli: ['index', 'node'],
 }
 
@@ -87,6 +93,16 @@ describe('layers of src/', () => {
     expect(circles).toEqual([])
   })
 
+  it('names no task outside of its file and the table', () => {
+    const tasks = files.filter((path) => path.startsWith('src/tasks/'))
+    const named = tasks
+      .map((path) => path.split('/')[2].replace('.ts', ''))
+      .filter((name) => textOf('src/tasks/tasks.ts').includes(`./${name}.js')`))
+    expect(named).toContain('causal-lm')
+    const blind = files.filter((path) => /^src\/(graph|train)\//.test(path))
+    for (const name of named) expect(blind.filter((path) => textOf(path).includes(name))).toEqual([])
+  })
+
   it('names node: modules only in Node files', () => {
     const wrong = imports.filter(({ from, specifier }) => specifier.startsWith('node:') && !NODE_ONLY.test(from))
     expect(wrong.map(arrow)).toEqual([])
@@ -115,8 +131,8 @@ describe('layers of src/', () => {
       return loaded
     }
     const entry = [...loadedWith('src/node.ts')]
-    expect(entry).toContain('src/peft/adapter-folder.ts')
-    expect(entry.filter((path) => /^(@|src\/(graph|text|formats\/onnx)\/)/.test(path))).toEqual([])
+    expect(entry).toContain('src/lora/layer.ts')
+    expect(entry.filter((path) => /^(@|src\/(graph|text|peft|formats\/onnx)\/)/.test(path))).toEqual([])
     const commands = files.filter((path) => /^src\/cli\/[^/]*$/.test(path))
     const shown = new Set<string>()
     for (const path of commands) loadedWith(path, shown)

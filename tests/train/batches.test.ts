@@ -1,7 +1,6 @@
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
-import type { Example } from '../../src/text/records.js'
-import { collate, planEpoch, planEvaluation, stepsPerEpoch, targetsOf, tokensOf } from '../../src/train/batches.js'
+import { costOf, examplesOf, planEpoch, planEvaluation, stepsPerEpoch } from '../../src/train/batches.js'
 
 const lengthsOf = fc.array(fc.integer({ min: 1, max: 100 }), { minLength: 1, maxLength: 300 })
 const sizeOf = fc.record({ batchSize: fc.integer({ min: 1, max: 9 }), accumulation: fc.integer({ min: 1, max: 4 }) })
@@ -61,26 +60,9 @@ it('a batch may hold any number of examples', () => {
   expect([plan.examples.length, plan.sequence]).toEqual([count, 8])
 })
 
-const example = (...ids: number[]): Example => ({
-  inputIds: Int32Array.from(ids),
-  labels: Int32Array.from(ids, (id, i) => (i < 2 ? -100 : id)),
-})
-
-describe('collate', () => {
-  const examples = [example(5, 6, 7), example(8, 9, 10, 11)]
-
-  it('pads on the right and ignores what it pads', () => {
-    const batch = collate(examples, { examples: [1, 0], sequence: 5 }, 99)
-    expect([...batch.inputIds]).toEqual([8, 9, 10, 11, 99, 5, 6, 7, 99, 99])
-    expect([...batch.attentionMask]).toEqual([1, 1, 1, 1, 0, 1, 1, 1, 0, 0])
-    expect([...batch.labels]).toEqual([-100, -100, 10, 11, -100, -100, -100, 7, -100, -100])
-    expect([batch.batch, batch.sequence]).toEqual([2, 5])
-  })
-
-  it('counts targets and tokens', () => {
-    const plans = planEvaluation([3, 4], { batchSize: 8, limit: 256 })
-    expect(plans.map((plan) => plan.examples)).toEqual([[1, 0]])
-    expect(targetsOf(examples, plans)).toBe(3)
-    expect(tokensOf(examples, plans)).toBe(7)
-  })
+it('gives the examples of batches in their order, and what they cost', () => {
+  const plans = planEvaluation([3, 4], { batchSize: 8, limit: 256 })
+  expect(plans.map((plan) => plan.examples)).toEqual([[1, 0]])
+  expect(examplesOf(['a', 'b'], plans)).toEqual(['b', 'a'])
+  expect(costOf([3, 4], plans)).toBe(7)
 })

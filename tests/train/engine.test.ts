@@ -2,7 +2,7 @@ import { describe, expect, it } from 'vitest'
 import { StateError } from '../../src/base/errors.js'
 import { untransferred } from '../../src/runtime/rpc.js'
 import type { Runtime } from '../../src/runtime/runtime.js'
-import { type EngineRun, type EngineSetup, type EngineState, TrainEngine } from '../../src/train/engine.js'
+import { type EngineSetup, type EngineState, type Pass, TrainEngine } from '../../src/train/engine.js'
 import { ADAMW_DEFAULTS, AdamW, clipFactor } from '../../src/train/optimizer.js'
 
 /** A runtime whose every session computes loss = weight·Σ (p − target)², over two parameters. */
@@ -40,7 +40,7 @@ const initial = (): EngineState => ({
   updates: 0,
 })
 
-async function started(): Promise<{ engine: TrainEngine; run: (target: number, weight?: number) => EngineRun }> {
+async function started(): Promise<{ engine: TrainEngine; run: (target: number, weight?: number) => Pass }> {
   const engine = new TrainEngine(quadratic)
   const { id } = await engine.openSession({ graph: new Uint8Array() })
   engine.start(setup, initial())
@@ -87,7 +87,8 @@ describe('TrainEngine', () => {
 
   it('evaluates without changing anything', async () => {
     const { engine, run } = await started()
-    expect(await engine.evaluate(run(0))).toBe(14)
+    const { loss } = untransferred(await engine.forward(run(0), ['loss']))
+    expect(loss.data[0]).toBe(14)
     expect(stateOf(engine)).toEqual(initial())
   })
 

@@ -8,9 +8,10 @@ import { NodeDirectory } from '../../src/io/node/files.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import { openEngine } from '../../src/runtime/host.js'
 import type { OrtModule } from '../../src/runtime/onnxruntime.js'
+import { causalLm } from '../../src/tasks/causal-lm.js'
 import { TrainEngine } from '../../src/train/engine.js'
-import { readFactors, writeFactors } from '../../src/train/factors.js'
-import { ModelSessions } from '../../src/train/model-sessions.js'
+import { readParameters, writeParameters } from '../../src/train/parameters.js'
+import { TrainingSessions } from '../../src/train/sessions.js'
 import { resolveSettings } from '../../src/train/settings.js'
 
 const path = (relative: string) => fileURLToPath(new URL(`../../${relative}`, import.meta.url))
@@ -21,15 +22,13 @@ interface GoldenBatch {
   attentionMask: number[][]
   labels: number[][]
 }
-const batches = (golden.batches as GoldenBatch[]).map(({ inputIds, attentionMask, labels }) => ({
-  batch: inputIds.length,
-  sequence: inputIds[0].length,
-  inputIds: Int32Array.from(inputIds.flat()),
-  attentionMask: Int32Array.from(attentionMask.flat()),
-  labels: Int32Array.from(labels.flat()),
-}))
-const targetsOf = ({ labels, sequence }: (typeof batches)[number]) =>
-  labels.filter((label, i) => label >= 0 && i % sequence > 0).length
+/** The rows of a batch without their padding, and its length. */
+const batches = (golden.batches as GoldenBatch[]).map(({ inputIds, attentionMask, labels }) => {
+  const lengths = attentionMask.map((row) => row.reduce((sum, entry) => sum + entry, 0))
+  const cut = (row: number[], i: number) => Int32Array.from(row.slice(0, lengths[i]))
+  const examples = inputIds.map((row, i) => ({ inputIds: cut(row, i), labels: cut(labels[i], i) }))
+  return { examples, length: inputIds[0].length }
+})
 
 /** Ten steps from a PEFT adapter, as PyTorch did them. */
 async function tenSteps(folder: string) {
@@ -39,9 +38,10 @@ async function tenSteps(folder: string) {
   const adapter = await loadAdapter(new NodeDirectory(path(`tests/golden/train-union/${folder}`)))
   const engine = openEngine(model.runtime, 'train', (runtime) => new TrainEngine(runtime))
   const settings = resolveSettings({ threads: 1 })
-  const parts = { model, adapter, settings, modules: undefined, examples: [] }
-  const sessions = await ModelSessions.create(parts, engine.remote)
-  const parameters = readFactors(adapter, sessions.parameters)
+  const open = causalLm.open(model, [])
+  const sessions = await TrainingSessions.create({ model, open, adapter, settings, modules: undefined }, engine.remote)
+  const names = sessions.parameters.map(({ name }) => name)
+  const parameters = readParameters(adapter, names)
   const zeros = () => parameters.map(({ length }) => new Float32Array(length))
   const { betas, eps, weightDecay, maxGradNorm, lr } = golden.adamw
   await engine.remote.start(
@@ -55,13 +55,14 @@ async function tenSteps(folder: string) {
   const losses: number[] = []
   const norms: number[] = []
   for (let step = 0; step < 10; step++) {
-    const batch = batches[step % batches.length]
-    const run = await sessions.trainingRun(batch, { normalizer: targetsOf(batch), step, run: 0 })
-    const { loss, gradientNorm } = await engine.remote.step([run], lr)
+    const { examples, length } = batches[step % batches.length]
+    const normalizer = open.normalizer(examples)
+    const pass = await sessions.trainingPass(open.collate(examples, length), { normalizer, step, run: 0 })
+    const { loss, gradientNorm } = await engine.remote.step([pass], lr)
     losses.push(loss)
     norms.push(gradientNorm)
   }
-  writeFactors(adapter, sessions.parameters, (await engine.remote.state()).parameters)
+  writeParameters(adapter, names, (await engine.remote.state()).parameters)
   await engine.remote.dispose()
   await model.close()
   return { losses, norms, adapter }
@@ -73,7 +74,7 @@ it('takes the ten AdamW steps that PEFT and PyTorch take', async () => {
   norms.forEach((norm, i) => void expect(Math.abs(norm / golden.gradNorms[i] - 1)).toBeLessThan(1e-4))
   const source = await new NodeDirectory(path('tests/golden/train-union')).open('adapter-final.safetensors')
   const final = await parseSafetensorsHeader(source)
-  for (const [name, { weightA, weightB }] of adapter) {
+  for (const { name, weightA, weightB } of adapter.parts('linear')) {
     for (const [factor, { data }] of [
       ['A', weightA],
       ['B', weightB],

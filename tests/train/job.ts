@@ -1,8 +1,8 @@
 // A short training run and what comes of it, the same in Node and in a page.
 
 import { MemoryDirectory } from '../../src/base/bytes.js'
-import type { CausalModel } from '../../src/graph/model-folder.js'
-import { AdapterSession } from '../../src/infer/adapter-session.js'
+import type { Model } from '../../src/graph/model-folder.js'
+import { OnnxSession } from '../../src/infer/adapter-session.js'
 import { generate } from '../../src/infer/generate.js'
 import type { LoraAdapter } from '../../src/lora/adapter.js'
 import type { TrainReport } from '../../src/train/report.js'
@@ -23,7 +23,7 @@ export interface JobResult extends Pick<TrainReport, 'runtime' | 'trainLoss' | '
 }
 
 /** @param trained hears when training is over */
-export async function runJob(model: CausalModel, job: Job, trained?: () => void): Promise<JobResult> {
+export async function runJob(model: Model, job: Job, trained?: () => void): Promise<JobResult> {
   const out = new MemoryDirectory()
   const { adapter, report } = await new Trainer({
     ...job.settings,
@@ -39,8 +39,8 @@ export async function runJob(model: CausalModel, job: Job, trained?: () => void)
   return { runtime, trainLoss, evalLoss, texts, files: await out.list() }
 }
 
-async function continued(model: CausalModel, adapter: LoraAdapter, prompt: string): Promise<string[]> {
-  const session = await AdapterSession.open(model, { adapters: { trained: adapter } })
+async function continued(model: Model, adapter: LoraAdapter, prompt: string): Promise<string[]> {
+  const session = await OnnxSession.open(model, { adapters: { trained: adapter } })
   const texts = []
   for (const name of [undefined, 'trained']) {
     texts.push((await generate(session, prompt, { adapter: name, maxNewTokens: 8 })).text)

@@ -1,15 +1,17 @@
 import { describe, expect, it } from 'vitest'
 import { ConfigError } from '../../src/base/errors.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
-import { readFactors, writeFactors } from '../../src/train/factors.js'
+import { readParameters, writeParameters } from '../../src/train/parameters.js'
 import { steadyMedian } from '../../src/train/report.js'
-import { resolveSettings, SETTINGS_DEFAULTS } from '../../src/train/settings.js'
+import { resolveSettings, TRAIN_DEFAULTS } from '../../src/train/settings.js'
+
+const { config: _, ...DEFAULTS } = TRAIN_DEFAULTS
 
 describe('resolveSettings', () => {
   it('fills in defaults, for undefined too', () => {
-    expect(resolveSettings({})).toEqual(SETTINGS_DEFAULTS)
+    expect(resolveSettings({})).toEqual(DEFAULTS)
     expect(resolveSettings({ batchSize: undefined, learningRate: 5e-3 })).toEqual({
-      ...SETTINGS_DEFAULTS,
+      ...DEFAULTS,
       learningRate: 5e-3,
     })
   })
@@ -38,7 +40,7 @@ describe('resolveSettings', () => {
   })
 })
 
-describe('factors', () => {
+describe('parameters', () => {
   it('go to the graph, B transposed, and come back', () => {
     const adapter = new LoraAdapter({ rank: 2, targetModules: ['q'] })
     const layer = adapter.addFactors(
@@ -52,17 +54,14 @@ describe('factors', () => {
         [9, 10],
       ],
     )
-    const names = [
-      { layer: 'q', factor: 'A' },
-      { layer: 'q', factor: 'B' },
-    ] as const
-    const values = readFactors(adapter, names)
+    const names = ['q.A', 'q.B']
+    const values = readParameters(adapter, names)
     expect(values.map((array) => [...array])).toEqual([
       [1, 2, 3, 4, 5, 6],
       [7, 9, 8, 10],
     ])
     values[0][0] = 11
-    writeFactors(adapter, names, values)
+    writeParameters(adapter, names, values)
     expect([...layer.weightA.data]).toEqual([11, 2, 3, 4, 5, 6])
     expect([...layer.weightB.data]).toEqual([7, 8, 9, 10])
   })

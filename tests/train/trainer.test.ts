@@ -5,7 +5,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { MemoryDirectory, MemorySource } from '../../src/base/bytes.js'
 import { ConfigError, DataError, FileError, MismatchError, NumericError } from '../../src/base/errors.js'
 import { OnnxModel } from '../../src/formats/onnx/model.js'
-import { type CausalModel, loadModel } from '../../src/graph/model-folder.js'
+import { loadModel, type Model } from '../../src/graph/model-folder.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
@@ -30,7 +30,7 @@ const data = records('scripture.jsonl', 24)
 const evalData = records('scripture.eval.jsonl', 4)
 const WEIGHTS = 'adapter_model.safetensors'
 
-let model: CausalModel
+let model: Model
 beforeAll(async () => {
   model = await loadModel(folder, { runtime: { module } })
 })
@@ -84,7 +84,7 @@ describe('Trainer', () => {
     expect(report.trainLoss).toEqual(steps.map(({ loss }) => loss))
     expect(report.trainLoss[5]).toBeLessThan(report.trainLoss[0])
     expect(report.evalLoss?.after).toBeLessThan(report.evalLoss?.before as number)
-    expect(report.evalPerplexity).toBeCloseTo(Math.exp(report.evalLoss?.after as number), 6)
+    expect(report.evalMetrics?.perplexity).toBeCloseTo(Math.exp(report.evalLoss?.after as number), 6)
     expect(evaluations.map(({ step, loss }) => [step, loss])).toEqual([
       [0, report.evalLoss?.before],
       [6, report.evalLoss?.after],

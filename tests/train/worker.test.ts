@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath, pathToFileURL } from 'node:url'
 import { promisify } from 'node:util'
-import { loadModel, nodeRuntime, RuntimeError, type TrainOptions, train } from 'lowrank/node'
+import { loadModel, nodeRuntime, RuntimeError, type TrainOptions, train } from 'lowrank'
 import { afterAll, beforeAll, expect, it } from 'vitest'
 
 const root = fileURLToPath(new URL('../..', import.meta.url))
@@ -68,7 +68,7 @@ it.each([
   { how: 'a file, with options of V8', flags: ['--max-old-space-size=2000'] },
 ])('does not keep the process alive, whether the run ends well or not: $how', async ({ flags }) => {
   const script = `
-    import { loadModel, nodeRuntime, train } from 'lowrank/node'
+    import { loadModel, nodeRuntime, train } from 'lowrank'
     const options = ${JSON.stringify(options)}
     const { report } = await train({ ...options, model: ${JSON.stringify(MODEL)} })
     const broken = await loadModel(${JSON.stringify(MODEL)}, { runtime: nodeRuntime('file:///no/such/runtime.mjs') })

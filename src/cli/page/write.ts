@@ -1,8 +1,7 @@
-// Where an inspection's page goes: it appears complete or not at all, and replaces nothing but another such page.
+// Where an inspection's page goes: it replaces nothing but another such page.
 
-import path from 'node:path'
+import { type FileHandle, open } from 'node:fs/promises'
 import { FileError } from '../../index.js'
-import { NodeDirectory } from '../../node.js'
 import { GENERATOR } from './page.js'
 
 /** As far as the start of a page is looked at. */
@@ -12,18 +11,12 @@ const START_BYTES = 2000
  * @throws FileError when the file is there, and is no page or may not be replaced
  */
 export async function refusePage(file: string, mayReplace: boolean): Promise<void> {
-  const [folder, name] = placeOf(file)
-  if (!(await folder.has(name))) return
+  const start = await startOf(file)
+  if (start === undefined) return
   if (!mayReplace) {
     throw new FileError({ where: file, what: 'exists already', hint: 'Choose another place, or use --overwrite' })
   }
-  const source = await folder.open(name)
-  try {
-    const start = await source.read(0, Math.min(START_BYTES, source.byteLength))
-    if (new TextDecoder().decode(start).includes(GENERATOR)) return
-  } finally {
-    await source.close()
-  }
+  if (start.includes(GENERATOR)) return
   throw new FileError({
     where: file,
     what: 'not overwritten, because it is no page of lowrank inspect',
@@ -31,18 +24,18 @@ export async function refusePage(file: string, mayReplace: boolean): Promise<voi
   })
 }
 
-export async function writePage(file: string, html: string): Promise<void> {
-  const [folder, name] = placeOf(file)
-  const sink = await folder.create(name)
+/** The start of a file; undefined where there is none. */
+async function startOf(file: string): Promise<string | undefined> {
+  let handle: FileHandle | undefined
   try {
-    await sink.write(new TextEncoder().encode(html))
-    await sink.commit()
-  } catch (error) {
-    await sink.abort()
-    throw error
+    handle = await open(file)
+    const { buffer, bytesRead } = await handle.read(Buffer.alloc(START_BYTES), 0, START_BYTES, 0)
+    return buffer.toString('utf8', 0, bytesRead)
+  } catch (cause) {
+    const { code, message } = cause as NodeJS.ErrnoException
+    if (code === 'ENOENT' || code === 'ENOTDIR') return undefined
+    throw new FileError({ where: file, what: `cannot be read: ${message}`, cause })
+  } finally {
+    await handle?.close()
   }
-}
-
-function placeOf(file: string): [folder: NodeDirectory, name: string] {
-  return [new NodeDirectory(path.dirname(file)), path.basename(file)]
 }

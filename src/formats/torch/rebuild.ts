@@ -1,9 +1,9 @@
 // What a pickle by torch.save may name: storages, the functions that rebuild tensors from them (torch/_utils.py), OrderedDict.
 // A rebuilt tensor is a view: which storage, from which element, with which sizes and strides.
 
+import type { TensorDtype } from '../../base/dtype.js'
 import { FormatError, UnsupportedError } from '../../base/errors.js'
 import { elementCount, formatShape } from '../../base/tensor.js'
-import type { SafetensorsDtype } from '../safetensors.js'
 import type { PickleHost } from './pickle.js'
 import { PickleDict, PickleGlobal, PickleObject, PickleTuple, type PickleValue } from './pickle-values.js'
 
@@ -12,7 +12,7 @@ const MAX_DIMS = 64
 
 /** An element type, in safetensors' spelling. */
 interface TorchType {
-  readonly dtype: SafetensorsDtype
+  readonly dtype: TensorDtype
   /** Of an element. */
   readonly bytes: number
 }

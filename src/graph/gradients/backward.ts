@@ -2,6 +2,7 @@
 // summed where a value is read several times and summed down where it was broadcast. Only what is needed is built.
 
 import { UnsupportedError } from '../../base/errors.js'
+import { elementCount } from '../../base/tensor.js'
 import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
 import type { ShapeMap } from '../shapes/shapes.js'
 import { type Builder, sharedValue, type Value } from '../view/builder.js'
@@ -18,6 +19,16 @@ import {
 import { type Contribution, joinSlices } from './join-slices.js'
 import { PATTERNS, type PatternContext } from './pattern-gradients.js'
 
+/** The gradient of a value that several nodes compute, where the rules of these nodes would take more passes. */
+export interface CustomGradient {
+  /** What the value is computed from, in the place of its node's own inputs. */
+  readonly inputs: readonly Value[]
+  readonly rule: GradientRule
+}
+
+/** By value: the first output of its last node. */
+export type CustomGradients = Map<Value, CustomGradient>
+
 /** The nodes between what is trained and what it is trained for. */
 export interface GradientPath {
   /** In the graph's order. */
@@ -30,13 +41,20 @@ export interface GradientPath {
  * @param wrt values whose gradients are wanted; the path ends at them even where they are computed
  * @param from values whose gradients are given
  */
-export function gradientPath(graph: Graph, wrt: readonly Value[], from: Iterable<Value>): GradientPath {
+export function gradientPath(
+  graph: Graph,
+  wrt: readonly Value[],
+  from: Iterable<Value>,
+  custom: Readonly<CustomGradients> = new Map(),
+): GradientPath {
   graph.sort()
   const ends = new Set(wrt)
   const depends = new Set(wrt)
   const dependent: NodeProto[] = []
   for (const node of graph.nodes) {
-    if (NON_DIFFERENTIABLE.has(operatorOf(node)) || !readsAny(node, depends)) continue
+    const own = custom.get(node.output[0])
+    const isReader = own === undefined ? readsAny(node, depends) : own.inputs.some((input) => depends.has(input))
+    if (NON_DIFFERENTIABLE.has(operatorOf(node)) || !isReader) continue
     const outputs = node.output.filter((output) => output !== '' && !ends.has(output))
     if (outputs.length === 0) continue
     dependent.push(node)
@@ -47,9 +65,13 @@ export function gradientPath(graph: Graph, wrt: readonly Value[], from: Iterable
   for (const node of dependent.reverse()) {
     if (!node.output.some((output) => values.has(output) && !ends.has(output))) continue
     nodes.push(node)
-    for (const input of node.input) if (depends.has(input)) values.add(input)
+    for (const input of inputsOf(node, custom)) if (depends.has(input)) values.add(input)
   }
   return { nodes: nodes.reverse(), values }
+}
+
+function inputsOf(node: NodeProto, custom: Readonly<CustomGradients>): readonly Value[] {
+  return custom.get(node.output[0])?.inputs ?? node.input
 }
 
 function readsAny(node: NodeProto, values: ReadonlySet<Value>): boolean {
@@ -61,8 +83,9 @@ function readsAny(node: NodeProto, values: ReadonlySet<Value>): boolean {
  *
  * @throws UnsupportedError naming every node on the path without a gradient rule
  */
-export function checkDifferentiable(...paths: readonly GradientPath[]): void {
-  const refused = [...new Set(paths.flatMap(({ nodes }) => nodes))]
+export function checkDifferentiable({ nodes }: GradientPath, custom: Readonly<CustomGradients> = new Map()): void {
+  const refused = nodes
+    .filter((node) => !custom.has(node.output[0]))
     .map((node) => [operatorOf(node), node] as const)
     .filter(([operator]) => !(operator in GRADIENTS))
   if (refused.length === 0) return
@@ -91,6 +114,12 @@ const HINTS: Readonly<Record<string, string>> = {
   Scan: BRANCHES,
 }
 
+export interface BackwardOptions {
+  readonly custom?: Readonly<CustomGradients>
+  /** A scalar that all gradients are multiplied by. Default: none. */
+  readonly scale?: Value
+}
+
 /**
  * Appends the backward graph.
  *
@@ -104,12 +133,16 @@ export function buildBackward(
   shapes: ShapeMap,
   seeds: ReadonlyMap<Value, Value>,
   wrt: readonly Value[],
+  { custom = new Map(), scale }: BackwardOptions = {},
 ): Map<Value, Value> {
-  const path = gradientPath(g.graph, wrt, seeds.keys())
-  checkDifferentiable(path)
-  const sums = new GradientSums(g, shapes)
+  const path = gradientPath(g.graph, wrt, seeds.keys(), custom)
+  checkDifferentiable(path, custom)
+  const waist = scale === undefined ? undefined : narrowestWaist(path, [...seeds.keys()], shapes, custom)
+  const sums = new GradientSums(g, shapes, waist === undefined || scale === undefined ? undefined : { waist, scale })
   const onPath = new Set(path.nodes)
-  for (const [value, gradient] of seeds) sums.add(value, { make: () => gradient })
+  for (const [value, gradient] of seeds) {
+    sums.add(value, { make: () => (scale === undefined || waist !== undefined ? gradient : g.mul(gradient, scale)) })
+  }
   for (const node of path.nodes.toReversed()) {
     const dys = node.output.map((output) => (path.values.has(output) ? sums.total(output) : undefined))
     const dy = dys.find((gradient) => gradient !== undefined)
@@ -117,7 +150,7 @@ export function buildBackward(
     const context: PatternContext = {
       g,
       node,
-      inputs: [...node.input],
+      inputs: [...inputsOf(node, custom)],
       outputs: [...node.output],
       dys,
       dy,
@@ -125,7 +158,8 @@ export function buildBackward(
       readers: (value) => g.graph.consumers(value).filter((reader) => onPath.has(reader)),
       gradientOf: (value) => sums.made(value),
     }
-    thunksOf(context).forEach((thunk, i) => {
+    const thunks = custom.get(node.output[0])?.rule(context) ?? thunksOf(context)
+    thunks.forEach((thunk, i) => {
       const input = context.inputs[i]
       if (thunk === undefined || !path.values.has(input)) return
       sums.add(input, { make: thunk, slice: node.opType === 'Slice' ? { node, dy } : undefined })
@@ -139,16 +173,42 @@ export function buildBackward(
   )
 }
 
+/**
+ * The value with the fewest elements of those that all of the gradient passes, the seeds and scalars aside: where a factor of all
+ * gradients costs least. Undefined if there is none.
+ */
+function narrowestWaist(
+  path: GradientPath,
+  seeds: readonly Value[],
+  shapes: ShapeMap,
+  custom: Readonly<CustomGradients>,
+): Value | undefined {
+  const open = new Set(seeds)
+  let best: { value: Value; elements: number } | undefined
+  for (const node of path.nodes.toReversed()) {
+    if (!node.output.some((output) => open.has(output))) continue
+    for (const output of node.output) open.delete(output)
+    for (const input of inputsOf(node, custom)) if (path.values.has(input)) open.add(input)
+    if (open.size > 1) continue
+    const [value] = open
+    const elements = elementCount(shapes.get(value)?.dims ?? [])
+    if (elements > 1 && elements < (best?.elements ?? Number.POSITIVE_INFINITY)) best = { value, elements }
+  }
+  return best?.value
+}
+
 /** The gradients of values that are read several times: summands, and their sums where these were asked for. */
 class GradientSums {
   readonly #g: Builder
   readonly #shapes: ShapeMap
+  readonly #scaling: { readonly waist: Value; readonly scale: Value } | undefined
   readonly #summands = new Map<Value, Contribution[]>()
   readonly #totals = new Map<Value, Value>()
 
-  constructor(g: Builder, shapes: ShapeMap) {
+  constructor(g: Builder, shapes: ShapeMap, scaling: { waist: Value; scale: Value } | undefined) {
     this.#g = g
     this.#shapes = shapes
+    this.#scaling = scaling
   }
 
   add(value: Value, contribution: Contribution): void {
@@ -161,11 +221,12 @@ class GradientSums {
   total(value: Value): Value | undefined {
     const summands = this.#summands.get(value)
     if (summands === undefined) return undefined
-    return sharedValue(this.#totals, value, () =>
-      joinSlices(this.#g, this.#shapes, summands)
+    return sharedValue(this.#totals, value, () => {
+      const sum = joinSlices(this.#g, this.#shapes, summands)
         .map(({ make }) => make())
-        .reduce(this.#g.add),
-    )
+        .reduce(this.#g.add)
+      return value === this.#scaling?.waist ? this.#g.mul(sum, this.#scaling.scale) : sum
+    })
   }
 
   /** The sum, if it was built. */

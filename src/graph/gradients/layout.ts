@@ -19,6 +19,7 @@ import {
   reshapeLike,
   shapeOf,
 } from './context.js'
+import { isDistinct } from './distinct.js'
 import { beforeSwap, lastSwapped, transposeLast } from './matmul.js'
 
 // y holds x's elements in x's order      dx = dy in x's shape
@@ -203,6 +204,9 @@ function ungather(context: GradientContext): Value {
   const [x, indices] = inputs
   const axis = axisOf(context, 0)
   const indexRank = rankOf(context, indices)
+  if (isDistinct(context.node) && axis === 0 && indexRank === 1) {
+    return g.op('ScatterND', [g.expand(g.float(0), g.shape(x)), g.unsqueeze(indices, [1]), dy])
+  }
   const content = contentOf(context, indices)
   if (content?.value.length !== 1 || content.other.length !== 1 || indexRank > 1) return scatter(context, axis)
   const { dims, other } = shapeOf(context, x)

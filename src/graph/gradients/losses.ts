@@ -2,31 +2,32 @@
 // LogSoftmax, OneHot or SoftmaxCrossEntropyLoss of its own.
 
 import type { Builder, Value } from '../view/builder.js'
-
-export interface RowLoss {
-  /** Sum over rows of −ln softmax(logits)[target], times scale: a scalar. */
-  readonly loss: Value
-  /** softmax(logits), (m, V) */
-  readonly probabilities: Value
-}
+import type { CustomGradient } from './backward.js'
 
 /**
+ * The sum over rows of −ln softmax(logits)[target], a scalar, and its gradient by the logits.
+ *
  * @param logits (m, V)
  * @param targets int64 (m, 2): row number and target of each row
- * @param scale f32 scalar
  */
-export function crossEntropy(g: Builder, logits: Value, targets: Value, scale: Value): RowLoss {
+export function crossEntropy(g: Builder, logits: Value, targets: Value): { loss: Value; gradient: CustomGradient } {
   const probabilities = g.op('Softmax', [logits], { axis: 1 })
   // max p = exp(0) / Σ exp(l − max l), so −ln p[t] = max l − l[t] − ln max p: no exponential is taken twice, and no
   // logarithm of a probability that underflows.
   const largest = g.reduceMax(logits, [1], 0)
   const ofTargets = g.op('GatherND', [logits, targets])
   const losses = g.sub(g.sub(largest, ofTargets), g.op('Log', [g.reduceMax(probabilities, [1], 0)]))
-  return { loss: g.mul(g.reduceSum(losses, [0], 0), scale), probabilities }
-}
-
-/** Gradient of the sum, without the scale, by the logits: softmax(logits) − onehot(target), (m, V). */
-export function crossEntropyGradient(g: Builder, { probabilities }: RowLoss, targets: Value): Value {
-  const ofTargets = g.op('GatherND', [probabilities, targets])
-  return g.op('ScatterND', [probabilities, targets, g.sub(ofTargets, g.float(1))])
+  const loss = g.reduceSum(losses, [0], 0)
+  // dlogits = (softmax(logits) − onehot(target))·dy, (m, V)
+  const gradient: CustomGradient = {
+    inputs: [logits],
+    rule: ({ g, dy }) => [
+      () => {
+        const byTargets = g.sub(g.op('GatherND', [probabilities, targets]), g.float(1))
+        const ofLogits = g.op('ScatterND', [probabilities, targets, byTargets])
+        return dy === g.float(1) ? ofLogits : g.mul(ofLogits, dy)
+      },
+    ],
+  }
+  return { loss, gradient }
 }

@@ -37,14 +37,14 @@ export function affineInputs(module: string): AffineInputs {
   return { scale: `lora/${module}/scale`, shift: `lora/${module}/shift` }
 }
 
-/** A tensor's declaration among a graph's inputs or outputs; a dimension is a number or a symbol. */
-export function valueInfo(name: string, elemType: DataType, dims: readonly (number | string)[]): ValueInfoProto {
-  const dim = dims.map((value) =>
+/** A tensor's declaration among a graph's inputs or outputs; a dimension is a number or a symbol. Without `dims` it has any rank. */
+export function valueInfo(name: string, elemType: DataType, dims?: readonly (number | string)[]): ValueInfoProto {
+  const dim = dims?.map((value) =>
     create(TensorShapeProto_DimensionSchema, {
       value: typeof value === 'number' ? { case: 'dimValue', value: BigInt(value) } : { case: 'dimParam', value },
     }),
   )
-  const shape = create(TensorShapeProtoSchema, { dim })
+  const shape = dim && create(TensorShapeProtoSchema, { dim })
   const tensor = create(TypeProto_TensorSchema, { elemType, shape })
   return create(ValueInfoProtoSchema, {
     name,

@@ -4,7 +4,7 @@
 
 import { TensorProto_DataType as DataType, type NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
 import type { Linear } from '../match/linears.js'
-import { type DropoutMask, keepProbability } from '../training/training-feeds.js'
+import { type DropoutMask, keepProbability } from '../training/dropout.js'
 import { intsAttribute, makeAttribute } from '../view/attributes.js'
 import { type Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
@@ -48,11 +48,15 @@ export class TrainableLinears {
   /**
    * Lets a linear compute chosen rows only: (…, k) → (rows, k) → (chosen, k) → (chosen, d). `all` and `chosen` are the
    * values before and after the choice.
+   *
+   * @param choice the Gather of the rows, which moves in front of the layer
    */
-  chooseRows(linear: Linear, numbers: Value): { linear: Linear; all: Value; chosen: Value } {
+  chooseRows(linear: Linear, choice: NodeProto): { linear: Linear; all: Value; chosen: Value } {
     const { node, k } = linear
     const all = linear.kind === 'matmul' ? this.#rowsOf(node.input[0], k) : node.input[0]
-    const chosen = this.#g.op('Gather', [all, numbers], { axis: 0 })
+    const moved = this.#g.node('Gather', [all, choice.input[1]], { axis: 0 })
+    moved.metadataProps = choice.metadataProps
+    const [chosen] = moved.output
     if (linear.kind === 'matmul') this.#becomeGemm(node, chosen)
     else this.#graph.setInputs(node, [chosen, ...node.input.slice(1)])
     return { linear: { ...linear, kind: 'gemm', input: chosen }, all, chosen }
@@ -88,9 +92,9 @@ export class TrainableLinears {
 
   /** Elements of x are kept where the mask says so; their growth by 1/(1 − p) is in the branch's scaling. */
   #drop({ name, input, k }: Linear): Value {
-    const mask = { input: this.#graph.freshName(`lora/${name}/dropout`), k }
+    const mask = { input: this.#graph.freshName(`lora/${name}/dropout`), of: input, k }
     this.masks.push(mask)
-    this.#graph.inputs.push(valueInfo(mask.input, DataType.BOOL, ['rows', k]))
+    this.#graph.inputs.push(valueInfo(mask.input, DataType.BOOL, [`rows ${mask.input}`, k]))
     return this.#g.mul(input, this.#g.cast(mask.input, DataType.FLOAT))
   }
 

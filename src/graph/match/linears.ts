@@ -113,7 +113,7 @@ export function constantWeight(graph: Graph, value: Value, transposed: boolean, 
 const AFTER_HEAD = new Set(['Add', 'Sub', 'Mul', 'Div', 'Tanh', 'Clip', 'Cast', 'Identity', 'Reshape'])
 
 /** The graph output that holds the logits: the one of that name, else the first. */
-export function logitsName(graph: Graph): Value {
+export function logitsName(graph: { readonly outputs: readonly { readonly name: Value }[] }): Value {
   return (graph.outputs.find(({ name }) => name === 'logits') ?? graph.outputs[0])?.name ?? ''
 }
 
@@ -130,12 +130,13 @@ function headNode(graph: Graph): NodeProto | undefined {
   }
 }
 
-/** Whether only ops that treat each row for itself, and keep its place, lie between the head and the logits. */
+/** Whether only ops that treat each row for itself, and keep its place, lie between a layer and the logits, and nothing else reads them. */
 export function reachesRowWise(graph: Graph, head: Linear, logits: Value): boolean {
   let value = logits
   while (value !== head.output) {
     const node = graph.producer(value)
     if (node === undefined || node.opType === 'Reshape' || !AFTER_HEAD.has(node.opType)) return false
+    if (graph.consumers(value).length > 1) return false
     let computed: Value | undefined
     for (const input of node.input) {
       if (input === '') continue
@@ -146,7 +147,7 @@ export function reachesRowWise(graph: Graph, head: Linear, logits: Value): boole
     if (computed === undefined) return false
     value = computed
   }
-  return true
+  return graph.consumers(value).length === 1
 }
 
 /** model.layers.0.attn.q_proj → model.layers.0.self_attn.q_proj, as transformers names what onnxruntime-genai shortens. */

@@ -37,8 +37,9 @@ const OPAQUE = new Set([
  *   layers have the same module; UnsupportedError when a module is there in a form that cannot be adapted
  */
 export function placeAdapter(graph: Graph, linears: readonly Linear[], adapter: LoraAdapter): PlacedLayer[] {
-  if (adapter.size === 0) throw new MismatchError({ where: 'adapter', what: 'it has no layers' })
-  const layers = [...adapter].map(([name, layer]) => ({ name, d: layer.d, k: layer.k, layer }))
+  const own = adapter.parts('linear')
+  if (own.length === 0) throw new MismatchError({ where: 'adapter', what: 'it has no layers' })
+  const layers = own.map((layer) => ({ name: layer.name, d: layer.d, k: layer.k, layer }))
   const placed = matchOrRefuse(graph, linears, layers).map(({ layer: { name, layer }, linear }) => ({
     name,
     layer,

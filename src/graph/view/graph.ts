@@ -120,6 +120,12 @@ export class Graph {
     this.#registerReader(node)
   }
 
+  /** Takes a node out; what read its outputs is left without a maker. */
+  remove(node: NodeProto): void {
+    this.nodes = this.nodes.filter((other) => other !== node)
+    this.invalidate()
+  }
+
   #registerReader(node: NodeProto): void {
     for (const input of new Set(node.input)) {
       const list = this.#consumers?.get(input)

@@ -3,6 +3,7 @@
 import { type ByteSink, type ByteSource, type Directory, namesIn, splitName } from '../../base/bytes.js'
 import { FileError, nearMisses } from '../../base/errors.js'
 import { DEFAULT_REVISION, type HubSource } from '../source.js'
+import type { HubConnection } from './request.js'
 
 /** What is told while a file comes: first before its first byte, last when it is complete. */
 export interface DownloadProgress {
@@ -16,9 +17,38 @@ export interface DownloadProgress {
 /** Hears of downloads. */
 export type OnDownload = (progress: DownloadProgress) => void
 
+/** How sources are opened that are not on this machine. */
+export interface RemoteOptions {
+  /** The Hub's address. Default: HF_ENDPOINT in Node, else the public Hub's. */
+  readonly endpoint?: string | undefined
+  /**
+   * For private and gated repositories; it is sent to the Hub alone. Default in Node: HF_TOKEN, else the file that `hf auth login`
+   * writes. In a page it can be read by all who see the page.
+   */
+  readonly token?: string | undefined
+  /** Reads large files in ranges, of which nothing is kept, unless they are in the cache. Default: each file comes whole. */
+  readonly readsRanges?: boolean | undefined
+  /** Hears of each file that comes. */
+  readonly onDownload?: OnDownload | undefined
+  /** Hears when the cache is used because the Hub gives nothing, and when nothing can be kept. */
+  readonly onWarning?: ((message: string) => void) | undefined
+  /** Ends downloads; what has come is kept. */
+  readonly signal?: AbortSignal | undefined
+  /** In place of the times of {@link HubConnection}. */
+  readonly times?: Pick<HubConnection, 'stallMs' | 'retryMs'> | undefined
+}
+
 /** `org/name`, with a revision that is not the default, and the path. */
 export function hubName({ id, revision, path }: HubSource): string {
   return `${id}${revision === DEFAULT_REVISION ? '' : `@${revision}`}${path === '' ? '' : `/${path}`}`
+}
+
+/** The files of a repository at one commit. */
+export interface HubFiles {
+  readonly paths: ReadonlySet<string>
+  /** Where those that were opened lie on this machine, in a file system. */
+  readonly localRoot?: string
+  open(path: string): Promise<ByteSource>
 }
 
 /** A folder of a repository. Files that nobody opens are not loaded. */
@@ -28,48 +58,43 @@ export class HubDirectory implements Directory {
   readonly source: HubSource
   /** The commit that the files are of. */
   readonly commit: string
-  readonly #paths: ReadonlySet<string>
-  readonly #open: (path: string) => Promise<ByteSource>
+  readonly #files: HubFiles
 
-  /**
-   * @param paths of all files of the repository
-   * @param open opens one of them
-   */
-  constructor(
-    source: HubSource,
-    commit: string,
-    paths: ReadonlySet<string>,
-    open: (path: string) => Promise<ByteSource>,
-  ) {
+  constructor(source: HubSource, commit: string, files: HubFiles) {
     this.name = hubName(source)
     this.source = source
     this.commit = commit
-    this.#paths = paths
-    this.#open = open
+    this.#files = files
+  }
+
+  /** Where the files that were opened lie on this machine, in a file system. */
+  get localFolder(): string | undefined {
+    const { localRoot } = this.#files
+    return localRoot === undefined || this.source.path === '' ? localRoot : `${localRoot}/${this.source.path}`
   }
 
   /** The same repository, seen from another folder. */
   at(path: string): HubDirectory {
-    return new HubDirectory({ ...this.source, path }, this.commit, this.#paths, this.#open)
+    return new HubDirectory({ ...this.source, path }, this.commit, this.#files)
   }
 
   async list(folder?: string): Promise<string[]> {
-    return namesIn(this.#inside(), folder)
+    return namesIn(this.paths(), folder)
   }
 
   async folders(): Promise<string[]> {
-    const nested = this.#inside().filter((path) => path.includes('/'))
+    const nested = this.paths().filter((path) => path.includes('/'))
     return [...new Set(nested.map((path) => path.slice(0, path.indexOf('/'))))]
   }
 
   async has(path: string): Promise<boolean> {
-    return this.#paths.has(this.#full(path))
+    return this.#files.paths.has(this.#full(path))
   }
 
   async open(path: string): Promise<ByteSource> {
     const full = this.#full(path)
-    if (this.#paths.has(full)) return this.#open(full)
-    const near = nearMisses(path, this.#inside())
+    if (this.#files.paths.has(full)) return this.#files.open(full)
+    const near = nearMisses(path, this.paths())
     throw new FileError({
       where: `${this.name}/${path}`,
       what: 'no such file in the repository',
@@ -85,10 +110,10 @@ export class HubDirectory implements Directory {
     return Promise.reject(this.#readOnly(path))
   }
 
-  /** Paths below this folder, relative to it, sorted. */
-  #inside(): string[] {
+  /** Of all files below this folder, relative to it, sorted. */
+  paths(): string[] {
     const prefix = this.source.path === '' ? '' : `${this.source.path}/`
-    return [...this.#paths]
+    return [...this.#files.paths]
       .filter((path) => path.startsWith(prefix))
       .map((path) => path.slice(prefix.length))
       .sort()

@@ -1,15 +1,13 @@
 // Opens in Node what a string names: a path, a model on the Hub, or a URL.
 
 import { existsSync } from 'node:fs'
+import path from 'node:path'
 import { hubEnvironment } from '../hub/node/environment.js'
 import { type OpenHubOptions, openHub } from '../hub/node/open-hub.js'
 import { openUrlFolder } from '../hub/node/open-url.js'
-import { type Located, locateAtUrl, locateInHub } from '../locate.js'
+import { type Located, locateAtUrl, locateGraph, locateInHub } from '../locate.js'
 import { parseSource } from '../source.js'
-import { locate } from './files.js'
-
-/** How sources are opened that are not on this machine. */
-export type OpenSourceOptions = OpenHubOptions
+import { locate, NodeDirectory } from './files.js'
 
 /**
  * Opens a source. Of what is not on this machine, files come when they are opened, and are kept.
@@ -17,10 +15,17 @@ export type OpenSourceOptions = OpenHubOptions
  * @param where the argument that holds the text, for messages
  * @throws ConfigError when the text names nothing; FileError when there is nothing, or the server gives nothing
  */
-export async function openText(text: string, where: string, options: OpenSourceOptions = {}): Promise<Located> {
-  const { endpoint } = hubEnvironment(options.variables)
+export async function openText(text: string, where: string, options: OpenHubOptions = {}): Promise<Located> {
+  const endpoint = options.endpoint ?? hubEnvironment(options.variables).endpoint
   const source = parseSource(text, { where, exists: existsSync, endpoint })
-  if (source.kind === 'path') return locate(source.path)
+  if (source.kind === 'path') return locatePath(source.path)
   if (source.kind === 'url') return locateAtUrl(openUrlFolder(source.url, options))
   return locateInHub(await openHub(source, options))
+}
+
+async function locatePath(target: string): Promise<Located> {
+  const { directory, file } = await locate(target)
+  if (file === undefined) return { directory, file }
+  const around = new NodeDirectory(path.join(directory.name, '..'))
+  return locateGraph(directory, file, { directory: around, name: path.basename(path.resolve(directory.name)) })
 }

@@ -7,10 +7,11 @@ import { checkShape, F64, formatShape, type Matrix, type MatrixLike, toMatrix, z
 import { addScaled, copyAs, product } from '../../linalg/product.js'
 import type { Svd } from '../../linalg/svd.js'
 import { LoraAdapter } from '../adapter.js'
-import { subtractProduct, where } from '../factors.js'
+import { addDelta, type FactorPair } from '../delta.js'
+import { where } from '../factors.js'
 import type { LoraLayer } from '../layer.js'
-import { requirePlain } from '../plain.js'
-import { balanced, type FactorPair, lastTriples, leadingTriples } from './decomposed.js'
+import { requirePlain } from '../requirements.js'
+import { balanced, lastTriples, leadingTriples } from './decomposed.js'
 import { changesBase, type Init } from './inits.js'
 
 /** How `loraGaInitialize` turns a gradient into factors; defaults are PEFT's. */
@@ -138,7 +139,7 @@ export function loftqInitialize(
     layer.baseWeight = copyAs(quantized, weight.data)
     layer.weightA = pair.weightA
     layer.weightB = pair.weightB
-    toQuantize = product(pair.weightB, pair.weightA, { scale: -layer.scaling, addTo: copyAs(weight, F64) })
+    toQuantize = addDelta(copyAs(weight, F64), pair, -layer.scaling)
   }
 }
 
@@ -209,17 +210,14 @@ function effective(layer: LoraLayer, use: string): Matrix {
       what: merged ? 'merged' : `missing, and ${use} changes it`,
     })
   }
-  const { weightA, weightB, scaling } = layer
-  return product(weightB, weightA, { scale: scaling, addTo: copyAs(baseWeight, baseWeight.data) })
+  return addDelta(copyAs(baseWeight, baseWeight.data), layer, layer.scaling)
 }
 
 /** The factors, and W − s·B·A as the base, so that the effective weight is W. */
 function startFrom(layer: LoraLayer, weight: Matrix, { weightA, weightB }: FactorPair): void {
   layer.weightA = weightA
   layer.weightB = weightB
-  const base = copyAs(weight, layer.weightA.data)
-  subtractProduct(base, layer.weightB, layer.weightA, layer.config)
-  layer.baseWeight = base
+  layer.baseWeight = addDelta(copyAs(weight, layer.weightA.data), layer, -layer.scaling)
 }
 
 /** The leading principal directions of a layer's inputs. */
@@ -255,7 +253,7 @@ function distributedRanks(
   adapter: LoraAdapter,
   found: ReadonlyMap<string, Directions>,
 ): { layer: LoraLayer; rank: number }[] {
-  const ranks = [...adapter].map(([name, layer]) => ({ layer, rank: found.has(name) ? 0 : layer.rank }))
+  const ranks = adapter.parts('linear').map((layer) => ({ layer, rank: found.has(layer.name) ? 0 : layer.rank }))
   const competing = ranks.filter(({ layer }) => found.has(layer.name))
   const budget = competing.reduce((sum, { layer }) => sum + layer.rank, 0)
   const candidates = competing.flatMap((entry) =>

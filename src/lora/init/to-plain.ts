@@ -6,9 +6,9 @@ import { checkShape, formatShape, type Matrix, type MatrixLike, toMatrix, zeros 
 import { stackRows } from '../../linalg/product.js'
 import { LoraAdapter } from '../adapter.js'
 import { configForLayer, type LoraConfig } from '../config.js'
+import type { FactorPair } from '../delta.js'
 import { checkRank, where } from '../factors.js'
 import type { LoraLayer } from '../layer.js'
-import type { FactorPair } from './decomposed.js'
 import { takenFromBase } from './initializers.js'
 import { changesBase, takesFromBase } from './inits.js'
 
@@ -27,31 +27,35 @@ export async function toPlain(adapter: LoraAdapter, from: BaseWeights | LoraAdap
   const { config } = adapter
   checkConvertible(adapter, from)
   const result = new LoraAdapter(plainConfig(config))
-  for (const [name, layer] of adapter) {
-    const { weightA, weightB, magnitude, biasB } = layer
-    const first = from instanceof LoraAdapter ? firstOf(from, layer) : await takenFrom(from, layer)
-    // PEFT's starts can have fewer directions than the config's rank: zeros fill up to it.
-    const missing = configForLayer(result.config, name).rank - 2 * layer.rank
-    const a = stackRows(stackRows(weightA, first.weightA), zeros(missing, layer.k, weightA.data))
-    const b = besideNegated(weightB, first.weightB, missing)
-    result.addFactors(name, a, b, { magnitude, biasB })
+  for (const part of adapter.parts()) {
+    const { name } = part
+    if (part.kind === 'linear') {
+      const { weightA, weightB, magnitude, biasB } = part
+      const first = from instanceof LoraAdapter ? firstOf(from, part) : await takenFrom(from, part)
+      // PEFT's starts can have fewer directions than the config's rank: zeros fill up to it.
+      const missing = configForLayer(result.config, name).rank - 2 * part.rank
+      const a = stackRows(stackRows(weightA, first.weightA), zeros(missing, part.k, weightA.data))
+      result.addFactors(name, a, besideNegated(weightB, first.weightB, missing), { magnitude, biasB })
+    } else if (part.kind === 'embedding') {
+      const { weightA, weightB, magnitude, dtype } = part
+      // Their starts change no weight: zeros fill what the config's rank asks for.
+      const a = stackRows(weightA, zeros(...weightA.shape, weightA.data))
+      const b = besideNegated(weightB, zeros(...weightB.shape, weightB.data))
+      result.addEmbedding(name, a, b, { magnitude }).dtype = dtype
+    } else if (part.kind === 'replacement') result.addReplacement(name, part, part)
+    else if (part.kind === 'token-rows') result.addTokenRows(part.module, part.indices, part)
   }
-  for (const [name, { weightA, weightB, magnitude, dtype }] of adapter.embeddings) {
-    // Their starts change no weight: zeros fill what the config's rank asks for.
-    const a = stackRows(weightA, zeros(...weightA.shape, weightA.data))
-    const b = besideNegated(weightB, zeros(...weightB.shape, weightB.data))
-    result.addEmbedding(name, a, b, { magnitude }).dtype = dtype
-  }
-  for (const [name, replacement] of adapter.replacements) result.replacements.set(name, replacement)
-  for (const [name, rows] of adapter.tokenRows) result.tokenRows.set(name, rows)
   return result
 }
 
 function checkConvertible(adapter: LoraAdapter, from: BaseWeights | LoraAdapter): void {
   const { init } = adapter.config
-  const other = adapter.parts().find(({ kind }) => kind === 'convolution' || kind === 'parameter')
+  const [other] = adapter.parts('convolution', 'parameter')
   if (other !== undefined) {
-    throw new UnsupportedError({ where: other.name, what: `a ${other.kind} is not made plain LoRA` })
+    throw new UnsupportedError({
+      where: other.name,
+      what: `a ${other.kind} is not made plain LoRA`,
+    })
   }
   if (from instanceof LoraAdapter || takesFromBase(init)) return
   if (!changesBase(init)) {

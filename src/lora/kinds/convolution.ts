@@ -11,6 +11,7 @@ import { rowNorms } from '../dora.js'
 import { addKept, dropFrom } from '../dropout.js'
 import { Factors, type LayerVectors, layerVectors, noBase, noForward, where } from '../factors.js'
 import { LoraLayer } from '../layer.js'
+import { type FactorTensors, factorTensors } from '../part.js'
 import type { PassWeights } from '../passes.js'
 import { convolutionShape, groupsRefusal, newConvolution, placeOf } from './convolution-factors.js'
 import {
@@ -44,6 +45,7 @@ export interface ConvolutionGradients {
  * padding. A has shape (r, in, *kernel), B (d, r/groups, 1…), W (d, in/groups, *kernel).
  */
 export class ConvolutionLora extends LinearBacked<ConvolutionTape & { keep: Uint8Array | undefined }> {
+  readonly kind = 'convolution'
   /** Input channels, of all groups. */
   readonly channels: number
   /** Sizes of the kernel: one to three. */
@@ -106,6 +108,15 @@ export class ConvolutionLora extends LinearBacked<ConvolutionTape & { keep: Uint
     return new ConvolutionLora(weightA, weightB, own, name, vectors).attachBase(weight, steps).train()
   }
 
+  /** Of the weight: (d, in/groups, *kernel). */
+  get shape(): readonly number[] {
+    return [this.d, this.channels / this.groups, ...this.kernel]
+  }
+
+  get tensors(): FactorTensors<Tensor<FloatArray>> {
+    return factorTensors(this.weightA, this.weightB, this.magnitude, this.biasB)
+  }
+
   /** Output channels. */
   get d(): number {
     return this.linear.d * this.groups
@@ -140,7 +151,7 @@ export class ConvolutionLora extends LinearBacked<ConvolutionTape & { keep: Uint
   /** W (d, in/groups, *kernel), the layer's own; undefined while none is attached. */
   get baseWeight(): Tensor<FloatArray> | undefined {
     const base = this.linear.baseWeight
-    return base && { data: base.data, shape: this.#weightShape() }
+    return base && { data: base.data, shape: this.shape }
   }
 
   /**
@@ -150,7 +161,7 @@ export class ConvolutionLora extends LinearBacked<ConvolutionTape & { keep: Uint
    * @throws ShapeError when the weight has another shape, ConfigError for a geometry that is not usable, StateError while merged
    */
   attachBase(weight: Tensor<FloatArray>, geometry: ConvolutionGeometry = {}): this {
-    checkTensorShape(weight, this.#weightShape(), this.#where('baseWeight'))
+    checkTensorShape(weight, this.shape, this.#where('baseWeight'))
     const movement = movementOf(this.kernel, geometry, placeOf(this.name))
     this.linear.baseWeight = { data: weight.data, shape: [this.linear.d, this.k] } // PEFT’s inits leave it alone
     this.#movement = movement
@@ -178,7 +189,7 @@ export class ConvolutionLora extends LinearBacked<ConvolutionTape & { keep: Uint
   /** s·B·A (d, in, *kernel), a new tensor. Throws UnsupportedError for a grouped convolution. */
   delta(): Tensor<FloatArray> {
     this.#refuseGroups('delta')
-    return { data: this.linear.delta().data, shape: this.#weightShape() }
+    return { data: this.linear.delta().data, shape: this.shape }
   }
 
   /**
@@ -188,7 +199,7 @@ export class ConvolutionLora extends LinearBacked<ConvolutionTape & { keep: Uint
    */
   effectiveWeight(): Tensor<FloatArray> {
     this.#refuseGroups('effectiveWeight')
-    return { data: this.linear.effectiveWeight().data, shape: this.#weightShape() }
+    return { data: this.linear.effectiveWeight().data, shape: this.shape }
   }
 
   /** s·biasB (d), what merging adds to the base's bias; undefined for a layer without one. */
@@ -264,12 +275,6 @@ export class ConvolutionLora extends LinearBacked<ConvolutionTape & { keep: Uint
     super.merge()
   }
 
-  /** Elements of A and B, and d more for a magnitude and for a bias. */
-  override trainableParams(): number {
-    const { magnitude, biasB } = this.#vectors ?? {}
-    return this.linear.trainableParams() + (magnitude?.length ?? 0) + (biasB?.length ?? 0)
-  }
-
   /** ‖s·B·A‖, Frobenius, without forming B·A. Each group's outputs see its own rows of A. */
   override normDelta(): number {
     let squares = 0
@@ -288,10 +293,6 @@ export class ConvolutionLora extends LinearBacked<ConvolutionTape & { keep: Uint
   #passWeights(base: Matrix): PassWeights {
     const { scaling, groups, biasB } = this
     return { base, weightA: this.linear.weightA, weightB: this.#groupedB(), scaling, groups, biasB }
-  }
-
-  #weightShape(): number[] {
-    return [this.d, this.channels / this.groups, ...this.kernel]
   }
 
   /**

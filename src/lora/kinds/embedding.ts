@@ -8,6 +8,7 @@ import {
   formatShape,
   type Matrix,
   type MatrixLike,
+  type Tensor,
   toMatrix,
   zeros,
 } from '../../base/tensor.js'
@@ -16,6 +17,7 @@ import type { LoraConfigInput } from '../config.js'
 import { rowNorms } from '../dora.js'
 import { type LayerVectors, noBase, noForward, where } from '../factors.js'
 import { LoraLayer } from '../layer.js'
+import { type FactorTensors, factorTensors } from '../part.js'
 import { addChange, type ChangeTape, type ChangeWeights, changeGradients } from '../passes.js'
 import { LinearBacked } from './linear-backed.js'
 
@@ -34,6 +36,7 @@ export interface EmbeddingGradients {
  * Dropout, which PEFT does not apply to embeddings, has no effect.
  */
 export class EmbeddingLora extends LinearBacked<ChangeTape & { tokens: readonly number[] }> {
+  readonly kind = 'embedding'
   /**
    * @param weightA (r, V), V rows of the embedding
    * @param weightB (D, r), D features
@@ -47,6 +50,15 @@ export class EmbeddingLora extends LinearBacked<ChangeTape & { tokens: readonly 
     vectors: Pick<LayerVectors, 'magnitude'> = {},
   ) {
     super(LoraLayer.fromFactors(weightA, weightB, config, name, vectors))
+  }
+
+  /** Of the embedding: (V, D). */
+  get shape(): readonly [vocabulary: number, features: number] {
+    return [this.vocabulary, this.features]
+  }
+
+  get tensors(): FactorTensors<Tensor<FloatArray>> {
+    return factorTensors(this.weightA, this.weightB, this.magnitude)
   }
 
   /** V: rows of the embedding. */

@@ -11,6 +11,7 @@ import {
   formatShape,
   type Matrix,
   type MatrixLike,
+  type Tensor,
   toMatrix,
   zeros,
 } from '../../base/tensor.js'
@@ -18,7 +19,7 @@ import { norm, transpose } from '../../linalg/product.js'
 import { configForLayer, type LoraConfig, type LoraConfigInput, resolveConfig, scalingOf } from '../config.js'
 import { noBase, where } from '../factors.js'
 import { LoraLayer } from '../layer.js'
-import { mergeOrNone } from '../merge-all.js'
+import { type FactorTensors, factorTensors, mergeOrNone, moduleOf, Part } from '../part.js'
 import { rowsOf } from './groups.js'
 
 /** A parameter's values, row-major: (E, ·, ·), or (d, k) for E = 1. */
@@ -49,7 +50,8 @@ export function expertColumns(weightB: Matrix, expert: number, experts: number):
  * An adapted parameter: E linear layers, y = x·(W_e + s·B_e·A_e)ᵀ with W_e (d, k), A_e (r, k) and B_e (d, r). Made from trained
  * factors, in evaluation mode; PEFT has no dropout here.
  */
-export class ExpertLora {
+export class ExpertLora extends Part {
+  readonly kind = 'parameter'
   /** The parameter's full name, as in `model.layers.0.mlp.experts.gate_up_proj`. */
   readonly name: string
   /** The parameter's own: rank and alpha are what the patterns give its name. */
@@ -65,6 +67,7 @@ export class ExpertLora {
    * @throws ShapeError when the factors disagree, or their ranks are no multiple of what the config gives the name
    */
   constructor(weightA: MatrixLike, weightB: MatrixLike, config: LoraConfigInput = {}, name = '') {
+    super()
     this.name = name
     const a = toMatrix(weightA, this.#where('weightA'))
     const b = toMatrix(weightB, this.#where('weightB'))
@@ -87,13 +90,22 @@ export class ExpertLora {
   }
 
   /** The module that owns the parameter. */
-  get module(): string {
-    return this.name.slice(0, Math.max(0, this.name.lastIndexOf('.')))
+  override get module(): string {
+    return moduleOf(this.name)
   }
 
   /** The parameter's own name, as in `gate_up_proj`. */
   get parameter(): string {
     return this.name.slice(this.name.lastIndexOf('.') + 1)
+  }
+
+  /** Of the parameter, before it is known how the base stores it: (E, d, k). */
+  get shape(): readonly [experts: number, d: number, k: number] {
+    return [this.experts, this.d, this.k]
+  }
+
+  get tensors(): FactorTensors<Tensor<FloatArray>> {
+    return factorTensors(this.weightA, this.weightB, undefined)
   }
 
   /** E, at least 1. */
@@ -234,20 +246,6 @@ export class ExpertLora {
   dispose(): void {
     for (const expert of this.#experts) expert.dispose()
     this.#base = undefined
-  }
-
-  [Symbol.dispose](): void {
-    this.dispose()
-  }
-
-  /** E·r·(d + k) */
-  trainableParams(): number {
-    return this.experts * this.#experts[0].trainableParams()
-  }
-
-  /** E·d·k + trainableParams() */
-  totalParams(): number {
-    return this.experts * this.#experts[0].totalParams()
   }
 
   /** ‖A‖ over all experts, Frobenius. */

@@ -5,9 +5,10 @@ import type { FloatDtype } from '../../base/dtype.js'
 import type { FloatArray } from '../../base/tensor.js'
 import type { LoraConfig } from '../config.js'
 import type { LoraLayer } from '../layer.js'
+import { Part } from '../part.js'
 
 /** @typeParam Tape what the last forward leaves for backward */
-export abstract class LinearBacked<Tape> {
+export abstract class LinearBacked<Tape> extends Part {
   /** The layer's own: rank and alpha are what the patterns give its name. */
   readonly config: LoraConfig
   /** @internal */
@@ -17,6 +18,7 @@ export abstract class LinearBacked<Tape> {
 
   /** @param config unless it is the linear layer's */
   protected constructor(linear: LoraLayer, config: LoraConfig = linear.config) {
+    super()
     this.linear = linear
     this.config = config
   }
@@ -70,26 +72,6 @@ export abstract class LinearBacked<Tape> {
   dispose(): void {
     this.linear.dispose()
     this.tape = undefined
-  }
-
-  [Symbol.dispose](): void {
-    this.dispose()
-  }
-
-  /** Elements of A and B, and of a magnitude and a bias of B; with `mica`, whose B stays as it is, without those of B. */
-  trainableParams(): number {
-    return this.linear.trainableParams()
-  }
-
-  /** Elements of the weight, of A and B, and of a magnitude and a bias of B, trained or not. */
-  totalParams(): number {
-    const { linear } = this
-    return linear.totalParams() + this.trainableParams() - linear.trainableParams()
-  }
-
-  /** trainable / total */
-  compressionRatio(): number {
-    return this.trainableParams() / this.totalParams()
   }
 
   /** ‖A‖, Frobenius. */

@@ -2,7 +2,7 @@
 // from the plan alone, such as the new config.json, is made here, so that it cannot fail once weights are written.
 
 import { type Directory, readAll } from '../../base/bytes.js'
-import { FormatError, MismatchError, throwProblem } from '../../base/errors.js'
+import { FormatError, MismatchError } from '../../base/errors.js'
 import { type Checkpoint, openCheckpoint } from '../../formats/checkpoint.js'
 import { type OpenAdapters, openAdapters, requireFiniteReplacements } from '../plan/adapters.js'
 import { CONFIG_FILE, editConfig, otherDtype } from '../plan/config-edit.js'
@@ -63,7 +63,7 @@ export async function openPlan(
     await checkpoint.close()
   }
   try {
-    opened = await openAdapters(isList(adapters) ? adapters : [adapters], sign, throwProblem, options)
+    opened = await openAdapters(isList(adapters) ? adapters : [adapters], sign, options)
     const config = await loadConfig(base)
     const plan = planMerge(checkpoint, opened.layers, config?.values, options, opened.replacements, await loadTables())
     const warnings = configWarnings(plan, config?.values, { weightsOnly, where: base.name })

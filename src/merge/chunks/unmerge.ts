@@ -2,11 +2,10 @@
 // that some values end beside the base's by a step: compareCheckpoints counts them when the original is at hand.
 
 import type { Directory } from '../../base/bytes.js'
-import { decodeWeights, type WeightDtype } from '../../base/dtype.js'
+import { decodeWeights, isWeightDtype, type WeightDtype } from '../../base/dtype.js'
 import { MismatchError } from '../../base/errors.js'
 import { elementCount, type FloatArray, formatShape } from '../../base/tensor.js'
 import { type Checkpoint, openCheckpoint, shardSource } from '../../formats/checkpoint.js'
-import { isWeightDtype } from '../../formats/safetensors.js'
 import { CHUNK_BYTES, sizeOf } from '../plan/layout.js'
 import type { MergeReport } from '../report.js'
 import type { AdapterInput } from '../weighted.js'

@@ -94,7 +94,7 @@ export class MergeJob {
   static async open(request: PathRequest, runs: boolean): Promise<MergeJob> {
     checkPathSettings(request)
     const { base, adapters, out, threads, sign } = request
-    const chosen = await chooseFormat(base, out, request.format)
+    const chosen = await chooseFormat(base, out, request)
     refuseForFormat(request, chosen.format)
     refuseEnding(out, chosen.format)
     const isFile = /\.(safetensors|onnx)$/.test(out)

@@ -1,10 +1,10 @@
 // What adapters change in an ONNX graph, place by place. A place is one input of one node: what becomes of the initializers behind
 // it, which may be shared, is the plan's to decide.
 
+import { isWeightDtype } from '../../base/dtype.js'
 import { MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
 import { type FloatArray, formatShape, type Matrix } from '../../base/tensor.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
-import { isWeightDtype } from '../../formats/safetensors.js'
 import { findLinears, type Linear, type ModuleMap, nodeScope, parameterModule } from '../../graph/match/linears.js'
 import {
   biasOf,
@@ -23,8 +23,8 @@ import type { Graph } from '../../graph/view/graph.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
 import type { ConvolutionLora } from '../../lora/kinds/convolution.js'
 import { groupsRefusal } from '../../lora/kinds/convolution-factors.js'
-import { type PartKind, requireKinds } from '../../lora/plain.js'
-import type { Replacement, StoredTensor, TokenRows } from '../../lora/replacements.js'
+import { type Replacement, rowsName, type StoredTensor, type TokenRows } from '../../lora/kinds/stored.js'
+import { type Handled, requireHandled } from '../../lora/requirements.js'
 import type { MergePart, NewValues } from '../weight.js'
 import { refuseWeighted, weightedError } from '../weighted.js'
 import { tiedHeads } from './tied.js'
@@ -42,10 +42,10 @@ export interface Edit extends Place {
 }
 
 /** What can be merged into ONNX graphs. */
-export const MERGED_KINDS: readonly PartKind[] = [
+export const MERGED: readonly Handled[] = [
   'linear',
-  'dora',
-  'lora-bias',
+  'magnitude',
+  'biasB',
   'embedding',
   'convolution',
   'replacement',
@@ -67,16 +67,15 @@ export async function collectEdits(
   const linears = findLinears(graph, modules)
   const edits = new Edits(model, graph, linears)
   for (const [index, { adapter, weight }] of adapters.entries()) {
-    requireKinds(adapter, MERGED_KINDS, 'merging into ONNX models')
+    requireHandled(adapter, MERGED, 'merging into ONNX models')
     refuseWeighted(adapter.parts(), weight)
-    if (adapter.parts().length === 0) throw new MismatchError({ where: 'adapter', what: 'it has no layers' })
+    if (adapter.size === 0) throw new MismatchError({ where: 'adapter', what: 'it has no layers' })
     edits.addLayers(index, adapter, weight)
-    for (const [name, replacement] of adapter.replacements) {
-      const isConv1d = adapter.config.fanInFanOut
-      await edits.addReplacement(index, name, replacement, isConv1d, (other) => adapter.replacements.has(other))
+    for (const replacement of adapter.parts('replacement')) {
+      await edits.addReplacement(index, replacement, adapter.config.fanInFanOut, (other) => adapter.has(other))
     }
-    for (const [module, rows] of adapter.tokenRows) {
-      await edits.addRows(index, module, rows, (other) => adapter.tokenRows.has(other))
+    for (const rows of adapter.parts('token-rows')) {
+      await edits.addRows(index, rows, (other) => adapter.has(rowsName(other)))
     }
   }
   for (const edit of edits.all()) refuseCombination(edit)
@@ -105,7 +104,7 @@ class Edits {
 
   /** Linear layers, convolutions, their biases of B, and embeddings. */
   addLayers(index: number, adapter: LoraAdapter, weight: number): void {
-    const linears = adapter.size === 0 ? [] : placeAdapter(this.#graph, this.#linears, adapter)
+    const linears = adapter.parts('linear').length === 0 ? [] : placeAdapter(this.#graph, this.#linears, adapter)
     for (const { name, layer, linear } of linears) {
       const { weightA, weightB, magnitude, biasB } = layer
       if (magnitude !== undefined && weight !== 1) throw weightedError(name, 'a DoRA layer', weight)
@@ -117,9 +116,9 @@ class Edits {
       if (bias === undefined) throw noBias(name)
       this.#at(bias, `${name}.bias`, true).add(biasPart(biasB, scale, bias.start), `${index}:${name}.bias`)
     }
-    for (const [name, convolution] of adapter.convolutions) this.#addConvolution(index, name, convolution, weight)
-    for (const [name, embedding] of adapter.embeddings) {
-      const { weightA, weightB, magnitude, vocabulary, features, scaling } = embedding
+    for (const convolution of adapter.parts('convolution')) this.#addConvolution(index, convolution, weight)
+    for (const embedding of adapter.parts('embedding')) {
+      const { name, weightA, weightB, magnitude, vocabulary, features, scaling } = embedding
       if (magnitude !== undefined && weight !== 1) throw weightedError(name, 'a DoRA layer', weight)
       const part = { name, weightA, weightB, scale: weight * scaling, magnitude, start: 0 }
       for (const place of this.#embeddingsOf(name, [vocabulary, features])) {
@@ -128,8 +127,8 @@ class Edits {
     }
   }
 
-  #addConvolution(index: number, name: string, layer: ConvolutionLora, weight: number): void {
-    const { d, k, channels, kernel, groups, magnitude, biasB } = layer
+  #addConvolution(index: number, layer: ConvolutionLora, weight: number): void {
+    const { name, d, k, channels, kernel, groups, magnitude, biasB } = layer
     if (magnitude !== undefined && weight !== 1) throw weightedError(name, 'a DoRA layer', weight)
     const places = ofModule(this.#convolutions, name)
     if (places.length === 0) refuse(name, 'the graph has no convolution of this name')
@@ -155,13 +154,12 @@ class Edits {
   /** A whole tensor: a linear layer's weight or bias, an embedding, or what a norm reads. */
   async addReplacement(
     index: number,
-    name: string,
     tensor: Replacement,
     isConv1d: boolean,
     isReplaced: (name: string) => boolean,
   ): Promise<void> {
-    const [module, member] = [name.slice(0, name.lastIndexOf('.')), name.slice(name.lastIndexOf('.') + 1)]
-    const { shape } = tensor
+    const { name, module, shape } = tensor
+    const member = name.slice(module.length + 1)
     const key = `${index}=${name}`
     if (!isWeightDtype(tensor.dtype)) refuse(name, 'values of this type cannot take a place in the graph', tensor.dtype)
     const linears = ofModule(this.#linears, module)
@@ -200,13 +198,8 @@ class Edits {
   }
 
   /** Rows of an embedding, or of the head: the same tokens, in tied embeddings of both. */
-  async addRows(
-    index: number,
-    module: string,
-    tensor: TokenRows,
-    isReplaced: (module: string) => boolean,
-  ): Promise<void> {
-    const { indices, shape } = tensor
+  async addRows(index: number, tensor: TokenRows, isReplaced: (module: string) => boolean): Promise<void> {
+    const { module, indices, shape } = tensor
     const key = `${index}#${module}`
     if (!isWeightDtype(tensor.dtype)) refuse(module, 'rows of this type cannot take a place in the graph', tensor.dtype)
     const heads = ofModule(this.#linears, module)

@@ -9,11 +9,11 @@ import type { TensorInfo } from '../../formats/safetensors.js'
 import { findLinears } from '../../graph/match/linears.js'
 import { Graph } from '../../graph/view/graph.js'
 import { LoraAdapter } from '../../lora/adapter.js'
-import { requireKinds } from '../../lora/plain.js'
+import { requireHandled } from '../../lora/requirements.js'
 import type { AdapterFile } from '../../peft/adapter-folder.js'
-import type { LayerTensors } from '../../peft/tensors.js'
+import type { FilePart } from '../../peft/tensors.js'
 import { type FitReport, fitReport, missingPart, type PartFit } from '../fit.js'
-import { MERGED_KINDS } from './edits.js'
+import { MERGED } from './edits.js'
 import { type OnnxMergePlan, planOnnxMerge } from './plan.js'
 
 const PIECE_BYTES = 1 << 22
@@ -30,34 +30,23 @@ export async function fitOnnx(
 ): Promise<FitReport> {
   const parts: PartFit[] = []
   const norms = new Map<string, number>()
-  for (const tensors of adapter.layers) {
-    const { name } = tensors
+  for (const part of adapter.parts()) {
+    const { name } = part
     const place = async () => {
-      const { targets } = await planOnnxMerge(model, [{ adapter: stubOf(tensors, adapter), weight: 1 }])
+      requireHandled({ config: adapter.config, parts: () => [part] }, MERGED, 'merging into ONNX models')
+      const { targets } = await planOnnxMerge(model, [{ adapter: stubOf(part, adapter), weight: 1 }])
       const [{ target, source }] = targets.values()
-      const { start } = target.parts[0]
-      const key = `${source.name} ${start} ${target.isInputMajor}`
-      const normDelta = normDeltas?.get(name)
+      const normDelta = 'config' in part ? normDeltas?.get(name) : undefined
       let relativeChange: number | null = null
       if (normDelta !== undefined) {
+        const key = `${source.name} ${target.parts[0].start} ${target.isInputMajor}`
         if (!norms.has(key)) norms.set(key, await normOfTarget(model, { target, source }))
         const base = norms.get(key)!
         relativeChange = base > 0 ? normDelta / base : null
       }
       return { name, tensor: source.name, shape: target.shape, dtype: target.dtype, problem: null, relativeChange }
     }
-    parts.push(await placed(name, place))
-  }
-  for (const part of adapter.parts().filter(({ name }) => !adapter.layers.some((layer) => layer.name === name))) {
-    parts.push(
-      await placed(part.name, async () => {
-        requireKinds({ config: adapter.config, parts: () => [part] }, MERGED_KINDS, 'merging into ONNX models')
-        const { targets } = await planOnnxMerge(model, [{ adapter: valuesStub(part.name, adapter), weight: 1 }])
-        const [{ target, source }] = targets.values()
-        const { shape, dtype } = target
-        return { name: part.name, tensor: source.name, shape, dtype, problem: null, relativeChange: null }
-      }),
-    )
+    parts.push(await placed(part.kind === 'token-rows' ? part.module : name, place))
   }
   return fitReport({
     base: model.name,
@@ -79,25 +68,25 @@ async function placed(name: string, place: () => Promise<PartFit>): Promise<Part
   }
 }
 
-/** An adapter of one layer of these shapes: planning needs no values. */
-function stubOf({ name, kind, config, A, B, magnitude, biasB }: LayerTensors, adapter: AdapterFile): LoraAdapter {
-  const stub = new LoraAdapter({ ...adapter.config, rank: config.rank, rankPattern: {} })
+/** An adapter of one part of these shapes: planning needs no values. */
+function stubOf(part: FilePart, { config }: AdapterFile): LoraAdapter {
+  const { name } = part
+  if (part.kind === 'replacement' || part.kind === 'token-rows') {
+    const stub = new LoraAdapter(config)
+    const { dtype, shape } = part.tensors.weight
+    const values = { dtype, shape, data: new Uint8Array() }
+    if (part.kind === 'replacement') stub.addReplacement(name, values, part)
+    else stub.addTokenRows(part.module, part.indices, values)
+    return stub
+  }
+  const { weightA, weightB, magnitude, biasB } = part.tensors
+  const stub = new LoraAdapter({ ...config, rank: part.config.rank, rankPattern: {} })
   const zero = ({ shape }: TensorInfo) => ({ data: new Float32Array(elementCount(shape)), shape })
   const matrix = ({ shape }: TensorInfo) => zeros(shape[0], shape[1], new Float32Array())
   const vectors = { magnitude: magnitude && zero(magnitude).data, biasB: biasB && zero(biasB).data }
-  if (kind === 'convolution') stub.addConvolution(name, zero(A), zero(B), vectors)
-  else if (kind === 'embedding') stub.addEmbedding(name, matrix(A), matrix(B), vectors)
-  else stub.addFactors(name, matrix(A), matrix(B), vectors)
-  return stub
-}
-
-/** An adapter that replaces one tensor, or rows of one. */
-function valuesStub(name: string, { config, replacements, tokenRows }: AdapterFile): LoraAdapter {
-  const stub = new LoraAdapter(config)
-  const stored = ({ dtype, shape }: TensorInfo) => ({ dtype, shape, data: new Uint8Array() })
-  const [whole, rows] = [replacements.get(name), tokenRows.get(name)]
-  if (whole !== undefined) stub.replacements.set(name, { ...whole, ...stored(whole.info) })
-  if (rows !== undefined) stub.tokenRows.set(name, { ...rows, ...stored(rows.info) })
+  if (part.kind === 'convolution') stub.addConvolution(name, zero(weightA), zero(weightB), vectors)
+  else if (part.kind === 'embedding') stub.addEmbedding(name, matrix(weightA), matrix(weightB), vectors)
+  else stub.addFactors(name, matrix(weightA), matrix(weightB), vectors)
   return stub
 }
 

@@ -7,7 +7,6 @@ import type { OnnxModel } from '../../formats/onnx/model.js'
 import { byteLengthOf, dimsOf } from '../../formats/onnx/tensors.js'
 import { type WeightWriter, writeOnnx } from '../../formats/onnx/write.js'
 import type { ModuleMap } from '../../graph/match/linears.js'
-import { defaultKernels } from '../../kernels/index.js'
 import { referenceKernels } from '../../kernels/reference.js'
 import { LoraAdapter } from '../../lora/adapter.js'
 import { loadAdapter } from '../../peft/adapter-folder.js'
@@ -62,7 +61,7 @@ export async function mergeOnnx(
   const initializers = proto.graph?.initializer ?? []
   const own = new Set([...model.files.keys()].map((name) => name.replace(/\/.*/, '/')))
   const companions = folder === undefined ? NO_COMPANIONS : await findCompanions(folder, own)
-  const kernels = reproducible ? referenceKernels : defaultKernels()
+  const kernels = reproducible ? referenceKernels : undefined
   const layers: LayerChange[] = []
   const overrides = new Map<string, WeightWriter>()
   for (const [name, { target, source }] of targets) {
@@ -112,10 +111,6 @@ function isList(inputs: AdapterInput | readonly AdapterInput[]): inputs is reado
 /** One entry a layer, in the adapters' order: equal weights of several nodes change alike. */
 function inOrder(changes: readonly LayerChange[], adapters: readonly { adapter: LoraAdapter }[]): LayerChange[] {
   const byName = new Map(changes.map((change) => [change.name, change]))
-  const names = adapters.flatMap(({ adapter }) => [
-    ...adapter.names(),
-    ...adapter.convolutions.keys(),
-    ...adapter.embeddings.keys(),
-  ])
+  const names = adapters.flatMap(({ adapter }) => adapter.names())
   return [...new Set(names)].flatMap((name) => byName.get(name) ?? [])
 }

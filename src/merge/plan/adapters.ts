@@ -2,20 +2,17 @@
 // so that memory does not grow with the adapter.
 
 import { type ByteSource, MemorySource } from '../../base/bytes.js'
-import { decodeWeights, encodeWeights, type WeightDtype } from '../../base/dtype.js'
-import { MismatchError, type OnProblem, throwProblem, UnsupportedError } from '../../base/errors.js'
+import { decodeWeights, encodeWeights, isWeightDtype, type WeightDtype } from '../../base/dtype.js'
+import { MismatchError, UnsupportedError } from '../../base/errors.js'
 import { elementCount, type FloatArray, isAllFinite, type Tensor } from '../../base/tensor.js'
-import { isWeightDtype, type TensorInfo } from '../../formats/safetensors.js'
+import type { TensorInfo } from '../../formats/safetensors.js'
 import { LoraAdapter } from '../../lora/adapter.js'
 import { type LoraConfig, scalingOf } from '../../lora/config.js'
 import { notFinite } from '../../lora/factors.js'
 import { convolutionShape, groupsRefusal } from '../../lora/kinds/convolution-factors.js'
-import { EmbeddingLora } from '../../lora/kinds/embedding.js'
-import { LoraLayer } from '../../lora/layer.js'
-import { requireOwnLayers, requireUnchangedBase } from '../../lora/plain.js'
-import type { StoredTensor } from '../../lora/replacements.js'
-import { type AdapterFile, type LoadOptions, openAdapter } from '../../peft/adapter-folder.js'
-import type { LayerTensors } from '../../peft/tensors.js'
+import type { FactorView, ParameterView, PartView, Shaped } from '../../lora/part.js'
+import { requireOwnLayers, requireUnchangedBase } from '../../lora/requirements.js'
+import { type AdapterFile, type OpenOptions, openAdapter } from '../../peft/adapter-folder.js'
 import { isHeadModule } from '../../peft/tied.js'
 import { requireMatched } from '../../peft/unmatched.js'
 import { type AdapterInput, refuseWeighted, weighted, weightedError } from '../weighted.js'
@@ -111,15 +108,14 @@ export interface OpenAdapters {
  * Opens all adapters of a merge. Layers come in the adapters' order.
  *
  * @param sign −1 to take adapters out again
- * @param onProblem as openAdapter's
+ * @param options as openAdapter's: with `isTolerant`, what is wrong with an adapter is passed over
  * @throws what openAdapter throws; ConfigError when a weight is not usable, MismatchError when there is nothing to merge,
  *   UnsupportedError when a part that is no sum would be weighted or taken out again
  */
 export async function openAdapters(
   inputs: readonly AdapterInput[],
   sign: 1 | -1 = 1,
-  onProblem: OnProblem = throwProblem,
-  { strict = false }: Pick<LoadOptions, 'strict'> = {},
+  { strict = false, isTolerant = false }: Pick<OpenOptions, 'strict' | 'isTolerant'> = {},
 ): Promise<OpenAdapters> {
   const closers: (() => Promise<void>)[] = []
   const close = async () => {
@@ -136,7 +132,7 @@ export async function openAdapters(
         refuseWeighted(adapter.parts(), sign * weight)
         found.addAdapter(adapter, sign * weight)
       } else {
-        const opened = await openAdapter(adapter, onProblem, { strict })
+        const opened = await openAdapter(adapter, { strict, isTolerant })
         closers.push(opened.close)
         requireUnchangedBase(opened, 'merging')
         requireOwnLayers(opened, 'merging')
@@ -173,26 +169,11 @@ export async function requireFiniteReplacements({ replacements, sources }: OpenA
   }
 }
 
-/** Where a layer's tensors are. */
-interface LayerParts {
-  name: string
-  config: LoraConfig
-  kind: LayerTensors['kind']
-  /** A's and B's. */
-  shapes: readonly [a: readonly number[], b: readonly number[]]
-  a: Factor
-  b: Factor
-  magnitude: Factor | undefined
-  biasB: Factor | undefined
-}
-
-/** Where a parameter's tensors are. */
-interface ParameterParts {
-  name: string
-  config: LoraConfig
-  experts: number
-  a: Factor
-  b: Factor
+/** Where an adapter's tensors are. */
+interface Places<Factored extends Shaped, Stored extends Shaped> {
+  factor(tensor: Factored, label: string): Factor
+  /** What takes the base's place. */
+  values(tensor: Stored, name: string): Pick<BaseReplacement, 'source' | 'info'>
 }
 
 class FoundParts {
@@ -203,74 +184,57 @@ class FoundParts {
 
   addAdapter(adapter: LoraAdapter, weight: number): void {
     const { sources } = this
-    for (const [name, layer] of [...adapter, ...adapter.embeddings, ...adapter.convolutions]) {
-      const { config, weightA, weightB, magnitude } = layer
-      const isEmbedding = layer instanceof EmbeddingLora
-      const vector = (label: string, data: FloatArray | undefined) =>
-        data && matrixFactor(`${name}.${label}`, { data, shape: [1, data.length] }, sources)
-      this.#addLayer(weight, {
-        name,
-        config,
-        kind: isEmbedding ? 'embedding' : layer instanceof LoraLayer ? 'linear' : 'convolution',
-        shapes: [weightA.shape, weightB.shape],
-        a: matrixFactor(`${name}.weightA`, weightA, sources),
-        b: matrixFactor(`${name}.weightB`, weightB, sources),
-        magnitude: vector('magnitude', magnitude),
-        biasB: vector('biasB', isEmbedding ? undefined : layer.biasB),
-      })
-    }
-    for (const [name, { config, experts, weightA, weightB }] of adapter.experts) {
-      const a = matrixFactor(`${name}.weightA`, weightA, sources)
-      this.#addParameter(weight, { name, config, experts, a, b: matrixFactor(`${name}.weightB`, weightB, sources) })
-    }
-    const add = (tensor: string, isTied: boolean, { dtype, shape, data }: StoredTensor, rows?: readonly number[]) => {
-      const source = sources.push(new MemorySource(data, tensor)) - 1
-      const info = { name: tensor, dtype, shape, offset: 0, byteLength: data.byteLength }
-      this.replacements.push({ tensor, source, info, rows, isTied })
-    }
-    const { ensureWeightTying } = adapter.config
-    for (const [tensor, stored] of adapter.replacements) add(tensor, ensureWeightTying, stored)
-    const isShared = ensureWeightTying || areRowsShared(adapter.tokenRows.keys())
-    for (const [module, stored] of adapter.tokenRows) add(`${module}.weight`, isShared, stored, stored.indices)
+    this.#add(adapter.config, adapter.parts(), weight, {
+      factor: ({ data, shape }, label) => {
+        return matrixFactor(label, { data, shape: shape.length === 1 ? [1, ...shape] : shape }, sources)
+      },
+      values: ({ dtype, shape, data }, name) => {
+        const source = sources.push(new MemorySource(data, name)) - 1
+        return { source, info: { name, dtype, shape, offset: 0, byteLength: data.byteLength } }
+      },
+    })
   }
 
-  addFile(
-    { file: { source }, config, layers, parameters, replacements, tokenRows }: AdapterFile,
-    weight: number,
-  ): void {
+  addFile({ file: { source }, config, parts }: AdapterFile, weight: number): void {
     const index = this.sources.push(source) - 1
-    const factor = (info: TensorInfo) => tensorFactor(source, index, info)
-    for (const { name, kind, config: own, A, B, magnitude, biasB } of layers) {
-      this.#addLayer(weight, {
-        name,
-        config: own,
-        kind,
-        shapes: [A.shape, B.shape],
-        a: factor(A),
-        b: factor(B),
-        magnitude: magnitude && factor(magnitude),
-        biasB: biasB && factor(biasB),
-      })
-    }
-    for (const { name, config: own, experts, A, B } of parameters) {
-      this.#addParameter(weight, { name, config: own, experts, a: factor(A), b: factor(B) })
-    }
-    const isTied = config.ensureWeightTying
-    for (const [tensor, { info }] of replacements) {
-      this.replacements.push({ tensor, source: index, info, rows: undefined, isTied })
-    }
-    const isShared = isTied || areRowsShared(tokenRows.keys())
-    for (const [module, { info, indices }] of tokenRows) {
-      this.replacements.push({ tensor: `${module}.weight`, source: index, info, rows: indices, isTied: isShared })
+    this.#add(config, parts(), weight, {
+      factor: (info) => tensorFactor(source, index, info),
+      values: (info) => ({ source: index, info }),
+    })
+  }
+
+  #add<Factored extends Shaped, Stored extends Shaped>(
+    { ensureWeightTying }: LoraConfig,
+    parts: readonly PartView<Factored, Stored>[],
+    weight: number,
+    places: Places<Factored, Stored>,
+  ): void {
+    const rowModules = parts.flatMap(({ kind, module }) => (kind === 'token-rows' ? [module] : []))
+    // PEFT gives both uses of tied embeddings the rows of one, but where the output embedding has rows of its own.
+    const isShared = ensureWeightTying || !rowModules.some(isHeadModule)
+    for (const part of parts) {
+      if (part.kind === 'replacement') {
+        const { name, tensors } = part
+        const placed = places.values(tensors.weight, name)
+        this.replacements.push({ tensor: name, rows: undefined, isTied: ensureWeightTying, ...placed })
+      } else if (part.kind === 'token-rows') {
+        const tensor = `${part.module}.weight`
+        const placed = places.values(part.tensors.weight, tensor)
+        this.replacements.push({ tensor, rows: part.indices, isTied: isShared, ...placed })
+      } else if (part.kind === 'parameter') this.#addExperts(part, weight, places)
+      else this.#addLayer(part, weight, places)
     }
   }
 
-  #addLayer(weight: number, { name, kind, config, shapes, a, b, magnitude, biasB }: LayerParts): void {
+  #addLayer<T extends Shaped>(part: FactorView<T>, weight: number, { factor }: Pick<Places<T, never>, 'factor'>): void {
+    const { name, kind, config, tensors } = part
+    const [a, b] = [factor(tensors.weightA, `${name}.weightA`), factor(tensors.weightB, `${name}.weightB`)]
+    const magnitude = tensors.magnitude && factor(tensors.magnitude, `${name}.magnitude`)
     const scale = weight * scalingOf(config)
     const [d, k, { rank }] = [b.rows, a.columns, config]
     // An embedding (V, D) is a weight of D outputs and V inputs that is stored the other way round.
     const isInputMajor = kind === 'embedding' || (kind === 'linear' && config.fanInFanOut)
-    const shape = kind === 'convolution' ? convolutionWeight(shapes, name) : isInputMajor ? [k, d] : [d, k]
+    const shape = kind === 'convolution' ? convolutionWeight(tensors, name) : isInputMajor ? [k, d] : [d, k]
     const values = new Float64Array(magnitude === undefined ? 0 : d)
     const scales = magnitude && matrixFactor(`${name}: scales`, { data: values, shape: [1, d] }, this.sources)
     const stored = { isLinear: kind === 'linear', isInputMajor, shape }
@@ -282,7 +246,7 @@ class FoundParts {
       if (weight !== 1) throw weightedError(name, 'a DoRA layer', weight)
       this.magnitudes.push({ layer, magnitude, scales: values })
     }
-    if (biasB === undefined) return
+    if (tensors.biasB === undefined) return
     // s·biasB is the product of 1 (1, 1) and biasB (1, d).
     const one = matrixFactor(`${name}: one`, { data: Float32Array.of(1), shape: [1, 1] }, this.sources)
     const bias = {
@@ -292,7 +256,7 @@ class FoundParts {
       isLinear: false,
       isInputMajor: false,
       shape: [d],
-      a: biasB,
+      a: factor(tensors.biasB, `${name}.biasB`),
       b: one,
       tensor: 'bias',
       experts: undefined,
@@ -302,20 +266,19 @@ class FoundParts {
     this.layers.push({ name, scale, ...bias })
   }
 
-  #addParameter(weight: number, { name: full, config, experts, a, b }: ParameterParts): void {
-    const at = full.lastIndexOf('.')
-    const [name, tensor] = [full.slice(0, at), full.slice(at + 1)]
+  #addExperts<T extends Shaped>(
+    { name: full, module, config, experts, tensors }: ParameterView<T>,
+    weight: number,
+    { factor }: Pick<Places<T, never>, 'factor'>,
+  ): void {
+    const [a, b] = [factor(tensors.weightA, `${full}.weightA`), factor(tensors.weightB, `${full}.weightB`)]
     const scale = weight * scalingOf(config)
     const [d, k, { rank }] = [b.rows, a.columns, config]
     const stored = { isLinear: false, isInputMajor: false, shape: [experts, d, k] }
     const factors = { d, k, rank, scale, ...stored, a, b, isTied: config.ensureWeightTying }
-    this.layers.push({ name, tensor, ...factors, experts, scales: undefined })
+    const own = { name: module, tensor: full.slice(module.length + 1) }
+    this.layers.push({ ...own, ...factors, experts, scales: undefined })
   }
-}
-
-/** PEFT gives both uses of tied embeddings the rows of one, but where the output embedding has rows of its own. */
-function areRowsShared(modules: Iterable<string>): boolean {
-  return ![...modules].some(isHeadModule)
 }
 
 /**
@@ -324,8 +287,8 @@ function areRowsShared(modules: Iterable<string>): boolean {
  *
  * @throws UnsupportedError where there are groups
  */
-function convolutionWeight([a, b]: LayerParts['shapes'], name: string): number[] {
-  const { d, channels, kernel, groups } = convolutionShape(a, b, name)
+function convolutionWeight({ weightA, weightB }: FactorView<Shaped>['tensors'], name: string): number[] {
+  const { d, channels, kernel, groups } = convolutionShape(weightA.shape, weightB.shape, name)
   if (groups > 1) throw new UnsupportedError({ where: name, what: groupsRefusal(groups) })
   return [d, channels, ...kernel]
 }

@@ -1,10 +1,11 @@
 // Adapted parameters (target_parameters) in a checkpoint: one tensor (E, ·, ·), each expert of which is a matrix with factors of
 // its own, or the experts' matrices one by one, as transformers stores most models whose parameters it holds stacked.
 
+import { isWeightDtype } from '../../base/dtype.js'
 import { MismatchError, UnsupportedError } from '../../base/errors.js'
 import { formatShape } from '../../base/tensor.js'
 import type { CheckpointTensor } from '../../formats/checkpoint.js'
-import { isWeightDtype, type TensorInfo } from '../../formats/safetensors.js'
+import type { TensorInfo } from '../../formats/safetensors.js'
 import { sizeOfDtype } from '../../kernels/merge-kernel.js'
 import { parameterLayout } from '../../lora/kinds/experts.js'
 import type { LayerFactors } from './adapters.js'

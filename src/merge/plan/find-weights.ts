@@ -1,9 +1,10 @@
 // The tensors of a checkpoint that a layer changes: found by its name or by what transformers calls it, in the right shape and type.
 
+import { isWeightDtype } from '../../base/dtype.js'
 import { MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
 import { formatShape } from '../../base/tensor.js'
 import type { Checkpoint, CheckpointTensor } from '../../formats/checkpoint.js'
-import { isWeightDtype, type TensorInfo } from '../../formats/safetensors.js'
+import type { TensorInfo } from '../../formats/safetensors.js'
 import type { BaseReplacement, LayerFactors } from './adapters.js'
 import { separateLayers, stackedLayer } from './experts.js'
 import { fusionHint } from './fused.js'

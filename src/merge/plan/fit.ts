@@ -1,10 +1,10 @@
 // How an adapter fits a checkpoint: the checks of a merge's plan, part by part, each problem noted instead of thrown.
 
 import type { ByteSource, Directory } from '../../base/bytes.js'
-import { decodeWeights } from '../../base/dtype.js'
-import { attempt, type LowrankError, UnsupportedError } from '../../base/errors.js'
+import { decodeWeights, isWeightDtype } from '../../base/dtype.js'
+import { attempt, UnsupportedError } from '../../base/errors.js'
 import { type Checkpoint, openCheckpoint, shardSource } from '../../formats/checkpoint.js'
-import { isWeightDtype, type TensorInfo } from '../../formats/safetensors.js'
+import type { TensorInfo } from '../../formats/safetensors.js'
 import { isHeadModule } from '../../peft/tied.js'
 import { readConfig } from '../chunks/open-plan.js'
 import { type FitReport, fitReport, missingPart, type PartFit } from '../fit.js'
@@ -51,7 +51,7 @@ export async function fitCheckpoint(
     const config = await readConfig(base)
     const name = `${base.name}/${basePath ?? checkpoint.indexPath ?? checkpoint.shards[0].path}`
     const whole = { base: name, kind: 'checkpoint', ...vocabularyOf(checkpoint, config) } as const
-    const opened = await openAdapters([adapter], 1, () => {}).catch((error: unknown) => {
+    const opened = await openAdapters([adapter], 1, { isTolerant: true }).catch((error: unknown) => {
       if (error instanceof UnsupportedError) return error
       throw error
     })
@@ -76,8 +76,8 @@ type Parts = Pick<OpenAdapters, 'layers' | 'replacements'>
 function judge(checkpoint: Checkpoint, adapter: Parts, config: Config, tables: ModelTables) {
   const { layers, replacements } = adapter
   const problems: string[] = []
-  const note = ({ message }: LowrankError) => problems.push(message)
-  attempt(() => refuseQuantizedConfig(config, `${checkpoint.directory.name}/config.json`), note)
+  const note = (work: () => unknown) => problems.push(...attempt(work).problems.map(({ message }) => message))
+  note(() => refuseQuantizedConfig(config, `${checkpoint.directory.name}/config.json`))
   const pair = findTiedPair(layers, checkpoint, config)
   const names = namesIn(checkpoint, layers, replacements, config, tables)
   const { locate } = names
@@ -95,7 +95,7 @@ function judge(checkpoint: Checkpoint, adapter: Parts, config: Config, tables: M
   // What only shows in the whole. Two changes that are no sum have a place each where tied embeddings are untied.
   if (problems.length === 0 && parts.every(({ problem }) => problem === null)) {
     const tied = chosen === undefined ? 'keep' : 'untie'
-    attempt(() => planMerge(checkpoint, layers, config, { tied }, replacements, tables), note)
+    note(() => planMerge(checkpoint, layers, config, { tied }, replacements, tables))
   }
   const notes =
     chosen === undefined
@@ -109,13 +109,8 @@ function judgeLayers(search: WeightSearch): PartFit[] {
   const { tensors } = checkpoint
   let suggestions = 0
   return layers.flatMap((layer): PartFit[] => {
-    let problem: string | null = null
-    const found = attempt(
-      () => findWeights(layer, search),
-      ({ message }) => {
-        problem = message
-      },
-    )
+    const { value: found, problems } = attempt(() => findWeights(layer, search))
+    let problem = problems[0]?.message ?? null
     // Of a parameter whose experts are stored one by one, each has its own line.
     const label = (tensor: string) => (found !== undefined && found.length > 1 ? tensor : labelOf(layer))
     if (found !== undefined) return found.map(({ name, tensor }) => partFit(label(name), tensor.info, problem))
@@ -134,13 +129,8 @@ function judgeReplacement(
   pair: TiedPair | undefined,
 ): PartFit {
   const { tensor } = replacement
-  let problem: string | null = null
-  attempt(
-    () => placeReplacements([replacement], { names, checkpoint, pair, tied: 'keep', isUntied: false }),
-    ({ message }) => {
-      problem = message
-    },
-  )
+  const placing = { names, checkpoint, pair, tied: 'keep', isUntied: false } as const
+  const problem = attempt(() => placeReplacements([replacement], placing)).problems[0]?.message ?? null
   const name = names.form(tensor)?.tensors[0].replace('*', '0') ?? tensor
   const stored = name === pair?.head ? [name, pair.embedding] : [name]
   const info = stored.map((own) => checkpoint.tensors.get(own)?.info).find((own) => own !== undefined)

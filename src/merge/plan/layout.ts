@@ -1,9 +1,9 @@
 // Where every byte of the output comes from: shards, the segments in them, and the chunks in which segments are worked on.
 // Pure: headers and offsets are known before a weight is read.
 
-import type { WeightDtype } from '../../base/dtype.js'
+import { isWeightDtype, type TensorDtype, type WeightDtype } from '../../base/dtype.js'
 import type { Checkpoint } from '../../formats/checkpoint.js'
-import { isWeightDtype, planSafetensors, type SafetensorsDtype, type TensorInfo } from '../../formats/safetensors.js'
+import { planSafetensors, type TensorInfo } from '../../formats/safetensors.js'
 import { sizeOfDtype as sizeOf } from '../../kernels/merge-kernel.js'
 import type { LayerFactors } from './adapters.js'
 import { expertLayer, layerOfRows } from './experts.js'
@@ -19,7 +19,7 @@ const TILE_COLUMNS = 8
 /** A tensor of the output and the base tensor that it is made from. */
 export interface OutputTensor {
   readonly name: string
-  readonly dtype: SafetensorsDtype
+  readonly dtype: TensorDtype
   readonly base: TensorInfo
   /** The base's shard that holds it, or, counted on from them, the source of an adapter. */
   readonly shard: number
@@ -34,7 +34,7 @@ export interface OutputTensor {
 /** A row of a tensor with values from elsewhere. */
 export interface OutputRow {
   readonly index: number
-  readonly dtype: SafetensorsDtype
+  readonly dtype: TensorDtype
   readonly shard: number
   readonly offset: number
   readonly byteLength: number

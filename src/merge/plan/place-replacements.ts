@@ -1,9 +1,10 @@
 // Where replaced tensors and rows go in a checkpoint: the base's tensor of that name, in its type and shape.
 
+import { isWeightDtype } from '../../base/dtype.js'
 import { MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
 import { elementCount, formatShape } from '../../base/tensor.js'
 import type { Checkpoint } from '../../formats/checkpoint.js'
-import { isWeightDtype, type TensorInfo } from '../../formats/safetensors.js'
+import type { TensorInfo } from '../../formats/safetensors.js'
 import type { BaseReplacement } from './adapters.js'
 import type { OutputTensor } from './layout.js'
 import type { CheckpointNames } from './names/choose.js'

@@ -1,11 +1,10 @@
 // Plans a merge into a checkpoint: pure, from names, types and shapes. Strict: every layer of every adapter finds its weight,
 // in the right shape, before anything is written.
 
-import type { FloatDtype } from '../../base/dtype.js'
+import { type FloatDtype, isWeightDtype } from '../../base/dtype.js'
 import { ConfigError, UnsupportedError } from '../../base/errors.js'
 import type { Checkpoint, CheckpointTensor } from '../../formats/checkpoint.js'
 import { type JsonObject, toPlain } from '../../formats/json.js'
-import { isWeightDtype } from '../../formats/safetensors.js'
 import type { BaseReplacement, LayerFactors } from './adapters.js'
 import { findWeights, missingError, namesIn, type WeightSearch } from './find-weights.js'
 import { layOut, type OutputShard, type OutputTensor, outputBytes } from './layout.js'

@@ -191,24 +191,26 @@ describe('evaInitialize', async () => {
   test('gives the ranks, alphas and directions that PEFT gives', () => {
     const adapter = evaInitialize(fresh(), inputs)
     expect(adapter.config).toMatchObject({ rankPattern, alphaPattern, init: 'eva' })
-    const summary = [...adapter].map(([name, { rank, config }]) => ({ name, rank, alpha: config.alpha }))
+    const summary = adapter.parts('linear').map(({ name, rank, config }) => ({ name, rank, alpha: config.alpha }))
     const byName = (a: { name: string }, b: { name: string }) => (a.name < b.name ? -1 : 1)
     expect(summary.sort(byName)).toEqual(layers.sort(byName))
     expect(inputs.map(([name]) => name).filter((name) => !adapter.has(name))).toEqual(dropped)
-    for (const [name, layer] of adapter) {
+    for (const layer of adapter.parts('linear')) {
+      const { name } = layer
       // PEFT's decomposition is a randomised one in float32.
       expect(maxDifference(layer.weightA, tensors.get(`A.${name}`)!)).toBeLessThan(5e-4)
       expect(layer.normB()).toBe(0)
       expect(maxDifference(layer.effectiveWeight(), weightOf(name))).toBe(0)
     }
-    expect([...adapter].reduce((sum, [, { rank }]) => sum + rank, 0)).toBe(14)
+    expect(adapter.parts('linear').reduce((sum, { rank }) => sum + rank, 0)).toBe(14)
   })
 
   test('leaves ranks alone with ρ = 1, and layers without inputs as they start', () => {
     const adapter = evaInitialize(fresh(), inputs.slice(1), { rho: 1, whiten: true })
-    expect([...adapter].map(([, { rank }]) => rank)).toEqual([...fresh()].map(([, { rank }]) => rank))
-    const [[name, layer]] = adapter
-    expect(layer.weightA).toEqual(fresh().layer(name).weightA)
+    const ranks = (of: LoraAdapter) => of.parts('linear').map(({ rank }) => rank)
+    expect(ranks(adapter)).toEqual(ranks(fresh()))
+    const [{ name, weightA }] = adapter.parts('linear')
+    expect(weightA).toEqual(fresh().layer(name).weightA)
   })
 
   test('refuses what does not fit', () => {

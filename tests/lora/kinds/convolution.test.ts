@@ -7,7 +7,7 @@ import { elementCount, type FloatArray, type Tensor } from '../../../src/base/te
 import { LoraAdapter } from '../../../src/lora/adapter.js'
 import { ConvolutionLora } from '../../../src/lora/kinds/convolution.js'
 import type { ConvolutionGeometry } from '../../../src/lora/kinds/windows.js'
-import { requirePlain } from '../../../src/lora/plain.js'
+import { requirePlain } from '../../../src/lora/requirements.js'
 import { inspectAdapter } from '../../../src/peft/inspect.js'
 import { dot, type Precision, random } from '../matrices.js'
 
@@ -144,7 +144,7 @@ test('dropout is on in training alone', () => {
   adapter.eval()
   const exact = made.forward(x)
   expect(made.forward(x)).toEqual(exact)
-  expect(adapter.train().convolutions.get('c')!.forward(x)).not.toEqual(exact)
+  expect(adapter.train().get('c', 'convolution')!.forward(x)).not.toEqual(exact)
   made.merge()
   expectClose(made.forward(x), exact)
 })
@@ -258,17 +258,17 @@ test('is a part of an adapter', () => {
   const c = adapter.addConvolution('c', tensor([2, 3, 3, 2], 1), tensor([4, 2, 1, 1], 2))
   c.attachBase(tensor([4, 3, 3, 2], 3))
   expect(() => adapter.addFactors('c', random(2, 3, 1), random(3, 2, 1))).toThrow(ConfigError)
-  expect(adapter.parts()).toEqual([
-    { name: 'l', kind: 'linear' },
-    { name: 'c', kind: 'convolution' },
+  expect(adapter.parts().map(({ name, kind }) => [name, kind])).toEqual([
+    ['l', 'linear'],
+    ['c', 'convolution'],
   ])
   expect(() => requirePlain(adapter, 'training')).toThrow('c: an adapted convolution is not implemented for training')
   expect(c.trainableParams()).toBe(2 * 18 + 4 * 2)
   expect(adapter.totalTrainableParams()).toBe(2 * (3 + 4) + c.trainableParams())
-  expect(adapter.summary().layers[1]).toEqual({
+  expect(adapter.summary().parts[1]).toEqual({
     name: 'c',
-    d: 4,
-    k: 18,
+    kind: 'convolution',
+    shape: [4, 3, 3, 2],
     rank: 2,
     trainableParams: 44,
     totalParams: 44 + 72,

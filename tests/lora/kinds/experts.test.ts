@@ -57,7 +57,7 @@ describe.each(cases)('$name', ({ folder, expected }) => {
     const base = await tensorsOf(goldenPath('experts', `${expected.base}-base`, 'fused.safetensors'))
     const tensors = await tensorsOf(path.join(folder, 'tensors.safetensors'))
     for (const { name, experts, d, shape, isInputMajor } of expected.parameters) {
-      const parameter = adapter.experts.get(name)!.attachBase(inF64(base.get(name)!), { isInputMajor })
+      const parameter = adapter.get(name, 'parameter')!.attachBase(inF64(base.get(name)!), { isInputMajor })
       const merged = tensors.get(`merged.${name}`)!
       const effective = parameter.effectiveWeight()
       expect(effective.shape).toEqual(shape)
@@ -178,8 +178,8 @@ describe('a parameter of its own', () => {
     const fields = JSON.parse(new TextDecoder().decode(saved.files.get('adapter_config.json')))
     expect(fields.target_parameters).toEqual(['moe.experts.down_proj', 'moe.experts.gate_up_proj'])
     const again = await loadAdapter(saved)
-    expect(again.experts.get('moe.experts.down_proj')).toMatchObject({ d: 5, k: 4 })
-    expect(again.experts.get('moe.experts.gate_up_proj')).toMatchObject({ d: 8, k: 5 })
+    expect(again.get('moe.experts.down_proj')).toMatchObject({ d: 5, k: 4 })
+    expect(again.get('moe.experts.gate_up_proj')).toMatchObject({ d: 8, k: 5 })
     expect(again.parts().map(({ kind }) => kind)).toEqual(['parameter', 'parameter'])
     expect(() => adapter.addExperts('moe.experts.down_proj', random(6, 4), random(5, 6))).toThrow(ConfigError)
     expect(() => adapter.addExperts('down_proj', random(6, 4), random(5, 6))).toThrow(ConfigError)
@@ -208,8 +208,8 @@ describe('folders that must not load', () => {
 
   test('the one that all cases start from loads', async () => {
     const adapter = (await load({}, PAIR)) as LoraAdapter
-    expect(adapter.experts.get('mlp.experts.down_proj')).toMatchObject({ experts: 3, d: 4, k: 3 })
-    expect(adapter.size).toBe(0)
+    expect(adapter.get('mlp.experts.down_proj')).toMatchObject({ experts: 3, d: 4, k: 3 })
+    expect([adapter.size, adapter.parts('linear')]).toEqual([1, []])
   })
 
   test.each<[string, new (...args: never[]) => Error, string, object, Record<string, number[]>]>([

@@ -39,7 +39,7 @@ function wide(seed: number, shapes: Partial<typeof SHAPES> = SHAPES): LoraAdapte
 
 /** The folder of an adapter as PEFT writes one that was trained in f64. */
 async function folderOf(adapter: LoraAdapter): Promise<MemoryDirectory> {
-  const tensors = [...adapter].flatMap(([name, { weightA, weightB }]) =>
+  const tensors = adapter.parts('linear').flatMap(({ name, weightA, weightB }) =>
     [['A', weightA] as const, ['B', weightB] as const].map(([factor, { data, shape }]) => ({
       name: `base_model.model.${name}.lora_${factor}.weight`,
       dtype: 'F64' as const,
@@ -184,7 +184,7 @@ describe('F64', () => {
     const from = await base(SKETCHES)
     const adapter = wide(1)
     const data = Float32Array.from({ length: 24 }, (_, i) => i + 0.1)
-    adapter.tokenRows.set('embed', { indices: [7], dtype: 'F32', shape: [1, 24], data: new Uint8Array(data.buffer) })
+    adapter.addTokenRows('embed', [7], { data, shape: [1, 24] })
     const out = new MemoryDirectory()
     await mergeCheckpoint(from, adapter, out)
     const [before, after] = [await readTensors(from), await readTensors(out)]

@@ -144,14 +144,16 @@ test('what replaces a tensor must fit the base', async () => {
   const out = new MemoryDirectory()
   await expect(mergeCheckpoint(await base('gpt2'), folderOf('modules-to-save'), out)).rejects.toThrow(MismatchError)
   const adapter = await loadAdapter(folderOf('modules-to-save'))
-  const head = adapter.replacements.get('lm_head.weight')!
-  adapter.replacements.set('lm_head.weight', { ...head, shape: [16, 24] })
+  const { dtype, data } = adapter.get('lm_head.weight', 'replacement')!
+  adapter.remove('lm_head.weight')
+  adapter.addReplacement('lm_head.weight', { dtype, data, shape: [16, 24] })
   await expect(mergeCheckpoint(await base('qwen2'), adapter, out)).rejects.toThrow(
     /^lm_head\.weight: .*in another shape; expected \(32, 12\), got \(16, 24\)/,
   )
   const rows = await loadAdapter(folderOf('tokens'))
-  const stored = rows.tokenRows.get('model.embed_tokens')!
-  rows.tokenRows.set('model.embed_tokens', { ...stored, indices: [31, 2, 32] })
+  const stored = rows.get('model.embed_tokens[tokens]', 'token-rows')!
+  rows.remove(stored.name)
+  rows.addTokenRows('model.embed_tokens', [31, 2, 32], stored)
   await expect(mergeCheckpoint(await base('qwen2'), rows, out)).rejects.toThrow(
     /no row 32 to replace; expected below 32/,
   )
@@ -163,7 +165,9 @@ test.each([
   ['tokens', 'model.embed_tokens'],
 ])('what replaces values is finite: %s', async (name, tensor) => {
   const adapter = await loadAdapter(folderOf(name))
-  const { data, dtype } = adapter.replacements.get(tensor) ?? adapter.tokenRows.get(tensor)!
+  const [{ data, dtype }] = adapter
+    .parts('replacement', 'token-rows')
+    .filter((part) => [part.name, part.module].includes(tensor))
   expect(dtype).toBe('F32')
   const file = new MemoryDirectory({}, 'adapter')
   for (const part of ['adapter_config.json', 'adapter_model.safetensors']) {

@@ -1,14 +1,9 @@
 // What browser.test.ts runs in a page: merges from picked files into the origin's private file system and into streams.
 
-import {
-  FilesDirectory,
-  HandleDirectory,
-  type MergeProgress,
-  mergeCheckpoint,
-  StreamDirectory,
-  unmergeCheckpoint,
-} from '../../../src/index.js'
+import { FilesDirectory, HandleDirectory, type MergeProgress, StreamDirectory } from '../../../src/index.js'
 import { createMergeKernel } from '../../../src/kernels/merge.js'
+import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
+import { unmergeCheckpoint } from '../../../src/merge/chunks/unmerge.js'
 
 /** SHA-256 by file. */
 export type Digests = Record<string, string>

@@ -2,7 +2,7 @@
 
 import { describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
-import type { SafetensorsDtype } from '../../../src/formats/safetensors.js'
+import type { TensorDtype } from '../../../src/base/dtype.js'
 import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
 import { compareCheckpoints, unmergeCheckpoint } from '../../../src/merge/chunks/unmerge.js'
 import { adapter, base, compareStored, readTensors, safetensors, type TensorSketch } from '../toolkit.js'
@@ -13,7 +13,7 @@ const SKETCHES: TensorSketch[] = [
   ['model.norm.weight', 'F32', [16]],
 ]
 
-async function checkpoint(dtype: SafetensorsDtype, data: Uint8Array, name = 'x'): Promise<MemoryDirectory> {
+async function checkpoint(dtype: TensorDtype, data: Uint8Array, name = 'x'): Promise<MemoryDirectory> {
   const shape = [data.byteLength / ({ F32: 4, I64: 8 }[dtype as string] ?? 2)]
   return new MemoryDirectory({ 'model.safetensors': await safetensors([{ name, dtype, shape, data }]) })
 }

@@ -106,7 +106,7 @@ test.each(cases.filter((name) => existsSync(goldenPath('experts', name, 'saved.s
 describe('large experts', () => {
   const [experts, d, k, rank] = [2, 1300, 210, 4]
   const name = 'moe.experts.gate_up_proj'
-  const random = new Random(5, 'experts')
+  const random = new Random(5, 'parameter')
   const matrix = (rows: number, columns: number) => {
     return { data: normals(random, rows * columns, 0.1), shape: [rows, columns] as const }
   }
@@ -123,7 +123,7 @@ describe('large experts', () => {
     const from = await checkpointOf(new Map([[name, { data, shape }]]), '{}')
     const out = new MemoryDirectory({}, 'out')
     await mergeCheckpoint(from, [{ adapter: adapters[0], weight: 0.5 }, adapters[1]], out)
-    const deltas = adapters.map((own) => own.experts.get(name)!.attachBase({ data, shape }).delta().data)
+    const deltas = adapters.map((own) => own.get(name, 'parameter')!.attachBase({ data, shape }).delta().data)
     const sum = data.map((value, i) => value + 0.5 * deltas[0][i] + deltas[1][i])
     expectClose(await tensorsIn(out), new Map([[name, { data: sum, shape }]]), 1e-6)
     const folders: string[] = []
@@ -169,7 +169,7 @@ describe('square experts', () => {
       own,
       out,
     )
-    const parameter = own.experts.get(`${module}.down_proj`)!.attachBase(zeros(experts, d, d), { isInputMajor })
+    const parameter = own.get(`${module}.down_proj`, 'parameter')!.attachBase(zeros(experts, d, d), { isInputMajor })
     const expected = new Map([
       [`${module}.down_proj`, { ...zeros(experts, d, d), data: Float32Array.from(parameter.delta().data) }],
     ])
@@ -185,7 +185,7 @@ describe('square experts', () => {
       ])
       const out = new MemoryDirectory()
       await mergeCheckpoint(await checkpointOf(values, '{}'), own, out)
-      const parameter = own.experts.get(`${module}.down_proj`)!.attachBase(zeros(experts, d, d), { isInputMajor })
+      const parameter = own.get(`${module}.down_proj`, 'parameter')!.attachBase(zeros(experts, d, d), { isInputMajor })
       const got = (await tensorsIn(out)).get(`${module}.down_proj`)!
       expect(Math.max(...parameter.delta().data.map((value, i) => Math.abs(value - got.data[i])))).toBeLessThan(1e-6)
     }

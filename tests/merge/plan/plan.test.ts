@@ -125,9 +125,9 @@ describe('strictness', () => {
       return { dtype: 'F32' as const, shape: [rows, 16], data }
     }
     const whole = adapter({ q_proj: [24, 16] })
-    whole.replacements.set('score.weight', { key: 'score.weight', isTrained: true, ...large(8, 2 * 16 + 5) })
+    whole.addReplacement('score.weight', large(8, 2 * 16 + 5))
     const rows = adapter({ q_proj: [24, 16] })
-    rows.tokenRows.set('embed', { indices: [3, 30], ...large(2, 16 + 7) })
+    rows.addTokenRows('embed', [3, 30], large(2, 16 + 7))
     for (const [lora, where, place] of [
       [whole, 'score.weight', '(2, 5)'],
       [rows, 'embed.weight', '(30, 7)'],

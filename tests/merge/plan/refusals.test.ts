@@ -2,7 +2,7 @@
 
 import { describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
-import type { SafetensorsDtype } from '../../../src/formats/safetensors.js'
+import type { TensorDtype } from '../../../src/base/dtype.js'
 import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
 import { adapter, type BaseOptions, base, type TensorSketch } from '../toolkit.js'
 
@@ -80,7 +80,7 @@ describe('fused modules', () => {
 
 describe('quantised bases', () => {
   const module = 'model.q_proj'
-  const tensor = (suffix: string, dtype: SafetensorsDtype, shape: readonly number[]): TensorSketch => [
+  const tensor = (suffix: string, dtype: TensorDtype, shape: readonly number[]): TensorSketch => [
     module + suffix,
     dtype,
     shape,

@@ -31,7 +31,7 @@ const VALUES_BYTES = stored(VALUES, [32, 16]).data
 function replacing(...names: string[]): LoraAdapter {
   const lora = adapter({ 'model.q_proj': [24, 16] })
   for (const name of names) {
-    lora.replacements.set(name, { key: name, isTrained: true, ...stored(VALUES, [32, 16]) })
+    lora.addReplacement(name, stored(VALUES, [32, 16]))
   }
   return lora
 }
@@ -41,7 +41,7 @@ const trainableTokenIndices = { 'model.embed_tokens': [3, 30], lm_head: [30, 4] 
 
 /** And one that brings rows 3 and 30. */
 function withRows(lora = adapter({ 'model.q_proj': [24, 16] }, { trainableTokenIndices })): LoraAdapter {
-  lora.tokenRows.set('model.embed_tokens', { indices: [3, 30], ...stored(VALUES.subarray(0, 32), [2, 16]) })
+  lora.addTokenRows('model.embed_tokens', [3, 30], stored(VALUES.subarray(0, 32), [2, 16]))
   return lora
 }
 
@@ -101,7 +101,7 @@ describe('untie', () => {
       }
       if (bias === undefined) return
       const replaced = stored(VALUES.subarray(0, 32), [32])
-      changed.replacements.set(bias, { key: bias, isTrained: true, ...replaced })
+      changed.addReplacement(bias, replaced)
       const { after } = await run(own, changed, 'untie')
       for (const name of [bias, `${head}.bias`]) expect(after.get(name)!.bytes).toEqual(replaced.data)
     },
@@ -162,7 +162,8 @@ describe.each([
   it('untie: each gets its own where both are replaced; keep has no place for two', async () => {
     const lora = replacing(HEAD, EMBEDDING)
     const other = VALUES.map((value) => value + 1)
-    lora.replacements.set(HEAD, { key: HEAD, isTrained: true, ...stored(other, [32, 16]) })
+    lora.remove(HEAD)
+    lora.addReplacement(HEAD, stored(other, [32, 16]))
     const { after } = await run(sketches, lora, 'untie')
     expect(after.get(EMBEDDING)!.bytes).toEqual(VALUES_BYTES)
     expect(after.get(HEAD)!.bytes).toEqual(stored(other, [32, 16]).data)
@@ -180,7 +181,7 @@ describe.each([
 
   describe('rows of the head alone, or beside others of the embedding', () => {
     const withHeadRows = (lora = adapter({ 'model.q_proj': [24, 16] }, { trainableTokenIndices })) => {
-      lora.tokenRows.set('lm_head', { indices: [30, 4], ...stored(VALUES.subarray(32, 64), [2, 16]) })
+      lora.addTokenRows('lm_head', [30, 4], stored(VALUES.subarray(32, 64), [2, 16]))
       return lora
     }
     const headRows = floats({ ...stored(VALUES.subarray(32, 64), [2, 16]), bytes: VALUES_BYTES.slice(64, 128) })
@@ -230,8 +231,8 @@ describe.each([
       return [name === EMBEDDING ? `${embedding}.weight` : name === HEAD ? `${head}.weight` : name, ...rest]
     })
     const rows = adapter({ 'model.q_proj': [24, 16] })
-    rows.tokenRows.set(embedding, { indices: [3, 30], ...stored(VALUES.subarray(0, 32), [2, 16]) })
-    rows.tokenRows.set(head, { indices: [3, 1], ...stored(VALUES.subarray(0, 32), [2, 16]) })
+    rows.addTokenRows(embedding, [3, 30], stored(VALUES.subarray(0, 32), [2, 16]))
+    rows.addTokenRows(head, [3, 1], stored(VALUES.subarray(0, 32), [2, 16]))
     const layers = adapter({ [head]: [32, 16] })
     layers.addEmbedding(
       embedding,

@@ -40,9 +40,14 @@ export class ModelCache {
     return path.join(this.#folder, 'blobs', digest)
   }
 
-  /** Where a commit's file lies. */
+  /** Where a commit's files lie, under their own names. */
+  snapshotFolder(commit: string): string {
+    return path.join(this.#folder, 'snapshots', commit)
+  }
+
+  /** Where one of them lies. */
   snapshot(commit: string, file: string): string {
-    return path.join(this.#folder, 'snapshots', commit, ...file.split('/'))
+    return path.join(this.snapshotFolder(commit), ...file.split('/'))
   }
 
   /** The commit that a branch or tag was at when it was last asked for. */
@@ -103,7 +108,7 @@ export class ModelCache {
 
   /** Paths of a commit's files that are in the cache, each with its length. */
   async cachedFiles(commit: string): Promise<Map<string, number>> {
-    const root = path.join(this.#folder, 'snapshots', commit)
+    const root = this.snapshotFolder(commit)
     const entries = await readdir(root, { recursive: true, withFileTypes: true }).catch(() => [])
     const found = new Map<string, number>()
     for (const entry of entries) {

@@ -1,0 +1,34 @@
+// What data can be read from: records in memory, files, folders.
+
+import type { ByteSource, Directory } from '../base/bytes.js'
+
+/** A file, a folder of files, or several of them in order; or records in memory. */
+export type DataSource =
+  | ByteSource
+  | Directory
+  | readonly (ByteSource | Directory)[]
+  | Iterable<unknown>
+  | AsyncIterable<unknown>
+
+/** Whether the value is one of the forms of data. What it holds is seen when it is read. */
+export function isDataSource(value: unknown): value is DataSource {
+  return isByteSource(value) || isDirectory(value) || isIterable(value)
+}
+
+/** Whether the value is a file. */
+export function isByteSource(value: unknown): value is ByteSource {
+  const source = value as Partial<ByteSource> | null | undefined
+  return typeof source?.read === 'function' && typeof source.byteLength === 'number'
+}
+
+/** Whether the value is a folder. */
+export function isDirectory(value: unknown): value is Directory {
+  const directory = value as Partial<Directory> | null | undefined
+  return typeof directory?.list === 'function' && typeof directory.open === 'function'
+}
+
+/** Whether the value gives one item after the other. */
+export function isIterable(value: unknown): value is Iterable<unknown> | AsyncIterable<unknown> {
+  if (typeof value !== 'object' || value === null) return false
+  return Symbol.iterator in value || Symbol.asyncIterator in value
+}

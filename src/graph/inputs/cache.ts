@@ -1,0 +1,109 @@
+// Key-value caches: which inputs and outputs hold them, and an empty one.
+
+import { UnsupportedError } from '../../base/errors.js'
+import type { ValueInfoProto } from '../../formats/onnx/gen/onnx_pb.js'
+import { dimsOf } from '../../formats/onnx/tensors.js'
+import type { RuntimeTensor, TensorData, TensorType } from '../../runtime/runtime.js'
+import { intAttribute } from '../view/attributes.js'
+import type { Graph } from '../view/graph.js'
+import { dimsOfInput, splitInputs, typeOf } from './roles.js'
+
+/** One tensor of the key-value cache: the input that takes it and the output that gives its successor. */
+export interface CacheEntry {
+  readonly past: string
+  readonly present: string
+  readonly type: TensorType
+  /** Axis of the number of past tokens. */
+  readonly axis: number
+  /** Its shape; `batch` and the length of the past (at `axis`) are undefined. */
+  readonly dims: readonly (number | undefined)[]
+}
+
+/** Whether an input takes a part of the cache. */
+export function isCacheInput(input: ValueInfoProto): boolean {
+  return /^past/.test(input.name) && typeOf(input) !== undefined
+}
+
+/** Leaves out what joins an empty cache to the new keys and values: in training nothing is in it. */
+export function dropEmptyCache(graph: Graph): void {
+  for (const { name: past } of splitInputs(graph).others.filter(isCacheInput)) {
+    for (const node of graph.consumers(past)) {
+      const [other, ...more] = node.input.filter((input) => input !== past)
+      if (node.opType === 'Concat' && more.length === 0) graph.replaceUses(node.output[0], other)
+    }
+  }
+}
+
+/** Throws UnsupportedError for a cache of a layout that is not known. */
+export function cacheEntry(graph: Graph, input: ValueInfoProto): CacheEntry {
+  const type = typeOf(input) as TensorType
+  const dims = dimsOfInput(input)
+  // (batch, heads, past, head size) everywhere but in old Bloom exports, which are refused by their rank.
+  const axis = dims.length - 2
+  if (dims.length !== 4 || dims[1] === undefined) {
+    throw new UnsupportedError({
+      where: `input ${input.name}`,
+      what: 'a cache of unknown layout',
+      expected: '(batch, heads, past length, head size)',
+      got: `(${dims.map((dim) => dim ?? '?').join(', ')})`,
+    })
+  }
+  const headSize = dims[3] ?? attentionHeadSize(graph, input.name)
+  if (headSize === undefined) {
+    throw new UnsupportedError({ where: `input ${input.name}`, what: 'the size of its heads cannot be told' })
+  }
+  const present = presentName(graph, input.name)
+  return { past: input.name, present, type, axis, dims: [undefined, dims[1], undefined, headSize] }
+}
+
+/** past_key_values.0.key → present.0.key, past_key_values.0.key → present_key_values.0.key, past_0 → present_0. */
+function presentName(graph: Graph, past: string): string {
+  const wanted = [past.replace('past_key_values', 'present'), past.replace('past', 'present')]
+  const output = graph.outputs.find(({ name }) => wanted.includes(name))
+  if (output !== undefined) return output.name
+  throw new UnsupportedError({
+    where: `input ${past}`,
+    what: 'no output continues this cache',
+    expected: wanted.join(' or '),
+    got: `outputs ${graph.outputs.map(({ name }) => name).join(', ')}`,
+  })
+}
+
+/** From the attention operator that reads the cache: the width of its query over the number of heads. */
+function attentionHeadSize(graph: Graph, past: string): number | undefined {
+  const attention = graph.consumers(past).find(({ opType }) => opType === 'GroupQueryAttention')
+  if (attention === undefined) return undefined
+  const heads = intAttribute(attention, 'num_heads', 1)
+  const isPacked = (attention.input[1] ?? '') === ''
+  const width = widthOf(graph, attention.input[0])
+  return width === undefined
+    ? undefined
+    : width / (isPacked ? heads + 2 * intAttribute(attention, 'kv_num_heads', heads) : heads)
+}
+
+/** Length of a value's last axis, from the weight of the matmul behind it. */
+function widthOf(graph: Graph, value: string): number | undefined {
+  const node = graph.producer(value)
+  if (node === undefined) return undefined
+  if (node.opType === 'MatMul') {
+    const weight = graph.constant(node.input[1])
+    return weight === undefined ? undefined : dimsOf(weight).at(-1)
+  }
+  if (node.opType === 'MatMulNBits') return intAttribute(node, 'N', 0)
+  if (!['RotaryEmbedding', 'Add', 'Cast', 'Identity'].includes(node.opType)) return undefined
+  return node.input.map((input) => widthOf(graph, input)).find((width) => width !== undefined)
+}
+
+const ARRAYS: Partial<Record<TensorType, new (length: number) => TensorData>> = {
+  float32: Float32Array,
+  float64: Float64Array,
+  float16: Uint16Array,
+}
+
+/** No past at all. */
+export function emptyTensor({ past, type, dims, axis }: CacheEntry, batch: number): RuntimeTensor {
+  const DataArray = ARRAYS[type]
+  if (DataArray === undefined)
+    throw new UnsupportedError({ where: `input ${past}`, what: 'a cache of this type', got: type })
+  return { type, data: new DataArray(0), dims: dims.map((dim, i) => (i === axis ? 0 : (dim ?? batch))) }
+}

@@ -1,0 +1,51 @@
+// Inputs of decoders that read an encoder's output: its hidden states and mask, caches of both, and in merged graphs the
+// branch that is taken. Names are those of optimum and transformers.js.
+
+import { UnsupportedError } from '../../base/errors.js'
+import type { ValueInfoProto } from '../../formats/onnx/gen/onnx_pb.js'
+import type { Feeds, RuntimeTensor, TensorType } from '../../runtime/runtime.js'
+import type { Graph } from '../view/graph.js'
+import { emptyTensor, isCacheInput } from './cache.js'
+import { dimsOfInput, typeOf } from './roles.js'
+
+export const HIDDEN_STATES = 'encoder_hidden_states'
+const MASK = 'encoder_attention_mask'
+const BRANCH = 'use_cache_branch'
+
+/**
+ * Feeds with what the first call of a text needs besides tokens and hidden states: a mask of ones, empty caches, the branch without a
+ * cache. Once a cache is fed, the rest is the caller's.
+ *
+ * @throws UnsupportedError for a cache of a layout that is not known
+ */
+export function completeEncoderDecoderFeeds(graph: Graph, feeds: Feeds): Feeds {
+  const states = feeds[HIDDEN_STATES] ?? feeds.input_ids
+  const missing = graph.inputs.filter(({ name }) => feeds[name] === undefined)
+  const isFirst = !graph.inputs.some((input) => isCacheInput(input) && feeds[input.name] !== undefined)
+  if (states === undefined || missing.length === 0 || !isFirst) return feeds
+  const [batch, length] = states.dims
+  const completed: Record<string, RuntimeTensor> = { ...feeds }
+  for (const input of missing) {
+    const { name } = input
+    if (name === MASK)
+      completed[name] = { type: 'int64', data: new BigInt64Array(batch * length).fill(1n), dims: [batch, length] }
+    else if (name === BRANCH) completed[name] = { type: 'bool', data: Uint8Array.of(0), dims: [1] }
+    else if (isCacheInput(input)) completed[name] = emptyCache(input, batch)
+  }
+  return completed
+}
+
+/** (batch, heads, 0, head size) */
+function emptyCache(input: ValueInfoProto, batch: number): RuntimeTensor {
+  const dims = dimsOfInput(input)
+  if (dims.length !== 4 || dims[1] === undefined || dims[3] === undefined) {
+    throw new UnsupportedError({
+      where: `input ${input.name}`,
+      what: 'a cache of unknown layout',
+      expected: '(batch, heads, past length, head size)',
+      got: `(${dims.map((dim) => dim ?? '?').join(', ')})`,
+    })
+  }
+  const entry = { past: input.name, present: '', type: typeOf(input) as TensorType, axis: 2, dims }
+  return emptyTensor({ ...entry, dims: [undefined, dims[1], undefined, dims[3]] }, batch)
+}

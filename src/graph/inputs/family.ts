@@ -1,0 +1,39 @@
+// Which family of inputs a graph has: tokens that continue a text, an encoder's, pixels, or a decoder's behind an encoder.
+
+import type { Feeds } from '../../runtime/runtime.js'
+import type { Graph } from '../view/graph.js'
+import { completeEncoderDecoderFeeds, HIDDEN_STATES } from './encoder-decoder.js'
+import { completePixelFeeds, PIXELS } from './pixels.js'
+import { completeTokenFeeds } from './tokens.js'
+
+export type InputFamily = 'tokens' | 'encoder' | 'pixels' | 'encoder-decoder'
+
+/** The family of a graph's inputs; undefined for others, such as an embedding's or an audio model's. */
+export function inputFamily(graph: Graph): InputFamily | undefined {
+  const names = new Set(graph.inputs.map(({ name }) => name))
+  if (names.has(HIDDEN_STATES)) return 'encoder-decoder'
+  if (names.has(PIXELS)) return 'pixels'
+  if (!names.has('input_ids')) return undefined
+  const isContinued = [...names].some((name) => /^past/.test(name)) || names.has('position_ids')
+  return isContinued ? 'tokens' : 'encoder'
+}
+
+/**
+ * Feeds with what the caller leaves out and the family tells: masks of ones, positions, token types of 0, empty caches. Inputs of
+ * unknown meaning are left to the caller.
+ *
+ * @throws UnsupportedError when a cache that is left out has an unknown layout
+ */
+export function completeFeeds(graph: Graph, feeds: Feeds): Feeds {
+  switch (inputFamily(graph)) {
+    case 'tokens':
+    case 'encoder':
+      return completeTokenFeeds(graph, feeds)
+    case 'pixels':
+      return completePixelFeeds(graph, feeds)
+    case 'encoder-decoder':
+      return completeEncoderDecoderFeeds(graph, feeds)
+    case undefined:
+      return feeds
+  }
+}

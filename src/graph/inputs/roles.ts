@@ -1,0 +1,158 @@
+// What inputs over tokens mean, whichever exporter named them, and the feeds for them.
+
+import { TensorProto_DataType as DataType, type ValueInfoProto } from '../../formats/onnx/gen/onnx_pb.js'
+import type { Feeds, RuntimeTensor, TensorType } from '../../runtime/runtime.js'
+import type { Graph } from '../view/graph.js'
+
+/** Tokens to feed: row-major (batch, sequence). */
+export interface TokenBatch {
+  readonly batch: number
+  readonly sequence: number
+  readonly inputIds: ArrayLike<number | bigint>
+  /** (batch, past + sequence): 1 for real tokens, 0 for padding. */
+  readonly attentionMask: ArrayLike<number | bigint>
+  /** (batch, sequence): which text of a pair a token is of. Default: all 0. */
+  readonly tokenTypeIds?: ArrayLike<number | bigint> | undefined
+  /** Tokens already in the cache. Default 0. */
+  readonly past?: number
+}
+
+export type Role =
+  | 'inputIds'
+  | 'attentionMask'
+  | 'positionIds'
+  | 'tokenTypeIds'
+  | 'logitsToKeep'
+  | 'seqlensK'
+  | 'totalLength'
+  | 'pastLength'
+  | 'cachePosition'
+
+/** Input names by role, as optimum, transformers.js and onnxruntime-genai use them. */
+const ROLES: Readonly<Record<string, Role>> = {
+  input_ids: 'inputIds',
+  attention_mask: 'attentionMask',
+  position_ids: 'positionIds',
+  token_type_ids: 'tokenTypeIds',
+  num_logits_to_keep: 'logitsToKeep',
+  logits_to_keep: 'logitsToKeep',
+  seqlens_k: 'seqlensK',
+  total_sequence_length: 'totalLength',
+  total_seq_len: 'totalLength',
+  past_sequence_length: 'pastLength',
+  past_seq_len: 'pastLength',
+  cache_position: 'cachePosition',
+}
+
+/** An input of a graph whose meaning is known. */
+export interface RoleInput {
+  readonly name: string
+  readonly role: Role
+  readonly type: TensorType
+  readonly rank: number
+}
+
+const TYPES: Partial<Record<DataType, TensorType>> = {
+  [DataType.FLOAT]: 'float32',
+  [DataType.FLOAT16]: 'float16',
+  [DataType.DOUBLE]: 'float64',
+  [DataType.INT64]: 'int64',
+  [DataType.INT32]: 'int32',
+  [DataType.BOOL]: 'bool',
+  [DataType.UINT8]: 'uint8',
+  [DataType.INT8]: 'int8',
+}
+
+/** The inputs over tokens, and the others. */
+export function splitInputs(graph: Graph): { roles: RoleInput[]; others: ValueInfoProto[] } {
+  const roles: RoleInput[] = []
+  const others: ValueInfoProto[] = []
+  for (const input of graph.inputs) {
+    const type = typeOf(input)
+    const role = Object.hasOwn(ROLES, input.name) ? ROLES[input.name] : undefined
+    if (role !== undefined && (type === 'int64' || type === 'int32')) {
+      roles.push({ name: input.name, role, type, rank: dimsOfInput(input).length })
+    } else others.push(input)
+  }
+  return { roles, others }
+}
+
+/** A feed for each of the inputs. Positions count the real tokens of each row. */
+export function roleFeeds(roles: readonly RoleInput[], tokens: TokenBatch): Feeds {
+  return Object.fromEntries(roles.map((input) => [input.name, roleFeed(input, tokens)]))
+}
+
+function roleFeed({ role, type, rank }: RoleInput, tokens: TokenBatch): RuntimeTensor {
+  const { batch, sequence, past = 0 } = tokens
+  const total = past + sequence
+  const rows = (width: number, value: (row: number, column: number) => number | bigint): RuntimeTensor => {
+    const data = type === 'int64' ? new BigInt64Array(batch * width) : new Int32Array(batch * width)
+    for (let i = 0; i < data.length; i++) {
+      const entry = value(Math.floor(i / width), i % width)
+      data[i] = type === 'int64' ? BigInt(entry) : Number(entry)
+    }
+    return { type, data, dims: [batch, width] }
+  }
+  const single = (value: number): RuntimeTensor => ({
+    type,
+    data: type === 'int64' ? BigInt64Array.of(BigInt(value)) : Int32Array.of(value),
+    dims: rank === 0 ? [] : [1],
+  })
+  switch (role) {
+    case 'inputIds':
+      return rows(sequence, (row, column) => tokens.inputIds[row * sequence + column])
+    case 'attentionMask':
+      return rows(total, (row, column) => tokens.attentionMask[row * total + column])
+    case 'positionIds': {
+      const positions = positionsOf(tokens, total)
+      return rows(sequence, (row, column) => positions[row * total + past + column])
+    }
+    case 'tokenTypeIds':
+      return rows(sequence, (row, column) => tokens.tokenTypeIds?.[row * sequence + column] ?? 0)
+    case 'cachePosition': {
+      const positions = rows(sequence, (_, column) => past + column)
+      return rank === 1 ? { ...positions, data: positions.data.slice(0, sequence), dims: [sequence] } : positions
+    }
+    case 'logitsToKeep':
+      return single(0)
+    case 'totalLength':
+      return single(total)
+    case 'pastLength':
+      return single(past)
+    case 'seqlensK': {
+      const column = rows(1, (row) => {
+        let real = 0
+        for (let i = 0; i < total; i++) real += Number(tokens.attentionMask[row * total + i])
+        return real - 1
+      })
+      return rank === 1 ? { ...column, dims: [batch] } : column
+    }
+  }
+}
+
+/** Position of each token of (batch, total) in its row, not counting padding; padding repeats a neighbour's. */
+function positionsOf({ batch, attentionMask }: TokenBatch, total: number): Int32Array {
+  const positions = new Int32Array(batch * total)
+  for (let row = 0; row < batch; row++) {
+    let next = 0
+    for (let i = row * total; i < (row + 1) * total; i++) {
+      if (Number(attentionMask[i]) !== 0) next++
+      positions[i] = Math.max(0, next - 1)
+    }
+  }
+  return positions
+}
+
+export function typeOf(input: ValueInfoProto): TensorType | undefined {
+  const value = input.type?.value
+  return value?.case === 'tensorType' ? TYPES[value.value.elemType as DataType] : undefined
+}
+
+/** Static dimensions of an input; undefined where they are symbolic. */
+export function dimsOfInput(input: ValueInfoProto): (number | undefined)[] {
+  const value = input.type?.value
+  if (value?.case !== 'tensorType') return []
+  return (value.value.shape?.dim ?? []).map(({ value: dim }) =>
+    dim.case === 'dimValue' ? Number(dim.value) : undefined,
+  )
+}

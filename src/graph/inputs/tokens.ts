@@ -1,0 +1,67 @@
+// Inputs of models that continue a text: tokens, positions, and a cache of keys and values where the graph has one.
+
+import { UnsupportedError } from '../../base/errors.js'
+import type { Feeds } from '../../runtime/runtime.js'
+import type { Graph } from '../view/graph.js'
+import { type CacheEntry, cacheEntry, emptyTensor, isCacheInput } from './cache.js'
+import { roleFeeds, splitInputs, type TokenBatch } from './roles.js'
+
+export interface TokenInputs {
+  /** Empty if the model has no cache. */
+  readonly cache: readonly CacheEntry[]
+  /** All feeds except the cache. Positions count the real tokens of each row. */
+  feeds(tokens: TokenBatch): Feeds
+  /** An empty cache, as a first call and training need it. */
+  emptyCache(batch: number): Feeds
+}
+
+/**
+ * The roles of a graph's inputs.
+ *
+ * @throws UnsupportedError naming the inputs whose meaning is not known, or a graph without input_ids
+ */
+export function tokenInputs(graph: Graph): TokenInputs {
+  const { roles, others } = splitInputs(graph)
+  const cache = others.filter(isCacheInput).map((input) => cacheEntry(graph, input))
+  const unknown = others.filter((input) => !isCacheInput(input)).map(({ name }) => name)
+  if (unknown.length > 0 || !roles.some(({ role }) => role === 'inputIds')) {
+    const names = graph.inputs.map(({ name }) => name).join(', ')
+    throw new UnsupportedError({
+      where: 'ONNX model',
+      what: unknown.length > 0 ? `inputs of unknown meaning: ${unknown.join(', ')}` : 'no input named input_ids',
+      expected: 'a causal language model: input_ids, attention_mask, position_ids, past_key_values.*',
+      got: `inputs ${names}`,
+    })
+  }
+  return {
+    cache,
+    feeds: (tokens) => roleFeeds(roles, tokens),
+    emptyCache: (batch) => Object.fromEntries(cache.map((entry) => [entry.past, emptyTensor(entry, batch)])),
+  }
+}
+
+/**
+ * Feeds with what a language model needs besides its tokens, where the caller leaves it out: a mask of ones, positions that count the
+ * mask's ones, an empty cache. Inputs of unknown meaning are left to the caller.
+ *
+ * @throws UnsupportedError when a cache that is left out has an unknown layout
+ */
+export function completeTokenFeeds(graph: Graph, feeds: Feeds): Feeds {
+  const isFed = ({ name }: { readonly name: string }) => feeds[name] !== undefined
+  const ids = feeds.input_ids
+  if (graph.inputs.every(isFed) || ids?.dims.length !== 2) return feeds
+  const [batch, sequence] = ids.dims
+  const { roles, others } = splitInputs(graph)
+  const caches = others.filter(isCacheInput)
+  const fedCache = caches.find(isFed)
+  const past = fedCache === undefined ? 0 : (feeds[fedCache.name].dims.at(-2) ?? 0)
+  const inputIds = ids.data as ArrayLike<bigint>
+  const mask = feeds.attention_mask?.data as ArrayLike<bigint> | undefined
+  const attentionMask = mask ?? new Uint8Array(batch * (past + sequence)).fill(1)
+  const emptyCaches = past > 0 ? [] : caches.filter((input) => !isFed(input))
+  return {
+    ...roleFeeds(roles, { batch, sequence, past, inputIds, attentionMask }),
+    ...Object.fromEntries(emptyCaches.map((input) => [input.name, emptyTensor(cacheEntry(graph, input), batch)])),
+    ...feeds,
+  }
+}

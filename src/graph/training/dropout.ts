@@ -1,0 +1,63 @@
+// Dropout masks of LoRA branches: fed, not drawn in the graph, so that a resumed run draws what an unbroken one would have.
+
+import { Random } from '../../base/random.js'
+import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
+
+/** Which masks dropout draws: equal values drop the same elements. */
+export interface DropoutDraw {
+  readonly seed: number
+  readonly step: number
+  /** Number of the run in its step. */
+  readonly run: number
+}
+
+/** A dropout mask that is fed: bool (n, k), true where an element is kept. */
+export interface DropoutMask {
+  readonly input: string
+  /** What it is multiplied with, (n, k). */
+  readonly of: string
+  readonly k: number
+}
+
+/** Masks are kept with a probability of a multiple of 2⁻¹⁶: two draws from one 32-bit number. */
+const RESOLUTION = 1 << 16
+
+/** The probability of keeping an element that masks really have, for `dropout` as asked for. */
+export function keepProbability(dropout: number): number {
+  return Math.round((1 - dropout) * RESOLUTION) / RESOLUTION
+}
+
+/**
+ * One mask each, from (seed, step, run, layer) alone, so that a resumed run draws the same.
+ *
+ * @param rowsOf n of each mask
+ */
+export function maskFeeds(
+  masks: readonly DropoutMask[],
+  rowsOf: (mask: DropoutMask) => number,
+  dropout: number,
+  draw: DropoutDraw,
+): Feeds {
+  const threshold = keepProbability(dropout) * RESOLUTION
+  return Object.fromEntries(
+    masks.map((mask) => {
+      const { input, k } = mask
+      const rows = rowsOf(mask)
+      const random = new Random(draw.seed, `dropout/${draw.step}/${draw.run}/${input}`)
+      const data = new Uint8Array(rows * k)
+      for (let i = 0; i < data.length; i += 2) {
+        const bits = random.uint32()
+        data[i] = (bits & 0xffff) < threshold ? 1 : 0
+        if (i + 1 < data.length) data[i + 1] = bits >>> 16 < threshold ? 1 : 0
+      }
+      return [input, { type: 'bool', data, dims: [rows, k] } satisfies RuntimeTensor]
+    }),
+  )
+}
+
+/** Masks of one row that keep all: enough where only shapes are measured. */
+export function openMasks(masks: readonly DropoutMask[]): Feeds {
+  return Object.fromEntries(
+    masks.map(({ input, k }) => [input, { type: 'bool', data: new Uint8Array(k).fill(1), dims: [1, k] }]),
+  )
+}

@@ -1,0 +1,133 @@
+// The forward part of a training graph: the model with LoRA branches, and what the objective builds on its outputs.
+
+import { TensorProto_DataType as DataType, type NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
+import { gradientPath } from '../gradients/backward.js'
+import { loraInputs, valueInfo } from '../inject/inject.js'
+import { TrainableLinears } from '../inject/trainable.js'
+import { dropEmptyCache } from '../inputs/cache.js'
+import { findLinears, type Linear, type ModuleMap, reachesRowWise } from '../match/linears.js'
+import { matchLayers } from '../match/match.js'
+import { Builder, type Value } from '../view/builder.js'
+import type { Graph } from '../view/graph.js'
+import type { DropoutMask } from './dropout.js'
+import type { Objective } from './objective.js'
+import { ObjectiveGraph, type RowChoice, type TrainedTensor } from './objective-graph.js'
+
+/** A layer of the adapter that is trained. */
+export interface TrainedLayer {
+  /** Module name. */
+  readonly name: string
+  readonly d: number
+  readonly k: number
+  readonly rank: number
+  readonly scaling: number
+}
+
+export interface ForwardOptions {
+  readonly layers: readonly TrainedLayer[]
+  /** Probability in [0, 1) that an element of a LoRA branch's input is dropped. */
+  readonly dropout: number
+  readonly modules: ModuleMap | undefined
+  /** Gives out what the objective predicts besides the loss. */
+  readonly predicts: boolean
+}
+
+export interface Forward {
+  /** What the objective returned: the loss without its normalizer. */
+  readonly sum: Value
+  readonly objective: ObjectiveGraph
+  /** A (r, k) and Bᵀ (r, d) of each layer, in the layers' order, then the objective's own. */
+  readonly parameters: readonly TrainedTensor[]
+  readonly masks: readonly DropoutMask[]
+  /** Outputs besides the loss. */
+  readonly predictions: readonly Value[]
+}
+
+/** Name of the loss among the graph's outputs. */
+export const LOSS = 'loss'
+/** The graph input that the sum is multiplied by, 1/normalizer. */
+export const LOSS_SCALE = 'loss/scale'
+
+/**
+ * Rewrites the graph; its outputs are the loss and what is predicted.
+ *
+ * @throws MismatchError when a layer has no module in the model, or another shape there; what the objective throws
+ */
+export function buildForward(graph: Graph, objective: Objective, options: ForwardOptions): Forward {
+  const own = new ObjectiveGraph(graph)
+  const sum = objective.forward(own)
+  const predictions = options.predicts ? own.predictions : []
+  const predicted = predictions.map((name) => valueInfo(name, DataType.FLOAT))
+  graph.outputs = [valueInfo(sum, DataType.FLOAT, []), ...predicted]
+  dropEmptyCache(graph)
+  graph.prune()
+
+  const linears = findLinears(graph, options.modules)
+  const placed = matchLayers(linears, options.layers)
+  const adapted = new Set(placed.map(({ linear }) => linear.node))
+  const trained = linearsOnPath(graph, linears, adapted, sum, own)
+
+  const factors = declareFactors(graph, options.layers)
+  const trainable = new TrainableLinears(graph, new Builder(graph, 'lora'))
+  const moves = own.choices.flatMap((choice) => choiceBehind(graph, trained, choice) ?? [])
+  const chosen = new Set(moves.map(({ linear }) => linear.node))
+  const inRows = new Map<NodeProto, Linear>()
+  for (const linear of trained) {
+    if (!chosen.has(linear.node) && !inRows.has(linear.node)) inRows.set(linear.node, trainable.toRows(linear))
+  }
+  for (const { linear, choice, value } of moves) {
+    const gather = graph.producer(choice.chosen) as NodeProto
+    const moved = trainable.chooseRows(linear, gather)
+    graph.remove(gather)
+    graph.rename(value, choice.chosen)
+    choice.all = moved.all
+    inRows.set(linear.node, moved.linear)
+  }
+  trainable.adapt(
+    placed.map(({ linear, layer }) => {
+      const { kind, input, output } = inRows.get(linear.node) as Linear
+      return { linear: { ...linear, kind, input, output, name: layer.name }, scaling: layer.scaling }
+    }),
+    options.dropout,
+  )
+  graph.inputs.push(valueInfo(LOSS_SCALE, DataType.FLOAT, []))
+  graph.rename(own.g.mul(sum, LOSS_SCALE), LOSS)
+  graph.outputs = [valueInfo(LOSS, DataType.FLOAT, []), ...predicted]
+  return { sum, objective: own, parameters: [...factors, ...own.parameters], masks: trainable.masks, predictions }
+}
+
+/** The linear layers that are adapted, or that gradients of what is trained pass. */
+function linearsOnPath(
+  graph: Graph,
+  linears: readonly Linear[],
+  adapted: ReadonlySet<NodeProto>,
+  sum: Value,
+  { customGradients, parameters }: ObjectiveGraph,
+): Linear[] {
+  const outputs = [...[...adapted].map((node) => node.output[0]), ...parameters.map(({ input }) => input)]
+  const between = new Set(gradientPath(graph, outputs, [sum], customGradients).nodes)
+  return linears.filter(({ node }) => adapted.has(node) || between.has(node))
+}
+
+/** The linear layer in front of which a choice of rows can be made, because all behind it treats each row for itself. */
+function choiceBehind(
+  graph: Graph,
+  linears: readonly Linear[],
+  choice: RowChoice,
+): { linear: Linear; choice: RowChoice; value: Value } | undefined {
+  const value = (graph.producer(choice.all) as NodeProto).input[0]
+  const linear = linears.find((candidate) => reachesRowWise(graph, candidate, value))
+  return linear && { linear, choice, value }
+}
+
+/** Adds the inputs of A (r, k) and Bᵀ (r, d) of each layer: products that give the gradient of a matrix with few columns are slow. */
+function declareFactors(graph: Graph, layers: readonly TrainedLayer[]): TrainedTensor[] {
+  return layers.flatMap(({ name, d, k, rank }) => {
+    const { weightA, weightB } = loraInputs(name)
+    graph.inputs.push(valueInfo(weightA, DataType.FLOAT, [rank, k]), valueInfo(weightB, DataType.FLOAT, [rank, d]))
+    return [
+      { name: `${name}.A`, input: weightA, shape: [rank, k] },
+      { name: `${name}.B`, input: weightB, shape: [rank, d] },
+    ]
+  })
+}

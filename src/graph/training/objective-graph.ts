@@ -1,0 +1,113 @@
+// The graph that an objective builds on: the model's outputs, inputs of its own, new trained tensors, and two operators
+// with gradients of their own: the choice of rows, and the cross-entropy.
+
+import { TensorProto_DataType as DataType } from '../../formats/onnx/gen/onnx_pb.js'
+import type { CustomGradients } from '../gradients/backward.js'
+import { markDistinct } from '../gradients/distinct.js'
+import { crossEntropy } from '../gradients/losses.js'
+import { valueInfo } from '../inject/inject.js'
+import type { ProbedShape } from '../shapes/shapes.js'
+import { Builder, type Value } from '../view/builder.js'
+import type { Graph } from '../view/graph.js'
+
+/** Some rows of a value. */
+export interface RowChoice {
+  /** The rows of all positions; where the choice moves, those in front of its new place. */
+  all: Value
+  /** Those of them that were chosen. */
+  readonly chosen: Value
+}
+
+/** Sees the measured shapes, and throws what is wrong with them. */
+export type ShapeCheck = (shapeOf: (value: Value) => ProbedShape | undefined) => void
+
+/** A tensor that is trained: a graph input. */
+export interface TrainedTensor {
+  /** Unique among those of a graph, as in model.layers.0.mlp.up_proj.A or classifier.weight */
+  readonly name: string
+  readonly input: string
+  readonly shape: readonly number[]
+}
+
+export class ObjectiveGraph {
+  /** Appends nodes. */
+  readonly g: Builder
+  readonly customGradients: CustomGradients = new Map()
+  readonly choices: RowChoice[] = []
+  readonly parameters: TrainedTensor[] = []
+  readonly checks: ShapeCheck[] = []
+  readonly predictions: Value[] = []
+  readonly fedGradients: { readonly value: Value; readonly input: string }[] = []
+  readonly #graph: Graph
+
+  constructor(graph: Graph) {
+    this.#graph = graph
+    this.g = new Builder(graph, 'objective')
+  }
+
+  /** The model's outputs. */
+  get outputs(): readonly { readonly name: Value }[] {
+    return this.#graph.outputs
+  }
+
+  /** Declares an input that runs are fed besides the model's own. */
+  input(name: string, type: DataType, dims: readonly (number | string)[]): Value {
+    this.#graph.inputs.push(valueInfo(name, type, dims))
+    return name
+  }
+
+  /** A new tensor that is trained, float32. */
+  parameter(name: string, shape: readonly number[]): Value {
+    const input = `trained/${name}`
+    this.parameters.push({ name, input, shape })
+    return this.input(input, DataType.FLOAT, shape)
+  }
+
+  /**
+   * Rows of a value (…, k): those with these numbers, counted over all leading axes. Where only layers that compute row by row
+   * lie in front, such as the output embedding, they compute these rows alone.
+   *
+   * @param rows int64 (m), each number once
+   */
+  chooseRows(value: Value, rows: Value): RowChoice {
+    const all = this.g.op('Flatten', [value], { axis: -1 })
+    const node = this.g.node('Gather', [all, rows], { axis: 0 })
+    markDistinct(node)
+    const choice = { all, chosen: node.output[0] }
+    this.choices.push(choice)
+    return choice
+  }
+
+  /**
+   * Σ −ln softmax(logits)[target] over the rows: a scalar.
+   *
+   * @param logits (m, V)
+   * @param targets int64 (m, 2): row number and target of each row
+   */
+  crossEntropy(logits: Value, targets: Value): Value {
+    const { loss, gradient } = crossEntropy(this.g, logits, targets)
+    this.customGradients.set(loss, gradient)
+    return loss
+  }
+
+  /**
+   * Σ (value · gradient): a scalar whose gradient by the value is what runs are fed as `input`, of the value's shape. For a loss that is
+   * computed elsewhere, over the values of many runs.
+   */
+  fedGradient(value: Value, input: string): Value {
+    this.fedGradients.push({ value, input })
+    this.#graph.inputs.push(valueInfo(input, DataType.FLOAT))
+    return this.g.op('ReduceSum', [this.g.mul(value, input)], { keepdims: 0 })
+  }
+
+  /** Gives a value out where the loss alone is computed, for metrics. */
+  predict(value: Value): Value {
+    this.predictions.push(value)
+    return value
+  }
+
+  /** Adds a check of shapes, once they are measured. */
+  check(check: ShapeCheck): void {
+    this.checks.push(check)
+  }
+}

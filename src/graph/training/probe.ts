@@ -1,0 +1,60 @@
+// Measures the shapes of a training graph's forward part by running it on the two small inputs of an objective's probe.
+
+import type { OnnxModel } from '../../formats/onnx/model.js'
+import type { Feeds, Runtime, SessionOptions } from '../../runtime/runtime.js'
+import type { GradientPath } from '../gradients/backward.js'
+import { sessionModel } from '../session-model.js'
+import { probeShapes, type ShapeMap } from '../shapes/shapes.js'
+import type { Value } from '../view/builder.js'
+import type { Graph } from '../view/graph.js'
+import { type DropoutMask, openMasks } from './dropout.js'
+import type { Length, Probe } from './objective.js'
+
+/** A few tokens on one thread: what matters is opening the session quickly and without copies of the weights. */
+const SESSION: SessionOptions = { optimization: 'disabled', lowMemory: true, threads: 1 }
+
+/** Shapes of all that the nodes on a path read and write; masks and fed gradients count as what they are multiplied with. */
+export async function measureShapes(
+  graph: Graph,
+  model: OnnxModel,
+  runtime: Runtime,
+  path: GradientPath,
+  { feeds, lengths }: Probe,
+  fixed: {
+    readonly feeds: Feeds
+    readonly masks: readonly DropoutMask[]
+    readonly fedGradients: readonly { readonly value: Value; readonly input: string }[]
+  },
+): Promise<ShapeMap> {
+  const wanted = new Set<Value>(lengths.flatMap(({ source }) => source?.input ?? []))
+  for (const { input, output } of path.nodes) for (const value of [...input, ...output]) wanted.add(value)
+  const fedLike = [
+    ...fixed.masks.map(({ input, of }) => ({ input, like: of })),
+    ...fixed.fedGradients.map(({ input, value }) => ({ input, like: value })),
+  ]
+  for (const { like } of fedLike) wanted.add(like)
+  const open = async (proto: Parameters<typeof sessionModel>[1]) =>
+    runtime.createSession(await sessionModel(model, proto), SESSION)
+  const one = { type: 'float32', data: Float32Array.of(1), dims: [] } as const
+  const ones: Feeds = Object.fromEntries(fixed.fedGradients.map(({ input }) => [input, one]))
+  const names = new Set(graph.inputs.map(({ name }) => name))
+  const all = (own: Feeds): Feeds =>
+    Object.fromEntries(
+      Object.entries({ ...own, ...fixed.feeds, ...openMasks(fixed.masks), ...ones }).filter(([name]) =>
+        names.has(name),
+      ),
+    )
+  const shapes = await probeShapes(graph, open, [all(feeds[0]), all(feeds[1])], wanted)
+  for (const { input, like } of fedLike) {
+    const shape = shapes.get(like)
+    if (shape === undefined) continue
+    shapes.set(input, shape)
+    for (const { output } of graph.consumers(input)) shapes.set(output[0], shape)
+  }
+  return shapes
+}
+
+/** The length that was `dim` and `other` at the two probe points; undefined if none was. */
+export function lengthOf(lengths: readonly Length[], dim: number | undefined, other: number | undefined) {
+  return lengths.find(({ probed }) => probed[0] === dim && probed[1] === other)
+}

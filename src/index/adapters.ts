@@ -1,0 +1,84 @@
+// Adapters: read from PEFT's folders, written to them, and made plain. What knows PEFT's files loads with the first call.
+
+import { ConfigError, UnsupportedError } from '../base/errors.js'
+import { BOOLEAN, checkArgument, checkOptions, FUNCTION, kind, NAME, type OptionTable, oneOf } from '../base/options.js'
+import { LoraAdapter } from '../lora/adapter.js'
+import type { BaseWeights } from '../lora/init/to-plain.js'
+import type { LoadOptions, SaveOptions } from '../peft/adapter-folder.js'
+import { openFolder, openSource, openTarget, SOURCE, type Source, type Target } from './sources.js'
+
+/** An adapter in memory. */
+export const ADAPTER = kind('a LoraAdapter', (value) => value instanceof LoraAdapter)
+
+const LOAD_OPTIONS: OptionTable<LoadOptions> = { name: NAME, strict: BOOLEAN }
+const SAVE_OPTIONS: OptionTable<SaveOptions> = { dtype: oneOf('F32', 'F16', 'BF16') }
+
+/** See the entry. */
+export async function loadAdapter(source: Source, options: LoadOptions = {}): Promise<LoraAdapter> {
+  checkOptions(options, { of: 'loadAdapter', table: LOAD_OPTIONS })
+  const directory = await openFolder(source, 'source')
+  return (await import('../peft/adapter-folder.js')).loadAdapter(directory, options)
+}
+
+/** See the entry. */
+export async function saveAdapter(adapter: LoraAdapter, target: Target, options: SaveOptions = {}): Promise<void> {
+  checkArgument(adapter, ADAPTER, 'adapter')
+  checkOptions(options, { of: 'saveAdapter', table: SAVE_OPTIONS })
+  const directory = openTarget(target, 'target')
+  return (await import('../peft/adapter-folder.js')).saveAdapter(adapter, directory, options)
+}
+
+/** What tells how an adapter started: one of the two. */
+export interface ToPlainOptions {
+  /**
+   * The base as it was before training: a safetensors checkpoint, or a function that gives its weights (d, k) by the layer's name, of
+   * which one is held at a time. Enough for `pissa` and `olora`.
+   */
+  base?: Source | BaseWeights | undefined
+  /** The adapter as it was before training, where that was kept. Exact for every start; `lora-ga` and `corda` need it. */
+  initial?: Source | LoraAdapter | undefined
+}
+
+const TO_PLAIN_OPTIONS: OptionTable<ToPlainOptions> = {
+  base: kind(`${SOURCE.expected}, or a function`, (value) => SOURCE.accepts(value) || FUNCTION.accepts(value)),
+  initial: kind(`${SOURCE.expected}, or a LoraAdapter`, (value) => SOURCE.accepts(value) || ADAPTER.accepts(value)),
+}
+
+/** See the entry. */
+export async function toPlain(adapter: Source | LoraAdapter, options: ToPlainOptions): Promise<LoraAdapter> {
+  checkOptions(options, { of: 'toPlain', table: TO_PLAIN_OPTIONS })
+  const { base, initial } = options ?? {}
+  if ((base === undefined) === (initial === undefined)) {
+    throw new ConfigError({
+      where: base === undefined ? 'base' : 'initial',
+      what: base === undefined ? 'missing, and initial too' : 'only without base',
+      expected: 'the original base, or the adapter before training',
+    })
+  }
+  const opened = await openAdapter(adapter, 'adapter')
+  const { convertToPlain } = await import('../merge/convert.js')
+  if (initial !== undefined) return convertToPlain(opened, await openAdapter(initial, 'initial'))
+  if (typeof base === 'function') return convertToPlain(opened, base)
+  const { directory, file } = await openSource(base!, 'base')
+  if (file !== undefined && !/\.(safetensors|json)$/.test(file)) {
+    throw new UnsupportedError({
+      where: `${directory.name}/${file}`,
+      what: 'the start of an adapter is not found in such a file',
+      expected: 'a .safetensors file, or a folder with a checkpoint',
+    })
+  }
+  return convertToPlain(opened, directory, { basePath: file })
+}
+
+/** An adapter in memory, or the one in a source. */
+export async function openAdapter(adapter: Source | LoraAdapter, where: string): Promise<LoraAdapter> {
+  if (adapter instanceof LoraAdapter) return adapter
+  if (!SOURCE.accepts(adapter))
+    checkArgument(
+      adapter,
+      kind(`a LoraAdapter, ${SOURCE.expected}`, () => false),
+      where,
+    )
+  const directory = await openFolder(adapter, where)
+  return (await import('../peft/adapter-folder.js')).loadAdapter(directory)
+}

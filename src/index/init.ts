@@ -1,0 +1,64 @@
+// Starts of layers that are computed from data. The code loads with the first call.
+
+import type { Matrix, MatrixLike } from '../base/tensor.js'
+import type { LoraAdapter } from '../lora/adapter.js'
+import type { CordaOptions, EvaOptions, LoraGaOptions } from '../lora/init/data-inits.js'
+import type { LoraLayer } from '../lora/layer.js'
+
+/**
+ * LoRA-GA (Wang et al. 2024, arXiv 2407.05000): A and B from the singular vectors of the loss's gradient by W (d, k), and
+ * W − s·B·A for the base weight, so that the effective weight stays. In place; again with another gradient starts anew.
+ *
+ * @throws ConfigError when the layer's init is not `lora-ga` or 2r is above min(d, k); StateError without a base weight or while
+ *   merged; ShapeError when the gradient is not (d, k)
+ */
+export async function loraGaInitialize(layer: LoraLayer, gradient: MatrixLike, options?: LoraGaOptions): Promise<void> {
+  return (await import('../lora/init/data-inits.js')).loraGaInitialize(layer, gradient, options)
+}
+
+/**
+ * CorDA (Yang et al. 2024, arXiv 2406.05223): the singular triples U·S·Vᵀ of W·C, of which Uᵣ·Uᵣᵀ·W moves into B·A. In place.
+ *
+ * @param covariance C (k, k) of the layer's inputs: Σ xᵀ·x over batches x (n, k), in PEFT each divided by its largest value
+ *   before, over the number of batches. Its size only moves weight between A and B.
+ * @throws ConfigError when the layer's init is not `corda`; StateError without a base weight or while merged; ShapeError when the
+ *   covariance is not (k, k)
+ */
+export async function cordaInitialize(layer: LoraLayer, covariance: MatrixLike, options?: CordaOptions): Promise<void> {
+  return (await import('../lora/init/data-inits.js')).cordaInitialize(layer, covariance, options)
+}
+
+/**
+ * LoftQ (Li et al. 2023, arXiv 2310.08659): a quantised weight Q in the place of the layer's W (d, k), and in B·A what is nearest to
+ * the loss: Q and s·B·A are found in turns, Q = quantize(W − s·B·A) and s·B·A = SVDᵣ(W − Q). In place. As plain LoRA the factors belong
+ * to the quantised base. PEFT does not divide by s; the two agree where s = 1.
+ *
+ * @param quantize a weight (d, k) → what its quantised form stands for; for a base that is quantised already, `() => Q`
+ * @param options iterations: how often; 1 where Q is given. Default 1.
+ * @throws ConfigError when iterations is not an integer above 0, or the layer's init takes from the base itself;
+ *   StateError without a base weight or while merged; ShapeError when Q is not (d, k)
+ */
+export async function loftqInitialize(
+  layer: LoraLayer,
+  quantize: (weight: Matrix) => MatrixLike,
+  options?: { iterations?: number },
+): Promise<void> {
+  return (await import('../lora/init/data-inits.js')).loftqInitialize(layer, quantize, options)
+}
+
+/**
+ * EVA (Paischer et al. 2024, arXiv 2410.07170): a new adapter whose A hold the principal directions of the layers' inputs, B zero,
+ * and whose ranks went to where they explain most, in sum as before. Layers without inputs start as `kaiming-uniform`; layers
+ * that get no rank are left out. Base weights are taken along.
+ *
+ * @param inputs layer name → what went into the layer (n, k), in any order; a layer at a time is held
+ * @throws ConfigError when ρ is below 1; MismatchError for a name that is no layer's; ShapeError when inputs are not (n, k), or
+ *   fewer rows than ρ·r; UnsupportedError when the adapter has more than plain linear layers
+ */
+export async function evaInitialize(
+  adapter: LoraAdapter,
+  inputs: Iterable<readonly [name: string, inputs: MatrixLike]>,
+  options?: EvaOptions,
+): Promise<LoraAdapter> {
+  return (await import('../lora/init/data-inits.js')).evaInitialize(adapter, inputs, options)
+}

@@ -1,0 +1,189 @@
+// What a source holds: an adapter, a checkpoint or an ONNX model, and how an adapter fits a base.
+
+import type { Directory } from '../base/bytes.js'
+import { ConfigError, FileError, listed } from '../base/errors.js'
+import { BOOLEAN, checkOptions, type OptionTable } from '../base/options.js'
+import { elementCount } from '../base/tensor.js'
+import { type DtypeChoice, findGraph } from '../graph/graph-file.js'
+import { LoraAdapter } from '../lora/adapter.js'
+import type { FitReport } from '../merge/fit.js'
+import type { AdapterReport } from '../peft/inspect.js'
+import { DTYPE } from './model.js'
+import { openSource, SOURCE, type Source } from './sources.js'
+
+/** What a safetensors checkpoint holds. */
+export interface CheckpointContents {
+  /** Numbers in all tensors. */
+  params: number
+  /** Names inside the folder. */
+  files: string[]
+  /** Of all files. */
+  tensors: { name: string; dtype: string; shape: readonly number[] }[]
+  /** Of the first file. */
+  metadata: Readonly<Record<string, string>>
+}
+
+/** What an ONNX model takes, gives, and has to adapt. */
+export interface OnnxContents {
+  /** Names of the graph's inputs. */
+  inputs: string[]
+  /** Names of the graph's outputs. */
+  outputs: string[]
+  /** Linear layers by module name: what targetModules can name. */
+  linears: { name: string; kind: 'matmul' | 'gemm' | 'quantized'; d: number; k: number; isHead: boolean }[]
+}
+
+/** What {@link inspect} found, by kind. */
+export type InspectReport =
+  | ({ kind: 'adapter' } & AdapterReport & { fit?: FitReport })
+  | ({ kind: 'checkpoint' } & CheckpointContents)
+  | ({ kind: 'onnx' } & OnnxContents)
+
+/** How an adapter is looked at. */
+export interface InspectOptions {
+  /** A model that the adapter in a folder is held against: as `base` of {@link merge}. */
+  base?: Source | undefined
+  /** Reads the base's weights for each layer's ‖s·B·A‖ / ‖W‖. Default false. */
+  relativeChange?: boolean | undefined
+  /** Counts targets and patterns of the config that match nothing as problems. Default false: warnings. */
+  strict?: boolean | undefined
+  /** The type of the graph that is looked at, in a folder with several. Default: the checkpoint, else the graph by config.json. */
+  dtype?: DtypeChoice | undefined
+}
+
+const OPTIONS: OptionTable<InspectOptions> = {
+  base: SOURCE,
+  relativeChange: BOOLEAN,
+  strict: BOOLEAN,
+  dtype: DTYPE,
+}
+
+/** See the entry. */
+export async function inspect(target: Source | LoraAdapter, options: InspectOptions = {}): Promise<InspectReport> {
+  checkOptions(options, { of: 'inspect', table: OPTIONS })
+  if (target instanceof LoraAdapter) {
+    if (options.base !== undefined) {
+      throw new ConfigError({ where: 'base', what: 'goes with an adapter in a folder', hint: 'Save the adapter first' })
+    }
+    return { kind: 'adapter', ...(await import('../peft/inspect.js')).inspectAdapter(target) }
+  }
+  // Names and shapes are a small part of a model's files.
+  const { directory, file } = await openSource(target, 'target', { readsRanges: true })
+  const model = await findModel(directory, file, options.dtype)
+  if (model === undefined) return inspectWithBase(directory, options)
+  if (options.base !== undefined) {
+    throw new ConfigError({
+      where: 'base',
+      what: 'an adapter is held against a base, not a model',
+      got: file === undefined ? directory.name : `${directory.name}/${file}`,
+    })
+  }
+  return model.kind === 'onnx' ? inspectOnnx(directory, model.file) : inspectCheckpoint(directory, model.file)
+}
+
+/** The model that a source means; undefined when it means an adapter. */
+async function findModel(
+  directory: Directory,
+  file: string | undefined,
+  dtype: DtypeChoice | undefined,
+): Promise<{ kind: 'onnx'; file: string } | { kind: 'checkpoint'; file: string | undefined } | undefined> {
+  if (file !== undefined && /^adapter_(model\.(safetensors|bin)|config\.json)$/.test(file)) return undefined
+  if (file !== undefined) return { kind: isCheckpointFile(file) ? 'checkpoint' : 'onnx', file }
+  if (dtype !== undefined) return { kind: 'onnx', file: await findGraph(directory, { dtype }) }
+  const files = await directory.list()
+  if (files.includes('adapter_config.json')) return undefined
+  if (files.some((name) => /^(?!adapter_).*\.safetensors(\.index\.json)?$/.test(name)))
+    return { kind: 'checkpoint', file }
+  const graph = await defaultGraph(directory)
+  if (graph !== undefined) return { kind: 'onnx', file: graph }
+  for (const folder of (await directory.folders?.()) ?? []) {
+    if (await directory.has(`${folder}/adapter_config.json`)) return undefined
+  }
+  throw new FileError({
+    where: directory.name,
+    what: 'neither an adapter nor a model',
+    expected: 'adapter_config.json, model.safetensors, model.safetensors.index.json or onnx/model.onnx',
+    got: files.length === 0 ? 'no files' : listed(files),
+  })
+}
+
+function isCheckpointFile(file: string): boolean {
+  return /\.(safetensors|json|bin|pt|pth|ckpt)$/.test(file)
+}
+
+/** The ONNX model that a base is; undefined when it is a checkpoint. */
+export async function findOnnx(base: { directory: Directory; file: string | undefined }): Promise<string | undefined> {
+  if (base.file !== undefined) return isCheckpointFile(base.file) ? undefined : base.file
+  const files = await base.directory.list()
+  if (files.some((name) => /\.safetensors(\.index\.json)?$/.test(name))) return undefined
+  return defaultGraph(base.directory)
+}
+
+async function inspectWithBase(
+  directory: Directory,
+  { base, relativeChange = false, strict }: InspectOptions,
+): Promise<InspectReport> {
+  const { inspectAdapterFolder } = await import('../peft/inspect-folder.js')
+  const report = await inspectAdapterFolder(directory, { strict })
+  if (base === undefined) return { kind: 'adapter', ...report }
+  const normDeltas = relativeChange ? new Map(report.layers.map(({ name, normDelta }) => [name, normDelta])) : undefined
+  return { kind: 'adapter', ...report, fit: await fitTo(directory, base, normDeltas) }
+}
+
+async function fitTo(
+  directory: Directory,
+  base: Source,
+  normDeltas: ReadonlyMap<string, number> | undefined,
+): Promise<FitReport> {
+  const opened = await openSource(base, 'base', { readsRanges: normDeltas === undefined })
+  const onnx = await findOnnx(opened)
+  if (onnx === undefined) {
+    const { fitCheckpoint } = await import('../merge/plan/fit.js')
+    return fitCheckpoint(opened.directory, directory, { basePath: opened.file, normDeltas })
+  }
+  const { openAdapter } = await import('../peft/adapter-folder.js')
+  const adapter = await openAdapter(directory, { isTolerant: true })
+  try {
+    const model = await (await import('../formats/onnx/model.js')).loadOnnx(opened.directory, onnx)
+    try {
+      return await (await import('../merge/onnx/fit.js')).fitOnnx(model, adapter, normDeltas)
+    } finally {
+      await model.close()
+    }
+  } finally {
+    await adapter.close()
+  }
+}
+
+async function inspectCheckpoint(directory: Directory, file: string | undefined): Promise<InspectReport> {
+  const checkpoint = await (await import('../formats/checkpoint.js')).openCheckpoint(directory, file)
+  try {
+    const tensors = [...checkpoint.tensors.values()].map(({ info: { name, dtype, shape } }) => ({ name, dtype, shape }))
+    return {
+      kind: 'checkpoint',
+      params: tensors.reduce((sum, { shape }) => sum + elementCount(shape), 0),
+      files: checkpoint.shards.map(({ path }) => path),
+      tensors,
+      metadata: checkpoint.shards[0].file.metadata,
+    }
+  } finally {
+    await checkpoint.close()
+  }
+}
+
+async function inspectOnnx(directory: Directory, file: string): Promise<InspectReport> {
+  const model = await (await import('../formats/onnx/model.js')).loadOnnx(directory, file)
+  try {
+    const { Graph } = await import('../graph/view/graph.js')
+    const { findLinears } = await import('../graph/match/linears.js')
+    const graph = new Graph(model.proto)
+    return {
+      kind: 'onnx',
+      inputs: graph.inputs.map(({ name }) => name),
+      outputs: graph.outputs.map(({ name }) => name),
+      linears: findLinears(graph).map(({ name, kind, d, k, isHead }) => ({ name, kind, d, k, isHead })),
+    }
+  } finally {
+    await model.close()
+  }
+}

@@ -1,0 +1,108 @@
+// What merging and unmerging take, and the tables that options are checked by.
+
+import {
+  BOOLEAN,
+  COUNT,
+  FUNCTION,
+  isObject,
+  type Kind,
+  kind,
+  listOf,
+  OBJECT,
+  type OptionTable,
+  oneOf,
+  SIGNAL,
+} from '../base/options.js'
+import type { LoraAdapter } from '../lora/adapter.js'
+import type { MergeSettings, PathSettings } from '../merge/settings.js'
+import { ADAPTER } from './adapters.js'
+import { DTYPE } from './model.js'
+import { SOURCE, type Source, TARGET, type Target } from './sources.js'
+
+/** An adapter to merge: in memory or in a source, with a weight where that is not 1. */
+export type AdapterToMerge =
+  | LoraAdapter
+  | Source
+  | { readonly adapter: LoraAdapter | Source; readonly weight?: number | undefined }
+
+/** What merging and unmerging share. */
+export interface MergingOptions extends Omit<MergeSettings, 'tied' | 'outDtype'>, PathSettings {
+  /** One adapter, or several that are added up. */
+  adapters: AdapterToMerge | readonly AdapterToMerge[]
+  /** Where the result goes: a file if it is a path that ends in .onnx or .safetensors, else a folder that gets the base's configuration and tokenizer too. */
+  out: Target
+}
+
+/** What {@link merge} takes. */
+export interface MergeOptions extends MergingOptions, Pick<MergeSettings, 'tied' | 'outDtype'> {
+  /** A folder with a model, an .onnx file, a safetensors file or its index. */
+  base: Source
+}
+
+/** What {@link unmerge} takes. */
+export interface UnmergeOptions extends MergingOptions {
+  /** The result of a merge. */
+  merged: Source
+  /** The checkpoint as it was before: how many values differ from it is counted. Not for .onnx. */
+  original?: Source | undefined
+  /** `keep` for a merge that changed tied embeddings for both uses. An untied result needs no word. Default `refuse`. Not for .onnx. */
+  tied?: 'refuse' | 'keep' | undefined
+}
+
+const isAdapterToMerge = (value: unknown): boolean =>
+  ADAPTER.accepts(value) ||
+  SOURCE.accepts(value) ||
+  (isObject(value) &&
+    (ADAPTER.accepts(value.adapter) || SOURCE.accepts(value.adapter)) &&
+    ['undefined', 'number'].includes(typeof value.weight) &&
+    Object.keys(value).every((key) => key === 'adapter' || key === 'weight'))
+
+const ADAPTER_TO_MERGE = kind('a path, a folder, a LoraAdapter, or { adapter, weight }', isAdapterToMerge)
+
+const ADAPTERS: Kind = kind(
+  `${ADAPTER_TO_MERGE.expected}; or a list of them`,
+  (value) => isAdapterToMerge(value) || (listOf(ADAPTER_TO_MERGE).accepts(value) && (value as unknown[]).length > 0),
+)
+
+const MERGING: OptionTable<MergingOptions> = {
+  adapters: ADAPTERS,
+  out: TARGET,
+  format: oneOf('onnx', 'safetensors', 'both'),
+  dtype: DTYPE,
+  weightsOnly: BOOLEAN,
+  modules: OBJECT,
+  threads: COUNT,
+  share: kind('{ index, count } with 0 ≤ index < count', (value) => isObject(value) && isShare(value)),
+  finish: BOOLEAN,
+  fsync: BOOLEAN,
+  resume: BOOLEAN,
+  overwrite: BOOLEAN,
+  maxShardBytes: COUNT,
+  reproducible: BOOLEAN,
+  signal: SIGNAL,
+  onProgress: FUNCTION,
+  strict: BOOLEAN,
+}
+
+export const MERGE: OptionTable<MergeOptions> = {
+  ...MERGING,
+  base: SOURCE,
+  tied: oneOf('refuse', 'untie', 'keep'),
+  outDtype: oneOf('F32', 'F16', 'BF16', 'keep'),
+}
+
+export const UNMERGE: OptionTable<UnmergeOptions> = {
+  ...MERGING,
+  merged: SOURCE,
+  original: SOURCE,
+  tied: oneOf('refuse', 'keep'),
+}
+
+function isShare({ index, count }: Record<string, unknown>): boolean {
+  return (
+    Number.isSafeInteger(index) &&
+    Number.isSafeInteger(count) &&
+    0 <= (index as number) &&
+    (index as number) < (count as number)
+  )
+}

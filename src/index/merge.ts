@@ -1,0 +1,80 @@
+// Merging and unmerging: opens what is read, and hands the work to the code for the place of the result, a path or a folder.
+
+import type { Directory } from '../base/bytes.js'
+import { checkOptions, isObject } from '../base/options.js'
+import type { RemoteOptions } from '../io/hub/directory.js'
+import type { LoraAdapter } from '../lora/adapter.js'
+import * as portable from '../merge/merge.js'
+import type { MergePlanReport, MergeReport } from '../merge/report.js'
+import { refuseWithoutPath } from '../merge/settings.js'
+import type { AdapterInput } from '../merge/weighted.js'
+import { ADAPTER } from './adapters.js'
+import {
+  type AdapterToMerge,
+  MERGE,
+  type MergeOptions,
+  type MergingOptions,
+  UNMERGE,
+  type UnmergeOptions,
+} from './merge-options.js'
+import { pathMerging } from './path-merging.js'
+import { openFolder, openSource, openTarget, SOURCE, type Source } from './sources.js'
+
+/** See the entry. */
+export async function merge(options: MergeOptions): Promise<MergeReport> {
+  checkOptions(options, { of: 'merge', table: MERGE, required: ['base', 'adapters', 'out'] })
+  const opened = await openAll(options)
+  const { out } = options
+  const byPath = typeof out === 'string' ? await pathMerging() : undefined
+  if (byPath !== undefined && typeof out === 'string') return byPath.merge({ ...options, ...opened, out })
+  return portable.merge({ ...options, ...opened, out: targetOf(options) })
+}
+
+/** See the entry. */
+export async function planMerge(options: MergeOptions): Promise<MergePlanReport> {
+  checkOptions(options, { of: 'planMerge', table: MERGE, required: ['base', 'adapters', 'out'] })
+  const opened = await openAll(options)
+  const { out } = options
+  const byPath = typeof out === 'string' ? await pathMerging() : undefined
+  if (byPath !== undefined && typeof out === 'string') return byPath.planMerge({ ...options, ...opened, out })
+  return portable.planMerge({ ...options, ...opened, out: targetOf(options) })
+}
+
+/** See the entry. */
+export async function unmerge(options: UnmergeOptions): Promise<portable.UnmergeReport> {
+  checkOptions(options, { of: 'unmerge', table: UNMERGE, required: ['merged', 'adapters', 'out'] })
+  const { base: merged, adapters } = await openAll({ ...options, base: options.merged })
+  const original =
+    options.original === undefined ? undefined : await openSource(options.original, 'original', remote(options))
+  const { out } = options
+  const byPath = typeof out === 'string' ? await pathMerging() : undefined
+  if (byPath !== undefined && typeof out === 'string') {
+    return byPath.unmerge({ ...options, merged, adapters, original, out })
+  }
+  return portable.unmerge({ ...options, merged, adapters, original, out: targetOf(options) })
+}
+
+function targetOf(options: MergingOptions): Directory {
+  refuseWithoutPath(options)
+  return openTarget(options.out, 'out')
+}
+
+function remote({ signal }: MergingOptions): RemoteOptions {
+  return signal === undefined ? {} : { signal }
+}
+
+/** The base, and adapters in memory or as folders, from which they are read as they are needed. */
+async function openAll(options: MergeOptions) {
+  const { base, adapters: given } = options
+  const list = (Array.isArray(given) && !SOURCE.accepts(given) ? given : [given]) as AdapterToMerge[]
+  const open = async (adapter: LoraAdapter | Source): Promise<LoraAdapter | Directory> =>
+    ADAPTER.accepts(adapter) ? (adapter as LoraAdapter) : openFolder(adapter as Source, 'adapters', remote(options))
+  const adapters = await Promise.all(
+    list.map(async (one): Promise<AdapterInput> => {
+      if (!isObject(one) || !('adapter' in one)) return open(one as LoraAdapter | Source)
+      const { adapter, weight } = one as { adapter: LoraAdapter | Source; weight?: number }
+      return { adapter: await open(adapter), ...(weight !== undefined && { weight }) }
+    }),
+  )
+  return { base: await openSource(base, 'base', remote(options)), adapters }
+}

@@ -1,0 +1,83 @@
+// Opens models. What reads graphs and tokenizers loads with the first call.
+
+import { FileError } from '../base/errors.js'
+import {
+  anyOf,
+  checkOptions,
+  FUNCTION,
+  hasMethods,
+  isObject,
+  kind,
+  NAME,
+  OBJECT,
+  type OptionTable,
+  oneOf,
+  SIGNAL,
+} from '../base/options.js'
+import { type DtypeChoice, GRAPH_DTYPES } from '../graph/graph-file.js'
+import type { Model } from '../graph/model-folder.js'
+import type { OnDownload } from '../io/hub/directory.js'
+import type { RuntimeHost } from '../runtime/host.js'
+import { platform } from './platform.js'
+import { openSource, type Source } from './sources.js'
+
+/** Where a model runs, and which of its graphs. */
+export interface LoadModelOptions {
+  /**
+   * Where sessions of the model run: `nodeRuntime()`, `webRuntime(url)`, or `{ module }` with the imported ONNX Runtime for the
+   * calling thread. Default in Node: worker threads with the project's onnxruntime-node. A page has no default.
+   */
+  runtime?: RuntimeHost | undefined
+  /** The type of the graph's weights: onnx/model_q4.onnx for `q4`. Default `auto`: what config.json says, else fp32. */
+  dtype?: DtypeChoice | undefined
+  /** The graph's path inside the folder, where the source names the folder. Default: by `dtype`. */
+  onnxPath?: string | undefined
+  /** Hears of each file that comes from the Hub or a web server, before its first byte. Default: that of configureHub. */
+  onDownload?: OnDownload | undefined
+  /** Ends the loading of files; what has come is kept. */
+  signal?: AbortSignal | undefined
+}
+
+const RUNTIME = kind(
+  'nodeRuntime(), webRuntime(url), or { module } with the imported ONNX Runtime',
+  (value) =>
+    isObject(value) &&
+    ('module' in value
+      ? isObject(value.module) && 'InferenceSession' in value.module
+      : typeof value.specifier === 'string' && hasMethods(value, 'spawn')),
+)
+
+/** Which of a model's graphs. */
+export const DTYPE = anyOf(oneOf('auto', ...GRAPH_DTYPES), OBJECT)
+
+const OPTIONS: OptionTable<LoadModelOptions> = {
+  runtime: RUNTIME,
+  dtype: DTYPE,
+  onnxPath: NAME,
+  onDownload: FUNCTION,
+  signal: SIGNAL,
+}
+
+/** Files of models that ONNX Runtime does not run. */
+const OTHER_FILES = /\.(gguf|safetensors|bin|pt|pth|ckpt|json)$/
+
+/** See the entry. */
+export async function loadModel(source: Source, options: LoadModelOptions = {}): Promise<Model> {
+  checkOptions(options, { of: 'loadModel', table: OPTIONS })
+  const { onDownload, signal } = options
+  const remote = { ...(onDownload !== undefined && { onDownload }), ...(signal !== undefined && { signal }) }
+  const { directory, file } = await openSource(source, 'source', remote)
+  if (file !== undefined && OTHER_FILES.test(file)) {
+    throw new FileError({
+      where: `${directory.name}/${file}`,
+      what: 'not a model that can be run',
+      expected: 'a model folder or its .onnx file',
+    })
+  }
+  const folder = await import('../graph/model-folder.js')
+  return folder.loadModel(directory, {
+    runtime: options.runtime ?? platform().defaultRuntime(),
+    dtype: options.dtype,
+    onnxPath: file ?? options.onnxPath,
+  })
+}

@@ -1,0 +1,17 @@
+// Where sessions run: worker threads of Node.
+
+import { checkArgument, NAME } from '../base/options.js'
+import type { RuntimeHost } from '../runtime/host.js'
+import { platform } from './platform.js'
+
+/**
+ * A host whose sessions live in Node's worker threads, so that a run leaves this thread free. It is the default there.
+ *
+ * @param specifier Module specifier or URL of ONNX Runtime. Default: onnxruntime-node as the working directory's project
+ *   has it installed, else as this package sees it.
+ * @throws RuntimeError when it is not installed, ConfigError in a browser
+ */
+export function nodeRuntime(specifier?: string): RuntimeHost {
+  if (specifier !== undefined) checkArgument(specifier, NAME, 'specifier')
+  return platform().nodeRuntime(specifier)
+}

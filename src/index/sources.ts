@@ -1,0 +1,74 @@
+// The one place where what callers name becomes folders and files: paths, picked files, and folders of any kind.
+
+import type { Directory } from '../base/bytes.js'
+import { ConfigError } from '../base/errors.js'
+import { describe, hasMethods, kind } from '../base/options.js'
+import type { RemoteOptions } from '../io/hub/directory.js'
+import type { Located } from '../io/locate.js'
+import { FilesDirectory } from '../io/web/directories.js'
+import { hubOptions } from './hub.js'
+import { platform } from './platform.js'
+
+/**
+ * What a model, an adapter or a checkpoint is read from: a path (not in browsers), a model on the Hub (`org/name`,
+ * `hf:org/name@revision/folder`), a URL, files that a user picked, or a folder that says itself how it is read.
+ */
+export type Source = string | Directory | Iterable<File>
+
+/** Where results go: a path (not in browsers), or a folder that says itself how it is written. */
+export type Target = string | Directory
+
+/** Whether the value is a folder. */
+export function isDirectory(value: unknown): value is Directory {
+  return hasMethods(value, 'list', 'has', 'open')
+}
+
+function isFile(value: unknown): value is File {
+  return hasMethods(value, 'slice', 'arrayBuffer') && typeof (value as { name?: unknown }).name === 'string'
+}
+
+function isFileList(value: unknown): value is Iterable<File> {
+  if (typeof value !== 'object' || value === null || !(Symbol.iterator in value)) return false
+  const files = [...(value as Iterable<unknown>)]
+  return files.length > 0 && files.every(isFile)
+}
+
+/** A {@link Source}. */
+export const SOURCE = kind(
+  'a path, org/name, a URL, picked files or a Directory',
+  (value) => (typeof value === 'string' && value !== '') || isDirectory(value) || isFileList(value),
+)
+
+/** A {@link Target}. */
+export const TARGET = kind(
+  'a path or a Directory that can be written',
+  (value) => (typeof value === 'string' && value !== '') || (isDirectory(value) && hasMethods(value, 'create')),
+)
+
+/**
+ * Opens a source.
+ *
+ * @param where the argument that holds it
+ * @param options for this source, above those of configureHub
+ * @throws ConfigError when it is none, FileError when it leads nowhere or does not come
+ */
+export async function openSource(source: Source, where: string, options: RemoteOptions = {}): Promise<Located> {
+  if (!SOURCE.accepts(source)) throw wrongKind(source, where, SOURCE.expected)
+  if (typeof source === 'string') return platform().open(source, where, { ...hubOptions(), ...options })
+  return { directory: isDirectory(source) ? source : new FilesDirectory(source), file: undefined }
+}
+
+/** The folder of a source that is no single file. */
+export async function openFolder(source: Source, where: string, options: RemoteOptions = {}): Promise<Directory> {
+  return (await openSource(source, where, options)).directory
+}
+
+/** Opens where results go. */
+export function openTarget(target: Target, where: string): Directory {
+  if (!TARGET.accepts(target)) throw wrongKind(target, where, TARGET.expected)
+  return typeof target === 'string' ? platform().target(target, where) : target
+}
+
+function wrongKind(value: unknown, where: string, expected: string): ConfigError {
+  return new ConfigError({ where, what: 'not usable', expected, got: describe(value) })
+}

@@ -1,0 +1,189 @@
+// The verbs of the public API. Each loads its code with the first call: a page that only computes with LoRA layers stays small.
+
+import type { Model } from '../graph/model-folder.js'
+import type { AdapterSession } from '../infer/session.js'
+import type { LoraAdapter } from '../lora/adapter.js'
+import type { UnmergeReport } from '../merge/merge.js'
+import type { MergePlanReport, MergeReport } from '../merge/report.js'
+import type { LoadOptions, SaveOptions } from '../peft/adapter-folder.js'
+import type { TrainResult } from '../train/options.js'
+import type { ToPlainOptions } from './adapters.js'
+import type { InspectOptions, InspectReport } from './inspect.js'
+import type { MergeOptions, UnmergeOptions } from './merge-options.js'
+import type { LoadModelOptions } from './model.js'
+import type { OpenSessionOptions } from './session.js'
+import type { Source, Target } from './sources.js'
+import type { TrainOptions } from './train.js'
+
+/**
+ * Opens a model: a folder as transformers.js reads it (config.json, tokenizer.json, onnx/model.onnx), or its .onnx file. The weights
+ * stay in their file. Call `close()` when the model is no longer needed.
+ *
+ * @throws FileError when a part is missing, FormatError when one cannot be read, RuntimeError without onnxruntime-node,
+ *   ConfigError for a source or an option that is not usable
+ *
+ * @example
+ * const model = await loadModel('models/union-3m')
+ * console.log(model.name, model.contextLength)
+ * await model.close()
+ */
+export async function loadModel(source: Source, options?: LoadModelOptions): Promise<Model> {
+  return (await import('./model.js')).loadModel(source, options)
+}
+
+/**
+ * Reads a PEFT adapter folder. Factors are f32, each layer's `dtype` is the file's, layers have no base weight and are in
+ * evaluation mode. Ranks above min(d, k) are fine.
+ *
+ * Older spellings of tensor names are read, and listed in the adapter's `notes`. An adapter_model.bin is read where there is no
+ * safetensors file; nothing in it is executed.
+ *
+ * @throws FileError when a file is missing, or the folder holds several adapters and none is named; FormatError when one is corrupt
+ *   or holds a tensor that no layer claims or half a pair; ConfigError when a value of the config is out of range or missing, or an
+ *   argument is not usable; UnsupportedError when the config or a tensor means something that is not implemented; MismatchError when
+ *   the config's target_modules leave a tensor out, the file has no adapter of that name, or with `strict` a setting matches nothing;
+ *   ShapeError when a shape disagrees with the config's rank; NumericError when a value is not finite. Each names the file, and the
+ *   field or tensor.
+ *
+ * @example
+ * const adapter = await loadAdapter('tests/golden/peft/f32')
+ * for (const { name, kind, shape } of adapter.parts()) console.log(name, kind, shape)
+ */
+export async function loadAdapter(source: Source, options?: LoadOptions): Promise<LoraAdapter> {
+  return (await import('./adapters.js')).loadAdapter(source, options)
+}
+
+/**
+ * Writes a folder that PEFT loads. Both files are complete before either gets its name, and no interruption leaves the weights of one
+ * adapter beside the config of another: then the folder has no config, or all of one of them. target_modules name exactly the adapter's
+ * layers where the config's own would not.
+ *
+ * @throws StateError when there is no layer; ConfigError when `dtype` is none of F32, F16 and BF16, or an argument is not usable;
+ *   NumericError when a value is not finite, or not in the type it is saved in; MismatchError when the config excludes a layer;
+ *   FileError when the folder cannot be written.
+ *
+ * @example
+ * const adapter = await loadAdapter('tests/golden/peft/f32')
+ * await saveAdapter(adapter, 'out/half', { dtype: 'F16' })
+ */
+export async function saveAdapter(adapter: LoraAdapter, target: Target, options?: SaveOptions): Promise<void> {
+  return (await import('./adapters.js')).saveAdapter(adapter, target, options)
+}
+
+/**
+ * Trains an adapter. Nothing is written before the model, the data and the folder have been found usable.
+ *
+ * @throws ConfigError when an option is unknown, out of range, or contradicts or lacks another, and when PEFT has no default modules
+ *   for the model; DataError for records, FileError for the folder or a path that leads nowhere, MismatchError when no module matches
+ *   or a run to resume is of other parts, UnsupportedError for graphs that cannot be trained and adapters with more than plain linear
+ *   layers, StateError when an adapter to go on with is merged or has no layers, NumericError naming the step when the loss is not
+ *   finite (the adapter is saved as it was when it last was finite)
+ *
+ * @example
+ * const { adapter, report } = await train({
+ *   model: 'models/union-3m',
+ *   data: [{ prompt: 'Who is it? ', completion: 'It is the captain.' }],
+ *   config: { rank: 4 },
+ *   maxSteps: 2,
+ * })
+ * console.log(adapter.size, report.trainLoss)
+ */
+export async function train(options: TrainOptions): Promise<TrainResult> {
+  return (await import('./train.js')).train(options)
+}
+
+/**
+ * Opens a model with adapters: in a worker, or in this thread if the model's runtime is a module object. Each run names an adapter;
+ * the base is in memory once.
+ *
+ * @param model a model that is open, which stays open, or what {@link loadModel} takes, which the session closes with itself
+ * @throws MismatchError when an adapter does not fit the model, RuntimeError when ONNX Runtime cannot be found or cannot open the
+ *   model, ConfigError for an option that is unknown or not usable; what {@link loadModel} and {@link loadAdapter} throw
+ *
+ * @example
+ * const session = await openSession('models/union-3m', { adapters: { peft: 'tests/golden/peft/f32' } })
+ * for await (const piece of session.stream('And the people', { adapter: 'peft', maxNewTokens: 20 })) console.log(piece)
+ * await session.dispose()
+ */
+export async function openSession(model: Model | Source, options?: OpenSessionOptions): Promise<AdapterSession> {
+  return (await import('./session.js')).openSession(model, options)
+}
+
+/**
+ * Writes a base model with adapters folded in: W + Σ weight · s·B·A for every weight that an adapter changes, rounded once to the type
+ * that is stored. All else goes along byte for byte. The files of the result appear together, or not at all. Without a `format` the
+ * result is the kind of model that the base's folder is run from: the .onnx where it has one, else the checkpoint.
+ *
+ * @throws ConfigError for an option that is unknown or not usable; FileError when a path leads nowhere, `out` is not empty or the base
+ *   itself; FormatError when a file is damaged; MismatchError when an adapter does not fit, or changes tied embeddings; UnsupportedError
+ *   naming what cannot be merged, or an option that the format cannot honor; NumericError naming the tensor when a value is not finite
+ *
+ * @example
+ * const report = await merge({ base: 'models/union-3m', adapters: 'tests/golden/peft/f32', out: 'out/with-adapter' })
+ * console.log(`${report.changed} of ${report.tensors} tensors changed`)
+ */
+export async function merge(options: MergeOptions): Promise<MergeReport> {
+  return (await import('./merge.js')).merge(options)
+}
+
+/**
+ * What {@link merge} would do: it plans, but writes nothing. Throws as that does, but for values that are not finite.
+ *
+ * @example
+ * const plan = await planMerge({ base: 'models/union-3m', adapters: 'tests/golden/peft/f32', out: 'out/planned' })
+ * console.log(plan.bytes, plan.layers.length)
+ */
+export async function planMerge(options: MergeOptions): Promise<MergePlanReport> {
+  return (await import('./merge.js')).planMerge(options)
+}
+
+/**
+ * Writes the base back from a merged model and the adapters that are in it, with their weights. Exact in f32 up to rounding; bf16 and
+ * f16 cannot be: of a checkpoint with `original` the report counts the values that differ.
+ *
+ * @throws what {@link merge} throws; UnsupportedError where values of the base were replaced, and for `original` of an .onnx file
+ *
+ * @example
+ * const adapters = 'tests/golden/peft/f32'
+ * await merge({ base: 'models/union-3m', adapters, out: 'out/merged-once', format: 'safetensors' })
+ * const { differences } = await unmerge({ merged: 'out/merged-once', adapters, out: 'out/base', original: 'models/union-3m' })
+ * console.log(differences?.differing, differences?.largest)
+ */
+export async function unmerge(options: UnmergeOptions): Promise<UnmergeReport> {
+  return (await import('./merge.js')).unmerge(options)
+}
+
+/**
+ * Looks at an adapter folder, a safetensors file or checkpoint, an .onnx file, a folder with one of them, or an adapter in memory. An
+ * adapter that cannot be loaded is reported with all its problems, and what is sound of it, as far as its files can be read.
+ *
+ * @throws FileError when there is nothing, or none of these; FormatError when it is damaged; ConfigError when a value of an adapter's
+ *   config is out of range, or for options of adapters with a model; UnsupportedError for another method than LoRA
+ *
+ * @example
+ * const report = await inspect('tests/golden/peft/f32', { base: 'models/union-3m' })
+ * if (report.kind === 'adapter') console.log(report.layers.length, report.problems, report.fit?.fits)
+ */
+export async function inspect(target: Source | LoraAdapter, options?: InspectOptions): Promise<InspectReport> {
+  return (await import('./inspect.js')).inspect(target, options)
+}
+
+/**
+ * A plain adapter of twice the rank that changes the original base as `adapter` changes its own. Adapters that started as PiSSA,
+ * OLoRA, LoRA-GA or CorDA took a part out of the base; a plain one can be merged, swapped and combined like any other.
+ * A' = [A; A₀], B' = [B, −B₀].
+ *
+ * The start of `pissa-niter-N` was random: PEFT finds another whenever it loads the adapter. Without `initial` the result differs by as
+ * much.
+ *
+ * @throws FileError or FormatError when base or adapter cannot be read; ConfigError when the adapter is plain already, or unless there
+ *   is either base or initial; UnsupportedError when the weights do not tell its start, and for convolutions and parameters;
+ *   MismatchError when a layer has no weight or another shape
+ *
+ * @example
+ * const plain = await toPlain('tests/golden/peft/pissa', { base: 'models/union-3m' })
+ * await saveAdapter(plain, 'out/plain')
+ */
+export async function toPlain(adapter: Source | LoraAdapter, options: ToPlainOptions): Promise<LoraAdapter> {
+  return (await import('./adapters.js')).toPlain(adapter, options)
+}

@@ -1,0 +1,155 @@
+// What a session offers: one base model, any number of adapters, and the ways of running them.
+
+import type { ModuleMap } from '../graph/match/linears.js'
+import type { Model } from '../graph/model-folder.js'
+import type { LoraAdapter } from '../lora/adapter.js'
+import type { Feeds, RuntimeTensor, SessionOptions } from '../runtime/runtime.js'
+import type { SamplingOptions } from './sampling.js'
+
+/** The adapters of a session, and how the runtime opens it. */
+export interface AdapterSessionOptions extends Omit<SessionOptions, 'executionProviders'> {
+  /** Adapters to begin with, by the name that runs choose them by. */
+  adapters?: Readonly<Record<string, LoraAdapter>> | undefined
+  /**
+   * Where the model runs, in ONNX Runtime's words: cpu, webgpu, cuda, coreml, dml, …; or several, best first: what the first cannot
+   * compute goes to the next. Default: the runtime's processor.
+   */
+  device?: string | readonly string[] | undefined
+  /** Module name → name of the node or of its weight, where the graph's own names do not tell. */
+  modules?: ModuleMap | undefined
+}
+
+/** What one run computes. */
+export interface RunOptions {
+  /** Name of the adapter; null is the base model alone. Default null. */
+  adapter?: string | null | undefined
+  /** Outputs to compute. Default: all. */
+  outputNames?: readonly string[] | undefined
+}
+
+/** How a text is continued. */
+export interface GenerateOptions extends SamplingOptions {
+  /** Name of an adapter of the session, for the whole text; null is the base model alone. Default null. */
+  adapter?: string | null | undefined
+  /** Most tokens to write; the text ends at the model's context length in any case. Default 128. */
+  maxNewTokens?: number | undefined
+  /** A safe integer; the same seed gives the same text. Default: a fresh one for each text, which the result tells. */
+  seed?: number | undefined
+  /** Called with each piece of text as soon as it is certain. The pieces together are the result's text. */
+  onText?: ((piece: string) => void) | undefined
+  /** Ends the text between two tokens: the call rejects with the signal's reason. */
+  signal?: AbortSignal | undefined
+}
+
+/** How a text is streamed: its pieces are what the iteration gives. */
+export type StreamOptions = Omit<GenerateOptions, 'onText'>
+
+/** A continued text. */
+export interface GenerateResult {
+  /** What follows the prompt, without special tokens. */
+  text: string
+  /** Number of new tokens, the one that ended the text not counted. */
+  tokens: number
+  /** The new tokens. */
+  tokenIds: number[]
+  /** Why it ended: the model said so, maxNewTokens, or the model's context is full. */
+  finish: 'eos' | 'max-new-tokens' | 'context'
+  /** What the tokens were drawn with: with the same seed and options the text is the same. */
+  seed: number
+  /** From the call to the end, without loading the model. */
+  seconds: number
+}
+
+/**
+ * One base model in memory and any number of adapters, of which each run names one. Runs take turns: calls may overlap, and are
+ * answered in their order. Made by `openSession`.
+ */
+export interface AdapterSession {
+  /** What the session was opened over. It has to stay open until the session is disposed. */
+  readonly model: Model
+  /** Names of the adapters that runs can choose. */
+  readonly adapters: readonly string[]
+  /** The model's own inputs, without those that take adapters. */
+  readonly inputNames: readonly string[]
+  /** The model's outputs. */
+  readonly outputNames: readonly string[]
+
+  /**
+   * Copies an adapter into the session; runs choose it by `name`. An adapter for modules that none before it touched
+   * opens the base anew, so that both are in memory for a moment: give such adapters to `openSession` where that matters. So does the
+   * first one with DoRA or biases of B for a module; DoRA's scales are computed here, from the base's weights, once.
+   *
+   * @throws MismatchError when a layer has no module in the model, or another shape there; UnsupportedError when the
+   *   module is there in a form that cannot be adapted, or the adapter holds more than linear layers, or DoRA for weights that
+   *   are not floats; NumericError when a weight is not finite; StateError when the name is taken or the session is disposed;
+   *   ConfigError when an argument is not usable. The session stays as it was then.
+   *
+   * @example
+   * const session = await openSession('models/union-3m')
+   * await session.add('peft', await loadAdapter('tests/golden/peft/f32'))
+   * console.log(session.adapters)
+   * await session.dispose()
+   */
+  add(name: string, adapter: LoraAdapter): Promise<void>
+
+  /**
+   * Frees an adapter's arrays. Texts that are being written with it go on.
+   *
+   * @throws MismatchError for an unknown name, StateError when the session is disposed
+   */
+  remove(name: string): Promise<void>
+
+  /**
+   * Runs the model once.
+   *
+   * @param feeds the model's own inputs by name: `{ type, data, dims }`, such as ONNX Runtime's own tensors. For a language model
+   *   `input_ids` is enough: what is left out becomes a mask of ones, positions that count the mask's ones, and an empty cache.
+   * @returns the outputs by name; their arrays are the caller's
+   * @throws MismatchError for an unknown adapter, input or output; ConfigError for what is no tensor; RuntimeError when the run fails;
+   *   StateError when the session is disposed
+   *
+   * @example
+   * const session = await openSession('models/union-3m')
+   * const ids = session.model.tokenizer.encode('And the people')
+   * const { logits } = await session.run({
+   *   input_ids: { type: 'int64', data: BigInt64Array.from(ids, BigInt), dims: [1, ids.length] },
+   * })
+   * console.log(logits.dims)
+   * await session.dispose()
+   */
+  run(feeds: Feeds, options?: RunOptions): Promise<Record<string, RuntimeTensor>>
+
+  /**
+   * Continues a prompt, by default with the likeliest token each time.
+   *
+   * @throws ConfigError for an option that is unknown or out of range, MismatchError for an unknown adapter or a tokenizer of another
+   *   model, DataError for a prompt without tokens or without room behind it, UnsupportedError when the graph is no causal language
+   *   model, NumericError when the logits are not finite, StateError when the session is disposed; what the signal and `onText` throw
+   *
+   * @example
+   * const session = await openSession('models/union-3m')
+   * const { text, seed } = await session.generate('And the people', { temperature: 0.7, maxNewTokens: 20 })
+   * console.log(text, seed)
+   * await session.dispose()
+   */
+  generate(prompt: string, options?: GenerateOptions): Promise<GenerateResult>
+
+  /**
+   * The same text piece by piece, as soon as each is certain. Leaving the loop ends the text.
+   *
+   * @returns an iteration over the pieces; its end value is the result
+   * @throws what `generate` throws, at the first step of the iteration
+   *
+   * @example
+   * const session = await openSession('models/union-3m')
+   * for await (const piece of session.stream('And the people', { maxNewTokens: 20 })) process.stdout.write(piece)
+   * await session.dispose()
+   */
+  stream(prompt: string, options?: StreamOptions): AsyncGenerator<string, GenerateResult, undefined>
+
+  /** Closes the session after the runs that were asked for before, and ends its worker. Other calls throw StateError from then on. */
+  dispose(): Promise<void>
+
+  /** `await using`: the same as dispose. */
+  [Symbol.asyncDispose](): Promise<void>
+}

@@ -1,0 +1,263 @@
+// Parts that hold values instead of factors: a whole tensor (PEFT's modules_to_save, trained biases, resized embeddings, new heads) and
+// single rows of an embedding. Bytes stay as their file has them until somebody asks for the numbers.
+
+import { decodeWeights, encodeWeights, isWeightDtype, type TensorDtype, type WeightDtype } from '../../base/dtype.js'
+import { ConfigError, ShapeError, StateError, UnsupportedError } from '../../base/errors.js'
+import { checkTensor, elementCount, type FloatArray, formatShape, type Tensor } from '../../base/tensor.js'
+import { norm } from '../../linalg/product.js'
+import { noBase, where } from '../factors.js'
+import { moduleOf, Part } from '../part.js'
+
+/** A tensor as a file holds it: little-endian, row-major. */
+export interface StoredTensor {
+  readonly dtype: TensorDtype
+  readonly shape: readonly number[]
+  readonly data: Uint8Array
+}
+
+/** Values as a file holds them, or as numbers, which are saved in their own precision. */
+export type StoredValues = StoredTensor | Tensor<FloatArray>
+
+abstract class StoredPart extends Part {
+  readonly name: string
+  /** The type that the values have in the file. */
+  readonly dtype: TensorDtype
+  /** Of the values. */
+  readonly shape: readonly number[]
+  #bytes: Uint8Array | undefined
+  #weight: Tensor<FloatArray> | undefined
+  #base: Tensor<FloatArray> | undefined
+  #isMerged = false
+
+  protected constructor(name: string, values: StoredValues) {
+    super()
+    this.name = name
+    this.shape = Object.freeze([...values.shape])
+    if (values.data instanceof Uint8Array) {
+      this.dtype = (values as StoredTensor).dtype
+      this.#bytes = values.data
+      return
+    }
+    const numbers = values as Tensor<FloatArray>
+    checkTensor(numbers, where(name, 'weight', this.constructor.name))
+    this.dtype = numbers.data instanceof Float64Array ? 'F64' : 'F32'
+    this.#weight = { data: numbers.data.slice() as FloatArray, shape: this.shape }
+  }
+
+  /** The bytes that a file has or gets. */
+  get data(): Uint8Array {
+    if (this.#weight === undefined) return this.#bytes!
+    // A copy: training may go on while the bytes wait to be written.
+    return encodeWeights(this.#weight.data, this.dtype as WeightDtype).slice()
+  }
+
+  /**
+   * The values, the part's own: they may be edited in place, as training does.
+   *
+   * @throws UnsupportedError when they are no floats of 16 to 64 bits
+   */
+  get weight(): Tensor<FloatArray> {
+    if (this.#weight !== undefined) return this.#weight
+    if (!isWeightDtype(this.dtype)) {
+      throw new UnsupportedError({
+        where: where(this.name, 'weight'),
+        what: 'values of this type cannot be computed with',
+        expected: 'F64, F32, F16 or BF16',
+        got: this.dtype,
+      })
+    }
+    this.#weight = { data: decodeWeights(this.#bytes!, this.dtype), shape: this.shape }
+    this.#bytes = undefined
+    return this.#weight
+  }
+
+  get tensors(): { readonly weight: StoredTensor } {
+    const { dtype, shape, data } = this
+    return { weight: { dtype, shape, data } }
+  }
+
+  get merged(): boolean {
+    return this.#isMerged
+  }
+
+  /** The base's tensor, a copy; with the part's values in it while merged; undefined while none is attached. */
+  get baseWeight(): Tensor<FloatArray> | undefined {
+    return this.#isMerged ? this.effectiveWeight() : this.#base && copyOf(this.#base)
+  }
+
+  /** What the tensor is with the part's values in it, a new tensor. */
+  abstract effectiveWeight(): Tensor<FloatArray>
+
+  merge(): void {
+    if (this.#isMerged) throw new StateError({ where: where(this.name, 'merge'), what: 'merged already' })
+    this.#isMerged = true
+  }
+
+  unmerge(): void {
+    if (!this.#isMerged) throw new StateError({ where: where(this.name, 'unmerge'), what: 'not merged' })
+    this.#isMerged = false
+  }
+
+  /** ‖new − base‖, Frobenius. Throws StateError without a base. */
+  normDelta(): number {
+    const { data } = this.needBase('normDelta')
+    return norm({ data: Float64Array.from(this.effectiveWeight().data, (value, at) => value - data[at]) })
+  }
+
+  dispose(): void {
+    this.#base = undefined
+    this.#isMerged = false
+  }
+
+  /** Elements of the values. */
+  override totalParams(): number {
+    return elementCount(this.shape)
+  }
+
+  /** @internal */
+  protected setBase(weight: Tensor<FloatArray>): void {
+    if (this.#isMerged) {
+      throw new StateError({
+        where: where(this.name, 'baseWeight'),
+        what: 'cannot be replaced while merged',
+        hint: 'Call unmerge() first',
+      })
+    }
+    this.#base = copyOf(weight)
+  }
+
+  /** @internal */
+  protected needBase(member: string): Tensor<FloatArray> {
+    if (this.#base !== undefined) return this.#base
+    throw noBase(where(this.name, member), 'attachBase(W)')
+  }
+}
+
+/** How a replaced tensor is kept. */
+export interface ReplacementOptions {
+  /** False for a copy of the base's own tensor, which counts as not trained. Default true. */
+  isTrained?: boolean | undefined
+  /** The tensor's name in the adapter's file. Default: its own. */
+  key?: string | undefined
+}
+
+/** A whole tensor that takes the place of the base's, or that the base does not have: a new head. */
+export class Replacement extends StoredPart {
+  readonly kind = 'replacement'
+  /** False for a copy of the base's own tensor, saved along because the vocabulary was resized or the embedding is adapted. */
+  readonly isTrained: boolean
+  /** The tensor's name in the adapter's file, which can differ from the base's where other parts wrap the module. */
+  readonly key: string
+
+  /**
+   * @param name the tensor's, as in `classifier.weight`
+   * @throws ShapeError when shape and values disagree
+   */
+  constructor(name: string, values: StoredValues, { isTrained = true, key = name }: ReplacementOptions = {}) {
+    super(name, values)
+    this.isTrained = isTrained
+    this.key = key
+  }
+
+  override get module(): string {
+    return moduleOf(this.name)
+  }
+
+  /** Gives it the base's tensor, copied, which merging does not need. Throws ShapeError for another shape. */
+  attachBase(weight: Tensor<FloatArray>): this {
+    checkTensor(weight, where(this.name, 'baseWeight'))
+    if (formatShape(weight.shape) !== formatShape(this.shape)) {
+      throw new ShapeError({
+        where: where(this.name, 'baseWeight'),
+        what: 'wrong shape',
+        expected: formatShape(this.shape),
+        got: formatShape(weight.shape),
+      })
+    }
+    this.setBase(weight)
+    return this
+  }
+
+  /** The part's values, a copy. */
+  effectiveWeight(): Tensor<FloatArray> {
+    return copyOf(this.weight)
+  }
+}
+
+/** Rows (n, D) that take the place of some rows of an embedding (V, D). */
+export class TokenRows extends StoredPart {
+  readonly kind = 'token-rows'
+  /** Which rows of the embedding, in the order of the part's own. */
+  readonly indices: readonly number[]
+  readonly #module: string
+
+  /**
+   * @param module the embedding, as in `model.embed_tokens`
+   * @param indices n different tokens
+   * @param rows (n, D)
+   * @throws ShapeError when there are not as many rows as tokens; ConfigError when a token is none, or there twice
+   */
+  constructor(module: string, indices: readonly number[], rows: StoredValues) {
+    super(rowsName(module), rows)
+    this.#module = module
+    this.indices = Object.freeze([...indices])
+    const isUsable = indices.every((token) => Number.isSafeInteger(token) && token >= 0)
+    if (!isUsable || new Set(indices).size < indices.length) {
+      throw new ConfigError({ where: this.name, what: 'not usable as tokens', expected: 'different indices of rows' })
+    }
+    if (rows.shape.length === 2 && rows.shape[0] === indices.length) return
+    throw new ShapeError({
+      where: this.name,
+      what: 'wrong shape for the tokens',
+      expected: formatShape([indices.length, 'features']),
+      got: formatShape(rows.shape),
+    })
+  }
+
+  /** The embedding, as in `model.embed_tokens`. */
+  override get module(): string {
+    return this.#module
+  }
+
+  /** Puts the rows into the embedding. Throws StateError when merged already or without the embedding. */
+  override merge(): void {
+    this.needBase('merge')
+    super.merge()
+  }
+
+  /** Gives it its embedding (V, D), copied. Throws ShapeError when it has other features, or no row of some token. */
+  attachBase(embedding: Tensor<FloatArray>): this {
+    checkTensor(embedding, where(this.name, 'baseWeight'))
+    const [rows, features] = embedding.shape
+    const count = Math.max(...this.indices) + 1
+    if (embedding.shape.length !== 2 || features !== this.shape[1] || rows < count) {
+      throw new ShapeError({
+        where: where(this.name, 'baseWeight'),
+        what: 'wrong shape',
+        expected: `(${count} or more, ${this.shape[1]})`,
+        got: formatShape(embedding.shape),
+      })
+    }
+    this.setBase(embedding)
+    return this
+  }
+
+  /** The embedding (V, D) with the part's rows in it, a new tensor. Throws StateError without a base. */
+  effectiveWeight(): Tensor<FloatArray> {
+    const result = copyOf(this.needBase('effectiveWeight'))
+    const features = this.shape[1]
+    this.indices.forEach((token, i) => {
+      result.data.set(this.weight.data.subarray(i * features, (i + 1) * features), token * features)
+    })
+    return result
+  }
+}
+
+/** The name of an embedding's rows in an adapter, beside which the embedding itself can be a part. */
+export function rowsName(module: string): string {
+  return `${module}[tokens]`
+}
+
+function copyOf({ data, shape }: Tensor<FloatArray>): Tensor<FloatArray> {
+  return { data: data.slice() as FloatArray, shape: [...shape] }
+}

@@ -1,0 +1,189 @@
+// What every part of an adapter has: a name, a kind, its tensors by role, sizes, and what it does to a weight. `PartView` is the same
+// for parts in memory and in files, so that whoever walks an adapter (saving, inspecting, merging) does it once.
+
+import { elementCount, type FloatArray, type Tensor } from '../base/tensor.js'
+import type { LoraConfig } from './config.js'
+
+/**
+ * What a part changes, and how:
+ * - `linear`: a weight (d, k), by s·B·A
+ * - `embedding`: rows (V, D), by s·(B·A)ᵀ
+ * - `convolution`: a kernel (d, in/groups, *kernel), by s·B·A
+ * - `parameter`: a tensor that no module of its own reads, mostly the stacked weights (E, d, k) of experts, by s·B·A for each
+ * - `replacement`: a whole tensor, by another one; or a tensor that the base does not have, as a new head
+ * - `token-rows`: some rows of an embedding, by others
+ *
+ * DoRA and a bias of B are no kinds: such a part has a tensor `magnitude` or `biasB`.
+ */
+export type PartKind = 'linear' | 'embedding' | 'convolution' | 'parameter' | 'replacement' | 'token-rows'
+
+/** What a part's tensor is to it: a factor, a vector beside the factors, or values that take the base's place. */
+export type TensorRole = 'weightA' | 'weightB' | 'magnitude' | 'biasB' | 'weight'
+
+/** A tensor of memory or of a file. */
+export interface Shaped {
+  readonly shape: readonly number[]
+}
+
+/** Tensors of a part that has factors. */
+export interface FactorTensors<T extends Shaped> {
+  /** A: (r, k), of an embedding (r, V), of a convolution (r, in, *kernel), of experts (E·r, k). */
+  readonly weightA: T
+  /** B: (d, r), of an embedding (D, r), of a convolution (d, r/groups, 1…), of experts (d, r·E). */
+  readonly weightB: T
+  /** DoRA's m, one number for each output feature. */
+  readonly magnitude?: T | undefined
+  /** The bias of B (d). */
+  readonly biasB?: T | undefined
+}
+
+/** A part with factors, as far as its shapes tell. */
+export interface FactorView<T extends Shaped> {
+  readonly kind: 'linear' | 'embedding' | 'convolution'
+  readonly name: string
+  readonly module: string
+  /** The part's own, with its rank and alpha. */
+  readonly config: LoraConfig
+  readonly tensors: FactorTensors<T>
+}
+
+/** Stacked experts, as far as their shapes tell. */
+export interface ParameterView<T extends Shaped> extends Omit<FactorView<T>, 'kind'> {
+  readonly kind: 'parameter'
+  /** E, at least 1. */
+  readonly experts: number
+}
+
+/** A replaced or new tensor, without its values. */
+export interface ReplacementView<T extends Shaped> {
+  readonly kind: 'replacement'
+  /** The base's name of the tensor. */
+  readonly name: string
+  readonly module: string
+  /** The name in the adapter's file, which can differ from the base's where other parts wrap the module. */
+  readonly key: string
+  /** False for a copy of the base's own tensor, saved along because the vocabulary was resized or the embedding is adapted. */
+  readonly isTrained: boolean
+  readonly tensors: { readonly weight: T }
+}
+
+/** Replaced rows of an embedding, without their values. */
+export interface TokenRowsView<T extends Shaped> {
+  readonly kind: 'token-rows'
+  readonly name: string
+  readonly module: string
+  /** Which rows, in the order of the tensor's. */
+  readonly indices: readonly number[]
+  /** (n, D) */
+  readonly tensors: { readonly weight: T }
+}
+
+/** A part of an adapter, in memory or in a file. */
+export type PartView<Factor extends Shaped = Shaped, Stored extends Shaped = Factor> =
+  | FactorView<Factor>
+  | ParameterView<Factor>
+  | ReplacementView<Stored>
+  | TokenRowsView<Stored>
+
+/** A part's tensors with their roles. */
+export function tensorsOf<T extends Shaped>(part: {
+  readonly tensors: { readonly [role in TensorRole]?: T | undefined }
+}): [role: TensorRole, tensor: T][] {
+  return Object.entries(part.tensors).filter(([, tensor]) => tensor !== undefined) as [TensorRole, T][]
+}
+
+/** How many numbers of a part are trained: all of its tensors', but for MiCA's B, which stays as it starts, and copies of the base. */
+export function trainableParams(part: PartView): number {
+  if (part.kind === 'replacement' && !part.isTrained) return 0
+  const isMica = 'config' in part && part.config.init === 'mica'
+  return tensorsOf(part).reduce((sum, [role, { shape }]) => {
+    return sum + (isMica && role === 'weightB' ? 0 : elementCount(shape))
+  }, 0)
+}
+
+/** The module that owns a tensor or a parameter of this name. */
+export function moduleOf(name: string): string {
+  return name.slice(0, Math.max(0, name.lastIndexOf('.')))
+}
+
+/** A part in memory. All of them are one union, `AdapterPart`, told apart by `kind`. */
+export abstract class Part {
+  /** What the part changes, and how. */
+  abstract readonly kind: PartKind
+  /** The part's own in its adapter: a module's name, or that of a tensor; empty for a part on its own. */
+  abstract readonly name: string
+  /** Of the weight that the part changes: (d, k), (V, D), (d, in/groups, *kernel), (E, d, k); of values, their own. */
+  abstract readonly shape: readonly number[]
+  /** All tensors of the part, by their role. */
+  abstract readonly tensors: PartView<Tensor<FloatArray>, Shaped>['tensors']
+  /** The base weight has the change. */
+  abstract readonly merged: boolean
+
+  /** Makes the change in the base weight. Throws StateError when merged already or without the base that it needs. */
+  abstract merge(): void
+  /** Gives back the base weight bit for bit. Throws StateError when not merged. */
+  abstract unmerge(): void
+  /** How much the part changes its weight: the Frobenius norm of the change. */
+  abstract normDelta(): number
+  /** Lets go of the base weight. The part's own tensors stay. */
+  abstract dispose(): void
+
+  /** The module of the base that the part changes. */
+  get module(): string {
+    return this.name
+  }
+
+  /** How many numbers are trained. */
+  trainableParams(): number {
+    return trainableParams(this as unknown as PartView)
+  }
+
+  /** How many numbers the weight and all that adapts it have. */
+  totalParams(): number {
+    const own = tensorsOf(this as unknown as PartView)
+    return own.reduce((sum, [, { shape }]) => sum + elementCount(shape), elementCount(this.shape))
+  }
+
+  /** trainable / total */
+  compressionRatio(): number {
+    return this.trainableParams() / this.totalParams()
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose()
+  }
+}
+
+/** The tensors of a part with factors; vectors that it does not have are left out. */
+export function factorTensors(
+  weightA: Tensor<FloatArray>,
+  weightB: Tensor<FloatArray>,
+  magnitude: FloatArray | undefined,
+  biasB?: FloatArray | undefined,
+): FactorTensors<Tensor<FloatArray>> {
+  const vector = (data: FloatArray) => ({ data, shape: [data.length] })
+  return {
+    weightA,
+    weightB,
+    ...(magnitude && { magnitude: vector(magnitude) }),
+    ...(biasB && { biasB: vector(biasB) }),
+  }
+}
+
+/**
+ * Merges all, or none when one of them cannot be.
+ *
+ * @throws what the part's own merge throws
+ */
+export function mergeOrNone(parts: Iterable<Pick<Part, 'merge' | 'unmerge'>>): void {
+  const done: Pick<Part, 'unmerge'>[] = []
+  try {
+    for (const part of parts) {
+      part.merge()
+      done.push(part)
+    }
+  } catch (error) {
+    for (const part of done) part.unmerge()
+    throw error
+  }
+}

@@ -1,0 +1,25 @@
+// Node, Bun and Deno: strings can be paths, and sessions run in worker threads.
+
+import type { Platform } from '../index/platform.js'
+import { locate, NodeDirectory, openFile } from '../io/node/files.js'
+import type { EngineKind } from '../runtime/host.js'
+import { resolveNodeRuntime } from '../runtime/node/runtime.js'
+import { spawnNodeWorker } from '../runtime/node/worker.js'
+
+const WORKERS: Record<EngineKind, URL> = {
+  train: new URL('../train/node/worker.js', import.meta.url),
+  infer: new URL('../infer/node/worker.js', import.meta.url),
+}
+
+const runtimeOf = (specifier: string) => ({ specifier, spawn: (kind: EngineKind) => spawnNodeWorker(WORKERS[kind]) })
+
+export const nodePlatform: Platform = {
+  open: async (text, where, options) => (await import('../io/node/open-source.js')).openText(text, where, options),
+  openData: async (text) => {
+    const { directory, file } = await locate(text)
+    return file === undefined ? directory : openFile(text)
+  },
+  target: (text) => new NodeDirectory(text),
+  defaultRuntime: () => runtimeOf(resolveNodeRuntime()),
+  nodeRuntime: (specifier = resolveNodeRuntime()) => runtimeOf(specifier),
+}

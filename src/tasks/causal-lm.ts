@@ -1,0 +1,251 @@
+// Causal language modeling: each token is predicted from those before it. Every token of a text is a target; of a prompt and its
+// completion those of the completion, of a chat those that the assistant writes. The loss is the cross-entropy in nats per target.
+
+import { DataError, FormatError, UnsupportedError } from '../base/errors.js'
+import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
+import { tokenInputs } from '../graph/inputs/tokens.js'
+import { logitsName } from '../graph/match/linears.js'
+import { type Model, requireTokenizer } from '../graph/model-folder.js'
+import type { ProbedShape } from '../graph/shapes/shapes.js'
+import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
+import type { Value } from '../graph/view/builder.js'
+import { Graph } from '../graph/view/graph.js'
+import type { Feeds } from '../runtime/runtime.js'
+import { type Chat, chatOf } from '../text/chat.js'
+import { encodeChat } from '../text/chat-encode.js'
+import type { ChatTemplate } from '../text/chat-template.js'
+import { ExampleStore } from '../text/example-store.js'
+import {
+  checkVocabulary,
+  countTargets,
+  type Example,
+  encodeText,
+  IGNORED,
+  type ParsedRecord,
+  parseRecord,
+} from '../text/records.js'
+import type { EncodeContext, Encoded, OpenTask, Task } from './task.js'
+import { attentionMask, ownLength, PROBE_BATCHES, padded, tokenLengths } from './token-batch.js'
+
+/** Graph inputs of the loss: rows with a target int64 (m), [row, target] int64 (m, 2). */
+const ROWS = 'loss/rows'
+const TARGETS = 'loss/targets'
+
+/** Rows with a target where shapes are measured. */
+const PROBED_TARGETS = [4, 11] as const
+
+export const causalLm: Task<ParsedRecord, Example> = {
+  name: 'causal-lm',
+  peftType: 'CAUSAL_LM',
+
+  parse: parseRecord,
+
+  encode(record, context) {
+    const encoded = encode(record, context)
+    const { vocabularySize } = context.model
+    const tokenizer = requireTokenizer(context.model)
+    for (const { inputIds } of encoded.examples) checkVocabulary(inputIds, { tokenizer, vocabularySize })
+    return { ...encoded, examples: encoded.examples.filter(({ labels }) => countTargets(labels) > 0) }
+  },
+
+  makeList: () => new ExampleStore(),
+
+  open: (model) => new CausalLm(model),
+}
+
+function encode(record: ParsedRecord, context: EncodeContext): Encoded<Example> {
+  switch (record.kind) {
+    case 'text':
+      return record.text === '' ? { examples: [], isTruncated: false } : encodePair('', record.text, context)
+    case 'pair':
+      return encodePair(record.prompt, record.completion, context)
+    case 'answer': {
+      const { question, answer, system, where } = record
+      const template = context.chatTemplate()
+      if (template !== undefined) return encodeTurns(chatOf(question, answer, system), template, context, where)
+      return encodePair(`${system === undefined ? '' : `${system}\n\n`}${question}\n`, answer, context)
+    }
+    case 'chat': {
+      const template = context.chatTemplate()
+      if (template !== undefined) return encodeTurns(record.chat, template, context, record.where)
+      throw new FormatError({
+        where: context.model.directory.name,
+        what: 'this model has no chat template, and the data has chats',
+        hint: 'Give one with chatTemplate (--chat-template FILE), or write records of prompt and completion',
+      })
+    }
+  }
+}
+
+function encodePair(prompt: string, completion: string, { model, maxLength }: EncodeContext): Encoded<Example> {
+  const tokenizer = requireTokenizer(model)
+  const [eosTokenId] = model.eosTokenIds
+  if (eosTokenId === undefined) {
+    throw new FormatError({
+      where: tokenizer.name,
+      what: 'no file names the token that ends a text',
+      hint: 'Add eos_token to tokenizer_config.json, or eos_token_id to config.json',
+    })
+  }
+  const { inputIds, labels } = encodeText(prompt, completion, tokenizer, eosTokenId)
+  const example = { inputIds: inputIds.slice(0, maxLength), labels: labels.slice(0, maxLength) }
+  return { examples: [example], isTruncated: inputIds.length > maxLength }
+}
+
+function encodeTurns(chat: Chat, template: ChatTemplate, context: EncodeContext, where: string): Encoded<Example> {
+  const { model, maxLength, chatTemplateArgs: args } = context
+  const encoded = encodeChat(chat, { template, tokenizer: requireTokenizer(model), maxLength, args }, where)
+  return { examples: encoded.examples, isTruncated: encoded.isShortened || encoded.lostAnswers > 0 }
+}
+
+class CausalLm implements OpenTask<Example> {
+  readonly probe: OpenTask['probe']
+  readonly #model: Model
+  readonly #inputs: ReturnType<typeof tokenInputs>
+
+  constructor(model: Model) {
+    const graph = new Graph(model.onnx.proto)
+    checkCausal(model, graph)
+    this.#model = model
+    this.#inputs = tokenInputs(graph)
+    const [first, second] = PROBE_BATCHES.map(({ batch, sequence }, i) =>
+      this.#probeFeeds(batch, sequence, PROBED_TARGETS[i]),
+    )
+    const lengths = [...tokenLengths(), ownLength('targets', PROBED_TARGETS, { input: ROWS, axis: 0 })]
+    this.probe = { feeds: [first, second], lengths }
+  }
+
+  forward(graph: ObjectiveGraph): Value {
+    const rows = graph.input(ROWS, DataType.INT64, ['targets'])
+    const targets = graph.input(TARGETS, DataType.INT64, ['targets', 2])
+    const choice = graph.chooseRows(logitsName(graph), rows)
+    graph.check((shapeOf) => {
+      checkAllTokens(shapeOf(choice.all))
+      checkWidth(this.#model, shapeOf(choice.chosen)?.dims[1])
+    })
+    return graph.crossEntropy(choice.chosen, targets)
+  }
+
+  cost({ inputIds }: Example): number {
+    return inputIds.length
+  }
+
+  collate(examples: readonly Example[], length: number): Feeds {
+    const ids = examples.map(({ inputIds }) => inputIds)
+    const labels = padded(
+      examples.map((example) => example.labels),
+      length,
+      IGNORED,
+    )
+    return {
+      ...this.#feeds(examples.length, length, padded(ids, length, this.#model.padTokenId), attentionMask(ids, length)),
+      ...targetFeeds(labels, length),
+    }
+  }
+
+  normalizer(examples: readonly Example[]): number {
+    return examples.reduce((sum, { labels }) => sum + countTargets(labels), 0)
+  }
+
+  content({ inputIds, labels }: Example): Int32Array[] {
+    return [inputIds, labels]
+  }
+
+  metrics({ loss }: { loss: number }): Record<string, number> {
+    return { perplexity: Math.exp(loss) }
+  }
+
+  #feeds(batch: number, sequence: number, inputIds: Int32Array, mask: Int32Array): Feeds {
+    const tokens = { batch, sequence, inputIds, attentionMask: mask }
+    return { ...this.#inputs.feeds(tokens), ...this.#inputs.emptyCache(batch) }
+  }
+
+  /** All targets at the first row: it is there in models that compute logits of the last tokens alone, too. */
+  #probeFeeds(batch: number, sequence: number, targets: number): Feeds {
+    const ids = new Int32Array(batch * sequence)
+    return {
+      ...this.#feeds(batch, sequence, ids, ids.slice().fill(1)),
+      ...rowFeeds(Array(targets).fill(0), Array(targets).fill(0)),
+    }
+  }
+}
+
+/**
+ * The positions that predict a target, and which: position i predicts label i + 1 of its row.
+ *
+ * @param labels (rows, length)
+ */
+export function targetFeeds(labels: ArrayLike<number>, length: number): Feeds {
+  const rows: number[] = []
+  const targets: number[] = []
+  for (let i = 0; i < labels.length - 1; i++) {
+    const isLast = (i + 1) % length === 0
+    if (isLast || labels[i + 1] < 0) continue
+    targets.push(labels[i + 1])
+    rows.push(i)
+  }
+  if (rows.length === 0) throw new DataError({ where: 'batch', what: 'no position has a target' })
+  return rowFeeds(rows, targets)
+}
+
+function rowFeeds(rows: readonly number[], targets: readonly number[]): Feeds {
+  const pairs = targets.flatMap((target, row) => [row, target])
+  return {
+    [ROWS]: { type: 'int64', data: BigInt64Array.from(rows, BigInt), dims: [rows.length] },
+    [TARGETS]: { type: 'int64', data: BigInt64Array.from(pairs, BigInt), dims: [rows.length, 2] },
+  }
+}
+
+/** Endings of architectures that predict something else than the next token. */
+const NOT_CAUSAL =
+  /For(MaskedLM|PreTraining|NextSentencePrediction|(Sequence|Token|Image|Audio)Classification|QuestionAnswering|MultipleChoice)$/
+
+/**
+ * Throws UnsupportedError for a model that gives no logits of the next token: one without logits, with other ones, or one that sees the
+ * tokens to come.
+ */
+export function checkCausal(model: Pick<Model, 'config' | 'vocabularySize'>, graph: Graph): void {
+  const refuse = (got: string) =>
+    new UnsupportedError({
+      where: 'ONNX model',
+      what: 'it does not continue texts',
+      expected: 'a causal language model, with logits (batch, sequence, vocabulary)',
+      got,
+      hint: 'Encoders are trained for other tasks: see the option `task`',
+    })
+  const architectures = [model.config?.architectures].flat().filter((name) => typeof name === 'string')
+  const other = architectures.find((name) => NOT_CAUSAL.test(name))
+  if (other !== undefined) throw refuse(other)
+  const logits = graph.outputs.find(({ name }) => name === logitsName(graph))
+  if (logits === undefined || /hidden_state|pooler|embedding/.test(logits.name))
+    throw refuse(`output ${logits?.name ?? 'none'}`)
+  const type = logits.type?.value
+  const dims = type?.case === 'tensorType' ? type.value.shape?.dim : undefined
+  if (dims !== undefined && dims.length !== 3) throw refuse(`${logits.name} of ${dims.length} axes`)
+  const width = dims?.at(-1)?.value
+  if (width?.case === 'dimValue') checkWidth(model, Number(width.value))
+}
+
+/** Throws UnsupportedError where there are fewer logits than tokens. */
+function checkWidth({ vocabularySize = 0 }: Pick<Model, 'vocabularySize'>, width: number | undefined): void {
+  if (width === undefined || width >= vocabularySize) return
+  throw new UnsupportedError({
+    where: 'ONNX model',
+    what: 'its output is not as wide as its vocabulary: it does not continue texts',
+    expected: `${vocabularySize} logits`,
+    got: String(width),
+  })
+}
+
+/** Throws UnsupportedError unless there is a row of logits for each token. */
+function checkAllTokens(shape: ProbedShape | undefined): void {
+  const counts = [shape?.dims[0], shape?.other[0]]
+  if (PROBE_BATCHES.every(({ batch, sequence }, i) => counts[i] === batch * sequence)) return
+  throw new UnsupportedError({
+    where: 'ONNX model',
+    what: 'it gives logits of some tokens only, such as the last one, where training needs those of all',
+    expected: 'logits (batch, sequence, vocabulary)',
+    got: `${counts[0]} rows of logits for 2 sequences of 3 tokens`,
+    hint: 'Export the model anew without the option that cuts the logits (prune_lm_head, num_logits_to_keep)',
+  })
+}

@@ -1,0 +1,81 @@
+// What differs between the things a model can be trained for, and nothing else: how a row of data becomes an example, what
+// is built on the model's outputs, what its loss is divided by, and what is told of it.
+
+import type { Model } from '../graph/model-folder.js'
+import type { Objective } from '../graph/training/objective.js'
+import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
+import type { ChatTemplate } from '../text/chat-template.js'
+
+/** What a row is encoded for. */
+export interface EncodeContext {
+  readonly model: Model
+  /** Most tokens of an example; infinite where nothing limits it. */
+  readonly maxLength: number
+  /** The model's chat template; undefined where it has none. Throws FormatError when it has one that cannot be used. */
+  chatTemplate(): ChatTemplate | undefined
+  /** Further variables of the chat template. */
+  readonly chatTemplateArgs: Readonly<Record<string, unknown>> | undefined
+}
+
+/** Examples in order: a list, or something smaller that is one to its users. */
+export interface Examples<Example> extends Iterable<Example> {
+  readonly length: number
+  at(index: number): Example | undefined
+}
+
+/** {@link Examples} that grow. */
+export interface ExampleList<Example> extends Examples<Example> {
+  push(example: Example): unknown
+}
+
+/** What became of a row. */
+export interface Encoded<Example> {
+  /** Usually one; none where no target is left. */
+  readonly examples: readonly Example[]
+  /** It was longer than the limit. */
+  readonly isTruncated: boolean
+}
+
+/** One file of this folder, and one line in its table. */
+export interface Task<Row = unknown, Example = unknown> {
+  /** As users name it: causal-lm */
+  readonly name: string
+  /** PEFT's task_type in adapter_config.json */
+  readonly peftType: string
+  /** Returns a row of data as what the task learns from. Throws DataError when it has not the fields. */
+  parse(row: unknown, where: string): Row
+  /** Throws FormatError, MismatchError or ConfigError when the model's tokenizer cannot be used. */
+  encode(row: Row, context: EncodeContext): Encoded<Example>
+  /** Where examples are kept, if not in a list: packed, a million of them fit into memory. */
+  makeList?(): ExampleList<Example>
+  /**
+   * Fixes what the training examples decide.
+   *
+   * @throws UnsupportedError when the model is not one for this task
+   */
+  open(model: Model, examples: Examples<Example>): OpenTask<Example>
+}
+
+/** A task for one model and one set of examples. */
+export interface OpenTask<Example = unknown> extends Objective {
+  /** Tokens of an example: examples of like cost run together. */
+  cost(example: Example): number
+  /**
+   * The tensors of one run, targets included.
+   *
+   * @param length what tokens are filled up to: at least the largest cost
+   */
+  collate(examples: readonly Example[], length: number): Feeds
+  /** What the loss of some examples is divided by. Over the runs of a step it adds up, so that accumulating changes no result. */
+  normalizer(examples: readonly Example[]): number
+  /** What has to stay the same for a run to be resumed: all of the examples that training sees. */
+  content(example: Example): Iterable<Uint8Array | Int32Array>
+  /** What one run without gradients predicts of each of its examples, from what {@link Objective.forward} gave out. */
+  predict?(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly Example[]): unknown[]
+  /** Numbers that say how good the model is, by name: of the loss over all examples, and of what was predicted. */
+  metrics(result: {
+    loss: number
+    examples: readonly Example[]
+    predictions: readonly unknown[]
+  }): Record<string, number>
+}

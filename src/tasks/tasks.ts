@@ -1,0 +1,35 @@
+// The table of tasks: a line each. A task's file loads when it is first asked for.
+
+import { ConfigError, nearMisses } from '../base/errors.js'
+import type { Task } from './task.js'
+
+const LOADERS = {
+  'causal-lm': async () => (await import('./causal-lm.js')).causalLm,
+}
+
+/** What a model can be trained for. */
+export type TaskName = keyof typeof LOADERS
+
+export const TASK_NAMES = Object.keys(LOADERS) as readonly TaskName[]
+
+/** What is trained where nothing else is asked for. */
+export const DEFAULT_TASK: TaskName = 'causal-lm'
+
+/** @throws ConfigError for a name that no task has */
+export async function loadTask(name: string): Promise<Task> {
+  checkTaskName(name)
+  return (await LOADERS[name]()) as Task
+}
+
+/** @throws ConfigError for a name that no task has */
+export function checkTaskName(name: string): asserts name is TaskName {
+  if (Object.hasOwn(LOADERS, name)) return
+  const near = nearMisses(name, TASK_NAMES)
+  throw new ConfigError({
+    where: 'task',
+    what: 'unknown',
+    expected: TASK_NAMES.join(', '),
+    got: JSON.stringify(name),
+    ...(near.length > 0 && { hint: `Did you mean ${near[0]}?` }),
+  })
+}

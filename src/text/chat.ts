@@ -1,0 +1,189 @@
+// Chats as data sets hold them → one form: a list of messages with roles, as chat templates take it. What is not a chat, or one
+// whose turns cannot be told apart, is refused with where it is.
+
+import { DataError } from '../base/errors.js'
+
+/** A message, as chat templates read it. Fields beside these are passed on to the template. */
+export interface ChatMessage {
+  readonly role: string
+  /** Missing only beside tool calls. */
+  readonly content?: string
+  readonly tool_calls?: readonly unknown[]
+}
+
+/** A conversation, checked. */
+export interface Chat {
+  readonly messages: readonly ChatMessage[]
+  /** Messages before this one are given: the model learns from its answers from here on. */
+  readonly learnFrom: number
+  readonly tools: readonly unknown[] | undefined
+  /** Variables of the template for this chat alone. */
+  readonly args: Readonly<Record<string, unknown>> | undefined
+}
+
+type Fields = Readonly<Record<string, unknown>>
+
+/** Roles that set the scene; such messages come first. */
+const SYSTEM_ROLES = ['system', 'developer']
+/** Roles of what functions answered. */
+const TOOL_ROLES = ['tool', 'function', 'ipython']
+const ROLES = [...SYSTEM_ROLES, 'user', 'assistant', ...TOOL_ROLES]
+
+/** Names under which data sets keep what a model thought before it answered; templates read the first or the second. */
+const REASONING_FIELDS = ['reasoning_content', 'thinking', 'reasoning']
+
+/** ShareGPT's names. */
+const SHAREGPT_ROLES: Readonly<Record<string, string>> = {
+  human: 'user',
+  gpt: 'assistant',
+  chatgpt: 'assistant',
+  bot: 'assistant',
+  model: 'assistant',
+  function_response: 'tool',
+  observation: 'tool',
+}
+
+/**
+ * The chat of a record: `messages`; ShareGPT's `conversations`; or TRL's `prompt` and `completion` as lists of messages.
+ *
+ * @returns undefined when the record has none of these
+ * @throws DataError naming the message: no role or an unknown one, no content, or out of order
+ */
+export function parseChat(record: Fields, where: string): Chat | undefined {
+  const tools = list(record.tools, 'tools', where)
+  const args = record.chat_template_kwargs as Fields | undefined
+  const chat = (given: readonly unknown[], answers: readonly unknown[]): Chat => {
+    const messages = [...given, ...answers].map((message, i) => checkMessage(message, `${where}, message ${i + 1}`))
+    checkOrder(messages, where)
+    return {
+      messages,
+      learnFrom: given.length,
+      tools: tools?.length === 0 ? undefined : tools,
+      args: args ?? undefined,
+    }
+  }
+  const messages = list(record.messages, 'messages', where)
+  if (messages !== undefined) return chat([], messages)
+  const turns = list(record.conversations, 'conversations', where)
+  if (turns !== undefined) {
+    const { system } = record
+    const scene = typeof system === 'string' && system !== '' ? [{ role: 'system', content: system }] : []
+    return chat([], [...scene, ...turns.map((turn, i) => fromShareGpt(turn, `${where}, message ${i + 1}`))])
+  }
+  const { prompt, completion } = record
+  if (!Array.isArray(prompt)) return undefined
+  return chat(
+    prompt,
+    typeof completion === 'string' ? [{ role: 'assistant', content: completion }] : asList(completion),
+  )
+}
+
+/** The chat of a question and its answer. */
+export function chatOf(question: string, answer: string, system?: string): Chat {
+  const scene = system === undefined ? [] : [{ role: 'system', content: system }]
+  const messages = [...scene, { role: 'user', content: question }, { role: 'assistant', content: answer }]
+  return { messages, learnFrom: 0, tools: undefined, args: undefined }
+}
+
+function asList(value: unknown): readonly unknown[] {
+  return Array.isArray(value) ? value : [value]
+}
+
+/** A list, which tables hold as JSON. */
+function list(value: unknown, name: string, where: string): readonly unknown[] | undefined {
+  if (value === undefined || value === null) return undefined
+  if (Array.isArray(value)) return value
+  let parsed: unknown
+  try {
+    parsed = typeof value === 'string' ? JSON.parse(value) : undefined
+  } catch {
+    parsed = undefined
+  }
+  if (Array.isArray(parsed)) return parsed
+  throw new DataError({ where, what: `"${name}" is no list`, expected: 'a list, or one as JSON', got: typeof value })
+}
+
+/** { from, value } as { role, content }; other shapes as they are. */
+function fromShareGpt(turn: unknown, where: string): unknown {
+  const { from, value, ...rest } = (typeof turn === 'object' && turn !== null ? turn : {}) as Fields
+  if (from === undefined) return turn
+  if (from === 'function_call') return { role: 'assistant', content: '', tool_calls: [toolCall(value, where)] }
+  const role = typeof from === 'string' && Object.hasOwn(SHAREGPT_ROLES, from) ? SHAREGPT_ROLES[from] : from
+  return { ...rest, role, content: value }
+}
+
+/** ShareGPT writes a call as JSON: { name, arguments }. */
+function toolCall(value: unknown, where: string): object {
+  try {
+    const call: unknown = typeof value === 'string' ? JSON.parse(value) : value
+    if (typeof (call as Fields | null)?.name === 'string') return { type: 'function', function: call }
+  } catch {
+    // Told below.
+  }
+  throw new DataError({ where, what: 'not a function call', expected: 'JSON with "name" and "arguments"' })
+}
+
+/**
+ * The message as transformers hands it to a template: without fields that are null, with reasoning under both of its names. Parts
+ * of text become one text, because most templates take no parts.
+ */
+function checkMessage(message: unknown, where: string): ChatMessage {
+  if (typeof message !== 'object' || message === null || Array.isArray(message)) {
+    throw new DataError({ where, what: 'not a message', expected: 'an object with "role" and "content"' })
+  }
+  const fields = Object.fromEntries(
+    Object.entries(message).filter(([, value]) => value !== null && value !== undefined),
+  )
+  const { role, tool_calls } = fields
+  if (typeof role !== 'string' || !ROLES.includes(role)) {
+    const got = role === undefined ? 'no role' : JSON.stringify(role)
+    throw new DataError({ where, what: 'an unknown role', expected: ROLES.join(', '), got })
+  }
+  const content = textOf(fields.content)
+  const hasCalls = role === 'assistant' && Array.isArray(tool_calls) && tool_calls.length > 0
+  if (content === undefined && !(hasCalls && fields.content === undefined)) {
+    throw new DataError({
+      where,
+      what: fields.content === undefined ? 'no content' : 'content that is no text',
+      expected: '"content" as text',
+      ...(Array.isArray(fields.content) && { hint: 'Of parts, only { "type": "text", "text": … } can be read' }),
+    })
+  }
+  const reasoning = REASONING_FIELDS.map((name) => fields[name]).find((value) => value !== undefined)
+  return {
+    ...(reasoning !== undefined && { thinking: reasoning }),
+    ...fields,
+    ...(reasoning !== undefined && { reasoning_content: reasoning }),
+    role,
+    ...(content !== undefined && { content }),
+  } as ChatMessage
+}
+
+/** Content as one text; undefined where it is none. */
+function textOf(content: unknown): string | undefined {
+  if (typeof content === 'string') return content
+  if (!Array.isArray(content)) return undefined
+  const isText = content.every((part) => part?.type === 'text' && typeof part.text === 'string')
+  return isText ? content.map((part) => part.text).join('') : undefined
+}
+
+/** Throws DataError unless system messages come first and then user and assistant take turns, with tools answering in between. */
+function checkOrder(messages: readonly ChatMessage[], where: string): void {
+  const refuse = (index: number, expected: string) => {
+    const { role } = messages[index]
+    throw new DataError({ where: `${where}, message ${index + 1}`, what: 'roles out of order', expected, got: role })
+  }
+  if (messages.length === 0) throw new DataError({ where, what: 'a chat without messages' })
+  let before = 'system'
+  for (const [i, { role }] of messages.entries()) {
+    const isTool = TOOL_ROLES.includes(role)
+    if (SYSTEM_ROLES.includes(role)) {
+      if (!SYSTEM_ROLES.includes(before)) refuse(i, 'system only before all others')
+    } else if (isTool) {
+      if (before !== 'assistant' && before !== 'tool') refuse(i, 'a tool to answer an assistant')
+    } else if (role === 'user') {
+      if (before === 'user') refuse(i, 'user and assistant in turn')
+    } else if (before !== 'user' && before !== 'tool') refuse(i, 'user before assistant')
+    before = isTool ? 'tool' : role
+  }
+}

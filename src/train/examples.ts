@@ -1,0 +1,129 @@
+// Rows of data → the examples of a task, with counts of what was cut or left out.
+
+import { ConfigError, DataError } from '../base/errors.js'
+import type { Rows } from '../data/row.js'
+import type { Model } from '../graph/model-folder.js'
+import type { EncodeContext, ExampleList, Task } from '../tasks/task.js'
+import { loadChatTemplate } from '../text/chat-template.js'
+
+/** Longest time without a pause for the thread's other work. */
+const YIELD_MS = 16
+
+/** Rows between looks at the clock. */
+const ROWS_PER_LOOK = 16
+
+/** What became of the rows of one source, or of the part of it that is held out. */
+export interface EncodedRows {
+  readonly examples: ExampleList<unknown>
+  rows: number
+  /** Rows that were longer than the limit. */
+  truncatedRecords: number
+  /** Rows left out because no target was left in them. */
+  skippedRecords: number
+}
+
+export interface EncodeOptions {
+  readonly task: Task
+  readonly model: Model
+  /** Most tokens of an example; default: the model's context. */
+  readonly maxLength?: number | undefined
+  /** Text of a chat template instead of the model's. */
+  readonly chatTemplate?: string | undefined
+  /** Further variables of the chat template. */
+  readonly chatTemplateArgs?: Readonly<Record<string, unknown>> | undefined
+  /** Tells of each row, in order, whether it is held out for evaluation. */
+  readonly isHeldOut?: ((index: number) => boolean) | undefined
+  /** Where the rows come from, for messages. */
+  readonly name: string
+}
+
+/**
+ * Encodes rows in order, pausing now and then so that the thread stays responsive.
+ *
+ * @returns the rows to train on, and those that are held out; and the limit that held
+ * @throws DataError for what is no row of the task, or when no row has a target; ConfigError for a limit that the model cannot have;
+ *   what the task throws
+ */
+export async function encodeRows(
+  rows: Rows,
+  options: EncodeOptions,
+): Promise<{ kept: EncodedRows; heldOut: EncodedRows; maxLength: number }> {
+  const { task, model, name, isHeldOut = () => false } = options
+  const maxLength = resolveMaxLength(options.maxLength, model.contextLength)
+  const context = await contextOf(options, maxLength)
+  const [kept, heldOut] = [emptyRows(task), emptyRows(task)]
+  let pausedAt = performance.now()
+  let count = 0
+  for await (const { row, where } of rows) {
+    const part = isHeldOut(count++) ? heldOut : kept
+    part.rows++
+    const encoded = task.encode(task.parse(row, where), context)
+    if (encoded.isTruncated) part.truncatedRecords++
+    if (encoded.examples.length === 0) part.skippedRecords++
+    for (const example of encoded.examples) part.examples.push(example)
+    if (count % ROWS_PER_LOOK === 0 && performance.now() - pausedAt > YIELD_MS) {
+      await new Promise((resolve) => setTimeout(resolve))
+      pausedAt = performance.now()
+    }
+  }
+  requireExamples(kept, name, maxLength)
+  if (options.isHeldOut !== undefined) requireExamples(heldOut, `${name}, the part for evaluation`, maxLength)
+  return { kept, heldOut, maxLength }
+}
+
+function emptyRows(task: Task): EncodedRows {
+  return { examples: task.makeList?.() ?? [], rows: 0, truncatedRecords: 0, skippedRecords: 0 }
+}
+
+/** What rows are encoded for. The chat template is read before, since that takes time, and told of when a row needs it. */
+async function contextOf(options: EncodeOptions, maxLength: number): Promise<EncodeContext> {
+  const { model, chatTemplate, chatTemplateArgs } = options
+  const loaded = await loadChatTemplate(model.directory, chatTemplate).then(
+    (template) => ({ template }),
+    (error: unknown) => ({ error }),
+  )
+  return {
+    model,
+    maxLength,
+    chatTemplateArgs,
+    chatTemplate() {
+      if ('error' in loaded) throw loaded.error
+      return loaded.template
+    },
+  }
+}
+
+function requireExamples({ examples, rows, truncatedRecords }: EncodedRows, where: string, maxLength: number): void {
+  if (examples.length > 0) return
+  throw new DataError({
+    where,
+    what: rows === 0 ? 'it holds no records' : 'no record has a token to learn from',
+    ...(truncatedRecords > 0 ? { hint: `maxLength ${maxLength} cuts off every completion: raise it` } : {}),
+  })
+}
+
+/**
+ * The most tokens of an example: the limit asked for, else the context.
+ *
+ * @throws ConfigError when the limit is no integer above 1 or exceeds the context
+ */
+function resolveMaxLength(maxLength: number | undefined, contextLength: number | undefined): number {
+  if (maxLength === undefined) return contextLength ?? Number.POSITIVE_INFINITY
+  if (!Number.isSafeInteger(maxLength) || maxLength < 2) {
+    throw new ConfigError({
+      where: 'maxLength',
+      what: 'out of range',
+      expected: 'an integer above 1',
+      got: String(maxLength),
+    })
+  }
+  if (contextLength !== undefined && maxLength > contextLength) {
+    throw new ConfigError({
+      where: 'maxLength',
+      what: "above the model's context",
+      expected: `at most ${contextLength}`,
+      got: String(maxLength),
+    })
+  }
+  return maxLength
+}

@@ -1,0 +1,49 @@
+// Between the tensors of an adapter and what the training graph is fed: A (r, k) as it is, B (d, r) as Bᵀ (r, d).
+
+import { MismatchError } from '../base/errors.js'
+import { transpose } from '../linalg/product.js'
+import type { LoraAdapter } from '../lora/adapter.js'
+
+/** A trained tensor of an adapter, in the graph's form. */
+interface Slot {
+  read(): Float32Array
+  write(values: Float32Array): void
+}
+
+/** The adapter's tensors as the graph takes them, in the parameters' order. */
+export function readParameters(adapter: LoraAdapter, names: readonly string[]): Float32Array[] {
+  const slots = slotsOf(adapter)
+  return names.map((name) => slotOf(slots, name).read())
+}
+
+/** Replaces the adapter's tensors. */
+export function writeParameters(adapter: LoraAdapter, names: readonly string[], values: readonly Float32Array[]): void {
+  const slots = slotsOf(adapter)
+  names.forEach((name, i) => void slotOf(slots, name).write(values[i]))
+}
+
+function slotsOf(adapter: LoraAdapter): Map<string, Slot> {
+  const slots = new Map<string, Slot>()
+  for (const layer of adapter.parts('linear')) {
+    const { name } = layer
+    slots.set(`${name}.A`, {
+      read: () => Float32Array.from(layer.weightA.data),
+      write: (values) => {
+        layer.weightA = { data: values.slice(), shape: [layer.rank, layer.k] }
+      },
+    })
+    slots.set(`${name}.B`, {
+      read: () => Float32Array.from(transpose(layer.weightB).data),
+      write: (values) => {
+        layer.weightB = transpose({ data: values, shape: [layer.rank, layer.d] })
+      },
+    })
+  }
+  return slots
+}
+
+function slotOf(slots: ReadonlyMap<string, Slot>, name: string): Slot {
+  const slot = slots.get(name)
+  if (slot === undefined) throw new MismatchError({ where: name, what: 'the adapter has no such tensor' })
+  return slot
+}

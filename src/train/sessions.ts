@@ -1,0 +1,103 @@
+// The two sessions of a training run: the graph with gradients, and the one that only evaluates. Each takes batches of any
+// shape, and has its own activations and, in default mode, its own copy of the weights: one goes before the other comes.
+
+import type { ModuleMap } from '../graph/match/linears.js'
+import type { Model } from '../graph/model-folder.js'
+import {
+  buildLossGraph,
+  buildTrainingGraph,
+  type LossGraph,
+  type TrainedParameter,
+  type TrainingGraph,
+} from '../graph/training/training-graph.js'
+import type { LoraAdapter } from '../lora/adapter.js'
+import type { Remote } from '../runtime/rpc.js'
+import type { Feeds } from '../runtime/runtime.js'
+import { runtimeBehind } from '../runtime/session-table.js'
+import type { OpenTask } from '../tasks/task.js'
+import type { Pass, TrainEngine } from './engine.js'
+import type { TrainSettings } from './settings.js'
+
+export interface SessionParts {
+  readonly model: Model
+  readonly open: OpenTask
+  readonly adapter: LoraAdapter
+  readonly modules: ModuleMap | undefined
+  readonly settings: TrainSettings
+}
+
+export class TrainingSessions {
+  readonly runtimeName: string
+  readonly #parts: SessionParts
+  readonly #engine: Remote<TrainEngine>
+  readonly #training: TrainingGraph
+  readonly #evaluation: LossGraph
+  readonly #sessions = new Map<LossGraph, number>()
+
+  private constructor(
+    parts: SessionParts,
+    engine: Remote<TrainEngine>,
+    runtimeName: string,
+    graphs: { training: TrainingGraph; evaluation: LossGraph },
+  ) {
+    this.runtimeName = runtimeName
+    this.#parts = parts
+    this.#engine = engine
+    this.#training = graphs.training
+    this.#evaluation = graphs.evaluation
+  }
+
+  /**
+   * Builds the graphs; sessions are opened when they are first needed.
+   *
+   * @throws what {@link buildTrainingGraph} throws, and RuntimeError when ONNX Runtime cannot be found
+   */
+  static async create(parts: SessionParts, engine: Remote<TrainEngine>): Promise<TrainingSessions> {
+    const { model, open, adapter, modules } = parts
+    const runtime = runtimeBehind(engine, await engine.runtimeName())
+    const layers = adapter.parts('linear').map(({ name, d, k, rank, scaling }) => ({ name, d, k, rank, scaling }))
+    const { dropout } = adapter.config
+    const training = await buildTrainingGraph(model.onnx, runtime, open, { layers, modules, dropout })
+    const evaluation = buildLossGraph(model.onnx, open, { layers, modules })
+    return new TrainingSessions(parts, engine, runtime.name, { training, evaluation })
+  }
+
+  get parameters(): readonly TrainedParameter[] {
+    return this.#training.parameters
+  }
+
+  /** One pass of a step. `step` and `run` choose the dropout masks. */
+  async trainingPass(feeds: Feeds, options: { normalizer: number; step: number; run: number }): Promise<Pass> {
+    const { normalizer, step, run } = options
+    const dropout = { seed: this.#parts.adapter.config.seed, step, run }
+    const graph = this.#training
+    return {
+      session: await this.#session(graph),
+      feeds: graph.feeds(feeds, { normalizer, dropout }),
+      loss: graph.loss,
+    }
+  }
+
+  async evaluationPass(feeds: Feeds, normalizer: number): Promise<Pass & { readonly predictions: readonly string[] }> {
+    const graph = this.#evaluation
+    const { loss, predictions } = graph
+    return { session: await this.#session(graph), feeds: graph.feeds(feeds, { normalizer }), loss, predictions }
+  }
+
+  async #session(graph: LossGraph): Promise<number> {
+    const { threads, lowMemory, evaluateEvery } = this.#parts.settings
+    let id = this.#sessions.get(graph)
+    if (id !== undefined) return id
+    // A run that evaluates again and again would open them again and again.
+    if (evaluateEvery === undefined) await this.#closeAll()
+    const model = await graph.sessionModel()
+    id = (await this.#engine.openSession(model, { lowMemory, ...(threads === undefined ? {} : { threads }) })).id
+    this.#sessions.set(graph, id)
+    return id
+  }
+
+  async #closeAll(): Promise<void> {
+    for (const id of this.#sessions.values()) await this.#engine.closeSession(id)
+    this.#sessions.clear()
+  }
+}

@@ -1,0 +1,98 @@
+// lowrank to-plain on adapters that PEFT wrote for union-3m.
+
+import { existsSync, readFileSync } from 'node:fs'
+import { cp, readdir, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { expect, it } from 'vitest'
+import { lowrank, MODEL, ONNX, root, scratchFolder } from './lowrank.js'
+
+const scratch = scratchFolder()
+const golden = join(root, 'tests', 'golden', 'peft')
+const PISSA = join(golden, 'pissa')
+
+it('makes plain LoRA of a PiSSA adapter, which then merges', async () => {
+  const out = join(scratch, 'plain')
+  const { code, stdout, stderr } = await lowrank('to-plain', PISSA, '--base', MODEL, '--out', out, '--json')
+  expect(code, stderr).toBe(0)
+  expect(JSON.parse(stdout)).toEqual({
+    version: 1,
+    out,
+    init: 'pissa',
+    layers: [{ name: 'model.layers.0.self_attn.q_proj', rank: 4 }],
+    isApproximate: false,
+  })
+  expect(stderr).toContain('1 layers of rank 4')
+  expect(stderr).not.toContain('warning')
+  const config = JSON.parse(readFileSync(join(out, 'adapter_config.json'), 'utf8'))
+  expect(config).toMatchObject({ init_lora_weights: true, r: 4, lora_alpha: 8, target_modules: ['q_proj'] })
+
+  const refused = await lowrank('merge', '--base', ONNX, '--adapter', PISSA, '--out', join(scratch, 'no'))
+  expect(refused.code).toBe(1)
+  expect(refused.stderr).toMatch(/pissa.*lowrank to-plain/)
+  expect(existsSync(join(scratch, 'no'))).toBe(false)
+  const merged = await lowrank('merge', '--base', ONNX, '--adapter', out, '--out', join(scratch, 'model.onnx'))
+  expect(merged.code, merged.stderr).toBe(0)
+})
+
+it('converts an adapter of an embedding alone, and counts it', async () => {
+  const [adapter, base] = [
+    join(root, 'tests', 'golden', 'inits', 'pissa-embedding-alone'),
+    join(root, 'tests', 'golden', 'kinds', 'qwen2.safetensors'),
+  ]
+  const out = join(scratch, 'embedding')
+  const { code, stdout, stderr } = await lowrank('to-plain', adapter, '--base', base, '--out', out, '--json')
+  expect(code, stderr).toBe(0)
+  expect(JSON.parse(stdout).layers).toEqual([{ name: 'model.embed_tokens', rank: 6 }])
+})
+
+it('takes the checkpoint’s file, and the adapter before training instead', async () => {
+  const file = await lowrank(
+    ...['to-plain', join(golden, 'olora'), '--base', join(MODEL, 'model.safetensors'), '--out', join(scratch, 'olora')],
+  )
+  expect(file.code, file.stderr).toBe(0)
+  const same = join(scratch, 'same')
+  const initial = await lowrank('to-plain', PISSA, '--initial', PISSA, '--out', same)
+  expect(initial.code, initial.stderr).toBe(0)
+  expect((await readdir(same)).sort()).toEqual(['adapter_config.json', 'adapter_model.safetensors'])
+})
+
+it('warns where the start was random', async () => {
+  const folder = join(scratch, 'niter')
+  await cp(PISSA, folder, { recursive: true })
+  const config = JSON.parse(readFileSync(join(PISSA, 'adapter_config.json'), 'utf8'))
+  await writeFile(
+    join(folder, 'adapter_config.json'),
+    JSON.stringify({ ...config, init_lora_weights: 'pissa_niter_4' }),
+  )
+  const { code, stderr } = await lowrank('to-plain', folder, '--base', MODEL, '--out', join(scratch, 'niter-plain'))
+  expect(code, stderr).toBe(0)
+  expect(stderr).toMatch(/warning: pissa-niter-4 starts from random draws/)
+})
+
+it.each([
+  ['neither base nor adapter', [PISSA], 1, /--base: missing/],
+  ['both', [PISSA, '--base', MODEL, '--initial', PISSA], 1, /--initial: only without base/],
+  ['a plain adapter', [join(golden, 'f32'), '--base', MODEL], 1, /plain LoRA already/],
+  ['an .onnx base', [PISSA, '--base', ONNX], 1, /model\.onnx.*safetensors/],
+  [
+    'a base without the layer',
+    [PISSA, '--base', join(root, 'tests/golden/kinds/gpt2.safetensors')],
+    1,
+    /none of its layers/,
+  ],
+  ['another init', [join(golden, 'loftq'), '--base', MODEL], 1, /init_lora_weights.*loftq/],
+  ['no adapter', ['--base', MODEL], 2, /takes one ADAPTER/],
+])('refuses %s and leaves nothing', async (_, args, exit, message) => {
+  const out = join(scratch, 'refused')
+  const { code, stdout, stderr } = await lowrank('to-plain', ...args, '--out', out)
+  expect(stderr).toMatch(message)
+  expect(code).toBe(exit)
+  expect(stdout).toBe('')
+  expect(existsSync(out)).toBe(false)
+})
+
+it('refuses a folder that is not empty', async () => {
+  const { code, stderr } = await lowrank('to-plain', PISSA, '--base', MODEL, '--out', golden)
+  expect(code).toBe(1)
+  expect(stderr).toMatch(/exists already and is not empty/)
+})

@@ -1,0 +1,287 @@
+import { readFileSync } from 'node:fs'
+import { describe, expect, it } from 'vitest'
+import { MemoryDirectory } from '../../src/base/bytes.js'
+import { DataError, FormatError, type LowrankError, MismatchError } from '../../src/base/errors.js'
+import { chatOf, parseChat } from '../../src/text/chat.js'
+import { encodeChat, markChat } from '../../src/text/chat-encode.js'
+import { type ChatTemplate, loadChatTemplate } from '../../src/text/chat-template.js'
+import { makeTokenizer } from '../../src/text/tokenizer.js'
+import { goldenPath } from '../golden.js'
+
+const user = (content: string) => ({ role: 'user', content })
+const assistant = (content: string) => ({ role: 'assistant', content })
+const system = (content: string) => ({ role: 'system', content })
+const PLAIN =
+  '{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}'
+
+const union = (file: string) => JSON.parse(readFileSync(`models/union-3m/${file}`, 'utf8'))
+const tokenizer = makeTokenizer(union('tokenizer.json'), union('tokenizer_config.json'), 'union-3m')
+
+async function template(text = PLAIN): Promise<ChatTemplate> {
+  return (await loadChatTemplate(new MemoryDirectory({}, 'model'), text)) as ChatTemplate
+}
+const golden = async (name: string) => template(readFileSync(goldenPath('chat', 'templates', `${name}.jinja`), 'utf8'))
+
+async function refusal(work: () => unknown): Promise<LowrankError> {
+  try {
+    await work()
+  } catch (error) {
+    return error as LowrankError
+  }
+  throw new Error('nothing was refused')
+}
+
+describe('parseChat', () => {
+  it('reads messages, as a list or as JSON, and passes on what else they have', () => {
+    const messages = [system('s'), user('u'), { ...assistant('a'), weight: 1 }]
+    expect(parseChat({ messages, other: 1 }, 'x')).toEqual({
+      messages,
+      learnFrom: 0,
+      tools: undefined,
+      args: undefined,
+    })
+    expect(parseChat({ messages: JSON.stringify(messages) }, 'x')?.messages).toEqual(messages)
+    expect(parseChat({ messages: null, text: 'a' }, 'x')).toBeUndefined()
+    expect(parseChat({ prompt: 'a', completion: 'b' }, 'x')).toBeUndefined()
+  })
+
+  it('reads ShareGPT’s conversations', () => {
+    const conversations = [
+      { from: 'human', value: 'u' },
+      { from: 'function_call', value: '{"name": "f", "arguments": {"x": 1}}' },
+      { from: 'observation', value: '3' },
+      { from: 'gpt', value: 'a' },
+    ]
+    expect(parseChat({ conversations, system: 's' }, 'x')?.messages).toEqual([
+      system('s'),
+      user('u'),
+      {
+        role: 'assistant',
+        content: '',
+        tool_calls: [{ type: 'function', function: { name: 'f', arguments: { x: 1 } } }],
+      },
+      { role: 'tool', content: '3' },
+      assistant('a'),
+    ])
+    expect(parseChat({ conversations: [user('u'), assistant('a')], system: '' }, 'x')?.messages).toHaveLength(2)
+  })
+
+  it('learns from the completion of TRL’s lists alone', () => {
+    const prompt = [user('a'), assistant('b'), user('c')]
+    expect(parseChat({ prompt, completion: [assistant('d')] }, 'x')).toMatchObject({ learnFrom: 3 })
+    expect(parseChat({ prompt, completion: 'd' }, 'x')?.messages).toEqual([...prompt, assistant('d')])
+  })
+
+  it('takes tools as a list or as JSON', () => {
+    const messages = [user('u'), assistant('a')]
+    const tools = [{ type: 'function', function: { name: 'f' } }]
+    expect(parseChat({ messages, tools }, 'x')?.tools).toEqual(tools)
+    expect(parseChat({ messages, tools: JSON.stringify(tools) }, 'x')?.tools).toEqual(tools)
+    expect(parseChat({ messages, tools: [] }, 'x')?.tools).toBeUndefined()
+  })
+
+  it('joins parts of text, drops nulls, and names reasoning as templates do', () => {
+    const parts = [
+      { type: 'text', text: 'a' },
+      { type: 'text', text: 'b' },
+    ]
+    const answer = { role: 'assistant', content: 'c', tool_calls: null, reasoning: 'r' }
+    expect(parseChat({ messages: [{ role: 'user', content: parts }, answer] }, 'x')?.messages).toEqual([
+      user('ab'),
+      { role: 'assistant', content: 'c', reasoning: 'r', thinking: 'r', reasoning_content: 'r' },
+    ])
+  })
+
+  it.each([
+    [
+      [user('a'), { role: 'bot', content: 'b' }],
+      'x, message 2: an unknown role; expected system, developer, user',
+      '"bot"',
+    ],
+    [[{ content: 'a' }], 'x, message 1: an unknown role', 'got no role'],
+    [[user('a'), { role: 'assistant' }], 'x, message 2: no content', ''],
+    [[user('a'), { role: 'assistant', content: null, tool_calls: [] }], 'x, message 2: no content', ''],
+    [[{ role: 'user', content: 3 }], 'x, message 1: content that is no text', ''],
+    [[{ role: 'user', content: [{ type: 'image' }] }], 'content that is no text', 'Of parts, only'],
+    [['a'], 'x, message 1: not a message', ''],
+    [[assistant('a')], 'x, message 1: roles out of order; expected user before assistant, got assistant', ''],
+    [[user('a'), user('b')], 'x, message 2: roles out of order; expected user and assistant in turn', ''],
+    [[user('a'), assistant('b'), assistant('c')], 'x, message 3: roles out of order', ''],
+    [[user('a'), system('b')], 'message 2: roles out of order; expected system only before all others', ''],
+    [[user('a'), { role: 'tool', content: 'b' }], 'message 2: roles out of order; expected a tool to answer', ''],
+    [[], 'x: a chat without messages', ''],
+    ['{', 'x: "messages" is no list', ''],
+    [3, '"messages" is no list; expected a list, or one as JSON, got number', ''],
+  ])('refuses %j', async (messages, message, more) => {
+    const error = await refusal(() => parseChat({ messages }, 'x'))
+    expect(error).toBeInstanceOf(DataError)
+    expect(error.message).toContain(message)
+    expect(error.message).toContain(more)
+  })
+
+  it('refuses a call that is none', async () => {
+    const conversations = [
+      { from: 'human', value: 'u' },
+      { from: 'function_call', value: 'f(1)' },
+    ]
+    expect((await refusal(() => parseChat({ conversations }, 'x'))).message).toContain(
+      'x, message 2: not a function call',
+    )
+  })
+})
+
+describe('loadChatTemplate', () => {
+  const render = async (files: Record<string, string>, options = {}) => {
+    const found = (await loadChatTemplate(new MemoryDirectory(files, 'model')))!
+    return found.render([user('hi')], options, 'x').text
+  }
+  const config = (chat_template: unknown) => ({
+    'tokenizer_config.json': JSON.stringify({ chat_template, bos_token: { content: '<s>' }, eos_token: null }),
+  })
+
+  it('finds it in either place, the file first', async () => {
+    expect(await render(config('{{ bos_token }}{{ messages[0].content }}{{ eos_token }}'))).toBe('<s>hi')
+    expect(await render({ ...config('a'), 'chat_template.jinja': 'b' })).toBe('b')
+    expect(await loadChatTemplate(new MemoryDirectory({}))).toBeUndefined()
+    expect(await loadChatTemplate(new MemoryDirectory(config(undefined)))).toBeUndefined()
+  })
+
+  it('chooses among named ones: that for tools where there are tools', async () => {
+    const list = [
+      { name: 'tool_use', template: 'tools' },
+      { name: 'default', template: 'plain' },
+    ]
+    expect(await render(config(list))).toBe('plain')
+    expect(await render(config(list), { tools: [{}] })).toBe('tools')
+    expect(await render(config([{ name: 'rag', template: 'only' }]))).toBe('only')
+  })
+
+  it('takes lines that end as on Windows as Jinja does', async () => {
+    expect(await render({ 'chat_template.jinja': '{% if true %}\r\na\r\nb\r\n{% endif %}\r\n' })).toBe('a\nb\n')
+  })
+
+  it.each([
+    [{ 'chat_template.jinja': '{% for m in messages %}' }, 'chat_template.jinja: the chat template cannot be read'],
+    [
+      config([
+        { name: 'a', template: '' },
+        { name: 'b', template: '' },
+      ]),
+      'several chat templates and none named default; got a, b',
+    ],
+    [config(3), 'tokenizer_config.json: chat_template is neither a text nor a list of named texts'],
+    [config([{ name: 'a' }]), 'neither a text nor a list'],
+  ])('refuses %j', async (files, message) => {
+    const error = await refusal(() => loadChatTemplate(new MemoryDirectory(files as Record<string, string>, 'model')))
+    expect(error).toBeInstanceOf(FormatError)
+    expect(error.message).toContain(message)
+  })
+
+  it('says what the template said when it fails', async () => {
+    const raising = await template("{{ raise_exception('Only one user') }}")
+    const error = await refusal(() => raising.render([], {}, 'chats.jsonl, line 3'))
+    expect(error).toBeInstanceOf(DataError)
+    expect(error.message).toContain(
+      "chats.jsonl, line 3: the model's chat template does not take this chat (Only one user)",
+    )
+    expect(error.message).toContain('--chat-template FILE')
+  })
+
+  it('refuses the characters that it marks with', async () => {
+    const marking = await template('{% generation %}{{ messages[0].content }}{% endgeneration %}')
+    expect((await refusal(() => marking.render([user('\ufdd0')], {}, 'x'))).message).toContain('U+FDD0')
+  })
+})
+
+describe('encodeChat', () => {
+  const parse = (record: object) => parseChat(record as never, 'x')!
+  const encode = async (record: object, maxLength = Number.POSITIVE_INFINITY, from = PLAIN) =>
+    encodeChat(parse(record), { template: await template(from), tokenizer, maxLength }, 'x')
+  const targetsOf = ({ inputIds, labels }: { inputIds: Int32Array; labels: Int32Array }) =>
+    tokenizer.decode(
+      [...inputIds].filter((_, i) => labels[i] !== -100),
+      { specialTokens: true },
+    )
+  const textOf = ({ inputIds }: { inputIds: Int32Array }) => tokenizer.decode([...inputIds], { specialTokens: true })
+
+  const CHAT = [system('be kind'), user('one'), assistant('two'), user('three'), assistant('four')]
+
+  it('counts what the assistant writes, its end with it', async () => {
+    const { examples } = await encode({ messages: CHAT })
+    expect(examples.map(targetsOf)).toEqual(['two</assistant>\nfour</assistant>\n'])
+    expect(textOf(examples[0])).toContain('<user>three</user>\n<assistant>four')
+  })
+
+  it('leaves out what comes after the last answer, and answers that are given', async () => {
+    const open = await encode({ messages: [...CHAT, user('five')] })
+    expect(textOf(open.examples[0])).not.toContain('five')
+    const given = { prompt: CHAT.slice(0, 4), completion: [CHAT[4]] }
+    expect((await encode(given)).examples.map(targetsOf)).toEqual(['four</assistant>\n'])
+    const marked = PLAIN.replace('{{ m.content }}', '{% generation %}{{ m.content }}{% endgeneration %}')
+    expect((await encode(given, 1e9, marked)).examples.map(targetsOf)).toEqual(['four'])
+    expect((await encode({ messages: [user('a')] })).examples).toEqual([])
+    expect(parse(given).messages).toEqual(chatOf('one', 'two', 'be kind').messages.concat(CHAT.slice(3)))
+  })
+
+  it('gives each answer a text of its own where thoughts of earlier turns are hidden', async () => {
+    const messages = [
+      user('A?'),
+      assistant('<think>\nhm\n</think>\n\nB.'),
+      user('C?'),
+      assistant('<think>\nso\n</think>\n\nD.'),
+    ]
+    const { examples } = encodeChat(
+      parse({ messages }),
+      { template: await golden('qwen3'), tokenizer, maxLength: 1e9 },
+      'x',
+    )
+    expect(examples.map(targetsOf)).toEqual([
+      '<think>\nhm\n</think>\n\nB.<|im_end|>\n',
+      '<think>\nso\n</think>\n\nD.<|im_end|>\n',
+    ])
+    expect(examples.map(textOf)[1]).not.toContain('hm')
+  })
+
+  it('renders an answer behind the prompt that asks for it', async () => {
+    const empty = PLAIN.replace('<assistant>{% endif %}', '<assistant><thought></thought>{% endif %}')
+    const [first, second] = (await encode({ messages: CHAT.slice(1) }, 1e9, empty)).examples
+    expect(textOf(first)).toContain('</user>\n<assistant><thought></thought>two</assistant>\n')
+    expect(targetsOf(first)).toBe('two</assistant>\n')
+    expect(textOf(second)).toContain(
+      '<assistant>two</assistant>\n<user>three</user>\n<assistant><thought></thought>four',
+    )
+  })
+
+  it('refuses answers that cannot follow their prompt', async () => {
+    const error = await refusal(async () =>
+      encodeChat(chatOf('a', 'b'), { template: await golden('deepseek_r1_distill'), tokenizer, maxLength: 1e9 }, 'x'),
+    )
+    expect(error).toBeInstanceOf(MismatchError)
+    expect(error.message).toContain('shows an answer otherwise than it asks for one')
+    expect(error.message).toContain('--chat-template-args')
+  })
+
+  it('loses early turns when it is too long, never the system message or the last answer', async () => {
+    const length = async (messages: object[]) => (await encode({ messages })).examples[0].inputIds.length
+    const whole = await length(CHAT)
+    const short = await length([CHAT[0], ...CHAT.slice(3)])
+    const cut = await encode({ messages: CHAT }, whole - 1)
+    expect(cut).toMatchObject({ isShortened: true, lostAnswers: 0 })
+    expect(textOf(cut.examples[0])).toBe(textOf((await encode({ messages: [CHAT[0], ...CHAT.slice(3)] })).examples[0]))
+    expect(await encode({ messages: CHAT }, short)).toMatchObject({ isShortened: true, lostAnswers: 0 })
+    expect(await encode({ messages: CHAT }, short - 1)).toEqual({ examples: [], isShortened: false, lostAnswers: 1 })
+    expect(await encode({ messages: CHAT }, whole)).toMatchObject({ isShortened: false })
+  })
+
+  it('keeps a call, its result and the answer together', async () => {
+    const call = { role: 'assistant', content: 'call', tool_calls: [{ type: 'function', function: { name: 'f' } }] }
+    const turn = [user('now'), call, { role: 'tool', content: 'result' }, assistant('done')]
+    const { examples } = await encode({ messages: [user('long '.repeat(50)), assistant('ok'), ...turn] }, 60)
+    expect(textOf(examples[0])).toContain('<user>now</user>')
+    expect(targetsOf(examples[0])).toBe('call</assistant>\ndone</assistant>\n')
+  })
+
+  it('marks nothing without an answer', async () => {
+    expect(markChat(parse({ messages: [system('s'), user('u')] }), { template: await template() }, 'x')).toEqual([])
+  })
+})

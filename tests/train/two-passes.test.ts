@@ -1,0 +1,126 @@
+import { describe, expect, it } from 'vitest'
+import { OnnxModel } from '../../src/formats/onnx/model.js'
+import type { Objective } from '../../src/graph/training/objective.js'
+import { buildTrainingGraph, type TrainingGraph } from '../../src/graph/training/training-graph.js'
+import { Builder } from '../../src/graph/view/builder.js'
+import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
+import { untransferred } from '../../src/runtime/rpc.js'
+import type { Feeds } from '../../src/runtime/runtime.js'
+import { TrainEngine } from '../../src/train/engine.js'
+import { ADAMW_DEFAULTS } from '../../src/train/optimizer.js'
+import { addInput, addOutput, DataType, emptyGraph, floats, floatTensor } from '../graph/toolkit.js'
+
+const runtime = await loadNodeRuntime()
+const [K, D, RANK] = [3, 2, 2]
+const wave = (length: number, phase: number) => Array.from({ length }, (_, i) => Math.sin(phase + 1.7 * i))
+
+/** e = x·W, of any number of rows. */
+function model(): OnnxModel {
+  const graph = emptyGraph(17)
+  addInput(graph, 'x', DataType.FLOAT, ['batch', K])
+  graph.addInitializer(floatTensor('layer.weight', DataType.FLOAT, wave(K * D, 1), [K, D]))
+  graph.rename(new Builder(graph, 'layer').matmul('x', 'layer.weight'), 'e')
+  addOutput(graph, 'e', DataType.FLOAT)
+  return new OnnxModel('toy', 'toy.onnx', graph.toModel(), new Map())
+}
+
+const rowsOf = (count: number, phase: number): Feeds => ({
+  x: floats(DataType.FLOAT, wave(count * K, phase), [count, K]),
+})
+const probe: Objective['probe'] = {
+  feeds: [rowsOf(4, 0), rowsOf(9, 0)],
+  lengths: [{ name: 'batch', probed: [4, 9], of: ({ x }) => x.dims[0], source: { input: 'x', axis: 0 } }],
+}
+
+/** Σ over all pairs of (eᵢ·eⱼ)²: every example's gradient depends on all others. */
+const whole: Objective = {
+  probe,
+  forward: ({ g }) => {
+    const products = g.matmul('e', g.transpose('e', [1, 0]))
+    return g.op('ReduceSum', [g.mul(products, products)], { keepdims: 0 })
+  },
+}
+
+/** The same loss, computed elsewhere. */
+const cached: Objective = {
+  probe,
+  forward: (graph) => graph.fedGradient(graph.predict('e'), 'gradient'),
+}
+
+/** The loss of all rows, and its gradient by each: 4·Σⱼ (eᵢ·eⱼ)·eⱼ */
+function lossOf(rows: number[][]): { loss: number; gradients: number[][] } {
+  const products = rows.map((a) => rows.map((b) => a.reduce((sum, value, i) => sum + value * b[i], 0)))
+  return {
+    loss: products.flat().reduce((sum, value) => sum + value * value, 0),
+    gradients: rows.map((_, i) =>
+      rows[0].map((_, d) => rows.reduce((sum, e, j) => sum + 4 * products[i][j] * e[d], 0)),
+    ),
+  }
+}
+
+const layers = [{ name: 'layer', d: D, k: K, rank: RANK, scaling: 1.5 }]
+const parameters = () => [Float32Array.from(wave(RANK * K, 2)), Float32Array.from(wave(RANK * D, 3))]
+
+async function started(graph: TrainingGraph): Promise<{ engine: TrainEngine; session: number }> {
+  const engine = new TrainEngine(runtime)
+  const { id } = await engine.openSession(await graph.sessionModel(), { threads: 1 })
+  const zeros = () => parameters().map(({ length }) => new Float32Array(length))
+  engine.start(
+    { parameters: graph.parameters, optimizer: ADAMW_DEFAULTS, maxGradNorm: 1 },
+    { parameters: parameters(), firstMoments: zeros(), secondMoments: zeros(), updates: 0 },
+  )
+  return { engine, session: id }
+}
+
+describe('a step in two passes', () => {
+  it('does what one pass over all examples does', async () => {
+    const x = wave(6 * K, 4)
+    const parts = [x.slice(0, 2 * K), x.slice(2 * K)].map(
+      (data): Feeds => ({
+        x: floats(DataType.FLOAT, data, [data.length / K, K]),
+      }),
+    )
+    const one = await buildTrainingGraph(model(), runtime, whole, { layers })
+    const two = await buildTrainingGraph(model(), runtime, cached, { layers, twoPasses: true })
+    const direct = await started(one)
+    const split = await started(two)
+    const first = two.firstPass!
+    const { id: firstSession } = await split.engine.openSession(await first.sessionModel(), { threads: 1 })
+
+    for (let step = 0; step < 3; step++) {
+      const rows: number[][] = []
+      for (const part of parts) {
+        const pass = { session: firstSession, feeds: first.feeds(part, { normalizer: 1 }) }
+        const { e } = untransferred(await split.engine.forward(pass, ['e']))
+        for (let i = 0; i < e.data.length; i += D) rows.push(Array.from(e.data.slice(i, i + D), Number))
+      }
+      const { loss, gradients } = lossOf(rows)
+      const fed = [gradients.slice(0, 2), gradients.slice(2)].map((part) =>
+        floats(DataType.FLOAT, part.flat(), [part.length, D]),
+      )
+      const passes = parts.map((part, run) => ({
+        session: split.session,
+        loss: two.loss,
+        feeds: two.feeds({ ...part, gradient: fed[run] }, { normalizer: 1 }),
+      }))
+      const result = await split.engine.step(passes, 0.05, loss)
+      expect(result.loss).toBe(loss)
+      const feeds = one.feeds({ x: floats(DataType.FLOAT, x, [6, K]) }, { normalizer: 1 })
+      const expected = await direct.engine.step([{ session: direct.session, loss: one.loss, feeds }], 0.05)
+      expect(result.loss).toBeCloseTo(expected.loss, 4)
+      expect(result.gradientNorm / expected.gradientNorm).toBeCloseTo(1, 5)
+    }
+    const [a, b] = [direct, split].map(({ engine }) => untransferred(engine.state()).parameters)
+    a.forEach((values, p) => void values.forEach((value, i) => void expect(b[p][i]).toBeCloseTo(value, 4)))
+  })
+
+  it('drops the same in both passes', async () => {
+    const graph = await buildTrainingGraph(model(), runtime, cached, { layers, dropout: 0.5, twoPasses: true })
+    const draw = { normalizer: 1, dropout: { seed: 1, step: 2, run: 3 } }
+    const masksOf = (feeds: Feeds) => Object.entries(feeds).filter(([, { type }]) => type === 'bool')
+    const second = graph.feeds({ ...rowsOf(5, 0), gradient: floats(DataType.FLOAT, wave(5 * D, 0), [5, D]) }, draw)
+    expect(masksOf(second)).toHaveLength(1)
+    expect(masksOf(second)[0][1].dims).toEqual([5, K])
+    expect(masksOf(graph.firstPass!.feeds(rowsOf(5, 0), draw))).toEqual(masksOf(second))
+  })
+})
