@@ -1,7 +1,6 @@
 // Node's way of merging into a path, with threads, that can be resumed: put in place by the entry for Node.
 
-import type { UnmergeReport } from '../merge/merge.js'
-import type { MergeToPath, UnmergeToPath } from '../merge/node/merge.js'
+import type { MergeToPath, UnmergeReport, UnmergeToPath } from '../merge/merge.js'
 import type { MergePlanReport, MergeReport } from '../merge/report.js'
 
 /** Merging into a path. */

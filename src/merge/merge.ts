@@ -9,9 +9,9 @@ import { openPlan, reportPlan } from './chunks/open-plan.js'
 import { compareCheckpoints, type Differences } from './chunks/unmerge.js'
 import { type ChosenFormat, chooseFormat, type MergeBase } from './format.js'
 import type { MergePlanReport, MergeReport } from './report.js'
-import { type MergeSettings, refuseForFormat } from './settings.js'
+import { type MergeSettings, type PathSettings, refuseForFormat } from './settings.js'
 import { writeTogether } from './staged.js'
-import type { AdapterInput } from './weighted.js'
+import type { AdapterInput, MergeAdapter } from './weighted.js'
 
 /** A merge from a folder into a folder. */
 export interface MergeRequest extends MergeSettings {
@@ -29,6 +29,30 @@ export interface UnmergeRequest extends Omit<MergeRequest, 'base' | 'outDtype'> 
   merged: MergeBase
   /** The checkpoint as it was before: how many values differ from it is counted. */
   original?: MergeBase | undefined
+}
+
+/** An adapter's folder by its path, or one that is open. */
+export type PathAdapter =
+  | string
+  | MergeAdapter
+  | { readonly adapter: string | MergeAdapter; readonly weight?: number | undefined }
+
+/** A merge into a path. */
+export interface MergeToPath extends Omit<MergeRequest, 'base' | 'adapters' | 'out' | 'outFile'>, PathSettings {
+  /** A folder, an .onnx file, a safetensors file or an index: its path, or what was opened. */
+  base: string | MergeBase
+  /** One, or several that are added up. */
+  adapters: PathAdapter | readonly PathAdapter[]
+  /** A folder, or a file that ends in .onnx or .safetensors. */
+  out: string
+}
+
+/** What unmerging into a path takes. */
+export interface UnmergeToPath extends Omit<MergeToPath, 'base' | 'outDtype'> {
+  /** The result of a merge. */
+  merged: string | MergeBase
+  /** The checkpoint as it was before: how many values differ from it is counted. */
+  original?: string | MergeBase | undefined
 }
 
 /** What unmerging wrote, and how that differs from the original. */
@@ -56,7 +80,10 @@ export async function planMerge(request: MergeRequest): Promise<MergePlanReport>
     await opened.close()
     parts.push(reportPlan(opened))
   }
-  if (chosen.format !== 'safetensors') parts.push(await planOnnx(request, chosen, 1))
+  if (chosen.format !== 'safetensors') {
+    const opened = await openOnnx(request, chosen, 1)
+    parts.push(await planOnnx(opened).finally(() => opened.close()))
+  }
   return { out: out.name, format: chosen.format, ...joinPlans(parts) }
 }
 
@@ -103,45 +130,47 @@ async function write(request: MergeRequest, chosen: ChosenFormat, sign: 1 | -1):
   })
 }
 
-/** Of a merge that writes an .onnx, alone or beside a checkpoint: that file. */
-export async function writeOnnx(
-  request: MergeRequest,
+/** The .onnx of a merge, planned. */
+export interface OpenOnnx {
+  write(out: Directory): Promise<MergeReport>
+  close(): Promise<void>
+}
+
+/** Opens and plans the part of a merge that writes an .onnx, alone or beside a checkpoint; nothing is written. */
+export async function openOnnx(
+  request: Omit<MergeRequest, 'out'>,
   { format, graph }: ChosenFormat,
   sign: 1 | -1,
-): Promise<MergeReport> {
-  const [{ loadOnnx }, { mergeOnnx }] = await Promise.all([
+): Promise<OpenOnnx> {
+  const [{ loadOnnx }, { openOnnxMerge }] = await Promise.all([
     import('../formats/onnx/model.js'),
     import('./onnx/merge-onnx.js'),
   ])
-  const {
-    base,
-    adapters,
-    out,
-    outFile,
-    weightsOnly = false,
-    signal,
-    onProgress,
-    modules,
-    strict,
-    reproducible,
-  } = request
+  const { base, adapters, outFile, weightsOnly = false, signal, onProgress, modules, strict, reproducible } = request
   const model = await loadOnnx(base.directory, graph!)
   try {
-    const options = { signal, onProgress, modules, strict, reproducible, path: outFile ?? graph }
     // Beside a checkpoint they are there already.
     const companions = weightsOnly || format === 'both' ? undefined : base.directory
-    return await mergeOnnx(model, adapters, out, { ...options, companions }, sign)
-  } finally {
+    const options = { signal, onProgress, modules, strict, reproducible, companions, path: outFile ?? graph }
+    const { write } = await openOnnxMerge(model, adapters, options, sign)
+    return { write, close: () => model.close() }
+  } catch (error) {
     await model.close()
+    throw error
+  }
+}
+
+async function writeOnnx(request: MergeRequest, chosen: ChosenFormat, sign: 1 | -1): Promise<MergeReport> {
+  const opened = await openOnnx(request, chosen, sign)
+  try {
+    return await opened.write(request.out)
+  } finally {
+    await opened.close()
   }
 }
 
 /** Merges, and drops what is written: sizes are exact, and values that are not finite show. */
-export async function planOnnx(
-  request: MergeRequest,
-  chosen: ChosenFormat,
-  sign: 1 | -1,
-): Promise<Omit<MergePlanReport, 'out' | 'format'>> {
+export async function planOnnx(opened: OpenOnnx): Promise<Omit<MergePlanReport, 'out' | 'format'>> {
   const files: MergePlanReport['files'] = []
   const nowhere = new StreamDirectory((name) => {
     const file = { name, byteLength: 0 }
@@ -152,7 +181,7 @@ export async function planOnnx(
       },
     })
   })
-  const report = await writeOnnx({ ...request, out: nowhere }, chosen, sign)
+  const report = await opened.write(nowhere)
   const { tensors, changed, layers, copied, leftOut, warnings } = report
   const weights = files.filter(({ name }) => !copied.includes(name))
   return {

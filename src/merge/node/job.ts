@@ -12,7 +12,15 @@ import { findCompanions } from '../chunks/companions.js'
 import { writeCompanions, writeIndex } from '../chunks/merge-checkpoint.js'
 import { describePlan, type OpenPlan, openPlan, reportPlan } from '../chunks/open-plan.js'
 import { type ChosenFormat, chooseFormat, type MergeBase } from '../format.js'
-import { checkpointOptions, joinPlans, joinReports, type MergeRequest, planOnnx, writeOnnx } from '../merge.js'
+import {
+  checkpointOptions,
+  joinPlans,
+  joinReports,
+  type MergeRequest,
+  type OpenOnnx,
+  openOnnx,
+  planOnnx,
+} from '../merge.js'
 import type { OutputShard } from '../plan/layout.js'
 import type { MergePlanReport, MergeReport } from '../report.js'
 import { checkPathSettings, type PathSettings, refuseForFormat } from '../settings.js'
@@ -53,6 +61,8 @@ export class MergeJob {
   readonly #place: OutputPlace
   /** Of the checkpoint; undefined for an .onnx alone. */
   readonly #opened: OpenPlan | undefined
+  /** Of the .onnx. */
+  readonly #onnx: OpenOnnx | undefined
   readonly #inputs: readonly string[]
   readonly #crew: Crew | undefined
   #staging: Staging | undefined
@@ -64,12 +74,13 @@ export class MergeJob {
   private constructor(
     request: PathRequest,
     chosen: ChosenFormat,
-    parts: { place: OutputPlace; opened: OpenPlan | undefined; crew: Crew | undefined },
+    parts: { place: OutputPlace; opened?: OpenPlan; onnx?: OpenOnnx; crew?: Crew | undefined },
   ) {
     this.#request = request
     this.#chosen = chosen
     this.#place = parts.place
     this.#opened = parts.opened
+    this.#onnx = parts.onnx
     this.#crew = parts.crew
     const { base, inputs } = request
     const sources = [
@@ -104,24 +115,24 @@ export class MergeJob {
       const { copied } = await findCompanions(base.directory, new Set())
       await refuseForeignLinks(base.directory.name, copied)
     }
-    if (chosen.format === 'onnx') return new MergeJob(request, chosen, { place, opened: undefined, crew: undefined })
-    const crew = runs ? new Crew(threads ?? Math.min(availableParallelism(), MAX_THREADS)) : undefined
-    let opened: OpenPlan | undefined
+    const own = { ...request, weightsOnly, outFile: isFile ? path.basename(out) : undefined }
+    const hasCheckpoint = chosen.format !== 'onnx'
+    const crew = runs && hasCheckpoint ? new Crew(threads ?? Math.min(availableParallelism(), MAX_THREADS)) : undefined
+    const parts: { opened?: OpenPlan; onnx?: OpenOnnx } = {}
     try {
-      const outFile = isFile ? path.basename(out) : undefined
-      opened = await openPlan(
-        base.directory,
-        adapters,
-        checkpointOptions({ ...request, outFile, weightsOnly }, chosen),
-        sign,
-      ).catch((error) => {
-        throw withShardHint(error, base)
-      })
-      if (isFile && opened.plan.shards.length > 1) throw severalFilesError(out, opened.plan.shards.length)
-      return new MergeJob(request, chosen, { place, opened, crew })
+      if (hasCheckpoint) {
+        const planning = openPlan(base.directory, adapters, checkpointOptions(own, chosen), sign)
+        parts.opened = await planning.catch((error) => {
+          throw withShardHint(error, base)
+        })
+        const files = parts.opened.plan.shards.length
+        if (isFile && files > 1) throw severalFilesError(out, files)
+      }
+      if (chosen.graph !== undefined) parts.onnx = await openOnnx(own, chosen, sign)
+      return new MergeJob(request, chosen, { place, crew, ...parts })
     } catch (error) {
       crew?.dispose()
-      await opened?.close()
+      await parts.opened?.close()
       throw error
     }
   }
@@ -134,8 +145,7 @@ export class MergeJob {
       checkSpace(this.#place.out, this.#opened.plan.bytes + this.#opened.companions.bytes)
       parts.push(reportPlan(this.#opened))
     }
-    if (this.#chosen.graph !== undefined)
-      parts.push(await planOnnx(this.#onnxRequest(), this.#chosen, this.#request.sign))
+    if (this.#onnx !== undefined) parts.push(await planOnnx(this.#onnx))
     return { out: this.#request.out, format: this.#chosen.format, ...joinPlans(parts) }
   }
 
@@ -151,7 +161,7 @@ export class MergeJob {
       const bytes = sizeOf(missing)
       checkSpace(staging.folder, bytes + (share === undefined ? (this.#opened?.companions.bytes ?? 0) : 0))
       await this.#writeShards(staging, missing)
-      const onnx = this.#chosen.graph === undefined ? undefined : await this.#writeOnnx(staging)
+      const onnx = this.#onnx && (await this.#writeOnnx(staging, this.#onnx))
       const checkpoint = this.#opened && this.#reportCheckpoint(this.#opened)
       const report = checkpoint && onnx ? joinReports(out, checkpoint, onnx) : (checkpoint ?? onnx)!
       const added = share === undefined ? await this.#publish(staging, report, onnx?.files ?? []) : 0
@@ -172,6 +182,7 @@ export class MergeJob {
     this.#crew?.dispose()
     await this.#staging?.leave()
     await this.#opened?.close()
+    await this.#onnx?.close()
   }
 
   get #isContinued(): boolean {
@@ -314,23 +325,13 @@ export class MergeJob {
   }
 
   /** Adds an .onnx to what is being made. */
-  async #writeOnnx(staging: Staging): Promise<MergeReport & { files: string[] }> {
+  async #writeOnnx(staging: Staging, opened: OpenOnnx): Promise<MergeReport & { files: string[] }> {
     const { fsync = true } = this.#request
     const before = new Set(await readdir(staging.folder))
     const target = staging.directory(fsync)
-    const report = await writeOnnx({ ...this.#onnxRequest(), out: target }, this.#chosen, this.#request.sign)
+    const report = await opened.write(target)
     const files = (await readdir(staging.folder)).filter((name) => !before.has(name) && name !== NOTES_FOLDER)
     return { ...report, files }
-  }
-
-  #onnxRequest(): MergeRequest {
-    const { out, ...request } = this.#request
-    const { isFile } = this.#place
-    return {
-      ...request,
-      out: new NodeDirectory(out),
-      ...(isFile && { outFile: path.basename(out), weightsOnly: true }),
-    }
   }
 
   /** Adds the base's other files and gives the output its name. Returns the bytes written. */

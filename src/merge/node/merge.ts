@@ -6,35 +6,16 @@ import { locate, NodeDirectory } from '../../io/node/files.js'
 import { LoraAdapter } from '../../lora/adapter.js'
 import { compareCheckpoints } from '../chunks/unmerge.js'
 import type { MergeBase } from '../format.js'
-import { type MergeRequest, refuseComparing, type UnmergeReport } from '../merge.js'
+import {
+  type MergeToPath,
+  type PathAdapter,
+  refuseComparing,
+  type UnmergeReport,
+  type UnmergeToPath,
+} from '../merge.js'
 import type { MergePlanReport, MergeReport } from '../report.js'
-import type { PathSettings } from '../settings.js'
-import type { AdapterInput, MergeAdapter } from '../weighted.js'
+import type { AdapterInput } from '../weighted.js'
 import { MergeJob, type PathRequest } from './job.js'
-
-/** An adapter's folder by its path, or one that is open. */
-export type PathAdapter =
-  | string
-  | MergeAdapter
-  | { readonly adapter: string | MergeAdapter; readonly weight?: number | undefined }
-
-/** A merge into a path. */
-export interface MergeToPath extends Omit<MergeRequest, 'base' | 'adapters' | 'out' | 'outFile'>, PathSettings {
-  /** A folder, an .onnx file, a safetensors file or an index: its path, or what was opened. */
-  base: string | MergeBase
-  /** One, or several that are added up. */
-  adapters: PathAdapter | readonly PathAdapter[]
-  /** A folder, or a file that ends in .onnx or .safetensors. */
-  out: string
-}
-
-/** What unmerging into a path takes. */
-export interface UnmergeToPath extends Omit<MergeToPath, 'base' | 'outDtype'> {
-  /** The result of a merge. */
-  merged: string | MergeBase
-  /** The checkpoint as it was before: how many values differ from it is counted. */
-  original?: string | MergeBase | undefined
-}
 
 /**
  * Merges into `out`. It works in a folder beside it and renames at the end; an interrupted merge leaves base and `out` as they were.

@@ -33,6 +33,62 @@ export interface MergeOnnxOptions extends RunSettings {
   reproducible?: boolean | undefined
 }
 
+/** A merge into an ONNX model that is planned, and can be written. */
+export interface OpenOnnxMerge {
+  /** @throws NumericError naming the weight when a result is not finite; FileError when the output is the base itself */
+  write(out: Directory): Promise<MergeReport>
+}
+
+/**
+ * Plans the merge: what {@link mergeOnnx} throws but for values that are not finite is thrown here, and nothing is written.
+ *
+ * @param model stays open until the merge is written
+ */
+export async function openOnnxMerge(
+  model: OnnxModel,
+  adapters: AdapterInput | readonly AdapterInput[],
+  options: MergeOnnxOptions = {},
+  sign: 1 | -1 = 1,
+): Promise<OpenOnnxMerge> {
+  const startedAt = performance.now()
+  const { path = model.fileName, companions: folder, modules, reproducible = false } = options
+  const loaded = await loadAll(adapters, sign, options)
+  const { proto, targets } = await planOnnxMerge(model, loaded, modules)
+  const initializers = proto.graph?.initializer ?? []
+  const own = new Set([...model.files.keys()].map((name) => name.replace(/\/.*/, '/')))
+  const companions = folder === undefined ? NO_COMPANIONS : await findCompanions(folder, own)
+  const kernels = reproducible ? referenceKernels : undefined
+  const layers: LayerChange[] = []
+  const overrides = new Map<string, WeightWriter>()
+  for (const [name, { target, source }] of targets) {
+    const read = (offset: number, byteLength: number) => model.readPart(source, offset, byteLength)
+    overrides.set(name, () => mergeWeight(target, read, (change) => layers.push(change), kernels))
+  }
+  const totalBytes = initializers.reduce((sum, tensor) => sum + (byteLengthOf(tensor.dataType, dimsOf(tensor)) ?? 0), 0)
+  return {
+    async write(out) {
+      await refuseBaseAsOutput(out, path, model.file(model.fileName))
+      const bytes = await writeTogether(out, totalBytes, options, async (staged) => {
+        for (const name of companions.copied) await copyFile(folder!, name, staged)
+        await writeOnnx(model, proto, staged, path, overrides)
+        return staged.writtenBytes
+      })
+      return {
+        out: `${out.name}/${path}`,
+        format: 'onnx',
+        tensors: initializers.length,
+        changed: targets.size,
+        bytes,
+        seconds: (performance.now() - startedAt) / 1000,
+        layers: inOrder(layers, loaded),
+        copied: [...companions.copied],
+        leftOut: [...companions.leftOut],
+        warnings: [],
+      }
+    },
+  }
+}
+
 /**
  * Writes the model with W + Σ weight · s·B·A in the place of each adapted weight, of linear layers and embeddings, rounded once;
  * DoRA's scales, biases, replaced tensors and rows of tokens go along. Its files appear together when all is done.
@@ -53,39 +109,7 @@ export async function mergeOnnx(
   options: MergeOnnxOptions = {},
   sign: 1 | -1 = 1,
 ): Promise<MergeReport> {
-  const startedAt = performance.now()
-  const { path = model.fileName, companions: folder, modules, reproducible = false } = options
-  const loaded = await loadAll(adapters, sign, options)
-  const { proto, targets } = await planOnnxMerge(model, loaded, modules)
-  await refuseBaseAsOutput(out, path, model.file(model.fileName))
-  const initializers = proto.graph?.initializer ?? []
-  const own = new Set([...model.files.keys()].map((name) => name.replace(/\/.*/, '/')))
-  const companions = folder === undefined ? NO_COMPANIONS : await findCompanions(folder, own)
-  const kernels = reproducible ? referenceKernels : undefined
-  const layers: LayerChange[] = []
-  const overrides = new Map<string, WeightWriter>()
-  for (const [name, { target, source }] of targets) {
-    const read = (offset: number, byteLength: number) => model.readPart(source, offset, byteLength)
-    overrides.set(name, () => mergeWeight(target, read, (change) => layers.push(change), kernels))
-  }
-  const totalBytes = initializers.reduce((sum, tensor) => sum + (byteLengthOf(tensor.dataType, dimsOf(tensor)) ?? 0), 0)
-  const bytes = await writeTogether(out, totalBytes, options, async (staged) => {
-    for (const name of companions.copied) await copyFile(folder!, name, staged)
-    await writeOnnx(model, proto, staged, path, overrides)
-    return staged.writtenBytes
-  })
-  return {
-    out: `${out.name}/${path}`,
-    format: 'onnx',
-    tensors: initializers.length,
-    changed: targets.size,
-    bytes,
-    seconds: (performance.now() - startedAt) / 1000,
-    layers: inOrder(layers, loaded),
-    copied: [...companions.copied],
-    leftOut: [...companions.leftOut],
-    warnings: [],
-  }
+  return (await openOnnxMerge(model, adapters, options, sign)).write(out)
 }
 
 async function loadAll(

@@ -5,14 +5,8 @@ import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises'
 import path from 'node:path'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
 import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
-import {
-  type MergeToPath,
-  merge,
-  type PathAdapter,
-  planMerge,
-  type UnmergeToPath,
-  unmerge,
-} from '../../../src/merge/node/merge.js'
+import type { MergeToPath, PathAdapter, UnmergeToPath } from '../../../src/merge/merge.js'
+import { merge, planMerge, unmerge } from '../../../src/merge/node/merge.js'
 import { saveAdapter } from '../../../src/peft/adapter-folder.js'
 import { adapter, type BaseOptions, base, type TensorSketch } from '../toolkit.js'
 
