@@ -4,10 +4,11 @@ import type { MergeProgress, MergeReport, MergeSummary } from '../index.js'
 import { printable } from './escape.js'
 import { EXIT_INTERRUPTED, interruptible } from './interrupt.js'
 import { choice, integer, type Occurrence, type Option, readNumber, repeated, toggle, UsageError } from './options.js'
+import { ADAPTER } from './sources.js'
 import { bytes, colors, Progress, peakRssBytes, printDocument, say, warn } from './terminal.js'
 
 export const ADAPTERS = {
-  adapter: { ...repeated('DIR', 'adapter folder; several are added up'), isRequired: true },
+  adapter: { ...repeated(ADAPTER, 'adapter folder, or an adapter of the Hub; several are added up'), isRequired: true },
   weight: repeated('W', 'factor on the adapter named before it; default 1'),
 }
 
@@ -81,8 +82,18 @@ export async function runMerge<R extends MergeReport>(
   }
 }
 
-/** Warnings, and the files of the base that the result does not need. */
-export function sayAsides({ leftOut, warnings }: MergeSummary): void {
+/** Kinds of tensors under other names that are shown. */
+const MAX_RENAMED = 3
+
+/** What was found under other names, new tensors, warnings, and the files of the base that the result does not need. */
+export function sayAsides({ leftOut, warnings, added, renamed }: MergeSummary): void {
+  for (const { from, to, count } of renamed.slice(0, MAX_RENAMED)) {
+    const many = count > 1 ? ` (${count} tensors)` : ''
+    say(`${printable(from)} is ${to.map(printable).join(' and ')} in this base${many}`)
+  }
+  if (renamed.length > MAX_RENAMED)
+    say(`… and ${renamed.length - MAX_RENAMED} other kinds of tensors under other names`)
+  if (added.length > 0) say(`New in the result: ${added.map(printable).join(', ')}`)
   warnings.forEach(warn)
   if (leftOut.length > 0) say(`Not copied, because the result does not need it: ${leftOut.map(printable).join(', ')}`)
 }

@@ -4,6 +4,7 @@ import type { MergePlanReport } from '../index.js'
 import { printable } from './escape.js'
 import { ADAPTERS, API_NAMES, OUTPUT, partOf, runMerge, sayAsides, sized, weightedAdapters } from './merge-options.js'
 import { choice, defineCommand, type Occurrence, required, toggle, UsageError } from './options.js'
+import { MODEL } from './sources.js'
 import { bytes, colors, print, printDocument, say, table } from './terminal.js'
 
 export const merge = defineCommand({
@@ -20,13 +21,14 @@ export const merge = defineCommand({
     'lowrank merge --base models/union-3m/model.safetensors --adapter out/scripture --out out/merged.safetensors',
   ],
   options: {
-    base: required('DIR|FILE', 'model to fold into'),
+    base: required(MODEL, 'model to fold into'),
     ...ADAPTERS,
     out: required('DIR|FILE', 'result: a folder that runs on its own, or a file ending in .onnx or .safetensors'),
     tied: choice(
       ['refuse', 'untie', 'keep'],
       'what to do when the adapter changes one of two tied embeddings; default refuse, in an .onnx untie',
     ),
+    allowMissing: toggle('go on when a head needs tensors that neither base nor adapter has'),
     outDtype: sized('f32|f16|bf16|keep', 'type of the weights that are written; default keep', readDtype),
     dryRun: toggle('check everything and show the plan, but write nothing'),
     ...OUTPUT,

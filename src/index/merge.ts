@@ -3,12 +3,13 @@
 import type { Directory } from '../base/bytes.js'
 import { checkOptions, isObject } from '../base/options.js'
 import type { RemoteOptions } from '../io/hub/directory.js'
-import type { LoraAdapter } from '../lora/adapter.js'
+import { LoraAdapter } from '../lora/adapter.js'
 import * as portable from '../merge/merge.js'
 import type { MergePlanReport, MergeReport } from '../merge/report.js'
 import { refuseWithoutPath } from '../merge/settings.js'
 import type { AdapterInput } from '../merge/weighted.js'
 import { ADAPTER } from './adapters.js'
+import { otherBaseOf } from './base-name.js'
 import {
   type AdapterToMerge,
   MERGE,
@@ -23,31 +24,41 @@ import { openFolder, openSource, openTarget, SOURCE, type Source } from './sourc
 /** See the entry. */
 export async function merge(options: MergeOptions): Promise<MergeReport> {
   checkOptions(options, { of: 'merge', table: MERGE, required: ['base', 'adapters', 'out'] })
-  const opened = await openAll(options)
   const { out } = options
   const byPath = typeof out === 'string' ? await pathMerging() : undefined
-  if (byPath !== undefined && typeof out === 'string') return byPath.merge({ ...options, ...opened, out })
-  return portable.merge({ ...options, ...opened, out: targetOf(options) })
+  // A merge into a folder reads each byte of the base once: what does not stay here need not be kept.
+  const { warnings, ...opened } = await openAll(options, { readsRanges: byPath === undefined })
+  const report =
+    byPath !== undefined && typeof out === 'string'
+      ? await byPath.merge({ ...options, ...opened, out })
+      : await portable.merge({ ...options, ...opened, out: targetOf(options) })
+  return { ...report, warnings: [...report.warnings, ...warnings] }
 }
 
 /** See the entry. */
 export async function planMerge(options: MergeOptions): Promise<MergePlanReport> {
   checkOptions(options, { of: 'planMerge', table: MERGE, required: ['base', 'adapters', 'out'] })
-  const opened = await openAll(options)
   const { out } = options
   const byPath = typeof out === 'string' ? await pathMerging() : undefined
-  if (byPath !== undefined && typeof out === 'string') return byPath.planMerge({ ...options, ...opened, out })
-  return portable.planMerge({ ...options, ...opened, out: targetOf(options) })
+  const { warnings, ...opened } = await openAll(options, { readsRanges: true })
+  const report =
+    byPath !== undefined && typeof out === 'string'
+      ? await byPath.planMerge({ ...options, ...opened, out })
+      : await portable.planMerge({ ...options, ...opened, out: targetOf(options) })
+  return { ...report, warnings: [...report.warnings, ...warnings] }
 }
 
 /** See the entry. */
 export async function unmerge(options: UnmergeOptions): Promise<portable.UnmergeReport> {
   checkOptions(options, { of: 'unmerge', table: UNMERGE, required: ['merged', 'adapters', 'out'] })
-  const { base: merged, adapters } = await openAll({ ...options, base: options.merged })
-  const original =
-    options.original === undefined ? undefined : await openSource(options.original, 'original', remote(options))
   const { out } = options
   const byPath = typeof out === 'string' ? await pathMerging() : undefined
+  const reading = { readsRanges: byPath === undefined }
+  const { base: merged, adapters } = await openAll({ ...options, base: options.merged }, reading)
+  const original =
+    options.original === undefined
+      ? undefined
+      : await openSource(options.original, 'original', { ...remote(options), ...reading })
   if (byPath !== undefined && typeof out === 'string') {
     return byPath.unmerge({ ...options, merged, adapters, original, out })
   }
@@ -64,7 +75,7 @@ function remote({ signal }: MergingOptions): RemoteOptions {
 }
 
 /** The base, and adapters in memory or as folders, from which they are read as they are needed. */
-async function openAll(options: MergeOptions) {
+async function openAll(options: MergeOptions, reading: Pick<RemoteOptions, 'readsRanges'>) {
   const { base, adapters: given } = options
   const list = (Array.isArray(given) && !SOURCE.accepts(given) ? given : [given]) as AdapterToMerge[]
   const open = async (adapter: LoraAdapter | Source): Promise<LoraAdapter | Directory> =>
@@ -76,5 +87,17 @@ async function openAll(options: MergeOptions) {
       return { adapter: await open(adapter), ...(weight !== undefined && { weight }) }
     }),
   )
-  return { base: await openSource(base, 'base', remote(options)), adapters }
+  const opened = await openSource(base, 'base', { ...remote(options), ...reading })
+  return { base: opened, adapters, warnings: await baseWarnings(opened.directory, adapters) }
+}
+
+/** What to tell of adapters that name another base. */
+async function baseWarnings(base: Directory, adapters: readonly AdapterInput[]): Promise<string[]> {
+  const told = await Promise.all(
+    adapters.map(async (one) => {
+      const directory = 'adapter' in one ? one.adapter : one
+      return directory instanceof LoraAdapter ? undefined : otherBaseOf({ name: directory.name, directory }, base)
+    }),
+  )
+  return told.filter((warning) => warning !== undefined)
 }

@@ -1,6 +1,7 @@
 // What a layer is made from: factors that were trained or drawn, and vectors that go with them.
 
 import { ConfigError, NumericError, ShapeError, StateError, UnsupportedError } from '../base/errors.js'
+import { checkArgument, describe, OBJECT } from '../base/options.js'
 import { type FloatArray, formatShape, type Matrix, type MatrixLike, toMatrix } from '../base/tensor.js'
 import { copyAs } from '../linalg/product.js'
 import { configForShape, type LoraConfig, scalingOf } from './config.js'
@@ -96,13 +97,13 @@ export function startingBase(weight: Matrix, config: LoraConfig, name: string): 
 
 /** @throws ShapeError when it is no shape, ConfigError when the rank is above min(d, k) */
 export function checkRank(shape: readonly [number, number], { rank }: LoraConfig, name: string): void {
-  const [d, k] = shape
+  const [d, k] = Array.isArray(shape) ? (shape as readonly [number, number]) : [-1, -1]
   if (!Number.isSafeInteger(d) || !Number.isSafeInteger(k) || d < 0 || k < 0) {
     throw new ShapeError({
       where: where(name, 'shape'),
       what: 'not a shape',
-      expected: '(d, k)',
-      got: formatShape(shape),
+      expected: '[d, k]',
+      got: describe(shape),
     })
   }
   const maximum = Math.min(d, k)
@@ -126,6 +127,7 @@ export function layerVectors(
   { useDora, loraBias }: LoraConfig,
   name: string,
 ): { magnitude: FloatArray | undefined; biasB: FloatArray | undefined } {
+  checkArgument(vectors, OBJECT, where(name, 'vectors'))
   const copyOf = (member: keyof LayerVectors, setting: keyof LoraConfig, isWanted: boolean) => {
     const value = vectors[member]
     if ((value !== undefined) !== isWanted) {
@@ -158,7 +160,7 @@ export function copyVector(values: FloatArray | readonly number[], like: FloatAr
  * @param owner its class, which stands in for the name that a layer on its own does not have
  */
 export function where(name: string, member: string, owner = 'LoraLayer'): string {
-  return `${name || owner}.${member}`
+  return `${String(name || owner)}.${member}`
 }
 
 /** For a member that needs what `call` gives the layer. */

@@ -21,6 +21,7 @@ import {
   type LoraConfig,
   type LoraConfigInput,
   resolveConfig,
+  resolveConfigOf,
   scalingOf,
 } from './config.js'
 import { addDelta } from './delta.js'
@@ -118,8 +119,7 @@ export class LoraLayer extends Part {
   ): LoraLayer {
     const a = toMatrix(weightA, where(name, 'weightA'))
     const b = toMatrix(weightB, where(name, 'weightB'))
-    const complete = resolveConfig(config.rank === undefined ? { ...config, rank: a.shape[0] } : config)
-    const own = configForFactors(configForLayer(complete, name), { weightA: a, weightB: b })
+    const own = configForFactors(configForLayer(resolveConfigOf(config, a.shape[0]), name), { weightA: a, weightB: b })
     checkShape(a, own.rank, a.shape[1], where(name, 'weightA'))
     checkShape(b, b.shape[0], own.rank, where(name, 'weightB'))
     return new LoraLayer(new Factors(copyAs(a, a.data), copyAs(b, a.data), false, vectors), own, name)

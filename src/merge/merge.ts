@@ -182,11 +182,13 @@ export async function planOnnx(opened: OpenOnnx): Promise<Omit<MergePlanReport, 
     })
   })
   const report = await opened.write(nowhere)
-  const { tensors, changed, layers, copied, leftOut, warnings } = report
+  const { tensors, changed, added, renamed, layers, copied, leftOut, warnings } = report
   const weights = files.filter(({ name }) => !copied.includes(name))
   return {
     tensors,
     changed,
+    added,
+    renamed,
     bytes: weights.reduce((sum, { byteLength }) => sum + byteLength, 0),
     files: weights,
     layers: layers.map(({ name }) => ({ name })),
@@ -231,6 +233,7 @@ export function checkpointOptions(
 ): MergeCheckpointOptions {
   const {
     tied,
+    allowMissing,
     outDtype = 'keep',
     maxShardBytes,
     weightsOnly,
@@ -244,6 +247,7 @@ export function checkpointOptions(
     basePath: checkpoint,
     path: outFile,
     tied,
+    allowMissing,
     dtype: outDtype === 'keep' ? undefined : outDtype,
     maxShardBytes,
     weightsOnly,

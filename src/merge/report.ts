@@ -1,5 +1,6 @@
 // What merging says: of a plan, on the way, and at the end. The same for .onnx files and safetensors checkpoints.
 
+import type { Renamed } from './plan/names/renamed.js'
 import type { LayerChange } from './weight.js'
 
 /** Which kinds of models a result has. */
@@ -21,6 +22,10 @@ export interface MergeSummary {
   tensors: number
   /** How many of them hold other values than the base's. */
   changed: number
+  /** Tensors of a head that the base does not have. */
+  added: string[]
+  /** What the base calls otherwise than the adapters do. */
+  renamed: Renamed[]
   /** The base's other files that go along. */
   copied: string[]
   /** Files of the base that do not, and folders with a `/` at the end. */

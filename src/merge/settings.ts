@@ -32,6 +32,8 @@ export interface MergeSettings extends RunSettings {
    * untied, as PEFT's result is.
    */
   tied?: TiedPolicy | undefined
+  /** Goes on where a head needs tensors that neither base nor adapters have: loaders draw them anew. Default false. Not for .onnx. */
+  allowMissing?: boolean | undefined
   /** Type of the weights that are written; all F64, F32, F16 and BF16 tensors are converted. Default `keep`. Not for .onnx. */
   outDtype?: FloatDtype | 'keep' | undefined
   /** Distributes the tensors anew over shards of at most so many bytes. Default: shards stay. Not for .onnx. */
@@ -62,7 +64,13 @@ export interface PathSettings {
   fsync?: boolean | undefined
 }
 
-const CHECKPOINT_ONLY = ['maxShardBytes', 'resume', 'share', 'finish'] as const
+const CHECKPOINT_ONLY = {
+  maxShardBytes: 'only a result in safetensors is made in parts',
+  resume: 'only a result in safetensors is made in parts',
+  share: 'only a result in safetensors is made in parts',
+  finish: 'only a result in safetensors is made in parts',
+  allowMissing: 'only a checkpoint gets a new head',
+} as const
 
 /**
  * @param format of the result
@@ -88,11 +96,11 @@ export function refuseForFormat(settings: MergeSettings & PathSettings, format: 
   if (format === 'onnx' && threads !== undefined && threads > 1) {
     throw unsupported('threads', 'an .onnx file is merged by one thread', format)
   }
-  for (const name of CHECKPOINT_ONLY) {
+  for (const name of Object.keys(CHECKPOINT_ONLY) as (keyof typeof CHECKPOINT_ONLY)[]) {
     if (settings[name] === undefined || settings[name] === false) continue
     // Beside an .onnx file the checkpoint's shards can still have other sizes.
     if (name === 'maxShardBytes' && format === 'both') continue
-    throw unsupported(name, 'only a result in safetensors is made in parts', format)
+    throw unsupported(name, CHECKPOINT_ONLY[name], format)
   }
 }
 

@@ -3,6 +3,16 @@
 
 import { decodeWeights, encodeWeights, isWeightDtype, type TensorDtype, type WeightDtype } from '../../base/dtype.js'
 import { ConfigError, ShapeError, StateError, UnsupportedError } from '../../base/errors.js'
+import {
+  BOOLEAN,
+  checkArgument,
+  checkOptions,
+  isObject,
+  kind,
+  NAME,
+  type OptionTable,
+  STRING,
+} from '../../base/options.js'
 import { checkTensor, elementCount, type FloatArray, formatShape, type Tensor } from '../../base/tensor.js'
 import { norm } from '../../linalg/product.js'
 import { noBase, where } from '../factors.js'
@@ -18,6 +28,12 @@ export interface StoredTensor {
 /** Values as a file holds them, or as numbers, which are saved in their own precision. */
 export type StoredValues = StoredTensor | Tensor<FloatArray>
 
+const VALUES = kind('{ data, shape }', (value) => isObject(value) && Array.isArray(value.shape) && 'data' in value)
+
+const INDICES = kind('a list of tokens', Array.isArray)
+
+const OPTIONS: OptionTable<ReplacementOptions> = { isTrained: BOOLEAN, key: NAME }
+
 abstract class StoredPart extends Part {
   readonly name: string
   /** The type that the values have in the file. */
@@ -31,6 +47,8 @@ abstract class StoredPart extends Part {
 
   protected constructor(name: string, values: StoredValues) {
     super()
+    checkArgument(name, STRING, 'name')
+    checkArgument(values, VALUES, where(name, 'values'))
     this.name = name
     this.shape = Object.freeze([...values.shape])
     if (values.data instanceof Uint8Array) {
@@ -153,8 +171,10 @@ export class Replacement extends StoredPart {
    * @param name the tensor's, as in `classifier.weight`
    * @throws ShapeError when shape and values disagree
    */
-  constructor(name: string, values: StoredValues, { isTrained = true, key = name }: ReplacementOptions = {}) {
+  constructor(name: string, values: StoredValues, options: ReplacementOptions = {}) {
     super(name, values)
+    checkOptions(options, { of: 'Replacement', table: OPTIONS })
+    const { isTrained = true, key = name } = options
     this.isTrained = isTrained
     this.key = key
   }
@@ -198,6 +218,7 @@ export class TokenRows extends StoredPart {
    * @throws ShapeError when there are not as many rows as tokens; ConfigError when a token is none, or there twice
    */
   constructor(module: string, indices: readonly number[], rows: StoredValues) {
+    checkArgument(indices, INDICES, 'indices')
     super(rowsName(module), rows)
     this.#module = module
     this.indices = Object.freeze([...indices])
@@ -255,6 +276,7 @@ export class TokenRows extends StoredPart {
 
 /** The name of an embedding's rows in an adapter, beside which the embedding itself can be a part. */
 export function rowsName(module: string): string {
+  checkArgument(module, STRING, 'module')
   return `${module}[tokens]`
 }
 

@@ -5,8 +5,8 @@ import { type Directory, readAll } from '../../base/bytes.js'
 import { FormatError, MismatchError } from '../../base/errors.js'
 import { type Checkpoint, openCheckpoint } from '../../formats/checkpoint.js'
 import { type OpenAdapters, openAdapters, requireFiniteReplacements } from '../plan/adapters.js'
+import { knowBase } from '../plan/base-model.js'
 import { CONFIG_FILE, editConfig, otherDtype } from '../plan/config-edit.js'
-import { loadTables } from '../plan/names/tables.js'
 import { type MergePlan, type PlanOptions, planMerge } from '../plan/plan.js'
 import type { MergePlanReport } from '../report.js'
 import type { AdapterInput } from '../weighted.js'
@@ -65,7 +65,7 @@ export async function openPlan(
   try {
     opened = await openAdapters(isList(adapters) ? adapters : [adapters], sign, options)
     const config = await loadConfig(base)
-    const plan = planMerge(checkpoint, opened.layers, config?.values, options, opened.replacements, await loadTables())
+    const plan = planMerge(await knowBase(checkpoint, config?.values, opened), opened, options)
     const warnings = configWarnings(plan, config?.values, { weightsOnly, where: base.name })
     await requireFiniteReplacements(opened)
     await computeScales(plan, checkpoint, opened)
@@ -100,7 +100,7 @@ function configWarnings(
   { weightsOnly, where }: { weightsOnly: boolean; where: string },
 ): string[] {
   if (configEdit === undefined || (!weightsOnly && config !== undefined)) return []
-  if (configEdit.isUntied) {
+  if (configEdit.untied.length > 0) {
     throw new MismatchError({
       where,
       what: `embeddings cannot be untied without a ${CONFIG_FILE} that says so`,
@@ -108,10 +108,17 @@ function configWarnings(
       hint: weightsOnly ? 'Keep them tied, or write a whole folder' : 'Keep them tied, or add the file',
     })
   }
-  const { dtype } = configEdit
+  const { dtype, head } = configEdit
   const other = dtype && config && otherDtype(config, dtype)
-  if (other === undefined) return []
+  const asides =
+    head === undefined
+      ? []
+      : [
+          `The result is a ${head.architecture}: say so in the ${CONFIG_FILE} that it is used with, which does not go along`,
+        ]
+  if (other === undefined) return asides
   return [
+    ...asides,
     `The result is in ${dtype}, and the base's ${CONFIG_FILE}, which does not go along, says ${other}: ` +
       'change it in the copy that the result is used with',
   ]
@@ -122,6 +129,8 @@ export function describePlan(plan: MergePlan, sums: { relativeChange(weight: str
   return {
     tensors: plan.tensors.size,
     changed: plan.changed.size,
+    added: [...plan.added],
+    renamed: [...plan.renamed],
     layers: plan.weights.map(({ name }) => ({ name: moduleOf(name), relativeChange: sums.relativeChange(name) })),
   }
 }
@@ -131,6 +140,8 @@ export function reportPlan({ plan, companions, warnings }: OpenPlan): Omit<Merge
   return {
     tensors: plan.tensors.size,
     changed: plan.changed.size,
+    added: [...plan.added],
+    renamed: [...plan.renamed],
     bytes: plan.bytes,
     files: plan.shards.map(({ path: name, byteLength }) => ({ name, byteLength })),
     layers: plan.weights.map(({ name, layers }) => ({

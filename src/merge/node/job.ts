@@ -373,6 +373,7 @@ export class MergeJob {
       format: 'safetensors',
       tensors: own.size,
       changed: [...plan.changed].filter((name) => own.has(name)).length,
+      added: plan.added.filter((name) => own.has(name)),
       bytes: sizeOf(this.#own),
       seconds: 0,
       copied: [...companions.copied],

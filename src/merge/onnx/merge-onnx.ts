@@ -78,6 +78,8 @@ export async function openOnnxMerge(
         format: 'onnx',
         tensors: initializers.length,
         changed: targets.size,
+        added: [],
+        renamed: [],
         bytes,
         seconds: (performance.now() - startedAt) / 1000,
         layers: inOrder(layers, loaded),
