@@ -96,7 +96,7 @@ describe('config.json', () => {
       const out = new MemoryDirectory()
       await mergeCheckpoint(from, head, out, { tied: 'untie', dtype: 'F32' })
       const written = JSON.parse(new TextDecoder().decode(out.files.get('config.json')))
-      expect(written).toEqual({ tie_word_embeddings: false, torch_dtype: 'float32', text_config: text })
+      expect(written).toEqual({ ...config, tie_word_embeddings: false, torch_dtype: 'float32', text_config: text })
     }
   })
 
