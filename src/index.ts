@@ -95,8 +95,9 @@ export type {
   TokenRows,
 } from './lora/kinds/stored.js'
 export type { ConvolutionGeometry } from './lora/kinds/windows.js'
-export { type LayerGradients, LoraLayer } from './lora/layer.js'
+export { LoraLayer } from './lora/layer.js'
 export type { PartKind } from './lora/part.js'
+export type { LayerGradients } from './lora/passes.js'
 export type { LayerRanges } from './lora/replication.js'
 export type { Spectrum } from './lora/spectrum.js'
 export type { Differences, ValueDifferences } from './merge/chunks/unmerge.js'

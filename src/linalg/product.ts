@@ -27,7 +27,7 @@ export function product(a: Matrix, b: Matrix, options: ProductOptions = {}): Mat
   return out
 }
 
-/** A copy in the precision of `like`. */
+/** A copy of a matrix, in the precision of `like`. */
 export function copyAs(matrix: Matrix, like: FloatArray): Matrix {
   const data = like instanceof Float64Array ? new Float64Array(matrix.data) : new Float32Array(matrix.data)
   return { data, shape: [matrix.shape[0], matrix.shape[1]] }
@@ -80,7 +80,7 @@ export function identity(n: number): Matrix {
   return result
 }
 
-/** (m, n) → (n, m), a new matrix. */
+/** The transpose of a matrix: (m, n) → (n, m), a new one. */
 export function transpose({ data, shape: [rows, columns] }: Matrix): Matrix {
   const result = zeros(columns, rows, data)
   for (let i = 0; i < rows; i++) {
