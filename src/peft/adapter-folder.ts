@@ -1,5 +1,5 @@
-// Adapter folders of huggingface/peft ⇄ LoraAdapter: adapter_config.json and adapter_model.safetensors. PEFT passes over tensors
-// that it does not expect in silence; here every tensor is used or named in an error. Keys: PEFT's docs, "checkpoint format".
+// Adapter folders of huggingface/peft ⇄ LoraAdapter: adapter_config.json and adapter_model.safetensors. PEFT ignores tensors that it
+// does not expect; here every tensor is used or named in an error. Keys: PEFT's docs, "checkpoint format".
 
 import type { Directory } from '../base/bytes.js'
 import { encodeFloats, type FloatDtype, isFloatDtype, isWeightDtype } from '../base/dtype.js'

@@ -153,7 +153,7 @@ export function replacementReport(
 }
 
 /** What a report on an adapter is made from. */
-export interface InspectedAdapter extends Omit<AdapterReport, 'problems' | 'warnings'> {
+interface InspectedAdapter extends Omit<AdapterReport, 'problems' | 'warnings'> {
   problems: readonly LowrankError[]
   /** As {@link LoraAdapter.notes}. */
   notes: readonly string[]
