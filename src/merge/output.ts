@@ -2,6 +2,7 @@
 
 import type { ByteSink, ByteSource, Directory } from '../base/bytes.js'
 import { FileError } from '../base/errors.js'
+import type { SignalLike } from '../base/globals.js'
 import type { LayerChange } from './weight.js'
 
 /** What a merge wrote. */
@@ -23,7 +24,7 @@ export interface MergeReport {
 /** What all merges take. */
 export interface MergeOptions {
   /** Stops between two pieces: merging rejects with the signal's reason, and leaves at most files to resume from. */
-  signal?: AbortSignal
+  signal?: SignalLike | undefined
   /** Called after each piece that is written. */
   onProgress?: (progress: MergeProgress) => void
   /** Refuses adapters whose config has targets or patterns that match nothing of them. Default false. */

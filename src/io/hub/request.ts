@@ -1,6 +1,7 @@
 // Requests to the Hub: with its token, which goes to no other host, and with an end to waiting where nothing comes any more.
 
 import { type ErrorDetails, FileError } from '../../base/errors.js'
+import type { FetchLike, OwnedBytes, ResponseLike, SignalLike } from '../../base/globals.js'
 
 /** How a Hub is spoken to. */
 export interface HubConnection {
@@ -9,9 +10,9 @@ export interface HubConnection {
   /** Sent to the Hub itself, for private and gated repositories. */
   readonly token?: string | undefined
   /** Default: the global fetch. */
-  readonly fetch?: typeof globalThis.fetch | undefined
+  readonly fetch?: FetchLike | undefined
   /** Ends requests under way and all later ones. */
-  readonly signal?: AbortSignal | undefined
+  readonly signal?: SignalLike | undefined
   /** Browsers follow redirects themselves and hide where they lead; elsewhere they are followed here. Default false. */
   readonly hidesRedirects?: boolean
   /** Longest wait for the next bytes. Default {@link STALL_MS}. */
@@ -49,9 +50,9 @@ export function isUnreachable(error: unknown): boolean {
 export interface HubAnswer {
   /** Where the answer came from, after all redirects. */
   readonly url: string
-  readonly response: Response
+  readonly response: ResponseLike
   /** The body, piece by piece. Throws an unreachable HubError when the connection breaks or stalls. */
-  chunks(): AsyncGenerator<Uint8Array<ArrayBuffer>>
+  chunks(): AsyncGenerator<OwnedBytes>
   /** Drops the body. */
   cancel(): Promise<void>
 }
