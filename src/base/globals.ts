@@ -35,6 +35,3 @@ export type ResponseLike = Instance<'Response', never>
 
 /** The global fetch. */
 export type FetchLike = typeof globalThis extends { fetch: infer F } ? F : never
-
-/** Bytes over a buffer that no other thread sees: `Uint8Array<ArrayBuffer>`, which TypeScript before 5.7 cannot say. */
-export type OwnedBytes = ReturnType<typeof Uint8Array.of>

@@ -1,7 +1,7 @@
 // Requests to the Hub: with its token, which goes to no other host, and with an end to waiting where nothing comes any more.
 
 import { type ErrorDetails, FileError } from '../../base/errors.js'
-import type { FetchLike, OwnedBytes, ResponseLike, SignalLike } from '../../base/globals.js'
+import type { FetchLike, ResponseLike, SignalLike } from '../../base/globals.js'
 
 /** How a Hub is spoken to. */
 export interface HubConnection {
@@ -52,7 +52,7 @@ export interface HubAnswer {
   readonly url: string
   readonly response: ResponseLike
   /** The body, piece by piece. Throws an unreachable HubError when the connection breaks or stalls. */
-  chunks(): AsyncGenerator<OwnedBytes>
+  chunks(): AsyncGenerator<Uint8Array<ArrayBuffer>>
   /** Drops the body. */
   cancel(): Promise<void>
 }
