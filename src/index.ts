@@ -32,10 +32,8 @@ export type { CheckpointContents, InspectOptions, InspectReport, OnnxContents } 
 export type {
   AdapterToMerge,
   MergeOptions,
-  MergePlanReport,
   MergingOptions,
   UnmergeOptions,
-  UnmergeReport,
 } from './index/merge-options.js'
 export type { LoadModelOptions } from './index/model.js'
 export { nodeRuntime } from './index/runtimes.js'
@@ -102,11 +100,19 @@ export type { PartKind } from './lora/part.js'
 export type { LayerGradients } from './lora/passes.js'
 export type { LayerRanges } from './lora/replication.js'
 export type { Spectrum } from './lora/spectrum.js'
-export type { MergeCheckpointOptions } from './merge/chunks/merge-checkpoint.js'
 export type { Differences, ValueDifferences } from './merge/chunks/unmerge.js'
 export type { FitReport, PartFit } from './merge/fit.js'
-export type { MergeProgress, MergeReport } from './merge/output.js'
+export type { UnmergeReport } from './merge/merge.js'
 export type { TiedPolicy } from './merge/plan/tied.js'
+export type {
+  MergedFile,
+  MergeFormat,
+  MergePlanReport,
+  MergeProgress,
+  MergeReport,
+  MergeSummary,
+} from './merge/report.js'
+export type { MergeSettings, PathSettings, RunSettings } from './merge/settings.js'
 export type { LayerChange } from './merge/weight.js'
 export type { LoadOptions, SaveOptions } from './peft/adapter-folder.js'
 export type { AdapterReport, LayerReport, ProblemReport, ReplacementReport } from './peft/inspect.js'

@@ -91,7 +91,19 @@ describe.skipIf(process.platform === 'win32')('the jobs of merging.md', () => {
     const model = join(repository, 'models', 'union-3m')
     const adapter = join(repository, 'tests', 'golden', 'peft', 'f32')
     symlinkSync(adapter, join(consumer.folder, 'adapter'), 'junction')
-    const merged = ['merge', '--base', model, '--adapter', 'adapter', '--out', 'base', '--max-shard-size', '500kB']
+    const merged = [
+      'merge',
+      '--base',
+      model,
+      '--adapter',
+      'adapter',
+      '--out',
+      'base',
+      '--format',
+      'safetensors',
+      '--max-shard-size',
+      '500kB',
+    ]
     for (const args of [merged, ['merge', '--base', 'base', '--adapter', 'adapter', '--out', 'whole']]) {
       const { status, stderr } = consumer.node(BINARY, ...args)
       expect(status, stderr).toBe(0)
