@@ -97,6 +97,11 @@ export interface AdapterSession {
    * Frees an adapter's arrays. Texts that are being written with it go on.
    *
    * @throws MismatchError for an unknown name, StateError when the session is disposed
+   *
+   * @example
+   * const session = await openSession('models/union-3m', { adapters: { peft: 'tests/golden/peft/f32' } })
+   * await session.remove('peft')
+   * await session.dispose()
    */
   remove(name: string): Promise<void>
 

@@ -1,7 +1,7 @@
 // What every part of an adapter has: a name, a kind, its tensors by role, sizes, and what it does to a weight. `PartView` is the same
 // for parts in memory and in files, so that whoever walks an adapter (saving, inspecting, merging) does it once.
 
-import { elementCount, type FloatArray, type Tensor } from '../base/tensor.js'
+import { elementCount, type FloatArray, type Shaped, type Tensor } from '../base/tensor.js'
 import type { LoraConfig } from './config.js'
 
 /**
@@ -19,11 +19,6 @@ export type PartKind = 'linear' | 'embedding' | 'convolution' | 'parameter' | 'r
 
 /** What a part's tensor is to it: a factor, a vector beside the factors, or values that take the base's place. */
 export type TensorRole = 'weightA' | 'weightB' | 'magnitude' | 'biasB' | 'weight'
-
-/** A tensor of memory or of a file. */
-export interface Shaped {
-  readonly shape: readonly number[]
-}
 
 /** Tensors of a part that has factors. */
 export interface FactorTensors<T extends Shaped> {
@@ -116,16 +111,16 @@ export abstract class Part {
   abstract readonly shape: readonly number[]
   /** All tensors of the part, by their role. */
   abstract readonly tensors: PartView<Tensor<FloatArray>, Shaped>['tensors']
-  /** The base weight has the change. */
+  /** The change is in the base weight. */
   abstract readonly merged: boolean
 
-  /** Makes the change in the base weight. Throws StateError when merged already or without the base that it needs. */
+  /** Puts the change into the base weight. Throws StateError when it is merged already, or lacks the base that it needs. */
   abstract merge(): void
-  /** Gives back the base weight bit for bit. Throws StateError when not merged. */
+  /** Restores the base weight bit for bit. Throws StateError when it is not merged. */
   abstract unmerge(): void
-  /** How much the part changes its weight: the Frobenius norm of the change. */
+  /** The Frobenius norm of the change: how much the part changes its weight. */
   abstract normDelta(): number
-  /** Lets go of the base weight. The part's own tensors stay. */
+  /** Frees the base weight. The part's own tensors stay. */
   abstract dispose(): void
 
   /** The module of the base that the part changes. */

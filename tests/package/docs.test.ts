@@ -33,6 +33,8 @@ function words(line: string): string[] {
 
 /** Names that only a page has. */
 const isForBrowsers = (text: string) => /\b(document|input|navigator)\.|webRuntime/.test(text)
+/** Other packages than this one are not installed here. */
+const isOfOthers = (text: string) => !/from 'lowrank/.test(text)
 
 describe('the pages of docs/', () => {
   let consumer: Consumer
@@ -71,13 +73,53 @@ describe('the pages of docs/', () => {
           ran++
         }
       }
-      if (language !== 'js' || isForBrowsers(text)) continue
+      if (language !== 'js' || isForBrowsers(text) || isOfOthers(text)) continue
       consumer.write('block.mjs', text)
       const { status, stderr } = consumer.node('block.mjs')
       expect(status, `${text}\n${stderr}`).toBe(0)
       ran++
     }
     expect(ran).toBeGreaterThan(0)
+  })
+})
+
+describe('the examples of docstrings', () => {
+  const sources = ['src/index/verbs.ts', 'src/index/hub.ts', 'src/infer/session.ts']
+  const examples = sources.flatMap((source) => {
+    const text = readFileSync(join(repository, source), 'utf8')
+    const comments = [
+      ...text.matchAll(
+        /\/\*\*(?:(?!\*\/).)*? @example\n(.*?)\*\/\s*(?:export async function |export function )?(\w+)\(/gs,
+      ),
+    ]
+    return comments.map(([, code, name]) => ({ name, code: code.replaceAll(/^ *\* ?/gm, '') }))
+  })
+
+  it('are there for every verb and every method of a session', () => {
+    const verbs = /^export async function (\w+)/gm
+    const methods = /^ {2}(add|remove|run|generate|stream)\(/gm
+    const names = [
+      ...readFileSync(join(repository, sources[0]), 'utf8').matchAll(verbs),
+      ...readFileSync(join(repository, sources[2]), 'utf8').matchAll(methods),
+    ].map(([, name]) => name)
+    expect(names.length).toBeGreaterThan(12)
+    expect(names.filter((name) => !examples.some((example) => example.name === name))).toEqual([])
+  })
+
+  it('run', { timeout: 120_000 }, () => {
+    const consumer = installConsumer('examples')
+    try {
+      link(consumer, 'onnxruntime-node')
+      for (const folder of ['models', 'tests'])
+        symlinkSync(join(repository, folder), join(consumer.folder, folder), 'junction')
+      const names = consumer.node('-p', `Object.keys(require('lowrank')).join()`).stdout.trim()
+      const blocks = examples.map(({ name, code }) => `console.log('-- ${name}')\n{\n${code}}\n`)
+      consumer.write('examples.mjs', `import * as all from 'lowrank'\nconst { ${names} } = all\n${blocks.join('')}`)
+      const { status, stdout, stderr } = consumer.node('examples.mjs')
+      expect(status, `${stdout}\n${stderr}`).toBe(0)
+    } finally {
+      consumer.remove()
+    }
   })
 })
 
@@ -89,7 +131,19 @@ describe.skipIf(process.platform === 'win32')('the jobs of merging.md', () => {
     const model = join(repository, 'models', 'union-3m')
     const adapter = join(repository, 'tests', 'golden', 'peft', 'f32')
     symlinkSync(adapter, join(consumer.folder, 'adapter'), 'junction')
-    const merged = ['merge', '--base', model, '--adapter', 'adapter', '--out', 'base', '--max-shard-size', '500kB']
+    const merged = [
+      'merge',
+      '--base',
+      model,
+      '--adapter',
+      'adapter',
+      '--out',
+      'base',
+      '--format',
+      'safetensors',
+      '--max-shard-size',
+      '500kB',
+    ]
     for (const args of [merged, ['merge', '--base', 'base', '--adapter', 'adapter', '--out', 'whole']]) {
       const { status, stderr } = consumer.node(BINARY, ...args)
       expect(status, stderr).toBe(0)

@@ -174,13 +174,13 @@ export class ConvolutionLora extends LinearBacked<ConvolutionTape & { keep: Uint
     return this.linear.isTraining
   }
 
-  /** Dropout on, where the config has it. */
+  /** Turns dropout on, where the config has it. */
   train(): this {
     this.linear.train()
     return this
   }
 
-  /** Dropout off. */
+  /** Turns dropout off. */
   eval(): this {
     this.linear.eval()
     return this
@@ -259,7 +259,7 @@ export class ConvolutionLora extends LinearBacked<ConvolutionTape & { keep: Uint
   }
 
   /**
-   * Folds s·B·A into the base.
+   * Adds s·B·A to the base weight.
    *
    * @throws UnsupportedError for a grouped convolution, and for a dilated one, whose A is not dilated in PEFT; else as
    *   {@link LoraLayer.merge}

@@ -7,8 +7,10 @@ import {
   BOOLEAN,
   checkArgument,
   checkOptions,
+  INTEGER,
   isObject,
   kind,
+  listOf,
   NAME,
   type OptionTable,
   STRING,
@@ -28,9 +30,13 @@ export interface StoredTensor {
 /** Values as a file holds them, or as numbers, which are saved in their own precision. */
 export type StoredValues = StoredTensor | Tensor<FloatArray>
 
-const VALUES = kind('{ data, shape }', (value) => isObject(value) && Array.isArray(value.shape) && 'data' in value)
+const VALUES = kind('{ data: Float32Array | Float64Array, shape }, or { dtype, data: Uint8Array, shape }', (value) => {
+  if (!isObject(value) || !listOf(INTEGER).accepts(value.shape)) return false
+  const { data, dtype } = value
+  return data instanceof Uint8Array ? typeof dtype === 'string' : ArrayBuffer.isView(data)
+})
 
-const INDICES = kind('a list of tokens', Array.isArray)
+const TOKENS = listOf(INTEGER)
 
 const OPTIONS: OptionTable<ReplacementOptions> = { isTrained: BOOLEAN, key: NAME }
 
@@ -57,7 +63,7 @@ abstract class StoredPart extends Part {
       return
     }
     const numbers = values as Tensor<FloatArray>
-    checkTensor(numbers, where(name, 'weight', this.constructor.name))
+    checkTensor(numbers, where(name, 'weight'))
     this.dtype = numbers.data instanceof Float64Array ? 'F64' : 'F32'
     this.#weight = { data: numbers.data.slice() as FloatArray, shape: this.shape }
   }
@@ -169,7 +175,7 @@ export class Replacement extends StoredPart {
 
   /**
    * @param name the tensor's, as in `classifier.weight`
-   * @throws ShapeError when shape and values disagree
+   * @throws ShapeError when shape and values disagree; ConfigError for arguments that are not usable
    */
   constructor(name: string, values: StoredValues, options: ReplacementOptions = {}) {
     super(name, values)
@@ -218,12 +224,11 @@ export class TokenRows extends StoredPart {
    * @throws ShapeError when there are not as many rows as tokens; ConfigError when a token is none, or there twice
    */
   constructor(module: string, indices: readonly number[], rows: StoredValues) {
-    checkArgument(indices, INDICES, 'indices')
+    checkArgument(indices, TOKENS, 'indices')
     super(rowsName(module), rows)
     this.#module = module
     this.indices = Object.freeze([...indices])
-    const isUsable = indices.every((token) => Number.isSafeInteger(token) && token >= 0)
-    if (!isUsable || new Set(indices).size < indices.length) {
+    if (indices.some((token) => token < 0) || new Set(indices).size < indices.length) {
       throw new ConfigError({ where: this.name, what: 'not usable as tokens', expected: 'different indices of rows' })
     }
     if (rows.shape.length === 2 && rows.shape[0] === indices.length) return

@@ -91,8 +91,9 @@ function targetsOf(
   if (group.isBias) {
     // A bias is used where its module has a tied weight: at the head.
     const used = group.members.find((own) => isHeadBias(own, ties)) ?? group.stored
-    if (!isUntied && others.has(used)) return []
-    return inOutput.filter((own) => own === name || !(isUntied && others.has(own)))
+    if (isUntied)
+      return name === used || others.has(used) ? [name] : inOutput.filter((own) => own === name || !others.has(own))
+    return others.has(used) ? [] : inOutput
   }
   const earlier = group.members.slice(0, group.members.indexOf(name))
   if (isTied && !isUntied && earlier.some((own) => others.has(own))) return []

@@ -7,7 +7,7 @@ import type { Checkpoint, CheckpointTensor } from '../../formats/checkpoint.js'
 import { type JsonObject, toPlain } from '../../formats/json.js'
 import type { BaseReplacement, LayerFactors } from './adapters.js'
 import type { BaseModel } from './base-model.js'
-import type { ConfigEdit } from './companions.js'
+import type { ConfigEdit } from './config-edit.js'
 import { findWeights, missingError, type WeightSearch } from './find-weights.js'
 import { planHead } from './head.js'
 import { layOut, type OutputShard, type OutputTensor, outputBytes } from './layout.js'
@@ -66,7 +66,12 @@ export interface MergeParts {
  * @throws MismatchError naming the layers without a weight, with near misses, or the weight of another shape, or the tied
  *   embedding, or what the head lacks; UnsupportedError for quantised bases and for weights that are not F64, F32, F16 or BF16
  */
-export function planMerge(base: BaseModel, { layers, replacements }: MergeParts, options: PlanOptions = {}): MergePlan {
+export function planMerge(
+  base: BaseModel,
+  { layers, replacements: all }: MergeParts,
+  options: PlanOptions = {},
+): MergePlan {
+  const replacements = all.filter((replacement) => !base.unchanged.has(replacement))
   const { checkpoint, config, names, ties } = base
   const { tied = 'refuse', maxShardBytes } = options
   checkShardSize(maxShardBytes)

@@ -35,7 +35,9 @@ export function partedTies({ layers, replacements }: Parts, base: BaseModel): To
   return touchedTies(
     [
       ...layers.filter(({ isTied }) => !isTied).map((layer) => tensorOf(layer, base)),
-      ...replacements.filter(({ isTied }) => !isTied).map(({ tensor }) => base.names.locate(tensor)),
+      ...replacements
+        .filter((own) => !own.isTied && !base.unchanged.has(own))
+        .map(({ tensor }) => base.names.locate(tensor)),
     ],
     base,
   )

@@ -135,6 +135,17 @@ describe('a download', () => {
     )
   })
 
+  test('that the disk has no room for fails before its first byte', async () => {
+    const byteLength = 1e15
+    const lfs = { oid: '0'.repeat(64), size: byteLength, pointerSize: 130 }
+    current.hub.extraEntries = [{ type: 'file', path: 'huge.onnx', size: byteLength, oid: '0'.repeat(40), lfs }]
+    const error = await failure(contentOf('org/model', 'huge.onnx'))
+    expect(error.message).toMatch(
+      /org\/model\/huge.onnx: no room for it in .*; expected 1000000000 MB free, got \d+ MB/,
+    )
+    expect(current.hub.loaded).toEqual([])
+  })
+
   test('of one file by two callers at once is one', async () => {
     const directory = await open('org/model')
     const [one, two] = await Promise.all([directory.open(file), directory.open(file)])

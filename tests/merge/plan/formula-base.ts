@@ -12,6 +12,8 @@ import { safetensors } from '../toolkit.js'
 export interface BaseSketch {
   config: Record<string, unknown>
   tensors: Record<string, number[]>
+  /** What is to become of tied weights. */
+  tied?: string
   /** Of the merged model's config.json. */
   merged?: Record<string, unknown>
 }
