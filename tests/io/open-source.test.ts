@@ -1,11 +1,10 @@
-import { readFile } from 'node:fs/promises'
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import path from 'node:path'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
-import { type Directory, MemoryDirectory, readJson } from '../../src/base/bytes.js'
+import { type Directory, readJson } from '../../src/base/bytes.js'
 import type { Located } from '../../src/io/locate.js'
-import { bringFiles, openText } from '../../src/io/node/open-source.js'
+import { openText } from '../../src/io/node/open-source.js'
 import { openTextInBrowser } from '../../src/io/web/open-source.js'
 import { FakeCaches } from './hub/fake-caches.js'
 import { current, FILES, failure, isWeights, noise, text, WEIGHTS } from './hub/toolkit.js'
@@ -164,16 +163,6 @@ describe.each([
     expect((await failure(directory.has('model.onnx'))).message).toMatch(/cannot be reached/)
     await site.start()
   })
-})
-
-test('files are brought onto this machine, and lie there under their own names', async () => {
-  const { directory } = await inNode('hf:org/model/onnx')
-  const folder = (await bringFiles(directory, ['model.onnx']))!
-  expect(isWeights(await readFile(path.join(folder, 'model.onnx')))).toBe(true)
-  const kept = (await bringFiles((await inNode(`${site.url}/m`)).directory, ['config.json']))!
-  expect(await readFile(path.join(kept, 'config.json'), 'utf8')).toBe('{"model_type": "llama"}')
-  expect(await bringFiles((await inNode('models/union-3m')).directory, [])).toBe('models/union-3m')
-  expect(await bringFiles(new MemoryDirectory(), [])).toBeUndefined()
 })
 
 test('paths are as they were', async () => {
