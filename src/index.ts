@@ -22,10 +22,12 @@ export {
 export type { FloatArray, Matrix, MatrixLike, Tensor } from './base/tensor.js'
 export type { OnnxModel } from './formats/onnx/model.js'
 export type { WeightRange } from './formats/onnx/tensors.js'
+export type { DtypeChoice, GraphDtype } from './graph/graph-file.js'
 export type { ModuleMap } from './graph/match/linears.js'
 export type { Model } from './graph/model-folder.js'
 export type { ToPlainOptions } from './index/adapters.js'
 export type { Data, DataFile } from './index/data.js'
+export { configureHub, type HubOptions } from './index/hub.js'
 export type { CheckpointContents, InspectOptions, InspectReport, OnnxContents } from './index/inspect.js'
 export type {
   AdapterToMerge,
@@ -62,6 +64,7 @@ export type {
   RunOptions,
   StreamOptions,
 } from './infer/session.js'
+export type { DownloadProgress, OnDownload } from './io/hub/directory.js'
 export {
   FilesDirectory,
   type FolderHandle,

@@ -130,7 +130,7 @@ async function pathOf(directory: Directory, { name = 'model', ...wanted }: Graph
 
 function wantedDtype({ name = 'model', dtype, config }: GraphWanted): GraphDtype {
   const asked = typeof dtype === 'object' ? dtype[name] : dtype
-  return asked === undefined || asked === 'auto' ? (configured(config, name) ?? 'fp32') : checkDtype(asked)
+  return asked === undefined || asked === 'auto' ? (configuredDtype(config, name) ?? 'fp32') : checkDtype(asked)
 }
 
 /** The types in which a folder has a graph. */
@@ -149,7 +149,10 @@ function pathsOf(name: string, dtype: GraphDtype): string[] {
 }
 
 /** What config.json chooses; what it says that is no dtype chooses nothing, as in transformers.js. */
-function configured(config: Readonly<Record<string, unknown>> | undefined, name: string): GraphDtype | undefined {
+export function configuredDtype(
+  config: Readonly<Record<string, unknown>> | undefined,
+  name = 'model',
+): GraphDtype | undefined {
   const own = config?.['transformers.js_config'] as { dtype?: unknown } | null | undefined
   const chosen = own?.dtype
   const dtype = typeof chosen === 'object' && chosen !== null ? (chosen as Record<string, unknown>)[name] : chosen

@@ -1,12 +1,14 @@
 // What a source holds: an adapter, a checkpoint or an ONNX model, and how an adapter fits a base.
 
-import type { Directory } from '../base/bytes.js'
+import { type Directory, readJson } from '../base/bytes.js'
 import { ConfigError, FileError, listed } from '../base/errors.js'
 import { BOOLEAN, checkOptions, type OptionTable } from '../base/options.js'
 import { elementCount } from '../base/tensor.js'
+import { configuredDtype, type DtypeChoice, findGraph, graphDtypes } from '../graph/graph-file.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import type { FitReport } from '../merge/fit.js'
 import type { AdapterReport } from '../peft/inspect.js'
+import { DTYPE } from './model.js'
 import { openSource, SOURCE, type Source } from './sources.js'
 
 /** What a safetensors checkpoint holds. */
@@ -45,9 +47,16 @@ export interface InspectOptions {
   relativeChange?: boolean | undefined
   /** Counts targets and patterns of the config that match nothing as problems. Default false: warnings. */
   strict?: boolean | undefined
+  /** The type of the graph that is looked at, in a folder with several. Default: the checkpoint, else the graph by config.json. */
+  dtype?: DtypeChoice | undefined
 }
 
-const OPTIONS: OptionTable<InspectOptions> = { base: SOURCE, relativeChange: BOOLEAN, strict: BOOLEAN }
+const OPTIONS: OptionTable<InspectOptions> = {
+  base: SOURCE,
+  relativeChange: BOOLEAN,
+  strict: BOOLEAN,
+  dtype: DTYPE,
+}
 
 /** See the entry. */
 export async function inspect(target: Source | LoraAdapter, options: InspectOptions = {}): Promise<InspectReport> {
@@ -58,8 +67,9 @@ export async function inspect(target: Source | LoraAdapter, options: InspectOpti
     }
     return { kind: 'adapter', ...(await import('../peft/inspect.js')).inspectAdapter(target) }
   }
-  const { directory, file } = await openSource(target, 'target')
-  const model = await findModel(directory, file)
+  // Names and shapes are a small part of a model's files.
+  const { directory, file } = await openSource(target, 'target', { readsRanges: true })
+  const model = await findModel(directory, file, options.dtype)
   if (model === undefined) return inspectWithBase(directory, options)
   if (options.base !== undefined) {
     throw new ConfigError({
@@ -75,14 +85,17 @@ export async function inspect(target: Source | LoraAdapter, options: InspectOpti
 async function findModel(
   directory: Directory,
   file: string | undefined,
+  dtype: DtypeChoice | undefined,
 ): Promise<{ kind: 'onnx'; file: string } | { kind: 'checkpoint'; file: string | undefined } | undefined> {
   if (file !== undefined && /^adapter_(model\.(safetensors|bin)|config\.json)$/.test(file)) return undefined
   if (file !== undefined) return { kind: isCheckpointFile(file) ? 'checkpoint' : 'onnx', file }
+  if (dtype !== undefined) return { kind: 'onnx', file: await findGraph(directory, { dtype }) }
   const files = await directory.list()
   if (files.includes('adapter_config.json')) return undefined
   if (files.some((name) => /^(?!adapter_).*\.safetensors(\.index\.json)?$/.test(name)))
     return { kind: 'checkpoint', file }
-  for (const graph of GRAPHS) if (await directory.has(graph)) return { kind: 'onnx', file: graph }
+  const graph = await defaultGraph(directory)
+  if (graph !== undefined) return { kind: 'onnx', file: graph }
   for (const folder of (await directory.folders?.()) ?? []) {
     if (await directory.has(`${folder}/adapter_config.json`)) return undefined
   }
@@ -94,8 +107,15 @@ async function findModel(
   })
 }
 
-/** Where a folder's graph is looked for, first match first. */
-const GRAPHS = ['onnx/model.onnx', 'model.onnx']
+/** The graph that a folder's config.json chooses among several, else the first. */
+async function defaultGraph(directory: Directory): Promise<string | undefined> {
+  const dtypes = await graphDtypes(directory)
+  if (dtypes.length === 0) return undefined
+  const isChoice = dtypes.length > 1 && (await directory.has('config.json'))
+  const config = isChoice ? ((await readJson(directory, 'config.json')) as Record<string, unknown> | null) : null
+  const chosen = configuredDtype(config ?? {}) ?? 'fp32'
+  return findGraph(directory, { dtype: dtypes.includes(chosen) ? chosen : dtypes[0] })
+}
 
 function isCheckpointFile(file: string): boolean {
   return /\.(safetensors|json|bin|pt|pth|ckpt)$/.test(file)
@@ -106,8 +126,7 @@ export async function findOnnx(base: { directory: Directory; file: string | unde
   if (base.file !== undefined) return isCheckpointFile(base.file) ? undefined : base.file
   const files = await base.directory.list()
   if (files.some((name) => /\.safetensors(\.index\.json)?$/.test(name))) return undefined
-  for (const graph of GRAPHS) if (await base.directory.has(graph)) return graph
-  return undefined
+  return defaultGraph(base.directory)
 }
 
 async function inspectWithBase(
@@ -126,7 +145,7 @@ async function fitTo(
   base: Source,
   normDeltas: ReadonlyMap<string, number> | undefined,
 ): Promise<FitReport> {
-  const opened = await openSource(base, 'base')
+  const opened = await openSource(base, 'base', { readsRanges: normDeltas === undefined })
   const onnx = await findOnnx(opened)
   if (onnx === undefined) {
     const { fitCheckpoint } = await import('../merge/plan/fit.js')

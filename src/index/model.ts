@@ -4,6 +4,7 @@ import { FileError } from '../base/errors.js'
 import {
   anyOf,
   checkOptions,
+  FUNCTION,
   hasMethods,
   isObject,
   kind,
@@ -11,9 +12,11 @@ import {
   OBJECT,
   type OptionTable,
   oneOf,
+  SIGNAL,
 } from '../base/options.js'
 import { type DtypeChoice, GRAPH_DTYPES } from '../graph/graph-file.js'
 import type { Model } from '../graph/model-folder.js'
+import type { OnDownload } from '../io/hub/directory.js'
 import type { RuntimeHost } from '../runtime/host.js'
 import { platform } from './platform.js'
 import { openSource, type Source } from './sources.js'
@@ -29,6 +32,10 @@ export interface LoadModelOptions {
   dtype?: DtypeChoice | undefined
   /** The graph's path inside the folder, where the source names the folder. Default: by `dtype`. */
   onnxPath?: string | undefined
+  /** Hears of each file that comes from the Hub or a web server, before its first byte. Default: that of configureHub. */
+  onDownload?: OnDownload | undefined
+  /** Ends the loading of files; what has come is kept. */
+  signal?: AbortSignal | undefined
 }
 
 const RUNTIME = kind(
@@ -40,10 +47,15 @@ const RUNTIME = kind(
       : typeof value.specifier === 'string' && hasMethods(value, 'spawn')),
 )
 
+/** Which of a model's graphs. */
+export const DTYPE = anyOf(oneOf('auto', ...GRAPH_DTYPES), OBJECT)
+
 const OPTIONS: OptionTable<LoadModelOptions> = {
   runtime: RUNTIME,
-  dtype: anyOf(oneOf('auto', ...GRAPH_DTYPES), OBJECT),
+  dtype: DTYPE,
   onnxPath: NAME,
+  onDownload: FUNCTION,
+  signal: SIGNAL,
 }
 
 /** Files of models that ONNX Runtime does not run. */
@@ -52,7 +64,9 @@ const OTHER_FILES = /\.(gguf|safetensors|bin|pt|pth|ckpt|json)$/
 /** See the entry. */
 export async function loadModel(source: Source, options: LoadModelOptions = {}): Promise<Model> {
   checkOptions(options, { of: 'loadModel', table: OPTIONS })
-  const { directory, file } = await openSource(source, 'source')
+  const { onDownload, signal } = options
+  const remote = { ...(onDownload !== undefined && { onDownload }), ...(signal !== undefined && { signal }) }
+  const { directory, file } = await openSource(source, 'source', remote)
   if (file !== undefined && OTHER_FILES.test(file)) {
     throw new FileError({
       where: `${directory.name}/${file}`,

@@ -3,13 +3,14 @@
 
 import type { ByteSource, Directory } from '../base/bytes.js'
 import { ConfigError } from '../base/errors.js'
+import type { RemoteOptions } from '../io/hub/directory.js'
 import type { Located } from '../io/locate.js'
 import type { RuntimeHost } from '../runtime/host.js'
 
 /** Opens what strings name. `where` is the argument that holds the string, for messages. */
 export interface Platform {
   /** A folder or a file: a path, a model on the Hub, or a URL. */
-  open(text: string, where: string): Promise<Located>
+  open(text: string, where: string, options: RemoteOptions): Promise<Located>
   /** A file of data, or a folder of such files. */
   openData(text: string, where: string): Promise<ByteSource | Directory>
   /** A folder that is written; it need not be there yet. */
@@ -21,7 +22,8 @@ export interface Platform {
 }
 
 const browser: Platform = {
-  open: async (text, where) => (await import('../io/web/open-source.js')).openTextInBrowser(text, where),
+  open: async (text, where, options) =>
+    (await import('../io/web/open-source.js')).openTextInBrowser(text, where, options),
   openData: async (text, where) => {
     throw noPaths(text, where)
   },

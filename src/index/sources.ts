@@ -3,8 +3,10 @@
 import type { Directory } from '../base/bytes.js'
 import { ConfigError } from '../base/errors.js'
 import { describe, hasMethods, kind } from '../base/options.js'
+import type { RemoteOptions } from '../io/hub/directory.js'
 import type { Located } from '../io/locate.js'
 import { FilesDirectory } from '../io/web/directories.js'
+import { hubOptions } from './hub.js'
 import { platform } from './platform.js'
 
 /**
@@ -47,17 +49,18 @@ export const TARGET = kind(
  * Opens a source.
  *
  * @param where the argument that holds it
- * @throws ConfigError when it is none, FileError when it leads nowhere
+ * @param options for this source, above those of configureHub
+ * @throws ConfigError when it is none, FileError when it leads nowhere or does not come
  */
-export async function openSource(source: Source, where: string): Promise<Located> {
+export async function openSource(source: Source, where: string, options: RemoteOptions = {}): Promise<Located> {
   if (!SOURCE.accepts(source)) throw wrongKind(source, where, SOURCE.expected)
-  if (typeof source === 'string') return platform().open(source, where)
+  if (typeof source === 'string') return platform().open(source, where, { ...hubOptions(), ...options })
   return { directory: isDirectory(source) ? source : new FilesDirectory(source), file: undefined }
 }
 
 /** The folder of a source that is no single file. */
-export async function openFolder(source: Source, where: string): Promise<Directory> {
-  return (await openSource(source, where)).directory
+export async function openFolder(source: Source, where: string, options: RemoteOptions = {}): Promise<Directory> {
+  return (await openSource(source, where, options)).directory
 }
 
 /** Opens where results go. */

@@ -1,6 +1,7 @@
 // Training: opens what the options name, trains, and closes it again. What trains loads with the first call.
 
 import type { ByteSource } from '../base/bytes.js'
+import { ConfigError } from '../base/errors.js'
 import {
   BOOLEAN,
   checkOptions,
@@ -15,6 +16,7 @@ import {
   STRING,
   unknownOption,
 } from '../base/options.js'
+import type { DtypeChoice } from '../graph/graph-file.js'
 import type { Model } from '../graph/model-folder.js'
 import { CONFIG_FIELDS } from '../lora/config.js'
 import { TASK_NAMES } from '../tasks/tasks.js'
@@ -23,13 +25,15 @@ import type { TrainEvents } from '../train/report.js'
 import { SETTINGS_KINDS } from '../train/settings.js'
 import { ADAPTER } from './adapters.js'
 import { DATA, type Data, openData } from './data.js'
-import { loadModel } from './model.js'
+import { DTYPE, loadModel } from './model.js'
 import { openTarget, SOURCE, type Source, TARGET, type Target } from './sources.js'
 
 /** What {@link train} takes. */
 export interface TrainOptions extends Omit<TrainerOptions, 'model' | 'data' | 'evalData' | 'out'> {
   /** The base: a model that is open, which stays open, or what {@link loadModel} takes. Its weights are read, never changed. */
   readonly model: Model | Source
+  /** Which graph of a model that is not open yet: see {@link loadModel}. */
+  readonly dtype?: DtypeChoice | undefined
   /** What to learn from: records; the path of a file or folder of them (JSONL, JSON, CSV, TSV, Parquet, text), or a Blob; or several. */
   readonly data: Data
   /** As `data`, for the loss before and after. */
@@ -44,6 +48,7 @@ export const MODEL = kind('a model of loadModel', (value) => isObject(value) && 
 const OPTIONS: OptionTable<TrainOptions> = {
   ...SETTINGS_KINDS,
   model: kind(`${MODEL.expected}, ${SOURCE.expected}`, (value) => MODEL.accepts(value) || SOURCE.accepts(value)),
+  dtype: DTYPE,
   task: oneOf(...TASK_NAMES),
   data: DATA,
   evalData: DATA,
@@ -73,14 +78,18 @@ export async function train(options: TrainOptions): Promise<TrainResult> {
   const closeLater = (file: ByteSource) => void closers.push(() => file.close())
   try {
     let { model } = options
+    const { dtype, ...rest } = options
+    if (MODEL.accepts(model) && dtype !== undefined) {
+      throw new ConfigError({ where: 'dtype', what: 'only where the model is not open yet' })
+    }
     if (!MODEL.accepts(model)) {
-      const opened = await loadModel(model as Source)
+      const opened = await loadModel(model as Source, { dtype, signal: options.signal })
       closers.push(() => opened.close())
       model = opened
     }
     const { Trainer } = await import('../train/trainer.js')
     const trainer = new Trainer({
-      ...options,
+      ...rest,
       config: await withDefaultTargets(options.config, model as Model),
       model: model as Model,
       data: await openData(options.data, 'data', closeLater),

@@ -8,6 +8,7 @@ import { findOnnx } from '../index/inspect.js'
 import type { AdapterToMerge, MergeOptions } from '../index/merge-options.js'
 import type { PathMerging } from '../index/path-merging.js'
 import { openSource } from '../index/sources.js'
+import type { RemoteOptions } from '../io/hub/directory.js'
 import { NodeDirectory } from '../io/node/files.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { type FileAdapter, mergeCheckpointFiles, planCheckpointFiles } from '../merge/node/merge.js'
@@ -15,44 +16,53 @@ import { RECORD_FILE, refuseEnding } from '../merge/node/place.js'
 import { unmergeCheckpointFiles } from '../merge/node/unmerge.js'
 import type { MergeReport } from '../merge/output.js'
 import type { WeightedAdapter } from '../merge/weighted.js'
+import { bringAdapter, bringCheckpoint } from './bring.js'
 
 export const merge: PathMerging['merge'] = async (options) => {
-  const { base, out, adapters, ...rest } = options
-  const onnx = await locateOnnx(base)
-  if (onnx !== undefined) return mergeIntoOnnx(onnx, { ...options, isDry: false })
-  return mergeCheckpointFiles(base, await fileAdapters(adapters), out, rest)
+  const { base, out, adapters: _, ...rest } = options
+  const located = await openSource(base, 'base', remote(options))
+  const onnx = await findOnnx(located)
+  if (onnx !== undefined) return mergeIntoOnnx({ ...located, file: onnx }, { ...options, isDry: false })
+  return mergeCheckpointFiles(await bringCheckpoint(base, located), await fileAdapters(options), out, rest)
 }
 
 /** For ONNX models it computes, but writes nothing. */
 export const planMerge: PathMerging['planMerge'] = async (options) => {
-  const { base, out, adapters, ...rest } = options
-  const onnx = await locateOnnx(base)
-  if (onnx !== undefined) return mergeIntoOnnx(onnx, { ...options, isDry: true })
-  return planCheckpointFiles(base, await fileAdapters(adapters), out, rest)
+  const { base, out, adapters: _, ...rest } = options
+  const located = await openSource(base, 'base', remote(options))
+  const onnx = await findOnnx(located)
+  if (onnx !== undefined) return mergeIntoOnnx({ ...located, file: onnx }, { ...options, isDry: true })
+  return planCheckpointFiles(await bringCheckpoint(base, located), await fileAdapters(options), out, rest)
 }
 
-export const unmerge: PathMerging['unmerge'] = async ({ merged, adapters, out, ...options }) =>
-  unmergeCheckpointFiles(merged, await fileAdapters(adapters), out, options)
+export const unmerge: PathMerging['unmerge'] = async (options) => {
+  const { merged, adapters: _, out, original, ...rest } = options
+  const bring = async (source: string, where: string) =>
+    bringCheckpoint(source, await openSource(source, where, remote(options)))
+  const from = await bring(merged, 'merged')
+  const before = original === undefined ? undefined : await bring(original, 'original')
+  return unmergeCheckpointFiles(from, await fileAdapters(options), out, { ...rest, original: before })
+}
+
+function remote({ signal }: Pick<MergeOptions, 'signal'>): RemoteOptions {
+  return signal === undefined ? {} : { signal }
+}
 
 interface OnnxBase {
   directory: Directory
   file: string
 }
 
-/** The ONNX model that a path means; undefined when it means a checkpoint. */
-async function locateOnnx(target: string): Promise<OnnxBase | undefined> {
-  const location = await openSource(target, 'base')
-  const file = await findOnnx(location)
-  return file === undefined ? undefined : { directory: location.directory, file }
-}
-
-/** What merging by path reads itself stays a path; other adapters come into memory. */
-function fileAdapters(given: MergeOptions['adapters']): Promise<FileAdapter[]> {
+/** What merging by path reads itself becomes a path; other adapters come into memory. */
+function fileAdapters(options: Pick<MergeOptions, 'adapters' | 'signal'>): Promise<FileAdapter[]> {
+  const { adapters: given } = options
   const list = (Array.isArray(given) ? given : [given]) as AdapterToMerge[]
   return Promise.all(
     list.map(async (one): Promise<FileAdapter> => {
       const { adapter, weight } = withWeight(one)
-      return { adapter: typeof adapter === 'string' ? adapter : await openAdapter(adapter, 'adapters'), weight }
+      if (typeof adapter !== 'string') return { adapter: await openAdapter(adapter, 'adapters'), weight }
+      const { directory } = await openSource(adapter, 'adapters', remote(options))
+      return { adapter: await bringAdapter(adapter, directory), weight }
     }),
   )
 }

@@ -273,7 +273,7 @@ const OTHERS: [what: string, args: (out: string) => string[], message: RegExp][]
   [
     'merge: an adapter that is not there',
     (out) => ['merge', '--base', MODEL, '--adapter', join(scratch, 'nowhere'), '--out', out],
-    /nowhere: not an adapter folder: no adapter_config\.json\. There is no such folder/,
+    /nowhere: no such file or folder/,
   ],
   [
     'merge: an adapter as its own base',

@@ -153,7 +153,7 @@ describe.each([
   test('ranges of what is read in part', async () => {
     const { directory } = await open(`${site.url}/m/a b`, { readsRanges: true })
     expect(await contentOf(directory, 'model.safetensors', 7, 3)).toEqual(LARGE.slice(7, 10))
-    expect(site.seen.at(-1)!.range).toBe('bytes=7-9')
+    expect(site.seen.at(-1)!.range).toBe('bytes=7-262150')
   })
 
   test('a name that leads out of the folder, and a server that fails', async () => {

@@ -3,6 +3,7 @@
 import { type ByteSink, type ByteSource, type Directory, splitName } from '../../base/bytes.js'
 import { FileError, nearMisses } from '../../base/errors.js'
 import { DEFAULT_REVISION, type HubSource } from '../source.js'
+import type { HubConnection } from './request.js'
 
 /** What is told while a file comes: first before its first byte, last when it is complete. */
 export interface DownloadProgress {
@@ -15,6 +16,27 @@ export interface DownloadProgress {
 
 /** Hears of downloads. */
 export type OnDownload = (progress: DownloadProgress) => void
+
+/** How sources are opened that are not on this machine. */
+export interface RemoteOptions {
+  /** The Hub's address. Default: HF_ENDPOINT in Node, else the public Hub's. */
+  readonly endpoint?: string | undefined
+  /**
+   * For private and gated repositories; it is sent to the Hub alone. Default in Node: HF_TOKEN, else the file that `hf auth login`
+   * writes. In a page it can be read by all who see the page.
+   */
+  readonly token?: string | undefined
+  /** Reads large files in ranges, of which nothing is kept, unless they are in the cache. Default: each file comes whole. */
+  readonly readsRanges?: boolean | undefined
+  /** Hears of each file that comes. */
+  readonly onDownload?: OnDownload | undefined
+  /** Hears when the cache is used because the Hub gives nothing, and when nothing can be kept. */
+  readonly onWarning?: ((message: string) => void) | undefined
+  /** Ends downloads; what has come is kept. */
+  readonly signal?: AbortSignal | undefined
+  /** In place of the times of {@link HubConnection}. */
+  readonly times?: Pick<HubConnection, 'stallMs' | 'retryMs'> | undefined
+}
 
 /** `org/name`, with a revision that is not the default, and the path. */
 export function hubName({ id, revision, path }: HubSource): string {

@@ -7,8 +7,15 @@ import { type HubConnection, isUnreachable, pause, request } from './request.js'
 /** A config or a tokenizer: files up to this size come whole, because in ranges they would take as many requests as parts. */
 export const MAX_WHOLE_BYTES = 1 << 20
 
+/** Readers of a file's head ask for a few bytes at a time; a request takes as long as this much. */
+const BLOCK_BYTES = 1 << 18
 /** A range that failed for now is asked for again so often. */
 const MAX_TRIES = 4
+
+interface Block {
+  offset: number
+  bytes: Uint8Array<ArrayBuffer>
+}
 
 /** Bytes of one URL whose length is known. */
 export class RangeSource implements ByteSource {
@@ -17,6 +24,8 @@ export class RangeSource implements ByteSource {
   readonly #url: string
   readonly #connection: HubConnection
   readonly #refused: (response: Response) => FileError
+  /** Where the last small read was, and what follows. */
+  #block: Promise<Block | undefined> = Promise.resolve(undefined)
 
   /** @param refused makes the error for an answer that is no success */
   constructor(
@@ -39,6 +48,27 @@ export class RangeSource implements ByteSource {
   ): Promise<Uint8Array<ArrayBuffer>> {
     checkRange(this, offset, byteLength)
     if (byteLength === 0) return new Uint8Array()
+    if (byteLength >= BLOCK_BYTES || onReceived !== undefined) return this.#load(offset, byteLength, onReceived)
+    const end = offset + byteLength
+    let block = await this.#block
+    if (block === undefined || offset < block.offset || end > block.offset + block.bytes.byteLength) {
+      const loading = this.#loadBlock(offset)
+      // A block that does not come is asked for again.
+      this.#block = loading.catch(() => undefined)
+      block = await loading
+    }
+    return block.bytes.slice(offset - block.offset, end - block.offset)
+  }
+
+  async #loadBlock(offset: number): Promise<Block> {
+    return { offset, bytes: await this.#load(offset, Math.min(BLOCK_BYTES, this.byteLength - offset)) }
+  }
+
+  async #load(
+    offset: number,
+    byteLength: number,
+    onReceived?: (receivedBytes: number) => void,
+  ): Promise<Uint8Array<ArrayBuffer>> {
     for (let attempt = 1; ; attempt++) {
       try {
         return await this.#fetch(offset, byteLength, onReceived)

@@ -12,17 +12,14 @@ import { parseSource } from '../source.js'
 import { UrlDirectory } from '../url-directory.js'
 import { locate, NodeDirectory } from './files.js'
 
-/** How sources are opened that are not on this machine. */
-export type OpenSourceOptions = OpenHubOptions
-
 /**
  * Opens a source. Of what is not on this machine, files come when they are opened, and are kept.
  *
  * @param where the argument that holds the text, for messages
  * @throws ConfigError when the text names nothing; FileError when there is nothing, or the server gives nothing
  */
-export async function openText(text: string, where: string, options: OpenSourceOptions = {}): Promise<Located> {
-  const { endpoint } = hubEnvironment(options.variables)
+export async function openText(text: string, where: string, options: OpenHubOptions = {}): Promise<Located> {
+  const endpoint = options.endpoint ?? hubEnvironment(options.variables).endpoint
   const source = parseSource(text, { where, exists: existsSync, endpoint })
   if (source.kind === 'path') return locatePath(source.path)
   if (source.kind === 'url') return locateAtUrl(openUrlFolder(source.url, options))

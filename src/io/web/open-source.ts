@@ -8,22 +8,19 @@ import { type Located, locateAtUrl, locateInHub } from '../locate.js'
 import { parseSource } from '../source.js'
 import { UrlDirectory, type UrlFile, urlConnection, urlRefusal } from '../url-directory.js'
 
-/** How sources are opened. */
-export type WebSourceOptions = WebHubOptions
-
 /**
  * Opens a source. Files come when they are opened, and are kept in the browser.
  *
  * @param where the argument that holds the text, for messages
  * @throws ConfigError when the text names nothing or a path; FileError when the server gives nothing
  */
-export async function openTextInBrowser(text: string, where: string, options: WebSourceOptions = {}): Promise<Located> {
+export async function openTextInBrowser(text: string, where: string, options: WebHubOptions = {}): Promise<Located> {
   const source = parseSource(text, { where, endpoint: options.endpoint })
   if (source.kind === 'hub') return locateInHub(await openHubInBrowser(source, options))
   return locateAtUrl(openUrlFolder(source.url, options))
 }
 
-function openUrlFolder(url: string, options: WebSourceOptions): UrlDirectory {
+function openUrlFolder(url: string, options: WebHubOptions): UrlDirectory {
   const { fetch, signal, times, readsRanges, onDownload } = options
   const connection = urlConnection(url, { fetch, signal, hidesRedirects: true, ...times })
   const cache = new FileCache(options.caches, options.onWarning)

@@ -8,7 +8,7 @@ import { openFile } from '../../node/files.js'
 import type { HubSource } from '../../source.js'
 import { COMMIT, fileUrl, type HubFile, listTree, resolveRevision } from '../api.js'
 import { digestOf } from '../digest.js'
-import { HubDirectory, hubName, type OnDownload } from '../directory.js'
+import { HubDirectory, hubName, type RemoteOptions } from '../directory.js'
 import { type HubRequest, refusal } from '../errors.js'
 import { MAX_WHOLE_BYTES, RangeSource } from '../range-source.js'
 import { type HubConnection, HubError, STALL_MS } from '../request.js'
@@ -17,19 +17,9 @@ import { download } from './download.js'
 import { type HubEnvironment, hubEnvironment, hubToken } from './environment.js'
 
 /** How repositories are opened. */
-export interface OpenHubOptions {
-  /** Reads large files in ranges, of which nothing is kept, unless they are in the cache. Default: each file comes whole. */
-  readonly readsRanges?: boolean | undefined
-  /** Hears of each file that comes. */
-  readonly onDownload?: OnDownload | undefined
-  /** Hears when the cache is used because the Hub gives nothing. */
-  readonly onWarning?: ((message: string) => void) | undefined
-  /** Ends downloads; what has come is kept. */
-  readonly signal?: AbortSignal | undefined
+export interface OpenHubOptions extends RemoteOptions {
   /** In place of the environment's variables. */
   readonly variables?: Readonly<Record<string, string | undefined>> | undefined
-  /** In place of the times of {@link HubConnection}. */
-  readonly times?: Pick<HubConnection, 'stallMs' | 'retryMs'> | undefined
 }
 
 /** With a copy in the cache nobody waits longer for the Hub to name its newest commit. */
@@ -44,8 +34,8 @@ const REFRESH_STALL_MS = 10_000
 export async function openHub(source: HubSource, options: OpenHubOptions = {}): Promise<HubDirectory> {
   const environment = hubEnvironment(options.variables)
   const connection: HubConnection = {
-    endpoint: environment.endpoint,
-    token: await hubToken(options.variables),
+    endpoint: options.endpoint ?? environment.endpoint,
+    token: options.token ?? (await hubToken(options.variables)),
     signal: options.signal,
     stallMs: environment.stallMs ?? STALL_MS,
     ...options.times,

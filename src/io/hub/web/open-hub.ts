@@ -5,30 +5,16 @@ import { LowrankError } from '../../../base/errors.js'
 import type { HubSource } from '../../source.js'
 import { COMMIT, fileUrl, type HubFile, listTree, parseFile, resolveRevision } from '../api.js'
 import { digestOf } from '../digest.js'
-import { HubDirectory, hubName, type OnDownload } from '../directory.js'
+import { HubDirectory, hubName, type RemoteOptions } from '../directory.js'
 import { type HubRequest, refusal } from '../errors.js'
 import { MAX_WHOLE_BYTES, RangeSource } from '../range-source.js'
 import { type HubConnection, HubError } from '../request.js'
 import { type Caches, FileCache } from './file-cache.js'
 
 /** How repositories are opened. */
-export interface WebHubOptions {
-  /** The Hub's address. Default: the public Hub's. */
-  readonly endpoint?: string | undefined
-  /** For private and gated repositories. It is the page's to keep: a token in a page can be read by all who see it. */
-  readonly token?: string | undefined
-  /** Reads large files in ranges, of which nothing is kept. Default: each file comes whole. */
-  readonly readsRanges?: boolean | undefined
-  /** Hears of each file that comes. */
-  readonly onDownload?: OnDownload | undefined
-  /** Hears when the cache is used because the Hub gives nothing, and when the browser keeps nothing. */
-  readonly onWarning?: ((message: string) => void) | undefined
-  /** Ends downloads; what has come is kept. */
-  readonly signal?: AbortSignal | undefined
+export interface WebHubOptions extends RemoteOptions {
   readonly fetch?: typeof globalThis.fetch | undefined
   readonly caches?: Caches | undefined
-  /** In place of the times of {@link HubConnection}. */
-  readonly times?: Pick<HubConnection, 'stallMs' | 'retryMs'> | undefined
 }
 
 /** The public Hub. */

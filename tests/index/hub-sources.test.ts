@@ -1,0 +1,154 @@
+// Every verb that takes a model, an adapter or a base takes one of the Hub: what it asks for, and that it does what it does with a path.
+
+import { readdirSync, readFileSync } from 'node:fs'
+import path from 'node:path'
+import { afterEach, beforeEach, describe, expect, test } from 'vitest'
+import {
+  configureHub,
+  inspect,
+  LoraAdapter,
+  loadAdapter,
+  loadModel,
+  merge,
+  openSession,
+  planMerge,
+  toPlain,
+  train,
+  unmerge,
+} from '../../src/node.js'
+import { oneThread } from '../infer/models.js'
+import { current } from '../io/hub/toolkit.js'
+
+const ROOT = path.join(import.meta.dirname, '../..')
+const MODEL = path.join(ROOT, 'models', 'union-3m')
+const ADAPTER = path.join(ROOT, 'tests', 'golden', 'peft', 'f32')
+const RUN = ['config.json', 'generation_config.json', 'onnx/model.onnx', 'tokenizer.json', 'tokenizer_config.json']
+
+function filesOf(folder: string): Record<string, Uint8Array> {
+  const entries = readdirSync(folder, { recursive: true, withFileTypes: true }).filter((entry) => entry.isFile())
+  return Object.fromEntries(
+    entries.map(({ parentPath, name }) => {
+      const file = path.join(parentPath, name)
+      return [path.relative(folder, file).split(path.sep).join('/'), readFileSync(file)]
+    }),
+  )
+}
+
+/** Workers run what is built; in this thread the sources run. */
+const runtime = { module: oneThread }
+
+const outer = { ...process.env }
+
+beforeEach(() => {
+  process.env.HF_HOME = current.home
+  process.env.HF_ENDPOINT = current.hub.endpoint
+  const lfs = ['onnx/model.onnx', 'model.safetensors', 'adapter_model.safetensors']
+  const picture = { 'picture.png': new Uint8Array(10), 'pytorch_model.bin': new Uint8Array(10) }
+  current.hub.repositories.set('org/union', { files: { ...filesOf(MODEL), ...picture }, lfs })
+  current.hub.repositories.set('org/lora', { files: filesOf(ADAPTER), lfs })
+})
+
+afterEach(() => {
+  configureHub({ onDownload: undefined, onWarning: undefined, token: undefined, endpoint: undefined })
+  process.env = { ...outer }
+})
+
+const out = (name: string) => path.join(current.home, name)
+const bytesOf = (folder: string, file: string) => readFileSync(path.join(folder, file))
+
+describe('the Hub', () => {
+  test('loadModel and openSession load what a model needs to run, and say so', async () => {
+    const seen: string[] = []
+    const model = await loadModel('org/union', {
+      runtime,
+      onDownload: ({ name, receivedBytes }) => receivedBytes === 0 && seen.push(name),
+    })
+    expect(current.hub.loaded.sort()).toEqual(RUN)
+    expect(seen.sort()).toEqual(RUN.map((file) => `org/union/${file}`))
+    const session = await openSession(model, { adapters: { lora: 'org/lora' } })
+    const { text } = await session.generate('And the', { adapter: 'lora', maxNewTokens: 3 })
+    expect(text).not.toBe('')
+    await session.dispose()
+    await model.close()
+  })
+
+  test('loadAdapter loads the two files of an adapter', async () => {
+    configureHub({ onDownload: (event) => current.progress.push(event) })
+    const adapter = await loadAdapter('hf:org/lora@main')
+    const local = await loadAdapter(ADAPTER)
+    expect(adapter.summary()).toEqual(local.summary())
+    expect(current.hub.loaded.sort()).toEqual(['adapter_config.json', 'adapter_model.safetensors'])
+    expect(new Set(current.progress.map(({ name }) => name)).size).toBe(2)
+  })
+
+  test('inspect reads the head of a large file and no more', async () => {
+    const report = await inspect('org/union')
+    expect(report.kind).toBe('checkpoint')
+    expect(current.hub.loaded).not.toContain('onnx/model.onnx')
+    const ranges = current.hub.seen.filter(({ origin }) => origin === 'storage').map(({ range }) => range)
+    expect(ranges.length).toBeGreaterThan(0)
+    expect(ranges).not.toContain(undefined)
+    expect((await inspect('org/union', { dtype: 'fp32' })).kind).toBe('onnx')
+    const fit = await inspect('org/lora', { base: 'org/union' })
+    expect(fit).toMatchObject({ kind: 'adapter', problems: [] })
+  })
+
+  test('merge and unmerge write what they write from paths, with the files that belong to the base', async () => {
+    const plan = await planMerge({ base: 'org/union', adapters: 'org/lora', out: out('planned') })
+    const report = await merge({ base: 'org/union', adapters: ['org/lora'], out: out('from-hub'), threads: 1 })
+    await merge({ base: MODEL, adapters: ADAPTER, out: out('from-path'), threads: 1 })
+    expect(plan.changed).toBe(report.changed)
+    expect(
+      Buffer.compare(bytesOf(out('from-hub'), 'model.safetensors'), bytesOf(out('from-path'), 'model.safetensors')),
+    ).toBe(0)
+    const companions = ['config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer_config.json', 'README.md']
+    expect(readdirSync(out('from-hub'))).toEqual(expect.arrayContaining(companions))
+    expect(current.hub.loaded).not.toEqual(expect.arrayContaining(['picture.png']))
+    expect(current.hub.loaded).not.toEqual(expect.arrayContaining(['onnx/model.onnx']))
+    const back = { merged: out('from-hub'), adapters: 'org/lora', out: out('back'), original: 'org/union', threads: 1 }
+    expect((await unmerge(back)).differences?.values).toBeGreaterThan(0)
+  })
+
+  test('merge writes into a graph too', async () => {
+    const base = 'hf:org/union/onnx/model.onnx'
+    const report = await merge({ base, adapters: 'org/lora', out: out('graph.onnx') })
+    await merge({ base: path.join(MODEL, 'onnx', 'model.onnx'), adapters: ADAPTER, out: out('local.onnx') })
+    expect(report.changed).toBeGreaterThan(0)
+    expect(Buffer.compare(bytesOf(current.home, 'graph.onnx'), bytesOf(current.home, 'local.onnx'))).toBe(0)
+  })
+
+  test('train learns on a model of the Hub, which the adapter names', async () => {
+    const data = [{ prompt: 'Who is it? ', completion: 'It is the captain.' }]
+    const model = await loadModel('org/union', { runtime, dtype: 'fp32' })
+    const { adapter } = await train({ model, data, maxSteps: 1 })
+    await model.close()
+    expect(adapter).toBeInstanceOf(LoraAdapter)
+    expect(adapter.config.baseModel).toBe('org/union')
+    await expect(train({ model: 'org/union', dtype: 'q4', data })).rejects.toThrow(/no graph in q4.*got fp32/)
+  })
+
+  test('toPlain finds a start in a checkpoint of the Hub', async () => {
+    current.hub.repositories.set('org/olora', { files: filesOf(path.join(ROOT, 'tests', 'golden', 'peft', 'olora')) })
+    const plain = await toPlain('org/olora', { base: 'org/union' })
+    const local = await toPlain(path.join(ROOT, 'tests', 'golden', 'peft', 'olora'), { base: MODEL })
+    expect(plain.summary()).toEqual(local.summary())
+  })
+
+  test('configureHub takes a token and an address, and names what is wrong', async () => {
+    current.hub.repositories.get('org/lora')!.access = 'private'
+    configureHub({ token: 'hf_right', endpoint: `${current.hub.endpoint}/` })
+    process.env.HF_ENDPOINT = 'http://127.0.0.1:9'
+    expect((await loadAdapter('org/lora')).size).toBeGreaterThan(0)
+    expect(() => configureHub({ tokn: 'x' } as never)).toThrow(
+      /^tokn: configureHub has no such option. Did you mean token\?/,
+    )
+    expect(() => configureHub({ endpoint: 'hub' })).toThrow(/^endpoint: not usable/)
+  })
+
+  test('ends when its signal says so', async () => {
+    const signal = AbortSignal.abort(new DOMException('stopped', 'AbortError'))
+    await expect(loadModel('org/union', { signal })).rejects.toMatchObject({ name: 'AbortError' })
+    const job = { base: 'org/union', adapters: 'org/lora', out: out('stopped'), signal }
+    await expect(merge(job)).rejects.toMatchObject({ name: 'AbortError' })
+  })
+})
