@@ -13,7 +13,6 @@ export {
   LowrankError,
   MismatchError,
   NumericError,
-  nearMisses,
   RuntimeError,
   ShapeError,
   StateError,
@@ -26,6 +25,7 @@ export type { DtypeChoice, GraphDtype } from './graph/graph-file.js'
 export type { ModuleMap } from './graph/match/linears.js'
 export type { Model } from './graph/model-folder.js'
 export type { ToPlainOptions } from './index/adapters.js'
+export { TRAIN_CHOICES } from './index/choices.js'
 export type { Data, DataFile } from './index/data.js'
 export { configureHub, type HubOptions } from './index/hub.js'
 export type { CheckpointContents, InspectOptions, InspectReport, OnnxContents } from './index/inspect.js'
@@ -41,7 +41,7 @@ export type { LoadModelOptions } from './index/model.js'
 export { nodeRuntime } from './index/runtimes.js'
 export type { OpenSessionOptions } from './index/session.js'
 export type { Source, Target } from './index/sources.js'
-export type { TrainOptions } from './index/train.js'
+export type { PreviewDataOptions, TrainOptions } from './index/train.js'
 export {
   inspect,
   loadAdapter,
@@ -49,6 +49,7 @@ export {
   merge,
   openSession,
   planMerge,
+  previewData,
   saveAdapter,
   toPlain,
   train,
@@ -83,21 +84,22 @@ export {
 } from './lora/adapter.js'
 export { type LoraConfig, type LoraConfigInput, resolveConfig } from './lora/config.js'
 export type { LayerVectors } from './lora/factors.js'
-export { DRAWN_INITS, type Init } from './lora/init/inits.js'
+export type { Init } from './lora/init/inits.js'
 export type { BaseWeights } from './lora/init/to-plain.js'
 export { type ConvolutionGradients, ConvolutionLora } from './lora/kinds/convolution.js'
 export { type EmbeddingGradients, EmbeddingLora } from './lora/kinds/embedding.js'
 export { type BaseLayout, ExpertLora, type ParameterValues } from './lora/kinds/experts.js'
-export {
+export type {
   Replacement,
-  type ReplacementOptions,
-  type StoredTensor,
-  type StoredValues,
+  ReplacementOptions,
+  StoredTensor,
+  StoredValues,
   TokenRows,
 } from './lora/kinds/stored.js'
 export type { ConvolutionGeometry } from './lora/kinds/windows.js'
-export { type LayerGradients, LoraLayer } from './lora/layer.js'
+export { LoraLayer } from './lora/layer.js'
 export type { PartKind } from './lora/part.js'
+export type { LayerGradients } from './lora/passes.js'
 export type { LayerRanges } from './lora/replication.js'
 export type { Spectrum } from './lora/spectrum.js'
 export type { MergeCheckpointOptions } from './merge/chunks/merge-checkpoint.js'
@@ -114,7 +116,8 @@ export type { Feeds, RuntimeTensor, SessionOptions, TensorData, TensorType } fro
 export type { MessageRecord, TextRecord } from './text/records.js'
 export type { TextStream, Tokenizer } from './text/tokenizer.js'
 export type { TrainConfig, TrainerOptions, TrainingData, TrainResult } from './train/options.js'
+export type { PreviewExample, PreviewToken } from './train/preview.js'
 export type { EvaluationEvent, StepEvent, TrainEvents, TrainReport, TrainStage } from './train/report.js'
 export type { StepMetrics } from './train/run-folder.js'
-export { SCHEDULES, type Schedule } from './train/schedule.js'
+export type { Schedule } from './train/schedule.js'
 export { TRAIN_DEFAULTS, type TrainSettings } from './train/settings.js'

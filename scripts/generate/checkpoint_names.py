@@ -250,7 +250,7 @@ def head_tables(classes, prefix):
             common = functools.reduce(set.intersection, map(bare, others))
             head = [marked(p, prefix.get(name)) + ("*" if p in mine[0]["labels"] else "") for p in mine[0]["params"]
                     if p.removeprefix(f"{mine[0]['prefix']}.") not in common and not NUMBER.search(p)]
-            if len(head) < 13 and head and (task == "QUESTION_ANS" or any(p.endswith("*") for p in head)):
+            if len(head) < 13 and head and any(p.endswith("*") for p in head):
                 result[task][" ".join(head)].append(name)
     return {task: {head: " ".join(names) for head, names in sorted(heads.items())} for task, heads in result.items()}
 

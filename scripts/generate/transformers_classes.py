@@ -86,13 +86,17 @@ def shrink(config, count):
                 put(part, key, value[:getattr(part, "num_hidden_layers", LAYERS)])
 
 
+def labels_of(cls):
+    """Answers have two, a start and an end."""
+    return 2 if cls.__name__.endswith("ForQuestionAnswering") else LABELS
+
+
 def tiny(cls, count, is_tied):
     config = cls.config_class()
     shrink(config, count)
     for _, part in parts(config):
         put(part, "tie_word_embeddings", is_tied)
-    if not cls.__name__.endswith("ForQuestionAnswering"):  # which has two, a start and an end
-        put(config, "num_labels", LABELS)
+    put(config, "num_labels", labels_of(cls))
     return cls(config)
 
 
@@ -150,7 +154,7 @@ def describe_class(cls):
         conversions = get_model_conversion_mapping(model, add_legacy=False)
         return {"ties": list(ties(model)), "defaults": tie_defaults(cls), "params": list(own), "isConverted": len(conversions) > 0,
                 "isPrefixed": any(isinstance(own, PrefixChange) for own in conversions),
-                "labels": [key for key, value in own.items() if value.dim() > 0 and value.shape[0] == LABELS]}
+                "labels": [key for key, value in own.items() if value.dim() > 0 and value.shape[0] == labels_of(cls)]}
 
     found = attempts(outline, result, "error")
     if found is None:

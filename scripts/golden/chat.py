@@ -48,7 +48,7 @@ def assistant(content, **fields):
 CASES = {
     "one": {"messages": [user("Hi"), assistant("Hello there!")]},
     "spaces": {
-        "messages": [{"role": "system", "content": "  Be brief.\n"}, user(" 1 < 2 & \"x\"? "), assistant("\n\n'Yes' é🐋.  ")],
+        "messages": [{"role": "system", "content": "  Be brief.\n"}, user(" 1 < 2 & \"x\"? "), assistant("\n\n  'Yes' e\u0301🐋.  ")],
     },
     "turns": {"messages": [{"role": "system", "content": "Be kind."}, user("A?"), assistant("B."), user("C?"), assistant("D.")]},
     "thinking": {
@@ -144,11 +144,13 @@ if __name__ == "__main__":
     (options.out / "sentencepiece.json").write_text(json.dumps(json.loads(small.to_str()), ensure_ascii=False, separators=(",", ":")) + "\n")
     trimming = Tokenizer.from_file(str(UNION / "tokenizer.json"))
     trimming.post_processor = processors.ByteLevel(trim_offsets=True)
+    composing = Tokenizer.from_file(str(UNION / "tokenizer.json"))
+    composing.normalizer = normalizers.NFC()
     masks = {}
-    for kind, tokenizer in {"byte-level": union, "trimming": trimming, "sentencepiece": small}.items():
+    for kind, tokenizer in {"byte-level": union, "trimming": trimming, "composing": composing, "sentencepiece": small}.items():
         tokenizer.add_special_tokens(SPECIAL)
         bos = {"bos_token": "<s>", "eos_token": "</s>"} if tokenizer is small else names
-        templates = {"borders": BORDERS} | ({} if tokenizer is trimming else {name: read(name) for name in TRAINING})
+        templates = {"borders": BORDERS} | ({} if kind in ("trimming", "composing") else {name: read(name) for name in TRAINING})
         masks[kind] = {name: masks_of(fast(tokenizer, **bos), template) for name, template in templates.items()}
     expected = {"cases": CASES, "special": SPECIAL, "borders": BORDERS, "texts": texts, "masks": masks}
     body = ",\n".join(f" {json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in expected.items())

@@ -1,11 +1,12 @@
-// Trains adapters with lowrank for check_reverse.py: OUT/BASE/{adapter,logits.json,merged}, for two bases.
+// Trains adapters with lowrank for check_reverse.py: OUT/BASE/{adapter,logits.json,merged}, for two bases. And writes one with a new head,
+// OUT/head, for check_head.py.
 //
 //     node scripts/golden/reverse.mjs OUT
 
 import { mkdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { loadModel, merge, openSession, train } from 'lowrank'
+import { LoraAdapter, loadModel, merge, openSession, saveAdapter, train } from 'lowrank'
 
 const root = fileURLToPath(new URL('../..', import.meta.url))
 const out = process.argv[2]
@@ -43,6 +44,31 @@ for (const [base, paths] of Object.entries(BASES)) {
     await merge({ base: join(root, paths.checkpoint), adapters: join(folder, 'adapter'), out: join(folder, 'merged') })
   }
   console.log(`${base}: trained, saved and run with ${adapter.size} layers`)
+}
+
+await saveAdapter(withHead(), join(out, 'head'))
+console.log('head: an adapter with a head that its base does not have')
+
+/** Of a tiny BERT: its attention, and a classifier of three classes. */
+function withHead() {
+  const values = (seed, ...shape) => {
+    const data = new Float32Array(shape.reduce((product, dim) => product * dim, 1))
+    return { data: data.map((_, i) => Math.sin(seed + 1.7 * i)), shape }
+  }
+  const adapter = new LoraAdapter({ rank: 3, alpha: 6, taskType: 'SEQ_CLS', targetModules: ['query', 'value'] })
+  for (const [i, layer] of [0, 1].entries()) {
+    for (const [j, part] of ['query', 'value'].entries()) {
+      const name = `bert.encoder.layer.${layer}.attention.self.${part}`
+      adapter.addFactors(name, values(i + j, 3, 16), values(i + j + 5, 16, 3))
+    }
+  }
+  const weight = adapter.addReplacement('classifier.weight', values(7, 3, 16))
+  adapter.addReplacement('classifier.bias', values(8, 3))
+  // As training does: the part's own values are edited in place.
+  weight.weight.data.forEach((value, at, data) => {
+    data[at] = value / 2
+  })
+  return adapter
 }
 
 /** The logits of the prompt's last position. */

@@ -1,6 +1,7 @@
 // Where bytes come from and go to, without naming a file system: io/ implements these for Node and for browsers.
 
 import { FileError, FormatError } from './errors.js'
+import { checkArgument, OBJECT } from './options.js'
 
 /** Random access to immutable bytes: a file, a Blob, a range of a URL, an array. */
 export interface ByteSource {
@@ -81,6 +82,7 @@ export class MemoryDirectory implements Directory {
 
   constructor(files: Record<string, Uint8Array | string> = {}, name = 'memory') {
     this.name = name
+    checkArgument(files, OBJECT, 'files')
     for (const [path, content] of Object.entries(files)) {
       this.files.set(path, typeof content === 'string' ? new TextEncoder().encode(content) : content)
     }

@@ -71,7 +71,9 @@ function formatMessage({ where, what, expected, got, hint }: ErrorDetails): stri
   return message
 }
 
-function shortened(part: string): string {
+/** Parts come from plain JavaScript too, where a name may be anything. */
+function shortened(value: unknown): string {
+  const part = String(value)
   return part.length > MAX_PART_LENGTH ? `${part.slice(0, MAX_PART_LENGTH)}…` : part
 }
 
@@ -217,13 +219,14 @@ const CONTAINED_WEIGHT = 0.01
 
 /**
  * The candidates closest to `name`, best first, for "did you mean" hints: by edit distance, names that contain each
- * other first. Of very many candidates the first are looked at.
+ * other first. Of very many candidates the first are looked at. It never throws: it serves errors.
  */
 export function nearMisses(name: string, candidates: Iterable<string>, limit = 3): string[] {
-  if (name.length > MAX_COMPARED) return []
+  const isUsable = typeof name === 'string' && typeof candidates?.[Symbol.iterator] === 'function'
+  if (!isUsable || name.length > MAX_COMPARED) return []
   let steps = 0
   const comparable = [...new Set(candidates)].filter((candidate) => {
-    if (candidate.length > MAX_COMPARED) return false
+    if (typeof candidate !== 'string' || candidate.length > MAX_COMPARED) return false
     steps += name.length * candidate.length
     return steps <= MAX_COMPARING
   })
@@ -236,7 +239,7 @@ export function nearMisses(name: string, candidates: Iterable<string>, limit = 3
   return scored
     .filter(({ score }) => score <= MAX_DISTANCE)
     .sort((a, b) => a.score - b.score)
-    .slice(0, limit)
+    .slice(0, Number.isInteger(limit) ? limit : 3)
     .map(({ candidate }) => candidate)
 }
 

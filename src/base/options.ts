@@ -24,9 +24,9 @@ export const isObject = (value: unknown): value is Record<string, unknown> =>
   typeof value === 'object' && value !== null && !Array.isArray(value)
 
 /** Whether the value has all these methods. */
-export function hasMethods(value: unknown, ...methods: readonly string[]): boolean {
+export function hasMethods(value: unknown, ...methods: readonly (string | symbol)[]): boolean {
   if ((typeof value !== 'object' && typeof value !== 'function') || value === null) return false
-  return methods.every((name) => typeof (value as Record<string, unknown>)[name] === 'function')
+  return methods.every((name) => typeof (value as Record<string | symbol, unknown>)[name] === 'function')
 }
 
 export const STRING = kind('text', (value) => typeof value === 'string')
@@ -123,9 +123,13 @@ export function unknownOption(
   name: string,
   { of, names, nested = {} }: { of: string; names: readonly string[]; nested?: OptionRules<object>['nested'] },
 ): ConfigError {
-  const inner = Object.entries(nested ?? {}).flatMap(([group, list]) => list.map((one) => [one, `${group}.${one}`]))
-  const near = nearMisses(name, [...names, ...inner.map(([one]) => one)], 1)[0]
-  const meant = names.includes(near) ? near : inner.find(([one]) => one === near)?.[1]
+  const inner = new Map(
+    Object.entries(nested ?? {}).flatMap(([group, list]) => list.map((one) => [one, `${group}.${one}`])),
+  )
+  const spelled = (other: string) => other.replaceAll(/[-_]/g, '').toLowerCase()
+  const all = [...names, ...inner.keys()]
+  const near = all.find((one) => spelled(one) === spelled(name)) ?? nearMisses(name, all, 1)[0]
+  const meant = names.includes(near) ? near : inner.get(near)
   return new ConfigError({
     where: name,
     what: `${of} has no such option`,
@@ -137,13 +141,23 @@ export function unknownOption(
 /** A value in a few words, for messages. */
 export function describe(value: unknown): string {
   if (value === undefined) return 'nothing'
-  if (typeof value === 'string') return JSON.stringify(value.length > 200 ? `${value.slice(0, 200)}…` : value)
   if (typeof value === 'bigint') return `${value}n`
   if (typeof value === 'function') return 'a function'
-  if (Array.isArray(value)) return `a list of ${value.length}`
+  if (typeof value === 'string') return JSON.stringify(value.slice(0, MAX_DESCRIBED))
   if (typeof value !== 'object' || value === null) return String(value)
   const { name } = (value.constructor ?? Object) as { name?: string }
-  if (name !== 'Object' && name) return `an object of ${name}`
-  const keys = Object.keys(value)
-  return keys.length === 0 ? 'an empty object' : `an object with ${keys.slice(0, 5).join(', ')}`
+  if (!Array.isArray(value) && name !== 'Object' && name) return `an object of ${name}`
+  return jsonOf(value) ?? (Array.isArray(value) ? `a list of ${value.length}` : `an object with ${Object.keys(value)}`)
+}
+
+const MAX_DESCRIBED = 200
+
+/** Undefined for what is too long, or no JSON. */
+function jsonOf(value: object): string | undefined {
+  try {
+    const text = JSON.stringify(value)
+    return text.length > MAX_DESCRIBED ? undefined : text
+  } catch {
+    return undefined
+  }
 }

@@ -1,6 +1,7 @@
 // What people see while files come from the Hub or a web server: name and size before the first byte, then a bar.
 
 import type { DownloadProgress } from '../index.js'
+import { printable } from './escape.js'
 import { bytes, colors, Progress, say } from './terminal.js'
 
 /** Smaller files are there before a bar is drawn. */
@@ -13,7 +14,7 @@ export function showDownloads(): (progress: DownloadProgress) => void {
     let download = shown.get(name)
     if (download === undefined) {
       const kept = receivedBytes > 0 ? `, of which ${bytes(receivedBytes)} are here` : ''
-      say(`Loading ${colors.bold(name)}, ${bytes(byteLength)}${kept}`)
+      say(`Loading ${colors.bold(printable(name))}, ${bytes(byteLength)}${kept}`)
       download = { bar: new Progress(), startedAt: performance.now(), before: receivedBytes }
       shown.set(name, download)
     }

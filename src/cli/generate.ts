@@ -1,10 +1,12 @@
 // lowrank generate: continues a prompt with a model, with and without adapters.
 
+import { otherBase } from '../index/base-name.js'
 import { GENERATE_DEFAULTS, type GenerateResult, type LoraAdapter } from '../index.js'
-import { printableProse } from './escape.js'
+import { printable, printableProse } from './escape.js'
 import { EXIT_INTERRUPTED, interruptible } from './interrupt.js'
-import { decimal, defineCommand, integer, repeated, required, toggle } from './options.js'
-import { colors, printDocument, say } from './terminal.js'
+import { decimal, defineCommand, integer, repeated, required, text, toggle, UsageError } from './options.js'
+import { ADAPTER, dtype, MODEL, RUNS } from './sources.js'
+import { colors, printDocument, say, warn } from './terminal.js'
 
 interface Result extends Pick<GenerateResult, 'text' | 'tokens' | 'seconds' | 'finish' | 'seed'> {
   adapter: string | null
@@ -22,8 +24,9 @@ export const generate = defineCommand({
     'lowrank generate --model models/union-3m --adapter out/scripture --prompt "And the people" --temperature 0.7 --top-k 40',
   ],
   options: {
-    model: required('DIR|FILE', 'model folder (config.json, tokenizer.json, onnx/model.onnx) or its .onnx file'),
-    adapter: repeated('DIR', 'adapter folder'),
+    model: text(MODEL, `${RUNS}; default: the base that the first adapter names`),
+    dtype: dtype(),
+    adapter: repeated(ADAPTER, 'adapter folder, or an adapter of the Hub'),
     prompt: required('TEXT', 'what to continue'),
     maxNewTokens: integer('most tokens to write', { fallback: GENERATE_DEFAULTS.maxNewTokens }),
     temperature: decimal(
@@ -36,12 +39,20 @@ export const generate = defineCommand({
     threads: integer('processor threads to use; default: ONNX Runtime’s choice'),
     json: toggle('print one JSON document on stdout'),
   },
-  async run({ model: path, adapter: folders, prompt, threads, json, ...sampling }) {
+  async run({ model: named, dtype, adapter: folders, prompt, threads, json, ...sampling }) {
+    if (named === undefined && folders.length === 0) throw new UsageError(`--model ${MODEL} is missing`)
     const node = await import('../node.js')
     const adapters: [string, LoraAdapter][] = []
     for (const folder of folders) adapters.push([folder, await node.loadAdapter(folder)])
-    const model = await node.loadModel(path)
+    const source = named ?? adapters[0][1].config.baseModel
+    if (source === undefined) throw new UsageError(`${folders[0]} names no base: name one with --model ${MODEL}`)
+    if (named === undefined) say(`The base is ${colors.bold(printable(source))}, as ${folders[0]} names it`)
+    const model = await node.loadModel(source, { dtype })
     try {
+      for (const [folder, { config }] of adapters) {
+        const other = otherBase(folder, config.baseModel, model)
+        if (other !== undefined) warn(other)
+      }
       const session = await node.openSession(model, { adapters: Object.fromEntries(adapters), threads })
       try {
         return await interruptible('Stopping.', async (interrupt) => {
@@ -58,8 +69,8 @@ export const generate = defineCommand({
               ? undefined
               : (piece: string) => void process.stdout.write(isWatched ? printableProse(piece) : piece)
             const result = await session.generate(prompt, { ...sampling, adapter, onText, signal })
-            const { text, tokens, seconds, finish, seed } = result
-            results.push({ adapter: adapter ?? null, text, tokens, seconds, finish, seed })
+            const { tokens, seconds, finish, seed } = result
+            results.push({ adapter: adapter ?? null, text: result.text, tokens, seconds, finish, seed })
             if (!json) process.stdout.write('\n')
           }
           const tokens = results.reduce((sum, result) => sum + result.tokens, 0)

@@ -5,6 +5,7 @@ import { printable } from './escape.js'
 import { defineCommand, text, toggle, UsageError } from './options.js'
 import { writeWhole } from './output.js'
 import { kindOf, targetsOf } from './page/data.js'
+import { dtype, MODEL } from './sources.js'
 import { colors, complain, print, printDocument, say, table, thousands, warn } from './terminal.js'
 
 /** On a terminal; the JSON document and the page have all. */
@@ -23,24 +24,25 @@ export const inspect = defineCommand({
     'lowrank inspect out/scripture --base models/union-3m --relative-change --html out/scripture.html',
     'lowrank inspect models/union-3m/onnx/model.onnx',
   ],
-  positional: { name: 'PATH', about: 'adapter folder, safetensors checkpoint or .onnx file' },
+  positional: { name: 'SOURCE', about: 'adapter folder, safetensors checkpoint, .onnx file, or what the Hub has' },
   options: {
-    base: text('DIR|FILE', 'check how the adapter fits this model: a checkpoint or an .onnx file'),
+    base: text(MODEL, 'check how the adapter fits this model: a checkpoint or an .onnx file'),
+    dtype: dtype(),
     relativeChange: toggle("with --base: read its weights for each layer's ‖ΔW‖/‖W‖"),
     html: text('FILE', 'write one self-contained page: a heat map of the layers and their singular values'),
     overwrite: toggle('replace the file of --html'),
     strict: toggle('count targets and patterns that match no layer as problems'),
     json: toggle('print one JSON document on stdout'),
   },
-  async run({ base, relativeChange, html, overwrite, strict, json }, { positional }) {
-    if (relativeChange && base === undefined) throw new UsageError('--relative-change needs --base DIR|FILE')
+  async run({ base, dtype, relativeChange, html, overwrite, strict, json }, { positional }) {
+    if (relativeChange && base === undefined) throw new UsageError('--relative-change needs --base DIR|FILE|ID')
     const node = await import('../node.js')
     const { inspectionPage } = await import('./page/page.js')
     const { refusePage } = await import('./page/write.js')
     if (html !== undefined) await refusePage(html, overwrite)
-    const report = await node.inspect(positional, { base, relativeChange, strict })
+    const report = await node.inspect(positional, { base, dtype, relativeChange, strict })
     if (html !== undefined) {
-      if (report.kind !== 'adapter') throw new UsageError('--html shows adapters, and PATH holds a model')
+      if (report.kind !== 'adapter') throw new UsageError('--html shows adapters, and SOURCE holds a model')
       await writeWhole(html, inspectionPage(report, positional))
       say(`Wrote ${colors.bold(html)}`)
     }

@@ -2,10 +2,12 @@
 // The `lowrank` binary: finds the command, runs it, and turns what happened into an exit code.
 
 import { readFileSync } from 'node:fs'
-import { LowrankError, nearMisses } from '../index.js'
+import { nearMisses } from '../base/errors.js'
+import { configureHub, LowrankError } from '../index.js'
+import { showDownloads } from './downloads.js'
 import { commandHelp, programHelp } from './help.js'
 import { type Command, flagOf, parseCommand, UsageError } from './options.js'
-import { complain, print, say, usesColor } from './terminal.js'
+import { complain, print, say, usesColor, warn } from './terminal.js'
 
 const EXIT_KNOWN_ERROR = 1
 const EXIT_USAGE = 2
@@ -39,6 +41,7 @@ async function main(args: readonly string[]): Promise<number> {
   if (options.includes('--help') || options.includes('-h'))
     return show(commandHelp(command, usesColor(process.stdout), process.stdout.columns))
   const { values, positional, occurrences } = parseCommand(command, rest)
+  configureHub({ onDownload: showDownloads(), onWarning: warn })
   try {
     return await command.run(values, { positional, occurrences })
   } catch (error) {

@@ -4,10 +4,11 @@ import type { MergePlanReport, MergeProgress, MergeReport } from '../index.js'
 import { printable } from './escape.js'
 import { EXIT_INTERRUPTED, interruptible } from './interrupt.js'
 import { integer, type Occurrence, type Option, readNumber, repeated, toggle, UsageError } from './options.js'
+import { ADAPTER } from './sources.js'
 import { bytes, colors, Progress, peakRssBytes, printDocument, say, warn } from './terminal.js'
 
 export const ADAPTERS = {
-  adapter: { ...repeated('DIR', 'adapter folder; several are added up'), isRequired: true },
+  adapter: { ...repeated(ADAPTER, 'adapter folder, or an adapter of the Hub; several are added up'), isRequired: true },
   weight: repeated('W', 'factor on the adapter named before it; default 1'),
 }
 
@@ -73,9 +74,27 @@ export async function runMerge<R extends MergeReport>(
   }
 }
 
+/** Kinds of tensors under other names that are shown. */
+const MAX_RENAMED = 3
+
+/** What reports of checkpoints have, and those of ONNX models have not. */
+interface Asides {
+  leftOut?: readonly string[]
+  warnings?: readonly string[]
+  added?: readonly string[]
+  renamed?: readonly { readonly from: string; readonly to: readonly string[]; readonly count: number }[]
+}
+
 /** Lists the files of a checkpoint's folder that do not go along, and warnings; for ONNX models there are no such lists. */
 export function sayAsides(report: MergeReport | MergePlanReport): void {
-  const { leftOut = [], warnings = [] } = report as { leftOut?: readonly string[]; warnings?: readonly string[] }
+  const { leftOut = [], warnings = [], added = [], renamed = [] } = report as Asides
+  for (const { from, to, count } of renamed.slice(0, MAX_RENAMED)) {
+    const many = count > 1 ? ` (${count} tensors)` : ''
+    say(`${printable(from)} is ${to.map(printable).join(' and ')} in this base${many}`)
+  }
+  if (renamed.length > MAX_RENAMED)
+    say(`… and ${renamed.length - MAX_RENAMED} other kinds of tensors under other names`)
+  if (added.length > 0) say(`New in the result: ${added.map(printable).join(', ')}`)
   warnings.forEach(warn)
   if (leftOut.length > 0) say(`Left out, as other copies of the weights: ${leftOut.map(printable).join(', ')}`)
 }

@@ -4,6 +4,7 @@ import type { MergePlanReport } from '../index.js'
 import { printable } from './escape.js'
 import { ADAPTERS, OUTPUT, partOf, runMerge, sayAsides, sized, weightedAdapters } from './merge-options.js'
 import { choice, defineCommand, type Occurrence, required, toggle, UsageError } from './options.js'
+import { MODEL } from './sources.js'
 import { bytes, colors, print, printDocument, say, table } from './terminal.js'
 
 export const merge = defineCommand({
@@ -19,10 +20,11 @@ export const merge = defineCommand({
     'lowrank merge --base models/union-3m/model.safetensors --adapter out/scripture --out out/merged.safetensors',
   ],
   options: {
-    base: required('DIR|FILE', 'model to fold into'),
+    base: required(MODEL, 'model to fold into'),
     ...ADAPTERS,
     out: required('DIR|FILE', 'result: a folder that runs on its own, or a file ending in .onnx or .safetensors'),
     tied: choice(['refuse', 'untie', 'keep'], 'what to do when the adapter changes tied embeddings', 'refuse'),
+    allowMissing: toggle('go on when a head needs tensors that neither base nor adapter has'),
     dtype: sized('F32|F16|BF16', 'convert all weights', readDtype),
     dryRun: toggle('check everything and show the plan, but write nothing'),
     ...OUTPUT,

@@ -2,7 +2,8 @@
 // Built on Node's own parser: others ignore unknown options, or cannot repeat one.
 
 import { parseArgs } from 'node:util'
-import { ConfigError, nearMisses } from '../index.js'
+import { nearMisses } from '../base/errors.js'
+import { ConfigError } from '../index.js'
 
 /** The command line itself is wrong (exit code 2): an option that does not exist, is missing, or has no value. */
 export class UsageError extends Error {

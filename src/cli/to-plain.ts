@@ -2,6 +2,7 @@
 
 import { defineCommand, required, text, toggle } from './options.js'
 import { refuseFolder } from './output.js'
+import { ADAPTER, MODEL } from './sources.js'
 import { colors, printDocument, say, warn } from './terminal.js'
 
 export const toPlain = defineCommand({
@@ -14,8 +15,8 @@ export const toPlain = defineCommand({
   examples: ['lowrank to-plain tests/golden/peft/pissa --base models/union-3m --out out/plain'],
   positional: { name: 'ADAPTER', about: 'adapter folder' },
   options: {
-    base: text('DIR|FILE', 'the original base, a safetensors checkpoint: enough for pissa and olora'),
-    initial: text('DIR', 'or the adapter as it was before training: exact for every start'),
+    base: text(MODEL, 'the original base, a safetensors checkpoint: enough for pissa and olora'),
+    initial: text(ADAPTER, 'or the adapter as it was before training: exact for every start'),
     out: required('DIR', 'folder for the result'),
     json: toggle('print one JSON document on stdout'),
   },

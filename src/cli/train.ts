@@ -1,11 +1,12 @@
-// lowrank train: a model folder and a JSONL file → an adapter folder that PEFT reads too.
+// lowrank train: a model folder and records → an adapter folder that PEFT reads too.
 
-import { ConfigError, DRAWN_INITS, SCHEDULES, TRAIN_DEFAULTS, type TrainEvents } from '../index.js'
+import { ConfigError, TRAIN_CHOICES, TRAIN_DEFAULTS, type TrainEvents } from '../index.js'
+import { DATA_OPTIONS, readChatTemplate } from './data-options.js'
 import { EXIT_INTERRUPTED, interruptible } from './interrupt.js'
 import { choice, decimal, defineCommand, integer, type Option, required, text, toggle, UsageError } from './options.js'
+import { printPreview } from './preview.js'
+import { dtype, MODEL, RUNS } from './sources.js'
 import { colors, duration, Progress, printDocument, say, thousands, warn } from './terminal.js'
-
-const TASKS = ['causal-lm', 'classification', 'embedding'] as const
 
 /** `all-linear`, `default`, or names divided by commas. */
 function targetModules(): Option<string | string[]> {
@@ -31,32 +32,33 @@ function targetModules(): Option<string | string[]> {
 
 export const train = defineCommand({
   name: 'train',
-  summary: 'fine-tune an adapter on a JSONL file',
+  summary: 'fine-tune an adapter on your texts or chats',
   about: [
     'Trains a LoRA adapter: the model stays as it is, and a small set of new weights learns from your text.',
-    'Each line of the data is {"text": "…"}, or {"prompt": "…", "completion": "…"} where only the completion counts.',
+    'Records are {"text": "…"}, {"prompt": "…", "completion": "…"}, {"question": "…", "answer": "…"} or chats: {"messages": […]}.',
+    'What the assistant writes counts, rendered by the model’s chat template; of a text, all of it.',
   ].join('\n'),
   examples: [
     'lowrank train --model models/union-3m --data models/data/scripture.jsonl --out out/scripture --learning-rate 5e-3',
     'lowrank train --model models/union-3m --data models/data/scripture.jsonl --out out/scripture --resume',
   ],
   options: {
-    model: required('DIR|FILE', 'model folder (config.json, tokenizer.json, onnx/model.onnx) or its .onnx file'),
-    data: required('FILE.jsonl', 'what to learn from'),
-    evalData: text('FILE.jsonl', 'what to measure the loss on, before and after'),
-    out: required('DIR', 'new folder for the adapter'),
-    task: choice(TASKS, 'what is trained; the others are not built yet', 'causal-lm'),
+    model: required(MODEL, RUNS),
+    dtype: dtype(),
+    ...DATA_OPTIONS,
+    out: text('DIR', 'new folder for the adapter'),
+    task: choice(TRAIN_CHOICES.task, 'what is trained: to continue texts, or to give each a label', 'causal-lm'),
     rank: integer('size of the adapter: rank of the added matrices', { fallback: TRAIN_DEFAULTS.config.rank }),
     alpha: decimal('strength: the added matrices are scaled by alpha / rank', TRAIN_DEFAULTS.config.alpha),
     dropout: decimal('share of the adapter’s inputs dropped in training', TRAIN_DEFAULTS.config.dropout),
     targetModules: targetModules(),
-    init: choice(DRAWN_INITS, 'how the adapter starts', TRAIN_DEFAULTS.config.init),
+    init: choice(TRAIN_CHOICES.init, 'how the adapter starts', TRAIN_DEFAULTS.config.init),
     epochs: integer('passes over the data', { fallback: TRAIN_DEFAULTS.epochs }),
     maxSteps: integer('optimizer steps to take, instead of --epochs'),
     batchSize: integer('records per step', { fallback: TRAIN_DEFAULTS.batchSize }),
     maxLength: integer('tokens to keep of a record; default: the model’s context'),
     learningRate: decimal('highest learning rate', TRAIN_DEFAULTS.learningRate),
-    schedule: choice(SCHEDULES, 'how the learning rate falls', TRAIN_DEFAULTS.schedule),
+    schedule: choice(TRAIN_CHOICES.schedule, 'how the learning rate falls', TRAIN_DEFAULTS.schedule),
     warmupRatio: decimal('share of the steps in which it rises first', TRAIN_DEFAULTS.warmupRatio),
     weightDecay: decimal('AdamW’s weight decay', TRAIN_DEFAULTS.weightDecay),
     maxGradNorm: decimal('longer gradients are cut to this norm; 0: never', TRAIN_DEFAULTS.maxGradNorm),
@@ -67,29 +69,41 @@ export const train = defineCommand({
     saveEvery: integer('save every N steps, to resume from'),
     resume: toggle('go on with the unfinished run in --out'),
     overwrite: toggle('replace the run in --out, if lowrank wrote it'),
+    preview: integer('show the tokens of the first N examples, and which of them count; trains nothing'),
     json: toggle('print one JSON document on stdout'),
   },
   async run(values) {
-    const { model, data, evalData, out, task, rank, alpha, dropout, targetModules, init, seed, json, ...settings } =
-      values
-    if (task !== 'causal-lm') throw new UsageError(`--task ${task} is not built yet; there is causal-lm`)
+    const { model, out, task, rank, alpha, dropout, targetModules, init, seed, preview, json, ...rest } = values
+    const settings = { ...rest, chatTemplate: await readChatTemplate(rest.chatTemplate) }
     if (settings.resume && settings.overwrite) throw new UsageError('--resume and --overwrite exclude each other')
     const node = await import('../node.js')
+    if (preview !== undefined) {
+      const { data, columns, maxLength, chatTemplate, chatTemplateArgs } = settings
+      const about = { model, task, data, columns, maxLength, chatTemplate, chatTemplateArgs, count: preview }
+      const examples = await node.previewData(about)
+      if (json) printDocument({ examples })
+      else printPreview(examples)
+      return 0
+    }
+    if (out === undefined) throw new UsageError('--out DIR is missing')
     const progress = new Progress()
-    const { report } = await interruptible('Finishing the step, then saving.', (signal) =>
+    const result = await interruptible('Finishing the step, then saving.', (signal) =>
       node.train({
         ...settings,
         model,
-        data,
-        evalData,
+        task,
         out,
         config: { rank, alpha, dropout, targetModules, init, seed },
         signal,
         on: narrate(progress),
       }),
-    ).finally(() => progress.end())
-
+    )
+      .catch(stoppedLoading)
+      .finally(() => progress.end())
+    if (result === undefined) return EXIT_INTERRUPTED
+    const { report } = result
     const { interrupted } = report
+    const form = settings.dtype === undefined ? '' : ` --dtype ${settings.dtype}`
     if (interrupted && settings.overwrite && report.steps === 0) {
       say(`Stopped before the first step: ${colors.bold(out)} is as it was.`)
       if (json) printDocument({ ...report, out })
@@ -100,11 +114,19 @@ export const train = defineCommand({
         `${thousands(report.trainableParams)} parameters in ${colors.bold(out)}`,
     )
     if (interrupted) say(`Go on with the same command and --resume${settings.overwrite ? ' for --overwrite' : ''}.`)
-    else say(`Try it: npx lowrank generate --model ${quote(model)} --adapter ${quote(out)} --prompt "The"`)
+    else if (task === 'causal-lm')
+      say(`Try it: npx lowrank generate --model ${quote(model)}${form} --adapter ${quote(out)} --prompt "The"`)
     if (json) printDocument({ ...report, out })
     return interrupted ? EXIT_INTERRUPTED : 0
   },
 })
+
+/** Ctrl-C while the model came: what has come is kept. */
+function stoppedLoading(error: unknown): undefined {
+  if (!(error instanceof DOMException && error.name === 'AbortError')) throw error
+  say('Stopped before training; the same command goes on with the download.')
+  return undefined
+}
 
 /** Tells people what a run does. */
 function narrate(progress: Progress): TrainEvents {

@@ -3,6 +3,7 @@
 import type { UnmergeReport } from '../index.js'
 import { ADAPTERS, OUTPUT, partOf, runMerge, weightedAdapters } from './merge-options.js'
 import { choice, defineCommand, required, text } from './options.js'
+import { MODEL } from './sources.js'
 import { print, say, table, thousands } from './terminal.js'
 
 export const unmerge = defineCommand({
@@ -17,10 +18,10 @@ export const unmerge = defineCommand({
     'lowrank unmerge --merged out/both --adapter out/scripture --out out/whaling-only --original models/union-3m',
   ],
   options: {
-    merged: required('DIR|FILE', 'checkpoint to take the adapters out of'),
+    merged: required(MODEL, 'checkpoint to take the adapters out of'),
     ...ADAPTERS,
     out: required('DIR|FILE', 'result: a folder, or a file ending in .safetensors'),
-    original: text('DIR|FILE', 'the base as it was, to count what differs from it'),
+    original: text(MODEL, 'the base as it was, to count what differs from it'),
     tied: choice(['refuse', 'keep'], 'keep: the merge changed tied embeddings for both uses', 'refuse'),
     ...OUTPUT,
   },

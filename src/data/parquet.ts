@@ -25,7 +25,9 @@ export async function* readParquet(source: ByteSource, columns?: ColumnNames): A
   }
   const metadata = await attempt(source, () => parquetMetadataAsync(file))
   const present = parquetSchema(metadata).children.map(({ element }) => element.name)
-  const wanted = columns === undefined ? present : present.filter((name) => Object.values(columns).includes(name))
+  const named = Object.values(columns ?? {})
+  // Where a name is wrong, the rows tell all that there are.
+  const wanted = named.length > 0 && named.every((name) => present.includes(name)) ? named : present
   const codecs = metadata.row_groups.flatMap((group) => group.columns.map((column) => column.meta_data?.codec))
   const needsCompressors = codecs.some((codec) => codec !== undefined && !BUILT_IN_CODECS.has(codec))
   const compressors = needsCompressors

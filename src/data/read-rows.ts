@@ -23,6 +23,9 @@ export interface ReadOptions {
 /** Files beside data that have the endings of data. */
 const NO_DATA = /^(\.|readme|licen[cs]e|dataset_infos?)/i
 
+/** What only folders of models and adapters have. */
+const MODEL_CONFIGS = ['config.json', 'adapter_config.json']
+
 /** Parts of file names that say which share of a data set a file holds. */
 const SPLIT_NAME = /(?:^|[._/-])(train|training|test|valid|validation|dev|eval)(?=[._/-]|$)/i
 
@@ -78,6 +81,14 @@ async function* rowsOfFile(source: ByteSource, columns: ColumnNames | undefined)
 /** The data files directly in a folder, by name. Other files are left alone. */
 async function* rowsOfFolder(directory: Directory, columns: ColumnNames | undefined): AsyncGenerator<Row> {
   const all = await directory.list()
+  const config = MODEL_CONFIGS.find((name) => all.includes(name))
+  if (config !== undefined) {
+    throw new DataError({
+      where: directory.name,
+      what: `this folder holds a model or an adapter (${config}), not data`,
+      hint: 'Name the files of data themselves',
+    })
+  }
   const files = all.filter((file) => formatOfName(file) !== undefined && !NO_DATA.test(file))
   if (files.length === 0) {
     throw new DataError({

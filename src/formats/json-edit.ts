@@ -3,7 +3,7 @@
 const TOKEN = /"(?:[^"\\]|\\.)*"|[{}[\],:]|[^\s{}[\],:"]+/g
 
 /**
- * The text with another value of a member; one that is missing is added to the outermost object.
+ * The text with another value of a member; one that is missing is added to its object, or else to the outermost one.
  *
  * @param text valid JSON, an object
  * @param path keys from the outermost object inwards
@@ -12,6 +12,11 @@ export function setMember(text: string, path: readonly string[], value: unknown)
   const written = JSON.stringify(value)
   const span = findValue(text, path)
   if (span !== undefined) return text.slice(0, span.start) + written + text.slice(span.end)
+  const holder = path.length > 1 ? findValue(text, path.slice(0, -1)) : undefined
+  if (holder !== undefined && text[holder.start] === '{') {
+    const inner = setMember(text.slice(holder.start, holder.end), path.slice(-1), value)
+    return text.slice(0, holder.start) + inner + text.slice(holder.end)
+  }
   const before = text.slice(0, text.lastIndexOf('}')).trimEnd()
   const space = /^\s*\{(\s*)/.exec(text)?.[1] ?? ''
   const comma = before.endsWith('{') ? '' : ','

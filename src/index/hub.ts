@@ -28,7 +28,7 @@ let current: HubOptions = {}
  *   onDownload: ({ name, byteLength, receivedBytes }) => console.log(`${name}: ${receivedBytes} of ${byteLength} bytes`),
  * })
  */
-export function configureHub(options: HubOptions): void {
+export function configureHub(options: HubOptions = {}): void {
   checkOptions(options, { of: 'configureHub', table: OPTIONS })
   const { endpoint } = options
   if (endpoint !== undefined && !URL.canParse(endpoint)) {

@@ -1,9 +1,49 @@
 // Starts of layers that are computed from data. The code loads with the first call.
 
+import {
+  BOOLEAN,
+  COUNT,
+  checkArgument,
+  checkOptions,
+  FUNCTION,
+  hasMethods,
+  kind,
+  numberKind,
+  type OptionTable,
+  oneOf,
+} from '../base/options.js'
 import type { Matrix, MatrixLike } from '../base/tensor.js'
 import type { LoraAdapter } from '../lora/adapter.js'
-import type { CordaOptions, EvaOptions, LoraGaOptions } from '../lora/init/data-inits.js'
-import type { LoraLayer } from '../lora/layer.js'
+import type { CordaOptions, EvaOptions, LoftqOptions, LoraGaOptions } from '../lora/init/data-inits.js'
+import { LoraLayer } from '../lora/layer.js'
+import { ADAPTER } from './adapters.js'
+
+const LAYER = kind('a LoraLayer', (value) => value instanceof LoraLayer)
+
+const INPUTS = kind('[name, inputs] of each layer, such as the entries of a Map', (value) =>
+  hasMethods(value, Symbol.iterator),
+)
+
+const ABOVE_ZERO = numberKind('a finite number above 0', (value) => value > 0 && Number.isFinite(value))
+
+const LORA_GA: OptionTable<LoraGaOptions> = {
+  direction: oneOf('ArBr', 'A2rBr', 'ArB2r', 'random'),
+  scale: oneOf('stable', 'weight-svd', 'gd-scale', 'unit'),
+  gamma: ABOVE_ZERO,
+}
+
+const CORDA: OptionTable<CordaOptions> = {
+  method: oneOf('ipm', 'kpm'),
+  damping: numberKind('a finite number of 0 or more', (value) => value >= 0 && Number.isFinite(value)),
+}
+
+const LOFTQ: OptionTable<LoftqOptions> = { iterations: COUNT }
+
+const EVA: OptionTable<EvaOptions> = {
+  rho: numberKind('a number of at least 1', (value) => value >= 1),
+  whiten: BOOLEAN,
+  adjustAlpha: BOOLEAN,
+}
 
 /**
  * LoRA-GA (Wang et al. 2024, arXiv 2407.05000): A and B from the singular vectors of the loss's gradient by W (d, k), and
@@ -13,6 +53,8 @@ import type { LoraLayer } from '../lora/layer.js'
  *   merged; ShapeError when the gradient is not (d, k)
  */
 export async function loraGaInitialize(layer: LoraLayer, gradient: MatrixLike, options?: LoraGaOptions): Promise<void> {
+  checkArgument(layer, LAYER, 'layer')
+  checkOptions(options, { of: 'loraGaInitialize', table: LORA_GA })
   return (await import('../lora/init/data-inits.js')).loraGaInitialize(layer, gradient, options)
 }
 
@@ -25,6 +67,8 @@ export async function loraGaInitialize(layer: LoraLayer, gradient: MatrixLike, o
  *   covariance is not (k, k)
  */
 export async function cordaInitialize(layer: LoraLayer, covariance: MatrixLike, options?: CordaOptions): Promise<void> {
+  checkArgument(layer, LAYER, 'layer')
+  checkOptions(options, { of: 'cordaInitialize', table: CORDA })
   return (await import('../lora/init/data-inits.js')).cordaInitialize(layer, covariance, options)
 }
 
@@ -41,8 +85,11 @@ export async function cordaInitialize(layer: LoraLayer, covariance: MatrixLike, 
 export async function loftqInitialize(
   layer: LoraLayer,
   quantize: (weight: Matrix) => MatrixLike,
-  options?: { iterations?: number },
+  options?: LoftqOptions,
 ): Promise<void> {
+  checkArgument(layer, LAYER, 'layer')
+  checkArgument(quantize, FUNCTION, 'quantize')
+  checkOptions(options, { of: 'loftqInitialize', table: LOFTQ })
   return (await import('../lora/init/data-inits.js')).loftqInitialize(layer, quantize, options)
 }
 
@@ -60,5 +107,8 @@ export async function evaInitialize(
   inputs: Iterable<readonly [name: string, inputs: MatrixLike]>,
   options?: EvaOptions,
 ): Promise<LoraAdapter> {
+  checkArgument(adapter, ADAPTER, 'adapter')
+  checkArgument(inputs, INPUTS, 'inputs')
+  checkOptions(options, { of: 'evaInitialize', table: EVA })
   return (await import('../lora/init/data-inits.js')).evaInitialize(adapter, inputs, options)
 }

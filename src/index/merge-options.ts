@@ -26,7 +26,8 @@ export type AdapterToMerge =
   | { readonly adapter: LoraAdapter | Source; readonly weight?: number | undefined }
 
 /** What merging and unmerging share. */
-export interface MergingOptions extends Omit<MergeCheckpointOptions, 'basePath' | 'path' | 'tied' | 'dtype'> {
+export interface MergingOptions
+  extends Omit<MergeCheckpointOptions, 'basePath' | 'path' | 'tied' | 'allowMissing' | 'dtype'> {
   /** One adapter, or several that are added up. */
   adapters: AdapterToMerge | readonly AdapterToMerge[]
   /** Where the result goes: a file if it is a path that ends in .onnx or .safetensors, else a folder that gets the base's other files too. */
@@ -46,7 +47,7 @@ export interface MergingOptions extends Omit<MergeCheckpointOptions, 'basePath' 
 }
 
 /** What {@link merge} takes. */
-export interface MergeOptions extends MergingOptions, Pick<MergeCheckpointOptions, 'tied' | 'dtype'> {
+export interface MergeOptions extends MergingOptions, Pick<MergeCheckpointOptions, 'tied' | 'allowMissing' | 'dtype'> {
   /** An .onnx or .safetensors file, or a folder: its checkpoint, else its ONNX model. */
   base: Source
 }
@@ -107,6 +108,7 @@ export const MERGE: OptionTable<MergeOptions> = {
   ...MERGING,
   base: SOURCE,
   tied: oneOf('refuse', 'untie', 'keep'),
+  allowMissing: BOOLEAN,
   dtype: oneOf('F32', 'F16', 'BF16'),
 }
 

@@ -3,6 +3,7 @@
 import type { Directory } from '../base/bytes.js'
 import { ConfigError, UnsupportedError } from '../base/errors.js'
 import { checkOptions, isObject } from '../base/options.js'
+import type { RemoteOptions } from '../io/hub/directory.js'
 import type { Located } from '../io/locate.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { MergeCheckpointOptions } from '../merge/chunks/merge-checkpoint.js'
@@ -29,7 +30,7 @@ export async function merge(options: MergeOptions): Promise<MergeReport> {
   const byPath = await pathMerging(options.base, options.out)
   if (byPath !== undefined) return byPath.merge(options as MergeOptions & { base: string; out: string })
   refuseInMemory(options)
-  const base = await openSource(options.base, 'base')
+  const base = await openSource(options.base, 'base', onceThrough(options))
   const adapters = await openAdapters(options.adapters)
   const out = openTarget(options.out, 'out')
   const graph = await findOnnx(base)
@@ -59,25 +60,24 @@ export async function planMerge(options: MergeOptions): Promise<MergePlanReport>
   const byPath = await pathMerging(options.base, options.out)
   if (byPath !== undefined) return byPath.planMerge(options as MergeOptions & { base: string; out: string })
   refuseInMemory(options)
-  const base = await openSource(options.base, 'base')
+  const base = await openSource(options.base, 'base', onceThrough(options))
   if ((await findOnnx(base)) !== undefined) {
     throw new UnsupportedError({
       where: 'base',
       what: 'the merge into an .onnx file is planned from path to path only',
     })
   }
+  return planCheckpoint(base, options, openTarget(options.out, 'out').name)
+}
+
+/** The plan for a checkpoint, of which it reads names and shapes. */
+export async function planCheckpoint(base: Located, options: MergeOptions, out: string): Promise<MergePlanReport> {
   const { openPlan, describePlan } = await import('../merge/chunks/merge-checkpoint.js')
   const adapters = await openAdapters(options.adapters)
   const { plan, close } = await openPlan(base.directory, adapters, checkpointOptions(options, base))
   await close()
   const { tensors, changed, layers } = describePlan(plan, { relativeChange: () => 0 })
-  return {
-    out: openTarget(options.out, 'out').name,
-    tensors,
-    changed,
-    bytes: plan.bytes,
-    layers: layers.map(({ name }) => ({ name })),
-  }
+  return { out, tensors, changed, bytes: plan.bytes, layers: layers.map(({ name }) => ({ name })) }
 }
 
 /** See the entry. */
@@ -88,13 +88,18 @@ export async function unmerge(options: UnmergeOptions): Promise<UnmergeReport> {
   if (byPath !== undefined && (original === undefined || typeof original === 'string'))
     return byPath.unmerge(options as Parameters<PathMerging['unmerge']>[0])
   refuseInMemory(options)
-  const base = await openSource(merged, 'merged')
-  const before = original === undefined ? undefined : await openSource(original, 'original')
+  const base = await openSource(merged, 'merged', onceThrough(options))
+  const before = original === undefined ? undefined : await openSource(original, 'original', onceThrough(options))
   const { unmergeCheckpoint } = await import('../merge/chunks/unmerge.js')
   return unmergeCheckpoint(base.directory, await openAdapters(options.adapters), openTarget(options.out, 'out'), {
     ...checkpointOptions(options, base),
     ...(before !== undefined && { original: before.directory, originalPath: before.file }),
   })
+}
+
+/** A merge reads each byte of the base once: what does not stay here need not be kept. */
+function onceThrough({ signal }: MergingOptions): RemoteOptions {
+  return { readsRanges: true, ...(signal !== undefined && { signal }) }
 }
 
 /** Options that only files on a disk can honour. */
@@ -111,6 +116,7 @@ function checkpointOptions(options: MergeOptions | UnmergeOptions, { file }: Loc
   return {
     basePath: file,
     tied,
+    allowMissing: 'allowMissing' in options ? options.allowMissing : undefined,
     dtype: 'dtype' in options ? options.dtype : undefined,
     maxShardBytes,
     reproducible,

@@ -5,7 +5,7 @@ import { ConfigError } from '../base/errors.js'
 import { describe, hasMethods, kind } from '../base/options.js'
 import type { RemoteOptions } from '../io/hub/directory.js'
 import type { Located } from '../io/locate.js'
-import { FilesDirectory } from '../io/web/directories.js'
+import { FILES, FilesDirectory } from '../io/web/directories.js'
 import { hubOptions } from './hub.js'
 import { platform } from './platform.js'
 
@@ -23,20 +23,13 @@ export function isDirectory(value: unknown): value is Directory {
   return hasMethods(value, 'list', 'has', 'open')
 }
 
-function isFile(value: unknown): value is File {
-  return hasMethods(value, 'slice', 'arrayBuffer') && typeof (value as { name?: unknown }).name === 'string'
-}
-
-function isFileList(value: unknown): value is Iterable<File> {
-  if (typeof value !== 'object' || value === null || !(Symbol.iterator in value)) return false
-  const files = [...(value as Iterable<unknown>)]
-  return files.length > 0 && files.every(isFile)
-}
-
 /** A {@link Source}. */
 export const SOURCE = kind(
   'a path, org/name, a URL, picked files or a Directory',
-  (value) => (typeof value === 'string' && value !== '') || isDirectory(value) || isFileList(value),
+  (value) =>
+    (typeof value === 'string' && value !== '') ||
+    isDirectory(value) ||
+    (FILES.accepts(value) && [...(value as Iterable<File>)].length > 0),
 )
 
 /** A {@link Target}. */

@@ -4,6 +4,7 @@ import type { ByteSource } from '../base/bytes.js'
 import { ConfigError } from '../base/errors.js'
 import {
   BOOLEAN,
+  COUNT,
   checkOptions,
   FUNCTION,
   isObject,
@@ -20,7 +21,8 @@ import type { DtypeChoice } from '../graph/graph-file.js'
 import type { Model } from '../graph/model-folder.js'
 import { CONFIG_FIELDS } from '../lora/config.js'
 import { TASK_NAMES } from '../tasks/tasks.js'
-import type { TrainConfig, TrainerOptions, TrainResult } from '../train/options.js'
+import type { TrainConfig, TrainerOptions, TrainingData, TrainResult } from '../train/options.js'
+import type { PreviewExample } from '../train/preview.js'
 import type { TrainEvents } from '../train/report.js'
 import { SETTINGS_KINDS } from '../train/settings.js'
 import { ADAPTER } from './adapters.js'
@@ -68,35 +70,77 @@ const OPTIONS: OptionTable<TrainOptions> = {
 
 const EVENTS: OptionTable<TrainEvents> = { stage: FUNCTION, step: FUNCTION, evaluation: FUNCTION, warning: FUNCTION }
 
+/** What {@link previewData} takes: of {@link TrainOptions} what decides how records become tokens. */
+export interface PreviewDataOptions
+  extends Pick<
+    TrainOptions,
+    'model' | 'dtype' | 'data' | 'task' | 'columns' | 'maxLength' | 'chatTemplate' | 'chatTemplateArgs'
+  > {
+  /** How many examples. Default 3. */
+  readonly count?: number | undefined
+}
+
+const PREVIEW_OPTIONS: OptionTable<PreviewDataOptions> = {
+  model: OPTIONS.model,
+  dtype: OPTIONS.dtype,
+  data: OPTIONS.data,
+  task: OPTIONS.task,
+  columns: OPTIONS.columns,
+  maxLength: OPTIONS.maxLength,
+  chatTemplate: OPTIONS.chatTemplate,
+  chatTemplateArgs: OPTIONS.chatTemplateArgs,
+  count: COUNT,
+}
+
+/** Examples that a preview shows. */
+const PREVIEW_COUNT = 3
+
 /** See the entry. */
 export async function train(options: TrainOptions): Promise<TrainResult> {
   const nested = { config: CONFIG_FIELDS, on: Object.keys(EVENTS) }
   checkOptions(options, { of: 'train', table: OPTIONS, required: ['model', 'data'], nested })
   if (options.on !== undefined) checkOptions(options.on, { of: 'train’s `on`', table: EVENTS })
   checkConfigNames(options.config)
-  const closers: (() => Promise<void>)[] = []
-  const closeLater = (file: ByteSource) => void closers.push(() => file.close())
-  try {
-    let { model } = options
-    const { dtype, ...rest } = options
-    if (MODEL.accepts(model) && dtype !== undefined) {
-      throw new ConfigError({ where: 'dtype', what: 'only where the model is not open yet' })
-    }
-    if (!MODEL.accepts(model)) {
-      const opened = await loadModel(model as Source, { dtype, signal: options.signal })
-      closers.push(() => opened.close())
-      model = opened
-    }
+  return withOpened(options, async (model, open) => {
     const { Trainer } = await import('../train/trainer.js')
+    const { dtype: _, ...rest } = options
     const trainer = new Trainer({
       ...rest,
-      config: await withDefaultTargets(options.config, model as Model),
-      model: model as Model,
-      data: await openData(options.data, 'data', closeLater),
-      evalData: options.evalData === undefined ? undefined : await openData(options.evalData, 'evalData', closeLater),
+      config: await withDefaultTargets(options.config, model),
+      model,
+      data: await open(options.data, 'data'),
+      evalData: options.evalData === undefined ? undefined : await open(options.evalData, 'evalData'),
       out: options.out === undefined ? undefined : openTarget(options.out, 'out'),
     })
-    return await trainer.train()
+    return trainer.train()
+  })
+}
+
+/** See the entry. */
+export async function previewData(options: PreviewDataOptions): Promise<PreviewExample[]> {
+  checkOptions(options, { of: 'previewData', table: PREVIEW_OPTIONS, required: ['model', 'data'] })
+  return withOpened(options, async (model, open) => {
+    const { previewExamples } = await import('../train/preview.js')
+    const data = await open(options.data, 'data')
+    return previewExamples({ ...options, model, data }, options.count ?? PREVIEW_COUNT)
+  })
+}
+
+/** Runs what needs a model and data, and closes what was opened for it. */
+async function withOpened<T>(
+  { model, dtype, signal }: Pick<TrainOptions, 'model' | 'dtype' | 'signal'>,
+  work: (model: Model, open: (data: Data, where: string) => Promise<TrainingData>) => Promise<T>,
+): Promise<T> {
+  const isOpen = MODEL.accepts(model)
+  if (isOpen && dtype !== undefined) {
+    throw new ConfigError({ where: 'dtype', what: 'only where the model is not open yet' })
+  }
+  const closers: (() => Promise<void>)[] = []
+  try {
+    const opened = isOpen ? (model as Model) : await loadModel(model as Source, { dtype, signal })
+    if (!isOpen) closers.push(() => opened.close())
+    const closeLater = (file: ByteSource) => void closers.push(() => file.close())
+    return await work(opened, (data, where) => openData(data, where, closeLater))
   } finally {
     await Promise.all(closers.map((close) => close()))
   }

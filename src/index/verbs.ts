@@ -6,13 +6,14 @@ import type { LoraAdapter } from '../lora/adapter.js'
 import type { MergeReport } from '../merge/output.js'
 import type { LoadOptions, SaveOptions } from '../peft/adapter-folder.js'
 import type { TrainResult } from '../train/options.js'
+import type { PreviewExample } from '../train/preview.js'
 import type { ToPlainOptions } from './adapters.js'
 import type { InspectOptions, InspectReport } from './inspect.js'
 import type { MergeOptions, MergePlanReport, UnmergeOptions, UnmergeReport } from './merge-options.js'
 import type { LoadModelOptions } from './model.js'
 import type { OpenSessionOptions } from './session.js'
 import type { Source, Target } from './sources.js'
-import type { TrainOptions } from './train.js'
+import type { PreviewDataOptions, TrainOptions } from './train.js'
 
 /**
  * Opens a model: a folder as transformers.js reads it (config.json, tokenizer.json, onnx/model.onnx), or its .onnx file. The weights
@@ -89,6 +90,23 @@ export async function saveAdapter(adapter: LoraAdapter, target: Target, options?
  */
 export async function train(options: TrainOptions): Promise<TrainResult> {
   return (await import('./train.js')).train(options)
+}
+
+/**
+ * Shows what training would see: the tokens of the first examples, and which of them count. Trains nothing.
+ *
+ * @throws as {@link train} does for model and data
+ *
+ * @example
+ * const [example] = await previewData({
+ *   model: 'models/union-3m',
+ *   data: [{ prompt: 'Who is it? ', completion: 'It is the captain.' }],
+ *   count: 1,
+ * })
+ * console.log(example.tokens.filter(({ counts }) => counts).map(({ text }) => text))
+ */
+export async function previewData(options: PreviewDataOptions): Promise<PreviewExample[]> {
+  return (await import('./train.js')).previewData(options)
 }
 
 /**

@@ -1,6 +1,7 @@
 // Where sessions run in browsers: a Web Worker that imports ONNX Runtime by URL.
 
 import { ConfigError } from '../base/errors.js'
+import { checkArgument, NAME } from '../base/options.js'
 import type { EngineKind, RuntimeHost } from '../runtime/host.js'
 import { webWorkerPort } from '../runtime/web-worker.js'
 
@@ -22,6 +23,7 @@ export function webRuntime(url: string, wasm?: string): RuntimeHost {
 }
 
 function absolute(where: string, url: string): string {
+  checkArgument(url, NAME, where)
   try {
     return new URL(url, globalThis.location?.href).href
   } catch (cause) {

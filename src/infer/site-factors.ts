@@ -13,7 +13,9 @@ import { biasOf, storedValue } from '../graph/match/parameters.js'
 import type { PlacedLayer } from '../graph/match/place-adapter.js'
 import { floatAttribute } from '../graph/view/attributes.js'
 import type { Graph } from '../graph/view/graph.js'
-import { product, transpose } from '../linalg/product.js'
+import { transpose } from '../linalg/product.js'
+import { StoredDelta } from '../lora/delta.js'
+import { OutputNorms } from '../lora/dora.js'
 import type { LoraLayer } from '../lora/layer.js'
 import type { AdapterFactors, SiteFactors } from './engine.js'
 
@@ -52,11 +54,9 @@ export async function adapterFactors(
   return factors
 }
 
-function siteFactors(name: string, { weightA, weightB, rank, d, k, scaling }: LoraLayer): Omit<SiteFactors, 'affine'> {
-  const a = new Float32Array(k * rank)
-  for (let p = 0; p < rank; p++) for (let j = 0; j < k; j++) a[j * rank + p] = weightA.data[p * k + j]
-  const b = new Float32Array(rank * d)
-  for (let i = 0; i < d; i++) for (let p = 0; p < rank; p++) b[p * d + i] = scaling * weightB.data[i * rank + p]
+function siteFactors(name: string, { weightA, weightB, rank, scaling }: LoraLayer): Omit<SiteFactors, 'affine'> {
+  const a = Float32Array.from(transpose(weightA).data)
+  const b = Float32Array.from(transpose(weightB).data, (value) => scaling * value)
   if (!a.every(Number.isFinite) || !b.every(Number.isFinite)) {
     throw new NumericError({ where: name, what: 'the adapter holds values that are not finite' })
   }
@@ -74,46 +74,33 @@ async function affineOf(
     const shift = layer.biasDelta()
     return shift && { scale: new Float32Array(d).fill(1), shift: Float32Array.from(shift) }
   }
-  const squares = await adaptedSquares(model, graph, linear, layer)
-  const scale = Float32Array.from(magnitude, (m, i) => m / Math.sqrt(squares[i]))
+  const norms = await adaptedNorms(model, graph, linear, layer)
+  const scale = Float32Array.from(norms.scales(magnitude))
   const bias = await ownBias(model, graph, linear)
   return { scale, shift: scale.map((c, i) => (bias === undefined ? 0 : (1 - c) * bias[i])) }
 }
 
-/** ‖row‖² of W + s·B·A, by output of the layer. */
-async function adaptedSquares(
-  model: OnnxModel,
-  graph: Graph,
-  linear: Linear,
-  { weightA, weightB, scaling: scale, rank }: LoraLayer,
-): Promise<Float64Array> {
+/** Of W + s·B·A, by output of the layer. */
+async function adaptedNorms(model: OnnxModel, graph: Graph, linear: Linear, layer: LoraLayer): Promise<OutputNorms> {
   const { transposed, d, fused } = linear
   const { tensor, dtype } = readableWeight(graph, linear)
   const start = fused?.start ?? 0
   const [rows, columns] = dimsOf(tensor)
   const rowBytes = columns * (dtype === 'F32' ? 4 : 2)
   const blockRows = Math.max(1, Math.floor(BLOCK_ELEMENTS / columns))
-  const squares = new Float64Array(d)
+  const norms = new OutputNorms(d)
+  const delta = new StoredDelta(layer, layer.scaling, !transposed, new Float32Array())
   // Rows of the stored weight are outputs (d, k), or inputs (k, d), whose columns are cut to the layer's.
   const [first, end] = transposed ? [start, start + d] : [0, rows]
-  const left = transposed ? weightB : transpose(weightA)
   for (let row = first; row < end; row += blockRows) {
     const m = Math.min(blockRows, end - row)
     const values = decodeFloats(await model.readPart(tensor, row * rowBytes, m * rowBytes), dtype)
     const block: Matrix = transposed
       ? { data: values, shape: [m, columns] }
       : { data: columnsOf(values, m, columns, start, d), shape: [m, d] }
-    const lines: Matrix = {
-      data: Float32Array.from(left.data.subarray((row - first) * rank, (row - first + m) * rank)),
-      shape: [m, rank],
-    }
-    product(lines, transposed ? weightA : weightB, { transposeB: !transposed, scale, addTo: block })
-    const width = block.shape[1]
-    for (let at = 0; at < block.data.length; at++) {
-      squares[transposed ? row - first + Math.floor(at / width) : at % width] += block.data[at] * block.data[at]
-    }
+    norms.add(delta.addTo(block, row - first), row - first, !transposed)
   }
-  return squares
+  return norms
 }
 
 /** Throws UnsupportedError for a weight that is not float, or that its node multiplies. */

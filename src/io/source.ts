@@ -123,6 +123,15 @@ function parseUrl(text: string, where: string, endpoint: string | undefined): Pa
   } catch (cause) {
     throw new ConfigError({ where, what: 'not a URL', expected: EXPECTED, got: quoted(text), cause })
   }
+  if (url.username !== '' || url.password !== '') {
+    const got = `${url.protocol}//…@${url.host}`
+    throw new ConfigError({
+      where,
+      what: 'a name or a password in a URL, which no server gets',
+      expected: EXPECTED,
+      got,
+    })
+  }
   const isHub = endpoint === undefined ? false : url.href.startsWith(`${endpoint}/`)
   if (!isHub && !HUB_ORIGINS.includes(url.origin)) return { kind: 'url', url: text }
   const base = isHub ? new URL(endpoint!).pathname.replace(/\/$/, '') : ''

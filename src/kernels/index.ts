@@ -1,7 +1,7 @@
 // The one place from which the rest of lowrank gets its kernels: WebAssembly where the host has it and the product is large
 // enough, the reference loops else.
 
-import { ConfigError } from '../base/errors.js'
+import { COUNT, checkOptions, type OptionTable, oneOf } from '../base/options.js'
 import type { GemmOptions, Kernels } from './kernels.js'
 import { fusedBuild, type SimdBuild } from './module.js'
 import { referenceKernels } from './reference.js'
@@ -20,6 +20,8 @@ export interface KernelOptions {
    */
   simd?: SimdBuild | 'none'
 }
+
+const OPTIONS: OptionTable<KernelOptions> = { threads: COUNT, simd: oneOf('relaxed', 'plain', 'none') }
 
 /** Below this many multiplications the copies into WebAssembly's memory cost more than the loops. */
 const MIN_WASM_PRODUCT = 4096
@@ -47,18 +49,10 @@ export function defaultKernels(): Kernels {
 /**
  * Sets how layers and adapters compute from now on, in this thread.
  *
- * @throws ConfigError when `threads` is no positive integer.
+ * @throws ConfigError for an option that is unknown or not usable
  */
-export function configureKernels(settings: KernelOptions): void {
-  const { threads } = settings
-  if (threads !== undefined && !(Number.isInteger(threads) && threads > 0)) {
-    throw new ConfigError({
-      where: 'threads',
-      what: 'not usable',
-      expected: 'a positive integer',
-      got: String(threads),
-    })
-  }
+export function configureKernels(settings: KernelOptions = {}): void {
+  checkOptions(settings, { of: 'configureKernels', table: OPTIONS })
   disposeKernels()
   options = { ...settings }
 }

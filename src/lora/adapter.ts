@@ -53,19 +53,17 @@ export interface AdapterSummary {
  * Named parts that share a config. Iterates over `[name, part]` in the order in which they were added.
  *
  * @example
- * ```ts
- * const adapter = new LoraAdapter({ rank: 8, alpha: 16 })
+ * const adapter = new LoraAdapter({ rank: 2, alpha: 4 })
  * adapter.addLayer('q_proj', baseWeight)
  * const y = adapter.forward('q_proj', x)
  * adapter.mergeAll()
  * for (const [name, part] of adapter) console.log(name, part.kind, part.shape)
- * for (const layer of adapter.parts('linear')) console.log(layer.weightA, layer.weightB)
- * ```
+ * for (const layer of adapter.parts('linear')) console.log(layer.weightA.shape, layer.weightB.shape)
  */
 export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> {
-  /** What all parts share; each layer has its own rank and alpha in a config of its own. */
+  /** The settings that all parts share. Each layer has a config of its own, with its own rank and alpha. */
   readonly config: LoraConfig
-  /** What was unusual in the folder that it was read from, one clause each, as an older spelling of names. Saving writes today's. */
+  /** What is unusual in the folder that the adapter was read from, one clause each: older names of tensors, for example. */
   readonly notes: string[] = []
   readonly #parts = new Map<string, AdapterPart>()
 
@@ -78,6 +76,8 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
    * A new linear layer over a copy of `baseWeight` (d, k), with the rank and alpha that the config's patterns give its name.
    *
    * @throws ConfigError when the name is empty or taken; else as {@link LoraLayer}'s constructor
+   * @example
+   * const layer = adapter.addLayer('model.layers.0.self_attn.k_proj', baseWeight)
    */
   addLayer(name: string, baseWeight: MatrixLike): LoraLayer {
     return this.#add(name, () => new LoraLayer(baseWeight, this.config, name))
@@ -93,6 +93,8 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
    *
    * @throws ConfigError when the name is empty or taken, or vectors and config disagree; ShapeError when r is not the rank that
    *   the config gives the name.
+   * @example
+   * adapter.addFactors('model.layers.0.mlp.up_proj', [[1, 0, 2], [0, 1, 0]], [[0.5, 0], [0.25, 1]])
    */
   addFactors(name: string, weightA: MatrixLike, weightB: MatrixLike, vectors: LayerVectors = {}): LoraLayer {
     return this.#add(name, () => LoraLayer.fromFactors(weightA, weightB, this.config, name, vectors))
@@ -156,10 +158,8 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
    * @param values copied when they are numbers; bytes of a file are kept as they are
    * @throws ConfigError when the name is taken, or no tensor's; ShapeError when shape and values disagree
    * @example
-   * ```ts
    * adapter.addReplacement('classifier.weight', { data: new Float32Array(2 * 768), shape: [2, 768] })
    * adapter.addReplacement('classifier.bias', { data: new Float32Array(2), shape: [2] })
-   * ```
    */
   addReplacement(name: string, values: StoredValues, options: ReplacementOptions = {}): Replacement {
     return this.#add(name, () => {
@@ -175,13 +175,19 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
    *
    * @param module the embedding's, as in `model.embed_tokens`
    * @param indices n different tokens, in the order of the rows
-   * @throws ConfigError when the module has rows already, or a token is none or there twice; ShapeError for another number of rows
+   * @throws ConfigError when the module has rows already, or a token is not usable or given twice; ShapeError for another number of
+   *   rows
+   * @example
+   * adapter.addTokenRows('model.embed_tokens', [31, 7], { data: new Float32Array(2 * 64), shape: [2, 64] })
    */
   addTokenRows(module: string, indices: readonly number[], rows: StoredValues): TokenRows {
-    return this.#add(module === '' ? '' : rowsName(module), () => new TokenRows(module, indices, rows))
+    return this.#add(
+      typeof module === 'string' && module !== '' ? rowsName(module) : '',
+      () => new TokenRows(module, indices, rows),
+    )
   }
 
-  /** Takes a part out of the adapter: true when there was one of that name. The part itself stays as it is. */
+  /** Removes a part from the adapter, and returns whether there was one of that name. The part itself does not change. */
   remove(name: string): boolean {
     return this.#parts.delete(name)
   }
@@ -205,9 +211,7 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
    * The part of that name; undefined when there is none, or none of that kind.
    *
    * @example
-   * ```ts
    * const vocabulary = adapter.get('model.embed_tokens', 'embedding')?.vocabulary
-   * ```
    */
   get(name: string): AdapterPart | undefined
   get<Kind extends PartKind>(name: string, kind: Kind): PartOfKind<Kind> | undefined
@@ -220,9 +224,7 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
    * All parts, or those of some kinds, in their order.
    *
    * @example
-   * ```ts
    * for (const { name, vocabulary } of adapter.parts('embedding')) console.log(name, vocabulary)
-   * ```
    */
   parts(): AdapterPart[]
   parts<Kind extends PartKind>(...kinds: Kind[]): PartOfKind<Kind>[]
@@ -261,23 +263,29 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
     return this.layer(name).forward(input)
   }
 
-  /** Dropout on in all layers that PEFT has it for, where the config has it. */
+  /** Turns dropout on in linear layers and convolutions, where the config has it. */
   train(): this {
     for (const layer of this.parts('linear', 'convolution')) layer.train()
     return this
   }
 
-  /** Dropout off in all layers. */
+  /** Turns dropout off in all layers. */
   eval(): this {
     for (const layer of this.parts('linear', 'convolution')) layer.eval()
     return this
   }
 
   /**
-   * Merges all parts, or none when one of them cannot be.
+   * Merges all parts into their base weights, or none when one of them cannot be.
    *
    * @throws StateError when a part is merged already or lacks the base weight that it needs, NumericError when a result is not
    *   finite, UnsupportedError for a convolution that cannot be merged.
+   * @example
+   * const adapter = new LoraAdapter({ rank: 2 })
+   * const layer = adapter.addLayer('q_proj', baseWeight)
+   * adapter.mergeAll()
+   * console.log(layer.baseWeight) // W + s·B·A
+   * adapter.unmergeAll()
    */
   mergeAll(): void {
     mergeOrNone(this.#parts.values())
@@ -323,7 +331,7 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
     }
   }
 
-  /** Lets go of all base weights. The parts' own tensors stay: the adapter can be saved. */
+  /** Frees all base weights. The parts' own tensors stay: the adapter can be saved. */
   dispose(): void {
     for (const part of this.#parts.values()) part.dispose()
   }
@@ -333,11 +341,11 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
   }
 
   #add<Own extends AdapterPart>(name: string, make: () => Own): Own {
-    if (name === '' || this.#parts.has(name)) {
-      throw new ConfigError({
-        where: name === '' ? 'LoraAdapter' : name,
-        what: name === '' ? 'a layer needs a name' : 'the adapter has a layer of that name already',
-      })
+    if (typeof name !== 'string' || name === '') {
+      throw new ConfigError({ where: 'LoraAdapter', what: 'a layer needs a name', expected: 'text that is not empty' })
+    }
+    if (this.#parts.has(name)) {
+      throw new ConfigError({ where: name, what: 'the adapter has a layer of that name already' })
     }
     const part = make()
     this.#parts.set(name, part)

@@ -2,7 +2,7 @@
 // (Hu et al. 2021, arXiv 2106.09685): rank, alpha, dropout.
 
 import { ConfigError } from '../base/errors.js'
-import { checkArgument, OBJECT, unknownOption } from '../base/options.js'
+import { checkArgument, describe, isObject, OBJECT, STRING, unknownOption } from '../base/options.js'
 import { changesBase, INITS, type Init, isInit, takesFromBase } from './init/inits.js'
 import { PatternTable, targetMatcher } from './patterns/patterns.js'
 import { isLayerRanges, type LayerRanges, MAX_REPLICATED_LAYERS } from './replication.js'
@@ -87,11 +87,11 @@ interface Field {
 
 const FIELDS: { readonly [K in keyof LoraConfig]: Field & { default: LoraConfig[K] } } = {
   rank: { default: 8, expected: 'an integer of at least 1', accepts: isRank },
-  alpha: { default: 8, expected: 'a finite number above 0', accepts: isAlpha },
+  alpha: { default: 8, expected: 'a finite number', accepts: Number.isFinite },
   dropout: {
     default: 0,
-    expected: 'a number in [0, 1)',
-    accepts: (value) => isNumber(value) && value >= 0 && value < 1,
+    expected: 'a number in [0, 1]',
+    accepts: (value) => isNumber(value) && value >= 0 && value <= 1,
   },
   targetModules: { default: [], expected: 'module names, an expression or all-linear', accepts: isNames },
   excludeModules: optional('module names or an expression', isNames),
@@ -101,7 +101,7 @@ const FIELDS: { readonly [K in keyof LoraConfig]: Field & { default: LoraConfig[
   ),
   layersPattern: optional('names of layer stacks', isNames),
   rankPattern: { default: {}, expected: 'module expressions with ranks of at least 1', accepts: isTable(isRank) },
-  alphaPattern: { default: {}, expected: 'module expressions with alphas above 0', accepts: isTable(isAlpha) },
+  alphaPattern: { default: {}, expected: 'module expressions with finite alphas', accepts: isTable(Number.isFinite) },
   useRslora: { default: false, expected: 'true or false', accepts: isBoolean },
   fanInFanOut: { default: false, expected: 'true or false', accepts: isBoolean },
   init: { default: 'normal', expected: INITS.join(', '), accepts: isInit },
@@ -165,6 +165,11 @@ export function resolveConfig(input: LoraConfigInput = {}): LoraConfig {
   return config
 }
 
+/** The same for factors of rank r, which a config that names no rank takes. */
+export function resolveConfigOf(input: LoraConfigInput, rank: number): LoraConfig {
+  return resolveConfig(isObject(input) && input.rank === undefined ? { ...(input as LoraConfigInput), rank } : input)
+}
+
 function checkTogether(config: LoraConfig): void {
   const { targetModules, layersToTransform, layersPattern } = config
   if (config.useDora && config.loraBias) {
@@ -219,6 +224,7 @@ function patternTables(config: LoraConfig): { rank: PatternTable; alpha: Pattern
 
 /** A resolved config as one layer sees it: with the rank and alpha that the patterns give its name, and no patterns left. */
 export function configForLayer(config: LoraConfig, layerName: string): LoraConfig {
+  checkArgument(layerName, STRING, 'name')
   if (Object.keys(config.rankPattern).length === 0 && Object.keys(config.alphaPattern).length === 0) return config
   const { rank, alpha } = patternTables(config)
   const result = Object.freeze({
@@ -279,10 +285,6 @@ function isRank(value: unknown): boolean {
   return Number.isSafeInteger(value) && (value as number) >= 1
 }
 
-function isAlpha(value: unknown): boolean {
-  return Number.isFinite(value) && (value as number) > 0
-}
-
 function isIndex(value: unknown): boolean {
   return Number.isSafeInteger(value) && (value as number) >= 0
 }
@@ -309,10 +311,6 @@ function orderedTable(patterns: ReadonlyMap<unknown, unknown>): Record<string, u
   return Object.fromEntries(entries)
 }
 
-function isObject(value: unknown): value is Record<string, unknown> {
-  return typeof value === 'object' && value !== null && !Array.isArray(value)
-}
-
 function isTable(accepts: (value: unknown) => boolean): (value: unknown) => boolean {
   return (value) => isObject(value) && Object.values(value).every(accepts)
 }
@@ -322,8 +320,4 @@ function freeze<T>(value: T): T {
   if (Array.isArray(value)) return Object.freeze(value.map(freeze)) as T
   if (!isObject(value)) return value
   return Object.freeze(Object.fromEntries(Object.entries(value).map(([key, item]) => [key, freeze(item)]))) as T
-}
-
-function describe(value: unknown): string {
-  return typeof value === 'number' ? String(value) : (JSON.stringify(value) ?? String(value)).slice(0, 200)
 }

@@ -3,22 +3,49 @@
 
 import type { FloatArray, Matrix } from '../base/tensor.js'
 
-/** ‖row‖ of each row, summed in f64. */
-export function rowNorms({ data, shape: [rows, columns] }: Matrix): Float64Array {
-  const norms = new Float64Array(rows)
-  for (let i = 0; i < rows; i++) {
-    let sum = 0
-    for (let at = i * columns, end = at + columns; at < end; at++) sum += data[at] * data[at]
-    norms[i] = Math.sqrt(sum)
+/** The norm of each output feature's weights, summed in f64 from blocks of a weight as it is stored. */
+export class OutputNorms {
+  /** Σ w² of each output feature (d). */
+  readonly squares: Float64Array
+
+  /** @param d how many features come out */
+  constructor(d: number) {
+    this.squares = new Float64Array(d)
   }
-  return norms
+
+  /**
+   * Adds the squares of a block's values.
+   *
+   * @param block rows of a weight (d, k), or of one that is stored input-major, (k, d)
+   * @param first the block's first row in the weight
+   */
+  add({ data, shape: [rows, columns] }: Matrix, first: number, isInputMajor: boolean): this {
+    const { squares } = this
+    for (let i = 0, at = 0; i < rows; i++) {
+      for (let j = 0; j < columns; j++, at++) squares[isInputMajor ? j : first + i] += data[at] * data[at]
+    }
+    return this
+  }
+
+  /** ‖row‖ (d) */
+  norms(): Float64Array {
+    return this.squares.map(Math.sqrt)
+  }
+
+  /** m / ‖row‖ (d). A row of zeros gives infinity or NaN, which merging refuses. */
+  scales(magnitude: FloatArray): Float64Array {
+    return this.squares.map((square, i) => magnitude[i] / Math.sqrt(square))
+  }
 }
 
-/** m / ‖row‖ for each row of W + s·B·A (d, k). A row of zeros gives infinity or NaN, which merging refuses. */
+/** ‖row‖ of each row, summed in f64. */
+export function rowNorms(matrix: Matrix): Float64Array {
+  return new OutputNorms(matrix.shape[0]).add(matrix, 0, false).norms()
+}
+
+/** m / ‖row‖ for each row of W + s·B·A (d, k). */
 export function magnitudeScales(magnitude: FloatArray, adapted: Matrix): Float64Array {
-  const scales = rowNorms(adapted)
-  for (let i = 0; i < scales.length; i++) scales[i] = magnitude[i] / scales[i]
-  return scales
+  return new OutputNorms(adapted.shape[0]).add(adapted, 0, false).scales(magnitude)
 }
 
 /** Multiplies each row by its scale, in place. */

@@ -1,9 +1,11 @@
 // What a layer is made from: factors that were trained or drawn, and vectors that go with them.
 
 import { ConfigError, NumericError, ShapeError, StateError, UnsupportedError } from '../base/errors.js'
+import { checkArgument, describe, OBJECT } from '../base/options.js'
 import { type FloatArray, formatShape, type Matrix, type MatrixLike, toMatrix } from '../base/tensor.js'
-import { copyAs, product } from '../linalg/product.js'
+import { copyAs } from '../linalg/product.js'
 import { configForShape, type LoraConfig, scalingOf } from './config.js'
+import { addDelta } from './delta.js'
 import { rowNorms } from './dora.js'
 import { firstFactors, takenFromBase } from './init/initializers.js'
 import { changesBase, takesFromBase } from './init/inits.js'
@@ -68,7 +70,7 @@ export function factorsOver(weight: MatrixLike, config: LoraConfig, name: string
     magnitude: config.useDora ? rowNorms(base) : undefined,
     biasB: config.loraBias ? (biasB ?? new Float32Array(base.shape[0])) : undefined,
   }
-  if (takesFromBase(config.init)) subtractProduct(base, weightB, weightA, own)
+  if (takesFromBase(config.init)) addDelta(base, { weightA, weightB }, -scalingOf(own))
   return new Factors(weightA, weightB, true, vectors, base)
 }
 
@@ -89,24 +91,19 @@ export function startingBase(weight: Matrix, config: LoraConfig, name: string): 
   checkRank(weight.shape, config, name)
   const base = copyAs(weight, weight.data)
   const { weightA, weightB } = takenFromBase(config, name, base)
-  subtractProduct(base, copyAs(weightB, base.data), copyAs(weightA, base.data), config)
-  return base
-}
-
-/** base −= s·B·A, in place. */
-export function subtractProduct(base: Matrix, weightB: Matrix, weightA: Matrix, config: LoraConfig): void {
-  product(weightB, weightA, { scale: -scalingOf(config), addTo: base })
+  const pair = { weightA: copyAs(weightA, base.data), weightB: copyAs(weightB, base.data) }
+  return addDelta(base, pair, -scalingOf(config))
 }
 
 /** @throws ShapeError when it is no shape, ConfigError when the rank is above min(d, k) */
 export function checkRank(shape: readonly [number, number], { rank }: LoraConfig, name: string): void {
-  const [d, k] = shape
+  const [d, k] = Array.isArray(shape) ? (shape as readonly [number, number]) : [-1, -1]
   if (!Number.isSafeInteger(d) || !Number.isSafeInteger(k) || d < 0 || k < 0) {
     throw new ShapeError({
       where: where(name, 'shape'),
       what: 'not a shape',
-      expected: '(d, k)',
-      got: formatShape(shape),
+      expected: '[d, k]',
+      got: describe(shape),
     })
   }
   const maximum = Math.min(d, k)
@@ -130,6 +127,7 @@ export function layerVectors(
   { useDora, loraBias }: LoraConfig,
   name: string,
 ): { magnitude: FloatArray | undefined; biasB: FloatArray | undefined } {
+  checkArgument(vectors, OBJECT, where(name, 'vectors'))
   const copyOf = (member: keyof LayerVectors, setting: keyof LoraConfig, isWanted: boolean) => {
     const value = vectors[member]
     if ((value !== undefined) !== isWanted) {
@@ -162,7 +160,7 @@ export function copyVector(values: FloatArray | readonly number[], like: FloatAr
  * @param owner its class, which stands in for the name that a layer on its own does not have
  */
 export function where(name: string, member: string, owner = 'LoraLayer'): string {
-  return `${name || owner}.${member}`
+  return `${String(name || owner)}.${member}`
 }
 
 /** For a member that needs what `call` gives the layer. */

@@ -21,8 +21,10 @@ import {
   type LoraConfig,
   type LoraConfigInput,
   resolveConfig,
+  resolveConfigOf,
   scalingOf,
 } from './config.js'
+import { addDelta } from './delta.js'
 import { magnitudeScales, rowNorms, scaleRows } from './dora.js'
 import { addKept, dropFrom } from './dropout.js'
 import {
@@ -38,30 +40,25 @@ import {
   where,
 } from './factors.js'
 import { type FactorTensors, factorTensors, Part } from './part.js'
-import { addBias, backwardPass, forwardPass, type PassWeights, type Tape } from './passes.js'
+import { addBias, backwardPass, forwardPass, type LayerGradients, type PassWeights, type Tape } from './passes.js'
 
-/** What `backward` gives. */
-export interface LayerGradients {
-  /** (r, k) */
-  weightA: Matrix
-  /** (d, r) */
-  weightB: Matrix
-  /** (n, k) */
-  input: Matrix
-  /** (d), of a layer with a magnitude. */
-  magnitude?: FloatArray
-  /** (d), of a layer with a bias of B. */
-  biasB?: FloatArray
-}
-
-/** An adapted linear layer: y = x·(W + s·B·A)ᵀ, with W (d, k), A (r, k), B (d, r) and x (n, k). */
+/**
+ * An adapted linear layer: y = x·(W + s·B·A)ᵀ, with W (d, k), A (r, k), B (d, r) and x (n, k).
+ *
+ * @example
+ * const layer = new LoraLayer(baseWeight, { rank: 2, alpha: 4 })
+ * const y = layer.forward(x)
+ * const { weightA, weightB } = layer.backward(dy)
+ * layer.merge() // W + s·B·A is in layer.baseWeight
+ * layer.unmerge() // W again, bit for bit
+ */
 export class LoraLayer extends Part {
   readonly kind = 'linear'
   /** Where the layer is in its model, as in `model.layers.0.self_attn.q_proj`; empty for a layer on its own. */
   readonly name: string
-  /** The layer's own: rank and alpha are what the patterns give its name, and what an `init` leaves of them. */
+  /** The layer's settings: rank and alpha are those that the config's patterns give its name, and no rank is above what its init can use. */
   readonly config: LoraConfig
-  /** The float type of the file it came from and is saved in, unless saving names another. */
+  /** The type that the layer is saved in, unless saving names another: that of the file it came from, else F32. */
   dtype: FloatDtype = 'F32'
   readonly #random: Random
   #weightA: Matrix
@@ -76,9 +73,9 @@ export class LoraLayer extends Part {
   #isTraining: boolean
 
   /**
-   * A new layer over a copy of `baseWeight` W (d, k): A and B as the config's `init` has them, drawn from the seed and the name,
-   * with a magnitude of ‖W‖ and a bias where the config has them. Some inits take s·B·A out of the copy: the first effective
-   * weight is W with all but `random`. It is in training mode.
+   * A new layer over a copy of `baseWeight` W (d, k), in training mode. The config's `init` says how A and B start; draws depend on
+   * the seed and the name. With DoRA the magnitude starts as ‖W‖. Some inits subtract s·B·A from the copy, so that the effective
+   * weight starts as W; only with `random` it does not.
    *
    * @throws ConfigError when the config is not usable, or the layer's rank is above min(d, k); ShapeError for no matrix
    */
@@ -117,8 +114,7 @@ export class LoraLayer extends Part {
   ): LoraLayer {
     const a = toMatrix(weightA, where(name, 'weightA'))
     const b = toMatrix(weightB, where(name, 'weightB'))
-    const complete = resolveConfig(config.rank === undefined ? { ...config, rank: a.shape[0] } : config)
-    const own = configForFactors(configForLayer(complete, name), { weightA: a, weightB: b })
+    const own = configForFactors(configForLayer(resolveConfigOf(config, a.shape[0]), name), { weightA: a, weightB: b })
     checkShape(a, own.rank, a.shape[1], where(name, 'weightA'))
     checkShape(b, b.shape[0], own.rank, where(name, 'weightB'))
     return new LoraLayer(new Factors(copyAs(a, a.data), copyAs(b, a.data), false, vectors), own, name)
@@ -220,8 +216,8 @@ export class LoraLayer extends Part {
   }
 
   /**
-   * Gives a layer that was read from a file its weight W (d, k), copied; the factors take its precision. What `init` took from W
-   * into the factors is taken out again, as PEFT does; for pissa-niter-N with draws of our own, since no file holds PEFT's.
+   * Gives a layer that was read from a file its weight W (d, k), copied; the factors take its precision. If the layer's `init`
+   * subtracted s·B₀·A₀ from W when training began, this does so again, as PEFT does. For pissa-niter-N that is close, but not exact.
    *
    * @throws ShapeError when it is not (d, k), StateError while merged, UnsupportedError when the weight alone does not tell what
    *   was taken from it (lora-ga, corda), ConfigError when the rank of an init that takes from it is above min(d, k).
@@ -233,13 +229,13 @@ export class LoraLayer extends Part {
     return this
   }
 
-  /** Dropout on, where the config has it. */
+  /** Turns dropout on, where the config has it. */
   train(): this {
     this.#isTraining = true
     return this
   }
 
-  /** Dropout off. */
+  /** Turns dropout off. */
   eval(): this {
     this.#isTraining = false
     return this
@@ -269,8 +265,8 @@ export class LoraLayer extends Part {
   }
 
   /**
-   * (n, k) → (n, d). Not merged and in training mode: inverted dropout on the LoRA branch's input. Merged: the base alone. A
-   * bias of B always counts, for the layer has no base bias to hold it.
+   * x (n, k) → y (n, d). In training mode, and not merged, dropout is on the input of A. A bias of B is added, merged or not: the
+   * layer has no bias of the base to merge it into.
    *
    * @throws ShapeError when the input has other than k columns, StateError without a base weight.
    */
@@ -294,8 +290,8 @@ export class LoraLayer extends Part {
   }
 
   /**
-   * Gradients for the last forward, with its dropout mask, from that of its output (n, d). Change the factors after it, not
-   * between the two. The norms of DoRA count as constants (Liu et al. 2024, section 4.3), as in PEFT.
+   * Gradients for the last forward, with its dropout mask, from the gradient of its output (n, d). Do not change the factors
+   * between the two calls. The norms of DoRA count as constants (Liu et al. 2024, section 4.3), as in PEFT.
    *
    * @throws StateError before a forward and while merged, ShapeError when gradOutput is not (n, d).
    */
@@ -313,7 +309,7 @@ export class LoraLayer extends Part {
   }
 
   /**
-   * Folds s·B·A into the base weight.
+   * Adds s·B·A to the base weight.
    *
    * @throws StateError when merged already or without a base weight, NumericError when the result is not finite.
    */
@@ -331,7 +327,7 @@ export class LoraLayer extends Part {
   }
 
   /**
-   * Gives back the base weight bit for bit, whatever happened to A and B meanwhile.
+   * Restores the base weight bit for bit, even if A or B changed after the merge.
    *
    * @throws StateError when not merged.
    */
@@ -341,7 +337,7 @@ export class LoraLayer extends Part {
     this.#unmerged = undefined
   }
 
-  /** Lets go of the base weight and of what forward kept. The factors stay: the layer can be saved, or get a base again. */
+  /** Frees the base weight and what forward kept. The factors stay: the layer can be saved, or get a base again. */
   dispose(): void {
     this.#baseWeight = undefined
     this.#unmerged = undefined
@@ -365,7 +361,7 @@ export class LoraLayer extends Part {
 
   /** W + s·B·A (d, k), a new matrix. */
   #sum(base: Matrix): Matrix {
-    return product(this.#weightB, this.#weightA, { scale: this.scaling, addTo: copyAs(base, base.data) })
+    return addDelta(copyAs(base, base.data), this, this.scaling)
   }
 
   #passWeights(base: Matrix): PassWeights {

@@ -116,16 +116,16 @@ export abstract class Part {
   abstract readonly shape: readonly number[]
   /** All tensors of the part, by their role. */
   abstract readonly tensors: PartView<Tensor<FloatArray>, Shaped>['tensors']
-  /** The base weight has the change. */
+  /** The change is in the base weight. */
   abstract readonly merged: boolean
 
-  /** Makes the change in the base weight. Throws StateError when merged already or without the base that it needs. */
+  /** Puts the change into the base weight. Throws StateError when it is merged already, or lacks the base that it needs. */
   abstract merge(): void
-  /** Gives back the base weight bit for bit. Throws StateError when not merged. */
+  /** Restores the base weight bit for bit. Throws StateError when it is not merged. */
   abstract unmerge(): void
-  /** How much the part changes its weight: the Frobenius norm of the change. */
+  /** The Frobenius norm of the change: how much the part changes its weight. */
   abstract normDelta(): number
-  /** Lets go of the base weight. The part's own tensors stay. */
+  /** Frees the base weight. The part's own tensors stay. */
   abstract dispose(): void
 
   /** The module of the base that the part changes. */

@@ -70,6 +70,20 @@ export interface PassGradients {
   readonly dropped: Matrix | undefined
 }
 
+/** What a linear layer's `backward` gives. */
+export interface LayerGradients {
+  /** (r, k) */
+  weightA: Matrix
+  /** (d, r) */
+  weightB: Matrix
+  /** (n, k) */
+  input: Matrix
+  /** (d), of a layer with a magnitude. */
+  magnitude?: FloatArray
+  /** (d), of a layer with a bias of B. */
+  biasB?: FloatArray
+}
+
 /** → y (n, d) */
 export function forwardPass(
   weights: PassWeights,

@@ -2,7 +2,7 @@
 
 import { UnsupportedError } from '../base/errors.js'
 import type { LoraConfig } from './config.js'
-import { changesBase } from './init/inits.js'
+import { changesBase, takesFromBase } from './init/inits.js'
 import { type PartKind, type PartView, tensorsOf } from './part.js'
 
 /** Something that code can handle: a kind of parts, or a vector that parts have beside their factors. */
@@ -34,7 +34,9 @@ export function requireUnchangedBase({ config }: Pick<AnyAdapter, 'config'>, use
   throw new UnsupportedError({
     where: 'init',
     what: `an adapter that started as ${config.init}, which changed the base weights, is not implemented for ${use}`,
-    hint: 'Make it plain LoRA first, with toPlain or `lowrank to-plain`',
+    hint: takesFromBase(config.init)
+      ? 'Make it plain LoRA first, with toPlain or `lowrank to-plain`'
+      : 'Make it plain LoRA first, with the adapter as it was before training: toPlain, or `lowrank to-plain --initial DIR`',
   })
 }
 

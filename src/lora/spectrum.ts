@@ -1,8 +1,10 @@
 // How the change of a layer is spread over directions: the singular values of s·B·A, and how many of them matter.
 
-import { isAllFinite } from '../base/tensor.js'
+import { elementCount, type FloatArray, isAllFinite, type Matrix, type Tensor } from '../base/tensor.js'
 import { singularValuesOfProduct } from '../linalg/svd.js'
-import type { FactorPair } from './init/decomposed.js'
+import type { FactorPair } from './delta.js'
+import { expertColumns } from './kinds/experts.js'
+import { rowsOf } from './kinds/groups.js'
 
 /** How the change of a layer is spread over directions. */
 export interface Spectrum {
@@ -18,6 +20,32 @@ export interface Spectrum {
 }
 
 const ENERGY = 0.99
+
+/**
+ * The matrices that a part's factors are made of: one pair, or one for each expert of a parameter and each group of a convolution.
+ *
+ * @param weightA (r, k), of a convolution (r, in, *kernel), of a parameter (E·r, k)
+ * @param weightB (d, r), of a convolution (d, r/groups, 1…), of a parameter (d, r·E)
+ * @param experts E of a parameter
+ */
+export function factorPairs(
+  weightA: Tensor<FloatArray>,
+  weightB: Tensor<FloatArray>,
+  experts: number | undefined,
+): FactorPair[] {
+  const a: Matrix = { data: weightA.data, shape: [weightA.shape[0], elementCount(weightA.shape.slice(1))] }
+  const b: Matrix = { data: weightB.data, shape: [weightB.shape[0], elementCount(weightB.shape.slice(1))] }
+  if (experts !== undefined) {
+    return Array.from({ length: experts }, (_, e) => {
+      return { weightA: rowsOf(a, e, experts), weightB: expertColumns(b, e, experts) }
+    })
+  }
+  // Outputs of a group see the rows of A that are its own.
+  const groups = a.shape[0] / b.shape[1]
+  return Array.from({ length: groups }, (_, g) => {
+    return { weightA: rowsOf(a, g, groups), weightB: rowsOf(b, g, groups) }
+  })
+}
 
 /** @param scaling s */
 export function spectrumOf({ weightA, weightB }: FactorPair, scaling: number): Spectrum {

@@ -9,10 +9,9 @@ import { LoraAdapter } from '../lora/adapter.js'
 import { type BaseWeights, toPlain } from '../lora/init/to-plain.js'
 import { readConfig } from './chunks/merge-checkpoint.js'
 import { openAdapters } from './plan/adapters.js'
-import { type FoundWeight, findWeights, missingError, namesIn } from './plan/find-weights.js'
-import { loadTables } from './plan/names/tables.js'
+import { knowBase } from './plan/base-model.js'
+import { type FoundWeight, findWeights, missingError } from './plan/find-weights.js'
 import { refuseQuantizedConfig } from './plan/refusals.js'
-import { findTiedPair } from './plan/tied.js'
 
 /** Where the base is that an adapter is converted by. */
 export interface ConvertOptions {
@@ -20,7 +19,7 @@ export interface ConvertOptions {
   basePath?: string | undefined
 }
 
-/** Makes plain LoRA of an adapter, as the public function of this name says (index/deferred.ts). */
+/** Makes plain LoRA of an adapter, as the public function of this name says (index/verbs.ts). */
 export async function convertToPlain(
   adapter: LoraAdapter,
   from: Directory | BaseWeights | LoraAdapter,
@@ -47,9 +46,13 @@ async function baseWeightsOf(
   if (adapter.parts('linear').length > 0) {
     const { layers, close } = await openAdapters([placeholders(adapter)])
     await close()
-    const names = namesIn(checkpoint, layers, [], config, await loadTables())
-    const pair = findTiedPair(layers, checkpoint, config)
-    const search = { layers, names, locate: names.locate, checkpoint, pair, config }
+    const { names, ties } = await knowBase(checkpoint, config, {
+      layers,
+      replacements: [],
+      tasks: new Set(),
+      sources: [],
+    })
+    const search = { layers, names, locate: names.locate, checkpoint, ties, config }
     for (const layer of layers) {
       const found = findWeights(layer, search)
       if (found !== undefined) byName.set(layer.name, found)

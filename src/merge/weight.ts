@@ -4,8 +4,9 @@
 import { decodeFloats, decodeWeights, encodeFloats, type FloatDtype, type WeightDtype } from '../base/dtype.js'
 import { NumericError } from '../base/errors.js'
 import { elementCount, type FloatArray, type Matrix } from '../base/tensor.js'
-import { defaultKernels } from '../kernels/index.js'
 import { normOfProduct } from '../linalg/product.js'
+import { StoredDelta } from '../lora/delta.js'
+import { OutputNorms, scaleColumns, scaleRows } from '../lora/dora.js'
 import type { StoredTensor } from '../lora/kinds/stored.js'
 
 /** Rows are merged in blocks of at most so many elements: 4 MiB in f32, small beside any model. */
@@ -160,33 +161,26 @@ class PartProduct {
   changeSquares = 0
   readonly #isInputMajor: boolean
   readonly #blockColumns: number
-  readonly #rank: number
-  readonly #left: Float32Array
-  readonly #right: Float32Array
+  readonly #delta: StoredDelta
   readonly #firstRow: number
   readonly #rows: number
   readonly #firstColumn: number
   readonly #columns: number
-  /** Σ (w + δ)² by output of a part with a magnitude. */
-  readonly #squares: Float64Array
+  /** Of W + s·B·A, by output of a part with a magnitude. */
+  readonly #norms: OutputNorms
 
   constructor({ isInputMajor, shape }: MergeTarget, part: MergePart) {
     this.part = part
     const { weightA, weightB, start } = part
-    const [[rank, k], [d]] = [weightA.shape, weightB.shape]
-    const a = Float32Array.from(weightA.data)
-    const b = Float32Array.from(weightB.data)
+    const [[, k], [d]] = [weightA.shape, weightB.shape]
     this.#isInputMajor = isInputMajor
     this.#blockColumns = shape[1]
-    this.#rank = rank
-    // (B·A)ᵀ = Aᵀ·Bᵀ
-    this.#left = isInputMajor ? transpose(a, rank, k) : b
-    this.#right = isInputMajor ? transpose(b, d, rank) : a
+    this.#delta = new StoredDelta(part, part.scale, isInputMajor, new Float32Array())
     this.#firstRow = isInputMajor ? 0 : start
     this.#rows = isInputMajor ? k : d
     this.#firstColumn = isInputMajor ? start : 0
     this.#columns = isInputMajor ? d : k
-    this.#squares = new Float64Array(part.magnitude === undefined ? 0 : d)
+    this.#norms = new OutputNorms(part.magnitude === undefined ? 0 : d)
   }
 
   hasOutputsOf({ start, weightB }: MergePart): boolean {
@@ -201,10 +195,7 @@ class PartProduct {
   /** From rows [row, row + count) of the weight. */
   addNorms(block: Float32Array, row: number, count: number): void {
     const [from, sum] = this.#sum(block, row, count)
-    const n = this.#columns
-    for (let at = 0; at < sum.length; at++) {
-      this.#squares[this.#isInputMajor ? at % n : from - this.#firstRow + Math.floor(at / n)] += sum[at] * sum[at]
-    }
+    this.#norms.add(sum, from - this.#firstRow, this.#isInputMajor)
   }
 
   addBaseSquares(block: Float32Array, row: number, count: number): void {
@@ -221,30 +212,25 @@ class PartProduct {
   /** Adds to rows [row, row + count) of the weight, and multiplies by m / ‖W + s·B·A‖ where there is a magnitude. */
   addTo(block: Float32Array, row: number, count: number): void {
     const [from, sum] = this.#sum(block, row, count)
-    const n = this.#columns
+    const [rows, n] = sum.shape
     const { magnitude } = this.part
     if (magnitude !== undefined) {
-      const scales = this.#squares.map((square, i) => magnitude[i] / Math.sqrt(square))
+      const scales = this.#norms.scales(magnitude)
       const first = from - this.#firstRow
-      for (let at = 0; at < sum.length; at++)
-        sum[at] *= scales[this.#isInputMajor ? at % n : first + Math.floor(at / n)]
+      if (this.#isInputMajor) scaleColumns(sum, scales)
+      else scaleRows(sum, scales.subarray(first, first + rows))
     }
-    for (let i = 0; i * n < sum.length; i++) {
-      block.set(sum.subarray(i * n, (i + 1) * n), (from - row + i) * this.#blockColumns + this.#firstColumn)
+    for (let i = 0; i < rows; i++) {
+      block.set(sum.data.subarray(i * n, (i + 1) * n), (from - row + i) * this.#blockColumns + this.#firstColumn)
     }
   }
 
   /** W + s·B·A over the part's rectangle in rows [row, row + count), and the first of its rows. */
-  #sum(block: Float32Array, row: number, count: number): [from: number, sum: Float32Array] {
+  #sum(block: Float32Array, row: number, count: number): [from: number, sum: Matrix] {
     const from = Math.max(row, this.#firstRow)
-    const own = this.#cut(block, row, count)
-    const [n, k] = [this.#columns, this.#rank]
-    const m = own.length / n
-    if (m > 0 && k > 0) {
-      const a = this.#left.subarray((from - this.#firstRow) * k, (from - this.#firstRow + m) * k)
-      defaultKernels().gemm({ m, n, k, a, b: this.#right, out: own, alpha: this.part.scale, beta: 1 })
-    }
-    return [from, own]
+    const data = this.#cut(block, row, count)
+    const own: Matrix = { data, shape: [data.length / Math.max(1, this.#columns), this.#columns] }
+    return [from, this.#delta.addTo(own, from - this.#firstRow)]
   }
 
   /** A copy of what is the part's in rows [row, row + count). */
@@ -259,12 +245,6 @@ class PartProduct {
     }
     return own
   }
-}
-
-function transpose(values: Float32Array, rows: number, columns: number): Float32Array {
-  const result = new Float32Array(values.length)
-  for (let i = 0; i < rows; i++) for (let j = 0; j < columns; j++) result[j * rows + i] = values[i * columns + j]
-  return result
 }
 
 /** A zero layer changes a zero weight by nothing. */

@@ -4,11 +4,14 @@ import path from 'node:path'
 import { type ByteSink, type Directory, readJson, writeFile } from '../base/bytes.js'
 import { FileError, listed } from '../base/errors.js'
 import { openAdapter } from '../index/adapters.js'
+import { otherBaseOf } from '../index/base-name.js'
 import { findOnnx } from '../index/inspect.js'
+import { planCheckpoint } from '../index/merge.js'
 import type { AdapterToMerge, MergeOptions } from '../index/merge-options.js'
 import type { PathMerging } from '../index/path-merging.js'
 import { openSource } from '../index/sources.js'
 import type { RemoteOptions } from '../io/hub/directory.js'
+import type { Located } from '../io/locate.js'
 import { NodeDirectory } from '../io/node/files.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { type FileAdapter, mergeCheckpointFiles, planCheckpointFiles } from '../merge/node/merge.js'
@@ -19,20 +22,31 @@ import type { WeightedAdapter } from '../merge/weighted.js'
 import { bringAdapter, bringCheckpoint } from './bring.js'
 
 export const merge: PathMerging['merge'] = async (options) => {
-  const { base, out, adapters: _, ...rest } = options
+  const { base, out, adapters, ...rest } = options
   const located = await openSource(base, 'base', remote(options))
   const onnx = await findOnnx(located)
-  if (onnx !== undefined) return mergeIntoOnnx({ ...located, file: onnx }, { ...options, isDry: false })
-  return mergeCheckpointFiles(await bringCheckpoint(base, located), await fileAdapters(options), out, rest)
+  const warnings = await baseWarnings(located, adapters)
+  if (onnx !== undefined)
+    return warned(await mergeIntoOnnx({ ...located, file: onnx }, { ...options, isDry: false }), warnings)
+  const from = await bringCheckpoint(base, located)
+  return warned(await mergeCheckpointFiles(from, await fileAdapters(options), out, rest), warnings)
 }
 
 /** For ONNX models it computes, but writes nothing. */
 export const planMerge: PathMerging['planMerge'] = async (options) => {
-  const { base, out, adapters: _, ...rest } = options
-  const located = await openSource(base, 'base', remote(options))
+  const { base, out, adapters, ...rest } = options
+  const located = await openSource(base, 'base', { ...remote(options), readsRanges: true })
   const onnx = await findOnnx(located)
-  if (onnx !== undefined) return mergeIntoOnnx({ ...located, file: onnx }, { ...options, isDry: true })
-  return planCheckpointFiles(await bringCheckpoint(base, located), await fileAdapters(options), out, rest)
+  const warnings = await baseWarnings(located, adapters)
+  if (onnx !== undefined) {
+    const whole = await openSource(base, 'base', remote(options))
+    return warned(await mergeIntoOnnx({ ...whole, file: onnx }, { ...options, isDry: true }), warnings)
+  }
+  // A plan reads the head of each file: nothing of a base elsewhere has to come.
+  if (!(located.directory instanceof NodeDirectory)) {
+    return warned(await planCheckpoint(located, options, out), warnings)
+  }
+  return warned(await planCheckpointFiles(base, await fileAdapters(options), out, rest), warnings)
 }
 
 export const unmerge: PathMerging['unmerge'] = async (options) => {
@@ -42,6 +56,24 @@ export const unmerge: PathMerging['unmerge'] = async (options) => {
   const from = await bring(merged, 'merged')
   const before = original === undefined ? undefined : await bring(original, 'original')
   return unmergeCheckpointFiles(from, await fileAdapters(options), out, { ...rest, original: before })
+}
+
+/** What to tell of adapters that name another base. */
+async function baseWarnings({ directory }: Located, given: MergeOptions['adapters']): Promise<string[]> {
+  const told = await Promise.all(
+    (Array.isArray(given) ? given : [given]).map(async (one: AdapterToMerge) => {
+      const { adapter } = withWeight(one)
+      if (typeof adapter !== 'string') return undefined
+      return otherBaseOf({ name: adapter, directory: (await openSource(adapter, 'adapters')).directory }, directory)
+    }),
+  )
+  return told.filter((warning) => warning !== undefined)
+}
+
+function warned<R extends object>(report: R, more: readonly string[]): R {
+  if (more.length === 0) return report
+  const { warnings = [] } = report as { warnings?: readonly string[] }
+  return { ...report, warnings: [...warnings, ...more] }
 }
 
 function remote({ signal }: Pick<MergeOptions, 'signal'>): RemoteOptions {

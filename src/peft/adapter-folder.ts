@@ -68,17 +68,18 @@ export async function openAdapter(
 ): Promise<AdapterFile> {
   const folder = await findAdapter(directory, name)
   const { bytes, file: configFile } = await readConfig(folder)
-  const { config, problems } = parsePeftConfig(bytes, configFile)
-  if (!isTolerant) throwFirst(problems)
+  const { config, problems, unknown } = parsePeftConfig(bytes, configFile)
+  const asides = strict ? [] : unknown.map(({ message }) => message)
+  if (!isTolerant) throwFirst([...problems, ...(strict ? unknown : [])])
   const opened = await openWeights(folder)
   const close = () => opened.source.close()
   try {
     const { file, notes: keyNotes } = normalizeKeys(opened, name)
     const isInside = name === undefined && folder.path !== ''
-    const notes = [...(isInside ? [`an adapter in ${folder.path}, its only one`] : []), ...keyNotes]
+    const notes = [...(isInside ? [`an adapter in ${folder.path}, its only one`] : []), ...asides, ...keyNotes]
     const { parts, unclaimed, ...claimed } = claimTensors(file, config)
     const unmatched = strict ? unmatchedProblems({ config, parts: () => parts }, configFile) : []
-    const all = [...problems, ...claimed.problems, ...unmatched]
+    const all = [...problems, ...(strict ? unknown : []), ...claimed.problems, ...unmatched]
     if (!isTolerant) throwFirst(all)
     return { config, file, notes, parts: () => parts, unclaimed, problems: all, close }
   } catch (error) {
@@ -91,7 +92,7 @@ function throwFirst([first]: readonly LowrankError[]): void {
   if (first !== undefined) throw first
 }
 
-/** Reads a PEFT adapter folder, as the public function of this name says (index/deferred.ts). */
+/** Reads a PEFT adapter folder, as the public function of this name says (index/verbs.ts). */
 export async function loadAdapter(directory: Directory, options: LoadOptions = {}): Promise<LoraAdapter> {
   const { config, file, notes, parts, close } = await openAdapter(directory, { ...options, isTolerant: false })
   try {
@@ -108,7 +109,8 @@ export async function loadAdapter(directory: Directory, options: LoadOptions = {
 async function readPart(adapter: LoraAdapter, part: FilePart, file: SafetensorsFile): Promise<void> {
   const { name } = part
   if (part.kind === 'replacement') {
-    adapter.addReplacement(name, await readStored(file, part.tensors.weight), part)
+    const { isTrained, key } = part
+    adapter.addReplacement(name, await readStored(file, part.tensors.weight), { isTrained, key })
     return
   }
   if (part.kind === 'token-rows') {
@@ -168,7 +170,7 @@ export interface SaveOptions {
   dtype?: FloatDtype | undefined
 }
 
-/** Writes a folder that PEFT loads, as the public function of this name says (index/deferred.ts). */
+/** Writes a folder that PEFT loads, as the public function of this name says (index/verbs.ts). */
 export async function saveAdapter(
   adapter: LoraAdapter,
   directory: Directory,

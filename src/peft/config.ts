@@ -50,6 +50,18 @@ const WITHOUT_EFFECT: ReadonlySet<string> = new Set([
   'velora_config',
 ])
 
+/** Fields of PEFT that change what the weights mean and are not implemented. */
+const UNSUPPORTED: ReadonlySet<string> = new Set([
+  'alora_invocation_tokens',
+  'arrow_config',
+  'enable_lora',
+  'kasa_config',
+  'monteclora_config',
+  'peft_type',
+  'use_bdlora',
+  'use_qalora',
+])
+
 /** An empty object turns these on: PEFT fills in its defaults. */
 const ON_WHEN_EMPTY: ReadonlySet<string> = new Set(['arrow_config', 'kasa_config', 'monteclora_config', 'use_bdlora'])
 
@@ -94,6 +106,8 @@ export interface ParsedConfig {
   readonly config: LoraConfig
   /** An UnsupportedError for each field whose meaning is not implemented. */
   readonly problems: readonly LowrankError[]
+  /** One for each field that PEFT 0.21 does not know, and would pass over with a warning. */
+  readonly unknown: readonly LowrankError[]
 }
 
 /**
@@ -110,7 +124,7 @@ export function parsePeftConfig(bytes: Uint8Array, file: string): ParsedConfig {
   const stacked = json.get('enable_lora') ?? null
   const problems = stacked === null ? [] : [unsupported(file, 'enable_lora', toPlain(stacked))]
   if (!fields.has('peft_type')) {
-    throw new ConfigError({ where: file, what: 'no peft_type', expected: 'the adapter_config.json of a PEFT adapter' })
+    throw withoutType(fields, file)
   }
   problems.push(...unsupportedFields(fields, file))
   // PEFT would take 8 for either: with tensors of another training that is another model, and nobody would notice.
@@ -123,7 +137,20 @@ export function parsePeftConfig(bytes: Uint8Array, file: string): ParsedConfig {
       hint: 'Every version of PEFT writes it: the file is not complete',
     })
   }
-  return { config: resolveForFile(inputOf(fields), file), problems }
+  return { config: resolveForFile(inputOf(fields), file), problems, unknown: unknownFields(fields, file) }
+}
+
+/** A config of another program: mlx-lm writes one of this name too. */
+function withoutType(fields: ReadonlyMap<string, unknown>, file: string): LowrankError {
+  if (fields.has('lora_parameters') || fields.has('fine_tune_type')) {
+    return new UnsupportedError({
+      where: file,
+      what: 'the config of an adapter of mlx-lm, which has other names and factors the other way round than PEFT',
+      expected: 'the adapter_config.json of a PEFT adapter',
+      hint: 'Make a PEFT folder of it first',
+    })
+  }
+  return new ConfigError({ where: file, what: 'no peft_type', expected: 'the adapter_config.json of a PEFT adapter' })
 }
 
 function inputOf(fields: ReadonlyMap<string, unknown>): LoraConfigInput {
@@ -135,7 +162,7 @@ function inputOf(fields: ReadonlyMap<string, unknown>): LoraConfigInput {
   for (const [key, value] of fields) {
     const name = NAMES.get(key)
     if (name === undefined && key !== INIT_FIELD) others.push([key, value])
-    else if (name !== undefined && value !== null && !isEmptyRanges(key, value)) input[name] = value
+    else if (name !== undefined && value !== null && !isEmpty(key, value)) input[name] = value
   }
   return { ...(input as LoraConfigInput), peftFields: Object.fromEntries(others) }
 }
@@ -148,9 +175,16 @@ function plainField(key: string, value: JsonValue): unknown {
     : toPlain(value)
 }
 
-/** PEFT takes no ranges at all for the model as it is. */
-function isEmptyRanges(key: string, value: unknown): boolean {
-  return key === 'layer_replication' && Array.isArray(value) && value.length === 0
+/** Settings that PEFT takes as not there when they hold nothing. */
+const UNSET_WHEN_EMPTY: ReadonlySet<string> = new Set([
+  'layer_replication',
+  'layers_pattern',
+  'trainable_token_indices',
+])
+
+function isEmpty(key: string, value: unknown): boolean {
+  if (!UNSET_WHEN_EMPTY.has(key)) return false
+  return value === '' || (typeof value === 'object' && value !== null && Object.keys(value).length === 0)
 }
 
 /** Errors about a field get the file's name and the field's spelling there. */
@@ -172,13 +206,27 @@ function unsupportedFields(fields: ReadonlyMap<string, unknown>, file: string): 
   if (type !== 'LORA') throw unsupported(file, 'peft_type', type, 'LORA')
   return [...fields].flatMap(([key, value]) => {
     if (NAMES.has(key) || WITHOUT_EFFECT.has(key)) return []
-    if (key !== INIT_FIELD) return isOff(key, value) ? [] : [unsupported(file, key, value)]
+    if (key !== INIT_FIELD) return isOff(key, value) || !UNSUPPORTED.has(key) ? [] : [unsupported(file, key, value)]
     const known = [...INIT_VALUES.keys(), 'pissa_niter_N'].join(', ')
     return initOf(value) === undefined ? [unsupported(file, key, value, known)] : []
   })
 }
 
-/** Fields that this version does not know count as off when they are empty, as PEFT's defaults for new fields are. */
+/** An UnsupportedError for each field that is on and that nobody knows. */
+function unknownFields(fields: ReadonlyMap<string, unknown>, file: string): UnsupportedError[] {
+  return [...fields].flatMap(([key, value]) => {
+    if (NAMES.has(key) || WITHOUT_EFFECT.has(key) || UNSUPPORTED.has(key) || key === INIT_FIELD) return []
+    if (isOff(key, value)) return []
+    return new UnsupportedError({
+      where: `${file}: ${key}`,
+      what: 'a setting that is not known: PEFT 0.21 ignores it',
+      got: (JSON.stringify(value) ?? 'nothing').slice(0, 200),
+      hint: 'If it is of a newer PEFT, the weights may mean something else',
+    })
+  })
+}
+
+/** New fields are off when they are empty, as PEFT's defaults for them are. */
 function isOff(key: string, value: unknown): boolean {
   if (value === null || value === false || value === '') return true
   if (Array.isArray(value)) return value.length === 0

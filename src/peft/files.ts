@@ -108,9 +108,9 @@ export async function openWeights({ directory, path }: AdapterFolder): Promise<S
 }
 
 /**
- * Writes both files of an adapter. Two files cannot get their names at once, so the old config goes before the new weights come: what
- * is interrupted in between is no adapter folder, and never a mixture of two adapters. Where the config stays the same, as it does
- * while training, one rename is all there is.
+ * Writes both files of an adapter. Two files cannot get their names at once, so the old config is removed before the new weights
+ * get theirs: an interrupted call leaves a folder without a config, and never one that mixes two adapters. Where the config stays
+ * the same, as it does while training, there is one rename only.
  *
  * @throws what writeSafetensors throws; FileError when the folder cannot be written: the old adapter is still there then, unless
  *   its weights were replaced already

@@ -6,11 +6,10 @@ import { elementCount, type FloatArray, isAllFinite, type Tensor } from '../base
 import { norm } from '../linalg/product.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { type LoraConfig, scalingOf } from '../lora/config.js'
-import { factorPairs } from '../lora/factor-pairs.js'
 import { notFinite } from '../lora/factors.js'
 import { changesBase } from '../lora/init/inits.js'
 import { type FactorTensors, moduleOf, type PartView, tensorsOf } from '../lora/part.js'
-import { meanSpectrum, normOfSpectrum, type Spectrum, spectrumOf } from '../lora/spectrum.js'
+import { factorPairs, meanSpectrum, normOfSpectrum, type Spectrum, spectrumOf } from '../lora/spectrum.js'
 import { describeUnmatched, type NamedPart, unmatchedEntries } from './unmatched.js'
 
 /**

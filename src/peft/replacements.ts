@@ -65,7 +65,7 @@ export function claimOthers(rest: readonly TensorInfo[], found: FoundKinds, cont
       if (indices !== undefined) tokenRows.set(module, { ...part, indices })
       continue
     }
-    if (key !== undefined && isCopy(key, config)) continue
+    if (key !== undefined && (isCopy(key, config) || isBuffer(key, config))) continue
     const origin = key === undefined ? undefined : replacementOrigin(key, info.shape, config, found)
     if (key === undefined || origin === undefined) {
       unclaimed.push(info.name)
@@ -93,6 +93,11 @@ function isCopy(key: string, { bias, modulesToSave }: LoraConfig): boolean {
   return bias === 'all' && owner !== undefined && modulesToSave.some((entry) => owner.endsWith(entry))
 }
 
+/** VeLoRA compresses what a layer keeps for its gradient: nothing but training reads its buffer. */
+function isBuffer(key: string, { peftFields }: LoraConfig): boolean {
+  return (peftFields.velora_config ?? null) !== null && /\.lora_velora_embed(\.|$)/.test(key)
+}
+
 /** Why PEFT saved a tensor that it would load in the place of the base's; undefined when it would not. */
 function replacementOrigin(
   key: string,
@@ -106,6 +111,8 @@ function replacementOrigin(
   if (config.bias === 'all' && base.slice(module.length).includes('bias')) return 'trained'
   if (config.bias === 'lora_only' && base.endsWith('.bias') && found.has(module)) return 'trained'
   if (config.modulesToSave.some((entry) => isInsideModule(module, entry))) return 'trained'
+  // Rows of a tied output embedding: with bias PEFT saves that of the module below them too.
+  if (config.bias === 'lora_only' && key.endsWith('.token_adapter.base_layer.bias')) return 'embedding'
   const isAdapted = found.get(module)?.kind === 'embedding' || (config.ensureWeightTying && isHeadModule(module))
   const isTable = base.endsWith('.weight') && shape.length === 2
   const isWhole = EMBEDDING.test(base) && (base.endsWith('.bias') ? 1 : 2) <= shape.length

@@ -54,6 +54,8 @@ export const causalLm: Task<ParsedRecord, Example> = {
     return { ...encoded, examples: encoded.examples.filter(({ labels }) => countTargets(labels) > 0) }
   },
 
+  tokens: ({ inputIds, labels }) => ({ ids: inputIds, counts: (i) => i > 0 && labels[i] !== IGNORED }),
+
   makeList: () => new ExampleStore(),
 
   open: (model) => new CausalLm(model),

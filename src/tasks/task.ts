@@ -49,6 +49,8 @@ export interface Task<Row = unknown, Example = unknown> {
   parse(row: unknown, where: string): Row
   /** Throws FormatError, MismatchError or ConfigError when the model's tokenizer cannot be used. */
   encode(row: Row, context: EncodeContext): Encoded<Example>
+  /** The tokens of an example, and which of them are targets, for tasks that have such. */
+  tokens?(example: Example): { readonly ids: Int32Array; counts(index: number): boolean }
   /** Where examples are kept, if not in a list: packed, a million of them fit into memory. */
   makeList?(): ExampleList<Example>
   /** Fixes what the training examples decide. Throws DataError when they do not. */

@@ -101,6 +101,8 @@ export const textClassification: Task<LabeledText, LabeledExample> = {
     return { examples: [example], isTruncated }
   },
 
+  tokens: ({ inputIds }) => ({ ids: inputIds, counts: () => false }),
+
   open: (model, examples) => new TextClassification(model, examples),
 }
 

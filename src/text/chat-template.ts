@@ -5,6 +5,7 @@ import { type Directory, readAll, readJson } from '../base/bytes.js'
 import { DataError, FormatError, LowrankError } from '../base/errors.js'
 import type { Span } from './added-tokens.js'
 import type { ChatMessage } from './chat.js'
+import { CLOSE_MARK, compileJinja, marksGeneration, OPEN_MARK, type Renderer } from './jinja.js'
 
 /** What a chat is rendered with, beside its messages. */
 export interface RenderOptions {
@@ -50,12 +51,6 @@ export interface TemplateSource {
 /** The template of a list that is used, unless a chat has tools and there is one for them. */
 const DEFAULT_TEMPLATE = 'default'
 const TOOL_TEMPLATE = 'tool_use'
-
-/** Put into the text where a generated part begins and ends: characters that Unicode reserves for a program's own use. */
-const [OPEN, CLOSE] = ['\ufdd0', '\ufdd1']
-
-const GENERATION_TAG = /\{%(-?)\s*(end)?generation\s*(-?)%\}/g
-const COMMENT = /\{#[\s\S]*?#\}/g
 
 /** Special tokens that templates may name. */
 const SPECIAL_TOKENS = ['bos', 'eos', 'unk', 'sep', 'pad', 'cls', 'mask'].map((name) => `${name}_token`)
@@ -116,14 +111,14 @@ function specialTokensOf(config: Readonly<Record<string, unknown>>): Record<stri
  * @throws FormatError when it is no Jinja, or names none that can be the default
  */
 export async function compileChatTemplate(source: TemplateSource): Promise<ChatTemplate> {
-  const { Template } = await import('@huggingface/jinja')
+  const library = await import('@huggingface/jinja')
   const { name: where, specialTokens } = source
-  const compiled = new Map<string, { render(variables: Record<string, unknown>): string }>()
+  const compiled = new Map<string, Renderer>()
   const marking = new Set<string>()
   for (const [name, text] of source.texts) {
-    if (text.replace(COMMENT, '').search(GENERATION_TAG) >= 0) marking.add(name)
+    if (marksGeneration(text)) marking.add(name)
     try {
-      compiled.set(name, new Template(withMarks(text.replace(/\r\n?/g, '\n'))))
+      compiled.set(name, compileJinja(library, text))
     } catch (cause) {
       throw new FormatError({
         where,
@@ -158,7 +153,7 @@ export async function compileChatTemplate(source: TemplateSource): Promise<ChatT
       }
       let text: string
       try {
-        text = compiled.get(used)!.render(variables)
+        text = compiled.get(used)!(variables)
       } catch (cause) {
         if (cause instanceof LowrankError) throw cause
         throw new DataError({
@@ -173,13 +168,6 @@ export async function compileChatTemplate(source: TemplateSource): Promise<ChatT
   }
 }
 
-/** The template with a mark in the place of each tag. Blocks around the marks keep the tags' handling of the space beside them. */
-function withMarks(template: string): string {
-  return template.replace(GENERATION_TAG, (_, left: string, end: string | undefined, right: string) => {
-    return `{%${left} if true %}${end === undefined ? OPEN : CLOSE}{% endif ${right}%}`
-  })
-}
-
 /** The text without marks, and what was between them. */
 function readMarks(marked: string, where: string): RenderedChat {
   const generated: Span[] = []
@@ -187,11 +175,11 @@ function readMarks(marked: string, where: string): RenderedChat {
   let text = ''
   let start: number | undefined
   for (const part of parts) {
-    if (part === OPEN && start === undefined) start = text.length
-    else if (part === CLOSE && start !== undefined) {
+    if (part === OPEN_MARK && start === undefined) start = text.length
+    else if (part === CLOSE_MARK && start !== undefined) {
       if (text.length > start) generated.push({ start, end: text.length })
       start = undefined
-    } else if (part === OPEN || part === CLOSE) {
+    } else if (part === OPEN_MARK || part === CLOSE_MARK) {
       throw new DataError({ where, what: 'a character that Unicode reserves (U+FDD0 or U+FDD1)', hint: 'Remove it' })
     } else text += part
   }

@@ -37,6 +37,8 @@ const JOINED = /([^▁])▁/gu
 
 /** How a kind of tokenizer cuts a section of text without added tokens; undefined where it cannot be told. */
 export interface Cutter {
+  /** The section as it is cut: characters may be composed. */
+  normalize(section: string): string
   cut(section: string, sectionIndex: number): readonly string[] | undefined
   /** What the model takes for a piece. */
   toModel(piece: string): string
@@ -62,7 +64,8 @@ export function byteLevelCutter(definition: Json): Cutter | undefined {
   const splitters = configs.map((config) => new SPLITTERS[config.type as string](config))
   const toBytes = new ByteLevelPreTokenizer({ use_regex: false, add_prefix_space: false })
   return {
-    cut: (section) => (isNormalized && section.normalize('NFC') !== section ? undefined : splitBy(section, splitters)),
+    normalize: (section) => (isNormalized ? section.normalize('NFC') : section),
+    cut: (section) => splitBy(section, splitters),
     toModel: (piece) => toBytes(piece)[0],
     prefixLength: () => 0,
     byteLength: (token) => token.length,
@@ -104,6 +107,7 @@ export function sentencePieceCutter(definition: Json, model: PieceModel): Cutter
     return length === section.length + 1 && pieces[0]?.startsWith(SPACE)
   }
   return {
+    normalize: (section) => section,
     cut(section, sectionIndex) {
       const normalized = model.normalizer?.(section) ?? section
       const words = model.pre_tokenizer?.(normalized, { section_index: sectionIndex }) ?? [normalized]

@@ -93,22 +93,24 @@ export class PieceEncoder {
   }
 
   #encodePart(part: string, start: number, sectionIndex: number, ids: number[], tracker: SpanTracker): boolean {
-    const pieces = this.#cutter.cut(part, sectionIndex)
-    if (pieces === undefined) return false
-    let at = start - this.#cutter.prefixLength(part, pieces)
+    const normalized = this.#cutter.normalize(part)
+    const spanOf = normalized === part ? plainSpan(start) : normalizedSpan(part, start, normalized, this.#cutter)
+    const pieces = spanOf && this.#cutter.cut(normalized, sectionIndex)
+    if (spanOf === undefined || pieces === undefined) return false
+    let at = -this.#cutter.prefixLength(normalized, pieces)
     for (const text of pieces) {
-      const piece = { text, start: at, end: at + text.length }
-      at = piece.end
+      const piece = { text, ...spanOf(at, at + text.length) }
       const pieceIds = this.#idsOf(text)
       if (pieceIds === undefined) return false
       if (tracker.isDue(piece, this.#trimsSpaces)) {
-        const offsets = this.#offsetsOf(piece)
-        if (offsets === undefined) return false
-        tracker.visit(piece, ids.length, offsets, this.#trimsSpaces)
+        const tokens = this.#tokensIn(text, at, spanOf)
+        if (tokens === undefined) return false
+        tracker.visit(piece, ids.length, tokens, this.#trimsSpaces)
       }
       for (let i = 0; i < pieceIds.length; i++) ids.push(pieceIds[i])
+      at += text.length
     }
-    return at === start + part.length
+    return at === normalized.length
   }
 
   #idsOf(piece: string): readonly number[] | undefined {
@@ -130,29 +132,64 @@ export class PieceEncoder {
   /**
    * Where each token of a piece starts and ends in the text; the tokens of one character share its place.
    *
+   * @param at where the piece starts in its part
    * @returns undefined when the tokens do not spell the piece
    */
-  #offsetsOf({ text, start }: Piece): Span[] | undefined {
+  #tokensIn(piece: string, at: number, spanOf: SpanOf): PlacedToken[] | undefined {
     const characterOf: number[] = []
-    const lengthOf: number[] = []
+    const endOf: number[] = []
     let index = 0
-    for (const character of text) {
-      const byteLength = utf8Length(character)
-      for (let i = 0; i < byteLength; i++) {
-        characterOf.push(start + index)
-        lengthOf.push(character.length)
+    for (const character of piece) {
+      for (let i = utf8Length(character); i > 0; i--) {
+        characterOf.push(index)
+        endOf.push(index + character.length)
       }
       index += character.length
     }
-    let at = 0
-    const offsets = this.#tokensOf(text).map((token) => {
-      const first = at
-      at += this.#cutter.byteLength(token)
-      const last = Math.min(at, characterOf.length) - 1
-      return { start: characterOf[first], end: characterOf[last] + lengthOf[last] }
+    let byte = 0
+    const tokens = this.#tokensOf(piece).map((token) => {
+      const from = characterOf[byte]
+      byte += this.#cutter.byteLength(token)
+      const to = endOf[Math.min(byte, endOf.length) - 1]
+      const text = piece.slice(from, to)
+      return { ...spanOf(at + from, at + to), leadingSpaces: text.length - text.replace(/^ +/, '').length }
     })
-    return at === characterOf.length ? offsets : undefined
+    return byte === characterOf.length ? tokens : undefined
   }
+}
+
+/** A token in the text. */
+interface PlacedToken extends Span {
+  readonly leadingSpaces: number
+}
+
+/** Where characters of a part, as it is normalized, are in the text. */
+type SpanOf = (from: number, to: number) => Span
+
+function plainSpan(start: number): SpanOf {
+  return (from, to) => ({ start: start + from, end: start + to })
+}
+
+/** Where a part can be cut so that its halves are normalized as the whole is: no ASCII character combines with one before it. */
+const BEFORE_ASCII = /(?=[\0-\x7f])/
+
+/** The same for a part that a normalizer changes. @returns undefined when it changes more than what stands between its cuts */
+function normalizedSpan(part: string, start: number, normalized: string, cutter: Cutter): SpanOf | undefined {
+  const starts: number[] = []
+  const ends: number[] = []
+  let at = start
+  let spelled = ''
+  for (const given of part.split(BEFORE_ASCII)) {
+    const made = cutter.normalize(given)
+    const isSame = made === given
+    for (let i = 0; i < made.length; i++) {
+      starts.push(isSame ? at + i : at)
+      ends.push(isSame ? at + i + 1 : at + given.length)
+    }
+    at += given.length
+    spelled += made
+  }
+  return spelled === normalized ? (from, to) => ({ start: starts[from], end: ends[to - 1] }) : undefined
 }
 
 /** Finds the tokens of spans while pieces come by in order. */
@@ -172,20 +209,16 @@ class SpanTracker {
   }
 
   /** @param first index of the piece's first token */
-  visit(piece: Piece, first: number, offsets: readonly Span[], trimsSpaces: boolean): void {
+  visit(piece: Piece, first: number, tokens: readonly PlacedToken[], trimsSpaces: boolean): void {
     while (this.isDue(piece, trimsSpaces)) {
       const number = this.#found.length
       const border = this.#borders[number]
       const isStart = number % 2 === 0
-      const spacesOf = ({ start, end }: Span) => {
-        const token = piece.text.slice(start - piece.start, end - piece.start)
-        return trimsSpaces ? token.length - token.replace(/^ +/, '').length : 0
-      }
       const index = isStart
-        ? offsets.findIndex(({ end }) => end > border)
-        : offsets.findIndex((offset) => offset.start + spacesOf(offset) >= border)
+        ? tokens.findIndex(({ end }) => end > border)
+        : tokens.findIndex(({ start, leadingSpaces }) => start + (trimsSpaces ? leadingSpaces : 0) >= border)
       if (index < 0 && border === piece.end) return
-      this.#found.push(first + (index < 0 ? offsets.length : index))
+      this.#found.push(first + (index < 0 ? tokens.length : index))
     }
   }
 

@@ -48,9 +48,9 @@ export async function encodeRows(
   rows: Rows,
   options: EncodeOptions,
 ): Promise<{ kept: EncodedRows; heldOut: EncodedRows; maxLength: number }> {
-  const { task, model, name, isHeldOut = () => false } = options
-  const maxLength = resolveMaxLength(options.maxLength, model.contextLength)
-  const context = await contextOf(options, maxLength)
+  const { task, name, isHeldOut = () => false } = options
+  const context = await encodeContext(options)
+  const { maxLength } = context
   const [kept, heldOut] = [emptyRows(task), emptyRows(task)]
   let pausedAt = performance.now()
   let count = 0
@@ -75,9 +75,16 @@ function emptyRows(task: Task): EncodedRows {
   return { examples: task.makeList?.() ?? [], rows: 0, truncatedRecords: 0, skippedRecords: 0 }
 }
 
-/** What rows are encoded for. The chat template is read before, since that takes time, and told of when a row needs it. */
-async function contextOf(options: EncodeOptions, maxLength: number): Promise<EncodeContext> {
+/**
+ * What rows are encoded for. The chat template is read before, since that takes time, and told of when a row needs it.
+ *
+ * @throws ConfigError for a limit that the model cannot have
+ */
+export async function encodeContext(
+  options: Pick<EncodeOptions, 'model' | 'maxLength' | 'chatTemplate' | 'chatTemplateArgs'>,
+): Promise<EncodeContext> {
   const { model, chatTemplate, chatTemplateArgs } = options
+  const maxLength = resolveMaxLength(options.maxLength, model.contextLength)
   const loaded = await loadChatTemplate(model.directory, chatTemplate).then(
     (template) => ({ template }),
     (error: unknown) => ({ error }),

@@ -2,7 +2,7 @@
 // head as they are.
 
 import { MismatchError } from '../base/errors.js'
-import type { Matrix } from '../base/tensor.js'
+import { transpose } from '../linalg/product.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 
 /** A trained tensor of an adapter, in the graph's form. */
@@ -34,9 +34,9 @@ function slotsOf(adapter: LoraAdapter): Map<string, Slot> {
       },
     })
     slots.set(`${name}.B`, {
-      read: () => transposed(layer.weightB).data as Float32Array,
+      read: () => Float32Array.from(transpose(layer.weightB).data),
       write: (values) => {
-        layer.weightB = transposed({ data: values, shape: [layer.rank, layer.d] })
+        layer.weightB = transpose({ data: values, shape: [layer.rank, layer.d] })
       },
     })
   }
@@ -53,13 +53,4 @@ function slotOf(slots: ReadonlyMap<string, Slot>, name: string): Slot {
   const slot = slots.get(name)
   if (slot === undefined) throw new MismatchError({ where: name, what: 'the adapter has no such tensor' })
   return slot
-}
-
-/** (n, m) → (m, n), in f32. */
-function transposed({ data, shape: [rows, columns] }: Matrix): Matrix {
-  const result = new Float32Array(data.length)
-  for (let row = 0; row < rows; row++) {
-    for (let column = 0; column < columns; column++) result[column * rows + row] = data[row * columns + column]
-  }
-  return { data: result, shape: [columns, rows] }
 }

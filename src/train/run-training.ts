@@ -1,8 +1,9 @@
 // What a trainer does once it is told to: reads and encodes the records, makes the adapter for the model, and trains it.
 
-import { MismatchError } from '../base/errors.js'
+import { listed, MismatchError } from '../base/errors.js'
 import { Random } from '../base/random.js'
 import { readRows } from '../data/read-rows.js'
+import { isByteSource, isDirectory } from '../data/source.js'
 import { planSplit } from '../data/split.js'
 import { findLinears, type ModuleMap } from '../graph/match/linears.js'
 import { matchTargets } from '../graph/match/match.js'
@@ -93,9 +94,11 @@ async function encode(
   return encoded
 }
 
-/** What messages call the data: a file or folder by its own name. */
+/** What messages call the data: files and folders by their own names. */
 function nameOf(data: TrainingData, name: string): string {
-  return 'name' in data && typeof data.name === 'string' ? data.name : name
+  const files = Array.isArray(data) ? data : [data]
+  const names = files.map((file) => (isByteSource(file) || isDirectory(file) ? file.name : undefined))
+  return names.length > 0 && !names.includes(undefined) ? listed(names as string[]) : name
 }
 
 async function newAdapter(

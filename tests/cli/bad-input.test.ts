@@ -68,7 +68,7 @@ const TRAIN: [what: string, args: () => string[], message: RegExp][] = [
     /model\.onnx: .*ONNX/,
   ],
   ['missing data', () => ['--data', join(scratch, 'nothing.jsonl')], /nothing\.jsonl: no such file/],
-  ['data that is a folder', () => ['--data', MODEL], /union-3m: is a folder/],
+  ['data that is a folder', () => ['--data', MODEL], /union-3m: this folder holds a model/],
   ['data with a broken line', () => ['--data', file('broken.jsonl', '{"text": "a b c"}\n{"text": \n')], /line 2/],
   ['empty data', () => ['--data', file('empty.jsonl', '\n\n')], /empty\.jsonl: it holds no records/],
   ['records without fields', () => ['--data', file('fields.jsonl', '{"txt": "a"}')], /line 1: .*"?text/],
@@ -318,12 +318,15 @@ describe('the other commands refuse', () => {
 
 describe('wrong usage', () => {
   it.concurrent.each<[string[], RegExp]>([
-    [['train'], /--model DIR\|FILE is missing/],
+    [['train'], /--model DIR\|FILE\|ID is missing/],
     [
       ['train', ...QUICK, '--out', 'x', '--lerning-rate', '1'],
       /no option --lerning-rate; did you mean --learning-rate\?/,
     ],
-    [['train', ...QUICK, '--out', 'x', '--task', 'classification'], /--task classification is not built yet/],
+    [
+      ['train', ...QUICK, '--out', 'x', '--task', 'classification'],
+      /--task is one of causal-lm, text-classification; got 'classification'/,
+    ],
     [
       ['merge', '--base', 'a', '--adapter', 'b', '--out', 'x', '--shards', '2/2'],
       /--shards counts jobs from 0; got '2\/2'; the last of 2 jobs is 1\/2/,
@@ -333,13 +336,12 @@ describe('wrong usage', () => {
       ['merge', '--base', 'a', '--adapter', 'b', '--out', 'x', '--max-shard-size', '0'],
       /--max-shard-size is a size such as 5GB; got '0'/,
     ],
-    [['train', ...QUICK, '--out', 'x', '--task', 'embedding'], /--task embedding is not built yet/],
     [['train', ...QUICK, '--out', 'x', '--schedule', 'step'], /--schedule is one of cosine, linear, constant/],
     [['train', ...QUICK, '--out', 'x', '--resume', '--overwrite'], /exclude each other/],
-    [['merge', '--base', MODEL, '--out', 'x'], /--adapter DIR is missing/],
+    [['merge', '--base', MODEL, '--out', 'x'], /--adapter DIR\|ID is missing/],
     [['merge', '--base', MODEL, '--weight', '1', '--adapter', PEFT, '--out', 'x'], /--weight W comes after/],
     [['generate', '--model', MODEL], /--prompt TEXT is missing/],
-    [['inspect'], /takes one PATH/],
+    [['inspect'], /takes one SOURCE/],
     [['inspekt', 'x'], /did you mean inspect\?/],
     [['--model', 'x'], /the command comes first/],
   ])('%j exits with 2', async (args, message) => {

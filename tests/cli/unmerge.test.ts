@@ -86,7 +86,7 @@ describe('lowrank unmerge', () => {
     expect(onnx.stderr).toMatch(/safetensors checkpoints only/)
     const missing = await unmerge(place('merged-bf16'), place('missing'), '--original', MODEL)
     expect(missing.code).toBe(2)
-    expect(missing.stderr).toMatch(/--adapter DIR is missing/)
+    expect(missing.stderr).toMatch(/--adapter DIR\|ID is missing/)
     const absent = await unmerge(place('merged-bf16'), place('absent'), '--adapter', adapter, '--original', place('no'))
     expect(absent.code).toBe(1)
     for (const name of ['onnx', 'missing', 'absent']) expect(existsSync(place(name))).toBe(false)

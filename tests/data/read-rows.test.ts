@@ -244,6 +244,11 @@ describe('sources', () => {
 
   it.each([
     [new MemoryDirectory({ 'model.onnx': '' }), 'no data in this folder', DataError],
+    [
+      new MemoryDirectory({ 'config.json': '{}', 'a.jsonl': '' }),
+      'holds a model or an adapter (config.json)',
+      DataError,
+    ],
     [new MemoryDirectory({ 'train.jsonl': '', 'test.jsonl': '' }), 'parts for training and for testing', DataError],
     [7 as never, 'neither records nor a file; got number', ConfigError],
     [null as never, 'got null', ConfigError],

@@ -17,22 +17,11 @@ import {
   unmerge,
 } from '../../src/node.js'
 import { oneThread } from '../infer/models.js'
+import { golden, MODEL, publish } from '../io/hub/publish.js'
 import { current } from '../io/hub/toolkit.js'
 
-const ROOT = path.join(import.meta.dirname, '../..')
-const MODEL = path.join(ROOT, 'models', 'union-3m')
-const ADAPTER = path.join(ROOT, 'tests', 'golden', 'peft', 'f32')
+const ADAPTER = golden('f32')
 const RUN = ['config.json', 'generation_config.json', 'onnx/model.onnx', 'tokenizer.json', 'tokenizer_config.json']
-
-function filesOf(folder: string): Record<string, Uint8Array> {
-  const entries = readdirSync(folder, { recursive: true, withFileTypes: true }).filter((entry) => entry.isFile())
-  return Object.fromEntries(
-    entries.map(({ parentPath, name }) => {
-      const file = path.join(parentPath, name)
-      return [path.relative(folder, file).split(path.sep).join('/'), readFileSync(file)]
-    }),
-  )
-}
 
 /** Workers run what is built; in this thread the sources run. */
 const runtime = { module: oneThread }
@@ -42,10 +31,9 @@ const outer = { ...process.env }
 beforeEach(() => {
   process.env.HF_HOME = current.home
   process.env.HF_ENDPOINT = current.hub.endpoint
-  const lfs = ['onnx/model.onnx', 'model.safetensors', 'adapter_model.safetensors']
-  const picture = { 'picture.png': new Uint8Array(10), 'pytorch_model.bin': new Uint8Array(10) }
-  current.hub.repositories.set('org/union', { files: { ...filesOf(MODEL), ...picture }, lfs })
-  current.hub.repositories.set('org/lora', { files: filesOf(ADAPTER), lfs })
+  const others = { 'picture.png': new Uint8Array(10), 'pytorch_model.bin': new Uint8Array(10) }
+  publish(current.hub, 'org/union', MODEL, others)
+  publish(current.hub, 'org/lora', ADAPTER)
 })
 
 afterEach(() => {
@@ -95,6 +83,11 @@ describe('the Hub', () => {
 
   test('merge and unmerge write what they write from paths, with the files that belong to the base', async () => {
     const plan = await planMerge({ base: 'org/union', adapters: 'org/lora', out: out('planned') })
+    const ranges = current.hub.seen
+      .filter(({ path: url }) => url.endsWith('/model.safetensors'))
+      .map(({ range }) => range)
+    expect(ranges.length).toBeGreaterThan(0)
+    expect(ranges).not.toContain(undefined)
     const report = await merge({ base: 'org/union', adapters: ['org/lora'], out: out('from-hub'), threads: 1 })
     await merge({ base: MODEL, adapters: ADAPTER, out: out('from-path'), threads: 1 })
     expect(plan.changed).toBe(report.changed)
@@ -128,9 +121,9 @@ describe('the Hub', () => {
   })
 
   test('toPlain finds a start in a checkpoint of the Hub', async () => {
-    current.hub.repositories.set('org/olora', { files: filesOf(path.join(ROOT, 'tests', 'golden', 'peft', 'olora')) })
+    publish(current.hub, 'org/olora', golden('olora'))
     const plain = await toPlain('org/olora', { base: 'org/union' })
-    const local = await toPlain(path.join(ROOT, 'tests', 'golden', 'peft', 'olora'), { base: MODEL })
+    const local = await toPlain(golden('olora'), { base: MODEL })
     expect(plain.summary()).toEqual(local.summary())
   })
 

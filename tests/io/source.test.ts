@@ -94,6 +94,12 @@ describe('parseSource', () => {
     }
   })
 
+  test('does not repeat a password', () => {
+    const refused = () => inNode('https://me:secret@example.com/x')
+    expect(refused).toThrow(/^model: a name or a password in a URL/)
+    expect(refused).not.toThrow(/secret/)
+  })
+
   test('names the argument when a caller gives something else', () => {
     for (const value of [undefined, null, 7, {}]) {
       expect(() => inNode(value as unknown as string)).toThrow(/^model: names nothing; expected a path, org\/name/)

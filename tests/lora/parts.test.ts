@@ -6,6 +6,8 @@ import { LoraAdapter } from '../../src/lora/adapter.js'
 import { tensorsOf } from '../../src/lora/part.js'
 import { random } from './matrices.js'
 
+const plain = (value: unknown) => value as never
+
 const values = (...shape: number[]) => {
   const count = shape.reduce((product, dim) => product * dim, 1)
   return { data: Float32Array.from({ length: count }, (_, i) => Math.sin(i + 1)), shape }
@@ -152,4 +154,22 @@ test('values that do not fit are refused', () => {
   const head = adapter.addReplacement('head.weight', values(2, 2))
   expect(() => head.attachBase(values(4))).toThrow('expected (2, 2), got (4)')
   expect(adapter.size).toBe(2)
+})
+
+test('what plain JavaScript may hand over ends in an error of ours', () => {
+  const adapter = new LoraAdapter()
+  for (const bad of [undefined, null, 1, 'x', [], {}, { data: [1], shape: [1] }, { data: new Float32Array(1) }]) {
+    expect(() => adapter.addReplacement('head.weight', plain(bad))).toThrow(ConfigError)
+    expect(() => adapter.addTokenRows('e', [1], plain(bad))).toThrow(ConfigError)
+    expect(() =>
+      adapter.addTokenRows('e', plain(bad === null || typeof bad !== 'object' ? bad : ['a']), values(1, 4)),
+    ).toThrow(ConfigError)
+  }
+  for (const bad of [undefined, null, 1, {}]) {
+    expect(() => adapter.addReplacement(plain(bad), values(1))).toThrow(ConfigError)
+    expect(() => adapter.addTokenRows(plain(bad), [1], values(1, 4))).toThrow(ConfigError)
+  }
+  expect(() => adapter.addReplacement('head.weight', values(1), plain({ trained: true }))).toThrow(/trained: /)
+  expect(() => adapter.addReplacement('head.weight', values(1), plain({ isTrained: 1 }))).toThrow(ConfigError)
+  expect(adapter.size).toBe(0)
 })

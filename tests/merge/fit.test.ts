@@ -121,7 +121,10 @@ describe('what does not fit is told part by part', () => {
   test('tied embeddings are a note: a merge can be told what to do', async () => {
     const folder = new MemoryDirectory()
     await saveAdapter(adapter({ lm_head: [10, 8] }), folder)
-    const fit = await fitCheckpoint(await base(sketches, { config: { tie_word_embeddings: true } }), folder)
+    const fit = await fitCheckpoint(
+      await base(sketches, { config: { model_type: 'llama', tie_word_embeddings: true } }),
+      folder,
+    )
     expect(fit).toMatchObject({ fits: true, isTied: true })
     expect(fit.parts[0]).toMatchObject({ tensor: 'model.embed_tokens.weight', problem: null })
     expect(fit.notes).toEqual([

@@ -60,14 +60,26 @@ export interface BaseOptions {
   seed?: number
   config?: Record<string, unknown>
   files?: Record<string, string>
+  /** Tensors with the values of another. */
+  copies?: Record<string, string>
   /** Distributes the tensors over so many shards, in turn. Default: a single file. */
   shards?: number
 }
 
 /** A model folder in memory. */
 export async function base(sketches: readonly TensorSketch[], options: BaseOptions = {}): Promise<MemoryDirectory> {
-  const { seed, config = { model_type: 'llama', tie_word_embeddings: false }, files = {}, shards = 1 } = options
-  const list = tensors(sketches, seed)
+  const {
+    seed,
+    config = { model_type: 'llama', tie_word_embeddings: false },
+    files = {},
+    shards = 1,
+    copies = {},
+  } = options
+  const own = tensors(sketches, seed)
+  const list = own.map((tensor) => ({
+    ...tensor,
+    data: (own.find(({ name }) => name === copies[tensor.name]) ?? tensor).data,
+  }))
   const directory = new MemoryDirectory({ 'config.json': JSON.stringify(config), ...files }, 'base')
   if (shards === 1) {
     directory.files.set('model.safetensors', await safetensors(list))

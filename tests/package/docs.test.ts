@@ -3,13 +3,17 @@
 
 import { spawnSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
-import { existsSync, readdirSync, readFileSync, rmSync, symlinkSync } from 'node:fs'
+import { cpSync, existsSync, readdirSync, readFileSync, rmSync, symlinkSync } from 'node:fs'
 import { dirname, join } from 'node:path'
-import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import { type Consumer, installConsumer, link, repository } from './consumer.js'
 
 /** Later pages use what earlier ones made. */
-const PAGES = ['training', 'sessions', 'adapters', 'merging', 'inspecting-adapters']
+const PAGES = ['training', 'data', 'models', 'sessions', 'adapters', 'merging', 'inspecting-adapters']
+
+/** What the pages open on the Hub is in the cache, by the bundled model. */
+const HUB_MODELS = ['HuggingFaceTB/SmolLM2-135M-Instruct']
+const COMMIT = '0'.repeat(40)
 
 const BINARY = 'node_modules/lowrank/dist/cli/main.js'
 
@@ -37,8 +41,19 @@ describe('the pages of docs/', () => {
     link(consumer, 'onnxruntime-node')
     for (const folder of ['models', 'tests'])
       symlinkSync(join(repository, folder), join(consumer.folder, folder), 'junction')
+    for (const id of HUB_MODELS) {
+      const cached = `hub-home/hub/models--${id.replace('/', '--')}`
+      consumer.write(`${cached}/refs/main`, COMMIT)
+      const snapshot = join(consumer.folder, cached, 'snapshots', COMMIT)
+      cpSync(join(repository, 'models', 'union-3m'), snapshot, { recursive: true })
+    }
+    vi.stubEnv('HF_HOME', join(consumer.folder, 'hub-home'))
+    vi.stubEnv('HF_HUB_OFFLINE', '1')
   })
-  afterAll(() => consumer?.remove())
+  afterAll(() => {
+    vi.unstubAllEnvs()
+    consumer?.remove()
+  })
 
   it('are all here', () => {
     const pages = readdirSync(join(repository, 'docs')).filter((name) => name.endsWith('.md'))

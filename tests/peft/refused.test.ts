@@ -37,14 +37,42 @@ describe('settings that change what the weights mean', () => {
     ['init_lora_weights', 'loftq'],
     ['init_lora_weights', 'something new'],
     ['init_lora_weights', 'pissa_niter_'],
-    ['a_field_of_tomorrow', 1],
-    ['a_field_of_tomorrow', { on: true }],
   ])('%s: %j', async (key, value) => {
     const error = await failure(await adapterFolder({ ...CONFIG, [key]: value }))
     expect(error).toBeInstanceOf(UnsupportedError)
     expect(error.where).toBe(`adapter/adapter_config.json: ${key}`)
     expect(error.got).toBe(JSON.stringify(value))
   })
+})
+
+test.each([1, { on: true }])(
+  'a setting that nobody knows is noted, as PEFT passes over it, and refused by strict: %j',
+  async (value) => {
+    const directory = await adapterFolder({ ...CONFIG, a_field_of_tomorrow: value })
+    const { notes, config } = await loadAdapter(directory)
+    expect(notes).toEqual([
+      expect.stringMatching(/a_field_of_tomorrow: a setting that is not known: PEFT 0\.21 ignores it/),
+    ])
+    expect(config.peftFields.a_field_of_tomorrow).toEqual(value)
+    await expect(loadAdapter(directory, { strict: true })).rejects.toMatchObject({
+      code: 'UNSUPPORTED',
+      where: 'adapter/adapter_config.json: a_field_of_tomorrow',
+    })
+  },
+)
+
+test.each<[string, unknown]>([
+  ['lora_alpha', 0],
+  ['lora_alpha', -4],
+  ['alpha_pattern', { q_proj: 0 }],
+  ['lora_dropout', 1],
+  ['layers_pattern', ''],
+  ['trainable_token_indices', {}],
+  ['trainable_token_indices', []],
+])('%s: %j is taken as PEFT takes it', async (key, value) => {
+  const adapter = await loadAdapter(await adapterFolder({ ...CONFIG, [key]: value }))
+  const alpha = key === 'lora_alpha' ? (value as number) : key === 'alpha_pattern' ? 0 : CONFIG.lora_alpha
+  expect(adapter.layer('q_proj').scaling).toBe(alpha / CONFIG.r)
 })
 
 test('settings without effect, or switched off, are carried along as they are', async () => {
@@ -69,9 +97,8 @@ describe('values out of range', () => {
     ['r', -1],
     ['r', 1.5],
     ['r', '2'],
-    ['lora_alpha', 0],
     ['lora_alpha', '4'],
-    ['lora_dropout', 1],
+    ['lora_dropout', 1.5],
     ['lora_dropout', true],
     ['target_modules', 7],
     ['target_modules', '('],
@@ -255,6 +282,7 @@ describe('files', () => {
     ['one key twice', '{"peft_type": "LORA", "r": 2, "r": 4}', /"r" occurs twice/],
     ['no number', '{"peft_type": "LORA", "lora_alpha": NaN}', /not valid JSON/],
     ['no adapter’s', '{"model_type": "llama"}', /no peft_type/],
+    ['that of mlx-lm', '{"fine_tune_type": "lora", "lora_parameters": {"rank": 8}}', /adapter of mlx-lm/],
   ])('a config that is %s', async (_, text, message) => {
     const error = await failure(await adapterFolder(text))
     expect(error.message).toMatch(/^adapter\/adapter_config\.json: /)
@@ -274,9 +302,10 @@ describe('files', () => {
     )
   })
 
-  test('__proto__ in a config pollutes nothing and is refused like any unknown field', async () => {
+  test('__proto__ in a config pollutes nothing and is noted like any unknown field', async () => {
     const text = `{"__proto__": {"r": 64}, ${JSON.stringify(CONFIG).slice(1)}`
-    expect((await failure(await adapterFolder(text))).message).toMatch(/adapter_config\.json: __proto__: /)
+    const { notes } = await loadAdapter(await adapterFolder(text))
+    expect(notes).toEqual([expect.stringMatching(/adapter_config\.json: __proto__: /)])
     const nested = `{"rank_pattern": {"__proto__": 2}, "auto_mapping": {"__proto__": {"x": 1}}, ${JSON.stringify(CONFIG).slice(1)}`
     const { config } = await loadAdapter(await adapterFolder(nested))
     expect(Object.keys(config.rankPattern)).toEqual(['__proto__'])

@@ -4,6 +4,7 @@ import { describe, expect, test } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { FileError } from '../../src/base/errors.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
+import type { LoraConfigInput } from '../../src/lora/config.js'
 import { loadAdapter, saveAdapter } from '../../src/peft/adapter-folder.js'
 
 /** An adapter whose every part tells which one it is: alpha in the config, a value in the weights. */
@@ -119,4 +120,62 @@ test('rows of tokens that the config does not name are named in the folder', asy
   expect(loaded.config.trainableTokenIndices).toEqual({ embed_tokens: [7] })
   expect(loaded.get('embed_tokens[tokens]')).toMatchObject({ module: 'embed_tokens', indices: [7], ...row })
   expect(adapter.config.trainableTokenIndices).toBeUndefined()
+})
+
+describe('a new head', () => {
+  const headless = (config: LoraConfigInput = {}) => {
+    const adapter = new LoraAdapter({ rank: 1, targetModules: ['q'], ...config })
+    adapter.addLayerOfShape('q', [2, 2])
+    return adapter
+  }
+  const values = (...shape: number[]) => {
+    const data = new Float32Array(shape.reduce((product, dim) => product * dim, 1))
+    return { data: data.map((_, i) => i / 4), shape }
+  }
+  const fieldsOf = (directory: MemoryDirectory) => {
+    return JSON.parse(new TextDecoder().decode(directory.files.get('adapter_config.json')))
+  }
+
+  test('is saved as modules_to_save, which the config then names, and loads as trained', async () => {
+    const adapter = headless({ modulesToSave: ['norm'] })
+    adapter.addReplacement('model.norm.weight', values(3))
+    adapter.addReplacement('classifier.dense.weight', values(2, 3))
+    adapter.addReplacement('classifier.dense.bias', values(2))
+    adapter.addReplacement('classifier.out_proj.weight', values(2, 2))
+    const directory = new MemoryDirectory()
+    await saveAdapter(adapter, directory)
+    expect(fieldsOf(directory).modules_to_save).toEqual(['norm', 'classifier.dense', 'classifier.out_proj'])
+    const loaded = await loadAdapter(directory)
+    expect(loaded.parts('replacement').map(({ name, isTrained }) => [name, isTrained])).toEqual([
+      ['classifier.dense.bias', true],
+      ['classifier.dense.weight', true],
+      ['classifier.out_proj.weight', true],
+      ['model.norm.weight', true],
+    ])
+    expect(loaded.get('classifier.dense.weight', 'replacement')?.weight).toEqual(values(2, 3))
+    expect(loaded.totalTrainableParams()).toBe(adapter.totalTrainableParams())
+    expect(adapter.config.modulesToSave).toEqual(['norm'])
+    const again = new MemoryDirectory()
+    await saveAdapter(loaded, again)
+    expect(again.files).toEqual(directory.files)
+  })
+
+  test('embeddings that are trained are named, those that are only saved along are not', async () => {
+    for (const isTrained of [true, false]) {
+      const adapter = headless()
+      adapter.addReplacement('model.embed_tokens.weight', values(4, 3), { isTrained })
+      const directory = new MemoryDirectory()
+      await saveAdapter(adapter, directory)
+      expect(fieldsOf(directory).modules_to_save).toEqual(isTrained ? ['model.embed_tokens'] : null)
+      expect((await loadAdapter(directory)).get('model.embed_tokens.weight')).toMatchObject({ isTrained })
+    }
+  })
+
+  test('biases that the config claims need no name', async () => {
+    const adapter = headless({ bias: 'all' })
+    adapter.addReplacement('model.norm.bias', values(3))
+    const directory = new MemoryDirectory()
+    await saveAdapter(adapter, directory)
+    expect(fieldsOf(directory).modules_to_save).toBeNull()
+  })
 })

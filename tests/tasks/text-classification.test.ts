@@ -136,6 +136,8 @@ describe.each(['encoder', 'classifier'])('the export of the %s', (name) => {
     expect(report.labels).toEqual(golden.labels)
     const config = JSON.parse(new TextDecoder().decode(whole.files.get('adapter_config.json')))
     expect(config.task_type).toBe('SEQ_CLS')
+    const marker = JSON.parse(new TextDecoder().decode(whole.files.get('lowrank.json')))
+    expect(marker).toMatchObject({ status: 'finished', task: 'text-classification', labels: golden.labels })
     expect(config.modules_to_save).toEqual(name === 'encoder' ? ['classifier', 'pooler'] : ['classifier'])
     expect(adapter.names()).toContain('bert.encoder.layer.0.attention.self.query')
     const saved = await loadAdapter(whole)

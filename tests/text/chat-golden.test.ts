@@ -70,12 +70,14 @@ describe('rendered chats equal those of transformers', () => {
 describe('token ids and counted tokens equal those of transformers', () => {
   const union = JSON.parse(readFileSync('models/union-3m/tokenizer.json', 'utf8'))
   const trimming = { ...union, post_processor: { type: 'ByteLevel', trim_offsets: true } }
+  const composing = { ...union, normalizer: { type: 'NFC' } }
   const small = json('sentencepiece.json')
   /** The same, by the way for tokenizers that are not cut into pieces. */
   const whole = { ...small, model: { ...small.model, ignore_merges: true } }
   const kinds: [string, string, Tokenizer, object][] = [
     ['byte-level', 'byte-level', withSpecial(union, 'union'), UNION_TOKENS],
     ['byte-level, without leading spaces', 'trimming', withSpecial(trimming, 'union'), UNION_TOKENS],
+    ['byte-level, composed', 'composing', withSpecial(composing, 'union'), UNION_TOKENS],
     ['sentencepiece', 'sentencepiece', withSpecial(small, 'small'), { bos_token: '<s>', eos_token: '</s>' }],
     ['sentencepiece, whole', 'sentencepiece', withSpecial(whole, 'small'), { bos_token: '<s>', eos_token: '</s>' }],
   ]

@@ -83,7 +83,8 @@ export class TrainableLinears {
         const { scaling } = byLinear.get(linear) as Branch
         const { weightA, weightB } = loraInputs(linear.name)
         const x = dropout > 0 ? this.#drop(linear) : linear.input
-        const alpha = { float: scaling / keep }
+        // With dropout 1 nothing is kept, and nothing is to grow.
+        const alpha = { float: keep === 0 ? 0 : scaling / keep }
         const low = g.op('Gemm', [x, weightA], { transB: 1 }) // (rows, k) @ (k, r)
         return g.node('Gemm', base === undefined ? [low, weightB] : [low, weightB, base], { alpha })
       },

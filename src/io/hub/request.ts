@@ -86,7 +86,7 @@ export async function request(
           cancel: () => drop(response, watch),
         }
       }
-      await drop(response, watch)
+      await response.body?.cancel().catch(() => {})
       url = redirected(url, location)
     }
   } catch (cause) {

@@ -113,7 +113,7 @@ export async function locate(target: string): Promise<Location> {
     isDirectory = (await stat(target)).isDirectory()
   } catch (cause) {
     if (codeOf(cause) !== 'ENOENT' || !HUB_NAME.test(target)) throw fileError(target, 'cannot be read', cause)
-    const hint = 'Nothing is fetched from the Hub: download it, and name its folder'
+    const hint = `A model of the Hub is hf:${target} where a local folder has the name of its owner`
     throw new FileError({ where: target, what: REASONS.ENOENT, hint, cause })
   }
   if (isDirectory) return { directory: new NodeDirectory(target), file: undefined }

@@ -3,7 +3,20 @@
 
 import { type ByteSink, type ByteSource, type Directory, splitName } from '../../base/bytes.js'
 import { FileError } from '../../base/errors.js'
+import { checkArgument, FUNCTION, hasMethods, kind } from '../../base/options.js'
 import { BlobSource } from './files.js'
+
+/** A File of a browser. */
+export function isFile(value: unknown): value is File {
+  return hasMethods(value, 'slice', 'arrayBuffer') && typeof (value as Partial<File>).name === 'string'
+}
+
+/** Files that a user picked. */
+export const FILES = kind('a list of Files, such as an input has', (value) => {
+  return hasMethods(value, Symbol.iterator) && [...(value as Iterable<unknown>)].every(isFile)
+})
+
+const HANDLE = kind('a FileSystemDirectoryHandle', (value) => hasMethods(value, 'getFileHandle', 'getDirectoryHandle'))
 
 /** Files that a user picked or dropped, as a folder that can be read but not written. */
 export class FilesDirectory implements Directory {
@@ -16,6 +29,7 @@ export class FilesDirectory implements Directory {
    * @param name for messages. Default: the folder's
    */
   constructor(files: Iterable<File>, name?: string) {
+    checkArgument(files, FILES, 'files')
     let folder: string | undefined
     for (const file of files) {
       // folder/name or folder/inner/name
@@ -76,9 +90,10 @@ export class HandleDirectory implements Directory {
    * @param handle from `navigator.storage.getDirectory()`, `showDirectoryPicker({ mode: 'readwrite' })`, or a folder in one of them
    * @param name for messages. Default: the handle's
    */
-  constructor(handle: FolderHandle, name = handle.name || 'opfs') {
+  constructor(handle: FolderHandle, name?: string) {
+    checkArgument(handle, HANDLE, 'handle')
     this.#handle = handle
-    this.name = name
+    this.name = name ?? (handle.name || 'opfs')
   }
 
   list(): Promise<string[]> {
@@ -175,6 +190,7 @@ export class StreamDirectory implements Directory {
 
   /** @param open gives the stream of a file; undefined drops what would be written */
   constructor(open: OpenStream, name = 'streams') {
+    checkArgument(open, FUNCTION, 'open')
     this.#open = open
     this.name = name
   }

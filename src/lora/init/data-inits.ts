@@ -2,28 +2,30 @@
 // Whoever trains hands these in; the results are PEFT's (tuners/lora: layer.py, corda.py, eva.py of 0.21), up to the signs of singular vectors.
 
 import { ConfigError, ShapeError, StateError } from '../../base/errors.js'
+import { checkArgument, kind } from '../../base/options.js'
 import { Random } from '../../base/random.js'
 import { checkShape, F64, formatShape, type Matrix, type MatrixLike, toMatrix, zeros } from '../../base/tensor.js'
 import { addScaled, copyAs, product } from '../../linalg/product.js'
 import type { Svd } from '../../linalg/svd.js'
 import { LoraAdapter } from '../adapter.js'
-import { subtractProduct, where } from '../factors.js'
+import { addDelta, type FactorPair } from '../delta.js'
+import { where } from '../factors.js'
 import type { LoraLayer } from '../layer.js'
 import { requirePlain } from '../requirements.js'
-import { balanced, type FactorPair, lastTriples, leadingTriples } from './decomposed.js'
+import { balanced, lastTriples, leadingTriples } from './decomposed.js'
 import { changesBase, type Init } from './inits.js'
 
 /** How `loraGaInitialize` turns a gradient into factors; defaults are PEFT's. */
 export interface LoraGaOptions {
   /** Which of the gradient's leading 2r singular triples go to A and which to B. Default ArB2r: the first r to A, the next to B. */
-  direction?: 'ArBr' | 'A2rBr' | 'ArB2r' | 'random'
+  direction?: 'ArBr' | 'A2rBr' | 'ArB2r' | 'random' | undefined
   /** How large B is. Default `stable`: d^¼/√γ. */
-  scale?: 'stable' | 'weight-svd' | 'gd-scale' | 'unit'
+  scale?: 'stable' | 'weight-svd' | 'gd-scale' | 'unit' | undefined
   /** γ. Default 16. */
-  gamma?: number
+  gamma?: number | undefined
 }
 
-/** LoRA-GA, as the public function of this name says (index/deferred.ts). */
+/** LoRA-GA, as the public function of this name says (index/init.ts). */
 export function loraGaInitialize(layer: LoraLayer, gradient: MatrixLike, options: LoraGaOptions = {}): void {
   const { direction = 'ArB2r', scale = 'stable', gamma = 16 } = options
   const weight = originalWeight(layer, 'lora-ga')
@@ -82,12 +84,12 @@ function chosenTriples(
 /** How `cordaInitialize` adapts a layer to its inputs; defaults are PEFT's. */
 export interface CordaOptions {
   /** `ipm` adapts what the inputs use most, `kpm` what they use least. Default ipm. */
-  method?: 'ipm' | 'kpm'
+  method?: 'ipm' | 'kpm' | undefined
   /** This share of the mean of C's diagonal is added to its diagonal. Default 0.01. */
-  damping?: number
+  damping?: number | undefined
 }
 
-/** CorDA, as the public function of this name says (index/deferred.ts). */
+/** CorDA, as the public function of this name says (index/init.ts). */
 export function cordaInitialize(layer: LoraLayer, covariance: MatrixLike, options: CordaOptions = {}): void {
   const { method = 'ipm', damping = 0.01 } = options
   const { rank, k, scaling } = layer
@@ -106,11 +108,17 @@ export function cordaInitialize(layer: LoraLayer, covariance: MatrixLike, option
   startFrom(layer, weight, balanced({ u, s, vt }, scaling))
 }
 
-/** LoftQ, as the public function of this name says (index/deferred.ts). */
+/** How `loftqInitialize` finds the factors. */
+export interface LoftqOptions {
+  /** How often Q and s·B·A are found in turns; 1 where Q is given. Default 1. */
+  iterations?: number | undefined
+}
+
+/** LoftQ, as the public function of this name says (index/init.ts). */
 export function loftqInitialize(
   layer: LoraLayer,
   quantize: (weight: Matrix) => MatrixLike,
-  { iterations = 1 }: { iterations?: number } = {},
+  { iterations = 1 }: LoftqOptions = {},
 ): void {
   if (changesBase(layer.config.init)) {
     throw new ConfigError({
@@ -138,21 +146,23 @@ export function loftqInitialize(
     layer.baseWeight = copyAs(quantized, weight.data)
     layer.weightA = pair.weightA
     layer.weightB = pair.weightB
-    toQuantize = product(pair.weightB, pair.weightA, { scale: -layer.scaling, addTo: copyAs(weight, F64) })
+    toQuantize = addDelta(copyAs(weight, F64), pair, -layer.scaling)
   }
 }
 
 /** How `evaInitialize` spreads ranks over layers; defaults are PEFT's. */
 export interface EvaOptions {
   /** A layer's rank may grow to ρ times its own. Default 2; 1 leaves ranks alone. */
-  rho?: number
+  rho?: number | undefined
   /** Divides each direction by the root of its singular value. Default false. */
-  whiten?: boolean
+  whiten?: boolean | undefined
   /** Alphas follow ranks, so that scalings stay. Default true. */
-  adjustAlpha?: boolean
+  adjustAlpha?: boolean | undefined
 }
 
-/** EVA, as the public function of this name says (index/deferred.ts). */
+const PAIR = kind('[name, inputs] of a layer', (value) => Array.isArray(value) && typeof value[0] === 'string')
+
+/** EVA, as the public function of this name says (index/init.ts). */
 export function evaInitialize(
   adapter: LoraAdapter,
   inputs: Iterable<readonly [name: string, inputs: MatrixLike]>,
@@ -162,7 +172,9 @@ export function evaInitialize(
   if (!(rho >= 1)) throw new ConfigError({ where: 'rho', what: 'not usable', expected: 'at least 1', got: `${rho}` })
   requirePlain(adapter, 'EVA')
   const found = new Map<string, Directions>()
-  for (const [name, x] of inputs) {
+  for (const entry of inputs) {
+    checkArgument(entry, PAIR, 'inputs')
+    const [name, x] = entry
     const layer = adapter.layer(name)
     const count = Math.min(halfToEven(layer.rank * rho), layer.d, layer.k)
     found.set(name, principalDirections(toMatrix(x, where(name, 'inputs')), layer, count))
@@ -209,17 +221,14 @@ function effective(layer: LoraLayer, use: string): Matrix {
       what: merged ? 'merged' : `missing, and ${use} changes it`,
     })
   }
-  const { weightA, weightB, scaling } = layer
-  return product(weightB, weightA, { scale: scaling, addTo: copyAs(baseWeight, baseWeight.data) })
+  return addDelta(copyAs(baseWeight, baseWeight.data), layer, layer.scaling)
 }
 
 /** The factors, and W − s·B·A as the base, so that the effective weight is W. */
 function startFrom(layer: LoraLayer, weight: Matrix, { weightA, weightB }: FactorPair): void {
   layer.weightA = weightA
   layer.weightB = weightB
-  const base = copyAs(weight, layer.weightA.data)
-  subtractProduct(base, layer.weightB, layer.weightA, layer.config)
-  layer.baseWeight = base
+  layer.baseWeight = addDelta(copyAs(weight, layer.weightA.data), layer, -layer.scaling)
 }
 
 /** The leading principal directions of a layer's inputs. */

@@ -6,14 +6,7 @@ import { copyAs, product, transpose } from '../../linalg/product.js'
 import { qr } from '../../linalg/qr.js'
 import { randomizedSvd, subspaceSvd } from '../../linalg/randomized-svd.js'
 import { type Svd, svd } from '../../linalg/svd.js'
-
-/** The factors of a change s·B·A. */
-export interface FactorPair {
-  /** (r, k) */
-  readonly weightA: Matrix
-  /** (d, r) */
-  readonly weightB: Matrix
-}
+import type { FactorPair } from '../delta.js'
 
 /** The leading singular triples. Blocks end when they add next to nothing: triples are wanted one by one, not only their energy. */
 export function leadingTriples(matrix: Matrix, count: number): Svd {

@@ -7,14 +7,8 @@ import { type FloatArray, type Matrix, zeros } from '../../base/tensor.js'
 import { copyAs } from '../../linalg/product.js'
 import { normals } from '../../linalg/randomized-svd.js'
 import { type LoraConfig, scalingOf } from '../config.js'
-import {
-  type FactorPair,
-  fastPissaFactors,
-  micaFactors,
-  oloraFactors,
-  orthogonalFactors,
-  pissaFactors,
-} from './decomposed.js'
+import type { FactorPair } from '../delta.js'
+import { fastPissaFactors, micaFactors, oloraFactors, orthogonalFactors, pissaFactors } from './decomposed.js'
 import { iterationsOf } from './inits.js'
 
 /** A new layer's factors; `biasB` (d) where it does not start at zero. */

@@ -6,9 +6,9 @@ import { checkShape, formatShape, type Matrix, type MatrixLike, toMatrix, zeros 
 import { stackRows } from '../../linalg/product.js'
 import { LoraAdapter } from '../adapter.js'
 import { configForLayer, type LoraConfig } from '../config.js'
+import type { FactorPair } from '../delta.js'
 import { checkRank, where } from '../factors.js'
 import type { LoraLayer } from '../layer.js'
-import type { FactorPair } from './decomposed.js'
 import { takenFromBase } from './initializers.js'
 import { changesBase, takesFromBase } from './inits.js'
 
@@ -42,8 +42,10 @@ export async function toPlain(adapter: LoraAdapter, from: BaseWeights | LoraAdap
       const a = stackRows(weightA, zeros(...weightA.shape, weightA.data))
       const b = besideNegated(weightB, zeros(...weightB.shape, weightB.data))
       result.addEmbedding(name, a, b, { magnitude }).dtype = dtype
-    } else if (part.kind === 'replacement') result.addReplacement(name, part, part)
-    else if (part.kind === 'token-rows') result.addTokenRows(part.module, part.indices, part)
+    } else if (part.kind === 'replacement') {
+      const { isTrained, key } = part
+      result.addReplacement(name, part, { isTrained, key })
+    } else if (part.kind === 'token-rows') result.addTokenRows(part.module, part.indices, part)
   }
   return result
 }

@@ -6,7 +6,7 @@ import { ShapeError, UnsupportedError } from '../../base/errors.js'
 import { Random } from '../../base/random.js'
 import { checkTensor, elementCount, type FloatArray, formatShape, type Matrix, type Tensor } from '../../base/tensor.js'
 import { addScaled, normOfProduct } from '../../linalg/product.js'
-import { configForLayer, type LoraConfigInput, resolveConfig } from '../config.js'
+import { configForLayer, type LoraConfigInput, resolveConfig, resolveConfigOf } from '../config.js'
 import { rowNorms } from '../dora.js'
 import { addKept, dropFrom } from '../dropout.js'
 import { Factors, type LayerVectors, layerVectors, noBase, noForward, where } from '../factors.js'
@@ -74,7 +74,7 @@ export class ConvolutionLora extends LinearBacked<ConvolutionTape & { keep: Uint
     checkTensor(weightA, where(name, 'weightA', 'ConvolutionLora'))
     checkTensor(weightB, where(name, 'weightB', 'ConvolutionLora'))
     const { rank, channels, kernel, d, groups } = convolutionShape(weightA.shape, weightB.shape, placeOf(name))
-    const own = configForLayer(resolveConfig(config.rank === undefined ? { ...config, rank } : config), name)
+    const own = configForLayer(resolveConfigOf(config, rank), name)
     const a: Matrix = { data: weightA.data, shape: [rank, channels * elementCount(kernel)] }
     const b: Matrix = { data: weightB.data, shape: [d / groups, rank] }
     const isGrouped = groups > 1
@@ -174,13 +174,13 @@ export class ConvolutionLora extends LinearBacked<ConvolutionTape & { keep: Uint
     return this.linear.isTraining
   }
 
-  /** Dropout on, where the config has it. */
+  /** Turns dropout on, where the config has it. */
   train(): this {
     this.linear.train()
     return this
   }
 
-  /** Dropout off. */
+  /** Turns dropout off. */
   eval(): this {
     this.linear.eval()
     return this
@@ -259,7 +259,7 @@ export class ConvolutionLora extends LinearBacked<ConvolutionTape & { keep: Uint
   }
 
   /**
-   * Folds s·B·A into the base.
+   * Adds s·B·A to the base weight.
    *
    * @throws UnsupportedError for a grouped convolution, and for a dilated one, whose A is not dilated in PEFT; else as
    *   {@link LoraLayer.merge}

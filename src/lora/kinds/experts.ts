@@ -54,7 +54,7 @@ export class ExpertLora extends Part {
   readonly kind = 'parameter'
   /** The parameter's full name, as in `model.layers.0.mlp.experts.gate_up_proj`. */
   readonly name: string
-  /** The parameter's own: rank and alpha are what the patterns give its name. */
+  /** The parameter's settings: rank and alpha are those that the config's patterns give its name. */
   readonly config: LoraConfig
   readonly #experts: readonly LoraLayer[]
   /** Of the base that is attached. */
@@ -133,7 +133,7 @@ export class ExpertLora extends Part {
     return scalingOf(this.config)
   }
 
-  /** The float type of the file it came from and is saved in, unless saving names another. */
+  /** The type that the parameter is saved in, unless saving names another: that of the file it came from, else F32. */
   get dtype(): FloatDtype {
     return this.#experts[0].dtype
   }
@@ -142,7 +142,7 @@ export class ExpertLora extends Part {
     for (const expert of this.#experts) expert.dtype = value
   }
 
-  /** The delta is in the parameter. */
+  /** The change is in the parameter. */
   get merged(): boolean {
     return this.#experts[0].merged
   }
@@ -232,12 +232,12 @@ export class ExpertLora extends Part {
     return this.expert(expert).forward(input)
   }
 
-  /** Folds the delta into the base, of all experts or none. Throws as {@link LoraLayer.merge} does. */
+  /** Adds the change to the base, of all experts or none. Throws as {@link LoraLayer.merge} does. */
   merge(): void {
     mergeOrNone(this.#experts)
   }
 
-  /** Gives back the base bit for bit. Throws StateError when not merged. */
+  /** Restores the base bit for bit. Throws StateError when it is not merged. */
   unmerge(): void {
     for (const expert of this.#experts) expert.unmerge()
   }

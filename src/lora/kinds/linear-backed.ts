@@ -9,7 +9,7 @@ import { Part } from '../part.js'
 
 /** @typeParam Tape what the last forward leaves for backward */
 export abstract class LinearBacked<Tape> extends Part {
-  /** The layer's own: rank and alpha are what the patterns give its name. */
+  /** The layer's settings: rank and alpha are those that the config's patterns give its name. */
   readonly config: LoraConfig
   /** @internal */
   protected readonly linear: LoraLayer
@@ -38,7 +38,7 @@ export abstract class LinearBacked<Tape> extends Part {
     return this.linear.scaling
   }
 
-  /** The float type of the file it came from and is saved in, unless saving names another. */
+  /** The type that the layer is saved in, unless saving names another: that of the file it came from, else F32. */
   get dtype(): FloatDtype {
     return this.linear.dtype
   }
@@ -52,18 +52,18 @@ export abstract class LinearBacked<Tape> extends Part {
     return this.linear.magnitude
   }
 
-  /** The delta is in the base weight. */
+  /** The change is in the base weight. */
   get merged(): boolean {
     return this.linear.merged
   }
 
-  /** Folds the delta into the base. Throws as {@link LoraLayer.merge} does. */
+  /** Adds the change to the base weight. Throws as {@link LoraLayer.merge} does. */
   merge(): void {
     this.linear.merge()
     this.tape = undefined
   }
 
-  /** Gives back the base bit for bit. Throws StateError when not merged. */
+  /** Restores the base weight bit for bit. Throws StateError when it is not merged. */
   unmerge(): void {
     this.linear.unmerge()
   }

@@ -3,6 +3,18 @@
 
 import { decodeWeights, encodeWeights, isWeightDtype, type TensorDtype, type WeightDtype } from '../../base/dtype.js'
 import { ConfigError, ShapeError, StateError, UnsupportedError } from '../../base/errors.js'
+import {
+  BOOLEAN,
+  checkArgument,
+  checkOptions,
+  INTEGER,
+  isObject,
+  kind,
+  listOf,
+  NAME,
+  type OptionTable,
+  STRING,
+} from '../../base/options.js'
 import { checkTensor, elementCount, type FloatArray, formatShape, type Tensor } from '../../base/tensor.js'
 import { norm } from '../../linalg/product.js'
 import { noBase, where } from '../factors.js'
@@ -18,6 +30,16 @@ export interface StoredTensor {
 /** Values as a file holds them, or as numbers, which are saved in their own precision. */
 export type StoredValues = StoredTensor | Tensor<FloatArray>
 
+const VALUES = kind('{ data: Float32Array | Float64Array, shape }, or { dtype, data: Uint8Array, shape }', (value) => {
+  if (!isObject(value) || !listOf(INTEGER).accepts(value.shape)) return false
+  const { data, dtype } = value
+  return data instanceof Uint8Array ? typeof dtype === 'string' : ArrayBuffer.isView(data)
+})
+
+const TOKENS = listOf(INTEGER)
+
+const OPTIONS: OptionTable<ReplacementOptions> = { isTrained: BOOLEAN, key: NAME }
+
 abstract class StoredPart extends Part {
   readonly name: string
   /** The type that the values have in the file. */
@@ -31,6 +53,8 @@ abstract class StoredPart extends Part {
 
   protected constructor(name: string, values: StoredValues) {
     super()
+    checkArgument(name, STRING, 'name')
+    checkArgument(values, VALUES, where(name, 'values'))
     this.name = name
     this.shape = Object.freeze([...values.shape])
     if (values.data instanceof Uint8Array) {
@@ -39,7 +63,7 @@ abstract class StoredPart extends Part {
       return
     }
     const numbers = values as Tensor<FloatArray>
-    checkTensor(numbers, where(name, 'weight', this.constructor.name))
+    checkTensor(numbers, where(name, 'weight'))
     this.dtype = numbers.data instanceof Float64Array ? 'F64' : 'F32'
     this.#weight = { data: numbers.data.slice() as FloatArray, shape: this.shape }
   }
@@ -151,10 +175,12 @@ export class Replacement extends StoredPart {
 
   /**
    * @param name the tensor's, as in `classifier.weight`
-   * @throws ShapeError when shape and values disagree
+   * @throws ShapeError when shape and values disagree; ConfigError for arguments that are not usable
    */
-  constructor(name: string, values: StoredValues, { isTrained = true, key = name }: ReplacementOptions = {}) {
+  constructor(name: string, values: StoredValues, options: ReplacementOptions = {}) {
     super(name, values)
+    checkOptions(options, { of: 'Replacement', table: OPTIONS })
+    const { isTrained = true, key = name } = options
     this.isTrained = isTrained
     this.key = key
   }
@@ -198,11 +224,11 @@ export class TokenRows extends StoredPart {
    * @throws ShapeError when there are not as many rows as tokens; ConfigError when a token is none, or there twice
    */
   constructor(module: string, indices: readonly number[], rows: StoredValues) {
+    checkArgument(indices, TOKENS, 'indices')
     super(rowsName(module), rows)
     this.#module = module
     this.indices = Object.freeze([...indices])
-    const isUsable = indices.every((token) => Number.isSafeInteger(token) && token >= 0)
-    if (!isUsable || new Set(indices).size < indices.length) {
+    if (indices.some((token) => token < 0) || new Set(indices).size < indices.length) {
       throw new ConfigError({ where: this.name, what: 'not usable as tokens', expected: 'different indices of rows' })
     }
     if (rows.shape.length === 2 && rows.shape[0] === indices.length) return
@@ -255,6 +281,7 @@ export class TokenRows extends StoredPart {
 
 /** The name of an embedding's rows in an adapter, beside which the embedding itself can be a part. */
 export function rowsName(module: string): string {
+  checkArgument(module, STRING, 'module')
   return `${module}[tokens]`
 }
 

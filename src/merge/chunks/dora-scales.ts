@@ -3,10 +3,10 @@
 
 import type { ByteSource } from '../../base/bytes.js'
 import { decodeWeights, type WeightDtype } from '../../base/dtype.js'
-import type { FloatArray } from '../../base/tensor.js'
+import type { Matrix } from '../../base/tensor.js'
 import { type Checkpoint, shardSource } from '../../formats/checkpoint.js'
-import { defaultKernels } from '../../kernels/index.js'
-import { transpose } from '../../linalg/product.js'
+import { StoredDelta } from '../../lora/delta.js'
+import { OutputNorms } from '../../lora/dora.js'
 import type { Factor, LayerFactors, LayerMagnitude, OpenAdapters } from '../plan/adapters.js'
 import { type Segment, sizeOf } from '../plan/layout.js'
 import type { MergePlan } from '../plan/plan.js'
@@ -46,24 +46,18 @@ async function fillScales(
   sources: readonly ByteSource[],
 ): Promise<void> {
   const { rows, columns, from } = weight!
-  const { rank, scale, isInputMajor } = layer
-  const [a, b] = [await valuesOf(layer.a, sources, from), await valuesOf(layer.b, sources, from)]
-  // (rows, r): B, or Aᵀ where the weight is stored (k, d)
-  const left = isInputMajor ? transpose({ data: a, shape: [rank, layer.k] }).data : b
-  const squares = new Float64Array(layer.d)
+  const { scale, isInputMajor } = layer
+  const factors = { weightA: await valuesOf(layer.a, sources, from), weightB: await valuesOf(layer.b, sources, from) }
+  const delta = new StoredDelta(factors, scale, isInputMajor, factors.weightA.data)
+  const norms = new OutputNorms(layer.d)
   const blockRows = Math.max(1, Math.floor(BLOCK_ELEMENTS / columns))
   for (let row = 0; row < rows; row += blockRows) {
     const m = Math.min(blockRows, rows - row)
     const rowBytes = columns * sizeOf(from)
-    const out = decodeWeights(await source.read(baseOffset + row * rowBytes, m * rowBytes), from) // (m, columns)
-    const factors = { a: left.subarray(row * rank, (row + m) * rank), b: isInputMajor ? b : a }
-    defaultKernels().gemm({ m, n: columns, k: rank, ...factors, transposeB: isInputMajor, out, alpha: scale, beta: 1 })
-    for (let at = 0; at < out.length; at++) {
-      squares[isInputMajor ? at % columns : row + Math.floor(at / columns)] += out[at] * out[at]
-    }
+    const data = decodeWeights(await source.read(baseOffset + row * rowBytes, m * rowBytes), from)
+    norms.add(delta.addTo({ data, shape: [m, columns] }, row), row, isInputMajor)
   }
-  const values = await valuesOf(magnitude, sources, from)
-  for (let i = 0; i < scales.length; i++) scales[i] = values[i] / Math.sqrt(squares[i])
+  scales.set(norms.scales((await valuesOf(magnitude, sources, from)).data))
 }
 
 /** As f64 for a base in F64, else as f32. */
@@ -71,6 +65,7 @@ async function valuesOf(
   { source, offset, rows, columns, dtype }: Factor,
   sources: readonly ByteSource[],
   base: WeightDtype,
-): Promise<FloatArray> {
-  return inPrecisionOf(base, decodeWeights(await sources[source].read(offset, rows * columns * sizeOf(dtype)), dtype))
+): Promise<Matrix> {
+  const values = decodeWeights(await sources[source].read(offset, rows * columns * sizeOf(dtype)), dtype)
+  return { data: inPrecisionOf(base, values), shape: [rows, columns] }
 }

@@ -7,10 +7,11 @@ import { type Checkpoint, openCheckpoint } from '../../formats/checkpoint.js'
 import { createMergeKernel } from '../../kernels/merge.js'
 import { baseAsOutputError, type MergeOptions, type MergeReport, refuseBaseAsOutput, writeTogether } from '../output.js'
 import { type OpenAdapters, openAdapters, requireFiniteReplacements } from '../plan/adapters.js'
-import { CONFIG_FILE, editConfig, isCompanion, otherDtype } from '../plan/companions.js'
+import { knowBase } from '../plan/base-model.js'
+import { CONFIG_FILE, type ConfigEdit, editConfig, isCompanion, otherDtype } from '../plan/companions.js'
 import { CHUNK_BYTES, Chunks, type OutputShard } from '../plan/layout.js'
-import { loadTables } from '../plan/names/tables.js'
-import { type ConfigEdit, type MergePlan, type PlanOptions, planMerge } from '../plan/plan.js'
+import type { Renamed } from '../plan/names/renamed.js'
+import { type MergePlan, type PlanOptions, planMerge } from '../plan/plan.js'
 import type { AdapterInput } from '../weighted.js'
 import { ChangeSums, ChunkMerger } from './chunk-merger.js'
 import { computeScales, segmentSource } from './dora-scales.js'
@@ -30,6 +31,10 @@ export interface MergeCheckpointOptions extends MergeOptions, PlanOptions {
 export interface CheckpointReport extends MergeReport {
   /** Files of the base's folder that were not copied, because they hold weights. */
   leftOut: string[]
+  /** Tensors of a head that the base does not have. */
+  added: string[]
+  /** What the base calls otherwise than the adapters do. */
+  renamed: Renamed[]
   /** What is left to do before the result can be used. */
   warnings: string[]
 }
@@ -70,7 +75,7 @@ export async function openPlan(
   try {
     opened = await openAdapters(isList(adapters) ? adapters : [adapters], sign, options)
     const config = await readConfig(base)
-    const plan = planMerge(checkpoint, opened.layers, config, options, opened.replacements, await loadTables())
+    const plan = planMerge(await knowBase(checkpoint, config, opened), opened, options)
     const { isWhole = options.basePath === undefined } = options
     const warnings = configWarnings(plan, config, { isWhole, where: base.name })
     await requireFiniteReplacements(opened)
@@ -93,7 +98,7 @@ function configWarnings(
   { isWhole, where }: { isWhole: boolean; where: string },
 ): string[] {
   if (configEdit === undefined || (isWhole && config !== undefined)) return []
-  if (configEdit.isUntied) {
+  if (configEdit.untied.length > 0) {
     throw new MismatchError({
       where,
       what: `embeddings cannot be untied without a ${CONFIG_FILE} that says so`,
@@ -101,10 +106,15 @@ function configWarnings(
       hint: isWhole ? 'Keep them tied, or add the file' : 'Keep them tied, or name folders for both',
     })
   }
-  const { dtype } = configEdit
+  const { dtype, head } = configEdit
   const other = dtype && config && otherDtype(config, dtype)
-  if (other === undefined) return []
+  const forHead =
+    head &&
+    `The result is a ${head.architecture}, which the ${CONFIG_FILE} that it is used with has to say: none goes along with a single file`
+  const asides = forHead === undefined ? [] : [forHead]
+  if (other === undefined) return asides
   return [
+    ...asides,
     `The result is in ${dtype}, and ${CONFIG_FILE}, which does not go along with a single file, says ${other}: ` +
       'change it in the copy that the result is used with',
   ]
@@ -177,6 +187,8 @@ export function describePlan(plan: MergePlan, sums: { relativeChange(weight: str
   return {
     tensors: plan.tensors.size,
     changed: plan.changed.size,
+    added: [...plan.added],
+    renamed: [...plan.renamed],
     layers: plan.weights.map(({ name }) => ({
       name: name.replace(/\.weight$/, ''),
       relativeChange: sums.relativeChange(name),

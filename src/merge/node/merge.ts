@@ -65,6 +65,8 @@ export async function planCheckpointFiles(
       out,
       tensors: plan.tensors.size,
       changed: plan.changed.size,
+      added: [...plan.added],
+      renamed: [...plan.renamed],
       bytes: plan.bytes,
       shards: plan.shards.map(({ path: name, byteLength }) => ({ name, byteLength })),
       layers: plan.weights.map(({ name, layers }) => ({
@@ -146,10 +148,10 @@ async function openFiles(
       typeof input === 'string' || input instanceof LoraAdapter ? { adapter: input } : input
     return { adapter: typeof adapter === 'string' ? new NodeDirectory(adapter) : adapter, weight }
   })
-  const { tied, dtype, maxShardBytes, strict, sign = 1 } = options
+  const { tied, allowMissing, dtype, maxShardBytes, strict, sign = 1 } = options
   const name = isFile ? path.basename(out) : undefined
   const isWhole = file === undefined && !isFile
-  const planOptions = { tied, dtype, maxShardBytes, strict, basePath: file, path: name, isWhole }
+  const planOptions = { tied, allowMissing, dtype, maxShardBytes, strict, basePath: file, path: name, isWhole }
   const opened = await openPlan(directory, inputs, planOptions, sign).catch((error) => {
     const isMissing = error instanceof MismatchError && error.where === 'adapter'
     if (!isMissing || !/-\d{5}-of-\d{5}\.safetensors$/.test(base)) throw error
@@ -312,11 +314,12 @@ async function publish(
 /** What a report says of a job's own shards. */
 function describeDone(plan: MergePlan, { mine, notes }: Work) {
   const own = new Set(mine.flatMap(({ tensors }) => tensors))
-  const { layers } = describePlan(
+  const { layers, renamed } = describePlan(
     { ...plan, weights: plan.weights.filter(({ name }) => own.has(name)) },
     changesOf(notes),
   )
-  return { tensors: own.size, changed: [...plan.changed].filter((name) => own.has(name)).length, layers }
+  const count = [...plan.changed].filter((name) => own.has(name)).length
+  return { tensors: own.size, changed: count, added: plan.added.filter((name) => own.has(name)), renamed, layers }
 }
 
 /** The error, with what can be done about a full disk or is left to go on with. */

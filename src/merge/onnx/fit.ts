@@ -75,7 +75,7 @@ function stubOf(part: FilePart, { config }: AdapterFile): LoraAdapter {
     const stub = new LoraAdapter(config)
     const { dtype, shape } = part.tensors.weight
     const values = { dtype, shape, data: new Uint8Array() }
-    if (part.kind === 'replacement') stub.addReplacement(name, values, part)
+    if (part.kind === 'replacement') stub.addReplacement(name, values, { isTrained: part.isTrained, key: part.key })
     else stub.addTokenRows(part.module, part.indices, values)
     return stub
   }

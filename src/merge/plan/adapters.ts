@@ -100,6 +100,8 @@ export interface OpenAdapters {
   readonly layers: readonly LayerFactors[]
   readonly magnitudes: readonly LayerMagnitude[]
   readonly replacements: readonly BaseReplacement[]
+  /** task_type of the configs. */
+  readonly tasks: ReadonlySet<string>
   readonly sources: readonly ByteSource[]
   close(): Promise<void>
 }
@@ -140,11 +142,11 @@ export async function openAdapters(
         found.addFile(opened, sign * weight)
       }
     }
-    const { layers, magnitudes, replacements, sources } = found
+    const { layers, magnitudes, replacements, tasks, sources } = found
     if (layers.length === 0 && replacements.length === 0) {
       throw new MismatchError({ where: 'adapters', what: 'there is no layer to merge' })
     }
-    return { layers, magnitudes, replacements, sources, close }
+    return { layers, magnitudes, replacements, tasks, sources, close }
   } catch (error) {
     await close()
     throw error
@@ -180,10 +182,12 @@ class FoundParts {
   readonly layers: LayerFactors[] = []
   readonly magnitudes: LayerMagnitude[] = []
   readonly replacements: BaseReplacement[] = []
+  readonly tasks = new Set<string>()
   readonly sources: ByteSource[] = []
 
   addAdapter(adapter: LoraAdapter, weight: number): void {
     const { sources } = this
+    this.#addTask(adapter.config)
     this.#add(adapter.config, adapter.parts(), weight, {
       factor: ({ data, shape }, label) => {
         return matrixFactor(label, { data, shape: shape.length === 1 ? [1, ...shape] : shape }, sources)
@@ -197,6 +201,7 @@ class FoundParts {
 
   addFile({ file: { source }, config, parts }: AdapterFile, weight: number): void {
     const index = this.sources.push(source) - 1
+    this.#addTask(config)
     this.#add(config, parts(), weight, {
       factor: (info) => tensorFactor(source, index, info),
       values: (info) => ({ source: index, info }),
@@ -224,6 +229,10 @@ class FoundParts {
       } else if (part.kind === 'parameter') this.#addExperts(part, weight, places)
       else this.#addLayer(part, weight, places)
     }
+  }
+
+  #addTask({ taskType }: LoraConfig): void {
+    if (taskType !== undefined) this.tasks.add(taskType)
   }
 
   #addLayer<T extends Shaped>(part: FactorView<T>, weight: number, { factor }: Pick<Places<T, never>, 'factor'>): void {

@@ -4,9 +4,17 @@
 import type { FloatDtype } from '../../base/dtype.js'
 import { FormatError } from '../../base/errors.js'
 import { setMember } from '../../formats/json-edit.js'
-import type { ConfigEdit } from './plan.js'
 
 export const CONFIG_FILE = 'config.json'
+
+/** A change of config.json. */
+export interface ConfigEdit {
+  /** The ways to the parts that say that weights are tied, and must not any more. */
+  readonly untied: readonly (readonly string[])[]
+  readonly dtype: FloatDtype | undefined
+  /** The head that the result has. */
+  readonly head: { readonly architecture: string; readonly labels: number | undefined } | undefined
+}
 
 /** Weights in any format, and what belongs to them. */
 const WEIGHTS =
@@ -38,8 +46,8 @@ export function otherDtype(config: Record<string, unknown>, dtype: FloatDtype): 
   return said.map(String).find((name) => name !== TORCH_NAMES[dtype])
 }
 
-/** config.json with tie_word_embeddings and the dtype as the merge has made them; all else stays. */
-export function editConfig(content: Uint8Array, { isUntied, dtype }: ConfigEdit, where: string): string {
+/** config.json with tie_word_embeddings, the dtype and the head as the merge has made them; all else stays. */
+export function editConfig(content: Uint8Array, { untied, dtype, head }: ConfigEdit, where: string): string {
   let text = new TextDecoder().decode(content)
   let config: Record<string, unknown>
   try {
@@ -48,10 +56,12 @@ export function editConfig(content: Uint8Array, { isUntied, dtype }: ConfigEdit,
     throw new FormatError({ where, what: 'not valid JSON', cause })
   }
   const parts = partsOf(config)
-  if (isUntied) {
-    const holder = parts.findLast(({ part }) => 'tie_word_embeddings' in part)
-    text = setMember(text, [...(holder?.path ?? []), 'tie_word_embeddings'], false)
-    if (config.tie_word_embeddings === true) text = setMember(text, ['tie_word_embeddings'], false)
+  for (const way of untied) {
+    text = setMember(text, [...way, 'tie_word_embeddings'], false)
+    // Other versions of transformers ask the other one of the two.
+    for (const { part, path } of parts) {
+      if (part.tie_word_embeddings === true) text = setMember(text, [...path, 'tie_word_embeddings'], false)
+    }
   }
   if (dtype !== undefined) {
     for (const { part, path } of parts) {
@@ -59,5 +69,24 @@ export function editConfig(content: Uint8Array, { isUntied, dtype }: ConfigEdit,
     }
     if (!DTYPE_NAMES.some((name) => name in config)) text = setMember(text, ['torch_dtype'], TORCH_NAMES[dtype])
   }
-  return text
+  return head === undefined ? text : withHead(text, config, head)
+}
+
+function withHead(
+  text: string,
+  config: Record<string, unknown>,
+  { architecture, labels }: NonNullable<ConfigEdit['head']>,
+): string {
+  const edited = setMember(text, ['architectures'], [architecture])
+  if (labels === undefined || labels === labelCount(config)) return edited
+  const names = Array.from({ length: labels }, (_, i) => `LABEL_${i}`)
+  const named = setMember(edited, ['id2label'], Object.fromEntries(names.map((name, i) => [i, name])))
+  const both = setMember(named, ['label2id'], Object.fromEntries(names.map((name, i) => [name, i])))
+  return 'num_labels' in config ? setMember(both, ['num_labels'], labels) : both
+}
+
+/** transformers takes two where config.json has none. */
+function labelCount({ id2label, num_labels }: Record<string, unknown>): number {
+  if (typeof id2label === 'object' && id2label !== null) return Object.keys(id2label).length
+  return typeof num_labels === 'number' ? num_labels : 2
 }

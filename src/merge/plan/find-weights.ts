@@ -12,9 +12,10 @@ import { type CheckpointNames, chooseNames } from './names/choose.js'
 import { isPlain, layersOfForm, unknownForm } from './names/forms.js'
 import type { StoredForm } from './names/rules.js'
 import type { ModelTables } from './names/tables.js'
+import { groupOf, type TieGroup, type Ties } from './names/ties.js'
+import { isVocabularyModule } from './names/vocabulary.js'
 import { storedLayer } from './orientation.js'
 import { refuseQuantizedModule } from './refusals.js'
-import { isVocabularyModule, type TiedPair } from './tied.js'
 
 /** Where layers are looked for. */
 export interface WeightSearch {
@@ -24,7 +25,7 @@ export interface WeightSearch {
   /** Module name → the checkpoint's. */
   readonly locate: (name: string) => string
   readonly checkpoint: Checkpoint
-  readonly pair: TiedPair | undefined
+  readonly ties: Ties
   readonly config: Readonly<Record<string, unknown>> | undefined
 }
 
@@ -34,7 +35,8 @@ export interface FoundWeight {
   readonly tensor: CheckpointTensor
   /** The layer, or its part, as this tensor has it. */
   readonly layer: LayerFactors
-  readonly isPaired: boolean
+  /** Tied weights that it is one of. */
+  readonly group: TieGroup | undefined
 }
 
 /**
@@ -44,7 +46,7 @@ export interface FoundWeight {
  * @throws as {@link planMerge} does, when the weight is there but cannot be merged into
  */
 export function findWeights(layer: LayerFactors, search: WeightSearch): readonly FoundWeight[] | undefined {
-  const { layers, names, locate, checkpoint, pair, config } = search
+  const { layers, names, locate, checkpoint, ties, config } = search
   const { tensors } = checkpoint
   const own = `${layer.name}.${layer.tensor}`
   const form = names.form(own)
@@ -52,22 +54,22 @@ export function findWeights(layer: LayerFactors, search: WeightSearch): readonly
   if (!isPlain(form)) return inAnotherForm(layer, form, search)
   const [name] = form.tensors
   const module = name.endsWith(`.${layer.tensor}`) ? name.slice(0, -layer.tensor.length - 1) : locate(layer.name)
-  const isPaired = pair !== undefined && (name === pair.head || name === pair.embedding)
-  const tensor = tensors.get(name) ?? (isPaired ? tensors.get(pair.embedding) : undefined)
+  const group = groupOf(ties, name)
+  const tensor = tensors.get(name) ?? (group && tensors.get(group.stored))
   const refuseQuantized = () =>
     refuseQuantizedModule(layer.experts === undefined ? module : name, (other) => tensors.has(other))
   if (tensor !== undefined) {
     if (!isWeightDtype(tensor.info.dtype)) refuseQuantized()
     if (layer.experts !== undefined) {
       const own = stackedLayer(layer, tensor.info, layers, locate, tensors, config)
-      return [{ name, tensor, layer: own, isPaired }]
+      return [{ name, tensor, layer: own, group }]
     }
     const own = storedLayer(layer, module, tensor.info, search)
     checkWeight(own, tensor.info)
-    return [{ name, tensor, layer: own, isPaired }]
+    return [{ name, tensor, layer: own, group }]
   }
   const parts = separateLayers(layer, module, tensors)?.map(({ tensor: part, layer: own }) => {
-    return { name: part, tensor: tensors.get(part)!, layer: own, isPaired: false }
+    return { name: part, tensor: tensors.get(part)!, layer: own, group: undefined }
   })
   for (const { layer: own, tensor: part } of parts ?? []) checkWeight(own, part.info)
   if (parts !== undefined) return parts
@@ -90,7 +92,7 @@ function inAnotherForm(layer: LayerFactors, form: StoredForm, { checkpoint, conf
   return layersOfForm(layer, form, tensors, config).map(({ tensor: name, layer: own }) => {
     const tensor = tensors.get(name)!
     checkWeight(own, tensor.info)
-    return { name, tensor, layer: own, isPaired: false }
+    return { name, tensor, layer: own, group: undefined }
   })
 }
 

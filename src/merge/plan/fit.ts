@@ -9,21 +9,15 @@ import { isHeadModule } from '../../peft/tied.js'
 import { readConfig } from '../chunks/merge-checkpoint.js'
 import { type FitReport, fitReport, missingPart, type PartFit } from '../fit.js'
 import { type BaseReplacement, type OpenAdapters, openAdapters } from './adapters.js'
-import { findWeights, labelOf, missingError, namesIn, type WeightSearch } from './find-weights.js'
+import { type BaseModel, knowBase } from './base-model.js'
+import { findWeights, labelOf, missingError, type WeightSearch } from './find-weights.js'
 import { CHUNK_BYTES } from './layout.js'
-import type { CheckpointNames } from './names/choose.js'
-import { loadTables, type ModelTables } from './names/tables.js'
+import { groupOf } from './names/ties.js'
+import { isEmbeddingModule } from './names/vocabulary.js'
 import { placeReplacements } from './place-replacements.js'
 import { planMerge } from './plan.js'
 import { refuseQuantizedConfig } from './refusals.js'
-import {
-  areTiedTogether,
-  findReplacedPair,
-  findTiedPair,
-  isEmbeddingModule,
-  type TiedPair,
-  tieSetting,
-} from './tied.js'
+import { partedTies } from './tied.js'
 
 /** Near misses are looked for this often: each costs a comparison with every name of the base. */
 const MAX_SUGGESTIONS = 20
@@ -59,7 +53,7 @@ export async function fitCheckpoint(
       return fitReport({ ...whole, parts: [], problems: [opened.message], notes: [] })
     }
     try {
-      const { parts, ...report } = judge(checkpoint, opened, config, await loadTables())
+      const { parts, ...report } = judge(await knowBase(checkpoint, config, opened), opened)
       if (normDeltas !== undefined) await addRelativeChanges(parts, checkpoint, normDeltas)
       return fitReport({ ...whole, parts, ...report })
     } finally {
@@ -73,35 +67,39 @@ export async function fitCheckpoint(
 type Config = Readonly<Record<string, unknown>> | undefined
 type Parts = Pick<OpenAdapters, 'layers' | 'replacements'>
 
-function judge(checkpoint: Checkpoint, adapter: Parts, config: Config, tables: ModelTables) {
+function judge(base: BaseModel, adapter: Parts) {
+  const { checkpoint, config, names, ties, head } = base
   const { layers, replacements } = adapter
   const problems: string[] = []
   const note = (work: () => unknown) => problems.push(...attempt(work).problems.map(({ message }) => message))
   note(() => refuseQuantizedConfig(config, `${checkpoint.directory.name}/config.json`))
-  const pair = findTiedPair(layers, checkpoint, config)
-  const names = namesIn(checkpoint, layers, replacements, config, tables)
-  const { locate } = names
-  const replacedPair = findReplacedPair(replacements, checkpoint, config)
   const parts = [
-    ...judgeLayers({ layers, names, locate, checkpoint, pair, config }),
-    ...replacements.map((replacement) => judgeReplacement(replacement, checkpoint, names, replacedPair)),
+    ...judgeLayers({ layers, names, locate: names.locate, checkpoint, ties, config }),
+    ...replacements.map((replacement) => judgeReplacement(replacement, base)),
   ]
-  const changedPair = pair !== undefined && !areTiedTogether(layers) ? pair : undefined
-  const isUntied = replacements.some(({ isTied, tensor }) => {
-    const name = locate(tensor)
-    return !isTied && (name === replacedPair?.head || name === replacedPair?.embedding)
-  })
-  const chosen = changedPair ?? (isUntied ? replacedPair : undefined)
+  const [parted] = partedTies(adapter, base)
+  const added = replacements.filter(({ tensor }) => isOfHead(tensor, base)).map(({ tensor }) => tensor)
   // What only shows in the whole. Two changes that are no sum have a place each where tied embeddings are untied.
   if (problems.length === 0 && parts.every(({ problem }) => problem === null)) {
-    const tied = chosen === undefined ? 'keep' : 'untie'
-    note(() => planMerge(checkpoint, layers, config, { tied }, replacements, tables))
+    const tied = parted === undefined ? 'refuse' : 'untie'
+    note(() => planMerge(base, adapter, { tied }))
   }
-  const notes =
-    chosen === undefined
+  const notes = [
+    ...(parted === undefined
       ? []
-      : [`it changes tied embeddings, ${chosen.embedding} and ${chosen.head}: a merge has to untie or keep them`]
+      : [`it changes tied embeddings, ${parted.group.members.join(' and ')}: a merge has to untie or keep them`]),
+    ...(added.length === 0
+      ? []
+      : [`it brings the head of a ${head!.architecture}, which the base has not: ${added.join(', ')}`]),
+  ]
   return { parts, problems, notes }
+}
+
+/** Whether a tensor is one of a head that the base has not. */
+function isOfHead(tensor: string, { checkpoint, names, ties, head }: BaseModel): boolean {
+  const name = names.locate(tensor)
+  const isStored = checkpoint.tensors.has(name) || groupOf(ties, name) !== undefined
+  return !isStored && head?.tensors.includes(tensor) === true
 }
 
 function judgeLayers(search: WeightSearch): PartFit[] {
@@ -122,19 +120,14 @@ function judgeLayers(search: WeightSearch): PartFit[] {
   })
 }
 
-function judgeReplacement(
-  replacement: BaseReplacement,
-  checkpoint: Checkpoint,
-  names: CheckpointNames,
-  pair: TiedPair | undefined,
-): PartFit {
-  const { tensor } = replacement
-  const placing = { names, checkpoint, pair, tied: 'keep', isUntied: false } as const
-  const problem = attempt(() => placeReplacements([replacement], placing)).problems[0]?.message ?? null
+function judgeReplacement(replacement: BaseReplacement, base: BaseModel): PartFit {
+  const { tensor, info: own } = replacement
+  const { checkpoint, names, ties } = base
+  const problem = attempt(() => placeReplacements([replacement], { base, untied: [] })).problems[0]?.message ?? null
   const name = names.form(tensor)?.tensors[0].replace('*', '0') ?? tensor
-  const stored = name === pair?.head ? [name, pair.embedding] : [name]
-  const info = stored.map((own) => checkpoint.tensors.get(own)?.info).find((own) => own !== undefined)
-  return info === undefined ? missingPart(tensor, problem!) : partFit(tensor, info, problem)
+  const info = checkpoint.tensors.get(name)?.info ?? checkpoint.tensors.get(groupOf(ties, name)?.stored ?? '')?.info
+  if (info !== undefined) return partFit(tensor, info, problem)
+  return problem === null ? partFit(tensor, { ...own, name }, null) : missingPart(tensor, problem)
 }
 
 function partFit(name: string, { name: tensor, shape, dtype }: TensorInfo, problem: string | null): PartFit {
@@ -145,7 +138,8 @@ function vocabularyOf({ tensors }: Checkpoint, config: Config) {
   const modules = [...tensors.keys()].flatMap((name) => (name.endsWith('.weight') ? name.slice(0, -7) : []))
   const embedding = modules.find(isEmbeddingModule)
   const vocabulary = embedding === undefined ? null : (tensors.get(`${embedding}.weight`)!.info.shape[0] ?? null)
-  const isTied = tieSetting(config) ?? (embedding === undefined ? null : !modules.some(isHeadModule))
+  const said = config?.tie_word_embeddings
+  const isTied = typeof said === 'boolean' ? said : embedding === undefined ? null : !modules.some(isHeadModule)
   return { vocabulary, isTied }
 }
 

@@ -1,60 +1,109 @@
 // Where replaced tensors and rows go in a checkpoint: the base's tensor of that name, in its type and shape.
 
-import { isWeightDtype } from '../../base/dtype.js'
+import { isWeightDtype, type TensorDtype } from '../../base/dtype.js'
 import { MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
 import { elementCount, formatShape } from '../../base/tensor.js'
 import type { Checkpoint } from '../../formats/checkpoint.js'
 import type { TensorInfo } from '../../formats/safetensors.js'
 import type { BaseReplacement } from './adapters.js'
+import type { BaseModel } from './base-model.js'
 import type { OutputTensor } from './layout.js'
-import type { CheckpointNames } from './names/choose.js'
 import { isPlain, unknownForm } from './names/forms.js'
 import type { StoredForm } from './names/rules.js'
-import { type TiedPair, type TiedPolicy, tiedError } from './tied.js'
+import { groupOf, type TieGroup, type Ties } from './names/ties.js'
 
 type Placed = Pick<OutputTensor, 'base' | 'shard' | 'isReplaced'> | Pick<OutputTensor, 'rows'>
 
+/** A tensor that the base does not have. */
+export interface AddedTensor {
+  readonly info: TensorInfo
+  /** Of its values, counted on from the base's shards. */
+  readonly shard: number
+  /** In the output: the type of most of the base's weights. */
+  readonly dtype: TensorDtype
+}
+
 /** Where replacements go. */
 interface Placing {
-  readonly names: CheckpointNames
-  readonly checkpoint: Checkpoint
-  /** Tied embeddings that a replacement touches. */
-  readonly pair: TiedPair | undefined
-  readonly tied: TiedPolicy
-  /** The output has both of the pair. */
-  readonly isUntied: boolean
+  readonly base: BaseModel
+  /** Tied weights that are all tensors of their own in the output. */
+  readonly untied: readonly TieGroup[]
 }
 
 /**
- * @returns by tensor of the output, what it has in place of the base's own
- * @throws MismatchError when the base has no such tensor, or another shape of it, or it is one of tied embeddings;
+ * @returns by tensor of the output, what it has in place of the base's own, and what the base has not
+ * @throws MismatchError when the base has no such tensor, and it belongs to no head, or another shape of it;
  *   UnsupportedError when two replace one tensor
  */
-export function placeReplacements(replacements: readonly BaseReplacement[], placing: Placing): Map<string, Placed> {
-  const { names, checkpoint, pair, tied } = placing
-  const { locate } = names
+export function placeReplacements(replacements: readonly BaseReplacement[], placing: Placing) {
+  const { checkpoint, names, ties, head } = placing.base
   const { tensors, shards } = checkpoint
-  const result = new Map<string, Placed>()
+  const placed = new Map<string, Placed>()
+  const added = new Map<string, AddedTensor>()
   for (const replacement of replacements) {
-    const { tensor, source, info, rows, isTied } = replacement
-    const name = locate(tensor)
-    const isPaired = pair !== undefined && (name === pair.head || name === pair.embedding)
-    if (isPaired && tied === 'refuse' && !isTied) throw tiedError(pair, tensors.has(pair.head))
+    const { tensor, source, info, rows } = replacement
     const form = names.form(tensor)
     if (form === undefined) throw unknownForm(tensor)
     if (!isPlain(form)) {
-      for (const [own, placed] of placeForm(replacement, form, checkpoint)) addTo(result, own, placed)
+      for (const [own, one] of placeForm(replacement, form, checkpoint)) addTo(placed, own, one)
       continue
     }
     for (const own of targetsOf(replacement, replacements, placing)) {
-      const stored =
-        tensors.get(own) ?? (isPaired && isInOutput(own, placing) ? tensors.get(pair.embedding) : undefined)
-      if (stored === undefined) throw missingError(own, tensors.keys())
-      checkFit(own, stored.info, info, rows)
-      addTo(result, own, placedAt(shards.length + source, info, rows))
+      const stored = tensors.get(own) ?? tensors.get(groupOf(ties, own)?.stored ?? own)
+      if (stored !== undefined) {
+        checkFit(own, stored.info, info, rows)
+        addTo(placed, own, placedAt(shards.length + source, info, rows))
+        continue
+      }
+      if (rows !== undefined || head?.tensors.includes(tensor) !== true) throw missingError(own, tensors.keys())
+      if (added.has(own))
+        throw new UnsupportedError({ where: own, what: 'two parts of the adapters replace its values' })
+      added.set(own, { info, shard: shards.length + source, dtype: addedDtype(info, checkpoint) })
     }
   }
-  return result
+  return { placed, added }
+}
+
+function addedDtype({ dtype }: TensorInfo, { tensors }: Checkpoint): TensorDtype {
+  if (!isWeightDtype(dtype)) return dtype
+  const counts = new Map<TensorDtype, number>()
+  for (const { info } of tensors.values()) {
+    if (isWeightDtype(info.dtype)) counts.set(info.dtype, (counts.get(info.dtype) ?? 0) + 1)
+  }
+  const most = Math.max(...counts.values())
+  return [...counts].find(([, count]) => count === most)?.[0] ?? dtype
+}
+
+/** The tensors of the output that get a replacement's values: of tied ones all, but for those that another part is for. */
+function targetsOf(
+  { tensor, rows, isTied }: BaseReplacement,
+  replacements: readonly BaseReplacement[],
+  { base, untied }: Placing,
+): readonly string[] {
+  const { names, ties, checkpoint } = base
+  const name = names.locate(tensor)
+  const group = groupOf(ties, name)
+  if (group === undefined) return [name]
+  const isUntied = untied.includes(group)
+  const others = new Set(replacements.map((other) => names.locate(other.tensor)))
+  others.delete(name)
+  const inOutput = group.members.filter((own) => isUntied || checkpoint.tensors.has(own))
+  if (group.isBias) {
+    // A bias is used where its module has a tied weight: at the head.
+    const used = group.members.find((own) => isHeadBias(own, ties)) ?? group.stored
+    if (isUntied)
+      return name === used || others.has(used) ? [name] : inOutput.filter((own) => own === name || !others.has(own))
+    return others.has(used) ? [] : inOutput
+  }
+  const earlier = group.members.slice(0, group.members.indexOf(name))
+  if (isTied && !isUntied && earlier.some((own) => others.has(own))) return []
+  // A whole module is a copy of its own in PEFT, as rows are that are not for both uses.
+  return isUntied && (rows === undefined || !isTied) ? [name] : inOutput
+}
+
+function isHeadBias(name: string, ties: Ties): boolean {
+  const group = name.endsWith('.bias') ? groupOf(ties, `${name.slice(0, -5)}.weight`) : undefined
+  return group !== undefined && !group.isBias
 }
 
 /** Rows of one tensor that belong to several of the model's come together. */
@@ -100,28 +149,6 @@ function placeForm(
   })
   if (offset !== info.offset + info.byteLength) checkFit(tensor, { ...info, shape: [all.length] }, info, undefined)
   return placed
-}
-
-/** The tensors of the output that get a replacement's values: both of tied ones, none where another part is for both. */
-function targetsOf(
-  { tensor, rows, isTied }: BaseReplacement,
-  replacements: readonly BaseReplacement[],
-  placing: Placing,
-): string[] {
-  const { names, pair, isUntied } = placing
-  const { locate } = names
-  const name = locate(tensor)
-  if (pair === undefined || (name !== pair.head && name !== pair.embedding)) return [name]
-  const isRepeated =
-    isTied && !isUntied && name === pair.head && replacements.some((other) => locate(other.tensor) === pair.embedding)
-  if (isRepeated) return []
-  // A whole module is a copy of its own in PEFT, as rows are that are not for both uses.
-  if (isUntied && (rows === undefined || !isTied)) return [name]
-  return [pair.embedding, pair.head].filter((own) => isInOutput(own, placing))
-}
-
-function isInOutput(tensor: string, { checkpoint, pair, isUntied }: Placing): boolean {
-  return checkpoint.tensors.has(tensor) || (isUntied && tensor === pair?.head)
 }
 
 /** @param shard that holds the new values, at `info` */

@@ -6,12 +6,16 @@ import { ConfigError, UnsupportedError } from '../../base/errors.js'
 import type { Checkpoint, CheckpointTensor } from '../../formats/checkpoint.js'
 import { type JsonObject, toPlain } from '../../formats/json.js'
 import type { BaseReplacement, LayerFactors } from './adapters.js'
-import { findWeights, missingError, namesIn, type WeightSearch } from './find-weights.js'
+import type { BaseModel } from './base-model.js'
+import type { ConfigEdit } from './companions.js'
+import { findWeights, missingError, type WeightSearch } from './find-weights.js'
+import { planHead } from './head.js'
 import { layOut, type OutputShard, type OutputTensor, outputBytes } from './layout.js'
-import { type ModelTables, NO_TABLES } from './names/tables.js'
-import { placeReplacements } from './place-replacements.js'
+import { type Renamed, renamedTensors } from './names/renamed.js'
+import type { TieGroup } from './names/ties.js'
+import { type AddedTensor, placeReplacements } from './place-replacements.js'
 import { refuseQuantizedConfig } from './refusals.js'
-import { areTiedTogether, findReplacedPair, findTiedPair, type TiedPair, type TiedPolicy, tiedError } from './tied.js'
+import { partedTies, refuseUnknownTies, type TiedPolicy, tensorOf, tiedError, untiedTies } from './tied.js'
 
 const INDEX_FILE = 'model.safetensors.index.json'
 
@@ -19,18 +23,14 @@ const INDEX_FILE = 'model.safetensors.index.json'
 export interface PlanOptions {
   /** Default `refuse`. */
   tied?: TiedPolicy | undefined
+  /** Goes on where a head needs tensors that neither base nor adapters have: loaders draw them anew. Default false. */
+  allowMissing?: boolean | undefined
   /** Converts all F64, F32, F16 and BF16 tensors. Default: types stay. */
   dtype?: FloatDtype | undefined
   /** Distributes the tensors anew over shards of at most so many bytes. Default: shards stay. */
   maxShardBytes?: number | undefined
   /** Name of the output where it is a single file. Default: the base's, or model.safetensors. */
   path?: string | undefined
-}
-
-/** A change of config.json. */
-export interface ConfigEdit {
-  isUntied: boolean
-  dtype: FloatDtype | undefined
 }
 
 /** What becomes of each tensor and each byte. */
@@ -41,6 +41,10 @@ export interface MergePlan {
   readonly tensors: ReadonlyMap<string, readonly number[]>
   /** Names of those that adapters change or replace. */
   readonly changed: ReadonlySet<string>
+  /** Names of those that the base does not have: a head's. */
+  readonly added: readonly string[]
+  /** What the base calls otherwise than the adapters do. */
+  readonly renamed: readonly Renamed[]
   /** Of the output's shards. */
   readonly bytes: number
   /** Changed tensors and the layers that change them, in the base's order. */
@@ -52,40 +56,41 @@ export interface MergePlan {
   readonly configEdit: ConfigEdit | undefined
 }
 
+/** What adapters bring. */
+export interface MergeParts {
+  readonly layers: readonly LayerFactors[]
+  readonly replacements: readonly BaseReplacement[]
+}
+
 /**
- * @param config the content of config.json, where there is one
- * @param tables of transformers' models; without them names are taken as the adapters have them
  * @throws MismatchError naming the layers without a weight, with near misses, or the weight of another shape, or the tied
- *   embedding; UnsupportedError for quantised bases and for weights that are not F64, F32, F16 or BF16
+ *   embedding, or what the head lacks; UnsupportedError for quantised bases and for weights that are not F64, F32, F16 or BF16
  */
 export function planMerge(
-  checkpoint: Checkpoint,
-  layers: readonly LayerFactors[],
-  config: Readonly<Record<string, unknown>> | undefined,
+  base: BaseModel,
+  { layers, replacements: all }: MergeParts,
   options: PlanOptions = {},
-  replacements: readonly BaseReplacement[] = [],
-  tables: ModelTables = NO_TABLES,
 ): MergePlan {
+  const replacements = all.filter((replacement) => !base.unchanged.has(replacement))
+  const { checkpoint, config, names, ties } = base
   const { tied = 'refuse', maxShardBytes } = options
   checkShardSize(maxShardBytes)
   refuseQuantizedConfig(config, `${checkpoint.directory.name}/config.json`)
-  const pair = findTiedPair(layers, checkpoint, config)
-  // Rows that are for both uses untie nothing.
-  const parting = replacements.filter(({ rows, isTied }) => rows === undefined || !isTied)
-  const untied = tied === 'untie' ? (pair ?? findReplacedPair(parting, checkpoint, config)) : undefined
-  if (pair !== undefined && tied === 'refuse' && !areTiedTogether(layers))
-    throw tiedError(pair, checkpoint.tensors.has(pair.head))
-  const names = namesIn(checkpoint, layers, replacements, config, tables)
-  const byTensor = assignLayers({ layers, names, locate: names.locate, checkpoint, pair, config }, tied)
-  const placed = placeReplacements(replacements, {
-    names,
-    checkpoint,
-    pair: untied ?? findReplacedPair(replacements, checkpoint, config),
-    tied,
-    isUntied: untied !== undefined,
-  })
+  const parts = { layers, replacements }
+  const [parted] = partedTies(parts, base)
+  if (parted !== undefined && tied === 'refuse') throw tiedError(parted, base)
+  refuseUnknownTies(parts, base, tied)
+  const untied = tied === 'untie' ? untiedTies(parts, base) : []
+  const byTensor = assignLayers({ layers, names, locate: names.locate, checkpoint, ties, config }, untied)
+  const { placed, added } = placeReplacements(replacements, { base, untied })
+  const head = planHead(base, added, options.allowMissing)
   refuseCombinations(byTensor, placed)
-  return planOutput({ checkpoint, byTensor, placed, untied }, options)
+  const tensors = [
+    ...layers.map(({ name, tensor }) => `${name}.${tensor}`),
+    ...replacements.map(({ tensor }) => tensor),
+  ]
+  const renamed = renamedTensors(tensors, names)
+  return { ...planOutput({ checkpoint, byTensor, placed, added, untied, head }, options), renamed }
 }
 
 function checkShardSize(maxShardBytes: number | undefined): void {
@@ -105,22 +110,26 @@ interface Changes {
   readonly byTensor: ReadonlyMap<string, readonly LayerFactors[]>
   /** Output tensor → what it has in place of the base's own. */
   readonly placed: ReadonlyMap<string, Partial<OutputTensor>>
-  /** Tied embeddings of which the head becomes a tensor of its own. */
-  readonly untied: TiedPair | undefined
+  /** Tensors that the base does not have. */
+  readonly added: ReadonlyMap<string, AddedTensor>
+  /** Tied weights that all become tensors of their own. */
+  readonly untied: readonly TieGroup[]
+  readonly head: ConfigEdit['head']
 }
 
-function planOutput(changes: Changes, { dtype, maxShardBytes, path }: PlanOptions): MergePlan {
-  const { checkpoint, placed, untied } = changes
+function planOutput(changes: Changes, { dtype, maxShardBytes, path }: PlanOptions): Omit<MergePlan, 'renamed'> {
+  const { checkpoint, placed, added, untied, head } = changes
   const outputs = outputTensors(changes, dtype)
   const all = outputs.flat()
   const shards = layOut(checkpoint, outputs, { maxShardBytes, path })
-  const metadata = outputMetadata(checkpoint.indexMetadata, { isUntied: untied !== undefined, dtype })
+  const metadata = outputMetadata(checkpoint.indexMetadata, { isUntied: untied.length > 0, dtype })
   const isRelaid =
     maxShardBytes !== undefined ||
     shards.some(({ header }) => header !== undefined) ||
     metadata.size < checkpoint.indexMetadata.size
   const newIndexPath = maxShardBytes === undefined ? checkpoint.indexPath : shards.length > 1 ? INDEX_FILE : undefined
-  const changed = all.filter(({ name, layers }) => layers.length > 0 || placed.has(name))
+  const edit = { untied: untied.map(({ path: way }) => way), dtype, head }
+  const changed = all.filter(({ name, layers }) => layers.length > 0 || placed.has(name) || added.has(name))
   return {
     checkpoint,
     shards,
@@ -130,28 +139,36 @@ function planOutput(changes: Changes, { dtype, maxShardBytes, path }: PlanOption
     weights: changed.filter(({ layers }) => layers.length > 0).map(({ name, layers }) => ({ name, layers })),
     index: isRelaid && newIndexPath !== undefined ? newIndex(newIndexPath, shards, all, metadata) : undefined,
     copiesIndex: !isRelaid && checkpoint.indexPath !== undefined,
-    configEdit: untied !== undefined ? { isUntied: true, dtype } : dtype && { isUntied: false, dtype },
+    added: [...added.keys()],
+    configEdit: untied.length > 0 || dtype !== undefined || head !== undefined ? edit : undefined,
   }
 }
 
-/** The output's tensors by the base's shard, in the order of their bytes. */
-function outputTensors({ checkpoint, byTensor, placed, untied }: Changes, dtype: FloatDtype | undefined) {
+/** The output's tensors by the base's shard, in the order of their bytes; new ones come in the last. */
+function outputTensors({ checkpoint, byTensor, placed, added, untied }: Changes, dtype: FloatDtype | undefined) {
   const outputs: OutputTensor[][] = checkpoint.shards.map(() => [])
   for (const [name, tensor] of checkpoint.tensors) {
-    const add = (own: string, change = placed.get(own)) => {
-      outputs[tensor.shard].push({ ...outputTensor(own, tensor, byTensor.get(own) ?? [], dtype), ...change })
+    const add = (own: string) => {
+      outputs[tensor.shard].push({ ...outputTensor(own, tensor, byTensor.get(own) ?? [], dtype), ...placed.get(own) })
     }
     add(name)
-    if (name === untied?.embedding && !checkpoint.tensors.has(untied.head)) add(untied.head)
-    if (name === untied?.bias?.stored) add(untied.bias.head, placed.get(name))
+    for (const { members, stored } of untied) {
+      if (stored === name) for (const own of members) if (!checkpoint.tensors.has(own)) add(own)
+    }
   }
   for (const own of outputs) own.sort((a, b) => a.base.offset - b.base.offset)
+  for (const [name, tensor] of added) {
+    outputs[outputs.length - 1].push({
+      ...outputTensor(name, tensor, [], dtype ?? (tensor.dtype as FloatDtype)),
+      isReplaced: true,
+    })
+  }
   return outputs
 }
 
 /** Output tensor → the layers merged into it. */
-function assignLayers(search: WeightSearch, tied: TiedPolicy): Map<string, LayerFactors[]> {
-  const { layers, checkpoint, pair } = search
+function assignLayers(search: WeightSearch, untied: readonly TieGroup[]): Map<string, LayerFactors[]> {
+  const { layers, checkpoint } = search
   const { tensors } = checkpoint
   const result = new Map<string, LayerFactors[]>()
   const add = (tensor: string, layer: LayerFactors) => {
@@ -163,11 +180,10 @@ function assignLayers(search: WeightSearch, tied: TiedPolicy): Map<string, Layer
   for (const layer of layers) {
     const found = findWeights(layer, search)
     if (found === undefined) missing.push(layer)
-    for (const { name, layer: own, isPaired } of found ?? []) {
-      if (!isPaired || tied === 'untie') add(name, own)
-      else if (!isRepeated(own, name, search)) {
-        add(pair!.embedding, own)
-        if (tensors.has(pair!.head)) add(pair!.head, own)
+    for (const { name, layer: own, group } of found ?? []) {
+      if (group === undefined || untied.includes(group)) add(name, own)
+      else if (!isRepeated(own, name, group, search)) {
+        for (const member of group.members) if (tensors.has(member)) add(member, own)
       }
     }
   }
@@ -175,10 +191,19 @@ function assignLayers(search: WeightSearch, tied: TiedPolicy): Map<string, Layer
   return result
 }
 
-/** Whether it is the output embedding's layer, of an adapter that has it for the input embedding too: one weight, one change. */
-function isRepeated(layer: LayerFactors, tensor: string, { layers, locate, pair }: WeightSearch): boolean {
-  if (!layer.isTied || tensor !== pair?.head) return false
-  return layers.some((other) => other.isTied && `${locate(other.name)}.${other.tensor}` === pair.embedding)
+/** Whether an adapter has the layer for an earlier one of tied weights too: one weight, one change. */
+function isRepeated(
+  layer: LayerFactors,
+  tensor: string,
+  { members }: TieGroup,
+  { layers, names }: WeightSearch,
+): boolean {
+  if (!layer.isTied) return false
+  const place = members.indexOf(tensor)
+  return layers.some((other) => {
+    const at = other.isTied ? members.indexOf(tensorOf(other, { names })) : -1
+    return at >= 0 && at < place
+  })
 }
 
 /** Whether each layer has rows of the tensor for itself. */
@@ -230,7 +255,10 @@ function outputTensor(
  * What the base's index says of the whole that is true of the output too. transformers counts tied weights once in
  * total_parameters, and takes dtype for that of the weights where config.json has none.
  */
-function outputMetadata(metadata: JsonObject, { isUntied, dtype }: ConfigEdit): JsonObject {
+function outputMetadata(
+  metadata: JsonObject,
+  { isUntied, dtype }: { isUntied: boolean; dtype: FloatDtype | undefined },
+): JsonObject {
   const untrue = [...(isUntied ? ['total_parameters'] : []), ...(dtype === undefined ? [] : ['dtype', 'torch_dtype'])]
   return new Map([...metadata].filter(([key]) => !untrue.includes(key)))
 }

@@ -2,9 +2,11 @@
 // dropped by loaders, so that the user has to say what is meant.
 
 import { MismatchError } from '../../base/errors.js'
-import type { Checkpoint, CheckpointTensor } from '../../formats/checkpoint.js'
 import { isHeadModule } from '../../peft/tied.js'
 import type { BaseReplacement, LayerFactors } from './adapters.js'
+import type { BaseModel } from './base-model.js'
+import { groupOf, type TieGroup } from './names/ties.js'
+import { isEmbeddingModule } from './names/vocabulary.js'
 
 /**
  * What happens to tied embeddings that an adapter changes. `refuse`: an error. `untie`: the output embedding gets a weight of
@@ -12,114 +14,97 @@ import type { BaseReplacement, LayerFactors } from './adapters.js'
  */
 export type TiedPolicy = 'refuse' | 'untie' | 'keep'
 
-const EMBEDDINGS = /(^|\.)(embed_tokens|embed_in|wte|word_embeddings|shared)$/
-
-export function isEmbeddingModule(module: string): boolean {
-  return EMBEDDINGS.test(module)
+/** Tied weights that adapters change, and the tensor by which they do. */
+interface Touched {
+  readonly group: TieGroup
+  readonly tensor: string
 }
 
-export function isVocabularyModule(module: string): boolean {
-  return isHeadModule(module) || isEmbeddingModule(module)
+type Parts = {
+  readonly layers: readonly LayerFactors[]
+  readonly replacements: readonly BaseReplacement[]
 }
 
-/** An input and an output embedding that are one weight. */
-export interface TiedPair {
-  /** Tensor names. The head's need not be stored. */
-  readonly embedding: string
-  readonly head: string
-  /** The head's bias, where it is tied to one that is stored: both are untied with the embeddings. */
-  readonly bias: { readonly stored: string; readonly head: string } | undefined
+/** The base's name for the tensor that a layer changes. */
+export function tensorOf({ name, tensor }: LayerFactors, { names }: Pick<BaseModel, 'names'>): string {
+  return names.locate(`${name}.${tensor}`)
 }
 
-/** What output embeddings are called that are not stored: by a module beside them that is. All others: lm_head. */
-const UNSTORED_HEADS: readonly (readonly [beside: RegExp, head: string])[] = [
-  [/(^|\.)embed_in$/, 'embed_out'],
-  [/^cls\.predictions\.transform\.dense$/, 'cls.predictions.decoder'],
-  [/^predictions\.dense$/, 'predictions.decoder'],
-  [/^lm_head\.dense$/, 'lm_head.decoder'],
-  [/^vocab_transform$/, 'vocab_projector'],
-  [/^generator_predictions\.dense$/, 'generator_lm_head'],
-]
-
-/** A part of an adapter that may change tied weights. */
-interface Touching {
-  readonly name: string
-  /** Undefined for rows of a table of any length. */
-  readonly d: number | undefined
-  readonly k: number
+/** Tied weights that parts change for one of their uses. Rows for both uses, and layers of both alike, are none. */
+export function partedTies({ layers, replacements }: Parts, base: BaseModel): Touched[] {
+  return touchedTies(
+    [
+      ...layers.filter(({ isTied }) => !isTied).map((layer) => tensorOf(layer, base)),
+      ...replacements
+        .filter((own) => !own.isTied && !base.unchanged.has(own))
+        .map(({ tensor }) => base.names.locate(tensor)),
+    ],
+    base,
+  )
 }
 
-/** config.json's own word, where it has one. */
-export function tieSetting(config: Readonly<Record<string, unknown>> | undefined): boolean | undefined {
-  const text = config?.text_config as Record<string, unknown> | null | undefined
-  const value = text?.tie_word_embeddings ?? config?.tie_word_embeddings
-  return typeof value === 'boolean' ? value : undefined
+/** Tied weights to be untied: those with a layer, and those of which a whole tensor or rows for one use are replaced. */
+export function untiedTies({ layers, replacements }: Parts, base: BaseModel): TieGroup[] {
+  const parting = replacements.filter(({ rows, isTied }) => rows === undefined || !isTied)
+  const touched = touchedTies(
+    [...layers.map((layer) => tensorOf(layer, base)), ...parting.map(({ tensor }) => base.names.locate(tensor))],
+    base,
+  )
+  const paths = new Set(touched.map(({ group }) => group.path.join('.')))
+  // config.json ties all of a part or none.
+  return base.ties.groups.filter(({ path }) => paths.has(path.join('.')))
 }
 
-const HEADLESS = /(Model|For(Sequence|Token|Image)Classification|ForQuestionAnswering|ForMultipleChoice)$/
-const NAMED_MODELS_WITH_HEAD = /LMHead|DoubleHeads|EncoderDecoder/
-
-/** By the classes that config.json names: no output embedding that anything could be tied to. */
-function isHeadless(config: Readonly<Record<string, unknown>> | undefined): boolean {
-  const architectures = config?.architectures
-  if (!Array.isArray(architectures) || architectures.length === 0) return false
-  return architectures.every((name) => HEADLESS.test(String(name)) && !NAMED_MODELS_WITH_HEAD.test(String(name)))
+function touchedTies(tensors: readonly string[], { ties }: BaseModel): Touched[] {
+  return tensors.flatMap((tensor) => {
+    const group = groupOf(ties, tensor)
+    return group === undefined || group.isBias ? [] : [{ group, tensor }]
+  })
 }
 
 /**
- * The tied weights that a layer of the adapters touches; undefined when none does, or the model has no output embedding.
- * Without a word in config.json the embeddings are tied when no output embedding is stored.
+ * Refuses to guess where the model's type is not known: embeddings whose partner may be tied to them.
+ *
+ * @throws MismatchError that names the tensor
  */
-export function findTiedPair(
-  layers: readonly Touching[],
-  checkpoint: Checkpoint,
-  config: Readonly<Record<string, unknown>> | undefined,
-): TiedPair | undefined {
-  const touched = layers.find(({ name }) => isHeadModule(name)) ?? layers.find(({ name }) => isEmbeddingModule(name))
-  if (touched === undefined) return undefined
-  const setting = tieSetting(config)
-  if (setting === false || (isHeadless(config) && !isHeadModule(touched.name))) return undefined
-  const modules = [...checkpoint.tensors.keys()].flatMap((name) => (name.endsWith('.weight') ? name.slice(0, -7) : []))
-  const embedding = isHeadModule(touched.name)
-    ? modules.find((name) => EMBEDDINGS.test(name) && fits(checkpoint.tensors.get(`${name}.weight`)!, touched))
-    : touched.name
-  if (embedding === undefined) return undefined
-  const unstored = UNSTORED_HEADS.find(([beside]) => modules.some((name) => beside.test(name)))
-  const head = isHeadModule(touched.name) ? touched.name : (modules.find(isHeadModule) ?? unstored?.[1] ?? 'lm_head')
-  const isTied = setting === true || !checkpoint.tensors.has(`${head}.weight`)
-  if (!isTied) return undefined
-  const bias = { stored: `${head.replace(/\.decoder$/, '')}.bias`, head: `${head}.bias` }
-  const isBiasTied = checkpoint.tensors.has(bias.stored) && !checkpoint.tensors.has(bias.head)
-  return { embedding: `${embedding}.weight`, head: `${head}.weight`, bias: isBiasTied ? bias : undefined }
-}
-
-/** The same for what adapters replace. */
-export function findReplacedPair(
-  replacements: readonly BaseReplacement[],
-  checkpoint: Checkpoint,
-  config: Readonly<Record<string, unknown>> | undefined,
-): TiedPair | undefined {
-  const modules = replacements.map(({ tensor, rows, info: { shape } }) => {
-    return { name: tensor.slice(0, tensor.lastIndexOf('.')), d: rows === undefined ? shape[0] : undefined, k: shape[1] }
+export function refuseUnknownTies(parts: Parts, base: BaseModel, tied: TiedPolicy): void {
+  if (base.ties.isKnown || tied === 'keep') return
+  const { tensors } = base.checkpoint
+  const hasHead = [...tensors.keys()].some((name) => name.endsWith('.weight') && isHeadModule(name.slice(0, -7)))
+  const named = [
+    ...parts.layers.filter(({ isTied, tensor }) => !isTied && tensor === 'weight').map(({ name }) => name),
+    ...parts.replacements
+      .filter(({ isTied, info }) => !isTied && info.shape.length === 2)
+      .map(({ tensor }) => tensor.replace(/\.weight$/, '')),
+  ]
+  const touched = named.find((module) => {
+    return isHeadModule(module)
+      ? !tensors.has(base.names.locate(`${module}.weight`))
+      : isEmbeddingModule(module) && !hasHead
   })
-  return findTiedPair(modules, checkpoint, config)
+  if (touched === undefined) return
+  const type = base.config?.model_type
+  throw new MismatchError({
+    where: touched,
+    what:
+      type === undefined
+        ? 'the base has no config.json with a model_type, so that nothing tells what is tied to this embedding'
+        : `what is tied to this embedding is not known for models of the type '${type}'`,
+    expected: 'a word on tied embeddings: tie_word_embeddings false in config.json, or keep',
+    hint: 'keep changes the one stored weight for all its uses',
+  })
 }
 
-function fits({ info }: CheckpointTensor, { d, k }: Touching): boolean {
-  return info.shape.length === 2 && info.shape[0] === (d ?? info.shape[0]) && info.shape[1] === k
-}
-
-/** Whether every layer of the tied weights adapts both alike, so that they stay tied without a choice. */
-export function areTiedTogether(layers: readonly Pick<LayerFactors, 'name' | 'isTied'>[]): boolean {
-  return layers.every(({ name, isTied }) => isTied || !isVocabularyModule(name))
-}
-
-export function tiedError({ embedding, head }: TiedPair, isHeadStored: boolean): MismatchError {
+export function tiedError({ group, tensor }: Touched, { checkpoint }: BaseModel): MismatchError {
+  const { members, stored } = group
+  // What is read from the other one is the head, or a part's own embedding.
+  const where = tensor === members[0] ? members[members.length - 1] : tensor
+  const others = members.filter((name) => name !== where)
   return new MismatchError({
-    where: head,
-    what: isHeadStored
-      ? `config.json ties it to ${embedding}, so that loaders would use one weight for both`
-      : `the base stores no such weight: it is tied to ${embedding}`,
+    where,
+    what: checkpoint.tensors.has(where)
+      ? `config.json ties it to ${others.join(' and ')}, so that loaders would use one weight for both`
+      : `the base stores no such weight: it is tied to ${stored}`,
     expected: 'a choice for tied embeddings: untie or keep',
     hint:
       'untie writes the output embedding as a weight of its own and sets tie_word_embeddings to false, which gives what the ' +

@@ -47,6 +47,16 @@ describe('a download', () => {
     expect(await partials()).toEqual([])
   })
 
+  test('ends at once when its signal says so, also while nothing comes', async () => {
+    current.hub.faults.set(file, { stallAfter: 1000 })
+    const control = new AbortController()
+    const waiting = contentOf('org/model', file, {}, { signal: control.signal, times: { stallMs: 60_000 } })
+    while (current.hub.seen.every(({ origin }) => origin === 'hub'))
+      await new Promise((resolve) => setTimeout(resolve, 10))
+    control.abort(new DOMException('stopped', 'AbortError'))
+    await expect(waiting).rejects.toMatchObject({ name: 'AbortError' })
+  })
+
   test('takes up what a process left that was killed', async () => {
     await mkdir(inCache('blobs'), { recursive: true })
     const dead = spawn(process.execPath, ['-e', ''])
@@ -123,6 +133,17 @@ describe('a download', () => {
     expect((await failure(contentOf('org/model', 'README.md'))).message).toMatch(
       /the Hub refuses; expected 200, got 410/,
     )
+  })
+
+  test('that the disk has no room for fails before its first byte', async () => {
+    const byteLength = 1e15
+    const lfs = { oid: '0'.repeat(64), size: byteLength, pointerSize: 130 }
+    current.hub.extraEntries = [{ type: 'file', path: 'huge.onnx', size: byteLength, oid: '0'.repeat(40), lfs }]
+    const error = await failure(contentOf('org/model', 'huge.onnx'))
+    expect(error.message).toMatch(
+      /org\/model\/huge.onnx: no room for it in .*; expected 1000000000 MB free, got \d+ MB/,
+    )
+    expect(current.hub.loaded).toEqual([])
   })
 
   test('of one file by two callers at once is one', async () => {

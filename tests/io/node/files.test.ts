@@ -238,7 +238,9 @@ describe('folders', () => {
     expect(await locate(at('x.onnx'))).toMatchObject({ directory: { name: folder }, file: 'x.onnx' })
     expect((await failure(locate(at('y.onnx')))).message).toBe(`${at('y.onnx')}: no such file or folder`)
     const hub = (await failure(locate('somebody/Some-Model-1.5B'))).message
-    expect(hub).toMatch(/^somebody\/Some-Model-1\.5B: no such file or folder\. Nothing is fetched from the Hub/)
+    expect(hub).toMatch(
+      /^somebody\/Some-Model-1\.5B: no such file or folder\. A model of the Hub is hf:somebody\/Some-Model-1\.5B/,
+    )
   })
 })
 

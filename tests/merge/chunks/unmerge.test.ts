@@ -83,7 +83,7 @@ describe('unmergeCheckpoint', () => {
   })
 
   it('takes an adapter out of tied embeddings that the merge kept tied', async () => {
-    const config = { tie_word_embeddings: true }
+    const config = { model_type: 'llama', tie_word_embeddings: true }
     const original = await base(SKETCHES, { config })
     const lora = adapter({ lm_head: [32, 16] })
     const [merged, out] = [new MemoryDirectory(), new MemoryDirectory()]

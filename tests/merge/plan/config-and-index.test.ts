@@ -16,7 +16,7 @@ const SKETCHES: TensorSketch[] = [
   ['model.embed_tokens.weight', 'BF16', [32, 16]],
   ['model.q_proj.weight', 'BF16', [24, 16]],
 ]
-const config = { tie_word_embeddings: true, torch_dtype: 'bfloat16' }
+const config = { model_type: 'llama', tie_word_embeddings: true, torch_dtype: 'bfloat16' }
 const head = adapter({ lm_head: [32, 16] })
 
 describe('a single file as base or as result, with which no config.json goes along', () => {
@@ -86,7 +86,7 @@ describe('a single file as base or as result, with which no config.json goes alo
 describe('config.json', () => {
   it('keeps the spelling of all that is not changed: to strict loaders 1 is no 1.0', async () => {
     const text =
-      '{"initializer_factor": 1.0, "eps": 1e-05,\n "tie_word_embeddings": true, "dtype": "float32",\n' +
+      '{"model_type": "llama", "initializer_factor": 1.0, "eps": 1e-05,\n "tie_word_embeddings": true, "dtype": "float32",\n' +
       ' "text_config": {"rope_theta": 10000.0, "tie_word_embeddings": true, "dtype": "float32"}, "id": 12345678901234567890}'
     const from = await base([['model.embed_tokens.weight', 'F32', [32, 16]]])
     from.files.set('config.json', new TextEncoder().encode(text))
@@ -101,7 +101,8 @@ describe('the index', () => {
   const metadata = { format: 'pt', total_parameters: 896, total_size: 1, dtype: 'bfloat16', notes: { a: [1] } }
 
   async function run(options: MergeCheckpointOptions, sketches = SKETCHES, lora = head) {
-    const from = await base(sketches, { config, shards: 2 })
+    const copies = { 'lm_head.weight': 'model.embed_tokens.weight' }
+    const from = await base(sketches, { config, copies, shards: 2 })
     const { weight_map } = JSON.parse(new TextDecoder().decode(from.files.get(INDEX)))
     from.files.set(INDEX, new TextEncoder().encode(JSON.stringify({ metadata, weight_map })))
     const [folder, out] = [new MemoryDirectory(), new MemoryDirectory()]

@@ -5,41 +5,14 @@ import { readdirSync, readFileSync } from 'node:fs'
 import path from 'node:path'
 import { describe, expect, test } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
-import { elementCount } from '../../../src/base/tensor.js'
 import type { TensorBytes } from '../../../src/formats/safetensors.js'
-import { crc32 } from '../../../src/formats/torch/crc32.js'
 import { NodeDirectory } from '../../../src/io/node/files.js'
 import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
 import { unmergeCheckpoint } from '../../../src/merge/chunks/unmerge.js'
 import { fitCheckpoint } from '../../../src/merge/plan/fit.js'
 import { deviation, goldenPath, tensorsIn } from '../../golden.js'
 import { safetensors } from '../toolkit.js'
-
-interface BaseSketch {
-  config: Record<string, unknown>
-  tensors: Record<string, number[]>
-}
-
-/** Of a base's tensor, as the golden script computes them. */
-function values(name: string, shape: readonly number[]): Float32Array {
-  const seed = BigInt(crc32(new TextEncoder().encode(name)))
-  return Float32Array.from({ length: elementCount(shape) }, (_, i) => {
-    let bits = (BigInt(i + 1) * 2654435761n + seed) & 0xffffffffn
-    bits = ((bits ^ (bits >> 15n)) * 2246822519n) & 0xffffffffn
-    return (Number(bits) / 2 ** 32 - 0.5) / 2
-  })
-}
-
-function sketchOf(name: string): BaseSketch {
-  return JSON.parse(readFileSync(goldenPath('names', name, 'base.json'), 'utf8'))
-}
-
-async function baseOf({ config, tensors }: BaseSketch): Promise<MemoryDirectory> {
-  const list = Object.entries(tensors).map(([name, shape]): TensorBytes => {
-    return { name, dtype: 'F32', shape, data: new Uint8Array(values(name, shape).buffer) }
-  })
-  return new MemoryDirectory({ 'config.json': JSON.stringify(config), 'model.safetensors': await safetensors(list) })
-}
+import { baseOf, sketchOf } from './formula-base.js'
 
 const NAMES = readdirSync(goldenPath('names'))
 
@@ -47,7 +20,7 @@ describe.each(NAMES)('%s', (name) => {
   const adapter = new NodeDirectory(goldenPath('names', name, 'adapter'))
 
   test('merges as PEFT does, into the names of the checkpoint', async () => {
-    const base = await baseOf(sketchOf(name))
+    const base = await baseOf(sketchOf('names', name))
     const merged = await tensorsIn(new NodeDirectory(goldenPath('names', name)), 'merged.safetensors')
     const out = new MemoryDirectory()
     const report = await mergeCheckpoint(base, adapter, out)
@@ -60,7 +33,7 @@ describe.each(NAMES)('%s', (name) => {
   })
 
   test('fits, by inspect', async () => {
-    const report = await fitCheckpoint(await baseOf(sketchOf(name)), adapter)
+    const report = await fitCheckpoint(await baseOf(sketchOf('names', name)), adapter)
     expect(report.problems).toEqual([])
     expect(report.parts.filter(({ problem }) => problem !== null)).toEqual([])
     expect(report.fits).toBe(true)
@@ -68,7 +41,7 @@ describe.each(NAMES)('%s', (name) => {
 })
 
 test('is taken out again under the same names', async () => {
-  const base = await baseOf(sketchOf('mixtral'))
+  const base = await baseOf(sketchOf('names', 'mixtral'))
   const adapter = new NodeDirectory(goldenPath('names', 'mixtral', 'adapter'))
   const [merged, back] = [new MemoryDirectory(), new MemoryDirectory()]
   await mergeCheckpoint(base, adapter, merged)
@@ -78,7 +51,7 @@ test('is taken out again under the same names', async () => {
 })
 
 test('the names of the base itself stay what they were', async () => {
-  const base = sketchOf('vit')
+  const base = sketchOf('names', 'vit')
   const rename = (name: string) =>
     name
       .replace('vit.layers.', 'vit.encoder.layer.')

@@ -166,7 +166,7 @@ describe('strictness', () => {
 })
 
 describe('tied embeddings', () => {
-  const config = { tie_word_embeddings: true }
+  const config = { model_type: 'llama', tie_word_embeddings: true }
   const lora = adapter({ [HEAD]: [32, 16] })
 
   it('are refused by default, with the choice explained', async () => {
@@ -182,6 +182,7 @@ describe('tied embeddings', () => {
     const expected = expectedWeight(before.get(EMBEDDING)!, [[lora, HEAD]])
     expect(compareStored(after.get('lm_head.weight')!.bytes, expected, 'BF16').differing).toBeLessThanOrEqual(1)
     expect(JSON.parse(new TextDecoder().decode(out.files.get('config.json')))).toEqual({
+      model_type: 'llama',
       tie_word_embeddings: false,
       x: 1,
     })

@@ -45,11 +45,13 @@ function withRows(lora = adapter({ 'model.q_proj': [24, 16] }, { trainableTokenI
   return lora
 }
 
-async function run(sketches: readonly TensorSketch[], lora: LoraAdapter, tied?: TiedPolicy) {
-  const [from, out] = [await base(sketches, { config }), new MemoryDirectory()]
+async function run(sketches: readonly TensorSketch[], lora: LoraAdapter, tied?: TiedPolicy, model_type = 'llama') {
+  const copies = { [HEAD]: EMBEDDING, 'cls.predictions.decoder.weight': 'bert.embeddings.word_embeddings.weight' }
+  const settings = { ...config, model_type }
+  const [from, out] = [await base(sketches, { config: settings, copies }), new MemoryDirectory()]
   await mergeCheckpoint(from, lora, out, { tied })
-  const settings = JSON.parse(new TextDecoder().decode(out.files.get('config.json')))
-  return { before: await readTensors(from), after: await readTensors(out), isTied: settings.tie_word_embeddings }
+  const written = JSON.parse(new TextDecoder().decode(out.files.get('config.json')))
+  return { before: await readTensors(from), after: await readTensors(out), isTied: written.tie_word_embeddings }
 }
 
 function expectRows(after: FloatArray, before: FloatArray): void {
@@ -63,20 +65,21 @@ function expectRows(after: FloatArray, before: FloatArray): void {
 describe('untie', () => {
   it.each([
     [
+      'bert',
       'bert.embeddings.word_embeddings',
       'cls.predictions.transform.dense',
       'cls.predictions.decoder',
       'cls.predictions.bias',
     ],
-    ['albert.embeddings.word_embeddings', 'predictions.dense', 'predictions.decoder', 'predictions.bias'],
-    ['roberta.embeddings.word_embeddings', 'lm_head.dense', 'lm_head.decoder', 'lm_head.bias'],
-    ['distilbert.embeddings.word_embeddings', 'vocab_transform', 'vocab_projector', undefined],
-    ['electra.embeddings.word_embeddings', 'generator_predictions.dense', 'generator_lm_head', undefined],
-    ['gpt_neox.embed_in', 'gpt_neox.final_layer_norm', 'embed_out', undefined],
-    ['transformer.word_embeddings', 'transformer.ln_f', 'lm_head', undefined],
+    ['albert', 'albert.embeddings.word_embeddings', 'predictions.dense', 'predictions.decoder', 'predictions.bias'],
+    ['roberta', 'roberta.embeddings.word_embeddings', 'lm_head.dense', 'lm_head.decoder', 'lm_head.bias'],
+    ['distilbert', 'distilbert.embeddings.word_embeddings', 'vocab_transform', 'vocab_projector', undefined],
+    ['electra', 'electra.embeddings.word_embeddings', 'generator_predictions.dense', 'generator_lm_head', undefined],
+    ['gpt_neox', 'gpt_neox.embed_in', 'gpt_neox.final_layer_norm', 'embed_out', undefined],
+    ['bloom', 'transformer.word_embeddings', 'transformer.ln_f', 'lm_head', undefined],
   ])(
     '%s: loaders find the output embedding, and a bias that was tied with it',
-    async (embedding, beside, head, bias) => {
+    async (type, embedding, beside, head, bias) => {
       const biases = bias === undefined ? [`${head}.bias`] : [bias]
       const own: TensorSketch[] = [
         [`${embedding}.weight`, 'BF16', [32, 16]],
@@ -90,7 +93,7 @@ describe('untie', () => {
         { data: VALUES.slice(0, 16 * 4), shape: [16, 4] },
       )
       for (const lora of [changed, adapter({ [head]: [32, 16] })]) {
-        const { before, after } = await run(own, lora, 'untie')
+        const { before, after } = await run(own, lora, 'untie', type)
         const added = [...after.keys()].filter((name) => !before.has(name))
         expect(added.sort()).toEqual([...(bias === undefined ? [] : [`${head}.bias`]), `${head}.weight`])
         const weights = [embedding, head].map((name) => after.get(`${name}.weight`)!.bytes)
@@ -102,7 +105,7 @@ describe('untie', () => {
       if (bias === undefined) return
       const replaced = stored(VALUES.subarray(0, 32), [32])
       changed.addReplacement(bias, replaced)
-      const { after } = await run(own, changed, 'untie')
+      const { after } = await run(own, changed, 'untie', type)
       for (const name of [bias, `${head}.bias`]) expect(after.get(name)!.bytes).toEqual(replaced.data)
     },
   )
@@ -131,7 +134,7 @@ describe.each([
   it.each([[[EMBEDDING]], [[HEAD]], [[EMBEDDING, HEAD]]])('fit, with a choice to make: %j', async (names) => {
     const folder = new MemoryDirectory()
     await saveAdapter(replacing(...names), folder)
-    const report = await fitCheckpoint(await base(sketches, { config }), folder)
+    const report = await fitCheckpoint(await base(sketches, { config, copies: { [HEAD]: EMBEDDING } }), folder)
     expect(report).toMatchObject({ fits: true, problems: [], notes: [expect.stringMatching(/has to untie or keep/)] })
     const places = report.parts.filter(({ name }) => names.includes(name)).map(({ tensor }) => tensor)
     expect(places.sort()).toEqual(names.map((name) => (sketches === STORED ? name : EMBEDDING)).sort())
@@ -140,7 +143,7 @@ describe.each([
   it('rows fit without a choice', async () => {
     const folder = new MemoryDirectory()
     await saveAdapter(withRows(), folder)
-    const report = await fitCheckpoint(await base(sketches, { config }), folder)
+    const report = await fitCheckpoint(await base(sketches, { config, copies: { [HEAD]: EMBEDDING } }), folder)
     expect(report).toMatchObject({ fits: true, notes: [] })
     expect(report.parts.map(({ name }) => name)).toContain(EMBEDDING)
   })
@@ -198,7 +201,7 @@ describe.each([
         await expect(run(sketches, lora)).rejects.toMatchObject(refused)
         const folder = new MemoryDirectory()
         await saveAdapter(lora, folder)
-        const report = await fitCheckpoint(await base(sketches, { config }), folder)
+        const report = await fitCheckpoint(await base(sketches, { config, copies: { [HEAD]: EMBEDDING } }), folder)
         expect(report).toMatchObject({ fits: true, notes: [expect.stringMatching(/has to untie or keep/)] })
       }
     })
@@ -240,11 +243,11 @@ describe.each([
       { data: VALUES.slice(0, 16 * 4), shape: [16, 4] },
     )
     for (const lora of [rows, layers]) {
-      await expect(run(renamed, lora)).rejects.toMatchObject({
+      await expect(run(renamed, lora, undefined, 'bert')).rejects.toMatchObject({
         where: `${head}.weight`,
         expected: expect.stringMatching(/untie or keep/),
       })
-      const { before, after } = await run(renamed, lora, 'untie')
+      const { before, after } = await run(renamed, lora, 'untie', 'bert')
       for (const name of [embedding, head]) {
         expect(after.get(`${name}.weight`)).not.toEqual(
           before.get(`${name}.weight`) ?? before.get(`${embedding}.weight`),

@@ -45,35 +45,35 @@ export function chooseNames(
   const count = (naming: Naming, own: readonly WantedTensor[] = wanted) =>
     own.reduce((sum, one) => sum + (isFound(one, naming(one.name), tensors) ? 1 : 0), 0)
   const own = count(asItIs)
-  if (wanted.length === 0 || own === wanted.length) return namesOf([asItIs], tensors)
   const sample = wanted.filter((_, i) => i % Math.ceil(wanted.length / SAMPLE) === 0)
   const namings = entries.flatMap(namingsOf)
-  const ranked = namings
-    .map((naming) => ({ naming, found: count(naming, sample) }))
-    .sort((a, b) => b.found - a.found)
-    .slice(0, 3)
-    .map(({ naming }) => ({ naming, found: count(naming) }))
+  const sorted = namings.map((naming) => ({ naming, found: count(naming, sample) })).sort((a, b) => b.found - a.found)
+  // What is not stored is called as transformers would store it.
+  const usual = sorted[0]?.naming ?? asItIs
+  if (wanted.length === 0 || own === wanted.length) return namesOf([asItIs], usual, tensors)
+  const ranked = sorted.slice(0, 3).map(({ naming }) => ({ naming, found: count(naming) }))
   const best = ranked.reduce((one, other) => (other.found > one.found ? other : one), {
     naming: asItIs as Naming,
     found: own,
   })
   if (best.found === wanted.length || (best.found > 0 && best.naming === asItIs))
-    return namesOf([best.naming, asItIs], tensors)
+    return namesOf([best.naming, asItIs], best.naming === asItIs ? usual : best.naming, tensors)
   const fitting = shifted([asItIs, ...namings], wanted, tensors).filter(
     (naming) => count(naming, sample) === sample.length && count(naming) === wanted.length,
   )
   const alike = new Set(fitting.map((naming) => JSON.stringify(wanted.map(({ name }) => naming(name)!.tensors))))
-  return namesOf([alike.size === 1 ? fitting[0] : best.naming, asItIs], tensors)
+  const chosen = alike.size === 1 ? fitting[0] : best.naming
+  return namesOf([chosen, asItIs], chosen === asItIs ? usual : chosen, tensors)
 }
 
-/** By the first naming under which a tensor is there, or else the first of all. */
-function namesOf(namings: readonly Naming[], tensors: Tensors): CheckpointNames {
+/** By the first naming under which a tensor is there, or else as `usual` has it. */
+function namesOf(namings: readonly Naming[], usual: Naming, tensors: Tensors): CheckpointNames {
   const form = (name: string) => {
     for (const naming of namings) {
       const own = naming(name)
-      if (own !== undefined && isStored(own, tensors)) return own
+      if (own !== undefined && (isStored(own, tensors) || tensors.has(`${own.tensors[0]}.weight`))) return own
     }
-    return namings[0](name)
+    return usual(name)
   }
   const locate = (name: string) => {
     const own = form(name)

@@ -1,0 +1,72 @@
+// Options of commands that read records: which files, under which names their fields are, and how chats become text.
+
+import { readFile } from 'node:fs/promises'
+import { ConfigError, FileError } from '../index.js'
+import { decimal, type Option, text, UsageError } from './options.js'
+
+const FILES = 'FILE|DIR'
+
+/** The options, by the names that train() has for them. `chatTemplate` is a file here: see {@link readChatTemplate}. */
+export const DATA_OPTIONS = {
+  data: {
+    placeholder: FILES,
+    about: 'what to learn from: .jsonl, .json, .csv, .tsv, .parquet, .txt, or a folder of them; may be repeated',
+    isRequired: true,
+    isRepeatable: true,
+    read: (occurrences) => occurrences.map(({ value }) => value),
+  } satisfies Option<string[]>,
+  evalData: {
+    placeholder: FILES,
+    about: 'what to measure the loss on, before and after; may be repeated',
+    isRepeatable: true,
+    read: (occurrences) => (occurrences.length === 0 ? undefined : occurrences.map(({ value }) => value)),
+  } satisfies Option<string[] | undefined>,
+  evalSplit: decimal('share of the records to hold out for that instead, such as 0.1'),
+  columns: {
+    placeholder: 'a=b,…',
+    about: 'names of the fields in your data: prompt=question,completion=answer',
+    read: (occurrences) => occurrences.map(({ value }) => readColumns(value)).at(-1),
+  } satisfies Option<Record<string, string> | undefined>,
+  chatTemplate: text('FILE', 'chat template (Jinja) to use instead of the model’s'),
+  chatTemplateArgs: {
+    placeholder: 'JSON',
+    about: 'variables for the chat template: \'{"enable_thinking": false}\'',
+    read: (occurrences) => occurrences.map(({ value }) => readArgs(value)).at(-1),
+  } satisfies Option<Record<string, unknown> | undefined>,
+}
+
+function readColumns(value: string): Record<string, string> {
+  const pairs = value.split(',').map((pair) => pair.split('=').map((name) => name.trim()))
+  if (pairs.every((pair) => pair.length === 2 && !pair.includes(''))) return Object.fromEntries(pairs)
+  throw new UsageError(`--columns takes names such as prompt=question,completion=answer; got '${value}'`)
+}
+
+function readArgs(value: string): Record<string, unknown> {
+  try {
+    const args: unknown = JSON.parse(value)
+    if (typeof args === 'object' && args !== null && !Array.isArray(args)) return args as Record<string, unknown>
+  } catch {
+    // Told below.
+  }
+  throw new ConfigError({
+    where: '--chat-template-args',
+    what: 'not usable',
+    expected: 'a JSON object, such as {"enable_thinking": false}',
+    got: value,
+  })
+}
+
+/** The text of the template that was named. Throws FileError when it cannot be read. */
+export async function readChatTemplate(file: string | undefined): Promise<string | undefined> {
+  if (file === undefined) return undefined
+  try {
+    return await readFile(file, 'utf8')
+  } catch (cause) {
+    const isMissing = (cause as NodeJS.ErrnoException).code === 'ENOENT'
+    throw new FileError({
+      where: file,
+      what: isMissing ? 'no such file' : `cannot be read (${(cause as Error).message})`,
+      cause,
+    })
+  }
+}

@@ -1,0 +1,61 @@
+// Whether an adapter is run or merged on another base than the one that it names. Names are compared by what stays of them when a
+// model is exported, quantized or copied into a folder; a base whose name nobody knows is not doubted.
+
+import { type Directory, readJson } from '../base/bytes.js'
+import { HubDirectory } from '../io/hub/directory.js'
+
+/** A base that is open. */
+export interface NamedBase {
+  readonly directory: Directory
+  /** config.json */
+  readonly config: Readonly<Record<string, unknown>>
+}
+
+/** `org/name`, as models are called on the Hub. */
+const ID = /^[\w-][\w.-]*\/[\w.-]+$/
+/** What forms of one model add to its name. */
+const FORMS = /[-_.](onnx|web|gqa|fp32|fp16|f16|bf16|q4f16|q4|q8|int4|int8|uint8|bnb4|4bit|8bit|quantized|hf)$/
+
+/**
+ * What to tell of an adapter on this base; undefined where the names agree, or one is not known.
+ *
+ * @param adapter its name, for the message
+ * @param named its `base_model_name_or_path`
+ */
+export function otherBase(adapter: string, named: string | undefined, base: NamedBase): string | undefined {
+  const { directory, config } = base
+  const own = config._name_or_path
+  const ids = [
+    ...(directory instanceof HubDirectory ? [directory.source.id] : []),
+    ...(typeof own === 'string' && ID.test(own) ? [own] : []),
+  ]
+  if (named === undefined || ids.length === 0) return undefined
+  const isNamed = [...ids, directory.name].some((name) => essence(name) === essence(named))
+  return isNamed ? undefined : `${adapter} names ${named} as its base, which is not ${ids[0]}`
+}
+
+/** {@link otherBase} of an adapter in a folder, and a base in another. */
+export async function otherBaseOf(
+  adapter: { readonly name: string; readonly directory: Directory },
+  base: Directory,
+): Promise<string | undefined> {
+  const [config, own] = await Promise.all([
+    object(base, 'config.json'),
+    object(adapter.directory, 'adapter_config.json'),
+  ])
+  const named = own.base_model_name_or_path
+  return otherBase(adapter.name, typeof named === 'string' ? named : undefined, { directory: base, config })
+}
+
+/** What is no such file is said by who needs it. */
+async function object(directory: Directory, path: string): Promise<Record<string, unknown>> {
+  const value = (await directory.has(path)) ? await readJson(directory, path).catch(() => undefined) : undefined
+  return typeof value === 'object' && value !== null ? (value as Record<string, unknown>) : {}
+}
+
+function essence(name: string): string {
+  let rest = name.replace(/[/\\]+$/, '').toLowerCase()
+  rest = rest.slice(Math.max(rest.lastIndexOf('/'), rest.lastIndexOf('\\')) + 1)
+  while (FORMS.test(rest)) rest = rest.replace(FORMS, '')
+  return rest
+}

@@ -1,0 +1,8 @@
+// The words that some options of train take: what a form or a command line offers.
+
+import { DRAWN_INITS } from '../lora/init/inits.js'
+import { TASK_NAMES } from '../tasks/tasks.js'
+import { SCHEDULES } from '../train/schedule.js'
+
+/** The words that options of `train` take, by option: tasks, schedules, and starts that need no data. */
+export const TRAIN_CHOICES = Object.freeze({ task: TASK_NAMES, schedule: SCHEDULES, init: DRAWN_INITS })

@@ -1,0 +1,48 @@
+// W + s·B·A (Hu et al. 2021, arXiv 2106.09685, section 4.1), in place: of a whole weight, or of rows of one as it is stored.
+
+import type { FloatArray, Matrix } from '../base/tensor.js'
+import { inPrecisionOf, product, transpose } from '../linalg/product.js'
+
+/** The factors of a change s·B·A. */
+export interface FactorPair {
+  /** A (r, k) */
+  readonly weightA: Matrix
+  /** B (d, r) */
+  readonly weightB: Matrix
+}
+
+/** base (d, k) += s·B·A, in place, and returned. */
+export function addDelta(base: Matrix, { weightA, weightB }: FactorPair, scaling: number): Matrix {
+  return product(weightB, weightA, { scale: scaling, addTo: base }) // (d, r) @ (r, k) → (d, k)
+}
+
+/** Adds s·B·A to rows of a weight that is stored (d, k), or input-major as (k, d), where it is too large to be held as a whole. */
+export class StoredDelta {
+  readonly #scaling: number
+  /** (rows, r): B, or Aᵀ where the weight is stored (k, d). */
+  readonly #left: Matrix
+  /** (r, columns): A, or Bᵀ. */
+  readonly #right: Matrix
+
+  /** @param like an array in the weight's precision, which the factors take */
+  constructor({ weightA, weightB }: FactorPair, scaling: number, isInputMajor: boolean, like: FloatArray) {
+    const [a, b] = [inPrecisionOf(like, weightA), inPrecisionOf(like, weightB)]
+    this.#scaling = scaling
+    this.#left = isInputMajor ? transpose(a) : b
+    this.#right = isInputMajor ? transpose(b) : a
+  }
+
+  /**
+   * block += its rows of s·B·A, in place, and returned.
+   *
+   * @param block rows of the weight, in the precision of `like`
+   * @param first the block's first row in the weight
+   */
+  addTo(block: Matrix, first: number): Matrix {
+    const [, rank] = this.#left.shape
+    const rows = block.shape[0]
+    if (rows === 0 || rank === 0) return block
+    const left: Matrix = { data: this.#left.data.subarray(first * rank, (first + rows) * rank), shape: [rows, rank] }
+    return product(left, this.#right, { scale: this.#scaling, addTo: block }) // (rows, r) @ (r, columns)
+  }
+}

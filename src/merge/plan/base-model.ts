@@ -1,0 +1,106 @@
+// What is known of a base before a merge into it is planned: its names for the adapters' tensors, its tied weights, its head.
+
+import type { ByteSource } from '../../base/bytes.js'
+import { type Checkpoint, shardSource } from '../../formats/checkpoint.js'
+import type { TensorInfo } from '../../formats/safetensors.js'
+import type { BaseReplacement, LayerFactors } from './adapters.js'
+import { namesIn } from './find-weights.js'
+import type { CheckpointNames } from './names/choose.js'
+import { loadTables, type ModelHead } from './names/tables.js'
+import { findTies, groupOf, type TieGroup, type Ties } from './names/ties.js'
+
+/** A base, and what its type says of it. */
+export interface BaseModel {
+  readonly checkpoint: Checkpoint
+  /** The content of config.json, where there is one. */
+  readonly config: Readonly<Record<string, unknown>> | undefined
+  readonly names: CheckpointNames
+  readonly ties: Ties
+  /** Replacements of tied weights by the values that they have: PEFT saves embeddings along with what adapts them. */
+  readonly unchanged: ReadonlySet<BaseReplacement>
+  /** What a model with the head of the adapters' task has; undefined without one task, or for a model that is not known. */
+  readonly head: ModelHead | undefined
+}
+
+/** The parts of adapters. */
+interface Parts {
+  readonly layers: readonly LayerFactors[]
+  readonly replacements: readonly BaseReplacement[]
+  /** task_type of their configs. */
+  readonly tasks: ReadonlySet<string>
+  /** That hold the replacements' values. */
+  readonly sources: readonly ByteSource[]
+}
+
+const COMPARED_BYTES = 1 << 20
+
+/** Reads the tables, and compares those tied tensors that the adapters touch and the base stores more than once. */
+export async function knowBase(
+  checkpoint: Checkpoint,
+  config: Readonly<Record<string, unknown>> | undefined,
+  { layers, replacements, tasks, sources }: Parts,
+): Promise<BaseModel> {
+  const tables = await loadTables()
+  const names = namesIn(checkpoint, layers, replacements, config, tables)
+  const { groups, isKnown } = findTies(checkpoint, config, names, tables)
+  const touched = new Set(
+    [...layers.map(({ name, tensor }) => `${name}.${tensor}`), ...replacements.map(({ tensor }) => tensor)].map(
+      names.locate,
+    ),
+  )
+  const equal: TieGroup[] = []
+  for (const group of groups) {
+    const isTouched = group.members.some((name) => touched.has(name))
+    const members = isTouched ? await equalMembers(group, checkpoint) : group.members
+    if (members.length > 1) equal.push({ ...group, members })
+  }
+  const ties = { groups: equal, isKnown }
+  const unchanged = new Set<BaseReplacement>()
+  for (const replacement of replacements) {
+    const stored = replacement.rows === undefined ? groupOf(ties, names.locate(replacement.tensor))?.stored : undefined
+    if (stored === undefined) continue
+    const { info, source } = replacement
+    const own = { info, source: sources[source] }
+    if (await areSame(own, placeOf(stored, checkpoint))) unchanged.add(replacement)
+  }
+  const [task] = tasks
+  const head = tasks.size === 1 ? tables.head(String(config?.model_type), task) : undefined
+  return { checkpoint, config, names, ties, unchanged, head }
+}
+
+/** transformers does not tie stored tensors of different values. */
+async function equalMembers({ members, stored }: TieGroup, checkpoint: Checkpoint): Promise<readonly string[]> {
+  const result: string[] = []
+  for (const name of members) {
+    if (name === stored || !checkpoint.tensors.has(name) || (await areEqual(stored, name, checkpoint)))
+      result.push(name)
+  }
+  return result
+}
+
+function areEqual(one: string, other: string, checkpoint: Checkpoint): Promise<boolean> {
+  return areSame(placeOf(one, checkpoint), placeOf(other, checkpoint))
+}
+
+/** A tensor, and what holds its bytes. */
+interface Place {
+  readonly info: TensorInfo
+  readonly source: ByteSource
+}
+
+function placeOf(tensor: string, checkpoint: Checkpoint): Place {
+  const { info, shard } = checkpoint.tensors.get(tensor)!
+  return { info, source: shardSource(checkpoint, shard) }
+}
+
+async function areSame(a: Place, b: Place): Promise<boolean> {
+  if (a.info.dtype !== b.info.dtype || a.info.byteLength !== b.info.byteLength) return false
+  for (let at = 0; at < a.info.byteLength; at += COMPARED_BYTES) {
+    const length = Math.min(COMPARED_BYTES, a.info.byteLength - at)
+    // A source may hand out the same memory again.
+    const x = (await a.source.read(a.info.offset + at, length)).slice()
+    const y = await b.source.read(b.info.offset + at, length)
+    if (x.some((byte, i) => byte !== y[i])) return false
+  }
+  return true
+}

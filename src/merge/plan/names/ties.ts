@@ -1,0 +1,95 @@
+// Which tensors of a checkpoint transformers makes one, by its own table of tied weights for the model's class.
+
+import type { Checkpoint, CheckpointTensor } from '../../../formats/checkpoint.js'
+import type { CheckpointNames } from './choose.js'
+import type { ModelTables, ModelTie } from './tables.js'
+
+/** Tensors that loaders make one. */
+export interface TieGroup {
+  /** Names in the checkpoint, of those too that it does not store. */
+  readonly members: readonly string[]
+  /** The stored one that the others are read from. */
+  readonly stored: string
+  /** Biases: of their module alone is used what the head of the model is. */
+  readonly isBias: boolean
+  /** The part of config.json that ties them. */
+  readonly path: readonly string[]
+}
+
+/** What is known of a base's tied weights. */
+export interface Ties {
+  readonly groups: readonly TieGroup[]
+  /** False for models that the tables do not have: then nothing but names tells. */
+  readonly isKnown: boolean
+}
+
+type Config = Readonly<Record<string, unknown>> | undefined
+
+/** The groups of which at least one tensor is stored and that config.json, or the model's default, ties. */
+export function findTies(
+  { tensors }: Pick<Checkpoint, 'tensors'>,
+  config: Config,
+  names: CheckpointNames,
+  tables: ModelTables,
+): Ties {
+  const type = String(config?.model_type)
+  if (!tables.isKnown(type)) return { groups: [], isKnown: isUntied(config) }
+  const groups = new Map<string, { members: Set<string>; path: readonly string[] }>()
+  for (const { target, source, path, isDefault } of tiesOf(tables.ties(type), config, names, tensors)) {
+    if (!(tieSettingAt(config, path) ?? isDefault)) continue
+    const [one, other] = [names.locate(source), names.locate(target)]
+    const group = groups.get(one) ?? groups.get(other) ?? { members: new Set(), path }
+    for (const name of [one, other]) groups.set(name, group)
+    group.members.add(one).add(other)
+  }
+  const found = [...new Set(groups.values())].flatMap(({ members, path }): TieGroup[] => {
+    const stored = [...members].find((name) => tensors.has(name))
+    if (stored === undefined) return []
+    return [{ members: [...members], stored, path, isBias: tensors.get(stored)!.info.shape.length === 1 }]
+  })
+  return { groups: found, isKnown: true }
+}
+
+/** The group of a tensor. */
+export function groupOf({ groups }: Ties, tensor: string): TieGroup | undefined {
+  return groups.find(({ members }) => members.includes(tensor))
+}
+
+/** Of the class that config.json names; where the table has none of that name, of the one that most of the checkpoint fits. */
+function tiesOf(
+  byClass: ReadonlyMap<string, readonly ModelTie[]>,
+  config: Config,
+  names: CheckpointNames,
+  tensors: ReadonlyMap<string, CheckpointTensor>,
+): readonly ModelTie[] {
+  const [architecture] = Array.isArray(config?.architectures) ? config.architectures : []
+  const own = byClass.get(String(architecture))
+  if (own !== undefined) return own
+  if (architecture !== undefined && isHeadless(String(architecture))) return []
+  const fits = (ties: readonly ModelTie[]) =>
+    ties.filter(({ target, source }) => [target, source].some((name) => tensors.has(names.locate(name)))).length
+  return [...byClass.values()].reduce<readonly ModelTie[]>((best, ties) => (fits(ties) > fits(best) ? ties : best), [])
+}
+
+/** Classes without an output embedding, of which the table has nothing to say. */
+const HEADLESS =
+  /(Model|Encoder|Backbone|For(Sequence|Token|Image|Audio|Video)Classification|For(QuestionAnswering|MultipleChoice|Retrieval|CTC|ObjectDetection|SemanticSegmentation))$/
+
+/** By its name, as all that have one are in the table but for those with custom code. */
+function isHeadless(architecture: string): boolean {
+  return HEADLESS.test(architecture) && !/LMHead|DoubleHeads|EncoderDecoder/.test(architecture)
+}
+
+function tieSettingAt(config: Config, path: readonly string[]): boolean | undefined {
+  let part: unknown = config
+  for (const key of path)
+    part = typeof part === 'object' && part !== null ? (part as Record<string, unknown>)[key] : undefined
+  const value = (part as Record<string, unknown> | null | undefined)?.tie_word_embeddings
+  return typeof value === 'boolean' ? value : undefined
+}
+
+/** Whether config.json says of no part that it is tied, and of one that it is not. */
+function isUntied(config: Config): boolean {
+  const said = [tieSettingAt(config, []), tieSettingAt(config, ['text_config'])]
+  return said.includes(false) && !said.includes(true)
+}

@@ -1,0 +1,74 @@
+// Jinja by @huggingface/jinja, with what it lacks beside Jinja's own: strip, lstrip and rstrip of given characters, line ends of
+// any system, and marks in the place of transformers' {% generation %} tags.
+
+import type { Template } from '@huggingface/jinja'
+
+/** Put into a text where a generated part begins and ends: characters that Unicode reserves for a program's own use. */
+export const [OPEN_MARK, CLOSE_MARK] = ['\ufdd0', '\ufdd1']
+
+const GENERATION_TAG = /\{%(-?)\s*(end)?generation\s*(-?)%\}/g
+const COMMENT = /\{#[\s\S]*?#\}/g
+
+/** Whether a template marks what the model writes. */
+export function marksGeneration(template: string): boolean {
+  return template.replace(COMMENT, '').search(GENERATION_TAG) >= 0
+}
+
+/** A template that renders variables. */
+export type Renderer = (variables: Readonly<Record<string, unknown>>) => string
+
+/** @throws whatever the library throws for what is no Jinja, and later for what cannot be rendered */
+export function compileJinja(library: { readonly Template: typeof Template }, template: string): Renderer {
+  const compiled = new library.Template(withMarks(template.replace(/\r\n?/g, '\n')))
+  replaceStrips(compiled.parsed as unknown as Node)
+  return (variables) => compiled.render({ ...STRIPS, ...variables })
+}
+
+/** The template with a mark in the place of each tag. Blocks around the marks keep the tags' handling of the space beside them. */
+function withMarks(template: string): string {
+  return template.replace(GENERATION_TAG, (_, left: string, end: string | undefined, right: string) => {
+    return `{%${left} if true %}${end === undefined ? OPEN_MARK : CLOSE_MARK}{% endif ${right}%}`
+  })
+}
+
+/** A node of the parsed template. */
+interface Node {
+  type?: string
+  [name: string]: unknown
+}
+
+const PREFIX = '__lowrank_'
+
+/** Python's methods as functions: the library ignores their argument. */
+const STRIPS = {
+  [`${PREFIX}strip`]: (text: string, characters: string) => stripStart(stripEnd(text, characters), characters),
+  [`${PREFIX}lstrip`]: stripStart,
+  [`${PREFIX}rstrip`]: stripEnd,
+}
+
+function stripStart(text: string, characters: string): string {
+  let start = 0
+  while (start < text.length && characters.includes(text[start])) start++
+  return text.slice(start)
+}
+
+function stripEnd(text: string, characters: string): string {
+  let end = text.length
+  while (end > 0 && characters.includes(text[end - 1])) end--
+  return text.slice(0, end)
+}
+
+/** Turns `x.strip(y)` into a call of ours, in place. */
+function replaceStrips(node: Node): void {
+  for (const value of Object.values(node)) {
+    for (const child of Array.isArray(value) ? value : [value]) {
+      if (typeof child === 'object' && child !== null) replaceStrips(child as Node)
+    }
+  }
+  if (node.type !== 'CallExpression' || !Array.isArray(node.args) || node.args.length !== 1) return
+  const { type, object, property, computed } = node.callee as Node
+  const name = `${PREFIX}${String((property as Node | undefined)?.value)}`
+  if (type !== 'MemberExpression' || computed === true || !Object.hasOwn(STRIPS, name)) return
+  node.callee = { type: 'Identifier', value: name }
+  node.args = [object, ...node.args]
+}

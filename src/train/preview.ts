@@ -1,0 +1,69 @@
+// The first examples of some data as training would see them: which tokens there are, and which of them count.
+
+import { UnsupportedError } from '../base/errors.js'
+import { readRows } from '../data/read-rows.js'
+import { requireTokenizer } from '../graph/model-folder.js'
+import { DEFAULT_TASK, loadTask } from '../tasks/tasks.js'
+import { encodeContext } from './examples.js'
+import type { TrainerOptions } from './options.js'
+
+/** A token of an example. */
+export interface PreviewToken {
+  readonly id: number
+  /** As text; a character of several tokens is the text of its last. */
+  readonly text: string
+  /** Whether it is a target: the loss counts how well it is predicted. */
+  readonly counts: boolean
+}
+
+/** An example. */
+export interface PreviewExample {
+  /** The record that it comes from: `chats.jsonl, line 3`. */
+  readonly where: string
+  readonly tokens: readonly PreviewToken[]
+}
+
+/** The part of the options that decides what training sees. */
+export type PreviewOptions = Pick<
+  TrainerOptions,
+  'model' | 'task' | 'data' | 'columns' | 'maxLength' | 'chatTemplate' | 'chatTemplateArgs'
+>
+
+/**
+ * The first `count` examples.
+ *
+ * @throws what training throws for the data, and UnsupportedError when the task's examples are no tokens
+ */
+export async function previewExamples(options: PreviewOptions, count: number): Promise<PreviewExample[]> {
+  const { model, data, columns } = options
+  const task = await loadTask(options.task ?? DEFAULT_TASK)
+  if (task.tokens === undefined)
+    throw new UnsupportedError({ where: task.name, what: 'there is no preview of this task' })
+  const context = await encodeContext(options)
+  const tokenizer = requireTokenizer(model)
+  const found: PreviewExample[] = []
+  for await (const { row, where } of readRows(data, { columns })) {
+    for (const example of task.encode(task.parse(row, where), context).examples) {
+      const { ids, counts } = task.tokens(example)
+      const texts = textsOf(ids, (some) => tokenizer.decode(some, { specialTokens: true }))
+      found.push({ where, tokens: Array.from(ids, (id, i) => ({ id, text: texts[i], counts: counts(i) })) })
+      if (found.length === count) return found
+    }
+  }
+  return found
+}
+
+/** Text of each token. Bytes of an unfinished character wait for the token that completes it. */
+function textsOf(ids: Int32Array, decode: (ids: readonly number[]) => string): string[] {
+  let open: number[] = []
+  return Array.from(ids, (id) => {
+    open.push(id)
+    const text = decode(open)
+    if (text.endsWith('\ufffd') && open.length < MAX_CHARACTER_TOKENS) return ''
+    open = []
+    return text
+  })
+}
+
+/** A character has at most four bytes, and a token at least one. */
+const MAX_CHARACTER_TOKENS = 4

@@ -1,0 +1,383 @@
+// A right call of every public function, class and method, and what its misspelled options were meant for: arguments.test.ts makes
+// them wrong.
+
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import * as init from '../../src/init.js'
+import * as lowrank from '../../src/node.js'
+import { oneThread } from '../infer/models.js'
+
+const root = fileURLToPath(new URL('../..', import.meta.url))
+const scratch = mkdtempSync(join(tmpdir(), 'lowrank-arguments-'))
+
+const MODEL = join(root, 'tests/golden/models/llama-optimum')
+const BASE = join(root, 'tests/golden/kinds/qwen2.safetensors')
+const PISSA = join(root, 'tests/golden/inits/pissa-embedding-alone')
+
+let count = 0
+/** A place that nothing is at. */
+const place = () => join(scratch, `${count++}`)
+
+/** Nothing that any argument takes, but for text, which may be a path. */
+export const wrongValues = (): unknown[] => [
+  undefined,
+  null,
+  5,
+  -1,
+  Number.NaN,
+  10n,
+  true,
+  '',
+  place(),
+  [],
+  [1, 'a'],
+  [null],
+  {},
+  { unrelated: 1 },
+  new Map([['a', 1]]),
+  new Date(0),
+  () => {},
+  Symbol('s'),
+]
+
+/** A call that is right but for what a test replaces. It may fail with an error of ours. */
+export interface Call {
+  call: (...args: never[]) => unknown
+  args: () => unknown[]
+  /** Place of the options among the arguments. */
+  options?: number
+  /** Misspelled option → what its error names. */
+  misspelled?: Record<string, RegExp>
+}
+
+const adapter = () => {
+  const made = new lowrank.LoraAdapter({ rank: 1, targetModules: ['q'] })
+  made.addFactors('q', [[1, 0]], [[1], [2]])
+  return made
+}
+const layer = (config: lowrank.LoraConfigInput = {}) =>
+  new lowrank.LoraLayer(
+    [
+      [1, 2],
+      [3, 4],
+    ],
+    { rank: 1, ...config },
+  )
+const tensor = (shape: number[]) => ({ data: new Float32Array(shape.reduce((a, b) => a * b, 1)), shape })
+
+/** What the calls of sessions use. */
+export const opened = {} as { model: lowrank.Model; session: lowrank.AdapterSession }
+
+export async function open(): Promise<void> {
+  opened.model = await lowrank.loadModel(MODEL, { runtime: { module: oneThread } })
+  opened.session = await lowrank.openSession(opened.model, {})
+}
+
+export async function close(): Promise<void> {
+  await opened.session.dispose()
+  await opened.model.close()
+  rmSync(scratch, { recursive: true, force: true })
+}
+
+/** Opens nothing: what follows the checks costs no time. */
+const noRuntime = {
+  module: { ...oneThread, InferenceSession: { create: () => Promise.reject(new Error('not here')) } },
+}
+
+const merging = {
+  adaptors: /adapters/,
+  maxShardByte: /maxShardBytes/,
+  overwite: /overwrite/,
+  on_progress: /onProgress/,
+}
+
+export const FUNCTIONS: Record<string, Call> = {
+  loadModel: {
+    call: lowrank.loadModel,
+    args: () => [place(), { runtime: noRuntime, dtype: 'fp32', onnxPath: 'model.onnx' }],
+    options: 1,
+    misspelled: { runTime: /runtime/, onnx_path: /onnxPath/, dType: /dtype/ },
+  },
+  loadAdapter: {
+    call: lowrank.loadAdapter,
+    args: () => [PISSA, { name: 'default', strict: true }],
+    options: 1,
+    misspelled: { strickt: /strict/ },
+  },
+  saveAdapter: {
+    call: lowrank.saveAdapter,
+    args: () => [adapter(), place(), { dtype: 'F32' }],
+    options: 2,
+    misspelled: { dtyp: /dtype/ },
+  },
+  toPlain: {
+    call: lowrank.toPlain,
+    args: () => [PISSA, { base: BASE, initial: undefined }],
+    options: 1,
+    misspelled: { bas: /base/, inital: /initial/ },
+  },
+  inspect: {
+    call: lowrank.inspect,
+    args: () => [PISSA, { base: BASE, relativeChange: false, strict: true }],
+    options: 1,
+    misspelled: { relative_change: /relativeChange/ },
+  },
+  train: {
+    call: lowrank.train,
+    args: () => [
+      {
+        model: opened.model,
+        data: [],
+        evalData: [],
+        task: 'causal-lm',
+        adapter: undefined,
+        modules: {},
+        out: place(),
+        resume: false,
+        overwrite: false,
+        signal: new AbortController().signal,
+        on: {},
+        ...lowrank.TRAIN_DEFAULTS,
+        maxSteps: 1,
+      },
+    ],
+    options: 0,
+    misspelled: {
+      lerningRate: /learningRate/,
+      max_steps: /maxSteps/,
+      rank: /config\.rank/,
+      targetModule: /config\.targetModules/,
+      step: /on\.step/,
+    },
+  },
+  previewData: {
+    call: lowrank.previewData,
+    args: () => [
+      { model: opened.model, data: [{ text: 'a' }], task: 'causal-lm', columns: {}, maxLength: 8, count: 1 },
+    ],
+    options: 0,
+    misspelled: { max_length: /maxLength/, colums: /columns/ },
+  },
+  openSession: {
+    call: lowrank.openSession,
+    args: () => [
+      { ...opened.model, runtime: noRuntime },
+      {
+        adapters: {},
+        device: 'cpu',
+        modules: {},
+        threads: 1,
+        lowMemory: true,
+        optimization: 'all',
+        profilePrefix: undefined,
+      },
+    ],
+    options: 1,
+    misspelled: { adapter: /adapters/, devise: /device/, optimisation: /optimization/ },
+  },
+  merge: {
+    call: lowrank.merge,
+    args: () => [{ base: BASE, adapters: [adapter()], out: place(), tied: 'keep', dtype: 'F32', share: undefined }],
+    options: 0,
+    misspelled: { ...merging, dtyp: /dtype/, model: /./ },
+  },
+  planMerge: {
+    call: lowrank.planMerge,
+    args: () => [{ base: BASE, adapters: { adapter: adapter(), weight: 0.5 }, out: place() }],
+    options: 0,
+    misspelled: merging,
+  },
+  unmerge: {
+    call: lowrank.unmerge,
+    args: () => [{ merged: BASE, adapters: [adapter()], out: place(), original: BASE }],
+    options: 0,
+    misspelled: { ...merging, orignal: /original/ },
+  },
+  resolveConfig: {
+    call: lowrank.resolveConfig,
+    args: () => [{ rank: 2, alpha: 4, targetModules: ['a'] }],
+    options: 0,
+    misspelled: { ranks: /rank/, lora_alpha: /alpha/ },
+  },
+  configureKernels: {
+    call: lowrank.configureKernels,
+    args: () => [{ threads: 1, simd: 'none' }],
+    options: 0,
+    misspelled: { thread: /threads/ },
+  },
+  configureHub: {
+    call: lowrank.configureHub,
+    args: () => [{ endpoint: undefined, token: undefined, onDownload: undefined, onWarning: undefined }],
+    options: 0,
+    misspelled: { endPoint: /endpoint/, on_download: /onDownload/ },
+  },
+  disposeKernels: { call: lowrank.disposeKernels, args: () => [] },
+  nodeRuntime: { call: lowrank.nodeRuntime, args: () => ['onnxruntime-node'] },
+  webRuntime: { call: lowrank.webRuntime, args: () => ['https://example.org/ort.mjs', 'https://example.org/ort.wasm'] },
+
+  LoraLayer: {
+    call: (...args: never[]) => new (lowrank.LoraLayer as new (...args: unknown[]) => unknown)(...args),
+    args: () => [[[1, 2]], { rank: 1 }, 'name'],
+    options: 1,
+    misspelled: { ranks: /rank/ },
+  },
+  EmbeddingLora: {
+    call: (...args: never[]) => new (lowrank.EmbeddingLora as new (...args: unknown[]) => unknown)(...args),
+    args: () => [[[1, 2]], [[1]], { rank: 1 }, 'name', {}],
+    options: 2,
+    misspelled: { ranks: /rank/ },
+  },
+  ConvolutionLora: {
+    call: (...args: never[]) => new (lowrank.ConvolutionLora as new (...args: unknown[]) => unknown)(...args),
+    args: () => [tensor([1, 2, 3]), tensor([4, 1, 1]), { rank: 1 }, 'name', {}],
+    options: 2,
+    misspelled: { ranks: /rank/ },
+  },
+  ExpertLora: {
+    call: (...args: never[]) => new (lowrank.ExpertLora as new (...args: unknown[]) => unknown)(...args),
+    args: () => [[[1, 2]], [[1]], { rank: 1 }, 'name'],
+    options: 2,
+    misspelled: { ranks: /rank/ },
+  },
+  LoraAdapter: {
+    call: (...args: never[]) => new lowrank.LoraAdapter(...args),
+    args: () => [{ rank: 1 }],
+    options: 0,
+    misspelled: { ranks: /rank/ },
+  },
+  MemoryDirectory: { call: (...args: never[]) => new lowrank.MemoryDirectory(...args), args: () => [{}, 'name'] },
+  FilesDirectory: {
+    call: (...args: never[]) => new (lowrank.FilesDirectory as new (...args: unknown[]) => unknown)(...args),
+    args: () => [[new File(['a'], 'a.txt')], 'name'],
+  },
+  HandleDirectory: {
+    call: (...args: never[]) => new (lowrank.HandleDirectory as new (...args: unknown[]) => unknown)(...args),
+    args: () => [{ name: 'a', kind: 'directory', getFileHandle() {}, getDirectoryHandle() {}, entries() {} }, 'name'],
+  },
+  StreamDirectory: {
+    call: (...args: never[]) => new (lowrank.StreamDirectory as new (...args: unknown[]) => unknown)(...args),
+    args: () => [() => undefined, 'name'],
+  },
+
+  'lowrank/init.evaInitialize': {
+    call: init.evaInitialize,
+    args: () => [adapter(), [['q', [[1, 2]]]], { rho: 1 }],
+    options: 2,
+    misspelled: { rhoo: /rho/ },
+  },
+  'lowrank/init.loraGaInitialize': {
+    call: init.loraGaInitialize,
+    args: () => [
+      layer({ init: 'lora-ga' }),
+      [
+        [1, 2],
+        [3, 4],
+      ],
+      {},
+    ],
+    options: 2,
+    misspelled: { directions: /direction/ },
+  },
+  'lowrank/init.cordaInitialize': {
+    call: init.cordaInitialize,
+    args: () => [
+      layer({ init: 'corda' }),
+      [
+        [1, 0],
+        [0, 1],
+      ],
+      {},
+    ],
+    options: 2,
+    misspelled: { metod: /method/ },
+  },
+  'lowrank/init.loftqInitialize': {
+    call: init.loftqInitialize,
+    args: () => [layer(), (weight: unknown) => weight, { iterations: 1 }],
+    options: 2,
+    misspelled: { iteration: /iterations/ },
+  },
+}
+
+/** Of sessions, layers and adapters. */
+export const METHODS: Record<string, Call> = {
+  'session.add': { call: (...args) => opened.session.add(...(args as [never, never])), args: () => ['a', adapter()] },
+  'session.remove': { call: (...args) => opened.session.remove(...(args as [never])), args: () => ['a'] },
+  'session.run': {
+    call: (...args) => opened.session.run(...(args as [never, never])),
+    args: () => [
+      { input_ids: { type: 'int64', data: new BigInt64Array(2), dims: [1, 2] } },
+      { adapter: null, outputNames: ['logits'] },
+    ],
+    options: 1,
+    misspelled: { adaptor: /adapter/, outputs: /outputNames/ },
+  },
+  'session.generate': {
+    call: (...args) => opened.session.generate(...(args as [never, never])),
+    args: () => ['a', { adapter: null, maxNewTokens: 1, temperature: 0, topK: 1, topP: 1, seed: 1, onText() {} }],
+    options: 1,
+    misspelled: { max_new_tokens: /maxNewTokens/, top_k: /topK/, adaptor: /adapter/ },
+  },
+  'session.stream': {
+    call: (...args) => opened.session.stream(...(args as [never, never])).next(),
+    args: () => ['a', { adapter: null, maxNewTokens: 1 }],
+    options: 1,
+    misspelled: { max_new_tokens: /maxNewTokens/, on_text: /./ },
+  },
+  'LoraLayer.fromFactors': {
+    call: (...args) => (lowrank.LoraLayer.fromFactors as (...args: unknown[]) => unknown)(...args),
+    args: () => [[[1, 2]], [[1]], { rank: 1 }, 'name', {}],
+  },
+  'LoraLayer.ofShape': {
+    call: (...args) => (lowrank.LoraLayer.ofShape as (...args: unknown[]) => unknown)(...args),
+    args: () => [[2, 2], { rank: 1 }, 'name'],
+  },
+  'layer.forward': { call: (...args) => layer().forward(...(args as [never])), args: () => [[[1, 2]]] },
+  'layer.attachBase': {
+    call: (...args) => layer().attachBase(...(args as [never])),
+    args: () => [
+      [
+        [1, 2],
+        [3, 4],
+      ],
+    ],
+  },
+  'layer.backward': {
+    call(...args) {
+      const made = layer()
+      made.forward([[1, 2]])
+      return made.backward(...(args as [never]))
+    },
+    args: () => [[[1, 2]]],
+  },
+  'adapter.addLayer': {
+    call: (...args) => adapter().addLayer(...(args as [never, never])),
+    args: () => ['k', [[1, 2]]],
+  },
+  'adapter.addLayerOfShape': {
+    call: (...args) => adapter().addLayerOfShape(...(args as [never, never])),
+    args: () => ['k', [2, 2]],
+  },
+  'adapter.addFactors': {
+    call: (...args) => adapter().addFactors(...(args as [never, never, never, never])),
+    args: () => ['k', [[1, 2]], [[1]], {}],
+  },
+  'adapter.addReplacement': {
+    call: (...args) => adapter().addReplacement(...(args as [never, never])),
+    args: () => ['a.weight', tensor([2]), { isTrained: true, key: 'a.weight' }],
+    options: 2,
+    misspelled: { isTraned: /isTrained/ },
+  },
+  'adapter.addTokenRows': {
+    call: (...args) => adapter().addTokenRows(...(args as [never, never, never])),
+    args: () => ['embed', [1], tensor([1, 2])],
+  },
+  'adapter.get': { call: (...args) => adapter().get(...(args as [never])), args: () => ['q', 'linear'] },
+  'adapter.parts': { call: (...args) => adapter().parts(...args), args: () => ['linear'] },
+  'adapter.remove': { call: (...args) => adapter().remove(...(args as [never])), args: () => ['q'] },
+  'adapter.layer': { call: (...args) => adapter().layer(...(args as [never])), args: () => ['q'] },
+  'adapter.has': { call: (...args) => adapter().has(...(args as [never])), args: () => ['q'] },
+  'adapter.forward': { call: (...args) => adapter().forward(...(args as [never, never])), args: () => ['q', [[1, 2]]] },
+}

@@ -1,0 +1,40 @@
+// Every @example in the docstrings of src/lora and src/peft runs as it stands.
+
+import { readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { expect, test } from 'vitest'
+import { MemoryDirectory } from '../../src/base/bytes.js'
+import { LoraAdapter } from '../../src/lora/adapter.js'
+import { LoraLayer } from '../../src/lora/layer.js'
+import { loadAdapter, saveAdapter } from '../../src/peft/adapter-folder.js'
+import { filesIn, root } from '../structure/project.js'
+import { random } from './matrices.js'
+
+/** What the examples take for granted. */
+function scope() {
+  const adapter = new LoraAdapter({ rank: 2 })
+  adapter.addLayer('model.layers.0.self_attn.q_proj', random(8, 6, 1))
+  adapter.addEmbedding('model.embed_tokens', random(2, 32, 2), random(6, 2, 3))
+  const [baseWeight, x, dy] = [random(8, 6, 4), random(3, 6, 5), random(3, 8, 6)]
+  const directory = new MemoryDirectory({}, 'adapter')
+  const log = { log: () => {} }
+  return { LoraAdapter, LoraLayer, loadAdapter, saveAdapter, adapter, baseWeight, x, dy, directory, console: log }
+}
+
+const examples = ['src/lora', 'src/peft'].flatMap((folder) =>
+  filesIn(folder, ['.ts']).flatMap((path) => {
+    const comments = readFileSync(join(root, path), 'utf8').matchAll(/\/\*\*(.*?)\*\//gs)
+    return [...comments].flatMap(([, comment], i) => {
+      const example = comment.split('@example\n')[1]
+      return example === undefined ? [] : [{ name: `${path} ${i}`, code: example.replace(/^\s*\* ?/gm, '') }]
+    })
+  }),
+)
+
+test('there are some', () => expect(examples.length).toBeGreaterThanOrEqual(8))
+
+test.each(examples)('$name', async ({ code }) => {
+  const names = scope()
+  const body = `return (async () => {\n${code}\n})()`
+  await new Function(...Object.keys(names), body)(...Object.values(names))
+})

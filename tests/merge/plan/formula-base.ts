@@ -1,0 +1,42 @@
+// Bases of the golden data whose values are a formula of name and place, so that only their shapes are stored.
+
+import { readFileSync } from 'node:fs'
+import { MemoryDirectory } from '../../../src/base/bytes.js'
+import { elementCount } from '../../../src/base/tensor.js'
+import type { TensorBytes } from '../../../src/formats/safetensors.js'
+import { crc32 } from '../../../src/formats/torch/crc32.js'
+import { goldenPath } from '../../golden.js'
+import { safetensors } from '../toolkit.js'
+
+/** A base, and what is known of the result. */
+export interface BaseSketch {
+  config: Record<string, unknown>
+  tensors: Record<string, number[]>
+  /** What is to become of tied weights. */
+  tied?: string
+  /** Of the merged model's config.json. */
+  merged?: Record<string, unknown>
+}
+
+/** Of a base's tensor, as the golden script computes them. */
+function values(name: string, shape: readonly number[]): Float32Array {
+  const seed = BigInt(crc32(new TextEncoder().encode(name)))
+  return Float32Array.from({ length: elementCount(shape) }, (_, i) => {
+    let bits = (BigInt(i + 1) * 2654435761n + seed) & 0xffffffffn
+    bits = ((bits ^ (bits >> 15n)) * 2246822519n) & 0xffffffffn
+    return (Number(bits) / 2 ** 32 - 0.5) / 2
+  })
+}
+
+/** What a case's base.json says. */
+export function sketchOf(...way: string[]): BaseSketch {
+  return JSON.parse(readFileSync(goldenPath(...way, 'base.json'), 'utf8'))
+}
+
+/** The base's folder. */
+export async function baseOf({ config, tensors }: BaseSketch): Promise<MemoryDirectory> {
+  const list = Object.entries(tensors).map(([name, shape]): TensorBytes => {
+    return { name, dtype: 'F32', shape, data: new Uint8Array(values(name, shape).buffer) }
+  })
+  return new MemoryDirectory({ 'config.json': JSON.stringify(config), 'model.safetensors': await safetensors(list) })
+}

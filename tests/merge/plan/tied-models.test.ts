@@ -1,0 +1,62 @@
+// Adapters of models with tied weights under all their names, against PEFT's merges of the tied and the untied model
+// (tests/golden/tied-models, scripts/golden/tied_models.py).
+
+import { readdirSync } from 'node:fs'
+import { describe, expect, test } from 'vitest'
+import { MemoryDirectory } from '../../../src/base/bytes.js'
+import { NodeDirectory } from '../../../src/io/node/files.js'
+import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
+import type { TiedPolicy } from '../../../src/merge/plan/tied.js'
+import { deviation, goldenPath, tensorsIn } from '../../golden.js'
+import { baseOf, sketchOf } from './formula-base.js'
+
+describe.each(readdirSync(goldenPath('tied-models')))('%s', (name) => {
+  const sketch = sketchOf('tied-models', name)
+  const adapter = new NodeDirectory(goldenPath('tied-models', name, 'adapter'))
+  const tied = sketch.tied as TiedPolicy
+
+  test(`${tied}: every use has what PEFT gives it`, async () => {
+    const [base, out] = [await baseOf(sketch), new MemoryDirectory()]
+    await mergeCheckpoint(base, adapter, out, { tied })
+    const merged = await tensorsIn(new NodeDirectory(goldenPath('tied-models', name)), 'merged.safetensors')
+    const [before, after] = [await tensorsIn(base), await tensorsIn(out)]
+    for (const [key, { data }] of merged) expect(deviation(after.get(key)!.data, data), key).toBeLessThan(1e-5)
+    for (const [key, { data }] of after) {
+      if (!merged.has(key) && before.has(key)) expect(deviation(data, before.get(key)!.data), key).toBe(0)
+    }
+    const config = new TextDecoder().decode(out.files.get('config.json'))
+    expect(config.includes('"tie_word_embeddings":true')).toBe(tied !== 'untie' && config.includes('tie_word'))
+  })
+
+  if (tied !== 'refuse') {
+    test('asks what is meant', async () => {
+      const refused = mergeCheckpoint(await baseOf(sketch), adapter, new MemoryDirectory())
+      await expect(refused).rejects.toMatchObject({ expected: 'a choice for tied embeddings: untie or keep' })
+    })
+  }
+})
+
+test('stored tensors that differ are not tied, whatever config.json says', async () => {
+  const sketch = sketchOf('tied-models', 'llama-head')
+  const shape = sketch.tensors['model.embed_tokens.weight']
+  const [base, out] = [
+    await baseOf({ ...sketch, tensors: { ...sketch.tensors, 'lm_head.weight': shape } }),
+    new MemoryDirectory(),
+  ]
+  await mergeCheckpoint(base, new NodeDirectory(goldenPath('tied-models', 'llama-head', 'adapter')), out)
+  const [before, after] = [await tensorsIn(base), await tensorsIn(out)]
+  expect(after.get('model.embed_tokens.weight')).toEqual(before.get('model.embed_tokens.weight'))
+  expect(after.get('lm_head.weight')).not.toEqual(before.get('lm_head.weight'))
+})
+
+test('where the type of the model is not known, nobody guesses', async () => {
+  const sketch = sketchOf('tied-models', 'llama-head')
+  const adapter = new NodeDirectory(goldenPath('tied-models', 'llama-head', 'adapter'))
+  const base = await baseOf({ ...sketch, config: { model_type: 'of-tomorrow', tie_word_embeddings: true } })
+  for (const tied of ['refuse', 'untie'] as const) {
+    await expect(mergeCheckpoint(base, adapter, new MemoryDirectory(), { tied })).rejects.toMatchObject({
+      code: 'MISMATCH',
+      what: expect.stringContaining('not known for models of the type'),
+    })
+  }
+})
