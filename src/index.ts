@@ -2,7 +2,7 @@
 // The public API, in Node and in browsers: what it exports and declares is the same; src/node.ts only puts Node's platform in place.
 
 export { type ByteSink, type ByteSource, type Directory, MemoryDirectory } from './base/bytes.js'
-export type { FloatDtype, TensorDtype } from './base/dtype.js'
+export type { FloatDtype, TensorDtype, WeightDtype } from './base/dtype.js'
 export {
   ConfigError,
   DataError,
@@ -18,7 +18,7 @@ export {
   StateError,
   UnsupportedError,
 } from './base/errors.js'
-export type { FloatArray, Matrix, MatrixLike, Tensor } from './base/tensor.js'
+export type { FloatArray, Matrix, MatrixLike, Shaped, Tensor } from './base/tensor.js'
 export type { OnnxModel } from './formats/onnx/model.js'
 export type { WeightRange } from './formats/onnx/tensors.js'
 export type { DtypeChoice, GraphDtype } from './graph/graph-file.js'
@@ -32,10 +32,8 @@ export type { CheckpointContents, InspectOptions, InspectReport, OnnxContents } 
 export type {
   AdapterToMerge,
   MergeOptions,
-  MergePlanReport,
   MergingOptions,
   UnmergeOptions,
-  UnmergeReport,
 } from './index/merge-options.js'
 export type { LoadModelOptions } from './index/model.js'
 export { nodeRuntime } from './index/runtimes.js'
@@ -98,15 +96,23 @@ export type {
 } from './lora/kinds/stored.js'
 export type { ConvolutionGeometry } from './lora/kinds/windows.js'
 export { LoraLayer } from './lora/layer.js'
-export type { PartKind } from './lora/part.js'
+export type { FactorTensors, PartKind, TensorRole } from './lora/part.js'
 export type { LayerGradients } from './lora/passes.js'
 export type { LayerRanges } from './lora/replication.js'
 export type { Spectrum } from './lora/spectrum.js'
-export type { MergeCheckpointOptions } from './merge/chunks/merge-checkpoint.js'
 export type { Differences, ValueDifferences } from './merge/chunks/unmerge.js'
 export type { FitReport, PartFit } from './merge/fit.js'
-export type { MergeProgress, MergeReport } from './merge/output.js'
+export type { UnmergeReport } from './merge/merge.js'
 export type { TiedPolicy } from './merge/plan/tied.js'
+export type {
+  MergedFile,
+  MergeFormat,
+  MergePlanReport,
+  MergeProgress,
+  MergeReport,
+  MergeSummary,
+} from './merge/report.js'
+export type { MergeSettings, PathSettings, RunSettings } from './merge/settings.js'
 export type { LayerChange } from './merge/weight.js'
 export type { LoadOptions, SaveOptions } from './peft/adapter-folder.js'
 export type { AdapterReport, LayerReport, ProblemReport, ReplacementReport } from './peft/inspect.js'

@@ -5,6 +5,6 @@ import { usePlatform } from './index/platform.js'
 import { nodePlatform } from './node/platform.js'
 
 usePlatform(nodePlatform)
-usePathMerging(() => import('./node/merge.js'))
+usePathMerging(() => import('./merge/node/merge.js'))
 
 export * from './index.js'

@@ -21,9 +21,11 @@ if os.environ.get("PYTHONHASHSEED") != "0":  # messages print sets
     os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "PYTHONHASHSEED": "0"})
 
 import torch
-from safetensors.torch import save_file
 
 from common import GOLDEN, all_double, fill_b, fresh, save_tensors, versions, write_json
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "generate"))
+from transformers_classes import pairs
+
 from conformance_cells import ARCHITECTURES, OPTIONS, SEED, build
 
 REPLICATED = "it adds the changes of all copies of a layer to the one weight that they share"
@@ -46,13 +48,21 @@ def said(error):
 
 
 def save_base(name, tied, folder):
-    """As a checkpoint on disk: what shares memory with an earlier tensor is left out."""
+    """As transformers writes it; names.json has what it calls otherwise than the model: stored tensor → [parameter, expert, first row]."""
     fresh(folder)
     model = build(name, tied)
-    save_file({k: v.contiguous() for k, v in model.state_dict().items() if stored_names(model)[k] == k}, folder / "model.safetensors", metadata={"format": "pt"})
+    model.save_pretrained(folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
     (folder / "model.safetensors").chmod(0o644)
-    write_json(folder / "config.json", {"architectures": [type(model).__name__], "model_type": model.config.model_type,
-                                        "tie_word_embeddings": model.config.tie_word_embeddings})
+    moved = {}
+    for stored, parameter, how in pairs(build(name, tied)):
+        if stored == parameter:
+            continue
+        kind, expert, first = [*how, None, 0][:3]
+        assert kind == "same" or (kind == "rows" and not how[5]), how
+        moved[stored] = [parameter, expert, first]
+    if moved:
+        write_json(folder / "names.json", moved)
 
 # ---------------------------------------------------------------- making adapters
 

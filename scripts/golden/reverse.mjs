@@ -41,7 +41,8 @@ for (const [base, paths] of Object.entries(BASES)) {
   await session.dispose()
   await model.close()
   if (paths.checkpoint !== undefined) {
-    await merge({ base: join(root, paths.checkpoint), adapters: join(folder, 'adapter'), out: join(folder, 'merged') })
+    const adapters = join(folder, 'adapter')
+    await merge({ base: join(root, paths.checkpoint), adapters, out: join(folder, 'merged'), format: 'safetensors' })
   }
   console.log(`${base}: trained, saved and run with ${adapter.size} layers`)
 }

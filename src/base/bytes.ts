@@ -33,8 +33,12 @@ export interface ByteSink {
 export interface Directory {
   /** For messages: a path, a URL. */
   readonly name: string
-  /** Names of the files directly inside, sorted; empty if the folder does not exist. */
-  list(): Promise<string[]>
+  /**
+   * Names of the files directly inside, sorted; empty if the folder does not exist.
+   *
+   * @param folder a folder inside, whose files are listed instead
+   */
+  list(folder?: string): Promise<string[]>
   /** Names of the folders directly inside, sorted. Where this is missing, folders are found by their names alone. */
   folders?(): Promise<string[]>
   /** Whether there is a file of that name. */
@@ -88,8 +92,8 @@ export class MemoryDirectory implements Directory {
     }
   }
 
-  async list(): Promise<string[]> {
-    return [...this.files.keys()].filter((path) => !path.includes('/')).sort()
+  async list(folder?: string): Promise<string[]> {
+    return namesIn(this.files.keys(), folder)
   }
 
   async folders(): Promise<string[]> {
@@ -141,6 +145,18 @@ export function splitName(name: string, directory: string): string[] {
     expected: 'name or folder/name',
     got: JSON.stringify(name),
   })
+}
+
+/**
+ * The names of the files directly in a folder, sorted.
+ *
+ * @param paths of all files
+ * @param folder Default: the outermost one
+ */
+export function namesIn(paths: Iterable<string>, folder?: string): string[] {
+  const prefix = folder === undefined ? '' : `${folder}/`
+  const inside = [...paths].filter((path) => path.startsWith(prefix)).map((path) => path.slice(prefix.length))
+  return inside.filter((path) => !path.includes('/')).sort()
 }
 
 /** All chunks in one new array. */

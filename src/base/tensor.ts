@@ -23,6 +23,11 @@ export interface Tensor<Data extends FloatArray = Float32Array> {
   readonly shape: readonly number[]
 }
 
+/** Anything that has a shape: a matrix, a tensor, a tensor of a file. */
+export interface Shaped {
+  readonly shape: readonly number[]
+}
+
 /** The `like` of what is computed in double precision. */
 export const F64: FloatArray = new Float64Array()
 

@@ -52,8 +52,10 @@ async function main(args: readonly string[]): Promise<number> {
 }
 
 /** The message, with the name of an API's option written as on the command line. */
-function asFlag({ where, message }: LowrankError, { options }: Command): string {
-  return where !== undefined && Object.hasOwn(options, where) ? message.replace(where, flagOf(where)) : message
+function asFlag({ where, message }: LowrankError, { options, apiNames = {} }: Command): string {
+  if (where === undefined) return message
+  const key = Object.hasOwn(apiNames, where) ? apiNames[where] : where
+  return Object.hasOwn(options, key) ? message.replace(where, flagOf(key)) : message
 }
 
 function show(text: string): number {

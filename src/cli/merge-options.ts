@@ -1,9 +1,9 @@
-// What merging and unmerging share on the command line: options, adapters with their weights, and the run with its progress.
+// What `merge` and `unmerge` share on the command line: options, adapters with their weights, and the run with its progress.
 
-import type { MergePlanReport, MergeProgress, MergeReport } from '../index.js'
+import type { MergeProgress, MergeReport, MergeSummary } from '../index.js'
 import { printable } from './escape.js'
 import { EXIT_INTERRUPTED, interruptible } from './interrupt.js'
-import { integer, type Occurrence, type Option, readNumber, repeated, toggle, UsageError } from './options.js'
+import { choice, integer, type Occurrence, type Option, readNumber, repeated, toggle, UsageError } from './options.js'
 import { ADAPTER } from './sources.js'
 import { bytes, colors, Progress, peakRssBytes, printDocument, say, warn } from './terminal.js'
 
@@ -14,15 +14,23 @@ export const ADAPTERS = {
 
 export const OUTPUT = {
   maxShardSize: sized('SIZE', 'distribute the weights anew over files of at most so much, as in 5GB', readSize),
+  format: choice(
+    ['onnx', 'safetensors', 'both'],
+    'kind of model that is written; default: the .onnx of a folder that has one, else safetensors',
+  ),
+  weightsOnly: toggle('write the weights alone, without configuration and tokenizer'),
   strict: toggle('refuse adapters with targets or patterns that match none of their layers'),
   threads: integer('threads; default one a core, at most 4'),
   reproducible: toggle('the same bytes on every machine, for some speed'),
-  resume: toggle('keep what an interrupted run has finished'),
+  resume: toggle('keep the finished files of an interrupted run'),
   shards: sized('I/N', 'make only the files of one job out of N, counted from 0', readShare),
   finish: toggle('check the files that all jobs have made, and give the result its name'),
   overwrite: toggle('replace the merge in --out, if a merge wrote it'),
   json: toggle('print one JSON document on stdout'),
 }
+
+/** Names of the API's options that have another name here. */
+export const API_NAMES = { maxShardBytes: 'maxShardSize', share: 'shards' } as const
 
 /** Which part of a merge a run makes. */
 export function partOf({ shards, finish }: { shards?: unknown; finish: boolean }): 'whole' | 'share' | 'finish' {
@@ -77,17 +85,8 @@ export async function runMerge<R extends MergeReport>(
 /** Kinds of tensors under other names that are shown. */
 const MAX_RENAMED = 3
 
-/** What reports of checkpoints have, and those of ONNX models have not. */
-interface Asides {
-  leftOut?: readonly string[]
-  warnings?: readonly string[]
-  added?: readonly string[]
-  renamed?: readonly { readonly from: string; readonly to: readonly string[]; readonly count: number }[]
-}
-
-/** Lists the files of a checkpoint's folder that do not go along, and warnings; for ONNX models there are no such lists. */
-export function sayAsides(report: MergeReport | MergePlanReport): void {
-  const { leftOut = [], warnings = [], added = [], renamed = [] } = report as Asides
+/** What was found under other names, new tensors, warnings, and the files of the base that the result does not need. */
+export function sayAsides({ leftOut, warnings, added, renamed }: MergeSummary): void {
   for (const { from, to, count } of renamed.slice(0, MAX_RENAMED)) {
     const many = count > 1 ? ` (${count} tensors)` : ''
     say(`${printable(from)} is ${to.map(printable).join(' and ')} in this base${many}`)
@@ -96,7 +95,7 @@ export function sayAsides(report: MergeReport | MergePlanReport): void {
     say(`… and ${renamed.length - MAX_RENAMED} other kinds of tensors under other names`)
   if (added.length > 0) say(`New in the result: ${added.map(printable).join(', ')}`)
   warnings.forEach(warn)
-  if (leftOut.length > 0) say(`Left out, as other copies of the weights: ${leftOut.map(printable).join(', ')}`)
+  if (leftOut.length > 0) say(`Not copied, because the result does not need it: ${leftOut.map(printable).join(', ')}`)
 }
 
 /** An option whose one value has a form of its own. */

@@ -2,7 +2,7 @@
 
 import type { MergePlanReport } from '../index.js'
 import { printable } from './escape.js'
-import { ADAPTERS, OUTPUT, partOf, runMerge, sayAsides, sized, weightedAdapters } from './merge-options.js'
+import { ADAPTERS, API_NAMES, OUTPUT, partOf, runMerge, sayAsides, sized, weightedAdapters } from './merge-options.js'
 import { choice, defineCommand, type Occurrence, required, toggle, UsageError } from './options.js'
 import { MODEL } from './sources.js'
 import { bytes, colors, print, printDocument, say, table } from './terminal.js'
@@ -12,23 +12,28 @@ export const merge = defineCommand({
   summary: 'fold an adapter into a copy of its base model',
   about: [
     'Writes a new model whose weights contain the adapter: W + scaling · B · A, in the types that the base has.',
-    'The base is an .onnx file, a .safetensors file, or a folder: its safetensors checkpoint, or without one its ONNX model.',
+    'The base is an .onnx file, a .safetensors file, or a folder. Of a folder with an .onnx the result is an .onnx too, so that',
+    '`lowrank generate` runs it; --format safetensors or both writes the checkpoint.',
   ].join('\n'),
   examples: [
-    'lowrank merge --base models/union-3m/onnx/model.onnx --adapter out/scripture --out out/scripture-model',
-    'lowrank merge --base models/union-3m --adapter out/scripture --adapter out/whaling --weight 0.5 --out out/both',
+    'lowrank merge --base models/union-3m --adapter out/scripture --out out/scripture-model',
+    'lowrank merge --base models/union-3m --adapter out/scripture --adapter out/whaling --weight 0.5 --format safetensors --out out/both',
     'lowrank merge --base models/union-3m/model.safetensors --adapter out/scripture --out out/merged.safetensors',
   ],
   options: {
     base: required(MODEL, 'model to fold into'),
     ...ADAPTERS,
     out: required('DIR|FILE', 'result: a folder that runs on its own, or a file ending in .onnx or .safetensors'),
-    tied: choice(['refuse', 'untie', 'keep'], 'what to do when the adapter changes tied embeddings', 'refuse'),
+    tied: choice(
+      ['refuse', 'untie', 'keep'],
+      'what to do when the adapter changes one of two tied embeddings; default refuse, in an .onnx untie',
+    ),
     allowMissing: toggle('go on when a head needs tensors that neither base nor adapter has'),
-    dtype: sized('F32|F16|BF16', 'convert all weights', readDtype),
+    outDtype: sized('f32|f16|bf16|keep', 'type of the weights that are written; default keep', readDtype),
     dryRun: toggle('check everything and show the plan, but write nothing'),
     ...OUTPUT,
   },
+  apiNames: API_NAMES,
   async run({ dryRun, json, maxShardSize, shards, adapter: _adapter, weight: _weight, ...rest }, { occurrences }) {
     const adapters = weightedAdapters(occurrences)
     const options = { ...rest, adapters, maxShardBytes: maxShardSize, share: shards }
@@ -46,10 +51,11 @@ export const merge = defineCommand({
   },
 })
 
-function readDtype({ flag, value }: Occurrence): 'F32' | 'F16' | 'BF16' {
+function readDtype({ flag, value }: Occurrence): 'F32' | 'F16' | 'BF16' | 'keep' {
   const dtype = value.toUpperCase()
   if (dtype === 'F32' || dtype === 'F16' || dtype === 'BF16') return dtype
-  throw new UsageError(`${flag} is one of F32, F16, BF16; got '${value}'`)
+  if (dtype === 'KEEP') return 'keep'
+  throw new UsageError(`${flag} is one of f32, f16, bf16, keep; got '${value}'`)
 }
 
 function showPlan(plan: MergePlanReport, json: boolean): number {

@@ -47,6 +47,8 @@ export interface Command<O extends Options = Options> {
   positional?: { name: string; about: string }
   /** Keys are camelCase names of the options. */
   options: O
+  /** Names of the API's options that have another key here: for messages. */
+  apiNames?: Readonly<Record<string, keyof O & string>>
   run(values: Values<O>, context: { positional: string; occurrences: Occurrence[] }): Promise<number>
 }
 
@@ -75,8 +77,14 @@ export function repeated(placeholder: string, about: string): Option<string[]> {
   return { placeholder, about, isRepeatable: true, read: (occurrences) => occurrences.map(({ value }) => value) }
 }
 
-/** A value out of a fixed set; another one is wrong usage. */
-export function choice<const C extends string>(values: readonly C[], about: string, fallback: C): Option<C> {
+/** A value out of a fixed set; another one is wrong usage. Without a fallback it may be undefined. */
+export function choice<const C extends string>(values: readonly C[], about: string, fallback: C): Option<C>
+export function choice<const C extends string>(values: readonly C[], about: string): Option<C | undefined>
+export function choice<const C extends string>(
+  values: readonly C[],
+  about: string,
+  fallback?: C,
+): Option<C | undefined> {
   return {
     placeholder: values.join('|'),
     about,

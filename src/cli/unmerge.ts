@@ -1,30 +1,31 @@
-// lowrank unmerge: takes adapters out of a merged checkpoint again, and says how close that comes to the original.
+// lowrank unmerge: removes adapters from a merged model, and says how close that comes to the original.
 
 import type { UnmergeReport } from '../index.js'
-import { ADAPTERS, OUTPUT, partOf, runMerge, weightedAdapters } from './merge-options.js'
+import { ADAPTERS, API_NAMES, OUTPUT, partOf, runMerge, weightedAdapters } from './merge-options.js'
 import { choice, defineCommand, required, text } from './options.js'
 import { MODEL } from './sources.js'
 import { print, say, table, thousands } from './terminal.js'
 
 export const unmerge = defineCommand({
   name: 'unmerge',
-  summary: 'take an adapter out of a merged checkpoint again',
+  summary: 'remove an adapter from a merged model',
   about: [
     'Writes W − scaling · B · A for the weights that the adapters changed; give those that were merged, with their weights.',
-    'F16 and BF16 cannot come back exactly, because the merge rounded: with --original the differences are counted.',
+    'F16 and BF16 cannot come back exactly, because the merge rounded: with --original the differences of a checkpoint are counted.',
   ].join('\n'),
   examples: [
     'lowrank unmerge --merged out/both --adapter out/scripture --adapter out/whaling --weight 0.5 --out out/base',
     'lowrank unmerge --merged out/both --adapter out/scripture --out out/whaling-only --original models/union-3m',
   ],
   options: {
-    merged: required(MODEL, 'checkpoint to take the adapters out of'),
+    merged: required(MODEL, 'model that the adapters were merged into'),
     ...ADAPTERS,
-    out: required('DIR|FILE', 'result: a folder, or a file ending in .safetensors'),
+    out: required('DIR|FILE', 'result: a folder, or a file ending in .onnx or .safetensors'),
     original: text(MODEL, 'the base as it was, to count what differs from it'),
-    tied: choice(['refuse', 'keep'], 'keep: the merge changed tied embeddings for both uses', 'refuse'),
+    tied: choice(['refuse', 'keep'], 'keep: the merge changed tied embeddings for both uses; default refuse'),
     ...OUTPUT,
   },
+  apiNames: API_NAMES,
   async run({ merged, out, json, maxShardSize, shards, adapter: _adapter, weight: _weight, ...rest }, { occurrences }) {
     const options = { ...rest, maxShardBytes: maxShardSize, share: shards }
     const adapters = weightedAdapters(occurrences)

@@ -38,9 +38,18 @@ export async function* readParquet(source: ByteSource, columns?: ColumnNames): A
     const rowEnd = first + Number(group.num_rows)
     const options = { file, metadata, columns: wanted, rowStart: first, rowEnd, compressors }
     const rows = await attempt(source, () => parquetReadObjects(options))
-    for (const [i, row] of rows.entries()) yield { row, where: `${source.name}, row ${first + i + 1}` }
+    for (const [i, row] of rows.entries())
+      yield { row: withNumbers(row), where: `${source.name}, row ${first + i + 1}` }
     first = rowEnd
   }
+}
+
+/** The value with 64-bit integers as numbers, as JSON has them, where they are exact. */
+function withNumbers(value: unknown): unknown {
+  if (typeof value === 'bigint') return Number.isSafeInteger(Number(value)) ? Number(value) : value
+  if (Array.isArray(value)) return value.map(withNumbers)
+  if (typeof value !== 'object' || value === null || Object.getPrototypeOf(value) !== Object.prototype) return value
+  return Object.fromEntries(Object.entries(value).map(([name, inner]) => [name, withNumbers(inner)]))
 }
 
 /** What a reading of the file returns; an error of hyparquet's as one of ours. */

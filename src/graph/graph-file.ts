@@ -1,7 +1,7 @@
 // Which file of a model's folder holds a graph in the type that is asked for, by the names that transformers.js gives them:
 // onnx/{graph}{suffix}.onnx.
 
-import type { Directory } from '../base/bytes.js'
+import { type Directory, readJson } from '../base/bytes.js'
 import { ConfigError, FileError, nearMisses } from '../base/errors.js'
 
 /** What follows the graph's name, by dtype: as in DEFAULT_DTYPE_SUFFIX_MAPPING of transformers.js 4. */
@@ -142,6 +142,16 @@ export async function graphDtypes(directory: Directory, name = 'model'): Promise
     }),
   )
   return there.flat()
+}
+
+/** The graph that a folder's config.json chooses among several, else the first; undefined where there is none. */
+export async function defaultGraph(directory: Directory): Promise<string | undefined> {
+  const dtypes = await graphDtypes(directory)
+  if (dtypes.length === 0) return undefined
+  const isChoice = dtypes.length > 1 && (await directory.has('config.json'))
+  const config = isChoice ? ((await readJson(directory, 'config.json')) as Record<string, unknown> | null) : null
+  const chosen = configuredDtype(config ?? {}) ?? 'fp32'
+  return findGraph(directory, { dtype: dtypes.includes(chosen) ? chosen : dtypes[0] })
 }
 
 function pathsOf(name: string, dtype: GraphDtype): string[] {

@@ -1,10 +1,10 @@
 // What a source holds: an adapter, a checkpoint or an ONNX model, and how an adapter fits a base.
 
-import { type Directory, readJson } from '../base/bytes.js'
+import type { Directory } from '../base/bytes.js'
 import { ConfigError, FileError, listed } from '../base/errors.js'
 import { BOOLEAN, checkOptions, type OptionTable } from '../base/options.js'
 import { elementCount } from '../base/tensor.js'
-import { configuredDtype, type DtypeChoice, findGraph, graphDtypes } from '../graph/graph-file.js'
+import { type DtypeChoice, defaultGraph, findGraph } from '../graph/graph-file.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import type { FitReport } from '../merge/fit.js'
 import type { AdapterReport } from '../peft/inspect.js'
@@ -105,16 +105,6 @@ async function findModel(
     expected: 'adapter_config.json, model.safetensors, model.safetensors.index.json or onnx/model.onnx',
     got: files.length === 0 ? 'no files' : listed(files),
   })
-}
-
-/** The graph that a folder's config.json chooses among several, else the first. */
-async function defaultGraph(directory: Directory): Promise<string | undefined> {
-  const dtypes = await graphDtypes(directory)
-  if (dtypes.length === 0) return undefined
-  const isChoice = dtypes.length > 1 && (await directory.has('config.json'))
-  const config = isChoice ? ((await readJson(directory, 'config.json')) as Record<string, unknown> | null) : null
-  const chosen = configuredDtype(config ?? {}) ?? 'fp32'
-  return findGraph(directory, { dtype: dtypes.includes(chosen) ? chosen : dtypes[0] })
 }
 
 function isCheckpointFile(file: string): boolean {

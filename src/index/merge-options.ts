@@ -1,4 +1,4 @@
-// What merging and unmerging take and report, and the tables that options are checked by.
+// What merging and unmerging take, and the tables that options are checked by.
 
 import {
   BOOLEAN,
@@ -8,15 +8,15 @@ import {
   type Kind,
   kind,
   listOf,
+  OBJECT,
   type OptionTable,
   oneOf,
   SIGNAL,
 } from '../base/options.js'
 import type { LoraAdapter } from '../lora/adapter.js'
-import type { MergeCheckpointOptions } from '../merge/chunks/merge-checkpoint.js'
-import type { Differences } from '../merge/chunks/unmerge.js'
-import type { MergeReport } from '../merge/output.js'
+import type { MergeSettings, PathSettings } from '../merge/settings.js'
 import { ADAPTER } from './adapters.js'
+import { DTYPE } from './model.js'
 import { SOURCE, type Source, TARGET, type Target } from './sources.js'
 
 /** An adapter to merge: in memory or in a source, with a weight where that is not 1. */
@@ -26,51 +26,27 @@ export type AdapterToMerge =
   | { readonly adapter: LoraAdapter | Source; readonly weight?: number | undefined }
 
 /** What merging and unmerging share. */
-export interface MergingOptions
-  extends Omit<MergeCheckpointOptions, 'basePath' | 'path' | 'tied' | 'allowMissing' | 'dtype'> {
+export interface MergingOptions extends Omit<MergeSettings, 'tied' | 'allowMissing' | 'outDtype'>, PathSettings {
   /** One adapter, or several that are added up. */
   adapters: AdapterToMerge | readonly AdapterToMerge[]
-  /** Where the result goes: a file if it is a path that ends in .onnx or .safetensors, else a folder that gets the base's other files too. */
+  /** Where the result goes: a file if it is a path that ends in .onnx or .safetensors, else a folder that gets the base's configuration and tokenizer too. */
   out: Target
-  /** Threads, the calling one among them, from path to path. Default: one a core, at most 4. */
-  threads?: number | undefined
-  /** Makes only every `count`-th output file, from `index` (from 0): one job's share. The last step is `finish`. */
-  share?: { index: number; count: number } | undefined
-  /** Checks the files that all shares have made, adds the others, and gives the output its name. */
-  finish?: boolean | undefined
-  /** Waits until all is on disk. Default true. */
-  fsync?: boolean | undefined
-  /** Keeps the finished shards of an interrupted merge whose checksums agree. Default: start over. */
-  resume?: boolean | undefined
-  /** Replaces an output that a merge wrote. */
-  overwrite?: boolean | undefined
 }
 
 /** What {@link merge} takes. */
-export interface MergeOptions extends MergingOptions, Pick<MergeCheckpointOptions, 'tied' | 'allowMissing' | 'dtype'> {
-  /** An .onnx or .safetensors file, or a folder: its checkpoint, else its ONNX model. */
+export interface MergeOptions extends MergingOptions, Pick<MergeSettings, 'tied' | 'allowMissing' | 'outDtype'> {
+  /** A folder with a model, an .onnx file, a safetensors file or its index. */
   base: Source
 }
 
 /** What {@link unmerge} takes. */
 export interface UnmergeOptions extends MergingOptions {
-  /** The merged checkpoint. */
+  /** The result of a merge. */
   merged: Source
-  /** The base as it was: how many values differ from it is counted. */
+  /** The checkpoint as it was before: how many values differ from it is counted. Not for .onnx. */
   original?: Source | undefined
-  /** `keep` for a merge that changed tied embeddings for both uses. An untied result needs no word. Default `refuse`. */
+  /** `keep` for a merge that changed tied embeddings for both uses. An untied result needs no word. Default `refuse`. Not for .onnx. */
   tied?: 'refuse' | 'keep' | undefined
-}
-
-/** What a merge would write and change. */
-export type MergePlanReport = Pick<MergeReport, 'out' | 'tensors' | 'changed' | 'bytes'> & {
-  layers: { name: string }[]
-}
-
-/** What {@link unmerge} wrote, and how that differs from the original. */
-export interface UnmergeReport extends MergeReport {
-  /** Undefined without an original, and for one job's share. */
-  differences: Differences | undefined
 }
 
 const isAdapterToMerge = (value: unknown): boolean =>
@@ -91,6 +67,10 @@ const ADAPTERS: Kind = kind(
 const MERGING: OptionTable<MergingOptions> = {
   adapters: ADAPTERS,
   out: TARGET,
+  format: oneOf('onnx', 'safetensors', 'both'),
+  dtype: DTYPE,
+  weightsOnly: BOOLEAN,
+  modules: OBJECT,
   threads: COUNT,
   share: kind('{ index, count } with 0 ≤ index < count', (value) => isObject(value) && isShare(value)),
   finish: BOOLEAN,
@@ -109,7 +89,7 @@ export const MERGE: OptionTable<MergeOptions> = {
   base: SOURCE,
   tied: oneOf('refuse', 'untie', 'keep'),
   allowMissing: BOOLEAN,
-  dtype: oneOf('F32', 'F16', 'BF16'),
+  outDtype: oneOf('F32', 'F16', 'BF16', 'keep'),
 }
 
 export const UNMERGE: OptionTable<UnmergeOptions> = {

@@ -1,20 +1,13 @@
-// Node's way of merging from paths to paths, with threads, that can be resumed: put in place by the entry for Node.
+// Node's way of merging into a path, with threads, that can be resumed: put in place by the entry for Node.
 
-import type { MergeReport } from '../merge/output.js'
-import type { MergeOptions, MergePlanReport, UnmergeOptions, UnmergeReport } from './merge-options.js'
+import type { MergeToPath, UnmergeReport, UnmergeToPath } from '../merge/merge.js'
+import type { MergePlanReport, MergeReport } from '../merge/report.js'
 
-interface Paths {
-  base: string
-  out: string
-}
-
-/** Merging from paths to paths. */
+/** Merging into a path. */
 export interface PathMerging {
-  merge(options: MergeOptions & Paths): Promise<MergeReport>
-  planMerge(options: MergeOptions & Paths): Promise<MergePlanReport>
-  unmerge(
-    options: UnmergeOptions & { merged: string; out: string; original?: string | undefined },
-  ): Promise<UnmergeReport>
+  merge(options: MergeToPath): Promise<MergeReport>
+  planMerge(options: MergeToPath): Promise<MergePlanReport>
+  unmerge(options: UnmergeToPath): Promise<UnmergeReport>
 }
 
 let loadPathMerging: (() => Promise<PathMerging>) | undefined
@@ -24,7 +17,7 @@ export function usePathMerging(load: () => Promise<PathMerging>): void {
   loadPathMerging = load
 }
 
-/** Where base and output are paths, and there are some. */
-export async function pathMerging(base: unknown, out: unknown): Promise<PathMerging | undefined> {
-  return typeof base === 'string' && typeof out === 'string' ? loadPathMerging?.() : undefined
+/** Undefined where there are no paths. */
+export async function pathMerging(): Promise<PathMerging | undefined> {
+  return loadPathMerging?.()
 }

@@ -1,7 +1,7 @@
 // The one place where what callers name becomes folders and files: paths, picked files, and folders of any kind.
 
 import type { Directory } from '../base/bytes.js'
-import { ConfigError } from '../base/errors.js'
+import { ConfigError, FileError } from '../base/errors.js'
 import { describe, hasMethods, kind } from '../base/options.js'
 import type { RemoteOptions } from '../io/hub/directory.js'
 import type { Located } from '../io/locate.js'
@@ -51,9 +51,11 @@ export async function openSource(source: Source, where: string, options: RemoteO
   return { directory: isDirectory(source) ? source : new FilesDirectory(source), file: undefined }
 }
 
-/** The folder of a source that is no single file. */
+/** The folder of a source. Throws FileError for one that names a file. */
 export async function openFolder(source: Source, where: string, options: RemoteOptions = {}): Promise<Directory> {
-  return (await openSource(source, where, options)).directory
+  const { directory, file } = await openSource(source, where, options)
+  if (file === undefined) return directory
+  throw new FileError({ where: `${directory.name}/${file}`, what: 'no folder but a file', hint: 'Name its folder' })
 }
 
 /** Opens where results go. */

@@ -3,23 +3,24 @@
 import type { Model } from '../graph/model-folder.js'
 import type { AdapterSession } from '../infer/session.js'
 import type { LoraAdapter } from '../lora/adapter.js'
-import type { MergeReport } from '../merge/output.js'
+import type { UnmergeReport } from '../merge/merge.js'
+import type { MergePlanReport, MergeReport } from '../merge/report.js'
 import type { LoadOptions, SaveOptions } from '../peft/adapter-folder.js'
 import type { TrainResult } from '../train/options.js'
 import type { PreviewExample } from '../train/preview.js'
 import type { ToPlainOptions } from './adapters.js'
 import type { InspectOptions, InspectReport } from './inspect.js'
-import type { MergeOptions, MergePlanReport, UnmergeOptions, UnmergeReport } from './merge-options.js'
+import type { MergeOptions, UnmergeOptions } from './merge-options.js'
 import type { LoadModelOptions } from './model.js'
 import type { OpenSessionOptions } from './session.js'
 import type { Source, Target } from './sources.js'
 import type { PreviewDataOptions, TrainOptions } from './train.js'
 
 /**
- * Opens a model: a folder as transformers.js reads it (config.json, tokenizer.json, onnx/model.onnx), or its .onnx file. The weights
- * stay in their file. Call `close()` when the model is no longer needed.
+ * Opens a model: one on the Hub by its id, a folder as transformers.js reads it (config.json, tokenizer.json, onnx/model.onnx), or its
+ * .onnx file. The weights stay in their file. Call `close()` when the model is no longer needed.
  *
- * @throws FileError when a part is missing, FormatError when one cannot be read, RuntimeError without onnxruntime-node,
+ * @throws FileError when a part is missing or does not come, FormatError when one cannot be read, RuntimeError without onnxruntime-node,
  *   ConfigError for a source or an option that is not usable
  *
  * @example
@@ -128,11 +129,12 @@ export async function openSession(model: Model | Source, options?: OpenSessionOp
 
 /**
  * Writes a base model with adapters folded in: W + Σ weight · s·B·A for every weight that an adapter changes, rounded once to the type
- * that is stored. All else goes along byte for byte. The files of the result appear together, or not at all.
+ * that is stored. All else goes along byte for byte. The files of the result appear together, or not at all. Without a `format` the
+ * result is the kind of model that the base's folder is run from: the .onnx where it has one, else the checkpoint.
  *
  * @throws ConfigError for an option that is unknown or not usable; FileError when a path leads nowhere, `out` is not empty or the base
  *   itself; FormatError when a file is damaged; MismatchError when an adapter does not fit, or changes tied embeddings; UnsupportedError
- *   naming what cannot be merged; NumericError naming the tensor when a value is not finite
+ *   naming what cannot be merged, or an option that the format cannot honor; NumericError naming the tensor when a value is not finite
  *
  * @example
  * const report = await merge({ base: 'models/union-3m', adapters: 'tests/golden/peft/f32', out: 'out/with-adapter' })
@@ -154,14 +156,14 @@ export async function planMerge(options: MergeOptions): Promise<MergePlanReport>
 }
 
 /**
- * Writes the base back from a merged safetensors checkpoint and the adapters that are in it, with their weights. Exact in f32 up to
- * rounding; bf16 and f16 cannot be: with `original` the report counts the values that differ.
+ * Writes the base back from a merged model and the adapters that are in it, with their weights. Exact in f32 up to rounding; bf16 and
+ * f16 cannot be: of a checkpoint with `original` the report counts the values that differ.
  *
- * @throws what {@link merge} throws; UnsupportedError for an ONNX model
+ * @throws what {@link merge} throws; UnsupportedError where values of the base were replaced, and for `original` of an .onnx file
  *
  * @example
  * const adapters = 'tests/golden/peft/f32'
- * await merge({ base: 'models/union-3m', adapters, out: 'out/merged-once' })
+ * await merge({ base: 'models/union-3m', adapters, out: 'out/merged-once', format: 'safetensors' })
  * const { differences } = await unmerge({ merged: 'out/merged-once', adapters, out: 'out/base', original: 'models/union-3m' })
  * console.log(differences?.differing, differences?.largest)
  */

@@ -1,4 +1,4 @@
-// Eigenvalues and eigenvectors of symmetric matrices in f64: Householder tridiagonalisation, then the QL algorithm with
+// Eigenvalues and eigenvectors of symmetric matrices in f64: Householder tridiagonalization, then the QL algorithm with
 // implicit shifts (Golub and Van Loan, Matrix Computations, 8.3). Vectors are kept as rows, so that every loop is contiguous.
 
 import { NumericError } from '../base/errors.js'
@@ -6,7 +6,7 @@ import type { Matrix } from '../base/tensor.js'
 import { identity } from './product.js'
 
 /** Eigenvalues with their vectors. */
-export interface SymmetricEigen {
+interface SymmetricEigen {
   /** Largest first. */
   values: Float64Array
   /** (n, n): row i is the eigenvector of value i. */
@@ -17,7 +17,7 @@ export interface SymmetricEigen {
 const MAX_PASSES = 60
 
 /**
- * Of a symmetric matrix (n, n), whose elements must be finite.
+ * Eigenvalues and eigenvectors of a symmetric matrix (n, n), whose elements must be finite.
  *
  * @throws NumericError when the iteration does not end
  */
@@ -35,7 +35,7 @@ export function symmetricEigen(matrix: Matrix): SymmetricEigen {
   return { values: Float64Array.from(order, (i) => diagonal[i]), vectors: { data, shape: [n, n] } }
 }
 
-/** The values alone, largest first. Throws as {@link symmetricEigen}. */
+/** The eigenvalues of a symmetric matrix, largest first. Throws as {@link symmetricEigen}. */
 export function symmetricEigenvalues(matrix: Matrix): Float64Array {
   const { diagonal, below } = tridiagonal(Float64Array.from(matrix.data), matrix.shape[0])
   implicitQl(diagonal, below, undefined)
@@ -111,7 +111,7 @@ function implicitQl(d: Float64Array, e: Float64Array, vectors: Float64Array | un
   const n = d.length
   let largest = 0
   for (let i = 0; i < n; i++) largest = Math.max(largest, Math.abs(d[i]) + Math.abs(e[i]))
-  // Of the largest, not of the neighbours: where those are rounding, there would be no end.
+  // Of the largest, not of the neighbors: where those are rounding, there would be no end.
   const negligible = Number.EPSILON * largest
   for (let first = 0; first < n; first++) {
     for (let pass = 0; ; pass++) {

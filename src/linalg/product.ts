@@ -2,6 +2,7 @@
 
 import { F64, type FloatArray, type Matrix, zeros } from '../base/tensor.js'
 import { defaultKernels } from '../kernels/index.js'
+import type { Kernels } from '../kernels/kernels.js'
 
 /** How {@link product} reads its factors, and where the result goes. */
 export interface ProductOptions {
@@ -11,20 +12,22 @@ export interface ProductOptions {
   scale?: number | undefined
   /** Changed in place and returned: scale · a·b is added to it. Default: a new matrix. */
   addTo?: Matrix | undefined
+  /** That compute it. Default: the fastest that there are. */
+  kernels?: Kernels | undefined
 }
 
 /** scale · op(a) (m, k) @ op(b) (k, n) → (m, n), in a's precision. Shapes are the caller's to check. */
 export function product(a: Matrix, b: Matrix, options: ProductOptions = {}): Matrix {
-  const { transposeA = false, transposeB = false, scale = 1, addTo } = options
+  const { transposeA = false, transposeB = false, scale = 1, addTo, kernels = defaultKernels() } = options
   const [m, k] = transposeA ? [a.shape[1], a.shape[0]] : a.shape
   const n = b.shape[transposeB ? 0 : 1]
   const out = addTo ?? zeros(m, n, a.data)
   const beta = addTo === undefined ? 0 : 1
-  defaultKernels().gemm({ m, n, k, a: a.data, transposeA, b: b.data, transposeB, out: out.data, alpha: scale, beta })
+  kernels.gemm({ m, n, k, a: a.data, transposeA, b: b.data, transposeB, out: out.data, alpha: scale, beta })
   return out
 }
 
-/** A copy in the precision of `like`. */
+/** A copy of a matrix, in the precision of `like`. */
 export function copyAs(matrix: Matrix, like: FloatArray): Matrix {
   const data = like instanceof Float64Array ? new Float64Array(matrix.data) : new Float32Array(matrix.data)
   return { data, shape: [matrix.shape[0], matrix.shape[1]] }
@@ -77,7 +80,7 @@ export function identity(n: number): Matrix {
   return result
 }
 
-/** (m, n) → (n, m), a new matrix. */
+/** The transpose of a matrix: (m, n) → (n, m), a new one. */
 export function transpose({ data, shape: [rows, columns] }: Matrix): Matrix {
   const result = zeros(columns, rows, data)
   for (let i = 0; i < rows; i++) {

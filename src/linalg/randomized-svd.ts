@@ -10,7 +10,7 @@ import { orthonormalRows } from './qr.js'
 import { checkFinite, type Svd, svd } from './svd.js'
 
 /** How long {@link randomizedSvd} looks, and from where. */
-export interface RandomizedSvdOptions {
+interface RandomizedSvdOptions {
   /** Of the random start; a safe integer. Default 0. */
   seed?: number
   /** How many more directions than the rank a block has. Default 10. */
@@ -38,7 +38,7 @@ const NEGLIGIBLE = 1e-12
  * certain as their singular values are apart. Where the basis would fill the space, W·Wᵀ itself is taken apart.
  *
  * Each block of directions is multiplied by W·Wᵀ and joins a basis (thick-restart block Lanczos with full
- * orthogonalisation); Rayleigh–Ritz on it gives the result.
+ * orthogonalization); Rayleigh–Ritz on it gives the result.
  *
  * @throws ConfigError when rank is not in [1, min(d, k)] or an option is not usable, NumericError when an element is not finite
  */
@@ -83,7 +83,7 @@ function krylovBasis(
 }
 
 /**
- * The same from a start (k, q) of random directions, by `iterations` powers of W·Wᵀ (Halko, Martinsson and Tropp 2011,
+ * The leading singular values and vectors, from a start (k, q) of random directions, by `iterations` powers of W·Wᵀ (Halko, Martinsson and Tropp 2011,
  * algorithms 4.4 and 5.1): u (d, q), s, vt (q, k). Cheaper than {@link randomizedSvd}, and only good where the spectrum falls.
  *
  * @throws NumericError when an element is not finite

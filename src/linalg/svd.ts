@@ -38,7 +38,7 @@ export function svd(matrix: Matrix): Svd {
   }
   const { q, r } = qr(matrix)
   // r = Wᵀ·diag(s)·Z with orthonormal rows of W and Z
-  const { turns, s, rows } = orthogonalise(r)
+  const { turns, s, rows } = orthogonalize(r)
   return { u: product(q, turns, { transposeB: true }), s, vt: rows } // (d, k) @ (k, k) → (d, k)
 }
 
@@ -64,7 +64,7 @@ export function checkFinite(matrix: Matrix): void {
 }
 
 /** Left turns that make the rows of x (n, n) orthogonal: turns · x = diag(s) · rows. */
-function orthogonalise(x: Matrix): { turns: Matrix; s: Float64Array; rows: Matrix } {
+function orthogonalize(x: Matrix): { turns: Matrix; s: Float64Array; rows: Matrix } {
   const n = x.shape[0]
   let turns = identity(n)
   let rows = copyAs(x, F64)

@@ -3,6 +3,7 @@
 
 import { ConfigError } from '../base/errors.js'
 import { checkArgument, describe, isObject, OBJECT, STRING, unknownOption } from '../base/options.js'
+import type { Shaped } from '../base/tensor.js'
 import { changesBase, INITS, type Init, isInit, takesFromBase } from './init/inits.js'
 import { PatternTable, targetMatcher } from './patterns/patterns.js'
 import { isLayerRanges, type LayerRanges, MAX_REPLICATED_LAYERS } from './replication.js'
@@ -48,17 +49,17 @@ export interface LoraConfig {
   readonly loraBias: boolean
   /** Which biases of the base the adapter replaces: none, all, or those of adapted modules. Default none. */
   readonly bias: 'none' | 'all' | 'lora_only'
-  /** Modules that the adapter replaces as wholes: ends of names. Default []. */
+  /** Modules that the adapter replaces completely, by the ends of their names. Default []. */
   readonly modulesToSave: readonly string[]
-  /** Parameters adapted in place of modules, weights of experts mostly: full names, or their ends after a dot. Default []. */
+  /** Parameters that are adapted although no module of their own reads them, mostly weights of experts: full names, or their ends after a dot. Default []. */
   readonly targetParameters: readonly string[]
-  /** The base's layers [start, end), range after range, as the adapted model has them; copies of a layer share its weights. */
+  /** The adapted model repeats layers of its base: ranges [start, end), in order. Copies of a layer share its weights. */
   readonly layerReplication: LayerRanges | undefined
-  /** What adapts the input embedding adapts an output embedding tied to it too, and they stay tied. Default false. */
+  /** A change of the input embedding also changes an output embedding that is tied to it, and they stay tied. Default false. */
   readonly ensureWeightTying: boolean
-  /** Rows of the input embedding that the adapter replaces, by token; or of any module, by its name or its end. */
+  /** Tokens whose rows of the input embedding the adapter replaces; or tokens by module, by its name or the end of its name. */
   readonly trainableTokenIndices: readonly number[] | Readonly<Record<string, readonly number[]>> | undefined
-  /** Fields of PEFT's file without effect on the result, as they were, in PEFT's spelling. */
+  /** Other fields of PEFT's file, unchanged and in PEFT's spelling. They do not change the result. */
   readonly peftFields: Readonly<Record<string, unknown>>
 }
 
@@ -68,11 +69,6 @@ export type LoraConfigInput = {
     | LoraConfig[K]
     | (K extends 'rankPattern' | 'alphaPattern' ? ReadonlyMap<string, number> : never)
     | undefined
-}
-
-/** A matrix or a tensor of a file. */
-interface Shaped {
-  readonly shape: readonly number[]
 }
 
 /** Each entry is compared with each tensor: no person lists more modules or parameters. */

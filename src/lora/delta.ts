@@ -1,6 +1,7 @@
 // W + s·B·A (Hu et al. 2021, arXiv 2106.09685, section 4.1), in place: of a whole weight, or of rows of one as it is stored.
 
 import type { FloatArray, Matrix } from '../base/tensor.js'
+import type { Kernels } from '../kernels/kernels.js'
 import { inPrecisionOf, product, transpose } from '../linalg/product.js'
 
 /** The factors of a change s·B·A. */
@@ -37,12 +38,13 @@ export class StoredDelta {
    *
    * @param block rows of the weight, in the precision of `like`
    * @param first the block's first row in the weight
+   * @param kernels that compute the product. Default: the fastest that there are.
    */
-  addTo(block: Matrix, first: number): Matrix {
+  addTo(block: Matrix, first: number, kernels?: Kernels): Matrix {
     const [, rank] = this.#left.shape
     const rows = block.shape[0]
     if (rows === 0 || rank === 0) return block
     const left: Matrix = { data: this.#left.data.subarray(first * rank, (first + rows) * rank), shape: [rows, rank] }
-    return product(left, this.#right, { scale: this.#scaling, addTo: block }) // (rows, r) @ (r, columns)
+    return product(left, this.#right, { scale: this.#scaling, addTo: block, kernels }) // (rows, r) @ (r, columns)
   }
 }

@@ -56,9 +56,9 @@ export function factorsOfShape(
 }
 
 /**
- * New factors over a copy of W (d, k), less what its initialisation takes into B·A.
+ * New factors over a copy of W (d, k), less what its initialization takes into B·A.
  *
- * @throws ShapeError when it is no matrix; ConfigError when the rank is above min(d, k), or the initialisation has no such rank
+ * @throws ShapeError when it is no matrix; ConfigError when the rank is above min(d, k), or the initialization has no such rank
  */
 export function factorsOver(weight: MatrixLike, config: LoraConfig, name: string): Factors {
   const matrix = toMatrix(weight, where(name, 'baseWeight'))
@@ -75,7 +75,7 @@ export function factorsOver(weight: MatrixLike, config: LoraConfig, name: string
 }
 
 /**
- * W − s·B₀·A₀ where the initialisation takes that from W, else W itself.
+ * W − s·B₀·A₀ where the initialization takes that from W, else W itself.
  *
  * @throws UnsupportedError when W alone does not tell what was taken (lora-ga, corda); ConfigError when the rank is above min(d, k)
  */

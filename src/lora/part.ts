@@ -1,7 +1,7 @@
 // What every part of an adapter has: a name, a kind, its tensors by role, sizes, and what it does to a weight. `PartView` is the same
 // for parts in memory and in files, so that whoever walks an adapter (saving, inspecting, merging) does it once.
 
-import { elementCount, type FloatArray, type Tensor } from '../base/tensor.js'
+import { elementCount, type FloatArray, type Shaped, type Tensor } from '../base/tensor.js'
 import type { LoraConfig } from './config.js'
 
 /**
@@ -19,11 +19,6 @@ export type PartKind = 'linear' | 'embedding' | 'convolution' | 'parameter' | 'r
 
 /** What a part's tensor is to it: a factor, a vector beside the factors, or values that take the base's place. */
 export type TensorRole = 'weightA' | 'weightB' | 'magnitude' | 'biasB' | 'weight'
-
-/** A tensor of memory or of a file. */
-export interface Shaped {
-  readonly shape: readonly number[]
-}
 
 /** Tensors of a part that has factors. */
 export interface FactorTensors<T extends Shaped> {

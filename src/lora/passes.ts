@@ -33,7 +33,7 @@ export interface Dora {
 }
 
 /** x as each part of the formula sees it, (n, k) each. */
-export interface PassInputs {
+interface PassInputs {
   readonly base: Matrix
   /** What A sees. */
   readonly branch: Matrix
@@ -59,7 +59,7 @@ export interface ChangeTape {
 }
 
 /** Gradients shaped like what they are of. */
-export interface PassGradients {
+interface PassGradients {
   readonly weightA: Matrix
   readonly weightB: Matrix
   readonly magnitude: FloatArray | undefined
@@ -143,7 +143,7 @@ export function backwardPass(weights: PassWeights, tape: Tape, dy: Matrix): Pass
 }
 
 /** What goes back through addChange. */
-export interface ChangeGradients extends Pick<PassGradients, 'weightB' | 'magnitude' | 'biasB'> {
+interface ChangeGradients extends Pick<PassGradients, 'weightB' | 'magnitude' | 'biasB'> {
   /** To what the magnitude multiplies (n, d); dY itself where there is none. */
   readonly adapted: Matrix
   /** (n, r) */

@@ -27,7 +27,7 @@ interface AnyAdapter {
 
 /**
  * @param use what would be done with the adapter, as in `training`
- * @throws UnsupportedError when the adapter belongs to a base that its initialisation changed
+ * @throws UnsupportedError when the adapter belongs to a base that its initialization changed
  */
 export function requireUnchangedBase({ config }: Pick<AnyAdapter, 'config'>, use: string): void {
   if (!changesBase(config.init)) return

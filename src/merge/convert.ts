@@ -7,7 +7,7 @@ import { type Checkpoint, openCheckpoint, shardSource } from '../formats/checkpo
 import { transpose } from '../linalg/product.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import { type BaseWeights, toPlain } from '../lora/init/to-plain.js'
-import { readConfig } from './chunks/merge-checkpoint.js'
+import { readConfig } from './chunks/open-plan.js'
 import { openAdapters } from './plan/adapters.js'
 import { knowBase } from './plan/base-model.js'
 import { type FoundWeight, findWeights, missingError } from './plan/find-weights.js'
@@ -50,6 +50,7 @@ async function baseWeightsOf(
       layers,
       replacements: [],
       tasks: new Set(),
+      classes: new Set(),
       sources: [],
     })
     const search = { layers, names, locate: names.locate, checkpoint, ties, config }

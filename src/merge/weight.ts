@@ -4,6 +4,7 @@
 import { decodeFloats, decodeWeights, encodeFloats, type FloatDtype, type WeightDtype } from '../base/dtype.js'
 import { NumericError } from '../base/errors.js'
 import { elementCount, type FloatArray, type Matrix } from '../base/tensor.js'
+import type { Kernels } from '../kernels/kernels.js'
 import { normOfProduct } from '../linalg/product.js'
 import { StoredDelta } from '../lora/delta.js'
 import { OutputNorms, scaleColumns, scaleRows } from '../lora/dora.js'
@@ -66,17 +67,19 @@ type Load = (row: number, count: number) => Promise<Float32Array>
  * The merged weight's bytes, in order. With a magnitude the weight is read twice: a norm needs all of its values.
  *
  * @param report called with each part's change after the last bytes; parts that share their outputs change them as one
+ * @param kernels that compute the products. Default: the fastest that there are.
  * @throws NumericError when the result is not finite
  */
 export async function* mergeWeight(
   target: MergeTarget,
   read: ReadWeight,
   report: (change: LayerChange) => void,
+  kernels?: Kernels,
 ): AsyncGenerator<Uint8Array> {
   const { name, dtype, shape, parts } = target
   const [rows, columns] = shape
   const load = loader(target, read)
-  const products = parts.map((part) => new PartProduct(target, part))
+  const products = parts.map((part) => new PartProduct(target, part, kernels))
   const blockRows = Math.max(1, Math.floor(BLOCK_ELEMENTS / Math.max(1, columns)))
   const withNorms = products.filter(({ part }) => part.magnitude !== undefined)
   if (withNorms.length > 0) {
@@ -159,6 +162,7 @@ class PartProduct {
   baseSquares = 0
   /** Σ δ² over them, where they are measured. */
   changeSquares = 0
+  readonly #kernels: Kernels | undefined
   readonly #isInputMajor: boolean
   readonly #blockColumns: number
   readonly #delta: StoredDelta
@@ -169,8 +173,9 @@ class PartProduct {
   /** Of W + s·B·A, by output of a part with a magnitude. */
   readonly #norms: OutputNorms
 
-  constructor({ isInputMajor, shape }: MergeTarget, part: MergePart) {
+  constructor({ isInputMajor, shape }: MergeTarget, part: MergePart, kernels: Kernels | undefined) {
     this.part = part
+    this.#kernels = kernels
     const { weightA, weightB, start } = part
     const [[, k], [d]] = [weightA.shape, weightB.shape]
     this.#isInputMajor = isInputMajor
@@ -230,7 +235,7 @@ class PartProduct {
     const from = Math.max(row, this.#firstRow)
     const data = this.#cut(block, row, count)
     const own: Matrix = { data, shape: [data.length / Math.max(1, this.#columns), this.#columns] }
-    return [from, this.#delta.addTo(own, from - this.#firstRow)]
+    return [from, this.#delta.addTo(own, from - this.#firstRow, this.#kernels)]
   }
 
   /** A copy of what is the part's in rows [row, row + count). */

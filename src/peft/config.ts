@@ -32,7 +32,7 @@ const NAMES: ReadonlyMap<string, keyof LoraConfig> = new Map([
   ['task_type', 'taskType'],
 ])
 
-/** Whatever their value: they steer initialisation, training speed or bookkeeping, or rule over fields refused below. */
+/** Whatever their value: they steer initialization, training speed or bookkeeping, or rule over fields refused below. */
 const WITHOUT_EFFECT: ReadonlySet<string> = new Set([
   'auto_mapping',
   'corda_config',
@@ -76,7 +76,7 @@ const RETIRED: ReadonlySet<string> = new Set(['enable_lora', 'merge_weights'])
 
 const INIT_FIELD = 'init_lora_weights'
 
-/** Values of init_lora_weights. `loftq` is not among them: it belongs to a base that was quantised. */
+/** Values of init_lora_weights. `loftq` is not among them: it belongs to a base that was quantized. */
 const INIT_VALUES: ReadonlyMap<unknown, Init> = new Map<unknown, Init>([
   [true, 'kaiming-uniform'],
   [false, 'random'],
@@ -102,7 +102,7 @@ function peftInit(init: Init): unknown {
 }
 
 /** What an adapter_config.json says. */
-export interface ParsedConfig {
+interface ParsedConfig {
   readonly config: LoraConfig
   /** An UnsupportedError for each field whose meaning is not implemented. */
   readonly problems: readonly LowrankError[]

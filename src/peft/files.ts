@@ -20,7 +20,7 @@ const TORCH_FILE = 'adapter_model.bin'
 const MAX_CONFIG_BYTES = 16_000_000
 
 /** Where an adapter is: in the folder itself, or in one of the folders inside. */
-export interface AdapterFolder {
+interface AdapterFolder {
   readonly directory: Directory
   /** '' or `NAME/` */
   readonly path: string

@@ -33,9 +33,9 @@ const NAMED: readonly RegExp[] = [
 ]
 
 /** A file whose tensors have the names that PEFT would give them now. */
-export interface NormalizedFile {
+interface NormalizedFile {
   readonly file: SafetensorsFile
-  /** What was spelled otherwise, one clause each. */
+  /** Which older spellings the file has, one clause each. */
   readonly notes: readonly string[]
 }
 

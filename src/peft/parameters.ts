@@ -13,7 +13,7 @@ import { CONFIG_FILE } from './files.js'
 const WRAPPED = '.base_layer'
 
 /** What was found under one key. */
-export interface FoundFactors {
+interface FoundFactors {
   readonly tensors: Readonly<Partial<Record<string, TensorInfo>>>
 }
 

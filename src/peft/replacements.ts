@@ -20,7 +20,7 @@ export interface ClaimContext {
 }
 
 /** What {@link claimOthers} finds: replaced tensors, then rows, each sorted by name with numbers as numbers. */
-export interface ClaimedOthers {
+interface ClaimedOthers {
   readonly parts: readonly (ReplacementView<TensorInfo> | TokenRowsView<TensorInfo>)[]
   /** Names of tensors that nothing claims. */
   readonly unclaimed: readonly string[]

@@ -21,7 +21,7 @@ export type FilePart = PartView<TensorInfo>
 type LayerPart = FactorView<TensorInfo>
 
 /** What a file holds, part by part, and what is wrong with it. */
-export interface ClaimedTensors {
+interface ClaimedTensors {
   /** Layers, then experts, replaced tensors and rows of tokens; each group by name, with numbers as numbers. */
   readonly parts: readonly FilePart[]
   /** Names of tensors that nothing claims. */

@@ -18,7 +18,7 @@ export interface NamedPart {
 }
 
 /** An entry of a config that matches nothing. */
-export interface UnmatchedEntry {
+interface UnmatchedEntry {
   /** The config's field. */
   readonly setting: keyof LoraConfig
   readonly entry: string

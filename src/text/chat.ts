@@ -46,36 +46,39 @@ const SHAREGPT_ROLES: Readonly<Record<string, string>> = {
 /**
  * The chat of a record: `messages`; ShareGPT's `conversations`; or TRL's `prompt` and `completion` as lists of messages.
  *
- * @returns undefined when the record has none of these
  * @throws DataError naming the message: no role or an unknown one, no content, or out of order
  */
-export function parseChat(record: Fields, where: string): Chat | undefined {
+export function parseChat(record: Fields, where: string): Chat {
   const tools = list(record.tools, 'tools', where)
-  const args = record.chat_template_kwargs as Fields | undefined
-  const chat = (given: readonly unknown[], answers: readonly unknown[]): Chat => {
-    const messages = [...given, ...answers].map((message, i) => checkMessage(message, `${where}, message ${i + 1}`))
-    checkOrder(messages, where)
-    return {
-      messages,
-      learnFrom: given.length,
-      tools: tools?.length === 0 ? undefined : tools,
-      args: args ?? undefined,
-    }
+  const args = record.chat_template_kwargs ?? undefined
+  if (args !== undefined && (typeof args !== 'object' || Array.isArray(args))) {
+    throw new DataError({ where, what: '"chat_template_kwargs" is no object', got: typeof args })
   }
+  const { given, answers } = turnsOf(record, where)
+  const messages = [...given, ...answers].map((message, i) => checkMessage(message, `${where}, message ${i + 1}`))
+  checkOrder(messages, where)
+  return {
+    messages,
+    learnFrom: given.length,
+    tools: tools?.length === 0 ? undefined : tools,
+    args: args as Fields | undefined,
+  }
+}
+
+/** Messages that are given, and those to learn from. */
+function turnsOf(record: Fields, where: string): { given: readonly unknown[]; answers: readonly unknown[] } {
   const messages = list(record.messages, 'messages', where)
-  if (messages !== undefined) return chat([], messages)
+  if (messages !== undefined) return { given: [], answers: messages }
   const turns = list(record.conversations, 'conversations', where)
   if (turns !== undefined) {
     const { system } = record
     const scene = typeof system === 'string' && system !== '' ? [{ role: 'system', content: system }] : []
-    return chat([], [...scene, ...turns.map((turn, i) => fromShareGpt(turn, `${where}, message ${i + 1}`))])
+    const answers = turns.map((turn, i) => fromShareGpt(turn, `${where}, message ${i + 1}`))
+    return { given: [], answers: [...scene, ...answers] }
   }
   const { prompt, completion } = record
-  if (!Array.isArray(prompt)) return undefined
-  return chat(
-    prompt,
-    typeof completion === 'string' ? [{ role: 'assistant', content: completion }] : asList(completion),
-  )
+  const answers = typeof completion === 'string' ? [{ role: 'assistant', content: completion }] : asList(completion)
+  return { given: asList(prompt), answers }
 }
 
 /** The chat of a question and its answer. */

@@ -1,10 +1,13 @@
-// Tokenized examples, kept small: a million chats fit into memory. Ids are written in one to three bytes (frequent tokens have small
-// ids), labels as the lengths of stretches that count and do not.
+// Tokenized examples, kept small: a million chats fit into memory. Labels are the lengths of stretches that count and do not. Ids
+// are written in one to three bytes: the most frequent tokens of the first examples in one, which is half of all tokens.
 
 import { type Example, IGNORED } from './records.js'
 
 /** Bytes taken at a time. */
 const CHUNK_BYTES = 1 << 20
+
+/** Examples whose tokens are counted. */
+const COUNTED_EXAMPLES = 1 << 12
 
 /** Most bytes of an integer below 2³²: seven bits in each. */
 const MAX_INTEGER_BYTES = 5
@@ -17,6 +20,10 @@ export class ExampleStore implements Iterable<Example> {
   #taken = 0
   /** Chunk and offset of each example. */
   #places = new Uint32Array(1 << 10)
+  /** How often each id came among the first examples. */
+  #counts = new Uint32Array(0)
+  /** Of the examples after those: the frequent ids have the small codes. */
+  readonly #codes = new Codes()
 
   get length(): number {
     return this.#length
@@ -24,17 +31,16 @@ export class ExampleStore implements Iterable<Example> {
 
   /** Adds an example, whose labels are its ids or {@link IGNORED}. */
   push(example: Example): void {
-    const bytes = pack(example)
+    if (this.#length < COUNTED_EXAMPLES) this.#count(example.inputIds)
+    else if (this.#length === COUNTED_EXAMPLES) this.#orderCodes()
+    const isCoded = this.#length >= COUNTED_EXAMPLES
+    const bytes = pack(example, isCoded ? (id) => this.#codes.codeOf(id) : plain)
     if (this.#chunks.length === 0 || this.#taken + bytes.length > this.#chunks[this.#chunks.length - 1].length) {
       this.#chunks.push(new Uint8Array(Math.max(CHUNK_BYTES, bytes.length)))
       this.#taken = 0
     }
     this.#chunks[this.#chunks.length - 1].set(bytes, this.#taken)
-    if (2 * this.#length === this.#places.length) {
-      const more = new Uint32Array(2 * this.#places.length)
-      more.set(this.#places)
-      this.#places = more
-    }
+    if (2 * this.#length === this.#places.length) this.#places = grown(this.#places, 2 * this.#places.length)
     this.#places.set([this.#chunks.length - 1, this.#taken], 2 * this.#length)
     this.#taken += bytes.length
     this.#length++
@@ -43,15 +49,56 @@ export class ExampleStore implements Iterable<Example> {
   /** The example at an index; undefined outside the list. */
   at(index: number): Example | undefined {
     if (!(index >= 0 && index < this.#length)) return undefined
-    return unpack(this.#chunks[this.#places[2 * index]], this.#places[2 * index + 1])
+    const isCoded = index >= COUNTED_EXAMPLES
+    const bytes = this.#chunks[this.#places[2 * index]]
+    return unpack(bytes, this.#places[2 * index + 1], isCoded ? (code) => this.#codes.idOf(code) : plain)
   }
 
   *[Symbol.iterator](): Generator<Example> {
     for (let i = 0; i < this.#length; i++) yield this.at(i) as Example
   }
+
+  #count(ids: Int32Array): void {
+    for (const id of ids) {
+      if (id >= this.#counts.length) this.#counts = grown(this.#counts, id + 1)
+      this.#counts[id]++
+    }
+  }
+
+  #orderCodes(): void {
+    const counts = this.#counts
+    const ids = Array.from(counts.keys()).filter((id) => counts[id] > 0)
+    for (const id of ids.sort((a, b) => counts[b] - counts[a])) this.#codes.codeOf(id)
+    this.#counts = new Uint32Array(0)
+  }
 }
 
-function pack({ inputIds, labels }: Example): Uint8Array {
+/** Numbers for ids, in the order in which they are asked for. */
+class Codes {
+  /** By id: its code and 1, or 0. */
+  #codes = new Uint32Array(0)
+  readonly #ids: number[] = []
+
+  codeOf(id: number): number {
+    if (id >= this.#codes.length) this.#codes = grown(this.#codes, 2 * id + 1)
+    if (this.#codes[id] === 0) this.#codes[id] = this.#ids.push(id)
+    return this.#codes[id] - 1
+  }
+
+  idOf(code: number): number {
+    return this.#ids[code]
+  }
+}
+
+const plain = (id: number) => id
+
+function grown(array: Uint32Array, length: number): Uint32Array<ArrayBuffer> {
+  const more = new Uint32Array(length)
+  more.set(array)
+  return more
+}
+
+function pack({ inputIds, labels }: Example, codeOf: (id: number) => number): Uint8Array {
   const runs: number[] = []
   let counts = false
   for (let i = 0, start = 0; i <= labels.length; i++) {
@@ -68,12 +115,12 @@ function pack({ inputIds, labels }: Example): Uint8Array {
     bytes[at++] = rest
   }
   write(inputIds.length)
-  for (let i = 0; i < inputIds.length; i++) write(inputIds[i])
+  for (let i = 0; i < inputIds.length; i++) write(codeOf(inputIds[i]))
   for (const run of runs) write(run)
   return bytes.subarray(0, at)
 }
 
-function unpack(bytes: Uint8Array, offset: number): Example {
+function unpack(bytes: Uint8Array, offset: number, idOf: (code: number) => number): Example {
   let at = offset
   const read = () => {
     let value = 0
@@ -84,7 +131,7 @@ function unpack(bytes: Uint8Array, offset: number): Example {
     }
   }
   const inputIds = new Int32Array(read())
-  for (let i = 0; i < inputIds.length; i++) inputIds[i] = read()
+  for (let i = 0; i < inputIds.length; i++) inputIds[i] = idOf(read())
   const labels = new Int32Array(inputIds.length).fill(IGNORED)
   for (let start = 0, counts = false; start < labels.length; counts = !counts) {
     const end = start + read()

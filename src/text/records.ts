@@ -85,9 +85,10 @@ export function parseRecord(value: unknown, where: string): ParsedRecord {
 type Fields = Readonly<Record<string, unknown>>
 
 function parseKind(kind: (typeof KINDS)[number][0], record: Fields, where: string) {
-  const chat = parseChat(record, where)
-  if (chat !== undefined) return { kind: 'chat', chat } as const
   const { text, prompt, completion, system } = record
+  if (kind === 'messages' || kind === 'conversations' || (kind === 'prompt' && Array.isArray(prompt))) {
+    return { kind: 'chat', chat: parseChat(record, where) } as const
+  }
   if (kind === 'text') return typeof text === 'string' ? ({ kind, text } as const) : undefined
   if (kind === 'prompt') {
     const isPair = typeof prompt === 'string' && typeof completion === 'string'

@@ -241,7 +241,7 @@ const OTHERS: [what: string, args: (out: string) => string[], message: RegExp][]
   ],
   [
     'merge: a checkpoint into an .onnx file',
-    () => ['merge', '--base', MODEL, '--adapter', PEFT, '--out', join(scratch, 'x.onnx')],
+    () => ['merge', '--base', join(MODEL, 'model.safetensors'), '--adapter', PEFT, '--out', join(scratch, 'x.onnx')],
     /x\.onnx: the result is no \.onnx file; expected a folder, or a file ending in \.safetensors/,
   ],
   [

@@ -61,7 +61,7 @@ describe('sources on the command line', () => {
     const merged = await lowrank('merge', '--base', 'org/union', '--adapter', 'org/stranger', '--out', out, '--json')
     expect(merged.code, merged.stderr).toBe(0)
     expect(JSON.parse(merged.stdout).warnings).toEqual([expect.stringMatching(/org\/stranger names org\/other-ONNX/)])
-    expect(readdirSync(out)).toEqual(expect.arrayContaining(['config.json', 'model.safetensors', 'tokenizer.json']))
+    expect(readdirSync(out)).toEqual(expect.arrayContaining(['config.json', 'onnx', 'tokenizer.json']))
     const none = await lowrank('generate', ...PROMPT)
     expect([none.code, none.stderr]).toEqual([2, expect.stringMatching(/--model DIR\|FILE\|ID is missing/)])
   })

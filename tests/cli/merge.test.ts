@@ -3,7 +3,7 @@
 import { spawnSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, truncateSync, writeFileSync } from 'node:fs'
-import { join } from 'node:path'
+import { basename, dirname, join } from 'node:path'
 import { describe, expect, it } from 'vitest'
 import { LoraAdapter } from '../../src/index.js'
 import { loadAdapter, saveAdapter } from '../../src/node.js'
@@ -11,8 +11,23 @@ import { lowrank, MODEL, root, scratchFolder, start } from './lowrank.js'
 
 const scratch = scratchFolder()
 const PEFT = join(root, 'tests', 'golden', 'peft', 'f32')
+const CHECKPOINT = ['--format', 'safetensors']
 const LAYERS = 16
 const [d, k] = [2048, 2048]
+
+/** The folders beside an output in which it is made. */
+function partialsOf(out: string): string[] {
+  const names = existsSync(dirname(out)) ? readdirSync(dirname(out)) : []
+  return names.filter((name) => name.startsWith(`${basename(out)}.partial-`)).map((name) => join(dirname(out), name))
+}
+
+/** The files of finished shards that are noted there. */
+function notesOf(out: string): string[] {
+  const folders = partialsOf(out).map((folder) => join(folder, '.merge'))
+  return folders.flatMap((folder) =>
+    existsSync(folder) ? readdirSync(folder).filter((name) => /^model.*json$/.test(name)) : [],
+  )
+}
 
 /** 16 files of 8 MB of zeros, and an adapter for them. */
 async function large(): Promise<{ base: string; adapter: string }> {
@@ -74,8 +89,7 @@ describe.each(['SIGINT', 'SIGTERM'] as const)('%s', (signal) => {
     const args = ['merge', '--base', base, '--adapter', adapter]
     if (!existsSync(whole)) expect((await lowrank(...args, '--out', whole)).code).toBe(0)
     const out = join(scratch, `stopped by ${signal}`)
-    const notes = join(`${out}.partial`, '.merge')
-    const finished = () => (existsSync(notes) ? readdirSync(notes).filter((name) => /^model.*json$/.test(name)) : [])
+    const finished = () => notesOf(out)
     const stop = async (isTime: () => boolean, ...share: string[]) => {
       const { child, done } = start([...args, '--out', out, '--threads', '1', ...share], true)
       while (!isTime() && child.exitCode === null) await new Promise((resolve) => setTimeout(resolve, 1))
@@ -88,9 +102,10 @@ describe.each(['SIGINT', 'SIGTERM'] as const)('%s', (signal) => {
     }
     await stop(() => finished().length > 0, '--shards', '0/2')
     const first = finished()
-    expect(readdirSync(`${out}.partial`)).toHaveLength(1 + first.length)
-    const ownFile = join(`${out}.partial`, 'model-00002-of-00016.safetensors')
-    await stop(() => existsSync(ownFile), '--shards', '1/2')
+    const [partial] = partialsOf(out)
+    expect(readdirSync(partial)).toHaveLength(1 + first.length)
+    const isOwn = (name: string) => name.startsWith('model-00002-of-00016.safetensors')
+    await stop(() => readdirSync(partial).some(isOwn), '--shards', '1/2')
     expect(finished()).toEqual(expect.arrayContaining(first))
     expect((await lowrank(...args, '--out', out, '--resume')).code).toBe(0)
     expect(digest(out)).toBe(digest(whole))
@@ -107,7 +122,18 @@ describe('options', () => {
     adapter.addFactors('lm_head', halves(1, 192), halves(2048, 1))
     await saveAdapter(adapter, folder)
     const merge = (out: string, ...options: string[]) =>
-      lowrank('merge', '--base', MODEL, '--adapter', folder, '--out', join(scratch, out), '--json', ...options)
+      lowrank(
+        'merge',
+        '--base',
+        MODEL,
+        '--adapter',
+        folder,
+        '--out',
+        join(scratch, out),
+        '--json',
+        ...CHECKPOINT,
+        ...options,
+      )
     const refused = await merge('refused')
     expect(refused.stderr).toMatch(/^error: lm_head\.weight: .*a choice for tied embeddings: untie or keep/)
     expect([refused.code, existsSync(join(scratch, 'refused'))]).toEqual([1, false])
@@ -121,20 +147,25 @@ describe('options', () => {
     }
   })
 
-  it('--dtype converts, and config.json says so', async () => {
+  it('--out-dtype converts, and config.json says so', async () => {
     const out = join(scratch, 'converted')
-    expect((await lowrank('merge', '--base', MODEL, '--adapter', PEFT, '--out', out, '--dtype', 'bf16')).code).toBe(0)
+    expect(
+      (await lowrank('merge', '--base', MODEL, '--adapter', PEFT, '--out', out, '--out-dtype', 'bf16', ...CHECKPOINT))
+        .code,
+    ).toBe(0)
     const { tensors } = JSON.parse((await lowrank('inspect', out, '--json')).stdout)
     expect(new Set(tensors.map(({ dtype }: { dtype: string }) => dtype))).toEqual(new Set(['BF16']))
     expect(JSON.parse(readFileSync(join(out, 'config.json'), 'utf8')).torch_dtype).toBe('bfloat16')
   })
 
-  it('--dtype of a single file says what its config.json has to say', async () => {
-    const args = ['merge', '--base', join(MODEL, 'model.safetensors'), '--adapter', PEFT, '--dtype', 'bf16']
+  it('--out-dtype of a single file says what its config.json has to say', async () => {
+    const args = ['merge', '--base', join(MODEL, 'model.safetensors'), '--adapter', PEFT, '--out-dtype', 'bf16']
     for (const options of [['--dry-run'], []]) {
       const out = join(scratch, 'converted.safetensors')
       const { code, stdout, stderr } = await lowrank(...args, '--out', out, '--json', ...options)
-      expect(stderr).toMatch(/^warning: The result is in BF16, and config\.json, .* says float32: change it/m)
+      expect(stderr).toMatch(
+        /^warning: The result is in BF16, and the base's config\.json, .* says float32: change it/m,
+      )
       expect(JSON.parse(stdout).warnings).toHaveLength(1)
       expect(code).toBe(0)
     }
@@ -142,13 +173,13 @@ describe('options', () => {
 
   it('--shards and --finish make together what one merge makes', async () => {
     const [out, whole] = [join(scratch, 'in jobs'), join(scratch, 'in one')]
-    const args = ['merge', '--base', MODEL, '--adapter', PEFT, '--max-shard-size', '2MB']
+    const args = ['merge', '--base', MODEL, '--adapter', PEFT, ...CHECKPOINT, '--max-shard-size', '2MB']
     const job = async (...options: string[]) => lowrank(...args, '--out', out, ...options)
     expect((await job('--shards', '0/3')).code).toBe(0)
     expect((await job('--shards', '2/3')).code).toBe(0)
     const early = await job('--finish')
     expect(early.stderr).toMatch(
-      /^error: .*in jobs\.partial: 2 of 7 files are missing, .*: model-00002-of-00007\.safetensors, model-00005-of-/,
+      /^error: .*in jobs\.partial-\w+: 2 of 7 files are missing, .*: model-00002-of-00007\.safetensors, model-00005-of-/,
     )
     expect(early.stderr).toContain('Run their shares again, then finish')
     expect([early.code, existsSync(out)]).toEqual([1, false])
@@ -178,7 +209,7 @@ it('needs no memory for a tensor of 256 MB', async () => {
 })
 
 describe('outputs that take nothing', () => {
-  const args = (out: string) => ['merge', '--base', MODEL, '--adapter', PEFT, '--out', out]
+  const args = (out: string) => ['merge', '--base', MODEL, '--adapter', PEFT, '--out', out, ...CHECKPOINT]
 
   it('messages that nobody reads do not stop a merge', async () => {
     const out = join(scratch, 'unread')
@@ -207,14 +238,25 @@ describe('outputs that take nothing', () => {
 })
 
 describe('what it says', () => {
-  it('other copies of the weights that are left out, in a dry run too', async () => {
+  it('what it leaves out, in a dry run too', async () => {
     const base = join(scratch, 'copies')
     cpSync(MODEL, base, { recursive: true })
     writeFileSync(join(base, 'model.gguf'), 'x')
     for (const options of [['--dry-run'], []]) {
       const out = join(scratch, 'without copies')
-      const { code, stderr } = await lowrank('merge', '--base', base, '--adapter', PEFT, '--out', out, ...options)
-      expect(stderr).toContain('Left out, as other copies of the weights: model.gguf, onnx/\n')
+      const { code, stderr } = await lowrank(
+        'merge',
+        '--base',
+        base,
+        '--adapter',
+        PEFT,
+        '--out',
+        out,
+        ...CHECKPOINT,
+        ...options,
+      )
+      const names = 'README.md, export_onnx.py, model.gguf, onnx/, reference.json, train_base.py'
+      expect(stderr).toContain(`Not copied, because the result does not need it: ${names}\n`)
       expect(code).toBe(0)
     }
   })
@@ -233,14 +275,26 @@ describe('what it says', () => {
 
   it('a dry run plans what the merge then writes', async () => {
     const out = join(scratch, 'planned')
-    const args = ['merge', '--base', MODEL, '--adapter', PEFT, '--out', out, '--max-shard-size', '2MB', '--json']
+    const args = [
+      'merge',
+      '--base',
+      MODEL,
+      '--adapter',
+      PEFT,
+      '--out',
+      out,
+      ...CHECKPOINT,
+      '--max-shard-size',
+      '2MB',
+      '--json',
+    ]
     const plan = JSON.parse((await lowrank(...args, '--dry-run')).stdout)
     const report = JSON.parse((await lowrank(...args)).stdout)
     for (const key of ['out', 'tensors', 'changed', 'leftOut']) expect(report[key]).toEqual(plan[key])
     const names = (layers: { name: string }[]) => layers.map(({ name }) => name)
     expect(names(report.layers)).toEqual(names(plan.layers))
     const written = Object.fromEntries(readdirSync(out).map((name) => [name, readFileSync(join(out, name)).length]))
-    for (const { name, byteLength } of plan.shards) expect(written[name]).toBe(byteLength)
+    for (const { name, byteLength } of plan.files) expect(written[name]).toBe(byteLength)
     // The sizes of the changes are those of the adapter's deltas over the norms of the base.
     const base = readWeights(join(MODEL, 'model.safetensors'))
     for (const [name, layer] of await loadAdapter(PEFT)) {
@@ -253,13 +307,13 @@ describe('what it says', () => {
     const { 'lowrank-merge.json': _, ...files } = written
     expect(report.bytes).toBe(Object.values(files).reduce((sum, bytes) => sum + bytes, 0))
     const others = [...plan.copied, 'lowrank-merge.json', 'model.safetensors.index.json']
-    expect(Object.keys(written).sort()).toEqual([...names(plan.shards), ...others].sort())
+    expect(Object.keys(written).sort()).toEqual([...names(plan.files), ...others].sort())
   })
 })
 
 it('says of each job what it made, and what is left to do', async () => {
   const out = join(scratch, 'in shares')
-  const args = ['merge', '--base', MODEL, '--adapter', PEFT, '--out', out, '--max-shard-size', '8MB']
+  const args = ['merge', '--base', MODEL, '--adapter', PEFT, '--out', out, ...CHECKPOINT, '--max-shard-size', '8MB']
   const said: string[] = []
   for (const part of [['--shards', '0/3'], ['--shards', '1/3'], ['--shards', '2/3'], ['--finish']]) {
     const { code, stderr } = await lowrank(...args, ...part)
@@ -267,7 +321,7 @@ it('says of each job what it made, and what is left to do', async () => {
     said.push(stderr.trimEnd().split('\n').at(-1)!)
   }
   const made = said.slice(0, 2).map((line) => {
-    const [, changed, tensors] = /^Made \d.* in .*in shares\.partial: (\d+) of (\d+) .* --finish/.exec(line)!
+    const [, changed, tensors] = /^Made \d.* in .*in shares\.partial-\w+: (\d+) of (\d+) .* --finish/.exec(line)!
     return [Number(changed), Number(tensors)]
   })
   expect([made[0][0] + made[1][0], made[0][1] + made[1][1]]).toEqual([12, 56])

@@ -1,6 +1,6 @@
 // lowrank unmerge, on the bundled model in f32 and in bf16.
 
-import { existsSync } from 'node:fs'
+import { existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { beforeAll, describe, expect, it } from 'vitest'
 import { lowrank, MODEL, ONNX, type Outcome, root, scratchFolder } from './lowrank.js'
@@ -15,7 +15,8 @@ function documentOf({ code, stdout, stderr }: Outcome) {
   return JSON.parse(stdout)
 }
 
-const merge = (base: string, out: string, ...rest: string[]) => lowrank('merge', '--base', base, '--out', out, ...rest)
+const merge = (base: string, out: string, ...rest: string[]) =>
+  lowrank('merge', '--base', base, '--out', out, '--format', 'safetensors', ...rest)
 const unmerge = (merged: string, out: string, ...rest: string[]) =>
   lowrank('unmerge', '--merged', merged, '--out', out, ...rest)
 
@@ -23,7 +24,7 @@ beforeAll(async () => {
   // An adapter that is added and taken away at once leaves the rounded base.
   const nothing = ['--adapter', adapter, '--adapter', adapter, '--weight', '-1']
   for (const [base, out, ...rest] of [
-    [MODEL, 'bf16', ...nothing, '--dtype', 'bf16'],
+    [MODEL, 'bf16', ...nothing, '--out-dtype', 'bf16'],
     [place('bf16'), 'merged-bf16', '--adapter', adapter],
     [MODEL, 'merged-f32', '--adapter', adapter, '--adapter', other, '--weight', '0.5'],
   ]) {
@@ -80,10 +81,26 @@ describe('lowrank unmerge', () => {
     expect(report.changed).toBeGreaterThan(0)
   })
 
-  it('refuses ONNX models and what cannot be taken out, and leaves nothing', async () => {
-    const onnx = await unmerge(ONNX, place('onnx'), '--adapter', adapter)
+  it('gives back an .onnx up to the last digits', async () => {
+    const [same, merged, back] = ['onnx-same.onnx', 'onnx-merged.onnx', 'onnx-back.onnx'].map(place)
+    // An adapter that is added and taken away at once leaves the base, as it is written here.
+    const nothing = ['--adapter', adapter, '--adapter', adapter, '--weight', '-1']
+    expect((await lowrank('merge', '--base', ONNX, ...nothing, '--out', same)).code).toBe(0)
+    expect((await lowrank('merge', '--base', ONNX, '--adapter', adapter, '--out', merged)).code).toBe(0)
+    expect((await unmerge(merged, back, '--adapter', adapter)).code).toBe(0)
+    const [first, between, last] = [same, merged, back].map((file) => readFileSync(file))
+    expect([between.length, last.length]).toEqual([first.length, first.length])
+    const differing = (other: Buffer) => first.reduce((count, byte, i) => count + (other[i] === byte ? 0 : 1), 0)
+    expect(differing(between)).toBeGreaterThan(5e5)
+    expect(differing(last)).toBeLessThan(differing(between) / 3)
+  })
+
+  it('refuses what cannot be done, and leaves nothing', async () => {
+    const onnx = await unmerge(ONNX, place('onnx'), '--adapter', adapter, '--original', ONNX)
     expect(onnx.code).toBe(1)
-    expect(onnx.stderr).toMatch(/safetensors checkpoints only/)
+    expect(onnx.stderr).toMatch(/^error: --original: values of \.onnx files are not compared/)
+    const tied = await unmerge(ONNX, place('onnx'), '--adapter', adapter, '--tied', 'keep')
+    expect(tied.stderr).toMatch(/^error: --tied: 'keep' is for checkpoints: in an \.onnx file tied embeddings/)
     const missing = await unmerge(place('merged-bf16'), place('missing'), '--original', MODEL)
     expect(missing.code).toBe(2)
     expect(missing.stderr).toMatch(/--adapter DIR\|ID is missing/)

@@ -21,6 +21,7 @@ import {
   cellTensors,
   type Expected,
   type ExpectedLayer,
+  modelTensors,
   readExpected,
   readFolder,
   readTensors,
@@ -186,7 +187,7 @@ class CellRun {
       const from = await baseFolder(this.#cell, this.#expected, stored)
       const out = new MemoryDirectory({}, 'out')
       await mergeCheckpoint(from, await this.#mergeable(from), out, { dtype, tied: this.#tiedPolicy() })
-      const got = await readTensors(out.files.get('model.safetensors')!, 'merged')
+      const got = modelTensors(from, await readTensors(out.files.get('model.safetensors')!, 'merged'))
       const expected = this.#untied(base)
       this.#equal(check, 'tensors', [...got.keys()].sort(), [...expected.keys()].sort())
       for (const [name, original] of expected) {
@@ -263,7 +264,7 @@ class CellRun {
 
   async #baseTensors(): Promise<Map<string, Tensor>> {
     const folder = await baseFolder(this.#cell, this.#expected, this.#storedDtype())
-    return readTensors(folder.files.get('model.safetensors')!, 'base')
+    return modelTensors(folder, await readTensors(folder.files.get('model.safetensors')!, 'base'))
   }
 
   #close(check: keyof typeof TOLERANCES, what: string, got: ArrayLike<number>, expected: Float32Array): void {

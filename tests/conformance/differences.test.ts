@@ -16,6 +16,7 @@ import {
   cells,
   cellTensors,
   type Expected,
+  modelTensors,
   readExpected,
   readFolder,
   readTensors,
@@ -52,9 +53,10 @@ async function merged(
   tied: 'refuse' | 'keep' | 'untie' = 'refuse',
 ): Promise<{ values: Map<string, Tensor>; config: Record<string, unknown> }> {
   const out = new MemoryDirectory()
-  await mergeCheckpoint(await baseFolder(cell, expected, dtype), files, out, { tied })
+  const from = await baseFolder(cell, expected, dtype)
+  await mergeCheckpoint(from, files, out, { tied })
   const config = JSON.parse(new TextDecoder().decode(out.files.get('config.json')))
-  return { values: await readTensors(out.files.get('model.safetensors')!, 'merged'), config }
+  return { values: modelTensors(from, await readTensors(out.files.get('model.safetensors')!, 'merged')), config }
 }
 
 function difference(a: Float32Array, b: Float32Array): number {
@@ -215,7 +217,7 @@ describe('init_lora_weights: pissa', () => {
       const out = new MemoryDirectory()
       const base = await baseFolder(cell, expected, 'F32')
       await mergeCheckpoint(base, await convertToPlain(await loadAdapter(files), base), out)
-      const values = await readTensors(out.files.get('model.safetensors')!, 'merged')
+      const values = modelTensors(base, await readTensors(out.files.get('model.safetensors')!, 'merged'))
       for (const [key, { data: coarse }] of tensors) {
         if (!key.startsWith('coarse.')) continue
         const name = key.slice('coarse.'.length)

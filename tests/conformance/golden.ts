@@ -96,6 +96,32 @@ export async function readTensors(bytes: Uint8Array, name: string): Promise<Map<
   return result
 }
 
+/** Stored tensor → the model's parameter, and where in it: the number of an expert and the first row. */
+type StoredNames = Record<string, [parameter: string, expert: number | null, row: number]>
+
+/** A checkpoint's tensors as the model has them: under its names, experts in stacks. */
+export function modelTensors(folder: MemoryDirectory, stored: ReadonlyMap<string, Tensor>): Map<string, Tensor> {
+  const text = folder.files.get('names.json')
+  const names: StoredNames = text === undefined ? {} : JSON.parse(new TextDecoder().decode(text))
+  const parts = new Map<string, { tensor: Tensor; expert: number | null; row: number }[]>()
+  for (const [name, tensor] of stored) {
+    const [own, expert, row] = names[name] ?? [name, null, 0]
+    parts.set(own, [...(parts.get(own) ?? []), { tensor, expert, row }])
+  }
+  return new Map(
+    [...parts].map(([name, own]) => {
+      const [{ tensor, expert }] = own
+      if (expert === null) return [name, tensor]
+      const experts = 1 + Math.max(...own.map((part) => part.expert!))
+      const k = tensor.shape[1]
+      const d = own.reduce((rows, part) => rows + (part.expert === 0 ? part.tensor.shape[0] : 0), 0)
+      const data = new Float32Array(experts * d * k)
+      for (const part of own) data.set(part.tensor.data, (part.expert! * d + part.row) * k)
+      return [name, { data, shape: [experts, d, k] }]
+    }),
+  )
+}
+
 export function cellTensors({ folder }: Cell): Promise<Map<string, Tensor>> {
   const file = path.join(folder, 'tensors.safetensors')
   return readTensors(readFileSync(file), file)

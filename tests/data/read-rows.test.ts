@@ -156,7 +156,8 @@ describe('Parquet', () => {
 
   it('reads lists of messages', async () => {
     const source = await open('nested.parquet')
-    const rows = (await rowsOf(source, { columns: { messages: 'messages' } })) as object[]
+    expect(await rowsOf(source)).toEqual(expected.chats)
+    const rows = await rowsOf(source, { columns: { messages: 'messages' } })
     expect(rows).toEqual(expected.chats.map(({ messages }: { messages: unknown }) => ({ messages })))
     await source.close()
   })

@@ -1,32 +1,26 @@
 // The bundled model as a repository of the Hub: what loading it asks for, and what a session gets.
 
-import { readdir, readFile } from 'node:fs/promises'
+import { readdir } from 'node:fs/promises'
 import path from 'node:path'
 import { expect, test } from 'vitest'
 import { loadModel } from '../../src/graph/model-folder.js'
 import { sessionModel } from '../../src/graph/session-model.js'
+import { openSession } from '../../src/index.js'
 import type { RuntimeHost } from '../../src/runtime/host.js'
+import { oneThread } from '../infer/models.js'
+import { MODEL, publish } from '../io/hub/publish.js'
 import { current, open, text } from '../io/hub/toolkit.js'
 
-const MODEL = path.join(import.meta.dirname, '../../models/union-3m')
 const runtime = { specifier: 'none' } as RuntimeHost
 
-async function publish(): Promise<void> {
-  const names = ['config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer_config.json', 'onnx/model.onnx']
-  const files = await Promise.all(names.map(async (name) => [name, await readFile(path.join(MODEL, name))]))
-  const others = {
-    'model.safetensors': text('large'),
-    'onnx/model_fp16.onnx': text('other'),
-    'README.md': text('# Model'),
-  }
-  current.hub.repositories.set('org/union', {
-    files: { ...Object.fromEntries(files), ...others },
-    lfs: ['onnx/model.onnx'],
-  })
+const OTHERS = {
+  'model.safetensors': text('large'),
+  'onnx/model_fp16.onnx': text('other'),
+  'README.md': text('# Model'),
 }
 
 test('only what is needed comes, and ONNX Runtime maps it from the cache', async () => {
-  await publish()
+  publish(current.hub, 'org/union', MODEL, OTHERS)
   const model = await loadModel(await open('org/union'), { runtime })
   expect(model.name).toBe('org/union')
   expect(model.onnxPath).toBe('onnx/model.onnx')
@@ -40,8 +34,21 @@ test('only what is needed comes, and ONNX Runtime maps it from the cache', async
 })
 
 test('a type that is not published names those that are, before anything large comes', async () => {
-  await publish()
+  publish(current.hub, 'org/union', MODEL, OTHERS)
   const wanted = loadModel(await open('org/union'), { runtime, dtype: 'q4' })
   await expect(wanted).rejects.toThrow(/org\/union: no graph in q4; expected onnx\/model_q4.onnx, got fp32, fp16/)
   expect(current.hub.loaded).toEqual(['config.json'])
+})
+
+test('a graph with its weights in another file brings that file, and runs from the cache', async () => {
+  const folder = path.join(MODEL, '../../tests/golden/models/llama-genai')
+  publish(current.hub, 'org/genai', folder, { 'onnx/other.onnx_data': text('other') })
+  const model = await loadModel(await open('org/genai'), { runtime: { module: oneThread } })
+  expect(current.hub.loaded).toContain('onnx/model.onnx.data')
+  expect(current.hub.loaded).not.toContain('onnx/other.onnx_data')
+  const session = await openSession(model)
+  const { logits } = await session.run({ input_ids: { type: 'int64', data: BigInt64Array.of(1n, 2n), dims: [1, 2] } })
+  expect(logits.dims.slice(0, 2)).toEqual([1, 2])
+  await session.dispose()
+  await model.close()
 })

@@ -82,19 +82,25 @@ describe('the Hub', () => {
   })
 
   test('merge and unmerge write what they write from paths, with the files that belong to the base', async () => {
-    const plan = await planMerge({ base: 'org/union', adapters: 'org/lora', out: out('planned') })
+    const plan = await planMerge({
+      base: 'org/union',
+      adapters: 'org/lora',
+      out: out('planned'),
+      format: 'safetensors',
+    })
     const ranges = current.hub.seen
       .filter(({ path: url }) => url.endsWith('/model.safetensors'))
       .map(({ range }) => range)
     expect(ranges.length).toBeGreaterThan(0)
     expect(ranges).not.toContain(undefined)
-    const report = await merge({ base: 'org/union', adapters: ['org/lora'], out: out('from-hub'), threads: 1 })
-    await merge({ base: MODEL, adapters: ADAPTER, out: out('from-path'), threads: 1 })
+    const options = { format: 'safetensors', threads: 1 } as const
+    const report = await merge({ base: 'org/union', adapters: ['org/lora'], out: out('from-hub'), ...options })
+    await merge({ base: MODEL, adapters: ADAPTER, out: out('from-path'), ...options })
     expect(plan.changed).toBe(report.changed)
     expect(
       Buffer.compare(bytesOf(out('from-hub'), 'model.safetensors'), bytesOf(out('from-path'), 'model.safetensors')),
     ).toBe(0)
-    const companions = ['config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer_config.json', 'README.md']
+    const companions = ['config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer_config.json']
     expect(readdirSync(out('from-hub'))).toEqual(expect.arrayContaining(companions))
     expect(current.hub.loaded).not.toEqual(expect.arrayContaining(['picture.png']))
     expect(current.hub.loaded).not.toEqual(expect.arrayContaining(['onnx/model.onnx']))

@@ -1,11 +1,10 @@
-import { readFile } from 'node:fs/promises'
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import path from 'node:path'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
-import { type Directory, MemoryDirectory, readJson } from '../../src/base/bytes.js'
+import { type Directory, readJson } from '../../src/base/bytes.js'
 import type { Located } from '../../src/io/locate.js'
-import { bringFiles, openText } from '../../src/io/node/open-source.js'
+import { openText } from '../../src/io/node/open-source.js'
 import { openTextInBrowser } from '../../src/io/web/open-source.js'
 import { FakeCaches } from './hub/fake-caches.js'
 import { current, FILES, failure, isWeights, noise, text, WEIGHTS } from './hub/toolkit.js'
@@ -140,13 +139,14 @@ describe.each([
 
   test('a server without ranges, a signature, progress', async () => {
     site.hasRanges = false
-    const progress: { byteLength: number; receivedBytes: number }[] = []
+    const progress: { name: string; byteLength: number; receivedBytes: number }[] = []
     const options = { onDownload: (event: (typeof progress)[0]) => progress.push(event), readsRanges: true }
     const { directory } = await open(`${site.url}/m/a b?signature=s`, options)
     const part = await contentOf(directory, 'model.safetensors', 5_000_000, 1000)
     expect(Buffer.compare(part, LARGE.subarray(5_000_000, 5_001_000))).toBe(0)
     expect(site.seen.every(({ path: file }) => file.endsWith('?signature=s'))).toBe(true)
-    expect(progress[0]).toMatchObject({ byteLength: LARGE.byteLength, receivedBytes: 0 })
+    const name = `${site.url}/m/a%20b/model.safetensors`
+    expect(progress[0]).toEqual({ name, byteLength: LARGE.byteLength, receivedBytes: 0 })
     expect(progress.at(-1)).toMatchObject({ receivedBytes: LARGE.byteLength })
   })
 
@@ -164,16 +164,6 @@ describe.each([
     expect((await failure(directory.has('model.onnx'))).message).toMatch(/cannot be reached/)
     await site.start()
   })
-})
-
-test('files are brought onto this machine, and lie there under their own names', async () => {
-  const { directory } = await inNode('hf:org/model/onnx')
-  const folder = (await bringFiles(directory, ['model.onnx']))!
-  expect(isWeights(await readFile(path.join(folder, 'model.onnx')))).toBe(true)
-  const kept = (await bringFiles((await inNode(`${site.url}/m`)).directory, ['config.json']))!
-  expect(await readFile(path.join(kept, 'config.json'), 'utf8')).toBe('{"model_type": "llama"}')
-  expect(await bringFiles((await inNode('models/union-3m')).directory, [])).toBe('models/union-3m')
-  expect(await bringFiles(new MemoryDirectory(), [])).toBeUndefined()
 })
 
 test('paths are as they were', async () => {

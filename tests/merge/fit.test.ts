@@ -44,7 +44,8 @@ test.each([
   ['an ONNX model with q, k and v in one weight', 'models/llama-genai', 'models/llama-optimum/golden/adapter-init'],
 ])('%s: relative changes are those of the merge', async (name, model, folder) => {
   const [from, lora] = [path.join(golden, model), path.join(golden, folder)]
-  const report = await merge({ base: from, adapters: lora, out: path.join(scratch, name), tied: 'keep', threads: 1 })
+  const tied = name.includes('ONNX') ? undefined : 'keep'
+  const report = await merge({ base: from, adapters: lora, out: path.join(scratch, name), tied, threads: 1 })
   const expected = new Map(report.layers.map((layer) => [layer.name, layer.relativeChange]))
   const { parts, fits } = await fitOf(lora, from)
   expect(fits).toBe(true)

@@ -10,8 +10,8 @@ import { MemoryDirectory } from '../../src/base/bytes.js'
 import { LowrankError } from '../../src/base/errors.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { mergeCheckpoint } from '../../src/merge/chunks/merge-checkpoint.js'
-import { mergeCheckpointFiles } from '../../src/merge/node/merge.js'
 import { loadAdapter, saveAdapter } from '../../src/peft/adapter-folder.js'
+import { mergeFiles } from '../merge/node/disk.js'
 
 const golden = fileURLToPath(new URL('../golden', import.meta.url))
 const torchFolder = (name: string) => path.join(golden, 'torch', 'adapters', name)
@@ -50,8 +50,8 @@ describe.each([
       await mkdir(base)
       await copyFile(path.join(golden, 'kinds', 'qwen2.safetensors'), path.join(base, 'model.safetensors'))
       const options = { threads: 1, fsync: false }
-      await mergeCheckpointFiles(base, [torchFolder(name)], path.join(folder, 'torch'), options)
-      await mergeCheckpointFiles(base, [safeFolder(plain)], path.join(folder, 'safe'), options)
+      await mergeFiles(base, [torchFolder(name)], path.join(folder, 'torch'), options)
+      await mergeFiles(base, [safeFolder(plain)], path.join(folder, 'safe'), options)
       const read = (out: string) => readFileSync(path.join(folder, out, 'model.safetensors'))
       expect(read('torch').equals(read('safe'))).toBe(true)
     } finally {

@@ -50,7 +50,7 @@ describe('rendered chats equal those of transformers', () => {
     const template = await templateOf(name, UNION_TOKENS)
     const render = (record: Case, end: number, options: RenderOptions) => {
       try {
-        const chat = parseChat({ ...record }, name)!
+        const chat = parseChat({ ...record }, name)
         const args = { ...DATE, ...record.args }
         return template.render(chat.messages.slice(0, end), { ...options, tools: chat.tools, args }, name).text
       } catch (error) {
@@ -88,7 +88,7 @@ describe('token ids and counted tokens equal those of transformers', () => {
       expect(template.marksGeneration).toBe(true)
       for (const [key, { ids, mask }] of Object.entries(cases)) {
         const record = expected.cases[key]
-        const chat = parseChat({ ...record }, key)!
+        const chat = parseChat({ ...record }, key)
         const args = { ...DATE, ...record.args }
         const { text, generated } = template.render(chat.messages, { tools: chat.tools, args }, key)
         const encoded = tokenizer.encodeSpans(text, generated)
@@ -109,7 +109,7 @@ describe('what counts without marks is what TRL marks', () => {
       // Gemma 3 takes no tools; Qwen 3's own template hides the thoughts of earlier turns, or adds an empty one.
       if (name === 'gemma3' && key === 'tools') continue
       if (name === 'qwen3' && ['turns', 'thinking', 'tools', 'args'].includes(key)) continue
-      const chat = parseChat({ ...record }, key)!
+      const chat = parseChat({ ...record }, key)
       const [byPrefix] = markChat(chat, { template: plain, args: record.args }, key)
       const [byMark] = markChat(chat, { template: marking, args: record.args }, key)
       expect(byPrefix.text).toBe(byMark.text)

@@ -40,9 +40,7 @@ describe('parseChat', () => {
       tools: undefined,
       args: undefined,
     })
-    expect(parseChat({ messages: JSON.stringify(messages) }, 'x')?.messages).toEqual(messages)
-    expect(parseChat({ messages: null, text: 'a' }, 'x')).toBeUndefined()
-    expect(parseChat({ prompt: 'a', completion: 'b' }, 'x')).toBeUndefined()
+    expect(parseChat({ messages: JSON.stringify(messages) }, 'x').messages).toEqual(messages)
   })
 
   it('reads ShareGPT’s conversations', () => {
@@ -52,7 +50,7 @@ describe('parseChat', () => {
       { from: 'observation', value: '3' },
       { from: 'gpt', value: 'a' },
     ]
-    expect(parseChat({ conversations, system: 's' }, 'x')?.messages).toEqual([
+    expect(parseChat({ conversations, system: 's' }, 'x').messages).toEqual([
       system('s'),
       user('u'),
       {
@@ -63,21 +61,21 @@ describe('parseChat', () => {
       { role: 'tool', content: '3' },
       assistant('a'),
     ])
-    expect(parseChat({ conversations: [user('u'), assistant('a')], system: '' }, 'x')?.messages).toHaveLength(2)
+    expect(parseChat({ conversations: [user('u'), assistant('a')], system: '' }, 'x').messages).toHaveLength(2)
   })
 
   it('learns from the completion of TRL’s lists alone', () => {
     const prompt = [user('a'), assistant('b'), user('c')]
     expect(parseChat({ prompt, completion: [assistant('d')] }, 'x')).toMatchObject({ learnFrom: 3 })
-    expect(parseChat({ prompt, completion: 'd' }, 'x')?.messages).toEqual([...prompt, assistant('d')])
+    expect(parseChat({ prompt, completion: 'd' }, 'x').messages).toEqual([...prompt, assistant('d')])
   })
 
   it('takes tools as a list or as JSON', () => {
     const messages = [user('u'), assistant('a')]
     const tools = [{ type: 'function', function: { name: 'f' } }]
-    expect(parseChat({ messages, tools }, 'x')?.tools).toEqual(tools)
-    expect(parseChat({ messages, tools: JSON.stringify(tools) }, 'x')?.tools).toEqual(tools)
-    expect(parseChat({ messages, tools: [] }, 'x')?.tools).toBeUndefined()
+    expect(parseChat({ messages, tools }, 'x').tools).toEqual(tools)
+    expect(parseChat({ messages, tools: JSON.stringify(tools) }, 'x').tools).toEqual(tools)
+    expect(parseChat({ messages, tools: [] }, 'x').tools).toBeUndefined()
   })
 
   it('joins parts of text, drops nulls, and names reasoning as templates do', () => {
@@ -86,7 +84,7 @@ describe('parseChat', () => {
       { type: 'text', text: 'b' },
     ]
     const answer = { role: 'assistant', content: 'c', tool_calls: null, reasoning: 'r' }
-    expect(parseChat({ messages: [{ role: 'user', content: parts }, answer] }, 'x')?.messages).toEqual([
+    expect(parseChat({ messages: [{ role: 'user', content: parts }, answer] }, 'x').messages).toEqual([
       user('ab'),
       { role: 'assistant', content: 'c', reasoning: 'r', thinking: 'r', reasoning_content: 'r' },
     ])
@@ -117,6 +115,11 @@ describe('parseChat', () => {
     expect(error).toBeInstanceOf(DataError)
     expect(error.message).toContain(message)
     expect(error.message).toContain(more)
+  })
+
+  it('refuses variables that are no object', async () => {
+    const record = { messages: [user('u')], chat_template_kwargs: '{}' }
+    expect((await refusal(() => parseChat(record, 'x'))).message).toContain('"chat_template_kwargs" is no object')
   })
 
   it('refuses a call that is none', async () => {
@@ -194,7 +197,7 @@ describe('loadChatTemplate', () => {
 })
 
 describe('encodeChat', () => {
-  const parse = (record: object) => parseChat(record as never, 'x')!
+  const parse = (record: object) => parseChat(record as never, 'x')
   const encode = async (record: object, maxLength = Number.POSITIVE_INFINITY, from = PLAIN) =>
     encodeChat(parse(record), { template: await template(from), tokenizer, maxLength }, 'x')
   const targetsOf = ({ inputIds, labels }: { inputIds: Int32Array; labels: Int32Array }) =>

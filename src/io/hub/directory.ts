@@ -1,6 +1,6 @@
 // A repository of the Hub at one commit, as a folder that can be read: what it holds is known, and a file comes when it is opened.
 
-import { type ByteSink, type ByteSource, type Directory, splitName } from '../../base/bytes.js'
+import { type ByteSink, type ByteSource, type Directory, namesIn, splitName } from '../../base/bytes.js'
 import { FileError, nearMisses } from '../../base/errors.js'
 import { DEFAULT_REVISION, type HubSource } from '../source.js'
 import type { HubConnection } from './request.js'
@@ -78,8 +78,8 @@ export class HubDirectory implements Directory {
     return new HubDirectory({ ...this.source, path }, this.commit, this.#files)
   }
 
-  async list(): Promise<string[]> {
-    return this.paths().filter((path) => !path.includes('/'))
+  async list(folder?: string): Promise<string[]> {
+    return namesIn(this.paths(), folder)
   }
 
   async folders(): Promise<string[]> {

@@ -13,25 +13,34 @@ const HUB_NAME = /^[\w-][\w.-]*\/[\w.-]+$/
 /** read(2) and write(2) take less than 2 GiB at a time on some systems. */
 const MAX_TRANSFER_BYTES = 1 << 30
 
+/** How files are made in a folder. */
+export interface FileOptions {
+  /** New files are on disk when they get their names. Default true. */
+  fsync?: boolean
+  /** The folder itself is there: where it is not, it was taken away, and is not made again. Default false. */
+  isThere?: boolean
+}
+
 /** A folder in the file system. Making one touches nothing: a folder that does not exist is empty until a file is created. */
 export class NodeDirectory implements Directory {
   readonly name: string
+  readonly #options: FileOptions
 
   /** @param folder relative to the working directory, or absolute */
-  constructor(folder: string) {
+  constructor(folder: string, options: FileOptions = {}) {
     this.name = folder
+    this.#options = options
   }
 
-  async list(): Promise<string[]> {
+  async list(folder?: string): Promise<string[]> {
+    const target = folder === undefined ? this.name : this.#resolve(folder)
     try {
-      const entries = await readdir(this.name, { withFileTypes: true })
-      const names = await Promise.all(
-        entries.map(async (entry) => ((await isFile(this.name, entry)) ? [entry.name] : [])),
-      )
+      const entries = await readdir(target, { withFileTypes: true })
+      const names = await Promise.all(entries.map(async (entry) => ((await isFile(target, entry)) ? [entry.name] : [])))
       return names.flat().sort()
     } catch (error) {
       if (codeOf(error) === 'ENOENT') return []
-      throw listError(this.name, error)
+      throw listError(target, error)
     }
   }
 
@@ -66,7 +75,7 @@ export class NodeDirectory implements Directory {
   }
 
   async create(file: string): Promise<ByteSink> {
-    return createFile(this.#resolve(file))
+    return createFile(this.#resolve(file), this.#options, this.name)
   }
 
   async remove(file: string): Promise<void> {
@@ -178,16 +187,21 @@ class FileSource implements ByteSource {
 /**
  * A sink for a new file or the replacement of an old one; makes the folders it needs.
  *
+ * @param root the folder that `isThere` is about
  * @throws FileError when the folder or the temporary file cannot be made.
  */
-export async function createFile(file: string): Promise<ByteSink> {
+export async function createFile(
+  file: string,
+  { fsync = true, isThere = false }: FileOptions = {},
+  root = path.dirname(file),
+): Promise<ByteSink> {
   const folder = path.dirname(file)
   let firstMade: string | undefined
   try {
     if (await isDirectory(file)) throw new FileError({ where: file, what: 'is a folder' })
-    firstMade = await makeFolders(folder)
+    firstMade = await (isThere ? makeInner(root, folder) : makeFolders(folder))
     const temporary = path.join(folder, `.${path.basename(file)}.${randomBytes(6).toString('hex')}.tmp`)
-    return new FileSink(await open(temporary, 'wx'), file, temporary, firstMade)
+    return new FileSink(await open(temporary, 'wx'), { name: file, temporary, firstMade, fsync })
   } catch (error) {
     if (firstMade !== undefined) await removeEmptyFolders(folder, firstMade)
     throw fileError(file, 'cannot be written', error)
@@ -200,13 +214,23 @@ class FileSink implements ByteSink {
   readonly #temporary: string
   /** The outermost folder that was made for this file. */
   readonly #firstMade: string | undefined
+  readonly #fsync: boolean
   #state: 'open' | 'committed' | 'aborted' = 'open'
 
-  constructor(handle: FileHandle, name: string, temporary: string, firstMade: string | undefined) {
+  constructor(
+    handle: FileHandle,
+    {
+      name,
+      temporary,
+      firstMade,
+      fsync,
+    }: { name: string; temporary: string; firstMade: string | undefined; fsync: boolean },
+  ) {
     this.#handle = handle
     this.name = name
     this.#temporary = temporary
     this.#firstMade = firstMade
+    this.#fsync = fsync
   }
 
   async write(bytes: Uint8Array): Promise<void> {
@@ -224,14 +248,14 @@ class FileSink implements ByteSink {
   async commit(): Promise<void> {
     try {
       // Without this a crash could leave the final name on a file whose bytes never reached the disk.
-      await this.#handle.sync()
+      if (this.#fsync) await this.#handle.sync()
       await this.#handle.close()
       await rename(this.#temporary, this.name)
     } catch (error) {
       throw fileError(this.name, 'cannot be written', error)
     }
     this.#state = 'committed'
-    await syncFolder(path.dirname(this.name))
+    if (this.#fsync) await syncFolder(path.dirname(this.name))
   }
 
   async abort(): Promise<void> {
@@ -243,14 +267,14 @@ class FileSink implements ByteSink {
   }
 }
 
-/** Makes a rename durable. Windows cannot open folders; there the rename alone has to do. */
-async function syncFolder(folder: string): Promise<void> {
+/** Makes a folder's names durable. Windows cannot open folders; there the names alone have to do. */
+export async function syncFolder(folder: string): Promise<void> {
   let handle: FileHandle | undefined
   try {
     handle = await open(folder, 'r')
     await handle.sync()
   } catch {
-    // The file itself is complete and on disk.
+    // The files themselves are on disk.
   } finally {
     await handle?.close()
   }
@@ -266,7 +290,7 @@ async function syncFolder(folder: string): Promise<void> {
 export async function makeFolders(folder: string): Promise<string | undefined> {
   const missing: string[] = []
   let outer = path.resolve(folder)
-  for (; !(await isThere(outer)); outer = path.dirname(outer)) missing.unshift(outer)
+  for (; !(await isFound(outer)); outer = path.dirname(outer)) missing.unshift(outer)
   for (const target of missing) {
     try {
       await mkdir(target)
@@ -280,7 +304,24 @@ export async function makeFolders(folder: string): Promise<string | undefined> {
   return missing[0]
 }
 
-async function isThere(target: string): Promise<boolean> {
+/** Makes the folders between one that is there and one inside. */
+async function makeInner(root: string, folder: string): Promise<string | undefined> {
+  const inner = path.relative(root, folder)
+  let firstMade: string | undefined
+  let at = root
+  for (const part of inner === '' ? [] : inner.split(path.sep)) {
+    at = path.join(at, part)
+    try {
+      await mkdir(at)
+      firstMade ??= at
+    } catch (error) {
+      if (codeOf(error) !== 'EEXIST') throw error
+    }
+  }
+  return firstMade
+}
+
+async function isFound(target: string): Promise<boolean> {
   try {
     await stat(target)
     return true

@@ -1,7 +1,7 @@
 // Folders in a browser behind Directory: files that a user picked, folders of the File System API (the origin's private file
 // system, OPFS, or one that a user opened), and streams to wherever the page sends them.
 
-import { type ByteSink, type ByteSource, type Directory, splitName } from '../../base/bytes.js'
+import { type ByteSink, type ByteSource, type Directory, namesIn, splitName } from '../../base/bytes.js'
 import { FileError } from '../../base/errors.js'
 import { checkArgument, FUNCTION, hasMethods, kind } from '../../base/options.js'
 import { BlobSource } from './files.js'
@@ -40,8 +40,8 @@ export class FilesDirectory implements Directory {
     this.name = name ?? (folder || 'files')
   }
 
-  async list(): Promise<string[]> {
-    return [...this.#files.keys()].filter((path) => !path.includes('/')).sort()
+  async list(folder?: string): Promise<string[]> {
+    return namesIn(this.#files.keys(), folder)
   }
 
   async folders(): Promise<string[]> {
@@ -96,8 +96,8 @@ export class HandleDirectory implements Directory {
     this.name = name ?? (handle.name || 'opfs')
   }
 
-  list(): Promise<string[]> {
-    return this.#entries('file')
+  list(folder?: string): Promise<string[]> {
+    return this.#entries('file', folder)
   }
 
   folders(): Promise<string[]> {
@@ -108,11 +108,13 @@ export class HandleDirectory implements Directory {
     return other instanceof HandleDirectory && this.#handle.isSameEntry(other.#handle)
   }
 
-  async #entries(wanted: FileSystemHandleKind): Promise<string[]> {
+  async #entries(wanted: FileSystemHandleKind, folder?: string): Promise<string[]> {
     const names: string[] = []
     try {
-      for await (const [name, { kind }] of this.#handle.entries()) if (kind === wanted) names.push(name)
+      const inner = folder === undefined ? undefined : (await this.#place(`${folder}/any`, false)).folder
+      for await (const [name, { kind }] of (inner ?? this.#handle).entries()) if (kind === wanted) names.push(name)
     } catch (error) {
+      if (folder !== undefined && nameOf(error) === 'NotFoundError') return []
       throw handleError(this.name, 'cannot be listed', error)
     }
     return names.sort()

@@ -1,4 +1,4 @@
-// Starts that come from data: LoRA-GA from a gradient, CorDA and EVA from the inputs of layers, LoftQ from what quantising loses.
+// Starts that come from data: LoRA-GA from a gradient, CorDA and EVA from the inputs of layers, LoftQ from what quantizing loses.
 // Whoever trains hands these in; the results are PEFT's (tuners/lora: layer.py, corda.py, eva.py of 0.21), up to the signs of singular vectors.
 
 import { ConfigError, ShapeError, StateError } from '../../base/errors.js'
@@ -247,15 +247,15 @@ function principalDirections(x: Matrix, layer: LoraLayer, count: number): Direct
       got: formatShape(x.shape),
     })
   }
-  const centred = copyAs(x, F64)
+  const centered = copyAs(x, F64)
   const means = new Float64Array(k)
-  for (let at = 0; at < centred.data.length; at++) means[at % k] += centred.data[at] / n
+  for (let at = 0; at < centered.data.length; at++) means[at % k] += centered.data[at] / n
   let total = 0
-  for (let at = 0; at < centred.data.length; at++) {
-    centred.data[at] -= means[at % k]
-    total += centred.data[at] ** 2
+  for (let at = 0; at < centered.data.length; at++) {
+    centered.data[at] -= means[at % k]
+    total += centered.data[at] ** 2
   }
-  const { s, vt } = leadingTriples(centred, count)
+  const { s, vt } = leadingTriples(centered, count)
   return { s, vt, shares: s.map((value) => (total > 0 ? value ** 2 / total : 0)) }
 }
 

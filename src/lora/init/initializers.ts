@@ -12,15 +12,15 @@ import { fastPissaFactors, micaFactors, oloraFactors, orthogonalFactors, pissaFa
 import { iterationsOf } from './inits.js'
 
 /** A new layer's factors; `biasB` (d) where it does not start at zero. */
-export interface FirstFactors extends FactorPair {
+interface FirstFactors extends FactorPair {
   biasB?: FloatArray
 }
 
 /**
  * What a new layer over a weight (d, k) starts from, in the precision of `like`.
  *
- * @param base W (d, k), which some initialisations need
- * @throws UnsupportedError when the initialisation needs W and there is none; ConfigError when it needs an even rank
+ * @param base W (d, k), which some initializations need
+ * @throws UnsupportedError when the initialization needs W and there is none; ConfigError when it needs an even rank
  */
 export function firstFactors(
   config: LoraConfig,

@@ -1,21 +1,21 @@
-// How a new layer's factors start: the names, and which of them take a part of the base weight into B·A. PEFT's, but for `normal`.
+// How a new layer's factors start: the names, and which starts move a part of the base weight into B·A. All but `normal` are PEFT's.
 
 /**
  * From the layer's shape alone:
  * - `normal`: A ~ N(0, variance 1/r), B = 0.
  * - `kaiming-uniform`: A ~ U(±1/√k), B = 0; PEFT's default.
  * - `gaussian`: A ~ N(0, deviation 1/r), B = 0.
- * - `random`: A ~ U(±1/√k), B ~ U(±1/√r); PEFT's `false`. The first effective weight is not W.
- * - `orthogonal`: A and B of N(0, 1/10)-sized values in orthogonal halves of an even rank, so that B·A = 0.
+ * - `random`: A ~ U(±1/√k), B ~ U(±1/√r); PEFT's `false`. The effective weight does not start as W.
+ * - `orthogonal`: the rank is even, and A and B use one half of its directions each, so that B·A = 0. Values are about 1/10.
  *
  * From the base weight:
  * - `pissa` (Meng et al. 2024, arXiv 2404.02948): the leading r singular triples move from W into B·A; `pissa-niter-N`: found by N
- *   subspace iterations from a random start. A rank above min(d, k) shrinks to it, and s stays that of the config's.
- * - `olora` (Büyükakyüz 2024, arXiv 2406.01775): the first r columns of Q and rows of R of W = Q·R move into B·A. Its rank shrinks
- *   as that of `pissa`.
- * - `mica` (arXiv 2604.01694): B holds the r left singular vectors of the smallest singular values and is meant to stay, A = 0.
+ *   subspace iterations from a random start. A rank above min(d, k) becomes min(d, k), and s stays that of the config's rank.
+ * - `olora` (Büyükakyüz 2024, arXiv 2406.01775): the first r columns of Q and rows of R of W = Q·R move into B·A. The rank is limited
+ *   as with `pissa`.
+ * - `mica` (arXiv 2604.01694): B holds the left singular vectors of the r smallest singular values and is not trained; A = 0.
  *
- * From data, later: they start as `kaiming-uniform`.
+ * From data. They start as `kaiming-uniform`, until a function of `lowrank/init` is called:
  * - `eva` (Paischer et al. 2024, arXiv 2410.07170): A from the directions of the layers' inputs, by `evaInitialize`.
  * - `lora-ga` (Wang et al. 2024, arXiv 2407.05000): from a gradient, by `loraGaInitialize`.
  * - `corda` (Yang et al. 2024, arXiv 2406.05223): the singular triples of W·C, with C of the layer's inputs, by `cordaInitialize`.
@@ -60,12 +60,12 @@ export function iterationsOf(init: string): number | undefined {
   return digits === undefined ? undefined : Number(digits)
 }
 
-/** W − s·B₀·A₀ takes the place of W, with the factors at their start: pissa, olora, lora-ga, corda. */
+/** Whether the base becomes W − s·B₀·A₀, with the factors as they start: pissa, olora, lora-ga, corda. */
 export function changesBase(init: Init): boolean {
   return takesFromBase(init) || init === 'lora-ga' || init === 'corda'
 }
 
-/** The weight alone tells B₀·A₀, so that it can be found again: pissa, olora. */
+/** Whether B₀·A₀ can be computed again from W alone: pissa, olora. */
 export function takesFromBase(init: Init): boolean {
   return init === 'pissa' || init === 'olora' || iterationsOf(init) !== undefined
 }

@@ -1,4 +1,4 @@
-// Adapters whose start changed the base weights → plain LoRA on the weights as they were. With A₀, B₀ at the start, the change of W is
+// Adapters whose start changed the base weights → plain LoRA for the original weights. With A₀, B₀ at the start, the change of W is
 // s·(B·A − B₀·A₀) = s·[B, −B₀]·[A; A₀]: PEFT's conversion (LoraModel.subtract_mutated_init).
 
 import { ConfigError, MismatchError, UnsupportedError } from '../../base/errors.js'
@@ -12,12 +12,12 @@ import type { LoraLayer } from '../layer.js'
 import { takenFromBase } from './initializers.js'
 import { changesBase, takesFromBase } from './inits.js'
 
-/** A layer's name and shape (d, k) → its weight W (d, k) as it was before the start changed it. */
+/** Gives a layer's original weight W (d, k), as it was before training began, by the layer's name and shape. */
 export type BaseWeights = (name: string, shape: readonly [d: number, k: number]) => MatrixLike | Promise<MatrixLike>
 
 /**
- * A plain adapter of twice the rank that changes the original base as `adapter` changes its own. Scalings stay: alphas double with
- * the ranks, or grow by √2 with rsLoRA.
+ * Makes plain LoRA of an adapter whose start changed its base weights: with twice the rank, the result does to the original base what
+ * `adapter` does to the changed one. Scalings stay the same: alphas double with the ranks, or grow by √2 with rsLoRA.
  *
  * @param from the original weights, read a layer at a time; or the adapter as it was before training
  * @throws ConfigError when the adapter is plain already; UnsupportedError when the weights do not tell its start (lora-ga, corda),

@@ -18,7 +18,7 @@ export function groupsRefusal(groups: number): string {
 }
 
 /** What the shapes of a convolution's factors tell. */
-export interface ConvolutionShape {
+interface ConvolutionShape {
   readonly rank: number
   /** Input channels, of all groups. */
   readonly channels: number

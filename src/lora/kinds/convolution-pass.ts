@@ -35,7 +35,7 @@ export interface ConvolutionTape {
 }
 
 /** Gradients shaped like A (r, in·K), B (d, r/groups) and the input, whose two parts are those without and with dropout. */
-export interface ConvolutionPassGradients {
+interface ConvolutionPassGradients {
   readonly weightA: Matrix
   readonly weightB: Matrix
   readonly magnitude: FloatArray | undefined

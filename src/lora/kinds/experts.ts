@@ -1,6 +1,6 @@
 // An adapted parameter (PEFT's target_parameters): the weights of E experts in one tensor (E, d, k), or one matrix that no linear
 // layer owns, E = 1. Each expert is a linear layer with factors of its own, A_e (r, k) and B_e (d, r). PEFT keeps them in two
-// matrices: A (E·r, k), expert after expert, and B (d, r·E), where the experts of one rank are neighbours.
+// matrices: A (E·r, k), expert after expert, and B (d, r·E), where the experts of one rank are neighbors.
 
 import type { FloatDtype } from '../../base/dtype.js'
 import { ShapeError } from '../../base/errors.js'

@@ -1,4 +1,4 @@
-// Takes adapters out of a merged checkpoint: W' − Σ weight · s·B·A, rounded once. In half types the merge's rounding is lost, so
+// Unmerges adapters from a checkpoint: W' − Σ weight · s·B·A, rounded once. In half types the merge's rounding is lost, so
 // that some values end beside the base's by a step: compareCheckpoints counts them when the original is at hand.
 
 import type { Directory } from '../../base/bytes.js'
@@ -7,10 +7,11 @@ import { MismatchError } from '../../base/errors.js'
 import { elementCount, type FloatArray, formatShape } from '../../base/tensor.js'
 import { type Checkpoint, openCheckpoint, shardSource } from '../../formats/checkpoint.js'
 import { CHUNK_BYTES, sizeOf } from '../plan/layout.js'
+import type { MergeReport } from '../report.js'
 import type { AdapterInput } from '../weighted.js'
-import { type CheckpointReport, type MergeCheckpointOptions, writeMerge } from './merge-checkpoint.js'
+import { type MergeCheckpointOptions, mergeCheckpoint } from './merge-checkpoint.js'
 
-/** What taking adapters out of a checkpoint takes. */
+/** What unmerging takes. */
 export interface UnmergeOptions extends Omit<MergeCheckpointOptions, 'dtype'> {
   /** The base as it was: how many values differ from it is counted. */
   original?: Directory | undefined
@@ -36,8 +37,8 @@ export interface Differences extends ValueDifferences {
   tensors: (ValueDifferences & { name: string })[]
 }
 
-/** What taking adapters out wrote, and how it differs from the original. */
-export interface UnmergeReport extends CheckpointReport {
+/** What unmerging wrote, and how it differs from the original. */
+export interface UnmergeReport extends MergeReport {
   /** Undefined without an original. */
   differences: Differences | undefined
 }
@@ -55,7 +56,7 @@ export async function unmergeCheckpoint(
   options: UnmergeOptions = {},
 ): Promise<UnmergeReport> {
   const { original, originalPath, ...rest } = options
-  const report = await writeMerge(merged, adapters, out, rest, -1)
+  const report = await mergeCheckpoint(merged, adapters, out, rest, -1)
   const isSingle = report.out !== out.name
   const differences =
     original &&

@@ -1,7 +1,7 @@
 // The inner loop of a merge in Node: takes chunk after chunk from a counter that all threads share, reads straight into the
 // kernel's memory, computes, and writes from there. Measured: copying files first and patching them is slower than this.
 
-import { readSync, writeSync } from 'node:fs'
+import { fstatSync, openSync, readSync, writeSync } from 'node:fs'
 import { crc32 } from 'node:zlib'
 import { FileError } from '../../base/errors.js'
 import { fileError } from '../../io/node/files.js'
@@ -210,4 +210,20 @@ export function writeFully({ name, fd }: { name: string; fd: number }, bytes: Ui
   } catch (error) {
     throw fileError(name, 'cannot be written', error)
   }
+}
+
+/** @throws FileError */
+export function openForReading(file: string): number {
+  try {
+    return openSync(file, 'r')
+  } catch (error) {
+    throw fileError(file, 'cannot be read', error)
+  }
+}
+
+/** Another one, once somebody has written to the file. */
+export function stampOf(file: Readable): string {
+  if ('bytes' in file) return ''
+  const { size, mtimeNs } = fstatSync(file.fd, { bigint: true })
+  return `${size} ${mtimeNs}`
 }

@@ -2,18 +2,19 @@
 // was written and of what was read of the base, so that neither a damaged file nor a changed base goes unnoticed.
 
 import { createHash } from 'node:crypto'
-import { closeSync, openSync } from 'node:fs'
 import { open, stat } from 'node:fs/promises'
 import { crc32 } from 'node:zlib'
 import type { ByteSource } from '../../base/bytes.js'
 import type { Checkpoint } from '../../formats/checkpoint.js'
 import { segmentSource } from '../chunks/dora-scales.js'
-import type { OpenPlan } from '../chunks/merge-checkpoint.js'
+import type { OpenPlan } from '../chunks/open-plan.js'
 import type { Factor } from '../plan/adapters.js'
 import { CHUNK_BYTES, Chunks, type OutputShard } from '../plan/layout.js'
 import { type ChunkJob, readFully, shardChunks, squaresOf } from './chunks.js'
 
 const READ_BYTES = 4 << 20
+/** Then the event loop gets a turn, for signals and this process's beat. */
+const CHUNKS_A_TURN = 16
 
 /** What is noted when a shard is finished. */
 export interface ShardNote {
@@ -157,10 +158,10 @@ function digestOf(header: Uint8Array | undefined, checksums: Uint32Array): strin
 }
 
 /** Of a shard on disk, as its note has it. */
-export function checksumOfFile({ header, segments }: OutputShard, file: string): string {
-  const fd = openSync(file, 'r')
+export async function checksumOfFile({ header, segments }: OutputShard, file: string): Promise<string> {
+  const handle = await open(file, 'r')
   try {
-    const source = { name: file, fd }
+    const source = { name: file, fd: handle.fd }
     const buffer = new Uint8Array(CHUNK_BYTES)
     const headerBytes = new Uint8Array(header?.byteLength ?? 0)
     readFully(source, headerBytes, 0)
@@ -172,10 +173,11 @@ export function checksumOfFile({ header, segments }: OutputShard, file: string):
         const bytes = buffer.subarray(0, byteLength)
         readFully(source, bytes, offset)
         checksums.push(crc32(bytes))
+        if (checksums.length % CHUNKS_A_TURN === 0) await new Promise((resolve) => setImmediate(resolve))
       }
     }
     return digestOf(headerBytes, Uint32Array.from(checksums))
   } finally {
-    closeSync(fd)
+    await handle.close()
   }
 }

@@ -7,6 +7,7 @@ import { FileError, LowrankError } from '../../base/errors.js'
 import { formatShape } from '../../base/tensor.js'
 import { openCheckpoint } from '../../formats/checkpoint.js'
 import { fileError, locate } from '../../io/node/files.js'
+import type { MergeFormat } from '../report.js'
 
 /** Marks a folder as made by a merge, and says how; only such a folder is ever replaced. */
 export const RECORD_FILE = 'lowrank-merge.json'
@@ -20,19 +21,14 @@ export interface OutputPlace {
 }
 
 /** @throws FileError for a name whose ending is another format's than the result's */
-export function refuseEnding(out: string, format: 'safetensors' | 'onnx'): void {
+export function refuseEnding(out: string, format: MergeFormat): void {
   const [, ending] = /\.(safetensors|onnx|gguf|bin|pt|pth|ckpt)$/i.exec(out) ?? []
   if (ending === undefined || ending === format) return
   throw new FileError({
     where: out,
     what: `the result is no .${ending} file`,
-    expected: `a folder, or a file ending in .${format}`,
+    expected: format === 'both' ? 'a folder' : `a folder, or a file ending in .${format}`,
   })
-}
-
-/** Where the output is made. */
-export function partialFolder(out: string): string {
-  return `${out}.partial`
 }
 
 /**
@@ -130,20 +126,21 @@ export async function refuseOutput(
   throw new FileError({
     where: out,
     what: overwrite ? 'not overwritten, because no merge wrote it' : there,
-    hint: mayGo ? 'Choose another place, or overwrite it' : 'Choose another place',
+    hint: mayGo ? 'Choose another place, or replace it: overwrite: true (--overwrite)' : 'Choose another place',
   })
 }
 
 /**
  * Whether a merge may have written what is there: a folder says so itself, a file has the names and shapes of the new one.
  *
- * @param tensors of the new output
+ * @param tensors of the new output; undefined for an .onnx file, which never tells
  */
 export async function looksMerged(
   { out, isFile }: OutputPlace,
-  tensors: ReadonlyMap<string, readonly number[]>,
+  tensors: ReadonlyMap<string, readonly number[]> | undefined,
 ): Promise<boolean> {
   if (!isFile) return (await readdir(out)).includes(RECORD_FILE)
+  if (tensors === undefined) return false
   try {
     const { directory, file } = await locate(out)
     const existing = await openCheckpoint(directory, file)

@@ -7,22 +7,88 @@ import type { OnnxModel } from '../../formats/onnx/model.js'
 import { byteLengthOf, dimsOf } from '../../formats/onnx/tensors.js'
 import { type WeightWriter, writeOnnx } from '../../formats/onnx/write.js'
 import type { ModuleMap } from '../../graph/match/linears.js'
+import { referenceKernels } from '../../kernels/reference.js'
 import { LoraAdapter } from '../../lora/adapter.js'
 import { loadAdapter } from '../../peft/adapter-folder.js'
 import { requireMatched } from '../../peft/unmatched.js'
-import { copyCompanions, type MergeOptions, type MergeReport, refuseBaseAsOutput, writeTogether } from '../output.js'
+import { copyFile, findCompanions, NO_COMPANIONS } from '../chunks/companions.js'
+import type { MergeReport } from '../report.js'
+import type { RunSettings } from '../settings.js'
+import { refuseBaseAsOutput, writeTogether } from '../staged.js'
 import { type LayerChange, mergeWeight } from '../weight.js'
 import { type AdapterInput, weighted } from '../weighted.js'
 import { planOnnxMerge } from './plan.js'
 
 /** What a merge into an ONNX model takes. */
-export interface MergeOnnxOptions extends MergeOptions {
+export interface MergeOnnxOptions extends RunSettings {
   /** Where the graph goes inside `out`. Default: the base file's own name. */
-  path?: string
-  /** A model folder whose configuration, tokenizer and other files are copied; weights in it are not. */
-  companions?: Directory
+  path?: string | undefined
+  /** The base's folder, whose configuration and tokenizer go along. Default: none do. */
+  companions?: Directory | undefined
   /** Module name → name of the node or of its weight, where the graph's own names do not tell. */
-  modules?: ModuleMap
+  modules?: ModuleMap | undefined
+  /** Refuses adapters whose config has targets or patterns that match nothing of them. Default false. */
+  strict?: boolean | undefined
+  /** The same bytes on every machine: the products are plain loops, which take longer. Default false. */
+  reproducible?: boolean | undefined
+}
+
+/** A merge into an ONNX model that is planned, and can be written. */
+export interface OpenOnnxMerge {
+  /** @throws NumericError naming the weight when a result is not finite; FileError when the output is the base itself */
+  write(out: Directory): Promise<MergeReport>
+}
+
+/**
+ * Plans the merge: what {@link mergeOnnx} throws but for values that are not finite is thrown here, and nothing is written.
+ *
+ * @param model stays open until the merge is written
+ */
+export async function openOnnxMerge(
+  model: OnnxModel,
+  adapters: AdapterInput | readonly AdapterInput[],
+  options: MergeOnnxOptions = {},
+  sign: 1 | -1 = 1,
+): Promise<OpenOnnxMerge> {
+  const startedAt = performance.now()
+  const { path = model.fileName, companions: folder, modules, reproducible = false } = options
+  const loaded = await loadAll(adapters, sign, options)
+  const { proto, targets } = await planOnnxMerge(model, loaded, modules)
+  const initializers = proto.graph?.initializer ?? []
+  const own = new Set([...model.files.keys()].map((name) => name.replace(/\/.*/, '/')))
+  const companions = folder === undefined ? NO_COMPANIONS : await findCompanions(folder, own)
+  const kernels = reproducible ? referenceKernels : undefined
+  const layers: LayerChange[] = []
+  const overrides = new Map<string, WeightWriter>()
+  for (const [name, { target, source }] of targets) {
+    const read = (offset: number, byteLength: number) => model.readPart(source, offset, byteLength)
+    overrides.set(name, () => mergeWeight(target, read, (change) => layers.push(change), kernels))
+  }
+  const totalBytes = initializers.reduce((sum, tensor) => sum + (byteLengthOf(tensor.dataType, dimsOf(tensor)) ?? 0), 0)
+  return {
+    async write(out) {
+      await refuseBaseAsOutput(out, path, model.file(model.fileName))
+      const bytes = await writeTogether(out, totalBytes, options, async (staged) => {
+        for (const name of companions.copied) await copyFile(folder!, name, staged)
+        await writeOnnx(model, proto, staged, path, overrides)
+        return staged.writtenBytes
+      })
+      return {
+        out: `${out.name}/${path}`,
+        format: 'onnx',
+        tensors: initializers.length,
+        changed: targets.size,
+        added: [],
+        renamed: [],
+        bytes,
+        seconds: (performance.now() - startedAt) / 1000,
+        layers: inOrder(layers, loaded),
+        copied: [...companions.copied],
+        leftOut: [...companions.leftOut],
+        warnings: [],
+      }
+    },
+  }
 }
 
 /**
@@ -32,6 +98,7 @@ export interface MergeOnnxOptions extends MergeOptions {
  * An embedding or a head that an adapter changes alone gets a tensor of its own where the two are tied, as in PEFT.
  *
  * @param adapters one, or several that are added up
+ * @param sign −1 to unmerge
  * @throws MismatchError when an adapter does not fit; UnsupportedError naming the node when a weight cannot be merged into, the
  *   tensor when none in the graph is certain to be it, the part when it is no sum and would be weighted or combined; ConfigError
  *   when a weight is not usable; NumericError naming the weight when a result is not finite; FileError when the output is the
@@ -42,42 +109,22 @@ export async function mergeOnnx(
   adapters: AdapterInput | readonly AdapterInput[],
   out: Directory,
   options: MergeOnnxOptions = {},
+  sign: 1 | -1 = 1,
 ): Promise<MergeReport> {
-  const startedAt = performance.now()
-  const { path = model.fileName, companions, modules } = options
-  const loaded = await loadAll(adapters, options)
-  const { proto, targets } = await planOnnxMerge(model, loaded, modules)
-  await refuseBaseAsOutput(out, path, model.file(model.fileName))
-  const initializers = proto.graph?.initializer ?? []
-  const layers: LayerChange[] = []
-  const overrides = new Map<string, WeightWriter>()
-  for (const [name, { target, source }] of targets) {
-    const read = (offset: number, byteLength: number) => model.readPart(source, offset, byteLength)
-    overrides.set(name, () => mergeWeight(target, read, (change) => layers.push(change)))
-  }
-  const totalBytes = initializers.reduce((sum, tensor) => sum + (byteLengthOf(tensor.dataType, dimsOf(tensor)) ?? 0), 0)
-  const bytes = await writeTogether(out, totalBytes, options, async (staged) => {
-    if (companions !== undefined) await copyCompanions(companions, staged)
-    await writeOnnx(model, proto, staged, path, overrides)
-    return staged.writtenBytes
-  })
-  return {
-    out: `${out.name}/${path}`,
-    tensors: initializers.length,
-    changed: targets.size,
-    bytes,
-    seconds: (performance.now() - startedAt) / 1000,
-    layers: inOrder(layers, loaded),
-  }
+  return (await openOnnxMerge(model, adapters, options, sign)).write(out)
 }
 
-async function loadAll(inputs: AdapterInput | readonly AdapterInput[], { strict = false }: MergeOptions) {
+async function loadAll(
+  inputs: AdapterInput | readonly AdapterInput[],
+  sign: 1 | -1,
+  { strict = false }: MergeOnnxOptions,
+) {
   const result: { adapter: LoraAdapter; weight: number }[] = []
   for (const [i, input] of (isList(inputs) ? inputs : [inputs]).entries()) {
     const { adapter, weight } = weighted(input, i)
     const loaded = adapter instanceof LoraAdapter ? adapter : await loadAdapter(adapter)
     if (strict) requireMatched(loaded, `adapter ${i + 1}`)
-    result.push({ adapter: loaded, weight })
+    result.push({ adapter: loaded, weight: sign * weight })
   }
   if (result.length === 0) throw new MismatchError({ where: 'adapters', what: 'there is no layer to merge' })
   return result

@@ -4,13 +4,13 @@
 import { type ByteSource, MemorySource } from '../../base/bytes.js'
 import { decodeWeights, encodeWeights, isWeightDtype, type WeightDtype } from '../../base/dtype.js'
 import { MismatchError, UnsupportedError } from '../../base/errors.js'
-import { elementCount, type FloatArray, isAllFinite, type Tensor } from '../../base/tensor.js'
+import { elementCount, type FloatArray, isAllFinite, type Shaped, type Tensor } from '../../base/tensor.js'
 import type { TensorInfo } from '../../formats/safetensors.js'
 import { LoraAdapter } from '../../lora/adapter.js'
 import { type LoraConfig, scalingOf } from '../../lora/config.js'
 import { notFinite } from '../../lora/factors.js'
 import { convolutionShape, groupsRefusal } from '../../lora/kinds/convolution-factors.js'
-import type { FactorView, ParameterView, PartView, Shaped } from '../../lora/part.js'
+import type { FactorView, ParameterView, PartView } from '../../lora/part.js'
 import { requireOwnLayers, requireUnchangedBase } from '../../lora/requirements.js'
 import { type AdapterFile, type OpenOptions, openAdapter } from '../../peft/adapter-folder.js'
 import { isHeadModule } from '../../peft/tied.js'
@@ -102,6 +102,8 @@ export interface OpenAdapters {
   readonly replacements: readonly BaseReplacement[]
   /** task_type of the configs. */
   readonly tasks: ReadonlySet<string>
+  /** Classes of the models that they were made for, where the configs name them. */
+  readonly classes: ReadonlySet<string>
   readonly sources: readonly ByteSource[]
   close(): Promise<void>
 }
@@ -142,11 +144,11 @@ export async function openAdapters(
         found.addFile(opened, sign * weight)
       }
     }
-    const { layers, magnitudes, replacements, tasks, sources } = found
+    const { layers, magnitudes, replacements, tasks, classes, sources } = found
     if (layers.length === 0 && replacements.length === 0) {
       throw new MismatchError({ where: 'adapters', what: 'there is no layer to merge' })
     }
-    return { layers, magnitudes, replacements, tasks, sources, close }
+    return { layers, magnitudes, replacements, tasks, classes, sources, close }
   } catch (error) {
     await close()
     throw error
@@ -183,6 +185,7 @@ class FoundParts {
   readonly magnitudes: LayerMagnitude[] = []
   readonly replacements: BaseReplacement[] = []
   readonly tasks = new Set<string>()
+  readonly classes = new Set<string>()
   readonly sources: ByteSource[] = []
 
   addAdapter(adapter: LoraAdapter, weight: number): void {
@@ -231,8 +234,10 @@ class FoundParts {
     }
   }
 
-  #addTask({ taskType }: LoraConfig): void {
+  #addTask({ taskType, peftFields }: LoraConfig): void {
     if (taskType !== undefined) this.tasks.add(taskType)
+    const mapping = peftFields.auto_mapping as { base_model_class?: unknown } | null | undefined
+    if (typeof mapping?.base_model_class === 'string') this.classes.add(mapping.base_model_class)
   }
 
   #addLayer<T extends Shaped>(part: FactorView<T>, weight: number, { factor }: Pick<Places<T, never>, 'factor'>): void {

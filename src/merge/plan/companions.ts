@@ -1,92 +1,65 @@
-// The other files of a base's folder: configuration, tokenizer and licences go along; other copies of the weights do not, because
-// loaders that prefer them would load the base again.
+// Which files of a base's folder go along with a result: what loaders read beside the weights, and the licenses. A list of what is
+// taken, because a folder may hold anything, such as training scripts, other copies of the weights or private notes.
 
-import type { FloatDtype } from '../../base/dtype.js'
-import { FormatError } from '../../base/errors.js'
-import { setMember } from '../../formats/json-edit.js'
+/** By their names in the folder; names of tokenizers are those of transformers 5 (VOCAB_FILES_NAMES) and of older models. */
+const FILES = [
+  // Configuration
+  /^(config|generation_config|genai_config)\.json$/,
+  // Tokenizers
+  /^(tokenizer|tokenizer\.[^/]+|tokenizer_config|special_tokens_map|added_tokens|tekken|normalizer)\.json$/,
+  /^(vocab|[a-z]+[-_]vocab|vocab[-_][\w-]+|byte_maps|emoji)\.(json|txt)$/,
+  /^((merges|dict)\.txt|bpe\.codes|[\w.-]+\.(model|spm|tiktoken|tokenizer|vocab))$/,
+  // Chat templates
+  /^chat_template\.(jinja|json)$/,
+  /^additional_chat_templates\/[^/]+\.jinja$/,
+  // Processors of images, videos and sound
+  /^((video_|image_)?(pre)?processor|audio_tokenizer|feature_extractor|processor)_config\.json$/,
+  // sentence-transformers: which modules follow the model, and those that follow, with their own small weights
+  /^(modules|config_sentence_transformers|sentence_[a-z]+_config)\.json$/,
+  /^\d+_[A-Z]\w*\/(config\.json|model\.safetensors|pytorch_model\.bin)$/,
+  // Licenses
+  /^(LICEN[CS]E|NOTICE|COPYING|USE_POLICY)([._-][^/]*)?$/i,
+]
 
-export const CONFIG_FILE = 'config.json'
+const FOLDERS = /^(additional_chat_templates|\d+_[A-Z]\w*)$/
 
-/** A change of config.json. */
-export interface ConfigEdit {
-  /** The ways to the parts that say that weights are tied, and must not any more. */
-  readonly untied: readonly (readonly string[])[]
-  readonly dtype: FloatDtype | undefined
-  /** The head that the result has. */
-  readonly head: { readonly architecture: string; readonly labels: number | undefined } | undefined
-}
+/** Files that may name Python modules of the model's own: `auto_map` of transformers. */
+export const MODULE_HOLDERS = [
+  'config.json',
+  'tokenizer_config.json',
+  'preprocessor_config.json',
+  'processor_config.json',
+]
 
-/** Weights in any format, and what belongs to them. */
-const WEIGHTS =
-  /\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|gguf|ggml|onnx|npz|pkl|pickle|tflite|ot|mlmodel|nemo)$|\.onnx[._]data(_\d+)?$|(^|\/)consolidated[^/]*$|\.index\.json$|(^|\/)adapter_config\.json$/i
-/** Folders that hold nothing but another copy of the weights, or the bookkeeping of a download. */
-const FOLDERS = /(^|\/)(onnx|\.git|\.cache)\//i
-
-/** Whether a file of the base's folder goes along. `path` is relative to it, with `/` between the parts. */
+/** Whether a file goes along. `path` is relative to the folder, with `/` between the parts. */
 export function isCompanion(path: string): boolean {
-  return !WEIGHTS.test(path) && !FOLDERS.test(path)
+  return FILES.some((pattern) => pattern.test(path))
 }
 
-const TORCH_NAMES: Readonly<Record<FloatDtype, string>> = { F32: 'float32', F16: 'float16', BF16: 'bfloat16' }
-
-const DTYPE_NAMES = ['dtype', 'torch_dtype'] as const
-
-/** The model's and, where that is a part of it, the language model's, with the way to each. */
-function partsOf(config: Record<string, unknown>): { part: Record<string, unknown>; path: string[] }[] {
-  const text = config.text_config as Record<string, unknown> | undefined
-  return [
-    { part: config, path: [] },
-    ...(text === undefined || text === null ? [] : [{ part: text, path: ['text_config'] }]),
-  ]
+/** Whether a folder inside the base's may hold files that go along. */
+export function isCompanionFolder(name: string): boolean {
+  return FOLDERS.test(name)
 }
 
-/** A dtype that config.json has and that is not this one. */
-export function otherDtype(config: Record<string, unknown>, dtype: FloatDtype): string | undefined {
-  const said = partsOf(config).flatMap(({ part }) => DTYPE_NAMES.flatMap((name) => part[name] ?? []))
-  return said.map(String).find((name) => name !== TORCH_NAMES[dtype])
+/** The Python files that `auto_map` of a config names. Those of another repository (`org/name--module.Class`) are not in the folder. */
+export function namedModules(config: unknown): string[] {
+  const map = isObject(config) ? config.auto_map : undefined
+  if (!isObject(map)) return []
+  const names = Object.values(map).flat()
+  return names.flatMap((name) =>
+    typeof name === 'string' && /^\w+\.\w+$/.test(name) ? `${name.split('.')[0]}.py` : [],
+  )
 }
 
-/** config.json with tie_word_embeddings, the dtype and the head as the merge has made them; all else stays. */
-export function editConfig(content: Uint8Array, { untied, dtype, head }: ConfigEdit, where: string): string {
-  let text = new TextDecoder().decode(content)
-  let config: Record<string, unknown>
-  try {
-    config = JSON.parse(text)
-  } catch (cause) {
-    throw new FormatError({ where, what: 'not valid JSON', cause })
-  }
-  const parts = partsOf(config)
-  for (const way of untied) {
-    text = setMember(text, [...way, 'tie_word_embeddings'], false)
-    // Other versions of transformers ask the other one of the two.
-    for (const { part, path } of parts) {
-      if (part.tie_word_embeddings === true) text = setMember(text, [...path, 'tie_word_embeddings'], false)
-    }
-  }
-  if (dtype !== undefined) {
-    for (const { part, path } of parts) {
-      for (const name of DTYPE_NAMES) if (name in part) text = setMember(text, [...path, name], TORCH_NAMES[dtype])
-    }
-    if (!DTYPE_NAMES.some((name) => name in config)) text = setMember(text, ['torch_dtype'], TORCH_NAMES[dtype])
-  }
-  return head === undefined ? text : withHead(text, config, head)
+/** The Python files beside a module that it imports: `from .name import …` and `from . import name`. */
+export function importedModules(text: string): string[] {
+  const beside = [...text.matchAll(/^\s*from\s+\.(\w+)\s+import\b/gm)].map(([, name]) => name)
+  const listed = [...text.matchAll(/^\s*from\s+\.\s+import\s+([\w, ]+)/gm)].flatMap(([, names]) =>
+    names.split(/[\s,]+/),
+  )
+  return [...beside, ...listed].filter((name) => name !== '').map((name) => `${name}.py`)
 }
 
-function withHead(
-  text: string,
-  config: Record<string, unknown>,
-  { architecture, labels }: NonNullable<ConfigEdit['head']>,
-): string {
-  const edited = setMember(text, ['architectures'], [architecture])
-  if (labels === undefined || labels === labelCount(config)) return edited
-  const names = Array.from({ length: labels }, (_, i) => `LABEL_${i}`)
-  const named = setMember(edited, ['id2label'], Object.fromEntries(names.map((name, i) => [i, name])))
-  const both = setMember(named, ['label2id'], Object.fromEntries(names.map((name, i) => [name, i])))
-  return 'num_labels' in config ? setMember(both, ['num_labels'], labels) : both
-}
-
-/** transformers takes two where config.json has none. */
-function labelCount({ id2label, num_labels }: Record<string, unknown>): number {
-  if (typeof id2label === 'object' && id2label !== null) return Object.keys(id2label).length
-  return typeof num_labels === 'number' ? num_labels : 2
+function isObject(value: unknown): value is Record<string, unknown> {
+  return typeof value === 'object' && value !== null && !Array.isArray(value)
 }

@@ -2,7 +2,7 @@
 
 import { MismatchError } from '../../base/errors.js'
 import type { BaseModel } from './base-model.js'
-import type { ConfigEdit } from './companions.js'
+import type { ConfigEdit } from './config-edit.js'
 import type { AddedTensor } from './place-replacements.js'
 
 /**

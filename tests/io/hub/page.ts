@@ -1,6 +1,7 @@
 // A page that opens models of a Hub of another origin, and tells what it got.
 
 import { readAll, readJson } from '../../../src/base/bytes.js'
+import { configureHub, loadAdapter } from '../../../src/index.js'
 import type { DownloadProgress } from '../../../src/io/hub/directory.js'
 import { openHubInBrowser } from '../../../src/io/hub/web/open-hub.js'
 
@@ -16,9 +17,14 @@ async function run() {
   const before = progress.length
   await readAll(await (await openHubInBrowser(source, { endpoint, token })).open('onnx/model.onnx'))
   const kept = (await (await caches.open('lowrank')).keys()).map(({ url }) => new URL(url).pathname)
+  configureHub({ endpoint, token })
+  const adapter = await loadAdapter('org/lora')
+  const path = await loadAdapter('./lora').catch((error: Error) => error.message)
   const digest = new Uint8Array(await crypto.subtle.digest('SHA-256', weights as Uint8Array<ArrayBuffer>))
   return {
     config,
+    adapter: adapter.size,
+    path,
     digest: [...digest],
     large: [...large],
     files: await directory.list(),

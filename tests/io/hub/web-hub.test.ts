@@ -4,6 +4,7 @@ import { openHubInBrowser, type WebHubOptions } from '../../../src/io/hub/web/op
 import { type HubSource, parseSource } from '../../../src/io/source.js'
 import { browser, buildPage } from '../../browser.js'
 import { FakeCaches } from './fake-caches.js'
+import { golden, publish } from './publish.js'
 import { type FakeHub, sha256, TOKEN } from './server.js'
 import { current, FILES, failure, isWeights, noise, text } from './toolkit.js'
 
@@ -102,6 +103,8 @@ describe('the Hub in a browser', () => {
 })
 
 interface PageResult {
+  adapter: number
+  path: string
   config: unknown
   digest: number[]
   large: number[]
@@ -122,9 +125,12 @@ describe.skipIf(browser === undefined)('Chromium', () => {
       lfs: ['onnx/model.onnx', 'model.safetensors'],
       access: 'private',
     })
+    publish(hub, 'org/lora', golden('f32'))
     files.set('/hub.json', text(JSON.stringify({ endpoint: hub.endpoint, token: TOKEN })))
     const result = await page.open({})
     expect(result).toMatchObject({ config: { model_type: 'llama' }, large: [...LARGE.subarray(1_000_000, 1_000_004)] })
+    expect(result.adapter).toBeGreaterThan(0)
+    expect(result.path).toMatch(/^source: a path, and browsers open none/)
     expect(Buffer.from(result.digest).toString('hex')).toBe(sha256(FILES['onnx/model.onnx']))
     const commit = hub.commitOf('org/model', 'main')
     const at = (file: string) => `/org/model/resolve/${commit}/${file}`

@@ -10,8 +10,7 @@ import { Random } from '../../../src/base/random.js'
 import { LoraAdapter } from '../../../src/lora/adapter.js'
 import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
 import { unmergeCheckpoint } from '../../../src/merge/chunks/unmerge.js'
-import { mergeCheckpointFiles } from '../../../src/merge/node/merge.js'
-import { fromDisk, toDisk } from '../node/disk.js'
+import { fromDisk, mergeFiles, toDisk } from '../node/disk.js'
 import { base, expectedWeight, floats, readTensors, safetensors, type TensorSketch } from '../toolkit.js'
 
 const SKETCHES: TensorSketch[] = [
@@ -102,7 +101,7 @@ describe('F64', () => {
     expect(sharded.files.size).toBeGreaterThan(3)
     expect(await readTensors(sharded)).toEqual(after)
     const input = await toDisk(from, path.join(scratch, 'base'))
-    await mergeCheckpointFiles(input, adapters, path.join(scratch, 'out'), { threads: 1, fsync: false })
+    await mergeFiles(input, adapters, path.join(scratch, 'out'), { threads: 1, fsync: false })
     const onDisk = await fromDisk(path.join(scratch, 'out'))
     expect(Buffer.compare(onDisk.files.get('model.safetensors')!, out.files.get('model.safetensors')!)).toBe(0)
   })

@@ -15,9 +15,9 @@ import { transpose } from '../../../src/linalg/product.js'
 import { LoraAdapter } from '../../../src/lora/adapter.js'
 import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
 import { unmergeCheckpoint } from '../../../src/merge/chunks/unmerge.js'
-import { mergeCheckpointFiles } from '../../../src/merge/node/merge.js'
 import { loadAdapter } from '../../../src/peft/adapter-folder.js'
 import { checkpointOf, expectClose, goldenCases, goldenPath, tensorsIn, tensorsOf, type Values } from '../../golden.js'
+import { mergeFiles } from '../node/disk.js'
 
 const golden = goldenCases<{ base: string }>('kinds')
 const [grouped, cases] = [true, false].map((is) =>
@@ -75,7 +75,7 @@ describe.each(cases)('%s', (name) => {
       await sink.write(bytes)
       await sink.commit()
     }
-    await mergeCheckpointFiles(input, [goldenPath('kinds', name)], output, { threads: 1 })
+    await mergeFiles(input, [goldenPath('kinds', name)], output, { threads: 1 })
     expect(await tensorsIn(new NodeDirectory(output))).toEqual(expected)
     const sharded = new MemoryDirectory({}, 'sharded')
     await mergeCheckpoint(from, folderOf(name), sharded, { maxShardBytes: 4000 })

@@ -85,7 +85,7 @@ async function run(): Promise<PageResult> {
   const received = new Response(pieces.readable as ReadableStream<Uint8Array<ArrayBuffer>>).arrayBuffer()
   await mergeCheckpoint(base, adapter, new StreamDirectory(() => pieces.writable), {
     reproducible: true,
-    basePath: 'model.safetensors.index.json',
+    weightsOnly: true,
     maxShardBytes: 2 ** 40,
   })
   const stream = await digest(await received)

@@ -7,10 +7,9 @@ import { cp, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { type MergeFilesOptions, mergeCheckpointFiles } from '../../../src/merge/node/merge.js'
 import type { TensorSketch } from '../toolkit.js'
 import { buildMerge } from './build.js'
-import { fromDisk, layOutFiles } from './disk.js'
+import { fromDisk, layOutFiles, type MergeFilesOptions, mergeFiles } from './disk.js'
 
 const SKETCHES: TensorSketch[] = [
   ['a_proj.weight', 'F32', [40, 24]],
@@ -43,10 +42,10 @@ beforeAll(async () => {
       }
     }
     killBefore(fs, ['openSync', 'writeSync', 'rmSync'])
-    killBefore(fs.promises, ['mkdir', 'rm', 'rmdir', 'rename', 'unlink', 'writeFile', 'copyFile', 'open'])
+    killBefore(fs.promises, ['mkdir', 'rm', 'rmdir', 'rename', 'unlink', 'link', 'writeFile', 'open'])
     syncBuiltinESMExports()
-    const { mergeCheckpointFiles } = await import(${JSON.stringify(code.merge)})
-    await mergeCheckpointFiles(base, [adapter], out, JSON.parse(options))`,
+    const { merge } = await import(${JSON.stringify(code.merge)})
+    await merge({ base, adapters: adapter, out, ...JSON.parse(options) })`,
   )
 })
 afterAll(async () => {
@@ -82,8 +81,8 @@ describe.each<[string, string, MergeFilesOptions]>([
     const options = { threads: 1, ...own }
     const folder = path.join(scratch, `in ${name}`)
     const [earlier, fresh] = [path.join(scratch, `earlier ${name}`), path.join(scratch, `fresh ${name}`)]
-    await mergeCheckpointFiles(setup.base, [{ adapter: setup.adapter, weight: 0.5 }], earlier, options)
-    await mergeCheckpointFiles(setup.base, [setup.adapter], fresh, options)
+    await mergeFiles(setup.base, [{ adapter: setup.adapter, weight: 0.5 }], earlier, options)
+    await mergeFiles(setup.base, [setup.adapter], fresh, options)
     const [old, whole] = [await contentOf(earlier), await contentOf(fresh)]
     expect(old).not.toEqual(whole)
     const out = path.join(folder, name)
@@ -95,13 +94,13 @@ describe.each<[string, string, MergeFilesOptions]>([
       isKilled = await isKilledBefore(change, out, options)
       if (existsSync(out)) expect([old, whole], `before change ${change}`).toContainEqual(await contentOf(out))
       else if (own.overwrite) {
-        const moved = (await readdir(folder)).find((file) => file.endsWith('.old'))
+        const moved = (await readdir(folder)).find((file) => file.includes('.old-'))
         expect(await contentOf(path.join(folder, moved!))).toEqual(old)
       }
       const next = { ...options, resume: change % 2 === 1, overwrite: true }
-      await mergeCheckpointFiles(setup.base, [setup.adapter], out, next)
+      await mergeFiles(setup.base, [setup.adapter], out, next)
       expect(await contentOf(out)).toEqual(whole)
-      expect(existsSync(`${out}.partial`)).toBe(false)
+      expect(await readdir(folder)).toEqual(expect.not.arrayContaining([expect.stringMatching(/\.(partial|old)-/)]))
       expect(existsSync(path.join(out, '.merge'))).toBe(false)
     }
     expect(change).toBeGreaterThan(10)

@@ -5,6 +5,8 @@ import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises'
 import path from 'node:path'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
 import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
+import type { MergeToPath, PathAdapter, UnmergeToPath } from '../../../src/merge/merge.js'
+import { merge, planMerge, unmerge } from '../../../src/merge/node/merge.js'
 import { saveAdapter } from '../../../src/peft/adapter-folder.js'
 import { adapter, type BaseOptions, base, type TensorSketch } from '../toolkit.js'
 
@@ -66,4 +68,56 @@ function digests(files: ReadonlyMap<string, Uint8Array>): Map<string, string> {
 
 export function digest(bytes: Uint8Array): string {
   return createHash('sha256').update(bytes).digest('hex')
+}
+
+export type { PathAdapter }
+
+/** Options of a merge by path, in either direction. */
+export type MergeFilesOptions = Omit<MergeToPath, 'base' | 'adapters' | 'out'> & { sign?: 1 | -1 }
+
+export function mergeFiles(base: string, adapters: PathAdapter[], out: string, options: MergeFilesOptions = {}) {
+  const { sign = 1, outDtype, tied, ...rest } = options
+  if (sign === 1) return merge({ base, adapters, out, outDtype, tied, ...rest })
+  return unmerge({ merged: base, adapters, out, ...rest })
+}
+
+export function planFiles(base: string, adapters: PathAdapter[], out: string, options: MergeFilesOptions = {}) {
+  return planMerge({ base, adapters, out, ...options })
+}
+
+export function unmergeFiles(
+  merged: string,
+  adapters: PathAdapter[],
+  out: string,
+  options: Omit<UnmergeToPath, 'merged' | 'adapters' | 'out'> = {},
+) {
+  return unmerge({ merged, adapters, out, ...options })
+}
+
+/** The folders beside an output in which it is made. */
+export async function partialsOf(out: string): Promise<string[]> {
+  const prefix = `${path.basename(out)}.partial-`
+  const names = await readdir(path.dirname(out)).catch((): string[] => [])
+  return names.filter((name) => name.startsWith(prefix)).map((name) => path.join(path.dirname(out), name))
+}
+
+/** The only one of them. */
+export async function partialOf(out: string): Promise<string> {
+  const all = await partialsOf(out)
+  if (all.length !== 1) throw new Error(`${all.length} folders of unfinished output`)
+  return all[0]
+}
+
+/** What is in it, shards by their own names: they end in a token while they are there. */
+export async function partialFiles(out: string): Promise<string[]> {
+  const names = await readdir(await partialOf(out))
+  return names.map((name) => name.replace(/\.[0-9a-f]{12}$/, '')).sort()
+}
+
+/** The file of a shard in it. */
+export async function partialShard(out: string, shard: string): Promise<string> {
+  const folder = await partialOf(out)
+  const names = (await readdir(folder)).filter((name) => name.startsWith(`${shard}.`))
+  if (names.length !== 1) throw new Error(`${names.length} files of ${shard}`)
+  return path.join(folder, names[0])
 }

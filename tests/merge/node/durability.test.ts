@@ -6,9 +6,8 @@ import { mkdtemp, readdir, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
-import { type MergeFilesOptions, mergeCheckpointFiles } from '../../../src/merge/node/merge.js'
 import type { TensorSketch } from '../toolkit.js'
-import { layOutFiles } from './disk.js'
+import { layOutFiles, type MergeFilesOptions, mergeFiles, partialFiles, partialsOf } from './disk.js'
 
 const SKETCHES: TensorSketch[] = [
   ['a_proj.weight', 'F32', [300, 256]],
@@ -75,6 +74,10 @@ vi.mock('node:fs/promises', async (original) => {
       }
       return handle
     },
+    link: async (from: string, to: string) => {
+      await fs.link(from, to)
+      events.push(`link ${from} to ${to}`)
+    },
     rename: async (from: string, to: string) => {
       await fs.rename(from, to)
       events.push(`rename ${from} to ${to}`)
@@ -95,26 +98,34 @@ afterEach(() => rm(folder, { recursive: true, force: true }))
 async function layOut(sketches = SKETCHES) {
   const setup = await layOutFiles(folder, sketches, {
     shards: 2,
-    files: { 'tokenizer.json': '{}', '1_Pooling/deep/config.json': '{}' },
+    files: { 'tokenizer.json': '{}', '1_Pooling/config.json': '{}' },
   })
   return {
     ...setup,
-    partial: `${setup.out}.partial`,
     merge: (options: MergeFilesOptions = {}, out = setup.out) =>
-      mergeCheckpointFiles(setup.base, [setup.adapter], out, { threads: 1, ...options }),
+      mergeFiles(setup.base, [setup.adapter], out, { threads: 1, ...options }),
   }
 }
 
 describe('the result has its name', () => {
   it('when all files and folders of it are on disk, and the name is', async () => {
-    const { merge, out, partial } = await layOut()
+    const { merge, out } = await layOut()
     await merge()
-    const named = events.indexOf(`rename ${partial} to ${out}`)
+    const named = events.findIndex((event) => event.startsWith('rename') && event.endsWith(` to ${out}`))
     expect(named).toBeGreaterThan(0)
-    const synced = new Set(events.slice(0, named))
-    const all = (await readdir(out, { recursive: true })).map((name) => path.join(partial, name))
-    expect(all).toHaveLength(9)
-    for (const name of [partial, ...all]) expect(synced).toContain(`sync ${name}`)
+    // What was synced, by the name that it has in the end.
+    const synced = events.slice(0, named).flatMap((event, i) => {
+      let file = /^sync (.*)/.exec(event)?.[1]
+      if (file === undefined) return []
+      for (const later of events.slice(i, named + 1)) {
+        const [, from, to] = /^rename (.*) to (.*)/.exec(later) ?? []
+        if (from !== undefined && (file === from || file.startsWith(`${from}/`))) file = to + file.slice(from.length)
+      }
+      return [file]
+    })
+    const all = (await readdir(out, { recursive: true })).map((name) => path.join(out, name))
+    expect(all).toHaveLength(8)
+    for (const name of [out, ...all]) expect(synced).toContain(name)
     expect(events.slice(named + 1)).toContain(`sync ${folder}`)
   })
 
@@ -122,11 +133,13 @@ describe('the result has its name', () => {
     const { merge } = await layOut()
     const out = path.join(folder, 'out.safetensors')
     await merge({ maxShardBytes: 2 ** 40 }, out)
-    const made = path.join(`${out}.partial`, path.basename(out))
-    expect(events).toEqual([
-      expect.stringMatching(/plan\.json/),
-      `sync ${made}`,
-      `rename ${made} to ${out}`,
+    const done = events.filter((event) => !event.includes('.merge'))
+    expect(done).toEqual([
+      expect.stringMatching(/^sync .*\/out\.safetensors\.partial-[0-9a-f]{12}\/out\.safetensors\.[0-9a-f]{12}$/),
+      // The folder, by which the merge takes it for itself, and the file in it.
+      expect.stringMatching(/^rename .*\.partial-[0-9a-f]{12} to .*\.partial-[0-9a-f]{12}-[0-9a-f]{12}$/),
+      expect.stringMatching(/^rename .*\.[0-9a-f]{12} to .*\/out\.safetensors$/),
+      expect.stringMatching(new RegExp(`^link .* to ${out}$`)),
       `sync ${folder}`,
     ])
   })
@@ -139,12 +152,13 @@ describe('the result has its name', () => {
 })
 
 it('a result is sent to the disk while more is computed, where it is waited for', async () => {
-  const { merge, partial } = await layOut([...SKETCHES, ['large_proj.weight', 'BF16', [600, 4096]]])
-  const file = path.join(partial, 'model-00002-of-00002.safetensors')
+  const { merge } = await layOut([...SKETCHES, ['large_proj.weight', 'BF16', [600, 4096]]])
+  const indexOf = (what: string) =>
+    events.findIndex((event) => event.startsWith(`${what} `) && /model-00002-of-00002\.safetensors\.\w+$/.test(event))
   isSlow = true
   await merge()
-  expect(events.indexOf(`send ${file}`)).toBeGreaterThan(-1)
-  expect(events.indexOf(`send ${file}`)).toBeLessThan(events.indexOf(`sync ${file}`))
+  expect(indexOf('send')).toBeGreaterThan(-1)
+  expect(indexOf('send')).toBeLessThan(indexOf('sync'))
   events = []
   await merge({ fsync: false, overwrite: true })
   expect(events.filter((event) => /^(send|sync)/.test(event))).toEqual([])
@@ -152,7 +166,7 @@ it('a result is sent to the disk while more is computed, where it is waited for'
 
 describe('a disk', () => {
   it('that has too little room is not written to', async () => {
-    const { merge, out, partial } = await layOut()
+    const { merge, out } = await layOut()
     const { bytes } = await merge({}, path.join(folder, 'first'))
     // All but the header of one of the two weights.
     free = 6 * 300 * 256
@@ -161,25 +175,25 @@ describe('a disk', () => {
       what: 'not enough free space for the output',
       got: '0 MB',
     })
-    expect([existsSync(out), existsSync(partial)]).toEqual([false, false])
+    expect([existsSync(out), await partialsOf(out)]).toEqual([false, []])
     free = bytes
     await merge()
   })
 
   it('that fills up is named, keeps what is finished, and the result has no name', async () => {
-    const { merge, out, partial } = await layOut()
+    const { merge, out } = await layOut()
     room = 310_000
     await expect(merge()).rejects.toMatchObject({
       code: 'FILE',
-      where: path.join(partial, 'model-00002-of-00002.safetensors'),
+      where: expect.stringMatching(/model-00002-of-00002\.safetensors\.\w+$/),
       what: expect.stringMatching(/no space left on the device/),
-      hint: 'The finished files are kept: make room, then resume',
+      hint: 'The finished files are kept: make room, then go on with resume: true (--resume)',
     })
     expect(events.filter((event) => event.startsWith('empty'))).toEqual([
-      `empty ${path.join(partial, 'model-00002-of-00002.safetensors')}`,
+      expect.stringMatching(/^empty .*model-00002-of-00002\.safetensors\.\w+$/),
     ])
     expect(existsSync(out)).toBe(false)
-    expect((await readdir(partial)).sort()).toEqual(['.merge', 'model-00001-of-00002.safetensors'])
+    expect(await partialFiles(out)).toEqual(['.merge', 'model-00001-of-00002.safetensors'])
     room = 160_000
     await merge({ resume: true })
     expect(existsSync(path.join(out, 'config.json'))).toBe(true)

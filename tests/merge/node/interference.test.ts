@@ -1,21 +1,26 @@
-// What else happens to the folder of a merge: other jobs and other merges, links and mounts, and what is left of killed ones.
+// What else happens to the folder of a merge: other jobs, links and mounts, notes that are damaged.
 
 import { execFileSync } from 'node:child_process'
-import { existsSync, mkdirSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, writeFileSync } from 'node:fs'
 import { mkdir, mkdtemp, readdir, readFile, readlink, rm, stat, symlink, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
 import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
-import {
-  type FileAdapter,
-  type MergeFilesOptions,
-  mergeCheckpointFiles,
-  planCheckpointFiles,
-} from '../../../src/merge/node/merge.js'
 import type { TensorSketch } from '../toolkit.js'
-import { fromDisk, layOutFiles } from './disk.js'
+import {
+  fromDisk,
+  layOutFiles,
+  type MergeFilesOptions,
+  mergeFiles,
+  type PathAdapter,
+  partialFiles,
+  partialOf,
+  partialShard,
+  partialsOf,
+  planFiles,
+} from './disk.js'
 
 const SKETCHES: TensorSketch[] = [
   ['a_proj.weight', 'F32', [300, 256]],
@@ -34,9 +39,8 @@ async function layOut() {
   const setup = await layOutFiles(folder, SKETCHES, { shards: 2, files: { 'tokenizer.json': '{}' } })
   return {
     ...setup,
-    partial: `${setup.out}.partial`,
-    merge: (options: MergeFilesOptions = {}, out = setup.out, adapter: FileAdapter = setup.adapter) =>
-      mergeCheckpointFiles(setup.base, [adapter], out, { threads: 1, fsync: false, ...options }),
+    merge: (options: MergeFilesOptions = {}, out = setup.out, adapter: PathAdapter = setup.adapter) =>
+      mergeFiles(setup.base, [adapter], out, { threads: 1, fsync: false, ...options }),
     async expectWhole(out = setup.out) {
       const [fresh, written] = [new MemoryDirectory(), await fromDisk(out)]
       await mergeCheckpoint(setup.memory, setup.lora, fresh)
@@ -67,20 +71,20 @@ async function mounted(target: string, args: string[], work: () => Promise<void>
 
 describe('jobs', () => {
   it('leave what others have finished when they are stopped, or fail', async () => {
-    const { merge, partial, expectWhole } = await layOut()
+    const { merge, out, expectWhole } = await layOut()
     await merge({ share: { index: 0, count: 2 } })
     const stopped = merge({ share: { index: 1, count: 2 }, signal: AbortSignal.abort() })
     await expect(stopped).rejects.toMatchObject({ name: 'AbortError' })
-    expect((await readdir(partial)).sort()).toEqual(['.merge', nameOf(1)])
-    const { ino } = await stat(path.join(partial, nameOf(1)))
+    expect(await partialFiles(out)).toEqual(['.merge', nameOf(1)])
+    const { ino } = await stat(await partialShard(out, nameOf(1)))
     await merge({ share: { index: 1, count: 2 } })
     await merge({ finish: true })
     await expectWhole()
-    expect((await stat(path.join(partial.replace('.partial', ''), nameOf(1)))).ino).toBe(ino)
+    expect((await stat(path.join(out, nameOf(1)))).ino).toBe(ino)
   })
 
   it('leave what others have finished when a value of their own is not finite', async () => {
-    const { merge, partial, adapter } = await layOut()
+    const { merge, out, adapter } = await layOut()
     // Too large for F16 alone.
     const large = { adapter, weight: 1e9 }
     await merge({ share: { index: 0, count: 2 } }, undefined, large)
@@ -88,14 +92,14 @@ describe('jobs', () => {
       code: 'NUMERIC',
       where: 'b_proj.weight',
     })
-    expect((await readdir(partial)).sort()).toEqual(['.merge', nameOf(1)])
+    expect(await partialFiles(out)).toEqual(['.merge', nameOf(1)])
   })
 
   it('count their own files in progress', async () => {
-    const { merge, partial } = await layOut()
+    const { merge, out } = await layOut()
     const seen: { writtenBytes: number; totalBytes: number }[] = []
     await merge({ share: { index: 1, count: 2 }, onProgress: (progress) => seen.push(progress) })
-    const { size } = await stat(path.join(partial, nameOf(2)))
+    const { size } = await stat(await partialShard(out, nameOf(2)))
     expect(seen.at(-1)).toEqual({ writtenBytes: size, totalBytes: size, keptBytes: 0 })
     await merge({ share: { index: 1, count: 2 } })
     seen.splice(0)
@@ -105,84 +109,47 @@ describe('jobs', () => {
 })
 
 describe('notes', () => {
-  it('are of one plan, also where the plan’s own is lost', async () => {
-    const { merge, partial, adapter, expectWhole } = await layOut()
+  it('are of one plan: another one is no part of it, also where its own note is lost', async () => {
+    const { merge, out, adapter, expectWhole } = await layOut()
     for (const plan of [undefined, 'null', '{']) {
       await merge({ share: { index: 0, count: 1 }, overwrite: true }, undefined, { adapter, weight: 2 })
-      const file = path.join(partial, '.merge', 'plan.json')
+      const file = path.join(await partialOf(out), '.merge', 'plan.json')
       if (plan === undefined) await rm(file)
       else await writeFile(file, plan)
       await merge({ resume: true, overwrite: true })
       await expectWhole()
+      expect(await partialsOf(out)).toEqual([])
     }
   })
 
   it('alone are no obstacle', async () => {
-    const { merge, partial, expectWhole } = await layOut()
-    await mkdir(path.join(partial, '.merge'), { recursive: true })
+    const { merge, out, expectWhole } = await layOut()
+    await mkdir(path.join(`${out}.partial-0123456789ab`, '.merge'), { recursive: true })
     await merge()
     await expectWhole()
+    expect(await partialsOf(out)).toEqual([])
   })
 
   it('and shards are all that a resume takes over', async () => {
-    const { merge, partial, expectWhole } = await layOut()
+    const { merge, out, expectWhole } = await layOut()
     await merge({ share: { index: 0, count: 1 } })
+    const partial = await partialOf(out)
     await mkdir(path.join(partial, 'nested'))
     await writeFile(path.join(partial, 'stale.json'), '{}')
     await merge({ resume: true })
     await expectWhole()
   })
-})
 
-describe('another merge', () => {
-  it('that makes the folder anew keeps the first from publishing it', async () => {
-    const { merge, partial, out } = await layOut()
-    // It looks again right before it publishes.
-    const signal = interfering(2, () => {
-      rmSync(partial, { recursive: true })
-      mkdirSync(path.join(partial, '.merge'), { recursive: true })
-      for (const shard of [1, 2]) writeFileSync(path.join(partial, nameOf(shard)), 'half')
-    })
-    await expect(merge({ signal })).rejects.toMatchObject({
-      code: 'FILE',
-      what: 'another merge has written here meanwhile',
-    })
-    expect(existsSync(out)).toBe(false)
-    expect(await readFile(path.join(partial, nameOf(1)), 'utf8')).toBe('half')
-  })
-
-  it('that goes on with its folder keeps the first from publishing it', async () => {
-    const { merge, partial, out, expectWhole } = await layOut()
-    const first = merge({
-      signal: interfering(2, () => {
-        rmSync(path.join(partial, nameOf(2)))
-        writeFileSync(path.join(partial, nameOf(2)), 'half')
-      }),
-    })
-    await expect(first).rejects.toMatchObject({ what: 'another merge has written here meanwhile' })
-    expect(existsSync(out)).toBe(false)
+  it('of a shard’s file lead nowhere else', async () => {
+    const { merge, out, expectWhole } = await layOut()
+    await merge({ share: { index: 0, count: 1 } })
+    const file = path.join(await partialOf(out), '.merge', `${nameOf(1)}.json`)
+    for (const name of ['../../base/config.json', '/etc/passwd', nameOf(2), 7]) {
+      await writeFile(file, JSON.stringify({ ...JSON.parse(await readFile(file, 'utf8')), file: name }))
+      await expect(merge({ finish: true })).rejects.toMatchObject({ what: expect.stringMatching(/^1 of 2 files/) })
+    }
     await merge({ resume: true })
     await expectWhole()
-  })
-
-  it('that finished first is not replaced', async () => {
-    const { merge, partial, out } = await layOut()
-    const signal = interfering(2, () => {
-      mkdirSync(out)
-      writeFileSync(path.join(out, 'theirs'), 'x')
-    })
-    await expect(merge({ signal })).rejects.toMatchObject({ code: 'FILE', what: 'exists already and is not empty' })
-    expect(await readdir(out)).toEqual(['theirs'])
-    expect(existsSync(partial)).toBe(true)
-  })
-
-  it('at the same time leaves a whole result or none', async () => {
-    const { merge, out, expectWhole } = await layOut()
-    const results = await Promise.allSettled([merge(), merge()])
-    for (const result of results)
-      if (result.status === 'rejected') expect(result.reason).toMatchObject({ code: 'FILE' })
-    if (results.some(({ status }) => status === 'fulfilled')) await expectWhole()
-    else expect(existsSync(out)).toBe(false)
   })
 })
 
@@ -205,7 +172,7 @@ describe('the place of the output', () => {
       await symlink(path.join(folder, 'nowhere'), link)
       const options = { maxShardBytes: 2 ** 40 }
       await expect(merge(options, link)).rejects.toMatchObject({ where: link, what: 'a link that leads nowhere' })
-      expect(existsSync(`${link}.partial`)).toBe(false)
+      expect(await partialsOf(link)).toEqual([])
     }
   })
 
@@ -224,7 +191,7 @@ describe('the place of the output', () => {
           what: expect.stringContaining('a file system is mounted here'),
           hint: `Name a folder in it, such as ${path.join(disk, 'merged')}`,
         })
-        expect(existsSync(`${disk}.partial`)).toBe(false)
+        expect(await partialsOf(disk)).toEqual([])
         await merge({}, path.join(disk, 'merged'))
         await expectWhole(path.join(disk, 'merged'))
       })
@@ -240,7 +207,7 @@ describe('the place of the output', () => {
     const { merge, base, adapter, out } = await layOut()
     await mkdir(out)
     await writeFile(path.join(out, 'mine'), 'x')
-    const plan = (place: string, options = {}) => planCheckpointFiles(base, [adapter], place, options)
+    const plan = (place: string, options = {}) => planFiles(base, [adapter], place, options)
     for (const place of [out, base, adapter]) {
       const expected = await merge({}, place).catch((error: Error) => error.message)
       await expect(plan(place)).rejects.toThrow(String(expected))
@@ -259,10 +226,10 @@ describe('the place of the output', () => {
     await mounted(disk, ['-t', 'tmpfs', '-o', 'size=600k', 'tmpfs'], async () => {
       const out = path.join(disk, 'out')
       await merge({ share: { index: 0, count: 2 } }, out)
-      await writeFile(path.join(`${out}.partial`, nameOf(2)), new Uint8Array(140_000))
+      await writeFile(path.join(await partialOf(out), `${nameOf(2)}.0123456789ab`), new Uint8Array(140_000))
       await merge({ resume: true }, out)
       await expectWhole(out)
-      await expect(planCheckpointFiles(base, [adapter], path.join(disk, 'a', 'b'))).rejects.toMatchObject({
+      await expect(planFiles(base, [adapter], path.join(disk, 'a', 'b'))).rejects.toMatchObject({
         what: 'not enough free space for the output',
       })
     })
@@ -288,24 +255,28 @@ describe('the base', () => {
   it('may be named by its index, which goes along', async () => {
     const { base, adapter, out, memory, lora } = await layOut()
     const index = 'model.safetensors.index.json'
-    await mergeCheckpointFiles(path.join(base, index), [adapter], out, { threads: 1, fsync: false })
-    expect((await readdir(out)).sort()).toEqual(['lowrank-merge.json', nameOf(1), nameOf(2), index])
+    const weights = [nameOf(1), nameOf(2), index]
+    const options = { threads: 1, fsync: false }
+    await mergeFiles(path.join(base, index), [adapter], out, { ...options, weightsOnly: true })
+    expect((await readdir(out)).sort()).toEqual(['lowrank-merge.json', ...weights])
+    await mergeFiles(path.join(base, index), [adapter], out, { ...options, overwrite: true })
+    expect((await readdir(out)).sort()).toEqual(['config.json', 'lowrank-merge.json', ...weights, 'tokenizer.json'])
     const portable = new MemoryDirectory()
-    await mergeCheckpoint(memory, lora, portable, { basePath: index })
-    expect([...portable.files.keys()].sort()).toEqual([nameOf(1), nameOf(2), index])
+    await mergeCheckpoint(memory, lora, portable, { basePath: index, weightsOnly: true })
+    expect([...portable.files.keys()].sort()).toEqual(weights)
   })
 
   it('is refused before the first byte where a link to one of its files leads nowhere', async () => {
-    const { merge, base, partial } = await layOut()
+    const { merge, base, out } = await layOut()
     await symlink(path.join(folder, 'blobs', '1234'), path.join(base, 'vocab.json'))
     await expect(merge()).rejects.toMatchObject({
       where: path.join(base, 'vocab.json'),
       what: 'a link that leads nowhere',
     })
-    expect(existsSync(partial)).toBe(false)
+    expect(await partialsOf(out)).toEqual([])
     await rm(path.join(base, 'vocab.json'))
     // Of other copies of the weights nothing is read.
     await symlink(path.join(folder, 'blobs', '1234'), path.join(base, 'pytorch_model.bin'))
-    expect((await merge()).leftOut).toEqual(['pytorch_model.bin'])
+    expect((await merge()).copied).toEqual(['config.json', 'tokenizer.json'])
   })
 })

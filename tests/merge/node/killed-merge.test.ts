@@ -7,10 +7,9 @@ import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { promisify } from 'node:util'
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest'
-import { mergeCheckpointFiles } from '../../../src/merge/node/merge.js'
 import type { TensorSketch } from '../toolkit.js'
 import { buildMerge } from './build.js'
-import { digest, expected, layOutFiles, weights } from './disk.js'
+import { digest, expected, layOutFiles, mergeFiles, partialShard, partialsOf, weights } from './disk.js'
 
 let folder: string
 beforeEach(async () => {
@@ -18,7 +17,7 @@ beforeEach(async () => {
 })
 afterEach(() => rm(folder, { recursive: true, force: true }))
 
-describe('mergeCheckpointFiles in threads', () => {
+describe('mergeFiles in threads', () => {
   // 30 MB in 6 files.
   const LARGE: TensorSketch[] = Array.from({ length: 6 }, (_, i) => [`layers.${i}.a_proj.weight`, 'BF16', [600, 4096]])
   let code: Awaited<ReturnType<typeof buildMerge>>
@@ -43,8 +42,10 @@ describe('mergeCheckpointFiles in threads', () => {
         return result
       }
       syncBuiltinESMExports()
-      const { mergeCheckpointFiles } = await import(${JSON.stringify(code.merge)})
-      const report = await mergeCheckpointFiles(base, [adapter], out, JSON.parse(options)).catch((error) => ({ error: { ...error, what: error.what } }))
+      const { merge, unmerge } = await import(${JSON.stringify(code.merge)})
+      const { sign, ...rest } = JSON.parse(options)
+      const work = sign === -1 ? unmerge({ merged: base, adapters: adapter, out, ...rest }) : merge({ base, adapters: adapter, out, ...rest })
+      const report = await work.catch((error) => ({ error: { ...error, what: error.what } }))
       process.send(report)`,
     )
   })
@@ -73,8 +74,9 @@ describe('mergeCheckpointFiles in threads', () => {
 
   it('merges for a program that is a text', async () => {
     const setup = await layOutFiles(folder, [['a_proj.weight', 'BF16', [40, 24]]])
-    const program = `import { mergeCheckpointFiles } from ${JSON.stringify(code.merge)}
-      await mergeCheckpointFiles(${JSON.stringify(setup.base)}, [${JSON.stringify(setup.adapter)}], ${JSON.stringify(setup.out)}, { threads: 2 })`
+    const { base, adapter: adapters, out } = setup
+    const program = `import { merge } from ${JSON.stringify(code.merge)}
+      await merge(${JSON.stringify({ base, adapters, out, threads: 2 })})`
     await promisify(execFile)(process.execPath, ['--input-type=module', '-e', program])
     expect(await weights(setup.out)).toEqual(await expected(setup))
   })
@@ -83,9 +85,11 @@ describe('mergeCheckpointFiles in threads', () => {
     const setup = await layOutFiles(folder, LARGE, { shards: 6 })
     const before = await weights(setup.base)
     const { child, report } = startSlowly(setup, setup.out)
-    const partial = `${setup.out}.partial`
-    const notes = async () =>
-      (await readdir(path.join(partial, '.merge')).catch(() => [])).filter((name) => /^model.*json$/.test(name))
+    const notes = async () => {
+      const [partial] = await partialsOf(setup.out)
+      const names = partial === undefined ? [] : await readdir(path.join(partial, '.merge')).catch(() => [])
+      return names.filter((name) => /^model.*json$/.test(name))
+    }
     while ((await notes()).length === 0 && child.exitCode === null)
       await new Promise((resolve) => setTimeout(resolve, 1))
     child.kill('SIGKILL')
@@ -93,7 +97,7 @@ describe('mergeCheckpointFiles in threads', () => {
     expect(existsSync(setup.out)).toBe(false)
     expect(await weights(setup.base)).toEqual(before)
     const kept = (await notes())[0].replace(/\.json$/, '')
-    const { ino, mtimeMs } = await stat(path.join(partial, kept))
+    const { ino, mtimeMs } = await stat(await partialShard(setup.out, kept))
     expect((await start(setup, setup.out, { threads: 2, resume: true }).report)?.error).toBeUndefined()
     const after = await stat(path.join(setup.out, kept))
     expect([after.ino, after.mtimeMs]).toEqual([ino, mtimeMs])
@@ -102,7 +106,7 @@ describe('mergeCheckpointFiles in threads', () => {
     const again = path.join(folder, 'again')
     await rm(setup.out, { recursive: true })
     const second = startSlowly(setup, again)
-    while (!existsSync(`${again}.partial`) && second.child.exitCode === null)
+    while ((await partialsOf(again)).length === 0 && second.child.exitCode === null)
       await new Promise((resolve) => setTimeout(resolve, 1))
     second.child.kill('SIGKILL')
     await second.report
@@ -122,7 +126,7 @@ describe('mergeCheckpointFiles in threads', () => {
     const out = path.join(folder, name)
     const { child, report } = startSlowly(setup, out, options)
     const started = async () =>
-      (await readdir(`${out}.partial`).catch(() => [])).some((file) => /^model|^out/.test(file))
+      (await readdir((await partialsOf(out))[0] ?? '').catch(() => [])).some((file) => /^model|^out/.test(file))
     while (!(await started()) && child.exitCode === null) await new Promise((resolve) => setTimeout(resolve, 1))
     child.kill('SIGKILL')
     expect(await report).toBeUndefined()
@@ -131,7 +135,7 @@ describe('mergeCheckpointFiles in threads', () => {
     const again = { threads: 2, resume: true, ...options, share: undefined }
     expect((await start(setup, out, again).report)?.error).toBeUndefined()
     const fresh = path.join(folder, `fresh-${name}`)
-    await mergeCheckpointFiles(setup.base, [setup.adapter], fresh, {
+    await mergeFiles(setup.base, [setup.adapter], fresh, {
       threads: 1,
       fsync: false,
       ...options,
@@ -139,7 +143,7 @@ describe('mergeCheckpointFiles in threads', () => {
     })
     const digestAt = async (at: string) => (name === 'out' ? weights(at) : digest(await readFile(at)))
     expect(await digestAt(out)).toEqual(await digestAt(fresh))
-    expect(existsSync(`${out}.partial`)).toBe(false)
+    expect(await partialsOf(out)).toEqual([])
   })
 
   it.skipIf(process.getuid?.() !== 0 || process.platform !== 'linux')('says so when the disk fills up', async () => {

@@ -1,12 +1,32 @@
 import { existsSync } from 'node:fs'
-import { link, mkdir, mkdtemp, readdir, readFile, rename, rm, symlink, unlink, writeFile } from 'node:fs/promises'
+import {
+  link,
+  mkdir,
+  mkdtemp,
+  readdir,
+  readFile,
+  realpath,
+  rename,
+  rm,
+  symlink,
+  unlink,
+  writeFile,
+} from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
-import { mergeCheckpointFiles, planCheckpointFiles } from '../../../src/merge/node/merge.js'
-import { unmergeCheckpointFiles } from '../../../src/merge/node/unmerge.js'
 import { base, type TensorSketch } from '../toolkit.js'
-import { digest, expected, layOutFiles, weights } from './disk.js'
+import {
+  digest,
+  expected,
+  layOutFiles,
+  mergeFiles,
+  partialShard,
+  partialsOf,
+  planFiles,
+  unmergeFiles,
+  weights,
+} from './disk.js'
 
 const SKETCHES: TensorSketch[] = [
   ['embed.weight', 'BF16', [50, 24]],
@@ -24,10 +44,10 @@ beforeEach(async () => {
 })
 afterEach(() => rm(folder, { recursive: true, force: true }))
 
-describe('mergeCheckpointFiles', () => {
+describe('mergeFiles', () => {
   it('writes the same bytes as the portable code', async () => {
     const setup = await layOutFiles(folder, SKETCHES, { shards: 3, files: { 'tokenizer.json': '{}' } })
-    const report = await mergeCheckpointFiles(setup.base, [setup.adapter], setup.out, { threads: 1 })
+    const report = await mergeFiles(setup.base, [setup.adapter], setup.out, { threads: 1 })
     expect(await weights(setup.out)).toEqual(await expected(setup))
     expect(report).toMatchObject({ out: setup.out, tensors: 6, changed: 4, leftOut: [] })
     expect(report.layers.map(({ name }) => name).sort()).toEqual([
@@ -37,21 +57,39 @@ describe('mergeCheckpointFiles', () => {
       'layers.1.b_proj',
     ])
     expect(report.layers.every(({ relativeChange }) => relativeChange > 0)).toBe(true)
-    expect(existsSync(`${setup.out}.partial`)).toBe(false)
+    expect(await partialsOf(setup.out)).toEqual([])
   })
 
   it('writes one file, which appears under its name alone', async () => {
     const setup = await layOutFiles(folder, SKETCHES)
     const out = path.join(folder, 'result.safetensors')
-    await mergeCheckpointFiles(path.join(setup.base, 'model.safetensors'), [setup.adapter], out, here)
+    await mergeFiles(path.join(setup.base, 'model.safetensors'), [setup.adapter], out, here)
     expect(digest(await readFile(out))).toBe((await expected(setup)).get('model.safetensors'))
     expect((await readdir(folder)).sort()).toEqual(['adapter', 'base', 'result.safetensors'])
   })
 
-  it('carries other files over, in folders too, and leaves out and lists other copies of the weights', async () => {
+  it('carries over what the result needs, in folders too, and lists what it leaves out', async () => {
     const setup = await layOutFiles(folder, SKETCHES)
     const files = {
       '1_Pooling/config.json': '{}',
+      '2_Dense/model.safetensors': 'x',
+      '2_Dense/notes.txt': 'x',
+      'additional_chat_templates/tool.jinja': 'x',
+      'tokenizer.json': '{}',
+      'tokenizer_config.json': '{"auto_map": {"AutoTokenizer": ["tokenization_own.OwnTokenizer", null]}}',
+      'tokenization_own.py': 'from .helpers import split\n',
+      'helpers.py': 'from . import tables, letters\n',
+      'tables.py': 'import os',
+      'train.py': 'import os',
+      'spiece.model': 'x',
+      'vocab.txt': 'x',
+      'chat_template.jinja': 'x',
+      'preprocessor_config.json': '{}',
+      'LICENSE.md': 'x',
+      '.gitattributes': 'x',
+      'notes/mine.txt': 'x',
+      'training_args.bin': 'x',
+      'adapter_config.json': '{}',
       'pytorch_model.bin': 'x',
       'model.gguf': 'x',
       'onnx/model.onnx': 'x',
@@ -63,21 +101,39 @@ describe('mergeCheckpointFiles', () => {
       await mkdir(path.dirname(path.join(setup.base, name)), { recursive: true })
       await writeFile(path.join(setup.base, name), content)
     }
-    const plan = await planCheckpointFiles(setup.base, [setup.adapter], setup.out)
+    const options = { ...here, format: 'safetensors' } as const
+    const plan = await planFiles(setup.base, [setup.adapter], setup.out, options)
     expect(existsSync(setup.out)).toBe(false)
-    const report = await mergeCheckpointFiles(setup.base, [setup.adapter], setup.out, here)
+    const report = await mergeFiles(setup.base, [setup.adapter], setup.out, options)
     expect([...(await weights(setup.out)).keys()]).toEqual([
       '1_Pooling/config.json',
-      'README.md',
+      '2_Dense/model.safetensors',
+      'LICENSE.md',
+      'additional_chat_templates/tool.jinja',
+      'chat_template.jinja',
       'config.json',
+      'helpers.py',
       'model.safetensors',
+      'preprocessor_config.json',
+      'spiece.model',
+      'tables.py',
+      'tokenization_own.py',
+      'tokenizer.json',
+      'tokenizer_config.json',
+      'vocab.txt',
     ])
     const leftOut = [
+      '2_Dense/notes.txt',
+      'README.md',
+      'adapter_config.json',
       'consolidated.safetensors',
       'model.gguf',
+      'notes/',
       'onnx/',
-      'original/consolidated.00.pth',
+      'original/',
       'pytorch_model.bin',
+      'train.py',
+      'training_args.bin',
     ]
     expect(report.leftOut).toEqual(leftOut)
     expect(plan).toMatchObject({ tensors: 6, changed: 4, leftOut })
@@ -85,13 +141,48 @@ describe('mergeCheckpointFiles', () => {
 
   it('reads through the symlinks of a cache and writes files', async () => {
     const setup = await layOutFiles(folder, SKETCHES)
-    await mkdir(path.join(folder, 'blobs'))
+    const snapshot = path.join(folder, 'models--org--name', 'snapshots', '0a1b')
+    const blobs = path.join(folder, 'models--org--name', 'blobs')
+    await mkdir(snapshot, { recursive: true })
+    await mkdir(blobs)
     for (const name of await readdir(setup.base)) {
-      await rename(path.join(setup.base, name), path.join(folder, 'blobs', name))
-      await symlink(path.join('..', 'blobs', name), path.join(setup.base, name))
+      await rename(path.join(setup.base, name), path.join(blobs, name))
+      await symlink(path.join('..', '..', 'blobs', name), path.join(snapshot, name))
     }
-    await mergeCheckpointFiles(setup.base, [setup.adapter], setup.out, here)
+    await mergeFiles(snapshot, [setup.adapter], setup.out, here)
     expect(await weights(setup.out)).toEqual(await expected(setup))
+  })
+
+  it('refuses links that lead out of the base, and takes those inside', async () => {
+    const setup = await layOutFiles(folder, SKETCHES)
+    const secret = path.join(folder, 'secret')
+    await mkdir(path.join(secret, '1_Pooling'), { recursive: true })
+    await writeFile(path.join(secret, '1_Pooling', 'config.json'), 'private')
+    const leak = async (name: string, target: string) => {
+      const link = path.join(setup.base, name)
+      await symlink(target, link)
+      for (const make of [mergeFiles, planFiles]) {
+        await expect(make(setup.base, [setup.adapter], setup.out, here)).rejects.toMatchObject({
+          code: 'FILE',
+          where: link,
+          what: 'a link that leads out of the folder of the base',
+          got: await realpath(target.startsWith('/') ? target : path.join(setup.base, target)),
+        })
+      }
+      expect((await readdir(folder)).sort()).toEqual(['adapter', 'base', 'secret'])
+      await mergeFiles(setup.base, [setup.adapter], setup.out, { ...here, weightsOnly: true })
+      expect(await readdir(setup.out)).toEqual(['lowrank-merge.json', 'model.safetensors'])
+      await rm(setup.out, { recursive: true })
+      await unlink(link)
+    }
+    await leak('vocab.txt', path.join(secret, '1_Pooling', 'config.json'))
+    await leak('tokenizer.json', '../secret/1_Pooling/config.json')
+    await leak('1_Pooling', '../secret/1_Pooling')
+    // What does not go along may lead anywhere.
+    await symlink(path.join(secret, '1_Pooling', 'config.json'), path.join(setup.base, 'notes.txt'))
+    await symlink('config.json', path.join(setup.base, 'generation_config.json'))
+    const { copied } = await mergeFiles(setup.base, [setup.adapter], setup.out, here)
+    expect(copied).toEqual(['config.json', 'generation_config.json'])
   })
 
   it('refuses to write where it reads, by whatever path', async () => {
@@ -109,10 +200,10 @@ describe('mergeCheckpointFiles', () => {
       setup.adapter,
       path.join(setup.base, 'model.safetensors'),
     ]) {
-      const merging = mergeCheckpointFiles(setup.base, [setup.adapter], out, { ...here, overwrite: true })
+      const merging = mergeFiles(setup.base, [setup.adapter], out, { ...here, overwrite: true })
       await expect(merging).rejects.toMatchObject({ code: 'FILE', what: expect.stringContaining('being read') })
     }
-    await expect(mergeCheckpointFiles(setup.base, [setup.adapter], folder, here)).rejects.toMatchObject({
+    await expect(mergeFiles(setup.base, [setup.adapter], folder, here)).rejects.toMatchObject({
       code: 'FILE',
     })
     expect(await weights(setup.base)).toEqual(before)
@@ -120,11 +211,13 @@ describe('mergeCheckpointFiles', () => {
 
   it('replaces only what a merge wrote, and only when told to', async () => {
     const setup = await layOutFiles(folder, SKETCHES)
-    const merge = (overwrite: boolean) =>
-      mergeCheckpointFiles(setup.base, [setup.adapter], setup.out, { ...here, overwrite })
+    const merge = (overwrite: boolean) => mergeFiles(setup.base, [setup.adapter], setup.out, { ...here, overwrite })
     await mkdir(setup.out)
     await merge(false)
-    await expect(merge(false)).rejects.toMatchObject({ code: 'FILE', hint: 'Choose another place, or overwrite it' })
+    await expect(merge(false)).rejects.toMatchObject({
+      code: 'FILE',
+      hint: 'Choose another place, or replace it: overwrite: true (--overwrite)',
+    })
     await merge(true)
     expect(await weights(setup.out)).toEqual(await expected(setup))
     await unlink(path.join(setup.out, 'lowrank-merge.json'))
@@ -138,7 +231,7 @@ describe('mergeCheckpointFiles', () => {
   it('takes a file for a former result by names and shapes', async () => {
     const setup = await layOutFiles(folder, SKETCHES)
     const out = path.join(folder, 'result.safetensors')
-    const merge = () => mergeCheckpointFiles(setup.base, [setup.adapter], out, { ...here, overwrite: true })
+    const merge = () => mergeFiles(setup.base, [setup.adapter], out, { ...here, overwrite: true })
     const other = async (change: (sketch: TensorSketch, i: number) => TensorSketch) => {
       const { files } = await base(SKETCHES.map(change))
       await writeFile(out, files.get('model.safetensors')!)
@@ -158,7 +251,7 @@ describe('mergeCheckpointFiles', () => {
 
   it('stops at a signal and leaves nothing', async () => {
     const setup = await layOutFiles(folder, SKETCHES)
-    const merging = mergeCheckpointFiles(setup.base, [setup.adapter], setup.out, {
+    const merging = mergeFiles(setup.base, [setup.adapter], setup.out, {
       ...here,
       signal: AbortSignal.abort(),
     })
@@ -168,8 +261,7 @@ describe('mergeCheckpointFiles', () => {
 
   it('splits the files over shares and finishes', async () => {
     const setup = await layOutFiles(folder, SKETCHES, { shards: 3 })
-    const merge = (options: object) =>
-      mergeCheckpointFiles(setup.base, [setup.adapter], setup.out, { ...here, ...options })
+    const merge = (options: object) => mergeFiles(setup.base, [setup.adapter], setup.out, { ...here, ...options })
     const first = await merge({ share: { index: 0, count: 2 } })
     await expect(merge({ finish: true })).rejects.toMatchObject({ what: expect.stringContaining('1 of 3') })
     const second = await merge({ share: { index: 1, count: 2 } })
@@ -189,9 +281,9 @@ describe('mergeCheckpointFiles', () => {
   it('does not finish with a damaged file, nor resume another merge', async () => {
     const setup = await layOutFiles(folder, SKETCHES, { shards: 3 })
     const merge = (options: object, adapters = [setup.adapter as never]) =>
-      mergeCheckpointFiles(setup.base, adapters, setup.out, { ...here, ...options })
+      mergeFiles(setup.base, adapters, setup.out, { ...here, ...options })
     await merge({ share: { index: 0, count: 1 } })
-    const shard = path.join(`${setup.out}.partial`, 'model-00002-of-00003.safetensors')
+    const shard = await partialShard(setup.out, 'model-00002-of-00003.safetensors')
     const bytes = await readFile(shard)
     bytes[bytes.length - 1] ^= 1
     await writeFile(shard, bytes)
@@ -207,9 +299,9 @@ describe('mergeCheckpointFiles', () => {
 
   it('takes an adapter out again and counts what differs from the original', async () => {
     const setup = await layOutFiles(folder, SKETCHES)
-    await mergeCheckpointFiles(setup.base, [setup.adapter], setup.out, here)
+    await mergeFiles(setup.base, [setup.adapter], setup.out, here)
     const back = path.join(folder, 'back')
-    const report = await unmergeCheckpointFiles(setup.out, [setup.adapter], back, { ...here, original: setup.base })
+    const report = await unmergeFiles(setup.out, [setup.adapter], back, { ...here, original: setup.base })
     const { differing, values } = report.differences!
     expect(values).toBe(50 * 24 + 40 * 24 + 24 + 40 * 24 + 5 + 13 * 7)
     expect(differing).toBeGreaterThan(0)

@@ -6,9 +6,8 @@ import path from 'node:path'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
 import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
-import { type MergeFilesOptions, mergeCheckpointFiles } from '../../../src/merge/node/merge.js'
 import type { TensorSketch } from '../toolkit.js'
-import { fromDisk, layOutFiles } from './disk.js'
+import { fromDisk, layOutFiles, type MergeFilesOptions, mergeFiles, partialOf, partialShard } from './disk.js'
 
 const SKETCHES: TensorSketch[] = [
   ['a_proj.weight', 'BF16', [300, 256]],
@@ -27,16 +26,15 @@ afterEach(() => rm(folder, { recursive: true, force: true }))
 /** All three files are made, but the output is not finished. */
 async function interrupted() {
   const setup = await layOutFiles(folder, SKETCHES, { shards: 3 })
-  await mergeCheckpointFiles(setup.base, [setup.adapter], setup.out, { ...here, share: { index: 0, count: 1 } })
-  const partial = `${setup.out}.partial`
+  await mergeFiles(setup.base, [setup.adapter], setup.out, { ...here, share: { index: 0, count: 1 } })
   const times = await Promise.all(
-    [1, 2, 3].map(async (shard) => (await stat(path.join(partial, nameOf(shard)))).mtimeMs),
+    [1, 2, 3].map(async (shard) => (await stat(await partialShard(setup.out, nameOf(shard)))).mtimeMs),
   )
   return {
     ...setup,
-    partial,
+    partial: await partialOf(setup.out),
     run: (options: MergeFilesOptions, base = setup.base, adapters: never[] = [setup.adapter as never]) =>
-      mergeCheckpointFiles(base, adapters, setup.out, { ...here, ...options }),
+      mergeFiles(base, adapters, setup.out, { ...here, ...options }),
     /** Which of the files were not made again. */
     async kept() {
       const isKept = async (shard: number) =>
@@ -108,7 +106,7 @@ describe('resuming', () => {
 
   it('makes files again that are damaged, or whose note is', async () => {
     const merge = await interrupted()
-    await flip(path.join(merge.partial, nameOf(1)), 40_000)
+    await flip(await partialShard(merge.out, nameOf(1)), 40_000)
     await writeFile(path.join(merge.partial, '.merge', `${nameOf(2)}.json`), '{"checksum":')
     await merge.run({ resume: true })
     expect(await merge.kept()).toEqual([3])
@@ -128,7 +126,7 @@ describe('resuming', () => {
   })
 
   it.each<[string, MergeFilesOptions]>([
-    ['type', { dtype: 'F16' }],
+    ['type', { outDtype: 'F16' }],
     ['shards', { maxShardBytes: 50_000 }],
     ['direction', { sign: -1 }],
     ['rounding', { reproducible: true }],
@@ -152,7 +150,7 @@ describe('resuming', () => {
     const setup = await layOutFiles(folder, SKETCHES)
     const file = path.join(setup.out, 'model.safetensors')
     const run = (options: object) =>
-      mergeCheckpointFiles(setup.base, [setup.adapter], setup.out, { ...here, overwrite: true, ...options })
+      mergeFiles(setup.base, [setup.adapter], setup.out, { ...here, overwrite: true, ...options })
     const fresh = new MemoryDirectory()
     await mergeCheckpoint(setup.memory, setup.lora, fresh)
     const expectFresh = async () =>
@@ -161,8 +159,8 @@ describe('resuming', () => {
     expect((await run({ finish: true })).bytes).toBeLessThan(1000)
     await expectFresh()
     await run({ share: { index: 0, count: 1 } })
-    await rm(path.join(`${setup.out}.partial`, '.merge', 'model.safetensors.json'))
-    await flip(path.join(`${setup.out}.partial`, 'model.safetensors'), 100)
+    await rm(path.join(await partialOf(setup.out), '.merge', 'model.safetensors.json'))
+    await flip(await partialShard(setup.out, 'model.safetensors'), 100)
     expect((await run({ resume: true })).bytes).toBeGreaterThan(150_000)
     await expectFresh()
   })

@@ -11,7 +11,7 @@ import { encodeWeights, type WeightDtype } from '../../../src/base/dtype.js'
 import { parseSafetensorsHeader, readTensorF32 } from '../../../src/formats/safetensors.js'
 import { NodeDirectory } from '../../../src/io/node/files.js'
 import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
-import type { mergeCheckpointFiles } from '../../../src/merge/node/merge.js'
+import type { merge as mergeHere } from '../../../src/merge/node/merge.js'
 import { safetensors } from '../toolkit.js'
 import { buildMerge } from './build.js'
 import { fromDisk, toDisk } from './disk.js'
@@ -25,11 +25,11 @@ const THREADS = 3
 
 let scratch: string
 let code: Awaited<ReturnType<typeof buildMerge>>
-let merge: typeof mergeCheckpointFiles
+let merge: typeof mergeHere
 beforeAll(async () => {
   scratch = await mkdtemp(path.join(tmpdir(), 'lowrank-threads-'))
   code = await buildMerge()
-  merge = (await import(code.merge)).mergeCheckpointFiles
+  merge = (await import(code.merge)).merge
 })
 afterAll(async () => {
   await code.remove()
@@ -67,7 +67,7 @@ describe.each(cases)('%s', (name) => {
     const { layers } = await mergeCheckpoint(from, new NodeDirectory(path.join(golden, name)), expected)
     const input = await toDisk(from, path.join(scratch, `${name}-${dtype}`))
     const out = `${input}-out`
-    const report = await merge(input, [path.join(golden, name)], out, { threads: THREADS, fsync: false })
+    const report = await merge({ base: input, adapters: path.join(golden, name), out, threads: THREADS, fsync: false })
     const { files } = await fromDisk(out)
     files.delete('lowrank-merge.json')
     expect([...files.keys()].sort()).toEqual([...expected.files.keys()].sort())

@@ -1,14 +1,13 @@
 // What files beside the weights say of them: config.json and the index after a merge that makes another model of them.
 
-import { mkdtemp, rm } from 'node:fs/promises'
+import { mkdtemp, readFile, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
 import { type MergeCheckpointOptions, mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
-import { mergeCheckpointFiles, planCheckpointFiles } from '../../../src/merge/node/merge.js'
 import { saveAdapter } from '../../../src/peft/adapter-folder.js'
-import { toDisk } from '../node/disk.js'
+import { mergeFiles, planFiles, toDisk } from '../node/disk.js'
 import { adapter, base, readTensors, type TensorSketch } from '../toolkit.js'
 
 const INDEX = 'model.safetensors.index.json'
@@ -19,7 +18,7 @@ const SKETCHES: TensorSketch[] = [
 const config = { model_type: 'llama', tie_word_embeddings: true, torch_dtype: 'bfloat16' }
 const head = adapter({ lm_head: [32, 16] })
 
-describe('a single file as base or as result, with which no config.json goes along', () => {
+describe('a result without config.json', () => {
   const here = { threads: 1, fsync: false }
   let folder: string
   beforeEach(async () => {
@@ -27,63 +26,80 @@ describe('a single file as base or as result, with which no config.json goes alo
   })
   afterEach(() => rm(folder, { recursive: true, force: true }))
 
-  /** Base and result, of which at least one is a file. */
+  /** Base and result, where that is a file, or a folder of weights alone. */
   async function layOut(own: Record<string, unknown> = config) {
     const from = await toDisk(await base(SKETCHES, { config: own }), path.join(folder, 'base'))
     const file = path.join(from, 'model.safetensors')
     return [
-      [file, path.join(folder, 'one.safetensors')],
-      [file, path.join(folder, 'out')],
-      [from, path.join(folder, 'other.safetensors')],
+      [file, path.join(folder, 'one.safetensors'), here],
+      [file, path.join(folder, 'out'), { ...here, weightsOnly: true }],
+      [from, path.join(folder, 'other.safetensors'), here],
     ] as const
   }
 
   it('has no untied embeddings: loaders would tie them again', async () => {
-    for (const [from, out] of await layOut()) {
-      for (const make of [mergeCheckpointFiles, planCheckpointFiles]) {
-        await expect(make(from, [head], out, { ...here, tied: 'untie' })).rejects.toMatchObject({
+    for (const [from, out, options] of await layOut()) {
+      for (const make of [mergeFiles, planFiles]) {
+        await expect(make(from, [head], out, { ...options, tied: 'untie' })).rejects.toMatchObject({
           code: 'MISMATCH',
           what: 'embeddings cannot be untied without a config.json that says so',
-          hint: 'Keep them tied, or name folders for both',
+          hint: 'Keep them tied, or write a whole folder',
         })
       }
-      expect((await mergeCheckpointFiles(from, [head], out, { ...here, tied: 'keep' })).warnings).toEqual([])
+      expect((await mergeFiles(from, [head], out, { ...options, tied: 'keep' })).warnings).toEqual([])
     }
   })
 
   it('comes with a warning when config.json says another type', async () => {
     const lora = adapter({ 'model.q_proj': [24, 16] })
-    for (const [from, out] of await layOut()) {
-      const warnings = [expect.stringMatching(/result is in F16, and config\.json, .* says bfloat16: change it/)]
-      expect(await planCheckpointFiles(from, [lora], out, { dtype: 'F16' })).toMatchObject({ warnings })
-      expect(await mergeCheckpointFiles(from, [lora], out, { ...here, dtype: 'F16' })).toMatchObject({ warnings })
+    for (const [from, out, options] of await layOut()) {
+      const warnings = [
+        expect.stringMatching(/result is in F16, and the base's config\.json, .* says bfloat16: change it/),
+      ]
+      expect(await planFiles(from, [lora], out, { ...options, outDtype: 'F16' })).toMatchObject({ warnings })
+      expect(await mergeFiles(from, [lora], out, { ...options, outDtype: 'F16' })).toMatchObject({ warnings })
     }
-    const whole = { ...here, dtype: 'F16' } as const
-    expect((await mergeCheckpointFiles(path.join(folder, 'base'), [lora], `${folder}/whole`, whole)).warnings).toEqual(
-      [],
-    )
+    const whole = { ...here, outDtype: 'F16' } as const
+    expect((await mergeFiles(path.join(folder, 'base'), [lora], `${folder}/whole`, whole)).warnings).toEqual([])
   })
 
   it('comes without one where config.json says this type, or none', async () => {
     const lora = adapter({ 'model.q_proj': [24, 16] })
     for (const own of [{ dtype: 'float16' }, { text_config: {} }]) {
-      for (const [from, out] of await layOut(own)) {
-        expect(await planCheckpointFiles(from, [lora], out, { dtype: 'F16' })).toMatchObject({ warnings: [] })
+      for (const [from, out, options] of await layOut(own)) {
+        expect(await planFiles(from, [lora], out, { ...options, outDtype: 'F16' })).toMatchObject({ warnings: [] })
       }
     }
+  })
+
+  it('is not what a file as base gives, when the result is a folder', async () => {
+    const from = await toDisk(await base(SKETCHES, { config }), path.join(folder, 'base'))
+    const out = path.join(folder, 'out')
+    const file = path.join(from, 'model.safetensors')
+    expect(await mergeFiles(file, [head], out, { ...here, tied: 'untie' })).toMatchObject({ copied: ['config.json'] })
+    expect(JSON.parse(await readFile(path.join(out, 'config.json'), 'utf8')).tie_word_embeddings).toBe(false)
   })
 
   it('is the same over directories', async () => {
     const run = async (options: MergeCheckpointOptions) =>
       mergeCheckpoint(await base(SKETCHES, { config }), head, new MemoryDirectory(), options)
-    const basePath = 'model.safetensors'
-    await expect(run({ basePath, tied: 'untie' })).rejects.toMatchObject({ code: 'MISMATCH' })
-    expect((await run({ basePath, tied: 'keep', dtype: 'F32' })).warnings).toHaveLength(1)
+    await expect(run({ weightsOnly: true, tied: 'untie' })).rejects.toMatchObject({ code: 'MISMATCH' })
+    expect((await run({ weightsOnly: true, tied: 'keep', dtype: 'F32' })).warnings).toHaveLength(1)
     expect((await run({ tied: 'untie', dtype: 'F32', path: 'other.safetensors' })).warnings).toEqual([])
   })
 })
 
 describe('config.json', () => {
+  it('with a text_config that is none is merged all the same', async () => {
+    for (const text of [2, 'gemma', [], null, true]) {
+      const from = await base(SKETCHES, { config: { ...config, text_config: text } })
+      const out = new MemoryDirectory()
+      await mergeCheckpoint(from, head, out, { tied: 'untie', dtype: 'F32' })
+      const written = JSON.parse(new TextDecoder().decode(out.files.get('config.json')))
+      expect(written).toEqual({ ...config, tie_word_embeddings: false, torch_dtype: 'float32', text_config: text })
+    }
+  })
+
   it('keeps the spelling of all that is not changed: to strict loaders 1 is no 1.0', async () => {
     const text =
       '{"model_type": "llama", "initializer_factor": 1.0, "eps": 1e-05,\n "tie_word_embeddings": true, "dtype": "float32",\n' +

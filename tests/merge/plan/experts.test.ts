@@ -15,9 +15,9 @@ import { NodeDirectory } from '../../../src/io/node/files.js'
 import { LoraAdapter } from '../../../src/lora/adapter.js'
 import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
 import { unmergeCheckpoint } from '../../../src/merge/chunks/unmerge.js'
-import { mergeCheckpointFiles } from '../../../src/merge/node/merge.js'
 import { loadAdapter, saveAdapter } from '../../../src/peft/adapter-folder.js'
 import { checkpointOf, expectClose, goldenCases, goldenPath, tensorsIn, type Values } from '../../golden.js'
+import { mergeFiles } from '../node/disk.js'
 import { normals } from '../toolkit.js'
 
 const golden = goldenCases<{ base: string }>('experts')
@@ -72,7 +72,7 @@ describe.each(cases)('%s', (name) => {
     const out = new MemoryDirectory({}, 'out')
     const report = await mergeCheckpoint(from, folderOf(name), out)
     const [input, output] = [await onDisk(`${name}-in`, from), path.join(scratch, `${name}-out`)]
-    const own = await mergeCheckpointFiles(input, [goldenPath('experts', name)], output, { threads: 1 })
+    const own = await mergeFiles(input, [goldenPath('experts', name)], output, { threads: 1 })
     expect(await tensorsIn(new NodeDirectory(output))).toEqual(await tensorsIn(out))
     expect(own.changed).toBe(report.changed)
     for (const [i, { name: layer, relativeChange }] of own.layers.entries()) {
@@ -133,7 +133,7 @@ describe('large experts', () => {
       folders.push(await onDisk(`adapter-${i}-${shape[1]}`, saved))
     }
     const [input, output] = [await onDisk(`input-${shape[1]}`, from), path.join(scratch, `output-${shape[1]}`)]
-    await mergeCheckpointFiles(input, [{ adapter: folders[0], weight: 0.5 }, folders[1]], output, { threads: 1 })
+    await mergeFiles(input, [{ adapter: folders[0], weight: 0.5 }, folders[1]], output, { threads: 1 })
     const bytes = readFileSync(path.join(output, 'model.safetensors'))
     expect(Buffer.compare(bytes, out.files.get('model.safetensors')!)).toBe(0)
   })

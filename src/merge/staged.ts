@@ -1,55 +1,19 @@
-// What merging writes: several files that get their names together or not at all, and the report about them.
+// Several files that get their names together or not at all, in any folder.
 
 import type { ByteSink, ByteSource, Directory } from '../base/bytes.js'
 import { FileError } from '../base/errors.js'
-import type { LayerChange } from './weight.js'
-
-/** What a merge wrote. */
-export interface MergeReport {
-  /** Where the result is: the folder's name and the weights' file in it. */
-  out: string
-  /** Number of tensors of the result, or of a job's share of it. */
-  tensors: number
-  /** How many of them hold merged weights. */
-  changed: number
-  /** Written in all. */
-  bytes: number
-  /** That it took. */
-  seconds: number
-  /** What adapters added to; values that they replace have no line here. */
-  layers: LayerChange[]
-}
-
-/** What all merges take. */
-export interface MergeOptions {
-  /** Stops between two pieces: merging rejects with the signal's reason, and leaves at most files to resume from. */
-  signal?: AbortSignal
-  /** Called after each piece that is written. */
-  onProgress?: (progress: MergeProgress) => void
-  /** Refuses adapters whose config has targets or patterns that match nothing of them. Default false. */
-  strict?: boolean | undefined
-}
-
-/** How far a merge is. */
-export interface MergeProgress {
-  /** So far, with those kept of an earlier run. */
-  writtenBytes: number
-  /** Of the weights: what will be written, but for headers and small files. */
-  totalBytes: number
-  /** Of the written ones, those that an earlier run had finished; undefined: none. */
-  keptBytes?: number
-}
+import type { RunSettings } from './settings.js'
 
 /** A folder whose new files appear when `commit` is called, in the order in which they were made. */
 export class StagedDirectory implements Directory {
   readonly name: string
   readonly #target: Directory
-  readonly #options: MergeOptions
+  readonly #options: RunSettings
   readonly #totalBytes: number
   #staged: { path: string; sink: ByteSink }[] = []
   #writtenBytes = 0
 
-  constructor(target: Directory, totalBytes: number, options: MergeOptions) {
+  constructor(target: Directory, totalBytes: number, options: RunSettings) {
     this.name = target.name
     this.#target = target
     this.#totalBytes = totalBytes
@@ -60,8 +24,8 @@ export class StagedDirectory implements Directory {
     return this.#writtenBytes
   }
 
-  list(): Promise<string[]> {
-    return this.#target.list()
+  list(folder?: string): Promise<string[]> {
+    return this.#target.list(folder)
   }
 
   has(path: string): Promise<boolean> {
@@ -86,6 +50,10 @@ export class StagedDirectory implements Directory {
       commit: async () => {},
       abort: () => sink.abort(),
     }
+  }
+
+  async isSame(other: Directory): Promise<boolean> {
+    return other === this.#target || ((await this.#target.isSame?.(other)) ?? false)
   }
 
   /** Takes back a file that was not committed yet, or removes one that was there before. */
@@ -121,7 +89,7 @@ export class StagedDirectory implements Directory {
 export async function writeTogether<T>(
   target: Directory,
   totalBytes: number,
-  options: MergeOptions,
+  options: RunSettings,
   write: (staged: StagedDirectory) => Promise<T>,
 ): Promise<T> {
   const staged = new StagedDirectory(target, totalBytes, options)
@@ -132,29 +100,6 @@ export async function writeTogether<T>(
   } catch (error) {
     await staged.abort()
     throw error
-  }
-}
-
-/** Files that hold weights, or that make loaders look for other weights. */
-const WEIGHTS =
-  /\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|gguf|onnx|npz|pkl)$|\.onnx[._]data(_\d+)?$|\.index\.json$|^adapter_config\.json$/
-
-const COPY_BYTES = 4 << 20
-
-/** Copies configuration, tokenizer and other files beside the weights, but no copy of the weights in another form. */
-export async function copyCompanions(from: Directory, to: Directory): Promise<void> {
-  for (const path of await from.list()) {
-    if (WEIGHTS.test(path) || path.startsWith('.')) continue
-    const source = await from.open(path)
-    try {
-      const sink = await to.create(path)
-      for (let at = 0; at < source.byteLength; at += COPY_BYTES) {
-        await sink.write(await source.read(at, Math.min(COPY_BYTES, source.byteLength - at)))
-      }
-      await sink.commit()
-    } finally {
-      await source.close()
-    }
   }
 }
 

@@ -1,0 +1,73 @@
+// Which kind of model a merge reads and writes: that of the base, of the result's name, or what was asked for.
+
+import type { Directory } from '../base/bytes.js'
+import { ConfigError, FileError } from '../base/errors.js'
+import { type DtypeChoice, defaultGraph, findGraph } from '../graph/graph-file.js'
+import type { MergeFormat } from './report.js'
+
+/** A base: a folder, and the file in it where one is meant. */
+export interface MergeBase {
+  readonly directory: Directory
+  /** Inside the folder: a graph, a safetensors file or its index. */
+  readonly file?: string | undefined
+}
+
+/** Files that are no graph: pickles among them, which are refused. */
+const CHECKPOINTS = /\.(safetensors|json|bin|pt|pth|ckpt)$/
+
+/** What is read and written. */
+export interface ChosenFormat {
+  readonly format: MergeFormat
+  /** The graph inside the base's folder, where the format has one. */
+  readonly graph: string | undefined
+  /** The checkpoint's file or index, where the base names it. */
+  readonly checkpoint: string | undefined
+}
+
+/**
+ * Without a format: what the result's name ends in; else the graph of a folder that has one, because such a folder is run from it;
+ * else the checkpoint.
+ *
+ * @param out the result's path, where it has one
+ * @param settings what is asked for
+ * @throws ConfigError for a wish that contradicts the names; FileError when the base has no graph to merge into
+ */
+export async function chooseFormat(
+  { directory, file }: MergeBase,
+  out: string | undefined,
+  { format: wish, dtype }: { format?: MergeFormat | undefined; dtype?: DtypeChoice | undefined },
+): Promise<ChosenFormat> {
+  const named = /\.(onnx|safetensors)$/.exec(out ?? '')?.[1] as 'onnx' | 'safetensors' | undefined
+  if (file !== undefined) {
+    const format = CHECKPOINTS.test(file) ? 'safetensors' : 'onnx'
+    requireSame(wish, format, `the base is the file ${file}`)
+    if (dtype !== undefined && format === 'onnx') {
+      throw new ConfigError({ where: 'dtype', what: 'only where the graph is not named itself', got: file })
+    }
+    return { format, graph: format === 'onnx' ? file : undefined, checkpoint: format === 'onnx' ? undefined : file }
+  }
+  if (named !== undefined) requireSame(wish, named, `the result is a .${named} file`)
+  // A dtype asks for a graph.
+  const isGraphWanted = (wish ?? named ?? (dtype === undefined ? undefined : 'onnx')) !== 'safetensors'
+  const graph =
+    dtype !== undefined && isGraphWanted ? await findGraph(directory, { dtype }) : await defaultGraph(directory)
+  const format = wish ?? named ?? (graph === undefined ? 'safetensors' : 'onnx')
+  if (format === 'safetensors') return { format, graph: undefined, checkpoint: undefined }
+  if (graph !== undefined) return { format, graph, checkpoint: undefined }
+  throw new FileError({
+    where: directory.name,
+    what: 'no ONNX model in this folder',
+    expected: 'onnx/model.onnx or model.onnx',
+    hint: 'Merge into its checkpoint (format safetensors), or take an export with an .onnx file',
+  })
+}
+
+function requireSame(wish: MergeFormat | undefined, format: 'onnx' | 'safetensors', because: string): void {
+  if (wish === undefined || wish === format) return
+  throw new ConfigError({
+    where: 'format',
+    what: `it cannot be ${wish}: ${because}`,
+    expected: format,
+    hint: 'Name folders for both, or leave the format out',
+  })
+}

@@ -1,0 +1,49 @@
+// What a merge into a path says when it fails.
+
+import { ConfigError, FileError, listed, MismatchError } from '../../base/errors.js'
+import type { MergeBase } from '../format.js'
+import type { OutputShard } from '../plan/layout.js'
+
+export function unfinishedError(
+  missing: readonly OutputShard[],
+  own: readonly OutputShard[],
+  folder: string,
+): FileError {
+  return new FileError({
+    where: folder,
+    what: `${missing.length} of ${own.length} files are missing, damaged or made from another base: ${listed(missing.map(({ path: name }) => name))}`,
+    hint: 'Run their shares again, then finish',
+  })
+}
+
+export function severalFilesError(out: string, files: number): ConfigError {
+  return new ConfigError({
+    where: out,
+    what: `the output has ${files} files, so that it needs a folder`,
+    hint: 'Name a folder, or raise the size of a shard',
+  })
+}
+
+/** The error; where a base is one file of several, with what to do about that. */
+export function withShardHint(error: unknown, { file = '' }: MergeBase): unknown {
+  const isMissing = error instanceof MismatchError && error.where === 'adapter'
+  if (!isMissing || !/-\d{5}-of-\d{5}\.safetensors$/.test(file)) return error
+  const { where, what, expected } = error
+  const hint = 'The base is one file of several: name their folder'
+  return new MismatchError({ where, what, expected, hint, cause: error })
+}
+
+/** The error, with what can be done about a full disk or is left to go on with. */
+export function withHint(error: unknown, isLeft: boolean): unknown {
+  if (!(error instanceof FileError)) return error
+  const { where, what, expected, got, hint, cause } = error
+  const code = (cause as NodeJS.ErrnoException | undefined)?.code ?? ''
+  const room = isLeft
+    ? 'The finished files are kept: make room, then go on with resume: true (--resume)'
+    : 'Make room, or choose another disk'
+  const isFull = ['ENOSPC', 'EDQUOT'].includes(code)
+  const advice = isFull
+    ? room
+    : (hint ?? (isLeft ? 'The finished files are kept: resume: true (--resume) goes on' : undefined))
+  return new FileError({ where, what, expected, got, hint: advice, cause })
+}

@@ -1,0 +1,82 @@
+// The changes of a base's config.json: what the merge has made of its types, of tied weights and of the head. All else keeps its
+// spelling.
+
+import type { FloatDtype } from '../../base/dtype.js'
+import { FormatError } from '../../base/errors.js'
+import { setMember } from '../../formats/json-edit.js'
+
+export const CONFIG_FILE = 'config.json'
+
+/** A change of config.json. */
+export interface ConfigEdit {
+  /** The ways to the parts that say that weights are tied, and must not any more. */
+  readonly untied: readonly (readonly string[])[]
+  readonly dtype: FloatDtype | undefined
+  /** The head that the result has. */
+  readonly head: { readonly architecture: string; readonly labels: number | undefined } | undefined
+}
+
+const TORCH_NAMES: Readonly<Record<FloatDtype, string>> = { F32: 'float32', F16: 'float16', BF16: 'bfloat16' }
+
+const DTYPE_NAMES = ['dtype', 'torch_dtype'] as const
+
+/** The model's and, where that is a part of it, the language model's, with the way to each. */
+function partsOf(config: Readonly<Record<string, unknown>>): { part: Record<string, unknown>; path: string[] }[] {
+  const text = config.text_config
+  const isPart = typeof text === 'object' && text !== null && !Array.isArray(text)
+  return [
+    { part: config, path: [] },
+    ...(isPart ? [{ part: text as Record<string, unknown>, path: ['text_config'] }] : []),
+  ]
+}
+
+/** A dtype that config.json has and that is not this one. */
+export function otherDtype(config: Readonly<Record<string, unknown>>, dtype: FloatDtype): string | undefined {
+  const said = partsOf(config).flatMap(({ part }) => DTYPE_NAMES.flatMap((name) => part[name] ?? []))
+  return said.map(String).find((name) => name !== TORCH_NAMES[dtype])
+}
+
+/** config.json with tie_word_embeddings, the dtype and the head as the merge has made them; all else stays. */
+export function editConfig(content: Uint8Array, { untied, dtype, head }: ConfigEdit, where: string): string {
+  let text = new TextDecoder().decode(content)
+  let config: Record<string, unknown>
+  try {
+    config = JSON.parse(text)
+  } catch (cause) {
+    throw new FormatError({ where, what: 'not valid JSON', cause })
+  }
+  const parts = partsOf(config)
+  for (const way of untied) {
+    text = setMember(text, [...way, 'tie_word_embeddings'], false)
+    // Other versions of transformers ask the other one of the two.
+    for (const { part, path } of parts) {
+      if (part.tie_word_embeddings === true) text = setMember(text, [...path, 'tie_word_embeddings'], false)
+    }
+  }
+  if (dtype !== undefined) {
+    for (const { part, path } of parts) {
+      for (const name of DTYPE_NAMES) if (name in part) text = setMember(text, [...path, name], TORCH_NAMES[dtype])
+    }
+    if (!DTYPE_NAMES.some((name) => name in config)) text = setMember(text, ['torch_dtype'], TORCH_NAMES[dtype])
+  }
+  return head === undefined ? text : withHead(text, config, head)
+}
+
+function withHead(
+  text: string,
+  config: Record<string, unknown>,
+  { architecture, labels }: NonNullable<ConfigEdit['head']>,
+): string {
+  const edited = setMember(text, ['architectures'], [architecture])
+  if (labels === undefined || labels === labelCount(config)) return edited
+  const names = Array.from({ length: labels }, (_, i) => `LABEL_${i}`)
+  const named = setMember(edited, ['id2label'], Object.fromEntries(names.map((name, i) => [i, name])))
+  const both = setMember(named, ['label2id'], Object.fromEntries(names.map((name, i) => [name, i])))
+  return 'num_labels' in config ? setMember(both, ['num_labels'], labels) : both
+}
+
+/** transformers takes two where config.json has none. */
+function labelCount({ id2label, num_labels }: Record<string, unknown>): number {
+  if (typeof id2label === 'object' && id2label !== null) return Object.keys(id2label).length
+  return typeof num_labels === 'number' ? num_labels : 2
+}

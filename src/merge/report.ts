@@ -1,0 +1,64 @@
+// What merging says: of a plan, on the way, and at the end. The same for .onnx files and safetensors checkpoints.
+
+import type { Renamed } from './plan/names/renamed.js'
+import type { LayerChange } from './weight.js'
+
+/** Which kinds of models a result has. */
+export type MergeFormat = 'onnx' | 'safetensors' | 'both'
+
+/** A file of weights, or a graph. */
+export interface MergedFile {
+  /** Inside the result. */
+  name: string
+  byteLength: number
+}
+
+/** What a plan and a finished merge both know. Of a job's share only what is the job's; with `both`, the sums of the two. */
+export interface MergeSummary {
+  /** The result: its folder, or its file. */
+  out: string
+  format: MergeFormat
+  /** Number of tensors of the result. */
+  tensors: number
+  /** How many of them hold other values than the base's. */
+  changed: number
+  /** Tensors of a head that the base does not have. */
+  added: string[]
+  /** What the base calls otherwise than the adapters do. */
+  renamed: Renamed[]
+  /** The base's other files that go along. */
+  copied: string[]
+  /** Files of the base that do not, and folders with a `/` at the end. */
+  leftOut: string[]
+  /** What is left to do before the result can be used. */
+  warnings: string[]
+}
+
+/** What a merge would write and change. */
+export interface MergePlanReport extends MergeSummary {
+  /** Of all files of weights. */
+  bytes: number
+  files: MergedFile[]
+  /** What adapters add to and, in safetensors, by which of their modules. */
+  layers: { name: string; adapters?: { module: string; rank: number; scale: number }[] }[]
+}
+
+/** What a merge wrote. */
+export interface MergeReport extends MergeSummary {
+  /** Written in all. */
+  bytes: number
+  /** That it took. */
+  seconds: number
+  /** What adapters added to, with ‖ΔW‖ / ‖W‖; values that they replace have no line here. With `both`, once. */
+  layers: LayerChange[]
+}
+
+/** How far a merge is. */
+export interface MergeProgress {
+  /** So far, with those kept of an earlier run. */
+  writtenBytes: number
+  /** Of the weights: what will be written, but for headers and small files. */
+  totalBytes: number
+  /** Of the written ones, those that an earlier run had finished; undefined: none. */
+  keptBytes?: number
+}

@@ -1,0 +1,153 @@
+// The options of merging, and what each kind of result can honor: what it cannot is refused by name, before anything is written.
+
+import type { FloatDtype } from '../base/dtype.js'
+import { ConfigError, type LowrankError, UnsupportedError } from '../base/errors.js'
+import type { DtypeChoice } from '../graph/graph-file.js'
+import type { ModuleMap } from '../graph/match/linears.js'
+import type { TiedPolicy } from './plan/tied.js'
+import type { MergeFormat, MergeProgress } from './report.js'
+
+/** How a merge is stopped and followed. */
+export interface RunSettings {
+  /** Stops between two pieces: merging rejects with the signal's reason, and leaves at most files to resume from. */
+  signal?: AbortSignal | undefined
+  /** Called after each piece that is written, or several times a second. */
+  onProgress?: ((progress: MergeProgress) => void) | undefined
+}
+
+/** What all merges take. */
+export interface MergeSettings extends RunSettings {
+  /**
+   * Which kind of model is written. Default: of a folder with an `onnx/` folder or without a checkpoint the .onnx, which it is run
+   * from; else safetensors; of a file its own.
+   */
+  format?: MergeFormat | undefined
+  /**
+   * Which of the base's graphs is read, by the names that transformers.js gives the files: `fp32`, `fp16`, `q8`, `q4`, … Default: what
+   * config.json says, else `fp32`. For .onnx.
+   */
+  dtype?: DtypeChoice | undefined
+  /**
+   * What happens to tied embeddings that an adapter changes for one use only. Default: `refuse` in safetensors. An .onnx is always
+   * untied, as PEFT's result is.
+   */
+  tied?: TiedPolicy | undefined
+  /** Goes on where a head needs tensors that neither base nor adapters have: loaders draw them anew. Default false. Not for .onnx. */
+  allowMissing?: boolean | undefined
+  /** Type of the weights that are written; all F64, F32, F16 and BF16 tensors are converted. Default `keep`. Not for .onnx. */
+  outDtype?: FloatDtype | 'keep' | undefined
+  /** Distributes the tensors anew over shards of at most so many bytes. Default: shards stay. Not for .onnx. */
+  maxShardBytes?: number | undefined
+  /** Writes the weights alone, without the base's configuration and tokenizer. Default false; a result that is a file has none anyway. */
+  weightsOnly?: boolean | undefined
+  /** Refuses adapters whose config has targets or patterns that match nothing of them. Default false. */
+  strict?: boolean | undefined
+  /** The same bytes on every machine. Default false: fused multiply-adds where the host has them, which round once less. */
+  reproducible?: boolean | undefined
+  /** Module name → name of the node or of its weight, where an .onnx file's own names do not tell. */
+  modules?: ModuleMap | undefined
+}
+
+/** What merges into a path take besides. */
+export interface PathSettings {
+  /** Replaces an output that a merge wrote. Default false. */
+  overwrite?: boolean | undefined
+  /** Keeps the finished shards of an interrupted merge whose checksums agree. Default: start over. Not for .onnx. */
+  resume?: boolean | undefined
+  /** Makes only every `count`-th output file, from `index` (from 0): one job's share. The last step is `finish`. Not for .onnx. */
+  share?: { index: number; count: number } | undefined
+  /** Checks the files that all shares have made, adds the others, and gives the output its name. Not for .onnx. */
+  finish?: boolean | undefined
+  /** Threads, the calling one among them. Default: one a core, at most 4. An .onnx is merged by one. */
+  threads?: number | undefined
+  /** Waits until all is on disk. Default true. */
+  fsync?: boolean | undefined
+}
+
+const CHECKPOINT_ONLY = {
+  maxShardBytes: 'only a result in safetensors is made in parts',
+  resume: 'only a result in safetensors is made in parts',
+  share: 'only a result in safetensors is made in parts',
+  finish: 'only a result in safetensors is made in parts',
+  allowMissing: 'only a checkpoint gets a new head',
+} as const
+
+/**
+ * @param format of the result
+ * @throws UnsupportedError naming an option that this format cannot honor
+ */
+export function refuseForFormat(settings: MergeSettings & PathSettings, format: MergeFormat): void {
+  if (format === 'safetensors') {
+    if (settings.modules !== undefined) throw unsupported('modules', 'it names nodes of an .onnx file', format)
+    if (settings.dtype !== undefined) {
+      throw unsupported('dtype', 'it chooses an .onnx file; the type that is written is outDtype (--out-dtype)', format)
+    }
+    return
+  }
+  const { tied, outDtype = 'keep', threads } = settings
+  if (tied !== undefined && tied !== 'untie') {
+    throw unsupported(
+      'tied',
+      `'${tied}' is for checkpoints: in an .onnx file tied embeddings are always untied`,
+      format,
+    )
+  }
+  if (outDtype !== 'keep') throw unsupported('outDtype', 'the types of an .onnx file stay as they are', format)
+  if (format === 'onnx' && threads !== undefined && threads > 1) {
+    throw unsupported('threads', 'an .onnx file is merged by one thread', format)
+  }
+  for (const name of Object.keys(CHECKPOINT_ONLY) as (keyof typeof CHECKPOINT_ONLY)[]) {
+    if (settings[name] === undefined || settings[name] === false) continue
+    // Beside an .onnx file the checkpoint's shards can still have other sizes.
+    if (name === 'maxShardBytes' && format === 'both') continue
+    throw unsupported(name, CHECKPOINT_ONLY[name], format)
+  }
+}
+
+function unsupported(where: string, what: string, format: MergeFormat): UnsupportedError {
+  return new UnsupportedError({
+    where,
+    what,
+    got: `a result in the format '${format}'`,
+    hint:
+      format === 'safetensors'
+        ? "Leave it out, or merge into the .onnx: format: 'onnx' (--format onnx)"
+        : "Leave it out, or merge into safetensors: format: 'safetensors' (--format safetensors)",
+  })
+}
+
+/** @throws ConfigError naming an option that only a path as output can honor */
+export function refuseWithoutPath(settings: PathSettings): void {
+  for (const name of ['overwrite', 'resume', 'share', 'finish', 'threads', 'fsync'] as const) {
+    if (settings[name] === undefined || settings[name] === false) continue
+    throw notUsable(name, 'only for outputs that are named by a path', String(settings[name]))
+  }
+}
+
+/** @throws ConfigError for values out of range and combinations that exclude each other */
+export function checkPathSettings({ threads, share, finish }: PathSettings): void {
+  if (threads !== undefined && !(Number.isSafeInteger(threads) && threads >= 1)) {
+    throw new ConfigError({
+      where: 'threads',
+      what: 'not usable',
+      expected: 'a whole number above 0',
+      got: String(threads),
+    })
+  }
+  if (share === undefined) return
+  const { index, count } = share
+  if (!(Number.isSafeInteger(index) && Number.isSafeInteger(count) && index >= 0 && index < count)) {
+    throw new ConfigError({
+      where: 'share',
+      what: 'not usable',
+      expected: 'i/n with 0 ≤ i < n',
+      got: `${index}/${count}`,
+    })
+  }
+  if (finish)
+    throw new ConfigError({ where: 'share', what: 'it makes files, and finish checks them: name one of the two' })
+}
+
+function notUsable(where: string, what: string, got: string): LowrankError {
+  return new ConfigError({ where, what, got, hint: 'Leave it out, or name a path' })
+}
