@@ -2,7 +2,7 @@
 // stays NaN. Typed-array views assume a little-endian host, as every JavaScript engine in use has.
 
 import { ShapeError } from './errors.js'
-import type { FloatArray } from './tensor.js'
+import { type FloatArray, isAllFinite } from './tensor.js'
 
 /** Float types of adapter files, in safetensors' spelling. */
 export type FloatDtype = 'F32' | 'F16' | 'BF16'
@@ -138,6 +138,18 @@ export function encodeFloats(values: Float32Array, dtype: FloatDtype): Uint8Arra
 /** As {@link decodeFloats}; F64 stays f64. */
 export function decodeWeights(bytes: Uint8Array, dtype: WeightDtype): FloatArray {
   return dtype === 'F64' ? new Float64Array(alignedCopy(bytes, dtype)) : decodeFloats(bytes, dtype)
+}
+
+/** Bytes that are looked through at a time. */
+const PIECE_BYTES = 1 << 22
+
+/** Whether stored values hold no NaN and no infinity; true for types that have none. */
+export function isFiniteStored(bytes: Uint8Array, dtype: TensorDtype): boolean {
+  if (!isWeightDtype(dtype)) return true
+  for (let at = 0; at < bytes.byteLength; at += PIECE_BYTES) {
+    if (!isAllFinite(decodeWeights(bytes.subarray(at, at + PIECE_BYTES), dtype))) return false
+  }
+  return true
 }
 
 /** Little-endian bytes of a float type, rounded once; a view of the same memory where the type stays. */

@@ -2,7 +2,7 @@
 // does not expect; here every tensor is used or named in an error. Keys: PEFT's docs, "checkpoint format".
 
 import type { Directory } from '../base/bytes.js'
-import { encodeFloats, type FloatDtype, isFloatDtype, isWeightDtype } from '../base/dtype.js'
+import { encodeFloats, type FloatDtype, isFiniteStored, isFloatDtype } from '../base/dtype.js'
 import { ConfigError, type LowrankError, MismatchError, NumericError, StateError } from '../base/errors.js'
 import { type FloatArray, isAllFinite, type Matrix, type Tensor } from '../base/tensor.js'
 import { readTensorF32, type SafetensorsFile, type TensorBytes, type TensorInfo } from '../formats/safetensors.js'
@@ -154,9 +154,10 @@ async function readVector(file: SafetensorsFile, info: TensorInfo | undefined): 
 }
 
 async function readStored(file: SafetensorsFile, info: TensorInfo): Promise<StoredTensor> {
-  if (isWeightDtype(info.dtype)) checkFinite((await readTensorF32(file, info.name)).data, info, file)
-  const { dtype, shape } = info
-  return { dtype, shape, data: await file.source.read(info.offset, info.byteLength) }
+  const { dtype, shape, offset, byteLength } = info
+  const data = await file.source.read(offset, byteLength)
+  if (isFiniteStored(data, dtype)) return { dtype, shape, data }
+  throw notFinite(`${file.source.name}: ${info.name}`)
 }
 
 function checkFinite(values: Float32Array, info: TensorInfo, file: SafetensorsFile): void {
@@ -221,9 +222,12 @@ function encodeAdapter(adapter: LoraAdapter, dtype: FloatDtype | undefined): Ten
 
 /** @param name what PEFT calls the part's factors after */
 function encodePart(part: AdapterPart, name: string, dtype: FloatDtype | undefined): TensorBytes[] {
-  const stored = (key: string, { dtype: own, shape, data }: StoredTensor) => [{ name: key, dtype: own, shape, data }]
-  if (part.kind === 'replacement') return stored(KEY_PREFIX + part.key, part)
-  if (part.kind === 'token-rows') return stored(rowsKey(part.module), part)
+  const stored = (key: string, { dtype: own, shape, data }: StoredTensor) => {
+    if (isFiniteStored(data, own)) return [{ name: key, dtype: own, shape, data }]
+    throw new NumericError({ where: key, what: 'holds a value that is not finite; nothing was saved' })
+  }
+  if (part.kind === 'replacement') return stored(KEY_PREFIX + part.key, part.tensors.weight)
+  if (part.kind === 'token-rows') return stored(rowsKey(part.module), part.tensors.weight)
   const kind = part.kind === 'parameter' ? 'linear' : part.kind
   return tensorsOf(part).map(([role, { data, shape }]) => {
     const isConvolved = part.kind === 'convolution' && role === 'magnitude'

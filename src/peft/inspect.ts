@@ -1,6 +1,6 @@
 // What an adapter holds, in numbers: for `lowrank inspect` and for anyone who wants to know before merging.
 
-import type { FloatDtype, TensorDtype } from '../base/dtype.js'
+import { type FloatDtype, isFiniteStored, type TensorDtype } from '../base/dtype.js'
 import type { ErrorCode, LowrankError } from '../base/errors.js'
 import { elementCount, type FloatArray, isAllFinite, type Tensor } from '../base/tensor.js'
 import { norm } from '../linalg/product.js'
@@ -87,7 +87,10 @@ const ROUNDING = 2 ** -20
 
 /** Shapes, scalings, norms and singular values of an adapter in memory, with all that is wrong with it. */
 export function inspectAdapter(adapter: LoraAdapter): AdapterReport {
-  const problems = adapter.parts('linear', 'embedding', 'convolution', 'parameter').flatMap((part) => {
+  const problems = adapter.parts().flatMap((part) => {
+    if (part.kind === 'replacement' || part.kind === 'token-rows') {
+      return isFiniteStored(part.data, part.dtype) ? [] : [notFinite(`${part.name}.weight`)]
+    }
     const bad = tensorsOf(part).filter(([, { data }]) => !isAllFinite(data))
     return bad.map(([role]) => notFinite(`${part.name}.${role}`))
   })

@@ -4,7 +4,7 @@
 import { MismatchError } from '../base/errors.js'
 import type { Span } from './added-tokens.js'
 import type { Chat, ChatMessage } from './chat.js'
-import type { ChatTemplate } from './chat-template.js'
+import type { ChatTemplate, RenderedTurns } from './chat-template.js'
 import { type Example, IGNORED } from './records.js'
 import { commonLength, type Tokenizer } from './tokenizer.js'
 
@@ -94,6 +94,12 @@ export function markChat(
   const upTo = (end: number): Chat => ({ ...chat, messages: messages.slice(0, end) })
   const render = (end: number, addGenerationPrompt = false) =>
     template.render(messages.slice(0, end), { ...options, addGenerationPrompt }, where)
+  const turns = template.marksGeneration
+    ? undefined
+    : template.renderTurns(messages.slice(0, lastAnswer + 1), options, where)
+  const quick = turns && answerSpans(turns, answers)
+  if (turns !== undefined && quick !== undefined)
+    return [{ text: turns.text, spans: quick, upTo: upTo(lastAnswer + 1) }]
   const all = render(lastAnswer + 1)
   if (template.marksGeneration) {
     const { text, generated } = all
@@ -123,6 +129,13 @@ export function markChat(
     const asked = prompt + text.slice(start)
     return { text: asked, spans: [{ start: prompt.length, end: asked.length }], upTo: upTo(index + 1) }
   })
+}
+
+/** The answers of turns that are sure to be shown as they were asked for; undefined when one does not begin as its prompt. */
+function answerSpans({ text, ends, prompt }: RenderedTurns, answers: readonly number[]): Span[] | undefined {
+  const spans = answers.map((index) => ({ start: (ends[index - 1] ?? 0) + prompt.length, end: ends[index] }))
+  const isAsked = spans.every(({ start, end }) => start <= end && text.startsWith(prompt, start - prompt.length))
+  return isAsked ? spans : undefined
 }
 
 /** A tag that is opened and not closed: thinking that the model has to go on with. */

@@ -2,10 +2,11 @@
 // Templates are Jinja, run by @huggingface/jinja, which loads with the first of them.
 
 import { type Directory, readAll, readJson } from '../base/bytes.js'
-import { DataError, FormatError, LowrankError } from '../base/errors.js'
+import { DataError, FormatError } from '../base/errors.js'
 import type { Span } from './added-tokens.js'
 import type { ChatMessage } from './chat.js'
-import { CLOSE_MARK, compileJinja, marksGeneration, OPEN_MARK, type Renderer } from './jinja.js'
+import { CLOSE_MARK, type CompiledTemplate, compileJinja, marksGeneration, OPEN_MARK, type Renderer } from './jinja.js'
+import { TURN_MARK } from './turnwise.js'
 
 /** What a chat is rendered with, beside its messages. */
 export interface RenderOptions {
@@ -24,12 +25,27 @@ export interface RenderedChat {
   readonly generated: readonly Span[]
 }
 
+/** A chat as text, with the end of each message in it. */
+export interface RenderedTurns {
+  readonly text: string
+  readonly ends: readonly number[]
+  /** What follows the messages where an answer is asked for. */
+  readonly prompt: string
+}
+
 /** Renders the chats of one model. */
 export interface ChatTemplate {
   /** For messages: the file it came from. */
   readonly name: string
   /** Whether it marks what the model writes. */
   readonly marksGeneration: boolean
+  /**
+   * Renders messages and finds where each ends; with what the template adds where an answer is asked for.
+   *
+   * @returns undefined where one rendering does not tell
+   * @throws as {@link render}
+   */
+  renderTurns(messages: readonly ChatMessage[], options: RenderOptions, where: string): RenderedTurns | undefined
   /**
    * Renders messages.
    *
@@ -113,7 +129,7 @@ function specialTokensOf(config: Readonly<Record<string, unknown>>): Record<stri
 export async function compileChatTemplate(source: TemplateSource): Promise<ChatTemplate> {
   const library = await import('@huggingface/jinja')
   const { name: where, specialTokens } = source
-  const compiled = new Map<string, Renderer>()
+  const compiled = new Map<string, CompiledTemplate>()
   const marking = new Set<string>()
   for (const [name, text] of source.texts) {
     if (marksGeneration(text)) marking.add(name)
@@ -138,32 +154,48 @@ export async function compileChatTemplate(source: TemplateSource): Promise<ChatT
       hint: 'Give one with chatTemplate (--chat-template FILE)',
     })
   }
+  const nameFor = (tools: RenderOptions['tools']) =>
+    tools !== undefined && compiled.has(TOOL_TEMPLATE) ? TOOL_TEMPLATE : fallback
+  const run = (render: Renderer, messages: readonly ChatMessage[], options: RenderOptions, record: string): string => {
+    try {
+      return render({
+        ...specialTokens,
+        messages,
+        tools: options.tools ?? null,
+        documents: null,
+        add_generation_prompt: options.addGenerationPrompt ?? false,
+        ...options.args,
+      })
+    } catch (cause) {
+      throw new DataError({
+        where: record,
+        what: `the model's chat template does not take this chat (${messageOf(cause)})`,
+        hint: 'Change the record, or give another template with chatTemplate (--chat-template FILE)',
+        cause,
+      })
+    }
+  }
   return {
     name: where,
     marksGeneration: marking.has(fallback),
-    render(messages, { addGenerationPrompt = false, tools, args }, record) {
-      const used = tools !== undefined && compiled.has(TOOL_TEMPLATE) ? TOOL_TEMPLATE : fallback
-      const variables = {
-        ...specialTokens,
-        messages,
-        tools: tools ?? null,
-        documents: null,
-        add_generation_prompt: addGenerationPrompt,
-        ...args,
-      }
-      let text: string
-      try {
-        text = compiled.get(used)!(variables)
-      } catch (cause) {
-        if (cause instanceof LowrankError) throw cause
-        throw new DataError({
-          where: record,
-          what: `the model's chat template does not take this chat (${messageOf(cause)})`,
-          hint: `Change the record, or give another template with chatTemplate (--chat-template FILE)`,
-          cause,
-        })
-      }
+    render(messages, options, record) {
+      const used = nameFor(options.tools)
+      const text = run(compiled.get(used)!.render, messages, options, record)
       return marking.has(used) ? readMarks(text, record) : { text, generated: [] }
+    },
+    renderTurns(messages, options, record) {
+      const render = compiled.get(nameFor(options.tools))!.renderTurns
+      if (render === undefined) return undefined
+      const parts = run(render, messages, { ...options, addGenerationPrompt: true }, record).split(TURN_MARK)
+      // Messages may hold the mark themselves.
+      if (parts.length !== messages.length + 1) return undefined
+      const prompt = parts.pop() as string
+      let end = 0
+      const ends = parts.map((part) => {
+        end += part.length
+        return end
+      })
+      return { text: parts.join(''), ends, prompt }
     },
   }
 }

@@ -2,6 +2,8 @@
 // any system, and marks in the place of transformers' {% generation %} tags.
 
 import type { Template } from '@huggingface/jinja'
+import { childrenOf, type Node, variableName } from './jinja-nodes.js'
+import { markTurns } from './turnwise.js'
 
 /** Put into a text where a generated part begins and ends: characters that Unicode reserves for a program's own use. */
 export const [OPEN_MARK, CLOSE_MARK] = ['\ufdd0', '\ufdd1']
@@ -17,11 +19,28 @@ export function marksGeneration(template: string): boolean {
 /** A template that renders variables. */
 export type Renderer = (variables: Readonly<Record<string, unknown>>) => string
 
+/** A template, ready to render. */
+export interface CompiledTemplate {
+  readonly render: Renderer
+  /** The same with {@link TURN_MARK} behind each message, where the template allows it. */
+  readonly renderTurns: Renderer | undefined
+}
+
 /** @throws whatever the library throws for what is no Jinja, and later for what cannot be rendered */
-export function compileJinja(library: { readonly Template: typeof Template }, template: string): Renderer {
-  const compiled = new library.Template(withMarks(template.replace(/\r\n?/g, '\n')))
-  replaceStrips(compiled.parsed as unknown as Node)
-  return (variables) => compiled.render({ ...STRIPS, ...variables })
+export function compileJinja(library: { readonly Template: typeof Template }, template: string): CompiledTemplate {
+  const text = withMarks(template.replace(/\r\n?/g, '\n'))
+  const compile = () => {
+    const compiled = new library.Template(text)
+    replaceStrips(compiled.parsed as unknown as Node)
+    return compiled
+  }
+  const rendererOf =
+    (compiled: Template): Renderer =>
+    (variables) =>
+      compiled.render({ ...STRIPS, ...variables })
+  const turns = compile()
+  const isTurnwise = markTurns(turns.parsed as unknown as Node)
+  return { render: rendererOf(compile()), renderTurns: isTurnwise ? rendererOf(turns) : undefined }
 }
 
 /** The template with a mark in the place of each tag. Blocks around the marks keep the tags' handling of the space beside them. */
@@ -29,12 +48,6 @@ function withMarks(template: string): string {
   return template.replace(GENERATION_TAG, (_, left: string, end: string | undefined, right: string) => {
     return `{%${left} if true %}${end === undefined ? OPEN_MARK : CLOSE_MARK}{% endif ${right}%}`
   })
-}
-
-/** A node of the parsed template. */
-interface Node {
-  type?: string
-  [name: string]: unknown
 }
 
 const PREFIX = '__lowrank_'
@@ -60,14 +73,10 @@ function stripEnd(text: string, characters: string): string {
 
 /** Turns `x.strip(y)` into a call of ours, in place. */
 function replaceStrips(node: Node): void {
-  for (const value of Object.values(node)) {
-    for (const child of Array.isArray(value) ? value : [value]) {
-      if (typeof child === 'object' && child !== null) replaceStrips(child as Node)
-    }
-  }
+  for (const child of childrenOf(node)) replaceStrips(child)
   if (node.type !== 'CallExpression' || !Array.isArray(node.args) || node.args.length !== 1) return
   const { type, object, property, computed } = node.callee as Node
-  const name = `${PREFIX}${String((property as Node | undefined)?.value)}`
+  const name = `${PREFIX}${variableName(property)}`
   if (type !== 'MemberExpression' || computed === true || !Object.hasOwn(STRIPS, name)) return
   node.callee = { type: 'Identifier', value: name }
   node.args = [object, ...node.args]

@@ -139,13 +139,14 @@ describe.each([
 
   test('a server without ranges, a signature, progress', async () => {
     site.hasRanges = false
-    const progress: { byteLength: number; receivedBytes: number }[] = []
+    const progress: { name: string; byteLength: number; receivedBytes: number }[] = []
     const options = { onDownload: (event: (typeof progress)[0]) => progress.push(event), readsRanges: true }
     const { directory } = await open(`${site.url}/m/a b?signature=s`, options)
     const part = await contentOf(directory, 'model.safetensors', 5_000_000, 1000)
     expect(Buffer.compare(part, LARGE.subarray(5_000_000, 5_001_000))).toBe(0)
     expect(site.seen.every(({ path: file }) => file.endsWith('?signature=s'))).toBe(true)
-    expect(progress[0]).toMatchObject({ byteLength: LARGE.byteLength, receivedBytes: 0 })
+    const name = `${site.url}/m/a%20b/model.safetensors`
+    expect(progress[0]).toEqual({ name, byteLength: LARGE.byteLength, receivedBytes: 0 })
     expect(progress.at(-1)).toMatchObject({ receivedBytes: LARGE.byteLength })
   })
 

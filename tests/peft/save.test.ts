@@ -6,6 +6,7 @@ import { FileError } from '../../src/base/errors.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import type { LoraConfigInput } from '../../src/lora/config.js'
 import { loadAdapter, saveAdapter } from '../../src/peft/adapter-folder.js'
+import { inspectAdapter } from '../../src/peft/inspect.js'
 
 /** An adapter whose every part tells which one it is: alpha in the config, a value in the weights. */
 function make(id: number, alpha = id): LoraAdapter {
@@ -169,6 +170,21 @@ describe('a new head', () => {
       expect(fieldsOf(directory).modules_to_save).toEqual(isTrained ? ['model.embed_tokens'] : null)
       expect((await loadAdapter(directory)).get('model.embed_tokens.weight')).toMatchObject({ isTrained })
     }
+  })
+
+  test('a value that is not finite is named, and nothing is saved', async () => {
+    const adapter = headless()
+    adapter.addReplacement('classifier.weight', values(2, 3)).weight.data[4] = Number.NaN
+    adapter.addTokenRows('embed', [1], { data: Float32Array.of(1, Number.POSITIVE_INFINITY), shape: [1, 2] })
+    const directory = new MemoryDirectory()
+    await expect(saveAdapter(adapter, directory)).rejects.toThrow(
+      /classifier\.weight: holds a value that is not finite/,
+    )
+    expect(directory.files.size).toBe(0)
+    expect(inspectAdapter(adapter).problems.map(({ code, message }) => [code, message.split(':')[0]])).toEqual([
+      ['NUMERIC', 'classifier.weight.weight'],
+      ['NUMERIC', 'embed[tokens].weight'],
+    ])
   })
 
   test('biases that the config claims need no name', async () => {
