@@ -2,7 +2,7 @@
 // The public API, in Node and in browsers: what it exports and declares is the same; src/node.ts only puts Node's platform in place.
 
 export { type ByteSink, type ByteSource, type Directory, MemoryDirectory } from './base/bytes.js'
-export type { FloatDtype, TensorDtype } from './base/dtype.js'
+export type { FloatDtype, TensorDtype, WeightDtype } from './base/dtype.js'
 export {
   ConfigError,
   DataError,
@@ -18,7 +18,8 @@ export {
   StateError,
   UnsupportedError,
 } from './base/errors.js'
-export type { FloatArray, Matrix, MatrixLike, Tensor } from './base/tensor.js'
+export type { BlobLike, ByteStreamLike, FileLike, FolderHandle, SignalLike } from './base/globals.js'
+export type { FloatArray, Matrix, MatrixLike, Shaped, Tensor } from './base/tensor.js'
 export type { OnnxModel } from './formats/onnx/model.js'
 export type { WeightRange } from './formats/onnx/tensors.js'
 export type { DtypeChoice, GraphDtype } from './graph/graph-file.js'
@@ -66,7 +67,6 @@ export type {
 export type { DownloadProgress, OnDownload } from './io/hub/directory.js'
 export {
   FilesDirectory,
-  type FolderHandle,
   HandleDirectory,
   type OpenStream,
   StreamDirectory,
@@ -96,7 +96,7 @@ export type {
 } from './lora/kinds/stored.js'
 export type { ConvolutionGeometry } from './lora/kinds/windows.js'
 export { LoraLayer } from './lora/layer.js'
-export type { PartKind } from './lora/part.js'
+export type { FactorTensors, PartKind, TensorRole } from './lora/part.js'
 export type { LayerGradients } from './lora/passes.js'
 export type { LayerRanges } from './lora/replication.js'
 export type { Spectrum } from './lora/spectrum.js'

@@ -30,16 +30,15 @@ IDENTITY = ((), ())
 
 
 def generalize(name, stored):
-    """Both with # for the numbers that they share, in order; None where the stored name has others."""
-    kept = NUMBER.findall(stored)
-    if not kept:
-        return name, stored
+    """Both with # for the numbers that they share, in order; other numbers stay."""
+    kept = stored.split(".")
     own, at = [], 0
     for part in name.split("."):
-        is_shared = at < len(kept) and part == kept[at] and NUMBER.fullmatch(part)
-        own.append("#" if is_shared else part)
-        at += bool(is_shared)
-    return (".".join(own), NUMBER.sub("#", stored)) if at == len(kept) else None
+        place = next((i for i in range(at, len(kept)) if kept[i] == part), None) if NUMBER.fullmatch(part) else None
+        if place is not None:
+            kept[place], at = "#", place + 1
+        own.append(part if place is None else "#")
+    return ".".join(own), ".".join(kept)
 
 
 def rule_of(name, held):
@@ -48,8 +47,6 @@ def rule_of(name, held):
     if kinds <= {"same", "turned", "part"} and len(held) == 1:
         (stored, how), = held
         both = generalize(name, stored)
-        if both is None:
-            return NUMBER.sub("#", name), "!"
         if how[0] == "part":
             first, rows, total = (n // math.gcd(*how[1:]) for n in how[1:])
             return both[0], f"{both[1]}[{first}:{rows}:{total}]"

@@ -21,7 +21,7 @@ from transformers.models.auto import modeling_auto
 
 LAYERS = 4  # enough that each kind of layer comes
 LABELS = 7  # no other size is 7
-LARGEST = 60_000_000  # parameters that fit here
+LARGEST = 200_000_000  # parameters that fit here
 SIZES = [
     (r"(num_hidden_layers|num_layers|n_layers?|encoder_layers|decoder_layers|num_decoder_layers|num_encoder_layers|depth|layers|"
      r"num_hidden_groups|num_blocks?)", LAYERS),
@@ -37,6 +37,19 @@ SIZES = [
 ]
 SHRINKS = (len(SIZES), 2, 1, 0)  # how many of the sizes above are made small: less where a config does not take them all
 MISSING = {"vocab_size": 96, "head_dim": 8, "num_key_value_heads": 2, "pad_token_id": 0}  # with 0: all, and these where they are None
+# What a type needs beside that.
+OVERRIDES = {
+    "chameleon": {"vocabulary_map": {"<image>": 3}},
+    "emu3": {"vocabulary_map": {"<image>": 3}},
+    "emu3_text_model": {},
+    "granitemoehybrid": {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_expand": 2, "mamba_n_groups": 1, "mamba_d_state": 8,
+                         "layer_types": ["mamba", "attention", "mamba", "attention"]},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
+    "gemma3n_text": {"num_kv_shared_layers": 0, "layer_types": ["sliding_attention", "full_attention"] * 2},
+    "ernie4_5_vl_moe": {"moe_num_experts": [4, 4]},
+    "ernie4_5_vl_moe_text": {"moe_num_experts": [4, 4], "moe_intermediate_size": [48, 24]},
+    "dots1": {},
+}
 KINDS = ("layer_types", "mlp_layer_types", "layers_block_type", "attention_types", "block_types", "hybrid_override_pattern")
 
 
@@ -95,6 +108,8 @@ def tiny(cls, count, is_tied):
     config = cls.config_class()
     shrink(config, count)
     for _, part in parts(config):
+        for key, value in OVERRIDES.get(part.model_type, {}).items():
+            put(part, key, value)
         put(part, "tie_word_embeddings", is_tied)
     put(config, "num_labels", labels_of(cls))
     return cls(config)
@@ -205,7 +220,7 @@ def pairs(model):
                     if tensor.numel() == 0 or not stored.get_tensor(name).is_floating_point():
                         continue
                     owner = torch.searchsorted(starts, tensor.flatten(), right=True) - 1
-                    for i in sorted(set(owner.tolist())):
+                    for i in torch.unique(owner).tolist():
                         start, parameter, shape, count = spans[i]
                         result.append([name, parameter, place(tensor - start, (owner == i).reshape(tensor.shape), shape, count)])
     return result

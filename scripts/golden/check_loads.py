@@ -51,7 +51,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*")
     args = parser.parse_args()
-    cases = [("names", name) for name in names.CASES] + [("heads", name) for name in heads.CASES if name != "bert"]
+    cases = [("names", name) for name in names.CASES if name not in names.PARTS] + [("heads", name) for name in heads.CASES if name != "bert"]
     for folder, name in cases:
         if not args.names or name in args.names:
             check(folder, name)

@@ -44,7 +44,9 @@ CASES = {
     "mixtral": ("MixtralForCausalLM", r".*layers\.1\..*q_proj", {"target_parameters": ["1.mlp.experts.gate_up_proj"]}),
     "nomic-bert": ("NomicBertForMaskedLM", r".*layers\.1\..*(q_proj|k_proj|v_proj)", {"use_dora": True}),
     "clip": ("CLIPModel", r".*layers\.1\..*(q_proj|fc1)", {}),
+    "clip-vision": ("CLIPVisionModel", r".*layers\.1\..*(q_proj|fc1)", {}),
 }
+PARTS = {"clip-vision": ("CLIPModel", "vision_config")}  # adapters of a part of the base: its class, and where the part's config is
 SMALLER = {
     "swin": {"embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "image_size": 32, "out_features": None, "stage_names": ["stem", "stage1", "stage2"]},
     "segformer": {"num_encoder_blocks": 2, "depths": [1, 1], "sr_ratios": [2, 1], "hidden_sizes": [8, 16], "num_attention_heads": [1, 2],
@@ -86,11 +88,12 @@ def make(name, out):
     cls, targets, more = CASES[name]
     cls = getattr(transformers, cls)
     with tempfile.TemporaryDirectory() as folder:
-        model = small(cls, SMALLER.get(name))
+        base_class, part = PARTS.get(name, (None, None))
+        model = small(cls if part is None else getattr(transformers, base_class), SMALLER.get(name))
         model.save_pretrained(folder)
 
         def load():
-            return cls.from_pretrained(folder, config=copy.deepcopy(model.config))
+            return cls.from_pretrained(folder, config=copy.deepcopy(model.config if part is None else getattr(model.config, part)))
 
         base = {key: values(key, value.shape) if value.is_floating_point() else value for key, value in read(folder).items()}
         for file in pathlib.Path(folder).glob("*.safetensors"):
@@ -111,12 +114,12 @@ def make(name, out):
         merged.save_pretrained(f"{folder}/merged")
         after = read(f"{folder}/merged")
         config = json.loads(pathlib.Path(f"{folder}/config.json").read_text(encoding="utf8"))
-    assert list(after) == list(base), set(after) ^ set(base)
+    assert part is not None or list(after) == list(base), set(after) ^ set(base)
     changed = {key: value for key, value in after.items() if not torch.equal(value, base[key])}
     kept = {key: value for key, value in config.items() if key in ("architectures", "model_type", "tie_word_embeddings", "text_config", "vision_config")}
-    for part in ("text_config", "vision_config"):
-        if part in kept:
-            kept[part] = {key: value for key, value in kept[part].items() if key in ("model_type", "tie_word_embeddings")}
+    for inner in ("text_config", "vision_config"):
+        if inner in kept:
+            kept[inner] = {key: value for key, value in kept[inner].items() if key in ("model_type", "tie_word_embeddings")}
     write_json(out / "base.json", {"config": kept, "tensors": {key: list(value.shape) for key, value in base.items() if value.is_floating_point()}})
     save_tensors(out / "merged.safetensors", changed)
     print(f"{name}: {len(changed)} of {len(base)} tensors, {sum(f.stat().st_size for f in out.rglob('*') if f.is_file())} bytes")

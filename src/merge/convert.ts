@@ -50,6 +50,7 @@ async function baseWeightsOf(
       layers,
       replacements: [],
       tasks: new Set(),
+      classes: new Set(),
       sources: [],
     })
     const search = { layers, names, locate: names.locate, checkpoint, ties, config }

@@ -16,7 +16,9 @@ import { locate, NodeDirectory } from './files.js'
  * @throws ConfigError when the text names nothing; FileError when there is nothing, or the server gives nothing
  */
 export async function openText(text: string, where: string, options: OpenHubOptions = {}): Promise<Located> {
-  const endpoint = options.endpoint ?? hubEnvironment(options.variables).endpoint
+  // Settings of the Hub that cannot be used are no reason to refuse a path.
+  const isAddress = /^https?:/i.test(text)
+  const endpoint = isAddress ? (options.endpoint ?? hubEnvironment(options.variables).endpoint) : undefined
   const source = parseSource(text, { where, exists: existsSync, endpoint })
   if (source.kind === 'path') return locatePath(source.path)
   if (source.kind === 'url') return locateAtUrl(openUrlFolder(source.url, options))

@@ -102,6 +102,8 @@ export interface OpenAdapters {
   readonly replacements: readonly BaseReplacement[]
   /** task_type of the configs. */
   readonly tasks: ReadonlySet<string>
+  /** Classes of the models that they were made for, where the configs name them. */
+  readonly classes: ReadonlySet<string>
   readonly sources: readonly ByteSource[]
   close(): Promise<void>
 }
@@ -142,11 +144,11 @@ export async function openAdapters(
         found.addFile(opened, sign * weight)
       }
     }
-    const { layers, magnitudes, replacements, tasks, sources } = found
+    const { layers, magnitudes, replacements, tasks, classes, sources } = found
     if (layers.length === 0 && replacements.length === 0) {
       throw new MismatchError({ where: 'adapters', what: 'there is no layer to merge' })
     }
-    return { layers, magnitudes, replacements, tasks, sources, close }
+    return { layers, magnitudes, replacements, tasks, classes, sources, close }
   } catch (error) {
     await close()
     throw error
@@ -183,6 +185,7 @@ class FoundParts {
   readonly magnitudes: LayerMagnitude[] = []
   readonly replacements: BaseReplacement[] = []
   readonly tasks = new Set<string>()
+  readonly classes = new Set<string>()
   readonly sources: ByteSource[] = []
 
   addAdapter(adapter: LoraAdapter, weight: number): void {
@@ -231,8 +234,10 @@ class FoundParts {
     }
   }
 
-  #addTask({ taskType }: LoraConfig): void {
+  #addTask({ taskType, peftFields }: LoraConfig): void {
     if (taskType !== undefined) this.tasks.add(taskType)
+    const mapping = peftFields.auto_mapping as { base_model_class?: unknown } | null | undefined
+    if (typeof mapping?.base_model_class === 'string') this.classes.add(mapping.base_model_class)
   }
 
   #addLayer<T extends Shaped>(part: FactorView<T>, weight: number, { factor }: Pick<Places<T, never>, 'factor'>): void {

@@ -28,6 +28,8 @@ interface Parts {
   readonly replacements: readonly BaseReplacement[]
   /** task_type of their configs. */
   readonly tasks: ReadonlySet<string>
+  /** Classes of models that their configs name. */
+  readonly classes: ReadonlySet<string>
   /** That hold the replacements' values. */
   readonly sources: readonly ByteSource[]
 }
@@ -38,10 +40,10 @@ const COMPARED_BYTES = 1 << 20
 export async function knowBase(
   checkpoint: Checkpoint,
   config: Readonly<Record<string, unknown>> | undefined,
-  { layers, replacements, tasks, sources }: Parts,
+  { layers, replacements, tasks, classes, sources }: Parts,
 ): Promise<BaseModel> {
   const tables = await loadTables()
-  const names = namesIn(checkpoint, layers, replacements, config, tables)
+  const names = namesIn(checkpoint, { layers, replacements, classes }, config, tables)
   const { groups, isKnown } = findTies(checkpoint, config, names, tables)
   const touched = new Set(
     [...layers.map(({ name, tensor }) => `${name}.${tensor}`), ...replacements.map(({ tensor }) => tensor)].map(

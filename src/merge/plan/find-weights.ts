@@ -5,7 +5,7 @@ import { MismatchError, nearMisses, UnsupportedError } from '../../base/errors.j
 import { formatShape } from '../../base/tensor.js'
 import type { Checkpoint, CheckpointTensor } from '../../formats/checkpoint.js'
 import type { TensorInfo } from '../../formats/safetensors.js'
-import type { BaseReplacement, LayerFactors } from './adapters.js'
+import type { LayerFactors, OpenAdapters } from './adapters.js'
 import { separateLayers, stackedLayer } from './experts.js'
 import { fusionHint } from './fused.js'
 import { type CheckpointNames, chooseNames } from './names/choose.js'
@@ -99,8 +99,7 @@ function inAnotherForm(layer: LayerFactors, form: StoredForm, { checkpoint, conf
 /** What the checkpoint calls the tensors of a merge's layers, or, where there is none, of what is replaced. */
 export function namesIn(
   { tensors }: Checkpoint,
-  layers: readonly LayerFactors[],
-  replacements: readonly BaseReplacement[],
+  { layers, replacements, classes }: Pick<OpenAdapters, 'layers' | 'replacements' | 'classes'>,
   config: Readonly<Record<string, unknown>> | undefined,
   tables: ModelTables,
 ): CheckpointNames {
@@ -113,8 +112,22 @@ export function namesIn(
     }
     return { name: `${layer.name}.${layer.tensor}`, isThere }
   })
-  const entries = tables.names(String(config?.model_type))
+  const entries = typesOf(config, classes, tables).flatMap((type) => tables.names(type))
   return chooseNames(layers.length > 0 ? wanted : replacements.map(({ tensor: name }) => ({ name })), tensors, entries)
+}
+
+/** The model's type, after those of its parts that the adapters were made for alone: the vision model of CLIP. */
+function typesOf(
+  config: Readonly<Record<string, unknown>> | undefined,
+  classes: ReadonlySet<string>,
+  tables: ModelTables,
+): string[] {
+  const parts = Object.values(config ?? {}).flatMap((part) => {
+    const type = (part as { model_type?: unknown } | null | undefined)?.model_type
+    return typeof type === 'string' ? [type] : []
+  })
+  const isMeant = (type: string) => [...classes].some((name) => tables.isClassOf(name, type))
+  return [...parts.filter(isMeant), String(config?.model_type)]
 }
 
 function checkWeight({ name, shape: expected }: LayerFactors, info: TensorInfo): void {

@@ -78,6 +78,18 @@ describe('what comes', () => {
     expect(await readFile(inCache('refs', 'main'), 'utf8')).toBe('3'.repeat(40))
   })
 
+  test('a new commit that did not come in full leaves the old one, which an error names', async () => {
+    await contentOf('org/model', 'onnx/model.onnx')
+    const old = current.hub.commitOf('org/model', 'main')!
+    const changed = { ...FILES, 'onnx/model.onnx': noise(1000) }
+    current.hub.repositories.set('org/model', { files: changed, lfs: ['onnx/model.onnx'], commit: '3'.repeat(40) })
+    await contentOf('org/model', 'README.md')
+    const error = await failure(contentOf('org/model', 'onnx/model.onnx', { HF_HUB_OFFLINE: '1' }))
+    expect(error.message).toContain(`or name an older commit that is here: hf:org/model@${old}`)
+    const kept = await contentOf(`org/model@${old}`, 'onnx/model.onnx', { HF_HUB_OFFLINE: '1' })
+    expect(isWeights(kept)).toBe(true)
+  })
+
   test('a list of many pages', async () => {
     current.hub.pageSize = 3
     const files = Object.fromEntries(Array.from({ length: 10 }, (_, i) => [`file-${i}`, text(`${i}`)]))

@@ -44,7 +44,12 @@ export const TOKEN = 'hf_right'
 export const STRANGER = 'hf_stranger'
 
 const sha = (kind: string, bytes: Uint8Array | string) => createHash(kind).update(bytes).digest('hex')
-export const sha256 = (bytes: Uint8Array): string => sha('sha256', bytes)
+const digests = new WeakMap<Uint8Array, string>()
+export function sha256(bytes: Uint8Array): string {
+  const known = digests.get(bytes) ?? sha('sha256', bytes)
+  digests.set(bytes, known)
+  return known
+}
 export const gitSha1 = (bytes: Uint8Array): string => {
   return createHash('sha1').update(`blob ${bytes.byteLength}\0`).update(bytes).digest('hex')
 }

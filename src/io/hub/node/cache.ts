@@ -119,6 +119,18 @@ export class ModelCache {
     return found
   }
 
+  /** Commits of which a file is in the cache. */
+  async commitsWith(file: string): Promise<string[]> {
+    const commits = await readdir(path.join(this.#folder, 'snapshots')).catch(() => [])
+    const found = await Promise.all(
+      commits.map(async (commit) => {
+        const status = COMMIT.test(commit) ? await stat(this.snapshot(commit, file)).catch(() => undefined) : undefined
+        return status?.isFile() ? [commit] : []
+      }),
+    )
+    return found.flat()
+  }
+
   /** Makes the folder for blobs. @throws FileError */
   async prepare(): Promise<void> {
     await makeFolders(path.join(this.#folder, 'blobs'))

@@ -123,11 +123,13 @@ class Repository {
     }
     const name = hubName({ ...this.#source, path })
     if (this.#closed !== undefined || file === undefined) {
+      const what = status === undefined ? 'not in the cache' : 'damaged in the cache'
+      const other = (await this.#cache.commitsWith(path)).find((one) => one !== commit)
+      const hint = other === undefined ? '' : `, or name an older commit that is here: hf:${this.#source.id}@${other}`
       throw new FileError({
         where: name,
-        what:
-          status === undefined ? `not in the cache, and ${this.#closed}` : `damaged in the cache, and ${this.#closed}`,
-        hint: 'Open it once with the Hub in reach',
+        what: `${what}, and ${this.#closed}`,
+        hint: `Open it once with the Hub in reach${hint}`,
       })
     }
     const asked = { ...(await this.#asked()), file: path }

@@ -35,17 +35,11 @@ export interface ModelHead {
 export interface ModelTables {
   isKnown(modelType: string): boolean
   names(modelType: string): readonly NameEntry[]
+  /** By the beginning of its name. */
+  isClassOf(name: string, modelType: string): boolean
   /** By class, in the order of the table. */
   ties(modelType: string): ReadonlyMap<string, readonly ModelTie[]>
   head(modelType: string, task: string): ModelHead | undefined
-}
-
-/** Without the tables nothing is known. */
-export const NO_TABLES: ModelTables = {
-  isKnown: () => false,
-  names: () => [],
-  ties: () => new Map(),
-  head: () => undefined,
 }
 
 /** What the generated file holds; the script that makes it says how to read it. */
@@ -90,6 +84,7 @@ function readTables({ rules, names, ties, heads, types }: GeneratedTables): Mode
   return {
     isKnown: (type) => known.has(type),
     names: (type) => (Object.hasOwn(names, type) ? names[type].split(' ').map((one) => nameEntry(one, rulesAt)) : []),
+    isClassOf: (name, type) => name.startsWith(known.get(type)?.stem ?? `${name}.`),
     ties: (type) => {
       const result = new Map<string, readonly ModelTie[]>()
       const entry = known.get(type)
