@@ -17,10 +17,10 @@ import type { Source, Target } from './sources.js'
 import type { PreviewDataOptions, TrainOptions } from './train.js'
 
 /**
- * Opens a model: a folder as transformers.js reads it (config.json, tokenizer.json, onnx/model.onnx), or its .onnx file. The weights
- * stay in their file. Call `close()` when the model is no longer needed.
+ * Opens a model: one on the Hub by its id, a folder as transformers.js reads it (config.json, tokenizer.json, onnx/model.onnx), or its
+ * .onnx file. The weights stay in their file. Call `close()` when the model is no longer needed.
  *
- * @throws FileError when a part is missing, FormatError when one cannot be read, RuntimeError without onnxruntime-node,
+ * @throws FileError when a part is missing or does not come, FormatError when one cannot be read, RuntimeError without onnxruntime-node,
  *   ConfigError for a source or an option that is not usable
  *
  * @example

@@ -33,7 +33,7 @@ export async function locateInHub(repository: HubDirectory): Promise<Located> {
 
 /** A URL names a file by its ending; all others are folders. */
 export async function locateAtUrl(folder: UrlDirectory): Promise<Located> {
-  const url = new URL(folder.name)
+  const url = new URL(folder.url)
   if (!FILES.test(url.pathname)) return { directory: folder, file: undefined }
   const parts = url.pathname.slice(1).split('/')
   const at = (count: number) => {

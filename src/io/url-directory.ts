@@ -3,13 +3,14 @@
 import { type ByteSink, type ByteSource, concatBytes, type Directory, MemorySource, splitName } from '../base/bytes.js'
 import { FileError } from '../base/errors.js'
 import { isPassing } from './hub/errors.js'
-import { type HubConnection, HubError, request } from './hub/request.js'
+import { versionOf } from './hub/range-source.js'
+import { type HubConnection, HubError, request, shown } from './hub/request.js'
 
 /** What a server says of a file. */
 export interface UrlFile {
   readonly url: string
   readonly byteLength: number
-  /** Changes with the content: an ETag, else the time of the last change; undefined where the server tells neither. */
+  /** See versionOf. */
   readonly version: string | undefined
   /** Whether parts of it can be asked for. */
   readonly hasRanges: boolean
@@ -51,19 +52,22 @@ export function urlConnection(url: string, rest: Omit<HubConnection, 'endpoint' 
 export function urlRefusal(url: string, { status }: Response): HubError {
   const kind = isPassing(status) ? 'unreachable' : ABSENT.includes(status) ? 'absent' : 'access'
   const what = kind === 'absent' ? 'no such file on the server' : 'the server answered with an error'
-  return new HubError(kind, { where: url, what, expected: '200 or 206', got: String(status) })
+  return new HubError(kind, { where: shown(url), what, expected: '200 or 206', got: String(status) })
 }
 
 /** Files below a URL, which are asked for when they are opened. */
 export class UrlDirectory implements Directory {
+  /** Without the query: it may hold a signature, and the name goes into messages and adapters. */
   readonly name: string
+  readonly url: string
   readonly #connection: HubConnection
   readonly #files: UrlFiles
   readonly #asked = new Map<string, Promise<UrlFile | MemorySource | undefined>>()
 
   /** @param url of the folder; a query, as of a signature, is sent with each request */
   constructor(url: string, connection: HubConnection, files: UrlFiles) {
-    this.name = url
+    this.name = shown(url)
+    this.url = url
     this.#connection = connection
     this.#files = files
   }
@@ -99,7 +103,7 @@ export class UrlDirectory implements Directory {
 
   async open(path: string): Promise<ByteSource> {
     const found = await this.#ask(path)
-    if (found === undefined) throw new FileError({ where: this.#url(path).href, what: 'no such file on the server' })
+    if (found === undefined) throw new FileError({ where: shown(this.#url(path)), what: 'no such file on the server' })
     return found instanceof MemorySource ? found : this.#files.open(found)
   }
 
@@ -112,7 +116,7 @@ export class UrlDirectory implements Directory {
   }
 
   #folder(): URL {
-    const url = new URL(this.name)
+    const url = new URL(this.url)
     if (!url.pathname.endsWith('/')) url.pathname += '/'
     return url
   }
@@ -144,21 +148,26 @@ export class UrlDirectory implements Directory {
 
 /** What the server has there; undefined for nothing. Content whose length it does not tell is read at once. */
 async function ask(url: string, connection: HubConnection): Promise<UrlFile | MemorySource | undefined> {
-  const answer = await request(connection, url, { range: 'bytes=0-0' })
+  let answer = await request(connection, url, { range: 'bytes=0-0' })
+  if (answer.response.status === 206 && !answer.response.headers.has('content-range')) {
+    // A page may not see that header of a server of another origin, but the length of the whole.
+    await answer.cancel()
+    answer = await request(connection, url)
+  }
   const { status, headers, ok } = answer.response
   const range = headers.get('content-range') ?? ''
   // An empty file has no first byte.
   if (status === 416 && /\*\/0$/.test(range)) {
     await answer.cancel()
-    return new MemorySource(new Uint8Array(), url)
+    return new MemorySource(new Uint8Array(), shown(url))
   }
   const text = status === 206 ? /\/(\d+)$/.exec(range)?.[1] : (headers.get('content-length') ?? undefined)
   const isEncoded = headers.get('content-encoding') !== null
-  const version = headers.get('etag') ?? headers.get('last-modified') ?? undefined
+  const version = versionOf(answer.response)
   if (ok && status === 200 && (text === undefined || isEncoded)) {
     const parts: Uint8Array[] = []
     for await (const chunk of answer.chunks()) parts.push(chunk)
-    return new MemorySource(concatBytes(parts), url)
+    return new MemorySource(concatBytes(parts), shown(url))
   }
   await answer.cancel()
   if (ABSENT.includes(status)) return undefined
@@ -166,5 +175,9 @@ async function ask(url: string, connection: HubConnection): Promise<UrlFile | Me
   const byteLength = Number(text)
   if (text !== undefined && Number.isSafeInteger(byteLength))
     return { url, byteLength, version, hasRanges: status === 206 }
-  throw new FileError({ where: url, what: 'the server does not tell the length', expected: 'a Content-Range header' })
+  throw new FileError({
+    where: shown(url),
+    what: 'the server does not tell the length',
+    expected: 'a Content-Range header',
+  })
 }

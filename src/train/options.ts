@@ -14,8 +14,8 @@ import type { TRAIN_DEFAULTS, TrainSettings } from './settings.js'
 
 /** Records; or files of them, by their format: JSONL, JSON, CSV, TSV, Parquet, text; or a folder of such files. */
 export type TrainingData =
-  | Iterable<TextRecord>
-  | AsyncIterable<TextRecord>
+  | Iterable<TextRecord | Readonly<Record<string, unknown>>>
+  | AsyncIterable<TextRecord | Readonly<Record<string, unknown>>>
   | ByteSource
   | Directory
   | readonly (ByteSource | Directory)[]

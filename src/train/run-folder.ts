@@ -13,10 +13,17 @@ export const STATE_FILE = 'training-state.safetensors'
 /** All that a run writes, and all that overwriting removes. */
 const RUN_FILES = ['adapter_config.json', 'adapter_model.safetensors', METRICS_FILE, STATE_FILE, MARKER_FILE]
 
-export interface Marker {
+export interface Marker extends TrainedFor {
   version: 1
   kind: 'training run'
   status: 'unfinished' | 'finished'
+}
+
+/** What a run trains, which the adapter's own files do not tell. */
+export interface TrainedFor {
+  task?: string
+  /** What the logits mean, in their order. */
+  labels?: readonly string[]
 }
 
 /** What a run may do with what is in its folder already. */
@@ -67,8 +74,12 @@ export async function readMarker(directory: Directory): Promise<Marker | undefin
   return value?.version === 1 && value.kind === 'training run' ? (value as Marker) : undefined
 }
 
-export async function writeMarker(directory: Directory, status: Marker['status']): Promise<void> {
-  const marker: Marker = { version: 1, kind: 'training run', status }
+export async function writeMarker(
+  directory: Directory,
+  status: Marker['status'],
+  about: TrainedFor = {},
+): Promise<void> {
+  const marker: Marker = { version: 1, kind: 'training run', status, ...about }
   await writeFile(directory, MARKER_FILE, `${JSON.stringify(marker, null, 2)}\n`)
 }
 

@@ -1,6 +1,7 @@
 // What a trainer does once it is told to: reads and encodes the records, makes the adapter for the model, and trains it.
 
-import { listed } from '../base/errors.js'
+import { listed, MismatchError } from '../base/errors.js'
+import { Random } from '../base/random.js'
 import { readRows } from '../data/read-rows.js'
 import { isByteSource, isDirectory } from '../data/source.js'
 import { planSplit } from '../data/split.js'
@@ -11,7 +12,7 @@ import { checkTrainableForm } from '../graph/training/trainable-form.js'
 import { Graph } from '../graph/view/graph.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfig } from '../lora/config.js'
-import type { Task } from '../tasks/task.js'
+import type { OpenTask, Task } from '../tasks/task.js'
 import { DEFAULT_TASK, loadTask } from '../tasks/tasks.js'
 import { type EncodedRows, encodeRows } from './examples.js'
 import type { TrainerOptions, TrainingData, TrainResult } from './options.js'
@@ -29,6 +30,8 @@ export async function runTraining(
   const startedAt = performance.now()
   const { model, out, on, modules, signal } = options
   const task = await loadTask(options.task ?? DEFAULT_TASK)
+  checkTrainableForm(new Graph(model.onnx.proto))
+  task.check(model)
   const use: FolderUse = options.resume ? 'resume' : options.overwrite ? 'overwrite' : 'new'
   if (out !== undefined) await checkRunFolder(out, use)
   on?.stage?.('encode')
@@ -40,12 +43,13 @@ export async function runTraining(
       ? heldOut
       : (await encode(options, settings, task, options.evalData, 'evalData', undefined)).kept
   on?.stage?.('prepare')
-  const adapter =
-    options.adapter ?? newAdapter(model, { ...config, taskType: config.taskType ?? task.peftType }, modules)
+  const open = task.open(model, records.examples)
+  const adapter = options.adapter ?? (await newAdapter(model, config, { task, open, modules }))
+  checkHead(adapter, open)
   const result = await trainAdapter({
     model,
     task: task.name,
-    open: task.open(model, records.examples),
+    open,
     adapter,
     modules,
     settings,
@@ -62,6 +66,7 @@ export async function runTraining(
     skippedRecords: records.skippedRecords,
     trainableParams: totalTrainable,
     totalParams,
+    labels: open.labels === undefined ? null : [...open.labels],
     seconds: (performance.now() - startedAt) / 1000,
   }
   return { adapter, report }
@@ -96,12 +101,46 @@ function nameOf(data: TrainingData, name: string): string {
   return names.length > 0 && !names.includes(undefined) ? listed(names as string[]) : name
 }
 
-function newAdapter(model: Model, config: LoraConfig, modules: ModuleMap | undefined): LoraAdapter {
-  const graph = new Graph(model.onnx.proto)
-  checkTrainableForm(graph)
-  const adapter = new LoraAdapter(config)
-  for (const { name, d, k } of matchTargets(findLinears(graph, modules), config)) {
-    if (!adapter.has(name)) adapter.addLayerOfShape(name, [d, k])
+async function newAdapter(
+  model: Model,
+  config: LoraConfig,
+  { task, open, modules }: { task: Task; open: OpenTask; modules: ModuleMap | undefined },
+): Promise<LoraAdapter> {
+  const { head, moduleName = (name) => name } = bound(open)
+  const taskType = config.taskType ?? task.peftType
+  const modulesToSave = [...new Set([...config.modulesToSave, ...(head?.modulesToSave ?? [])])]
+  const adapter = new LoraAdapter({ ...config, taskType, modulesToSave })
+  const isWhole = (name: string) => head?.tensors.some((tensor) => tensor.name === `${name}.weight`) ?? false
+  for (const { name: graphName, d, k } of matchTargets(findLinears(new Graph(model.onnx.proto), modules), config)) {
+    const name = moduleName(graphName)
+    if (!adapter.has(name) && !isWhole(name)) adapter.addLayerOfShape(name, [d, k])
+  }
+  for (const { name, shape, start } of head?.tensors ?? []) {
+    adapter.addReplacement(name, { data: await start(new Random(config.seed, name)), shape })
   }
   return adapter
+}
+
+/** What is optional in a task, usable by itself. */
+function bound(open: OpenTask): Pick<OpenTask, 'head' | 'moduleName'> {
+  return { head: open.head, moduleName: open.moduleName?.bind(open) }
+}
+
+/** Throws MismatchError unless the adapter's whole tensors are the task's. */
+function checkHead(adapter: LoraAdapter, { head }: OpenTask): void {
+  const own = new Map(adapter.parts('replacement').map(({ name, shape }) => [name, shape.join()]))
+  const wanted = new Map((head?.tensors ?? []).map(({ name, shape }) => [name, shape.join()]))
+  const other = [...new Set([...own.keys(), ...wanted.keys()])].find((name) => own.get(name) !== wanted.get(name))
+  if (other === undefined && adapter.config.modulesToSave.every((module) => isSaved(module, [...wanted.keys()]))) return
+  throw new MismatchError({
+    where: other ?? 'modulesToSave',
+    what: 'what is trained whole is not what this task trains',
+    expected: [...wanted].map(([name, shape]) => `${name} (${shape})`).join(', ') || 'layers of LoRA alone',
+    got: [...own].map(([name, shape]) => `${name} (${shape})`).join(', ') || adapter.config.modulesToSave.join(', '),
+  })
+}
+
+/** PEFT takes each classifier for trained, whatever it is called. */
+function isSaved(module: string, tensors: readonly string[]): boolean {
+  return /^(classifier|score)$/.test(module) || tensors.some((name) => `.${name}`.includes(`.${module}.`))
 }

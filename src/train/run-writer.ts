@@ -13,6 +13,7 @@ import {
   removeFiles,
   STATE_FILE,
   type StepMetrics,
+  type TrainedFor,
   writeMarker,
   writeMetrics,
   writeState,
@@ -24,6 +25,7 @@ const METRICS_INTERVAL_MS = 2000
 export class RunWriter {
   readonly #directory: Directory | undefined
   readonly #use: FolderUse
+  readonly #about: TrainedFor
   readonly #metrics: StepMetrics[]
   /** Whether the marker is there and belongs to this run. */
   #isBegun: boolean
@@ -34,7 +36,8 @@ export class RunWriter {
   #metricsAt = Number.NEGATIVE_INFINITY
 
   /** @param metrics of the steps before a resume */
-  constructor(directory: Directory | undefined, use: FolderUse, metrics: readonly StepMetrics[]) {
+  constructor(directory: Directory | undefined, use: FolderUse, about: TrainedFor, metrics: readonly StepMetrics[]) {
+    this.#about = about
     this.#directory = directory
     this.#use = use
     this.#metrics = [...metrics]
@@ -70,7 +73,7 @@ export class RunWriter {
   /** Marks the run, which has been saved, as finished, and drops its state. */
   async finish(): Promise<void> {
     if (this.#directory === undefined) return
-    await writeMarker(this.#directory, 'finished')
+    await writeMarker(this.#directory, 'finished', this.#about)
     await removeFiles(this.#directory, [STATE_FILE])
   }
 
@@ -82,7 +85,7 @@ export class RunWriter {
   async #writeMetrics(directory: Directory): Promise<void> {
     if (!this.#isBegun) {
       if (this.#use === 'overwrite') await clearRunFolder(directory)
-      await writeMarker(directory, 'unfinished')
+      await writeMarker(directory, 'unfinished', this.#about)
       this.#isBegun = true
     }
     if (this.#writtenLines === undefined || directory.append === undefined) {

@@ -7,7 +7,7 @@ import { isDataSource } from '../data/source.js'
 import { planSplit } from '../data/split.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { type LoraConfig, resolveConfig } from '../lora/config.js'
-import { requirePlain, requirePlainConfig } from '../lora/requirements.js'
+import { requireHandled, requirePlainConfig } from '../lora/requirements.js'
 import { checkTaskName, DEFAULT_TASK } from '../tasks/tasks.js'
 import type { TrainerOptions, TrainResult } from './options.js'
 import { resolveSettings, TRAIN_DEFAULTS, type TrainSettings } from './settings.js'
@@ -43,7 +43,8 @@ export class Trainer {
         ...Object.fromEntries(given),
       })
     if (options.adapter !== undefined) checkAdapter(options.adapter)
-    requirePlainConfig(this.config, 'training')
+    // What of a head is saved whole, the task decides.
+    requirePlainConfig({ ...this.config, modulesToSave: [] }, 'training')
   }
 
   /**
@@ -69,7 +70,7 @@ function checkData(where: string, data: unknown): void {
 }
 
 function checkAdapter(adapter: LoraAdapter): void {
-  requirePlain(adapter, 'training')
+  requireHandled(adapter, ['linear', 'replacement'], 'training')
   if (adapter.size === 0) throw new StateError({ where: 'adapter', what: 'it has no layers to train' })
   for (const [name, { merged }] of adapter) {
     if (merged) throw new StateError({ where: name, what: 'it is merged', hint: 'Call unmergeAll() first' })

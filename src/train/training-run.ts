@@ -19,7 +19,7 @@ import { checkFingerprint, fingerprintOf } from './fingerprint.js'
 import { ADAMW_DEFAULTS } from './optimizer.js'
 import { readParameters, writeParameters } from './parameters.js'
 import { peakRssBytes, steadyMedian, type TrainEvents, type TrainReport } from './report.js'
-import { type FolderUse, readMetrics, readState, type StepMetrics } from './run-folder.js'
+import { type FolderUse, readMetrics, readState, type StepMetrics, type TrainedFor } from './run-folder.js'
 import { RunWriter } from './run-writer.js'
 import { learningRates } from './schedule.js'
 import { type SessionParts, TrainingSessions } from './sessions.js'
@@ -75,6 +75,10 @@ export async function trainAdapter(parts: RunParts): Promise<RunReport> {
   }
 }
 
+function trainedFor({ task, open: { labels } }: RunParts): TrainedFor {
+  return { task, ...(labels !== undefined && { labels }) }
+}
+
 class TrainingRun {
   readonly #parts: RunParts
   readonly #engine: Engine<TrainEngine>
@@ -109,7 +113,7 @@ class TrainingRun {
     this.#totalSteps = settings.maxSteps ?? settings.epochs * this.#stepsPerEpoch
     this.#costs = Array.from(examples, (example) => open.cost(example))
     this.#names = sessions.parameters.map(({ name }) => name)
-    this.#writer = new RunWriter(out?.directory, out?.use ?? 'new', [])
+    this.#writer = new RunWriter(out?.directory, out?.use ?? 'new', trainedFor(parts), [])
   }
 
   async train(): Promise<RunReport> {
@@ -189,7 +193,7 @@ class TrainingRun {
     )
     writeParameters(adapter, this.#names, engine.parameters)
     const metrics = await readMetrics(directory, run.step)
-    this.#writer = new RunWriter(directory, 'resume', metrics)
+    this.#writer = new RunWriter(directory, 'resume', trainedFor(this.#parts), metrics)
     return { engine, metrics, evalLossBefore: run.evalLossBefore ?? undefined }
   }
 

@@ -47,8 +47,6 @@ export function isUnreachable(error: unknown): boolean {
 
 /** An answer whose body ends, or fails within {@link HubConnection.stallMs}. */
 export interface HubAnswer {
-  /** Where the answer came from, after all redirects. */
-  readonly url: string
   readonly response: Response
   /** The body, piece by piece. Throws an unreachable HubError when the connection breaks or stalls. */
   chunks(): AsyncGenerator<Uint8Array<ArrayBuffer>>
@@ -80,9 +78,8 @@ export async function request(
       const location = response.headers.get('location')
       if (![301, 302, 303, 307, 308].includes(response.status) || location === null) {
         return {
-          url: response.url || url.href,
           response,
-          chunks: () => chunksOf(url.href, response, watch),
+          chunks: () => chunksOf(url, response, watch),
           cancel: () => drop(response, watch),
         }
       }
@@ -91,10 +88,10 @@ export async function request(
     }
   } catch (cause) {
     watch.done()
-    throw failure(url.href, cause, watch)
+    throw failure(url, cause, watch)
   }
   watch.done()
-  throw new FileError({ where: address, what: `more than ${MAX_REDIRECTS} redirects, one after the other` })
+  throw new FileError({ where: shown(address), what: `more than ${MAX_REDIRECTS} redirects, one after the other` })
 }
 
 /** @throws FileError unless it is an address that may be followed */
@@ -102,14 +99,14 @@ function redirected(from: URL, location: string): URL {
   const to = URL.canParse(location, from) ? new URL(location, from) : undefined
   if (to !== undefined && (to.protocol === 'https:' || to.protocol === from.protocol)) return to
   throw new FileError({
-    where: from.href,
+    where: shown(from),
     what: 'a redirect that is not followed',
     expected: `an address with ${from.protocol}`,
     got: JSON.stringify(location),
   })
 }
 
-async function* chunksOf(url: string, response: Response, watch: Watch): AsyncGenerator<Uint8Array<ArrayBuffer>> {
+async function* chunksOf(url: URL, response: Response, watch: Watch): AsyncGenerator<Uint8Array<ArrayBuffer>> {
   const reader = response.body?.getReader()
   try {
     for (;;) {
@@ -133,11 +130,17 @@ async function drop(response: Response, watch: Watch): Promise<void> {
   await response.body?.cancel().catch(() => {})
 }
 
-function failure(url: string, cause: unknown, watch: Watch): unknown {
+/** An address for messages: a query may hold a signature. */
+export function shown(url: URL | string): string {
+  const { origin, pathname } = new URL(url)
+  return origin + pathname
+}
+
+function failure(url: URL, cause: unknown, watch: Watch): unknown {
   if (cause instanceof FileError) return cause
   if (watch.outer?.aborted) return watch.outer.reason
   const what = watch.isStalled ? `no answer for ${watch.stallMs / 1000} s` : 'cannot be reached'
-  return new HubError('unreachable', { where: url, what, hint: 'Check the connection, and try again', cause })
+  return new HubError('unreachable', { where: shown(url), what, hint: 'Check the connection, and try again', cause })
 }
 
 /** Aborts a request when nothing comes for a time, or when its caller says so. */

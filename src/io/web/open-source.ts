@@ -2,6 +2,7 @@
 
 import type { ByteSource } from '../../base/bytes.js'
 import { MAX_WHOLE_BYTES, RangeSource } from '../hub/range-source.js'
+import { shown } from '../hub/request.js'
 import { FileCache } from '../hub/web/file-cache.js'
 import { openHubInBrowser, type WebHubOptions } from '../hub/web/open-hub.js'
 import { type Located, locateAtUrl, locateInHub } from '../locate.js'
@@ -26,7 +27,7 @@ function openUrlFolder(url: string, options: WebHubOptions): UrlDirectory {
   const cache = new FileCache(options.caches, options.onWarning)
   const open = async (file: UrlFile): Promise<ByteSource> => {
     const refused = (response: Response) => urlRefusal(file.url, response)
-    const ranges = new RangeSource(connection, { ...file, name: file.url }, refused)
+    const ranges = new RangeSource(connection, { ...file, name: shown(file.url) }, refused)
     const isRead = readsRanges && file.byteLength > MAX_WHOLE_BYTES
     if (file.hasRanges && (isRead || file.version === undefined)) return ranges
     const key = new URL(file.url)

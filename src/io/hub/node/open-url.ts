@@ -9,6 +9,7 @@ import type { ByteSource } from '../../../base/bytes.js'
 import { fileError, makeFolders, openFile } from '../../node/files.js'
 import { UrlDirectory, type UrlFile, urlConnection, urlRefusal } from '../../url-directory.js'
 import { MAX_WHOLE_BYTES, RangeSource } from '../range-source.js'
+import { shown } from '../request.js'
 import { download } from './download.js'
 import { hubEnvironment } from './environment.js'
 import type { OpenHubOptions } from './open-hub.js'
@@ -28,12 +29,20 @@ export function openUrlFolder(url: string, options: OpenHubOptions = {}): UrlDir
     const target = path.join(folderOf(cache, file.url), nameOf(file.url))
     if (await isKept(target, file)) return openFile(target)
     if (readsRanges && file.hasRanges && file.byteLength > MAX_WHOLE_BYTES) {
-      return new RangeSource(connection, { ...file, name: file.url }, refused)
+      return new RangeSource(connection, { ...file, name: shown(file.url) }, refused)
     }
     await makeFolders(path.dirname(target))
     // The version is in the part's name, so that no other one's part is taken up.
     const versioned = `${target}.${hash(file.version ?? `${Date.now()}`)}`
-    await download({ ...file, name: file.url, connection, digest: undefined, target: versioned, onDownload, refused })
+    await download({
+      ...file,
+      name: shown(file.url),
+      connection,
+      digest: undefined,
+      target: versioned,
+      onDownload,
+      refused,
+    })
     try {
       await unlink(`${target}.version`).catch(() => {})
       // Another process may have given the same content its name already.
