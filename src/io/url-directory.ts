@@ -2,6 +2,7 @@
 
 import { type ByteSink, type ByteSource, concatBytes, type Directory, MemorySource, splitName } from '../base/bytes.js'
 import { FileError } from '../base/errors.js'
+import type { ResponseLike } from '../base/globals.js'
 import { isPassing } from './hub/errors.js'
 import { versionOf } from './hub/range-source.js'
 import { type HubConnection, HubError, request, shown } from './hub/request.js'
@@ -49,7 +50,7 @@ export function urlConnection(url: string, rest: Omit<HubConnection, 'endpoint' 
 }
 
 /** The error for an answer that is no success. */
-export function urlRefusal(url: string, { status }: Response): HubError {
+export function urlRefusal(url: string, { status }: ResponseLike): HubError {
   const kind = isPassing(status) ? 'unreachable' : ABSENT.includes(status) ? 'absent' : 'access'
   const what = kind === 'absent' ? 'no such file on the server' : 'the server answered with an error'
   return new HubError(kind, { where: shown(url), what, expected: '200 or 206', got: String(status) })
