@@ -18,6 +18,7 @@ export {
   StateError,
   UnsupportedError,
 } from './base/errors.js'
+export type { BlobLike, ByteStreamLike, FileLike, FolderHandle, SignalLike } from './base/globals.js'
 export type { FloatArray, Matrix, MatrixLike, Shaped, Tensor } from './base/tensor.js'
 export type { OnnxModel } from './formats/onnx/model.js'
 export type { WeightRange } from './formats/onnx/tensors.js'
@@ -66,7 +67,6 @@ export type {
 export type { DownloadProgress, OnDownload } from './io/hub/directory.js'
 export {
   FilesDirectory,
-  type FolderHandle,
   HandleDirectory,
   type OpenStream,
   StreamDirectory,

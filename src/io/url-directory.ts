@@ -2,14 +2,16 @@
 
 import { type ByteSink, type ByteSource, concatBytes, type Directory, MemorySource, splitName } from '../base/bytes.js'
 import { FileError } from '../base/errors.js'
+import type { ResponseLike } from '../base/globals.js'
 import { isPassing } from './hub/errors.js'
+import { versionOf } from './hub/range-source.js'
 import { type HubConnection, HubError, request, shown } from './hub/request.js'
 
 /** What a server says of a file. */
 export interface UrlFile {
   readonly url: string
   readonly byteLength: number
-  /** Changes with the content: an ETag, else the time of the last change; undefined where the server tells neither. */
+  /** See versionOf. */
   readonly version: string | undefined
   /** Whether parts of it can be asked for. */
   readonly hasRanges: boolean
@@ -48,7 +50,7 @@ export function urlConnection(url: string, rest: Omit<HubConnection, 'endpoint' 
 }
 
 /** The error for an answer that is no success. */
-export function urlRefusal(url: string, { status }: Response): HubError {
+export function urlRefusal(url: string, { status }: ResponseLike): HubError {
   const kind = isPassing(status) ? 'unreachable' : ABSENT.includes(status) ? 'absent' : 'access'
   const what = kind === 'absent' ? 'no such file on the server' : 'the server answered with an error'
   return new HubError(kind, { where: shown(url), what, expected: '200 or 206', got: String(status) })
@@ -147,7 +149,12 @@ export class UrlDirectory implements Directory {
 
 /** What the server has there; undefined for nothing. Content whose length it does not tell is read at once. */
 async function ask(url: string, connection: HubConnection): Promise<UrlFile | MemorySource | undefined> {
-  const answer = await request(connection, url, { range: 'bytes=0-0' })
+  let answer = await request(connection, url, { range: 'bytes=0-0' })
+  if (answer.response.status === 206 && !answer.response.headers.has('content-range')) {
+    // A page may not see that header of a server of another origin, but the length of the whole.
+    await answer.cancel()
+    answer = await request(connection, url)
+  }
   const { status, headers, ok } = answer.response
   const range = headers.get('content-range') ?? ''
   // An empty file has no first byte.
@@ -157,7 +164,7 @@ async function ask(url: string, connection: HubConnection): Promise<UrlFile | Me
   }
   const text = status === 206 ? /\/(\d+)$/.exec(range)?.[1] : (headers.get('content-length') ?? undefined)
   const isEncoded = headers.get('content-encoding') !== null
-  const version = headers.get('etag') ?? headers.get('last-modified') ?? undefined
+  const version = versionOf(answer.response)
   if (ok && status === 200 && (text === undefined || isEncoded)) {
     const parts: Uint8Array[] = []
     for await (const chunk of answer.chunks()) parts.push(chunk)

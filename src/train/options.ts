@@ -1,6 +1,7 @@
 // What a training run is told, and what it gives back.
 
 import type { ByteSource, Directory } from '../base/bytes.js'
+import type { SignalLike } from '../base/globals.js'
 import type { ColumnNames } from '../data/columns.js'
 import type { ModuleMap } from '../graph/match/linears.js'
 import type { Model } from '../graph/model-folder.js'
@@ -75,7 +76,7 @@ export interface TrainingOptions extends Optional<TrainSettings> {
    * Ends the run after the step under way: it is saved and reported as interrupted. What `overwrite` would replace stays if there was
    * no step.
    */
-  readonly signal?: AbortSignal | undefined
+  readonly signal?: SignalLike | undefined
   /** Hears what the run does. */
   readonly on?: TrainEvents | undefined
 }

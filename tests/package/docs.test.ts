@@ -83,6 +83,46 @@ describe('the pages of docs/', () => {
   })
 })
 
+describe('the examples of docstrings', () => {
+  const sources = ['src/index/verbs.ts', 'src/index/hub.ts', 'src/infer/session.ts']
+  const examples = sources.flatMap((source) => {
+    const text = readFileSync(join(repository, source), 'utf8')
+    const comments = [
+      ...text.matchAll(
+        /\/\*\*(?:(?!\*\/).)*? @example\n(.*?)\*\/\s*(?:export async function |export function )?(\w+)\(/gs,
+      ),
+    ]
+    return comments.map(([, code, name]) => ({ name, code: code.replaceAll(/^ *\* ?/gm, '') }))
+  })
+
+  it('are there for every verb and every method of a session', () => {
+    const verbs = /^export async function (\w+)/gm
+    const methods = /^ {2}(add|remove|run|generate|stream)\(/gm
+    const names = [
+      ...readFileSync(join(repository, sources[0]), 'utf8').matchAll(verbs),
+      ...readFileSync(join(repository, sources[2]), 'utf8').matchAll(methods),
+    ].map(([, name]) => name)
+    expect(names.length).toBeGreaterThan(12)
+    expect(names.filter((name) => !examples.some((example) => example.name === name))).toEqual([])
+  })
+
+  it('run', { timeout: 120_000 }, () => {
+    const consumer = installConsumer('examples')
+    try {
+      link(consumer, 'onnxruntime-node')
+      for (const folder of ['models', 'tests'])
+        symlinkSync(join(repository, folder), join(consumer.folder, folder), 'junction')
+      const names = consumer.node('-p', `Object.keys(require('lowrank')).join()`).stdout.trim()
+      const blocks = examples.map(({ name, code }) => `console.log('-- ${name}')\n{\n${code}}\n`)
+      consumer.write('examples.mjs', `import * as all from 'lowrank'\nconst { ${names} } = all\n${blocks.join('')}`)
+      const { status, stdout, stderr } = consumer.node('examples.mjs')
+      expect(status, `${stdout}\n${stderr}`).toBe(0)
+    } finally {
+      consumer.remove()
+    }
+  })
+})
+
 describe.skipIf(process.platform === 'win32')('the jobs of merging.md', () => {
   let consumer: Consumer
   beforeAll(() => {

@@ -2,6 +2,7 @@
 
 import { type ByteSink, type ByteSource, type Directory, namesIn, splitName } from '../../base/bytes.js'
 import { FileError, nearMisses } from '../../base/errors.js'
+import type { SignalLike } from '../../base/globals.js'
 import { DEFAULT_REVISION, type HubSource } from '../source.js'
 import type { HubConnection } from './request.js'
 
@@ -33,7 +34,7 @@ export interface RemoteOptions {
   /** Hears when the cache is used because the Hub gives nothing, and when nothing can be kept. */
   readonly onWarning?: ((message: string) => void) | undefined
   /** Ends downloads; what has come is kept. */
-  readonly signal?: AbortSignal | undefined
+  readonly signal?: SignalLike | undefined
   /** In place of the times of {@link HubConnection}. */
   readonly times?: Pick<HubConnection, 'stallMs' | 'retryMs'> | undefined
 }
