@@ -166,7 +166,12 @@ function checkOptions(options: TrainingOptions, settings: TrainSettings): LoraCo
   const config = adapter?.config ?? resolveConfig({ ...defaults, ...Object.fromEntries(given) })
   if (adapter !== undefined) checkAdapter(adapter)
   if (config.dropout >= 1) {
-    throw new ConfigError({ where: 'dropout', what: 'nothing would be learned', expected: 'a number below 1', got: '1' })
+    throw new ConfigError({
+      where: 'dropout',
+      what: 'nothing would be learned',
+      expected: 'a number below 1',
+      got: '1',
+    })
   }
   // What of a head is saved whole, the task decides.
   requirePlainConfig({ ...config, modulesToSave: [] }, 'training')
