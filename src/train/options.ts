@@ -42,8 +42,8 @@ export interface TrainConfig extends Omit<LoraConfigInput, keyof (typeof TRAIN_D
 
 type Optional<T> = { readonly [K in keyof T]?: T[K] | undefined }
 
-/** What a {@link Trainer} is told: settings, and what they apply to. */
-export interface TrainerOptions extends Optional<TrainSettings> {
+/** What training is told, with all that is open: settings, and what they apply to. */
+export interface TrainingOptions extends Optional<TrainSettings> {
   /** The base. Its weights are read, never changed; it stays open. */
   readonly model: Model
   /** What the model is trained for. Default: to continue texts. */

@@ -19,7 +19,7 @@ import { encodeRows } from '../../src/train/examples.js'
 import { readParameters } from '../../src/train/parameters.js'
 import { TrainingSessions } from '../../src/train/sessions.js'
 import { resolveSettings } from '../../src/train/settings.js'
-import { Trainer } from '../../src/train/trainer.js'
+import { train as trainAdapter } from '../../src/train/train.js'
 import { relativeError, transposed } from '../graph/golden.js'
 
 const folder = 'tests/golden/text-classification'
@@ -115,7 +115,7 @@ describe.each(['encoder', 'classifier'])('the export of the %s', (name) => {
 
   it('learns, saves the head with the factors, and resumes to the same bytes', async () => {
     const train = (out: MemoryDirectory, options: object = {}) =>
-      new Trainer({
+      trainAdapter({
         model,
         task: 'text-classification',
         data: golden.rows,
@@ -128,7 +128,7 @@ describe.each(['encoder', 'classifier'])('the export of the %s', (name) => {
         config: { rank: 3, targetModules: ['query', 'value'], dropout: 0.1 },
         out,
         ...options,
-      }).train()
+      })
     const [whole, broken] = [new MemoryDirectory(), new MemoryDirectory()]
     const { adapter, report } = await train(whole)
     expect(report.trainLoss.at(-1)).toBeLessThan(report.trainLoss[0] / 2)
@@ -153,7 +153,7 @@ describe.each(['encoder', 'classifier'])('the export of the %s', (name) => {
 
   it('adapts all linear layers but those of the head that are trained whole', async () => {
     const options = { model, task: 'text-classification', data: golden.rows, maxSteps: 1, threads: 1 } as const
-    const { adapter } = await new Trainer({ ...options, maxLength: 14, config: { rank: 2, dropout: 0.5 } }).train()
+    const { adapter } = await trainAdapter({ ...options, maxLength: 14, config: { rank: 2, dropout: 0.5 } })
     const layers = adapter.parts('linear').map((layer) => layer.name)
     expect(layers).toHaveLength(name === 'encoder' ? 12 : 13)
     expect(layers.includes('bert.pooler.dense')).toBe(name === 'classifier')
@@ -214,11 +214,11 @@ describe('labels', () => {
       { text: 'good', label: 'ham' },
       { text: 'bad', label: 'spam' },
     ]
-    const training = new Trainer({ model, task: 'text-classification', data, adapter, threads: 1 }).train()
+    const training = trainAdapter({ model, task: 'text-classification', data, adapter, threads: 1 })
     await expect(training).rejects.toThrow(MismatchError)
     const plain = new LoraAdapter({ rank: 2 })
     plain.addLayerOfShape('bert.encoder.layer.0.attention.self.query', [16, 16])
-    const without = new Trainer({ model, task: 'text-classification', data, adapter: plain, threads: 1 }).train()
+    const without = trainAdapter({ model, task: 'text-classification', data, adapter: plain, threads: 1 })
     await expect(without).rejects.toThrow(/classifier\.weight.*not what this task trains/)
   })
 
@@ -239,7 +239,7 @@ describe('labels', () => {
 
 it('is not what causal language modeling trains', async () => {
   const model = await loadModel(new NodeDirectory(`${folder}/encoder`), { runtime })
-  const training = new Trainer({ model, data: [{ prompt: 'a', completion: 'b' }], threads: 1 }).train()
+  const training = trainAdapter({ model, data: [{ prompt: 'a', completion: 'b' }], threads: 1 })
   await expect(training).rejects.toThrow(/does not continue texts.*got output last_hidden_state/)
   await model.close()
 })

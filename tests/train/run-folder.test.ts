@@ -8,6 +8,7 @@ import {
   clearRunFolder,
   MARKER_FILE,
   METRICS_FILE,
+  RunWriter,
   readMarker,
   readMetrics,
   readState,
@@ -17,7 +18,6 @@ import {
   writeMetrics,
   writeState,
 } from '../../src/train/run-folder.js'
-import { RunWriter } from '../../src/train/run-writer.js'
 
 const line = (step: number): StepMetrics => ({
   step,

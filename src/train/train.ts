@@ -1,9 +1,10 @@
-// What a trainer does once it is told to: reads and encodes the records, makes the adapter for the model, and trains it.
+// Training: model + records → adapter. Checks what is asked for, encodes the records, makes the adapter, and runs the steps.
 
-import { listed, MismatchError } from '../base/errors.js'
+import { ConfigError, listed, MismatchError, StateError } from '../base/errors.js'
 import { Random } from '../base/random.js'
+import { checkColumnNames } from '../data/columns.js'
 import { readRows } from '../data/read-rows.js'
-import { isByteSource, isDirectory } from '../data/source.js'
+import { isByteSource, isDataSource, isDirectory } from '../data/source.js'
 import { planSplit } from '../data/split.js'
 import { findLinears, type ModuleMap } from '../graph/match/linears.js'
 import { matchTargets } from '../graph/match/match.js'
@@ -11,22 +12,28 @@ import type { Model } from '../graph/model-folder.js'
 import { checkTrainableForm } from '../graph/training/trainable-form.js'
 import { Graph } from '../graph/view/graph.js'
 import { LoraAdapter } from '../lora/adapter.js'
-import type { LoraConfig } from '../lora/config.js'
+import { type LoraConfig, resolveConfig } from '../lora/config.js'
+import { requireHandled, requirePlainConfig } from '../lora/requirements.js'
 import type { OpenTask, Task } from '../tasks/task.js'
-import { DEFAULT_TASK, loadTask } from '../tasks/tasks.js'
+import { checkTaskName, DEFAULT_TASK, loadTask } from '../tasks/tasks.js'
 import { type EncodedRows, encodeRows } from './examples.js'
-import type { TrainerOptions, TrainingData, TrainResult } from './options.js'
+import type { TrainingData, TrainingOptions, TrainResult } from './options.js'
 import type { TrainReport } from './report.js'
+import { trainAdapter } from './run.js'
 import { checkRunFolder, type FolderUse } from './run-folder.js'
-import type { TrainSettings } from './settings.js'
-import { trainAdapter } from './training-run.js'
+import { resolveSettings, TRAIN_DEFAULTS, type TrainSettings } from './settings.js'
 
-/** See Trainer.train, whose options have been checked. */
-export async function runTraining(
-  options: TrainerOptions,
-  settings: TrainSettings,
-  config: LoraConfig,
-): Promise<TrainResult> {
+/**
+ * Trains an adapter of a model that is open. Nothing is written before the model, the data and the folder have been found usable.
+ *
+ * @throws ConfigError when a setting or the adapter's config is out of range, or options contradict or lack one another;
+ *   UnsupportedError for graphs, adapters and configs that cannot be trained; StateError when the adapter has no layer, or one that is
+ *   merged; DataError for records, FileError for the folder, MismatchError when no module matches or a run to resume is of other parts,
+ *   NumericError naming the step when the loss is not finite (the adapter is saved as it was when it last was finite)
+ */
+export async function train(options: TrainingOptions): Promise<TrainResult> {
+  const settings = resolveSettings(options)
+  const config = checkOptions(options, settings)
   const startedAt = performance.now()
   const { model, out, on, modules, signal } = options
   const task = await loadTask(options.task ?? DEFAULT_TASK)
@@ -73,7 +80,7 @@ export async function runTraining(
 }
 
 async function encode(
-  { model, on, columns, chatTemplate, chatTemplateArgs }: TrainerOptions,
+  { model, on, columns, chatTemplate, chatTemplateArgs }: TrainingOptions,
   settings: TrainSettings,
   task: Task,
   data: TrainingData,
@@ -143,4 +150,67 @@ function checkHead(adapter: LoraAdapter, { head }: OpenTask): void {
 /** PEFT takes each classifier for trained, whatever it is called. */
 function isSaved(module: string, tensors: readonly string[]): boolean {
   return /^(classifier|score)$/.test(module) || tensors.some((name) => `.${name}`.includes(`.${module}.`))
+}
+
+/** Checks all that can be checked before anything is read. Returns the config of the adapter, with defaults. */
+function checkOptions(options: TrainingOptions, settings: TrainSettings): LoraConfig {
+  const { adapter, data, evalData, evalSplit, model } = options
+  checkTaskName(options.task ?? DEFAULT_TASK)
+  checkData('data', data)
+  if (evalData !== undefined) checkData('evalData', evalData)
+  checkTogether(options, settings)
+  checkColumnNames(options.columns)
+  if (evalSplit !== undefined) planSplit(evalSplit, 0)
+  const given = Object.entries(options.config ?? {}).filter(([, value]) => value !== undefined)
+  const defaults = { ...TRAIN_DEFAULTS.config, baseModel: model.name }
+  const config = adapter?.config ?? resolveConfig({ ...defaults, ...Object.fromEntries(given) })
+  if (adapter !== undefined) checkAdapter(adapter)
+  if (config.dropout >= 1) {
+    throw new ConfigError({
+      where: 'dropout',
+      what: 'nothing would be learned',
+      expected: 'a number below 1',
+      got: '1',
+    })
+  }
+  // What of a head is saved whole, the task decides.
+  requirePlainConfig({ ...config, modulesToSave: [] }, 'training')
+  return config
+}
+
+function checkData(where: string, data: unknown): void {
+  if (isDataSource(data)) return
+  throw new ConfigError({
+    where,
+    what: 'neither records nor a file or folder that is open',
+    got: data === null ? 'null' : typeof data,
+  })
+}
+
+function checkAdapter(adapter: LoraAdapter): void {
+  requireHandled(adapter, ['linear', 'replacement'], 'training')
+  if (adapter.size === 0) throw new StateError({ where: 'adapter', what: 'it has no layers to train' })
+  for (const [name, { merged }] of adapter) {
+    if (merged) throw new StateError({ where: name, what: 'it is merged', hint: 'Call unmergeAll() first' })
+  }
+}
+
+/** Throws ConfigError for options that contradict one another, or lack what they need. */
+function checkTogether(options: TrainingOptions, settings: TrainSettings): void {
+  if (options.adapter !== undefined && options.config !== undefined) {
+    throw new ConfigError({ where: 'config', what: 'an adapter to go on with has a config of its own' })
+  }
+  if (options.out === undefined && (options.resume || options.overwrite || settings.saveEvery !== undefined)) {
+    throw new ConfigError({ where: 'out', what: 'resume, overwrite and saveEvery need an output folder' })
+  }
+  const { evalData, evalSplit } = options
+  if (evalData === undefined && evalSplit === undefined && settings.evaluateEvery !== undefined) {
+    throw new ConfigError({ where: 'evalData', what: 'evaluateEvery needs records to evaluate' })
+  }
+  if (evalData !== undefined && evalSplit !== undefined) {
+    throw new ConfigError({ where: 'evalSplit', what: 'there is evalData already' })
+  }
+  if (options.resume && options.overwrite) {
+    throw new ConfigError({ where: 'resume', what: 'a run is resumed or overwritten, not both' })
+  }
 }
