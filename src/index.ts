@@ -18,6 +18,7 @@ export {
   StateError,
   UnsupportedError,
 } from './base/errors.js'
+export type { BlobLike, ByteStreamLike, FileLike, FolderHandle, SignalLike } from './base/globals.js'
 export type { FloatArray, Matrix, MatrixLike, Shaped, Tensor } from './base/tensor.js'
 export type { OnnxModel } from './formats/onnx/model.js'
 export type { WeightRange } from './formats/onnx/tensors.js'
@@ -66,7 +67,6 @@ export type {
 export type { DownloadProgress, OnDownload } from './io/hub/directory.js'
 export {
   FilesDirectory,
-  type FolderHandle,
   HandleDirectory,
   type OpenStream,
   StreamDirectory,
@@ -121,7 +121,7 @@ export type { OrtModule } from './runtime/onnxruntime.js'
 export type { Feeds, RuntimeTensor, SessionOptions, TensorData, TensorType } from './runtime/runtime.js'
 export type { MessageRecord, TextRecord } from './text/records.js'
 export type { TextStream, Tokenizer } from './text/tokenizer.js'
-export type { TrainConfig, TrainerOptions, TrainingData, TrainResult } from './train/options.js'
+export type { TrainConfig, TrainingData, TrainingOptions, TrainResult } from './train/options.js'
 export type { PreviewExample, PreviewToken } from './train/preview.js'
 export type { EvaluationEvent, StepEvent, TrainEvents, TrainReport, TrainStage } from './train/report.js'
 export type { StepMetrics } from './train/run-folder.js'

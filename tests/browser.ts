@@ -42,10 +42,11 @@ export function buildPage<T>(entry: string, files: ReadonlyMap<string, Uint8Arra
   return { open: (headers) => openPage(folder, files, headers) as Promise<T> }
 }
 
-async function openPage(
+/** Serves a folder whose page.js posts JSON to /result, opens it, and waits for that. */
+export async function openPage(
   folder: string,
-  files: ReadonlyMap<string, Uint8Array>,
-  headers: Record<string, string>,
+  files: ReadonlyMap<string, Uint8Array> = new Map(),
+  headers: Record<string, string> = {},
 ): Promise<unknown> {
   const server = createServer()
   const result = new Promise<string>((resolve) => {

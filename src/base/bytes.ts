@@ -82,7 +82,7 @@ export class MemorySource implements ByteSource {
 export class MemoryDirectory implements Directory {
   readonly name: string
   /** Content by path. */
-  readonly files = new Map<string, Uint8Array>()
+  readonly files: Map<string, Uint8Array> = new Map()
 
   constructor(files: Record<string, Uint8Array | string> = {}, name = 'memory') {
     this.name = name

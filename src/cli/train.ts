@@ -8,8 +8,6 @@ import { printPreview } from './preview.js'
 import { dtype, MODEL, RUNS } from './sources.js'
 import { colors, duration, Progress, printDocument, say, thousands, warn } from './terminal.js'
 
-const TASKS = ['causal-lm', 'classification', 'embedding'] as const
-
 /** `all-linear`, `default`, or names divided by commas. */
 function targetModules(): Option<string | string[]> {
   return {
@@ -49,7 +47,7 @@ export const train = defineCommand({
     dtype: dtype(),
     ...DATA_OPTIONS,
     out: text('DIR', 'new folder for the adapter'),
-    task: choice(TASKS, 'what is trained; the others are not built yet', 'causal-lm'),
+    task: choice(TRAIN_CHOICES.task, 'what is trained: to continue texts, or to give each a label', 'causal-lm'),
     rank: integer('size of the adapter: rank of the added matrices', { fallback: TRAIN_DEFAULTS.config.rank }),
     alpha: decimal('strength: the added matrices are scaled by alpha / rank', TRAIN_DEFAULTS.config.alpha),
     dropout: decimal('share of the adapter’s inputs dropped in training', TRAIN_DEFAULTS.config.dropout),
@@ -77,12 +75,11 @@ export const train = defineCommand({
   async run(values) {
     const { model, out, task, rank, alpha, dropout, targetModules, init, seed, preview, json, ...rest } = values
     const settings = { ...rest, chatTemplate: await readChatTemplate(rest.chatTemplate) }
-    if (task !== 'causal-lm') throw new UsageError(`--task ${task} is not built yet; there is causal-lm`)
     if (settings.resume && settings.overwrite) throw new UsageError('--resume and --overwrite exclude each other')
     const node = await import('../node.js')
     if (preview !== undefined) {
       const { data, columns, maxLength, chatTemplate, chatTemplateArgs } = settings
-      const about = { model, data, columns, maxLength, chatTemplate, chatTemplateArgs, count: preview }
+      const about = { model, task, data, columns, maxLength, chatTemplate, chatTemplateArgs, count: preview }
       const examples = await node.previewData(about)
       if (json) printDocument({ examples })
       else printPreview(examples)
@@ -94,6 +91,7 @@ export const train = defineCommand({
       node.train({
         ...settings,
         model,
+        task,
         out,
         config: { rank, alpha, dropout, targetModules, init, seed },
         signal,
@@ -116,7 +114,8 @@ export const train = defineCommand({
         `${thousands(report.trainableParams)} parameters in ${colors.bold(out)}`,
     )
     if (interrupted) say(`Go on with the same command and --resume${settings.overwrite ? ' for --overwrite' : ''}.`)
-    else say(`Try it: npx lowrank generate --model ${quote(model)}${form} --adapter ${quote(out)} --prompt "The"`)
+    else if (task === 'causal-lm')
+      say(`Try it: npx lowrank generate --model ${quote(model)}${form} --adapter ${quote(out)} --prompt "The"`)
     if (json) printDocument({ ...report, out })
     return interrupted ? EXIT_INTERRUPTED : 0
   },

@@ -15,7 +15,7 @@ const BUILT_IN_CODECS = new Set(['UNCOMPRESSED', 'SNAPPY'])
  * @throws UnsupportedError when a package to read it is not installed, DataError when the file is no Parquet or broken
  */
 export async function* readParquet(source: ByteSource, columns?: ColumnNames): AsyncGenerator<Row> {
-  const { parquetMetadataAsync, parquetReadObjects, parquetSchema } = await load('hyparquet', () => import('hyparquet'))
+  const { parquetMetadataAsync, parquetReadObjects, parquetSchema } = await loadReader()
   const file = {
     byteLength: source.byteLength,
     async slice(start: number, end = source.byteLength): Promise<ArrayBuffer> {
@@ -30,9 +30,7 @@ export async function* readParquet(source: ByteSource, columns?: ColumnNames): A
   const wanted = named.length > 0 && named.every((name) => present.includes(name)) ? named : present
   const codecs = metadata.row_groups.flatMap((group) => group.columns.map((column) => column.meta_data?.codec))
   const needsCompressors = codecs.some((codec) => codec !== undefined && !BUILT_IN_CODECS.has(codec))
-  const compressors = needsCompressors
-    ? (await load('hyparquet-compressors', () => import('hyparquet-compressors'))).compressors
-    : undefined
+  const compressors = needsCompressors ? (await loadCompressors()).compressors : undefined
   let first = 0
   for (const group of metadata.row_groups) {
     const rowEnd = first + Number(group.num_rows)
@@ -63,15 +61,29 @@ async function attempt<T>(source: ByteSource, read: () => Promise<T>): Promise<T
   }
 }
 
-async function load<T>(name: string, importing: () => Promise<T>): Promise<T> {
+// In a `try` of their own bundlers take these packages for optional, and build where they are not installed.
+
+async function loadReader() {
   try {
-    return await importing()
+    return await import('hyparquet')
   } catch (cause) {
-    throw new UnsupportedError({
-      where: 'Parquet',
-      what: `the package ${name} is not installed`,
-      hint: `Run npm install ${name}, or write the data as JSONL`,
-      cause,
-    })
+    throw notInstalled('hyparquet', cause)
   }
+}
+
+async function loadCompressors() {
+  try {
+    return await import('hyparquet-compressors')
+  } catch (cause) {
+    throw notInstalled('hyparquet-compressors', cause)
+  }
+}
+
+function notInstalled(name: string, cause: unknown): UnsupportedError {
+  return new UnsupportedError({
+    where: 'Parquet',
+    what: `the package ${name} is not installed`,
+    hint: `Run npm install ${name}, or write the data as JSONL`,
+    cause,
+  })
 }

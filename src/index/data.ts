@@ -1,6 +1,7 @@
 // What `data` can be in train: records in memory, or files and folders however they are named.
 
 import type { ByteSource, Directory } from '../base/bytes.js'
+import type { BlobLike } from '../base/globals.js'
 import { hasMethods, kind } from '../base/options.js'
 import { isDataSource } from '../data/source.js'
 import { BlobSource } from '../io/web/files.js'
@@ -9,7 +10,7 @@ import type { TrainingData } from '../train/options.js'
 import { platform } from './platform.js'
 
 /** A file of records, or a folder of such files: its path (not in browsers), a Blob such as a picked File, or one that is open. */
-export type DataFile = string | Blob | ByteSource | Directory
+export type DataFile = string | BlobLike | ByteSource | Directory
 
 /** Records, or files of them: JSONL, JSON, CSV, TSV, Parquet, text. */
 export type Data = DataFile | readonly DataFile[] | Iterable<TextRecord> | AsyncIterable<TextRecord>

@@ -1,6 +1,7 @@
 // Opens models. What reads graphs and tokenizers loads with the first call.
 
 import { FileError } from '../base/errors.js'
+import type { SignalLike } from '../base/globals.js'
 import {
   anyOf,
   checkOptions,
@@ -35,7 +36,7 @@ export interface LoadModelOptions {
   /** Hears of each file that comes from the Hub or a web server, before its first byte. Default: that of configureHub. */
   onDownload?: OnDownload | undefined
   /** Ends the loading of files; what has come is kept. */
-  signal?: AbortSignal | undefined
+  signal?: SignalLike | undefined
 }
 
 const RUNTIME = kind(

@@ -2,6 +2,7 @@
 
 import type { Directory } from '../base/bytes.js'
 import { ConfigError, FileError } from '../base/errors.js'
+import type { FileLike } from '../base/globals.js'
 import { describe, hasMethods, kind } from '../base/options.js'
 import type { RemoteOptions } from '../io/hub/directory.js'
 import type { Located } from '../io/locate.js'
@@ -13,7 +14,7 @@ import { platform } from './platform.js'
  * What a model, an adapter or a checkpoint is read from: a path (not in browsers), a model on the Hub (`org/name`,
  * `hf:org/name@revision/folder`), a URL, files that a user picked, or a folder that says itself how it is read.
  */
-export type Source = string | Directory | Iterable<File>
+export type Source = string | Directory | Iterable<FileLike>
 
 /** Where results go: a path (not in browsers), or a folder that says itself how it is written. */
 export type Target = string | Directory
@@ -29,7 +30,7 @@ export const SOURCE = kind(
   (value) =>
     (typeof value === 'string' && value !== '') ||
     isDirectory(value) ||
-    (FILES.accepts(value) && [...(value as Iterable<File>)].length > 0),
+    (FILES.accepts(value) && [...(value as Iterable<FileLike>)].length > 0),
 )
 
 /** A {@link Target}. */

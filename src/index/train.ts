@@ -21,7 +21,7 @@ import type { DtypeChoice } from '../graph/graph-file.js'
 import type { Model } from '../graph/model-folder.js'
 import { CONFIG_FIELDS } from '../lora/config.js'
 import { TASK_NAMES } from '../tasks/tasks.js'
-import type { TrainConfig, TrainerOptions, TrainingData, TrainResult } from '../train/options.js'
+import type { TrainConfig, TrainingData, TrainingOptions, TrainResult } from '../train/options.js'
 import type { PreviewExample } from '../train/preview.js'
 import type { TrainEvents } from '../train/report.js'
 import { SETTINGS_KINDS } from '../train/settings.js'
@@ -31,7 +31,7 @@ import { DTYPE, loadModel } from './model.js'
 import { openTarget, SOURCE, type Source, TARGET, type Target } from './sources.js'
 
 /** What {@link train} takes. */
-export interface TrainOptions extends Omit<TrainerOptions, 'model' | 'data' | 'evalData' | 'out'> {
+export interface TrainOptions extends Omit<TrainingOptions, 'model' | 'data' | 'evalData' | 'out'> {
   /** The base: a model that is open, which stays open, or what {@link loadModel} takes. Its weights are read, never changed. */
   readonly model: Model | Source
   /** Which graph of a model that is not open yet: see {@link loadModel}. */
@@ -102,9 +102,9 @@ export async function train(options: TrainOptions): Promise<TrainResult> {
   if (options.on !== undefined) checkOptions(options.on, { of: 'train’s `on`', table: EVENTS })
   checkConfigNames(options.config)
   return withOpened(options, async (model, open) => {
-    const { Trainer } = await import('../train/trainer.js')
+    const training = await import('../train/train.js')
     const { dtype: _, ...rest } = options
-    const trainer = new Trainer({
+    return await training.train({
       ...rest,
       config: await withDefaultTargets(options.config, model),
       model,
@@ -112,7 +112,6 @@ export async function train(options: TrainOptions): Promise<TrainResult> {
       evalData: options.evalData === undefined ? undefined : await open(options.evalData, 'evalData'),
       out: options.out === undefined ? undefined : openTarget(options.out, 'out'),
     })
-    return trainer.train()
   })
 }
 

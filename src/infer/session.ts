@@ -1,5 +1,6 @@
 // What a session offers: one base model, any number of adapters, and the ways of running them.
 
+import type { SignalLike } from '../base/globals.js'
 import type { ModuleMap } from '../graph/match/linears.js'
 import type { Model } from '../graph/model-folder.js'
 import type { LoraAdapter } from '../lora/adapter.js'
@@ -38,7 +39,7 @@ export interface GenerateOptions extends SamplingOptions {
   /** Called with each piece of text as soon as it is certain. The pieces together are the result's text. */
   onText?: ((piece: string) => void) | undefined
   /** Ends the text between two tokens: the call rejects with the signal's reason. */
-  signal?: AbortSignal | undefined
+  signal?: SignalLike | undefined
 }
 
 /** How a text is streamed: its pieces are what the iteration gives. */
@@ -96,6 +97,11 @@ export interface AdapterSession {
    * Frees an adapter's arrays. Texts that are being written with it go on.
    *
    * @throws MismatchError for an unknown name, StateError when the session is disposed
+   *
+   * @example
+   * const session = await openSession('models/union-3m', { adapters: { peft: 'tests/golden/peft/f32' } })
+   * await session.remove('peft')
+   * await session.dispose()
    */
   remove(name: string): Promise<void>
 

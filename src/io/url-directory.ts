@@ -2,25 +2,23 @@
 
 import { type ByteSink, type ByteSource, concatBytes, type Directory, MemorySource, splitName } from '../base/bytes.js'
 import { FileError } from '../base/errors.js'
+import type { ResponseLike } from '../base/globals.js'
 import { isPassing } from './hub/errors.js'
+import { versionOf } from './hub/range-source.js'
 import { type HubConnection, HubError, request, shown } from './hub/request.js'
 
 /** What a server says of a file. */
 export interface UrlFile {
   readonly url: string
   readonly byteLength: number
-  /** Changes with the content: an ETag, else the time of the last change; undefined where the server tells neither. */
+  /** See versionOf. */
   readonly version: string | undefined
   /** Whether parts of it can be asked for. */
   readonly hasRanges: boolean
 }
 
-/** Opens files of which the server told the length. */
-export interface UrlFiles {
-  open(file: UrlFile): Promise<ByteSource>
-  /** Where the files of a folder that were opened lie on this machine, in a file system. */
-  localFolder?(url: string): string
-}
+/** Opens a file of which the server told the length. */
+export type OpenUrlFile = (file: UrlFile) => Promise<ByteSource>
 
 /** Files that are looked for when a folder is listed. */
 const KNOWN_FILES = [
@@ -48,7 +46,7 @@ export function urlConnection(url: string, rest: Omit<HubConnection, 'endpoint' 
 }
 
 /** The error for an answer that is no success. */
-export function urlRefusal(url: string, { status }: Response): HubError {
+export function urlRefusal(url: string, { status }: ResponseLike): HubError {
   const kind = isPassing(status) ? 'unreachable' : ABSENT.includes(status) ? 'absent' : 'access'
   const what = kind === 'absent' ? 'no such file on the server' : 'the server answered with an error'
   return new HubError(kind, { where: shown(url), what, expected: '200 or 206', got: String(status) })
@@ -60,25 +58,20 @@ export class UrlDirectory implements Directory {
   readonly name: string
   readonly url: string
   readonly #connection: HubConnection
-  readonly #files: UrlFiles
+  readonly #open: OpenUrlFile
   readonly #asked = new Map<string, Promise<UrlFile | MemorySource | undefined>>()
 
   /** @param url of the folder; a query, as of a signature, is sent with each request */
-  constructor(url: string, connection: HubConnection, files: UrlFiles) {
+  constructor(url: string, connection: HubConnection, open: OpenUrlFile) {
     this.name = shown(url)
     this.url = url
     this.#connection = connection
-    this.#files = files
-  }
-
-  /** Where the files that were opened lie on this machine, in a file system. */
-  get localFolder(): string | undefined {
-    return this.#files.localFolder?.(this.#folder().href)
+    this.#open = open
   }
 
   /** Another folder of the same server. */
   at(url: string): UrlDirectory {
-    return new UrlDirectory(url, this.#connection, this.#files)
+    return new UrlDirectory(url, this.#connection, this.#open)
   }
 
   async list(): Promise<string[]> {
@@ -103,7 +96,7 @@ export class UrlDirectory implements Directory {
   async open(path: string): Promise<ByteSource> {
     const found = await this.#ask(path)
     if (found === undefined) throw new FileError({ where: shown(this.#url(path)), what: 'no such file on the server' })
-    return found instanceof MemorySource ? found : this.#files.open(found)
+    return found instanceof MemorySource ? found : this.#open(found)
   }
 
   create(path: string): Promise<ByteSink> {
@@ -114,14 +107,9 @@ export class UrlDirectory implements Directory {
     return Promise.reject(this.#readOnly(path))
   }
 
-  #folder(): URL {
+  #url(path: string): URL {
     const url = new URL(this.url)
     if (!url.pathname.endsWith('/')) url.pathname += '/'
-    return url
-  }
-
-  #url(path: string): URL {
-    const url = this.#folder()
     url.pathname += splitName(path, this.name).map(encodeURIComponent).join('/')
     return url
   }
@@ -147,7 +135,12 @@ export class UrlDirectory implements Directory {
 
 /** What the server has there; undefined for nothing. Content whose length it does not tell is read at once. */
 async function ask(url: string, connection: HubConnection): Promise<UrlFile | MemorySource | undefined> {
-  const answer = await request(connection, url, { range: 'bytes=0-0' })
+  let answer = await request(connection, url, { range: 'bytes=0-0' })
+  if (answer.response.status === 206 && !answer.response.headers.has('content-range')) {
+    // A page may not see that header of a server of another origin, but the length of the whole.
+    await answer.cancel()
+    answer = await request(connection, url)
+  }
   const { status, headers, ok } = answer.response
   const range = headers.get('content-range') ?? ''
   // An empty file has no first byte.
@@ -157,7 +150,7 @@ async function ask(url: string, connection: HubConnection): Promise<UrlFile | Me
   }
   const text = status === 206 ? /\/(\d+)$/.exec(range)?.[1] : (headers.get('content-length') ?? undefined)
   const isEncoded = headers.get('content-encoding') !== null
-  const version = headers.get('etag') ?? headers.get('last-modified') ?? undefined
+  const version = versionOf(answer.response)
   if (ok && status === 200 && (text === undefined || isEncoded)) {
     const parts: Uint8Array[] = []
     for await (const chunk of answer.chunks()) parts.push(chunk)

@@ -2,6 +2,7 @@
 
 import type { FloatDtype } from '../base/dtype.js'
 import { ConfigError, type LowrankError, UnsupportedError } from '../base/errors.js'
+import type { SignalLike } from '../base/globals.js'
 import type { DtypeChoice } from '../graph/graph-file.js'
 import type { ModuleMap } from '../graph/match/linears.js'
 import type { TiedPolicy } from './plan/tied.js'
@@ -10,7 +11,7 @@ import type { MergeFormat, MergeProgress } from './report.js'
 /** How a merge is stopped and followed. */
 export interface RunSettings {
   /** Stops between two pieces: merging rejects with the signal's reason, and leaves at most files to resume from. */
-  signal?: AbortSignal | undefined
+  signal?: SignalLike | undefined
   /** Called after each piece that is written, or several times a second. */
   onProgress?: ((progress: MergeProgress) => void) | undefined
 }

@@ -38,6 +38,12 @@ export const causalLm: Task<ParsedRecord, Example> = {
   name: 'causal-lm',
   peftType: 'CAUSAL_LM',
 
+  check(model) {
+    const graph = new Graph(model.onnx.proto)
+    checkCausal(model, graph)
+    tokenInputs(graph)
+  },
+
   parse: parseRecord,
 
   encode(record, context) {
@@ -106,10 +112,8 @@ class CausalLm implements OpenTask<Example> {
   readonly #inputs: ReturnType<typeof tokenInputs>
 
   constructor(model: Model) {
-    const graph = new Graph(model.onnx.proto)
-    checkCausal(model, graph)
     this.#model = model
-    this.#inputs = tokenInputs(graph)
+    this.#inputs = tokenInputs(new Graph(model.onnx.proto))
     const [first, second] = PROBE_BATCHES.map(({ batch, sequence }, i) =>
       this.#probeFeeds(batch, sequence, PROBED_TARGETS[i]),
     )

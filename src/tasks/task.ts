@@ -1,6 +1,7 @@
 // What differs between the things a model can be trained for, and nothing else: how a row of data becomes an example, what
 // is built on the model's outputs, what its loss is divided by, and what is told of it.
 
+import type { Random } from '../base/random.js'
 import type { Model } from '../graph/model-folder.js'
 import type { Objective } from '../graph/training/objective.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
@@ -42,6 +43,8 @@ export interface Task<Row = unknown, Example = unknown> {
   readonly name: string
   /** PEFT's task_type in adapter_config.json */
   readonly peftType: string
+  /** Throws UnsupportedError when the model is not one for this task: before any data is read. */
+  check(model: Model): void
   /** Returns a row of data as what the task learns from. Throws DataError when it has not the fields. */
   parse(row: unknown, where: string): Row
   /** Throws FormatError, MismatchError or ConfigError when the model's tokenizer cannot be used. */
@@ -50,16 +53,34 @@ export interface Task<Row = unknown, Example = unknown> {
   tokens?(example: Example): { readonly ids: Int32Array; counts(index: number): boolean }
   /** Where examples are kept, if not in a list: packed, a million of them fit into memory. */
   makeList?(): ExampleList<Example>
-  /**
-   * Fixes what the training examples decide.
-   *
-   * @throws UnsupportedError when the model is not one for this task
-   */
+  /** Fixes what the training examples decide. Throws DataError when they do not. */
   open(model: Model, examples: Examples<Example>): OpenTask<Example>
+}
+
+/** A new tensor that is trained whole. */
+export interface HeadTensor {
+  /** In the PyTorch model, as in classifier.weight; {@link ObjectiveGraph.parameter} has the same. */
+  readonly name: string
+  readonly shape: readonly number[]
+  /** Its values before the first step. */
+  start(random: Random): Promise<Float32Array>
+}
+
+/** What lies behind the model's outputs and is trained whole. */
+export interface Head {
+  /** PEFT's modules_to_save: the modules that hold the tensors. */
+  readonly modulesToSave: readonly string[]
+  readonly tensors: readonly HeadTensor[]
 }
 
 /** A task for one model and one set of examples. */
 export interface OpenTask<Example = unknown> extends Objective {
+  /** Undefined where the task trains no tensors but the adapter's factors. */
+  readonly head?: Head
+  /** What the logits mean, in their order. */
+  readonly labels?: readonly string[]
+  /** The name that a module of the graph has in the PyTorch model of this task, where it is another. */
+  moduleName?(name: string): string
   /** Tokens of an example: examples of like cost run together. */
   cost(example: Example): number
   /**

@@ -5,6 +5,7 @@ import type { Task } from './task.js'
 
 const LOADERS = {
   'causal-lm': async () => (await import('./causal-lm.js')).causalLm,
+  'text-classification': async () => (await import('./text-classification.js')).textClassification,
 }
 
 /** What a model can be trained for. */
@@ -18,7 +19,7 @@ export const DEFAULT_TASK: TaskName = 'causal-lm'
 /** @throws ConfigError for a name that no task has */
 export async function loadTask(name: string): Promise<Task> {
   checkTaskName(name)
-  return (await LOADERS[name]()) as Task
+  return (await LOADERS[name]()) as unknown as Task
 }
 
 /** @throws ConfigError for a name that no task has */

@@ -33,7 +33,7 @@ export type ParsedRecord = { readonly where: string } & (
 /** Labels of positions that are no target. */
 export const IGNORED = -100
 
-/** One tokenised record. */
+/** One tokenized record. */
 export interface Example {
   readonly inputIds: Int32Array
   /** labels[i] is the token at i, or IGNORED: not shifted. Nothing predicts the first token, so it is never a target. */

@@ -10,7 +10,10 @@ import { type EncodedSpans, PieceEncoder } from './piece-encoder.js'
 
 /** What is used of the library: its declarations do not resolve under Node's module rules. */
 interface HubTokenizer extends PieceModel {
-  encode(text: string, options: { add_special_tokens: boolean }): { ids: (number | undefined)[]; tokens: string[] }
+  encode(
+    text: string,
+    options: { add_special_tokens: boolean; text_pair?: string; return_token_type_ids?: boolean },
+  ): { ids: (number | undefined)[]; tokens: string[]; token_type_ids?: number[] }
   decode(ids: number[], options: { skip_special_tokens: boolean; clean_up_tokenization_spaces: boolean }): string
   readonly model: (PieceModel['model'] & { readonly unk_token_id?: number }) | null
 }
@@ -38,6 +41,11 @@ export interface Tokenizer {
    * and reach not into one another.
    */
   encodeSpans(text: string, spans: readonly Span[]): EncodedSpans
+  /**
+   * Ids of one text or two with their special tokens, and of which text each is. What is too long loses its end, the longer text
+   * first, as in transformers (`truncation=True`).
+   */
+  encodeTexts(first: string, second: string | undefined, maxLength: number): EncodedTexts
   /** Text of `ids`; special tokens are left out unless asked for. */
   decode(ids: readonly number[], options?: { specialTokens?: boolean }): string
   /**
@@ -46,6 +54,22 @@ export interface Tokenizer {
    * @param after what they follow: its text is not given again, but may change how theirs begins
    */
   stream(after?: readonly number[]): TextStream
+}
+
+/** One text or two as a model takes them. */
+export interface EncodedTexts {
+  ids: number[]
+  /** 0 and 1 for tokens of the first and the second text, in most models. */
+  typeIds: number[]
+  isTruncated: boolean
+}
+
+/** What the template puts around texts: ids, and the type of each. */
+interface TextTemplate {
+  /** Before the first text, between them or behind it, behind the second. */
+  readonly around: readonly { readonly ids: readonly number[]; readonly typeIds: readonly number[] }[]
+  /** The types of the texts' own tokens. */
+  readonly types: readonly number[]
 }
 
 /** Text of tokens as they come: each call returns what became certain. */
@@ -106,6 +130,8 @@ class HubTextTokenizer implements Tokenizer {
   /** What the template puts around one text. */
   readonly #before: readonly number[]
   readonly #after: readonly number[]
+  /** What it puts around one text, and around two. */
+  readonly #templates: TextTemplate[] = []
 
   constructor(hub: HubTokenizer, pieces: PieceEncoder | undefined, config: Record<string, unknown>, name: string) {
     this.name = name
@@ -144,6 +170,46 @@ class HubTextTokenizer implements Tokenizer {
       return [this.#firstAfter(ids, text, start), this.#firstFrom(ids, text, end)] as const
     })
     return { ids, ranges }
+  }
+
+  encodeTexts(first: string, second: string | undefined, maxLength: number): EncodedTexts {
+    const texts = [first, second].flatMap((text) => (text === undefined ? [] : [this.#encodeBare(text)]))
+    const { around, types } = this.#textTemplate(texts.length)
+    const special = around.reduce((sum, { ids }) => sum + ids.length, 0)
+    const lengths = longestFirst(
+      texts.map(({ length }) => length),
+      Math.max(0, maxLength - special),
+    )
+    const ids = [...around[0].ids]
+    const typeIds = [...around[0].typeIds]
+    texts.forEach((text, i) => {
+      ids.push(...text.slice(0, lengths[i]), ...around[i + 1].ids)
+      typeIds.push(...Array(lengths[i]).fill(types[i]), ...around[i + 1].typeIds)
+    })
+    return { ids, typeIds, isTruncated: lengths.some((length, i) => length < texts[i].length) }
+  }
+
+  /** Told from what the template makes of the text `a`, once or twice. */
+  #textTemplate(count: number): TextTemplate {
+    const known = this.#templates[count]
+    if (known !== undefined) return known
+    const bare = this.#encodeBare('a')
+    const options = { add_special_tokens: true, return_token_type_ids: true, ...(count === 2 && { text_pair: 'a' }) }
+    const { ids, token_type_ids: typeIds = ids.map(() => 0) } = this.#hub.encode('a', options)
+    const around = []
+    const types = []
+    let from = 0
+    for (let i = 0; i < count; i++) {
+      let start = from
+      while (start + bare.length < ids.length && !bare.every((id, j) => id === ids[start + j])) start++
+      around.push({ ids: ids.slice(from, start) as number[], typeIds: typeIds.slice(from, start) })
+      types.push(typeIds[start] ?? 0)
+      from = start + bare.length
+    }
+    around.push({ ids: ids.slice(from) as number[], typeIds: typeIds.slice(from) })
+    const template = { around, types }
+    this.#templates[count] = template
+    return template
   }
 
   decode(ids: readonly number[], options: { specialTokens?: boolean } = {}): string {
@@ -272,6 +338,20 @@ export function commonLength(a: string, b: string): number {
   let length = 0
   while (length < a.length && length < b.length && a[length] === b[length]) length++
   return length
+}
+
+/** How many tokens of each text are kept, as the tokenizers library cuts them. */
+function longestFirst(lengths: readonly number[], limit: number): number[] {
+  if (lengths.reduce((sum, length) => sum + length, 0) <= limit) return [...lengths]
+  if (lengths.length === 1) return [limit]
+  const [shorter, longer] = lengths[0] <= lengths[1] ? [0, 1] : [1, 0]
+  const kept = [...lengths]
+  kept[longer] = Math.max(lengths[shorter], limit - lengths[shorter])
+  if (kept[0] + kept[1] > limit) {
+    kept[shorter] = Math.floor(limit / 2)
+    kept[longer] = limit - kept[shorter]
+  }
+  return kept
 }
 
 function isObject(value: unknown): value is Record<string, unknown> {

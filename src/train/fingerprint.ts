@@ -47,6 +47,9 @@ export async function fingerprintOf(parts: FingerprintParts): Promise<Record<str
   for (const { name, weightA, weightB } of adapter.parts('linear')) {
     weights.add(new TextEncoder().encode(name)).add(bytesOf(weightA.data)).add(bytesOf(weightB.data))
   }
+  for (const { name, weight } of adapter.parts('replacement')) {
+    weights.add(new TextEncoder().encode(name)).add(bytesOf(weight.data))
+  }
   const { peftFields, ...config } = adapter.config
   const entries: [string, unknown][] = [
     ...Object.entries(settings).filter(([key]) => !WITHOUT_EFFECT.has(key as keyof TrainSettings)),

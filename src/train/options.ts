@@ -1,6 +1,7 @@
 // What a training run is told, and what it gives back.
 
 import type { ByteSource, Directory } from '../base/bytes.js'
+import type { SignalLike } from '../base/globals.js'
 import type { ColumnNames } from '../data/columns.js'
 import type { ModuleMap } from '../graph/match/linears.js'
 import type { Model } from '../graph/model-folder.js'
@@ -14,8 +15,8 @@ import type { TRAIN_DEFAULTS, TrainSettings } from './settings.js'
 
 /** Records; or files of them, by their format: JSONL, JSON, CSV, TSV, Parquet, text; or a folder of such files. */
 export type TrainingData =
-  | Iterable<TextRecord>
-  | AsyncIterable<TextRecord>
+  | Iterable<TextRecord | Readonly<Record<string, unknown>>>
+  | AsyncIterable<TextRecord | Readonly<Record<string, unknown>>>
   | ByteSource
   | Directory
   | readonly (ByteSource | Directory)[]
@@ -41,8 +42,8 @@ export interface TrainConfig extends Omit<LoraConfigInput, keyof (typeof TRAIN_D
 
 type Optional<T> = { readonly [K in keyof T]?: T[K] | undefined }
 
-/** What a {@link Trainer} is told: settings, and what they apply to. */
-export interface TrainerOptions extends Optional<TrainSettings> {
+/** What training is told, with all that is open: settings, and what they apply to. */
+export interface TrainingOptions extends Optional<TrainSettings> {
   /** The base. Its weights are read, never changed; it stays open. */
   readonly model: Model
   /** What the model is trained for. Default: to continue texts. */
@@ -75,7 +76,7 @@ export interface TrainerOptions extends Optional<TrainSettings> {
    * Ends the run after the step under way: it is saved and reported as interrupted. What `overwrite` would replace stays if there was
    * no step.
    */
-  readonly signal?: AbortSignal | undefined
+  readonly signal?: SignalLike | undefined
   /** Hears what the run does. */
   readonly on?: TrainEvents | undefined
 }

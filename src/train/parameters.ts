@@ -1,4 +1,5 @@
-// Between the tensors of an adapter and what the training graph is fed: A (r, k) as it is, B (d, r) as Bᵀ (r, d).
+// Between the tensors of an adapter and what the training graph is fed: A (r, k) as it is, B (d, r) as Bᵀ (r, d), tensors of a
+// head as they are.
 
 import { MismatchError } from '../base/errors.js'
 import { transpose } from '../linalg/product.js'
@@ -37,6 +38,12 @@ function slotsOf(adapter: LoraAdapter): Map<string, Slot> {
       write: (values) => {
         layer.weightB = transpose({ data: values, shape: [layer.rank, layer.d] })
       },
+    })
+  }
+  for (const part of adapter.parts('replacement')) {
+    slots.set(part.name, {
+      read: () => Float32Array.from(part.weight.data),
+      write: (values) => void part.weight.data.set(values),
     })
   }
   return slots

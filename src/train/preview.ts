@@ -5,7 +5,7 @@ import { readRows } from '../data/read-rows.js'
 import { requireTokenizer } from '../graph/model-folder.js'
 import { DEFAULT_TASK, loadTask } from '../tasks/tasks.js'
 import { encodeContext } from './examples.js'
-import type { TrainerOptions } from './options.js'
+import type { TrainingOptions } from './options.js'
 
 /** A token of an example. */
 export interface PreviewToken {
@@ -25,7 +25,7 @@ export interface PreviewExample {
 
 /** The part of the options that decides what training sees. */
 export type PreviewOptions = Pick<
-  TrainerOptions,
+  TrainingOptions,
   'model' | 'task' | 'data' | 'columns' | 'maxLength' | 'chatTemplate' | 'chatTemplateArgs'
 >
 

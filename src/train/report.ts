@@ -53,6 +53,8 @@ export interface TrainReport {
   truncatedRecords: number
   /** Training records without a target: left out. */
   skippedRecords: number
+  /** What the logits mean, in their order; null where the task has no labels. */
+  labels: string[] | null
   /** Elements of all A and B: r·(d + k) each. */
   trainableParams: number
   /** Of the adapted layers: d·k + r·(d + k) each. */

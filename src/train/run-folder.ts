@@ -1,9 +1,12 @@
 // The folder that a training run writes: the adapter as PEFT reads it, metrics.jsonl (a line a step), lowrank.json (the
-// marker that lowrank wrote the folder), and, while the run is not finished, the state it can be resumed from.
+// marker that lowrank wrote the folder), and, while the run is not finished, the state it can be resumed from. Its writer keeps an order
+// that any interruption leaves usable: what is there is complete, but for the metrics, and the state counts no steps that these lack.
 
 import { type Directory, readAll, readJson, writeFile } from '../base/bytes.js'
 import { FileError, FormatError, listed } from '../base/errors.js'
 import { parseSafetensorsHeader, readTensorF32, saveSafetensors, type TensorBytes } from '../formats/safetensors.js'
+import type { LoraAdapter } from '../lora/adapter.js'
+import { saveAdapter } from '../peft/adapter-folder.js'
 import type { EngineState } from './engine.js'
 
 export const MARKER_FILE = 'lowrank.json'
@@ -13,10 +16,17 @@ export const STATE_FILE = 'training-state.safetensors'
 /** All that a run writes, and all that overwriting removes. */
 const RUN_FILES = ['adapter_config.json', 'adapter_model.safetensors', METRICS_FILE, STATE_FILE, MARKER_FILE]
 
-export interface Marker {
+export interface Marker extends TrainedFor {
   version: 1
   kind: 'training run'
   status: 'unfinished' | 'finished'
+}
+
+/** What a run trains, which the adapter's own files do not tell. */
+export interface TrainedFor {
+  task?: string
+  /** What the logits mean, in their order. */
+  labels?: readonly string[]
 }
 
 /** What a run may do with what is in its folder already. */
@@ -67,8 +77,12 @@ export async function readMarker(directory: Directory): Promise<Marker | undefin
   return value?.version === 1 && value.kind === 'training run' ? (value as Marker) : undefined
 }
 
-export async function writeMarker(directory: Directory, status: Marker['status']): Promise<void> {
-  const marker: Marker = { version: 1, kind: 'training run', status }
+export async function writeMarker(
+  directory: Directory,
+  status: Marker['status'],
+  about: TrainedFor = {},
+): Promise<void> {
+  const marker: Marker = { version: 1, kind: 'training run', status, ...about }
   await writeFile(directory, MARKER_FILE, `${JSON.stringify(marker, null, 2)}\n`)
 }
 
@@ -227,4 +241,84 @@ function isRunState(value: unknown): value is RunState {
     fingerprint !== null &&
     (evalLossBefore === null || typeof evalLossBefore === 'number')
   )
+}
+
+/** Often enough to watch, seldom enough to be free. */
+const METRICS_INTERVAL_MS = 2000
+
+/** Writes a run's folder. */
+export class RunWriter {
+  readonly #directory: Directory | undefined
+  readonly #use: FolderUse
+  readonly #about: TrainedFor
+  readonly #metrics: StepMetrics[]
+  /** Whether the marker is there and belongs to this run. */
+  #isBegun: boolean
+  #hasSaved: boolean
+  /** Lines in the file; undefined while it is not this run's, or may hold lines that a resumed run makes anew. */
+  #writtenLines: number | undefined
+  /** The first line is written at once: a folder that takes none should end the run before it has trained. */
+  #metricsAt = Number.NEGATIVE_INFINITY
+
+  /** @param metrics of the steps before a resume */
+  constructor(directory: Directory | undefined, use: FolderUse, about: TrainedFor, metrics: readonly StepMetrics[]) {
+    this.#about = about
+    this.#directory = directory
+    this.#use = use
+    this.#metrics = [...metrics]
+    this.#isBegun = use === 'resume'
+    this.#hasSaved = use === 'resume'
+  }
+
+  get metrics(): readonly StepMetrics[] {
+    return this.#metrics
+  }
+
+  /** Takes one step's line; now and then writes them. */
+  async add(line: StepMetrics): Promise<void> {
+    this.#metrics.push(line)
+    // A run that replaces another leaves it in place until it saves.
+    const mayWrite = this.#isBegun || this.#use === 'new'
+    if (this.#directory === undefined || !mayWrite || performance.now() - this.#metricsAt < METRICS_INTERVAL_MS) return
+    await this.#writeMetrics(this.#directory)
+  }
+
+  /** Saves adapter and, if given, the state to go on from. A run that is to be replaced stays until there was a step. */
+  async save(
+    adapter: LoraAdapter,
+    state?: { names: readonly string[]; engine: EngineState; run: RunState },
+  ): Promise<void> {
+    if (this.#directory === undefined || (this.#use === 'overwrite' && this.#metrics.length === 0)) return
+    await this.#writeMetrics(this.#directory)
+    if (state !== undefined) await writeState(this.#directory, state.names, state.engine, state.run)
+    await saveAdapter(adapter, this.#directory)
+    this.#hasSaved = true
+  }
+
+  /** Marks the run, which has been saved, as finished, and drops its state. */
+  async finish(): Promise<void> {
+    if (this.#directory === undefined) return
+    await writeMarker(this.#directory, 'finished', this.#about)
+    await removeFiles(this.#directory, [STATE_FILE])
+  }
+
+  /** After a failure: leaves nothing of a run that has saved nothing. */
+  async abandon(): Promise<void> {
+    if (this.#directory !== undefined && this.#isBegun && !this.#hasSaved) await clearRunFolder(this.#directory)
+  }
+
+  async #writeMetrics(directory: Directory): Promise<void> {
+    if (!this.#isBegun) {
+      if (this.#use === 'overwrite') await clearRunFolder(directory)
+      await writeMarker(directory, 'unfinished', this.#about)
+      this.#isBegun = true
+    }
+    if (this.#writtenLines === undefined || directory.append === undefined) {
+      await writeMetrics(directory, this.#metrics)
+    } else if (this.#writtenLines < this.#metrics.length) {
+      await appendMetrics(directory, this.#metrics.slice(this.#writtenLines))
+    }
+    this.#writtenLines = this.#metrics.length
+    this.#metricsAt = performance.now()
+  }
 }

@@ -132,6 +132,7 @@ describe('the end of the text', () => {
         ],
         encodePair: (a, b) => tokenizer.encodePair(a, b),
         encodeSpans: (text, spans) => tokenizer.encodeSpans(text, spans),
+        encodeTexts: (a, b, limit) => tokenizer.encodeTexts(a, b, limit),
         decode: (ids, options) => tokenizer.decode(ids, options),
         stream: (after) => tokenizer.stream(after),
       },

@@ -15,6 +15,8 @@ const LARGE = noise(9 << 20)
 class Site {
   files: Record<string, Uint8Array> = {}
   hasRanges = true
+  /** As browsers do for servers of another origin that do not expose it. */
+  hidesRange = false
   /** Part of each file's ETag. */
   version: string | undefined = '1'
   readonly seen: { path: string; range: string | undefined; authorization: string | undefined }[] = []
@@ -46,6 +48,7 @@ class Site {
     const part = content.subarray(from, to + 1)
     const headers = { 'content-length': part.length, ...(this.version !== undefined && { etag: `"${this.version}"` }) }
     if (first === undefined) response.writeHead(200, headers)
+    else if (this.hidesRange) response.writeHead(206, headers)
     else response.writeHead(206, { ...headers, 'content-range': `bytes ${from}-${to}/${content.length}` })
     response.end(part)
   }
@@ -150,10 +153,26 @@ describe.each([
     expect(progress.at(-1)).toMatchObject({ receivedBytes: LARGE.byteLength })
   })
 
+  test('a server whose Content-Range a page may not see', async () => {
+    site.hidesRange = true
+    const { directory } = await open(`${site.url}/m`)
+    expect(isWeights(await contentOf(directory, 'onnx/model.onnx'))).toBe(true)
+  })
+
   test('ranges of what is read in part', async () => {
     const { directory } = await open(`${site.url}/m/a b`, { readsRanges: true })
     expect(await contentOf(directory, 'model.safetensors', 7, 3)).toEqual(LARGE.slice(7, 10))
     expect(site.seen.at(-1)!.range).toBe('bytes=7-262150')
+  })
+
+  test('a file that changes while it is read', async () => {
+    const { directory } = await open(`${site.url}/m/a b`, { readsRanges: true })
+    const source = await directory.open('model.safetensors')
+    await source.read(0, 10)
+    site.version = '2'
+    await expect(source.read(5_000_000, 10)).rejects.toThrow(
+      /model.safetensors: the server sent other bytes.*expected the version "1", got "2"/,
+    )
   })
 
   test('a name that leads out of the folder, and a server that fails', async () => {

@@ -8,7 +8,7 @@ import { dirname, join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import { type Consumer, installConsumer, link, repository } from './consumer.js'
 
-/** Later pages use what earlier ones made. */
+/** Pages of docs/; later ones use what earlier ones made. */
 const PAGES = ['training', 'data', 'models', 'sessions', 'adapters', 'merging', 'inspecting-adapters']
 
 /** What the pages open on the Hub is in the cache, by the bundled model. */
@@ -17,7 +17,7 @@ const COMMIT = '0'.repeat(40)
 
 const BINARY = 'node_modules/lowrank/dist/cli/main.js'
 
-const pathOf = (page: string) => join(repository, 'docs', `${page}.md`)
+const pathOf = (page: string) => join(repository, page === 'README' ? '' : 'docs', `${page}.md`)
 const blocksOf = (page: string): [language: string, text: string][] =>
   [...readFileSync(pathOf(page), 'utf8').matchAll(/^```(\w+)\n(.*?)^```$/gms)].map(([, language, text]) => [
     language,
@@ -36,7 +36,7 @@ const isForBrowsers = (text: string) => /\b(document|input|navigator)\.|webRunti
 /** Other packages than this one are not installed here. */
 const isOfOthers = (text: string) => !/from 'lowrank/.test(text)
 
-describe('the pages of docs/', () => {
+describe('README and the pages of docs/', () => {
   let consumer: Consumer
   beforeAll(() => {
     consumer = installConsumer('docs')
@@ -48,7 +48,11 @@ describe('the pages of docs/', () => {
       consumer.write(`${cached}/refs/main`, COMMIT)
       const snapshot = join(consumer.folder, cached, 'snapshots', COMMIT)
       cpSync(join(repository, 'models', 'union-3m'), snapshot, { recursive: true })
+      // As models for chats have it; the bundled one has none.
+      cpSync(join(repository, 'models', 'data', 'chat.jinja'), join(snapshot, 'chat_template.jinja'))
     }
+    // The reader's own data.
+    cpSync(join(repository, 'models', 'data', 'chats.jsonl'), join(consumer.folder, 'chats.jsonl'))
     vi.stubEnv('HF_HOME', join(consumer.folder, 'hub-home'))
     vi.stubEnv('HF_HUB_OFFLINE', '1')
   })
@@ -62,7 +66,7 @@ describe('the pages of docs/', () => {
     expect(pages.sort()).toEqual([...PAGES, 'conformance'].map((page) => `${page}.md`).sort())
   })
 
-  it.each(PAGES)('%s', { timeout: 300_000 }, (page) => {
+  it.each(['README', ...PAGES])('%s', { timeout: 300_000 }, (page) => {
     let ran = 0
     for (const [language, text] of blocksOf(page)) {
       if (language === 'sh') {
@@ -80,6 +84,46 @@ describe('the pages of docs/', () => {
       ran++
     }
     expect(ran).toBeGreaterThan(0)
+  })
+})
+
+describe('the examples of docstrings', () => {
+  const sources = ['src/index/verbs.ts', 'src/index/hub.ts', 'src/infer/session.ts']
+  const examples = sources.flatMap((source) => {
+    const text = readFileSync(join(repository, source), 'utf8')
+    const comments = [
+      ...text.matchAll(
+        /\/\*\*(?:(?!\*\/).)*? @example\n(.*?)\*\/\s*(?:export async function |export function )?(\w+)\(/gs,
+      ),
+    ]
+    return comments.map(([, code, name]) => ({ name, code: code.replaceAll(/^ *\* ?/gm, '') }))
+  })
+
+  it('are there for every verb and every method of a session', () => {
+    const verbs = /^export async function (\w+)/gm
+    const methods = /^ {2}(add|remove|run|generate|stream)\(/gm
+    const names = [
+      ...readFileSync(join(repository, sources[0]), 'utf8').matchAll(verbs),
+      ...readFileSync(join(repository, sources[2]), 'utf8').matchAll(methods),
+    ].map(([, name]) => name)
+    expect(names.length).toBeGreaterThan(12)
+    expect(names.filter((name) => !examples.some((example) => example.name === name))).toEqual([])
+  })
+
+  it('run', { timeout: 120_000 }, () => {
+    const consumer = installConsumer('examples')
+    try {
+      link(consumer, 'onnxruntime-node')
+      for (const folder of ['models', 'tests'])
+        symlinkSync(join(repository, folder), join(consumer.folder, folder), 'junction')
+      const names = consumer.node('-p', `Object.keys(require('lowrank')).join()`).stdout.trim()
+      const blocks = examples.map(({ name, code }) => `console.log('-- ${name}')\n{\n${code}}\n`)
+      consumer.write('examples.mjs', `import * as all from 'lowrank'\nconst { ${names} } = all\n${blocks.join('')}`)
+      const { status, stdout, stderr } = consumer.node('examples.mjs')
+      expect(status, `${stdout}\n${stderr}`).toBe(0)
+    } finally {
+      consumer.remove()
+    }
   })
 })
 

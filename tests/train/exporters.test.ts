@@ -7,7 +7,7 @@ import { UnsupportedError } from '../../src/base/errors.js'
 import { loadModel } from '../../src/graph/model-folder.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import type { OrtModule } from '../../src/runtime/onnxruntime.js'
-import { Trainer } from '../../src/train/trainer.js'
+import { train as trainAdapter } from '../../src/train/train.js'
 
 const models = fileURLToPath(new URL('../golden/models', import.meta.url))
 const REFUSED: Record<string, RegExp> = {
@@ -23,7 +23,7 @@ async function train(name: string, out: MemoryDirectory) {
   const model = await loadModel(directory, { runtime })
   const data = [{ text: 'In the beginning' }, { prompt: 'And God said, Let there be', completion: ' light.' }]
   try {
-    return await new Trainer({ model, data, batchSize: 2, maxSteps: 4, learningRate: 1e-2, threads: 1, out }).train()
+    return await trainAdapter({ model, data, batchSize: 2, maxSteps: 4, learningRate: 1e-2, threads: 1, out })
   } finally {
     await model.close()
   }

@@ -7,7 +7,7 @@ import { generate } from '../../src/infer/generate.js'
 import type { LoraAdapter } from '../../src/lora/adapter.js'
 import type { TrainReport } from '../../src/train/report.js'
 import type { TrainSettings } from '../../src/train/settings.js'
-import { Trainer } from '../../src/train/trainer.js'
+import { train } from '../../src/train/train.js'
 
 export interface Job {
   data: { text: string }[]
@@ -25,14 +25,14 @@ export interface JobResult extends Pick<TrainReport, 'runtime' | 'trainLoss' | '
 /** @param trained hears when training is over */
 export async function runJob(model: Model, job: Job, trained?: () => void): Promise<JobResult> {
   const out = new MemoryDirectory()
-  const { adapter, report } = await new Trainer({
+  const { adapter, report } = await train({
     ...job.settings,
     model,
     data: job.data,
     evalData: job.data.slice(0, 2),
     config: { rank: 4, dropout: 0.1, seed: 3 },
     out,
-  }).train()
+  })
   trained?.()
   const { runtime, trainLoss, evalLoss } = report
   const texts = await continued(model, adapter, job.prompt)

@@ -8,6 +8,7 @@ import {
   clearRunFolder,
   MARKER_FILE,
   METRICS_FILE,
+  RunWriter,
   readMarker,
   readMetrics,
   readState,
@@ -17,7 +18,6 @@ import {
   writeMetrics,
   writeState,
 } from '../../src/train/run-folder.js'
-import { RunWriter } from '../../src/train/run-writer.js'
 
 const line = (step: number): StepMetrics => ({
   step,
@@ -143,7 +143,7 @@ describe('RunWriter', () => {
 
   it('writes all of a run, and drops the state when it is finished', async () => {
     const directory = new MemoryDirectory()
-    const writer = new RunWriter(directory, 'new', [])
+    const writer = new RunWriter(directory, 'new', {}, [])
     await writer.add(line(1))
     await writer.save(adapter(), state)
     const adapterFiles = ['adapter_config.json', 'adapter_model.safetensors']
@@ -157,7 +157,7 @@ describe('RunWriter', () => {
   it('leaves the old run in place until it saves', async () => {
     const old = { [MARKER_FILE]: 'old', [STATE_FILE]: 'old', 'notes.txt': 'mine' }
     const directory = new MemoryDirectory(old)
-    const writer = new RunWriter(directory, 'overwrite', [])
+    const writer = new RunWriter(directory, 'overwrite', {}, [])
     await writer.add(line(1))
     await writer.abandon()
     expect(await directory.list()).toEqual(Object.keys(old).sort())
@@ -168,7 +168,7 @@ describe('RunWriter', () => {
 
   it('takes nothing away that an abandoned run has saved', async () => {
     const directory = new MemoryDirectory()
-    const writer = new RunWriter(directory, 'new', [])
+    const writer = new RunWriter(directory, 'new', {}, [])
     await writer.save(adapter(), state)
     await writer.abandon()
     expect(await directory.has(STATE_FILE)).toBe(true)
@@ -190,7 +190,7 @@ describe('RunWriter', () => {
       if (file === METRICS_FILE) writes.push([file, 'whole'])
       return create.call(directory, file)
     }
-    const writer = new RunWriter(directory, 'new', [])
+    const writer = new RunWriter(directory, 'new', {}, [])
     for (const step of [1, 2, 3, 4]) {
       await writer.add(line(step))
       if (step !== 3) await writer.save(adapter(), state)
@@ -205,7 +205,7 @@ describe('RunWriter', () => {
 
   it('goes on from the state: lines after it, and one that a crash has cut off, are made anew', async () => {
     const directory = new MemoryDirectory({ [METRICS_FILE]: `${linesOf(1, 2, 3)}{"step":4,` })
-    const writer = new RunWriter(directory, 'resume', await readMetrics(directory, 2))
+    const writer = new RunWriter(directory, 'resume', {}, await readMetrics(directory, 2))
     await writer.add({ ...line(3), loss: 7 })
     await writer.save(adapter(), state)
     await writer.add(line(4))
@@ -216,7 +216,7 @@ describe('RunWriter', () => {
   it('writes whole files where the folder has no other', async () => {
     const directory = new MemoryDirectory()
     const { append: _, ...whole } = { ...methodsOf(directory), name: 'whole' }
-    const writer = new RunWriter(whole, 'new', [])
+    const writer = new RunWriter(whole, 'new', {}, [])
     for (const step of [1, 2]) {
       await writer.add(line(step))
       await writer.save(adapter(), state)
@@ -225,7 +225,7 @@ describe('RunWriter', () => {
   })
 
   it('writes nothing without a folder', async () => {
-    const writer = new RunWriter(undefined, 'new', [])
+    const writer = new RunWriter(undefined, 'new', {}, [])
     await writer.add(line(1))
     await writer.save(adapter(), state)
     await writer.finish()

@@ -38,21 +38,22 @@ export class ObjectiveGraph {
   readonly checks: ShapeCheck[] = []
   readonly predictions: Value[] = []
   readonly fedGradients: { readonly value: Value; readonly input: string }[] = []
-  readonly #graph: Graph
+  /** The model's, to look things up in. */
+  readonly graph: Graph
 
   constructor(graph: Graph) {
-    this.#graph = graph
+    this.graph = graph
     this.g = new Builder(graph, 'objective')
   }
 
   /** The model's outputs. */
   get outputs(): readonly { readonly name: Value }[] {
-    return this.#graph.outputs
+    return this.graph.outputs
   }
 
   /** Declares an input that runs are fed besides the model's own. */
   input(name: string, type: DataType, dims: readonly (number | string)[]): Value {
-    this.#graph.inputs.push(valueInfo(name, type, dims))
+    this.graph.inputs.push(valueInfo(name, type, dims))
     return name
   }
 
@@ -96,7 +97,7 @@ export class ObjectiveGraph {
    */
   fedGradient(value: Value, input: string): Value {
     this.fedGradients.push({ value, input })
-    this.#graph.inputs.push(valueInfo(input, DataType.FLOAT))
+    this.graph.inputs.push(valueInfo(input, DataType.FLOAT))
     return this.g.op('ReduceSum', [this.g.mul(value, input)], { keepdims: 0 })
   }
 

@@ -1,6 +1,7 @@
 // Requests to the Hub: with its token, which goes to no other host, and with an end to waiting where nothing comes any more.
 
 import { type ErrorDetails, FileError } from '../../base/errors.js'
+import type { FetchLike, ResponseLike, SignalLike } from '../../base/globals.js'
 
 /** How a Hub is spoken to. */
 export interface HubConnection {
@@ -9,9 +10,9 @@ export interface HubConnection {
   /** Sent to the Hub itself, for private and gated repositories. */
   readonly token?: string | undefined
   /** Default: the global fetch. */
-  readonly fetch?: typeof globalThis.fetch | undefined
+  readonly fetch?: FetchLike | undefined
   /** Ends requests under way and all later ones. */
-  readonly signal?: AbortSignal | undefined
+  readonly signal?: SignalLike | undefined
   /** Browsers follow redirects themselves and hide where they lead; elsewhere they are followed here. Default false. */
   readonly hidesRedirects?: boolean
   /** Longest wait for the next bytes. Default {@link STALL_MS}. */
@@ -47,7 +48,7 @@ export function isUnreachable(error: unknown): boolean {
 
 /** An answer whose body ends, or fails within {@link HubConnection.stallMs}. */
 export interface HubAnswer {
-  readonly response: Response
+  readonly response: ResponseLike
   /** The body, piece by piece. Throws an unreachable HubError when the connection breaks or stalls. */
   chunks(): AsyncGenerator<Uint8Array<ArrayBuffer>>
   /** Drops the body. */

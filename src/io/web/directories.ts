@@ -3,11 +3,12 @@
 
 import { type ByteSink, type ByteSource, type Directory, namesIn, splitName } from '../../base/bytes.js'
 import { FileError } from '../../base/errors.js'
+import type { ByteStreamLike, FileLike, FolderHandle } from '../../base/globals.js'
 import { checkArgument, FUNCTION, hasMethods, kind } from '../../base/options.js'
 import { BlobSource } from './files.js'
 
 /** A File of a browser. */
-export function isFile(value: unknown): value is File {
+export function isFile(value: unknown): value is FileLike {
   return hasMethods(value, 'slice', 'arrayBuffer') && typeof (value as Partial<File>).name === 'string'
 }
 
@@ -28,7 +29,7 @@ export class FilesDirectory implements Directory {
    *   inside the folder
    * @param name for messages. Default: the folder's
    */
-  constructor(files: Iterable<File>, name?: string) {
+  constructor(files: Iterable<FileLike>, name?: string) {
     checkArgument(files, FILES, 'files')
     let folder: string | undefined
     for (const file of files) {
@@ -75,11 +76,6 @@ export class FilesDirectory implements Directory {
     })
   }
 }
-
-/** The browser's type, in projects whose libraries have it. */
-export type FolderHandle = typeof globalThis extends { FileSystemDirectoryHandle: { prototype: infer Handle } }
-  ? Handle
-  : never
 
 /** A folder of the File System API. A file that is new is there, but empty, until it is committed. */
 export class HandleDirectory implements Directory {
@@ -178,9 +174,7 @@ export class HandleDirectory implements Directory {
 }
 
 /** Gives the stream that a file's bytes go to; undefined where they are not wanted. */
-export type OpenStream = (
-  path: string,
-) => WritableStream<Uint8Array> | undefined | Promise<WritableStream<Uint8Array> | undefined>
+export type OpenStream = (path: string) => ByteStreamLike | undefined | Promise<ByteStreamLike | undefined>
 
 /**
  * Where files go that are sent on as they are made: to a download, an upload, an archive. Each file is closed when all are

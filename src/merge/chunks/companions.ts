@@ -2,7 +2,14 @@
 
 import { type Directory, readAll, readJson, writeThrough } from '../../base/bytes.js'
 import { LowrankError } from '../../base/errors.js'
-import { importedModules, isCompanion, isCompanionFolder, MODULE_HOLDERS, namedModules } from '../plan/companions.js'
+import {
+  importedModules,
+  isCompanion,
+  isCompanionFolder,
+  MODULE_HOLDERS,
+  namedModules,
+  RECORD_FILE,
+} from '../plan/companions.js'
 
 const COPY_BYTES = 1 << 20
 /** Python files that models bring along have kilobytes. */
@@ -34,7 +41,7 @@ export async function findCompanions(base: Directory, own: ReadonlySet<string>):
   for (const name of files) {
     if (own.has(name)) continue
     if (isCompanion(name) || modules.has(name)) copied.push(name)
-    else if (!name.startsWith('.')) leftOut.push(name)
+    else if (!name.startsWith('.') && name !== RECORD_FILE) leftOut.push(name)
   }
   for (const folder of (await base.folders?.()) ?? []) {
     if (own.has(`${folder}/`) || folder.startsWith('.')) continue

@@ -42,8 +42,12 @@ export function withHint(error: unknown, isLeft: boolean): unknown {
     ? 'The finished files are kept: make room, then go on with resume: true (--resume)'
     : 'Make room, or choose another disk'
   const isFull = ['ENOSPC', 'EDQUOT'].includes(code)
+  const isLimited = ['EMFILE', 'ENFILE'].includes(code)
+  const files = 'Raise the limit of open files (ulimit -n), or take fewer threads'
   const advice = isFull
     ? room
-    : (hint ?? (isLeft ? 'The finished files are kept: resume: true (--resume) goes on' : undefined))
+    : isLimited
+      ? files
+      : (hint ?? (isLeft ? 'The finished files are kept: resume: true (--resume) goes on' : undefined))
   return new FileError({ where, what, expected, got, hint: advice, cause })
 }

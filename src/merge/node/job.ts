@@ -3,7 +3,6 @@
 
 import { closeSync, ftruncateSync } from 'node:fs'
 import { readdir, stat } from 'node:fs/promises'
-import { availableParallelism } from 'node:os'
 import path from 'node:path'
 import { type ByteSource, readAll } from '../../base/bytes.js'
 import { FileError, NumericError } from '../../base/errors.js'
@@ -40,7 +39,7 @@ import { baseStates, changesOf, hashPlan, isFromBase, noteOf, type ShardNote } f
 import { checkSpace, looksMerged, type OutputPlace, realOutput, refuseEnding, refuseOutput } from './place.js'
 import { Staging } from './staging.js'
 import { NOTES_FOLDER } from './staging-notes.js'
-import { Crew } from './threads.js'
+import { Crew, threadsOf } from './threads.js'
 
 /** A merge into a path. */
 export interface PathRequest extends Omit<MergeRequest, 'out' | 'outFile'>, PathSettings {
@@ -51,8 +50,6 @@ export interface PathRequest extends Omit<MergeRequest, 'out' | 'outFile'>, Path
   /** −1 to unmerge. */
   sign: 1 | -1
 }
-
-const MAX_THREADS = 4
 
 /** A merge into a path, from its plan to its result. `close` ends it. */
 export class MergeJob {
@@ -117,7 +114,7 @@ export class MergeJob {
     }
     const own = { ...request, weightsOnly, outFile: isFile ? path.basename(out) : undefined }
     const hasCheckpoint = chosen.format !== 'onnx'
-    const crew = runs && hasCheckpoint ? new Crew(threads ?? Math.min(availableParallelism(), MAX_THREADS)) : undefined
+    const crew = runs && hasCheckpoint ? new Crew(threadsOf(threads)) : undefined
     const parts: { opened?: OpenPlan; onnx?: OpenOnnx } = {}
     try {
       if (hasCheckpoint) {

@@ -2,7 +2,7 @@
 // what is there already, and a result that can be resumed or made by the jobs of a cluster.
 
 import path from 'node:path'
-import { locate, NodeDirectory } from '../../io/node/files.js'
+import { fileError, locate, NodeDirectory } from '../../io/node/files.js'
 import { LoraAdapter } from '../../lora/adapter.js'
 import { compareCheckpoints } from '../chunks/unmerge.js'
 import type { MergeBase } from '../format.js'
@@ -29,12 +29,7 @@ export async function merge(options: MergeToPath): Promise<MergeReport> {
 
 /** What {@link merge} would do; nothing is written. Throws as that does, but in safetensors for values that are not finite. */
 export async function planMerge(options: MergeToPath): Promise<MergePlanReport> {
-  const job = await MergeJob.open(await requestOf(options, options.base, 1), false)
-  try {
-    return await job.plan()
-  } finally {
-    await job.close()
-  }
+  return withJob(await requestOf(options, options.base, 1), false, (job) => job.plan())
 }
 
 /** Unmerges into `out`, as unmerge of merge/merge.ts does. Throws what {@link merge} throws. */
@@ -49,12 +44,22 @@ export async function unmerge({ merged, original, ...options }: UnmergeToPath): 
   return { ...report, differences: await compareCheckpoints(directory, first.directory, file, first.file) }
 }
 
-async function run(request: PathRequest): Promise<MergeReport> {
-  const job = await MergeJob.open(request, true)
+function run(request: PathRequest): Promise<MergeReport> {
+  return withJob(request, true, (job) => job.run())
+}
+
+/** @param runs whether it is to be run, and not only planned */
+async function withJob<T>(request: PathRequest, runs: boolean, work: (job: MergeJob) => Promise<T>): Promise<T> {
+  let job: MergeJob | undefined
   try {
-    return await job.run()
+    job = await MergeJob.open(request, runs)
+    return await work(job)
+  } catch (error) {
+    // What the file system says of any of the files: a name that cannot be looked up, too many that are open.
+    const { syscall, path: file = request.out } = error as NodeJS.ErrnoException
+    throw syscall === undefined ? error : fileError(file, 'cannot be used', error)
   } finally {
-    await job.close()
+    await job?.close()
   }
 }
 

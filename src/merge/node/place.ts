@@ -7,10 +7,8 @@ import { FileError, LowrankError } from '../../base/errors.js'
 import { formatShape } from '../../base/tensor.js'
 import { openCheckpoint } from '../../formats/checkpoint.js'
 import { fileError, locate } from '../../io/node/files.js'
+import { RECORD_FILE } from '../plan/companions.js'
 import type { MergeFormat } from '../report.js'
-
-/** Marks a folder as made by a merge, and says how; only such a folder is ever replaced. */
-export const RECORD_FILE = 'lowrank-merge.json'
 
 /** Where a merge's result goes. */
 export interface OutputPlace {

@@ -9,10 +9,11 @@ import path from 'node:path'
 import { writeFile as writeThroughFile } from '../../base/bytes.js'
 import { LowrankError, MismatchError } from '../../base/errors.js'
 import { fileError, makeFolders, NodeDirectory, syncFolder } from '../../io/node/files.js'
+import { RECORD_FILE } from '../plan/companions.js'
 import type { OutputShard } from '../plan/layout.js'
 import { checksumOfFile, type ShardNote } from './notes.js'
 import { isOwned, Owner } from './owners.js'
-import { type OutputPlace, RECORD_FILE } from './place.js'
+import type { OutputPlace } from './place.js'
 import { nameOnce, removeStaging, replaceFolder, restoreOld } from './publish.js'
 import {
   busyError,

@@ -1,6 +1,7 @@
 // Runs the chunks of a merge in this thread and in worker threads beside it. The workers start while the merge is planned: one
 // of seconds must not wait for them.
 
+import { availableParallelism } from 'node:os'
 import { Worker } from 'node:worker_threads'
 import { deserializeError, RuntimeError } from '../../base/errors.js'
 import { workerOptions } from '../../runtime/node/worker.js'
@@ -15,11 +16,19 @@ export interface RunOptions {
   onShard(shard: number): Promise<void>
 }
 
+const MAX_THREADS = 4
 const PROGRESS_INTERVAL_MS = 100
 /** This thread's event loop gets a turn after so long, for progress, signals and what workers say. */
 const TURN_MS = 20
+/** Why a worker does not start where files, memory or threads are short. */
+const SCARCE = ['EMFILE', 'ENFILE', 'EAGAIN', 'ENOMEM', 'ERR_WORKER_INIT_FAILED']
 /** A worker holds its chunk outside the JavaScript heap and little inside. */
 const RESOURCE_LIMITS = { maxYoungGenerationSizeMb: 8, maxOldGenerationSizeMb: 512 }
+
+/** How many threads a merge has. Deno's do not share the descriptors of files: there it is one. */
+export function threadsOf(wish: number | undefined): number {
+  return 'Deno' in globalThis ? 1 : (wish ?? Math.min(availableParallelism(), MAX_THREADS))
+}
 
 /** The threads of one merge. Waiting for a job they keep no process alive. */
 export class Crew {
@@ -91,13 +100,22 @@ export class Crew {
   /** Resolves when the worker has ended. */
   #follow(worker: Worker): Promise<void> {
     return new Promise((resolve) => {
+      let isReady = false
+      let isMissed = false
       worker.on('message', (message: WorkerMessage) => {
-        if (message.kind === 'shard') this.#finished(message.shard)
+        if (message.kind === 'ready') isReady = true
+        else if (message.kind === 'shard') this.#finished(message.shard)
         else this.#fail(deserializeError(message.error))
       })
-      worker.on('error', (error) => this.#fail(error))
+      worker.on('error', (cause: NodeJS.ErrnoException) => {
+        // Of a system with no room for another thread: those that there are take its chunks.
+        isMissed = !isReady && SCARCE.includes(cause.code ?? '')
+        if (!isMissed)
+          this.#fail(new RuntimeError({ where: 'merge worker', what: `it failed: ${cause.message}`, cause }))
+      })
       worker.on('exit', (code) => {
-        if (code !== 0) this.#fail(new RuntimeError({ where: 'merge worker', what: `it ended with code ${code}` }))
+        if (code !== 0 && !isMissed)
+          this.#fail(new RuntimeError({ where: 'merge worker', what: `it ended with code ${code}` }))
         resolve()
       })
     })

@@ -12,11 +12,13 @@ export interface WorkerTask {
 
 /** What a worker tells its owner. */
 export type WorkerMessage =
+  | { kind: 'ready' }
   | { kind: 'shard'; shard: number }
   | { kind: 'error'; error: ReturnType<typeof serializeError> }
 
 parentPort?.once('message', ({ job, thread }: WorkerTask) => {
   const tell = (message: WorkerMessage) => parentPort?.postMessage(message)
+  tell({ kind: 'ready' })
   try {
     const loop = new ChunkLoop(job, thread)
     while (loop.step((shard) => tell({ kind: 'shard', shard }))) {}

@@ -23,6 +23,9 @@ const FILES = [
 
 const FOLDERS = /^(additional_chat_templates|\d+_[A-Z]\w*)$/
 
+/** In a folder that a merge wrote: says how. Only such a folder is ever replaced. */
+export const RECORD_FILE = 'lowrank-merge.json'
+
 /** Files that may name Python modules of the model's own: `auto_map` of transformers. */
 export const MODULE_HOLDERS = [
   'config.json',

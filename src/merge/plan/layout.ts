@@ -180,7 +180,7 @@ function regionSegments(tensor: OutputTensor, offset: number): Segment[] {
     return { layer: { ...layer, region: undefined }, first, end: first + count }
   })
   const cuts = [...new Set([0, height, ...ranges.flatMap(({ first, end }) => [first, end])])].sort((a, b) => a - b)
-  return cuts.slice(1).map((end, i) => {
+  return cuts.slice(1).flatMap((end, i) => {
     const first = cuts[i]
     const shape = [end - first, ...base.shape.slice(1)]
     const rowBytes = base.byteLength / height
@@ -191,7 +191,12 @@ function regionSegments(tensor: OutputTensor, offset: number): Segment[] {
         return isWhole ? range.layer : layerOfRows(range.layer, first - range.first, end - first)
       })
     const piece = { ...base, shape, offset: base.offset + first * rowBytes, byteLength: (end - first) * rowBytes }
-    return segmentOf({ ...tensor, base: piece, layers: own }, offset + (first * outputBytes(tensor)) / height)
+    // Replaced rows are those of weights without a layer.
+    const rows = tensor.rows.flatMap((row) =>
+      first <= row.index && row.index < end ? { ...row, index: row.index - first } : [],
+    )
+    const place = offset + (first * outputBytes(tensor)) / height
+    return segmentsOf({ ...tensor, base: piece, layers: own, rows }, place)
   })
 }
 

@@ -212,6 +212,10 @@ function areApart(layers: readonly LayerFactors[]): boolean {
   return regions.length === layers.length && regions.every(({ first }, i) => i === 0 || endOf(regions[i - 1]) <= first)
 }
 
+function isInside(row: number, { region }: LayerFactors): boolean {
+  return region === undefined || (region.first <= row && row < endOf(region))
+}
+
 function endOf({ first, count }: NonNullable<LayerFactors['region']>): number {
   return first + count
 }
@@ -223,7 +227,8 @@ function refuseCombinations(
 ): void {
   for (const [name, layers] of byTensor) {
     const isDora = layers.some(({ scales }) => scales !== undefined)
-    const hasRows = placed.get(name)?.rows !== undefined
+    const rows = placed.get(name)?.rows ?? []
+    const hasRows = rows.some(({ index }) => layers.some((layer) => isInside(index, layer)))
     if (!hasRows && !(isDora && layers.length > 1 && !areApart(layers))) continue
     throw new UnsupportedError({
       where: name,

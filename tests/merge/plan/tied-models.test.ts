@@ -60,3 +60,17 @@ test('where the type of the model is not known, nobody guesses', async () => {
     })
   }
 })
+
+test('the part of config.json decides that transformers asks, not the language model’s beside it', async () => {
+  const sketch = sketchOf('tied-models', 'gemma3-head')
+  const adapter = new NodeDirectory(goldenPath('tied-models', 'gemma3-head', 'adapter'))
+  const withTies = (top: boolean, text: boolean) => {
+    const text_config = { ...(sketch.config.text_config as object), tie_word_embeddings: text }
+    return baseOf({ ...sketch, config: { ...sketch.config, tie_word_embeddings: top, text_config } })
+  }
+  await expect(mergeCheckpoint(await withTies(true, false), adapter, new MemoryDirectory())).rejects.toMatchObject({
+    expected: 'a choice for tied embeddings: untie or keep',
+  })
+  // Untied by the top level: then the head would have to be stored.
+  await expect(mergeCheckpoint(await withTies(false, true), adapter, new MemoryDirectory())).rejects.toThrow(/lm_head/)
+})

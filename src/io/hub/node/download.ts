@@ -50,13 +50,17 @@ export async function download(job: Download): Promise<void> {
 }
 
 async function downloadAlone(job: Download): Promise<void> {
-  const { connection, target, name, byteLength, onDownload } = job
+  const { connection, name, byteLength, onDownload } = job
   for (;;) {
-    const claimed = await claimPartial(target)
-    if ('file' in claimed) return await fill(claimed, job)
+    const claimed = await claimPartial(job.target)
+    if ('file' in claimed) {
+      // Another process may have finished between our look at the target and the one at the parts.
+      if (await isComplete(job)) return await claimed.remove()
+      return await fill(claimed, job)
+    }
     onDownload?.({ name, byteLength, receivedBytes: Math.min(claimed.busyBytes, byteLength) })
     await pause({ ...connection, retryMs: WATCH_MS }, 1)
-    if (!(await isThere(target))) continue
+    if (!(await isComplete(job))) continue
     onDownload?.({ name, byteLength, receivedBytes: byteLength })
     return
   }
@@ -247,9 +251,6 @@ function broken({ name, byteLength }: Download, received: number, cause: unknown
   })
 }
 
-async function isThere(target: string): Promise<boolean> {
-  return stat(target).then(
-    () => true,
-    () => false,
-  )
+async function isComplete({ target, byteLength }: Download): Promise<boolean> {
+  return (await stat(target).catch(() => undefined))?.size === byteLength
 }

@@ -19,8 +19,7 @@ import { checkFingerprint, fingerprintOf } from './fingerprint.js'
 import { ADAMW_DEFAULTS } from './optimizer.js'
 import { readParameters, writeParameters } from './parameters.js'
 import { peakRssBytes, steadyMedian, type TrainEvents, type TrainReport } from './report.js'
-import { type FolderUse, readMetrics, readState, type StepMetrics } from './run-folder.js'
-import { RunWriter } from './run-writer.js'
+import { type FolderUse, RunWriter, readMetrics, readState, type StepMetrics, type TrainedFor } from './run-folder.js'
 import { learningRates } from './schedule.js'
 import { type SessionParts, TrainingSessions } from './sessions.js'
 
@@ -28,7 +27,7 @@ import { type SessionParts, TrainingSessions } from './sessions.js'
 const RECENT_STEPS = 100
 
 /** `adapter` is where training starts; its factors are replaced by what it comes to. */
-export interface RunParts extends SessionParts {
+export interface RunInput extends SessionParts {
   /** Name of the task. */
   readonly task: string
   readonly examples: Examples<unknown>
@@ -64,19 +63,23 @@ interface Start {
  * @throws NumericError naming the step at which a loss or gradient was not finite; the adapter then has the factors of the
  *   last finite loss, and is saved if there was an update
  */
-export async function trainAdapter(parts: RunParts): Promise<RunReport> {
+export async function trainAdapter(parts: RunInput): Promise<RunReport> {
   const engine = openEngine(parts.model.runtime, 'train', (runtime) => new TrainEngine(runtime))
   try {
     const sessions = await TrainingSessions.create(parts, engine.remote)
-    return await new TrainingRun(parts, engine, sessions).train()
+    return await new Run(parts, engine, sessions).train()
   } finally {
     await engine.remote.dispose().catch(() => {})
     await engine.close()
   }
 }
 
-class TrainingRun {
-  readonly #parts: RunParts
+function trainedFor({ task, open: { labels } }: RunInput): TrainedFor {
+  return { task, ...(labels !== undefined && { labels }) }
+}
+
+class Run {
+  readonly #parts: RunInput
   readonly #engine: Engine<TrainEngine>
   readonly #sessions: TrainingSessions
   readonly #totalSteps: number
@@ -95,7 +98,7 @@ class TrainingRun {
   readonly #times: number[] = []
   #epochPlan: { epoch: number; steps: StepPlan[] } | undefined
 
-  constructor(parts: RunParts, engine: Engine<TrainEngine>, sessions: TrainingSessions) {
+  constructor(parts: RunInput, engine: Engine<TrainEngine>, sessions: TrainingSessions) {
     const { settings, examples, open, model, out } = parts
     this.#parts = parts
     this.#engine = engine
@@ -109,7 +112,7 @@ class TrainingRun {
     this.#totalSteps = settings.maxSteps ?? settings.epochs * this.#stepsPerEpoch
     this.#costs = Array.from(examples, (example) => open.cost(example))
     this.#names = sessions.parameters.map(({ name }) => name)
-    this.#writer = new RunWriter(out?.directory, out?.use ?? 'new', [])
+    this.#writer = new RunWriter(out?.directory, out?.use ?? 'new', trainedFor(parts), [])
   }
 
   async train(): Promise<RunReport> {
@@ -189,7 +192,7 @@ class TrainingRun {
     )
     writeParameters(adapter, this.#names, engine.parameters)
     const metrics = await readMetrics(directory, run.step)
-    this.#writer = new RunWriter(directory, 'resume', metrics)
+    this.#writer = new RunWriter(directory, 'resume', trainedFor(this.#parts), metrics)
     return { engine, metrics, evalLossBefore: run.evalLossBefore ?? undefined }
   }
 

@@ -1,0 +1,37 @@
+// Types of what browsers and Node have as globals. The declarations need neither's types: where a project has them they are meant,
+// elsewhere what is used of them.
+
+/** The instances of a global class. */
+type Instance<Name extends string, Otherwise> = typeof globalThis extends { [K in Name]: { prototype: infer T } }
+  ? T
+  : Otherwise
+
+/** An AbortSignal. */
+export type SignalLike = Instance<
+  'AbortSignal',
+  { readonly aborted: boolean; readonly reason?: unknown; throwIfAborted(): void }
+>
+
+/** A Blob. */
+export type BlobLike = Instance<'Blob', { readonly size: number; arrayBuffer(): Promise<ArrayBuffer> }>
+
+/** A File. */
+export type FileLike = Instance<
+  'File',
+  { readonly name: string; readonly size: number; arrayBuffer(): Promise<ArrayBuffer> }
+>
+
+/** A WritableStream, here of bytes. */
+export type ByteStreamLike = Instance<
+  'WritableStream',
+  { getWriter(): { write(bytes: Uint8Array): Promise<void>; close(): Promise<void>; abort(): Promise<void> } }
+>
+
+/** A FileSystemDirectoryHandle, in projects whose libraries have it. */
+export type FolderHandle = Instance<'FileSystemDirectoryHandle', never>
+
+/** A Response of fetch. */
+export type ResponseLike = Instance<'Response', never>
+
+/** The global fetch. */
+export type FetchLike = typeof globalThis extends { fetch: infer F } ? F : never

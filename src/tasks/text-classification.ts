@@ -1,0 +1,338 @@
+// Text classification: one label for a text or a pair of texts. What lies between the encoder and the logits, the head, is trained whole:
+// that of the graph, or a new one as transformers puts it on an encoder of this type. The loss is the cross-entropy in nats per text.
+
+import { decodeFloats } from '../base/dtype.js'
+import { DataError, UnsupportedError } from '../base/errors.js'
+import type { Random } from '../base/random.js'
+import { elementCount } from '../base/tensor.js'
+import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
+import { type EncoderInputs, encoderInputs } from '../graph/inputs/encoder.js'
+import { findLinears, type Linear } from '../graph/match/linears.js'
+import { type Model, requireTokenizer } from '../graph/model-folder.js'
+import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
+import type { Value } from '../graph/view/builder.js'
+import { Graph } from '../graph/view/graph.js'
+import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
+import { checkVocabulary } from '../text/records.js'
+import { classificationMetrics } from './classification-metrics.js'
+import type { Examples, Head, OpenTask, Task } from './task.js'
+import { attentionMask, PROBE_BATCHES, padded, tokenLengths } from './token-batch.js'
+
+/** A row of data. */
+export interface LabeledText {
+  readonly text: string
+  readonly textPair: string | undefined
+  readonly label: string
+}
+
+/** A tokenized row. */
+export interface LabeledExample {
+  readonly inputIds: Int32Array
+  /** 1 for tokens of the second text. */
+  readonly tokenTypeIds: Int32Array
+  readonly label: string
+}
+
+/** Graph input of the loss: [row, label] int64 (batch, 2). */
+const LABELS = 'loss/labels'
+const HIDDEN = 'last_hidden_state'
+const POOLED = 'pooler_output'
+/** The standard deviation of a new head where config.json gives none: that of transformers. */
+const INITIALIZER_RANGE = 0.02
+
+/** A layer of a head: y = activation(x·Wᵀ + b). The last one gives the logits. */
+interface HeadLayer {
+  readonly module: string
+  readonly activation?: 'Tanh' | 'Relu'
+}
+
+/** What transformers puts on an encoder for classification. */
+interface HeadForm {
+  /** How it calls the encoder: exports of the encoder alone lack this first part of the names. */
+  readonly encoder: string
+  /** From the hidden state of the first token on. */
+  readonly layers: readonly HeadLayer[]
+  /** What PEFT is told to save whole. */
+  readonly modulesToSave: readonly string[]
+}
+
+const BERT: HeadForm = {
+  encoder: 'bert',
+  layers: [{ module: 'bert.pooler.dense', activation: 'Tanh' }, { module: 'classifier' }],
+  modulesToSave: ['classifier', 'pooler'],
+}
+const DISTILBERT: HeadForm = {
+  encoder: 'distilbert',
+  layers: [{ module: 'pre_classifier', activation: 'Relu' }, { module: 'classifier' }],
+  modulesToSave: ['classifier', 'pre_classifier'],
+}
+const ROBERTA: HeadForm = {
+  encoder: 'roberta',
+  layers: [{ module: 'classifier.dense', activation: 'Tanh' }, { module: 'classifier.out_proj' }],
+  modulesToSave: ['classifier'],
+}
+
+/** By model_type. */
+const FORMS: Readonly<Record<string, HeadForm>> = {
+  bert: BERT,
+  distilbert: DISTILBERT,
+  roberta: ROBERTA,
+  'xlm-roberta': ROBERTA,
+  camembert: ROBERTA,
+}
+
+export const textClassification: Task<LabeledText, LabeledExample> = {
+  name: 'text-classification',
+  peftType: 'SEQ_CLS',
+
+  check(model) {
+    const graph = new Graph(model.onnx.proto)
+    encoderInputs(graph)
+    formOf(model, findLinears(graph))
+  },
+
+  parse: parseLabeledText,
+
+  encode({ text, textPair, label }, { model, maxLength }) {
+    const tokenizer = requireTokenizer(model)
+    const { ids, typeIds, isTruncated } = tokenizer.encodeTexts(text, textPair, maxLength)
+    checkVocabulary(ids, { tokenizer, vocabularySize: model.vocabularySize })
+    const example = { inputIds: Int32Array.from(ids), tokenTypeIds: Int32Array.from(typeIds), label }
+    return { examples: [example], isTruncated }
+  },
+
+  tokens: ({ inputIds }) => ({ ids: inputIds, counts: () => false }),
+
+  open: (model, examples) => new TextClassification(model, examples),
+}
+
+/** Throws DataError for what is no text with a label. */
+function parseLabeledText(row: unknown, where: string): LabeledText {
+  const record = (typeof row === 'object' && row !== null ? row : {}) as Record<string, unknown>
+  const { text, textPair, label } = record
+  const isLabel = typeof label === 'string' || typeof label === 'boolean' || Number.isSafeInteger(label)
+  const isPair = textPair === undefined || textPair === null || typeof textPair === 'string'
+  if (typeof text === 'string' && isLabel && isPair) {
+    return { text, textPair: textPair ?? undefined, label: String(label) }
+  }
+  throw new DataError({
+    where,
+    what: 'not a text with a label',
+    expected: '"text", "label" and, for pairs, "textPair": texts; labels may be integers',
+    got: Object.keys(record).length === 0 ? 'no fields' : Object.keys(record).join(', '),
+    hint: 'Where the fields have other names, say so with columns: { text: …, label: … }',
+  })
+}
+
+class TextClassification implements OpenTask<LabeledExample> {
+  readonly labels: readonly string[]
+  readonly head: Head
+  readonly probe: OpenTask['probe']
+  readonly #model: Model
+  readonly #inputs: EncoderInputs
+  readonly #form: HeadForm
+  /** The layers that are trained, the last ones of the form. */
+  readonly #layers: readonly HeadLayer[]
+  /** Their shapes (d, k). */
+  readonly #shapes: readonly (readonly [d: number, k: number])[]
+  readonly #hasPrefix: boolean
+
+  constructor(model: Model, examples: Examples<LabeledExample>) {
+    const graph = new Graph(model.onnx.proto)
+    const linears = findLinears(graph)
+    this.#model = model
+    this.#inputs = encoderInputs(graph)
+    this.#form = formOf(model, linears)
+    this.labels = labelsOf(model, examples)
+    this.#layers = trainedLayers(this.#form, graph, linears)
+    const width = widthOf(model, linears, this.#layers)
+    this.#shapes = this.#layers.map((_, i) => [i === this.#layers.length - 1 ? this.labels.length : width, width])
+    this.#hasPrefix = linears.some(({ name }) => name.startsWith(`${this.#form.encoder}.`))
+    this.head = {
+      modulesToSave: this.#form.modulesToSave.filter((module) =>
+        this.#layers.some((layer) => `.${layer.module}.`.includes(`.${module}.`)),
+      ),
+      tensors: this.#layers.flatMap(({ module }, i) => {
+        const [d, k] = this.#shapes[i]
+        const tensor = (member: string, shape: number[]) => ({
+          name: `${module}.${member}`,
+          shape,
+          start: (random: Random) => this.#start(graph, linears, { module, member, shape }, random),
+        })
+        return [tensor('weight', [d, k]), tensor('bias', [d])]
+      }),
+    }
+    const [first, second] = PROBE_BATCHES.map(({ batch, sequence }) => {
+      const example = {
+        inputIds: new Int32Array(sequence),
+        tokenTypeIds: new Int32Array(sequence),
+        label: this.labels[0],
+      }
+      return this.collate(Array(batch).fill(example), sequence)
+    })
+    this.probe = { feeds: [first, second], lengths: tokenLengths() }
+  }
+
+  forward(graph: ObjectiveGraph): Value {
+    const { g } = graph
+    const pairs = graph.input(LABELS, DataType.INT64, ['batch', 2])
+    let x = this.#headInput(graph)
+    this.#layers.forEach(({ module, activation }, i) => {
+      const weight = graph.parameter(`${module}.weight`, this.#shapes[i])
+      const bias = graph.parameter(`${module}.bias`, [this.#shapes[i][0]])
+      x = g.op('Gemm', [x, weight, bias], { transB: 1 })
+      if (activation !== undefined) x = g.op(activation, [x])
+    })
+    return graph.crossEntropy(graph.predict(x), pairs)
+  }
+
+  moduleName(name: string): string {
+    const isWhole = this.#hasPrefix || this.#form.layers.some(({ module }) => module === name)
+    return isWhole || this.#form.encoder === '' ? name : `${this.#form.encoder}.${name}`
+  }
+
+  cost({ inputIds }: LabeledExample): number {
+    return inputIds.length
+  }
+
+  collate(examples: readonly LabeledExample[], length: number): Feeds {
+    const ids = examples.map(({ inputIds }) => inputIds)
+    const types = examples.map(({ tokenTypeIds }) => tokenTypeIds)
+    const pairs = examples.flatMap(({ label }, row) => [row, this.#idOf(label)])
+    return {
+      ...this.#inputs.feeds({
+        batch: examples.length,
+        sequence: length,
+        inputIds: padded(ids, length, this.#model.padTokenId),
+        attentionMask: attentionMask(ids, length),
+        tokenTypeIds: padded(types, length, 0),
+      }),
+      [LABELS]: { type: 'int64', data: BigInt64Array.from(pairs, BigInt), dims: [examples.length, 2] },
+    }
+  }
+
+  normalizer(examples: readonly LabeledExample[]): number {
+    return examples.length
+  }
+
+  content({ inputIds, tokenTypeIds, label }: LabeledExample): (Int32Array | Uint8Array)[] {
+    return [inputIds, tokenTypeIds, new TextEncoder().encode(label)]
+  }
+
+  predict(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly LabeledExample[]): number[] {
+    const logits = Object.values(outputs).find(({ dims }) => dims.length === 2)?.data as Float32Array
+    const count = this.labels.length
+    return examples.map((_, row) => {
+      const own = logits.subarray(row * count, (row + 1) * count)
+      return own.indexOf(Math.max(...own))
+    })
+  }
+
+  metrics({
+    examples,
+    predictions,
+  }: {
+    examples: readonly LabeledExample[]
+    predictions: readonly unknown[]
+  }): Record<string, number> {
+    const truth = examples.map(({ label }) => this.#idOf(label))
+    return classificationMetrics(truth, predictions as number[])
+  }
+
+  #idOf(label: string): number {
+    const id = this.labels.indexOf(label)
+    if (id >= 0) return id
+    throw new DataError({
+      where: 'label',
+      what: 'no record of the training data has it',
+      expected: this.labels.join(', '),
+      got: JSON.stringify(label),
+    })
+  }
+
+  /** What goes into the first layer that is trained, (batch, k). */
+  #headInput({ g, graph, outputs }: ObjectiveGraph): Value {
+    const [{ module }] = this.#layers
+    const own = findLinears(graph).find(({ name }) => name === module)
+    if (own !== undefined) return own.input
+    if (module !== this.#form.layers[0].module) return POOLED
+    const hidden = outputs.find(({ name }) => name === HIDDEN)?.name ?? outputs[0].name
+    return g.op('Gather', [hidden, g.int(0)], { axis: 1 })
+  }
+
+  /** The base's own values where the graph has them in this shape; else as transformers starts a new head. */
+  async #start(
+    graph: Graph,
+    linears: readonly Linear[],
+    { module, member, shape }: { module: string; member: string; shape: readonly number[] },
+    random: Random,
+  ): Promise<Float32Array> {
+    const own = linears.find(({ name, kind }) => name === module && kind === 'gemm')
+    const tensor = own && graph.constant(own.node.input[member === 'weight' ? 1 : 2])
+    const isSame = tensor?.dims.map(Number).join() === shape.join() && (member === 'bias' || own?.transposed)
+    if (tensor !== undefined && isSame && tensor.dataType === DataType.FLOAT) {
+      return decodeFloats(await this.#model.onnx.readTensor(tensor), 'F32').slice()
+    }
+    const range = this.#model.config.initializer_range
+    const deviation = typeof range === 'number' ? range : INITIALIZER_RANGE
+    return Float32Array.from({ length: elementCount(shape) }, () =>
+      member === 'bias' ? 0 : deviation * random.normal(),
+    )
+  }
+}
+
+/**
+ * The labels in the order of the logits: those of config.json where the data has no others, else the data's, sorted.
+ *
+ * @throws DataError when there is only one
+ */
+function labelsOf({ config }: Model, examples: Examples<LabeledExample>): string[] {
+  const seen = new Set<string>()
+  for (const { label } of examples) seen.add(label)
+  const named = Object.entries((config.id2label ?? {}) as Record<string, unknown>).sort(
+    ([a], [b]) => Number(a) - Number(b),
+  )
+  const known = named.map(([, label]) => String(label))
+  if (known.length > 1 && [...seen].every((label) => known.includes(label))) return known
+  if (seen.size < 2) {
+    throw new DataError({
+      where: 'label',
+      what: 'all records have the same one: there is nothing to tell apart',
+      got: [...seen].map((label) => JSON.stringify(label)).join(),
+    })
+  }
+  const isNumbered = [...seen].every((label) => /^\d+$/.test(label))
+  return [...seen].sort(isNumbered ? (a, b) => Number(a) - Number(b) : undefined)
+}
+
+/** Throws UnsupportedError for a type of encoder whose head is not known, and that has none in its graph. */
+function formOf({ config }: Model, linears: readonly Linear[]): HeadForm {
+  const type = String(config.model_type)
+  if (Object.hasOwn(FORMS, type)) return FORMS[type]
+  const head = linears.find(({ name, isHead }) => isHead && /^(classifier|score)$/.test(name))
+  if (head !== undefined) return { encoder: '', layers: [{ module: head.name }], modulesToSave: [head.name] }
+  throw new UnsupportedError({
+    where: 'model_type',
+    what: 'the head that this type of model has for classification is not known',
+    expected: Object.keys(FORMS).join(', '),
+    got: type,
+    hint: 'Export the model with its head: optimum-cli export onnx --task text-classification',
+  })
+}
+
+/** All layers of a new head; of a head in the graph those that PEFT saves by itself. */
+function trainedLayers({ layers }: HeadForm, graph: Graph, linears: readonly Linear[]): readonly HeadLayer[] {
+  const isThere = ({ module }: HeadLayer) => linears.some(({ name }) => name === module)
+  const first = layers.findIndex(({ module }) => /^(classifier|score)\b/.test(module))
+  if (isThere(layers[first])) return layers.slice(first)
+  const hasPooled = graph.outputs.some(({ name }) => name === POOLED)
+  return hasPooled && layers[0].module.includes('pooler') ? layers.slice(1) : layers
+}
+
+/** The width of the hidden states. */
+function widthOf({ config }: Model, linears: readonly Linear[], layers: readonly HeadLayer[]): number {
+  const own = linears.find(({ name }) => name === layers[0].module)?.k
+  const width = own ?? [config.hidden_size, config.dim, config.d_model].find((value) => Number.isSafeInteger(value))
+  if (width !== undefined) return width as number
+  throw new UnsupportedError({ where: 'config.json', what: 'it does not tell the width of the hidden states' })
+}

@@ -1,0 +1,216 @@
+// Training: model + records → adapter. Checks what is asked for, encodes the records, makes the adapter, and runs the steps.
+
+import { ConfigError, listed, MismatchError, StateError } from '../base/errors.js'
+import { Random } from '../base/random.js'
+import { checkColumnNames } from '../data/columns.js'
+import { readRows } from '../data/read-rows.js'
+import { isByteSource, isDataSource, isDirectory } from '../data/source.js'
+import { planSplit } from '../data/split.js'
+import { findLinears, type ModuleMap } from '../graph/match/linears.js'
+import { matchTargets } from '../graph/match/match.js'
+import type { Model } from '../graph/model-folder.js'
+import { checkTrainableForm } from '../graph/training/trainable-form.js'
+import { Graph } from '../graph/view/graph.js'
+import { LoraAdapter } from '../lora/adapter.js'
+import { type LoraConfig, resolveConfig } from '../lora/config.js'
+import { requireHandled, requirePlainConfig } from '../lora/requirements.js'
+import type { OpenTask, Task } from '../tasks/task.js'
+import { checkTaskName, DEFAULT_TASK, loadTask } from '../tasks/tasks.js'
+import { type EncodedRows, encodeRows } from './examples.js'
+import type { TrainingData, TrainingOptions, TrainResult } from './options.js'
+import type { TrainReport } from './report.js'
+import { trainAdapter } from './run.js'
+import { checkRunFolder, type FolderUse } from './run-folder.js'
+import { resolveSettings, TRAIN_DEFAULTS, type TrainSettings } from './settings.js'
+
+/**
+ * Trains an adapter of a model that is open. Nothing is written before the model, the data and the folder have been found usable.
+ *
+ * @throws ConfigError when a setting or the adapter's config is out of range, or options contradict or lack one another;
+ *   UnsupportedError for graphs, adapters and configs that cannot be trained; StateError when the adapter has no layer, or one that is
+ *   merged; DataError for records, FileError for the folder, MismatchError when no module matches or a run to resume is of other parts,
+ *   NumericError naming the step when the loss is not finite (the adapter is saved as it was when it last was finite)
+ */
+export async function train(options: TrainingOptions): Promise<TrainResult> {
+  const settings = resolveSettings(options)
+  const config = checkOptions(options, settings)
+  const startedAt = performance.now()
+  const { model, out, on, modules, signal } = options
+  const task = await loadTask(options.task ?? DEFAULT_TASK)
+  checkTrainableForm(new Graph(model.onnx.proto))
+  task.check(model)
+  const use: FolderUse = options.resume ? 'resume' : options.overwrite ? 'overwrite' : 'new'
+  if (out !== undefined) await checkRunFolder(out, use)
+  on?.stage?.('encode')
+  const { evalSplit } = options
+  const isHeldOut = evalSplit === undefined ? undefined : planSplit(evalSplit, config.seed)
+  const { kept: records, heldOut } = await encode(options, settings, task, options.data, 'data', isHeldOut)
+  const evalRecords =
+    options.evalData === undefined
+      ? heldOut
+      : (await encode(options, settings, task, options.evalData, 'evalData', undefined)).kept
+  on?.stage?.('prepare')
+  const open = task.open(model, records.examples)
+  const adapter = options.adapter ?? (await newAdapter(model, config, { task, open, modules }))
+  checkHead(adapter, open)
+  const result = await trainAdapter({
+    model,
+    task: task.name,
+    open,
+    adapter,
+    modules,
+    settings,
+    examples: records.examples,
+    evalExamples: evalRecords.rows === 0 ? undefined : evalRecords.examples,
+    out: out === undefined ? undefined : { directory: out, use },
+    signal,
+    on: on ?? {},
+  })
+  const { totalTrainable, totalParams } = adapter.summary()
+  const report: TrainReport = {
+    ...result,
+    truncatedRecords: records.truncatedRecords,
+    skippedRecords: records.skippedRecords,
+    trainableParams: totalTrainable,
+    totalParams,
+    labels: open.labels === undefined ? null : [...open.labels],
+    seconds: (performance.now() - startedAt) / 1000,
+  }
+  return { adapter, report }
+}
+
+async function encode(
+  { model, on, columns, chatTemplate, chatTemplateArgs }: TrainingOptions,
+  settings: TrainSettings,
+  task: Task,
+  data: TrainingData,
+  name: string,
+  isHeldOut: ((index: number) => boolean) | undefined,
+): Promise<{ kept: EncodedRows; heldOut: EncodedRows }> {
+  const where = nameOf(data, name)
+  const { maxLength } = settings
+  const encoding = { task, model, maxLength, chatTemplate, chatTemplateArgs, isHeldOut, name: where }
+  const encoded = await encodeRows(readRows(data, { name, columns }), encoding)
+  const { kept, heldOut } = encoded
+  const all = kept.rows + heldOut.rows
+  const warn = (count: number, what: string) => {
+    if (count > 0) on?.warning?.(`${where}: ${count} of ${all} records ${what}`)
+  }
+  warn(kept.truncatedRecords + heldOut.truncatedRecords, `cut to ${encoded.maxLength} tokens`)
+  warn(kept.skippedRecords + heldOut.skippedRecords, 'left out, because they have no target')
+  return encoded
+}
+
+/** What messages call the data: files and folders by their own names. */
+function nameOf(data: TrainingData, name: string): string {
+  const files = Array.isArray(data) ? data : [data]
+  const names = files.map((file) => (isByteSource(file) || isDirectory(file) ? file.name : undefined))
+  return names.length > 0 && !names.includes(undefined) ? listed(names as string[]) : name
+}
+
+async function newAdapter(
+  model: Model,
+  config: LoraConfig,
+  { task, open, modules }: { task: Task; open: OpenTask; modules: ModuleMap | undefined },
+): Promise<LoraAdapter> {
+  const { head, moduleName = (name) => name } = bound(open)
+  const taskType = config.taskType ?? task.peftType
+  const modulesToSave = [...new Set([...config.modulesToSave, ...(head?.modulesToSave ?? [])])]
+  const adapter = new LoraAdapter({ ...config, taskType, modulesToSave })
+  const isWhole = (name: string) => head?.tensors.some((tensor) => tensor.name === `${name}.weight`) ?? false
+  for (const { name: graphName, d, k } of matchTargets(findLinears(new Graph(model.onnx.proto), modules), config)) {
+    const name = moduleName(graphName)
+    if (!adapter.has(name) && !isWhole(name)) adapter.addLayerOfShape(name, [d, k])
+  }
+  for (const { name, shape, start } of head?.tensors ?? []) {
+    adapter.addReplacement(name, { data: await start(new Random(config.seed, name)), shape })
+  }
+  return adapter
+}
+
+/** What is optional in a task, usable by itself. */
+function bound(open: OpenTask): Pick<OpenTask, 'head' | 'moduleName'> {
+  return { head: open.head, moduleName: open.moduleName?.bind(open) }
+}
+
+/** Throws MismatchError unless the adapter's whole tensors are the task's. */
+function checkHead(adapter: LoraAdapter, { head }: OpenTask): void {
+  const own = new Map(adapter.parts('replacement').map(({ name, shape }) => [name, shape.join()]))
+  const wanted = new Map((head?.tensors ?? []).map(({ name, shape }) => [name, shape.join()]))
+  const other = [...new Set([...own.keys(), ...wanted.keys()])].find((name) => own.get(name) !== wanted.get(name))
+  if (other === undefined && adapter.config.modulesToSave.every((module) => isSaved(module, [...wanted.keys()]))) return
+  throw new MismatchError({
+    where: other ?? 'modulesToSave',
+    what: 'what is trained whole is not what this task trains',
+    expected: [...wanted].map(([name, shape]) => `${name} (${shape})`).join(', ') || 'layers of LoRA alone',
+    got: [...own].map(([name, shape]) => `${name} (${shape})`).join(', ') || adapter.config.modulesToSave.join(', '),
+  })
+}
+
+/** PEFT takes each classifier for trained, whatever it is called. */
+function isSaved(module: string, tensors: readonly string[]): boolean {
+  return /^(classifier|score)$/.test(module) || tensors.some((name) => `.${name}`.includes(`.${module}.`))
+}
+
+/** Checks all that can be checked before anything is read. Returns the config of the adapter, with defaults. */
+function checkOptions(options: TrainingOptions, settings: TrainSettings): LoraConfig {
+  const { adapter, data, evalData, evalSplit, model } = options
+  checkTaskName(options.task ?? DEFAULT_TASK)
+  checkData('data', data)
+  if (evalData !== undefined) checkData('evalData', evalData)
+  checkTogether(options, settings)
+  checkColumnNames(options.columns)
+  if (evalSplit !== undefined) planSplit(evalSplit, 0)
+  const given = Object.entries(options.config ?? {}).filter(([, value]) => value !== undefined)
+  const defaults = { ...TRAIN_DEFAULTS.config, baseModel: model.name }
+  const config = adapter?.config ?? resolveConfig({ ...defaults, ...Object.fromEntries(given) })
+  if (adapter !== undefined) checkAdapter(adapter)
+  if (config.dropout >= 1) {
+    throw new ConfigError({
+      where: 'dropout',
+      what: 'nothing would be learned',
+      expected: 'a number below 1',
+      got: '1',
+    })
+  }
+  // What of a head is saved whole, the task decides.
+  requirePlainConfig({ ...config, modulesToSave: [] }, 'training')
+  return config
+}
+
+function checkData(where: string, data: unknown): void {
+  if (isDataSource(data)) return
+  throw new ConfigError({
+    where,
+    what: 'neither records nor a file or folder that is open',
+    got: data === null ? 'null' : typeof data,
+  })
+}
+
+function checkAdapter(adapter: LoraAdapter): void {
+  requireHandled(adapter, ['linear', 'replacement'], 'training')
+  if (adapter.size === 0) throw new StateError({ where: 'adapter', what: 'it has no layers to train' })
+  for (const [name, { merged }] of adapter) {
+    if (merged) throw new StateError({ where: name, what: 'it is merged', hint: 'Call unmergeAll() first' })
+  }
+}
+
+/** Throws ConfigError for options that contradict one another, or lack what they need. */
+function checkTogether(options: TrainingOptions, settings: TrainSettings): void {
+  if (options.adapter !== undefined && options.config !== undefined) {
+    throw new ConfigError({ where: 'config', what: 'an adapter to go on with has a config of its own' })
+  }
+  if (options.out === undefined && (options.resume || options.overwrite || settings.saveEvery !== undefined)) {
+    throw new ConfigError({ where: 'out', what: 'resume, overwrite and saveEvery need an output folder' })
+  }
+  const { evalData, evalSplit } = options
+  if (evalData === undefined && evalSplit === undefined && settings.evaluateEvery !== undefined) {
+    throw new ConfigError({ where: 'evalData', what: 'evaluateEvery needs records to evaluate' })
+  }
+  if (evalData !== undefined && evalSplit !== undefined) {
+    throw new ConfigError({ where: 'evalSplit', what: 'there is evalData already' })
+  }
+  if (options.resume && options.overwrite) {
+    throw new ConfigError({ where: 'resume', what: 'a run is resumed or overwritten, not both' })
+  }
+}

@@ -1,0 +1,199 @@
+// The package in the hands of other tools: bundlers, a page without one, Bun, and the oldest TypeScript that reads the declarations.
+// Those that are no development dependencies are installed by .ci/run; without them a test is skipped, and says so.
+
+import { execFileSync, spawnSync } from 'node:child_process'
+import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { createRequire } from 'node:module'
+import { dirname, join } from 'node:path'
+import { build as viteBuild } from 'vite'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { browser, openPage } from '../browser.js'
+import { type Consumer, filesBelow, installConsumer, link, repository } from './consumer.js'
+
+const require = createRequire(import.meta.url)
+
+/** The folder of a package that may be installed; undefined and a line of its own where it is not. */
+function folderOf(name: string): string | undefined {
+  try {
+    return dirname(require.resolve(`${name}/package.json`))
+  } catch {
+    console.log(`skipped: no ${name} here (npm install --no-save ${name})`)
+    return undefined
+  }
+}
+
+const MODEL = join(repository, 'tests/golden/models/llama-optimum')
+const ADAPTER = join(repository, 'tests/golden/peft/f32')
+const [esbuild, webpack, bun, oldTypeScript] = ['esbuild', 'webpack', 'bun', 'typescript-5.7'].map(folderOf)
+
+let consumer: Consumer
+beforeAll(() => {
+  consumer = installConsumer('tools')
+  copyFileSync(join(repository, 'tests/package/page.mjs'), join(consumer.folder, 'page.mjs'))
+})
+afterAll(() => consumer?.remove())
+
+/** An empty folder for what a tool builds. */
+function output(name: string): string {
+  const folder = join(consumer.folder, 'built', name)
+  mkdirSync(folder, { recursive: true })
+  return folder
+}
+
+/** No code for Node is in what a browser gets. */
+function expectForBrowsers(folder: string): void {
+  const scripts = filesBelow(folder).filter((file) => /\.m?js$/.test(file))
+  expect(scripts.length).toBeGreaterThan(0)
+  for (const script of scripts) {
+    const code = readFileSync(join(folder, script), 'utf8')
+    expect(
+      /from ?["'`]node:|import\(["'`]node:|worker_threads\.Worker|__vite-browser-external/.exec(code)?.[0],
+    ).toBeUndefined()
+  }
+}
+
+describe.skipIf(browser === undefined)('in Chromium', () => {
+  const modelFiles = new Map(
+    ['config.json', 'tokenizer.json', 'onnx/model.onnx'].map((file) => [
+      `/model/${file}`,
+      new Uint8Array(readFileSync(existsSync(join(MODEL, file)) ? join(MODEL, file) : join(MODEL, file.slice(5)))),
+    ]),
+  )
+
+  async function expectRuns(folder: string): Promise<void> {
+    expectForBrowsers(folder)
+    expect(await openPage(folder, modelFiles)).toEqual({
+      weightB: [3, 4],
+      isOneClass: true,
+      path: 'CONFIG',
+      worker: 'RUNTIME',
+      message: expect.stringContaining('no-runtime-here'),
+    })
+  }
+
+  it('a page without a bundler', async () => {
+    const folder = output('plain')
+    copyFileSync(join(consumer.folder, 'node_modules/lowrank/dist/browser.js'), join(folder, 'browser.js'))
+    const page = readFileSync(join(consumer.folder, 'page.mjs'), 'utf8')
+    // The one module has the main entry; lowrank/init is for bundlers.
+    const plain = page
+      .replace("from 'lowrank'", "from './browser.js'")
+      .replace(
+        "import { loraGaInitialize } from 'lowrank/init'",
+        'const loraGaInitialize = (layer) => saveAdapter(layer)',
+      )
+    writeFileSync(join(folder, 'page.js'), plain)
+    expect(readdirSync(folder).sort()).toEqual(['browser.js', 'page.js'])
+    await expectRuns(folder)
+  })
+
+  it('Vite', async () => {
+    const folder = output('vite')
+    const lib = { entry: join(consumer.folder, 'page.mjs'), formats: ['es' as const], fileName: 'page' }
+    await viteBuild({
+      root: consumer.folder,
+      configFile: false,
+      logLevel: 'silent',
+      build: { lib, outDir: folder, target: 'es2022' },
+    })
+    await expectRuns(folder)
+  })
+
+  it.skipIf(webpack === undefined)('webpack', async () => {
+    const folder = output('webpack')
+    const bundle = require(webpack!) as (
+      options: object,
+      done: (error: Error | null, stats: { hasErrors(): boolean; toString(): string }) => void,
+    ) => void
+    const options = {
+      mode: 'production',
+      context: consumer.folder,
+      entry: './page.mjs',
+      output: { path: folder, filename: 'page.js', publicPath: '/' },
+      target: ['web', 'es2022'],
+    }
+    const stats = await new Promise<string>((resolve, reject) => {
+      bundle(options, (error, result) => (error ? reject(error) : resolve(result.hasErrors() ? result.toString() : '')))
+    })
+    expect(stats).toBe('')
+    await expectRuns(folder)
+  })
+
+  it.skipIf(esbuild === undefined)('esbuild, which leaves workers to the page', async () => {
+    const folder = output('esbuild')
+    const { build } = require(esbuild!) as { build(options: object): Promise<unknown> }
+    const options = { bundle: true, format: 'esm', platform: 'browser', target: 'es2022', logLevel: 'error' }
+    const entries = { page: join(consumer.folder, 'page.mjs') }
+    await build({ ...options, splitting: true, outdir: folder, entryPoints: entries })
+    // It writes the URL as it is: ../train/worker.js, seen from the page.
+    const worker = join(consumer.folder, 'node_modules/lowrank/dist/train/worker.js')
+    await build({ ...options, outfile: join(folder, 'train', 'worker.js'), entryPoints: [worker] })
+    await expectRuns(folder)
+  })
+})
+
+describe('in Node', () => {
+  const SCRIPT = `
+    import { loadAdapter } from 'lowrank'
+    const adapter = await loadAdapter(${JSON.stringify(ADAPTER)})
+    console.log(adapter.size > 0)
+  `
+
+  // The entry puts Node's platform in place when it is imported: a bundler may not take that for dead code.
+  it.skipIf(esbuild === undefined)('bundled by esbuild, paths are paths', async () => {
+    const folder = output('esbuild-node')
+    const { build } = require(esbuild!) as { build(options: object): Promise<unknown> }
+    const options = { bundle: true, format: 'esm', platform: 'node', target: 'node20', logLevel: 'error' }
+    const entry = consumer.write('paths.mjs', SCRIPT)
+    await build({ ...options, splitting: true, outdir: folder, entryPoints: [entry], outExtension: { '.js': '.mjs' } })
+    const run = spawnSync(process.execPath, [join(folder, 'paths.mjs')], { encoding: 'utf8' })
+    expect(run.stderr).toBe('')
+    expect(run.stdout).toBe('true\n')
+  })
+})
+
+describe.skipIf(bun === undefined)('in Bun', () => {
+  it('trains a step, and writes with the adapter', () => {
+    link(consumer, 'onnxruntime-node')
+    const script = consumer.write(
+      'bun.mjs',
+      `import { LowrankError, openSession, train } from 'lowrank'
+       import { evaInitialize } from 'lowrank/init'
+       const model = ${JSON.stringify(MODEL)}
+       const { adapter, report } = await train({ model, data: [{ text: 'And the people' }], maxSteps: 1 })
+       const session = await openSession(model, { adapters: { trained: adapter } })
+       const { tokens } = await session.generate('And', { adapter: 'trained', maxNewTokens: 2 })
+       await session.dispose()
+       const refused = await evaInitialize({}, []).catch((error) => error)
+       console.log(JSON.stringify({ steps: report.steps, tokens, isOneClass: refused instanceof LowrankError }))
+       process.exit(0)`,
+    )
+    const executable = readdirSync(join(bun!, 'bin')).find((file) => /^bun(\.exe)?$/.test(file))!
+    const stdout = execFileSync(join(bun!, 'bin', executable), [script], { cwd: consumer.folder, encoding: 'utf8' })
+    expect(JSON.parse(stdout)).toEqual({ steps: 1, tokens: 2, isOneClass: true })
+  })
+})
+
+describe.skipIf(oldTypeScript === undefined)('TypeScript 5.7, the oldest', () => {
+  it('reads the declarations with the library of ES2022 alone', () => {
+    consumer.write(
+      'old.mts',
+      `import { LoraLayer, openSession, train } from 'lowrank'
+       import { evaInitialize } from 'lowrank/init'
+       export const all = [new LoraLayer([[1]], { rank: 1 }), openSession, train, evaInitialize]`,
+    )
+    const compilerOptions = {
+      target: 'ES2022',
+      lib: ['ES2022'],
+      types: [],
+      module: 'nodenext',
+      moduleResolution: 'nodenext',
+      strict: true,
+      noEmit: true,
+      skipLibCheck: false,
+    }
+    consumer.write('tsconfig.old.json', JSON.stringify({ compilerOptions, files: ['old.mts'] }))
+    const { stdout } = consumer.node(join(oldTypeScript!, 'bin', 'tsc'), '-p', 'tsconfig.old.json')
+    expect(stdout).toBe('')
+  })
+})

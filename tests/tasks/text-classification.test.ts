@@ -1,0 +1,252 @@
+import { readFileSync } from 'node:fs'
+import * as ort from 'onnxruntime-node'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { MemoryDirectory } from '../../src/base/bytes.js'
+import { DataError, MismatchError, UnsupportedError } from '../../src/base/errors.js'
+import { readRows } from '../../src/data/read-rows.js'
+import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
+import { loadModel, type Model } from '../../src/graph/model-folder.js'
+import { NodeDirectory } from '../../src/io/node/files.js'
+import { LoraAdapter } from '../../src/lora/adapter.js'
+import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import { openEngine } from '../../src/runtime/host.js'
+import type { OrtModule } from '../../src/runtime/onnxruntime.js'
+import { classificationMetrics } from '../../src/tasks/classification-metrics.js'
+import type { Task } from '../../src/tasks/task.js'
+import { type LabeledExample, textClassification } from '../../src/tasks/text-classification.js'
+import { TrainEngine } from '../../src/train/engine.js'
+import { encodeRows } from '../../src/train/examples.js'
+import { readParameters } from '../../src/train/parameters.js'
+import { TrainingSessions } from '../../src/train/sessions.js'
+import { resolveSettings } from '../../src/train/settings.js'
+import { train as trainAdapter } from '../../src/train/train.js'
+import { relativeError, transposed } from '../graph/golden.js'
+
+const folder = 'tests/golden/text-classification'
+const runtime = { module: ort as unknown as OrtModule }
+
+interface Golden {
+  rows: Record<string, string>[]
+  maxLength: number
+  labels: string[]
+  batch: { input_ids: number[][]; attention_mask: number[][]; token_type_ids: number[][] }
+  loss: number
+  logits: number[][]
+  adamw: { lr: number; betas: number[]; eps: number; weightDecay: number; maxGradNorm: number }
+  adamwLosses: number[]
+  gradNorms: number[]
+}
+
+describe.each(['encoder', 'classifier'])('the export of the %s', (name) => {
+  const golden: Golden = JSON.parse(readFileSync(`${folder}/${name}/golden/golden.json`, 'utf8'))
+  let model: Model
+  let examples: LabeledExample[]
+  beforeAll(async () => {
+    model = await loadModel(new NodeDirectory(`${folder}/${name}`), { runtime })
+    const options = { task: textClassification as unknown as Task, model, maxLength: golden.maxLength, name: 'data' }
+    const { kept } = await encodeRows(readRows(golden.rows), options)
+    examples = [...kept.examples] as LabeledExample[]
+    expect(kept.truncatedRecords).toBe(1)
+  })
+  afterAll(() => model.close())
+
+  it('is fed what the tokenizers library gives, pairs and what is cut included', () => {
+    const { input_ids, attention_mask, token_type_ids } = golden.batch
+    const lengths = attention_mask.map((row) => row.reduce((sum, entry) => sum + entry, 0))
+    const cut = (rows: number[][]) => rows.map((row, i) => row.slice(0, lengths[i]))
+    expect(examples.map(({ inputIds }) => [...inputIds])).toEqual(cut(input_ids))
+    expect(examples.map(({ tokenTypeIds }) => [...tokenTypeIds])).toEqual(cut(token_type_ids))
+  })
+
+  it("gives PyTorch's and PEFT's loss, logits and gradients, and takes their steps", async () => {
+    const adapter = await loadAdapter(new NodeDirectory(`${folder}/${name}/golden/adapter-init`))
+    const open = textClassification.open(model, examples)
+    expect(open.labels).toEqual(golden.labels)
+    const engine = openEngine(model.runtime, 'train', (created) => new TrainEngine(created))
+    const parts = { model, open: open as never, adapter, modules: undefined, settings: resolveSettings({ threads: 1 }) }
+    const sessions = await TrainingSessions.create(parts, engine.remote)
+    const names = sessions.parameters.map((parameter) => parameter.name)
+    const parameters = readParameters(adapter, names)
+    const zeros = () => parameters.map(({ length }) => new Float32Array(length))
+    const { betas, eps, weightDecay, maxGradNorm, lr } = golden.adamw
+    await engine.remote.start(
+      {
+        parameters: sessions.parameters,
+        optimizer: { beta1: betas[0], beta2: betas[1], epsilon: eps, weightDecay },
+        maxGradNorm,
+      },
+      { parameters, firstMoments: zeros(), secondMoments: zeros(), updates: 0 },
+    )
+    const feeds = open.collate(examples, 16)
+    const normalizer = open.normalizer(examples)
+    const evaluation = await sessions.evaluationPass(feeds, normalizer)
+    const outputs = await engine.remote.forward(evaluation, [evaluation.loss, ...evaluation.predictions])
+    expect(Number(outputs.loss.data[0])).toBeCloseTo(golden.loss, 5)
+    expect(relativeError(outputs[evaluation.predictions[0]].data as Float32Array, golden.logits.flat())).toBeLessThan(
+      1e-5,
+    )
+    const best = golden.logits.map((row) => row.indexOf(Math.max(...row)))
+    expect(open.predict?.(outputs, examples)).toEqual(best)
+
+    const source = await new NodeDirectory(`${folder}/${name}/golden`).open('gradients.safetensors')
+    const expected = await parseSafetensorsHeader(source)
+    const pass = await sessions.trainingPass(feeds, { normalizer, step: 0, run: 0 })
+    const gradients = await engine.remote.forward(
+      pass,
+      sessions.parameters.map(({ gradient }) => gradient),
+    )
+    expect(expected.tensors.size).toBe(names.length)
+    for (const { name: parameter, gradient } of sessions.parameters) {
+      const factor = /^(.*)\.([AB])$/.exec(parameter)
+      const key = factor === null ? parameter : `${factor[1]}.lora_${factor[2]}.weight`
+      const { data, shape } = await readTensorF32(expected, `base_model.model.${key}`)
+      const wanted = factor?.[2] === 'B' ? transposed(data, shape) : data
+      expect(relativeError(gradients[gradient].data as Float32Array, wanted), parameter).toBeLessThan(1e-4)
+    }
+    await source.close()
+    for (const [step, loss] of golden.adamwLosses.entries()) {
+      const next = await sessions.trainingPass(feeds, { normalizer, step, run: 0 })
+      const result = await engine.remote.step([next], lr)
+      expect(result.loss).toBeCloseTo(loss, 4)
+      expect(result.gradientNorm / golden.gradNorms[step]).toBeCloseTo(1, 3)
+    }
+    await engine.remote.dispose()
+  })
+
+  it('learns, saves the head with the factors, and resumes to the same bytes', async () => {
+    const train = (out: MemoryDirectory, options: object = {}) =>
+      trainAdapter({
+        model,
+        task: 'text-classification',
+        data: golden.rows,
+        evalData: golden.rows,
+        maxLength: golden.maxLength,
+        batchSize: 3,
+        epochs: 12,
+        learningRate: 2e-2,
+        threads: 1,
+        config: { rank: 3, targetModules: ['query', 'value'], dropout: 0.1 },
+        out,
+        ...options,
+      })
+    const [whole, broken] = [new MemoryDirectory(), new MemoryDirectory()]
+    const { adapter, report } = await train(whole)
+    expect(report.trainLoss.at(-1)).toBeLessThan(report.trainLoss[0] / 2)
+    expect(report.evalMetrics).toEqual({ accuracy: 1, f1: 1 })
+    expect(report.labels).toEqual(golden.labels)
+    const config = JSON.parse(new TextDecoder().decode(whole.files.get('adapter_config.json')))
+    expect(config.task_type).toBe('SEQ_CLS')
+    const marker = JSON.parse(new TextDecoder().decode(whole.files.get('lowrank.json')))
+    expect(marker).toMatchObject({ status: 'finished', task: 'text-classification', labels: golden.labels })
+    expect(config.modules_to_save).toEqual(name === 'encoder' ? ['classifier', 'pooler'] : ['classifier'])
+    expect(adapter.names()).toContain('bert.encoder.layer.0.attention.self.query')
+    const saved = await loadAdapter(whole)
+    expect(saved.parts('replacement').map((part) => part.name)).toContain('classifier.weight')
+    expect(saved.get('classifier.bias')).toMatchObject({ kind: 'replacement', shape: [3] })
+
+    const controller = new AbortController()
+    const on = { step: ({ step }: { step: number }) => void (step === 5 && controller.abort()) }
+    await train(broken, { signal: controller.signal, on })
+    await train(broken, { resume: true })
+    expect(broken.files.get('adapter_model.safetensors')).toEqual(whole.files.get('adapter_model.safetensors'))
+  })
+
+  it('adapts all linear layers but those of the head that are trained whole', async () => {
+    const options = { model, task: 'text-classification', data: golden.rows, maxSteps: 1, threads: 1 } as const
+    const { adapter } = await trainAdapter({ ...options, maxLength: 14, config: { rank: 2, dropout: 0.5 } })
+    const layers = adapter.parts('linear').map((layer) => layer.name)
+    expect(layers).toHaveLength(name === 'encoder' ? 12 : 13)
+    expect(layers.includes('bert.pooler.dense')).toBe(name === 'classifier')
+  })
+})
+
+describe('labels', () => {
+  let model: Model
+  beforeAll(async () => {
+    model = await loadModel(new NodeDirectory(`${folder}/classifier`), { runtime })
+  })
+  afterAll(() => model.close())
+  const open = (...labels: string[]) =>
+    textClassification.open(
+      model,
+      labels.map((label) => ({ inputIds: Int32Array.of(2), tokenTypeIds: Int32Array.of(0), label })),
+    )
+
+  it('are those of the model where the data has no others, else those of the data', () => {
+    expect(open('sad', 'calm').labels).toEqual(['calm', 'glad', 'sad'])
+    expect(open('spam', 'ham').labels).toEqual(['ham', 'spam'])
+    expect(open('10', '9', '0').labels).toEqual(['0', '9', '10'])
+  })
+
+  it("start with the base's own head where it has as many, else with a new one", async () => {
+    const { head } = open('sad', 'calm')
+    const start = await head!.tensors[0].start({ normal: () => 0.5 } as never)
+    expect(start).toHaveLength(3 * 16)
+    expect(new Set(start).size).toBeGreaterThan(40)
+    const fresh = await open('spam', 'ham').head!.tensors[0].start({ normal: () => 0.5 } as never)
+    expect([...new Set(fresh)]).toEqual([Math.fround(0.01)])
+  })
+
+  it('have to differ, and to be known', () => {
+    expect(() => open('spam', 'spam')).toThrow(DataError)
+    const example = { inputIds: Int32Array.of(2), tokenTypeIds: Int32Array.of(0), label: 'eggs' }
+    expect(() => open('spam', 'ham').collate([example], 8)).toThrow(/no record of the training data has it.*"eggs"/)
+  })
+
+  it('of rows are texts, integers or truths', () => {
+    const parse = (row: unknown) => textClassification.parse(row, 'here')
+    expect(parse({ text: 'a', label: 3 })).toEqual({ text: 'a', textPair: undefined, label: '3' })
+    expect(parse({ text: 'a', textPair: 'b', label: true })).toEqual({ text: 'a', textPair: 'b', label: 'true' })
+    for (const row of [
+      { text: 'a' },
+      { text: 'a', label: 0.5 },
+      { label: 'x' },
+      { text: 'a', textPair: 3, label: 'x' },
+      null,
+    ]) {
+      expect(() => parse(row)).toThrow(/here: not a text with a label/)
+    }
+  })
+
+  it('of an adapter to go on with have to be as many', async () => {
+    const adapter = await loadAdapter(new NodeDirectory(`${folder}/classifier/golden/adapter-init`))
+    const data = [
+      { text: 'good', label: 'ham' },
+      { text: 'bad', label: 'spam' },
+    ]
+    const training = trainAdapter({ model, task: 'text-classification', data, adapter, threads: 1 })
+    await expect(training).rejects.toThrow(MismatchError)
+    const plain = new LoraAdapter({ rank: 2 })
+    plain.addLayerOfShape('bert.encoder.layer.0.attention.self.query', [16, 16])
+    const without = trainAdapter({ model, task: 'text-classification', data, adapter: plain, threads: 1 })
+    await expect(without).rejects.toThrow(/classifier\.weight.*not what this task trains/)
+  })
+
+  it('of an encoder whose head is not known are refused', async () => {
+    const other = { ...model, config: { ...model.config, model_type: 'other' } }
+    expect(
+      textClassification.open(
+        other,
+        [...'ab'].map((label) => ({ inputIds: Int32Array.of(2), tokenTypeIds: Int32Array.of(0), label })),
+      ).head?.modulesToSave,
+    ).toEqual(['classifier'])
+    const bare = await loadModel(new NodeDirectory(`${folder}/encoder`), { runtime })
+    const unknown = { ...bare, config: { ...bare.config, model_type: 'other' } }
+    expect(() => textClassification.check(unknown)).toThrow(UnsupportedError)
+    await bare.close()
+  })
+})
+
+it('is not what causal language modeling trains', async () => {
+  const model = await loadModel(new NodeDirectory(`${folder}/encoder`), { runtime })
+  const training = trainAdapter({ model, data: [{ prompt: 'a', completion: 'b' }], threads: 1 })
+  await expect(training).rejects.toThrow(/does not continue texts.*got output last_hidden_state/)
+  await model.close()
+})
+
+it('scores as scikit-learn does', () => {
+  // accuracy_score([0,1,2,2,1], [0,2,2,2,1]) and f1_score(…, average='macro')
+  const { accuracy, f1 } = classificationMetrics([0, 1, 2, 2, 1], [0, 2, 2, 2, 1])
+  expect(accuracy).toBeCloseTo(0.8, 10)
+  expect(f1).toBeCloseTo((1 + 2 / 3 + 0.8) / 3, 10)
+})
