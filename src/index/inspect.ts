@@ -138,7 +138,7 @@ async function fitTo(
   const opened = await openSource(base, 'base', { readsRanges: normDeltas === undefined })
   const onnx = await findOnnx(opened)
   if (onnx === undefined) {
-    const { fitCheckpoint } = await import('../merge/plan/fit.js')
+    const { fitCheckpoint } = await import('../merge/chunks/fit.js')
     return fitCheckpoint(opened.directory, directory, { basePath: opened.file, normDeltas })
   }
   const { openAdapter } = await import('../peft/adapter-folder.js')

@@ -237,6 +237,23 @@ describe('outputs that take nothing', () => {
   })
 })
 
+it.skipIf(process.platform === 'win32')('few file descriptors are an error that says so, or enough', () => {
+  const out = join(scratch, 'few')
+  const command = [process.execPath, join(root, 'dist', 'cli', 'main.js'), 'merge', '--base', MODEL, '--adapter', PEFT]
+  const args = [...CHECKPOINT, '--max-shard-size', '1MB', '--threads', '4', '--overwrite', '--out', out]
+  const outcomes = [52, 56, 60, 64, 72].map((limit) => {
+    const script = `ulimit -n ${limit} && exec "$@"`
+    const { status, stderr } = spawnSync('sh', ['-c', script, 'sh', ...command, ...args], { encoding: 'utf8' })
+    // Below some limit Node itself cannot load the program.
+    if (/node:internal\/modules/.test(stderr) && !stderr.includes('bug')) return 'not started'
+    expect(stderr).not.toContain('bug')
+    if (status !== 0) expect(stderr).toMatch(/error: .*: too many open files/)
+    return status
+  })
+  expect(outcomes.every((outcome) => outcome === 'not started' || outcome === 0 || outcome === 1)).toBe(true)
+  expect(outcomes).toContain(1)
+})
+
 describe('what it says', () => {
   it('what it leaves out, in a dry run too', async () => {
     const base = join(scratch, 'copies')

@@ -18,6 +18,8 @@ const SKETCHES: TensorSketch[] = [
 let events: string[] = []
 /** Bytes that still find room. */
 let room = Number.POSITIVE_INFINITY
+/** Notes of finished files find no room. */
+let isNoteRefused = false
 /** Each write takes its time. */
 let isSlow = false
 /** What the file system says that it has. */
@@ -65,6 +67,12 @@ vi.mock('node:fs/promises', async (original) => {
   const fs = await original<typeof import('node:fs/promises')>()
   return {
     ...fs,
+    writeFile: async (...args: Parameters<typeof fs.writeFile>) => {
+      if (isNoteRefused && /\.merge\/model.*\.json/.test(String(args[0]))) {
+        throw Object.assign(new Error('ENOSPC: no space left on device, write'), { code: 'ENOSPC', syscall: 'write' })
+      }
+      return fs.writeFile(...args)
+    },
     open: async (...args: Parameters<typeof fs.open>) => {
       const handle = await fs.open(...args)
       const sync = handle.sync.bind(handle)
@@ -92,6 +100,7 @@ beforeEach(async () => {
   room = Number.POSITIVE_INFINITY
   free = undefined
   isSlow = false
+  isNoteRefused = false
 })
 afterEach(() => rm(folder, { recursive: true, force: true }))
 
@@ -197,6 +206,18 @@ describe('a disk', () => {
     room = 160_000
     await merge({ resume: true })
     expect(existsSync(path.join(out, 'config.json'))).toBe(true)
+  })
+
+  it('that has no room for a note is named too', async () => {
+    const { merge, out } = await layOut()
+    isNoteRefused = true
+    await expect(merge()).rejects.toMatchObject({
+      code: 'FILE',
+      where: expect.stringMatching(/\.partial-[0-9a-f]{12}\/\.merge$/),
+      what: 'cannot be written: no space left on the device',
+      hint: 'Make room, or choose another disk',
+    })
+    expect([existsSync(out), await partialsOf(out)]).toEqual([false, []])
   })
 
   it('that fills up in the first file is left as it was', async () => {
