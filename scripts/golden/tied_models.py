@@ -109,8 +109,7 @@ def make(name, out=None):
             for key, p in adapted.named_parameters():
                 if "lora_embedding_A" in key or (p.requires_grad and "lora_" not in key):
                     p.add_(0.3 * torch.randn(p.shape, generator=generator))
-        adapted.save_pretrained(f"{scratch}/adapter", **({"save_embedding_layers": True} if name.endswith("-along") else {}))
-        (pathlib.Path(scratch) / "adapter/README.md").unlink(missing_ok=True)
+        names.save(adapted, f"{scratch}/adapter", **({"save_embedding_layers": True} if name.endswith("-along") else {}))
         wanted = load()
         if policy == "untie":
             apart, before = copy.deepcopy(config), wanted.state_dict()
