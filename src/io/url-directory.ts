@@ -17,12 +17,8 @@ export interface UrlFile {
   readonly hasRanges: boolean
 }
 
-/** Opens files of which the server told the length. */
-export interface UrlFiles {
-  open(file: UrlFile): Promise<ByteSource>
-  /** Where the files of a folder that were opened lie on this machine, in a file system. */
-  localFolder?(url: string): string
-}
+/** Opens a file of which the server told the length. */
+export type OpenUrlFile = (file: UrlFile) => Promise<ByteSource>
 
 /** Files that are looked for when a folder is listed. */
 const KNOWN_FILES = [
@@ -62,25 +58,20 @@ export class UrlDirectory implements Directory {
   readonly name: string
   readonly url: string
   readonly #connection: HubConnection
-  readonly #files: UrlFiles
+  readonly #open: OpenUrlFile
   readonly #asked = new Map<string, Promise<UrlFile | MemorySource | undefined>>()
 
   /** @param url of the folder; a query, as of a signature, is sent with each request */
-  constructor(url: string, connection: HubConnection, files: UrlFiles) {
+  constructor(url: string, connection: HubConnection, open: OpenUrlFile) {
     this.name = shown(url)
     this.url = url
     this.#connection = connection
-    this.#files = files
-  }
-
-  /** Where the files that were opened lie on this machine, in a file system. */
-  get localFolder(): string | undefined {
-    return this.#files.localFolder?.(this.#folder().href)
+    this.#open = open
   }
 
   /** Another folder of the same server. */
   at(url: string): UrlDirectory {
-    return new UrlDirectory(url, this.#connection, this.#files)
+    return new UrlDirectory(url, this.#connection, this.#open)
   }
 
   async list(): Promise<string[]> {
@@ -105,7 +96,7 @@ export class UrlDirectory implements Directory {
   async open(path: string): Promise<ByteSource> {
     const found = await this.#ask(path)
     if (found === undefined) throw new FileError({ where: shown(this.#url(path)), what: 'no such file on the server' })
-    return found instanceof MemorySource ? found : this.#files.open(found)
+    return found instanceof MemorySource ? found : this.#open(found)
   }
 
   create(path: string): Promise<ByteSink> {
@@ -116,14 +107,9 @@ export class UrlDirectory implements Directory {
     return Promise.reject(this.#readOnly(path))
   }
 
-  #folder(): URL {
+  #url(path: string): URL {
     const url = new URL(this.url)
     if (!url.pathname.endsWith('/')) url.pathname += '/'
-    return url
-  }
-
-  #url(path: string): URL {
-    const url = this.#folder()
     url.pathname += splitName(path, this.name).map(encodeURIComponent).join('/')
     return url
   }

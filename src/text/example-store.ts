@@ -20,6 +20,8 @@ export class ExampleStore implements Iterable<Example> {
   #taken = 0
   /** Chunk and offset of each example. */
   #places = new Uint32Array(1 << 10)
+  /** Where an example is packed before its length is known: one array for all, since a million of them would be much to clear away. */
+  #scratch = new Uint8Array(1 << 12)
   /** How often each id came among the first examples. */
   #counts = new Uint32Array(0)
   /** Of the examples after those: the frequent ids have the small codes. */
@@ -34,7 +36,9 @@ export class ExampleStore implements Iterable<Example> {
     if (this.#length < COUNTED_EXAMPLES) this.#count(example.inputIds)
     else if (this.#length === COUNTED_EXAMPLES) this.#orderCodes()
     const isCoded = this.#length >= COUNTED_EXAMPLES
-    const bytes = pack(example, isCoded ? (id) => this.#codes.codeOf(id) : plain)
+    const most = MAX_INTEGER_BYTES * (2 + 2 * example.inputIds.length)
+    if (most > this.#scratch.length) this.#scratch = new Uint8Array(2 * most)
+    const bytes = pack(example, isCoded ? (id) => this.#codes.codeOf(id) : plain, this.#scratch)
     if (this.#chunks.length === 0 || this.#taken + bytes.length > this.#chunks[this.#chunks.length - 1].length) {
       this.#chunks.push(new Uint8Array(Math.max(CHUNK_BYTES, bytes.length)))
       this.#taken = 0
@@ -98,7 +102,8 @@ function grown(array: Uint32Array, length: number): Uint32Array<ArrayBuffer> {
   return more
 }
 
-function pack({ inputIds, labels }: Example, codeOf: (id: number) => number): Uint8Array {
+/** The example as bytes, which are the first of `bytes`. There are at most as many stretches of labels as labels, and one. */
+function pack({ inputIds, labels }: Example, codeOf: (id: number) => number, bytes: Uint8Array): Uint8Array {
   const runs: number[] = []
   let counts = false
   for (let i = 0, start = 0; i <= labels.length; i++) {
@@ -107,7 +112,6 @@ function pack({ inputIds, labels }: Example, codeOf: (id: number) => number): Ui
     start = i
     counts = !counts
   }
-  const bytes = new Uint8Array(MAX_INTEGER_BYTES * (1 + inputIds.length + runs.length))
   let at = 0
   const write = (value: number) => {
     let rest = value

@@ -47,8 +47,6 @@ export function hubName({ id, revision, path }: HubSource): string {
 /** The files of a repository at one commit. */
 export interface HubFiles {
   readonly paths: ReadonlySet<string>
-  /** Where those that were opened lie on this machine, in a file system. */
-  readonly localRoot?: string
   open(path: string): Promise<ByteSource>
 }
 
@@ -68,23 +66,17 @@ export class HubDirectory implements Directory {
     this.#files = files
   }
 
-  /** Where the files that were opened lie on this machine, in a file system. */
-  get localFolder(): string | undefined {
-    const { localRoot } = this.#files
-    return localRoot === undefined || this.source.path === '' ? localRoot : `${localRoot}/${this.source.path}`
-  }
-
   /** The same repository, seen from another folder. */
   at(path: string): HubDirectory {
     return new HubDirectory({ ...this.source, path }, this.commit, this.#files)
   }
 
   async list(folder?: string): Promise<string[]> {
-    return namesIn(this.paths(), folder)
+    return namesIn(this.#inside(), folder)
   }
 
   async folders(): Promise<string[]> {
-    const nested = this.paths().filter((path) => path.includes('/'))
+    const nested = this.#inside().filter((path) => path.includes('/'))
     return [...new Set(nested.map((path) => path.slice(0, path.indexOf('/'))))]
   }
 
@@ -95,7 +87,7 @@ export class HubDirectory implements Directory {
   async open(path: string): Promise<ByteSource> {
     const full = this.#full(path)
     if (this.#files.paths.has(full)) return this.#files.open(full)
-    const near = nearMisses(path, this.paths())
+    const near = nearMisses(path, this.#inside())
     throw new FileError({
       where: `${this.name}/${path}`,
       what: 'no such file in the repository',
@@ -111,8 +103,8 @@ export class HubDirectory implements Directory {
     return Promise.reject(this.#readOnly(path))
   }
 
-  /** Of all files below this folder, relative to it, sorted. */
-  paths(): string[] {
+  /** Paths of all files below this folder, relative to it, sorted. */
+  #inside(): string[] {
     const prefix = this.source.path === '' ? '' : `${this.source.path}/`
     return [...this.#files.paths]
       .filter((path) => path.startsWith(prefix))

@@ -34,5 +34,5 @@ function openUrlFolder(url: string, options: WebHubOptions): UrlDirectory {
     key.searchParams.set('lowrank-version', file.version ?? `${Date.now()}`)
     return cache.open(ranges, key.href, { onDownload, isWhole: !file.hasRanges })
   }
-  return new UrlDirectory(url, connection, { open })
+  return new UrlDirectory(url, connection, open)
 }

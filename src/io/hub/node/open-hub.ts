@@ -68,9 +68,8 @@ class Repository {
     const cached = files === undefined ? await this.#cache.cachedFiles(commit) : undefined
     if (cached?.size === 0) throw await this.#notCached(`commit ${commit}`)
     const paths = new Set((files ?? cached)!.keys())
-    const localRoot = this.#cache.snapshotFolder(commit)
     const open = (path: string) => this.#open(commit, path, files?.get(path))
-    return new HubDirectory(this.#source, commit, { paths, localRoot, open })
+    return new HubDirectory(this.#source, commit, { paths, open })
   }
 
   /** The commit of the revision: by the Hub, or as it was when the Hub was last asked. */

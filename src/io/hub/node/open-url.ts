@@ -26,7 +26,7 @@ export function openUrlFolder(url: string, options: OpenHubOptions = {}): UrlDir
   const cache = path.join(variables.XDG_CACHE_HOME || path.join(homedir(), '.cache'), 'lowrank', 'urls')
   const open = async (file: UrlFile): Promise<ByteSource> => {
     const refused = (response: Response) => urlRefusal(file.url, response)
-    const target = path.join(folderOf(cache, file.url), nameOf(file.url))
+    const target = path.join(cache, ...placeOf(file.url))
     if (await isKept(target, file)) return openFile(target)
     if (readsRanges && file.hasRanges && file.byteLength > MAX_WHOLE_BYTES) {
       return new RangeSource(connection, { ...file, name: shown(file.url) }, refused)
@@ -55,19 +55,14 @@ export function openUrlFolder(url: string, options: OpenHubOptions = {}): UrlDir
     }
     return openFile(target)
   }
-  return new UrlDirectory(url, connection, { open, localFolder: (folder) => folderOf(cache, folder) })
+  return new UrlDirectory(url, connection, open)
 }
 
-/** A folder for each of the server's. */
-function folderOf(cache: string, url: string): string {
+/** A folder for each of the server's, and the file's own name, of which UrlDirectory has seen to it that it leads nowhere else. */
+function placeOf(url: string): [folder: string, name: string] {
   const { origin, pathname } = new URL(url)
-  return path.join(cache, hash(origin + pathname.slice(0, pathname.lastIndexOf('/'))))
-}
-
-/** A file's own name, of which UrlDirectory has seen to it that it leads nowhere else. */
-function nameOf(url: string): string {
-  const { pathname } = new URL(url)
-  return decodeURIComponent(pathname.slice(pathname.lastIndexOf('/') + 1))
+  const slash = pathname.lastIndexOf('/')
+  return [hash(origin + pathname.slice(0, slash)), decodeURIComponent(pathname.slice(slash + 1))]
 }
 
 async function isKept(target: string, { byteLength, version }: UrlFile): Promise<boolean> {
