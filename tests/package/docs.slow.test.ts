@@ -8,7 +8,7 @@ import { dirname, join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import { type Consumer, installConsumer, link, repository } from './consumer.js'
 
-/** Later pages use what earlier ones made. */
+/** Pages of docs/; later ones use what earlier ones made. */
 const PAGES = ['training', 'data', 'models', 'sessions', 'adapters', 'merging', 'inspecting-adapters']
 
 /** What the pages open on the Hub is in the cache, by the bundled model. */
@@ -17,7 +17,7 @@ const COMMIT = '0'.repeat(40)
 
 const BINARY = 'node_modules/lowrank/dist/cli/main.js'
 
-const pathOf = (page: string) => join(repository, 'docs', `${page}.md`)
+const pathOf = (page: string) => join(repository, page === 'README' ? '' : 'docs', `${page}.md`)
 const blocksOf = (page: string): [language: string, text: string][] =>
   [...readFileSync(pathOf(page), 'utf8').matchAll(/^```(\w+)\n(.*?)^```$/gms)].map(([, language, text]) => [
     language,
@@ -36,7 +36,7 @@ const isForBrowsers = (text: string) => /\b(document|input|navigator)\.|webRunti
 /** Other packages than this one are not installed here. */
 const isOfOthers = (text: string) => !/from 'lowrank/.test(text)
 
-describe('the pages of docs/', () => {
+describe('README and the pages of docs/', () => {
   let consumer: Consumer
   beforeAll(() => {
     consumer = installConsumer('docs')
@@ -48,7 +48,11 @@ describe('the pages of docs/', () => {
       consumer.write(`${cached}/refs/main`, COMMIT)
       const snapshot = join(consumer.folder, cached, 'snapshots', COMMIT)
       cpSync(join(repository, 'models', 'union-3m'), snapshot, { recursive: true })
+      // As models for chats have it; the bundled one has none.
+      cpSync(join(repository, 'models', 'data', 'chat.jinja'), join(snapshot, 'chat_template.jinja'))
     }
+    // The reader's own data.
+    cpSync(join(repository, 'models', 'data', 'chats.jsonl'), join(consumer.folder, 'chats.jsonl'))
     vi.stubEnv('HF_HOME', join(consumer.folder, 'hub-home'))
     vi.stubEnv('HF_HUB_OFFLINE', '1')
   })
@@ -62,7 +66,7 @@ describe('the pages of docs/', () => {
     expect(pages.sort()).toEqual([...PAGES, 'conformance'].map((page) => `${page}.md`).sort())
   })
 
-  it.each(PAGES)('%s', { timeout: 300_000 }, (page) => {
+  it.each(['README', ...PAGES])('%s', { timeout: 300_000 }, (page) => {
     let ran = 0
     for (const [language, text] of blocksOf(page)) {
       if (language === 'sh') {

@@ -117,15 +117,6 @@ describe('with ONNX Runtime', () => {
     expect(JSON.parse(stdout)).toMatchObject({ steps: 1, trainLoss: [expect.any(Number)], layers: 42 })
   })
 
-  it('runs the code of the README', () => {
-    const [, code] = /```js\n(.*?)```/s.exec(readFileSync(join(repository, 'README.md'), 'utf8'))!
-    const here = code.replaceAll(/'models\/[^']*'/g, (path) => JSON.stringify(join(repository, path.slice(1, -1))))
-    consumer.write('readme.mjs', here.replace('maxSteps: 50', 'maxSteps: 2, batchSize: 2'))
-    const { stdout, stderr } = consumer.node('readme.mjs')
-    expect(stderr).toBe('')
-    expect(stdout.split('\n').filter((line) => line.trim() !== '').length).toBeGreaterThanOrEqual(2)
-  })
-
   it('runs in the calling thread with the module handed over', () => {
     consumer.write(
       'in-thread.mjs',
