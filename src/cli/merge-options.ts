@@ -4,7 +4,7 @@ import type { MergeProgress, MergeReport, MergeSummary } from '../index.js'
 import { printable } from './escape.js'
 import { EXIT_INTERRUPTED, interruptible } from './interrupt.js'
 import { choice, integer, type Occurrence, type Option, readNumber, repeated, toggle, UsageError } from './options.js'
-import { ADAPTER } from './sources.js'
+import { ADAPTER, dtype } from './sources.js'
 import { bytes, colors, Progress, peakRssBytes, printDocument, say, warn } from './terminal.js'
 
 export const ADAPTERS = {
@@ -18,6 +18,7 @@ export const OUTPUT = {
     ['onnx', 'safetensors', 'both'],
     'kind of model that is written; default: the .onnx of a folder that has one, else safetensors',
   ),
+  dtype: dtype(),
   weightsOnly: toggle('write the weights alone, without configuration and tokenizer'),
   strict: toggle('refuse adapters with targets or patterns that match none of their layers'),
   threads: integer('threads; default one a core, at most 4'),
