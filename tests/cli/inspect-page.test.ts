@@ -72,7 +72,7 @@ describe('the file', () => {
     const file = join(scratch, 'model.html')
     const { code, stderr } = await lowrank('inspect', BASE, '--html', file)
     expect([code, existsSync(file)]).toEqual([2, false])
-    expect(stderr).toMatch(/--html shows adapters/)
+    expect(stderr).toMatch(/--html works for adapters only/)
   })
 })
 
