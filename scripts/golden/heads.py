@@ -5,7 +5,6 @@
 Each case as in names.py: base.json, whose tensors save_pretrained of the pretrained model names; adapter/; merged.safetensors, the
 tensors of the merged classifier that differ from the base's, as save_pretrained of PEFT's merged model writes them.
 """
-import argparse
 import copy
 import json
 import pathlib
@@ -15,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from common import GOLDEN, fill_b, fresh, save_tensors, write_json
-from names import SEED, read, small, values
+from names import SEED, make_all, read, save, small, values
 
 # Case → class of the base, class of the adapter, task, target_modules, other settings
 CASES = {
@@ -64,8 +63,7 @@ def make(name, out):
                 if "modules_to_save" in key:
                     p.add_(0.2 * torch.randn(p.shape, generator=generator))
         fresh(out)
-        adapted.save_pretrained(out / "adapter")
-        (out / "adapter/README.md").unlink(missing_ok=True)
+        save(adapted, out / "adapter")
         merged = PeftModel.from_pretrained(load(), out / "adapter").merge_and_unload()
         merged.save_pretrained(f"{folder}/merged")
         after = read(f"{folder}/merged")
@@ -85,14 +83,5 @@ def make(name, out):
     print(f"{name}: {sorted(changed)}, {sum(f.stat().st_size for f in out.rglob('*') if f.is_file())} bytes")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=pathlib.Path, default=GOLDEN / "heads")
-    parser.add_argument("names", nargs="*")
-    args = parser.parse_args()
-    for name in args.names or CASES:
-        make(name, args.out / name)
-
-
 if __name__ == "__main__":
-    main()
+    make_all(make, CASES, __doc__, GOLDEN / "heads")

@@ -73,6 +73,16 @@ def read(folder):
     return result
 
 
+def save(adapted, folder, **more):
+    """As PEFT does, but for sets, which it writes in an order of its own each time."""
+    for config in adapted.peft_config.values():
+        for key, value in vars(config).items():
+            if isinstance(value, set):
+                setattr(config, key, sorted(value))
+    adapted.save_pretrained(folder, **more)
+    (pathlib.Path(folder) / "README.md").unlink(missing_ok=True)
+
+
 def small(cls, changes):
     if changes:
         torch.manual_seed(SEED)
@@ -111,8 +121,7 @@ def make(name, out):
                 if "modules_to_save" in key:
                     p.add_(0.2 * torch.randn(p.shape, generator=generator))
         fresh(out)
-        adapted.save_pretrained(out / "adapter")
-        (out / "adapter/README.md").unlink(missing_ok=True)
+        save(adapted, out / "adapter")
         merged = PeftModel.from_pretrained(load(), out / "adapter").merge_and_unload()
         merged.save_pretrained(f"{folder}/merged")
         after = read(f"{folder}/merged")
@@ -128,14 +137,15 @@ def make(name, out):
     print(f"{name}: {len(changed)} of {len(base)} tensors, {sum(f.stat().st_size for f in out.rglob('*') if f.is_file())} bytes")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=pathlib.Path, default=GOLDEN / "names")
+def make_all(make_one, cases, about, out):
+    """The command line of scripts like this one."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=pathlib.Path, default=out)
     parser.add_argument("names", nargs="*")
     args = parser.parse_args()
-    for name in args.names or CASES:
-        make(name, args.out / name)
+    for name in args.names or cases:
+        make_one(name, args.out / name)
 
 
 if __name__ == "__main__":
-    main()
+    make_all(make, CASES, __doc__, GOLDEN / "names")

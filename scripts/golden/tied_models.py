@@ -1,4 +1,5 @@
-"""Adapters of models with tied weights. Untied, each use has what its adapter changes; kept, the one weight has all changes, as in PEFT's merge.
+"""Adapters of models with tied weights. Untied, each use has what its adapter changes; kept, the one weight has all changes, as in PEFT's merge,
+but for ensure_weight_tying, which PEFT's merge adds once for each use: --check calls that wrong.
 
     tied_models.py [--out tests/golden/tied-models]     writes the cases in KEPT, as names.py does
     tied_models.py --check [NAME …]                     merges all cases by the command line (npm run build) and loads them in transformers
@@ -55,10 +56,23 @@ CASES = {
     "electra-head": ("ElectraForMaskedLM", {"target_modules": ["query"], "modules_to_save": ["generator_lm_head"]}, "untie"),
     "gemma3-head": ("Gemma3ForConditionalGeneration", {"target_modules": ["lm_head"]}, "untie"),
     "neox-head": ("GPTNeoXForCausalLM", {"target_modules": ["lm_head"]}, "untie"),
+    "modernbert-along": ("ModernBertForMaskedLM", {"target_modules": ["Wqkv"]}, None),
+    "mamba-along": ("MambaForCausalLM", {"target_modules": ["in_proj"]}, None),
+    "xlnet-along": ("XLNetLMHeadModel", {"target_modules": ["layer_1"]}, None),
+    "whisper-along": ("WhisperForConditionalGeneration", {"target_modules": ["q_proj"]}, None),
+    "bert-along": ("BertForMaskedLM", {"target_modules": ["query"]}, None),
+    "marian-ensured": ("MarianMTModel", {"target_modules": ["decoder.embed_tokens", "q_proj"], "ensure_weight_tying": True}, None),
+    "bart-ensured": ("BartForConditionalGeneration", {"target_modules": ["shared", "q_proj"], "ensure_weight_tying": True}, None),
+    "whisper-ensured": ("WhisperForConditionalGeneration", {"target_modules": ["decoder.embed_tokens", "q_proj"], "ensure_weight_tying": True}, None),
+    "modernbert-ensured": ("ModernBertForMaskedLM", {"target_modules": ["tok_embeddings"], "ensure_weight_tying": True}, None),
+    "mamba-ensured": ("MambaForCausalLM", {"target_modules": ["embeddings"], "ensure_weight_tying": True}, None),
+    "marian-rows": ("MarianMTModel", {"target_modules": ["q_proj"], "trainable_token_indices": {"decoder.embed_tokens": [3, 5]}}, None),
+    "bart-rows": ("BartForConditionalGeneration", {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [3, 5]}}, None),
+    "whisper-rows": ("WhisperForConditionalGeneration", {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [3, 5]}}, None),
     "modernbert-rows": ("ModernBertForMaskedLM", {"target_modules": ["Wqkv"], "bias": "lora_only", "trainable_token_indices": {"tok_embeddings": [3, 5]}}, None),
     "llama-rows": ("LlamaForCausalLM", {"target_modules": ["q_proj"], "trainable_token_indices": [3, 5]}, None),
 }
-KEPT = ("llama-head", "llama-both", "bart-head", "bart-decoder", "whisper-head", "biogpt-head", "blip2-head", "mamba-embedding", "modernbert-embedding",
+KEPT = ("modernbert-along", "whisper-along", "llama-head", "llama-both", "bart-head", "bart-decoder", "whisper-head", "biogpt-head", "blip2-head", "mamba-embedding", "modernbert-embedding",
         "xlnet-embedding", "distilbert-biases", "bert-biases", "bert-block", "roberta-block", "gemma3-head", "modernbert-rows")
 
 
@@ -95,8 +109,7 @@ def make(name, out=None):
             for key, p in adapted.named_parameters():
                 if "lora_embedding_A" in key or (p.requires_grad and "lora_" not in key):
                     p.add_(0.3 * torch.randn(p.shape, generator=generator))
-        adapted.save_pretrained(f"{scratch}/adapter")
-        (pathlib.Path(scratch) / "adapter/README.md").unlink(missing_ok=True)
+        names.save(adapted, f"{scratch}/adapter", **({"save_embedding_layers": True} if name.endswith("-along") else {}))
         wanted = load()
         if policy == "untie":
             apart, before = copy.deepcopy(config), wanted.state_dict()

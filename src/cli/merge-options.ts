@@ -4,7 +4,7 @@ import type { MergeProgress, MergeReport, MergeSummary } from '../index.js'
 import { printable } from './escape.js'
 import { EXIT_INTERRUPTED, interruptible } from './interrupt.js'
 import { choice, integer, type Occurrence, type Option, readNumber, repeated, toggle, UsageError } from './options.js'
-import { ADAPTER } from './sources.js'
+import { ADAPTER, dtype } from './sources.js'
 import { bytes, colors, Progress, peakRssBytes, printDocument, say, warn } from './terminal.js'
 
 export const ADAPTERS = {
@@ -21,6 +21,7 @@ export const OUTPUT = {
     ['onnx', 'safetensors', 'both'],
     'kind of model to write; default: onnx if the base’s folder has an .onnx file, else safetensors',
   ),
+  dtype: dtype(),
   weightsOnly: toggle('write only the weights, without configuration and tokenizer'),
   strict: toggle('refuse an adapter if one of its targets or patterns matches none of its layers'),
   threads: integer('number of threads; default: one for each core, at most 4'),

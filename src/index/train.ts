@@ -5,6 +5,7 @@ import { ConfigError } from '../base/errors.js'
 import {
   BOOLEAN,
   COUNT,
+  checkArgument,
   checkOptions,
   FUNCTION,
   isObject,
@@ -100,7 +101,7 @@ export async function train(options: TrainOptions): Promise<TrainResult> {
   const nested = { config: CONFIG_FIELDS, on: Object.keys(EVENTS) }
   checkOptions(options, { of: 'train', table: OPTIONS, required: ['model', 'data'], nested })
   if (options.on !== undefined) checkOptions(options.on, { of: 'train’s `on`', table: EVENTS })
-  checkConfigNames(options.config)
+  checkConfig(options.config)
   return withOpened(options, async (model, open) => {
     const training = await import('../train/train.js')
     const { dtype: _, ...rest } = options
@@ -145,12 +146,16 @@ async function withOpened<T>(
   }
 }
 
+/** PEFT reads an alpha of 0, with which an adapter changes nothing and no gradient reaches it. */
+const ALPHA = numberKind('a finite number above 0', (value) => value > 0 && Number.isFinite(value))
+
 /** A setting of training is easily written into the config. */
-function checkConfigNames(config: TrainConfig | undefined): void {
+function checkConfig(config: TrainConfig | undefined): void {
   for (const name of Object.keys(config ?? {})) {
     if (CONFIG_FIELDS.includes(name)) continue
     throw unknownOption(name, { of: 'train’s `config`', names: CONFIG_FIELDS })
   }
+  if (config?.alpha !== undefined) checkArgument(config.alpha, ALPHA, 'alpha')
 }
 
 /** `default` as targetModules: what PEFT adapts in a model of that type. */

@@ -35,7 +35,7 @@ export function weighted(input: AdapterInput, index: number): Required<WeightedA
   })
 }
 
-/** Throws UnsupportedError for a weight other than 1 on what is no sum: only sums can be weighted, and taken out again without the base. */
+/** Throws UnsupportedError for a weight other than 1 on what is no sum: only sums can be weighted, and unmerged without the base. */
 export function refuseWeighted(parts: readonly Pick<PartView, 'name' | 'kind'>[], weight: number): void {
   if (weight === 1) return
   const part = parts.find(({ kind }) => kind === 'replacement' || kind === 'token-rows')
@@ -45,7 +45,7 @@ export function refuseWeighted(parts: readonly Pick<PartView, 'name' | 'kind'>[]
 export function weightedError(where: string, what: string, weight: number): UnsupportedError {
   return new UnsupportedError({
     where,
-    what: `${what} cannot be merged with a weight or taken out again`,
+    what: `${what} cannot be merged with a weight, or unmerged`,
     expected: 'weight 1',
     got: String(weight),
   })

@@ -37,7 +37,7 @@ const ROWS_SUFFIX = '.token_adapter.trainable_tokens_delta'
  * save_embedding_layers, whatever the config says.
  */
 const EMBEDDING =
-  /(^|\.)(embed_tokens|embed_in|embed_out|wte|word_embeddings|shared|patch_embeddings\.projection|lm_head|predictions\.decoder)\.(weight|bias)$/
+  /(^decoder|(^|\.)(embed_tokens|embed_in|embed_out|wte|word_embeddings?|tok_embeddings|tokens_embed|embeddings|shared|patch_embeddings\.projection|(generator_)?lm_head|lm_loss|proj_out|output_projection|vocab_projector|predictions\.decoder))\.(weight|bias)$/
 
 /** The key in PEFT's file of an embedding's rows. */
 export function rowsKey(name: string): string {

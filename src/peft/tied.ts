@@ -11,8 +11,11 @@ export function isHeadModule(module: string): boolean {
   return HEADS.test(module)
 }
 
-/** T5's encoder and decoder read the embedding that is called `shared`, under names of their own. */
-const SHARERS = /^(encoder|decoder)\.embed_tokens$/
+/**
+ * Encoders and decoders read the embedding that is called `shared` under names of their own, and some output embeddings have a name that
+ * elsewhere means other things.
+ */
+const SHARERS = /(^|\.)((encoder|decoder)\.embed_tokens|shared|proj_out|output_projection)$/
 
 /** A test of modules' names: what the config's targets mean, and the embeddings that are tied to them. */
 export function adaptedMatcher(config: LoraConfig): (moduleName: string) => boolean {

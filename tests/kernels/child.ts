@@ -1,4 +1,4 @@
-// What the child processes of process.test.ts use, bundled into one file.
+// What the child processes of process.slow.test.ts use, bundled into one file.
 
 export { configureKernels, defaultKernels, disposeKernels } from '../../src/kernels/index.js'
 export { LoraLayer } from '../../src/lora/layer.js'

@@ -1,4 +1,4 @@
-// What browser.test.ts runs in a page: products and a merge on what the page's policies allow, against the reference loops.
+// What browser.slow.test.ts runs in a page: products and a merge on what the page's policies allow, against the reference loops.
 
 import { defaultKernels } from '../../src/kernels/index.js'
 import { createMergeKernel } from '../../src/kernels/merge.js'

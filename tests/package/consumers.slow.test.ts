@@ -1,4 +1,4 @@
-// The package in the hands of other tools: bundlers, a page without one, Bun, and the oldest TypeScript that reads the declarations.
+// The package in the hands of other tools: bundlers, a page without one, Bun, Deno, and the oldest TypeScript that reads the declarations.
 // Those that are no development dependencies are installed by .ci/run; without them a test is skipped, and says so.
 
 import { execFileSync, spawnSync } from 'node:child_process'
@@ -24,11 +24,14 @@ function folderOf(name: string): string | undefined {
 
 const MODEL = join(repository, 'tests/golden/models/llama-optimum')
 const ADAPTER = join(repository, 'tests/golden/peft/f32')
-const [esbuild, webpack, bun, oldTypeScript] = ['esbuild', 'webpack', 'bun', 'typescript-5.7'].map(folderOf)
+const [esbuild, webpack, bun, deno, oldTypeScript] = ['esbuild', 'webpack', 'bun', 'deno', 'typescript-5.7'].map(
+  folderOf,
+)
 
 let consumer: Consumer
 beforeAll(() => {
   consumer = installConsumer('tools')
+  link(consumer, 'onnxruntime-node')
   copyFileSync(join(repository, 'tests/package/page.mjs'), join(consumer.folder, 'page.mjs'))
 })
 afterAll(() => consumer?.remove())
@@ -152,12 +155,21 @@ describe('in Node', () => {
   })
 })
 
-describe.skipIf(bun === undefined)('in Bun', () => {
-  it('trains a step, and writes with the adapter', () => {
-    link(consumer, 'onnxruntime-node')
+/** How a script runs in them, where they are installed. */
+const RUNTIMES: Record<string, string[] | undefined> = {
+  Bun:
+    bun === undefined
+      ? bun
+      : [join(bun, 'bin', readdirSync(join(bun, 'bin')).find((file) => /^bun(\.exe)?$/.test(file))!)],
+  Deno: deno === undefined ? deno : [process.execPath, join(deno, 'bin.cjs'), 'run', '-A', '--node-modules-dir=manual'],
+}
+
+describe.each(Object.entries(RUNTIMES))('in %s', (_, command) => {
+  it.skipIf(command === undefined)('trains a step, and writes with the adapter', () => {
     const script = consumer.write(
-      'bun.mjs',
-      `import { LowrankError, openSession, train } from 'lowrank'
+      'runtime.mjs',
+      `import process from 'node:process'
+       import { LowrankError, openSession, train } from 'lowrank'
        import { evaInitialize } from 'lowrank/init'
        const model = ${JSON.stringify(MODEL)}
        const { adapter, report } = await train({ model, data: [{ text: 'And the people' }], maxSteps: 1 })
@@ -168,8 +180,8 @@ describe.skipIf(bun === undefined)('in Bun', () => {
        console.log(JSON.stringify({ steps: report.steps, tokens, isOneClass: refused instanceof LowrankError }))
        process.exit(0)`,
     )
-    const executable = readdirSync(join(bun!, 'bin')).find((file) => /^bun(\.exe)?$/.test(file))!
-    const stdout = execFileSync(join(bun!, 'bin', executable), [script], { cwd: consumer.folder, encoding: 'utf8' })
+    const [program, ...args] = command!
+    const stdout = execFileSync(program, [...args, script], { cwd: consumer.folder, encoding: 'utf8' })
     expect(JSON.parse(stdout)).toEqual({ steps: 1, tokens: 2, isOneClass: true })
   })
 })

@@ -1,4 +1,4 @@
-// What browser.test.ts runs in a page: training and generating in Web Workers, with a model and records that the page fetches.
+// What browser.slow.test.ts runs in a page: training and generating in Web Workers, with a model and records that the page fetches.
 
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { loadModel } from '../../src/graph/model-folder.js'

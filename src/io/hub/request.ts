@@ -1,7 +1,7 @@
 // Requests to the Hub: with its token, which goes to no other host, and with an end to waiting where nothing comes any more.
 
 import { type ErrorDetails, FileError } from '../../base/errors.js'
-import type { FetchLike, ResponseLike, SignalLike } from '../../base/globals.js'
+import type { FetchLike, ResponseLike, SignalLike, UrlLike } from '../../base/globals.js'
 
 /** How a Hub is spoken to. */
 export interface HubConnection {
@@ -132,7 +132,7 @@ async function drop(response: Response, watch: Watch): Promise<void> {
 }
 
 /** An address for messages: a query may hold a signature. */
-export function shown(url: URL | string): string {
+export function shown(url: UrlLike | string): string {
   const { origin, pathname } = new URL(url)
   return origin + pathname
 }

@@ -233,7 +233,7 @@ export class FakeHub {
     const cut = breakAfter ?? stallAfter
     if (cut !== undefined) {
       response.write(part.subarray(0, cut), () => {
-        if (breakAfter !== undefined) setTimeout(() => response.destroy(), 20)
+        if (breakAfter !== undefined) setTimeout(() => response.destroy(), 100)
       })
       return
     }
