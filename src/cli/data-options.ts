@@ -10,27 +10,27 @@ const FILES = 'FILE|DIR'
 export const DATA_OPTIONS = {
   data: {
     placeholder: FILES,
-    about: 'what to learn from: .jsonl, .json, .csv, .tsv, .parquet, .txt, or a folder of them; may be repeated',
+    about: 'training data: .jsonl, .json, .csv, .tsv, .parquet or .txt, or a folder of such files',
     isRequired: true,
     isRepeatable: true,
     read: (occurrences) => occurrences.map(({ value }) => value),
   } satisfies Option<string[]>,
   evalData: {
     placeholder: FILES,
-    about: 'what to measure the loss on, before and after; may be repeated',
+    about: 'data for measuring the loss before and after training',
     isRepeatable: true,
     read: (occurrences) => (occurrences.length === 0 ? undefined : occurrences.map(({ value }) => value)),
   } satisfies Option<string[] | undefined>,
-  evalSplit: decimal('share of the records to hold out for that instead, such as 0.1'),
+  evalSplit: decimal('share of --data to use as --eval-data instead, such as 0.1; these records are not trained on'),
   columns: {
     placeholder: 'a=b,…',
-    about: 'names of the fields in your data: prompt=question,completion=answer',
+    about: 'what your data calls its fields, such as prompt=question,completion=answer',
     read: (occurrences) => occurrences.map(({ value }) => readColumns(value)).at(-1),
   } satisfies Option<Record<string, string> | undefined>,
-  chatTemplate: text('FILE', 'chat template (Jinja) to use instead of the model’s'),
+  chatTemplate: text('FILE', 'file with a chat template (Jinja) to use instead of the model’s own'),
   chatTemplateArgs: {
     placeholder: 'JSON',
-    about: 'variables for the chat template: \'{"enable_thinking": false}\'',
+    about: 'variables for the chat template, such as \'{"enable_thinking": false}\'',
     read: (occurrences) => occurrences.map(({ value }) => readArgs(value)).at(-1),
   } satisfies Option<Record<string, unknown> | undefined>,
 }

@@ -16,26 +16,26 @@ export const generate = defineCommand({
   name: 'generate',
   summary: 'write text with a model and its adapters',
   about: [
-    'Continues a prompt. Without sampling options it takes the most likely token each time.',
-    'With several adapters the model is loaded once and writes one text with each.',
+    'Continues a prompt. Without sampling options, it takes the most likely token each time.',
+    'With several adapters, it loads the model once and writes one text with each adapter.',
   ].join('\n'),
   examples: [
     'lowrank generate --model models/union-3m --prompt "And the people"',
     'lowrank generate --model models/union-3m --adapter out/scripture --prompt "And the people" --temperature 0.7 --top-k 40',
   ],
   options: {
-    model: text(MODEL, `${RUNS}; default: the base that the first adapter names`),
+    model: text(MODEL, `${RUNS}; default: the base of the first adapter`),
     dtype: dtype(),
-    adapter: repeated(ADAPTER, 'adapter folder, or an adapter of the Hub'),
-    prompt: required('TEXT', 'what to continue'),
-    maxNewTokens: integer('most tokens to write', { fallback: GENERATE_DEFAULTS.maxNewTokens }),
+    adapter: repeated(ADAPTER, 'adapter: a folder, or an id on the Hub'),
+    prompt: required('TEXT', 'text to continue'),
+    maxNewTokens: integer('number of tokens to write at most', { fallback: GENERATE_DEFAULTS.maxNewTokens }),
     temperature: decimal(
-      '0: the most likely token; 1: as the model says; above: more varied',
+      '0: always the most likely token; 1: as likely as the model says; above 1: more varied',
       '0, or 1 with --top-k or --top-p',
     ),
-    topK: integer('choose among the N most likely tokens'),
-    topP: decimal('choose among the most likely tokens that add up to this probability', 1),
-    seed: integer('the same seed gives the same text; default: a fresh one', { least: 0 }),
+    topK: integer('draw from the N most likely tokens'),
+    topP: decimal('draw from the most likely tokens that together have this probability', 1),
+    seed: integer('the same seed gives the same text; default: a new one each time', { least: 0 }),
     threads: integer('processor threads to use; default: ONNX Runtime’s choice'),
     json: toggle('print one JSON document on stdout'),
   },
@@ -45,7 +45,8 @@ export const generate = defineCommand({
     const adapters: [string, LoraAdapter][] = []
     for (const folder of folders) adapters.push([folder, await node.loadAdapter(folder)])
     const source = named ?? adapters[0][1].config.baseModel
-    if (source === undefined) throw new UsageError(`${folders[0]} names no base: name one with --model ${MODEL}`)
+    if (source === undefined)
+      throw new UsageError(`${folders[0]} does not name its base: give it with --model ${MODEL}`)
     if (named === undefined) say(`The base is ${colors.bold(printable(source))}, as ${folders[0]} names it`)
     const model = await node.loadModel(source, { dtype })
     try {

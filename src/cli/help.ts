@@ -12,7 +12,7 @@ const MIN_COLUMNS = 60
 export function programHelp(commands: readonly Pick<Command, 'name' | 'summary'>[], useColor: boolean): string {
   const { bold, cyan } = createColors(useColor)
   return [
-    'lowrank trains LoRA adapters on ONNX language models, and merges, inspects and runs them.',
+    'lowrank trains LoRA adapters for ONNX models. It also runs, merges and inspects them.',
     '',
     bold('Usage'),
     '  lowrank <command> [options]',
@@ -21,16 +21,16 @@ export function programHelp(commands: readonly Pick<Command, 'name' | 'summary'>
     ...commands.map(({ name, summary }) => `  ${cyan(name.padEnd(10))}${summary}`),
     '',
     bold('Options'),
-    `  ${cyan('--help'.padEnd(10))}this text; after a command its options, with examples`,
+    `  ${cyan('--help'.padEnd(10))}this text; after a command, its options and examples`,
     `  ${cyan('--version'.padEnd(10))}the version`,
     '',
     bold('Examples'),
-    '  lowrank train --model DIR --data FILE.jsonl --out out/mine',
-    '  lowrank generate --model DIR --adapter out/mine --prompt "Once upon a time"',
-    '  lowrank merge --base DIR --adapter out/mine --out out/merged',
+    '  lowrank train --model HuggingFaceTB/SmolLM2-135M-Instruct --data chats.jsonl --out my-adapter',
+    '  lowrank generate --adapter my-adapter --prompt "Once upon a time"',
+    '  lowrank merge --base HuggingFaceTB/SmolLM2-135M-Instruct --adapter my-adapter --out my-model',
     '',
-    'Exit codes: 0 done, 1 an error in what was asked (one message says what to do), 2 wrong usage,',
-    '70 a bug in lowrank, 130 stopped with Ctrl-C or by SIGTERM.',
+    'Exit codes: 0 done, 1 an error (the message says what to do), 2 wrong usage, 70 a bug in lowrank,',
+    '130 stopped by Ctrl-C or SIGTERM.',
   ].join('\n')
 }
 

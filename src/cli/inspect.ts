@@ -15,23 +15,23 @@ export const inspect = defineCommand({
   name: 'inspect',
   summary: 'show what an adapter or a model holds',
   about: [
-    'Of an adapter: its configuration, and for each layer shape, scaling and how large the change is.',
-    'Of an adapter that cannot be loaded: all that is wrong with it, and an exit code of 1.',
-    'Of an .onnx model: the layers that an adapter can change. Of a safetensors checkpoint: its tensors.',
+    'For an adapter: shows its configuration, and for each layer the shape, the scaling and the size of the change.',
+    'For a broken adapter: lists all problems, and exits with 1.',
+    'For an .onnx model: lists the layers that an adapter can change. For a safetensors checkpoint: lists its tensors.',
   ].join('\n'),
   examples: [
     'lowrank inspect out/scripture',
     'lowrank inspect out/scripture --base models/union-3m --relative-change --html out/scripture.html',
     'lowrank inspect models/union-3m/onnx/model.onnx',
   ],
-  positional: { name: 'SOURCE', about: 'adapter folder, safetensors checkpoint, .onnx file, or what the Hub has' },
+  positional: { name: 'SOURCE', about: 'adapter folder, safetensors checkpoint, .onnx file, or an id on the Hub' },
   options: {
     base: text(MODEL, 'check how the adapter fits this model: a checkpoint or an .onnx file'),
     dtype: dtype(),
-    relativeChange: toggle("with --base: read its weights for each layer's ‖ΔW‖/‖W‖"),
-    html: text('FILE', 'write one self-contained page: a heat map of the layers and their singular values'),
-    overwrite: toggle('replace the file of --html'),
-    strict: toggle('count targets and patterns that match no layer as problems'),
+    relativeChange: toggle("with --base: show each layer's relative change, ‖ΔW‖/‖W‖"),
+    html: text('FILE', 'write a web page in one file: a heat map of the layers and their singular values'),
+    overwrite: toggle('replace the page of --html'),
+    strict: toggle('report targets and patterns that match no layer as problems'),
     json: toggle('print one JSON document on stdout'),
   },
   async run({ base, dtype, relativeChange, html, overwrite, strict, json }, { positional }) {
@@ -42,7 +42,7 @@ export const inspect = defineCommand({
     if (html !== undefined) await refusePage(html, overwrite)
     const report = await node.inspect(positional, { base, dtype, relativeChange, strict })
     if (html !== undefined) {
-      if (report.kind !== 'adapter') throw new UsageError('--html shows adapters, and SOURCE holds a model')
+      if (report.kind !== 'adapter') throw new UsageError('--html works for adapters only; SOURCE is a model')
       await writeWhole(html, inspectionPage(report, positional))
       say(`Wrote ${colors.bold(html)}`)
     }

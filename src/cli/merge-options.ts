@@ -8,25 +8,28 @@ import { ADAPTER, dtype } from './sources.js'
 import { bytes, colors, Progress, peakRssBytes, printDocument, say, warn } from './terminal.js'
 
 export const ADAPTERS = {
-  adapter: { ...repeated(ADAPTER, 'adapter folder, or an adapter of the Hub; several are added up'), isRequired: true },
-  weight: repeated('W', 'factor on the adapter named before it; default 1'),
+  adapter: {
+    ...repeated(ADAPTER, 'adapter: a folder, or an id on the Hub; the changes of several adapters are added'),
+    isRequired: true,
+  },
+  weight: repeated('W', 'factor for the change of the --adapter before it; default 1'),
 }
 
 export const OUTPUT = {
-  maxShardSize: sized('SIZE', 'distribute the weights anew over files of at most so much, as in 5GB', readSize),
+  maxShardSize: sized('SIZE', 'split the weights into files of at most this size, such as 5GB', readSize),
   format: choice(
     ['onnx', 'safetensors', 'both'],
-    'kind of model that is written; default: the .onnx of a folder that has one, else safetensors',
+    'kind of model to write; default: onnx if the base’s folder has an .onnx file, else safetensors',
   ),
   dtype: dtype(),
-  weightsOnly: toggle('write the weights alone, without configuration and tokenizer'),
-  strict: toggle('refuse adapters with targets or patterns that match none of their layers'),
-  threads: integer('threads; default one a core, at most 4'),
-  reproducible: toggle('the same bytes on every machine, for some speed'),
-  resume: toggle('keep the finished files of an interrupted run'),
-  shards: sized('I/N', 'make only the files of one job out of N, counted from 0', readShare),
-  finish: toggle('check the files that all jobs have made, and give the result its name'),
-  overwrite: toggle('replace the merge in --out, if a merge wrote it'),
+  weightsOnly: toggle('write only the weights, without configuration and tokenizer'),
+  strict: toggle('refuse an adapter if one of its targets or patterns matches none of its layers'),
+  threads: integer('number of threads; default: one for each core, at most 4'),
+  reproducible: toggle('write the same bytes on every machine; a little slower'),
+  resume: toggle('continue an interrupted run: keep its finished files'),
+  shards: sized('I/N', 'write only the files of job I of N jobs; I begins at 0', readShare),
+  finish: toggle('after all --shards jobs: check their files and give the result its name'),
+  overwrite: toggle('replace a result in --out that a merge wrote'),
   json: toggle('print one JSON document on stdout'),
 }
 
@@ -43,10 +46,10 @@ function outcome(report: MergeReport, part: 'whole' | 'share' | 'finish'): strin
   const [out, seconds] = [colors.bold(report.out), `${report.seconds.toFixed(1)} s`]
   const changed = `${report.changed} of ${report.tensors} tensors changed`
   if (part === 'whole') return `Wrote ${out}: ${bytes(report.bytes)}, ${changed}, ${seconds}`
-  if (part === 'finish') return `Checked all files; the result is ${out}: ${changed}, ${seconds}`
+  if (part === 'finish') return `Checked all files. The result is ${out}: ${changed}, ${seconds}`
   const made =
     report.bytes === 0
-      ? 'There was nothing left to make for this job'
+      ? 'Nothing was left to do for this job'
       : `Made ${bytes(report.bytes)} in ${out}: ${changed}, ${seconds}`
   return `${made}. When all jobs are done, run the same command with --finish in place of --shards.`
 }
@@ -76,7 +79,7 @@ export async function runMerge<R extends MergeReport>(
   } catch (error) {
     if (!(error instanceof DOMException && error.name === 'AbortError')) throw error
     progress.end()
-    say('Stopped. Of a result of several files --resume keeps those that are finished.')
+    say('Stopped. If the result has several files, --resume continues with those that are finished.')
     return EXIT_INTERRUPTED
   } finally {
     progress.end()
@@ -96,7 +99,7 @@ export function sayAsides({ leftOut, warnings, added, renamed }: MergeSummary): 
     say(`… and ${renamed.length - MAX_RENAMED} other kinds of tensors under other names`)
   if (added.length > 0) say(`New in the result: ${added.map(printable).join(', ')}`)
   warnings.forEach(warn)
-  if (leftOut.length > 0) say(`Not copied, because the result does not need it: ${leftOut.map(printable).join(', ')}`)
+  if (leftOut.length > 0) say(`Not copied, because the result does not need them: ${leftOut.map(printable).join(', ')}`)
 }
 
 /** An option whose one value has a form of its own. */

@@ -9,11 +9,11 @@ import { bytes, colors, print, printDocument, say, table } from './terminal.js'
 
 export const merge = defineCommand({
   name: 'merge',
-  summary: 'fold an adapter into a copy of its base model',
+  summary: 'write a copy of a model with the adapter inside',
   about: [
-    'Writes a new model whose weights contain the adapter: W + scaling · B · A, in the types that the base has.',
-    'The base is an .onnx file, a .safetensors file, or a folder. Of a folder with an .onnx the result is an .onnx too, so that',
-    '`lowrank generate` runs it; --format safetensors or both writes the checkpoint.',
+    'Writes a new model whose weights contain the adapter: W + scaling · B · A, in the weight types of the base.',
+    'The base is an .onnx file, a .safetensors file, or a folder. If the folder has an .onnx file, the result is an .onnx file too:',
+    '`lowrank generate` runs it. --format safetensors writes the checkpoint, and --format both writes both.',
   ].join('\n'),
   examples: [
     'lowrank merge --base models/union-3m --adapter out/scripture --out out/scripture-model',
@@ -21,16 +21,16 @@ export const merge = defineCommand({
     'lowrank merge --base models/union-3m/model.safetensors --adapter out/scripture --out out/merged.safetensors',
   ],
   options: {
-    base: required(MODEL, 'model to fold into'),
+    base: required(MODEL, 'model to add the adapter to'),
     ...ADAPTERS,
-    out: required('DIR|FILE', 'result: a folder that runs on its own, or a file ending in .onnx or .safetensors'),
+    out: required('DIR|FILE', 'result: a new folder, or a file whose name ends in .onnx or .safetensors'),
     tied: choice(
       ['refuse', 'untie', 'keep'],
-      'what to do when the adapter changes one of two tied embeddings; default refuse, in an .onnx untie',
+      'what to do if the adapter changes only one of two tied embeddings; default: refuse, for .onnx untie',
     ),
-    allowMissing: toggle('go on when a head needs tensors that neither base nor adapter has'),
-    outDtype: sized('f32|f16|bf16|keep', 'type of the weights that are written; default keep', readDtype),
-    dryRun: toggle('check everything and show the plan, but write nothing'),
+    allowMissing: toggle('continue if a head needs tensors that are in neither the base nor the adapter'),
+    outDtype: sized('f32|f16|bf16|keep', 'type of the weights in the result; default keep: as in the base', readDtype),
+    dryRun: toggle('check everything and show the plan; write nothing'),
     ...OUTPUT,
   },
   apiNames: API_NAMES,

@@ -9,10 +9,12 @@ export const MODEL = 'DIR|FILE|ID'
 export const ADAPTER = 'DIR|ID'
 
 /** What a model that runs can be. */
-export const RUNS = 'model folder (config.json, tokenizer.json, onnx/model.onnx), its .onnx file, or a model of the Hub'
+export const RUNS =
+  'model: an id on the Hub, a folder (config.json, tokenizer.json, onnx/model.onnx), or its .onnx file'
 
 /** The API refuses what is no such type, with a near miss. */
 export function dtype(): Option<DtypeChoice | undefined> {
-  const about = 'graph to read: fp32, fp16, q8, int8, uint8, q4, q4f16, bnb4; default: what config.json says, else fp32'
+  const about =
+    'weight type of the graph to read: fp32, fp16, q8, int8, uint8, q4, q4f16, bnb4; default: the type in config.json, else fp32'
   return text('TYPE', about) as Option<DtypeChoice | undefined>
 }

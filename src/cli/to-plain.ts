@@ -7,16 +7,16 @@ import { colors, printDocument, say, warn } from './terminal.js'
 
 export const toPlain = defineCommand({
   name: 'to-plain',
-  summary: 'make plain LoRA of a PiSSA, OLoRA, LoRA-GA or CorDA adapter',
+  summary: 'turn a PiSSA, OLoRA, LoRA-GA or CorDA adapter into plain LoRA',
   about: [
-    'Such adapters belong to a base from which their start took a part. The result has twice the rank and belongs to the',
-    'base as it is: it can be merged, swapped and combined like any other. Of a checkpoint only adapted weights are read.',
+    'Such an adapter fits only a base that was changed before training. The result fits the original base, has twice the rank,',
+    'and can be merged and swapped like any other adapter. Give --base or --initial.',
   ].join('\n'),
   examples: ['lowrank to-plain tests/golden/peft/pissa --base models/union-3m --out out/plain'],
   positional: { name: 'ADAPTER', about: 'adapter folder' },
   options: {
-    base: text(MODEL, 'the original base, a safetensors checkpoint: enough for pissa and olora'),
-    initial: text(ADAPTER, 'or the adapter as it was before training: exact for every start'),
+    base: text(MODEL, 'the original base, a safetensors checkpoint; for PiSSA and OLoRA'),
+    initial: text(ADAPTER, 'the adapter as it was before training; for all kinds, and exact'),
     out: required('DIR', 'folder for the result'),
     json: toggle('print one JSON document on stdout'),
   },
@@ -32,8 +32,8 @@ export const toPlain = defineCommand({
     if (json) printDocument({ out, init, layers, isApproximate })
     if (isApproximate) {
       warn(
-        `${init} starts from random draws that no file holds, and PEFT draws anew each time it loads such an adapter: ` +
-          'the result is as close as that; with --initial it is exact',
+        `${init} starts with random numbers that are not saved. PEFT draws new ones each time it loads such an adapter, ` +
+          'so the result is an approximation. It is exact with --initial',
       )
     }
     const ranks = [...new Set(layers.map(({ rank }) => rank))].sort((a, b) => a - b).join(', ')

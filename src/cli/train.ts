@@ -12,7 +12,8 @@ import { colors, duration, Progress, printDocument, say, thousands, warn } from 
 function targetModules(): Option<string | string[]> {
   return {
     placeholder: 'all-linear|default|a,b',
-    about: 'modules to adapt: names or last parts of names, such as q_proj,v_proj; default: those of PEFT',
+    about:
+      'modules to adapt: all linear layers, PEFT’s default modules for this type of model, or names such as q_proj,v_proj',
     fallback: TRAIN_DEFAULTS.config.targetModules,
     read(occurrences) {
       const value = occurrences.at(-1)?.value
@@ -34,9 +35,9 @@ export const train = defineCommand({
   name: 'train',
   summary: 'fine-tune an adapter on your texts or chats',
   about: [
-    'Trains a LoRA adapter: the model stays as it is, and a small set of new weights learns from your text.',
+    'Trains a LoRA adapter: a small set of new weights that learns from your data. The model itself stays as it is.',
     'Records are {"text": "…"}, {"prompt": "…", "completion": "…"}, {"question": "…", "answer": "…"} or chats: {"messages": […]}.',
-    'What the assistant writes counts, rendered by the model’s chat template; of a text, all of it.',
+    'The adapter learns whole texts, completions, answers, and what the assistant writes in chats. --preview shows it.',
   ].join('\n'),
   examples: [
     'lowrank train --model models/union-3m --data models/data/scripture.jsonl --out out/scripture --learning-rate 5e-3',
@@ -46,36 +47,47 @@ export const train = defineCommand({
     model: required(MODEL, RUNS),
     dtype: dtype(),
     ...DATA_OPTIONS,
-    out: text('DIR', 'new folder for the adapter'),
-    task: choice(TRAIN_CHOICES.task, 'what is trained: to continue texts, or to give each a label', 'causal-lm'),
-    rank: integer('size of the adapter: rank of the added matrices', { fallback: TRAIN_DEFAULTS.config.rank }),
-    alpha: decimal('strength: the added matrices are scaled by alpha / rank', TRAIN_DEFAULTS.config.alpha),
-    dropout: decimal('share of the adapter’s inputs dropped in training', TRAIN_DEFAULTS.config.dropout),
+    out: text('DIR', 'new folder for the adapter; required unless --preview is given'),
+    task: choice(
+      TRAIN_CHOICES.task,
+      'what the model learns: to continue texts, or to give each text a label',
+      'causal-lm',
+    ),
+    rank: integer('rank of the added matrices: the size of the adapter', { fallback: TRAIN_DEFAULTS.config.rank }),
+    alpha: decimal('strength of the adapter: its change is scaled by alpha / rank', TRAIN_DEFAULTS.config.alpha),
+    dropout: decimal('share of the adapter’s inputs that are dropped during training', TRAIN_DEFAULTS.config.dropout),
     targetModules: targetModules(),
-    init: choice(TRAIN_CHOICES.init, 'how the adapter starts', TRAIN_DEFAULTS.config.init),
+    init: choice(TRAIN_CHOICES.init, 'random values that the adapter starts with', TRAIN_DEFAULTS.config.init),
     epochs: integer('passes over the data', { fallback: TRAIN_DEFAULTS.epochs }),
-    maxSteps: integer('optimizer steps to take, instead of --epochs'),
-    batchSize: integer('records per step', { fallback: TRAIN_DEFAULTS.batchSize }),
-    maxLength: integer('tokens to keep of a record; default: the model’s context'),
+    maxSteps: integer('number of steps, instead of --epochs'),
+    batchSize: integer('records in a batch', { fallback: TRAIN_DEFAULTS.batchSize }),
+    maxLength: integer('longer records are cut to N tokens; default: the model’s context'),
     learningRate: decimal('highest learning rate', TRAIN_DEFAULTS.learningRate),
-    schedule: choice(TRAIN_CHOICES.schedule, 'how the learning rate falls', TRAIN_DEFAULTS.schedule),
-    warmupRatio: decimal('share of the steps in which it rises first', TRAIN_DEFAULTS.warmupRatio),
-    weightDecay: decimal('AdamW’s weight decay', TRAIN_DEFAULTS.weightDecay),
-    maxGradNorm: decimal('longer gradients are cut to this norm; 0: never', TRAIN_DEFAULTS.maxGradNorm),
-    gradientAccumulation: integer('batches per step', { fallback: TRAIN_DEFAULTS.gradientAccumulation }),
-    seed: integer('same seed, data and machine: the same adapter', { fallback: TRAIN_DEFAULTS.config.seed, least: 0 }),
+    schedule: choice(
+      TRAIN_CHOICES.schedule,
+      'how the learning rate changes after its highest point',
+      TRAIN_DEFAULTS.schedule,
+    ),
+    warmupRatio: decimal('share of the steps in which the learning rate rises at first', TRAIN_DEFAULTS.warmupRatio),
+    weightDecay: decimal('weight decay of the optimizer, AdamW', TRAIN_DEFAULTS.weightDecay),
+    maxGradNorm: decimal('gradients with a larger norm are scaled down to it; 0: never', TRAIN_DEFAULTS.maxGradNorm),
+    gradientAccumulation: integer('batches in a step', { fallback: TRAIN_DEFAULTS.gradientAccumulation }),
+    seed: integer('the same seed, data and machine give the same adapter', {
+      fallback: TRAIN_DEFAULTS.config.seed,
+      least: 0,
+    }),
     threads: integer('processor threads to use; default: ONNX Runtime’s choice'),
-    lowMemory: toggle('use less memory, some percent slower'),
-    saveEvery: integer('save every N steps, to resume from'),
-    resume: toggle('go on with the unfinished run in --out'),
-    overwrite: toggle('replace the run in --out, if lowrank wrote it'),
-    preview: integer('show the tokens of the first N examples, and which of them count; trains nothing'),
+    lowMemory: toggle('use less memory; a little slower'),
+    saveEvery: integer('save every N steps, so that --resume can continue after a crash'),
+    resume: toggle('continue the unfinished run in --out'),
+    overwrite: toggle('replace a run in --out that lowrank wrote'),
+    preview: integer('show the tokens of the first N examples and which of them count for the loss, then stop'),
     json: toggle('print one JSON document on stdout'),
   },
   async run(values) {
     const { model, out, task, rank, alpha, dropout, targetModules, init, seed, preview, json, ...rest } = values
     const settings = { ...rest, chatTemplate: await readChatTemplate(rest.chatTemplate) }
-    if (settings.resume && settings.overwrite) throw new UsageError('--resume and --overwrite exclude each other')
+    if (settings.resume && settings.overwrite) throw new UsageError('--resume and --overwrite cannot be used together')
     const node = await import('../node.js')
     if (preview !== undefined) {
       const { data, columns, maxLength, chatTemplate, chatTemplateArgs } = settings
@@ -113,7 +125,8 @@ export const train = defineCommand({
       `${interrupted ? 'Stopped' : 'Done'} after ${report.steps} ${report.steps === 1 ? 'step' : 'steps'} in ${duration(report.seconds * 1000)}: ` +
         `${thousands(report.trainableParams)} parameters in ${colors.bold(out)}`,
     )
-    if (interrupted) say(`Go on with the same command and --resume${settings.overwrite ? ' for --overwrite' : ''}.`)
+    if (interrupted)
+      say(`To continue, run the same command with --resume${settings.overwrite ? ' in place of --overwrite' : ''}.`)
     else if (task === 'causal-lm')
       say(`Try it: npx lowrank generate --model ${quote(model)}${form} --adapter ${quote(out)} --prompt "The"`)
     if (json) printDocument({ ...report, out })
@@ -124,7 +137,7 @@ export const train = defineCommand({
 /** Ctrl-C while the model came: what has come is kept. */
 function stoppedLoading(error: unknown): undefined {
   if (!(error instanceof DOMException && error.name === 'AbortError')) throw error
-  say('Stopped before training; the same command goes on with the download.')
+  say('Stopped before training. Run the same command again to continue the download.')
   return undefined
 }
 

@@ -10,19 +10,22 @@ export const unmerge = defineCommand({
   name: 'unmerge',
   summary: 'remove an adapter from a merged model',
   about: [
-    'Writes W − scaling · B · A for the weights that the adapters changed; give those that were merged, with their weights.',
-    'F16 and BF16 cannot come back exactly, because the merge rounded: with --original the differences of a checkpoint are counted.',
+    'Writes the base again: W − scaling · B · A. Give the same adapters as for the merge, with the same --weight.',
+    'F16 and BF16 weights do not come back exactly, because the merge rounded them. --original counts the differences.',
   ].join('\n'),
   examples: [
     'lowrank unmerge --merged out/both --adapter out/scripture --adapter out/whaling --weight 0.5 --out out/base',
     'lowrank unmerge --merged out/both --adapter out/scripture --out out/whaling-only --original models/union-3m',
   ],
   options: {
-    merged: required(MODEL, 'model that the adapters were merged into'),
+    merged: required(MODEL, 'merged model'),
     ...ADAPTERS,
-    out: required('DIR|FILE', 'result: a folder, or a file ending in .onnx or .safetensors'),
-    original: text(MODEL, 'the base as it was, to count what differs from it'),
-    tied: choice(['refuse', 'keep'], 'keep: the merge changed tied embeddings for both uses; default refuse'),
+    out: required('DIR|FILE', 'result: a new folder, or a file whose name ends in .onnx or .safetensors'),
+    original: text(MODEL, 'the original base, a checkpoint: count the values that differ from it'),
+    tied: choice(
+      ['refuse', 'keep'],
+      'as for the merge: keep if it changed tied embeddings with --tied keep; default refuse',
+    ),
     ...OUTPUT,
   },
   apiNames: API_NAMES,
@@ -43,7 +46,7 @@ function showDifferences({ differences }: UnmergeReport): void {
   if (differences === undefined) return
   const { differing, values, largest, steps, tensors } = differences
   if (differing === 0) {
-    say(`All ${thousands(values)} values are the original's`)
+    say(`All ${thousands(values)} values are equal to the original's`)
     return
   }
   const rows = tensors.map((tensor) => [tensor.name, tensor.differing, tensor.values, tensor.largest, tensor.steps])

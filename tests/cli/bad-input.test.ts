@@ -337,7 +337,7 @@ describe('wrong usage', () => {
       /--max-shard-size is a size such as 5GB; got '0'/,
     ],
     [['train', ...QUICK, '--out', 'x', '--schedule', 'step'], /--schedule is one of cosine, linear, constant/],
-    [['train', ...QUICK, '--out', 'x', '--resume', '--overwrite'], /exclude each other/],
+    [['train', ...QUICK, '--out', 'x', '--resume', '--overwrite'], /cannot be used together/],
     [['merge', '--base', MODEL, '--out', 'x'], /--adapter DIR\|ID is missing/],
     [['merge', '--base', MODEL, '--weight', '1', '--adapter', PEFT, '--out', 'x'], /--weight W comes after/],
     [['generate', '--model', MODEL], /--prompt TEXT is missing/],

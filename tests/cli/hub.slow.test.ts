@@ -144,7 +144,7 @@ describe('sources on the command line', () => {
         if (/union\/onnx\/model.onnx/.test(seen) && !child.killed) setTimeout(() => child.kill('SIGINT'), 500)
       })
       const { code, stderr } = await done
-      expect([code, stderr]).toEqual([130, expect.stringMatching(/the same command goes on with the download/)])
+      expect([code, stderr]).toEqual([130, expect.stringMatching(/the same command again to continue the download/)])
       current.hub.faults.clear()
       current.hub.seen.length = 0
       const again = await lowrank(...args, '--batch-size', '1', '--max-length', '16')

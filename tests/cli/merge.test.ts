@@ -273,7 +273,7 @@ describe('what it says', () => {
         ...options,
       )
       const names = 'README.md, export_onnx.py, model.gguf, onnx/, reference.json, train_base.py'
-      expect(stderr).toContain(`Not copied, because the result does not need it: ${names}\n`)
+      expect(stderr).toContain(`Not copied, because the result does not need them: ${names}\n`)
       expect(code).toBe(0)
     }
   })
@@ -342,6 +342,6 @@ it('says of each job what it made, and what is left to do', async () => {
     return [Number(changed), Number(tensors)]
   })
   expect([made[0][0] + made[1][0], made[0][1] + made[1][1]]).toEqual([12, 56])
-  expect(said[2]).toMatch(/^There was nothing left to make for this job\. .* --finish/)
-  expect(said[3]).toMatch(/^Checked all files; the result is .*in shares: 12 of 56 tensors changed/)
+  expect(said[2]).toMatch(/^Nothing was left to do for this job\. .* --finish/)
+  expect(said[3]).toMatch(/^Checked all files\. The result is .*in shares: 12 of 56 tensors changed/)
 })

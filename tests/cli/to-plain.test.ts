@@ -66,7 +66,7 @@ it('warns where the start was random', async () => {
   )
   const { code, stderr } = await lowrank('to-plain', folder, '--base', MODEL, '--out', join(scratch, 'niter-plain'))
   expect(code, stderr).toBe(0)
-  expect(stderr).toMatch(/warning: pissa-niter-4 starts from random draws/)
+  expect(stderr).toMatch(/warning: pissa-niter-4 starts with random numbers/)
 })
 
 it.each([
