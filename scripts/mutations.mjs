@@ -20,14 +20,14 @@ const run = (command, ...words) =>
 /** The tests that import the file come first: one of them fails for most mistakes, in a few seconds. */
 function firstFailure(file) {
   const related = run('npx', 'vitest', 'related', file, '--run', '--bail=1')
-  if (related.status !== 0) return failedTest(related.stdout)
+  if (related.status !== 0) return failedTest(related)
   const all = run('npm', 'test', '--', '--bail=1')
-  return all.status === 0 ? undefined : failedTest(all.stdout)
+  return all.status === 0 ? undefined : failedTest(all)
 }
 
-function failedTest(output) {
+function failedTest({ stdout, stderr }) {
   // biome-ignore lint/suspicious/noControlCharactersInRegex: colors of the terminal are removed
-  const plain = output.replace(/\u001b\[[0-9;]*m/g, '')
+  const plain = `${stdout}${stderr}`.replace(/\u001b\[[0-9;]*m/g, '')
   return /FAIL\s+(.*)/.exec(plain)?.[1] ?? 'a failure without a name'
 }
 
@@ -39,7 +39,8 @@ try {
     cpSync(join(root, path), join(copy, path))
   }
   symlinkSync(join(root, 'node_modules'), join(copy, 'node_modules'))
-  execFileSync('npm', ['run', 'build'], { cwd: copy, stdio: 'ignore' })
+  const unchanged = run('npm', 'test')
+  if (unchanged.status !== 0) throw new Error(`npm test fails without a mistake: ${failedTest(unchanged)}`)
   for (const { file, mistake, from, to } of chosen) {
     const path = join(copy, file)
     const text = readFileSync(path, 'utf8')
