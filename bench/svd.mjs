@@ -1,4 +1,4 @@
-// The randomised SVD of a matrix without any gap among its singular values, which is the hardest kind: uniform random numbers.
+// The randomized SVD of a matrix without any gap among its singular values, which is the hardest kind: uniform random numbers.
 // Usage: npm run build && node bench/svd.mjs [--size 4096] [--rank 64] [--python PATH]. With an interpreter that has numpy, the
 // energy is compared with LAPACK's and the time with that of its SVD, which is a full one.
 import { spawnSync } from 'node:child_process'

@@ -79,7 +79,7 @@ def tensors(batch):
 # ---------------------------------------------------------------- adapters
 
 def adapt(model, seed, b_std=0.02, name="union-3m", **config):
-    """The model with a PEFT adapter: A by PEFT's own initialisation, B ~ N(0, b_std); b_std 0 is PEFT's start."""
+    """The model with a PEFT adapter: A by PEFT's own initialization, B ~ N(0, b_std); b_std 0 is PEFT's start."""
     from peft import LoraConfig, get_peft_model
     torch.manual_seed(seed)
     config.setdefault("task_type", "CAUSAL_LM")

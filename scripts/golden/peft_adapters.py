@@ -128,7 +128,7 @@ REFUSED = {  # case: (field to name, how to make it)
 }
 
 
-def initialisation(path):
+def initialization(path):
     """Bounds and deviations of PEFT's fresh A, by layer."""
     out = {"versions": versions("torch", "peft")}
     for init in (True, "gaussian"):
@@ -157,7 +157,7 @@ def main():
             make(args.out / name)
             write_json(args.out / name / "expected.json", {"versions": versions("torch", "transformers", "peft"), "refuse": field})
     if not args.cases:
-        initialisation(args.out / "init.json")
+        initialization(args.out / "init.json")
 
 
 if __name__ == "__main__":

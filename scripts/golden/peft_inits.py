@@ -1,4 +1,4 @@
-"""PEFT's initialisations: first factors with the draws they came from, and adapters whose start changed the base weights.
+"""PEFT's initializations: first factors with the draws they came from, and adapters whose start changed the base weights.
 
     peft_inits.py [--out tests/golden/inits]
 

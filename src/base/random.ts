@@ -1,5 +1,5 @@
 // Seeded random numbers: sfc32 (Doty-Humphrey, PractRand), one independent generator per (seed, stream name), so that
-// initialisation, dropout, shuffling and sampling never disturb one another.
+// initialization, dropout, shuffling and sampling never disturb one another.
 
 import { ConfigError } from './errors.js'
 

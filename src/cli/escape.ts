@@ -3,7 +3,7 @@
 /** C0, DEL and C1 controls, line separators, and marks that change the direction of writing. */
 const CONTROLS = /[\p{Cc}\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/gu
 
-/** What a line of ours may hold beside printable text: the end of a line, and colours. */
+/** What a line of ours may hold beside printable text: the end of a line, and colors. */
 // biome-ignore lint/suspicious/noControlCharactersInRegex: the sequences that picocolors writes
 const OURS = /\n|\x1b\[\d{1,2}m/g
 
@@ -12,7 +12,7 @@ export function printable(text: string): string {
   return text.replace(CONTROLS, escaped)
 }
 
-/** The same for a text that may have several lines and colours of ours. */
+/** The same for a text that may have several lines and colors of ours. */
 export function printableLines(text: string): string {
   let result = ''
   let end = 0

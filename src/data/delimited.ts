@@ -36,7 +36,7 @@ export async function* readDelimited(source: ByteSource, divider?: string): Asyn
         what: fields.length > columns.length ? 'more fields than columns' : 'fewer fields than columns',
         expected: `${columns.length} (${columns.slice(0, 8).join(', ')})`,
         got: String(fields.length),
-        hint: 'A field that holds the divider or a line break needs quotes around it',
+        hint: 'Put a field in quotes if it contains the separator or a line break',
       })
     }
     const names = columns

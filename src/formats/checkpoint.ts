@@ -111,7 +111,7 @@ function pickleError(directory: Directory, path: string): UnsupportedError {
     where: `${directory.name}/${path}`,
     what: 'a pickle, which can run code when it is opened, is never read',
     expected: SINGLE_FILE,
-    hint: 'Take a revision of the model with safetensors, or write one with save_pretrained of transformers',
+    hint: 'Use a revision of the model with safetensors files, or write them with save_pretrained of transformers',
   })
 }
 

@@ -73,11 +73,11 @@ export async function cordaInitialize(layer: LoraLayer, covariance: MatrixLike, 
 }
 
 /**
- * LoftQ (Li et al. 2023, arXiv 2310.08659): a quantised weight Q in the place of the layer's W (d, k), and in B·A what is nearest to
+ * LoftQ (Li et al. 2023, arXiv 2310.08659): a quantized weight Q in the place of the layer's W (d, k), and in B·A what is nearest to
  * the loss: Q and s·B·A are found in turns, Q = quantize(W − s·B·A) and s·B·A = SVDᵣ(W − Q). In place. As plain LoRA the factors belong
- * to the quantised base. PEFT does not divide by s; the two agree where s = 1.
+ * to the quantized base. PEFT does not divide by s; the two agree where s = 1.
  *
- * @param quantize a weight (d, k) → what its quantised form stands for; for a base that is quantised already, `() => Q`
+ * @param quantize a weight (d, k) → what its quantized form stands for; for a base that is quantized already, `() => Q`
  * @param options iterations: how often; 1 where Q is given. Default 1.
  * @throws ConfigError when iterations is not an integer above 0, or the layer's init takes from the base itself;
  *   StateError without a base weight or while merged; ShapeError when Q is not (d, k)

@@ -84,7 +84,7 @@ export function startingBase(weight: Matrix, config: LoraConfig, name: string): 
   if (!takesFromBase(config.init)) {
     throw new UnsupportedError({
       where: where(name, 'attachBase'),
-      what: `init ${config.init} changed the weights by data that the adapter does not hold`,
+      what: `init ${config.init} changed the weights with data that the adapter does not contain`,
       hint: 'Assign the changed weight to baseWeight, or convert the adapter with the one that it started from',
     })
   }

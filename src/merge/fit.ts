@@ -27,7 +27,7 @@ export interface FitReport {
   vocabulary: number | null
   /** Whether input and output embedding are one weight; null where that cannot be told. */
   isTied: boolean | null
-  /** What is wrong with the whole: a quantised base, parts that exclude each other. */
+  /** What is wrong with the whole: a quantized base, parts that exclude each other. */
   problems: string[]
   /** What a merge has to be told, or what people should know. */
   notes: string[]

@@ -146,7 +146,10 @@ export function checkPathSettings({ threads, share, finish }: PathSettings): voi
     })
   }
   if (finish)
-    throw new ConfigError({ where: 'share', what: 'it makes files, and finish checks them: name one of the two' })
+    throw new ConfigError({
+      where: 'share',
+      what: 'it cannot be used with finish: this writes files, and finish checks them',
+    })
 }
 
 function notUsable(where: string, what: string, got: string): LowrankError {

@@ -212,7 +212,7 @@ function savedTargets(config: LoraConfig, names: readonly string[]): readonly st
     if (names.every(adaptedMatcher({ ...config, targetModules }))) return targetModules
   }
   const excluded = names.find((name) => !adaptedMatcher({ ...config, targetModules: names })(name))!
-  throw new MismatchError({ where: excluded, what: 'the adapter has a layer that its own excludeModules leave out' })
+  throw new MismatchError({ where: excluded, what: 'the adapter has a layer that its own excludeModules exclude' })
 }
 
 function encodeAdapter(adapter: LoraAdapter, dtype: FloatDtype | undefined): TensorBytes[] {

@@ -134,7 +134,7 @@ export function parsePeftConfig(bytes: Uint8Array, file: string): ParsedConfig {
       where: `${file}: ${missing}`,
       what: 'missing',
       expected: 'the value that the adapter was trained with',
-      hint: 'Every version of PEFT writes it: the file is not complete',
+      hint: 'Every version of PEFT writes it, so the file is not complete',
     })
   }
   return { config: resolveForFile(inputOf(fields), file), problems, unknown: unknownFields(fields, file) }
@@ -219,7 +219,7 @@ function unknownFields(fields: ReadonlyMap<string, unknown>, file: string): Unsu
     if (isOff(key, value)) return []
     return new UnsupportedError({
       where: `${file}: ${key}`,
-      what: 'a setting that is not known: PEFT 0.21 ignores it',
+      what: 'an unknown setting: PEFT 0.21 ignores it',
       got: (JSON.stringify(value) ?? 'nothing').slice(0, 200),
       hint: 'If it is of a newer PEFT, the weights may mean something else',
     })

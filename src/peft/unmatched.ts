@@ -1,5 +1,5 @@
 // Entries of a config that match nothing of its adapter: targets, patterns, modules to save. PEFT passes over most of them, some with a
-// warning when it makes the adapter. Each is more often a misspelt name than a choice.
+// warning when it makes the adapter. Each is more often a misspelled name than a choice.
 
 import { type LowrankError, MismatchError, nearMisses } from '../base/errors.js'
 import type { LoraConfig } from '../lora/config.js'
@@ -136,7 +136,7 @@ function unmatchedError(unmatched: readonly UnmatchedEntry[], where: string): Mi
   return new MismatchError({
     where,
     what: shown.map(describeUnmatched).join('; ') + others,
-    expected: 'settings that all match something, as strict asks for',
+    expected: 'that each setting matches something, because strict is set',
     ...(hints.length > 0 && { hint: hints.join('; ') }),
   })
 }

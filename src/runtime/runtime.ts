@@ -65,7 +65,7 @@ export interface SessionOptions {
   threads?: number
   /** Keep weights in their mapped file pages and repack none: less memory, some percent slower. */
   lowMemory?: boolean
-  /** Graph optimisation level. Default 'all'. */
+  /** Graph optimization level. Default 'all'. */
   optimization?: 'disabled' | 'basic' | 'extended' | 'all'
   /** Names of execution providers, as the runtime spells them. Default: its CPU provider. */
   executionProviders?: readonly string[]

@@ -249,9 +249,9 @@ function checkAllTokens(shape: ProbedShape | undefined): void {
   if (PROBE_BATCHES.every(({ batch, sequence }, i) => counts[i] === batch * sequence)) return
   throw new UnsupportedError({
     where: 'ONNX model',
-    what: 'it gives logits of some tokens only, such as the last one, where training needs those of all',
+    what: 'it gives logits for some tokens only, such as the last one, but training needs them for all tokens',
     expected: 'logits (batch, sequence, vocabulary)',
     got: `${counts[0]} rows of logits for 2 sequences of 3 tokens`,
-    hint: 'Export the model anew without the option that cuts the logits (prune_lm_head, num_logits_to_keep)',
+    hint: 'Export the model again without the option that cuts the logits (prune_lm_head, num_logits_to_keep)',
   })
 }

@@ -120,7 +120,7 @@ function parseLabeledText(row: unknown, where: string): LabeledText {
     what: 'not a text with a label',
     expected: '"text", "label" and, for pairs, "textPair": texts; labels may be integers',
     got: Object.keys(record).length === 0 ? 'no fields' : Object.keys(record).join(', '),
-    hint: 'Where the fields have other names, say so with columns: { text: …, label: … }',
+    hint: 'If the fields have other names, give them with columns: { text: …, label: … }',
   })
 }
 
@@ -297,7 +297,7 @@ function labelsOf({ config }: Model, examples: Examples<LabeledExample>): string
   if (seen.size < 2) {
     throw new DataError({
       where: 'label',
-      what: 'all records have the same one: there is nothing to tell apart',
+      what: 'all records have the same label, so there is nothing to learn',
       got: [...seen].map((label) => JSON.stringify(label)).join(),
     })
   }

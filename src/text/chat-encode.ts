@@ -38,7 +38,7 @@ export interface EncodedChat {
  * answered, it is one example; else one for each answer, rendered as at inference. Too long, it loses whole early turns, never the
  * system message or the last answer.
  *
- * @throws DataError when the template refuses the chat, MismatchError when it shows an answer otherwise than it asks for one
+ * @throws DataError when the template refuses the chat, MismatchError when it writes an answer in another form than it asks for one
  */
 export function encodeChat(chat: Chat, encoding: ChatEncoding, where: string): EncodedChat {
   const result = { examples: [] as Example[], isShortened: false, lostAnswers: 0 }
@@ -164,7 +164,7 @@ function notAsAsked({ name }: ChatTemplate, text: string, prompt: string, where:
   const at = commonLength(text, prompt)
   return new MismatchError({
     where,
-    what: `the chat template (${name}) shows an answer otherwise than it asks for one`,
+    what: `the chat template (${name}) writes an answer in another form than it asks for one`,
     expected: JSON.stringify(prompt.slice(Math.max(0, at - 20), at + 40)),
     got: JSON.stringify(text.slice(Math.max(0, at - 20), at + 40)),
     hint: 'Set its variables with chatTemplateArgs (--chat-template-args), or give a template that marks answers with {% generation %}',

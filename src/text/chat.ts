@@ -149,7 +149,9 @@ function checkMessage(message: unknown, where: string): ChatMessage {
       where,
       what: fields.content === undefined ? 'no content' : 'content that is no text',
       expected: '"content" as text',
-      ...(Array.isArray(fields.content) && { hint: 'Of parts, only { "type": "text", "text": … } can be read' }),
+      ...(Array.isArray(fields.content) && {
+        hint: 'Only parts of the form { "type": "text", "text": … } can be read',
+      }),
     })
   }
   const reasoning = REASONING_FIELDS.map((name) => fields[name]).find((value) => value !== undefined)

@@ -81,7 +81,7 @@ export function checkFingerprint(stored: Readonly<Record<string, string>>, now: 
       what: `the run to resume was started with another ${part}`,
       expected: before,
       got: value,
-      hint: 'Resume with what the run was started with, or overwrite it',
+      hint: 'Resume with the options, data and weights of the first start, or overwrite the run',
     })
   }
 }

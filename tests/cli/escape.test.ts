@@ -21,7 +21,7 @@ describe('escaping', () => {
     expect(printable('layers.0.ключ 鍵 🔑 ‖ΔW‖')).toBe('layers.0.ключ 鍵 🔑 ‖ΔW‖')
   })
 
-  it('keeps ends of lines and colours of ours in lines', () => {
+  it('keeps ends of lines and colors of ours in lines', () => {
     expect(printableLines('\x1b[31merror:\x1b[39m a\nb\x1b[8;1H\x1b[38;5;1mc')).toBe(
       '\x1b[31merror:\x1b[39m a\nb\\x1b[8;1H\\x1b[38;5;1mc',
     )

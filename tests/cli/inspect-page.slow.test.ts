@@ -64,7 +64,9 @@ describe('the file', () => {
     expect((await lowrank('inspect', dora, '--html', file, '--overwrite')).code).toBe(0)
     const other = join(scratch, 'other.html')
     writeFileSync(other, '<!doctype html>')
-    expect((await lowrank('inspect', dora, '--html', other, '--overwrite')).stderr).toMatch(/no page of lowrank/)
+    expect((await lowrank('inspect', dora, '--html', other, '--overwrite')).stderr).toMatch(
+      /lowrank inspect did not write it/,
+    )
     expect(readFileSync(other, 'utf8')).toBe('<!doctype html>')
   })
 

@@ -235,7 +235,7 @@ describe('init_lora_weights: pissa', () => {
 })
 
 describe('init_lora_weights: loftq', () => {
-  test('PEFT needs bitsandbytes and a GPU; lowrank refuses such adapters by name, since their base is a quantised one', async () => {
+  test('PEFT needs bitsandbytes and a GPU; lowrank refuses such adapters by name, since their base is a quantized one', async () => {
     for (const cell of cells.filter(({ option }) => option === 'init-loftq')) {
       expect(readExpected(cell), cell.name).toMatchObject({ refused: expect.stringContaining('bitsandbytes') })
     }

@@ -58,8 +58,8 @@ describe('targets', () => {
   })
 
   it.each<[string, string | string[], RegExp]>([
-    ['a misspelt name', ['q_prj'], /no module of the model matches "q_prj"\. Did you mean q_proj/],
-    ['one misspelt name among good ones', ['q_proj', 'up_porj'], /"up_porj"\. Did you mean up_proj/],
+    ['a misspelled name', ['q_prj'], /no module of the model matches "q_prj"\. Did you mean q_proj/],
+    ['one misspelled name among good ones', ['q_proj', 'up_porj'], /"up_porj"\. Did you mean up_proj/],
     ['a name of another architecture', ['c_attn'], /linear layers are q_proj, v_proj, up_proj, lm_head/],
     ['an expression for parts of names', 'q_proj', /no module of the model matches "q_proj"\. Did you mean/],
   ])('%s is an error with near misses', (_, targetModules, message) => {

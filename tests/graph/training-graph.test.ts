@@ -272,7 +272,7 @@ describe('a model that gives logits of the last token alone', () => {
     const pruned = new OnnxModel(model.name, model.fileName, graph.toModel(), model.files)
     const layers = [{ name: 'model.layers.0.self_attn.q_proj', d: 64, k: 32, rank: 2, scaling: 1 }]
     await expect(buildTrainingGraph(pruned, runtime, causalOf(pruned), { layers })).rejects.toThrow(
-      /logits of some tokens only.*expected logits \(batch, sequence, vocabulary\), got 2 rows of logits for 2 sequences of 3 tokens/,
+      /logits for some tokens only.*expected logits \(batch, sequence, vocabulary\), got 2 rows of logits for 2 sequences of 3 tokens/,
     )
     await model.close()
   })

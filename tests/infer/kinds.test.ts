@@ -183,10 +183,10 @@ describe('beside plain adapters', () => {
 })
 
 describe('what is refused', () => {
-  it('DoRA on quantised weights, and what is no linear layer', async () => {
-    const quantised = await openModel('tests/golden/models/llama-q4')
-    const dora = makeDora(quantised.onnx, /0\.self_attn\.q_proj$/)
-    const session = await open(quantised.onnx, {})
+  it('DoRA on quantized weights, and what is no linear layer', async () => {
+    const quantized = await openModel('tests/golden/models/llama-q4')
+    const dora = makeDora(quantized.onnx, /0\.self_attn\.q_proj$/)
+    const session = await open(quantized.onnx, {})
     await expect(session.add('dora', dora)).rejects.toThrow(UnsupportedError)
     await expect(session.add('dora', dora)).rejects.toThrow(/DoRA needs the norm of its weight.*MatMulNBits/)
     const embedding = await adapterOf('embedding')

@@ -47,7 +47,7 @@ test('a name is taken once, is not empty, and a layer that cannot be made takes 
   expect(adapter.names()).toEqual(['q', 'k'])
 })
 
-describe('initialisation', () => {
+describe('initialization', () => {
   test('layers of equal shape differ', () => {
     const adapter = new LoraAdapter({ rank: 2 })
     const [a, b] = ['a', 'b'].map((name) => adapter.addLayer(name, random(4, 6, 1)).weightA)

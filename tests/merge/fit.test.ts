@@ -105,18 +105,18 @@ describe('what does not fit is told part by part', () => {
       expect.objectContaining({ name: 'model.layers.0.q_proj', dtype: 'BF16', problem: null }),
       expect.objectContaining({
         name: 'model.layers.0.v_proj',
-        problem: expect.stringMatching(/quantised base \(gptq/),
+        problem: expect.stringMatching(/quantized base \(gptq/),
       }),
     ])
   })
 
-  test('a quantised base as a whole', async () => {
+  test('a quantized base as a whole', async () => {
     const folder = new MemoryDirectory()
     await saveAdapter(adapter({ 'model.layers.0.q_proj': [8, 8] }), folder)
     const config = { quantization_config: { quant_method: 'awq' } }
     const fit = await fitCheckpoint(await base(sketches, { config }), folder)
     expect(fit.fits).toBe(false)
-    expect(fit.problems).toEqual([expect.stringMatching(/quantised base \(awq\)/)])
+    expect(fit.problems).toEqual([expect.stringMatching(/quantized base \(awq\)/)])
   })
 
   test('tied embeddings are a note: a merge can be told what to do', async () => {
@@ -140,16 +140,16 @@ describe('what does not fit is told part by part', () => {
     expect(parts[0].problem).toMatch(/another vocabulary/)
   })
 
-  test('in ONNX models: missing modules, shapes, quantised weights', async () => {
+  test('in ONNX models: missing modules, shapes, quantized weights', async () => {
     const lora = path.join(golden, 'models/llama-optimum/golden/adapter-init')
     const others = await fitOf(lora, path.join(golden, 'models/gpt2-optimum/onnx/model.onnx'))
     expect(others.fits).toBe(false)
     for (const { tensor, problem } of others.parts) {
       expect([tensor, problem]).toEqual([null, expect.stringMatching(/no module for model\.layers/)])
     }
-    const quantised = await fitOf(lora, path.join(golden, 'models/llama-q4'))
-    expect(quantised.parts.map(({ problem }) => problem)).toContainEqual(
-      expect.stringMatching(/quantised weight cannot/),
+    const quantized = await fitOf(lora, path.join(golden, 'models/llama-q4'))
+    expect(quantized.parts.map(({ problem }) => problem)).toContainEqual(
+      expect.stringMatching(/quantized weight cannot/),
     )
     const experts = await fitOf(path.join(golden, 'experts/gpt-oss'), path.join(golden, 'models/llama-optimum'))
     expect(experts.parts.map(({ problem }) => problem)).toContainEqual(

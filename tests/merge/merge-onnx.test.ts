@@ -256,7 +256,7 @@ describe('the output folder', () => {
 })
 
 describe('what cannot be merged', () => {
-  it.each(['llama-q4', 'llama-q8'])('%s: quantised weights are refused by node and op', async (name) => {
+  it.each(['llama-q4', 'llama-q8'])('%s: quantized weights are refused by node and op', async (name) => {
     const folder = `tests/golden/models/${name}`
     const model = await openModel(folder)
     const { refuse } = (await readJson(directoryOf(folder), 'golden/golden.json')) as {

@@ -223,7 +223,7 @@ describe('what is refused, by name', () => {
       'a bias of B without a bias',
       'qwen2-ts',
       [adapterOf('lora-bias')],
-      /q_proj: the adapter has a bias of B .*there is none here/,
+      /q_proj: the adapter has a bias of B .*no bias here to add it to/,
       (graph) => {
         const add = nodeOf(graph, '/model/layers.0/self_attn/q_proj/Add')
         graph.replaceUses(add.output[0], nodeOf(graph, '/model/layers.0/self_attn/q_proj/MatMul').output[0])

@@ -123,8 +123,8 @@ describe('mergeWeight', () => {
   )
 
   it('rounds once: the delta is not narrowed before it is added', async () => {
-    // 1 + 2⁻⁸ is halfway between two bf16 neighbours of 1; a delta a little above tips it upwards, but bf16 of the delta
-    // alone is 2⁻⁸ again, and the tie goes to the even neighbour, 1.
+    // 1 + 2⁻⁸ is halfway between two bf16 neighbors of 1; a delta a little above tips it upwards, but bf16 of the delta
+    // alone is 2⁻⁸ again, and the tie goes to the even neighbor, 1.
     const delta = 2 ** -8 + 2 ** -17
     const layer = LoraLayer.fromFactors([[1]], [[delta]], { rank: 1, alpha: 1 })
     const target = {

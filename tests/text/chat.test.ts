@@ -100,7 +100,7 @@ describe('parseChat', () => {
     [[user('a'), { role: 'assistant' }], 'x, message 2: no content', ''],
     [[user('a'), { role: 'assistant', content: null, tool_calls: [] }], 'x, message 2: no content', ''],
     [[{ role: 'user', content: 3 }], 'x, message 1: content that is no text', ''],
-    [[{ role: 'user', content: [{ type: 'image' }] }], 'content that is no text', 'Of parts, only'],
+    [[{ role: 'user', content: [{ type: 'image' }] }], 'content that is no text', 'Only parts of the form'],
     [['a'], 'x, message 1: not a message', ''],
     [[assistant('a')], 'x, message 1: roles out of order; expected user before assistant, got assistant', ''],
     [[user('a'), user('b')], 'x, message 2: roles out of order; expected user and assistant in turn', ''],
@@ -260,7 +260,7 @@ describe('encodeChat', () => {
       encodeChat(chatOf('a', 'b'), { template: await golden('deepseek_r1_distill'), tokenizer, maxLength: 1e9 }, 'x'),
     )
     expect(error).toBeInstanceOf(MismatchError)
-    expect(error.message).toContain('shows an answer otherwise than it asks for one')
+    expect(error.message).toContain('writes an answer in another form than it asks for one')
     expect(error.message).toContain('--chat-template-args')
   })
 

@@ -55,7 +55,7 @@ export function client(parts: Parts): void {
     for (const draw of redraws) draw()
   }
 
-  /** Gives a layer a colour that none has; with all in use, the longest chosen one's. */
+  /** Gives a layer a color that none has; with all in use, the longest chosen one's. */
   function toggle(layer: number): void {
     if (!chosen.delete(layer)) {
       const used = new Set(chosen.values())

@@ -4,7 +4,7 @@ import type { View } from './view.js'
 
 interface Curve {
   name: string
-  /** Number of the colour. */
+  /** Number of the color. */
   color: number
   /** Largest first. */
   values: number[]

@@ -21,7 +21,7 @@ export interface View {
   largest: number
   /** Whether curves are shown relative to their largest value. */
   isRelative: boolean
-  /** Place of a chosen layer → number of its colour. */
+  /** Place of a chosen layer → number of its color. */
   readonly chosen: ReadonlyMap<number, number>
   /** Chooses a layer, or takes it out. */
   readonly toggle: (layer: number) => void

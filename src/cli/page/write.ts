@@ -19,7 +19,7 @@ export async function refusePage(file: string, mayReplace: boolean): Promise<voi
   if (start.includes(GENERATOR)) return
   throw new FileError({
     where: file,
-    what: 'not overwritten, because it is no page of lowrank inspect',
+    what: 'not overwritten, because lowrank inspect did not write it',
     hint: 'Choose another place',
   })
 }

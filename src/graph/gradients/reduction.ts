@@ -1,4 +1,4 @@
-// Gradients of reductions, and of what is built on one: softmax and the normalisations.
+// Gradients of reductions, and of what is built on one: softmax and the normalizations.
 
 import { UnsupportedError } from '../../base/errors.js'
 import { isStatic } from '../shapes/shapes.js'
@@ -95,7 +95,7 @@ function normalizedAxes(context: GradientContext): number[] {
   return range(rank).slice(axisOf(context, -1))
 }
 
-/** The optional outputs (mean, inverse deviation) that a normalisation keeps for its gradient, asked for if they are not. */
+/** The optional outputs (mean, inverse deviation) that a normalization keeps for its gradient, asked for if they are not. */
 function statistics({ g, node, dys }: GradientContext, count: number): Value[] {
   if (dys.slice(1).some((dy) => dy !== undefined)) {
     throw new UnsupportedError({
@@ -117,7 +117,7 @@ function unreduce(context: GradientContext, dy: Value): Value {
 
 /**
  * Whether x is a square of its own shape, whose rule multiplies by a tensor of that shape: broadcasting in that product
- * then does what Expand would. So it is in the mean of squares of every RMS normalisation.
+ * then does what Expand would. So it is in the mean of squares of every RMS normalization.
  */
 function isSquare({ g, inputs: [x], shapes }: GradientContext): boolean {
   const maker = g.graph.producer(x)

@@ -130,7 +130,7 @@ function roleFeed({ role, type, rank }: RoleInput, tokens: TokenBatch): RuntimeT
   }
 }
 
-/** Position of each token of (batch, total) in its row, not counting padding; padding repeats a neighbour's. */
+/** Position of each token of (batch, total) in its row, not counting padding; padding repeats a neighbor's. */
 function positionsOf({ batch, attentionMask }: TokenBatch, total: number): Int32Array {
   const positions = new Int32Array(batch * total)
   for (let row = 0; row < batch; row++) {

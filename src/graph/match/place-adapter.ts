@@ -73,7 +73,7 @@ function matchOrRefuse<T extends { name: string; d: number; k: number }>(
       what: 'modules of the adapter are missing from the graph, or in a form that cannot be adapted',
       expected: 'linear layers as MatMul or Gemm with float weights, outside of sub-graphs',
       got: shown.join(', ') + (opaque.length > 4 ? `, … (${opaque.length} in all)` : ''),
-      hint: 'Use the unquantised export of the model',
+      hint: 'Use the unquantized export of the model',
       cause: error,
     })
   }

@@ -117,7 +117,7 @@ function lengthName(dim: number | undefined, other: number | undefined): string 
   return `${dim}/${other}`
 }
 
-/** Neighbouring constants as one vector. */
+/** Neighboring constants as one vector. */
 function constantsJoined(entries: readonly Entry[]): (number[] | string)[] {
   const result: (number[] | string)[] = []
   for (const entry of entries) {

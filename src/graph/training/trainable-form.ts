@@ -20,7 +20,7 @@ const INTEGER_PRODUCTS = new Set([
 ])
 
 const FLOAT_EXPORT = "Train on the model's float32 export: the adapter also fits this one"
-/** Sessions adapt layers whose inputs and outputs are floats; 8-bit exports quantise those as well. */
+/** Sessions adapt layers whose inputs and outputs are floats; 8-bit exports quantize those as well. */
 const FLOAT_EXPORT_ONLY =
   "Train on the model's float32 export: the adapter runs there and on exports in float16 or MatMulNBits, but not on this one"
 const NOT_MERGED = 'Train on an export that is not merged: decoder_model.onnx or decoder_with_past_model.onnx'

@@ -29,6 +29,6 @@ export function damage(
     what: 'came damaged, and was dropped',
     expected: `${byteLength} bytes${named ?? ''}`,
     ...(got !== undefined && { got }),
-    hint: 'Try again; if it comes damaged again, something between here and the server changes it',
+    hint: 'Try again. If it is damaged again, something between you and the server changes it',
   }
 }

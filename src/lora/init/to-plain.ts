@@ -70,7 +70,7 @@ function checkConvertible(adapter: LoraAdapter, from: BaseWeights | LoraAdapter)
   }
   throw new UnsupportedError({
     where: 'init',
-    what: `the base weights do not tell how an adapter of init ${init} started`,
+    what: `the base weights are not enough to find out how an adapter of init ${init} started`,
     expected: 'the adapter as it was before training',
   })
 }

@@ -64,7 +64,7 @@ export function newConvolution(
   if (!Number.isSafeInteger(groups) || groups < 1 || config.rank % groups !== 0) {
     throw new ConfigError({
       where: where(name, 'groups', 'ConvolutionLora'),
-      what: 'the rank is no multiple of the groups, which PEFT asks for',
+      what: 'the rank is not a multiple of the groups, as PEFT requires',
       expected: `a divisor of ${config.rank}`,
       got: String(groups),
     })

@@ -84,7 +84,7 @@ export function convolutionForward(
   if (formatShape(branchWindows.output) !== formatShape(windows.output)) {
     throw new UnsupportedError({
       where,
-      what: 'PEFT’s A is not dilated, so that its output does not fit the base’s',
+      what: 'PEFT’s A is not dilated, so its output does not fit the base’s',
       expected: formatShape(windows.output),
       got: formatShape(branchWindows.output),
     })

@@ -227,7 +227,7 @@ function overflowError({ row, column, columns }: Chunk, weight: WeightPlan, inde
     return new NumericError({
       where: name,
       what: `the adapter's own value for element ${place} is finite in ${from}, but not in the result in ${to}`,
-      ...(to === 'F16' && { hint: 'Convert all weights to BF16 or F32, which hold larger values' }),
+      ...(to === 'F16' && { hint: 'Convert all weights to BF16 or F32, which can store larger values' }),
     })
   }
   return new NumericError({

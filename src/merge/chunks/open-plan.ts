@@ -103,7 +103,7 @@ function configWarnings(
   if (configEdit.untied.length > 0) {
     throw new MismatchError({
       where,
-      what: `embeddings cannot be untied without a ${CONFIG_FILE} that says so`,
+      what: `embeddings cannot be untied without a ${CONFIG_FILE}, which must say so`,
       ...(weightsOnly && { got: 'a result without one' }),
       hint: weightsOnly ? 'Keep them tied, or write a whole folder' : 'Keep them tied, or add the file',
     })

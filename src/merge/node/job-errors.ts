@@ -19,7 +19,7 @@ export function unfinishedError(
 export function severalFilesError(out: string, files: number): ConfigError {
   return new ConfigError({
     where: out,
-    what: `the output has ${files} files, so that it needs a folder`,
+    what: `the output has ${files} files, so it needs a folder`,
     hint: 'Name a folder, or raise the size of a shard',
   })
 }

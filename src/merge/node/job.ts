@@ -313,7 +313,7 @@ export class MergeJob {
       factors,
       threads,
       isReproducible: reproducible,
-      // A single file is kept by no resume: it has its name as soon as it is finished, unless others finish it.
+      // A result of one file is never resumed, so it needs no checksums. With jobs, --finish checks it.
       isChecked: plan.shards.length > 1 || share !== undefined,
       // Jobs on several machines may see copies of the base; one machine tells by its files whether it is the same.
       isBaseChecked: share !== undefined,

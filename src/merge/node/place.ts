@@ -45,7 +45,7 @@ export async function realOutput(out: string): Promise<string> {
   if (!(await isMountPoint(real))) return real
   throw new FileError({
     where: out,
-    what: 'a file system is mounted here, so that the finished output could not get this name',
+    what: 'a file system is mounted here, so the finished output cannot get this name',
     hint: `Name a folder in it, such as ${path.join(out, 'merged')}`,
   })
 }

@@ -156,7 +156,7 @@ export class Staging {
     throw new MismatchError({
       where: kept[0],
       what: 'it was begun with another base, adapter or options',
-      hint: 'Use the same ones to continue it, or merge without resume (--resume) to start over',
+      hint: 'Use the same ones to continue, or merge without resume (--resume) to start again',
     })
   }
 

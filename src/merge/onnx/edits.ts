@@ -311,7 +311,7 @@ class EditBuilder {
 function noBias(name: string): MismatchError {
   return new MismatchError({
     where: name,
-    what: 'the adapter has a bias of B (lora_bias), which only a bias of the graph can take; there is none here',
+    what: 'the adapter has a bias of B (lora_bias), but the graph has no bias here to add it to',
   })
 }
 
@@ -355,10 +355,10 @@ function refuseUnmergeable({ node, kind }: Linear): void {
   if (kind !== 'quantized' && !hasAlpha) return
   throw new UnsupportedError({
     where: `node ${node.name}`,
-    what: hasAlpha ? 'a Gemm whose alpha is not 1 cannot be merged into' : 'a quantised weight cannot be merged into',
+    what: hasAlpha ? 'a Gemm whose alpha is not 1 cannot be merged into' : 'a quantized weight cannot be merged into',
     expected: 'a weight in f32, f16 or bf16',
     got: hasAlpha ? `alpha ${floatAttribute(node, 'alpha', 1)}` : node.opType,
-    hint: hasAlpha ? 'Use the adapter at run time' : 'Merge into the unquantised export and quantise the result',
+    hint: hasAlpha ? 'Use the adapter at run time' : 'Merge into the unquantized export and quantize the result',
   })
 }
 

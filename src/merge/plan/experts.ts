@@ -74,7 +74,7 @@ export function stackedLayer(
       what: 'a parameter of this type cannot be merged into',
       expected: 'F64, F32, F16 or BF16',
       got: info.dtype,
-      hint: 'Merge into the unquantised checkpoint',
+      hint: 'Merge into the unquantized checkpoint',
     })
   }
   const layout = parameterLayout(

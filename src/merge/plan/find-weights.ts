@@ -77,7 +77,7 @@ export function findWeights(layer: LayerFactors, search: WeightSearch): readonly
   if (layer.experts === undefined && layer.tensor === 'bias' && tensors.has(`${module}.weight`)) {
     throw new MismatchError({
       where: name,
-      what: 'the adapter has a bias of B (lora_bias), which only a bias of the base can take; the base has none here',
+      what: 'the adapter has a bias of B (lora_bias), but the base has no bias here to add it to',
     })
   }
   return undefined
@@ -138,7 +138,7 @@ function checkWeight({ name, shape: expected }: LayerFactors, info: TensorInfo):
       what: 'a weight of this type cannot be merged into',
       expected: 'F64, F32, F16 or BF16',
       got: dtype,
-      hint: 'Merge into the unquantised checkpoint',
+      hint: 'Merge into the unquantized checkpoint',
     })
   }
   if (formatShape(shape) === formatShape(expected)) return

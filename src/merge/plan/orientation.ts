@@ -41,7 +41,7 @@ function squareIsInputMajor(module: string, { isInputMajor, d, k }: LayerFactors
     if (other === undefined) return isInputMajor
     throw new MismatchError({
       where: module,
-      what: `nothing tells whether this square weight ${formatShape([d, k])} is stored as (d, k) or (k, d): the adapter's fan_in_fan_out is wrong about ${other.name}`,
+      what: `it is not known whether this square weight ${formatShape([d, k])} is stored as (d, k) or (k, d): the adapter's fan_in_fan_out is wrong about ${other.name}`,
       hint: 'Merge this adapter with PEFT, which asks the model itself',
     })
   }

@@ -176,7 +176,7 @@ function checkFit(name: string, base: TensorInfo, info: TensorInfo, rows: readon
   if (formatShape(shape) !== formatShape(info.shape)) {
     throw new MismatchError({
       where: name,
-      what: 'the adapter has other values in place of this tensor, in another shape',
+      what: 'the adapter replaces this tensor with one of another shape',
       expected: formatShape(shape),
       got: formatShape(info.shape),
       hint: 'Its base had another vocabulary or is another model',
@@ -189,7 +189,7 @@ function checkFit(name: string, base: TensorInfo, info: TensorInfo, rows: readon
   if (info.dtype === base.dtype || (isWeightDtype(info.dtype) && isWeightDtype(base.dtype))) return
   throw new MismatchError({
     where: name,
-    what: 'the adapter has another type of values in place of this tensor',
+    what: 'the adapter replaces this tensor with one of another type',
     expected: base.dtype,
     got: info.dtype,
   })

@@ -64,7 +64,7 @@ export interface MergeParts {
 
 /**
  * @throws MismatchError naming the layers without a weight, with near misses, or the weight of another shape, or the tied
- *   embedding, or what the head lacks; UnsupportedError for quantised bases and for weights that are not F64, F32, F16 or BF16
+ *   embedding, or what the head lacks; UnsupportedError for quantized bases and for weights that are not F64, F32, F16 or BF16
  */
 export function planMerge(
   base: BaseModel,

@@ -1,4 +1,4 @@
-// Bases that a merge must not touch: quantised weights, whose values are codes, not numbers to add to.
+// Bases that a merge must not touch: quantized weights, whose values are codes, not numbers to add to.
 
 import { UnsupportedError } from '../../base/errors.js'
 
@@ -13,7 +13,7 @@ const METHODS: Readonly<Record<string, string>> = {
   mxfp4: 'MXFP4 packs 4-bit floats with a shared exponent for each block',
 }
 
-/** What quantisers leave beside a weight: <module> + suffix. */
+/** What quantizers leave beside a weight: <module> + suffix. */
 const SIGNS: readonly (readonly [suffix: string, method: string])[] = [
   ['.g_idx', 'gptq'],
   ['.qweight', 'gptq or awq'],
@@ -25,7 +25,7 @@ const SIGNS: readonly (readonly [suffix: string, method: string])[] = [
   ['_blocks', 'mxfp4'],
 ]
 
-/** Throws UnsupportedError when config.json says that the weights are quantised. */
+/** Throws UnsupportedError when config.json says that the weights are quantized. */
 export function refuseQuantizedConfig(config: Readonly<Record<string, unknown>> | undefined, where: string): void {
   const text = config?.text_config as Record<string, unknown> | null | undefined
   const quantization = (config?.quantization_config ?? text?.quantization_config) as Record<string, unknown> | undefined
@@ -36,7 +36,7 @@ export function refuseQuantizedConfig(config: Readonly<Record<string, unknown>> 
   throw quantizedError(where, method)
 }
 
-/** Throws UnsupportedError when a module's weight is there in a quantised form. */
+/** Throws UnsupportedError when a module's weight is there in a quantized form. */
 export function refuseQuantizedModule(module: string, has: (tensor: string) => boolean): void {
   const sign = SIGNS.find(([suffix]) => has(module + suffix))
   if (sign !== undefined) throw quantizedError(module, sign[1])
@@ -46,8 +46,8 @@ function quantizedError(where: string, method: string): UnsupportedError {
   const reason = METHODS[method.toLowerCase()] ?? 'its weights are codes with scales'
   return new UnsupportedError({
     where,
-    what: `a quantised base (${method}) cannot be merged into: ${reason}, so that adding to them means quantising again`,
+    what: `a quantized base (${method}) cannot be merged into: ${reason}, so a merge would have to quantize them again`,
     expected: 'weights in F64, F32, F16 or BF16',
-    hint: 'Merge into the unquantised checkpoint, then quantise the result; or use the adapter at run time',
+    hint: 'Merge into the unquantized checkpoint, then quantize the result; or use the adapter at run time',
   })
 }

@@ -88,9 +88,9 @@ export function refuseUnknownTies(parts: Parts, base: BaseModel, tied: TiedPolic
     where: touched,
     what:
       type === undefined
-        ? 'the base has no config.json with a model_type, so that nothing tells what is tied to this embedding'
-        : `what is tied to this embedding is not known for models of the type '${type}'`,
-    expected: 'a word on tied embeddings: tie_word_embeddings false in config.json, or keep',
+        ? 'the base has no config.json with a model_type, so lowrank does not know which weights are tied to this embedding'
+        : `lowrank does not know which weights are tied to this embedding in models of the type '${type}'`,
+    expected: '"tie_word_embeddings": false in config.json, or keep',
     hint: 'keep changes the one stored weight for all its uses',
   })
 }

@@ -135,7 +135,7 @@ describe.each(MODULES)('%s', (module) => {
 describe.each(MODULES)('loftqInitialize: %s', (module) => {
   const eighths = ({ data, shape }: Matrix): Matrix => ({ data: data.map((v) => Math.round(v * 8) / 8), shape })
 
-  test.each([1, 3])('%i times: factors and what is quantised are PEFT’s', (iterations) => {
+  test.each([1, 3])('%i times: factors and what is quantized are PEFT’s', (iterations) => {
     const peft = golden(`loftq-${iterations}`, module)
     const layer = new LoraLayer(weightOf(module), { rank: 3, alpha: 3, init: 'kaiming-uniform' })
     loftqInitialize(layer, eighths, { iterations })
@@ -197,7 +197,7 @@ describe('evaInitialize', async () => {
     expect(inputs.map(([name]) => name).filter((name) => !adapter.has(name))).toEqual(dropped)
     for (const layer of adapter.parts('linear')) {
       const { name } = layer
-      // PEFT's decomposition is a randomised one in float32.
+      // PEFT's decomposition is a randomized one in float32.
       expect(maxDifference(layer.weightA, tensors.get(`A.${name}`)!)).toBeLessThan(5e-4)
       expect(layer.normB()).toBe(0)
       expect(maxDifference(layer.effectiveWeight(), weightOf(name))).toBe(0)

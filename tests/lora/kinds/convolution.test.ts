@@ -130,7 +130,7 @@ test('a new layer starts from its base, in any number of groups', () => {
   }
   const of = (config: object, groups?: number) => () =>
     ConvolutionLora.ofBase(tensor([4, 2, 3], 1), { groups }, config, 'c')
-  expect(of({ rank: 3 }, 2)).toThrow('c.groups: the rank is no multiple of the groups')
+  expect(of({ rank: 3 }, 2)).toThrow('c.groups: the rank is not a multiple of the groups')
   expect(of({ rank: 5 })).toThrow(ConfigError)
   expect(of({ rank: 3 }, 3)).toThrow(ShapeError) // 4 outputs
 })

@@ -146,7 +146,7 @@ test('what replaces a tensor must fit the base', async () => {
   adapter.remove('lm_head.weight')
   adapter.addReplacement('lm_head.weight', { dtype, data, shape: [16, 24] })
   await expect(mergeCheckpoint(await base('qwen2'), adapter, out)).rejects.toThrow(
-    /^lm_head\.weight: .*in another shape; expected \(32, 12\), got \(16, 24\)/,
+    /^lm_head\.weight: .*of another shape; expected \(32, 12\), got \(16, 24\)/,
   )
   const rows = await loadAdapter(folderOf('tokens'))
   const stored = rows.get('model.embed_tokens[tokens]', 'token-rows')!

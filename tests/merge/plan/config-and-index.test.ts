@@ -42,7 +42,7 @@ describe('a result without config.json', () => {
       for (const make of [mergeFiles, planFiles]) {
         await expect(make(from, [head], out, { ...options, tied: 'untie' })).rejects.toMatchObject({
           code: 'MISMATCH',
-          what: 'embeddings cannot be untied without a config.json that says so',
+          what: 'embeddings cannot be untied without a config.json, which must say so',
           hint: 'Keep them tied, or write a whole folder',
         })
       }

@@ -67,13 +67,13 @@ describe('strictness', () => {
     [{ quantization_config: { load_in_4bit: true } }, 'bitsandbytes'],
     [{ quantization_config: { quant_method: 'fp8' } }, 'fp8'],
     [{ quantization_config: { quant_method: 'mxfp4' } }, 'mxfp4'],
-  ])('refuses quantised bases: %j', async (config, method) => {
+  ])('refuses quantized bases: %j', async (config, method) => {
     const error = await refusal(await base(TIED, { config }), adapter({ 'model.q_proj': [24, 16] }))
     expect(error).toMatchObject({ code: 'UNSUPPORTED' })
     expect(error.message).toContain(method)
   })
 
-  it('refuses weights of other types, and quantised ones that only their tensors betray', async () => {
+  it('refuses weights of other types, and quantized ones that only their tensors betray', async () => {
     const lora = adapter({ 'model.q_proj': [24, 16] })
     expect(await refusal(await base([['model.q_proj.weight', 'F8_E4M3', [24, 16]]]), lora)).toMatchObject({
       got: 'F8_E4M3',
@@ -136,7 +136,7 @@ describe('strictness', () => {
         code: 'NUMERIC',
         where,
         what: `the adapter's own value for element ${place} is finite in F32, but not in the result in F16`,
-        hint: 'Convert all weights to BF16 or F32, which hold larger values',
+        hint: 'Convert all weights to BF16 or F32, which can store larger values',
       })
     }
     // The base's own value is what the type that was asked for cannot hold.

@@ -1,4 +1,4 @@
-// Bases that an adapter cannot be merged into, each with its reason: fused or separate modules, and quantised weights.
+// Bases that an adapter cannot be merged into, each with its reason: fused or separate modules, and quantized weights.
 
 import { describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
@@ -78,7 +78,7 @@ describe('fused modules', () => {
   })
 })
 
-describe('quantised bases', () => {
+describe('quantized bases', () => {
   const module = 'model.q_proj'
   const tensor = (suffix: string, dtype: TensorDtype, shape: readonly number[]): TensorSketch => [
     module + suffix,
@@ -135,8 +135,8 @@ describe('quantised bases', () => {
     expect(error).toMatchObject({
       code: 'UNSUPPORTED',
       where: 'base/config.json',
-      what: expect.stringContaining(`a quantised base (${method})`),
-      hint: expect.stringContaining('Merge into the unquantised checkpoint'),
+      what: expect.stringContaining(`a quantized base (${method})`),
+      hint: expect.stringContaining('Merge into the unquantized checkpoint'),
     })
     expect(error.message).toMatch(reason)
     const inner = { config: { text_config: { quantization_config: config } } }
@@ -148,7 +148,7 @@ describe('quantised bases', () => {
     expect(error).toMatchObject({ code: 'UNSUPPORTED', where: expect.stringContaining(module) })
     // AWQ leaves nothing that GPTQ could not leave too.
     expect(error.what).toContain(
-      `a quantised base (${method === 'awq' ? 'gptq or awq' : method}) cannot be merged into: `,
+      `a quantized base (${method === 'awq' ? 'gptq or awq' : method}) cannot be merged into: `,
     )
   })
 })

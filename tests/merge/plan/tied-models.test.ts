@@ -56,7 +56,7 @@ test('where the type of the model is not known, nobody guesses', async () => {
   for (const tied of ['refuse', 'untie'] as const) {
     await expect(mergeCheckpoint(base, adapter, new MemoryDirectory(), { tied })).rejects.toMatchObject({
       code: 'MISMATCH',
-      what: expect.stringContaining('not known for models of the type'),
+      what: expect.stringContaining('tied to this embedding in models of the type'),
     })
   }
 })

@@ -24,7 +24,7 @@ export function isPlain({ tensors, isTurned, share }: StoredForm): boolean {
 export function unknownForm(tensor: string): UnsupportedError {
   return new UnsupportedError({
     where: tensor,
-    what: 'transformers stores this tensor in another form than its model has it, neither by rows nor turned, which is not implemented',
+    what: 'transformers stores this tensor in a form that is not implemented',
     hint: 'Merge this adapter with PEFT, into the model that transformers loads',
   })
 }
