@@ -42,11 +42,17 @@ export async function checkRunFolder(directory: Directory, use: FolderUse): Prom
   const where = directory.name
   if (use === 'resume') {
     if (await directory.has(STATE_FILE)) return
-    const isFinished = (await readMarker(directory))?.status === 'finished'
+    const marker = await readMarker(directory)
+    const isFinished = marker?.status === 'finished'
+    const isStarted = marker !== undefined
     throw new FileError({
       where,
       what: isFinished ? 'the run in this folder is finished' : 'no run to resume in this folder',
-      hint: isFinished ? 'Overwrite it, or train into another folder' : 'Train without resuming',
+      hint: isFinished
+        ? 'Overwrite it, or train into another folder'
+        : isStarted
+          ? 'Overwrite the run in it, which was stopped before it saved anything'
+          : 'Train without resuming',
     })
   }
   if (files.length === 0) return

@@ -68,7 +68,7 @@ describe('checkRunFolder', () => {
     const directory = new MemoryDirectory({}, 'out')
     await writeMarker(directory, 'unfinished')
     await expect(checkRunFolder(directory, 'new')).rejects.toThrow('Resume or overwrite')
-    await expect(checkRunFolder(directory, 'resume')).rejects.toThrow('no run to resume')
+    await expect(checkRunFolder(directory, 'resume')).rejects.toThrow(/no run to resume.*Overwrite/)
     await writeState(directory, names, engine, run)
     await checkRunFolder(directory, 'resume')
     await checkRunFolder(directory, 'overwrite')
