@@ -94,7 +94,14 @@ export async function writeMarker(
 
 /** Removes the files of an earlier run, and nothing else. The marker goes last: until then the folder counts as ours. */
 export async function clearRunFolder(directory: Directory): Promise<void> {
+  await removePartialFiles(directory)
   await removeFiles(directory, RUN_FILES)
+}
+
+/** Removes what a killed run was writing: in Node, files get their names when they are complete. */
+export async function removePartialFiles(directory: Directory): Promise<void> {
+  const isPartial = (file: string) => RUN_FILES.some((name) => file.startsWith(`.${name}.`) && file.endsWith('.tmp'))
+  await removeFiles(directory, (await directory.list()).filter(isPartial))
 }
 
 export async function removeFiles(directory: Directory, files: readonly string[]): Promise<void> {
