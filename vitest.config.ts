@@ -6,11 +6,21 @@ export const settings = {
   hookTimeout: 120_000,
 }
 
+const SLOW = 'tests/**/*.slow.test.ts'
+// These start programs: what one may use of memory and of open files comes from the process that starts it.
+const COMMANDS = 'tests/cli/**/*.test.ts'
+
 export default defineConfig({
   test: {
     ...settings,
-    include: ['tests/**/*.test.ts'],
-    exclude: ['tests/**/*.slow.test.ts'],
+    // Threads start in half the time of processes.
+    projects: [
+      {
+        extends: true,
+        test: { name: 'threads', pool: 'threads', include: ['tests/**/*.test.ts'], exclude: [SLOW, COMMANDS] },
+      },
+      { extends: true, test: { name: 'processes', pool: 'forks', include: [COMMANDS], exclude: [SLOW] } },
+    ],
     coverage: {
       provider: 'v8',
       include: ['src/**/*.ts'],

@@ -1,0 +1,51 @@
+import { mkdir, mkdtemp, realpath, rm, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import path from 'node:path'
+import { pathToFileURL } from 'node:url'
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
+import { resolveNodeRuntime } from '../../src/runtime/node/runtime.js'
+
+describe('where onnxruntime-node is loaded from', () => {
+  const program = process.argv[1]
+  let folder: string
+  let copy: string
+
+  beforeEach(async () => {
+    folder = await realpath(await mkdtemp(path.join(tmpdir(), 'lowrank-resolve-')))
+    const packed = path.join(folder, 'node_modules/onnxruntime-node')
+    await mkdir(packed, { recursive: true })
+    await writeFile(path.join(packed, 'package.json'), '{"name":"onnxruntime-node","main":"index.js"}')
+    await writeFile(path.join(packed, 'index.js'), '')
+    copy = pathToFileURL(path.join(packed, 'index.js')).href
+  })
+
+  afterEach(async () => {
+    process.argv[1] = program
+    vi.restoreAllMocks()
+    await rm(folder, { recursive: true })
+  })
+
+  it('is not the working directory of a program that lies elsewhere', () => {
+    vi.spyOn(process, 'cwd').mockReturnValue(folder)
+    expect(resolveNodeRuntime()).not.toBe(copy)
+    process.argv[1] = path.join(tmpdir(), 'no-project', 'main.mjs')
+    expect(resolveNodeRuntime()).not.toBe(copy)
+  })
+
+  it("is the project of the program, or of the command line's link in it", () => {
+    for (const file of ['main.mjs', 'dist/main.js', 'node_modules/.bin/lowrank']) {
+      process.argv[1] = path.join(folder, file)
+      expect(resolveNodeRuntime()).toBe(copy)
+    }
+  })
+
+  it('is the working directory of a program without a file, as for Node', () => {
+    vi.spyOn(process, 'cwd').mockReturnValue(folder)
+    process.argv.splice(1, 1)
+    try {
+      expect(resolveNodeRuntime()).toBe(copy)
+    } finally {
+      process.argv.splice(1, 0, program)
+    }
+  })
+})
