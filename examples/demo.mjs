@@ -69,7 +69,7 @@ Try next:
   npx lowrank generate --model ${OUT}/merged --prompt "In the beginning" --temperature 0.7 --top-k 40
   npx lowrank inspect ${OUT}/scripture
   npx lowrank train --model ${MODEL} --data models/data/whaling.jsonl --eval-data models/data/whaling.eval.jsonl --out out/mine --learning-rate 5e-3
-Your own text: one {"text": "..."} a line. Your own model: a folder with config.json, tokenizer.json and onnx/model.onnx.
+Your own data: chats, texts or questions in a file (docs/data.md). Your own model: an id on the Hugging Face Hub, or a folder (docs/models.md).
 `)
 process.exitCode = isSame ? 0 : 1
 

@@ -20,7 +20,8 @@ export async function* readParquet(source: ByteSource, columns?: ColumnNames): A
     byteLength: source.byteLength,
     async slice(start: number, end = source.byteLength): Promise<ArrayBuffer> {
       const bytes = await source.read(start, Math.min(end, source.byteLength) - start)
-      return bytes.slice().buffer
+      // Not slice: that of Node's Buffer copies nothing.
+      return new Uint8Array(bytes).buffer
     },
   }
   const metadata = await attempt(source, () => parquetMetadataAsync(file))

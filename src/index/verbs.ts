@@ -34,7 +34,7 @@ export async function loadModel(source: Source, options?: LoadModelOptions): Pro
 
 /**
  * Reads a PEFT adapter folder. Factors are f32, each layer's `dtype` is the file's, layers have no base weight and are in
- * evaluation mode. Ranks above min(d, k) are fine.
+ * evaluation mode. Ranks above min(d, k) are allowed.
  *
  * Older spellings of tensor names are read, and listed in the adapter's `notes`. An adapter_model.bin is read where there is no
  * safetensors file; nothing in it is executed.
@@ -55,9 +55,9 @@ export async function loadAdapter(source: Source, options?: LoadOptions): Promis
 }
 
 /**
- * Writes a folder that PEFT loads. Both files are complete before either gets its name, and no interruption leaves the weights of one
- * adapter beside the config of another: then the folder has no config, or all of one of them. target_modules name exactly the adapter's
- * layers where the config's own would not.
+ * Writes a folder that PEFT loads. Both files are complete before either gets its name. An interrupted save leaves a whole adapter or a
+ * folder without a config, never a mixture of two adapters. If the config's target_modules do not fit the adapter's layers, they are
+ * replaced by the names of the layers.
  *
  * @throws StateError when there is no layer; ConfigError when `dtype` is none of F32, F16 and BF16, or an argument is not usable;
  *   NumericError when a value is not finite, or not in the type it is saved in; MismatchError when the config excludes a layer;
@@ -72,7 +72,7 @@ export async function saveAdapter(adapter: LoraAdapter, target: Target, options?
 }
 
 /**
- * Trains an adapter. Nothing is written before the model, the data and the folder have been found usable.
+ * Trains an adapter. It checks the model, the data and the folder before it writes anything.
  *
  * @throws ConfigError when an option is unknown, out of range, or contradicts or lacks another, and when PEFT has no default modules
  *   for the model; DataError for records, FileError for the folder or a path that leads nowhere, MismatchError when no module matches
@@ -128,9 +128,9 @@ export async function openSession(model: Model | Source, options?: OpenSessionOp
 }
 
 /**
- * Writes a base model with adapters folded in: W + Σ weight · s·B·A for every weight that an adapter changes, rounded once to the type
- * that is stored. All else goes along byte for byte. The files of the result appear together, or not at all. Without a `format` the
- * result is the kind of model that the base's folder is run from: the .onnx where it has one, else the checkpoint.
+ * Writes a copy of a model with adapters inside: W + Σ weight · s·B·A for every weight that an adapter changes, rounded once to the
+ * stored type. All other tensors are copied byte for byte. The files of the result appear together, or not at all. Without `format`, the
+ * result is an .onnx file if the base's folder has one, else a checkpoint.
  *
  * @throws ConfigError for an option that is unknown or not usable; FileError when a path leads nowhere, `out` is not empty or the base
  *   itself; FormatError when a file is damaged; MismatchError when an adapter does not fit, or changes tied embeddings; UnsupportedError
@@ -145,7 +145,7 @@ export async function merge(options: MergeOptions): Promise<MergeReport> {
 }
 
 /**
- * What {@link merge} would do: it plans, but writes nothing. Throws as that does, but for values that are not finite.
+ * Shows what {@link merge} would do, and writes nothing. It throws the errors of `merge`, except those for values that are not finite.
  *
  * @example
  * const plan = await planMerge({ base: 'models/union-3m', adapters: 'tests/golden/peft/f32', out: 'out/planned' })
@@ -156,8 +156,8 @@ export async function planMerge(options: MergeOptions): Promise<MergePlanReport>
 }
 
 /**
- * Writes the base back from a merged model and the adapters that are in it, with their weights. Exact in f32 up to rounding; bf16 and
- * f16 cannot be: of a checkpoint with `original` the report counts the values that differ.
+ * Removes adapters from a merged model and writes the base again. Give the merged adapters with their weights. In f32 the result is exact
+ * up to rounding. In bf16 and f16 it is not, because the merge rounded: for a checkpoint, `original` counts the values that differ.
  *
  * @throws what {@link merge} throws; UnsupportedError where values of the base were replaced, and for `original` of an .onnx file
  *
@@ -172,8 +172,8 @@ export async function unmerge(options: UnmergeOptions): Promise<UnmergeReport> {
 }
 
 /**
- * Looks at an adapter folder, a safetensors file or checkpoint, an .onnx file, a folder with one of them, or an adapter in memory. An
- * adapter that cannot be loaded is reported with all its problems, and what is sound of it, as far as its files can be read.
+ * Shows what is in an adapter folder, a safetensors file or checkpoint, an .onnx file, a folder with one of them, or an adapter in memory.
+ * If an adapter cannot be loaded, the report lists all its problems and its sound parts.
  *
  * @throws FileError when there is nothing, or none of these; FormatError when it is damaged; ConfigError when a value of an adapter's
  *   config is out of range, or for options of adapters with a model; UnsupportedError for another method than LoRA
@@ -187,12 +187,12 @@ export async function inspect(target: Source | LoraAdapter, options?: InspectOpt
 }
 
 /**
- * A plain adapter of twice the rank that changes the original base as `adapter` changes its own. Adapters that started as PiSSA,
- * OLoRA, LoRA-GA or CorDA took a part out of the base; a plain one can be merged, swapped and combined like any other.
- * A' = [A; A₀], B' = [B, −B₀].
+ * Turns an adapter that started as PiSSA, OLoRA, LoRA-GA or CorDA into plain LoRA of twice the rank: A' = [A; A₀], B' = [B, −B₀]. Such
+ * a start took a part out of the base, so the adapter fits only that changed base. The plain adapter fits the original base, and can be
+ * merged and swapped like any other.
  *
- * The start of `pissa-niter-N` was random: PEFT finds another whenever it loads the adapter. Without `initial` the result differs by as
- * much.
+ * The start of `pissa-niter-N` is random, and PEFT computes another one each time it loads the adapter. So without `initial` the result
+ * is an approximation.
  *
  * @throws FileError or FormatError when base or adapter cannot be read; ConfigError when the adapter is plain already, or unless there
  *   is either base or initial; UnsupportedError when the weights do not tell its start, and for convolutions and parameters;

@@ -209,9 +209,10 @@ const tables = new WeakMap<LoraConfig, { rank: PatternTable; alpha: PatternTable
 function patternTables(config: LoraConfig): { rank: PatternTable; alpha: PatternTable } {
   let result = tables.get(config)
   if (result === undefined) {
+    const total = { steps: 0 }
     result = {
-      rank: new PatternTable(config.rankPattern, 'rankPattern'),
-      alpha: new PatternTable(config.alphaPattern, 'alphaPattern'),
+      rank: new PatternTable(config.rankPattern, 'rankPattern', total),
+      alpha: new PatternTable(config.alphaPattern, 'alphaPattern', total),
     }
     tables.set(config, result)
   }

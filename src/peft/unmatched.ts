@@ -64,8 +64,8 @@ export function unmatchedEntries(config: LoraConfig, parts: readonly NamedPart[]
     own.map(({ module }) => module),
   )
   const { targetParameters, layersToTransform = [] } = config
+  const total = { steps: 0 }
   const ofPattern = (setting: 'rankPattern' | 'alphaPattern') => {
-    const total = { steps: 0 }
     return unmatchedOf(setting, Object.keys(config[setting]), [...layers, ...parameters], (key) => {
       const table = new PatternTable({ [key]: 1 }, setting, total)
       return (name) => table.find(name) !== undefined
@@ -74,7 +74,7 @@ export function unmatchedEntries(config: LoraConfig, parts: readonly NamedPart[]
   return [
     ...unmatchedTargets(config, layers),
     ...unmatchedOf('layersToTransform', [layersToTransform].flat().map(String), layers, (index) => {
-      return targetMatcher({ ...config, layersToTransform: [Number(index)] })
+      return targetMatcher({ ...config, layersToTransform: [Number(index)] }, total)
     }),
     ...ofPattern('rankPattern'),
     ...ofPattern('alphaPattern'),

@@ -21,7 +21,7 @@ export type TrainingData =
   | Directory
   | readonly (ByteSource | Directory)[]
 
-/** Settings of a new adapter. Those named here have defaults of their own in training, the others as in {@link LoraConfig}. */
+/** Settings of a new adapter. Those named here have their own defaults in training. The others are as in {@link LoraConfig}. */
 export interface TrainConfig extends Omit<LoraConfigInput, keyof (typeof TRAIN_DEFAULTS)['config']> {
   /** r, at least 1. Default 8. */
   readonly rank?: number | undefined
@@ -50,11 +50,11 @@ export interface TrainingOptions extends Optional<TrainSettings> {
   readonly task?: TaskName | undefined
   /** What to learn from. */
   readonly data: TrainingData
-  /** For the loss before and after. */
+  /** Data for measuring the loss before and after training. */
   readonly evalData?: TrainingData | undefined
-  /** Share of the records, in (0, 1), that is held out and used as `evalData`: which ones depends on the seed. */
+  /** Share of the records, in (0, 1), that is used as `evalData` and not trained on. The seed decides which records. */
   readonly evalSplit?: number | undefined
-  /** Field of a record → the data's own name for it: `{ prompt: 'question', completion: 'answer' }`. Other fields are left out. */
+  /** Field of a record → its name in your data: `{ prompt: 'question', completion: 'answer' }`. Other fields are left out. */
   readonly columns?: ColumnNames | undefined
   /** Text of a chat template (Jinja). Default: the model's own. */
   readonly chatTemplate?: string | undefined
@@ -62,22 +62,21 @@ export interface TrainingOptions extends Optional<TrainSettings> {
   readonly chatTemplateArgs?: Readonly<Record<string, unknown>> | undefined
   /** Of the new adapter. */
   readonly config?: TrainConfig | undefined
-  /** Goes on with this adapter, whose factors it changes, instead of a new one. */
+  /** Trains this adapter further instead of a new one. Its factors are changed in place. */
   readonly adapter?: LoraAdapter | undefined
-  /** Module name → name of the node or of its weight, where the graph's own names do not tell. */
+  /** Module name → name of its node or its weight, for graphs that do not name their modules. */
   readonly modules?: ModuleMap | undefined
   /** Where adapter, metrics and state go. Without it nothing is written. */
   readonly out?: Directory | undefined
-  /** Goes on with the run in `out`: the result is that of a run which was never stopped. */
+  /** Continues the unfinished run in `out`. The result is the same as without the stop. */
   readonly resume?: boolean | undefined
   /** Replaces the run in `out`. */
   readonly overwrite?: boolean | undefined
   /**
-   * Ends the run after the step under way: it is saved and reported as interrupted. What `overwrite` would replace stays if there was
-   * no step.
+   * Ends the run after the current step. The run is saved and reported as interrupted. If no step was done, `overwrite` replaces nothing.
    */
   readonly signal?: SignalLike | undefined
-  /** Hears what the run does. */
+  /** Functions that are called while the run makes progress. */
   readonly on?: TrainEvents | undefined
 }
 

@@ -42,11 +42,17 @@ export async function checkRunFolder(directory: Directory, use: FolderUse): Prom
   const where = directory.name
   if (use === 'resume') {
     if (await directory.has(STATE_FILE)) return
-    const isFinished = (await readMarker(directory))?.status === 'finished'
+    const marker = await readMarker(directory)
+    const isFinished = marker?.status === 'finished'
+    const isStarted = marker !== undefined
     throw new FileError({
       where,
       what: isFinished ? 'the run in this folder is finished' : 'no run to resume in this folder',
-      hint: isFinished ? 'Overwrite it, or train into another folder' : 'Train without resuming',
+      hint: isFinished
+        ? 'Overwrite it, or train into another folder'
+        : isStarted
+          ? 'Overwrite the run in it, which was stopped before it saved anything'
+          : 'Train without resuming',
     })
   }
   if (files.length === 0) return
@@ -88,7 +94,14 @@ export async function writeMarker(
 
 /** Removes the files of an earlier run, and nothing else. The marker goes last: until then the folder counts as ours. */
 export async function clearRunFolder(directory: Directory): Promise<void> {
+  await removePartialFiles(directory)
   await removeFiles(directory, RUN_FILES)
+}
+
+/** Removes what a killed run was writing: in Node, files get their names when they are complete. */
+export async function removePartialFiles(directory: Directory): Promise<void> {
+  const isPartial = (file: string) => RUN_FILES.some((name) => file.startsWith(`.${name}.`) && file.endsWith('.tmp'))
+  await removeFiles(directory, (await directory.list()).filter(isPartial))
 }
 
 export async function removeFiles(directory: Directory, files: readonly string[]): Promise<void> {

@@ -19,7 +19,15 @@ import { checkFingerprint, fingerprintOf } from './fingerprint.js'
 import { ADAMW_DEFAULTS } from './optimizer.js'
 import { readParameters, writeParameters } from './parameters.js'
 import { peakRssBytes, steadyMedian, type TrainEvents, type TrainReport } from './report.js'
-import { type FolderUse, RunWriter, readMetrics, readState, type StepMetrics, type TrainedFor } from './run-folder.js'
+import {
+  type FolderUse,
+  RunWriter,
+  readMetrics,
+  readState,
+  removePartialFiles,
+  type StepMetrics,
+  type TrainedFor,
+} from './run-folder.js'
 import { learningRates } from './schedule.js'
 import { type SessionParts, TrainingSessions } from './sessions.js'
 
@@ -191,6 +199,7 @@ class Run {
       checkFingerprint(fingerprint, this.#fingerprint, directory.name),
     )
     writeParameters(adapter, this.#names, engine.parameters)
+    await removePartialFiles(directory)
     const metrics = await readMetrics(directory, run.step)
     this.#writer = new RunWriter(directory, 'resume', trainedFor(this.#parts), metrics)
     return { engine, metrics, evalLossBefore: run.evalLossBefore ?? undefined }

@@ -4,31 +4,31 @@ import { BOOLEAN, COUNT, checkArgument, numberKind, type OptionTable, oneOf } fr
 import type { LoraConfigInput } from '../lora/config.js'
 import { learningRates, SCHEDULES, type Schedule } from './schedule.js'
 
-/** How a run trains. Ranges are in the errors of those that are out of them. */
+/** How a run trains. A value out of its range is an error that names the range. */
 export interface TrainSettings {
   /** Passes over the data. Default 1. */
   epochs: number
-  /** Optimizer steps, over as many epochs as it takes; wins over `epochs`. */
+  /** Number of optimizer steps. If given, `epochs` is not used. */
   maxSteps: number | undefined
-  /** Records that run together. Default 8. */
+  /** Records in a batch. Default 8. */
   batchSize: number
   /** Batches per optimizer step. Default 1. */
   gradientAccumulation: number
-  /** Most tokens of a record; longer ones lose their end. Default: the model's context. */
+  /** Longer records are cut to this number of tokens. Default: the model's context. */
   maxLength: number | undefined
-  /** Peak of the schedule. Default 1e-3. */
+  /** Highest learning rate of the schedule. Default 1e-3. */
   learningRate: number
   /** Default cosine. */
   schedule: Schedule
   /** Share of the steps in which the learning rate rises. Default 0.03. */
   warmupRatio: number
-  /** AdamW's, decoupled. Default 0. */
+  /** AdamW's weight decay, decoupled from the gradient. Default 0. */
   weightDecay: number
   /** Gradients whose global norm is larger are scaled down to it; 0: never. Default 1. */
   maxGradNorm: number
   /** Threads of the runtime. Default: its own choice. */
   threads: number | undefined
-  /** Less memory, some percent slower. Default false. */
+  /** Uses less memory; a little slower. Default false. */
   lowMemory: boolean
   /** Save adapter and state every so many steps. Default: at the end and when interrupted. */
   saveEvery: number | undefined
@@ -36,7 +36,7 @@ export interface TrainSettings {
   evaluateEvery: number | undefined
 }
 
-/** What holds where a run is told nothing, in the API and on the command line. */
+/** The defaults of the API and the command line. */
 export const TRAIN_DEFAULTS = Object.freeze({
   epochs: 1,
   maxSteps: undefined,

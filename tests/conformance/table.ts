@@ -28,9 +28,9 @@ export function formatTable(matrix: Matrix, results: ReadonlyMap<Cell, CellResul
 
 <!-- Written by \`npm run conformance\`; a test fails when it is not what the suite gives. -->
 
-Every architecture × every option: adapter folders that PEFT ${peft} saved (transformers ${transformers}, torch ${torch}), with ranks that differ by layer
-and a B that is not zero, read by lowrank and compared with what PEFT counts, computes and merges after loading the same folder. The bases
-have a few kB and random weights. [tests/conformance](../tests/conformance) runs it without Python; [scripts/golden/conformance.py](../scripts/golden/conformance.py) makes the data.
+This table compares lowrank with PEFT ${peft} (transformers ${transformers}, torch ${torch}). Each cell is one option on one architecture. PEFT saved an adapter folder for each cell. Its ranks differ by layer, and its B is not
+zero. PEFT and lowrank both load the folder. The tests compare what they count, compute and merge. The bases are a few kB large and have random weights.
+[tests/conformance](../tests/conformance) runs without Python. [scripts/golden/conformance.py](../scripts/golden/conformance.py) makes the data.
 
 ${results.size} cells: ${count('pass')} conform (✓), ${count('peft-refuses')} are refused by PEFT (P), ${count('lowrank-refuses')} by lowrank (L), ${count('fail')} fail (✗).
 
@@ -48,24 +48,23 @@ ${rows.map(line).join('\n')}
 | bf16, f16 | the same, written in 16 bits | one rounding of a value within ${exponent(TOLERANCES.merge)} |
 | file | the folder saved again | the same bytes; the config’s content |
 
-The ${CHECKS.length} checks run in every cell; with a base and an adapter in 16 bits the merge is compared in that type. Where PEFT runs an adapter and cannot merge it,
-lowrank must refuse to merge it too, and a note has PEFT’s message. Tied embeddings are merged as PEFT does it: with \`tied: 'keep'\`,
-and with \`untie\` where one use has a saved copy.
+All ${CHECKS.length} checks run in every cell. If base and adapter have 16 bits, the merge is compared in that type. Some adapters run in PEFT, but PEFT cannot merge them. lowrank must refuse to merge these too, and a note has PEFT’s
+message. Tied embeddings are merged as in PEFT: with \`tied: 'keep'\`, and with \`untie\` if one use has a saved copy.
 
 ## Where PEFT does something else
 
-[tests/conformance/differences.test.ts](../tests/conformance/differences.test.ts) has both results of each.
+[tests/conformance/differences.test.ts](../tests/conformance/differences.test.ts) has the results of both for each case.
 
 | case | PEFT | lowrank |
 | --- | --- | --- |
 | merging into 16 bits with \`safe_merge\` ([#1388](https://github.com/huggingface/peft/issues/1388), [#2502](https://github.com/huggingface/peft/issues/2502)) | rounds s·B·A, then the sum | rounds once, as PEFT does without \`safe_merge\` |
-| tied embeddings ([#2018](https://github.com/huggingface/peft/issues/2018), [#2777](https://github.com/huggingface/peft/issues/2777)) | a merge changes the other use as well, with a warning | refuses until \`tied\` says \`untie\`, which gives what was trained, or \`keep\`, which is PEFT’s result |
-| \`ensure_weight_tying\` | a merge adds the change that both uses share twice | adds it once, which is what runs |
+| tied embeddings ([#2018](https://github.com/huggingface/peft/issues/2018), [#2777](https://github.com/huggingface/peft/issues/2777)) | a merge also changes the other use, with a warning | refuses, until you choose \`tied\`: \`untie\` gives what was trained, and \`keep\` gives PEFT’s result |
+| \`ensure_weight_tying\` | a merge adds the change that both uses share twice | adds it once, as in a run that is not merged |
 | \`layer_replication\` ([#1707](https://github.com/huggingface/peft/issues/1707)) | a merge adds the changes of all copies to the weight that they share | runs such adapters, and refuses to merge them |
-| \`init_lora_weights\`: pissa | decomposes the base again in float32 whenever it loads the adapter: where singular values are near each other, weights are off by more than 1e-4 of the largest | decomposes in float64; the data of ✓ were made so, too |
-| \`rank_pattern\`, \`alpha_pattern\` in which several keys match | saved sorted: loaded again, another key may come first, and scaling or shapes are others | written in an order that means the same |
-| \`fan_in_fan_out\` of models with Conv1D and Linear layers ([#324](https://github.com/huggingface/peft/issues/324)) | saved as the last adapted module left it; on loading the module’s class counts | the shape of the base’s weight counts |
-| \`bias="all"\` with \`modules_to_save\` | saves those modules’ biases twice, and the base’s besides | reads such files, and writes each bias once |
+| \`init_lora_weights\`: pissa | decomposes the base in float32 each time it loads the adapter. If singular values are close to each other, weights differ by more than 1e-4 of the largest | decomposes in float64. The data of ✓ were made in float64 too |
+| \`rank_pattern\`, \`alpha_pattern\` in which several keys match | saves the keys sorted. After loading, another key may come first and change scaling or shapes | keeps an order with the same meaning |
+| \`fan_in_fan_out\` of models with Conv1D and Linear layers ([#324](https://github.com/huggingface/peft/issues/324)) | saves the value of the last adapted module. On loading, the module’s class decides | the shape of the base’s weight decides |
+| \`bias="all"\` with \`modules_to_save\` | saves the biases of those modules twice, and the base’s biases too | reads such files, and writes each bias once |
 
 ## Notes
 

@@ -162,6 +162,12 @@ describe('Parquet', () => {
     await source.close()
   })
 
+  it('reads a Buffer that is a part of a larger one', async () => {
+    const bytes = readFileSync(goldenPath('data', 'snappy.parquet'))
+    const part = Buffer.concat([Buffer.alloc(16), bytes]).subarray(16)
+    expect(await rowsOf(new MemorySource(part, 'x.parquet'))).toEqual(expected.rows)
+  })
+
   it('refuses a broken file', async () => {
     const bytes = readFileSync(goldenPath('data', 'snappy.parquet'))
     const error = await refusal(file(new Uint8Array(bytes.subarray(0, bytes.length - 9)), 'x.parquet'))

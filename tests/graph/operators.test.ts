@@ -1,4 +1,6 @@
 import { expect, it } from 'vitest'
+import { UnsupportedError } from '../../src/base/errors.js'
+import { checkDifferentiable, gradientPath } from '../../src/graph/gradients/backward.js'
 import { lowerForTraining } from '../../src/graph/lower/lower.js'
 import { Builder } from '../../src/graph/view/builder.js'
 import { labelOf, listByOperator, operatorOf } from '../../src/graph/view/operators.js'
@@ -30,4 +32,35 @@ it('nodes are named, the first few of each operator', () => {
   expect(listByOperator(graph.nodes.map((node) => [operatorOf(node), node]))).toBe(
     'Neg (g/Neg, g/Neg_1:0, g/Neg_2 and 2 more); Add (g/Add)',
   )
+})
+
+it.each(['__proto__', 'toString', 'constructor', 'hasOwnProperty'])(
+  '%s is an operator like others that are not known',
+  (op) => {
+    const graph = emptyGraph(17)
+    const x = addInput(graph, 'x', DataType.FLOAT, [2])
+    const y = new Builder(graph, 'test').op(op, [x])
+    addOutput(graph, y, DataType.FLOAT)
+    lowerForTraining(graph)
+    expect(graph.nodes.map(operatorOf)).toEqual([op])
+    const path = gradientPath(graph, [x], [y])
+    expect(() => checkDifferentiable(path)).toThrow(UnsupportedError)
+    expect(() => checkDifferentiable(path)).toThrow(`no gradient through ${op}`)
+  },
+)
+
+it.each([
+  ['com.microsoft:GroupQueryAttention', { num_heads: 3, kv_num_heads: 2 }],
+  ['com.microsoft:GroupQueryAttention', { num_heads: 4 }],
+  ['com.microsoft:GroupQueryAttention', { num_heads: -4, kv_num_heads: 2 }],
+  ['com.microsoft:MultiHeadAttention', {}],
+  ['com.microsoft:Attention', { num_heads: 0 }],
+  ['Attention', { q_num_heads: 4 }],
+  ['Attention', { q_num_heads: 4, kv_num_heads: 3 }],
+])('%s with heads %o is refused by name', (op, heads) => {
+  const graph = emptyGraph(23)
+  const inputs = ['q', 'k', 'v'].map((name) => addInput(graph, name, DataType.FLOAT, [1, 2, 12]))
+  addOutput(graph, new Builder(graph, 'test').op(op, inputs, heads), DataType.FLOAT)
+  expect(() => lowerForTraining(graph)).toThrow(UnsupportedError)
+  expect(() => lowerForTraining(graph)).toThrow(/ query heads for -?\d+ key heads/)
 })

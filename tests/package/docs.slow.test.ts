@@ -63,7 +63,7 @@ describe('README and the pages of docs/', () => {
 
   it('are all here', () => {
     const pages = readdirSync(join(repository, 'docs')).filter((name) => name.endsWith('.md'))
-    expect(pages.sort()).toEqual([...PAGES, 'conformance'].map((page) => `${page}.md`).sort())
+    expect(pages.sort()).toEqual([...PAGES, 'conformance', 'reliability'].map((page) => `${page}.md`).sort())
   })
 
   it.each(['README', ...PAGES])('%s', { timeout: 300_000 }, (page) => {

@@ -12,6 +12,7 @@ import {
   readMarker,
   readMetrics,
   readState,
+  removePartialFiles,
   STATE_FILE,
   type StepMetrics,
   writeMarker,
@@ -68,13 +69,20 @@ describe('checkRunFolder', () => {
     const directory = new MemoryDirectory({}, 'out')
     await writeMarker(directory, 'unfinished')
     await expect(checkRunFolder(directory, 'new')).rejects.toThrow('Resume or overwrite')
-    await expect(checkRunFolder(directory, 'resume')).rejects.toThrow('no run to resume')
+    await expect(checkRunFolder(directory, 'resume')).rejects.toThrow(/no run to resume.*Overwrite/)
     await writeState(directory, names, engine, run)
     await checkRunFolder(directory, 'resume')
     await checkRunFolder(directory, 'overwrite')
     await directory.remove(STATE_FILE)
     await writeMarker(directory, 'finished')
     await expect(checkRunFolder(directory, 'resume')).rejects.toThrow('finished')
+  })
+
+  it('is free of what a killed run was writing, and of nothing else', async () => {
+    const partial = '.training-state.safetensors.01b02c3ce4ed.tmp'
+    const directory = new MemoryDirectory({ [partial]: '', '.notes.tmp': '', 'notes.txt': '' })
+    await removePartialFiles(directory)
+    expect([...directory.files.keys()]).toEqual(['.notes.tmp', 'notes.txt'])
   })
 
   it('believes no marker of something else', async () => {

@@ -7,7 +7,7 @@ import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
 import type { ShapeMap } from '../shapes/shapes.js'
 import { type Builder, sharedValue, type Value } from '../view/builder.js'
 import { type Graph, implicitInputs } from '../view/graph.js'
-import { listByOperator, operatorOf } from '../view/operators.js'
+import { entryOf, listByOperator, operatorOf } from '../view/operators.js'
 import {
   BROADCASTING,
   GRADIENTS,
@@ -87,9 +87,9 @@ export function checkDifferentiable({ nodes }: GradientPath, custom: Readonly<Cu
   const refused = nodes
     .filter((node) => !custom.has(node.output[0]))
     .map((node) => [operatorOf(node), node] as const)
-    .filter(([operator]) => !(operator in GRADIENTS))
+    .filter(([operator]) => !Object.hasOwn(GRADIENTS, operator))
   if (refused.length === 0) return
-  const hints = new Set(refused.flatMap(([operator]) => HINTS[operator] ?? []))
+  const hints = new Set(refused.flatMap(([operator]) => entryOf(HINTS, operator) ?? []))
   throw new UnsupportedError({
     where: 'training',
     what: `no gradient through ${listByOperator(refused)}`,
@@ -238,7 +238,7 @@ class GradientSums {
 /** What gives the gradient of each of a node's inputs, in that input's shape. */
 function thunksOf(context: PatternContext): ReturnType<GradientRule> {
   const operator = operatorOf(context.node)
-  const thunks = PATTERNS[operator]?.(context) ?? GRADIENTS[operator](context)
+  const thunks = entryOf(PATTERNS, operator)?.(context) ?? GRADIENTS[operator](context)
   if (!BROADCASTING.has(operator)) return thunks
   return thunks.map((thunk, i) => thunk && (() => reduced(context, thunk(), context.inputs[i])))
 }

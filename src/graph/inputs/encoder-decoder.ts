@@ -5,6 +5,7 @@ import { UnsupportedError } from '../../base/errors.js'
 import type { ValueInfoProto } from '../../formats/onnx/gen/onnx_pb.js'
 import type { Feeds, RuntimeTensor, TensorType } from '../../runtime/runtime.js'
 import type { Graph } from '../view/graph.js'
+import { entryOf } from '../view/operators.js'
 import { emptyTensor, isCacheInput } from './cache.js'
 import { dimsOfInput, typeOf } from './roles.js'
 
@@ -20,7 +21,7 @@ const BRANCH = 'use_cache_branch'
  */
 export function completeEncoderDecoderFeeds(graph: Graph, feeds: Feeds): Feeds {
   const states = feeds[HIDDEN_STATES] ?? feeds.input_ids
-  const missing = graph.inputs.filter(({ name }) => feeds[name] === undefined)
+  const missing = graph.inputs.filter(({ name }) => entryOf(feeds, name) === undefined)
   const isFirst = !graph.inputs.some((input) => isCacheInput(input) && feeds[input.name] !== undefined)
   if (states === undefined || missing.length === 0 || !isFirst) return feeds
   const [batch, length] = states.dims

@@ -3,6 +3,7 @@
 import { UnsupportedError } from '../../base/errors.js'
 import type { Feeds } from '../../runtime/runtime.js'
 import type { Graph } from '../view/graph.js'
+import { entryOf } from '../view/operators.js'
 import { type CacheEntry, cacheEntry, emptyTensor, isCacheInput } from './cache.js'
 import { roleFeeds, splitInputs, type TokenBatch } from './roles.js'
 
@@ -47,7 +48,7 @@ export function tokenInputs(graph: Graph): TokenInputs {
  * @throws UnsupportedError when a cache that is left out has an unknown layout
  */
 export function completeTokenFeeds(graph: Graph, feeds: Feeds): Feeds {
-  const isFed = ({ name }: { readonly name: string }) => feeds[name] !== undefined
+  const isFed = ({ name }: { readonly name: string }) => entryOf(feeds, name) !== undefined
   const ids = feeds.input_ids
   if (graph.inputs.every(isFed) || ids?.dims.length !== 2) return feeds
   const [batch, sequence] = ids.dims

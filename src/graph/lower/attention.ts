@@ -93,6 +93,12 @@ function outputsOf({ reads }: LoweringContext, { output, presentKey, presentValu
   return [output, reads(1) ? presentKey() : undefined, reads(2) ? presentValue() : undefined]
 }
 
+/** Refuses numbers of heads that no attention has: each key head serves as many query heads as the others. */
+function checkHeads(context: LoweringContext, heads: number, keyHeads: number): void {
+  if (heads > 0 && keyHeads > 0 && heads % keyHeads === 0) return
+  refuse(context, `it has ${heads} query heads for ${keyHeads} key heads, which is no attention`)
+}
+
 /** A float attribute of which 0 means that it is not set. */
 function setAttribute({ node }: LoweringContext, name: string): number | undefined {
   const value = floatAttribute(node, name, 0)
@@ -113,6 +119,7 @@ const groupQueryAttention: Lowering = (context) => {
   const window = intAttribute(node, 'local_window_size', -1)
   if (window !== -1) refuse(context, `training with local_window_size ${window} is not implemented`)
   if (intAttribute(node, 'smooth_softmax', 0) === 1) refuse(context, 'training with smooth_softmax is not implemented')
+  checkHeads(context, heads, keyHeads)
 
   let [query, key, value] = [first, second, third]
   if (!second) {
@@ -149,6 +156,7 @@ const multiHeadAttention: Lowering = (context) => {
   const { g, node, inputs } = context
   const [first, second, third, bias, padding, attentionBias] = inputs
   const heads = intAttribute(node, 'num_heads', 0)
+  checkHeads(context, heads, heads)
   refuseInputs(context, { 8: 'past_sequence_length', 9: 'cache_indirection' })
   const pick = (x: Value, index: number) => g.op('Gather', [x, g.int(index)], { axis: 3 })
   let [query, key, value] = [first, second, third]
@@ -175,6 +183,7 @@ const projectedAttention: Lowering = (context) => {
   const { g, node, inputs } = context
   const [x, weight, bias, padding, , attentionBias] = inputs
   const heads = intAttribute(node, 'num_heads', 0)
+  checkHeads(context, heads, heads)
   const sizes = intsAttribute(node, 'qkv_hidden_sizes') ?? []
   if (sizes.some((size) => size !== sizes[0]))
     refuse(context, 'training with unequal qkv_hidden_sizes is not implemented')
@@ -233,6 +242,7 @@ const standardAttention: Lowering = (context) => {
       'training with inputs of four axes needs their numbers of heads, which the graph does not tell',
     )
   }
+  checkHeads(context, heads, keyHeads)
   const mask = inputs[3]
   const isSeen = mask ? isTruth(g.graph, mask) : false
   if (isSeen === undefined) return refuse(context, `training needs the type of ${mask}, which the graph does not tell`)

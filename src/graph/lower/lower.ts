@@ -5,7 +5,7 @@ import { UnsupportedError } from '../../base/errors.js'
 import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
 import { Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
-import { operatorOf } from '../view/operators.js'
+import { entryOf, operatorOf } from '../view/operators.js'
 import { ATTENTION } from './attention.js'
 import { describe, type Lowering, type LoweringContext } from './context.js'
 import { FUSED } from './fused.js'
@@ -24,7 +24,7 @@ export function lowerForTraining(graph: Graph, nodes: readonly NodeProto[] = gra
   const sharedValues = new Map<string, Value>()
   const shared: LoweringContext['shared'] = (key, make) => sharedValue(sharedValues, key, make)
   for (const node of [...nodes]) {
-    const lowering = LOWERINGS[operatorOf(node)]
+    const lowering = entryOf(LOWERINGS, operatorOf(node))
     if (lowering === undefined) continue
     try {
       replace(graph, node, lowering, shared)

@@ -6,6 +6,7 @@ import type { NodeProto, TensorProto } from '../../formats/onnx/gen/onnx_pb.js'
 import { dimsOf } from '../../formats/onnx/tensors.js'
 import { floatAttribute, intAttribute, intsAttribute } from '../view/attributes.js'
 import type { Graph } from '../view/graph.js'
+import { entryOf } from '../view/operators.js'
 import { constantWeight, type Linear, nodeScope, parameterModule } from './linears.js'
 
 /** An input of a node that takes a stored tensor, perhaps through Transpose, Cast or Identity. */
@@ -119,7 +120,7 @@ export function biasOf(graph: Graph, { node, d, fused, kind }: Linear): BiasPlac
 }
 
 /** Inputs of fused norms that hold their weight and their bias. */
-const NORMS: Readonly<Record<string, Partial<Record<string, number>>>> = {
+const NORMS: Readonly<Record<string, Readonly<Record<string, number>>>> = {
   LayerNormalization: { weight: 1, bias: 2 },
   SimplifiedLayerNormalization: { weight: 1 },
   RMSNormalization: { weight: 1 },
@@ -143,9 +144,10 @@ export function placesOf(graph: Graph, tensor: string, shape: readonly number[])
   })
   const found = ofModule(scoped, module).flatMap(({ node }) =>
     node.input.flatMap((value, input) => {
-      const isNorm = NORMS[node.opType]?.[member] === input
+      const norm = entryOf(NORMS, node.opType)
+      const isNorm = norm !== undefined && entryOf(norm, member) === input
       const isNamed = storedTensor(graph, value)?.name.endsWith(`.${member}`) ?? false
-      return (isNorm || (NORMS[node.opType] === undefined && isNamed)) && fits(value) ? [{ node, input }] : []
+      return (isNorm || (norm === undefined && isNamed)) && fits(value) ? [{ node, input }] : []
     }),
   )
   const sources = new Set(found.map(({ node, input }) => storedTensor(graph, node.input[input])?.name))

@@ -20,6 +20,11 @@ export function nameOf({ name, output }: NodeProto): string {
 /** How many nodes of an operator a message names. */
 const SHOWN_NODES = 3
 
+/** What a table says of an operator or another name that a file gives, which may be `toString` or `__proto__`. */
+export function entryOf<T>(table: Readonly<Record<string, T>>, name: string): T | undefined {
+  return Object.hasOwn(table, name) ? table[name] : undefined
+}
+
 /** `Op (node, node and 2 more); Other (node)`, in the order in which operators are first met. */
 export function listByOperator(found: Iterable<readonly [operator: string, node: NodeProto]>): string {
   const names = new Map<string, string[]>()

@@ -6,7 +6,7 @@ import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
 import { intAttribute, intsAttribute, makeAttribute } from './attributes.js'
 import { Builder } from './builder.js'
 import { type Graph, subgraphs } from './graph.js'
-import { labelOf } from './operators.js'
+import { entryOf, labelOf } from './operators.js'
 
 /** The oldest operator set that is raised: exporters have not written older ones since 2020. */
 const OLDEST = 11
@@ -48,7 +48,7 @@ export function raiseOpset(graph: Graph): void {
 function raiseNode(graph: Graph, node: NodeProto): void {
   if (node.domain !== '' && node.domain !== 'ai.onnx') return
   const inner = subgraphs(node).flatMap((subgraph) => subgraph.node)
-  const changed = inner.find(({ opType }) => opType in NOW_INPUTS || OVER_FLATTENED.has(opType))
+  const changed = inner.find(({ opType }) => Object.hasOwn(NOW_INPUTS, opType) || OVER_FLATTENED.has(opType))
   if (changed !== undefined) {
     throw new UnsupportedError({
       where: labelOf(node),
@@ -57,7 +57,7 @@ function raiseNode(graph: Graph, node: NodeProto): void {
     })
   }
   const g = new Builder(graph, 'opset')
-  const attributeName = NOW_INPUTS[node.opType]
+  const attributeName = entryOf(NOW_INPUTS, node.opType)
   const values = attributeName === undefined ? undefined : intsAttribute(node, attributeName)
   if (values !== undefined) {
     node.input = [node.input[0], g.int(values)]

@@ -10,8 +10,12 @@ const MAX_INSTRUCTIONS = 200_000
 const MAX_STEPS = 1 << 20
 /** The same with back-references, where a step costs more. */
 const MAX_REFERENCE_STEPS = 1 << 17
-/** Steps for all texts: a list of 1000 full names on 500 names. */
-const MAX_TOTAL_STEPS = 1 << 28
+/** Steps for all texts and all expressions of a config: a list of 1000 full names on 1000 names needs less. */
+const MAX_TOTAL_STEPS = 1 << 26
+/** A larger table of places is kept as a set. */
+const MAX_TABLE_BITS = 1 << 25
+/** To clear so many bytes takes about as long as a step. */
+const BYTES_PER_STEP = 256
 
 /** What matchers that share it have taken together. */
 export interface StepCount {
@@ -63,7 +67,6 @@ export class Matcher {
    */
   matchEnd(text: string, accepts: (end: number, length: number) => boolean): number | undefined {
     const codes = Array.from(text, (character) => character.codePointAt(0)!)
-    if (this.#total.steps > MAX_TOTAL_STEPS) throw new ExpressionError('it takes too long to match so many names')
     return new Run(codes, this.#hasReferences, this.#total).match(this.#program, 0, (end) => accepts(end, codes.length))
       ?.at
   }
@@ -165,14 +168,45 @@ interface Thread {
   slots: Slots
 }
 
+/** A set of places. */
+interface Places {
+  /** Whether the place is new; then it is added. */
+  add(place: number): boolean
+}
+
+class TableOfPlaces implements Places {
+  readonly #bits: Uint8Array
+
+  constructor(byteLength: number) {
+    this.#bits = new Uint8Array(byteLength)
+  }
+
+  add(place: number): boolean {
+    const [at, bit] = [place >> 3, 1 << (place & 7)]
+    if ((this.#bits[at] & bit) !== 0) return false
+    this.#bits[at] |= bit
+    return true
+  }
+}
+
+class SetOfPlaces implements Places {
+  readonly #places = new Set<number>()
+
+  add(place: number): boolean {
+    const { size } = this.#places
+    return this.#places.add(place).size > size
+  }
+}
+
 /** One program on its way through a text. */
 interface Search {
   readonly program: readonly Instruction[]
   readonly accepts: (end: number) => boolean
-  /** What is left to try, the last first. */
-  readonly stack: Thread[]
+  /** What is left to try, the last first: its slots, and its places in program and text, which as objects would cost more. */
+  readonly slots: Slots[]
+  readonly places: number[]
   /** Splits that were tried, or are being tried, by place in program and text; only without back-references. */
-  readonly seen: Set<number>
+  readonly seen: Places
 }
 
 /** One text being matched. */
@@ -195,19 +229,39 @@ class Run {
     accepts: (end: number) => boolean,
     slots: Slots = new Map(),
   ): Readonly<Thread> | undefined {
-    const search: Search = { program, accepts, stack: [{ pc: 0, at: start, slots }], seen: new Set() }
-    for (let thread = search.stack.pop(); thread !== undefined; thread = search.stack.pop()) {
+    const seen = this.#places(program)
+    const search: Search = { program, accepts, slots: [], places: [], seen }
+    const thread: Thread = { pc: 0, at: start, slots }
+    for (;;) {
       if (this.#follow(thread, search)) return thread
+      const next = search.slots.pop()
+      if (next === undefined) return undefined
+      thread.slots = next
+      thread.at = search.places.pop()!
+      thread.pc = search.places.pop()!
     }
-    return undefined
+  }
+
+  #places(program: readonly Instruction[]): Places {
+    const bits = program.length * (this.#text.length + 1)
+    if (this.#hasReferences || bits > MAX_TABLE_BITS) return new SetOfPlaces()
+    const byteLength = Math.ceil(bits / 8)
+    this.#count(Math.ceil(byteLength / BYTES_PER_STEP))
+    return new TableOfPlaces(byteLength)
+  }
+
+  #count(steps: number): void {
+    this.#steps += steps
+    this.#total.steps += steps
+    if (this.#steps > (this.#hasReferences ? MAX_REFERENCE_STEPS : MAX_STEPS))
+      throw new ExpressionError('it takes too long to match')
+    if (this.#total.steps > MAX_TOTAL_STEPS) throw new ExpressionError('it takes too long to match so many names')
   }
 
   /** Runs a thread to its end, and says whether that is a match. */
   #follow(thread: Thread, search: Search): boolean {
     for (;;) {
-      this.#total.steps++
-      if (++this.#steps > (this.#hasReferences ? MAX_REFERENCE_STEPS : MAX_STEPS))
-        throw new ExpressionError('it takes too long to match')
+      this.#count(1)
       const instruction = search.program[thread.pc]
       if (instruction.op === 'end') return search.accepts(thread.at)
       const goesOn =
@@ -217,13 +271,11 @@ class Run {
   }
 
   /** Takes the first way and leaves the second for later. */
-  #split({ first, second, exit }: Instruction & { op: 'split' }, thread: Thread, { stack, seen }: Search): boolean {
+  #split({ first, second, exit }: Instruction & { op: 'split' }, thread: Thread, search: Search): boolean {
     const { pc, at } = thread
     if (!this.#hasReferences) {
       // Whatever follows from here was tried, or is being tried: a loop that takes nothing ends here too.
-      const place = pc * (this.#text.length + 1) + at
-      if (seen.has(place)) return false
-      seen.add(place)
+      if (!search.seen.add(pc * (this.#text.length + 1) + at)) return false
     } else if (exit !== undefined) {
       if (thread.slots.get(-pc) === at) {
         // A round that took nothing is the last.
@@ -232,7 +284,18 @@ class Run {
       }
       thread.slots = new Map(thread.slots).set(-pc, at)
     }
-    if (first !== second) stack.push({ pc: second, at, slots: thread.slots })
+    if (first === second) {
+      thread.pc = first
+      return true
+    }
+    const next = search.program[first]
+    if (next.op === 'character' && (at === this.#text.length || !next.test(this.#text[at]))) {
+      // The first way ends at once: most options of a long list do.
+      thread.pc = second
+      return true
+    }
+    search.places.push(second, at)
+    search.slots.push(thread.slots)
     thread.pc = first
     return true
   }

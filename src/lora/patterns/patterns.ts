@@ -23,8 +23,8 @@ interface Pattern {
  * @param where names the option in errors.
  * @throws ConfigError when Python could not compile it, or it has something that is not supported.
  */
-export function fullMatch(pattern: string, where: string): Pattern {
-  const matcher = compile(pattern, where)
+export function fullMatch(pattern: string, where: string, total?: StepCount): Pattern {
+  const matcher = compile(pattern, where, undefined, total)
   return { test: (name) => attemptMatch(() => matcher.test(name), pattern, where) }
 }
 
@@ -122,22 +122,27 @@ export function isAllLinear(targetModules: readonly string[] | string): boolean 
 /**
  * A test of module names against a config's rules; with `all-linear` every name passes that is not excluded.
  *
+ * @param total of matchers that may take so many steps together
  * @throws ConfigError when an expression does not compile; the test throws it when matching takes too long
  */
-export function targetMatcher(rules: TargetRules): (moduleName: string) => boolean {
+export function targetMatcher(rules: TargetRules, total: StepCount = { steps: 0 }): (moduleName: string) => boolean {
   const { targetModules, excludeModules = [] } = rules
-  const isExcluded = nameMatcher(excludeModules, 'excludeModules')
+  const isExcluded = nameMatcher(excludeModules, 'excludeModules', total)
   if (isAllLinear(targetModules)) return (name) => !isExcluded(name)
-  const isTarget = nameMatcher(targetModules, 'targetModules')
+  const isTarget = nameMatcher(targetModules, 'targetModules', total)
   if (typeof targetModules === 'string') return (name) => isTarget(name) && !isExcluded(name)
-  const isInLayers = layerMatcher(rules)
+  const isInLayers = layerMatcher(rules, total)
   return (name) => isTarget(name) && !isExcluded(name) && (targetModules.includes(name) || isInLayers(name))
 }
 
 /** A list: the name itself or its end after a dot. A string: an expression for the whole name. */
-function nameMatcher(names: readonly string[] | string, where: string): (moduleName: string) => boolean {
+function nameMatcher(
+  names: readonly string[] | string,
+  where: string,
+  total: StepCount,
+): (moduleName: string) => boolean {
   if (typeof names === 'string') {
-    const expression = fullMatch(names, where)
+    const expression = fullMatch(names, where, total)
     return (name) => names !== '' && expression.test(name)
   }
   const entries = new Set(names)
@@ -151,7 +156,10 @@ export function endsOf(name: string): string[] {
   return ends
 }
 
-function layerMatcher({ layersToTransform = [], layersPattern = [] }: TargetRules): (moduleName: string) => boolean {
+function layerMatcher(
+  { layersToTransform = [], layersPattern = [] }: TargetRules,
+  total: StepCount,
+): (moduleName: string) => boolean {
   const indexes = typeof layersToTransform === 'number' ? [layersToTransform] : layersToTransform
   if (indexes.length === 0) return () => true
   const containers = [layersPattern].flat().filter((pattern) => pattern !== '')
@@ -159,7 +167,7 @@ function layerMatcher({ layersToTransform = [], layersPattern = [] }: TargetRule
   const finders =
     containers.length === 0
       ? [(name: string) => /^.*?\.[^.]*\.(\d+)\./.exec(name)?.[1]]
-      : containers.map((container) => indexFinder(container))
+      : containers.map((container) => indexFinder(container, total))
   return (name) => {
     const index = finders.map((find) => find(name)).find((found) => found !== undefined)
     return index !== undefined && indexes.includes(Number(index))
@@ -167,8 +175,8 @@ function layerMatcher({ layersToTransform = [], layersPattern = [] }: TargetRule
 }
 
 /** PEFT's `re.match("(?:^|.*?\.)PATTERN\.(\d+)\.", modulePath)`: the number. */
-function indexFinder(pattern: string): (moduleName: string) => string | undefined {
-  const matcher = compile(pattern, 'layersPattern', LAYERS_PREFIX)
+function indexFinder(pattern: string, total: StepCount): (moduleName: string) => string | undefined {
+  const matcher = compile(pattern, 'layersPattern', LAYERS_PREFIX, total)
   return (name) => {
     const characters = Array.from(name)
     const indexAt = (end: number) => /^\.(\d+)\./.exec(characters.slice(end).join(''))?.[1]

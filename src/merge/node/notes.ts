@@ -28,6 +28,21 @@ export interface ShardNote {
   squares: Record<string, [base: number, delta: number]>
 }
 
+/** Of a note's content; undefined for what is none. The checksums inside tell of damaged files, not of a damaged note. */
+export function parseShardNote(content: Record<string, unknown>): ShardNote | undefined {
+  const { checksum, baseChecksum, base, squares } = content
+  const isNote =
+    typeof checksum === 'string' &&
+    (baseChecksum === null || typeof baseChecksum === 'string') &&
+    isRecordOf(base, (state) => typeof state === 'string') &&
+    isRecordOf(squares, (pair) => Array.isArray(pair) && pair.length === 2 && pair.every(Number.isFinite))
+  return isNote ? (content as unknown as ShardNote) : undefined
+}
+
+function isRecordOf(value: unknown, isMember: (member: unknown) => boolean): boolean {
+  return typeof value === 'object' && value !== null && Object.values(value).every(isMember)
+}
+
 /**
  * Of the options' effects, the base's headers and all of the adapters. The base's weights are not in it: notes say what was read
  * of them. Where files lie and when they were written does not count, so that jobs on several machines agree.

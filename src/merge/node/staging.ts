@@ -11,7 +11,7 @@ import { LowrankError, MismatchError } from '../../base/errors.js'
 import { fileError, makeFolders, NodeDirectory, syncFolder } from '../../io/node/files.js'
 import { RECORD_FILE } from '../plan/companions.js'
 import type { OutputShard } from '../plan/layout.js'
-import { checksumOfFile, type ShardNote } from './notes.js'
+import { checksumOfFile, parseShardNote, type ShardNote } from './notes.js'
 import { isOwned, Owner } from './owners.js'
 import type { OutputPlace } from './place.js'
 import { nameOnce, removeStaging, replaceFolder, restoreOld } from './publish.js'
@@ -187,17 +187,18 @@ export class Staging {
 
   /** The note of a shard that is there, whole, unchanged and of this plan; undefined when it has to be made again. */
   async verified(shard: OutputShard): Promise<ShardNote | undefined> {
-    const note = await readNote(this.#folder, `${shard.path}.json`)
-    if (note === undefined || note.plan !== this.#options.planHash) return undefined
+    const content = (await readNote(this.#folder, `${shard.path}.json`)) ?? {}
+    const note = content.plan === this.#options.planHash ? parseShardNote(content) : undefined
+    if (note === undefined) return undefined
     // A merge that was killed while it published has given some their last names.
-    for (const file of [note.file, shard.path]) {
+    for (const file of [content.file, shard.path]) {
       if (typeof file !== 'string' || !isNameOf(file, shard.path)) continue
       const status = await stat(this.#pathOf(file)).catch(() => undefined)
       if (status?.size !== shard.byteLength) continue
       if ((await checksumOfFile(shard, this.#pathOf(file))) !== note.checksum) continue
       this.#files.set(shard.path, file)
       this.#noted.add(shard.path)
-      return note as unknown as ShardNote
+      return note
     }
     return undefined
   }

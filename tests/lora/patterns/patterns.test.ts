@@ -102,3 +102,12 @@ test('a table’s expressions have a number of steps together, a name asked for 
   total.steps = 2 ** 29
   expect(() => table.find('v')).toThrow(/too long to match so many names/)
 })
+
+test('the expressions of one config have a number of steps together, and the error names the one that went over', () => {
+  const total = { steps: 0 }
+  const isMatch = targetMatcher({ targetModules: '.*proj', excludeModules: '.*lm.*' }, total)
+  expect(isMatch('layers.0.q_proj')).toBe(true)
+  expect(total.steps).toBeGreaterThan(0)
+  total.steps = 2 ** 29
+  expect(() => isMatch('layers.1.q_proj')).toThrow(/targetModules: .*too long to match so many names; got \.\*proj/)
+})

@@ -113,6 +113,20 @@ describe('resuming', () => {
     await merge.expectFresh()
   })
 
+  it.each([
+    ['squares', 1],
+    ['squares', { 'a_proj.weight': 1 }],
+    ['base', null],
+    ['baseChecksum', 0],
+  ])('makes a file again whose note has another %s: %j', async (member, value) => {
+    const merge = await interrupted()
+    const note = path.join(merge.partial, '.merge', `${nameOf(1)}.json`)
+    await writeFile(note, JSON.stringify({ ...JSON.parse(await readFile(note, 'utf8')), [member]: value }))
+    await merge.run({ resume: true })
+    expect(await merge.kept()).toEqual([2, 3])
+    await merge.expectFresh()
+  })
+
   it('refuses an adapter with one other bit', async () => {
     const merge = await interrupted()
     await flip(path.join(merge.adapter, 'adapter_model.safetensors'), 5001)

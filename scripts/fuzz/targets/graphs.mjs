@@ -1,0 +1,87 @@
+// ONNX graphs: changed bytes for the reader, changed trees for lowering, the graph of the loss and the plan of a merge; config.json.
+
+import { fromBinary, toBinary } from '@bufbuild/protobuf'
+import { MemoryDirectory } from '../../../dist/base/bytes.js'
+import { LowrankError } from '../../../dist/base/errors.js'
+import { ModelProtoSchema } from '../../../dist/formats/onnx/gen/onnx_pb.js'
+import { loadOnnx } from '../../../dist/formats/onnx/model.js'
+import { lowerForTraining } from '../../../dist/graph/lower/lower.js'
+import { loadModel } from '../../../dist/graph/model-folder.js'
+import { buildLossGraph } from '../../../dist/graph/training/training-graph.js'
+import { Graph } from '../../../dist/graph/view/graph.js'
+import { planOnnxMerge } from '../../../dist/merge/onnx/plan.js'
+import { loadAdapter } from '../../../dist/peft/adapter-folder.js'
+import { causalLm } from '../../../dist/tasks/causal-lm.js'
+import { filesLike, folder, read } from '../inputs.mjs'
+import { mutateBytes, mutateJson, mutateTree } from '../mutate.mjs'
+
+const MODELS = 'tests/golden/models'
+const TRAINED = ['llama-optimum', 'llama-genai', 'llama-genai-rotary', 'llama-dynamo', 'qwen2-optimum', 'gpt2-optimum']
+
+/** Protobuf with changed values; a value that the format cannot hold is another draw. */
+function mutateModel(random, bytes) {
+  for (;;) {
+    const model = fromBinary(ModelProtoSchema, bytes)
+    try {
+      return Buffer.from(toBinary(ModelProtoSchema, mutateTree(random, model, { isTyped: true })))
+    } catch {}
+  }
+}
+
+async function checkGraph(bytes, name) {
+  const files = Object.entries(folder(`${MODELS}/${name}/onnx`))
+  const data = Object.fromEntries(files.map(([file, content]) => [`onnx/${file}`, content]))
+  const load = () => loadOnnx(new MemoryDirectory({ ...data, 'onnx/model.onnx': bytes }), 'onnx/model.onnx')
+  const adapter = await loadAdapter(new MemoryDirectory(folder(`${MODELS}/${name}/golden/adapter-init`)))
+  const layers = adapter.parts('linear').map(({ name, d, k, rank, scaling }) => ({ name, d, k, rank, scaling }))
+  const uses = [
+    (onnx) => lowerForTraining(new Graph(onnx.proto)),
+    (onnx) => buildLossGraph(onnx, causalLm.open({ onnx, padTokenId: 0 }, []), { layers }),
+    (onnx) => planOnnxMerge(onnx, [{ adapter, weight: 1 }]),
+  ]
+  let refusal
+  for (const use of uses) {
+    try {
+      await use(await load())
+    } catch (error) {
+      if (!(error instanceof LowrankError)) throw error
+      refusal = error
+    }
+  }
+  if (refusal !== undefined) throw refusal
+}
+
+export const targets = [
+  {
+    name: 'onnx-bytes',
+    seeds: () => filesLike(/\.onnx$/),
+    make: read,
+    mutate: (random, bytes) => mutateBytes(random, bytes, { isHead: true }),
+    async check(bytes) {
+      const { proto } = await loadOnnx(new MemoryDirectory({ 'model.onnx': bytes }), 'model.onnx')
+      lowerForTraining(new Graph(proto))
+    },
+  },
+  {
+    name: 'onnx-graph',
+    seeds: () => TRAINED,
+    make: (name) => read(`${MODELS}/${name}/onnx/model.onnx`),
+    mutate: mutateModel,
+    check: checkGraph,
+  },
+  {
+    name: 'model-config',
+    seeds: () => ['llama-genai', 'llama-genai-rotary'],
+    make: (name) => read(`${MODELS}/${name}/config.json`),
+    mutate: mutateJson,
+    async check(bytes, name) {
+      const model = `${MODELS}/${name}`
+      const graph = folder(`${model}/onnx`)
+      const onnx = Object.fromEntries(Object.entries(graph).map(([file, content]) => [`onnx/${file}`, content]))
+      const directory = new MemoryDirectory({ ...folder(model), ...onnx, 'config.json': bytes })
+      const loaded = await loadModel(directory, { runtime: { module: {} } })
+      causalLm.check(loaded)
+      await loaded.close()
+    },
+  },
+]

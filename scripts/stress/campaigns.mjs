@@ -1,0 +1,103 @@
+// The campaigns: each runs once in an empty folder with random choices of its own, and throws when a promise is broken.
+
+import { existsSync, readdirSync } from 'node:fs'
+import { join } from 'node:path'
+import { contents, expectRefusal, expectSame, expectSuccess, mergeTo, run, start, trainTo } from './commands.mjs'
+
+const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms))
+
+/** What undisturbed commands make, and how long they take: run once. */
+const undisturbed = new Map()
+async function expectedOf(name, command, folder, options) {
+  if (!undisturbed.has(name)) {
+    const out = join(folder, 'undisturbed')
+    const before = performance.now()
+    expectSuccess(await run(command(out), options))
+    undisturbed.set(name, { files: contents(out), ms: performance.now() - before })
+  }
+  return undisturbed.get(name)
+}
+
+/** Only the result may be there. */
+function expectOnly(folder, name) {
+  const found = readdirSync(folder).filter((entry) => entry !== 'undisturbed')
+  if (found.join() !== name) throw new Error(`left behind: ${found.join(', ')}; expected ${name}`)
+}
+
+/** Continues what is there, or begins anew. */
+async function completed(command, out) {
+  const resumed = await run(command(out, '--resume'))
+  return resumed.stderr.includes('no run to resume') ? run(command(out, '--overwrite')) : resumed
+}
+
+/** SIGKILL at random moments, up to three times; then the same command, to the end. */
+async function killed({ folder, random }, name, command, again = []) {
+  const { files, ms } = await expectedOf(name, command, folder, { slowly: true })
+  const out = join(folder, 'out')
+  let isDone = false
+  let more = again
+  for (let kills = 1 + random.below(3); kills > 0 && !isDone; kills--) {
+    const { child, ended } = start(command(out, ...more), { slowly: true })
+    await Promise.race([sleep(ms * (0.2 + random.next() * 0.8)), ended])
+    child.kill('SIGKILL')
+    const { code, signal, stderr } = await ended
+    isDone = code === 0
+    // A training that was killed before its first save begins anew.
+    more = stderr.includes('no run to resume') ? ['--overwrite'] : again
+    if (!isDone && signal !== 'SIGKILL' && more === again) throw new Error(`ended with ${signal ?? code}: ${stderr}`)
+  }
+  // Killed after the result got its name: it is whole, and the same command refuses to replace it.
+  const last = isDone ? undefined : await (again.length > 0 ? completed(command, out) : run(command(out)))
+  if (last !== undefined && last.code !== 0) {
+    expectRefusal(last)
+    if (!/already|finished|exists/.test(last.stderr)) throw new Error(last.stderr)
+  }
+  expectSame(out, files)
+  expectOnly(folder, 'out')
+}
+
+const CODES = ['ENOSPC', 'EMFILE', 'EIO']
+
+/** A call of the file system fails; then the command runs again. */
+async function faulty({ folder, random }, name, command, calls) {
+  const { files } = await expectedOf(name, command, folder)
+  const out = join(folder, 'out')
+  const fault = `${random.pick(CODES)} ${1 + random.below(calls)} ${folder}`
+  const first = await run(command(out), { fault })
+  try {
+    if (first.code !== 0) expectRefusal(first)
+    if (first.code !== 0 && name === 'merge' && existsSync(out)) expectSame(out, files)
+    const second = existsSync(out) && name === 'merge' ? undefined : await completed(command, out)
+    if (first.code !== 0 && second !== undefined) expectSuccess(second)
+    expectSame(out, files)
+    expectOnly(folder, 'out')
+  } catch (error) {
+    throw new Error(`${fault}: ${error.message}; the first run: ${first.stderr}`)
+  }
+}
+
+async function twoMerges({ folder, random }) {
+  const { files, ms } = await expectedOf('merge', mergeTo, folder)
+  const out = join(folder, 'out')
+  const options = { slowly: random.below(2) === 0 }
+  const first = run(mergeTo(out), options)
+  await sleep(random.next() * ms)
+  const results = await Promise.all([first, run(mergeTo(out), options)])
+  for (const result of results) if (result.code !== 0) expectRefusal(result)
+  // Both may have lost: then the next one finds what it needs.
+  if (results.every(({ code }) => code !== 0)) expectSuccess(await run(mergeTo(out)))
+  expectSame(out, files)
+  expectOnly(folder, 'out')
+}
+
+export const campaigns = [
+  ['merge killed, then --resume', (context) => killed(context, 'merge', mergeTo, ['--resume'])],
+  ['merge killed, then again', (context) => killed(context, 'merge', mergeTo)],
+  ['train killed, then --resume', (context) => killed(context, 'train', trainTo, ['--resume'])],
+  ['two merges at once', twoMerges],
+  ['merge with a failing call', (context) => faulty(context, 'merge', mergeTo, 120)],
+  ['train with a failing call', (context) => faulty(context, 'train', trainTo, 80)],
+]
+
+/** Campaigns with a failure that is known and open, and the reason. docs/reliability.md names them too. */
+export const EXCLUDED = new Map([])

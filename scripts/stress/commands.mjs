@@ -1,0 +1,75 @@
+// The commands that campaigns run, and what they compare.
+
+import { spawn } from 'node:child_process'
+import { readdirSync, readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+
+export const root = fileURLToPath(new URL('../../', import.meta.url))
+const golden = (path) => join(root, 'tests/golden', path)
+const binary = join(root, 'dist/cli/main.js')
+const preload = (name) => ['--import', new URL(`${name}.mjs`, import.meta.url).href]
+
+const DATA = join(root, 'models/data/whaling.eval.jsonl')
+
+export const mergeTo = (out, ...more) => [
+  ...['merge', '--base', golden('merge/llama/base'), '--adapter', golden('merge/llama/adapter'), '--out', out],
+  ...['--max-shard-size', '20KB', '--threads', '2', ...more],
+]
+
+export const trainTo = (out, ...more) => [
+  ...['train', '--model', golden('models/llama-optimum'), '--data', DATA, '--out', out, '--rank', '2'],
+  ...['--max-steps', '10', '--save-every', '2', '--batch-size', '2', '--max-length', '24', '--threads', '1', ...more],
+]
+
+/**
+ * Starts lowrank.
+ *
+ * @param slowly whether writes, renames and removals take their time
+ * @param fault `code n folder`: the n-th call fails
+ */
+export function start(args, { slowly = false, fault } = {}) {
+  const loaded = [...(slowly ? preload('slow-calls') : []), ...(fault === undefined ? [] : preload('fail-call'))]
+  const env = { ...process.env, ...(fault === undefined ? {} : { FAIL_CALL: fault }) }
+  const child = spawn(process.execPath, [...loaded, binary, ...args], { env, stdio: ['ignore', 'ignore', 'pipe'] })
+  let stderr = ''
+  child.stderr.on('data', (text) => (stderr += text))
+  const hang = setTimeout(() => child.kill('SIGABRT'), 120_000)
+  const ended = new Promise((resolve) => {
+    child.on('close', (code, signal) => {
+      clearTimeout(hang)
+      resolve({ code, signal, stderr })
+    })
+  })
+  return { child, ended }
+}
+
+export const run = (args, options) => start(args, options).ended
+
+/** Files that record when and how long something ran. */
+const RECORDS = new Set(['lowrank-merge.json', 'metrics.jsonl', 'lowrank-train.json', 'README.md'])
+
+/** Contents of a folder but for the records, by path. */
+export function contents(folder) {
+  const entries = readdirSync(folder, { recursive: true, withFileTypes: true }).filter((entry) => entry.isFile())
+  const kept = entries.filter(({ name }) => !RECORDS.has(name)).map(({ parentPath, name }) => join(parentPath, name))
+  return new Map(kept.map((path) => [path.slice(folder.length + 1), readFileSync(path)]).sort())
+}
+
+/** Throws where a folder differs from what an undisturbed run made. */
+export function expectSame(folder, expected) {
+  const found = contents(folder)
+  const [names, wanted] = [[...found.keys()].join(), [...expected.keys()].join()]
+  if (names !== wanted) throw new Error(`files: ${names}; expected ${wanted}`)
+  for (const [name, bytes] of expected) if (!found.get(name).equals(bytes)) throw new Error(`${name} has other bytes`)
+}
+
+/** Throws where a command failed in another way than with a message of its own. */
+export function expectRefusal({ code, signal, stderr }) {
+  if (signal !== null || code === 0 || code === null) throw new Error(`ended with ${signal ?? code}: ${stderr}`)
+  if (!/^error: /m.test(stderr) || /^ {4}at /m.test(stderr)) throw new Error(`not an error of lowrank: ${stderr}`)
+}
+
+export function expectSuccess({ code, signal, stderr }) {
+  if (code !== 0) throw new Error(`ended with ${signal ?? code}: ${stderr}`)
+}

@@ -1,0 +1,67 @@
+// Disturbs merges, trainings and sessions: kills, rivals, failing calls of the file system, adapters that come and go.
+//   npm run stress [-- --seconds N] [--only TEXT] [--seed S]
+// Each campaign gets its turn until the time is over; what it leaves of a failure is kept in out/stress/.
+
+import { execFileSync } from 'node:child_process'
+import { cpSync, mkdirSync, mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { parseArgs } from 'node:util'
+import { randomFrom } from '../fuzz/random.mjs'
+import { campaigns, EXCLUDED } from './campaigns.mjs'
+import { root } from './commands.mjs'
+
+const { values } = parseArgs({
+  options: { seconds: { type: 'string', default: '90' }, only: { type: 'string' }, seed: { type: 'string' } },
+})
+const seconds = Number(values.seconds)
+const firstSeed = Number(values.seed ?? Date.now() % 2 ** 31)
+const isChosen = (name) => (values.only === undefined ? !EXCLUDED.has(name) : name.includes(values.only))
+const chosen = campaigns.filter(([name]) => isChosen(name))
+if (!(seconds > 0)) throw new Error('--seconds is a number')
+for (const [name, reason] of EXCLUDED) if (!isChosen(name)) console.log(`left out: ${name}: ${reason}`)
+
+const began = performance.now()
+const elapsed = () => (performance.now() - began) / 1000
+const counts = new Map(chosen.map(([name]) => [name, 0]))
+let failures = 0
+let turns = 0
+console.log(`stress: seed ${firstSeed}`)
+
+// A tenth of the time, and 10,000 runs at most.
+const sessions = fileURLToPath(new URL('sessions.mjs', import.meta.url))
+if (isChosen('sessions')) {
+  try {
+    const told = execFileSync(process.execPath, [sessions, String(Math.max(5, seconds / 10)), '10000'], {
+      encoding: 'utf8',
+    })
+    console.log(`  sessions: ${told.trim()}`)
+  } catch (error) {
+    failures++
+    console.log(`failure: sessions: ${error.message}`)
+  }
+}
+
+for (let seed = firstSeed; elapsed() < seconds && chosen.length > 0; seed++) {
+  for (const [name, campaign] of chosen) {
+    if (elapsed() >= seconds) break
+    const folder = mkdtempSync(join(tmpdir(), 'lowrank-stress-'))
+    try {
+      await campaign({ folder, random: randomFrom(`${name} ${seed}`) })
+    } catch (error) {
+      failures++
+      const kept = join(root, 'out', 'stress', `${name.replaceAll(/\W+/g, '-')}-${seed}`)
+      mkdirSync(kept, { recursive: true })
+      cpSync(folder, kept, { recursive: true })
+      console.log(`failure: --only '${name}' --seed ${seed}\n  ${error.message}\n  kept: ${kept}`)
+    } finally {
+      rmSync(folder, { recursive: true, force: true })
+    }
+    counts.set(name, counts.get(name) + 1)
+    turns++
+  }
+}
+for (const [name, count] of counts) console.log(`  ${name}: ${count} times`)
+console.log(`stress: ${turns} disturbed runs, ${elapsed().toFixed(0)} seconds, ${failures} failures`)
+process.exitCode = failures === 0 ? 0 : 1
