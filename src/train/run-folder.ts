@@ -16,17 +16,12 @@ export const STATE_FILE = 'training-state.safetensors'
 /** All that a run writes, and all that overwriting removes. */
 const RUN_FILES = ['adapter_config.json', 'adapter_model.safetensors', METRICS_FILE, STATE_FILE, MARKER_FILE]
 
-export interface Marker extends TrainedFor {
+export interface Marker {
   version: 1
   kind: 'training run'
   status: 'unfinished' | 'finished'
-}
-
-/** What a run trains, which the adapter's own files do not tell. */
-export interface TrainedFor {
+  /** What was trained, which the adapter's own files do not tell. */
   task?: string
-  /** What the logits mean, in their order. */
-  labels?: readonly string[]
 }
 
 /** What a run may do with what is in its folder already. */
@@ -84,12 +79,8 @@ export async function readMarker(directory: Directory): Promise<Marker | undefin
   return value?.version === 1 && value.kind === 'training run' ? (value as Marker) : undefined
 }
 
-export async function writeMarker(
-  directory: Directory,
-  status: Marker['status'],
-  about: TrainedFor = {},
-): Promise<void> {
-  const marker: Marker = { version: 1, kind: 'training run', status, ...about }
+export async function writeMarker(directory: Directory, status: Marker['status'], task?: string): Promise<void> {
+  const marker: Marker = { version: 1, kind: 'training run', status, ...(task !== undefined && { task }) }
   await writeFile(directory, MARKER_FILE, `${JSON.stringify(marker, null, 2)}\n`)
 }
 
@@ -269,7 +260,7 @@ const METRICS_INTERVAL_MS = 2000
 export class RunWriter {
   readonly #directory: Directory | undefined
   readonly #use: FolderUse
-  readonly #about: TrainedFor
+  readonly #task: string
   readonly #metrics: StepMetrics[]
   /** Whether the marker is there and belongs to this run. */
   #isBegun: boolean
@@ -280,8 +271,8 @@ export class RunWriter {
   #metricsAt = Number.NEGATIVE_INFINITY
 
   /** @param metrics of the steps before a resume */
-  constructor(directory: Directory | undefined, use: FolderUse, about: TrainedFor, metrics: readonly StepMetrics[]) {
-    this.#about = about
+  constructor(directory: Directory | undefined, use: FolderUse, task: string, metrics: readonly StepMetrics[]) {
+    this.#task = task
     this.#directory = directory
     this.#use = use
     this.#metrics = [...metrics]
@@ -317,7 +308,7 @@ export class RunWriter {
   /** Marks the run, which has been saved, as finished, and drops its state. */
   async finish(): Promise<void> {
     if (this.#directory === undefined) return
-    await writeMarker(this.#directory, 'finished', this.#about)
+    await writeMarker(this.#directory, 'finished', this.#task)
     await removeFiles(this.#directory, [STATE_FILE])
   }
 
@@ -330,7 +321,7 @@ export class RunWriter {
     if (!this.#isBegun) {
       if (this.#use === 'overwrite') await clearRunFolder(directory)
       else await removePartialFiles(directory)
-      await writeMarker(directory, 'unfinished', this.#about)
+      await writeMarker(directory, 'unfinished', this.#task)
       this.#isBegun = true
     }
     if (this.#writtenLines === undefined || directory.append === undefined) {

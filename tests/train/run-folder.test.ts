@@ -95,7 +95,7 @@ describe('checkRunFolder', () => {
       await expect(checkRunFolder(directory, 'resume')).rejects.toThrow('Train without resuming')
       for (const use of ['new', 'overwrite'] as const) {
         directory.files.set(partial, new Uint8Array())
-        const writer = new RunWriter(directory, use, {}, [])
+        const writer = new RunWriter(directory, use, 'causal-lm', [])
         await writer.add(line(1))
         await writer.save(adapter())
         const adapterFiles = ['adapter_config.json', 'adapter_model.safetensors']
@@ -176,7 +176,7 @@ describe('RunWriter', () => {
 
   it('writes all of a run, and drops the state when it is finished', async () => {
     const directory = new MemoryDirectory()
-    const writer = new RunWriter(directory, 'new', {}, [])
+    const writer = new RunWriter(directory, 'new', 'causal-lm', [])
     await writer.add(line(1))
     await writer.save(adapter(), state)
     const adapterFiles = ['adapter_config.json', 'adapter_model.safetensors']
@@ -190,7 +190,7 @@ describe('RunWriter', () => {
   it('leaves the old run in place until it saves', async () => {
     const old = { [MARKER_FILE]: 'old', [STATE_FILE]: 'old', 'notes.txt': 'mine' }
     const directory = new MemoryDirectory(old)
-    const writer = new RunWriter(directory, 'overwrite', {}, [])
+    const writer = new RunWriter(directory, 'overwrite', 'causal-lm', [])
     await writer.add(line(1))
     await writer.abandon()
     expect(await directory.list()).toEqual(Object.keys(old).sort())
@@ -201,7 +201,7 @@ describe('RunWriter', () => {
 
   it('takes nothing away that an abandoned run has saved', async () => {
     const directory = new MemoryDirectory()
-    const writer = new RunWriter(directory, 'new', {}, [])
+    const writer = new RunWriter(directory, 'new', 'causal-lm', [])
     await writer.save(adapter(), state)
     await writer.abandon()
     expect(await directory.has(STATE_FILE)).toBe(true)
@@ -223,7 +223,7 @@ describe('RunWriter', () => {
       if (file === METRICS_FILE) writes.push([file, 'whole'])
       return create.call(directory, file)
     }
-    const writer = new RunWriter(directory, 'new', {}, [])
+    const writer = new RunWriter(directory, 'new', 'causal-lm', [])
     for (const step of [1, 2, 3, 4]) {
       await writer.add(line(step))
       if (step !== 3) await writer.save(adapter(), state)
@@ -238,7 +238,7 @@ describe('RunWriter', () => {
 
   it('goes on from the state: lines after it, and one that a crash has cut off, are made anew', async () => {
     const directory = new MemoryDirectory({ [METRICS_FILE]: `${linesOf(1, 2, 3)}{"step":4,` })
-    const writer = new RunWriter(directory, 'resume', {}, await readMetrics(directory, 2))
+    const writer = new RunWriter(directory, 'resume', 'causal-lm', await readMetrics(directory, 2))
     await writer.add({ ...line(3), loss: 7 })
     await writer.save(adapter(), state)
     await writer.add(line(4))
@@ -249,7 +249,7 @@ describe('RunWriter', () => {
   it('writes whole files where the folder has no other', async () => {
     const directory = new MemoryDirectory()
     const { append: _, ...whole } = { ...methodsOf(directory), name: 'whole' }
-    const writer = new RunWriter(whole, 'new', {}, [])
+    const writer = new RunWriter(whole, 'new', 'causal-lm', [])
     for (const step of [1, 2]) {
       await writer.add(line(step))
       await writer.save(adapter(), state)
@@ -258,7 +258,7 @@ describe('RunWriter', () => {
   })
 
   it('writes nothing without a folder', async () => {
-    const writer = new RunWriter(undefined, 'new', {}, [])
+    const writer = new RunWriter(undefined, 'new', 'causal-lm', [])
     await writer.add(line(1))
     await writer.save(adapter(), state)
     await writer.finish()
