@@ -1,7 +1,7 @@
 // A merge into a path: planned, made in a folder beside it, by several threads where it is a checkpoint, and renamed when it is
 // whole. A job may also make a share of the files alone, for others to finish, or go on where one was interrupted.
 
-import { closeSync, ftruncateSync } from 'node:fs'
+import { closeSync } from 'node:fs'
 import { readdir, stat } from 'node:fs/promises'
 import path from 'node:path'
 import { type ByteSource, readAll } from '../../base/bytes.js'
@@ -27,6 +27,7 @@ import {
   begunShards,
   type ChunkJob,
   createShared,
+  discard,
   openForReading,
   type Readable,
   stampOf,
@@ -385,15 +386,6 @@ export class MergeJob {
       leftOut: [...companions.leftOut],
       warnings,
     }
-  }
-}
-
-/** What goes anyway need not reach the disk before. */
-function discard(fd: number): void {
-  try {
-    ftruncateSync(fd)
-  } catch {
-    // It takes longer then, but goes all the same.
   }
 }
 
