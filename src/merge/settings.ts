@@ -70,7 +70,7 @@ const CHECKPOINT_ONLY = {
   resume: 'only a result in safetensors is made in parts',
   share: 'only a result in safetensors is made in parts',
   finish: 'only a result in safetensors is made in parts',
-  allowMissing: 'only a checkpoint gets a new head',
+  allowMissing: 'only loaders of checkpoints draw what a head lacks',
 } as const
 
 /**

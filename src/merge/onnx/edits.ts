@@ -5,7 +5,7 @@ import { isWeightDtype } from '../../base/dtype.js'
 import { MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
 import { type FloatArray, formatShape, type Matrix } from '../../base/tensor.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
-import { findLinears, type Linear, type ModuleMap, nodeScope, parameterModule } from '../../graph/match/linears.js'
+import { type Linear, nodeScope, parameterModule } from '../../graph/match/linears.js'
 import {
   biasOf,
   type Convolution,
@@ -55,6 +55,7 @@ export const MERGED: readonly Handled[] = [
 /**
  * Reads weights only to tell whether embeddings are tied, for adapters that replace some of their values.
  *
+ * @param isElsewhere whole tensors that need no place, because they are a new head's
  * @throws MismatchError when an adapter is empty or does not fit; UnsupportedError naming what cannot be found in the graph for
  *   certain, is there in a form that cannot be changed, or cannot be combined
  */
@@ -62,9 +63,9 @@ export async function collectEdits(
   model: OnnxModel,
   graph: Graph,
   adapters: readonly { readonly adapter: LoraAdapter; readonly weight: number }[],
-  modules: ModuleMap,
+  linears: readonly Linear[],
+  isElsewhere: (adapter: LoraAdapter, tensor: string) => boolean,
 ): Promise<Edit[]> {
-  const linears = findLinears(graph, modules)
   const edits = new Edits(model, graph, linears)
   for (const [index, { adapter, weight }] of adapters.entries()) {
     requireHandled(adapter, MERGED, 'merging into ONNX models')
@@ -72,6 +73,7 @@ export async function collectEdits(
     if (adapter.size === 0) throw new MismatchError({ where: 'adapter', what: 'it has no layers' })
     edits.addLayers(index, adapter, weight)
     for (const replacement of adapter.parts('replacement')) {
+      if (isElsewhere(adapter, replacement.name)) continue
       await edits.addReplacement(index, replacement, adapter.config.fanInFanOut, (other) => adapter.has(other))
     }
     for (const rows of adapter.parts('token-rows')) {
