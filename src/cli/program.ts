@@ -20,6 +20,7 @@ const COMMANDS: Record<string, () => Promise<Command>> = {
   'to-plain': async () => (await import('./to-plain.js')).toPlain,
   inspect: async () => (await import('./inspect.js')).inspect,
   generate: async () => (await import('./generate.js')).generate,
+  classify: async () => (await import('./classify.js')).classify,
 }
 
 /** Runs one command line, without the program's name. Rejects with whatever is no error of lowrank; `report` turns it into an exit code. */
