@@ -24,13 +24,13 @@ export type ModuleMap = Readonly<Record<string, string>>
 /** All linear layers in the graph's order. A module that is called twice appears twice, under one name. */
 export function findLinears(graph: Graph, modules: ModuleMap = {}): Linear[] {
   const products = graph.nodes.flatMap((node) => findProduct(graph, node) ?? [])
-  const head = headOf(graph, products)
+  const heads = headsOf(graph, products)
   const named = new Map(Object.entries(modules).map(([module, name]) => [name, module]))
   return products.flatMap((product) => {
     const { node, weight } = product
     const mapped = named.get(node.name) ?? named.get(weight)
     const name = mapped ?? moduleName(graph, product)
-    const linear: Linear = { ...product, name, isHead: product === head, fused: undefined }
+    const linear: Linear = { ...product, name, isHead: heads.has(product), fused: undefined }
     return (mapped === undefined ? fusedParts(graph, linear) : undefined) ?? [linear]
   })
 }
@@ -43,18 +43,23 @@ export function logitsName(graph: { readonly outputs: readonly { readonly name: 
   return (graph.outputs.find(({ name }) => name === 'logits') ?? graph.outputs[0])?.name ?? ''
 }
 
-function headOf(graph: Graph, products: readonly Product[]): Product | undefined {
+/** The linear layers that give the logits: one, or one of each branch of an If. */
+function headsOf(graph: Graph, products: readonly Product[]): Set<Product> {
   const byOutput = new Map(products.map((product) => [product.output, product]))
-  let value = logitsName(graph)
-  for (;;) {
+  const found = new Set<Product>()
+  const pending = [logitsName(graph)]
+  for (let value = pending.pop(); value !== undefined; value = pending.pop()) {
     const product = byOutput.get(value)
-    if (product !== undefined) return product
     const node = graph.producer(value)
-    if (node === undefined || !AFTER_HEAD.has(node.opType)) return undefined
-    const computed = node.input.find((input) => input !== '' && graph.constant(input) === undefined)
-    if (computed === undefined) return undefined
-    value = computed
+    if (node === undefined) continue
+    const given = graph.given(node, value)?.map((one) => one.value)
+    if (product !== undefined) found.add(product)
+    else if (given !== undefined) pending.push(...given)
+    else if (AFTER_HEAD.has(node.opType)) {
+      pending.push(...node.input.filter((input) => input !== '' && graph.constant(input) === undefined).slice(0, 1))
+    }
   }
+  return found
 }
 
 /** Whether only ops that treat each row for itself, and keep its place, lie between a layer and the logits, and nothing else reads them. */

@@ -23,7 +23,6 @@ const OPAQUE = new Set([
   'MatMulIntegerToFloat',
   'DynamicQuantizeMatMul',
   'MatMulBnb4',
-  'If',
   'Loop',
   'Scan',
 ])
