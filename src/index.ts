@@ -62,10 +62,13 @@ export { GENERATE_DEFAULTS, type SamplingOptions } from './infer/sampling.js'
 export type {
   AdapterSession,
   AdapterSessionOptions,
+  Classification,
+  ClassifyOptions,
   GenerateOptions,
   GenerateResult,
   RunOptions,
   StreamOptions,
+  TextOrPair,
 } from './infer/session.js'
 export type { DownloadProgress, OnDownload } from './io/hub/directory.js'
 export {

@@ -23,6 +23,7 @@ const COMMANDS: Record<string, () => Promise<Command>> = {
   'to-plain': async () => (await import('./to-plain.js')).toPlain,
   inspect: async () => (await import('./inspect.js')).inspect,
   generate: async () => (await import('./generate.js')).generate,
+  classify: async () => (await import('./classify.js')).classify,
 }
 
 async function main(args: readonly string[]): Promise<number> {

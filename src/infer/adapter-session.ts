@@ -1,8 +1,10 @@
 // One base model, many adapters: a session whose LoRA factors are graph inputs, so that choosing an adapter is feeding
 // other arrays. The base's weights are in memory once, whatever the number of adapters.
 
+import { create } from '@bufbuild/protobuf'
 import { MismatchError, nearMisses, StateError } from '../base/errors.js'
 import { checkArgument, checkOptions, kind, listOf, NAME, type OptionTable, orNull } from '../base/options.js'
+import { ValueInfoProtoSchema } from '../formats/onnx/gen/onnx_pb.js'
 import { affineInputs, injectLora, loraInputs } from '../graph/inject/inject.js'
 import { completeFeeds } from '../graph/inputs/family.js'
 import { findLinears, type Linear, type ModuleMap } from '../graph/match/linears.js'
@@ -15,16 +17,21 @@ import { requireHandled } from '../lora/requirements.js'
 import { type Engine, openEngine } from '../runtime/host.js'
 import { type Remote, transfer } from '../runtime/rpc.js'
 import type { Feeds, RuntimeTensor, SessionOptions } from '../runtime/runtime.js'
+import { type ClassifierSession, classify } from './classify.js'
 import { type AdapterFactors, InferEngine, type LoraSite } from './engine.js'
 import { checkName, plainFeeds } from './feeds.js'
 import { generate, streamText, type TextSession } from './generate.js'
+import { type AdapterHead, readHead, runWithHead } from './heads.js'
 import type {
   AdapterSession,
   AdapterSessionOptions,
+  Classification,
+  ClassifyOptions,
   GenerateOptions,
   GenerateResult,
   RunOptions,
   StreamOptions,
+  TextOrPair,
 } from './session.js'
 import { adapterFactors } from './site-factors.js'
 
@@ -36,13 +43,13 @@ const RUN_OPTIONS: OptionTable<RunOptions> = { adapter: orNull(NAME), outputName
 const TAKES_EMPTY_TENSORS = new Set(['cpu', 'wasm'])
 
 /** What a session needs of a model. Texts need all of it. */
-export interface SessionBase extends Pick<Model, 'onnx' | 'runtime'> {
+export interface SessionBase extends Pick<Model, 'onnx' | 'runtime'>, Partial<Pick<Model, 'config'>> {
   close?(): Promise<void>
 }
 
 /** An {@link AdapterSession}, or over less than a whole model what does not write texts. */
 export class OnnxSession<M extends SessionBase = SessionBase>
-  implements Omit<AdapterSession, 'model' | 'generate' | 'stream'>
+  implements Omit<AdapterSession, 'model' | 'generate' | 'stream' | 'classify'>
 {
   readonly model: M
   readonly #engine: Engine<InferEngine>
@@ -56,6 +63,9 @@ export class OnnxSession<M extends SessionBase = SessionBase>
   #adapted: ReadonlySet<string> | undefined
   /** Those of them that take a scale and a shift of their outputs, for DoRA and biases of B. */
   #affine: ReadonlySet<string> = new Set()
+  /** Values of the graph that it gives out beside the model's outputs, for heads. */
+  #given: ReadonlySet<string> = new Set()
+  readonly #heads = new Map<string, AdapterHead>()
   /** Changes of the session follow one another. */
   #lastChange: Promise<unknown> = Promise.resolve()
   #disposal: Promise<void> | undefined
@@ -115,6 +125,7 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     return this.#change(async () => {
       this.checkAdapter(name)
       this.#adapters.delete(name)
+      this.#heads.delete(name)
       await this.engine.removeAdapter(name)
     })
   }
@@ -125,7 +136,9 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     this.checkAdapter(adapter)
     for (const name of outputNames ?? []) checkName('output', name, this.outputNames)
     const own = completeFeeds(this.#graph, plainFeeds(feeds, this.inputNames))
-    return this.engine.run(own, adapter ?? undefined, outputNames)
+    const run = (all: Feeds, names: readonly string[] | undefined) => this.engine.run(all, adapter ?? undefined, names)
+    const head = adapter === undefined || adapter === null ? undefined : this.#heads.get(adapter)
+    return runWithHead(run, own, outputNames, { head, all: this.outputNames })
   }
 
   async generate(this: TextSession, prompt: string, options: GenerateOptions = {}): Promise<GenerateResult> {
@@ -138,6 +151,21 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     options: StreamOptions = {},
   ): AsyncGenerator<string, GenerateResult, undefined> {
     return streamText(this, prompt, options)
+  }
+
+  classify(this: ClassifierSession, text: TextOrPair, options?: ClassifyOptions): Promise<Classification>
+  classify(this: ClassifierSession, texts: readonly TextOrPair[], options?: ClassifyOptions): Promise<Classification[]>
+  classify(
+    this: ClassifierSession,
+    texts: TextOrPair | readonly TextOrPair[],
+    options?: ClassifyOptions,
+  ): Promise<Classification | Classification[]> {
+    return classify(this, texts, options)
+  }
+
+  /** @internal */
+  headOf(name: string): AdapterHead | undefined {
+    return this.#heads.get(name)
   }
 
   dispose(): Promise<void> {
@@ -189,31 +217,44 @@ export class OnnxSession<M extends SessionBase = SessionBase>
             hint: 'Call remove first, or choose another name',
           })
         }
-        requireHandled(adapter, ['linear', 'magnitude', 'biasB'], 'adapters of sessions')
-        const placed = placeAdapter(this.#graph, this.#linears, adapter)
-        added.push({ name, factors: await adapterFactors(this.model.onnx, this.#graph, placed) })
+        const head = await readHead(this.model, this.#graph, this.#linears, adapter)
+        const others = adapter.parts().filter((part) => head?.tensors.has(part.name) !== true)
+        const { config } = adapter
+        requireHandled({ config, parts: () => others }, ['linear', 'magnitude', 'biasB'], 'adapters of sessions')
+        const isHeadAlone = head !== undefined && others.length === 0
+        const placed = isHeadAlone ? [] : placeAdapter(this.#graph, this.#linears, adapter)
+        added.push({ name, head, factors: await adapterFactors(this.model.onnx, this.#graph, placed) })
       }
       const sites = added.flatMap(({ factors }) => [...factors])
       await this.#openFor(
         sites.map(([module]) => module),
         sites.flatMap(([module, { affine }]) => (affine === undefined ? [] : [module])),
+        added.flatMap(({ head }) => head?.input.value ?? []),
       )
-      for (const { name, factors } of added) {
+      for (const { name, head, factors } of added) {
         await engine.addAdapter(name, transfer(factors, buffersOf(factors)))
         this.#adapters.add(name)
+        if (head !== undefined) this.#heads.set(name, head)
       }
     })
   }
 
-  /** Makes sure that the open session has inputs for these modules, and for the scales and shifts of some of them. */
-  async #openFor(modules: readonly string[], affineModules: readonly string[]): Promise<void> {
+  /** Makes sure that the open session has inputs for these modules, and for the scales and shifts of some of them, and gives these values. */
+  async #openFor(
+    modules: readonly string[],
+    affineModules: readonly string[],
+    values: readonly string[],
+  ): Promise<void> {
     const adapted = new Set([...(this.#adapted ?? []), ...modules])
     const affine = new Set([...this.#affine, ...affineModules])
-    if (this.#adapted !== undefined && adapted.size === this.#adapted.size && affine.size === this.#affine.size) return
+    const given = new Set([...this.#given, ...values.filter((value) => !this.outputNames.includes(value))])
+    const isSame = adapted.size === this.#adapted?.size && affine.size === this.#affine.size
+    if (isSame && given.size === this.#given.size) return
     // The graph is edited, so that each session starts from a fresh view of the model.
     const graph = new Graph(this.model.onnx.proto)
     const linears = findLinears(graph, this.#modules).filter(({ name }) => adapted.has(name))
     injectLora(graph, linears, affine)
+    graph.outputs.push(...Array.from(given, (name) => create(ValueInfoProtoSchema, { name })))
     const providers = this.#options.executionProviders ?? []
     await this.engine.open({
       model: await sessionModel(this.model.onnx, graph.toModel()),
@@ -223,6 +264,7 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     })
     this.#adapted = adapted
     this.#affine = affine
+    this.#given = given
   }
 
   #change<T>(action: () => Promise<T>): Promise<T> {

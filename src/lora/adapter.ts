@@ -65,6 +65,8 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
   readonly config: LoraConfig
   /** What is unusual in the folder that the adapter was read from, one clause each: older names of tensors, for example. */
   readonly notes: string[] = []
+  /** What the numbers of its head mean, in their order; undefined for adapters without a head, or where no file tells. */
+  labels: readonly string[] | undefined
   readonly #parts = new Map<string, AdapterPart>()
 
   /** @throws ConfigError or UnsupportedError when the config is not usable. */

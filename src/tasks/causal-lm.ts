@@ -37,6 +37,7 @@ const PROBED_TARGETS = [4, 11] as const
 export const causalLm: Task<ParsedRecord, Example> = {
   name: 'causal-lm',
   peftType: 'CAUSAL_LM',
+  reading: 'generate',
 
   check(model) {
     const graph = new Graph(model.onnx.proto)

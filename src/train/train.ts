@@ -53,6 +53,7 @@ export async function train(options: TrainingOptions): Promise<TrainResult> {
   const open = task.open(model, records.examples)
   const adapter = options.adapter ?? (await newAdapter(model, config, { task, open, modules }))
   checkHead(adapter, open)
+  if (open.labels !== undefined) adapter.labels = open.labels
   const result = await trainAdapter({
     model,
     task: task.name,

@@ -290,7 +290,7 @@ describe('lowrank merge', () => {
 })
 
 describe('help and version', () => {
-  it.each(['train', 'merge', 'unmerge', 'inspect', 'generate'])('explains %s', async (name) => {
+  it.each(['train', 'merge', 'unmerge', 'inspect', 'generate', 'classify'])('explains %s', async (name) => {
     const { code, stdout } = await lowrank(name, '--help')
     expect(code).toBe(0)
     expect(stdout).toContain(`lowrank ${name} `)
@@ -300,7 +300,8 @@ describe('help and version', () => {
 
   it('lists the commands and tells the version', async () => {
     const { stdout } = await lowrank('--help')
-    for (const name of ['train', 'merge', 'unmerge', 'inspect', 'generate']) expect(stdout).toContain(`  ${name} `)
+    for (const name of ['train', 'merge', 'unmerge', 'inspect', 'generate', 'classify'])
+      expect(stdout).toContain(`  ${name} `)
     expect((await lowrank('--version')).stdout).toMatch(/^\d+\.\d+\.\d+\n$/)
   })
 })

@@ -328,6 +328,15 @@ export const METHODS: Record<string, Call> = {
     options: 1,
     misspelled: { max_new_tokens: /maxNewTokens/, on_text: /./ },
   },
+  'session.classify': {
+    call: (...args) => (opened.session.classify as (...args: unknown[]) => unknown)(...args),
+    args: () => [
+      ['a', { text: 'a', textPair: 'b' }],
+      { adapter: null, topK: 1, maxLength: 4, batchSize: 1, signal: undefined },
+    ],
+    options: 1,
+    misspelled: { top_k: /topK/, batch_size: /batchSize/, adaptor: /adapter/ },
+  },
   'LoraLayer.fromFactors': {
     call: (...args) => (lowrank.LoraLayer.fromFactors as (...args: unknown[]) => unknown)(...args),
     args: () => [[[1, 2]], [[1]], { rank: 1 }, 'name', {}],

@@ -42,7 +42,7 @@ interface Weight {
 
 /** All linear layers in the graph's order. A module that is called twice appears twice, under one name. */
 export function findLinears(graph: Graph, modules: ModuleMap = {}): Linear[] {
-  const head = headNode(graph)
+  const heads = headNodes(graph)
   const named = new Map(Object.entries(modules).map(([module, name]) => [name, module]))
   const linears: Linear[] = []
   for (const node of graph.nodes) {
@@ -61,7 +61,7 @@ export function findLinears(graph: Graph, modules: ModuleMap = {}): Linear[] {
       d: shape.d,
       input: node.input[0],
       output: node.output[0],
-      isHead: node === head,
+      isHead: heads.has(node),
       fused: undefined,
     }
     const parts = mapped === undefined ? fusedParts(graph, linear) : undefined
@@ -117,17 +117,21 @@ export function logitsName(graph: { readonly outputs: readonly { readonly name: 
   return (graph.outputs.find(({ name }) => name === 'logits') ?? graph.outputs[0])?.name ?? ''
 }
 
-function headNode(graph: Graph): NodeProto | undefined {
-  let value = logitsName(graph)
-  for (;;) {
+/** The linear layers that give the logits: one, or one of each branch of an If. */
+function headNodes(graph: Graph): Set<NodeProto> {
+  const found = new Set<NodeProto>()
+  const pending = [logitsName(graph)]
+  for (let value = pending.pop(); value !== undefined; value = pending.pop()) {
     const node = graph.producer(value)
-    if (node === undefined) return undefined
-    if (linearShape(graph, node) !== undefined) return node
-    if (!AFTER_HEAD.has(node.opType)) return undefined
-    const computed = node.input.find((input) => input !== '' && graph.constant(input) === undefined)
-    if (computed === undefined) return undefined
-    value = computed
+    if (node === undefined) continue
+    const given = graph.given(node, value)?.map((one) => one.value)
+    if (linearShape(graph, node) !== undefined) found.add(node)
+    else if (given !== undefined) pending.push(...given)
+    else if (AFTER_HEAD.has(node.opType)) {
+      pending.push(...node.input.filter((input) => input !== '' && graph.constant(input) === undefined).slice(0, 1))
+    }
   }
+  return found
 }
 
 /** Whether only ops that treat each row for itself, and keep its place, lie between a layer and the logits, and nothing else reads them. */

@@ -24,7 +24,6 @@ const OPAQUE = new Set([
   'DynamicQuantizeMatMul',
   'MatMulBnb4',
   'DequantizeLinear',
-  'If',
   'Loop',
   'Scan',
 ])
