@@ -17,6 +17,8 @@ const COMMANDS: Record<string, () => Promise<Command>> = {
   train: async () => (await import('./train.js')).train,
   merge: async () => (await import('./merge.js')).merge,
   unmerge: async () => (await import('./unmerge.js')).unmerge,
+  combine: async () => (await import('./combine.js')).combine,
+  resize: async () => (await import('./resize.js')).resize,
   'to-plain': async () => (await import('./to-plain.js')).toPlain,
   inspect: async () => (await import('./inspect.js')).inspect,
   generate: async () => (await import('./generate.js')).generate,

@@ -232,7 +232,7 @@ class TextClassification implements OpenTask<LabeledExample> {
     { module, member, shape }: { module: string; member: string; shape: readonly number[] },
     random: Random,
   ): Promise<Float32Array> {
-    const own = linears.find(({ name, kind }) => name === module && kind === 'gemm')
+    const own = linears.find(({ name, form }) => name === module && form.name === 'Gemm')
     const tensor = own && graph.constant(own.node.input[member === 'weight' ? 1 : 2])
     const isSame = tensor?.dims.map(Number).join() === shape.join() && (member === 'bias' || own?.transposed)
     if (tensor !== undefined && isSame && tensor.dataType === DataType.FLOAT) {
