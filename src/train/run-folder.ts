@@ -33,7 +33,8 @@ export type FolderUse = 'new' | 'resume' | 'overwrite'
  * @throws FileError when the folder is not empty and `use` does not cover what is in it, or there is nothing to resume
  */
 export async function checkRunFolder(directory: Directory, use: FolderUse): Promise<void> {
-  const files = await directory.list()
+  // What a killed run was writing is in nobody's way.
+  const files = (await directory.list()).filter((file) => !isPartial(file))
   const where = directory.name
   if (use === 'resume') {
     if (await directory.has(STATE_FILE)) return
@@ -89,9 +90,14 @@ export async function clearRunFolder(directory: Directory): Promise<void> {
   await removeFiles(directory, RUN_FILES)
 }
 
-/** Removes what a killed run was writing: in Node, files get their names when they are complete. */
+const PARTIAL_FILE = /^\.(.+)\.[0-9a-f]{12}\.tmp$/
+
+/** Whether a killed run was writing this file: in Node, files get their names when they are complete. */
+function isPartial(file: string): boolean {
+  return RUN_FILES.includes(PARTIAL_FILE.exec(file)?.[1] ?? '')
+}
+
 export async function removePartialFiles(directory: Directory): Promise<void> {
-  const isPartial = (file: string) => RUN_FILES.some((name) => file.startsWith(`.${name}.`) && file.endsWith('.tmp'))
   await removeFiles(directory, (await directory.list()).filter(isPartial))
 }
 
@@ -314,6 +320,7 @@ export class RunWriter {
   async #writeMetrics(directory: Directory): Promise<void> {
     if (!this.#isBegun) {
       if (this.#use === 'overwrite') await clearRunFolder(directory)
+      else await removePartialFiles(directory)
       await writeMarker(directory, 'unfinished', this.#task)
       this.#isBegun = true
     }

@@ -85,6 +85,31 @@ describe('checkRunFolder', () => {
     expect([...directory.files.keys()]).toEqual(['.notes.tmp', 'notes.txt'])
   })
 
+  it.each(['adapter_config.json', 'adapter_model.safetensors', METRICS_FILE, STATE_FILE, MARKER_FILE])(
+    'counts as empty with nothing but what a killed run was writing of %s',
+    async (file) => {
+      const partial = `.${file}.7df019c1118d.tmp`
+      const directory = new MemoryDirectory({ [partial]: '' }, 'out')
+      await checkRunFolder(directory, 'new')
+      await checkRunFolder(directory, 'overwrite')
+      await expect(checkRunFolder(directory, 'resume')).rejects.toThrow('Train without resuming')
+      for (const use of ['new', 'overwrite'] as const) {
+        directory.files.set(partial, new Uint8Array())
+        const writer = new RunWriter(directory, use, 'causal-lm', [])
+        await writer.add(line(1))
+        await writer.save(adapter())
+        const adapterFiles = ['adapter_config.json', 'adapter_model.safetensors']
+        expect(await directory.list()).toEqual([...adapterFiles, MARKER_FILE, METRICS_FILE])
+        directory.files.clear()
+      }
+      for (const foreign of [`.${file}.tmp`, `.${file}.backup.tmp`, '.notes.txt.7df019c1118d.tmp']) {
+        const other = new MemoryDirectory({ [foreign]: '' }, 'out')
+        await expect(checkRunFolder(other, 'new')).rejects.toThrow(foreign)
+        await expect(checkRunFolder(other, 'overwrite')).rejects.toThrow(foreign)
+      }
+    },
+  )
+
   it('believes no marker of something else', async () => {
     for (const text of ['{}', 'null', '{"version": 1, "kind": "shopping list"}']) {
       const directory = new MemoryDirectory({ [MARKER_FILE]: text })
