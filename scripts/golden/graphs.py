@@ -97,7 +97,7 @@ def inputs(name):
     """What goes into the model: of encoder-decoders what the encoder takes."""
     from tokenizers import Tokenizer
     if name == "whisper":
-        return {"input_features": torch.randn((1, 4, 3000), generator=torch.Generator().manual_seed(SEED))}
+        return {"input_features": torch.randn((1, 4, 3000), generator=torch.Generator().manual_seed(SEED)).half().float()}
     ids = torch.tensor([Tokenizer.from_file(str(UNION / "tokenizer.json")).encode(TEXT).ids])
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
