@@ -4,7 +4,14 @@
 import { randomBytes } from 'node:crypto'
 import { type FileHandle, mkdir, open, readdir, realpath, rename, rmdir, stat, unlink } from 'node:fs/promises'
 import path from 'node:path'
-import { type ByteSink, type ByteSource, checkRange, type Directory, splitName } from '../../base/bytes.js'
+import {
+  type ByteSink,
+  type ByteSource,
+  checkRange,
+  type Directory,
+  type Reservation,
+  splitName,
+} from '../../base/bytes.js'
 import { FileError } from '../../base/errors.js'
 
 /** How the Hugging Face Hub names models; a relative path may look the same. */
@@ -101,6 +108,11 @@ export class NodeDirectory implements Directory {
     } finally {
       await handle?.close()
     }
+  }
+
+  async reserve(what: string): Promise<Reservation> {
+    const { reserveFolder } = await import('./reserve.js')
+    return reserveFolder(this.name, what)
   }
 
   #resolve(file: string): string {
@@ -332,7 +344,7 @@ async function isFound(target: string): Promise<boolean> {
 }
 
 /** Removes `folder` and its parents up to `outermost`, as long as they are empty. */
-async function removeEmptyFolders(folder: string, outermost: string): Promise<void> {
+export async function removeEmptyFolders(folder: string, outermost: string): Promise<void> {
   const stop = path.dirname(path.resolve(outermost))
   try {
     for (let current = path.resolve(folder); current !== stop; current = path.dirname(current)) await rmdir(current)
