@@ -40,8 +40,10 @@ export type { LoadModelOptions } from './index/model.js'
 export { nodeRuntime } from './index/runtimes.js'
 export type { OpenSessionOptions } from './index/session.js'
 export type { Source, Target } from './index/sources.js'
+export type { CombineOptions, ResizeOptions } from './index/tools.js'
 export type { PreviewDataOptions, TrainOptions } from './index/train.js'
 export {
+  combine,
   inspect,
   loadAdapter,
   loadModel,
@@ -49,6 +51,7 @@ export {
   openSession,
   planMerge,
   previewData,
+  resize,
   saveAdapter,
   toPlain,
   train,
@@ -124,6 +127,10 @@ export type { OrtModule } from './runtime/onnxruntime.js'
 export type { Feeds, RuntimeTensor, SessionOptions, TensorData, TensorType } from './runtime/runtime.js'
 export type { MessageRecord, TextRecord } from './text/records.js'
 export type { TextStream, Tokenizer } from './text/tokenizer.js'
+export type { CombineResult } from './tools/combine.js'
+export type { CombinationType } from './tools/combine-settings.js'
+export type { ToolProgress } from './tools/progress.js'
+export type { RankReport, ResizeResult } from './tools/resize.js'
 export type { TrainConfig, TrainingData, TrainingOptions, TrainResult } from './train/options.js'
 export type { PreviewExample, PreviewToken } from './train/preview.js'
 export type { EvaluationEvent, StepEvent, TrainEvents, TrainReport, TrainStage } from './train/report.js'

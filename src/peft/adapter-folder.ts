@@ -112,6 +112,13 @@ export async function loadAdapter(directory: Directory, options: LoadOptions = {
   }
 }
 
+/** Reads one part of an open folder, for those who walk an adapter that need not be in memory. Throws NumericError and FileError. */
+export async function readAdapterPart({ config, file }: AdapterFile, part: FilePart): Promise<AdapterPart> {
+  const scratch = new LoraAdapter(config)
+  await readPart(scratch, part, file)
+  return scratch.get(part.name)!
+}
+
 /** Reads a part's tensors, and adds it to an adapter. */
 async function readPart(adapter: LoraAdapter, part: FilePart, file: SafetensorsFile): Promise<void> {
   const { name } = part

@@ -8,6 +8,7 @@ import { fileURLToPath } from 'node:url'
 import * as init from '../../src/init.js'
 import * as lowrank from '../../src/node.js'
 import { oneThread } from '../infer/models.js'
+import { TOOL_FUNCTIONS } from './tool-calls.js'
 
 const root = fileURLToPath(new URL('../..', import.meta.url))
 const scratch = mkdtempSync(join(tmpdir(), 'lowrank-arguments-'))
@@ -118,6 +119,7 @@ export const FUNCTIONS: Record<string, Call> = {
     options: 1,
     misspelled: { bas: /base/, inital: /initial/ },
   },
+  ...TOOL_FUNCTIONS,
   inspect: {
     call: lowrank.inspect,
     args: () => [PISSA, { base: BASE, relativeChange: false, strict: true }],

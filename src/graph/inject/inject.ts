@@ -102,10 +102,11 @@ export function adaptNodes(
 ): void {
   const byNode = new Map<Linear['node'], Linear[]>()
   for (const linear of linears) byNode.set(linear.node, [...(byNode.get(linear.node) ?? []), linear])
-  for (const [node, parts] of byNode) {
-    const output = node.output[0]
+  for (const parts of byNode.values()) {
+    const { last } = parts[0]
+    const output = last.output[0]
     const base = graph.freshName(`${output}/base`)
-    graph.setOutput(node, 0, base)
+    graph.setOutput(last, 0, base)
     const isWhole = parts[0].fused === undefined
     const sum = isWhole ? makeDelta(parts[0], base) : addToParts(g, base, parts, makeDelta, parts.some(needsBase))
     graph.setOutput(sum, 0, output)
