@@ -5,7 +5,7 @@ import { randomBytes } from 'node:crypto'
 import { appendFile, readdir, readFile, readlink, rename, rm, stat, utimes, writeFile } from 'node:fs/promises'
 import { hostname } from 'node:os'
 import path from 'node:path'
-import { makeFolders } from './files.js'
+import { makeFolders } from './folders.js'
 
 const BEAT_MS = 2000
 /** Without a new beat for so long an owner counts as gone. If it is not, it finds its folder gone, and stops. */

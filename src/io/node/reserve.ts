@@ -4,7 +4,8 @@ import { readdir, rm } from 'node:fs/promises'
 import path from 'node:path'
 import type { Reservation } from '../../base/bytes.js'
 import { FileError } from '../../base/errors.js'
-import { fileError, removeEmptyFolders } from './files.js'
+import { fileError } from './errors.js'
+import { removeEmptyFolders } from './folders.js'
 import { enterFolder, Owner } from './owners.js'
 
 /** In the folder: who writes there. */

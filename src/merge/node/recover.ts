@@ -4,7 +4,7 @@
 import { randomBytes } from 'node:crypto'
 import { readdir, rename, rm, rmdir, stat } from 'node:fs/promises'
 import path from 'node:path'
-import { fileError } from '../../io/node/files.js'
+import { fileError } from '../../io/node/errors.js'
 import { type OtherOwner, Owner } from '../../io/node/owners.js'
 import type { OutputPlace } from './place.js'
 import { removeStaging, restoreOld } from './publish.js'
