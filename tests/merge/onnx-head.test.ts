@@ -119,3 +119,18 @@ it('tells labels and class where no config.json goes along', async () => {
   expect(warnings.join()).toMatch(/BertForSequenceClassification with the labels ham, spam/)
   expect([...out.files.keys()]).toEqual(['onnx/model.onnx'])
 })
+
+it('keeps the head where other parts are left out', async () => {
+  const adapter = await withTwoLabels('encoder')
+  adapter.addFactors('bert.encoder.layer.9.attention.self.query', ...oddFactors())
+  const base = { directory: directoryOf(`${folder}/encoder`) }
+  await expect(merge({ base, adapters: adapter, out: new MemoryDirectory() })).rejects.toThrow(/layer\.9/)
+  const report = await merge({ base, adapters: adapter, out: new MemoryDirectory(), allowMissing: true })
+  expect(report.added).toContain('classifier.weight')
+  expect(report.warnings.join()).toContain('layer.9')
+})
+
+function oddFactors(): [number[][], number[][]] {
+  const rows = (count: number, width: number) => Array.from({ length: count }, () => Array(width).fill(0.1))
+  return [rows(3, 16), rows(16, 3)]
+}

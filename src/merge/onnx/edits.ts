@@ -5,7 +5,7 @@ import { isWeightDtype } from '../../base/dtype.js'
 import { MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
 import { type FloatArray, formatShape, type Matrix } from '../../base/tensor.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
-import { type Linear, nodeScope, parameterModule } from '../../graph/match/linears.js'
+import { findLinears, type Linear, type ModuleMap, nodeScope, parameterModule } from '../../graph/match/linears.js'
 import {
   biasOf,
   type Convolution,
@@ -63,9 +63,10 @@ export async function collectEdits(
   model: OnnxModel,
   graph: Graph,
   adapters: readonly { readonly adapter: LoraAdapter; readonly weight: number }[],
-  linears: readonly Linear[],
-  isElsewhere: (adapter: LoraAdapter, tensor: string) => boolean,
+  modules: ModuleMap,
+  isElsewhere: (adapter: LoraAdapter, tensor: string) => boolean = () => false,
 ): Promise<Edit[]> {
+  const linears = findLinears(graph, modules)
   const edits = new Edits(model, graph, linears)
   for (const [index, { adapter, weight }] of adapters.entries()) {
     requireHandled(adapter, MERGED, 'merging into ONNX models')

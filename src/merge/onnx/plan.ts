@@ -63,7 +63,7 @@ export async function planOnnxMerge(
   const head = await findMergedHead(graph, linears, config, loaded)
   const isNew = (adapter: LoraAdapter, tensor: string) =>
     head?.isReplaced === false && head.adapter === adapter && head.placed.tensors.has(tensor)
-  const groups = groupByWeight(graph, await collectEdits(model, graph, adapters, linears, isNew))
+  const groups = groupByWeight(graph, await collectEdits(model, graph, adapters, modules, isNew))
   const inSubgraphs = new Set(graph.nodes.flatMap(implicitInputs))
   const targets = new Map<string, { target: MergeTarget; source: TensorProto }>()
   for (const group of groups) {
