@@ -81,6 +81,7 @@ async function lowrankTexts(base, adapter) {
   for (const prompt of PROMPTS) {
     const { text, tokens } = await session.generate(prompt, {
       adapter: adapter && 'adapter',
+      temperature: 0,
       maxNewTokens: MAX_NEW_TOKENS,
     })
     assert.equal(tokens, MAX_NEW_TOKENS, `${prompt}: too short a text to compare`)

@@ -1,10 +1,11 @@
 // One base model, many adapters: a session whose LoRA factors are graph inputs, so that choosing an adapter is feeding
 // other arrays. The base's weights are in memory once, whatever the number of adapters.
 
-import { MismatchError, nearMisses, StateError } from '../base/errors.js'
-import { checkArgument, checkOptions, kind, listOf, NAME, type OptionTable, orNull } from '../base/options.js'
+import { MismatchError, nearMisses, StateError, UnsupportedError } from '../base/errors.js'
+import { checkArgument, checkOptions, kind, listOf, NAME, type OptionTable } from '../base/options.js'
 import { affineInputs, injectLora, loraInputs } from '../graph/inject/inject.js'
 import { completeFeeds } from '../graph/inputs/family.js'
+import { dimsOfInput } from '../graph/inputs/roles.js'
 import { findLinears, type Linear, type ModuleMap } from '../graph/match/linears.js'
 import { placeAdapter } from '../graph/match/place-adapter.js'
 import type { Model } from '../graph/model-folder.js'
@@ -15,9 +16,11 @@ import { requireHandled } from '../lora/requirements.js'
 import { type Engine, openEngine } from '../runtime/host.js'
 import { type Remote, transfer } from '../runtime/rpc.js'
 import type { Feeds, RuntimeTensor, SessionOptions } from '../runtime/runtime.js'
+import { ADAPTER_CHOICE, type AdapterChoice, type Mix, mixesOf } from './adapter-choice.js'
 import { type AdapterFactors, InferEngine, type LoraSite } from './engine.js'
 import { checkName, plainFeeds } from './feeds.js'
 import { generate, streamText, type TextSession } from './generate.js'
+import type { Prompt } from './prompts.js'
 import type {
   AdapterSession,
   AdapterSessionOptions,
@@ -30,7 +33,7 @@ import { adapterFactors } from './site-factors.js'
 
 const ADAPTER = kind('a LoraAdapter', (value) => value instanceof LoraAdapter)
 
-const RUN_OPTIONS: OptionTable<RunOptions> = { adapter: orNull(NAME), outputNames: listOf(NAME) }
+const RUN_OPTIONS: OptionTable<RunOptions> = { adapter: ADAPTER_CHOICE, outputNames: listOf(NAME) }
 
 /** Providers on which tensors without elements work; on others an idle site gets zeros of rank 1. */
 const TAKES_EMPTY_TENSORS = new Set(['cpu', 'wasm'])
@@ -51,7 +54,7 @@ export class OnnxSession<M extends SessionBase = SessionBase>
   readonly #closesModel: boolean
   readonly #graph: Graph
   readonly #linears: readonly Linear[]
-  readonly #adapters = new Set<string>()
+  readonly #adapters = new Map<string, OpenAdapter>()
   /** Modules that the open session has LoRA inputs for; undefined before the first session. */
   #adapted: ReadonlySet<string> | undefined
   /** Those of them that take a scale and a shift of their outputs, for DoRA and biases of B. */
@@ -95,7 +98,7 @@ export class OnnxSession<M extends SessionBase = SessionBase>
   }
 
   get adapters(): readonly string[] {
-    return [...this.#adapters]
+    return [...this.#adapters.keys()]
   }
 
   get inputNames(): readonly string[] {
@@ -113,7 +116,7 @@ export class OnnxSession<M extends SessionBase = SessionBase>
   async remove(name: string): Promise<void> {
     checkArgument(name, NAME, 'name')
     return this.#change(async () => {
-      this.checkAdapter(name)
+      this.#requireAdapter(name)
       this.#adapters.delete(name)
       await this.engine.removeAdapter(name)
     })
@@ -122,19 +125,28 @@ export class OnnxSession<M extends SessionBase = SessionBase>
   async run(feeds: Feeds, options: RunOptions = {}): Promise<Record<string, RuntimeTensor>> {
     checkOptions(options, { of: 'run', table: RUN_OPTIONS })
     const { adapter, outputNames } = options
-    this.checkAdapter(adapter)
     for (const name of outputNames ?? []) checkName('output', name, this.outputNames)
     const own = completeFeeds(this.#graph, plainFeeds(feeds, this.inputNames))
-    return this.engine.run(own, adapter ?? undefined, outputNames)
+    const mixes = mixesOf(adapter as AdapterChoice | readonly AdapterChoice[], batchOf(own))
+    this.checkMixes(mixes)
+    const outputs = await this.engine.run(own, mixes, outputNames)
+    if (mixes.length > 1) checkRanks(this.#graph, outputs)
+    return outputs
   }
 
-  async generate(this: TextSession, prompt: string, options: GenerateOptions = {}): Promise<GenerateResult> {
-    return generate(this, prompt, options)
+  generate(this: TextSession, prompt: Prompt, options?: GenerateOptions): Promise<GenerateResult>
+  generate(this: TextSession, prompts: readonly Prompt[], options?: GenerateOptions): Promise<GenerateResult[]>
+  async generate(
+    this: TextSession,
+    prompts: Prompt | readonly Prompt[],
+    options: GenerateOptions = {},
+  ): Promise<GenerateResult | GenerateResult[]> {
+    return generate(this, prompts, options)
   }
 
   stream(
     this: TextSession,
-    prompt: string,
+    prompt: Prompt,
     options: StreamOptions = {},
   ): AsyncGenerator<string, GenerateResult, undefined> {
     return streamText(this, prompt, options)
@@ -163,10 +175,34 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     return this.#engine.remote
   }
 
-  /** @internal Throws MismatchError unless runs can choose this adapter. */
-  checkAdapter(name: string | null | undefined): void {
-    if (name === undefined || name === null || this.#adapters.has(name)) return
-    const near = nearMisses(name, this.#adapters)
+  /**
+   * @internal Throws MismatchError unless runs can choose these adapters, UnsupportedError for a mix that is no sum.
+   */
+  checkMixes(mixes: readonly Mix[]): void {
+    for (const mix of mixes) {
+      for (const { name, weight } of mix) {
+        const { scales } = this.#requireAdapter(name)
+        if (!scales || (mix.length === 1 && weight === 1)) continue
+        throw new UnsupportedError({
+          where: `adapter ${JSON.stringify(name)}`,
+          what: 'an adapter with DoRA scales the outputs of the base, so that it runs alone and with weight 1',
+          got: mix.map((one) => `${one.name}: ${one.weight}`).join(', '),
+          hint: 'Merge it, and mix the others on the merged model',
+        })
+      }
+    }
+  }
+
+  /** @internal */
+  chatTemplateOf(mix: Mix): string | undefined {
+    return mix.map(({ name }) => this.#adapters.get(name)?.chatTemplate).find((template) => template !== undefined)
+  }
+
+  /** Throws MismatchError unless runs can choose this adapter. */
+  #requireAdapter(name: string): OpenAdapter {
+    const adapter = this.#adapters.get(name)
+    if (adapter !== undefined) return adapter
+    const near = nearMisses(name, this.#adapters.keys())
     throw new MismatchError({
       where: 'adapter',
       what: `the session has no adapter ${JSON.stringify(name)}`,
@@ -191,16 +227,20 @@ export class OnnxSession<M extends SessionBase = SessionBase>
         }
         requireHandled(adapter, ['linear', 'magnitude', 'biasB'], 'adapters of sessions')
         const placed = placeAdapter(this.#graph, this.#linears, adapter)
-        added.push({ name, factors: await adapterFactors(this.model.onnx, this.#graph, placed) })
+        const about: OpenAdapter = {
+          scales: [...adapter.parts('linear')].some(({ magnitude }) => magnitude !== undefined),
+          chatTemplate: adapter.chatTemplate,
+        }
+        added.push({ name, about, factors: await adapterFactors(this.model.onnx, this.#graph, placed) })
       }
       const sites = added.flatMap(({ factors }) => [...factors])
       await this.#openFor(
         sites.map(([module]) => module),
         sites.flatMap(([module, { affine }]) => (affine === undefined ? [] : [module])),
       )
-      for (const { name, factors } of added) {
+      for (const { name, about, factors } of added) {
         await engine.addAdapter(name, transfer(factors, buffersOf(factors)))
-        this.#adapters.add(name)
+        this.#adapters.set(name, about)
       }
     })
   }
@@ -213,11 +253,12 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     // The graph is edited, so that each session starts from a fresh view of the model.
     const graph = new Graph(this.model.onnx.proto)
     const linears = findLinears(graph, this.#modules).filter(({ name }) => adapted.has(name))
-    injectLora(graph, linears, affine)
+    const { takesRows } = injectLora(graph, linears, affine)
     const providers = this.#options.executionProviders ?? []
     await this.engine.open({
       model: await sessionModel(this.model.onnx, graph.toModel()),
       sites: sitesOf(linears, affine),
+      takesRows,
       idleRank: providers.every((name) => TAKES_EMPTY_TENSORS.has(name)) ? 0 : 1,
       options: this.#options,
     })
@@ -229,6 +270,36 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     const result = this.#lastChange.then(action)
     this.#lastChange = result.catch(() => {})
     return result
+  }
+}
+
+/** What runs have to know of an adapter. */
+interface OpenAdapter {
+  /** It scales the outputs of the base. */
+  readonly scales: boolean
+  /** The template of the chats that it was trained on. */
+  readonly chatTemplate: string | undefined
+}
+
+/** The length of the first axis that all feeds with the most axes share; undefined where there is none. */
+function batchOf(feeds: Feeds): number | undefined {
+  const ids = feeds.input_ids ?? feeds.pixel_values ?? feeds.inputs_embeds ?? Object.values(feeds)[0]
+  return ids?.dims[0]
+}
+
+/** Throws UnsupportedError where outputs have got another number of axes: some layer sees the rows as one matrix. */
+function checkRanks(graph: Graph, outputs: Readonly<Record<string, RuntimeTensor>>): void {
+  for (const output of graph.outputs) {
+    const declared = dimsOfInput(output).length
+    const got = outputs[output.name]?.dims
+    if (got === undefined || declared === 0 || got.length === declared) continue
+    throw new UnsupportedError({
+      where: `output ${output.name}`,
+      what: 'rows with adapters of their own cannot be told apart in this graph',
+      expected: `${declared} axes`,
+      got: `(${got.join(', ')})`,
+      hint: 'Run the rows of one adapter at a time',
+    })
   }
 }
 

@@ -65,6 +65,8 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
   readonly config: LoraConfig
   /** What is unusual in the folder that the adapter was read from, one clause each: older names of tensors, for example. */
   readonly notes: string[] = []
+  /** The chat template (Jinja) of the chats that it was trained on: it is asked with the same. Undefined for other adapters. */
+  chatTemplate: string | undefined
   readonly #parts = new Map<string, AdapterPart>()
 
   /** @throws ConfigError or UnsupportedError when the config is not usable. */

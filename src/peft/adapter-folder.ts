@@ -12,6 +12,7 @@ import { notFinite } from '../lora/factors.js'
 import type { StoredTensor } from '../lora/kinds/stored.js'
 import { tensorsOf } from '../lora/part.js'
 import { isAllLinear } from '../lora/patterns/patterns.js'
+import { readChatTemplate, writeChatTemplate } from './chat-template.js'
 import { formatPeftConfig, parsePeftConfig } from './config.js'
 import { findAdapter, openWeights, readConfig, writeAdapterFiles } from './files.js'
 import { KEY_PREFIX, normalizeKeys } from './keys.js'
@@ -38,6 +39,8 @@ export interface AdapterFile {
   parts(): readonly FilePart[]
   /** Names of tensors that nothing claims. */
   readonly unclaimed: readonly string[]
+  /** That of the chats that it was trained on. */
+  readonly chatTemplate: string | undefined
   /** What is wrong with config and tensors; empty unless it was opened with `isTolerant`. */
   readonly problems: readonly LowrankError[]
   close(): Promise<void>
@@ -75,13 +78,14 @@ export async function openAdapter(
   const close = () => opened.source.close()
   try {
     const { file, notes: keyNotes } = normalizeKeys(opened, name)
+    const chatTemplate = await readChatTemplate(folder.directory, folder.path)
     const isInside = name === undefined && folder.path !== ''
     const notes = [...(isInside ? [`an adapter in ${folder.path}, its only one`] : []), ...asides, ...keyNotes]
     const { parts, unclaimed, ...claimed } = claimTensors(file, config)
     const unmatched = strict ? unmatchedProblems({ config, parts: () => parts }, configFile) : []
     const all = [...problems, ...(strict ? unknown : []), ...claimed.problems, ...unmatched]
     if (!isTolerant) throwFirst(all)
-    return { config, file, notes, parts: () => parts, unclaimed, problems: all, close }
+    return { config, file, notes, parts: () => parts, unclaimed, chatTemplate, problems: all, close }
   } catch (error) {
     await close()
     throw error
@@ -94,10 +98,14 @@ function throwFirst([first]: readonly LowrankError[]): void {
 
 /** Reads a PEFT adapter folder, as the public function of this name says (index/verbs.ts). */
 export async function loadAdapter(directory: Directory, options: LoadOptions = {}): Promise<LoraAdapter> {
-  const { config, file, notes, parts, close } = await openAdapter(directory, { ...options, isTolerant: false })
+  const { config, file, notes, parts, chatTemplate, close } = await openAdapter(directory, {
+    ...options,
+    isTolerant: false,
+  })
   try {
     const adapter = new LoraAdapter(config)
     adapter.notes.push(...notes)
+    adapter.chatTemplate = chatTemplate
     for (const part of parts()) await readPart(adapter, part, file)
     return adapter
   } finally {
@@ -192,6 +200,7 @@ export async function saveAdapter(
     [...names, ...parameters],
   )
   const tensors = encodeAdapter(adapter, dtype)
+  await writeChatTemplate(directory, adapter.chatTemplate)
   await writeAdapterFiles(directory, tensors, config)
 }
 
