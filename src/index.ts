@@ -40,8 +40,10 @@ export type { LoadModelOptions } from './index/model.js'
 export { nodeRuntime } from './index/runtimes.js'
 export type { OpenSessionOptions } from './index/session.js'
 export type { Source, Target } from './index/sources.js'
+export type { CombineOptions, ResizeOptions } from './index/tools.js'
 export type { PreviewDataOptions, TrainOptions } from './index/train.js'
 export {
+  combine,
   inspect,
   loadAdapter,
   loadModel,
@@ -49,6 +51,7 @@ export {
   openSession,
   planMerge,
   previewData,
+  resize,
   saveAdapter,
   toPlain,
   train,
@@ -62,10 +65,13 @@ export type {
   AdapterSession,
   AdapterSessionOptions,
   ChatOptions,
+  Classification,
+  ClassifyOptions,
   GenerateOptions,
   GenerateResult,
   RunOptions,
   StreamOptions,
+  TextOrPair,
   TokenScore,
 } from './infer/session.js'
 export type { DownloadProgress, OnDownload } from './io/hub/directory.js'
@@ -126,6 +132,10 @@ export type { Feeds, RuntimeTensor, SessionOptions, TensorData, TensorType } fro
 export type { ChatMessage } from './text/chat.js'
 export type { MessageRecord, TextRecord } from './text/records.js'
 export type { TextStream, Tokenizer } from './text/tokenizer.js'
+export type { CombineResult } from './tools/combine.js'
+export type { CombinationType } from './tools/combine-settings.js'
+export type { ToolProgress } from './tools/progress.js'
+export type { RankReport, ResizeResult } from './tools/resize.js'
 export type { TrainConfig, TrainingData, TrainingOptions, TrainResult } from './train/options.js'
 export type { PreviewExample, PreviewToken } from './train/preview.js'
 export type { EvaluationEvent, StepEvent, TrainEvents, TrainReport, TrainStage } from './train/report.js'

@@ -30,6 +30,9 @@ async function completed(command, out) {
   return resumed.stderr.includes('no run to resume') ? run(command(out, '--overwrite')) : resumed
 }
 
+/** How a command refuses to replace what is whole. */
+const IS_WHOLE = /exists already|is finished/
+
 /** SIGKILL at random moments, up to three times; then the same command, to the end. */
 async function killed({ folder, random }, name, command, again = []) {
   const { files, ms } = await expectedOf(name, command, folder, { slowly: true })
@@ -41,16 +44,16 @@ async function killed({ folder, random }, name, command, again = []) {
     await Promise.race([sleep(ms * (0.2 + random.next() * 0.8)), ended])
     child.kill('SIGKILL')
     const { code, signal, stderr } = await ended
-    isDone = code === 0
+    // Killed after the result got its name: it is whole, and the same command refuses to replace it.
+    isDone = code === 0 || (signal === null && IS_WHOLE.test(stderr))
     // A training that was killed before its first save begins anew.
     more = stderr.includes('no run to resume') ? ['--overwrite'] : again
     if (!isDone && signal !== 'SIGKILL' && more === again) throw new Error(`ended with ${signal ?? code}: ${stderr}`)
   }
-  // Killed after the result got its name: it is whole, and the same command refuses to replace it.
   const last = isDone ? undefined : await (again.length > 0 ? completed(command, out) : run(command(out)))
   if (last !== undefined && last.code !== 0) {
     expectRefusal(last)
-    if (!/already|finished|exists/.test(last.stderr)) throw new Error(last.stderr)
+    if (!IS_WHOLE.test(last.stderr)) throw new Error(last.stderr)
   }
   expectSame(out, files)
   expectOnly(folder, 'out')

@@ -1,15 +1,13 @@
 // lowrank generate: continues prompts and answers chats with a model, with and without adapters.
 
-import { otherBase } from '../index/base-name.js'
 import { type AdapterChoice, GENERATE_DEFAULTS, type GenerateResult, type LoraAdapter } from '../index.js'
 import { DATA_OPTIONS, readChatTemplate } from './data-options.js'
 import { printable, printableProse } from './escape.js'
-import { EXIT_INTERRUPTED, interruptible } from './interrupt.js'
 import { weightedAdapters } from './merge-options.js'
-import { decimal, defineCommand, integer, repeated, text, toggle, UsageError } from './options.js'
+import { decimal, defineCommand, integer, repeated, text, toggle } from './options.js'
 import { Prompts } from './prompts.js'
-import { ADAPTER, dtype, MODEL, RUNS } from './sources.js'
-import { colors, printDocument, say, warn } from './terminal.js'
+import { colors, printDocument, say } from './terminal.js'
+import { OUTPUT_OPTIONS, SESSION_OPTIONS, withSession } from './with-session.js'
 
 interface Result extends Pick<GenerateResult, 'text' | 'tokens' | 'seconds' | 'finish' | 'seed' | 'logprobs'> {
   adapter: string | null
@@ -38,9 +36,7 @@ export const generate = defineCommand({
     'lowrank generate --model HuggingFaceTB/SmolLM2-135M-Instruct --chat --system "Answer in one word." --prompt "What floats?"',
   ],
   options: {
-    model: text(MODEL, `${RUNS}; default: the base of the first adapter`),
-    dtype: dtype(),
-    adapter: repeated(ADAPTER, 'adapter: a folder, or an id on the Hub'),
+    ...SESSION_OPTIONS,
     weight: repeated('W', 'factor for the change of the --adapter before it; default 1'),
     mix: toggle('add all adapters up and write one text with their sum'),
     prompt: repeated('TEXT', 'text to continue, or with --chat the question'),
@@ -63,79 +59,38 @@ export const generate = defineCommand({
     seed: integer('the same seed gives the same text; default: a new one each time', { least: 0 }),
     logprobs: integer('with --json: how likely each token was, and the N most likely ones', { least: 0 }),
     batchSize: integer('number of prompts that run together at most', { fallback: GENERATE_DEFAULTS.batchSize }),
-    threads: integer('processor threads to use; default: ONNX Runtime’s choice'),
-    json: toggle('print one JSON document on stdout'),
+    ...OUTPUT_OPTIONS,
   },
   async run(values, { occurrences }) {
-    const {
-      model: named,
-      dtype,
-      adapter: folders,
-      prompt,
-      messages,
-      system,
-      chat,
-      raw,
-      mix,
-      weight: _,
-      ...rest
-    } = values
-    const { threads, json, chatTemplate, stop, ...sampling } = rest
-    if (named === undefined && folders.length === 0) throw new UsageError(`--model ${MODEL} is missing`)
+    const { model, dtype, adapter: folders, weight: _, mix, threads, json, ...asked } = values
+    const { prompt, messages, system, chat, raw, chatTemplate, ...sampling } = asked
     const weighted = weightedAdapters(occurrences)
     const prompts = await Prompts.of({ prompt, messages, system, chat, raw })
     const template = await readChatTemplate(chatTemplate)
-    const node = await import('../node.js')
-    const adapters: [string, LoraAdapter][] = []
-    for (const folder of folders) adapters.push([folder, await node.loadAdapter(folder)])
-    const source = named ?? adapters[0][1].config.baseModel
-    if (source === undefined)
-      throw new UsageError(`${folders[0]} does not name its base: give it with --model ${MODEL}`)
-    if (named === undefined) say(`The base is ${colors.bold(printable(source))}, as ${folders[0]} names it`)
-    const model = await node.loadModel(source, { dtype })
-    try {
-      for (const [folder, { config }] of adapters) {
-        const other = otherBase(folder, config.baseModel, model)
-        if (other !== undefined) warn(other)
+    return withSession({ model, dtype, adapter: folders, threads }, async (session, signal, adapters) => {
+      const options = { ...sampling, chatTemplate: template, tools: prompts.tools, signal }
+      const results: Result[] = []
+      const writer = new Writer(json, prompts)
+      const choices = choicesOf(weighted, adapters, mix)
+      let seconds = 0
+      for (const { name, adapter, wasTrainedOnChats } of choices) {
+        if (choices.length > 1) say(colors.dim(`${results.length > 0 ? '\n' : ''}${name}`))
+        const all = prompts.for(wasTrainedOnChats)
+        writer.begin(all)
+        const texts = await session.generate(all, { ...options, adapter, onText: writer.onText })
+        writer.end(texts)
+        seconds += Math.max(...texts.map((result) => result.seconds))
+        for (const [i, { text, tokens, seconds, finish, seed, logprobs }] of texts.entries()) {
+          const about = texts.length > 1 ? { prompt: prompts.textOf(i) } : {}
+          const scores = logprobs === undefined ? {} : { logprobs }
+          results.push({ adapter: name, ...about, text, tokens, seconds, finish, seed, ...scores })
+        }
       }
-      const choices = choicesOf(weighted, new Map(adapters), mix)
-      const session = await node.openSession(model, { adapters: Object.fromEntries(adapters), threads })
-      try {
-        return await interruptible('Stopping.', async (interrupt) => {
-          const closed = new AbortController()
-          process.stdout.once('error', () => closed.abort())
-          const signal = AbortSignal.any([interrupt, closed.signal])
-          const options = { ...sampling, chatTemplate: template, tools: prompts.tools, stop, signal }
-          const results: Result[] = []
-          const writer = new Writer(json, prompts)
-          let seconds = 0
-          for (const { name, adapter, wasTrainedOnChats } of choices) {
-            if (choices.length > 1) say(colors.dim(`${results.length > 0 ? '\n' : ''}${name}`))
-            const asked = prompts.for(wasTrainedOnChats)
-            writer.begin(asked)
-            const texts = await session.generate(asked, { ...options, adapter, onText: writer.onText })
-            writer.end(texts)
-            seconds += Math.max(...texts.map((result) => result.seconds))
-            for (const [i, { tokens, seconds, finish, seed, logprobs, text }] of texts.entries()) {
-              const about = texts.length > 1 ? { prompt: prompts.textOf(i) } : {}
-              const scores = logprobs === undefined ? {} : { logprobs }
-              results.push({ adapter: name, ...about, text, tokens, seconds, finish, seed, ...scores })
-            }
-          }
-          const tokens = results.reduce((sum, result) => sum + result.tokens, 0)
-          say(colors.dim(`${tokens} tokens, ${(tokens / seconds).toFixed(0)} a second`))
-          if (json) printDocument({ ...results[0], ...(results.length > 1 && { results }) })
-          return 0
-        })
-      } catch (error) {
-        if (!(error instanceof DOMException && error.name === 'AbortError')) throw error
-        return EXIT_INTERRUPTED
-      } finally {
-        await session.dispose()
-      }
-    } finally {
-      await model.close()
-    }
+      const tokens = results.reduce((sum, result) => sum + result.tokens, 0)
+      say(colors.dim(`${tokens} tokens, ${(tokens / seconds).toFixed(0)} a second`))
+      if (json) printDocument({ ...results[0], ...(results.length > 1 && { results }) })
+      return 0
+    })
   },
 })
 

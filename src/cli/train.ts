@@ -128,14 +128,21 @@ export const train = defineCommand({
     )
     if (interrupted)
       say(`To continue, run the same command with --resume${settings.overwrite ? ' in place of --overwrite' : ''}.`)
-    else if (task === 'causal-lm')
-      say(
-        `Try it: npx lowrank generate --model ${quote(model)}${form} --adapter ${quote(out)} --prompt ${isChat ? '"Who are you?"' : '"The"'}`,
-      )
+    else {
+      const [command, plain] = TRIED_WITH[task]
+      const input = isChat ? '--prompt "Who are you?"' : plain
+      say(`Try it: npx lowrank ${command} --model ${quote(model)}${form} --adapter ${quote(out)} ${input}`)
+    }
     if (json) printDocument({ ...report, out })
     return interrupted ? EXIT_INTERRUPTED : 0
   },
 })
+
+/** The command that runs the adapters of a task, and what it is tried with. */
+const TRIED_WITH: Readonly<Record<(typeof TRAIN_CHOICES.task)[number], readonly [command: string, input: string]>> = {
+  'causal-lm': ['generate', '--prompt "The"'],
+  'text-classification': ['classify', '--text "The"'],
+}
 
 /** Ctrl-C while the model came: what has come is kept. */
 function stoppedLoading(error: unknown): undefined {

@@ -5,6 +5,7 @@ import { ConfigError, FileError, listed } from '../base/errors.js'
 import { BOOLEAN, checkOptions, type OptionTable } from '../base/options.js'
 import { elementCount } from '../base/tensor.js'
 import { type DtypeChoice, defaultGraph, findGraph } from '../graph/graph-file.js'
+import type { FormName } from '../graph/match/forms/form.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import type { FitReport } from '../merge/fit.js'
 import type { AdapterReport } from '../peft/inspect.js'
@@ -30,7 +31,7 @@ export interface OnnxContents {
   /** Names of the graph's outputs. */
   outputs: string[]
   /** Linear layers by module name: what targetModules can name. */
-  linears: { name: string; kind: 'matmul' | 'gemm' | 'quantized'; d: number; k: number; isHead: boolean }[]
+  linears: { name: string; form: FormName; layout: string; d: number; k: number; isHead: boolean }[]
 }
 
 /** What {@link inspect} found, by kind. */
@@ -181,7 +182,9 @@ async function inspectOnnx(directory: Directory, file: string): Promise<InspectR
       kind: 'onnx',
       inputs: graph.inputs.map(({ name }) => name),
       outputs: graph.outputs.map(({ name }) => name),
-      linears: findLinears(graph).map(({ name, kind, d, k, isHead }) => ({ name, kind, d, k, isHead })),
+      linears: findLinears(graph).map(({ name, form, layout, d, k, isHead }) => {
+        return { name, form: form.name, layout, d, k, isHead }
+      }),
     }
   } finally {
     await model.close()

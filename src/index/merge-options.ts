@@ -57,7 +57,7 @@ const isAdapterToMerge = (value: unknown): boolean =>
     ['undefined', 'number'].includes(typeof value.weight) &&
     Object.keys(value).every((key) => key === 'adapter' || key === 'weight'))
 
-const ADAPTER_TO_MERGE = kind('a path, a folder, a LoraAdapter, or { adapter, weight }', isAdapterToMerge)
+export const ADAPTER_TO_MERGE = kind('a path, a folder, a LoraAdapter, or { adapter, weight }', isAdapterToMerge)
 
 const ADAPTERS: Kind = kind(
   `${ADAPTER_TO_MERGE.expected}; or a list of them`,

@@ -6,6 +6,8 @@ import type { LoraAdapter } from '../lora/adapter.js'
 import type { UnmergeReport } from '../merge/merge.js'
 import type { MergePlanReport, MergeReport } from '../merge/report.js'
 import type { LoadOptions, SaveOptions } from '../peft/adapter-folder.js'
+import type { CombineResult } from '../tools/combine.js'
+import type { ResizeResult } from '../tools/resize.js'
 import type { TrainResult } from '../train/options.js'
 import type { PreviewExample } from '../train/preview.js'
 import type { ToPlainOptions } from './adapters.js'
@@ -14,6 +16,7 @@ import type { MergeOptions, UnmergeOptions } from './merge-options.js'
 import type { LoadModelOptions } from './model.js'
 import type { OpenSessionOptions } from './session.js'
 import type { Source, Target } from './sources.js'
+import type { CombineOptions, ResizeOptions } from './tools.js'
 import type { PreviewDataOptions, TrainOptions } from './train.js'
 
 /**
@@ -204,4 +207,42 @@ export async function inspect(target: Source | LoraAdapter, options?: InspectOpt
  */
 export async function toPlain(adapter: Source | LoraAdapter, options: ToPlainOptions): Promise<LoraAdapter> {
   return (await import('./adapters.js')).toPlain(adapter, options)
+}
+
+/**
+ * Makes one adapter of several for the same base. By default its change is exactly the weighted sum Σ weight·s·B·A, with rsLoRA, patterns
+ * and adapters of different ranks and layers; `rank`, `energy`, `error` or `ratio` keep the closest change of a lower rank. The factors are
+ * combined as they are: no matrix of a weight's size is made. `combinationType` has PEFT's other ways, and `peftCompatible` gives the
+ * numbers of PEFT's add_weighted_adapter.
+ *
+ * @throws ConfigError for an option that is unknown, not usable or not used by the combination type, and for layers of different ranks
+ *   where factors are added; MismatchError when the adapters belong to different bases; UnsupportedError for DoRA, for adapters whose start
+ *   changed their base, and for replaced tensors that are no sum; what {@link loadAdapter} throws
+ *
+ * @example
+ * const { adapter, error } = await combine({
+ *   adapters: ['tests/golden/peft/f32', { adapter: 'tests/golden/peft/rslora', weight: -0.5 }],
+ *   rank: 8,
+ * })
+ * await saveAdapter(adapter, 'out/combined')
+ * console.log(`${(100 * error).toFixed(2)} % of the change is lost`)
+ */
+export async function combine(options: CombineOptions): Promise<CombineResult> {
+  return (await import('./tools.js')).combine(options)
+}
+
+/**
+ * Gives an adapter another rank: the closest change of that rank, by the singular values of each layer's s·B·A. They come exactly from
+ * the factors. `energy`, `error` and `ratio` choose a rank for each layer. The result has alpha = rank in all layers.
+ *
+ * @throws ConfigError for an option that is unknown or not usable, and without a rule; UnsupportedError for an adapter whose start changed
+ *   its base; StateError for one without ranks; what {@link loadAdapter} throws
+ *
+ * @example
+ * const { adapter, layers } = await resize('tests/golden/peft/f32', { energy: 0.95 })
+ * await saveAdapter(adapter, 'out/smaller')
+ * for (const { name, fromRank, rank, error } of layers) console.log(name, fromRank, rank, error)
+ */
+export async function resize(adapter: Source | LoraAdapter, options: ResizeOptions): Promise<ResizeResult> {
+  return (await import('./tools.js')).resize(adapter, options)
 }

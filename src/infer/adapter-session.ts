@@ -1,8 +1,10 @@
 // One base model, many adapters: a session whose LoRA factors are graph inputs, so that choosing an adapter is feeding
 // other arrays. The base's weights are in memory once, whatever the number of adapters.
 
+import { create } from '@bufbuild/protobuf'
 import { MismatchError, nearMisses, StateError, UnsupportedError } from '../base/errors.js'
 import { checkArgument, checkOptions, kind, listOf, NAME, type OptionTable } from '../base/options.js'
+import { ValueInfoProtoSchema } from '../formats/onnx/gen/onnx_pb.js'
 import { affineInputs, injectLora, loraInputs } from '../graph/inject/inject.js'
 import { completeFeeds } from '../graph/inputs/family.js'
 import { dimsOfInput } from '../graph/inputs/roles.js'
@@ -11,23 +13,29 @@ import { placeAdapter } from '../graph/match/place-adapter.js'
 import type { Model } from '../graph/model-folder.js'
 import { sessionModel } from '../graph/session-model.js'
 import { Graph } from '../graph/view/graph.js'
+import { readGraph } from '../graph/view/read-graph.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import { requireHandled } from '../lora/requirements.js'
 import { type Engine, openEngine } from '../runtime/host.js'
 import { type Remote, transfer } from '../runtime/rpc.js'
 import type { Feeds, RuntimeTensor, SessionOptions } from '../runtime/runtime.js'
 import { ADAPTER_CHOICE, type AdapterChoice, type Mix, mixesOf } from './adapter-choice.js'
+import { type ClassifierSession, classify } from './classify.js'
 import { type AdapterFactors, InferEngine, type LoraSite } from './engine.js'
 import { checkName, plainFeeds } from './feeds.js'
 import { generate, streamText, type TextSession } from './generate.js'
+import { type AdapterHead, readHead, runWithHead } from './heads.js'
 import type { Prompt } from './prompts.js'
 import type {
   AdapterSession,
   AdapterSessionOptions,
+  Classification,
+  ClassifyOptions,
   GenerateOptions,
   GenerateResult,
   RunOptions,
   StreamOptions,
+  TextOrPair,
 } from './session.js'
 import { adapterFactors } from './site-factors.js'
 
@@ -39,13 +47,13 @@ const RUN_OPTIONS: OptionTable<RunOptions> = { adapter: ADAPTER_CHOICE, outputNa
 const TAKES_EMPTY_TENSORS = new Set(['cpu', 'wasm'])
 
 /** What a session needs of a model. Texts need all of it. */
-export interface SessionBase extends Pick<Model, 'onnx' | 'runtime'> {
+export interface SessionBase extends Pick<Model, 'onnx' | 'runtime'>, Partial<Pick<Model, 'config'>> {
   close?(): Promise<void>
 }
 
 /** An {@link AdapterSession}, or over less than a whole model what does not write texts. */
 export class OnnxSession<M extends SessionBase = SessionBase>
-  implements Omit<AdapterSession, 'model' | 'generate' | 'stream'>
+  implements Omit<AdapterSession, 'model' | 'generate' | 'stream' | 'classify'>
 {
   readonly model: M
   readonly #engine: Engine<InferEngine>
@@ -59,6 +67,8 @@ export class OnnxSession<M extends SessionBase = SessionBase>
   #adapted: ReadonlySet<string> | undefined
   /** Those of them that take a scale and a shift of their outputs, for DoRA and biases of B. */
   #affine: ReadonlySet<string> = new Set()
+  /** Values of the graph that it gives out beside the model's outputs, for heads. */
+  #given: ReadonlySet<string> = new Set()
   /** Changes of the session follow one another. */
   #lastChange: Promise<unknown> = Promise.resolve()
   #disposal: Promise<void> | undefined
@@ -72,7 +82,7 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     this.#closesModel = closesModel
     this.#options = { ...options, ...(device !== undefined && { executionProviders: [device].flat() }) }
     this.#modules = modules
-    this.#graph = new Graph(model.onnx.proto)
+    this.#graph = readGraph(model.onnx.proto)
     this.#linears = findLinears(this.#graph, modules)
     this.#engine = openEngine(model.runtime, 'infer', (runtime) => new InferEngine(runtime))
   }
@@ -129,7 +139,8 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     const own = completeFeeds(this.#graph, plainFeeds(feeds, this.inputNames))
     const mixes = mixesOf(adapter as AdapterChoice | readonly AdapterChoice[], batchOf(own))
     this.checkMixes(mixes)
-    const outputs = await this.engine.run(own, mixes, outputNames)
+    const run = (all: Feeds, names: readonly string[] | undefined) => this.engine.run(all, mixes, names)
+    const outputs = await runWithHead(run, own, outputNames, { head: this.#headFor(mixes), all: this.outputNames })
     if (mixes.length > 1) checkRanks(this.#graph, outputs)
     return outputs
   }
@@ -150,6 +161,21 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     options: StreamOptions = {},
   ): AsyncGenerator<string, GenerateResult, undefined> {
     return streamText(this, prompt, options)
+  }
+
+  classify(this: ClassifierSession, text: TextOrPair, options?: ClassifyOptions): Promise<Classification>
+  classify(this: ClassifierSession, texts: readonly TextOrPair[], options?: ClassifyOptions): Promise<Classification[]>
+  classify(
+    this: ClassifierSession,
+    texts: TextOrPair | readonly TextOrPair[],
+    options?: ClassifyOptions,
+  ): Promise<Classification | Classification[]> {
+    return classify(this, texts, options)
+  }
+
+  /** @internal */
+  headOf(name: string): AdapterHead | undefined {
+    return this.#adapters.get(name)?.head
   }
 
   dispose(): Promise<void> {
@@ -193,6 +219,18 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     }
   }
 
+  /** The head that a run's logits come from. Throws UnsupportedError where adapters of several rows or a mix have one. */
+  #headFor(mixes: readonly Mix[]): AdapterHead | undefined {
+    const heads = mixes.flat().flatMap(({ name }) => this.headOf(name) ?? [])
+    const isAlone = mixes.length === 1 && mixes[0].length === 1
+    if (heads.length === 0 || isAlone) return heads[0]
+    throw new UnsupportedError({
+      where: 'adapter',
+      what: 'an adapter with a head of its own runs alone, for all rows',
+      hint: 'Run the rows of each adapter at a time',
+    })
+  }
+
   /** @internal */
   chatTemplateOf(mix: Mix): string | undefined {
     return mix.map(({ name }) => this.#adapters.get(name)?.chatTemplate).find((template) => template !== undefined)
@@ -225,10 +263,15 @@ export class OnnxSession<M extends SessionBase = SessionBase>
             hint: 'Call remove first, or choose another name',
           })
         }
-        requireHandled(adapter, ['linear', 'magnitude', 'biasB'], 'adapters of sessions')
-        const placed = placeAdapter(this.#graph, this.#linears, adapter)
+        const head = await readHead(this.model, this.#graph, this.#linears, adapter)
+        const others = adapter.parts().filter((part) => head?.tensors.has(part.name) !== true)
+        const { config } = adapter
+        requireHandled({ config, parts: () => others }, ['linear', 'magnitude', 'biasB'], 'adapters of sessions')
+        const isHeadAlone = head !== undefined && others.length === 0
+        const placed = isHeadAlone ? [] : placeAdapter(this.#graph, this.#linears, adapter)
         const about: OpenAdapter = {
-          scales: [...adapter.parts('linear')].some(({ magnitude }) => magnitude !== undefined),
+          head,
+          scales: adapter.parts('linear').some(({ magnitude }) => magnitude !== undefined),
           chatTemplate: adapter.chatTemplate,
         }
         added.push({ name, about, factors: await adapterFactors(this.model.onnx, this.#graph, placed) })
@@ -237,6 +280,7 @@ export class OnnxSession<M extends SessionBase = SessionBase>
       await this.#openFor(
         sites.map(([module]) => module),
         sites.flatMap(([module, { affine }]) => (affine === undefined ? [] : [module])),
+        added.flatMap(({ about: { head } }) => head?.input.value ?? []),
       )
       for (const { name, about, factors } of added) {
         await engine.addAdapter(name, transfer(factors, buffersOf(factors)))
@@ -245,15 +289,22 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     })
   }
 
-  /** Makes sure that the open session has inputs for these modules, and for the scales and shifts of some of them. */
-  async #openFor(modules: readonly string[], affineModules: readonly string[]): Promise<void> {
+  /** Makes sure that the open session has inputs for these modules, and for the scales and shifts of some of them, and gives these values. */
+  async #openFor(
+    modules: readonly string[],
+    affineModules: readonly string[],
+    values: readonly string[],
+  ): Promise<void> {
     const adapted = new Set([...(this.#adapted ?? []), ...modules])
     const affine = new Set([...this.#affine, ...affineModules])
-    if (this.#adapted !== undefined && adapted.size === this.#adapted.size && affine.size === this.#affine.size) return
+    const given = new Set([...this.#given, ...values.filter((value) => !this.outputNames.includes(value))])
+    const isSame = adapted.size === this.#adapted?.size && affine.size === this.#affine.size
+    if (isSame && given.size === this.#given.size) return
     // The graph is edited, so that each session starts from a fresh view of the model.
     const graph = new Graph(this.model.onnx.proto)
     const linears = findLinears(graph, this.#modules).filter(({ name }) => adapted.has(name))
     const { takesRows } = injectLora(graph, linears, affine)
+    graph.outputs.push(...Array.from(given, (name) => create(ValueInfoProtoSchema, { name })))
     const providers = this.#options.executionProviders ?? []
     await this.engine.open({
       model: await sessionModel(this.model.onnx, graph.toModel()),
@@ -264,6 +315,7 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     })
     this.#adapted = adapted
     this.#affine = affine
+    this.#given = given
   }
 
   #change<T>(action: () => Promise<T>): Promise<T> {
@@ -275,6 +327,7 @@ export class OnnxSession<M extends SessionBase = SessionBase>
 
 /** What runs have to know of an adapter. */
 interface OpenAdapter {
+  readonly head: AdapterHead | undefined
   /** It scales the outputs of the base. */
   readonly scales: boolean
   /** The template of the chats that it was trained on. */

@@ -91,6 +91,37 @@ export interface TokenScore {
   readonly top: readonly Omit<TokenScore, 'top'>[]
 }
 
+/** A text, or two texts that are looked at together, as premise and hypothesis or question and answer. */
+export type TextOrPair = string | { readonly text: string; readonly textPair?: string | undefined }
+
+/** How texts are classified. */
+export interface ClassifyOptions {
+  /** Name of an adapter of the session; null is the base model alone. Default null. */
+  adapter?: string | null | undefined
+  /** How many labels each result lists. Default 1. */
+  topK?: number | undefined
+  /** Texts of more tokens are cut. Default: what the model takes. */
+  maxLength?: number | undefined
+  /** Texts in one run. Default 8. */
+  batchSize?: number | undefined
+  /** Ends the call between two runs: it rejects with the signal's reason. */
+  signal?: SignalLike | undefined
+}
+
+/** The labels of one text. */
+export interface Classification {
+  /** The likeliest label. */
+  label: string
+  /** Its probability; of a head with one output, the output itself. */
+  score: number
+  /** The `topK` likeliest labels, best first. */
+  labels: { label: string; score: number }[]
+  /** What the head gave, one number a label, in the head's order. */
+  logits: Float32Array
+  /** The text was longer than the limit, and lost its end. */
+  isTruncated: boolean
+}
+
 /** A continued text. */
 export interface GenerateResult {
   /** What follows the prompt, without special tokens and without what stopped it. */
@@ -210,6 +241,27 @@ export interface AdapterSession {
    * await session.dispose()
    */
   stream(prompt: Prompt, options?: StreamOptions): AsyncGenerator<string, GenerateResult, undefined>
+
+  /**
+   * Gives texts or pairs of texts a label: by the head that the adapter brings, or else by the model's own. The result of a text does
+   * not depend on the others of the call. Labels are named by the adapter's run, or else by the model's config.json, or else LABEL_0,
+   * LABEL_1, …
+   *
+   * @returns one result for a single text, a list for a list
+   * @throws UnsupportedError when neither the adapter nor the model has a head for labels; MismatchError for an unknown adapter, a
+   *   tokenizer of another model, or labels that are not as many as logits; ConfigError for an option or a text that is not usable;
+   *   FileError when the model has no tokenizer; NumericError when the logits are not finite; StateError when the session is disposed
+   *
+   * @example
+   * const session = await openSession('tests/golden/text-classification/encoder', {
+   *   adapters: { mood: 'tests/golden/text-classification/encoder/golden/adapter-init' },
+   * })
+   * const { label, score } = await session.classify('The sea was calm.', { adapter: 'mood' })
+   * console.log(label, score)
+   * await session.dispose()
+   */
+  classify(text: TextOrPair, options?: ClassifyOptions): Promise<Classification>
+  classify(texts: readonly TextOrPair[], options?: ClassifyOptions): Promise<Classification[]>
 
   /** Closes the session after the runs that were asked for before, and ends its worker. Other calls throw StateError from then on. */
   dispose(): Promise<void>

@@ -57,6 +57,21 @@ export function singularValuesOfProduct(b: Matrix, a: Matrix): Float64Array {
   return s
 }
 
+/**
+ * The thin SVD of b·a for b (d, r) and a (r, k), without forming b·a: u (d, p), s, vt (p, k) with p = min(d, r, k). Both factors
+ * become orthonormal ones times a small core, whose SVD is that of the product.
+ *
+ * @throws NumericError when an element is not finite
+ */
+export function svdOfProduct(b: Matrix, a: Matrix): Svd {
+  checkFinite(b)
+  checkFinite(a)
+  const left = qr(b) // (d, min(d, r)), (min(d, r), r)
+  const right = qr(transpose(a)) // (k, min(k, r)), (min(k, r), r)
+  const { u, s, vt } = svd(product(left.r, right.r, { transposeB: true }))
+  return { u: product(left.q, u), s, vt: product(vt, right.q, { transposeB: true }) }
+}
+
 /** @throws NumericError when an element is not finite */
 export function checkFinite(matrix: Matrix): void {
   if (isAllFinite(matrix.data)) return

@@ -67,6 +67,8 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
   readonly notes: string[] = []
   /** The chat template (Jinja) of the chats that it was trained on: it is asked with the same. Undefined for other adapters. */
   chatTemplate: string | undefined
+  /** What the numbers of its head mean, in their order; undefined for adapters without a head, or where no file tells. */
+  labels: readonly string[] | undefined
   readonly #parts = new Map<string, AdapterPart>()
 
   /** @throws ConfigError or UnsupportedError when the config is not usable. */

@@ -119,6 +119,7 @@ export async function writeAdapterFiles(
   directory: Directory,
   tensors: readonly TensorBytes[],
   config: string,
+  metadata: Readonly<Record<string, string>> = {},
 ): Promise<void> {
   const bytes = new TextEncoder().encode(config)
   const sinks: ByteSink[] = []
@@ -127,7 +128,7 @@ export async function writeAdapterFiles(
     sinks.push(weightsSink)
     const configSink = await directory.create(CONFIG_FILE)
     sinks.push(configSink)
-    await writeSafetensors(weightsSink, tensors, { format: 'pt' })
+    await writeSafetensors(weightsSink, tensors, { format: 'pt', ...metadata })
     await configSink.write(bytes)
     const old = await readOldConfig(directory)
     if (old !== undefined && isSame(old, bytes)) {

@@ -6,6 +6,7 @@ import type { Model } from '../graph/model-folder.js'
 import type { Objective } from '../graph/training/objective.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import type { ChatTemplate } from '../text/chat-template.js'
+import type { HeadBase, HeadForm } from './text-heads.js'
 
 /** What a row is encoded for. */
 export interface EncodeContext {
@@ -43,6 +44,10 @@ export interface Task<Row = unknown, Example = unknown> {
   readonly name: string
   /** PEFT's task_type in adapter_config.json */
   readonly peftType: string
+  /** How the outputs of a trained model are read: the session's method, and the file of infer/. */
+  readonly reading: 'generate' | 'classify'
+  /** What lies between the model's hidden states and the logits; undefined for tasks without a head. Throws UnsupportedError where it is not known. */
+  headForm?(base: HeadBase): HeadForm
   /** Throws UnsupportedError when the model is not one for this task: before any data is read. */
   check(model: Model): void
   /** Returns a row of data as what the task learns from. Throws DataError when it has not the fields. */

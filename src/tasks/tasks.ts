@@ -22,6 +22,16 @@ export async function loadTask(name: string): Promise<Task> {
   return (await LOADERS[name]()) as unknown as Task
 }
 
+/** The task that a PEFT task_type means; undefined where it means none that is known. */
+export async function loadTaskOfType(type: string | undefined): Promise<Task | undefined> {
+  if (type === undefined) return undefined
+  for (const name of TASK_NAMES) {
+    const task = await loadTask(name)
+    if (task.peftType === type) return task
+  }
+  return undefined
+}
+
 /** @throws ConfigError for a name that no task has */
 export function checkTaskName(name: string): asserts name is TaskName {
   if (Object.hasOwn(LOADERS, name)) return

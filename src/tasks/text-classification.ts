@@ -11,11 +11,13 @@ import { findLinears, type Linear } from '../graph/match/linears.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
 import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
 import type { Value } from '../graph/view/builder.js'
-import { Graph } from '../graph/view/graph.js'
+import type { Graph } from '../graph/view/graph.js'
+import { readGraph } from '../graph/view/read-graph.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { checkVocabulary } from '../text/records.js'
 import { classificationMetrics } from './classification-metrics.js'
 import type { Examples, Head, OpenTask, Task } from './task.js'
+import { type HeadForm, type HeadLayer, headForm, headInput, headWidth, trainedLayers } from './text-heads.js'
 import { attentionMask, PROBE_BATCHES, padded, tokenLengths } from './token-batch.js'
 
 /** A row of data. */
@@ -35,60 +37,19 @@ export interface LabeledExample {
 
 /** Graph input of the loss: [row, label] int64 (batch, 2). */
 const LABELS = 'loss/labels'
-const HIDDEN = 'last_hidden_state'
-const POOLED = 'pooler_output'
 /** The standard deviation of a new head where config.json gives none: that of transformers. */
 const INITIALIZER_RANGE = 0.02
-
-/** A layer of a head: y = activation(x·Wᵀ + b). The last one gives the logits. */
-interface HeadLayer {
-  readonly module: string
-  readonly activation?: 'Tanh' | 'Relu'
-}
-
-/** What transformers puts on an encoder for classification. */
-interface HeadForm {
-  /** How it calls the encoder: exports of the encoder alone lack this first part of the names. */
-  readonly encoder: string
-  /** From the hidden state of the first token on. */
-  readonly layers: readonly HeadLayer[]
-  /** What PEFT is told to save whole. */
-  readonly modulesToSave: readonly string[]
-}
-
-const BERT: HeadForm = {
-  encoder: 'bert',
-  layers: [{ module: 'bert.pooler.dense', activation: 'Tanh' }, { module: 'classifier' }],
-  modulesToSave: ['classifier', 'pooler'],
-}
-const DISTILBERT: HeadForm = {
-  encoder: 'distilbert',
-  layers: [{ module: 'pre_classifier', activation: 'Relu' }, { module: 'classifier' }],
-  modulesToSave: ['classifier', 'pre_classifier'],
-}
-const ROBERTA: HeadForm = {
-  encoder: 'roberta',
-  layers: [{ module: 'classifier.dense', activation: 'Tanh' }, { module: 'classifier.out_proj' }],
-  modulesToSave: ['classifier'],
-}
-
-/** By model_type. */
-const FORMS: Readonly<Record<string, HeadForm>> = {
-  bert: BERT,
-  distilbert: DISTILBERT,
-  roberta: ROBERTA,
-  'xlm-roberta': ROBERTA,
-  camembert: ROBERTA,
-}
 
 export const textClassification: Task<LabeledText, LabeledExample> = {
   name: 'text-classification',
   peftType: 'SEQ_CLS',
+  reading: 'classify',
+  headForm,
 
   check(model) {
-    const graph = new Graph(model.onnx.proto)
+    const graph = readGraph(model.onnx.proto)
     encoderInputs(graph)
-    formOf(model, findLinears(graph))
+    headForm({ config: model.config, graph, linears: findLinears(graph) })
   },
 
   parse: parseLabeledText,
@@ -138,14 +99,15 @@ class TextClassification implements OpenTask<LabeledExample> {
   readonly #hasPrefix: boolean
 
   constructor(model: Model, examples: Examples<LabeledExample>) {
-    const graph = new Graph(model.onnx.proto)
+    const graph = readGraph(model.onnx.proto)
     const linears = findLinears(graph)
+    const base = { config: model.config, graph, linears }
     this.#model = model
     this.#inputs = encoderInputs(graph)
-    this.#form = formOf(model, linears)
+    this.#form = headForm(base)
     this.labels = labelsOf(model, examples)
-    this.#layers = trainedLayers(this.#form, graph, linears)
-    const width = widthOf(model, linears, this.#layers)
+    this.#layers = trainedLayers(this.#form, base)
+    const width = headWidth(base, this.#layers)
     this.#shapes = this.#layers.map((_, i) => [i === this.#layers.length - 1 ? this.labels.length : width, width])
     this.#hasPrefix = linears.some(({ name }) => name.startsWith(`${this.#form.encoder}.`))
     this.head = {
@@ -251,13 +213,17 @@ class TextClassification implements OpenTask<LabeledExample> {
   }
 
   /** What goes into the first layer that is trained, (batch, k). */
-  #headInput({ g, graph, outputs }: ObjectiveGraph): Value {
-    const [{ module }] = this.#layers
-    const own = findLinears(graph).find(({ name }) => name === module)
-    if (own !== undefined) return own.input
-    if (module !== this.#form.layers[0].module) return POOLED
-    const hidden = outputs.find(({ name }) => name === HIDDEN)?.name ?? outputs[0].name
-    return g.op('Gather', [hidden, g.int(0)], { axis: 1 })
+  #headInput({ g, graph }: ObjectiveGraph): Value {
+    const input = headInput(this.#form, graph, this.#layers)
+    if (input === undefined) {
+      const got = graph.outputs.map(({ name }) => name).join(', ')
+      throw new UnsupportedError({
+        where: 'ONNX model',
+        what: 'no output has the hidden states that a head needs',
+        got,
+      })
+    }
+    return input.isSequence ? g.op('Gather', [input.value, g.int(0)], { axis: 1 }) : input.value
   }
 
   /** The base's own values where the graph has them in this shape; else as transformers starts a new head. */
@@ -267,7 +233,7 @@ class TextClassification implements OpenTask<LabeledExample> {
     { module, member, shape }: { module: string; member: string; shape: readonly number[] },
     random: Random,
   ): Promise<Float32Array> {
-    const own = linears.find(({ name, kind }) => name === module && kind === 'gemm')
+    const own = linears.find(({ name, form }) => name === module && form.name === 'Gemm')
     const tensor = own && graph.constant(own.node.input[member === 'weight' ? 1 : 2])
     const isSame = tensor?.dims.map(Number).join() === shape.join() && (member === 'bias' || own?.transposed)
     if (tensor !== undefined && isSame && tensor.dataType === DataType.FLOAT) {
@@ -303,36 +269,4 @@ function labelsOf({ config }: Model, examples: Examples<LabeledExample>): string
   }
   const isNumbered = [...seen].every((label) => /^\d+$/.test(label))
   return [...seen].sort(isNumbered ? (a, b) => Number(a) - Number(b) : undefined)
-}
-
-/** Throws UnsupportedError for a type of encoder whose head is not known, and that has none in its graph. */
-function formOf({ config }: Model, linears: readonly Linear[]): HeadForm {
-  const type = String(config.model_type)
-  if (Object.hasOwn(FORMS, type)) return FORMS[type]
-  const head = linears.find(({ name, isHead }) => isHead && /^(classifier|score)$/.test(name))
-  if (head !== undefined) return { encoder: '', layers: [{ module: head.name }], modulesToSave: [head.name] }
-  throw new UnsupportedError({
-    where: 'model_type',
-    what: 'the head that this type of model has for classification is not known',
-    expected: Object.keys(FORMS).join(', '),
-    got: type,
-    hint: 'Export the model with its head: optimum-cli export onnx --task text-classification',
-  })
-}
-
-/** All layers of a new head; of a head in the graph those that PEFT saves by itself. */
-function trainedLayers({ layers }: HeadForm, graph: Graph, linears: readonly Linear[]): readonly HeadLayer[] {
-  const isThere = ({ module }: HeadLayer) => linears.some(({ name }) => name === module)
-  const first = layers.findIndex(({ module }) => /^(classifier|score)\b/.test(module))
-  if (isThere(layers[first])) return layers.slice(first)
-  const hasPooled = graph.outputs.some(({ name }) => name === POOLED)
-  return hasPooled && layers[0].module.includes('pooler') ? layers.slice(1) : layers
-}
-
-/** The width of the hidden states. */
-function widthOf({ config }: Model, linears: readonly Linear[], layers: readonly HeadLayer[]): number {
-  const own = linears.find(({ name }) => name === layers[0].module)?.k
-  const width = own ?? [config.hidden_size, config.dim, config.d_model].find((value) => Number.isSafeInteger(value))
-  if (width !== undefined) return width as number
-  throw new UnsupportedError({ where: 'config.json', what: 'it does not tell the width of the hidden states' })
 }

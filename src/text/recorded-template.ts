@@ -10,7 +10,7 @@ export function recordTemplate(text: string, args: Readonly<Record<string, unkno
   const lines = named.map(([name, value]) => {
     return `{%- if ${name} is not defined %}{%- set ${name} = ${literal(value)} %}{%- endif %}`
   })
-  return lines.length === 0 ? text : `${lines.join('\n')}\n{#- -#}${text}`
+  return lines.length === 0 ? text : `${lines.join('\n')}\n{{- '' }}${text}`
 }
 
 /** A value as Jinja writes it. */

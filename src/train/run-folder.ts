@@ -24,17 +24,12 @@ const RUN_FILES = [
   MARKER_FILE,
 ]
 
-export interface Marker extends TrainedFor {
+export interface Marker {
   version: 1
   kind: 'training run'
   status: 'unfinished' | 'finished'
-}
-
-/** What a run trains, which the adapter's own files do not tell. */
-export interface TrainedFor {
+  /** What was trained, which the adapter's own files do not tell. */
   task?: string
-  /** What the logits mean, in their order. */
-  labels?: readonly string[]
 }
 
 /** What a run may do with what is in its folder already. */
@@ -46,7 +41,8 @@ export type FolderUse = 'new' | 'resume' | 'overwrite'
  * @throws FileError when the folder is not empty and `use` does not cover what is in it, or there is nothing to resume
  */
 export async function checkRunFolder(directory: Directory, use: FolderUse): Promise<void> {
-  const files = await directory.list()
+  // What a killed run was writing is in nobody's way.
+  const files = (await directory.list()).filter((file) => !isPartial(file))
   const where = directory.name
   if (use === 'resume') {
     if (await directory.has(STATE_FILE)) return
@@ -91,12 +87,8 @@ export async function readMarker(directory: Directory): Promise<Marker | undefin
   return value?.version === 1 && value.kind === 'training run' ? (value as Marker) : undefined
 }
 
-export async function writeMarker(
-  directory: Directory,
-  status: Marker['status'],
-  about: TrainedFor = {},
-): Promise<void> {
-  const marker: Marker = { version: 1, kind: 'training run', status, ...about }
+export async function writeMarker(directory: Directory, status: Marker['status'], task?: string): Promise<void> {
+  const marker: Marker = { version: 1, kind: 'training run', status, ...(task !== undefined && { task }) }
   await writeFile(directory, MARKER_FILE, `${JSON.stringify(marker, null, 2)}\n`)
 }
 
@@ -106,9 +98,14 @@ export async function clearRunFolder(directory: Directory): Promise<void> {
   await removeFiles(directory, RUN_FILES)
 }
 
-/** Removes what a killed run was writing: in Node, files get their names when they are complete. */
+const PARTIAL_FILE = /^\.(.+)\.[0-9a-f]{12}\.tmp$/
+
+/** Whether a killed run was writing this file: in Node, files get their names when they are complete. */
+function isPartial(file: string): boolean {
+  return RUN_FILES.includes(PARTIAL_FILE.exec(file)?.[1] ?? '')
+}
+
 export async function removePartialFiles(directory: Directory): Promise<void> {
-  const isPartial = (file: string) => RUN_FILES.some((name) => file.startsWith(`.${name}.`) && file.endsWith('.tmp'))
   await removeFiles(directory, (await directory.list()).filter(isPartial))
 }
 
@@ -271,7 +268,7 @@ const METRICS_INTERVAL_MS = 2000
 export class RunWriter {
   readonly #directory: Directory | undefined
   readonly #use: FolderUse
-  readonly #about: TrainedFor
+  readonly #task: string
   readonly #metrics: StepMetrics[]
   /** Whether the marker is there and belongs to this run. */
   #isBegun: boolean
@@ -282,8 +279,8 @@ export class RunWriter {
   #metricsAt = Number.NEGATIVE_INFINITY
 
   /** @param metrics of the steps before a resume */
-  constructor(directory: Directory | undefined, use: FolderUse, about: TrainedFor, metrics: readonly StepMetrics[]) {
-    this.#about = about
+  constructor(directory: Directory | undefined, use: FolderUse, task: string, metrics: readonly StepMetrics[]) {
+    this.#task = task
     this.#directory = directory
     this.#use = use
     this.#metrics = [...metrics]
@@ -319,7 +316,7 @@ export class RunWriter {
   /** Marks the run, which has been saved, as finished, and drops its state. */
   async finish(): Promise<void> {
     if (this.#directory === undefined) return
-    await writeMarker(this.#directory, 'finished', this.#about)
+    await writeMarker(this.#directory, 'finished', this.#task)
     await removeFiles(this.#directory, [STATE_FILE])
   }
 
@@ -331,7 +328,8 @@ export class RunWriter {
   async #writeMetrics(directory: Directory): Promise<void> {
     if (!this.#isBegun) {
       if (this.#use === 'overwrite') await clearRunFolder(directory)
-      await writeMarker(directory, 'unfinished', this.#about)
+      else await removePartialFiles(directory)
+      await writeMarker(directory, 'unfinished', this.#task)
       this.#isBegun = true
     }
     if (this.#writtenLines === undefined || directory.append === undefined) {

@@ -26,7 +26,6 @@ import {
   readState,
   removePartialFiles,
   type StepMetrics,
-  type TrainedFor,
 } from './run-folder.js'
 import { learningRates } from './schedule.js'
 import { type SessionParts, TrainingSessions } from './sessions.js'
@@ -82,10 +81,6 @@ export async function trainAdapter(parts: RunInput): Promise<RunReport> {
   }
 }
 
-function trainedFor({ task, open: { labels } }: RunInput): TrainedFor {
-  return { task, ...(labels !== undefined && { labels }) }
-}
-
 class Run {
   readonly #parts: RunInput
   readonly #engine: Engine<TrainEngine>
@@ -120,7 +115,7 @@ class Run {
     this.#totalSteps = settings.maxSteps ?? settings.epochs * this.#stepsPerEpoch
     this.#costs = Array.from(examples, (example) => open.cost(example))
     this.#names = sessions.parameters.map(({ name }) => name)
-    this.#writer = new RunWriter(out?.directory, out?.use ?? 'new', trainedFor(parts), [])
+    this.#writer = new RunWriter(out?.directory, out?.use ?? 'new', parts.task, [])
   }
 
   async train(): Promise<RunReport> {
@@ -201,7 +196,7 @@ class Run {
     writeParameters(adapter, this.#names, engine.parameters)
     await removePartialFiles(directory)
     const metrics = await readMetrics(directory, run.step)
-    this.#writer = new RunWriter(directory, 'resume', trainedFor(this.#parts), metrics)
+    this.#writer = new RunWriter(directory, 'resume', this.#parts.task, metrics)
     return { engine, metrics, evalLossBefore: run.evalLossBefore ?? undefined }
   }
 

@@ -8,6 +8,7 @@ import { fileURLToPath } from 'node:url'
 import * as init from '../../src/init.js'
 import * as lowrank from '../../src/node.js'
 import { oneThread } from '../infer/models.js'
+import { TOOL_FUNCTIONS } from './tool-calls.js'
 
 const root = fileURLToPath(new URL('../..', import.meta.url))
 const scratch = mkdtempSync(join(tmpdir(), 'lowrank-arguments-'))
@@ -118,6 +119,7 @@ export const FUNCTIONS: Record<string, Call> = {
     options: 1,
     misspelled: { bas: /base/, inital: /initial/ },
   },
+  ...TOOL_FUNCTIONS,
   inspect: {
     call: lowrank.inspect,
     args: () => [PISSA, { base: BASE, relativeChange: false, strict: true }],
@@ -331,6 +333,15 @@ export const METHODS: Record<string, Call> = {
     args: () => ['a', { adapter: null, maxNewTokens: 1 }],
     options: 1,
     misspelled: { max_new_tokens: /maxNewTokens/, on_text: /./ },
+  },
+  'session.classify': {
+    call: (...args) => (opened.session.classify as (...args: unknown[]) => unknown)(...args),
+    args: () => [
+      ['a', { text: 'a', textPair: 'b' }],
+      { adapter: null, topK: 1, maxLength: 4, batchSize: 1, signal: undefined },
+    ],
+    options: 1,
+    misspelled: { top_k: /topK/, batch_size: /batchSize/, adaptor: /adapter/ },
   },
   'LoraLayer.fromFactors': {
     call: (...args) => (lowrank.LoraLayer.fromFactors as (...args: unknown[]) => unknown)(...args),

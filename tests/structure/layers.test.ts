@@ -19,7 +19,7 @@ const ROOMS = [
   'graph',
   'tasks',
 ]
-const ALL = [...ROOMS, 'merge', 'train', 'infer', 'index', 'node', 'init', 'cli']
+const ALL = [...ROOMS, 'merge', 'exchange', 'tools', 'train', 'infer', 'index', 'node', 'init', 'cli']
 /** All layers but these. */
 const below = (...above: readonly string[]) => ALL.filter((layer) => !above.includes(layer))
 
@@ -38,6 +38,7 @@ const LAYERS: Record<string, readonly string[]> = {
   graph: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'linalg', 'lora'],
   tasks: ['base', 'formats', 'data', 'text', 'runtime', 'lora', 'graph'],
   merge: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'linalg', 'lora', 'peft', 'graph'],
+  tools: ['base', 'formats', 'linalg', 'lora', 'peft', 'merge'],
   train: ['base', 'kernels', 'formats', 'io', 'text', 'data', 'runtime', 'linalg', 'lora', 'peft', 'graph', 'tasks'],
   infer: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'linalg', 'lora', 'peft', 'graph', 'tasks'],
   index: below('index', 'node', 'init', 'cli'),

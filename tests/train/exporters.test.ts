@@ -14,7 +14,6 @@ const REFUSED: Record<string, RegExp> = {
   'llama-fp16': /float16 MatMul/,
   'llama-q4': /MatMulNBits/,
   'llama-q8': /MatMulInteger/,
-  'merged-if': /If/,
 }
 
 async function train(name: string, out: MemoryDirectory) {

@@ -85,6 +85,31 @@ describe('checkRunFolder', () => {
     expect([...directory.files.keys()]).toEqual(['.notes.tmp', 'notes.txt'])
   })
 
+  it.each(['adapter_config.json', 'adapter_model.safetensors', METRICS_FILE, STATE_FILE, MARKER_FILE])(
+    'counts as empty with nothing but what a killed run was writing of %s',
+    async (file) => {
+      const partial = `.${file}.7df019c1118d.tmp`
+      const directory = new MemoryDirectory({ [partial]: '' }, 'out')
+      await checkRunFolder(directory, 'new')
+      await checkRunFolder(directory, 'overwrite')
+      await expect(checkRunFolder(directory, 'resume')).rejects.toThrow('Train without resuming')
+      for (const use of ['new', 'overwrite'] as const) {
+        directory.files.set(partial, new Uint8Array())
+        const writer = new RunWriter(directory, use, 'causal-lm', [])
+        await writer.add(line(1))
+        await writer.save(adapter())
+        const adapterFiles = ['adapter_config.json', 'adapter_model.safetensors']
+        expect(await directory.list()).toEqual([...adapterFiles, MARKER_FILE, METRICS_FILE])
+        directory.files.clear()
+      }
+      for (const foreign of [`.${file}.tmp`, `.${file}.backup.tmp`, '.notes.txt.7df019c1118d.tmp']) {
+        const other = new MemoryDirectory({ [foreign]: '' }, 'out')
+        await expect(checkRunFolder(other, 'new')).rejects.toThrow(foreign)
+        await expect(checkRunFolder(other, 'overwrite')).rejects.toThrow(foreign)
+      }
+    },
+  )
+
   it('believes no marker of something else', async () => {
     for (const text of ['{}', 'null', '{"version": 1, "kind": "shopping list"}']) {
       const directory = new MemoryDirectory({ [MARKER_FILE]: text })
@@ -151,7 +176,7 @@ describe('RunWriter', () => {
 
   it('writes all of a run, and drops the state when it is finished', async () => {
     const directory = new MemoryDirectory()
-    const writer = new RunWriter(directory, 'new', {}, [])
+    const writer = new RunWriter(directory, 'new', 'causal-lm', [])
     await writer.add(line(1))
     await writer.save(adapter(), state)
     const adapterFiles = ['adapter_config.json', 'adapter_model.safetensors']
@@ -165,7 +190,7 @@ describe('RunWriter', () => {
   it('leaves the old run in place until it saves', async () => {
     const old = { [MARKER_FILE]: 'old', [STATE_FILE]: 'old', 'notes.txt': 'mine' }
     const directory = new MemoryDirectory(old)
-    const writer = new RunWriter(directory, 'overwrite', {}, [])
+    const writer = new RunWriter(directory, 'overwrite', 'causal-lm', [])
     await writer.add(line(1))
     await writer.abandon()
     expect(await directory.list()).toEqual(Object.keys(old).sort())
@@ -176,7 +201,7 @@ describe('RunWriter', () => {
 
   it('takes nothing away that an abandoned run has saved', async () => {
     const directory = new MemoryDirectory()
-    const writer = new RunWriter(directory, 'new', {}, [])
+    const writer = new RunWriter(directory, 'new', 'causal-lm', [])
     await writer.save(adapter(), state)
     await writer.abandon()
     expect(await directory.has(STATE_FILE)).toBe(true)
@@ -198,7 +223,7 @@ describe('RunWriter', () => {
       if (file === METRICS_FILE) writes.push([file, 'whole'])
       return create.call(directory, file)
     }
-    const writer = new RunWriter(directory, 'new', {}, [])
+    const writer = new RunWriter(directory, 'new', 'causal-lm', [])
     for (const step of [1, 2, 3, 4]) {
       await writer.add(line(step))
       if (step !== 3) await writer.save(adapter(), state)
@@ -213,7 +238,7 @@ describe('RunWriter', () => {
 
   it('goes on from the state: lines after it, and one that a crash has cut off, are made anew', async () => {
     const directory = new MemoryDirectory({ [METRICS_FILE]: `${linesOf(1, 2, 3)}{"step":4,` })
-    const writer = new RunWriter(directory, 'resume', {}, await readMetrics(directory, 2))
+    const writer = new RunWriter(directory, 'resume', 'causal-lm', await readMetrics(directory, 2))
     await writer.add({ ...line(3), loss: 7 })
     await writer.save(adapter(), state)
     await writer.add(line(4))
@@ -224,7 +249,7 @@ describe('RunWriter', () => {
   it('writes whole files where the folder has no other', async () => {
     const directory = new MemoryDirectory()
     const { append: _, ...whole } = { ...methodsOf(directory), name: 'whole' }
-    const writer = new RunWriter(whole, 'new', {}, [])
+    const writer = new RunWriter(whole, 'new', 'causal-lm', [])
     for (const step of [1, 2]) {
       await writer.add(line(step))
       await writer.save(adapter(), state)
@@ -233,7 +258,7 @@ describe('RunWriter', () => {
   })
 
   it('writes nothing without a folder', async () => {
-    const writer = new RunWriter(undefined, 'new', {}, [])
+    const writer = new RunWriter(undefined, 'new', 'causal-lm', [])
     await writer.add(line(1))
     await writer.save(adapter(), state)
     await writer.finish()

@@ -14,7 +14,7 @@ import {
   ValueInfoProtoSchema,
 } from '../../formats/onnx/gen/onnx_pb.js'
 import type { Linear } from '../match/linears.js'
-import { Builder, sharedValue, type Value } from '../view/builder.js'
+import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 
 /** The graph inputs that hold one module's factors. */
@@ -76,19 +76,14 @@ export function injectLora(
     const { scale, shift } = affineInputs(name)
     graph.inputs.push(valueInfo(scale, DataType.FLOAT), valueInfo(shift, DataType.FLOAT))
   }
-  const takesRows = linears.some(({ kind }) => kind === 'gemm')
+  const takesRows = linears.some(isMatrix)
   if (takesRows) graph.inputs.push(valueInfo(ROWS_INPUT, DataType.INT64, [1]))
-  const shapes = new Map<string, Value>()
   /** (n, width) → (rows, n / rows, width) */
-  const byRow = (x: Value, width: number) =>
-    g.reshape(
-      x,
-      sharedValue(shapes, String(width), () => g.concat([ROWS_INPUT, g.int([-1, width])], 0)),
-    )
+  const byRow = (x: Value, width: number) => g.reshape(x, g.concat([ROWS_INPUT, g.int([-1, width])], 0))
   const makeDelta: MakeDelta = (linear, base) => {
     const { name, input, dataType, k, d } = linear
     const { weightA, weightB } = loraInputs(name)
-    const [isFloat, isFlat] = [dataType === DataType.FLOAT, linear.kind === 'gemm']
+    const [isFloat, isFlat] = [dataType === DataType.FLOAT, isMatrix(linear)]
     const x = isFlat ? byRow(input, k) : input
     const product = g.node('MatMul', [g.matmul(isFloat ? x : g.cast(x, DataType.FLOAT), weightA), weightB])
     const delta = isFloat ? product : g.node('Cast', [product.output[0]], { to: dataType })
@@ -102,6 +97,11 @@ export function injectLora(
   }
   adaptNodes(graph, g, linears, makeDelta, ({ name }) => affine.has(name))
   return { takesRows }
+}
+
+/** Whether a layer takes all rows of a batch as one matrix (n, k). */
+function isMatrix({ form }: Linear): boolean {
+  return form.name === 'Gemm'
 }
 
 /** Appends what gives base + delta (…, d), or the delta alone where no base is given. */
@@ -121,10 +121,11 @@ export function adaptNodes(
 ): void {
   const byNode = new Map<Linear['node'], Linear[]>()
   for (const linear of linears) byNode.set(linear.node, [...(byNode.get(linear.node) ?? []), linear])
-  for (const [node, parts] of byNode) {
-    const output = node.output[0]
+  for (const parts of byNode.values()) {
+    const { last } = parts[0]
+    const output = last.output[0]
     const base = graph.freshName(`${output}/base`)
-    graph.setOutput(node, 0, base)
+    graph.setOutput(last, 0, base)
     const isWhole = parts[0].fused === undefined
     const sum = isWhole ? makeDelta(parts[0], base) : addToParts(g, base, parts, makeDelta, parts.some(needsBase))
     graph.setOutput(sum, 0, output)

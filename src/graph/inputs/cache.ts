@@ -34,6 +34,16 @@ export function dropEmptyCache(graph: Graph): void {
   }
 }
 
+/** The input that chooses between the branches of a merged decoder: one that reads a cache, and one for the first tokens. */
+export const BRANCH = 'use_cache_branch'
+
+/** Puts the branch without a cache in the place of a merged decoder's If. */
+export function takeBranchWithoutCache(graph: Graph): void {
+  for (const node of graph.nodes.filter(({ opType, input }) => opType === 'If' && input[0] === BRANCH)) {
+    graph.takeBranch(node, 'else_branch')
+  }
+}
+
 /** Throws UnsupportedError for a cache of a layout that is not known. */
 export function cacheEntry(graph: Graph, input: ValueInfoProto): CacheEntry {
   const type = typeOf(input) as TensorType

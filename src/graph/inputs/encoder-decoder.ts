@@ -6,12 +6,11 @@ import type { ValueInfoProto } from '../../formats/onnx/gen/onnx_pb.js'
 import type { Feeds, RuntimeTensor, TensorType } from '../../runtime/runtime.js'
 import type { Graph } from '../view/graph.js'
 import { entryOf } from '../view/operators.js'
-import { emptyTensor, isCacheInput } from './cache.js'
+import { BRANCH, emptyTensor, isCacheInput } from './cache.js'
 import { dimsOfInput, typeOf } from './roles.js'
 
 export const HIDDEN_STATES = 'encoder_hidden_states'
 const MASK = 'encoder_attention_mask'
-const BRANCH = 'use_cache_branch'
 
 /**
  * Feeds with what the first call of a text needs besides tokens and hidden states: a mask of ones, empty caches, the branch without a

@@ -29,6 +29,7 @@ export type Role =
   | 'totalLength'
   | 'pastLength'
   | 'cachePosition'
+  | 'usesCache'
 
 /** Input names by role, as optimum, transformers.js and onnxruntime-genai use them. */
 const ROLES: Readonly<Record<string, Role>> = {
@@ -44,6 +45,7 @@ const ROLES: Readonly<Record<string, Role>> = {
   past_sequence_length: 'pastLength',
   past_seq_len: 'pastLength',
   cache_position: 'cachePosition',
+  use_cache_branch: 'usesCache',
 }
 
 /** An input of a graph whose meaning is known. */
@@ -72,7 +74,8 @@ export function splitInputs(graph: Graph): { roles: RoleInput[]; others: ValueIn
   for (const input of graph.inputs) {
     const type = typeOf(input)
     const role = Object.hasOwn(ROLES, input.name) ? ROLES[input.name] : undefined
-    if (role !== undefined && (type === 'int64' || type === 'int32')) {
+    const isTyped = role === 'usesCache' ? type === 'bool' : type === 'int64' || type === 'int32'
+    if (role !== undefined && type !== undefined && isTyped) {
       roles.push({ name: input.name, role, type, rank: dimsOfInput(input).length })
     } else others.push(input)
   }
@@ -117,6 +120,8 @@ function roleFeed({ role, type, rank }: RoleInput, tokens: TokenBatch): RuntimeT
     }
     case 'logitsToKeep':
       return single(tokens.logitsToKeep ?? 0)
+    case 'usesCache':
+      return { type, data: Uint8Array.of(past > 0 ? 1 : 0), dims: rank === 0 ? [] : [1] }
     case 'totalLength':
       return single(total)
     case 'pastLength':

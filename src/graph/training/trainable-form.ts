@@ -23,11 +23,11 @@ const FLOAT_EXPORT = "Train on the model's float32 export: the adapter also fits
 /** Sessions adapt layers whose inputs and outputs are floats; 8-bit exports quantize those as well. */
 const FLOAT_EXPORT_ONLY =
   "Train on the model's float32 export: the adapter runs there and on exports in float16 or MatMulNBits, but not on this one"
-const NOT_MERGED = 'Train on an export that is not merged: decoder_model.onnx or decoder_with_past_model.onnx'
+const NOT_NESTED = 'Export the model in another way, so that its layers are not in the body of a Loop or Scan'
 
 /**
- * @throws UnsupportedError naming, by op, all nodes that cannot be trained whatever is adapted: If, Loop and Scan around
- *   linear layers, products of quantized weights, linear layers in another type than float32
+ * @throws UnsupportedError naming, by op, all nodes that cannot be trained whatever is adapted: Loop and Scan around linear
+ *   layers, products of quantized weights, linear layers in another type than float32
  */
 export function checkTrainableForm(graph: Graph): void {
   const found: { operator: string; node: NodeProto; hint: string }[] = []
@@ -35,10 +35,10 @@ export function checkTrainableForm(graph: Graph): void {
     const operator = node.opType
     if (INTEGER_PRODUCTS.has(operator)) {
       found.push({ operator, node, hint: operator === 'MatMulNBits' ? FLOAT_EXPORT : FLOAT_EXPORT_ONLY })
-    } else if (subgraphs(node).some(multiplies)) found.push({ operator, node, hint: NOT_MERGED })
+    } else if (subgraphs(node).some(multiplies)) found.push({ operator, node, hint: NOT_NESTED })
   }
-  for (const { node, dataType, kind } of findLinears(graph)) {
-    if (kind === 'quantized' || dataType === DataType.FLOAT) continue
+  for (const { node, dataType, form } of findLinears(graph)) {
+    if (form.isQuantized || dataType === DataType.FLOAT) continue
     const operator = `${dataTypeName(dataType).toLowerCase()} ${node.opType}`
     found.push({ operator, node, hint: FLOAT_EXPORT })
   }

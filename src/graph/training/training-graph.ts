@@ -8,6 +8,7 @@ import type { OnnxModel } from '../../formats/onnx/model.js'
 import type { Feeds, Runtime, SessionModel } from '../../runtime/runtime.js'
 import { buildBackward, checkDifferentiable, gradientPath } from '../gradients/backward.js'
 import { valueInfo } from '../inject/inject.js'
+import { takeBranchWithoutCache } from '../inputs/cache.js'
 import { lowerForTraining } from '../lower/lower.js'
 import type { ModuleMap } from '../match/linears.js'
 import { sessionModel } from '../session-model.js'
@@ -163,6 +164,7 @@ function prepare(
 ) {
   const graph = new Graph(model.proto)
   checkTrainableForm(graph)
+  takeBranchWithoutCache(graph)
   raiseOpset(graph)
   const forward = buildForward(graph, objective, { layers, dropout, modules, predicts })
   graph.prune({ inputs: true })

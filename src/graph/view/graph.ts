@@ -14,6 +14,7 @@ import {
 } from '../../formats/onnx/gen/onnx_pb.js'
 import { copyMessage } from '../../formats/onnx/messages.js'
 import { constantTensor } from './attributes.js'
+import { Branches } from './branches.js'
 import { labelOf } from './operators.js'
 
 /**
@@ -33,18 +34,19 @@ export class Graph {
   readonly #names = new Set<string>()
   readonly #nextSuffix = new Map<string, number>()
   readonly #raisedOpsets = new Map<string, number>()
+  readonly #branches = new Branches()
   #producers: Map<string, NodeProto> | undefined
   #consumers: Map<string, NodeProto[]> | undefined
 
-  /** Copies the lists, and each node's own lists, but not the tensors: edits never reach the model that came in. */
+  /**
+   * Copies the lists, and each node's own lists, but not the tensors: edits never reach the model that came in. The branches of If
+   * are laid open: {@link Branches}.
+   */
   constructor(model: ModelProto) {
     const proto = model.graph
     if (proto === undefined) throw new FormatError({ where: 'ONNX model', what: 'it holds no graph' })
     this.#model = model
     this.#proto = proto
-    this.nodes = proto.node.map((node) =>
-      copyMessage(node, { input: [...node.input], output: [...node.output], attribute: [...node.attribute] }),
-    )
     this.initializers = new Map(proto.initializer.map((tensor) => [tensor.name, tensor]))
     // Files up to IR version 3 list initializers among the inputs as well.
     this.inputs = proto.input.filter((input) => !this.initializers.has(input.name))
@@ -52,7 +54,9 @@ export class Graph {
     this.valueInfo = [...proto.valueInfo]
     for (const input of proto.input) this.#names.add(input.name)
     for (const name of this.initializers.keys()) this.#names.add(name)
-    for (const node of this.nodes) for (const name of [node.name, ...node.output]) this.#names.add(name)
+    for (const node of proto.node) for (const name of [node.name, ...node.output]) this.#names.add(name)
+    this.nodes = this.#branches.open(proto.node, { names: this.#names, initializers: this.initializers })
+    for (const node of this.nodes) this.#names.add(node.name)
   }
 
   /** The node that makes `value`; undefined for inputs and initializers. */
@@ -148,6 +152,18 @@ export class Graph {
     const node = this.producer(value)
     if (node?.opType === 'Identity') return this.constant(node.input[0])
     return node?.opType === 'Constant' ? constantTensor(node) : undefined
+  }
+
+  /** The values that an If's branches give as one of its outputs, by branch; undefined for other nodes. */
+  given(node: NodeProto, output: string): { name: string; value: string }[] | undefined {
+    return this.#branches.given(node, output)
+  }
+
+  /** Puts one branch in the place of an If: then_branch or else_branch. */
+  takeBranch(node: NodeProto, name: string): void {
+    const taken = this.#branches.take(node, name)
+    this.nodes = this.nodes.flatMap((other) => (other === node ? taken : [other]))
+    this.invalidate()
   }
 
   /** The type and shape that the model declares for a tensor: an input, an initializer or one in value_info. */
@@ -255,7 +271,7 @@ export class Graph {
       opsetImport.push(create(OperatorSetIdProtoSchema, { domain, version: BigInt(version) }))
     }
     const graph = copyMessage(this.#proto, {
-      node: this.nodes,
+      node: this.#branches.fold(this.nodes, (hint) => this.freshName(hint)),
       initializer: [...this.initializers.values()],
       input: this.inputs,
       output: this.outputs,

@@ -27,6 +27,7 @@ export async function toPlain(adapter: LoraAdapter, from: BaseWeights | LoraAdap
   const { config } = adapter
   checkConvertible(adapter, from)
   const result = new LoraAdapter(plainConfig(config))
+  result.labels = adapter.labels
   for (const part of adapter.parts()) {
     const { name } = part
     if (part.kind === 'linear') {

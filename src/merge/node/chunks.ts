@@ -1,7 +1,7 @@
 // The inner loop of a merge in Node: takes chunk after chunk from a counter that all threads share, reads straight into the
 // kernel's memory, computes, and writes from there. Measured: copying files first and patching them is slower than this.
 
-import { fstatSync, openSync, readSync, writeSync } from 'node:fs'
+import { fstatSync, ftruncateSync, openSync, readSync, writeSync } from 'node:fs'
 import { crc32 } from 'node:zlib'
 import { FileError } from '../../base/errors.js'
 import { fileError } from '../../io/node/files.js'
@@ -226,4 +226,13 @@ export function stampOf(file: Readable): string {
   if ('bytes' in file) return ''
   const { size, mtimeNs } = fstatSync(file.fd, { bigint: true })
   return `${size} ${mtimeNs}`
+}
+
+/** What goes anyway need not reach the disk before. */
+export function discard(fd: number): void {
+  try {
+    ftruncateSync(fd)
+  } catch {
+    // It takes longer then, but goes all the same.
+  }
 }

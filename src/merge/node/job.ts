@@ -1,7 +1,7 @@
 // A merge into a path: planned, made in a folder beside it, by several threads where it is a checkpoint, and renamed when it is
 // whole. A job may also make a share of the files alone, for others to finish, or go on where one was interrupted.
 
-import { closeSync, ftruncateSync } from 'node:fs'
+import { closeSync } from 'node:fs'
 import { readdir, stat } from 'node:fs/promises'
 import path from 'node:path'
 import { type ByteSource, readAll } from '../../base/bytes.js'
@@ -27,6 +27,7 @@ import {
   begunShards,
   type ChunkJob,
   createShared,
+  discard,
   openForReading,
   type Readable,
   stampOf,
@@ -37,6 +38,7 @@ import { severalFilesError, unfinishedError, withHint, withShardHint } from './j
 import { refuseForeignLinks } from './links.js'
 import { baseStates, changesOf, hashPlan, isFromBase, noteOf, type ShardNote } from './notes.js'
 import { checkSpace, looksMerged, type OutputPlace, realOutput, refuseEnding, refuseOutput } from './place.js'
+import { recoverOutput } from './recover.js'
 import { Staging } from './staging.js'
 import { NOTES_FOLDER } from './staging-notes.js'
 import { Crew, threadsOf } from './threads.js'
@@ -63,6 +65,8 @@ export class MergeJob {
   readonly #inputs: readonly string[]
   readonly #crew: Crew | undefined
   #staging: Staging | undefined
+  /** The output was there and only lacked its last steps. */
+  #isTaken = false
   /** The shards of the checkpoint that are this job's. */
   #own: readonly OutputShard[] = []
   /** Of the finished ones, by name. */
@@ -150,8 +154,16 @@ export class MergeJob {
   async run(): Promise<MergeReport> {
     const startedAt = performance.now()
     const { out, share, signal } = this.#request
+    const planHash = await this.#hashOfPlan()
+    const isOwn = async (plan: string) => plan === '' || plan === (planHash ?? (await this.#readPlan()))
+    this.#isTaken = await recoverOutput(this.#place, isOwn)
     await this.#refusePlaces()
-    const staging = await this.#enter()
+    const staging = await Staging.enter(this.#place, {
+      planHash,
+      isContinued: this.#isContinued,
+      isShare: share !== undefined,
+      isFinish: this.#request.finish === true,
+    })
     this.#staging = staging
     try {
       const missing = await this.#begin(staging)
@@ -184,7 +196,7 @@ export class MergeJob {
 
   get #isContinued(): boolean {
     const { share, finish = false, resume = false } = this.#request
-    return share !== undefined || finish || resume
+    return share !== undefined || finish || resume || this.#isTaken
   }
 
   /** Throws FileError when the output is what is being read, or must not be replaced. */
@@ -194,17 +206,14 @@ export class MergeJob {
     await refuseOutput(this.#place, this.#inputs, overwrite, () => looksMerged(this.#place, tensors))
   }
 
-  async #enter(): Promise<Staging> {
-    const { share, finish = false, sign, reproducible } = this.#request
-    // Reading all of the adapters pays where something may be continued: a single file starts over.
+  /** Undefined for a result of which no part is ever kept: reading all of the adapters pays where something may be continued. */
+  async #hashOfPlan(): Promise<string | undefined> {
     const isKept = this.#opened !== undefined && (this.#opened.plan.shards.length > 1 || this.#isContinued)
-    const planHash = isKept ? await hashPlan(this.#opened!, { sign, reproducible }) : undefined
-    return Staging.enter(this.#place, {
-      planHash,
-      isContinued: this.#isContinued,
-      isShare: share !== undefined,
-      isFinish: finish,
-    })
+    return isKept ? this.#readPlan() : undefined
+  }
+
+  async #readPlan(): Promise<string | undefined> {
+    return this.#opened && hashPlan(this.#opened, this.#request)
   }
 
   /** Finds out what is there already, and makes room. Returns the shards that are to be made. */
@@ -377,15 +386,6 @@ export class MergeJob {
       leftOut: [...companions.leftOut],
       warnings,
     }
-  }
-}
-
-/** What goes anyway need not reach the disk before. */
-function discard(fd: number): void {
-  try {
-    ftruncateSync(fd)
-  } catch {
-    // It takes longer then, but goes all the same.
   }
 }
 

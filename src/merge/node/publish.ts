@@ -3,6 +3,7 @@
 import { link, readdir, rename, rm, rmdir, stat, unlink } from 'node:fs/promises'
 import path from 'node:path'
 import { FileError } from '../../base/errors.js'
+import { RECORD_FILE } from '../plan/companions.js'
 import { NOTES_FOLDER, oldPrefix } from './staging-notes.js'
 
 /** Notes go last: without them nobody knows whose the folder is. Other folders stay, whatever they are called. */
@@ -36,7 +37,7 @@ export async function replaceFolder(out: string, folder: string, old: string | u
       if (isTaken) throw new FileError({ where: out, what: 'another merge has written it meanwhile', cause: error })
       throw error
     }
-    if (isReplaced) await rm(old, { recursive: true, force: true })
+    if (isReplaced) await removeOld(old)
     return
   }
 }
@@ -56,6 +57,12 @@ export async function nameOnce(from: string, to: string): Promise<void> {
   }
 }
 
+/** Its record goes first: without that a folder is never taken for a whole output. */
+async function removeOld(old: string): Promise<void> {
+  await rm(path.join(old, RECORD_FILE), { force: true })
+  await rm(old, { recursive: true, force: true })
+}
+
 /** A merge that was killed between two names has left the earlier output under another: it comes back, or goes if it was replaced. */
 export async function restoreOld(out: string): Promise<void> {
   const prefix = path.basename(oldPrefix(out))
@@ -63,7 +70,8 @@ export async function restoreOld(out: string): Promise<void> {
     if (!name.startsWith(prefix) || !/^[0-9a-f]{12}$/.test(name.slice(prefix.length))) continue
     const old = path.join(path.dirname(out), name)
     const isGone = (await stat(out).catch(() => undefined)) === undefined
-    if (isGone) await rename(old, out)
-    else await rm(old, { recursive: true, force: true })
+    const isWhole = (await readdir(old)).includes(RECORD_FILE)
+    if (isGone && isWhole) await rename(old, out)
+    else await removeOld(old)
   }
 }

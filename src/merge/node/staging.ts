@@ -15,6 +15,7 @@ import { checksumOfFile, parseShardNote, type ShardNote } from './notes.js'
 import { isOwned, Owner } from './owners.js'
 import type { OutputPlace } from './place.js'
 import { nameOnce, removeStaging, replaceFolder, restoreOld } from './publish.js'
+import { PUBLISH_FILE, removeNotes, stagingFolders } from './recover.js'
 import {
   busyError,
   holdsPlan,
@@ -101,21 +102,10 @@ export class Staging {
     await this.#register()
     await this.#refuseRivals()
     await restoreOld(this.#place.out)
-    const others = (await this.#siblings()).filter((folder) => folder !== this.#shared)
+    const others = (await stagingFolders(this.#place.out)).filter((folder) => folder !== this.#shared)
     if (!isContinued) await this.#removeContent()
     for (const folder of others) if (!isContinued || !(await holdsPlan(folder))) await removeStaging(folder)
     await writeNote(this.#folder, PLAN_FILE, { plan: this.#options.planHash ?? '' }, this.#owner.token)
-  }
-
-  /** All folders in which this output is or was made. */
-  async #siblings(): Promise<string[]> {
-    const { out } = this.#place
-    const prefix = path.basename(partialPrefix(out))
-    const names = await readdir(path.dirname(out)).catch((): string[] => [])
-    const own = names.filter(
-      (name) => name.startsWith(prefix) && /^[0-9a-f]{12}(-[0-9a-f]{12})?$/.test(name.slice(prefix.length)),
-    )
-    return own.map((name) => path.join(path.dirname(out), name))
   }
 
   /** Makes the folder and leaves a record in it. One that leaves at this moment may remove the empty folder: then once more. */
@@ -134,14 +124,16 @@ export class Staging {
   /** Jobs of one plan work side by side; all else takes turns. */
   async #refuseRivals(): Promise<void> {
     const { isShare, isFinish } = this.#options
-    const notes = [...(await this.#siblings()), this.#place.out].map((folder) => path.join(folder, NOTES_FOLDER))
+    const notes = [...(await stagingFolders(this.#place.out)), this.#place.out].map((folder) =>
+      path.join(folder, NOTES_FOLDER),
+    )
     const rival = await this.#owner.firstRival(notes, (other) => !(other.isShare && (isShare || isFinish)))
     if (rival !== undefined) throw busyError(this.#place.out, rival)
   }
 
   /** Gives the folder of a merge that was killed while it published its shared name again. */
   async #restore(): Promise<void> {
-    const siblings = await this.#siblings()
+    const siblings = await stagingFolders(this.#place.out)
     if (siblings.includes(this.#shared)) return
     const kept: string[] = []
     for (const folder of siblings) if (await holdsPlan(folder)) kept.push(folder)
@@ -286,7 +278,7 @@ export class Staging {
       this.#isPublished = true
       // Not before: without notes nobody knows whose the folder is.
       await this.#owner.leave()
-      await rm(path.join(out, NOTES_FOLDER), { recursive: true, force: true })
+      await removeNotes(out)
       if (isDurable) await syncFolder(path.dirname(out))
     } catch (error) {
       throw this.#failure(out, error)
@@ -306,6 +298,7 @@ export class Staging {
     const folder = path.dirname(out)
     const named: string[] = []
     try {
+      await writeNote(this.#folder, PUBLISH_FILE, { files }, this.#owner.token)
       for (const name of files) {
         const target = path.join(folder, name)
         if (overwrite) await rename(this.#pathOf(name), target)

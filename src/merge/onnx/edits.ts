@@ -350,9 +350,9 @@ function isStoredInputMajor(linear: Linear, name: string, shape: readonly number
   return !isOutputMajor
 }
 
-function refuseUnmergeable({ node, kind }: Linear): void {
-  const hasAlpha = kind === 'gemm' && floatAttribute(node, 'alpha', 1) !== 1
-  if (kind !== 'quantized' && !hasAlpha) return
+function refuseUnmergeable({ node, form }: Linear): void {
+  const hasAlpha = node.opType === 'Gemm' && floatAttribute(node, 'alpha', 1) !== 1
+  if (!form.isQuantized && !hasAlpha) return
   throw new UnsupportedError({
     where: `node ${node.name}`,
     what: hasAlpha ? 'a Gemm whose alpha is not 1 cannot be merged into' : 'a quantized weight cannot be merged into',

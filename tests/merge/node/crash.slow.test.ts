@@ -6,6 +6,7 @@ import { existsSync } from 'node:fs'
 import { cp, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
+import { fileURLToPath } from 'node:url'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import type { TensorSketch } from '../toolkit.js'
 import { buildMerge } from './build.js'
@@ -54,10 +55,8 @@ afterAll(async () => {
 })
 
 /** Returns whether the merge was killed before its change of this number, or had fewer. */
-function isKilledBefore(change: number, out: string, options: MergeFilesOptions): Promise<boolean> {
-  const child = fork(script, [setup.base, setup.adapter, out, JSON.stringify(options), String(change)], {
-    execArgv: [],
-  })
+function isKilledBefore(merge: string[], change: number): Promise<boolean> {
+  const child = fork(script, [...merge, String(change)], { execArgv: [] })
   return new Promise((resolve, reject) => {
     child.on('exit', (status, signal) => {
       if (status === 0 || signal === 'SIGKILL') resolve(status !== 0)
@@ -67,40 +66,70 @@ function isKilledBefore(change: number, out: string, options: MergeFilesOptions)
 }
 
 async function contentOf(out: string): Promise<Map<string, string>> {
-  const files = out.endsWith('.safetensors') ? new Map([['', await readFile(out)]]) : (await fromDisk(out)).files
+  const isFolder = !/\.(safetensors|onnx)$/.test(out)
+  const files = isFolder ? (await fromDisk(out)).files : await filesOf(out)
   const content = [...files].map(([name, bytes]): [string, string] => [name, Buffer.from(bytes).toString('base64')])
   return new Map(content.filter(([name]) => !name.startsWith('.merge/')).sort())
 }
 
+/** The file and those that its name begins the names of. */
+async function filesOf(out: string): Promise<Map<string, Uint8Array>> {
+  const names = (await readdir(path.dirname(out))).filter(
+    (name) => name.startsWith(path.basename(out)) && !/\.(partial|old)-/.test(name),
+  )
+  return new Map(
+    await Promise.all(
+      names.map(
+        async (name): Promise<[string, Uint8Array]> => [name, await readFile(path.join(path.dirname(out), name))],
+      ),
+    ),
+  )
+}
+
+const root = fileURLToPath(new URL('../../../', import.meta.url))
+const graph = path.join(root, 'tests/golden/models/llama-genai')
+
 describe.each<[string, string, MergeFilesOptions]>([
   ['a folder', 'out', {}],
+  ['a folder of one file', 'single', { maxShardBytes: 2 ** 30 }],
   ['a folder in place of another', 'replaced', { overwrite: true }],
   ['a file', 'out.safetensors', { maxShardBytes: 2 ** 30 }],
+  ['a graph and the file of its weights', 'out.onnx', {}],
 ])('%s', (_, name, own) => {
-  it('is whole or not there', async () => {
+  it('is whole or not there, and the same merge again needs no help', async () => {
     const options = { threads: 1, ...own }
+    const [base, adapter] = name.endsWith('.onnx')
+      ? [path.join(graph, 'onnx/model.onnx'), path.join(graph, 'golden/adapter-init')]
+      : [setup.base, setup.adapter]
     const folder = path.join(scratch, `in ${name}`)
-    const [earlier, fresh] = [path.join(scratch, `earlier ${name}`), path.join(scratch, `fresh ${name}`)]
-    await mergeFiles(setup.base, [{ adapter: setup.adapter, weight: 0.5 }], earlier, options)
-    await mergeFiles(setup.base, [setup.adapter], fresh, options)
-    const [old, whole] = [await contentOf(earlier), await contentOf(fresh)]
-    expect(old).not.toEqual(whole)
+    const [earlier, fresh] = [path.join(scratch, `earlier ${name}`, name), path.join(scratch, `fresh ${name}`, name)]
+    await mergeFiles(base, [adapter], fresh, options)
+    const whole = await contentOf(fresh)
+    const allowed = [whole]
+    if (own.overwrite) {
+      await mergeFiles(base, [{ adapter, weight: 0.5 }], earlier, options)
+      allowed.push(await contentOf(earlier))
+      expect(allowed[1]).not.toEqual(whole)
+    }
     const out = path.join(folder, name)
     let change = 0
     for (let isKilled = true; isKilled; change++) {
       await rm(folder, { recursive: true, force: true })
       if (own.overwrite) await cp(earlier, out, { recursive: true })
       else await cp(path.join(setup.base, 'config.json'), path.join(folder, 'other'))
-      isKilled = await isKilledBefore(change, out, options)
-      if (existsSync(out)) expect([old, whole], `before change ${change}`).toContainEqual(await contentOf(out))
+      isKilled = await isKilledBefore([base, adapter, out, JSON.stringify(options)], change)
+      if (existsSync(out)) expect(allowed, `before change ${change}`).toContainEqual(await contentOf(out))
       else if (own.overwrite) {
         const moved = (await readdir(folder)).find((file) => file.includes('.old-'))
-        expect(await contentOf(path.join(folder, moved!))).toEqual(old)
+        expect(await contentOf(path.join(folder, moved!))).toEqual(allowed[1])
       }
-      const next = { ...options, resume: change % 2 === 1, overwrite: true }
-      await mergeFiles(setup.base, [setup.adapter], out, next)
-      expect(await contentOf(out)).toEqual(whole)
-      expect(await readdir(folder)).toEqual(expect.not.arrayContaining([expect.stringMatching(/\.(partial|old)-/)]))
+      const next = { ...options, resume: change % 2 === 1 && !name.endsWith('.onnx') }
+      const error = await mergeFiles(base, [adapter], out, next).catch((reason) => reason)
+      // What has its name and lacks nothing is not made again.
+      if (error instanceof Error) expect(error.message, `before change ${change}`).toContain('exists already')
+      expect(await contentOf(out), `before change ${change}`).toEqual(whole)
+      const left = (await readdir(folder)).filter((file) => !file.startsWith(name) && file !== 'other')
+      expect([...left, ...(await readdir(folder)).filter((file) => /\.(partial|old)-/.test(file))]).toEqual([])
       expect(existsSync(path.join(out, '.merge'))).toBe(false)
     }
     expect(change).toBeGreaterThan(10)

@@ -1,0 +1,39 @@
+// lowrank combine: several adapters as one.
+
+import { ADAPTER_OUTPUT, RANKS, writeAdapter } from './adapter-output.js'
+import { ADAPTERS, weightedAdapters } from './merge-options.js'
+import { choice, decimal, defineCommand, toggle } from './options.js'
+
+export const combine = defineCommand({
+  name: 'combine',
+  summary: 'make one adapter of several',
+  about: [
+    'Adds the changes of adapters for the same base. By default the result is exactly their weighted sum, of as high a rank as that takes.',
+    '--rank, --energy, --error or --ratio keep the closest change of a lower rank. --combination-type has the other ways of PEFT.',
+  ].join('\n'),
+  examples: [
+    'lowrank combine --adapter tests/golden/peft/f32 --adapter tests/golden/peft/rslora --weight 0.5 --rank 8 --out out/combined',
+    'lowrank combine --adapter tests/golden/peft/f32 --adapter tests/golden/peft/bf16 --combination-type ties --density 0.5 --out out/ties',
+  ],
+  options: {
+    ...ADAPTERS,
+    combinationType: choice(
+      ['exact', 'svd', 'cat', 'linear', 'ties', 'ties_svd'],
+      'exact: the sum. svd: the sum, at the largest rank of the adapters. cat: the sum, with the factors beside each other. ' +
+        'linear, ties, ties_svd: as in PEFT. Default: exact, with --peft-compatible svd',
+    ),
+    ...RANKS,
+    density: decimal('for ties and ties_svd: share of the largest values to keep, in (0, 1]'),
+    majoritySignMethod: choice(
+      ['total', 'frequency'],
+      'for ties and ties_svd: how the sign of a value is chosen; default: total',
+    ),
+    peftCompatible: toggle('give the numbers of PEFT’s add_weighted_adapter, which are too large for rsLoRA'),
+    ...ADAPTER_OUTPUT,
+  },
+  async run({ adapter: _adapter, weight: _weight, out, outDtype, json, ...settings }, { occurrences }) {
+    const node = await import('../node.js')
+    const adapters = weightedAdapters(occurrences)
+    return writeAdapter({ out, outDtype, json }, (run) => node.combine({ adapters, ...settings, ...run }))
+  },
+})

@@ -1,0 +1,23 @@
+// lowrank resize: an adapter at another rank.
+
+import { ADAPTER_OUTPUT, RANKS, writeAdapter } from './adapter-output.js'
+import { defineCommand } from './options.js'
+
+export const resize = defineCommand({
+  name: 'resize',
+  summary: 'give an adapter another rank, and show what is lost',
+  about: [
+    'Writes the adapter of a lower rank that is closest to the given one. Give --rank, or a rule that chooses a rank for each layer:',
+    '--energy, --error or --ratio. The column "lost" is ‖ΔW − ΔW′‖/‖ΔW‖ of each layer.',
+  ].join('\n'),
+  examples: [
+    'lowrank resize tests/golden/peft/f32 --rank 2 --out out/rank-2',
+    'lowrank resize tests/golden/peft/f32 --energy 0.95 --out out/smaller --out-dtype f16',
+  ],
+  positional: { name: 'ADAPTER', about: 'adapter folder, or an id on the Hub' },
+  options: { ...RANKS, ...ADAPTER_OUTPUT },
+  async run({ rank, energy, error, ratio, ...output }, { positional }) {
+    const node = await import('../node.js')
+    return writeAdapter(output, (run) => node.resize(positional, { rank, energy, error, ratio, ...run }))
+  },
+})

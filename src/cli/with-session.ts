@@ -1,0 +1,71 @@
+// What commands share that run a model with adapters: the options, opening, warnings about another base, Ctrl-C, and the end.
+
+import { otherBase } from '../index/base-name.js'
+import type { AdapterSession, DtypeChoice, LoraAdapter } from '../index.js'
+import { printable } from './escape.js'
+import { EXIT_INTERRUPTED, interruptible } from './interrupt.js'
+import { integer, repeated, text, toggle, UsageError } from './options.js'
+import { ADAPTER, dtype, MODEL, RUNS } from './sources.js'
+import { colors, say, warn } from './terminal.js'
+
+/** What runs. */
+export const SESSION_OPTIONS = {
+  model: text(MODEL, `${RUNS}; default: the base of the first adapter`),
+  dtype: dtype(),
+  adapter: repeated(ADAPTER, 'adapter: a folder, or an id on the Hub'),
+}
+
+/** How it runs and answers. */
+export const OUTPUT_OPTIONS = {
+  threads: integer('processor threads to use; default: ONNX Runtime’s choice'),
+  json: toggle('print one JSON document on stdout'),
+}
+
+interface SessionValues {
+  readonly model: string | undefined
+  readonly dtype: DtypeChoice | undefined
+  /** Adapters have their folders as names. */
+  readonly adapter: readonly string[]
+  readonly threads: number | undefined
+}
+
+/**
+ * Opens a model with adapters for `use`, and closes it.
+ *
+ * @param use gets the session, a signal that Ctrl-C and a closed output give, and the adapters by their folders
+ * @returns the exit code
+ */
+export async function withSession(
+  { model: named, dtype, adapter: folders, threads }: SessionValues,
+  use: (session: AdapterSession, signal: AbortSignal, adapters: ReadonlyMap<string, LoraAdapter>) => Promise<number>,
+): Promise<number> {
+  if (named === undefined && folders.length === 0) throw new UsageError(`--model ${MODEL} is missing`)
+  const node = await import('../node.js')
+  const adapters: [string, LoraAdapter][] = []
+  for (const folder of folders) adapters.push([folder, await node.loadAdapter(folder)])
+  const source = named ?? adapters[0][1].config.baseModel
+  if (source === undefined) throw new UsageError(`${folders[0]} does not name its base: give it with --model ${MODEL}`)
+  if (named === undefined) say(`The base is ${colors.bold(printable(source))}, as ${folders[0]} names it`)
+  const model = await node.loadModel(source, { dtype })
+  try {
+    for (const [folder, { config }] of adapters) {
+      const other = otherBase(folder, config.baseModel, model)
+      if (other !== undefined) warn(other)
+    }
+    const session = await node.openSession(model, { adapters: Object.fromEntries(adapters), threads })
+    try {
+      return await interruptible('Stopping.', async (interrupt) => {
+        const closed = new AbortController()
+        process.stdout.once('error', () => closed.abort())
+        return use(session, AbortSignal.any([interrupt, closed.signal]), new Map(adapters))
+      })
+    } catch (error) {
+      if (!(error instanceof DOMException && error.name === 'AbortError')) throw error
+      return EXIT_INTERRUPTED
+    } finally {
+      await session.dispose()
+    }
+  } finally {
+    await model.close()
+  }
+}

@@ -1,0 +1,202 @@
+// The branches of If, laid open: their nodes lie in the graph's own list, as if both were computed, and the If reads what both
+// give. So what finds, adapts and merges layers needs no second way for them. Writing the graph puts each node back.
+
+import { create } from '@bufbuild/protobuf'
+import {
+  type AttributeProto,
+  type NodeProto,
+  NodeProtoSchema,
+  type TensorProto,
+} from '../../formats/onnx/gen/onnx_pb.js'
+import { copyMessage } from '../../formats/onnx/messages.js'
+
+/** One branch of an If. */
+interface Branch {
+  /** The If, whose inputs are its condition and what its branches give. */
+  readonly node: NodeProto
+  readonly attribute: AttributeProto
+  /** The branch that the If itself is in. */
+  readonly parent: Branch | undefined
+  /** Number of branches around it. */
+  readonly depth: number
+  /** The names that its values have in the file, by those that they got here because another branch has the same. */
+  readonly fileNames: Map<string, string>
+}
+
+/** Names and constants of the graph that the branches are opened into. */
+export interface OpenedInto {
+  readonly names: Set<string>
+  readonly initializers: Map<string, TensorProto>
+}
+
+const SEPARATOR = '/'
+
+/** The Ifs of one graph, and which node is in which of their branches. */
+export class Branches {
+  readonly #of = new Map<NodeProto, Branch>()
+  readonly #byIf = new Map<NodeProto, readonly Branch[]>()
+
+  /** All nodes, those of branches in front of their If. Values of a name that is taken get another; constants join the graph's own. */
+  open(nodes: readonly NodeProto[], into: OpenedInto): NodeProto[] {
+    return this.#open(nodes, into, undefined, (name) => name)
+  }
+
+  /** The values that the branches of an If give as one of its outputs; undefined for other nodes. */
+  given(node: NodeProto, output: string): { name: string; value: string }[] | undefined {
+    const branches = this.#byIf.get(node)
+    const index = node.output.indexOf(output)
+    return branches?.map(({ attribute }, i) => ({
+      name: attribute.name,
+      value: node.input[1 + i * node.output.length + index],
+    }))
+  }
+
+  /** Lets an If be its one branch: the nodes that give its outputs. The other branch's nodes have no reader then. */
+  take(node: NodeProto, name: string): NodeProto[] {
+    const taken = this.#byIf.get(node)?.find(({ attribute }) => attribute.name === name)
+    for (const [inner, branch] of this.#of) {
+      if (branch !== taken) continue
+      if (branch.parent === undefined) this.#of.delete(inner)
+      else this.#of.set(inner, branch.parent)
+    }
+    return node.output.flatMap((output) => {
+      const value = this.given(node, output)?.find((one) => one.name === name)?.value
+      if (value === undefined) return []
+      const handOn = create(NodeProtoSchema, { name: output, opType: 'Identity', input: [value], output: [output] })
+      if (taken?.parent !== undefined) this.#of.set(handOn, taken.parent)
+      return [handOn]
+    })
+  }
+
+  /** The graph's own nodes with the branches inside of their Ifs again. A new node goes where what it reads is made. */
+  fold(sorted: readonly NodeProto[], freshName: (hint: string) => string): NodeProto[] {
+    if (this.#byIf.size === 0) return [...sorted]
+    const makers = new Map<string, Branch | undefined>()
+    const lists = new Map<Branch | undefined, NodeProto[]>([[undefined, []]])
+    for (const node of sorted) {
+      const isKnown = this.#of.has(node) || this.#byIf.has(node)
+      const branch = isKnown ? this.#of.get(node) : deepest(node.input.map((input) => makers.get(input)))
+      for (const output of node.output) makers.set(output, branch)
+      const list = lists.get(branch) ?? []
+      lists.set(branch, list)
+      list.push(this.#byIf.has(node) ? this.#closed(node, lists, makers, freshName) : node)
+    }
+    return this.#named(lists.get(undefined) as NodeProto[], makers)
+  }
+
+  #open(
+    nodes: readonly NodeProto[],
+    into: OpenedInto,
+    parent: Branch | undefined,
+    nameOf: (name: string) => string,
+  ): NodeProto[] {
+    return nodes.flatMap((node) => {
+      const own = copyMessage(node, { input: node.input.map(nameOf), output: node.output.map(nameOf) })
+      own.attribute = [...node.attribute]
+      if (parent !== undefined) this.#of.set(own, parent)
+      if (!isOpenable(node)) return [own]
+      const branches: Branch[] = []
+      own.attribute = []
+      const inner = node.attribute.flatMap((attribute) => {
+        const depth = (parent?.depth ?? 0) + 1
+        const branch: Branch = { node: own, attribute, parent, depth, fileNames: new Map() }
+        branches.push(branch)
+        return this.#openBranch(branch, into, nameOf)
+      })
+      this.#byIf.set(own, branches)
+      return [...inner, own]
+    })
+  }
+
+  #openBranch(branch: Branch, into: OpenedInto, outerName: (name: string) => string): NodeProto[] {
+    const { node: own, attribute } = branch
+    const graph = attribute.g as NonNullable<AttributeProto['g']>
+    const local = new Map<string, string>()
+    const rename = (name: string): string => {
+      let free = name
+      for (let i = 1; into.names.has(free); i++) {
+        free = `${name}${SEPARATOR}${attribute.name}${i === 1 ? '' : `_${i}`}`
+      }
+      into.names.add(free)
+      local.set(name, free)
+      return free
+    }
+    for (const tensor of graph.initializer) {
+      const name = rename(tensor.name)
+      into.initializers.set(name, name === tensor.name ? tensor : copyMessage(tensor, { name }))
+    }
+    for (const output of graph.node.flatMap((node) => node.output)) {
+      if (output === '') continue
+      const name = rename(output)
+      // A constant of another branch may have become one of the graph around it, under this name.
+      if (name !== output && !into.initializers.has(output)) branch.fileNames.set(name, output)
+    }
+    const nameOf = (name: string) => (name === '' ? '' : (local.get(name) ?? outerName(name)))
+    const nodes = this.#open(graph.node, into, branch, nameOf)
+    own.input.push(...graph.output.map(({ name }) => nameOf(name)))
+    return nodes
+  }
+
+  /** An If with its branches in its attributes. */
+  #closed(
+    node: NodeProto,
+    lists: ReadonlyMap<Branch | undefined, NodeProto[]>,
+    makers: ReadonlyMap<string, Branch | undefined>,
+    freshName: (hint: string) => string,
+  ): NodeProto {
+    const branches = this.#byIf.get(node) as readonly Branch[]
+    const attribute = branches.map((branch, i) => {
+      const graph = branch.attribute.g as NonNullable<AttributeProto['g']>
+      const nodes = [...(lists.get(branch) ?? [])]
+      const output = graph.output.map((info, j) => {
+        const value = node.input[1 + i * graph.output.length + j]
+        if (makers.get(value) === branch) return copyMessage(info, { name: value })
+        // A branch may not give out a value of the graph around it as it is.
+        const name = freshName(`${value}/given`)
+        nodes.push(create(NodeProtoSchema, { name, opType: 'Identity', input: [value], output: [name] }))
+        return copyMessage(info, { name })
+      })
+      return copyMessage(branch.attribute, { g: copyMessage(graph, { node: nodes, output, initializer: [] }) })
+    })
+    return copyMessage(node, { input: node.input.slice(0, 1), attribute })
+  }
+
+  /** Gives values of branches the names of the file again. */
+  #named(nodes: readonly NodeProto[], makers: ReadonlyMap<string, Branch | undefined>): NodeProto[] {
+    const nameOf = (name: string): string => {
+      return makers.get(name)?.fileNames.get(name) ?? name
+    }
+    return nodes.map((node) =>
+      copyMessage(node, {
+        input: node.input.map(nameOf),
+        output: node.output.map(nameOf),
+        attribute: node.attribute.map((attribute) => {
+          const { g } = attribute
+          if (g === undefined || node.opType !== 'If') return attribute
+          const output = g.output.map((info) => copyMessage(info, { name: nameOf(info.name) }))
+          return copyMessage(attribute, { g: copyMessage(g, { node: this.#named(g.node, makers), output }) })
+        }),
+      }),
+    )
+  }
+}
+
+/** Bodies of Loop and Scan read values of the graphs around them by names that would have to change there too. */
+function isOpenable(node: NodeProto): boolean {
+  return (
+    node.opType === 'If' &&
+    node.attribute.every(
+      ({ g }) => g?.node.every((inner) => inner.attribute.every(isPlain) || isOpenable(inner)) ?? false,
+    )
+  )
+}
+
+function isPlain({ g, graphs }: AttributeProto): boolean {
+  return g === undefined && graphs.length === 0
+}
+
+function deepest(branches: readonly (Branch | undefined)[]): Branch | undefined {
+  let result: Branch | undefined
+  for (const branch of branches) if ((branch?.depth ?? 0) > (result?.depth ?? 0)) result = branch
+  return result
+}

@@ -1,0 +1,91 @@
+// New adapters out of changed parts: each layer has its own rank, and a scaling of 1 (alpha = rank), as mergekit and PEFT's
+// add_weighted_adapter write them.
+
+import { LoraAdapter } from '../lora/adapter.js'
+import { configForLayer, type LoraConfig, resolveConfig } from '../lora/config.js'
+import type { StoredTensor } from '../lora/kinds/stored.js'
+import { addChange, type Change, configRank, type FactorPart, padded } from './factor-parts.js'
+
+/** A layer of the adapter to be. */
+export interface NewLayer {
+  /** What it takes its name, its kind and its type from. */
+  readonly part: FactorPart
+  readonly change: Change
+}
+
+/** The adapter's own tensors and rows, which take the base's place. */
+export interface NewValues {
+  readonly replacements: readonly {
+    readonly name: string
+    readonly values: StoredTensor
+    readonly isTrained: boolean
+    readonly key: string
+  }[]
+  readonly rows: readonly {
+    readonly module: string
+    readonly indices: readonly number[]
+    readonly values: StoredTensor
+  }[]
+}
+
+/** One rank for all layers, in place of each one's own. */
+export interface UniformRank {
+  readonly rank: number
+  readonly useRslora: boolean
+}
+
+/**
+ * An adapter of these layers, with the settings of `config` except for rank, alpha, their patterns, and what only training needs.
+ *
+ * @param layers at least one, or values
+ * @param uniform Default: each layer has the rank of its factors, and a scaling of 1
+ */
+export function assemble(
+  config: LoraConfig,
+  layers: readonly NewLayer[],
+  values: NewValues,
+  uniform?: UniformRank,
+): LoraAdapter {
+  const ranks = new Map(layers.map((layer) => [layer.part.name, rankOf(layer)]))
+  const own = uniform === undefined ? configOf(config, ranks) : uniformConfig(config, uniform)
+  const adapter = new LoraAdapter(own)
+  for (const { part, change } of layers) {
+    const rank = configForLayer(own, part.name).rank / configRank(part, 1, change.pairs.length)
+    addChange(adapter, part, { ...change, pairs: change.pairs.map((pair) => padded(pair, rank)) })
+  }
+  for (const { name, values: stored, isTrained, key } of values.replacements) {
+    adapter.addReplacement(name, stored, { isTrained, key })
+  }
+  for (const { module, indices, values: stored } of values.rows) adapter.addTokenRows(module, indices, stored)
+  return adapter
+}
+
+function rankOf({ part, change: { pairs } }: NewLayer): number {
+  return configRank(part, pairs[0].weightA.shape[0], pairs.length)
+}
+
+function configOf(config: LoraConfig, ranks: ReadonlyMap<string, number>): LoraConfig {
+  const rank = mostFrequent([...ranks.values()]) ?? config.rank
+  const pattern = Object.fromEntries([...ranks].filter(([, own]) => own !== rank).sort(([a], [b]) => (a < b ? -1 : 1)))
+  const own = resolveConfig({ ...plain(config), rank, alpha: rank, rankPattern: pattern, alphaPattern: pattern })
+  // A pattern is for the end of a name, and names can end alike: then all layers get the largest rank, with zeros.
+  if ([...ranks].every(([name, wanted]) => configForLayer(own, name).rank === wanted)) return own
+  return uniformConfig(config, { rank: Math.max(...ranks.values()), useRslora: false })
+}
+
+function uniformConfig(config: LoraConfig, { rank, useRslora }: UniformRank): LoraConfig {
+  return resolveConfig({ ...plain(config), useRslora, rank, alpha: rank, rankPattern: {}, alphaPattern: {} })
+}
+
+/** The settings without those of scaling and training. */
+function plain(config: LoraConfig): LoraConfig {
+  return { ...config, init: 'kaiming-uniform', useRslora: false, dropout: 0 }
+}
+
+/** The smallest of the most frequent. */
+function mostFrequent(values: readonly number[]): number | undefined {
+  const counts = new Map<number, number>()
+  for (const value of values) counts.set(value, (counts.get(value) ?? 0) + 1)
+  const sorted = [...counts].sort(([a, x], [b, y]) => y - x || a - b)
+  return sorted[0]?.[0]
+}

@@ -1,0 +1,157 @@
+// One layer of several adapters as one layer, for each way to combine. All work on pairs of factors with s inside of B, so that rsLoRA
+// and patterns are right by construction.
+
+import { ConfigError } from '../base/errors.js'
+import type { FloatArray, Matrix } from '../base/tensor.js'
+import { copyAs, normOfProduct, product } from '../linalg/product.js'
+import type { FactorPair } from '../lora/delta.js'
+import type { CombineWay } from './combine-settings.js'
+import { beside, type Change, configRank, type FactorPart, padded, scaled, stacked } from './factor-parts.js'
+import { leadingSvd } from './leading-svd.js'
+import type { RankChoice } from './rank.js'
+import { balancedPair, type RankReport, truncatedChange } from './resize.js'
+import { ties } from './ties.js'
+
+/** A layer of one adapter. */
+export interface Term {
+  readonly part: FactorPart
+  readonly change: Change
+  readonly weight: number
+  /** Its adapter, for messages. */
+  readonly label: string
+}
+
+/** The factors of the combined layer, and what became of the change. */
+interface Combined {
+  readonly pairs: readonly FactorPair[]
+  readonly report: Pick<RankReport, 'rank' | 'norm' | 'error'>
+}
+
+/** The energy that a search may miss where PEFT takes a full SVD. */
+const TIGHT = 1e-10
+
+/** @throws ConfigError when the way needs layers of one rank */
+export function combinedChange(name: string, terms: readonly Term[], way: CombineWay): Combined {
+  const { type, choice } = way
+  const { part } = terms[0]
+  const count = terms[0].change.pairs.length
+  if (type === 'exact') return truncated(part, sumOf(terms), choice)
+  if (type === 'svd') {
+    return truncated(part, sumOf(terms), { ...choice, rank: choice.rank ?? largestRank(terms) })
+  }
+  if (type === 'cat') {
+    const { pairs } = sumOf(terms)
+    return {
+      pairs,
+      report: { rank: configRank(part, pairs[0].weightA.shape[0], count), norm: normOf(pairs), error: 0 },
+    }
+  }
+  if (type === 'ties_svd') return tiesOfChanges(terms, way, { ...choice, rank: choice.rank ?? largestRank(terms) })
+  checkRanks(name, terms, type)
+  const pairs = Array.from({ length: count }, (_, at) => combineFactors(terms, at, way))
+  const rank = configRank(part, pairs[0].weightA.shape[0], count)
+  return {
+    pairs,
+    report: { rank, norm: normOf(pairs), error: type === 'linear' ? distance(pairs, sumOf(terms).pairs) : 0 },
+  }
+}
+
+function truncated(part: FactorPart, change: Change, choice: RankChoice): Combined {
+  const { change: kept, report } = truncatedChange(part, change, choice)
+  return { pairs: kept.pairs, report }
+}
+
+/** Σ weight·ΔW, with all factors beside each other. */
+function sumOf(terms: readonly Term[]): Change {
+  const pairs = terms[0].change.pairs.map((_, at) => ({
+    weightA: stacked(terms.map(({ change }) => change.pairs[at].weightA)),
+    weightB: beside(terms.map(({ change, weight }) => scaled(change.pairs[at].weightB, weight))),
+  }))
+  return { pairs, vectors: {} }
+}
+
+function largestRank(terms: readonly Term[]): number {
+  return Math.max(...terms.map(({ part }) => part.rank))
+}
+
+function checkRanks(name: string, terms: readonly Term[], type: string): void {
+  const ranks = terms.map(({ part }) => part.rank)
+  if (new Set(ranks).size === 1) return
+  throw new ConfigError({
+    where: name,
+    what: `${type} adds the factors themselves, so all adapters need the same rank here`,
+    expected: `rank ${ranks[0]}`,
+    got: ranks.join(', '),
+    hint: 'exact, svd and cat take adapters of any ranks',
+  })
+}
+
+/**
+ * A and B combined each on its own: with c = weight·s, A gets sgn(c)·√|c| and B gets √|c| (PEFT's
+ * _generalized_task_arithmetic_weighted_adapter).
+ */
+function combineFactors(terms: readonly Term[], at: number, { type, density, sign }: CombineWay): FactorPair {
+  const own = terms.map(({ part, change, weight }) => {
+    const c = weight * part.scaling
+    const { weightA, weightB } = change.pairs[at]
+    // A change has s in B, and the trimming must see B as it is.
+    const b = part.scaling === 0 ? weightB : scaled(weightB, 1 / part.scaling)
+    return { weightA, weightB: b, rootA: Math.sign(c) * Math.sqrt(Math.abs(c)), rootB: Math.sqrt(Math.abs(c)) }
+  })
+  const combine = (of: (one: (typeof own)[number]) => { data: FloatArray; weight: number }, like: Matrix): Matrix => {
+    const tensors = own.map(of)
+    const data = type === 'ties' ? ties(tensors, density, sign) : weightedSum(tensors)
+    return copyAs({ data, shape: like.shape }, like.data)
+  }
+  const [{ weightA, weightB }] = own
+  return {
+    weightA: combine((one) => ({ data: one.weightA.data, weight: one.rootA }), weightA),
+    weightB: combine((one) => ({ data: one.weightB.data, weight: one.rootB }), weightB),
+  }
+}
+
+function weightedSum(tensors: readonly { data: FloatArray; weight: number }[]): Float64Array {
+  const result = new Float64Array(tensors[0].data.length)
+  for (const { data, weight } of tensors) for (let i = 0; i < data.length; i++) result[i] += weight * data[i]
+  return result
+}
+
+/** TIES of the changes as full matrices, and the closest change of the rank. */
+function tiesOfChanges(terms: readonly Term[], { density, sign }: CombineWay, choice: RankChoice): Combined {
+  const { part, change } = terms[0]
+  const count = change.pairs.length
+  const each = configRank(part, 1, count)
+  const most = Math.max(1, Math.floor(choice.rank! / each))
+  const like = change.pairs[0].weightA.data
+  const found = change.pairs.map((_, at) => {
+    const tensors = terms.map(({ change: own, weight }) => {
+      const { weightA, weightB } = own.pairs[at]
+      return { ...product(weightB, weightA), weight }
+    })
+    const merged: Matrix = { data: ties(tensors, density, sign), shape: tensors[0].shape }
+    return leadingSvd(merged, { ...choice, rank: most }, TIGHT)
+  })
+  const rank = Math.max(...found.map((one) => one.rank))
+  const total = Math.hypot(...found.map((one) => one.norm))
+  const lost = Math.hypot(...found.map((one) => one.norm * one.error))
+  return {
+    pairs: found.map((one) => padded(balancedPair(one.svd, one.rank, like), rank)),
+    report: { rank: rank * each, norm: total, error: total === 0 ? 0 : lost / total },
+  }
+}
+
+function normOf(pairs: readonly FactorPair[]): number {
+  return Math.hypot(...pairs.map(({ weightA, weightB }) => normOfProduct(weightB, weightA)))
+}
+
+/** ‖ΔW − ΔW'‖/‖ΔW‖ of two changes, without forming them. */
+function distance(got: readonly FactorPair[], wanted: readonly FactorPair[]): number {
+  const total = normOf(wanted)
+  const off = normOf(
+    wanted.map((pair, at) => ({
+      weightA: stacked([pair.weightA, got[at].weightA]),
+      weightB: beside([pair.weightB, scaled(got[at].weightB, -1)]),
+    })),
+  )
+  return total === 0 ? 0 : off / total
+}

@@ -1,0 +1,253 @@
+// Several adapters as one. The exact way stacks the factors, Σ cᵢ·Bᵢ·Aᵢ = [c₁B₁, c₂B₂, …]·[A₁; A₂; …], and takes the SVD of that product
+// by way of two QR decompositions: the closest change of each rank, without a matrix of the weight's size. The other ways are those of
+// PEFT's add_weighted_adapter (0.21, tuners/lora/model.py).
+
+import type { Directory } from '../base/bytes.js'
+import { ConfigError, MismatchError, StateError, UnsupportedError } from '../base/errors.js'
+import { formatShape } from '../base/tensor.js'
+import type { LoraAdapter } from '../lora/adapter.js'
+import type { LoraConfig } from '../lora/config.js'
+import type { LayerVectors } from '../lora/factors.js'
+import type { PartView } from '../lora/part.js'
+import { assemble, type NewLayer, type NewValues } from './assemble.js'
+import { combinedChange, type Term } from './combine-layer.js'
+import { type CombineSettings, type CombineWay, combineWay } from './combine-settings.js'
+import { changeOf, isFactorPart } from './factor-parts.js'
+import { type OpenedAdapter, openParts } from './open.js'
+import { Steps } from './progress.js'
+import { addValues, type RankReport, totalError } from './resize.js'
+
+/** An adapter and how much of it. */
+export interface CombineInput {
+  readonly adapter: LoraAdapter | Directory
+  /** Finite, not 0; may be negative. */
+  readonly weight: number
+}
+
+/** What {@link combineAdapters} gives. */
+export interface CombineResult {
+  /** The adapter that holds the change of all. */
+  adapter: LoraAdapter
+  /** Of each layer: `error` is the distance to what the combination type asks for, over its norm. */
+  layers: RankReport[]
+  /** Over all layers. */
+  error: number
+  /** What may not be meant: adapters of differently named bases, layers that change nothing. */
+  warnings: string[]
+}
+
+/** An adapter that is walked, and its weight. */
+interface Opened {
+  readonly adapter: OpenedAdapter
+  readonly weight: number
+  readonly parts: ReadonlyMap<string, PartView>
+  /** Its place among the adapters, for messages. */
+  readonly label: string
+}
+
+/** Combines adapters, as the public function `combine` says (index/verbs.ts). */
+export async function combineAdapters(
+  inputs: readonly CombineInput[],
+  { onProgress, signal, ...settings }: CombineSettings,
+): Promise<CombineResult> {
+  const way = combineWay(settings)
+  const opened: Opened[] = []
+  try {
+    for (const [index, { adapter, weight }] of inputs.entries()) {
+      checkWeight(weight, index)
+      const parts = await openParts(adapter, 'combining')
+      const byName = new Map(parts.parts().map((part) => [part.name, part]))
+      const label = typeof parts.name === 'string' && parts.name !== 'adapter' ? parts.name : `adapter ${index + 1}`
+      opened.push({ adapter: parts, weight, parts: byName, label })
+    }
+    const own = opened.length === 1 && way.isPeft ? { ...way, type: 'linear' as const } : way
+    for (const one of opened) checkParts(one, own)
+    checkReplication(opened)
+    const names = [...new Set(opened.flatMap(({ parts }) => [...parts.keys()]))]
+    const uniform = own.isPeft
+      ? { rank: peftRank(opened, own), useRslora: opened[0].adapter.config.useRslora }
+      : undefined
+    const steps = new Steps(names.length, { onProgress, signal })
+    const layers: NewLayer[] = []
+    const reports: RankReport[] = []
+    const values = { replacements: [] as NewValues['replacements'][number][], rows: [] as NewValues['rows'][number][] }
+    for (const name of names) {
+      const owners = opened.filter(({ parts }) => parts.has(name))
+      checkAlike(name, owners)
+      if (owners[0].parts.get(name)!.kind === 'replacement' || owners[0].parts.get(name)!.kind === 'token-rows') {
+        await keepValues(name, owners, values)
+      } else {
+        const { layer, report } = await combineLayer(name, owners, own, uniform?.rank)
+        layers.push(layer)
+        reports.push(report)
+      }
+      await steps.next(name)
+    }
+    if (layers.length === 0) throw new StateError({ where: 'combine', what: 'the adapters have no layers with a rank' })
+    const adapter = assemble(configOf(opened, layers), layers, values, uniform)
+    return { adapter, layers: reports, error: totalError(reports), warnings: warningsOf(opened, reports) }
+  } finally {
+    for (const { adapter } of opened) await adapter.close()
+  }
+}
+
+async function combineLayer(
+  name: string,
+  owners: readonly Opened[],
+  way: CombineWay,
+  uniform: number | undefined,
+): Promise<{ layer: NewLayer; report: RankReport }> {
+  const terms: Term[] = []
+  for (const { adapter, weight, label } of owners) {
+    const part = await adapter.read(name)
+    if (isFactorPart(part)) terms.push({ part, change: changeOf(part), weight, label })
+  }
+  const { part } = terms[0]
+  const ownWay = uniform === undefined ? way : { ...way, choice: { ...way.choice, rank: uniform } }
+  const { pairs, report } = combinedChange(name, terms, ownWay)
+  const fromRank = terms.reduce((sum, term) => sum + term.part.rank, 0)
+  const vectors = biasOf(terms, owners)
+  return { layer: { part, change: { pairs, vectors } }, report: { name, fromRank, ...report } }
+}
+
+/** Σ weight·s·biasB, of the layers that have one. */
+function biasOf(terms: readonly Term[], owners: readonly Opened[]): LayerVectors {
+  if (!owners.some(({ adapter }) => adapter.config.loraBias)) return {}
+  const d = terms[0].change.pairs.reduce((sum, { weightB }) => sum + weightB.shape[0], 0)
+  const biasB = new Float32Array(d)
+  for (const { change, weight } of terms) {
+    change.vectors.biasB?.forEach((value, i) => {
+      biasB[i] += weight * value
+    })
+  }
+  return { biasB }
+}
+
+function checkWeight(weight: number, index: number): void {
+  if (Number.isFinite(weight) && weight !== 0) return
+  const expected = 'a finite number other than 0'
+  throw new ConfigError({ where: `weight of adapter ${index + 1}`, what: 'not usable', expected, got: String(weight) })
+}
+
+function checkParts({ adapter: { config }, parts, weight, label }: Opened, way: CombineWay): void {
+  if (config.useDora) {
+    throw new UnsupportedError({
+      where: label,
+      what: 'a DoRA adapter is no sum: its change depends on the base',
+      hint: 'Merge it into its base, make plain LoRA of the result with extract, and combine that',
+    })
+  }
+  if (config.loraBias && (way.isPeft || way.type === 'ties' || way.type === 'ties_svd')) {
+    throw new UnsupportedError({
+      where: label,
+      what: `biases of B (lora_bias) are not combined ${way.isPeft ? 'by PEFT, which leaves them out' : `by ${way.type}`}`,
+      expected: 'exact, svd, cat or linear, without peftCompatible',
+    })
+  }
+  for (const { name, kind } of parts.values()) {
+    if (kind === 'parameter' && way.isPeft) {
+      const what = 'PEFT does not combine adapted parameters (target_parameters)'
+      throw new UnsupportedError({ where: `${label}: ${name}`, what, hint: 'Combine without peftCompatible' })
+    }
+    if (kind !== 'replacement' && kind !== 'token-rows') continue
+    if (!way.isPeft && weight === 1) continue
+    throw new UnsupportedError({
+      where: `${label}: ${name}`,
+      what: way.isPeft
+        ? 'PEFT leaves out tensors that replace the base’s'
+        : 'what replaces the base’s values has no weight',
+      ...(!way.isPeft && { expected: 'weight 1', got: String(weight) }),
+    })
+  }
+}
+
+/** The same layer of all adapters changes the same weight. */
+function checkAlike(name: string, owners: readonly Opened[]): void {
+  const factorsOf = (view: PartView) => {
+    if (view.kind === 'replacement' || view.kind === 'token-rows') return view.kind
+    const { weightA, weightB } = view.tensors
+    const experts = view.kind === 'parameter' ? `${view.experts} × ` : ''
+    return `${view.kind} ${experts}${formatShape([weightB.shape[0], ...weightA.shape.slice(1)])}`
+  }
+  const [first, ...others] = owners
+  const expected = factorsOf(first.parts.get(name)!)
+  for (const other of others) {
+    const got = factorsOf(other.parts.get(name)!)
+    if (got === expected) continue
+    throw new MismatchError({
+      where: `${other.label}: ${name}`,
+      what: `not the layer of ${first.label}: the adapters belong to different bases`,
+      expected,
+      got,
+    })
+  }
+}
+
+function checkReplication(opened: readonly Opened[]): void {
+  const replicationOf = ({ adapter }: Opened) => JSON.stringify(adapter.config.layerReplication ?? [])
+  const other = opened.find((one) => replicationOf(one) !== replicationOf(opened[0]))
+  if (other === undefined) return
+  throw new MismatchError({
+    where: `${other.label}: layer_replication`,
+    what: 'the adapters repeat different layers of their base',
+    expected: replicationOf(opened[0]),
+    got: replicationOf(other),
+  })
+}
+
+async function keepValues(
+  name: string,
+  owners: readonly Opened[],
+  values: Parameters<typeof addValues>[0],
+): Promise<void> {
+  if (owners.length > 1) {
+    throw new UnsupportedError({
+      where: name,
+      what: `${owners.map(({ label }) => label).join(' and ')} replace the same values of the base, which is no sum`,
+      hint: 'Merge the adapters into the base one after the other',
+    })
+  }
+  const part = await owners[0].adapter.read(name)
+  if (!isFactorPart(part)) addValues(values, part)
+}
+
+/** The rank that PEFT gives all layers. */
+function peftRank(opened: readonly Opened[], { type, choice }: CombineWay): number {
+  const ranks = opened.map(({ adapter: { config } }) => Math.max(config.rank, ...Object.values(config.rankPattern)))
+  if (type === 'cat') return ranks.reduce((sum, rank) => sum + rank, 0)
+  return choice.rank ?? Math.max(...ranks)
+}
+
+/** The first adapter's settings; targets that differ become the names of all layers. */
+function configOf(opened: readonly Opened[], layers: readonly NewLayer[]): LoraConfig {
+  const [{ config }] = opened.map(({ adapter }) => adapter)
+  const targetsOf = ({ targetModules, excludeModules, layersToTransform, layersPattern }: LoraConfig) =>
+    JSON.stringify([targetModules, excludeModules, layersToTransform, layersPattern])
+  const isAlike = opened.every(({ adapter }) => targetsOf(adapter.config) === targetsOf(config))
+  const modules = layers.filter(({ part }) => part.kind !== 'parameter').map(({ part }) => part.name)
+  const all = <T>(of: (own: LoraConfig) => readonly T[]) => [
+    ...new Set(opened.flatMap((one) => of(one.adapter.config))),
+  ]
+  return {
+    ...config,
+    ...(!isAlike && {
+      targetModules: modules,
+      excludeModules: undefined,
+      layersToTransform: undefined,
+      layersPattern: undefined,
+    }),
+    targetParameters: all((own) => own.targetParameters),
+    modulesToSave: all((own) => own.modulesToSave),
+    trainableTokenIndices: undefined,
+    loraBias: opened.some(({ adapter }) => adapter.config.loraBias),
+  }
+}
+
+function warningsOf(opened: readonly Opened[], layers: readonly RankReport[]): string[] {
+  const bases = [...new Set(opened.flatMap(({ adapter }) => adapter.config.baseModel ?? []))]
+  const still = layers.filter(({ norm }) => norm === 0)
+  return [
+    ...(bases.length > 1 ? [`the adapters name different bases: ${bases.join(', ')}`] : []),
+    ...(still.length > 0 ? [`${still.length} of ${layers.length} layers change nothing: ${still[0].name}`] : []),
+  ]
+}

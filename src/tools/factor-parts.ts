@@ -1,0 +1,114 @@
+// The parts of an adapter that are products of two factors, as lists of matrix pairs: one pair for a linear layer or an embedding, one
+// for each group of a convolution and each expert of a parameter. What changes ranks works on pairs, and puts them together again.
+
+import { elementCount, type FloatArray, type Matrix, type Tensor, zeros } from '../base/tensor.js'
+import { transpose } from '../linalg/product.js'
+import type { AdapterPart, LoraAdapter, PartOfKind } from '../lora/adapter.js'
+import type { FactorPair } from '../lora/delta.js'
+import type { LayerVectors } from '../lora/factors.js'
+import { factorPairs } from '../lora/spectrum.js'
+
+/** A part with factors A and B. */
+export type FactorPart = PartOfKind<'linear' | 'embedding' | 'convolution' | 'parameter'>
+
+/** Whether a part has factors; others hold values. */
+export function isFactorPart(part: AdapterPart): part is FactorPart {
+  return part.kind !== 'replacement' && part.kind !== 'token-rows'
+}
+
+/** What a part changes its weight by: Δ = B·A of each pair, with s inside of B. */
+export interface Change {
+  /** B (d, r) and A (r, k) of each matrix that the part changes, all of one rank. */
+  readonly pairs: readonly FactorPair[]
+  /** DoRA's m, and s·biasB. */
+  readonly vectors: LayerVectors
+}
+
+/** A part's change, whose scaling is 1. */
+export function changeOf(part: FactorPart): Change {
+  const { weightA, weightB } = part.tensors
+  const pairs = factorPairs(weightA, weightB, part.kind === 'parameter' ? part.experts : undefined)
+  const { scaling } = part
+  const vectors: LayerVectors = 'magnitude' in part && part.magnitude !== undefined ? { magnitude: part.magnitude } : {}
+  const biasB = 'biasB' in part ? part.biasB : undefined
+  if (biasB !== undefined) vectors.biasB = Float32Array.from(biasB, (value) => scaling * value)
+  return { pairs: pairs.map(({ weightA: a, weightB: b }) => ({ weightA: a, weightB: scaled(b, scaling) })), vectors }
+}
+
+/** A rank as the config counts it: rows of A, of experts those of each one. */
+export function configRank(part: FactorPart, rank: number, pairs: number): number {
+  return part.kind === 'convolution' ? rank * pairs : rank
+}
+
+/** Adds a part like `part`, whose factors are these pairs, to an adapter whose scaling is 1 there. */
+export function addChange(adapter: LoraAdapter, part: FactorPart, { pairs, vectors }: Change): void {
+  const { name } = part
+  const first = pairs[0]
+  if (part.kind === 'parameter') {
+    adapter.addExperts(name, stacked(pairs.map(({ weightA }) => weightA)), besideByExpert(pairs)).dtype = part.dtype
+  } else if (part.kind === 'convolution') {
+    const [a, b] = [part.tensors.weightA.shape, part.tensors.weightB.shape]
+    const weightA = stacked(pairs.map(({ weightA }) => weightA))
+    const weightB = stacked(pairs.map(({ weightB }) => weightB))
+    adapter.addConvolution(
+      name,
+      reshaped(weightA, [weightA.shape[0], ...a.slice(1)]),
+      reshaped(weightB, [...weightB.shape, ...b.slice(2)]),
+      vectors,
+    ).dtype = part.dtype
+  } else if (part.kind === 'embedding') {
+    adapter.addEmbedding(name, first.weightA, first.weightB, { magnitude: vectors.magnitude }).dtype = part.dtype
+  } else adapter.addFactors(name, first.weightA, first.weightB, vectors).dtype = part.dtype
+}
+
+/** Zero columns of B and zero rows of A up to a rank, which change nothing. */
+export function padded({ weightA, weightB }: FactorPair, rank: number): FactorPair {
+  const [r, k] = weightA.shape
+  if (r === rank) return { weightA, weightB }
+  const a = zeros(rank, k, weightA.data)
+  a.data.set(weightA.data)
+  const d = weightB.shape[0]
+  const b = zeros(d, rank, weightB.data)
+  for (let i = 0; i < d; i++) b.data.set(weightB.data.subarray(i * r, (i + 1) * r), i * rank)
+  return { weightA: a, weightB: b }
+}
+
+/** scale · matrix, a new matrix in f32 or f64 as it was; the matrix itself where the scale is 1. */
+export function scaled(matrix: Matrix, scale: number): Matrix {
+  if (scale === 1) return matrix
+  return { data: matrix.data.map((value) => scale * value) as FloatArray, shape: matrix.shape }
+}
+
+/** Matrices (rᵢ, n) over each other: (Σrᵢ, n), in the precision of the first. */
+export function stacked(matrices: readonly Matrix[]): Matrix {
+  const rows = matrices.reduce((sum, { shape }) => sum + shape[0], 0)
+  const result = zeros(rows, matrices[0].shape[1], matrices[0].data)
+  let at = 0
+  for (const { data } of matrices) {
+    result.data.set(data, at)
+    at += data.length
+  }
+  return result
+}
+
+/** Matrices (d, rᵢ) beside each other: (d, Σrᵢ). */
+export function beside(matrices: readonly Matrix[]): Matrix {
+  return transpose(stacked(matrices.map(transpose)))
+}
+
+/** B_e (d, r) of all experts as B (d, r·E): column p·E + e is column p of expert e. */
+function besideByExpert(pairs: readonly FactorPair[]): Matrix {
+  const [d, rank] = pairs[0].weightB.shape
+  const result = zeros(d, rank * pairs.length, pairs[0].weightB.data)
+  pairs.forEach(({ weightB }, e) => {
+    for (let i = 0; i < d; i++) {
+      for (let p = 0; p < rank; p++) result.data[(i * rank + p) * pairs.length + e] = weightB.data[i * rank + p]
+    }
+  })
+  return result
+}
+
+function reshaped({ data }: Matrix, shape: readonly number[]): Tensor<FloatArray> {
+  if (elementCount(shape) !== data.length) throw new RangeError('the factors of a convolution changed their size')
+  return { data, shape }
+}

@@ -1,0 +1,41 @@
+// What the tools tell while they run, and how they are stopped.
+
+import type { SignalLike } from '../base/globals.js'
+
+/** How far a tool is. */
+export interface ToolProgress {
+  /** Layers or tensors that are done. */
+  done: number
+  total: number
+  /** The one that was done last. */
+  name: string
+}
+
+/** What each tool that takes a while has among its options. */
+export interface ToolRun {
+  /** Called after each layer or tensor. */
+  onProgress?: ((progress: ToolProgress) => void) | undefined
+  /** Stops the run; the signal's reason is thrown, and nothing is written. */
+  signal?: SignalLike | undefined
+}
+
+/** Counts steps; lets the event loop run between them, so that a signal can arrive. */
+export class Steps {
+  #done = 0
+  readonly #total: number
+  readonly #run: ToolRun
+
+  constructor(total: number, run: ToolRun) {
+    this.#total = total
+    this.#run = run
+  }
+
+  /** Call it after a step. Throws the signal's reason. */
+  async next(name: string): Promise<void> {
+    this.#done++
+    this.#run.onProgress?.({ done: this.#done, total: this.#total, name })
+    await new Promise((resolve) => setTimeout(resolve, 0))
+    const { signal } = this.#run
+    if (signal?.aborted) throw signal.reason
+  }
+}

@@ -1,0 +1,84 @@
+// How many directions of a change are kept, and what is lost with the others. By Eckart and Young (1936) the first r singular values
+// and vectors give the closest change of rank r.
+
+import { ConfigError } from '../base/errors.js'
+
+/** Which rank each layer gets. With `rank` and another rule, the rank is the smaller one. Each layer keeps rank 1 at least. */
+export interface RankChoice {
+  /** r: the rank of all layers, or the largest that another rule may give. A layer never gets more than its change has. */
+  rank?: number | undefined
+  /** The smallest rank that keeps this share of the energy Σσ², in (0, 1]. */
+  energy?: number | undefined
+  /** The smallest rank whose error ‖ΔW − ΔW'‖/‖ΔW‖ (Frobenius) is not above this, in [0, 1). */
+  error?: number | undefined
+  /** Keeps the singular values σᵢ that are at least this share of σ₁, in (0, 1]. */
+  ratio?: number | undefined
+}
+
+/** Singular values below this share of the first are rounding of f32 factors, and carry nothing. */
+const ROUNDING = 1e-9
+
+/** @throws ConfigError unless at least one rule is given, and at most one besides `rank` */
+export function checkRankChoice(choice: RankChoice): void {
+  const rules = (['energy', 'error', 'ratio'] as const).filter((name) => choice[name] !== undefined)
+  if (rules.length > 1) {
+    throw new ConfigError({ where: rules[1], what: `does not go with ${rules[0]}`, expected: 'one of the two' })
+  }
+  if (rules.length === 0 && choice.rank === undefined) {
+    throw new ConfigError({ where: 'rank', what: 'missing', expected: 'rank, energy, error or ratio' })
+  }
+}
+
+/**
+ * The rank by which a change of these singular values is kept.
+ *
+ * @param s largest first
+ * @param total Σσ² of all singular values, where `s` has only the first ones
+ */
+export function chosenRank(s: ArrayLike<number>, choice: RankChoice, total = energyOf(s, 0)): number {
+  const { rank = s.length, ratio } = choice
+  const most = Math.max(1, Math.min(rank, s.length))
+  const significant = countWhile(s, (value) => value > ROUNDING * s[0])
+  const share = energyShare(choice)
+  if (share !== undefined) return clamp(Math.min(rankOfEnergy(s, share, total), significant), most)
+  if (ratio !== undefined)
+    return clamp(
+      countWhile(s, (value) => value > 0 && value >= ratio * s[0]),
+      most,
+    )
+  return clamp(significant, most)
+}
+
+/** The share of Σσ² that is to be kept; undefined where the choice names none. */
+export function energyShare({ energy, error }: RankChoice): number | undefined {
+  return energy ?? (error === undefined ? undefined : 1 - error ** 2)
+}
+
+function clamp(rank: number, most: number): number {
+  return Math.max(1, Math.min(rank, most))
+}
+
+function countWhile(s: ArrayLike<number>, accepts: (value: number) => boolean): number {
+  let count = 0
+  while (count < s.length && accepts(s[count])) count++
+  return count
+}
+
+function rankOfEnergy(s: ArrayLike<number>, share: number, total: number): number {
+  if (total === 0) return 0
+  // The rest is added from its small end: near a share of 1 the sum from the large end would hide it.
+  let rest = Math.max(0, total - energyOf(s, 0))
+  let count = s.length
+  while (count > 0 && rest + s[count - 1] ** 2 <= (1 - share) * total) {
+    rest += s[count - 1] ** 2
+    count--
+  }
+  return count
+}
+
+/** Σσ² of the singular values from `first` on. */
+export function energyOf(s: ArrayLike<number>, first: number): number {
+  let sum = 0
+  for (let i = s.length - 1; i >= first; i--) sum += s[i] ** 2
+  return sum
+}

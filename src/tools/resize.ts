@@ -1,0 +1,127 @@
+// Adapters at another rank. The singular values and vectors of s·B·A come exactly from its factors, by two QR decompositions and the
+// SVD of a small core; the matrix s·B·A itself is never formed.
+
+import type { Directory } from '../base/bytes.js'
+import { StateError } from '../base/errors.js'
+import { F64, type Matrix, zeros } from '../base/tensor.js'
+import { copyAs } from '../linalg/product.js'
+import { type Svd, svdOfProduct } from '../linalg/svd.js'
+import type { LoraAdapter } from '../lora/adapter.js'
+import type { FactorPair } from '../lora/delta.js'
+import type { Replacement, TokenRows } from '../lora/kinds/stored.js'
+import { assemble, type NewLayer, type NewValues } from './assemble.js'
+import { type Change, changeOf, configRank, type FactorPart, isFactorPart } from './factor-parts.js'
+import { openParts } from './open.js'
+import { Steps, type ToolRun } from './progress.js'
+import { chosenRank, energyOf, type RankChoice } from './rank.js'
+
+/** What became of a layer. */
+export interface RankReport {
+  /** The layer's, as in `model.layers.0.self_attn.q_proj`. */
+  name: string
+  /** The rank that it had; of a combined layer, the sum. */
+  fromRank: number
+  /** The rank that it has now. */
+  rank: number
+  /** ‖ΔW‖, Frobenius, before. */
+  norm: number
+  /** What is lost: ‖ΔW − ΔW'‖/‖ΔW‖, Frobenius. 0 for a layer without a change. */
+  error: number
+}
+
+/** What {@link resizeAdapter} gives. */
+export interface ResizeResult {
+  /** The adapter at its new ranks. */
+  adapter: LoraAdapter
+  /** Of each layer, in the adapter's order. */
+  layers: RankReport[]
+  /** Over all layers: √Σ‖ΔW − ΔW'‖² / √Σ‖ΔW‖². */
+  error: number
+}
+
+/** Changes an adapter's ranks, as the public function of this name says (index/verbs.ts). */
+export async function resizeAdapter(
+  source: LoraAdapter | Directory,
+  { onProgress, signal, ...choice }: RankChoice & ToolRun,
+): Promise<ResizeResult> {
+  const opened = await openParts(source, 'another rank')
+  try {
+    const parts = opened.parts()
+    const steps = new Steps(parts.length, { onProgress, signal })
+    const layers: NewLayer[] = []
+    const reports: RankReport[] = []
+    const values = { replacements: [] as NewValues['replacements'][number][], rows: [] as NewValues['rows'][number][] }
+    for (const { name } of parts) {
+      const part = await opened.read(name)
+      if (isFactorPart(part)) {
+        const { change, report } = truncatedChange(part, changeOf(part), choice)
+        layers.push({ part, change })
+        reports.push({ name, fromRank: part.rank, ...report })
+      } else addValues(values, part)
+      await steps.next(name)
+    }
+    if (layers.length === 0) {
+      throw new StateError({ where: opened.name, what: 'the adapter has no layers with a rank' })
+    }
+    return { adapter: assemble(opened.config, layers, values), layers: reports, error: totalError(reports) }
+  } finally {
+    await opened.close()
+  }
+}
+
+/** Keeps a part's values for the new adapter. */
+export function addValues(
+  values: { replacements: NewValues['replacements'][number][]; rows: NewValues['rows'][number][] },
+  part: Replacement | TokenRows,
+): void {
+  if (part.kind === 'replacement') {
+    const { name, isTrained, key } = part
+    values.replacements.push({ name, values: part.tensors.weight, isTrained, key })
+  } else values.rows.push({ module: part.module, indices: part.indices, values: part.tensors.weight })
+}
+
+/** The closest change of a lower rank: the same rank for all of its matrices, the largest that one of them needs. */
+export function truncatedChange(
+  part: FactorPart,
+  change: Change,
+  choice: RankChoice,
+): { change: Change; report: Pick<RankReport, 'rank' | 'norm' | 'error'> } {
+  const parts = change.pairs.map(({ weightA, weightB }) => svdOfProduct(weightB, weightA))
+  // The config's rank of a convolution counts all groups.
+  const each = configRank(part, 1, parts.length)
+  const most = choice.rank === undefined ? undefined : Math.max(1, Math.floor(choice.rank / each))
+  const rank = Math.max(...parts.map(({ s }) => chosenRank(s, { ...choice, rank: most })))
+  const norm = Math.sqrt(sum(parts.map(({ s }) => energyOf(s, 0))))
+  const lost = Math.sqrt(sum(parts.map(({ s }) => energyOf(s, rank))))
+  const like = change.pairs[0].weightA.data
+  return {
+    change: { ...change, pairs: parts.map((part) => balancedPair(part, rank, like)) },
+    report: { rank: rank * each, norm, error: norm === 0 ? 0 : lost / norm },
+  }
+}
+
+/** B = U·√S (d, rank) and A = √S·Vᵀ (rank, k): halves of one size, so that neither overflows a half type. */
+export function balancedPair({ u, s, vt }: Svd, rank: number, like: Float32Array | Float64Array): FactorPair {
+  const [d, p] = u.shape
+  const k = vt.shape[1]
+  const used = Math.min(rank, p)
+  const b = zeros(d, rank, F64)
+  const a = zeros(rank, k, F64)
+  for (let j = 0; j < used; j++) {
+    const root = Math.sqrt(s[j])
+    for (let i = 0; i < d; i++) b.data[i * rank + j] = root * u.data[i * p + j]
+    for (let i = 0; i < k; i++) a.data[j * k + i] = root * vt.data[j * k + i]
+  }
+  const inPrecision = (matrix: Matrix) => copyAs(matrix, like)
+  return { weightA: inPrecision(a), weightB: inPrecision(b) }
+}
+
+/** √Σ(error·norm)² / √Σnorm². */
+export function totalError(layers: readonly Pick<RankReport, 'norm' | 'error'>[]): number {
+  const norm = sum(layers.map((layer) => layer.norm ** 2))
+  return norm === 0 ? 0 : Math.sqrt(sum(layers.map((layer) => (layer.norm * layer.error) ** 2)) / norm)
+}
+
+function sum(values: readonly number[]): number {
+  return values.reduce((total, value) => total + value, 0)
+}

@@ -1,0 +1,72 @@
+// lowrank classify: the labels of a run, of a model, and what is refused.
+
+import { writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { describe, expect, it } from 'vitest'
+import { lowrank, root, scratchFolder } from './lowrank.js'
+
+const MODELS = join(root, 'tests/golden/text-classification')
+const scratch = scratchFolder()
+
+describe('lowrank classify', () => {
+  it('gives the labels that a run has learned', async () => {
+    const data = join(scratch, 'moods.jsonl')
+    const rows = ['the king is happy', 'a good day', 'the rain is grim', 'a bad night'].map((text, i) => {
+      return JSON.stringify({ text, label: i < 2 ? 'up' : 'down' })
+    })
+    writeFileSync(data, rows.join('\n'))
+    const [model, out] = [join(MODELS, 'encoder'), join(scratch, 'moods')]
+    const trained = await lowrank(
+      ...['train', '--model', model, '--data', data, '--out', out, '--task', 'text-classification', '--threads', '1'],
+      ...['--rank', '4', '--epochs', '30', '--learning-rate', '2e-2', '--batch-size', '4'],
+    )
+    expect(trained.stderr).toContain(`Try it: npx lowrank classify --model ${model} --adapter ${out} --text "The"`)
+    const args = [
+      'classify',
+      '--model',
+      model,
+      '--adapter',
+      out,
+      '--text',
+      'the king is happy',
+      '--text',
+      'a bad night',
+    ]
+    const { code, stdout } = await lowrank(...args)
+    expect(code).toBe(0)
+    expect(stdout).toMatch(/^up 0\.\d{3} {2}the king is happy\ndown 0\.\d{3} {2}a bad night\n$/)
+    const { version, results } = JSON.parse((await lowrank(...args, '--top-k', '2', '--json')).stdout)
+    expect(version).toBe(1)
+    expect(results[1]).toMatchObject({ adapter: out, text: 'a bad night', label: 'down', isTruncated: false })
+    expect(results[1].labels.map(({ label }: { label: string }) => label)).toEqual(['down', 'up'])
+    expect(results[1].logits).toHaveLength(2)
+  })
+
+  it('takes pairs, and the head that the model has', async () => {
+    const args = [
+      'classify',
+      '--model',
+      join(MODELS, 'classifier'),
+      '--text',
+      'Rain came',
+      '--text-pair',
+      'it is a day',
+    ]
+    const { stdout, stderr } = await lowrank(...args, '--max-length', '6')
+    expect(stdout).toMatch(/^(calm|glad|sad) 0\.\d{3}\n$/)
+    expect(stderr).toContain('1 of 1 texts are longer')
+  })
+
+  it.each<[args: string[], code: number, message: RegExp]>([
+    [['--model', join(MODELS, 'encoder')], 2, /--text TEXT is missing/],
+    [['--text', 'a'], 2, /--model DIR\|FILE\|ID is missing/],
+    [['--model', join(MODELS, 'encoder'), '--text', 'a', '--text', 'b', '--text-pair', 'c'], 2, /2, but there are 1/],
+    [['--model', join(MODELS, 'encoder'), '--text', 'a'], 1, /has no head that gives labels to texts/],
+    [['--model', join(root, 'models/union-3m'), '--text', 'a'], 1, /call generate/],
+  ])('refuses %j', async (args, code, message) => {
+    const outcome = await lowrank('classify', ...args)
+    expect(outcome.code).toBe(code)
+    expect(outcome.stderr).toMatch(message)
+    expect(outcome.stdout).toBe('')
+  })
+})

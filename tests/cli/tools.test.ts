@@ -1,0 +1,57 @@
+// lowrank combine and resize on adapters that PEFT wrote.
+
+import { existsSync, readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { expect, it } from 'vitest'
+import { lowrank, root, scratchFolder } from './lowrank.js'
+
+const scratch = scratchFolder()
+const combined = join(root, 'tests', 'golden', 'combine')
+const [FIRST, WIDE] = ['first', 'wide'].map((name) => join(combined, name))
+
+it('combines adapters of different ranks, and tells what is lost', async () => {
+  const out = join(scratch, 'combined')
+  const args = ['--adapter', FIRST, '--adapter', WIDE, '--weight', '-0.5', '--rank', '4', '--out', out, '--json']
+  const { code, stdout, stderr } = await lowrank('combine', ...args, '--out-dtype', 'f16')
+  expect(code, stderr).toBe(0)
+  const document = JSON.parse(stdout)
+  expect(document).toMatchObject({ version: 1, out, warnings: [] })
+  expect(document.layers).toHaveLength(9)
+  expect(document.error).toBeGreaterThan(0)
+  expect(document.layers[0]).toMatchObject({ fromRank: expect.any(Number), rank: expect.any(Number) })
+  const config = JSON.parse(readFileSync(join(out, 'adapter_config.json'), 'utf8'))
+  expect(config).toMatchObject({ use_rslora: false, r: config.lora_alpha })
+  const inspected = await lowrank('inspect', out, '--json')
+  expect(JSON.parse(inspected.stdout).layers[0].dtype).toBe('F16')
+  const again = await lowrank('combine', '--adapter', FIRST, '--out', out)
+  expect(again.code).toBe(1)
+  expect(again.stderr).toMatch(/exists already/)
+})
+
+it('resizes, with a table for people', async () => {
+  const out = join(scratch, 'resized')
+  const { code, stdout, stderr } = await lowrank('resize', FIRST, '--energy', '0.8', '--rank', '2', '--out', out)
+  expect(code, stderr).toBe(0)
+  expect(stdout).toMatch(/layer +rank +→ +‖ΔW‖ +lost/)
+  expect(stderr).toMatch(/Wrote .*resized.*6 layers of (rank|ranks).*% lost/)
+})
+
+it.each([
+  [
+    ['combine', '--adapter', FIRST, '--adapter', WIDE, '--combination-type', 'linear'],
+    1,
+    /--rank|rank 3.*3, 4|same rank/,
+  ],
+  [['combine', '--adapter', FIRST, '--combination-type', 'ties'], 1, /--density: missing/],
+  [['combine', '--adapter', FIRST, '--density', '2', '--combination-type', 'ties'], 1, /--density.*\(0, 1\]/],
+  [['combine', '--adapter', FIRST, '--combination-type', 'tie'], 2, /--combination-type is one of/],
+  [['resize', FIRST], 1, /--rank: missing/],
+  [['resize', FIRST, '--rank', '0'], 1, /--rank/],
+  [['resize', join(root, 'tests/golden/peft/pissa'), '--rank', '1'], 1, /pissa.*lowrank to-plain/],
+])('refuses %j and leaves nothing', async (args, expected, message) => {
+  const out = join(scratch, 'refused')
+  const { code, stderr } = await lowrank(...args, '--out', out)
+  expect(code).toBe(expected)
+  expect(stderr).toMatch(message)
+  expect(existsSync(out)).toBe(false)
+})

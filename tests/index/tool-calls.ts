@@ -1,0 +1,37 @@
+// As calls.ts, for the tools: combine, resize, and what else makes adapters out of other files.
+
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import * as lowrank from '../../src/node.js'
+import type { Call } from './calls.js'
+
+const PISSA = join(fileURLToPath(new URL('../..', import.meta.url)), 'tests/golden/inits/pissa-embedding-alone')
+
+const adapter = () => {
+  const made = new lowrank.LoraAdapter({ rank: 1, targetModules: ['q'] })
+  made.addFactors('q', [[1, 0]], [[1], [2]])
+  return made
+}
+
+export const TOOL_FUNCTIONS: Record<string, Call> = {
+  combine: {
+    call: lowrank.combine,
+    args: () => [
+      {
+        adapters: [adapter(), { adapter: adapter(), weight: 0.5 }],
+        combinationType: 'exact',
+        rank: 1,
+        peftCompatible: false,
+        signal: new AbortController().signal,
+      },
+    ],
+    options: 0,
+    misspelled: { adapter: /adapters/, combination_type: /combinationType/, svdRank: /rank/, densitty: /density/ },
+  },
+  resize: {
+    call: lowrank.resize,
+    args: () => [PISSA, { rank: 1, onProgress: () => {} }],
+    options: 1,
+    misspelled: { ranks: /rank/, enrgy: /energy/ },
+  },
+}
