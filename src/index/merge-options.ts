@@ -26,7 +26,7 @@ export type AdapterToMerge =
   | { readonly adapter: LoraAdapter | Source; readonly weight?: number | undefined }
 
 /** What merging and unmerging share. */
-export interface MergingOptions extends Omit<MergeSettings, 'tied' | 'allowMissing' | 'outDtype'>, PathSettings {
+export interface MergingOptions extends Omit<MergeSettings, 'tied' | 'outDtype'>, PathSettings {
   /** One adapter, or several that are added up. */
   adapters: AdapterToMerge | readonly AdapterToMerge[]
   /** Where the result goes: a file if it is a path that ends in .onnx or .safetensors, else a folder that gets the base's configuration and tokenizer too. */
@@ -34,7 +34,7 @@ export interface MergingOptions extends Omit<MergeSettings, 'tied' | 'allowMissi
 }
 
 /** What {@link merge} takes. */
-export interface MergeOptions extends MergingOptions, Pick<MergeSettings, 'tied' | 'allowMissing' | 'outDtype'> {
+export interface MergeOptions extends MergingOptions, Pick<MergeSettings, 'tied' | 'outDtype'> {
   /** A folder with a model, an .onnx file, a safetensors file or its index. */
   base: Source
 }
@@ -69,6 +69,7 @@ const MERGING: OptionTable<MergingOptions> = {
   out: TARGET,
   format: oneOf('onnx', 'safetensors', 'both'),
   dtype: DTYPE,
+  allowMissing: BOOLEAN,
   weightsOnly: BOOLEAN,
   modules: OBJECT,
   threads: COUNT,
@@ -88,7 +89,6 @@ export const MERGE: OptionTable<MergeOptions> = {
   ...MERGING,
   base: SOURCE,
   tied: oneOf('refuse', 'untie', 'keep'),
-  allowMissing: BOOLEAN,
   outDtype: oneOf('F32', 'F16', 'BF16', 'keep'),
 }
 

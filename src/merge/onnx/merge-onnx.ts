@@ -35,6 +35,8 @@ export interface MergeOnnxOptions extends RunSettings {
 
 /** A merge into an ONNX model that is planned, and can be written. */
 export interface OpenOnnxMerge {
+  /** Of all weights. */
+  readonly totalBytes: number
   /** @throws NumericError naming the weight when a result is not finite; FileError when the output is the base itself */
   write(out: Directory): Promise<MergeReport>
 }
@@ -43,16 +45,15 @@ export interface OpenOnnxMerge {
  * Plans the merge: what {@link mergeOnnx} throws but for values that are not finite is thrown here, and nothing is written.
  *
  * @param model stays open until the merge is written
+ * @param loaded none copies the model
  */
 export async function openOnnxMerge(
   model: OnnxModel,
-  adapters: AdapterInput | readonly AdapterInput[],
+  loaded: readonly WeightedOnnx[],
   options: MergeOnnxOptions = {},
-  sign: 1 | -1 = 1,
 ): Promise<OpenOnnxMerge> {
   const startedAt = performance.now()
   const { path = model.fileName, companions: folder, modules, reproducible = false } = options
-  const loaded = await loadAll(adapters, sign, options)
   const { proto, targets } = await planOnnxMerge(model, loaded, modules)
   const initializers = proto.graph?.initializer ?? []
   const own = new Set([...model.files.keys()].map((name) => name.replace(/\/.*/, '/')))
@@ -66,6 +67,7 @@ export async function openOnnxMerge(
   }
   const totalBytes = initializers.reduce((sum, tensor) => sum + (byteLengthOf(tensor.dataType, dimsOf(tensor)) ?? 0), 0)
   return {
+    totalBytes,
     async write(out) {
       await refuseBaseAsOutput(out, path, model.file(model.fileName))
       const bytes = await writeTogether(out, totalBytes, options, async (staged) => {
@@ -111,15 +113,22 @@ export async function mergeOnnx(
   options: MergeOnnxOptions = {},
   sign: 1 | -1 = 1,
 ): Promise<MergeReport> {
-  return (await openOnnxMerge(model, adapters, options, sign)).write(out)
+  return (await openOnnxMerge(model, await loadAdapters(adapters, sign, options), options)).write(out)
 }
 
-async function loadAll(
+/** An adapter, and how much of it is merged. */
+export interface WeightedOnnx {
+  readonly adapter: LoraAdapter
+  readonly weight: number
+}
+
+/** Reads the adapters that are folders. Throws MismatchError when there is none. */
+export async function loadAdapters(
   inputs: AdapterInput | readonly AdapterInput[],
   sign: 1 | -1,
-  { strict = false }: MergeOnnxOptions,
-) {
-  const result: { adapter: LoraAdapter; weight: number }[] = []
+  { strict = false }: Pick<MergeOnnxOptions, 'strict'>,
+): Promise<WeightedOnnx[]> {
+  const result: WeightedOnnx[] = []
   for (const [i, input] of (isList(inputs) ? inputs : [inputs]).entries()) {
     const { adapter, weight } = weighted(input, i)
     const loaded = adapter instanceof LoraAdapter ? adapter : await loadAdapter(adapter)
