@@ -70,6 +70,8 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
   readonly config: LoraConfig
   /** What is unusual in the folder that the adapter was read from, one clause each: older names of tensors, for example. */
   readonly notes: string[] = []
+  /** The chat template (Jinja) of the chats that it was trained on: it is asked with the same. Undefined for other adapters. */
+  chatTemplate: string | undefined
   /** What the numbers of its head mean, in their order; undefined for adapters without a head, or where no file tells. */
   labels: readonly string[] | undefined
   /** What they are numbers of, in the words of transformers' `problem_type`; undefined where no file tells. */

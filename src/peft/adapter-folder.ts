@@ -12,6 +12,7 @@ import { notFinite } from '../lora/factors.js'
 import type { StoredTensor } from '../lora/kinds/stored.js'
 import { tensorsOf } from '../lora/part.js'
 import { isAllLinear } from '../lora/patterns/patterns.js'
+import { readChatTemplate, writeChatTemplate } from './chat-template.js'
 import { formatPeftConfig, parsePeftConfig } from './config.js'
 import { findAdapter, openWeights, readConfig, writeAdapterFiles } from './files.js'
 import { KEY_PREFIX, normalizeKeys } from './keys.js'
@@ -41,6 +42,8 @@ export interface AdapterFile {
   parts(): readonly FilePart[]
   /** Names of tensors that nothing claims. */
   readonly unclaimed: readonly string[]
+  /** That of the chats that it was trained on. */
+  readonly chatTemplate: string | undefined
   /** What is wrong with config and tensors; empty unless it was opened with `isTolerant`. */
   readonly problems: readonly LowrankError[]
   close(): Promise<void>
@@ -78,6 +81,7 @@ export async function openAdapter(
   const close = () => opened.source.close()
   try {
     const { file, notes: keyNotes } = normalizeKeys(opened, name)
+    const chatTemplate = await readChatTemplate(folder.directory, folder.path)
     const isInside = name === undefined && folder.path !== ''
     const { notes: meaningNotes, ...meaning } = readMeaning(opened.metadata)
     const inside = isInside ? [`an adapter in ${folder.path}, its only one`] : []
@@ -86,7 +90,7 @@ export async function openAdapter(
     const unmatched = strict ? unmatchedProblems({ config, parts: () => parts }, configFile) : []
     const all = [...problems, ...(strict ? unknown : []), ...claimed.problems, ...unmatched]
     if (!isTolerant) throwFirst(all)
-    return { config, file, notes, meaning, parts: () => parts, unclaimed, problems: all, close }
+    return { config, file, notes, meaning, parts: () => parts, unclaimed, chatTemplate, problems: all, close }
   } catch (error) {
     await close()
     throw error
@@ -100,11 +104,12 @@ function throwFirst([first]: readonly LowrankError[]): void {
 /** Reads a PEFT adapter folder, as the public function of this name says (index/verbs.ts). */
 export async function loadAdapter(directory: Directory, options: LoadOptions = {}): Promise<LoraAdapter> {
   const opened = await openAdapter(directory, { ...options, isTolerant: false })
-  const { config, file, notes, meaning, parts, close } = opened
+  const { config, file, notes, meaning, parts, chatTemplate, close } = opened
   try {
     const adapter = new LoraAdapter(config)
     adapter.notes.push(...notes)
     Object.assign(adapter, meaning)
+    adapter.chatTemplate = chatTemplate
     for (const part of parts()) await readPart(adapter, part, file)
     return adapter
   } finally {
@@ -206,6 +211,7 @@ export async function saveAdapter(
     [...names, ...parameters],
   )
   const tensors = encodeAdapter(adapter, dtype)
+  await writeChatTemplate(directory, adapter.chatTemplate)
   await writeAdapterFiles(directory, tensors, config, meaningMetadata(adapter))
 }
 
