@@ -14,9 +14,9 @@ export async function refuseFolder(folder: string): Promise<void> {
   if (files.length === 0) return
   throw new FileError({
     where: folder,
-    what: 'exists already and is not empty',
+    what: 'this folder exists and is not empty',
     got: files.slice(0, 5).join(', '),
-    hint: 'Choose another place',
+    hint: 'Choose another folder',
   })
 }
 

@@ -52,6 +52,9 @@ export interface SessionBase extends Pick<Model, 'onnx' | 'runtime'>, Partial<Pi
   close?(): Promise<void>
 }
 
+/** Opens what `add` is called with. Throws ConfigError when it is neither an adapter nor a source of one. */
+type OpenAdapterSource = (adapter: unknown) => Promise<LoraAdapter>
+
 /** An {@link AdapterSession}, or over less than a whole model what does not write texts. */
 export class OnnxSession<M extends SessionBase = SessionBase>
   implements Omit<AdapterSession, 'model' | 'generate' | 'stream' | 'classify'>
@@ -61,6 +64,7 @@ export class OnnxSession<M extends SessionBase = SessionBase>
   readonly #options: SessionOptions
   readonly #modules: ModuleMap
   readonly #closesModel: boolean
+  readonly #openAdapter: OpenAdapterSource
   readonly #graph: Graph
   readonly #linears: readonly Linear[]
   readonly #adapters = new Map<string, OpenAdapter>()
@@ -78,8 +82,10 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     model: M,
     { adapters: _, modules = {}, device, ...options }: AdapterSessionOptions,
     closesModel: boolean,
+    openAdapter: OpenAdapterSource,
   ) {
     this.model = model
+    this.#openAdapter = openAdapter
     this.#closesModel = closesModel
     this.#options = { ...options, ...(device !== undefined && { executionProviders: [device].flat() }) }
     this.#modules = modules
@@ -92,13 +98,15 @@ export class OnnxSession<M extends SessionBase = SessionBase>
    * See openSession of the entry.
    *
    * @param closesModel disposing the session closes the model too
+   * @param openAdapter turns the argument of `add` into an adapter
    */
   static async open<M extends SessionBase>(
     model: M,
     options: AdapterSessionOptions = {},
     closesModel = false,
+    openAdapter: OpenAdapterSource = async (adapter) => adapter as LoraAdapter,
   ): Promise<OnnxSession<M>> {
-    const session = new OnnxSession(model, options, closesModel)
+    const session = new OnnxSession(model, options, closesModel, openAdapter)
     try {
       await session.#add(Object.entries(options.adapters ?? {}))
       return session
@@ -120,8 +128,8 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     return this.#graph.outputs.map(({ name }) => name)
   }
 
-  async add(name: string, adapter: LoraAdapter): Promise<void> {
-    return this.#add([[name, adapter]])
+  async add(name: string, adapter: unknown): Promise<void> {
+    return this.#add([[name, await this.#openAdapter(adapter)]])
   }
 
   async remove(name: string): Promise<void> {
@@ -198,7 +206,12 @@ export class OnnxSession<M extends SessionBase = SessionBase>
 
   /** @internal */
   get engine(): Remote<InferEngine> {
-    if (this.#disposal !== undefined) throw new StateError({ where: 'AdapterSession', what: 'it is disposed' })
+    if (this.#disposal !== undefined)
+      throw new StateError({
+        where: 'AdapterSession',
+        what: 'the session is closed, because dispose was called',
+        hint: 'Open a new session',
+      })
     return this.#engine.remote
   }
 
@@ -245,7 +258,10 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     throw new MismatchError({
       where: 'adapter',
       what: `the session has no adapter ${JSON.stringify(name)}`,
-      expected: this.#adapters.size === 0 ? 'none: add one first' : this.adapters.join(', '),
+      expected:
+        this.#adapters.size === 0
+          ? 'the name of an adapter, but the session has none yet: call session.add first'
+          : this.adapters.join(', '),
       ...(near.length > 0 ? { hint: `Did you mean ${near[0]}?` } : {}),
     })
   }

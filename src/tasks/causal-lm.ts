@@ -80,8 +80,8 @@ function encode(record: ParsedRecord, context: EncodeContext): Encoded<Example> 
       if (template !== undefined) return encodeTurns(record.chat, template, context, record.where)
       throw new FormatError({
         where: context.model.directory.name,
-        what: 'this model has no chat template, and the data has chats',
-        hint: 'Give one with chatTemplate (--chat-template FILE), or write records of prompt and completion',
+        what: 'the data contains chats, but the model has no chat template',
+        hint: 'Give a template with chatTemplate (--chat-template FILE), or use records with "prompt" and "completion"',
       })
     }
   }

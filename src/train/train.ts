@@ -147,7 +147,7 @@ function checkHead(adapter: LoraAdapter, { head }: OpenTask): void {
   if (other === undefined && adapter.config.modulesToSave.every((module) => isSaved(module, [...wanted.keys()]))) return
   throw new MismatchError({
     where: other ?? 'modulesToSave',
-    what: 'what is trained whole is not what this task trains',
+    what: 'the adapter replaces other tensors than this task trains',
     expected: [...wanted].map(([name, shape]) => `${name} (${shape})`).join(', ') || 'layers of LoRA alone',
     got: [...own].map(([name, shape]) => `${name} (${shape})`).join(', ') || adapter.config.modulesToSave.join(', '),
   })
@@ -188,7 +188,7 @@ function checkData(where: string, data: unknown): void {
   if (isDataSource(data)) return
   throw new ConfigError({
     where,
-    what: 'neither records nor a file or folder that is open',
+    what: 'neither records nor an open file or folder',
     got: data === null ? 'null' : typeof data,
   })
 }
@@ -204,7 +204,7 @@ function checkAdapter(adapter: LoraAdapter): void {
 /** Throws ConfigError for options that contradict one another, or lack what they need. */
 function checkTogether(options: TrainingOptions, settings: TrainSettings): void {
   if (options.adapter !== undefined && options.config !== undefined) {
-    throw new ConfigError({ where: 'config', what: 'an adapter to go on with has a config of its own' })
+    throw new ConfigError({ where: 'config', what: 'not together with adapter: the adapter has its own config' })
   }
   if (options.out === undefined && (options.resume || options.overwrite || settings.saveEvery !== undefined)) {
     throw new ConfigError({ where: 'out', what: 'resume, overwrite and saveEvery need an output folder' })
@@ -214,9 +214,9 @@ function checkTogether(options: TrainingOptions, settings: TrainSettings): void 
     throw new ConfigError({ where: 'evalData', what: 'evaluateEvery needs records to evaluate' })
   }
   if (evalData !== undefined && evalSplit !== undefined) {
-    throw new ConfigError({ where: 'evalSplit', what: 'there is evalData already' })
+    throw new ConfigError({ where: 'evalSplit', what: 'not together with evalData (--eval-data): use one of the two' })
   }
   if (options.resume && options.overwrite) {
-    throw new ConfigError({ where: 'resume', what: 'a run is resumed or overwritten, not both' })
+    throw new ConfigError({ where: 'resume', what: 'not together with overwrite: use one of the two' })
   }
 }

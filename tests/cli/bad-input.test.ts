@@ -89,7 +89,7 @@ const TRAIN: [what: string, args: () => string[], message: RegExp][] = [
   ['a warm-up above 1', () => ['--warmup-ratio', '1.5'], /--warmup-ratio: .*got 1\.5/],
   ['zero steps', () => ['--max-steps', '0'], /--max-steps: .*got 0/],
   ['a model of 4-bit weights', () => ['--model', join(golden, 'models', 'llama-q4')], /MatMulNBits .*q_proj/],
-  ['nothing to resume', () => ['--resume'], /no run to resume/],
+  ['nothing to resume', () => ['--resume'], /no unfinished run/],
 ]
 
 function expectRefusal({ code, stdout, stderr }: Outcome, message: RegExp) {
@@ -246,17 +246,17 @@ const OTHERS: [what: string, args: (out: string) => string[], message: RegExp][]
   [
     'merge: a checkpoint into an .onnx file',
     () => ['merge', '--base', join(MODEL, 'model.safetensors'), '--adapter', PEFT, '--out', join(scratch, 'x.onnx')],
-    /x\.onnx: the result is no \.onnx file; expected a folder, or a file ending in \.safetensors/,
+    /x\.onnx: the result cannot be written as \.onnx; expected a folder, or a file name that ends in \.safetensors/,
   ],
   [
     'merge: an ONNX model into a .safetensors file, in a dry run',
     () => ['merge', '--base', ONNX, '--adapter', PEFT, '--out', join(scratch, 'x.safetensors'), '--dry-run'],
-    /x\.safetensors: the result is no \.safetensors file; expected a folder, or a file ending in \.onnx/,
+    /x\.safetensors: the result cannot be written as \.safetensors; expected a folder, or a file name that ends in \.onnx/,
   ],
   [
     'merge: an adapter with a weight of 0 into ONNX',
     (out) => ['merge', '--base', ONNX, '--adapter', PEFT, '--weight', '0', '--out', out],
-    /weight of adapter 1: not usable/,
+    /weight of adapter 1: not valid/,
   ],
   [
     'generate: a missing model',

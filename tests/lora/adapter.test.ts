@@ -138,7 +138,7 @@ describe('mergeAll and unmergeAll', () => {
     const adapter = twoLayers()
     adapter.layer('k').merge()
     expect(() => adapter.mergeAll()).toThrow(StateError)
-    expect(() => adapter.mergeAll()).toThrow(/^k\.merge: merged already/)
+    expect(() => adapter.mergeAll()).toThrow(/^k\.merge: it is merged already/)
     expect(states(adapter)).toEqual([false, true])
     expect(() => adapter.unmergeAll()).toThrow(/^q: not merged/)
     expect(states(adapter)).toEqual([false, true])

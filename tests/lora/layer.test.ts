@@ -198,7 +198,7 @@ describe('merge and unmerge', () => {
     layer.merge()
     const merged = layer.baseWeight
     expect(() => layer.merge()).toThrow(StateError)
-    expect(() => layer.merge()).toThrow(/merged already/)
+    expect(() => layer.merge()).toThrow(/it is merged already/)
     expect(layer.baseWeight).toBe(merged)
   })
 

@@ -69,7 +69,7 @@ describe('checkRunFolder', () => {
     const directory = new MemoryDirectory({}, 'out')
     await writeMarker(directory, 'unfinished')
     await expect(checkRunFolder(directory, 'new')).rejects.toThrow('Resume or overwrite')
-    await expect(checkRunFolder(directory, 'resume')).rejects.toThrow(/no run to resume.*Overwrite/)
+    await expect(checkRunFolder(directory, 'resume')).rejects.toThrow(/no unfinished run.*overwrite/)
     await writeState(directory, names, engine, run)
     await checkRunFolder(directory, 'resume')
     await checkRunFolder(directory, 'overwrite')
@@ -92,7 +92,7 @@ describe('checkRunFolder', () => {
       const directory = new MemoryDirectory({ [partial]: '' }, 'out')
       await checkRunFolder(directory, 'new')
       await checkRunFolder(directory, 'overwrite')
-      await expect(checkRunFolder(directory, 'resume')).rejects.toThrow('Train without resuming')
+      await expect(checkRunFolder(directory, 'resume')).rejects.toThrow('Leave out resume (--resume)')
       for (const use of ['new', 'overwrite'] as const) {
         directory.files.set(partial, new Uint8Array())
         const writer = new RunWriter(directory, use, 'causal-lm', [])

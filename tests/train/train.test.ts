@@ -313,12 +313,12 @@ describe('what goes wrong', () => {
     [{ learningRate: 0 }, ConfigError, /learningRate/],
     [{ maxLength: 129 }, ConfigError, /maxLength: above the model's context; expected at most 128, got 129/],
     [{ data: [] }, DataError, /data: it holds no records/],
-    [{ data: [{ txt: 'a' }] as never }, DataError, /data\[0\]: not a record/],
-    [{ evalData: [{ text: 'a' }, {}] as never }, DataError, /evalData\[1\]: not a record/],
+    [{ data: [{ txt: 'a' }] as never }, DataError, /data\[0\]: not a valid record/],
+    [{ evalData: [{ text: 'a' }, {}] as never }, DataError, /evalData\[1\]: not a valid record/],
     [{ data: 'a.jsonl' as never }, ConfigError, /^data: neither records nor a file/],
     [{ evalData: {} as never }, ConfigError, /^evalData: neither records nor a file/],
     [{ resume: true, overwrite: true }, ConfigError, /not both/],
-    [{ resume: true }, FileError, /no run to resume/],
+    [{ resume: true }, FileError, /no unfinished run/],
     [{ evaluateEvery: 2 }, ConfigError, /evaluateEvery needs records to evaluate/],
   ] as [Partial<TrainingOptions>, unknown, RegExp][])('%j', async (options, kind, message) => {
     const out = new MemoryDirectory()

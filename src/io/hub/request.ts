@@ -141,7 +141,12 @@ function failure(url: URL, cause: unknown, watch: Watch): unknown {
   if (cause instanceof FileError) return cause
   if (watch.outer?.aborted) return watch.outer.reason
   const what = watch.isStalled ? `no answer for ${watch.stallMs / 1000} s` : 'cannot be reached'
-  return new HubError('unreachable', { where: shown(url), what, hint: 'Check the connection, and try again', cause })
+  return new HubError('unreachable', {
+    where: shown(url),
+    what,
+    hint: 'Check the internet connection, or use a folder on this machine',
+    cause,
+  })
 }
 
 /** Aborts a request when nothing comes for a time, or when its caller says so. */
