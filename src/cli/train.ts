@@ -1,6 +1,6 @@
 // lowrank train: a model folder and records → an adapter folder that PEFT reads too.
 
-import { ConfigError, TRAIN_CHOICES, TRAIN_DEFAULTS, type TrainEvents } from '../index.js'
+import { TRAIN_CHOICES, TRAIN_DEFAULTS, type TrainEvents } from '../index.js'
 import { DATA_OPTIONS, readChatTemplate } from './data-options.js'
 import { EXIT_INTERRUPTED, interruptible } from './interrupt.js'
 import { choice, decimal, defineCommand, integer, type Option, required, text, toggle, UsageError } from './options.js'
@@ -21,12 +21,7 @@ function targetModules(): Option<string | string[]> {
       if (value === 'default') return value
       const names = value.split(',').map((name) => name.trim())
       if (!names.includes('')) return names
-      throw new ConfigError({
-        where: '--target-modules',
-        what: 'a name is empty',
-        expected: 'all-linear, or names such as q_proj,v_proj',
-        got: `'${value}'`,
-      })
+      throw new UsageError(`--target-modules takes all-linear, default, or names such as q_proj,v_proj; got '${value}'`)
     },
   }
 }
