@@ -36,6 +36,7 @@ const OPTIONS: OptionTable<OpenSessionOptions> = {
   adapters: ADAPTERS,
   device: anyOf(NAME, listOf(NAME)),
   modules: OBJECT,
+  allowMissing: BOOLEAN,
   threads: COUNT,
   lowMemory: BOOLEAN,
   optimization: oneOf('disabled', 'basic', 'extended', 'all'),
