@@ -59,7 +59,6 @@ export {
 } from './index/verbs.js'
 export { webRuntime } from './index/web-runtime.js'
 export type { AdapterChoice } from './infer/adapter-choice.js'
-export type { Prompt } from './infer/prompts.js'
 export { GENERATE_DEFAULTS, type SamplingOptions } from './infer/sampling.js'
 export type {
   AdapterSession,
@@ -69,6 +68,7 @@ export type {
   ClassifyOptions,
   GenerateOptions,
   GenerateResult,
+  Prompt,
   RunOptions,
   StreamOptions,
   TextOrPair,

@@ -20,12 +20,11 @@ import { type Remote, transfer } from '../runtime/rpc.js'
 import type { Feeds, RuntimeTensor, SessionOptions } from '../runtime/runtime.js'
 import { ADAPTER_CHOICE, type AdapterChoice, type Mix, mixesOf } from './adapter-choice.js'
 import { type ClassifierSession, classify } from './classify.js'
-import { type AdapterFactors, InferEngine, type LoraSite } from './engine.js'
+import { InferEngine } from './engine.js'
 import { checkName, plainFeeds } from './feeds.js'
 import { generate, streamText, type TextSession } from './generate.js'
 import { mainRole, otherGraphs, type SessionBase, shareAdapter } from './graphs.js'
 import { type AdapterHead, readHead, runWithHead } from './heads.js'
-import type { Prompt } from './prompts.js'
 import { batchOf, checkRanks } from './rows.js'
 import type {
   AdapterSession,
@@ -34,11 +33,13 @@ import type {
   ClassifyOptions,
   GenerateOptions,
   GenerateResult,
+  Prompt,
   RunOptions,
   StreamOptions,
   TextOrPair,
 } from './session.js'
 import { adapterFactors } from './site-factors.js'
+import type { AdapterFactors, LoraSite } from './sites.js'
 
 const ADAPTER = kind('a LoraAdapter', (value) => value instanceof LoraAdapter)
 

@@ -11,7 +11,8 @@ import { readGraph } from '../graph/view/read-graph.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { checkVocabulary } from '../text/records.js'
 import type { Mix } from './adapter-choice.js'
-import type { EncodedPrompt, Prompt } from './prompts.js'
+import type { EncodedPrompt } from './prompts.js'
+import type { Prompt } from './session.js'
 
 /** What a decoder needs besides its own tokens. */
 export interface EncodedSource {

@@ -2,36 +2,13 @@
 // written. It lives in a worker or in the caller's thread; caches and logits never leave it while texts grow.
 
 import { StateError } from '../base/errors.js'
-import { type AffineInputs, ROWS_INPUT } from '../graph/inject/inject.js'
+import { ROWS_INPUT } from '../graph/inject/inject.js'
 import { transfer } from '../runtime/rpc.js'
 import type { Feeds, Runtime, RuntimeSession, RuntimeTensor, SessionModel, SessionOptions } from '../runtime/runtime.js'
 import { distinctMixes, type Mix } from './adapter-choice.js'
 import { Decoding, type NextToken, type TextRequest } from './decoding.js'
 import { AdapterFeeds, type RowFactors } from './row-factors.js'
-
-/** A module of the graph that can be adapted: its inputs take Aᵀ (k, r) and s·Bᵀ (r, d), and c (d) and t (d) where it has them. */
-export interface LoraSite {
-  module: string
-  weightA: string
-  weightB: string
-  affine: AffineInputs | undefined
-  k: number
-  d: number
-}
-
-/** What one adapter feeds to one site. */
-export interface SiteFactors {
-  rank: number
-  /** Aᵀ (k, r) */
-  weightA: Float32Array
-  /** s·Bᵀ (r, d) */
-  weightB: Float32Array
-  /** What the outputs are multiplied by, and what is added to them; undefined: 1 and 0. Only for sites that have inputs for it. */
-  affine: { scale: Float32Array; shift: Float32Array } | undefined
-}
-
-/** By module. Sites without an entry stay as the base has them. */
-export type AdapterFactors = ReadonlyMap<string, SiteFactors>
+import type { AdapterFactors, LoraSite } from './sites.js'
 
 export interface OpenRequest {
   model: SessionModel

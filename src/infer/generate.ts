@@ -30,9 +30,9 @@ import { batchesOf, paddingOf } from './batching.js'
 import type { NextToken, Padding } from './decoding.js'
 import { type EncodedSource, encodedSource, encodeSource, type RunGraph, readSource } from './encoder-decoder.js'
 import type { InferEngine } from './engine.js'
-import { type EncodedPrompt, encodePrompt, isOnePrompt, PROMPT, PROMPTS, type Prompt } from './prompts.js'
+import { type EncodedPrompt, encodePrompt, isOnePrompt, PROMPT, PROMPTS } from './prompts.js'
 import { GENERATE_DEFAULTS, resolveSampling, SAMPLING_KINDS } from './sampling.js'
-import type { GenerateOptions, GenerateResult, StreamOptions, TokenScore } from './session.js'
+import type { GenerateOptions, GenerateResult, Prompt, StreamOptions, TokenScore } from './session.js'
 import { TextRow } from './text-row.js'
 
 /** What a text needs of a session. */

@@ -8,10 +8,7 @@ import { type ChatMessage, parseChat } from '../text/chat.js'
 import { type ChatTemplate, loadChatTemplate } from '../text/chat-template.js'
 import { checkVocabulary } from '../text/records.js'
 import type { Tokenizer } from '../text/tokenizer.js'
-import type { ChatOptions } from './session.js'
-
-/** A text to continue, or a chat to answer: its messages, of which the last is not the assistant's. */
-export type Prompt = string | readonly ChatMessage[]
+import type { ChatOptions, Prompt } from './session.js'
 
 const isMessages = (value: unknown): value is readonly ChatMessage[] =>
   Array.isArray(value) && value.length > 0 && value.every((message) => isObject(message))

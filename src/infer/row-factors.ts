@@ -3,7 +3,7 @@
 // to the largest rank.
 
 import type { Feeds } from '../runtime/runtime.js'
-import type { AdapterFactors, LoraSite, SiteFactors } from './engine.js'
+import type { AdapterFactors, LoraSite, SiteFactors } from './sites.js'
 
 /** The arrays of an adapter, and how much of it counts. */
 export interface WeightedFactors {

@@ -5,8 +5,8 @@ import type { ModuleMap } from '../graph/match/linears.js'
 import type { Model } from '../graph/model-folder.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { Feeds, RuntimeTensor, SessionOptions } from '../runtime/runtime.js'
+import type { ChatMessage } from '../text/chat.js'
 import type { AdapterChoice } from './adapter-choice.js'
-import type { Prompt } from './prompts.js'
 import type { SamplingOptions } from './sampling.js'
 
 /** The adapters of a session, and how the runtime opens it. */
@@ -36,6 +36,9 @@ export interface RunOptions {
   /** Which of the model's graphs, such as `encoder`. Default: the decoder, or the only one. */
   graph?: string | undefined
 }
+
+/** A text to continue, or a chat to answer: its messages, of which the last is not the assistant's. */
+export type Prompt = string | readonly ChatMessage[]
 
 /** How a chat becomes text. */
 export interface ChatOptions {

@@ -13,6 +13,11 @@ import type { ConvolutionGeometry } from './kinds/windows.js'
 import { LoraLayer } from './layer.js'
 import { mergeOrNone, type PartKind } from './part.js'
 
+/** What a head gives: the scores of labels of which one holds, of labels each of which may hold, or quantities. */
+export type ProblemType = (typeof PROBLEM_TYPES)[number]
+
+export const PROBLEM_TYPES = ['single_label_classification', 'multi_label_classification', 'regression'] as const
+
 /** A part of an adapter: its `kind` tells which class it is. */
 export type AdapterPart = LoraLayer | EmbeddingLora | ConvolutionLora | ExpertLora | Replacement | TokenRows
 
@@ -69,6 +74,8 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
   chatTemplate: string | undefined
   /** What the numbers of its head mean, in their order; undefined for adapters without a head, or where no file tells. */
   labels: readonly string[] | undefined
+  /** What they are numbers of, in the words of transformers' `problem_type`; undefined where no file tells. */
+  problemType: ProblemType | undefined
   readonly #parts = new Map<string, AdapterPart>()
 
   /** @throws ConfigError or UnsupportedError when the config is not usable. */
@@ -200,6 +207,8 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
   only(names: ReadonlySet<string>): LoraAdapter {
     const adapter = new LoraAdapter(this.config)
     adapter.chatTemplate = this.chatTemplate
+    adapter.labels = this.labels
+    adapter.problemType = this.problemType
     for (const [name, part] of this.#parts) if (names.has(name)) adapter.#parts.set(name, part)
     return adapter
   }

@@ -5,7 +5,7 @@ import type { Directory } from '../base/bytes.js'
 import { UnsupportedError } from '../base/errors.js'
 import { StreamDirectory } from '../io/web/directories.js'
 import { type MergeCheckpointOptions, mergeCheckpoint } from './chunks/merge-checkpoint.js'
-import { openPlan, reportPlan } from './chunks/open-plan.js'
+import { loadConfig, openPlan, reportPlan } from './chunks/open-plan.js'
 import { compareCheckpoints, type Differences } from './chunks/unmerge.js'
 import { type ChosenFormat, chooseFormat, type MergeBase } from './format.js'
 import type { MergePlanReport, MergeReport } from './report.js'
@@ -147,7 +147,10 @@ export async function openOnnx(
   const { allowMissing } = request
   // Beside a checkpoint they are there already.
   const companions = weightsOnly || format === 'both' ? undefined : base.directory
-  const options = { signal, onProgress, modules, strict, reproducible, allowMissing, companions, path: outFile }
+  const config = await loadConfig(base.directory)
+  const isBesideCheckpoint = format === 'both'
+  const settings = { signal, onProgress, modules, strict, reproducible, allowMissing }
+  const options = { ...settings, companions, config, isBesideCheckpoint, path: outFile }
   return openGraphsMerge(base.directory, graphs, adapters, options, sign)
 }
 

@@ -16,7 +16,7 @@ import { readChatTemplate, writeChatTemplate } from './chat-template.js'
 import { formatPeftConfig, parsePeftConfig } from './config.js'
 import { findAdapter, openWeights, readConfig, writeAdapterFiles } from './files.js'
 import { KEY_PREFIX, normalizeKeys } from './keys.js'
-import { labelsMetadata, readLabels } from './labels.js'
+import { type Meaning, meaningMetadata, readMeaning } from './labels.js'
 import { parameterKeys, savedParameters } from './parameters.js'
 import { rowsKey, savedModules } from './replacements.js'
 import { claimTensors, type FilePart, factorKey, magnitudeShape } from './tensors.js'
@@ -36,8 +36,8 @@ export interface AdapterFile {
   readonly file: SafetensorsFile
   /** As {@link LoraAdapter.notes}. */
   readonly notes: readonly string[]
-  /** As {@link LoraAdapter.labels}. */
-  readonly labels: readonly string[] | undefined
+  /** As {@link LoraAdapter.labels} and {@link LoraAdapter.problemType}. */
+  readonly meaning: Meaning
   /** What is sound of the file: layers, then experts, replaced tensors and rows of tokens; each group by name. */
   parts(): readonly FilePart[]
   /** Names of tensors that nothing claims. */
@@ -83,14 +83,14 @@ export async function openAdapter(
     const { file, notes: keyNotes } = normalizeKeys(opened, name)
     const chatTemplate = await readChatTemplate(folder.directory, folder.path)
     const isInside = name === undefined && folder.path !== ''
-    const { labels, notes: labelNotes } = readLabels(opened.metadata)
+    const { notes: meaningNotes, ...meaning } = readMeaning(opened.metadata)
     const inside = isInside ? [`an adapter in ${folder.path}, its only one`] : []
-    const notes = [...inside, ...asides, ...keyNotes, ...labelNotes]
+    const notes = [...inside, ...asides, ...keyNotes, ...meaningNotes]
     const { parts, unclaimed, ...claimed } = claimTensors(file, config)
     const unmatched = strict ? unmatchedProblems({ config, parts: () => parts }, configFile) : []
     const all = [...problems, ...(strict ? unknown : []), ...claimed.problems, ...unmatched]
     if (!isTolerant) throwFirst(all)
-    return { config, file, notes, labels, parts: () => parts, unclaimed, chatTemplate, problems: all, close }
+    return { config, file, notes, meaning, parts: () => parts, unclaimed, chatTemplate, problems: all, close }
   } catch (error) {
     await close()
     throw error
@@ -104,11 +104,11 @@ function throwFirst([first]: readonly LowrankError[]): void {
 /** Reads a PEFT adapter folder, as the public function of this name says (index/verbs.ts). */
 export async function loadAdapter(directory: Directory, options: LoadOptions = {}): Promise<LoraAdapter> {
   const opened = await openAdapter(directory, { ...options, isTolerant: false })
-  const { config, file, notes, labels, parts, chatTemplate, close } = opened
+  const { config, file, notes, meaning, parts, chatTemplate, close } = opened
   try {
     const adapter = new LoraAdapter(config)
     adapter.notes.push(...notes)
-    adapter.labels = labels
+    Object.assign(adapter, meaning)
     adapter.chatTemplate = chatTemplate
     for (const part of parts()) await readPart(adapter, part, file)
     return adapter
@@ -212,7 +212,7 @@ export async function saveAdapter(
   )
   const tensors = encodeAdapter(adapter, dtype)
   await writeChatTemplate(directory, adapter.chatTemplate)
-  await writeAdapterFiles(directory, tensors, config, labelsMetadata(adapter.labels))
+  await writeAdapterFiles(directory, tensors, config, meaningMetadata(adapter))
 }
 
 /** The config's own trainable tokens, or, where it has none, those that the adapter holds rows for. */

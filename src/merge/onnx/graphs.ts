@@ -14,6 +14,7 @@ import type { MergeReport } from '../report.js'
 import { writeTogether } from '../staged.js'
 import type { AdapterInput } from '../weighted.js'
 import { collectEdits } from './edits.js'
+import { findMergedHead } from './head.js'
 import {
   loadAdapters,
   type MergeOnnxOptions,
@@ -102,7 +103,7 @@ async function spreadAll(
   models: readonly OnnxModel[],
   paths: readonly string[],
   adapters: readonly WeightedOnnx[],
-  { modules, allowMissing = false }: MergeGraphsOptions,
+  { modules, allowMissing = false, config }: MergeGraphsOptions,
 ): Promise<{ parts: WeightedOnnx[][]; warnings: string[] }> {
   if (models.length === 1 && !allowMissing) return { parts: [[...adapters]], warnings: [] }
   const graphs = models.map(({ proto }, i) => {
@@ -112,7 +113,11 @@ async function spreadAll(
   const parts: WeightedOnnx[][] = models.map(() => [])
   const warnings: string[] = []
   for (const { adapter, weight } of adapters) {
-    const hasPlace = (i: number, name: string) =>
+    const heads = await Promise.all(
+      graphs.map(({ graph, linears }) => findMergedHead(graph, linears, config?.values ?? {}, [adapter])),
+    )
+    const hasPlace = async (i: number, name: string) =>
+      heads[i]?.placed.tensors.has(name) === true ||
       isPlaced(models[i], graphs[i].graph, adapter.only(new Set([name])), modules ?? {})
     const { parts: own, missing } = await spreadAdapter(graphs, adapter, hasPlace)
     if (missing.length > 0) {
