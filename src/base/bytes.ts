@@ -13,7 +13,7 @@ export interface ByteSource {
   readonly realPath?: string
   /** Exactly `byteLength` bytes from `offset`. Throws FileError when the range is outside the source or unreadable. */
   read(offset: number, byteLength: number): Promise<Uint8Array>
-  /** Lets go of what the source holds open. */
+  /** Closes the file. */
   close(): Promise<void>
 }
 
@@ -33,6 +33,8 @@ export interface ByteSink {
 export interface Directory {
   /** For messages: a path, a URL. */
   readonly name: string
+  /** Of a folder of the Hub, the repository's id. */
+  readonly hubId?: string | undefined
   /**
    * Names of the files directly inside, sorted; empty if the folder does not exist.
    *

@@ -22,6 +22,9 @@ export const OUTPUT = {
     'kind of model to write; default: onnx if the base’s folder has an .onnx file, else safetensors',
   ),
   dtype: dtype(),
+  allowMissing: toggle(
+    'leave out layers that an .onnx export dropped, and continue if a head needs tensors that are in neither the base nor the adapter',
+  ),
   weightsOnly: toggle('write only the weights, without configuration and tokenizer'),
   strict: toggle('refuse an adapter if one of its targets or patterns matches none of its layers'),
   threads: integer('number of threads; default: one for each core, at most 4'),

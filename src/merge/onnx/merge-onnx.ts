@@ -1,7 +1,7 @@
 // Merges adapters into an ONNX model: a new model whose weights hold W + Σ w·s·B·A, of the same types, which runs anywhere
 // without LoRA inputs. Weights stream from the old file to the new one.
 
-import type { Directory } from '../../base/bytes.js'
+import { type Directory, writeFile } from '../../base/bytes.js'
 import { MismatchError } from '../../base/errors.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import { byteLengthOf, dimsOf } from '../../formats/onnx/tensors.js'
@@ -12,6 +12,8 @@ import { LoraAdapter } from '../../lora/adapter.js'
 import { loadAdapter } from '../../peft/adapter-folder.js'
 import { requireMatched } from '../../peft/unmatched.js'
 import { copyFile, findCompanions, NO_COMPANIONS } from '../chunks/companions.js'
+import { type Config, loadConfig } from '../chunks/open-plan.js'
+import { CONFIG_FILE, editConfig, headWarning } from '../plan/config-edit.js'
 import type { MergeReport } from '../report.js'
 import type { RunSettings } from '../settings.js'
 import { refuseBaseAsOutput, writeTogether } from '../staged.js'
@@ -25,6 +27,10 @@ export interface MergeOnnxOptions extends RunSettings {
   path?: string | undefined
   /** The base's folder, whose configuration and tokenizer go along. Default: none do. */
   companions?: Directory | undefined
+  /** The base's config.json, which tells what heads it can have. Default: that of `companions`. */
+  config?: Config | undefined
+  /** A checkpoint beside it writes config.json. Default false. */
+  isBesideCheckpoint?: boolean | undefined
   /** Module name → name of the node or of its weight, where the graph's own names do not tell. */
   modules?: ModuleMap | undefined
   /** Refuses adapters whose config has targets or patterns that match nothing of them. Default false. */
@@ -35,6 +41,8 @@ export interface MergeOnnxOptions extends RunSettings {
 
 /** A merge into an ONNX model that is planned, and can be written. */
 export interface OpenOnnxMerge {
+  /** Of all weights. */
+  readonly totalBytes: number
   /** @throws NumericError naming the weight when a result is not finite; FileError when the output is the base itself */
   write(out: Directory): Promise<MergeReport>
 }
@@ -43,20 +51,27 @@ export interface OpenOnnxMerge {
  * Plans the merge: what {@link mergeOnnx} throws but for values that are not finite is thrown here, and nothing is written.
  *
  * @param model stays open until the merge is written
+ * @param loaded none copies the model
  */
 export async function openOnnxMerge(
   model: OnnxModel,
-  adapters: AdapterInput | readonly AdapterInput[],
+  loaded: readonly WeightedOnnx[],
   options: MergeOnnxOptions = {},
-  sign: 1 | -1 = 1,
 ): Promise<OpenOnnxMerge> {
   const startedAt = performance.now()
   const { path = model.fileName, companions: folder, modules, reproducible = false } = options
-  const loaded = await loadAll(adapters, sign, options)
-  const { proto, targets } = await planOnnxMerge(model, loaded, modules)
+  const config = options.config ?? (folder && (await loadConfig(folder)))
+  const { proto, targets, added, head } = await planOnnxMerge(model, loaded, config?.values, modules)
   const initializers = proto.graph?.initializer ?? []
   const own = new Set([...model.files.keys()].map((name) => name.replace(/\/.*/, '/')))
   const companions = folder === undefined ? NO_COMPANIONS : await findCompanions(folder, own)
+  const edited =
+    head && config && companions.copied.includes(CONFIG_FILE)
+      ? editConfig(config.bytes, { untied: [], dtype: undefined, head }, `${folder!.name}/${CONFIG_FILE}`)
+      : undefined
+  // Beside a checkpoint, config.json is the checkpoint's to write.
+  const isTold = edited !== undefined || options.isBesideCheckpoint === true
+  const warnings = head === undefined || isTold ? [] : [headWarning(head)]
   const kernels = reproducible ? referenceKernels : undefined
   const layers: LayerChange[] = []
   const overrides = new Map<string, WeightWriter>()
@@ -66,10 +81,14 @@ export async function openOnnxMerge(
   }
   const totalBytes = initializers.reduce((sum, tensor) => sum + (byteLengthOf(tensor.dataType, dimsOf(tensor)) ?? 0), 0)
   return {
+    totalBytes,
     async write(out) {
       await refuseBaseAsOutput(out, path, model.file(model.fileName))
       const bytes = await writeTogether(out, totalBytes, options, async (staged) => {
-        for (const name of companions.copied) await copyFile(folder!, name, staged)
+        for (const name of companions.copied) {
+          if (name === CONFIG_FILE && edited !== undefined) await writeFile(staged, name, edited)
+          else await copyFile(folder!, name, staged)
+        }
         await writeOnnx(model, proto, staged, path, overrides)
         return staged.writtenBytes
       })
@@ -78,14 +97,14 @@ export async function openOnnxMerge(
         format: 'onnx',
         tensors: initializers.length,
         changed: targets.size,
-        added: [],
+        added: [...added],
         renamed: [],
         bytes,
         seconds: (performance.now() - startedAt) / 1000,
         layers: inOrder(layers, loaded),
         copied: [...companions.copied],
         leftOut: [...companions.leftOut],
-        warnings: [],
+        warnings,
       }
     },
   }
@@ -111,15 +130,22 @@ export async function mergeOnnx(
   options: MergeOnnxOptions = {},
   sign: 1 | -1 = 1,
 ): Promise<MergeReport> {
-  return (await openOnnxMerge(model, adapters, options, sign)).write(out)
+  return (await openOnnxMerge(model, await loadAdapters(adapters, sign, options), options)).write(out)
 }
 
-async function loadAll(
+/** An adapter, and how much of it is merged. */
+export interface WeightedOnnx {
+  readonly adapter: LoraAdapter
+  readonly weight: number
+}
+
+/** Reads the adapters that are folders. Throws MismatchError when there is none. */
+export async function loadAdapters(
   inputs: AdapterInput | readonly AdapterInput[],
   sign: 1 | -1,
-  { strict = false }: MergeOnnxOptions,
-) {
-  const result: { adapter: LoraAdapter; weight: number }[] = []
+  { strict = false }: Pick<MergeOnnxOptions, 'strict'>,
+): Promise<WeightedOnnx[]> {
+  const result: WeightedOnnx[] = []
   for (const [i, input] of (isList(inputs) ? inputs : [inputs]).entries()) {
     const { adapter, weight } = weighted(input, i)
     const loaded = adapter instanceof LoraAdapter ? adapter : await loadAdapter(adapter)

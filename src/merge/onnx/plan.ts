@@ -13,18 +13,24 @@ import {
 import { copyMessage } from '../../formats/onnx/messages.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import { dataTypeName, dimsOf } from '../../formats/onnx/tensors.js'
-import type { ModuleMap } from '../../graph/match/linears.js'
+import { findLinears, type ModuleMap } from '../../graph/match/linears.js'
 import { HANDS_ON, storedValue } from '../../graph/match/parameters.js'
 import { Graph, implicitInputs } from '../../graph/view/graph.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
+import type { HeadEdit } from '../plan/config-edit.js'
 import type { MergeTarget } from '../weight.js'
 import { collectEdits, type Edit } from './edits.js'
+import { findMergedHead, headEdit, writeHead } from './head.js'
 
 export interface OnnxMergePlan {
   /** The graph of the result. */
   readonly proto: ModelProto
   /** By the name of the initializer in `proto`; `source` holds the base weight. */
   readonly targets: ReadonlyMap<string, { readonly target: MergeTarget; readonly source: TensorProto }>
+  /** Names of initializers that the base does not have: a new head's. */
+  readonly added: readonly string[]
+  /** What config.json is to say of the head; undefined where the adapters bring none. */
+  readonly head: HeadEdit | undefined
 }
 
 const DTYPES: Partial<Record<DataType, FloatDtype>> = {
@@ -41,16 +47,23 @@ interface Group {
 }
 
 /**
- * Throws what {@link collectEdits} throws, and UnsupportedError naming the node when a weight is of another type than f32, f16
+ * @param config config.json of the base, by which heads are known
+ * @throws what {@link collectEdits} and {@link findMergedHead} throw, and UnsupportedError naming the node when a weight is of another type than f32, f16
  * and bf16.
  */
 export async function planOnnxMerge(
   model: OnnxModel,
   adapters: readonly { readonly adapter: LoraAdapter; readonly weight: number }[],
+  config: Readonly<Record<string, unknown>> = {},
   modules: ModuleMap = {},
 ): Promise<OnnxMergePlan> {
   const graph = new Graph(model.proto)
-  const groups = groupByWeight(graph, await collectEdits(model, graph, adapters, modules))
+  const linears = findLinears(graph, modules)
+  const loaded = adapters.map(({ adapter }) => adapter)
+  const head = await findMergedHead(graph, linears, config, loaded)
+  const isNew = (adapter: LoraAdapter, tensor: string) =>
+    head?.isReplaced === false && head.adapter === adapter && head.placed.tensors.has(tensor)
+  const groups = groupByWeight(graph, await collectEdits(model, graph, adapters, modules, isNew))
   const inSubgraphs = new Set(graph.nodes.flatMap(implicitInputs))
   const targets = new Map<string, { target: MergeTarget; source: TensorProto }>()
   for (const group of groups) {
@@ -73,7 +86,8 @@ export async function planOnnxMerge(
     const shape: [number, number] = dims.length > 1 ? [dims[0], elementCount(dims.slice(1))] : [1, elementCount(dims)]
     targets.set(name, { target: { name, dtype, shape, isInputMajor, values, parts }, source })
   }
-  return { proto: graph.toModel(), targets }
+  const added = head?.isReplaced === false ? writeHead(graph, linears, head) : []
+  return { proto: graph.toModel(), targets, added, head: head && (await headEdit(config, head)) }
 }
 
 function groupByWeight(graph: Graph, edits: readonly Edit[]): Group[] {
