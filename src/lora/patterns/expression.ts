@@ -2,7 +2,8 @@
 // order, but never twice from the same place (memoized, as in Spencer's and V8's experimental engines). Only back-references need
 // real backtracking, within a limit.
 
-import { type CharacterTest, type Expression, ExpressionError } from './expression-parse.js'
+import { ExpressionError } from './expression-parse.js'
+import type { CharacterTest, Expression } from './expression-tree.js'
 
 /** Longer programs come from no person: `{1000}` in `{1000}` does. */
 const MAX_INSTRUCTIONS = 200_000

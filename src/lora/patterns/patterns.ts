@@ -3,7 +3,8 @@
 
 import { ConfigError } from '../../base/errors.js'
 import { Matcher, type StepCount } from './expression.js'
-import { type Expression, ExpressionError, parseExpression } from './expression-parse.js'
+import { ExpressionError, parseExpression } from './expression-parse.js'
+import type { Expression } from './expression-tree.js'
 
 /** Longer expressions come from no person; they only cost time to compile. */
 const MAX_PATTERN_LENGTH = 65536

@@ -1,7 +1,7 @@
 // Alternatives that begin alike, such as the full names of a thousand layers, share what they begin with: a text is then compared
 // with it once, and not once for each of them. Their order stays, which decides between several matches.
 
-import type { Expression } from './expression-parse.js'
+import type { Expression } from './expression-tree.js'
 
 /** The alternatives as one expression. */
 export function choiceOf(options: readonly Expression[]): Expression {
