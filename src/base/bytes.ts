@@ -54,6 +54,13 @@ export interface Directory {
    * crash can leave a part of it. Folders without it have only files that appear whole.
    */
   append?(path: string, bytes: Uint8Array): Promise<void>
+  /**
+   * Gives a file of the local file system a second name here. Throws FileError where that cannot be: another disk, a file system
+   * without hard links.
+   *
+   * @param realPath of the file, without symbolic links
+   */
+  link?(path: string, realPath: string): Promise<void>
   /** Whether the other is this very folder, where that cannot be told from the paths of files. */
   isSame?(other: Directory): Promise<boolean>
 }

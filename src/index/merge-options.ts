@@ -26,7 +26,9 @@ export type AdapterToMerge =
   | { readonly adapter: LoraAdapter | Source; readonly weight?: number | undefined }
 
 /** What merging and unmerging share. */
-export interface MergingOptions extends Omit<MergeSettings, 'tied' | 'allowMissing' | 'outDtype'>, PathSettings {
+export interface MergingOptions
+  extends Omit<MergeSettings, 'tied' | 'allowMissing' | 'outDtype' | 'quantized'>,
+    PathSettings {
   /** One adapter, or several that are added up. */
   adapters: AdapterToMerge | readonly AdapterToMerge[]
   /** Where the result goes: a file if it is a path that ends in .onnx or .safetensors, else a folder that gets the base's configuration and tokenizer too. */
@@ -34,7 +36,9 @@ export interface MergingOptions extends Omit<MergeSettings, 'tied' | 'allowMissi
 }
 
 /** What {@link merge} takes. */
-export interface MergeOptions extends MergingOptions, Pick<MergeSettings, 'tied' | 'allowMissing' | 'outDtype'> {
+export interface MergeOptions
+  extends MergingOptions,
+    Pick<MergeSettings, 'tied' | 'allowMissing' | 'outDtype' | 'quantized'> {
   /** A folder with a model, an .onnx file, a safetensors file or its index. */
   base: Source
 }
@@ -82,6 +86,7 @@ const MERGING: OptionTable<MergingOptions> = {
   signal: SIGNAL,
   onProgress: FUNCTION,
   strict: BOOLEAN,
+  externalData: oneOf('copy', 'hardlink'),
 }
 
 export const MERGE: OptionTable<MergeOptions> = {
@@ -90,6 +95,7 @@ export const MERGE: OptionTable<MergeOptions> = {
   tied: oneOf('refuse', 'untie', 'keep'),
   allowMissing: BOOLEAN,
   outDtype: oneOf('F32', 'F16', 'BF16', 'keep'),
+  quantized: oneOf('branches', 'requantize'),
 }
 
 export const UNMERGE: OptionTable<UnmergeOptions> = {

@@ -147,11 +147,14 @@ export async function openOnnx(
     import('./onnx/merge-onnx.js'),
   ])
   const { base, adapters, outFile, weightsOnly = false, signal, onProgress, modules, strict, reproducible } = request
+  const { quantized, externalData, outDtype } = request
   const model = await loadOnnx(base.directory, graph!)
   try {
     // Beside a checkpoint they are there already.
     const companions = weightsOnly || format === 'both' ? undefined : base.directory
-    const options = { signal, onProgress, modules, strict, reproducible, companions, path: outFile ?? graph }
+    const factors = outDtype === 'F32' || outDtype === 'F16' ? outDtype : undefined
+    const settings = { signal, onProgress, modules, strict, reproducible, quantized, externalData, factors }
+    const options = { ...settings, companions, path: outFile ?? graph }
     const { write } = await openOnnxMerge(model, adapters, options, sign)
     return { write, close: () => model.close() }
   } catch (error) {
@@ -182,11 +185,12 @@ export async function planOnnx(opened: OpenOnnx): Promise<Omit<MergePlanReport, 
     })
   })
   const report = await opened.write(nowhere)
-  const { tensors, changed, added, renamed, layers, copied, leftOut, warnings } = report
+  const { tensors, changed, branches, added, renamed, layers, copied, leftOut, warnings } = report
   const weights = files.filter(({ name }) => !copied.includes(name))
   return {
     tensors,
     changed,
+    ...(branches !== undefined && { branches }),
     added,
     renamed,
     bytes: weights.reduce((sum, { byteLength }) => sum + byteLength, 0),

@@ -2,7 +2,7 @@
 // without LoRA inputs. Weights stream from the old file to the new one.
 
 import type { Directory } from '../../base/bytes.js'
-import { MismatchError } from '../../base/errors.js'
+import { MismatchError, UnsupportedError } from '../../base/errors.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import { byteLengthOf, dimsOf } from '../../formats/onnx/tensors.js'
 import { type WeightWriter, writeOnnx } from '../../formats/onnx/write.js'
@@ -12,12 +12,15 @@ import { LoraAdapter } from '../../lora/adapter.js'
 import { loadAdapter } from '../../peft/adapter-folder.js'
 import { requireMatched } from '../../peft/unmatched.js'
 import { copyFile, findCompanions, NO_COMPANIONS } from '../chunks/companions.js'
+import { CONFIG_FILE } from '../plan/config-edit.js'
 import type { MergeReport } from '../report.js'
-import type { RunSettings } from '../settings.js'
+import type { ExternalDataMode, RunSettings } from '../settings.js'
 import { refuseBaseAsOutput, writeTogether } from '../staged.js'
 import { type LayerChange, mergeWeight } from '../weight.js'
 import { type AdapterInput, weighted } from '../weighted.js'
+import { copyConfig } from './hub-config.js'
 import { planOnnxMerge } from './plan.js'
+import type { QuantizedPolicy } from './quantized.js'
 
 /** What a merge into an ONNX model takes. */
 export interface MergeOnnxOptions extends RunSettings {
@@ -31,6 +34,12 @@ export interface MergeOnnxOptions extends RunSettings {
   strict?: boolean | undefined
   /** The same bytes on every machine: the products are plain loops, which take longer. Default false. */
   reproducible?: boolean | undefined
+  /** What happens to quantized weights. Default `branches`. */
+  quantized?: QuantizedPolicy | undefined
+  /** How data files that stay as they are come into the output. Default `copy`. */
+  externalData?: ExternalDataMode | undefined
+  /** Type of the factors of branches. Default: the one in which each layer computes. */
+  factors?: 'F32' | 'F16' | undefined
 }
 
 /** A merge into an ONNX model that is planned, and can be written. */
@@ -52,14 +61,18 @@ export async function openOnnxMerge(
 ): Promise<OpenOnnxMerge> {
   const startedAt = performance.now()
   const { path = model.fileName, companions: folder, modules, reproducible = false } = options
+  const { quantized, factors, externalData = 'copy' } = options
   const loaded = await loadAll(adapters, sign, options)
-  const { proto, targets } = await planOnnxMerge(model, loaded, modules)
+  const plan = await planOnnxMerge(model, loaded, { modules, quantized, factors, isUnmerge: sign === -1 })
+  const { proto, targets, branches, requantized } = plan
+  if (factors !== undefined && branches.length === 0) throw noFactors(factors)
   const initializers = proto.graph?.initializer ?? []
   const own = new Set([...model.files.keys()].map((name) => name.replace(/\/.*/, '/')))
   const companions = folder === undefined ? NO_COMPANIONS : await findCompanions(folder, own)
   const kernels = reproducible ? referenceKernels : undefined
   const layers: LayerChange[] = []
-  const overrides = new Map<string, WeightWriter>()
+  const warnings: string[] = []
+  const overrides = new Map<string, WeightWriter>(requantized)
   for (const [name, { target, source }] of targets) {
     const read = (offset: number, byteLength: number) => model.readPart(source, offset, byteLength)
     overrides.set(name, () => mergeWeight(target, read, (change) => layers.push(change), kernels))
@@ -69,15 +82,25 @@ export async function openOnnxMerge(
     async write(out) {
       await refuseBaseAsOutput(out, path, model.file(model.fileName))
       const bytes = await writeTogether(out, totalBytes, options, async (staged) => {
-        for (const name of companions.copied) await copyFile(folder!, name, staged)
-        await writeOnnx(model, proto, staged, path, overrides)
+        const written = await writeOnnx(model, proto, staged, path, {
+          overrides,
+          keepsFiles: branches.length > 0,
+          links: externalData === 'hardlink',
+        })
+        warnings.push(...written.unlinked.map(({ file, reason }) => `${file} is a copy, not a hard link: ${reason}`))
+        for (const name of companions.copied) {
+          if (name === CONFIG_FILE) await copyConfig(folder!, staged, path, written.dataFiles.length)
+          else await copyFile(folder!, name, staged)
+        }
+        layers.push(...(await plan.changes()))
         return staged.writtenBytes
       })
       return {
         out: `${out.name}/${path}`,
         format: 'onnx',
         tensors: initializers.length,
-        changed: targets.size,
+        changed: targets.size + requantized.size,
+        ...(branches.length > 0 && { branches: branches.length }),
         added: [],
         renamed: [],
         bytes,
@@ -85,7 +108,7 @@ export async function openOnnxMerge(
         layers: inOrder(layers, loaded),
         copied: [...companions.copied],
         leftOut: [...companions.leftOut],
-        warnings: [],
+        warnings,
       }
     },
   }
@@ -112,6 +135,15 @@ export async function mergeOnnx(
   sign: 1 | -1 = 1,
 ): Promise<MergeReport> {
   return (await openOnnxMerge(model, adapters, options, sign)).write(out)
+}
+
+function noFactors(factors: string): UnsupportedError {
+  return new UnsupportedError({
+    where: 'outDtype',
+    what: 'the types of an .onnx file stay as they are; only factors beside quantized weights have a type of their own',
+    got: factors,
+    hint: 'Leave it out: the adapters have no quantized weights here',
+  })
 }
 
 async function loadAll(

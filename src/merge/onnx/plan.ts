@@ -13,18 +13,38 @@ import {
 import { copyMessage } from '../../formats/onnx/messages.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import { dataTypeName, dimsOf } from '../../formats/onnx/tensors.js'
-import type { ModuleMap } from '../../graph/match/linears.js'
+import type { WeightWriter } from '../../formats/onnx/write.js'
+import { findLinears, type ModuleMap } from '../../graph/match/linears.js'
 import { HANDS_ON, storedValue } from '../../graph/match/parameters.js'
 import { Graph, implicitInputs } from '../../graph/view/graph.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
-import type { MergeTarget } from '../weight.js'
+import type { LayerChange, MergeTarget } from '../weight.js'
 import { collectEdits, type Edit } from './edits.js'
+import { branchChange, mergeBranches, type QuantizedLayer, type QuantizedPolicy, unmergeBranches } from './quantized.js'
+import { planRequantization } from './requantize.js'
 
 export interface OnnxMergePlan {
   /** The graph of the result. */
   readonly proto: ModelProto
   /** By the name of the initializer in `proto`; `source` holds the base weight. */
   readonly targets: ReadonlyMap<string, { readonly target: MergeTarget; readonly source: TensorProto }>
+  /** Layers with quantized weights that got a branch, or lost one. */
+  readonly branches: readonly QuantizedLayer[]
+  /** What writes the tensors of weights that are quantized again, by the name of the initializer. */
+  readonly requantized: ReadonlyMap<string, WeightWriter>
+  /** Of layers with quantized weights, to be asked for once all is written. */
+  changes(): Promise<LayerChange[]>
+}
+
+/** How a merge into a graph is planned. */
+export interface OnnxPlanOptions {
+  readonly modules?: ModuleMap | undefined
+  /** The type of branches' factors; undefined: the one in which each layer computes. */
+  readonly factors?: 'F32' | 'F16' | undefined
+  /** Default `branches`. */
+  readonly quantized?: QuantizedPolicy | undefined
+  /** Weights of adapters have the other sign, and branches are taken out. Default false. */
+  readonly isUnmerge?: boolean | undefined
 }
 
 const DTYPES: Partial<Record<DataType, FloatDtype>> = {
@@ -47,10 +67,12 @@ interface Group {
 export async function planOnnxMerge(
   model: OnnxModel,
   adapters: readonly { readonly adapter: LoraAdapter; readonly weight: number }[],
-  modules: ModuleMap = {},
+  { modules = {}, factors, quantized: policy, isUnmerge = false }: OnnxPlanOptions = {},
 ): Promise<OnnxMergePlan> {
   const graph = new Graph(model.proto)
-  const groups = groupByWeight(graph, await collectEdits(model, graph, adapters, modules))
+  const { edits, quantized } = await collectEdits(model, graph, adapters, modules, policy)
+  if (policy !== undefined && quantized.length === 0) throw nothingQuantized(graph, policy)
+  const groups = groupByWeight(graph, edits)
   const inSubgraphs = new Set(graph.nodes.flatMap(implicitInputs))
   const targets = new Map<string, { target: MergeTarget; source: TensorProto }>()
   for (const group of groups) {
@@ -73,7 +95,32 @@ export async function planOnnxMerge(
     const shape: [number, number] = dims.length > 1 ? [dims[0], elementCount(dims.slice(1))] : [1, elementCount(dims)]
     targets.set(name, { target: { name, dtype, shape, isInputMajor, values, parts }, source })
   }
-  return { proto: graph.toModel(), targets }
+  const changed: LayerChange[] = []
+  const before = new Graph(model.proto)
+  let requantized: OnnxMergePlan['requantized'] = new Map()
+  if (policy === 'requantize') {
+    requantized = planRequantization(model, graph, quantized, (change) => changed.push(change))
+  } else if (isUnmerge) await unmergeBranches(model, graph, quantized)
+  else await mergeBranches(model, graph, quantized, factors)
+  const branches = policy === 'requantize' ? [] : quantized
+  return {
+    ...{ proto: graph.toModel(), targets, branches, requantized },
+    async changes() {
+      const beside: LayerChange[] = []
+      for (const one of branches) beside.push(await branchChange(model, before, one))
+      return [...changed, ...beside]
+    },
+  }
+}
+
+function nothingQuantized(graph: Graph, policy: QuantizedPolicy): UnsupportedError {
+  const forms = new Set(findLinears(graph).map(({ form }) => form.name))
+  return new UnsupportedError({
+    where: 'quantized',
+    what: `'${policy}' is for layers with quantized weights, and the adapters have none of them here`,
+    got: `linear layers as ${[...forms].join(', ')}`,
+    hint: 'Leave it out: the weights of this graph are changed themselves',
+  })
 }
 
 function groupByWeight(graph: Graph, edits: readonly Edit[]): Group[] {
