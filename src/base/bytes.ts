@@ -61,8 +61,23 @@ export interface Directory {
    * @param realPath of the file, without symbolic links
    */
   link?(path: string, realPath: string): Promise<void>
+  /**
+   * Takes the folder for one writer of a kind. Folders without it do not know of other writers.
+   *
+   * @param what writes there, for messages
+   * @throws FileError while another one has it
+   */
+  reserve?(what: string): Promise<Reservation>
   /** Whether the other is this very folder, where that cannot be told from the paths of files. */
   isSame?(other: Directory): Promise<boolean>
+}
+
+/** A folder that one writer has. */
+export interface Reservation {
+  /** Throws FileError when another one has taken the folder, because this one gave no sign of life. */
+  check(): Promise<void>
+  /** Lets others have it. */
+  release(): Promise<void>
 }
 
 /** A ByteSource over an array that is already in memory. */

@@ -26,6 +26,9 @@ export const OUTPUT = {
     ['copy', 'hardlink'],
     'how data files of an .onnx that do not change come into the result; default copy',
   ),
+  allowMissing: toggle(
+    'leave out layers that an .onnx export dropped, and continue if a head needs tensors that are in neither the base nor the adapter',
+  ),
   weightsOnly: toggle('write only the weights, without configuration and tokenizer'),
   strict: toggle('refuse an adapter if one of its targets or patterns matches none of its layers'),
   threads: integer('number of threads; default: one for each core, at most 4'),

@@ -38,7 +38,6 @@ export const merge = defineCommand({
       ['refuse', 'untie', 'keep'],
       'what to do if the adapter changes only one of two tied embeddings; default: refuse, for .onnx untie',
     ),
-    allowMissing: toggle('continue if a head needs tensors that are in neither the base nor the adapter'),
     outDtype: sized('f32|f16|bf16|keep', 'type of the weights in the result; default keep: as in the base', readDtype),
     quantized: choice(
       ['branches', 'requantize'],

@@ -4,7 +4,7 @@ import type { Directory } from '../base/bytes.js'
 import { ConfigError, FileError, listed } from '../base/errors.js'
 import { BOOLEAN, checkOptions, type OptionTable } from '../base/options.js'
 import { elementCount } from '../base/tensor.js'
-import { type DtypeChoice, defaultGraph, findGraph } from '../graph/graph-file.js'
+import { type DtypeChoice, defaultGraphs, findGraph } from '../graph/graph-file.js'
 import type { FormName } from '../graph/match/forms/form.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import type { FitReport } from '../merge/fit.js'
@@ -95,7 +95,7 @@ async function findModel(
   if (files.includes('adapter_config.json')) return undefined
   if (files.some((name) => /^(?!adapter_).*\.safetensors(\.index\.json)?$/.test(name)))
     return { kind: 'checkpoint', file }
-  const graph = await defaultGraph(directory)
+  const [graph] = await defaultGraphs(directory)
   if (graph !== undefined) return { kind: 'onnx', file: graph }
   for (const folder of (await directory.folders?.()) ?? []) {
     if (await directory.has(`${folder}/adapter_config.json`)) return undefined
@@ -117,7 +117,7 @@ export async function findOnnx(base: { directory: Directory; file: string | unde
   if (base.file !== undefined) return isCheckpointFile(base.file) ? undefined : base.file
   const files = await base.directory.list()
   if (files.some((name) => /\.safetensors(\.index\.json)?$/.test(name))) return undefined
-  return defaultGraph(base.directory)
+  return (await defaultGraphs(base.directory))[0]
 }
 
 async function inspectWithBase(

@@ -26,9 +26,7 @@ export type AdapterToMerge =
   | { readonly adapter: LoraAdapter | Source; readonly weight?: number | undefined }
 
 /** What merging and unmerging share. */
-export interface MergingOptions
-  extends Omit<MergeSettings, 'tied' | 'allowMissing' | 'outDtype' | 'quantized'>,
-    PathSettings {
+export interface MergingOptions extends Omit<MergeSettings, 'tied' | 'outDtype' | 'quantized'>, PathSettings {
   /** One adapter, or several that are added up. */
   adapters: AdapterToMerge | readonly AdapterToMerge[]
   /** Where the result goes: a file if it is a path that ends in .onnx or .safetensors, else a folder that gets the base's configuration and tokenizer too. */
@@ -36,9 +34,7 @@ export interface MergingOptions
 }
 
 /** What {@link merge} takes. */
-export interface MergeOptions
-  extends MergingOptions,
-    Pick<MergeSettings, 'tied' | 'allowMissing' | 'outDtype' | 'quantized'> {
+export interface MergeOptions extends MergingOptions, Pick<MergeSettings, 'tied' | 'outDtype' | 'quantized'> {
   /** A folder with a model, an .onnx file, a safetensors file or its index. */
   base: Source
 }
@@ -73,6 +69,7 @@ const MERGING: OptionTable<MergingOptions> = {
   out: TARGET,
   format: oneOf('onnx', 'safetensors', 'both'),
   dtype: DTYPE,
+  allowMissing: BOOLEAN,
   weightsOnly: BOOLEAN,
   modules: OBJECT,
   threads: COUNT,
@@ -93,7 +90,6 @@ export const MERGE: OptionTable<MergeOptions> = {
   ...MERGING,
   base: SOURCE,
   tied: oneOf('refuse', 'untie', 'keep'),
-  allowMissing: BOOLEAN,
   outDtype: oneOf('F32', 'F16', 'BF16', 'keep'),
   quantized: oneOf('branches', 'requantize'),
 }

@@ -12,6 +12,7 @@ import { placeAdapter } from '../graph/match/place-adapter.js'
 import type { Model } from '../graph/model-folder.js'
 import { sessionModel } from '../graph/session-model.js'
 import { Graph } from '../graph/view/graph.js'
+import { readGraph } from '../graph/view/read-graph.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import { requireHandled } from '../lora/requirements.js'
 import { type Engine, openEngine } from '../runtime/host.js'
@@ -79,7 +80,7 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     this.#closesModel = closesModel
     this.#options = { ...options, ...(device !== undefined && { executionProviders: [device].flat() }) }
     this.#modules = modules
-    this.#graph = new Graph(model.onnx.proto)
+    this.#graph = readGraph(model.onnx.proto)
     this.#linears = findLinears(this.#graph, modules)
     this.#engine = openEngine(model.runtime, 'infer', (runtime) => new InferEngine(runtime))
   }

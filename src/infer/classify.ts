@@ -17,7 +17,8 @@ import {
 import { encoderInputs } from '../graph/inputs/encoder.js'
 import { logitsName } from '../graph/match/linears.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
-import { Graph } from '../graph/view/graph.js'
+import type { Graph } from '../graph/view/graph.js'
+import { readGraph } from '../graph/view/read-graph.js'
 import type { Remote } from '../runtime/rpc.js'
 import type { RuntimeTensor } from '../runtime/runtime.js'
 import { attentionMask, padded } from '../tasks/token-batch.js'
@@ -112,7 +113,7 @@ interface LogitsSource {
 /** Throws UnsupportedError or MismatchError when there are none. */
 function logitsOf(session: ClassifierSession, adapter: string | undefined): LogitsSource {
   const { model } = session
-  const graph = new Graph(model.onnx.proto)
+  const graph = readGraph(model.onnx.proto)
   const head = adapter === undefined ? undefined : session.headOf(adapter)
   const wanted = head?.input.value ?? logitsName(graph)
   if (head === undefined) checkClassifier(model, graph, adapter)

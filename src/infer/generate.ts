@@ -18,7 +18,7 @@ import type { OnnxModel } from '../formats/onnx/model.js'
 import { type TokenInputs, tokenInputs } from '../graph/inputs/tokens.js'
 import { logitsName } from '../graph/match/linears.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
-import { Graph } from '../graph/view/graph.js'
+import { readGraph } from '../graph/view/read-graph.js'
 import type { Remote } from '../runtime/rpc.js'
 import { checkCausal } from '../tasks/causal-lm.js'
 import { checkVocabulary } from '../text/records.js'
@@ -118,7 +118,7 @@ function textGraphOf(model: Model): TextGraph {
   const { onnx } = model
   const known = textGraphs.get(onnx)
   if (known !== undefined) return known
-  const graph = new Graph(onnx.proto)
+  const graph = readGraph(onnx.proto)
   checkCausal(model, graph)
   const made = { inputs: tokenInputs(graph), logits: logitsName(graph) }
   textGraphs.set(onnx, made)

@@ -194,6 +194,13 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
     return this.#parts.delete(name)
   }
 
+  /** An adapter of the same config with the parts of these names alone. Both have the same parts, not copies. */
+  only(names: ReadonlySet<string>): LoraAdapter {
+    const adapter = new LoraAdapter(this.config)
+    for (const [name, part] of this.#parts) if (names.has(name)) adapter.#parts.set(name, part)
+    return adapter
+  }
+
   /** Number of parts. */
   get size(): number {
     return this.#parts.size

@@ -139,28 +139,18 @@ export interface OpenOnnx {
 /** Opens and plans the part of a merge that writes an .onnx, alone or beside a checkpoint; nothing is written. */
 export async function openOnnx(
   request: Omit<MergeRequest, 'out'>,
-  { format, graph }: ChosenFormat,
+  { format, graphs }: ChosenFormat,
   sign: 1 | -1,
 ): Promise<OpenOnnx> {
-  const [{ loadOnnx }, { openOnnxMerge }] = await Promise.all([
-    import('../formats/onnx/model.js'),
-    import('./onnx/merge-onnx.js'),
-  ])
+  const { openGraphsMerge } = await import('./onnx/graphs.js')
   const { base, adapters, outFile, weightsOnly = false, signal, onProgress, modules, strict, reproducible } = request
-  const { quantized, externalData, outDtype } = request
-  const model = await loadOnnx(base.directory, graph!)
-  try {
-    // Beside a checkpoint they are there already.
-    const companions = weightsOnly || format === 'both' ? undefined : base.directory
-    const factors = outDtype === 'F32' || outDtype === 'F16' ? outDtype : undefined
-    const settings = { signal, onProgress, modules, strict, reproducible, quantized, externalData, factors }
-    const options = { ...settings, companions, path: outFile ?? graph }
-    const { write } = await openOnnxMerge(model, adapters, options, sign)
-    return { write, close: () => model.close() }
-  } catch (error) {
-    await model.close()
-    throw error
-  }
+  const { allowMissing, quantized, externalData, outDtype } = request
+  // Beside a checkpoint they are there already.
+  const companions = weightsOnly || format === 'both' ? undefined : base.directory
+  const factors = outDtype === 'F32' || outDtype === 'F16' ? outDtype : undefined
+  const settings = { signal, onProgress, modules, strict, reproducible, quantized, externalData, factors }
+  const options = { ...settings, allowMissing, companions, path: outFile }
+  return openGraphsMerge(base.directory, graphs, adapters, options, sign)
 }
 
 async function writeOnnx(request: MergeRequest, chosen: ChosenFormat, sign: 1 | -1): Promise<MergeReport> {
@@ -233,7 +223,7 @@ export function joinReports(out: string, first: MergeReport, second: MergeReport
 /** What planning a merge into a checkpoint takes of the settings. */
 export function checkpointOptions(
   request: Omit<MergeRequest, 'out'>,
-  { format, graph, checkpoint }: ChosenFormat,
+  { format, graphs, checkpoint }: ChosenFormat,
 ): MergeCheckpointOptions {
   const {
     tied,
@@ -259,6 +249,6 @@ export function checkpointOptions(
     reproducible,
     signal,
     onProgress,
-    ownFolders: format === 'both' ? [graph!.replace(/\/.*/, '/')] : [],
+    ownFolders: format === 'both' ? [graphs[0].replace(/\/.*/, '/')] : [],
   }
 }

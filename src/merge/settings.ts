@@ -37,7 +37,10 @@ export interface MergeSettings extends RunSettings {
    * untied, as PEFT's result is.
    */
   tied?: TiedPolicy | undefined
-  /** Goes on where a head needs tensors that neither base nor adapters have: loaders draw them anew. Default false. Not for .onnx. */
+  /**
+   * Goes on where something has no place or no values: layers that an .onnx export dropped are left out, and what a head needs but
+   * neither base nor adapters have is drawn anew by loaders. Default false.
+   */
   allowMissing?: boolean | undefined
   /**
    * Type of the weights that are written; all F64, F32, F16 and BF16 tensors are converted. Default `keep`. In an .onnx it is the type of the
@@ -88,7 +91,6 @@ const CHECKPOINT_ONLY = {
   resume: 'only a result in safetensors is made in parts',
   share: 'only a result in safetensors is made in parts',
   finish: 'only a result in safetensors is made in parts',
-  allowMissing: 'only a checkpoint gets a new head',
 } as const
 
 /**

@@ -9,7 +9,8 @@ import { type Model, requireTokenizer } from '../graph/model-folder.js'
 import type { ProbedShape } from '../graph/shapes/shapes.js'
 import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
 import type { Value } from '../graph/view/builder.js'
-import { Graph } from '../graph/view/graph.js'
+import type { Graph } from '../graph/view/graph.js'
+import { readGraph } from '../graph/view/read-graph.js'
 import type { Feeds } from '../runtime/runtime.js'
 import { type Chat, chatOf } from '../text/chat.js'
 import { encodeChat } from '../text/chat-encode.js'
@@ -40,7 +41,7 @@ export const causalLm: Task<ParsedRecord, Example> = {
   reading: 'generate',
 
   check(model) {
-    const graph = new Graph(model.onnx.proto)
+    const graph = readGraph(model.onnx.proto)
     checkCausal(model, graph)
     tokenInputs(graph)
   },
@@ -114,7 +115,7 @@ class CausalLm implements OpenTask<Example> {
 
   constructor(model: Model) {
     this.#model = model
-    this.#inputs = tokenInputs(new Graph(model.onnx.proto))
+    this.#inputs = tokenInputs(readGraph(model.onnx.proto))
     const [first, second] = PROBE_BATCHES.map(({ batch, sequence }, i) =>
       this.#probeFeeds(batch, sequence, PROBED_TARGETS[i]),
     )

@@ -11,7 +11,8 @@ import { findLinears, type Linear } from '../graph/match/linears.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
 import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
 import type { Value } from '../graph/view/builder.js'
-import { Graph } from '../graph/view/graph.js'
+import type { Graph } from '../graph/view/graph.js'
+import { readGraph } from '../graph/view/read-graph.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { checkVocabulary } from '../text/records.js'
 import { classificationMetrics } from './classification-metrics.js'
@@ -46,7 +47,7 @@ export const textClassification: Task<LabeledText, LabeledExample> = {
   headForm,
 
   check(model) {
-    const graph = new Graph(model.onnx.proto)
+    const graph = readGraph(model.onnx.proto)
     encoderInputs(graph)
     headForm({ config: model.config, graph, linears: findLinears(graph) })
   },
@@ -98,7 +99,7 @@ class TextClassification implements OpenTask<LabeledExample> {
   readonly #hasPrefix: boolean
 
   constructor(model: Model, examples: Examples<LabeledExample>) {
-    const graph = new Graph(model.onnx.proto)
+    const graph = readGraph(model.onnx.proto)
     const linears = findLinears(graph)
     const base = { config: model.config, graph, linears }
     this.#model = model

@@ -10,7 +10,7 @@ import { findLinears, type ModuleMap } from '../graph/match/linears.js'
 import { matchTargets } from '../graph/match/match.js'
 import type { Model } from '../graph/model-folder.js'
 import { checkTrainableForm } from '../graph/training/trainable-form.js'
-import { Graph } from '../graph/view/graph.js'
+import { readGraph } from '../graph/view/read-graph.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import { type LoraConfig, resolveConfig } from '../lora/config.js'
 import { requireHandled, requirePlainConfig } from '../lora/requirements.js'
@@ -37,7 +37,7 @@ export async function train(options: TrainingOptions): Promise<TrainResult> {
   const startedAt = performance.now()
   const { model, out, on, modules, signal } = options
   const task = await loadTask(options.task ?? DEFAULT_TASK)
-  checkTrainableForm(new Graph(model.onnx.proto))
+  checkTrainableForm(readGraph(model.onnx.proto))
   task.check(model)
   const use: FolderUse = options.resume ? 'resume' : options.overwrite ? 'overwrite' : 'new'
   if (out !== undefined) await checkRunFolder(out, use)
@@ -119,7 +119,7 @@ async function newAdapter(
   const modulesToSave = [...new Set([...config.modulesToSave, ...(head?.modulesToSave ?? [])])]
   const adapter = new LoraAdapter({ ...config, taskType, modulesToSave })
   const isWhole = (name: string) => head?.tensors.some((tensor) => tensor.name === `${name}.weight`) ?? false
-  for (const { name: graphName, d, k } of matchTargets(findLinears(new Graph(model.onnx.proto), modules), config)) {
+  for (const { name: graphName, d, k } of matchTargets(findLinears(readGraph(model.onnx.proto), modules), config)) {
     const name = moduleName(graphName)
     if (!adapter.has(name) && !isWhole(name)) adapter.addLayerOfShape(name, [d, k])
   }

@@ -8,23 +8,27 @@ import { CONFIG_FILE } from '../plan/config-edit.js'
 
 const MEMBER = 'transformers.js_config'
 
-/** Copies config.json with what the result's only graph needs. */
-export async function copyConfig(from: Directory, to: Directory, graph: string, dataFiles: number): Promise<void> {
+/** A graph of a result. */
+export interface WrittenGraph {
+  /** In the model's folder. */
+  readonly path: string
+  /** How many it has beside it: NAME_data, NAME_data_1, … */
+  readonly dataFiles: number
+}
+
+/** Copies config.json with what the result's graphs need. */
+export async function copyConfig(from: Directory, to: Directory, graphs: readonly WrittenGraph[]): Promise<void> {
   const source = await from.open(CONFIG_FILE)
   try {
     const text = new TextDecoder().decode(await readAll(source))
-    await writeFile(to, CONFIG_FILE, hubConfig(text, graph, dataFiles, source.name))
+    await writeFile(to, CONFIG_FILE, hubConfig(text, graphs, source.name))
   } finally {
     await source.close()
   }
 }
 
-/**
- * @param text of config.json
- * @param graph path of the graph in the model's folder
- * @param dataFiles how many it has beside it: NAME_data, NAME_data_1, …
- */
-export function hubConfig(text: string, graph: string, dataFiles: number, where: string): string {
+/** config.json with the types and data files of all graphs of a result. */
+export function hubConfig(text: string, graphs: readonly WrittenGraph[], where: string): string {
   let config: unknown
   try {
     config = JSON.parse(text)
@@ -33,15 +37,22 @@ export function hubConfig(text: string, graph: string, dataFiles: number, where:
   }
   if (!isObject(config)) return text
   const before = isObject(config[MEMBER]) ? config[MEMBER] : {}
-  const file = graph.slice(graph.lastIndexOf('/') + 1)
   const own: Record<string, unknown> = { ...before }
-  if (dataFiles > 0) own.use_external_data_format = { [file]: dataFiles }
-  else delete own.use_external_data_format
-  const dtype = dtypeOf(graph)
+  const withData = graphs.filter(({ dataFiles }) => dataFiles > 0)
+  if (withData.length > 0) {
+    own.use_external_data_format = Object.fromEntries(withData.map(({ path, dataFiles }) => [nameOf(path), dataFiles]))
+  } else delete own.use_external_data_format
+  const dtypes = graphs.map(({ path }) => dtypeOf(path))
+  const [first] = dtypes
   // Without a word transformers.js takes fp32, and q8 in browsers without a GPU.
-  if (dtype !== undefined && (dtype !== 'fp32' || before.dtype !== undefined)) own.dtype = dtype
+  const isTold = before.dtype !== undefined || dtypes.some((dtype) => dtype !== 'fp32')
+  if (isTold && first !== undefined && dtypes.every((dtype) => dtype === first)) own.dtype = first
   if (JSON.stringify(own) === JSON.stringify(before)) return text
   return setMember(text, [MEMBER], own)
+}
+
+function nameOf(path: string): string {
+  return path.slice(path.lastIndexOf('/') + 1)
 }
 
 function isObject(value: unknown): value is Record<string, unknown> {

@@ -40,10 +40,18 @@ export interface MergeOnnxOptions extends RunSettings {
   externalData?: ExternalDataMode | undefined
   /** Type of the factors of branches. Default: the one in which each layer computes. */
   factors?: 'F32' | 'F16' | undefined
+  /** Takes branches out; the adapters' weights have the other sign. Default false. */
+  isUnmerge?: boolean | undefined
+  /** Tells transformers.js in config.json of the graph's type and data files. Default true. */
+  writesConfig?: boolean | undefined
 }
 
 /** A merge into an ONNX model that is planned, and can be written. */
 export interface OpenOnnxMerge {
+  /** Of all weights. */
+  readonly totalBytes: number
+  /** Of the written graph. */
+  readonly dataFiles: number
   /** @throws NumericError naming the weight when a result is not finite; FileError when the output is the base itself */
   write(out: Directory): Promise<MergeReport>
 }
@@ -52,20 +60,20 @@ export interface OpenOnnxMerge {
  * Plans the merge: what {@link mergeOnnx} throws but for values that are not finite is thrown here, and nothing is written.
  *
  * @param model stays open until the merge is written
+ * @param loaded none copies the model
  */
 export async function openOnnxMerge(
   model: OnnxModel,
-  adapters: AdapterInput | readonly AdapterInput[],
+  loaded: readonly WeightedOnnx[],
   options: MergeOnnxOptions = {},
-  sign: 1 | -1 = 1,
 ): Promise<OpenOnnxMerge> {
   const startedAt = performance.now()
   const { path = model.fileName, companions: folder, modules, reproducible = false } = options
-  const { quantized, factors, externalData = 'copy' } = options
-  const loaded = await loadAll(adapters, sign, options)
-  const plan = await planOnnxMerge(model, loaded, { modules, quantized, factors, isUnmerge: sign === -1 })
+  const { quantized, factors, externalData = 'copy', isUnmerge = false, writesConfig = true } = options
+  const plan = await planOnnxMerge(model, loaded, { modules, quantized, factors, isUnmerge })
   const { proto, targets, branches, requantized } = plan
-  if (factors !== undefined && branches.length === 0) throw noFactors(factors)
+  if (factors !== undefined && branches.length === 0) throw noFactors()
+  let dataFiles = 0
   const initializers = proto.graph?.initializer ?? []
   const own = new Set([...model.files.keys()].map((name) => name.replace(/\/.*/, '/')))
   const companions = folder === undefined ? NO_COMPANIONS : await findCompanions(folder, own)
@@ -79,6 +87,10 @@ export async function openOnnxMerge(
   }
   const totalBytes = initializers.reduce((sum, tensor) => sum + (byteLengthOf(tensor.dataType, dimsOf(tensor)) ?? 0), 0)
   return {
+    totalBytes,
+    get dataFiles() {
+      return dataFiles
+    },
     async write(out) {
       await refuseBaseAsOutput(out, path, model.file(model.fileName))
       const bytes = await writeTogether(out, totalBytes, options, async (staged) => {
@@ -87,9 +99,10 @@ export async function openOnnxMerge(
           keepsFiles: branches.length > 0,
           links: externalData === 'hardlink',
         })
+        dataFiles = written.dataFiles.length
         warnings.push(...written.unlinked.map(({ file, reason }) => `${file} is a copy, not a hard link: ${reason}`))
         for (const name of companions.copied) {
-          if (name === CONFIG_FILE) await copyConfig(folder!, staged, path, written.dataFiles.length)
+          if (name === CONFIG_FILE) await (writesConfig && copyConfig(folder!, staged, [{ path, dataFiles }]))
           else await copyFile(folder!, name, staged)
         }
         layers.push(...(await plan.changes()))
@@ -134,24 +147,33 @@ export async function mergeOnnx(
   options: MergeOnnxOptions = {},
   sign: 1 | -1 = 1,
 ): Promise<MergeReport> {
-  return (await openOnnxMerge(model, adapters, options, sign)).write(out)
+  return (
+    await openOnnxMerge(model, await loadAdapters(adapters, sign, options), { ...options, isUnmerge: sign === -1 })
+  ).write(out)
 }
 
-function noFactors(factors: string): UnsupportedError {
+function noFactors(): UnsupportedError {
   return new UnsupportedError({
     where: 'outDtype',
     what: 'the types of an .onnx file stay as they are; only factors beside quantized weights have a type of their own',
-    got: factors,
+    got: "a result in the format 'onnx'",
     hint: 'Leave it out: the adapters have no quantized weights here',
   })
 }
 
-async function loadAll(
+/** An adapter, and how much of it is merged. */
+export interface WeightedOnnx {
+  readonly adapter: LoraAdapter
+  readonly weight: number
+}
+
+/** Reads the adapters that are folders. Throws MismatchError when there is none. */
+export async function loadAdapters(
   inputs: AdapterInput | readonly AdapterInput[],
   sign: 1 | -1,
-  { strict = false }: MergeOnnxOptions,
-) {
-  const result: { adapter: LoraAdapter; weight: number }[] = []
+  { strict = false }: Pick<MergeOnnxOptions, 'strict'>,
+): Promise<WeightedOnnx[]> {
+  const result: WeightedOnnx[] = []
   for (const [i, input] of (isList(inputs) ? inputs : [inputs]).entries()) {
     const { adapter, weight } = weighted(input, i)
     const loaded = adapter instanceof LoraAdapter ? adapter : await loadAdapter(adapter)
