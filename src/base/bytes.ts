@@ -33,6 +33,8 @@ export interface ByteSink {
 export interface Directory {
   /** For messages: a path, a URL. */
   readonly name: string
+  /** Of a folder of the Hub, the repository's id. */
+  readonly hubId?: string | undefined
   /**
    * Names of the files directly inside, sorted; empty if the folder does not exist.
    *

@@ -4,7 +4,6 @@
 import { type Directory, readJson } from '../base/bytes.js'
 import { ConfigError, FileError, FormatError } from '../base/errors.js'
 import { loadOnnx, type OnnxModel } from '../formats/onnx/model.js'
-import { HubDirectory } from '../io/hub/directory.js'
 import type { RuntimeHost } from '../runtime/host.js'
 import { loadTokenizer, type Tokenizer } from '../text/tokenizer.js'
 import { type DtypeChoice, findGraphs, type GraphRole, roleOf } from './graph-file.js'
@@ -141,7 +140,7 @@ function contextLengthOf(config: Record<string, unknown>): number | undefined {
 
 /** What an adapter names as its base. A name in config.json is a path on someone's machine as often as an id. */
 function nameOf(directory: Directory, { _name_or_path: name }: Record<string, unknown>): string {
-  if (directory instanceof HubDirectory) return directory.source.id
+  if (directory.hubId !== undefined) return directory.hubId
   return typeof name === 'string' && name !== '' ? name : directory.name
 }
 

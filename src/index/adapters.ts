@@ -56,6 +56,12 @@ export async function toPlain(adapter: Source | LoraAdapter, options: ToPlainOpt
     })
   }
   const opened = await openAdapter(adapter, 'adapter')
+  const plain = await plainOf(opened, options)
+  plain.chatTemplate = opened.chatTemplate
+  return plain
+}
+
+async function plainOf(opened: LoraAdapter, { base, initial }: ToPlainOptions): Promise<LoraAdapter> {
   const { convertToPlain } = await import('../merge/convert.js')
   if (initial !== undefined) return convertToPlain(opened, await openAdapter(initial, 'initial'))
   if (typeof base === 'function') return convertToPlain(opened, base)

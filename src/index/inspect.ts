@@ -145,9 +145,10 @@ async function fitTo(
   const { openAdapter } = await import('../peft/adapter-folder.js')
   const adapter = await openAdapter(directory, { isTolerant: true })
   try {
+    const config = await (await import('../merge/chunks/open-plan.js')).readConfig(opened.directory)
     const model = await (await import('../formats/onnx/model.js')).loadOnnx(opened.directory, onnx)
     try {
-      return await (await import('../merge/onnx/fit.js')).fitOnnx(model, adapter, normDeltas)
+      return await (await import('../merge/onnx/fit.js')).fitOnnx(model, adapter, config, normDeltas)
     } finally {
       await model.close()
     }

@@ -2,11 +2,12 @@
 // other arrays. The base's weights are in memory once, whatever the number of adapters.
 
 import { create } from '@bufbuild/protobuf'
-import { MismatchError, nearMisses, StateError } from '../base/errors.js'
-import { checkArgument, checkOptions, kind, listOf, NAME, type OptionTable, orNull } from '../base/options.js'
+import { MismatchError, nearMisses, StateError, UnsupportedError } from '../base/errors.js'
+import { checkArgument, checkOptions, kind, listOf, NAME, type OptionTable } from '../base/options.js'
 import { ValueInfoProtoSchema } from '../formats/onnx/gen/onnx_pb.js'
 import { affineInputs, injectLora, loraInputs } from '../graph/inject/inject.js'
 import { completeFeeds } from '../graph/inputs/family.js'
+import { dimsOfInput } from '../graph/inputs/roles.js'
 import { findLinears, type Linear, type ModuleMap } from '../graph/match/linears.js'
 import { placeAdapter } from '../graph/match/place-adapter.js'
 import type { Model } from '../graph/model-folder.js'
@@ -18,8 +19,9 @@ import { requireHandled } from '../lora/requirements.js'
 import { type Engine, openEngine } from '../runtime/host.js'
 import { type Remote, transfer } from '../runtime/rpc.js'
 import type { Feeds, RuntimeTensor, SessionOptions } from '../runtime/runtime.js'
+import { ADAPTER_CHOICE, type AdapterChoice, type Mix, mixesOf } from './adapter-choice.js'
 import { type ClassifierSession, classify } from './classify.js'
-import { type AdapterFactors, InferEngine, type LoraSite } from './engine.js'
+import { InferEngine } from './engine.js'
 import { checkName, plainFeeds } from './feeds.js'
 import { generate, streamText, type TextSession } from './generate.js'
 import { type AdapterHead, readHead, runWithHead } from './heads.js'
@@ -30,15 +32,17 @@ import type {
   ClassifyOptions,
   GenerateOptions,
   GenerateResult,
+  Prompt,
   RunOptions,
   StreamOptions,
   TextOrPair,
 } from './session.js'
 import { adapterFactors } from './site-factors.js'
+import type { AdapterFactors, LoraSite } from './sites.js'
 
 const ADAPTER = kind('a LoraAdapter', (value) => value instanceof LoraAdapter)
 
-const RUN_OPTIONS: OptionTable<RunOptions> = { adapter: orNull(NAME), outputNames: listOf(NAME) }
+const RUN_OPTIONS: OptionTable<RunOptions> = { adapter: ADAPTER_CHOICE, outputNames: listOf(NAME) }
 
 /** Providers on which tensors without elements work; on others an idle site gets zeros of rank 1. */
 const TAKES_EMPTY_TENSORS = new Set(['cpu', 'wasm'])
@@ -59,14 +63,13 @@ export class OnnxSession<M extends SessionBase = SessionBase>
   readonly #closesModel: boolean
   readonly #graph: Graph
   readonly #linears: readonly Linear[]
-  readonly #adapters = new Set<string>()
+  readonly #adapters = new Map<string, OpenAdapter>()
   /** Modules that the open session has LoRA inputs for; undefined before the first session. */
   #adapted: ReadonlySet<string> | undefined
   /** Those of them that take a scale and a shift of their outputs, for DoRA and biases of B. */
   #affine: ReadonlySet<string> = new Set()
   /** Values of the graph that it gives out beside the model's outputs, for heads. */
   #given: ReadonlySet<string> = new Set()
-  readonly #heads = new Map<string, AdapterHead>()
   /** Changes of the session follow one another. */
   #lastChange: Promise<unknown> = Promise.resolve()
   #disposal: Promise<void> | undefined
@@ -106,7 +109,7 @@ export class OnnxSession<M extends SessionBase = SessionBase>
   }
 
   get adapters(): readonly string[] {
-    return [...this.#adapters]
+    return [...this.#adapters.keys()]
   }
 
   get inputNames(): readonly string[] {
@@ -124,9 +127,8 @@ export class OnnxSession<M extends SessionBase = SessionBase>
   async remove(name: string): Promise<void> {
     checkArgument(name, NAME, 'name')
     return this.#change(async () => {
-      this.checkAdapter(name)
+      this.#requireAdapter(name)
       this.#adapters.delete(name)
-      this.#heads.delete(name)
       await this.engine.removeAdapter(name)
     })
   }
@@ -134,21 +136,29 @@ export class OnnxSession<M extends SessionBase = SessionBase>
   async run(feeds: Feeds, options: RunOptions = {}): Promise<Record<string, RuntimeTensor>> {
     checkOptions(options, { of: 'run', table: RUN_OPTIONS })
     const { adapter, outputNames } = options
-    this.checkAdapter(adapter)
     for (const name of outputNames ?? []) checkName('output', name, this.outputNames)
     const own = completeFeeds(this.#graph, plainFeeds(feeds, this.inputNames))
-    const run = (all: Feeds, names: readonly string[] | undefined) => this.engine.run(all, adapter ?? undefined, names)
-    const head = adapter === undefined || adapter === null ? undefined : this.#heads.get(adapter)
-    return runWithHead(run, own, outputNames, { head, all: this.outputNames })
+    const mixes = mixesOf(adapter as AdapterChoice | readonly AdapterChoice[], batchOf(own))
+    this.checkMixes(mixes)
+    const run = (all: Feeds, names: readonly string[] | undefined) => this.engine.run(all, mixes, names)
+    const outputs = await runWithHead(run, own, outputNames, { head: this.#headFor(mixes), all: this.outputNames })
+    if (mixes.length > 1) checkRanks(this.#graph, outputs)
+    return outputs
   }
 
-  async generate(this: TextSession, prompt: string, options: GenerateOptions = {}): Promise<GenerateResult> {
-    return generate(this, prompt, options)
+  generate(this: TextSession, prompt: Prompt, options?: GenerateOptions): Promise<GenerateResult>
+  generate(this: TextSession, prompts: readonly Prompt[], options?: GenerateOptions): Promise<GenerateResult[]>
+  async generate(
+    this: TextSession,
+    prompts: Prompt | readonly Prompt[],
+    options: GenerateOptions = {},
+  ): Promise<GenerateResult | GenerateResult[]> {
+    return generate(this, prompts, options)
   }
 
   stream(
     this: TextSession,
-    prompt: string,
+    prompt: Prompt,
     options: StreamOptions = {},
   ): AsyncGenerator<string, GenerateResult, undefined> {
     return streamText(this, prompt, options)
@@ -166,7 +176,7 @@ export class OnnxSession<M extends SessionBase = SessionBase>
 
   /** @internal */
   headOf(name: string): AdapterHead | undefined {
-    return this.#heads.get(name)
+    return this.#adapters.get(name)?.head
   }
 
   dispose(): Promise<void> {
@@ -192,10 +202,46 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     return this.#engine.remote
   }
 
-  /** @internal Throws MismatchError unless runs can choose this adapter. */
-  checkAdapter(name: string | null | undefined): void {
-    if (name === undefined || name === null || this.#adapters.has(name)) return
-    const near = nearMisses(name, this.#adapters)
+  /**
+   * @internal Throws MismatchError unless runs can choose these adapters, UnsupportedError for a mix that is no sum.
+   */
+  checkMixes(mixes: readonly Mix[]): void {
+    for (const mix of mixes) {
+      for (const { name, weight } of mix) {
+        const { scales } = this.#requireAdapter(name)
+        if (!scales || (mix.length === 1 && weight === 1)) continue
+        throw new UnsupportedError({
+          where: `adapter ${JSON.stringify(name)}`,
+          what: 'an adapter with DoRA scales the outputs of the base, so that it runs alone and with weight 1',
+          got: mix.map((one) => `${one.name}: ${one.weight}`).join(', '),
+          hint: 'Merge it, and mix the others on the merged model',
+        })
+      }
+    }
+  }
+
+  /** The head that a run's logits come from. Throws UnsupportedError where adapters of several rows or a mix have one. */
+  #headFor(mixes: readonly Mix[]): AdapterHead | undefined {
+    const heads = mixes.flat().flatMap(({ name }) => this.headOf(name) ?? [])
+    const isAlone = mixes.length === 1 && mixes[0].length === 1
+    if (heads.length === 0 || isAlone) return heads[0]
+    throw new UnsupportedError({
+      where: 'adapter',
+      what: 'an adapter with a head of its own runs alone, for all rows',
+      hint: 'Run the rows of each adapter at a time',
+    })
+  }
+
+  /** @internal */
+  chatTemplateOf(mix: Mix): string | undefined {
+    return mix.map(({ name }) => this.#adapters.get(name)?.chatTemplate).find((template) => template !== undefined)
+  }
+
+  /** Throws MismatchError unless runs can choose this adapter. */
+  #requireAdapter(name: string): OpenAdapter {
+    const adapter = this.#adapters.get(name)
+    if (adapter !== undefined) return adapter
+    const near = nearMisses(name, this.#adapters.keys())
     throw new MismatchError({
       where: 'adapter',
       what: `the session has no adapter ${JSON.stringify(name)}`,
@@ -224,18 +270,22 @@ export class OnnxSession<M extends SessionBase = SessionBase>
         requireHandled({ config, parts: () => others }, ['linear', 'magnitude', 'biasB'], 'adapters of sessions')
         const isHeadAlone = head !== undefined && others.length === 0
         const placed = isHeadAlone ? [] : placeAdapter(this.#graph, this.#linears, adapter)
-        added.push({ name, head, factors: await adapterFactors(this.model.onnx, this.#graph, placed) })
+        const about: OpenAdapter = {
+          head,
+          scales: adapter.parts('linear').some(({ magnitude }) => magnitude !== undefined),
+          chatTemplate: adapter.chatTemplate,
+        }
+        added.push({ name, about, factors: await adapterFactors(this.model.onnx, this.#graph, placed) })
       }
       const sites = added.flatMap(({ factors }) => [...factors])
       await this.#openFor(
         sites.map(([module]) => module),
         sites.flatMap(([module, { affine }]) => (affine === undefined ? [] : [module])),
-        added.flatMap(({ head }) => head?.input.value ?? []),
+        added.flatMap(({ about: { head } }) => head?.input.value ?? []),
       )
-      for (const { name, head, factors } of added) {
+      for (const { name, about, factors } of added) {
         await engine.addAdapter(name, transfer(factors, buffersOf(factors)))
-        this.#adapters.add(name)
-        if (head !== undefined) this.#heads.set(name, head)
+        this.#adapters.set(name, about)
       }
     })
   }
@@ -254,12 +304,13 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     // The graph is edited, so that each session starts from a fresh view of the model.
     const graph = new Graph(this.model.onnx.proto)
     const linears = findLinears(graph, this.#modules).filter(({ name }) => adapted.has(name))
-    injectLora(graph, linears, affine)
+    const { takesRows } = injectLora(graph, linears, affine)
     graph.outputs.push(...Array.from(given, (name) => create(ValueInfoProtoSchema, { name })))
     const providers = this.#options.executionProviders ?? []
     await this.engine.open({
       model: await sessionModel(this.model.onnx, graph.toModel()),
       sites: sitesOf(linears, affine),
+      takesRows,
       idleRank: providers.every((name) => TAKES_EMPTY_TENSORS.has(name)) ? 0 : 1,
       options: this.#options,
     })
@@ -272,6 +323,37 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     const result = this.#lastChange.then(action)
     this.#lastChange = result.catch(() => {})
     return result
+  }
+}
+
+/** What runs have to know of an adapter. */
+interface OpenAdapter {
+  readonly head: AdapterHead | undefined
+  /** It scales the outputs of the base. */
+  readonly scales: boolean
+  /** The template of the chats that it was trained on. */
+  readonly chatTemplate: string | undefined
+}
+
+/** The length of the first axis that all feeds with the most axes share; undefined where there is none. */
+function batchOf(feeds: Feeds): number | undefined {
+  const ids = feeds.input_ids ?? feeds.pixel_values ?? feeds.inputs_embeds ?? Object.values(feeds)[0]
+  return ids?.dims[0]
+}
+
+/** Throws UnsupportedError where outputs have got another number of axes: some layer sees the rows as one matrix. */
+function checkRanks(graph: Graph, outputs: Readonly<Record<string, RuntimeTensor>>): void {
+  for (const output of graph.outputs) {
+    const declared = dimsOfInput(output).length
+    const got = outputs[output.name]?.dims
+    if (got === undefined || declared === 0 || got.length === declared) continue
+    throw new UnsupportedError({
+      where: `output ${output.name}`,
+      what: 'rows with adapters of their own cannot be told apart in this graph',
+      expected: `${declared} axes`,
+      got: `(${got.join(', ')})`,
+      hint: 'Run the rows of one adapter at a time',
+    })
   }
 }
 

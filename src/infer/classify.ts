@@ -23,6 +23,7 @@ import type { Remote } from '../runtime/rpc.js'
 import type { RuntimeTensor } from '../runtime/runtime.js'
 import { attentionMask, padded } from '../tasks/token-batch.js'
 import { checkVocabulary } from '../text/records.js'
+import { type Mix, mixesOf } from './adapter-choice.js'
 import type { InferEngine } from './engine.js'
 import { type AdapterHead, floatsOf, headLogits } from './heads.js'
 import type { Classification, ClassifyOptions, TextOrPair } from './session.js'
@@ -31,8 +32,8 @@ import type { Classification, ClassifyOptions, TextOrPair } from './session.js'
 export interface ClassifierSession {
   readonly model: Model
   readonly engine: Remote<InferEngine>
-  /** Throws MismatchError unless runs can choose this adapter. */
-  checkAdapter(name: string | null | undefined): void
+  /** Throws MismatchError unless runs can choose these adapters. */
+  checkMixes(mixes: readonly Mix[]): void
   /** The head that an adapter brings. */
   headOf(name: string): AdapterHead | undefined
 }
@@ -67,7 +68,7 @@ export async function classify(
   const list = Array.isArray(texts) ? texts : [texts]
   list.forEach((text, i) => void checkArgument(text, TEXT, Array.isArray(texts) ? `texts[${i}]` : 'texts'))
   const { adapter, topK = 1, signal, batchSize = BATCH_SIZE } = options
-  session.checkAdapter(adapter)
+  session.checkMixes(mixesOf(adapter, undefined))
   const source = logitsOf(session, adapter ?? undefined)
   const encoded = list.map((text) => encode(session.model, text, options.maxLength))
   const results: Classification[] = Array(list.length)
@@ -139,7 +140,7 @@ function logitsOf(session: ClassifierSession, adapter: string | undefined): Logi
           0,
         ),
       })
-      const { [wanted]: output } = await session.engine.run(feeds, adapter, [wanted])
+      const { [wanted]: output } = await session.engine.run(feeds, mixesOf(adapter, undefined), [wanted])
       const logits = head === undefined ? output : headLogits(head, output)
       if (logits.dims.length === 2) return logits
       throw noClassifier(graph, adapter, `${wanted} of ${logits.dims.length} axes`)

@@ -8,7 +8,7 @@ import type { PlacedLayer } from '../graph/match/place-adapter.js'
 import type { Graph } from '../graph/view/graph.js'
 import { transpose } from '../linalg/product.js'
 import type { LoraLayer } from '../lora/layer.js'
-import type { AdapterFactors, SiteFactors } from './engine.js'
+import type { AdapterFactors, SiteFactors } from './sites.js'
 
 /**
  * By the model's module names. The base is read for DoRA alone.

@@ -13,6 +13,11 @@ import type { ConvolutionGeometry } from './kinds/windows.js'
 import { LoraLayer } from './layer.js'
 import { mergeOrNone, type PartKind } from './part.js'
 
+/** What a head gives: the scores of labels of which one holds, of labels each of which may hold, or quantities. */
+export type ProblemType = (typeof PROBLEM_TYPES)[number]
+
+export const PROBLEM_TYPES = ['single_label_classification', 'multi_label_classification', 'regression'] as const
+
 /** A part of an adapter: its `kind` tells which class it is. */
 export type AdapterPart = LoraLayer | EmbeddingLora | ConvolutionLora | ExpertLora | Replacement | TokenRows
 
@@ -65,8 +70,12 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
   readonly config: LoraConfig
   /** What is unusual in the folder that the adapter was read from, one clause each: older names of tensors, for example. */
   readonly notes: string[] = []
+  /** The chat template (Jinja) of the chats that it was trained on: it is asked with the same. Undefined for other adapters. */
+  chatTemplate: string | undefined
   /** What the numbers of its head mean, in their order; undefined for adapters without a head, or where no file tells. */
   labels: readonly string[] | undefined
+  /** What they are numbers of, in the words of transformers' `problem_type`; undefined where no file tells. */
+  problemType: ProblemType | undefined
   readonly #parts = new Map<string, AdapterPart>()
 
   /** @throws ConfigError or UnsupportedError when the config is not usable. */
@@ -197,6 +206,8 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
   /** An adapter of the same config with the parts of these names alone. Both have the same parts, not copies. */
   only(names: ReadonlySet<string>): LoraAdapter {
     const adapter = new LoraAdapter(this.config)
+    adapter.labels = this.labels
+    adapter.problemType = this.problemType
     for (const [name, part] of this.#parts) if (names.has(name)) adapter.#parts.set(name, part)
     return adapter
   }

@@ -5,7 +5,7 @@ import type { Directory } from '../base/bytes.js'
 import { UnsupportedError } from '../base/errors.js'
 import { StreamDirectory } from '../io/web/directories.js'
 import { type MergeCheckpointOptions, mergeCheckpoint } from './chunks/merge-checkpoint.js'
-import { openPlan, reportPlan } from './chunks/open-plan.js'
+import { loadConfig, openPlan, reportPlan } from './chunks/open-plan.js'
 import { compareCheckpoints, type Differences } from './chunks/unmerge.js'
 import { type ChosenFormat, chooseFormat, type MergeBase } from './format.js'
 import type { MergePlanReport, MergeReport } from './report.js'
@@ -147,9 +147,11 @@ export async function openOnnx(
   const { allowMissing, quantized, externalData, outDtype } = request
   // Beside a checkpoint they are there already.
   const companions = weightsOnly || format === 'both' ? undefined : base.directory
+  const config = await loadConfig(base.directory)
+  const isBesideCheckpoint = format === 'both'
   const factors = outDtype === 'F32' || outDtype === 'F16' ? outDtype : undefined
-  const settings = { signal, onProgress, modules, strict, reproducible, quantized, externalData, factors }
-  const options = { ...settings, allowMissing, companions, path: outFile }
+  const settings = { signal, onProgress, modules, strict, reproducible, allowMissing, quantized, externalData, factors }
+  const options = { ...settings, companions, config, isBesideCheckpoint, path: outFile }
   return openGraphsMerge(base.directory, graphs, adapters, options, sign)
 }
 

@@ -16,7 +16,7 @@ import { type LoraConfig, resolveConfig } from '../lora/config.js'
 import { requireHandled, requirePlainConfig } from '../lora/requirements.js'
 import type { OpenTask, Task } from '../tasks/task.js'
 import { checkTaskName, DEFAULT_TASK, loadTask } from '../tasks/tasks.js'
-import { type EncodedRows, encodeRows } from './examples.js'
+import { type EncodedSource, encodeRows } from './examples.js'
 import type { TrainingData, TrainingOptions, TrainResult } from './options.js'
 import type { TrainReport } from './report.js'
 import { trainAdapter } from './run.js'
@@ -44,7 +44,11 @@ export async function train(options: TrainingOptions): Promise<TrainResult> {
   on?.stage?.('encode')
   const { evalSplit } = options
   const isHeldOut = evalSplit === undefined ? undefined : planSplit(evalSplit, config.seed)
-  const { kept: records, heldOut } = await encode(options, settings, task, options.data, 'data', isHeldOut)
+  const {
+    kept: records,
+    heldOut,
+    chatTemplate,
+  } = await encode(options, settings, task, options.data, 'data', isHeldOut)
   const evalRecords =
     options.evalData === undefined
       ? heldOut
@@ -52,6 +56,7 @@ export async function train(options: TrainingOptions): Promise<TrainResult> {
   on?.stage?.('prepare')
   const open = task.open(model, records.examples)
   const adapter = options.adapter ?? (await newAdapter(model, config, { task, open, modules }))
+  adapter.chatTemplate = chatTemplate ?? adapter.chatTemplate
   checkHead(adapter, open)
   if (open.labels !== undefined) adapter.labels = open.labels
   const result = await trainAdapter({
@@ -87,7 +92,7 @@ async function encode(
   data: TrainingData,
   name: string,
   isHeldOut: ((index: number) => boolean) | undefined,
-): Promise<{ kept: EncodedRows; heldOut: EncodedRows }> {
+): Promise<EncodedSource> {
   const where = nameOf(data, name)
   const { maxLength } = settings
   const encoding = { task, model, maxLength, chatTemplate, chatTemplateArgs, isHeldOut, name: where }

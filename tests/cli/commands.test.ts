@@ -162,12 +162,13 @@ describe('lowrank inspect', () => {
 
 describe('lowrank generate', () => {
   const prompt = ['--prompt', 'And the people', '--max-new-tokens', '8']
+  const greedy = [...prompt, '--temperature', '0']
 
   it('writes the text, and nothing else, to stdout', async () => {
-    const report = documentOf(await lowrankHere('generate', '--model', MODEL, ...prompt, '--json'))
+    const report = documentOf(await lowrankHere('generate', '--model', MODEL, ...greedy, '--json'))
     expect(report).toMatchObject({ text: expect.any(String), tokens: 8, adapter: null })
     expect(report.seconds).toBeGreaterThan(0)
-    const plain = await lowrankHere('generate', '--model', MODEL, ...prompt)
+    const plain = await lowrankHere('generate', '--model', MODEL, ...greedy)
     expect(plain.stdout).toBe(`${report.text}\n`)
   })
 
@@ -196,7 +197,7 @@ describe('lowrank generate', () => {
     const strong = join(scratch, 'strong')
     await lowrankHere('train', ...QUICK, '--learning-rate', '5e-2', '--out', strong)
     const report = documentOf(
-      await lowrankHere('generate', '--model', MODEL, '--adapter', adapter, '--adapter', strong, ...prompt, '--json'),
+      await lowrankHere('generate', '--model', MODEL, '--adapter', adapter, '--adapter', strong, ...greedy, '--json'),
     )
     expect(report.results.map((result: { adapter: string }) => result.adapter)).toEqual([adapter, strong])
     expect(report.text).toBe(report.results[0].text)
@@ -238,7 +239,7 @@ describe('lowrank merge', () => {
     expect(report.peakRssBytes).toBeGreaterThan(0)
     expect(report.layers).toHaveLength(42)
     for (const { relativeChange } of report.layers) expect(relativeChange).toBeGreaterThan(0)
-    const prompt = ['--prompt', 'And the people', '--max-new-tokens', '12']
+    const prompt = ['--prompt', 'And the people', '--max-new-tokens', '12', '--temperature', '0']
     const merged = await lowrankHere('generate', '--model', out, ...prompt)
     const adapted = await lowrankHere('generate', '--model', MODEL, '--adapter', adapter, ...prompt)
     expect(merged.stdout).toBe(adapted.stdout)

@@ -5,9 +5,11 @@ import type { Feeds } from '../../runtime/runtime.js'
 import type { Graph } from '../view/graph.js'
 import { entryOf } from '../view/operators.js'
 import { type CacheEntry, cacheEntry, emptyTensor, isCacheInput } from './cache.js'
-import { roleFeeds, splitInputs, type TokenBatch } from './roles.js'
+import { type RoleInput, roleFeeds, splitInputs, type TokenBatch } from './roles.js'
 
 export interface TokenInputs {
+  /** All inputs but the cache's. */
+  readonly roles: readonly RoleInput[]
   /** Empty if the model has no cache. */
   readonly cache: readonly CacheEntry[]
   /** All feeds except the cache. Positions count the real tokens of each row. */
@@ -35,6 +37,7 @@ export function tokenInputs(graph: Graph): TokenInputs {
     })
   }
   return {
+    roles,
     cache,
     feeds: (tokens) => roleFeeds(roles, tokens),
     emptyCache: (batch) => Object.fromEntries(cache.map((entry) => [entry.past, emptyTensor(entry, batch)])),

@@ -55,6 +55,7 @@ export class HubDirectory implements Directory {
   readonly name: string
   /** Where it lies: the id, the revision that was asked for, and the folder in the repository. */
   readonly source: HubSource
+  readonly hubId: string
   /** The commit that the files are of. */
   readonly commit: string
   readonly #files: HubFiles
@@ -62,6 +63,7 @@ export class HubDirectory implements Directory {
   constructor(source: HubSource, commit: string, files: HubFiles) {
     this.name = hubName(source)
     this.source = source
+    this.hubId = source.id
     this.commit = commit
     this.#files = files
   }

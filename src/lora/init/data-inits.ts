@@ -190,6 +190,7 @@ export function evaInitialize(
   const targetModules = kept.map(({ layer }) => layer.name)
   const result = new LoraAdapter({ ...adapter.config, init: 'eva', targetModules, rankPattern, alphaPattern })
   result.labels = adapter.labels
+  result.problemType = adapter.problemType
   for (const { layer: before } of kept) {
     const { name, baseWeight, d, k, dtype } = before
     const layer = baseWeight === undefined ? result.addLayerOfShape(name, [d, k]) : result.addLayer(name, baseWeight)

@@ -42,6 +42,13 @@ export interface Edit extends Place {
   readonly keys: string[]
 }
 
+/** How edits are collected. */
+export interface CollectOptions {
+  readonly policy?: QuantizedPolicy | undefined
+  /** Tensors of adapters that are no edits of the graph. Default: none. */
+  readonly isElsewhere?: (adapter: LoraAdapter, tensor: string) => boolean
+}
+
 /** What can be merged into ONNX graphs. */
 export const MERGED: readonly Handled[] = [
   'linear',
@@ -56,6 +63,7 @@ export const MERGED: readonly Handled[] = [
 /**
  * Reads weights only to tell whether embeddings are tied, for adapters that replace some of their values.
  *
+ * @param isElsewhere whole tensors that need no place, because they are a new head's
  * @throws MismatchError when an adapter is empty or does not fit; UnsupportedError naming what cannot be found in the graph for
  *   certain, is there in a form that cannot be changed, or cannot be combined
  */
@@ -64,7 +72,7 @@ export async function collectEdits(
   graph: Graph,
   adapters: readonly { readonly adapter: LoraAdapter; readonly weight: number }[],
   modules: ModuleMap,
-  policy?: QuantizedPolicy,
+  { policy, isElsewhere = () => false }: CollectOptions = {},
 ): Promise<{ edits: Edit[]; quantized: readonly QuantizedLayer[] }> {
   const linears = findLinears(graph, modules)
   const edits = new Edits(model, graph, linears, policy)
@@ -74,6 +82,7 @@ export async function collectEdits(
     if (adapter.size === 0) throw new MismatchError({ where: 'adapter', what: 'it has no layers' })
     edits.addLayers(index, adapter, weight)
     for (const replacement of adapter.parts('replacement')) {
+      if (isElsewhere(adapter, replacement.name)) continue
       await edits.addReplacement(index, replacement, adapter.config.fanInFanOut, (other) => adapter.has(other))
     }
     for (const rows of adapter.parts('token-rows')) {

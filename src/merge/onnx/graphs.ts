@@ -15,7 +15,7 @@ import type { MergeReport } from '../report.js'
 import { writeTogether } from '../staged.js'
 import type { AdapterInput } from '../weighted.js'
 import { collectEdits } from './edits.js'
-import { copyConfig } from './hub-config.js'
+import { findMergedHead } from './head.js'
 import {
   loadAdapters,
   type MergeOnnxOptions,
@@ -78,7 +78,7 @@ export async function openGraphsMerge(
           for (const { write } of opened) reports.push(await write(staged))
           if (reports[0].copied.includes(CONFIG_FILE)) {
             const graphs = opened.map(({ dataFiles }, i) => ({ path: paths[i], dataFiles }))
-            await copyConfig(companions!, staged, graphs)
+            await opened[0].writeConfig(staged, graphs)
           }
           return told({ ...reports.reduce(joined), out: out.name }, warnings)
         }),
@@ -115,7 +115,7 @@ async function spreadAll(
   models: readonly OnnxModel[],
   paths: readonly string[],
   adapters: readonly WeightedOnnx[],
-  { modules, allowMissing = false }: MergeGraphsOptions,
+  { modules, allowMissing = false, config }: MergeGraphsOptions,
 ): Promise<{ parts: WeightedOnnx[][]; warnings: string[] }> {
   if (models.length === 1 && !allowMissing) return { parts: [[...adapters]], warnings: [] }
   const graphs = models.map(({ proto }, i) => {
@@ -125,7 +125,11 @@ async function spreadAll(
   const parts: WeightedOnnx[][] = models.map(() => [])
   const warnings: string[] = []
   for (const { adapter, weight } of adapters) {
-    const hasPlace = (i: number, name: string) =>
+    const heads = await Promise.all(
+      graphs.map(({ graph, linears }) => findMergedHead(graph, linears, config?.values ?? {}, [adapter])),
+    )
+    const hasPlace = async (i: number, name: string) =>
+      heads[i]?.placed.tensors.has(name) === true ||
       isPlaced(models[i], graphs[i].graph, adapter.only(new Set([name])), modules ?? {})
     const { parts: own, missing } = await spreadAdapter(graphs, adapter, hasPlace)
     if (missing.length > 0) {

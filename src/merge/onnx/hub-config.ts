@@ -1,10 +1,8 @@
 // config.json of a result as transformers.js reads it: which type the graph is in, and how many data files it has.
 
-import { type Directory, readAll, writeFile } from '../../base/bytes.js'
 import { FormatError } from '../../base/errors.js'
 import { setMember } from '../../formats/json-edit.js'
 import { dtypeOf } from '../../graph/graph-file.js'
-import { CONFIG_FILE } from '../plan/config-edit.js'
 
 const MEMBER = 'transformers.js_config'
 
@@ -16,19 +14,8 @@ export interface WrittenGraph {
   readonly dataFiles: number
 }
 
-/** Copies config.json with what the result's graphs need. */
-export async function copyConfig(from: Directory, to: Directory, graphs: readonly WrittenGraph[]): Promise<void> {
-  const source = await from.open(CONFIG_FILE)
-  try {
-    const text = new TextDecoder().decode(await readAll(source))
-    await writeFile(to, CONFIG_FILE, hubConfig(text, graphs, source.name))
-  } finally {
-    await source.close()
-  }
-}
-
 /** config.json with the types and data files of all graphs of a result. */
-export function hubConfig(text: string, graphs: readonly WrittenGraph[], where: string): string {
+export function editForHub(text: string, graphs: readonly WrittenGraph[], where: string): string {
   let config: unknown
   try {
     config = JSON.parse(text)

@@ -1,7 +1,7 @@
 // Merges adapters into an ONNX model: a new model whose weights hold W + Σ w·s·B·A, of the same types, which runs anywhere
 // without LoRA inputs. Weights stream from the old file to the new one.
 
-import type { Directory } from '../../base/bytes.js'
+import { type Directory, writeFile } from '../../base/bytes.js'
 import { MismatchError, UnsupportedError } from '../../base/errors.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import { byteLengthOf, dimsOf } from '../../formats/onnx/tensors.js'
@@ -12,13 +12,14 @@ import { LoraAdapter } from '../../lora/adapter.js'
 import { loadAdapter } from '../../peft/adapter-folder.js'
 import { requireMatched } from '../../peft/unmatched.js'
 import { copyFile, findCompanions, NO_COMPANIONS } from '../chunks/companions.js'
-import { CONFIG_FILE } from '../plan/config-edit.js'
+import { type Config, loadConfig } from '../chunks/open-plan.js'
+import { CONFIG_FILE, editConfig, headWarning } from '../plan/config-edit.js'
 import type { MergeReport } from '../report.js'
 import type { ExternalDataMode, RunSettings } from '../settings.js'
 import { refuseBaseAsOutput, writeTogether } from '../staged.js'
 import { type LayerChange, mergeWeight } from '../weight.js'
 import { type AdapterInput, weighted } from '../weighted.js'
-import { copyConfig } from './hub-config.js'
+import { editForHub, type WrittenGraph } from './hub-config.js'
 import { planOnnxMerge } from './plan.js'
 import type { QuantizedPolicy } from './quantized.js'
 
@@ -28,6 +29,10 @@ export interface MergeOnnxOptions extends RunSettings {
   path?: string | undefined
   /** The base's folder, whose configuration and tokenizer go along. Default: none do. */
   companions?: Directory | undefined
+  /** The base's config.json, which tells what heads it can have. Default: that of `companions`. */
+  config?: Config | undefined
+  /** A checkpoint beside it writes config.json. Default false. */
+  isBesideCheckpoint?: boolean | undefined
   /** Module name → name of the node or of its weight, where the graph's own names do not tell. */
   modules?: ModuleMap | undefined
   /** Refuses adapters whose config has targets or patterns that match nothing of them. Default false. */
@@ -52,6 +57,8 @@ export interface OpenOnnxMerge {
   readonly totalBytes: number
   /** Of the written graph. */
   readonly dataFiles: number
+  /** Writes config.json with what transformers.js asks of these graphs. */
+  writeConfig(out: Directory, graphs: readonly WrittenGraph[]): Promise<void>
   /** @throws NumericError naming the weight when a result is not finite; FileError when the output is the base itself */
   write(out: Directory): Promise<MergeReport>
 }
@@ -70,24 +77,37 @@ export async function openOnnxMerge(
   const startedAt = performance.now()
   const { path = model.fileName, companions: folder, modules, reproducible = false } = options
   const { quantized, factors, externalData = 'copy', isUnmerge = false, writesConfig = true } = options
-  const plan = await planOnnxMerge(model, loaded, { modules, quantized, factors, isUnmerge })
-  const { proto, targets, branches, requantized } = plan
+  const config = options.config ?? (folder && (await loadConfig(folder)))
+  const asked = { config: config?.values, modules, quantized, factors, isUnmerge }
+  const plan = await planOnnxMerge(model, loaded, asked)
+  const { proto, targets, added, head, branches, requantized } = plan
   if (factors !== undefined && branches.length === 0) throw noFactors()
   let dataFiles = 0
   const initializers = proto.graph?.initializer ?? []
   const own = new Set([...model.files.keys()].map((name) => name.replace(/\/.*/, '/')))
   const companions = folder === undefined ? NO_COMPANIONS : await findCompanions(folder, own)
+  const edited =
+    head && config && companions.copied.includes(CONFIG_FILE)
+      ? editConfig(config.bytes, { untied: [], dtype: undefined, head }, `${folder!.name}/${CONFIG_FILE}`)
+      : undefined
+  // Beside a checkpoint, config.json is the checkpoint's to write.
+  const isTold = edited !== undefined || options.isBesideCheckpoint === true
+  const warnings = head === undefined || isTold ? [] : [headWarning(head)]
   const kernels = reproducible ? referenceKernels : undefined
   const layers: LayerChange[] = []
-  const warnings: string[] = []
   const overrides = new Map<string, WeightWriter>(requantized)
   for (const [name, { target, source }] of targets) {
     const read = (offset: number, byteLength: number) => model.readPart(source, offset, byteLength)
     overrides.set(name, () => mergeWeight(target, read, (change) => layers.push(change), kernels))
   }
   const totalBytes = initializers.reduce((sum, tensor) => sum + (byteLengthOf(tensor.dataType, dimsOf(tensor)) ?? 0), 0)
+  const writeConfig = async (staged: Directory, graphs: readonly WrittenGraph[]) => {
+    const where = `${folder!.name}/${CONFIG_FILE}`
+    await writeFile(staged, CONFIG_FILE, editForHub(edited ?? new TextDecoder().decode(config!.bytes), graphs, where))
+  }
   return {
     totalBytes,
+    writeConfig,
     get dataFiles() {
       return dataFiles
     },
@@ -102,7 +122,7 @@ export async function openOnnxMerge(
         dataFiles = written.dataFiles.length
         warnings.push(...written.unlinked.map(({ file, reason }) => `${file} is a copy, not a hard link: ${reason}`))
         for (const name of companions.copied) {
-          if (name === CONFIG_FILE) await (writesConfig && copyConfig(folder!, staged, [{ path, dataFiles }]))
+          if (name === CONFIG_FILE) await (writesConfig && writeConfig(staged, [{ path, dataFiles }]))
           else await copyFile(folder!, name, staged)
         }
         layers.push(...(await plan.changes()))
@@ -114,7 +134,7 @@ export async function openOnnxMerge(
         tensors: initializers.length,
         changed: targets.size + requantized.size,
         ...(branches.length > 0 && { branches: branches.length }),
-        added: [],
+        added: [...added],
         renamed: [],
         bytes,
         seconds: (performance.now() - startedAt) / 1000,

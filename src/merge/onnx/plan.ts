@@ -18,8 +18,10 @@ import { findLinears, type ModuleMap } from '../../graph/match/linears.js'
 import { HANDS_ON, storedValue } from '../../graph/match/parameters.js'
 import { Graph, implicitInputs } from '../../graph/view/graph.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
+import type { HeadEdit } from '../plan/config-edit.js'
 import type { LayerChange, MergeTarget } from '../weight.js'
 import { collectEdits, type Edit } from './edits.js'
+import { findMergedHead, headEdit, writeHead } from './head.js'
 import { branchChange, mergeBranches, type QuantizedLayer, type QuantizedPolicy, unmergeBranches } from './quantized.js'
 import { planRequantization } from './requantize.js'
 
@@ -28,6 +30,10 @@ export interface OnnxMergePlan {
   readonly proto: ModelProto
   /** By the name of the initializer in `proto`; `source` holds the base weight. */
   readonly targets: ReadonlyMap<string, { readonly target: MergeTarget; readonly source: TensorProto }>
+  /** Names of initializers that the base does not have: a new head's. */
+  readonly added: readonly string[]
+  /** What config.json is to say of the head; undefined where the adapters bring none. */
+  readonly head: HeadEdit | undefined
   /** Layers with quantized weights that got a branch, or lost one. */
   readonly branches: readonly QuantizedLayer[]
   /** What writes the tensors of weights that are quantized again, by the name of the initializer. */
@@ -38,6 +44,8 @@ export interface OnnxMergePlan {
 
 /** How a merge into a graph is planned. */
 export interface OnnxPlanOptions {
+  /** The content of config.json. */
+  readonly config?: Readonly<Record<string, unknown>> | undefined
   readonly modules?: ModuleMap | undefined
   /** The type of branches' factors; undefined: the one in which each layer computes. */
   readonly factors?: 'F32' | 'F16' | undefined
@@ -61,16 +69,22 @@ interface Group {
 }
 
 /**
- * Throws what {@link collectEdits} throws, and UnsupportedError naming the node when a weight is of another type than f32, f16
+ * @param config config.json of the base, by which heads are known
+ * @throws what {@link collectEdits} and {@link findMergedHead} throw, and UnsupportedError naming the node when a weight is of another type than f32, f16
  * and bf16.
  */
 export async function planOnnxMerge(
   model: OnnxModel,
   adapters: readonly { readonly adapter: LoraAdapter; readonly weight: number }[],
-  { modules = {}, factors, quantized: policy, isUnmerge = false }: OnnxPlanOptions = {},
+  { config = {}, modules = {}, factors, quantized: policy, isUnmerge = false }: OnnxPlanOptions = {},
 ): Promise<OnnxMergePlan> {
   const graph = new Graph(model.proto)
-  const { edits, quantized } = await collectEdits(model, graph, adapters, modules, policy)
+  const linears = findLinears(graph, modules)
+  const loaded = adapters.map(({ adapter }) => adapter)
+  const head = await findMergedHead(graph, linears, config, loaded)
+  const isElsewhere = (adapter: LoraAdapter, tensor: string) =>
+    head?.isReplaced === false && head.adapter === adapter && head.placed.tensors.has(tensor)
+  const { edits, quantized } = await collectEdits(model, graph, adapters, modules, { policy, isElsewhere })
   if (policy !== undefined && quantized.length === 0) throw nothingQuantized(graph, policy)
   const groups = groupByWeight(graph, edits)
   const inSubgraphs = new Set(graph.nodes.flatMap(implicitInputs))
@@ -103,8 +117,10 @@ export async function planOnnxMerge(
   } else if (isUnmerge) await unmergeBranches(model, graph, quantized)
   else await mergeBranches(model, graph, quantized, factors)
   const branches = policy === 'requantize' ? [] : quantized
+  const added = head?.isReplaced === false ? writeHead(graph, linears, head) : []
+  const ofHead = { added, head: head && (await headEdit(config, head)) }
   return {
-    ...{ proto: graph.toModel(), targets, branches, requantized },
+    ...{ proto: graph.toModel(), targets, ...ofHead, branches, requantized },
     async changes() {
       const beside: LayerChange[] = []
       for (const one of branches) beside.push(await branchChange(model, before, one))
