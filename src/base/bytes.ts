@@ -13,7 +13,7 @@ export interface ByteSource {
   readonly realPath?: string
   /** Exactly `byteLength` bytes from `offset`. Throws FileError when the range is outside the source or unreadable. */
   read(offset: number, byteLength: number): Promise<Uint8Array>
-  /** Lets go of what the source holds open. */
+  /** Closes the file. */
   close(): Promise<void>
 }
 

@@ -19,7 +19,7 @@ import { ADAPTER } from './adapters.js'
 import { DTYPE } from './model.js'
 import { SOURCE, type Source, TARGET, type Target } from './sources.js'
 
-/** An adapter to merge: in memory or in a source, with a weight where that is not 1. */
+/** An adapter to merge: an object, or a source. `weight` multiplies its change. Default 1. */
 export type AdapterToMerge =
   | LoraAdapter
   | Source
@@ -43,9 +43,9 @@ export interface MergeOptions extends MergingOptions, Pick<MergeSettings, 'tied'
 export interface UnmergeOptions extends MergingOptions {
   /** The result of a merge. */
   merged: Source
-  /** The checkpoint as it was before: how many values differ from it is counted. Not for .onnx. */
+  /** The original base checkpoint. The report counts the values that differ from it. Not for .onnx. */
   original?: Source | undefined
-  /** `keep` for a merge that changed tied embeddings for both uses. An untied result needs no word. Default `refuse`. Not for .onnx. */
+  /** Use `keep` if the merge used `tied: 'keep'`. Leave it out if the merge used `untie`. Default `refuse`. Not for .onnx. */
   tied?: 'refuse' | 'keep' | undefined
 }
 

@@ -26,7 +26,7 @@ import { MODEL } from './train.js'
 
 /** What {@link openSession} takes. */
 export interface OpenSessionOptions extends Omit<AdapterSessionOptions, 'adapters'> {
-  /** Adapters to begin with, by the name that runs choose them by: in memory, or what {@link loadAdapter} takes. */
+  /** The first adapters: name → adapter in memory, or any source that {@link loadAdapter} accepts. Runs choose by this name. */
   adapters?: Readonly<Record<string, LoraAdapter | Source>> | undefined
   /** Hears before opening if the model needs more memory than there is, by an estimate. Default: console.warn. */
   onWarning?: ((message: string) => void) | undefined
@@ -42,6 +42,7 @@ const OPTIONS: OptionTable<OpenSessionOptions> = {
   onWarning: FUNCTION,
   device: anyOf(NAME, listOf(NAME)),
   modules: OBJECT,
+  allowMissing: BOOLEAN,
   threads: COUNT,
   lowMemory: BOOLEAN,
   optimization: oneOf('disabled', 'basic', 'extended', 'all'),

@@ -10,7 +10,7 @@ import type { MergeFormat, MergeProgress } from './report.js'
 
 /** How a merge is stopped and followed. */
 export interface RunSettings {
-  /** Stops between two pieces: merging rejects with the signal's reason, and leaves at most files to resume from. */
+  /** Stops the merge. The promise rejects with the signal's reason. Only files for `resume` stay. */
   signal?: SignalLike | undefined
   /** Called after each piece that is written, or several times a second. */
   onProgress?: ((progress: MergeProgress) => void) | undefined
@@ -19,8 +19,8 @@ export interface RunSettings {
 /** What all merges take. */
 export interface MergeSettings extends RunSettings {
   /**
-   * Which kind of model is written. Default: of a folder with an `onnx/` folder or without a checkpoint the .onnx, which it is run
-   * from; else safetensors; of a file its own.
+   * Format of the result. Default: the format of the base file. If the base is a folder: `onnx` if it has an .onnx model, else
+   * `safetensors`.
    */
   format?: MergeFormat | undefined
   /**
@@ -40,13 +40,13 @@ export interface MergeSettings extends RunSettings {
   allowMissing?: boolean | undefined
   /** Type of the weights that are written; all F64, F32, F16 and BF16 tensors are converted. Default `keep`. Not for .onnx. */
   outDtype?: FloatDtype | 'keep' | undefined
-  /** Distributes the tensors anew over shards of at most so many bytes. Default: shards stay. Not for .onnx. */
+  /** Largest size of a weight file in bytes. Default: the same files as the base. Not for .onnx. */
   maxShardBytes?: number | undefined
   /** Writes the weights alone, without the base's configuration and tokenizer. Default false; a result that is a file has none anyway. */
   weightsOnly?: boolean | undefined
-  /** Refuses adapters whose config has targets or patterns that match nothing of them. Default false. */
+  /** Throws an error if a target or pattern of the config matches no layer of the adapter. Default false. */
   strict?: boolean | undefined
-  /** The same bytes on every machine. Default false: fused multiply-adds where the host has them, which round once less. */
+  /** The same bytes on every machine. Default false: a little faster, but the last bits depend on the machine. */
   reproducible?: boolean | undefined
   /** Module name → name of the node or of its weight, where an .onnx file's own names do not tell. */
   modules?: ModuleMap | undefined
@@ -58,13 +58,16 @@ export interface PathSettings {
   overwrite?: boolean | undefined
   /** Keeps the finished shards of an interrupted merge whose checksums agree. Default: start over. Not for .onnx. */
   resume?: boolean | undefined
-  /** Makes only every `count`-th output file, from `index` (from 0): one job's share. The last step is `finish`. Not for .onnx. */
+  /**
+   * Writes only the files `index`, `index + count`, … (counted from 0): the share of one job. The last step is `finish`. Not for
+   * .onnx.
+   */
   share?: { index: number; count: number } | undefined
   /** Checks the files that all shares have made, adds the others, and gives the output its name. Not for .onnx. */
   finish?: boolean | undefined
-  /** Threads, the calling one among them. Default: one a core, at most 4. An .onnx is merged by one. */
+  /** Number of threads, including the calling thread. Default: one for each core, at most 4. A merge into .onnx uses one thread. */
   threads?: number | undefined
-  /** Waits until all is on disk. Default true. */
+  /** Waits until all files are written to the disk (fsync). Default true. */
   fsync?: boolean | undefined
 }
 
