@@ -28,6 +28,7 @@ import type { TrainEvents } from '../train/report.js'
 import { SETTINGS_KINDS } from '../train/settings.js'
 import { ADAPTER } from './adapters.js'
 import { DATA, type Data, openData } from './data.js'
+import { memoryLimits } from './memory.js'
 import { DTYPE, loadModel } from './model.js'
 import { openTarget, SOURCE, type Source, TARGET, type Target } from './sources.js'
 
@@ -108,14 +109,17 @@ export async function train(options: TrainOptions): Promise<TrainResult> {
   return withOpened(options, async (model, open) => {
     const training = await import('../train/train.js')
     const { dtype: _, ...rest } = options
-    return await training.train({
-      ...rest,
-      config: await withDefaultTargets(options.config, model),
-      model,
-      data: await open(options.data, 'data'),
-      evalData: options.evalData === undefined ? undefined : await open(options.evalData, 'evalData'),
-      out: options.out === undefined ? undefined : openTarget(options.out, 'out'),
-    })
+    return await training.train(
+      {
+        ...rest,
+        config: await withDefaultTargets(options.config, model),
+        model,
+        data: await open(options.data, 'data'),
+        evalData: options.evalData === undefined ? undefined : await open(options.evalData, 'evalData'),
+        out: options.out === undefined ? undefined : openTarget(options.out, 'out'),
+      },
+      memoryLimits(model),
+    )
   })
 }
 
