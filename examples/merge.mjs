@@ -22,7 +22,11 @@ for (const [folder, adapters] of [
 ]) {
   const model = await loadModel(folder)
   const session = await openSession(model, { adapters })
-  const { text } = await session.generate('The Congress', { adapter: session.adapters[0], maxNewTokens: 12 })
+  const { text } = await session.generate('The Congress', {
+    adapter: session.adapters[0],
+    maxNewTokens: 12,
+    temperature: 0,
+  })
   console.log(`${folder}:${text}`)
   texts.push(text)
   await session.dispose()

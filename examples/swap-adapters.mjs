@@ -16,7 +16,7 @@ const session = await openSession(model, {
 const requests = ['scripture', undefined, 'whaling', 'scripture']
 const texts = []
 for (const adapter of requests) {
-  const { text, seconds } = await session.generate('It is the duty', { adapter, maxNewTokens: 15 })
+  const { text, seconds } = await session.generate('It is the duty', { adapter, maxNewTokens: 15, temperature: 0 })
   console.log(`${(adapter ?? 'base').padEnd(10)}${text}  (${(seconds * 1000).toFixed(0)} ms)`)
   texts.push(text)
 }

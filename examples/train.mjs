@@ -24,7 +24,11 @@ await saveAdapter(adapter, 'out/examples/sailor')
 console.log(`${report.trainableParams} parameters in out/examples/sailor`)
 
 const session = await openSession(model, { adapters: { sailor: adapter } })
-const { text } = await session.generate('Who is it? It is the boatswain.', { adapter: 'sailor', maxNewTokens: 8 })
+const { text } = await session.generate('Who is it? It is the boatswain.', {
+  adapter: 'sailor',
+  maxNewTokens: 8,
+  temperature: 0,
+})
 console.log('answer:', text)
 await session.dispose()
 await model.close()

@@ -16,6 +16,13 @@ const UNION = join(ROOT, 'models/union-3m')
 const ADAPTER = join(ROOT, 'tests/golden/peft/rslora')
 const PROMPTS = ['And the people', 'The Constitution of the United States', 'The', 'On the 4th of July: ']
 const MAX_NEW_TOKENS = 40
+const ENCODER = join(ROOT, 'tests/golden/text-classification/encoder')
+const SENTENCES = [
+  'The sea was calm.',
+  'He saw the sun and was happy!',
+  'a',
+  'Rain came, a grim night and the ship went',
+]
 
 /**
  * What is checked. `folder` makes the model that transformers.js opens; `check` compares its pipeline with lowrank over `base` and
@@ -36,6 +43,14 @@ const CASES = [
     adapter: ADAPTER,
     folder: mergedOnnx,
     check: compareTexts,
+  },
+  {
+    name: 'a new head merged into an encoder',
+    task: 'text-classification',
+    base: ENCODER,
+    adapter: join(ENCODER, 'golden/adapter-init'),
+    folder: mergedOnnx,
+    check: compareLabels,
   },
 ]
 
@@ -73,22 +88,54 @@ async function compareTexts(pipeline, { base, adapter }) {
   return `${PROMPTS.length} texts of ${MAX_NEW_TOKENS} tokens are the same, one by one and in a batch`
 }
 
-async function lowrankTexts(base, adapter) {
+function lowrankTexts(base, adapter) {
+  return withSession(base, adapter, async (session) => {
+    const texts = []
+    for (const prompt of PROMPTS) {
+      const { text, tokens } = await session.generate(prompt, {
+        adapter: adapter && 'adapter',
+        temperature: 0,
+        maxNewTokens: MAX_NEW_TOKENS,
+      })
+      assert.equal(tokens, MAX_NEW_TOKENS, `${prompt}: too short a text to compare`)
+      texts.push(text)
+    }
+    return texts
+  })
+}
+
+/** The pipeline gives all labels of sentences, one by one and in a batch, with the scores of lowrank's session. */
+async function compareLabels(pipeline, { base, adapter }) {
+  const expected = await withSession(base, adapter, (session) => {
+    return session.classify(SENTENCES, { adapter: 'adapter', topK: 99 })
+  })
+  const batch = await pipeline(SENTENCES, { top_k: 99 })
+  for (const [i, sentence] of SENTENCES.entries()) {
+    for (const found of [batch[i], await pipeline(sentence, { top_k: 99 })]) {
+      assert.deepEqual(found.map(labelOf), expected[i].labels.map(labelOf), sentence)
+      for (const [j, { score }] of found.entries()) {
+        assert.ok(Math.abs(score - expected[i].labels[j].score) < 1e-5, sentence)
+      }
+    }
+  }
+  return `all labels of ${SENTENCES.length} texts have the same scores, one by one and in a batch`
+}
+
+function labelOf({ label }) {
+  return label
+}
+
+/** What lowrank's own session over `base` gives, with `adapter` in it by that name. */
+async function withSession(base, adapter, use) {
   const model = await loadModel(base, { runtime: { module: ort } })
   const adapters = adapter === undefined ? {} : { adapter: await loadAdapter(adapter) }
   const session = await openSession(model, { adapters })
-  const texts = []
-  for (const prompt of PROMPTS) {
-    const { text, tokens } = await session.generate(prompt, {
-      adapter: adapter && 'adapter',
-      maxNewTokens: MAX_NEW_TOKENS,
-    })
-    assert.equal(tokens, MAX_NEW_TOKENS, `${prompt}: too short a text to compare`)
-    texts.push(text)
+  try {
+    return await use(session)
+  } finally {
+    await session.dispose()
+    await model.close()
   }
-  await session.dispose()
-  await model.close()
-  return texts
 }
 
 /** The .onnx of `base` with `adapter` inside, in a folder that runs. */

@@ -60,17 +60,21 @@ export {
   unmerge,
 } from './index/verbs.js'
 export { webRuntime } from './index/web-runtime.js'
+export type { AdapterChoice } from './infer/adapter-choice.js'
 export { GENERATE_DEFAULTS, type SamplingOptions } from './infer/sampling.js'
 export type {
   AdapterSession,
   AdapterSessionOptions,
+  ChatOptions,
   Classification,
   ClassifyOptions,
   GenerateOptions,
   GenerateResult,
+  Prompt,
   RunOptions,
   StreamOptions,
   TextOrPair,
+  TokenScore,
 } from './infer/session.js'
 export type { DownloadProgress, OnDownload } from './io/hub/directory.js'
 export {
@@ -127,6 +131,7 @@ export type { AdapterReport, LayerReport, ProblemReport, ReplacementReport } fro
 export type { RuntimeHost } from './runtime/host.js'
 export type { OrtModule } from './runtime/onnxruntime.js'
 export type { Feeds, RuntimeTensor, SessionOptions, TensorData, TensorType } from './runtime/runtime.js'
+export type { ChatMessage } from './text/chat.js'
 export type { MessageRecord, TextRecord } from './text/records.js'
 export type { TextStream, Tokenizer } from './text/tokenizer.js'
 export type { CombineResult } from './tools/combine.js'

@@ -2,7 +2,17 @@
 
 import { existsSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
-import { contents, expectRefusal, expectSame, expectSuccess, mergeTo, run, start, trainTo } from './commands.mjs'
+import {
+  contents,
+  expectRefusal,
+  expectSame,
+  expectSteps,
+  expectSuccess,
+  mergeTo,
+  run,
+  start,
+  trainTo,
+} from './commands.mjs'
 
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms))
 
@@ -57,6 +67,7 @@ async function killed({ folder, random }, name, command, again = []) {
   }
   expectSame(out, files)
   expectOnly(folder, 'out')
+  if (name === 'train') expectSteps(out)
 }
 
 const CODES = ['ENOSPC', 'EMFILE', 'EIO']
@@ -79,25 +90,29 @@ async function faulty({ folder, random }, name, command, calls) {
   }
 }
 
-async function twoMerges({ folder, random }) {
-  const { files, ms } = await expectedOf('merge', mergeTo, folder)
+/** Two processes, one output: one of them makes it, the other is refused. */
+async function rivals({ folder, random }, name, command) {
+  const { files, ms } = await expectedOf(name, command, folder)
   const out = join(folder, 'out')
   const options = { slowly: random.below(2) === 0 }
-  const first = run(mergeTo(out), options)
+  const first = run(command(out), options)
   await sleep(random.next() * ms)
-  const results = await Promise.all([first, run(mergeTo(out), options)])
+  const results = await Promise.all([first, run(command(out), options)])
   for (const result of results) if (result.code !== 0) expectRefusal(result)
+  if (results.every(({ code }) => code === 0)) throw new Error('both ended with 0')
   // Both may have lost: then the next one finds what it needs.
-  if (results.every(({ code }) => code !== 0)) expectSuccess(await run(mergeTo(out)))
+  if (results.every(({ code }) => code !== 0)) expectSuccess(await run(command(out)))
   expectSame(out, files)
   expectOnly(folder, 'out')
+  if (name === 'train') expectSteps(out)
 }
 
 export const campaigns = [
   ['merge killed, then --resume', (context) => killed(context, 'merge', mergeTo, ['--resume'])],
   ['merge killed, then again', (context) => killed(context, 'merge', mergeTo)],
   ['train killed, then --resume', (context) => killed(context, 'train', trainTo, ['--resume'])],
-  ['two merges at once', twoMerges],
+  ['two merges at once', (context) => rivals(context, 'merge', mergeTo)],
+  ['two trainings at once', (context) => rivals(context, 'train', trainTo)],
   ['merge with a failing call', (context) => faulty(context, 'merge', mergeTo, 120)],
   ['train with a failing call', (context) => faulty(context, 'train', trainTo, 80)],
 ]

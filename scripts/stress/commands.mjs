@@ -12,6 +12,8 @@ const preload = (name) => ['--import', new URL(`${name}.mjs`, import.meta.url).h
 
 const DATA = join(root, 'models/data/whaling.eval.jsonl')
 
+const STEPS = 10
+
 export const mergeTo = (out, ...more) => [
   ...['merge', '--base', golden('merge/llama/base'), '--adapter', golden('merge/llama/adapter'), '--out', out],
   ...['--max-shard-size', '20KB', '--threads', '2', ...more],
@@ -19,7 +21,19 @@ export const mergeTo = (out, ...more) => [
 
 export const trainTo = (out, ...more) => [
   ...['train', '--model', golden('models/llama-optimum'), '--data', DATA, '--out', out, '--rank', '2'],
-  ...['--max-steps', '10', '--save-every', '2', '--batch-size', '2', '--max-length', '24', '--threads', '1', ...more],
+  ...[
+    '--max-steps',
+    String(STEPS),
+    '--save-every',
+    '2',
+    '--batch-size',
+    '2',
+    '--max-length',
+    '24',
+    '--threads',
+    '1',
+    ...more,
+  ],
 ]
 
 /**
@@ -72,4 +86,12 @@ export function expectRefusal({ code, signal, stderr }) {
 
 export function expectSuccess({ code, signal, stderr }) {
   if (code !== 0) throw new Error(`ended with ${signal ?? code}: ${stderr}`)
+}
+
+/** Throws where metrics.jsonl has other lines than one for each step. */
+export function expectSteps(folder) {
+  const lines = readFileSync(join(folder, 'metrics.jsonl'), 'utf8').trim().split('\n')
+  const steps = lines.map((line) => JSON.parse(line).step).join()
+  const expected = Array.from({ length: STEPS }, (_, i) => i + 1).join()
+  if (steps !== expected) throw new Error(`metrics.jsonl has the steps ${steps}; expected ${expected}`)
 }

@@ -13,7 +13,7 @@ export interface ByteSource {
   readonly realPath?: string
   /** Exactly `byteLength` bytes from `offset`. Throws FileError when the range is outside the source or unreadable. */
   read(offset: number, byteLength: number): Promise<Uint8Array>
-  /** Lets go of what the source holds open. */
+  /** Closes the file. */
   close(): Promise<void>
 }
 
@@ -33,6 +33,8 @@ export interface ByteSink {
 export interface Directory {
   /** For messages: a path, a URL. */
   readonly name: string
+  /** Of a folder of the Hub, the repository's id. */
+  readonly hubId?: string | undefined
   /**
    * Names of the files directly inside, sorted; empty if the folder does not exist.
    *
@@ -54,8 +56,30 @@ export interface Directory {
    * crash can leave a part of it. Folders without it have only files that appear whole.
    */
   append?(path: string, bytes: Uint8Array): Promise<void>
+  /**
+   * Gives a file of the local file system a second name here. Throws FileError where that cannot be: another disk, a file system
+   * without hard links.
+   *
+   * @param realPath of the file, without symbolic links
+   */
+  link?(path: string, realPath: string): Promise<void>
+  /**
+   * Takes the folder for one writer of a kind. Folders without it do not know of other writers.
+   *
+   * @param what writes there, for messages
+   * @throws FileError while another one has it
+   */
+  reserve?(what: string): Promise<Reservation>
   /** Whether the other is this very folder, where that cannot be told from the paths of files. */
   isSame?(other: Directory): Promise<boolean>
+}
+
+/** A folder that one writer has. */
+export interface Reservation {
+  /** Throws FileError when another one has taken the folder, because this one gave no sign of life. */
+  check(): Promise<void>
+  /** Lets others have it. */
+  release(): Promise<void>
 }
 
 /** A ByteSource over an array that is already in memory. */

@@ -1,60 +1,150 @@
-// lowrank generate: continues a prompt with a model, with and without adapters.
+// lowrank generate: continues prompts and answers chats with a model, with and without adapters.
 
-import { GENERATE_DEFAULTS, type GenerateResult } from '../index.js'
-import { printableProse } from './escape.js'
-import { decimal, defineCommand, integer, required } from './options.js'
+import { type AdapterChoice, GENERATE_DEFAULTS, type GenerateResult, type LoraAdapter } from '../index.js'
+import { DATA_OPTIONS, readChatTemplate } from './data-options.js'
+import { printable, printableProse } from './escape.js'
+import { weightedAdapters } from './merge-options.js'
+import { decimal, defineCommand, integer, repeated, text, toggle } from './options.js'
+import { Prompts } from './prompts.js'
 import { colors, printDocument, say } from './terminal.js'
 import { OUTPUT_OPTIONS, SESSION_OPTIONS, withSession } from './with-session.js'
 
-interface Result extends Pick<GenerateResult, 'text' | 'tokens' | 'seconds' | 'finish' | 'seed'> {
+interface Result extends Pick<GenerateResult, 'text' | 'tokens' | 'seconds' | 'finish' | 'seed' | 'logprobs'> {
   adapter: string | null
+  prompt?: string
+}
+
+/** What one text or one batch is written with. */
+interface Choice {
+  /** For people and the document. */
+  readonly name: string | null
+  readonly adapter: AdapterChoice
+  readonly wasTrainedOnChats: boolean
 }
 
 export const generate = defineCommand({
   name: 'generate',
   summary: 'write text with a model and its adapters',
   about: [
-    'Continues a prompt. Without sampling options, it takes the most likely token each time.',
-    'With several adapters, it loads the model once and writes one text with each adapter.',
+    'Continues prompts, or answers chats. What you leave out is taken from generation_config.json of the model.',
+    'If an adapter was trained on chats, a prompt is a question to it: it goes through the chat template. --raw prevents that.',
+    'With several adapters, it loads the model once and writes one text with each adapter. Several prompts run together.',
   ].join('\n'),
   examples: [
     'lowrank generate --model models/union-3m --prompt "And the people"',
     'lowrank generate --model models/union-3m --adapter out/scripture --prompt "And the people" --temperature 0.7 --top-k 40',
+    'lowrank generate --model HuggingFaceTB/SmolLM2-135M-Instruct --chat --system "Answer in one word." --prompt "What floats?"',
   ],
   options: {
     ...SESSION_OPTIONS,
-    prompt: required('TEXT', 'text to continue'),
+    weight: repeated('W', 'factor for the change of the --adapter before it; default 1'),
+    mix: toggle('add all adapters up and write one text with their sum'),
+    prompt: repeated('TEXT', 'text to continue, or with --chat the question'),
+    messages: text('FILE', 'chat to answer: a .json file with its messages, or a .jsonl file with a chat in each line'),
+    chat: toggle('put each prompt through the chat template, as a message of the user'),
+    system: text('TEXT', 'system message for the chat; implies --chat'),
+    raw: toggle('continue each prompt as it is, even if the adapter was trained on chats'),
+    chatTemplate: DATA_OPTIONS.chatTemplate,
+    chatTemplateArgs: DATA_OPTIONS.chatTemplateArgs,
     maxNewTokens: integer('number of tokens to write at most', { fallback: GENERATE_DEFAULTS.maxNewTokens }),
+    stop: repeated('TEXT', 'end the text before this text'),
     temperature: decimal(
       '0: always the most likely token; 1: as likely as the model says; above 1: more varied',
-      '0, or 1 with --top-k or --top-p',
+      'from generation_config.json, else 0, or 1 with --top-k, --top-p or --min-p',
     ),
     topK: integer('draw from the N most likely tokens'),
     topP: decimal('draw from the most likely tokens that together have this probability', 1),
+    minP: decimal('draw from tokens that are at least this share as likely as the most likely one', 0),
+    repetitionPenalty: decimal('above 1: tokens that are there already become less likely', 1),
     seed: integer('the same seed gives the same text; default: a new one each time', { least: 0 }),
+    logprobs: integer('with --json: how likely each token was, and the N most likely ones', { least: 0 }),
+    batchSize: integer('number of prompts that run together at most', { fallback: GENERATE_DEFAULTS.batchSize }),
     ...OUTPUT_OPTIONS,
   },
-  async run({ model, dtype, adapter: folders, prompt, threads, json, ...sampling }) {
-    return withSession({ model, dtype, adapter: folders, threads }, async (session, signal) => {
+  async run(values, { occurrences }) {
+    const { model, dtype, adapter: folders, weight: _, mix, threads, json, ...asked } = values
+    const { prompt, messages, system, chat, raw, chatTemplate, ...sampling } = asked
+    const weighted = weightedAdapters(occurrences)
+    const prompts = await Prompts.of({ prompt, messages, system, chat, raw })
+    const template = await readChatTemplate(chatTemplate)
+    return withSession({ model, dtype, adapter: folders, threads }, async (session, signal, adapters) => {
+      const options = { ...sampling, chatTemplate: template, tools: prompts.tools, signal }
       const results: Result[] = []
-      const isWatched = process.stdout.isTTY === true
-      for (const adapter of folders.length > 0 ? folders : [undefined]) {
-        if (folders.length > 1) say(colors.dim(`${results.length > 0 ? '\n' : ''}${adapter}`))
-        // The text alone goes into a pipe; on a terminal it follows its prompt.
-        if (!json && isWatched && process.stderr.isTTY) process.stderr.write(colors.dim(prompt))
-        const onText = json
-          ? undefined
-          : (piece: string) => void process.stdout.write(isWatched ? printableProse(piece) : piece)
-        const result = await session.generate(prompt, { ...sampling, adapter, onText, signal })
-        const { tokens, seconds, finish, seed } = result
-        results.push({ adapter: adapter ?? null, text: result.text, tokens, seconds, finish, seed })
-        if (!json) process.stdout.write('\n')
+      const writer = new Writer(json, prompts)
+      const choices = choicesOf(weighted, adapters, mix)
+      let seconds = 0
+      for (const { name, adapter, wasTrainedOnChats } of choices) {
+        if (choices.length > 1) say(colors.dim(`${results.length > 0 ? '\n' : ''}${name}`))
+        const all = prompts.for(wasTrainedOnChats)
+        writer.begin(all)
+        const texts = await session.generate(all, { ...options, adapter, onText: writer.onText })
+        writer.end(texts)
+        seconds += Math.max(...texts.map((result) => result.seconds))
+        for (const [i, { text, tokens, seconds, finish, seed, logprobs }] of texts.entries()) {
+          const about = texts.length > 1 ? { prompt: prompts.textOf(i) } : {}
+          const scores = logprobs === undefined ? {} : { logprobs }
+          results.push({ adapter: name, ...about, text, tokens, seconds, finish, seed, ...scores })
+        }
       }
       const tokens = results.reduce((sum, result) => sum + result.tokens, 0)
-      const seconds = results.reduce((sum, result) => sum + result.seconds, 0)
       say(colors.dim(`${tokens} tokens, ${(tokens / seconds).toFixed(0)} a second`))
       if (json) printDocument({ ...results[0], ...(results.length > 1 && { results }) })
       return 0
     })
   },
 })
+
+/** One choice for each adapter, or one for their sum, or the base alone. */
+function choicesOf(
+  weighted: readonly { adapter: string; weight?: number }[],
+  adapters: ReadonlyMap<string, LoraAdapter>,
+  isMix: boolean,
+): Choice[] {
+  const isChat = (name: string) => adapters.get(name)?.chatTemplate !== undefined
+  if (weighted.length === 0) return [{ name: null, adapter: null, wasTrainedOnChats: false }]
+  const single = ({ adapter: name, weight = 1 }: (typeof weighted)[number]): Choice => {
+    return { name, adapter: weight === 1 ? name : { [name]: weight }, wasTrainedOnChats: isChat(name) }
+  }
+  if (!isMix) return weighted.map(single)
+  const adapter: Record<string, number> = {}
+  for (const one of weighted) adapter[one.adapter] = (adapter[one.adapter] ?? 0) + (one.weight ?? 1)
+  const name = Object.keys(adapter).join(' + ')
+  return [{ name, adapter, wasTrainedOnChats: weighted.some((one) => isChat(one.adapter)) }]
+}
+
+/** Writes texts to stdout: one as it grows, several when all are whole. */
+class Writer {
+  readonly #json: boolean
+  readonly #prompts: Prompts
+  readonly #isWatched = process.stdout.isTTY === true
+
+  constructor(json: boolean, prompts: Prompts) {
+    this.#json = json
+    this.#prompts = prompts
+  }
+
+  get onText(): ((piece: string) => void) | undefined {
+    return this.#json || this.#prompts.count > 1 ? undefined : (piece) => this.#write(piece)
+  }
+
+  /** On a terminal a text follows its prompt; into a pipe the text alone goes. */
+  begin(asked: readonly unknown[]): void {
+    const isShown = !this.#json && this.#isWatched && process.stderr.isTTY && asked.length === 1
+    if (isShown && typeof asked[0] === 'string') process.stderr.write(colors.dim(asked[0]))
+  }
+
+  end(texts: readonly GenerateResult[]): void {
+    if (this.#json) return
+    if (texts.length === 1) process.stdout.write('\n')
+    else {
+      for (const [i, { text }] of texts.entries()) {
+        say(colors.dim(`${i > 0 ? '\n' : ''}${printable(this.#prompts.textOf(i) ?? `chat ${i + 1}`)}`))
+        this.#write(`${text}\n`)
+      }
+    }
+  }
+
+  #write(piece: string): void {
+    process.stdout.write(this.#isWatched ? printableProse(piece) : piece)
+  }
+}

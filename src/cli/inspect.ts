@@ -85,8 +85,10 @@ function lines(report: InspectReport): string[] {
         `outputs  ${printable(report.outputs.join(', '))}`,
         '',
         table([
-          ['linear layer', 'kind', 'd', 'k'],
-          ...report.linears.map(({ name, kind, d, k, isHead }) => [name, isHead ? `${kind}, head` : kind, d, k]),
+          ['linear layer', 'form', 'd', 'k'],
+          ...report.linears.map(({ name, form, layout, d, k, isHead }) => {
+            return [name, `${form} (${layout})${isHead ? ', head' : ''}`, d, k]
+          }),
         ]),
       ]
   }

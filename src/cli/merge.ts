@@ -2,7 +2,17 @@
 
 import type { MergePlanReport } from '../index.js'
 import { printable } from './escape.js'
-import { ADAPTERS, API_NAMES, OUTPUT, partOf, runMerge, sayAsides, sized, weightedAdapters } from './merge-options.js'
+import {
+  ADAPTERS,
+  API_NAMES,
+  changesIn,
+  OUTPUT,
+  partOf,
+  runMerge,
+  sayAsides,
+  sized,
+  weightedAdapters,
+} from './merge-options.js'
 import { choice, defineCommand, type Occurrence, required, toggle, UsageError } from './options.js'
 import { MODEL } from './sources.js'
 import { bytes, colors, print, printDocument, say, table } from './terminal.js'
@@ -28,8 +38,11 @@ export const merge = defineCommand({
       ['refuse', 'untie', 'keep'],
       'what to do if the adapter changes only one of two tied embeddings; default: refuse, for .onnx untie',
     ),
-    allowMissing: toggle('continue if a head needs tensors that are in neither the base nor the adapter'),
     outDtype: sized('f32|f16|bf16|keep', 'type of the weights in the result; default keep: as in the base', readDtype),
+    quantized: choice(
+      ['branches', 'requantize'],
+      'what to do with quantized weights of an .onnx: put the factors beside them (default), or quantize the sum again',
+    ),
     dryRun: toggle('check everything and show the plan; write nothing'),
     ...OUTPUT,
   },
@@ -43,8 +56,12 @@ export const merge = defineCommand({
       json,
       (run) => node.merge({ ...options, ...run }),
       ({ layers }) => {
-        const rows = layers.map(({ name, relativeChange }) => [name, relativeChange])
-        if (rows.length > 0) print(table([['layer', 'change ‖ΔW‖/‖W‖'], ...rows]))
+        if (layers.length === 0) return
+        const isRequantized = layers.some(({ quantizationError }) => quantizationError !== undefined)
+        const rows = layers.map(({ name, relativeChange, quantizationError }) => {
+          return [name, relativeChange, ...(isRequantized ? [quantizationError ?? ''] : [])]
+        })
+        print(table([['layer', 'change ‖ΔW‖/‖W‖', ...(isRequantized ? ['added error'] : [])], ...rows]))
       },
       partOf({ shards, finish: rest.finish }),
     )
@@ -61,8 +78,7 @@ function readDtype({ flag, value }: Occurrence): 'F32' | 'F16' | 'BF16' | 'keep'
 function showPlan(plan: MergePlanReport, json: boolean): number {
   if (json) printDocument({ ...plan, dryRun: true })
   else print(plan.layers.map(({ name }) => printable(name)).join('\n'))
-  const { out, tensors, changed } = plan
   sayAsides(plan)
-  say(`Would write ${colors.bold(out)}: ${bytes(plan.bytes)}, ${changed} of ${tensors} tensors changed`)
+  say(`Would write ${colors.bold(plan.out)}: ${bytes(plan.bytes)}, ${changesIn(plan)}`)
   return 0
 }

@@ -115,6 +115,7 @@ export const train = defineCommand({
     if (result === undefined) return EXIT_INTERRUPTED
     const { report } = result
     const { interrupted } = report
+    const isChat = result.adapter.chatTemplate !== undefined
     const form = settings.dtype === undefined ? '' : ` --dtype ${settings.dtype}`
     if (interrupted && settings.overwrite && report.steps === 0) {
       say(`Stopped before the first step: ${colors.bold(out)} is as it was.`)
@@ -128,7 +129,8 @@ export const train = defineCommand({
     if (interrupted)
       say(`To continue, run the same command with --resume${settings.overwrite ? ' in place of --overwrite' : ''}.`)
     else {
-      const [command, input] = TRIED_WITH[task]
+      const [command, plain] = TRIED_WITH[task]
+      const input = isChat ? '--prompt "Who are you?"' : plain
       say(`Try it: npx lowrank ${command} --model ${quote(model)}${form} --adapter ${quote(out)} ${input}`)
     }
     if (json) printDocument({ ...report, out })

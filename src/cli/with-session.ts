@@ -32,12 +32,12 @@ interface SessionValues {
 /**
  * Opens a model with adapters for `use`, and closes it.
  *
- * @param use gets the session, and a signal that Ctrl-C and a closed output give
+ * @param use gets the session, a signal that Ctrl-C and a closed output give, and the adapters by their folders
  * @returns the exit code
  */
 export async function withSession(
   { model: named, dtype, adapter: folders, threads }: SessionValues,
-  use: (session: AdapterSession, signal: AbortSignal) => Promise<number>,
+  use: (session: AdapterSession, signal: AbortSignal, adapters: ReadonlyMap<string, LoraAdapter>) => Promise<number>,
 ): Promise<number> {
   if (named === undefined && folders.length === 0) throw new UsageError(`--model ${MODEL} is missing`)
   const node = await import('../node.js')
@@ -57,7 +57,7 @@ export async function withSession(
       return await interruptible('Stopping.', async (interrupt) => {
         const closed = new AbortController()
         process.stdout.once('error', () => closed.abort())
-        return use(session, AbortSignal.any([interrupt, closed.signal]))
+        return use(session, AbortSignal.any([interrupt, closed.signal]), new Map(adapters))
       })
     } catch (error) {
       if (!(error instanceof DOMException && error.name === 'AbortError')) throw error

@@ -20,13 +20,13 @@ const SUFFIXES = {
   q1f16: '_q1f16',
 } as const
 
-/** A type that graphs are published in: of their weights, and with f16 in the name of what is computed too. */
+/** Weight type of an .onnx file. With `f16` in the name, the model also computes in float16. */
 export type GraphDtype = keyof typeof SUFFIXES
 
 /** All of them. */
 export const GRAPH_DTYPES = Object.keys(SUFFIXES) as readonly GraphDtype[]
 
-/** One for all graphs of a model, or one for each by its name; `auto` is what config.json says, else fp32. */
+/** One type for all graphs of a model, or an object from graph name to type. `auto` uses the type in config.json, or fp32. */
 export type DtypeChoice = GraphDtype | 'auto' | Readonly<Record<string, GraphDtype | 'auto'>>
 
 /** Folders that hold graphs, first match first. */
@@ -42,7 +42,7 @@ export interface GraphWanted {
   readonly config?: Readonly<Record<string, unknown>> | undefined
 }
 
-/** What a graph is to its model. */
+/** The role of a graph in its model. */
 export type GraphRole =
   | 'model'
   | 'decoder'
@@ -79,7 +79,29 @@ export async function findGraphs(
     if (graphs[role] === undefined) delete graphs[role]
   }
   if (Object.keys(graphs).length === 0) return { model: await findGraph(directory, wanted) }
+  for (const [role, names] of Object.entries(PARTS) as [GraphRole, readonly string[]][]) {
+    if (graphs[role] === undefined && role !== 'decoder_with_past') await refuseOtherDtype(directory, names, wanted)
+  }
   return graphs
+}
+
+/** Throws FileError for a part that is there in other types than the one that is asked for: without it the model is not whole. */
+async function refuseOtherDtype(
+  directory: Directory,
+  names: readonly string[],
+  wanted: Omit<GraphWanted, 'name'>,
+): Promise<void> {
+  for (const name of names) {
+    const [there] = await graphDtypes(directory, name)
+    if (there === undefined) continue
+    throw new FileError({
+      where: directory.name,
+      what: `no graph ${name} in ${wantedDtype({ ...wanted, name })}`,
+      expected: pathsOf(name, wantedDtype({ ...wanted, name }))[0],
+      got: (await graphDtypes(directory, name)).join(', '),
+      hint: `Choose a dtype for each graph, such as { ${name}: '${there}' }`,
+    })
+  }
 }
 
 /** The role of a graph whose file is named. */
@@ -90,6 +112,16 @@ export function roleOf(path: string): GraphRole {
     .replace(/\.onnx$/, '')
   const part = Object.entries(PARTS).find(([, names]) => names.includes(name))
   return part === undefined ? 'model' : (part[0] as GraphRole)
+}
+
+/** The type that a graph's name tells; undefined for other names. */
+export function dtypeOf(path: string): GraphDtype | undefined {
+  const file = path.slice(path.lastIndexOf('/') + 1)
+  const named = (Object.entries(SUFFIXES) as [GraphDtype, string][]).filter(([, suffix]) =>
+    file.endsWith(`${suffix}.onnx`),
+  )
+  // fp32 has no suffix, which every name ends in.
+  return named.sort((a, b) => b[1].length - a[1].length)[0]?.[0]
 }
 
 /**
@@ -144,14 +176,28 @@ export async function graphDtypes(directory: Directory, name = 'model'): Promise
   return there.flat()
 }
 
-/** The graph that a folder's config.json chooses among several, else the first; undefined where there is none. */
-export async function defaultGraph(directory: Directory): Promise<string | undefined> {
-  const dtypes = await graphDtypes(directory)
-  if (dtypes.length === 0) return undefined
-  const isChoice = dtypes.length > 1 && (await directory.has('config.json'))
-  const config = isChoice ? ((await readJson(directory, 'config.json')) as Record<string, unknown> | null) : null
-  const chosen = configuredDtype(config ?? {}) ?? 'fp32'
-  return findGraph(directory, { dtype: dtypes.includes(chosen) ? chosen : dtypes[0] })
+/**
+ * The graphs of a model, of several all: in the type that is asked for, else in that of config.json, else in the first one that there
+ * is. None where there is no graph.
+ *
+ * @throws FileError when there is no graph of the type that is asked for, or one of several is in other types alone
+ */
+export async function defaultGraphs(directory: Directory, dtype?: DtypeChoice): Promise<string[]> {
+  const hasConfig = await directory.has('config.json')
+  const config = hasConfig ? ((await readJson(directory, 'config.json')) as Record<string, unknown> | null) : null
+  const wanted = { dtype, config: config ?? {} }
+  if (dtype !== undefined) return Object.values(await findGraphs(directory, wanted))
+  for (const [names, isWhole] of [[['model'], true] as const, [Object.values(PARTS).flat(), false] as const]) {
+    for (const name of names) {
+      const there = await graphDtypes(directory, name)
+      if (there.length === 0) continue
+      const chosen = configuredDtype(wanted.config, name) ?? 'fp32'
+      const own = there.includes(chosen) ? chosen : there[0]
+      if (isWhole) return [await findGraph(directory, { dtype: own })]
+      return Object.values(await findGraphs(directory, { ...wanted, ...(own !== chosen && { dtype: own }) }))
+    }
+  }
+  return []
 }
 
 function pathsOf(name: string, dtype: GraphDtype): string[] {

@@ -2,7 +2,6 @@
 // model is exported, quantized or copied into a folder; a base whose name nobody knows is not doubted.
 
 import { type Directory, readJson } from '../base/bytes.js'
-import { HubDirectory } from '../io/hub/directory.js'
 
 /** A base that is open. */
 export interface NamedBase {
@@ -26,7 +25,7 @@ export function otherBase(adapter: string, named: string | undefined, base: Name
   const { directory, config } = base
   const own = config._name_or_path
   const ids = [
-    ...(directory instanceof HubDirectory ? [directory.source.id] : []),
+    ...(directory.hubId === undefined ? [] : [directory.hubId]),
     ...(typeof own === 'string' && ID.test(own) ? [own] : []),
   ]
   if (named === undefined || ids.length === 0) return undefined

@@ -4,7 +4,8 @@ import type { Directory } from '../base/bytes.js'
 import { ConfigError, FileError, listed } from '../base/errors.js'
 import { BOOLEAN, checkOptions, type OptionTable } from '../base/options.js'
 import { elementCount } from '../base/tensor.js'
-import { type DtypeChoice, defaultGraph, findGraph } from '../graph/graph-file.js'
+import { type DtypeChoice, defaultGraphs, findGraph } from '../graph/graph-file.js'
+import type { FormName } from '../graph/match/forms/form.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import type { FitReport } from '../merge/fit.js'
 import type { AdapterReport } from '../peft/inspect.js'
@@ -23,14 +24,14 @@ export interface CheckpointContents {
   metadata: Readonly<Record<string, string>>
 }
 
-/** What an ONNX model takes, gives, and has to adapt. */
+/** Inputs, outputs and adaptable layers of an ONNX model. */
 export interface OnnxContents {
   /** Names of the graph's inputs. */
   inputs: string[]
   /** Names of the graph's outputs. */
   outputs: string[]
   /** Linear layers by module name: what targetModules can name. */
-  linears: { name: string; kind: 'matmul' | 'gemm' | 'quantized'; d: number; k: number; isHead: boolean }[]
+  linears: { name: string; form: FormName; layout: string; d: number; k: number; isHead: boolean }[]
 }
 
 /** What {@link inspect} found, by kind. */
@@ -41,13 +42,15 @@ export type InspectReport =
 
 /** How an adapter is looked at. */
 export interface InspectOptions {
-  /** A model that the adapter in a folder is held against: as `base` of {@link merge}. */
+  /** A model to compare the adapter with. It takes the same values as `base` of {@link merge}. Only for adapters in folders. */
   base?: Source | undefined
-  /** Reads the base's weights for each layer's ‖s·B·A‖ / ‖W‖. Default false. */
+  /** Reports ‖s·B·A‖ / ‖W‖ for each layer. This reads the weights of the base. Default false. */
   relativeChange?: boolean | undefined
   /** Counts targets and patterns of the config that match nothing as problems. Default false: warnings. */
   strict?: boolean | undefined
-  /** The type of the graph that is looked at, in a folder with several. Default: the checkpoint, else the graph by config.json. */
+  /**
+   * Which graph to inspect if the folder has several. Default: the checkpoint; if there is none, the graph that config.json names.
+   */
   dtype?: DtypeChoice | undefined
 }
 
@@ -94,7 +97,7 @@ async function findModel(
   if (files.includes('adapter_config.json')) return undefined
   if (files.some((name) => /^(?!adapter_).*\.safetensors(\.index\.json)?$/.test(name)))
     return { kind: 'checkpoint', file }
-  const graph = await defaultGraph(directory)
+  const [graph] = await defaultGraphs(directory)
   if (graph !== undefined) return { kind: 'onnx', file: graph }
   for (const folder of (await directory.folders?.()) ?? []) {
     if (await directory.has(`${folder}/adapter_config.json`)) return undefined
@@ -116,7 +119,7 @@ export async function findOnnx(base: { directory: Directory; file: string | unde
   if (base.file !== undefined) return isCheckpointFile(base.file) ? undefined : base.file
   const files = await base.directory.list()
   if (files.some((name) => /\.safetensors(\.index\.json)?$/.test(name))) return undefined
-  return defaultGraph(base.directory)
+  return (await defaultGraphs(base.directory))[0]
 }
 
 async function inspectWithBase(
@@ -144,9 +147,10 @@ async function fitTo(
   const { openAdapter } = await import('../peft/adapter-folder.js')
   const adapter = await openAdapter(directory, { isTolerant: true })
   try {
+    const config = await (await import('../merge/chunks/open-plan.js')).readConfig(opened.directory)
     const model = await (await import('../formats/onnx/model.js')).loadOnnx(opened.directory, onnx)
     try {
-      return await (await import('../merge/onnx/fit.js')).fitOnnx(model, adapter, normDeltas)
+      return await (await import('../merge/onnx/fit.js')).fitOnnx(model, adapter, config, normDeltas)
     } finally {
       await model.close()
     }
@@ -181,7 +185,9 @@ async function inspectOnnx(directory: Directory, file: string): Promise<InspectR
       kind: 'onnx',
       inputs: graph.inputs.map(({ name }) => name),
       outputs: graph.outputs.map(({ name }) => name),
-      linears: findLinears(graph).map(({ name, kind, d, k, isHead }) => ({ name, kind, d, k, isHead })),
+      linears: findLinears(graph).map(({ name, form, layout, d, k, isHead }) => {
+        return { name, form: form.name, layout, d, k, isHead }
+      }),
     }
   } finally {
     await model.close()

@@ -2,26 +2,30 @@
 // other arrays. The base's weights are in memory once, whatever the number of adapters.
 
 import { create } from '@bufbuild/protobuf'
-import { MismatchError, nearMisses, StateError } from '../base/errors.js'
-import { checkArgument, checkOptions, kind, listOf, NAME, type OptionTable, orNull } from '../base/options.js'
+import { MismatchError, nearMisses, StateError, UnsupportedError } from '../base/errors.js'
+import { checkArgument, checkOptions, kind, listOf, NAME, type OptionTable } from '../base/options.js'
 import { ValueInfoProtoSchema } from '../formats/onnx/gen/onnx_pb.js'
 import { affineInputs, injectLora, loraInputs } from '../graph/inject/inject.js'
 import { completeFeeds } from '../graph/inputs/family.js'
 import { findLinears, type Linear, type ModuleMap } from '../graph/match/linears.js'
 import { placeAdapter } from '../graph/match/place-adapter.js'
-import type { Model } from '../graph/model-folder.js'
+import type { ModelGraph } from '../graph/match/spread.js'
 import { sessionModel } from '../graph/session-model.js'
 import { Graph } from '../graph/view/graph.js'
+import { readGraph } from '../graph/view/read-graph.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import { requireHandled } from '../lora/requirements.js'
 import { type Engine, openEngine } from '../runtime/host.js'
 import { type Remote, transfer } from '../runtime/rpc.js'
 import type { Feeds, RuntimeTensor, SessionOptions } from '../runtime/runtime.js'
+import { ADAPTER_CHOICE, type AdapterChoice, type Mix, mixesOf } from './adapter-choice.js'
 import { type ClassifierSession, classify } from './classify.js'
-import { type AdapterFactors, InferEngine, type LoraSite } from './engine.js'
+import { InferEngine } from './engine.js'
 import { checkName, plainFeeds } from './feeds.js'
 import { generate, streamText, type TextSession } from './generate.js'
+import { mainRole, otherGraphs, type SessionBase, shareAdapter } from './graphs.js'
 import { type AdapterHead, readHead, runWithHead } from './heads.js'
+import { batchOf, checkRanks } from './rows.js'
 import type {
   AdapterSession,
   AdapterSessionOptions,
@@ -29,23 +33,20 @@ import type {
   ClassifyOptions,
   GenerateOptions,
   GenerateResult,
+  Prompt,
   RunOptions,
   StreamOptions,
   TextOrPair,
 } from './session.js'
 import { adapterFactors } from './site-factors.js'
+import type { AdapterFactors, LoraSite } from './sites.js'
 
 const ADAPTER = kind('a LoraAdapter', (value) => value instanceof LoraAdapter)
 
-const RUN_OPTIONS: OptionTable<RunOptions> = { adapter: orNull(NAME), outputNames: listOf(NAME) }
+const RUN_OPTIONS: OptionTable<RunOptions> = { adapter: ADAPTER_CHOICE, outputNames: listOf(NAME), graph: NAME }
 
 /** Providers on which tensors without elements work; on others an idle site gets zeros of rank 1. */
 const TAKES_EMPTY_TENSORS = new Set(['cpu', 'wasm'])
-
-/** What a session needs of a model. Texts need all of it. */
-export interface SessionBase extends Pick<Model, 'onnx' | 'runtime'>, Partial<Pick<Model, 'config'>> {
-  close?(): Promise<void>
-}
 
 /** An {@link AdapterSession}, or over less than a whole model what does not write texts. */
 export class OnnxSession<M extends SessionBase = SessionBase>
@@ -56,30 +57,33 @@ export class OnnxSession<M extends SessionBase = SessionBase>
   readonly #options: SessionOptions
   readonly #modules: ModuleMap
   readonly #closesModel: boolean
+  readonly #allowMissing: boolean
+  /** Over the model's other graphs, such as its encoder. They have the same adapters, each its own layers of them. */
+  #others: ReadonlyMap<string, OnnxSession> = new Map()
   readonly #graph: Graph
   readonly #linears: readonly Linear[]
-  readonly #adapters = new Set<string>()
+  readonly #adapters = new Map<string, OpenAdapter>()
   /** Modules that the open session has LoRA inputs for; undefined before the first session. */
   #adapted: ReadonlySet<string> | undefined
   /** Those of them that take a scale and a shift of their outputs, for DoRA and biases of B. */
   #affine: ReadonlySet<string> = new Set()
   /** Values of the graph that it gives out beside the model's outputs, for heads. */
   #given: ReadonlySet<string> = new Set()
-  readonly #heads = new Map<string, AdapterHead>()
   /** Changes of the session follow one another. */
   #lastChange: Promise<unknown> = Promise.resolve()
   #disposal: Promise<void> | undefined
 
   private constructor(
     model: M,
-    { adapters: _, modules = {}, device, ...options }: AdapterSessionOptions,
+    { adapters: _, modules = {}, device, allowMissing = false, ...options }: AdapterSessionOptions,
     closesModel: boolean,
   ) {
     this.model = model
+    this.#allowMissing = allowMissing
     this.#closesModel = closesModel
     this.#options = { ...options, ...(device !== undefined && { executionProviders: [device].flat() }) }
     this.#modules = modules
-    this.#graph = new Graph(model.onnx.proto)
+    this.#graph = readGraph(model.onnx.proto)
     this.#linears = findLinears(this.#graph, modules)
     this.#engine = openEngine(model.runtime, 'infer', (runtime) => new InferEngine(runtime))
   }
@@ -96,6 +100,11 @@ export class OnnxSession<M extends SessionBase = SessionBase>
   ): Promise<OnnxSession<M>> {
     const session = new OnnxSession(model, options, closesModel)
     try {
+      const others = new Map<string, OnnxSession>()
+      session.#others = others
+      for (const { role, ...base } of await otherGraphs(model)) {
+        others.set(role, await OnnxSession.open(base, { ...options, adapters: {}, allowMissing: false }))
+      }
       await session.#add(Object.entries(options.adapters ?? {}))
       return session
     } catch (error) {
@@ -105,7 +114,7 @@ export class OnnxSession<M extends SessionBase = SessionBase>
   }
 
   get adapters(): readonly string[] {
-    return [...this.#adapters]
+    return [...this.#adapters.keys()]
   }
 
   get inputNames(): readonly string[] {
@@ -123,31 +132,40 @@ export class OnnxSession<M extends SessionBase = SessionBase>
   async remove(name: string): Promise<void> {
     checkArgument(name, NAME, 'name')
     return this.#change(async () => {
-      this.checkAdapter(name)
+      this.#requireAdapter(name)
       this.#adapters.delete(name)
-      this.#heads.delete(name)
       await this.engine.removeAdapter(name)
+      for (const other of this.#others.values()) await other.remove(name)
     })
   }
 
   async run(feeds: Feeds, options: RunOptions = {}): Promise<Record<string, RuntimeTensor>> {
     checkOptions(options, { of: 'run', table: RUN_OPTIONS })
-    const { adapter, outputNames } = options
-    this.checkAdapter(adapter)
+    const { adapter, outputNames, graph } = options
+    if (graph !== undefined) return this.graph(graph).run(feeds, { adapter, outputNames })
     for (const name of outputNames ?? []) checkName('output', name, this.outputNames)
     const own = completeFeeds(this.#graph, plainFeeds(feeds, this.inputNames))
-    const run = (all: Feeds, names: readonly string[] | undefined) => this.engine.run(all, adapter ?? undefined, names)
-    const head = adapter === undefined || adapter === null ? undefined : this.#heads.get(adapter)
-    return runWithHead(run, own, outputNames, { head, all: this.outputNames })
+    const mixes = mixesOf(adapter as AdapterChoice | readonly AdapterChoice[], batchOf(own))
+    this.checkMixes(mixes)
+    const run = (all: Feeds, names: readonly string[] | undefined) => this.engine.run(all, mixes, names)
+    const outputs = await runWithHead(run, own, outputNames, { head: this.#headFor(mixes), all: this.outputNames })
+    if (mixes.length > 1) checkRanks(this.#graph, outputs)
+    return outputs
   }
 
-  async generate(this: TextSession, prompt: string, options: GenerateOptions = {}): Promise<GenerateResult> {
-    return generate(this, prompt, options)
+  generate(this: TextSession, prompt: Prompt, options?: GenerateOptions): Promise<GenerateResult>
+  generate(this: TextSession, prompts: readonly Prompt[], options?: GenerateOptions): Promise<GenerateResult[]>
+  async generate(
+    this: TextSession,
+    prompts: Prompt | readonly Prompt[],
+    options: GenerateOptions = {},
+  ): Promise<GenerateResult | GenerateResult[]> {
+    return generate(this, prompts, options)
   }
 
   stream(
     this: TextSession,
-    prompt: string,
+    prompt: Prompt,
     options: StreamOptions = {},
   ): AsyncGenerator<string, GenerateResult, undefined> {
     return streamText(this, prompt, options)
@@ -163,9 +181,26 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     return classify(this, texts, options)
   }
 
+  /** @internal The session over one of the model's graphs. Throws MismatchError when the model has none of that role. */
+  graph(role: string): OnnxSession {
+    const other = this.#others.get(role)
+    if (other !== undefined) return other
+    checkName('graph', role, this.graphs)
+    return this
+  }
+
+  /** @internal */
+  runGraph(role: string, feeds: Feeds, mixes: readonly Mix[]): Promise<Record<string, RuntimeTensor>> {
+    return this.graph(role).engine.run(feeds, mixes, undefined)
+  }
+
+  get graphs(): readonly string[] {
+    return [mainRole(this.model), ...this.#others.keys()]
+  }
+
   /** @internal */
   headOf(name: string): AdapterHead | undefined {
-    return this.#heads.get(name)
+    return this.#adapters.get(name)?.head
   }
 
   dispose(): Promise<void> {
@@ -175,6 +210,7 @@ export class OnnxSession<M extends SessionBase = SessionBase>
 
   async #close(): Promise<void> {
     await this.#lastChange
+    await Promise.all(Array.from(this.#others.values(), (other) => other.dispose()))
     // A worker that failed cannot answer; its end is all that is left to do.
     await this.#engine.remote.dispose().catch(() => {})
     await this.#engine.close()
@@ -191,10 +227,46 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     return this.#engine.remote
   }
 
-  /** @internal Throws MismatchError unless runs can choose this adapter. */
-  checkAdapter(name: string | null | undefined): void {
-    if (name === undefined || name === null || this.#adapters.has(name)) return
-    const near = nearMisses(name, this.#adapters)
+  /**
+   * @internal Throws MismatchError unless runs can choose these adapters, UnsupportedError for a mix that is no sum.
+   */
+  checkMixes(mixes: readonly Mix[]): void {
+    for (const mix of mixes) {
+      for (const { name, weight } of mix) {
+        const { scales } = this.#requireAdapter(name)
+        if (!scales || (mix.length === 1 && weight === 1)) continue
+        throw new UnsupportedError({
+          where: `adapter ${JSON.stringify(name)}`,
+          what: 'an adapter with DoRA scales the outputs of the base, so that it runs alone and with weight 1',
+          got: mix.map((one) => `${one.name}: ${one.weight}`).join(', '),
+          hint: 'Merge it, and mix the others on the merged model',
+        })
+      }
+    }
+  }
+
+  /** The head that a run's logits come from. Throws UnsupportedError where adapters of several rows or a mix have one. */
+  #headFor(mixes: readonly Mix[]): AdapterHead | undefined {
+    const heads = mixes.flat().flatMap(({ name }) => this.headOf(name) ?? [])
+    const isAlone = mixes.length === 1 && mixes[0].length === 1
+    if (heads.length === 0 || isAlone) return heads[0]
+    throw new UnsupportedError({
+      where: 'adapter',
+      what: 'an adapter with a head of its own runs alone, for all rows',
+      hint: 'Run the rows of each adapter at a time',
+    })
+  }
+
+  /** @internal */
+  chatTemplateOf(mix: Mix): string | undefined {
+    return mix.map(({ name }) => this.#adapters.get(name)?.chatTemplate).find((template) => template !== undefined)
+  }
+
+  /** Throws MismatchError unless runs can choose this adapter. */
+  #requireAdapter(name: string): OpenAdapter {
+    const adapter = this.#adapters.get(name)
+    if (adapter !== undefined) return adapter
+    const near = nearMisses(name, this.#adapters.keys())
     throw new MismatchError({
       where: 'adapter',
       what: `the session has no adapter ${JSON.stringify(name)}`,
@@ -203,10 +275,12 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     })
   }
 
-  #add(adapters: readonly (readonly [string, LoraAdapter])[]): Promise<void> {
+  /** @param isShare the session is over one of several graphs, in which an adapter may have no layers */
+  #add(adapters: readonly (readonly [string, LoraAdapter])[], isShare = false): Promise<void> {
     return this.#change(async () => {
       const engine = this.engine
       const added = []
+      const shares: [name: string, share: LoraAdapter][][] = []
       for (const [name, adapter] of adapters) {
         checkArgument(name, NAME, 'name')
         checkArgument(adapter, ADAPTER, this.#adapters.size + adapters.length > 1 ? `adapter ${name}` : 'adapter')
@@ -217,26 +291,47 @@ export class OnnxSession<M extends SessionBase = SessionBase>
             hint: 'Call remove first, or choose another name',
           })
         }
-        const head = await readHead(this.model, this.#graph, this.#linears, adapter)
-        const others = adapter.parts().filter((part) => head?.tensors.has(part.name) !== true)
         const { config } = adapter
+        const [own, ...rest] = isShare
+          ? [adapter]
+          : await shareAdapter(this.#modelGraphs(), adapter, this.#allowMissing)
+        rest.forEach((share, i) => {
+          shares[i] = [...(shares[i] ?? []), [name, share]]
+        })
+        const head = await readHead(this.model, this.#graph, this.#linears, own)
+        const others = own.parts().filter((part) => head?.tensors.has(part.name) !== true)
         requireHandled({ config, parts: () => others }, ['linear', 'magnitude', 'biasB'], 'adapters of sessions')
-        const isHeadAlone = head !== undefined && others.length === 0
-        const placed = isHeadAlone ? [] : placeAdapter(this.#graph, this.#linears, adapter)
-        added.push({ name, head, factors: await adapterFactors(this.model.onnx, this.#graph, placed) })
+        const isPlaceless = others.length === 0 && (head !== undefined || isShare || rest.length > 0)
+        const placed = isPlaceless ? [] : placeAdapter(this.#graph, this.#linears, own)
+        const about: OpenAdapter = {
+          head,
+          scales: adapter.parts('linear').some(({ magnitude }) => magnitude !== undefined),
+          chatTemplate: adapter.chatTemplate,
+        }
+        added.push({ name, about, factors: await adapterFactors(this.model.onnx, this.#graph, placed) })
       }
       const sites = added.flatMap(({ factors }) => [...factors])
       await this.#openFor(
         sites.map(([module]) => module),
         sites.flatMap(([module, { affine }]) => (affine === undefined ? [] : [module])),
-        added.flatMap(({ head }) => head?.input.value ?? []),
+        added.flatMap(({ about: { head } }) => head?.input.value ?? []),
       )
-      for (const { name, head, factors } of added) {
+      for (const [i, other] of [...this.#others.values()].entries()) await other.#add(shares[i] ?? [], true)
+      for (const { name, about, factors } of added) {
         await engine.addAdapter(name, transfer(factors, buffersOf(factors)))
-        this.#adapters.add(name)
-        if (head !== undefined) this.#heads.set(name, head)
+        this.#adapters.set(name, about)
       }
     })
+  }
+
+  #modelGraphs(): ModelGraph[] {
+    const graphOf = ({ model, linears }: { model: SessionBase; linears: readonly Linear[] }, role: string) => {
+      return { role: role as ModelGraph['role'], name: model.onnx.fileName, linears }
+    }
+    const others = Array.from(this.#others, ([role, other]) =>
+      graphOf({ model: other.model, linears: other.#linears }, role),
+    )
+    return [graphOf({ model: this.model, linears: this.#linears }, mainRole(this.model)), ...others]
   }
 
   /** Makes sure that the open session has inputs for these modules, and for the scales and shifts of some of them, and gives these values. */
@@ -253,12 +348,13 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     // The graph is edited, so that each session starts from a fresh view of the model.
     const graph = new Graph(this.model.onnx.proto)
     const linears = findLinears(graph, this.#modules).filter(({ name }) => adapted.has(name))
-    injectLora(graph, linears, affine)
+    const { takesRows } = injectLora(graph, linears, affine)
     graph.outputs.push(...Array.from(given, (name) => create(ValueInfoProtoSchema, { name })))
     const providers = this.#options.executionProviders ?? []
     await this.engine.open({
       model: await sessionModel(this.model.onnx, graph.toModel()),
       sites: sitesOf(linears, affine),
+      takesRows,
       idleRank: providers.every((name) => TAKES_EMPTY_TENSORS.has(name)) ? 0 : 1,
       options: this.#options,
     })
@@ -272,6 +368,15 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     this.#lastChange = result.catch(() => {})
     return result
   }
+}
+
+/** What runs have to know of an adapter. */
+interface OpenAdapter {
+  readonly head: AdapterHead | undefined
+  /** It scales the outputs of the base. */
+  readonly scales: boolean
+  /** The template of the chats that it was trained on. */
+  readonly chatTemplate: string | undefined
 }
 
 function buffersOf(factors: AdapterFactors): ArrayBufferLike[] {

@@ -17,11 +17,13 @@ import {
 import { encoderInputs } from '../graph/inputs/encoder.js'
 import { logitsName } from '../graph/match/linears.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
-import { Graph } from '../graph/view/graph.js'
+import type { Graph } from '../graph/view/graph.js'
+import { readGraph } from '../graph/view/read-graph.js'
 import type { Remote } from '../runtime/rpc.js'
 import type { RuntimeTensor } from '../runtime/runtime.js'
 import { attentionMask, padded } from '../tasks/token-batch.js'
 import { checkVocabulary } from '../text/records.js'
+import { type Mix, mixesOf } from './adapter-choice.js'
 import type { InferEngine } from './engine.js'
 import { type AdapterHead, floatsOf, headLogits } from './heads.js'
 import type { Classification, ClassifyOptions, TextOrPair } from './session.js'
@@ -30,8 +32,8 @@ import type { Classification, ClassifyOptions, TextOrPair } from './session.js'
 export interface ClassifierSession {
   readonly model: Model
   readonly engine: Remote<InferEngine>
-  /** Throws MismatchError unless runs can choose this adapter. */
-  checkAdapter(name: string | null | undefined): void
+  /** Throws MismatchError unless runs can choose these adapters. */
+  checkMixes(mixes: readonly Mix[]): void
   /** The head that an adapter brings. */
   headOf(name: string): AdapterHead | undefined
 }
@@ -66,7 +68,7 @@ export async function classify(
   const list = Array.isArray(texts) ? texts : [texts]
   list.forEach((text, i) => void checkArgument(text, TEXT, Array.isArray(texts) ? `texts[${i}]` : 'texts'))
   const { adapter, topK = 1, signal, batchSize = BATCH_SIZE } = options
-  session.checkAdapter(adapter)
+  session.checkMixes(mixesOf(adapter, undefined))
   const source = logitsOf(session, adapter ?? undefined)
   const encoded = list.map((text) => encode(session.model, text, options.maxLength))
   const results: Classification[] = Array(list.length)
@@ -112,7 +114,7 @@ interface LogitsSource {
 /** Throws UnsupportedError or MismatchError when there are none. */
 function logitsOf(session: ClassifierSession, adapter: string | undefined): LogitsSource {
   const { model } = session
-  const graph = new Graph(model.onnx.proto)
+  const graph = readGraph(model.onnx.proto)
   const head = adapter === undefined ? undefined : session.headOf(adapter)
   const wanted = head?.input.value ?? logitsName(graph)
   if (head === undefined) checkClassifier(model, graph, adapter)
@@ -138,7 +140,7 @@ function logitsOf(session: ClassifierSession, adapter: string | undefined): Logi
           0,
         ),
       })
-      const { [wanted]: output } = await session.engine.run(feeds, adapter, [wanted])
+      const { [wanted]: output } = await session.engine.run(feeds, mixesOf(adapter, undefined), [wanted])
       const logits = head === undefined ? output : headLogits(head, output)
       if (logits.dims.length === 2) return logits
       throw noClassifier(graph, adapter, `${wanted} of ${logits.dims.length} axes`)

@@ -1,69 +1,35 @@
 // The part of inference that runs: one session with LoRA inputs, the adapters' arrays, and the caches of texts being
-// written. It lives in a worker or in the caller's thread; caches and logits never leave it while a text grows.
+// written. It lives in a worker or in the caller's thread; caches and logits never leave it while texts grow.
 
-import { f16ToF32 } from '../base/dtype.js'
-import { StateError, UnsupportedError } from '../base/errors.js'
-import { Random } from '../base/random.js'
-import type { AffineInputs } from '../graph/inject/inject.js'
-import type { CacheEntry } from '../graph/inputs/cache.js'
+import { StateError } from '../base/errors.js'
+import { ROWS_INPUT } from '../graph/inject/inject.js'
 import { transfer } from '../runtime/rpc.js'
 import type { Feeds, Runtime, RuntimeSession, RuntimeTensor, SessionModel, SessionOptions } from '../runtime/runtime.js'
-import { type Sampling, sampleToken } from './sampling.js'
-
-/** A module of the graph that can be adapted: its inputs take Aᵀ (k, r) and s·Bᵀ (r, d), and c (d) and t (d) where it has them. */
-export interface LoraSite {
-  module: string
-  weightA: string
-  weightB: string
-  affine: AffineInputs | undefined
-  k: number
-  d: number
-}
-
-/** What one adapter feeds to one site. */
-export interface SiteFactors {
-  rank: number
-  /** Aᵀ (k, r) */
-  weightA: Float32Array
-  /** s·Bᵀ (r, d) */
-  weightB: Float32Array
-  /** What the outputs are multiplied by, and what is added to them; undefined: 1 and 0. Only for sites that have inputs for it. */
-  affine: { scale: Float32Array; shift: Float32Array } | undefined
-}
-
-/** By module. Sites without an entry stay as the base has them. */
-export type AdapterFactors = ReadonlyMap<string, SiteFactors>
+import { distinctMixes, type Mix } from './adapter-choice.js'
+import { Decoding, type NextToken, type TextRequest } from './decoding.js'
+import { AdapterFeeds, type RowFactors } from './row-factors.js'
+import type { AdapterFactors, LoraSite } from './sites.js'
 
 export interface OpenRequest {
   model: SessionModel
   sites: readonly LoraSite[]
+  /** The graph is told how many rows have factors of their own. */
+  takesRows: boolean
   /** Rank of the zeros fed where there is nothing to add: 0, or 1 where the runtime takes no empty tensors. */
   idleRank: 0 | 1
   options: SessionOptions
 }
 
-/** How a text is to be continued. */
-export interface DecodingRequest {
-  adapter: string | undefined
-  /** Name of the output that holds the logits (1, sequence, vocabulary). */
-  logits: string
-  cache: readonly CacheEntry[]
-  /** What the cache's inputs take first. */
-  emptyCache: Feeds
-  sampling: Sampling
-  seed: number
-}
-
-interface Decoding extends DecodingRequest {
-  /** The adapter's own arrays: taking the adapter out of the session does not disturb a text under way. */
-  factors: AdapterFactors
-  past: Feeds
-  random: Random
+/** How texts are to be continued. */
+export interface DecodingRequest extends TextRequest {
+  /** For each row, or one for all. */
+  readonly mixes: readonly Mix[]
 }
 
 interface OpenSession {
   session: RuntimeSession
   sites: readonly LoraSite[]
+  takesRows: boolean
   idle: Feeds
 }
 
@@ -81,10 +47,10 @@ export class InferEngine {
   }
 
   /** Opens a session in place of the one before, which stays if this one fails. */
-  async open({ model, sites, idleRank, options }: OpenRequest): Promise<void> {
+  async open({ model, sites, takesRows, idleRank, options }: OpenRequest): Promise<void> {
     const session = await this.#runtime.createSession(model, options)
     const before = this.#open
-    this.#open = { session, sites, idle: idleFeeds(sites, idleRank) }
+    this.#open = { session, sites, takesRows, idle: idleFeeds(sites, idleRank) }
     await this.#afterRuns(async () => before?.session.dispose())
   }
 
@@ -98,35 +64,34 @@ export class InferEngine {
 
   async run(
     feeds: Feeds,
-    adapter: string | undefined,
+    mixes: readonly Mix[],
     outputNames: readonly string[] | undefined,
   ): Promise<Record<string, RuntimeTensor>> {
-    const outputs = await this.#run(feeds, this.#factorsOf(adapter), outputNames)
+    const { distinct, rowOf } = distinctMixes(mixes)
+    const adapters = new AdapterFeeds(this.#factorsOf(distinct), rowOf)
+    const outputs = await this.#run(feeds, adapters, outputNames, mixes.length)
     return transfer(outputs, [...new Set(Object.values(outputs).map(({ data }) => data.buffer))])
   }
 
-  /** @returns the number of the new text */
-  startDecoding(request: DecodingRequest): number {
+  /** @returns the number of the new texts; they keep their adapters' arrays, even if an adapter leaves the session */
+  startDecoding({ mixes, ...request }: DecodingRequest): number {
     const id = this.#nextDecoding++
-    const factors = this.#factorsOf(request.adapter)
-    this.#decodings.set(id, {
-      ...request,
-      factors,
-      past: request.emptyCache,
-      random: new Random(request.seed, 'sampling'),
-    })
+    const { distinct, rowOf } = distinctMixes(mixes)
+    this.#decodings.set(id, new Decoding(request, this.#factorsOf(distinct), rowOf))
     return id
   }
 
-  /** Feeds tokens (1, sequence) that follow those in the cache, and draws the one that comes next. */
-  async nextToken(id: number, feeds: Feeds): Promise<number> {
+  /**
+   * Draws the next token of each text.
+   *
+   * @param ended texts that are finished: they leave before
+   */
+  async nextTokens(id: number, ended: readonly number[]): Promise<NextToken[]> {
     const decoding = this.#decodings.get(id)
     if (decoding === undefined) throw new StateError({ where: `text ${id}`, what: 'it is finished' })
-    const { logits, cache, factors, random, sampling } = decoding
-    const outputNames = [logits, ...cache.map(({ present }) => present)]
-    const outputs = await this.#run({ ...feeds, ...decoding.past }, factors, outputNames)
-    decoding.past = Object.fromEntries(cache.map(({ past, present }) => [past, outputs[present]]))
-    return sampleToken(lastRow(outputs[logits]), sampling, () => random.uniform())
+    decoding.drop(ended)
+    const { adapters, outputNames, size } = decoding
+    return decoding.take(await this.#run(decoding.feeds(), adapters, outputNames, size))
   }
 
   stopDecoding(id: number): void {
@@ -144,26 +109,23 @@ export class InferEngine {
     })
   }
 
-  #factorsOf(adapter: string | undefined): AdapterFactors {
-    if (adapter === undefined) return new Map()
-    const factors = this.#adapters.get(adapter)
-    if (factors === undefined) throw new StateError({ where: adapter, what: 'no such adapter in the session' })
-    return factors
+  #factorsOf(mixes: readonly Mix[]): RowFactors {
+    const factorsOf = (name: string): AdapterFactors => {
+      const factors = this.#adapters.get(name)
+      if (factors === undefined) throw new StateError({ where: name, what: 'no such adapter in the session' })
+      return factors
+    }
+    return mixes.map((mix) => mix.map(({ name, weight }) => ({ factors: factorsOf(name), weight })))
   }
 
-  #run(feeds: Feeds, factors: AdapterFactors, outputNames: readonly string[] | undefined) {
+  #run(feeds: Feeds, adapters: AdapterFeeds, outputNames: readonly string[] | undefined, rows: number) {
     return this.#afterRuns(async () => {
       if (this.#open === undefined) throw new StateError({ where: 'session', what: 'it is not open' })
-      const { session, sites, idle } = this.#open
-      const all: Feeds = { ...feeds, ...idle }
-      for (const { module, weightA, weightB, affine, k, d } of sites) {
-        const own = factors.get(module)
-        if (own === undefined) continue
-        all[weightA] = { type: 'float32', data: own.weightA, dims: [k, own.rank] }
-        all[weightB] = { type: 'float32', data: own.weightB, dims: [own.rank, d] }
-        if (affine === undefined || own.affine === undefined) continue
-        all[affine.scale] = { type: 'float32', data: own.affine.scale, dims: [d] }
-        all[affine.shift] = { type: 'float32', data: own.affine.shift, dims: [d] }
+      const { session, sites, takesRows, idle } = this.#open
+      const all: Feeds = { ...feeds, ...idle, ...adapters.for(sites) }
+      if (takesRows) {
+        const count = adapters.isPerRow ? rows : 1
+        all[ROWS_INPUT] = { type: 'int64', data: BigInt64Array.of(BigInt(count)), dims: [1] }
       }
       return session.run(all, outputNames)
     })
@@ -187,17 +149,4 @@ function idleFeeds(sites: readonly LoraSite[], rank: 0 | 1): Feeds {
     feeds[affine.shift] = { type: 'float32', data: new Float32Array(d), dims: [d] }
   }
   return feeds
-}
-
-/** The logits of the last position: the last row of (1, sequence, vocabulary). */
-function lastRow({ data, dims, type }: RuntimeTensor): Float32Array {
-  const vocabulary = dims[dims.length - 1]
-  if (data instanceof Float32Array) return data.subarray(data.length - vocabulary)
-  if (data instanceof Uint16Array && type === 'float16') return f16ToF32(data.subarray(data.length - vocabulary))
-  throw new UnsupportedError({
-    where: 'logits',
-    what: 'no text from this type',
-    expected: 'float32, float16',
-    got: type,
-  })
 }

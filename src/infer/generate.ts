@@ -1,102 +1,253 @@
-// Text in, text out: continues a prompt token by token with a causal language model, with its key-value cache where the
-// graph has one, else by running the whole text for each token.
+// Prompts in, texts out: continues prompts token by token with a causal language model, several in one batch, with its key-value cache
+// where the graph has one, else by running the whole text for each token.
 
-import { DataError } from '../base/errors.js'
 import {
+  anyOf,
   COUNT,
   checkArgument,
   checkOptions,
   FUNCTION,
   INTEGER,
+  kind,
+  listOf,
   NAME,
+  OBJECT,
   type OptionTable,
-  orNull,
   SIGNAL,
   STRING,
 } from '../base/options.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
+import { STATES_MASK } from '../graph/inputs/encoder-decoder.js'
 import { type TokenInputs, tokenInputs } from '../graph/inputs/tokens.js'
 import { logitsName } from '../graph/match/linears.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
-import { Graph } from '../graph/view/graph.js'
+import { readGraph } from '../graph/view/read-graph.js'
 import type { Remote } from '../runtime/rpc.js'
+import type { Feeds } from '../runtime/runtime.js'
 import { checkCausal } from '../tasks/causal-lm.js'
-import { checkVocabulary } from '../text/records.js'
+import { ADAPTER_CHOICE, type AdapterChoice, type Mix, mixesOf } from './adapter-choice.js'
+import { batchesOf, paddingOf } from './batching.js'
+import type { NextToken, Padding } from './decoding.js'
+import { type EncodedSource, encodedSource, encodeSource, type RunGraph, readSource } from './encoder-decoder.js'
 import type { InferEngine } from './engine.js'
-import { GENERATE_DEFAULTS, resolveSampling, SAMPLING_KINDS, type Sampling } from './sampling.js'
-import type { GenerateOptions, GenerateResult, StreamOptions } from './session.js'
+import { type EncodedPrompt, encodePrompt, isOnePrompt, PROMPT, PROMPTS } from './prompts.js'
+import { GENERATE_DEFAULTS, resolveSampling, SAMPLING_KINDS } from './sampling.js'
+import type { GenerateOptions, GenerateResult, Prompt, StreamOptions, TokenScore } from './session.js'
+import { TextRow } from './text-row.js'
 
 /** What a text needs of a session. */
 export interface TextSession {
   readonly model: Model
   readonly engine: Remote<InferEngine>
-  /** Throws MismatchError unless runs can choose this adapter. */
-  checkAdapter(name: string | null | undefined): void
+  /** Throws MismatchError unless runs can choose these adapters. */
+  checkMixes(mixes: readonly Mix[]): void
+  /** The chat template that an adapter was trained with; undefined for one that was not trained on chats. */
+  chatTemplateOf(mix: Mix): string | undefined
+  /** Runs one of the model's graphs. */
+  readonly runGraph: RunGraph
 }
 
 const STREAM_OPTIONS: OptionTable<StreamOptions> = {
   ...SAMPLING_KINDS,
-  adapter: orNull(NAME),
+  adapter: ADAPTER_CHOICE,
   maxNewTokens: COUNT,
+  stop: anyOf(NAME, listOf(NAME)),
+  logprobs: kind('an integer of 0 or more', (value) => Number.isSafeInteger(value) && (value as number) >= 0),
+  chatTemplate: STRING,
+  chatTemplateArgs: OBJECT,
+  tools: listOf(OBJECT),
   seed: INTEGER,
   signal: SIGNAL,
 }
 
-const GENERATE_OPTIONS: OptionTable<GenerateOptions> = { ...STREAM_OPTIONS, onText: FUNCTION }
+const GENERATE_OPTIONS: OptionTable<GenerateOptions> = { ...STREAM_OPTIONS, batchSize: COUNT, onText: FUNCTION }
 
 /** See AdapterSession.generate. */
-export async function generate(
+export async function generate<P extends Prompt | readonly Prompt[]>(
   session: TextSession,
-  prompt: string,
+  prompts: P,
   options: GenerateOptions = {},
-): Promise<GenerateResult> {
+): Promise<P extends Prompt ? GenerateResult : GenerateResult[]> {
+  checkArgument(prompts, PROMPTS, 'prompt')
   checkOptions(options, { of: 'generate', table: GENERATE_OPTIONS })
-  const { onText, ...rest } = options
-  const pieces = streamText(session, prompt, rest)
+  const isOne = isOnePrompt(prompts)
+  const { onText } = options
+  const texts = writeTexts(session, isOne ? [prompts] : prompts, options)
   for (;;) {
-    const { value, done } = await pieces.next()
-    if (done) return value
-    onText?.(value)
+    const { value, done } = await texts.next()
+    if (done) return (isOne ? value[0] : value) as never
+    onText?.(value.piece, value.row)
   }
 }
 
 /** See AdapterSession.stream. */
 export async function* streamText(
   session: TextSession,
-  prompt: string,
+  prompt: Prompt,
   options: StreamOptions = {},
 ): AsyncGenerator<string, GenerateResult, undefined> {
-  const startedAt = performance.now()
-  checkArgument(prompt, STRING, 'prompt')
+  checkArgument(prompt, PROMPT, 'prompt')
   checkOptions(options, { of: 'stream', table: STREAM_OPTIONS })
-  const { adapter, signal, maxNewTokens = GENERATE_DEFAULTS.maxNewTokens, seed = freshSeed() } = options
-  const sampling = resolveSampling(options)
-  session.checkAdapter(adapter)
-  const { model } = session
-  textGraphOf(model)
-  const promptIds = encodePrompt(model, prompt)
-  const room = (model.contextLength ?? Number.POSITIVE_INFINITY) - promptIds.length
-
-  const decoder = requireTokenizer(model).stream(promptIds)
-  const tokenIds: number[] = []
-  let text = ''
-  let finish: GenerateResult['finish'] = maxNewTokens <= room ? 'max-new-tokens' : 'context'
-  for await (const id of continuation(session, promptIds, { adapter: adapter ?? undefined, sampling, seed, signal })) {
-    if (model.eosTokenIds.includes(id)) {
-      finish = 'eos'
-      break
+  const texts = writeTexts(session, [prompt], options)
+  try {
+    for (;;) {
+      const { value, done } = await texts.next()
+      if (done) return value[0]
+      yield value.piece
     }
-    tokenIds.push(id)
-    const piece = decoder.push(id)
-    text += piece
-    if (piece !== '') yield piece
-    if (tokenIds.length === Math.min(maxNewTokens, room)) break
+  } finally {
+    await texts.return([])
   }
-  const rest = decoder.end()
-  text += rest
-  if (rest !== '') yield rest
-  const seconds = (performance.now() - startedAt) / 1000
-  return { text, tokens: tokenIds.length, tokenIds, finish, seed, seconds }
+}
+
+/** Writes all texts, and gives their pieces as they become certain. */
+async function* writeTexts(
+  session: TextSession,
+  prompts: readonly Prompt[],
+  options: GenerateOptions,
+): AsyncGenerator<{ row: number; piece: string }, GenerateResult[], undefined> {
+  const startedAt = performance.now()
+  const { seed = freshSeed(), batchSize = GENERATE_DEFAULTS.batchSize } = options
+  const isList = Array.isArray(options.adapter)
+  const mixes = mixesOf(options.adapter as AdapterChoice | readonly AdapterChoice[], prompts.length)
+  session.checkMixes(mixes)
+  const { padding, source } = textGraphOf(session.model)
+  const encoded: EncodedPrompt[] = []
+  for (const [i, prompt] of prompts.entries()) {
+    const where = prompts.length === 1 ? 'prompt' : `prompt ${i + 1}`
+    if (source !== undefined) {
+      encoded.push(encodeSource(session.model, prompt, where))
+      continue
+    }
+    const recorded = session.chatTemplateOf(mixes[isList ? i : 0])
+    encoded.push(await encodePrompt(session.model, prompt, options, { recorded, where }))
+  }
+  const results: GenerateResult[] = []
+  const lengths = encoded.map(({ ids }) => ids.length)
+  for (const batch of batchesOf(lengths, batchSize, padding)) {
+    const texts = batch.map((i) => ({
+      row: i,
+      seed: seed + i,
+      prompt: encoded[i],
+      mix: mixes[isList ? i : 0],
+    }))
+    for await (const event of writeBatch(session, texts, options)) {
+      if (event.piece !== '') yield event
+      if (event.result !== undefined) {
+        results[event.row] = { ...event.result, seconds: (performance.now() - startedAt) / 1000 }
+      }
+    }
+  }
+  return results
+}
+
+/** A text of a batch. */
+interface BatchText {
+  /** Its index among all prompts. */
+  readonly row: number
+  readonly seed: number
+  readonly prompt: EncodedPrompt
+  readonly mix: Mix
+}
+
+interface TextEvent {
+  readonly row: number
+  readonly piece: string
+  /** Once, at its end. */
+  readonly result?: Omit<GenerateResult, 'seconds'>
+}
+
+/** Writes the texts of one batch, which a step continues all at once. */
+async function* writeBatch(
+  session: TextSession,
+  texts: readonly BatchText[],
+  options: GenerateOptions,
+): AsyncGenerator<TextEvent, void, undefined> {
+  const { model, engine } = session
+  const { inputs, logits, padding, source } = textGraphOf(model)
+  const { signal, logprobs } = options
+  const sampling = resolveSampling(options, model.generationConfig)
+  const mixes = texts.map(({ mix }) => mix)
+  const prompts = texts.map(({ prompt }) => (source === undefined ? prompt : { ...prompt, ids: source.startIds }))
+  const rows = prompts.map((prompt) => textRow(model, prompt, options))
+  const scores: TokenScore[][] = texts.map(() => [])
+  const read = (feeds: Feeds) => session.runGraph('encoder', feeds, mixes)
+  const encoded = texts.map(({ prompt }) => prompt)
+  const context = source && (await readSource(model, source, encoded, read))
+  const decoding = await engine.startDecoding({
+    rows: texts.map(({ seed }, i) => ({ promptIds: prompts[i].ids, sampling, seed, scores: logprobs })),
+    mixes,
+    logits,
+    roles: inputs.roles,
+    cache: inputs.cache,
+    padding,
+    context,
+  })
+  try {
+    let ended: number[] = []
+    for (let growing = rows.length; growing > 0; growing -= ended.length) {
+      signal?.throwIfAborted()
+      const next = await session.engine.nextTokens(decoding, ended)
+      ended = []
+      for (const token of next) {
+        const row = rows[token.row]
+        const piece = row.push(token.id)
+        if (row.finish !== 'eos' && token.scores !== undefined) scores[token.row].push(scoreOf(model, token))
+        if (row.finish === undefined) {
+          yield { row: texts[token.row].row, piece }
+          continue
+        }
+        ended.push(token.row)
+        yield {
+          row: texts[token.row].row,
+          piece,
+          result: resultOf(row, texts[token.row].seed, scores[token.row], logprobs),
+        }
+      }
+    }
+  } finally {
+    // An engine that has ended holds no texts.
+    await engine.stopDecoding(decoding).catch(() => {})
+  }
+}
+
+function textRow(
+  model: Model,
+  { ids, endIds, stops }: EncodedPrompt,
+  { stop = [], maxNewTokens = GENERATE_DEFAULTS.maxNewTokens }: GenerateOptions,
+): TextRow {
+  const room = (model.contextLength ?? Number.POSITIVE_INFINITY) - ids.length
+  return new TextRow(requireTokenizer(model).stream(ids), {
+    endIds: new Set([...model.eosTokenIds, ...endIds]),
+    stops: [...stops, ...[stop].flat()],
+    maxTokens: Math.min(maxNewTokens, room),
+    atMost: maxNewTokens <= room ? 'max-new-tokens' : 'context',
+  })
+}
+
+function scoreOf(model: Model, { scores }: NextToken): TokenScore {
+  const tokenizer = requireTokenizer(model)
+  const named = ({ id, logprob }: { id: number; logprob: number }) => {
+    return { id, text: tokenizer.decode([id], { specialTokens: true }), logprob }
+  }
+  const { chosen, top } = scores!
+  return { ...named(chosen), top: top.map(named) }
+}
+
+function resultOf(
+  { text, tokenIds, finish }: TextRow,
+  seed: number,
+  scores: TokenScore[],
+  logprobs: number | undefined,
+): Omit<GenerateResult, 'seconds'> {
+  return {
+    text,
+    tokens: tokenIds.length,
+    tokenIds,
+    finish: finish!,
+    seed,
+    ...(logprobs !== undefined && { logprobs: scores }),
+  }
 }
 
 /** One that no text was drawn with before, of 32 bits: short enough to type again. */
@@ -108,6 +259,9 @@ function freshSeed(): number {
 interface TextGraph {
   readonly inputs: TokenInputs
   readonly logits: string
+  readonly padding: Padding
+  /** Of a decoder that reads an encoder. */
+  readonly source: EncodedSource | undefined
 }
 
 /** Of each graph, so that it is looked at once and not for each text. */
@@ -118,83 +272,13 @@ function textGraphOf(model: Model): TextGraph {
   const { onnx } = model
   const known = textGraphs.get(onnx)
   if (known !== undefined) return known
-  const graph = new Graph(onnx.proto)
-  checkCausal(model, graph)
-  const made = { inputs: tokenInputs(graph), logits: logitsName(graph) }
+  const graph = readGraph(onnx.proto)
+  const source = encodedSource(model, graph)
+  if (source === undefined) checkCausal(model, graph)
+  const inputs = tokenInputs(graph, source?.inputs)
+  // Prompts are filled up for the encoder, whose mask hides what fills them up.
+  const padding = source === undefined ? paddingOf(graph, inputs) : source.inputs.has(STATES_MASK) ? 'right' : 'none'
+  const made = { inputs, logits: logitsName(graph), padding, source } as const
   textGraphs.set(onnx, made)
   return made
-}
-
-interface Draws {
-  readonly adapter: string | undefined
-  readonly sampling: Sampling
-  readonly seed: number
-  readonly signal: AbortSignal | undefined
-}
-
-/** The tokens that follow the prompt's, for as long as they are asked for. */
-async function* continuation(
-  session: TextSession,
-  promptIds: readonly number[],
-  { adapter, sampling, seed, signal }: Draws,
-): AsyncGenerator<number, never> {
-  const { inputs, logits } = textGraphOf(session.model)
-  const { cache } = inputs
-  const { engine } = session
-  const emptyCache = inputs.emptyCache(1)
-  const decoding = await engine.startDecoding({ adapter, logits, cache, emptyCache, sampling, seed })
-  const tokenIds: number[] = []
-  try {
-    for (;;) {
-      signal?.throwIfAborted()
-      const id = await session.engine.nextToken(decoding, nextFeeds(inputs, promptIds, tokenIds))
-      tokenIds.push(id)
-      yield id
-    }
-  } finally {
-    // An engine that has ended holds no texts.
-    await engine.stopDecoding(decoding).catch(() => {})
-  }
-}
-
-/** All tokens for a model without a cache and at first, afterwards the newest one. */
-function nextFeeds(inputs: TokenInputs, promptIds: readonly number[], tokenIds: readonly number[]) {
-  const total = promptIds.length + tokenIds.length
-  const isWhole = inputs.cache.length === 0 || tokenIds.length === 0
-  const inputIds = isWhole ? [...promptIds, ...tokenIds] : tokenIds.slice(-1)
-  const attentionMask = new Uint8Array(total).fill(1)
-  return inputs.feeds({
-    batch: 1,
-    sequence: inputIds.length,
-    inputIds,
-    attentionMask,
-    past: total - inputIds.length,
-  })
-}
-
-function encodePrompt(model: Model, prompt: string): number[] {
-  const { eosTokenIds, contextLength, vocabularySize, name } = model
-  const tokenizer = requireTokenizer(model)
-  const ids = tokenizer.encode(prompt)
-  const last = ids.at(-1)
-  const endsText = last !== undefined && eosTokenIds.includes(last)
-  // Some templates end every text; a prompt goes on.
-  if (endsText && tokenizer.encode(prompt, { specialTokens: false }).at(-1) !== last) ids.pop()
-  if (ids.length === 0) {
-    throw new DataError({
-      where: 'prompt',
-      what: 'it has no tokens, and the tokenizer adds none',
-      hint: 'Give at least one character',
-    })
-  }
-  if (contextLength !== undefined && ids.length >= contextLength) {
-    throw new DataError({
-      where: 'prompt',
-      what: `it leaves no room in the context of ${name}`,
-      expected: `fewer than ${contextLength} tokens`,
-      got: `${ids.length}`,
-    })
-  }
-  checkVocabulary(ids, { tokenizer, vocabularySize })
-  return ids
 }

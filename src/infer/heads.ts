@@ -3,13 +3,12 @@
 
 import { f16ToF32 } from '../base/dtype.js'
 import { MismatchError, UnsupportedError } from '../base/errors.js'
-import { formatShape } from '../base/tensor.js'
 import { type Linear, logitsName } from '../graph/match/linears.js'
 import type { Graph } from '../graph/view/graph.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { loadTaskOfType } from '../tasks/tasks.js'
-import { type HeadInput, type HeadLayer, headInput, headWidth } from '../tasks/text-heads.js'
+import { type HeadInput, type HeadLayer, placeHead } from '../tasks/text-heads.js'
 
 /** A layer of a head with its values. */
 interface HeadValues {
@@ -53,67 +52,26 @@ export async function readHead(
   const base = { config: model.config ?? {}, graph, linears }
   const form = task?.headForm?.(base)
   if (form === undefined) return undefined
-  const own = form.layers.map(({ module }) => adapter.has(`${module}.weight`))
-  const first = own.indexOf(true)
-  if (first === -1) return undefined
-  const used = form.layers.slice(first)
-  const missing = used.find((_, i) => !own[first + i])
-  if (missing !== undefined) {
-    throw new MismatchError({
-      where: `${missing.module}.weight`,
-      what: 'the adapter replaces a layer of the head, but not this one, which follows it',
-      hint: 'Train it with all layers of the head in modules_to_save',
-    })
-  }
-  const input = headInput(form, graph, used)
-  if (input === undefined) {
-    throw new MismatchError({
-      where: first === 0 ? 'adapter' : `${form.layers[first - 1].module}.weight`,
-      what: 'the head of the adapter needs it, and neither the adapter nor the graph has it',
-      got: `outputs ${graph.outputs.map(({ name }) => name).join(', ')}`,
-      hint: 'Export the model with its pooler or its head, or train with all layers of the head in modules_to_save',
-    })
-  }
-  const layers = used.map((layer) => valuesOf(adapter, layer))
-  let width = headWidth(base, used)
-  for (const [i, { k, d }] of layers.entries()) {
-    if (k !== width) {
-      throw new MismatchError({
-        where: `${used[i].module}.weight`,
-        what: 'the head of the adapter does not fit the model',
-        expected: `${width} inputs`,
-        got: String(k),
-      })
-    }
-    width = d
-  }
+  const placed = placeHead(form, base, (name) => adapter.get(name, 'replacement')?.shape)
+  if (placed === undefined) return undefined
+  const { input, count, tensors, isInGraph } = placed
   const { labels } = adapter
-  if (labels !== undefined && labels.length !== width) {
+  if (labels !== undefined && labels.length !== count) {
     throw new MismatchError({
       where: 'labels',
       what: 'the adapter does not have as many labels as its head has outputs',
-      expected: String(width),
+      expected: String(count),
       got: labels.join(', '),
     })
   }
-  const logits = logitsName(graph)
-  const isInGraph = linears.some(({ name, isHead }) => isHead && name === used.at(-1)?.module)
-  const tensors = used.flatMap(({ module }) => [`${module}.weight`, `${module}.bias`])
-  return { input, layers, count: width, labels, replaces: isInGraph ? logits : undefined, tensors: new Set(tensors) }
+  const layers = placed.layers.map((layer) => valuesOf(adapter, layer))
+  return { input, layers, count, labels, replaces: isInGraph ? logitsName(graph) : undefined, tensors }
 }
 
 function valuesOf(adapter: LoraAdapter, { module, activation }: HeadLayer): HeadValues {
   const weight = adapter.get(`${module}.weight`, 'replacement')!
   const bias = adapter.get(`${module}.bias`, 'replacement')
-  const [d, k, ...others] = weight.shape
-  if (k === undefined || others.length > 0 || (bias !== undefined && bias.shape.join() !== String(d))) {
-    throw new MismatchError({
-      where: weight.name,
-      what: 'not the weight of a linear layer, or its bias has another size',
-      expected: '(d, k) and (d)',
-      got: `${formatShape(weight.shape)} and ${bias === undefined ? 'none' : formatShape(bias.shape)}`,
-    })
-  }
+  const [d, k] = weight.shape
   return {
     activation,
     weight: Float32Array.from(weight.weight.data),

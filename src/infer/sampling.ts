@@ -1,20 +1,37 @@
-// Choosing the next token from its logits: greedy, temperature, top-k (Fan et al. 2018) and nucleus, top-p (Holtzman et
-// al. 2020), in the order that Hugging Face's transformers applies them. Pure functions; randomness comes in as a number.
+// Choosing the next token from its logits: a penalty on what was written before (Keskar et al. 2019), greedy, temperature, top-k (Fan
+// et al. 2018), nucleus, top-p (Holtzman et al. 2020) and min-p (Nguyen et al. 2024), in the order that Hugging Face's transformers
+// applies them. Pure functions; randomness comes in as a number.
 
 import { NumericError } from '../base/errors.js'
 import { checkArgument, numberKind, type OptionTable } from '../base/options.js'
 
-/** What a text is generated with where nothing is said. */
-export const GENERATE_DEFAULTS = Object.freeze({ maxNewTokens: 128 })
+/** Default options of `generate`. */
+export const GENERATE_DEFAULTS = Object.freeze({ maxNewTokens: 128, batchSize: 8 })
 
-/** How the next token is chosen from the logits. */
+/** How the next token is chosen from the logits. What is left out is taken from the model's generation_config.json. */
 export interface SamplingOptions {
-  /** 0 takes the most likely token. Default 0, or 1 when topK or topP is given. */
+  /**
+   * 0 takes the most likely token. Default: that of generation_config.json where it samples (do_sample) or where topK, topP or minP is
+   * given, else 0.
+   */
   temperature?: number | undefined
-  /** Keep only this many most likely tokens. Default: all. */
+  /** Keep only this many most likely tokens. Default: that of generation_config.json; 50 where it samples without one; else all. */
   topK?: number | undefined
-  /** Keep the fewest most likely tokens whose probabilities sum to at least this, in (0, 1]. Default 1: all. */
+  /**
+   * Keep the fewest most likely tokens whose probabilities sum to at least this, in (0, 1]. Default: that of generation_config.json,
+   * else 1: all.
+   */
   topP?: number | undefined
+  /**
+   * Keep the tokens that are at least this share as likely as the most likely one, in [0, 1]. Default: that of generation_config.json,
+   * else 0: all.
+   */
+  minP?: number | undefined
+  /**
+   * What the logits of tokens that the prompt or the text holds are divided by, or multiplied with below 0: above 1 they become less
+   * likely. Default: that of generation_config.json, else 1.
+   */
+  repetitionPenalty?: number | undefined
 }
 
 /** What each of them may be. */
@@ -25,6 +42,8 @@ export const SAMPLING_KINDS: OptionTable<SamplingOptions> = {
     (value) => value >= 1 && (Number.isSafeInteger(value) || value === Number.POSITIVE_INFINITY),
   ),
   topP: numberKind('a number in (0, 1]', (value) => value > 0 && value <= 1),
+  minP: numberKind('a number in [0, 1]', (value) => value >= 0 && value <= 1),
+  repetitionPenalty: numberKind('a finite number above 0', (value) => Number.isFinite(value) && value > 0),
 }
 
 /** {@link SamplingOptions} with every choice made. */
@@ -32,6 +51,8 @@ export interface Sampling {
   readonly temperature: number
   readonly topK: number
   readonly topP: number
+  readonly minP: number
+  readonly repetitionPenalty: number
 }
 
 /** The tokens that may come next. `probabilities[i]` belongs to `ids[i]`; they sum to 1. */
@@ -40,15 +61,69 @@ export interface TokenDistribution {
   probabilities: Float64Array
 }
 
-/** Fills in defaults. Throws ConfigError naming the option that is out of range. */
-export function resolveSampling(options: SamplingOptions = {}): Sampling {
-  const { topK = Number.POSITIVE_INFINITY, topP = 1 } = options
-  const filtered = options.topK !== undefined || options.topP !== undefined
-  const temperature = options.temperature ?? (filtered ? 1 : 0)
-  checkArgument(temperature, SAMPLING_KINDS.temperature, 'temperature')
-  checkArgument(topK, SAMPLING_KINDS.topK, 'topK')
-  checkArgument(topP, SAMPLING_KINDS.topP, 'topP')
-  return { temperature, topK, topP }
+/** What transformers and transformers.js keep of the tokens where generation_config.json samples and names no top_k. */
+const SAMPLED_TOP_K = 50
+
+/**
+ * Fills in defaults.
+ *
+ * @param config generation_config.json; values there that no option could have count as missing
+ * @throws ConfigError naming the option that is out of range
+ */
+export function resolveSampling(
+  options: SamplingOptions = {},
+  config: Readonly<Record<string, unknown>> = {},
+): Sampling {
+  const given = (name: keyof SamplingOptions, key: string): number | undefined => {
+    const value = options[name]
+    if (value !== undefined) checkArgument(value, SAMPLING_KINDS[name], name)
+    const own = config[key]
+    return value ?? (SAMPLING_KINDS[name].accepts(own) ? (own as number) : undefined)
+  }
+  const samples = config.do_sample === true
+  const draws = samples || [options.topK, options.topP, options.minP].some((value) => value !== undefined)
+  const temperature = given('temperature', 'temperature')
+  return {
+    temperature: draws ? (temperature ?? 1) : (options.temperature ?? 0),
+    topK: given('topK', 'top_k') ?? (samples && config.top_k !== 0 ? SAMPLED_TOP_K : Number.POSITIVE_INFINITY),
+    topP: given('topP', 'top_p') ?? 1,
+    minP: given('minP', 'min_p') ?? 0,
+    repetitionPenalty: given('repetitionPenalty', 'repetition_penalty') ?? 1,
+  }
+}
+
+/**
+ * Makes tokens that were written before less likely.
+ *
+ * @param tokenIds what the prompt and the text hold
+ * @returns the logits themselves for a penalty of 1, else a copy
+ */
+export function penalizeRepetition(logits: Float32Array, tokenIds: Iterable<number>, penalty: number): Float32Array {
+  if (penalty === 1) return logits
+  const result = logits.slice()
+  for (const id of tokenIds) result[id] = logits[id] < 0 ? logits[id] * penalty : logits[id] / penalty
+  return result
+}
+
+/** A token, and the logarithm of its probability. */
+export interface ScoredToken {
+  readonly id: number
+  /** Natural logarithm of the probability that the model itself gives, before temperature, filters and penalties. */
+  readonly logprob: number
+}
+
+/** The scores of a token and of the `count` most likely ones, most likely first. */
+export function scoreTokens(
+  logits: Float32Array,
+  id: number,
+  count: number,
+): { chosen: ScoredToken; top: ScoredToken[] } {
+  const max = logits[argmax(logits)]
+  let sum = 0
+  for (const value of logits) sum += Math.exp(value - max)
+  const scored = (token: number) => ({ id: token, logprob: logits[token] - max - Math.log(sum) })
+  const top = count === 0 ? [] : [...largest(logits, Math.min(count, logits.length))].map(scored)
+  return { chosen: scored(id), top: top.sort((a, b) => b.logprob - a.logprob || a.id - b.id) }
 }
 
 /** Index of the largest logit, the first of equals. Throws NumericError on NaN, +∞, or when no logit is finite. */
@@ -77,8 +152,11 @@ export function argmax(logits: Float32Array): number {
   return best
 }
 
-/** Softmax of logits ÷ temperature over the tokens that top-k and top-p leave. Needs temperature > 0. */
-export function tokenDistribution(logits: Float32Array, { temperature, topK, topP }: Sampling): TokenDistribution {
+/** Softmax of logits ÷ temperature over the tokens that top-k, top-p and min-p leave. Needs temperature > 0. */
+export function tokenDistribution(
+  logits: Float32Array,
+  { temperature, topK, topP, minP }: Omit<Sampling, 'repetitionPenalty'>,
+): TokenDistribution {
   const max = logits[argmax(logits)]
   let ids = topK < logits.length ? largest(logits, topK) : Uint32Array.from(logits, (_, id) => id)
   let probabilities = Float64Array.from(ids, (id) => Math.exp((logits[id] - max) / temperature))
@@ -89,11 +167,22 @@ export function tokenDistribution(logits: Float32Array, { temperature, topK, top
     probabilities = Float64Array.from(kept, (position) => probabilities[position])
     normalize(probabilities)
   }
+  if (minP > 0) {
+    const least = minP * probabilities.reduce((most, probability) => Math.max(most, probability), 0)
+    const kept = Uint32Array.from(probabilities.keys()).filter((position) => probabilities[position] >= least)
+    ids = kept.map((position) => ids[position])
+    probabilities = Float64Array.from(kept, (position) => probabilities[position])
+    normalize(probabilities)
+  }
   return { ids, probabilities }
 }
 
 /** The next token: the most likely one at temperature 0, else a draw. `uniform` is a random number in [0, 1). */
-export function sampleToken(logits: Float32Array, sampling: Sampling, uniform: () => number): number {
+export function sampleToken(
+  logits: Float32Array,
+  sampling: Omit<Sampling, 'repetitionPenalty'>,
+  uniform: () => number,
+): number {
   if (sampling.temperature === 0) return argmax(logits)
   const { ids, probabilities } = tokenDistribution(logits, sampling)
   const target = uniform()

@@ -5,6 +5,8 @@ import type { ModuleMap } from '../graph/match/linears.js'
 import type { Model } from '../graph/model-folder.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { Feeds, RuntimeTensor, SessionOptions } from '../runtime/runtime.js'
+import type { ChatMessage } from '../text/chat.js'
+import type { AdapterChoice } from './adapter-choice.js'
 import type { SamplingOptions } from './sampling.js'
 
 /** The adapters of a session, and how the runtime opens it. */
@@ -12,37 +14,91 @@ export interface AdapterSessionOptions extends Omit<SessionOptions, 'executionPr
   /** Adapters to begin with, by the name that runs choose them by. */
   adapters?: Readonly<Record<string, LoraAdapter>> | undefined
   /**
-   * Where the model runs, in ONNX Runtime's words: cpu, webgpu, cuda, coreml, dml, …; or several, best first: what the first cannot
-   * compute goes to the next. Default: the runtime's processor.
+   * Where the model runs, with ONNX Runtime's names: cpu, webgpu, cuda, coreml, dml, … You can give several. If the first cannot
+   * compute an operator, the next one does. Default: the CPU.
    */
   device?: string | readonly string[] | undefined
-  /** Module name → name of the node or of its weight, where the graph's own names do not tell. */
+  /** Module name → name of its node or weight. Needed only if the graph does not name its modules. */
   modules?: ModuleMap | undefined
+  /** Leaves out layers of adapters whose module an export dropped. Default false: they are an error. */
+  allowMissing?: boolean | undefined
 }
 
 /** What one run computes. */
 export interface RunOptions {
-  /** Name of the adapter; null is the base model alone. Default null. */
-  adapter?: string | null | undefined
+  /**
+   * Name of the adapter; `{ a: 0.5, b: 1 }` adds several up, each with its weight; a list has one such choice for each row of the batch,
+   * and their ranks may differ. null is the base model alone. Default null.
+   */
+  adapter?: AdapterChoice | readonly AdapterChoice[] | undefined
   /** Outputs to compute. Default: all. */
   outputNames?: readonly string[] | undefined
+  /** Which of the model's graphs, such as `encoder`. Default: the decoder, or the only one. */
+  graph?: string | undefined
 }
 
-/** How a text is continued. */
-export interface GenerateOptions extends SamplingOptions {
-  /** Name of an adapter of the session, for the whole text; null is the base model alone. Default null. */
-  adapter?: string | null | undefined
+/** A text to continue, or a chat to answer: its messages, of which the last is not the assistant's. */
+export type Prompt = string | readonly ChatMessage[]
+
+/** How a chat becomes text. */
+export interface ChatOptions {
+  /**
+   * Text of a chat template (Jinja). Default: the one that the adapter was trained with, where it was trained on chats, else that of
+   * the model's folder.
+   */
+  chatTemplate?: string | undefined
+  /** Further variables of the template, such as `{ enable_thinking: false }`. */
+  chatTemplateArgs?: Readonly<Record<string, unknown>> | undefined
+  /** Descriptions of the functions that the model may call (JSON Schema). */
+  tools?: readonly object[] | undefined
+}
+
+/** How a text is streamed: its pieces are what the iteration gives. */
+export interface StreamOptions extends SamplingOptions, ChatOptions {
+  /**
+   * Name of an adapter of the session, for the whole text; `{ a: 0.5, b: 1 }` adds several up, each with its weight; a list has one
+   * such choice for each prompt. null is the base model alone. Default null.
+   */
+  adapter?: AdapterChoice | readonly AdapterChoice[] | undefined
   /** Most tokens to write; the text ends at the model's context length in any case. Default 128. */
   maxNewTokens?: number | undefined
-  /** A safe integer; the same seed gives the same text. Default: a fresh one for each text, which the result tells. */
+  /** Texts that end the text, and are no part of it. Default: none; what ends an answer to a chat ends it in any case. */
+  stop?: string | readonly string[] | undefined
+  /** How many of the likeliest tokens to score at each step, besides the one that is taken. Default: no scores. */
+  logprobs?: number | undefined
+  /**
+   * A safe integer; the same seed gives the same text. Of several prompts each has the next number. Default: a new random seed for
+   * each text. The result contains it.
+   */
   seed?: number | undefined
-  /** Called with each piece of text as soon as it is certain. The pieces together are the result's text. */
-  onText?: ((piece: string) => void) | undefined
-  /** Ends the text between two tokens: the call rejects with the signal's reason. */
+  /** Stops the generation after the current token. The promise rejects with the signal's reason. */
   signal?: SignalLike | undefined
 }
 
-/** A text, or two texts that are looked at together, as premise and hypothesis or question and answer. */
+/** How texts are continued. */
+export interface GenerateOptions extends StreamOptions {
+  /** Most prompts that run together. More are faster together and need more memory. Default 8. */
+  batchSize?: number | undefined
+  /**
+   * Called with each piece of text as soon as it is certain, and the index of its prompt. The pieces of a prompt together are its
+   * result's text.
+   */
+  onText?: ((piece: string, index: number) => void) | undefined
+}
+
+/** A token and how likely it was. */
+export interface TokenScore {
+  /** The token. */
+  readonly id: number
+  /** Its text. */
+  readonly text: string
+  /** Natural logarithm of the probability that the model gives, before temperature, filters and penalties. */
+  readonly logprob: number
+  /** The likeliest tokens of this step, likeliest first. */
+  readonly top: readonly Omit<TokenScore, 'top'>[]
+}
+
+/** A text, or two texts that belong together, such as premise and hypothesis or question and answer. */
 export type TextOrPair = string | { readonly text: string; readonly textPair?: string | undefined }
 
 /** How texts are classified. */
@@ -51,7 +107,7 @@ export interface ClassifyOptions {
   adapter?: string | null | undefined
   /** How many labels each result lists. Default 1. */
   topK?: number | undefined
-  /** Texts of more tokens are cut. Default: what the model takes. */
+  /** Longer texts are cut to this number of tokens. Default: the model's maximum. */
   maxLength?: number | undefined
   /** Texts in one run. Default 8. */
   batchSize?: number | undefined
@@ -67,33 +123,32 @@ export interface Classification {
   score: number
   /** The `topK` likeliest labels, best first. */
   labels: { label: string; score: number }[]
-  /** What the head gave, one number a label, in the head's order. */
+  /** Output of the head: one number for each label. */
   logits: Float32Array
-  /** The text was longer than the limit, and lost its end. */
+  /** Whether the text was longer than `maxLength` and was cut. */
   isTruncated: boolean
 }
 
-/** How a text is streamed: its pieces are what the iteration gives. */
-export type StreamOptions = Omit<GenerateOptions, 'onText'>
-
 /** A continued text. */
 export interface GenerateResult {
-  /** What follows the prompt, without special tokens. */
+  /** What follows the prompt, without special tokens and without what stopped it. */
   text: string
   /** Number of new tokens, the one that ended the text not counted. */
   tokens: number
-  /** The new tokens. */
+  /** The new tokens; those of a stop string are among them. */
   tokenIds: number[]
-  /** Why it ended: the model said so, maxNewTokens, or the model's context is full. */
-  finish: 'eos' | 'max-new-tokens' | 'context'
-  /** What the tokens were drawn with: with the same seed and options the text is the same. */
+  /** Why it ended: the model said so, a stop string came, maxNewTokens, or the model's context is full. */
+  finish: 'eos' | 'stop' | 'max-new-tokens' | 'context'
+  /** The seed of this text. The same seed and options give the same text. */
   seed: number
   /** From the call to the end, without loading the model. */
   seconds: number
+  /** One for each of `tokenIds`, where `logprobs` asks for them. */
+  logprobs?: TokenScore[]
 }
 
 /**
- * One base model in memory and any number of adapters, of which each run names one. Runs take turns: calls may overlap, and are
+ * One base model in memory and any number of adapters, of which each run chooses. Runs take turns: calls may overlap, and are
  * answered in their order. Made by `openSession`.
  */
 export interface AdapterSession {
@@ -101,20 +156,23 @@ export interface AdapterSession {
   readonly model: Model
   /** Names of the adapters that runs can choose. */
   readonly adapters: readonly string[]
-  /** The model's own inputs, without those that take adapters. */
+  /** Roles of the model's graphs that runs can choose: `decoder` and `encoder`, or `model` alone. */
+  readonly graphs: readonly string[]
+  /** The model's own inputs, without those that take adapters; of several graphs those of the first. */
   readonly inputNames: readonly string[]
   /** The model's outputs. */
   readonly outputNames: readonly string[]
 
   /**
-   * Copies an adapter into the session; runs choose it by `name`. An adapter for modules that none before it touched
-   * opens the base anew, so that both are in memory for a moment: give such adapters to `openSession` where that matters. So does the
-   * first one with DoRA or biases of B for a module; DoRA's scales are computed here, from the base's weights, once.
+   * Copies an adapter into the session; runs choose it by `name`. If no earlier adapter changes the same modules, the session loads
+   * the base again, and two copies are in memory for a short time. To avoid this, pass the adapter to `openSession`. The same
+   * happens with the first adapter that has DoRA or biases of B for a module. DoRA's scales are computed here, from the base's
+   * weights, once.
    *
-   * @throws MismatchError when a layer has no module in the model, or another shape there; UnsupportedError when the
-   *   module is there in a form that cannot be adapted, or the adapter holds more than linear layers, or DoRA for weights that
-   *   are not floats; NumericError when a weight is not finite; StateError when the name is taken or the session is disposed;
-   *   ConfigError when an argument is not usable. The session stays as it was then.
+   * @throws MismatchError when a layer has no module in the model, or another shape there; UnsupportedError when the module is
+   *   there in a form that cannot be adapted, or the adapter holds more than linear layers, or DoRA for weights that are not
+   *   floats; NumericError when a weight is not finite; StateError when the name is taken or the session is disposed; ConfigError
+   *   when an argument is not usable. If `add` throws, the session does not change.
    *
    * @example
    * const session = await openSession('models/union-3m')
@@ -125,7 +183,7 @@ export interface AdapterSession {
   add(name: string, adapter: LoraAdapter): Promise<void>
 
   /**
-   * Frees an adapter's arrays. Texts that are being written with it go on.
+   * Removes an adapter and frees its memory. Texts that already use it are finished first.
    *
    * @throws MismatchError for an unknown name, StateError when the session is disposed
    *
@@ -140,7 +198,7 @@ export interface AdapterSession {
    * Runs the model once.
    *
    * @param feeds the model's own inputs by name: `{ type, data, dims }`, such as ONNX Runtime's own tensors. For a language model
-   *   `input_ids` is enough: what is left out becomes a mask of ones, positions that count the mask's ones, and an empty cache.
+   *   `input_ids` is enough: lowrank adds the missing inputs: a mask of ones, positions from that mask, and an empty cache.
    * @returns the outputs by name; their arrays are the caller's
    * @throws MismatchError for an unknown adapter, input or output; ConfigError for what is no tensor; RuntimeError when the run fails;
    *   StateError when the session is disposed
@@ -157,23 +215,33 @@ export interface AdapterSession {
   run(feeds: Feeds, options?: RunOptions): Promise<Record<string, RuntimeTensor>>
 
   /**
-   * Continues a prompt, by default with the likeliest token each time.
+   * Continues a text, or answers a chat: messages go through the chat template, and the answer ends where a turn does. Several prompts
+   * run together in one batch; each gets the text that it would get alone. What options leave out is taken from the model's
+   * generation_config.json; where that says nothing, the likeliest token is taken each time.
    *
+   * @param prompt text, a list of messages, or a list of such prompts
+   * @returns the text; of a list of prompts a list of texts, in their order
    * @throws ConfigError for an option that is unknown or out of range, MismatchError for an unknown adapter or a tokenizer of another
-   *   model, DataError for a prompt without tokens or without room behind it, UnsupportedError when the graph is no causal language
-   *   model, NumericError when the logits are not finite, StateError when the session is disposed; what the signal and `onText` throw
+   *   model, DataError for a prompt without tokens or without room behind it and for a chat that cannot be answered, FormatError for a
+   *   chat without a usable template, UnsupportedError when the graph is no causal language model, or cannot tell rows apart that have
+   *   adapters of their own, NumericError when the logits are not finite, StateError when the session is disposed; what the signal and
+   *   `onText` throw
    *
    * @example
    * const session = await openSession('models/union-3m')
    * const { text, seed } = await session.generate('And the people', { temperature: 0.7, maxNewTokens: 20 })
    * console.log(text, seed)
+   * const texts = await session.generate(['And the people', 'The sea'], { maxNewTokens: 20, stop: '.' })
+   * console.log(texts.map(({ text }) => text))
    * await session.dispose()
    */
-  generate(prompt: string, options?: GenerateOptions): Promise<GenerateResult>
+  generate(prompt: Prompt, options?: GenerateOptions): Promise<GenerateResult>
+  generate(prompts: readonly Prompt[], options?: GenerateOptions): Promise<GenerateResult[]>
 
   /**
-   * The same text piece by piece, as soon as each is certain. Leaving the loop ends the text.
+   * The text of one prompt, piece by piece, as soon as each is certain. Leaving the loop ends the text.
    *
+   * @param prompt text, or a list of messages
    * @returns an iteration over the pieces; its end value is the result
    * @throws what `generate` throws, at the first step of the iteration
    *
@@ -182,7 +250,7 @@ export interface AdapterSession {
    * for await (const piece of session.stream('And the people', { maxNewTokens: 20 })) process.stdout.write(piece)
    * await session.dispose()
    */
-  stream(prompt: string, options?: StreamOptions): AsyncGenerator<string, GenerateResult, undefined>
+  stream(prompt: Prompt, options?: StreamOptions): AsyncGenerator<string, GenerateResult, undefined>
 
   /**
    * Gives texts or pairs of texts a label: by the head that the adapter brings, or else by the model's own. The result of a text does
@@ -191,8 +259,9 @@ export interface AdapterSession {
    *
    * @returns one result for a single text, a list for a list
    * @throws UnsupportedError when neither the adapter nor the model has a head for labels; MismatchError for an unknown adapter, a
-   *   tokenizer of another model, or labels that are not as many as logits; ConfigError for an option or a text that is not usable;
-   *   FileError when the model has no tokenizer; NumericError when the logits are not finite; StateError when the session is disposed
+   *   tokenizer of another model, or when the numbers of labels and logits differ; ConfigError for an option or a text that is not
+   *   usable; FileError when the model has no tokenizer; NumericError when the logits are not finite; StateError when the session
+   *   is disposed
    *
    * @example
    * const session = await openSession('tests/golden/text-classification/encoder', {
@@ -205,7 +274,7 @@ export interface AdapterSession {
   classify(text: TextOrPair, options?: ClassifyOptions): Promise<Classification>
   classify(texts: readonly TextOrPair[], options?: ClassifyOptions): Promise<Classification[]>
 
-  /** Closes the session after the runs that were asked for before, and ends its worker. Other calls throw StateError from then on. */
+  /** Waits for all started runs. Then it closes the session and its worker. Other calls throw StateError from then on. */
   dispose(): Promise<void>
 
   /** `await using`: the same as dispose. */

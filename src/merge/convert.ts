@@ -52,6 +52,7 @@ async function baseWeightsOf(
       tasks: new Set(),
       classes: new Set(),
       sources: [],
+      meanings: [],
     })
     const search = { layers, names, locate: names.locate, checkpoint, ties, config }
     for (const layer of layers) {

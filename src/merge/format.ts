@@ -1,8 +1,8 @@
 // Which kind of model a merge reads and writes: that of the base, of the result's name, or what was asked for.
 
 import type { Directory } from '../base/bytes.js'
-import { ConfigError, FileError } from '../base/errors.js'
-import { type DtypeChoice, defaultGraph, findGraph } from '../graph/graph-file.js'
+import { ConfigError, FileError, UnsupportedError } from '../base/errors.js'
+import { type DtypeChoice, defaultGraphs } from '../graph/graph-file.js'
 import type { MergeFormat } from './report.js'
 
 /** A base: a folder, and the file in it where one is meant. */
@@ -18,8 +18,8 @@ const CHECKPOINTS = /\.(safetensors|json|bin|pt|pth|ckpt)$/
 /** What is read and written. */
 export interface ChosenFormat {
   readonly format: MergeFormat
-  /** The graph inside the base's folder, where the format has one. */
-  readonly graph: string | undefined
+  /** The graphs inside the base's folder, where the format has such. */
+  readonly graphs: readonly string[]
   /** The checkpoint's file or index, where the base names it. */
   readonly checkpoint: string | undefined
 }
@@ -44,20 +44,28 @@ export async function chooseFormat(
     if (dtype !== undefined && format === 'onnx') {
       throw new ConfigError({ where: 'dtype', what: 'only where the graph is not named itself', got: file })
     }
-    return { format, graph: format === 'onnx' ? file : undefined, checkpoint: format === 'onnx' ? undefined : file }
+    return { format, graphs: format === 'onnx' ? [file] : [], checkpoint: format === 'onnx' ? undefined : file }
   }
   if (named !== undefined) requireSame(wish, named, `the result is a .${named} file`)
   // A dtype asks for a graph.
   const isGraphWanted = (wish ?? named ?? (dtype === undefined ? undefined : 'onnx')) !== 'safetensors'
-  const graph =
-    dtype !== undefined && isGraphWanted ? await findGraph(directory, { dtype }) : await defaultGraph(directory)
-  const format = wish ?? named ?? (graph === undefined ? 'safetensors' : 'onnx')
-  if (format === 'safetensors') return { format, graph: undefined, checkpoint: undefined }
-  if (graph !== undefined) return { format, graph, checkpoint: undefined }
+  const isSure = dtype !== undefined && isGraphWanted
+  const graphs = await defaultGraphs(directory, isSure ? dtype : undefined)
+  const format = wish ?? named ?? (graphs.length === 0 ? 'safetensors' : 'onnx')
+  if (format === 'safetensors') return { format, graphs: [], checkpoint: undefined }
+  if (graphs.length > 1 && named !== undefined) {
+    throw new UnsupportedError({
+      where: out!,
+      what: 'the base has several graphs, which do not fit into one file',
+      expected: 'a folder as the result',
+      got: graphs.join(', '),
+    })
+  }
+  if (graphs.length > 0) return { format, graphs, checkpoint: undefined }
   throw new FileError({
     where: directory.name,
     what: 'no ONNX model in this folder',
-    expected: 'onnx/model.onnx or model.onnx',
+    expected: 'onnx/model.onnx or model.onnx, or onnx/encoder_model.onnx and onnx/decoder_model_merged.onnx',
     hint: 'Merge into its checkpoint (format safetensors), or take an export with an .onnx file',
   })
 }

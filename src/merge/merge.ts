@@ -5,7 +5,7 @@ import type { Directory } from '../base/bytes.js'
 import { UnsupportedError } from '../base/errors.js'
 import { StreamDirectory } from '../io/web/directories.js'
 import { type MergeCheckpointOptions, mergeCheckpoint } from './chunks/merge-checkpoint.js'
-import { openPlan, reportPlan } from './chunks/open-plan.js'
+import { loadConfig, openPlan, reportPlan } from './chunks/open-plan.js'
 import { compareCheckpoints, type Differences } from './chunks/unmerge.js'
 import { type ChosenFormat, chooseFormat, type MergeBase } from './format.js'
 import type { MergePlanReport, MergeReport } from './report.js'
@@ -139,25 +139,20 @@ export interface OpenOnnx {
 /** Opens and plans the part of a merge that writes an .onnx, alone or beside a checkpoint; nothing is written. */
 export async function openOnnx(
   request: Omit<MergeRequest, 'out'>,
-  { format, graph }: ChosenFormat,
+  { format, graphs }: ChosenFormat,
   sign: 1 | -1,
 ): Promise<OpenOnnx> {
-  const [{ loadOnnx }, { openOnnxMerge }] = await Promise.all([
-    import('../formats/onnx/model.js'),
-    import('./onnx/merge-onnx.js'),
-  ])
+  const { openGraphsMerge } = await import('./onnx/graphs.js')
   const { base, adapters, outFile, weightsOnly = false, signal, onProgress, modules, strict, reproducible } = request
-  const model = await loadOnnx(base.directory, graph!)
-  try {
-    // Beside a checkpoint they are there already.
-    const companions = weightsOnly || format === 'both' ? undefined : base.directory
-    const options = { signal, onProgress, modules, strict, reproducible, companions, path: outFile ?? graph }
-    const { write } = await openOnnxMerge(model, adapters, options, sign)
-    return { write, close: () => model.close() }
-  } catch (error) {
-    await model.close()
-    throw error
-  }
+  const { allowMissing, quantized, externalData, outDtype } = request
+  // Beside a checkpoint they are there already.
+  const companions = weightsOnly || format === 'both' ? undefined : base.directory
+  const config = await loadConfig(base.directory)
+  const isBesideCheckpoint = format === 'both'
+  const factors = outDtype === 'F32' || outDtype === 'F16' ? outDtype : undefined
+  const settings = { signal, onProgress, modules, strict, reproducible, allowMissing, quantized, externalData, factors }
+  const options = { ...settings, companions, config, isBesideCheckpoint, path: outFile }
+  return openGraphsMerge(base.directory, graphs, adapters, options, sign)
 }
 
 async function writeOnnx(request: MergeRequest, chosen: ChosenFormat, sign: 1 | -1): Promise<MergeReport> {
@@ -182,11 +177,12 @@ export async function planOnnx(opened: OpenOnnx): Promise<Omit<MergePlanReport, 
     })
   })
   const report = await opened.write(nowhere)
-  const { tensors, changed, added, renamed, layers, copied, leftOut, warnings } = report
+  const { tensors, changed, branches, added, renamed, layers, copied, leftOut, warnings } = report
   const weights = files.filter(({ name }) => !copied.includes(name))
   return {
     tensors,
     changed,
+    ...(branches !== undefined && { branches }),
     added,
     renamed,
     bytes: weights.reduce((sum, { byteLength }) => sum + byteLength, 0),
@@ -229,7 +225,7 @@ export function joinReports(out: string, first: MergeReport, second: MergeReport
 /** What planning a merge into a checkpoint takes of the settings. */
 export function checkpointOptions(
   request: Omit<MergeRequest, 'out'>,
-  { format, graph, checkpoint }: ChosenFormat,
+  { format, graphs, checkpoint }: ChosenFormat,
 ): MergeCheckpointOptions {
   const {
     tied,
@@ -255,6 +251,6 @@ export function checkpointOptions(
     reproducible,
     signal,
     onProgress,
-    ownFolders: format === 'both' ? [graph!.replace(/\/.*/, '/')] : [],
+    ownFolders: format === 'both' ? [graphs[0].replace(/\/.*/, '/')] : [],
   }
 }

@@ -12,10 +12,11 @@ import { notFinite } from '../lora/factors.js'
 import type { StoredTensor } from '../lora/kinds/stored.js'
 import { tensorsOf } from '../lora/part.js'
 import { isAllLinear } from '../lora/patterns/patterns.js'
+import { readChatTemplate, writeChatTemplate } from './chat-template.js'
 import { formatPeftConfig, parsePeftConfig } from './config.js'
 import { findAdapter, openWeights, readConfig, writeAdapterFiles } from './files.js'
 import { KEY_PREFIX, normalizeKeys } from './keys.js'
-import { labelsMetadata, readLabels } from './labels.js'
+import { type Meaning, meaningMetadata, readMeaning } from './labels.js'
 import { parameterKeys, savedParameters } from './parameters.js'
 import { rowsKey, savedModules } from './replacements.js'
 import { claimTensors, type FilePart, factorKey, magnitudeShape } from './tensors.js'
@@ -35,12 +36,14 @@ export interface AdapterFile {
   readonly file: SafetensorsFile
   /** As {@link LoraAdapter.notes}. */
   readonly notes: readonly string[]
-  /** As {@link LoraAdapter.labels}. */
-  readonly labels: readonly string[] | undefined
+  /** As {@link LoraAdapter.labels} and {@link LoraAdapter.problemType}. */
+  readonly meaning: Meaning
   /** What is sound of the file: layers, then experts, replaced tensors and rows of tokens; each group by name. */
   parts(): readonly FilePart[]
   /** Names of tensors that nothing claims. */
   readonly unclaimed: readonly string[]
+  /** That of the chats that it was trained on. */
+  readonly chatTemplate: string | undefined
   /** What is wrong with config and tensors; empty unless it was opened with `isTolerant`. */
   readonly problems: readonly LowrankError[]
   close(): Promise<void>
@@ -48,7 +51,7 @@ export interface AdapterFile {
 
 /** What to load of a folder, and how strictly. */
 export interface LoadOptions {
-  /** Which adapter: the name of a folder inside, or the one in the tensors' names. Default: the only one there is. */
+  /** Name of the adapter: a subfolder, or the adapter name in the tensor names. Needed only if there are several. */
   name?: string | undefined
   /** Refuses a config with targets or patterns that match nothing of the adapter. Default false. */
   strict?: boolean | undefined
@@ -78,15 +81,16 @@ export async function openAdapter(
   const close = () => opened.source.close()
   try {
     const { file, notes: keyNotes } = normalizeKeys(opened, name)
+    const chatTemplate = await readChatTemplate(folder.directory, folder.path)
     const isInside = name === undefined && folder.path !== ''
-    const { labels, notes: labelNotes } = readLabels(opened.metadata)
+    const { notes: meaningNotes, ...meaning } = readMeaning(opened.metadata)
     const inside = isInside ? [`an adapter in ${folder.path}, its only one`] : []
-    const notes = [...inside, ...asides, ...keyNotes, ...labelNotes]
+    const notes = [...inside, ...asides, ...keyNotes, ...meaningNotes]
     const { parts, unclaimed, ...claimed } = claimTensors(file, config)
     const unmatched = strict ? unmatchedProblems({ config, parts: () => parts }, configFile) : []
     const all = [...problems, ...(strict ? unknown : []), ...claimed.problems, ...unmatched]
     if (!isTolerant) throwFirst(all)
-    return { config, file, notes, labels, parts: () => parts, unclaimed, problems: all, close }
+    return { config, file, notes, meaning, parts: () => parts, unclaimed, chatTemplate, problems: all, close }
   } catch (error) {
     await close()
     throw error
@@ -100,11 +104,12 @@ function throwFirst([first]: readonly LowrankError[]): void {
 /** Reads a PEFT adapter folder, as the public function of this name says (index/verbs.ts). */
 export async function loadAdapter(directory: Directory, options: LoadOptions = {}): Promise<LoraAdapter> {
   const opened = await openAdapter(directory, { ...options, isTolerant: false })
-  const { config, file, notes, labels, parts, close } = opened
+  const { config, file, notes, meaning, parts, chatTemplate, close } = opened
   try {
     const adapter = new LoraAdapter(config)
     adapter.notes.push(...notes)
-    adapter.labels = labels
+    Object.assign(adapter, meaning)
+    adapter.chatTemplate = chatTemplate
     for (const part of parts()) await readPart(adapter, part, file)
     return adapter
   } finally {
@@ -181,7 +186,10 @@ function checkFinite(values: Float32Array, info: TensorInfo, file: SafetensorsFi
 
 /** How an adapter is saved. */
 export interface SaveOptions {
-  /** Of layers. Default: each one's own, which is F32 unless it was loaded from another. What replaces the base's stays as it is. */
+  /**
+   * Type of the saved A and B. Default: the type of each layer (F32, or the type of the file it was loaded from). Replaced tensors
+   * keep their type.
+   */
   dtype?: FloatDtype | undefined
 }
 
@@ -206,7 +214,8 @@ export async function saveAdapter(
     [...names, ...parameters],
   )
   const tensors = encodeAdapter(adapter, dtype)
-  await writeAdapterFiles(directory, tensors, config, labelsMetadata(adapter.labels))
+  await writeChatTemplate(directory, adapter.chatTemplate)
+  await writeAdapterFiles(directory, tensors, config, meaningMetadata(adapter))
 }
 
 /** The config's own trainable tokens, or, where it has none, those that the adapter holds rows for. */

@@ -1,25 +1,46 @@
 // What the logits of an adapter's head mean. PEFT has no place for it. lowrank keeps it in the metadata of the weights' file, which PEFT
 // leaves unread, so that labels and weights cannot be separated.
 
-/** The member of the metadata: a list of texts, as JSON. */
-const KEY = 'labels'
+import { type LoraAdapter, PROBLEM_TYPES, type ProblemType } from '../lora/adapter.js'
 
-/** The labels in a file's metadata, or a note on what cannot be read there. */
-export function readLabels(metadata: Readonly<Record<string, string>>): {
-  readonly labels?: readonly string[]
-  readonly notes: readonly string[]
-} {
-  if (!Object.hasOwn(metadata, KEY)) return { notes: [] }
-  try {
-    const labels: unknown = JSON.parse(metadata[KEY])
-    if (Array.isArray(labels) && labels.every((label) => typeof label === 'string')) return { labels, notes: [] }
-  } catch {
-    // No JSON is as bad as JSON of something else.
-  }
-  return { notes: ['labels in the metadata of its weights that are no list of texts'] }
+/** The meaning of logits, as far as it is known. */
+export type Meaning = Pick<LoraAdapter, 'labels' | 'problemType'>
+
+/** The members of the metadata: a list of texts as JSON, and one of the words. */
+const LABELS = 'labels'
+const PROBLEM_TYPE = 'problem_type'
+
+/** What a file's metadata tells, and a note on each member that cannot be read. */
+export function readMeaning(metadata: Readonly<Record<string, string>>): Meaning & { notes: readonly string[] } {
+  const member = (name: string) => (Object.hasOwn(metadata, name) ? metadata[name] : undefined)
+  const labels = listOf(member(LABELS))
+  const type = member(PROBLEM_TYPE)
+  const problemType = PROBLEM_TYPES.find((known): known is ProblemType => known === type)
+  const notes = [
+    ...(labels === undefined && member(LABELS) !== undefined
+      ? ['labels in the metadata of its weights that are no list of texts']
+      : []),
+    ...(problemType === undefined && type !== undefined
+      ? [`a problem_type in the metadata of its weights that is not known: ${type}`]
+      : []),
+  ]
+  return { labels, problemType, notes }
 }
 
-/** Metadata with these labels. */
-export function labelsMetadata(labels: readonly string[] | undefined): Record<string, string> {
-  return labels === undefined ? {} : { [KEY]: JSON.stringify(labels) }
+function listOf(text: string | undefined): readonly string[] | undefined {
+  if (text === undefined) return undefined
+  try {
+    const labels: unknown = JSON.parse(text)
+    return Array.isArray(labels) && labels.every((label) => typeof label === 'string') ? labels : undefined
+  } catch {
+    return undefined
+  }
+}
+
+/** Metadata that tells this. */
+export function meaningMetadata({ labels, problemType }: Meaning): Record<string, string> {
+  return {
+    ...(labels !== undefined && { [LABELS]: JSON.stringify(labels) }),
+    ...(problemType !== undefined && { [PROBLEM_TYPE]: problemType }),
+  }
 }

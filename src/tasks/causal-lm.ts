@@ -3,13 +3,15 @@
 
 import { DataError, FormatError, UnsupportedError } from '../base/errors.js'
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
+import { inputFamily } from '../graph/inputs/family.js'
 import { tokenInputs } from '../graph/inputs/tokens.js'
 import { logitsName } from '../graph/match/linears.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
 import type { ProbedShape } from '../graph/shapes/shapes.js'
 import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
 import type { Value } from '../graph/view/builder.js'
-import { Graph } from '../graph/view/graph.js'
+import type { Graph } from '../graph/view/graph.js'
+import { readGraph } from '../graph/view/read-graph.js'
 import type { Feeds } from '../runtime/runtime.js'
 import { type Chat, chatOf } from '../text/chat.js'
 import { encodeChat } from '../text/chat-encode.js'
@@ -40,7 +42,19 @@ export const causalLm: Task<ParsedRecord, Example> = {
   reading: 'generate',
 
   check(model) {
-    const graph = new Graph(model.onnx.proto)
+    const graph = readGraph(model.onnx.proto)
+    if (inputFamily(graph) === 'encoder-decoder') {
+      throw new UnsupportedError({
+        where: 'ONNX model',
+        what: 'it is the decoder of an encoder-decoder, which lowrank does not train yet',
+        expected: 'a causal language model of one graph',
+        got: `inputs ${graph.inputs
+          .map(({ name }) => name)
+          .slice(0, 4)
+          .join(', ')}, …`,
+        hint: 'Train the adapter with PEFT: sessions and merges take it',
+      })
+    }
     checkCausal(model, graph)
     tokenInputs(graph)
   },
@@ -114,7 +128,7 @@ class CausalLm implements OpenTask<Example> {
 
   constructor(model: Model) {
     this.#model = model
-    this.#inputs = tokenInputs(new Graph(model.onnx.proto))
+    this.#inputs = tokenInputs(readGraph(model.onnx.proto))
     const [first, second] = PROBE_BATCHES.map(({ batch, sequence }, i) =>
       this.#probeFeeds(batch, sequence, PROBED_TARGETS[i]),
     )

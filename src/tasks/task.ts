@@ -46,8 +46,8 @@ export interface Task<Row = unknown, Example = unknown> {
   readonly peftType: string
   /** How the outputs of a trained model are read: the session's method, and the file of infer/. */
   readonly reading: 'generate' | 'classify'
-  /** What lies between the model's hidden states and the logits; undefined for tasks without a head. Throws UnsupportedError where it is not known. */
-  headForm?(base: HeadBase): HeadForm
+  /** What lies between the model's hidden states and the logits; undefined for tasks without a head, and where it is not known. */
+  headForm?(base: HeadBase): HeadForm | undefined
   /** Throws UnsupportedError when the model is not one for this task: before any data is read. */
   check(model: Model): void
   /** Returns a row of data as what the task learns from. Throws DataError when it has not the fields. */

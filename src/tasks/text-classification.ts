@@ -11,12 +11,23 @@ import { findLinears, type Linear } from '../graph/match/linears.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
 import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
 import type { Value } from '../graph/view/builder.js'
-import { Graph } from '../graph/view/graph.js'
+import type { Graph } from '../graph/view/graph.js'
+import { readGraph } from '../graph/view/read-graph.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { checkVocabulary } from '../text/records.js'
 import { classificationMetrics } from './classification-metrics.js'
 import type { Examples, Head, OpenTask, Task } from './task.js'
-import { type HeadForm, type HeadLayer, headForm, headInput, headWidth, trainedLayers } from './text-heads.js'
+import {
+  appendHead,
+  findHeadForm,
+  type HeadForm,
+  type HeadInput,
+  type HeadLayer,
+  headForm,
+  headInput,
+  headWidth,
+  trainedLayers,
+} from './text-heads.js'
 import { attentionMask, PROBE_BATCHES, padded, tokenLengths } from './token-batch.js'
 
 /** A row of data. */
@@ -43,10 +54,10 @@ export const textClassification: Task<LabeledText, LabeledExample> = {
   name: 'text-classification',
   peftType: 'SEQ_CLS',
   reading: 'classify',
-  headForm,
+  headForm: findHeadForm,
 
   check(model) {
-    const graph = new Graph(model.onnx.proto)
+    const graph = readGraph(model.onnx.proto)
     encoderInputs(graph)
     headForm({ config: model.config, graph, linears: findLinears(graph) })
   },
@@ -98,7 +109,7 @@ class TextClassification implements OpenTask<LabeledExample> {
   readonly #hasPrefix: boolean
 
   constructor(model: Model, examples: Examples<LabeledExample>) {
-    const graph = new Graph(model.onnx.proto)
+    const graph = readGraph(model.onnx.proto)
     const linears = findLinears(graph)
     const base = { config: model.config, graph, linears }
     this.#model = model
@@ -135,16 +146,10 @@ class TextClassification implements OpenTask<LabeledExample> {
   }
 
   forward(graph: ObjectiveGraph): Value {
-    const { g } = graph
     const pairs = graph.input(LABELS, DataType.INT64, ['batch', 2])
-    let x = this.#headInput(graph)
-    this.#layers.forEach(({ module, activation }, i) => {
-      const weight = graph.parameter(`${module}.weight`, this.#shapes[i])
-      const bias = graph.parameter(`${module}.bias`, [this.#shapes[i][0]])
-      x = g.op('Gemm', [x, weight, bias], { transB: 1 })
-      if (activation !== undefined) x = g.op(activation, [x])
-    })
-    return graph.crossEntropy(graph.predict(x), pairs)
+    const parameters = new Map(this.head.tensors.map(({ name, shape }) => [name, graph.parameter(name, shape)]))
+    const logits = appendHead(graph.g, this.#headInput(graph), this.#layers, (name) => parameters.get(name))
+    return graph.crossEntropy(graph.predict(logits), pairs)
   }
 
   moduleName(name: string): string {
@@ -211,18 +216,12 @@ class TextClassification implements OpenTask<LabeledExample> {
     })
   }
 
-  /** What goes into the first layer that is trained, (batch, k). */
-  #headInput({ g, graph }: ObjectiveGraph): Value {
+  /** What goes into the first layer that is trained. */
+  #headInput({ graph }: ObjectiveGraph): HeadInput {
     const input = headInput(this.#form, graph, this.#layers)
-    if (input === undefined) {
-      const got = graph.outputs.map(({ name }) => name).join(', ')
-      throw new UnsupportedError({
-        where: 'ONNX model',
-        what: 'no output has the hidden states that a head needs',
-        got,
-      })
-    }
-    return input.isSequence ? g.op('Gather', [input.value, g.int(0)], { axis: 1 }) : input.value
+    if (input !== undefined) return input
+    const got = graph.outputs.map(({ name }) => name).join(', ')
+    throw new UnsupportedError({ where: 'ONNX model', what: 'no output has the hidden states that a head needs', got })
   }
 
   /** The base's own values where the graph has them in this shape; else as transformers starts a new head. */
@@ -232,7 +231,7 @@ class TextClassification implements OpenTask<LabeledExample> {
     { module, member, shape }: { module: string; member: string; shape: readonly number[] },
     random: Random,
   ): Promise<Float32Array> {
-    const own = linears.find(({ name, kind }) => name === module && kind === 'gemm')
+    const own = linears.find(({ name, form }) => name === module && form.name === 'Gemm')
     const tensor = own && graph.constant(own.node.input[member === 'weight' ? 1 : 2])
     const isSame = tensor?.dims.map(Number).join() === shape.join() && (member === 'bias' || own?.transposed)
     if (tensor !== undefined && isSame && tensor.dataType === DataType.FLOAT) {

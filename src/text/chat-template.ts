@@ -37,6 +37,8 @@ export interface RenderedTurns {
 export interface ChatTemplate {
   /** For messages: the file it came from. */
   readonly name: string
+  /** The template itself; of several the one for chats without tools. */
+  readonly text: string
   /** Whether it marks what the model writes. */
   readonly marksGeneration: boolean
   /**
@@ -177,6 +179,7 @@ export async function compileChatTemplate(source: TemplateSource): Promise<ChatT
   }
   return {
     name: where,
+    text: source.texts.get(fallback) as string,
     marksGeneration: marking.has(fallback),
     render(messages, options, record) {
       const used = nameFor(options.tools)

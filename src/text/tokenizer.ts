@@ -23,7 +23,7 @@ const HubTokenizer = hub.Tokenizer as unknown as new (definition: object, config
 export interface Tokenizer {
   /** For messages: the folder it came from. */
   readonly name: string
-  /** The token that ends a text, as tokenizer_config.json names it; undefined if it names none, as with the others. */
+  /** The token that ends a text, from tokenizer_config.json. Undefined if it is not given there. */
   readonly eosTokenId: number | undefined
   /** The token that begins a text. */
   readonly bosTokenId: number | undefined
@@ -37,21 +37,21 @@ export interface Tokenizer {
    */
   encodePair(prompt: string, completion: string): { ids: number[]; completionStart: number }
   /**
-   * Ids of `text` as it is, and for each span the tokens that touch it: what transformers' assistant mask marks. Spans are in order
-   * and reach not into one another.
+   * Ids of `text` as it is, and for each span the tokens that touch it: what transformers' assistant mask marks. Spans are sorted
+   * and do not overlap.
    */
   encodeSpans(text: string, spans: readonly Span[]): EncodedSpans
   /**
-   * Ids of one text or two with their special tokens, and of which text each is. What is too long loses its end, the longer text
-   * first, as in transformers (`truncation=True`).
+   * Encodes one or two texts with special tokens. `typeIds` says to which text each token belongs. Texts that are too long are cut,
+   * the longer text first, as in transformers (`truncation=True`).
    */
   encodeTexts(first: string, second: string | undefined, maxLength: number): EncodedTexts
   /** Text of `ids`; special tokens are left out unless asked for. */
   decode(ids: readonly number[], options?: { specialTokens?: boolean }): string
   /**
-   * Decodes ids that come one by one.
+   * Decodes token ids one by one.
    *
-   * @param after what they follow: its text is not given again, but may change how theirs begins
+   * @param after ids of the tokens before. Their text is not returned, but it can change the first characters of the new text
    */
   stream(after?: readonly number[]): TextStream
 }
@@ -72,11 +72,11 @@ interface TextTemplate {
   readonly types: readonly number[]
 }
 
-/** Text of tokens as they come: each call returns what became certain. */
+/** Decodes tokens one by one. Each call returns the new characters. */
 export interface TextStream {
   /** Holds back characters whose bytes are still incomplete. */
   push(id: number): string
-  /** What is left, with U+FFFD for bytes that never became a character. */
+  /** Returns the rest. Incomplete characters become U+FFFD. */
   end(): string
 }
 

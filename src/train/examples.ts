@@ -4,7 +4,8 @@ import { ConfigError, DataError } from '../base/errors.js'
 import type { Rows } from '../data/row.js'
 import type { Model } from '../graph/model-folder.js'
 import type { EncodeContext, ExampleList, Task } from '../tasks/task.js'
-import { loadChatTemplate } from '../text/chat-template.js'
+import { type ChatTemplate, loadChatTemplate } from '../text/chat-template.js'
+import { recordTemplate } from '../text/recorded-template.js'
 
 /** Longest time without a pause for the thread's other work. */
 const YIELD_MS = 16
@@ -20,6 +21,16 @@ export interface EncodedRows {
   truncatedRecords: number
   /** Rows left out because no target was left in them. */
   skippedRecords: number
+}
+
+/** What became of all rows of one source. */
+export interface EncodedSource {
+  readonly kept: EncodedRows
+  readonly heldOut: EncodedRows
+  /** The limit that held. */
+  readonly maxLength: number
+  /** The chat template that rows needed, with its variables; undefined where none did. */
+  readonly chatTemplate: string | undefined
 }
 
 export interface EncodeOptions {
@@ -40,17 +51,23 @@ export interface EncodeOptions {
 /**
  * Encodes rows in order, pausing now and then so that the thread stays responsive.
  *
- * @returns the rows to train on, and those that are held out; and the limit that held
+ * @returns the rows to train on, and those that are held out
  * @throws DataError for what is no row of the task, or when no row has a target; ConfigError for a limit that the model cannot have;
  *   what the task throws
  */
-export async function encodeRows(
-  rows: Rows,
-  options: EncodeOptions,
-): Promise<{ kept: EncodedRows; heldOut: EncodedRows; maxLength: number }> {
+export async function encodeRows(rows: Rows, options: EncodeOptions): Promise<EncodedSource> {
   const { task, name, isHeldOut = () => false } = options
-  const context = await encodeContext(options)
-  const { maxLength } = context
+  const own = await encodeContext(options)
+  const { maxLength } = own
+  let used: ChatTemplate | undefined
+  const context: EncodeContext = {
+    ...own,
+    chatTemplate() {
+      const template = own.chatTemplate()
+      used ??= template
+      return template
+    },
+  }
   const [kept, heldOut] = [emptyRows(task), emptyRows(task)]
   let pausedAt = performance.now()
   let count = 0
@@ -68,7 +85,8 @@ export async function encodeRows(
   }
   requireExamples(kept, name, maxLength)
   if (options.isHeldOut !== undefined) requireExamples(heldOut, `${name}, the part for evaluation`, maxLength)
-  return { kept, heldOut, maxLength }
+  const chatTemplate = used && recordTemplate(used.text, options.chatTemplateArgs)
+  return { kept, heldOut, maxLength, chatTemplate }
 }
 
 function emptyRows(task: Task): EncodedRows {

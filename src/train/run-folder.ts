@@ -7,6 +7,7 @@ import { FileError, FormatError, listed } from '../base/errors.js'
 import { parseSafetensorsHeader, readTensorF32, saveSafetensors, type TensorBytes } from '../formats/safetensors.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { saveAdapter } from '../peft/adapter-folder.js'
+import { TEMPLATE_FILE } from '../peft/chat-template.js'
 import type { EngineState } from './engine.js'
 
 export const MARKER_FILE = 'lowrank.json'
@@ -14,7 +15,14 @@ export const METRICS_FILE = 'metrics.jsonl'
 export const STATE_FILE = 'training-state.safetensors'
 
 /** All that a run writes, and all that overwriting removes. */
-const RUN_FILES = ['adapter_config.json', 'adapter_model.safetensors', METRICS_FILE, STATE_FILE, MARKER_FILE]
+const RUN_FILES = [
+  'adapter_config.json',
+  'adapter_model.safetensors',
+  TEMPLATE_FILE,
+  METRICS_FILE,
+  STATE_FILE,
+  MARKER_FILE,
+]
 
 export interface Marker {
   version: 1

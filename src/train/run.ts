@@ -1,7 +1,6 @@
 // One run of the training loop: steps, evaluations, saves, and its end, whichever it is: done, interrupted, or a number that
 // is not finite.
 
-import type { Directory } from '../base/bytes.js'
 import { NumericError } from '../base/errors.js'
 import { type Engine, openEngine } from '../runtime/host.js'
 import type { Examples } from '../tasks/task.js'
@@ -19,14 +18,8 @@ import { checkFingerprint, fingerprintOf } from './fingerprint.js'
 import { ADAMW_DEFAULTS } from './optimizer.js'
 import { readParameters, writeParameters } from './parameters.js'
 import { peakRssBytes, steadyMedian, type TrainEvents, type TrainReport } from './report.js'
-import {
-  type FolderUse,
-  RunWriter,
-  readMetrics,
-  readState,
-  removePartialFiles,
-  type StepMetrics,
-} from './run-folder.js'
+import { RunWriter, readMetrics, readState, removePartialFiles, type StepMetrics } from './run-folder.js'
+import { type RunPlace, withRunPlace } from './run-place.js'
 import { learningRates } from './schedule.js'
 import { type SessionParts, TrainingSessions } from './sessions.js'
 
@@ -39,7 +32,7 @@ export interface RunInput extends SessionParts {
   readonly task: string
   readonly examples: Examples<unknown>
   readonly evalExamples: Examples<unknown> | undefined
-  readonly out: { readonly directory: Directory; readonly use: FolderUse } | undefined
+  readonly out: RunPlace | undefined
   readonly signal: AbortSignal | undefined
   readonly on: TrainEvents
 }
@@ -71,6 +64,10 @@ interface Start {
  *   last finite loss, and is saved if there was an update
  */
 export async function trainAdapter(parts: RunInput): Promise<RunReport> {
+  return withRunPlace(parts.out, (out) => trainInto({ ...parts, out }))
+}
+
+async function trainInto(parts: RunInput): Promise<RunReport> {
   const engine = openEngine(parts.model.runtime, 'train', (runtime) => new TrainEngine(runtime))
   try {
     const sessions = await TrainingSessions.create(parts, engine.remote)

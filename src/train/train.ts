@@ -8,15 +8,16 @@ import { isByteSource, isDataSource, isDirectory } from '../data/source.js'
 import { planSplit } from '../data/split.js'
 import { findLinears, type ModuleMap } from '../graph/match/linears.js'
 import { matchTargets } from '../graph/match/match.js'
+import { type MemoryLimit, memoryWarning, trainingMemory } from '../graph/memory.js'
 import type { Model } from '../graph/model-folder.js'
 import { checkTrainableForm } from '../graph/training/trainable-form.js'
-import { Graph } from '../graph/view/graph.js'
+import { readGraph } from '../graph/view/read-graph.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import { type LoraConfig, resolveConfig } from '../lora/config.js'
 import { requireHandled, requirePlainConfig } from '../lora/requirements.js'
 import type { OpenTask, Task } from '../tasks/task.js'
 import { checkTaskName, DEFAULT_TASK, loadTask } from '../tasks/tasks.js'
-import { type EncodedRows, encodeRows } from './examples.js'
+import { type EncodedSource, encodeRows } from './examples.js'
 import type { TrainingData, TrainingOptions, TrainResult } from './options.js'
 import type { TrainReport } from './report.js'
 import { trainAdapter } from './run.js'
@@ -26,32 +27,39 @@ import { resolveSettings, TRAIN_DEFAULTS, type TrainSettings } from './settings.
 /**
  * Trains an adapter of a model that is open. Nothing is written before the model, the data and the folder have been found usable.
  *
+ * @param limits memory that there is: a run that needs more says so
  * @throws ConfigError when a setting or the adapter's config is out of range, or options contradict or lack one another;
  *   UnsupportedError for graphs, adapters and configs that cannot be trained; StateError when the adapter has no layer, or one that is
  *   merged; DataError for records, FileError for the folder, MismatchError when no module matches or a run to resume is of other parts,
  *   NumericError naming the step when the loss is not finite (the adapter is saved as it was when it last was finite)
  */
-export async function train(options: TrainingOptions): Promise<TrainResult> {
+export async function train(options: TrainingOptions, limits: readonly MemoryLimit[] = []): Promise<TrainResult> {
   const settings = resolveSettings(options)
   const config = checkOptions(options, settings)
   const startedAt = performance.now()
   const { model, out, on, modules, signal } = options
   const task = await loadTask(options.task ?? DEFAULT_TASK)
-  checkTrainableForm(new Graph(model.onnx.proto))
+  checkTrainableForm(readGraph(model.onnx.proto))
   task.check(model)
   const use: FolderUse = options.resume ? 'resume' : options.overwrite ? 'overwrite' : 'new'
   if (out !== undefined) await checkRunFolder(out, use)
   on?.stage?.('encode')
   const { evalSplit } = options
   const isHeldOut = evalSplit === undefined ? undefined : planSplit(evalSplit, config.seed)
-  const { kept: records, heldOut } = await encode(options, settings, task, options.data, 'data', isHeldOut)
+  const {
+    kept: records,
+    heldOut,
+    chatTemplate,
+  } = await encode(options, settings, task, options.data, 'data', isHeldOut)
   const evalRecords =
     options.evalData === undefined
       ? heldOut
       : (await encode(options, settings, task, options.evalData, 'evalData', undefined)).kept
-  on?.stage?.('prepare')
   const open = task.open(model, records.examples)
+  warnOfMemory(options, settings, limits, longest(records.examples, open))
+  on?.stage?.('prepare')
   const adapter = options.adapter ?? (await newAdapter(model, config, { task, open, modules }))
+  adapter.chatTemplate = chatTemplate ?? adapter.chatTemplate
   checkHead(adapter, open)
   if (open.labels !== undefined) adapter.labels = open.labels
   const result = await trainAdapter({
@@ -80,6 +88,29 @@ export async function train(options: TrainingOptions): Promise<TrainResult> {
   return { adapter, report }
 }
 
+function longest<Example>(examples: Iterable<Example>, task: Pick<OpenTask<Example>, 'cost'>): number {
+  let most = 0
+  for (const example of examples) most = Math.max(most, task.cost(example))
+  return most
+}
+
+function warnOfMemory(
+  { model, on }: TrainingOptions,
+  { batchSize: batch, lowMemory }: TrainSettings,
+  limits: readonly MemoryLimit[],
+  sequence: number,
+): void {
+  const warning = memoryWarning(trainingMemory(model, { batch, sequence, lowMemory }), limits, {
+    what: `Training with ${batch} records of up to ${sequence} tokens in a batch`,
+    help: [
+      ...(batch > 1 ? ['a smaller batchSize (--batch-size) with more gradientAccumulation'] : []),
+      'a shorter maxLength (--max-length)',
+      ...(lowMemory ? [] : ['lowMemory (--low-memory)']),
+    ],
+  })
+  if (warning !== undefined) (on?.warning ?? console.warn)(warning)
+}
+
 async function encode(
   { model, on, columns, chatTemplate, chatTemplateArgs }: TrainingOptions,
   settings: TrainSettings,
@@ -87,7 +118,7 @@ async function encode(
   data: TrainingData,
   name: string,
   isHeldOut: ((index: number) => boolean) | undefined,
-): Promise<{ kept: EncodedRows; heldOut: EncodedRows }> {
+): Promise<EncodedSource> {
   const where = nameOf(data, name)
   const { maxLength } = settings
   const encoding = { task, model, maxLength, chatTemplate, chatTemplateArgs, isHeldOut, name: where }
@@ -119,7 +150,7 @@ async function newAdapter(
   const modulesToSave = [...new Set([...config.modulesToSave, ...(head?.modulesToSave ?? [])])]
   const adapter = new LoraAdapter({ ...config, taskType, modulesToSave })
   const isWhole = (name: string) => head?.tensors.some((tensor) => tensor.name === `${name}.weight`) ?? false
-  for (const { name: graphName, d, k } of matchTargets(findLinears(new Graph(model.onnx.proto), modules), config)) {
+  for (const { name: graphName, d, k } of matchTargets(findLinears(readGraph(model.onnx.proto), modules), config)) {
     const name = moduleName(graphName)
     if (!adapter.has(name) && !isWhole(name)) adapter.addLayerOfShape(name, [d, k])
   }

@@ -3,7 +3,8 @@
 import { copyFileSync, cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
-import { lowrank, MODEL, ONNX, type Outcome, QUICK, root, scratchFolder } from './lowrank.js'
+import { lowrankHere } from './in-process.js'
+import { MODEL, ONNX, type Outcome, QUICK, root, scratchFolder } from './lowrank.js'
 
 const scratch = scratchFolder()
 const golden = join(root, 'tests', 'golden')
@@ -101,11 +102,11 @@ function expectRefusal({ code, stdout, stderr }: Outcome, message: RegExp) {
 }
 
 describe('lowrank train refuses', () => {
-  it.concurrent.each(TRAIN)('%s', async (what, args, message) => {
+  it.each(TRAIN)('%s', async (what, args, message) => {
     const out = join(scratch, `out ${what}`)
     const given = args()
     const defaults = pairs(QUICK).filter(([flag]) => !given.includes(flag))
-    expectRefusal(await lowrank('train', ...defaults.flat(), '--out', out, ...given), message)
+    expectRefusal(await lowrankHere('train', ...defaults.flat(), '--out', out, ...given), message)
     expect(existsSync(out)).toBe(false)
   })
 
@@ -114,16 +115,19 @@ describe('lowrank train refuses', () => {
     mkdirSync(out)
     writeFileSync(join(out, 'notes.txt'), 'mine')
     expectRefusal(
-      await lowrank('train', ...QUICK, '--out', out),
+      await lowrankHere('train', ...QUICK, '--out', out),
       /notes: the output folder is not empty; got notes\.txt/,
     )
-    expectRefusal(await lowrank('train', ...QUICK, '--out', out, '--overwrite'), /lowrank did not write this folder/)
+    expectRefusal(
+      await lowrankHere('train', ...QUICK, '--out', out, '--overwrite'),
+      /lowrank did not write this folder/,
+    )
     expect(readdirSync(out)).toEqual(['notes.txt'])
     expect(readFileSync(join(out, 'notes.txt'), 'utf8')).toBe('mine')
   })
 
   it('an output that is a file', async () => {
-    expectRefusal(await lowrank('train', ...QUICK, '--out', file('a-file', 'mine')), /a-file/)
+    expectRefusal(await lowrankHere('train', ...QUICK, '--out', file('a-file', 'mine')), /a-file/)
     expect(readFileSync(join(scratch, 'a-file'), 'utf8')).toBe('mine')
   })
 
@@ -131,10 +135,10 @@ describe('lowrank train refuses', () => {
     const out = join(scratch, 'not-a-number')
     const explosive = ['--alpha', '1e30', '--learning-rate', '10', '--max-grad-norm', '0', '--warmup-ratio', '0']
     expectRefusal(
-      await lowrank('train', ...QUICK, ...explosive, '--out', out),
+      await lowrankHere('train', ...QUICK, ...explosive, '--out', out),
       /step 2: the loss is .*last good adapter/,
     )
-    const { code, stdout } = await lowrank('inspect', out, '--json')
+    const { code, stdout } = await lowrankHere('inspect', out, '--json')
     expect(code).toBe(0)
     expect(JSON.parse(stdout).layers).toHaveLength(42)
   })
@@ -150,7 +154,7 @@ const FOREIGN = join(golden, 'models', 'llama-dynamo', 'golden', 'adapter-init')
 const OTHERS: [what: string, args: (out: string) => string[], message: RegExp][] = [
   [
     'merge: a missing adapter',
-    (out) => ['merge', '--base', ONNX, '--adapter', scratch, '--out', out],
+    (out) => ['merge', '--base', ONNX, '--adapter', golden, '--out', out],
     /no adapter_config/,
   ],
   [
@@ -302,22 +306,25 @@ const OTHERS: [what: string, args: (out: string) => string[], message: RegExp][]
 ]
 
 describe('the other commands refuse', () => {
-  it.concurrent.each(OTHERS)('%s', async (what, args, message) => {
+  it.each(OTHERS)('%s', async (what, args, message) => {
     const out = join(scratch, `out ${what}`)
-    expectRefusal(await lowrank(...args(out)), message)
+    expectRefusal(await lowrankHere(...args(out)), message)
     expect(readdirSync(scratch).filter((name) => name.startsWith(`out ${what}`))).toEqual([])
   })
 
   it('merging over the base itself', async () => {
     const base = join(scratch, 'base.onnx')
     copyFileSync(ONNX, base)
-    expectRefusal(await lowrank('merge', '--base', base, '--adapter', PEFT, '--out', base, '--overwrite'), /base\.onnx/)
+    expectRefusal(
+      await lowrankHere('merge', '--base', base, '--adapter', PEFT, '--out', base, '--overwrite'),
+      /base\.onnx/,
+    )
     expect(readFileSync(base).equals(readFileSync(ONNX))).toBe(true)
   })
 })
 
 describe('wrong usage', () => {
-  it.concurrent.each<[string[], RegExp]>([
+  it.each<[string[], RegExp]>([
     [['train'], /--model DIR\|FILE\|ID is missing/],
     [
       ['train', ...QUICK, '--out', 'x', '--lerning-rate', '1'],
@@ -345,7 +352,7 @@ describe('wrong usage', () => {
     [['inspekt', 'x'], /did you mean inspect\?/],
     [['--model', 'x'], /the command comes first/],
   ])('%j exits with 2', async (args, message) => {
-    const { code, stdout, stderr } = await lowrank(...args)
+    const { code, stdout, stderr } = await lowrankHere(...args)
     expect(stderr).toMatch(message)
     expect(stderr).toContain('--help')
     expect(stdout).toBe('')
@@ -353,7 +360,7 @@ describe('wrong usage', () => {
   })
 
   it('shows help without a command', async () => {
-    const { code, stdout, stderr } = await lowrank()
+    const { code, stdout, stderr } = await lowrankHere()
     expect([code, stdout]).toEqual([2, ''])
     expect(stderr).toContain('lowrank <command>')
   })

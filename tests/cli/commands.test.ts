@@ -4,7 +4,8 @@ import { spawnSync } from 'node:child_process'
 import { closeSync, existsSync, openSync, readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { beforeAll, describe, expect, it } from 'vitest'
-import { binary, DATA, lowrank, MODEL, ONNX, type Outcome, QUICK, scratchFolder, start } from './lowrank.js'
+import { lowrankHere } from './in-process.js'
+import { binary, DATA, MODEL, ONNX, type Outcome, QUICK, scratchFolder, start } from './lowrank.js'
 
 const scratch = scratchFolder()
 const adapter = join(scratch, 'adapter')
@@ -20,7 +21,7 @@ function documentOf({ code, stdout, stderr }: Outcome) {
 
 let trained: Outcome
 beforeAll(async () => {
-  trained = await lowrank('train', ...QUICK, '--eval-data', DATA, '--out', adapter, '--json')
+  trained = await lowrankHere('train', ...QUICK, '--eval-data', DATA, '--out', adapter, '--json')
 })
 
 describe('lowrank train', () => {
@@ -62,7 +63,9 @@ describe('lowrank train', () => {
       '--gradient-accumulation 2 --schedule linear --warmup-ratio 0.1 --weight-decay 0.01 --max-grad-norm 0.5'
     const rest = '--learning-rate 5e-3 --seed 7 --threads 1 --low-memory --save-every 1 --max-length 48'
     const args = `${options} ${more} ${rest}`.split(' ')
-    const report = documentOf(await lowrank('train', '--model', ONNX, '--data', DATA, '--out', out, ...args, '--json'))
+    const report = documentOf(
+      await lowrankHere('train', '--model', ONNX, '--data', DATA, '--out', out, ...args, '--json'),
+    )
     expect(report).toMatchObject({ steps: 2, trainableParams: 6 * (2 * (192 + 192) + 2 * (64 + 192)), evalLoss: null })
     const config = JSON.parse(readFileSync(join(out, 'adapter_config.json'), 'utf8'))
     expect(config).toMatchObject({ r: 2, lora_alpha: 4, lora_dropout: 0.1, target_modules: ['q_proj', 'v_proj'] })
@@ -80,11 +83,11 @@ describe('lowrank train', () => {
     const { steps, interrupted } = JSON.parse(first.stdout)
     expect(interrupted).toBe(true)
     expect(steps).toBeLessThan(10)
-    expect(documentOf(await lowrank('inspect', stopped, '--json')).layers).toHaveLength(42)
+    expect(documentOf(await lowrankHere('inspect', stopped, '--json')).layers).toHaveLength(42)
 
-    const resumed = documentOf(await lowrank(...args, '--out', stopped, '--resume', '--json'))
+    const resumed = documentOf(await lowrankHere(...args, '--out', stopped, '--resume', '--json'))
     const whole = join(scratch, 'whole')
-    const straight = documentOf(await lowrank(...args, '--out', whole, '--json'))
+    const straight = documentOf(await lowrankHere(...args, '--out', whole, '--json'))
     expect(resumed.trainLoss).toEqual(straight.trainLoss)
     const weights = (folder: string) => readFileSync(join(folder, 'adapter_model.safetensors'))
     expect(weights(stopped).equals(weights(whole))).toBe(true)
@@ -103,18 +106,18 @@ describe('lowrank train', () => {
     const { code, stderr } = await done
     expect(code).toBe(130)
     expect(stderr).not.toContain('Stopped after')
-    expect(documentOf(await lowrank('inspect', out, '--json')).layers).toHaveLength(42)
+    expect(documentOf(await lowrankHere('inspect', out, '--json')).layers).toHaveLength(42)
   })
 
   it('overwrites its own run when asked', async () => {
     const out = join(scratch, 'again')
-    expect((await lowrank('train', ...QUICK, '--out', out)).code).toBe(0)
-    const refused = await lowrank('train', ...QUICK, '--out', out)
+    expect((await lowrankHere('train', ...QUICK, '--out', out)).code).toBe(0)
+    const refused = await lowrankHere('train', ...QUICK, '--out', out)
     expect(refused.code).toBe(1)
     expect(
-      documentOf(await lowrank('train', ...QUICK, '--rank', '4', '--out', out, '--overwrite', '--json')).steps,
+      documentOf(await lowrankHere('train', ...QUICK, '--rank', '4', '--out', out, '--overwrite', '--json')).steps,
     ).toBe(3)
-    expect(documentOf(await lowrank('inspect', out, '--json')).config.rank).toBe(4)
+    expect(documentOf(await lowrankHere('inspect', out, '--json')).config.rank).toBe(4)
   })
 })
 
@@ -125,7 +128,7 @@ async function appears(path: string): Promise<void> {
 
 describe('lowrank inspect', () => {
   it('shows an adapter', async () => {
-    const report = documentOf(await lowrank('inspect', adapter, '--json'))
+    const report = documentOf(await lowrankHere('inspect', adapter, '--json'))
     expect(report.config).toMatchObject({ rank: 8, alpha: 16, taskType: 'CAUSAL_LM' })
     expect(report.trainableParams).toBe(172_032)
     expect(report.warnings).toEqual([])
@@ -142,35 +145,36 @@ describe('lowrank inspect', () => {
       normB: expect.any(Number),
       normDelta: expect.any(Number),
     })
-    const { stdout } = await lowrank('inspect', adapter)
+    const { stdout } = await lowrankHere('inspect', adapter)
     expect(stdout).toMatch(/42 layers, 172,032 parameters/)
     expect(stdout.split('\n').filter((line) => line.startsWith('model.layers.'))).toHaveLength(42)
   })
 
   it('shows an ONNX model and a checkpoint', async () => {
-    const onnx = documentOf(await lowrank('inspect', ONNX, '--json'))
+    const onnx = documentOf(await lowrankHere('inspect', ONNX, '--json'))
     expect(onnx.linears).toHaveLength(43)
     expect(onnx.linears[0]).toMatchObject({ name: 'model.layers.0.self_attn.q_proj', d: 192, k: 192, isHead: false })
-    const checkpoint = documentOf(await lowrank('inspect', join(MODEL, 'model.safetensors'), '--json'))
+    const checkpoint = documentOf(await lowrankHere('inspect', join(MODEL, 'model.safetensors'), '--json'))
     expect(checkpoint.params).toBe(2_976_192)
-    expect((await lowrank('inspect', MODEL)).stdout).toContain('model.embed_tokens.weight')
+    expect((await lowrankHere('inspect', MODEL)).stdout).toContain('model.embed_tokens.weight')
   })
 })
 
 describe('lowrank generate', () => {
   const prompt = ['--prompt', 'And the people', '--max-new-tokens', '8']
+  const greedy = [...prompt, '--temperature', '0']
 
   it('writes the text, and nothing else, to stdout', async () => {
-    const report = documentOf(await lowrank('generate', '--model', MODEL, ...prompt, '--json'))
+    const report = documentOf(await lowrankHere('generate', '--model', MODEL, ...greedy, '--json'))
     expect(report).toMatchObject({ text: expect.any(String), tokens: 8, adapter: null })
     expect(report.seconds).toBeGreaterThan(0)
-    const plain = await lowrank('generate', '--model', MODEL, ...prompt)
+    const plain = await lowrankHere('generate', '--model', MODEL, ...greedy)
     expect(plain.stdout).toBe(`${report.text}\n`)
   })
 
   it('repeats itself with a seed, and differs with another', async () => {
     const sample = (seed: string) =>
-      lowrank(
+      lowrankHere(
         'generate',
         '--model',
         MODEL,
@@ -191,9 +195,9 @@ describe('lowrank generate', () => {
 
   it('writes one text for each adapter', async () => {
     const strong = join(scratch, 'strong')
-    await lowrank('train', ...QUICK, '--learning-rate', '5e-2', '--out', strong)
+    await lowrankHere('train', ...QUICK, '--learning-rate', '5e-2', '--out', strong)
     const report = documentOf(
-      await lowrank('generate', '--model', MODEL, '--adapter', adapter, '--adapter', strong, ...prompt, '--json'),
+      await lowrankHere('generate', '--model', MODEL, '--adapter', adapter, '--adapter', strong, ...greedy, '--json'),
     )
     expect(report.results.map((result: { adapter: string }) => result.adapter)).toEqual([adapter, strong])
     expect(report.text).toBe(report.results[0].text)
@@ -229,38 +233,38 @@ describe('a reader that closes early', () => {
 describe('lowrank merge', () => {
   it('makes an ONNX model folder that writes what base and adapter write', async () => {
     const out = join(scratch, 'merged')
-    const report = documentOf(await lowrank('merge', '--base', ONNX, '--adapter', adapter, '--out', out, '--json'))
+    const report = documentOf(await lowrankHere('merge', '--base', ONNX, '--adapter', adapter, '--out', out, '--json'))
     expect(report).toMatchObject({ changed: 42, tensors: expect.any(Number), bytes: expect.any(Number) })
     expect(report.seconds).toBeGreaterThan(0)
     expect(report.peakRssBytes).toBeGreaterThan(0)
     expect(report.layers).toHaveLength(42)
     for (const { relativeChange } of report.layers) expect(relativeChange).toBeGreaterThan(0)
-    const prompt = ['--prompt', 'And the people', '--max-new-tokens', '12']
-    const merged = await lowrank('generate', '--model', out, ...prompt)
-    const adapted = await lowrank('generate', '--model', MODEL, '--adapter', adapter, ...prompt)
+    const prompt = ['--prompt', 'And the people', '--max-new-tokens', '12', '--temperature', '0']
+    const merged = await lowrankHere('generate', '--model', out, ...prompt)
+    const adapted = await lowrankHere('generate', '--model', MODEL, '--adapter', adapter, ...prompt)
     expect(merged.stdout).toBe(adapted.stdout)
-    expect((await lowrank('merge', '--base', ONNX, '--adapter', adapter, '--out', out)).code).toBe(1)
-    expect((await lowrank('merge', '--base', ONNX, '--adapter', adapter, '--out', out, '--overwrite')).code).toBe(0)
+    expect((await lowrankHere('merge', '--base', ONNX, '--adapter', adapter, '--out', out)).code).toBe(1)
+    expect((await lowrankHere('merge', '--base', ONNX, '--adapter', adapter, '--out', out, '--overwrite')).code).toBe(0)
   })
 
   it('makes single files', async () => {
     const onnx = join(scratch, 'merged.onnx')
-    documentOf(await lowrank('merge', '--base', ONNX, '--adapter', adapter, '--out', onnx, '--json'))
-    expect(documentOf(await lowrank('inspect', onnx, '--json')).linears).toHaveLength(43)
+    documentOf(await lowrankHere('merge', '--base', ONNX, '--adapter', adapter, '--out', onnx, '--json'))
+    expect(documentOf(await lowrankHere('inspect', onnx, '--json')).linears).toHaveLength(43)
     const checkpoint = join(scratch, 'merged.safetensors')
     const base = join(MODEL, 'model.safetensors')
     const report = documentOf(
-      await lowrank('merge', '--base', base, '--adapter', adapter, '--out', checkpoint, '--json'),
+      await lowrankHere('merge', '--base', base, '--adapter', adapter, '--out', checkpoint, '--json'),
     )
     expect(report).toMatchObject({ changed: 42, tensors: 56 })
-    expect(documentOf(await lowrank('inspect', checkpoint, '--json')).params).toBe(2_976_192)
+    expect(documentOf(await lowrankHere('inspect', checkpoint, '--json')).params).toBe(2_976_192)
   })
 
   it('adds up adapters with weights in an ONNX model', async () => {
     const [once, sum] = [join(scratch, 'once.onnx'), join(scratch, 'sum.onnx')]
     const parts = ['--adapter', adapter, '--weight', '0.75', '--adapter', adapter, '--weight', '0.25']
-    const one = documentOf(await lowrank('merge', '--base', ONNX, '--adapter', adapter, '--out', once, '--json'))
-    const both = documentOf(await lowrank('merge', '--base', ONNX, ...parts, '--out', sum, '--json'))
+    const one = documentOf(await lowrankHere('merge', '--base', ONNX, '--adapter', adapter, '--out', once, '--json'))
+    const both = documentOf(await lowrankHere('merge', '--base', ONNX, ...parts, '--out', sum, '--json'))
     expect(both).toMatchObject({ changed: 42, bytes: one.bytes })
     expect(both.layers).toHaveLength(one.layers.length)
     both.layers.forEach(({ name, relativeChange }: { name: string; relativeChange: number }, i: number) => {
@@ -272,7 +276,7 @@ describe('lowrank merge', () => {
   it('merges into a checkpoint folder, several adapters with weights too', async () => {
     const out = join(scratch, 'both')
     const adapters = ['--adapter', adapter, '--adapter', adapter, '--weight', '-1']
-    const report = documentOf(await lowrank('merge', '--base', MODEL, ...adapters, '--out', out, '--json'))
+    const report = documentOf(await lowrankHere('merge', '--base', MODEL, ...adapters, '--out', out, '--json'))
     for (const { relativeChange } of report.layers) expect(relativeChange).toBeLessThan(1e-6)
     expect(existsSync(join(out, 'config.json'))).toBe(true)
   })
@@ -281,7 +285,7 @@ describe('lowrank merge', () => {
     for (const base of [ONNX, MODEL]) {
       const out = join(scratch, 'dry')
       const plan = documentOf(
-        await lowrank('merge', '--base', base, '--adapter', adapter, '--out', out, '--dry-run', '--json'),
+        await lowrankHere('merge', '--base', base, '--adapter', adapter, '--out', out, '--dry-run', '--json'),
       )
       expect(plan).toMatchObject({ dryRun: true, changed: 42 })
       expect(existsSync(out)).toBe(false)
@@ -291,7 +295,7 @@ describe('lowrank merge', () => {
 
 describe('help and version', () => {
   it.each(['train', 'merge', 'unmerge', 'inspect', 'generate', 'classify'])('explains %s', async (name) => {
-    const { code, stdout } = await lowrank(name, '--help')
+    const { code, stdout } = await lowrankHere(name, '--help')
     expect(code).toBe(0)
     expect(stdout).toContain(`lowrank ${name} `)
     expect(stdout).toContain('--json')
@@ -299,9 +303,9 @@ describe('help and version', () => {
   })
 
   it('lists the commands and tells the version', async () => {
-    const { stdout } = await lowrank('--help')
+    const { stdout } = await lowrankHere('--help')
     for (const name of ['train', 'merge', 'unmerge', 'inspect', 'generate', 'classify'])
       expect(stdout).toContain(`  ${name} `)
-    expect((await lowrank('--version')).stdout).toMatch(/^\d+\.\d+\.\d+\n$/)
+    expect((await lowrankHere('--version')).stdout).toMatch(/^\d+\.\d+\.\d+\n$/)
   })
 })

@@ -4,7 +4,8 @@ import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
 import { goldenPath } from '../golden.js'
-import { lowrank, MODEL, root, scratchFolder } from './lowrank.js'
+import { lowrankHere } from './in-process.js'
+import { MODEL, root, scratchFolder } from './lowrank.js'
 
 const scratch = scratchFolder()
 const chats = join(root, 'models', 'data', 'chats.jsonl')
@@ -13,7 +14,7 @@ const file = (name: string, content: string) => {
   writeFileSync(join(scratch, name), content)
   return join(scratch, name)
 }
-const preview = (...args: string[]) => lowrank('train', '--model', MODEL, '--preview', '1', ...args)
+const preview = (...args: string[]) => lowrankHere('train', '--model', MODEL, '--preview', '1', ...args)
 
 interface Token {
   text: string
@@ -102,12 +103,12 @@ describe('lowrank train', () => {
   it('trains on chats, and evaluates on a part of them', async () => {
     const out = join(scratch, 'chats')
     const args = ['--data', chats, '--chat-template', template, '--eval-split', '0.25', '--out', out]
-    const { code, stdout, stderr } = await lowrank('train', ...quick, ...args)
+    const { code, stdout, stderr } = await lowrankHere('train', ...quick, ...args)
     expect(code, stderr).toBe(0)
     const report = JSON.parse(stdout)
     expect(report).toMatchObject({ steps: 2, skippedRecords: 0, truncatedRecords: 0 })
     expect(report.evalLoss.after).toBeLessThan(report.evalLoss.before)
-    const again = await lowrank('train', ...quick, ...args, '--overwrite')
+    const again = await lowrankHere('train', ...quick, ...args, '--overwrite')
     expect(JSON.parse(again.stdout).trainLoss).toEqual(report.trainLoss)
   })
 
@@ -115,7 +116,7 @@ describe('lowrank train', () => {
     const more = file('more.jsonl', '{"text": ""}\n{"text": "Call me Ishmael."}\n')
     const out = join(scratch, 'several')
     const data = ['--data', goldenPath('data', 'zstd.parquet'), '--data', more]
-    const { code, stdout, stderr } = await lowrank('train', ...quick, ...data, '--out', out)
+    const { code, stdout, stderr } = await lowrankHere('train', ...quick, ...data, '--out', out)
     expect(code, stderr).toBe(0)
     expect(JSON.parse(stdout).skippedRecords).toBe(1)
     expect(stderr).toContain('1 of 8 records left out')
@@ -123,7 +124,7 @@ describe('lowrank train', () => {
   })
 
   it('needs a folder to train into', async () => {
-    const { code, stderr } = await lowrank('train', '--model', MODEL, '--data', chats)
+    const { code, stderr } = await lowrankHere('train', '--model', MODEL, '--data', chats)
     expect([code, stderr]).toEqual([2, expect.stringContaining('--out DIR is missing')])
   })
 })

@@ -7,7 +7,8 @@ import { encodeFloats } from '../../src/base/dtype.js'
 import { printable, printableJson, printableLines, printableProse } from '../../src/cli/escape.js'
 import { saveSafetensors } from '../../src/formats/safetensors.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
-import { lowrank, scratchFolder } from './lowrank.js'
+import { lowrankHere } from './in-process.js'
+import { scratchFolder } from './lowrank.js'
 
 /** Clears the screen, forges a line, sets a title by a C1 control, and turns the direction of writing. */
 const HOSTILE = 'q\x1b[2J\nerror: forged\r\x9d0;title\x07\u202e\u2066\x7f'
@@ -66,7 +67,7 @@ describe('a file with hostile names', () => {
   })
 
   it('cannot act on the terminal by the tables of inspect', async () => {
-    const { code, stdout, stderr } = await lowrank('inspect', checkpoint)
+    const { code, stdout, stderr } = await lowrankHere('inspect', checkpoint)
     expect([code, stderr]).toEqual([0, ''])
     expect(stdout).toContain(`${ESCAPED}.weight  F32`)
     expect(stdout).not.toMatch(CONTROL)
@@ -74,20 +75,20 @@ describe('a file with hostile names', () => {
   })
 
   it('cannot by settings and problems of an adapter, and keeps its name in the document', async () => {
-    const { code, stdout, stderr } = await lowrank('inspect', adapter, '--base', checkpoint)
+    const { code, stdout, stderr } = await lowrankHere('inspect', adapter, '--base', checkpoint)
     expect(code).toBe(1)
     expect(stdout).toContain(`base model   ${ESCAPED}\n`)
     expect(stderr).toContain(`${ESCAPED}x.lora_A.weight: half a pair`)
     expect(stdout + stderr).not.toMatch(CONTROL)
     expect(stdout + stderr).not.toMatch(/^error: forged/m)
-    const document = await lowrank('inspect', adapter, '--json')
+    const document = await lowrankHere('inspect', adapter, '--json')
     expect(document.stdout).not.toMatch(CONTROL)
     expect(JSON.parse(document.stdout).config.baseModel).toBe(HOSTILE)
   })
 
   it('cannot by the message of an error', async () => {
     const out = join(scratch, 'out.safetensors')
-    const { code, stderr } = await lowrank('merge', '--base', checkpoint, '--adapter', adapter, '--out', out)
+    const { code, stderr } = await lowrankHere('merge', '--base', checkpoint, '--adapter', adapter, '--out', out)
     expect(code).toBe(1)
     expect(stderr).toMatch(/^error: .*half a pair/)
     expect(stderr).not.toMatch(CONTROL)

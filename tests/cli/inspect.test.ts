@@ -6,7 +6,8 @@ import { beforeAll, describe, expect, it } from 'vitest'
 import { encodeFloats } from '../../src/base/dtype.js'
 import { saveSafetensors } from '../../src/formats/safetensors.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
-import { lowrank, ONNX, root, scratchFolder } from './lowrank.js'
+import { lowrankHere } from './in-process.js'
+import { ONNX, root, scratchFolder } from './lowrank.js'
 
 const scratch = scratchFolder()
 const golden = join(root, 'tests', 'golden')
@@ -33,7 +34,7 @@ describe('an adapter that cannot be loaded', () => {
   })
 
   it('is shown with all that is wrong, and ends with 1', async () => {
-    const { code, stdout, stderr } = await lowrank('inspect', broken)
+    const { code, stdout, stderr } = await lowrankHere('inspect', broken)
     expect(code).toBe(1)
     expect(stdout).toMatch(/^v .* 10 +1\.0$/m)
     expect(stderr.match(/^problem: /gm)).toHaveLength(4)
@@ -43,7 +44,7 @@ describe('an adapter that cannot be loaded', () => {
   })
 
   it('has null in the document where there is no number', async () => {
-    const { code, stdout } = await lowrank('inspect', broken, '--json')
+    const { code, stdout } = await lowrankHere('inspect', broken, '--json')
     const report = JSON.parse(stdout)
     expect([code, Object.keys(report)[0], report.version]).toEqual([1, 'version', 1])
     expect(report.problems).toHaveLength(4)
@@ -56,7 +57,7 @@ describe('an adapter that cannot be loaded', () => {
 
 describe('--base', () => {
   it('fits: 0', async () => {
-    const { code, stdout } = await lowrank('inspect', DORA, '--base', QWEN2, '--relative-change', '--json')
+    const { code, stdout } = await lowrankHere('inspect', DORA, '--base', QWEN2, '--relative-change', '--json')
     expect(code).toBe(0)
     const { fit } = JSON.parse(stdout)
     expect(fit).toMatchObject({ kind: 'checkpoint', fits: true, base: QWEN2, vocabulary: 32, isTied: false, notes: [] })
@@ -66,13 +67,13 @@ describe('--base', () => {
       problem: null,
       relativeChange: expect.any(Number),
     })
-    expect((await lowrank('inspect', DORA, '--base', QWEN2)).stdout).toMatch(
+    expect((await lowrankHere('inspect', DORA, '--base', QWEN2)).stdout).toMatch(
       /Fit to .*: 6 of 6 parts fit, weights in F32/,
     )
   })
 
   it('does not fit: 1, with a line for each part', async () => {
-    const { code, stdout, stderr } = await lowrank('inspect', DORA, '--base', ONNX)
+    const { code, stdout, stderr } = await lowrankHere('inspect', DORA, '--base', ONNX)
     expect(code).toBe(1)
     expect(stdout).toMatch(/0 of 6 parts fit/)
     expect(stderr.match(/^problem: /gm)).toHaveLength(6)
@@ -82,7 +83,7 @@ describe('--base', () => {
     ['without a base', ['inspect', DORA, '--relative-change'], /--relative-change needs --base/],
     ['of a model', ['inspect', QWEN2, '--base', QWEN2], /--base: .*not a model/],
   ])('is refused %s', async (_, args, message) => {
-    const { code, stdout, stderr } = await lowrank(...args)
+    const { code, stdout, stderr } = await lowrankHere(...args)
     expect([code > 0, stdout]).toEqual([true, ''])
     expect(stderr).toMatch(message)
   })
@@ -92,12 +93,22 @@ it('lists a checkpoint in shards, by folder and by index', async () => {
   const [folder, out] = [join(scratch, 'base'), join(scratch, 'shards')]
   cpSync(join(golden, 'merge', 'llama', 'base'), folder, { recursive: true })
   const adapter = join(golden, 'merge', 'llama', 'adapter')
-  const merged = await lowrank('merge', '--base', folder, '--adapter', adapter, '--max-shard-size', '8KB', '--out', out)
+  const merged = await lowrankHere(
+    'merge',
+    '--base',
+    folder,
+    '--adapter',
+    adapter,
+    '--max-shard-size',
+    '8KB',
+    '--out',
+    out,
+  )
   expect(merged.code, merged.stderr).toBe(0)
-  const whole = JSON.parse((await lowrank('inspect', folder, '--json')).stdout)
+  const whole = JSON.parse((await lowrankHere('inspect', folder, '--json')).stdout)
   const index = JSON.parse(readFileSync(join(out, 'model.safetensors.index.json'), 'utf8'))
   for (const target of [out, join(out, 'model.safetensors.index.json')]) {
-    const { code, stdout } = await lowrank('inspect', target, '--json')
+    const { code, stdout } = await lowrankHere('inspect', target, '--json')
     const report = JSON.parse(stdout)
     expect([code, report.kind, report.params]).toEqual([0, 'checkpoint', whole.params])
     expect(report.files.length).toBeGreaterThan(1)
@@ -106,5 +117,5 @@ it('lists a checkpoint in shards, by folder and by index', async () => {
       Object.keys(index.weight_map).sort(),
     )
   }
-  expect((await lowrank('inspect', out)).stdout).toMatch(/parameters, \d+ files/)
+  expect((await lowrankHere('inspect', out)).stdout).toMatch(/parameters, \d+ files/)
 })

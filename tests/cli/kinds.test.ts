@@ -3,7 +3,8 @@
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
-import { lowrank, QUICK, root, scratchFolder } from './lowrank.js'
+import { lowrankHere } from './in-process.js'
+import { QUICK, root, scratchFolder } from './lowrank.js'
 
 const scratch = scratchFolder()
 const golden = join(root, 'tests', 'golden')
@@ -13,10 +14,10 @@ describe('--strict', () => {
   const MESSAGE = 'rankPattern k_proj matches no layer'
 
   it('makes a warning of inspect a problem', async () => {
-    const lax = await lowrank('inspect', adapter)
+    const lax = await lowrankHere('inspect', adapter)
     expect(lax.code).toBe(0)
     expect(lax.stderr).toContain(MESSAGE)
-    const strict = await lowrank('inspect', adapter, '--strict')
+    const strict = await lowrankHere('inspect', adapter, '--strict')
     expect(strict.code).toBe(1)
     expect(strict.stderr).toContain(`problem: ${join(adapter, 'adapter_config.json')}: ${MESSAGE}`)
   })
@@ -31,11 +32,11 @@ describe('--strict', () => {
       '--out',
       `${out}.safetensors`,
     ]
-    const strict = await lowrank('merge', ...args, '--strict')
+    const strict = await lowrankHere('merge', ...args, '--strict')
     expect(strict.code).toBe(1)
     expect(strict.stderr).toContain(MESSAGE)
     expect(() => readFileSync(`${out}.safetensors`)).toThrow('ENOENT')
-    expect((await lowrank('merge', ...args)).code).toBe(0)
+    expect((await lowrankHere('merge', ...args)).code).toBe(0)
   })
 })
 
@@ -44,12 +45,12 @@ describe('stacks of experts', () => {
   const adapter = join(golden, 'experts', 'mixtral')
 
   it('are shown, and found in a base of either form', async () => {
-    const { stdout } = await lowrank('inspect', adapter, '--base', base('saved'), '--relative-change', '--json')
+    const { stdout } = await lowrankHere('inspect', adapter, '--base', base('saved'), '--relative-change', '--json')
     const { layers, fit } = JSON.parse(stdout)
     expect(layers.map(({ kind }: { kind: string }) => kind).sort()).toEqual(['linear', 'parameter', 'parameter'])
     expect(fit).toMatchObject({ fits: true, problems: [] })
     expect(fit.parts).toHaveLength(1 + 3 * 2 + 3)
-    const stacked = JSON.parse((await lowrank('inspect', adapter, '--base', base('fused'), '--json')).stdout)
+    const stacked = JSON.parse((await lowrankHere('inspect', adapter, '--base', base('fused'), '--json')).stdout)
     expect(stacked.fit).toMatchObject({ fits: true, problems: [] })
     expect(stacked.fit.parts).toHaveLength(3)
   })
@@ -59,7 +60,7 @@ describe('stacks of experts', () => {
       ['1', '2'].map(async (threads) => {
         const out = join(scratch, `experts-${threads}.safetensors`)
         const args = ['--base', base('fused'), '--adapter', adapter, '--out', out, '--threads', threads]
-        expect(await lowrank('merge', ...args)).toMatchObject({ code: 0 })
+        expect(await lowrankHere('merge', ...args)).toMatchObject({ code: 0 })
         return readFileSync(out)
       }),
     )
@@ -69,9 +70,9 @@ describe('stacks of experts', () => {
 
 it('replicated layers are shown, but not merged', async () => {
   const adapter = join(golden, 'config', 'replication')
-  expect((await lowrank('inspect', adapter)).code).toBe(0)
+  expect((await lowrankHere('inspect', adapter)).code).toBe(0)
   const out = join(scratch, 'replicated.safetensors')
-  const merged = await lowrank(
+  const merged = await lowrankHere(
     'merge',
     '--base',
     join(golden, 'config', 'base-3.safetensors'),
@@ -86,7 +87,7 @@ it('replicated layers are shown, but not merged', async () => {
 
 it('trains the modules that PEFT would', async () => {
   const out = join(scratch, 'default')
-  const { code, stderr } = await lowrank('train', ...QUICK, '--target-modules', 'default', '--out', out)
+  const { code, stderr } = await lowrankHere('train', ...QUICK, '--target-modules', 'default', '--out', out)
   expect(code, stderr).toBe(0)
   const config = JSON.parse(readFileSync(join(out, 'adapter_config.json'), 'utf8'))
   expect(config.target_modules).toEqual(['q_proj', 'v_proj'])

@@ -4,7 +4,8 @@ import { existsSync, readFileSync } from 'node:fs'
 import { cp, readdir, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { expect, it } from 'vitest'
-import { lowrank, MODEL, ONNX, root, scratchFolder } from './lowrank.js'
+import { lowrankHere } from './in-process.js'
+import { MODEL, ONNX, root, scratchFolder } from './lowrank.js'
 
 const scratch = scratchFolder()
 const golden = join(root, 'tests', 'golden', 'peft')
@@ -12,7 +13,7 @@ const PISSA = join(golden, 'pissa')
 
 it('makes plain LoRA of a PiSSA adapter, which then merges', async () => {
   const out = join(scratch, 'plain')
-  const { code, stdout, stderr } = await lowrank('to-plain', PISSA, '--base', MODEL, '--out', out, '--json')
+  const { code, stdout, stderr } = await lowrankHere('to-plain', PISSA, '--base', MODEL, '--out', out, '--json')
   expect(code, stderr).toBe(0)
   expect(JSON.parse(stdout)).toEqual({
     version: 1,
@@ -26,11 +27,11 @@ it('makes plain LoRA of a PiSSA adapter, which then merges', async () => {
   const config = JSON.parse(readFileSync(join(out, 'adapter_config.json'), 'utf8'))
   expect(config).toMatchObject({ init_lora_weights: true, r: 4, lora_alpha: 8, target_modules: ['q_proj'] })
 
-  const refused = await lowrank('merge', '--base', ONNX, '--adapter', PISSA, '--out', join(scratch, 'no'))
+  const refused = await lowrankHere('merge', '--base', ONNX, '--adapter', PISSA, '--out', join(scratch, 'no'))
   expect(refused.code).toBe(1)
   expect(refused.stderr).toMatch(/pissa.*lowrank to-plain/)
   expect(existsSync(join(scratch, 'no'))).toBe(false)
-  const merged = await lowrank('merge', '--base', ONNX, '--adapter', out, '--out', join(scratch, 'model.onnx'))
+  const merged = await lowrankHere('merge', '--base', ONNX, '--adapter', out, '--out', join(scratch, 'model.onnx'))
   expect(merged.code, merged.stderr).toBe(0)
 })
 
@@ -40,18 +41,18 @@ it('converts an adapter of an embedding alone, and counts it', async () => {
     join(root, 'tests', 'golden', 'kinds', 'qwen2.safetensors'),
   ]
   const out = join(scratch, 'embedding')
-  const { code, stdout, stderr } = await lowrank('to-plain', adapter, '--base', base, '--out', out, '--json')
+  const { code, stdout, stderr } = await lowrankHere('to-plain', adapter, '--base', base, '--out', out, '--json')
   expect(code, stderr).toBe(0)
   expect(JSON.parse(stdout).layers).toEqual([{ name: 'model.embed_tokens', rank: 6 }])
 })
 
 it('takes the checkpoint’s file, and the adapter before training instead', async () => {
-  const file = await lowrank(
+  const file = await lowrankHere(
     ...['to-plain', join(golden, 'olora'), '--base', join(MODEL, 'model.safetensors'), '--out', join(scratch, 'olora')],
   )
   expect(file.code, file.stderr).toBe(0)
   const same = join(scratch, 'same')
-  const initial = await lowrank('to-plain', PISSA, '--initial', PISSA, '--out', same)
+  const initial = await lowrankHere('to-plain', PISSA, '--initial', PISSA, '--out', same)
   expect(initial.code, initial.stderr).toBe(0)
   expect((await readdir(same)).sort()).toEqual(['adapter_config.json', 'adapter_model.safetensors'])
 })
@@ -64,7 +65,7 @@ it('warns where the start was random', async () => {
     join(folder, 'adapter_config.json'),
     JSON.stringify({ ...config, init_lora_weights: 'pissa_niter_4' }),
   )
-  const { code, stderr } = await lowrank('to-plain', folder, '--base', MODEL, '--out', join(scratch, 'niter-plain'))
+  const { code, stderr } = await lowrankHere('to-plain', folder, '--base', MODEL, '--out', join(scratch, 'niter-plain'))
   expect(code, stderr).toBe(0)
   expect(stderr).toMatch(/warning: pissa-niter-4 starts with random numbers/)
 })
@@ -84,7 +85,7 @@ it.each([
   ['no adapter', ['--base', MODEL], 2, /takes one ADAPTER/],
 ])('refuses %s and leaves nothing', async (_, args, exit, message) => {
   const out = join(scratch, 'refused')
-  const { code, stdout, stderr } = await lowrank('to-plain', ...args, '--out', out)
+  const { code, stdout, stderr } = await lowrankHere('to-plain', ...args, '--out', out)
   expect(stderr).toMatch(message)
   expect(code).toBe(exit)
   expect(stdout).toBe('')
@@ -92,7 +93,7 @@ it.each([
 })
 
 it('refuses a folder that is not empty', async () => {
-  const { code, stderr } = await lowrank('to-plain', PISSA, '--base', MODEL, '--out', golden)
+  const { code, stderr } = await lowrankHere('to-plain', PISSA, '--base', MODEL, '--out', golden)
   expect(code).toBe(1)
   expect(stderr).toMatch(/exists already and is not empty/)
 })

@@ -3,7 +3,8 @@
 import { existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { beforeAll, describe, expect, it } from 'vitest'
-import { lowrank, MODEL, ONNX, type Outcome, root, scratchFolder } from './lowrank.js'
+import { lowrankHere } from './in-process.js'
+import { MODEL, ONNX, type Outcome, root, scratchFolder } from './lowrank.js'
 
 const scratch = scratchFolder()
 const adapter = join(root, 'tests', 'golden', 'peft', 'f32')
@@ -16,9 +17,9 @@ function documentOf({ code, stdout, stderr }: Outcome) {
 }
 
 const merge = (base: string, out: string, ...rest: string[]) =>
-  lowrank('merge', '--base', base, '--out', out, '--format', 'safetensors', ...rest)
+  lowrankHere('merge', '--base', base, '--out', out, '--format', 'safetensors', ...rest)
 const unmerge = (merged: string, out: string, ...rest: string[]) =>
-  lowrank('unmerge', '--merged', merged, '--out', out, ...rest)
+  lowrankHere('unmerge', '--merged', merged, '--out', out, ...rest)
 
 beforeAll(async () => {
   // An adapter that is added and taken away at once leaves the rounded base.
@@ -85,8 +86,8 @@ describe('lowrank unmerge', () => {
     const [same, merged, back] = ['onnx-same.onnx', 'onnx-merged.onnx', 'onnx-back.onnx'].map(place)
     // An adapter that is added and taken away at once leaves the base, as it is written here.
     const nothing = ['--adapter', adapter, '--adapter', adapter, '--weight', '-1']
-    expect((await lowrank('merge', '--base', ONNX, ...nothing, '--out', same)).code).toBe(0)
-    expect((await lowrank('merge', '--base', ONNX, '--adapter', adapter, '--out', merged)).code).toBe(0)
+    expect((await lowrankHere('merge', '--base', ONNX, ...nothing, '--out', same)).code).toBe(0)
+    expect((await lowrankHere('merge', '--base', ONNX, '--adapter', adapter, '--out', merged)).code).toBe(0)
     expect((await unmerge(merged, back, '--adapter', adapter)).code).toBe(0)
     const [first, between, last] = [same, merged, back].map((file) => readFileSync(file))
     expect([between.length, last.length]).toEqual([first.length, first.length])

@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest'
 import type { OnnxModel } from '../../src/formats/onnx/model.js'
-import { injectLora, loraInputs } from '../../src/graph/inject/inject.js'
+import { injectLora, loraInputs, ROWS_INPUT } from '../../src/graph/inject/inject.js'
 import { tokenInputs } from '../../src/graph/inputs/tokens.js'
 import { findLinears, type Linear } from '../../src/graph/match/linears.js'
 import { sessionModel } from '../../src/graph/session-model.js'
@@ -38,7 +38,10 @@ function factors(linears: readonly Linear[], rank: (name: string) => number, siz
 
 async function logits(session: RuntimeSession, model: OnnxModel, feeds: Feeds): Promise<Float32Array> {
   const inputs = tokenInputs(new Graph(model.proto))
-  const outputs = await session.run({ ...inputs.feeds(tokens), ...inputs.emptyCache(2), ...feeds }, ['logits'])
+  const rows: Feeds = session.inputNames.includes(ROWS_INPUT)
+    ? { [ROWS_INPUT]: { type: 'int64', data: BigInt64Array.of(1n), dims: [1] } }
+    : {}
+  const outputs = await session.run({ ...inputs.feeds(tokens), ...inputs.emptyCache(2), ...rows, ...feeds }, ['logits'])
   return outputs.logits.data as Float32Array
 }
 

@@ -2,13 +2,17 @@ import { create } from '@bufbuild/protobuf'
 import { describe, expect, it } from 'vitest'
 import { ConfigError, MismatchError } from '../../src/base/errors.js'
 import { TensorProto_DataType as DataType, NodeProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
+import { MATMUL } from '../../src/graph/match/forms/float-product.js'
 import type { Linear } from '../../src/graph/match/linears.js'
 import { matchLayers, matchTargets } from '../../src/graph/match/match.js'
 
 const linear = (name: string, isHead = false): Linear => ({
   name,
+  form: MATMUL,
   node: create(NodeProtoSchema),
-  kind: 'matmul',
+  last: create(NodeProtoSchema),
+  layout: 'float',
+  problem: undefined,
   weight: 'w',
   dataType: DataType.FLOAT,
   transposed: false,

@@ -318,7 +318,13 @@ export const METHODS: Record<string, Call> = {
   },
   'session.generate': {
     call: (...args) => opened.session.generate(...(args as [never, never])),
-    args: () => ['a', { adapter: null, maxNewTokens: 1, temperature: 0, topK: 1, topP: 1, seed: 1, onText() {} }],
+    args: () => [
+      'a',
+      {
+        ...{ adapter: null, maxNewTokens: 1, temperature: 0, topK: 1, topP: 1, minP: 0, repetitionPenalty: 1, seed: 1 },
+        ...{ stop: ['x'], logprobs: 0, batchSize: 1, chatTemplate: 'x', chatTemplateArgs: {}, tools: [], onText() {} },
+      },
+    ],
     options: 1,
     misspelled: { max_new_tokens: /maxNewTokens/, top_k: /topK/, adaptor: /adapter/ },
   },

@@ -33,7 +33,8 @@ const CASES: [what: string, file: string, name: string, defaults: object][] = [
   ['settings of training', 'src/train/settings.ts', 'TrainSettings', TRAIN_DEFAULTS],
   ['the config of training', 'src/train/options.ts', 'TrainConfig', TRAIN_DEFAULTS.config],
   ['a config elsewhere', 'src/lora/config.ts', 'LoraConfig', resolveConfig()],
-  ['texts', 'src/infer/session.ts', 'GenerateOptions', GENERATE_DEFAULTS],
+  ['texts', 'src/infer/session.ts', 'StreamOptions', { maxNewTokens: GENERATE_DEFAULTS.maxNewTokens }],
+  ['batches of texts', 'src/infer/session.ts', 'GenerateOptions', { batchSize: GENERATE_DEFAULTS.batchSize }],
 ]
 
 describe('documented defaults', () => {

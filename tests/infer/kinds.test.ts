@@ -1,10 +1,12 @@
 // Adapters that are more than W + s·B·A in sessions: DoRA and biases of B, against PEFT's logits (tests/golden/onnx-kinds).
 
 import { readFileSync } from 'node:fs'
+import { create } from '@bufbuild/protobuf'
 import { afterEach, describe, expect, it } from 'vitest'
 import { MemoryDirectory, MemorySource } from '../../src/base/bytes.js'
 import { NumericError, UnsupportedError } from '../../src/base/errors.js'
 import { Random } from '../../src/base/random.js'
+import { TensorProto_DataType as DataType, TensorProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
 import { loadOnnx, OnnxModel } from '../../src/formats/onnx/model.js'
 import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
 import { findLinears } from '../../src/graph/match/linears.js'
@@ -183,12 +185,20 @@ describe('beside plain adapters', () => {
 })
 
 describe('what is refused', () => {
-  it('DoRA on quantized weights, and what is no linear layer', async () => {
+  it('DoRA on weights that cannot be read, and what is no linear layer', async () => {
     const quantized = await openModel('tests/golden/models/llama-q4')
     const dora = makeDora(quantized.onnx, /0\.self_attn\.q_proj$/)
-    const session = await open(quantized.onnx, {})
+    const graph = new Graph(quantized.onnx.proto)
+    const { node } = findLinears(graph).find(({ name }) => name === dora.names()[0])!
+    const groups = create(TensorProtoSchema, { name: 'groups', dataType: DataType.INT32, dims: [32n] })
+    groups.int32Data = Array(32).fill(0)
+    node.input = [...node.input.slice(0, 3), '', graph.addInitializer(groups)]
+    const { name: file, fileName, files } = quantized.onnx
+    const session = await open(new OnnxModel(file, fileName, graph.toModel(), files), {})
     await expect(session.add('dora', dora)).rejects.toThrow(UnsupportedError)
-    await expect(session.add('dora', dora)).rejects.toThrow(/DoRA needs the norm of its weight.*MatMulNBits/)
+    await expect(session.add('dora', dora)).rejects.toThrow(
+      /q_proj.*cannot be read: rows in another order \(g_idx\).*MatMulNBits/,
+    )
     const embedding = await adapterOf('embedding')
     await expect(session.add('embedding', embedding)).rejects.toThrow(/embed_tokens: an adapted embedding/)
     expect(session.adapters).toEqual([])

@@ -2,7 +2,14 @@ import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { ConfigError, NumericError } from '../../src/base/errors.js'
 import { Random } from '../../src/base/random.js'
-import { argmax, resolveSampling, sampleToken, tokenDistribution } from '../../src/infer/sampling.js'
+import {
+  argmax,
+  penalizeRepetition,
+  resolveSampling,
+  sampleToken,
+  scoreTokens,
+  tokenDistribution,
+} from '../../src/infer/sampling.js'
 
 // Steps of 1/64: logits that differ by less than the precision of exp are ties, whatever their order.
 const logit = fc.oneof(
@@ -17,6 +24,7 @@ const sampling = fc.record({
   temperature: fc.double({ min: 0.05, max: 5, noNaN: true }),
   topK: fc.oneof(fc.integer({ min: 1, max: 80 }), fc.constant(Number.POSITIVE_INFINITY)),
   topP: fc.oneof(fc.double({ min: 0.01, max: 1, noNaN: true }), fc.constant(1)),
+  minP: fc.oneof(fc.double({ min: 0, max: 1, noNaN: true }), fc.constant(0)),
 })
 
 /** Softmax of logits ÷ temperature over all tokens. */
@@ -29,10 +37,34 @@ function softmax(values: Float32Array, temperature: number): number[] {
 
 describe('options', () => {
   test('greedy by default; temperature 1 as soon as a filter is asked for', () => {
-    expect(resolveSampling()).toEqual({ temperature: 0, topK: Number.POSITIVE_INFINITY, topP: 1 })
+    expect(resolveSampling()).toEqual({
+      temperature: 0,
+      topK: Number.POSITIVE_INFINITY,
+      topP: 1,
+      minP: 0,
+      repetitionPenalty: 1,
+    })
     expect(resolveSampling({ topK: 3 }).temperature).toBe(1)
     expect(resolveSampling({ topP: 0.5 }).temperature).toBe(1)
     expect(resolveSampling({ topP: 0.5, temperature: 0 }).temperature).toBe(0)
+  })
+
+  test('what is left out comes from generation_config.json, as in transformers.js', () => {
+    const config = { do_sample: true, temperature: 0.6, top_p: 0.95, min_p: 0.1, repetition_penalty: 1.2 }
+    const expected = { temperature: 0.6, topK: 50, topP: 0.95, minP: 0.1, repetitionPenalty: 1.2 }
+    expect(resolveSampling({}, config)).toEqual(expected)
+    expect(resolveSampling({ topK: 7, temperature: 0 }, config)).toEqual({ ...expected, topK: 7, temperature: 0 })
+    expect(resolveSampling({}, { ...config, top_k: 20 }).topK).toBe(20)
+    expect(resolveSampling({}, { ...config, top_k: 0 }).topK).toBe(Number.POSITIVE_INFINITY)
+    // A temperature counts where something is drawn alone.
+    expect(resolveSampling({}, { temperature: 0.6 }).temperature).toBe(0)
+    expect(resolveSampling({ minP: 0.1 }, { temperature: 0.6 }).temperature).toBe(0.6)
+    // What no option could be counts as missing.
+    expect(resolveSampling({}, { do_sample: true, temperature: null, top_k: -1, top_p: 'x' })).toMatchObject({
+      temperature: 1,
+      topK: 50,
+      topP: 1,
+    })
   })
 
   test.each([
@@ -44,6 +76,10 @@ describe('options', () => {
     [{ topP: 0 }, 'topP'],
     [{ topP: 1.01 }, 'topP'],
     [{ topP: Number.NaN }, 'topP'],
+    [{ minP: -0.1 }, 'minP'],
+    [{ minP: 1.1 }, 'minP'],
+    [{ repetitionPenalty: 0 }, 'repetitionPenalty'],
+    [{ repetitionPenalty: Number.POSITIVE_INFINITY }, 'repetitionPenalty'],
   ])('%o is a ConfigError that names the option', (options, where) => {
     expect(() => resolveSampling(options)).toThrow(expect.objectContaining({ code: 'CONFIG', where }))
     expect(() => resolveSampling(options)).toThrow(ConfigError)
@@ -84,7 +120,9 @@ describe('distribution', () => {
     fc.assert(
       fc.property(logits, fc.double({ min: 0.01, max: 0.99, noNaN: true }), (values, topP) => {
         const full = softmax(values, 1)
-        const kept = [...tokenDistribution(values, { temperature: 1, topK: Number.POSITIVE_INFINITY, topP }).ids]
+        const kept = [
+          ...tokenDistribution(values, { temperature: 1, topK: Number.POSITIVE_INFINITY, topP, minP: 0 }).ids,
+        ]
         const mass = kept.reduce((sum, id) => sum + full[id], 0)
         expect(mass).toBeGreaterThanOrEqual(topP - 1e-9)
         expect(mass - Math.min(...kept.map((id) => full[id]))).toBeLessThan(topP + 1e-9)
@@ -93,7 +131,7 @@ describe('distribution', () => {
   })
 
   test('top-k keeps exactly k of equal logits, the first ones', () => {
-    const options = { temperature: 1, topK: 2, topP: 1 }
+    const options = { temperature: 1, topK: 2, topP: 1, minP: 0 }
     expect([...tokenDistribution(Float32Array.of(1, 1, 1, 1), options).ids]).toEqual([0, 1])
     expect([...tokenDistribution(Float32Array.of(0, 1, 2, 1), options).ids]).toEqual([1, 2])
   })
@@ -103,6 +141,7 @@ describe('distribution', () => {
       temperature: 1e-6,
       topK: Number.POSITIVE_INFINITY,
       topP: 1,
+      minP: 0,
     })
     expect([...ids]).toEqual([0, 1, 2])
     expect([...probabilities]).toEqual([0, 0, 1])
@@ -160,4 +199,25 @@ test.each([
     expect(draw).toThrow(NumericError)
     expect(draw).toThrow(expect.objectContaining({ got }))
   }
+})
+
+test('min-p keeps what is at least that share as likely as the most likely token', () => {
+  const options = { temperature: 1, topK: Number.POSITIVE_INFINITY, topP: 1, minP: 0.25 }
+  const values = Float32Array.from([0.5, 0.1, 0.13, 0.27], Math.log)
+  expect([...tokenDistribution(values, options).ids]).toEqual([0, 2, 3])
+})
+
+test('the penalty on repetition is that of transformers: divided above 0, multiplied below', () => {
+  const values = Float32Array.of(2, -2, 3, -3)
+  expect([...penalizeRepetition(values, [0, 1], 2)]).toEqual([1, -4, 3, -3])
+  expect([...values]).toEqual([2, -2, 3, -3])
+  expect(penalizeRepetition(values, [0, 1], 1)).toBe(values)
+})
+
+test('scores are logarithms of the probabilities, the likeliest first', () => {
+  const probabilities = [0.1, 0.4, 0.2, 0.3]
+  const { chosen, top } = scoreTokens(Float32Array.from(probabilities, Math.log), 2, 2)
+  expect(chosen.logprob).toBeCloseTo(Math.log(0.2), 6)
+  expect(top.map(({ id }) => id)).toEqual([1, 3])
+  expect(top[1].logprob).toBeCloseTo(Math.log(0.3), 6)
 })

@@ -20,7 +20,7 @@ it('writes the texts of transformers.js, with adapters those of its merged model
   for (const { adapter, texts } of golden.cases) {
     if (adapter !== undefined) await session.add(adapter, await loadAdapter(directoryOf(adapter)))
     for (const { prompt, text } of texts) {
-      const result = await generate(session, prompt, { adapter, maxNewTokens: golden.maxNewTokens })
+      const result = await generate(session, prompt, { adapter, temperature: 0, maxNewTokens: golden.maxNewTokens })
       expect(result.text, `${adapter}: ${prompt}`).toBe(text)
       expect(result.tokens).toBe(golden.maxNewTokens)
     }

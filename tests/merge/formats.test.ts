@@ -116,7 +116,6 @@ describe('what a format cannot honor is refused by name, and nothing is left', (
     ['share', { index: 0, count: 2 }],
     ['finish', true],
     ['threads', 2],
-    ['allowMissing', true],
   ] as const
 
   it.each(options)('%s %j in an .onnx', async (name, value) => {

@@ -23,7 +23,7 @@ const ALL = [...ROOMS, 'merge', 'exchange', 'tools', 'train', 'infer', 'index', 
 /** All layers but these. */
 const below = (...above: readonly string[]) => ALL.filter((layer) => !above.includes(layer))
 
-/** layer → the layers that it may import, beside its own folder. */
+/** layer → the layers that it imports, beside its own folder: what ARCHITECTURE.md says, no more and no less. */
 const LAYERS: Record<string, readonly string[]> = {
   base: [],
   kernels: ['base'],
@@ -35,19 +35,22 @@ const LAYERS: Record<string, readonly string[]> = {
   runtime: ['base'],
   lora: ['base', 'kernels', 'linalg'],
   peft: ['base', 'formats', 'linalg', 'lora'],
-  graph: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'linalg', 'lora'],
-  tasks: ['base', 'formats', 'data', 'text', 'runtime', 'lora', 'graph'],
-  merge: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'linalg', 'lora', 'peft', 'graph'],
+  graph: ['base', 'formats', 'text', 'runtime', 'lora'],
+  tasks: ['base', 'formats', 'text', 'runtime', 'graph'],
+  merge: ['base', 'kernels', 'formats', 'io', 'runtime', 'linalg', 'lora', 'peft', 'graph', 'tasks'],
   exchange: ['base', 'formats', 'linalg', 'lora', 'peft'],
   tools: ['base', 'formats', 'linalg', 'lora', 'peft', 'merge'],
-  train: ['base', 'kernels', 'formats', 'io', 'text', 'data', 'runtime', 'linalg', 'lora', 'peft', 'graph', 'tasks'],
-  infer: ['base', 'kernels', 'formats', 'io', 'text', 'runtime', 'linalg', 'lora', 'peft', 'graph', 'tasks'],
+  train: ['base', 'formats', 'text', 'data', 'runtime', 'linalg', 'lora', 'peft', 'graph', 'tasks'],
+  infer: ['base', 'formats', 'text', 'runtime', 'linalg', 'lora', 'graph', 'tasks'],
   index: below('index', 'node', 'init', 'cli'),
   node: below('node', 'init', 'cli'),
   init: ['lora', 'index'],
   // Of `base` only what guesses a misspelled word: commands are the public API's.
   cli: ['base', 'index', 'node'],
 }
+
+/** Layers that may import more than they do. */
+const WIDER = new Set(['tools', 'exchange', 'index', 'node', 'init', 'cli'])
 
 /** Where `node:` modules and onnxruntime-node may be imported: never reached from src/index.ts. */
 const NODE_ONLY = /^src\/(cli\/|node\.ts$|(.*\/)?node\/)/
@@ -74,6 +77,22 @@ describe('layers of src/', () => {
       return own !== other && !LAYERS[own].includes(other)
     })
     expect(wrong.map(arrow)).toEqual([])
+  })
+
+  it('imports all that the table allows, which is that of ARCHITECTURE.md', () => {
+    const table = textOf('ARCHITECTURE.md').matchAll(/^\| `(\w+)\/` \|.*\| ([^|]+) \|$/gm)
+    const written = Object.fromEntries([...table].map(([, layer, list]) => [layer, list.split(', ').sort()]))
+    for (const [layer, allowed] of Object.entries(LAYERS)) {
+      if (WIDER.has(layer)) continue
+      const used = imports.flatMap(({ from, to }) => (to !== undefined && layerOf(from) === layer ? layerOf(to) : []))
+      expect(
+        allowed.filter((other) => !used.includes(other)),
+        `${layer} imports`,
+      ).toEqual([])
+      expect(written[layer], `ARCHITECTURE.md: ${layer}`).toEqual(
+        allowed.length === 0 ? ['nothing'] : [...allowed].sort(),
+      )
+    }
   })
 
   it('imports files that exist, inside src/', () => {

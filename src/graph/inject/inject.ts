@@ -52,37 +52,56 @@ export function valueInfo(name: string, elemType: DataType, dims?: readonly (num
   })
 }
 
+/** The graph input (1) that tells how many rows have factors of their own; there where {@link injectLora} says so. */
+export const ROWS_INPUT = 'lora/rows'
+
 /**
  * Adapts linear layers for inference. Feeds of a module are those of {@link loraInputs}: Aᵀ (k, r) and s·Bᵀ (r, d), of
- * any rank r, 0 included where the runtime takes empty tensors. Linears of one name share their inputs.
+ * any rank r, 0 included where the runtime takes empty tensors; or Aᵀ (rows, k, r) and s·Bᵀ (rows, r, d), a pair for each row of the
+ * batch. Linears of one name share their inputs.
  *
- * @param affine modules that get inputs of {@link affineInputs} as well, which are fed in every run
+ * @param affine modules that get inputs of {@link affineInputs} as well, (d) or (rows, 1, d), which are fed in every run
+ * @returns whether the graph got {@link ROWS_INPUT}: a Gemm sees the rows of a batch as one matrix, which has to be told apart again
  */
-export function injectLora(graph: Graph, linears: readonly Linear[], affine: ReadonlySet<string> = new Set()): void {
+export function injectLora(
+  graph: Graph,
+  linears: readonly Linear[],
+  affine: ReadonlySet<string> = new Set(),
+): { takesRows: boolean } {
   const g = new Builder(graph, 'lora')
-  for (const { name, k, d } of new Map(linears.map((linear) => [linear.name, linear])).values()) {
+  for (const { name } of new Map(linears.map((linear) => [linear.name, linear])).values()) {
     const { weightA, weightB } = loraInputs(name)
-    const rank = `rank ${name}`
-    graph.inputs.push(valueInfo(weightA, DataType.FLOAT, [k, rank]), valueInfo(weightB, DataType.FLOAT, [rank, d]))
+    graph.inputs.push(valueInfo(weightA, DataType.FLOAT), valueInfo(weightB, DataType.FLOAT))
     if (!affine.has(name)) continue
     const { scale, shift } = affineInputs(name)
-    graph.inputs.push(valueInfo(scale, DataType.FLOAT, [d]), valueInfo(shift, DataType.FLOAT, [d]))
+    graph.inputs.push(valueInfo(scale, DataType.FLOAT), valueInfo(shift, DataType.FLOAT))
   }
+  const takesRows = linears.some(isMatrix)
+  if (takesRows) graph.inputs.push(valueInfo(ROWS_INPUT, DataType.INT64, [1]))
+  /** (n, width) → (rows, n / rows, width) */
+  const byRow = (x: Value, width: number) => g.reshape(x, g.concat([ROWS_INPUT, g.int([-1, width])], 0))
   const makeDelta: MakeDelta = (linear, base) => {
-    const { name, input, dataType } = linear
+    const { name, input, dataType, k, d } = linear
     const { weightA, weightB } = loraInputs(name)
-    const isFloat = dataType === DataType.FLOAT
-    const low = g.matmul(isFloat ? input : g.cast(input, DataType.FLOAT), weightA)
-    const product = g.node('MatMul', [low, weightB])
+    const [isFloat, isFlat] = [dataType === DataType.FLOAT, isMatrix(linear)]
+    const x = isFlat ? byRow(input, k) : input
+    const product = g.node('MatMul', [g.matmul(isFloat ? x : g.cast(x, DataType.FLOAT), weightA), weightB])
     const delta = isFloat ? product : g.node('Cast', [product.output[0]], { to: dataType })
-    if (base === undefined) return delta
-    const sum = g.node('Add', [base, delta.output[0]])
-    if (!affine.has(name)) return sum
+    const flat = (node: NodeProto) => (isFlat ? g.node('Reshape', [node.output[0], g.int([-1, d])]) : node)
+    if (base === undefined) return flat(delta)
+    if (!affine.has(name)) return g.node('Add', [base, flat(delta).output[0]])
+    const sum = g.add(isFlat ? byRow(base, d) : base, delta.output[0])
     const { scale, shift } = affineInputs(name)
     const [c, t] = [scale, shift].map((value) => (isFloat ? value : g.cast(value, dataType)))
-    return g.node('Add', [g.mul(sum.output[0], c), t])
+    return flat(g.node('Add', [g.mul(sum, c), t]))
   }
   adaptNodes(graph, g, linears, makeDelta, ({ name }) => affine.has(name))
+  return { takesRows }
+}
+
+/** Whether a layer takes all rows of a batch as one matrix (n, k). */
+function isMatrix({ form }: Linear): boolean {
+  return form.name === 'Gemm'
 }
 
 /** Appends what gives base + delta (…, d), or the delta alone where no base is given. */
@@ -102,10 +121,11 @@ export function adaptNodes(
 ): void {
   const byNode = new Map<Linear['node'], Linear[]>()
   for (const linear of linears) byNode.set(linear.node, [...(byNode.get(linear.node) ?? []), linear])
-  for (const [node, parts] of byNode) {
-    const output = node.output[0]
+  for (const parts of byNode.values()) {
+    const { last } = parts[0]
+    const output = last.output[0]
     const base = graph.freshName(`${output}/base`)
-    graph.setOutput(node, 0, base)
+    graph.setOutput(last, 0, base)
     const isWhole = parts[0].fused === undefined
     const sum = isWhole ? makeDelta(parts[0], base) : addToParts(g, base, parts, makeDelta, parts.some(needsBase))
     graph.setOutput(sum, 0, output)

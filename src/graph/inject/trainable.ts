@@ -3,6 +3,7 @@
 // pass needs no copy of it.
 
 import { TensorProto_DataType as DataType, type NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
+import { GEMM, MATMUL } from '../match/forms/float-product.js'
 import type { Linear } from '../match/linears.js'
 import { type DropoutMask, keepProbability } from '../training/dropout.js'
 import { intsAttribute, makeAttribute } from '../view/attributes.js'
@@ -33,7 +34,7 @@ export class TrainableLinears {
   /** Rewrites a MatMul by a weight as a Gemm of rows: (…, k) → (rows, k) → (rows, d) → (…, d). A Gemm stays. */
   toRows(linear: Linear): Linear {
     const { node, k, d } = linear
-    if (linear.kind !== 'matmul') return linear
+    if (linear.form !== MATMUL) return linear
     const [x, y] = [node.input[0], node.output[0]]
     const rows = this.#rowsOf(x, k)
     const output = this.#graph.freshName(`${y}/rows`)
@@ -42,7 +43,7 @@ export class TrainableLinears {
     const width = linear.fused?.width ?? d
     const shape = this.#g.concat([this.#leadingDimsOf(x), this.#g.int([width])], 0)
     this.#graph.setOutput(this.#g.node('Reshape', [output, shape]), 0, y)
-    return { ...linear, kind: 'gemm', input: rows, output }
+    return { ...linear, form: GEMM, input: rows, output }
   }
 
   /**
@@ -53,13 +54,13 @@ export class TrainableLinears {
    */
   chooseRows(linear: Linear, choice: NodeProto): { linear: Linear; all: Value; chosen: Value } {
     const { node, k } = linear
-    const all = linear.kind === 'matmul' ? this.#rowsOf(node.input[0], k) : node.input[0]
+    const all = linear.form === MATMUL ? this.#rowsOf(node.input[0], k) : node.input[0]
     const moved = this.#g.node('Gather', [all, choice.input[1]], { axis: 0 })
     moved.metadataProps = choice.metadataProps
     const [chosen] = moved.output
-    if (linear.kind === 'matmul') this.#becomeGemm(node, chosen)
+    if (linear.form === MATMUL) this.#becomeGemm(node, chosen)
     else this.#graph.setInputs(node, [chosen, ...node.input.slice(1)])
-    return { linear: { ...linear, kind: 'gemm', input: chosen }, all, chosen }
+    return { linear: { ...linear, form: GEMM, input: chosen }, all, chosen }
   }
 
   /** Turns a MatMul by a weight into a Gemm of `rows` by the weight as it lies. */

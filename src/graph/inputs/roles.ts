@@ -15,6 +15,8 @@ export interface TokenBatch {
   readonly tokenTypeIds?: ArrayLike<number | bigint> | undefined
   /** Tokens already in the cache. Default 0. */
   readonly past?: number
+  /** For how many of the last tokens logits are wanted, where the graph takes that number. Default: for all. */
+  readonly logitsToKeep?: number | undefined
 }
 
 export type Role =
@@ -117,7 +119,7 @@ function roleFeed({ role, type, rank }: RoleInput, tokens: TokenBatch): RuntimeT
       return rank === 1 ? { ...positions, data: positions.data.slice(0, sequence), dims: [sequence] } : positions
     }
     case 'logitsToKeep':
-      return single(0)
+      return single(tokens.logitsToKeep ?? 0)
     case 'usesCache':
       return { type, data: Uint8Array.of(past > 0 ? 1 : 0), dims: rank === 0 ? [] : [1] }
     case 'totalLength':

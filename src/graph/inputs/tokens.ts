@@ -5,9 +5,11 @@ import type { Feeds } from '../../runtime/runtime.js'
 import type { Graph } from '../view/graph.js'
 import { entryOf } from '../view/operators.js'
 import { type CacheEntry, cacheEntry, emptyTensor, isCacheInput } from './cache.js'
-import { roleFeeds, splitInputs, type TokenBatch } from './roles.js'
+import { type RoleInput, roleFeeds, splitInputs, type TokenBatch } from './roles.js'
 
 export interface TokenInputs {
+  /** All inputs but the cache's. */
+  readonly roles: readonly RoleInput[]
   /** Empty if the model has no cache. */
   readonly cache: readonly CacheEntry[]
   /** All feeds except the cache. Positions count the real tokens of each row. */
@@ -19,12 +21,13 @@ export interface TokenInputs {
 /**
  * The roles of a graph's inputs.
  *
+ * @param given inputs that are fed by others
  * @throws UnsupportedError naming the inputs whose meaning is not known, or a graph without input_ids
  */
-export function tokenInputs(graph: Graph): TokenInputs {
+export function tokenInputs(graph: Graph, given: ReadonlySet<string> = new Set()): TokenInputs {
   const { roles, others } = splitInputs(graph)
   const cache = others.filter(isCacheInput).map((input) => cacheEntry(graph, input))
-  const unknown = others.filter((input) => !isCacheInput(input)).map(({ name }) => name)
+  const unknown = others.filter((input) => !isCacheInput(input) && !given.has(input.name)).map(({ name }) => name)
   if (unknown.length > 0 || !roles.some(({ role }) => role === 'inputIds')) {
     const names = graph.inputs.map(({ name }) => name).join(', ')
     throw new UnsupportedError({
@@ -35,6 +38,7 @@ export function tokenInputs(graph: Graph): TokenInputs {
     })
   }
   return {
+    roles,
     cache,
     feeds: (tokens) => roleFeeds(roles, tokens),
     emptyCache: (batch) => Object.fromEntries(cache.map((entry) => [entry.past, emptyTensor(entry, batch)])),

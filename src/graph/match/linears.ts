@@ -1,112 +1,56 @@
 // Finds the linear layers of a graph and gives each the name of its module in the original model. Names come from
 // nodes: exporters share equal initializers under another layer's name.
 
-import { TensorProto_DataType as DataType, type NodeProto, type TensorProto } from '../../formats/onnx/gen/onnx_pb.js'
-import { dimsOf } from '../../formats/onnx/tensors.js'
-import { intAttribute, intsAttribute } from '../view/attributes.js'
+import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
+import { intAttribute } from '../view/attributes.js'
 import type { Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
+import type { Product } from './forms/form.js'
+import { findProduct } from './forms/forms.js'
+import { findBranches } from './merged-branches.js'
 
-/** One linear layer: output (…, d) = input (…, k) @ weight, or some columns of a matmul that computes several layers. */
-export interface Linear {
+/** One linear layer: output (…, d) = input (…, k) @ weight, or some columns of a product that computes several layers. */
+export interface Linear extends Product {
   /** Module name, as in PEFT's files: model.layers.0.self_attn.q_proj */
   readonly name: string
-  readonly node: NodeProto
-  readonly kind: 'matmul' | 'gemm' | 'quantized'
-  /** Name of the initializer. */
-  readonly weight: string
-  /** Type that the node computes in. */
-  readonly dataType: DataType
-  /** The initializer is stored (d, k), not (k, d). */
-  readonly transposed: boolean
-  readonly k: number
-  readonly d: number
-  readonly input: Value
-  readonly output: Value
   /** Whether it is the output embedding. */
   readonly isHead: boolean
-  /** Where this layer's d columns begin in the node's output, when the node computes several layers at once. */
+  /** Where this layer's d columns begin in the product's output, when the product computes several layers at once. */
   readonly fused: { readonly module: string; readonly start: number; readonly width: number } | undefined
 }
 
 /** Module name → name of the node, or of the weight's initializer: where the graph's own names do not tell. */
 export type ModuleMap = Readonly<Record<string, string>>
 
-interface Weight {
-  readonly name: string
-  readonly tensor: TensorProto
-  readonly transposed: boolean
-  /** After any Cast. */
-  readonly dataType: DataType
-}
-
 /** All linear layers in the graph's order. A module that is called twice appears twice, under one name. */
 export function findLinears(graph: Graph, modules: ModuleMap = {}): Linear[] {
-  const heads = headNodes(graph)
+  const products = productsOf(graph)
+  const heads = headsOf(graph, products)
   const named = new Map(Object.entries(modules).map(([module, name]) => [name, module]))
-  const linears: Linear[] = []
-  for (const node of graph.nodes) {
-    const shape = linearShape(graph, node)
-    if (shape === undefined) continue
-    const { weight } = shape
-    const mapped = named.get(node.name) ?? named.get(weight.name)
-    const linear: Linear = {
-      name: mapped ?? moduleName(graph, node, weight.name),
-      node,
-      kind: shape.kind,
-      weight: weight.name,
-      dataType: weight.dataType,
-      transposed: weight.transposed,
-      k: shape.k,
-      d: shape.d,
-      input: node.input[0],
-      output: node.output[0],
-      isHead: heads.has(node),
-      fused: undefined,
+  return products.flatMap((product) => {
+    const { node, weight } = product
+    const mapped = named.get(node.name) ?? named.get(weight)
+    const name = mapped ?? moduleName(graph, product)
+    const linear: Linear = { ...product, name, isHead: heads.has(product), fused: undefined }
+    return (mapped === undefined ? fusedParts(graph, linear) : undefined) ?? [linear]
+  })
+}
+
+/** The products of the model itself; those of branches that a merge has added are a part of what they stand beside. */
+function productsOf(graph: Graph): Product[] {
+  const branches = findBranches(graph)
+  const products = (nodes: readonly NodeProto[]) => nodes.flatMap((node) => findProduct(graph, node) ?? [])
+  if (branches.length === 0) return products(graph.nodes)
+  const own = new Set(branches.flatMap(({ nodes }) => nodes))
+  const byBase = new Map(branches.map((branch) => [branch.base, branch]))
+  return products(graph.nodes.filter((node) => !own.has(node))).map((product) => {
+    let { last, output } = product
+    for (let branch = byBase.get(output); branch !== undefined; branch = byBase.get(output)) {
+      output = branch.output
+      last = graph.producer(output) as NodeProto
     }
-    const parts = mapped === undefined ? fusedParts(graph, linear) : undefined
-    linears.push(...(parts ?? [linear]))
-  }
-  return linears
-}
-
-function linearShape(
-  graph: Graph,
-  node: NodeProto,
-): { kind: Linear['kind']; weight: Weight; k: number; d: number } | undefined {
-  if (node.opType === 'MatMulNBits' && node.domain === 'com.microsoft') {
-    const tensor = graph.constant(node.input[1])
-    const scales = graph.constant(node.input[2])
-    if (tensor === undefined) return undefined
-    const weight = { name: node.input[1], tensor, transposed: true, dataType: scales?.dataType ?? DataType.FLOAT }
-    return { kind: 'quantized', weight, k: intAttribute(node, 'K', 0), d: intAttribute(node, 'N', 0) }
-  }
-  if (node.opType !== 'MatMul' && node.opType !== 'Gemm') return undefined
-  const transB = node.opType === 'Gemm' && intAttribute(node, 'transB', 0) === 1
-  if (node.opType === 'Gemm' && intAttribute(node, 'transA', 0) === 1) return undefined
-  const weight = constantWeight(graph, node.input[1], transB)
-  if (weight === undefined) return undefined
-  const dims = dimsOf(weight.tensor)
-  const [k, d] = weight.transposed ? [dims[1], dims[0]] : dims
-  return { kind: node.opType === 'Gemm' ? 'gemm' : 'matmul', weight, k, d }
-}
-
-/** The 2-D float initializer behind a value, through Transpose, Cast and Identity. */
-export function constantWeight(graph: Graph, value: Value, transposed: boolean, castTo?: DataType): Weight | undefined {
-  const node = graph.producer(value)
-  if (node?.opType === 'Transpose') {
-    const perm = intsAttribute(node, 'perm')
-    const isSwap = perm === undefined || (perm[0] === 1 && perm[1] === 0)
-    return isSwap ? constantWeight(graph, node.input[0], !transposed, castTo) : undefined
-  }
-  if (node?.opType === 'Cast') {
-    return constantWeight(graph, node.input[0], transposed, castTo ?? intAttribute(node, 'to', DataType.FLOAT))
-  }
-  const tensor = graph.constant(value)
-  const isFloat = [DataType.FLOAT, DataType.FLOAT16, DataType.BFLOAT16, DataType.DOUBLE].includes(tensor?.dataType ?? 0)
-  if (tensor === undefined || !isFloat || tensor.dims.length !== 2) return undefined
-  const name = tensor.name !== '' && graph.initializers.has(tensor.name) ? tensor.name : value
-  return { name, tensor, transposed, dataType: castTo ?? tensor.dataType }
+    return { ...product, last, output }
+  })
 }
 
 /** Ops that may stand between the output embedding and the logits. */
@@ -118,14 +62,16 @@ export function logitsName(graph: { readonly outputs: readonly { readonly name: 
 }
 
 /** The linear layers that give the logits: one, or one of each branch of an If. */
-function headNodes(graph: Graph): Set<NodeProto> {
-  const found = new Set<NodeProto>()
+function headsOf(graph: Graph, products: readonly Product[]): Set<Product> {
+  const byOutput = new Map(products.map((product) => [product.output, product]))
+  const found = new Set<Product>()
   const pending = [logitsName(graph)]
   for (let value = pending.pop(); value !== undefined; value = pending.pop()) {
+    const product = byOutput.get(value)
     const node = graph.producer(value)
     if (node === undefined) continue
     const given = graph.given(node, value)?.map((one) => one.value)
-    if (linearShape(graph, node) !== undefined) found.add(node)
+    if (product !== undefined) found.add(product)
     else if (given !== undefined) pending.push(...given)
     else if (AFTER_HEAD.has(node.opType)) {
       pending.push(...node.input.filter((input) => input !== '' && graph.constant(input) === undefined).slice(0, 1))
@@ -159,10 +105,11 @@ function withAliases(name: string): string {
   return name.replace(/(\blayers\.\d+)\.attn\.(?=(q|k|v|o|qkv)_proj$)/, '$1.self_attn.')
 }
 
-function moduleName(graph: Graph, node: NodeProto, weight: string): string {
+function moduleName(graph: Graph, product: Product): string {
+  const { node, weight, output } = product
   const name =
-    scopeName(node) ?? nodeModule(node.name) ?? parameterModule(weight) ?? biasModule(graph, node) ?? node.name
-  return withAliases(name === '' ? node.output[0] : name)
+    scopeName(node) ?? nodeModule(node.name) ?? parameterModule(weight) ?? biasModule(graph, product) ?? node.name
+  return withAliases(name === '' ? output : name)
 }
 
 /**
@@ -194,12 +141,12 @@ function nodeModule(name: string): string | undefined {
 /** model.layers.0.self_attn.q_proj.weight → model.layers.0.self_attn.q_proj; made-up names such as onnx::MatMul_203 → none */
 export function parameterModule(name: string): string | undefined {
   if (name.includes('::') || name.includes('/')) return undefined
-  return /^(.+?)(?:\.MatMul)?\.(?:weight|bias)(?:_\w+)?$/.exec(name)?.[1]
+  return /^(.+?)(?:\.MatMul)?\.(?:q?weight|bias)(?:_\w+)?$/.exec(name)?.[1]
 }
 
-function biasModule(graph: Graph, node: NodeProto): string | undefined {
+function biasModule(graph: Graph, { node, output }: Product): string | undefined {
   if (node.opType === 'Gemm' && node.input.length > 2) return parameterModule(node.input[2])
-  const [next, ...others] = graph.consumers(node.output[0])
+  const [next, ...others] = graph.consumers(output)
   if (next?.opType !== 'Add' || others.length > 0) return undefined
   return next.input.filter((input) => graph.initializers.has(input)).map(parameterModule)[0]
 }

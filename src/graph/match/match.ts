@@ -3,6 +3,7 @@
 import { ConfigError, MismatchError, nearMisses } from '../../base/errors.js'
 import { isAllLinear, type TargetRules, targetMatcher } from '../../lora/patterns/patterns.js'
 import type { Linear } from './linears.js'
+import { missingError } from './missing-layers.js'
 
 /**
  * The linear layers that a new adapter gets. `all-linear` leaves out the output embedding, and takes a fused layer's
@@ -78,14 +79,14 @@ export function matchLayers<T extends NamedLayer>(
   linears: readonly Linear[],
   layers: Iterable<T>,
 ): { layer: T; linear: Linear }[] {
-  const byName = new Map<string, Linear[]>()
-  for (const linear of [...linears, ...wholeModules(linears)])
-    byName.set(linear.name, [...(byName.get(linear.name) ?? []), linear])
+  const finder = moduleFinder(linears)
   const placed: { layer: T; linear: Linear }[] = []
   const missing: string[] = []
+  let count = 0
   for (const layer of layers) {
-    const found = byName.get(layer.name) ?? bySuffix(byName, layer.name)
+    const found = finder.find(layer.name)
     if (found === undefined) missing.push(layer.name)
+    count++
     for (const linear of found ?? []) {
       if (linear.d !== layer.d || linear.k !== layer.k) {
         throw new MismatchError({
@@ -99,13 +100,22 @@ export function matchLayers<T extends NamedLayer>(
     }
   }
   if (missing.length === 0) return placed
-  const near = nearMisses(missing[0], byName.keys())
-  const shown = missing.slice(0, 5).join(', ') + (missing.length > 5 ? `, … (${missing.length} in all)` : '')
-  throw new MismatchError({
-    where: 'adapter',
-    what: `the model has no module for ${shown}`,
-    ...(near.length > 0 ? { hint: `Nearest to the first: ${near.join(', ')}` } : {}),
-  })
+  throw missingError(missing, finder.names, count)
+}
+
+/** Finds the linear layers of a module. */
+export interface ModuleFinder {
+  /** Of all modules. */
+  readonly names: readonly string[]
+  /** Those of the name, else of the one name that ends with it or that it ends with. */
+  find(name: string): readonly Linear[] | undefined
+}
+
+export function moduleFinder(linears: readonly Linear[]): ModuleFinder {
+  const byName = new Map<string, Linear[]>()
+  for (const linear of [...linears, ...wholeModules(linears)])
+    byName.set(linear.name, [...(byName.get(linear.name) ?? []), linear])
+  return { names: [...byName.keys()], find: (name) => byName.get(name) ?? bySuffix(byName, name) }
 }
 
 function bySuffix(byName: ReadonlyMap<string, Linear[]>, name: string): Linear[] | undefined {

@@ -6,8 +6,9 @@ import type { NodeProto, TensorProto } from '../../formats/onnx/gen/onnx_pb.js'
 import { dimsOf } from '../../formats/onnx/tensors.js'
 import { floatAttribute, intAttribute, intsAttribute } from '../view/attributes.js'
 import type { Graph } from '../view/graph.js'
-import { entryOf } from '../view/operators.js'
-import { constantWeight, type Linear, nodeScope, parameterModule } from './linears.js'
+import { entryOf, operatorOf } from '../view/operators.js'
+import { constantWeight } from './forms/constant-weight.js'
+import { type Linear, nodeScope, parameterModule } from './linears.js'
 
 /** An input of a node that takes a stored tensor, perhaps through Transpose, Cast or Identity. */
 export interface Place {
@@ -92,26 +93,40 @@ export interface BiasPlace extends Place {
   readonly width: number
 }
 
+/** The input in which products take a bias, by operator. */
+const BIAS_INPUTS: Readonly<Record<string, number>> = {
+  Gemm: 2,
+  'com.microsoft:MatMulNBits': 5,
+  'com.microsoft:DynamicQuantizeMatMul': 4,
+  'com.microsoft:MatMulIntegerToFloat': 6,
+}
+
+/** The input in which a product takes its bias; undefined if it has none. */
+export function ownBiasInput(node: NodeProto): number | undefined {
+  const input = entryOf(BIAS_INPUTS, operatorOf(node))
+  return input === undefined || (node.input[input] ?? '') === '' ? undefined : input
+}
+
 /**
  * The constant that is added to all of a linear layer's outputs, and to nothing else; undefined if there is none.
  *
  * @throws UnsupportedError for a Gemm that multiplies it
  */
-export function biasOf(graph: Graph, { node, d, fused, kind }: Linear): BiasPlace | undefined {
+export function biasOf(graph: Graph, { node, output, d, fused }: Linear): BiasPlace | undefined {
   const { start, width } = fused ?? { start: 0, width: d }
   const isBias = (value: string) => {
     const dims = storedTensor(graph, value)?.tensor.dims.map(Number)
     return dims !== undefined && dims.at(-1) === width && dims.slice(0, -1).every((dim) => dim === 1)
   }
-  if (kind === 'gemm' && (node.input[2] ?? '') !== '') {
+  const own = ownBiasInput(node)
+  if (own !== undefined) {
     const beta = floatAttribute(node, 'beta', 1)
     if (beta !== 1) {
       const what = 'a bias of a Gemm whose beta is not 1 cannot be adapted'
       throw new UnsupportedError({ where: `node ${node.name}`, what, got: `beta ${beta}` })
     }
-    return isBias(node.input[2]) ? { node, input: 2, start, width } : undefined
+    return isBias(node.input[own]) ? { node, input: own, start, width } : undefined
   }
-  const [output] = node.output
   const [next, ...others] = graph.consumers(output)
   const isOutput = graph.outputs.some(({ name }) => name === output)
   if (next?.opType !== 'Add' || others.length > 0 || isOutput) return undefined

@@ -15,7 +15,7 @@ export interface PlacedLayer {
   readonly linear: Linear
 }
 
-/** Forms of a linear layer that cannot be adapted: their weights are integers, or their nodes are in a sub-graph. */
+/** Operators that may hold a layer which no form finds: integer products without a float input, and sub-graphs. */
 const OPAQUE = new Set([
   'MatMulInteger',
   'QLinearMatMul',
@@ -23,7 +23,6 @@ const OPAQUE = new Set([
   'MatMulIntegerToFloat',
   'DynamicQuantizeMatMul',
   'MatMulBnb4',
-  'DequantizeLinear',
   'Loop',
   'Scan',
 ])
@@ -64,15 +63,16 @@ function matchOrRefuse<T extends { name: string; d: number; k: number }>(
     return matchLayers(linears, layers)
   } catch (error) {
     const names = new Set(linears.map(({ name }) => name))
-    const opaque = graph.nodes.filter(({ opType }) => OPAQUE.has(opType))
+    const found = new Set(linears.map(({ node }) => node))
+    const opaque = graph.nodes.filter((node) => OPAQUE.has(node.opType) && !found.has(node))
     if (opaque.length === 0 || layers.every(({ name }) => names.has(name))) throw error
     const shown = opaque.slice(0, 4).map(({ name, opType }) => `${name} (${opType})`)
     throw new UnsupportedError({
       where: 'ONNX model',
       what: 'modules of the adapter are missing from the graph, or in a form that cannot be adapted',
-      expected: 'linear layers as MatMul or Gemm with float weights, outside of sub-graphs',
+      expected: 'linear layers with a float input and a constant weight, outside of sub-graphs',
       got: shown.join(', ') + (opaque.length > 4 ? `, … (${opaque.length} in all)` : ''),
-      hint: 'Use the unquantized export of the model',
+      hint: 'Use another export of the model',
       cause: error,
     })
   }

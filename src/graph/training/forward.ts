@@ -85,8 +85,8 @@ export function buildForward(graph: Graph, objective: Objective, options: Forwar
   }
   trainable.adapt(
     placed.map(({ linear, layer }) => {
-      const { kind, input, output } = inRows.get(linear.node) as Linear
-      return { linear: { ...linear, kind, input, output, name: layer.name }, scaling: layer.scaling }
+      const { form, input, output } = inRows.get(linear.node) as Linear
+      return { linear: { ...linear, form, input, output, name: layer.name }, scaling: layer.scaling }
     }),
     options.dropout,
   )

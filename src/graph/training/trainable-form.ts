@@ -37,8 +37,8 @@ export function checkTrainableForm(graph: Graph): void {
       found.push({ operator, node, hint: operator === 'MatMulNBits' ? FLOAT_EXPORT : FLOAT_EXPORT_ONLY })
     } else if (subgraphs(node).some(multiplies)) found.push({ operator, node, hint: NOT_NESTED })
   }
-  for (const { node, dataType, kind } of findLinears(graph)) {
-    if (kind === 'quantized' || dataType === DataType.FLOAT) continue
+  for (const { node, dataType, form } of findLinears(graph)) {
+    if (form.isQuantized || dataType === DataType.FLOAT) continue
     const operator = `${dataTypeName(dataType).toLowerCase()} ${node.opType}`
     found.push({ operator, node, hint: FLOAT_EXPORT })
   }

@@ -2,10 +2,20 @@
 // serves many readers; writes go to a temporary name beside the target and get the final one complete or never.
 
 import { randomBytes } from 'node:crypto'
-import { type FileHandle, mkdir, open, readdir, realpath, rename, rmdir, stat, unlink } from 'node:fs/promises'
+import { type FileHandle, link, open, readdir, realpath, rename, stat, unlink } from 'node:fs/promises'
 import path from 'node:path'
-import { type ByteSink, type ByteSource, checkRange, type Directory, splitName } from '../../base/bytes.js'
+import {
+  type ByteSink,
+  type ByteSource,
+  checkRange,
+  type Directory,
+  type Reservation,
+  splitName,
+} from '../../base/bytes.js'
 import { FileError } from '../../base/errors.js'
+import { codeOf, fileError, REASONS } from './errors.js'
+import { isDirectory, makeFolders, makeInner, removeEmptyFolders, syncFolder } from './folders.js'
+import { reserveFolder } from './reserve.js'
 
 /** How the Hugging Face Hub names models; a relative path may look the same. */
 const HUB_NAME = /^[\w-][\w.-]*\/[\w.-]+$/
@@ -78,6 +88,18 @@ export class NodeDirectory implements Directory {
     return createFile(this.#resolve(file), this.#options, this.name)
   }
 
+  async link(file: string, realPath: string): Promise<void> {
+    const target = this.#resolve(file)
+    const temporary = path.join(path.dirname(target), `.${path.basename(target)}.${randomBytes(6).toString('hex')}.tmp`)
+    try {
+      await makeFolders(path.dirname(target))
+      await link(realPath, temporary)
+      await rename(temporary, target)
+    } catch (error) {
+      throw fileError(target, 'cannot be made a hard link', error)
+    }
+  }
+
   async remove(file: string): Promise<void> {
     const target = this.#resolve(file)
     try {
@@ -101,6 +123,10 @@ export class NodeDirectory implements Directory {
     } finally {
       await handle?.close()
     }
+  }
+
+  async reserve(what: string): Promise<Reservation> {
+    return reserveFolder(this.name, what)
   }
 
   #resolve(file: string): string {
@@ -267,121 +293,13 @@ class FileSink implements ByteSink {
   }
 }
 
-/** Makes a folder's names durable. Windows cannot open folders; there the names alone have to do. */
-export async function syncFolder(folder: string): Promise<void> {
-  let handle: FileHandle | undefined
-  try {
-    handle = await open(folder, 'r')
-    await handle.sync()
-  } catch {
-    // The files themselves are on disk.
-  } finally {
-    await handle?.close()
-  }
-}
-
-/**
- * Makes a folder with those around it. Not by mkdir's `recursive`, which never ends where the system answers that a folder to be
- * made does not exist, as it does in /proc.
- *
- * @returns the outermost folder that was made
- * @throws FileError naming the folder that cannot be made
- */
-export async function makeFolders(folder: string): Promise<string | undefined> {
-  const missing: string[] = []
-  let outer = path.resolve(folder)
-  for (; !(await isFound(outer)); outer = path.dirname(outer)) missing.unshift(outer)
-  for (const target of missing) {
-    try {
-      await mkdir(target)
-    } catch (error) {
-      // Another process may have made it meanwhile.
-      if (codeOf(error) === 'EEXIST' && (await isDirectory(target))) continue
-      if (target !== missing[0]) await removeEmptyFolders(path.dirname(target), missing[0])
-      throw fileError(target, 'cannot be made', error)
-    }
-  }
-  return missing[0]
-}
-
-/** Makes the folders between one that is there and one inside. */
-async function makeInner(root: string, folder: string): Promise<string | undefined> {
-  const inner = path.relative(root, folder)
-  let firstMade: string | undefined
-  let at = root
-  for (const part of inner === '' ? [] : inner.split(path.sep)) {
-    at = path.join(at, part)
-    try {
-      await mkdir(at)
-      firstMade ??= at
-    } catch (error) {
-      if (codeOf(error) !== 'EEXIST') throw error
-    }
-  }
-  return firstMade
-}
-
-async function isFound(target: string): Promise<boolean> {
-  try {
-    await stat(target)
-    return true
-  } catch (error) {
-    if (codeOf(error) === 'ENOENT') return false
-    throw fileError(target, 'cannot be made', error)
-  }
-}
-
-/** Removes `folder` and its parents up to `outermost`, as long as they are empty. */
-async function removeEmptyFolders(folder: string, outermost: string): Promise<void> {
-  const stop = path.dirname(path.resolve(outermost))
-  try {
-    for (let current = path.resolve(folder); current !== stop; current = path.dirname(current)) await rmdir(current)
-  } catch {
-    // Something else lives there by now.
-  }
-}
-
 async function isFile(folder: string, entry: { name: string; isFile(): boolean; isSymbolicLink(): boolean }) {
   if (!entry.isSymbolicLink()) return entry.isFile()
   const target = await stat(path.join(folder, entry.name)).catch(() => undefined)
   return target?.isFile() ?? false
 }
 
-async function isDirectory(target: string): Promise<boolean> {
-  const status = await stat(target).catch(() => undefined)
-  return status?.isDirectory() ?? false
-}
-
-const REASONS: Record<string, string> = {
-  ENOENT: 'no such file or folder',
-  ENOTDIR: 'a part of the path is no folder',
-  EACCES: 'permission denied',
-  EPERM: 'permission denied',
-  EEXIST: 'something else is there',
-  EISDIR: 'is a folder',
-  ENOSPC: 'no space left on the device',
-  EDQUOT: 'disk quota exceeded',
-  EROFS: 'the file system is read-only',
-  EMFILE: 'too many open files',
-  ENAMETOOLONG: 'the name is too long',
-  ELOOP: 'too many symbolic links',
-}
-
 function listError(where: string, error: unknown): FileError {
   if (codeOf(error) !== 'ENOTDIR') return fileError(where, 'cannot be listed', error)
   return new FileError({ where, what: 'no folder but a file, or inside one', hint: 'Name a folder', cause: error })
-}
-
-/** An error of node:fs as ours; `action` is one clause, such as `cannot be written`. */
-export function fileError(where: string, action: string, error: unknown): FileError {
-  if (error instanceof FileError) return error
-  const code = codeOf(error)
-  if (code === 'ENOENT' && action === 'cannot be read')
-    return new FileError({ where, what: 'no such file or folder', cause: error })
-  const reason = REASONS[code ?? ''] ?? (error instanceof Error ? error.message : String(error))
-  return new FileError({ where, what: `${action}: ${reason}`, cause: error })
-}
-
-function codeOf(error: unknown): string | undefined {
-  return (error as NodeJS.ErrnoException | undefined)?.code
 }

@@ -28,6 +28,7 @@ export async function toPlain(adapter: LoraAdapter, from: BaseWeights | LoraAdap
   checkConvertible(adapter, from)
   const result = new LoraAdapter(plainConfig(config))
   result.labels = adapter.labels
+  result.problemType = adapter.problemType
   for (const part of adapter.parts()) {
     const { name } = part
     if (part.kind === 'linear') {

@@ -6,7 +6,7 @@ import { FormatError, MismatchError } from '../../base/errors.js'
 import { type Checkpoint, openCheckpoint } from '../../formats/checkpoint.js'
 import { type OpenAdapters, openAdapters, requireFiniteReplacements } from '../plan/adapters.js'
 import { knowBase } from '../plan/base-model.js'
-import { CONFIG_FILE, editConfig, otherDtype } from '../plan/config-edit.js'
+import { CONFIG_FILE, editConfig, headWarning, otherDtype } from '../plan/config-edit.js'
 import { type MergePlan, type PlanOptions, planMerge } from '../plan/plan.js'
 import type { MergePlanReport } from '../report.js'
 import type { AdapterInput } from '../weighted.js'
@@ -38,7 +38,7 @@ export interface OpenPlan {
 }
 
 /** The content of config.json. */
-interface Config {
+export interface Config {
   readonly bytes: Uint8Array
   readonly values: Readonly<Record<string, unknown>>
 }
@@ -110,12 +110,7 @@ function configWarnings(
   }
   const { dtype, head } = configEdit
   const other = dtype && config && otherDtype(config, dtype)
-  const asides =
-    head === undefined
-      ? []
-      : [
-          `The result is a ${head.architecture}: say so in the ${CONFIG_FILE} that it is used with, which does not go along`,
-        ]
+  const asides = head === undefined ? [] : [headWarning(head)]
   if (other === undefined) return asides
   return [
     ...asides,
@@ -163,7 +158,8 @@ export async function readConfig(base: Directory): Promise<Readonly<Record<strin
   return (await loadConfig(base))?.values
 }
 
-async function loadConfig(base: Directory): Promise<Config | undefined> {
+/** The content of config.json, where there is one. Throws FormatError when it is no JSON object. */
+export async function loadConfig(base: Directory): Promise<Config | undefined> {
   if (!(await base.has(CONFIG_FILE))) return undefined
   const source = await base.open(CONFIG_FILE)
   try {

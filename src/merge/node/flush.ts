@@ -3,7 +3,7 @@
 
 import { fdatasync, fsync } from 'node:fs'
 import { promisify } from 'node:util'
-import { fileError } from '../../io/node/files.js'
+import { fileError } from '../../io/node/errors.js'
 
 /** A file that is being written. */
 export interface OpenFile {

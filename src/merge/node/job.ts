@@ -89,10 +89,10 @@ export class MergeJob {
       ...(parts.opened?.adapters.sources ?? []),
     ]
     const folder = base.directory instanceof NodeDirectory ? base.directory.name : undefined
-    const graph = folder !== undefined && chosen.graph !== undefined ? path.join(folder, chosen.graph) : undefined
+    const graphs = folder === undefined ? [] : chosen.graphs.map((graph) => path.join(folder, graph))
     this.#inputs = [
       ...(base.file === undefined ? [folder] : []),
-      graph,
+      ...graphs,
       ...sources.map(({ realPath }) => realPath),
       ...inputs,
     ].filter((input) => input !== undefined)
@@ -129,7 +129,7 @@ export class MergeJob {
         const files = parts.opened.plan.shards.length
         if (isFile && files > 1) throw severalFilesError(out, files)
       }
-      if (chosen.graph !== undefined) parts.onnx = await openOnnx(own, chosen, sign)
+      if (chosen.graphs.length > 0) parts.onnx = await openOnnx(own, chosen, sign)
       return new MergeJob(request, chosen, { place, crew, ...parts })
     } catch (error) {
       crew?.dispose()

@@ -2,7 +2,8 @@
 // what is there already, and a result that can be resumed or made by the jobs of a cluster.
 
 import path from 'node:path'
-import { fileError, locate, NodeDirectory } from '../../io/node/files.js'
+import { fileError } from '../../io/node/errors.js'
+import { locate, NodeDirectory } from '../../io/node/files.js'
 import { LoraAdapter } from '../../lora/adapter.js'
 import { compareCheckpoints } from '../chunks/unmerge.js'
 import type { MergeBase } from '../format.js'

@@ -3,7 +3,7 @@
 import { readFile, rename, writeFile } from 'node:fs/promises'
 import path from 'node:path'
 import { FileError } from '../../base/errors.js'
-import type { OtherOwner } from './owners.js'
+import type { OtherOwner } from '../../io/node/owners.js'
 
 /** The folder of notes in one of unfinished output. */
 export const NOTES_FOLDER = '.merge'

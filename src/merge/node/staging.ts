@@ -8,11 +8,13 @@ import { readdir, rename, rm, rmdir, stat } from 'node:fs/promises'
 import path from 'node:path'
 import { writeFile as writeThroughFile } from '../../base/bytes.js'
 import { LowrankError, MismatchError } from '../../base/errors.js'
-import { fileError, makeFolders, NodeDirectory, syncFolder } from '../../io/node/files.js'
+import { fileError } from '../../io/node/errors.js'
+import { NodeDirectory } from '../../io/node/files.js'
+import { syncFolder } from '../../io/node/folders.js'
+import { enterFolder, isOwned, Owner } from '../../io/node/owners.js'
 import { RECORD_FILE } from '../plan/companions.js'
 import type { OutputShard } from '../plan/layout.js'
 import { checksumOfFile, parseShardNote, type ShardNote } from './notes.js'
-import { isOwned, Owner } from './owners.js'
 import type { OutputPlace } from './place.js'
 import { nameOnce, removeStaging, replaceFolder, restoreOld } from './publish.js'
 import { PUBLISH_FILE, removeNotes, stagingFolders } from './recover.js'
@@ -30,7 +32,6 @@ import {
 } from './staging-notes.js'
 
 const ID_LENGTH = 12
-const MAX_ATTEMPTS = 5
 
 /** How a folder is entered. */
 export interface StagingOptions {
@@ -99,26 +100,13 @@ export class Staging {
     const { isContinued } = this.#options
     await this.#refuseRivals()
     if (isContinued) await this.#restore()
-    await this.#register()
+    await enterFolder(this.#owner, this.#pathOf(NOTES_FOLDER))
     await this.#refuseRivals()
     await restoreOld(this.#place.out)
     const others = (await stagingFolders(this.#place.out)).filter((folder) => folder !== this.#shared)
     if (!isContinued) await this.#removeContent()
     for (const folder of others) if (!isContinued || !(await holdsPlan(folder))) await removeStaging(folder)
     await writeNote(this.#folder, PLAN_FILE, { plan: this.#options.planHash ?? '' }, this.#owner.token)
-  }
-
-  /** Makes the folder and leaves a record in it. One that leaves at this moment may remove the empty folder: then once more. */
-  async #register(): Promise<void> {
-    for (let attempt = 0; ; attempt++) {
-      try {
-        await makeFolders(this.#pathOf(NOTES_FOLDER))
-        await this.#owner.enter(this.#pathOf(NOTES_FOLDER))
-        return
-      } catch (error) {
-        if ((error as NodeJS.ErrnoException).code !== 'ENOENT' || attempt === MAX_ATTEMPTS) throw error
-      }
-    }
   }
 
   /** Jobs of one plan work side by side; all else takes turns. */

@@ -14,6 +14,7 @@ import type { AdapterFile } from '../../peft/adapter-folder.js'
 import type { FilePart } from '../../peft/tensors.js'
 import { type FitReport, fitReport, missingPart, type PartFit } from '../fit.js'
 import { MERGED } from './edits.js'
+import { findHead } from './head.js'
 import { type OnnxMergePlan, planOnnxMerge } from './plan.js'
 
 const PIECE_BYTES = 1 << 22
@@ -26,15 +27,27 @@ type Target = OnnxMergePlan['targets'] extends ReadonlyMap<string, infer T> ? T 
 export async function fitOnnx(
   model: OnnxModel,
   adapter: AdapterFile,
+  config: Readonly<Record<string, unknown>> = {},
   normDeltas?: ReadonlyMap<string, number>,
 ): Promise<FitReport> {
   const parts: PartFit[] = []
+  const problems: string[] = []
+  const head = await headOf(model, adapter, config).catch((error: unknown) => {
+    if (!(error instanceof LowrankError)) throw error
+    problems.push(error.message)
+  })
   const norms = new Map<string, number>()
   for (const part of adapter.parts()) {
     const { name } = part
+    if (part.kind === 'replacement' && head?.isReplaced === false && head.placed.tensors.has(name)) {
+      const { dtype, shape } = part.tensors.weight
+      parts.push({ name, tensor: name, shape, dtype, problem: null, relativeChange: null })
+      continue
+    }
     const place = async () => {
       requireHandled({ config: adapter.config, parts: () => [part] }, MERGED, 'merging into ONNX models')
-      const { targets } = await planOnnxMerge(model, [{ adapter: stubOf(part, adapter), weight: 1 }])
+      const { targets, branches } = await planOnnxMerge(model, [{ adapter: stubOf(part, adapter), weight: 1 }])
+      if (targets.size === 0) return branchFit(name, branches[0])
       const [{ target, source }] = targets.values()
       const normDelta = 'config' in part ? normDeltas?.get(name) : undefined
       let relativeChange: number | null = null
@@ -54,9 +67,18 @@ export async function fitOnnx(
     parts,
     vocabulary: vocabularyOf(model),
     isTied: null,
-    problems: [],
-    notes: [],
+    problems,
+    notes:
+      head?.isReplaced === false
+        ? [`it brings a head, which the base has not: ${[...head.placed.tensors].join(', ')}`]
+        : [],
   })
+}
+
+/** A layer whose weight is integers gets a branch beside it. */
+function branchFit(name: string, { linear }: OnnxMergePlan['branches'][number]): PartFit {
+  const { weight, k, d, form } = linear
+  return { name, tensor: weight, shape: [d, k], dtype: form.name, problem: null, relativeChange: null }
 }
 
 async function placed(name: string, place: () => Promise<PartFit>): Promise<PartFit> {
@@ -66,6 +88,15 @@ async function placed(name: string, place: () => Promise<PartFit>): Promise<Part
     if (!(error instanceof LowrankError)) throw error
     return missingPart(name, error.message)
   }
+}
+
+/** Where the head of the adapter goes. Throws MismatchError when it does not fit. */
+async function headOf(model: OnnxModel, adapter: AdapterFile, config: Readonly<Record<string, unknown>>) {
+  const graph = new Graph(model.proto)
+  const shapes = new Map(
+    adapter.parts().flatMap((part) => (part.kind === 'replacement' ? [[part.name, part.tensors.weight.shape]] : [])),
+  )
+  return findHead(graph, findLinears(graph), config, { config: adapter.config, shapeOf: (name) => shapes.get(name) })
 }
 
 /** An adapter of one part of these shapes: planning needs no values. */

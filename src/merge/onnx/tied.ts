@@ -21,7 +21,7 @@ export async function tiedHeads(
   const { vocabulary, features, node } = embedding
   const result: Linear[] = []
   for (const linear of linears) {
-    if (!linear.isHead || linear.d !== vocabulary || linear.k !== features || linear.kind === 'quantized') continue
+    if (!linear.isHead || linear.d !== vocabulary || linear.k !== features || linear.form.isQuantized) continue
     const [one, other] = [storedValue(graph, node.input[0]), storedValue(graph, linear.node.input[1])]
     if (one === other || (await haveSameTokens(model, graph, one, embedding, other, linear))) result.push(linear)
   }

@@ -13,6 +13,7 @@ import { convolutionShape, groupsRefusal } from '../../lora/kinds/convolution-fa
 import type { FactorView, ParameterView, PartView } from '../../lora/part.js'
 import { requireOwnLayers, requireUnchangedBase } from '../../lora/requirements.js'
 import { type AdapterFile, type OpenOptions, openAdapter } from '../../peft/adapter-folder.js'
+import type { Meaning } from '../../peft/labels.js'
 import { isHeadModule } from '../../peft/tied.js'
 import { requireMatched } from '../../peft/unmatched.js'
 import { type AdapterInput, refuseWeighted, weighted, weightedError } from '../weighted.js'
@@ -104,6 +105,8 @@ export interface OpenAdapters {
   readonly tasks: ReadonlySet<string>
   /** Classes of the models that they were made for, where the configs name them. */
   readonly classes: ReadonlySet<string>
+  /** What they say of the logits of their heads, one for each adapter. */
+  readonly meanings: readonly Meaning[]
   readonly sources: readonly ByteSource[]
   close(): Promise<void>
 }
@@ -144,11 +147,11 @@ export async function openAdapters(
         found.addFile(opened, sign * weight)
       }
     }
-    const { layers, magnitudes, replacements, tasks, classes, sources } = found
+    const { layers, magnitudes, replacements, tasks, classes, meanings, sources } = found
     if (layers.length === 0 && replacements.length === 0) {
       throw new MismatchError({ where: 'adapters', what: 'there is no layer to merge' })
     }
-    return { layers, magnitudes, replacements, tasks, classes, sources, close }
+    return { layers, magnitudes, replacements, tasks, classes, meanings, sources, close }
   } catch (error) {
     await close()
     throw error
@@ -186,11 +189,13 @@ class FoundParts {
   readonly replacements: BaseReplacement[] = []
   readonly tasks = new Set<string>()
   readonly classes = new Set<string>()
+  readonly meanings: Meaning[] = []
   readonly sources: ByteSource[] = []
 
   addAdapter(adapter: LoraAdapter, weight: number): void {
     const { sources } = this
     this.#addTask(adapter.config)
+    this.meanings.push(adapter)
     this.#add(adapter.config, adapter.parts(), weight, {
       factor: ({ data, shape }, label) => {
         return matrixFactor(label, { data, shape: shape.length === 1 ? [1, ...shape] : shape }, sources)
@@ -202,7 +207,8 @@ class FoundParts {
     })
   }
 
-  addFile({ file: { source }, config, parts }: AdapterFile, weight: number): void {
+  addFile({ file: { source }, config, meaning, parts }: AdapterFile, weight: number): void {
+    this.meanings.push(meaning)
     const index = this.sources.push(source) - 1
     this.#addTask(config)
     this.#add(config, parts(), weight, {

@@ -3,6 +3,7 @@
 import type { ByteSource } from '../../base/bytes.js'
 import { type Checkpoint, shardSource } from '../../formats/checkpoint.js'
 import type { TensorInfo } from '../../formats/safetensors.js'
+import type { Meaning } from '../../peft/labels.js'
 import type { BaseReplacement, LayerFactors } from './adapters.js'
 import { namesIn } from './find-weights.js'
 import type { CheckpointNames } from './names/choose.js'
@@ -20,6 +21,8 @@ export interface BaseModel {
   readonly unchanged: ReadonlySet<BaseReplacement>
   /** What a model with the head of the adapters' task has; undefined without one task, or for a model that is not known. */
   readonly head: ModelHead | undefined
+  /** What the adapters say of the logits of their heads. */
+  readonly meanings: readonly Meaning[]
 }
 
 /** The parts of adapters. */
@@ -32,6 +35,7 @@ interface Parts {
   readonly classes: ReadonlySet<string>
   /** That hold the replacements' values. */
   readonly sources: readonly ByteSource[]
+  readonly meanings: readonly Meaning[]
 }
 
 const COMPARED_BYTES = 1 << 20
@@ -40,7 +44,7 @@ const COMPARED_BYTES = 1 << 20
 export async function knowBase(
   checkpoint: Checkpoint,
   config: Readonly<Record<string, unknown>> | undefined,
-  { layers, replacements, tasks, classes, sources }: Parts,
+  { layers, replacements, tasks, classes, sources, meanings }: Parts,
 ): Promise<BaseModel> {
   const tables = await loadTables()
   const names = namesIn(checkpoint, { layers, replacements, classes }, config, tables)
@@ -67,7 +71,7 @@ export async function knowBase(
   }
   const [task] = tasks
   const head = tasks.size === 1 ? tables.head(String(config?.model_type), task) : undefined
-  return { checkpoint, config, names, ties, unchanged, head }
+  return { checkpoint, config, names, ties, unchanged, head, meanings }
 }
 
 /** transformers does not tie stored tensors of different values. */

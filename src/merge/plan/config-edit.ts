@@ -2,8 +2,9 @@
 // spelling.
 
 import type { FloatDtype } from '../../base/dtype.js'
-import { FormatError } from '../../base/errors.js'
+import { FormatError, MismatchError } from '../../base/errors.js'
 import { setMember } from '../../formats/json-edit.js'
+import type { Meaning } from '../../peft/labels.js'
 
 export const CONFIG_FILE = 'config.json'
 
@@ -13,7 +14,15 @@ export interface ConfigEdit {
   readonly untied: readonly (readonly string[])[]
   readonly dtype: FloatDtype | undefined
   /** The head that the result has. */
-  readonly head: { readonly architecture: string; readonly labels: number | undefined } | undefined
+  readonly head: HeadEdit | undefined
+}
+
+/** What config.json is to say of a head. */
+export interface HeadEdit extends Meaning {
+  /** The model's class with this head; undefined where it is not known. */
+  readonly architecture: string | undefined
+  /** How many logits it gives; undefined where the head's last layer is the base's. */
+  readonly count: number | undefined
 }
 
 const TORCH_NAMES: Readonly<Record<FloatDtype, string>> = { F32: 'float32', F16: 'float16', BF16: 'bfloat16' }
@@ -65,18 +74,43 @@ export function editConfig(content: Uint8Array, { untied, dtype, head }: ConfigE
 function withHead(
   text: string,
   config: Record<string, unknown>,
-  { architecture, labels }: NonNullable<ConfigEdit['head']>,
+  { architecture, count, labels, problemType }: HeadEdit,
 ): string {
-  const edited = setMember(text, ['architectures'], [architecture])
-  if (labels === undefined || labels === labelCount(config)) return edited
-  const names = Array.from({ length: labels }, (_, i) => `LABEL_${i}`)
-  const named = setMember(edited, ['id2label'], Object.fromEntries(names.map((name, i) => [i, name])))
-  const both = setMember(named, ['label2id'], Object.fromEntries(names.map((name, i) => [name, i])))
-  return 'num_labels' in config ? setMember(both, ['num_labels'], labels) : both
+  let edited = architecture === undefined ? text : setMember(text, ['architectures'], [architecture])
+  if (problemType !== undefined) edited = setMember(edited, ['problem_type'], problemType)
+  const isOther = count !== undefined && count !== labelCount(config)
+  const names = labels ?? (isOther ? Array.from({ length: count }, (_, i) => `LABEL_${i}`) : undefined)
+  if (names === undefined) return edited
+  edited = setMember(edited, ['id2label'], Object.fromEntries(names.map((name, i) => [i, name])))
+  edited = setMember(edited, ['label2id'], Object.fromEntries(names.map((name, i) => [name, i])))
+  return 'num_labels' in config ? setMember(edited, ['num_labels'], names.length) : edited
 }
 
 /** transformers takes two where config.json has none. */
 function labelCount({ id2label, num_labels }: Record<string, unknown>): number {
   if (typeof id2label === 'object' && id2label !== null) return Object.keys(id2label).length
   return typeof num_labels === 'number' ? num_labels : 2
+}
+
+/** What to tell people of a head where the result gets no config.json. */
+export function headWarning({ architecture = 'model with a head', labels }: HeadEdit): string {
+  const named = labels === undefined ? '' : ` with the labels ${labels.join(', ')}`
+  return `The result is a ${architecture}${named}: say so in the ${CONFIG_FILE} that it is used with, which does not go along`
+}
+
+/**
+ * What the adapters with a head say of it together.
+ *
+ * @throws MismatchError for labels that are not as many as the head gives
+ */
+export function meaningOf(adapters: readonly Meaning[], count: number | undefined): Meaning {
+  const told = adapters.find(({ labels, problemType }) => labels !== undefined || problemType !== undefined)
+  const { labels, problemType } = told ?? { labels: undefined, problemType: undefined }
+  if (labels === undefined || count === undefined || labels.length === count) return { labels, problemType }
+  throw new MismatchError({
+    where: 'labels',
+    what: 'the adapter does not have as many labels as its head has outputs',
+    expected: String(count),
+    got: labels.join(', '),
+  })
 }

@@ -2,7 +2,7 @@
 
 import { MismatchError } from '../../base/errors.js'
 import type { BaseModel } from './base-model.js'
-import type { ConfigEdit } from './config-edit.js'
+import { type ConfigEdit, meaningOf } from './config-edit.js'
 import type { AddedTensor } from './place-replacements.js'
 
 /**
@@ -12,7 +12,7 @@ import type { AddedTensor } from './place-replacements.js'
  * @throws MismatchError naming a tensor that the head needs and nobody has, unless it may be missing
  */
 export function planHead(
-  { checkpoint, names, head }: BaseModel,
+  { checkpoint, names, head, meanings }: BaseModel,
   added: ReadonlyMap<string, AddedTensor>,
   allowMissing = false,
 ): ConfigEdit['head'] {
@@ -29,5 +29,6 @@ export function planHead(
     })
   }
   const labelled = head.labelled.map((name) => added.get(names.locate(name))).find((tensor) => tensor !== undefined)
-  return { architecture: head.architecture, labels: labelled?.info.shape[0] }
+  const count = labelled?.info.shape[0]
+  return { architecture: head.architecture, count, ...meaningOf(meanings, count) }
 }

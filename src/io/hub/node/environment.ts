@@ -4,7 +4,7 @@ import { readFile } from 'node:fs/promises'
 import { homedir } from 'node:os'
 import path from 'node:path'
 import { ConfigError } from '../../../base/errors.js'
-import { fileError } from '../../node/files.js'
+import { fileError } from '../../node/errors.js'
 
 /** What the environment says of the Hub. */
 export interface HubEnvironment {

@@ -5,7 +5,7 @@ import { createHash, randomBytes } from 'node:crypto'
 import { readdir, rename, stat, unlink, utimes, writeFile } from 'node:fs/promises'
 import { hostname } from 'node:os'
 import path from 'node:path'
-import { fileError } from '../../node/files.js'
+import { fileError } from '../../node/errors.js'
 
 /**
  * A part that its process has not touched for so long belongs to nobody: a process touches it with each piece and before each new

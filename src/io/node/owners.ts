@@ -1,15 +1,21 @@
-// Who makes files in a merge's folder: each process leaves a record there and renews a beat beside it while it works. So what a
-// killed process leaves is told from work in progress, on any host, without comparing clocks.
+// Who makes files in a folder: each process leaves a record there and renews a beat beside it while it works. So what a killed
+// process leaves is told from work in progress, on any host, without comparing clocks.
 
 import { randomBytes } from 'node:crypto'
-import { readdir, readFile, readlink, rename, rm, stat, writeFile } from 'node:fs/promises'
+import { appendFile, readdir, readFile, readlink, rename, rm, stat, utimes, writeFile } from 'node:fs/promises'
 import { hostname } from 'node:os'
 import path from 'node:path'
+import { makeFolders } from './folders.js'
 
 const BEAT_MS = 2000
 /** Without a new beat for so long an owner counts as gone. If it is not, it finds its folder gone, and stops. */
 const GONE_MS = 30_000
 const LOOK_MS = 250
+/** So long one that came first waits for another of the same time to give way. */
+const TIE_MS = 5000
+/** A record that has no time yet counts as the last. */
+const UNTIMED_SECONDS = 365 * 24 * 3600
+const MAX_ATTEMPTS = 5
 
 const RECORD = /^owner-([0-9a-f]+)\.json$/
 
@@ -32,7 +38,7 @@ export interface OtherOwner {
 
 /** This process's place in a folder of notes. */
 export class Owner {
-  /** Names this merge's files. */
+  /** Names what this one makes. */
   readonly token: string
   readonly #isShare: boolean
   readonly #gone = new Set<string>()
@@ -57,7 +63,11 @@ export class Owner {
     const file = path.join(notes, recordName(this.token))
     await writeFile(path.join(notes, beatName(this.token)), '0')
     await writeFile(`${file}.tmp`, JSON.stringify(record))
+    const later = Date.now() / 1000 + UNTIMED_SECONDS
+    await utimes(`${file}.tmp`, later, later).catch(() => {})
     await rename(`${file}.tmp`, file)
+    // Only now: who has not seen this record has an earlier time, by the file system's own clock.
+    await appendFile(file, '\n')
     this.#timer = setInterval(() => void this.#beat(), BEAT_MS)
     this.#timer.unref()
   }
@@ -73,9 +83,22 @@ export class Owner {
     const folder = this.#folder
     this.#folder = undefined
     if (folder === undefined) return
-    // Of a folder that another merge has taken there is nothing to remove.
+    // Of a folder that another one has taken there is nothing to remove.
     for (const name of [recordName(this.token), beatName(this.token)]) {
       await rm(path.join(folder, name), { force: true }).catch(() => {})
+    }
+  }
+
+  /** Whether the record is there: another one removes it when it takes the folder. */
+  async isIn(): Promise<boolean> {
+    const file = this.#folder && path.join(this.#folder, recordName(this.token))
+    return file !== undefined && (await stat(file).catch(() => undefined)) !== undefined
+  }
+
+  /** Removes what owners left that are gone. */
+  async removeGone(): Promise<void> {
+    for (const token of this.#gone) {
+      for (const name of [recordName(token), beatName(token)]) await rm(path.join(this.#folder!, name), { force: true })
     }
   }
 
@@ -106,12 +129,29 @@ export class Owner {
         ])
         if (record === undefined || status === undefined || !isRival(record)) continue
         // Of two that come at the same time the first goes on.
-        if (since && compare(status.mtimeNs, since.mtimeNs, token, this.token) > 0) continue
+        if (since && status.mtimeNs > since.mtimeNs) continue
+        const isTie = since && status.mtimeNs === since.mtimeNs && this.token < token
+        if (isTie && (await isLeft(file))) continue
         if (await isAtWork(folder, token, record)) return record
         this.#gone.add(token)
       }
     }
     return undefined
+  }
+}
+
+/** Makes a folder of notes and enters it. One that leaves at this moment may remove the empty folder: then once more. */
+export async function enterFolder(owner: Owner, notes: string): Promise<string | undefined> {
+  for (let attempt = 0; ; attempt++) {
+    try {
+      const firstMade = await makeFolders(notes)
+      await owner.enter(notes)
+      return firstMade
+    } catch (error) {
+      const { code, cause } = error as NodeJS.ErrnoException
+      const isGone = code === 'ENOENT' || (cause as NodeJS.ErrnoException | undefined)?.code === 'ENOENT'
+      if (!isGone || attempt === MAX_ATTEMPTS) throw error
+    }
   }
 }
 
@@ -126,9 +166,13 @@ export async function isOwned(notes: string, token: string, { waits = true } = {
   return waits ? isAtWork(notes, token, record) : ((await isRunningHere(record)) ?? true)
 }
 
-function compare(one: bigint, other: bigint, oneToken: string, otherToken: string): number {
-  if (one !== other) return one < other ? -1 : 1
-  return oneToken < otherToken ? -1 : 1
+/** Whether the owner of a record leaves soon: of two that came in one tick of the clock the other one may not have seen this one. */
+async function isLeft(record: string): Promise<boolean> {
+  for (let waitedMs = 0; waitedMs < TIE_MS; waitedMs += LOOK_MS / 10) {
+    if ((await stat(record).catch(() => undefined)) === undefined) return true
+    await new Promise((resolve) => setTimeout(resolve, LOOK_MS / 10))
+  }
+  return false
 }
 
 async function isAtWork(notes: string, token: string, record: OwnerRecord): Promise<boolean> {

@@ -1,0 +1,104 @@
+// Finds the command, runs it, and turns what happened into an exit code.
+
+import { readFileSync } from 'node:fs'
+import { nearMisses } from '../base/errors.js'
+import { configureHub, LowrankError } from '../index.js'
+import { showDownloads } from './downloads.js'
+import { commandHelp, programHelp } from './help.js'
+import { type Command, flagOf, parseCommand, UsageError } from './options.js'
+import { complain, print, say, usesColor, warn } from './terminal.js'
+
+export const EXIT_KNOWN_ERROR = 1
+const EXIT_USAGE = 2
+/** EX_SOFTWARE of sysexits.h: an internal error. */
+const EXIT_BUG = 70
+
+const COMMANDS: Record<string, () => Promise<Command>> = {
+  train: async () => (await import('./train.js')).train,
+  merge: async () => (await import('./merge.js')).merge,
+  unmerge: async () => (await import('./unmerge.js')).unmerge,
+  combine: async () => (await import('./combine.js')).combine,
+  resize: async () => (await import('./resize.js')).resize,
+  convert: async () => (await import('./convert.js')).convert,
+  'to-plain': async () => (await import('./to-plain.js')).toPlain,
+  inspect: async () => (await import('./inspect.js')).inspect,
+  generate: async () => (await import('./generate.js')).generate,
+  classify: async () => (await import('./classify.js')).classify,
+}
+
+/** Runs one command line, without the program's name. Rejects with whatever is no error of lowrank; `report` turns it into an exit code. */
+export async function run(args: readonly string[]): Promise<number> {
+  const [name, ...rest] = args
+  if (name === '--version' || name === '-v') return show(version())
+  if (name === undefined || name === '--help' || name === '-h' || name === 'help') {
+    if (name === 'help' && rest.length > 0) return run([rest[0], '--help'])
+    const commands = await Promise.all(Object.values(COMMANDS).map((load) => load()))
+    const help = programHelp(commands, usesColor(process.stdout))
+    if (name !== undefined) return show(help)
+    say(help)
+    return EXIT_USAGE
+  }
+  if (!Object.hasOwn(COMMANDS, name)) throw new UsageError(unknownCommand(name))
+  const command = await COMMANDS[name]()
+  const end = rest.indexOf('--')
+  const options = end === -1 ? rest : rest.slice(0, end)
+  if (options.includes('--help') || options.includes('-h'))
+    return show(commandHelp(command, usesColor(process.stdout), process.stdout.columns))
+  const { values, positional, occurrences } = parseCommand(command, rest)
+  configureHub({ onDownload: showDownloads(), onWarning: warn })
+  try {
+    return await command.run(values, { positional, occurrences })
+  } catch (error) {
+    if (!(error instanceof LowrankError)) throw error
+    complain('error', asFlag(error, command))
+    return EXIT_KNOWN_ERROR
+  }
+}
+
+/** The message, with the name of an API's option written as on the command line. */
+function asFlag({ where, message }: LowrankError, { options, apiNames = {} }: Command): string {
+  if (where === undefined) return message
+  const key = Object.hasOwn(apiNames, where) ? apiNames[where] : where
+  return Object.hasOwn(options, key) ? message.replace(where, flagOf(key)) : message
+}
+
+function show(text: string): number {
+  print(text)
+  return 0
+}
+
+function unknownCommand(name: string): string {
+  if (name.startsWith('-')) return `the command comes first: lowrank <command> ${name}`
+  const near = nearMisses(name, Object.keys(COMMANDS))
+  return `there is no command '${name}'; ${near.length > 0 ? `did you mean ${near.join(' or ')}?` : `there are ${Object.keys(COMMANDS).join(', ')}`}`
+}
+
+function version(): string {
+  return JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')).version
+}
+
+/** Tells what went wrong. */
+export function report(error: unknown, name: string | undefined): number {
+  if (error instanceof UsageError) {
+    const command = name !== undefined && Object.hasOwn(COMMANDS, name) ? ` ${name}` : ''
+    complain('error', error.message)
+    say(`Run 'lowrank${command} --help' for the options.`)
+    return EXIT_USAGE
+  }
+  if (error instanceof LowrankError) {
+    complain('error', error.message)
+    return EXIT_KNOWN_ERROR
+  }
+  if (isWriteError(error)) {
+    complain('error', `stdout: cannot be written: ${error.message}`)
+    return EXIT_KNOWN_ERROR
+  }
+  complain('error', `this is a bug in lowrank ${version()}; please report it with the lines below.`)
+  say(error instanceof Error ? (error.stack ?? error.message) : String(error))
+  return EXIT_BUG
+}
+
+/** Of stdout, such as a full disk behind `> file`: files of ours fail with errors of ours. */
+export function isWriteError(error: unknown): error is NodeJS.ErrnoException {
+  return error instanceof Error && (error as NodeJS.ErrnoException).syscall === 'write'
+}

@@ -1,0 +1,31 @@
+// What can be done with a linear layer, by its form.
+
+import { TensorProto_DataType as DataType } from '../../../formats/onnx/gen/onnx_pb.js'
+import { FLOAT_DTYPES } from './float-product.js'
+import type { Product } from './form.js'
+
+/** Ways of merging into a layer: into its weight, as a branch beside it, or into its weight in its own integers. */
+export type MergeWay = 'weights' | 'branches' | 'requantize'
+
+/** What can be done with a layer. */
+export interface Abilities {
+  /** Sessions run it with adapters. */
+  readonly run: boolean
+  /** The default first; empty if it cannot be merged. */
+  readonly merge: readonly MergeWay[]
+  /** Adapters are trained on it. */
+  readonly train: boolean
+  /** What of its layout lowrank does not understand. */
+  readonly problem: string | undefined
+}
+
+/** What can be done with a layer of this form and layout. */
+export function abilitiesOf({ form, dataType, problem }: Product): Abilities {
+  const run = FLOAT_DTYPES[dataType] !== undefined
+  return {
+    run,
+    merge: form.isQuantized || problem !== undefined || !run ? [] : ['weights'],
+    train: !form.isQuantized && dataType === DataType.FLOAT && problem === undefined,
+    problem,
+  }
+}

@@ -1,0 +1,127 @@
+// DequantizeLinear in front of a MatMul or Gemm: integers of 4 or 8 bits with one scale, one for each line, or one for each block. The form of
+// QDQ exports. Operator: https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html
+
+import {
+  TensorProto_DataType as DataType,
+  type NodeProto,
+  type TensorProto,
+} from '../../../formats/onnx/gen/onnx_pb.js'
+import { dataTypeName, dimsOf } from '../../../formats/onnx/tensors.js'
+import { floatAttribute, intAttribute, intsAttribute } from '../../view/attributes.js'
+import type { Value } from '../../view/builder.js'
+import type { Graph } from '../../view/graph.js'
+import { operatorOf } from '../../view/operators.js'
+import { FLOAT_DTYPES } from './float-product.js'
+import type { Form } from './form.js'
+import { integerType, readFloats, readIntegers, requireReadable } from './integers.js'
+
+export const DEQUANTIZE_LINEAR: Form = {
+  name: 'DequantizeLinear',
+  isQuantized: true,
+
+  find(graph, node) {
+    const isGemm = operatorOf(node) === 'Gemm'
+    if (!isGemm && operatorOf(node) !== 'MatMul') return undefined
+    if (isGemm && intAttribute(node, 'transA', 0) === 1) return undefined
+    const source = dequantizer(graph, node.input[1], isGemm && intAttribute(node, 'transB', 0) === 1)
+    const tensor = source && graph.constant(source.maker.input[0])
+    if (source === undefined || tensor === undefined || tensor.dims.length !== 2) return undefined
+    const { maker, transposed } = source
+    const [rows, columns] = dimsOf(tensor)
+    const [k, d] = transposed ? [columns, rows] : [rows, columns]
+    const [input, output] = [node.input[0], node.output[0]]
+    const blockSize = intAttribute(maker, 'block_size', 0)
+    const scales = graph.constant(maker.input[1])
+    const kind = dataTypeName(tensor.dataType).toLowerCase()
+    const shared = (scales?.dims.length ?? 0) === 0 ? 'one scale' : 'a scale for each line'
+    const alpha = isGemm ? floatAttribute(node, 'alpha', 1) : 1
+    return {
+      ...{ form: DEQUANTIZE_LINEAR, node, last: node, weight: maker.input[0], transposed, k, d, input, output },
+      dataType: source.castTo ?? scales?.dataType ?? DataType.FLOAT,
+      layout: `${kind}, ${blockSize > 0 ? `blocks of ${blockSize}` : shared}`,
+      problem: alpha === 1 ? problemOf(graph, maker, tensor) : `alpha ${alpha}`,
+    }
+  },
+
+  async openLines(model, graph, product) {
+    requireReadable(product)
+    const { maker } = dequantizer(graph, product.node.input[1], false)!
+    const tensor = graph.constant(maker.input[0]) as TensorProto
+    const type = integerType(tensor.dataType)!
+    const columns = dimsOf(tensor)[1]
+    const scales = await readFloats(model, graph, maker.input[1])
+    const zeros = graph.constant(maker.input[2] ?? '')
+    const zeroPoints = zeros && (await readIntegers(model, zeros, type, 0, scales.length))
+    const index = scaleIndex(graph, maker)
+    return async (first, count) => {
+      const integers = await readIntegers(model, tensor, type, first * columns, count * columns)
+      const result = new Float32Array(count * columns)
+      for (let i = 0; i < result.length; i++) {
+        const at = index(first + Math.floor(i / columns), i % columns)
+        result[i] = scales[at] * (integers[i] - (zeroPoints?.[at] ?? 0))
+      }
+      return result
+    }
+  },
+}
+
+/** The DequantizeLinear behind a value, through Transpose, Cast and Identity. */
+function dequantizer(
+  graph: Graph,
+  value: Value,
+  transposed: boolean,
+  castTo?: DataType,
+): { maker: NodeProto; transposed: boolean; castTo: DataType | undefined } | undefined {
+  const maker = graph.producer(value)
+  switch (maker?.opType) {
+    case 'DequantizeLinear':
+      return { maker, transposed, castTo }
+    case 'Identity':
+      return dequantizer(graph, maker.input[0], transposed, castTo)
+    case 'Cast':
+      return dequantizer(graph, maker.input[0], transposed, castTo ?? intAttribute(maker, 'to', DataType.FLOAT))
+    case 'Transpose': {
+      const isSwap = (intsAttribute(maker, 'perm') ?? [1, 0]).join() === '1,0'
+      return dequantizer(graph, maker.input[0], isSwap ? !transposed : transposed, castTo)
+    }
+    default:
+      return undefined
+  }
+}
+
+function axisOf(maker: NodeProto): number {
+  const axis = intAttribute(maker, 'axis', 1)
+  return axis < 0 ? axis + 2 : axis
+}
+
+/** Which of the scales an element of the matrix has. */
+function scaleIndex(graph: Graph, maker: NodeProto): (row: number, column: number) => number {
+  const dims = graph.constant(maker.input[1])?.dims.map(Number) ?? []
+  const blockSize = intAttribute(maker, 'block_size', 0)
+  const isAlongRows = axisOf(maker) === 0
+  if (blockSize > 0) {
+    return isAlongRows
+      ? (row, column) => Math.floor(row / blockSize) * dims[1] + column
+      : (row, column) => row * dims[1] + Math.floor(column / blockSize)
+  }
+  if (dims.length === 0 || (dims.length === 1 && dims[0] === 1)) return () => 0
+  return isAlongRows ? (row) => row : (_, column) => column
+}
+
+function problemOf(graph: Graph, maker: NodeProto, tensor: TensorProto): string | undefined {
+  if (integerType(tensor.dataType) === undefined) return `integers of type ${dataTypeName(tensor.dataType)}`
+  const scales = graph.constant(maker.input[1])
+  if (scales === undefined || FLOAT_DTYPES[scales.dataType] === undefined) return 'scales that are no float constant'
+  const [shape, axis] = [dimsOf(tensor), axisOf(maker)]
+  const blockSize = intAttribute(maker, 'block_size', 0)
+  const dims = dimsOf(scales)
+  const blocked = shape.map((dim, i) => (i === axis ? Math.ceil(dim / blockSize) : dim))
+  const isOne = dims.every((dim) => dim === 1)
+  if (blockSize > 0 ? dims.join() !== blocked.join() : !isOne && dims.join() !== `${shape[axis]}`) {
+    return `scales of shape (${dims.join(', ')}) for a weight of (${shape.join(', ')})`
+  }
+  if ((maker.input[2] ?? '') === '') return undefined
+  const zeros = graph.constant(maker.input[2])
+  const isSame = zeros !== undefined && zeros.dataType === tensor.dataType && zeros.dims.join() === scales.dims.join()
+  return isSame ? undefined : 'zero points of another type or shape'
+}

@@ -1,0 +1,63 @@
+// MatMul and Gemm by a float weight: what exporters write for nn.Linear.
+
+import { decodeFloats, type FloatDtype } from '../../../base/dtype.js'
+import { UnsupportedError } from '../../../base/errors.js'
+import { TensorProto_DataType as DataType } from '../../../formats/onnx/gen/onnx_pb.js'
+import { dataTypeName, dimsOf } from '../../../formats/onnx/tensors.js'
+import { floatAttribute, intAttribute } from '../../view/attributes.js'
+import { operatorOf } from '../../view/operators.js'
+import { constantWeight } from './constant-weight.js'
+import type { Form, FormName } from './form.js'
+
+/** ONNX's float types that weights are read and written in, in safetensors' spelling. */
+export const FLOAT_DTYPES: Partial<Record<number, FloatDtype>> = {
+  [DataType.FLOAT]: 'F32',
+  [DataType.FLOAT16]: 'F16',
+  [DataType.BFLOAT16]: 'BF16',
+}
+
+function floatProduct(name: FormName & ('MatMul' | 'Gemm')): Form {
+  const form: Form = {
+    name,
+    isQuantized: false,
+
+    find(graph, node) {
+      if (operatorOf(node) !== name) return undefined
+      const isGemm = name === 'Gemm'
+      if (isGemm && intAttribute(node, 'transA', 0) === 1) return undefined
+      const weight = constantWeight(graph, node.input[1], isGemm && intAttribute(node, 'transB', 0) === 1)
+      if (weight === undefined) return undefined
+      const dims = dimsOf(weight.tensor)
+      const { transposed, dataType } = weight
+      const [k, d] = transposed ? [dims[1], dims[0]] : dims
+      const [input, output] = [node.input[0], node.output[0]]
+      const layout = dataTypeName(weight.tensor.dataType).toLowerCase()
+      const alpha = isGemm ? floatAttribute(node, 'alpha', 1) : 1
+      const problem = alpha === 1 ? undefined : `alpha ${alpha}`
+      return {
+        ...{ form, node, last: node, weight: weight.name, dataType, transposed, k, d, input, output },
+        ...{ layout, problem },
+      }
+    },
+
+    async openLines(model, graph, { node, weight, problem }) {
+      const tensor = graph.constant(weight)
+      const dtype = tensor && FLOAT_DTYPES[tensor.dataType]
+      if (tensor === undefined || dtype === undefined || problem !== undefined) {
+        throw new UnsupportedError({
+          where: `node ${node.name}`,
+          what: 'its weight cannot be read',
+          expected: 'a weight in f32, f16 or bf16, which its node does not multiply',
+          got: problem ?? (tensor === undefined ? 'no constant' : dataTypeName(tensor.dataType)),
+        })
+      }
+      const lineBytes = dimsOf(tensor)[1] * (dtype === 'F32' ? 4 : 2)
+      return async (first, count) =>
+        decodeFloats(await model.readPart(tensor, first * lineBytes, count * lineBytes), dtype)
+    },
+  }
+  return form
+}
+
+export const MATMUL: Form = floatProduct('MatMul')
+export const GEMM: Form = floatProduct('Gemm')

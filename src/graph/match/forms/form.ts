@@ -1,0 +1,58 @@
+// What a form of a linear layer is: how the layer looks in a graph, where its input and output are, and how its weight is read.
+
+import type { TensorProto_DataType as DataType, NodeProto } from '../../../formats/onnx/gen/onnx_pb.js'
+import type { OnnxModel } from '../../../formats/onnx/model.js'
+import type { Value } from '../../view/builder.js'
+import type { Graph } from '../../view/graph.js'
+
+/** The operator that computes the product, or that makes its weight. */
+export type FormName =
+  | 'MatMul'
+  | 'Gemm'
+  | 'MatMulNBits'
+  | 'MatMulBnb4'
+  | 'MatMulInteger'
+  | 'DynamicQuantizeMatMul'
+  | 'DequantizeLinear'
+
+/** A product of an input and a constant weight, as one node or a few: output (…, d) = input (…, k) @ W. */
+export interface Product {
+  readonly form: Form
+  /** The node that computes the product. It gives the layer its name. */
+  readonly node: NodeProto
+  /** The node whose first output is the layer's. The same as `node`, except where its output is scaled by others. */
+  readonly last: NodeProto
+  /** Name of the initializer that holds the weight, or its integers. */
+  readonly weight: Value
+  /** Float type of the input and the output. */
+  readonly dataType: DataType
+  /** The weight is stored (d, k), not (k, d). */
+  readonly transposed: boolean
+  readonly k: number
+  readonly d: number
+  /** The float input. */
+  readonly input: Value
+  readonly output: Value
+  /** How the weight is stored, for people: '4 bits, blocks of 32'. */
+  readonly layout: string
+  /** What of the layout lowrank does not understand. Such a layer runs, but its weight is not read. */
+  readonly problem: string | undefined
+}
+
+/** Reads stored lines [first, first + count) of a weight as f32: rows of the stored (d, k) or (k, d). */
+export type ReadLines = (first: number, count: number) => Promise<Float32Array>
+
+/** One way in which graphs have linear layers. Each is a file of this folder, listed in forms.ts. */
+export interface Form {
+  readonly name: FormName
+  /** Whether the weight is stored as integers, with scales. */
+  readonly isQuantized: boolean
+  /** The product that this node computes, if it has this form. */
+  find(graph: Graph, node: NodeProto): Product | undefined
+  /**
+   * Opens the weight for reading; integers become the floats that they stand for.
+   *
+   * @throws UnsupportedError naming the node when the weight cannot be read
+   */
+  openLines(model: OnnxModel, graph: Graph, product: Product): Promise<ReadLines>
+}

@@ -1,0 +1,98 @@
+// Integers of 4 and 8 bits, as quantized weights are stored, and the floats that they stand for: scale · (q − zero point).
+
+import { decodeFloats } from '../../../base/dtype.js'
+import { UnsupportedError } from '../../../base/errors.js'
+import { TensorProto_DataType as DataType, type TensorProto } from '../../../formats/onnx/gen/onnx_pb.js'
+import type { OnnxModel } from '../../../formats/onnx/model.js'
+import { dataTypeName, isExternal } from '../../../formats/onnx/tensors.js'
+import type { Value } from '../../view/builder.js'
+import type { Graph } from '../../view/graph.js'
+import { FLOAT_DTYPES } from './float-product.js'
+import type { Product } from './form.js'
+
+/** An integer type of weights. */
+export interface IntegerType {
+  readonly bits: 4 | 8
+  readonly isSigned: boolean
+}
+
+const INTEGER_TYPES: Partial<Record<number, IntegerType>> = {
+  [DataType.UINT4]: { bits: 4, isSigned: false },
+  [DataType.INT4]: { bits: 4, isSigned: true },
+  [DataType.UINT8]: { bits: 8, isSigned: false },
+  [DataType.INT8]: { bits: 8, isSigned: true },
+}
+
+export function integerType(dataType: number | undefined): IntegerType | undefined {
+  return dataType === undefined ? undefined : INTEGER_TYPES[dataType]
+}
+
+/** Integers [first, first + count) of packed bytes; of two in a byte the lower half comes first. */
+export function unpack(
+  bytes: Uint8Array,
+  { bits, isSigned }: IntegerType,
+  first: number,
+  count: number,
+): Uint8Array | Int8Array {
+  if (bits === 8) {
+    const part = bytes.subarray(first, first + count)
+    return isSigned ? new Int8Array(part.buffer, part.byteOffset, part.byteLength) : part
+  }
+  const result = isSigned ? new Int8Array(count) : new Uint8Array(count)
+  for (let i = 0; i < count; i++) {
+    const at = first + i
+    const half = at % 2 === 0 ? bytes[at >> 1] & 15 : bytes[at >> 1] >> 4
+    result[i] = isSigned && half > 7 ? half - 16 : half
+  }
+  return result
+}
+
+/** Integers [first, first + count) of a tensor; only their bytes are read. */
+export async function readIntegers(
+  model: OnnxModel,
+  tensor: TensorProto,
+  type: IntegerType,
+  first: number,
+  count: number,
+): Promise<Uint8Array | Int8Array> {
+  const [from, to] = [Math.floor((first * type.bits) / 8), Math.ceil(((first + count) * type.bits) / 8)]
+  const bytes = await model.readPart(tensor, from, to - from)
+  return unpack(bytes, type, first - (from * 8) / type.bits, count)
+}
+
+/** All floats of a constant. */
+export async function readFloats(model: OnnxModel, graph: Graph, value: Value): Promise<Float32Array> {
+  const tensor = graph.constant(value) as TensorProto
+  const dtype = FLOAT_DTYPES[tensor.dataType]
+  if (dtype === undefined) {
+    throw new UnsupportedError({
+      where: value,
+      what: 'scales of this type cannot be read',
+      expected: 'FLOAT, FLOAT16 or BFLOAT16',
+      got: dataTypeName(tensor.dataType),
+    })
+  }
+  return decodeFloats(await model.readTensor(tensor), dtype)
+}
+
+/** @throws UnsupportedError naming the node and what of its layout is not understood */
+export function requireReadable({ node, problem, layout }: Product): void {
+  if (problem === undefined) return
+  throw new UnsupportedError({
+    where: `node ${node.name}`,
+    what: `its quantized weight cannot be read: ${problem}`,
+    got: `${node.opType}, ${layout}`,
+    hint: 'Sessions and merges as branches do not read it; for all else take another export of the model',
+  })
+}
+
+/** The number of elements of a constant; undefined if there is none. */
+export function countOf(graph: Graph, value: Value | undefined): number | undefined {
+  const tensor = value ? graph.constant(value) : undefined
+  return tensor?.dims.reduce((product, dim) => product * Number(dim), 1)
+}
+
+/** Whether bytes of a constant are in its file, so that another tensor can be made over them. */
+export function isInFile(tensor: TensorProto): boolean {
+  return isExternal(tensor)
+}

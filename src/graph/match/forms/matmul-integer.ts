@@ -1,0 +1,151 @@
+// MatMulInteger: the weight and, as the model runs, the input become integers of 8 bits. The form of `_quantized`, `_int8` and `_uint8` files:
+// DynamicQuantizeLinear → MatMulInteger → Cast → Mul by both scales. The layer's input is the float one, its output that of the last Mul.
+
+import {
+  TensorProto_DataType as DataType,
+  type NodeProto,
+  type TensorProto,
+} from '../../../formats/onnx/gen/onnx_pb.js'
+import { dimsOf } from '../../../formats/onnx/tensors.js'
+import type { Value } from '../../view/builder.js'
+import type { Graph } from '../../view/graph.js'
+import { operatorOf } from '../../view/operators.js'
+import { FLOAT_DTYPES } from './float-product.js'
+import type { Form, Product } from './form.js'
+import { integerType, readFloats, readIntegers, requireReadable } from './integers.js'
+
+/** Where an 8-bit weight and what belongs to it come in. */
+export interface IntegerWeight {
+  readonly weight: Value
+  /** One, or one for each output. */
+  readonly scale: Value
+  /** '' if it is 0. */
+  readonly zeroPoint: Value
+}
+
+/** Of a product of this form. */
+export function integerWeight(graph: Graph, { node, last }: Product): IntegerWeight | undefined {
+  if (node.opType === 'DynamicQuantizeMatMul') {
+    return { weight: node.input[1], scale: node.input[2], zeroPoint: node.input[3] ?? '' }
+  }
+  const scale = node.opType === 'MatMulIntegerToFloat' ? node.input[3] : scaling(graph, node)?.scale
+  const zeroPoint = node.opType === 'MatMulIntegerToFloat' ? node.input[5] : node.input[3]
+  return scale === undefined || last === undefined
+    ? undefined
+    : { weight: node.input[1], scale, zeroPoint: zeroPoint ?? '' }
+}
+
+export const MATMUL_INTEGER: Form = {
+  name: 'MatMulInteger',
+  isQuantized: true,
+
+  find(graph, node) {
+    const isFused = operatorOf(node) === 'com.microsoft:MatMulIntegerToFloat'
+    if (node.opType !== 'MatMulInteger' && !isFused) return undefined
+    const quantize = graph.producer(node.input[0])
+    if (quantize?.opType !== 'DynamicQuantizeLinear') return undefined
+    const last = isFused ? node : scaling(graph, node)?.last
+    return last && product(graph, MATMUL_INTEGER, node, last, quantize.input[0])
+  },
+
+  openLines,
+}
+
+export const DYNAMIC_QUANTIZE_MATMUL: Form = {
+  name: 'DynamicQuantizeMatMul',
+  isQuantized: true,
+
+  find(graph, node) {
+    if (operatorOf(node) !== 'com.microsoft:DynamicQuantizeMatMul') return undefined
+    return product(graph, DYNAMIC_QUANTIZE_MATMUL, node, node, node.input[0])
+  },
+
+  openLines,
+}
+
+function product(graph: Graph, form: Form, node: NodeProto, last: NodeProto, input: Value): Product | undefined {
+  const tensor = graph.constant(node.input[1])
+  if (tensor === undefined || tensor.dims.length !== 2) return undefined
+  const [k, d] = dimsOf(tensor)
+  const found = {
+    ...{ form, node, last, weight: node.input[1], transposed: false, k, d, input, output: last.output[0] },
+    ...{ dataType: DataType.FLOAT, layout: '', problem: undefined },
+  }
+  const parts = integerWeight(graph, found)
+  const scales = parts && graph.constant(parts.scale)
+  const isPerOutput = scales !== undefined && scales.dims.length > 0 && Number(scales.dims.at(-1)) > 1
+  const kind = tensor.dataType === DataType.INT8 ? 'int8' : 'uint8'
+  return {
+    ...found,
+    layout: `${kind}, ${isPerOutput ? 'a scale for each output' : 'one scale'}, inputs quantized as it runs`,
+    problem: problemOf(graph, tensor, parts, d),
+  }
+}
+
+/** The nodes behind a MatMulInteger that make floats of its output: Cast, and the products with both scales, in either order. */
+function scaling(graph: Graph, node: NodeProto): { last: NodeProto; scale: Value } | undefined {
+  const quantize = graph.producer(node.input[0])
+  const [cast, ...others] = graph.consumers(node.output[0])
+  if (quantize === undefined || cast?.opType !== 'Cast' || others.length > 0) return undefined
+  const inputScale = quantize.output[1]
+  let [last, scale, isInputScaled] = [cast, undefined as Value | undefined, false]
+  while (scale === undefined || !isInputScaled) {
+    const [next, ...more] = graph.consumers(last.output[0])
+    if (next?.opType !== 'Mul' || more.length > 0) return undefined
+    const factor = next.input.find((input) => input !== last.output[0]) ?? ''
+    const maker = graph.producer(factor)
+    const both = maker?.opType === 'Mul' && maker.input.includes(inputScale)
+    const own = both ? maker.input.find((input) => input !== inputScale) : factor
+    if (factor === inputScale) isInputScaled = true
+    else if (own !== undefined && graph.constant(own) !== undefined) scale = own
+    else return undefined
+    if (both) isInputScaled = true
+    last = next
+  }
+  return { last, scale }
+}
+
+async function openLines(...[model, graph, found]: Parameters<Form['openLines']>): ReturnType<Form['openLines']> {
+  requireReadable(found)
+  const { d } = found
+  const parts = integerWeight(graph, found) as IntegerWeight
+  const tensor = graph.constant(parts.weight) as TensorProto
+  const type = integerType(tensor.dataType)!
+  const scales = await readFloats(model, graph, parts.scale)
+  const zeros = graph.constant(parts.zeroPoint)
+  const zeroPoints =
+    zeros &&
+    (await readIntegers(
+      model,
+      zeros,
+      type,
+      0,
+      dimsOf(zeros).reduce((a, b) => a * b, 1),
+    ))
+  return async (first, count) => {
+    const integers = await readIntegers(model, tensor, type, first * d, count * d)
+    const result = new Float32Array(count * d)
+    for (let i = 0; i < result.length; i++) {
+      const output = i % d
+      const zero = zeroPoints === undefined ? 0 : zeroPoints[zeroPoints.length === 1 ? 0 : output]
+      result[i] = scales[scales.length === 1 ? 0 : output] * (integers[i] - zero)
+    }
+    return result
+  }
+}
+
+function problemOf(graph: Graph, tensor: TensorProto, parts: IntegerWeight | undefined, d: number): string | undefined {
+  if (integerType(tensor.dataType)?.bits !== 8) return 'a weight that is not int8 or uint8'
+  const scales = parts && graph.constant(parts.scale)
+  if (parts === undefined || scales === undefined || FLOAT_DTYPES[scales.dataType] === undefined) {
+    return 'scales that are no float constant'
+  }
+  const isOneOrAll = (value: Value) => {
+    const count = graph.constant(value)?.dims.reduce((all, dim) => all * Number(dim), 1)
+    return count === 1 || count === d
+  }
+  if (!isOneOrAll(parts.scale)) return `scales for other than ${d} outputs`
+  if (parts.zeroPoint === '') return undefined
+  if (graph.constant(parts.zeroPoint)?.dataType !== tensor.dataType) return 'zero points of another type'
+  return isOneOrAll(parts.zeroPoint) ? undefined : `zero points for other than ${d} outputs`
+}

@@ -1,0 +1,135 @@
+// MatMulNBits: weights of 4 or 8 bits in blocks along k, each with a scale and perhaps a zero point. The form of `_q4` and `_q4f16` files and of
+// onnxruntime-genai's int4. Layout: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#commicrosoftmatmulnbits
+
+import {
+  TensorProto_DataType as DataType,
+  type NodeProto,
+  type TensorProto,
+} from '../../../formats/onnx/gen/onnx_pb.js'
+import { dataTypeName } from '../../../formats/onnx/tensors.js'
+import { intAttribute } from '../../view/attributes.js'
+import type { Graph } from '../../view/graph.js'
+import { operatorOf } from '../../view/operators.js'
+import { FLOAT_DTYPES } from './float-product.js'
+import type { Form, Product } from './form.js'
+import { countOf, readFloats, readIntegers, requireReadable, unpack } from './integers.js'
+
+/** The numbers of a node's layout. */
+export interface BlockLayout {
+  readonly bits: 4 | 8
+  readonly blockSize: number
+  /** Blocks of a row of W (d, k). The last one may reach over the row's end. */
+  readonly blocks: number
+  readonly k: number
+  readonly d: number
+}
+
+/** Bits, block and sizes, as the node says. */
+export function blockLayout(node: NodeProto): BlockLayout {
+  const [k, d] = [intAttribute(node, 'K', 0), intAttribute(node, 'N', 0)]
+  const blockSize = intAttribute(node, 'block_size', 0)
+  return { bits: intAttribute(node, 'bits', 4) as 4 | 8, blockSize, blocks: Math.ceil(k / blockSize), k, d }
+}
+
+/** Inputs of the node, after the float one. */
+const [WEIGHT, SCALES, ZERO_POINTS, GROUPS] = [1, 2, 3, 4]
+
+export const MATMUL_NBITS: Form = {
+  name: 'MatMulNBits',
+  isQuantized: true,
+
+  find(graph, node) {
+    if (operatorOf(node) !== 'com.microsoft:MatMulNBits') return undefined
+    const weight = graph.constant(node.input[WEIGHT])
+    if (weight === undefined) return undefined
+    const { bits, blockSize, k, d } = blockLayout(node)
+    const hasZeroPoints = (node.input[ZERO_POINTS] ?? '') !== ''
+    const [input, output] = [node.input[0], node.output[0]]
+    return {
+      ...{ form: MATMUL_NBITS, node, last: node, weight: node.input[WEIGHT], transposed: true, k, d, input, output },
+      dataType: graph.constant(node.input[SCALES])?.dataType ?? DataType.FLOAT,
+      layout: `${bits} bits, blocks of ${blockSize}${hasZeroPoints ? ', zero points' : ''}`,
+      problem: problemOf(graph, node, weight),
+    }
+  },
+
+  async openLines(model, graph, product) {
+    requireReadable(product)
+    const { node, k } = product
+    const { bits, blockSize, blocks } = blockLayout(node)
+    const tensor = graph.constant(node.input[WEIGHT]) as TensorProto
+    const scales = await readFloats(model, graph, node.input[SCALES])
+    const zeroPoint = await openZeroPoints(model, graph, product)
+    const width = blocks * blockSize
+    return async (first, count) => {
+      const integers = await readIntegers(model, tensor, { bits, isSigned: false }, first * width, count * width)
+      const result = new Float32Array(count * k)
+      for (let row = 0; row < count; row++) {
+        for (let block = 0; block < blocks; block++) {
+          const scale = scales[(first + row) * blocks + block]
+          const zero = zeroPoint(first + row, block)
+          const end = Math.min(k, (block + 1) * blockSize)
+          for (let j = block * blockSize; j < end; j++) {
+            result[row * k + j] = scale * (integers[row * width + j] - zero)
+          }
+        }
+      }
+      return result
+    }
+  },
+}
+
+/** Whether a node's zero points are numbers in the type of its scales, and no packed integers. */
+export function hasFloatZeroPoints(graph: Graph, node: NodeProto): boolean {
+  const name = node.input[ZERO_POINTS] ?? ''
+  return name !== '' && graph.constant(name)?.dataType !== DataType.UINT8
+}
+
+/** The zero point of a block: integers packed row by row, floats, or the middle of the range where there is none. */
+async function openZeroPoints(
+  model: Parameters<Form['openLines']>[0],
+  graph: Graph,
+  { node }: Product,
+): Promise<(row: number, block: number) => number> {
+  const { bits, blocks } = blockLayout(node)
+  const name = node.input[ZERO_POINTS] ?? ''
+  if (name === '') return () => 1 << (bits - 1)
+  const tensor = graph.constant(name) as TensorProto
+  if (tensor.dataType !== DataType.UINT8) {
+    const floats = await readFloats(model, graph, name)
+    return (row, block) => floats[row * blocks + block]
+  }
+  const rowBytes = Math.ceil((blocks * bits) / 8)
+  const bytes = await model.readTensor(tensor)
+  const perRow = (rowBytes * 8) / bits
+  const integers = unpack(bytes, { bits, isSigned: false }, 0, bytes.length * (8 / bits))
+  return (row, block) => integers[row * perRow + block]
+}
+
+/** What is not as the operator's documentation says; undefined if all is. */
+function problemOf(graph: Graph, node: NodeProto, weight: TensorProto): string | undefined {
+  const { bits, blockSize, blocks, k, d } = blockLayout(node)
+  if (bits !== 4 && bits !== 8) return `${bits} bits, not 4 or 8`
+  if (!(k > 0 && d > 0)) return `sizes K = ${k}, N = ${d}`
+  if (!(blockSize >= 16 && Number.isInteger(Math.log2(blockSize)))) return `blocks of ${blockSize}`
+  if ((node.input[GROUPS] ?? '') !== '') return 'rows in another order (g_idx)'
+  if (weight.dataType !== DataType.UINT8) return `packed in ${dataTypeName(weight.dataType)}, not UINT8`
+  const expected = (d * blocks * blockSize * bits) / 8
+  const got = countOf(graph, node.input[WEIGHT])
+  if (got !== expected) return `a packed weight of ${got} bytes, not ${expected}`
+  const scales = graph.constant(node.input[SCALES])
+  if (scales === undefined || FLOAT_DTYPES[scales.dataType] === undefined) return 'scales that are no float constant'
+  if (countOf(graph, node.input[SCALES]) !== d * blocks) {
+    return `${countOf(graph, node.input[SCALES])} scales, not ${d * blocks}`
+  }
+  const zeroPoints = node.input[ZERO_POINTS] ?? ''
+  if (zeroPoints === '') return undefined
+  const tensor = graph.constant(zeroPoints)
+  const isPacked = tensor?.dataType === DataType.UINT8
+  if (tensor === undefined || (!isPacked && FLOAT_DTYPES[tensor.dataType] === undefined)) {
+    return 'zero points that are no constant of bytes or floats'
+  }
+  const wanted = isPacked ? d * Math.ceil((blocks * bits) / 8) : d * blocks
+  const found = countOf(graph, zeroPoints)
+  return found === wanted ? undefined : `${found} zero points, not ${wanted}`
+}

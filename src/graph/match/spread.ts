@@ -1,0 +1,56 @@
+// How an adapter spreads over the graphs of a model: encoder and decoder, or one alone. Each layer needs a module in at least one of
+// them; what an export has dropped can be left out.
+
+import type { LoraAdapter } from '../../lora/adapter.js'
+import type { GraphRole } from '../graph-file.js'
+import type { Linear } from './linears.js'
+import { moduleFinder } from './match.js'
+
+/** One of a model's graphs, and what it has to adapt. */
+export interface ModelGraph {
+  readonly role: GraphRole
+  /** For messages. */
+  readonly name: string
+  readonly linears: readonly Linear[]
+}
+
+/** Where an adapter's parts go. */
+export interface Spread {
+  /** Names of the parts in each graph, in the order of the graphs. */
+  readonly parts: readonly ReadonlySet<string>[]
+  /** Names of parts that no graph has a place for. */
+  readonly missing: readonly string[]
+}
+
+/**
+ * Which graphs have a place for each part. Shapes are not compared.
+ *
+ * @param hasPlace whether a graph has a place for a part that is no linear layer
+ */
+export async function spreadAdapter(
+  graphs: readonly ModelGraph[],
+  adapter: LoraAdapter,
+  hasPlace: (graph: number, part: string) => Promise<boolean>,
+): Promise<Spread> {
+  const finders = graphs.map(({ linears }) => moduleFinder(linears))
+  const parts = graphs.map(() => new Set<string>())
+  const missing: string[] = []
+  for (const part of adapter.parts()) {
+    let isPlaced = false
+    for (const [i, { role }] of graphs.entries()) {
+      if (!mayHold(role, part.name)) continue
+      const isHere = part.kind === 'linear' ? finders[i].find(part.name) !== undefined : await hasPlace(i, part.name)
+      if (isHere) parts[i].add(part.name)
+      isPlaced ||= isHere
+    }
+    if (!isPlaced) missing.push(part.name)
+  }
+  return { parts, missing }
+}
+
+/** Encoders are exported without the module around them, so that decoder.block.0 would be found as their block.0. */
+function mayHold(role: GraphRole, name: string): boolean {
+  const side = name.split('.').find((segment) => segment === 'encoder' || segment === 'decoder')
+  if (side === undefined) return true
+  return role === 'encoder' ? side === 'encoder' : !role.startsWith('decoder') || side === 'decoder'
+}

@@ -1,0 +1,156 @@
+// What a text continues: text as it is, or a chat, which the chat template renders up to where the model's answer begins; and what
+// ends the answer.
+
+import { DataError, FormatError, LowrankError } from '../base/errors.js'
+import { isObject, type Kind, kind } from '../base/options.js'
+import { type Model, requireTokenizer } from '../graph/model-folder.js'
+import { type ChatMessage, parseChat } from '../text/chat.js'
+import { type ChatTemplate, loadChatTemplate } from '../text/chat-template.js'
+import { checkVocabulary } from '../text/records.js'
+import type { Tokenizer } from '../text/tokenizer.js'
+import type { ChatOptions, Prompt } from './session.js'
+
+const isMessages = (value: unknown): value is readonly ChatMessage[] =>
+  Array.isArray(value) && value.length > 0 && value.every((message) => isObject(message))
+
+const isPrompt = (value: unknown) => typeof value === 'string' || isMessages(value)
+
+/** One prompt. */
+export const PROMPT: Kind = kind('text, or a list of messages with role and content', isPrompt)
+
+/** One prompt, or several. */
+export const PROMPTS: Kind = kind(
+  `${PROMPT.expected}, or a list of these`,
+  (value) => isPrompt(value) || (Array.isArray(value) && value.length > 0 && value.every(isPrompt)),
+)
+
+/** Whether it is one prompt and not a list of them. */
+export function isOnePrompt(prompts: Prompt | readonly Prompt[]): prompts is Prompt {
+  return isPrompt(prompts)
+}
+
+/** A prompt as the model takes it. */
+export interface EncodedPrompt {
+  readonly ids: readonly number[]
+  /** What ends the answer to a chat, besides the model's own tokens. */
+  readonly endIds: readonly number[]
+  readonly stops: readonly string[]
+}
+
+/**
+ * Encodes a prompt.
+ *
+ * @param recorded the template that the adapter was trained with, if it was trained on chats
+ * @throws DataError for a chat that cannot be answered or that the template refuses, and for a prompt without tokens or without room
+ *   behind it; FormatError without a template or for one that cannot be used; MismatchError for a tokenizer of another model
+ */
+export async function encodePrompt(
+  model: Model,
+  prompt: Prompt,
+  options: ChatOptions,
+  { recorded, where }: { recorded: string | undefined; where: string },
+): Promise<EncodedPrompt> {
+  const { contextLength, vocabularySize, name } = model
+  const tokenizer = requireTokenizer(model)
+  const encoded =
+    typeof prompt === 'string'
+      ? { ids: textIds(model, tokenizer, prompt), endIds: [], stops: [] }
+      : await encodeMessages(model, prompt, options, { recorded, where })
+  const { length } = encoded.ids
+  if (length === 0) {
+    throw new DataError({
+      where,
+      what: 'it has no tokens, and the tokenizer adds none',
+      hint: 'Give at least one character',
+    })
+  }
+  if (contextLength !== undefined && length >= contextLength) {
+    throw new DataError({
+      where,
+      what: `it leaves no room in the context of ${name}`,
+      expected: `fewer than ${contextLength} tokens`,
+      got: `${length}`,
+    })
+  }
+  checkVocabulary(encoded.ids, { tokenizer, vocabularySize })
+  return encoded
+}
+
+function textIds({ eosTokenIds }: Model, tokenizer: Tokenizer, text: string): number[] {
+  const ids = tokenizer.encode(text)
+  const last = ids.at(-1)
+  const endsText = last !== undefined && eosTokenIds.includes(last)
+  // Some templates end every text; a prompt goes on.
+  if (endsText && tokenizer.encode(text, { specialTokens: false }).at(-1) !== last) ids.pop()
+  return ids
+}
+
+async function encodeMessages(
+  model: Model,
+  messages: readonly ChatMessage[],
+  { chatTemplate, chatTemplateArgs: args, tools }: ChatOptions,
+  { recorded, where }: { recorded: string | undefined; where: string },
+): Promise<EncodedPrompt> {
+  const tokenizer = requireTokenizer(model)
+  const chat = parseChat({ messages }, where)
+  if (chat.messages.at(-1)?.role === 'assistant') {
+    throw new DataError({
+      where: `${where}, message ${messages.length}`,
+      what: 'the last message is an answer already',
+      expected: 'a message of the user or a tool',
+    })
+  }
+  const template = await templateOf(model, chatTemplate ?? recorded)
+  if (template === undefined) {
+    throw new FormatError({
+      where: model.directory.name,
+      what: 'this model has no chat template, and the prompt is a chat',
+      hint: 'Give one with chatTemplate (--chat-template FILE), or give the prompt as text',
+    })
+  }
+  const { text } = template.render(chat.messages, { args, tools, addGenerationPrompt: true }, where)
+  return { ids: tokenizer.encode(text, { specialTokens: false }), ...endOfTurn(template, args, tokenizer) }
+}
+
+/** Templates take time to compile: each is once. */
+const templates = new WeakMap<Model, Map<string | undefined, Promise<ChatTemplate | undefined>>>()
+
+function templateOf(model: Model, text: string | undefined): Promise<ChatTemplate | undefined> {
+  const known = templates.get(model) ?? new Map<string | undefined, Promise<ChatTemplate | undefined>>()
+  templates.set(model, known)
+  const template = known.get(text) ?? loadChatTemplate(model.directory, text)
+  known.set(text, template)
+  return template
+}
+
+/** Contents that no template changes, and that are easy to find again. */
+const [PROBED_ANSWER, PROBED_QUESTION] = ['qzanswerqz', 'qzquestionqz']
+
+/**
+ * What a template writes between an answer and the next question: its first special token if it has one, else the text itself.
+ * Nothing where the template does not take such a chat or writes nothing between them.
+ */
+export function endOfTurn(
+  template: ChatTemplate,
+  args: ChatOptions['chatTemplateArgs'],
+  tokenizer: Tokenizer,
+): Pick<EncodedPrompt, 'endIds' | 'stops'> {
+  const question = (content: string) => ({ role: 'user', content })
+  const probe = [question('a'), { role: 'assistant', content: PROBED_ANSWER }, question(PROBED_QUESTION)]
+  let text: string
+  try {
+    text = template.render(probe, { args, addGenerationPrompt: false }, 'end of turn').text
+  } catch (error) {
+    if (error instanceof LowrankError) return { endIds: [], stops: [] }
+    throw error
+  }
+  const start = text.indexOf(PROBED_ANSWER) + PROBED_ANSWER.length
+  const between = text.slice(start, text.indexOf(PROBED_QUESTION))
+  const ids = tokenizer.encode(between, { specialTokens: false })
+  const isSpecial = (id: number) =>
+    tokenizer.decode([id]) === '' && tokenizer.decode([id], { specialTokens: true }).trim() !== ''
+  const first = ids.findIndex(isSpecial)
+  if (first >= 0 && tokenizer.decode(ids.slice(0, first)).trim() === '') return { endIds: [ids[first]], stops: [] }
+  const stop = between.trimEnd()
+  return { endIds: [], stops: stop === '' ? [] : [stop] }
+}

@@ -1,0 +1,32 @@
+// What errors of node:fs are called here.
+
+import { FileError } from '../../base/errors.js'
+
+export const REASONS: Record<string, string> = {
+  ENOENT: 'no such file or folder',
+  ENOTDIR: 'a part of the path is no folder',
+  EACCES: 'permission denied',
+  EPERM: 'permission denied',
+  EEXIST: 'something else is there',
+  EISDIR: 'is a folder',
+  ENOSPC: 'no space left on the device',
+  EDQUOT: 'disk quota exceeded',
+  EROFS: 'the file system is read-only',
+  EMFILE: 'too many open files',
+  ENAMETOOLONG: 'the name is too long',
+  ELOOP: 'too many symbolic links',
+}
+
+/** An error of node:fs as ours; `action` is one clause, such as `cannot be written`. */
+export function fileError(where: string, action: string, error: unknown): FileError {
+  if (error instanceof FileError) return error
+  const code = codeOf(error)
+  if (code === 'ENOENT' && action === 'cannot be read')
+    return new FileError({ where, what: 'no such file or folder', cause: error })
+  const reason = REASONS[code ?? ''] ?? (error instanceof Error ? error.message : String(error))
+  return new FileError({ where, what: `${action}: ${reason}`, cause: error })
+}
+
+export function codeOf(error: unknown): string | undefined {
+  return (error as NodeJS.ErrnoException | undefined)?.code
+}

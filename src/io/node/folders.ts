@@ -1,0 +1,84 @@
+// Making folders with those around them, removing them again, and keeping their names through a crash.
+
+import { type FileHandle, mkdir, open, rmdir, stat } from 'node:fs/promises'
+import path from 'node:path'
+import { codeOf, fileError } from './errors.js'
+
+/** Makes a folder's names durable. Windows cannot open folders; there the names alone have to do. */
+export async function syncFolder(folder: string): Promise<void> {
+  let handle: FileHandle | undefined
+  try {
+    handle = await open(folder, 'r')
+    await handle.sync()
+  } catch {
+    // The files themselves are on disk.
+  } finally {
+    await handle?.close()
+  }
+}
+
+/**
+ * Makes a folder with those around it. Not by mkdir's `recursive`, which never ends where the system answers that a folder to be
+ * made does not exist, as it does in /proc.
+ *
+ * @returns the outermost folder that was made
+ * @throws FileError naming the folder that cannot be made
+ */
+export async function makeFolders(folder: string): Promise<string | undefined> {
+  const missing: string[] = []
+  let outer = path.resolve(folder)
+  for (; !(await isFound(outer)); outer = path.dirname(outer)) missing.unshift(outer)
+  for (const target of missing) {
+    try {
+      await mkdir(target)
+    } catch (error) {
+      // Another process may have made it meanwhile.
+      if (codeOf(error) === 'EEXIST' && (await isDirectory(target))) continue
+      if (target !== missing[0]) await removeEmptyFolders(path.dirname(target), missing[0])
+      throw fileError(target, 'cannot be made', error)
+    }
+  }
+  return missing[0]
+}
+
+/** Makes the folders between one that is there and one inside. */
+export async function makeInner(root: string, folder: string): Promise<string | undefined> {
+  const inner = path.relative(root, folder)
+  let firstMade: string | undefined
+  let at = root
+  for (const part of inner === '' ? [] : inner.split(path.sep)) {
+    at = path.join(at, part)
+    try {
+      await mkdir(at)
+      firstMade ??= at
+    } catch (error) {
+      if (codeOf(error) !== 'EEXIST') throw error
+    }
+  }
+  return firstMade
+}
+
+async function isFound(target: string): Promise<boolean> {
+  try {
+    await stat(target)
+    return true
+  } catch (error) {
+    if (codeOf(error) === 'ENOENT') return false
+    throw fileError(target, 'cannot be made', error)
+  }
+}
+
+/** Removes `folder` and its parents up to `outermost`, as long as they are empty. */
+export async function removeEmptyFolders(folder: string, outermost: string): Promise<void> {
+  const stop = path.dirname(path.resolve(outermost))
+  try {
+    for (let current = path.resolve(folder); current !== stop; current = path.dirname(current)) await rmdir(current)
+  } catch {
+    // Something else lives there by now.
+  }
+}
+
+export async function isDirectory(target: string): Promise<boolean> {
+  const status = await stat(target).catch(() => undefined)
+  return status?.isDirectory() ?? false
+}

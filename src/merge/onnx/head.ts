@@ -1,0 +1,115 @@
+// The head that an adapter brings, in an ONNX graph: the graph's own head gets new values, or else the adapter's layers are appended, so
+// that the result gives logits as an export for the task does.
+
+import { create } from '@bufbuild/protobuf'
+import { encodeFloats, f32ToF16 } from '../../base/dtype.js'
+import { UnsupportedError } from '../../base/errors.js'
+import { TensorProto_DataType as DataType, TensorProtoSchema } from '../../formats/onnx/gen/onnx_pb.js'
+import { valueInfo } from '../../graph/inject/inject.js'
+import type { Linear } from '../../graph/match/linears.js'
+import { Builder } from '../../graph/view/builder.js'
+import type { Graph } from '../../graph/view/graph.js'
+import type { LoraAdapter } from '../../lora/adapter.js'
+import { loadTaskOfType } from '../../tasks/tasks.js'
+import { appendHead, type PlacedHead, placeHead } from '../../tasks/text-heads.js'
+import { type HeadEdit, meaningOf } from '../plan/config-edit.js'
+import { loadTables } from '../plan/names/tables.js'
+
+const LOGITS = 'logits'
+
+/** The head of one of the adapters of a merge. */
+export interface MergedHead {
+  readonly adapter: LoraAdapter
+  readonly placed: PlacedHead
+  /** The graph has layers of these shapes, which get new values; else new layers are appended. */
+  readonly isReplaced: boolean
+}
+
+/** What is asked of an adapter to place its head. */
+type HeadOwner = Pick<LoraAdapter, 'config'> & { shapeOf(tensor: string): readonly number[] | undefined }
+
+/**
+ * Where the head of an adapter goes.
+ *
+ * @param config config.json of the model
+ * @returns undefined where it brings none that is known
+ * @throws MismatchError when it does not fit
+ */
+export async function findHead(
+  graph: Graph,
+  linears: readonly Linear[],
+  config: Readonly<Record<string, unknown>>,
+  { config: { taskType }, shapeOf }: HeadOwner,
+): Promise<Omit<MergedHead, 'adapter'> | undefined> {
+  const task = await loadTaskOfType(taskType)
+  const base = { config, graph, linears }
+  const form = task?.headForm?.(base)
+  const placed = form && placeHead(form, base, shapeOf)
+  if (placed === undefined) return undefined
+  const isReplaced = placed.layers.every(({ module }) => {
+    const [d, k] = shapeOf(`${module}.weight`)!
+    return linears.some((linear) => linear.name === module && linear.d === d && linear.k === k)
+  })
+  return { placed, isReplaced }
+}
+
+/** The one head of the adapters. Throws UnsupportedError when two bring one. */
+export async function findMergedHead(
+  graph: Graph,
+  linears: readonly Linear[],
+  config: Readonly<Record<string, unknown>>,
+  adapters: readonly LoraAdapter[],
+): Promise<MergedHead | undefined> {
+  const heads: MergedHead[] = []
+  for (const adapter of adapters) {
+    if (adapter.parts('replacement').length === 0) continue
+    const shapeOf = (tensor: string) => adapter.get(tensor, 'replacement')?.shape
+    const found = await findHead(graph, linears, config, { config: adapter.config, shapeOf })
+    if (found !== undefined) heads.push({ adapter, ...found })
+  }
+  if (heads.length < 2) return heads[0]
+  const [{ placed }] = heads
+  throw new UnsupportedError({
+    where: [...placed.tensors][0],
+    what: 'two adapters bring a head, and the result can have one only',
+    hint: 'Merge one of them, or use both in a session',
+  })
+}
+
+/**
+ * Appends the head, and makes its logits the graph's only output. What led to the other outputs alone goes.
+ *
+ * @returns names of the new initializers
+ */
+export function writeHead(graph: Graph, linears: readonly Linear[], { adapter, placed }: MergedHead): string[] {
+  graph.outputs = [valueInfo(placed.input.value, DataType.FLOAT)]
+  graph.prune()
+  const added: string[] = []
+  const g = new Builder(graph, '')
+  const isHalf = linears.some(({ dataType }) => dataType === DataType.FLOAT16)
+  const dataType = isHalf ? DataType.FLOAT16 : DataType.FLOAT
+  const tensorOf = (name: string) => {
+    const part = adapter.get(name, 'replacement')
+    if (part === undefined) return undefined
+    const values = Float32Array.from(part.weight.data)
+    const rawData = isHalf ? new Uint8Array(f32ToF16(values).buffer) : encodeFloats(values, 'F32')
+    const dims = part.shape.map(BigInt)
+    const own = graph.initializers.has(name) ? graph.freshName(name) : name
+    added.push(own)
+    return graph.addInitializer(create(TensorProtoSchema, { name: own, dataType, dims, rawData }))
+  }
+  const half = appendHead(g, placed.input, placed.layers, tensorOf)
+  const logits = isHalf ? g.cast(half, DataType.FLOAT) : half
+  graph.rename(logits, LOGITS)
+  graph.outputs = [valueInfo(LOGITS, DataType.FLOAT, ['batch_size', placed.count])]
+  return added
+}
+
+/** What config.json is to say of the head. Throws MismatchError for labels that are not as many as logits. */
+export async function headEdit(
+  config: Readonly<Record<string, unknown>>,
+  { adapter, placed: { count } }: MergedHead,
+): Promise<HeadEdit> {
+  const head = (await loadTables()).head(String(config.model_type), String(adapter.config.taskType))
+  return { architecture: head?.architecture, count, ...meaningOf([adapter], count) }
+}

@@ -1,0 +1,42 @@
+// The chat template beside an adapter that was trained on chats: chat_template.jinja, where transformers and TRL keep it.
+
+import { type Directory, readAll, writeFile } from '../base/bytes.js'
+import { FormatError } from '../base/errors.js'
+import { CONFIG_FILE } from './files.js'
+
+export const TEMPLATE_FILE = 'chat_template.jinja'
+
+/** The longest known templates have some 20 kB; more than this is no template. */
+const MAX_TEMPLATE_BYTES = 1_000_000
+
+/**
+ * The template in an adapter's folder; undefined where there is none.
+ *
+ * @throws FormatError when the file is too large for one
+ */
+export async function readChatTemplate(directory: Directory, path: string): Promise<string | undefined> {
+  if (!(await directory.has(path + TEMPLATE_FILE))) return undefined
+  const source = await directory.open(path + TEMPLATE_FILE)
+  try {
+    if (source.byteLength <= MAX_TEMPLATE_BYTES) return new TextDecoder().decode(await readAll(source))
+    throw new FormatError({
+      where: source.name,
+      what: 'too large for a chat template',
+      expected: `at most ${MAX_TEMPLATE_BYTES} bytes`,
+      got: `${source.byteLength}`,
+    })
+  } finally {
+    await source.close()
+  }
+}
+
+/** Puts an adapter's template into its folder, where it is not there yet; removes that of another adapter, which is replaced. */
+export async function writeChatTemplate(directory: Directory, template: string | undefined): Promise<void> {
+  const isThere = await directory.has(TEMPLATE_FILE)
+  if (template === undefined) {
+    if (isThere && (await directory.has(CONFIG_FILE))) await directory.remove(TEMPLATE_FILE)
+    return
+  }
+  if (isThere && (await readChatTemplate(directory, '')) === template) return
+  await writeFile(directory, TEMPLATE_FILE, template)
+}

@@ -1,0 +1,42 @@
+// Runs a command of the built package in this process, which saves the start of a program.
+
+import { join } from 'node:path'
+import { pathToFileURL } from 'node:url'
+import { type Outcome, root } from './lowrank.js'
+
+// From dist, because what starts worker threads finds no compiled ones in src.
+const program: typeof import('../../src/cli/program.js') = await import(
+  pathToFileURL(join(root, 'dist', 'cli', 'program.js')).href
+)
+
+/** Only one command at a time may own stdout and stderr. */
+let last: Promise<unknown> = Promise.resolve()
+
+/** What `lowrank ...args` does, its exit code and its outputs. What needs a process of its own (signals, pipes, memory) takes `lowrank`. */
+export function lowrankHere(...args: readonly string[]): Promise<Outcome> {
+  const outcome = last.then(() => capture(args))
+  last = outcome.catch(() => {})
+  return outcome
+}
+
+async function capture(args: readonly string[]): Promise<Outcome> {
+  const written = { stdout: '', stderr: '' }
+  const restore = (['stdout', 'stderr'] as const).map((name) => {
+    const stream = process[name]
+    const { write } = stream
+    const collect = (text: string | Uint8Array): boolean => {
+      written[name] += typeof text === 'string' ? text : Buffer.from(text).toString('utf8')
+      return true
+    }
+    stream.write = collect as typeof write
+    return () => {
+      stream.write = write
+    }
+  })
+  try {
+    const code = await program.run(args).catch((error: unknown) => program.report(error, args[0]))
+    return { code, ...written }
+  } finally {
+    for (const undo of restore) undo()
+  }
+}

@@ -1,0 +1,113 @@
+// Merges into models of several graphs, with branches: what is written gives PEFT's logits in stock ONNX Runtime.
+
+import { existsSync, mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import path from 'node:path'
+import { afterAll, describe, expect, it } from 'vitest'
+import { MemoryDirectory } from '../../src/base/bytes.js'
+import { MismatchError, UnsupportedError } from '../../src/base/errors.js'
+import { NodeDirectory } from '../../src/io/node/files.js'
+import { merge as mergeFolders } from '../../src/merge/merge.js'
+import { merge, planMerge, unmerge } from '../../src/merge/node/merge.js'
+import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import { graphsFolder, graphsNumbers, stockLogits, worst } from '../several-graphs.js'
+
+const work = mkdtempSync(path.join(tmpdir(), 'lowrank-graphs-'))
+afterAll(() => rmSync(work, { recursive: true }))
+
+const adapterOf = (name: string) => path.join(graphsFolder(name), 'adapter')
+
+describe('encoder and decoder', () => {
+  it.each(['t5', 'bart', 'whisper'])(
+    '%s: the merged folder has PEFT’s logits, in both branches, and unmerges',
+    async (name) => {
+      const out = path.join(work, name)
+      const numbers = await graphsNumbers(name)
+      const report = await merge({ base: graphsFolder(name), adapters: adapterOf(name), out })
+      const adapter = await loadAdapter(new NodeDirectory(adapterOf(name)))
+      expect(report.layers.map((layer) => layer.name).sort()).toEqual(adapter.names().sort())
+      const merged = await stockLogits(out, name)
+      expect(worst(merged.whole, numbers.get('adapted')!)).toBeLessThan(1e-5)
+      expect(worst(merged.cached, numbers.get('adapted')!.slice(-2048))).toBeLessThan(1e-5)
+      const back = path.join(work, `${name}-back`)
+      await unmerge({ merged: out, adapters: adapterOf(name), out: back })
+      const unmerged = await stockLogits(back, name)
+      expect(worst(unmerged.whole, numbers.get('base')!)).toBeLessThan(1e-5)
+      expect(worst(unmerged.cached, numbers.get('base')!.slice(-2048))).toBeLessThan(1e-5)
+    },
+  )
+
+  it('a plan names the files of both, and writes nothing', async () => {
+    const out = path.join(work, 'planned')
+    const plan = await planMerge({ base: graphsFolder('t5'), adapters: adapterOf('t5'), out })
+    expect(plan.files.map(({ name }) => name).sort()).toEqual([
+      'onnx/decoder_model_merged.onnx',
+      'onnx/encoder_model.onnx',
+    ])
+    expect(existsSync(out)).toBe(false)
+  })
+
+  it('from folder to folder', async () => {
+    const out = new MemoryDirectory()
+    const directory = new NodeDirectory(graphsFolder('bart'))
+    const report = await mergeFolders({ base: { directory }, adapters: new NodeDirectory(adapterOf('bart')), out })
+    expect([...out.files.keys()].filter((name) => name.endsWith('.onnx')).sort()).toEqual([
+      'onnx/decoder_model_merged.onnx',
+      'onnx/encoder_model.onnx',
+    ])
+    expect(report.out).toBe(out.name)
+  })
+
+  it('an adapter of the decoder alone leaves the encoder as it is', async () => {
+    const adapter = await loadAdapter(new NodeDirectory(adapterOf('bart')))
+    const out = path.join(work, 'decoder')
+    const own = adapter.only(new Set(adapter.names().filter((name) => name.includes('.decoder.'))))
+    const { changed } = await merge({ base: graphsFolder('bart'), adapters: own, out })
+    expect(changed).toBe(own.size)
+  })
+
+  it('a layer that is in none of the graphs is an error that names them all', async () => {
+    const wrong = merge({ base: graphsFolder('t5'), adapters: adapterOf('bart'), out: path.join(work, 'wrong') })
+    await expect(wrong).rejects.toThrow(MismatchError)
+    await expect(wrong).rejects.toThrow(
+      /none of the model's graphs \(onnx\/decoder_model_merged.onnx, onnx\/encoder_model.onnx\) has a module for model\.decoder/,
+    )
+    expect(existsSync(path.join(work, 'wrong'))).toBe(false)
+  })
+
+  it('a layer of the decoder is not taken for one of the encoder, whose names begin later', async () => {
+    const adapter = await loadAdapter(new NodeDirectory(adapterOf('t5')))
+    const base = { directory: new NodeDirectory(graphsFolder('t5')), file: 'onnx/encoder_model.onnx' }
+    const decoder = adapter.only(new Set(adapter.names().filter((name) => name.startsWith('decoder.'))))
+    const out = new MemoryDirectory()
+    await expect(mergeFolders({ base, adapters: decoder, out })).rejects.toThrow(/the model has no module for decoder/)
+  })
+
+  it('do not fit into one file', async () => {
+    const out = path.join(work, 'one.onnx')
+    await expect(merge({ base: graphsFolder('t5'), adapters: adapterOf('t5'), out })).rejects.toThrow(UnsupportedError)
+  })
+})
+
+describe('allowMissing', () => {
+  it('leaves out layers that an export dropped, and says which', async () => {
+    const adapter = await loadAdapter(new NodeDirectory(adapterOf('t5')))
+    const base = { directory: new NodeDirectory(graphsFolder('t5')), file: 'onnx/encoder_model.onnx' }
+    const out = new MemoryDirectory()
+    await expect(mergeFolders({ base, adapters: adapter, out })).rejects.toThrow(/leave them out with allowMissing/)
+    const report = await mergeFolders({ base, adapters: adapter, out, allowMissing: true })
+    expect(report.warnings).toEqual([expect.stringMatching(/^left out, .*: decoder\.block\.0/)])
+    expect(report.layers.every(({ name }) => name.startsWith('encoder.'))).toBe(true)
+  })
+
+  it('does not write a model that no layer fits', async () => {
+    const base = { directory: new NodeDirectory(graphsFolder('t5')) }
+    const request = {
+      base,
+      adapters: new NodeDirectory(adapterOf('bart')),
+      out: new MemoryDirectory(),
+      allowMissing: true,
+    }
+    await expect(mergeFolders(request)).rejects.toThrow(/no module for any of its layers/)
+  })
+})
