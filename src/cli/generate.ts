@@ -62,7 +62,7 @@ export const generate = defineCommand({
     ...OUTPUT_OPTIONS,
   },
   async run(values, { occurrences }) {
-    const { model, dtype, adapter: folders, weight: _, mix, threads, json, ...asked } = values
+    const { model, dtype, adapter: folders, allowMissing, weight: _, mix, threads, json, ...asked } = values
     const { prompt, messages, system, chat, raw, chatTemplate, ...sampling } = asked
     const weighted = weightedAdapters(occurrences)
     const prompts = await Prompts.of({ prompt, messages, system, chat, raw })
