@@ -2,7 +2,17 @@
 
 import type { LayerChange, MergePlanReport } from '../index.js'
 import { printable } from './escape.js'
-import { ADAPTERS, API_NAMES, OUTPUT, partOf, runMerge, sayAsides, sized, weightedAdapters } from './merge-options.js'
+import {
+  ADAPTERS,
+  API_NAMES,
+  changesIn,
+  OUTPUT,
+  partOf,
+  runMerge,
+  sayAsides,
+  sized,
+  weightedAdapters,
+} from './merge-options.js'
 import { choice, defineCommand, type Occurrence, required, toggle, UsageError } from './options.js'
 import { MODEL } from './sources.js'
 import { bytes, colors, print, printDocument, say, table } from './terminal.js'
@@ -29,6 +39,10 @@ export const merge = defineCommand({
       'what to do if the adapter changes only one of two tied embeddings; default: refuse, for .onnx untie',
     ),
     outDtype: sized('f32|f16|bf16|keep', 'type of the weights in the result; default keep: as in the base', readDtype),
+    quantized: choice(
+      ['branches', 'requantize'],
+      'what to do with quantized weights of an .onnx: put the factors beside them (default), or quantize the sum again',
+    ),
     dryRun: toggle('check everything and show the plan; write nothing'),
     verbose: toggle('show the change of each layer, and not the largest ones alone'),
     ...OUTPUT,
@@ -67,9 +81,11 @@ function showChanges(layers: readonly LayerChange[], isVerbose: boolean): void {
   }
   const shown = isVerbose ? layers : sorted.slice(0, SHOWN_CHANGES)
   const heading = shown.length < layers.length ? `${SHOWN_CHANGES} largest changes` : 'layer'
-  print(
-    table([[heading, 'change ‖ΔW‖/‖W‖'], ...shown.map(({ name, relativeChange }) => [name, relativeChange ?? '–'])]),
-  )
+  const isRequantized = layers.some(({ quantizationError }) => quantizationError !== undefined)
+  const rows = shown.map(({ name, relativeChange, quantizationError }) => {
+    return [name, relativeChange ?? '–', ...(isRequantized ? [quantizationError ?? ''] : [])]
+  })
+  print(table([[heading, 'change ‖ΔW‖/‖W‖', ...(isRequantized ? ['added error'] : [])], ...rows]))
   if (shown.length < layers.length) say(`--verbose shows all ${layers.length} layers`)
 }
 
@@ -83,8 +99,7 @@ function readDtype({ flag, value }: Occurrence): 'F32' | 'F16' | 'BF16' | 'keep'
 function showPlan(plan: MergePlanReport, json: boolean): number {
   if (json) printDocument({ ...plan, dryRun: true })
   else print(plan.layers.map(({ name }) => printable(name)).join('\n'))
-  const { out, tensors, changed } = plan
   sayAsides(plan)
-  say(`Would write ${colors.bold(out)}: ${bytes(plan.bytes)}, ${changed} of ${tensors} tensors changed`)
+  say(`Would write ${colors.bold(plan.out)}: ${bytes(plan.bytes)}, ${changesIn(plan)}`)
   return 0
 }

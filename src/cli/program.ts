@@ -20,6 +20,7 @@ const COMMANDS: Record<string, () => Promise<Command>> = {
   unmerge: async () => (await import('./unmerge.js')).unmerge,
   combine: async () => (await import('./combine.js')).combine,
   resize: async () => (await import('./resize.js')).resize,
+  convert: async () => (await import('./convert.js')).convert,
   'to-plain': async () => (await import('./to-plain.js')).toPlain,
   inspect: async () => (await import('./inspect.js')).inspect,
   generate: async () => (await import('./generate.js')).generate,
