@@ -33,7 +33,8 @@ export async function run(args: readonly string[]): Promise<number> {
   if (name === '--version' || name === '-v') return show(version())
   if (name === undefined || name === '--help' || name === '-h' || name === 'help') {
     if (name === 'help' && rest.length > 0) return run([rest[0], '--help'])
-    if (name === undefined) return show((await import('./welcome.js')).welcome(version(), usesColor(process.stdout)))
+    if (name === undefined)
+      return show(await (await import('./welcome.js')).welcome(version(), usesColor(process.stdout)))
     const commands = await Promise.all(Object.values(COMMANDS).map((load) => load()))
     return show(programHelp(commands, usesColor(process.stdout)))
   }

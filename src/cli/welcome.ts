@@ -3,7 +3,6 @@
 import { readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { createColors } from 'picocolors'
-import { nodeRuntime } from '../node.js'
 
 /** A model that is small and answers chats. */
 export const SMALL_MODEL = 'HuggingFaceTB/SmolLM2-135M-Instruct'
@@ -15,19 +14,20 @@ const DATA = /\.(jsonl|csv|tsv|parquet)$/
 interface Found {
   readonly data: string | undefined
   readonly adapter: string | undefined
-  readonly hasRuntime: boolean
 }
 
 /** The lines, for the folder that the program runs in. */
-export function welcome(version: string, useColor: boolean, folder = '.'): string {
+export async function welcome(version: string, useColor: boolean, folder = '.'): Promise<string> {
   const { bold, cyan, dim } = createColors(useColor)
-  const { data, adapter, hasRuntime } = look(folder)
+  const { data, adapter } = look(folder)
   const step = (command: string, about: string) => [`  ${cyan(command)}`, `      ${dim(about)}`]
   const records = '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}'
   return [
     `${bold(`lowrank ${version}`)}: LoRA adapters for ONNX models, without Python`,
     '',
-    ...(hasRuntime ? [] : [bold('First'), ...step('npm install onnxruntime-node', 'what runs the models'), '']),
+    ...((await hasRuntime())
+      ? []
+      : [bold('First'), ...step('npm install onnxruntime-node', 'what runs the models'), '']),
     bold('See it work'),
     ...step('npx lowrank demo', `teaches ${SMALL_MODEL} a few answers and asks it again; some minutes`),
     '',
@@ -68,10 +68,11 @@ function look(folder: string): Found {
       return false
     }
   })?.name
-  return { data, adapter, hasRuntime: hasRuntime() }
+  return { data, adapter }
 }
 
-function hasRuntime(): boolean {
+async function hasRuntime(): Promise<boolean> {
+  const { nodeRuntime } = await import('../node.js')
   try {
     nodeRuntime()
     return true

@@ -323,8 +323,8 @@ describe('help and version', () => {
       /npx lowrank demo[\s\S]*npx lowrank train .*[\s\S]*npx lowrank generate[\s\S]*npx lowrank merge/,
     )
     expect(stdout).not.toContain('npm install onnxruntime-node')
-    expect(welcome('1.0.0', false, scratch)).toMatch(/generate --adapter \w+ .*\n.*was trained in this folder/)
-    expect(welcome('1.0.0', false, 'models/data')).toContain('--data chats.jsonl')
+    expect(await welcome('1.0.0', false, scratch)).toMatch(/generate --adapter \w+ .*\n.*was trained in this folder/)
+    expect(await welcome('1.0.0', false, 'models/data')).toContain('--data chats.jsonl')
   })
 
   it('lists the commands and tells the version', async () => {
