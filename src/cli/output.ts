@@ -14,7 +14,7 @@ export async function refuseFolder(folder: string): Promise<void> {
   if (files.length === 0) return
   throw new FileError({
     where: folder,
-    what: 'this folder exists and is not empty',
+    what: 'exists already and is not empty',
     got: files.slice(0, 5).join(', '),
     hint: 'Choose another folder',
   })

@@ -114,6 +114,16 @@ export function roleOf(path: string): GraphRole {
   return part === undefined ? 'model' : (part[0] as GraphRole)
 }
 
+/** The type that a graph's name tells; undefined for other names. */
+export function dtypeOf(path: string): GraphDtype | undefined {
+  const file = path.slice(path.lastIndexOf('/') + 1)
+  const named = (Object.entries(SUFFIXES) as [GraphDtype, string][]).filter(([, suffix]) =>
+    file.endsWith(`${suffix}.onnx`),
+  )
+  // fp32 has no suffix, which every name ends in.
+  return named.sort((a, b) => b[1].length - a[1].length)[0]?.[0]
+}
+
 /**
  * The path of a graph.
  *

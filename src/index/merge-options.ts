@@ -26,7 +26,7 @@ export type AdapterToMerge =
   | { readonly adapter: LoraAdapter | Source; readonly weight?: number | undefined }
 
 /** What merging and unmerging share. */
-export interface MergingOptions extends Omit<MergeSettings, 'tied' | 'outDtype'>, PathSettings {
+export interface MergingOptions extends Omit<MergeSettings, 'tied' | 'outDtype' | 'quantized'>, PathSettings {
   /** One adapter, or several that are added up. */
   adapters: AdapterToMerge | readonly AdapterToMerge[]
   /** Where the result goes: a file if it is a path that ends in .onnx or .safetensors, else a folder that gets the base's configuration and tokenizer too. */
@@ -34,7 +34,7 @@ export interface MergingOptions extends Omit<MergeSettings, 'tied' | 'outDtype'>
 }
 
 /** What {@link merge} takes. */
-export interface MergeOptions extends MergingOptions, Pick<MergeSettings, 'tied' | 'outDtype'> {
+export interface MergeOptions extends MergingOptions, Pick<MergeSettings, 'tied' | 'outDtype' | 'quantized'> {
   /** A folder with a model, an .onnx file, a safetensors file or its index. */
   base: Source
 }
@@ -83,6 +83,7 @@ const MERGING: OptionTable<MergingOptions> = {
   signal: SIGNAL,
   onProgress: FUNCTION,
   strict: BOOLEAN,
+  externalData: oneOf('copy', 'hardlink'),
 }
 
 export const MERGE: OptionTable<MergeOptions> = {
@@ -90,6 +91,7 @@ export const MERGE: OptionTable<MergeOptions> = {
   base: SOURCE,
   tied: oneOf('refuse', 'untie', 'keep'),
   outDtype: oneOf('F32', 'F16', 'BF16', 'keep'),
+  quantized: oneOf('branches', 'requantize'),
 }
 
 export const UNMERGE: OptionTable<UnmergeOptions> = {

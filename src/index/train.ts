@@ -28,6 +28,7 @@ import type { TrainEvents } from '../train/report.js'
 import { SETTINGS_KINDS } from '../train/settings.js'
 import { ADAPTER } from './adapters.js'
 import { DATA, type Data, openData } from './data.js'
+import { memoryLimits } from './memory.js'
 import { DTYPE, loadModel } from './model.js'
 import { openTarget, SOURCE, type Source, TARGET, type Target } from './sources.js'
 
@@ -72,7 +73,13 @@ const OPTIONS: OptionTable<TrainOptions> = {
   on: OBJECT,
 }
 
-const EVENTS: OptionTable<TrainEvents> = { stage: FUNCTION, step: FUNCTION, evaluation: FUNCTION, warning: FUNCTION }
+const EVENTS: OptionTable<TrainEvents> = {
+  stage: FUNCTION,
+  progress: FUNCTION,
+  step: FUNCTION,
+  evaluation: FUNCTION,
+  warning: FUNCTION,
+}
 
 /** Options of {@link previewData}: the options of {@link TrainOptions} that change how records become tokens. */
 export interface PreviewDataOptions
@@ -108,14 +115,17 @@ export async function train(options: TrainOptions): Promise<TrainResult> {
   return withOpened(options, async (model, data, evalData) => {
     const training = await import('../train/train.js')
     const { dtype: _, ...rest } = options
-    return await training.train({
-      ...rest,
-      config: await withDefaultTargets(options.config, model),
-      model,
-      data,
-      evalData,
-      out: options.out === undefined ? undefined : openTarget(options.out, 'out'),
-    })
+    return await training.train(
+      {
+        ...rest,
+        config: await withDefaultTargets(options.config, model),
+        model,
+        data,
+        evalData,
+        out: options.out === undefined ? undefined : openTarget(options.out, 'out'),
+      },
+      memoryLimits(model),
+    )
   })
 }
 

@@ -20,6 +20,8 @@ export interface AdapterSessionOptions extends Omit<SessionOptions, 'executionPr
   device?: string | readonly string[] | undefined
   /** Module name → name of its node or weight. Needed only if the graph does not name its modules. */
   modules?: ModuleMap | undefined
+  /** Leaves out layers of adapters whose module an export dropped. Default false: they are an error. */
+  allowMissing?: boolean | undefined
 }
 
 /** What one run computes. */
@@ -31,6 +33,8 @@ export interface RunOptions {
   adapter?: AdapterChoice | readonly AdapterChoice[] | undefined
   /** Outputs to compute. Default: all. */
   outputNames?: readonly string[] | undefined
+  /** Which of the model's graphs, such as `encoder`. Default: the decoder, or the only one. */
+  graph?: string | undefined
 }
 
 /** A text to continue, or a chat to answer: its messages, of which the last is not the assistant's. */
@@ -152,7 +156,9 @@ export interface AdapterSession {
   readonly model: Model
   /** Names of the adapters that runs can choose. */
   readonly adapters: readonly string[]
-  /** The model's own inputs, without those that take adapters. */
+  /** Roles of the model's graphs that runs can choose: `decoder` and `encoder`, or `model` alone. */
+  readonly graphs: readonly string[]
+  /** The model's own inputs, without those that take adapters; of several graphs those of the first. */
   readonly inputNames: readonly string[]
   /** The model's outputs. */
   readonly outputNames: readonly string[]

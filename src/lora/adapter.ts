@@ -206,6 +206,7 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
   /** An adapter of the same config with the parts of these names alone. Both have the same parts, not copies. */
   only(names: ReadonlySet<string>): LoraAdapter {
     const adapter = new LoraAdapter(this.config)
+    adapter.chatTemplate = this.chatTemplate
     adapter.labels = this.labels
     adapter.problemType = this.problemType
     for (const [name, part] of this.#parts) if (names.has(name)) adapter.#parts.set(name, part)

@@ -5,7 +5,7 @@ import { ConfigError } from '../base/errors.js'
 import { checkArgument, describe, isObject, OBJECT, STRING, unknownOption } from '../base/options.js'
 import type { Shaped } from '../base/tensor.js'
 import { changesBase, INITS, type Init, isInit, takesFromBase } from './init/inits.js'
-import { PatternTable, targetMatcher } from './patterns/patterns.js'
+import { PatternTable, stepsOf, targetMatcher } from './patterns/patterns.js'
 import { isLayerRanges, type LayerRanges, MAX_REPLICATED_LAYERS } from './replication.js'
 
 /** A complete config. Make one with {@link resolveConfig}. */
@@ -212,7 +212,7 @@ const tables = new WeakMap<LoraConfig, { rank: PatternTable; alpha: PatternTable
 function patternTables(config: LoraConfig): { rank: PatternTable; alpha: PatternTable } {
   let result = tables.get(config)
   if (result === undefined) {
-    const total = { steps: 0 }
+    const total = stepsOf(config)
     result = {
       rank: new PatternTable(config.rankPattern, 'rankPattern', total),
       alpha: new PatternTable(config.alphaPattern, 'alphaPattern', total),

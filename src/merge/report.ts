@@ -25,6 +25,8 @@ export interface MergeSummary {
   tensors: number
   /** How many of them hold other values than the base's. */
   changed: number
+  /** How many layers with quantized weights got the adapters' factors beside them, or lost them. */
+  branches?: number
   /** Tensors of a head that the base does not have. */
   added: string[]
   /** Tensors that have another name in the base than in the adapters. */

@@ -5,6 +5,7 @@ import { ConfigError, type LowrankError, UnsupportedError } from '../base/errors
 import type { SignalLike } from '../base/globals.js'
 import type { DtypeChoice } from '../graph/graph-file.js'
 import type { ModuleMap } from '../graph/match/linears.js'
+import type { QuantizedPolicy } from './onnx/quantized.js'
 import type { TiedPolicy } from './plan/tied.js'
 import type { MergeFormat, MergeProgress } from './report.js'
 
@@ -15,6 +16,9 @@ export interface RunSettings {
   /** Called after each piece that is written, or several times a second. */
   onProgress?: ((progress: MergeProgress) => void) | undefined
 }
+
+/** How files come into a result that they are unchanged in. */
+export type ExternalDataMode = 'copy' | 'hardlink'
 
 /** What all merges take. */
 export interface MergeSettings extends RunSettings {
@@ -38,12 +42,26 @@ export interface MergeSettings extends RunSettings {
    * neither base nor adapters have is drawn anew by loaders. Default false.
    */
   allowMissing?: boolean | undefined
-  /** Type of the weights that are written; all F64, F32, F16 and BF16 tensors are converted. Default `keep`. Not for .onnx. */
+  /**
+   * Type of the weights that are written; all F64, F32, F16 and BF16 tensors are converted. Default `keep`. In an .onnx it is the type of the
+   * factors beside quantized weights, F32 or F16.
+   */
   outDtype?: FloatDtype | 'keep' | undefined
   /** Largest size of a weight file in bytes. Default: the same files as the base. Not for .onnx. */
   maxShardBytes?: number | undefined
   /** Writes the weights alone, without the base's configuration and tokenizer. Default false; a result that is a file has none anyway. */
   weightsOnly?: boolean | undefined
+  /**
+   * What happens to quantized weights. `branches` leaves them as they are and puts the factors beside them, so that the result is what a
+   * session computes; `requantize` quantizes W + s·B·A again in the same layout (MatMulNBits), and reports the error that this adds.
+   * Default `branches`. For .onnx with quantized weights.
+   */
+  quantized?: QuantizedPolicy | undefined
+  /**
+   * How data files of the base that stay as they are come into the result: `copy`, or `hardlink`, which needs no room. Where no link can
+   * be made the file is copied, and a warning says so. Default `copy`. For .onnx.
+   */
+  externalData?: ExternalDataMode | undefined
   /** Throws an error if a target or pattern of the config matches no layer of the adapter. Default false. */
   strict?: boolean | undefined
   /** The same bytes on every machine. Default false: a little faster, but the last bits depend on the machine. */
@@ -85,6 +103,12 @@ const CHECKPOINT_ONLY = {
 export function refuseForFormat(settings: MergeSettings & PathSettings, format: MergeFormat): void {
   if (format === 'safetensors') {
     if (settings.modules !== undefined) throw unsupported('modules', 'it names nodes of an .onnx file', format)
+    if (settings.quantized !== undefined) {
+      throw unsupported('quantized', 'only weights of an .onnx file can be quantized', format)
+    }
+    if (settings.externalData !== undefined) {
+      throw unsupported('externalData', 'only an .onnx file has data files beside it', format)
+    }
     if (settings.dtype !== undefined) {
       throw unsupported('dtype', 'it chooses an .onnx file; the type that is written is outDtype (--out-dtype)', format)
     }
@@ -98,7 +122,9 @@ export function refuseForFormat(settings: MergeSettings & PathSettings, format: 
       format,
     )
   }
-  if (outDtype !== 'keep') throw unsupported('outDtype', 'the types of an .onnx file stay as they are', format)
+  if (outDtype === 'BF16' || (outDtype !== 'keep' && (format === 'both' || settings.quantized === 'requantize'))) {
+    throw unsupported('outDtype', 'the types of an .onnx file stay as they are', format)
+  }
   if (format === 'onnx' && threads !== undefined && threads > 1) {
     throw unsupported('threads', 'an .onnx file is merged by one thread', format)
   }

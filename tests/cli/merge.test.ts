@@ -95,7 +95,7 @@ describe.each(['SIGINT', 'SIGTERM'] as const)('%s', (signal) => {
       while (!isTime() && child.exitCode === null) await new Promise((resolve) => setTimeout(resolve, 1))
       child.kill(signal)
       const { code, stderr } = await done
-      expect(stderr).toMatch(/Stopping; --out stays as it was\./)
+      expect(stderr).toMatch(/Stopping\. --out does not change\./)
       expect(stderr).toMatch(/Stopped\. .*--resume/)
       expect(code).toBe(130)
       expect(existsSync(out)).toBe(false)

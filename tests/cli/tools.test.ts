@@ -32,8 +32,36 @@ it('resizes, with a table for people', async () => {
   const out = join(scratch, 'resized')
   const { code, stdout, stderr } = await lowrank('resize', FIRST, '--energy', '0.8', '--rank', '2', '--out', out)
   expect(code, stderr).toBe(0)
-  expect(stdout).toMatch(/layer +rank +→ +‖ΔW‖ +lost/)
+  expect(stdout).toMatch(/layer +rank before +rank after +‖ΔW‖ +lost/)
   expect(stderr).toMatch(/Wrote .*resized.*6 layers of (rank|ranks).*% lost/)
+})
+
+it('converts to a file for llama.cpp and back, by the content of the source', async () => {
+  const base = join(root, 'tests', 'golden', 'gguf', 'llama')
+  const [there, back] = [join(scratch, 'adapter.gguf'), join(scratch, 'back')]
+  const first = await lowrank(
+    'convert',
+    base,
+    '--to',
+    'gguf',
+    '--base',
+    base,
+    '--out',
+    there,
+    '--out-dtype',
+    'f16',
+    '--json',
+  )
+  expect(first.code, first.stderr).toBe(0)
+  expect(JSON.parse(first.stdout)).toMatchObject({ version: 1, from: 'peft', to: 'gguf', out: there, layers: 15 })
+  const second = await lowrank('convert', there, '--to', 'peft', '--base', base, '--out', back)
+  expect(second.code, second.stderr).toBe(0)
+  expect(second.stderr).toMatch(/15 layers, gguf → peft/)
+  expect(existsSync(join(back, 'adapter_model.safetensors'))).toBe(true)
+  const again = await lowrank('convert', base, '--to', 'gguf', '--base', base, '--out', there)
+  expect(again.stderr).toMatch(/exists already/)
+  const unknown = await lowrank('convert', base, '--to', 'ggml', '--out', there)
+  expect(unknown.code).toBe(2)
 })
 
 it.each([
@@ -42,11 +70,11 @@ it.each([
     1,
     /--rank|rank 3.*3, 4|same rank/,
   ],
-  [['combine', '--adapter', FIRST, '--combination-type', 'ties'], 1, /--density: missing/],
-  [['combine', '--adapter', FIRST, '--density', '2', '--combination-type', 'ties'], 1, /--density.*\(0, 1\]/],
+  [['combine', '--adapter', FIRST, '--combination-type', 'ties'], 2, /--density: missing/],
+  [['combine', '--adapter', FIRST, '--density', '2', '--combination-type', 'ties'], 2, /--density.*\(0, 1\]/],
   [['combine', '--adapter', FIRST, '--combination-type', 'tie'], 2, /--combination-type is one of/],
-  [['resize', FIRST], 1, /--rank: missing/],
-  [['resize', FIRST, '--rank', '0'], 1, /--rank/],
+  [['resize', FIRST], 2, /--rank: missing/],
+  [['resize', FIRST, '--rank', '0'], 2, /--rank/],
   [['resize', join(root, 'tests/golden/peft/pissa'), '--rank', '1'], 1, /pissa.*lowrank to-plain/],
 ])('refuses %j and leaves nothing', async (args, expected, message) => {
   const out = join(scratch, 'refused')

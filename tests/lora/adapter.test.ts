@@ -42,7 +42,7 @@ test('a name is taken once, is not empty, and a layer that cannot be made takes 
   expect(() => adapter.addLayer('q', random(4, 6, 1))).toThrow(ConfigError)
   expect(() => adapter.addFactors('q', random(2, 6, 1), random(4, 2, 1))).toThrow(/^q: .*already/)
   expect(() => adapter.addLayer('', random(4, 6, 1))).toThrow(/needs a name/)
-  expect(() => adapter.addLayer('v', random(1, 6, 1))).toThrow(/^v: the rank is above min.*at most 1, got 2/)
+  expect(() => adapter.addLayer('v', random(1, 6, 1))).toThrow(/^v: the rank is too high.*at most 1, got 2/)
   expect(() => adapter.addFactors('v', random(3, 6, 1), random(4, 3, 1))).toThrow(ShapeError)
   expect(adapter.names()).toEqual(['q', 'k'])
 })

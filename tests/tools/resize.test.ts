@@ -130,7 +130,7 @@ describe('resize', () => {
   })
 
   it.each([
-    [{}, /rank: missing.*rank, energy, error or ratio/],
+    [{}, /rank: missing.*rank, energy, error and ratio/],
     [undefined, /rank: missing/],
     [{ energy: 1.5 }, /energy.*\(0, 1\].*1.5/],
     [{ error: 1 }, /error.*\[0, 1\).*1/],

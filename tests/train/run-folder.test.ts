@@ -44,7 +44,9 @@ const adapter = () => {
 }
 
 /** A directory's methods as own properties, so that one can be left out. */
-function methodsOf(directory: MemoryDirectory): Required<Omit<Directory, 'name' | 'hubId' | 'isSame' | 'reserve'>> {
+function methodsOf(
+  directory: MemoryDirectory,
+): Required<Omit<Directory, 'name' | 'hubId' | 'isSame' | 'link' | 'reserve'>> {
   return {
     list: () => directory.list(),
     folders: () => directory.folders(),
@@ -68,7 +70,7 @@ describe('checkRunFolder', () => {
   it('overwrites what lowrank wrote, and resumes what is not finished', async () => {
     const directory = new MemoryDirectory({}, 'out')
     await writeMarker(directory, 'unfinished')
-    await expect(checkRunFolder(directory, 'new')).rejects.toThrow('Resume or overwrite')
+    await expect(checkRunFolder(directory, 'new')).rejects.toThrow('Use resume (--resume) or overwrite (--overwrite)')
     await expect(checkRunFolder(directory, 'resume')).rejects.toThrow(/no unfinished run.*overwrite/)
     await writeState(directory, names, engine, run)
     await checkRunFolder(directory, 'resume')

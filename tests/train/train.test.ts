@@ -307,7 +307,7 @@ describe('what goes wrong', () => {
   it.each([
     [{ config: { targetModules: ['q_prj'] } }, MismatchError, /q_proj/],
     [{ config: { targetModules: [] } }, ConfigError, /targetModules/],
-    [{ config: { rank: 500 } }, ConfigError, /model\.layers\.0\.self_attn\.\w+: the rank is above.*at most/],
+    [{ config: { rank: 500 } }, ConfigError, /model\.layers\.0\.self_attn\.\w+: the rank is too high.*at most/],
     [{ config: { rank: 0 } }, ConfigError, /rank/],
     [{ config: { dropout: 1 } }, ConfigError, /dropout/],
     [{ learningRate: 0 }, ConfigError, /learningRate/],
@@ -315,9 +315,9 @@ describe('what goes wrong', () => {
     [{ data: [] }, DataError, /data: it holds no records/],
     [{ data: [{ txt: 'a' }] as never }, DataError, /data\[0\]: not a valid record/],
     [{ evalData: [{ text: 'a' }, {}] as never }, DataError, /evalData\[1\]: not a valid record/],
-    [{ data: 'a.jsonl' as never }, ConfigError, /^data: neither records nor a file/],
-    [{ evalData: {} as never }, ConfigError, /^evalData: neither records nor a file/],
-    [{ resume: true, overwrite: true }, ConfigError, /not both/],
+    [{ data: 'a.jsonl' as never }, ConfigError, /^data: neither records nor an open file/],
+    [{ evalData: {} as never }, ConfigError, /^evalData: neither records nor an open file/],
+    [{ resume: true, overwrite: true }, ConfigError, /not together with overwrite/],
     [{ resume: true }, FileError, /no unfinished run/],
     [{ evaluateEvery: 2 }, ConfigError, /evaluateEvery needs records to evaluate/],
   ] as [Partial<TrainingOptions>, unknown, RegExp][])('%j', async (options, kind, message) => {

@@ -33,6 +33,8 @@ const MAX_REDIRECTS = 8
  * which it does not tell apart), or the repository has no such revision or file. With the first two, what is cached may do.
  */
 export class HubError extends FileError {
+  /** Node prints it in front of the stack: callers know the class as FileError. */
+  static override readonly name = 'FileError'
   readonly kind: 'unreachable' | 'access' | 'absent'
 
   constructor(kind: HubError['kind'], details: ErrorDetails) {

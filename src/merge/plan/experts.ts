@@ -85,7 +85,7 @@ export function stackedLayer(
   if (layout === undefined) {
     throw new MismatchError({
       where: info.name,
-      what: 'the adapter does not fit: the shapes of this parameter differ',
+      what: 'the adapter has another shape for this parameter',
       expected:
         experts === 1 ? formatShape([d, k]) : `${formatShape([experts, d, k])} or ${formatShape([experts, k, d])}`,
       got: formatShape(info.shape),
