@@ -18,7 +18,7 @@ import { LoraAdapter } from '../lora/adapter.js'
 import { requireHandled } from '../lora/requirements.js'
 import { type Engine, openEngine } from '../runtime/host.js'
 import { type Remote, transfer } from '../runtime/rpc.js'
-import type { Feeds, RuntimeTensor, SessionOptions } from '../runtime/runtime.js'
+import type { Feeds, OutputOptions, RuntimeTensor, SessionOptions } from '../runtime/runtime.js'
 import { ADAPTER_CHOICE, type AdapterChoice, type Mix, mixesOf } from './adapter-choice.js'
 import { type ClassifierSession, classify } from './classify.js'
 import { InferEngine } from './engine.js'
@@ -52,13 +52,23 @@ export interface SessionBase extends Pick<Model, 'onnx' | 'runtime'>, Partial<Pi
   close?(): Promise<void>
 }
 
+/** What who owns the session of a pipeline adds to the options. */
+export interface SessionExtras extends OutputOptions {
+  /** Edits the graph before adapters are put into it. */
+  edit?: ((graph: Graph) => void) | undefined
+  /** Called when all is checked, before the runtime reads weights. */
+  beforeOpen?: (() => Promise<void>) | undefined
+}
+
 /** An {@link AdapterSession}, or over less than a whole model what does not write texts. */
 export class OnnxSession<M extends SessionBase = SessionBase>
   implements Omit<AdapterSession, 'model' | 'generate' | 'stream' | 'classify'>
 {
   readonly model: M
   readonly #engine: Engine<InferEngine>
-  readonly #options: SessionOptions
+  readonly #options: SessionOptions & OutputOptions
+  readonly #edit: (graph: Graph) => void
+  readonly #beforeOpen: () => Promise<void>
   readonly #modules: ModuleMap
   readonly #closesModel: boolean
   readonly #graph: Graph
@@ -78,10 +88,13 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     model: M,
     { adapters: _, modules = {}, device, ...options }: AdapterSessionOptions,
     closesModel: boolean,
+    { edit = () => {}, beforeOpen = async () => {}, ...outputs }: SessionExtras,
   ) {
     this.model = model
     this.#closesModel = closesModel
-    this.#options = { ...options, ...(device !== undefined && { executionProviders: [device].flat() }) }
+    this.#edit = edit
+    this.#beforeOpen = beforeOpen
+    this.#options = { ...options, ...outputs, ...(device !== undefined && { executionProviders: [device].flat() }) }
     this.#modules = modules
     this.#graph = readGraph(model.onnx.proto)
     this.#linears = findLinears(this.#graph, modules)
@@ -97,8 +110,9 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     model: M,
     options: AdapterSessionOptions = {},
     closesModel = false,
+    extras: SessionExtras = {},
   ): Promise<OnnxSession<M>> {
-    const session = new OnnxSession(model, options, closesModel)
+    const session = new OnnxSession(model, options, closesModel, extras)
     try {
       await session.#add(Object.entries(options.adapters ?? {}))
       return session
@@ -141,7 +155,7 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     const mixes = mixesOf(adapter as AdapterChoice | readonly AdapterChoice[], batchOf(own))
     this.checkMixes(mixes)
     const run = (all: Feeds, names: readonly string[] | undefined) => this.engine.run(all, mixes, names)
-    const outputs = await runWithHead(run, own, outputNames, { head: this.#headFor(mixes), all: this.outputNames })
+    const outputs = await runWithHead(run, own, outputNames, { head: this.headFor(mixes), all: this.outputNames })
     if (mixes.length > 1) checkRanks(this.#graph, outputs)
     return outputs
   }
@@ -198,8 +212,13 @@ export class OnnxSession<M extends SessionBase = SessionBase>
 
   /** @internal */
   get engine(): Remote<InferEngine> {
-    if (this.#disposal !== undefined) throw new StateError({ where: 'AdapterSession', what: 'it is disposed' })
+    this.checkOpen()
     return this.#engine.remote
+  }
+
+  /** @internal Throws StateError when the session is disposed. */
+  checkOpen(): void {
+    if (this.#disposal !== undefined) throw new StateError({ where: 'AdapterSession', what: 'it is disposed' })
   }
 
   /**
@@ -220,8 +239,8 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     }
   }
 
-  /** The head that a run's logits come from. Throws UnsupportedError where adapters of several rows or a mix have one. */
-  #headFor(mixes: readonly Mix[]): AdapterHead | undefined {
+  /** @internal The head that a run's logits come from. Throws UnsupportedError where adapters of several rows or a mix have one. */
+  headFor(mixes: readonly Mix[]): AdapterHead | undefined {
     const heads = mixes.flat().flatMap(({ name }) => this.headOf(name) ?? [])
     const isAlone = mixes.length === 1 && mixes[0].length === 1
     if (heads.length === 0 || isAlone) return heads[0]
@@ -303,10 +322,12 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     if (isSame && given.size === this.#given.size) return
     // The graph is edited, so that each session starts from a fresh view of the model.
     const graph = new Graph(this.model.onnx.proto)
+    this.#edit(graph)
     const linears = findLinears(graph, this.#modules).filter(({ name }) => adapted.has(name))
     const { takesRows } = injectLora(graph, linears, affine)
     graph.outputs.push(...Array.from(given, (name) => create(ValueInfoProtoSchema, { name })))
     const providers = this.#options.executionProviders ?? []
+    await this.#beforeOpen()
     await this.engine.open({
       model: await sessionModel(this.model.onnx, graph.toModel()),
       sites: sitesOf(linears, affine),
@@ -341,8 +362,8 @@ function batchOf(feeds: Feeds): number | undefined {
   return ids?.dims[0]
 }
 
-/** Throws UnsupportedError where outputs have got another number of axes: some layer sees the rows as one matrix. */
-function checkRanks(graph: Graph, outputs: Readonly<Record<string, RuntimeTensor>>): void {
+/** @internal Throws UnsupportedError where outputs have got another number of axes: some layer sees the rows as one matrix. */
+export function checkRanks(graph: Graph, outputs: Readonly<Record<string, RuntimeTensor>>): void {
   for (const output of graph.outputs) {
     const declared = dimsOfInput(output).length
     const got = outputs[output.name]?.dims
