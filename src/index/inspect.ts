@@ -24,7 +24,7 @@ export interface CheckpointContents {
   metadata: Readonly<Record<string, string>>
 }
 
-/** What an ONNX model takes, gives, and has to adapt. */
+/** Inputs, outputs and adaptable layers of an ONNX model. */
 export interface OnnxContents {
   /** Names of the graph's inputs. */
   inputs: string[]
@@ -42,13 +42,15 @@ export type InspectReport =
 
 /** How an adapter is looked at. */
 export interface InspectOptions {
-  /** A model that the adapter in a folder is held against: as `base` of {@link merge}. */
+  /** A model to compare the adapter with. It takes the same values as `base` of {@link merge}. Only for adapters in folders. */
   base?: Source | undefined
-  /** Reads the base's weights for each layer's ‖s·B·A‖ / ‖W‖. Default false. */
+  /** Reports ‖s·B·A‖ / ‖W‖ for each layer. This reads the weights of the base. Default false. */
   relativeChange?: boolean | undefined
   /** Counts targets and patterns of the config that match nothing as problems. Default false: warnings. */
   strict?: boolean | undefined
-  /** The type of the graph that is looked at, in a folder with several. Default: the checkpoint, else the graph by config.json. */
+  /**
+   * Which graph to inspect if the folder has several. Default: the checkpoint; if there is none, the graph that config.json names.
+   */
   dtype?: DtypeChoice | undefined
 }
 

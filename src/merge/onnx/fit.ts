@@ -46,7 +46,8 @@ export async function fitOnnx(
     }
     const place = async () => {
       requireHandled({ config: adapter.config, parts: () => [part] }, MERGED, 'merging into ONNX models')
-      const { targets } = await planOnnxMerge(model, [{ adapter: stubOf(part, adapter), weight: 1 }])
+      const { targets, branches } = await planOnnxMerge(model, [{ adapter: stubOf(part, adapter), weight: 1 }])
+      if (targets.size === 0) return branchFit(name, branches[0])
       const [{ target, source }] = targets.values()
       const normDelta = 'config' in part ? normDeltas?.get(name) : undefined
       let relativeChange: number | null = null
@@ -72,6 +73,12 @@ export async function fitOnnx(
         ? [`it brings a head, which the base has not: ${[...head.placed.tensors].join(', ')}`]
         : [],
   })
+}
+
+/** A layer whose weight is integers gets a branch beside it. */
+function branchFit(name: string, { linear }: OnnxMergePlan['branches'][number]): PartFit {
+  const { weight, k, d, form } = linear
+  return { name, tensor: weight, shape: [d, k], dtype: form.name, problem: null, relativeChange: null }
 }
 
 async function placed(name: string, place: () => Promise<PartFit>): Promise<PartFit> {
