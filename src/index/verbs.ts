@@ -1,5 +1,6 @@
 // The verbs of the public API. Each loads its code with the first call: a page that only computes with LoRA layers stays small.
 
+import type { ConvertReport } from '../exchange/convert.js'
 import type { Model } from '../graph/model-folder.js'
 import type { AdapterSession } from '../infer/session.js'
 import type { LoraAdapter } from '../lora/adapter.js'
@@ -16,7 +17,7 @@ import type { MergeOptions, UnmergeOptions } from './merge-options.js'
 import type { LoadModelOptions } from './model.js'
 import type { OpenSessionOptions } from './session.js'
 import type { Source, Target } from './sources.js'
-import type { CombineOptions, ResizeOptions } from './tools.js'
+import type { CombineOptions, ConvertAdapterOptions, ResizeOptions } from './tools.js'
 import type { PreviewDataOptions, TrainOptions } from './train.js'
 
 /**
@@ -248,4 +249,28 @@ export async function combine(options: CombineOptions): Promise<CombineResult> {
  */
 export async function resize(adapter: Source | LoraAdapter, options: ResizeOptions): Promise<ResizeResult> {
   return (await import('./tools.js')).resize(adapter, options)
+}
+
+/**
+ * Writes an adapter in another format: PEFT's folder, a GGUF file for llama.cpp, a folder for mlx-lm, or an .onnx_adapter for ONNX Runtime.
+ * The format of the source is recognized by its content. The result changes the base as the source does: scalings of rsLoRA and patterns
+ * are written in the way that the format has for them, and the rows of q and k get llama.cpp's order.
+ *
+ * @throws UnsupportedError naming what the format cannot hold, such as DoRA in GGUF, and for models that llama.cpp does not have;
+ *   MismatchError when the adapter does not fit the base; FormatError for a damaged source; FileError when the result exists already;
+ *   ConfigError for an option that is unknown or not usable, and for GGUF without `base`
+ *
+ * @example
+ * const { layers, notes } = await convertAdapter('tests/golden/peft/f32', {
+ *   to: 'gguf',
+ *   base: 'models/union-3m',
+ *   out: 'out/adapter-for-llama.gguf',
+ * })
+ * console.log(layers, notes)
+ */
+export async function convertAdapter(
+  adapter: Source | LoraAdapter,
+  options: ConvertAdapterOptions,
+): Promise<ConvertReport> {
+  return (await import('./tools.js')).convertAdapter(adapter, options)
 }
