@@ -30,7 +30,8 @@ export type { ToPlainOptions } from './index/adapters.js'
 export { TRAIN_CHOICES } from './index/choices.js'
 export type { Data, DataFile } from './index/data.js'
 export { configureHub, type HubOptions } from './index/hub.js'
-export type { CheckpointContents, InspectOptions, InspectReport, OnnxContents } from './index/inspect.js'
+export type { CheckpointContents, InspectOptions, InspectReport } from './index/inspect.js'
+export type { GraphContents, LinearContents, OnnxContents } from './index/inspect-onnx.js'
 export type {
   AdapterToMerge,
   MergeOptions,

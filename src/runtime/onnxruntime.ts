@@ -131,6 +131,7 @@ function sessionOptions(model: SessionModel, options: SessionOptions & OutputOpt
   if (model.weightsFolder !== undefined) entries.model_external_initializers_file_folder_path = model.weightsFolder
   // Repacked copies of the weights are faster by some percent but double them; unpacked ones stay in mapped file pages.
   if (options.lowMemory) entries.disable_prepacking = '1'
+  if (options.exactProducts) entries.qdq_matmulnbits_accuracy_level = '0'
   return {
     graphOptimizationLevel: options.optimization ?? 'all',
     // Memory patterns plan for the largest shapes seen; leaving them off costs no time and saves much memory.

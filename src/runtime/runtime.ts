@@ -65,6 +65,8 @@ export interface SessionOptions {
   threads?: number
   /** Uses less memory, but runs a few percent slower: ONNX Runtime does not copy the weights. */
   lowMemory?: boolean
+  /** Products of dequantized weights take their inputs as floats, not rounded to 8 bits. Default false. */
+  exactProducts?: boolean
   /** Graph optimization level. Default 'all'. */
   optimization?: 'disabled' | 'basic' | 'extended' | 'all'
   /** Names of execution providers, as the runtime spells them. Default: its CPU provider. */
