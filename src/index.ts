@@ -30,7 +30,8 @@ export type { ToPlainOptions } from './index/adapters.js'
 export { TRAIN_CHOICES } from './index/choices.js'
 export type { Data, DataFile } from './index/data.js'
 export { configureHub, type HubOptions } from './index/hub.js'
-export type { CheckpointContents, InspectOptions, InspectReport, OnnxContents } from './index/inspect.js'
+export type { CheckpointContents, InspectOptions, InspectReport } from './index/inspect.js'
+export type { GraphContents, LinearContents, OnnxContents } from './index/inspect-onnx.js'
 export type {
   AdapterToMerge,
   MergeOptions,
@@ -142,7 +143,7 @@ export type { ToolProgress } from './tools/progress.js'
 export type { RankReport, ResizeResult } from './tools/resize.js'
 export type { TrainConfig, TrainingData, TrainingOptions, TrainResult } from './train/options.js'
 export type { PreviewExample, PreviewToken } from './train/preview.js'
-export type { EvaluationEvent, StepEvent, TrainEvents, TrainReport, TrainStage } from './train/report.js'
+export type { EvaluationEvent, ProgressEvent, StepEvent, TrainEvents, TrainReport, TrainStage } from './train/report.js'
 export type { StepMetrics } from './train/run-folder.js'
 export type { Schedule } from './train/schedule.js'
 export { TRAIN_DEFAULTS, type TrainSettings } from './train/settings.js'

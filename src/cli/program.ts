@@ -14,6 +14,7 @@ const EXIT_USAGE = 2
 const EXIT_BUG = 70
 
 const COMMANDS: Record<string, () => Promise<Command>> = {
+  demo: async () => (await import('./demo.js')).demo,
   train: async () => (await import('./train.js')).train,
   merge: async () => (await import('./merge.js')).merge,
   unmerge: async () => (await import('./unmerge.js')).unmerge,
@@ -33,11 +34,10 @@ export async function run(args: readonly string[]): Promise<number> {
   if (name === '--version' || name === '-v') return show(version())
   if (name === undefined || name === '--help' || name === '-h' || name === 'help') {
     if (name === 'help' && rest.length > 0) return run([rest[0], '--help'])
+    if (name === undefined)
+      return show(await (await import('./welcome.js')).welcome(version(), usesColor(process.stdout)))
     const commands = await Promise.all(Object.values(COMMANDS).map((load) => load()))
-    const help = programHelp(commands, usesColor(process.stdout))
-    if (name !== undefined) return show(help)
-    say(help)
-    return EXIT_USAGE
+    return show(programHelp(commands, usesColor(process.stdout)))
   }
   if (!Object.hasOwn(COMMANDS, name)) throw new UsageError(unknownCommand(name))
   const command = await COMMANDS[name]()

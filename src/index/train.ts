@@ -73,7 +73,13 @@ const OPTIONS: OptionTable<TrainOptions> = {
   on: OBJECT,
 }
 
-const EVENTS: OptionTable<TrainEvents> = { stage: FUNCTION, step: FUNCTION, evaluation: FUNCTION, warning: FUNCTION }
+const EVENTS: OptionTable<TrainEvents> = {
+  stage: FUNCTION,
+  progress: FUNCTION,
+  step: FUNCTION,
+  evaluation: FUNCTION,
+  warning: FUNCTION,
+}
 
 /** Options of {@link previewData}: the options of {@link TrainOptions} that change how records become tokens. */
 export interface PreviewDataOptions
