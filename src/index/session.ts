@@ -88,7 +88,7 @@ export async function openSession(model: Model | Source, given: OpenSessionOptio
     const help = ["dtype 'q4' (--dtype q4), if the model has it", ...(options.lowMemory ? [] : ['lowMemory: true'])]
     const warning = memoryWarning(need, limits, { what: 'The model', help })
     if (warning !== undefined) onWarning(warning)
-    return OnnxSession.open(opened, { ...options, adapters }, isOurs, read)
+    return OnnxSession.open(opened, { ...options, adapters }, isOurs, { openAdapter: read })
   }
   if (MODEL.accepts(model)) return open(model as Model, false)
   const opened = await loadModel(model as Source)
