@@ -23,7 +23,7 @@ import { type ClassifierSession, classify } from './classify.js'
 import { InferEngine } from './engine.js'
 import { checkName, plainFeeds } from './feeds.js'
 import { generate, streamText, type TextSession } from './generate.js'
-import { mainRole, otherGraphs, type SessionBase, shareAdapter } from './graphs.js'
+import { mainRole, otherGraphs, type SessionBase, type SessionExtras, shareAdapter } from './graphs.js'
 import { type AdapterHead, readHead, runWithHead } from './heads.js'
 import { batchOf, checkRanks } from './rows.js'
 import type {
@@ -46,16 +46,6 @@ const RUN_OPTIONS: OptionTable<RunOptions> = { adapter: ADAPTER_CHOICE, outputNa
 
 /** Providers on which tensors without elements work; on others an idle site gets zeros of rank 1. */
 const TAKES_EMPTY_TENSORS = new Set(['cpu', 'wasm'])
-
-/** What who owns the session of a pipeline adds to the options. */
-export interface SessionExtras extends OutputOptions {
-  /** Edits the graph before adapters are put into it. */
-  edit?: ((graph: Graph) => void) | undefined
-  /** Called when all is checked, before the runtime reads weights. */
-  beforeOpen?: (() => Promise<void>) | undefined
-  /** Opens what `add` is called with. Default: it is an adapter already. */
-  openAdapter?: ((adapter: unknown) => Promise<LoraAdapter>) | undefined
-}
 
 /** An {@link AdapterSession}, or over less than a whole model what does not write texts. */
 export class OnnxSession<M extends SessionBase = SessionBase>

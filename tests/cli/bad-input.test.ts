@@ -365,9 +365,9 @@ describe('wrong usage', () => {
     expect(code).toBe(2)
   })
 
-  it('shows help without a command', async () => {
+  it('says what to do without a command', async () => {
     const { code, stdout, stderr } = await lowrankHere()
-    expect([code, stdout]).toEqual([2, ''])
-    expect(stderr).toContain('lowrank <command>')
+    expect([code, stderr]).toEqual([0, ''])
+    expect(stdout).toContain('npx lowrank train')
   })
 })
