@@ -1,6 +1,6 @@
 // Training: model + records → adapter. Checks what is asked for, encodes the records, makes the adapter, and runs the steps.
 
-import { ConfigError, listed, MismatchError, StateError } from '../base/errors.js'
+import { ConfigError, listed, MismatchError, StateError, UnsupportedError } from '../base/errors.js'
 import { Random } from '../base/random.js'
 import { checkColumnNames } from '../data/columns.js'
 import { readRows } from '../data/read-rows.js'
@@ -16,7 +16,7 @@ import { LoraAdapter } from '../lora/adapter.js'
 import { type LoraConfig, resolveConfig } from '../lora/config.js'
 import { requireHandled, requirePlainConfig } from '../lora/requirements.js'
 import type { OpenTask, Task } from '../tasks/task.js'
-import { checkTaskName, DEFAULT_TASK, loadTask } from '../tasks/tasks.js'
+import { checkTaskName, DEFAULT_TASK, loadTask, tasksFor } from '../tasks/tasks.js'
 import { type EncodedSource, encodeRows } from './examples.js'
 import type { TrainingData, TrainingOptions, TrainResult } from './options.js'
 import type { TrainReport } from './report.js'
@@ -40,7 +40,7 @@ export async function train(options: TrainingOptions, limits: readonly MemoryLim
   const { model, out, on, modules, signal } = options
   const task = await loadTask(options.task ?? DEFAULT_TASK)
   checkTrainableForm(readGraph(model.onnx.proto))
-  task.check(model)
+  await checkTask(task, model)
   const use: FolderUse = options.resume ? 'resume' : options.overwrite ? 'overwrite' : 'new'
   if (out !== undefined) await checkRunFolder(out, use)
   on?.stage?.('encode')
@@ -109,6 +109,26 @@ function warnOfMemory(
     ],
   })
   if (warning !== undefined) (on?.warning ?? console.warn)(warning)
+}
+
+/** Throws what the task's check throws, with the tasks that the model can be trained for. */
+async function checkTask(task: Task, model: Model): Promise<void> {
+  try {
+    task.check(model)
+  } catch (error) {
+    const others = error instanceof UnsupportedError ? await tasksFor(model) : []
+    if (!(error instanceof UnsupportedError) || others.length === 0) throw error
+    const { where, what, expected, got } = error
+    const hint = `This model can be trained for ${others.join(' or ')}: set the option task (--task)`
+    throw new UnsupportedError({ what, hint, cause: error, ...defined({ where, expected, got }) })
+  }
+}
+
+/** Without what is undefined. */
+function defined(parts: Record<string, string | undefined>): Record<string, string> {
+  return Object.fromEntries(
+    Object.entries(parts).flatMap(([key, value]) => (value === undefined ? [] : [[key, value]])),
+  )
 }
 
 async function encode(
