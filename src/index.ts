@@ -28,9 +28,10 @@ export type { ModuleMap } from './graph/match/linears.js'
 export type { Model } from './graph/model-folder.js'
 export type { ToPlainOptions } from './index/adapters.js'
 export { TRAIN_CHOICES } from './index/choices.js'
-export type { Data, DataFile } from './index/data.js'
+export type { Data, DataFile, DataRecord } from './index/data.js'
 export { configureHub, type HubOptions } from './index/hub.js'
-export type { CheckpointContents, InspectOptions, InspectReport, OnnxContents } from './index/inspect.js'
+export type { CheckpointContents, InspectOptions, InspectReport } from './index/inspect.js'
+export type { GraphContents, LinearContents, OnnxContents } from './index/inspect-onnx.js'
 export type {
   AdapterToMerge,
   MergeOptions,
@@ -39,13 +40,14 @@ export type {
 } from './index/merge-options.js'
 export type { LoadModelOptions } from './index/model.js'
 export { nodeRuntime } from './index/runtimes.js'
-export type { OpenSessionOptions } from './index/session.js'
+export type { AdapterSession, OpenSessionOptions } from './index/session.js'
 export type { Source, Target } from './index/sources.js'
-export type { CombineOptions, ConvertAdapterOptions, ResizeOptions } from './index/tools.js'
+export type { CombineOptions, ConvertAdapterOptions, ExtractOptions, ResizeOptions } from './index/tools.js'
 export type { PreviewDataOptions, TrainOptions } from './index/train.js'
 export {
   combine,
   convertAdapter,
+  extract,
   inspect,
   loadAdapter,
   loadModel,
@@ -63,7 +65,6 @@ export { webRuntime } from './index/web-runtime.js'
 export type { AdapterChoice } from './infer/adapter-choice.js'
 export { GENERATE_DEFAULTS, type SamplingOptions } from './infer/sampling.js'
 export type {
-  AdapterSession,
   AdapterSessionOptions,
   ChatOptions,
   Classification,
@@ -136,11 +137,12 @@ export type { MessageRecord, TextRecord } from './text/records.js'
 export type { TextStream, Tokenizer } from './text/tokenizer.js'
 export type { CombineResult } from './tools/combine.js'
 export type { CombinationType } from './tools/combine-settings.js'
+export type { ExtractedLayer, ExtractResult } from './tools/extract.js'
 export type { ToolProgress } from './tools/progress.js'
 export type { RankReport, ResizeResult } from './tools/resize.js'
 export type { TrainConfig, TrainingData, TrainingOptions, TrainResult } from './train/options.js'
 export type { PreviewExample, PreviewToken } from './train/preview.js'
-export type { EvaluationEvent, StepEvent, TrainEvents, TrainReport, TrainStage } from './train/report.js'
+export type { EvaluationEvent, ProgressEvent, StepEvent, TrainEvents, TrainReport, TrainStage } from './train/report.js'
 export type { StepMetrics } from './train/run-folder.js'
 export type { Schedule } from './train/schedule.js'
 export { TRAIN_DEFAULTS, type TrainSettings } from './train/settings.js'

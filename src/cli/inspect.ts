@@ -13,9 +13,9 @@ const MAX_PROBLEMS = 20
 
 export const inspect = defineCommand({
   name: 'inspect',
-  summary: 'show what an adapter or a model holds',
+  summary: 'show what is in an adapter or a model',
   about: [
-    'For an adapter: shows its configuration, and for each layer the shape, the scaling and the size of the change.',
+    'For an adapter: shows its configuration. For each layer, it shows the shape, the scaling, and how much it changes the weight.',
     'For a broken adapter: lists all problems, and exits with 1.',
     'For an .onnx model: lists the layers that an adapter can change. For a safetensors checkpoint: lists its tensors.',
   ].join('\n'),
@@ -26,11 +26,11 @@ export const inspect = defineCommand({
   ],
   positional: { name: 'SOURCE', about: 'adapter folder, safetensors checkpoint, .onnx file, or an id on the Hub' },
   options: {
-    base: text(MODEL, 'check how the adapter fits this model: a checkpoint or an .onnx file'),
+    base: text(MODEL, 'check whether the adapter fits this model: a checkpoint or an .onnx file'),
     dtype: dtype(),
-    relativeChange: toggle("with --base: show each layer's relative change, ‖ΔW‖/‖W‖"),
+    relativeChange: toggle('with --base: show how much each layer changes its weight: ‖ΔW‖/‖W‖'),
     html: text('FILE', 'write a web page in one file: a heat map of the layers and their singular values'),
-    overwrite: toggle('replace the page of --html'),
+    overwrite: toggle('replace the file of --html if it exists'),
     strict: toggle('report targets and patterns that match no layer as problems'),
     json: toggle('print one JSON document on stdout'),
   },
@@ -79,19 +79,32 @@ function lines(report: InspectReport): string[] {
         ]),
       ]
     case 'onnx':
-      return [
-        heading('ONNX model', `${report.linears.length} linear layers`),
-        `inputs   ${printable(report.inputs.join(', '))}`,
-        `outputs  ${printable(report.outputs.join(', '))}`,
-        '',
-        table([
-          ['linear layer', 'form', 'd', 'k'],
-          ...report.linears.map(({ name, form, layout, d, k, isHead }) => {
-            return [name, `${form} (${layout})${isHead ? ', head' : ''}`, d, k]
-          }),
-        ]),
-      ]
+      return onnxLines(report)
   }
+}
+
+function onnxLines({ graphs, dtypes, linears }: InspectReport & { kind: 'onnx' }): string[] {
+  const isSeveral = graphs.length > 1
+  const types = Object.entries(dtypes).map(([name, own]) => `${isSeveral ? `${name}: ` : ''}${own.join(', ')}`)
+  const yes = (is: boolean) => (is ? 'yes' : 'no')
+  return [
+    heading('ONNX model', `${linears.length} linear layers${isSeveral ? ` in ${graphs.length} graphs` : ''}`),
+    ...(types.length > 0 ? [`types    ${printable(types.join('; '))}`] : []),
+    ...graphs.flatMap(({ role, inputs, outputs }) => [
+      ...(isSeveral ? ['', colors.bold(role)] : []),
+      `inputs   ${printable(inputs.join(', '))}`,
+      `outputs  ${printable(outputs.join(', '))}`,
+    ]),
+    '',
+    table([
+      ['linear layer', ...(isSeveral ? ['graph'] : []), 'form', 'd', 'k', 'run', 'merge', 'train'],
+      ...linears.map(({ name, graph, form, layout, d, k, isHead, run, merge, train, problem }) => {
+        const stored = `${form} (${layout})${isHead ? ', head' : ''}${problem === null ? '' : `: ${problem}`}`
+        const able = [yes(run), merge.join(', ') || 'no', yes(train)]
+        return [name, ...(isSeveral ? [graph] : []), stored, d, k, ...able]
+      }),
+    ]),
+  ]
 }
 
 function adapterLines({

@@ -1,6 +1,6 @@
-// lowrank merge: folds an adapter into a base model's weights, so that it runs without LoRA.
+// lowrank merge: adds an adapter to a base model's weights, so that the result runs without LoRA.
 
-import type { MergePlanReport } from '../index.js'
+import type { LayerChange, MergePlanReport } from '../index.js'
 import { printable } from './escape.js'
 import {
   ADAPTERS,
@@ -27,7 +27,7 @@ export const merge = defineCommand({
   ].join('\n'),
   examples: [
     'lowrank merge --base models/union-3m --adapter out/scripture --out out/scripture-model',
-    'lowrank merge --base models/union-3m --adapter out/scripture --adapter out/whaling --weight 0.5 --format safetensors --out out/both',
+    'lowrank merge --base models/union-3m --adapter out/scripture --adapter tests/golden/peft/f32 --weight 0.5 --format safetensors --out out/scripture-mix',
     'lowrank merge --base models/union-3m/model.safetensors --adapter out/scripture --out out/merged.safetensors',
   ],
   options: {
@@ -36,7 +36,7 @@ export const merge = defineCommand({
     out: required('DIR|FILE', 'result: a new folder, or a file whose name ends in .onnx or .safetensors'),
     tied: choice(
       ['refuse', 'untie', 'keep'],
-      'what to do if the adapter changes only one of two tied embeddings; default: refuse, for .onnx untie',
+      'for models that use one weight as input and output embedding, if the adapter changes only one of the two. refuse: stop. untie: write two weights. keep: change both. Default: refuse; for .onnx: untie',
     ),
     outDtype: sized('f32|f16|bf16|keep', 'type of the weights in the result; default keep: as in the base', readDtype),
     quantized: choice(
@@ -44,10 +44,14 @@ export const merge = defineCommand({
       'what to do with quantized weights of an .onnx: put the factors beside them (default), or quantize the sum again',
     ),
     dryRun: toggle('check everything and show the plan; write nothing'),
+    verbose: toggle('show the change of each layer, and not the largest ones alone'),
     ...OUTPUT,
   },
   apiNames: API_NAMES,
-  async run({ dryRun, json, maxShardSize, shards, adapter: _adapter, weight: _weight, ...rest }, { occurrences }) {
+  async run(
+    { dryRun, verbose, json, maxShardSize, shards, adapter: _adapter, weight: _weight, ...rest },
+    { occurrences },
+  ) {
     const adapters = weightedAdapters(occurrences)
     const options = { ...rest, adapters, maxShardBytes: maxShardSize, share: shards }
     const node = await import('../node.js')
@@ -55,18 +59,35 @@ export const merge = defineCommand({
     return runMerge(
       json,
       (run) => node.merge({ ...options, ...run }),
-      ({ layers }) => {
-        if (layers.length === 0) return
-        const isRequantized = layers.some(({ quantizationError }) => quantizationError !== undefined)
-        const rows = layers.map(({ name, relativeChange, quantizationError }) => {
-          return [name, relativeChange, ...(isRequantized ? [quantizationError ?? ''] : [])]
-        })
-        print(table([['layer', 'change ‖ΔW‖/‖W‖', ...(isRequantized ? ['added error'] : [])], ...rows]))
-      },
+      ({ layers }) => showChanges(layers, verbose),
       partOf({ shards, finish: rest.finish }),
     )
   },
 })
+
+/** Layers that are shown without --verbose. */
+const SHOWN_CHANGES = 10
+
+/** How much layers changed: the range, and a table of the largest changes or of all. */
+function showChanges(layers: readonly LayerChange[], isVerbose: boolean): void {
+  if (layers.length === 0) return
+  const sorted = layers.toSorted((a, b) => (b.relativeChange ?? -1) - (a.relativeChange ?? -1))
+  const known = sorted.flatMap(({ relativeChange }) => relativeChange ?? [])
+  if (known.length > 1) {
+    const [most, middle, least] = [known[0], known[known.length >> 1], known[known.length - 1]].map((x) =>
+      x.toPrecision(3),
+    )
+    say(`Change ‖ΔW‖/‖W‖ of ${layers.length} layers: from ${least} to ${most}, in the middle ${middle}`)
+  }
+  const shown = isVerbose ? layers : sorted.slice(0, SHOWN_CHANGES)
+  const heading = shown.length < layers.length ? `${SHOWN_CHANGES} largest changes` : 'layer'
+  const isRequantized = layers.some(({ quantizationError }) => quantizationError !== undefined)
+  const rows = shown.map(({ name, relativeChange, quantizationError }) => {
+    return [name, relativeChange ?? '–', ...(isRequantized ? [quantizationError ?? ''] : [])]
+  })
+  print(table([[heading, 'change ‖ΔW‖/‖W‖', ...(isRequantized ? ['added error'] : [])], ...rows]))
+  if (shown.length < layers.length) say(`--verbose shows all ${layers.length} layers`)
+}
 
 function readDtype({ flag, value }: Occurrence): 'F32' | 'F16' | 'BF16' | 'keep' {
   const dtype = value.toUpperCase()

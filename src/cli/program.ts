@@ -2,7 +2,7 @@
 
 import { readFileSync } from 'node:fs'
 import { nearMisses } from '../base/errors.js'
-import { configureHub, LowrankError } from '../index.js'
+import { ConfigError, configureHub, LowrankError } from '../index.js'
 import { showDownloads } from './downloads.js'
 import { commandHelp, programHelp } from './help.js'
 import { type Command, flagOf, parseCommand, UsageError } from './options.js'
@@ -14,12 +14,14 @@ const EXIT_USAGE = 2
 const EXIT_BUG = 70
 
 const COMMANDS: Record<string, () => Promise<Command>> = {
+  demo: async () => (await import('./demo.js')).demo,
   train: async () => (await import('./train.js')).train,
   merge: async () => (await import('./merge.js')).merge,
   unmerge: async () => (await import('./unmerge.js')).unmerge,
   combine: async () => (await import('./combine.js')).combine,
   resize: async () => (await import('./resize.js')).resize,
   convert: async () => (await import('./convert.js')).convert,
+  extract: async () => (await import('./extract.js')).extract,
   'to-plain': async () => (await import('./to-plain.js')).toPlain,
   inspect: async () => (await import('./inspect.js')).inspect,
   generate: async () => (await import('./generate.js')).generate,
@@ -32,11 +34,10 @@ export async function run(args: readonly string[]): Promise<number> {
   if (name === '--version' || name === '-v') return show(version())
   if (name === undefined || name === '--help' || name === '-h' || name === 'help') {
     if (name === 'help' && rest.length > 0) return run([rest[0], '--help'])
+    if (name === undefined)
+      return show(await (await import('./welcome.js')).welcome(version(), usesColor(process.stdout)))
     const commands = await Promise.all(Object.values(COMMANDS).map((load) => load()))
-    const help = programHelp(commands, usesColor(process.stdout))
-    if (name !== undefined) return show(help)
-    say(help)
-    return EXIT_USAGE
+    return show(programHelp(commands, usesColor(process.stdout)))
   }
   if (!Object.hasOwn(COMMANDS, name)) throw new UsageError(unknownCommand(name))
   const command = await COMMANDS[name]()
@@ -50,16 +51,17 @@ export async function run(args: readonly string[]): Promise<number> {
     return await command.run(values, { positional, occurrences })
   } catch (error) {
     if (!(error instanceof LowrankError)) throw error
-    complain('error', asFlag(error, command))
-    return EXIT_KNOWN_ERROR
+    const flag = flagAt(error, command)
+    complain('error', flag === undefined ? error.message : error.message.replace(error.where!, flag))
+    return flag !== undefined && error instanceof ConfigError ? EXIT_USAGE : EXIT_KNOWN_ERROR
   }
 }
 
-/** The message, with the name of an API's option written as on the command line. */
-function asFlag({ where, message }: LowrankError, { options, apiNames = {} }: Command): string {
-  if (where === undefined) return message
+/** The option that an error of the API is about, as it is written on the command line; undefined for other errors. */
+function flagAt({ where }: LowrankError, { options, apiNames = {} }: Command): string | undefined {
+  if (where === undefined) return undefined
   const key = Object.hasOwn(apiNames, where) ? apiNames[where] : where
-  return Object.hasOwn(options, key) ? message.replace(where, flagOf(key)) : message
+  return Object.hasOwn(options, key) ? flagOf(key) : undefined
 }
 
 function show(text: string): number {

@@ -25,10 +25,20 @@ export interface EvaluationEvent {
 /** What a run is about to do. */
 export type TrainStage = 'encode' | 'prepare' | 'evaluate' | 'train' | 'save'
 
+/** How far a stage is. */
+export interface ProgressEvent {
+  stage: 'prepare' | 'evaluate'
+  /** Of `total` parts. */
+  done: number
+  total: number
+}
+
 /** Callbacks. If one throws an error, the run stops. */
 export interface TrainEvents {
   /** Called when a stage begins. A stage can begin several times, such as `evaluate`. */
   stage?(stage: TrainStage): void
+  /** Parts of a stage that are done: while the graph is built, and while it evaluates. */
+  progress?(event: ProgressEvent): void
   /** After each optimizer step. */
   step?(event: StepEvent): void
   /** After each evaluation. */

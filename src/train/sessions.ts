@@ -16,6 +16,7 @@ import type { Feeds } from '../runtime/runtime.js'
 import { runtimeBehind } from '../runtime/session-table.js'
 import type { OpenTask } from '../tasks/task.js'
 import type { Pass, TrainEngine } from './engine.js'
+import type { TrainEvents } from './report.js'
 import type { TrainSettings } from './settings.js'
 
 export interface SessionParts {
@@ -24,6 +25,7 @@ export interface SessionParts {
   readonly adapter: LoraAdapter
   readonly modules: ModuleMap | undefined
   readonly settings: TrainSettings
+  readonly on?: TrainEvents
 }
 
 export class TrainingSessions {
@@ -57,8 +59,12 @@ export class TrainingSessions {
     const runtime = runtimeBehind(engine, await engine.runtimeName())
     const layers = adapter.parts('linear').map(({ name, d, k, rank, scaling }) => ({ name, d, k, rank, scaling }))
     const { dropout } = adapter.config
+    const tell = (done: number) => parts.on?.progress?.({ stage: 'prepare', done, total: 3 })
+    tell(0)
     const training = await buildTrainingGraph(model.onnx, runtime, open, { layers, modules, dropout })
+    tell(1)
     const evaluation = buildLossGraph(model.onnx, open, { layers, modules })
+    tell(2)
     return new TrainingSessions(parts, engine, runtime.name, { training, evaluation })
   }
 
@@ -91,8 +97,15 @@ export class TrainingSessions {
     // A run that evaluates again and again would open them again and again.
     if (evaluateEvery === undefined) await this.#closeAll()
     const model = await graph.sessionModel()
-    id = (await this.#engine.openSession(model, { lowMemory, ...(threads === undefined ? {} : { threads }) })).id
+    id = (
+      await this.#engine.openSession(model, {
+        lowMemory,
+        exactProducts: true,
+        ...(threads === undefined ? {} : { threads }),
+      })
+    ).id
     this.#sessions.set(graph, id)
+    this.#parts.on?.progress?.({ stage: 'prepare', done: 3, total: 3 })
     return id
   }
 
