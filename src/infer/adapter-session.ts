@@ -219,10 +219,9 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     // A change that waits for a run which never ends is over when the engine is given up.
     const startedAt = performance.now()
     await settlesWithin(this.#lastChange, STOP_MS / 2)
-    const limitMs = STOP_MS - (performance.now() - startedAt)
+    const leftMs = STOP_MS - (performance.now() - startedAt)
     try {
-      const others = Array.from(this.#others.values(), (other) => other.dispose())
-      await Promise.all([...others, this.#engine.close(limitMs)])
+      await Promise.all([...this.#others.values()].map((other) => other.dispose()).concat(this.#engine.close(leftMs)))
     } finally {
       if (this.#closesModel) await this.model.close?.()
     }
