@@ -63,9 +63,11 @@ export { GENERATE_DEFAULTS, type SamplingOptions } from './infer/sampling.js'
 export type {
   AdapterSession,
   AdapterSessionOptions,
+  BatchOptions,
   ChatOptions,
   Classification,
   ClassifyOptions,
+  EmbedOptions,
   GenerateOptions,
   GenerateResult,
   Prompt,

@@ -21,15 +21,15 @@ const MIX = kind('an object of names and weights such as { a: 0.5, b: 1 }', (val
   return weights.length > 0 && weights.every((weight) => typeof weight === 'number' && Number.isFinite(weight))
 })
 
-const CHOICE: Kind = anyOf(
+export const ONE_CHOICE: Kind = anyOf(
   NAME,
   MIX,
   kind('null', (value) => value === null),
 )
 
 /** What the option `adapter` may be. */
-export const ADAPTER_CHOICE: Kind = anyOf(CHOICE, {
-  ...listOf(CHOICE),
+export const ADAPTER_CHOICE: Kind = anyOf(ONE_CHOICE, {
+  ...listOf(ONE_CHOICE),
   expected: 'a list of these, one for each row',
 })
 

@@ -21,6 +21,7 @@ import { type Remote, transfer } from '../runtime/rpc.js'
 import type { Feeds, RuntimeTensor, SessionOptions } from '../runtime/runtime.js'
 import { ADAPTER_CHOICE, type AdapterChoice, type Mix, mixesOf } from './adapter-choice.js'
 import { type ClassifierSession, classify } from './classify.js'
+import { type EmbeddingSession, embed } from './embed.js'
 import { InferEngine } from './engine.js'
 import { checkName, plainFeeds } from './feeds.js'
 import { generate, streamText, type TextSession } from './generate.js'
@@ -30,6 +31,7 @@ import type {
   AdapterSessionOptions,
   Classification,
   ClassifyOptions,
+  EmbedOptions,
   GenerateOptions,
   GenerateResult,
   Prompt,
@@ -54,7 +56,7 @@ export interface SessionBase extends Pick<Model, 'onnx' | 'runtime'>, Partial<Pi
 
 /** An {@link AdapterSession}, or over less than a whole model what does not write texts. */
 export class OnnxSession<M extends SessionBase = SessionBase>
-  implements Omit<AdapterSession, 'model' | 'generate' | 'stream' | 'classify'>
+  implements Omit<AdapterSession, 'model' | 'generate' | 'stream' | 'classify' | 'embed'>
 {
   readonly model: M
   readonly #engine: Engine<InferEngine>
@@ -172,6 +174,16 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     options?: ClassifyOptions,
   ): Promise<Classification | Classification[]> {
     return classify(this, texts, options)
+  }
+
+  embed(this: EmbeddingSession, text: string, options?: EmbedOptions): Promise<Float32Array>
+  embed(this: EmbeddingSession, texts: readonly string[], options?: EmbedOptions): Promise<Float32Array[]>
+  embed(
+    this: EmbeddingSession,
+    texts: string | readonly string[],
+    options?: EmbedOptions,
+  ): Promise<Float32Array | Float32Array[]> {
+    return embed(this, texts, options)
   }
 
   /** @internal */

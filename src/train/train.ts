@@ -1,6 +1,7 @@
 // Training: model + records → adapter. Checks what is asked for, encodes the records, makes the adapter, and runs the steps.
 
 import { ConfigError, listed, MismatchError, StateError } from '../base/errors.js'
+import { checkOptions as checkTable } from '../base/options.js'
 import { Random } from '../base/random.js'
 import { checkColumnNames } from '../data/columns.js'
 import { readRows } from '../data/read-rows.js'
@@ -37,6 +38,7 @@ export async function train(options: TrainingOptions): Promise<TrainResult> {
   const startedAt = performance.now()
   const { model, out, on, modules, signal } = options
   const task = await loadTask(options.task ?? DEFAULT_TASK)
+  checkTaskOptions(task, options.taskOptions)
   checkTrainableForm(readGraph(model.onnx.proto))
   task.check(model)
   const use: FolderUse = options.resume ? 'resume' : options.overwrite ? 'overwrite' : 'new'
@@ -54,7 +56,7 @@ export async function train(options: TrainingOptions): Promise<TrainResult> {
       ? heldOut
       : (await encode(options, settings, task, options.evalData, 'evalData', undefined)).kept
   on?.stage?.('prepare')
-  const open = task.open(model, records.examples)
+  const open = task.open(model, records.examples, options.taskOptions)
   const adapter = options.adapter ?? (await newAdapter(model, config, { task, open, modules }))
   adapter.chatTemplate = chatTemplate ?? adapter.chatTemplate
   checkHead(adapter, open)
@@ -62,6 +64,7 @@ export async function train(options: TrainingOptions): Promise<TrainResult> {
   const result = await trainAdapter({
     model,
     task: task.name,
+    taskOptions: options.taskOptions,
     open,
     adapter,
     modules,
@@ -182,6 +185,11 @@ function checkOptions(options: TrainingOptions, settings: TrainSettings): LoraCo
   // What of a head is saved whole, the task decides.
   requirePlainConfig({ ...config, modulesToSave: [] }, 'training')
   return config
+}
+
+/** Throws ConfigError naming an option that the task does not have, or that is out of range. */
+function checkTaskOptions({ name, options = {} }: Task, given: unknown): void {
+  checkTable(given, { of: `the task ${name}`, table: options })
 }
 
 function checkData(where: string, data: unknown): void {
