@@ -20,6 +20,7 @@ export {
 } from './base/errors.js'
 export type { BlobLike, ByteStreamLike, FileLike, FolderHandle, SignalLike } from './base/globals.js'
 export type { FloatArray, Matrix, MatrixLike, Shaped, Tensor } from './base/tensor.js'
+export type { AdapterFormat, ConvertedDtype, ConvertReport } from './exchange/convert.js'
 export type { OnnxModel } from './formats/onnx/model.js'
 export type { WeightRange } from './formats/onnx/tensors.js'
 export type { DtypeChoice, GraphDtype } from './graph/graph-file.js'
@@ -29,7 +30,8 @@ export type { ToPlainOptions } from './index/adapters.js'
 export { TRAIN_CHOICES } from './index/choices.js'
 export type { Data, DataFile } from './index/data.js'
 export { configureHub, type HubOptions } from './index/hub.js'
-export type { CheckpointContents, InspectOptions, InspectReport, OnnxContents } from './index/inspect.js'
+export type { CheckpointContents, InspectOptions, InspectReport } from './index/inspect.js'
+export type { GraphContents, LinearContents, OnnxContents } from './index/inspect-onnx.js'
 export type {
   AdapterToMerge,
   MergeOptions,
@@ -40,10 +42,11 @@ export type { LoadModelOptions } from './index/model.js'
 export { nodeRuntime } from './index/runtimes.js'
 export type { OpenSessionOptions } from './index/session.js'
 export type { Source, Target } from './index/sources.js'
-export type { CombineOptions, ResizeOptions } from './index/tools.js'
+export type { CombineOptions, ConvertAdapterOptions, ResizeOptions } from './index/tools.js'
 export type { PreviewDataOptions, TrainOptions } from './index/train.js'
 export {
   combine,
+  convertAdapter,
   inspect,
   loadAdapter,
   loadModel,
@@ -140,7 +143,7 @@ export type { ToolProgress } from './tools/progress.js'
 export type { RankReport, ResizeResult } from './tools/resize.js'
 export type { TrainConfig, TrainingData, TrainingOptions, TrainResult } from './train/options.js'
 export type { PreviewExample, PreviewToken } from './train/preview.js'
-export type { EvaluationEvent, StepEvent, TrainEvents, TrainReport, TrainStage } from './train/report.js'
+export type { EvaluationEvent, ProgressEvent, StepEvent, TrainEvents, TrainReport, TrainStage } from './train/report.js'
 export type { StepMetrics } from './train/run-folder.js'
 export type { Schedule } from './train/schedule.js'
 export { TRAIN_DEFAULTS, type TrainSettings } from './train/settings.js'

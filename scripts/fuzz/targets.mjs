@@ -11,5 +11,4 @@ export const targets = new Map([formats, adapters, graphs, texts, merges].flat()
 /** Targets with a failure that is known and open, and the reason: only run by their name. docs/reliability.md names them too. */
 export const EXCLUDED = new Map([
   ['data-parquet', 'a damaged file of 1 kB can keep hyparquet busy for more than 20 seconds'],
-  ['tokenizer', 'decoding with a damaged tokenizer.json ends in errors of @huggingface/tokenizers'],
 ])

@@ -189,6 +189,7 @@ REFUSED = {  # name: (base, exporter, op at fault, allowed error of a logit)
     "merged-if": ("llama-1", then(merged), "If", 1e-4),
     "llama-fp16": ("llama-1", then(float16), "MatMul", 0.1),
     "llama-q4": ("llama-1", then(int4), "MatMulNBits", LOOSE),
+    "llama-genai-int4": ("llama-1", genai(precision="int4"), "MatMulNBits", LOOSE),
     "llama-q8": ("llama-1", then(int8), "MatMulInteger", LOOSE),
 }
 

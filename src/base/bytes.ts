@@ -13,7 +13,7 @@ export interface ByteSource {
   readonly realPath?: string
   /** Exactly `byteLength` bytes from `offset`. Throws FileError when the range is outside the source or unreadable. */
   read(offset: number, byteLength: number): Promise<Uint8Array>
-  /** Lets go of what the source holds open. */
+  /** Closes the file. */
   close(): Promise<void>
 }
 
@@ -56,6 +56,13 @@ export interface Directory {
    * crash can leave a part of it. Folders without it have only files that appear whole.
    */
   append?(path: string, bytes: Uint8Array): Promise<void>
+  /**
+   * Gives a file of the local file system a second name here. Throws FileError where that cannot be: another disk, a file system
+   * without hard links.
+   *
+   * @param realPath of the file, without symbolic links
+   */
+  link?(path: string, realPath: string): Promise<void>
   /**
    * Takes the folder for one writer of a kind. Folders without it do not know of other writers.
    *

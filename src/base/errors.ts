@@ -17,7 +17,7 @@ export type ErrorCode =
 export interface ErrorDetails {
   /** What the error is about: a file, a tensor, a layer, an option. */
   where?: string
-  /** One clause, lower case, without a final stop. */
+  /** What is wrong. */
   what: string
   /** What would have been right. */
   expected?: string
@@ -30,8 +30,8 @@ export interface ErrorDetails {
 }
 
 /**
- * Base of all errors that lowrank throws on purpose. `code` says which kind, so that callers match on it and never on
- * the message; `where`, `what`, `expected`, `got` and `hint` are the parts of the message.
+ * Base of all errors that lowrank throws on purpose. `code` says which kind, so check `code` and not the text of the message;
+ * `where`, `what`, `expected`, `got` and `hint` are the parts of the message.
  */
 export abstract class LowrankError extends Error {
   /** The kind of error: one for each class. */

@@ -2,7 +2,7 @@
 
 import { ShapeError } from './errors.js'
 
-/** Values in single or in double precision; results take that of what they are computed from. */
+/** Values in single or double precision. A result has the same precision as its inputs. */
 export type FloatArray = Float32Array | Float64Array
 
 /** A row-major matrix. */

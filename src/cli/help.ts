@@ -25,6 +25,7 @@ export function programHelp(commands: readonly Pick<Command, 'name' | 'summary'>
     `  ${cyan('--version'.padEnd(10))}the version`,
     '',
     bold('Examples'),
+    '  lowrank demo',
     '  lowrank train --model HuggingFaceTB/SmolLM2-135M-Instruct --data chats.jsonl --out my-adapter',
     '  lowrank generate --adapter my-adapter --prompt "Once upon a time"',
     '  lowrank merge --base HuggingFaceTB/SmolLM2-135M-Instruct --adapter my-adapter --out my-model',

@@ -22,6 +22,10 @@ export const OUTPUT = {
     'kind of model to write; default: onnx if the base’s folder has an .onnx file, else safetensors',
   ),
   dtype: dtype(),
+  externalData: choice(
+    ['copy', 'hardlink'],
+    'how data files of an .onnx that do not change come into the result; default copy',
+  ),
   allowMissing: toggle(
     'leave out layers that an .onnx export dropped, and continue if a head needs tensors that are in neither the base nor the adapter',
   ),
@@ -45,9 +49,15 @@ export function partOf({ shards, finish }: { shards?: unknown; finish: boolean }
   return shards === undefined ? 'whole' : 'share'
 }
 
+/** What of a model changed, in a few words. */
+export function changesIn({ changed, tensors, branches }: MergeSummary): string {
+  const beside = branches === undefined ? '' : `, ${branches} layers with factors beside their quantized weights`
+  return `${changed} of ${tensors} tensors changed${beside}`
+}
+
 function outcome(report: MergeReport, part: 'whole' | 'share' | 'finish'): string {
   const [out, seconds] = [colors.bold(report.out), `${report.seconds.toFixed(1)} s`]
-  const changed = `${report.changed} of ${report.tensors} tensors changed`
+  const changed = changesIn(report)
   if (part === 'whole') return `Wrote ${out}: ${bytes(report.bytes)}, ${changed}, ${seconds}`
   if (part === 'finish') return `Checked all files. The result is ${out}: ${changed}, ${seconds}`
   const made =

@@ -1,8 +1,18 @@
 // lowrank merge: folds an adapter into a base model's weights, so that it runs without LoRA.
 
-import type { MergePlanReport } from '../index.js'
+import type { LayerChange, MergePlanReport } from '../index.js'
 import { printable } from './escape.js'
-import { ADAPTERS, API_NAMES, OUTPUT, partOf, runMerge, sayAsides, sized, weightedAdapters } from './merge-options.js'
+import {
+  ADAPTERS,
+  API_NAMES,
+  changesIn,
+  OUTPUT,
+  partOf,
+  runMerge,
+  sayAsides,
+  sized,
+  weightedAdapters,
+} from './merge-options.js'
 import { choice, defineCommand, type Occurrence, required, toggle, UsageError } from './options.js'
 import { MODEL } from './sources.js'
 import { bytes, colors, print, printDocument, say, table } from './terminal.js'
@@ -29,11 +39,19 @@ export const merge = defineCommand({
       'what to do if the adapter changes only one of two tied embeddings; default: refuse, for .onnx untie',
     ),
     outDtype: sized('f32|f16|bf16|keep', 'type of the weights in the result; default keep: as in the base', readDtype),
+    quantized: choice(
+      ['branches', 'requantize'],
+      'what to do with quantized weights of an .onnx: put the factors beside them (default), or quantize the sum again',
+    ),
     dryRun: toggle('check everything and show the plan; write nothing'),
+    verbose: toggle('show the change of each layer, and not the largest ones alone'),
     ...OUTPUT,
   },
   apiNames: API_NAMES,
-  async run({ dryRun, json, maxShardSize, shards, adapter: _adapter, weight: _weight, ...rest }, { occurrences }) {
+  async run(
+    { dryRun, verbose, json, maxShardSize, shards, adapter: _adapter, weight: _weight, ...rest },
+    { occurrences },
+  ) {
     const adapters = weightedAdapters(occurrences)
     const options = { ...rest, adapters, maxShardBytes: maxShardSize, share: shards }
     const node = await import('../node.js')
@@ -41,14 +59,35 @@ export const merge = defineCommand({
     return runMerge(
       json,
       (run) => node.merge({ ...options, ...run }),
-      ({ layers }) => {
-        const rows = layers.map(({ name, relativeChange }) => [name, relativeChange])
-        if (rows.length > 0) print(table([['layer', 'change ‖ΔW‖/‖W‖'], ...rows]))
-      },
+      ({ layers }) => showChanges(layers, verbose),
       partOf({ shards, finish: rest.finish }),
     )
   },
 })
+
+/** Layers that are shown without --verbose. */
+const SHOWN_CHANGES = 10
+
+/** How much layers changed: the range, and a table of the largest changes or of all. */
+function showChanges(layers: readonly LayerChange[], isVerbose: boolean): void {
+  if (layers.length === 0) return
+  const sorted = layers.toSorted((a, b) => (b.relativeChange ?? -1) - (a.relativeChange ?? -1))
+  const known = sorted.flatMap(({ relativeChange }) => relativeChange ?? [])
+  if (known.length > 1) {
+    const [most, middle, least] = [known[0], known[known.length >> 1], known[known.length - 1]].map((x) =>
+      x.toPrecision(3),
+    )
+    say(`Change ‖ΔW‖/‖W‖ of ${layers.length} layers: from ${least} to ${most}, in the middle ${middle}`)
+  }
+  const shown = isVerbose ? layers : sorted.slice(0, SHOWN_CHANGES)
+  const heading = shown.length < layers.length ? `${SHOWN_CHANGES} largest changes` : 'layer'
+  const isRequantized = layers.some(({ quantizationError }) => quantizationError !== undefined)
+  const rows = shown.map(({ name, relativeChange, quantizationError }) => {
+    return [name, relativeChange ?? '–', ...(isRequantized ? [quantizationError ?? ''] : [])]
+  })
+  print(table([[heading, 'change ‖ΔW‖/‖W‖', ...(isRequantized ? ['added error'] : [])], ...rows]))
+  if (shown.length < layers.length) say(`--verbose shows all ${layers.length} layers`)
+}
 
 function readDtype({ flag, value }: Occurrence): 'F32' | 'F16' | 'BF16' | 'keep' {
   const dtype = value.toUpperCase()
@@ -60,8 +99,7 @@ function readDtype({ flag, value }: Occurrence): 'F32' | 'F16' | 'BF16' | 'keep'
 function showPlan(plan: MergePlanReport, json: boolean): number {
   if (json) printDocument({ ...plan, dryRun: true })
   else print(plan.layers.map(({ name }) => printable(name)).join('\n'))
-  const { out, tensors, changed } = plan
   sayAsides(plan)
-  say(`Would write ${colors.bold(out)}: ${bytes(plan.bytes)}, ${changed} of ${tensors} tensors changed`)
+  say(`Would write ${colors.bold(plan.out)}: ${bytes(plan.bytes)}, ${changesIn(plan)}`)
   return 0
 }

@@ -14,11 +14,13 @@ const EXIT_USAGE = 2
 const EXIT_BUG = 70
 
 const COMMANDS: Record<string, () => Promise<Command>> = {
+  demo: async () => (await import('./demo.js')).demo,
   train: async () => (await import('./train.js')).train,
   merge: async () => (await import('./merge.js')).merge,
   unmerge: async () => (await import('./unmerge.js')).unmerge,
   combine: async () => (await import('./combine.js')).combine,
   resize: async () => (await import('./resize.js')).resize,
+  convert: async () => (await import('./convert.js')).convert,
   'to-plain': async () => (await import('./to-plain.js')).toPlain,
   inspect: async () => (await import('./inspect.js')).inspect,
   generate: async () => (await import('./generate.js')).generate,
@@ -32,11 +34,10 @@ export async function run(args: readonly string[]): Promise<number> {
   if (name === '--version' || name === '-v') return show(version())
   if (name === undefined || name === '--help' || name === '-h' || name === 'help') {
     if (name === 'help' && rest.length > 0) return run([rest[0], '--help'])
+    if (name === undefined)
+      return show(await (await import('./welcome.js')).welcome(version(), usesColor(process.stdout)))
     const commands = await Promise.all(Object.values(COMMANDS).map((load) => load()))
-    const help = programHelp(commands, usesColor(process.stdout))
-    if (name !== undefined) return show(help)
-    say(help)
-    return EXIT_USAGE
+    return show(programHelp(commands, usesColor(process.stdout)))
   }
   if (!Object.hasOwn(COMMANDS, name)) throw new UsageError(unknownCommand(name))
   const command = await COMMANDS[name]()

@@ -181,13 +181,26 @@ function stoppedLoading(error: unknown): undefined {
 /** Tells people what a run does. */
 function narrate(progress: Progress): TrainEvents {
   let evaluations = 0
+  let parts = new Progress()
+  const clear = () => {
+    parts.clear()
+    progress.clear()
+  }
   return {
     stage(stage) {
+      clear()
+      parts = new Progress()
       if (stage === 'encode') say('Reading the data …')
       if (stage === 'prepare') say('Building the training graph …')
     },
+    progress({ stage, done, total }) {
+      // Where nobody watches, a line for each stage is enough.
+      if (!process.stderr.isTTY) return
+      if (done === total) parts.clear()
+      else parts.update(done, total, stage === 'evaluate' ? ' batches evaluated' : ' parts of the training graph')
+    },
     evaluation({ step, loss, metrics }) {
-      progress.clear()
+      clear()
       evaluations++
       const when = evaluations === 1 && step === 0 ? 'before training' : `after step ${step}`
       const others = Object.entries(metrics).map(([name, value]) => `${name} ${value.toFixed(value < 10 ? 3 : 1)}`)
@@ -197,7 +210,7 @@ function narrate(progress: Progress): TrainEvents {
       progress.update(step, totalSteps, `  loss ${loss.toFixed(3)}  ${thousands(tokensPerSecond)} tokens/s`)
     },
     warning(message) {
-      progress.clear()
+      clear()
       warn(message)
     },
   }

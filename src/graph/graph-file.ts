@@ -20,13 +20,13 @@ const SUFFIXES = {
   q1f16: '_q1f16',
 } as const
 
-/** A type that graphs are published in: of their weights, and with f16 in the name of what is computed too. */
+/** Weight type of an .onnx file. With `f16` in the name, the model also computes in float16. */
 export type GraphDtype = keyof typeof SUFFIXES
 
 /** All of them. */
 export const GRAPH_DTYPES = Object.keys(SUFFIXES) as readonly GraphDtype[]
 
-/** One for all graphs of a model, or one for each by its name; `auto` is what config.json says, else fp32. */
+/** One type for all graphs of a model, or an object from graph name to type. `auto` uses the type in config.json, or fp32. */
 export type DtypeChoice = GraphDtype | 'auto' | Readonly<Record<string, GraphDtype | 'auto'>>
 
 /** Folders that hold graphs, first match first. */
@@ -42,7 +42,7 @@ export interface GraphWanted {
   readonly config?: Readonly<Record<string, unknown>> | undefined
 }
 
-/** What a graph is to its model. */
+/** The role of a graph in its model. */
 export type GraphRole =
   | 'model'
   | 'decoder'
@@ -112,6 +112,16 @@ export function roleOf(path: string): GraphRole {
     .replace(/\.onnx$/, '')
   const part = Object.entries(PARTS).find(([, names]) => names.includes(name))
   return part === undefined ? 'model' : (part[0] as GraphRole)
+}
+
+/** The type that a graph's name tells; undefined for other names. */
+export function dtypeOf(path: string): GraphDtype | undefined {
+  const file = path.slice(path.lastIndexOf('/') + 1)
+  const named = (Object.entries(SUFFIXES) as [GraphDtype, string][]).filter(([, suffix]) =>
+    file.endsWith(`${suffix}.onnx`),
+  )
+  // fp32 has no suffix, which every name ends in.
+  return named.sort((a, b) => b[1].length - a[1].length)[0]?.[0]
 }
 
 /**

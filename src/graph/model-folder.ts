@@ -23,19 +23,19 @@ export interface Model {
   readonly config: Readonly<Record<string, unknown>>
   /** generation_config.json; empty if the folder has none. */
   readonly generationConfig: Readonly<Record<string, unknown>>
-  /** The graph, and where each weight lies; of several the decoder, which sessions run and training adapts. */
+  /** The graph and the position of each weight in its file. If the model has several graphs, this is the decoder. */
   readonly onnx: OnnxModel
-  /** Of tokenizer.json; undefined where the folder has none, as models of images. */
+  /** The tokenizer from tokenizer.json. Undefined if the folder has none, as for image models. */
   readonly tokenizer: Tokenizer | undefined
   /** How one vector is made of a text; by the mean of its tokens' vectors where the folder says nothing. */
   readonly sentence: SentenceModules
   /** Number of tokens that the model knows, as far as config.json tells. */
   readonly vocabularySize: number | undefined
-  /** Most tokens that the positions of the model reach, as far as config.json tells. */
+  /** The context length: the largest number of tokens. Undefined if config.json does not contain it. */
   readonly contextLength: number | undefined
   /** Tokens that end a generated text, the tokenizer's own first; empty if no file names one. */
   readonly eosTokenIds: readonly number[]
-  /** The token that fills up batches; its value has no influence, so a folder that names none gets its eos, else 0. */
+  /** The token that fills up batches; its value does not change the result. Default: the eos token, else 0. */
   readonly padTokenId: number
   /** Where sessions of this model run. */
   readonly runtime: RuntimeHost

@@ -28,14 +28,14 @@ export async function saveAdapter(adapter: LoraAdapter, target: Target, options:
   return (await import('../peft/adapter-folder.js')).saveAdapter(adapter, directory, options)
 }
 
-/** What tells how an adapter started: one of the two. */
+/** Give one of the two: the base or the initial adapter. */
 export interface ToPlainOptions {
   /**
    * The base as it was before training: a safetensors checkpoint, or a function that gives its weights (d, k) by the layer's name, of
    * which one is held at a time. Enough for `pissa` and `olora`.
    */
   base?: Source | BaseWeights | undefined
-  /** The adapter as it was before training, where that was kept. Exact for every start; `lora-ga` and `corda` need it. */
+  /** The adapter as it was before training, if you saved it. Exact for every start; `lora-ga` and `corda` need it. */
   initial?: Source | LoraAdapter | undefined
 }
 

@@ -19,7 +19,7 @@ const OPTIONS: OptionTable<HubOptions> = {
 let current: HubOptions = {}
 
 /**
- * Says how models and adapters come from the Hub, from now on. What is left out is as it was; `undefined` is the default again.
+ * Sets options for all later downloads. Options that you leave out do not change. `undefined` restores the default.
  *
  * @throws ConfigError when an option is unknown or not usable
  *

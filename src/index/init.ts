@@ -46,8 +46,8 @@ const EVA: OptionTable<EvaOptions> = {
 }
 
 /**
- * LoRA-GA (Wang et al. 2024, arXiv 2407.05000): A and B from the singular vectors of the loss's gradient by W (d, k), and
- * W − s·B·A for the base weight, so that the effective weight stays. In place; again with another gradient starts anew.
+ * LoRA-GA (Wang et al. 2024, arXiv 2407.05000): A and B from the singular vectors of the loss's gradient by W (d, k), and W − s·B·A
+ * for the base weight, so that the effective weight stays. Changes the layer in place. You can call it again with another gradient.
  *
  * @throws ConfigError when the layer's init is not `lora-ga` or 2r is above min(d, k); StateError without a base weight or while
  *   merged; ShapeError when the gradient is not (d, k)
@@ -73,11 +73,11 @@ export async function cordaInitialize(layer: LoraLayer, covariance: MatrixLike, 
 }
 
 /**
- * LoftQ (Li et al. 2023, arXiv 2310.08659): a quantized weight Q in the place of the layer's W (d, k), and in B·A what is nearest to
- * the loss: Q and s·B·A are found in turns, Q = quantize(W − s·B·A) and s·B·A = SVDᵣ(W − Q). In place. As plain LoRA the factors belong
- * to the quantized base. PEFT does not divide by s; the two agree where s = 1.
+ * LoftQ (Li et al. 2023, arXiv 2310.08659): replaces the layer's W (d, k) by a quantized weight Q, and sets B·A to the best
+ * approximation of the quantization error: Q and s·B·A are found in turns, Q = quantize(W − s·B·A) and s·B·A = SVDᵣ(W − Q). In
+ * place. As plain LoRA the factors belong to the quantized base. PEFT does not divide by s; the two agree where s = 1.
  *
- * @param quantize a weight (d, k) → what its quantized form stands for; for a base that is quantized already, `() => Q`
+ * @param quantize function that returns the dequantized values of a weight (d, k); for a base that is quantized already, `() => Q`
  * @param options iterations: how often; 1 where Q is given. Default 1.
  * @throws ConfigError when iterations is not an integer above 0, or the layer's init takes from the base itself;
  *   StateError without a base weight or while merged; ShapeError when Q is not (d, k)
@@ -95,8 +95,8 @@ export async function loftqInitialize(
 
 /**
  * EVA (Paischer et al. 2024, arXiv 2410.07170): a new adapter whose A hold the principal directions of the layers' inputs, B zero,
- * and whose ranks went to where they explain most, in sum as before. Layers without inputs start as `kaiming-uniform`; layers
- * that get no rank are left out. Base weights are taken along.
+ * and whose ranks are higher in layers where they explain more variance. The sum of the ranks does not change. Layers without
+ * inputs start as `kaiming-uniform`. Layers with rank 0 are left out. The new adapter keeps the base weights.
  *
  * @param inputs layer name → what went into the layer (n, k), in any order; a layer at a time is held
  * @throws ConfigError when ρ is below 1; MismatchError for a name that is no layer's; ShapeError when inputs are not (n, k), or

@@ -19,14 +19,14 @@ import { ADAPTER } from './adapters.js'
 import { DTYPE } from './model.js'
 import { SOURCE, type Source, TARGET, type Target } from './sources.js'
 
-/** An adapter to merge: in memory or in a source, with a weight where that is not 1. */
+/** An adapter to merge: an object, or a source. `weight` multiplies its change. Default 1. */
 export type AdapterToMerge =
   | LoraAdapter
   | Source
   | { readonly adapter: LoraAdapter | Source; readonly weight?: number | undefined }
 
 /** What merging and unmerging share. */
-export interface MergingOptions extends Omit<MergeSettings, 'tied' | 'outDtype'>, PathSettings {
+export interface MergingOptions extends Omit<MergeSettings, 'tied' | 'outDtype' | 'quantized'>, PathSettings {
   /** One adapter, or several that are added up. */
   adapters: AdapterToMerge | readonly AdapterToMerge[]
   /** Where the result goes: a file if it is a path that ends in .onnx or .safetensors, else a folder that gets the base's configuration and tokenizer too. */
@@ -34,7 +34,7 @@ export interface MergingOptions extends Omit<MergeSettings, 'tied' | 'outDtype'>
 }
 
 /** What {@link merge} takes. */
-export interface MergeOptions extends MergingOptions, Pick<MergeSettings, 'tied' | 'outDtype'> {
+export interface MergeOptions extends MergingOptions, Pick<MergeSettings, 'tied' | 'outDtype' | 'quantized'> {
   /** A folder with a model, an .onnx file, a safetensors file or its index. */
   base: Source
 }
@@ -43,9 +43,9 @@ export interface MergeOptions extends MergingOptions, Pick<MergeSettings, 'tied'
 export interface UnmergeOptions extends MergingOptions {
   /** The result of a merge. */
   merged: Source
-  /** The checkpoint as it was before: how many values differ from it is counted. Not for .onnx. */
+  /** The original base checkpoint. The report counts the values that differ from it. Not for .onnx. */
   original?: Source | undefined
-  /** `keep` for a merge that changed tied embeddings for both uses. An untied result needs no word. Default `refuse`. Not for .onnx. */
+  /** Use `keep` if the merge used `tied: 'keep'`. Leave it out if the merge used `untie`. Default `refuse`. Not for .onnx. */
   tied?: 'refuse' | 'keep' | undefined
 }
 
@@ -83,6 +83,7 @@ const MERGING: OptionTable<MergingOptions> = {
   signal: SIGNAL,
   onProgress: FUNCTION,
   strict: BOOLEAN,
+  externalData: oneOf('copy', 'hardlink'),
 }
 
 export const MERGE: OptionTable<MergeOptions> = {
@@ -90,6 +91,7 @@ export const MERGE: OptionTable<MergeOptions> = {
   base: SOURCE,
   tied: oneOf('refuse', 'untie', 'keep'),
   outDtype: oneOf('F32', 'F16', 'BF16', 'keep'),
+  quantized: oneOf('branches', 'requantize'),
 }
 
 export const UNMERGE: OptionTable<UnmergeOptions> = {

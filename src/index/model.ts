@@ -26,16 +26,16 @@ import { openSource, type Source } from './sources.js'
 export interface LoadModelOptions {
   /**
    * Where sessions of the model run: `nodeRuntime()`, `webRuntime(url)`, or `{ module }` with the imported ONNX Runtime for the
-   * calling thread. Default in Node: worker threads with the project's onnxruntime-node. A page has no default.
+   * calling thread. Default in Node: worker threads with the onnxruntime-node of your project. In a browser you must set it.
    */
   runtime?: RuntimeHost | undefined
   /** The type of the graph's weights: onnx/model_q4.onnx for `q4`. Default `auto`: what config.json says, else fp32. */
   dtype?: DtypeChoice | undefined
-  /** The graph's path inside the folder, where the source names the folder. Default: by `dtype`. */
+  /** If the source is a folder: path of the .onnx file in that folder. Default: by `dtype`. */
   onnxPath?: string | undefined
-  /** Hears of each file that comes from the Hub or a web server, before its first byte. Default: that of configureHub. */
+  /** Called before each download and while it runs. Default: the function that you passed to configureHub. */
   onDownload?: OnDownload | undefined
-  /** Ends the loading of files; what has come is kept. */
+  /** Stops the downloads. Finished parts stay in the cache. */
   signal?: SignalLike | undefined
 }
 

@@ -17,6 +17,8 @@ export interface Platform {
   target(text: string, where: string): Directory
   /** Where sessions run if nobody says it. */
   defaultRuntime(): RuntimeHost
+  /** Bytes of memory that are free; undefined where the platform does not tell. */
+  freeMemory?(): number | undefined
   /** See nodeRuntime of the entry. */
   nodeRuntime(specifier: string | undefined): RuntimeHost
 }

@@ -7,8 +7,8 @@ import { platform } from './platform.js'
 /**
  * A host whose sessions live in Node's worker threads, so that a run leaves this thread free. It is the default there.
  *
- * @param specifier Module specifier or URL of ONNX Runtime. Default: onnxruntime-node as the working directory's project
- *   has it installed, else as this package sees it.
+ * @param specifier Module specifier or URL of ONNX Runtime. Default: the onnxruntime-node that is installed next to your program,
+ *   else next to lowrank.
  * @throws RuntimeError when it is not installed, ConfigError in a browser
  */
 export function nodeRuntime(specifier?: string): RuntimeHost {

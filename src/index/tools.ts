@@ -15,6 +15,7 @@ import {
   oneOf,
   SIGNAL,
 } from '../base/options.js'
+import type { AdapterFormat, ConvertedDtype, ConvertReport, Place } from '../exchange/convert.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import type { CombineResult } from '../tools/combine.js'
 import { COMBINATION_TYPES, type CombineSettings } from '../tools/combine-settings.js'
@@ -23,7 +24,7 @@ import type { RankChoice } from '../tools/rank.js'
 import type { ResizeResult } from '../tools/resize.js'
 import { ADAPTER } from './adapters.js'
 import { ADAPTER_TO_MERGE, type AdapterToMerge } from './merge-options.js'
-import { openFolder, SOURCE, type Source } from './sources.js'
+import { isDirectory, openFolder, openSource, openTarget, SOURCE, type Source, TARGET, type Target } from './sources.js'
 
 /** How {@link resize} chooses ranks. */
 export interface ResizeOptions extends RankChoice, ToolRun {}
@@ -96,4 +97,54 @@ function isWeighted(
   given: AdapterToMerge,
 ): given is { readonly adapter: LoraAdapter | Source; readonly weight?: number } {
   return isObject(given) && 'adapter' in given && !ADAPTER.accepts(given)
+}
+
+/** What {@link convertAdapter} takes beside the adapter. */
+export interface ConvertAdapterOptions {
+  /** The format of the result: `peft`, `gguf`, `mlx` or `onnx-adapter`. */
+  to: AdapterFormat
+  /** Where the result goes: a folder. For `gguf` and `onnx-adapter` also a file. */
+  out: Target
+  /** The model of the adapter: a folder with config.json, or a GGUF file. Converting from and to GGUF needs it. */
+  base?: Source | undefined
+  /** The type of the factors in the result. Default `keep`: that of each layer. `Q8_0` is for GGUF alone. */
+  outDtype?: ConvertedDtype | undefined
+}
+
+const CONVERT: OptionTable<ConvertAdapterOptions> = {
+  to: oneOf('peft', 'gguf', 'mlx', 'onnx-adapter'),
+  out: TARGET,
+  base: SOURCE,
+  outDtype: oneOf('F32', 'F16', 'BF16', 'Q8_0', 'keep'),
+}
+
+/** See the entry. */
+export async function convertAdapter(
+  adapter: Source | LoraAdapter,
+  options: ConvertAdapterOptions,
+): Promise<ConvertReport> {
+  checkOptions(options, { of: 'convertAdapter', table: CONVERT, required: ['to', 'out'] })
+  const { to, out, base, outDtype = 'keep' } = options
+  if (!(adapter instanceof LoraAdapter)) {
+    checkArgument(
+      adapter,
+      kind(`a LoraAdapter, ${SOURCE.expected}`, (value) => SOURCE.accepts(value)),
+      'adapter',
+    )
+  }
+  const { convert } = await import('../exchange/convert.js')
+  return convert(adapter instanceof LoraAdapter ? adapter : await openSource(adapter, 'adapter'), {
+    to,
+    out: placeOf(out, to),
+    base: base === undefined ? undefined : await openSource(base, 'base', { readsRanges: true }),
+    dtype: outDtype,
+  })
+}
+
+/** A path that ends as a format's files do names a file; others name a folder. */
+function placeOf(out: Target, to: AdapterFormat): Place {
+  const endings: Partial<Record<AdapterFormat, RegExp>> = { gguf: /\.gguf$/i, 'onnx-adapter': /\.onnx_adapter$/i }
+  if (isDirectory(out) || endings[to]?.test(out) !== true) return { directory: openTarget(out, 'out'), file: undefined }
+  const [, folder = '', file] = /^(.*[\\/])?([^\\/]+)$/s.exec(out) ?? []
+  return { directory: openTarget(folder.length > 1 ? folder.slice(0, -1) : folder || '.', 'out'), file }
 }

@@ -28,18 +28,22 @@ import type { TrainEvents } from '../train/report.js'
 import { SETTINGS_KINDS } from '../train/settings.js'
 import { ADAPTER } from './adapters.js'
 import { DATA, type Data, openData } from './data.js'
+import { memoryLimits } from './memory.js'
 import { DTYPE, loadModel } from './model.js'
 import { openTarget, SOURCE, type Source, TARGET, type Target } from './sources.js'
 
 /** What {@link train} takes. */
 export interface TrainOptions extends Omit<TrainingOptions, 'model' | 'data' | 'evalData' | 'out'> {
-  /** The base: a model that is open, which stays open, or what {@link loadModel} takes. Its weights are read, never changed. */
+  /**
+   * The base: an open model (`train` does not close it), or any source that {@link loadModel} accepts. Its weights are read, never
+   * changed.
+   */
   readonly model: Model | Source
   /** Which graph of a model that is not open yet: see {@link loadModel}. */
   readonly dtype?: DtypeChoice | undefined
   /** What to learn from: records; the path of a file or folder of them (JSONL, JSON, CSV, TSV, Parquet, text), or a Blob; or several. */
   readonly data: Data
-  /** As `data`, for the loss before and after. */
+  /** Records for measuring the loss before and after training. Same forms as `data`. */
   readonly evalData?: Data | undefined
   /** The folder for adapter, metrics and state. Without it nothing is written. */
   readonly out?: Target | undefined
@@ -70,9 +74,15 @@ const OPTIONS: OptionTable<TrainOptions> = {
   on: OBJECT,
 }
 
-const EVENTS: OptionTable<TrainEvents> = { stage: FUNCTION, step: FUNCTION, evaluation: FUNCTION, warning: FUNCTION }
+const EVENTS: OptionTable<TrainEvents> = {
+  stage: FUNCTION,
+  progress: FUNCTION,
+  step: FUNCTION,
+  evaluation: FUNCTION,
+  warning: FUNCTION,
+}
 
-/** What {@link previewData} takes: of {@link TrainOptions} what decides how records become tokens. */
+/** Options of {@link previewData}: the options of {@link TrainOptions} that change how records become tokens. */
 export interface PreviewDataOptions
   extends Pick<
     TrainOptions,
@@ -106,14 +116,17 @@ export async function train(options: TrainOptions): Promise<TrainResult> {
   return withOpened(options, async (model, open) => {
     const training = await import('../train/train.js')
     const { dtype: _, ...rest } = options
-    return await training.train({
-      ...rest,
-      config: await withDefaultTargets(options.config, model),
-      model,
-      data: await open(options.data, 'data'),
-      evalData: options.evalData === undefined ? undefined : await open(options.evalData, 'evalData'),
-      out: options.out === undefined ? undefined : openTarget(options.out, 'out'),
-    })
+    return await training.train(
+      {
+        ...rest,
+        config: await withDefaultTargets(options.config, model),
+        model,
+        data: await open(options.data, 'data'),
+        evalData: options.evalData === undefined ? undefined : await open(options.evalData, 'evalData'),
+        out: options.out === undefined ? undefined : openTarget(options.out, 'out'),
+      },
+      memoryLimits(model),
+    )
   })
 }
 

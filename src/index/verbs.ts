@@ -1,5 +1,6 @@
 // The verbs of the public API. Each loads its code with the first call: a page that only computes with LoRA layers stays small.
 
+import type { ConvertReport } from '../exchange/convert.js'
 import type { Model } from '../graph/model-folder.js'
 import type { AdapterSession } from '../infer/session.js'
 import type { LoraAdapter } from '../lora/adapter.js'
@@ -16,15 +17,15 @@ import type { MergeOptions, UnmergeOptions } from './merge-options.js'
 import type { LoadModelOptions } from './model.js'
 import type { OpenSessionOptions } from './session.js'
 import type { Source, Target } from './sources.js'
-import type { CombineOptions, ResizeOptions } from './tools.js'
+import type { CombineOptions, ConvertAdapterOptions, ResizeOptions } from './tools.js'
 import type { PreviewDataOptions, TrainOptions } from './train.js'
 
 /**
- * Opens a model: one on the Hub by its id, a folder as transformers.js reads it (config.json, tokenizer.json, onnx/model.onnx), or its
- * .onnx file. The weights stay in their file. Call `close()` when the model is no longer needed.
+ * Opens a model. The source is an id on the Hub, a model folder (config.json, tokenizer.json, onnx/model.onnx), or an .onnx file.
+ * lowrank reads the weights from their file when it needs them. Call `close()` when you no longer need the model.
  *
- * @throws FileError when a part is missing or does not come, FormatError when one cannot be read, RuntimeError without onnxruntime-node,
- *   ConfigError for a source or an option that is not usable
+ * @throws FileError when a file is missing or cannot be downloaded, FormatError when a file cannot be read, RuntimeError without
+ *   onnxruntime-node, ConfigError for a source or an option that is not usable
  *
  * @example
  * const model = await loadModel('models/union-3m')
@@ -36,18 +37,18 @@ export async function loadModel(source: Source, options?: LoadModelOptions): Pro
 }
 
 /**
- * Reads a PEFT adapter folder. Factors are f32, each layer's `dtype` is the file's, layers have no base weight and are in
- * evaluation mode. Ranks above min(d, k) are allowed.
+ * Reads a PEFT adapter folder. The factors A and B are converted to f32. Each layer's `dtype` is the type in the file. Layers have
+ * no base weight. They are in evaluation mode (no dropout). Ranks above min(d, k) are allowed.
  *
- * Older spellings of tensor names are read, and listed in the adapter's `notes`. An adapter_model.bin is read where there is no
- * safetensors file; nothing in it is executed.
+ * Older spellings of tensor names are read, and listed in the adapter's `notes`. If there is no safetensors file, adapter_model.bin
+ * is read. lowrank never runs code from it.
  *
- * @throws FileError when a file is missing, or the folder holds several adapters and none is named; FormatError when one is corrupt
- *   or holds a tensor that no layer claims or half a pair; ConfigError when a value of the config is out of range or missing, or an
- *   argument is not usable; UnsupportedError when the config or a tensor means something that is not implemented; MismatchError when
- *   the config's target_modules leave a tensor out, the file has no adapter of that name, or with `strict` a setting matches nothing;
- *   ShapeError when a shape disagrees with the config's rank; NumericError when a value is not finite. Each names the file, and the
- *   field or tensor.
+ * @throws FileError when a file is missing, or the folder holds several adapters and none is named; FormatError when a file is
+ *   corrupt, when no layer uses one of its tensors, or when A has no B; ConfigError when a value of the config is out of range or
+ *   missing, or an argument is not usable; UnsupportedError when the config or a tensor means something that is not implemented;
+ *   MismatchError when the config's target_modules leave a tensor out, the file has no adapter of that name, or with `strict` a
+ *   setting matches nothing; ShapeError when a shape disagrees with the config's rank; NumericError when a value is not finite.
+ *   Each names the file, and the field or tensor.
  *
  * @example
  * const adapter = await loadAdapter('tests/golden/peft/f32')
@@ -58,9 +59,9 @@ export async function loadAdapter(source: Source, options?: LoadOptions): Promis
 }
 
 /**
- * Writes a folder that PEFT loads. Both files are complete before either gets its name. An interrupted save leaves a whole adapter or a
- * folder without a config, never a mixture of two adapters. If the config's target_modules do not fit the adapter's layers, they are
- * replaced by the names of the layers.
+ * Writes a folder that PEFT loads. Both files are complete before either gets its name. An interrupted save leaves a whole adapter
+ * or a folder without a config, never a mixture of two adapters. If `targetModules` does not match the adapter's layers, the saved
+ * config lists the names of the layers instead.
  *
  * @throws StateError when there is no layer; ConfigError when `dtype` is none of F32, F16 and BF16, or an argument is not usable;
  *   NumericError when a value is not finite, or not in the type it is saved in; MismatchError when the config excludes a layer;
@@ -77,11 +78,11 @@ export async function saveAdapter(adapter: LoraAdapter, target: Target, options?
 /**
  * Trains an adapter. It checks the model, the data and the folder before it writes anything.
  *
- * @throws ConfigError when an option is unknown, out of range, or contradicts or lacks another, and when PEFT has no default modules
- *   for the model; DataError for records, FileError for the folder or a path that leads nowhere, MismatchError when no module matches
- *   or a run to resume is of other parts, UnsupportedError for graphs that cannot be trained and adapters with more than plain linear
- *   layers, StateError when an adapter to go on with is merged or has no layers, NumericError naming the step when the loss is not
- *   finite (the adapter is saved as it was when it last was finite)
+ * @throws ConfigError when an option is unknown or out of range, contradicts another option, or needs an option that is missing,
+ *   and when PEFT has no default modules for the model; DataError for records, FileError when `out` cannot be used or a path does
+ *   not exist, MismatchError when no module matches, or when the run in `out` has other options, data or weights, UnsupportedError
+ *   for graphs that cannot be trained and adapters with more than plain linear layers, StateError when `adapter` is merged or has
+ *   no layers, NumericError with the number of the step when the loss is not finite. The last adapter with a finite loss is saved
  *
  * @example
  * const { adapter, report } = await train({
@@ -114,10 +115,11 @@ export async function previewData(options: PreviewDataOptions): Promise<PreviewE
 }
 
 /**
- * Opens a model with adapters: in a worker, or in this thread if the model's runtime is a module object. Each run names an adapter;
- * the base is in memory once.
+ * Opens a session: a model with adapters. It runs in a worker. If the model's runtime is a module object, it runs in this thread.
+ * You choose an adapter for each run. There is only one copy of the base in memory.
  *
- * @param model a model that is open, which stays open, or what {@link loadModel} takes, which the session closes with itself
+ * @param model an open model, or any source that {@link loadModel} accepts. `dispose` closes the model only if the session opened
+ *   it
  * @throws MismatchError when an adapter does not fit the model, RuntimeError when ONNX Runtime cannot be found or cannot open the
  *   model, ConfigError for an option that is unknown or not usable; what {@link loadModel} and {@link loadAdapter} throw
  *
@@ -135,9 +137,10 @@ export async function openSession(model: Model | Source, options?: OpenSessionOp
  * stored type. All other tensors are copied byte for byte. The files of the result appear together, or not at all. Without `format`, the
  * result is an .onnx file if the base's folder has one, else a checkpoint.
  *
- * @throws ConfigError for an option that is unknown or not usable; FileError when a path leads nowhere, `out` is not empty or the base
- *   itself; FormatError when a file is damaged; MismatchError when an adapter does not fit, or changes tied embeddings; UnsupportedError
- *   naming what cannot be merged, or an option that the format cannot honor; NumericError naming the tensor when a value is not finite
+ * @throws ConfigError for an option that is unknown or not usable; FileError when a path does not exist, when `out` is not empty,
+ *   or when `out` is the folder of the base; FormatError when a file is damaged; MismatchError when an adapter does not fit, or
+ *   changes tied embeddings; UnsupportedError naming what cannot be merged, or an option that the format cannot honor; NumericError
+ *   naming the tensor when a value is not finite
  *
  * @example
  * const report = await merge({ base: 'models/union-3m', adapters: 'tests/golden/peft/f32', out: 'out/with-adapter' })
@@ -159,8 +162,9 @@ export async function planMerge(options: MergeOptions): Promise<MergePlanReport>
 }
 
 /**
- * Removes adapters from a merged model and writes the base again. Give the merged adapters with their weights. In f32 the result is exact
- * up to rounding. In bf16 and f16 it is not, because the merge rounded: for a checkpoint, `original` counts the values that differ.
+ * Removes adapters from a merged model and writes the base again. Give the merged adapters with their weights. In f32, only the
+ * last digits can differ. In bf16 and f16, more values differ, because the merge rounded them. For a checkpoint, pass `original` to
+ * count them.
  *
  * @throws what {@link merge} throws; UnsupportedError where values of the base were replaced, and for `original` of an .onnx file
  *
@@ -178,8 +182,8 @@ export async function unmerge(options: UnmergeOptions): Promise<UnmergeReport> {
  * Shows what is in an adapter folder, a safetensors file or checkpoint, an .onnx file, a folder with one of them, or an adapter in memory.
  * If an adapter cannot be loaded, the report lists all its problems and its sound parts.
  *
- * @throws FileError when there is nothing, or none of these; FormatError when it is damaged; ConfigError when a value of an adapter's
- *   config is out of range, or for options of adapters with a model; UnsupportedError for another method than LoRA
+ * @throws FileError when the source does not exist or is none of these; FormatError when it is damaged; ConfigError when a value of
+ *   an adapter's config is out of range, or for options of adapters with a model; UnsupportedError for another method than LoRA
  *
  * @example
  * const report = await inspect('tests/golden/peft/f32', { base: 'models/union-3m' })
@@ -190,16 +194,16 @@ export async function inspect(target: Source | LoraAdapter, options?: InspectOpt
 }
 
 /**
- * Turns an adapter that started as PiSSA, OLoRA, LoRA-GA or CorDA into plain LoRA of twice the rank: A' = [A; A₀], B' = [B, −B₀]. Such
- * a start took a part out of the base, so the adapter fits only that changed base. The plain adapter fits the original base, and can be
- * merged and swapped like any other.
+ * Turns an adapter that started as PiSSA, OLoRA, LoRA-GA or CorDA into plain LoRA of twice the rank: A' = [A; A₀], B' = [B, −B₀].
+ * These methods change the base before training, so the adapter fits only the changed base. The plain adapter fits the original
+ * base, and can be merged and swapped like any other.
  *
  * The start of `pissa-niter-N` is random, and PEFT computes another one each time it loads the adapter. So without `initial` the result
  * is an approximation.
  *
- * @throws FileError or FormatError when base or adapter cannot be read; ConfigError when the adapter is plain already, or unless there
- *   is either base or initial; UnsupportedError when the weights do not tell its start, and for convolutions and parameters;
- *   MismatchError when a layer has no weight or another shape
+ * @throws FileError or FormatError when base or adapter cannot be read; ConfigError when the adapter is plain already, or when both
+ *   or neither of `base` and `initial` are given; UnsupportedError when the initial values cannot be computed from the base
+ *   weights, and for convolutions and parameters; MismatchError when a layer has no weight or another shape
  *
  * @example
  * const plain = await toPlain('tests/golden/peft/pissa', { base: 'models/union-3m' })
@@ -210,10 +214,10 @@ export async function toPlain(adapter: Source | LoraAdapter, options: ToPlainOpt
 }
 
 /**
- * Makes one adapter of several for the same base. By default its change is exactly the weighted sum Σ weight·s·B·A, with rsLoRA, patterns
- * and adapters of different ranks and layers; `rank`, `energy`, `error` or `ratio` keep the closest change of a lower rank. The factors are
- * combined as they are: no matrix of a weight's size is made. `combinationType` has PEFT's other ways, and `peftCompatible` gives the
- * numbers of PEFT's add_weighted_adapter.
+ * Makes one adapter from several adapters of the same base. By default, its change is exactly the weighted sum Σ weight·s·B·A. The
+ * adapters may use rsLoRA and patterns, and may have different ranks and layers. `rank`, `energy`, `error` or `ratio` keep the
+ * closest change of a lower rank. The factors are combined as they are: no matrix of a weight's size is made. `combinationType` has
+ * PEFT's other ways, and `peftCompatible` gives the numbers of PEFT's add_weighted_adapter.
  *
  * @throws ConfigError for an option that is unknown, not usable or not used by the combination type, and for layers of different ranks
  *   where factors are added; MismatchError when the adapters belong to different bases; UnsupportedError for DoRA, for adapters whose start
@@ -245,4 +249,28 @@ export async function combine(options: CombineOptions): Promise<CombineResult> {
  */
 export async function resize(adapter: Source | LoraAdapter, options: ResizeOptions): Promise<ResizeResult> {
   return (await import('./tools.js')).resize(adapter, options)
+}
+
+/**
+ * Writes an adapter in another format: PEFT's folder, a GGUF file for llama.cpp, a folder for mlx-lm, or an .onnx_adapter for ONNX Runtime.
+ * The format of the source is recognized by its content. The result changes the base as the source does: scalings of rsLoRA and patterns
+ * are written in the way that the format has for them, and the rows of q and k get llama.cpp's order.
+ *
+ * @throws UnsupportedError naming what the format cannot hold, such as DoRA in GGUF, and for models that llama.cpp does not have;
+ *   MismatchError when the adapter does not fit the base; FormatError for a damaged source; FileError when the result exists already;
+ *   ConfigError for an option that is unknown or not usable, and for GGUF without `base`
+ *
+ * @example
+ * const { layers, notes } = await convertAdapter('tests/golden/peft/f32', {
+ *   to: 'gguf',
+ *   base: 'models/union-3m',
+ *   out: 'out/adapter-for-llama.gguf',
+ * })
+ * console.log(layers, notes)
+ */
+export async function convertAdapter(
+  adapter: Source | LoraAdapter,
+  options: ConvertAdapterOptions,
+): Promise<ConvertReport> {
+  return (await import('./tools.js')).convertAdapter(adapter, options)
 }

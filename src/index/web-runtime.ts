@@ -10,9 +10,9 @@ import { webWorkerPort } from '../runtime/web-worker.js'
  *
  * @param url of an onnxruntime-web bundle, absolute or relative to the page: the worker imports it, where no bundler
  *   resolves bare names. Vite: `import url from 'onnxruntime-web/wasm?url'`
- * @param wasm URL of its .wasm file, where that does not lie beside the bundle under its own name, as in what Vite builds:
+ * @param wasm URL of its .wasm file. Needed if the .wasm file is in another folder or has another name, as after a Vite build:
  *   `import wasm from 'onnxruntime-web/ort-wasm-simd-threaded.wasm?url'`
- * @throws ConfigError when one is no URL
+ * @throws ConfigError when `url` or `wasm` is not a URL
  */
 export function webRuntime(url: string, wasm?: string): RuntimeHost {
   return {

@@ -5,12 +5,11 @@ import { create } from '@bufbuild/protobuf'
 import { MismatchError, nearMisses, StateError, UnsupportedError } from '../base/errors.js'
 import { checkArgument, checkOptions, kind, listOf, NAME, type OptionTable } from '../base/options.js'
 import { ValueInfoProtoSchema } from '../formats/onnx/gen/onnx_pb.js'
-import { affineInputs, injectLora, loraInputs } from '../graph/inject/inject.js'
+import { injectLora } from '../graph/inject/inject.js'
 import { completeFeeds } from '../graph/inputs/family.js'
-import { dimsOfInput } from '../graph/inputs/roles.js'
 import { findLinears, type Linear, type ModuleMap } from '../graph/match/linears.js'
 import { placeAdapter } from '../graph/match/place-adapter.js'
-import type { Model } from '../graph/model-folder.js'
+import type { ModelGraph } from '../graph/match/spread.js'
 import { sessionModel } from '../graph/session-model.js'
 import { Graph } from '../graph/view/graph.js'
 import { readGraph } from '../graph/view/read-graph.js'
@@ -25,7 +24,9 @@ import { type EmbeddingSession, embed } from './embed.js'
 import { InferEngine } from './engine.js'
 import { checkName, plainFeeds } from './feeds.js'
 import { generate, streamText, type TextSession } from './generate.js'
+import { mainRole, otherGraphs, type SessionBase, shareAdapter } from './graphs.js'
 import { type AdapterHead, readHead, runWithHead } from './heads.js'
+import { batchOf, checkRanks } from './rows.js'
 import type {
   AdapterSession,
   AdapterSessionOptions,
@@ -40,19 +41,14 @@ import type {
   TextOrPair,
 } from './session.js'
 import { adapterFactors } from './site-factors.js'
-import type { AdapterFactors, LoraSite } from './sites.js'
+import { buffersOf, sitesOf } from './sites.js'
 
 const ADAPTER = kind('a LoraAdapter', (value) => value instanceof LoraAdapter)
 
-const RUN_OPTIONS: OptionTable<RunOptions> = { adapter: ADAPTER_CHOICE, outputNames: listOf(NAME) }
+const RUN_OPTIONS: OptionTable<RunOptions> = { adapter: ADAPTER_CHOICE, outputNames: listOf(NAME), graph: NAME }
 
 /** Providers on which tensors without elements work; on others an idle site gets zeros of rank 1. */
 const TAKES_EMPTY_TENSORS = new Set(['cpu', 'wasm'])
-
-/** What a session needs of a model. Texts need all of it. */
-export interface SessionBase extends Pick<Model, 'onnx' | 'runtime'>, Partial<Pick<Model, 'config'>> {
-  close?(): Promise<void>
-}
 
 /** An {@link AdapterSession}, or over less than a whole model what does not write texts. */
 export class OnnxSession<M extends SessionBase = SessionBase>
@@ -63,6 +59,9 @@ export class OnnxSession<M extends SessionBase = SessionBase>
   readonly #options: SessionOptions
   readonly #modules: ModuleMap
   readonly #closesModel: boolean
+  readonly #allowMissing: boolean
+  /** Over the model's other graphs, such as its encoder. They have the same adapters, each its own layers of them. */
+  #others: ReadonlyMap<string, OnnxSession> = new Map()
   readonly #graph: Graph
   readonly #linears: readonly Linear[]
   readonly #adapters = new Map<string, OpenAdapter>()
@@ -78,10 +77,11 @@ export class OnnxSession<M extends SessionBase = SessionBase>
 
   private constructor(
     model: M,
-    { adapters: _, modules = {}, device, ...options }: AdapterSessionOptions,
+    { adapters: _, modules = {}, device, allowMissing = false, ...options }: AdapterSessionOptions,
     closesModel: boolean,
   ) {
     this.model = model
+    this.#allowMissing = allowMissing
     this.#closesModel = closesModel
     this.#options = { ...options, ...(device !== undefined && { executionProviders: [device].flat() }) }
     this.#modules = modules
@@ -102,6 +102,11 @@ export class OnnxSession<M extends SessionBase = SessionBase>
   ): Promise<OnnxSession<M>> {
     const session = new OnnxSession(model, options, closesModel)
     try {
+      const others = new Map<string, OnnxSession>()
+      session.#others = others
+      for (const { role, ...base } of await otherGraphs(model)) {
+        others.set(role, await OnnxSession.open(base, { ...options, adapters: {}, allowMissing: false }))
+      }
       await session.#add(Object.entries(options.adapters ?? {}))
       return session
     } catch (error) {
@@ -132,12 +137,14 @@ export class OnnxSession<M extends SessionBase = SessionBase>
       this.#requireAdapter(name)
       this.#adapters.delete(name)
       await this.engine.removeAdapter(name)
+      for (const other of this.#others.values()) await other.remove(name)
     })
   }
 
   async run(feeds: Feeds, options: RunOptions = {}): Promise<Record<string, RuntimeTensor>> {
     checkOptions(options, { of: 'run', table: RUN_OPTIONS })
-    const { adapter, outputNames } = options
+    const { adapter, outputNames, graph } = options
+    if (graph !== undefined) return this.graph(graph).run(feeds, { adapter, outputNames })
     for (const name of outputNames ?? []) checkName('output', name, this.outputNames)
     const own = completeFeeds(this.#graph, plainFeeds(feeds, this.inputNames))
     const mixes = mixesOf(adapter as AdapterChoice | readonly AdapterChoice[], batchOf(own))
@@ -186,6 +193,23 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     return embed(this, texts, options)
   }
 
+  /** @internal The session over one of the model's graphs. Throws MismatchError when the model has none of that role. */
+  graph(role: string): OnnxSession {
+    const other = this.#others.get(role)
+    if (other !== undefined) return other
+    checkName('graph', role, this.graphs)
+    return this
+  }
+
+  /** @internal */
+  runGraph(role: string, feeds: Feeds, mixes: readonly Mix[]): Promise<Record<string, RuntimeTensor>> {
+    return this.graph(role).engine.run(feeds, mixes, undefined)
+  }
+
+  get graphs(): readonly string[] {
+    return [mainRole(this.model), ...this.#others.keys()]
+  }
+
   /** @internal */
   headOf(name: string): AdapterHead | undefined {
     return this.#adapters.get(name)?.head
@@ -198,6 +222,7 @@ export class OnnxSession<M extends SessionBase = SessionBase>
 
   async #close(): Promise<void> {
     await this.#lastChange
+    await Promise.all(Array.from(this.#others.values(), (other) => other.dispose()))
     // A worker that failed cannot answer; its end is all that is left to do.
     await this.#engine.remote.dispose().catch(() => {})
     await this.#engine.close()
@@ -262,10 +287,12 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     })
   }
 
-  #add(adapters: readonly (readonly [string, LoraAdapter])[]): Promise<void> {
+  /** @param isShare the session is over one of several graphs, in which an adapter may have no layers */
+  #add(adapters: readonly (readonly [string, LoraAdapter])[], isShare = false): Promise<void> {
     return this.#change(async () => {
       const engine = this.engine
       const added = []
+      const shares: [name: string, share: LoraAdapter][][] = []
       for (const [name, adapter] of adapters) {
         checkArgument(name, NAME, 'name')
         checkArgument(adapter, ADAPTER, this.#adapters.size + adapters.length > 1 ? `adapter ${name}` : 'adapter')
@@ -276,12 +303,18 @@ export class OnnxSession<M extends SessionBase = SessionBase>
             hint: 'Call remove first, or choose another name',
           })
         }
-        const head = await readHead(this.model, this.#graph, this.#linears, adapter)
-        const others = adapter.parts().filter((part) => head?.tensors.has(part.name) !== true)
         const { config } = adapter
+        const [own, ...rest] = isShare
+          ? [adapter]
+          : await shareAdapter(this.#modelGraphs(), adapter, this.#allowMissing)
+        rest.forEach((share, i) => {
+          shares[i] = [...(shares[i] ?? []), [name, share]]
+        })
+        const head = await readHead(this.model, this.#graph, this.#linears, own)
+        const others = own.parts().filter((part) => head?.tensors.has(part.name) !== true)
         requireHandled({ config, parts: () => others }, ['linear', 'magnitude', 'biasB'], 'adapters of sessions')
-        const isHeadAlone = head !== undefined && others.length === 0
-        const placed = isHeadAlone ? [] : placeAdapter(this.#graph, this.#linears, adapter)
+        const isPlaceless = others.length === 0 && (head !== undefined || isShare || rest.length > 0)
+        const placed = isPlaceless ? [] : placeAdapter(this.#graph, this.#linears, own)
         const about: OpenAdapter = {
           head,
           scales: adapter.parts('linear').some(({ magnitude }) => magnitude !== undefined),
@@ -295,11 +328,22 @@ export class OnnxSession<M extends SessionBase = SessionBase>
         sites.flatMap(([module, { affine }]) => (affine === undefined ? [] : [module])),
         added.flatMap(({ about: { head } }) => head?.input.value ?? []),
       )
+      for (const [i, other] of [...this.#others.values()].entries()) await other.#add(shares[i] ?? [], true)
       for (const { name, about, factors } of added) {
         await engine.addAdapter(name, transfer(factors, buffersOf(factors)))
         this.#adapters.set(name, about)
       }
     })
+  }
+
+  #modelGraphs(): ModelGraph[] {
+    const graphOf = ({ model, linears }: { model: SessionBase; linears: readonly Linear[] }, role: string) => {
+      return { role: role as ModelGraph['role'], name: model.onnx.fileName, linears }
+    }
+    const others = Array.from(this.#others, ([role, other]) =>
+      graphOf({ model: other.model, linears: other.#linears }, role),
+    )
+    return [graphOf({ model: this.model, linears: this.#linears }, mainRole(this.model)), ...others]
   }
 
   /** Makes sure that the open session has inputs for these modules, and for the scales and shifts of some of them, and gives these values. */
@@ -345,41 +389,4 @@ interface OpenAdapter {
   readonly scales: boolean
   /** The template of the chats that it was trained on. */
   readonly chatTemplate: string | undefined
-}
-
-/** The length of the first axis that all feeds with the most axes share; undefined where there is none. */
-function batchOf(feeds: Feeds): number | undefined {
-  const ids = feeds.input_ids ?? feeds.pixel_values ?? feeds.inputs_embeds ?? Object.values(feeds)[0]
-  return ids?.dims[0]
-}
-
-/** Throws UnsupportedError where outputs have got another number of axes: some layer sees the rows as one matrix. */
-function checkRanks(graph: Graph, outputs: Readonly<Record<string, RuntimeTensor>>): void {
-  for (const output of graph.outputs) {
-    const declared = dimsOfInput(output).length
-    const got = outputs[output.name]?.dims
-    if (got === undefined || declared === 0 || got.length === declared) continue
-    throw new UnsupportedError({
-      where: `output ${output.name}`,
-      what: 'rows with adapters of their own cannot be told apart in this graph',
-      expected: `${declared} axes`,
-      got: `(${got.join(', ')})`,
-      hint: 'Run the rows of one adapter at a time',
-    })
-  }
-}
-
-function buffersOf(factors: AdapterFactors): ArrayBufferLike[] {
-  return [...factors.values()].flatMap(({ weightA, weightB, affine }) => {
-    const vectors = affine === undefined ? [] : [affine.scale.buffer, affine.shift.buffer]
-    return [weightA.buffer, weightB.buffer, ...vectors]
-  })
-}
-
-/** One site a module: linears of one name share their inputs. */
-function sitesOf(linears: readonly Linear[], affine: ReadonlySet<string>): LoraSite[] {
-  const site = ({ name, k, d }: Linear): LoraSite => {
-    return { module: name, ...loraInputs(name), affine: affine.has(name) ? affineInputs(name) : undefined, k, d }
-  }
-  return [...new Map(linears.map((linear) => [linear.name, site(linear)])).values()]
 }

@@ -31,6 +31,8 @@ export interface TextRequest {
   readonly roles: readonly RoleInput[]
   readonly cache: readonly CacheEntry[]
   readonly padding: Padding
+  /** What each run is fed besides, by row: what an encoder made of the prompts. */
+  readonly context?: Feeds | undefined
 }
 
 /** What comes next in one of the texts. */
@@ -58,6 +60,7 @@ export class Decoding {
   #rows: Row[]
   #adapters: AdapterFeeds
   #past: Feeds
+  #context: Feeds
   /** Tokens that the cache holds of each row, those that fill it up included. */
   #width = 0
 
@@ -75,6 +78,7 @@ export class Decoding {
       mix: rowOf?.[index] ?? 0,
     }))
     this.#adapters = this.#adapterFeeds()
+    this.#context = request.context ?? {}
     this.#past = Object.fromEntries(request.cache.map((entry) => [entry.past, emptyTensor(entry, request.rows.length)]))
   }
 
@@ -104,7 +108,8 @@ export class Decoding {
     })
     const isEven = sequence === 1 || this.#rows.every(({ tokens }) => tokens.length === total)
     const logitsToKeep = isLeft || isEven ? 1 : undefined
-    return { ...roleFeeds(roles, { batch, sequence, past, inputIds, attentionMask, logitsToKeep }), ...this.#past }
+    const tokens = roleFeeds(roles, { batch, sequence, past, inputIds, attentionMask, logitsToKeep })
+    return { ...tokens, ...this.#context, ...this.#past }
   }
 
   /** Takes the outputs of the run, and chooses what comes next in each row. */
@@ -112,8 +117,14 @@ export class Decoding {
     const { cache, logits } = this.#request
     const rows = this.#lastLogits(outputs[logits])
     if (cache.length > 0) {
-      this.#width = this.#width === 0 ? Math.max(...this.#rows.map(({ tokens }) => tokens.length)) : this.#width + 1
-      this.#past = Object.fromEntries(cache.map(({ past, present }) => [past, outputs[present]]))
+      const isFirst = this.#width === 0
+      this.#width = isFirst ? Math.max(...this.#rows.map(({ tokens }) => tokens.length)) : this.#width + 1
+      this.#past = Object.fromEntries(
+        cache.map(({ past, present, isOfEncoder }) => [
+          past,
+          isOfEncoder && !isFirst ? this.#past[past] : outputs[present],
+        ]),
+      )
     }
     return this.#rows.map((row, i) => {
       const { index, tokens, known, random, sampling, scores } = row
@@ -132,7 +143,10 @@ export class Decoding {
     if (kept.length === this.#rows.length) return
     const count = this.#rows.length
     this.#rows = kept.map((i) => this.#rows[i])
-    this.#past = Object.fromEntries(Object.entries(this.#past).map(([name, t]) => [name, rowsOf(t, kept, count)]))
+    const keep = (feeds: Feeds): Feeds =>
+      Object.fromEntries(Object.entries(feeds).map(([name, tensor]) => [name, rowsOf(tensor, kept, count)]))
+    this.#past = keep(this.#past)
+    this.#context = keep(this.#context)
     this.#adapters = this.#adapterFeeds()
   }
 

@@ -30,7 +30,7 @@ export function plainFeeds(feeds: Feeds, inputNames: readonly string[]): Feeds {
 }
 
 /** @throws MismatchError for a name that the model does not have */
-export function checkName(role: 'input' | 'output', name: string, names: readonly string[]): void {
+export function checkName(role: 'input' | 'output' | 'graph', name: string, names: readonly string[]): void {
   if (names.includes(name)) return
   const near = nearMisses(name, names, 1)[0]
   throw new MismatchError({

@@ -17,15 +17,18 @@ import {
   STRING,
 } from '../base/options.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
+import { STATES_MASK } from '../graph/inputs/encoder-decoder.js'
 import { type TokenInputs, tokenInputs } from '../graph/inputs/tokens.js'
 import { logitsName } from '../graph/match/linears.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
 import { readGraph } from '../graph/view/read-graph.js'
 import type { Remote } from '../runtime/rpc.js'
+import type { Feeds } from '../runtime/runtime.js'
 import { checkCausal } from '../tasks/causal-lm.js'
 import { ADAPTER_CHOICE, type AdapterChoice, type Mix, mixesOf } from './adapter-choice.js'
 import { batchesOf, paddingOf } from './batching.js'
 import type { NextToken, Padding } from './decoding.js'
+import { type EncodedSource, encodedSource, encodeSource, type RunGraph, readSource } from './encoder-decoder.js'
 import type { InferEngine } from './engine.js'
 import { type EncodedPrompt, encodePrompt, isOnePrompt, PROMPT, PROMPTS } from './prompts.js'
 import { GENERATE_DEFAULTS, resolveSampling, SAMPLING_KINDS } from './sampling.js'
@@ -40,6 +43,8 @@ export interface TextSession {
   checkMixes(mixes: readonly Mix[]): void
   /** The chat template that an adapter was trained with; undefined for one that was not trained on chats. */
   chatTemplateOf(mix: Mix): string | undefined
+  /** Runs one of the model's graphs. */
+  readonly runGraph: RunGraph
 }
 
 const STREAM_OPTIONS: OptionTable<StreamOptions> = {
@@ -106,10 +111,14 @@ async function* writeTexts(
   const isList = Array.isArray(options.adapter)
   const mixes = mixesOf(options.adapter as AdapterChoice | readonly AdapterChoice[], prompts.length)
   session.checkMixes(mixes)
-  const { padding } = textGraphOf(session.model)
+  const { padding, source } = textGraphOf(session.model)
   const encoded: EncodedPrompt[] = []
   for (const [i, prompt] of prompts.entries()) {
     const where = prompts.length === 1 ? 'prompt' : `prompt ${i + 1}`
+    if (source !== undefined) {
+      encoded.push(encodeSource(session.model, prompt, where))
+      continue
+    }
     const recorded = session.chatTemplateOf(mixes[isList ? i : 0])
     encoded.push(await encodePrompt(session.model, prompt, options, { recorded, where }))
   }
@@ -155,18 +164,24 @@ async function* writeBatch(
   options: GenerateOptions,
 ): AsyncGenerator<TextEvent, void, undefined> {
   const { model, engine } = session
-  const { inputs, logits, padding } = textGraphOf(model)
+  const { inputs, logits, padding, source } = textGraphOf(model)
   const { signal, logprobs } = options
   const sampling = resolveSampling(options, model.generationConfig)
-  const rows = texts.map(({ prompt }) => textRow(model, prompt, options))
+  const mixes = texts.map(({ mix }) => mix)
+  const prompts = texts.map(({ prompt }) => (source === undefined ? prompt : { ...prompt, ids: source.startIds }))
+  const rows = prompts.map((prompt) => textRow(model, prompt, options))
   const scores: TokenScore[][] = texts.map(() => [])
+  const read = (feeds: Feeds) => session.runGraph('encoder', feeds, mixes)
+  const encoded = texts.map(({ prompt }) => prompt)
+  const context = source && (await readSource(model, source, encoded, read))
   const decoding = await engine.startDecoding({
-    rows: texts.map(({ seed, prompt }) => ({ promptIds: prompt.ids, sampling, seed, scores: logprobs })),
-    mixes: texts.map(({ mix }) => mix),
+    rows: texts.map(({ seed }, i) => ({ promptIds: prompts[i].ids, sampling, seed, scores: logprobs })),
+    mixes,
     logits,
     roles: inputs.roles,
     cache: inputs.cache,
     padding,
+    context,
   })
   try {
     let ended: number[] = []
@@ -245,6 +260,8 @@ interface TextGraph {
   readonly inputs: TokenInputs
   readonly logits: string
   readonly padding: Padding
+  /** Of a decoder that reads an encoder. */
+  readonly source: EncodedSource | undefined
 }
 
 /** Of each graph, so that it is looked at once and not for each text. */
@@ -256,9 +273,12 @@ function textGraphOf(model: Model): TextGraph {
   const known = textGraphs.get(onnx)
   if (known !== undefined) return known
   const graph = readGraph(onnx.proto)
-  checkCausal(model, graph)
-  const inputs = tokenInputs(graph)
-  const made = { inputs, logits: logitsName(graph), padding: paddingOf(graph, inputs) }
+  const source = encodedSource(model, graph)
+  if (source === undefined) checkCausal(model, graph)
+  const inputs = tokenInputs(graph, source?.inputs)
+  // Prompts are filled up for the encoder, whose mask hides what fills them up.
+  const padding = source === undefined ? paddingOf(graph, inputs) : source.inputs.has(STATES_MASK) ? 'right' : 'none'
+  const made = { inputs, logits: logitsName(graph), padding, source } as const
   textGraphs.set(onnx, made)
   return made
 }

@@ -5,7 +5,7 @@
 import { NumericError } from '../base/errors.js'
 import { checkArgument, numberKind, type OptionTable } from '../base/options.js'
 
-/** What a text is generated with where nothing is said. */
+/** Default options of `generate`. */
 export const GENERATE_DEFAULTS = Object.freeze({ maxNewTokens: 128, batchSize: 8 })
 
 /** How the next token is chosen from the logits. What is left out is taken from the model's generation_config.json. */

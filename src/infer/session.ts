@@ -14,12 +14,14 @@ export interface AdapterSessionOptions extends Omit<SessionOptions, 'executionPr
   /** Adapters to begin with, by the name that runs choose them by. */
   adapters?: Readonly<Record<string, LoraAdapter>> | undefined
   /**
-   * Where the model runs, in ONNX Runtime's words: cpu, webgpu, cuda, coreml, dml, …; or several, best first: what the first cannot
-   * compute goes to the next. Default: the runtime's processor.
+   * Where the model runs, with ONNX Runtime's names: cpu, webgpu, cuda, coreml, dml, … You can give several. If the first cannot
+   * compute an operator, the next one does. Default: the CPU.
    */
   device?: string | readonly string[] | undefined
-  /** Module name → name of the node or of its weight, where the graph's own names do not tell. */
+  /** Module name → name of its node or weight. Needed only if the graph does not name its modules. */
   modules?: ModuleMap | undefined
+  /** Leaves out layers of adapters whose module an export dropped. Default false: they are an error. */
+  allowMissing?: boolean | undefined
 }
 
 /** What one run computes. */
@@ -31,6 +33,8 @@ export interface RunOptions {
   adapter?: AdapterChoice | readonly AdapterChoice[] | undefined
   /** Outputs to compute. Default: all. */
   outputNames?: readonly string[] | undefined
+  /** Which of the model's graphs, such as `encoder`. Default: the decoder, or the only one. */
+  graph?: string | undefined
 }
 
 /** A text to continue, or a chat to answer: its messages, of which the last is not the assistant's. */
@@ -63,11 +67,11 @@ export interface StreamOptions extends SamplingOptions, ChatOptions {
   /** How many of the likeliest tokens to score at each step, besides the one that is taken. Default: no scores. */
   logprobs?: number | undefined
   /**
-   * A safe integer; the same seed gives the same text. Of several prompts each has the next number. Default: a fresh one for each text,
-   * which the result tells.
+   * A safe integer; the same seed gives the same text. Of several prompts each has the next number. Default: a new random seed for
+   * each text. The result contains it.
    */
   seed?: number | undefined
-  /** Ends the text between two tokens: the call rejects with the signal's reason. */
+  /** Stops the generation after the current token. The promise rejects with the signal's reason. */
   signal?: SignalLike | undefined
 }
 
@@ -94,12 +98,12 @@ export interface TokenScore {
   readonly top: readonly Omit<TokenScore, 'top'>[]
 }
 
-/** A text, or two texts that are looked at together, as premise and hypothesis or question and answer. */
+/** A text, or two texts that belong together, such as premise and hypothesis or question and answer. */
 export type TextOrPair = string | { readonly text: string; readonly textPair?: string | undefined }
 
 /** How many texts run together, and how long they may be. */
 export interface BatchOptions {
-  /** Texts of more tokens are cut. Default: what the model takes. */
+  /** Longer texts are cut to this number of tokens. Default: the model's maximum. */
   maxLength?: number | undefined
   /** Texts in one run. Default 8. */
   batchSize?: number | undefined
@@ -135,9 +139,9 @@ export interface Classification {
   score: number
   /** The `topK` likeliest labels, best first. */
   labels: { label: string; score: number }[]
-  /** What the head gave, one number a label, in the head's order. */
+  /** Output of the head: one number for each label. */
   logits: Float32Array
-  /** The text was longer than the limit, and lost its end. */
+  /** Whether the text was longer than `maxLength` and was cut. */
   isTruncated: boolean
 }
 
@@ -151,7 +155,7 @@ export interface GenerateResult {
   tokenIds: number[]
   /** Why it ended: the model said so, a stop string came, maxNewTokens, or the model's context is full. */
   finish: 'eos' | 'stop' | 'max-new-tokens' | 'context'
-  /** What the tokens were drawn with: with the same seed and options the text is the same. */
+  /** The seed of this text. The same seed and options give the same text. */
   seed: number
   /** From the call to the end, without loading the model. */
   seconds: number
@@ -168,20 +172,23 @@ export interface AdapterSession {
   readonly model: Model
   /** Names of the adapters that runs can choose. */
   readonly adapters: readonly string[]
-  /** The model's own inputs, without those that take adapters. */
+  /** Roles of the model's graphs that runs can choose: `decoder` and `encoder`, or `model` alone. */
+  readonly graphs: readonly string[]
+  /** The model's own inputs, without those that take adapters; of several graphs those of the first. */
   readonly inputNames: readonly string[]
   /** The model's outputs. */
   readonly outputNames: readonly string[]
 
   /**
-   * Copies an adapter into the session; runs choose it by `name`. An adapter for modules that none before it touched
-   * opens the base anew, so that both are in memory for a moment: give such adapters to `openSession` where that matters. So does the
-   * first one with DoRA or biases of B for a module; DoRA's scales are computed here, from the base's weights, once.
+   * Copies an adapter into the session; runs choose it by `name`. If no earlier adapter changes the same modules, the session loads
+   * the base again, and two copies are in memory for a short time. To avoid this, pass the adapter to `openSession`. The same
+   * happens with the first adapter that has DoRA or biases of B for a module. DoRA's scales are computed here, from the base's
+   * weights, once.
    *
-   * @throws MismatchError when a layer has no module in the model, or another shape there; UnsupportedError when the
-   *   module is there in a form that cannot be adapted, or the adapter holds more than linear layers, or DoRA for weights that
-   *   are not floats; NumericError when a weight is not finite; StateError when the name is taken or the session is disposed;
-   *   ConfigError when an argument is not usable. The session stays as it was then.
+   * @throws MismatchError when a layer has no module in the model, or another shape there; UnsupportedError when the module is
+   *   there in a form that cannot be adapted, or the adapter holds more than linear layers, or DoRA for weights that are not
+   *   floats; NumericError when a weight is not finite; StateError when the name is taken or the session is disposed; ConfigError
+   *   when an argument is not usable. If `add` throws, the session does not change.
    *
    * @example
    * const session = await openSession('models/union-3m')
@@ -192,7 +199,7 @@ export interface AdapterSession {
   add(name: string, adapter: LoraAdapter): Promise<void>
 
   /**
-   * Frees an adapter's arrays. Texts that are being written with it go on.
+   * Removes an adapter and frees its memory. Texts that already use it are finished first.
    *
    * @throws MismatchError for an unknown name, StateError when the session is disposed
    *
@@ -207,7 +214,7 @@ export interface AdapterSession {
    * Runs the model once.
    *
    * @param feeds the model's own inputs by name: `{ type, data, dims }`, such as ONNX Runtime's own tensors. For a language model
-   *   `input_ids` is enough: what is left out becomes a mask of ones, positions that count the mask's ones, and an empty cache.
+   *   `input_ids` is enough: lowrank adds the missing inputs: a mask of ones, positions from that mask, and an empty cache.
    * @returns the outputs by name; their arrays are the caller's
    * @throws MismatchError for an unknown adapter, input or output; ConfigError for what is no tensor; RuntimeError when the run fails;
    *   StateError when the session is disposed
@@ -268,8 +275,9 @@ export interface AdapterSession {
    *
    * @returns one result for a single text, a list for a list
    * @throws UnsupportedError when neither the adapter nor the model has a head for labels; MismatchError for an unknown adapter, a
-   *   tokenizer of another model, or labels that are not as many as logits; ConfigError for an option or a text that is not usable;
-   *   FileError when the model has no tokenizer; NumericError when the logits are not finite; StateError when the session is disposed
+   *   tokenizer of another model, or when the numbers of labels and logits differ; ConfigError for an option or a text that is not
+   *   usable; FileError when the model has no tokenizer; NumericError when the logits are not finite; StateError when the session
+   *   is disposed
    *
    * @example
    * const session = await openSession('tests/golden/text-classification/encoder', {
@@ -299,7 +307,7 @@ export interface AdapterSession {
   embed(text: string, options?: EmbedOptions): Promise<Float32Array>
   embed(texts: readonly string[], options?: EmbedOptions): Promise<Float32Array[]>
 
-  /** Closes the session after the runs that were asked for before, and ends its worker. Other calls throw StateError from then on. */
+  /** Waits for all started runs. Then it closes the session and its worker. Other calls throw StateError from then on. */
   dispose(): Promise<void>
 
   /** `await using`: the same as dispose. */

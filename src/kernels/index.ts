@@ -10,8 +10,8 @@ import { createWasmKernels, type WasmKernels } from './wasm.js'
 /** How the kernels compute. */
 export interface KernelOptions {
   /**
-   * Threads that compute a large product, the calling one among them; 1 turns worker threads off. Default: one a core, at
-   * most 8, where the host lets a synchronous call wait for others (Node), else 1.
+   * Threads that compute a large product, the calling one among them; 1 turns worker threads off. Default in Node: one for each
+   * core, at most 8. Default in browsers: 1.
    */
   threads?: number
   /**
@@ -57,7 +57,7 @@ export function configureKernels(settings: KernelOptions = {}): void {
   options = { ...settings }
 }
 
-/** Ends the kernels' threads and lets go of their memory; the next large product starts them again. */
+/** Stops the threads and frees their memory. The next large matrix product starts them again. */
 export function disposeKernels(): void {
   wasm?.dispose()
   wasm = undefined

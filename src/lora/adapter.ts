@@ -40,7 +40,7 @@ export interface PartSummary {
   totalParams: number
   /** trainable / total */
   compressionRatio: number
-  /** The change is in the base weight. */
+  /** Whether the adapter is merged into the base weight. */
   merged: boolean
 }
 
@@ -72,7 +72,7 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
   readonly notes: string[] = []
   /** The chat template (Jinja) of the chats that it was trained on: it is asked with the same. Undefined for other adapters. */
   chatTemplate: string | undefined
-  /** What the numbers of its head mean, in their order; undefined for adapters without a head, or where no file tells. */
+  /** Names of the labels of the classification head. Undefined if there is no head, or if the names are unknown. */
   labels: readonly string[] | undefined
   /** What they are numbers of, in the words of transformers' `problem_type`; undefined where no file tells. */
   problemType: ProblemType | undefined
@@ -151,7 +151,7 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
    * A parameter of E experts from copies of A (E·r, k) and B (d, r·E), without its base.
    *
    * @param name the parameter's full name, MODULE.PARAMETER
-   * @throws ConfigError when the name is taken, or no parameter's; ShapeError when factors and rank disagree
+   * @throws ConfigError when the name is used already, or is not MODULE.PARAMETER; ShapeError when factors and rank disagree
    */
   addExperts(name: string, weightA: MatrixLike, weightB: MatrixLike): ExpertLora {
     return this.#add(name, () => {
@@ -206,6 +206,7 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
   /** An adapter of the same config with the parts of these names alone. Both have the same parts, not copies. */
   only(names: ReadonlySet<string>): LoraAdapter {
     const adapter = new LoraAdapter(this.config)
+    adapter.chatTemplate = this.chatTemplate
     adapter.labels = this.labels
     adapter.problemType = this.problemType
     for (const [name, part] of this.#parts) if (names.has(name)) adapter.#parts.set(name, part)
@@ -296,7 +297,7 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
   }
 
   /**
-   * Merges all parts into their base weights, or none when one of them cannot be.
+   * Merges all parts into their base weights. If one part cannot be merged, it merges none.
    *
    * @throws StateError when a part is merged already or lacks the base weight that it needs, NumericError when a result is not
    *   finite, UnsupportedError for a convolution that cannot be merged.

@@ -5,7 +5,7 @@ import { ConfigError } from '../base/errors.js'
 import { checkArgument, describe, isObject, OBJECT, STRING, unknownOption } from '../base/options.js'
 import type { Shaped } from '../base/tensor.js'
 import { changesBase, INITS, type Init, isInit, takesFromBase } from './init/inits.js'
-import { PatternTable, targetMatcher } from './patterns/patterns.js'
+import { PatternTable, stepsOf, targetMatcher } from './patterns/patterns.js'
 import { isLayerRanges, type LayerRanges, MAX_REPLICATED_LAYERS } from './replication.js'
 
 /** A complete config. Make one with {@link resolveConfig}. */
@@ -18,15 +18,15 @@ export interface LoraConfig {
   readonly dropout: number
   /** Module names or their last parts; a regular expression for whole names; or `all-linear`. Default []: none. */
   readonly targetModules: readonly string[] | string
-  /** Modules left alone whatever targetModules says. */
+  /** Modules that are not adapted, even if targetModules matches them. */
   readonly excludeModules: readonly string[] | string | undefined
   /** Only these layers of a stack, by index; with a list of targetModules. */
   readonly layersToTransform: readonly number[] | number | undefined
   /** The stack's name, `layers` or `h`, when layersToTransform needs one. */
   readonly layersPattern: readonly string[] | string | undefined
   /**
-   * Module name or expression for its end → rank; the first key that matches counts. An object has keys of digits alone before all
-   * others, whatever the order they were written in: a Map keeps it, and such a key becomes `(?:1)`, which means the same.
+   * Module name or expression for its end → rank; the first key that matches counts. JavaScript objects sort keys that are numbers
+   * first. If your keys are numbers and the order matters, use a Map.
    */
   readonly rankPattern: Readonly<Record<string, number>>
   /** The same for alpha. */
@@ -43,7 +43,7 @@ export interface LoraConfig {
   readonly baseModel: string | undefined
   /** PEFT's task type: CAUSAL_LM, SEQ_CLS, … */
   readonly taskType: string | undefined
-  /** Rows of the weights keep magnitudes of their own (DoRA, Liu et al. 2024, arXiv 2402.09353). Default false. */
+  /** Uses DoRA: each row of a weight has a trained magnitude (DoRA, Liu et al. 2024, arXiv 2402.09353). Default false. */
   readonly useDora: boolean
   /** B has a bias. Default false. */
   readonly loraBias: boolean
@@ -51,7 +51,10 @@ export interface LoraConfig {
   readonly bias: 'none' | 'all' | 'lora_only'
   /** Modules that the adapter replaces completely, by the ends of their names. Default []. */
   readonly modulesToSave: readonly string[]
-  /** Parameters that are adapted although no module of their own reads them, mostly weights of experts: full names, or their ends after a dot. Default []. */
+  /**
+   * Parameters to adapt that are not the weight of a linear module, mostly weights of experts: full names, or their ends after a
+   * dot. Default [].
+   */
   readonly targetParameters: readonly string[]
   /** The adapted model repeats layers of its base: ranges [start, end), in order. Copies of a layer share its weights. */
   readonly layerReplication: LayerRanges | undefined
@@ -209,7 +212,7 @@ const tables = new WeakMap<LoraConfig, { rank: PatternTable; alpha: PatternTable
 function patternTables(config: LoraConfig): { rank: PatternTable; alpha: PatternTable } {
   let result = tables.get(config)
   if (result === undefined) {
-    const total = { steps: 0 }
+    const total = stepsOf(config)
     result = {
       rank: new PatternTable(config.rankPattern, 'rankPattern', total),
       alpha: new PatternTable(config.alphaPattern, 'alphaPattern', total),

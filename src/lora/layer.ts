@@ -74,8 +74,8 @@ export class LoraLayer extends Part {
 
   /**
    * A new layer over a copy of `baseWeight` W (d, k), in training mode. The config's `init` says how A and B start; draws depend on
-   * the seed and the name. With DoRA the magnitude starts as ‖W‖. Some inits subtract s·B·A from the copy, so that the effective
-   * weight starts as W; only with `random` it does not.
+   * the seed and the name. With DoRA the magnitude starts as ‖W‖. Some inits subtract s·B·A from the copy. Then the effective
+   * weight W + s·B·A is equal to W at the start. Only with `random` it is different.
    *
    * @throws ConfigError when the config is not usable, or the layer's rank is above min(d, k); ShapeError for no matrix
    */
@@ -99,8 +99,8 @@ export class LoraLayer extends Part {
   }
 
   /**
-   * A layer from copies of trained factors A (r, k) and B (d, r), without a base weight, in evaluation mode. A config that
-   * names no rank takes the factors'. Here the rank may be above min(d, k), but for `pissa` and `olora`.
+   * A layer from copies of trained factors A (r, k) and B (d, r), without a base weight, in evaluation mode. If the config has no
+   * rank, the rank of A and B is used. Here the rank may be above min(d, k), but for `pissa` and `olora`.
    *
    * @throws ShapeError when the factors disagree with each other or with the config's rank; ConfigError when a magnitude or a
    *   bias is there and the config has none, or the other way round.
@@ -199,8 +199,8 @@ export class LoraLayer extends Part {
   }
 
   /**
-   * W (d, k), or what `init` left of it, the layer's own; with s·B·A in it while merged; undefined while none is attached.
-   * Assignment copies, and takes the matrix as it is.
+   * The base weight W (d, k). Some inits change it. While the layer is merged, it contains s·B·A. Undefined if the layer has no
+   * base weight. If you assign a matrix, it is copied without changes.
    */
   get baseWeight(): Matrix | undefined {
     return this.#baseWeight
@@ -265,8 +265,8 @@ export class LoraLayer extends Part {
   }
 
   /**
-   * x (n, k) → y (n, d). In training mode, and not merged, dropout is on the input of A. A bias of B is added, merged or not: the
-   * layer has no bias of the base to merge it into.
+   * x (n, k) → y (n, d). In training mode, dropout is applied to the input of A, unless the layer is merged. A bias of B is added,
+   * merged or not: the layer has no bias of the base to merge it into.
    *
    * @throws ShapeError when the input has other than k columns, StateError without a base weight.
    */

@@ -13,11 +13,11 @@ import type { LoraConfig } from './config.js'
  * - `replacement`: a whole tensor, by another one; or a tensor that the base does not have, as a new head
  * - `token-rows`: some rows of an embedding, by others
  *
- * DoRA and a bias of B are no kinds: such a part has a tensor `magnitude` or `biasB`.
+ * DoRA and biases of B have no own kind. Such a part has an additional tensor `magnitude` or `biasB`.
  */
 export type PartKind = 'linear' | 'embedding' | 'convolution' | 'parameter' | 'replacement' | 'token-rows'
 
-/** What a part's tensor is to it: a factor, a vector beside the factors, or values that take the base's place. */
+/** The role of a tensor in its part: a factor, a vector beside the factors, or values that take the base's place. */
 export type TensorRole = 'weightA' | 'weightB' | 'magnitude' | 'biasB' | 'weight'
 
 /** Tensors of a part that has factors. */

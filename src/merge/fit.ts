@@ -20,7 +20,7 @@ export interface FitReport {
   /** The file or folder. */
   base: string
   kind: 'checkpoint' | 'onnx'
-  /** Nothing is in the way of a merge. */
+  /** Whether the adapter can be merged into the base. */
   fits: boolean
   parts: PartFit[]
   /** Rows of the input embedding; null where none can be told by its name. */
@@ -29,7 +29,7 @@ export interface FitReport {
   isTied: boolean | null
   /** What is wrong with the whole: a quantized base, parts that exclude each other. */
   problems: string[]
-  /** What a merge has to be told, or what people should know. */
+  /** Options that a merge needs, and other hints. */
   notes: string[]
 }
 

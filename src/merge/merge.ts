@@ -144,12 +144,13 @@ export async function openOnnx(
 ): Promise<OpenOnnx> {
   const { openGraphsMerge } = await import('./onnx/graphs.js')
   const { base, adapters, outFile, weightsOnly = false, signal, onProgress, modules, strict, reproducible } = request
-  const { allowMissing } = request
+  const { allowMissing, quantized, externalData, outDtype } = request
   // Beside a checkpoint they are there already.
   const companions = weightsOnly || format === 'both' ? undefined : base.directory
   const config = await loadConfig(base.directory)
   const isBesideCheckpoint = format === 'both'
-  const settings = { signal, onProgress, modules, strict, reproducible, allowMissing }
+  const factors = outDtype === 'F32' || outDtype === 'F16' ? outDtype : undefined
+  const settings = { signal, onProgress, modules, strict, reproducible, allowMissing, quantized, externalData, factors }
   const options = { ...settings, companions, config, isBesideCheckpoint, path: outFile }
   return openGraphsMerge(base.directory, graphs, adapters, options, sign)
 }
@@ -176,11 +177,12 @@ export async function planOnnx(opened: OpenOnnx): Promise<Omit<MergePlanReport, 
     })
   })
   const report = await opened.write(nowhere)
-  const { tensors, changed, added, renamed, layers, copied, leftOut, warnings } = report
+  const { tensors, changed, branches, added, renamed, layers, copied, leftOut, warnings } = report
   const weights = files.filter(({ name }) => !copied.includes(name))
   return {
     tensors,
     changed,
+    ...(branches !== undefined && { branches }),
     added,
     renamed,
     bytes: weights.reduce((sum, { byteLength }) => sum + byteLength, 0),

@@ -13,7 +13,10 @@ export interface MergedFile {
   byteLength: number
 }
 
-/** What a plan and a finished merge both know. Of a job's share only what is the job's; with `both`, the sums of the two. */
+/**
+ * Part of a plan and of a finished merge. For a `share`, it covers only the files of that job. With `both`, the numbers are sums of
+ * the two formats.
+ */
 export interface MergeSummary {
   /** The result: its folder, or its file. */
   out: string
@@ -22,13 +25,15 @@ export interface MergeSummary {
   tensors: number
   /** How many of them hold other values than the base's. */
   changed: number
+  /** How many layers with quantized weights got the adapters' factors beside them, or lost them. */
+  branches?: number
   /** Tensors of a head that the base does not have. */
   added: string[]
-  /** What the base calls otherwise than the adapters do. */
+  /** Tensors that have another name in the base than in the adapters. */
   renamed: Renamed[]
-  /** The base's other files that go along. */
+  /** Other files of the base that are copied. */
   copied: string[]
-  /** Files of the base that do not, and folders with a `/` at the end. */
+  /** Files and folders of the base that are not copied. Folders end in `/`. */
   leftOut: string[]
   /** What is left to do before the result can be used. */
   warnings: string[]
@@ -47,7 +52,7 @@ export interface MergePlanReport extends MergeSummary {
 export interface MergeReport extends MergeSummary {
   /** Written in all. */
   bytes: number
-  /** That it took. */
+  /** Duration in seconds. */
   seconds: number
   /** What adapters added to, with ‖ΔW‖ / ‖W‖; values that they replace have no line here. With `both`, once. */
   layers: LayerChange[]
@@ -55,7 +60,7 @@ export interface MergeReport extends MergeSummary {
 
 /** How far a merge is. */
 export interface MergeProgress {
-  /** So far, with those kept of an earlier run. */
+  /** Bytes written so far, including bytes from an earlier run. */
   writtenBytes: number
   /** Of the weights: what will be written, but for headers and small files. */
   totalBytes: number

@@ -5,22 +5,26 @@ import { ConfigError, type LowrankError, UnsupportedError } from '../base/errors
 import type { SignalLike } from '../base/globals.js'
 import type { DtypeChoice } from '../graph/graph-file.js'
 import type { ModuleMap } from '../graph/match/linears.js'
+import type { QuantizedPolicy } from './onnx/quantized.js'
 import type { TiedPolicy } from './plan/tied.js'
 import type { MergeFormat, MergeProgress } from './report.js'
 
 /** How a merge is stopped and followed. */
 export interface RunSettings {
-  /** Stops between two pieces: merging rejects with the signal's reason, and leaves at most files to resume from. */
+  /** Stops the merge. The promise rejects with the signal's reason. Only files for `resume` stay. */
   signal?: SignalLike | undefined
   /** Called after each piece that is written, or several times a second. */
   onProgress?: ((progress: MergeProgress) => void) | undefined
 }
 
+/** How files come into a result that they are unchanged in. */
+export type ExternalDataMode = 'copy' | 'hardlink'
+
 /** What all merges take. */
 export interface MergeSettings extends RunSettings {
   /**
-   * Which kind of model is written. Default: of a folder with an `onnx/` folder or without a checkpoint the .onnx, which it is run
-   * from; else safetensors; of a file its own.
+   * Format of the result. Default: the format of the base file. If the base is a folder: `onnx` if it has an .onnx model, else
+   * `safetensors`.
    */
   format?: MergeFormat | undefined
   /**
@@ -38,15 +42,29 @@ export interface MergeSettings extends RunSettings {
    * neither base nor adapters have is drawn anew by loaders. Default false.
    */
   allowMissing?: boolean | undefined
-  /** Type of the weights that are written; all F64, F32, F16 and BF16 tensors are converted. Default `keep`. Not for .onnx. */
+  /**
+   * Type of the weights that are written; all F64, F32, F16 and BF16 tensors are converted. Default `keep`. In an .onnx it is the type of the
+   * factors beside quantized weights, F32 or F16.
+   */
   outDtype?: FloatDtype | 'keep' | undefined
-  /** Distributes the tensors anew over shards of at most so many bytes. Default: shards stay. Not for .onnx. */
+  /** Largest size of a weight file in bytes. Default: the same files as the base. Not for .onnx. */
   maxShardBytes?: number | undefined
   /** Writes the weights alone, without the base's configuration and tokenizer. Default false; a result that is a file has none anyway. */
   weightsOnly?: boolean | undefined
-  /** Refuses adapters whose config has targets or patterns that match nothing of them. Default false. */
+  /**
+   * What happens to quantized weights. `branches` leaves them as they are and puts the factors beside them, so that the result is what a
+   * session computes; `requantize` quantizes W + s·B·A again in the same layout (MatMulNBits), and reports the error that this adds.
+   * Default `branches`. For .onnx with quantized weights.
+   */
+  quantized?: QuantizedPolicy | undefined
+  /**
+   * How data files of the base that stay as they are come into the result: `copy`, or `hardlink`, which needs no room. Where no link can
+   * be made the file is copied, and a warning says so. Default `copy`. For .onnx.
+   */
+  externalData?: ExternalDataMode | undefined
+  /** Throws an error if a target or pattern of the config matches no layer of the adapter. Default false. */
   strict?: boolean | undefined
-  /** The same bytes on every machine. Default false: fused multiply-adds where the host has them, which round once less. */
+  /** The same bytes on every machine. Default false: a little faster, but the last bits depend on the machine. */
   reproducible?: boolean | undefined
   /** Module name → name of the node or of its weight, where an .onnx file's own names do not tell. */
   modules?: ModuleMap | undefined
@@ -58,13 +76,16 @@ export interface PathSettings {
   overwrite?: boolean | undefined
   /** Keeps the finished shards of an interrupted merge whose checksums agree. Default: start over. Not for .onnx. */
   resume?: boolean | undefined
-  /** Makes only every `count`-th output file, from `index` (from 0): one job's share. The last step is `finish`. Not for .onnx. */
+  /**
+   * Writes only the files `index`, `index + count`, … (counted from 0): the share of one job. The last step is `finish`. Not for
+   * .onnx.
+   */
   share?: { index: number; count: number } | undefined
   /** Checks the files that all shares have made, adds the others, and gives the output its name. Not for .onnx. */
   finish?: boolean | undefined
-  /** Threads, the calling one among them. Default: one a core, at most 4. An .onnx is merged by one. */
+  /** Number of threads, including the calling thread. Default: one for each core, at most 4. A merge into .onnx uses one thread. */
   threads?: number | undefined
-  /** Waits until all is on disk. Default true. */
+  /** Waits until all files are written to the disk (fsync). Default true. */
   fsync?: boolean | undefined
 }
 
@@ -82,6 +103,12 @@ const CHECKPOINT_ONLY = {
 export function refuseForFormat(settings: MergeSettings & PathSettings, format: MergeFormat): void {
   if (format === 'safetensors') {
     if (settings.modules !== undefined) throw unsupported('modules', 'it names nodes of an .onnx file', format)
+    if (settings.quantized !== undefined) {
+      throw unsupported('quantized', 'only weights of an .onnx file can be quantized', format)
+    }
+    if (settings.externalData !== undefined) {
+      throw unsupported('externalData', 'only an .onnx file has data files beside it', format)
+    }
     if (settings.dtype !== undefined) {
       throw unsupported('dtype', 'it chooses an .onnx file; the type that is written is outDtype (--out-dtype)', format)
     }
@@ -95,7 +122,9 @@ export function refuseForFormat(settings: MergeSettings & PathSettings, format: 
       format,
     )
   }
-  if (outDtype !== 'keep') throw unsupported('outDtype', 'the types of an .onnx file stay as they are', format)
+  if (outDtype === 'BF16' || (outDtype !== 'keep' && (format === 'both' || settings.quantized === 'requantize'))) {
+    throw unsupported('outDtype', 'the types of an .onnx file stay as they are', format)
+  }
   if (format === 'onnx' && threads !== undefined && threads > 1) {
     throw unsupported('threads', 'an .onnx file is merged by one thread', format)
   }

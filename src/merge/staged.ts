@@ -11,6 +11,7 @@ export class StagedDirectory implements Directory {
   readonly #options: RunSettings
   readonly #totalBytes: number
   #staged: { path: string; sink: ByteSink }[] = []
+  readonly #linked: string[] = []
   #writtenBytes = 0
 
   constructor(target: Directory, totalBytes: number, options: RunSettings) {
@@ -52,6 +53,13 @@ export class StagedDirectory implements Directory {
     }
   }
 
+  /** The link has its name at once; `abort` takes it away. */
+  async link(path: string, realPath: string): Promise<void> {
+    if (this.#target.link === undefined) throw new FileError({ where: path, what: 'no hard links can be made here' })
+    await this.#target.link(path, realPath)
+    this.#linked.push(path)
+  }
+
   async isSame(other: Directory): Promise<boolean> {
     return other === this.#target || ((await this.#target.isSame?.(other)) ?? false)
   }
@@ -82,6 +90,7 @@ export class StagedDirectory implements Directory {
   async abort(): Promise<void> {
     // The first file may have made the folder, which goes only when it is empty.
     for (const { sink } of this.#staged.toReversed()) await sink.abort()
+    for (const path of this.#linked) await this.#target.remove(path)
   }
 }
 

@@ -53,8 +53,10 @@ export interface MergeTarget {
 /** How much merging changed a layer. */
 export interface LayerChange {
   name: string
-  /** ‖s·B·A‖ / ‖W‖, Frobenius norms; Infinity where W is zero, which JSON writes as null. */
+  /** ‖s·B·A‖ / ‖W‖, Frobenius norms; Infinity where W is zero and NaN where it cannot be read, which JSON writes as null. */
   relativeChange: number
+  /** ‖Q(W + s·B·A) − (W + s·B·A)‖ / ‖W‖ of a weight that was quantized again: the error that this adds. */
+  quantizationError?: number
 }
 
 /** Bytes of the stored weight, by offset from its start. */

@@ -1,5 +1,6 @@
 // Node, Bun and Deno: strings can be paths, and sessions run in worker threads.
 
+import { freemem } from 'node:os'
 import type { Platform } from '../index/platform.js'
 import { locate, NodeDirectory, openFile } from '../io/node/files.js'
 import type { EngineKind } from '../runtime/host.js'
@@ -20,6 +21,8 @@ export const nodePlatform: Platform = {
     return file === undefined ? directory : openFile(text)
   },
   target: (text) => new NodeDirectory(text),
+  // availableMemory heeds a container's limit; it came with Node 20.13.
+  freeMemory: () => process.availableMemory?.() ?? freemem(),
   defaultRuntime: () => runtimeOf(resolveNodeRuntime()),
   nodeRuntime: (specifier = resolveNodeRuntime()) => runtimeOf(specifier),
 }

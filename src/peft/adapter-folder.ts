@@ -51,7 +51,7 @@ export interface AdapterFile {
 
 /** What to load of a folder, and how strictly. */
 export interface LoadOptions {
-  /** Which adapter: the name of a folder inside, or the one in the tensors' names. Default: the only one there is. */
+  /** Name of the adapter: a subfolder, or the adapter name in the tensor names. Needed only if there are several. */
   name?: string | undefined
   /** Refuses a config with targets or patterns that match nothing of the adapter. Default false. */
   strict?: boolean | undefined
@@ -186,7 +186,10 @@ function checkFinite(values: Float32Array, info: TensorInfo, file: SafetensorsFi
 
 /** How an adapter is saved. */
 export interface SaveOptions {
-  /** Of layers. Default: each one's own, which is F32 unless it was loaded from another. What replaces the base's stays as it is. */
+  /**
+   * Type of the saved A and B. Default: the type of each layer (F32, or the type of the file it was loaded from). Replaced tensors
+   * keep their type.
+   */
   dtype?: FloatDtype | undefined
 }
 

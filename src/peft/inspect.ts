@@ -27,7 +27,7 @@ export interface LayerReport extends Spectrum {
   rank: number
   /** How many matrices (d, k) a parameter holds; absent for the other kinds. */
   experts?: number
-  /** α, as the patterns give it. */
+  /** α of this layer, after rankPattern and alphaPattern. */
   alpha: number
   /** s, by which B·A is multiplied. */
   scaling: number
@@ -39,18 +39,18 @@ export interface LayerReport extends Spectrum {
   normB: number
   /** ‖s·B·A‖, Frobenius. */
   normDelta: number
-  /** It has a DoRA magnitude. */
+  /** Whether the layer has a DoRA magnitude. */
   hasMagnitude: boolean
   /** B has a bias. */
   hasBias: boolean
 }
 
-/** A tensor that takes the place of the base's, whole or in rows. */
+/** A tensor that replaces a tensor of the base, or some of its rows. */
 export interface ReplacementReport {
   /** The base's tensor. */
   name: string
   dtype: TensorDtype
-  /** Of what the adapter holds: the tensor's, or (rows, D). */
+  /** Shape of the tensor in the adapter. For rows of an embedding: (rows, D). */
   shape: readonly number[]
   /** How many rows of the base's tensor it replaces; absent for a whole tensor. */
   rows?: number
@@ -75,7 +75,7 @@ export interface AdapterReport {
   replacements: ReplacementReport[]
   /** Errors that loading or merging the adapter throws, all of them; empty for a sound adapter. */
   problems: ProblemReport[]
-  /** One sentence each, for people: what is sound, but unusual. */
+  /** Warnings as text: the adapter is valid, but something is unusual. */
   warnings: string[]
 }
 

@@ -4,7 +4,15 @@
 import { type LowrankError, MismatchError, nearMisses } from '../base/errors.js'
 import type { LoraConfig } from '../lora/config.js'
 import type { PartKind } from '../lora/part.js'
-import { endsOf, isAllLinear, isInsideModule, PatternTable, targetMatcher } from '../lora/patterns/patterns.js'
+import {
+  endsOf,
+  isAllLinear,
+  isInsideModule,
+  layerIndex,
+  PatternTable,
+  stepsOf,
+  targetMatcher,
+} from '../lora/patterns/patterns.js'
 import { isHeadModule } from './tied.js'
 
 /** In one message; near misses of each cost a comparison with every name. */
@@ -63,8 +71,8 @@ export function unmatchedEntries(config: LoraConfig, parts: readonly NamedPart[]
   const [modulesSaved, rowModules] = [ofKinds('replacement'), ofKinds('token-rows')].map((own) =>
     own.map(({ module }) => module),
   )
-  const { targetParameters, layersToTransform = [] } = config
-  const total = { steps: 0 }
+  const { targetParameters } = config
+  const total = stepsOf(config)
   const ofPattern = (setting: 'rankPattern' | 'alphaPattern') => {
     return unmatchedOf(setting, Object.keys(config[setting]), [...layers, ...parameters], (key) => {
       const table = new PatternTable({ [key]: 1 }, setting, total)
@@ -73,9 +81,7 @@ export function unmatchedEntries(config: LoraConfig, parts: readonly NamedPart[]
   }
   return [
     ...unmatchedTargets(config, layers),
-    ...unmatchedOf('layersToTransform', [layersToTransform].flat().map(String), layers, (index) => {
-      return targetMatcher({ ...config, layersToTransform: [Number(index)] }, total)
-    }),
+    ...unmatchedIndexes(config, layers),
     ...ofPattern('rankPattern'),
     ...ofPattern('alphaPattern'),
     ...unmatchedOf('modulesToSave', config.modulesToSave, modulesSaved, (entry) => {
@@ -91,6 +97,21 @@ function unmatchedTargets({ targetModules }: LoraConfig, layers: readonly string
   // An expression counts as one entry, and every layer that there is matches it.
   const isIdle = !isAllLinear(targetModules) && layers.length === 0
   return isIdle ? [{ setting: 'targetModules', entry: targetModules, near: () => [] }] : []
+}
+
+/** A target that the config names in full is adapted whatever its layer. */
+function unmatchedIndexes(config: LoraConfig, layers: readonly string[]): UnmatchedEntry[] {
+  const { targetModules, layersToTransform = [] } = config
+  const indexes = [layersToTransform].flat()
+  if (indexes.length === 0) return []
+  const isTarget = targetMatcher(config)
+  const targets = layers.filter(isTarget)
+  if (typeof targetModules === 'string' || targets.some((name) => targetModules.includes(name))) {
+    return targets.length > 0 ? [] : described('layersToTransform', indexes.map(String), layers)
+  }
+  const found = new Set(targets.map(layerIndex(config, stepsOf(config))))
+  const left = indexes.filter((index) => !found.has(index))
+  return described('layersToTransform', left.map(String), layers)
 }
 
 function unmatchedTokenModules(

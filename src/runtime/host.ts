@@ -11,9 +11,9 @@ import type { Runtime } from './runtime.js'
 export type EngineKind = 'train' | 'infer'
 
 /**
- * How a model's sessions are run: `module` hands over ONNX Runtime's module object and runs in this thread, which each
- * run blocks; otherwise `spawn` starts a worker, which imports the runtime from `specifier`. `wasm` is the URL of
- * onnxruntime-web's .wasm file, where it does not lie beside that.
+ * Where the sessions of a model run. With `module` (the imported ONNX Runtime), they run in this thread, and each run blocks it.
+ * Otherwise `spawn` starts a worker that imports ONNX Runtime from `specifier`. `wasm` is the URL of onnxruntime-web's .wasm file,
+ * where it does not lie beside that.
  */
 export type RuntimeHost =
   | { readonly module: OrtModule }

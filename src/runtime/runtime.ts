@@ -63,7 +63,7 @@ export interface SessionModel {
 export interface SessionOptions {
   /** Intra-op threads. Default: the runtime's own choice. */
   threads?: number
-  /** Keep weights in their mapped file pages and repack none: less memory, some percent slower. */
+  /** Uses less memory, but runs a few percent slower: ONNX Runtime does not copy the weights. */
   lowMemory?: boolean
   /** Graph optimization level. Default 'all'. */
   optimization?: 'disabled' | 'basic' | 'extended' | 'all'

@@ -3,6 +3,7 @@
 
 import { DataError, FormatError, UnsupportedError } from '../base/errors.js'
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
+import { inputFamily } from '../graph/inputs/family.js'
 import { tokenInputs } from '../graph/inputs/tokens.js'
 import { logitsName } from '../graph/match/linears.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
@@ -42,6 +43,18 @@ export const causalLm: Task<ParsedRecord, Example> = {
 
   check(model) {
     const graph = readGraph(model.onnx.proto)
+    if (inputFamily(graph) === 'encoder-decoder') {
+      throw new UnsupportedError({
+        where: 'ONNX model',
+        what: 'it is the decoder of an encoder-decoder, which lowrank does not train yet',
+        expected: 'a causal language model of one graph',
+        got: `inputs ${graph.inputs
+          .map(({ name }) => name)
+          .slice(0, 4)
+          .join(', ')}, …`,
+        hint: 'Train the adapter with PEFT: sessions and merges take it',
+      })
+    }
     checkCausal(model, graph)
     tokenInputs(graph)
   },

@@ -5,14 +5,14 @@ import { DataError, MismatchError } from '../base/errors.js'
 import { type Chat, parseChat } from './chat.js'
 import type { Tokenizer } from './tokenizer.js'
 
-/** A message of a chat. What else it has goes to the chat template, too. */
+/** A message of a chat. Other fields are passed to the chat template. */
 export interface MessageRecord {
   readonly role: string
   readonly content?: string | readonly object[] | null | undefined
   readonly tool_calls?: readonly object[] | null | undefined
 }
 
-/** What one record can be. Fields beside these are left alone. */
+/** The types of records. Other fields are ignored. */
 export type TextRecord =
   | { readonly text: string }
   | { readonly prompt: string | readonly MessageRecord[]; readonly completion: string | readonly MessageRecord[] }

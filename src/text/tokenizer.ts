@@ -3,10 +3,11 @@
 
 import * as hub from '@huggingface/tokenizers'
 import { type Directory, readJson } from '../base/bytes.js'
-import { FileError, FormatError } from '../base/errors.js'
+import { FileError, FormatError, LowrankError } from '../base/errors.js'
 import type { Span } from './added-tokens.js'
 import type { PieceModel } from './piece-cutters.js'
 import { type EncodedSpans, PieceEncoder } from './piece-encoder.js'
+import { refuseSlowExpressions } from './slow-expressions.js'
 
 /** What is used of the library: its declarations do not resolve under Node's module rules. */
 interface HubTokenizer extends PieceModel {
@@ -23,7 +24,7 @@ const HubTokenizer = hub.Tokenizer as unknown as new (definition: object, config
 export interface Tokenizer {
   /** For messages: the folder it came from. */
   readonly name: string
-  /** The token that ends a text, as tokenizer_config.json names it; undefined if it names none, as with the others. */
+  /** The token that ends a text, from tokenizer_config.json. Undefined if it is not given there. */
   readonly eosTokenId: number | undefined
   /** The token that begins a text. */
   readonly bosTokenId: number | undefined
@@ -37,21 +38,21 @@ export interface Tokenizer {
    */
   encodePair(prompt: string, completion: string): { ids: number[]; completionStart: number }
   /**
-   * Ids of `text` as it is, and for each span the tokens that touch it: what transformers' assistant mask marks. Spans are in order
-   * and reach not into one another.
+   * Ids of `text` as it is, and for each span the tokens that touch it: what transformers' assistant mask marks. Spans are sorted
+   * and do not overlap.
    */
   encodeSpans(text: string, spans: readonly Span[]): EncodedSpans
   /**
-   * Ids of one text or two with their special tokens, and of which text each is. What is too long loses its end, the longer text
-   * first, as in transformers (`truncation=True`).
+   * Encodes one or two texts with special tokens. `typeIds` says to which text each token belongs. Texts that are too long are cut,
+   * the longer text first, as in transformers (`truncation=True`).
    */
   encodeTexts(first: string, second: string | undefined, maxLength: number): EncodedTexts
   /** Text of `ids`; special tokens are left out unless asked for. */
   decode(ids: readonly number[], options?: { specialTokens?: boolean }): string
   /**
-   * Decodes ids that come one by one.
+   * Decodes token ids one by one.
    *
-   * @param after what they follow: its text is not given again, but may change how theirs begins
+   * @param after ids of the tokens before. Their text is not returned, but it can change the first characters of the new text
    */
   stream(after?: readonly number[]): TextStream
 }
@@ -72,11 +73,11 @@ interface TextTemplate {
   readonly types: readonly number[]
 }
 
-/** Text of tokens as they come: each call returns what became certain. */
+/** Decodes tokens one by one. Each call returns the new characters. */
 export interface TextStream {
   /** Holds back characters whose bytes are still incomplete. */
   push(id: number): string
-  /** What is left, with U+FFFD for bytes that never became a character. */
+  /** Returns the rest. Incomplete characters become U+FFFD. */
   end(): string
 }
 
@@ -111,8 +112,10 @@ export function makeTokenizer(definition: unknown, config: unknown, name: string
   }
   try {
     const tokenizer = new HubTokenizer(definition, config)
+    refuseSlowExpressions(tokenizer, where)
     return new HubTextTokenizer(tokenizer, PieceEncoder.create(definition, tokenizer), config, name)
   } catch (cause) {
+    if (cause instanceof LowrankError) throw cause
     const what = `this tokenizer cannot be used (${cause instanceof Error ? cause.message : String(cause)})`
     throw new FormatError({ where, what, cause })
   }
@@ -143,7 +146,7 @@ class HubTextTokenizer implements Tokenizer {
     this.bosTokenId = this.#specialId(config.bos_token)
     this.padTokenId = this.#specialId(config.pad_token)
     const bare = this.#encodeBare('a')
-    const full = hub.encode('a', { add_special_tokens: true }).ids as number[]
+    const full = this.#ask(() => hub.encode('a', { add_special_tokens: true }).ids as number[])
     let start = 0
     while (start + bare.length < full.length && !bare.every((id, i) => id === full[start + i])) start++
     this.#before = full.slice(0, start)
@@ -163,7 +166,7 @@ class HubTextTokenizer implements Tokenizer {
   }
 
   encodeSpans(text: string, spans: readonly Span[]): EncodedSpans {
-    const encoded = this.#pieces?.encode(text, spans)
+    const encoded = this.#ask(() => this.#pieces?.encode(text, spans))
     if (encoded !== undefined) return encoded
     const ids = this.#encodeWhole(text)
     const ranges = spans.map(({ start, end }) => {
@@ -195,7 +198,7 @@ class HubTextTokenizer implements Tokenizer {
     if (known !== undefined) return known
     const bare = this.#encodeBare('a')
     const options = { add_special_tokens: true, return_token_type_ids: true, ...(count === 2 && { text_pair: 'a' }) }
-    const { ids, token_type_ids: typeIds = ids.map(() => 0) } = this.#hub.encode('a', options)
+    const { ids, token_type_ids: typeIds = ids.map(() => 0) } = this.#ask(() => this.#hub.encode('a', options))
     const around = []
     const types = []
     let from = 0
@@ -214,7 +217,7 @@ class HubTextTokenizer implements Tokenizer {
 
   decode(ids: readonly number[], options: { specialTokens?: boolean } = {}): string {
     if (ids.length === 0) return ''
-    return this.#hub.decode([...ids], {
+    return this.#decodeWith(ids, {
       skip_special_tokens: options.specialTokens !== true,
       clean_up_tokenization_spaces: this.#cleanUp,
     })
@@ -224,12 +227,37 @@ class HubTextTokenizer implements Tokenizer {
     return new WindowedStream((ids) => this.decode(ids), after)
   }
 
+  #decodeWith(
+    ids: readonly number[],
+    options: { skip_special_tokens: boolean; clean_up_tokenization_spaces: boolean },
+  ): string {
+    return this.#ask(() => {
+      const text: unknown = this.#hub.decode([...ids], options)
+      if (typeof text !== 'string') throw new TypeError('decoding gives no text')
+      return text
+    })
+  }
+
+  /** What the library says of a tokenizer.json that it cannot work with is an error of that file. */
+  #ask<T>(question: () => T): T {
+    try {
+      return question()
+    } catch (cause) {
+      if (cause instanceof LowrankError) throw cause
+      throw new FormatError({
+        where: `${this.name}/tokenizer.json`,
+        what: `this tokenizer cannot be used (${cause instanceof Error ? cause.message : String(cause)})`,
+        cause,
+      })
+    }
+  }
+
   #encodeBare(text: string): number[] {
-    return this.#pieces?.encode(text, [])?.ids ?? this.#encodeWhole(text)
+    return this.#ask(() => this.#pieces?.encode(text, [])?.ids) ?? this.#encodeWhole(text)
   }
 
   #encodeWhole(text: string): number[] {
-    const { ids, tokens } = this.#hub.encode(text, { add_special_tokens: false })
+    const { ids, tokens } = this.#ask(() => this.#hub.encode(text, { add_special_tokens: false }))
     const unknown = ids.indexOf(undefined)
     if (unknown >= 0) {
       throw new FormatError({
@@ -288,7 +316,7 @@ class HubTextTokenizer implements Tokenizer {
 
   #decodeExactly(ids: readonly number[]): string {
     if (ids.length === 0) return ''
-    return this.#hub.decode([...ids], { skip_special_tokens: false, clean_up_tokenization_spaces: false })
+    return this.#decodeWith(ids, { skip_special_tokens: false, clean_up_tokenization_spaces: false })
   }
 
   /** The id of a special token as tokenizer_config.json gives it: a string, or an object with `content`. */

@@ -29,10 +29,13 @@ export interface CombineSettings extends RankChoice, ToolRun {
   combinationType?: CombinationType | undefined
   /** Of `ties` and `ties_svd`: the share of each adapter's largest values that is kept, in (0, 1]. */
   density?: number | undefined
-  /** Of `ties` and `ties_svd`: the sign of a value is that of the sum, or that of most adapters. Default `total`. */
+  /**
+   * For `ties` and `ties_svd`: how the sign of a value is chosen. `total`: the sign of the sum. `frequency`: the sign that most
+   * adapters have. Default `total`.
+   */
   majoritySignMethod?: 'total' | 'frequency' | undefined
   /**
-   * Gives the numbers of PEFT's add_weighted_adapter, also where they are wrong: with rsLoRA its results are √r times too large.
+   * Gives exactly the result of PEFT's add_weighted_adapter, even if it is wrong: with rsLoRA its results are √r times too large.
    * Default false.
    */
   peftCompatible?: boolean | undefined

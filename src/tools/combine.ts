@@ -28,11 +28,11 @@ export interface CombineInput {
 export interface CombineResult {
   /** The adapter that holds the change of all. */
   adapter: LoraAdapter
-  /** Of each layer: `error` is the distance to what the combination type asks for, over its norm. */
+  /** Result for each layer. `error` is the relative difference from the exact result of the combination type. */
   layers: RankReport[]
   /** Over all layers. */
   error: number
-  /** What may not be meant: adapters of differently named bases, layers that change nothing. */
+  /** Possible mistakes: adapters with different base names, layers that change nothing. */
   warnings: string[]
 }
 

@@ -5,7 +5,9 @@ import { ConfigError } from '../base/errors.js'
 
 /** Which rank each layer gets. With `rank` and another rule, the rank is the smaller one. Each layer keeps rank 1 at least. */
 export interface RankChoice {
-  /** r: the rank of all layers, or the largest that another rule may give. A layer never gets more than its change has. */
+  /**
+   * r: the rank of all layers, or the largest that another rule may give. No layer gets a higher rank than the rank of its s·B·A.
+   */
   rank?: number | undefined
   /** The smallest rank that keeps this share of the energy Σσ², in (0, 1]. */
   energy?: number | undefined

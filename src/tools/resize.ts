@@ -15,7 +15,7 @@ import { openParts } from './open.js'
 import { Steps, type ToolRun } from './progress.js'
 import { chosenRank, energyOf, type RankChoice } from './rank.js'
 
-/** What became of a layer. */
+/** Result for one layer. */
 export interface RankReport {
   /** The layer's, as in `model.layers.0.self_attn.q_proj`. */
   name: string

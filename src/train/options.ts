@@ -36,13 +36,13 @@ export interface TrainConfig extends Omit<LoraConfigInput, keyof (typeof TRAIN_D
   readonly targetModules?: readonly string[] | string | undefined
   /** How the adapter starts. Default `kaiming-uniform`, as in PEFT. */
   readonly init?: Init | undefined
-  /** Of the start, dropout and the order of records: a safe integer. Default 42. */
+  /** Seed for the initial values, dropout and the order of records: a safe integer. Default 42. */
   readonly seed?: number | undefined
 }
 
 type Optional<T> = { readonly [K in keyof T]?: T[K] | undefined }
 
-/** What training is told, with all that is open: settings, and what they apply to. */
+/** All options of training, with open files and an open model. */
 export interface TrainingOptions extends Optional<TrainSettings> {
   /** The base. Its weights are read, never changed; it stays open. */
   readonly model: Model
@@ -75,7 +75,8 @@ export interface TrainingOptions extends Optional<TrainSettings> {
   /** Replaces the run in `out`. */
   readonly overwrite?: boolean | undefined
   /**
-   * Ends the run after the current step. The run is saved and reported as interrupted. If no step was done, `overwrite` replaces nothing.
+   * Ends the run after the current step. The run is saved and reported as interrupted. If the run stops before its first step, the
+   * old run in `out` stays.
    */
   readonly signal?: SignalLike | undefined
   /** Functions that are called while the run makes progress. */

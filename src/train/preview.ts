@@ -10,7 +10,7 @@ import type { TrainingOptions } from './options.js'
 /** A token of an example. */
 export interface PreviewToken {
   readonly id: number
-  /** As text; a character of several tokens is the text of its last. */
+  /** The token as text. If a character consists of several tokens, the last of them has the text. */
   readonly text: string
   /** Whether it is a target: the loss counts how well it is predicted. */
   readonly counts: boolean

@@ -4,9 +4,9 @@ import type { StepMetrics } from './run-folder.js'
 
 /** One optimizer step that was made. */
 export interface StepEvent extends StepMetrics {
-  /** Of the whole run, with those before a resume. */
+  /** Number of steps of the whole run, including the steps before a resume. */
   totalSteps: number
-  /** Over this process's steps, padding aside; evaluations take no part. */
+  /** Tokens per second since this process started, without padding and without evaluations. */
   tokensPerSecond: number
   /** From the median of the last steps; without evaluations. */
   secondsLeft: number
@@ -16,24 +16,34 @@ export interface StepEvent extends StepMetrics {
 export interface EvaluationEvent {
   /** Optimizer steps done: 0 before the first. */
   step: number
-  /** Over all evaluation records; of texts in nats per target token. */
+  /** Mean loss over all evaluation records. For texts: in nats per target token. */
   loss: number
-  /** What else the task tells, by name: perplexity, accuracy, … */
+  /** Other metrics of the task, by name: perplexity, accuracy, … */
   metrics: Record<string, number>
 }
 
 /** What a run is about to do. */
 export type TrainStage = 'encode' | 'prepare' | 'evaluate' | 'train' | 'save'
 
-/** Callbacks; what they throw ends the run. */
+/** How far a stage is. */
+export interface ProgressEvent {
+  stage: 'prepare' | 'evaluate'
+  /** Of `total` parts. */
+  done: number
+  total: number
+}
+
+/** Callbacks. If one throws an error, the run stops. */
 export interface TrainEvents {
-  /** Something begins. Stages come again: `evaluate` with each evaluation. */
+  /** Called when a stage begins. A stage can begin several times, such as `evaluate`. */
   stage?(stage: TrainStage): void
+  /** Parts of a stage that are done: while the graph is built, and while it evaluates. */
+  progress?(event: ProgressEvent): void
   /** After each optimizer step. */
   step?(event: StepEvent): void
   /** After each evaluation. */
   evaluation?(event: EvaluationEvent): void
-  /** Once each: records cut or skipped, and the like. */
+  /** Called once for each warning, such as records that were cut or skipped. */
   warning?(message: string): void
 }
 
@@ -43,7 +53,7 @@ export interface TrainReport {
   steps: number
   /** Tokens of all steps, padding aside. */
   tokens: number
-  /** Nats per target token, one number a step, each before its update. */
+  /** Loss of each step before the update, in nats per target token. */
   trainLoss: number[]
   /** Null without evaluation data, or when interrupted. */
   evalLoss: { before: number; after: number } | null
@@ -59,11 +69,11 @@ export interface TrainReport {
   trainableParams: number
   /** Of the adapted layers: d·k + r·(d + k) each. */
   totalParams: number
-  /** This process's share, from start to end. */
+  /** Duration of this process's part of the run, in seconds. */
   seconds: number
-  /** Median of this process's steps, without its first two; null with none left. */
+  /** Median duration of a step in milliseconds, without the first two steps. Null if there are no more than two steps. */
   stepMillis: number | null
-  /** The process's high-water mark; null in a browser. */
+  /** Highest memory use of the process, in bytes. Null in a browser. */
   peakRssBytes: number | null
   /** Whether the signal ended the run before its last step, or before the evaluation that follows it. */
   interrupted: boolean

@@ -263,8 +263,10 @@ class Run {
     const seen: unknown[] = []
     const predictions: unknown[] = []
     const costs = Array.from(examples, (example) => open.cost(example))
-    for (const plan of planEvaluation(costs, this.#planOptions)) {
+    const plans = planEvaluation(costs, this.#planOptions)
+    for (const [done, plan] of plans.entries()) {
       if (signal?.aborted) return undefined
+      on.progress?.({ stage: 'evaluate', done, total: plans.length })
       const batch = examplesOf(examples, [plan])
       const normalizer = open.normalizer(batch)
       const pass = await this.#sessions.evaluationPass(open.collate(batch, plan.sequence), normalizer)
@@ -277,6 +279,7 @@ class Run {
       for (const example of batch) seen.push(example)
       for (const prediction of open.predict(outputs, batch)) predictions.push(prediction)
     }
+    on.progress?.({ stage: 'evaluate', done: plans.length, total: plans.length })
     const loss = sum / total
     if (!Number.isFinite(loss)) return this.#fail(`evaluation after step ${step}`, `the loss is ${loss}`)
     this.#evalMetrics = open.metrics({ loss, examples: seen, predictions })

@@ -17,6 +17,7 @@ import type { Feeds } from '../runtime/runtime.js'
 import { runtimeBehind } from '../runtime/session-table.js'
 import type { OpenTask } from '../tasks/task.js'
 import type { Pass, TrainEngine } from './engine.js'
+import type { TrainEvents } from './report.js'
 import type { TrainSettings } from './settings.js'
 
 export interface SessionParts {
@@ -25,6 +26,7 @@ export interface SessionParts {
   readonly adapter: LoraAdapter
   readonly modules: ModuleMap | undefined
   readonly settings: TrainSettings
+  readonly on?: TrainEvents
 }
 
 export class TrainingSessions {
@@ -59,8 +61,12 @@ export class TrainingSessions {
     const layers = adapter.parts('linear').map(({ name, d, k, rank, scaling }) => ({ name, d, k, rank, scaling }))
     const { dropout } = adapter.config
     const twoPasses = open.stepLoss !== undefined
+    const tell = (done: number) => parts.on?.progress?.({ stage: 'prepare', done, total: 3 })
+    tell(0)
     const training = await buildTrainingGraph(model.onnx, runtime, open, { layers, modules, dropout, twoPasses })
+    tell(1)
     const evaluation = buildLossGraph(model.onnx, open, { layers, modules })
+    tell(2)
     return new TrainingSessions(parts, engine, runtime.name, { training, evaluation })
   }
 
@@ -106,6 +112,7 @@ export class TrainingSessions {
     const model = await graph.sessionModel()
     id = (await this.#engine.openSession(model, { lowMemory, ...(threads === undefined ? {} : { threads }) })).id
     this.#sessions.set(graph, id)
+    this.#parts.on?.progress?.({ stage: 'prepare', done: 3, total: 3 })
     return id
   }
 

@@ -9,6 +9,7 @@ import { isByteSource, isDataSource, isDirectory } from '../data/source.js'
 import { planSplit } from '../data/split.js'
 import { findLinears, type ModuleMap } from '../graph/match/linears.js'
 import { matchTargets } from '../graph/match/match.js'
+import { type MemoryLimit, memoryWarning, trainingMemory } from '../graph/memory.js'
 import type { Model } from '../graph/model-folder.js'
 import { checkTrainableForm } from '../graph/training/trainable-form.js'
 import { readGraph } from '../graph/view/read-graph.js'
@@ -27,12 +28,13 @@ import { resolveSettings, TRAIN_DEFAULTS, type TrainSettings } from './settings.
 /**
  * Trains an adapter of a model that is open. Nothing is written before the model, the data and the folder have been found usable.
  *
+ * @param limits memory that there is: a run that needs more says so
  * @throws ConfigError when a setting or the adapter's config is out of range, or options contradict or lack one another;
  *   UnsupportedError for graphs, adapters and configs that cannot be trained; StateError when the adapter has no layer, or one that is
  *   merged; DataError for records, FileError for the folder, MismatchError when no module matches or a run to resume is of other parts,
  *   NumericError naming the step when the loss is not finite (the adapter is saved as it was when it last was finite)
  */
-export async function train(options: TrainingOptions): Promise<TrainResult> {
+export async function train(options: TrainingOptions, limits: readonly MemoryLimit[] = []): Promise<TrainResult> {
   const settings = resolveSettings(options)
   const config = checkOptions(options, settings)
   const startedAt = performance.now()
@@ -55,8 +57,9 @@ export async function train(options: TrainingOptions): Promise<TrainResult> {
     options.evalData === undefined
       ? heldOut
       : (await encode(options, settings, task, options.evalData, 'evalData', undefined)).kept
-  on?.stage?.('prepare')
   const open = task.open(model, records.examples, options.taskOptions)
+  warnOfMemory(options, settings, limits, longest(records.examples, open))
+  on?.stage?.('prepare')
   const adapter = options.adapter ?? (await newAdapter(model, config, { task, open, modules }))
   adapter.chatTemplate = chatTemplate ?? adapter.chatTemplate
   checkHead(adapter, open)
@@ -86,6 +89,29 @@ export async function train(options: TrainingOptions): Promise<TrainResult> {
     seconds: (performance.now() - startedAt) / 1000,
   }
   return { adapter, report }
+}
+
+function longest<Example>(examples: Iterable<Example>, task: Pick<OpenTask<Example>, 'cost'>): number {
+  let most = 0
+  for (const example of examples) most = Math.max(most, task.cost(example))
+  return most
+}
+
+function warnOfMemory(
+  { model, on }: TrainingOptions,
+  { batchSize: batch, lowMemory }: TrainSettings,
+  limits: readonly MemoryLimit[],
+  sequence: number,
+): void {
+  const warning = memoryWarning(trainingMemory(model, { batch, sequence, lowMemory }), limits, {
+    what: `Training with ${batch} records of up to ${sequence} tokens in a batch`,
+    help: [
+      ...(batch > 1 ? ['a smaller batchSize (--batch-size) with more gradientAccumulation'] : []),
+      'a shorter maxLength (--max-length)',
+      ...(lowMemory ? [] : ['lowMemory (--low-memory)']),
+    ],
+  })
+  if (warning !== undefined) (on?.warning ?? console.warn)(warning)
 }
 
 async function encode(

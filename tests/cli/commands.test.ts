@@ -4,6 +4,7 @@ import { spawnSync } from 'node:child_process'
 import { closeSync, existsSync, openSync, readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { beforeAll, describe, expect, it } from 'vitest'
+import { welcome } from '../../src/cli/welcome.js'
 import { lowrankHere } from './in-process.js'
 import { binary, DATA, MODEL, ONNX, type Outcome, QUICK, scratchFolder, start } from './lowrank.js'
 
@@ -247,6 +248,19 @@ describe('lowrank merge', () => {
     expect((await lowrankHere('merge', '--base', ONNX, '--adapter', adapter, '--out', out, '--overwrite')).code).toBe(0)
   })
 
+  it('shows the ten largest changes, or with --verbose all', async () => {
+    const merged = (name: string, ...more: string[]) =>
+      lowrankHere('merge', '--base', ONNX, '--adapter', adapter, '--out', join(scratch, name), ...more)
+    const { stdout, stderr } = await merged('ten.onnx')
+    const lines = stdout.trimEnd().split('\n')
+    expect(lines).toHaveLength(11)
+    expect(lines[0]).toMatch(/^10 largest changes +change/)
+    const changes = lines.slice(1).map((line) => Number(line.split(/ +/).at(-1)))
+    expect(changes).toEqual(changes.toSorted((a, b) => b - a))
+    expect(stderr).toMatch(/of 42 layers: from [\d.e-]+ to [\d.e-]+, in the middle/)
+    expect((await merged('all.onnx', '--verbose')).stdout.trimEnd().split('\n')).toHaveLength(43)
+  })
+
   it('makes single files', async () => {
     const onnx = join(scratch, 'merged.onnx')
     documentOf(await lowrankHere('merge', '--base', ONNX, '--adapter', adapter, '--out', onnx, '--json'))
@@ -300,6 +314,17 @@ describe('help and version', () => {
     expect(stdout).toContain(`lowrank ${name} `)
     expect(stdout).toContain('--json')
     expect(stdout).toContain('Examples')
+  })
+
+  it('without a command tells what to do next', async () => {
+    const { code, stdout } = await lowrankHere()
+    expect(code).toBe(0)
+    expect(stdout).toMatch(
+      /npx lowrank demo[\s\S]*npx lowrank train .*[\s\S]*npx lowrank generate[\s\S]*npx lowrank merge/,
+    )
+    expect(stdout).not.toContain('npm install onnxruntime-node')
+    expect(await welcome('1.0.0', false, scratch)).toMatch(/generate --adapter \w+ .*\n.*was trained in this folder/)
+    expect(await welcome('1.0.0', false, 'models/data')).toContain('--data chats.jsonl')
   })
 
   it('lists the commands and tells the version', async () => {

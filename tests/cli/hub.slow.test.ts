@@ -7,7 +7,7 @@ import { current, text } from '../io/hub/toolkit.js'
 import { binary, DATA, lowrank, start } from './lowrank.js'
 
 const outer = { ...process.env }
-const PROMPT = ['--prompt', 'And the', '--max-new-tokens', '3', '--threads', '1']
+const PROMPT = ['--prompt', 'And the', '--max-new-tokens', '3', '--temperature', '0', '--threads', '1']
 
 function named(base: string): Record<string, Uint8Array> {
   const config = JSON.parse(readFileSync(join(golden('f32'), 'adapter_config.json'), 'utf8'))
@@ -47,6 +47,24 @@ describe('sources on the command line', () => {
     expect(stdout).toBe(local.stdout)
     const again = await lowrank('generate', '--model', 'org/union', '--adapter', 'org/lora', ...PROMPT)
     expect(again.stderr).not.toContain('Loading')
+  })
+
+  it('the demo works with a model of the Hub', async () => {
+    const out = join(current.home, 'demo')
+    const { code, stdout, stderr } = await lowrank('demo', '--model', 'org/union', '--steps', '40', '--out', out)
+    expect(stderr).toMatch(/^Loading org\/union\/onnx\/model.onnx/m)
+    expect(stdout).toContain('Mara Lindqvist')
+    expect(code).toBe(0)
+    const asked = await lowrank(
+      'generate',
+      '--adapter',
+      out,
+      '--prompt',
+      'Who cooks on the Quiet Comet?\n',
+      '--temperature',
+      '0',
+    )
+    expect(asked.stdout).toContain('Tobias')
   })
 
   it('an adapter brings its base, and another base is a warning', async () => {

@@ -36,6 +36,34 @@ it('resizes, with a table for people', async () => {
   expect(stderr).toMatch(/Wrote .*resized.*6 layers of (rank|ranks).*% lost/)
 })
 
+it('converts to a file for llama.cpp and back, by the content of the source', async () => {
+  const base = join(root, 'tests', 'golden', 'gguf', 'llama')
+  const [there, back] = [join(scratch, 'adapter.gguf'), join(scratch, 'back')]
+  const first = await lowrank(
+    'convert',
+    base,
+    '--to',
+    'gguf',
+    '--base',
+    base,
+    '--out',
+    there,
+    '--out-dtype',
+    'f16',
+    '--json',
+  )
+  expect(first.code, first.stderr).toBe(0)
+  expect(JSON.parse(first.stdout)).toMatchObject({ version: 1, from: 'peft', to: 'gguf', out: there, layers: 15 })
+  const second = await lowrank('convert', there, '--to', 'peft', '--base', base, '--out', back)
+  expect(second.code, second.stderr).toBe(0)
+  expect(second.stderr).toMatch(/15 layers, gguf → peft/)
+  expect(existsSync(join(back, 'adapter_model.safetensors'))).toBe(true)
+  const again = await lowrank('convert', base, '--to', 'gguf', '--base', base, '--out', there)
+  expect(again.stderr).toMatch(/exists already/)
+  const unknown = await lowrank('convert', base, '--to', 'ggml', '--out', there)
+  expect(unknown.code).toBe(2)
+})
+
 it.each([
   [
     ['combine', '--adapter', FIRST, '--adapter', WIDE, '--combination-type', 'linear'],

@@ -282,7 +282,7 @@ describe('writing', () => {
         ['w', writer],
         ['c', async () => bytesOf(Float32Array.of(1))],
       ])
-      await writeOnnx(onnx, onnx.proto, out, 'copy.onnx', replacement)
+      await writeOnnx(onnx, onnx.proto, out, 'copy.onnx', { overrides: replacement })
       const copy = await loadOnnx(out, 'copy.onnx')
       expect(await copy.readWeight('w')).toEqual(bytesOf(doubled))
       expect(await copy.readWeight('c')).toEqual(bytesOf(Float32Array.of(1)))
@@ -307,7 +307,9 @@ describe('writing', () => {
   ])('leaves nothing behind when a writer gives %s', async (_, writer, type) => {
     for (const onnx of [await load(bytes), await external()]) {
       const out = new MemoryDirectory()
-      await expect(writeOnnx(onnx, onnx.proto, out, 'copy.onnx', new Map([['w', writer]]))).rejects.toThrow(type)
+      await expect(
+        writeOnnx(onnx, onnx.proto, out, 'copy.onnx', { overrides: new Map([['w', writer]]) }),
+      ).rejects.toThrow(type)
       expect(out.files.size).toBe(0)
     }
   })
@@ -315,6 +317,8 @@ describe('writing', () => {
   it('knows every weight that it replaces', async () => {
     const onnx = await load(bytes)
     const writers = new Map([['nothing', async () => new Uint8Array(4)]])
-    await expect(writeOnnx(onnx, onnx.proto, new MemoryDirectory(), 'copy.onnx', writers)).rejects.toThrow(/"nothing"/)
+    await expect(
+      writeOnnx(onnx, onnx.proto, new MemoryDirectory(), 'copy.onnx', { overrides: writers }),
+    ).rejects.toThrow(/"nothing"/)
   })
 })

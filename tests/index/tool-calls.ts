@@ -7,6 +7,8 @@ import type { Call } from './calls.js'
 
 const PISSA = join(fileURLToPath(new URL('../..', import.meta.url)), 'tests/golden/inits/pissa-embedding-alone')
 
+const BASE = join(fileURLToPath(new URL('../..', import.meta.url)), 'models/union-3m')
+
 const adapter = () => {
   const made = new lowrank.LoraAdapter({ rank: 1, targetModules: ['q'] })
   made.addFactors('q', [[1, 0]], [[1], [2]])
@@ -27,6 +29,12 @@ export const TOOL_FUNCTIONS: Record<string, Call> = {
     ],
     options: 0,
     misspelled: { adapter: /adapters/, combination_type: /combinationType/, svdRank: /rank/, densitty: /density/ },
+  },
+  convertAdapter: {
+    call: lowrank.convertAdapter,
+    args: () => [adapter(), { to: 'onnx-adapter', out: new lowrank.MemoryDirectory(), base: BASE, outDtype: 'F32' }],
+    options: 1,
+    misspelled: { format: /to/, outdtype: /outDtype/, bas: /base/ },
   },
   resize: {
     call: lowrank.resize,

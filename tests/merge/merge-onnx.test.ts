@@ -5,7 +5,7 @@ import { create } from '@bufbuild/protobuf'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { MemoryDirectory, readJson } from '../../src/base/bytes.js'
 import { decodeFloats } from '../../src/base/dtype.js'
-import { FileError, MismatchError, NumericError, UnsupportedError } from '../../src/base/errors.js'
+import { FileError, MismatchError, NumericError } from '../../src/base/errors.js'
 import { NodeProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
 import { copyMessage } from '../../src/formats/onnx/messages.js'
 import { loadOnnx, OnnxModel } from '../../src/formats/onnx/model.js'
@@ -256,20 +256,6 @@ describe('the output folder', () => {
 })
 
 describe('what cannot be merged', () => {
-  it.each(['llama-q4', 'llama-q8'])('%s: quantized weights are refused by node and op', async (name) => {
-    const folder = `tests/golden/models/${name}`
-    const model = await openModel(folder)
-    const { refuse } = (await readJson(directoryOf(folder), 'golden/golden.json')) as {
-      refuse: { op: string; nodes: string[] }
-    }
-    const adapter = makeAdapter(optimum, /layers\.0\.self_attn\.q_proj$/)
-    const error = await mergeOnnx(model.onnx, adapter, new MemoryDirectory()).catch((error: unknown) => error)
-    expect(error).toBeInstanceOf(UnsupportedError)
-    expect((error as Error).message).toContain(refuse.nodes[0])
-    expect((error as Error).message).toContain(refuse.op)
-    await model.close()
-  })
-
   it('no layer matches: near misses are shown', async () => {
     const adapter = new LoraAdapter({ rank: 1 })
     adapter.addFactors('model.layers.0.self_attn.query_proj', [[1, 1]], [[1], [1]])

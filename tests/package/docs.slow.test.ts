@@ -9,7 +9,18 @@ import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import { type Consumer, installConsumer, link, repository } from './consumer.js'
 
 /** Pages of docs/; later ones use what earlier ones made. */
-const PAGES = ['training', 'data', 'tasks', 'models', 'sessions', 'adapters', 'merging', 'inspecting-adapters', 'tools']
+const PAGES = [
+  'training',
+  'data',
+  'tasks',
+  'models',
+  'sessions',
+  'adapters',
+  'merging',
+  'inspecting-adapters',
+  'tools',
+  'formats',
+]
 
 /** What the pages open on the Hub is in the cache, by the bundled model. */
 const HUB_MODELS = ['HuggingFaceTB/SmolLM2-135M-Instruct']

@@ -38,6 +38,7 @@ const LAYERS: Record<string, readonly string[]> = {
   graph: ['base', 'formats', 'text', 'runtime', 'lora'],
   tasks: ['base', 'formats', 'text', 'runtime', 'graph'],
   merge: ['base', 'kernels', 'formats', 'io', 'runtime', 'linalg', 'lora', 'peft', 'graph', 'tasks'],
+  exchange: ['base', 'formats', 'linalg', 'lora', 'peft'],
   tools: ['base', 'formats', 'linalg', 'lora', 'peft', 'merge'],
   train: ['base', 'formats', 'text', 'data', 'runtime', 'linalg', 'lora', 'peft', 'graph', 'tasks'],
   infer: ['base', 'formats', 'text', 'runtime', 'linalg', 'lora', 'graph', 'tasks'],

@@ -44,7 +44,9 @@ const adapter = () => {
 }
 
 /** A directory's methods as own properties, so that one can be left out. */
-function methodsOf(directory: MemoryDirectory): Required<Omit<Directory, 'name' | 'hubId' | 'isSame' | 'reserve'>> {
+function methodsOf(
+  directory: MemoryDirectory,
+): Required<Omit<Directory, 'name' | 'hubId' | 'isSame' | 'link' | 'reserve'>> {
   return {
     list: () => directory.list(),
     folders: () => directory.folders(),

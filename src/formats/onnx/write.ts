@@ -2,7 +2,7 @@
 // them. No more than a chunk of weights is in memory at any time.
 
 import { toBinary } from '@bufbuild/protobuf'
-import { type ByteSink, type Directory, writeThrough } from '../../base/bytes.js'
+import { type ByteSink, type ByteSource, type Directory, writeThrough } from '../../base/bytes.js'
 import { FormatError, ShapeError } from '../../base/errors.js'
 import {
   GraphProtoSchema,
@@ -18,6 +18,7 @@ import {
   byteLengthOf,
   dimsOf,
   externalTensor,
+  inlineBytes,
   inlineTensor,
   isExternal,
   tensorMeta,
@@ -40,11 +41,37 @@ const MODEL_GRAPH = 7
 const GRAPH_INITIALIZER = 5
 const TENSOR_RAW_DATA = 9
 
+/** How a model is written. */
+export interface WriteOnnxOptions {
+  /** Writers of initializers whose content is replaced, by name; type and shape stay. */
+  readonly overrides?: ReadonlyMap<string, WeightWriter> | undefined
+  /**
+   * Files beside the model's own stay as they are, under names that belong to the new file; what is new goes into the graph or, above
+   * `maxAddedBytes`, into a data file of its own. Default: all weights are written anew.
+   */
+  readonly keepsFiles?: boolean | undefined
+  /** Kept files become hard links where that can be. Default false: they are copied. */
+  readonly links?: boolean | undefined
+  /** Most bytes of new weights that go into a graph whose other weights are in files. Default 32 MiB. */
+  readonly maxAddedBytes?: number | undefined
+}
+
+/** What was written besides the graph. */
+export interface WrittenOnnx {
+  /** Data files: NAME_data, NAME_data_1, … as transformers.js numbers them. */
+  readonly dataFiles: readonly string[]
+  /** Files that should have become hard links and were copied, and why. */
+  readonly unlinked: readonly { readonly file: string; readonly reason: string }[]
+}
+
+const MAX_ADDED_BYTES = 1 << 25
+/** Smaller tensors, such as shapes, stay in the graph. */
+const MIN_EXTERNAL_BYTES = 1024
+
 /**
  * Writes `proto`, a graph over `model`'s weights, to `path`. Weights go into a file of their own (`path` + `_data`, or
  * with the ending that the model's own file has) when the model had one or the whole would pass protobuf's 2 GiB.
  *
- * @param overrides writers of initializers whose content is replaced, by name; type and shape stay
  * @throws FormatError when `overrides` names an initializer that the graph does not have
  * @throws ShapeError when a writer gives more or fewer bytes than the weight has
  */
@@ -53,8 +80,9 @@ export async function writeOnnx(
   proto: ModelProto,
   directory: Directory,
   path: string,
-  overrides: ReadonlyMap<string, WeightWriter> = new Map(),
-): Promise<void> {
+  options: WriteOnnxOptions = {},
+): Promise<WrittenOnnx> {
+  const { overrides = new Map() } = options
   const complete = await inlineAttributes(model, proto)
   const weights = (complete.graph?.initializer ?? []).map((tensor) => planWeight(model, tensor, overrides))
   const names = new Set(weights.map(({ tensor }) => tensor.name))
@@ -66,7 +94,10 @@ export async function writeOnnx(
   const total = weights.reduce((sum, { range }) => sum + range.byteLength, 0)
   if (external === undefined && total <= MAX_INLINE_BYTES) {
     await writeThrough(directory, path, (sink) => writeInline(sink, complete, weights))
-    return
+    return { dataFiles: [], unlinked: [] }
+  }
+  if (external !== undefined && options.keepsFiles) {
+    return writeKeeping(model, complete, weights, { directory, path, ...options })
   }
   const ending = external?.startsWith(model.fileName) ? external.slice(model.fileName.length) : '_data'
   const dataPath = path + ending
@@ -78,25 +109,107 @@ export async function writeOnnx(
     await directory.remove(dataPath)
     throw error
   }
+  return { dataFiles: [dataPath], unlinked: [] }
 }
 
-/** Writes the weights into a file of their own; gives the tensors that point there. */
+/** Copies or links the files that are still read, and writes what is new. */
+async function writeKeeping(
+  model: OnnxModel,
+  proto: ModelProto,
+  weights: readonly PlannedWeight[],
+  {
+    directory,
+    path,
+    links = false,
+    maxAddedBytes = MAX_ADDED_BYTES,
+  }: WriteOnnxOptions & { directory: Directory; path: string },
+): Promise<WrittenOnnx> {
+  const isKept = ({ tensor, range, isReplaced }: PlannedWeight) =>
+    !isReplaced && isExternal(tensor) && range.location !== model.fileName
+  const kept = weights.filter(isKept)
+  const locations = [...model.files.keys()].filter((file) => kept.some(({ range }) => range.location === file))
+  const dataFiles: string[] = []
+  const nextName = () => `${path}_data${dataFiles.length === 0 ? '' : `_${dataFiles.length}`}`
+  const unlinked: { file: string; reason: string }[] = []
+  const renamed = new Map<string, string>()
+  for (const location of locations.sort(byNumber)) {
+    const name = nextName()
+    const reason = links ? await tryLink(directory, name, model.file(location)) : 'copied'
+    if (reason !== undefined) await writeThrough(directory, name, (sink) => copyInto(sink, model.file(location)))
+    if (links && reason !== undefined) unlinked.push({ file: name, reason })
+    renamed.set(location, name.slice(name.lastIndexOf('/') + 1))
+    dataFiles.push(name)
+  }
+  const tensors = new Map<TensorProto, TensorProto>()
+  for (const { tensor, range } of kept) {
+    const location = renamed.get(range.location) as string
+    tensors.set(tensor, location === range.location ? tensor : externalTensor(tensor, { ...range, location }))
+  }
+  const original = new Set(model.proto.graph?.initializer)
+  const added = weights.filter((weight) => {
+    const isNew = weight.isReplaced || !original.has(weight.tensor)
+    return isNew && !isKept(weight) && weight.range.byteLength >= MIN_EXTERNAL_BYTES
+  })
+  const addedBytes = added.reduce((sum, { range }) => sum + range.byteLength, 0)
+  if (addedBytes > maxAddedBytes) {
+    const name = nextName()
+    for (const entry of await writeExternal(directory, name, added, true)) tensors.set(...entry)
+    dataFiles.push(name)
+  }
+  const inside = weights.map((weight): PlannedWeight => {
+    const moved = tensors.get(weight.tensor)
+    return moved === undefined ? weight : { ...weight, content: toBinary(TensorProtoSchema, moved) }
+  })
+  await writeThrough(directory, path, (sink) => writeInline(sink, proto, inside))
+  return { dataFiles, unlinked }
+}
+
+/** X_data_2 before X_data_10. */
+function byNumber(a: string, b: string): number {
+  return a.localeCompare(b, 'en', { numeric: true })
+}
+
+/** Undefined if it became a link, else why not. */
+async function tryLink(directory: Directory, path: string, source: ByteSource): Promise<string | undefined> {
+  if (directory.link === undefined || source.realPath === undefined) return 'only files of one disk can be linked'
+  try {
+    await directory.link(path, source.realPath)
+    return undefined
+  } catch (error) {
+    return (error as Error).message
+  }
+}
+
+async function copyInto(sink: ByteSink, source: ByteSource): Promise<void> {
+  for (let at = 0; at < source.byteLength; at += COPY_BYTES) {
+    await sink.write(await source.read(at, Math.min(COPY_BYTES, source.byteLength - at)))
+  }
+}
+
+/**
+ * Writes the weights into a file of their own; gives the tensors that point there.
+ *
+ * @param all also those whose content is in the graph
+ */
 async function writeExternal(
   directory: Directory,
   path: string,
   weights: readonly PlannedWeight[],
+  all = false,
 ): Promise<Map<TensorProto, TensorProto>> {
   const location = path.slice(path.lastIndexOf('/') + 1)
   const tensors = new Map<TensorProto, TensorProto>()
   await writeThrough(directory, path, async (sink) => {
     let offset = 0
     for (const weight of weights) {
-      if (weight.content instanceof Uint8Array) continue
+      const { content, tensor } = weight
+      if (content instanceof Uint8Array && !all) continue
       const padding = (ALIGNMENT - (offset % ALIGNMENT)) % ALIGNMENT
       if (padding > 0) await sink.write(new Uint8Array(padding))
       offset += padding
-      await writeContent(sink, weight.range, weight.content)
-      tensors.set(weight.tensor, externalTensor(weight.tensor, { ...weight.range, location, offset }))
+      const bytes = content instanceof Uint8Array ? async () => inlineBytes(tensor, path) : content
+      await writeContent(sink, weight.range, bytes)
+      tensors.set(tensor, externalTensor(tensor, { ...weight.range, location, offset }))
       offset += weight.range.byteLength
     }
   })
@@ -108,6 +221,7 @@ interface PlannedWeight {
   readonly range: WeightRange
   /** The serialized tensor, if it stays inside the graph; else what gives its bytes. */
   readonly content: Uint8Array | WeightWriter
+  readonly isReplaced: boolean
 }
 
 function planWeight(
@@ -126,9 +240,9 @@ function planWeight(
         dims: dimsOf(tensor),
       }
   const override = overrides.get(tensor.name)
-  if (override !== undefined) return { tensor, range, content: override }
-  if (!isExternal(tensor)) return { tensor, range, content: toBinary(TensorProtoSchema, tensor) }
-  return { tensor, range, content: (weight) => copy(model, weight) }
+  if (override !== undefined) return { tensor, range, content: override, isReplaced: true }
+  if (!isExternal(tensor)) return { tensor, range, content: toBinary(TensorProtoSchema, tensor), isReplaced: false }
+  return { tensor, range, content: (weight) => copy(model, weight), isReplaced: false }
 }
 
 async function* copy(model: OnnxModel, { location, offset, byteLength }: WeightRange): AsyncIterable<Uint8Array> {

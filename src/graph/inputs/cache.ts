@@ -17,6 +17,8 @@ export interface CacheEntry {
   readonly axis: number
   /** Its shape; `batch` and the length of the past (at `axis`) are undefined. */
   readonly dims: readonly (number | undefined)[]
+  /** It holds what a decoder made of its encoder, which the first run gives and later ones do not. */
+  readonly isOfEncoder: boolean
 }
 
 /** Whether an input takes a part of the cache. */
@@ -63,7 +65,8 @@ export function cacheEntry(graph: Graph, input: ValueInfoProto): CacheEntry {
     throw new UnsupportedError({ where: `input ${input.name}`, what: 'the size of its heads cannot be told' })
   }
   const present = presentName(graph, input.name)
-  return { past: input.name, present, type, axis, dims: [undefined, dims[1], undefined, headSize] }
+  const isOfEncoder = /(^|\.)encoder\./.test(input.name)
+  return { past: input.name, present, type, axis, dims: [undefined, dims[1], undefined, headSize], isOfEncoder }
 }
 
 /** past_key_values.0.key → present.0.key, past_key_values.0.key → present_key_values.0.key, past_0 → present_0. */

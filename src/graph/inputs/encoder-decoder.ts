@@ -10,7 +10,7 @@ import { BRANCH, emptyTensor, isCacheInput } from './cache.js'
 import { dimsOfInput, typeOf } from './roles.js'
 
 export const HIDDEN_STATES = 'encoder_hidden_states'
-const MASK = 'encoder_attention_mask'
+export const STATES_MASK = 'encoder_attention_mask'
 
 /**
  * Feeds with what the first call of a text needs besides tokens and hidden states: a mask of ones, empty caches, the branch without a
@@ -27,7 +27,7 @@ export function completeEncoderDecoderFeeds(graph: Graph, feeds: Feeds): Feeds {
   const completed: Record<string, RuntimeTensor> = { ...feeds }
   for (const input of missing) {
     const { name } = input
-    if (name === MASK)
+    if (name === STATES_MASK)
       completed[name] = { type: 'int64', data: new BigInt64Array(batch * length).fill(1n), dims: [batch, length] }
     else if (name === BRANCH) completed[name] = { type: 'bool', data: Uint8Array.of(0), dims: [1] }
     else if (isCacheInput(input)) completed[name] = emptyCache(input, batch)
@@ -46,6 +46,6 @@ function emptyCache(input: ValueInfoProto, batch: number): RuntimeTensor {
       got: `(${dims.map((dim) => dim ?? '?').join(', ')})`,
     })
   }
-  const entry = { past: input.name, present: '', type: typeOf(input) as TensorType, axis: 2, dims }
+  const entry = { past: input.name, present: '', type: typeOf(input) as TensorType, axis: 2, dims, isOfEncoder: true }
   return emptyTensor({ ...entry, dims: [undefined, dims[1], undefined, dims[3]] }, batch)
 }

@@ -21,12 +21,13 @@ export interface TokenInputs {
 /**
  * The roles of a graph's inputs.
  *
+ * @param given inputs that are fed by others
  * @throws UnsupportedError naming the inputs whose meaning is not known, or a graph without input_ids
  */
-export function tokenInputs(graph: Graph): TokenInputs {
+export function tokenInputs(graph: Graph, given: ReadonlySet<string> = new Set()): TokenInputs {
   const { roles, others } = splitInputs(graph)
   const cache = others.filter(isCacheInput).map((input) => cacheEntry(graph, input))
-  const unknown = others.filter((input) => !isCacheInput(input)).map(({ name }) => name)
+  const unknown = others.filter((input) => !isCacheInput(input) && !given.has(input.name)).map(({ name }) => name)
   if (unknown.length > 0 || !roles.some(({ role }) => role === 'inputIds')) {
     const names = graph.inputs.map(({ name }) => name).join(', ')
     throw new UnsupportedError({

@@ -7,6 +7,7 @@ import type { Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import type { Product } from './forms/form.js'
 import { findProduct } from './forms/forms.js'
+import { findBranches } from './merged-branches.js'
 
 /** One linear layer: output (…, d) = input (…, k) @ weight, or some columns of a product that computes several layers. */
 export interface Linear extends Product {
@@ -23,7 +24,7 @@ export type ModuleMap = Readonly<Record<string, string>>
 
 /** All linear layers in the graph's order. A module that is called twice appears twice, under one name. */
 export function findLinears(graph: Graph, modules: ModuleMap = {}): Linear[] {
-  const products = graph.nodes.flatMap((node) => findProduct(graph, node) ?? [])
+  const products = productsOf(graph)
   const heads = headsOf(graph, products)
   const named = new Map(Object.entries(modules).map(([module, name]) => [name, module]))
   return products.flatMap((product) => {
@@ -32,6 +33,23 @@ export function findLinears(graph: Graph, modules: ModuleMap = {}): Linear[] {
     const name = mapped ?? moduleName(graph, product)
     const linear: Linear = { ...product, name, isHead: heads.has(product), fused: undefined }
     return (mapped === undefined ? fusedParts(graph, linear) : undefined) ?? [linear]
+  })
+}
+
+/** The products of the model itself; those of branches that a merge has added are a part of what they stand beside. */
+function productsOf(graph: Graph): Product[] {
+  const branches = findBranches(graph)
+  const products = (nodes: readonly NodeProto[]) => nodes.flatMap((node) => findProduct(graph, node) ?? [])
+  if (branches.length === 0) return products(graph.nodes)
+  const own = new Set(branches.flatMap(({ nodes }) => nodes))
+  const byBase = new Map(branches.map((branch) => [branch.base, branch]))
+  return products(graph.nodes.filter((node) => !own.has(node))).map((product) => {
+    let { last, output } = product
+    for (let branch = byBase.get(output); branch !== undefined; branch = byBase.get(output)) {
+      output = branch.output
+      last = graph.producer(output) as NodeProto
+    }
+    return { ...product, last, output }
   })
 }
 

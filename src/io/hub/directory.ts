@@ -6,16 +6,16 @@ import type { SignalLike } from '../../base/globals.js'
 import { DEFAULT_REVISION, type HubSource } from '../source.js'
 import type { HubConnection } from './request.js'
 
-/** What is told while a file comes: first before its first byte, last when it is complete. */
+/** Progress of a download. The first call comes before the first byte, the last call when the file is complete. */
 export interface DownloadProgress {
   /** The repository and the path in it, or a URL. */
   readonly name: string
   readonly byteLength: number
-  /** Of these bytes; more than 0 at the start where an earlier download is taken up again. */
+  /** Bytes received so far. Not 0 at the start if an earlier download is continued. */
   readonly receivedBytes: number
 }
 
-/** Hears of downloads. */
+/** Function that is called during downloads. */
 export type OnDownload = (progress: DownloadProgress) => void
 
 /** How sources are opened that are not on this machine. */
@@ -31,7 +31,7 @@ export interface RemoteOptions {
   readonly readsRanges?: boolean | undefined
   /** Hears of each file that comes. */
   readonly onDownload?: OnDownload | undefined
-  /** Hears when the cache is used because the Hub gives nothing, and when nothing can be kept. */
+  /** Called when the Hub cannot be reached and the cache is used, and when a file cannot be stored. */
   readonly onWarning?: ((message: string) => void) | undefined
   /** Ends downloads; what has come is kept. */
   readonly signal?: SignalLike | undefined

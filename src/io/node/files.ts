@@ -2,7 +2,7 @@
 // serves many readers; writes go to a temporary name beside the target and get the final one complete or never.
 
 import { randomBytes } from 'node:crypto'
-import { type FileHandle, open, readdir, realpath, rename, stat, unlink } from 'node:fs/promises'
+import { type FileHandle, link, open, readdir, realpath, rename, stat, unlink } from 'node:fs/promises'
 import path from 'node:path'
 import {
   type ByteSink,
@@ -86,6 +86,18 @@ export class NodeDirectory implements Directory {
 
   async create(file: string): Promise<ByteSink> {
     return createFile(this.#resolve(file), this.#options, this.name)
+  }
+
+  async link(file: string, realPath: string): Promise<void> {
+    const target = this.#resolve(file)
+    const temporary = path.join(path.dirname(target), `.${path.basename(target)}.${randomBytes(6).toString('hex')}.tmp`)
+    try {
+      await makeFolders(path.dirname(target))
+      await link(realPath, temporary)
+      await rename(temporary, target)
+    } catch (error) {
+      throw fileError(target, 'cannot be made a hard link', error)
+    }
   }
 
   async remove(file: string): Promise<void> {

@@ -77,7 +77,7 @@ export class FilesDirectory implements Directory {
   }
 }
 
-/** A folder of the File System API. A file that is new is there, but empty, until it is committed. */
+/** A folder of the File System API. A new file exists immediately. It is empty until it is committed. */
 export class HandleDirectory implements Directory {
   readonly name: string
   readonly #handle: FileSystemDirectoryHandle
@@ -177,14 +177,14 @@ export class HandleDirectory implements Directory {
 export type OpenStream = (path: string) => ByteStreamLike | undefined | Promise<ByteStreamLike | undefined>
 
 /**
- * Where files go that are sent on as they are made: to a download, an upload, an archive. Each file is closed when all are
- * complete, and aborted when they cannot be.
+ * A folder that sends each file to a stream while it is written, for example to a download, an upload or an archive. Each file is
+ * closed when all are complete, and aborted when they cannot be.
  */
 export class StreamDirectory implements Directory {
   readonly name: string
   readonly #open: OpenStream
 
-  /** @param open gives the stream of a file; undefined drops what would be written */
+  /** @param open returns the stream for a file. If it returns undefined, the file is not written */
   constructor(open: OpenStream, name = 'streams') {
     checkArgument(open, FUNCTION, 'open')
     this.#open = open

@@ -85,7 +85,7 @@ function chosenTriples(
 export interface CordaOptions {
   /** `ipm` adapts what the inputs use most, `kpm` what they use least. Default ipm. */
   method?: 'ipm' | 'kpm' | undefined
-  /** This share of the mean of C's diagonal is added to its diagonal. Default 0.01. */
+  /** This factor times the mean of C's diagonal is added to the diagonal. Default 0.01. */
   damping?: number | undefined
 }
 
@@ -152,11 +152,11 @@ export function loftqInitialize(
 
 /** How `evaInitialize` spreads ranks over layers; defaults are PEFT's. */
 export interface EvaOptions {
-  /** A layer's rank may grow to ρ times its own. Default 2; 1 leaves ranks alone. */
+  /** The rank of a layer can become at most ρ times as high. Default 2. With 1, the ranks do not change. */
   rho?: number | undefined
   /** Divides each direction by the root of its singular value. Default false. */
   whiten?: boolean | undefined
-  /** Alphas follow ranks, so that scalings stay. Default true. */
+  /** Changes alpha together with the rank, so that the scaling does not change. Default true. */
   adjustAlpha?: boolean | undefined
 }
 

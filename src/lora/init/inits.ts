@@ -6,16 +6,17 @@
  * - `kaiming-uniform`: A ~ U(±1/√k), B = 0; PEFT's default.
  * - `gaussian`: A ~ N(0, deviation 1/r), B = 0.
  * - `random`: A ~ U(±1/√k), B ~ U(±1/√r); PEFT's `false`. The effective weight does not start as W.
- * - `orthogonal`: the rank is even, and A and B use one half of its directions each, so that B·A = 0. Values are about 1/10.
+ * - `orthogonal`: the rank must be even. A and B use different halves of an orthogonal basis, so B·A = 0. Values are about 1/10.
  *
  * From the base weight:
- * - `pissa` (Meng et al. 2024, arXiv 2404.02948): the leading r singular triples move from W into B·A; `pissa-niter-N`: found by N
- *   subspace iterations from a random start. A rank above min(d, k) becomes min(d, k), and s stays that of the config's rank.
+ * - `pissa` (Meng et al. 2024, arXiv 2404.02948): the r largest singular values and vectors are removed from W and stored in B·A;
+ *   `pissa-niter-N`: found by N subspace iterations from a random start. If the rank is higher than min(d, k), lowrank uses min(d,
+ *   k). The scaling s is still computed from the rank in the config.
  * - `olora` (Büyükakyüz 2024, arXiv 2406.01775): the first r columns of Q and rows of R of W = Q·R move into B·A. The rank is limited
  *   as with `pissa`.
  * - `mica` (arXiv 2604.01694): B holds the left singular vectors of the r smallest singular values and is not trained; A = 0.
  *
- * From data. They start as `kaiming-uniform`, until a function of `lowrank/init` is called:
+ * From your data. The layer first has `kaiming-uniform` values. Then call the function of `lowrank/init`:
  * - `eva` (Paischer et al. 2024, arXiv 2410.07170): A from the directions of the layers' inputs, by `evaInitialize`.
  * - `lora-ga` (Wang et al. 2024, arXiv 2407.05000): from a gradient, by `loraGaInitialize`.
  * - `corda` (Yang et al. 2024, arXiv 2406.05223): the singular triples of W·C, with C of the layer's inputs, by `cordaInitialize`.

@@ -92,9 +92,9 @@ export class ConvolutionLora extends LinearBacked<ConvolutionTape & { keep: Uint
    * A new layer over a copy of the base's weight (d, in/groups, *kernel), in training mode: A drawn from the seed and the name, B
    * zero, a magnitude of ‖W‖ and a bias of zero where the config has them.
    *
-   * @throws ConfigError when the config or the geometry is not usable, the rank is above min(d, in·K), or the groups do not
-   *   divide it; UnsupportedError for an init that PEFT has not for convolutions; ShapeError when the weight is none of a
-   *   convolution of so many groups
+   * @throws ConfigError when the config or the geometry is not usable, the rank is above min(d, in·K), or the groups do not divide
+   *   it; UnsupportedError for an init that PEFT does not support for convolutions; ShapeError when the weight does not fit the
+   *   number of groups
    */
   static ofBase(
     weight: Tensor<FloatArray>,
@@ -208,8 +208,8 @@ export class ConvolutionLora extends LinearBacked<ConvolutionTape & { keep: Uint
   }
 
   /**
-   * (n, in, ...input) → (n, d, ...output), without the base's bias; merged, the base alone, and the bias of B. Holds the window of
-   * each output position for a moment: in·K numbers for each of the n·P positions.
+   * Computes (n, in, ...input) → (n, d, ...output). The bias of the base is not added. A merged layer uses only its base weight and
+   * the bias of B. It needs temporary memory for in·K numbers for each output position.
    *
    * @throws ShapeError when the input has another number of dimensions or channels, or is smaller than the kernel; StateError
    *   without a base; UnsupportedError for a dilated base to whose output PEFT's branch does not fit

@@ -121,8 +121,8 @@ export class EmbeddingLora extends LinearBacked<ChangeTape & { tokens: readonly 
   }
 
   /**
-   * Gradients for the last forward from that of its output (n, D); norms of DoRA count as constants, as in PEFT.
-   * There, A's column of the embedding's padding token has none; here all tokens are alike.
+   * Gradients for the last forward from that of its output (n, D); norms of DoRA count as constants, as in PEFT. In PEFT, the
+   * padding token has no gradient. In lowrank, it has one.
    *
    * @throws StateError before a forward and while merged, ShapeError when gradOutput is not (n, D)
    */

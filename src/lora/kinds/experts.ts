@@ -22,7 +22,7 @@ import { LoraLayer } from '../layer.js'
 import { type FactorTensors, factorTensors, mergeOrNone, moduleOf, Part } from '../part.js'
 import { rowsOf } from './groups.js'
 
-/** A parameter's values, row-major: (E, ·, ·), or (d, k) for E = 1. */
+/** The values of a parameter, row-major. The shape is (E, d, k), (E, k, d), or (d, k) if E = 1. */
 export interface ParameterValues {
   /** As many values as the shape has elements. */
   readonly data: FloatArray
@@ -31,7 +31,7 @@ export interface ParameterValues {
 
 /** How a parameter (E, ·, ·) is stored: (E, d, k), or input-major as (E, k, d). */
 export interface BaseLayout {
-  /** Needed only where d = k. Default there: false, as PEFT has it for models that say nothing else. */
+  /** Needed only if d = k. Then the default is false, as in PEFT. */
   isInputMajor?: boolean | undefined
 }
 
@@ -64,7 +64,8 @@ export class ExpertLora extends Part {
    * @param weightA (E·r, k)
    * @param weightB (d, r·E)
    * @param name the parameter's, which the config's patterns see whole
-   * @throws ShapeError when the factors disagree, or their ranks are no multiple of what the config gives the name
+   * @throws ShapeError when the shapes of A and B do not fit, or when their ranks are not a multiple of the config's rank for this
+   *   name
    */
   constructor(weightA: MatrixLike, weightB: MatrixLike, config: LoraConfigInput = {}, name = '') {
     super()
@@ -99,7 +100,7 @@ export class ExpertLora extends Part {
     return this.name.slice(this.name.lastIndexOf('.') + 1)
   }
 
-  /** Of the parameter, before it is known how the base stores it: (E, d, k). */
+  /** Shape (E, d, k). The base can also store it as (E, k, d). */
   get shape(): readonly [experts: number, d: number, k: number] {
     return [this.experts, this.d, this.k]
   }
@@ -184,7 +185,7 @@ export class ExpertLora extends Part {
   }
 
   /**
-   * Gives it its parameter, copied: (E, d, k) or (E, k, d), told apart by their shapes; for E = 1 also (d, k).
+   * Attaches a copy of the base parameter. Its shape is (E, d, k) or (E, k, d); for E = 1 also (d, k).
    *
    * @throws ShapeError when it is none of these, StateError while merged
    */
@@ -232,7 +233,7 @@ export class ExpertLora extends Part {
     return this.expert(expert).forward(input)
   }
 
-  /** Adds the change to the base, of all experts or none. Throws as {@link LoraLayer.merge} does. */
+  /** Adds s·B·A to the base. If it fails for one expert, no expert is changed. Throws as {@link LoraLayer.merge} does. */
   merge(): void {
     mergeOrNone(this.#experts)
   }

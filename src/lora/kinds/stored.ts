@@ -27,7 +27,7 @@ export interface StoredTensor {
   readonly data: Uint8Array
 }
 
-/** Values as a file holds them, or as numbers, which are saved in their own precision. */
+/** Bytes as in a file, or numbers. Numbers are saved in their own precision. */
 export type StoredValues = StoredTensor | Tensor<FloatArray>
 
 const VALUES = kind('{ data: Float32Array | Float64Array, shape }, or { dtype, data: Uint8Array, shape }', (value) => {
@@ -76,7 +76,7 @@ abstract class StoredPart extends Part {
   }
 
   /**
-   * The values, the part's own: they may be edited in place, as training does.
+   * The values. This is not a copy: if you change them, the part changes.
    *
    * @throws UnsupportedError when they are no floats of 16 to 64 bits
    */
@@ -165,7 +165,7 @@ export interface ReplacementOptions {
   key?: string | undefined
 }
 
-/** A whole tensor that takes the place of the base's, or that the base does not have: a new head. */
+/** A whole tensor that replaces a tensor of the base, or a new tensor, such as a classification head. */
 export class Replacement extends StoredPart {
   readonly kind = 'replacement'
   /** False for a copy of the base's own tensor, saved along because the vocabulary was resized or the embedding is adapted. */
@@ -189,7 +189,7 @@ export class Replacement extends StoredPart {
     return moduleOf(this.name)
   }
 
-  /** Gives it the base's tensor, copied, which merging does not need. Throws ShapeError for another shape. */
+  /** Attaches a copy of the base's tensor. You do not need this for merging. Throws ShapeError for another shape. */
   attachBase(weight: Tensor<FloatArray>): this {
     checkTensor(weight, where(this.name, 'baseWeight'))
     if (formatShape(weight.shape) !== formatShape(this.shape)) {
@@ -221,7 +221,7 @@ export class TokenRows extends StoredPart {
    * @param module the embedding, as in `model.embed_tokens`
    * @param indices n different tokens
    * @param rows (n, D)
-   * @throws ShapeError when there are not as many rows as tokens; ConfigError when a token is none, or there twice
+   * @throws ShapeError when the numbers of rows and tokens differ; ConfigError when a token is invalid or is given twice
    */
   constructor(module: string, indices: readonly number[], rows: StoredValues) {
     checkArgument(indices, TOKENS, 'indices')

@@ -1,25 +1,8 @@
 // Python's regular expressions (the re module of 3.11) as trees. JavaScript's own engine spells some of them otherwise, and takes
 // exponential time for others, which configs from strangers may hold.
 
-/** One character: true for a code point that it stands for. */
-export type CharacterTest = (code: number) => boolean
-
-/** A parsed expression. */
-export type Expression =
-  | { readonly kind: 'character'; readonly test: CharacterTest }
-  | { readonly kind: 'sequence'; readonly items: readonly Expression[] }
-  | { readonly kind: 'choice'; readonly options: readonly Expression[] }
-  | {
-      readonly kind: 'repeat'
-      readonly item: Expression
-      readonly min: number
-      readonly max: number
-      readonly isLazy: boolean
-    }
-  | { readonly kind: 'group'; readonly number: number; readonly item: Expression }
-  | { readonly kind: 'reference'; readonly number: number; readonly isCaseless: boolean }
-  | { readonly kind: 'position'; readonly test: (text: readonly number[], at: number) => boolean }
-  | { readonly kind: 'look'; readonly item: Expression; readonly isBehind: boolean; readonly isNegative: boolean }
+import type { CharacterTest, Expression } from './expression-tree.js'
+import { choiceOf } from './prefixes.js'
 
 /** What is wrong with an expression, in a clause. */
 export class ExpressionError extends Error {}
@@ -96,7 +79,7 @@ class Parser {
     const options = [this.#sequence()]
     while (this.#skip('|')) options.push(this.#sequence())
     this.#depth--
-    return options.length === 1 ? options[0] : { kind: 'choice', options }
+    return options.length === 1 ? options[0] : choiceOf(options)
   }
 
   #sequence(): Expression {
@@ -154,12 +137,17 @@ class Parser {
       case '\\':
         return this.#escape()
       default:
-        return this.#character((other) => other === code)
+        return this.#literal(code)
     }
   }
 
   #character(test: CharacterTest): Expression {
     return { kind: 'character', test: this.#flags.isCaseless ? caseless(test) : test }
+  }
+
+  #literal(code: number): Expression {
+    const test: CharacterTest = (other) => other === code
+    return this.#flags.isCaseless ? this.#character(test) : { kind: 'character', test, code }
   }
 
   #group(): Expression | undefined {
@@ -235,16 +223,11 @@ class Parser {
       this.#at++
       return { kind: 'position', test: positions[rest[0]] }
     }
-    return this.#character(this.#escaped())
+    const escaped = this.#escapedCode()
+    return typeof escaped === 'number' ? this.#literal(escaped) : this.#character(escaped)
   }
 
   /** An escape that stands for characters, inside a set or outside. */
-  #escaped(): CharacterTest {
-    const code = this.#escapedCode()
-    if (typeof code === 'number') return (other) => other === code
-    return code
-  }
-
   #escapedCode(): number | CharacterTest {
     const rest = this.#text.slice(this.#at, this.#at + 10)
     const hex = HEX_ESCAPE.exec(rest)
@@ -272,21 +255,26 @@ class Parser {
   /** After its opening bracket. */
   #set(): CharacterTest {
     const isNegative = this.#skip('^')
-    const tests: CharacterTest[] = []
+    const ranges: [low: number, high: number][] = []
+    const classes = new Map<string, CharacterTest>()
     for (let isFirst = true; isFirst || this.#text[this.#at] !== ']'; isFirst = false) {
+      const at = this.#at
       const low = this.#setItem()
+      if (typeof low !== 'number') classes.set(this.#text.slice(at, this.#at), low)
       const isRange = this.#text[this.#at] === '-' && ![']', undefined].includes(this.#text[this.#at + 1])
       if (!isRange) {
-        tests.push(typeof low === 'number' ? (code) => code === low : low)
+        if (typeof low === 'number') ranges.push([low, low])
         continue
       }
       this.#at++
       const high = this.#setItem()
       if (typeof low !== 'number' || typeof high !== 'number' || high < low) throw new ExpressionError('a wrong range')
-      tests.push((code) => code >= low && code <= high)
+      ranges.push([low, high])
     }
     this.#at++
-    const isIn: CharacterTest = (code) => tests.some((test) => test(code))
+    const isListed = inRanges(ranges)
+    const others = [...classes.values()]
+    const isIn: CharacterTest = (code) => isListed(code) || others.some((test) => test(code))
     const folded = this.#flags.isCaseless ? caseless(isIn) : isIn
     return isNegative ? not(folded) : isIn
   }
@@ -307,6 +295,25 @@ class Parser {
     if (this.#text[this.#at] !== character) return false
     this.#at++
     return true
+  }
+}
+
+/** By halves: a set of a thousand characters costs little more than one of two. */
+function inRanges(ranges: readonly (readonly [low: number, high: number])[]): CharacterTest {
+  const sorted: [low: number, high: number][] = []
+  for (const [low, high] of [...ranges].sort((a, b) => a[0] - b[0])) {
+    const last = sorted.at(-1)
+    if (last !== undefined && low <= last[1] + 1) last[1] = Math.max(last[1], high)
+    else sorted.push([low, high])
+  }
+  return (code) => {
+    let [from, to] = [0, sorted.length]
+    while (from < to) {
+      const middle = (from + to) >> 1
+      if (code > sorted[middle][1]) from = middle + 1
+      else to = middle
+    }
+    return from < sorted.length && code >= sorted[from][0]
   }
 }
 

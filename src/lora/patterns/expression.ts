@@ -2,7 +2,8 @@
 // order, but never twice from the same place (memoized, as in Spencer's and V8's experimental engines). Only back-references need
 // real backtracking, within a limit.
 
-import { type CharacterTest, type Expression, ExpressionError } from './expression-parse.js'
+import { ExpressionError } from './expression-parse.js'
+import type { CharacterTest, Expression } from './expression-tree.js'
 
 /** Longer programs come from no person: `{1000}` in `{1000}` does. */
 const MAX_INSTRUCTIONS = 200_000
@@ -10,8 +11,11 @@ const MAX_INSTRUCTIONS = 200_000
 const MAX_STEPS = 1 << 20
 /** The same with back-references, where a step costs more. */
 const MAX_REFERENCE_STEPS = 1 << 17
-/** Steps for all texts and all expressions of a config: a list of 1000 full names on 1000 names needs less. */
-const MAX_TOTAL_STEPS = 1 << 26
+/**
+ * Steps for all texts and all expressions of a config: ten times what a list of 1000 full names on 1000 names needs, and at most two
+ * seconds. A step of a long program takes up to 0.2 µs, because its places do not fit the processor's cache.
+ */
+export const MAX_TOTAL_STEPS = 1 << 23
 /** A larger table of places is kept as a set. */
 const MAX_TABLE_BITS = 1 << 25
 /** To clear so many bytes takes about as long as a step. */

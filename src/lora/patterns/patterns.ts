@@ -3,7 +3,8 @@
 
 import { ConfigError } from '../../base/errors.js'
 import { Matcher, type StepCount } from './expression.js'
-import { type Expression, ExpressionError, parseExpression } from './expression-parse.js'
+import { ExpressionError, parseExpression } from './expression-parse.js'
+import type { Expression } from './expression-tree.js'
 
 /** Longer expressions come from no person; they only cost time to compile. */
 const MAX_PATTERN_LENGTH = 65536
@@ -29,25 +30,39 @@ export function fullMatch(pattern: string, where: string, total?: StepCount): Pa
 }
 
 /** Most keys are names, often one for each layer: compiling and running them as expressions takes some hundred times as long. */
-const PLAIN_KEY = /^[\w.-]{1,1000}$/
+const PLAIN_KEY = /^\^?(?:[\w.-]|\\[.-]){1,1000}$/
 const PRINTABLE = /^[ -~]*$/
 
 /** PEFT's `re.match("(.*\.)?(KEY)$", modulePath)`: KEY is the whole path, or its end after a dot. */
 function tailMatch(key: string, where: string, total: StepCount): Pattern {
-  const matcher = PLAIN_KEY.test(key) ? undefined : compile(key, where, TAIL_PREFIX, total)
+  const plain = PLAIN_KEY.test(key) ? plainKey(key) : undefined
+  const matcher = plain === undefined ? compile(key, where, TAIL_PREFIX, total) : undefined
   return {
     test: (name) => {
-      if (matcher === undefined && PRINTABLE.test(name)) return endsLike(name, key)
+      if (plain !== undefined && PRINTABLE.test(name)) return endsLike(name, plain)
       return attemptMatch(() => (matcher ?? compile(key, where, TAIL_PREFIX, total)).test(name), key, where)
     },
   }
 }
 
-/** A key that is a name, in which a dot stands for any character. */
-function endsLike(name: string, key: string): boolean {
-  const start = name.length - key.length
-  if (start < 0 || (start > 0 && name[start - 1] !== '.')) return false
-  for (let i = 0; i < key.length; i++) if (key[i] !== '.' && key[i] !== name[start + i]) return false
+/** A key that is a name. */
+interface PlainKey {
+  /** U+0000 stands for any character. */
+  readonly text: string
+  readonly isWhole: boolean
+}
+
+/** Of `^model\.layers.0`: a dot stands for any character, and one behind a backslash for itself. */
+function plainKey(key: string): PlainKey {
+  const isWhole = key.startsWith('^')
+  const text = key.slice(isWhole ? 1 : 0).replaceAll(/\\?[.-]/g, (one) => (one === '.' ? '\0' : one.slice(-1)))
+  return { text, isWhole }
+}
+
+function endsLike(name: string, { text, isWhole }: PlainKey): boolean {
+  const start = name.length - text.length
+  if (start < 0 || (start > 0 && (isWhole || name[start - 1] !== '.'))) return false
+  for (let i = 0; i < text.length; i++) if (text[i] !== '\0' && text[i] !== name[start + i]) return false
   return true
 }
 
@@ -119,13 +134,39 @@ export function isAllLinear(targetModules: readonly string[] | string): boolean 
   return typeof targetModules === 'string' && targetModules.toLowerCase() === 'all-linear'
 }
 
+const counts = new WeakMap<object, StepCount>()
+
+/** What all expressions of one config have taken together: every matcher that is made of it counts here. */
+export function stepsOf(config: object): StepCount {
+  const count = counts.get(config) ?? { steps: 0 }
+  counts.set(config, count)
+  return count
+}
+
+const matchers = new WeakMap<TargetRules, (moduleName: string) => boolean>()
+
 /**
- * A test of module names against a config's rules; with `all-linear` every name passes that is not excluded.
+ * A test of module names against a config's rules; with `all-linear` every name passes that is not excluded. The same one for the
+ * same config, so that no name is paid for twice.
  *
- * @param total of matchers that may take so many steps together
  * @throws ConfigError when an expression does not compile; the test throws it when matching takes too long
  */
-export function targetMatcher(rules: TargetRules, total: StepCount = { steps: 0 }): (moduleName: string) => boolean {
+export function targetMatcher(rules: TargetRules): (moduleName: string) => boolean {
+  const result = matchers.get(rules) ?? remembered(makeTargetMatcher(rules, stepsOf(rules)))
+  matchers.set(rules, result)
+  return result
+}
+
+function remembered(test: (name: string) => boolean): (name: string) => boolean {
+  const known = new Map<string, boolean>()
+  return (name) => {
+    const result = known.get(name) ?? test(name)
+    known.set(name, result)
+    return result
+  }
+}
+
+function makeTargetMatcher(rules: TargetRules, total: StepCount): (moduleName: string) => boolean {
   const { targetModules, excludeModules = [] } = rules
   const isExcluded = nameMatcher(excludeModules, 'excludeModules', total)
   if (isAllLinear(targetModules)) return (name) => !isExcluded(name)
@@ -156,12 +197,26 @@ export function endsOf(name: string): string[] {
   return ends
 }
 
-function layerMatcher(
-  { layersToTransform = [], layersPattern = [] }: TargetRules,
-  total: StepCount,
-): (moduleName: string) => boolean {
+function layerMatcher(rules: TargetRules, total: StepCount): (moduleName: string) => boolean {
+  const { layersToTransform = [] } = rules
   const indexes = typeof layersToTransform === 'number' ? [layersToTransform] : layersToTransform
   if (indexes.length === 0) return () => true
+  const indexOf = layerIndex(rules, total)
+  return (name) => {
+    const index = indexOf(name)
+    return index !== undefined && indexes.includes(index)
+  }
+}
+
+/**
+ * The index of a module's layer in its stack, as layersToTransform counts; undefined where it is in none.
+ *
+ * @throws ConfigError when an expression does not compile; the function throws it when matching takes too long
+ */
+export function layerIndex(
+  { layersPattern = [] }: TargetRules,
+  total: StepCount,
+): (moduleName: string) => number | undefined {
   const containers = [layersPattern].flat().filter((pattern) => pattern !== '')
   // The lazy prefix finds the layer's index; a greedy one would find an expert's further down.
   const finders =
@@ -170,7 +225,7 @@ function layerMatcher(
       : containers.map((container) => indexFinder(container, total))
   return (name) => {
     const index = finders.map((find) => find(name)).find((found) => found !== undefined)
-    return index !== undefined && indexes.includes(Number(index))
+    return index === undefined ? undefined : Number(index)
   }
 }
 

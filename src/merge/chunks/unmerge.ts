@@ -27,7 +27,7 @@ export interface ValueDifferences {
   values: number
   /** max |x − y| over the floats; Infinity where one of the two is not finite. */
   largest: number
-  /** The same in steps of the type: how many representable values apart. */
+  /** The largest difference, counted in representable values of the type (ULP). */
   steps: number
 }
 

@@ -27,6 +27,7 @@ import { type Replacement, rowsName, type StoredTensor, type TokenRows } from '.
 import { type Handled, requireHandled } from '../../lora/requirements.js'
 import type { MergePart, NewValues } from '../weight.js'
 import { refuseWeighted, weightedError } from '../weighted.js'
+import type { QuantizedLayer, QuantizedPolicy } from './quantized.js'
 import { tiedHeads } from './tied.js'
 
 /** What becomes of the tensor that comes in at a place. */
@@ -39,6 +40,13 @@ export interface Edit extends Place {
   values: NewValues | undefined
   /** Names all that is done to it: places with the same list can keep sharing one tensor. */
   readonly keys: string[]
+}
+
+/** How edits are collected. */
+export interface CollectOptions {
+  readonly policy?: QuantizedPolicy | undefined
+  /** Tensors of adapters that are no edits of the graph. Default: none. */
+  readonly isElsewhere?: (adapter: LoraAdapter, tensor: string) => boolean
 }
 
 /** What can be merged into ONNX graphs. */
@@ -64,10 +72,10 @@ export async function collectEdits(
   graph: Graph,
   adapters: readonly { readonly adapter: LoraAdapter; readonly weight: number }[],
   modules: ModuleMap,
-  isElsewhere: (adapter: LoraAdapter, tensor: string) => boolean = () => false,
-): Promise<Edit[]> {
+  { policy, isElsewhere = () => false }: CollectOptions = {},
+): Promise<{ edits: Edit[]; quantized: readonly QuantizedLayer[] }> {
   const linears = findLinears(graph, modules)
-  const edits = new Edits(model, graph, linears)
+  const edits = new Edits(model, graph, linears, policy)
   for (const [index, { adapter, weight }] of adapters.entries()) {
     requireHandled(adapter, MERGED, 'merging into ONNX models')
     refuseWeighted(adapter.parts(), weight)
@@ -82,7 +90,7 @@ export async function collectEdits(
     }
   }
   for (const edit of edits.all()) refuseCombination(edit)
-  return edits.all()
+  return { edits: edits.all(), quantized: edits.quantized }
 }
 
 class Edits {
@@ -92,8 +100,12 @@ class Edits {
   readonly #embeddings: readonly Embedding[]
   readonly #convolutions: readonly Convolution[]
   readonly #byPlace = new Map<Place['node'], Map<number, Edit>>()
+  /** Layers whose weights are integers. */
+  readonly quantized: QuantizedLayer[] = []
+  readonly #policy: QuantizedPolicy | undefined
 
-  constructor(model: OnnxModel, graph: Graph, linears: readonly Linear[]) {
+  constructor(model: OnnxModel, graph: Graph, linears: readonly Linear[], policy: QuantizedPolicy | undefined) {
+    this.#policy = policy
     this.#model = model
     this.#graph = graph
     this.#linears = linears
@@ -110,10 +122,16 @@ class Edits {
     const linears = adapter.parts('linear').length === 0 ? [] : placeAdapter(this.#graph, this.#linears, adapter)
     for (const { name, layer, linear } of linears) {
       const { weightA, weightB, magnitude, biasB } = layer
-      if (magnitude !== undefined && weight !== 1) throw weightedError(name, 'a DoRA layer', weight)
+      if (linear.form.isQuantized) {
+        if (magnitude !== undefined && Math.abs(weight) !== 1) throw weightedError(name, 'a DoRA layer', weight)
+        this.quantized.push({ adapter: index, name, layer, linear, weight })
+        if (this.#policy !== 'requantize') continue
+      } else if (magnitude !== undefined && weight !== 1) throw weightedError(name, 'a DoRA layer', weight)
       const scale = weight * layer.scaling
       const start = linear.fused?.start ?? 0
-      this.#weightOf(linear, name).add({ name, weightA, weightB, scale, magnitude, start }, `${index}:${name}`)
+      if (!linear.form.isQuantized) {
+        this.#weightOf(linear, name).add({ name, weightA, weightB, scale, magnitude, start }, `${index}:${name}`)
+      }
       if (biasB === undefined) continue
       const bias = biasOf(this.#graph, linear)
       if (bias === undefined) throw noBias(name)
@@ -358,7 +376,9 @@ function refuseUnmergeable({ node, form }: Linear): void {
   if (!form.isQuantized && !hasAlpha) return
   throw new UnsupportedError({
     where: `node ${node.name}`,
-    what: hasAlpha ? 'a Gemm whose alpha is not 1 cannot be merged into' : 'a quantized weight cannot be merged into',
+    what: hasAlpha
+      ? 'a Gemm whose alpha is not 1 cannot be merged into'
+      : 'values of a quantized weight cannot be replaced',
     expected: 'a weight in f32, f16 or bf16',
     got: hasAlpha ? `alpha ${floatAttribute(node, 'alpha', 1)}` : node.opType,
     hint: hasAlpha ? 'Use the adapter at run time' : 'Merge into the unquantized export and quantize the result',

@@ -10,6 +10,7 @@ import { missingError } from '../../graph/match/missing-layers.js'
 import { spreadAdapter } from '../../graph/match/spread.js'
 import { Graph } from '../../graph/view/graph.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
+import { CONFIG_FILE } from '../plan/config-edit.js'
 import type { MergeReport } from '../report.js'
 import { writeTogether } from '../staged.js'
 import type { AdapterInput } from '../weighted.js'
@@ -24,7 +25,7 @@ import {
 } from './merge-onnx.js'
 
 /** What a merge into graphs takes. */
-export interface MergeGraphsOptions extends Omit<MergeOnnxOptions, 'path'> {
+export interface MergeGraphsOptions extends Omit<MergeOnnxOptions, 'path' | 'isUnmerge' | 'writesConfig'> {
   /** Leaves out what no graph has a place for. Default false. */
   allowMissing?: boolean | undefined
   /** The one graph's place in the result. Default: that of the base. */
@@ -57,14 +58,17 @@ export async function openGraphsMerge(
     const loaded = await loadAdapters(adapters, sign, options)
     const { parts, warnings } = await spreadAll(models, paths, loaded, options)
     const { signal, onProgress, companions, path, ...own } = options
+    const isUnmerge = sign === -1
     if (paths.length === 1) {
-      const { write } = await openOnnxMerge(models[0], parts[0], { ...options, path: path ?? paths[0] })
+      const { write } = await openOnnxMerge(models[0], parts[0], { ...options, isUnmerge, path: path ?? paths[0] })
       return { write: async (out) => told(await write(out), warnings), close }
     }
     const opened: OpenOnnxMerge[] = []
     for (const [i, model] of models.entries()) {
       const copied = i === 0 ? { companions } : {}
-      opened.push(await openOnnxMerge(model, parts[i], { ...own, ...copied, path: paths[i] }))
+      opened.push(
+        await openOnnxMerge(model, parts[i], { ...own, ...copied, isUnmerge, writesConfig: false, path: paths[i] }),
+      )
     }
     const total = opened.reduce((sum, { totalBytes }) => sum + totalBytes, 0)
     return {
@@ -72,6 +76,10 @@ export async function openGraphsMerge(
         writeTogether(out, total, { signal, onProgress }, async (staged) => {
           const reports: MergeReport[] = []
           for (const { write } of opened) reports.push(await write(staged))
+          if (reports[0].copied.includes(CONFIG_FILE)) {
+            const graphs = opened.map(({ dataFiles }, i) => ({ path: paths[i], dataFiles }))
+            await opened[0].writeConfig(staged, graphs)
+          }
           return told({ ...reports.reduce(joined), out: out.name }, warnings)
         }),
       close,
@@ -92,9 +100,13 @@ function joined(first: MergeReport, second: MergeReport): MergeReport {
     ...first,
     tensors: first.tensors + second.tensors,
     changed: first.changed + second.changed,
+    ...(first.branches !== undefined || second.branches !== undefined
+      ? { branches: (first.branches ?? 0) + (second.branches ?? 0) }
+      : {}),
     bytes: first.bytes + second.bytes,
     seconds: Math.max(first.seconds, second.seconds),
     layers: [...first.layers, ...second.layers.filter(({ name }) => !names.has(name))],
+    warnings: [...first.warnings, ...second.warnings],
   }
 }
 

@@ -2,7 +2,7 @@
 // without LoRA inputs. Weights stream from the old file to the new one.
 
 import { type Directory, writeFile } from '../../base/bytes.js'
-import { MismatchError } from '../../base/errors.js'
+import { MismatchError, UnsupportedError } from '../../base/errors.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import { byteLengthOf, dimsOf } from '../../formats/onnx/tensors.js'
 import { type WeightWriter, writeOnnx } from '../../formats/onnx/write.js'
@@ -15,11 +15,13 @@ import { copyFile, findCompanions, NO_COMPANIONS } from '../chunks/companions.js
 import { type Config, loadConfig } from '../chunks/open-plan.js'
 import { CONFIG_FILE, editConfig, headWarning } from '../plan/config-edit.js'
 import type { MergeReport } from '../report.js'
-import type { RunSettings } from '../settings.js'
+import type { ExternalDataMode, RunSettings } from '../settings.js'
 import { refuseBaseAsOutput, writeTogether } from '../staged.js'
 import { type LayerChange, mergeWeight } from '../weight.js'
 import { type AdapterInput, weighted } from '../weighted.js'
+import { editForHub, type WrittenGraph } from './hub-config.js'
 import { planOnnxMerge } from './plan.js'
+import type { QuantizedPolicy } from './quantized.js'
 
 /** What a merge into an ONNX model takes. */
 export interface MergeOnnxOptions extends RunSettings {
@@ -37,12 +39,26 @@ export interface MergeOnnxOptions extends RunSettings {
   strict?: boolean | undefined
   /** The same bytes on every machine: the products are plain loops, which take longer. Default false. */
   reproducible?: boolean | undefined
+  /** What happens to quantized weights. Default `branches`. */
+  quantized?: QuantizedPolicy | undefined
+  /** How data files that stay as they are come into the output. Default `copy`. */
+  externalData?: ExternalDataMode | undefined
+  /** Type of the factors of branches. Default: the one in which each layer computes. */
+  factors?: 'F32' | 'F16' | undefined
+  /** Takes branches out; the adapters' weights have the other sign. Default false. */
+  isUnmerge?: boolean | undefined
+  /** Tells transformers.js in config.json of the graph's type and data files. Default true. */
+  writesConfig?: boolean | undefined
 }
 
 /** A merge into an ONNX model that is planned, and can be written. */
 export interface OpenOnnxMerge {
   /** Of all weights. */
   readonly totalBytes: number
+  /** Of the written graph. */
+  readonly dataFiles: number
+  /** Writes config.json with what transformers.js asks of these graphs. */
+  writeConfig(out: Directory, graphs: readonly WrittenGraph[]): Promise<void>
   /** @throws NumericError naming the weight when a result is not finite; FileError when the output is the base itself */
   write(out: Directory): Promise<MergeReport>
 }
@@ -60,8 +76,13 @@ export async function openOnnxMerge(
 ): Promise<OpenOnnxMerge> {
   const startedAt = performance.now()
   const { path = model.fileName, companions: folder, modules, reproducible = false } = options
+  const { quantized, factors, externalData = 'copy', isUnmerge = false, writesConfig = true } = options
   const config = options.config ?? (folder && (await loadConfig(folder)))
-  const { proto, targets, added, head } = await planOnnxMerge(model, loaded, config?.values, modules)
+  const asked = { config: config?.values, modules, quantized, factors, isUnmerge }
+  const plan = await planOnnxMerge(model, loaded, asked)
+  const { proto, targets, added, head, branches, requantized } = plan
+  if (factors !== undefined && branches.length === 0) throw noFactors()
+  let dataFiles = 0
   const initializers = proto.graph?.initializer ?? []
   const own = new Set([...model.files.keys()].map((name) => name.replace(/\/.*/, '/')))
   const companions = folder === undefined ? NO_COMPANIONS : await findCompanions(folder, own)
@@ -74,29 +95,45 @@ export async function openOnnxMerge(
   const warnings = head === undefined || isTold ? [] : [headWarning(head)]
   const kernels = reproducible ? referenceKernels : undefined
   const layers: LayerChange[] = []
-  const overrides = new Map<string, WeightWriter>()
+  const overrides = new Map<string, WeightWriter>(requantized)
   for (const [name, { target, source }] of targets) {
     const read = (offset: number, byteLength: number) => model.readPart(source, offset, byteLength)
     overrides.set(name, () => mergeWeight(target, read, (change) => layers.push(change), kernels))
   }
   const totalBytes = initializers.reduce((sum, tensor) => sum + (byteLengthOf(tensor.dataType, dimsOf(tensor)) ?? 0), 0)
+  const writeConfig = async (staged: Directory, graphs: readonly WrittenGraph[]) => {
+    const where = `${folder!.name}/${CONFIG_FILE}`
+    await writeFile(staged, CONFIG_FILE, editForHub(edited ?? new TextDecoder().decode(config!.bytes), graphs, where))
+  }
   return {
     totalBytes,
+    writeConfig,
+    get dataFiles() {
+      return dataFiles
+    },
     async write(out) {
       await refuseBaseAsOutput(out, path, model.file(model.fileName))
       const bytes = await writeTogether(out, totalBytes, options, async (staged) => {
+        const written = await writeOnnx(model, proto, staged, path, {
+          overrides,
+          keepsFiles: branches.length > 0,
+          links: externalData === 'hardlink',
+        })
+        dataFiles = written.dataFiles.length
+        warnings.push(...written.unlinked.map(({ file, reason }) => `${file} is a copy, not a hard link: ${reason}`))
         for (const name of companions.copied) {
-          if (name === CONFIG_FILE && edited !== undefined) await writeFile(staged, name, edited)
+          if (name === CONFIG_FILE) await (writesConfig && writeConfig(staged, [{ path, dataFiles }]))
           else await copyFile(folder!, name, staged)
         }
-        await writeOnnx(model, proto, staged, path, overrides)
+        layers.push(...(await plan.changes()))
         return staged.writtenBytes
       })
       return {
         out: `${out.name}/${path}`,
         format: 'onnx',
         tensors: initializers.length,
-        changed: targets.size,
+        changed: targets.size + requantized.size,
+        ...(branches.length > 0 && { branches: branches.length }),
         added: [...added],
         renamed: [],
         bytes,
@@ -130,7 +167,18 @@ export async function mergeOnnx(
   options: MergeOnnxOptions = {},
   sign: 1 | -1 = 1,
 ): Promise<MergeReport> {
-  return (await openOnnxMerge(model, await loadAdapters(adapters, sign, options), options)).write(out)
+  return (
+    await openOnnxMerge(model, await loadAdapters(adapters, sign, options), { ...options, isUnmerge: sign === -1 })
+  ).write(out)
+}
+
+function noFactors(): UnsupportedError {
+  return new UnsupportedError({
+    where: 'outDtype',
+    what: 'the types of an .onnx file stay as they are; only factors beside quantized weights have a type of their own',
+    got: "a result in the format 'onnx'",
+    hint: 'Leave it out: the adapters have no quantized weights here',
+  })
 }
 
 /** An adapter, and how much of it is merged. */

@@ -13,14 +13,17 @@ import {
 import { copyMessage } from '../../formats/onnx/messages.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import { dataTypeName, dimsOf } from '../../formats/onnx/tensors.js'
+import type { WeightWriter } from '../../formats/onnx/write.js'
 import { findLinears, type ModuleMap } from '../../graph/match/linears.js'
 import { HANDS_ON, storedValue } from '../../graph/match/parameters.js'
 import { Graph, implicitInputs } from '../../graph/view/graph.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
 import type { HeadEdit } from '../plan/config-edit.js'
-import type { MergeTarget } from '../weight.js'
+import type { LayerChange, MergeTarget } from '../weight.js'
 import { collectEdits, type Edit } from './edits.js'
 import { findMergedHead, headEdit, writeHead } from './head.js'
+import { branchChange, mergeBranches, type QuantizedLayer, type QuantizedPolicy, unmergeBranches } from './quantized.js'
+import { planRequantization } from './requantize.js'
 
 export interface OnnxMergePlan {
   /** The graph of the result. */
@@ -31,6 +34,25 @@ export interface OnnxMergePlan {
   readonly added: readonly string[]
   /** What config.json is to say of the head; undefined where the adapters bring none. */
   readonly head: HeadEdit | undefined
+  /** Layers with quantized weights that got a branch, or lost one. */
+  readonly branches: readonly QuantizedLayer[]
+  /** What writes the tensors of weights that are quantized again, by the name of the initializer. */
+  readonly requantized: ReadonlyMap<string, WeightWriter>
+  /** Of layers with quantized weights, to be asked for once all is written. */
+  changes(): Promise<LayerChange[]>
+}
+
+/** How a merge into a graph is planned. */
+export interface OnnxPlanOptions {
+  /** The content of config.json. */
+  readonly config?: Readonly<Record<string, unknown>> | undefined
+  readonly modules?: ModuleMap | undefined
+  /** The type of branches' factors; undefined: the one in which each layer computes. */
+  readonly factors?: 'F32' | 'F16' | undefined
+  /** Default `branches`. */
+  readonly quantized?: QuantizedPolicy | undefined
+  /** Weights of adapters have the other sign, and branches are taken out. Default false. */
+  readonly isUnmerge?: boolean | undefined
 }
 
 const DTYPES: Partial<Record<DataType, FloatDtype>> = {
@@ -54,16 +76,17 @@ interface Group {
 export async function planOnnxMerge(
   model: OnnxModel,
   adapters: readonly { readonly adapter: LoraAdapter; readonly weight: number }[],
-  config: Readonly<Record<string, unknown>> = {},
-  modules: ModuleMap = {},
+  { config = {}, modules = {}, factors, quantized: policy, isUnmerge = false }: OnnxPlanOptions = {},
 ): Promise<OnnxMergePlan> {
   const graph = new Graph(model.proto)
   const linears = findLinears(graph, modules)
   const loaded = adapters.map(({ adapter }) => adapter)
   const head = await findMergedHead(graph, linears, config, loaded)
-  const isNew = (adapter: LoraAdapter, tensor: string) =>
+  const isElsewhere = (adapter: LoraAdapter, tensor: string) =>
     head?.isReplaced === false && head.adapter === adapter && head.placed.tensors.has(tensor)
-  const groups = groupByWeight(graph, await collectEdits(model, graph, adapters, modules, isNew))
+  const { edits, quantized } = await collectEdits(model, graph, adapters, modules, { policy, isElsewhere })
+  if (policy !== undefined && quantized.length === 0) throw nothingQuantized(graph, policy)
+  const groups = groupByWeight(graph, edits)
   const inSubgraphs = new Set(graph.nodes.flatMap(implicitInputs))
   const targets = new Map<string, { target: MergeTarget; source: TensorProto }>()
   for (const group of groups) {
@@ -86,8 +109,34 @@ export async function planOnnxMerge(
     const shape: [number, number] = dims.length > 1 ? [dims[0], elementCount(dims.slice(1))] : [1, elementCount(dims)]
     targets.set(name, { target: { name, dtype, shape, isInputMajor, values, parts }, source })
   }
+  const changed: LayerChange[] = []
+  const before = new Graph(model.proto)
+  let requantized: OnnxMergePlan['requantized'] = new Map()
+  if (policy === 'requantize') {
+    requantized = planRequantization(model, graph, quantized, (change) => changed.push(change))
+  } else if (isUnmerge) await unmergeBranches(model, graph, quantized)
+  else await mergeBranches(model, graph, quantized, factors)
+  const branches = policy === 'requantize' ? [] : quantized
   const added = head?.isReplaced === false ? writeHead(graph, linears, head) : []
-  return { proto: graph.toModel(), targets, added, head: head && (await headEdit(config, head)) }
+  const ofHead = { added, head: head && (await headEdit(config, head)) }
+  return {
+    ...{ proto: graph.toModel(), targets, ...ofHead, branches, requantized },
+    async changes() {
+      const beside: LayerChange[] = []
+      for (const one of branches) beside.push(await branchChange(model, before, one))
+      return [...changed, ...beside]
+    },
+  }
+}
+
+function nothingQuantized(graph: Graph, policy: QuantizedPolicy): UnsupportedError {
+  const forms = new Set(findLinears(graph).map(({ form }) => form.name))
+  return new UnsupportedError({
+    where: 'quantized',
+    what: `'${policy}' is for layers with quantized weights, and the adapters have none of them here`,
+    got: `linear layers as ${[...forms].join(', ')}`,
+    hint: 'Leave it out: the weights of this graph are changed themselves',
+  })
 }
 
 function groupByWeight(graph: Graph, edits: readonly Edit[]): Group[] {

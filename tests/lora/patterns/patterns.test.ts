@@ -1,9 +1,12 @@
+import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { ConfigError } from '../../../src/base/errors.js'
+import { MAX_TOTAL_STEPS } from '../../../src/lora/patterns/expression.js'
 import {
   fullMatch,
   isAllLinear,
   PatternTable,
+  stepsOf,
   type TargetRules,
   targetMatcher,
 } from '../../../src/lora/patterns/patterns.js'
@@ -84,6 +87,13 @@ describe('keys of pattern tables that are names', () => {
     ['.', 'a.😀', 1],
     ['a-b', 'x.a-b', 1],
     ['a', 'x\n.a', undefined],
+    ['^q', 'q', 1],
+    ['^q', 'a.q', undefined],
+    ['^a.q', 'axq', 1],
+    ['^a\\.q', 'axq', undefined],
+    ['a\\.q', 'x.a.q', 1],
+    ['a\\.q', 'x.axq', undefined],
+    ['a\\-q', 'x.a-q', 1],
   ])('%j and %j', (key, name, value) => {
     expect(new PatternTable({ [key]: 1 }, 'rankPattern').find(name)).toBe(value)
     // The same as an expression.
@@ -103,11 +113,75 @@ test('a table’s expressions have a number of steps together, a name asked for 
   expect(() => table.find('v')).toThrow(/too long to match so many names/)
 })
 
-test('the expressions of one config have a number of steps together, and the error names the one that went over', () => {
-  const total = { steps: 0 }
-  const isMatch = targetMatcher({ targetModules: '.*proj', excludeModules: '.*lm.*' }, total)
+test('all that is made of one config has a number of steps together, and the error names the expression that went over', () => {
+  const rules = { targetModules: '.*proj', excludeModules: '.*lm.*' }
+  const isMatch = targetMatcher(rules)
+  expect(targetMatcher(rules)).toBe(isMatch)
   expect(isMatch('layers.0.q_proj')).toBe(true)
-  expect(total.steps).toBeGreaterThan(0)
-  total.steps = 2 ** 29
+  const total = stepsOf(rules)
+  const once = total.steps
+  expect(once).toBeGreaterThan(0)
+  isMatch('layers.0.q_proj')
+  expect(total.steps).toBe(once)
+  total.steps = MAX_TOTAL_STEPS
   expect(() => isMatch('layers.1.q_proj')).toThrow(/targetModules: .*too long to match so many names; got \.\*proj/)
+  expect(stepsOf({ ...rules }).steps).toBe(0)
+})
+
+test('alternatives that begin alike match what they match apart', () => {
+  const word = fc.stringMatching(/^[ab]{0,4}[ab.]?[ab]{0,2}$/)
+  fc.assert(
+    fc.property(fc.array(word, { minLength: 2, maxLength: 8 }), fc.stringMatching(/^[abc]{0,9}$/), (words, text) => {
+      for (const pattern of [`(?:${words.join('|')})c*`, `(${words.join('|')})c*\\1`]) {
+        expect(fullMatch(pattern, 'targetModules').test(text), pattern).toBe(new RegExp(`^(?:${pattern})$`).test(text))
+      }
+    }),
+    { numRuns: 500 },
+  )
+})
+
+describe('a thousand layers', () => {
+  const names = Array.from({ length: 1000 }, (_, i) => `base_model.model.model.layers.${i}.self_attn.q_proj`)
+  const list = names.map((name) => name.slice('base_model.model.'.length).replaceAll('.', '\\.')).join('|')
+
+  /** Steps for all names. */
+  function stepsFor(targetModules: string): number {
+    const rules = { targetModules }
+    const isMatch = targetMatcher(rules)
+    try {
+      for (const name of names) isMatch(name)
+    } catch (error) {
+      expect(error).toBeInstanceOf(ConfigError)
+      expect((error as Error).message).toContain('too long to match')
+    }
+    return stepsOf(rules).steps
+  }
+
+  test.each<[string, string]>([
+    ['a list of their names', `.*(${list})`],
+    ['an ordinary expression', '.*\\.layers\\.(?:[0-9]|1[0-5])\\..*(?:q|k|v|o)_proj'],
+  ])('%s need a tenth of the limit', (_, expression) => {
+    expect(stepsFor(expression)).toBeLessThan(MAX_TOTAL_STEPS / 8)
+  })
+
+  test.each<[string, string]>([
+    ['repeats of repeats', '(a*){60000}\\d+'],
+    ['dots', `${'.*'.repeat(1000)}Z`],
+    ['sets', `${'[\\w.]*'.repeat(500)}!`],
+    ['looking behind', '.*(?<=.*.*.*Z)'],
+    ['looking ahead', `${'(?=.*!)|'.repeat(2000)}!`],
+    ['references', '(.*)(.*)\\1\\2Z'],
+    ['nested loops', '((.*)*)*Z'],
+  ])('%s end at the limit', (_, expression) => {
+    // One text goes over it by its own limit at most.
+    expect(stepsFor(expression)).toBeLessThan(MAX_TOTAL_STEPS * 1.2)
+  })
+
+  test('keys that are names take no steps', () => {
+    const keys = names.map((name) => `^${name.replaceAll('.', '\\.')}`)
+    const total = { steps: 0 }
+    const table = new PatternTable(Object.fromEntries(keys.map((key, i) => [key, i])), 'rankPattern', total)
+    expect(names.map((name) => table.find(name))).toEqual(names.map((_, i) => i))
+    expect(total.steps).toBe(0)
+  })
 })

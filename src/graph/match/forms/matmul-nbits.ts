@@ -79,6 +79,12 @@ export const MATMUL_NBITS: Form = {
   },
 }
 
+/** Whether a node's zero points are numbers in the type of its scales, and no packed integers. */
+export function hasFloatZeroPoints(graph: Graph, node: NodeProto): boolean {
+  const name = node.input[ZERO_POINTS] ?? ''
+  return name !== '' && graph.constant(name)?.dataType !== DataType.UINT8
+}
+
 /** The zero point of a block: integers packed row by row, floats, or the middle of the range where there is none. */
 async function openZeroPoints(
   model: Parameters<Form['openLines']>[0],

@@ -1,0 +1,42 @@
+// lowrank convert: an adapter in another format.
+
+import { choice, defineCommand, type Option, required, text, toggle } from './options.js'
+import { refuseFolder } from './output.js'
+import { MODEL } from './sources.js'
+import { colors, peakRssBytes, printDocument, say } from './terminal.js'
+
+const FORMATS = ['peft', 'gguf', 'mlx', 'onnx-adapter'] as const
+type Format = (typeof FORMATS)[number]
+const DTYPES = ['f32', 'f16', 'bf16', 'q8_0', 'keep'] as const
+
+export const convert = defineCommand({
+  name: 'convert',
+  summary: 'write an adapter in another format',
+  about: [
+    'Formats: peft; gguf for llama.cpp, Ollama, LM Studio and wllama; mlx for mlx-lm; onnx-adapter for the LoRA of ONNX Runtime.',
+    'The format of ADAPTER is recognized by its content. From and to gguf, --base says which model it is: a folder with its',
+    'config.json, or its GGUF file.',
+  ].join('\n'),
+  examples: [
+    'lowrank convert tests/golden/peft/f32 --to gguf --base models/union-3m --out out/adapter.gguf',
+    'lowrank convert tests/golden/peft/rslora --to mlx --out out/mlx',
+  ],
+  positional: { name: 'ADAPTER', about: 'adapter folder or file, or an id on the Hub' },
+  options: {
+    to: { ...choice(FORMATS, 'format of the result'), isRequired: true } as Option<Format>,
+    base: text(MODEL, 'the model of the adapter; for gguf'),
+    out: required('DIR|FILE', 'result: a folder, for gguf and onnx-adapter also a file'),
+    outDtype: choice(DTYPES, 'type of the factors in the result; q8_0 for gguf only', 'keep'),
+    json: toggle('print one JSON document on stdout'),
+  },
+  async run({ to, base, out, outDtype, json }, { positional }) {
+    const node = await import('../node.js')
+    if (to === 'peft' || to === 'mlx') await refuseFolder(out)
+    const dtype = outDtype === 'keep' ? 'keep' : (outDtype.toUpperCase() as 'F32' | 'F16' | 'BF16' | 'Q8_0')
+    const report = await node.convertAdapter(positional, { to, out, base, outDtype: dtype })
+    if (json) printDocument({ ...report, peakRssBytes: peakRssBytes() })
+    for (const note of report.notes) say(`note: ${note}`)
+    say(`Wrote ${colors.bold(report.out)}: ${report.layers} layers, ${report.from} → ${report.to}`)
+    return 0
+  },
+})

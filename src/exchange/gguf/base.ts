@@ -1,0 +1,134 @@
+// What a GGUF adapter must know of its base: the architecture, how many heads a layer has, and which tensors there are. A folder with
+// config.json tells this, or a GGUF file of the model.
+
+import { type Directory, readAll } from '../../base/bytes.js'
+import { ConfigError, FormatError, UnsupportedError } from '../../base/errors.js'
+import { type GgufFile, type GgufValue, parseGguf } from '../../formats/gguf/gguf.js'
+import { parseJson, toPlain } from '../../formats/json.js'
+import { type GgufNames, namesOfArchitecture, namesOfModel } from './names.js'
+
+/** A base, as far as adapters need it. */
+export interface GgufBase {
+  readonly names: GgufNames
+  /** How many heads a layer's queries have. */
+  heads(layer: number): number
+  /** How many heads a layer's keys have. */
+  keyHeads(layer: number): number
+  /** Features of a token's vector; undefined where the base does not say it. */
+  readonly hidden: number | undefined
+  /** Experts of a layer; undefined where the base has none or does not say it. */
+  readonly experts: number | undefined
+  /** The output embedding is the input embedding. */
+  readonly isTied: boolean
+  /** Shapes of the base's tensors; undefined where only its config is known. */
+  readonly shapes: ReadonlyMap<string, readonly number[]> | undefined
+}
+
+const MAX_CONFIG_BYTES = 16_000_000
+
+/**
+ * @param file a GGUF file in the folder. Default: config.json, else the folder's only .gguf file
+ * @throws ConfigError when the folder has neither; FormatError for a damaged file; UnsupportedError for an architecture that is not
+ *   implemented
+ */
+export async function readBase(directory: Directory, file?: string): Promise<GgufBase> {
+  if (file !== undefined && file !== 'config.json') return readGgufBase(directory, file)
+  if (await directory.has('config.json')) return readConfigBase(directory)
+  const files = (await directory.list()).filter((name) => name.endsWith('.gguf'))
+  if (files.length === 1) return readGgufBase(directory, files[0])
+  throw new ConfigError({
+    where: 'base',
+    what: `${directory.name} does not say what the model is`,
+    expected: 'config.json, or one .gguf file',
+    got: files.length === 0 ? 'neither' : `${files.length} .gguf files`,
+  })
+}
+
+async function readConfigBase(directory: Directory): Promise<GgufBase> {
+  const source = await directory.open('config.json')
+  try {
+    const where = source.name
+    if (source.byteLength > MAX_CONFIG_BYTES) throw new FormatError({ where, what: 'too large for a config' })
+    const whole = toPlain(parseJson(await readAll(source), where)) as Record<string, unknown>
+    const inner = whole.text_config as Record<string, unknown> | undefined
+    const config = { ...whole, ...(typeof inner === 'object' && inner !== null && inner) }
+    const [model] = Array.isArray(whole.architectures) ? whole.architectures : []
+    if (typeof model !== 'string') {
+      throw new FormatError({ where: `${where}: architectures`, what: 'missing', expected: 'the class of the model' })
+    }
+    const names = namesOfModel(model, where)
+    const count = (...keys: string[]) => {
+      const found = keys.map((key) => config[key]).find((value) => Number.isSafeInteger(value) && (value as number) > 0)
+      return found as number | undefined
+    }
+    const heads = count('num_attention_heads', 'n_head')
+    const keyHeads = count('num_key_value_heads') ?? heads
+    const need = (value: number | undefined): number => {
+      if (value !== undefined) return value
+      throw new FormatError({
+        where: `${where}: num_attention_heads`,
+        what: 'missing: the order of q and k depends on it',
+      })
+    }
+    const tied = config.tie_word_embeddings ?? whole.tie_word_embeddings
+    return {
+      names,
+      heads: () => need(heads),
+      keyHeads: () => need(keyHeads),
+      hidden: count('hidden_size', 'n_embd'),
+      experts: count('num_local_experts', 'num_experts', 'n_routed_experts'),
+      // Gemma's config says it only where it is not so.
+      isTied: typeof tied === 'boolean' ? tied : names.architecture.startsWith('gemma'),
+      shapes: undefined,
+    }
+  } finally {
+    await source.close()
+  }
+}
+
+async function readGgufBase(directory: Directory, file: string): Promise<GgufBase> {
+  const source = await directory.open(file)
+  try {
+    return baseOf(await parseGguf(source))
+  } finally {
+    await source.close()
+  }
+}
+
+function baseOf({ source, metadata, tensors }: GgufFile): GgufBase {
+  const where = source.name
+  const type = metadata.get('general.type')
+  if (type !== undefined && type !== 'model') {
+    throw new UnsupportedError({
+      where: `${where}: general.type`,
+      what: 'not a model',
+      expected: 'model',
+      got: String(type),
+    })
+  }
+  const architecture = metadata.get('general.architecture')
+  if (typeof architecture !== 'string') {
+    throw new FormatError({ where: `${where}: general.architecture`, what: 'missing, or no text' })
+  }
+  const names = namesOfArchitecture(architecture, where)
+  const countAt = (key: string, layer: number, fallback?: string): number => {
+    const name = `${architecture}.${key}`
+    const value: GgufValue | undefined = metadata.get(name) ?? metadata.get(`${architecture}.${fallback}`)
+    const own = Array.isArray(value) ? value[layer] : value
+    if (typeof own === 'number' && Number.isSafeInteger(own) && own > 0) return own
+    throw new FormatError({
+      where: `${where}: ${name}`,
+      what: 'missing, or no number of heads: the order of q and k depends on it',
+    })
+  }
+  const hidden = metadata.get(`${architecture}.embedding_length`)
+  return {
+    names,
+    heads: (layer) => countAt('attention.head_count', layer),
+    keyHeads: (layer) => countAt('attention.head_count_kv', layer, 'attention.head_count'),
+    hidden: typeof hidden === 'number' ? hidden : undefined,
+    experts: undefined,
+    isTied: !tensors.has('output.weight'),
+    shapes: new Map([...tensors].map(([name, { shape }]) => [name, shape])),
+  }
+}

@@ -1,0 +1,144 @@
+// GGUF adapters → LoRA adapters with the names of transformers. The base says which architecture it is, and how many heads there are.
+
+import type { ByteSource } from '../../base/bytes.js'
+import { FormatError, MismatchError, ShapeError, UnsupportedError } from '../../base/errors.js'
+import { formatShape, isAllFinite, type Matrix } from '../../base/tensor.js'
+import { type GgufFile, type GgufTensor, parseGguf, readGgufTensor } from '../../formats/gguf/gguf.js'
+import { transpose } from '../../linalg/product.js'
+import type { LoraAdapter } from '../../lora/adapter.js'
+import { notFinite } from '../../lora/factors.js'
+import { adapterOf, type ReadLayer } from '../read-layers.js'
+import type { GgufBase } from './base.js'
+import { fromGgufOrder } from './permute.js'
+
+/**
+ * Reads an adapter.
+ *
+ * @throws FormatError when the file is no adapter, is damaged, or half a pair is missing; MismatchError for the adapter of another
+ *   architecture; UnsupportedError for what is no LoRA layer; NumericError when a value is not finite
+ */
+export async function readGgufAdapter(source: ByteSource, base: GgufBase): Promise<LoraAdapter> {
+  const file = await parseGguf(source)
+  const alpha = checkAdapter(file, base)
+  const pairs = findPairs(file)
+  const layers: ReadLayer[] = []
+  for (const [tensor, { a, b }] of pairs) layers.push(...(await readPair(file, tensor, a, b, alpha, base)))
+  return adapterOf(layers, {})
+}
+
+/** Returns alpha; 0 stands for a scaling of 1. */
+function checkAdapter({ source, metadata }: GgufFile, { names }: GgufBase): number {
+  const where = source.name
+  const expect = (key: string, expected: string) => {
+    const got = metadata.get(key)
+    if (got === expected) return
+    throw new FormatError({
+      where: `${where}: ${key}`,
+      what: 'not a LoRA adapter',
+      expected,
+      got: String(got ?? 'nothing'),
+    })
+  }
+  expect('general.type', 'adapter')
+  expect('adapter.type', 'lora')
+  const architecture = metadata.get('general.architecture')
+  if (architecture !== names.architecture) {
+    throw new MismatchError({
+      where: `${where}: general.architecture`,
+      what: 'the adapter belongs to another base',
+      expected: names.architecture,
+      got: String(architecture),
+    })
+  }
+  if (metadata.has('adapter.alora.invocation_tokens')) {
+    throw new UnsupportedError({
+      where: `${where}: adapter.alora.invocation_tokens`,
+      what: 'activated LoRA is not implemented',
+    })
+  }
+  const alpha = metadata.get('adapter.lora.alpha') ?? 0
+  if (typeof alpha === 'number' && Number.isFinite(alpha)) return alpha
+  throw new FormatError({ where: `${where}: adapter.lora.alpha`, what: 'not a finite number', got: String(alpha) })
+}
+
+function findPairs({ source, tensors }: GgufFile): Map<string, { a: GgufTensor; b: GgufTensor }> {
+  const pairs = new Map<string, { a?: GgufTensor; b?: GgufTensor }>()
+  for (const tensor of tensors.values()) {
+    const [, name, half] = /^(.+)\.lora_([ab])$/.exec(tensor.name) ?? []
+    if (name === undefined) {
+      const what = 'neither lora_a nor lora_b: an adapter with other tensors is not read'
+      throw new UnsupportedError({ where: `${source.name}: ${tensor.name}`, what })
+    }
+    pairs.set(name, { ...pairs.get(name), [half]: tensor })
+  }
+  if (pairs.size === 0) throw new FormatError({ where: source.name, what: 'an adapter without a single tensor' })
+  for (const [name, { a, b }] of pairs) {
+    if (a !== undefined && b !== undefined) continue
+    throw new FormatError({
+      where: `${source.name}: ${name}`,
+      what: `half a pair: no ${name}.lora_${a === undefined ? 'a' : 'b'}`,
+    })
+  }
+  return pairs as Map<string, { a: GgufTensor; b: GgufTensor }>
+}
+
+async function readPair(
+  file: GgufFile,
+  tensor: string,
+  a: GgufTensor,
+  b: GgufTensor,
+  alpha: number,
+  { names, heads, keyHeads }: GgufBase,
+): Promise<ReadLayer[]> {
+  const where = `${file.source.name}: ${tensor}`
+  const module = names.moduleOf(tensor.replace(/\.weight$/, ''))
+  if (module === undefined) {
+    throw new MismatchError({ where, what: `models of the architecture ${names.architecture} have no such tensor` })
+  }
+  const isEmbedding = tensor === 'token_embd.weight'
+  const [valuesA, valuesB] = [await readGgufTensor(file, a), await readGgufTensor(file, b)]
+  for (const [values, name] of [
+    [valuesA, a.name],
+    [valuesB, b.name],
+  ] as const) {
+    if (!isAllFinite(values)) throw notFinite(`${file.source.name}: ${name}`)
+  }
+  const rank = b.shape.at(-1)!
+  const rankA = a.shape.at(isEmbedding ? -1 : -2)
+  const isStacked = a.shape.length === 3
+  if (
+    a.shape.length !== b.shape.length ||
+    a.shape.length < 2 ||
+    rank !== rankA ||
+    (isStacked && (isEmbedding || a.shape[0] !== b.shape[0]))
+  ) {
+    throw new ShapeError({
+      where,
+      what: 'factors that do not fit each other',
+      got: `${formatShape(a.shape)}, ${formatShape(b.shape)}`,
+    })
+  }
+  const scaling = alpha === 0 ? 1 : alpha / rank
+  const dtype = b.type.name === 'BF16' || b.type.name === 'F16' ? b.type.name : 'F32'
+  const experts = isStacked ? a.shape[0] : 1
+  const matrices = (values: Float32Array, shape: readonly number[]): Matrix[] => {
+    const [rows, columns] = shape.slice(-2)
+    return Array.from({ length: experts }, (_, e) => ({
+      data: values.subarray(e * rows * columns, (e + 1) * rows * columns),
+      shape: [rows, columns] as const,
+    }))
+  }
+  const [factorsA, factorsB] = [matrices(valuesA, a.shape), matrices(valuesB, b.shape)]
+  const found = names.way === 'permuted' ? /^blk\.(\d+)\.attn_([qk])\.weight$/.exec(tensor) : null
+  return factorsA.map((weightA, e): ReadLayer => {
+    const count = found && (found[2] === 'q' ? heads(Number(found[1])) : keyHeads(Number(found[1])))
+    return {
+      name: isStacked ? module.replace(/\.experts\./, `.experts.${e}.`) : module,
+      kind: isEmbedding ? 'embedding' : 'linear',
+      weightA: isEmbedding ? transpose(weightA) : weightA,
+      weightB: count === null ? factorsB[e] : fromGgufOrder(factorsB[e], count, where),
+      scaling,
+      dtype,
+    }
+  })
+}

@@ -1,0 +1,169 @@
+// Adapters of mlx-lm (mlx_lm/tuner/lora.py, dora.py, utils.py): adapters.safetensors and an adapter_config.json of its own. All layers have
+// one rank and one scale there, which is the scaling itself and not alpha/r. A is (k, r) and B is (r, d).
+
+import { type Directory, readAll, writeFile } from '../base/bytes.js'
+import { encodeFloats, type FloatDtype, isFloatDtype } from '../base/dtype.js'
+import { FormatError, ShapeError, UnsupportedError } from '../base/errors.js'
+import { formatShape, isAllFinite, type Matrix } from '../base/tensor.js'
+import { parseJson, toPlain } from '../formats/json.js'
+import { parseSafetensorsHeader, readTensorF32, saveSafetensors, type TensorBytes } from '../formats/safetensors.js'
+import { transpose } from '../linalg/product.js'
+import type { LoraAdapter } from '../lora/adapter.js'
+import { notFinite } from '../lora/factors.js'
+import { requireHeld } from './held.js'
+import { adapterOf, type ReadLayer } from './read-layers.js'
+
+export const MLX_CONFIG = 'adapter_config.json'
+export const MLX_WEIGHTS = 'adapters.safetensors'
+const MAX_CONFIG_BYTES = 16_000_000
+
+/** Whether the content of an adapter_config.json is mlx-lm's. */
+export function isMlxConfig(config: unknown): boolean {
+  return typeof config === 'object' && config !== null && ('lora_parameters' in config || 'fine_tune_type' in config)
+}
+
+/**
+ * Writes both files; the config comes last, so that an interrupted call leaves no adapter.
+ *
+ * @throws UnsupportedError naming what mlx-lm cannot hold
+ */
+export async function writeMlx(
+  adapter: LoraAdapter,
+  directory: Directory,
+  dtype: FloatDtype | 'keep',
+): Promise<{ layers: number; notes: string[] }> {
+  requireHeld(adapter, ['linear', 'embedding', 'magnitude'], 'an mlx-lm adapter')
+  const parts = adapter.parts('linear', 'embedding')
+  const embedding = parts.find((part) => part.kind === 'embedding' && part.magnitude !== undefined)
+  if (embedding !== undefined) {
+    throw new UnsupportedError({
+      where: embedding.name,
+      what: 'an mlx-lm adapter cannot hold magnitudes of an embedding',
+    })
+  }
+  const rank = Math.max(...parts.map((part) => part.rank))
+  const [{ scaling: first }] = parts
+  const isUniform = parts.every(({ scaling }) => scaling === first)
+  const tensors = parts.flatMap((part): TensorBytes[] => {
+    const { name, weightA, weightB, magnitude } = part
+    const type = dtype === 'keep' ? part.dtype : dtype
+    const [[r, k], [d]] = [weightA.shape, weightB.shape]
+    const factor = isUniform ? 1 : part.scaling
+    const a = new Float32Array(k * rank)
+    for (let i = 0; i < k; i++) for (let j = 0; j < r; j++) a[i * rank + j] = weightA.data[j * k + i]
+    const b = new Float32Array(rank * d)
+    for (let j = 0; j < r; j++) for (let i = 0; i < d; i++) b[j * d + i] = factor * weightB.data[i * r + j]
+    const tensor = (suffix: string, shape: number[], data: Float32Array): TensorBytes => {
+      return { name: `${name}.${suffix}`, dtype: type, shape, data: encodeFloats(data, type) }
+    }
+    return [
+      tensor('lora_a', [k, rank], a),
+      tensor('lora_b', [rank, d], b),
+      ...(magnitude === undefined ? [] : [tensor('m', [d], Float32Array.from(magnitude))]),
+    ]
+  })
+  const hasDora = parts.some(({ magnitude }) => magnitude !== undefined)
+  const config = {
+    ...(adapter.config.baseModel !== undefined && { model: adapter.config.baseModel }),
+    fine_tune_type: hasDora ? 'dora' : 'lora',
+    // All layers of the model.
+    num_layers: -1,
+    lora_parameters: {
+      rank,
+      scale: isUniform ? first : 1,
+      dropout: adapter.config.dropout,
+      keys: keysOf(parts.map(({ name }) => name)),
+    },
+  }
+  await directory.remove(MLX_CONFIG)
+  await saveSafetensors(directory, MLX_WEIGHTS, tensors, { format: 'mlx' })
+  await writeFile(directory, MLX_CONFIG, `${JSON.stringify(config, null, 4)}\n`)
+  const notes = [
+    ...(isUniform ? [] : ['layers have different scalings: they are multiplied into lora_b, and scale is 1']),
+    ...(parts.every((part) => part.rank === rank) ? [] : [`layers have different ranks: all get ${rank}, with zeros`]),
+  ]
+  return { layers: parts.length, notes }
+}
+
+/** Modules inside of a layer by their path in it; others by their whole path. */
+function keysOf(names: readonly string[]): string[] {
+  return [...new Set(names.map((name) => /^model\.layers\.\d+\.(.+)$/.exec(name)?.[1] ?? name))].sort()
+}
+
+/** Reads an adapter. Throws FileError, FormatError, UnsupportedError and NumericError naming file and tensor. */
+export async function readMlx(directory: Directory): Promise<LoraAdapter> {
+  const config = await readMlxConfig(directory)
+  const where = `${directory.name}/${MLX_CONFIG}`
+  const kind = config.fine_tune_type ?? 'lora'
+  if (kind !== 'lora' && kind !== 'dora') {
+    throw new UnsupportedError({
+      where: `${where}: fine_tune_type`,
+      what: 'not LoRA',
+      expected: 'lora or dora',
+      got: String(kind),
+    })
+  }
+  const { scale } = (config.lora_parameters ?? {}) as { scale?: unknown }
+  if (typeof scale !== 'number' || !Number.isFinite(scale)) {
+    throw new FormatError({
+      where: `${where}: lora_parameters.scale`,
+      what: 'missing, or not a finite number',
+      got: String(scale),
+    })
+  }
+  const source = await directory.open(MLX_WEIGHTS)
+  try {
+    const file = await parseSafetensorsHeader(source)
+    const found = new Map<string, Map<string, { matrix: Matrix; dtype: FloatDtype }>>()
+    for (const { name, shape, dtype } of file.tensors.values()) {
+      const [, module, role] = /^(.+)\.(lora_a|lora_b|m)$/.exec(name) ?? []
+      if (module === undefined || shape.length !== (role === 'm' ? 1 : 2) || !isFloatDtype(dtype)) {
+        throw new UnsupportedError({
+          where: `${source.name}: ${name}`,
+          what: 'not a factor of a linear layer or an embedding',
+          got: `${dtype} ${formatShape(shape)}`,
+        })
+      }
+      const { data } = await readTensorF32(file, name)
+      if (!isAllFinite(data)) throw notFinite(`${source.name}: ${name}`)
+      const matrix: Matrix = { data, shape: role === 'm' ? [1, shape[0]] : [shape[0], shape[1]] }
+      found.set(module, (found.get(module) ?? new Map()).set(role, { matrix, dtype }))
+    }
+    const layers = [...found].map(([name, tensors]): ReadLayer => {
+      const [a, b, m] = ['lora_a', 'lora_b', 'm'].map((role) => tensors.get(role))
+      const missing =
+        a === undefined ? 'lora_a' : b === undefined ? 'lora_b' : kind === 'dora' && m === undefined ? 'm' : undefined
+      if (a === undefined || b === undefined || missing !== undefined) {
+        throw new FormatError({ where: `${source.name}: ${name}`, what: `half a layer: no ${missing}` })
+      }
+      if (a.matrix.shape[1] !== b.matrix.shape[0]) {
+        const got = `${formatShape(a.matrix.shape)}, ${formatShape(b.matrix.shape)}`
+        throw new ShapeError({ where: `${source.name}: ${name}`, what: 'factors that do not fit each other', got })
+      }
+      return {
+        name,
+        kind: /(^|\.)(embed_tokens|wte|tok_embeddings)$/.test(name) ? 'embedding' : 'linear',
+        weightA: transpose(a.matrix),
+        weightB: transpose(b.matrix),
+        scaling: scale,
+        magnitude: m?.matrix.data,
+        dtype: b.dtype,
+      }
+    })
+    if (layers.length === 0) throw new FormatError({ where: source.name, what: 'an adapter without a single tensor' })
+    return adapterOf(layers, typeof config.model === 'string' && config.model !== '' ? { baseModel: config.model } : {})
+  } finally {
+    await source.close()
+  }
+}
+
+async function readMlxConfig(directory: Directory): Promise<Record<string, unknown>> {
+  const source = await directory.open(MLX_CONFIG)
+  try {
+    if (source.byteLength > MAX_CONFIG_BYTES)
+      throw new FormatError({ where: source.name, what: 'too large for a config' })
+    return toPlain(parseJson(await readAll(source), source.name)) as Record<string, unknown>
+  } finally {
+    await source.close()
+  }
+}

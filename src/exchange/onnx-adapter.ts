@@ -1,0 +1,77 @@
+// Adapters for ONNX Runtime's own LoRA: named tensors that a run gets as more inputs. Names and orientation are Olive's: A becomes (k, r),
+// B becomes (r, d) and holds the scaling.
+
+import type { ByteSink, ByteSource } from '../base/bytes.js'
+import { decodeFloats, encodeFloats, type FloatDtype } from '../base/dtype.js'
+import { FormatError, ShapeError } from '../base/errors.js'
+import { formatShape, isAllFinite, type Matrix } from '../base/tensor.js'
+import { parseOnnxAdapter } from '../formats/onnx-adapter/read.js'
+import { writeOnnxAdapter } from '../formats/onnx-adapter/write.js'
+import { transpose } from '../linalg/product.js'
+import type { LoraAdapter } from '../lora/adapter.js'
+import { notFinite } from '../lora/factors.js'
+import { requireHeld } from './held.js'
+import { adapterOf, type ReadLayer } from './read-layers.js'
+
+/**
+ * Writes a whole file into a sink, which stays the caller's to commit.
+ *
+ * @throws UnsupportedError naming what the format cannot hold
+ */
+export async function writeOnnxLora(
+  adapter: LoraAdapter,
+  sink: ByteSink,
+  dtype: FloatDtype | 'keep',
+): Promise<{ layers: number }> {
+  requireHeld(adapter, ['linear'], 'an .onnx_adapter')
+  const parts = adapter.parts('linear')
+  const tensors = parts.flatMap(({ name, weightA, weightB, scaling, dtype: own }) => {
+    const type = dtype === 'keep' ? own : dtype
+    const [[r, k], [d]] = [weightA.shape, weightB.shape]
+    const tensor = (suffix: string, shape: readonly number[], matrix: Matrix, factor: number) => ({
+      name: `${name}.${suffix}.weight`,
+      shape,
+      dtype: type,
+      data: () =>
+        encodeFloats(
+          Float32Array.from(transpose(matrix).data, (value) => factor * value),
+          type,
+        ),
+    })
+    return [tensor('lora_A', [k, r], weightA, 1), tensor('lora_B', [r, d], weightB, scaling)]
+  })
+  await writeOnnxAdapter(sink, tensors)
+  return { layers: parts.length }
+}
+
+/** Reads an adapter. Throws FormatError, UnsupportedError and NumericError naming the tensor. */
+export async function readOnnxLora(source: ByteSource): Promise<LoraAdapter> {
+  const halves = new Map<string, { A?: Matrix; B?: Matrix; dtype: FloatDtype }>()
+  for (const { name, shape, dtype, offset, byteLength } of await parseOnnxAdapter(source)) {
+    const where = `${source.name}: ${name}`
+    const [, module, half] = /^(.+)\.lora_([AB])\.weight$/.exec(name) ?? []
+    if (module === undefined || shape.length !== 2) {
+      throw new FormatError({
+        where,
+        what: 'not a factor of a layer',
+        expected: 'MODULE.lora_A.weight or MODULE.lora_B.weight, a matrix',
+      })
+    }
+    const data = decodeFloats(await source.read(offset, byteLength), dtype)
+    if (!isAllFinite(data)) throw notFinite(where)
+    const matrix = transpose({ data, shape: [shape[0], shape[1]] })
+    halves.set(module, { ...halves.get(module), [half]: matrix, dtype })
+  }
+  const layers = [...halves].map(([name, { A, B, dtype }]): ReadLayer => {
+    const where = `${source.name}: ${name}`
+    if (A === undefined || B === undefined)
+      throw new FormatError({ where, what: `half a pair: no lora_${A === undefined ? 'A' : 'B'}` })
+    if (A.shape[0] !== B.shape[1]) {
+      const got = `${formatShape(A.shape)}, ${formatShape(B.shape)}`
+      throw new ShapeError({ where, what: 'factors that do not fit each other', got })
+    }
+    return { name, kind: 'linear', weightA: A, weightB: B, scaling: 1, dtype }
+  })
+  if (layers.length > 0) return adapterOf(layers, {})
+  throw new FormatError({ where: source.name, what: 'an adapter without a single tensor' })
+}

@@ -1,0 +1,78 @@
+// Adapters out of layers that a foreign format holds: each with its factors and its scaling.
+
+import type { FloatDtype } from '../base/dtype.js'
+import type { FloatArray, Matrix } from '../base/tensor.js'
+import { LoraAdapter } from '../lora/adapter.js'
+import { configForLayer, type LoraConfigInput, resolveConfig } from '../lora/config.js'
+
+/** A layer of a foreign file. */
+export interface ReadLayer {
+  /** The module, as transformers names it. */
+  readonly name: string
+  readonly kind: 'linear' | 'embedding'
+  /** A (r, k), of an embedding (r, V). */
+  readonly weightA: Matrix
+  /** B (d, r), of an embedding (D, r). */
+  readonly weightB: Matrix
+  /** s, by which B·A is multiplied. */
+  readonly scaling: number
+  /** DoRA's m (d). */
+  readonly magnitude?: FloatArray | undefined
+  readonly dtype: FloatDtype
+}
+
+/**
+ * An adapter of these layers, at least one. Scalings become alphas; where PEFT's patterns cannot say them, they are multiplied into B.
+ *
+ * @param config what else the adapter's config says
+ */
+export function adapterOf(layers: readonly ReadLayer[], config: LoraConfigInput): LoraAdapter {
+  const [{ weightA, scaling }] = layers
+  const rank = weightA.shape[0]
+  const alphaOf = (layer: ReadLayer) => layer.scaling * layer.weightA.shape[0]
+  const patterns = (of: (layer: ReadLayer) => number, standard: number) =>
+    Object.fromEntries(layers.flatMap((layer) => (of(layer) === standard ? [] : [[layer.name, of(layer)]])))
+  const names = layers.map(({ name }) => name)
+  const own = resolveConfig({
+    ...config,
+    init: 'kaiming-uniform',
+    rank,
+    alpha: scaling * rank,
+    targetModules: shortTargets(names),
+    rankPattern: patterns(({ weightA: a }) => a.shape[0], rank),
+    alphaPattern: patterns(alphaOf, scaling * rank),
+    useDora: layers.some(({ magnitude }) => magnitude !== undefined),
+  })
+  const isSaid = layers.every((layer) => {
+    const given = configForLayer(own, layer.name)
+    return given.rank === layer.weightA.shape[0] && given.alpha === alphaOf(layer)
+  })
+  const most = Math.max(...layers.map(({ weightA: a }) => a.shape[0]))
+  const uniform = resolveConfig({ ...own, rank: most, alpha: most, rankPattern: {}, alphaPattern: {} })
+  const adapter = new LoraAdapter(isSaid ? own : uniform)
+  for (const layer of layers) {
+    const { name, kind, weightA: a, weightB: b, magnitude } = isSaid ? layer : padded(layer, most)
+    const part =
+      kind === 'linear'
+        ? adapter.addFactors(name, a, b, { magnitude })
+        : adapter.addEmbedding(name, a, b, { magnitude })
+    part.dtype = layer.dtype
+  }
+  return adapter
+}
+
+/** The ends of the names. Saving gives full names where these mean other layers too. */
+function shortTargets(names: readonly string[]): string[] {
+  return [...new Set(names.map((name) => name.slice(name.lastIndexOf('.') + 1)))].sort()
+}
+
+/** With its scaling in B, and zeros up to a rank. */
+function padded(layer: ReadLayer, rank: number): ReadLayer {
+  const { weightA, weightB, scaling } = layer
+  const [[r, k], [d]] = [weightA.shape, weightB.shape]
+  const a = new Float32Array(rank * k)
+  a.set(weightA.data)
+  const b = new Float32Array(d * rank)
+  for (let i = 0; i < d; i++) for (let j = 0; j < r; j++) b[i * rank + j] = scaling * weightB.data[i * r + j]
+  return { ...layer, weightA: { data: a, shape: [rank, k] }, weightB: { data: b, shape: [d, rank] }, scaling: 1 }
+}

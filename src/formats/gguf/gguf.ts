@@ -1,0 +1,227 @@
+// GGUF (ggml's docs/gguf.md, versions 2 and 3): metadata, a list of tensors, and their bytes. The header is read and checked; no tensor
+// is. Long lists, such as a tokenizer's words, are passed over.
+
+import type { ByteSource } from '../../base/bytes.js'
+import { FormatError, UnsupportedError } from '../../base/errors.js'
+import { elementCount, formatShape } from '../../base/tensor.js'
+import { Cursor } from './cursor.js'
+import { decodeGguf, GGUF_TYPES, type GgufType, isGgufFloat } from './types.js'
+
+const MAGIC = 0x46554747
+const DEFAULT_ALIGNMENT = 32
+/** Models have some dozens of values and a few thousand tensors. */
+const MAX_VALUES = 1 << 16
+const MAX_TENSORS = 1 << 17
+const MAX_NAME_BYTES = 1000
+/** A chat template can have some hundred kB. */
+const MAX_TEXT_BYTES = 1 << 24
+/** Lists up to here are kept: heads by layer, invocation tokens. */
+const MAX_KEPT = 4096
+/** A vocabulary has some hundred thousand entries. */
+const MAX_LIST = 1 << 25
+const MAX_DIMENSIONS = 4
+
+/** A value of the metadata; a list of more than a few thousand elements has only its length. */
+export type GgufValue =
+  | number
+  | bigint
+  | boolean
+  | string
+  | readonly (number | bigint | boolean | string)[]
+  | { readonly length: number }
+
+/** A tensor of a file: what it is, and where its bytes lie. */
+export interface GgufTensor {
+  readonly name: string
+  readonly type: GgufType
+  /** Row-major, as in PyTorch: the reverse of the file's `ne`. */
+  readonly shape: readonly number[]
+  /** In bytes from the source's beginning. */
+  readonly offset: number
+  readonly byteLength: number
+}
+
+/** A file whose header was read. */
+export interface GgufFile {
+  /** The caller's to close. */
+  readonly source: ByteSource
+  readonly metadata: ReadonlyMap<string, GgufValue>
+  /** In the file's order. */
+  readonly tensors: ReadonlyMap<string, GgufTensor>
+}
+
+/**
+ * Reads and checks a header.
+ *
+ * @throws FormatError that names the file, and the value or tensor where there is one, when a number, a length, a type or a range is
+ *   wrong, or ranges overlap; UnsupportedError for version 1 and big-endian files
+ */
+export async function parseGguf(source: ByteSource): Promise<GgufFile> {
+  const where = source.name
+  const cursor = new Cursor(source)
+  if ((await cursor.u32('the magic number')) !== MAGIC) {
+    throw new FormatError({ where, what: 'not a GGUF file', expected: 'GGUF in the first four bytes' })
+  }
+  const version = await cursor.u32('the version')
+  if (version !== 2 && version !== 3) {
+    const isSwapped = version !== 0 && (version & 0xffff) === 0
+    throw new UnsupportedError({
+      where,
+      what: isSwapped ? 'a GGUF file for big-endian machines' : 'a GGUF file of a version that is not read',
+      expected: 'version 2 or 3',
+      ...(!isSwapped && { got: String(version) }),
+    })
+  }
+  const tensorCount = await cursor.size('the number of tensors', MAX_TENSORS)
+  const valueCount = await cursor.size('the number of metadata values', MAX_VALUES)
+  const metadata = new Map<string, GgufValue>()
+  for (let i = 0; i < valueCount; i++) {
+    const key = await cursor.text('the name of a metadata value', MAX_NAME_BYTES)
+    if (metadata.has(key))
+      throw new FormatError({ where: `${where}: ${key}`, what: 'a metadata value that is there twice' })
+    metadata.set(key, await readValue(cursor, await cursor.u32(`the type of ${key}`), `${where}: ${key}`))
+  }
+  const alignment = metadata.get('general.alignment') ?? DEFAULT_ALIGNMENT
+  if (typeof alignment !== 'number' || alignment < 8 || alignment > 1 << 20 || (alignment & (alignment - 1)) !== 0) {
+    throw new FormatError({
+      where: `${where}: general.alignment`,
+      what: 'not usable',
+      expected: 'a power of 2 from 8',
+      got: String(alignment),
+    })
+  }
+  const listed = new Map<string, Omit<GgufTensor, 'offset'> & { start: number }>()
+  for (let i = 0; i < tensorCount; i++) {
+    const tensor = await readTensorInfo(cursor, alignment, where)
+    if (listed.has(tensor.name))
+      throw new FormatError({ where: `${where}: ${tensor.name}`, what: 'a tensor that is there twice' })
+    listed.set(tensor.name, tensor)
+  }
+  const dataStart = Math.ceil(cursor.offset / alignment) * alignment
+  const tensors = new Map(
+    [...listed].map(([name, { start, ...rest }]) => [name, { ...rest, offset: dataStart + start }]),
+  )
+  checkRanges([...tensors.values()], source)
+  return { source, metadata, tensors }
+}
+
+/** Bytes of a metadata value by its type; 0 for text and lists. */
+const VALUE_BYTES = [1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8]
+const TEXT = 8
+const LIST = 9
+
+async function readValue(cursor: Cursor, type: number, where: string): Promise<GgufValue> {
+  if (type === TEXT) return cursor.text(where, MAX_TEXT_BYTES)
+  if (type !== LIST) return readScalar(cursor, type, where)
+  const of = await cursor.u32(`the type of ${where}`)
+  const length = await cursor.size(`the length of ${where}`, MAX_LIST)
+  if (of === LIST || VALUE_BYTES[of] === undefined) {
+    throw new FormatError({ where, what: 'a list of an unknown type', got: String(of) })
+  }
+  cursor.check(length * (of === TEXT ? 8 : VALUE_BYTES[of]), where)
+  if (length <= MAX_KEPT) {
+    const items: (number | bigint | boolean | string)[] = []
+    for (let i = 0; i < length; i++) {
+      items.push(of === TEXT ? await cursor.text(where, MAX_TEXT_BYTES) : await readScalar(cursor, of, where))
+    }
+    return items
+  }
+  if (of !== TEXT) cursor.skip(length * VALUE_BYTES[of], where)
+  else for (let i = 0; i < length; i++) cursor.skip(await cursor.size(`the length of ${where}`, MAX_TEXT_BYTES), where)
+  return { length }
+}
+
+async function readScalar(cursor: Cursor, type: number, where: string): Promise<number | bigint | boolean> {
+  const size = VALUE_BYTES[type]
+  if (size === undefined || size === 0) {
+    throw new FormatError({ where, what: 'a value of an unknown type', expected: '0 to 12', got: String(type) })
+  }
+  const view = await cursor.take(size, where)
+  const readers: (() => number | bigint | boolean)[] = [
+    () => view.getUint8(0),
+    () => view.getInt8(0),
+    () => view.getUint16(0, true),
+    () => view.getInt16(0, true),
+    () => view.getUint32(0, true),
+    () => view.getInt32(0, true),
+    () => view.getFloat32(0, true),
+    () => view.getUint8(0) !== 0,
+    () => 0,
+    () => 0,
+    () => view.getBigUint64(0, true),
+    () => view.getBigInt64(0, true),
+    () => view.getFloat64(0, true),
+  ]
+  return readers[type]()
+}
+
+async function readTensorInfo(cursor: Cursor, alignment: number, file: string) {
+  const name = await cursor.text('the name of a tensor', MAX_NAME_BYTES)
+  const where = `${file}: ${name}`
+  const dimensions = await cursor.u32(`the number of dimensions of ${name}`)
+  if (dimensions > MAX_DIMENSIONS) {
+    throw new FormatError({
+      where,
+      what: 'too many dimensions',
+      expected: `at most ${MAX_DIMENSIONS}`,
+      got: String(dimensions),
+    })
+  }
+  const shape: number[] = []
+  for (let i = 0; i < dimensions; i++)
+    shape.unshift(await cursor.size(`a dimension of ${name}`, Number.MAX_SAFE_INTEGER))
+  const number = await cursor.u32(`the type of ${name}`)
+  const type = GGUF_TYPES.get(number)
+  if (type === undefined) throw new FormatError({ where, what: 'an unknown type of elements', got: String(number) })
+  const start = await cursor.size(`the offset of ${name}`, Number.MAX_SAFE_INTEGER)
+  const elements = elementCount(shape)
+  if (!Number.isSafeInteger(elements) || (shape.at(-1) ?? 1) % type.blockSize !== 0) {
+    throw new FormatError({ where, what: `no whole number of blocks of ${type.name}`, got: formatShape(shape) })
+  }
+  if (start % alignment !== 0) {
+    throw new FormatError({
+      where,
+      what: 'an offset that is not aligned',
+      expected: `a multiple of ${alignment}`,
+      got: String(start),
+    })
+  }
+  return { name, type, shape, start, byteLength: (elements / type.blockSize) * type.blockBytes }
+}
+
+function checkRanges(tensors: readonly GgufTensor[], source: ByteSource): void {
+  const sorted = [...tensors].sort((a, b) => a.offset - b.offset || a.byteLength - b.byteLength)
+  sorted.forEach(({ name, offset, byteLength }, i) => {
+    const where = `${source.name}: ${name}`
+    const before = sorted[i - 1]
+    if (before !== undefined && before.offset + before.byteLength > offset) {
+      throw new FormatError({ where, what: `its bytes overlap those of ${before.name}` })
+    }
+    if (offset + byteLength <= source.byteLength) return
+    throw new FormatError({
+      where,
+      what: 'its bytes go past the end of the file',
+      expected: `at most ${source.byteLength}`,
+      got: String(offset + byteLength),
+      hint: 'The file may be cut short: download it again',
+    })
+  })
+}
+
+/**
+ * A tensor as numbers, row-major.
+ *
+ * @throws UnsupportedError for a type other than F32, F16, BF16 and Q8_0; FileError when it cannot be read
+ */
+export async function readGgufTensor({ source }: GgufFile, tensor: GgufTensor): Promise<Float32Array> {
+  const { name } = tensor.type
+  if (!isGgufFloat(name)) {
+    throw new UnsupportedError({
+      where: `${source.name}: ${tensor.name}`,
+      what: 'a type that is not read as numbers',
+      expected: 'F32, F16, BF16 or Q8_0',
+      got: name,
+    })
+  }
+  return decodeGguf(await source.read(tensor.offset, tensor.byteLength), name)
+}

@@ -1,0 +1,17 @@
+// Element types of .onnx_adapter files, by ONNX's numbers.
+
+import type { FloatDtype } from '../../base/dtype.js'
+
+/** Types that adapters are written in. */
+export type OnnxAdapterDtype = FloatDtype
+
+export const DATA_TYPES: Readonly<Record<OnnxAdapterDtype, { readonly number: number; readonly bytes: number }>> = {
+  F32: { number: 1, bytes: 4 },
+  F16: { number: 10, bytes: 2 },
+  BF16: { number: 16, bytes: 2 },
+}
+
+/** The type of a number; undefined for one that is not read. */
+export function dtypeOf(number: number): OnnxAdapterDtype | undefined {
+  return (Object.keys(DATA_TYPES) as OnnxAdapterDtype[]).find((dtype) => DATA_TYPES[dtype].number === number)
+}

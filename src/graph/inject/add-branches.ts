@@ -1,0 +1,135 @@
+// Puts LoRA branches with constant factors beside layers: y' = c ⊙ (y + (x·Aᵀ)·(s·Bᵀ)) + t. The weights stay as they are.
+
+import { create } from '@bufbuild/protobuf'
+import { encodeFloats, type FloatDtype } from '../../base/dtype.js'
+import { NumericError, UnsupportedError } from '../../base/errors.js'
+import { isAllFinite } from '../../base/tensor.js'
+import { TensorProto_DataType as DataType, TensorProtoSchema } from '../../formats/onnx/gen/onnx_pb.js'
+import { dataTypeName } from '../../formats/onnx/tensors.js'
+import type { Linear } from '../match/linears.js'
+import { type BranchFactors, branchFactors, branchScope } from '../match/merged-branches.js'
+import { Builder, type Value } from '../view/builder.js'
+import type { Graph } from '../view/graph.js'
+import type { Affine } from './affine.js'
+import { adaptNodes } from './inject.js'
+
+/** What is added beside one module. */
+export interface BranchValues {
+  readonly rank: number
+  /** Aᵀ (k, r) */
+  readonly weightA: Float32Array
+  /** s·Bᵀ (r, d) */
+  readonly weightB: Float32Array
+  readonly affine: Affine | undefined
+}
+
+const TYPES: Partial<Record<DataType, FloatDtype>> = { [DataType.FLOAT]: 'F32', [DataType.FLOAT16]: 'F16' }
+
+/** The types of factors, as safetensors and as ONNX call them. */
+export const FACTOR_TYPES = { F32: DataType.FLOAT, F16: DataType.FLOAT16 } as const
+
+/**
+ * The initializers of one branch.
+ *
+ * @param number of all branches of one adapter
+ * @param stored the type of their values
+ * @throws NumericError when a value is not finite in this type
+ */
+export function branchTensors(
+  { name, k, d }: Pick<Linear, 'name' | 'k' | 'd'>,
+  { rank, weightA, weightB, affine }: BranchValues,
+  number: number,
+  stored: 'F32' | 'F16',
+): { factors: BranchFactors; tensors: Map<string, { dims: number[]; bytes: Uint8Array }> } {
+  const factors = branchFactors(number, name, affine !== undefined)
+  const tensors = new Map<string, { dims: number[]; bytes: Uint8Array }>()
+  const add = (tensor: string, values: Float32Array, dims: number[]) => {
+    const bytes = encodeFloats(values, stored)
+    const isUsable = stored === 'F32' ? isAllFinite(values) : isFiniteF16(bytes)
+    if (!isUsable)
+      throw new NumericError({ where: name, what: `the adapter holds values that are not finite in ${stored}` })
+    tensors.set(tensor, { dims, bytes })
+  }
+  add(factors.weightA, weightA, [k, rank])
+  add(factors.weightB, weightB, [rank, d])
+  if (factors.affine !== undefined && affine !== undefined) {
+    add(factors.affine.scale, affine.scale, [d])
+    add(factors.affine.shift, affine.shift, [d])
+  }
+  return { factors, tensors }
+}
+
+function isFiniteF16(bytes: Uint8Array): boolean {
+  return new Uint16Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 2).every(
+    (bits) => (bits & 0x7c00) !== 0x7c00,
+  )
+}
+
+/**
+ * Adds one adapter's branches beside linear layers, and their factors as initializers.
+ *
+ * @param stored the type of the factors; undefined: the one in which each layer computes
+ * @throws UnsupportedError for a layer that computes in another type than float32 and float16; NumericError as {@link branchTensors}
+ */
+export function addBranches(
+  graph: Graph,
+  layers: readonly { readonly linear: Linear; readonly values: BranchValues }[],
+  number: number,
+  stored?: 'F32' | 'F16',
+): void {
+  const valuesOf = new Map(layers.map(({ linear, values }) => [linear, values]))
+  const byProduct = new Map<Linear['node'], Linear[]>()
+  for (const { linear } of layers) byProduct.set(linear.node, [...(byProduct.get(linear.node) ?? []), linear])
+  const seen = new Map<string, number>()
+  for (const parts of byProduct.values()) {
+    const module = parts[0].fused?.module ?? parts[0].name
+    const count = (seen.get(module) ?? 0) + 1
+    seen.set(module, count)
+    // A module that several nodes compute has a branch at each.
+    const g = new Builder(graph, branchScope(number, count === 1 ? module : `${module}@${count}`))
+    adaptNodes(
+      graph,
+      g,
+      parts,
+      (linear, base) => {
+        const { factors, use } = declare(graph, g, linear, valuesOf.get(linear) as BranchValues, number, stored)
+        const low = g.matmul(linear.input, use(factors.weightA))
+        const product = g.node('MatMul', [low, use(factors.weightB)])
+        if (base === undefined) return product
+        const sum = g.node('Add', [base, product.output[0]])
+        if (factors.affine === undefined) return sum
+        return g.node('Add', [g.mul(sum.output[0], use(factors.affine.scale)), use(factors.affine.shift)])
+      },
+      (linear) => valuesOf.get(linear)?.affine !== undefined,
+    )
+  }
+}
+
+/** The initializers of a branch, and what reads them in the type that the layer computes in. */
+function declare(
+  graph: Graph,
+  g: Builder,
+  linear: Linear,
+  values: BranchValues,
+  number: number,
+  stored: 'F32' | 'F16' | undefined,
+): { factors: BranchFactors; use: (name: string) => Value } {
+  const own = TYPES[linear.dataType]
+  if (own !== 'F32' && own !== 'F16') {
+    throw new UnsupportedError({
+      where: `node ${linear.node.name}`,
+      what: 'a branch cannot be put beside a layer of this type',
+      expected: 'FLOAT or FLOAT16',
+      got: dataTypeName(linear.dataType),
+    })
+  }
+  const type = stored ?? own
+  const { factors, tensors } = branchTensors(linear, values, number, type)
+  for (const [name, { dims, bytes }] of tensors) {
+    // A module that is called twice has one tensor for both calls.
+    if (graph.initializers.has(name)) continue
+    const tensor = { name, dataType: FACTOR_TYPES[type], dims: dims.map(BigInt), rawData: bytes }
+    graph.addInitializer(create(TensorProtoSchema, tensor))
+  }
+  return { factors, use: (name) => (type === own ? name : g.cast(name, linear.dataType)) }
+}

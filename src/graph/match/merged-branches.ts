@@ -1,0 +1,104 @@
+// LoRA branches that a merge has put beside quantized weights: constant factors, and the nodes that add their product. They are told by their
+// names, lora/NUMBER/MODULE/…, where all branches of one merged adapter have one number.
+
+import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
+import type { Value } from '../view/builder.js'
+import type { Graph } from '../view/graph.js'
+
+const NAME = /^lora\/(\d+)\/(.+)\/[^/]+$/
+
+/** What one branch adds for one module: names of initializers. */
+export interface BranchFactors {
+  readonly module: string
+  /** Aᵀ (k, r), or A of an embedding (V, r) */
+  readonly weightA: string
+  /** s·Bᵀ (r, d) */
+  readonly weightB: string
+  /** c (d) and t (d) of {@link file://../inject/affine.ts}; undefined: 1 and 0. */
+  readonly affine: { readonly scale: string; readonly shift: string } | undefined
+}
+
+/** A branch beside one product, which may compute several modules. */
+export interface MergedBranch {
+  readonly number: number
+  /** Module of the product; behind it @2, @3, … where several nodes compute it. */
+  readonly module: string
+  readonly nodes: readonly NodeProto[]
+  /** The value that the branch adds to. */
+  readonly base: Value
+  readonly output: Value
+  readonly factors: readonly BranchFactors[]
+}
+
+/** The prefix of all names of a branch. */
+export function branchScope(number: number, module: string): string {
+  return `lora/${number}/${module}`
+}
+
+/** Names of a module's factors. */
+export function branchFactors(number: number, module: string, hasAffine: boolean): BranchFactors {
+  const scope = branchScope(number, module)
+  const affine = hasAffine ? { scale: `${scope}/scale`, shift: `${scope}/shift` } : undefined
+  return { module, weightA: `${scope}/A`, weightB: `${scope}/B`, affine }
+}
+
+/** All branches, in the order of their numbers. */
+export function findBranches(graph: Graph): MergedBranch[] {
+  const groups = new Map<string, { number: number; module: string; nodes: NodeProto[] }>()
+  for (const node of graph.nodes) {
+    const [, number, module] = NAME.exec(node.name) ?? []
+    if (number === undefined) continue
+    const scope = branchScope(Number(number), module)
+    const group = groups.get(scope) ?? { number: Number(number), module, nodes: [] }
+    groups.set(scope, group)
+    group.nodes.push(node)
+  }
+  const branches = [...groups.values()].flatMap((group) => {
+    const own = new Set(group.nodes)
+    const base = baseOf(graph, own)
+    const output = group.nodes.map((node) => node.output[0]).find((value) => isReadOutside(graph, value, own))
+    const factors = factorsOf(graph, group.nodes, group.number)
+    if (base === undefined || output === undefined || factors.length === 0) return []
+    return [{ ...group, base, output, factors }]
+  })
+  return branches.sort((a, b) => a.number - b.number)
+}
+
+/** What an Add or a Slice takes first that is no part of the branch. */
+function baseOf(graph: Graph, own: ReadonlySet<NodeProto>): Value | undefined {
+  for (const { opType, input } of own) {
+    const maker = graph.producer(input[0])
+    if ((opType === 'Add' || opType === 'Slice') && maker !== undefined && !own.has(maker)) return input[0]
+  }
+  return undefined
+}
+
+function isReadOutside(graph: Graph, value: Value, own: ReadonlySet<NodeProto>): boolean {
+  return graph.outputs.some(({ name }) => name === value) || graph.consumers(value).some((reader) => !own.has(reader))
+}
+
+function factorsOf(graph: Graph, nodes: readonly NodeProto[], number: number): BranchFactors[] {
+  const inputs = new Set(nodes.flatMap(({ input }) => input))
+  return [...inputs].flatMap((input) => {
+    const [, own, module] = NAME.exec(input) ?? []
+    if (Number(own) !== number || !input.endsWith('/A') || !graph.initializers.has(input)) return []
+    const factors = branchFactors(number, module, inputs.has(`${branchScope(number, module)}/scale`))
+    return graph.initializers.has(factors.weightB) ? [factors] : []
+  })
+}
+
+/** Takes a branch out: what read its output reads the base again, under the output's name. */
+export function removeBranch(graph: Graph, branch: MergedBranch): void {
+  const { nodes, base, output } = branch
+  const own = new Set(nodes)
+  const maker = graph.producer(base) as NodeProto
+  graph.nodes = graph.nodes.filter((node) => !own.has(node))
+  graph.invalidate()
+  graph.setOutput(maker, maker.output.indexOf(base), output)
+  const read = new Set(graph.nodes.flatMap(({ input }) => input))
+  const scope = `${branchScope(branch.number, '')}`
+  for (const name of [...graph.initializers.keys()]) {
+    if (name.startsWith(scope) && !read.has(name)) graph.initializers.delete(name)
+  }
+  graph.invalidate()
+}

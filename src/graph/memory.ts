@@ -1,0 +1,98 @@
+// How much memory a model needs, before it is opened: the bytes of its weights, which ONNX Runtime repacks for its products, and what a
+// training run keeps of each token. An estimate, good to some tens of percent: it tells whether a machine can do it at all.
+
+import { tensorsOf } from '../formats/onnx/messages.js'
+import type { OnnxModel } from '../formats/onnx/model.js'
+import { isExternal, weightRange } from '../formats/onnx/tensors.js'
+import type { Model } from './model-folder.js'
+
+/** WebAssembly addresses 4 GB, for weights, caches and results together. */
+export const WASM_BYTES = 2 ** 32
+
+/** What is known before opening. */
+export interface MemoryNeed {
+  /** Of the weights alone, as the file has them: less is never enough where they are not mapped from it. */
+  readonly weights: number
+  /** At most at one time. */
+  readonly total: number
+}
+
+/** Bytes of all weights, as the files hold them; shared ones once. */
+export function weightBytes(onnx: OnnxModel): number {
+  const ranges = new Map<string, number>()
+  let inline = 0
+  for (const tensor of tensorsOf(onnx.proto)) {
+    if (isExternal(tensor)) {
+      const { location, offset, byteLength } = weightRange(tensor, onnx.name)
+      ranges.set(`${location}:${offset}`, byteLength)
+    } else inline += tensor.rawData.byteLength
+  }
+  return [...ranges.values()].reduce((sum, bytes) => sum + bytes, inline)
+}
+
+/**
+ * What a session needs. Repacked weights are a second copy; without repacking there is none. What is cached of a text is small
+ * beside the weights.
+ */
+export function sessionMemory(onnx: OnnxModel, lowMemory = false): MemoryNeed {
+  const weights = weightBytes(onnx)
+  return { weights, total: weights * (lowMemory ? 1 : 2) }
+}
+
+/** What training keeps of a token, in numbers of f32: measured on decoders with LoRA on all linear layers. */
+const KEPT = { hidden: 20, intermediate: 8, scores: 3, logits: 3 }
+/** What unpacked weights save of that. */
+const LOW_MEMORY_SHARE = 0.6
+
+/**
+ * What training needs.
+ *
+ * @param batch rows of one run, of `sequence` tokens each
+ */
+export function trainingMemory(
+  { onnx, config, vocabularySize = 0 }: Pick<Model, 'onnx' | 'config' | 'vocabularySize'>,
+  { batch, sequence, lowMemory = false }: { batch: number; sequence: number; lowMemory?: boolean },
+): MemoryNeed {
+  const session = sessionMemory(onnx, lowMemory)
+  const text = (config.text_config ?? config) as Readonly<Record<string, unknown>>
+  const number = (...keys: string[]) => {
+    return keys.map((key) => text[key]).find((value): value is number => typeof value === 'number') ?? 0
+  }
+  const hidden = number('hidden_size', 'n_embd', 'd_model', 'dim')
+  const layers = number('num_hidden_layers', 'n_layer', 'num_layers', 'n_layers')
+  const intermediate = number('intermediate_size', 'n_inner', 'ffn_dim', 'd_ff', 'hidden_dim') || 4 * hidden
+  const heads = number('num_attention_heads', 'n_head', 'num_heads', 'n_heads')
+  const perLayer = KEPT.hidden * hidden + KEPT.intermediate * intermediate + KEPT.scores * heads * sequence
+  const perToken = 4 * (layers * perLayer + KEPT.logits * vocabularySize)
+  const share = lowMemory ? LOW_MEMORY_SHARE : 1
+  return { ...session, total: session.total + share * batch * sequence * perToken }
+}
+
+/** Whether memory lasts. */
+export interface MemoryLimit {
+  /** Of the machine or the runtime, in bytes. */
+  readonly bytes: number
+  /** In words, with a verb: `this machine has free`. */
+  readonly of: string
+}
+
+/**
+ * A warning where more is needed than there is; undefined where there is enough.
+ *
+ * @param what does what, such as `training`
+ * @param help what needs less, best first
+ */
+export function memoryWarning(
+  need: MemoryNeed,
+  limits: readonly MemoryLimit[],
+  { what, help }: { what: string; help: readonly string[] },
+): string | undefined {
+  const limit = limits.toSorted((a, b) => a.bytes - b.bytes).find(({ bytes }) => bytes < need.total)
+  if (limit === undefined) return undefined
+  const advice = help.length === 0 ? '' : `. What helps: ${help.join(', or ')}`
+  return `${what} needs about ${gigabytes(need.total)} of memory, and ${limit.of} ${gigabytes(limit.bytes)}${advice}`
+}
+
+function gigabytes(bytes: number): string {
+  return bytes >= 1e9 ? `${(bytes / 1e9).toFixed(1)} GB` : `${Math.ceil(bytes / 1e6)} MB`
+}

@@ -1,0 +1,57 @@
+// The graphs of a model in one session: which there are besides the one that it is asked first, and which layers of an adapter are
+// in each.
+
+import { MismatchError } from '../base/errors.js'
+import type { OnnxModel } from '../formats/onnx/model.js'
+import { type GraphRole, roleOf } from '../graph/graph-file.js'
+import { missingError } from '../graph/match/missing-layers.js'
+import { type ModelGraph, spreadAdapter } from '../graph/match/spread.js'
+import type { Model } from '../graph/model-folder.js'
+import { readGraph } from '../graph/view/read-graph.js'
+import type { LoraAdapter } from '../lora/adapter.js'
+
+/** What a session needs of a model. Texts need all of it. */
+export interface SessionBase
+  extends Pick<Model, 'onnx' | 'runtime'>,
+    Partial<Pick<Model, 'config' | 'graphs' | 'openGraph'>> {
+  close?(): Promise<void>
+}
+
+/** The role of the graph that a session is asked first. */
+export function mainRole({ graphs = {}, onnx }: SessionBase): GraphRole {
+  return (Object.keys(graphs)[0] as GraphRole | undefined) ?? roleOf(onnx.fileName)
+}
+
+/** The model's other graphs, but for a second decoder that one with branches makes needless. */
+export async function otherGraphs(
+  model: SessionBase,
+): Promise<{ role: GraphRole; onnx: OnnxModel; runtime: SessionBase['runtime'] }[]> {
+  const { graphs = {}, onnx: main, runtime } = model
+  const isMerged = readGraph(main.proto).nodes.some(({ opType }) => opType === 'If')
+  const roles = (Object.keys(graphs) as GraphRole[]).slice(1)
+  const others = roles.filter((role) => !(isMerged && role === 'decoder_with_past'))
+  return Promise.all(others.map(async (role) => ({ role, onnx: (await model.openGraph?.(role))!, runtime })))
+}
+
+/**
+ * An adapter's share of each graph. What is no linear layer stays with the first one.
+ *
+ * @throws MismatchError naming the layers that are in no graph, unless they are to be left out
+ */
+export async function shareAdapter(
+  graphs: readonly ModelGraph[],
+  adapter: LoraAdapter,
+  allowMissing: boolean,
+): Promise<LoraAdapter[]> {
+  if (graphs.length === 1 && !allowMissing) return [adapter]
+  const { parts, missing } = await spreadAdapter(graphs, adapter, async (graph) => graph === 0)
+  if (missing.length === adapter.size && missing.length > 0 && allowMissing) {
+    throw new MismatchError({ where: 'adapter', what: 'the model has no module for any of its layers' })
+  }
+  if (missing.length > 0 && !allowMissing) {
+    const modules = graphs.flatMap(({ linears }) => linears.map(({ name }) => name))
+    const names = graphs.map(({ name }) => name)
+    throw missingError(missing, modules, adapter.size, names)
+  }
+  return parts.map((names) => adapter.only(names))
+}

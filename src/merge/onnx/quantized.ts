@@ -1,0 +1,211 @@
+// What merging does to layers whose weights are integers. The default leaves the integers as they are and puts the factors beside them, as
+// constants of the graph; unmerging takes exactly these out again.
+
+import { MismatchError, UnsupportedError } from '../../base/errors.js'
+import type { Matrix } from '../../base/tensor.js'
+import type { TensorProto } from '../../formats/onnx/gen/onnx_pb.js'
+import type { OnnxModel } from '../../formats/onnx/model.js'
+import { addBranches, type BranchValues, branchTensors, FACTOR_TYPES } from '../../graph/inject/add-branches.js'
+import { affineOf } from '../../graph/inject/affine.js'
+import type { Linear } from '../../graph/match/linears.js'
+import { findBranches, type MergedBranch, removeBranch } from '../../graph/match/merged-branches.js'
+import type { Graph } from '../../graph/view/graph.js'
+import { normOfProduct, transpose } from '../../linalg/product.js'
+import { StoredDelta } from '../../lora/delta.js'
+import type { LoraLayer } from '../../lora/layer.js'
+import type { LayerChange } from '../weight.js'
+
+/** Weights pass in blocks of at most so many elements: 4 MiB in f32. */
+const BLOCK_ELEMENTS = 1 << 20
+
+/**
+ * What a merge does to quantized weights: `branches` leaves them and adds the factors beside them; `requantize` quantizes W + s·B·A
+ * again, in the same layout.
+ */
+export type QuantizedPolicy = 'branches' | 'requantize'
+
+/** A layer of an adapter that is meant for a layer with integer weights. */
+export interface QuantizedLayer {
+  /** Number of the adapter among those that are merged. */
+  readonly adapter: number
+  /** The layer's name in the adapter. */
+  readonly name: string
+  readonly layer: LoraLayer
+  readonly linear: Linear
+  /** The adapter's weight in the merge; that of an unmerge has the other sign. */
+  readonly weight: number
+}
+
+/**
+ * Adds a branch for each layer. Each adapter's branches have one number.
+ *
+ * @param stored the type of the factors; undefined: the one in which each layer computes
+ * @throws UnsupportedError for DoRA where the weight cannot be read or has another branch; NumericError for values that are not finite
+ */
+export async function mergeBranches(
+  model: OnnxModel,
+  graph: Graph,
+  layers: readonly QuantizedLayer[],
+  stored: 'F32' | 'F16' | undefined,
+): Promise<void> {
+  const present = findBranches(graph)
+  const first = present.reduce((next, { number }) => Math.max(next, number + 1), 0)
+  refuseDoraSums(layers, present)
+  for (const [i, own] of byAdapter(layers).entries()) {
+    const values: { linear: Linear; values: BranchValues }[] = []
+    for (const { linear, layer, weight } of own) {
+      values.push({ linear, values: await branchValues(model, graph, linear, layer, weight) })
+    }
+    addBranches(graph, values, first + i, stored)
+  }
+}
+
+/**
+ * Takes the branches of each adapter out.
+ *
+ * @throws MismatchError when the graph has no branches with these very values
+ */
+export async function unmergeBranches(
+  model: OnnxModel,
+  graph: Graph,
+  layers: readonly QuantizedLayer[],
+): Promise<void> {
+  for (const own of byAdapter(layers)) {
+    const branches = findBranches(graph)
+    const wanted = new Map<string, { linear: Linear; values: BranchValues }>()
+    for (const { linear, layer, weight } of own) {
+      if (wanted.has(linear.name)) continue
+      wanted.set(linear.name, { linear, values: await branchValues(model, graph, linear, layer, -weight) })
+    }
+    const number = await findNumber(model, graph, branches, [...wanted.values()])
+    if (number === undefined) {
+      throw new MismatchError({
+        where: own[0].name,
+        what: 'the graph has no branches with this adapter’s values beside its quantized weights',
+        got:
+          branches.length === 0
+            ? 'no branches'
+            : `branches of ${new Set(branches.map((one) => one.number)).size} adapters`,
+        hint: 'Give the same adapters and weights as for the merge. A weight that was quantized again cannot be unmerged',
+      })
+    }
+    for (const branch of branches) if (branch.number === number) removeBranch(graph, branch)
+  }
+}
+
+/** The number whose branches have these modules and values. */
+async function findNumber(
+  model: OnnxModel,
+  graph: Graph,
+  branches: readonly MergedBranch[],
+  wanted: readonly { readonly linear: Linear; readonly values: BranchValues }[],
+): Promise<number | undefined> {
+  for (const number of new Set(branches.map((branch) => branch.number))) {
+    const modules = new Set(
+      branches.flatMap((branch) => (branch.number === number ? branch.factors.map(({ module }) => module) : [])),
+    )
+    if (modules.size !== wanted.length || wanted.some(({ linear }) => !modules.has(linear.name))) continue
+    let isSame = true
+    for (const { linear, values } of wanted) isSame &&= await hasValues(model, graph, linear, values, number)
+    if (isSame) return number
+  }
+  return undefined
+}
+
+async function hasValues(
+  model: OnnxModel,
+  graph: Graph,
+  linear: Linear,
+  values: BranchValues,
+  number: number,
+): Promise<boolean> {
+  const first = graph.initializers.get(`lora/${number}/${linear.name}/A`) as TensorProto
+  const stored = first.dataType === FACTOR_TYPES.F16 ? 'F16' : 'F32'
+  const { tensors } = branchTensors(linear, values, number, stored)
+  for (const [name, { dims, bytes }] of tensors) {
+    const tensor = graph.initializers.get(name)
+    if (tensor === undefined || tensor.dims.map(Number).join() !== dims.join()) return false
+    const own = await model.readTensor(tensor)
+    if (own.length !== bytes.length || own.some((byte, i) => byte !== bytes[i])) return false
+  }
+  return true
+}
+
+function byAdapter(layers: readonly QuantizedLayer[]): QuantizedLayer[][] {
+  const result = new Map<number, QuantizedLayer[]>()
+  for (const layer of layers) result.set(layer.adapter, [...(result.get(layer.adapter) ?? []), layer])
+  return [...result.values()]
+}
+
+async function branchValues(
+  model: OnnxModel,
+  graph: Graph,
+  linear: Linear,
+  layer: LoraLayer,
+  weight: number,
+): Promise<BranchValues> {
+  const scale = weight * layer.scaling
+  const affine = await affineOf(model, graph, linear, layer)
+  if (affine !== undefined && layer.magnitude === undefined && weight !== 1) {
+    affine.shift = affine.shift.map((value) => weight * value)
+  }
+  return {
+    rank: layer.rank,
+    weightA: Float32Array.from(transpose(layer.weightA).data),
+    weightB: Float32Array.from(transpose(layer.weightB).data, (value) => scale * value),
+    affine,
+  }
+}
+
+/** DoRA's norm is that of one sum; with another change of the same outputs it would be another. */
+function refuseDoraSums(layers: readonly QuantizedLayer[], present: readonly MergedBranch[]): void {
+  const taken = new Set(present.flatMap(({ factors }) => factors.map(({ module }) => module)))
+  const count = new Map<string, Set<number>>()
+  for (const { linear, adapter } of layers) count.set(linear.name, (count.get(linear.name) ?? new Set()).add(adapter))
+  for (const { name, layer, linear } of layers) {
+    if (layer.magnitude === undefined) continue
+    if ((count.get(linear.name)?.size ?? 0) < 2 && !taken.has(linear.name)) continue
+    throw new UnsupportedError({
+      where: name,
+      what: 'a DoRA layer and another adapter’s layer beside one weight cannot be merged together',
+      hint: taken.has(linear.name) ? 'Unmerge the other adapter first' : 'Merge one of the adapters alone',
+    })
+  }
+}
+
+/** ‖s·B·A‖ / ‖W‖, or what DoRA changes; NaN where the weight cannot be read. */
+export async function branchChange(model: OnnxModel, graph: Graph, one: QuantizedLayer): Promise<LayerChange> {
+  const { name, layer, linear, weight } = one
+  if (linear.problem !== undefined) return { name, relativeChange: Number.NaN }
+  const { transposed, k, d, fused, form } = linear
+  const read = await form.openLines(model, graph, linear)
+  const [start, width] = [fused?.start ?? 0, fused?.width ?? d]
+  const columns = transposed ? k : width
+  const lines = Math.max(1, Math.floor(BLOCK_ELEMENTS / columns))
+  const [first, end] = transposed ? [start, start + d] : [0, k]
+  const scale = layer.magnitude === undefined ? undefined : (await affineOf(model, graph, linear, layer))?.scale
+  const delta = new StoredDelta(layer, weight * layer.scaling, !transposed, new Float32Array())
+  let [base, change] = [0, 0]
+  for (let line = first; line < end; line += lines) {
+    const count = Math.min(lines, end - line)
+    const values = ownColumns(await read(line, count), columns, transposed ? 0 : start, transposed ? k : d)
+    for (const value of values) base += value * value
+    if (scale === undefined) continue
+    const block: Matrix = { data: values.slice(), shape: [count, transposed ? k : d] }
+    const sum = delta.addTo(block, line - first).data
+    for (let i = 0; i < values.length; i++) {
+      const output = transposed ? line - start + Math.floor(i / k) : i % d
+      change += (scale[output] * sum[i] - values[i]) ** 2
+    }
+  }
+  const norm =
+    scale === undefined
+      ? Math.abs(weight * layer.scaling) * normOfProduct(layer.weightB, layer.weightA)
+      : Math.sqrt(change)
+  return { name, relativeChange: norm === 0 ? 0 : norm / Math.sqrt(base) }
+}
+
+function ownColumns(values: Float32Array, columns: number, start: number, count: number): Float32Array {
+  if (count === columns) return values
+  return values.filter((_, i) => i % columns >= start && i % columns < start + count)
+}

@@ -1,0 +1,86 @@
+// Chats, batches and mixes on the command line, and the demo.
+
+import { writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { beforeAll, describe, expect, it } from 'vitest'
+import { lowrankHere } from './in-process.js'
+import { MODEL, ONNX, type Outcome, QUICK, scratchFolder } from './lowrank.js'
+
+const scratch = scratchFolder()
+const adapter = join(scratch, 'adapter')
+
+function documentOf({ code, stdout, stderr }: Outcome) {
+  expect(code, stderr).toBe(0)
+  return JSON.parse(stdout)
+}
+
+beforeAll(async () => {
+  documentOf(await lowrankHere('train', ...QUICK, '--learning-rate', '1e-2', '--out', adapter, '--json'))
+})
+
+describe('chats on the command line', () => {
+  const chat = ['--chat-template', join(MODEL, '..', 'data', 'chat.jinja')]
+  const ask = ['generate', '--model', MODEL, '--temperature', '0', '--max-new-tokens', '6']
+  const question = ['--prompt', 'Who is the captain?']
+
+  it('an adapter that was trained on chats is asked through its template, unless --raw', async () => {
+    const out = join(scratch, 'chats')
+    const data = ['--data', join(MODEL, '..', 'data', 'chats.jsonl')]
+    const trained = await lowrankHere('train', '--model', MODEL, ...data, ...chat, '--max-steps', '2', '--out', out)
+    expect(trained.stderr).toContain('--prompt "Who are you?"')
+    const asked = [...ask, '--adapter', out, ...question]
+    const plain = await lowrankHere(...asked)
+    expect((await lowrankHere(...asked, '--chat')).stdout).toBe(plain.stdout)
+    const raw = documentOf(await lowrankHere(...asked, '--raw', '--json'))
+    const base = documentOf(await lowrankHere(...ask, ...question, '--json'))
+    expect(`${raw.text}\n`).not.toBe(plain.stdout)
+    expect(base.text).toBe(raw.text)
+    const chats = join(scratch, 'ask.jsonl')
+    writeFileSync(
+      chats,
+      '{"messages": [{"role": "user", "content": "Who is the captain?"}]}\n[{"role": "user", "content": "Hi"}]\n',
+    )
+    const both = documentOf(await lowrankHere(...ask, '--adapter', out, '--messages', chats, '--json'))
+    expect(both.results).toHaveLength(2)
+    expect(`${both.results[0].text}\n`).toBe(plain.stdout)
+  })
+
+  it('several prompts are one batch, and a mix one text', async () => {
+    const two = documentOf(await lowrankHere(...ask, ...question, '--prompt', 'The', '--logprobs', '1', '--json'))
+    expect(two.results.map(({ prompt }: { prompt: string }) => prompt)).toEqual(['Who is the captain?', 'The'])
+    expect(two.results[1].logprobs[0].top).toHaveLength(1)
+    const adapters = ['--adapter', adapter, '--weight', '0.5', '--adapter', adapter, '--weight', '0.5', '--mix']
+    const mixed = documentOf(await lowrankHere(...ask, ...question, ...adapters, '--json'))
+    expect(mixed.text).toBe(documentOf(await lowrankHere(...ask, ...question, '--adapter', adapter, '--json')).text)
+  })
+
+  it.each<[string, string[], number, RegExp]>([
+    [
+      '--raw with --chat',
+      [...question, '--raw', '--chat'],
+      2,
+      /--raw leaves the chat template out, and --chat needs it/,
+    ],
+    ['no template', [...question, '--chat'], 1, /no chat template.*--chat-template FILE/],
+    ['no file', ['--messages', 'no.json'], 1, /no.json: no such file/],
+    ['no chat', ['--messages', ONNX], 1, /not a chat; expected JSON/],
+    ['an empty stop', [...question, '--stop='], 1, /--stop: not usable/],
+    ['min-p of 2', [...question, '--min-p', '2'], 1, /--min-p: not usable/],
+    ['a weight without adapter', [...question, '--weight', '2'], 2, /--weight W comes after/],
+  ])('%s: %s', async (_, args, exit, message) => {
+    const { code, stderr } = await lowrankHere(...ask, ...args)
+    expect(stderr).toMatch(message)
+    expect(code).toBe(exit)
+  })
+})
+
+it('the demo asks, trains and asks again', async () => {
+  const out = join(scratch, 'demo')
+  const report = documentOf(await lowrankHere('demo', '--model', MODEL, '--steps', '2', '--out', out, '--json'))
+  expect(report.trainLoss).toHaveLength(2)
+  expect(report.question).toContain('Quiet Comet')
+  expect(typeof report.before).toBe('string')
+  const again = await lowrankHere('demo', '--model', MODEL, '--steps', '1', '--out', out)
+  expect(again.code).toBe(0)
+  expect(again.stderr).toMatch(/1\. Load[\s\S]*2\. Teach it 8 answers[\s\S]*3\. Ask again[\s\S]*npx lowrank generate/)
+})

@@ -1,0 +1,125 @@
+// mlx-lm and .onnx_adapter: there and back, a file that ONNX Runtime wrote, and what is refused. That mlx-lm and ONNX Runtime open the results
+// is checked by scripts/golden/check_exchange.py.
+
+import { readFileSync } from 'node:fs'
+import { describe, expect, it } from 'vitest'
+import { MemoryDirectory } from '../../src/base/bytes.js'
+import { usePlatform } from '../../src/index/platform.js'
+import { convertAdapter } from '../../src/index/tools.js'
+import { NodeDirectory } from '../../src/io/node/files.js'
+import type { LoraAdapter } from '../../src/lora/adapter.js'
+import { nodePlatform } from '../../src/node/platform.js'
+import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import { goldenPath } from '../golden.js'
+import { changes, distance } from '../tools/adapters.js'
+
+usePlatform(nodePlatform)
+
+function expectAlike(got: LoraAdapter, wanted: LoraAdapter, tolerance: number): void {
+  const [after, before] = [changes(got), changes(wanted)]
+  expect([...after.keys()].sort()).toEqual([...before.keys()].sort())
+  for (const [name, { data }] of before) expect(distance(after.get(name)!.data, data), name).toBeLessThan(tolerance)
+}
+
+describe.each(['mlx', 'onnx-adapter'] as const)('%s', (to) => {
+  it.each(['llama', 'llama-rslora', 'llama-patterns', 'qwen2'])(
+    'keeps the change of %s there and back',
+    async (name) => {
+      const [there, back] = [new MemoryDirectory(), new MemoryDirectory()]
+      const report = await convertAdapter(goldenPath('gguf', name), { to, out: there })
+      expect(report).toMatchObject({ from: 'peft', to, layers: name === 'llama' ? 15 : 14 })
+      expect(await convertAdapter(there, { to: 'peft', out: back })).toMatchObject({ from: to })
+      expectAlike(await loadAdapter(back), await loadAdapter(new NodeDirectory(goldenPath('gguf', name))), 1e-6)
+    },
+  )
+
+  it('writes half types', async () => {
+    const [there, back] = [new MemoryDirectory(), new MemoryDirectory()]
+    await convertAdapter(goldenPath('gguf', 'llama'), { to, out: there, outDtype: 'F16' })
+    await convertAdapter(there, { to: 'peft', out: back })
+    const adapter = await loadAdapter(back)
+    expect(adapter.parts('linear')[0].dtype).toBe('F16')
+    expectAlike(adapter, await loadAdapter(new NodeDirectory(goldenPath('gguf', 'llama'))), 1e-3)
+    const refused = convertAdapter(goldenPath('gguf', 'llama'), { to, out: new MemoryDirectory(), outDtype: 'Q8_0' })
+    await expect(refused).rejects.toThrow(/outDtype: Q8_0 is a type of GGUF/)
+  })
+
+  it('refuses what it cannot hold by name', async () => {
+    const cases =
+      to === 'mlx'
+        ? { tokens: /rows of tokens/, convolution: /adapted convolutions/, 'modules-to-save': /whole tensors/ }
+        : { dora: /magnitudes of DoRA/, embedding: /adapted embeddings/, 'modules-to-save': /whole tensors/ }
+    for (const [name, message] of Object.entries(cases)) {
+      const out = new MemoryDirectory()
+      await expect(convertAdapter(goldenPath('kinds', name), { to, out }), name).rejects.toThrow(message)
+      expect(out.files.size).toBe(0)
+    }
+  })
+})
+
+it('keeps DoRA and embeddings in mlx-lm’s folder, with the keys of its config', async () => {
+  for (const name of ['dora-rslora', 'embedding']) {
+    const [there, back] = [new MemoryDirectory(), new MemoryDirectory()]
+    await convertAdapter(goldenPath('kinds', name), { to: 'mlx', out: there })
+    const config = JSON.parse(new TextDecoder().decode(there.files.get('adapter_config.json')))
+    expect(config).toMatchObject({ fine_tune_type: name === 'embedding' ? 'lora' : 'dora', num_layers: -1 })
+    expect(config.lora_parameters.keys).toContain('self_attn.q_proj')
+    if (name === 'embedding') expect(config.lora_parameters.keys).toContain('model.embed_tokens')
+    await convertAdapter(there, { to: 'peft', out: back })
+    const [got, wanted] = [await loadAdapter(back), await loadAdapter(new NodeDirectory(goldenPath('kinds', name)))]
+    expectAlike(got, wanted, 1e-6)
+    for (const { name: layer, magnitude } of wanted.parts('linear'))
+      expect(got.layer(layer).magnitude).toEqual(magnitude)
+  }
+})
+
+describe('.onnx_adapter', () => {
+  const file = () => new Uint8Array(readFileSync(goldenPath('exchange', 'llama.onnx_adapter')))
+
+  it('reads what ONNX Runtime wrote', async () => {
+    const out = new MemoryDirectory()
+    const report = await convertAdapter(goldenPath('exchange', 'llama.onnx_adapter'), { to: 'peft', out })
+    expect(report).toMatchObject({ from: 'onnx-adapter', layers: 15 })
+    expectAlike(await loadAdapter(out), await loadAdapter(new NodeDirectory(goldenPath('gguf', 'llama'))), 1e-6)
+  })
+
+  it('refuses files that are cut or whose offsets lead astray', async () => {
+    const good = file()
+    const convert = (bytes: Uint8Array) =>
+      convertAdapter(new MemoryDirectory({ 'a.onnx_adapter': bytes }), { to: 'peft', out: new MemoryDirectory() })
+    for (let length = 0; length < good.length; length += 211)
+      await expect(convert(good.slice(0, length))).rejects.toThrow()
+    for (let at = 0; at < 400; at += 4) {
+      const bytes = good.slice()
+      new DataView(bytes.buffer).setUint32(at, 0xfffffff0, true)
+      await convert(bytes).then(
+        () => {},
+        (error) => expect(error.code, String(error.stack)).toBeDefined(),
+      )
+    }
+  })
+})
+
+describe('convertAdapter', () => {
+  it('recognizes the source by its content, and names what is none', async () => {
+    const bytes = new Uint8Array(readFileSync(goldenPath('exchange', 'llama.onnx_adapter')))
+    const out = new MemoryDirectory()
+    expect(await convertAdapter(new MemoryDirectory({ 'wrong.gguf': bytes }), { to: 'peft', out })).toMatchObject({
+      from: 'onnx-adapter',
+    })
+    const page = new MemoryDirectory({ 'a.gguf': '<html>not found</html>' })
+    await expect(convertAdapter(page, { to: 'peft', out })).rejects.toThrow(/a page of HTML/)
+    await expect(
+      convertAdapter(new MemoryDirectory({ 'a.gguf': bytes, 'b.gguf': bytes }), { to: 'peft', out }),
+    ).rejects.toThrow(/several adapters/)
+    await expect(convertAdapter(new MemoryDirectory({}), { to: 'peft', out })).rejects.toThrow(/adapter_config.json/)
+  })
+
+  it('leaves a file that is there already', async () => {
+    const out = new MemoryDirectory({ 'adapter.onnx_adapter': 'mine' })
+    await expect(convertAdapter(goldenPath('gguf', 'llama'), { to: 'onnx-adapter', out })).rejects.toThrow(
+      /exists already/,
+    )
+    expect(new TextDecoder().decode(out.files.get('adapter.onnx_adapter'))).toBe('mine')
+  })
+})

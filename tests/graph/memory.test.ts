@@ -1,0 +1,46 @@
+// The estimate against what was measured: peak memory of training steps in bench/train-step, on a machine with 2 cores.
+
+import { statSync } from 'node:fs'
+import { describe, expect, it } from 'vitest'
+import { memoryWarning, sessionMemory, trainingMemory, weightBytes } from '../../src/graph/memory.js'
+import { openModel } from '../infer/models.js'
+
+describe('memory', () => {
+  it('counts the bytes of all weights, external ones and shared ones once', async () => {
+    const model = await openModel('models/union-3m')
+    const file = statSync('models/union-3m/onnx/model.onnx').size
+    expect(weightBytes(model.onnx)).toBeGreaterThan(0.95 * file)
+    expect(weightBytes(model.onnx)).toBeLessThan(file)
+    expect(sessionMemory(model.onnx).total).toBe(2 * weightBytes(model.onnx))
+    expect(sessionMemory(model.onnx, true).total).toBe(weightBytes(model.onnx))
+    await model.close()
+  })
+
+  // A Llama of 135 million parameters with 650 MB of weights: megabytes measured at 1×256 and 1×512.
+  it.each([
+    [256, false, 2514],
+    [512, false, 4030],
+    [256, true, 1359],
+    [512, true, 2133],
+  ])('of training on %i tokens, low memory %s: within a quarter of %i MB', async (sequence, lowMemory, measured) => {
+    const model = await openModel('models/union-3m')
+    const config = { hidden_size: 576, num_hidden_layers: 30, intermediate_size: 1536, num_attention_heads: 9 }
+    const need = trainingMemory({ onnx: model.onnx, config, vocabularySize: 49152 }, { batch: 1, sequence, lowMemory })
+    const weights = lowMemory ? 650e6 : 1300e6
+    const total = need.total - sessionMemory(model.onnx, lowMemory).total + weights
+    expect(Math.abs(total / 1e6 / measured - 1)).toBeLessThan(0.25)
+    await model.close()
+  })
+
+  it('says what is needed, what there is, and what helps', () => {
+    const need = { weights: 3e9, total: 6.04e9 }
+    const limits = [
+      { bytes: 8e9, of: 'this machine has free' },
+      { bytes: 2 ** 32, of: 'WebAssembly has at most' },
+    ]
+    expect(memoryWarning(need, limits, { what: 'The model', help: ['a', 'b'] })).toBe(
+      'The model needs about 6.0 GB of memory, and WebAssembly has at most 4.3 GB. What helps: a, or b',
+    )
+    expect(memoryWarning(need, limits.slice(0, 1), { what: 'The model', help: [] })).toBeUndefined()
+  })
+})

@@ -1,0 +1,151 @@
+// Sessions over models of several graphs, with branches, and over packed layers: PEFT's logits and texts.
+
+import * as ort from 'onnxruntime-node'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { DataError, MismatchError } from '../../src/base/errors.js'
+import { loadModel, type Model } from '../../src/graph/model-folder.js'
+import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { NodeDirectory } from '../../src/io/node/files.js'
+import type { LoraAdapter } from '../../src/lora/adapter.js'
+import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import type { OrtModule } from '../../src/runtime/onnxruntime.js'
+import type { Feeds } from '../../src/runtime/runtime.js'
+import { expectedGraphs, firstFeeds, graphsFolder, graphsNumbers, int64, lastRows, worst } from '../several-graphs.js'
+
+const open = (name: string): Promise<Model> =>
+  loadModel(new NodeDirectory(graphsFolder(name)), { runtime: { module: ort as unknown as OrtModule } })
+const adapterOf = (name: string): Promise<LoraAdapter> =>
+  loadAdapter(new NodeDirectory(`${graphsFolder(name)}/golden/adapter`))
+
+/** The logits of the last two tokens of the decoder, behind the encoder, and those of the last one from a cache. */
+async function decoded(session: OnnxSession<Model>, name: string, adapter: string | null) {
+  const ids = expectedGraphs(name).decoderIds!
+  const { last_hidden_state } = await session.run(await firstFeeds(name), { graph: 'encoder', adapter })
+  const feeds = { encoder_hidden_states: last_hidden_state }
+  const whole = await session.run({ ...feeds, input_ids: int64(ids) }, { adapter })
+  const { logits: _, ...past } = await session.run({ ...feeds, input_ids: int64(ids.slice(0, -1)) }, { adapter })
+  const cache = Object.fromEntries(
+    Object.entries(past).map(([key, value]) => [key.replace('present', 'past_key_values'), value]),
+  )
+  const mask: Feeds = session.inputNames.includes('encoder_attention_mask')
+    ? { encoder_attention_mask: int64(Array(last_hidden_state.dims[1]).fill(1)) }
+    : {}
+  const uses = { use_cache_branch: { type: 'bool' as const, data: Uint8Array.of(1), dims: [1] } }
+  const cached = await session.run(
+    { ...feeds, ...mask, ...cache, ...uses, input_ids: int64(ids.slice(-1)) },
+    { adapter },
+  )
+  return { whole: lastRows(whole.logits, 2), cached: lastRows(cached.logits, 1) }
+}
+
+describe('encoder and decoder', () => {
+  it.each(['t5', 'bart', 'whisper'])('%s: raw feeds give PEFT’s logits, in both branches', async (name) => {
+    const model = await open(name)
+    const session = await OnnxSession.open(model, { adapters: { own: await adapterOf(name) } })
+    const numbers = await graphsNumbers(name)
+    expect(session.graphs).toEqual(['decoder', 'encoder'])
+    for (const [adapter, key] of [
+      [null, 'base'],
+      ['own', 'adapted'],
+    ] as const) {
+      const { whole, cached } = await decoded(session, name, adapter)
+      expect(worst(whole, numbers.get(key)!)).toBeLessThan(1e-5)
+      expect(worst(cached, numbers.get(key)!.slice(-2048))).toBeLessThan(1e-5)
+    }
+    await session.dispose()
+    await model.close()
+  })
+
+  it('an adapter is added and removed in all graphs', async () => {
+    const model = await open('bart')
+    const session = await OnnxSession.open(model)
+    await session.add('own', await adapterOf('bart'))
+    const numbers = await graphsNumbers('bart')
+    expect(worst((await decoded(session, 'bart', 'own')).whole, numbers.get('adapted')!)).toBeLessThan(1e-5)
+    await session.remove('own')
+    await expect(session.run(await firstFeeds('bart'), { graph: 'encoder', adapter: 'own' })).rejects.toThrow(
+      MismatchError,
+    )
+    await session.add('own', await adapterOf('bart'))
+    expect(worst((await decoded(session, 'bart', 'own')).whole, numbers.get('adapted')!)).toBeLessThan(1e-5)
+    await session.dispose()
+    await model.close()
+  })
+
+  it('a layer that is in none of the graphs is an error that names them, unless it is left out', async () => {
+    const model = await open('t5')
+    const adapter = await adapterOf('t5')
+    const other = adapter.only(new Set(adapter.names().slice(0, 2)))
+    other.addFactors('decoder.pooler', Array(4).fill([1, 2]), [
+      [1, 2, 3, 4],
+      [1, 2, 3, 4],
+    ])
+    await expect(OnnxSession.open(model, { adapters: { other } })).rejects.toThrow(
+      /none of the model's graphs \(decoder_model_merged.onnx, encoder_model.onnx\) has a module for decoder.pooler/,
+    )
+    const session = await OnnxSession.open(model, { adapters: { other }, allowMissing: true })
+    expect(session.adapters).toEqual(['other'])
+    await session.dispose()
+    const foreign = await adapterOf('bart')
+    await expect(OnnxSession.open(model, { adapters: { foreign }, allowMissing: true })).rejects.toThrow(
+      /no module for any of its layers/,
+    )
+    await model.close()
+  })
+
+  it('a graph that is not there', async () => {
+    const model = await open('t5')
+    const session = await OnnxSession.open(model)
+    await expect(session.run({}, { graph: 'encoderr' })).rejects.toThrow(
+      /no such graph; expected decoder, encoder.*encoder\?/,
+    )
+    await session.dispose()
+    await model.close()
+  })
+})
+
+describe('texts', () => {
+  let [models, sessions]: [Record<string, Model>, Record<string, OnnxSession<Model>>] = [{}, {}]
+  beforeAll(async () => {
+    for (const name of ['t5', 'bart']) {
+      models[name] = await open(name)
+      sessions[name] = await OnnxSession.open(models[name], { adapters: { own: await adapterOf(name) } })
+    }
+  })
+  afterAll(async () => {
+    for (const name of ['t5', 'bart']) {
+      await sessions[name].dispose()
+      await models[name].close()
+    }
+    models = {}
+    sessions = {}
+  })
+
+  it.each(['t5', 'bart'])('%s writes PEFT’s tokens, with the adapter and without', async (name) => {
+    const { text, baseIds, adaptedIds } = expectedGraphs(name)
+    const options = { maxNewTokens: baseIds.length }
+    expect((await sessions[name].generate(text, options)).tokenIds).toEqual(baseIds)
+    expect((await sessions[name].generate(text, { ...options, adapter: 'own' })).tokenIds).toEqual(adaptedIds)
+  })
+
+  it.each(['t5', 'bart'])(
+    '%s writes the same in a batch of prompts of other lengths, an adapter for each',
+    async (name) => {
+      const { text, baseIds, adaptedIds } = expectedGraphs(name)
+      const long = `${text}, and they did eat bread`
+      const options = { maxNewTokens: baseIds.length }
+      const [one, two, three] = await sessions[name].generate([text, long, text], {
+        ...options,
+        adapter: ['own', 'own', null],
+      })
+      const alone = await sessions[name].generate(long, { ...options, adapter: 'own' })
+      expect(one.tokenIds).toEqual(adaptedIds)
+      expect(two.tokenIds).toEqual(alone.tokenIds)
+      expect(three.tokenIds).toEqual(baseIds)
+    },
+  )
+
+  it('takes no chat', async () => {
+    await expect(sessions.t5.generate([{ role: 'user', content: 'Hello' }])).rejects.toThrow(DataError)
+  })
+})

@@ -1,0 +1,289 @@
+import { readFileSync } from 'node:fs'
+import { create, equals } from '@bufbuild/protobuf'
+import { describe, expect, it } from 'vitest'
+import { MemoryDirectory } from '../../src/base/bytes.js'
+import { MismatchError, UnsupportedError } from '../../src/base/errors.js'
+import {
+  TensorProto_DataType as DataType,
+  ModelProtoSchema,
+  TensorProtoSchema,
+} from '../../src/formats/onnx/gen/onnx_pb.js'
+import { copyMessage, mapTensors } from '../../src/formats/onnx/messages.js'
+import { loadOnnx, type OnnxModel } from '../../src/formats/onnx/model.js'
+import { tensorMeta } from '../../src/formats/onnx/tensors.js'
+import { writeOnnx } from '../../src/formats/onnx/write.js'
+import { findLinears } from '../../src/graph/match/linears.js'
+import { findBranches } from '../../src/graph/match/merged-branches.js'
+import { Graph } from '../../src/graph/view/graph.js'
+import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { LoraAdapter } from '../../src/lora/adapter.js'
+import { mergeOnnx } from '../../src/merge/onnx/merge-onnx.js'
+import { deviation } from '../golden.js'
+import {
+  dataOf,
+  feedsOfForm,
+  floatsOfOutput,
+  formAdapter,
+  formNumbers,
+  GOLDEN_FORMS,
+  isHalf,
+  openForm,
+} from '../graph/golden-forms.js'
+import { directoryOf, feedsOf, inThread, makeAdapter, openModel } from '../infer/models.js'
+
+/** A merge in memory, opened. */
+async function merged(
+  model: OnnxModel,
+  adapters: Parameters<typeof mergeOnnx>[1],
+  options: Parameters<typeof mergeOnnx>[3] = {},
+  sign: 1 | -1 = 1,
+) {
+  const out = new MemoryDirectory()
+  const report = await mergeOnnx(model, adapters, out, options, sign)
+  return { report, out, model: await loadOnnx(out, model.fileName) }
+}
+
+async function outputOf(onnx: OnnxModel, name: string, adapter?: LoraAdapter) {
+  const session = await OnnxSession.open({ onnx, runtime: inThread }, adapter ? { adapters: { adapter } } : {})
+  const feeds = feedsOfForm(name, await formNumbers(name))
+  const { y } = await session.run(feeds, adapter ? { adapter: 'adapter' } : {})
+  await session.dispose()
+  return floatsOfOutput(y)
+}
+
+/** That two models have the same graph, whatever the version of the format, and the same bytes in their weights. */
+async function expectSame(got: OnnxModel, expected: OnnxModel) {
+  const graphs = [got, expected].map(({ proto }) =>
+    mapTensors(copyMessage(proto, { irVersion: 0n }), (tensor) => tensorMeta(tensor)),
+  )
+  expect(equals(ModelProtoSchema, graphs[0], graphs[1])).toBe(true)
+  for (const { name } of expected.proto.graph!.initializer) {
+    expect(await got.readWeight(name)).toEqual(await expected.readWeight(name))
+  }
+}
+
+describe.each(GOLDEN_FORMS)('branches beside %s', (name) => {
+  it('give what a session gives, and leave the weights', async () => {
+    const [base, numbers] = [await openForm(name), await formNumbers(name)]
+    const adapter = formAdapter(numbers)
+    const { report, model } = await merged(base, adapter)
+    expect(report).toMatchObject({ changed: 0, branches: 2, warnings: [] })
+    const [y, session] = [await outputOf(model, name), await outputOf(base, name, adapter)]
+    expect(deviation(y, session)).toBeLessThan(isHalf(name) ? 2e-3 : 1e-5)
+    for (const { name: weight } of base.proto.graph!.initializer) {
+      expect(await model.readWeight(weight)).toEqual(await base.readWeight(weight))
+    }
+    const norm = (part: string) => Math.hypot(...dataOf(numbers, `fc2.${part}`))
+    expect(report.layers.map((layer) => layer.name)).toEqual(['model.fc1', 'model.fc2'])
+    expect(report.layers[1].relativeChange).toBeGreaterThan(0.05)
+    expect(report.layers[1].relativeChange).toBeLessThan((2 * norm('A') * norm('B')) / norm('weight'))
+    // The result is itself a base, whose layers have the names that they had.
+    const linears = findLinears(new Graph(model.proto))
+    expect(linears.map((linear) => [linear.name, linear.isHead])).toEqual([
+      ['model.fc1', false],
+      ['model.fc2', true],
+    ])
+    expect(findBranches(new Graph(model.proto)).map(({ module }) => module)).toEqual(['model.fc1', 'model.fc2'])
+    const back = await merged(model, adapter, {}, -1)
+    await expectSame(back.model, base)
+  })
+})
+
+describe('a graph with branches', () => {
+  const name = 'nbits-4-16-zeros'
+
+  /** The adapter's first layer alone, with other values. */
+  async function another(): Promise<LoraAdapter> {
+    const numbers = await formNumbers(name)
+    const adapter = new LoraAdapter({ rank: 4, alpha: 2 })
+    const layer = formAdapter(numbers).layer('model.fc1')
+    adapter.addFactors('model.fc1', layer.weightA, { ...layer.weightB, data: layer.weightB.data.map((x) => -3 * x) })
+    return adapter
+  }
+
+  it('takes a second adapter, and gives either back', async () => {
+    const base = await openForm(name)
+    const [first, second] = [formAdapter(await formNumbers(name)), await another()]
+    const one = await merged(base, first)
+    const both = await merged(one.model, { adapter: second, weight: 0.5 })
+    const together = await merged(base, [first, { adapter: second, weight: 0.5 }])
+    const expected = await outputOf(together.model, name)
+    expect(deviation(await outputOf(both.model, name), expected)).toBeLessThan(1e-6)
+    expect(deviation(expected, await outputOf(one.model, name))).toBeGreaterThan(0.1)
+    // A session adds to what is merged.
+    const scaled = new LoraAdapter({ rank: 4, alpha: 1 })
+    scaled.addFactors('model.fc1', second.layer('model.fc1').weightA, second.layer('model.fc1').weightB)
+    expect(deviation(await outputOf(one.model, name, scaled), expected)).toBeLessThan(1e-6)
+    const withoutFirst = await merged(both.model, first, {}, -1)
+    const onlySecond = await merged(base, { adapter: second, weight: 0.5 })
+    const y = await outputOf(withoutFirst.model, name)
+    expect(deviation(y, await outputOf(onlySecond.model, name))).toBeLessThan(1e-6)
+    const neither = await merged(withoutFirst.model, { adapter: second, weight: 0.5 }, {}, -1)
+    await expectSame(neither.model, base)
+  })
+
+  it('has DoRA’s scales, and refuses what would change their norm', async () => {
+    const [base, numbers] = [await openForm(name), await formNumbers(name)]
+    const dora = new LoraAdapter({ rank: 4, alpha: 8, useDora: true })
+    const { weightA, weightB } = formAdapter(numbers).layer('model.fc2')
+    const magnitude = Float32Array.from({ length: 24 }, (_, i) => 1 + i / 24)
+    dora.addFactors('model.fc2', weightA, weightB, { magnitude })
+    const result = await merged(base, dora)
+    const y = await outputOf(result.model, name)
+    expect(deviation(y, await outputOf(base, name, dora))).toBeLessThan(1e-6)
+    const back = await merged(result.model, dora, {}, -1)
+    await expectSame(back.model, base)
+    const plain = (await merged(base, formAdapter(numbers))).model
+    await expect(merged(plain, dora)).rejects.toThrow(/fc2.*DoRA.*Unmerge the other adapter first/s)
+    await expect(merged(base, [dora, formAdapter(numbers)])).rejects.toThrow(UnsupportedError)
+  })
+
+  it('in f16 has factors of half the size', async () => {
+    const [base, numbers] = [await openForm(name), await formNumbers(name)]
+    const adapter = formAdapter(numbers)
+    const [full, half] = [await merged(base, adapter), await merged(base, adapter, { factors: 'F16' })]
+    const sizeOf = ({ out }: typeof full) => out.files.get('model.onnx')!.byteLength
+    const factors = 4 * (48 + 40 + 40 + 24)
+    expect(sizeOf(full) - sizeOf(half)).toBeGreaterThan(2 * factors - 1000)
+    const [y, z] = [await outputOf(full.model, name), await outputOf(half.model, name)]
+    expect(deviation(z, y)).toBeLessThan(2e-3)
+    expect(deviation(z, y)).toBeGreaterThan(0)
+    const back = await merged(half.model, adapter, {}, -1)
+    await expectSame(back.model, base)
+  })
+
+  it('gives back no adapter that is not in it', async () => {
+    const [base, first] = [await openForm(name), formAdapter(await formNumbers(name))]
+    await expect(merged(base, first, {}, -1)).rejects.toThrow(/no branches with this adapter/)
+    const { model } = await merged(base, first)
+    await expect(merged(model, await another(), {}, -1)).rejects.toThrow(MismatchError)
+    await expect(merged(model, { adapter: first, weight: 0.5 }, {}, -1)).rejects.toThrow(MismatchError)
+  })
+})
+
+describe.each(['nbits-4-32', 'nbits-4-16-zeros', 'nbits-8-32', 'nbits-8-16-zeros'])('requantize %s', (name) => {
+  it('writes the bytes of ONNX Runtime’s quantizer, and measures the error', async () => {
+    const [base, numbers] = [await openForm(name), await formNumbers(name)]
+    const { report, model } = await merged(base, formAdapter(numbers), { quantized: 'requantize' })
+    expect(report.branches).toBeUndefined()
+    expect(report.changed).toBe(name.endsWith('zeros') ? 6 : 4)
+    for (const { node, name: module } of findLinears(new Graph(model.proto))) {
+      const layer = module.slice('model.'.length)
+      const tensors = await Promise.all(
+        node.input
+          .slice(1)
+          .filter(Boolean)
+          .map((input) => model.readWeight(input)),
+      )
+      const [packed, scales, zeros] = tensors
+      expect(deviation(new Float32Array(scales.slice().buffer), dataOf(numbers, `${layer}.scales`))).toBeLessThan(1e-6)
+      // A sum on the border of two integers may go either way.
+      const expected = dataOf(numbers, `${layer}.packed`)
+      const differing = [...packed].filter((byte, i) => byte !== expected[i]).length
+      expect(differing / packed.length).toBeLessThan(0.01)
+      if (zeros !== undefined) expect([...zeros]).toEqual([...dataOf(numbers, `${layer}.zeros`)])
+    }
+    const errors = report.layers.map(({ quantizationError }) => quantizationError as number)
+    const [low, high] = name.includes('-4-') ? [0.05, 0.4] : [0.001, 0.02]
+    for (const error of errors) expect([low < error, error < high]).toEqual([true, true])
+  })
+})
+
+describe('what is refused before anything is written', () => {
+  const refused = async (name: string, options: Parameters<typeof mergeOnnx>[3], message: RegExp) => {
+    const [base, out] = [await openForm(name), new MemoryDirectory()]
+    const adapter = formAdapter(await formNumbers(name))
+    await expect(mergeOnnx(base, adapter, out, options)).rejects.toThrow(message)
+    await expect(mergeOnnx(base, adapter, out, options)).rejects.toBeInstanceOf(UnsupportedError)
+    expect([...out.files.keys()]).toEqual([])
+  }
+
+  it.each(['int8', 'bnb4-nf4', 'qdq-int8', 'uint8-fused'])('requantize on %s', async (name) => {
+    await refused(name, { quantized: 'requantize' }, /model\/fc1\/.*not quantized again.*--quantized branches/s)
+  })
+
+  it('requantize where zero points are floats', async () => {
+    await refused('nbits-4-16-float-zeros', { quantized: 'requantize' }, /its zero points are floats/)
+  })
+
+  it('quantized, and a type of factors, on a float graph', async () => {
+    const model = await openModel('tests/golden/models/llama-optimum')
+    const adapter = makeAdapter(model, /q_proj$/)
+    for (const quantized of ['branches', 'requantize'] as const) {
+      await expect(merged(model.onnx, adapter, { quantized })).rejects.toThrow(/quantized: .*linear layers as MatMul/s)
+    }
+    await expect(merged(model.onnx, adapter, { factors: 'F16' })).rejects.toThrow(/outDtype/)
+    await model.close()
+  })
+})
+
+describe('data files', () => {
+  const PATH = 'tests/golden/models/llama-genai-int4'
+
+  it('stay beside the graph, and what is new follows under the next number', async () => {
+    const base = await loadOnnx(directoryOf(`${PATH}/onnx`), 'model.onnx')
+    const graph = new Graph(base.proto)
+    const added = new Float32Array(1000).fill(0.5)
+    for (const name of ['one', 'two']) {
+      const tensor = { name, dataType: DataType.FLOAT, dims: [1000n], rawData: new Uint8Array(added.buffer) }
+      graph.addInitializer(create(TensorProtoSchema, tensor))
+    }
+    const out = new MemoryDirectory()
+    const written = await writeOnnx(base, graph.toModel(), out, 'onnx/model_q4.onnx', {
+      keepsFiles: true,
+      maxAddedBytes: 5000,
+    })
+    const files = ['onnx/model_q4.onnx_data', 'onnx/model_q4.onnx_data_1']
+    expect(written).toEqual({ dataFiles: files, unlinked: [] })
+    expect([...out.files.keys()].sort()).toEqual(['onnx/model_q4.onnx', ...files])
+    expect(out.files.get(files[0])).toEqual(new Uint8Array(readFileSync(`${PATH}/onnx/model.onnx.data`)))
+    const result = await loadOnnx(out, 'onnx/model_q4.onnx')
+    for (const { name } of base.proto.graph!.initializer) {
+      expect(await result.readWeight(name)).toEqual(await base.readWeight(name))
+    }
+    for (const name of ['one', 'two']) {
+      expect(result.weight(name)?.location).toBe('model_q4.onnx_data_1')
+      expect([...new Float32Array((await result.readWeight(name)).slice().buffer)]).toEqual([...added])
+    }
+    await base.close()
+  })
+
+  it('come along with a merge, whose config.json tells transformers.js of them', async () => {
+    const out = new MemoryDirectory()
+    const base = await loadOnnx(directoryOf(PATH), 'onnx/model.onnx')
+    const model = await openModel(PATH)
+    const companions = directoryOf(PATH)
+    const adapter = makeAdapter(model, /o_proj$/)
+    const report = await mergeOnnx(base, adapter, out, { path: 'onnx/model_q4.onnx', companions })
+    expect(report).toMatchObject({ branches: 1, copied: expect.arrayContaining(['config.json']) })
+    const config = JSON.parse(new TextDecoder().decode(out.files.get('config.json')))
+    expect(config['transformers.js_config']).toEqual({
+      use_external_data_format: { 'model_q4.onnx': 1 },
+      dtype: 'q4',
+    })
+    const before = JSON.parse(readFileSync(`${PATH}/config.json`, 'utf8'))
+    expect({ ...config, 'transformers.js_config': undefined }).toEqual({
+      ...before,
+      'transformers.js_config': undefined,
+    })
+    const result = await loadOnnx(out, 'onnx/model_q4.onnx')
+    const back = await merged(result, adapter, {}, -1)
+    await expectSame(back.model, base)
+    await base.close()
+    await model.close()
+  })
+})
+
+it('q, k and v in one packed node get branches that give what a session gives', async () => {
+  const model = await openModel('tests/golden/models/llama-genai-int4')
+  const adapter = makeAdapter(model, /(q|v)_proj$|o_proj$/)
+  const result = await merged(model.onnx, adapter)
+  const feeds = feedsOf(model, [[0, 54, 260, 1356]])
+  const session = await OnnxSession.open({ onnx: model.onnx, runtime: inThread }, { adapters: { adapter } })
+  const own = await OnnxSession.open({ onnx: result.model, runtime: inThread })
+  const [a, b] = [await session.run(feeds, { adapter: 'adapter' }), await own.run(feeds)]
+  expect(deviation(floatsOfOutput(b.logits), floatsOfOutput(a.logits))).toBeLessThan(1e-5)
+  await session.dispose()
+  await own.dispose()
+  await model.close()
+})
