@@ -1,6 +1,6 @@
 // Which adapters a run uses: one by its name, a mix of several with weights, the base alone; for the whole batch or for each row.
 
-import { ConfigError } from '../base/errors.js'
+import { ConfigError, UnsupportedError } from '../base/errors.js'
 import { anyOf, isObject, type Kind, kind, listOf, NAME } from '../base/options.js'
 
 /** The name of an adapter; names and weights of several, which are added up; or null for the base model alone. */
@@ -72,4 +72,23 @@ export function distinctMixes(mixes: readonly Mix[]): { distinct: readonly Mix[]
   const unique = [...new Set(keys)]
   const distinct = unique.map((key) => mixes[keys.indexOf(key)])
   return { distinct, rowOf: unique.length > 1 ? keys.map((key) => unique.indexOf(key)) : undefined }
+}
+
+/**
+ * Throws UnsupportedError for a mix with an adapter that scales the outputs of the base.
+ *
+ * @param scales whether an adapter does; throws MismatchError for one that the session does not have
+ */
+export function requireMixable(mixes: readonly Mix[], scales: (name: string) => boolean): void {
+  for (const mix of mixes) {
+    for (const { name, weight } of mix) {
+      if (!scales(name) || (mix.length === 1 && weight === 1)) continue
+      throw new UnsupportedError({
+        where: `adapter ${JSON.stringify(name)}`,
+        what: 'an adapter with DoRA scales the outputs of the base, so that it runs alone and with weight 1',
+        got: mix.map((one) => `${one.name}: ${one.weight}`).join(', '),
+        hint: 'Merge it, and mix the others on the merged model',
+      })
+    }
+  }
 }

@@ -18,7 +18,7 @@ import { requireHandled } from '../lora/requirements.js'
 import { type Engine, openEngine } from '../runtime/host.js'
 import { type Remote, transfer } from '../runtime/rpc.js'
 import type { Feeds, OutputOptions, RuntimeTensor, SessionOptions } from '../runtime/runtime.js'
-import { ADAPTER_CHOICE, type AdapterChoice, type Mix, mixesOf } from './adapter-choice.js'
+import { ADAPTER_CHOICE, type AdapterChoice, type Mix, mixesOf, requireMixable } from './adapter-choice.js'
 import { type ClassifierSession, classify } from './classify.js'
 import { type EmbeddingSession, embed } from './embed.js'
 import { InferEngine } from './engine.js'
@@ -261,18 +261,7 @@ export class OnnxSession<M extends SessionBase = SessionBase>
    * @internal Throws MismatchError unless runs can choose these adapters, UnsupportedError for a mix that is no sum.
    */
   checkMixes(mixes: readonly Mix[]): void {
-    for (const mix of mixes) {
-      for (const { name, weight } of mix) {
-        const { scales } = this.#requireAdapter(name)
-        if (!scales || (mix.length === 1 && weight === 1)) continue
-        throw new UnsupportedError({
-          where: `adapter ${JSON.stringify(name)}`,
-          what: 'an adapter with DoRA scales the outputs of the base, so that it runs alone and with weight 1',
-          got: mix.map((one) => `${one.name}: ${one.weight}`).join(', '),
-          hint: 'Merge it, and mix the others on the merged model',
-        })
-      }
-    }
+    requireMixable(mixes, (name) => this.#requireAdapter(name).scales)
   }
 
   /** @internal The head that a run's logits come from. Throws UnsupportedError where adapters of several rows or a mix have one. */
