@@ -1,6 +1,6 @@
 // Which adapters a run uses: one by its name, a mix of several with weights, the base alone; for the whole batch or for each row.
 
-import { ConfigError, UnsupportedError } from '../base/errors.js'
+import { ConfigError, MismatchError, nearMisses, UnsupportedError } from '../base/errors.js'
 import { anyOf, isObject, type Kind, kind, listOf, NAME } from '../base/options.js'
 
 /** The name of an adapter; names and weights of several, which are added up; or null for the base model alone. */
@@ -91,4 +91,15 @@ export function requireMixable(mixes: readonly Mix[], scales: (name: string) => 
       })
     }
   }
+}
+
+/** Throws MismatchError for a name that no adapter of a session has. */
+export function refuseAdapter(name: string, adapters: readonly string[]): never {
+  const near = nearMisses(name, adapters)
+  throw new MismatchError({
+    where: 'adapter',
+    what: `the session has no adapter ${JSON.stringify(name)}`,
+    expected: adapters.length === 0 ? 'none: add one first' : adapters.join(', '),
+    ...(near.length > 0 ? { hint: `Did you mean ${near[0]}?` } : {}),
+  })
 }

@@ -2,7 +2,7 @@
 // other arrays. The base's weights are in memory once, whatever the number of adapters.
 
 import { create } from '@bufbuild/protobuf'
-import { MismatchError, nearMisses, StateError, UnsupportedError } from '../base/errors.js'
+import { StateError, UnsupportedError } from '../base/errors.js'
 import { checkArgument, checkOptions, kind, listOf, NAME, type OptionTable } from '../base/options.js'
 import { ValueInfoProtoSchema } from '../formats/onnx/gen/onnx_pb.js'
 import { injectLora } from '../graph/inject/inject.js'
@@ -18,7 +18,14 @@ import { requireHandled } from '../lora/requirements.js'
 import { type Engine, openEngine } from '../runtime/host.js'
 import { type Remote, transfer } from '../runtime/rpc.js'
 import type { Feeds, OutputOptions, RuntimeTensor, SessionOptions } from '../runtime/runtime.js'
-import { ADAPTER_CHOICE, type AdapterChoice, type Mix, mixesOf, requireMixable } from './adapter-choice.js'
+import {
+  ADAPTER_CHOICE,
+  type AdapterChoice,
+  type Mix,
+  mixesOf,
+  refuseAdapter,
+  requireMixable,
+} from './adapter-choice.js'
 import { type ClassifierSession, classify } from './classify.js'
 import { type EmbeddingSession, embed } from './embed.js'
 import { InferEngine } from './engine.js'
@@ -283,15 +290,7 @@ export class OnnxSession<M extends SessionBase = SessionBase>
 
   /** Throws MismatchError unless runs can choose this adapter. */
   #requireAdapter(name: string): OpenAdapter {
-    const adapter = this.#adapters.get(name)
-    if (adapter !== undefined) return adapter
-    const near = nearMisses(name, this.#adapters.keys())
-    throw new MismatchError({
-      where: 'adapter',
-      what: `the session has no adapter ${JSON.stringify(name)}`,
-      expected: this.#adapters.size === 0 ? 'none: add one first' : this.adapters.join(', '),
-      ...(near.length > 0 ? { hint: `Did you mean ${near[0]}?` } : {}),
-    })
+    return this.#adapters.get(name) ?? refuseAdapter(name, this.adapters)
   }
 
   /** @param isShare the session is over one of several graphs, in which an adapter may have no layers */
