@@ -99,7 +99,10 @@ export function refuseAdapter(name: string, adapters: readonly string[]): never 
   throw new MismatchError({
     where: 'adapter',
     what: `the session has no adapter ${JSON.stringify(name)}`,
-    expected: adapters.length === 0 ? 'none: add one first' : adapters.join(', '),
+    expected:
+      adapters.length === 0
+        ? 'the name of an adapter, but the session has none yet: call session.add first'
+        : adapters.join(', '),
     ...(near.length > 0 ? { hint: `Did you mean ${near[0]}?` } : {}),
   })
 }

@@ -31,7 +31,7 @@ import { type EmbeddingSession, embed } from './embed.js'
 import { InferEngine } from './engine.js'
 import { checkName, plainFeeds } from './feeds.js'
 import { generate, streamText, type TextSession } from './generate.js'
-import { mainRole, otherGraphs, type SessionBase, shareAdapter } from './graphs.js'
+import { mainRole, otherGraphs, type SessionBase, type SessionExtras, shareAdapter } from './graphs.js'
 import { type AdapterHead, readHead, runWithHead } from './heads.js'
 import { batchOf, checkRanks } from './rows.js'
 import type {
@@ -56,14 +56,6 @@ const RUN_OPTIONS: OptionTable<RunOptions> = { adapter: ADAPTER_CHOICE, outputNa
 /** Providers on which tensors without elements work; on others an idle site gets zeros of rank 1. */
 const TAKES_EMPTY_TENSORS = new Set(['cpu', 'wasm'])
 
-/** What who owns the session of a pipeline adds to the options. */
-export interface SessionExtras extends OutputOptions {
-  /** Edits the graph before adapters are put into it. */
-  edit?: ((graph: Graph) => void) | undefined
-  /** Called when all is checked, before the runtime reads weights. */
-  beforeOpen?: (() => Promise<void>) | undefined
-}
-
 /** An {@link AdapterSession}, or over less than a whole model what does not write texts. */
 export class OnnxSession<M extends SessionBase = SessionBase>
   implements Omit<AdapterSession, 'model' | 'generate' | 'stream' | 'classify' | 'embed'>
@@ -75,6 +67,7 @@ export class OnnxSession<M extends SessionBase = SessionBase>
   readonly #beforeOpen: () => Promise<void>
   readonly #modules: ModuleMap
   readonly #closesModel: boolean
+  readonly #openAdapter: (adapter: unknown) => Promise<LoraAdapter>
   readonly #allowMissing: boolean
   /** Over the model's other graphs, such as its encoder. They have the same adapters, each its own layers of them. */
   #others: ReadonlyMap<string, OnnxSession> = new Map()
@@ -95,9 +88,10 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     model: M,
     { adapters: _, modules = {}, device, allowMissing = false, ...options }: AdapterSessionOptions,
     closesModel: boolean,
-    { edit = () => {}, beforeOpen = async () => {}, ...outputs }: SessionExtras,
+    { edit = () => {}, beforeOpen = async () => {}, openAdapter, ...outputs }: SessionExtras,
   ) {
     this.model = model
+    this.#openAdapter = openAdapter ?? (async (adapter) => adapter as LoraAdapter)
     this.#allowMissing = allowMissing
     this.#closesModel = closesModel
     this.#edit = edit
@@ -147,8 +141,8 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     return this.#graph.outputs.map(({ name }) => name)
   }
 
-  async add(name: string, adapter: LoraAdapter): Promise<void> {
-    return this.#add([[name, adapter]])
+  async add(name: string, adapter: unknown): Promise<void> {
+    return this.#add([[name, await this.#openAdapter(adapter)]])
   }
 
   async remove(name: string): Promise<void> {

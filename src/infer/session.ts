@@ -164,8 +164,8 @@ export interface GenerateResult {
 }
 
 /**
- * One base model in memory and any number of adapters, of which each run chooses. Runs take turns: calls may overlap, and are
- * answered in their order. Made by `openSession`.
+ * A base model in memory with any number of adapters. Each run chooses one adapter, a mix, or one for each row. You can start several
+ * calls at the same time; they run in order. `openSession` makes it.
  */
 export interface AdapterSession {
   /** What the session was opened over. It has to stay open until the session is disposed. */
@@ -179,23 +179,7 @@ export interface AdapterSession {
   /** The model's outputs. */
   readonly outputNames: readonly string[]
 
-  /**
-   * Copies an adapter into the session; runs choose it by `name`. If no earlier adapter changes the same modules, the session loads
-   * the base again, and two copies are in memory for a short time. To avoid this, pass the adapter to `openSession`. The same
-   * happens with the first adapter that has DoRA or biases of B for a module. DoRA's scales are computed here, from the base's
-   * weights, once.
-   *
-   * @throws MismatchError when a layer has no module in the model, or another shape there; UnsupportedError when the module is
-   *   there in a form that cannot be adapted, or the adapter holds more than linear layers, or DoRA for weights that are not
-   *   floats; NumericError when a weight is not finite; StateError when the name is taken or the session is disposed; ConfigError
-   *   when an argument is not usable. If `add` throws, the session does not change.
-   *
-   * @example
-   * const session = await openSession('models/union-3m')
-   * await session.add('peft', await loadAdapter('tests/golden/peft/f32'))
-   * console.log(session.adapters)
-   * await session.dispose()
-   */
+  /** Copies an adapter into the session; runs choose it by `name`. */
   add(name: string, adapter: LoraAdapter): Promise<void>
 
   /**
@@ -221,7 +205,7 @@ export interface AdapterSession {
    *
    * @example
    * const session = await openSession('models/union-3m')
-   * const ids = session.model.tokenizer.encode('And the people')
+   * const ids = session.model.tokenizer?.encode('And the people') ?? []
    * const { logits } = await session.run({
    *   input_ids: { type: 'int64', data: BigInt64Array.from(ids, BigInt), dims: [1, ids.length] },
    * })
