@@ -66,9 +66,11 @@ export type { AdapterChoice } from './infer/adapter-choice.js'
 export { GENERATE_DEFAULTS, type SamplingOptions } from './infer/sampling.js'
 export type {
   AdapterSessionOptions,
+  BatchOptions,
   ChatOptions,
   Classification,
   ClassifyOptions,
+  EmbedOptions,
   GenerateOptions,
   GenerateResult,
   Prompt,

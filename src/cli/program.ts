@@ -26,6 +26,7 @@ const COMMANDS: Record<string, () => Promise<Command>> = {
   inspect: async () => (await import('./inspect.js')).inspect,
   generate: async () => (await import('./generate.js')).generate,
   classify: async () => (await import('./classify.js')).classify,
+  embed: async () => (await import('./embed.js')).embed,
 }
 
 /** Runs one command line, without the program's name. Rejects with whatever is no error of lowrank; `report` turns it into an exit code. */
