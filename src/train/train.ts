@@ -1,6 +1,7 @@
 // Training: model + records → adapter. Checks what is asked for, encodes the records, makes the adapter, and runs the steps.
 
 import { ConfigError, listed, MismatchError, StateError, UnsupportedError } from '../base/errors.js'
+import { checkOptions as checkTable } from '../base/options.js'
 import { Random } from '../base/random.js'
 import { checkColumnNames } from '../data/columns.js'
 import { readRows } from '../data/read-rows.js'
@@ -39,6 +40,7 @@ export async function train(options: TrainingOptions, limits: readonly MemoryLim
   const startedAt = performance.now()
   const { model, out, on, modules, signal } = options
   const task = await loadTask(options.task ?? DEFAULT_TASK)
+  checkTaskOptions(task, options.taskOptions)
   checkTrainableForm(readGraph(model.onnx.proto))
   await checkTask(task, model)
   const use: FolderUse = options.resume ? 'resume' : options.overwrite ? 'overwrite' : 'new'
@@ -55,7 +57,7 @@ export async function train(options: TrainingOptions, limits: readonly MemoryLim
     options.evalData === undefined
       ? heldOut
       : (await encode(options, settings, task, options.evalData, 'evalData', undefined)).kept
-  const open = task.open(model, records.examples)
+  const open = task.open(model, records.examples, options.taskOptions)
   warnOfMemory(options, settings, limits, longest(records.examples, open))
   on?.stage?.('prepare')
   const adapter = options.adapter ?? (await newAdapter(model, config, { task, open, modules }))
@@ -65,6 +67,7 @@ export async function train(options: TrainingOptions, limits: readonly MemoryLim
   const result = await trainAdapter({
     model,
     task: task.name,
+    taskOptions: options.taskOptions,
     open,
     adapter,
     modules,
@@ -228,6 +231,11 @@ function checkOptions(options: TrainingOptions, settings: TrainSettings): LoraCo
   // What of a head is saved whole, the task decides.
   requirePlainConfig({ ...config, modulesToSave: [] }, 'training')
   return config
+}
+
+/** Throws ConfigError naming an option that the task does not have, or that is out of range. */
+function checkTaskOptions({ name, options = {} }: Task, given: unknown): void {
+  checkTable(given, { of: `the task ${name}`, table: options })
 }
 
 function checkData(where: string, data: unknown): void {

@@ -13,6 +13,7 @@ const PAGES = [
   'first-adapter',
   'training',
   'data',
+  'tasks',
   'models',
   'sessions',
   'adapters',
