@@ -7,6 +7,7 @@
 import assert from 'node:assert/strict'
 import { join } from 'node:path'
 import { loadAdapter, loadModel, merge, openSession } from 'lowrank'
+import { pipelineWithAdapters } from 'lowrank/transformers'
 import { installTransformers, loadTransformers, openPipeline, ROOT } from './transformers-js.mjs'
 
 const scratch = process.argv[2]
@@ -70,6 +71,12 @@ for (const entry of CASES) {
   } finally {
     await pipeline.dispose()
   }
+  // The same without merging.
+  const adapters = entry.adapter === undefined ? {} : { adapter: entry.adapter }
+  const adapted = await pipelineWithAdapters(entry.task, entry.base, { adapters, transformers })
+  const call = (input, options) => adapted(input, { ...options, adapter: entry.adapter && 'adapter' })
+  console.log(`${entry.name}, in a pipeline with adapters: ${await entry.check(call, entry)}`)
+  await adapted.dispose()
 }
 
 /** Both continue prompts greedily: transformers.js one by one, then all in a batch, which pads them on the left. */

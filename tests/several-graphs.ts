@@ -24,13 +24,13 @@ export function graphsFolder(name: string): string {
 }
 
 export function expectedGraphs(name: string): ExpectedGraphs {
-  return JSON.parse(readFileSync(path.join(graphsFolder(name), 'expected.json'), 'utf8'))
+  return JSON.parse(readFileSync(path.join(graphsFolder(name), 'golden', 'expected.json'), 'utf8'))
 }
 
 /** PEFT's logits of the last two tokens: `base` and `adapted`; and what went in where that is no text. */
 export async function graphsNumbers(name: string): Promise<Map<string, Float32Array>> {
   const directory = new NodeDirectory(graphsFolder(name))
-  const file = await parseSafetensorsHeader(await directory.open('logits.safetensors'))
+  const file = await parseSafetensorsHeader(await directory.open('golden/logits.safetensors'))
   const numbers = new Map<string, Float32Array>()
   for (const key of file.tensors.keys()) numbers.set(key, Float32Array.from((await readTensorF32(file, key)).data))
   await file.source.close()

@@ -210,12 +210,12 @@ def make(name, args):
         raise SystemExit(f"{name}: logits differ from PyTorch's by {deviation}")
     base_ids, base_lead = greedy(model, name, given)
     adapted = adapt(model, SEED, 0.2, name=f"tiny-{name}", r=4, lora_alpha=8, target_modules=targets, task_type=None)
-    save_adapter(adapted, folder / "adapter")
+    save_adapter(adapted, folder / "golden" / "adapter")
     ids, lead = greedy(adapted, name, given)
-    save_tensors(folder / "logits.safetensors", {
+    save_tensors(folder / "golden" / "logits.safetensors", {
         "base": base[-2:].contiguous(), "adapted": logits_of(adapted, given, decoded)[-2:].contiguous(),
         **({"input_features": given["input_features"].half()} if name == "whisper" else {})})
-    write_json(folder / "expected.json", {
+    write_json(folder / "golden" / "expected.json", {
         "versions": versions("torch", "transformers", "peft", "onnxruntime"),
         "text": TEXT, "inputIds": given["input_ids"][0].tolist() if "input_ids" in given else None, "decoderIds": decoded,
         "baseIds": base_ids, "adaptedIds": ids, "smallestLead": min(lead, base_lead), "onnxDeviation": deviation,

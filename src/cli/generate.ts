@@ -62,12 +62,12 @@ export const generate = defineCommand({
     ...OUTPUT_OPTIONS,
   },
   async run(values, { occurrences }) {
-    const { model, dtype, adapter: folders, weight: _, mix, threads, json, ...asked } = values
+    const { model, dtype, adapter: folders, allowMissing, weight: _, mix, threads, json, ...asked } = values
     const { prompt, messages, system, chat, raw, chatTemplate, ...sampling } = asked
     const weighted = weightedAdapters(occurrences)
     const prompts = await Prompts.of({ prompt, messages, system, chat, raw })
     const template = await readChatTemplate(chatTemplate)
-    return withSession({ model, dtype, adapter: folders, threads }, async (session, signal, adapters) => {
+    return withSession({ model, dtype, adapter: folders, allowMissing, threads }, async (session, signal, adapters) => {
       const options = { ...sampling, chatTemplate: template, tools: prompts.tools, signal }
       const results: Result[] = []
       const writer = new Writer(json, prompts)

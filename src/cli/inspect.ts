@@ -79,19 +79,32 @@ function lines(report: InspectReport): string[] {
         ]),
       ]
     case 'onnx':
-      return [
-        heading('ONNX model', `${report.linears.length} linear layers`),
-        `inputs   ${printable(report.inputs.join(', '))}`,
-        `outputs  ${printable(report.outputs.join(', '))}`,
-        '',
-        table([
-          ['linear layer', 'form', 'd', 'k'],
-          ...report.linears.map(({ name, form, layout, d, k, isHead }) => {
-            return [name, `${form} (${layout})${isHead ? ', head' : ''}`, d, k]
-          }),
-        ]),
-      ]
+      return onnxLines(report)
   }
+}
+
+function onnxLines({ graphs, dtypes, linears }: InspectReport & { kind: 'onnx' }): string[] {
+  const isSeveral = graphs.length > 1
+  const types = Object.entries(dtypes).map(([name, own]) => `${isSeveral ? `${name}: ` : ''}${own.join(', ')}`)
+  const yes = (is: boolean) => (is ? 'yes' : 'no')
+  return [
+    heading('ONNX model', `${linears.length} linear layers${isSeveral ? ` in ${graphs.length} graphs` : ''}`),
+    ...(types.length > 0 ? [`types    ${printable(types.join('; '))}`] : []),
+    ...graphs.flatMap(({ role, inputs, outputs }) => [
+      ...(isSeveral ? ['', colors.bold(role)] : []),
+      `inputs   ${printable(inputs.join(', '))}`,
+      `outputs  ${printable(outputs.join(', '))}`,
+    ]),
+    '',
+    table([
+      ['linear layer', ...(isSeveral ? ['graph'] : []), 'form', 'd', 'k', 'run', 'merge', 'train'],
+      ...linears.map(({ name, graph, form, layout, d, k, isHead, run, merge, train, problem }) => {
+        const stored = `${form} (${layout})${isHead ? ', head' : ''}${problem === null ? '' : `: ${problem}`}`
+        const able = [yes(run), merge.join(', ') || 'no', yes(train)]
+        return [name, ...(isSeveral ? [graph] : []), stored, d, k, ...able]
+      }),
+    ]),
+  ]
 }
 
 function adapterLines({

@@ -13,6 +13,7 @@ export const SESSION_OPTIONS = {
   model: text(MODEL, `${RUNS}; default: the base of the first adapter`),
   dtype: dtype(),
   adapter: repeated(ADAPTER, 'adapter: a folder, or an id on the Hub'),
+  allowMissing: toggle('leave out layers that an export of the model dropped'),
 }
 
 /** How it runs and answers. */
@@ -26,6 +27,7 @@ interface SessionValues {
   readonly dtype: DtypeChoice | undefined
   /** Adapters have their folders as names. */
   readonly adapter: readonly string[]
+  readonly allowMissing: boolean
   readonly threads: number | undefined
 }
 
@@ -36,7 +38,7 @@ interface SessionValues {
  * @returns the exit code
  */
 export async function withSession(
-  { model: named, dtype, adapter: folders, threads }: SessionValues,
+  { model: named, dtype, adapter: folders, allowMissing, threads }: SessionValues,
   use: (session: AdapterSession, signal: AbortSignal, adapters: ReadonlyMap<string, LoraAdapter>) => Promise<number>,
 ): Promise<number> {
   if (named === undefined && folders.length === 0) throw new UsageError(`--model ${MODEL} is missing`)
@@ -52,7 +54,7 @@ export async function withSession(
       const other = otherBase(folder, config.baseModel, model)
       if (other !== undefined) warn(other)
     }
-    const session = await node.openSession(model, { adapters: Object.fromEntries(adapters), threads })
+    const session = await node.openSession(model, { adapters: Object.fromEntries(adapters), allowMissing, threads })
     try {
       return await interruptible('Stopping.', async (interrupt) => {
         const closed = new AbortController()

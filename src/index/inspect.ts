@@ -4,11 +4,11 @@ import type { Directory } from '../base/bytes.js'
 import { ConfigError, FileError, listed } from '../base/errors.js'
 import { BOOLEAN, checkOptions, type OptionTable } from '../base/options.js'
 import { elementCount } from '../base/tensor.js'
-import { type DtypeChoice, defaultGraphs, findGraph } from '../graph/graph-file.js'
-import type { FormName } from '../graph/match/forms/form.js'
+import { type DtypeChoice, defaultGraphs } from '../graph/graph-file.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import type { FitReport } from '../merge/fit.js'
 import type { AdapterReport } from '../peft/inspect.js'
+import type { OnnxContents } from './inspect-onnx.js'
 import { DTYPE } from './model.js'
 import { openSource, SOURCE, type Source } from './sources.js'
 
@@ -22,16 +22,6 @@ export interface CheckpointContents {
   tensors: { name: string; dtype: string; shape: readonly number[] }[]
   /** Of the first file. */
   metadata: Readonly<Record<string, string>>
-}
-
-/** Inputs, outputs and adaptable layers of an ONNX model. */
-export interface OnnxContents {
-  /** Names of the graph's inputs. */
-  inputs: string[]
-  /** Names of the graph's outputs. */
-  outputs: string[]
-  /** Linear layers by module name: what targetModules can name. */
-  linears: { name: string; form: FormName; layout: string; d: number; k: number; isHead: boolean }[]
 }
 
 /** What {@link inspect} found, by kind. */
@@ -81,7 +71,9 @@ export async function inspect(target: Source | LoraAdapter, options: InspectOpti
       got: file === undefined ? directory.name : `${directory.name}/${file}`,
     })
   }
-  return model.kind === 'onnx' ? inspectOnnx(directory, model.file) : inspectCheckpoint(directory, model.file)
+  if (model.kind === 'checkpoint') return inspectCheckpoint(directory, model.file)
+  const { inspectGraphs } = await import('./inspect-onnx.js')
+  return { kind: 'onnx', ...(await inspectGraphs(directory, model.files, file === undefined)) }
 }
 
 /** The model that a source means; undefined when it means an adapter. */
@@ -89,16 +81,16 @@ async function findModel(
   directory: Directory,
   file: string | undefined,
   dtype: DtypeChoice | undefined,
-): Promise<{ kind: 'onnx'; file: string } | { kind: 'checkpoint'; file: string | undefined } | undefined> {
+): Promise<{ kind: 'onnx'; files: string[] } | { kind: 'checkpoint'; file: string | undefined } | undefined> {
   if (file !== undefined && /^adapter_(model\.(safetensors|bin)|config\.json)$/.test(file)) return undefined
-  if (file !== undefined) return { kind: isCheckpointFile(file) ? 'checkpoint' : 'onnx', file }
-  if (dtype !== undefined) return { kind: 'onnx', file: await findGraph(directory, { dtype }) }
+  if (file !== undefined) return isCheckpointFile(file) ? { kind: 'checkpoint', file } : { kind: 'onnx', files: [file] }
+  if (dtype !== undefined) return { kind: 'onnx', files: await defaultGraphs(directory, dtype) }
   const files = await directory.list()
   if (files.includes('adapter_config.json')) return undefined
   if (files.some((name) => /^(?!adapter_).*\.safetensors(\.index\.json)?$/.test(name)))
     return { kind: 'checkpoint', file }
-  const [graph] = await defaultGraphs(directory)
-  if (graph !== undefined) return { kind: 'onnx', file: graph }
+  const graphs = await defaultGraphs(directory)
+  if (graphs.length > 0) return { kind: 'onnx', files: graphs }
   for (const folder of (await directory.folders?.()) ?? []) {
     if (await directory.has(`${folder}/adapter_config.json`)) return undefined
   }
@@ -114,12 +106,12 @@ function isCheckpointFile(file: string): boolean {
   return /\.(safetensors|json|bin|pt|pth|ckpt)$/.test(file)
 }
 
-/** The ONNX model that a base is; undefined when it is a checkpoint. */
-export async function findOnnx(base: { directory: Directory; file: string | undefined }): Promise<string | undefined> {
-  if (base.file !== undefined) return isCheckpointFile(base.file) ? undefined : base.file
+/** The graphs of the ONNX model that a base is; none if it is a checkpoint. */
+export async function findOnnx(base: { directory: Directory; file: string | undefined }): Promise<string[]> {
+  if (base.file !== undefined) return isCheckpointFile(base.file) ? [] : [base.file]
   const files = await base.directory.list()
-  if (files.some((name) => /\.safetensors(\.index\.json)?$/.test(name))) return undefined
-  return (await defaultGraphs(base.directory))[0]
+  if (files.some((name) => /\.safetensors(\.index\.json)?$/.test(name))) return []
+  return defaultGraphs(base.directory)
 }
 
 async function inspectWithBase(
@@ -140,7 +132,7 @@ async function fitTo(
 ): Promise<FitReport> {
   const opened = await openSource(base, 'base', { readsRanges: normDeltas === undefined })
   const onnx = await findOnnx(opened)
-  if (onnx === undefined) {
+  if (onnx.length === 0) {
     const { fitCheckpoint } = await import('../merge/chunks/fit.js')
     return fitCheckpoint(opened.directory, directory, { basePath: opened.file, normDeltas })
   }
@@ -148,12 +140,18 @@ async function fitTo(
   const adapter = await openAdapter(directory, { isTolerant: true })
   try {
     const config = await (await import('../merge/chunks/open-plan.js')).readConfig(opened.directory)
-    const model = await (await import('../formats/onnx/model.js')).loadOnnx(opened.directory, onnx)
-    try {
-      return await (await import('../merge/onnx/fit.js')).fitOnnx(model, adapter, config, normDeltas)
-    } finally {
-      await model.close()
+    const { loadOnnx } = await import('../formats/onnx/model.js')
+    const { fitOnnx, joinFits } = await import('../merge/onnx/fit.js')
+    const fits: FitReport[] = []
+    for (const path of onnx) {
+      const model = await loadOnnx(opened.directory, path)
+      try {
+        fits.push(await fitOnnx(model, adapter, { config, normDeltas, path }))
+      } finally {
+        await model.close()
+      }
     }
+    return joinFits(opened.directory.name, fits)
   } finally {
     await adapter.close()
   }
@@ -172,24 +170,5 @@ async function inspectCheckpoint(directory: Directory, file: string | undefined)
     }
   } finally {
     await checkpoint.close()
-  }
-}
-
-async function inspectOnnx(directory: Directory, file: string): Promise<InspectReport> {
-  const model = await (await import('../formats/onnx/model.js')).loadOnnx(directory, file)
-  try {
-    const { Graph } = await import('../graph/view/graph.js')
-    const { findLinears } = await import('../graph/match/linears.js')
-    const graph = new Graph(model.proto)
-    return {
-      kind: 'onnx',
-      inputs: graph.inputs.map(({ name }) => name),
-      outputs: graph.outputs.map(({ name }) => name),
-      linears: findLinears(graph).map(({ name, form, layout, d, k, isHead }) => {
-        return { name, form: form.name, layout, d, k, isHead }
-      }),
-    }
-  } finally {
-    await model.close()
   }
 }

@@ -10,7 +10,7 @@ import type { AdapterChoice } from './adapter-choice.js'
 import type { SamplingOptions } from './sampling.js'
 
 /** The adapters of a session, and how the runtime opens it. */
-export interface AdapterSessionOptions extends Omit<SessionOptions, 'executionProviders'> {
+export interface AdapterSessionOptions extends Omit<SessionOptions, 'executionProviders' | 'exactProducts'> {
   /** Adapters to begin with, by the name that runs choose them by. */
   adapters?: Readonly<Record<string, LoraAdapter>> | undefined
   /**

@@ -65,12 +65,22 @@ export interface SessionOptions {
   threads?: number
   /** Uses less memory, but runs a few percent slower: ONNX Runtime does not copy the weights. */
   lowMemory?: boolean
+  /** Products of dequantized weights take their inputs as floats, not rounded to 8 bits. Default false. */
+  exactProducts?: boolean
   /** Graph optimization level. Default 'all'. */
   optimization?: 'disabled' | 'basic' | 'extended' | 'all'
   /** Names of execution providers, as the runtime spells them. Default: its CPU provider. */
   executionProviders?: readonly string[]
   /** Write a profile next to this prefix (Node). */
   profilePrefix?: string
+}
+
+/** How outputs come, where the session lives in the caller's thread. */
+export interface OutputOptions {
+  /** Outputs are ONNX Runtime's own tensors, and such tensors are fed as they are: those on the GPU stay there. */
+  keepsTensors?: boolean | undefined
+  /** Outputs that stay on the GPU. */
+  gpuOutputs?: readonly string[] | undefined
 }
 
 export interface RuntimeSession {
@@ -85,5 +95,5 @@ export interface RuntimeSession {
 export interface Runtime {
   /** 'onnxruntime-node 1.30.0', for reports. */
   readonly name: string
-  createSession(model: SessionModel, options?: SessionOptions): Promise<RuntimeSession>
+  createSession(model: SessionModel, options?: SessionOptions & OutputOptions): Promise<RuntimeSession>
 }

@@ -97,7 +97,13 @@ export class TrainingSessions {
     // A run that evaluates again and again would open them again and again.
     if (evaluateEvery === undefined) await this.#closeAll()
     const model = await graph.sessionModel()
-    id = (await this.#engine.openSession(model, { lowMemory, ...(threads === undefined ? {} : { threads }) })).id
+    id = (
+      await this.#engine.openSession(model, {
+        lowMemory,
+        exactProducts: true,
+        ...(threads === undefined ? {} : { threads }),
+      })
+    ).id
     this.#sessions.set(graph, id)
     this.#parts.on?.progress?.({ stage: 'prepare', done: 3, total: 3 })
     return id

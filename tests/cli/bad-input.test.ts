@@ -88,7 +88,7 @@ const TRAIN: [what: string, args: () => string[], message: RegExp][] = [
   ['a huge learning rate', () => ['--learning-rate', '1e3'], /--learning-rate: .*got 1000/],
   ['a warm-up above 1', () => ['--warmup-ratio', '1.5'], /--warmup-ratio: .*got 1\.5/],
   ['zero steps', () => ['--max-steps', '0'], /--max-steps: .*got 0/],
-  ['a model of 4-bit weights', () => ['--model', join(golden, 'models', 'llama-q4')], /MatMulNBits .*q_proj/],
+  ['a model of half precision', () => ['--model', join(golden, 'models', 'llama-fp16')], /float16 MatMul .*q_proj/],
   ['nothing to resume', () => ['--resume'], /no run to resume/],
 ]
 

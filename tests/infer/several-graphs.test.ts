@@ -15,7 +15,7 @@ import { expectedGraphs, firstFeeds, graphsFolder, graphsNumbers, int64, lastRow
 const open = (name: string): Promise<Model> =>
   loadModel(new NodeDirectory(graphsFolder(name)), { runtime: { module: ort as unknown as OrtModule } })
 const adapterOf = (name: string): Promise<LoraAdapter> =>
-  loadAdapter(new NodeDirectory(`${graphsFolder(name)}/adapter`))
+  loadAdapter(new NodeDirectory(`${graphsFolder(name)}/golden/adapter`))
 
 /** The logits of the last two tokens of the decoder, behind the encoder, and those of the last one from a cache. */
 async function decoded(session: OnnxSession<Model>, name: string, adapter: string | null) {

@@ -15,7 +15,7 @@ import { graphsFolder, graphsNumbers, stockLogits, worst } from '../several-grap
 const work = mkdtempSync(path.join(tmpdir(), 'lowrank-graphs-'))
 afterAll(() => rmSync(work, { recursive: true }))
 
-const adapterOf = (name: string) => path.join(graphsFolder(name), 'adapter')
+const adapterOf = (name: string) => path.join(graphsFolder(name), 'golden', 'adapter')
 
 describe('encoder and decoder', () => {
   it.each(['t5', 'bart', 'whisper'])(

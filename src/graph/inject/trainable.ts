@@ -31,19 +31,36 @@ export class TrainableLinears {
     this.#g = g
   }
 
-  /** Rewrites a MatMul by a weight as a Gemm of rows: (…, k) → (rows, k) → (rows, d) → (…, d). A Gemm stays. */
+  /**
+   * Lets a product by a weight compute rows: (…, k) → (rows, k) → (rows, d) → (…, d). A MatMul becomes a Gemm. A Gemm stays, and so does
+   * what several nodes compute, whose output is only seen as rows.
+   */
   toRows(linear: Linear): Linear {
-    const { node, k, d } = linear
-    if (linear.form !== MATMUL) return linear
+    const { node, k, d, form } = linear
+    if (form === GEMM || node.opType === 'Gemm') return linear
+    if (node !== linear.last) return this.#outputToRows(linear)
     const [x, y] = [node.input[0], node.output[0]]
     const rows = this.#rowsOf(x, k)
     const output = this.#graph.freshName(`${y}/rows`)
-    this.#becomeGemm(node, rows)
+    if (form === MATMUL) this.#becomeGemm(node, rows)
+    else this.#graph.setInputs(node, [rows, ...node.input.slice(1)])
     this.#graph.setOutput(node, 0, output)
     const width = linear.fused?.width ?? d
     const shape = this.#g.concat([this.#leadingDimsOf(x), this.#g.int([width])], 0)
     this.#graph.setOutput(this.#g.node('Reshape', [output, shape]), 0, y)
-    return { ...linear, form: GEMM, input: rows, output }
+    return { ...linear, form: form === MATMUL ? GEMM : form, input: rows, output }
+  }
+
+  #outputToRows(linear: Linear): Linear {
+    const { last, input, k, d, fused } = linear
+    const y = last.output[0]
+    const own = this.#graph.freshName(`${y}/product`)
+    this.#graph.setOutput(last, 0, own)
+    const width = fused?.width ?? d
+    const rows = this.#g.node('Reshape', [own, this.#g.int([-1, width])])
+    const shape = this.#g.concat([this.#leadingDimsOf(input), this.#g.int([width])], 0)
+    this.#graph.setOutput(this.#g.node('Reshape', [rows.output[0], shape]), 0, y)
+    return { ...linear, last: rows, input: this.#rowsOf(input, k), output: rows.output[0] }
   }
 
   /**
@@ -54,13 +71,15 @@ export class TrainableLinears {
    */
   chooseRows(linear: Linear, choice: NodeProto): { linear: Linear; all: Value; chosen: Value } {
     const { node, k } = linear
-    const all = linear.form === MATMUL ? this.#rowsOf(node.input[0], k) : node.input[0]
+    const isGemm = node.opType === 'Gemm'
+    const all = isGemm ? node.input[0] : this.#rowsOf(node.input[0], k)
     const moved = this.#g.node('Gather', [all, choice.input[1]], { axis: 0 })
     moved.metadataProps = choice.metadataProps
     const [chosen] = moved.output
     if (linear.form === MATMUL) this.#becomeGemm(node, chosen)
     else this.#graph.setInputs(node, [chosen, ...node.input.slice(1)])
-    return { linear: { ...linear, form: GEMM, input: chosen }, all, chosen }
+    const form = linear.form === MATMUL ? GEMM : linear.form
+    return { linear: { ...linear, form, input: chosen }, all, chosen }
   }
 
   /** Turns a MatMul by a weight into a Gemm of `rows` by the weight as it lies. */

@@ -48,8 +48,8 @@ export async function spreadAdapter(
   return { parts, missing }
 }
 
-/** Encoders are exported without the module around them, so that decoder.block.0 would be found as their block.0. */
-function mayHold(role: GraphRole, name: string): boolean {
+/** Whether a layer of this name can be in a graph of this role. Encoders are exported without the module around them, so that decoder.block.0 would be found as their block.0. */
+export function mayHold(role: GraphRole, name: string): boolean {
   const side = name.split('.').find((segment) => segment === 'encoder' || segment === 'decoder')
   if (side === undefined) return true
   return role === 'encoder' ? side === 'encoder' : !role.startsWith('decoder') || side === 'decoder'

@@ -2,9 +2,11 @@
 
 import { TensorProto_DataType as DataType, type NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
 import { gradientPath } from '../gradients/backward.js'
+import { quantizedGradient } from '../gradients/quantized.js'
 import { loraInputs, valueInfo } from '../inject/inject.js'
 import { TrainableLinears } from '../inject/trainable.js'
 import { dropEmptyCache } from '../inputs/cache.js'
+import { findProduct } from '../match/forms/forms.js'
 import { findLinears, type Linear, type ModuleMap, reachesRowWise } from '../match/linears.js'
 import { matchLayers } from '../match/match.js'
 import { Builder, type Value } from '../view/builder.js'
@@ -64,7 +66,7 @@ export function buildForward(graph: Graph, objective: Objective, options: Forwar
 
   const linears = findLinears(graph, options.modules)
   const placed = matchLayers(linears, options.layers)
-  const adapted = new Set(placed.map(({ linear }) => linear.node))
+  const adapted = new Map(placed.map(({ linear }) => [linear.node, linear.last.output[0]]))
   const trained = linearsOnPath(graph, linears, adapted, sum, own)
 
   const factors = declareFactors(graph, options.layers)
@@ -85,11 +87,16 @@ export function buildForward(graph: Graph, objective: Objective, options: Forwar
   }
   trainable.adapt(
     placed.map(({ linear, layer }) => {
-      const { form, input, output } = inRows.get(linear.node) as Linear
-      return { linear: { ...linear, form, input, output, name: layer.name }, scaling: layer.scaling }
+      const { form, last, input, output } = inRows.get(linear.node) as Linear
+      return { linear: { ...linear, form, last, input, output, name: layer.name }, scaling: layer.scaling }
     }),
     options.dropout,
   )
+  for (const { node, form } of trained) {
+    const product = form.isQuantized ? findProduct(graph, node) : undefined
+    const gradient = product && quantizedGradient(product)
+    if (product !== undefined && gradient !== undefined) own.customGradients.set(product.output, gradient)
+  }
   graph.inputs.push(valueInfo(LOSS_SCALE, DataType.FLOAT, []))
   graph.rename(own.g.mul(sum, LOSS_SCALE), LOSS)
   graph.outputs = [valueInfo(LOSS, DataType.FLOAT, []), ...predicted]
@@ -100,11 +107,11 @@ export function buildForward(graph: Graph, objective: Objective, options: Forwar
 function linearsOnPath(
   graph: Graph,
   linears: readonly Linear[],
-  adapted: ReadonlySet<NodeProto>,
+  adapted: ReadonlyMap<NodeProto, Value>,
   sum: Value,
   { customGradients, parameters }: ObjectiveGraph,
 ): Linear[] {
-  const outputs = [...[...adapted].map((node) => node.output[0]), ...parameters.map(({ input }) => input)]
+  const outputs = [...adapted.values(), ...parameters.map(({ input }) => input)]
   const between = new Set(gradientPath(graph, outputs, [sum], customGradients).nodes)
   return linears.filter(({ node }) => adapted.has(node) || between.has(node))
 }
@@ -116,7 +123,9 @@ function choiceBehind(
   choice: RowChoice,
 ): { linear: Linear; choice: RowChoice; value: Value } | undefined {
   const value = (graph.producer(choice.all) as NodeProto).input[0]
-  const linear = linears.find((candidate) => reachesRowWise(graph, candidate, value))
+  const linear = linears.find(
+    (candidate) => candidate.node === candidate.last && reachesRowWise(graph, candidate, value),
+  )
   return linear && { linear, choice, value }
 }
 

@@ -23,7 +23,7 @@ import { buildForward, type Forward, LOSS, LOSS_SCALE, type TrainedLayer } from 
 import type { Length, Objective } from './objective.js'
 import type { TrainedTensor } from './objective-graph.js'
 import { lengthOf, measureShapes } from './probe.js'
-import { checkTrainableForm } from './trainable-form.js'
+import { checkTrainableForm, computeExactly } from './trainable-form.js'
 
 export type { TrainedLayer, TrainedTensor }
 
@@ -164,6 +164,7 @@ function prepare(
 ) {
   const graph = new Graph(model.proto)
   checkTrainableForm(graph)
+  computeExactly(graph)
   takeBranchWithoutCache(graph)
   raiseOpset(graph)
   const forward = buildForward(graph, objective, { layers, dropout, modules, predicts })

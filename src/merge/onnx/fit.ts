@@ -6,7 +6,9 @@ import { LowrankError } from '../../base/errors.js'
 import { elementCount, zeros } from '../../base/tensor.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import type { TensorInfo } from '../../formats/safetensors.js'
+import { roleOf } from '../../graph/graph-file.js'
 import { findLinears } from '../../graph/match/linears.js'
+import { mayHold } from '../../graph/match/spread.js'
 import { Graph } from '../../graph/view/graph.js'
 import { LoraAdapter } from '../../lora/adapter.js'
 import { requireHandled } from '../../lora/requirements.js'
@@ -21,14 +23,21 @@ const PIECE_BYTES = 1 << 22
 
 type Target = OnnxMergePlan['targets'] extends ReadonlyMap<string, infer T> ? T : never
 
-/**
- * @param normDeltas ‖s·B·A‖ by layer: then the weights are read, and each layer has its relative change
- */
+/** What is known of a fit. */
+export interface FitOnnxOptions {
+  /** config.json, which tells the base's head. */
+  readonly config?: Readonly<Record<string, unknown>> | undefined
+  /** ‖s·B·A‖ by layer: then the weights are read, and each layer has its relative change. */
+  readonly normDeltas?: ReadonlyMap<string, number> | undefined
+  /** The graph's file, which tells its role. Default: the model's own. */
+  readonly path?: string | undefined
+}
+
+/** How an adapter fits one graph. */
 export async function fitOnnx(
   model: OnnxModel,
   adapter: AdapterFile,
-  config: Readonly<Record<string, unknown>> = {},
-  normDeltas?: ReadonlyMap<string, number>,
+  { config = {}, normDeltas, path = model.fileName }: FitOnnxOptions = {},
 ): Promise<FitReport> {
   const parts: PartFit[] = []
   const problems: string[] = []
@@ -39,6 +48,10 @@ export async function fitOnnx(
   const norms = new Map<string, number>()
   for (const part of adapter.parts()) {
     const { name } = part
+    if (!mayHold(roleOf(path), name)) {
+      parts.push(missingPart(name, `${name}: it belongs to another graph than ${path}`))
+      continue
+    }
     if (part.kind === 'replacement' && head?.isReplaced === false && head.placed.tensors.has(name)) {
       const { dtype, shape } = part.tensors.weight
       parts.push({ name, tensor: name, shape, dtype, problem: null, relativeChange: null })
@@ -79,6 +92,20 @@ export async function fitOnnx(
 function branchFit(name: string, { linear }: OnnxMergePlan['branches'][number]): PartFit {
   const { weight, k, d, form } = linear
   return { name, tensor: weight, shape: [d, k], dtype: form.name, problem: null, relativeChange: null }
+}
+
+/** How an adapter fits a model of several graphs: each of its parts needs a place in one of them. */
+export function joinFits(base: string, fits: readonly FitReport[]): FitReport {
+  if (fits.length === 1) return fits[0]
+  const { fits: _, ...first } = fits[0]
+  const parts = first.parts.map((part, i) => {
+    const all = fits.map((fit) => fit.parts[i])
+    return (
+      all.find(({ problem }) => problem === null) ?? all.find(({ problem }) => !/another graph/.test(problem!)) ?? part
+    )
+  })
+  const vocabulary = fits.map((fit) => fit.vocabulary).find((rows) => rows !== null) ?? null
+  return fitReport({ ...first, base, parts, vocabulary })
 }
 
 async function placed(name: string, place: () => Promise<PartFit>): Promise<PartFit> {

@@ -3,6 +3,7 @@
 import { TensorProto_DataType as DataType } from '../../../formats/onnx/gen/onnx_pb.js'
 import { FLOAT_DTYPES } from './float-product.js'
 import type { Product } from './form.js'
+import { MATMUL_NBITS } from './matmul-nbits.js'
 
 /** Ways of merging into a layer: into its weight, as a branch beside it, or into its weight in its own integers. */
 export type MergeWay = 'weights' | 'branches' | 'requantize'
@@ -22,10 +23,12 @@ export interface Abilities {
 /** What can be done with a layer of this form and layout. */
 export function abilitiesOf({ form, dataType, problem }: Product): Abilities {
   const run = FLOAT_DTYPES[dataType] !== undefined
+  const isReadable = problem === undefined
+  const quantized: MergeWay[] = form === MATMUL_NBITS && isReadable ? ['branches', 'requantize'] : ['branches']
   return {
     run,
-    merge: form.isQuantized || problem !== undefined || !run ? [] : ['weights'],
-    train: !form.isQuantized && dataType === DataType.FLOAT && problem === undefined,
+    merge: !run ? [] : form.isQuantized ? quantized : isReadable ? ['weights'] : [],
+    train: dataType === DataType.FLOAT && isReadable && (!form.isQuantized || form.dequantize !== undefined),
     problem,
   }
 }

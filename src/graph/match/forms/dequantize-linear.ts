@@ -13,7 +13,7 @@ import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
 import { FLOAT_DTYPES } from './float-product.js'
 import type { Form } from './form.js'
-import { integerType, readFloats, readIntegers, requireReadable } from './integers.js'
+import { integerType, readFloats, readIntegers, requireReadable, viewOf } from './integers.js'
 
 export const DEQUANTIZE_LINEAR: Form = {
   name: 'DequantizeLinear',
@@ -62,6 +62,14 @@ export const DEQUANTIZE_LINEAR: Form = {
       }
       return result
     }
+  },
+
+  dequantize(g, { node }) {
+    const { maker } = dequantizer(g.graph, node.input[1], false)!
+    const copy = g.node('DequantizeLinear', [viewOf(g.graph, maker.input[0]), ...maker.input.slice(1)])
+    copy.domain = maker.domain
+    copy.attribute = [...maker.attribute]
+    return copy.output[0]
   },
 }
 

@@ -2,7 +2,7 @@
 
 import type { TensorProto_DataType as DataType, NodeProto } from '../../../formats/onnx/gen/onnx_pb.js'
 import type { OnnxModel } from '../../../formats/onnx/model.js'
-import type { Value } from '../../view/builder.js'
+import type { Builder, Value } from '../../view/builder.js'
 import type { Graph } from '../../view/graph.js'
 
 /** The operator that computes the product, or that makes its weight. */
@@ -55,4 +55,11 @@ export interface Form {
    * @throws UnsupportedError naming the node when the weight cannot be read
    */
   openLines(model: OnnxModel, graph: Graph, product: Product): Promise<ReadLines>
+  /**
+   * Appends nodes that make the stored matrix in f32 as the graph runs, for gradients. Only for forms with integers, and weights
+   * that are understood; forms without it are not trained.
+   *
+   * @returns (d, k), or (k, d), as stored
+   */
+  dequantize?(g: Builder, product: Product): Value
 }

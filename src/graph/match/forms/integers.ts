@@ -3,8 +3,9 @@
 import { decodeFloats } from '../../../base/dtype.js'
 import { UnsupportedError } from '../../../base/errors.js'
 import { TensorProto_DataType as DataType, type TensorProto } from '../../../formats/onnx/gen/onnx_pb.js'
+import { copyMessage } from '../../../formats/onnx/messages.js'
 import type { OnnxModel } from '../../../formats/onnx/model.js'
-import { dataTypeName, isExternal } from '../../../formats/onnx/tensors.js'
+import { dataTypeName, inlineBytes, inlineTensor, isExternal } from '../../../formats/onnx/tensors.js'
 import type { Value } from '../../view/builder.js'
 import type { Graph } from '../../view/graph.js'
 import { FLOAT_DTYPES } from './float-product.js'
@@ -92,7 +93,22 @@ export function countOf(graph: Graph, value: Value | undefined): number | undefi
   return tensor?.dims.reduce((product, dim) => product * Number(dim), 1)
 }
 
-/** Whether bytes of a constant are in its file, so that another tensor can be made over them. */
-export function isInFile(tensor: TensorProto): boolean {
-  return isExternal(tensor)
+/**
+ * A second constant over the bytes of one: of another type or shape, or only under another name, so that ONNX Runtime does not take what is
+ * made of both for one value.
+ */
+export function viewOf(
+  graph: Graph,
+  value: Value,
+  { dataType, dims }: { dataType?: DataType; dims?: readonly number[] } = {},
+): Value {
+  const tensor = graph.constant(value) as TensorProto
+  const whole = isExternal(tensor) ? tensor : inlineTensor(tensor, inlineBytes(tensor, value))
+  return graph.addInitializer(
+    copyMessage(whole, {
+      name: graph.freshName(`${value}/view`),
+      dataType: dataType ?? tensor.dataType,
+      dims: dims === undefined ? tensor.dims : dims.map(BigInt),
+    }),
+  )
 }

@@ -7,12 +7,12 @@ import {
   type TensorProto,
 } from '../../../formats/onnx/gen/onnx_pb.js'
 import { dimsOf } from '../../../formats/onnx/tensors.js'
-import type { Value } from '../../view/builder.js'
+import type { Builder, Value } from '../../view/builder.js'
 import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
 import { FLOAT_DTYPES } from './float-product.js'
 import type { Form, Product } from './form.js'
-import { integerType, readFloats, readIntegers, requireReadable } from './integers.js'
+import { countOf, integerType, readFloats, readIntegers, requireReadable, viewOf } from './integers.js'
 
 /** Where an 8-bit weight and what belongs to it come in. */
 export interface IntegerWeight {
@@ -49,6 +49,7 @@ export const MATMUL_INTEGER: Form = {
   },
 
   openLines,
+  dequantize,
 }
 
 export const DYNAMIC_QUANTIZE_MATMUL: Form = {
@@ -61,6 +62,7 @@ export const DYNAMIC_QUANTIZE_MATMUL: Form = {
   },
 
   openLines,
+  dequantize,
 }
 
 function product(graph: Graph, form: Form, node: NodeProto, last: NodeProto, input: Value): Product | undefined {
@@ -132,6 +134,18 @@ async function openLines(...[model, graph, found]: Parameters<Form['openLines']>
     }
     return result
   }
+}
+
+function dequantize(g: Builder, found: Product): Value {
+  const { graph } = g
+  const { weight, scale, zeroPoint } = integerWeight(graph, found) as IntegerWeight
+  const parts = zeroPoint === '' ? [scale] : [scale, zeroPoint]
+  const isShared = parts.every((value) => countOf(graph, value) === 1)
+  // DequantizeLinear takes one of each, or one for each output of both.
+  const own = parts.map((value) => {
+    return isShared ? g.reshape(value, g.int([])) : g.expand(g.reshape(value, g.int([-1])), g.int([found.d]))
+  })
+  return g.op('DequantizeLinear', [viewOf(graph, weight), ...own], isShared ? {} : { axis: 1 })
 }
 
 function problemOf(graph: Graph, tensor: TensorProto, parts: IntegerWeight | undefined, d: number): string | undefined {

@@ -1,18 +1,21 @@
 // MatMulNBits: weights of 4 or 8 bits in blocks along k, each with a scale and perhaps a zero point. The form of `_q4` and `_q4f16` files and of
 // onnxruntime-genai's int4. Layout: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#commicrosoftmatmulnbits
 
+import { create } from '@bufbuild/protobuf'
 import {
   TensorProto_DataType as DataType,
   type NodeProto,
   type TensorProto,
+  TensorProtoSchema,
 } from '../../../formats/onnx/gen/onnx_pb.js'
 import { dataTypeName } from '../../../formats/onnx/tensors.js'
-import { intAttribute } from '../../view/attributes.js'
+import { type Attributes, intAttribute } from '../../view/attributes.js'
+import type { Builder, Value } from '../../view/builder.js'
 import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
 import { FLOAT_DTYPES } from './float-product.js'
 import type { Form, Product } from './form.js'
-import { countOf, readFloats, readIntegers, requireReadable, unpack } from './integers.js'
+import { countOf, readFloats, readIntegers, requireReadable, unpack, viewOf } from './integers.js'
 
 /** The numbers of a node's layout. */
 export interface BlockLayout {
@@ -77,6 +80,60 @@ export const MATMUL_NBITS: Form = {
       return result
     }
   },
+
+  dequantize(g, { node }) {
+    const { graph } = g
+    const { bits, blockSize, blocks, k, d } = blockLayout(node)
+    const dataType = bits === 4 ? DataType.UINT4 : DataType.UINT8
+    const isBlocked = graph.opset() >= 21
+    const zeroPoints = node.input[ZERO_POINTS] ?? ''
+    // Of blocks of 4 bits two zero points share a byte; the last one of an odd row has a byte alone, which the operator knows nothing of.
+    const isWhole = zeroPoints === '' || (!hasFloatZeroPoints(graph, node) && (bits === 8 || blocks % 2 === 0))
+    const shape = isBlocked ? [d, blocks] : [d * blocks]
+    const integers = viewOf(graph, node.input[WEIGHT], {
+      dataType,
+      dims: isBlocked ? [d, blocks * blockSize] : [d * blocks, blockSize],
+    })
+    const scales = g.reshape(node.input[SCALES], g.int(shape))
+    const zero =
+      zeroPoints !== '' && isWhole
+        ? viewOf(graph, zeroPoints, { dataType, dims: shape })
+        : middles(graph, dataType, shape, isWhole ? 1 << (bits - 1) : 0)
+    const operator = isBlocked || bits === 8 ? 'DequantizeLinear' : 'com.microsoft:DequantizeLinear'
+    const attributes: Attributes = isBlocked ? { axis: 1, block_size: blockSize } : { axis: 0 }
+    const products = g.op(operator, [integers, scales, zero], attributes)
+    const values = isWhole
+      ? products
+      : g.sub(
+          g.reshape(products, g.int([d * blocks, blockSize])),
+          g.mul(g.reshape(scales, g.int([-1, 1])), floatZeroPoints(g, node)),
+        )
+    const rows = g.reshape(values, g.int([d, blocks * blockSize]))
+    return k === blocks * blockSize ? rows : g.op('Slice', [rows, g.int([0]), g.int([k]), g.int([1])])
+  },
+}
+
+/** Equal zero points for all blocks. */
+function middles(graph: Graph, dataType: DataType, dims: readonly number[], value: number): Value {
+  const count = dims.reduce((product, dim) => product * dim, 1)
+  const bytes =
+    dataType === DataType.UINT4
+      ? new Uint8Array(Math.ceil(count / 2)).fill(value | (value << 4))
+      : new Uint8Array(count).fill(value)
+  const name = graph.freshName('zero points')
+  return graph.addInitializer(create(TensorProtoSchema, { name, dataType, dims: dims.map(BigInt), rawData: bytes }))
+}
+
+/** The zero points of all blocks as floats, (d · blocks, 1). */
+function floatZeroPoints(g: Builder, node: NodeProto): Value {
+  const { blocks, d } = blockLayout(node)
+  const zeroPoints = node.input[ZERO_POINTS]
+  if (hasFloatZeroPoints(g.graph, node)) return g.reshape(zeroPoints, g.int([-1, 1]))
+  const bytes = g.cast(g.reshape(zeroPoints, g.int([d, Math.ceil(blocks / 2), 1])), DataType.FLOAT)
+  const high = g.op('Floor', [g.mul(bytes, g.float(1 / 16))])
+  const low = g.sub(bytes, g.mul(high, g.float(16)))
+  const pairs = g.reshape(g.concat([low, high], 2), g.int([d, -1]))
+  return g.reshape(g.op('Slice', [pairs, g.int([0]), g.int([blocks]), g.int([1])]), g.int([-1, 1]))
 }
 
 /** Whether a node's zero points are numbers in the type of its scales, and no packed integers. */

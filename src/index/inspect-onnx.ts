@@ -1,0 +1,96 @@
+// What the graphs of an ONNX model take, give, and have to adapt.
+
+import type { Directory } from '../base/bytes.js'
+import { loadOnnx } from '../formats/onnx/model.js'
+import { type GraphDtype, type GraphRole, graphDtypes, roleOf } from '../graph/graph-file.js'
+import { abilitiesOf, type MergeWay } from '../graph/match/forms/abilities.js'
+import type { FormName } from '../graph/match/forms/form.js'
+import { findLinears } from '../graph/match/linears.js'
+import { Graph } from '../graph/view/graph.js'
+
+/** One graph of a model. */
+export interface GraphContents {
+  /** What it is to the model. */
+  role: GraphRole
+  /** Inside the folder. */
+  file: string
+  inputs: string[]
+  outputs: string[]
+}
+
+/** A linear layer of a graph. */
+export interface LinearContents {
+  /** Module name: what targetModules can name. */
+  name: string
+  /** The graph that it is in. */
+  graph: GraphRole
+  form: FormName
+  /** How the weight is stored. */
+  layout: string
+  d: number
+  k: number
+  isHead: boolean
+  /** Sessions run it with adapters. */
+  run: boolean
+  /** Ways of merging into it, the default first. */
+  merge: MergeWay[]
+  /** Adapters are trained on it. */
+  train: boolean
+  /** What of its layout lowrank does not understand; null: nothing. */
+  problem: string | null
+}
+
+/** What an ONNX model takes, gives, and has to adapt. */
+export interface OnnxContents {
+  /** Names of the inputs, of several graphs those of the first. */
+  inputs: string[]
+  /** Names of the outputs, of several graphs those of the first. */
+  outputs: string[]
+  graphs: GraphContents[]
+  /** The types in which the folder has each graph, by the name of its file without the type; empty for a file. */
+  dtypes: Record<string, GraphDtype[]>
+  /** Each module once, also where both branches of an If compute it. */
+  linears: LinearContents[]
+}
+
+/** @param isFolder the folder is looked at, and not one of its files */
+export async function inspectGraphs(
+  directory: Directory,
+  files: readonly string[],
+  isFolder: boolean,
+): Promise<OnnxContents> {
+  const graphs: GraphContents[] = []
+  const linears: LinearContents[] = []
+  const dtypes: Record<string, GraphDtype[]> = {}
+  for (const file of files) {
+    const role = roleOf(file)
+    const model = await loadOnnx(directory, file)
+    try {
+      const graph = new Graph(model.proto)
+      const inputs = graph.inputs.map(({ name }) => name)
+      graphs.push({ role, file, inputs, outputs: graph.outputs.map(({ name }) => name) })
+      const seen = new Set<string>()
+      for (const linear of findLinears(graph)) {
+        const { name, form, layout, d, k, isHead } = linear
+        const key = [name, form.name, layout].join()
+        if (seen.has(key)) continue
+        seen.add(key)
+        const { run, merge, train, problem = null } = abilitiesOf(linear)
+        const able = { run, merge: [...merge], train, problem }
+        linears.push({ name, graph: role, form: form.name, layout, d, k, isHead, ...able })
+      }
+    } finally {
+      await model.close()
+    }
+    const name = graphName(file)
+    if (isFolder) dtypes[name] = await graphDtypes(directory, name)
+  }
+  const [{ inputs, outputs }] = graphs
+  return { inputs, outputs, graphs, dtypes, linears }
+}
+
+/** onnx/decoder_model_merged_q4.onnx → decoder_model_merged */
+function graphName(file: string): string {
+  const name = file.slice(file.lastIndexOf('/') + 1)
+  return name.replace(/(_(fp16|quantized|int8|uint8|q4|q4f16|bnb4|q2|q2f16|q1|q1f16))?\.onnx$/, '')
+}

@@ -1,0 +1,125 @@
+import { describe, expect, it } from 'vitest'
+import { UnsupportedError } from '../../src/base/errors.js'
+import { TensorProto_DataType as DataType } from '../../src/formats/onnx/gen/onnx_pb.js'
+import { tensorsOf } from '../../src/formats/onnx/messages.js'
+import type { Objective } from '../../src/graph/training/objective.js'
+import { buildTrainingGraph } from '../../src/graph/training/training-graph.js'
+import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
+import type { Feeds, RuntimeTensor } from '../../src/runtime/runtime.js'
+import { deviation } from '../golden.js'
+import { layersOf } from './golden.js'
+import {
+  dataOf,
+  type FormNumbers,
+  formAdapter,
+  formNumbers,
+  GOLDEN_FORMS,
+  isHalf,
+  openForm,
+  quantizesInputs,
+  X_DIMS,
+} from './golden-forms.js'
+
+const runtime = await loadNodeRuntime()
+
+/** Σ g · y, for which goldens have gradients. */
+const weightedSum: Objective = {
+  probe: {
+    feeds: [2, 3].map((n, i) => {
+      const [batch, sequence] = [n, 5 + 2 * i]
+      const zeros = (width: number): RuntimeTensor => {
+        return {
+          type: 'float32',
+          data: new Float32Array(batch * sequence * width).fill(0.5),
+          dims: [batch, sequence, width],
+        }
+      }
+      return { x: zeros(48), g: zeros(24) }
+    }) as unknown as [Feeds, Feeds],
+    lengths: [
+      { name: 'batch', probed: [2, 3], of: ({ x }: Feeds) => x.dims[0], source: { input: 'x', axis: 0 } },
+      { name: 'sequence', probed: [5, 7], of: ({ x }: Feeds) => x.dims[1], source: { input: 'x', axis: 1 } },
+      { name: 'rows', probed: [10, 21], of: ({ x }: Feeds) => x.dims[0] * x.dims[1] },
+    ],
+  },
+  forward(graph) {
+    const g = graph.input('g', DataType.FLOAT, ['batch', 'sequence', 24])
+    return graph.g.op('ReduceSum', [graph.g.mul('y', g)], { keepdims: 0 })
+  },
+}
+
+const TRAINED = GOLDEN_FORMS.filter((name) => !name.startsWith('bnb4') && !isHalf(name))
+
+async function gradientsOf(name: string, numbers: FormNumbers) {
+  const model = await openForm(name)
+  const adapter = formAdapter(numbers)
+  const training = await buildTrainingGraph(model, runtime, weightedSum, { layers: layersOf(adapter) })
+  const session = await runtime.createSession(await training.sessionModel(), {
+    threads: 1,
+    exactProducts: true,
+  })
+  const feeds: Feeds = {
+    ...training.feeds(
+      {
+        x: { type: 'float32', data: dataOf(numbers, 'x'), dims: X_DIMS },
+        g: { type: 'float32', data: dataOf(numbers, 'g'), dims: [2, 5, 24] },
+      },
+      { normalizer: 1 },
+    ),
+    ...Object.fromEntries(
+      training.parameters.map(({ name: parameter, input, shape }) => {
+        const [layer, part] = [parameter.split('.').at(-2), parameter.split('.').at(-1)]
+        const data = dataOf(numbers, `${layer}.${part}`)
+        const values = part === 'A' ? data : transposed(data, shape[1], shape[0])
+        return [input, { type: 'float32', data: values, dims: shape }]
+      }),
+    ),
+  }
+  const outputs = await session.run(feeds)
+  const result = new Map<string, Float32Array>()
+  for (const { name: parameter, gradient, shape } of training.parameters) {
+    const [layer, part] = [parameter.split('.').at(-2), parameter.split('.').at(-1)]
+    const data = outputs[gradient].data as Float32Array
+    result.set(`${layer}.${part}`, part === 'A' ? data : transposed(data, shape[0], shape[1]))
+  }
+  await session.dispose()
+  await model.close()
+  return { gradients: result, proto: training.proto, loss: outputs[training.loss].data[0] as number }
+}
+
+/** (rows, columns) → (columns, rows) */
+function transposed(data: Float32Array, rows: number, columns: number): Float32Array {
+  return Float32Array.from(data, (_, i) => data[(i % rows) * columns + Math.floor(i / rows)])
+}
+
+describe.each(TRAINED)('training through %s', (name) => {
+  it('gives PyTorch’s gradients on the weights that the integers stand for', async () => {
+    const numbers = await formNumbers(name)
+    const { gradients, loss } = await gradientsOf(name, numbers)
+    const tolerance = quantizesInputs(name) ? 5e-3 : 1e-5
+    for (const [parameter, gradient] of gradients) {
+      expect(deviation(gradient, dataOf(numbers, `${parameter}.gradient`)), parameter).toBeLessThan(tolerance)
+    }
+    const expected = dataOf(numbers, 'adapted').reduce((sum, y, i) => sum + y * dataOf(numbers, 'g')[i], 0)
+    expect(Math.abs(loss / expected - 1)).toBeLessThan(tolerance)
+  })
+
+  it('keeps the weights as integers', async () => {
+    const { proto } = await gradientsOf(name, await formNumbers(name))
+    const floats = tensorsOf(proto).filter(({ dataType, dims }) => {
+      return dataType === DataType.FLOAT && dims.reduce((product, dim) => product * Number(dim), 1) >= 24 * 40
+    })
+    expect(floats.map((tensor) => tensor.name)).toEqual([])
+  })
+})
+
+describe('what is not trained', () => {
+  it.each<[string, RegExp]>([
+    ['bnb4-nf4', /MatMulBnb4 \(\/model\/fc1\/MatMul/],
+    ['nbits-4-f16', /float16 MatMulNBits/],
+  ])('%s, by op and node', async (name, message) => {
+    const numbers = await formNumbers(name)
+    await expect(gradientsOf(name, numbers)).rejects.toThrow(UnsupportedError)
+    await expect(gradientsOf(name, numbers)).rejects.toThrow(message)
+  })
+})
