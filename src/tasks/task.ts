@@ -58,8 +58,10 @@ export interface Task<Row = unknown, Example = unknown> {
   tokens?(example: Example): { readonly ids: Int32Array; counts(index: number): boolean }
   /** Where examples are kept, if not in a list: packed, a million of them fit into memory. */
   makeList?(): ExampleList<Example>
+  /** Several short examples in one, of at most `length` tokens, for tasks that can keep them apart. */
+  pack?(examples: Examples<Example>, length: number): Examples<Example>
   /** Fixes what the training examples decide. Throws DataError when they do not. */
-  open(model: Model, examples: Examples<Example>): OpenTask<Example>
+  open(model: Model, examples: Examples<Example>, options?: { readonly packing: boolean }): OpenTask<Example>
 }
 
 /** A new tensor that is trained whole. */
