@@ -22,7 +22,7 @@ export class PackedExamples implements Iterable<PackedExample> {
   /** @param length most tokens of a row; an example that is longer has one of its own */
   constructor(source: Source, length: number) {
     this.#source = source
-    this.#rows = fit(
+    this.#rows = fitted(
       Array.from({ length: source.length }, (_, i) => source.at(i)!.inputIds.length),
       length,
     )
@@ -55,7 +55,7 @@ export class PackedExamples implements Iterable<PackedExample> {
 }
 
 /** Indices of the examples of each row. */
-function fit(lengths: readonly number[], capacity: number): number[][] {
+function fitted(lengths: readonly number[], capacity: number): number[][] {
   const order = [...lengths.keys()].sort((a, b) => lengths[b] - lengths[a] || a - b)
   const rows: number[][] = []
   /** By room: the rows that have so much left. */
