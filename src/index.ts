@@ -28,7 +28,7 @@ export type { ModuleMap } from './graph/match/linears.js'
 export type { Model } from './graph/model-folder.js'
 export type { ToPlainOptions } from './index/adapters.js'
 export { TRAIN_CHOICES } from './index/choices.js'
-export type { Data, DataFile } from './index/data.js'
+export type { Data, DataFile, DataRecord } from './index/data.js'
 export { configureHub, type HubOptions } from './index/hub.js'
 export type { CheckpointContents, InspectOptions, InspectReport } from './index/inspect.js'
 export type { GraphContents, LinearContents, OnnxContents } from './index/inspect-onnx.js'
@@ -40,7 +40,7 @@ export type {
 } from './index/merge-options.js'
 export type { LoadModelOptions } from './index/model.js'
 export { nodeRuntime } from './index/runtimes.js'
-export type { OpenSessionOptions } from './index/session.js'
+export type { AdapterSession, OpenSessionOptions } from './index/session.js'
 export type { Source, Target } from './index/sources.js'
 export type { CombineOptions, ConvertAdapterOptions, ExtractOptions, ResizeOptions } from './index/tools.js'
 export type { PreviewDataOptions, TrainOptions } from './index/train.js'
@@ -65,11 +65,12 @@ export { webRuntime } from './index/web-runtime.js'
 export type { AdapterChoice } from './infer/adapter-choice.js'
 export { GENERATE_DEFAULTS, type SamplingOptions } from './infer/sampling.js'
 export type {
-  AdapterSession,
   AdapterSessionOptions,
+  BatchOptions,
   ChatOptions,
   Classification,
   ClassifyOptions,
+  EmbedOptions,
   GenerateOptions,
   GenerateResult,
   Prompt,

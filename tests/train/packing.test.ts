@@ -65,7 +65,7 @@ describe('packing', () => {
       expect(off / largest).toBeLessThan(1e-4)
     }
     // What the records would give without a mask is something else.
-    const open = causalLm.open(model, rows, { packing: true })
+    const open = openTask(model, rows, true)
     const feeds = open.collate(rows, 40)
     const leaked = await evaluate(model, rows, true, {
       ...feeds,
@@ -149,6 +149,10 @@ describe('packing', () => {
   })
 })
 
+/** The task over rows that are packed, or not. */
+const openTask = (model: Model, rows: readonly Example[], packing: boolean) =>
+  causalLm.open(model, packing ? packed([], 1) : rows)
+
 interface Results {
   trained: { loss: number; gradients: Float32Array[] }
   evaluated: number
@@ -179,7 +183,7 @@ const layersOf = (model: Model) =>
 
 /** The loss by the graph that evaluates. */
 async function evaluate(model: Model, rows: readonly Example[], packing: boolean, feeds?: Feeds): Promise<number> {
-  const open = causalLm.open(model, rows, { packing })
+  const open = openTask(model, rows, packing)
   const graph = buildLossGraph(model.onnx, open, { layers: layersOf(model) })
   const session = await runtime.createSession(await graph.sessionModel(), { threads: 1 })
   const own = graph.feeds(feeds ?? open.collate(rows, 40), { normalizer: open.normalizer(rows) })
@@ -189,7 +193,7 @@ async function evaluate(model: Model, rows: readonly Example[], packing: boolean
 }
 
 async function results(model: Model, rows: readonly Example[], packing: boolean): Promise<Results> {
-  const open = causalLm.open(model, rows, { packing })
+  const open = openTask(model, rows, packing)
   const graph = await buildTrainingGraph(model.onnx, runtime, open, { layers: layersOf(model) })
   const session = await runtime.createSession(await graph.sessionModel(), { threads: 1 })
   const own = graph.feeds(open.collate(rows, 40), { normalizer: open.normalizer(rows) })
