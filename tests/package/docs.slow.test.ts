@@ -77,7 +77,7 @@ describe('README and the pages of docs/', () => {
     const pages = readdirSync(join(repository, 'docs')).filter((name) => name.endsWith('.md'))
     // transformers-js.md needs that package: its blocks run in tests/transformers.
     expect(pages.sort()).toEqual(
-      [...PAGES, 'conformance', 'reliability', 'transformers-js', 'words'].map((page) => `${page}.md`).sort(),
+      [...PAGES, 'conformance', 'reliability', 'transformers-js', 'words', 'graphs'].map((page) => `${page}.md`).sort(),
     )
   })
 
