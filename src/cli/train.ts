@@ -107,6 +107,8 @@ export const train = defineCommand({
     }),
     threads: integer('processor threads to use; default: ONNX Runtime’s choice'),
     lowMemory: toggle('use less memory; a little slower'),
+    evaluateEvery: integer('measure the evaluation loss every N steps too; needs --eval-data or --eval-split'),
+    packing: toggle('put several short records into one row of --max-length tokens (default 512); faster'),
     saveEvery: integer('save every N steps, so that --resume can continue after a crash'),
     resume: toggle('continue the unfinished run in --out'),
     overwrite: toggle('replace an earlier run of lowrank in --out'),
