@@ -21,11 +21,13 @@ const COMMANDS: Record<string, () => Promise<Command>> = {
   combine: async () => (await import('./combine.js')).combine,
   resize: async () => (await import('./resize.js')).resize,
   convert: async () => (await import('./convert.js')).convert,
+  diff: async () => (await import('./diff.js')).diff,
   extract: async () => (await import('./extract.js')).extract,
   'to-plain': async () => (await import('./to-plain.js')).toPlain,
   inspect: async () => (await import('./inspect.js')).inspect,
   generate: async () => (await import('./generate.js')).generate,
   classify: async () => (await import('./classify.js')).classify,
+  embed: async () => (await import('./embed.js')).embed,
 }
 
 /** Runs one command line, without the program's name. Rejects with whatever is no error of lowrank; `report` turns it into an exit code. */

@@ -26,6 +26,29 @@ function targetModules(): Option<string | string[]> {
   }
 }
 
+/** Settings of the task's own: numbers where they look like numbers. */
+function taskOptions(): Option<Record<string, unknown> | undefined> {
+  return {
+    placeholder: 'a=b,…',
+    about: 'settings of the task, such as temperature=0.05 of embedding',
+    read(occurrences) {
+      const value = occurrences.at(-1)?.value
+      if (value === undefined) return undefined
+      const pairs = value.split(',').map((pair) => pair.split('=').map((part) => part.trim()))
+      if (pairs.every((pair) => pair.length === 2 && !pair.includes(''))) {
+        return Object.fromEntries(pairs.map(([name, own]) => [name, meantBy(own)]))
+      }
+      throw new UsageError(`--task-options takes settings such as temperature=0.05; got '${value}'`)
+    },
+  }
+}
+
+function meantBy(text: string): unknown {
+  if (text === 'true' || text === 'false') return text === 'true'
+  const number = Number(text)
+  return Number.isNaN(number) ? text : number
+}
+
 export const train = defineCommand({
   name: 'train',
   summary: 'fine-tune an adapter on your texts or chats',
@@ -46,9 +69,10 @@ export const train = defineCommand({
     out: text('DIR', 'new folder for the adapter; required unless --preview is given'),
     task: choice(
       TRAIN_CHOICES.task,
-      'what the model learns: to continue texts, or to give each text a label',
+      'what the model learns: to continue texts, to turn texts into vectors, or to give each text a label',
       'causal-lm',
     ),
+    taskOptions: taskOptions(),
     rank: integer('rank of the added matrices: the size of the adapter', { fallback: TRAIN_DEFAULTS.config.rank }),
     alpha: decimal('strength of the adapter: its change is scaled by alpha / rank', TRAIN_DEFAULTS.config.alpha),
     dropout: decimal(
@@ -83,6 +107,8 @@ export const train = defineCommand({
     }),
     threads: integer('processor threads to use; default: ONNX Runtime’s choice'),
     lowMemory: toggle('use less memory; a little slower'),
+    evaluateEvery: integer('measure the evaluation loss every N steps too; needs --eval-data or --eval-split'),
+    packing: toggle('put several short records into one row of --max-length tokens (default 512); faster'),
     saveEvery: integer('save every N steps, so that --resume can continue after a crash'),
     resume: toggle('continue the unfinished run in --out'),
     overwrite: toggle('replace an earlier run of lowrank in --out'),
@@ -90,7 +116,8 @@ export const train = defineCommand({
     json: toggle('print one JSON document on stdout'),
   },
   async run(values) {
-    const { model, out, task, rank, alpha, dropout, targetModules, init, seed, preview, json, ...rest } = values
+    const { model, out, task, taskOptions, rank, alpha, dropout, targetModules, init, seed, preview, json, ...rest } =
+      values
     const settings = { ...rest, chatTemplate: await readChatTemplate(rest.chatTemplate) }
     if (settings.resume && settings.overwrite) throw new UsageError('--resume and --overwrite cannot be used together')
     const node = await import('../node.js')
@@ -109,6 +136,7 @@ export const train = defineCommand({
         ...settings,
         model,
         task,
+        taskOptions,
         out,
         config: { rank, alpha, dropout, targetModules, init, seed },
         signal,
@@ -146,6 +174,7 @@ export const train = defineCommand({
 /** The command that runs the adapters of a task, and what it is tried with. */
 const TRIED_WITH: Readonly<Record<(typeof TRAIN_CHOICES.task)[number], readonly [command: string, input: string]>> = {
   'causal-lm': ['generate', '--prompt "The"'],
+  embedding: ['embed', '--text "The"'],
   'text-classification': ['classify', '--text "The"'],
 }
 

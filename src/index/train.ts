@@ -57,6 +57,7 @@ const OPTIONS: OptionTable<TrainOptions> = {
   model: kind(`${MODEL.expected}, ${SOURCE.expected}`, (value) => MODEL.accepts(value) || SOURCE.accepts(value)),
   dtype: DTYPE,
   task: oneOf(...TASK_NAMES),
+  taskOptions: OBJECT,
   data: DATA,
   evalData: DATA,
   evalSplit: numberKind('a number between 0 and 1, such as 0.1', (value) => value > 0 && value < 1),

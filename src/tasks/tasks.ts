@@ -6,6 +6,7 @@ import type { Task } from './task.js'
 
 const LOADERS = {
   'causal-lm': async () => (await import('./causal-lm.js')).causalLm,
+  embedding: async () => (await import('./embedding.js')).embedding,
   'text-classification': async () => (await import('./text-classification.js')).textClassification,
 }
 
