@@ -18,3 +18,6 @@ export function dtype(): Option<DtypeChoice | undefined> {
     'weight type of the graph to read: fp32, fp16, q8, int8, uint8, q4, q4f16, bnb4; default: the type in config.json, else fp32'
   return text('TYPE', about) as Option<DtypeChoice | undefined>
 }
+
+/** Where a model runs. The runtime refuses what it does not have, and lists what it has. */
+export const DEVICE = text('NAME', 'where the model runs: cpu, webgpu, cuda, coreml, dml; default: cpu')
