@@ -19,6 +19,7 @@ export function webWorkerPort(worker: Worker, url: string): Port {
       worker.onerror = (event) => closed(event.message ? new Error(event.message) : notLoaded(url))
     },
     close: async () => worker.terminate(),
+    abandon: () => worker.terminate(),
   }
 }
 

@@ -5,7 +5,7 @@ import { DataError, FormatError, UnsupportedError } from '../base/errors.js'
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
 import { inputFamily } from '../graph/inputs/family.js'
 import { tokenInputs } from '../graph/inputs/tokens.js'
-import { logitsName } from '../graph/match/linears.js'
+import { findLinears, logitsName } from '../graph/match/linears.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
 import type { ProbedShape } from '../graph/shapes/shapes.js'
 import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
@@ -93,8 +93,8 @@ function encode(record: ParsedRecord, context: EncodeContext): Encoded<Example> 
       if (template !== undefined) return encodeTurns(record.chat, template, context, record.where)
       throw new FormatError({
         where: context.model.directory.name,
-        what: 'this model has no chat template, and the data has chats',
-        hint: 'Give one with chatTemplate (--chat-template FILE), or write records of prompt and completion',
+        what: 'the data contains chats, but the model has no chat template',
+        hint: 'Give a template with chatTemplate (--chat-template FILE), or use records with "prompt" and "completion"',
       })
     }
   }
@@ -226,14 +226,9 @@ const NOT_CAUSAL =
  * tokens to come.
  */
 export function checkCausal(model: Pick<Model, 'config' | 'vocabularySize'>, graph: Graph): void {
+  const isEncoder = inputFamily(graph) === 'encoder'
   const refuse = (got: string) =>
-    new UnsupportedError({
-      where: 'ONNX model',
-      what: 'it does not continue texts',
-      expected: 'a causal language model, with logits (batch, sequence, vocabulary)',
-      got,
-      hint: 'Encoders are trained for other tasks: see the option `task`',
-    })
+    notCausal(isEncoder ? 'it is an encoder, which does not continue texts' : undefined, got)
   const architectures = [model.config?.architectures].flat().filter((name) => typeof name === 'string')
   const other = architectures.find((name) => NOT_CAUSAL.test(name))
   if (other !== undefined) throw refuse(other)
@@ -245,10 +240,22 @@ export function checkCausal(model: Pick<Model, 'config' | 'vocabularySize'>, gra
   if (dims !== undefined && dims.length !== 3) throw refuse(`${logits.name} of ${dims.length} axes`)
   const width = dims?.at(-1)?.value
   if (width?.case === 'dimValue') checkWidth(model, Number(width.value))
+  else checkWidth(model, findLinears(graph).find(({ isHead }) => isHead)?.d)
+}
+
+/** @param got what is there in the place of a causal language model's logits */
+export function notCausal(what = 'it does not continue texts', got?: string): UnsupportedError {
+  return new UnsupportedError({
+    where: 'ONNX model',
+    what,
+    expected: 'a causal language model, with logits (batch, sequence, vocabulary) that do not see the tokens to come',
+    ...(got !== undefined && { got }),
+    hint: 'Sessions run encoders on tensors (run) and classify texts with them (classify)',
+  })
 }
 
 /** Throws UnsupportedError where there are fewer logits than tokens. */
-function checkWidth({ vocabularySize = 0 }: Pick<Model, 'vocabularySize'>, width: number | undefined): void {
+export function checkWidth({ vocabularySize = 0 }: Pick<Model, 'vocabularySize'>, width: number | undefined): void {
   if (width === undefined || width >= vocabularySize) return
   throw new UnsupportedError({
     where: 'ONNX model',

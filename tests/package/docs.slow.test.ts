@@ -12,6 +12,7 @@ import { type Consumer, installConsumer, link, repository } from './consumer.js'
 const PAGES = [
   'training',
   'data',
+  'tasks',
   'models',
   'sessions',
   'adapters',
