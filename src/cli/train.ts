@@ -108,6 +108,7 @@ export const train = defineCommand({
     device: DEVICE,
     threads: integer('processor threads to use; default: ONNX Runtime’s choice'),
     lowMemory: toggle('use less memory; a little slower'),
+    packing: toggle('put short records together into rows of --max-length tokens (else 512); faster'),
     saveEvery: integer('save every N steps, so that --resume can continue after a crash'),
     resume: toggle('continue the unfinished run in --out'),
     overwrite: toggle('replace an earlier run of lowrank in --out'),
