@@ -1,7 +1,7 @@
 // What commands share that name models and adapters: how sources stand in help, and the choice of a graph.
 
 import type { DtypeChoice } from '../index.js'
-import { choice, type Option } from './options.js'
+import { choice, type Option, text } from './options.js'
 
 /** A model: a path, a model on the Hub, or a URL. */
 export const MODEL = 'DIR|FILE|ID'
