@@ -42,11 +42,18 @@ export type { LoadModelOptions } from './index/model.js'
 export { nodeRuntime } from './index/runtimes.js'
 export type { AdapterSession, OpenSessionOptions } from './index/session.js'
 export type { Source, Target } from './index/sources.js'
-export type { CombineOptions, ConvertAdapterOptions, ExtractOptions, ResizeOptions } from './index/tools.js'
+export type {
+  CombineOptions,
+  ConvertAdapterOptions,
+  DiffOptions,
+  ExtractOptions,
+  ResizeOptions,
+} from './index/tools.js'
 export type { PreviewDataOptions, TrainOptions } from './index/train.js'
 export {
   combine,
   convertAdapter,
+  diff,
   extract,
   inspect,
   loadAdapter,
@@ -139,6 +146,8 @@ export type { MessageRecord, TextRecord } from './text/records.js'
 export type { TextStream, Tokenizer } from './text/tokenizer.js'
 export type { CombineResult } from './tools/combine.js'
 export type { CombinationType } from './tools/combine-settings.js'
+export type { AdapterLayerDiff, DiffReport, TensorDiff } from './tools/diff.js'
+export type { AdapterDifference } from './tools/diff-layer.js'
 export type { ExtractedLayer, ExtractResult } from './tools/extract.js'
 export type { ToolProgress } from './tools/progress.js'
 export type { RankReport, ResizeResult } from './tools/resize.js'

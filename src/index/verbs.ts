@@ -7,6 +7,7 @@ import type { UnmergeReport } from '../merge/merge.js'
 import type { MergePlanReport, MergeReport } from '../merge/report.js'
 import type { LoadOptions, SaveOptions } from '../peft/adapter-folder.js'
 import type { CombineResult } from '../tools/combine.js'
+import type { DiffReport } from '../tools/diff.js'
 import type { ExtractResult } from '../tools/extract.js'
 import type { ResizeResult } from '../tools/resize.js'
 import type { TrainResult } from '../train/options.js'
@@ -17,7 +18,7 @@ import type { MergeOptions, UnmergeOptions } from './merge-options.js'
 import type { LoadModelOptions } from './model.js'
 import type { AdapterSession, OpenSessionOptions } from './session.js'
 import type { Source, Target } from './sources.js'
-import type { CombineOptions, ConvertAdapterOptions, ExtractOptions, ResizeOptions } from './tools.js'
+import type { CombineOptions, ConvertAdapterOptions, DiffOptions, ExtractOptions, ResizeOptions } from './tools.js'
 import type { PreviewDataOptions, TrainOptions } from './train.js'
 
 /**
@@ -292,4 +293,23 @@ export async function convertAdapter(
  */
 export async function extract(options: ExtractOptions): Promise<ExtractResult> {
   return (await import('./tools.js')).extract(options)
+}
+
+/**
+ * Shows how two adapters, or two checkpoints, differ. For adapters: norms, the cosine of both changes, and the principal angles between the
+ * spaces that they write into and read from. For checkpoints: the relative change of each tensor. Both name what differs most.
+ *
+ * @throws MismatchError when a layer or tensor is not the same in both; ConfigError for an adapter and a checkpoint; what
+ *   {@link loadAdapter} throws
+ *
+ * @example
+ * const report = await diff('tests/golden/peft/f32', 'tests/golden/peft/bf16')
+ * if (report.kind === 'adapters') console.log(report.relativeChange, report.topMovers, report.layers[0].outputAngles)
+ */
+export async function diff(
+  a: Source | LoraAdapter,
+  b: Source | LoraAdapter,
+  options?: DiffOptions,
+): Promise<DiffReport> {
+  return (await import('./tools.js')).diff(a, b, options)
 }

@@ -15,7 +15,7 @@ import { Graph } from '../graph/view/graph.js'
 import { readGraph } from '../graph/view/read-graph.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import { requireHandled } from '../lora/requirements.js'
-import { type Engine, openEngine } from '../runtime/host.js'
+import { type Engine, openEngine, STOP_MS, settlesWithin } from '../runtime/host.js'
 import { type Remote, transfer } from '../runtime/rpc.js'
 import type { Feeds, OutputOptions, RuntimeTensor, SessionOptions } from '../runtime/runtime.js'
 import {
@@ -235,12 +235,15 @@ export class OnnxSession<M extends SessionBase = SessionBase>
   }
 
   async #close(): Promise<void> {
-    await this.#lastChange
-    await Promise.all(Array.from(this.#others.values(), (other) => other.dispose()))
-    // A worker that failed cannot answer; its end is all that is left to do.
-    await this.#engine.remote.dispose().catch(() => {})
-    await this.#engine.close()
-    if (this.#closesModel) await this.model.close?.()
+    // A change that waits for a run which never ends is over when the engine is given up.
+    const startedAt = performance.now()
+    await settlesWithin(this.#lastChange, STOP_MS / 2)
+    const leftMs = STOP_MS - (performance.now() - startedAt)
+    try {
+      await Promise.all([...this.#others.values()].map((other) => other.dispose()).concat(this.#engine.close(leftMs)))
+    } finally {
+      if (this.#closesModel) await this.model.close?.()
+    }
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

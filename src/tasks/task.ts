@@ -62,6 +62,8 @@ export interface Task<Row = unknown, Example = unknown, Options extends object =
   tokens?(example: Example): { readonly ids: Int32Array; counts(index: number): boolean }
   /** Where examples are kept, if not in a list: packed, a million of them fit into memory. */
   makeList?(): ExampleList<Example>
+  /** Several short examples in one, of at most `length` tokens, for tasks that can keep them apart. */
+  pack?(examples: Examples<Example>, length: number): Examples<Example>
   /** Fixes what the training examples decide. Throws DataError when they do not, ConfigError for options that do not fit them. */
   open(model: Model, examples: Examples<Example>, options?: Options): OpenTask<Example>
 }

@@ -72,12 +72,14 @@ export async function trainAdapter(parts: RunInput): Promise<RunReport> {
 
 async function trainInto(parts: RunInput): Promise<RunReport> {
   const engine = openEngine(parts.model.runtime, 'train', (runtime) => new TrainEngine(runtime))
+  const endWatch = engine.endAfter(parts.signal)
   try {
     const sessions = await TrainingSessions.create(parts, engine.remote)
     return await new Run(parts, engine, sessions).train()
   } finally {
-    await engine.remote.dispose().catch(() => {})
-    await engine.close()
+    endWatch()
+    // What ended the run is the reason, and not that its worker cannot be closed.
+    await engine.close().catch(() => {})
   }
 }
 
