@@ -6,7 +6,7 @@
 
 import assert from 'node:assert/strict'
 import { join } from 'node:path'
-import { loadAdapter, loadModel, merge, openSession } from 'lowrank'
+import { LoraAdapter, loadAdapter, loadModel, merge, openSession } from 'lowrank'
 import { installTransformers, loadTransformers, openPipeline, ROOT } from './transformers-js.mjs'
 
 const scratch = process.argv[2]
@@ -14,6 +14,8 @@ if (scratch === undefined) throw new Error('usage: node scripts/transformers-js-
 
 const UNION = join(ROOT, 'models/union-3m')
 const ADAPTER = join(ROOT, 'tests/golden/peft/rslora')
+/** An export of optimum with 4-bit weights. */
+const QUANTIZED = join(ROOT, 'tests/golden/models/llama-q4')
 const PROMPTS = ['And the people', 'The Constitution of the United States', 'The', 'On the 4th of July: ']
 const MAX_NEW_TOKENS = 40
 const ENCODER = join(ROOT, 'tests/golden/text-classification/encoder')
@@ -52,6 +54,14 @@ const CASES = [
     folder: mergedOnnx,
     check: compareLabels,
   },
+  {
+    name: 'an adapter beside 4-bit weights',
+    task: 'text-generation',
+    base: QUANTIZED,
+    adapter: quantizedAdapter(),
+    folder: mergedOnnx,
+    check: compareEachText,
+  },
 ]
 
 const packages = join(scratch, 'transformers-js')
@@ -70,6 +80,32 @@ for (const entry of CASES) {
   } finally {
     await pipeline.dispose()
   }
+}
+
+/** An adapter of some layers of QUANTIZED that changes its texts. */
+function quantizedAdapter() {
+  const adapter = new LoraAdapter({ rank: 4, alpha: 8 })
+  const wave = (rows, columns, phase) =>
+    Array.from({ length: rows }, (_, i) =>
+      Array.from({ length: columns }, (_, j) => 0.2 * Math.sin(phase + 1.7 * (i * columns + j))),
+    )
+  const layers = { 'self_attn.q_proj': [64, 32], 'self_attn.v_proj': [32, 32], 'mlp.up_proj': [64, 32] }
+  for (const [i, [name, [d, k]]] of Object.entries(layers).entries()) {
+    adapter.addFactors(`model.layers.0.${name}`, wave(4, k, i), wave(d, 4, -i))
+  }
+  return adapter
+}
+
+/** Both continue prompts greedily, one by one: with padding on the left, GroupQueryAttention gives other texts. */
+async function compareEachText(pipeline, { base, adapter }) {
+  const [expected, plain] = [await lowrankTexts(base, adapter), await lowrankTexts(base)]
+  assert.notDeepEqual(expected, plain)
+  for (const [i, prompt] of PROMPTS.entries()) {
+    const options = { max_new_tokens: MAX_NEW_TOKENS, do_sample: false, return_full_text: false }
+    const [{ generated_text: text }] = await pipeline(prompt, options)
+    assert.equal(text, expected[i], prompt)
+  }
+  return `${PROMPTS.length} texts of ${MAX_NEW_TOKENS} tokens are the same`
 }
 
 /** Both continue prompts greedily: transformers.js one by one, then all in a batch, which pads them on the left. */
@@ -128,7 +164,8 @@ function labelOf({ label }) {
 /** What lowrank's own session over `base` gives, with `adapter` in it by that name. */
 async function withSession(base, adapter, use) {
   const model = await loadModel(base, { runtime: { module: ort } })
-  const adapters = adapter === undefined ? {} : { adapter: await loadAdapter(adapter) }
+  const adapters =
+    adapter === undefined ? {} : { adapter: typeof adapter === 'string' ? await loadAdapter(adapter) : adapter }
   const session = await openSession(model, { adapters })
   try {
     return await use(session)
