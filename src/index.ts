@@ -42,11 +42,12 @@ export type { LoadModelOptions } from './index/model.js'
 export { nodeRuntime } from './index/runtimes.js'
 export type { OpenSessionOptions } from './index/session.js'
 export type { Source, Target } from './index/sources.js'
-export type { CombineOptions, ConvertAdapterOptions, ResizeOptions } from './index/tools.js'
+export type { CombineOptions, ConvertAdapterOptions, ExtractOptions, ResizeOptions } from './index/tools.js'
 export type { PreviewDataOptions, TrainOptions } from './index/train.js'
 export {
   combine,
   convertAdapter,
+  extract,
   inspect,
   loadAdapter,
   loadModel,
@@ -137,6 +138,7 @@ export type { MessageRecord, TextRecord } from './text/records.js'
 export type { TextStream, Tokenizer } from './text/tokenizer.js'
 export type { CombineResult } from './tools/combine.js'
 export type { CombinationType } from './tools/combine-settings.js'
+export type { ExtractedLayer, ExtractResult } from './tools/extract.js'
 export type { ToolProgress } from './tools/progress.js'
 export type { RankReport, ResizeResult } from './tools/resize.js'
 export type { TrainConfig, TrainingData, TrainingOptions, TrainResult } from './train/options.js'

@@ -21,6 +21,7 @@ const COMMANDS: Record<string, () => Promise<Command>> = {
   combine: async () => (await import('./combine.js')).combine,
   resize: async () => (await import('./resize.js')).resize,
   convert: async () => (await import('./convert.js')).convert,
+  extract: async () => (await import('./extract.js')).extract,
   'to-plain': async () => (await import('./to-plain.js')).toPlain,
   inspect: async () => (await import('./inspect.js')).inspect,
   generate: async () => (await import('./generate.js')).generate,

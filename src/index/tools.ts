@@ -19,6 +19,7 @@ import type { AdapterFormat, ConvertedDtype, ConvertReport, Place } from '../exc
 import { LoraAdapter } from '../lora/adapter.js'
 import type { CombineResult } from '../tools/combine.js'
 import { COMBINATION_TYPES, type CombineSettings } from '../tools/combine-settings.js'
+import type { ExtractResult, ExtractSettings } from '../tools/extract.js'
 import type { ToolRun } from '../tools/progress.js'
 import type { RankChoice } from '../tools/rank.js'
 import type { ResizeResult } from '../tools/resize.js'
@@ -97,6 +98,33 @@ function isWeighted(
   given: AdapterToMerge,
 ): given is { readonly adapter: LoraAdapter | Source; readonly weight?: number } {
   return isObject(given) && 'adapter' in given && !ADAPTER.accepts(given)
+}
+
+/** What {@link extract} takes. */
+export interface ExtractOptions extends ExtractSettings {
+  /** The model before fine-tuning: a safetensors checkpoint. */
+  base: Source
+  /** The model after it: a checkpoint with the same names. */
+  fineTuned: Source
+}
+
+const EXTRACT: OptionTable<ExtractOptions> = {
+  ...RANK_CHOICE,
+  ...TOOL_RUN,
+  base: SOURCE,
+  fineTuned: SOURCE,
+  embeddings: oneOf('lora', 'save', 'skip'),
+  others: oneOf('save', 'skip'),
+}
+
+/** See the entry. */
+export async function extract(options: ExtractOptions): Promise<ExtractResult> {
+  checkOptions(options, { of: 'extract', table: EXTRACT, required: ['base', 'fineTuned'] })
+  const { base, fineTuned, ...settings } = options
+  const { checkRankChoice } = await import('../tools/rank.js')
+  checkRankChoice(settings)
+  const { extractAdapter } = await import('../tools/extract.js')
+  return extractAdapter(await openSource(base, 'base'), await openSource(fineTuned, 'fineTuned'), settings)
 }
 
 /** What {@link convertAdapter} takes beside the adapter. */

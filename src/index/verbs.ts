@@ -8,6 +8,7 @@ import type { UnmergeReport } from '../merge/merge.js'
 import type { MergePlanReport, MergeReport } from '../merge/report.js'
 import type { LoadOptions, SaveOptions } from '../peft/adapter-folder.js'
 import type { CombineResult } from '../tools/combine.js'
+import type { ExtractResult } from '../tools/extract.js'
 import type { ResizeResult } from '../tools/resize.js'
 import type { TrainResult } from '../train/options.js'
 import type { PreviewExample } from '../train/preview.js'
@@ -17,7 +18,7 @@ import type { MergeOptions, UnmergeOptions } from './merge-options.js'
 import type { LoadModelOptions } from './model.js'
 import type { OpenSessionOptions } from './session.js'
 import type { Source, Target } from './sources.js'
-import type { CombineOptions, ConvertAdapterOptions, ResizeOptions } from './tools.js'
+import type { CombineOptions, ConvertAdapterOptions, ExtractOptions, ResizeOptions } from './tools.js'
 import type { PreviewDataOptions, TrainOptions } from './train.js'
 
 /**
@@ -273,4 +274,23 @@ export async function convertAdapter(
   options: ConvertAdapterOptions,
 ): Promise<ConvertReport> {
   return (await import('./tools.js')).convertAdapter(adapter, options)
+}
+
+/**
+ * Makes an adapter of a fine-tuned model: for each weight that differs from the base, the closest change of a low rank. Both checkpoints
+ * are read one tensor at a time, and large tensors in blocks, so that memory does not grow with the models. Changed norms, biases and
+ * resized embeddings are kept whole.
+ *
+ * @throws ConfigError for an option that is unknown or not usable, and without a rule for ranks; MismatchError when the checkpoints do not
+ *   belong together; UnsupportedError for quantized ones; NumericError naming a tensor with a value that is not finite; StateError when
+ *   nothing differs; FileError and FormatError for files that are missing or damaged
+ *
+ * @example
+ * await merge({ base: 'models/union-3m', adapters: 'tests/golden/peft/f32', out: 'out/tuned', format: 'safetensors' })
+ * const { adapter, layers } = await extract({ base: 'models/union-3m', fineTuned: 'out/tuned', rank: 4 })
+ * await saveAdapter(adapter, 'out/extracted')
+ * for (const { name, rank, relativeChange, error } of layers) console.log(name, rank, relativeChange, error)
+ */
+export async function extract(options: ExtractOptions): Promise<ExtractResult> {
+  return (await import('./tools.js')).extract(options)
 }

@@ -5,7 +5,7 @@ import { create } from '@bufbuild/protobuf'
 import { MismatchError, nearMisses, StateError, UnsupportedError } from '../base/errors.js'
 import { checkArgument, checkOptions, kind, listOf, NAME, type OptionTable } from '../base/options.js'
 import { ValueInfoProtoSchema } from '../formats/onnx/gen/onnx_pb.js'
-import { affineInputs, injectLora, loraInputs } from '../graph/inject/inject.js'
+import { injectLora } from '../graph/inject/inject.js'
 import { completeFeeds } from '../graph/inputs/family.js'
 import { findLinears, type Linear, type ModuleMap } from '../graph/match/linears.js'
 import { placeAdapter } from '../graph/match/place-adapter.js'
@@ -17,7 +17,7 @@ import { LoraAdapter } from '../lora/adapter.js'
 import { requireHandled } from '../lora/requirements.js'
 import { type Engine, openEngine } from '../runtime/host.js'
 import { type Remote, transfer } from '../runtime/rpc.js'
-import type { Feeds, RuntimeTensor, SessionOptions } from '../runtime/runtime.js'
+import type { Feeds, OutputOptions, RuntimeTensor, SessionOptions } from '../runtime/runtime.js'
 import { ADAPTER_CHOICE, type AdapterChoice, type Mix, mixesOf } from './adapter-choice.js'
 import { type ClassifierSession, classify } from './classify.js'
 import { InferEngine } from './engine.js'
@@ -38,8 +38,7 @@ import type {
   StreamOptions,
   TextOrPair,
 } from './session.js'
-import { adapterFactors } from './site-factors.js'
-import type { AdapterFactors, LoraSite } from './sites.js'
+import { adapterFactors, buffersOf, sitesOf } from './site-factors.js'
 
 const ADAPTER = kind('a LoraAdapter', (value) => value instanceof LoraAdapter)
 
@@ -48,13 +47,23 @@ const RUN_OPTIONS: OptionTable<RunOptions> = { adapter: ADAPTER_CHOICE, outputNa
 /** Providers on which tensors without elements work; on others an idle site gets zeros of rank 1. */
 const TAKES_EMPTY_TENSORS = new Set(['cpu', 'wasm'])
 
+/** What who owns the session of a pipeline adds to the options. */
+export interface SessionExtras extends OutputOptions {
+  /** Edits the graph before adapters are put into it. */
+  edit?: ((graph: Graph) => void) | undefined
+  /** Called when all is checked, before the runtime reads weights. */
+  beforeOpen?: (() => Promise<void>) | undefined
+}
+
 /** An {@link AdapterSession}, or over less than a whole model what does not write texts. */
 export class OnnxSession<M extends SessionBase = SessionBase>
   implements Omit<AdapterSession, 'model' | 'generate' | 'stream' | 'classify'>
 {
   readonly model: M
   readonly #engine: Engine<InferEngine>
-  readonly #options: SessionOptions
+  readonly #options: SessionOptions & OutputOptions
+  readonly #edit: (graph: Graph) => void
+  readonly #beforeOpen: () => Promise<void>
   readonly #modules: ModuleMap
   readonly #closesModel: boolean
   readonly #allowMissing: boolean
@@ -77,11 +86,14 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     model: M,
     { adapters: _, modules = {}, device, allowMissing = false, ...options }: AdapterSessionOptions,
     closesModel: boolean,
+    { edit = () => {}, beforeOpen = async () => {}, ...outputs }: SessionExtras,
   ) {
     this.model = model
     this.#allowMissing = allowMissing
     this.#closesModel = closesModel
-    this.#options = { ...options, ...(device !== undefined && { executionProviders: [device].flat() }) }
+    this.#edit = edit
+    this.#beforeOpen = beforeOpen
+    this.#options = { ...options, ...outputs, ...(device !== undefined && { executionProviders: [device].flat() }) }
     this.#modules = modules
     this.#graph = readGraph(model.onnx.proto)
     this.#linears = findLinears(this.#graph, modules)
@@ -97,8 +109,9 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     model: M,
     options: AdapterSessionOptions = {},
     closesModel = false,
+    extras: SessionExtras = {},
   ): Promise<OnnxSession<M>> {
-    const session = new OnnxSession(model, options, closesModel)
+    const session = new OnnxSession(model, options, closesModel, extras)
     try {
       const others = new Map<string, OnnxSession>()
       session.#others = others
@@ -148,7 +161,7 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     const mixes = mixesOf(adapter as AdapterChoice | readonly AdapterChoice[], batchOf(own))
     this.checkMixes(mixes)
     const run = (all: Feeds, names: readonly string[] | undefined) => this.engine.run(all, mixes, names)
-    const outputs = await runWithHead(run, own, outputNames, { head: this.#headFor(mixes), all: this.outputNames })
+    const outputs = await runWithHead(run, own, outputNames, { head: this.headFor(mixes), all: this.outputNames })
     if (mixes.length > 1) checkRanks(this.#graph, outputs)
     return outputs
   }
@@ -223,8 +236,13 @@ export class OnnxSession<M extends SessionBase = SessionBase>
 
   /** @internal */
   get engine(): Remote<InferEngine> {
-    if (this.#disposal !== undefined) throw new StateError({ where: 'AdapterSession', what: 'it is disposed' })
+    this.checkOpen()
     return this.#engine.remote
+  }
+
+  /** @internal Throws StateError when the session is disposed. */
+  checkOpen(): void {
+    if (this.#disposal !== undefined) throw new StateError({ where: 'AdapterSession', what: 'it is disposed' })
   }
 
   /**
@@ -245,8 +263,8 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     }
   }
 
-  /** The head that a run's logits come from. Throws UnsupportedError where adapters of several rows or a mix have one. */
-  #headFor(mixes: readonly Mix[]): AdapterHead | undefined {
+  /** @internal The head that a run's logits come from. Throws UnsupportedError where adapters of several rows or a mix have one. */
+  headFor(mixes: readonly Mix[]): AdapterHead | undefined {
     const heads = mixes.flat().flatMap(({ name }) => this.headOf(name) ?? [])
     const isAlone = mixes.length === 1 && mixes[0].length === 1
     if (heads.length === 0 || isAlone) return heads[0]
@@ -302,7 +320,7 @@ export class OnnxSession<M extends SessionBase = SessionBase>
         const others = own.parts().filter((part) => head?.tensors.has(part.name) !== true)
         requireHandled({ config, parts: () => others }, ['linear', 'magnitude', 'biasB'], 'adapters of sessions')
         const isPlaceless = others.length === 0 && (head !== undefined || isShare || rest.length > 0)
-        const placed = isPlaceless ? [] : placeAdapter(this.#graph, this.#linears, own)
+        const placed = isPlaceless ? [] : placeAdapter(this.#graph, this.#linears, own, true)
         const about: OpenAdapter = {
           head,
           scales: adapter.parts('linear').some(({ magnitude }) => magnitude !== undefined),
@@ -347,10 +365,12 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     if (isSame && given.size === this.#given.size) return
     // The graph is edited, so that each session starts from a fresh view of the model.
     const graph = new Graph(this.model.onnx.proto)
+    this.#edit(graph)
     const linears = findLinears(graph, this.#modules).filter(({ name }) => adapted.has(name))
     const { takesRows } = injectLora(graph, linears, affine)
     graph.outputs.push(...Array.from(given, (name) => create(ValueInfoProtoSchema, { name })))
     const providers = this.#options.executionProviders ?? []
+    await this.#beforeOpen()
     await this.engine.open({
       model: await sessionModel(this.model.onnx, graph.toModel()),
       sites: sitesOf(linears, affine),
@@ -377,19 +397,4 @@ interface OpenAdapter {
   readonly scales: boolean
   /** The template of the chats that it was trained on. */
   readonly chatTemplate: string | undefined
-}
-
-function buffersOf(factors: AdapterFactors): ArrayBufferLike[] {
-  return [...factors.values()].flatMap(({ weightA, weightB, affine }) => {
-    const vectors = affine === undefined ? [] : [affine.scale.buffer, affine.shift.buffer]
-    return [weightA.buffer, weightB.buffer, ...vectors]
-  })
-}
-
-/** One site a module: linears of one name share their inputs. */
-function sitesOf(linears: readonly Linear[], affine: ReadonlySet<string>): LoraSite[] {
-  const site = ({ name, k, d }: Linear): LoraSite => {
-    return { module: name, ...loraInputs(name), affine: affine.has(name) ? affineInputs(name) : undefined, k, d }
-  }
-  return [...new Map(linears.map((linear) => [linear.name, site(linear)])).values()]
 }

@@ -16,7 +16,7 @@ export function paddingOf(graph: Graph, { cache, roles }: Pick<TokenInputs, 'cac
 }
 
 /** Whether some GroupQueryAttention gets the number of each row's keys, which it takes for the first ones. */
-function countsKeysFromLeft(graph: Graph): boolean {
+export function countsKeysFromLeft(graph: Graph): boolean {
   return graph.nodes.some(({ opType, input }) => opType === 'GroupQueryAttention' && countsMask(graph, input[5] ?? ''))
 }
 

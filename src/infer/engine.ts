@@ -4,7 +4,15 @@
 import { StateError } from '../base/errors.js'
 import { ROWS_INPUT } from '../graph/inject/inject.js'
 import { transfer } from '../runtime/rpc.js'
-import type { Feeds, Runtime, RuntimeSession, RuntimeTensor, SessionModel, SessionOptions } from '../runtime/runtime.js'
+import type {
+  Feeds,
+  OutputOptions,
+  Runtime,
+  RuntimeSession,
+  RuntimeTensor,
+  SessionModel,
+  SessionOptions,
+} from '../runtime/runtime.js'
 import { distinctMixes, type Mix } from './adapter-choice.js'
 import { Decoding, type NextToken, type TextRequest } from './decoding.js'
 import { AdapterFeeds, type RowFactors } from './row-factors.js'
@@ -17,7 +25,7 @@ export interface OpenRequest {
   takesRows: boolean
   /** Rank of the zeros fed where there is nothing to add: 0, or 1 where the runtime takes no empty tensors. */
   idleRank: 0 | 1
-  options: SessionOptions
+  options: SessionOptions & OutputOptions
 }
 
 /** How texts are to be continued. */
@@ -38,6 +46,7 @@ export class InferEngine {
   readonly #adapters = new Map<string, AdapterFactors>()
   readonly #decodings = new Map<number, Decoding>()
   #open: OpenSession | undefined
+  #keepsTensors = false
   #nextDecoding = 1
   /** In browsers one run must end before the next begins. */
   #lastRun: Promise<unknown> = Promise.resolve()
@@ -50,6 +59,7 @@ export class InferEngine {
   async open({ model, sites, takesRows, idleRank, options }: OpenRequest): Promise<void> {
     const session = await this.#runtime.createSession(model, options)
     const before = this.#open
+    this.#keepsTensors = options.keepsTensors === true
     this.#open = { session, sites, takesRows, idle: idleFeeds(sites, idleRank) }
     await this.#afterRuns(async () => before?.session.dispose())
   }
@@ -70,6 +80,7 @@ export class InferEngine {
     const { distinct, rowOf } = distinctMixes(mixes)
     const adapters = new AdapterFeeds(this.#factorsOf(distinct), rowOf)
     const outputs = await this.#run(feeds, adapters, outputNames, mixes.length)
+    if (this.#keepsTensors) return outputs
     return transfer(outputs, [...new Set(Object.values(outputs).map(({ data }) => data.buffer))])
   }
 

@@ -31,3 +31,12 @@ export async function loadRuntime(specifier: string, wasm?: string): Promise<Run
   if (wasm !== undefined && ort.env?.wasm !== undefined) ort.env.wasm.wasmPaths = { wasm }
   return runtimeOf(ort as OrtModule)
 }
+
+/** The build of onnxruntime-web for the processor and the GPU, as the page's bundler or import map finds it; undefined where it does not. */
+export async function importWebRuntime(): Promise<unknown> {
+  try {
+    return await import('onnxruntime-web/webgpu')
+  } catch {
+    return undefined
+  }
+}

@@ -4,6 +4,7 @@
 import { RuntimeError } from '../base/errors.js'
 import type {
   Feeds,
+  OutputOptions,
   Runtime,
   RuntimeSession,
   RuntimeTensor,
@@ -69,7 +70,7 @@ export function runtimeOf(ort: OrtModule, name?: string): Runtime {
           cause,
         })
       }
-      return new WrappedSession(ort, session)
+      return new WrappedSession(ort, session, options.keepsTensors === true)
     },
   }
 }
@@ -77,11 +78,13 @@ export function runtimeOf(ort: OrtModule, name?: string): Runtime {
 class WrappedSession implements RuntimeSession {
   readonly #ort: OrtModule
   #session: OrtSession | undefined
+  readonly #keepsTensors: boolean
   readonly inputNames: readonly string[]
   readonly outputNames: readonly string[]
 
-  constructor(ort: OrtModule, session: OrtSession) {
+  constructor(ort: OrtModule, session: OrtSession, keepsTensors: boolean) {
     this.#ort = ort
+    this.#keepsTensors = keepsTensors
     this.#session = session
     this.inputNames = session.inputNames
     this.outputNames = session.outputNames
@@ -97,6 +100,7 @@ class WrappedSession implements RuntimeSession {
     } catch (cause) {
       throw new RuntimeError({ where: 'ONNX Runtime', what: `the run failed: ${messageOf(cause)}`, cause })
     }
+    if (this.#keepsTensors) return results as Record<string, RuntimeTensor>
     const outputs: Record<string, RuntimeTensor> = {}
     for (const name in results) {
       const { type, data, dims } = results[name] as OrtTensor
@@ -106,6 +110,7 @@ class WrappedSession implements RuntimeSession {
   }
 
   #tensor(name: string, tensor: RuntimeTensor): unknown {
+    if (this.#keepsTensors && 'location' in tensor) return tensor
     try {
       const { type, data, dims } = tensor
       return new this.#ort.Tensor(type as never, data as never, dims)
@@ -121,7 +126,7 @@ class WrappedSession implements RuntimeSession {
   }
 }
 
-function sessionOptions(model: SessionModel, options: SessionOptions): Record<string, unknown> {
+function sessionOptions(model: SessionModel, options: SessionOptions & OutputOptions): Record<string, unknown> {
   const entries: Record<string, string> = {}
   if (model.weightsFolder !== undefined) entries.model_external_initializers_file_folder_path = model.weightsFolder
   // Repacked copies of the weights are faster by some percent but double them; unpacked ones stay in mapped file pages.
@@ -136,6 +141,9 @@ function sessionOptions(model: SessionModel, options: SessionOptions): Record<st
     extra: { session: entries },
     ...(options.threads === undefined ? {} : { intraOpNumThreads: options.threads }),
     ...(options.executionProviders === undefined ? {} : { executionProviders: [...options.executionProviders] }),
+    ...(options.gpuOutputs === undefined
+      ? {}
+      : { preferredOutputLocation: Object.fromEntries(options.gpuOutputs.map((name) => [name, 'gpu-buffer'])) }),
     ...(options.profilePrefix === undefined ? {} : { enableProfiling: true, profileFilePrefix: options.profilePrefix }),
     ...(model.weights === undefined
       ? {}

@@ -75,6 +75,14 @@ export interface SessionOptions {
   profilePrefix?: string
 }
 
+/** How outputs come, where the session lives in the caller's thread. */
+export interface OutputOptions {
+  /** Outputs are ONNX Runtime's own tensors, and such tensors are fed as they are: those on the GPU stay there. */
+  keepsTensors?: boolean | undefined
+  /** Outputs that stay on the GPU. */
+  gpuOutputs?: readonly string[] | undefined
+}
+
 export interface RuntimeSession {
   readonly inputNames: readonly string[]
   readonly outputNames: readonly string[]
@@ -87,5 +95,5 @@ export interface RuntimeSession {
 export interface Runtime {
   /** 'onnxruntime-node 1.30.0', for reports. */
   readonly name: string
-  createSession(model: SessionModel, options?: SessionOptions): Promise<RuntimeSession>
+  createSession(model: SessionModel, options?: SessionOptions & OutputOptions): Promise<RuntimeSession>
 }

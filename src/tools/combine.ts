@@ -104,7 +104,7 @@ async function combineLayer(
   }
   const { part } = terms[0]
   const ownWay = uniform === undefined ? way : { ...way, choice: { ...way.choice, rank: uniform } }
-  const { pairs, report } = combinedChange(name, terms, ownWay)
+  const { pairs, report } = await combinedChange(name, terms, ownWay)
   const fromRank = terms.reduce((sum, term) => sum + term.part.rank, 0)
   const vectors = biasOf(terms, owners)
   return { layer: { part, change: { pairs, vectors } }, report: { name, fromRank, ...report } }

@@ -19,7 +19,7 @@ const ROOMS = [
   'graph',
   'tasks',
 ]
-const ALL = [...ROOMS, 'merge', 'exchange', 'tools', 'train', 'infer', 'index', 'node', 'init', 'cli']
+const ALL = [...ROOMS, 'merge', 'exchange', 'tools', 'train', 'infer', 'index', 'node', 'init', 'transformers', 'cli']
 /** All layers but these. */
 const below = (...above: readonly string[]) => ALL.filter((layer) => !above.includes(layer))
 
@@ -42,15 +42,16 @@ const LAYERS: Record<string, readonly string[]> = {
   tools: ['base', 'formats', 'linalg', 'lora', 'peft', 'merge'],
   train: ['base', 'formats', 'text', 'data', 'runtime', 'linalg', 'lora', 'peft', 'graph', 'tasks'],
   infer: ['base', 'formats', 'text', 'runtime', 'linalg', 'lora', 'graph', 'tasks'],
-  index: below('index', 'node', 'init', 'cli'),
-  node: below('node', 'init', 'cli'),
+  index: below('index', 'node', 'init', 'transformers', 'cli'),
+  node: below('node', 'init', 'transformers', 'cli'),
   init: ['lora', 'index'],
+  transformers: ['base', 'formats', 'graph', 'infer', 'index', 'io', 'lora', 'node', 'runtime', 'text'],
   // Of `base` only what guesses a misspelled word: commands are the public API's.
   cli: ['base', 'index', 'node'],
 }
 
 /** Layers that may import more than they do. */
-const WIDER = new Set(['tools', 'exchange', 'index', 'node', 'init', 'cli'])
+const WIDER = new Set(['tools', 'exchange', 'index', 'node', 'init', 'transformers', 'cli'])
 
 /** Where `node:` modules and onnxruntime-node may be imported: never reached from src/index.ts. */
 const NODE_ONLY = /^src\/(cli\/|node\.ts$|(.*\/)?node\/)/

@@ -130,7 +130,10 @@ class Edits {
       const scale = weight * layer.scaling
       const start = linear.fused?.start ?? 0
       if (!linear.form.isQuantized) {
-        this.#weightOf(linear, name).add({ name, weightA, weightB, scale, magnitude, start }, `${index}:${name}`)
+        this.#weightOf(linear, name).add(
+          { name: layer.name, weightA, weightB, scale, magnitude, start },
+          `${index}:${linear.name}`,
+        )
       }
       if (biasB === undefined) continue
       const bias = biasOf(this.#graph, linear)

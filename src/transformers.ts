@@ -1,0 +1,128 @@
+/// <reference lib="esnext.disposable" preserve="true" />
+// `lowrank/transformers`: adapters in the pipelines of transformers.js.
+
+import type { Source } from './index/sources.js'
+import type { ChatMessage } from './text/chat.js'
+import type { AdapterCallOptions, AdapterPipelineParts } from './transformers/pipelines.js'
+import type { PipelineTask } from './transformers/tasks.js'
+import type { PipelineOptions, WithAdaptersOptions } from './transformers/verbs.js'
+
+export type { AdapterCallOptions, AdapterPipelineParts, PipelineOptions, PipelineTask, WithAdaptersOptions }
+
+/** A text that a model continued. */
+export interface GeneratedText {
+  /** With `return_full_text: false` what follows the prompt alone. */
+  generated_text: string
+}
+
+/** A chat that a model answered. */
+export interface GeneratedChat {
+  /** The chat with the answer as its last message. */
+  generated_text: ChatMessage[]
+}
+
+/** A label and its probability. */
+export interface LabelScore {
+  label: string
+  score: number
+}
+
+/** What is used of a tensor of transformers.js. */
+export interface FeatureTensor {
+  readonly type: string
+  readonly dims: number[]
+  readonly data: ArrayLike<number>
+  tolist(): unknown[]
+}
+
+/** How the pipelines of each task are called. */
+export interface PipelineCalls {
+  'text-generation': {
+    (text: string, options?: AdapterCallOptions): Promise<GeneratedText[]>
+    (texts: readonly string[], options?: AdapterCallOptions): Promise<GeneratedText[][]>
+    (chat: readonly ChatMessage[], options?: AdapterCallOptions): Promise<GeneratedChat[]>
+    (chats: readonly (readonly ChatMessage[])[], options?: AdapterCallOptions): Promise<GeneratedChat[][]>
+  }
+  'feature-extraction': (texts: string | readonly string[], options?: AdapterCallOptions) => Promise<FeatureTensor>
+  'text-classification': {
+    (text: string, options?: AdapterCallOptions): Promise<LabelScore[]>
+    (texts: readonly string[], options?: AdapterCallOptions): Promise<LabelScore[] | LabelScore[][]>
+  }
+}
+
+/** A pipeline whose calls choose an adapter. */
+export type AdapterPipeline<Task extends PipelineTask> = PipelineCalls[Task] & AdapterPipelineParts
+
+/** What is looked at of a pipeline of transformers.js. */
+export interface PipelineLike {
+  (...args: never[]): Promise<unknown>
+  readonly task: string
+}
+
+/** A pipeline of transformers.js that takes `adapter` beside its own options. */
+export type WithAdapters<Pipeline extends PipelineLike> = Pipeline &
+  AdapterPipelineParts &
+  ((input: Parameters<Pipeline>[0], options: AdapterCallOptions) => ReturnType<Pipeline>)
+
+/**
+ * A pipeline of transformers.js over a model that lowrank opens: its weights are in memory once, and each call chooses an adapter.
+ * Calls with different adapters may overlap. Needs @huggingface/transformers 4.3 or later.
+ *
+ * @param task text-generation, feature-extraction or text-classification
+ * @param source what `loadModel` takes: a path (not in browsers), `org/name`, a URL, picked files or a Directory
+ * @returns the pipeline; it takes transformers.js's own options, and `adapter`. `session.add` adds adapters later
+ * @throws UnsupportedError for another task, an older transformers.js, a type of models that it does not have, or a model of several
+ *   graphs; MismatchError when an adapter is of another model, or this process has two ONNX Runtimes; RuntimeError when
+ *   @huggingface/transformers is not installed or the graph does not open; ConfigError for an option that is not usable; FileError and
+ *   FormatError when files are missing or cannot be read
+ *
+ * @example
+ * import { pipelineWithAdapters } from 'lowrank/transformers'
+ *
+ * const write = await pipelineWithAdapters('text-generation', 'models/union-3m', {
+ *   adapters: { peft: 'tests/golden/peft/rslora' },
+ * })
+ * const [{ generated_text }] = await write('And the people', { adapter: 'peft', max_new_tokens: 20 })
+ * console.log(generated_text)
+ * await write.dispose()
+ */
+export async function pipelineWithAdapters<Task extends PipelineTask>(
+  task: Task,
+  source: Source,
+  options?: PipelineOptions,
+): Promise<AdapterPipeline<Task>> {
+  const verbs = await import('./transformers/verbs.js')
+  return (await verbs.pipelineWithAdapters(task, source, options)) as unknown as AdapterPipeline<Task>
+}
+
+/**
+ * Puts adapters under a pipeline of transformers.js that is there. Its own session is released before lowrank's opens, so that weights
+ * are in memory once; the pipeline that was given goes on with the base model. Where opening fails after that, it can not be used any
+ * more.
+ *
+ * @param pipeline of text-generation, feature-extraction or text-classification
+ * @returns the pipeline; it takes its own options, and `adapter`
+ * @throws ConfigError for what is no pipeline, or an option that is not usable; UnsupportedError for another task, a model of several
+ *   graphs or an older transformers.js; MismatchError when the source or an adapter is of another model; StateError when the pipeline
+ *   has adapters already; RuntimeError when the graph does not open; FileError and FormatError when files are missing or cannot be read
+ *
+ * @example
+ * import { env, pipeline } from '@huggingface/transformers'
+ * import { withAdapters } from 'lowrank/transformers'
+ *
+ * env.localModelPath = 'models'
+ * const plain = await pipeline('text-generation', 'union-3m', { dtype: 'fp32' })
+ * const write = await withAdapters(plain, {
+ *   source: 'models/union-3m',
+ *   adapters: { peft: 'tests/golden/peft/rslora' },
+ * })
+ * console.log(await write('And the people', { adapter: 'peft', max_new_tokens: 20 }))
+ * await write.dispose()
+ */
+export async function withAdapters<Pipeline extends PipelineLike>(
+  pipeline: Pipeline,
+  options: WithAdaptersOptions,
+): Promise<WithAdapters<Pipeline>> {
+  const verbs = await import('./transformers/verbs.js')
+  return (await verbs.withAdapters(pipeline as never, options)) as unknown as WithAdapters<Pipeline>
+}

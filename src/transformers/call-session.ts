@@ -1,0 +1,94 @@
+// What a model of transformers.js runs in place of its own session: lowrank's session with the adapter of one call. It hides the inputs
+// that take factors, and gives ONNX Runtime's own tensors, which stay where they are: a cache on the GPU is not copied.
+
+import { cacheEntry, isCacheInput } from '../graph/inputs/cache.js'
+import { typeOf } from '../graph/inputs/roles.js'
+import type { Graph } from '../graph/view/graph.js'
+import { type AdapterChoice, mixesOf } from '../infer/adapter-choice.js'
+import type { OnnxSession } from '../infer/adapter-session.js'
+import { type AdapterHead, headLogits } from '../infer/heads.js'
+import { checkRanks } from '../infer/rows.js'
+import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
+import type { InputMetadata, OrtTensorLike, PipelineSession } from './module.js'
+
+/** What a run adapts its rows by. */
+export type CallChoice = AdapterChoice | readonly AdapterChoice[] | undefined
+
+/** A session that all calls of a pipeline share, and what its graph declares. */
+export interface SharedSession {
+  readonly session: OnnxSession
+  readonly graph: Graph
+  readonly config: { readonly dtype: string; readonly device: string }
+  /** Throws where rows that are filled up would be computed wrongly. */
+  checkPadding(feeds: Feeds): void
+}
+
+/** The session of one call. Releasing it disposes the session that all calls share. */
+export class CallSession implements PipelineSession {
+  readonly inputMetadata: readonly InputMetadata[]
+  readonly config: SharedSession['config']
+  readonly #shared: SharedSession
+  readonly #choice: CallChoice
+
+  constructor(shared: SharedSession, choice: CallChoice) {
+    this.#shared = shared
+    this.#choice = choice
+    this.config = shared.config
+    this.inputMetadata = metadataOf(shared.graph)
+  }
+
+  get inputNames(): readonly string[] {
+    return this.#shared.session.inputNames
+  }
+
+  get outputNames(): readonly string[] {
+    return this.#shared.session.outputNames
+  }
+
+  async run(feeds: Readonly<Record<string, OrtTensorLike>>): Promise<Record<string, unknown>> {
+    const { session, graph, checkPadding } = this.#shared
+    const own = feeds as Feeds
+    checkPadding(own)
+    const mixes = mixesOf(this.#choice, own.input_ids?.dims[0])
+    session.checkMixes(mixes)
+    const head = session.headFor(mixes)
+    const { value } = head?.input ?? {}
+    const others = this.outputNames.filter((name) => name !== head?.replaces)
+    const names = [...new Set([...others, ...(value === undefined ? [] : [value])])]
+    const given = await session.engine.run(own, mixes, names)
+    const outputs = Object.fromEntries(others.map((name): [string, unknown] => [name, given[name]]))
+    if (head !== undefined) outputs[head.replaces ?? 'logits'] = logitsOf(head, given[head.input.value])
+    if (mixes.length > 1) checkRanks(graph, given)
+    return outputs
+  }
+
+  async release(): Promise<void> {
+    await this.#shared.session.dispose()
+  }
+}
+
+/** Of the class of what the run gave: a pipeline knows tensors by it. */
+function logitsOf(head: AdapterHead, input: RuntimeTensor): unknown {
+  const { type, data, dims } = headLogits(head, input)
+  const Tensor = input.constructor as new (type: string, data: unknown, dims: readonly number[]) => unknown
+  return new Tensor(type, data, dims)
+}
+
+function metadataOf(graph: Graph): InputMetadata[] {
+  return graph.inputs.flatMap((input) => {
+    const type = typeOf(input)
+    const value = input.type?.value
+    if (type === undefined || value?.case !== 'tensorType') return []
+    const declared = (value.value.shape?.dim ?? []).map(({ value: dim }) => {
+      return dim.case === 'dimValue' ? Number(dim.value) : (dim.value ?? '')
+    })
+    const shape = isCacheInput(input) && declared.length === 4 ? cacheShape(graph, input) : declared
+    return [{ name: input.name, isTensor: true as const, type, shape }]
+  })
+}
+
+/** Some exporters leave the size of heads to the reader. What has a name here, transformers.js fills in: the batch, or else 0. */
+function cacheShape(graph: Graph, input: Graph['inputs'][number]): (number | string)[] {
+  const { dims, axis } = cacheEntry(graph, input)
+  return dims.map((dim, i) => dim ?? (i === axis ? 'past_sequence_length' : 'batch_size'))
+}

@@ -1,0 +1,120 @@
+// Pipelines of transformers.js whose model runs in lowrank's session. Each call gets a light copy of the model, which is bound to the
+// call's adapter: calls with other adapters may overlap.
+
+import { UnsupportedError } from '../base/errors.js'
+import { checkArgument, isObject } from '../base/options.js'
+import { logitsName } from '../graph/match/linears.js'
+import { readGraph } from '../graph/view/read-graph.js'
+import { ADAPTER_CHOICE, type AdapterChoice, mixesOf } from '../infer/adapter-choice.js'
+import type { OnnxSession, SessionExtras } from '../infer/adapter-session.js'
+import type { SessionBase } from '../infer/graphs.js'
+import type { AdapterSession } from '../infer/session.js'
+import { type CallChoice, CallSession, type SharedSession } from './call-session.js'
+import type { Class, PipelineInstance, PreTrainedModel } from './module.js'
+import { paddingPlan } from './padding.js'
+
+/** What each call of a pipeline with adapters takes beside transformers.js's own options. */
+export interface AdapterCallOptions {
+  /**
+   * Name of the adapter; `{ a: 0.5, b: 1 }` adds several up, each with its weight; a list has one such choice for each text of a batch.
+   * null is the base model alone. Default null.
+   */
+  adapter?: AdapterChoice | readonly AdapterChoice[] | undefined
+  /** Options of transformers.js: max_new_tokens, streamer, pooling, top_k, … */
+  [option: string]: unknown
+}
+
+/** What a pipeline with adapters has beside its call. */
+export interface AdapterPipelineParts {
+  /** What it is for. */
+  readonly task: string
+  /** transformers.js's model; it computes the base alone. */
+  readonly model: unknown
+  /** transformers.js's tokenizer. */
+  readonly tokenizer: unknown
+  /** Where adapters are added and removed. Disposing the pipeline disposes it. */
+  readonly session: Pick<AdapterSession, 'adapters' | 'add' | 'remove'>
+  /** Frees the model and its adapters. */
+  dispose(): Promise<void>
+}
+
+/** A session for a pipeline, and how it is opened. */
+export interface PipelineRun {
+  readonly dtype: string
+  /** The provider that runs the graph. */
+  readonly device: string
+}
+
+/** What the session of a pipeline over a model is opened with. */
+export function sessionExtras(model: SessionBase, { device }: PipelineRun): SessionExtras {
+  const graph = readGraph(model.onnx.proto)
+  const cached = graph.outputs.flatMap(({ name }) => (name.startsWith('present') ? [name] : []))
+  return {
+    keepsTensors: true,
+    gpuOutputs: device === 'webgpu' && cached.length > 0 ? cached : undefined,
+    edit: paddingPlan(graph, device).edit,
+  }
+}
+
+/** What calls share. */
+export function shareSession(session: OnnxSession, config: PipelineRun): SharedSession {
+  const graph = readGraph(session.model.onnx.proto)
+  return { session, graph, config, checkPadding: paddingPlan(graph, config.device).check }
+}
+
+/** A pipeline that takes adapters, over one of transformers.js whose model is already lowrank's. */
+export function adapterPipeline(
+  base: PipelineInstance,
+  shared: SharedSession,
+): ((input: unknown, options?: AdapterCallOptions) => Promise<unknown>) & AdapterPipelineParts {
+  const { task, tokenizer, processor } = base
+  const { session } = shared
+  const call = async (input: unknown, options: AdapterCallOptions = {}): Promise<unknown> => {
+    const { adapter, ...rest } = options ?? {}
+    if (adapter !== undefined) checkArgument(adapter, ADAPTER_CHOICE, 'adapter')
+    session.checkOpen()
+    const model = boundModel(base.model, shared, adapter)
+    if (task === 'text-classification') checkLabels(shared, adapter)
+    const Pipeline = base.constructor as unknown as new (parts: object) => typeof call
+    return new Pipeline({ task, model, tokenizer, processor })(input, rest)
+  }
+  return Object.assign(call, {
+    task,
+    model: base.model,
+    tokenizer,
+    session,
+    dispose: () => session.dispose(),
+  })
+}
+
+/** The model with the session of one call in it. */
+function boundModel(model: PreTrainedModel, shared: SharedSession, choice: CallChoice): PreTrainedModel {
+  const sessions = { model: new CallSession(shared, choice) }
+  const config = labeledConfig(model.config, shared, choice)
+  const Model = model.constructor as Class<PreTrainedModel> as unknown as new (...parts: unknown[]) => PreTrainedModel
+  return Object.assign(new Model(config, sessions, model.configs), model, { config, sessions })
+}
+
+/** config.json with the labels of the adapter's head. */
+function labeledConfig(config: Record<string, unknown>, { session }: SharedSession, choice: CallChoice) {
+  const mixes = mixesOf(choice, undefined)
+  session.checkMixes(mixes)
+  const head = session.headFor(mixes)
+  if (head === undefined) return config
+  const { count, labels } = head
+  const own = isObject(config.id2label) ? Object.keys(config.id2label).length : 0
+  if (labels === undefined && own === count) return config
+  const id2label = Object.fromEntries(Array.from({ length: count }, (_, i) => [i, labels?.[i] ?? `LABEL_${i}`]))
+  return Object.assign(Object.create(Object.getPrototypeOf(config)), config, { id2label })
+}
+
+/** Throws UnsupportedError where nothing gives labels. */
+function checkLabels({ session, graph }: SharedSession, choice: CallChoice): void {
+  if (session.headFor(mixesOf(choice, undefined)) !== undefined || logitsName(graph) === 'logits') return
+  throw new UnsupportedError({
+    where: 'text-classification',
+    what: 'neither the model nor the adapter has a head for labels',
+    expected: 'an adapter with modules_to_save, named in `adapter`',
+    got: session.adapters.length === 0 ? 'no adapters' : session.adapters.join(', '),
+  })
+}

@@ -1,0 +1,93 @@
+// The tasks of pipelines that adapters can be used in: which classes of transformers.js stand behind each.
+
+import { nearMisses, UnsupportedError } from '../base/errors.js'
+import { isObject } from '../base/options.js'
+import type { Model } from '../graph/model-folder.js'
+import { type Class, classNamed, type PreTrainedModel, type TransformersModule } from './module.js'
+
+/** A task of transformers.js's pipelines. */
+export type PipelineTask = 'text-generation' | 'feature-extraction' | 'text-classification'
+
+const CLASSES: Readonly<Record<PipelineTask, { readonly auto: string; readonly pipeline: string }>> = {
+  'text-generation': { auto: 'AutoModelForCausalLM', pipeline: 'TextGenerationPipeline' },
+  'feature-extraction': { auto: 'AutoModel', pipeline: 'FeatureExtractionPipeline' },
+  'text-classification': { auto: 'AutoModelForSequenceClassification', pipeline: 'TextClassificationPipeline' },
+}
+
+/** Throws UnsupportedError for a task whose pipelines take no adapters. */
+export function checkTask(task: unknown): asserts task is PipelineTask {
+  const names = Object.keys(CLASSES)
+  if (typeof task === 'string' && names.includes(task)) return
+  const near = typeof task === 'string' ? nearMisses(task, names, 1)[0] : undefined
+  throw new UnsupportedError({
+    where: 'task',
+    what: 'pipelines of this task take no adapters',
+    expected: names.join(', '),
+    got: String(task),
+    ...(near !== undefined && { hint: `Did you mean ${near}?` }),
+  })
+}
+
+/** The class of a task's pipelines. */
+export function pipelineClass<T>(transformers: TransformersModule, task: PipelineTask): Class<T> {
+  return classNamed<T>(transformers, CLASSES[task].pipeline)
+}
+
+/** What the Auto classes of transformers.js look models up in. */
+interface AutoClass {
+  readonly MODEL_CLASS_MAPPINGS: readonly ReadonlyMap<string, string>[]
+  readonly BASE_IF_FAIL?: boolean
+}
+
+/**
+ * The class of a task's models, by the model's type.
+ *
+ * @throws UnsupportedError when transformers.js has none
+ */
+export function modelClass(
+  transformers: TransformersModule,
+  task: PipelineTask,
+  { config, name }: Model,
+): Class<PreTrainedModel> {
+  const auto = classNamed(transformers, CLASSES[task].auto) as unknown as AutoClass
+  const type = String(config.model_type)
+  const found = auto.MODEL_CLASS_MAPPINGS.map((mapping) => mapping.get(type)).find((one) => one !== undefined)
+  if (found !== undefined) return classNamed<PreTrainedModel>(transformers, found)
+  if (auto.BASE_IF_FAIL) return classNamed<PreTrainedModel>(transformers, 'PreTrainedModel')
+  throw new UnsupportedError({
+    where: name,
+    what: `@huggingface/transformers ${transformers.env.version} has no ${task} for models of this type`,
+    got: type,
+  })
+}
+
+/** transformers.js's tokenizer of a model. */
+export async function tokenizerOf(transformers: TransformersModule, model: Model): Promise<unknown> {
+  const { directory } = model
+  const read = async (path: string) => JSON.parse(await textOf(directory, path)) as unknown
+  const tokenizer = await read('tokenizer.json')
+  const config = (await directory.has('tokenizer_config.json')) ? await read('tokenizer_config.json') : {}
+  const settings = isObject(config) ? { ...config } : {}
+  // Newer folders hold the template in a file of its own, which transformers.js does not look for.
+  const template = 'chat_template.jinja'
+  if (settings.chat_template === undefined && (await directory.has(template))) {
+    settings.chat_template = await textOf(directory, template)
+  }
+  const named = String(settings.tokenizer_class ?? '').replace(/Fast$/, '')
+  const isKnown = typeof (transformers as unknown as Record<string, unknown>)[named] === 'function'
+  return new (
+    classNamed<object>(transformers, isKnown ? named : 'PreTrainedTokenizer') as unknown as new (
+      tokenizer: unknown,
+      config: unknown,
+    ) => object
+  )(tokenizer, settings)
+}
+
+async function textOf(directory: Model['directory'], path: string): Promise<string> {
+  const file = await directory.open(path)
+  try {
+    return new TextDecoder().decode(await file.read(0, file.byteLength))
+  } finally {
+    await file.close()
+  }
+}

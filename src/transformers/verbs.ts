@@ -1,0 +1,227 @@
+// The two ways to a pipeline with adapters: a new one, and one that is there.
+
+import { ConfigError, MismatchError, StateError, UnsupportedError } from '../base/errors.js'
+import type { SignalLike } from '../base/globals.js'
+import {
+  anyOf,
+  COUNT,
+  checkOptions,
+  describe,
+  FUNCTION,
+  isObject,
+  kind,
+  NAME,
+  OBJECT,
+  type OptionTable,
+  SIGNAL,
+} from '../base/options.js'
+import type { DtypeChoice } from '../graph/graph-file.js'
+import type { ModuleMap } from '../graph/match/linears.js'
+import type { Model } from '../graph/model-folder.js'
+import { ADAPTER, openAdapter } from '../index/adapters.js'
+import { DTYPE, loadModel } from '../index/model.js'
+import { SOURCE, type Source } from '../index/sources.js'
+import { OnnxSession, type SessionExtras } from '../infer/adapter-session.js'
+import type { OnDownload } from '../io/hub/directory.js'
+import type { LoraAdapter } from '../lora/adapter.js'
+import type { OrtModule } from '../runtime/onnxruntime.js'
+import { CallSession, type SharedSession } from './call-session.js'
+import { defaultDevice, findRuntime } from './find-runtime.js'
+import { type PipelineInstance, type PreTrainedModel, runtimeModule, transformersModule } from './module.js'
+import { adapterPipeline, type PipelineRun, sessionExtras, shareSession } from './pipelines.js'
+import { checkTask, modelClass, type PipelineTask, pipelineClass, tokenizerOf } from './tasks.js'
+
+/** The adapters of a pipeline, and how its model is opened. */
+export interface PipelineOptions {
+  /** Adapters by the name that calls choose them by: in memory, or what `loadAdapter` takes. `session.add` adds others later. */
+  adapters?: Readonly<Record<string, LoraAdapter | Source>> | undefined
+  /** The type of the graph's weights: onnx/model_q4.onnx for `q4`. Default `auto`: what config.json says, else fp32. */
+  dtype?: DtypeChoice | undefined
+  /** Where the model runs: cpu, webgpu, wasm, cuda, coreml, dml, … Default: cpu in Node, wasm in pages. */
+  device?: string | undefined
+  /** Threads of a run on the processor. Default: ONNX Runtime's own choice. */
+  threads?: number | undefined
+  /** Module name → name of the node or of its weight, where the graph's own names do not tell. */
+  modules?: ModuleMap | undefined
+  /** Hears of each file that comes from the Hub or a web server, before its first byte. */
+  onDownload?: OnDownload | undefined
+  /** Ends the loading of files. */
+  signal?: SignalLike | undefined
+  /** The imported module @huggingface/transformers, where `import` from this package would find none or another copy. */
+  transformers?: object | undefined
+}
+
+/** What {@link withAdapters} takes. */
+export interface WithAdaptersOptions extends Omit<PipelineOptions, 'device' | 'transformers'> {
+  /** What the pipeline's model was loaded from: a path, a model on the Hub, a URL, picked files or a Directory. */
+  source: Source
+}
+
+const COMMON: OptionTable<Omit<WithAdaptersOptions, 'source'>> = {
+  adapters: kind(
+    'an object of names with LoraAdapters, paths or folders',
+    (value) => isObject(value) && Object.values(value).every(anyOf(ADAPTER, SOURCE).accepts),
+  ),
+  dtype: DTYPE,
+  threads: COUNT,
+  modules: OBJECT,
+  onDownload: FUNCTION,
+  signal: SIGNAL,
+}
+
+const OPTIONS: OptionTable<PipelineOptions> = { ...COMMON, device: NAME, transformers: OBJECT }
+
+const WITH_OPTIONS: OptionTable<WithAdaptersOptions> = { ...COMMON, source: SOURCE }
+
+/** See the entry. */
+export async function pipelineWithAdapters(task: PipelineTask, source: Source, options: PipelineOptions = {}) {
+  checkTask(task)
+  checkOptions(options, { of: 'pipelineWithAdapters', table: OPTIONS })
+  const transformers = await transformersModule(options.transformers)
+  const module = await findRuntime(transformers)
+  const run = { dtype: dtypeText(options.dtype), device: options.device ?? defaultDevice() }
+  const { shared, model } = await openShared(source, options, { module, run, prepare: async () => ({}) })
+  try {
+    const ModelClass = modelClass(transformers, task, model)
+    const config = await transformers.AutoConfig.from_pretrained(model.name, { config: { ...model.config } })
+    const sessions = { model: new CallSession(shared, null) }
+    const configs = { generation_config: model.generationConfig }
+    const built = new (ModelClass as unknown as new (...parts: unknown[]) => PreTrainedModel)(config, sessions, configs)
+    const tokenizer = await tokenizerOf(transformers, model)
+    const Pipeline = pipelineClass(transformers, task) as unknown as new (parts: object) => PipelineInstance
+    return adapterPipeline(new Pipeline({ task, model: built, tokenizer }), shared)
+  } catch (error) {
+    await shared.session.dispose()
+    throw error
+  }
+}
+
+/** See the entry. */
+export async function withAdapters(pipeline: PipelineInstance, options: WithAdaptersOptions) {
+  checkPipeline(pipeline)
+  checkOptions(options, { of: 'withAdapters', table: WITH_OPTIONS, required: ['source'] })
+  const { model } = pipeline
+  const { model: theirs } = model.sessions
+  const { dtype, device } = theirs.config ?? {}
+  const module = runtimeModule(theirs.constructor, pipeline.tokenizer('a').input_ids.ort_tensor)
+  const run = {
+    dtype: typeof dtype === 'string' ? dtype : 'fp32',
+    device: typeof device === 'string' ? device : defaultDevice(),
+  }
+  const { shared } = await openShared(
+    options.source,
+    { ...options, dtype: options.dtype ?? (run.dtype as DtypeChoice) },
+    {
+      module,
+      run,
+      async prepare(opened) {
+        checkSameModel(model.config, opened)
+        // Two copies of the weights may not fit into memory.
+        return { beforeOpen: once(() => theirs.release()) }
+      },
+    },
+  )
+  model.sessions = { model: new CallSession(shared, null) }
+  return adapterPipeline(pipeline, shared)
+}
+
+interface SharedRequest {
+  readonly module: OrtModule
+  readonly run: PipelineRun
+  prepare(model: Model): Promise<SessionExtras>
+}
+
+async function openShared(
+  source: Source,
+  { adapters, dtype, threads, modules, onDownload, signal }: PipelineOptions,
+  { module, run, prepare }: SharedRequest,
+): Promise<{ shared: SharedSession; model: Model }> {
+  const opened: Record<string, LoraAdapter> = {}
+  for (const [name, adapter] of Object.entries(adapters ?? {})) {
+    opened[name] = await openAdapter(adapter, `adapters.${name}`)
+  }
+  const model = await loadModel(source, { runtime: { module }, dtype, onDownload, signal })
+  try {
+    checkOneGraph(model)
+    const extras = { ...sessionExtras(model, run), ...(await prepare(model)) }
+    const settings = { adapters: opened, device: run.device, modules, ...(threads !== undefined && { threads }) }
+    const session = await OnnxSession.open(model, settings, true, extras)
+    return { shared: shareSession(session, run), model }
+  } catch (error) {
+    await model.close()
+    throw error
+  }
+}
+
+/** Throws ConfigError, UnsupportedError or StateError unless adapters can be put under a pipeline. */
+function checkPipeline(pipeline: PipelineInstance): void {
+  const { task, model, tokenizer } = (typeof pipeline === 'function' ? pipeline : {}) as Partial<PipelineInstance>
+  const sessions: unknown = model?.sessions
+  if (task === undefined || typeof tokenizer !== 'function' || !isObject(sessions)) {
+    throw new ConfigError({
+      where: 'pipeline',
+      what: 'not usable',
+      expected: 'a pipeline of @huggingface/transformers 4.3 or later',
+      got: describe(pipeline),
+    })
+  }
+  checkTask(task)
+  const { model: session, ...others } = sessions as PreTrainedModel['sessions']
+  if (session === undefined || Object.keys(others).length > 0) {
+    throw new UnsupportedError({
+      where: 'pipeline',
+      what: 'its model has several graphs',
+      expected: 'one graph, model',
+      got: Object.keys(sessions).join(', '),
+    })
+  }
+  if (session instanceof CallSession) {
+    throw new StateError({
+      where: 'pipeline',
+      what: 'it runs in a session of lowrank already',
+      hint: 'Call session.add of the pipeline that withAdapters gave',
+    })
+  }
+  if (!Array.isArray(session.inputMetadata)) {
+    throw new UnsupportedError({
+      where: 'pipeline',
+      what: 'this version of transformers.js is too old for adapters',
+      expected: '@huggingface/transformers 4.3 or later',
+    })
+  }
+}
+
+function checkOneGraph({ graphs, name }: Model): void {
+  const roles = Object.keys(graphs)
+  if (roles.length === 1) return
+  const got = roles.join(', ')
+  throw new UnsupportedError({ where: name, what: 'the model has several graphs', expected: 'one graph, model', got })
+}
+
+/** What two models of one kind do not share by chance. */
+const SIZES = ['model_type', 'vocab_size', 'hidden_size', 'num_hidden_layers', 'intermediate_size']
+
+/** Throws MismatchError unless the source is what the pipeline's model was loaded from, as far as config.json tells. */
+function checkSameModel(config: Readonly<Record<string, unknown>>, { config: read, name }: Model): void {
+  for (const field of SIZES) {
+    if (config[field] === read[field] || read[field] === undefined) continue
+    throw new MismatchError({
+      where: `source ${name}`,
+      what: `this is another model than the pipeline’s: ${field} differs`,
+      expected: String(config[field]),
+      got: String(read[field]),
+    })
+  }
+}
+
+function dtypeText(dtype: DtypeChoice | undefined): string {
+  return typeof dtype === 'string' && dtype !== 'auto' ? dtype : 'fp32'
+}
+
+function once(action: () => Promise<void>): () => Promise<void> {
+  let done: Promise<void> | undefined
+  return () => {
+    done ??= action()
+    return done
+  }
+}

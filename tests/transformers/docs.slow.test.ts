@@ -1,0 +1,37 @@
+// docs/transformers-js.md as its readers use it: every block runs in a project that has both packages installed.
+
+import { mkdirSync, readFileSync, symlinkSync } from 'node:fs'
+import { dirname, join } from 'node:path'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { type Consumer, installConsumer, repository } from '../package/consumer.js'
+import { installedIn, transformers } from './installed.js'
+
+const page = readFileSync(join(repository, 'docs/transformers-js.md'), 'utf8')
+const blocks = [...page.matchAll(/^```js\n(.*?)^```$/gms)].map(([, text]) => text)
+
+describe.skipIf(transformers === undefined)('docs/transformers-js.md', () => {
+  let consumer: Consumer
+  beforeAll(() => {
+    consumer = installConsumer('transformers')
+    const link = join(consumer.folder, 'node_modules/@huggingface/transformers')
+    mkdirSync(dirname(link), { recursive: true })
+    symlinkSync(join(installedIn, 'node_modules/@huggingface/transformers'), link, 'junction')
+    for (const folder of ['models', 'tests']) {
+      symlinkSync(join(repository, folder), join(consumer.folder, folder), 'junction')
+    }
+  })
+  afterAll(() => consumer?.remove())
+
+  it('has a block for each task, of about ten lines', () => {
+    for (const task of ['text-generation', 'feature-extraction', 'text-classification']) {
+      const block = blocks.find((text) => text.includes(`pipelineWithAdapters('${task}'`))
+      expect(block?.trim().split('\n').length, task).toBeLessThanOrEqual(11)
+    }
+  })
+
+  it.each(blocks)('runs: %s', { timeout: 60_000 }, (text) => {
+    consumer.write('block.mjs', text)
+    const { status, stderr } = consumer.node('block.mjs')
+    expect(status, `${text}\n${stderr}`).toBe(0)
+  })
+})

@@ -1,0 +1,178 @@
+// Pipelines of transformers.js with adapters, held against PEFT's tokens and against transformers.js itself on the merged model.
+
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { basename, dirname, join } from 'node:path'
+import { afterAll, describe, expect, it } from 'vitest'
+import { readJson } from '../../src/base/bytes.js'
+import { ConfigError, MismatchError, StateError, UnsupportedError } from '../../src/base/errors.js'
+import { NodeDirectory } from '../../src/io/node/files.js'
+import { merge } from '../../src/node.js'
+import { saveAdapter } from '../../src/peft/adapter-folder.js'
+import { pipelineWithAdapters, withAdapters } from '../../src/transformers/node/entry.js'
+import { directoryOf, makeAdapter, openModel } from '../infer/models.js'
+import { transformers } from './installed.js'
+
+const UNION = 'models/union-3m'
+const ADAPTER = 'tests/golden/peft/rslora'
+const OTHER = 'tests/golden/peft/f32'
+const ENCODER = 'tests/golden/text-classification/encoder'
+const PROMPTS = ['And the people', 'The Constitution of the United States', 'The']
+const GREEDY = { max_new_tokens: 16, do_sample: false, return_full_text: false }
+
+const scratch = mkdtempSync(join(tmpdir(), 'lowrank-tjs-'))
+afterAll(() => rmSync(scratch, { recursive: true, force: true }))
+
+/** transformers.js's own pipeline over a folder. */
+function plain(task: string, folder: string) {
+  transformers.env.localModelPath = dirname(join(process.cwd(), folder))
+  return transformers.pipeline(task, basename(folder), { dtype: 'fp32' })
+}
+
+const textOf = ([{ generated_text: text }]: { generated_text: string }[]) => text
+
+describe.skipIf(transformers === undefined)('pipelines with adapters', () => {
+  it('writes what transformers.js writes with each adapter merged, also at the same time, in batches and in mixes', async () => {
+    const expected: Record<string, string[]> = {}
+    for (const [name, adapters] of [
+      ['a', ADAPTER],
+      ['b', OTHER],
+      [
+        'mix',
+        [
+          { adapter: ADAPTER, weight: 0.5 },
+          { adapter: OTHER, weight: 0.25 },
+        ],
+      ],
+    ] as const) {
+      const out = join(scratch, name)
+      await merge({ base: `${UNION}/onnx/model.onnx`, adapters: adapters as never, out })
+      transformers.env.localModelPath = scratch
+      const merged = await transformers.pipeline('text-generation', name, { dtype: 'fp32' })
+      expected[name] = []
+      for (const prompt of PROMPTS) expected[name].push(textOf(await merged(prompt, GREEDY)))
+      await merged.dispose()
+    }
+    expect(expected.a).not.toEqual(expected.b)
+    const write = await pipelineWithAdapters('text-generation', UNION, {
+      adapters: { a: ADAPTER, b: OTHER },
+      transformers,
+    })
+    const choices = { a: 'a', b: 'b', mix: { a: 0.5, b: 0.25 } } as const
+    const together = await Promise.all(
+      Object.values(choices).map((adapter) => Promise.all(PROMPTS.map((text) => write(text, { ...GREEDY, adapter })))),
+    )
+    expect(Object.fromEntries(Object.keys(choices).map((name, i) => [name, together[i].map(textOf)]))).toEqual(expected)
+    const rows = await write(PROMPTS, { ...GREEDY, adapter: ['a', 'b', choices.mix] })
+    expect(rows.map(textOf)).toEqual([expected.a[0], expected.b[1], expected.mix[2]])
+    const pieces: string[] = []
+    const streamer = new transformers.TextStreamer(write.tokenizer, {
+      skip_prompt: true,
+      callback_function: (piece: string) => pieces.push(piece),
+    })
+    await write(PROMPTS[0], { ...GREEDY, adapter: 'a', streamer })
+    expect(pieces.length).toBeGreaterThan(3)
+    expect(pieces.join('')).toBe(expected.a[0])
+    await expect(write('The', { adapter: 'c' })).rejects.toThrow(MismatchError)
+    await write.session.remove('b')
+    await expect(write('The', { adapter: 'b' })).rejects.toThrow(/no adapter "b"/)
+    await write.dispose()
+    await expect(write('The', { adapter: 'a' })).rejects.toThrow(StateError)
+  })
+
+  // Rows that are filled up on the left, where the graph counts keys from the left.
+  it.each(['llama-genai', 'llama-genai-rotary', 'llama-optimum'])(
+    '%s: gives PEFT’s tokens, in a batch too',
+    async (name) => {
+      const path = `tests/golden/models/${name}`
+      const golden = (await readJson(directoryOf(path), 'golden/golden.json')) as Record<
+        'base' | 'adapted',
+        { inputIds: number[]; greedyIds: number[] }
+      >
+      const adapters = { adapter: `${path}/golden/adapter-init` }
+      const write = await pipelineWithAdapters('text-generation', path, { adapters, transformers })
+      // biome-ignore lint/suspicious/noExplicitAny: transformers.js's own
+      const tokenizer = write.tokenizer as any
+      for (const [key, adapter] of [
+        ['base', null],
+        ['adapted', 'adapter'],
+      ] as const) {
+        const { inputIds, greedyIds } = golden[key]
+        const prompt = tokenizer.decode(inputIds)
+        const options = { ...GREEDY, max_new_tokens: greedyIds.length, adapter, add_special_tokens: false }
+        const expected = tokenizer.decode(greedyIds, { skip_special_tokens: true })
+        expect(textOf(await write(prompt, options))).toBe(expected)
+        const longer = `${prompt} and the people of the United States${prompt}`
+        const [[first], [second]] = await write([prompt, longer], options)
+        expect(first.generated_text).toBe(expected)
+        expect(second.generated_text).toBe(textOf(await write(longer, options)))
+      }
+      await write.dispose()
+    },
+  )
+
+  it('gives features as transformers.js gives them on the merged encoder', async () => {
+    const model = await openModel(ENCODER)
+    const adapter = makeAdapter(model, /query|value/, { std: 0.5 })
+    await model.close()
+    const folder = join(scratch, 'features')
+    await saveAdapter(adapter, new NodeDirectory(folder))
+    const out = join(scratch, 'features-merged')
+    await merge({ base: `${ENCODER}/onnx/model.onnx`, adapters: adapter, out })
+    transformers.env.localModelPath = scratch
+    const merged = await transformers.pipeline('feature-extraction', 'features-merged', { dtype: 'fp32' })
+    const base = await plain('feature-extraction', ENCODER)
+    const embed = await pipelineWithAdapters('feature-extraction', ENCODER, { adapters: { a: folder }, transformers })
+    const texts = ['The sea was calm.', 'a']
+    for (const [theirs, choice] of [
+      [merged, 'a'],
+      [base, null],
+    ] as const) {
+      const expected = await theirs(texts, { pooling: 'mean', normalize: true })
+      const found = await embed(texts, { pooling: 'mean', normalize: true, adapter: choice })
+      expect(found.dims).toEqual(expected.dims)
+      for (const [i, value] of Array.from(found.data).entries()) expect(value).toBeCloseTo(expected.data[i], 5)
+    }
+    for (const pipe of [merged, base, embed]) await pipe.dispose()
+  })
+
+  it('takes a pipeline that is there, whose session it releases', async () => {
+    const theirs = await plain('text-generation', UNION)
+    const expected = textOf(await theirs(PROMPTS[0], GREEDY))
+    const session = theirs.model.sessions.model
+    await expect(withAdapters(theirs, { source: ENCODER })).rejects.toThrow(/another model than the pipeline/)
+    const wrong = 'tests/golden/models/llama-genai/golden/adapter-init'
+    await expect(withAdapters(theirs, { source: UNION, adapters: { wrong } })).rejects.toThrow(MismatchError)
+    expect(textOf(await theirs(PROMPTS[0], GREEDY))).toBe(expected)
+    const write = await withAdapters(theirs, { source: UNION, adapters: { a: ADAPTER } })
+    await expect(session.run({})).rejects.toThrow()
+    expect(textOf((await theirs(PROMPTS[0], GREEDY)) as never)).toBe(expected)
+    expect(textOf((await write(PROMPTS[0], { ...GREEDY, adapter: 'a' })) as never)).not.toBe(expected)
+    await expect(withAdapters(theirs, { source: UNION })).rejects.toThrow(StateError)
+    await theirs.dispose()
+    await expect(write(PROMPTS[0], GREEDY)).rejects.toThrow(StateError)
+  })
+
+  it('gives labels by the head of the adapter, and says where there is none', async () => {
+    const mood = `${ENCODER}/golden/adapter-init`
+    const label = await pipelineWithAdapters('text-classification', ENCODER, { adapters: { mood }, transformers })
+    await expect(label('a')).rejects.toThrow(/neither the model nor the adapter has a head/)
+    const [best] = await label('The sea was calm.', { adapter: 'mood' })
+    expect(Object.keys(best)).toEqual(['label', 'score'])
+    await label.dispose()
+  })
+
+  it('refuses what it can not do', async () => {
+    const open = (task: string, options = {}) =>
+      pipelineWithAdapters(task as never, UNION, { transformers, ...options })
+    await expect(open('text-clasification')).rejects.toThrow(UnsupportedError)
+    await expect(open('text-classification')).rejects.toThrow(UnsupportedError)
+    await expect(open('text-generation', { adaptor: {} })).rejects.toThrow(/Did you mean adapters/)
+    await expect(withAdapters((() => {}) as never, { source: UNION })).rejects.toThrow(ConfigError)
+    const old = { ...transformers, env: { ...transformers.env, version: '3.8.1' } }
+    await expect(open('text-generation', { transformers: old })).rejects.toThrow(/4\.3 or later, got 3\.8\.1/)
+    const versions = { node: '1.20.0' }
+    const other = { ...transformers, env: { ...transformers.env, backends: { onnx: { versions } } } }
+    await expect(open('text-generation', { transformers: other })).rejects.toThrow(/there are two of them.*1\.20\.0/s)
+  })
+})
