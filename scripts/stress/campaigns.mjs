@@ -8,11 +8,13 @@ import {
   expectSame,
   expectSteps,
   expectSuccess,
+  hangTo,
   mergeTo,
   run,
   start,
   trainTo,
 } from './commands.mjs'
+import { makeHangingModel } from './hanging-model.mjs'
 
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms))
 
@@ -107,6 +109,21 @@ async function rivals({ folder, random }, name, command) {
   if (name === 'train') expectSteps(out)
 }
 
+/** A run in ONNX Runtime that never ends: the first signal ends the command, with a message. */
+async function hung({ folder, random }) {
+  const model = await makeHangingModel(join(folder, 'model'))
+  const out = join(folder, 'out')
+  const signal = random.pick(['SIGINT', 'SIGTERM'])
+  const { child, ended } = start(hangTo(model, out))
+  await Promise.race([sleep(3000 + random.next() * 3000), ended])
+  child.kill(signal)
+  const result = await ended
+  // The signal came before the run did.
+  if (result.code === 130 && result.stderr.includes('Stopped after 0 steps')) return
+  if (result.signal !== signal) throw new Error(`ended with ${result.signal ?? result.code}: ${result.stderr}`)
+  if (!result.stderr.includes('a run did not end')) throw new Error(`no word of the run: ${result.stderr}`)
+}
+
 export const campaigns = [
   ['merge killed, then --resume', (context) => killed(context, 'merge', mergeTo, ['--resume'])],
   ['merge killed, then again', (context) => killed(context, 'merge', mergeTo)],
@@ -114,6 +131,7 @@ export const campaigns = [
   ['two merges at once', (context) => rivals(context, 'merge', mergeTo)],
   ['two trainings at once', (context) => rivals(context, 'train', trainTo)],
   ['merge with a failing call', (context) => faulty(context, 'merge', mergeTo, 120)],
+  ['train whose run never ends', hung],
   ['train with a failing call', (context) => faulty(context, 'train', trainTo, 80)],
 ]
 

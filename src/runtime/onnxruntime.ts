@@ -115,7 +115,7 @@ class WrappedSession implements RuntimeSession {
       const { type, data, dims } = tensor
       return new this.#ort.Tensor(type as never, data as never, dims)
     } catch (cause) {
-      throw new RuntimeError({ where: `input ${name}`, what: `no tensor: ${messageOf(cause)}`, cause })
+      throw new RuntimeError({ where: `input ${name}`, what: `not a tensor: ${messageOf(cause)}`, cause })
     }
   }
 

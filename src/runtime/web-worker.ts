@@ -13,6 +13,7 @@ export function webWorkerPort(worker: Worker): Port {
       worker.onerror = (event) => closed(new Error(event.message))
     },
     close: async () => worker.terminate(),
+    abandon: () => worker.terminate(),
   }
 }
 

@@ -32,6 +32,8 @@ export interface TrainSettings {
   lowMemory: boolean
   /** Save adapter and state every so many steps. Default: at the end and when interrupted. */
   saveEvery: number | undefined
+  /** Put short records together into rows of `maxLength` tokens (else 512); none sees another. Default false. */
+  packing: boolean
   /** Evaluate every so many steps too, not only before and after. Needs `evalData`. */
   evaluateEvery: number | undefined
 }
@@ -50,6 +52,7 @@ export const TRAIN_DEFAULTS = Object.freeze({
   maxGradNorm: 1,
   threads: undefined,
   lowMemory: false,
+  packing: false,
   saveEvery: undefined,
   evaluateEvery: undefined,
   /** Of a new adapter. What is not here is as in every LoraConfig. */
@@ -78,6 +81,7 @@ export const SETTINGS_KINDS: OptionTable<TrainSettings> = {
   maxGradNorm: numberKind('a finite number, 0 or above', (value) => value >= 0 && Number.isFinite(value)),
   threads: COUNT,
   lowMemory: BOOLEAN,
+  packing: BOOLEAN,
   saveEvery: COUNT,
   evaluateEvery: COUNT,
 }

@@ -38,6 +38,12 @@ export const TOOL_FUNCTIONS: Record<string, Call> = {
     options: 1,
     misspelled: { format: /to/, outdtype: /outDtype/, bas: /base/ },
   },
+  diff: {
+    call: lowrank.diff,
+    args: () => [adapter(), adapter(), { onProgress: () => {} }],
+    options: 2,
+    misspelled: { progress: /onProgress/ },
+  },
   extract: {
     call: lowrank.extract,
     args: () => [{ base: QWEN2, fineTuned: QWEN2, rank: 1, embeddings: 'lora', others: 'save' }],

@@ -183,7 +183,7 @@ describe('embeddings', () => {
     const layer = embedding()
     expect(() => layer.backward(random(2, 3, 7))).toThrow('e.backward: the layer has no base weight')
     layer.attachBase(random(6, 3, 5))
-    expect(() => layer.backward(random(2, 3, 7))).toThrow('e.backward: no forward to differentiate')
+    expect(() => layer.backward(random(2, 3, 7))).toThrow('e.backward: there was no forward()')
     layer.forward([4, 4])
     expect(() => layer.backward(random(1, 3, 7))).toThrow('e.gradOutput: wrong shape; expected (2, 3), got (1, 3)')
     const { weightA, weightB } = layer.backward(random(2, 3, 7))

@@ -391,7 +391,7 @@ function refuseUnmergeable({ node, form }: Linear): void {
 function shapeError(where: string, expected: readonly number[], got: readonly number[]): MismatchError {
   return new MismatchError({
     where,
-    what: 'the adapter was made for another shape of this tensor',
+    what: 'the adapter has another shape for this tensor',
     expected: `${formatShape(expected)}, as in the graph`,
     got: formatShape(got),
     hint: 'Its base had another vocabulary or is another model',

@@ -157,7 +157,7 @@ export async function openOnnxMerge(
  * @param sign −1 to unmerge
  * @throws MismatchError when an adapter does not fit; UnsupportedError naming the node when a weight cannot be merged into, the
  *   tensor when none in the graph is certain to be it, the part when it is no sum and would be weighted or combined; ConfigError
- *   when a weight is not usable; NumericError naming the weight when a result is not finite; FileError when the output is the
+ *   when a weight is not valid; NumericError naming the weight when a result is not finite; FileError when the output is the
  *   base itself; nothing is left of the output then
  */
 export async function mergeOnnx(
