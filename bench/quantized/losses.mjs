@@ -13,7 +13,8 @@ const MAX_TOKENS = 128
 const SUFFIXES = { fp32: '', fp16: '_fp16', q8: '_quantized', q4: '_q4' }
 
 const [records, ...entries] = process.argv.slice(2)
-if (entries.length === 0) throw new Error('usage: node bench/quantized/losses.mjs RECORDS.jsonl NAME=MODEL[@DTYPE][+ADAPTER] …')
+if (entries.length === 0)
+  throw new Error('usage: node bench/quantized/losses.mjs RECORDS.jsonl NAME=MODEL[@DTYPE][+ADAPTER] …')
 const texts = readFileSync(records, 'utf8')
   .split('\n')
   .filter(Boolean)
@@ -40,7 +41,9 @@ for (const entry of entries) {
   const file = `model${SUFFIXES[dtype] ?? `_${dtype}`}.onnx`
   const parts = readdirSync(join(folder, 'onnx')).filter((part) => part === file || part.startsWith(`${file}_data`))
   const bytes = parts.reduce((sum, part) => sum + statSync(join(folder, 'onnx', part)).size, 0)
-  console.log(`${name.padEnd(28)} ${(loss / count).toFixed(4)} nats  ${(bytes / 1e6).toFixed(0).padStart(5)} MB  ${count} tokens`)
+  console.log(
+    `${name.padEnd(28)} ${(loss / count).toFixed(4)} nats  ${(bytes / 1e6).toFixed(0).padStart(5)} MB  ${count} tokens`,
+  )
 }
 
 /** ln softmax(row)[target] */
