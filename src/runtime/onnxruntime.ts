@@ -92,8 +92,8 @@ class WrappedSession implements RuntimeSession {
 
   async run(feeds: Feeds, outputNames?: readonly string[]): Promise<Record<string, RuntimeTensor>> {
     if (this.#session === undefined) throw new RuntimeError({ where: 'ONNX Runtime', what: 'the session is disposed' })
-    const tensors: Record<string, unknown> = {}
-    for (const name in feeds) tensors[name] = this.#tensor(name, feeds[name])
+    // By fromEntries: a name from a file may be __proto__.
+    const tensors = Object.fromEntries(Object.entries(feeds).map(([name, feed]) => [name, this.#tensor(name, feed)]))
     let results: Record<string, unknown>
     try {
       results = await this.#session.run(tensors, outputNames ?? this.outputNames)
@@ -101,12 +101,12 @@ class WrappedSession implements RuntimeSession {
       throw new RuntimeError({ where: 'ONNX Runtime', what: `the run failed: ${messageOf(cause)}`, cause })
     }
     if (this.#keepsTensors) return results as Record<string, RuntimeTensor>
-    const outputs: Record<string, RuntimeTensor> = {}
-    for (const name in results) {
-      const { type, data, dims } = results[name] as OrtTensor
-      outputs[name] = { type: type as TensorType, data: withoutFloat16Array(data), dims }
-    }
-    return outputs
+    return Object.fromEntries(
+      Object.entries(results as Record<string, OrtTensor>).map(([name, { type, data, dims }]) => [
+        name,
+        { type: type as TensorType, data: withoutFloat16Array(data), dims },
+      ]),
+    )
   }
 
   #tensor(name: string, tensor: RuntimeTensor): unknown {
