@@ -6,18 +6,11 @@ import type { Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import type { Product } from './forms/form.js'
 import { findProduct } from './forms/forms.js'
+import type { Linear } from './linear.js'
 import { findBranches } from './merged-branches.js'
 import { packedParts } from './packed.js'
 
-/** One linear layer: output (…, d) = input (…, k) @ weight, or some columns of a product that computes several layers. */
-export interface Linear extends Product {
-  /** Module name, as in PEFT's files: model.layers.0.self_attn.q_proj */
-  readonly name: string
-  /** Whether it is the output embedding. */
-  readonly isHead: boolean
-  /** Where this layer's d columns begin in the product's output, when the product computes several layers at once. */
-  readonly fused: { readonly module: string; readonly start: number; readonly width: number } | undefined
-}
+export type { Linear }
 
 /** Module name → name of the node, or of the weight's initializer: where the graph's own names do not tell. */
 export type ModuleMap = Readonly<Record<string, string>>

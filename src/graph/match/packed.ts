@@ -7,7 +7,7 @@ import { LoraLayer } from '../../lora/layer.js'
 import { intAttribute, intsAttribute } from '../view/attributes.js'
 import type { Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
-import type { Linear } from './linears.js'
+import type { Linear } from './linear.js'
 
 /** Modules that some models have as one and some exporters as several, with their parts in order. */
 const PACKED: Readonly<Record<string, readonly string[]>> = {
