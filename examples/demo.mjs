@@ -89,9 +89,7 @@ async function trainAdapter(name, maxSteps) {
     on: {
       evaluation({ loss, metrics: { perplexity } }) {
         const change = before === undefined ? '' : `, before ${before.toFixed(2)}`
-        console.log(
-          `Loss on the evaluation texts: ${loss.toFixed(2)}${change} (perplexity ${perplexity.toFixed(0)})`,
-        )
+        console.log(`Loss on the evaluation texts: ${loss.toFixed(2)}${change} (perplexity ${perplexity.toFixed(0)})`)
         before ??= loss
       },
       step: showStep,
@@ -99,7 +97,9 @@ async function trainAdapter(name, maxSteps) {
   })
   const figure = (value) => value.toLocaleString('en-US')
   const share = ((report.trainableParams / report.totalParams) * 100).toFixed(1)
-  console.log(`Trained ${figure(report.trainableParams)} parameters, ${share} % of the parameters of the adapted layers,`)
+  console.log(
+    `Trained ${figure(report.trainableParams)} parameters, ${share} % of the parameters of the adapted layers,`,
+  )
   console.log(`on ${figure(report.tokens)} tokens in ${report.seconds.toFixed(0)} s; saved in ${OUT}/${name}`)
   return adapter
 }
