@@ -1,7 +1,7 @@
 // ONNX Runtime's JavaScript API (onnxruntime-node, onnxruntime-web: the same surface) as a Runtime.
 // API: https://onnxruntime.ai/docs/api/js/
 
-import { RuntimeError } from '../base/errors.js'
+import { RuntimeError, UnsupportedError } from '../base/errors.js'
 import type {
   Feeds,
   OutputOptions,
@@ -27,6 +27,8 @@ export interface OrtModule {
     dims: readonly number[],
   ) => unknown
   /** Versions are read for reports; `wasm` is told where onnxruntime-web's .wasm file is. */
+  /** Of onnxruntime-node: the providers that it has on this system. */
+  listSupportedBackends?(): readonly { readonly name: string }[]
   readonly env?: {
     readonly versions?: Readonly<Record<string, string | undefined>>
     readonly wasm?: { wasmPaths?: unknown }
@@ -57,6 +59,7 @@ export function runtimeOf(ort: OrtModule, name?: string): Runtime {
   return {
     name: name ?? `onnxruntime-${flavour} ${versions[flavour] ?? versions.common ?? ''}`.trim(),
     async createSession(model, options = {}) {
+      checkProviders(ort, options.executionProviders)
       let session: OrtSession
       try {
         session = await ort.InferenceSession.create(model.graph, sessionOptions(model, options))
@@ -64,15 +67,37 @@ export function runtimeOf(ort: OrtModule, name?: string): Runtime {
         throw new RuntimeError({
           where: 'ONNX Runtime',
           what: `it cannot open the graph: ${messageOf(cause)}`,
-          hint: /no available backend/.test(messageOf(cause))
-            ? 'In a browser its .wasm file lies beside its script, or webRuntime(url, wasm) is told where it is'
-            : undefined,
+          hint: openingHint(messageOf(cause), options.executionProviders),
           cause,
         })
       }
       return new WrappedSession(ort, session, options.keepsTensors === true)
     },
   }
+}
+
+/** @throws UnsupportedError for a provider that the runtime says it does not have */
+function checkProviders(ort: OrtModule, providers: readonly string[] = []): void {
+  const available = ort.listSupportedBackends?.().map(({ name }) => name)
+  const missing = providers.find((name) => available?.includes(name) === false)
+  if (missing === undefined) return
+  throw new UnsupportedError({
+    where: 'device',
+    what: 'ONNX Runtime has no such provider on this system',
+    expected: available?.join(', '),
+    got: missing,
+  })
+}
+
+function openingHint(message: string, providers: readonly string[] = []): string | undefined {
+  const isPage = typeof globalThis.navigator === 'object' && globalThis.process?.versions?.node === undefined
+  if (isPage && providers.includes('webgpu')) {
+    return 'gpu' in globalThis.navigator
+      ? 'WebGPU needs a build of onnxruntime-web that has it, such as ort.webgpu.bundle.min.mjs, and its .wasm file'
+      : 'This page has no WebGPU: it needs https or localhost, and a browser with it. Choose device: wasm'
+  }
+  if (!/no available backend/.test(message)) return undefined
+  return 'In a browser its .wasm file lies beside its script, or webRuntime(url, wasm) is told where it is'
 }
 
 class WrappedSession implements RuntimeSession {
