@@ -212,5 +212,6 @@ function isList(inputs: AdapterInput | readonly AdapterInput[]): inputs is reado
 function inOrder(changes: readonly LayerChange[], adapters: readonly { adapter: LoraAdapter }[]): LayerChange[] {
   const byName = new Map(changes.map((change) => [change.name, change]))
   const names = adapters.flatMap(({ adapter }) => adapter.names())
-  return [...new Set(names)].flatMap((name) => byName.get(name) ?? [])
+  // A module that the graph computes as several has its parts' names there.
+  return [...new Set([...names, ...byName.keys()])].flatMap((name) => byName.get(name) ?? [])
 }
