@@ -110,12 +110,8 @@ describe('adapters that PEFT wrote', () => {
   })
 
   it.each([
-    'llama-optimum',
-    'llama-genai',
-    'llama-genai-rotary',
-    'llama-dynamo',
-    'qwen2-optimum',
-    'gpt2-optimum',
+    ...['llama-optimum', 'llama-genai', 'llama-genai-rotary', 'llama-dynamo', 'qwen2-optimum', 'gpt2-optimum'],
+    ...['qwen3-genai', 'phi3-genai'],
     'merged-if',
   ])('give PEFT’s logits on %s', async (name) => {
     const path = `tests/golden/models/${name}`
