@@ -258,7 +258,7 @@ export class OnnxSession<M extends SessionBase = SessionBase>
 
   /** @internal Throws StateError when the session is disposed. */
   checkOpen(): void {
-    if (this.#disposal !== undefined) throw new StateError({ where: 'AdapterSession', what: 'it is disposed' })
+    if (this.#disposal !== undefined) throw new StateError({ where: 'session', what: 'the session is closed' })
   }
 
   /**
