@@ -28,7 +28,7 @@ export type { ModuleMap } from './graph/match/linears.js'
 export type { Model } from './graph/model-folder.js'
 export type { ToPlainOptions } from './index/adapters.js'
 export { TRAIN_CHOICES } from './index/choices.js'
-export type { Data, DataFile } from './index/data.js'
+export type { Data, DataFile, DataRecord } from './index/data.js'
 export { configureHub, type HubOptions } from './index/hub.js'
 export type { CheckpointContents, InspectOptions, InspectReport } from './index/inspect.js'
 export type { GraphContents, LinearContents, OnnxContents } from './index/inspect-onnx.js'
@@ -40,13 +40,21 @@ export type {
 } from './index/merge-options.js'
 export type { LoadModelOptions } from './index/model.js'
 export { nodeRuntime } from './index/runtimes.js'
-export type { OpenSessionOptions } from './index/session.js'
+export type { AdapterSession, OpenSessionOptions } from './index/session.js'
 export type { Source, Target } from './index/sources.js'
-export type { CombineOptions, ConvertAdapterOptions, ResizeOptions } from './index/tools.js'
+export type {
+  CombineOptions,
+  ConvertAdapterOptions,
+  DiffOptions,
+  ExtractOptions,
+  ResizeOptions,
+} from './index/tools.js'
 export type { PreviewDataOptions, TrainOptions } from './index/train.js'
 export {
   combine,
   convertAdapter,
+  diff,
+  extract,
   inspect,
   loadAdapter,
   loadModel,
@@ -64,11 +72,12 @@ export { webRuntime } from './index/web-runtime.js'
 export type { AdapterChoice } from './infer/adapter-choice.js'
 export { GENERATE_DEFAULTS, type SamplingOptions } from './infer/sampling.js'
 export type {
-  AdapterSession,
   AdapterSessionOptions,
+  BatchOptions,
   ChatOptions,
   Classification,
   ClassifyOptions,
+  EmbedOptions,
   GenerateOptions,
   GenerateResult,
   Prompt,
@@ -137,6 +146,9 @@ export type { MessageRecord, TextRecord } from './text/records.js'
 export type { TextStream, Tokenizer } from './text/tokenizer.js'
 export type { CombineResult } from './tools/combine.js'
 export type { CombinationType } from './tools/combine-settings.js'
+export type { AdapterLayerDiff, DiffReport, TensorDiff } from './tools/diff.js'
+export type { AdapterDifference } from './tools/diff-layer.js'
+export type { ExtractedLayer, ExtractResult } from './tools/extract.js'
 export type { ToolProgress } from './tools/progress.js'
 export type { RankReport, ResizeResult } from './tools/resize.js'
 export type { TrainConfig, TrainingData, TrainingOptions, TrainResult } from './train/options.js'

@@ -39,13 +39,29 @@ CASES = {  # case: (adapters, weights, options of add_weighted_adapter)
 }
 
 
+def angles(out):
+    """Principal angles in degrees between the changes of `first` and `second`: by numpy's SVDs of the full matrices, in float64."""
+    import numpy
+    from safetensors.numpy import load_file
+    spaces = []
+    for name in ("first", "second"):
+        values = load_file(out / name / "adapter_model.safetensors")
+        spaces.append({key[: -len(".lora_A.weight")].removeprefix("base_model.model."):
+                       numpy.linalg.svd(values[key.replace("lora_A", "lora_B")].astype("f8") @ values[key].astype("f8"), full_matrices=False)
+                       for key in values if "lora_A" in key})
+    rank = 3
+    between = lambda a, b: [round(float(x), 6) for x in numpy.degrees(numpy.arccos(numpy.clip(numpy.linalg.svd(a.T @ b)[1], 0, 1)))]
+    return {key: {"output": between(spaces[0][key][0][:, :rank], spaces[1][key][0][:, :rank]),
+                  "input": between(spaces[0][key][2][:rank].T, spaces[1][key][2][:rank].T)} for key in spaces[0]}
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=pathlib.Path, default=GOLDEN / "combine")
     out = fresh(parser.parse_args().out)
     for i, (name, config) in enumerate(ADAPTERS.items()):
-        torch.manual_seed(100 + i)
         model = get_peft_model(build("qwen2"), LoraConfig(task_type="CAUSAL_LM", **config))
+        torch.manual_seed(100 + i)
         for key, parameter in model.named_parameters():
             if "lora_" in key:
                 parameter.data.normal_(std=0.3)
@@ -60,6 +76,7 @@ def main():
             if hasattr(layer, "lora_A") and ("combined" in layer.lora_A or "combined" in layer.lora_embedding_A):
                 deltas[f"{case}/{module}"] = layer.get_delta_weight("combined").detach().contiguous()
     save_tensors(out / "deltas.safetensors", deltas)
+    write_json(out / "angles.json", angles(out))
     write_json(out / "cases.json", {"versions": versions("torch", "transformers", "peft"), "cases": {
         case: {"adapters": adapters, "weights": weights, "options": options} for case, (adapters, weights, options) in CASES.items()}})
 

@@ -60,7 +60,7 @@ def smollm2(work):
     config = json.loads((source / "config.json").read_text())
     rope = config.pop("rope_parameters", None) or {}
     config["rope_theta"] = config.get("rope_theta") or rope.get("rope_theta", 100000.0)  # where transformers 4 looks for it
-    config["tie_word_embeddings"], config["eos_token_id"] = True, 2
+    config.update({"tie_word_embeddings": True, "eos_token_id": 2, "architectures": ["LlamaForCausalLM"]})
     (source / "config.json").write_text(json.dumps(config, indent=2))
     # transformers reads another pre-tokenizer from the GGUF than the model was trained with.
     tokenizer = json.loads((source / "tokenizer.json").read_text())
@@ -88,7 +88,9 @@ def numbers(base, source, work):
     from tokenizers import Tokenizer
     from transformers import AutoModel, AutoModelForCausalLM
     folder = fresh(work / f"{base}-adapter")
-    ids = Tokenizer.from_file(str(source / "tokenizer.json")).encode(TEXTS[base]).ids
+    tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
+    tokenizer.no_padding()
+    ids = tokenizer.encode(TEXTS[base]).ids
     given = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones((1, len(ids)), dtype=torch.long)}
     cls, targets = (AutoModelForCausalLM, LLAMA) if base == "smollm2" else (AutoModel, BERT)
     model = cls.from_pretrained(source, attn_implementation="eager", dtype=torch.float32).eval()

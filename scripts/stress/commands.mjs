@@ -19,22 +19,15 @@ export const mergeTo = (out, ...more) => [
   ...['--max-shard-size', '20KB', '--threads', '2', ...more],
 ]
 
-export const trainTo = (out, ...more) => [
-  ...['train', '--model', golden('models/llama-optimum'), '--data', DATA, '--out', out, '--rank', '2'],
-  ...[
-    '--max-steps',
-    String(STEPS),
-    '--save-every',
-    '2',
-    '--batch-size',
-    '2',
-    '--max-length',
-    '24',
-    '--threads',
-    '1',
-    ...more,
-  ],
+const trainOn = (model, maxLength, out, more) => [
+  ...['train', '--model', model, '--data', DATA, '--out', out, '--rank', '2', '--threads', '1'],
+  ...['--max-steps', String(STEPS), '--save-every', '2', '--batch-size', '2', '--max-length', maxLength, ...more],
 ]
+
+export const trainTo = (out, ...more) => trainOn(golden('models/llama-optimum'), '24', out, more)
+
+/** @param model one that never ends with more than 40 tokens */
+export const hangTo = (model, out) => trainOn(model, '64', out, [])
 
 /**
  * Starts lowrank.

@@ -25,6 +25,9 @@ for (const [name, reason] of EXCLUDED) if (!isChosen(name)) console.log(`left ou
 const began = performance.now()
 const elapsed = () => (performance.now() - began) / 1000
 const counts = new Map(chosen.map(([name]) => [name, 0]))
+/** A campaign that fails again and again says nothing new. */
+const MAX_FAILURES = 5
+const failed = new Map(chosen.map(([name]) => [name, 0]))
 let failures = 0
 let turns = 0
 console.log(`stress: seed ${firstSeed}`)
@@ -43,14 +46,16 @@ if (isChosen('sessions')) {
   }
 }
 
-for (let seed = firstSeed; elapsed() < seconds && chosen.length > 0; seed++) {
+for (let seed = firstSeed; elapsed() < seconds && [...failed.values()].some((count) => count < MAX_FAILURES); seed++) {
   for (const [name, campaign] of chosen) {
     if (elapsed() >= seconds) break
+    if (failed.get(name) >= MAX_FAILURES) continue
     const folder = mkdtempSync(join(tmpdir(), 'lowrank-stress-'))
     try {
       await campaign({ folder, random: randomFrom(`${name} ${seed}`) })
     } catch (error) {
       failures++
+      failed.set(name, failed.get(name) + 1)
       const kept = join(root, 'out', 'stress', `${name.replaceAll(/\W+/g, '-')}-${seed}`)
       mkdirSync(kept, { recursive: true })
       cpSync(folder, kept, { recursive: true })

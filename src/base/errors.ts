@@ -39,23 +39,23 @@ export abstract class LowrankError extends Error {
   /** The class's name, which survives bundlers that shorten names. */
   abstract override readonly name: string
   /** What the error is about: a file, a tensor, a layer, an option. */
-  readonly where: string | undefined
+  declare readonly where: string | undefined
   /** What is wrong, in one clause. */
   readonly what: string
   /** What would have been right. */
-  readonly expected: string | undefined
+  declare readonly expected: string | undefined
   /** What was there instead. */
-  readonly got: string | undefined
+  declare readonly got: string | undefined
   /** What the reader can do about it. */
-  readonly hint: string | undefined
+  declare readonly hint: string | undefined
 
   constructor(details: ErrorDetails) {
     super(formatMessage(details), details.cause === undefined ? undefined : { cause: details.cause })
-    this.where = details.where
+    if (details.where !== undefined) this.where = details.where
     this.what = details.what
-    this.expected = details.expected
-    this.got = details.got
-    this.hint = details.hint
+    if (details.expected !== undefined) this.expected = details.expected
+    if (details.got !== undefined) this.got = details.got
+    if (details.hint !== undefined) this.hint = details.hint
   }
 }
 

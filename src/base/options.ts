@@ -87,7 +87,7 @@ export function checkOptions<T extends object>(options: unknown, rules: OptionRu
   if (!isObject(given)) {
     throw new ConfigError({
       where: `options of ${of}`,
-      what: 'not usable',
+      what: 'not valid',
       expected: `an object with ${Object.keys(table).slice(0, 5).join(', ')}${Object.keys(table).length > 5 ? ', …' : ''}`,
       got: describe(options),
     })
@@ -115,7 +115,7 @@ export function checkArgument(value: unknown, { expected, words = [], accepts }:
   if (accepts(value)) return
   const near = typeof value === 'string' ? nearMisses(value, words, 1)[0] : undefined
   const hint = near === undefined ? undefined : `Did you mean ${near}?`
-  throw new ConfigError({ where, what: 'not usable', expected, got: describe(value), ...(hint && { hint }) })
+  throw new ConfigError({ where, what: 'not valid', expected, got: describe(value), ...(hint && { hint }) })
 }
 
 /** What to say of a name that is none of those that there are. */

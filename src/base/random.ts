@@ -16,7 +16,7 @@ export class Random {
   /** @throws ConfigError when the seed is not a safe integer. */
   constructor(seed: number, stream: string) {
     if (!Number.isSafeInteger(seed)) {
-      throw new ConfigError({ where: 'seed', what: 'not usable', expected: 'a safe integer', got: String(seed) })
+      throw new ConfigError({ where: 'seed', what: 'not valid', expected: 'a safe integer', got: String(seed) })
     }
     const hash = hashWords(`${seed}/${stream}`)
     this.#a = hash[0]

@@ -7,10 +7,10 @@ import { refuseFolder } from './output.js'
 import { colors, Progress, peakRssBytes, print, printDocument, say, table, warn } from './terminal.js'
 
 export const RANKS = {
-  rank: integer('rank of the result; with another rule, the largest rank that a layer may get'),
-  energy: decimal('keep this share of each layer’s energy (Σσ²), in (0, 1]'),
-  error: decimal('lose at most this share of each layer’s change (‖ΔW − ΔW′‖/‖ΔW‖), in [0, 1)'),
-  ratio: decimal('keep the singular values that are at least this share of the largest, in (0, 1]'),
+  rank: integer('rank of the result; with --energy, --error or --ratio: the highest rank that a layer can get'),
+  energy: decimal('keep this part of the energy (Σσ², the sum of squared singular values) of each layer, above 0 to 1'),
+  error: decimal('lose at most this part of each layer’s change (‖ΔW − ΔW′‖/‖ΔW‖), from 0 to below 1'),
+  ratio: decimal('keep the singular values that are at least this times the largest one, above 0 to 1'),
 }
 
 export const ADAPTER_OUTPUT = {
@@ -39,7 +39,7 @@ export async function withProgress<T>(
   const progress = new Progress()
   const onProgress = ({ done, total, name }: ToolProgress) => progress.update(done, total, `  ${name}`)
   try {
-    return await interruptible('Stopping; nothing is written.', (signal) => work({ signal, onProgress }))
+    return await interruptible('Stopping. Nothing is written.', (signal) => work({ signal, onProgress }))
   } catch (error) {
     if (!(error instanceof DOMException && error.name === 'AbortError')) throw error
     say('Stopped.')
@@ -64,7 +64,7 @@ export async function writeAdapter(
   else
     print(
       table([
-        ['layer', 'rank', '→', '‖ΔW‖', 'lost'],
+        ['layer', 'rank before', 'rank after', '‖ΔW‖', 'lost'],
         ...layers.map((one) => [one.name, one.fromRank, one.rank, one.norm, one.error]),
       ]),
     )

@@ -16,9 +16,9 @@ interface Result extends Omit<Classification, 'logits'> {
 
 export const classify = defineCommand({
   name: 'classify',
-  summary: 'give texts labels with a model and its adapters',
+  summary: 'choose a label for each text',
   about: [
-    'Prints the most likely label of each text, and its probability. An adapter of the task text-classification brings its own labels.',
+    'Prints the most likely label of each text, and its probability. An adapter that was trained with --task text-classification contains its labels.',
     'With several adapters, it loads the model once and classifies each text with each adapter.',
   ].join('\n'),
   examples: [
@@ -30,7 +30,7 @@ export const classify = defineCommand({
     text: repeated('TEXT', 'text to classify'),
     textPair: repeated('TEXT', 'second text of a pair: one for each --text'),
     topK: integer('show the N most likely labels', { fallback: 1 }),
-    maxLength: integer('longer texts are cut to N tokens; default: what the model takes'),
+    maxLength: integer('longer texts are cut to N tokens; default: the most that the model can read'),
     ...OUTPUT_OPTIONS,
   },
   async run({ text: texts, textPair: pairs, topK, maxLength, json, ...where }) {
@@ -50,7 +50,7 @@ export const classify = defineCommand({
           if (!json) print(lineOf(result.labels, texts.length > 1 ? texts[i] : undefined))
         })
         const cut = found.filter(({ isTruncated }) => isTruncated).length
-        if (cut > 0) warn(`${cut} of ${texts.length} texts are longer than the model takes, and lost their end`)
+        if (cut > 0) warn(`${cut} of ${texts.length} texts are too long for the model, so their ends were cut`)
       }
       if (json) printDocument({ results })
       return 0

@@ -6,10 +6,10 @@ import { choice, decimal, defineCommand, toggle } from './options.js'
 
 export const combine = defineCommand({
   name: 'combine',
-  summary: 'make one adapter of several',
+  summary: 'make one adapter from several adapters',
   about: [
-    'Adds the changes of adapters for the same base. By default the result is exactly their weighted sum, of as high a rank as that takes.',
-    '--rank, --energy, --error or --ratio keep the closest change of a lower rank. --combination-type has the other ways of PEFT.',
+    'Adds the changes of adapters for the same base. By default, the result is exactly their weighted sum. Its rank can be as high as the sum of all ranks.',
+    '--rank, --energy, --error or --ratio give the best approximation with a lower rank. --combination-type chooses another method of PEFT.',
   ].join('\n'),
   examples: [
     'lowrank combine --adapter tests/golden/peft/f32 --adapter tests/golden/peft/rslora --weight 0.5 --rank 8 --out out/combined',
@@ -28,7 +28,9 @@ export const combine = defineCommand({
       ['total', 'frequency'],
       'for ties and ties_svd: how the sign of a value is chosen; default: total',
     ),
-    peftCompatible: toggle('give the numbers of PEFT’s add_weighted_adapter, which are too large for rsLoRA'),
+    peftCompatible: toggle(
+      'give exactly the result of PEFT’s add_weighted_adapter; for rsLoRA this result is too large',
+    ),
     ...ADAPTER_OUTPUT,
   },
   async run({ adapter: _adapter, weight: _weight, out, outDtype, json, ...settings }, { occurrences }) {

@@ -1,7 +1,7 @@
 // Options of commands that read records: which files, under which names their fields are, and how chats become text.
 
 import { readFile } from 'node:fs/promises'
-import { ConfigError, FileError } from '../index.js'
+import { FileError } from '../index.js'
 import { decimal, type Option, text, UsageError } from './options.js'
 
 const FILES = 'FILE|DIR'
@@ -21,10 +21,12 @@ export const DATA_OPTIONS = {
     isRepeatable: true,
     read: (occurrences) => (occurrences.length === 0 ? undefined : occurrences.map(({ value }) => value)),
   } satisfies Option<string[] | undefined>,
-  evalSplit: decimal('share of --data to use as --eval-data instead, such as 0.1; these records are not trained on'),
+  evalSplit: decimal(
+    'part of --data to use for evaluation, such as 0.1 for 10 %; lowrank does not train on these records',
+  ),
   columns: {
     placeholder: 'a=b,…',
-    about: 'what your data calls its fields, such as prompt=question,completion=answer',
+    about: 'names of the fields in your data, as LOWRANK_NAME=YOUR_NAME, such as prompt=question,completion=answer',
     read: (occurrences) => occurrences.map(({ value }) => readColumns(value)).at(-1),
   } satisfies Option<Record<string, string> | undefined>,
   chatTemplate: text('FILE', 'file with a chat template (Jinja) to use instead of the model’s own'),
@@ -48,12 +50,7 @@ function readArgs(value: string): Record<string, unknown> {
   } catch {
     // Told below.
   }
-  throw new ConfigError({
-    where: '--chat-template-args',
-    what: 'not usable',
-    expected: 'a JSON object, such as {"enable_thinking": false}',
-    got: value,
-  })
+  throw new UsageError(`--chat-template-args takes a JSON object, such as {"enable_thinking": false}; got '${value}'`)
 }
 
 /** The text of the template that was named. Throws FileError when it cannot be read. */

@@ -24,10 +24,10 @@ interface Choice {
 
 export const generate = defineCommand({
   name: 'generate',
-  summary: 'write text with a model and its adapters',
+  summary: 'continue texts and answer chats with a model and your adapters',
   about: [
-    'Continues prompts, or answers chats. What you leave out is taken from generation_config.json of the model.',
-    'If an adapter was trained on chats, a prompt is a question to it: it goes through the chat template. --raw prevents that.',
+    'Continues prompts, or answers chats. The defaults of the sampling options are in the model’s generation_config.json.',
+    'If an adapter was trained on chats, each prompt is a question: lowrank puts it into the chat template. --raw turns this off.',
     'With several adapters, it loads the model once and writes one text with each adapter. Several prompts run together.',
   ].join('\n'),
   examples: [
@@ -37,60 +37,65 @@ export const generate = defineCommand({
   ],
   options: {
     ...SESSION_OPTIONS,
-    weight: repeated('W', 'factor for the change of the --adapter before it; default 1'),
-    mix: toggle('add all adapters up and write one text with their sum'),
+    weight: repeated('W', 'strength of the adapter that stands before this option; default 1'),
+    mix: toggle('write one text with the sum of all adapters'),
     prompt: repeated('TEXT', 'text to continue, or with --chat the question'),
     messages: text('FILE', 'chat to answer: a .json file with its messages, or a .jsonl file with a chat in each line'),
-    chat: toggle('put each prompt through the chat template, as a message of the user'),
-    system: text('TEXT', 'system message for the chat; implies --chat'),
+    chat: toggle('put each prompt into the chat template, as a message of the user'),
+    system: text('TEXT', 'system message for the chat; also turns --chat on'),
     raw: toggle('continue each prompt as it is, even if the adapter was trained on chats'),
     chatTemplate: DATA_OPTIONS.chatTemplate,
     chatTemplateArgs: DATA_OPTIONS.chatTemplateArgs,
-    maxNewTokens: integer('number of tokens to write at most', { fallback: GENERATE_DEFAULTS.maxNewTokens }),
-    stop: repeated('TEXT', 'end the text before this text'),
+    maxNewTokens: integer('largest number of new tokens', { fallback: GENERATE_DEFAULTS.maxNewTokens }),
+    stop: repeated('TEXT', 'stop when the model writes this text; the result does not contain it'),
     temperature: decimal(
-      '0: always the most likely token; 1: as likely as the model says; above 1: more varied',
-      'from generation_config.json, else 0, or 1 with --top-k, --top-p or --min-p',
+      '0: always the most likely token; 1: random, with the probabilities of the model; above 1: more random',
+      'from generation_config.json; if it has none: 0, or 1 with --top-k, --top-p or --min-p',
     ),
-    topK: integer('draw from the N most likely tokens'),
-    topP: decimal('draw from the most likely tokens that together have this probability', 1),
-    minP: decimal('draw from tokens that are at least this share as likely as the most likely one', 0),
-    repetitionPenalty: decimal('above 1: tokens that are there already become less likely', 1),
-    seed: integer('the same seed gives the same text; default: a new one each time', { least: 0 }),
-    logprobs: integer('with --json: how likely each token was, and the N most likely ones', { least: 0 }),
-    batchSize: integer('number of prompts that run together at most', { fallback: GENERATE_DEFAULTS.batchSize }),
+    topK: integer('choose at random from the N most likely tokens'),
+    topP: decimal('choose at random from the most likely tokens whose probabilities add up to X', 1),
+    minP: decimal('choose at random from tokens whose probability is at least X times that of the most likely one', 0),
+    repetitionPenalty: decimal('above 1: tokens that are already in the text become less likely', 1),
+    seed: integer('the same seed gives the same text; default: a new seed for each text', { least: 0 }),
+    logprobs: integer('with --json: show the log probability of each token, and of the N most likely tokens', {
+      least: 0,
+    }),
+    batchSize: integer('largest number of prompts that run together', { fallback: GENERATE_DEFAULTS.batchSize }),
     ...OUTPUT_OPTIONS,
   },
   async run(values, { occurrences }) {
-    const { model, dtype, adapter: folders, allowMissing, weight: _, mix, threads, json, ...asked } = values
+    const { model, dtype, adapter: folders, allowMissing, weight: _, mix, device, threads, json, ...asked } = values
     const { prompt, messages, system, chat, raw, chatTemplate, ...sampling } = asked
     const weighted = weightedAdapters(occurrences)
     const prompts = await Prompts.of({ prompt, messages, system, chat, raw })
     const template = await readChatTemplate(chatTemplate)
-    return withSession({ model, dtype, adapter: folders, allowMissing, threads }, async (session, signal, adapters) => {
-      const options = { ...sampling, chatTemplate: template, tools: prompts.tools, signal }
-      const results: Result[] = []
-      const writer = new Writer(json, prompts)
-      const choices = choicesOf(weighted, adapters, mix)
-      let seconds = 0
-      for (const { name, adapter, wasTrainedOnChats } of choices) {
-        if (choices.length > 1) say(colors.dim(`${results.length > 0 ? '\n' : ''}${name}`))
-        const all = prompts.for(wasTrainedOnChats)
-        writer.begin(all)
-        const texts = await session.generate(all, { ...options, adapter, onText: writer.onText })
-        writer.end(texts)
-        seconds += Math.max(...texts.map((result) => result.seconds))
-        for (const [i, { text, tokens, seconds, finish, seed, logprobs }] of texts.entries()) {
-          const about = texts.length > 1 ? { prompt: prompts.textOf(i) } : {}
-          const scores = logprobs === undefined ? {} : { logprobs }
-          results.push({ adapter: name, ...about, text, tokens, seconds, finish, seed, ...scores })
+    return withSession(
+      { model, dtype, adapter: folders, allowMissing, device, threads },
+      async (session, signal, adapters) => {
+        const options = { ...sampling, chatTemplate: template, tools: prompts.tools, signal }
+        const results: Result[] = []
+        const writer = new Writer(json, prompts)
+        const choices = choicesOf(weighted, adapters, mix)
+        let seconds = 0
+        for (const { name, adapter, wasTrainedOnChats } of choices) {
+          if (choices.length > 1) say(colors.dim(`${results.length > 0 ? '\n' : ''}${name}`))
+          const all = prompts.for(wasTrainedOnChats)
+          writer.begin(all)
+          const texts = await session.generate(all, { ...options, adapter, onText: writer.onText })
+          writer.end(texts)
+          seconds += Math.max(...texts.map((result) => result.seconds))
+          for (const [i, { text, tokens, seconds, finish, seed, logprobs }] of texts.entries()) {
+            const about = texts.length > 1 ? { prompt: prompts.textOf(i) } : {}
+            const scores = logprobs === undefined ? {} : { logprobs }
+            results.push({ adapter: name, ...about, text, tokens, seconds, finish, seed, ...scores })
+          }
         }
-      }
-      const tokens = results.reduce((sum, result) => sum + result.tokens, 0)
-      say(colors.dim(`${tokens} tokens, ${(tokens / seconds).toFixed(0)} a second`))
-      if (json) printDocument({ ...results[0], ...(results.length > 1 && { results }) })
-      return 0
-    })
+        const tokens = results.reduce((sum, result) => sum + result.tokens, 0)
+        say(colors.dim(`${tokens} tokens, ${(tokens / seconds).toFixed(0)} a second`))
+        if (json) printDocument({ ...results[0], ...(results.length > 1 && { results }) })
+        return 0
+      },
+    )
   },
 })
 

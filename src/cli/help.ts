@@ -21,8 +21,8 @@ export function programHelp(commands: readonly Pick<Command, 'name' | 'summary'>
     ...commands.map(({ name, summary }) => `  ${cyan(name.padEnd(10))}${summary}`),
     '',
     bold('Options'),
-    `  ${cyan('--help'.padEnd(10))}this text; after a command, its options and examples`,
-    `  ${cyan('--version'.padEnd(10))}the version`,
+    `  ${cyan('--help'.padEnd(10))}show this text. After a command: show its options and examples`,
+    `  ${cyan('--version'.padEnd(10))}show the version`,
     '',
     bold('Examples'),
     '  lowrank demo',
@@ -30,8 +30,8 @@ export function programHelp(commands: readonly Pick<Command, 'name' | 'summary'>
     '  lowrank generate --adapter my-adapter --prompt "Once upon a time"',
     '  lowrank merge --base HuggingFaceTB/SmolLM2-135M-Instruct --adapter my-adapter --out my-model',
     '',
-    'Exit codes: 0 done, 1 an error (the message says what to do), 2 wrong usage, 70 a bug in lowrank,',
-    '130 stopped by Ctrl-C or SIGTERM.',
+    'Exit codes: 0 done, 1 an error (the message says what to do), 2 a wrong command line (such as an option',
+    'that does not exist, or a value that is not valid), 70 a bug in lowrank, 130 stopped by Ctrl-C or SIGTERM.',
   ].join('\n')
 }
 

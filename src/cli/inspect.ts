@@ -13,9 +13,9 @@ const MAX_PROBLEMS = 20
 
 export const inspect = defineCommand({
   name: 'inspect',
-  summary: 'show what an adapter or a model holds',
+  summary: 'show what is in an adapter or a model',
   about: [
-    'For an adapter: shows its configuration, and for each layer the shape, the scaling and the size of the change.',
+    'For an adapter: shows its configuration. For each layer, it shows the shape, the scaling, and how much it changes the weight.',
     'For a broken adapter: lists all problems, and exits with 1.',
     'For an .onnx model: lists the layers that an adapter can change. For a safetensors checkpoint: lists its tensors.',
   ].join('\n'),
@@ -26,11 +26,11 @@ export const inspect = defineCommand({
   ],
   positional: { name: 'SOURCE', about: 'adapter folder, safetensors checkpoint, .onnx file, or an id on the Hub' },
   options: {
-    base: text(MODEL, 'check how the adapter fits this model: a checkpoint or an .onnx file'),
+    base: text(MODEL, 'check whether the adapter fits this model: a checkpoint or an .onnx file'),
     dtype: dtype(),
-    relativeChange: toggle("with --base: show each layer's relative change, ‖ΔW‖/‖W‖"),
+    relativeChange: toggle('with --base: show how much each layer changes its weight: ‖ΔW‖/‖W‖'),
     html: text('FILE', 'write a web page in one file: a heat map of the layers and their singular values'),
-    overwrite: toggle('replace the page of --html'),
+    overwrite: toggle('replace the file of --html if it exists'),
     strict: toggle('report targets and patterns that match no layer as problems'),
     json: toggle('print one JSON document on stdout'),
   },

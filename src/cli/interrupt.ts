@@ -7,6 +7,13 @@ export const EXIT_INTERRUPTED = 130
 
 const SIGNALS = ['SIGINT', 'SIGTERM'] as const
 
+let first: NodeJS.Signals | undefined
+
+/** The signal that asked this process to end; undefined if none did. */
+export function interruptedBy(): NodeJS.Signals | undefined {
+  return first
+}
+
 /** Runs `work` with an AbortSignal that the first of these signals aborts; a second ends the process with nothing more written. */
 export async function interruptible<T>(promise: string, work: (signal: AbortSignal) => Promise<T>): Promise<T> {
   const controller = new AbortController()
@@ -18,6 +25,7 @@ export async function interruptible<T>(promise: string, work: (signal: AbortSign
       return
     }
     say(`\n${promise}${name === 'SIGINT' ? ' Press Ctrl-C again to stop at once.' : ''}`)
+    first = name
     controller.abort()
   }
   for (const name of SIGNALS) process.on(name, onInterrupt)

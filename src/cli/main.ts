@@ -1,6 +1,8 @@
 #!/usr/bin/env node
 // The `lowrank` binary: one command line, its exit code, and what can happen to its outputs.
 
+import { hasStuckWorker } from '../node/workers.js'
+import { interruptedBy } from './interrupt.js'
 import { EXIT_KNOWN_ERROR, isWriteError, report, run } from './program.js'
 
 const args = process.argv.slice(2)
@@ -18,6 +20,13 @@ process.stdout.on('error', (error: NodeJS.ErrnoException) => {
 
 // Messages that nobody reads are no reason to stop.
 process.stderr.on('error', () => {})
+// A thread that never leaves ONNX Runtime: Node would wait for it, and then abort.
+process.on('exit', () => {
+  if (!hasStuckWorker()) return
+  const signal = interruptedBy() ?? 'SIGKILL'
+  process.removeAllListeners(signal)
+  process.kill(process.pid, signal)
+})
 process.on('uncaughtException', (error) => process.exit(report(error, args[0])))
 const exitCode = await run(args).catch((error: unknown) => {
   if (!isWriteError(error)) return report(error, args[0])

@@ -9,34 +9,34 @@ import { bytes, colors, Progress, peakRssBytes, printDocument, say, warn } from 
 
 export const ADAPTERS = {
   adapter: {
-    ...repeated(ADAPTER, 'adapter: a folder, or an id on the Hub; the changes of several adapters are added'),
+    ...repeated(ADAPTER, 'adapter: a folder, or an id on the Hub. You can give several: their changes are added'),
     isRequired: true,
   },
-  weight: repeated('W', 'factor for the change of the --adapter before it; default 1'),
+  weight: repeated('W', 'strength of the adapter that stands before this option; default 1'),
 }
 
 export const OUTPUT = {
   maxShardSize: sized('SIZE', 'split the weights into files of at most this size, such as 5GB', readSize),
   format: choice(
     ['onnx', 'safetensors', 'both'],
-    'kind of model to write; default: onnx if the base’s folder has an .onnx file, else safetensors',
+    'file format of the result; default: onnx if the model folder has an .onnx file, else safetensors',
   ),
   dtype: dtype(),
   externalData: choice(
     ['copy', 'hardlink'],
-    'how data files of an .onnx that do not change come into the result; default copy',
+    'how unchanged data files of an .onnx file get into the result; default: copy',
   ),
   allowMissing: toggle(
-    'leave out layers that an .onnx export dropped, and continue if a head needs tensors that are in neither the base nor the adapter',
+    'leave out layers that the .onnx file does not have, and continue if a head needs tensors that are in neither the base nor the adapter',
   ),
   weightsOnly: toggle('write only the weights, without configuration and tokenizer'),
-  strict: toggle('refuse an adapter if one of its targets or patterns matches none of its layers'),
+  strict: toggle('stop if a target or pattern in adapter_config.json matches no layer of the adapter'),
   threads: integer('number of threads; default: one for each core, at most 4'),
   reproducible: toggle('write the same bytes on every machine; a little slower'),
-  resume: toggle('continue an interrupted run: keep its finished files'),
-  shards: sized('I/N', 'write only the files of job I of N jobs; I begins at 0', readShare),
-  finish: toggle('after all --shards jobs: check their files and give the result its name'),
-  overwrite: toggle('replace a result in --out that a merge wrote'),
+  resume: toggle('continue an interrupted run and keep its finished files'),
+  shards: sized('I/N', 'split the merge into N jobs, and run job I of them (0 to N-1)', readShare),
+  finish: toggle('run this once after all --shards jobs: it checks their files and moves them to --out'),
+  overwrite: toggle('replace an earlier merge in --out'),
   json: toggle('print one JSON document on stdout'),
 }
 
@@ -82,7 +82,7 @@ export async function runMerge<R extends MergeReport>(
     progress.update(megabytes(writtenBytes), megabytes(totalBytes), ` MB  ${bytes(rate)}/s`)
   }
   try {
-    const report = await interruptible('Stopping; --out stays as it was.', (signal) => work({ signal, onProgress }))
+    const report = await interruptible('Stopping. --out does not change.', (signal) => work({ signal, onProgress }))
     progress.end()
     if (json) printDocument({ ...(report as MergeReport), peakRssBytes: peakRssBytes() })
     else show(report)
@@ -92,7 +92,7 @@ export async function runMerge<R extends MergeReport>(
   } catch (error) {
     if (!(error instanceof DOMException && error.name === 'AbortError')) throw error
     progress.end()
-    say('Stopped. If the result has several files, --resume continues with those that are finished.')
+    say('Stopped. If the result has several files, --resume keeps the finished ones and continues.')
     return EXIT_INTERRUPTED
   } finally {
     progress.end()
@@ -112,7 +112,7 @@ export function sayAsides({ leftOut, warnings, added, renamed }: MergeSummary): 
     say(`… and ${renamed.length - MAX_RENAMED} other kinds of tensors under other names`)
   if (added.length > 0) say(`New in the result: ${added.map(printable).join(', ')}`)
   warnings.forEach(warn)
-  if (leftOut.length > 0) say(`Not copied, because the result does not need them: ${leftOut.map(printable).join(', ')}`)
+  if (leftOut.length > 0) say(`Not copied from the base: ${leftOut.map(printable).join(', ')}`)
 }
 
 /** An option whose one value has a form of its own. */
@@ -134,7 +134,8 @@ function readSize({ flag, value }: Occurrence): number {
 
 function readShare({ flag, value }: Occurrence): { index: number; count: number } {
   const [, index, count] = /^(\d+)\/(\d+)$/.exec(value) ?? []
-  if (index === undefined) throw new UsageError(`${flag} is a job and the number of jobs, such as 0/4; got '${value}'`)
+  if (index === undefined)
+    throw new UsageError(`${flag} needs the number of the job and the number of all jobs, such as 0/4; got '${value}'`)
   if (Number(index) >= Number(count)) {
     const last = Number(count) > 0 ? `; the last of ${count} jobs is ${Number(count) - 1}/${count}` : ''
     throw new UsageError(`${flag} counts jobs from 0; got '${value}'${last}`)

@@ -1,4 +1,4 @@
-// lowrank merge: folds an adapter into a base model's weights, so that it runs without LoRA.
+// lowrank merge: adds an adapter to a base model's weights, so that the result runs without LoRA.
 
 import type { LayerChange, MergePlanReport } from '../index.js'
 import { printable } from './escape.js'
@@ -27,7 +27,7 @@ export const merge = defineCommand({
   ].join('\n'),
   examples: [
     'lowrank merge --base models/union-3m --adapter out/scripture --out out/scripture-model',
-    'lowrank merge --base models/union-3m --adapter out/scripture --adapter out/whaling --weight 0.5 --format safetensors --out out/both',
+    'lowrank merge --base models/union-3m --adapter out/scripture --adapter tests/golden/peft/f32 --weight 0.5 --format safetensors --out out/scripture-mix',
     'lowrank merge --base models/union-3m/model.safetensors --adapter out/scripture --out out/merged.safetensors',
   ],
   options: {
@@ -36,15 +36,15 @@ export const merge = defineCommand({
     out: required('DIR|FILE', 'result: a new folder, or a file whose name ends in .onnx or .safetensors'),
     tied: choice(
       ['refuse', 'untie', 'keep'],
-      'what to do if the adapter changes only one of two tied embeddings; default: refuse, for .onnx untie',
+      'for models that use one weight as input and output embedding, if the adapter changes only one of the two. refuse: stop. untie: write two weights. keep: change both. Default: refuse; for .onnx: untie',
     ),
     outDtype: sized('f32|f16|bf16|keep', 'type of the weights in the result; default keep: as in the base', readDtype),
     quantized: choice(
       ['branches', 'requantize'],
-      'what to do with quantized weights of an .onnx: put the factors beside them (default), or quantize the sum again',
+      'for quantized weights of an .onnx file. branches: keep them, and put A and B beside them. requantize: quantize the sum again. Default: branches',
     ),
     dryRun: toggle('check everything and show the plan; write nothing'),
-    verbose: toggle('show the change of each layer, and not the largest ones alone'),
+    verbose: toggle('show the change of each layer, not only the largest ones'),
     ...OUTPUT,
   },
   apiNames: API_NAMES,

@@ -3,9 +3,8 @@
 
 import { parseArgs } from 'node:util'
 import { nearMisses } from '../base/errors.js'
-import { ConfigError } from '../index.js'
 
-/** The command line itself is wrong (exit code 2): an option that does not exist, is missing, or has no value. */
+/** The command line itself is wrong (exit code 2): an option does not exist, is missing, or has a value that is not valid. */
 export class UsageError extends Error {
   override readonly name = 'UsageError'
 }
@@ -93,7 +92,9 @@ export function choice<const C extends string>(
       const last = occurrences.at(-1)
       if (last === undefined) return fallback
       if ((values as readonly string[]).includes(last.value)) return last.value as C
-      throw new UsageError(`${last.flag} is one of ${values.join(', ')}; got '${last.value}'`)
+      const near = nearMisses(last.value, values, 1)[0]
+      const hint = near === undefined ? '' : `; did you mean ${near}?`
+      throw new UsageError(`${last.flag} is one of ${values.join(', ')}; got '${last.value}'${hint}`)
     },
   }
 }
@@ -104,7 +105,7 @@ export function decimal(about: string, fallback?: number | string): Option<numbe
     placeholder: 'X',
     about,
     fallback: typeof fallback === 'number' ? plain(fallback) : fallback,
-    read: (occurrences) => occurrences.map(readNumber).at(-1),
+    read: (occurrences) => occurrences.map((one) => readNumber(one)).at(-1),
   }
 }
 
@@ -123,28 +124,20 @@ export function integer(
 }
 
 function readInteger(occurrence: Occurrence, least: number): number {
-  const value = readNumber(occurrence)
+  const value = /^\d+$/.test(occurrence.value) ? Number(occurrence.value) : readNumber(occurrence, 'a whole number')
   if (Number.isSafeInteger(value) && value >= least) return value
-  throw new ConfigError({
-    where: occurrence.flag,
-    what: 'not usable',
-    expected: least === 1 ? 'a whole number above 0' : `a whole number from ${least}`,
-    got: occurrence.value,
-  })
+  throw new UsageError(
+    `${occurrence.flag} takes a whole number ${least === 1 ? 'above 0' : `of at least ${least}`}; got '${occurrence.value}'`,
+  )
 }
 
-/** Throws ConfigError for what is no finite number. */
-export function readNumber({ flag, value }: Occurrence): number {
+/** Throws UsageError for anything but a finite number. */
+export function readNumber({ flag, value }: Occurrence, expected = 'a number, such as 8, 0.5 or 1e-3'): number {
   if (/^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(value)) {
     const number = Number(value)
     if (Number.isFinite(number)) return number
   }
-  throw new ConfigError({
-    where: flag,
-    what: 'not a number',
-    expected: 'for example 8, 0.5 or 1e-3',
-    got: `'${value}'`,
-  })
+  throw new UsageError(`${flag} takes ${expected}; got '${value}'`)
 }
 
 function plain(value: number): string {
@@ -156,7 +149,7 @@ export function flagOf(key: string): string {
   return `--${key.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`
 }
 
-/** Checks a command's arguments against its options and reads them. Throws UsageError or ConfigError. */
+/** Checks a command's arguments against its options and reads them. Throws UsageError. */
 export function parseCommand(command: Command, args: readonly string[]) {
   const { options } = command
   const { occurrences, positionals } = findOccurrences(options, args)
@@ -225,7 +218,7 @@ function checkValue(
 
 function checkPositionals({ name, positional }: Command, positionals: readonly string[]): void {
   if (positional === undefined && positionals.length > 0) {
-    throw new UsageError(`'${positionals[0]}' belongs to no option; write it after one, such as --model`)
+    throw new UsageError(`unexpected argument '${positionals[0]}'; did you forget an option in front of it?`)
   }
   if (positional !== undefined && positionals.length !== 1) {
     const got = positionals.length === 0 ? 'none' : positionals.map((value) => `'${value}'`).join(' and ')

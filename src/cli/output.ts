@@ -16,7 +16,7 @@ export async function refuseFolder(folder: string): Promise<void> {
     where: folder,
     what: 'exists already and is not empty',
     got: files.slice(0, 5).join(', '),
-    hint: 'Choose another place',
+    hint: 'Choose another folder',
   })
 }
 

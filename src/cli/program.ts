@@ -2,7 +2,7 @@
 
 import { readFileSync } from 'node:fs'
 import { nearMisses } from '../base/errors.js'
-import { configureHub, LowrankError } from '../index.js'
+import { ConfigError, configureHub, LowrankError } from '../index.js'
 import { showDownloads } from './downloads.js'
 import { commandHelp, programHelp } from './help.js'
 import { type Command, flagOf, parseCommand, UsageError } from './options.js'
@@ -21,10 +21,13 @@ const COMMANDS: Record<string, () => Promise<Command>> = {
   combine: async () => (await import('./combine.js')).combine,
   resize: async () => (await import('./resize.js')).resize,
   convert: async () => (await import('./convert.js')).convert,
+  diff: async () => (await import('./diff.js')).diff,
+  extract: async () => (await import('./extract.js')).extract,
   'to-plain': async () => (await import('./to-plain.js')).toPlain,
   inspect: async () => (await import('./inspect.js')).inspect,
   generate: async () => (await import('./generate.js')).generate,
   classify: async () => (await import('./classify.js')).classify,
+  embed: async () => (await import('./embed.js')).embed,
 }
 
 /** Runs one command line, without the program's name. Rejects with whatever is no error of lowrank; `report` turns it into an exit code. */
@@ -50,16 +53,17 @@ export async function run(args: readonly string[]): Promise<number> {
     return await command.run(values, { positional, occurrences })
   } catch (error) {
     if (!(error instanceof LowrankError)) throw error
-    complain('error', asFlag(error, command))
-    return EXIT_KNOWN_ERROR
+    const flag = flagAt(error, command)
+    complain('error', flag === undefined ? error.message : error.message.replace(error.where!, flag))
+    return flag !== undefined && error instanceof ConfigError ? EXIT_USAGE : EXIT_KNOWN_ERROR
   }
 }
 
-/** The message, with the name of an API's option written as on the command line. */
-function asFlag({ where, message }: LowrankError, { options, apiNames = {} }: Command): string {
-  if (where === undefined) return message
+/** The option that an error of the API is about, as it is written on the command line; undefined for other errors. */
+function flagAt({ where }: LowrankError, { options, apiNames = {} }: Command): string | undefined {
+  if (where === undefined) return undefined
   const key = Object.hasOwn(apiNames, where) ? apiNames[where] : where
-  return Object.hasOwn(options, key) ? message.replace(where, flagOf(key)) : message
+  return Object.hasOwn(options, key) ? flagOf(key) : undefined
 }
 
 function show(text: string): number {

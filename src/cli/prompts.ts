@@ -37,7 +37,9 @@ export class Prompts {
     if (prompt.length === 0 && messages === undefined) throw new UsageError('--prompt TEXT is missing')
     if (raw && (chat || system !== undefined || messages !== undefined)) {
       const other = chat ? '--chat' : system === undefined ? '--messages' : '--system'
-      throw new UsageError(`--raw leaves the chat template out, and ${other} needs it`)
+      throw new UsageError(
+        `--raw and ${other} cannot be used together: --raw turns the chat template off, and ${other} needs it`,
+      )
     }
     return new Prompts(asked, messages === undefined ? [] : await readChats(messages))
   }

@@ -7,8 +7,8 @@ export const resize = defineCommand({
   name: 'resize',
   summary: 'give an adapter another rank, and show what is lost',
   about: [
-    'Writes the adapter of a lower rank that is closest to the given one. Give --rank, or a rule that chooses a rank for each layer:',
-    '--energy, --error or --ratio. The column "lost" is ‖ΔW − ΔW′‖/‖ΔW‖ of each layer.',
+    'Writes an adapter with a lower rank that is as close as possible to the given adapter. Give --rank. Or let lowrank choose a rank for each layer:',
+    'with --energy, --error or --ratio. The column "lost" is ‖ΔW − ΔW′‖/‖ΔW‖ of each layer.',
   ].join('\n'),
   examples: [
     'lowrank resize tests/golden/peft/f32 --rank 2 --out out/rank-2',

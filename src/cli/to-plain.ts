@@ -9,14 +9,17 @@ export const toPlain = defineCommand({
   name: 'to-plain',
   summary: 'turn a PiSSA, OLoRA, LoRA-GA or CorDA adapter into plain LoRA',
   about: [
-    'Such an adapter fits only a base that was changed before training. The result fits the original base, has twice the rank,',
-    'and can be merged and swapped like any other adapter. Give --base or --initial.',
+    'Turns a PiSSA, OLoRA, LoRA-GA or CorDA adapter into plain LoRA. Such an adapter works only with a base that was changed before training.',
+    'The result works with the original base, and has twice the rank. Give --base or --initial.',
   ].join('\n'),
   examples: ['lowrank to-plain tests/golden/peft/pissa --base models/union-3m --out out/plain'],
   positional: { name: 'ADAPTER', about: 'adapter folder' },
   options: {
-    base: text(MODEL, 'the original base, a safetensors checkpoint; for PiSSA and OLoRA'),
-    initial: text(ADAPTER, 'the adapter as it was before training; for all kinds, and exact'),
+    base: text(MODEL, 'the original base, a safetensors checkpoint; enough for PiSSA and OLoRA'),
+    initial: text(
+      ADAPTER,
+      'the adapter as it was before training; works for all four methods and gives an exact result',
+    ),
     out: required('DIR', 'folder for the result'),
     json: toggle('print one JSON document on stdout'),
   },

@@ -1,11 +1,11 @@
 // lowrank train: a model folder and records → an adapter folder that PEFT reads too.
 
-import { ConfigError, TRAIN_CHOICES, TRAIN_DEFAULTS, type TrainEvents } from '../index.js'
+import { TRAIN_CHOICES, TRAIN_DEFAULTS, type TrainEvents } from '../index.js'
 import { DATA_OPTIONS, readChatTemplate } from './data-options.js'
 import { EXIT_INTERRUPTED, interruptible } from './interrupt.js'
 import { choice, decimal, defineCommand, integer, type Option, required, text, toggle, UsageError } from './options.js'
 import { printPreview } from './preview.js'
-import { dtype, MODEL, RUNS } from './sources.js'
+import { DEVICE, dtype, MODEL, RUNS } from './sources.js'
 import { colors, duration, Progress, printDocument, say, thousands, warn } from './terminal.js'
 
 /** `all-linear`, `default`, or names divided by commas. */
@@ -21,27 +21,46 @@ function targetModules(): Option<string | string[]> {
       if (value === 'default') return value
       const names = value.split(',').map((name) => name.trim())
       if (!names.includes('')) return names
-      throw new ConfigError({
-        where: '--target-modules',
-        what: 'a name is empty',
-        expected: 'all-linear, or names such as q_proj,v_proj',
-        got: `'${value}'`,
-      })
+      throw new UsageError(`--target-modules takes all-linear, default, or names such as q_proj,v_proj; got '${value}'`)
     },
   }
+}
+
+/** Settings of the task's own: numbers where they look like numbers. */
+function taskOptions(): Option<Record<string, unknown> | undefined> {
+  return {
+    placeholder: 'a=b,…',
+    about: 'settings of the task, such as temperature=0.05 of embedding',
+    read(occurrences) {
+      const value = occurrences.at(-1)?.value
+      if (value === undefined) return undefined
+      const pairs = value.split(',').map((pair) => pair.split('=').map((part) => part.trim()))
+      if (pairs.every((pair) => pair.length === 2 && !pair.includes(''))) {
+        return Object.fromEntries(pairs.map(([name, own]) => [name, meantBy(own)]))
+      }
+      throw new UsageError(`--task-options takes settings such as temperature=0.05; got '${value}'`)
+    },
+  }
+}
+
+function meantBy(text: string): unknown {
+  if (text === 'true' || text === 'false') return text === 'true'
+  const number = Number(text)
+  return Number.isNaN(number) ? text : number
 }
 
 export const train = defineCommand({
   name: 'train',
   summary: 'fine-tune an adapter on your texts or chats',
   about: [
-    'Trains a LoRA adapter: a small set of new weights that learns from your data. The model itself stays as it is.',
+    'Trains a LoRA adapter: a small set of new weights that learns from your data. The model itself does not change.',
     'Records are {"text": "…"}, {"prompt": "…", "completion": "…"}, {"question": "…", "answer": "…"} or chats: {"messages": […]}.',
-    'The adapter learns whole texts, completions, answers, and what the assistant writes in chats. --preview shows it.',
+    'From {"text"} records, the adapter learns the whole text. From the others, it learns the completion, the answer, or the messages of the assistant.',
+    '--preview 3 shows the tokens of three examples, and which of them it learns.',
   ].join('\n'),
   examples: [
     'lowrank train --model models/union-3m --data models/data/scripture.jsonl --out out/scripture --learning-rate 5e-3',
-    'lowrank train --model models/union-3m --data models/data/scripture.jsonl --out out/scripture --resume',
+    'lowrank train --model models/union-3m --data models/data/scripture.jsonl --out out/scripture-2 --save-every 20 --overwrite',
   ],
   options: {
     model: required(MODEL, RUNS),
@@ -50,14 +69,18 @@ export const train = defineCommand({
     out: text('DIR', 'new folder for the adapter; required unless --preview is given'),
     task: choice(
       TRAIN_CHOICES.task,
-      'what the model learns: to continue texts, or to give each text a label',
+      'what the model learns: to continue texts, to turn texts into vectors, or to give each text a label',
       'causal-lm',
     ),
+    taskOptions: taskOptions(),
     rank: integer('rank of the added matrices: the size of the adapter', { fallback: TRAIN_DEFAULTS.config.rank }),
     alpha: decimal('strength of the adapter: its change is scaled by alpha / rank', TRAIN_DEFAULTS.config.alpha),
-    dropout: decimal('share of the adapter’s inputs that are dropped during training', TRAIN_DEFAULTS.config.dropout),
+    dropout: decimal(
+      'part of the adapter’s inputs that is set to 0 during training, such as 0.1',
+      TRAIN_DEFAULTS.config.dropout,
+    ),
     targetModules: targetModules(),
-    init: choice(TRAIN_CHOICES.init, 'random values that the adapter starts with', TRAIN_DEFAULTS.config.init),
+    init: choice(TRAIN_CHOICES.init, 'how the random initial values are chosen', TRAIN_DEFAULTS.config.init),
     epochs: integer('passes over the data', { fallback: TRAIN_DEFAULTS.epochs }),
     maxSteps: integer('number of steps, instead of --epochs'),
     batchSize: integer('records in a batch', { fallback: TRAIN_DEFAULTS.batchSize }),
@@ -68,24 +91,34 @@ export const train = defineCommand({
       'how the learning rate changes after its highest point',
       TRAIN_DEFAULTS.schedule,
     ),
-    warmupRatio: decimal('share of the steps in which the learning rate rises at first', TRAIN_DEFAULTS.warmupRatio),
+    warmupRatio: decimal(
+      'part of the steps at the start in which the learning rate rises to its highest value, such as 0.1',
+      TRAIN_DEFAULTS.warmupRatio,
+    ),
     weightDecay: decimal('weight decay of the optimizer, AdamW', TRAIN_DEFAULTS.weightDecay),
-    maxGradNorm: decimal('gradients with a larger norm are scaled down to it; 0: never', TRAIN_DEFAULTS.maxGradNorm),
+    maxGradNorm: decimal(
+      'largest norm of the gradient. Larger gradients are scaled down to this norm. 0 turns this off',
+      TRAIN_DEFAULTS.maxGradNorm,
+    ),
     gradientAccumulation: integer('batches in a step', { fallback: TRAIN_DEFAULTS.gradientAccumulation }),
     seed: integer('the same seed, data and machine give the same adapter', {
       fallback: TRAIN_DEFAULTS.config.seed,
       least: 0,
     }),
+    device: DEVICE,
     threads: integer('processor threads to use; default: ONNX Runtime’s choice'),
     lowMemory: toggle('use less memory; a little slower'),
+    evaluateEvery: integer('measure the evaluation loss every N steps too; needs --eval-data or --eval-split'),
+    packing: toggle('put several short records into one row of --max-length tokens (default 512); faster'),
     saveEvery: integer('save every N steps, so that --resume can continue after a crash'),
     resume: toggle('continue the unfinished run in --out'),
-    overwrite: toggle('replace a run in --out that lowrank wrote'),
-    preview: integer('show the tokens of the first N examples and which of them count for the loss, then stop'),
+    overwrite: toggle('replace an earlier run of lowrank in --out'),
+    preview: integer('show the tokens of the first N examples, and which of them count for the loss; trains nothing'),
     json: toggle('print one JSON document on stdout'),
   },
   async run(values) {
-    const { model, out, task, rank, alpha, dropout, targetModules, init, seed, preview, json, ...rest } = values
+    const { model, out, task, taskOptions, rank, alpha, dropout, targetModules, init, seed, preview, json, ...rest } =
+      values
     const settings = { ...rest, chatTemplate: await readChatTemplate(rest.chatTemplate) }
     if (settings.resume && settings.overwrite) throw new UsageError('--resume and --overwrite cannot be used together')
     const node = await import('../node.js')
@@ -104,6 +137,7 @@ export const train = defineCommand({
         ...settings,
         model,
         task,
+        taskOptions,
         out,
         config: { rank, alpha, dropout, targetModules, init, seed },
         signal,
@@ -118,7 +152,7 @@ export const train = defineCommand({
     const isChat = result.adapter.chatTemplate !== undefined
     const form = settings.dtype === undefined ? '' : ` --dtype ${settings.dtype}`
     if (interrupted && settings.overwrite && report.steps === 0) {
-      say(`Stopped before the first step: ${colors.bold(out)} is as it was.`)
+      say(`Stopped before the first step: ${colors.bold(out)} did not change.`)
       if (json) printDocument({ ...report, out })
       return EXIT_INTERRUPTED
     }
@@ -141,13 +175,14 @@ export const train = defineCommand({
 /** The command that runs the adapters of a task, and what it is tried with. */
 const TRIED_WITH: Readonly<Record<(typeof TRAIN_CHOICES.task)[number], readonly [command: string, input: string]>> = {
   'causal-lm': ['generate', '--prompt "The"'],
+  embedding: ['embed', '--text "The"'],
   'text-classification': ['classify', '--text "The"'],
 }
 
 /** Ctrl-C while the model came: what has come is kept. */
 function stoppedLoading(error: unknown): undefined {
   if (!(error instanceof DOMException && error.name === 'AbortError')) throw error
-  say('Stopped before training. Run the same command again to continue the download.')
+  say('Stopped before training. Run the same command again: the download continues.')
   return undefined
 }
 

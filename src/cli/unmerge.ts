@@ -11,21 +11,18 @@ export const unmerge = defineCommand({
   summary: 'remove an adapter from a merged model',
   about: [
     'Writes the base again: W − scaling · B · A. Give the same adapters as for the merge, with the same --weight.',
-    'F16 and BF16 weights do not come back exactly, because the merge rounded them. --original counts the differences.',
+    'F16 and BF16 weights do not come back exactly, because the merge rounded them. For a safetensors checkpoint, --original counts the differences.',
   ].join('\n'),
   examples: [
-    'lowrank unmerge --merged out/both --adapter out/scripture --adapter out/whaling --weight 0.5 --out out/base',
-    'lowrank unmerge --merged out/both --adapter out/scripture --out out/whaling-only --original models/union-3m',
+    'lowrank unmerge --merged out/scripture-model --adapter out/scripture --out out/base-onnx',
+    'lowrank unmerge --merged out/scripture-mix --adapter out/scripture --adapter tests/golden/peft/f32 --weight 0.5 --out out/base --original models/union-3m',
   ],
   options: {
     merged: required(MODEL, 'merged model'),
     ...ADAPTERS,
     out: required('DIR|FILE', 'result: a new folder, or a file whose name ends in .onnx or .safetensors'),
-    original: text(MODEL, 'the original base, a checkpoint: count the values that differ from it'),
-    tied: choice(
-      ['refuse', 'keep'],
-      'as for the merge: keep if it changed tied embeddings with --tied keep; default refuse',
-    ),
+    original: text(MODEL, 'the original base: count the values that differ from it; only for safetensors checkpoints'),
+    tied: choice(['refuse', 'keep'], 'use keep if you merged with --tied keep; default: refuse'),
     ...OUTPUT,
   },
   apiNames: API_NAMES,
@@ -44,16 +41,15 @@ export const unmerge = defineCommand({
 
 function showDifferences({ differences }: UnmergeReport): void {
   if (differences === undefined) return
-  const { differing, values, largest, steps, tensors } = differences
+  const { differing, values, largest, tensors } = differences
   if (differing === 0) {
-    say(`All ${thousands(values)} values are equal to the original's`)
+    say(`All ${thousands(values)} values are equal to the original`)
     return
   }
   const rows = tensors.map((tensor) => [tensor.name, tensor.differing, tensor.values, tensor.largest, tensor.steps])
   print(table([['tensor', 'differing', 'values', 'largest |Δ|', 'steps of the type'], ...rows]))
   const share = ((100 * differing) / values).toPrecision(3)
   say(
-    `${thousands(differing)} of ${thousands(values)} values (${share} %) differ from the original's, ` +
-      `by at most ${largest.toPrecision(3)} or ${thousands(steps)} steps of their type`,
+    `${thousands(differing)} of ${thousands(values)} values (${share} %) differ from the original. Largest difference: ${largest.toPrecision(3)}`,
   )
 }

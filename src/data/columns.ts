@@ -13,7 +13,7 @@ export type ColumnNames = Readonly<Record<string, string>>
  */
 export function renameColumns({ row, where }: Row, columns: ColumnNames): Row {
   if (typeof row !== 'object' || row === null || Array.isArray(row)) {
-    throw new DataError({ where, what: 'not a record', expected: 'an object with fields' })
+    throw new DataError({ where, what: 'not a valid record', expected: 'an object with fields' })
   }
   const fields = row as Readonly<Record<string, unknown>>
   const renamed: Record<string, unknown> = {}

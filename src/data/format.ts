@@ -49,7 +49,7 @@ export async function detectFormat(source: ByteSource): Promise<DataFormat> {
   if (first === '{' || named === 'json') return 'jsonl'
   throw new DataError({
     where: source.name,
-    what: 'neither its name nor its content tells the format',
+    what: 'unknown file format',
     expected: `a name that ends in ${DATA_ENDINGS}`,
   })
 }

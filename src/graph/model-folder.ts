@@ -7,6 +7,7 @@ import { loadOnnx, type OnnxModel } from '../formats/onnx/model.js'
 import type { RuntimeHost } from '../runtime/host.js'
 import { loadTokenizer, type Tokenizer } from '../text/tokenizer.js'
 import { type DtypeChoice, findGraphs, type GraphRole, roleOf } from './graph-file.js'
+import { readSentenceModules, type SentenceModules } from './sentence-modules.js'
 
 /** A model as `loadModel` reads it; weights stay in their file. */
 export interface Model {
@@ -26,6 +27,8 @@ export interface Model {
   readonly onnx: OnnxModel
   /** The tokenizer from tokenizer.json. Undefined if the folder has none, as for image models. */
   readonly tokenizer: Tokenizer | undefined
+  /** How one vector is made of a text; by the mean of its tokens' vectors where the folder says nothing. */
+  readonly sentence: SentenceModules
   /** Number of tokens that the model knows, as far as config.json tells. */
   readonly vocabularySize: number | undefined
   /** The context length: the largest number of tokens. Undefined if config.json does not contain it. */
@@ -74,6 +77,7 @@ export async function loadModel(directory: Directory, options: LoadModelOptions)
   const hasGenerationConfig = await directory.has('generation_config.json')
   const generationConfig = hasGenerationConfig ? await readObject(directory, 'generation_config.json') : {}
   const tokenizer = (await directory.has('tokenizer.json')) ? await loadTokenizer(directory) : undefined
+  const sentence = await readSentenceModules(directory)
   const onnx = await loadOnnx(directory, path)
   const opened = new Map([[path, onnx]])
   const eosTokenIds = [
@@ -97,6 +101,7 @@ export async function loadModel(directory: Directory, options: LoadModelOptions)
     generationConfig,
     onnx,
     tokenizer,
+    sentence,
     vocabularySize,
     contextLength: contextLengthOf(config),
     eosTokenIds,

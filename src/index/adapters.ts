@@ -51,7 +51,7 @@ export async function toPlain(adapter: Source | LoraAdapter, options: ToPlainOpt
   if ((base === undefined) === (initial === undefined)) {
     throw new ConfigError({
       where: base === undefined ? 'base' : 'initial',
-      what: base === undefined ? 'missing, and initial too' : 'only without base',
+      what: base === undefined ? 'base and initial are both missing' : 'not together with base',
       expected: 'the original base, or the adapter before training',
     })
   }
@@ -69,7 +69,7 @@ async function plainOf(opened: LoraAdapter, { base, initial }: ToPlainOptions): 
   if (file !== undefined && !/\.(safetensors|json)$/.test(file)) {
     throw new UnsupportedError({
       where: `${directory.name}/${file}`,
-      what: 'the start of an adapter is not found in such a file',
+      what: 'the initial values of an adapter cannot be computed from such a file',
       expected: 'a .safetensors file, or a folder with a checkpoint',
     })
   }

@@ -12,8 +12,11 @@ import { platform } from './platform.js'
 /** A file of records, or a folder of such files: its path (not in browsers), a Blob such as a picked File, or one that is open. */
 export type DataFile = string | BlobLike | ByteSource | Directory
 
+/** One record: a {@link TextRecord}, one with other field names (`columns`), or one of another task, such as `{ text, label }`. */
+export type DataRecord = TextRecord | Readonly<Record<string, unknown>>
+
 /** Records, or files of them: JSONL, JSON, CSV, TSV, Parquet, text. */
-export type Data = DataFile | readonly DataFile[] | Iterable<TextRecord> | AsyncIterable<TextRecord>
+export type Data = DataFile | readonly DataFile[] | Iterable<DataRecord> | AsyncIterable<DataRecord>
 
 const isBlob = (value: unknown): value is Blob => hasMethods(value, 'slice', 'arrayBuffer')
 const isPath = (value: unknown): value is string => typeof value === 'string' && value !== ''

@@ -21,7 +21,7 @@ let current: HubOptions = {}
 /**
  * Sets options for all later downloads. Options that you leave out do not change. `undefined` restores the default.
  *
- * @throws ConfigError when an option is unknown or not usable
+ * @throws ConfigError when an option is unknown or not valid
  *
  * @example
  * configureHub({
@@ -32,7 +32,7 @@ export function configureHub(options: HubOptions = {}): void {
   checkOptions(options, { of: 'configureHub', table: OPTIONS })
   const { endpoint } = options
   if (endpoint !== undefined && !URL.canParse(endpoint)) {
-    throw new ConfigError({ where: 'endpoint', what: 'not usable', expected: ENDPOINT.expected, got: endpoint })
+    throw new ConfigError({ where: 'endpoint', what: 'not valid', expected: ENDPOINT.expected, got: endpoint })
   }
   current = { ...current, ...options, ...(endpoint !== undefined && { endpoint: endpoint.replace(/\/+$/, '') }) }
 }

@@ -56,7 +56,7 @@ export async function inspect(target: Source | LoraAdapter, options: InspectOpti
   checkOptions(options, { of: 'inspect', table: OPTIONS })
   if (target instanceof LoraAdapter) {
     if (options.base !== undefined) {
-      throw new ConfigError({ where: 'base', what: 'goes with an adapter in a folder', hint: 'Save the adapter first' })
+      throw new ConfigError({ where: 'base', what: 'only for an adapter in a folder', hint: 'Save the adapter first' })
     }
     return { kind: 'adapter', ...(await import('../peft/inspect.js')).inspectAdapter(target) }
   }
@@ -67,7 +67,7 @@ export async function inspect(target: Source | LoraAdapter, options: InspectOpti
   if (options.base !== undefined) {
     throw new ConfigError({
       where: 'base',
-      what: 'an adapter is held against a base, not a model',
+      what: 'only an adapter can be compared with a base, and this is a model',
       got: file === undefined ? directory.name : `${directory.name}/${file}`,
     })
   }

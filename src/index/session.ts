@@ -1,14 +1,12 @@
 // Opens sessions. What runs models loads with the first call.
 
 import {
-  anyOf,
   BOOLEAN,
   COUNT,
   checkOptions,
   FUNCTION,
   isObject,
   kind,
-  listOf,
   NAME,
   OBJECT,
   type OptionTable,
@@ -16,13 +14,36 @@ import {
 } from '../base/options.js'
 import { memoryWarning, sessionMemory } from '../graph/memory.js'
 import type { Model } from '../graph/model-folder.js'
-import type { AdapterSession, AdapterSessionOptions } from '../infer/session.js'
+import type { AdapterSessionOptions, AdapterSession as BaseSession } from '../infer/session.js'
 import type { LoraAdapter } from '../lora/adapter.js'
+import { DEVICE } from '../runtime/runtime.js'
 import { ADAPTER, openAdapter } from './adapters.js'
 import { checkWeightsFit, memoryLimits } from './memory.js'
 import { loadModel } from './model.js'
 import { SOURCE, type Source } from './sources.js'
 import { MODEL } from './train.js'
+
+/** A base model in memory with any number of adapters. `openSession` opens it. */
+export interface AdapterSession extends BaseSession {
+  /**
+   * Copies an adapter into the session; runs choose it by `name`. If no earlier adapter changes the same modules, the session loads
+   * the base again, and two copies are in memory for a short time. To avoid this, pass the adapter to `openSession`. The same
+   * happens with the first adapter that has DoRA or biases of B for a module.
+   *
+   * @param adapter an adapter in memory, or any source that {@link loadAdapter} accepts
+   * @throws MismatchError when a layer has no module in the model, or another shape there; UnsupportedError when the session cannot
+   *   run a part of the adapter; NumericError when a weight is not finite; StateError when the name is used already or the session
+   *   is closed; ConfigError when an argument is not valid; what {@link loadAdapter} throws. If `add` throws, the session does not
+   *   change.
+   *
+   * @example
+   * const session = await openSession('models/union-3m')
+   * await session.add('peft', 'tests/golden/peft/f32')
+   * console.log(session.adapters)
+   * await session.dispose()
+   */
+  add(name: string, adapter: LoraAdapter | Source): Promise<void>
+}
 
 /** What {@link openSession} takes. */
 export interface OpenSessionOptions extends Omit<AdapterSessionOptions, 'adapters'> {
@@ -40,7 +61,7 @@ const ADAPTERS = kind(
 const OPTIONS: OptionTable<OpenSessionOptions> = {
   adapters: ADAPTERS,
   onWarning: FUNCTION,
-  device: anyOf(NAME, listOf(NAME)),
+  device: DEVICE,
   modules: OBJECT,
   allowMissing: BOOLEAN,
   threads: COUNT,
@@ -58,14 +79,15 @@ export async function openSession(model: Model | Source, given: OpenSessionOptio
   for (const [name, adapter] of Object.entries(options.adapters ?? {})) {
     adapters[name] = await openAdapter(adapter, `adapters.${name}`)
   }
+  const read = (adapter: unknown) => openAdapter(adapter as LoraAdapter | Source, 'adapter')
   const open = (opened: Model, isOurs: boolean) => {
     const need = sessionMemory(opened.onnx, options.lowMemory)
     const limits = memoryLimits(opened)
     checkWeightsFit(need, limits)
-    const help = ["dtype 'q4' (--dtype q4), where the model has it", ...(options.lowMemory ? [] : ['lowMemory: true'])]
+    const help = ["dtype 'q4' (--dtype q4), if the model has it", ...(options.lowMemory ? [] : ['lowMemory: true'])]
     const warning = memoryWarning(need, limits, { what: 'The model', help })
     if (warning !== undefined) onWarning(warning)
-    return OnnxSession.open(opened, { ...options, adapters }, isOurs)
+    return OnnxSession.open(opened, { ...options, adapters }, isOurs, { openAdapter: read })
   }
   if (MODEL.accepts(model)) return open(model as Model, false)
   const opened = await loadModel(model as Source)

@@ -66,5 +66,5 @@ export function openTarget(target: Target, where: string): Directory {
 }
 
 function wrongKind(value: unknown, where: string, expected: string): ConfigError {
-  return new ConfigError({ where, what: 'not usable', expected, got: describe(value) })
+  return new ConfigError({ where, what: 'not valid', expected, got: describe(value) })
 }

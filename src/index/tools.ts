@@ -1,6 +1,7 @@
 // The tools for adapters: checks of what callers hand over, and the way to the code that does the work.
 
 import type { Directory } from '../base/bytes.js'
+import { ConfigError } from '../base/errors.js'
 import {
   BOOLEAN,
   COUNT,
@@ -19,6 +20,8 @@ import type { AdapterFormat, ConvertedDtype, ConvertReport, Place } from '../exc
 import { LoraAdapter } from '../lora/adapter.js'
 import type { CombineResult } from '../tools/combine.js'
 import { COMBINATION_TYPES, type CombineSettings } from '../tools/combine-settings.js'
+import type { DiffReport } from '../tools/diff.js'
+import type { ExtractResult, ExtractSettings } from '../tools/extract.js'
 import type { ToolRun } from '../tools/progress.js'
 import type { RankChoice } from '../tools/rank.js'
 import type { ResizeResult } from '../tools/resize.js'
@@ -97,6 +100,75 @@ function isWeighted(
   given: AdapterToMerge,
 ): given is { readonly adapter: LoraAdapter | Source; readonly weight?: number } {
   return isObject(given) && 'adapter' in given && !ADAPTER.accepts(given)
+}
+
+/** What {@link extract} takes. */
+export interface ExtractOptions extends ExtractSettings {
+  /** The model before fine-tuning: a safetensors checkpoint. */
+  base: Source
+  /** The model after it: a checkpoint with the same names. */
+  fineTuned: Source
+}
+
+const EXTRACT: OptionTable<ExtractOptions> = {
+  ...RANK_CHOICE,
+  ...TOOL_RUN,
+  base: SOURCE,
+  fineTuned: SOURCE,
+  embeddings: oneOf('lora', 'save', 'skip'),
+  others: oneOf('save', 'skip'),
+}
+
+/** See the entry. */
+export async function extract(options: ExtractOptions): Promise<ExtractResult> {
+  checkOptions(options, { of: 'extract', table: EXTRACT, required: ['base', 'fineTuned'] })
+  const { base, fineTuned, ...settings } = options
+  const { checkRankChoice } = await import('../tools/rank.js')
+  checkRankChoice(settings)
+  const { extractAdapter } = await import('../tools/extract.js')
+  return extractAdapter(await openSource(base, 'base'), await openSource(fineTuned, 'fineTuned'), settings)
+}
+
+/** How {@link diff} runs. */
+export interface DiffOptions extends ToolRun {}
+
+/** See the entry. */
+export async function diff(
+  a: Source | LoraAdapter,
+  b: Source | LoraAdapter,
+  options: DiffOptions = {},
+): Promise<DiffReport> {
+  checkOptions(options, { of: 'diff', table: TOOL_RUN })
+  const [own, other] = [await comparable(a, 'a'), await comparable(b, 'b')]
+  const { diffAdapters, diffCheckpoints } = await import('../tools/diff.js')
+  if (own.adapter !== undefined && other.adapter !== undefined) return diffAdapters(own.adapter, other.adapter, options)
+  if (own.place !== undefined && other.place !== undefined) return diffCheckpoints(own.place, other.place, options)
+  const [expected, got] = [own, other].map(({ adapter }) => (adapter === undefined ? 'a checkpoint' : 'an adapter'))
+  throw new ConfigError({
+    where: 'b',
+    what: 'not of the kind of a',
+    expected,
+    got,
+    hint: 'Merge the adapter into its base to compare it with a checkpoint',
+  })
+}
+
+/** An adapter, or the place of a checkpoint. */
+async function comparable(
+  source: Source | LoraAdapter,
+  where: string,
+): Promise<{ adapter?: LoraAdapter | Directory; place?: Place }> {
+  if (source instanceof LoraAdapter) return { adapter: source }
+  checkArgument(
+    source,
+    kind(`a LoraAdapter, ${SOURCE.expected}`, (value) => SOURCE.accepts(value)),
+    where,
+  )
+  const place = await openSource(source, where)
+  const { directory, file } = place
+  const isAdapter =
+    file === undefined ? await directory.has('adapter_config.json') : /(^|\/)adapter_(config|model)\./.test(file)
+  return isAdapter ? { adapter: directory } : { place }
 }
 
 /** What {@link convertAdapter} takes beside the adapter. */

@@ -57,6 +57,7 @@ const OPTIONS: OptionTable<TrainOptions> = {
   model: kind(`${MODEL.expected}, ${SOURCE.expected}`, (value) => MODEL.accepts(value) || SOURCE.accepts(value)),
   dtype: DTYPE,
   task: oneOf(...TASK_NAMES),
+  taskOptions: OBJECT,
   data: DATA,
   evalData: DATA,
   evalSplit: numberKind('a number between 0 and 1, such as 0.1', (value) => value > 0 && value < 1),
@@ -112,7 +113,7 @@ export async function train(options: TrainOptions): Promise<TrainResult> {
   checkOptions(options, { of: 'train', table: OPTIONS, required: ['model', 'data'], nested })
   if (options.on !== undefined) checkOptions(options.on, { of: 'train’s `on`', table: EVENTS })
   checkConfig(options.config)
-  return withOpened(options, async (model, open) => {
+  return withOpened(options, async (model, data, evalData) => {
     const training = await import('../train/train.js')
     const { dtype: _, ...rest } = options
     return await training.train(
@@ -120,8 +121,8 @@ export async function train(options: TrainOptions): Promise<TrainResult> {
         ...rest,
         config: await withDefaultTargets(options.config, model),
         model,
-        data: await open(options.data, 'data'),
-        evalData: options.evalData === undefined ? undefined : await open(options.evalData, 'evalData'),
+        data,
+        evalData,
         out: options.out === undefined ? undefined : openTarget(options.out, 'out'),
       },
       memoryLimits(model),
@@ -132,28 +133,32 @@ export async function train(options: TrainOptions): Promise<TrainResult> {
 /** See the entry. */
 export async function previewData(options: PreviewDataOptions): Promise<PreviewExample[]> {
   checkOptions(options, { of: 'previewData', table: PREVIEW_OPTIONS, required: ['model', 'data'] })
-  return withOpened(options, async (model, open) => {
+  return withOpened(options, async (model, data) => {
     const { previewExamples } = await import('../train/preview.js')
-    const data = await open(options.data, 'data')
     return previewExamples({ ...options, model, data }, options.count ?? PREVIEW_COUNT)
   })
 }
 
-/** Runs what needs a model and data, and closes what was opened for it. */
+/**
+ * Opens data and model, runs `work`, and closes what it opened. The data come first: a wrong path should not be found after the
+ * download of a model.
+ */
 async function withOpened<T>(
-  { model, dtype, signal }: Pick<TrainOptions, 'model' | 'dtype' | 'signal'>,
-  work: (model: Model, open: (data: Data, where: string) => Promise<TrainingData>) => Promise<T>,
+  { model, dtype, data, evalData, signal }: Pick<TrainOptions, 'model' | 'dtype' | 'data' | 'evalData' | 'signal'>,
+  work: (model: Model, data: TrainingData, evalData: TrainingData | undefined) => Promise<T>,
 ): Promise<T> {
   const isOpen = MODEL.accepts(model)
   if (isOpen && dtype !== undefined) {
     throw new ConfigError({ where: 'dtype', what: 'only where the model is not open yet' })
   }
   const closers: (() => Promise<void>)[] = []
+  const closeLater = (file: ByteSource) => void closers.push(() => file.close())
   try {
+    const openedData = await openData(data, 'data', closeLater)
+    const openedEvalData = evalData === undefined ? undefined : await openData(evalData, 'evalData', closeLater)
     const opened = isOpen ? (model as Model) : await loadModel(model as Source, { dtype, signal })
     if (!isOpen) closers.push(() => opened.close())
-    const closeLater = (file: ByteSource) => void closers.push(() => file.close())
-    return await work(opened, (data, where) => openData(data, where, closeLater))
+    return await work(opened, openedData, openedEvalData)
   } finally {
     await Promise.all(closers.map((close) => close()))
   }

@@ -2,12 +2,13 @@
 
 import type { ConvertReport } from '../exchange/convert.js'
 import type { Model } from '../graph/model-folder.js'
-import type { AdapterSession } from '../infer/session.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { UnmergeReport } from '../merge/merge.js'
 import type { MergePlanReport, MergeReport } from '../merge/report.js'
 import type { LoadOptions, SaveOptions } from '../peft/adapter-folder.js'
 import type { CombineResult } from '../tools/combine.js'
+import type { DiffReport } from '../tools/diff.js'
+import type { ExtractResult } from '../tools/extract.js'
 import type { ResizeResult } from '../tools/resize.js'
 import type { TrainResult } from '../train/options.js'
 import type { PreviewExample } from '../train/preview.js'
@@ -15,9 +16,9 @@ import type { ToPlainOptions } from './adapters.js'
 import type { InspectOptions, InspectReport } from './inspect.js'
 import type { MergeOptions, UnmergeOptions } from './merge-options.js'
 import type { LoadModelOptions } from './model.js'
-import type { OpenSessionOptions } from './session.js'
+import type { AdapterSession, OpenSessionOptions } from './session.js'
 import type { Source, Target } from './sources.js'
-import type { CombineOptions, ConvertAdapterOptions, ResizeOptions } from './tools.js'
+import type { CombineOptions, ConvertAdapterOptions, DiffOptions, ExtractOptions, ResizeOptions } from './tools.js'
 import type { PreviewDataOptions, TrainOptions } from './train.js'
 
 /**
@@ -25,7 +26,7 @@ import type { PreviewDataOptions, TrainOptions } from './train.js'
  * lowrank reads the weights from their file when it needs them. Call `close()` when you no longer need the model.
  *
  * @throws FileError when a file is missing or cannot be downloaded, FormatError when a file cannot be read, RuntimeError without
- *   onnxruntime-node, ConfigError for a source or an option that is not usable
+ *   onnxruntime-node, ConfigError for a source or an option that is not valid
  *
  * @example
  * const model = await loadModel('models/union-3m')
@@ -45,7 +46,7 @@ export async function loadModel(source: Source, options?: LoadModelOptions): Pro
  *
  * @throws FileError when a file is missing, or the folder holds several adapters and none is named; FormatError when a file is
  *   corrupt, when no layer uses one of its tensors, or when A has no B; ConfigError when a value of the config is out of range or
- *   missing, or an argument is not usable; UnsupportedError when the config or a tensor means something that is not implemented;
+ *   missing, or an argument is not valid; UnsupportedError when the config or a tensor means something that is not implemented;
  *   MismatchError when the config's target_modules leave a tensor out, the file has no adapter of that name, or with `strict` a
  *   setting matches nothing; ShapeError when a shape disagrees with the config's rank; NumericError when a value is not finite.
  *   Each names the file, and the field or tensor.
@@ -63,7 +64,7 @@ export async function loadAdapter(source: Source, options?: LoadOptions): Promis
  * or a folder without a config, never a mixture of two adapters. If `targetModules` does not match the adapter's layers, the saved
  * config lists the names of the layers instead.
  *
- * @throws StateError when there is no layer; ConfigError when `dtype` is none of F32, F16 and BF16, or an argument is not usable;
+ * @throws StateError when there is no layer; ConfigError when `dtype` is none of F32, F16 and BF16, or an argument is not valid;
  *   NumericError when a value is not finite, or not in the type it is saved in; MismatchError when the config excludes a layer;
  *   FileError when the folder cannot be written.
  *
@@ -121,7 +122,7 @@ export async function previewData(options: PreviewDataOptions): Promise<PreviewE
  * @param model an open model, or any source that {@link loadModel} accepts. `dispose` closes the model only if the session opened
  *   it
  * @throws MismatchError when an adapter does not fit the model, RuntimeError when ONNX Runtime cannot be found or cannot open the
- *   model, ConfigError for an option that is unknown or not usable; what {@link loadModel} and {@link loadAdapter} throw
+ *   model, ConfigError for an option that is unknown or not valid; what {@link loadModel} and {@link loadAdapter} throw
  *
  * @example
  * const session = await openSession('models/union-3m', { adapters: { peft: 'tests/golden/peft/f32' } })
@@ -137,7 +138,7 @@ export async function openSession(model: Model | Source, options?: OpenSessionOp
  * stored type. All other tensors are copied byte for byte. The files of the result appear together, or not at all. Without `format`, the
  * result is an .onnx file if the base's folder has one, else a checkpoint.
  *
- * @throws ConfigError for an option that is unknown or not usable; FileError when a path does not exist, when `out` is not empty,
+ * @throws ConfigError for an option that is unknown or not valid; FileError when a path does not exist, when `out` is not empty,
  *   or when `out` is the folder of the base; FormatError when a file is damaged; MismatchError when an adapter does not fit, or
  *   changes tied embeddings; UnsupportedError naming what cannot be merged, or an option that the format cannot honor; NumericError
  *   naming the tensor when a value is not finite
@@ -219,7 +220,7 @@ export async function toPlain(adapter: Source | LoraAdapter, options: ToPlainOpt
  * closest change of a lower rank. The factors are combined as they are: no matrix of a weight's size is made. `combinationType` has
  * PEFT's other ways, and `peftCompatible` gives the numbers of PEFT's add_weighted_adapter.
  *
- * @throws ConfigError for an option that is unknown, not usable or not used by the combination type, and for layers of different ranks
+ * @throws ConfigError for an option that is unknown, not valid or not used by the combination type, and for layers of different ranks
  *   where factors are added; MismatchError when the adapters belong to different bases; UnsupportedError for DoRA, for adapters whose start
  *   changed their base, and for replaced tensors that are no sum; what {@link loadAdapter} throws
  *
@@ -239,7 +240,7 @@ export async function combine(options: CombineOptions): Promise<CombineResult> {
  * Gives an adapter another rank: the closest change of that rank, by the singular values of each layer's s·B·A. They come exactly from
  * the factors. `energy`, `error` and `ratio` choose a rank for each layer. The result has alpha = rank in all layers.
  *
- * @throws ConfigError for an option that is unknown or not usable, and without a rule; UnsupportedError for an adapter whose start changed
+ * @throws ConfigError for an option that is unknown or not valid, and without a rule; UnsupportedError for an adapter whose start changed
  *   its base; StateError for one without ranks; what {@link loadAdapter} throws
  *
  * @example
@@ -273,4 +274,42 @@ export async function convertAdapter(
   options: ConvertAdapterOptions,
 ): Promise<ConvertReport> {
   return (await import('./tools.js')).convertAdapter(adapter, options)
+}
+
+/**
+ * Makes an adapter of a fine-tuned model: for each weight that differs from the base, the closest change of a low rank. Both checkpoints
+ * are read one tensor at a time, and large tensors in blocks, so that memory does not grow with the models. Changed norms, biases and
+ * resized embeddings are kept whole.
+ *
+ * @throws ConfigError for an option that is unknown or not usable, and without a rule for ranks; MismatchError when the checkpoints do not
+ *   belong together; UnsupportedError for quantized ones; NumericError naming a tensor with a value that is not finite; StateError when
+ *   nothing differs; FileError and FormatError for files that are missing or damaged
+ *
+ * @example
+ * await merge({ base: 'models/union-3m', adapters: 'tests/golden/peft/f32', out: 'out/tuned', format: 'safetensors' })
+ * const { adapter, layers } = await extract({ base: 'models/union-3m', fineTuned: 'out/tuned', rank: 4 })
+ * await saveAdapter(adapter, 'out/extracted')
+ * for (const { name, rank, relativeChange, error } of layers) console.log(name, rank, relativeChange, error)
+ */
+export async function extract(options: ExtractOptions): Promise<ExtractResult> {
+  return (await import('./tools.js')).extract(options)
+}
+
+/**
+ * Shows how two adapters, or two checkpoints, differ. For adapters: norms, the cosine of both changes, and the principal angles between the
+ * spaces that they write into and read from. For checkpoints: the relative change of each tensor. Both name what differs most.
+ *
+ * @throws MismatchError when a layer or tensor is not the same in both; ConfigError for an adapter and a checkpoint; what
+ *   {@link loadAdapter} throws
+ *
+ * @example
+ * const report = await diff('tests/golden/peft/f32', 'tests/golden/peft/bf16')
+ * if (report.kind === 'adapters') console.log(report.relativeChange, report.topMovers, report.layers[0].outputAngles)
+ */
+export async function diff(
+  a: Source | LoraAdapter,
+  b: Source | LoraAdapter,
+  options?: DiffOptions,
+): Promise<DiffReport> {
+  return (await import('./tools.js')).diff(a, b, options)
 }

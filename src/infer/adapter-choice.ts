@@ -1,6 +1,6 @@
 // Which adapters a run uses: one by its name, a mix of several with weights, the base alone; for the whole batch or for each row.
 
-import { ConfigError } from '../base/errors.js'
+import { ConfigError, MismatchError, nearMisses, UnsupportedError } from '../base/errors.js'
 import { anyOf, isObject, type Kind, kind, listOf, NAME } from '../base/options.js'
 
 /** The name of an adapter; names and weights of several, which are added up; or null for the base model alone. */
@@ -21,15 +21,15 @@ const MIX = kind('an object of names and weights such as { a: 0.5, b: 1 }', (val
   return weights.length > 0 && weights.every((weight) => typeof weight === 'number' && Number.isFinite(weight))
 })
 
-const CHOICE: Kind = anyOf(
+export const ONE_CHOICE: Kind = anyOf(
   NAME,
   MIX,
   kind('null', (value) => value === null),
 )
 
 /** What the option `adapter` may be. */
-export const ADAPTER_CHOICE: Kind = anyOf(CHOICE, {
-  ...listOf(CHOICE),
+export const ADAPTER_CHOICE: Kind = anyOf(ONE_CHOICE, {
+  ...listOf(ONE_CHOICE),
   expected: 'a list of these, one for each row',
 })
 
@@ -72,4 +72,37 @@ export function distinctMixes(mixes: readonly Mix[]): { distinct: readonly Mix[]
   const unique = [...new Set(keys)]
   const distinct = unique.map((key) => mixes[keys.indexOf(key)])
   return { distinct, rowOf: unique.length > 1 ? keys.map((key) => unique.indexOf(key)) : undefined }
+}
+
+/**
+ * Throws UnsupportedError for a mix with an adapter that scales the outputs of the base.
+ *
+ * @param scales whether an adapter does; throws MismatchError for one that the session does not have
+ */
+export function requireMixable(mixes: readonly Mix[], scales: (name: string) => boolean): void {
+  for (const mix of mixes) {
+    for (const { name, weight } of mix) {
+      if (!scales(name) || (mix.length === 1 && weight === 1)) continue
+      throw new UnsupportedError({
+        where: `adapter ${JSON.stringify(name)}`,
+        what: 'an adapter with DoRA scales the outputs of the base, so that it runs alone and with weight 1',
+        got: mix.map((one) => `${one.name}: ${one.weight}`).join(', '),
+        hint: 'Merge it, and mix the others on the merged model',
+      })
+    }
+  }
+}
+
+/** Throws MismatchError for a name that no adapter of a session has. */
+export function refuseAdapter(name: string, adapters: readonly string[]): never {
+  const near = nearMisses(name, adapters)
+  throw new MismatchError({
+    where: 'adapter',
+    what: `the session has no adapter ${JSON.stringify(name)}`,
+    expected:
+      adapters.length === 0
+        ? 'the name of an adapter, but the session has none yet: call session.add first'
+        : adapters.join(', '),
+    ...(near.length > 0 ? { hint: `Did you mean ${near[0]}?` } : {}),
+  })
 }

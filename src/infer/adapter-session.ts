@@ -2,7 +2,7 @@
 // other arrays. The base's weights are in memory once, whatever the number of adapters.
 
 import { create } from '@bufbuild/protobuf'
-import { MismatchError, nearMisses, StateError, UnsupportedError } from '../base/errors.js'
+import { StateError, UnsupportedError } from '../base/errors.js'
 import { checkArgument, checkOptions, kind, listOf, NAME, type OptionTable } from '../base/options.js'
 import { ValueInfoProtoSchema } from '../formats/onnx/gen/onnx_pb.js'
 import { injectLora } from '../graph/inject/inject.js'
@@ -15,15 +15,23 @@ import { Graph } from '../graph/view/graph.js'
 import { readGraph } from '../graph/view/read-graph.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import { requireHandled } from '../lora/requirements.js'
-import { type Engine, openEngine } from '../runtime/host.js'
+import { type Engine, openEngine, STOP_MS, settlesWithin } from '../runtime/host.js'
 import { type Remote, transfer } from '../runtime/rpc.js'
 import type { Feeds, OutputOptions, RuntimeTensor, SessionOptions } from '../runtime/runtime.js'
-import { ADAPTER_CHOICE, type AdapterChoice, type Mix, mixesOf } from './adapter-choice.js'
+import {
+  ADAPTER_CHOICE,
+  type AdapterChoice,
+  type Mix,
+  mixesOf,
+  refuseAdapter,
+  requireMixable,
+} from './adapter-choice.js'
 import { type ClassifierSession, classify } from './classify.js'
+import { type EmbeddingSession, embed } from './embed.js'
 import { InferEngine } from './engine.js'
 import { checkName, plainFeeds } from './feeds.js'
 import { generate, streamText, type TextSession } from './generate.js'
-import { mainRole, otherGraphs, type SessionBase, shareAdapter } from './graphs.js'
+import { mainRole, otherGraphs, type SessionBase, type SessionExtras, shareAdapter } from './graphs.js'
 import { type AdapterHead, readHead, runWithHead } from './heads.js'
 import { batchOf, checkRanks } from './rows.js'
 import type {
@@ -31,6 +39,7 @@ import type {
   AdapterSessionOptions,
   Classification,
   ClassifyOptions,
+  EmbedOptions,
   GenerateOptions,
   GenerateResult,
   Prompt,
@@ -47,17 +56,9 @@ const RUN_OPTIONS: OptionTable<RunOptions> = { adapter: ADAPTER_CHOICE, outputNa
 /** Providers on which tensors without elements work; on others an idle site gets zeros of rank 1. */
 const TAKES_EMPTY_TENSORS = new Set(['cpu', 'wasm'])
 
-/** What who owns the session of a pipeline adds to the options. */
-export interface SessionExtras extends OutputOptions {
-  /** Edits the graph before adapters are put into it. */
-  edit?: ((graph: Graph) => void) | undefined
-  /** Called when all is checked, before the runtime reads weights. */
-  beforeOpen?: (() => Promise<void>) | undefined
-}
-
 /** An {@link AdapterSession}, or over less than a whole model what does not write texts. */
 export class OnnxSession<M extends SessionBase = SessionBase>
-  implements Omit<AdapterSession, 'model' | 'generate' | 'stream' | 'classify'>
+  implements Omit<AdapterSession, 'model' | 'generate' | 'stream' | 'classify' | 'embed'>
 {
   readonly model: M
   readonly #engine: Engine<InferEngine>
@@ -66,6 +67,7 @@ export class OnnxSession<M extends SessionBase = SessionBase>
   readonly #beforeOpen: () => Promise<void>
   readonly #modules: ModuleMap
   readonly #closesModel: boolean
+  readonly #openAdapter: (adapter: unknown) => Promise<LoraAdapter>
   readonly #allowMissing: boolean
   /** Over the model's other graphs, such as its encoder. They have the same adapters, each its own layers of them. */
   #others: ReadonlyMap<string, OnnxSession> = new Map()
@@ -86,9 +88,10 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     model: M,
     { adapters: _, modules = {}, device, allowMissing = false, ...options }: AdapterSessionOptions,
     closesModel: boolean,
-    { edit = () => {}, beforeOpen = async () => {}, ...outputs }: SessionExtras,
+    { edit = () => {}, beforeOpen = async () => {}, openAdapter, ...outputs }: SessionExtras,
   ) {
     this.model = model
+    this.#openAdapter = openAdapter ?? (async (adapter) => adapter as LoraAdapter)
     this.#allowMissing = allowMissing
     this.#closesModel = closesModel
     this.#edit = edit
@@ -138,8 +141,8 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     return this.#graph.outputs.map(({ name }) => name)
   }
 
-  async add(name: string, adapter: LoraAdapter): Promise<void> {
-    return this.#add([[name, adapter]])
+  async add(name: string, adapter: unknown): Promise<void> {
+    return this.#add([[name, await this.#openAdapter(adapter)]])
   }
 
   async remove(name: string): Promise<void> {
@@ -194,6 +197,16 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     return classify(this, texts, options)
   }
 
+  embed(this: EmbeddingSession, text: string, options?: EmbedOptions): Promise<Float32Array>
+  embed(this: EmbeddingSession, texts: readonly string[], options?: EmbedOptions): Promise<Float32Array[]>
+  embed(
+    this: EmbeddingSession,
+    texts: string | readonly string[],
+    options?: EmbedOptions,
+  ): Promise<Float32Array | Float32Array[]> {
+    return embed(this, texts, options)
+  }
+
   /** @internal The session over one of the model's graphs. Throws MismatchError when the model has none of that role. */
   graph(role: string): OnnxSession {
     const other = this.#others.get(role)
@@ -222,12 +235,15 @@ export class OnnxSession<M extends SessionBase = SessionBase>
   }
 
   async #close(): Promise<void> {
-    await this.#lastChange
-    await Promise.all(Array.from(this.#others.values(), (other) => other.dispose()))
-    // A worker that failed cannot answer; its end is all that is left to do.
-    await this.#engine.remote.dispose().catch(() => {})
-    await this.#engine.close()
-    if (this.#closesModel) await this.model.close?.()
+    // A change that waits for a run which never ends is over when the engine is given up.
+    const startedAt = performance.now()
+    await settlesWithin(this.#lastChange, STOP_MS / 2)
+    const leftMs = STOP_MS - (performance.now() - startedAt)
+    try {
+      await Promise.all([...this.#others.values()].map((other) => other.dispose()).concat(this.#engine.close(leftMs)))
+    } finally {
+      if (this.#closesModel) await this.model.close?.()
+    }
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -242,25 +258,14 @@ export class OnnxSession<M extends SessionBase = SessionBase>
 
   /** @internal Throws StateError when the session is disposed. */
   checkOpen(): void {
-    if (this.#disposal !== undefined) throw new StateError({ where: 'AdapterSession', what: 'it is disposed' })
+    if (this.#disposal !== undefined) throw new StateError({ where: 'session', what: 'the session is closed' })
   }
 
   /**
    * @internal Throws MismatchError unless runs can choose these adapters, UnsupportedError for a mix that is no sum.
    */
   checkMixes(mixes: readonly Mix[]): void {
-    for (const mix of mixes) {
-      for (const { name, weight } of mix) {
-        const { scales } = this.#requireAdapter(name)
-        if (!scales || (mix.length === 1 && weight === 1)) continue
-        throw new UnsupportedError({
-          where: `adapter ${JSON.stringify(name)}`,
-          what: 'an adapter with DoRA scales the outputs of the base, so that it runs alone and with weight 1',
-          got: mix.map((one) => `${one.name}: ${one.weight}`).join(', '),
-          hint: 'Merge it, and mix the others on the merged model',
-        })
-      }
-    }
+    requireMixable(mixes, (name) => this.#requireAdapter(name).scales)
   }
 
   /** @internal The head that a run's logits come from. Throws UnsupportedError where adapters of several rows or a mix have one. */
@@ -282,15 +287,7 @@ export class OnnxSession<M extends SessionBase = SessionBase>
 
   /** Throws MismatchError unless runs can choose this adapter. */
   #requireAdapter(name: string): OpenAdapter {
-    const adapter = this.#adapters.get(name)
-    if (adapter !== undefined) return adapter
-    const near = nearMisses(name, this.#adapters.keys())
-    throw new MismatchError({
-      where: 'adapter',
-      what: `the session has no adapter ${JSON.stringify(name)}`,
-      expected: this.#adapters.size === 0 ? 'none: add one first' : this.adapters.join(', '),
-      ...(near.length > 0 ? { hint: `Did you mean ${near[0]}?` } : {}),
-    })
+    return this.#adapters.get(name) ?? refuseAdapter(name, this.adapters)
   }
 
   /** @param isShare the session is over one of several graphs, in which an adapter may have no layers */
@@ -320,7 +317,7 @@ export class OnnxSession<M extends SessionBase = SessionBase>
         const others = own.parts().filter((part) => head?.tensors.has(part.name) !== true)
         requireHandled({ config, parts: () => others }, ['linear', 'magnitude', 'biasB'], 'adapters of sessions')
         const isPlaceless = others.length === 0 && (head !== undefined || isShare || rest.length > 0)
-        const placed = isPlaceless ? [] : placeAdapter(this.#graph, this.#linears, own)
+        const placed = isPlaceless ? [] : placeAdapter(this.#graph, this.#linears, own, true)
         const about: OpenAdapter = {
           head,
           scales: adapter.parts('linear').some(({ magnitude }) => magnitude !== undefined),

@@ -1,32 +1,18 @@
 // Texts in, labels out: by the head that an adapter brings, or by the model's own logits.
 
 import { MismatchError, NumericError, UnsupportedError } from '../base/errors.js'
-import {
-  anyOf,
-  COUNT,
-  checkArgument,
-  checkOptions,
-  isObject,
-  kind,
-  NAME,
-  type OptionTable,
-  orNull,
-  SIGNAL,
-  STRING,
-} from '../base/options.js'
-import { encoderInputs } from '../graph/inputs/encoder.js'
+import { COUNT, checkOptions, isObject, NAME, type OptionTable, orNull } from '../base/options.js'
 import { logitsName } from '../graph/match/linears.js'
-import { type Model, requireTokenizer } from '../graph/model-folder.js'
+import type { Model } from '../graph/model-folder.js'
 import type { Graph } from '../graph/view/graph.js'
 import { readGraph } from '../graph/view/read-graph.js'
 import type { Remote } from '../runtime/rpc.js'
-import type { RuntimeTensor } from '../runtime/runtime.js'
-import { attentionMask, padded } from '../tasks/token-batch.js'
-import { checkVocabulary } from '../text/records.js'
+import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { type Mix, mixesOf } from './adapter-choice.js'
 import type { InferEngine } from './engine.js'
 import { type AdapterHead, floatsOf, headLogits } from './heads.js'
 import type { Classification, ClassifyOptions, TextOrPair } from './session.js'
+import { BATCH_KINDS, batchesOf, encodeTexts, listOfTexts, TEXT_OR_PAIR } from './text-batches.js'
 
 /** What labels need of a session. */
 export interface ClassifierSession {
@@ -38,25 +24,11 @@ export interface ClassifierSession {
   headOf(name: string): AdapterHead | undefined
 }
 
-/** Texts in a run where nothing else is asked for. */
-const BATCH_SIZE = 8
-
 const OPTIONS: OptionTable<ClassifyOptions> = {
   adapter: orNull(NAME),
   topK: COUNT,
-  maxLength: COUNT,
-  batchSize: COUNT,
-  signal: SIGNAL,
+  ...BATCH_KINDS,
 }
-
-const PAIR = kind('an object with text and textPair', (value) => {
-  if (!isObject(value)) return false
-  const { text, textPair, ...others } = value
-  const isPair = textPair === undefined || typeof textPair === 'string'
-  return typeof text === 'string' && isPair && Object.keys(others).length === 0
-})
-
-const TEXT = anyOf(STRING, PAIR)
 
 /** See AdapterSession.classify. */
 export async function classify(
@@ -65,50 +37,37 @@ export async function classify(
   options: ClassifyOptions = {},
 ): Promise<Classification | Classification[]> {
   checkOptions(options, { of: 'classify', table: OPTIONS })
-  const list = Array.isArray(texts) ? texts : [texts]
-  list.forEach((text, i) => void checkArgument(text, TEXT, Array.isArray(texts) ? `texts[${i}]` : 'texts'))
-  const { adapter, topK = 1, signal, batchSize = BATCH_SIZE } = options
+  const list = listOfTexts(texts, TEXT_OR_PAIR)
+  const { adapter, topK = 1 } = options
   session.checkMixes(mixesOf(adapter, undefined))
   const source = logitsOf(session, adapter ?? undefined)
-  const encoded = list.map((text) => encode(session.model, text, options.maxLength))
+  const encoded = encodeTexts(session.model, list, options.maxLength)
   const results: Classification[] = Array(list.length)
-  // Texts of like length run together: what fills up is computed too.
-  const order = [...encoded.keys()].sort((a, b) => encoded[a].ids.length - encoded[b].ids.length)
-  for (let from = 0; from < order.length; from += batchSize) {
-    signal?.throwIfAborted()
-    const batch = order.slice(from, from + batchSize)
-    const logits = await source.run(batch.map((i) => encoded[i]))
+  for (const batch of batchesOf(session.model, source.graph, encoded, options)) {
+    const logits = await source.run(batch.feeds)
     const [, count] = logits.dims
     const labels = labelsFor(count, source.labels)
     const values = floatsOf(logits)
-    batch.forEach((i, row) => {
+    batch.texts.forEach((text, row) => {
       const own = values.slice(row * count, (row + 1) * count)
-      results[i] = { ...ranked(own, labels, topK), logits: own, isTruncated: encoded[i].isTruncated }
+      results[text] = {
+        ...ranked(own, labels, topK, source.problemType),
+        logits: own,
+        isTruncated: encoded[text].isTruncated,
+      }
     })
   }
   return Array.isArray(texts) ? results : results[0]
 }
 
-interface EncodedText {
-  readonly ids: readonly number[]
-  readonly typeIds: readonly number[]
-  readonly isTruncated: boolean
-}
-
-function encode(model: Model, input: TextOrPair, maxLength = Number.POSITIVE_INFINITY): EncodedText {
-  const { text, textPair } = typeof input === 'string' ? { text: input, textPair: undefined } : input
-  const { vocabularySize, contextLength = Number.POSITIVE_INFINITY } = model
-  const tokenizer = requireTokenizer(model)
-  const encoded = tokenizer.encodeTexts(text, textPair, Math.min(maxLength, contextLength))
-  checkVocabulary(encoded.ids, { tokenizer, vocabularySize })
-  return encoded
-}
-
 /** Where logits (batch, labels) come from. */
 interface LogitsSource {
+  readonly graph: Graph
   /** In the order of the logits; undefined where no file tells. */
   readonly labels: readonly string[] | undefined
-  run(batch: readonly EncodedText[]): Promise<RuntimeTensor>
+  /** What the logits are numbers of, in transformers' words; undefined where no file tells. */
+  readonly problemType: unknown
+  run(feeds: Feeds): Promise<RuntimeTensor>
 }
 
 /** Throws UnsupportedError or MismatchError when there are none. */
@@ -118,28 +77,16 @@ function logitsOf(session: ClassifierSession, adapter: string | undefined): Logi
   const head = adapter === undefined ? undefined : session.headOf(adapter)
   const wanted = head?.input.value ?? logitsName(graph)
   if (head === undefined) checkClassifier(model, graph, adapter)
-  const inputs = encoderInputs(graph)
   const { id2label } = model.config
   const named = Object.entries(isObject(id2label) ? id2label : {}).sort(([a], [b]) => Number(a) - Number(b))
   const names = named.length === 0 ? undefined : named.map(([, label]) => String(label))
   // A head of another size has other labels than the model's.
   const isOwn = names !== undefined && (head === undefined || head.count === names.length)
   return {
+    graph,
     labels: head?.labels ?? (isOwn ? names : undefined),
-    async run(batch) {
-      const ids = batch.map((text) => text.ids)
-      const sequence = Math.max(...ids.map(({ length }) => length))
-      const feeds = inputs.feeds({
-        batch: batch.length,
-        sequence,
-        inputIds: padded(ids, sequence, model.padTokenId),
-        attentionMask: attentionMask(ids, sequence),
-        tokenTypeIds: padded(
-          batch.map(({ typeIds }) => typeIds),
-          sequence,
-          0,
-        ),
-      })
+    problemType: head === undefined ? model.config.problem_type : head.problemType,
+    async run(feeds) {
       const { [wanted]: output } = await session.engine.run(feeds, mixesOf(adapter, undefined), [wanted])
       const logits = head === undefined ? output : headLogits(head, output)
       if (logits.dims.length === 2) return logits
@@ -188,15 +135,21 @@ function labelsFor(count: number, names: readonly string[] | undefined): readonl
   })
 }
 
-/** The likeliest labels of one text. A single logit is a number by itself: it is given as it is. */
-function ranked(logits: Float32Array, labels: readonly string[], topK: number) {
+/** The likeliest labels of one text. */
+function ranked(logits: Float32Array, labels: readonly string[], topK: number, problemType: unknown) {
   if (!logits.every(Number.isFinite)) {
     throw new NumericError({ where: 'logits', what: 'they are not finite', hint: 'Run the model in f32' })
   }
-  const scores = logits.length === 1 ? [logits[0]] : softmax(logits)
+  const scores = scoresOf(logits, problemType)
   const order = [...scores.keys()].sort((a, b) => scores[b] - scores[a]).slice(0, topK)
   const best = order.map((i) => ({ label: labels[i], score: scores[i] }))
   return { ...best[0], labels: best }
+}
+
+/** Quantities, and a single logit, are given as they are; of labels that do not exclude one another each has its own probability. */
+function scoresOf(logits: Float32Array, problemType: unknown): number[] {
+  if (problemType === 'multi_label_classification') return Array.from(logits, (value) => 1 / (1 + Math.exp(-value)))
+  return problemType === 'regression' || logits.length === 1 ? [...logits] : softmax(logits)
 }
 
 function softmax(logits: Float32Array): number[] {

@@ -46,7 +46,7 @@ function plainTensor(name: string, tensor: RuntimeTensor): RuntimeTensor {
   if (!isObject(tensor)) {
     throw new ConfigError({
       where,
-      what: 'no tensor',
+      what: 'not a tensor',
       expected: 'an object with type, data and dims',
       got: describe(tensor),
     })

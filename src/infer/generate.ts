@@ -27,6 +27,7 @@ import type { Feeds } from '../runtime/runtime.js'
 import { checkCausal } from '../tasks/causal-lm.js'
 import { ADAPTER_CHOICE, type AdapterChoice, type Mix, mixesOf } from './adapter-choice.js'
 import { batchesOf, paddingOf } from './batching.js'
+import { checkCausality } from './causality.js'
 import type { NextToken, Padding } from './decoding.js'
 import { type EncodedSource, encodedSource, encodeSource, type RunGraph, readSource } from './encoder-decoder.js'
 import type { InferEngine } from './engine.js'
@@ -111,7 +112,9 @@ async function* writeTexts(
   const isList = Array.isArray(options.adapter)
   const mixes = mixesOf(options.adapter as AdapterChoice | readonly AdapterChoice[], prompts.length)
   session.checkMixes(mixes)
-  const { padding, source } = textGraphOf(session.model)
+  const graph = textGraphOf(session.model)
+  const { padding, source } = graph
+  if (source === undefined) await checkCausality(session.model, session.engine, graph)
   const encoded: EncodedPrompt[] = []
   for (const [i, prompt] of prompts.entries()) {
     const where = prompts.length === 1 ? 'prompt' : `prompt ${i + 1}`

@@ -7,14 +7,26 @@ import { type GraphRole, roleOf } from '../graph/graph-file.js'
 import { missingError } from '../graph/match/missing-layers.js'
 import { type ModelGraph, spreadAdapter } from '../graph/match/spread.js'
 import type { Model } from '../graph/model-folder.js'
+import type { Graph } from '../graph/view/graph.js'
 import { readGraph } from '../graph/view/read-graph.js'
 import type { LoraAdapter } from '../lora/adapter.js'
+import type { OutputOptions } from '../runtime/runtime.js'
 
 /** What a session needs of a model. Texts need all of it. */
 export interface SessionBase
   extends Pick<Model, 'onnx' | 'runtime'>,
     Partial<Pick<Model, 'config' | 'graphs' | 'openGraph'>> {
   close?(): Promise<void>
+}
+
+/** Options of a session that callers inside lowrank can add. */
+export interface SessionExtras extends OutputOptions {
+  /** Edits the graph before adapters are put into it. */
+  edit?: ((graph: Graph) => void) | undefined
+  /** Called when all is checked, before the runtime reads weights. */
+  beforeOpen?: (() => Promise<void>) | undefined
+  /** Opens what `add` is called with. Default: it is an adapter already. */
+  openAdapter?: ((adapter: unknown) => Promise<LoraAdapter>) | undefined
 }
 
 /** The role of the graph that a session is asked first. */

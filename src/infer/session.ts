@@ -101,12 +101,8 @@ export interface TokenScore {
 /** A text, or two texts that belong together, such as premise and hypothesis or question and answer. */
 export type TextOrPair = string | { readonly text: string; readonly textPair?: string | undefined }
 
-/** How texts are classified. */
-export interface ClassifyOptions {
-  /** Name of an adapter of the session; null is the base model alone. Default null. */
-  adapter?: string | null | undefined
-  /** How many labels each result lists. Default 1. */
-  topK?: number | undefined
+/** How many texts run together, and how long they may be. */
+export interface BatchOptions {
   /** Longer texts are cut to this number of tokens. Default: the model's maximum. */
   maxLength?: number | undefined
   /** Texts in one run. Default 8. */
@@ -115,11 +111,31 @@ export interface ClassifyOptions {
   signal?: SignalLike | undefined
 }
 
+/** How texts become vectors. */
+export interface EmbedOptions extends BatchOptions {
+  /** One adapter for all texts: its name, or `{ name: weight, … }`; null is the base model alone. Default null. */
+  adapter?: AdapterChoice | undefined
+  /** How the vectors of tokens become one. Default: as 1_Pooling/config.json says, else `mean`. */
+  pooling?: 'mean' | 'cls' | undefined
+  /** Scales vectors to length 1, so that their product is the cosine. Default true. */
+  normalize?: boolean | undefined
+  /** How many numbers of each vector are kept, for models that are trained for it (Matryoshka). Default: all. */
+  dimensions?: number | undefined
+}
+
+/** How texts are classified. */
+export interface ClassifyOptions extends BatchOptions {
+  /** Name of an adapter of the session; null is the base model alone. Default null. */
+  adapter?: string | null | undefined
+  /** How many labels each result lists. Default 1. */
+  topK?: number | undefined
+}
+
 /** The labels of one text. */
 export interface Classification {
   /** The likeliest label. */
   label: string
-  /** Its probability; of a head with one output, the output itself. */
+  /** Its probability. If a text can have several labels, the label's own; if the head gives numbers, the number itself. */
   score: number
   /** The `topK` likeliest labels, best first. */
   labels: { label: string; score: number }[]
@@ -148,8 +164,8 @@ export interface GenerateResult {
 }
 
 /**
- * One base model in memory and any number of adapters, of which each run chooses. Runs take turns: calls may overlap, and are
- * answered in their order. Made by `openSession`.
+ * A base model in memory with any number of adapters. Each run chooses one adapter, a mix, or one for each row. You can start several
+ * calls at the same time; they run in order. `openSession` makes it.
  */
 export interface AdapterSession {
   /** What the session was opened over. It has to stay open until the session is disposed. */
@@ -163,23 +179,7 @@ export interface AdapterSession {
   /** The model's outputs. */
   readonly outputNames: readonly string[]
 
-  /**
-   * Copies an adapter into the session; runs choose it by `name`. If no earlier adapter changes the same modules, the session loads
-   * the base again, and two copies are in memory for a short time. To avoid this, pass the adapter to `openSession`. The same
-   * happens with the first adapter that has DoRA or biases of B for a module. DoRA's scales are computed here, from the base's
-   * weights, once.
-   *
-   * @throws MismatchError when a layer has no module in the model, or another shape there; UnsupportedError when the module is
-   *   there in a form that cannot be adapted, or the adapter holds more than linear layers, or DoRA for weights that are not
-   *   floats; NumericError when a weight is not finite; StateError when the name is taken or the session is disposed; ConfigError
-   *   when an argument is not usable. If `add` throws, the session does not change.
-   *
-   * @example
-   * const session = await openSession('models/union-3m')
-   * await session.add('peft', await loadAdapter('tests/golden/peft/f32'))
-   * console.log(session.adapters)
-   * await session.dispose()
-   */
+  /** Copies an adapter into the session; runs choose it by `name`. */
   add(name: string, adapter: LoraAdapter): Promise<void>
 
   /**
@@ -205,7 +205,7 @@ export interface AdapterSession {
    *
    * @example
    * const session = await openSession('models/union-3m')
-   * const ids = session.model.tokenizer.encode('And the people')
+   * const ids = session.model.tokenizer?.encode('And the people') ?? []
    * const { logits } = await session.run({
    *   input_ids: { type: 'int64', data: BigInt64Array.from(ids, BigInt), dims: [1, ids.length] },
    * })
@@ -273,6 +273,23 @@ export interface AdapterSession {
    */
   classify(text: TextOrPair, options?: ClassifyOptions): Promise<Classification>
   classify(texts: readonly TextOrPair[], options?: ClassifyOptions): Promise<Classification[]>
+
+  /**
+   * Makes a vector of each text: texts of like meaning have like vectors. The result of a text does not depend on the others of the call.
+   *
+   * @returns one vector for a single text, a list for a list
+   * @throws UnsupportedError when the graph gives no vectors of tokens, or the model makes one of them in a way that is not known;
+   *   MismatchError for an unknown adapter or a tokenizer of another model; ConfigError for an option or a text that is not usable;
+   *   FileError when the model has no tokenizer; NumericError when a vector is not finite; StateError when the session is disposed
+   *
+   * @example
+   * const session = await openSession('tests/golden/text-classification/encoder')
+   * const [one, other] = await session.embed(['The sea was calm.', 'a good day'])
+   * console.log(one.reduce((sum, value, i) => sum + value * other[i], 0)) // the cosine
+   * await session.dispose()
+   */
+  embed(text: string, options?: EmbedOptions): Promise<Float32Array>
+  embed(texts: readonly string[], options?: EmbedOptions): Promise<Float32Array[]>
 
   /** Waits for all started runs. Then it closes the session and its worker. Other calls throw StateError from then on. */
   dispose(): Promise<void>

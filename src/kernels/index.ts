@@ -49,7 +49,7 @@ export function defaultKernels(): Kernels {
 /**
  * Sets how layers and adapters compute from now on, in this thread.
  *
- * @throws ConfigError for an option that is unknown or not usable
+ * @throws ConfigError for an option that is unknown or not valid
  */
 export function configureKernels(settings: KernelOptions = {}): void {
   checkOptions(settings, { of: 'configureKernels', table: OPTIONS })

@@ -40,7 +40,7 @@ const NEGLIGIBLE = 1e-12
  * Each block of directions is multiplied by W·Wᵀ and joins a basis (thick-restart block Lanczos with full
  * orthogonalization); Rayleigh–Ritz on it gives the result.
  *
- * @throws ConfigError when rank is not in [1, min(d, k)] or an option is not usable, NumericError when an element is not finite
+ * @throws ConfigError when rank is not in [1, min(d, k)] or an option is not valid, NumericError when an element is not finite
  */
 export function randomizedSvd(weight: Matrix, rank: number, options: RandomizedSvdOptions = {}): Svd {
   const { seed = 0, oversampling = 10, iterations = 60, tolerance = 1e-6 } = options
@@ -216,7 +216,7 @@ function checkInteger(where: string, value: number, least: number, most?: number
   if (Number.isSafeInteger(value) && value >= least && (most === undefined || value <= most)) return
   throw new ConfigError({
     where,
-    what: 'not usable',
+    what: 'not valid',
     expected: most === undefined ? `an integer of at least ${least}` : `an integer in ${formatShape([least, most])}`,
     got: String(value),
   })

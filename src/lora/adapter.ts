@@ -78,7 +78,7 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
   problemType: ProblemType | undefined
   readonly #parts = new Map<string, AdapterPart>()
 
-  /** @throws ConfigError or UnsupportedError when the config is not usable. */
+  /** @throws ConfigError or UnsupportedError when the config is not valid. */
   constructor(config: LoraConfigInput = {}) {
     this.config = resolveConfig(config)
   }
@@ -186,7 +186,7 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
    *
    * @param module the embedding's, as in `model.embed_tokens`
    * @param indices n different tokens, in the order of the rows
-   * @throws ConfigError when the module has rows already, or a token is not usable or given twice; ShapeError for another number of
+   * @throws ConfigError when the module has rows already, or a token is not valid or given twice; ShapeError for another number of
    *   rows
    * @example
    * adapter.addTokenRows('model.embed_tokens', [31, 7], { data: new Float32Array(2 * 64), shape: [2, 64] })

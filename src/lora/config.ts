@@ -154,7 +154,7 @@ export function resolveConfig(input: LoraConfigInput = {}): LoraConfig {
     const value = given instanceof Map ? orderedTable(given) : given
     if (value === undefined) return [key, freeze(field.default)]
     if (!field.accepts(value)) {
-      throw new ConfigError({ where: key, what: 'not usable', expected: field.expected, got: describe(value) })
+      throw new ConfigError({ where: key, what: 'not valid', expected: field.expected, got: describe(value) })
     }
     return [key, freeze(value)]
   })
@@ -172,11 +172,11 @@ export function resolveConfigOf(input: LoraConfigInput, rank: number): LoraConfi
 function checkTogether(config: LoraConfig): void {
   const { targetModules, layersToTransform, layersPattern } = config
   if (config.useDora && config.loraBias) {
-    throw new ConfigError({ where: 'loraBias', what: 'does not go with DoRA, as PEFT has it' })
+    throw new ConfigError({ where: 'loraBias', what: 'cannot be used together with DoRA, as in PEFT' })
   }
   const excluded = (['dropout', 'fanInFanOut', 'loraBias', 'useDora'] as const).find((field) => config[field])
   if (config.targetParameters.length > 0 && excluded !== undefined) {
-    throw new ConfigError({ where: excluded, what: 'does not go with targetParameters, as PEFT has it' })
+    throw new ConfigError({ where: excluded, what: 'cannot be used together with targetParameters, as in PEFT' })
   }
   checkInit(config)
   if (typeof targetModules === 'string' && layersToTransform !== undefined) {
@@ -197,13 +197,13 @@ function checkTogether(config: LoraConfig): void {
 function checkInit({ init, loraBias, fanInFanOut, targetParameters }: LoraConfig): void {
   if (!changesBase(init)) return
   const combinations: [where: string, isOn: boolean, what: string][] = [
-    ['loraBias', loraBias, 'PEFT has none with it'],
-    ['targetParameters', targetParameters.length > 0, 'PEFT has none with it'],
+    ['loraBias', loraBias, 'PEFT does not support it'],
+    ['targetParameters', targetParameters.length > 0, 'PEFT does not support it'],
     ['fanInFanOut', fanInFanOut && init === 'olora', 'PEFT decomposes the transposed weight'],
   ]
   const found = combinations.find(([, isOn]) => isOn)
   if (found === undefined) return
-  throw new ConfigError({ where: found[0], what: `does not go with init ${init}: ${found[2]}` })
+  throw new ConfigError({ where: found[0], what: `cannot be used together with init ${init}: ${found[2]}` })
 }
 
 const tables = new WeakMap<LoraConfig, { rank: PatternTable; alpha: PatternTable }>()

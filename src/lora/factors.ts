@@ -110,7 +110,7 @@ export function checkRank(shape: readonly [number, number], { rank }: LoraConfig
   if (rank > maximum) {
     throw new ConfigError({
       where: name === '' ? 'LoraLayer' : name,
-      what: `the rank is above min(d, k) of a weight ${formatShape(shape)}`,
+      what: `the rank is too high for a weight of shape ${formatShape(shape)}`,
       expected: `at most ${maximum}`,
       got: `${rank}`,
     })
@@ -172,8 +172,10 @@ export function noBase(location: string, call: string): StateError {
 export function noForward(location: string, isMerged: boolean): StateError {
   return new StateError({
     where: location,
-    what: isMerged ? 'not while merged' : 'no forward to differentiate',
-    hint: isMerged ? 'Call unmerge() and forward() first' : 'Call forward() first, after any assignment',
+    what: isMerged ? 'not while merged' : 'there was no forward() whose gradient can be computed',
+    hint: isMerged
+      ? 'Call unmerge() and forward() first'
+      : 'Call forward() before backward(), and change no weight between them',
   })
 }
 

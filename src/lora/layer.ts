@@ -77,7 +77,7 @@ export class LoraLayer extends Part {
    * the seed and the name. With DoRA the magnitude starts as ‖W‖. Some inits subtract s·B·A from the copy. Then the effective
    * weight W + s·B·A is equal to W at the start. Only with `random` it is different.
    *
-   * @throws ConfigError when the config is not usable, or the layer's rank is above min(d, k); ShapeError for no matrix
+   * @throws ConfigError when the config is not valid, or the layer's rank is above min(d, k); ShapeError for no matrix
    */
   constructor(baseWeight: MatrixLike, config?: LoraConfigInput, name?: string)
   /** @internal */
@@ -123,7 +123,7 @@ export class LoraLayer extends Part {
   /**
    * A new layer for a weight (d, k) that stays where it is: as the constructor makes it, in f32, without a base weight.
    *
-   * @throws ConfigError when the config is not usable, or its rank is above min(d, k); UnsupportedError for DoRA, whose
+   * @throws ConfigError when the config is not valid, or its rank is above min(d, k); UnsupportedError for DoRA, whose
    *   magnitude starts from the weight's values, for a bias of B, and for an `init` that starts from the weight's values.
    */
   static ofShape(shape: readonly [d: number, k: number], config: LoraConfigInput = {}, name = ''): LoraLayer {
@@ -315,7 +315,7 @@ export class LoraLayer extends Part {
    */
   merge(): void {
     const base = this.#needBase('merge')
-    if (this.merged) throw new StateError({ where: this.#where('merge'), what: 'merged already' })
+    if (this.merged) throw new StateError({ where: this.#where('merge'), what: 'it is merged already' })
     const result = this.effectiveWeight()
     if (!isAllFinite(result.data)) {
       throw new NumericError({ where: this.#where('merge'), what: 'W + s·B·A is not finite; nothing was changed' })

@@ -33,10 +33,10 @@ export function requireUnchangedBase({ config }: Pick<AnyAdapter, 'config'>, use
   if (!changesBase(config.init)) return
   throw new UnsupportedError({
     where: 'init',
-    what: `an adapter that started as ${config.init}, which changed the base weights, is not implemented for ${use}`,
+    what: `an adapter that was initialized with ${config.init}, which changed the base weights, cannot be used for ${use}`,
     hint: takesFromBase(config.init)
-      ? 'Make it plain LoRA first, with toPlain or `lowrank to-plain`'
-      : 'Make it plain LoRA first, with the adapter as it was before training: toPlain, or `lowrank to-plain --initial DIR`',
+      ? 'Turn it into plain LoRA first: `lowrank to-plain` (toPlain)'
+      : 'Turn it into plain LoRA first, with the adapter from before training: `lowrank to-plain --initial DIR` (toPlain)',
   })
 }
 

@@ -108,8 +108,8 @@ export function refuseComparing(format: string): void {
   if (format === 'safetensors') return
   throw new UnsupportedError({
     where: 'original',
-    what: 'values of .onnx files are not compared',
-    hint: 'Leave it out, or unmerge from the safetensors checkpoint',
+    what: 'lowrank cannot compare the values of .onnx files',
+    hint: 'Leave out original (--original), or unmerge a safetensors checkpoint',
   })
 }
 

@@ -90,10 +90,10 @@ export interface PathSettings {
 }
 
 const CHECKPOINT_ONLY = {
-  maxShardBytes: 'only a result in safetensors is made in parts',
-  resume: 'only a result in safetensors is made in parts',
-  share: 'only a result in safetensors is made in parts',
-  finish: 'only a result in safetensors is made in parts',
+  maxShardBytes: 'only for results in safetensors',
+  resume: 'only for results in safetensors',
+  share: 'only for results in safetensors',
+  finish: 'only for results in safetensors',
 } as const
 
 /**
@@ -161,7 +161,7 @@ export function checkPathSettings({ threads, share, finish }: PathSettings): voi
   if (threads !== undefined && !(Number.isSafeInteger(threads) && threads >= 1)) {
     throw new ConfigError({
       where: 'threads',
-      what: 'not usable',
+      what: 'not valid',
       expected: 'a whole number above 0',
       got: String(threads),
     })
@@ -171,7 +171,7 @@ export function checkPathSettings({ threads, share, finish }: PathSettings): voi
   if (!(Number.isSafeInteger(index) && Number.isSafeInteger(count) && index >= 0 && index < count)) {
     throw new ConfigError({
       where: 'share',
-      what: 'not usable',
+      what: 'not valid',
       expected: 'i/n with 0 ≤ i < n',
       got: `${index}/${count}`,
     })

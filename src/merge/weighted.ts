@@ -29,7 +29,7 @@ export function weighted(input: AdapterInput, index: number): Required<WeightedA
   if (Number.isFinite(weight) && weight !== 0) return { adapter, weight }
   throw new ConfigError({
     where: `weight of adapter ${index + 1}`,
-    what: 'not usable',
+    what: 'not valid',
     expected: 'a finite number other than 0',
     got: String(weight),
   })

@@ -200,7 +200,7 @@ export async function saveAdapter(
   { dtype }: SaveOptions = {},
 ): Promise<void> {
   if (dtype !== undefined && !['F32', 'F16', 'BF16'].includes(dtype)) {
-    throw new ConfigError({ where: 'dtype', what: 'not usable', expected: 'F32, F16 or BF16', got: String(dtype) })
+    throw new ConfigError({ where: 'dtype', what: 'not valid', expected: 'F32, F16 or BF16', got: String(dtype) })
   }
   if (adapter.size === 0) {
     throw new StateError({ where: directory.name, what: 'an adapter without layers cannot be saved' })

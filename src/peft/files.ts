@@ -48,7 +48,7 @@ export async function findAdapter(directory: Directory, name?: string): Promise<
       where: directory.name,
       what: `not an adapter folder: no ${CONFIG_FILE}`,
       ...(files.length > 0 && { got: listed(files) }),
-      hint: isEmpty ? 'There is no such folder, or nothing is in it' : 'Name the folder that save_pretrained made',
+      hint: isEmpty ? 'The folder does not exist, or it is empty' : 'Give the folder that contains adapter_config.json',
     })
   }
   throw new FileError({
@@ -170,7 +170,7 @@ async function readOldConfig(directory: Directory): Promise<Uint8Array | undefin
   if (!(await directory.has(CONFIG_FILE))) return undefined
   const source = await directory.open(CONFIG_FILE)
   try {
-    return (await readAll(source)).slice()
+    return new Uint8Array(await readAll(source))
   } finally {
     await source.close()
   }

@@ -206,11 +206,11 @@ function warningsOf(report: ReportedParts): string[] {
   )
   warn(
     layers.filter((layer) => layer.normDelta > 0 && numericalRank(layer) < layer.singularValues.length),
-    'B·A has a lower rank than its factors: some of its singular values are zero but for rounding',
+    'the rank of B·A is lower than the rank of the adapter, so a smaller rank would be enough',
   )
   warn(
     layers.filter(({ rank, d, k }) => rank > Math.min(d, k)),
-    'the rank is above min(d, k), which B·A cannot use',
+    'the rank is above min(d, k): B·A cannot have such a high rank',
   )
   warn(
     layers.filter(({ scaling }) => scaling > UNUSUAL_SCALING || scaling < 1 / UNUSUAL_SCALING),

@@ -1,10 +1,10 @@
 // Where sessions live: in a worker (the default), or in the caller's own thread. An engine is an object that is made
 // over a Runtime and spoken to by asynchronous calls, the same in both places.
 
-import { StateError } from '../base/errors.js'
+import { RuntimeError, StateError } from '../base/errors.js'
 import { loadRuntime } from './load.js'
 import { type OrtModule, runtimeOf } from './onnxruntime.js'
-import { connect, expose, type Port, type Remote, untransferred } from './rpc.js'
+import { type Connection, connect, expose, type Port, type Remote, untransferred } from './rpc.js'
 import type { Runtime } from './runtime.js'
 
 /** The engines that have a worker entry of their own. */
@@ -21,8 +21,45 @@ export type RuntimeHost =
 
 export interface Engine<T> {
   readonly remote: Remote<T>
-  /** Ends the worker; calls under way are rejected. In-thread: nothing to do. */
-  close(): Promise<void>
+  /**
+   * Disposes of what the engine holds and ends the worker; calls under way are rejected.
+   *
+   * @param limitMs until when it has to answer. Default {@link STOP_MS}
+   * @throws RuntimeError when a run does not end: then the worker is given up
+   */
+  close(limitMs?: number): Promise<void>
+  /** Does the same after the signal, where a call takes far longer than the others did. Returns what ends the watch. */
+  endAfter(signal: AbortSignal | undefined): () => void
+}
+
+/** An engine that disposes of what it holds. */
+export interface Disposable {
+  dispose(): Promise<void>
+}
+
+/** So long a run may take on once it is no longer wanted. */
+export const STOP_MS = 4500
+const LOOK_MS = 200
+
+/** Whether a promise settles within a time. */
+export async function settlesWithin(promise: Promise<unknown>, ms: number): Promise<boolean> {
+  let timer: ReturnType<typeof setTimeout> | undefined
+  const late = new Promise<boolean>((resolve) => {
+    timer = setTimeout(() => resolve(false), ms)
+  })
+  const settled = promise.then(
+    () => true,
+    () => true,
+  )
+  return Promise.race([settled, late]).finally(() => clearTimeout(timer))
+}
+
+function hungError(): RuntimeError {
+  return new RuntimeError({
+    where: 'ONNX Runtime',
+    what: `a run did not end within ${Math.ceil(STOP_MS / 1000)} seconds after it was to stop, and cannot be interrupted`,
+    hint: 'Nothing more can be done with it. In Node its thread ends with the run, or with the process',
+  })
 }
 
 interface WorkerControl {
@@ -30,17 +67,51 @@ interface WorkerControl {
 }
 
 /** Opens an engine in the host's worker, or makes it in this thread. */
-export function openEngine<T extends object>(
+export function openEngine<T extends Disposable>(
   host: RuntimeHost,
   kind: EngineKind,
   create: (runtime: Runtime) => T,
 ): Engine<T> {
-  if ('module' in host) return { remote: inThread(create(runtimeOf(host.module))), close: async () => {} }
+  if ('module' in host) {
+    const engine = create(runtimeOf(host.module))
+    // A run in this thread is over when anything else happens.
+    return { remote: inThread(engine), close: () => engine.dispose().catch(() => {}), endAfter: () => () => {} }
+  }
   const connection = connect<T & WorkerControl>(host.spawn(kind))
   const control = connection.remote as Remote<WorkerControl>
   // A failure is reported by the first real call, which waits for the runtime.
   control.loadRuntime(host.specifier, host.wasm).catch(() => {})
-  return { remote: connection.remote as unknown as Remote<T>, close: () => connection.close() }
+  return {
+    remote: connection.remote as unknown as Remote<T>,
+    async close(limitMs = STOP_MS) {
+      // A worker that failed cannot answer; its end is all that is left to do.
+      const disposal = (connection.remote as Remote<Disposable>).dispose()
+      if (await settlesWithin(disposal, limitMs)) return connection.close()
+      const error = hungError()
+      connection.abandon(error)
+      throw error
+    },
+    endAfter: (signal) => watch(connection, signal),
+  }
+}
+
+/** Gives up on a worker that takes on with one call long after the signal. */
+function watch(connection: Connection<unknown>, signal: AbortSignal | undefined): () => void {
+  let timer: ReturnType<typeof setInterval> | undefined
+  const begin = () => {
+    const since = performance.now()
+    timer = setInterval(() => {
+      // What is slow, but not without end, is given the time that it needs.
+      const limitMs = Math.max(STOP_MS, 2 * connection.longestMs())
+      if (Math.min(connection.waitingMs(), performance.now() - since) > limitMs) connection.abandon(hungError())
+    }, LOOK_MS)
+  }
+  if (signal?.aborted) begin()
+  else signal?.addEventListener('abort', begin, { once: true })
+  return () => {
+    clearInterval(timer)
+    signal?.removeEventListener('abort', begin)
+  }
 }
 
 /** The worker's side of {@link openEngine}: a worker entry calls this with the port to its owner. */

@@ -13,6 +13,8 @@ export interface Port {
   /** Whether the channel keeps the process alive. */
   hold?(isHeld: boolean): void
   close(): Promise<void>
+  /** Lets go of a thread that does not answer, and may be in native code that cannot be ended. */
+  abandon?(): void
 }
 
 type Method = (...args: never[]) => unknown
@@ -82,16 +84,29 @@ export interface Connection<T> {
   readonly remote: Remote<T>
   /** Ends the other thread. Calls under way are rejected. */
   close(): Promise<void>
+  /**
+   * Gives up on the other thread: calls under way and all later ones are rejected with the error. The thread ends once it has answered,
+   * because ending one inside of ONNX Runtime ends the process.
+   */
+  abandon(error: Error): void
+  /** For how long the first of the calls under way has waited, in milliseconds; 0 without any. */
+  waitingMs(): number
+  /** The longest of the calls that were answered, in milliseconds. */
+  longestMs(): number
 }
 
 /** A stand-in for the object that the other end exposes. The port is held only while calls are under way. */
 export function connect<T>(port: Port): Connection<T> {
-  const calls = new Map<number, { resolve(value: unknown): void; reject(error: Error): void }>()
+  const calls = new Map<number, { since: number; resolve(value: unknown): void; reject(error: Error): void }>()
   let nextId = 0
   let failure: Error | undefined
+  let longestMs = 0
+  /** Of a thread that was given up: calls without an answer. */
+  let unanswered: number | undefined
 
   const settle = (id: number) => {
     const call = calls.get(id)
+    if (call !== undefined) longestMs = Math.max(longestMs, performance.now() - call.since)
     calls.delete(id)
     if (calls.size === 0) port.hold?.(false)
     return call
@@ -102,10 +117,18 @@ export function connect<T>(port: Port): Connection<T> {
   }
   port.listen((received) => {
     const message = received as Message
-    if (message.kind === 'result') settle(message.id)?.resolve(message.value)
+    if (unanswered !== undefined) {
+      if (--unanswered === 0) void port.close()
+    } else if (message.kind === 'result') settle(message.id)?.resolve(message.value)
     else if (message.kind === 'error') settle(message.id)?.reject(deserializeError(message.error))
   })
-  port.onClose?.((cause) => fail(new RuntimeError({ where: 'worker', what: `it ended: ${cause.message}`, cause })))
+  port.onClose?.((cause) => {
+    fail(
+      cause instanceof RuntimeError
+        ? cause
+        : new RuntimeError({ where: 'worker', what: `it ended: ${cause.message}`, cause }),
+    )
+  })
   port.hold?.(false)
 
   const invoke = (method: string, args: unknown[]): Promise<unknown> =>
@@ -113,7 +136,7 @@ export function connect<T>(port: Port): Connection<T> {
       if (failure !== undefined) return reject(failure)
       const id = nextId++
       const buffers = args.flatMap((arg) => (arg instanceof Transfer ? arg.buffers : []))
-      calls.set(id, { resolve, reject })
+      calls.set(id, { since: performance.now(), resolve, reject })
       port.hold?.(true)
       try {
         port.post({ kind: 'call', id, method, args: args.map(untransferred) } satisfies Message, buffers)
@@ -130,7 +153,19 @@ export function connect<T>(port: Port): Connection<T> {
     remote,
     async close() {
       fail(new RuntimeError({ where: 'worker', what: 'it was closed' }))
-      await port.close()
+      if (unanswered === undefined) await port.close()
     },
+    abandon(error) {
+      if (unanswered !== undefined) return
+      unanswered = calls.size
+      fail(error)
+      port.abandon?.()
+      if (unanswered === 0) void port.close()
+    },
+    waitingMs() {
+      const [first] = calls.values()
+      return first === undefined ? 0 : performance.now() - first.since
+    },
+    longestMs: () => longestMs,
   }
 }

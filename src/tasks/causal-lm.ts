@@ -4,11 +4,13 @@
 import { DataError, FormatError, UnsupportedError } from '../base/errors.js'
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
 import { inputFamily } from '../graph/inputs/family.js'
+import type { TokenBatch } from '../graph/inputs/roles.js'
 import { tokenInputs } from '../graph/inputs/tokens.js'
-import { logitsName } from '../graph/match/linears.js'
+import { findLinears, logitsName } from '../graph/match/linears.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
 import type { ProbedShape } from '../graph/shapes/shapes.js'
 import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
+import { RECORDS, separateRecords } from '../graph/training/separate-records.js'
 import type { Value } from '../graph/view/builder.js'
 import type { Graph } from '../graph/view/graph.js'
 import { readGraph } from '../graph/view/read-graph.js'
@@ -17,6 +19,7 @@ import { type Chat, chatOf } from '../text/chat.js'
 import { encodeChat } from '../text/chat-encode.js'
 import type { ChatTemplate } from '../text/chat-template.js'
 import { ExampleStore } from '../text/example-store.js'
+import { type PackedExample, PackedExamples } from '../text/packed-examples.js'
 import {
   checkVocabulary,
   countTargets,
@@ -73,7 +76,9 @@ export const causalLm: Task<ParsedRecord, Example> = {
 
   makeList: () => new ExampleStore(),
 
-  open: (model) => new CausalLm(model),
+  pack: (examples, length) => new PackedExamples(examples, length),
+
+  open: (model, examples) => new CausalLm(model, examples instanceof PackedExamples),
 }
 
 function encode(record: ParsedRecord, context: EncodeContext): Encoded<Example> {
@@ -93,8 +98,8 @@ function encode(record: ParsedRecord, context: EncodeContext): Encoded<Example> 
       if (template !== undefined) return encodeTurns(record.chat, template, context, record.where)
       throw new FormatError({
         where: context.model.directory.name,
-        what: 'this model has no chat template, and the data has chats',
-        hint: 'Give one with chatTemplate (--chat-template FILE), or write records of prompt and completion',
+        what: 'the data contains chats, but the model has no chat template',
+        hint: 'Give a template with chatTemplate (--chat-template FILE), or use records with "prompt" and "completion"',
       })
     }
   }
@@ -124,10 +129,13 @@ function encodeTurns(chat: Chat, template: ChatTemplate, context: EncodeContext,
 class CausalLm implements OpenTask<Example> {
   readonly probe: OpenTask['probe']
   readonly #model: Model
+  /** Rows hold several records. */
+  readonly #isPacked: boolean
   readonly #inputs: ReturnType<typeof tokenInputs>
 
-  constructor(model: Model) {
+  constructor(model: Model, isPacked: boolean) {
     this.#model = model
+    this.#isPacked = isPacked
     this.#inputs = tokenInputs(readGraph(model.onnx.proto))
     const [first, second] = PROBE_BATCHES.map(({ batch, sequence }, i) =>
       this.#probeFeeds(batch, sequence, PROBED_TARGETS[i]),
@@ -137,6 +145,7 @@ class CausalLm implements OpenTask<Example> {
   }
 
   forward(graph: ObjectiveGraph): Value {
+    if (this.#isPacked) separateRecords(graph, this.#inputs.roles)
     const rows = graph.input(ROWS, DataType.INT64, ['targets'])
     const targets = graph.input(TARGETS, DataType.INT64, ['targets', 2])
     const choice = graph.chooseRows(logitsName(graph), rows)
@@ -159,7 +168,13 @@ class CausalLm implements OpenTask<Example> {
       IGNORED,
     )
     return {
-      ...this.#feeds(examples.length, length, padded(ids, length, this.#model.padTokenId), attentionMask(ids, length)),
+      ...this.#feeds({
+        batch: examples.length,
+        sequence: length,
+        inputIds: padded(ids, length, this.#model.padTokenId),
+        attentionMask: attentionMask(ids, length),
+        ...(this.#isPacked && recordsOf(examples, length)),
+      }),
       ...targetFeeds(labels, length),
     }
   }
@@ -168,27 +183,48 @@ class CausalLm implements OpenTask<Example> {
     return examples.reduce((sum, { labels }) => sum + countTargets(labels), 0)
   }
 
-  content({ inputIds, labels }: Example): Int32Array[] {
-    return [inputIds, labels]
+  content({ inputIds, labels, starts }: Example & Partial<PackedExample>): Int32Array[] {
+    return [inputIds, labels, ...(starts === undefined ? [] : [Int32Array.from(starts)])]
   }
 
   metrics({ loss }: { loss: number }): Record<string, number> {
     return { perplexity: Math.exp(loss) }
   }
 
-  #feeds(batch: number, sequence: number, inputIds: Int32Array, mask: Int32Array): Feeds {
-    const tokens = { batch, sequence, inputIds, attentionMask: mask }
-    return { ...this.#inputs.feeds(tokens), ...this.#inputs.emptyCache(batch) }
+  #feeds({ records, ...tokens }: TokenBatch & { readonly records?: Int32Array | undefined }): Feeds {
+    const { batch, sequence } = tokens
+    const packed: Feeds = this.#isPacked
+      ? { [RECORDS]: { type: 'int32', data: records ?? new Int32Array(batch * sequence), dims: [batch, sequence] } }
+      : {}
+    return { ...this.#inputs.feeds(tokens), ...this.#inputs.emptyCache(batch), ...packed }
   }
 
   /** All targets at the first row: it is there in models that compute logits of the last tokens alone, too. */
   #probeFeeds(batch: number, sequence: number, targets: number): Feeds {
     const ids = new Int32Array(batch * sequence)
     return {
-      ...this.#feeds(batch, sequence, ids, ids.slice().fill(1)),
+      ...this.#feeds({ batch, sequence, inputIds: ids, attentionMask: ids.slice().fill(1) }),
       ...rowFeeds(Array(targets).fill(0), Array(targets).fill(0)),
     }
   }
+}
+
+/** Which record each token is of, from 1 on, and its place there; what fills up is record 0. */
+function recordsOf(
+  examples: readonly (Example & Partial<PackedExample>)[],
+  length: number,
+): { records: Int32Array; positionIds: Int32Array } {
+  const records = new Int32Array(examples.length * length)
+  const positionIds = new Int32Array(examples.length * length)
+  examples.forEach(({ inputIds, starts = [0] }, row) => {
+    starts.forEach((start, i) => {
+      for (let at = start; at < (starts[i + 1] ?? inputIds.length); at++) {
+        records[row * length + at] = i + 1
+        positionIds[row * length + at] = at - start
+      }
+    })
+  })
+  return { records, positionIds }
 }
 
 /**
@@ -226,14 +262,9 @@ const NOT_CAUSAL =
  * tokens to come.
  */
 export function checkCausal(model: Pick<Model, 'config' | 'vocabularySize'>, graph: Graph): void {
+  const isEncoder = inputFamily(graph) === 'encoder'
   const refuse = (got: string) =>
-    new UnsupportedError({
-      where: 'ONNX model',
-      what: 'it does not continue texts',
-      expected: 'a causal language model, with logits (batch, sequence, vocabulary)',
-      got,
-      hint: 'Encoders are trained for other tasks: see the option `task`',
-    })
+    notCausal(isEncoder ? 'it is an encoder, which does not continue texts' : undefined, got)
   const architectures = [model.config?.architectures].flat().filter((name) => typeof name === 'string')
   const other = architectures.find((name) => NOT_CAUSAL.test(name))
   if (other !== undefined) throw refuse(other)
@@ -245,10 +276,22 @@ export function checkCausal(model: Pick<Model, 'config' | 'vocabularySize'>, gra
   if (dims !== undefined && dims.length !== 3) throw refuse(`${logits.name} of ${dims.length} axes`)
   const width = dims?.at(-1)?.value
   if (width?.case === 'dimValue') checkWidth(model, Number(width.value))
+  else checkWidth(model, findLinears(graph).find(({ isHead }) => isHead)?.d)
+}
+
+/** @param got what is there in the place of a causal language model's logits */
+export function notCausal(what = 'it does not continue texts', got?: string): UnsupportedError {
+  return new UnsupportedError({
+    where: 'ONNX model',
+    what,
+    expected: 'a causal language model, with logits (batch, sequence, vocabulary) that do not see the tokens to come',
+    ...(got !== undefined && { got }),
+    hint: 'Sessions run encoders on tensors (run) and classify texts with them (classify)',
+  })
 }
 
 /** Throws UnsupportedError where there are fewer logits than tokens. */
-function checkWidth({ vocabularySize = 0 }: Pick<Model, 'vocabularySize'>, width: number | undefined): void {
+export function checkWidth({ vocabularySize = 0 }: Pick<Model, 'vocabularySize'>, width: number | undefined): void {
   if (width === undefined || width >= vocabularySize) return
   throw new UnsupportedError({
     where: 'ONNX model',

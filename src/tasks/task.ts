@@ -1,11 +1,13 @@
 // What differs between the things a model can be trained for, and nothing else: how a row of data becomes an example, what
 // is built on the model's outputs, what its loss is divided by, and what is told of it.
 
+import type { OptionTable } from '../base/options.js'
 import type { Random } from '../base/random.js'
 import type { Model } from '../graph/model-folder.js'
 import type { Objective } from '../graph/training/objective.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import type { ChatTemplate } from '../text/chat-template.js'
+import type { ProblemType } from './label-problems.js'
 import type { HeadBase, HeadForm } from './text-heads.js'
 
 /** What a row is encoded for. */
@@ -39,13 +41,15 @@ export interface Encoded<Example> {
 }
 
 /** One file of this folder, and one line in its table. */
-export interface Task<Row = unknown, Example = unknown> {
+export interface Task<Row = unknown, Example = unknown, Options extends object = Record<string, unknown>> {
   /** As users name it: causal-lm */
   readonly name: string
   /** PEFT's task_type in adapter_config.json */
   readonly peftType: string
   /** How the outputs of a trained model are read: the session's method, and the file of infer/. */
-  readonly reading: 'generate' | 'classify'
+  readonly reading: 'generate' | 'classify' | 'embed'
+  /** The settings that it has of its own, and what each may be; undefined for none. */
+  readonly options?: OptionTable<Options>
   /** What lies between the model's hidden states and the logits; undefined for tasks without a head, and where it is not known. */
   headForm?(base: HeadBase): HeadForm | undefined
   /** Throws UnsupportedError when the model is not one for this task: before any data is read. */
@@ -58,8 +62,10 @@ export interface Task<Row = unknown, Example = unknown> {
   tokens?(example: Example): { readonly ids: Int32Array; counts(index: number): boolean }
   /** Where examples are kept, if not in a list: packed, a million of them fit into memory. */
   makeList?(): ExampleList<Example>
-  /** Fixes what the training examples decide. Throws DataError when they do not. */
-  open(model: Model, examples: Examples<Example>): OpenTask<Example>
+  /** Several short examples in one, of at most `length` tokens, for tasks that can keep them apart. */
+  pack?(examples: Examples<Example>, length: number): Examples<Example>
+  /** Fixes what the training examples decide. Throws DataError when they do not, ConfigError for options that do not fit them. */
+  open(model: Model, examples: Examples<Example>, options?: Options): OpenTask<Example>
 }
 
 /** A new tensor that is trained whole. */
@@ -78,12 +84,20 @@ export interface Head {
   readonly tensors: readonly HeadTensor[]
 }
 
+/** One run of a step's first pass: its examples, and what {@link Objective.forward} gave out of them. */
+export interface StepRun<Example> {
+  readonly outputs: Readonly<Record<string, RuntimeTensor>>
+  readonly examples: readonly Example[]
+}
+
 /** A task for one model and one set of examples. */
 export interface OpenTask<Example = unknown> extends Objective {
   /** Undefined where the task trains no tensors but the adapter's factors. */
   readonly head?: Head
   /** What the logits mean, in their order. */
   readonly labels?: readonly string[]
+  /** What they are numbers of, in transformers' words. */
+  readonly problemType?: ProblemType
   /** The name that a module of the graph has in the PyTorch model of this task, where it is another. */
   moduleName?(name: string): string
   /** Tokens of an example: examples of like cost run together. */
@@ -98,6 +112,12 @@ export interface OpenTask<Example = unknown> extends Objective {
   normalizer(examples: readonly Example[]): number
   /** What has to stay the same for a run to be resumed: all of the examples that training sees. */
   content(example: Example): Iterable<Uint8Array | Int32Array>
+  /**
+   * The loss of all runs of a step together, for tasks whose examples need one another: a step takes two passes then.
+   *
+   * @returns the mean over the examples, and for each run what its fed gradients are
+   */
+  stepLoss?(runs: readonly StepRun<Example>[]): { readonly loss: number; readonly feeds: readonly Feeds[] }
   /** What one run without gradients predicts of each of its examples, from what {@link Objective.forward} gave out. */
   predict?(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly Example[]): unknown[]
   /** Numbers that say how good the model is, by name: of the loss over all examples, and of what was predicted. */

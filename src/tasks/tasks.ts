@@ -1,10 +1,12 @@
 // The table of tasks: a line each. A task's file loads when it is first asked for.
 
-import { ConfigError, nearMisses } from '../base/errors.js'
+import { ConfigError, LowrankError, nearMisses } from '../base/errors.js'
+import type { Model } from '../graph/model-folder.js'
 import type { Task } from './task.js'
 
 const LOADERS = {
   'causal-lm': async () => (await import('./causal-lm.js')).causalLm,
+  embedding: async () => (await import('./embedding.js')).embedding,
   'text-classification': async () => (await import('./text-classification.js')).textClassification,
 }
 
@@ -30,6 +32,20 @@ export async function loadTaskOfType(type: string | undefined): Promise<Task | u
     if (task.peftType === type) return task
   }
   return undefined
+}
+
+/** The tasks that a model can be trained for. */
+export async function tasksFor(model: Model): Promise<TaskName[]> {
+  const able: TaskName[] = []
+  for (const name of TASK_NAMES) {
+    try {
+      ;(await LOADERS[name]()).check(model)
+      able.push(name)
+    } catch (error) {
+      if (!(error instanceof LowrankError)) throw error
+    }
+  }
+  return able
 }
 
 /** @throws ConfigError for a name that no task has */

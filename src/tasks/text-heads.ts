@@ -8,7 +8,7 @@ import type { Builder, Value } from '../graph/view/builder.js'
 import type { Graph } from '../graph/view/graph.js'
 
 /** What exporters call the hidden states (batch, sequence, k), best first. */
-const HIDDEN = ['last_hidden_state', 'token_embeddings']
+export const HIDDEN_OUTPUTS: readonly string[] = ['last_hidden_state', 'token_embeddings']
 const POOLED = 'pooler_output'
 
 /** A layer of a head: y = activation(x·Wᵀ + b). The last one gives the logits. */
@@ -120,7 +120,7 @@ export function headInput(form: HeadForm, graph: Graph, [{ module }]: readonly H
     const value = output([POOLED])
     return value === undefined ? undefined : { value, isSequence: false }
   }
-  const value = output(HIDDEN) ?? graph.outputs.find(({ name }) => name !== 'logits')?.name
+  const value = output(HIDDEN_OUTPUTS) ?? graph.outputs.find(({ name }) => name !== 'logits')?.name
   return value === undefined ? undefined : { value, isSequence: true }
 }
 

@@ -50,7 +50,7 @@ const KINDS = [
   ['text'],
 ] as const
 
-const RENAME = 'Fields of other names are renamed with columns (--columns prompt=question,completion=answer)'
+const RENAME = 'If your fields have other names, use columns (--columns prompt=question,completion=answer)'
 
 /**
  * A row of data as a record.
@@ -65,7 +65,7 @@ export function parseRecord(value: unknown, where: string): ParsedRecord {
   if (kinds.length > 1 || isHalfPair) {
     throw new DataError({
       where,
-      what: 'a record of two kinds',
+      what: 'the record has fields of two kinds of records',
       got: fieldsOf(value),
       hint: 'Say which fields to use with columns (--columns text=text)',
     })
@@ -74,7 +74,7 @@ export function parseRecord(value: unknown, where: string): ParsedRecord {
   if (parsed !== undefined) return { where, ...parsed }
   throw new DataError({
     where,
-    what: 'not a record',
+    what: 'not a valid record',
     expected:
       '"text"; "prompt" and "completion"; "messages"; "conversations"; "instruction" and "output"; or "question" and "answer"',
     got: fieldsOf(value),

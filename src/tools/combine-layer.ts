@@ -3,11 +3,12 @@
 
 import { ConfigError } from '../base/errors.js'
 import type { FloatArray, Matrix } from '../base/tensor.js'
-import { copyAs, normOfProduct, product } from '../linalg/product.js'
+import { copyAs, norm, normOfProduct, product } from '../linalg/product.js'
+import { randomizedSvd } from '../linalg/randomized-svd.js'
 import type { FactorPair } from '../lora/delta.js'
 import type { CombineWay } from './combine-settings.js'
 import { beside, type Change, configRank, type FactorPart, padded, scaled, stacked } from './factor-parts.js'
-import { leadingSvd } from './leading-svd.js'
+import { type LeadingSvd, leadingSvd } from './leading-svd.js'
 import type { RankChoice } from './rank.js'
 import { balancedPair, type RankReport, truncatedChange } from './resize.js'
 import { ties } from './ties.js'
@@ -31,7 +32,7 @@ interface Combined {
 const TIGHT = 1e-10
 
 /** @throws ConfigError when the way needs layers of one rank */
-export function combinedChange(name: string, terms: readonly Term[], way: CombineWay): Combined {
+export async function combinedChange(name: string, terms: readonly Term[], way: CombineWay): Promise<Combined> {
   const { type, choice } = way
   const { part } = terms[0]
   const count = terms[0].change.pairs.length
@@ -117,20 +118,28 @@ function weightedSum(tensors: readonly { data: FloatArray; weight: number }[]): 
 }
 
 /** TIES of the changes as full matrices, and the closest change of the rank. */
-function tiesOfChanges(terms: readonly Term[], { density, sign }: CombineWay, choice: RankChoice): Combined {
+async function tiesOfChanges(
+  terms: readonly Term[],
+  { density, sign }: CombineWay,
+  choice: RankChoice,
+): Promise<Combined> {
   const { part, change } = terms[0]
   const count = change.pairs.length
   const each = configRank(part, 1, count)
   const most = Math.max(1, Math.floor(choice.rank! / each))
   const like = change.pairs[0].weightA.data
-  const found = change.pairs.map((_, at) => {
+  const found: LeadingSvd[] = []
+  for (const at of change.pairs.keys()) {
     const tensors = terms.map(({ change: own, weight }) => {
       const { weightA, weightB } = own.pairs[at]
       return { ...product(weightB, weightA), weight }
     })
     const merged: Matrix = { data: ties(tensors, density, sign), shape: tensors[0].shape }
-    return leadingSvd(merged, { ...choice, rank: most }, TIGHT)
-  })
+    const decompose = (rank: number) => randomizedSvd(merged, rank, { tolerance: TIGHT })
+    found.push(
+      await leadingSvd({ shape: merged.shape, energy: norm(merged) ** 2, decompose }, { ...choice, rank: most }),
+    )
+  }
   const rank = Math.max(...found.map((one) => one.rank))
   const total = Math.hypot(...found.map((one) => one.norm))
   const lost = Math.hypot(...found.map((one) => one.norm * one.error))

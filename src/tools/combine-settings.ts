@@ -86,7 +86,7 @@ export function combineWay({
   }
   const share = (['energy', 'error', 'ratio'] as const).filter((name) => others[name] !== undefined)
   if (share.length > 1) {
-    throw new ConfigError({ where: share[1], what: `does not go with ${share[0]}`, expected: 'one of the two' })
+    throw new ConfigError({ where: share[1], what: `not together with ${share[0]}`, expected: 'only one of them' })
   }
   return {
     type,

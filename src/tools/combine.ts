@@ -104,7 +104,7 @@ async function combineLayer(
   }
   const { part } = terms[0]
   const ownWay = uniform === undefined ? way : { ...way, choice: { ...way.choice, rank: uniform } }
-  const { pairs, report } = combinedChange(name, terms, ownWay)
+  const { pairs, report } = await combinedChange(name, terms, ownWay)
   const fromRank = terms.reduce((sum, term) => sum + term.part.rank, 0)
   const vectors = biasOf(terms, owners)
   return { layer: { part, change: { pairs, vectors } }, report: { name, fromRank, ...report } }
@@ -126,7 +126,7 @@ function biasOf(terms: readonly Term[], owners: readonly Opened[]): LayerVectors
 function checkWeight(weight: number, index: number): void {
   if (Number.isFinite(weight) && weight !== 0) return
   const expected = 'a finite number other than 0'
-  throw new ConfigError({ where: `weight of adapter ${index + 1}`, what: 'not usable', expected, got: String(weight) })
+  throw new ConfigError({ where: `weight of adapter ${index + 1}`, what: 'not valid', expected, got: String(weight) })
 }
 
 function checkParts({ adapter: { config }, parts, weight, label }: Opened, way: CombineWay): void {

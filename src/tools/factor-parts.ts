@@ -97,7 +97,7 @@ export function beside(matrices: readonly Matrix[]): Matrix {
 }
 
 /** B_e (d, r) of all experts as B (d, r·E): column p·E + e is column p of expert e. */
-function besideByExpert(pairs: readonly FactorPair[]): Matrix {
+export function besideByExpert(pairs: readonly FactorPair[]): Matrix {
   const [d, rank] = pairs[0].weightB.shape
   const result = zeros(d, rank * pairs.length, pairs[0].weightB.data)
   pairs.forEach(({ weightB }, e) => {

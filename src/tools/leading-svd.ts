@@ -1,11 +1,17 @@
 // The leading singular values and vectors of a full matrix, as many as a rank rule asks for. How many these are is known only when they
 // are: the search doubles until it has enough.
 
-import type { Matrix } from '../base/tensor.js'
-import { norm } from '../linalg/product.js'
-import { randomizedSvd } from '../linalg/randomized-svd.js'
 import type { Svd } from '../linalg/svd.js'
 import { chosenRank, energyOf, energyShare, type RankChoice } from './rank.js'
+
+/** A matrix, and the way to its SVD. */
+export interface Decomposable {
+  readonly shape: readonly [number, number]
+  /** Σ of all squares. */
+  readonly energy: number
+  /** The first `rank` singular values and vectors; `rank` is at most the smaller side. */
+  decompose(rank: number): Svd | Promise<Svd>
+}
 
 /** A part of an SVD, and what the whole has. */
 export interface LeadingSvd {
@@ -21,28 +27,24 @@ export interface LeadingSvd {
 /** The first search, where a rule other than a rank decides. */
 const FIRST_RANK = 32
 
-/**
- * @param matrix (d, k), neither side 0
- * @throws NumericError when an element is not finite
- */
-export function leadingSvd(matrix: Matrix, choice: RankChoice, tolerance?: number): LeadingSvd {
-  const side = Math.min(...matrix.shape)
+/** @throws NumericError when an element is not finite */
+export async function leadingSvd({ shape, energy, decompose }: Decomposable, choice: RankChoice): Promise<LeadingSvd> {
+  const side = Math.min(...shape)
   const most = Math.min(choice.rank ?? side, side)
-  const total = norm(matrix) ** 2
   const share = energyShare(choice)
   let count = share === undefined && choice.ratio === undefined ? most : Math.min(FIRST_RANK, most)
   for (;;) {
-    const svd = randomizedSvd(matrix, count, { tolerance })
+    const svd = await decompose(count)
     const { s } = svd
     const isEnough =
       count === most ||
-      (share === undefined ? s[count - 1] < (choice.ratio ?? 0) * s[0] : energyOf(s, 0) >= share * total)
+      (share === undefined ? s[count - 1] < (choice.ratio ?? 0) * s[0] : energyOf(s, 0) >= share * energy)
     if (!isEnough) {
       count = Math.min(2 * count, most)
       continue
     }
-    const rank = chosenRank(s, choice, total)
-    const lost = Math.max(0, total - energyOf(s.subarray(0, rank), 0))
-    return { svd, rank, norm: Math.sqrt(total), error: total === 0 ? 0 : Math.sqrt(lost / total) }
+    const rank = chosenRank(s, choice, energy)
+    const lost = Math.max(0, energy - energyOf(s.subarray(0, rank), 0))
+    return { svd, rank, norm: Math.sqrt(energy), error: energy === 0 ? 0 : Math.sqrt(lost / energy) }
   }
 }

@@ -24,10 +24,10 @@ const ROUNDING = 1e-9
 export function checkRankChoice(choice: RankChoice): void {
   const rules = (['energy', 'error', 'ratio'] as const).filter((name) => choice[name] !== undefined)
   if (rules.length > 1) {
-    throw new ConfigError({ where: rules[1], what: `does not go with ${rules[0]}`, expected: 'one of the two' })
+    throw new ConfigError({ where: rules[1], what: `not together with ${rules[0]}`, expected: 'only one of them' })
   }
   if (rules.length === 0 && choice.rank === undefined) {
-    throw new ConfigError({ where: 'rank', what: 'missing', expected: 'rank, energy, error or ratio' })
+    throw new ConfigError({ where: 'rank', what: 'missing', expected: 'at least one of rank, energy, error and ratio' })
   }
 }
 

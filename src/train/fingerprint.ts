@@ -13,6 +13,7 @@ import type { TrainSettings } from './settings.js'
 const WITHOUT_EFFECT: ReadonlySet<keyof TrainSettings> = new Set([
   'epochs',
   'maxSteps',
+  'device',
   'threads',
   'saveEvery',
   'evaluateEvery',
@@ -24,6 +25,8 @@ export interface FingerprintParts {
   adapter: LoraAdapter
   /** Name of the task. */
   task: string
+  /** Its own settings. */
+  taskOptions: Readonly<Record<string, unknown>> | undefined
   open: OpenTask
   examples: Examples<unknown>
   evalExamples: Examples<unknown> | undefined
@@ -42,7 +45,7 @@ const SAMPLE_BYTES = 64 << 10
  * few of them can go unnoticed.
  */
 export async function fingerprintOf(parts: FingerprintParts): Promise<Record<string, string>> {
-  const { model, adapter, task, open, examples, evalExamples, settings, totalSteps } = parts
+  const { model, adapter, task, taskOptions = {}, open, examples, evalExamples, settings, totalSteps } = parts
   const weights = new Hash()
   for (const { name, weightA, weightB } of adapter.parts('linear')) {
     weights.add(new TextEncoder().encode(name)).add(bytesOf(weightA.data)).add(bytesOf(weightB.data))
@@ -55,6 +58,7 @@ export async function fingerprintOf(parts: FingerprintParts): Promise<Record<str
     ...Object.entries(settings).filter(([key]) => !WITHOUT_EFFECT.has(key as keyof TrainSettings)),
     ...Object.entries(config),
     ['task', task],
+    ...Object.entries(taskOptions).map(([key, value]): [string, unknown] => [`option ${key} of the task`, value]),
     ['steps', totalSteps],
     ['model', new Hash().add(serializeModel(model.onnx.proto)).digest()],
     ['base weights', await weightsDigest(model.onnx.files.values())],

@@ -48,6 +48,8 @@ export interface TrainingOptions extends Optional<TrainSettings> {
   readonly model: Model
   /** What the model is trained for. Default: to continue texts. */
   readonly task?: TaskName | undefined
+  /** Settings of the task's own, such as a temperature of its loss. */
+  readonly taskOptions?: Readonly<Record<string, unknown>> | undefined
   /** What to learn from. */
   readonly data: TrainingData
   /** Data for measuring the loss before and after training. */

@@ -51,12 +51,12 @@ export async function checkRunFolder(directory: Directory, use: FolderUse): Prom
     const isStarted = marker !== undefined
     throw new FileError({
       where,
-      what: isFinished ? 'the run in this folder is finished' : 'no run to resume in this folder',
+      what: isFinished ? 'the run in this folder is finished' : 'there is no unfinished run in this folder',
       hint: isFinished
-        ? 'Overwrite it, or train into another folder'
+        ? 'Replace it with overwrite (--overwrite), or choose another folder'
         : isStarted
-          ? 'Overwrite the run in it, which was stopped before it saved anything'
-          : 'Train without resuming',
+          ? 'The run in it was stopped before it saved anything. Replace it with overwrite (--overwrite)'
+          : 'Leave out resume (--resume)',
     })
   }
   if (files.length === 0) return
@@ -66,7 +66,9 @@ export async function checkRunFolder(directory: Directory, use: FolderUse): Prom
       where,
       what: 'the output folder is not empty',
       got: listed(files),
-      hint: isOurs ? 'Resume or overwrite the run in it, or name another folder' : 'Name another folder',
+      hint: isOurs
+        ? 'Use resume (--resume) or overwrite (--overwrite), or choose another folder'
+        : 'Choose another folder',
     })
   }
   if ((await readMarker(directory)) === undefined) {
@@ -75,7 +77,7 @@ export async function checkRunFolder(directory: Directory, use: FolderUse): Prom
       what: 'not overwritten, because lowrank did not write this folder',
       expected: `a folder with ${MARKER_FILE}`,
       got: listed(files),
-      hint: 'Name another folder, or empty this one yourself',
+      hint: 'Choose another folder, or empty this one yourself',
     })
   }
 }

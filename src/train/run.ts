@@ -3,6 +3,7 @@
 
 import { NumericError } from '../base/errors.js'
 import { type Engine, openEngine } from '../runtime/host.js'
+import type { Feeds } from '../runtime/runtime.js'
 import type { Examples } from '../tasks/task.js'
 import {
   costOf,
@@ -30,6 +31,8 @@ const RECENT_STEPS = 100
 export interface RunInput extends SessionParts {
   /** Name of the task. */
   readonly task: string
+  /** Its own settings. */
+  readonly taskOptions: Readonly<Record<string, unknown>> | undefined
   readonly examples: Examples<unknown>
   readonly evalExamples: Examples<unknown> | undefined
   readonly out: RunPlace | undefined
@@ -69,12 +72,14 @@ export async function trainAdapter(parts: RunInput): Promise<RunReport> {
 
 async function trainInto(parts: RunInput): Promise<RunReport> {
   const engine = openEngine(parts.model.runtime, 'train', (runtime) => new TrainEngine(runtime))
+  const endWatch = engine.endAfter(parts.signal)
   try {
     const sessions = await TrainingSessions.create(parts, engine.remote)
     return await new Run(parts, engine, sessions).train()
   } finally {
-    await engine.remote.dispose().catch(() => {})
-    await engine.close()
+    endWatch()
+    // What ended the run is the reason, and not that its worker cannot be closed.
+    await engine.close().catch(() => {})
   }
 }
 
@@ -200,16 +205,15 @@ class Run {
   /** Step number `step`, counted from 0. */
   async #step(step: number): Promise<StepMetrics> {
     const startedAt = performance.now()
-    const { examples, settings, open } = this.#parts
+    const { settings } = this.#parts
     const { epoch, plan } = this.#planOf(step)
-    const normalizer = open.normalizer(examplesOf(examples, plan))
+    const { loss: stepLoss, feeds, normalizer } = await this.#feedsOf(plan, step)
     const passes = []
-    for (const [run, microBatch] of plan.entries()) {
-      const feeds = open.collate(examplesOf(examples, [microBatch]), microBatch.sequence)
-      passes.push(await this.#sessions.trainingPass(feeds, { normalizer, step, run }))
+    for (const [run, own] of feeds.entries()) {
+      passes.push(await this.#sessions.trainingPass(own, { normalizer, step, run }))
     }
     const rate = learningRates(settings.schedule, settings.learningRate, settings.warmupRatio, this.#totalSteps)(step)
-    const { loss, gradientNorm } = await this.#engine.remote.step(passes, rate)
+    const { loss, gradientNorm } = await this.#engine.remote.step(passes, rate, stepLoss)
     if (!Number.isFinite(loss)) return this.#fail(`step ${step + 1}`, `the loss is ${loss}`)
     if (!Number.isFinite(gradientNorm)) return this.#fail(`step ${step + 1}`, `the gradient's norm is ${gradientNorm}`)
     const elapsedMs = performance.now() - startedAt
@@ -222,6 +226,24 @@ class Run {
       tokens: costOf(this.#costs, plan),
       elapsedMs: Math.round(elapsedMs * 100) / 100,
     }
+  }
+
+  /** What each run of a step is fed. Where the runs need one another, a first pass gives the loss, and the gradients that are fed. */
+  async #feedsOf(
+    plan: StepPlan,
+    step: number,
+  ): Promise<{ feeds: Feeds[]; normalizer: number; loss: number | undefined }> {
+    const { examples, open } = this.#parts
+    const batches = plan.map((microBatch) => examplesOf(examples, [microBatch]))
+    const feeds = batches.map((batch, run) => open.collate(batch, plan[run].sequence))
+    if (open.stepLoss === undefined) return { feeds, normalizer: open.normalizer(batches.flat()), loss: undefined }
+    const runs = []
+    for (const [run, batch] of batches.entries()) {
+      const pass = await this.#sessions.firstPass(feeds[run], { step, run })
+      runs.push({ outputs: await this.#engine.remote.forward(pass, pass.predictions), examples: batch })
+    }
+    const { loss, feeds: fed } = open.stepLoss(runs)
+    return { feeds: feeds.map((own, run) => ({ ...own, ...fed[run] })), normalizer: 1, loss }
   }
 
   #planOf(step: number): { epoch: number; plan: StepPlan } {
@@ -250,8 +272,10 @@ class Run {
       const batch = examplesOf(examples, [plan])
       const normalizer = open.normalizer(batch)
       const pass = await this.#sessions.evaluationPass(open.collate(batch, plan.sequence), normalizer)
-      const outputs = await this.#engine.remote.forward(pass, [pass.loss, ...pass.predictions])
-      sum += Number(outputs[pass.loss].data[0]) * normalizer
+      const isApart = open.stepLoss !== undefined
+      const outputs = await this.#engine.remote.forward(pass, [...(isApart ? [] : [pass.loss]), ...pass.predictions])
+      const own = open.stepLoss?.([{ outputs, examples: batch }]).loss ?? Number(outputs[pass.loss].data[0])
+      sum += own * normalizer
       total += normalizer
       if (open.predict === undefined) continue
       for (const example of batch) seen.push(example)

@@ -7,6 +7,7 @@ import {
   buildLossGraph,
   buildTrainingGraph,
   type LossGraph,
+  type RunnableGraph,
   type TrainedParameter,
   type TrainingGraph,
 } from '../graph/training/training-graph.js'
@@ -34,7 +35,7 @@ export class TrainingSessions {
   readonly #engine: Remote<TrainEngine>
   readonly #training: TrainingGraph
   readonly #evaluation: LossGraph
-  readonly #sessions = new Map<LossGraph, number>()
+  readonly #sessions = new Map<RunnableGraph, number>()
 
   private constructor(
     parts: SessionParts,
@@ -59,9 +60,10 @@ export class TrainingSessions {
     const runtime = runtimeBehind(engine, await engine.runtimeName())
     const layers = adapter.parts('linear').map(({ name, d, k, rank, scaling }) => ({ name, d, k, rank, scaling }))
     const { dropout } = adapter.config
+    const twoPasses = open.stepLoss !== undefined
     const tell = (done: number) => parts.on?.progress?.({ stage: 'prepare', done, total: 3 })
     tell(0)
-    const training = await buildTrainingGraph(model.onnx, runtime, open, { layers, modules, dropout })
+    const training = await buildTrainingGraph(model.onnx, runtime, open, { layers, modules, dropout, twoPasses })
     tell(1)
     const evaluation = buildLossGraph(model.onnx, open, { layers, modules })
     tell(2)
@@ -84,23 +86,35 @@ export class TrainingSessions {
     }
   }
 
+  /** The first of two passes of a step, with the dropout of the second. */
+  async firstPass(
+    feeds: Feeds,
+    { step, run }: { step: number; run: number },
+  ): Promise<Omit<Pass, 'loss'> & { readonly predictions: readonly string[] }> {
+    const dropout = { seed: this.#parts.adapter.config.seed, step, run }
+    const graph = this.#training.firstPass!
+    const { predictions } = graph
+    return { session: await this.#session(graph), feeds: graph.feeds(feeds, { normalizer: 1, dropout }), predictions }
+  }
+
   async evaluationPass(feeds: Feeds, normalizer: number): Promise<Pass & { readonly predictions: readonly string[] }> {
     const graph = this.#evaluation
     const { loss, predictions } = graph
     return { session: await this.#session(graph), feeds: graph.feeds(feeds, { normalizer }), loss, predictions }
   }
 
-  async #session(graph: LossGraph): Promise<number> {
-    const { threads, lowMemory, evaluateEvery } = this.#parts.settings
+  async #session(graph: RunnableGraph): Promise<number> {
+    const { device, threads, lowMemory, evaluateEvery } = this.#parts.settings
     let id = this.#sessions.get(graph)
     if (id !== undefined) return id
     // A run that evaluates again and again would open them again and again.
-    if (evaluateEvery === undefined) await this.#closeAll()
+    if (evaluateEvery === undefined) await this.#closeOthers(graph)
     const model = await graph.sessionModel()
     id = (
       await this.#engine.openSession(model, {
         lowMemory,
         exactProducts: true,
+        ...(device === undefined ? {} : { executionProviders: [device].flat() }),
         ...(threads === undefined ? {} : { threads }),
       })
     ).id
@@ -109,8 +123,13 @@ export class TrainingSessions {
     return id
   }
 
-  async #closeAll(): Promise<void> {
-    for (const id of this.#sessions.values()) await this.#engine.closeSession(id)
-    this.#sessions.clear()
+  /** All but those that belong to the same step. */
+  async #closeOthers(graph: RunnableGraph): Promise<void> {
+    const isEvaluation = graph === this.#evaluation
+    for (const [other, id] of this.#sessions) {
+      if ((other === this.#evaluation) === isEvaluation) continue
+      await this.#engine.closeSession(id)
+      this.#sessions.delete(other)
+    }
   }
 }

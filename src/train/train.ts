@@ -1,6 +1,7 @@
 // Training: model + records → adapter. Checks what is asked for, encodes the records, makes the adapter, and runs the steps.
 
-import { ConfigError, listed, MismatchError, StateError } from '../base/errors.js'
+import { ConfigError, listed, MismatchError, StateError, UnsupportedError } from '../base/errors.js'
+import { checkOptions as checkTable } from '../base/options.js'
 import { Random } from '../base/random.js'
 import { checkColumnNames } from '../data/columns.js'
 import { readRows } from '../data/read-rows.js'
@@ -15,8 +16,8 @@ import { readGraph } from '../graph/view/read-graph.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import { type LoraConfig, resolveConfig } from '../lora/config.js'
 import { requireHandled, requirePlainConfig } from '../lora/requirements.js'
-import type { OpenTask, Task } from '../tasks/task.js'
-import { checkTaskName, DEFAULT_TASK, loadTask } from '../tasks/tasks.js'
+import type { Examples, OpenTask, Task } from '../tasks/task.js'
+import { checkTaskName, DEFAULT_TASK, loadTask, tasksFor } from '../tasks/tasks.js'
 import { type EncodedSource, encodeRows } from './examples.js'
 import type { TrainingData, TrainingOptions, TrainResult } from './options.js'
 import type { TrainReport } from './report.js'
@@ -39,8 +40,9 @@ export async function train(options: TrainingOptions, limits: readonly MemoryLim
   const startedAt = performance.now()
   const { model, out, on, modules, signal } = options
   const task = await loadTask(options.task ?? DEFAULT_TASK)
+  checkTaskOptions(task, options.taskOptions)
   checkTrainableForm(readGraph(model.onnx.proto))
-  task.check(model)
+  await checkTask(task, model)
   const use: FolderUse = options.resume ? 'resume' : options.overwrite ? 'overwrite' : 'new'
   if (out !== undefined) await checkRunFolder(out, use)
   on?.stage?.('encode')
@@ -55,21 +57,24 @@ export async function train(options: TrainingOptions, limits: readonly MemoryLim
     options.evalData === undefined
       ? heldOut
       : (await encode(options, settings, task, options.evalData, 'evalData', undefined)).kept
-  const open = task.open(model, records.examples)
-  warnOfMemory(options, settings, limits, longest(records.examples, open))
+  const examples = settings.packing ? pack(task, records.examples, settings, model) : records.examples
+  const open = task.open(model, examples, options.taskOptions)
+  warnOfMemory(options, settings, limits, longest(examples, open))
   on?.stage?.('prepare')
   const adapter = options.adapter ?? (await newAdapter(model, config, { task, open, modules }))
   adapter.chatTemplate = chatTemplate ?? adapter.chatTemplate
   checkHead(adapter, open)
   if (open.labels !== undefined) adapter.labels = open.labels
+  if (open.problemType !== undefined) adapter.problemType = open.problemType
   const result = await trainAdapter({
     model,
     task: task.name,
+    taskOptions: options.taskOptions,
     open,
     adapter,
     modules,
     settings,
-    examples: records.examples,
+    examples,
     evalExamples: evalRecords.rows === 0 ? undefined : evalRecords.examples,
     out: out === undefined ? undefined : { directory: out, use },
     signal,
@@ -86,6 +91,20 @@ export async function train(options: TrainingOptions, limits: readonly MemoryLim
     seconds: (performance.now() - startedAt) / 1000,
   }
   return { adapter, report }
+}
+
+/** Tokens of a packed row where nothing is said. */
+const PACKED_LENGTH = 512
+
+/** Throws ConfigError for a task whose examples cannot share a row. */
+function pack(
+  task: Task,
+  examples: Examples<unknown>,
+  { maxLength }: TrainSettings,
+  { contextLength = PACKED_LENGTH }: Model,
+): Examples<unknown> {
+  if (task.pack !== undefined) return task.pack(examples, maxLength ?? Math.min(contextLength, PACKED_LENGTH))
+  throw new ConfigError({ where: 'packing', what: `the task ${task.name} cannot put several records into one row` })
 }
 
 function longest<Example>(examples: Iterable<Example>, task: Pick<OpenTask<Example>, 'cost'>): number {
@@ -109,6 +128,26 @@ function warnOfMemory(
     ],
   })
   if (warning !== undefined) (on?.warning ?? console.warn)(warning)
+}
+
+/** Throws what the task's check throws, with the tasks that the model can be trained for. */
+async function checkTask(task: Task, model: Model): Promise<void> {
+  try {
+    task.check(model)
+  } catch (error) {
+    const others = error instanceof UnsupportedError ? await tasksFor(model) : []
+    if (!(error instanceof UnsupportedError) || others.length === 0) throw error
+    const { where, what, expected, got } = error
+    const hint = `This model can be trained for ${others.join(' or ')}: set the option task (--task)`
+    throw new UnsupportedError({ what, hint, cause: error, ...defined({ where, expected, got }) })
+  }
+}
+
+/** Without what is undefined. */
+function defined(parts: Record<string, string | undefined>): Record<string, string> {
+  return Object.fromEntries(
+    Object.entries(parts).flatMap(([key, value]) => (value === undefined ? [] : [[key, value]])),
+  )
 }
 
 async function encode(
@@ -173,7 +212,7 @@ function checkHead(adapter: LoraAdapter, { head }: OpenTask): void {
   if (other === undefined && adapter.config.modulesToSave.every((module) => isSaved(module, [...wanted.keys()]))) return
   throw new MismatchError({
     where: other ?? 'modulesToSave',
-    what: 'what is trained whole is not what this task trains',
+    what: 'the adapter replaces other tensors than this task trains',
     expected: [...wanted].map(([name, shape]) => `${name} (${shape})`).join(', ') || 'layers of LoRA alone',
     got: [...own].map(([name, shape]) => `${name} (${shape})`).join(', ') || adapter.config.modulesToSave.join(', '),
   })
@@ -210,11 +249,16 @@ function checkOptions(options: TrainingOptions, settings: TrainSettings): LoraCo
   return config
 }
 
+/** Throws ConfigError naming an option that the task does not have, or that is out of range. */
+function checkTaskOptions({ name, options = {} }: Task, given: unknown): void {
+  checkTable(given, { of: `the task ${name}`, table: options })
+}
+
 function checkData(where: string, data: unknown): void {
   if (isDataSource(data)) return
   throw new ConfigError({
     where,
-    what: 'neither records nor a file or folder that is open',
+    what: 'neither records nor an open file or folder',
     got: data === null ? 'null' : typeof data,
   })
 }
@@ -230,7 +274,7 @@ function checkAdapter(adapter: LoraAdapter): void {
 /** Throws ConfigError for options that contradict one another, or lack what they need. */
 function checkTogether(options: TrainingOptions, settings: TrainSettings): void {
   if (options.adapter !== undefined && options.config !== undefined) {
-    throw new ConfigError({ where: 'config', what: 'an adapter to go on with has a config of its own' })
+    throw new ConfigError({ where: 'config', what: 'not together with adapter: the adapter has its own config' })
   }
   if (options.out === undefined && (options.resume || options.overwrite || settings.saveEvery !== undefined)) {
     throw new ConfigError({ where: 'out', what: 'resume, overwrite and saveEvery need an output folder' })
@@ -240,9 +284,9 @@ function checkTogether(options: TrainingOptions, settings: TrainSettings): void 
     throw new ConfigError({ where: 'evalData', what: 'evaluateEvery needs records to evaluate' })
   }
   if (evalData !== undefined && evalSplit !== undefined) {
-    throw new ConfigError({ where: 'evalSplit', what: 'there is evalData already' })
+    throw new ConfigError({ where: 'evalSplit', what: 'not together with evalData (--eval-data): use one of the two' })
   }
   if (options.resume && options.overwrite) {
-    throw new ConfigError({ where: 'resume', what: 'a run is resumed or overwritten, not both' })
+    throw new ConfigError({ where: 'resume', what: 'not together with overwrite: use one of the two' })
   }
 }

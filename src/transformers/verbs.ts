@@ -21,7 +21,8 @@ import type { Model } from '../graph/model-folder.js'
 import { ADAPTER, openAdapter } from '../index/adapters.js'
 import { DTYPE, loadModel } from '../index/model.js'
 import { SOURCE, type Source } from '../index/sources.js'
-import { OnnxSession, type SessionExtras } from '../infer/adapter-session.js'
+import { OnnxSession } from '../infer/adapter-session.js'
+import type { SessionExtras } from '../infer/graphs.js'
 import type { OnDownload } from '../io/hub/directory.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { OrtModule } from '../runtime/onnxruntime.js'
@@ -103,7 +104,8 @@ export async function withAdapters(pipeline: PipelineInstance, options: WithAdap
   const { model } = pipeline
   const { model: theirs } = model.sessions
   const { dtype, device } = theirs.config ?? {}
-  const module = runtimeModule(theirs.constructor, pipeline.tokenizer('a').input_ids.ort_tensor)
+  const InferenceSession = theirs.constructor as unknown as OrtModule['InferenceSession']
+  const module = runtimeModule({ InferenceSession }, pipeline.tokenizer('a').input_ids.ort_tensor)
   const run = {
     dtype: typeof dtype === 'string' ? dtype : 'fp32',
     device: typeof device === 'string' ? device : defaultDevice(),

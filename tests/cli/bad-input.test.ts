@@ -1,4 +1,4 @@
-// What cannot work: one message that says what is wrong, exit code 1, and nothing left behind.
+// What cannot work: one message that says what is wrong, exit code 1, or 2 for a wrong command line, and nothing left behind.
 
 import { copyFileSync, cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -44,8 +44,8 @@ function damagedAdapter(): string {
   return folder
 }
 
-/** Each case: what follows `lowrank train --out …`, and what the message has to name. */
-const TRAIN: [what: string, args: () => string[], message: RegExp][] = [
+/** Each case: what follows `lowrank train --out …`, what the message has to name, and the exit code where it is not 1. */
+const TRAIN: [what: string, args: () => string[], message: RegExp, code?: number][] = [
   ['a missing model', () => ['--model', join(scratch, 'nowhere')], /nowhere: no such file or folder/],
   ['an empty model folder', () => ['--model', golden], /no ONNX model/],
   [
@@ -74,39 +74,39 @@ const TRAIN: [what: string, args: () => string[], message: RegExp][] = [
   ['empty data', () => ['--data', file('empty.jsonl', '\n\n')], /empty\.jsonl: it holds no records/],
   ['records without fields', () => ['--data', file('fields.jsonl', '{"txt": "a"}')], /line 1: .*"?text/],
   ['missing evaluation data', () => ['--eval-data', join(scratch, 'nothing.jsonl')], /nothing\.jsonl: no such file/],
-  ['a length above the context', () => ['--max-length', '257'], /--max-length: .*at most 256, got 257/],
+  ['a length above the context', () => ['--max-length', '257'], /--max-length: .*at most 256, got 257/, 2],
   ['targets that match nothing', () => ['--target-modules', 'q_prj,v_proj'], /--target-modules: .*q_prj.*q_proj/],
-  ['an empty target', () => ['--target-modules', 'q_proj,'], /--target-modules: a name is empty/],
-  ['rank 0', () => ['--rank', '0'], /--rank: .*got 0/],
-  ['a negative rank', () => ['--rank', '-4'], /--rank: .*got -4/],
-  ['a rank that is no integer', () => ['--rank', '2.5'], /--rank: .*got 2\.5/],
-  ['a rank that is no number', () => ['--rank', 'eight'], /--rank: not a number.*'eight'/],
+  ['an empty target', () => ['--target-modules', 'q_proj,'], /--target-modules takes .*; got 'q_proj,'/, 2],
+  ['rank 0', () => ['--rank', '0'], /--rank takes a whole number above 0; got '0'/, 2],
+  ['a negative rank', () => ['--rank', '-4'], /--rank takes a whole number above 0; got '-4'/, 2],
+  ['a rank that is no integer', () => ['--rank', '2.5'], /--rank takes a whole number above 0; got '2\.5'/, 2],
+  ['a rank that is no number', () => ['--rank', 'eight'], /--rank takes a whole number; got 'eight'/, 2],
   ['a rank above a layer', () => ['--rank', '65'], /model\.layers\.\d\.self_attn\.k_proj: .*at most 64, got 65/],
-  ['alpha 0', () => ['--alpha', '0'], /--alpha: .*got 0/],
-  ['dropout 1', () => ['--dropout', '1'], /--dropout: .*got 1/],
-  ['a negative learning rate', () => ['--learning-rate', '-1e-3'], /--learning-rate: .*got -0\.001/],
-  ['a huge learning rate', () => ['--learning-rate', '1e3'], /--learning-rate: .*got 1000/],
-  ['a warm-up above 1', () => ['--warmup-ratio', '1.5'], /--warmup-ratio: .*got 1\.5/],
-  ['zero steps', () => ['--max-steps', '0'], /--max-steps: .*got 0/],
+  ['alpha 0', () => ['--alpha', '0'], /--alpha: .*got 0/, 2],
+  ['dropout 1', () => ['--dropout', '1'], /--dropout: .*got 1/, 2],
+  ['a negative learning rate', () => ['--learning-rate', '-1e-3'], /--learning-rate: .*got -0\.001/, 2],
+  ['a huge learning rate', () => ['--learning-rate', '1e3'], /--learning-rate: .*got 1000/, 2],
+  ['a warm-up above 1', () => ['--warmup-ratio', '1.5'], /--warmup-ratio: .*got 1\.5/, 2],
+  ['zero steps', () => ['--max-steps', '0'], /--max-steps takes a whole number above 0; got '0'/, 2],
   ['a model of half precision', () => ['--model', join(golden, 'models', 'llama-fp16')], /float16 MatMul .*q_proj/],
-  ['nothing to resume', () => ['--resume'], /no run to resume/],
+  ['nothing to resume', () => ['--resume'], /no unfinished run/],
 ]
 
-function expectRefusal({ code, stdout, stderr }: Outcome, message: RegExp) {
+function expectRefusal({ code, stdout, stderr }: Outcome, message: RegExp, expected = 1) {
   const errors = stderr.split('\n').filter((line) => line.startsWith('error: '))
   expect(errors, stderr).toHaveLength(1)
   expect(errors[0]).toMatch(message)
   expect(stderr).not.toMatch(/^\s+at /m)
   expect(stdout).toBe('')
-  expect(code).toBe(1)
+  expect(code).toBe(expected)
 }
 
 describe('lowrank train refuses', () => {
-  it.each(TRAIN)('%s', async (what, args, message) => {
+  it.each(TRAIN)('%s', async (what, args, message, code) => {
     const out = join(scratch, `out ${what}`)
     const given = args()
     const defaults = pairs(QUICK).filter(([flag]) => !given.includes(flag))
-    expectRefusal(await lowrankHere('train', ...defaults.flat(), '--out', out, ...given), message)
+    expectRefusal(await lowrankHere('train', ...defaults.flat(), '--out', out, ...given), message, code)
     expect(existsSync(out)).toBe(false)
   })
 
@@ -151,7 +151,7 @@ function pairs(args: readonly string[]): string[][] {
 /** An adapter of a model with other sizes. */
 const FOREIGN = join(golden, 'models', 'llama-dynamo', 'golden', 'adapter-init')
 
-const OTHERS: [what: string, args: (out: string) => string[], message: RegExp][] = [
+const OTHERS: [what: string, args: (out: string) => string[], message: RegExp, code?: number][] = [
   [
     'merge: a missing adapter',
     (out) => ['merge', '--base', ONNX, '--adapter', golden, '--out', out],
@@ -246,17 +246,17 @@ const OTHERS: [what: string, args: (out: string) => string[], message: RegExp][]
   [
     'merge: a checkpoint into an .onnx file',
     () => ['merge', '--base', join(MODEL, 'model.safetensors'), '--adapter', PEFT, '--out', join(scratch, 'x.onnx')],
-    /x\.onnx: the result is no \.onnx file; expected a folder, or a file ending in \.safetensors/,
+    /x\.onnx: the result cannot be written as \.onnx; expected a folder, or a file name that ends in \.safetensors/,
   ],
   [
     'merge: an ONNX model into a .safetensors file, in a dry run',
     () => ['merge', '--base', ONNX, '--adapter', PEFT, '--out', join(scratch, 'x.safetensors'), '--dry-run'],
-    /x\.safetensors: the result is no \.safetensors file; expected a folder, or a file ending in \.onnx/,
+    /x\.safetensors: the result cannot be written as \.safetensors; expected a folder, or a file name that ends in \.onnx/,
   ],
   [
     'merge: an adapter with a weight of 0 into ONNX',
     (out) => ['merge', '--base', ONNX, '--adapter', PEFT, '--weight', '0', '--out', out],
-    /weight of adapter 1: not usable/,
+    /weight of adapter 1: not valid/,
   ],
   [
     'generate: a missing model',
@@ -272,8 +272,14 @@ const OTHERS: [what: string, args: (out: string) => string[], message: RegExp][]
     'generate: a temperature below 0',
     () => ['generate', '--model', MODEL, '--prompt', 'a', '--temperature', '-1'],
     /--temperature/,
+    2,
   ],
-  ['generate: top-p of 2', () => ['generate', '--model', MODEL, '--prompt', 'a', '--top-p', '2'], /--top-p: .*got 2/],
+  [
+    'generate: top-p of 2',
+    () => ['generate', '--model', MODEL, '--prompt', 'a', '--top-p', '2'],
+    /--top-p: .*got 2/,
+    2,
+  ],
   [
     'merge: an adapter that is not there',
     (out) => ['merge', '--base', MODEL, '--adapter', join(scratch, 'nowhere'), '--out', out],
@@ -306,9 +312,9 @@ const OTHERS: [what: string, args: (out: string) => string[], message: RegExp][]
 ]
 
 describe('the other commands refuse', () => {
-  it.each(OTHERS)('%s', async (what, args, message) => {
+  it.each(OTHERS)('%s', async (what, args, message, code) => {
     const out = join(scratch, `out ${what}`)
-    expectRefusal(await lowrankHere(...args(out)), message)
+    expectRefusal(await lowrankHere(...args(out)), message, code)
     expect(readdirSync(scratch).filter((name) => name.startsWith(`out ${what}`))).toEqual([])
   })
 
@@ -359,9 +365,9 @@ describe('wrong usage', () => {
     expect(code).toBe(2)
   })
 
-  it('shows help without a command', async () => {
+  it('says what to do without a command', async () => {
     const { code, stdout, stderr } = await lowrankHere()
-    expect([code, stdout]).toEqual([2, ''])
-    expect(stderr).toContain('lowrank <command>')
+    expect([code, stderr]).toEqual([0, ''])
+    expect(stdout).toContain('npx lowrank train')
   })
 })

@@ -67,7 +67,7 @@ describe('lowrank train --preview', () => {
   })
 
   it.each([
-    ['a missing template', ['--data', chats], 1, /this model has no chat template.*--chat-template FILE/],
+    ['a missing template', ['--data', chats], 1, /the model has no chat template.*--chat-template FILE/],
     [
       'a template that is not there',
       ['--data', chats, '--chat-template', 'none.jinja'],
@@ -77,8 +77,8 @@ describe('lowrank train --preview', () => {
     [
       'arguments that are no JSON',
       ['--data', chats, '--chat-template-args', 'x'],
-      1,
-      /--chat-template-args: not usable/,
+      2,
+      /--chat-template-args takes a JSON object/,
     ],
     ['columns without names', ['--data', chats, '--columns', 'prompt'], 2, /--columns takes names such as/],
     ['a column that is not there', ['--data', chats, '--columns', 'text=txt'], 1, /line 1: no field "txt"/],

@@ -96,7 +96,7 @@ describe('sources on the command line', () => {
     expect(JSON.parse(inspected.stdout)).toMatchObject({ kind: 'onnx' })
     for (const [dtype, message] of [
       ['q4', /org\/union: no graph in q4; expected onnx\/model_q4.onnx, got fp32. Choose the dtype fp32/],
-      ['q5', /--dtype: not usable; expected auto, fp32, .*Did you mean q\d|--dtype: .*expected.*got "q5"/],
+      ['q5', /--dtype: not valid; expected auto, fp32, .*Did you mean q\d|--dtype: .*expected.*got "q5"/],
     ] as const) {
       const refused = await lowrank('generate', '--model', 'org/union', '--dtype', dtype, ...PROMPT)
       expect([refused.code, refused.stderr]).toEqual([1, expect.stringMatching(message)])

@@ -95,7 +95,7 @@ describe.each(['SIGINT', 'SIGTERM'] as const)('%s', (signal) => {
       while (!isTime() && child.exitCode === null) await new Promise((resolve) => setTimeout(resolve, 1))
       child.kill(signal)
       const { code, stderr } = await done
-      expect(stderr).toMatch(/Stopping; --out stays as it was\./)
+      expect(stderr).toMatch(/Stopping\. --out does not change\./)
       expect(stderr).toMatch(/Stopped\. .*--resume/)
       expect(code).toBe(130)
       expect(existsSync(out)).toBe(false)
@@ -181,7 +181,7 @@ describe('options', () => {
     expect(early.stderr).toMatch(
       /^error: .*in jobs\.partial-\w+: 2 of 7 files are missing, .*: model-00002-of-00007\.safetensors, model-00005-of-/,
     )
-    expect(early.stderr).toContain('Run their shares again, then finish')
+    expect(early.stderr).toContain('Run these jobs again (share, --shards), and then finish (--finish)')
     expect([early.code, existsSync(out)]).toEqual([1, false])
     expect((await job('--shards', '1/3')).code).toBe(0)
     expect((await job('--finish')).code).toBe(0)
@@ -273,7 +273,7 @@ describe('what it says', () => {
         ...options,
       )
       const names = 'README.md, export_onnx.py, model.gguf, onnx/, reference.json, train_base.py'
-      expect(stderr).toContain(`Not copied, because the result does not need them: ${names}\n`)
+      expect(stderr).toContain(`Not copied from the base: ${names}\n`)
       expect(code).toBe(0)
     }
   })

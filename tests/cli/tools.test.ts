@@ -3,7 +3,7 @@
 import { existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { expect, it } from 'vitest'
-import { lowrank, root, scratchFolder } from './lowrank.js'
+import { lowrank, MODEL, root, scratchFolder } from './lowrank.js'
 
 const scratch = scratchFolder()
 const combined = join(root, 'tests', 'golden', 'combine')
@@ -32,7 +32,7 @@ it('resizes, with a table for people', async () => {
   const out = join(scratch, 'resized')
   const { code, stdout, stderr } = await lowrank('resize', FIRST, '--energy', '0.8', '--rank', '2', '--out', out)
   expect(code, stderr).toBe(0)
-  expect(stdout).toMatch(/layer +rank +→ +‖ΔW‖ +lost/)
+  expect(stdout).toMatch(/layer +rank before +rank after +‖ΔW‖ +lost/)
   expect(stderr).toMatch(/Wrote .*resized.*6 layers of (rank|ranks).*% lost/)
 })
 
@@ -70,11 +70,11 @@ it.each([
     1,
     /--rank|rank 3.*3, 4|same rank/,
   ],
-  [['combine', '--adapter', FIRST, '--combination-type', 'ties'], 1, /--density: missing/],
-  [['combine', '--adapter', FIRST, '--density', '2', '--combination-type', 'ties'], 1, /--density.*\(0, 1\]/],
+  [['combine', '--adapter', FIRST, '--combination-type', 'ties'], 2, /--density: missing/],
+  [['combine', '--adapter', FIRST, '--density', '2', '--combination-type', 'ties'], 2, /--density.*\(0, 1\]/],
   [['combine', '--adapter', FIRST, '--combination-type', 'tie'], 2, /--combination-type is one of/],
-  [['resize', FIRST], 1, /--rank: missing/],
-  [['resize', FIRST, '--rank', '0'], 1, /--rank/],
+  [['resize', FIRST], 2, /--rank: missing/],
+  [['resize', FIRST, '--rank', '0'], 2, /--rank/],
   [['resize', join(root, 'tests/golden/peft/pissa'), '--rank', '1'], 1, /pissa.*lowrank to-plain/],
 ])('refuses %j and leaves nothing', async (args, expected, message) => {
   const out = join(scratch, 'refused')
@@ -82,4 +82,53 @@ it.each([
   expect(code).toBe(expected)
   expect(stderr).toMatch(message)
   expect(existsSync(out)).toBe(false)
+})
+
+it('makes of a published fine-tune an ONNX file: extract, then merge', async () => {
+  const tuned = join(scratch, 'fine-tuned')
+  const adapter = join(root, 'tests', 'golden', 'peft', 'f32')
+  const made = await lowrank('merge', '--base', MODEL, '--adapter', adapter, '--format', 'safetensors', '--out', tuned)
+  expect(made.code, made.stderr).toBe(0)
+  const change = join(scratch, 'change')
+  const args = ['--base', MODEL, '--fine-tuned', tuned, '--energy', '0.99', '--out', change, '--json']
+  const extracted = await lowrank('extract', ...args)
+  expect(extracted.code, extracted.stderr).toBe(0)
+  const document = JSON.parse(extracted.stdout)
+  expect(document).toMatchObject({ version: 1, out: change, saved: [], skipped: [], missing: [] })
+  expect(document.layers).toHaveLength(12)
+  for (const { error, rank } of document.layers) {
+    expect(error).toBeLessThan(0.1)
+    expect(rank).toBeLessThanOrEqual(4)
+  }
+  const write = (...given: string[]) =>
+    lowrank('generate', ...given, '--prompt', 'And the people', '--max-new-tokens', '12', '--temperature', '0')
+  const onnx = join(scratch, 'fine-tuned-onnx')
+  const merged = await lowrank('merge', '--base', MODEL, '--adapter', change, '--out', onnx)
+  expect(merged.code, merged.stderr).toBe(0)
+  const [got, wanted, base] = [
+    await write('--model', onnx),
+    await write('--model', MODEL, '--adapter', adapter),
+    await write('--model', MODEL),
+  ]
+  expect(got.stdout).toBe(wanted.stdout)
+  expect(got.stdout).not.toBe(base.stdout)
+})
+
+it('shows how adapters differ, as a table, a document and a page', async () => {
+  const file = join(scratch, 'diff.html')
+  const { code, stdout, stderr } = await lowrank('diff', '--a', FIRST, '--b', WIDE, '--html', file)
+  expect(code, stderr).toBe(0)
+  expect(stdout).toMatch(/layer +‖ΔA‖ +‖ΔB‖ +cosine +output +input/)
+  expect(stderr).toMatch(/only in b: .*embed_tokens/)
+  const html = readFileSync(file, 'utf8')
+  expect(html).toContain('<meta name="generator" content="lowrank diff">')
+  const data = JSON.parse(/id="data">(.*?)<\/script>/s.exec(html)![1])
+  expect(data.layers).toHaveLength(2)
+  expect(data.measures[0]).toEqual(['normDifference', '‖ΔB − ΔA‖'])
+  const document = await lowrank('diff', '--a', FIRST, '--b', WIDE, '--json')
+  expect(JSON.parse(document.stdout)).toMatchObject({ version: 1, a: FIRST, b: WIDE, kind: 'adapters' })
+  const again = await lowrank('diff', '--a', FIRST, '--b', WIDE, '--html', file)
+  expect(again.stderr).toMatch(/exists already.*--overwrite/)
+  const models = await lowrank('diff', '--a', MODEL, '--b', MODEL)
+  expect(models.stdout).toContain('All tensors that both have are equal')
 })

@@ -303,7 +303,7 @@ describe('columns', () => {
   it('must be there', async () => {
     const error = await refusal([{ question: 'q', anwser: 'a' }], { columns })
     expect(error.message).toBe('data[0]: no field "answer"; expected question, anwser. Did you mean anwser?')
-    expect((await refusal(['q'], { columns })).message).toContain('data[0]: not a record')
+    expect((await refusal(['q'], { columns })).message).toContain('data[0]: not a valid record')
     expect((await refusal([], { columns: [] as never })).code).toBe('CONFIG')
     expect((await refusal([], { columns: { prompt: 3 } as never })).code).toBe('CONFIG')
   })

@@ -8,6 +8,7 @@ import { fileURLToPath } from 'node:url'
 import * as init from '../../src/init.js'
 import * as lowrank from '../../src/node.js'
 import { oneThread } from '../infer/models.js'
+import { sessionCalls } from './session-calls.js'
 import { TOOL_FUNCTIONS } from './tool-calls.js'
 
 const root = fileURLToPath(new URL('../..', import.meta.url))
@@ -134,6 +135,7 @@ export const FUNCTIONS: Record<string, Call> = {
         data: [],
         evalData: [],
         task: 'causal-lm',
+        taskOptions: {},
         adapter: undefined,
         modules: {},
         out: place(),
@@ -305,44 +307,7 @@ export const FUNCTIONS: Record<string, Call> = {
 
 /** Of sessions, layers and adapters. */
 export const METHODS: Record<string, Call> = {
-  'session.add': { call: (...args) => opened.session.add(...(args as [never, never])), args: () => ['a', adapter()] },
-  'session.remove': { call: (...args) => opened.session.remove(...(args as [never])), args: () => ['a'] },
-  'session.run': {
-    call: (...args) => opened.session.run(...(args as [never, never])),
-    args: () => [
-      { input_ids: { type: 'int64', data: new BigInt64Array(2), dims: [1, 2] } },
-      { adapter: null, outputNames: ['logits'] },
-    ],
-    options: 1,
-    misspelled: { adaptor: /adapter/, outputs: /outputNames/ },
-  },
-  'session.generate': {
-    call: (...args) => opened.session.generate(...(args as [never, never])),
-    args: () => [
-      'a',
-      {
-        ...{ adapter: null, maxNewTokens: 1, temperature: 0, topK: 1, topP: 1, minP: 0, repetitionPenalty: 1, seed: 1 },
-        ...{ stop: ['x'], logprobs: 0, batchSize: 1, chatTemplate: 'x', chatTemplateArgs: {}, tools: [], onText() {} },
-      },
-    ],
-    options: 1,
-    misspelled: { max_new_tokens: /maxNewTokens/, top_k: /topK/, adaptor: /adapter/ },
-  },
-  'session.stream': {
-    call: (...args) => opened.session.stream(...(args as [never, never])).next(),
-    args: () => ['a', { adapter: null, maxNewTokens: 1 }],
-    options: 1,
-    misspelled: { max_new_tokens: /maxNewTokens/, on_text: /./ },
-  },
-  'session.classify': {
-    call: (...args) => (opened.session.classify as (...args: unknown[]) => unknown)(...args),
-    args: () => [
-      ['a', { text: 'a', textPair: 'b' }],
-      { adapter: null, topK: 1, maxLength: 4, batchSize: 1, signal: undefined },
-    ],
-    options: 1,
-    misspelled: { top_k: /topK/, batch_size: /batchSize/, adaptor: /adapter/ },
-  },
+  ...sessionCalls(opened, adapter),
   'LoraLayer.fromFactors': {
     call: (...args) => (lowrank.LoraLayer.fromFactors as (...args: unknown[]) => unknown)(...args),
     args: () => [[[1, 2]], [[1]], { rank: 1 }, 'name', {}],

@@ -141,7 +141,7 @@ describe('the Hub', () => {
     expect(() => configureHub({ tokn: 'x' } as never)).toThrow(
       /^tokn: configureHub has no such option. Did you mean token\?/,
     )
-    expect(() => configureHub({ endpoint: 'hub' })).toThrow(/^endpoint: not usable/)
+    expect(() => configureHub({ endpoint: 'hub' })).toThrow(/^endpoint: not valid/)
   })
 
   test('ends when its signal says so', async () => {

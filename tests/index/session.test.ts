@@ -41,7 +41,7 @@ describe('run', () => {
       /Did you mean logits\?/,
     )
     await expect(session.run({ input_ids: { ...tensor, type: 'long' as never } })).rejects.toThrow(ConfigError)
-    await expect(session.run({ input_ids: data as never })).rejects.toThrow(/input input_ids: type: not usable/)
+    await expect(session.run({ input_ids: data as never })).rejects.toThrow(/input input_ids: type: not valid/)
   })
 })
 

@@ -9,6 +9,8 @@ const PISSA = join(fileURLToPath(new URL('../..', import.meta.url)), 'tests/gold
 
 const BASE = join(fileURLToPath(new URL('../..', import.meta.url)), 'models/union-3m')
 
+const QWEN2 = join(fileURLToPath(new URL('../..', import.meta.url)), 'tests/golden/kinds/qwen2.safetensors')
+
 const adapter = () => {
   const made = new lowrank.LoraAdapter({ rank: 1, targetModules: ['q'] })
   made.addFactors('q', [[1, 0]], [[1], [2]])
@@ -35,6 +37,18 @@ export const TOOL_FUNCTIONS: Record<string, Call> = {
     args: () => [adapter(), { to: 'onnx-adapter', out: new lowrank.MemoryDirectory(), base: BASE, outDtype: 'F32' }],
     options: 1,
     misspelled: { format: /to/, outdtype: /outDtype/, bas: /base/ },
+  },
+  diff: {
+    call: lowrank.diff,
+    args: () => [adapter(), adapter(), { onProgress: () => {} }],
+    options: 2,
+    misspelled: { progress: /onProgress/ },
+  },
+  extract: {
+    call: lowrank.extract,
+    args: () => [{ base: QWEN2, fineTuned: QWEN2, rank: 1, embeddings: 'lora', others: 'save' }],
+    options: 0,
+    misspelled: { finetuned: /fineTuned/, fine_tuned: /fineTuned/, embedding: /embeddings/ },
   },
   resize: {
     call: lowrank.resize,

@@ -197,11 +197,11 @@ describe('bad input', () => {
       [['a', 'b'], ConfigError, /adapter: a list has one adapter for each row; expected 1, got 2/],
       [['x'], MismatchError, /no adapter "x"/],
       [{ a: 1, x: 1 }, MismatchError, /no adapter "x"/],
-      [{ a: Number.NaN }, ConfigError, /adapter: not usable/],
-      [{ a: '1' }, ConfigError, /adapter: not usable/],
-      [{}, ConfigError, /adapter: not usable/],
-      [[['a']], ConfigError, /adapter: not usable/],
-      [3, ConfigError, /adapter: not usable/],
+      [{ a: Number.NaN }, ConfigError, /adapter: not valid/],
+      [{ a: '1' }, ConfigError, /adapter: not valid/],
+      [{}, ConfigError, /adapter: not valid/],
+      [[['a']], ConfigError, /adapter: not valid/],
+      [3, ConfigError, /adapter: not valid/],
     ]
     for (const [adapter, kind, message] of cases) {
       for (const call of [

@@ -250,7 +250,7 @@ describe('a session that is disposed meanwhile', () => {
     }
     const error = await generate(opened, PROMPT, { onText }).catch((error: unknown) => error)
     expect(error).toBeInstanceOf(StateError)
-    expect((error as Error).message).toMatch('it is disposed')
+    expect((error as Error).message).toMatch('the session is closed')
     await disposal
     await model.close()
   })

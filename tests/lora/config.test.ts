@@ -32,7 +32,7 @@ test('training has its own, in one place', () => {
 
 describe('out of range', () => {
   test.each<[string, LoraConfigInput, RegExp]>([
-    ['rank 0', { rank: 0 }, /^rank: not usable; expected an integer of at least 1, got 0$/],
+    ['rank 0', { rank: 0 }, /^rank: not valid; expected an integer of at least 1, got 0$/],
     ['rank negative', { rank: -4 }, /^rank: .*got -4/],
     ['rank fractional', { rank: 2.5 }, /^rank: .*got 2.5/],
     ['rank NaN', { rank: Number.NaN }, /^rank: .*got NaN/],
@@ -72,7 +72,9 @@ describe('out of range', () => {
   })
 
   test('DoRA with a bias of B, which PEFT has not', () => {
-    expect(() => resolveConfig({ useDora: true, loraBias: true })).toThrow(/^loraBias: does not go with DoRA/)
+    expect(() => resolveConfig({ useDora: true, loraBias: true })).toThrow(
+      /^loraBias: cannot be used together with DoRA/,
+    )
   })
 })
 

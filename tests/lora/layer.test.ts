@@ -75,7 +75,7 @@ describe('a new layer', () => {
     const make = () => new LoraLayer(random(3, 9, 1), { rank: 4 }, 'model.q_proj')
     expect(make).toThrow(ConfigError)
     expect(make).toThrow(
-      /^model\.q_proj: the rank is above min\(d, k\) of a weight \(3, 9\); expected at most 3, got 4$/,
+      /^model\.q_proj: the rank is too high for a weight of shape \(3, 9\); expected at most 3, got 4$/,
     )
     expect(() => LoraLayer.ofShape([3, 9], { rank: 4 }, 'x')).toThrow(/^x: .*at most 3, got 4/)
     expect(() => LoraLayer.ofShape([2.5, 9], { rank: 1 }, 'x')).toThrow(ShapeError)
@@ -198,7 +198,7 @@ describe('merge and unmerge', () => {
     layer.merge()
     const merged = layer.baseWeight
     expect(() => layer.merge()).toThrow(StateError)
-    expect(() => layer.merge()).toThrow(/merged already/)
+    expect(() => layer.merge()).toThrow(/it is merged already/)
     expect(layer.baseWeight).toBe(merged)
   })
 

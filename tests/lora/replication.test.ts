@@ -100,5 +100,5 @@ test.each([
   ['more layers than there are, in parts', Array.from({ length: 70 }, () => [0, 1000])],
 ])('refused: %s', (_, layerReplication) => {
   expect(() => resolveConfig({ layerReplication: layerReplication as never })).toThrow(ConfigError)
-  expect(() => resolveConfig({ layerReplication: layerReplication as never })).toThrow('layerReplication: not usable')
+  expect(() => resolveConfig({ layerReplication: layerReplication as never })).toThrow('layerReplication: not valid')
 })

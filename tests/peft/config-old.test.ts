@@ -125,9 +125,7 @@ describe('the order of patterns', () => {
 
   test('a Map’s values are checked as an object’s', () => {
     expect(() => resolveConfig({ rankPattern: new Map([['q', 0]]) })).toThrow(ConfigError)
-    expect(() => parse({ ...ALPACA, rank_pattern: { 1: 0 } })).toThrow(
-      /^adapter_config\.json: rank_pattern: not usable/,
-    )
+    expect(() => parse({ ...ALPACA, rank_pattern: { 1: 0 } })).toThrow(/^adapter_config\.json: rank_pattern: not valid/)
     expect(() => parse({ ...ALPACA, rank_pattern: { 1: 0 } })).toThrow(/got \{"\(\?:1\)":0\}|got \{"1":0\}/)
   })
 

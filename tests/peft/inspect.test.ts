@@ -73,7 +73,9 @@ describe('warns of', () => {
   test('ranks that B·A cannot use', () => {
     const inspected = new LoraAdapter({ rank: 5 })
     inspected.addFactors('q', random(5, 6, 1), random(4, 5, 2))
-    expect(inspectAdapter(inspected).warnings).toEqual(['q: the rank is above min(d, k), which B·A cannot use'])
+    expect(inspectAdapter(inspected).warnings).toEqual([
+      'q: the rank is above min(d, k): B·A cannot have such a high rank',
+    ])
   })
 
   test('a rank that is not used', () => {
@@ -81,7 +83,7 @@ describe('warns of', () => {
     const { data } = inspected.layer('q').weightB
     for (let i = 0; i < data.length; i += 2) data[i + 1] = 3 * data[i]
     expect(inspectAdapter(inspected).warnings).toEqual([
-      'q: B·A has a lower rank than its factors: some of its singular values are zero but for rounding',
+      'q: the rank of B·A is lower than the rank of the adapter, so a smaller rank would be enough',
     ])
   })
 

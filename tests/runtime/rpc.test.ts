@@ -2,6 +2,7 @@ import { MessageChannel, type MessagePort } from 'node:worker_threads'
 import { afterEach, describe, expect, it } from 'vitest'
 import { MismatchError } from '../../src/base/errors.js'
 import { connect, expose, type Port, transfer } from '../../src/runtime/rpc.js'
+import { webWorkerPort } from '../../src/runtime/web-worker.js'
 
 class Target {
   sum(values: Float32Array): number {
@@ -88,5 +89,62 @@ describe('calls across threads', () => {
     await connection.close()
     await expect(call).rejects.toThrow('it was closed')
     await expect(connection.remote.fill(1)).rejects.toThrow('it was closed')
+  })
+})
+
+describe('a thread that is given up', () => {
+  function held() {
+    const events: string[] = []
+    let answer: (message: unknown) => void = () => {}
+    const ids: number[] = []
+    const connection = connect<Target>({
+      post: (message) => void ids.push((message as { id: number }).id),
+      listen: (receive) => {
+        answer = receive
+      },
+      close: async () => void events.push('close'),
+      abandon: () => void events.push('abandon'),
+    })
+    return { ...connection, events, answer: (at: number) => answer({ kind: 'result', id: ids[at], value: 1 }) }
+  }
+  const hung = new Error('hung')
+
+  it('rejects all calls, and is not ended before it has answered', async () => {
+    const { remote, abandon, events, answer, waitingMs } = held()
+    const calls = [remote.never(), remote.refuse()]
+    abandon(hung)
+    for (const call of calls) await expect(call).rejects.toBe(hung)
+    await expect(remote.crash()).rejects.toBe(hung)
+    expect(waitingMs()).toBe(0)
+    expect(events).toEqual(['abandon'])
+    answer(0)
+    expect(events).toEqual(['abandon'])
+    answer(1)
+    expect(events).toEqual(['abandon', 'close'])
+  })
+
+  it('is not closed by close either', async () => {
+    const { remote, abandon, close, events } = held()
+    remote.never().catch(() => {})
+    abandon(hung)
+    abandon(hung)
+    await close()
+    expect(events).toEqual(['abandon'])
+  })
+
+  it('is ended at once where nothing is under way', () => {
+    const { abandon, events } = held()
+    abandon(hung)
+    expect(events).toEqual(['abandon', 'close'])
+  })
+
+  it('that is a Web Worker is ended at once', async () => {
+    let isEnded = false
+    const worker = { postMessage() {}, terminate: () => (isEnded = true) }
+    const { remote, abandon } = connect<Target>(webWorkerPort(worker as never, 'worker.js'))
+    const call = remote.never()
+    abandon(hung)
+    await expect(call).rejects.toBe(hung)
+    expect(isEnded).toBe(true)
   })
 })

@@ -194,7 +194,7 @@ describe('combine', () => {
     [{ combinationType: 'cat', rank: 4 }, /rank: cat has no choice/],
     [{ combinationType: 'tie_svd' }, /combinationType.*ties_svd/],
     [{ peftCompatible: true, combinationType: 'exact' }, /not one of PEFT/],
-    [{ energy: 0.5, ratio: 0.5 }, /ratio: does not go with energy/],
+    [{ energy: 0.5, ratio: 0.5 }, /ratio: not together with energy/],
   ])('refuses %o', async (settings, message) => {
     await expect(combine({ adapters: inputs(), ...(settings as CombineSettings) })).rejects.toThrow(message)
   })

@@ -130,12 +130,12 @@ describe('resize', () => {
   })
 
   it.each([
-    [{}, /rank: missing.*rank, energy, error or ratio/],
+    [{}, /rank: missing.*rank, energy, error and ratio/],
     [undefined, /rank: missing/],
     [{ energy: 1.5 }, /energy.*\(0, 1\].*1.5/],
     [{ error: 1 }, /error.*\[0, 1\).*1/],
     [{ rank: 0 }, /rank.*at least 1.*0/],
-    [{ energy: 0.9, error: 0.1 }, /error: does not go with energy/],
+    [{ energy: 0.9, error: 0.1 }, /error: not together with energy/],
     [{ rnak: 4 }, /rnak.*no such option.*rank/],
   ])('refuses %o', async (options, message) => {
     await expect(resize(adapter(), options as never)).rejects.toThrow(message)

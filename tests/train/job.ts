@@ -35,15 +35,15 @@ export async function runJob(model: Model, job: Job, trained?: () => void): Prom
   })
   trained?.()
   const { runtime, trainLoss, evalLoss } = report
-  const texts = await continued(model, adapter, job.prompt)
+  const texts = await continued(model, adapter, job)
   return { runtime, trainLoss, evalLoss, texts, files: await out.list() }
 }
 
-async function continued(model: Model, adapter: LoraAdapter, prompt: string): Promise<string[]> {
-  const session = await OnnxSession.open(model, { adapters: { trained: adapter } })
+async function continued(model: Model, adapter: LoraAdapter, { prompt, settings: { device } }: Job): Promise<string[]> {
+  const session = await OnnxSession.open(model, { adapters: { trained: adapter }, device })
   const texts = []
   for (const name of [undefined, 'trained']) {
-    texts.push((await generate(session, prompt, { adapter: name, maxNewTokens: 8 })).text)
+    texts.push((await generate(session, prompt, { adapter: name, maxNewTokens: 8, temperature: 0 })).text)
   }
   await session.dispose()
   return texts

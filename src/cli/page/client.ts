@@ -38,14 +38,7 @@ export function client(parts: Parts): void {
 
   /** The measures that a layer has; all where no layer has any, because its values are not finite. */
   function measuresOfLayers(): Measure[] {
-    const all: Measure[] = [
-      { label: '‖s·B·A‖', of: ({ normDelta }) => normDelta },
-      { label: '‖s·B·A‖/‖W‖', of: ({ relativeChange }) => relativeChange },
-      { label: 'effective rank', of: ({ effectiveRank }) => effectiveRank },
-      { label: 'rank for 99 %', of: ({ rank99 }) => rank99 },
-      { label: '‖A‖', of: ({ normA }) => normA },
-      { label: '‖B‖', of: ({ normB }) => normB },
-    ]
+    const all = data.measures.map(([key, label]): Measure => ({ label, of: (layer) => layer[key] as number | null }))
     const known = all.filter(({ of }) => layers.some((layer) => of(layer) !== null))
     return known.length === 0 ? all : known
   }
@@ -106,8 +99,9 @@ export function client(parts: Parts): void {
   /** The layers that change most, in the middle and least: three curves to begin with. */
   function chooseThree(): void {
     const byNorm = layers
-      .flatMap(({ normDelta }, index) => (normDelta === null ? [] : [{ index, normDelta }]))
-      .sort((a, b) => b.normDelta - a.normDelta)
+      .map((layer, index) => ({ index, value: measures[0].of(layer) }))
+      .filter(({ value }) => value !== null)
+      .sort((a, b) => (b.value as number) - (a.value as number))
     for (const place of [0, byNorm.length >> 1, byNorm.length - 1]) {
       const index = byNorm[place]?.index
       if (index !== undefined && !chosen.has(index)) chosen.set(index, chosen.size)
@@ -135,7 +129,7 @@ export function client(parts: Parts): void {
   parts.drawHead(view, byId('head'))
   if (layers.length === 0) return
   parts.drawMaps(view)
-  parts.drawPlot(view, parts.curvePlot)
+  if (layers.some(({ singularValues }) => singularValues.length > 0)) parts.drawPlot(view, parts.curvePlot)
   parts.drawTable(view)
   chooseThree()
   redraw()

@@ -6,26 +6,17 @@ import { type Stack, stacksOf } from './stacks.js'
 
 export type AdapterInspection = InspectReport & { kind: 'adapter' }
 
-/** Numbers are null where there is none; kept to a few digits, since they are drawn. */
+/** A layer with what columns and measures show of it. Numbers are null where there is none; kept to a few digits, since they are drawn. */
 export interface PageLayer {
   name: string
-  kind: string
-  d: number
-  k: number
-  rank: number
-  alpha: number
-  scaling: number
-  dtype: string
-  normA: number | null
-  normB: number | null
-  normDelta: number | null
-  effectiveRank: number | null
-  rank99: number | null
-  relativeChange: number | null
   singularValues: number[]
   /** Why it does not fit the base; null where it does; absent without a base. */
   problem?: string | null
+  [key: string]: string | number | null | number[] | undefined
 }
+
+/** What is shown of each layer: its key, and what it is called. */
+export type Shown = readonly [key: string, label: string]
 
 /** All that the page shows. */
 export interface PageData {
@@ -35,7 +26,32 @@ export interface PageData {
   notes: string[]
   layers: PageLayer[]
   stacks: Stack[]
+  /** Columns of the table, before the measures. */
+  columns: readonly Shown[]
+  /** Numbers that maps can show. */
+  measures: readonly Shown[]
+  /** Whose singular values the curves are. */
+  curves: string
 }
+
+const COLUMNS: readonly Shown[] = [
+  ['kind', 'kind'],
+  ['d', 'd'],
+  ['k', 'k'],
+  ['rank', 'rank'],
+  ['alpha', 'alpha'],
+  ['scaling', 'scaling'],
+  ['dtype', 'type'],
+]
+
+const MEASURES: readonly Shown[] = [
+  ['normDelta', '‖s·B·A‖'],
+  ['relativeChange', '‖s·B·A‖/‖W‖'],
+  ['effectiveRank', 'effective rank'],
+  ['rank99', 'rank for 99 %'],
+  ['normA', '‖A‖'],
+  ['normB', '‖B‖'],
+]
 
 export function pageData(report: AdapterInspection): PageData {
   const { layers, fit } = report
@@ -54,6 +70,9 @@ export function pageData(report: AdapterInspection): PageData {
       return { ...pageLayer(layer, own), ...(fit !== undefined && { problem: own?.problem ?? null }) }
     }),
     stacks: stacksOf(layers.map(({ name }) => name)),
+    columns: COLUMNS,
+    measures: MEASURES,
+    curves: 's·B·A',
   }
 }
 
@@ -103,6 +122,6 @@ export function kindOf({ kind, experts, hasMagnitude, hasBias }: AdapterInspecti
   return parts.join(', ')
 }
 
-function digits(value: number | null): number | null {
+export function digits(value: number | null): number | null {
   return value !== null && Number.isFinite(value) ? Number(value.toPrecision(6)) : null
 }

@@ -40,7 +40,7 @@ export function drawPlot(view: View, plot: typeof curvePlot): void {
   const section = make('section')
   const frame = make('div', 'plot')
   const legend = make('ul', 'legend')
-  section.append(make('h2', '', 'Singular values of s·B·A'), drawBar(), legend, frame)
+  section.append(make('h2', '', `Singular values of ${data.curves}`), drawBar(), legend, frame)
   view.main.append(section)
   view.onRedraw(() => {
     const curves = [...chosen].map(([layer, color]) => {

@@ -17,13 +17,7 @@ export function drawTable(view: View): void {
   function tableColumns(): Column[] {
     const columns: Column[] = [
       { label: 'layer', of: ({ name }) => name },
-      { label: 'kind', of: ({ kind }) => kind },
-      { label: 'd', of: ({ d }) => d },
-      { label: 'k', of: ({ k }) => k },
-      { label: 'rank', of: ({ rank }) => rank },
-      { label: 'alpha', of: ({ alpha }) => alpha },
-      { label: 'scaling', of: ({ scaling }) => scaling },
-      { label: 'type', of: ({ dtype }) => dtype },
+      ...data.columns.map(([key, label]): Column => ({ label, of: (layer) => layer[key] as Cell })),
       ...measures,
     ]
     const hasBase = layers.some(({ problem }) => problem !== undefined)

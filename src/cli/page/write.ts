@@ -2,7 +2,7 @@
 
 import { type FileHandle, open } from 'node:fs/promises'
 import { FileError } from '../../index.js'
-import { GENERATOR } from './page.js'
+import { generatorOf, type PageCommand } from './page.js'
 
 /** As far as the start of a page is looked at. */
 const START_BYTES = 2000
@@ -10,16 +10,16 @@ const START_BYTES = 2000
 /**
  * @throws FileError when the file is there, and is no page or may not be replaced
  */
-export async function refusePage(file: string, mayReplace: boolean): Promise<void> {
+export async function refusePage(file: string, mayReplace: boolean, command: PageCommand = 'inspect'): Promise<void> {
   const start = await startOf(file)
   if (start === undefined) return
   if (!mayReplace) {
     throw new FileError({ where: file, what: 'exists already', hint: 'Choose another place, or use --overwrite' })
   }
-  if (start.includes(GENERATOR)) return
+  if (start.includes(generatorOf(command))) return
   throw new FileError({
     where: file,
-    what: 'not overwritten, because lowrank inspect did not write it',
+    what: `not overwritten, because lowrank ${command} did not write it`,
     hint: 'Choose another place',
   })
 }

@@ -122,7 +122,7 @@ class Scanner {
   ): Promise<{ field: number; bodyStart?: number; bodyEnd: number; value?: number }> {
     const tag = await this.#varint(at, end)
     const field = Math.floor(tag.value / 8)
-    if (field === 0) throw this.error(`byte ${at} starts no field`)
+    if (field === 0) throw this.error(`there is no valid field at byte ${at}`)
     const result = { field, ...(await this.#body(at, tag.value % 8, tag.end, end)) }
     if (result.bodyEnd > end) throw this.error('it ends in the middle of a field')
     return result
@@ -151,7 +151,7 @@ class Scanner {
         return { bodyStart, bodyEnd: bodyStart + length }
       }
       default:
-        throw this.error(`byte ${fieldStart} starts no field`)
+        throw this.error(`there is no valid field at byte ${fieldStart}`)
     }
   }
 

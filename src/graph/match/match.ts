@@ -91,7 +91,7 @@ export function matchLayers<T extends NamedLayer>(
       if (linear.d !== layer.d || linear.k !== layer.k) {
         throw new MismatchError({
           where: layer.name,
-          what: 'the adapter was made for another shape of this layer',
+          what: 'the adapter does not fit this model: it has another shape for this layer',
           expected: `a weight of (${linear.d}, ${linear.k}), as in the model`,
           got: `(${layer.d}, ${layer.k})`,
         })

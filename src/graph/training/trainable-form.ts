@@ -21,6 +21,8 @@ const INTEGER_PRODUCTS = new Set([
 ])
 
 const FLOAT_EXPORT = "Train on the model's float32 export: the adapter also fits this one"
+/** Where sessions find no layer to adapt either. */
+const FLOAT_EXPORT_ONLY = "Train on the model's float32 export: the adapter runs there, but not on this one"
 const NOT_NESTED = 'Export the model in another way, so that its layers are not in the body of a Loop or Scan'
 
 /**
@@ -32,7 +34,7 @@ export function checkTrainableForm(graph: Graph): void {
   const linears = new Map(findLinears(graph).map((linear) => [linear.node, linear]))
   for (const node of graph.nodes) {
     const operator = node.opType
-    if (INTEGER_PRODUCTS.has(operator) && !linears.has(node)) found.push({ operator, node, hint: FLOAT_EXPORT })
+    if (INTEGER_PRODUCTS.has(operator) && !linears.has(node)) found.push({ operator, node, hint: FLOAT_EXPORT_ONLY })
     else if (subgraphs(node).some(multiplies)) found.push({ operator, node, hint: NOT_NESTED })
   }
   for (const linear of linears.values()) {
@@ -40,7 +42,7 @@ export function checkTrainableForm(graph: Graph): void {
     if (abilitiesOf(linear).train) continue
     const type = dataType === DataType.FLOAT ? '' : `${dataTypeName(dataType).toLowerCase()} `
     const operator = problem === undefined ? `${type}${node.opType}` : `${node.opType} with ${problem}`
-    found.push({ operator, node, hint: FLOAT_EXPORT })
+    found.push({ operator, node, hint: abilitiesOf(linear).run ? FLOAT_EXPORT : FLOAT_EXPORT_ONLY })
   }
   if (found.length === 0) return
   const list = listByOperator(found.map(({ operator, node }) => [operator, node]))

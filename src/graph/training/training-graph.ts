@@ -80,13 +80,18 @@ export interface TrainingGraph extends LossGraph {
   readonly firstPass: RunnableGraph | undefined
 }
 
-/** The loss alone, for evaluation: no dropout, and the model's own fused operators stay. */
+/** The loss alone, for evaluation, or the predictions where it is computed from them: no dropout, and the model's own fused operators stay. */
 export function buildLossGraph(
   model: OnnxModel,
   objective: Objective,
   options: Omit<TrainingGraphOptions, 'dropout'>,
 ): LossGraph {
   const { graph, forward } = prepare(model, objective, { ...options, dropout: 0 }, true)
+  if (forward.objective.fedGradients.length > 0) {
+    // The loss is computed from the predictions, and nothing is fed.
+    graph.outputs = graph.outputs.slice(1)
+    graph.prune({ inputs: true })
+  }
   return finish(model, graph, forward, 0, [])
 }
 

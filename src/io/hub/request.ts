@@ -33,6 +33,8 @@ const MAX_REDIRECTS = 8
  * which it does not tell apart), or the repository has no such revision or file. With the first two, what is cached may do.
  */
 export class HubError extends FileError {
+  /** Node prints it in front of the stack: callers know the class as FileError. */
+  static override readonly name = 'FileError'
   readonly kind: 'unreachable' | 'access' | 'absent'
 
   constructor(kind: HubError['kind'], details: ErrorDetails) {
@@ -141,7 +143,12 @@ function failure(url: URL, cause: unknown, watch: Watch): unknown {
   if (cause instanceof FileError) return cause
   if (watch.outer?.aborted) return watch.outer.reason
   const what = watch.isStalled ? `no answer for ${watch.stallMs / 1000} s` : 'cannot be reached'
-  return new HubError('unreachable', { where: shown(url), what, hint: 'Check the connection, and try again', cause })
+  return new HubError('unreachable', {
+    where: shown(url),
+    what,
+    hint: 'Check the internet connection, or use a folder on this machine',
+    cause,
+  })
 }
 
 /** Aborts a request when nothing comes for a time, or when its caller says so. */

@@ -148,7 +148,8 @@ export async function locate(target: string): Promise<Location> {
     isDirectory = (await stat(target)).isDirectory()
   } catch (cause) {
     if (codeOf(cause) !== 'ENOENT' || !HUB_NAME.test(target)) throw fileError(target, 'cannot be read', cause)
-    const hint = `A model of the Hub is hf:${target} where a local folder has the name of its owner`
+    const [owner] = target.split('/')
+    const hint = `If ${owner} is a local folder, this name is a path. For a model on the Hub, write hf:${target}`
     throw new FileError({ where: target, what: REASONS.ENOENT, hint, cause })
   }
   if (isDirectory) return { directory: new NodeDirectory(target), file: undefined }

@@ -131,7 +131,7 @@ export function loftqInitialize(
   if (!Number.isSafeInteger(iterations) || iterations < 1) {
     throw new ConfigError({
       where: 'iterations',
-      what: 'not usable',
+      what: 'not valid',
       expected: 'an integer of at least 1',
       got: `${iterations}`,
     })
@@ -169,7 +169,7 @@ export function evaInitialize(
   options: EvaOptions = {},
 ): LoraAdapter {
   const { rho = 2, whiten = false, adjustAlpha = true } = options
-  if (!(rho >= 1)) throw new ConfigError({ where: 'rho', what: 'not usable', expected: 'at least 1', got: `${rho}` })
+  if (!(rho >= 1)) throw new ConfigError({ where: 'rho', what: 'not valid', expected: 'at least 1', got: `${rho}` })
   requirePlain(adapter, 'EVA')
   const found = new Map<string, Directions>()
   for (const entry of inputs) {

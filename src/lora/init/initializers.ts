@@ -68,7 +68,7 @@ function drawnOrthogonal(rank: number, [d, k]: readonly [number, number], random
   if (rank % 2 !== 0) {
     throw new ConfigError({
       where: 'rank',
-      what: 'not usable for init orthogonal',
+      what: 'not valid for init orthogonal',
       expected: 'an even number',
       got: `${rank}`,
     })

@@ -58,21 +58,21 @@ function checkConvertible(adapter: LoraAdapter, from: BaseWeights | LoraAdapter)
   if (other !== undefined) {
     throw new UnsupportedError({
       where: other.name,
-      what: `a ${other.kind} is not made plain LoRA`,
+      what: `a part of kind ${other.kind} cannot be turned into plain LoRA`,
     })
   }
   if (from instanceof LoraAdapter || takesFromBase(init)) return
   if (!changesBase(init)) {
     throw new ConfigError({
       where: 'init',
-      what: 'the adapter is plain LoRA already',
+      what: 'this adapter is plain LoRA already',
       got: init,
-      hint: 'Merge or swap it as it is',
+      hint: 'You can use it without conversion',
     })
   }
   throw new UnsupportedError({
     where: 'init',
-    what: `the base weights are not enough to find out how an adapter of init ${init} started`,
+    what: `the initial values of an adapter with init ${init} cannot be computed from the base weights`,
     expected: 'the adapter as it was before training',
   })
 }

@@ -92,7 +92,7 @@ export class ConvolutionLora extends LinearBacked<ConvolutionTape & { keep: Uint
    * A new layer over a copy of the base's weight (d, in/groups, *kernel), in training mode: A drawn from the seed and the name, B
    * zero, a magnitude of ‖W‖ and a bias of zero where the config has them.
    *
-   * @throws ConfigError when the config or the geometry is not usable, the rank is above min(d, in·K), or the groups do not divide
+   * @throws ConfigError when the config or the geometry is not valid, the rank is above min(d, in·K), or the groups do not divide
    *   it; UnsupportedError for an init that PEFT does not support for convolutions; ShapeError when the weight does not fit the
    *   number of groups
    */
@@ -158,7 +158,7 @@ export class ConvolutionLora extends LinearBacked<ConvolutionTape & { keep: Uint
    * Gives it its base convolution: a copy of the weight (d, in/groups, *kernel), and how it moves. Around the input are zeros:
    * PEFT's A pads with them whatever the base does.
    *
-   * @throws ShapeError when the weight has another shape, ConfigError for a geometry that is not usable, StateError while merged
+   * @throws ShapeError when the weight has another shape, ConfigError for a geometry that is not valid, StateError while merged
    */
   attachBase(weight: Tensor<FloatArray>, geometry: ConvolutionGeometry = {}): this {
     checkTensorShape(weight, this.shape, this.#where('baseWeight'))

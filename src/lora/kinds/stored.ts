@@ -113,7 +113,7 @@ abstract class StoredPart extends Part {
   abstract effectiveWeight(): Tensor<FloatArray>
 
   merge(): void {
-    if (this.#isMerged) throw new StateError({ where: where(this.name, 'merge'), what: 'merged already' })
+    if (this.#isMerged) throw new StateError({ where: where(this.name, 'merge'), what: 'it is merged already' })
     this.#isMerged = true
   }
 
@@ -175,7 +175,7 @@ export class Replacement extends StoredPart {
 
   /**
    * @param name the tensor's, as in `classifier.weight`
-   * @throws ShapeError when shape and values disagree; ConfigError for arguments that are not usable
+   * @throws ShapeError when shape and values disagree; ConfigError for arguments that are not valid
    */
   constructor(name: string, values: StoredValues, options: ReplacementOptions = {}) {
     super(name, values)
@@ -229,7 +229,7 @@ export class TokenRows extends StoredPart {
     this.#module = module
     this.indices = Object.freeze([...indices])
     if (indices.some((token) => token < 0) || new Set(indices).size < indices.length) {
-      throw new ConfigError({ where: this.name, what: 'not usable as tokens', expected: 'different indices of rows' })
+      throw new ConfigError({ where: this.name, what: 'not valid as tokens', expected: 'different indices of rows' })
     }
     if (rows.shape.length === 2 && rows.shape[0] === indices.length) return
     throw new ShapeError({

@@ -35,7 +35,7 @@ export interface Windows {
   readonly kernelSize: number
 }
 
-/** @throws ConfigError when a setting is not usable for the kernel */
+/** @throws ConfigError when a setting is not valid for the kernel */
 export function stepsOf(
   kernel: readonly number[],
   { stride = 1, padding = 0, dilation = 1 }: ConvolutionGeometry,
@@ -48,7 +48,7 @@ export function stepsOf(
     }
     throw new ConfigError({
       where: `${where}.${setting}`,
-      what: 'not usable',
+      what: 'not valid',
       expected: `an integer of at least ${least}, or ${kernel.length} of them`,
       got: JSON.stringify(value),
     })

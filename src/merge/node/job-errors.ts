@@ -12,7 +12,7 @@ export function unfinishedError(
   return new FileError({
     where: folder,
     what: `${missing.length} of ${own.length} files are missing, damaged or made from another base: ${listed(missing.map(({ path: name }) => name))}`,
-    hint: 'Run their shares again, then finish',
+    hint: 'Run these jobs again (share, --shards), and then finish (--finish)',
   })
 }
 

@@ -21,7 +21,7 @@ import {
   planOnnx,
 } from '../merge.js'
 import type { OutputShard } from '../plan/layout.js'
-import type { MergePlanReport, MergeReport } from '../report.js'
+import type { MergeFormat, MergePlanReport, MergeReport } from '../report.js'
 import { checkPathSettings, type PathSettings, refuseForFormat } from '../settings.js'
 import {
   begunShards,
@@ -136,6 +136,10 @@ export class MergeJob {
       await parts.opened?.close()
       throw error
     }
+  }
+
+  get format(): MergeFormat {
+    return this.#chosen.format
   }
 
   /** What {@link run} would do. */

@@ -37,10 +37,11 @@ export async function planMerge(options: MergeToPath): Promise<MergePlanReport> 
 export async function unmerge({ merged, original, ...options }: UnmergeToPath): Promise<UnmergeReport> {
   const request = await requestOf({ ...options, base: merged }, merged, -1)
   const first = original === undefined ? undefined : await baseOf(original)
-  if (first !== undefined && request.base.file?.endsWith('.onnx')) refuseComparing('onnx')
-  const report = await run(request)
+  const report = await withJob(request, true, (job) => {
+    if (first !== undefined) refuseComparing(job.format)
+    return job.run()
+  })
   if (first === undefined || options.share !== undefined) return { ...report, differences: undefined }
-  refuseComparing(report.format)
   const { directory, file } = await locate(path.resolve(options.out))
   return { ...report, differences: await compareCheckpoints(directory, first.directory, file, first.file) }
 }

@@ -25,8 +25,8 @@ export function refuseEnding(out: string, format: MergeFormat): void {
   if (ending === undefined || ending === format) return
   throw new FileError({
     where: out,
-    what: `the result is no .${ending} file`,
-    expected: format === 'both' ? 'a folder' : `a folder, or a file ending in .${format}`,
+    what: `the result cannot be written as .${ending}`,
+    expected: format === 'both' ? 'a folder' : `a folder, or a file name that ends in .${format}`,
   })
 }
 
@@ -125,7 +125,9 @@ export async function refuseOutput(
   throw new FileError({
     where: out,
     what: overwrite ? 'not overwritten, because no merge wrote it' : there,
-    hint: mayGo ? 'Choose another place, or replace it: overwrite: true (--overwrite)' : 'Choose another place',
+    hint: mayGo
+      ? 'Choose another place for the result, or replace it with overwrite (--overwrite)'
+      : 'Choose another place',
   })
 }
 

@@ -116,7 +116,7 @@ export interface OpenAdapters {
  *
  * @param sign −1 to take adapters out again
  * @param options as openAdapter's: with `isTolerant`, what is wrong with an adapter is passed over
- * @throws what openAdapter throws; ConfigError when a weight is not usable, MismatchError when there is nothing to merge,
+ * @throws what openAdapter throws; ConfigError when a weight is not valid, MismatchError when there is nothing to merge,
  *   UnsupportedError when a part that is no sum would be weighted or unmerged
  */
 export async function openAdapters(

@@ -85,7 +85,7 @@ export function stackedLayer(
   if (layout === undefined) {
     throw new MismatchError({
       where: info.name,
-      what: 'the adapter was made for another shape of this parameter',
+      what: 'the adapter has another shape for this parameter',
       expected:
         experts === 1 ? formatShape([d, k]) : `${formatShape([experts, d, k])} or ${formatShape([experts, k, d])}`,
       got: formatShape(info.shape),
@@ -169,7 +169,7 @@ function split(layer: LayerFactors, expert: number, names: readonly string[], te
   if (row === layer.d) return result
   throw new MismatchError({
     where: names[0],
-    what: `the adapter was made for another shape of ${layer.name}.${layer.tensor}`,
+    what: `the adapter has another shape for ${layer.name}.${layer.tensor}`,
     expected: `${layer.d} rows in ${names.join(' and ')}`,
     got: `${row}`,
   })

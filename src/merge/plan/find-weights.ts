@@ -144,7 +144,7 @@ function checkWeight({ name, shape: expected }: LayerFactors, info: TensorInfo):
   if (formatShape(shape) === formatShape(expected)) return
   throw new MismatchError({
     where: tensor,
-    what: 'the adapter was made for another shape of this weight',
+    what: 'the adapter has another shape for this weight',
     expected: formatShape(expected),
     got: formatShape(shape),
     hint: isVocabularyModule(name)

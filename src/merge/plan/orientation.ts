@@ -13,6 +13,16 @@ const CONV1D_NAMES = /(^|\.)(c_attn|c_proj|c_fc|q_attn)$/
 /** Of these, the ones with more outputs than inputs. */
 const WIDENING = /(^|\.)(c_attn|c_fc)\.weight$/
 
+/** Whether a module is one of Conv1D in a checkpoint: such models store all of them as (k, d). */
+export function isConv1dModule(module: string, tensors: ReadonlyMap<string, CheckpointTensor>): boolean {
+  if (!CONV1D_NAMES.test(module)) return false
+  for (const [name, { info }] of tensors) {
+    const [rows, columns] = info.shape
+    if (info.shape.length === 2 && WIDENING.test(name) && rows !== columns) return rows < columns
+  }
+  return false
+}
+
 /** All of a merge: its layers, and where their weights are. */
 interface Merge {
   readonly layers: readonly LayerFactors[]

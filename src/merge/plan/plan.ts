@@ -97,7 +97,7 @@ function checkShardSize(maxShardBytes: number | undefined): void {
   if (maxShardBytes === undefined || (Number.isSafeInteger(maxShardBytes) && maxShardBytes > 0)) return
   throw new ConfigError({
     where: 'maxShardBytes',
-    what: 'not usable',
+    what: 'not valid',
     expected: 'a whole number of bytes above 0',
     got: String(maxShardBytes),
   })

@@ -12,6 +12,16 @@ export function workerOptions(): { execArgv?: [] } {
   return process.execArgv.some((option) => option.startsWith('--input-type')) ? { execArgv: [] } : {}
 }
 
+/** Threads that were given up and have not ended. */
+const stuck = new Set<Worker>()
+
+/**
+ * Whether a thread is in a run that does not end. Node waits for it at its end, and aborts then. Only a signal ends such a process.
+ */
+export function hasStuckWorker(): boolean {
+  return stuck.size > 0
+}
+
 /** Starts a worker thread from a module URL. It does not keep the process alive unless held. */
 export function spawnNodeWorker(entry: URL): Port {
   const worker = new Worker(entry, workerOptions())
@@ -24,6 +34,11 @@ export function spawnNodeWorker(entry: URL): Port {
     },
     hold: (isHeld) => (isHeld ? worker.ref() : worker.unref()),
     close: async () => void (await worker.terminate()),
+    abandon() {
+      stuck.add(worker)
+      worker.once('exit', () => stuck.delete(worker))
+      worker.unref()
+    },
   }
 }
 

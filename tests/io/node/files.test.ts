@@ -239,7 +239,7 @@ describe('folders', () => {
     expect((await failure(locate(at('y.onnx')))).message).toBe(`${at('y.onnx')}: no such file or folder`)
     const hub = (await failure(locate('somebody/Some-Model-1.5B'))).message
     expect(hub).toMatch(
-      /^somebody\/Some-Model-1\.5B: no such file or folder\. A model of the Hub is hf:somebody\/Some-Model-1\.5B/,
+      /^somebody\/Some-Model-1\.5B: no such file or folder\. If somebody is a local folder, this name is a path\. For a model on the Hub, write hf:somebody\/Some-Model-1\.5B/,
     )
   })
 })

@@ -212,7 +212,7 @@ describe('refuses', () => {
     const attach = (geometry: ConvolutionGeometry) => () => made.attachBase(tensor([4, 3, 3, 2], 1), geometry)
     expect(attach({ stride: 0 })).toThrow(ConfigError)
     expect(attach({ stride: [1, 1, 1] })).toThrow(
-      'c.stride: not usable; expected an integer of at least 1, or 2 of them',
+      'c.stride: not valid; expected an integer of at least 1, or 2 of them',
     )
     expect(attach({ padding: -1 })).toThrow(ConfigError)
     expect(attach({ dilation: 1.5 })).toThrow(ConfigError)
@@ -226,7 +226,7 @@ describe('refuses', () => {
     expect(() => made.forward(tensor([1, 3, 2, 5], 1))).toThrow(
       'c.input: the kernel is larger than the padded input; expected at least (3, 2), got (2, 5)',
     )
-    expect(() => made.backward(tensor([1, 4, 3, 4], 1))).toThrow('c.backward: no forward to differentiate')
+    expect(() => made.backward(tensor([1, 4, 3, 4], 1))).toThrow('c.backward: there was no forward()')
     made.forward(tensor([1, 3, 5, 5], 1))
     expect(() => made.backward(tensor([1, 4, 3, 3], 1))).toThrow('c.gradOutput: wrong shape; expected (1, 4, 3, 4)')
     made.merge()

@@ -216,7 +216,7 @@ describe('mergeFiles', () => {
     await merge(false)
     await expect(merge(false)).rejects.toMatchObject({
       code: 'FILE',
-      hint: 'Choose another place, or replace it: overwrite: true (--overwrite)',
+      hint: 'Choose another place for the result, or replace it with overwrite (--overwrite)',
     })
     await merge(true)
     expect(await weights(setup.out)).toEqual(await expected(setup))

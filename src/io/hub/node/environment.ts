@@ -40,7 +40,7 @@ export function hubEnvironment(variables: Variables = process.env): HubEnvironme
     const expected = 'a whole number of seconds'
     throw new ConfigError({
       where: 'HF_HUB_DOWNLOAD_TIMEOUT',
-      what: 'not usable',
+      what: 'not valid',
       expected,
       got: JSON.stringify(seconds),
     })

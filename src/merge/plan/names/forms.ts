@@ -70,7 +70,7 @@ function sharedLayer(
   if (!isFitting || layer.isInputMajor || layer.experts !== undefined) {
     throw new MismatchError({
       where: tensor,
-      what: `the adapter was made for another shape of ${layer.name}, which is ${rows} of ${total} parts of this tensor`,
+      what: `the adapter has another shape for ${layer.name}, which is ${rows} of ${total} parts of this tensor`,
       expected: formatShape([(own * total) / rows, ...(shape.length === 1 ? [] : [layer.k])]),
       got: formatShape(shape),
     })
@@ -150,7 +150,7 @@ function sum(shapes: readonly (readonly number[])[], axis: number): number {
 function partsError({ name, tensor, d }: LayerFactors, names: readonly string[], rows: number): MismatchError {
   return new MismatchError({
     where: names[0],
-    what: `the adapter was made for another shape of ${name}.${tensor}`,
+    what: `the adapter has another shape for ${name}.${tensor}`,
     expected: `${d} rows in ${names.join(' and ')}`,
     got: `${rows}`,
   })

@@ -1,0 +1,67 @@
+// How a model of sentence-transformers makes one vector of a text: modules.json names what follows the encoder, 1_Pooling/config.json
+// says how the tokens' vectors become one.
+
+import { type Directory, readJson } from '../base/bytes.js'
+
+/** How the vectors of a text's tokens become one. */
+export type Pooling = (typeof POOLINGS)[number]
+
+export const POOLINGS = ['mean', 'cls'] as const
+
+/** What a folder says of the vectors of texts. */
+export interface SentenceModules {
+  /** `mean` where the folder says nothing. Another text: a way that is not known here. */
+  readonly pooling: string
+  /** Vectors are scaled to length 1. */
+  readonly normalize: boolean
+  /** Types of modules behind the pooling that compute, such as Dense. */
+  readonly others: readonly string[]
+  /** Longer texts are cut to so many tokens; undefined: what the model takes. */
+  readonly maxLength: number | undefined
+}
+
+const MODES: Readonly<Record<string, string>> = {
+  pooling_mode_mean_tokens: 'mean',
+  pooling_mode_cls_token: 'cls',
+  pooling_mode_max_tokens: 'max',
+  pooling_mode_mean_sqrt_len_tokens: 'mean_sqrt_len',
+  pooling_mode_weightedmean_tokens: 'weightedmean',
+  pooling_mode_lasttoken: 'lasttoken',
+}
+
+/** Reads modules.json and the files that it names; what is missing has the default. */
+export async function readSentenceModules(directory: Directory): Promise<SentenceModules> {
+  const modules = listOf(await readOptional(directory, 'modules.json'))
+  const typeOf = ({ type }: Record<string, unknown>) => String(type).replace(/^.*\./, '')
+  const pooling = modules.find((module) => typeOf(module) === 'Pooling')
+  const path = typeof pooling?.path === 'string' && pooling.path !== '' ? pooling.path : '1_Pooling'
+  const config = objectOf(await readOptional(directory, `${path}/config.json`))
+  const own = objectOf(await readOptional(directory, 'sentence_bert_config.json'))
+  const length = own.max_seq_length
+  return {
+    pooling: modeOf(config),
+    normalize: modules.some((module) => typeOf(module) === 'Normalize'),
+    others: modules.map(typeOf).filter((type) => !/^(Transformer|Pooling|Normalize|Dropout)$/.test(type)),
+    maxLength: Number.isSafeInteger(length) && (length as number) > 1 ? (length as number) : undefined,
+  }
+}
+
+/** Newer configs name the mode itself; older ones have a switch for each. Several at once are one word here. */
+function modeOf(config: Readonly<Record<string, unknown>>): string {
+  const named = config.pooling_mode
+  if (named !== undefined) return [named].flat().map(String).join('+')
+  const on = Object.entries(MODES).filter(([key]) => config[key] === true)
+  return on.length === 0 ? 'mean' : on.map(([, mode]) => mode).join('+')
+}
+
+async function readOptional(directory: Directory, path: string): Promise<unknown> {
+  return (await directory.has(path)) ? readJson(directory, path) : undefined
+}
+
+function objectOf(value: unknown): Readonly<Record<string, unknown>> {
+  return typeof value === 'object' && value !== null && !Array.isArray(value) ? (value as Record<string, unknown>) : {}
+}
+
+function listOf(value: unknown): Record<string, unknown>[] {
+  return Array.isArray(value) ? value.map(objectOf) : []
+}

@@ -1,0 +1,100 @@
+// Texts and pairs of texts in batches of like length, for models that read them whole: what is filled up is masked, so that the result of a
+// text does not depend on the others.
+
+import { anyOf, COUNT, checkArgument, isObject, kind, SIGNAL, STRING } from '../base/options.js'
+import { encoderInputs } from '../graph/inputs/encoder.js'
+import { type Model, requireTokenizer } from '../graph/model-folder.js'
+import type { Graph } from '../graph/view/graph.js'
+import type { Feeds } from '../runtime/runtime.js'
+import { attentionMask, padded } from '../tasks/token-batch.js'
+import { checkVocabulary } from '../text/records.js'
+import type { BatchOptions, TextOrPair } from './session.js'
+
+/** Texts in a run where nothing else is asked for. */
+const BATCH_SIZE = 8
+
+/** What the options of {@link BatchOptions} may be. */
+export const BATCH_KINDS = { maxLength: COUNT, batchSize: COUNT, signal: SIGNAL }
+
+const PAIR = kind('an object with text and textPair', (value) => {
+  if (!isObject(value)) return false
+  const { text, textPair, ...others } = value
+  const isPair = textPair === undefined || typeof textPair === 'string'
+  return typeof text === 'string' && isPair && Object.keys(others).length === 0
+})
+
+/** One text as a call gives it. */
+export const TEXT_OR_PAIR = anyOf(STRING, PAIR)
+
+/** A text as the model takes it. */
+export interface EncodedText {
+  readonly ids: readonly number[]
+  readonly typeIds: readonly number[]
+  readonly isTruncated: boolean
+}
+
+/**
+ * The texts of a call as a list, checked.
+ *
+ * @throws ConfigError naming the text that is none
+ */
+export function listOfTexts<T>(texts: T | readonly T[], expected: Parameters<typeof checkArgument>[1]): readonly T[] {
+  const list = Array.isArray(texts) ? (texts as readonly T[]) : [texts as T]
+  list.forEach((text, i) => void checkArgument(text, expected, Array.isArray(texts) ? `texts[${i}]` : 'texts'))
+  return list
+}
+
+/** @throws FileError when the model has no tokenizer, MismatchError when the tokenizer is another model's */
+export function encodeTexts(
+  model: Model,
+  texts: readonly TextOrPair[],
+  limit = Number.POSITIVE_INFINITY,
+): EncodedText[] {
+  const { vocabularySize, contextLength = Number.POSITIVE_INFINITY } = model
+  const tokenizer = requireTokenizer(model)
+  return texts.map((input) => {
+    const { text, textPair } = typeof input === 'string' ? { text: input, textPair: undefined } : input
+    const encoded = tokenizer.encodeTexts(text, textPair, Math.min(limit, contextLength))
+    checkVocabulary(encoded.ids, { tokenizer, vocabularySize })
+    return encoded
+  })
+}
+
+/** A batch of texts. */
+export interface TextBatch {
+  /** Numbers of the texts. */
+  readonly texts: readonly number[]
+  /** What they are filled up to. */
+  readonly sequence: number
+  readonly feeds: Feeds
+}
+
+/**
+ * All texts, those of like length together.
+ *
+ * @throws UnsupportedError when the graph is no encoder; the signal's reason
+ */
+export function* batchesOf(
+  { padTokenId }: Pick<Model, 'padTokenId'>,
+  graph: Graph,
+  encoded: readonly EncodedText[],
+  { batchSize = BATCH_SIZE, signal }: BatchOptions,
+): Generator<TextBatch, void> {
+  const inputs = encoderInputs(graph)
+  const order = [...encoded.keys()].sort((a, b) => encoded[a].ids.length - encoded[b].ids.length)
+  for (let from = 0; from < order.length; from += batchSize) {
+    signal?.throwIfAborted()
+    const texts = order.slice(from, from + batchSize)
+    const ids = texts.map((i) => encoded[i].ids)
+    const types = texts.map((i) => encoded[i].typeIds)
+    const sequence = Math.max(...ids.map(({ length }) => length))
+    const feeds = inputs.feeds({
+      batch: texts.length,
+      sequence,
+      inputIds: padded(ids, sequence, padTokenId),
+      attentionMask: attentionMask(ids, sequence),
+      tokenTypeIds: padded(types, sequence, 0),
+    })
+    yield { texts, sequence, feeds }
+  }
+}

@@ -1,0 +1,113 @@
+// The leading part of the SVD of a matrix that is read in passes: subspace iteration from random directions (Halko, Martinsson and Tropp
+// 2011, arXiv 0909.4061, algorithms 4.4 and 5.1). Products are in f32, for they are nearly all of the work; the small problems are in f64.
+
+import { Random } from '../base/random.js'
+import type { Matrix } from '../base/tensor.js'
+import { symmetricEigenvalues } from './eigen.js'
+import { copyAs, product, transpose } from './product.js'
+import { orthonormalRows } from './qr.js'
+import { normals, truncated } from './randomized-svd.js'
+import { type Svd, svd } from './svd.js'
+
+/** A matrix (d, k) that need not be in memory: each call reads its rows once. */
+export interface StreamedMatrix {
+  readonly shape: readonly [d: number, k: number]
+  /** Σ of all squares. */
+  readonly energy: number
+  /** Calls `use` with rows from `first` on, in f32, block after block. */
+  forEachBlock(use: (block: Matrix, first: number) => void): Promise<void>
+}
+
+const OVERSAMPLING = 12
+const MAX_ITERATIONS = 12
+/** It ends when a pass adds less than this share of the energy that is still missing. */
+const ENOUGH = 2e-3
+/** Up to here a full SVD in f64 is as quick. */
+const SMALL_SIDE = 128
+const SMALL_VALUES = 1 << 20
+/** Missing energy below this share is rounding of f32. */
+const NEGLIGIBLE = 1e-9
+
+/**
+ * u (d, rank), s, vt (rank, k), in f64. The error ‖M − U·S·Vᵀ‖ is within a percent of the smallest there is, mostly far closer.
+ *
+ * @param rank at most min(d, k)
+ */
+export async function streamedSvd(matrix: StreamedMatrix, rank: number, seed = 0): Promise<Svd> {
+  const [d, k] = matrix.shape
+  if (Math.min(d, k) <= SMALL_SIDE && d * k <= SMALL_VALUES) return truncated(svd(await gathered(matrix)), rank)
+  const count = Math.min(rank + OVERSAMPLING, d, k)
+  let directions = normals(new Random(seed, 'streamed-svd'), count, k) // (q, k)
+  let captured = 0
+  for (let step = 0; ; step++) {
+    const left = orthonormalRows(transpose(await timesTransposed(matrix, directions))).rows // (q, d)
+    const image = await transposedTimes(matrix, transpose(copyAs(left, new Float32Array())), count) // (q, k)
+    const gram = product(image, image, { transposeB: true })
+    const energy = symmetricEigenvalues(gram)
+      .subarray(0, rank)
+      .reduce((sum, value) => sum + value, 0)
+    const missing = matrix.energy - energy
+    const isLast = step === MAX_ITERATIONS - 1 || count === Math.min(d, k)
+    if (isLast || energy - captured <= ENOUGH * missing || missing <= NEGLIGIBLE * matrix.energy) {
+      return turned(left, image, rank)
+    }
+    captured = energy
+    directions = orthonormalRows(image).rows
+  }
+}
+
+async function gathered(matrix: StreamedMatrix): Promise<Matrix> {
+  const [d, k] = matrix.shape
+  const data = new Float64Array(d * k)
+  await matrix.forEachBlock((block, first) => data.set(block.data, first * k))
+  return { data, shape: [d, k] }
+}
+
+/** The best `rank` directions of M ≈ leftᵀ·image. */
+function turned(left: Matrix, image: Matrix, rank: number): Svd {
+  const { u, s, vt } = svd(image) // (q, q), q, (q, k)
+  const q = u.shape[1]
+  const turns = new Float64Array(rank * q)
+  for (let i = 0; i < q; i++) for (let j = 0; j < rank; j++) turns[j * q + i] = u.data[i * q + j]
+  const rows = product({ data: turns, shape: [rank, q] }, left) // (rank, q) @ (q, d)
+  return {
+    u: transpose(rows),
+    s: s.slice(0, rank),
+    vt: { data: vt.data.slice(0, rank * vt.shape[1]), shape: [rank, vt.shape[1]] },
+  }
+}
+
+/** M·directionsᵀ: (d, k) @ (k, q) → (d, q). */
+async function timesTransposed(matrix: StreamedMatrix, directions: Matrix): Promise<Matrix> {
+  const [d] = matrix.shape
+  const q = directions.shape[0]
+  const right = copyAs(directions, new Float32Array())
+  const result = new Float64Array(d * q)
+  await matrix.forEachBlock((block, first) => {
+    result.set(product(block, right, { transposeB: true }).data, first * q)
+  })
+  return { data: result, shape: [d, q] }
+}
+
+/** leftᵀ·M for left (d, q): (q, k), whose sum over blocks is in f64. */
+async function transposedTimes(matrix: StreamedMatrix, left: Matrix, q: number): Promise<Matrix> {
+  const [, k] = matrix.shape
+  const result = new Float64Array(q * k)
+  await matrix.forEachBlock((block, first) => {
+    const own: Matrix = {
+      data: left.data.subarray(first * q, (first + block.shape[0]) * q),
+      shape: [block.shape[0], q],
+    }
+    const part = product(own, block, { transposeA: true }).data
+    for (let i = 0; i < result.length; i++) result[i] += part[i]
+  })
+  return { data: result, shape: [q, k] }
+}
+
+/** A matrix in memory, as one that is streamed. */
+export function inMemory({ data, shape }: Matrix): StreamedMatrix {
+  const own: Matrix = { data: data instanceof Float32Array ? data : Float32Array.from(data), shape }
+  let energy = 0
+  for (let i = 0; i < own.data.length; i++) energy += own.data[i] * own.data[i]
+  return { shape, energy, forEachBlock: async (use) => use(own, 0) }
+}

@@ -1,0 +1,286 @@
+// Embedding: one vector for a text, so that texts of like meaning have like vectors. What lies between the encoder and the vector is the
+// model's own pooling. The loss is over the vectors of a whole step, which takes two passes.
+
+import { ConfigError, DataError, UnsupportedError } from '../base/errors.js'
+import { numberKind, type OptionTable, oneOf } from '../base/options.js'
+import { type EncoderInputs, encoderInputs } from '../graph/inputs/encoder.js'
+import { type Model, requireTokenizer } from '../graph/model-folder.js'
+import type { Pooling } from '../graph/sentence-modules.js'
+import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
+import type { Value } from '../graph/view/builder.js'
+import { readGraph } from '../graph/view/read-graph.js'
+import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
+import { checkVocabulary } from '../text/records.js'
+import { cosineLoss, cosineOf, inBatchLoss, tripletLoss, type VectorLoss, type Vectors } from './contrastive.js'
+import { appendPooling, poolingOf, tokenVectors } from './pooling.js'
+import { retrievalMetrics, spearman } from './ranking-metrics.js'
+import type { Examples, OpenTask, StepRun, Task } from './task.js'
+import { attentionMask, PROBE_BATCHES, padded, tokenLengths } from './token-batch.js'
+
+/** A row of data. */
+export interface RelatedTexts {
+  /** A text, its partner, and perhaps a text that is none. */
+  readonly texts: readonly string[]
+  /** How alike a pair is, from −1 to 1. */
+  readonly score: number | undefined
+}
+
+/** A tokenized row. */
+export interface RelatedExample {
+  readonly texts: readonly { readonly ids: Int32Array; readonly typeIds: Int32Array }[]
+  readonly score: number | undefined
+}
+
+/** How an embedding is trained. */
+export interface EmbeddingOptions {
+  /** Default: cosine where rows have scores, else in-batch. */
+  readonly loss?: 'in-batch' | 'cosine' | 'triplet' | undefined
+  /** What cosines are divided by in the loss in-batch. Default 0.05. */
+  readonly temperature?: number | undefined
+  /** By how much a partner has to be nearer than the negative, in the loss triplet. Default 0.2. */
+  readonly margin?: number | undefined
+}
+
+const OPTIONS: OptionTable<EmbeddingOptions> = {
+  loss: oneOf('in-batch', 'cosine', 'triplet'),
+  temperature: numberKind('a number above 0', (value) => value > 0 && Number.isFinite(value)),
+  margin: numberKind('a number above 0', (value) => value > 0 && Number.isFinite(value)),
+}
+
+/** Fields of rows, as lowrank and sentence-transformers name them. */
+const FIELDS = [
+  ['text', 'textPair'],
+  ['anchor', 'positive'],
+  ['query', 'answer'],
+  ['sentence1', 'sentence2'],
+] as const
+
+const GRADIENT = 'loss/vector-gradients'
+const MASK = 'attention_mask'
+/** Places that recall is told for. */
+const RECALLS = [1, 10]
+
+export const embedding: Task<RelatedTexts, RelatedExample, EmbeddingOptions> = {
+  name: 'embedding',
+  peftType: 'FEATURE_EXTRACTION',
+  reading: 'embed',
+  options: OPTIONS,
+
+  check(model) {
+    const graph = readGraph(model.onnx.proto)
+    encoderInputs(graph)
+    tokenVectors(graph)
+    poolingOf(model.sentence)
+    if (graph.inputs.some(({ name }) => name === MASK)) return
+    throw new UnsupportedError({ where: 'ONNX model', what: `no input ${MASK}, which tells texts from what fills up` })
+  },
+
+  parse: parseRelatedTexts,
+
+  encode({ texts, score }, { model, maxLength }) {
+    const tokenizer = requireTokenizer(model)
+    const limit = Math.min(maxLength, model.sentence.maxLength ?? Number.POSITIVE_INFINITY)
+    const encoded = texts.map((text) => tokenizer.encodeTexts(text, undefined, limit))
+    for (const { ids } of encoded) checkVocabulary(ids, { tokenizer, vocabularySize: model.vocabularySize })
+    const example = {
+      texts: encoded.map(({ ids, typeIds }) => ({ ids: Int32Array.from(ids), typeIds: Int32Array.from(typeIds) })),
+      score,
+    }
+    return { examples: [example], isTruncated: encoded.some(({ isTruncated }) => isTruncated) }
+  },
+
+  tokens: ({ texts: [{ ids }] }) => ({ ids, counts: () => false }),
+
+  open: (model, examples, options = {}) => new Embedding(model, examples, options),
+}
+
+/** Throws DataError for what are no texts that belong together. */
+function parseRelatedTexts(row: unknown, where: string): RelatedTexts {
+  const record = (typeof row === 'object' && row !== null ? row : {}) as Record<string, unknown>
+  const refuse = (what: string, got: string) =>
+    new DataError({
+      where,
+      what,
+      expected: '"text" and "textPair" (or anchor and positive, sentence1 and sentence2), and "negative" or "score"',
+      got,
+      hint: 'If the fields have other names, give them with columns: { text: …, textPair: … }',
+    })
+  const names = FIELDS.find(([first, second]) => first in record && second in record)
+  if (names === undefined) throw refuse('no pair of texts', Object.keys(record).join(', ') || 'no fields')
+  const fields = [...names, ...(record.negative === undefined || record.negative === null ? [] : ['negative'])]
+  const texts = fields.map((name) => record[name])
+  const bad = texts.findIndex((text) => typeof text !== 'string' || text.trim() === '')
+  if (bad !== -1) throw refuse(`${fields[bad]} is no text, or an empty one`, JSON.stringify(texts[bad]) ?? 'nothing')
+  const { score } = record
+  if (score === undefined || score === null) return { texts: texts as string[], score: undefined }
+  const isScore = typeof score === 'number' && score >= -1 && score <= 1
+  if (!isScore) throw refuse('score is no number between −1 and 1', JSON.stringify(score))
+  return { texts: texts as string[], score }
+}
+
+class Embedding implements OpenTask<RelatedExample> {
+  readonly probe: OpenTask['probe']
+  readonly #model: Model
+  readonly #inputs: EncoderInputs
+  readonly #pooling: Pooling
+  readonly #loss: NonNullable<EmbeddingOptions['loss']>
+  readonly #options: EmbeddingOptions
+  /** Texts of each example. */
+  readonly #count: number
+
+  constructor(model: Model, examples: Examples<RelatedExample>, options: EmbeddingOptions) {
+    this.#model = model
+    this.#inputs = encoderInputs(readGraph(model.onnx.proto))
+    this.#pooling = poolingOf(model.sentence)
+    const first = examples.at(0)!
+    this.#count = first.texts.length
+    this.#options = options
+    this.#loss = options.loss ?? (first.score === undefined ? 'in-batch' : 'cosine')
+    for (const example of examples) this.#check(example)
+    const [a, b] = PROBE_BATCHES.map(({ batch, sequence }) => {
+      const ids = Array.from({ length: batch }, () => new Int32Array(sequence))
+      return this.#feeds(ids, ids, sequence)
+    })
+    this.probe = { feeds: [a, b], lengths: tokenLengths() }
+  }
+
+  forward(graph: ObjectiveGraph): Value {
+    const pooled = appendPooling(graph.g, tokenVectors(graph.graph), MASK, this.#pooling)
+    return graph.fedGradient(graph.predict(pooled), GRADIENT)
+  }
+
+  cost({ texts }: RelatedExample): number {
+    return Math.max(...texts.map(({ ids }) => ids.length))
+  }
+
+  collate(examples: readonly RelatedExample[], length: number): Feeds {
+    for (const example of examples) this.#check(example)
+    const all = Array.from({ length: this.#count }, (_, i) => examples.map(({ texts }) => texts[i])).flat()
+    return this.#feeds(
+      all.map(({ ids }) => ids),
+      all.map(({ typeIds }) => typeIds),
+      length,
+    )
+  }
+
+  #feeds(ids: readonly Int32Array[], types: readonly Int32Array[], length: number): Feeds {
+    return this.#inputs.feeds({
+      batch: ids.length,
+      sequence: length,
+      inputIds: padded(ids, length, this.#model.padTokenId),
+      attentionMask: attentionMask(ids, length),
+      tokenTypeIds: padded(types, length, 0),
+    })
+  }
+
+  normalizer(examples: readonly RelatedExample[]): number {
+    return examples.length
+  }
+
+  content({ texts, score }: RelatedExample): (Int32Array | Uint8Array)[] {
+    return [...texts.flatMap(({ ids, typeIds }) => [ids, typeIds]), new TextEncoder().encode(String(score))]
+  }
+
+  /** The vectors of each example's texts. */
+  predict(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly RelatedExample[]): Float32Array[][] {
+    const { data, dims } = vectorsIn(outputs)
+    const [, width] = dims
+    return examples.map((_, row) =>
+      Array.from({ length: this.#count }, (_, i) => {
+        const at = (i * examples.length + row) * width
+        return (data as Float32Array).slice(at, at + width)
+      }),
+    )
+  }
+
+  stepLoss(runs: readonly StepRun<RelatedExample>[]): { loss: number; feeds: Feeds[] } {
+    const examples = runs.flatMap((run) => run.examples)
+    const rows = runs.flatMap((run) => this.predict(run.outputs, run.examples))
+    const width = rows[0][0].length
+    const groups = Array.from({ length: this.#count }, (_, i): Vectors => {
+      const data = new Float32Array(rows.length * width)
+      rows.forEach((texts, row) => void data.set(texts[i], row * width))
+      return { data, width }
+    })
+    const { loss, gradients } = this.#lossOf(groups, examples)
+    let from = 0
+    const feeds = runs.map((run): Feeds => {
+      const count = run.examples.length
+      const own = gradients.map((gradient) => gradient.subarray(from * width, (from + count) * width))
+      from += count
+      const data = new Float32Array(this.#count * count * width)
+      own.forEach((part, i) => void data.set(part, i * count * width))
+      return { [GRADIENT]: { type: 'float32', data, dims: [this.#count * count, width] } }
+    })
+    return { loss, feeds }
+  }
+
+  #lossOf(groups: readonly Vectors[], examples: readonly RelatedExample[]): VectorLoss {
+    const { temperature = 0.05, margin = 0.2 } = this.#options
+    switch (this.#loss) {
+      case 'cosine':
+        return cosineLoss(
+          groups,
+          examples.map(({ score }) => score!),
+        )
+      case 'triplet':
+        return tripletLoss(groups, margin)
+      case 'in-batch':
+        return inBatchLoss(groups, temperature, sameTexts(examples))
+    }
+  }
+
+  metrics({
+    examples,
+    predictions,
+  }: {
+    examples: readonly RelatedExample[]
+    predictions: readonly unknown[]
+  }): Record<string, number> {
+    const rows = predictions as readonly Float32Array[][]
+    if (this.#loss === 'cosine') {
+      const scores = examples.map(({ score }) => score!)
+      return {
+        spearman: spearman(
+          rows.map(([a, b]) => cosineOf(a, b)),
+          scores,
+        ),
+      }
+    }
+    return retrievalMetrics(rows.length, (query, candidate) => cosineOf(rows[query][0], rows[candidate][1]), RECALLS)
+  }
+
+  /** Throws DataError unless the example has what the loss needs. */
+  #check({ texts, score }: RelatedExample): void {
+    const refuse = (what: string, expected: string, got: string) =>
+      new DataError({ where: 'data', what, expected, got })
+    if (texts.length !== this.#count) {
+      throw refuse('some records have a negative, others have none', `${this.#count} texts`, `${texts.length}`)
+    }
+    if (this.#loss === 'cosine' && score === undefined) {
+      throw refuse('a record has no score, which the loss cosine needs', 'a score', 'none')
+    }
+    if (this.#loss !== 'cosine' && score !== undefined && this.#options.loss === undefined) {
+      throw refuse('some records have a score, others have none', 'no score', String(score))
+    }
+    if (this.#loss === 'triplet' && texts.length < 3) {
+      throw new ConfigError({ where: 'taskOptions.loss', what: 'triplet needs a "negative" in each record' })
+    }
+  }
+}
+
+function vectorsIn(outputs: Readonly<Record<string, RuntimeTensor>>): RuntimeTensor {
+  return Object.values(outputs).find(({ dims }) => dims.length === 2)!
+}
+
+/** Whether a candidate is the same text as the one that is looked for, or as the one that looks. */
+function sameTexts(examples: readonly RelatedExample[]): (text: number, candidate: number) => boolean {
+  const key = ({ ids }: RelatedExample['texts'][number]) => ids.join()
+  const texts = examples.map(({ texts: [first] }) => key(first))
+  const partners = examples.map(({ texts: [, second] }) => key(second))
+  const candidates = [
+    ...partners,
+    ...examples.flatMap(({ texts: [, , third] }) => (third === undefined ? [] : [key(third)])),
+  ]
+  return (text, candidate) => candidates[candidate] === partners[text] || candidates[candidate] === texts[text]
+}

@@ -1,0 +1,55 @@
+// How well things are ordered: where the right one stands among candidates, and how far two orders or two quantities agree.
+
+/**
+ * The share of queries whose partner is among the best k, and the mean of 1 / place of the partner. Of candidates with the same score the
+ * partner stands last.
+ *
+ * @param score of a query and a candidate; the partner of query i is candidate i
+ */
+export function retrievalMetrics(
+  count: number,
+  score: (query: number, candidate: number) => number,
+  ks: readonly number[],
+): Record<string, number> {
+  const places = Array.from({ length: count }, (_, query) => {
+    const own = score(query, query)
+    let place = 1
+    for (let other = 0; other < count; other++) if (other !== query && score(query, other) >= own) place++
+    return place
+  })
+  const mean = (value: (place: number) => number) => places.reduce((sum, place) => sum + value(place), 0) / count
+  return {
+    ...Object.fromEntries(ks.map((k) => [`recall@${k}`, mean((place) => (place <= k ? 1 : 0))])),
+    mrr: mean((place) => 1 / place),
+  }
+}
+
+/** Pearson's correlation; NaN where one of the two never changes. */
+export function pearson(a: readonly number[], b: readonly number[]): number {
+  const mean = (list: readonly number[]) => list.reduce((sum, value) => sum + value, 0) / list.length
+  const [x, y] = [mean(a), mean(b)]
+  let [product, own, other] = [0, 0, 0]
+  for (let i = 0; i < a.length; i++) {
+    product += (a[i] - x) * (b[i] - y)
+    own += (a[i] - x) ** 2
+    other += (b[i] - y) ** 2
+  }
+  return product / Math.sqrt(own * other)
+}
+
+/** Spearman's: Pearson's of the places, equal values sharing the mean of theirs. */
+export function spearman(a: readonly number[], b: readonly number[]): number {
+  return pearson(placesOf(a), placesOf(b))
+}
+
+function placesOf(values: readonly number[]): number[] {
+  const order = [...values.keys()].sort((i, j) => values[i] - values[j])
+  const places: number[] = Array(values.length)
+  for (let from = 0; from < order.length; ) {
+    let to = from + 1
+    while (to < order.length && values[order[to]] === values[order[from]]) to++
+    for (let i = from; i < to; i++) places[order[i]] = (from + to - 1) / 2
+    from = to
+  }
+  return places
+}

@@ -1,0 +1,191 @@
+// How two adapters, or two checkpoints, differ: layer by layer, without full matrices for adapters and one tensor at a time for checkpoints.
+
+import type { Directory } from '../base/bytes.js'
+import { MismatchError } from '../base/errors.js'
+import { elementCount, formatShape } from '../base/tensor.js'
+import { type Checkpoint, type CheckpointTensor, openCheckpoint } from '../formats/checkpoint.js'
+import type { LoraAdapter } from '../lora/adapter.js'
+import type { PartView } from '../lora/part.js'
+import { type AdapterDifference, compareChanges } from './diff-layer.js'
+import { differenceOf, hasSameBytes, requireFloat } from './difference.js'
+import type { CheckpointPlace } from './extract.js'
+import { changeOf, isFactorPart } from './factor-parts.js'
+import { type OpenedAdapter, openParts } from './open.js'
+import { Steps, type ToolRun } from './progress.js'
+
+/** A layer of two adapters. */
+export interface AdapterLayerDiff extends AdapterDifference {
+  /** The layer's, as in `model.layers.0.self_attn.q_proj`. */
+  name: string
+  kind: PartView['kind']
+  /** Of the weight. */
+  shape: number[]
+}
+
+/** A tensor of two checkpoints. */
+export interface TensorDiff {
+  name: string
+  shape: number[]
+  /** ‖a‖, Frobenius. */
+  normA: number
+  /** ‖b − a‖ */
+  normDifference: number
+  /** ‖b − a‖/‖a‖; 0 where nothing differs. */
+  relativeChange: number
+}
+
+interface Common {
+  /** Layers or tensors that only one has. */
+  onlyA: string[]
+  onlyB: string[]
+  /** √Σ‖b − a‖² / √Σ‖a‖², over what both have. */
+  relativeChange: number
+  /** Names of what differs most, largest ‖b − a‖ first. */
+  topMovers: string[]
+}
+
+/** What {@link diff} gives: layers of adapters, or tensors of checkpoints. */
+export type DiffReport =
+  | (Common & { kind: 'adapters'; layers: AdapterLayerDiff[] })
+  | (Common & { kind: 'checkpoints'; tensors: TensorDiff[] })
+
+const TOP = 10
+
+/** Compares two adapters, as the public function `diff` says (index/verbs.ts). */
+export async function diffAdapters(
+  a: LoraAdapter | Directory,
+  b: LoraAdapter | Directory,
+  run: ToolRun,
+): Promise<DiffReport> {
+  const opened: OpenedAdapter[] = []
+  try {
+    for (const one of [a, b]) opened.push(await openParts(one, 'a comparison'))
+    const [own, other] = opened.map((one) => new Map(one.parts().map((part) => [part.name, part])))
+    const shared = [...own.keys()].filter((name) => other.has(name))
+    const steps = new Steps(shared.length, run)
+    const layers: AdapterLayerDiff[] = []
+    for (const name of shared) {
+      layers.push(await diffPart(name, opened))
+      await steps.next(name)
+    }
+    return { kind: 'adapters', layers, ...summary(layers, own, other) }
+  } finally {
+    for (const one of opened) await one.close()
+  }
+}
+
+async function diffPart(name: string, [a, b]: readonly OpenedAdapter[]): Promise<AdapterLayerDiff> {
+  const [own, other] = [await a.read(name), await b.read(name)]
+  const of = (part: typeof own) => `${part.kind} ${formatShape(part.shape)}`
+  if (of(own) !== of(other)) {
+    throw new MismatchError({
+      where: name,
+      what: 'not the same layer: the adapters belong to different bases',
+      expected: of(own),
+      got: of(other),
+    })
+  }
+  const shape = [...own.shape]
+  if (isFactorPart(own) && isFactorPart(other)) {
+    return { name, kind: own.kind, shape, ...compareChanges(changeOf(own), changeOf(other)) }
+  }
+  const values = [own, other].map((part) => (isFactorPart(part) ? new Float32Array() : part.weight.data))
+  return { name, kind: own.kind, shape, ...compareValues(values[0], values[1]) }
+}
+
+function compareValues(a: ArrayLike<number>, b: ArrayLike<number>): AdapterDifference {
+  let [normA, normB, off, shared] = [0, 0, 0, 0]
+  for (let i = 0; i < a.length; i++) {
+    normA += a[i] ** 2
+    normB += b[i] ** 2
+    off += (b[i] - a[i]) ** 2
+    shared += a[i] * b[i]
+  }
+  const norms = { normA: Math.sqrt(normA), normB: Math.sqrt(normB), normDifference: Math.sqrt(off) }
+  return {
+    ...norms,
+    relativeChange: relative(norms.normDifference, norms.normA),
+    cosine: normA * normB === 0 ? null : shared / Math.sqrt(normA * normB),
+    outputAngles: [],
+    inputAngles: [],
+    singularValues: [],
+  }
+}
+
+/** Compares two checkpoints, as the public function `diff` says (index/verbs.ts). */
+export async function diffCheckpoints(a: CheckpointPlace, b: CheckpointPlace, run: ToolRun): Promise<DiffReport> {
+  const own = await openCheckpoint(a.directory, a.file)
+  try {
+    const other = await openCheckpoint(b.directory, b.file)
+    try {
+      const shared = [...own.tensors.keys()].filter((name) => other.tensors.has(name))
+      if (shared.length === 0) {
+        throw new MismatchError({
+          where: b.directory.name,
+          what: `has no tensor of the name of one in ${a.directory.name}`,
+        })
+      }
+      const steps = new Steps(shared.length, run)
+      const tensors: TensorDiff[] = []
+      for (const name of shared) {
+        tensors.push(await diffTensor(name, own, other))
+        await steps.next(name)
+      }
+      return { kind: 'checkpoints', tensors, ...summary(tensors, own.tensors, other.tensors) }
+    } finally {
+      await other.close()
+    }
+  } finally {
+    await own.close()
+  }
+}
+
+async function diffTensor(name: string, a: Checkpoint, b: Checkpoint): Promise<TensorDiff> {
+  const [own, other] = [a, b].map((checkpoint) => ({
+    checkpoint,
+    tensor: checkpoint.tensors.get(name) as CheckpointTensor,
+  }))
+  const { shape } = own.tensor.info
+  if (formatShape(shape) !== formatShape(other.tensor.info.shape)) {
+    throw new MismatchError({
+      where: name,
+      what: 'not the same tensor in both checkpoints',
+      expected: formatShape(shape),
+      got: formatShape(other.tensor.info.shape),
+    })
+  }
+  const common = { name, shape: [...shape] }
+  const isSame = await hasSameBytes(own, other)
+  // Packed values have no norm, but equal ones are equal.
+  if (isSame && !['F64', 'F32', 'F16', 'BF16'].includes(own.tensor.info.dtype)) {
+    return { ...common, normA: Number.NaN, normDifference: 0, relativeChange: 0 }
+  }
+  for (const { checkpoint, tensor } of [own, other]) requireFloat(tensor.info, checkpoint.directory.name)
+  if (elementCount(shape) === 0) return { ...common, normA: 0, normDifference: 0, relativeChange: 0 }
+  const { norm, baseNorm } = await differenceOf(own, other, 0)
+  return { ...common, normA: baseNorm, normDifference: norm, relativeChange: relative(norm, baseNorm) }
+}
+
+function summary(
+  all: readonly { readonly name: string; readonly normA: number; readonly normDifference: number }[],
+  a: ReadonlyMap<string, unknown>,
+  b: ReadonlyMap<string, unknown>,
+): Common {
+  const total = (of: (one: (typeof all)[number]) => number) => Math.hypot(...all.map(of).filter(Number.isFinite))
+  const moved = all
+    .filter(({ normDifference }) => normDifference > 0)
+    .sort((x, y) => y.normDifference - x.normDifference)
+  return {
+    onlyA: [...a.keys()].filter((name) => !b.has(name)),
+    onlyB: [...b.keys()].filter((name) => !a.has(name)),
+    relativeChange: relative(
+      total(({ normDifference }) => normDifference),
+      total(({ normA }) => normA),
+    ),
+    topMovers: moved.slice(0, TOP).map(({ name }) => name),
+  }
+}
+
+function relative(difference: number, norm: number): number {
+  return difference === 0 ? 0 : difference / norm
+}

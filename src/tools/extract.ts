@@ -1,0 +1,233 @@
+// An adapter out of a base and a fine-tuned checkpoint: the closest change of a low rank for each weight that differs. Both checkpoints
+// are read a tensor at a time, and large tensors in blocks of rows.
+
+import type { Directory } from '../base/bytes.js'
+import { MismatchError, nearMisses, StateError, UnsupportedError } from '../base/errors.js'
+import { formatShape } from '../base/tensor.js'
+import { type Checkpoint, openCheckpoint, shardSource } from '../formats/checkpoint.js'
+import { streamedSvd } from '../linalg/streamed-svd.js'
+import type { LoraAdapter } from '../lora/adapter.js'
+import { readConfig } from '../merge/chunks/open-plan.js'
+import { isEmbeddingModule, isVocabularyModule } from '../merge/plan/names/vocabulary.js'
+import { isConv1dModule } from '../merge/plan/orientation.js'
+import { refuseQuantizedConfig } from '../merge/plan/refusals.js'
+import { assemble, type NewLayer, type NewValues } from './assemble.js'
+import { differenceOf, hasSameBytes, KEPT_VALUES, type Located, requireFloat } from './difference.js'
+import { extractConfig } from './extract-config.js'
+import { type ExtractKind, layerOf } from './extract-layer.js'
+import { leadingSvd } from './leading-svd.js'
+import { Steps, type ToolRun } from './progress.js'
+import { checkRankChoice, type RankChoice } from './rank.js'
+import { totalError } from './resize.js'
+
+/** How {@link extractAdapter} works. */
+export interface ExtractSettings extends RankChoice, ToolRun {
+  /**
+   * How changed input and output embeddings are kept: `lora`, as layers; `save`, whole, as PEFT's modules_to_save; `skip`, not at all.
+   * Those with another number of tokens are saved whole instead of `lora`. Default `lora`.
+   */
+  embeddings?: 'lora' | 'save' | 'skip' | undefined
+  /**
+   * What happens to changed tensors that LoRA cannot carry, such as norms and biases: `save` keeps them whole, `skip` leaves them out.
+   * Default `save`. The result lists them in both cases.
+   */
+  others?: 'save' | 'skip' | undefined
+}
+
+/** A layer that was extracted. */
+export interface ExtractedLayer {
+  /** The tensor of the checkpoints. */
+  name: string
+  rank: number
+  /** ‖ΔW‖, Frobenius. */
+  norm: number
+  /** ‖ΔW‖/‖W‖ */
+  relativeChange: number
+  /** What is lost: ‖ΔW − s·B·A‖/‖ΔW‖. */
+  error: number
+}
+
+/** What {@link extractAdapter} gives. */
+export interface ExtractResult {
+  adapter: LoraAdapter
+  layers: ExtractedLayer[]
+  /** Over all layers: √Σ‖ΔW − s·B·A‖² / √Σ‖ΔW‖². */
+  error: number
+  /** Changed or new tensors that are in the adapter whole. */
+  saved: string[]
+  /** Changed or new tensors that are not in the adapter. */
+  skipped: string[]
+  /** Tensors of the base that the fine-tuned checkpoint does not have. */
+  missing: string[]
+}
+
+/** A checkpoint's folder, and its file or index where that is named. */
+export interface CheckpointPlace {
+  readonly directory: Directory
+  readonly file: string | undefined
+}
+
+/** Extracts an adapter, as the public function `extract` says (index/verbs.ts). */
+export async function extractAdapter(
+  base: CheckpointPlace,
+  tuned: CheckpointPlace,
+  settings: ExtractSettings,
+  keptValues = KEPT_VALUES,
+): Promise<ExtractResult> {
+  checkRankChoice(settings)
+  const own = await openPlace(base)
+  try {
+    const other = await openPlace(tuned)
+    try {
+      const config = await readConfig(base.directory)
+      return await extractFrom(own, other, { ...settings, config, keptValues })
+    } finally {
+      await other.close()
+    }
+  } finally {
+    await own.close()
+  }
+}
+
+async function openPlace({ directory, file }: CheckpointPlace): Promise<Checkpoint> {
+  refuseQuantizedConfig(await readConfig(directory), `${directory.name}/config.json`)
+  return openCheckpoint(directory, file)
+}
+
+interface Job extends ExtractSettings {
+  readonly config: Readonly<Record<string, unknown>> | undefined
+  readonly keptValues: number
+}
+
+async function extractFrom(base: Checkpoint, tuned: Checkpoint, job: Job): Promise<ExtractResult> {
+  const { embeddings = 'lora', others = 'save', onProgress, signal, config } = job
+  checkRelated(base, tuned)
+  const result = { layers: [] as ExtractedLayer[], saved: [] as string[], skipped: [] as string[] }
+  const layers: NewLayer[] = []
+  const replacements: NewValues['replacements'][number][] = []
+  const steps = new Steps(tuned.tensors.size, { onProgress, signal })
+  const keep = async (located: Located, isKept: boolean, key?: string) => {
+    const { name, dtype, shape, offset, byteLength } = located.tensor.info
+    ;(isKept ? result.saved : result.skipped).push(name)
+    if (!isKept) return
+    const data = new Uint8Array(await shardSource(located.checkpoint, located.tensor.shard).read(offset, byteLength))
+    replacements.push({ name, values: { dtype, shape, data }, isTrained: true, key: key ?? name })
+  }
+  const biases: Located[] = []
+  for (const [name, tensor] of tuned.tensors) {
+    const located: Located = { checkpoint: tuned, tensor }
+    const before = base.tensors.get(name)
+    if (before === undefined) await keep(located, others === 'save')
+    else {
+      const from: Located = { checkpoint: base, tensor: before }
+      const kind = kindOf(name, before.info.shape, tensor.info.shape, base)
+      if (!(await hasSameBytes(from, located))) {
+        if (kind === 'bias') biases.push(located)
+        else if (kind === 'vocabulary') await keep(located, embeddings !== 'skip')
+        else if (isVocabularyModule(moduleOf(name)) && embeddings !== 'lora') await keep(located, embeddings === 'save')
+        else if (kind === 'other') {
+          const isChanged = (await differenceOf(from, located)).isChanged
+          if (isChanged) await keep(located, others === 'save')
+        } else {
+          const found = await extractLayer(name, kind, from, located, job)
+          if (found !== undefined) {
+            layers.push(found.layer)
+            result.layers.push(found.report)
+          }
+        }
+      }
+    }
+    await steps.next(name)
+  }
+  // The bias of a layer with factors has another name in PEFT's file: PEFT put the layer around it.
+  const adapted = new Set(layers.map(({ part }) => part.name))
+  for (const located of biases) {
+    const module = moduleOf(located.tensor.info.name)
+    await keep(located, others === 'save', adapted.has(module) ? `${module}.base_layer.bias` : undefined)
+  }
+  if (layers.length === 0 && replacements.length === 0) {
+    throw new StateError({
+      where: tuned.directory.name,
+      what: 'no tensor that an adapter would hold differs from the base',
+      hint: 'Check that both are not the same model',
+    })
+  }
+  const adapter = assemble(extractConfig(layers, replacements, base, config), layers, { replacements, rows: [] })
+  const missing = [...base.tensors.keys()].filter((name) => !tuned.tensors.has(name))
+  return { adapter, ...result, error: totalError(result.layers), missing }
+}
+
+function checkRelated(base: Checkpoint, tuned: Checkpoint): void {
+  const names = [...tuned.tensors.keys()]
+  if (names.some((name) => base.tensors.has(name))) return
+  const near = nearMisses(names[0], base.tensors.keys())
+  throw new MismatchError({
+    where: tuned.directory.name,
+    what: `not a fine-tuned form of ${base.directory.name}: no tensor has the same name`,
+    got: names[0],
+    ...(near.length > 0 && { hint: `Nearest: ${near.join(', ')}` }),
+  })
+}
+
+/**
+ * What a changed tensor becomes: a layer of a kind; or `bias`, `vocabulary` for another number of tokens, and `other` for what no factors
+ * carry.
+ */
+function kindOf(
+  name: string,
+  shape: readonly number[],
+  tuned: readonly number[],
+  base: Checkpoint,
+): ExtractKind | 'bias' | 'vocabulary' | 'other' {
+  const module = moduleOf(name)
+  const isWeight = name.endsWith('.weight')
+  if (formatShape(shape) !== formatShape(tuned)) {
+    if (isWeight && isVocabularyModule(module) && shape.length === 2 && shape[1] === tuned[1]) return 'vocabulary'
+    throw new MismatchError({
+      where: name,
+      what: 'not the same tensor in both checkpoints',
+      expected: formatShape(shape),
+      got: formatShape(tuned),
+    })
+  }
+  if (name.endsWith('.bias') && shape.length === 1) return 'bias'
+  if (isWeight && shape.length === 2) {
+    if (isEmbeddingModule(module)) return 'embedding'
+    // Positions and types of tokens have tables too.
+    if (/embed|^wpe$/i.test(module.slice(module.lastIndexOf('.') + 1))) return 'embedding'
+    return isConv1dModule(module, base.tensors) ? 'conv1d' : 'linear'
+  }
+  return shape.length === 3 && !isWeight && /\.experts\./.test(name) ? 'parameter' : 'other'
+}
+
+function moduleOf(name: string): string {
+  return name.slice(0, Math.max(0, name.lastIndexOf('.')))
+}
+
+async function extractLayer(
+  name: string,
+  kind: ExtractKind,
+  from: Located,
+  to: Located,
+  job: Job,
+): Promise<{ layer: NewLayer; report: ExtractedLayer } | undefined> {
+  for (const { checkpoint, tensor } of [from, to]) requireFloat(tensor.info, checkpoint.directory.name)
+  const difference = await differenceOf(from, to, job.keptValues)
+  if (!difference.isChanged) return undefined
+  const { shape } = from.tensor.info
+  const count = kind === 'parameter' ? shape[0] : 1
+  const rows = shape.length === 3 ? shape[1] : shape[0]
+  const found = []
+  for (let e = 0; e < count; e++) {
+    const matrix = difference.matrix({ first: e * rows, count: rows })
+    const decompose = (rank: number) => streamedSvd(matrix, rank)
+    found.push(await leadingSvd({ shape: matrix.shape, energy: matrix.energy, decompose }, job))
+  }
+  const rank = Math.max(...found.map((one) => one.rank))
+  const lost = Math.hypot(...found.map((one) => one.norm * one.error))
+  const layer = layerOf(kind === 'parameter' ? name : moduleOf(name), kind, found, rank)
+  if (layer === undefined) throw new UnsupportedError({ where: name, what: 'a weight that no layer of LoRA changes' })
+  const { norm, baseNorm } = difference
+  const relativeChange = baseNorm === 0 ? Number.POSITIVE_INFINITY : norm / baseNorm
+  return { layer, report: { name, rank, norm, relativeChange, error: lost / norm } }
+}

@@ -1,0 +1,306 @@
+// Embeddings: losses, gradients, steps and vectors of sentence-transformers, and what is refused.
+
+import { readFileSync } from 'node:fs'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { MemoryDirectory } from '../../src/base/bytes.js'
+import { ConfigError, DataError, UnsupportedError } from '../../src/base/errors.js'
+import { readRows } from '../../src/data/read-rows.js'
+import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
+import type { Model } from '../../src/graph/model-folder.js'
+import { readSentenceModules } from '../../src/graph/sentence-modules.js'
+import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { NodeDirectory } from '../../src/io/node/files.js'
+import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import { openEngine } from '../../src/runtime/host.js'
+import { inBatchLoss } from '../../src/tasks/contrastive.js'
+import { type EmbeddingOptions, embedding, type RelatedExample } from '../../src/tasks/embedding.js'
+import { pearson, retrievalMetrics, spearman } from '../../src/tasks/ranking-metrics.js'
+import type { Task } from '../../src/tasks/task.js'
+import { TrainEngine } from '../../src/train/engine.js'
+import { encodeRows } from '../../src/train/examples.js'
+import { readParameters } from '../../src/train/parameters.js'
+import { TrainingSessions } from '../../src/train/sessions.js'
+import { resolveSettings } from '../../src/train/settings.js'
+import { train as trainAdapter } from '../../src/train/train.js'
+import { relativeError, transposed } from '../graph/golden.js'
+import { maxDifference, openModel } from '../infer/models.js'
+
+const folder = 'tests/golden/embedding'
+
+interface Golden {
+  rows: { text: string; textPair: string; negative: string; score: number }[]
+  maxLength: number
+  temperature: number
+  margin: number
+  adamw: { lr: number; betas: number[]; eps: number; weightDecay: number; maxGradNorm: number }
+  losses: Record<string, { loss: number; adamwLosses: number[] }>
+  texts: string[]
+  mean: number[][]
+  meanUnscaled: number[][]
+  cls: number[][]
+}
+
+const golden: Golden = JSON.parse(readFileSync(`${folder}/golden.json`, 'utf8'))
+const { maxLength, temperature, margin, adamw } = golden
+const load = () => loadAdapter(new NodeDirectory(`${folder}/adapter-init`))
+
+/** By name of a loss: the fields that it takes, and its options. */
+const CASES: Record<string, { fields: (keyof Golden['rows'][number])[]; options: EmbeddingOptions }> = {
+  'in-batch': { fields: ['text', 'textPair'], options: { temperature } },
+  'in-batch-negatives': { fields: ['text', 'textPair', 'negative'], options: { loss: 'in-batch', temperature } },
+  cosine: { fields: ['text', 'textPair', 'score'], options: {} },
+  triplet: { fields: ['text', 'textPair', 'negative'], options: { loss: 'triplet', margin } },
+}
+
+const rowsOf = (name: string) =>
+  golden.rows.map((row) => Object.fromEntries(CASES[name].fields.map((field) => [field, row[field]])))
+
+let model: Model
+beforeAll(async () => {
+  model = await openModel('tests/golden/text-classification/encoder')
+})
+afterAll(() => model.close())
+
+async function examplesOf(name: string): Promise<RelatedExample[]> {
+  const options = { task: embedding as unknown as Task, model, maxLength, name: 'data' }
+  const { kept } = await encodeRows(readRows(rowsOf(name)), options)
+  return [...kept.examples] as RelatedExample[]
+}
+
+describe.each(Object.keys(CASES))('the loss %s', (name) => {
+  it.each([
+    [[0, 1, 2, 3]],
+    [
+      [0, 1],
+      [2, 3],
+    ],
+    [[0], [1, 2, 3]],
+  ])('is that of sentence-transformers, in runs of %j', async (...parts) => {
+    const examples = await examplesOf(name)
+    const adapter = await load()
+    const open = embedding.open(model, examples, CASES[name].options)
+    const engine = openEngine(model.runtime, 'train', (created) => new TrainEngine(created))
+    const settings = resolveSettings({ threads: 1 })
+    const sessions = await TrainingSessions.create(
+      { model, open: open as never, adapter, modules: undefined, settings },
+      engine.remote,
+    )
+    const names = sessions.parameters.map((parameter) => parameter.name)
+    const parameters = readParameters(adapter, names)
+    const zeros = () => parameters.map(({ length }) => new Float32Array(length))
+    const { betas, eps, weightDecay, maxGradNorm, lr } = adamw
+    await engine.remote.start(
+      {
+        parameters: sessions.parameters,
+        optimizer: { beta1: betas[0], beta2: betas[1], epsilon: eps, weightDecay },
+        maxGradNorm,
+      },
+      { parameters, firstMoments: zeros(), secondMoments: zeros(), updates: 0 },
+    )
+    const source = await new NodeDirectory(folder).open('gradients.safetensors')
+    const expected = await parseSafetensorsHeader(source)
+    for (const [step, wanted] of golden.losses[name].adamwLosses.entries()) {
+      const batches = parts.map((part) => part.map((i) => examples[i]))
+      const feeds = batches.map((batch) => open.collate(batch, 16))
+      const runs = []
+      for (const [run, own] of feeds.entries()) {
+        const pass = await sessions.firstPass(own, { step, run })
+        runs.push({ outputs: await engine.remote.forward(pass, pass.predictions), examples: batches[run] })
+      }
+      const { loss, feeds: fed } = open.stepLoss!(runs)
+      expect(loss).toBeCloseTo(wanted, 4)
+      const passes = []
+      for (const [run, own] of feeds.entries()) {
+        passes.push(await sessions.trainingPass({ ...own, ...fed[run] }, { normalizer: 1, step, run }))
+      }
+      if (step === 0 && parts.length === 1) {
+        const gradients = await engine.remote.forward(
+          passes[0],
+          sessions.parameters.map(({ gradient }) => gradient),
+        )
+        for (const { name: parameter, gradient } of sessions.parameters) {
+          const factor = /^(.*)\.([AB])$/.exec(parameter)!
+          const key = `${name}/base_model.model.${factor[1]}.lora_${factor[2]}.weight`
+          const { data, shape } = await readTensorF32(expected, key)
+          const own = factor[2] === 'B' ? transposed(data, shape) : data
+          expect(relativeError(gradients[gradient].data as Float32Array, own), parameter).toBeLessThan(2e-4)
+        }
+      }
+      await engine.remote.step(passes, lr, loss)
+    }
+    await source.close()
+    await engine.remote.dispose()
+  })
+})
+
+describe('training', () => {
+  const rows = ['sea', 'sun', 'ship', 'whale', 'king', 'night', 'rain', 'good'].map((word) => {
+    return { anchor: `the ${word} was`, positive: `she saw ${word}` }
+  })
+  const train = (out: MemoryDirectory | undefined, options: object = {}) =>
+    trainAdapter({
+      model,
+      task: 'embedding',
+      data: rows,
+      evalData: rows,
+      batchSize: 4,
+      gradientAccumulation: 2,
+      epochs: 40,
+      learningRate: 2e-2,
+      threads: 1,
+      config: { rank: 4, dropout: 0.1 },
+      out,
+      ...options,
+    })
+
+  it('finds partners, saves what PEFT reads, and resumes to the same bytes', async () => {
+    const [whole, broken] = [new MemoryDirectory(), new MemoryDirectory()]
+    const { report } = await train(whole)
+    expect(report.trainLoss).toHaveLength(40)
+    expect(report.trainLoss.at(-1)).toBeLessThan(report.trainLoss[0] / 2)
+    expect(report.evalLoss!.after).toBeLessThan(report.evalLoss!.before)
+    expect(report.evalMetrics!['recall@1']).toBeGreaterThan(0.8)
+    expect(Object.keys(report.evalMetrics!)).toEqual(['recall@1', 'recall@10', 'mrr'])
+    const config = JSON.parse(new TextDecoder().decode(whole.files.get('adapter_config.json')))
+    expect(config).toMatchObject({ task_type: 'FEATURE_EXTRACTION', modules_to_save: null })
+
+    const controller = new AbortController()
+    const on = { step: ({ step }: { step: number }) => void (step === 5 && controller.abort()) }
+    await train(broken, { signal: controller.signal, on })
+    await expect(train(broken, { resume: true, taskOptions: { temperature: 0.1 } })).rejects.toThrow(/temperature/)
+    await train(broken, { resume: true })
+    expect(broken.files.get('adapter_model.safetensors')).toEqual(whole.files.get('adapter_model.safetensors'))
+  })
+
+  it('takes scores, and tells how well they are met', async () => {
+    const scored = rows.map(({ anchor, positive }, i) => ({ sentence1: anchor, sentence2: positive, score: i / 8 }))
+    const { report } = await train(undefined, { data: scored, evalData: scored, epochs: 60 })
+    expect(report.evalMetrics!.spearman).toBeGreaterThan(0.8)
+  })
+
+  it.each<[what: string, options: object, error: new (...args: never[]) => Error, message: RegExp]>([
+    ['an unknown option', { taskOptions: { temprature: 1 } }, ConfigError, /temprature.*Did you mean temperature/],
+    ['a wrong option', { taskOptions: { loss: 'mse' } }, ConfigError, /loss.*in-batch, cosine, triplet/],
+    ['triplets without negatives', { taskOptions: { loss: 'triplet' } }, ConfigError, /triplet needs a "negative"/],
+    ['rows without a partner', { data: [{ text: 'a' }] }, DataError, /no pair of texts.*got text/],
+    ['an empty text', { data: [{ text: 'a', textPair: ' ' }] }, DataError, /textPair is no text, or an empty one/],
+    ['a score of 3', { data: [{ text: 'a', textPair: 'b', score: 3 }] }, DataError, /between −1 and 1/],
+    [
+      'some negatives',
+      {
+        data: [
+          { text: 'a', textPair: 'b' },
+          { text: 'a', textPair: 'b', negative: 'c' },
+        ],
+      },
+      DataError,
+      /some records have a negative/,
+    ],
+    [
+      'some scores',
+      {
+        data: [
+          { text: 'a', textPair: 'b' },
+          { text: 'a', textPair: 'b', score: 0 },
+        ],
+      },
+      DataError,
+      /some records have a score/,
+    ],
+  ])('refuses %s', async (_, options, error, message) => {
+    const training = train(undefined, options)
+    await expect(training).rejects.toThrow(error)
+    await expect(training).rejects.toThrow(message)
+  })
+
+  it('refuses models without vectors of tokens, and other ways of pooling', async () => {
+    const classifier = await openModel('tests/golden/text-classification/classifier')
+    expect(() => embedding.check(classifier)).toThrow(/no vectors of tokens.*got logits/)
+    await classifier.close()
+    const other = { ...model, sentence: { ...model.sentence, pooling: 'max' } }
+    expect(() => embedding.check(other)).toThrow(UnsupportedError)
+    const dense = { ...model, sentence: { ...model.sentence, others: ['Dense'] } }
+    expect(() => embedding.check(dense)).toThrow(/modules\.json.*got Dense/)
+  })
+})
+
+describe('session.embed', () => {
+  const { texts } = golden
+  let session: OnnxSession<Model>
+  beforeAll(async () => {
+    session = await OnnxSession.open(model, { adapters: { peft: await load() } })
+  })
+  afterAll(() => session.dispose())
+
+  it('gives the vectors of sentence-transformers, in batches and alone', async () => {
+    for (const batchSize of [1, 3, 64]) {
+      const vectors = await session.embed(texts, { adapter: 'peft', maxLength, batchSize })
+      vectors.forEach((vector, i) => void expect(maxDifference(vector, golden.mean[i])).toBeLessThan(1e-5))
+    }
+    const alone = await session.embed(texts[0], { adapter: 'peft', maxLength, normalize: false })
+    expect(maxDifference(alone, golden.meanUnscaled[0])).toBeLessThan(1e-5)
+    const [first] = await session.embed([texts[0]], { adapter: 'peft', maxLength, pooling: 'cls' })
+    expect(maxDifference(first, golden.cls[0])).toBeLessThan(1e-5)
+    const base = await session.embed(texts[0], { maxLength })
+    expect(maxDifference(base, alone)).toBeGreaterThan(0.01)
+  })
+
+  it('keeps the first numbers of a vector, scaled', async () => {
+    const short = await session.embed(texts[0], { adapter: 'peft', maxLength, dimensions: 4 })
+    const norm = Math.hypot(...golden.mean[0].slice(0, 4))
+    expect(
+      maxDifference(
+        short,
+        golden.mean[0].slice(0, 4).map((value) => value / norm),
+      ),
+    ).toBeLessThan(1e-5)
+    await expect(session.embed(texts[0], { dimensions: 17 })).rejects.toThrow(/at most 16, got 17/)
+    await expect(session.embed([3 as never])).rejects.toThrow(/texts\[0\]/)
+    await expect(session.embed('a', { pooling: 'max' as never })).rejects.toThrow(ConfigError)
+  })
+
+  it('reads how a folder of sentence-transformers pools', async () => {
+    const json = (value: unknown) => new TextEncoder().encode(JSON.stringify(value))
+    const files = {
+      'modules.json': json([
+        { idx: 0, type: 'sentence_transformers.models.Transformer', path: '' },
+        { idx: 1, type: 'sentence_transformers.models.Pooling', path: '1_Pooling' },
+        { idx: 2, type: 'sentence_transformers.models.Normalize', path: '2_Normalize' },
+      ]),
+      '1_Pooling/config.json': json({ pooling_mode_cls_token: true, pooling_mode_mean_tokens: false }),
+      'sentence_bert_config.json': json({ max_seq_length: 128 }),
+    }
+    const read = await readSentenceModules(new MemoryDirectory(files))
+    expect(read).toEqual({ pooling: 'cls', normalize: true, others: [], maxLength: 128 })
+    const newer = new MemoryDirectory({ '1_Pooling/config.json': json({ pooling_mode: 'mean' }) })
+    expect((await readSentenceModules(newer)).pooling).toBe('mean')
+    const none = await readSentenceModules(new MemoryDirectory())
+    expect(none).toEqual({ pooling: 'mean', normalize: false, others: [], maxLength: undefined })
+    const two = json({ pooling_mode_cls_token: true, pooling_mode_mean_tokens: true })
+    expect((await readSentenceModules(new MemoryDirectory({ '1_Pooling/config.json': two }))).pooling).toBe('mean+cls')
+  })
+})
+
+it('takes no second copy of a partner for a negative', () => {
+  const vectors = (...data: number[]) => ({ data: Float32Array.from(data), width: 2 })
+  const groups = [vectors(1, 0, 1, 0.1), vectors(1, 0, 1, 0)]
+  const isSame = () => true
+  expect(inBatchLoss(groups, 0.05, isSame).loss).toBe(0)
+  expect(inBatchLoss(groups, 0.05).loss).toBeCloseTo(Math.log(2), 6)
+})
+
+it('counts places as they are', () => {
+  // scores of three queries: partner first, second, last
+  const scores = [
+    [0.9, 0.1, 0.2],
+    [0.5, 0.4, 0.3],
+    [0.8, 0.7, 0.6],
+  ]
+  const metrics = retrievalMetrics(3, (query, candidate) => scores[query][candidate], [1, 2])
+  expect(metrics['recall@1']).toBeCloseTo(1 / 3)
+  expect(metrics['recall@2']).toBeCloseTo(2 / 3)
+  expect(metrics.mrr).toBeCloseTo((1 + 1 / 2 + 1 / 3) / 3)
+  // scipy.stats.spearmanr([1, 2, 2, 4], [10, 30, 20, 25]) and pearsonr
+  expect(spearman([1, 2, 2, 4], [10, 30, 20, 25])).toBeCloseTo(0.6324555, 6)
+  expect(pearson([1, 2, 2, 4], [10, 30, 20, 25])).toBeCloseTo(0.5816751, 6)
+})

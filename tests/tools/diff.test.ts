@@ -1,0 +1,141 @@
+// diff: norms and cosines against plain matrices, principal angles against numpy's, and checkpoints tensor by tensor.
+
+import { readFileSync } from 'node:fs'
+import { describe, expect, it } from 'vitest'
+import { MemoryDirectory } from '../../src/base/bytes.js'
+import { saveSafetensors } from '../../src/formats/safetensors.js'
+import { usePlatform } from '../../src/index/platform.js'
+import { diff } from '../../src/index/tools.js'
+import { LoraAdapter } from '../../src/lora/adapter.js'
+import { nodePlatform } from '../../src/node/platform.js'
+import { goldenPath } from '../golden.js'
+import { changes, randomAdapter } from './adapters.js'
+
+usePlatform(nodePlatform)
+
+const norm = (values: Float64Array) => Math.hypot(...values)
+
+describe('diff of adapters', () => {
+  it('has the norms, the cosine and the relative change of the full matrices', async () => {
+    const [a, b] = [randomAdapter({ rank: 4, alpha: 3 }, 1), randomAdapter({ rank: 2, alpha: 5, useRslora: true }, 2)]
+    const report = await diff(a, b)
+    if (report.kind !== 'adapters') throw new Error(report.kind)
+    const [own, other] = [changes(a), changes(b)]
+    let [off, all] = [0, 0]
+    for (const layer of report.layers) {
+      const [x, y] = [own.get(layer.name)!.data, other.get(layer.name)!.data]
+      const between = y.map((value, i) => value - x[i])
+      expect(layer.normA / norm(x)).toBeCloseTo(1, 6)
+      expect(layer.normB / norm(y)).toBeCloseTo(1, 6)
+      expect(layer.normDifference / norm(between)).toBeCloseTo(1, 6)
+      expect(layer.relativeChange).toBeCloseTo(norm(between) / norm(x), 6)
+      const shared = x.reduce((sum, value, i) => sum + value * y[i], 0)
+      expect(layer.cosine).toBeCloseTo(shared / (norm(x) * norm(y)), 6)
+      off += norm(between) ** 2
+      all += norm(x) ** 2
+    }
+    expect(report.relativeChange).toBeCloseTo(Math.sqrt(off / all), 6)
+    expect(report.layers.find(({ name }) => name === report.topMovers[0])!.normDifference).toBe(
+      Math.max(...report.layers.map(({ normDifference }) => normDifference)),
+    )
+    const { singularValues, normDifference } = report.layers.find(({ name }) => name === 'linear')!
+    expect(Math.hypot(...singularValues) / normDifference).toBeCloseTo(1, 6)
+  })
+
+  it('has numpy’s principal angles', async () => {
+    const golden = JSON.parse(readFileSync(goldenPath('combine', 'angles.json'), 'utf8'))
+    const report = await diff(goldenPath('combine', 'first'), goldenPath('combine', 'second'))
+    if (report.kind !== 'adapters') throw new Error(report.kind)
+    expect(report.layers.map(({ name }) => name).sort()).toEqual(Object.keys(golden).sort())
+    for (const { name, outputAngles, inputAngles } of report.layers) {
+      for (const [angles, wanted] of [
+        [outputAngles, golden[name].output],
+        [inputAngles, golden[name].input],
+      ]) {
+        for (const [i, angle] of wanted.entries()) expect(angles[i], name).toBeCloseTo(angle, 3)
+      }
+    }
+  })
+
+  it('says nothing of equal ones, and 0° and −1 of opposite ones', async () => {
+    const path = goldenPath('combine', 'first')
+    const same = await diff(path, path)
+    expect(same).toMatchObject({ relativeChange: 0, topMovers: [], onlyA: [], onlyB: [] })
+    const made = (sign: number) => {
+      const adapter = new LoraAdapter({ rank: 1, alpha: 1, targetModules: ['q'] })
+      adapter.addFactors('q', [[1, 2, 2]], [[3 * sign], [4 * sign]])
+      return adapter
+    }
+    const report = await diff(made(1), made(-1))
+    if (report.kind !== 'adapters') throw new Error(report.kind)
+    expect(report.layers[0]).toMatchObject({ normA: 15, normB: 15, normDifference: 30, relativeChange: 2, cosine: -1 })
+    expect(report.layers[0].outputAngles[0]).toBeCloseTo(0, 5)
+  })
+
+  it('lists layers that only one has, compares replaced values, and refuses other shapes', async () => {
+    const a = randomAdapter({ rank: 2 }, 1, ['linear', 'other'])
+    const b = randomAdapter({ rank: 2 }, 2, ['linear', 'embedding'])
+    a.addReplacement('head.weight', { data: Float32Array.of(3, 4), shape: [2] })
+    b.addReplacement('head.weight', { data: Float32Array.of(3, 5), shape: [2] })
+    const report = await diff(a, b)
+    expect([report.onlyA, report.onlyB]).toEqual([['other'], ['embedding']])
+    if (report.kind !== 'adapters') throw new Error(report.kind)
+    expect(report.layers.at(-1)).toMatchObject({
+      name: 'head.weight',
+      normA: 5,
+      normDifference: 1,
+      relativeChange: 0.2,
+    })
+    const small = new LoraAdapter({ rank: 1, targetModules: ['linear'] })
+    small.addFactors('linear', [[1, 0]], [[1], [2]])
+    await expect(diff(a, small)).rejects.toThrow(/linear: not the same layer.*different bases.*\(11, 14\).*\(2, 2\)/)
+    await expect(diff(a, goldenPath('kinds', 'qwen2.safetensors'))).rejects.toThrow(
+      /b: not of the kind of a; expected an adapter, got a checkpoint/,
+    )
+  })
+})
+
+describe('diff of checkpoints', () => {
+  const checkpoint = async (values: Record<string, { shape: number[]; data: Float32Array | Int8Array }>) => {
+    const folder = new MemoryDirectory()
+    const tensors = Object.entries(values).map(([name, { shape, data }]) => {
+      const dtype = data instanceof Int8Array ? ('I8' as const) : ('F32' as const)
+      return { name, dtype, shape, data: new Uint8Array(data.buffer) }
+    })
+    await saveSafetensors(folder, 'model.safetensors', tensors)
+    return folder
+  }
+  const base = {
+    a: { shape: [2], data: Float32Array.of(3, 4) },
+    b: { shape: [1], data: Float32Array.of(2) },
+    q: { shape: [2], data: Int8Array.of(1, 2) },
+  }
+
+  it('has the relative change of each tensor', async () => {
+    const report = await diff(
+      await checkpoint(base),
+      await checkpoint({ ...base, a: { shape: [2], data: Float32Array.of(3, 6) }, c: base.b }),
+    )
+    expect(report).toMatchObject({ kind: 'checkpoints', onlyA: [], onlyB: ['c'], topMovers: ['a'] })
+    if (report.kind !== 'checkpoints') throw new Error(report.kind)
+    expect(report.tensors.map(({ name, normDifference }) => [name, normDifference])).toEqual(
+      expect.arrayContaining([
+        ['a', 2],
+        ['b', 0],
+        ['q', 0],
+      ]),
+    )
+    expect(report.tensors.find(({ name }) => name === 'a')).toMatchObject({ normA: 5, relativeChange: 0.4 })
+  })
+
+  it('refuses tensors of other shapes, packed values that differ, and models without a name in common', async () => {
+    const own = await checkpoint(base)
+    await expect(diff(own, await checkpoint({ ...base, a: { shape: [1], data: Float32Array.of(3) } }))).rejects.toThrow(
+      /a: not the same tensor.*\(2\).*\(1\)/,
+    )
+    await expect(diff(own, await checkpoint({ ...base, q: { shape: [2], data: Int8Array.of(1, 3) } }))).rejects.toThrow(
+      /q: a tensor of this type.*I8/,
+    )
+    await expect(diff(own, await checkpoint({ z: base.b }))).rejects.toThrow(/no tensor of the name/)
+  })
+})
