@@ -30,6 +30,7 @@ export interface AdapterHead {
   readonly count: number
   /** The adapter's own. */
   readonly labels: readonly string[] | undefined
+  readonly problemType: LoraAdapter['problemType']
   /** The graph's output that the head's logits take the place of; undefined where the graph has no head. */
   readonly replaces: string | undefined
   /** Names of the adapter's tensors that it is made from. */
@@ -55,7 +56,7 @@ export async function readHead(
   const placed = placeHead(form, base, (name) => adapter.get(name, 'replacement')?.shape)
   if (placed === undefined) return undefined
   const { input, count, tensors, isInGraph } = placed
-  const { labels } = adapter
+  const { labels, problemType } = adapter
   if (labels !== undefined && labels.length !== count) {
     throw new MismatchError({
       where: 'labels',
@@ -65,7 +66,7 @@ export async function readHead(
     })
   }
   const layers = placed.layers.map((layer) => valuesOf(adapter, layer))
-  return { input, layers, count, labels, replaces: isInGraph ? logitsName(graph) : undefined, tensors }
+  return { input, layers, count, labels, problemType, replaces: isInGraph ? logitsName(graph) : undefined, tensors }
 }
 
 function valuesOf(adapter: LoraAdapter, { module, activation }: HeadLayer): HeadValues {

@@ -7,6 +7,7 @@ import type { Model } from '../graph/model-folder.js'
 import type { Objective } from '../graph/training/objective.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import type { ChatTemplate } from '../text/chat-template.js'
+import type { ProblemType } from './label-problems.js'
 import type { HeadBase, HeadForm } from './text-heads.js'
 
 /** What a row is encoded for. */
@@ -95,6 +96,8 @@ export interface OpenTask<Example = unknown> extends Objective {
   readonly head?: Head
   /** What the logits mean, in their order. */
   readonly labels?: readonly string[]
+  /** What they are numbers of, in transformers' words. */
+  readonly problemType?: ProblemType
   /** The name that a module of the graph has in the PyTorch model of this task, where it is another. */
   moduleName?(name: string): string
   /** Tokens of an example: examples of like cost run together. */

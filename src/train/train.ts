@@ -65,6 +65,7 @@ export async function train(options: TrainingOptions, limits: readonly MemoryLim
   adapter.chatTemplate = chatTemplate ?? adapter.chatTemplate
   checkHead(adapter, open)
   if (open.labels !== undefined) adapter.labels = open.labels
+  if (open.problemType !== undefined) adapter.problemType = open.problemType
   const result = await trainAdapter({
     model,
     task: task.name,
