@@ -108,7 +108,7 @@ describe('packing', () => {
     expect(report.steps).toBeLessThan(12)
     expect(report.trainLoss.at(-1)).toBeLessThan(report.trainLoss[0])
     await expect(train({ model, data, packing: 'yes' as never, config: { rank: 2 } })).rejects.toThrow(
-      /packing: not usable/,
+      /packing: not valid/,
     )
     await model.close()
   })
