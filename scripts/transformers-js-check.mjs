@@ -6,7 +6,7 @@
 
 import assert from 'node:assert/strict'
 import { join } from 'node:path'
-import { loadAdapter, loadModel, merge, openSession } from 'lowrank'
+import { LoraAdapter, loadAdapter, loadModel, merge, openSession } from 'lowrank'
 import { pipelineWithAdapters } from 'lowrank/transformers'
 import { installTransformers, loadTransformers, openPipeline, ROOT } from './transformers-js.mjs'
 
@@ -15,6 +15,8 @@ if (scratch === undefined) throw new Error('usage: node scripts/transformers-js-
 
 const UNION = join(ROOT, 'models/union-3m')
 const ADAPTER = join(ROOT, 'tests/golden/peft/rslora')
+/** An export of optimum with 4-bit weights. */
+const QUANTIZED = join(ROOT, 'tests/golden/models/llama-q4')
 const PROMPTS = ['And the people', 'The Constitution of the United States', 'The', 'On the 4th of July: ']
 const MAX_NEW_TOKENS = 40
 const ENCODER = join(ROOT, 'tests/golden/text-classification/encoder')
@@ -53,6 +55,14 @@ const CASES = [
     folder: mergedOnnx,
     check: compareLabels,
   },
+  {
+    name: 'an adapter beside 4-bit weights',
+    task: 'text-generation',
+    base: QUANTIZED,
+    adapter: quantizedAdapter(),
+    folder: mergedOnnx,
+    check: compareTexts,
+  },
 ]
 
 const packages = join(scratch, 'transformers-js')
@@ -77,6 +87,20 @@ for (const entry of CASES) {
   const call = (input, options) => adapted(input, { ...options, adapter: entry.adapter && 'adapter' })
   console.log(`${entry.name}, in a pipeline with adapters: ${await entry.check(call, entry)}`)
   await adapted.dispose()
+}
+
+/** An adapter of some layers of QUANTIZED that changes its texts. */
+function quantizedAdapter() {
+  const adapter = new LoraAdapter({ rank: 4, alpha: 8 })
+  const wave = (rows, columns, phase) =>
+    Array.from({ length: rows }, (_, i) =>
+      Array.from({ length: columns }, (_, j) => 0.2 * Math.sin(phase + 1.7 * (i * columns + j))),
+    )
+  const layers = { 'self_attn.q_proj': [64, 32], 'self_attn.v_proj': [32, 32], 'mlp.up_proj': [64, 32] }
+  for (const [i, [name, [d, k]]] of Object.entries(layers).entries()) {
+    adapter.addFactors(`model.layers.0.${name}`, wave(4, k, i), wave(d, 4, -i))
+  }
+  return adapter
 }
 
 /** Both continue prompts greedily: transformers.js one by one, then all in a batch, which pads them on the left. */
@@ -135,7 +159,8 @@ function labelOf({ label }) {
 /** What lowrank's own session over `base` gives, with `adapter` in it by that name. */
 async function withSession(base, adapter, use) {
   const model = await loadModel(base, { runtime: { module: ort } })
-  const adapters = adapter === undefined ? {} : { adapter: await loadAdapter(adapter) }
+  const adapters =
+    adapter === undefined ? {} : { adapter: typeof adapter === 'string' ? await loadAdapter(adapter) : adapter }
   const session = await openSession(model, { adapters })
   try {
     return await use(session)

@@ -20,9 +20,14 @@ export const ISOLATED = {
 /** Forbids WebAssembly too: that would need wasm-unsafe-eval. */
 export const STRICT = { 'content-security-policy': "default-src 'self'" }
 
+/** Chromium's flags. */
+const WITHOUT_GPU = ['--disable-gpu']
+/** WebGPU without a GPU: SwiftShader computes. */
+export const WEBGPU = ['--enable-unsafe-webgpu', '--use-webgpu-adapter=swiftshader', '--enable-features=Vulkan']
+
 export interface Page<T> {
   /** Opens the page under these headers and waits for what it reports. */
-  open(headers: Record<string, string>): Promise<T>
+  open(headers: Record<string, string>, flags?: readonly string[]): Promise<T>
 }
 
 /**
@@ -39,7 +44,7 @@ export function buildPage<T>(entry: string, files: ReadonlyMap<string, Uint8Arra
     const options = { lib, outDir: folder, emptyOutDir: false, target: 'es2022' }
     await build({ configFile: false, logLevel: 'silent', build: options })
   })
-  return { open: (headers) => openPage(folder, files, headers) as Promise<T> }
+  return { open: (headers, flags) => openPage(folder, files, headers, flags) as Promise<T> }
 }
 
 /** Serves a folder whose page.js posts JSON to /result, opens it, and waits for that. */
@@ -47,6 +52,7 @@ export async function openPage(
   folder: string,
   files: ReadonlyMap<string, Uint8Array> = new Map(),
   headers: Record<string, string> = {},
+  more: readonly string[] = WITHOUT_GPU,
 ): Promise<unknown> {
   const server = createServer()
   const result = new Promise<string>((resolve) => {
@@ -74,7 +80,7 @@ export async function openPage(
   })
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))
   const profile = mkdtempSync(join(folder, 'profile-'))
-  const flags = ['--headless=new', '--no-sandbox', '--disable-gpu', '--no-first-run', `--user-data-dir=${profile}`]
+  const flags = ['--headless=new', '--no-sandbox', '--no-first-run', `--user-data-dir=${profile}`, ...more]
   const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}/`
   const child = spawn(browser!, [...flags, url], { stdio: 'ignore' })
   const ended = new Promise((resolve) => child.once('exit', resolve))

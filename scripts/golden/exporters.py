@@ -48,7 +48,22 @@ def gpt2_config():
                       embd_pdrop=0.0, attn_pdrop=0.0)
 
 
+def qwen3_config():
+    from transformers import Qwen3Config
+    return Qwen3Config(**SPECIAL, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, head_dim=16,
+                       num_key_value_heads=2, rms_norm_eps=1e-6, max_position_embeddings=128, tie_word_embeddings=True)
+
+
+def phi3_config():
+    from transformers import Phi3Config
+    return Phi3Config(**SPECIAL, hidden_size=64, intermediate_size=96, num_hidden_layers=1, num_attention_heads=4,
+                      num_key_value_heads=2, rms_norm_eps=1e-6, max_position_embeddings=128, original_max_position_embeddings=128,
+                      sliding_window=None, tie_word_embeddings=False)
+
+
 BASES = {
+    "qwen3": (qwen3_config, {"target_modules": LLAMA_LINEARS}),
+    "phi3": (phi3_config, {"target_modules": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]}),
     "llama": (llama_config, {"target_modules": LLAMA_LINEARS}),
     "llama-1": (lambda: llama_config(num_hidden_layers=1, hidden_size=32, intermediate_size=64), {"target_modules": LLAMA_LINEARS}),
     "qwen2": (qwen2_config, {"target_modules": LLAMA_LINEARS}),
@@ -181,6 +196,8 @@ EXPORTS = {  # name: (base, exporter)
     "llama-optimum": ("llama", optimum),
     "llama-genai": ("llama", genai()),
     "llama-genai-rotary": ("llama", genai("fuse_qkv=false", patch=SEPARATE_ROTARY)),
+    "qwen3-genai": ("qwen3", genai()),
+    "phi3-genai": ("phi3", genai()),
     "llama-dynamo": ("llama", dynamo),
     "qwen2-optimum": ("qwen2", optimum),
     "gpt2-optimum": ("gpt2", optimum),

@@ -139,7 +139,8 @@ export class MemoryDirectory implements Directory {
     const chunks: Uint8Array[] = []
     return {
       name: `${this.name}/${path}`,
-      write: async (bytes) => void chunks.push(bytes.slice()),
+      // Not slice: that of Node's Buffer is a view of what the caller may change.
+      write: async (bytes) => void chunks.push(new Uint8Array(bytes)),
       commit: async () => void this.files.set(path, concatBytes(chunks)),
       abort: async () => void chunks.splice(0),
     }

@@ -42,7 +42,7 @@ export const generate = defineCommand({
     prompt: repeated('TEXT', 'text to continue, or with --chat the question'),
     messages: text('FILE', 'chat to answer: a .json file with its messages, or a .jsonl file with a chat in each line'),
     chat: toggle('put each prompt into the chat template, as a message of the user'),
-    system: text('TEXT', 'system message for the chat; implies --chat'),
+    system: text('TEXT', 'system message for the chat; also turns --chat on'),
     raw: toggle('continue each prompt as it is, even if the adapter was trained on chats'),
     chatTemplate: DATA_OPTIONS.chatTemplate,
     chatTemplateArgs: DATA_OPTIONS.chatTemplateArgs,
@@ -64,35 +64,38 @@ export const generate = defineCommand({
     ...OUTPUT_OPTIONS,
   },
   async run(values, { occurrences }) {
-    const { model, dtype, adapter: folders, allowMissing, weight: _, mix, threads, json, ...asked } = values
+    const { model, dtype, adapter: folders, allowMissing, weight: _, mix, device, threads, json, ...asked } = values
     const { prompt, messages, system, chat, raw, chatTemplate, ...sampling } = asked
     const weighted = weightedAdapters(occurrences)
     const prompts = await Prompts.of({ prompt, messages, system, chat, raw })
     const template = await readChatTemplate(chatTemplate)
-    return withSession({ model, dtype, adapter: folders, allowMissing, threads }, async (session, signal, adapters) => {
-      const options = { ...sampling, chatTemplate: template, tools: prompts.tools, signal }
-      const results: Result[] = []
-      const writer = new Writer(json, prompts)
-      const choices = choicesOf(weighted, adapters, mix)
-      let seconds = 0
-      for (const { name, adapter, wasTrainedOnChats } of choices) {
-        if (choices.length > 1) say(colors.dim(`${results.length > 0 ? '\n' : ''}${name}`))
-        const all = prompts.for(wasTrainedOnChats)
-        writer.begin(all)
-        const texts = await session.generate(all, { ...options, adapter, onText: writer.onText })
-        writer.end(texts)
-        seconds += Math.max(...texts.map((result) => result.seconds))
-        for (const [i, { text, tokens, seconds, finish, seed, logprobs }] of texts.entries()) {
-          const about = texts.length > 1 ? { prompt: prompts.textOf(i) } : {}
-          const scores = logprobs === undefined ? {} : { logprobs }
-          results.push({ adapter: name, ...about, text, tokens, seconds, finish, seed, ...scores })
+    return withSession(
+      { model, dtype, adapter: folders, allowMissing, device, threads },
+      async (session, signal, adapters) => {
+        const options = { ...sampling, chatTemplate: template, tools: prompts.tools, signal }
+        const results: Result[] = []
+        const writer = new Writer(json, prompts)
+        const choices = choicesOf(weighted, adapters, mix)
+        let seconds = 0
+        for (const { name, adapter, wasTrainedOnChats } of choices) {
+          if (choices.length > 1) say(colors.dim(`${results.length > 0 ? '\n' : ''}${name}`))
+          const all = prompts.for(wasTrainedOnChats)
+          writer.begin(all)
+          const texts = await session.generate(all, { ...options, adapter, onText: writer.onText })
+          writer.end(texts)
+          seconds += Math.max(...texts.map((result) => result.seconds))
+          for (const [i, { text, tokens, seconds, finish, seed, logprobs }] of texts.entries()) {
+            const about = texts.length > 1 ? { prompt: prompts.textOf(i) } : {}
+            const scores = logprobs === undefined ? {} : { logprobs }
+            results.push({ adapter: name, ...about, text, tokens, seconds, finish, seed, ...scores })
+          }
         }
-      }
-      const tokens = results.reduce((sum, result) => sum + result.tokens, 0)
-      say(colors.dim(`${tokens} tokens, ${(tokens / seconds).toFixed(0)} a second`))
-      if (json) printDocument({ ...results[0], ...(results.length > 1 && { results }) })
-      return 0
-    })
+        const tokens = results.reduce((sum, result) => sum + result.tokens, 0)
+        say(colors.dim(`${tokens} tokens, ${(tokens / seconds).toFixed(0)} a second`))
+        if (json) printDocument({ ...results[0], ...(results.length > 1 && { results }) })
+        return 0
+      },
+    )
   },
 })
 

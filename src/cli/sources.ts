@@ -1,7 +1,7 @@
 // What commands share that name models and adapters: how sources stand in help, and the choice of a graph.
 
 import type { DtypeChoice } from '../index.js'
-import { choice, type Option } from './options.js'
+import { choice, type Option, text } from './options.js'
 
 /** A model: a path, a model on the Hub, or a URL. */
 export const MODEL = 'DIR|FILE|ID'
@@ -33,3 +33,6 @@ export function dtype(): Option<(typeof DTYPES)[number] | undefined> {
   const about = `type of the weights: chooses the .onnx file to read. ${DTYPES.join(', ')}; default: auto, the type in config.json, or fp32 if it has none`
   return { ...choice(DTYPES, about), placeholder: 'TYPE' }
 }
+
+/** Where a model runs. The runtime refuses what it does not have, and lists what it has. */
+export const DEVICE = text('NAME', 'where the model runs: cpu, webgpu, cuda, coreml, dml; default: cpu')

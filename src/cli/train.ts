@@ -5,7 +5,7 @@ import { DATA_OPTIONS, readChatTemplate } from './data-options.js'
 import { EXIT_INTERRUPTED, interruptible } from './interrupt.js'
 import { choice, decimal, defineCommand, integer, type Option, required, text, toggle, UsageError } from './options.js'
 import { printPreview } from './preview.js'
-import { dtype, MODEL, RUNS } from './sources.js'
+import { DEVICE, dtype, MODEL, RUNS } from './sources.js'
 import { colors, duration, Progress, printDocument, say, thousands, warn } from './terminal.js'
 
 /** `all-linear`, `default`, or names divided by commas. */
@@ -105,8 +105,11 @@ export const train = defineCommand({
       fallback: TRAIN_DEFAULTS.config.seed,
       least: 0,
     }),
+    device: DEVICE,
     threads: integer('processor threads to use; default: ONNX Runtime’s choice'),
     lowMemory: toggle('use less memory; a little slower'),
+    evaluateEvery: integer('measure the evaluation loss every N steps too; needs --eval-data or --eval-split'),
+    packing: toggle('put several short records into one row of --max-length tokens (default 512); faster'),
     saveEvery: integer('save every N steps, so that --resume can continue after a crash'),
     resume: toggle('continue the unfinished run in --out'),
     overwrite: toggle('replace an earlier run of lowrank in --out'),

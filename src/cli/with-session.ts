@@ -5,7 +5,7 @@ import type { AdapterSession, DtypeChoice, LoraAdapter } from '../index.js'
 import { printable } from './escape.js'
 import { EXIT_INTERRUPTED, interruptible } from './interrupt.js'
 import { integer, repeated, text, toggle, UsageError } from './options.js'
-import { ADAPTER, dtype, MODEL, RUNS } from './sources.js'
+import { ADAPTER, DEVICE, dtype, MODEL, RUNS } from './sources.js'
 import { colors, say, warn } from './terminal.js'
 
 /** What runs. */
@@ -13,11 +13,12 @@ export const SESSION_OPTIONS = {
   model: text(MODEL, `${RUNS}; default: the base of the first adapter`),
   dtype: dtype(),
   adapter: repeated(ADAPTER, 'adapter: a folder, or an id on the Hub'),
-  allowMissing: toggle('leave out layers that an export of the model dropped'),
+  allowMissing: toggle('leave out layers that the .onnx file does not have'),
 }
 
 /** How it runs and answers. */
 export const OUTPUT_OPTIONS = {
+  device: DEVICE,
   threads: integer('processor threads to use; default: ONNX Runtime’s choice'),
   json: toggle('print one JSON document on stdout'),
 }
@@ -28,6 +29,7 @@ interface SessionValues {
   /** Adapters have their folders as names. */
   readonly adapter: readonly string[]
   readonly allowMissing: boolean
+  readonly device: string | undefined
   readonly threads: number | undefined
 }
 
@@ -38,7 +40,7 @@ interface SessionValues {
  * @returns the exit code
  */
 export async function withSession(
-  { model: named, dtype, adapter: folders, allowMissing, threads }: SessionValues,
+  { model: named, dtype, adapter: folders, allowMissing, device, threads }: SessionValues,
   use: (session: AdapterSession, signal: AbortSignal, adapters: ReadonlyMap<string, LoraAdapter>) => Promise<number>,
 ): Promise<number> {
   if (named === undefined && folders.length === 0) throw new UsageError(`--model ${MODEL} is missing`)
@@ -54,7 +56,12 @@ export async function withSession(
       const other = otherBase(folder, config.baseModel, model)
       if (other !== undefined) warn(other)
     }
-    const session = await node.openSession(model, { adapters: Object.fromEntries(adapters), allowMissing, threads })
+    const session = await node.openSession(model, {
+      adapters: Object.fromEntries(adapters),
+      allowMissing,
+      device,
+      threads,
+    })
     try {
       return await interruptible('Stopping.', async (interrupt) => {
         const closed = new AbortController()

@@ -161,7 +161,7 @@ async function pathOf(directory: Directory, { name = 'model', ...wanted }: Graph
 }
 
 function wantedDtype({ name = 'model', dtype, config }: GraphWanted): GraphDtype {
-  const asked = typeof dtype === 'object' ? dtype[name] : dtype
+  const asked = typeof dtype === 'object' ? (Object.hasOwn(dtype, name) ? dtype[name] : undefined) : dtype
   return asked === undefined || asked === 'auto' ? (configuredDtype(config, name) ?? 'fp32') : checkDtype(asked)
 }
 

@@ -1,14 +1,12 @@
 // Opens sessions. What runs models loads with the first call.
 
 import {
-  anyOf,
   BOOLEAN,
   COUNT,
   checkOptions,
   FUNCTION,
   isObject,
   kind,
-  listOf,
   NAME,
   OBJECT,
   type OptionTable,
@@ -18,6 +16,7 @@ import { memoryWarning, sessionMemory } from '../graph/memory.js'
 import type { Model } from '../graph/model-folder.js'
 import type { AdapterSessionOptions, AdapterSession as BaseSession } from '../infer/session.js'
 import type { LoraAdapter } from '../lora/adapter.js'
+import { DEVICE } from '../runtime/runtime.js'
 import { ADAPTER, openAdapter } from './adapters.js'
 import { checkWeightsFit, memoryLimits } from './memory.js'
 import { loadModel } from './model.js'
@@ -62,7 +61,7 @@ const ADAPTERS = kind(
 const OPTIONS: OptionTable<OpenSessionOptions> = {
   adapters: ADAPTERS,
   onWarning: FUNCTION,
-  device: anyOf(NAME, listOf(NAME)),
+  device: DEVICE,
   modules: OBJECT,
   allowMissing: BOOLEAN,
   threads: COUNT,

@@ -18,7 +18,7 @@ export function webRuntime(url: string, wasm?: string): RuntimeHost {
   return {
     specifier: absolute('url', url),
     wasm: wasm === undefined ? undefined : absolute('wasm', wasm),
-    spawn: (kind) => webWorkerPort(startWorker(kind)),
+    spawn: (kind) => webWorkerPort(startWorker(kind), scriptOf(kind)),
   }
 }
 
@@ -30,6 +30,12 @@ function absolute(where: string, url: string): string {
     const expected = 'a URL, absolute or relative to the page'
     throw new ConfigError({ where, what: 'no address of a file', expected, got: JSON.stringify(url), cause })
   }
+}
+
+/** For messages. Not written as bundlers look for it: they would copy the file once more. */
+function scriptOf(kind: EngineKind): string {
+  const { url } = import.meta
+  return new URL(`../${kind}/worker.js`, url).href
 }
 
 /** Written out for each kind: bundlers look for exactly this expression. */

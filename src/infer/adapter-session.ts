@@ -258,7 +258,7 @@ export class OnnxSession<M extends SessionBase = SessionBase>
 
   /** @internal Throws StateError when the session is disposed. */
   checkOpen(): void {
-    if (this.#disposal !== undefined) throw new StateError({ where: 'AdapterSession', what: 'it is disposed' })
+    if (this.#disposal !== undefined) throw new StateError({ where: 'session', what: 'the session is closed' })
   }
 
   /**
@@ -317,7 +317,7 @@ export class OnnxSession<M extends SessionBase = SessionBase>
         const others = own.parts().filter((part) => head?.tensors.has(part.name) !== true)
         requireHandled({ config, parts: () => others }, ['linear', 'magnitude', 'biasB'], 'adapters of sessions')
         const isPlaceless = others.length === 0 && (head !== undefined || isShare || rest.length > 0)
-        const placed = isPlaceless ? [] : placeAdapter(this.#graph, this.#linears, own)
+        const placed = isPlaceless ? [] : placeAdapter(this.#graph, this.#linears, own, true)
         const about: OpenAdapter = {
           head,
           scales: adapter.parts('linear').some(({ magnitude }) => magnitude !== undefined),

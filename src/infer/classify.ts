@@ -50,7 +50,11 @@ export async function classify(
     const values = floatsOf(logits)
     batch.texts.forEach((text, row) => {
       const own = values.slice(row * count, (row + 1) * count)
-      results[text] = { ...ranked(own, labels, topK), logits: own, isTruncated: encoded[text].isTruncated }
+      results[text] = {
+        ...ranked(own, labels, topK, source.problemType),
+        logits: own,
+        isTruncated: encoded[text].isTruncated,
+      }
     })
   }
   return Array.isArray(texts) ? results : results[0]
@@ -61,6 +65,8 @@ interface LogitsSource {
   readonly graph: Graph
   /** In the order of the logits; undefined where no file tells. */
   readonly labels: readonly string[] | undefined
+  /** What the logits are numbers of, in transformers' words; undefined where no file tells. */
+  readonly problemType: unknown
   run(feeds: Feeds): Promise<RuntimeTensor>
 }
 
@@ -79,6 +85,7 @@ function logitsOf(session: ClassifierSession, adapter: string | undefined): Logi
   return {
     graph,
     labels: head?.labels ?? (isOwn ? names : undefined),
+    problemType: head === undefined ? model.config.problem_type : head.problemType,
     async run(feeds) {
       const { [wanted]: output } = await session.engine.run(feeds, mixesOf(adapter, undefined), [wanted])
       const logits = head === undefined ? output : headLogits(head, output)
@@ -128,15 +135,21 @@ function labelsFor(count: number, names: readonly string[] | undefined): readonl
   })
 }
 
-/** The likeliest labels of one text. A single logit is a number by itself: it is given as it is. */
-function ranked(logits: Float32Array, labels: readonly string[], topK: number) {
+/** The likeliest labels of one text. */
+function ranked(logits: Float32Array, labels: readonly string[], topK: number, problemType: unknown) {
   if (!logits.every(Number.isFinite)) {
     throw new NumericError({ where: 'logits', what: 'they are not finite', hint: 'Run the model in f32' })
   }
-  const scores = logits.length === 1 ? [logits[0]] : softmax(logits)
+  const scores = scoresOf(logits, problemType)
   const order = [...scores.keys()].sort((a, b) => scores[b] - scores[a]).slice(0, topK)
   const best = order.map((i) => ({ label: labels[i], score: scores[i] }))
   return { ...best[0], labels: best }
+}
+
+/** Quantities, and a single logit, are given as they are; of labels that do not exclude one another each has its own probability. */
+function scoresOf(logits: Float32Array, problemType: unknown): number[] {
+  if (problemType === 'multi_label_classification') return Array.from(logits, (value) => 1 / (1 + Math.exp(-value)))
+  return problemType === 'regression' || logits.length === 1 ? [...logits] : softmax(logits)
 }
 
 function softmax(logits: Float32Array): number[] {

@@ -135,7 +135,7 @@ export interface ClassifyOptions extends BatchOptions {
 export interface Classification {
   /** The likeliest label. */
   label: string
-  /** Its probability; of a head with one output, the output itself. */
+  /** Its probability. If a text can have several labels, the label's own; if the head gives numbers, the number itself. */
   score: number
   /** The `topK` likeliest labels, best first. */
   labels: { label: string; score: number }[]

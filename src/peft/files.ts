@@ -155,7 +155,7 @@ async function readOldConfig(directory: Directory): Promise<Uint8Array | undefin
   if (!(await directory.has(CONFIG_FILE))) return undefined
   const source = await directory.open(CONFIG_FILE)
   try {
-    return (await readAll(source)).slice()
+    return new Uint8Array(await readAll(source))
   } finally {
     await source.close()
   }

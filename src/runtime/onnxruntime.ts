@@ -1,7 +1,7 @@
 // ONNX Runtime's JavaScript API (onnxruntime-node, onnxruntime-web: the same surface) as a Runtime.
 // API: https://onnxruntime.ai/docs/api/js/
 
-import { RuntimeError } from '../base/errors.js'
+import { RuntimeError, UnsupportedError } from '../base/errors.js'
 import type {
   Feeds,
   OutputOptions,
@@ -27,6 +27,8 @@ export interface OrtModule {
     dims: readonly number[],
   ) => unknown
   /** Versions are read for reports; `wasm` is told where onnxruntime-web's .wasm file is. */
+  /** Of onnxruntime-node: the providers that it has on this system. */
+  listSupportedBackends?(): readonly { readonly name: string }[]
   readonly env?: {
     readonly versions?: Readonly<Record<string, string | undefined>>
     readonly wasm?: { wasmPaths?: unknown }
@@ -57,6 +59,7 @@ export function runtimeOf(ort: OrtModule, name?: string): Runtime {
   return {
     name: name ?? `onnxruntime-${flavour} ${versions[flavour] ?? versions.common ?? ''}`.trim(),
     async createSession(model, options = {}) {
+      checkProviders(ort, options.executionProviders)
       let session: OrtSession
       try {
         session = await ort.InferenceSession.create(model.graph, sessionOptions(model, options))
@@ -64,9 +67,7 @@ export function runtimeOf(ort: OrtModule, name?: string): Runtime {
         throw new RuntimeError({
           where: 'ONNX Runtime',
           what: `it cannot open the graph: ${messageOf(cause)}`,
-          hint: /no available backend/.test(messageOf(cause))
-            ? 'In a browser its .wasm file lies beside its script, or webRuntime(url, wasm) is told where it is'
-            : undefined,
+          hint: openingHint(messageOf(cause), options.executionProviders),
           cause,
         })
       }
@@ -75,10 +76,36 @@ export function runtimeOf(ort: OrtModule, name?: string): Runtime {
   }
 }
 
+/** @throws UnsupportedError for a provider that the runtime says it does not have */
+function checkProviders(ort: OrtModule, providers: readonly string[] = []): void {
+  const available = ort.listSupportedBackends?.().map(({ name }) => name)
+  const missing = providers.find((name) => available?.includes(name) === false)
+  if (missing === undefined) return
+  throw new UnsupportedError({
+    where: 'device',
+    what: 'ONNX Runtime has no such provider on this system',
+    expected: available?.join(', '),
+    got: missing,
+  })
+}
+
+function openingHint(message: string, providers: readonly string[] = []): string | undefined {
+  const isPage = typeof globalThis.navigator === 'object' && globalThis.process?.versions?.node === undefined
+  if (isPage && providers.includes('webgpu')) {
+    return 'gpu' in globalThis.navigator
+      ? 'WebGPU needs a build of onnxruntime-web that has it, such as ort.webgpu.bundle.min.mjs, and its .wasm file'
+      : 'This page has no WebGPU: it needs https or localhost, and a browser with it. Choose device: wasm'
+  }
+  if (!/no available backend/.test(message)) return undefined
+  return 'In a browser its .wasm file lies beside its script, or webRuntime(url, wasm) is told where it is'
+}
+
 class WrappedSession implements RuntimeSession {
   readonly #ort: OrtModule
   #session: OrtSession | undefined
   readonly #keepsTensors: boolean
+  /** Of feeds that come again and again, such as an adapter's. */
+  readonly #tensors = new WeakMap<RuntimeTensor, object>()
   readonly inputNames: readonly string[]
   readonly outputNames: readonly string[]
 
@@ -92,8 +119,8 @@ class WrappedSession implements RuntimeSession {
 
   async run(feeds: Feeds, outputNames?: readonly string[]): Promise<Record<string, RuntimeTensor>> {
     if (this.#session === undefined) throw new RuntimeError({ where: 'ONNX Runtime', what: 'the session is disposed' })
-    const tensors: Record<string, unknown> = {}
-    for (const name in feeds) tensors[name] = this.#tensor(name, feeds[name])
+    // By fromEntries: a name from a file may be __proto__.
+    const tensors = Object.fromEntries(Object.entries(feeds).map(([name, feed]) => [name, this.#tensor(name, feed)]))
     let results: Record<string, unknown>
     try {
       results = await this.#session.run(tensors, outputNames ?? this.outputNames)
@@ -101,19 +128,23 @@ class WrappedSession implements RuntimeSession {
       throw new RuntimeError({ where: 'ONNX Runtime', what: `the run failed: ${messageOf(cause)}`, cause })
     }
     if (this.#keepsTensors) return results as Record<string, RuntimeTensor>
-    const outputs: Record<string, RuntimeTensor> = {}
-    for (const name in results) {
-      const { type, data, dims } = results[name] as OrtTensor
-      outputs[name] = { type: type as TensorType, data: withoutFloat16Array(data), dims }
-    }
-    return outputs
+    return Object.fromEntries(
+      Object.entries(results as Record<string, OrtTensor>).map(([name, { type, data, dims }]) => [
+        name,
+        { type: type as TensorType, data: withoutFloat16Array(data), dims },
+      ]),
+    )
   }
 
   #tensor(name: string, tensor: RuntimeTensor): unknown {
     if (this.#keepsTensors && 'location' in tensor) return tensor
+    const known = this.#tensors.get(tensor)
+    if (known !== undefined) return known
     try {
       const { type, data, dims } = tensor
-      return new this.#ort.Tensor(type as never, data as never, dims)
+      const made = new this.#ort.Tensor(type as never, data as never, dims) as object
+      this.#tensors.set(tensor, made)
+      return made
     } catch (cause) {
       throw new RuntimeError({ where: `input ${name}`, what: `not a tensor: ${messageOf(cause)}`, cause })
     }

@@ -122,7 +122,13 @@ export function connect<T>(port: Port): Connection<T> {
     } else if (message.kind === 'result') settle(message.id)?.resolve(message.value)
     else if (message.kind === 'error') settle(message.id)?.reject(deserializeError(message.error))
   })
-  port.onClose?.((cause) => fail(new RuntimeError({ where: 'worker', what: `it ended: ${cause.message}`, cause })))
+  port.onClose?.((cause) => {
+    fail(
+      cause instanceof RuntimeError
+        ? cause
+        : new RuntimeError({ where: 'worker', what: `it ended: ${cause.message}`, cause }),
+    )
+  })
   port.hold?.(false)
 
   const invoke = (method: string, args: unknown[]): Promise<unknown> =>

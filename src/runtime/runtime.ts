@@ -1,6 +1,6 @@
 // The narrow view of ONNX Runtime that the rest of lowrank sees. Only files in this folder name onnxruntime-*.
 
-import { oneOf } from '../base/options.js'
+import { anyOf, listOf, NAME, oneOf } from '../base/options.js'
 
 /** A tensor's elements, row-major. float16 comes as Uint16Array, bool as Uint8Array. */
 export type TensorData =
@@ -58,6 +58,9 @@ export interface SessionModel {
   /** Browser: the content of each external location. */
   weights?: { location: string; data: Uint8Array }[]
 }
+
+/** A device, or several, best first. */
+export const DEVICE = anyOf(NAME, listOf(NAME))
 
 /** How ONNX Runtime opens and runs a graph. */
 export interface SessionOptions {

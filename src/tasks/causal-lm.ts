@@ -4,11 +4,13 @@
 import { DataError, FormatError, UnsupportedError } from '../base/errors.js'
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
 import { inputFamily } from '../graph/inputs/family.js'
+import type { TokenBatch } from '../graph/inputs/roles.js'
 import { tokenInputs } from '../graph/inputs/tokens.js'
 import { findLinears, logitsName } from '../graph/match/linears.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
 import type { ProbedShape } from '../graph/shapes/shapes.js'
 import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
+import { RECORDS, separateRecords } from '../graph/training/separate-records.js'
 import type { Value } from '../graph/view/builder.js'
 import type { Graph } from '../graph/view/graph.js'
 import { readGraph } from '../graph/view/read-graph.js'
@@ -17,6 +19,7 @@ import { type Chat, chatOf } from '../text/chat.js'
 import { encodeChat } from '../text/chat-encode.js'
 import type { ChatTemplate } from '../text/chat-template.js'
 import { ExampleStore } from '../text/example-store.js'
+import { type PackedExample, PackedExamples } from '../text/packed-examples.js'
 import {
   checkVocabulary,
   countTargets,
@@ -73,7 +76,9 @@ export const causalLm: Task<ParsedRecord, Example> = {
 
   makeList: () => new ExampleStore(),
 
-  open: (model) => new CausalLm(model),
+  pack: (examples, length) => new PackedExamples(examples, length),
+
+  open: (model, examples) => new CausalLm(model, examples instanceof PackedExamples),
 }
 
 function encode(record: ParsedRecord, context: EncodeContext): Encoded<Example> {
@@ -124,10 +129,13 @@ function encodeTurns(chat: Chat, template: ChatTemplate, context: EncodeContext,
 class CausalLm implements OpenTask<Example> {
   readonly probe: OpenTask['probe']
   readonly #model: Model
+  /** Rows hold several records. */
+  readonly #isPacked: boolean
   readonly #inputs: ReturnType<typeof tokenInputs>
 
-  constructor(model: Model) {
+  constructor(model: Model, isPacked: boolean) {
     this.#model = model
+    this.#isPacked = isPacked
     this.#inputs = tokenInputs(readGraph(model.onnx.proto))
     const [first, second] = PROBE_BATCHES.map(({ batch, sequence }, i) =>
       this.#probeFeeds(batch, sequence, PROBED_TARGETS[i]),
@@ -137,6 +145,7 @@ class CausalLm implements OpenTask<Example> {
   }
 
   forward(graph: ObjectiveGraph): Value {
+    if (this.#isPacked) separateRecords(graph, this.#inputs.roles)
     const rows = graph.input(ROWS, DataType.INT64, ['targets'])
     const targets = graph.input(TARGETS, DataType.INT64, ['targets', 2])
     const choice = graph.chooseRows(logitsName(graph), rows)
@@ -159,7 +168,13 @@ class CausalLm implements OpenTask<Example> {
       IGNORED,
     )
     return {
-      ...this.#feeds(examples.length, length, padded(ids, length, this.#model.padTokenId), attentionMask(ids, length)),
+      ...this.#feeds({
+        batch: examples.length,
+        sequence: length,
+        inputIds: padded(ids, length, this.#model.padTokenId),
+        attentionMask: attentionMask(ids, length),
+        ...(this.#isPacked && recordsOf(examples, length)),
+      }),
       ...targetFeeds(labels, length),
     }
   }
@@ -168,27 +183,48 @@ class CausalLm implements OpenTask<Example> {
     return examples.reduce((sum, { labels }) => sum + countTargets(labels), 0)
   }
 
-  content({ inputIds, labels }: Example): Int32Array[] {
-    return [inputIds, labels]
+  content({ inputIds, labels, starts }: Example & Partial<PackedExample>): Int32Array[] {
+    return [inputIds, labels, ...(starts === undefined ? [] : [Int32Array.from(starts)])]
   }
 
   metrics({ loss }: { loss: number }): Record<string, number> {
     return { perplexity: Math.exp(loss) }
   }
 
-  #feeds(batch: number, sequence: number, inputIds: Int32Array, mask: Int32Array): Feeds {
-    const tokens = { batch, sequence, inputIds, attentionMask: mask }
-    return { ...this.#inputs.feeds(tokens), ...this.#inputs.emptyCache(batch) }
+  #feeds({ records, ...tokens }: TokenBatch & { readonly records?: Int32Array | undefined }): Feeds {
+    const { batch, sequence } = tokens
+    const packed: Feeds = this.#isPacked
+      ? { [RECORDS]: { type: 'int32', data: records ?? new Int32Array(batch * sequence), dims: [batch, sequence] } }
+      : {}
+    return { ...this.#inputs.feeds(tokens), ...this.#inputs.emptyCache(batch), ...packed }
   }
 
   /** All targets at the first row: it is there in models that compute logits of the last tokens alone, too. */
   #probeFeeds(batch: number, sequence: number, targets: number): Feeds {
     const ids = new Int32Array(batch * sequence)
     return {
-      ...this.#feeds(batch, sequence, ids, ids.slice().fill(1)),
+      ...this.#feeds({ batch, sequence, inputIds: ids, attentionMask: ids.slice().fill(1) }),
       ...rowFeeds(Array(targets).fill(0), Array(targets).fill(0)),
     }
   }
+}
+
+/** Which record each token is of, from 1 on, and its place there; what fills up is record 0. */
+function recordsOf(
+  examples: readonly (Example & Partial<PackedExample>)[],
+  length: number,
+): { records: Int32Array; positionIds: Int32Array } {
+  const records = new Int32Array(examples.length * length)
+  const positionIds = new Int32Array(examples.length * length)
+  examples.forEach(({ inputIds, starts = [0] }, row) => {
+    starts.forEach((start, i) => {
+      for (let at = start; at < (starts[i + 1] ?? inputIds.length); at++) {
+        records[row * length + at] = i + 1
+        positionIds[row * length + at] = at - start
+      }
+    })
+  })
+  return { records, positionIds }
 }
 
 /**

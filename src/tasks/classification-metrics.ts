@@ -1,19 +1,65 @@
-// How well labels are predicted: accuracy, and the F1 score of each label, averaged over the labels (scikit-learn's `macro`).
+// How well labels are predicted: accuracy, the F1 score of each label and their mean (scikit-learn's `macro`), and the area under the curve.
+
+/** Of one label a record. */
+export interface LabelMetrics {
+  readonly accuracy: number
+  /** The mean over the labels that are there or predicted. */
+  readonly f1: number
+  /** By number of the label; NaN for one that is neither there nor predicted. */
+  readonly scores: readonly number[]
+}
 
 /** @param truth number of the label of each example; `predicted` likewise */
-export function classificationMetrics(
-  truth: readonly number[],
-  predicted: readonly number[],
-): { accuracy: number; f1: number } {
-  const labels = [...new Set([...truth, ...predicted])]
-  const count = (accepts: (truth: number, predicted: number) => boolean) =>
-    truth.reduce((sum, label, i) => sum + (accepts(label, predicted[i]) ? 1 : 0), 0)
-  const scores = labels.map((label) => {
-    const hits = count((a, b) => a === label && b === label)
-    return (2 * hits) / (count((a) => a === label) + count((_, b) => b === label))
+export function classificationMetrics(truth: readonly number[], predicted: readonly number[]): LabelMetrics {
+  const several = severalMetrics(
+    truth.map((label) => new Set([label])),
+    predicted.map((label) => new Set([label])),
+    Math.max(0, ...truth, ...predicted) + 1,
+  )
+  return several
+}
+
+/**
+ * Of any number of labels a record: `accuracy` counts records whose labels are all right.
+ *
+ * @param truth numbers of the labels of each record; `predicted` likewise
+ */
+export function severalMetrics(
+  truth: readonly ReadonlySet<number>[],
+  predicted: readonly ReadonlySet<number>[],
+  count: number,
+): LabelMetrics {
+  const [hits, there, told] = [0, 1, 2].map(() => new Float64Array(count))
+  let right = 0
+  truth.forEach((own, row) => {
+    const other = predicted[row]
+    for (const label of own) {
+      there[label]++
+      if (other.has(label)) hits[label]++
+    }
+    for (const label of other) told[label]++
+    if (own.size === other.size && [...own].every((label) => other.has(label))) right++
   })
+  const scores = Array.from({ length: count }, (_, label) => (2 * hits[label]) / (there[label] + told[label]))
+  const known = scores.filter((score) => !Number.isNaN(score))
   return {
-    accuracy: count((a, b) => a === b) / truth.length,
-    f1: scores.reduce((sum, score) => sum + score, 0) / labels.length,
+    accuracy: right / truth.length,
+    f1: known.reduce((sum, score) => sum + score, 0) / known.length,
+    scores,
   }
+}
+
+/** The chance that a record with the label has a higher score than one without; equal scores count half (scikit-learn's roc_auc_score). */
+export function areaUnderCurve(truth: readonly boolean[], scores: readonly number[]): number {
+  const order = [...scores.keys()].sort((a, b) => scores[a] - scores[b])
+  let [sum, below] = [0, 0]
+  for (let from = 0; from < order.length; ) {
+    let to = from
+    let [own, others] = [0, 0]
+    for (; to < order.length && scores[order[to]] === scores[order[from]]; to++) truth[order[to]] ? own++ : others++
+    sum += own * (below + others / 2)
+    below += others
+    from = to
+  }
+  return sum / (below * (truth.length - below))
 }

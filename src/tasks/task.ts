@@ -7,6 +7,7 @@ import type { Model } from '../graph/model-folder.js'
 import type { Objective } from '../graph/training/objective.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import type { ChatTemplate } from '../text/chat-template.js'
+import type { ProblemType } from './label-problems.js'
 import type { HeadBase, HeadForm } from './text-heads.js'
 
 /** What a row is encoded for. */
@@ -61,6 +62,8 @@ export interface Task<Row = unknown, Example = unknown, Options extends object =
   tokens?(example: Example): { readonly ids: Int32Array; counts(index: number): boolean }
   /** Where examples are kept, if not in a list: packed, a million of them fit into memory. */
   makeList?(): ExampleList<Example>
+  /** Several short examples in one, of at most `length` tokens, for tasks that can keep them apart. */
+  pack?(examples: Examples<Example>, length: number): Examples<Example>
   /** Fixes what the training examples decide. Throws DataError when they do not, ConfigError for options that do not fit them. */
   open(model: Model, examples: Examples<Example>, options?: Options): OpenTask<Example>
 }
@@ -93,6 +96,8 @@ export interface OpenTask<Example = unknown> extends Objective {
   readonly head?: Head
   /** What the logits mean, in their order. */
   readonly labels?: readonly string[]
+  /** What they are numbers of, in transformers' words. */
+  readonly problemType?: ProblemType
   /** The name that a module of the graph has in the PyTorch model of this task, where it is another. */
   moduleName?(name: string): string
   /** Tokens of an example: examples of like cost run together. */

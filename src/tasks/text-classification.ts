@@ -1,8 +1,9 @@
-// Text classification: one label for a text or a pair of texts. What lies between the encoder and the logits, the head, is trained whole:
-// that of the graph, or a new one as transformers puts it on an encoder of this type. The loss is the cross-entropy in nats per text.
+// Text classification: a label, several, or a number for a text or a pair of texts. What lies between the encoder and the logits, the head, is trained whole:
+// that of the graph, or a new one as transformers puts it on an encoder of this type. The losses are in label-problems.ts.
 
 import { decodeFloats } from '../base/dtype.js'
 import { DataError, UnsupportedError } from '../base/errors.js'
+import { isObject } from '../base/options.js'
 import type { Random } from '../base/random.js'
 import { elementCount } from '../base/tensor.js'
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
@@ -15,7 +16,14 @@ import type { Graph } from '../graph/view/graph.js'
 import { readGraph } from '../graph/view/read-graph.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { checkVocabulary } from '../text/records.js'
-import { classificationMetrics } from './classification-metrics.js'
+import {
+  LABEL_OPTIONS,
+  type LabelOptions,
+  type LabelProblem,
+  type ProblemType,
+  problemOf,
+  type Target,
+} from './label-problems.js'
 import type { Examples, Head, OpenTask, Task } from './task.js'
 import {
   appendHead,
@@ -25,6 +33,7 @@ import {
   type HeadLayer,
   headForm,
   headInput,
+  headTensors,
   headWidth,
   trainedLayers,
 } from './text-heads.js'
@@ -34,7 +43,7 @@ import { attentionMask, PROBE_BATCHES, padded, tokenLengths } from './token-batc
 export interface LabeledText {
   readonly text: string
   readonly textPair: string | undefined
-  readonly label: string
+  readonly label: Target
 }
 
 /** A tokenized row. */
@@ -42,19 +51,18 @@ export interface LabeledExample {
   readonly inputIds: Int32Array
   /** 1 for tokens of the second text. */
   readonly tokenTypeIds: Int32Array
-  readonly label: string
+  readonly label: Target
 }
 
-/** Graph input of the loss: [row, label] int64 (batch, 2). */
-const LABELS = 'loss/labels'
 /** The standard deviation of a new head where config.json gives none: that of transformers. */
 const INITIALIZER_RANGE = 0.02
 
-export const textClassification: Task<LabeledText, LabeledExample> = {
+export const textClassification: Task<LabeledText, LabeledExample, LabelOptions> = {
   name: 'text-classification',
   peftType: 'SEQ_CLS',
   reading: 'classify',
   headForm: findHeadForm,
+  options: LABEL_OPTIONS,
 
   check(model) {
     const graph = readGraph(model.onnx.proto)
@@ -74,29 +82,39 @@ export const textClassification: Task<LabeledText, LabeledExample> = {
 
   tokens: ({ inputIds }) => ({ ids: inputIds, counts: () => false }),
 
-  open: (model, examples) => new TextClassification(model, examples),
+  open: (model, examples, options = {}) => new TextClassification(model, examples, options),
 }
 
 /** Throws DataError for what is no text with a label. */
 function parseLabeledText(row: unknown, where: string): LabeledText {
   const record = (typeof row === 'object' && row !== null ? row : {}) as Record<string, unknown>
-  const { text, textPair, label } = record
-  const isLabel = typeof label === 'string' || typeof label === 'boolean' || Number.isSafeInteger(label)
+  const { text, textPair } = record
+  const label = targetOf(record.label ?? record.labels)
   const isPair = textPair === undefined || textPair === null || typeof textPair === 'string'
-  if (typeof text === 'string' && isLabel && isPair) {
-    return { text, textPair: textPair ?? undefined, label: String(label) }
+  if (typeof text === 'string' && label !== undefined && isPair) {
+    return { text, textPair: textPair ?? undefined, label }
   }
   throw new DataError({
     where,
     what: 'not a text with a label',
-    expected: '"text", "label" and, for pairs, "textPair": texts; labels may be integers',
+    expected: '"text", "label" and, for pairs, "textPair": texts; a label may be a number, or a list of labels',
     got: Object.keys(record).length === 0 ? 'no fields' : Object.keys(record).join(', '),
     hint: 'If the fields have other names, give them with columns: { text: …, label: … }',
   })
 }
 
+/** Numbers without a fraction are names, until a task option says that they are numbers. */
+function targetOf(label: unknown): Target | undefined {
+  const isName = (value: unknown) =>
+    typeof value === 'string' || typeof value === 'boolean' || Number.isSafeInteger(value)
+  if (isName(label)) return String(label)
+  if (typeof label === 'number' && Number.isFinite(label)) return label
+  return Array.isArray(label) && label.every(isName) ? label.map(String) : undefined
+}
+
 class TextClassification implements OpenTask<LabeledExample> {
   readonly labels: readonly string[]
+  readonly problemType: ProblemType
   readonly head: Head
   readonly probe: OpenTask['probe']
   readonly #model: Model
@@ -104,41 +122,37 @@ class TextClassification implements OpenTask<LabeledExample> {
   readonly #form: HeadForm
   /** The layers that are trained, the last ones of the form. */
   readonly #layers: readonly HeadLayer[]
-  /** Their shapes (d, k). */
-  readonly #shapes: readonly (readonly [d: number, k: number])[]
   readonly #hasPrefix: boolean
+  readonly #problem: LabelProblem
 
-  constructor(model: Model, examples: Examples<LabeledExample>) {
+  constructor(model: Model, examples: Examples<LabeledExample>, options: LabelOptions) {
     const graph = readGraph(model.onnx.proto)
     const linears = findLinears(graph)
     const base = { config: model.config, graph, linears }
     this.#model = model
     this.#inputs = encoderInputs(graph)
     this.#form = headForm(base)
-    this.labels = labelsOf(model, examples)
+    this.#problem = problemOf(() => targetsOf(examples), knownLabels(model), options)
+    this.labels = this.#problem.labels
+    this.problemType = this.#problem.type
     this.#layers = trainedLayers(this.#form, base)
     const width = headWidth(base, this.#layers)
-    this.#shapes = this.#layers.map((_, i) => [i === this.#layers.length - 1 ? this.labels.length : width, width])
     this.#hasPrefix = linears.some(({ name }) => name.startsWith(`${this.#form.encoder}.`))
     this.head = {
       modulesToSave: this.#form.modulesToSave.filter((module) =>
         this.#layers.some((layer) => `.${layer.module}.`.includes(`.${module}.`)),
       ),
-      tensors: this.#layers.flatMap(({ module }, i) => {
-        const [d, k] = this.#shapes[i]
-        const tensor = (member: string, shape: number[]) => ({
-          name: `${module}.${member}`,
-          shape,
-          start: (random: Random) => this.#start(graph, linears, { module, member, shape }, random),
-        })
-        return [tensor('weight', [d, k]), tensor('bias', [d])]
-      }),
+      tensors: headTensors(this.#layers, width, this.labels.length).map(({ layer, member, shape }) => ({
+        name: `${layer.module}.${member}`,
+        shape,
+        start: (random: Random) => this.#start(graph, linears, { layer, member, shape }, random),
+      })),
     }
     const [first, second] = PROBE_BATCHES.map(({ batch, sequence }) => {
       const example = {
         inputIds: new Int32Array(sequence),
         tokenTypeIds: new Int32Array(sequence),
-        label: this.labels[0],
+        label: this.problemType === 'regression' ? 0 : this.labels[0],
       }
       return this.collate(Array(batch).fill(example), sequence)
     })
@@ -146,10 +160,9 @@ class TextClassification implements OpenTask<LabeledExample> {
   }
 
   forward(graph: ObjectiveGraph): Value {
-    const pairs = graph.input(LABELS, DataType.INT64, ['batch', 2])
     const parameters = new Map(this.head.tensors.map(({ name, shape }) => [name, graph.parameter(name, shape)]))
     const logits = appendHead(graph.g, this.#headInput(graph), this.#layers, (name) => parameters.get(name))
-    return graph.crossEntropy(graph.predict(logits), pairs)
+    return this.#problem.loss(graph, graph.predict(logits))
   }
 
   moduleName(name: string): string {
@@ -164,7 +177,6 @@ class TextClassification implements OpenTask<LabeledExample> {
   collate(examples: readonly LabeledExample[], length: number): Feeds {
     const ids = examples.map(({ inputIds }) => inputIds)
     const types = examples.map(({ tokenTypeIds }) => tokenTypeIds)
-    const pairs = examples.flatMap(({ label }, row) => [row, this.#idOf(label)])
     return {
       ...this.#inputs.feeds({
         batch: examples.length,
@@ -173,25 +185,23 @@ class TextClassification implements OpenTask<LabeledExample> {
         attentionMask: attentionMask(ids, length),
         tokenTypeIds: padded(types, length, 0),
       }),
-      [LABELS]: { type: 'int64', data: BigInt64Array.from(pairs, BigInt), dims: [examples.length, 2] },
+      ...this.#problem.targets([...targetsOf(examples)]),
     }
   }
 
   normalizer(examples: readonly LabeledExample[]): number {
-    return examples.length
+    return this.#problem.normalizer([...targetsOf(examples)])
   }
 
   content({ inputIds, tokenTypeIds, label }: LabeledExample): (Int32Array | Uint8Array)[] {
-    return [inputIds, tokenTypeIds, new TextEncoder().encode(label)]
+    return [inputIds, tokenTypeIds, new TextEncoder().encode(typeof label === 'string' ? label : JSON.stringify(label))]
   }
 
-  predict(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly LabeledExample[]): number[] {
+  /** The logits of each example. */
+  predict(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly LabeledExample[]): Float32Array[] {
     const logits = Object.values(outputs).find(({ dims }) => dims.length === 2)?.data as Float32Array
     const count = this.labels.length
-    return examples.map((_, row) => {
-      const own = logits.subarray(row * count, (row + 1) * count)
-      return own.indexOf(Math.max(...own))
-    })
+    return examples.map((_, row) => logits.slice(row * count, (row + 1) * count))
   }
 
   metrics({
@@ -201,19 +211,7 @@ class TextClassification implements OpenTask<LabeledExample> {
     examples: readonly LabeledExample[]
     predictions: readonly unknown[]
   }): Record<string, number> {
-    const truth = examples.map(({ label }) => this.#idOf(label))
-    return classificationMetrics(truth, predictions as number[])
-  }
-
-  #idOf(label: string): number {
-    const id = this.labels.indexOf(label)
-    if (id >= 0) return id
-    throw new DataError({
-      where: 'label',
-      what: 'no record of the training data has it',
-      expected: this.labels.join(', '),
-      got: JSON.stringify(label),
-    })
+    return this.#problem.metrics([...targetsOf(examples)], predictions as Float32Array[])
   }
 
   /** What goes into the first layer that is trained. */
@@ -228,7 +226,7 @@ class TextClassification implements OpenTask<LabeledExample> {
   async #start(
     graph: Graph,
     linears: readonly Linear[],
-    { module, member, shape }: { module: string; member: string; shape: readonly number[] },
+    { layer: { module, kind }, member, shape }: ReturnType<typeof headTensors>[number],
     random: Random,
   ): Promise<Float32Array> {
     const own = linears.find(({ name, form }) => name === module && form.name === 'Gemm')
@@ -239,32 +237,19 @@ class TextClassification implements OpenTask<LabeledExample> {
     }
     const range = this.#model.config.initializer_range
     const deviation = typeof range === 'number' ? range : INITIALIZER_RANGE
+    if (kind === 'norm') return new Float32Array(elementCount(shape)).fill(member === 'weight' ? 1 : 0)
     return Float32Array.from({ length: elementCount(shape) }, () =>
       member === 'bias' ? 0 : deviation * random.normal(),
     )
   }
 }
 
-/**
- * The labels in the order of the logits: those of config.json where the data has no others, else the data's, sorted.
- *
- * @throws DataError when there is only one
- */
-function labelsOf({ config }: Model, examples: Examples<LabeledExample>): string[] {
-  const seen = new Set<string>()
-  for (const { label } of examples) seen.add(label)
-  const named = Object.entries((config.id2label ?? {}) as Record<string, unknown>).sort(
-    ([a], [b]) => Number(a) - Number(b),
-  )
-  const known = named.map(([, label]) => String(label))
-  if (known.length > 1 && [...seen].every((label) => known.includes(label))) return known
-  if (seen.size < 2) {
-    throw new DataError({
-      where: 'label',
-      what: 'all records have the same label, so there is nothing to learn',
-      got: [...seen].map((label) => JSON.stringify(label)).join(),
-    })
-  }
-  const isNumbered = [...seen].every((label) => /^\d+$/.test(label))
-  return [...seen].sort(isNumbered ? (a, b) => Number(a) - Number(b) : undefined)
+function* targetsOf(examples: Iterable<LabeledExample>): Generator<Target> {
+  for (const { label } of examples) yield label
+}
+
+/** The labels of config.json, in their order. */
+function knownLabels({ config: { id2label } }: Model): string[] {
+  const named = Object.entries(isObject(id2label) ? id2label : {})
+  return named.sort(([a], [b]) => Number(a) - Number(b)).map(([, label]) => String(label))
 }

@@ -110,7 +110,7 @@ async function extractFrom(base: Checkpoint, tuned: Checkpoint, job: Job): Promi
     const { name, dtype, shape, offset, byteLength } = located.tensor.info
     ;(isKept ? result.saved : result.skipped).push(name)
     if (!isKept) return
-    const data = (await shardSource(located.checkpoint, located.tensor.shard).read(offset, byteLength)).slice()
+    const data = new Uint8Array(await shardSource(located.checkpoint, located.tensor.shard).read(offset, byteLength))
     replacements.push({ name, values: { dtype, shape, data }, isTrained: true, key: key ?? name })
   }
   const biases: Located[] = []

@@ -13,6 +13,7 @@ import type { TrainSettings } from './settings.js'
 const WITHOUT_EFFECT: ReadonlySet<keyof TrainSettings> = new Set([
   'epochs',
   'maxSteps',
+  'device',
   'threads',
   'saveEvery',
   'evaluateEvery',

@@ -104,7 +104,7 @@ export class TrainingSessions {
   }
 
   async #session(graph: RunnableGraph): Promise<number> {
-    const { threads, lowMemory, evaluateEvery } = this.#parts.settings
+    const { device, threads, lowMemory, evaluateEvery } = this.#parts.settings
     let id = this.#sessions.get(graph)
     if (id !== undefined) return id
     // A run that evaluates again and again would open them again and again.
@@ -114,6 +114,7 @@ export class TrainingSessions {
       await this.#engine.openSession(model, {
         lowMemory,
         exactProducts: true,
+        ...(device === undefined ? {} : { executionProviders: [device].flat() }),
         ...(threads === undefined ? {} : { threads }),
       })
     ).id

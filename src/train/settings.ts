@@ -2,6 +2,7 @@
 
 import { BOOLEAN, COUNT, checkArgument, numberKind, type OptionTable, oneOf } from '../base/options.js'
 import type { LoraConfigInput } from '../lora/config.js'
+import { DEVICE } from '../runtime/runtime.js'
 import { learningRates, SCHEDULES, type Schedule } from './schedule.js'
 
 /** How a run trains. A value out of its range is an error that names the range. */
@@ -26,12 +27,19 @@ export interface TrainSettings {
   weightDecay: number
   /** Gradients whose global norm is larger are scaled down to it; 0: never. Default 1. */
   maxGradNorm: number
+  /**
+   * Where the model runs, in ONNX Runtime's words: cpu, webgpu, cuda, coreml, dml, …; or several, best first: what the first cannot
+   * compute goes to the next. The optimizer runs on the processor. Default: the runtime's processor.
+   */
+  device: string | readonly string[] | undefined
   /** Threads of the runtime. Default: its own choice. */
   threads: number | undefined
   /** Uses less memory; a little slower. Default false. */
   lowMemory: boolean
   /** Save adapter and state every so many steps. Default: at the end and when interrupted. */
   saveEvery: number | undefined
+  /** Put short records together into rows of `maxLength` tokens (else 512); none sees another. Default false. */
+  packing: boolean
   /** Evaluate every so many steps too, not only before and after. Needs `evalData`. */
   evaluateEvery: number | undefined
 }
@@ -48,8 +56,10 @@ export const TRAIN_DEFAULTS = Object.freeze({
   warmupRatio: 0.03,
   weightDecay: 0,
   maxGradNorm: 1,
+  device: undefined,
   threads: undefined,
   lowMemory: false,
+  packing: false,
   saveEvery: undefined,
   evaluateEvery: undefined,
   /** Of a new adapter. What is not here is as in every LoraConfig. */
@@ -76,8 +86,10 @@ export const SETTINGS_KINDS: OptionTable<TrainSettings> = {
   warmupRatio: numberKind('a number in [0, 1]', (value) => value >= 0 && value <= 1),
   weightDecay: numberKind('a number in [0, 1]', (value) => value >= 0 && value <= 1),
   maxGradNorm: numberKind('a finite number, 0 or above', (value) => value >= 0 && Number.isFinite(value)),
+  device: DEVICE,
   threads: COUNT,
   lowMemory: BOOLEAN,
+  packing: BOOLEAN,
   saveEvery: COUNT,
   evaluateEvery: COUNT,
 }

@@ -16,7 +16,7 @@ import { readGraph } from '../graph/view/read-graph.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import { type LoraConfig, resolveConfig } from '../lora/config.js'
 import { requireHandled, requirePlainConfig } from '../lora/requirements.js'
-import type { OpenTask, Task } from '../tasks/task.js'
+import type { Examples, OpenTask, Task } from '../tasks/task.js'
 import { checkTaskName, DEFAULT_TASK, loadTask, tasksFor } from '../tasks/tasks.js'
 import { type EncodedSource, encodeRows } from './examples.js'
 import type { TrainingData, TrainingOptions, TrainResult } from './options.js'
@@ -57,13 +57,15 @@ export async function train(options: TrainingOptions, limits: readonly MemoryLim
     options.evalData === undefined
       ? heldOut
       : (await encode(options, settings, task, options.evalData, 'evalData', undefined)).kept
-  const open = task.open(model, records.examples, options.taskOptions)
-  warnOfMemory(options, settings, limits, longest(records.examples, open))
+  const examples = settings.packing ? pack(task, records.examples, settings, model) : records.examples
+  const open = task.open(model, examples, options.taskOptions)
+  warnOfMemory(options, settings, limits, longest(examples, open))
   on?.stage?.('prepare')
   const adapter = options.adapter ?? (await newAdapter(model, config, { task, open, modules }))
   adapter.chatTemplate = chatTemplate ?? adapter.chatTemplate
   checkHead(adapter, open)
   if (open.labels !== undefined) adapter.labels = open.labels
+  if (open.problemType !== undefined) adapter.problemType = open.problemType
   const result = await trainAdapter({
     model,
     task: task.name,
@@ -72,7 +74,7 @@ export async function train(options: TrainingOptions, limits: readonly MemoryLim
     adapter,
     modules,
     settings,
-    examples: records.examples,
+    examples,
     evalExamples: evalRecords.rows === 0 ? undefined : evalRecords.examples,
     out: out === undefined ? undefined : { directory: out, use },
     signal,
@@ -89,6 +91,20 @@ export async function train(options: TrainingOptions, limits: readonly MemoryLim
     seconds: (performance.now() - startedAt) / 1000,
   }
   return { adapter, report }
+}
+
+/** Tokens of a packed row where nothing is said. */
+const PACKED_LENGTH = 512
+
+/** Throws ConfigError for a task whose examples cannot share a row. */
+function pack(
+  task: Task,
+  examples: Examples<unknown>,
+  { maxLength }: TrainSettings,
+  { contextLength = PACKED_LENGTH }: Model,
+): Examples<unknown> {
+  if (task.pack !== undefined) return task.pack(examples, maxLength ?? Math.min(contextLength, PACKED_LENGTH))
+  throw new ConfigError({ where: 'packing', what: `the task ${task.name} cannot put several records into one row` })
 }
 
 function longest<Example>(examples: Iterable<Example>, task: Pick<OpenTask<Example>, 'cost'>): number {

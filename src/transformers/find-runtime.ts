@@ -41,7 +41,7 @@ export async function findRuntime(transformers: TransformersModule): Promise<Ort
   const same = found.find(({ versions }) => versions === theirs)
   if (same !== undefined) {
     const { ort_tensor: tensor } = new transformers.Tensor('float32', Float32Array.of(0), [1])
-    return runtimeModule(same.module.InferenceSession, tensor)
+    return runtimeModule(same.module, tensor)
   }
   const hint = 'Open the pipeline with transformers.js, and give it to withAdapters'
   if (found.length === 0) {

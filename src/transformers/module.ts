@@ -127,9 +127,13 @@ export function classNamed<T>(module: TransformersModule, name: string): Class<T
 }
 
 /** ONNX Runtime as sessions are opened with it. Inputs may be of any copy's Tensor class. */
-export function runtimeModule(InferenceSession: unknown, ortTensor: object): OrtModule {
+export function runtimeModule(
+  { InferenceSession, listSupportedBackends }: Pick<OrtModule, 'InferenceSession' | 'listSupportedBackends'>,
+  ortTensor: object,
+): OrtModule {
   return {
-    InferenceSession: InferenceSession as OrtModule['InferenceSession'],
+    ...(listSupportedBackends !== undefined && { listSupportedBackends }),
+    InferenceSession,
     Tensor: ortTensor.constructor as OrtModule['Tensor'],
   }
 }

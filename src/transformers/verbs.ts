@@ -104,7 +104,8 @@ export async function withAdapters(pipeline: PipelineInstance, options: WithAdap
   const { model } = pipeline
   const { model: theirs } = model.sessions
   const { dtype, device } = theirs.config ?? {}
-  const module = runtimeModule(theirs.constructor, pipeline.tokenizer('a').input_ids.ort_tensor)
+  const InferenceSession = theirs.constructor as unknown as OrtModule['InferenceSession']
+  const module = runtimeModule({ InferenceSession }, pipeline.tokenizer('a').input_ids.ort_tensor)
   const run = {
     dtype: typeof dtype === 'string' ? dtype : 'fp32',
     device: typeof device === 'string' ? device : defaultDevice(),

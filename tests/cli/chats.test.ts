@@ -55,17 +55,12 @@ describe('chats on the command line', () => {
   })
 
   it.each<[string, string[], number, RegExp]>([
-    [
-      '--raw with --chat',
-      [...question, '--raw', '--chat'],
-      2,
-      /--raw leaves the chat template out, and --chat needs it/,
-    ],
+    ['--raw with --chat', [...question, '--raw', '--chat'], 2, /--raw and --chat cannot be used together/],
     ['no template', [...question, '--chat'], 1, /no chat template.*--chat-template FILE/],
     ['no file', ['--messages', 'no.json'], 1, /no.json: no such file/],
     ['no chat', ['--messages', ONNX], 1, /not a chat; expected JSON/],
-    ['an empty stop', [...question, '--stop='], 1, /--stop: not usable/],
-    ['min-p of 2', [...question, '--min-p', '2'], 1, /--min-p: not usable/],
+    ['an empty stop', [...question, '--stop='], 2, /--stop: not valid/],
+    ['min-p of 2', [...question, '--min-p', '2'], 2, /--min-p: not valid/],
     ['a weight without adapter', [...question, '--weight', '2'], 2, /--weight W comes after/],
   ])('%s: %s', async (_, args, exit, message) => {
     const { code, stderr } = await lowrankHere(...ask, ...args)

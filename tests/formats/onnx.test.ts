@@ -13,7 +13,7 @@ import {
   TensorProtoSchema,
 } from '../../src/formats/onnx/gen/onnx_pb.js'
 import { loadOnnx, type OnnxModel, serializeModel } from '../../src/formats/onnx/model.js'
-import { isExternal } from '../../src/formats/onnx/tensors.js'
+import { floatsOf, integersOf, isExternal } from '../../src/formats/onnx/tensors.js'
 import { writeOnnx } from '../../src/formats/onnx/write.js'
 import { sessionModel } from '../../src/graph/session-model.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
@@ -321,4 +321,21 @@ describe('writing', () => {
       writeOnnx(onnx, onnx.proto, new MemoryDirectory(), 'copy.onnx', { overrides: writers }),
     ).rejects.toThrow(/"nothing"/)
   })
+})
+
+it('reads numbers out of a Buffer that is a part of a larger one', () => {
+  const part = (bytes: Uint8Array) => {
+    const whole = Buffer.alloc(bytes.length + 24, 7)
+    whole.set(bytes, 16)
+    return whole.subarray(16, 16 + bytes.length)
+  }
+  const of = (dataType: DataType, values: ArrayBufferView, count: number) => {
+    const rawData = part(new Uint8Array(values.buffer)) as never
+    return create(TensorProtoSchema, { name: 't', dataType, dims: [BigInt(count)], rawData })
+  }
+  expect(integersOf(of(DataType.INT64, BigInt64Array.of(1n, -2n), 2))).toEqual([1, -2])
+  expect(integersOf(of(DataType.INT32, Int32Array.of(3, -4), 2))).toEqual([3, -4])
+  expect(integersOf(of(DataType.BOOL, Uint8Array.of(1, 0, 1), 3))).toEqual([1, 0, 1])
+  expect(floatsOf(of(DataType.FLOAT, Float32Array.of(1.5, -2), 2))).toEqual([1.5, -2])
+  expect(floatsOf(of(DataType.DOUBLE, Float64Array.of(0.1), 1))).toEqual([0.1])
 })

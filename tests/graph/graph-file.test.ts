@@ -21,6 +21,13 @@ const NAMES = {
 }
 
 describe('findGraph', () => {
+  test('takes types by role for roles alone, not for members of objects', async () => {
+    for (const name of ['constructor', 'toString', '__proto__']) {
+      const directory = folder(`onnx/${name}.onnx`)
+      expect(await findGraph(directory, { name, dtype: { model: 'q4' } })).toBe(`onnx/${name}.onnx`)
+    }
+  })
+
   test('takes the file that transformers.js takes', async () => {
     expect(GRAPH_DTYPES).toEqual(Object.keys(NAMES))
     const all = folder(...Object.values(NAMES).map((name) => `onnx/${name}`))

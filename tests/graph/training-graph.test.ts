@@ -45,9 +45,10 @@ function lossOf(outputs: Record<string, RuntimeTensor>): number {
 
 const TRAINED: [name: string, model: string, numbers: string][] = [
   ['union-3m', UNION, 'tests/golden/train-union'],
-  ...['llama-optimum', 'llama-genai', 'llama-genai-rotary', 'llama-dynamo', 'qwen2-optimum', 'gpt2-optimum'].map(
-    (name): [string, string, string] => [name, `${MODELS}/${name}`, `${MODELS}/${name}/golden`],
-  ),
+  ...[
+    ...['llama-optimum', 'llama-genai', 'llama-genai-rotary', 'llama-dynamo', 'qwen2-optimum', 'gpt2-optimum'],
+    'qwen3-genai',
+  ].map((name): [string, string, string] => [name, `${MODELS}/${name}`, `${MODELS}/${name}/golden`]),
 ]
 
 describe.each(TRAINED)('%s', (_, modelFolder, folder) => {

@@ -103,28 +103,28 @@ describe('adapters that PEFT wrote', () => {
     await session.dispose()
   })
 
-  it.each(['llama-optimum', 'llama-genai', 'llama-genai-rotary', 'llama-dynamo', 'qwen2-optimum', 'gpt2-optimum'])(
-    'give PEFT’s logits on %s',
-    async (name) => {
-      const path = `tests/golden/models/${name}`
-      const model = await openModel(path)
-      const golden = (await readJson(directoryOf(path), 'golden/golden.json')) as Record<'base' | 'adapted', Expected>
-      const adapter = await loadAdapter(directoryOf(`${path}/golden/adapter-init`))
-      const session = await OnnxSession.open(model, { adapters: { adapter } })
-      for (const [key, choice] of [['base'], ['adapted', 'adapter']] as const) {
-        const { inputIds, logitIds, logits } = golden[key]
-        const row = rowOf((await session.run(feedsOf(model, [inputIds]), { adapter: choice })).logits)
-        expect(
-          maxDifference(
-            logitIds.map((id) => row[id]),
-            logits,
-          ),
-        ).toBeLessThan(1e-4)
-      }
-      await session.dispose()
-      await model.close()
-    },
-  )
+  it.each([
+    ...['llama-optimum', 'llama-genai', 'llama-genai-rotary', 'llama-dynamo', 'qwen2-optimum', 'gpt2-optimum'],
+    ...['qwen3-genai', 'phi3-genai'],
+  ])('give PEFT’s logits on %s', async (name) => {
+    const path = `tests/golden/models/${name}`
+    const model = await openModel(path)
+    const golden = (await readJson(directoryOf(path), 'golden/golden.json')) as Record<'base' | 'adapted', Expected>
+    const adapter = await loadAdapter(directoryOf(`${path}/golden/adapter-init`))
+    const session = await OnnxSession.open(model, { adapters: { adapter } })
+    for (const [key, choice] of [['base'], ['adapted', 'adapter']] as const) {
+      const { inputIds, logitIds, logits } = golden[key]
+      const row = rowOf((await session.run(feedsOf(model, [inputIds]), { adapter: choice })).logits)
+      expect(
+        maxDifference(
+          logitIds.map((id) => row[id]),
+          logits,
+        ),
+      ).toBeLessThan(1e-4)
+    }
+    await session.dispose()
+    await model.close()
+  })
 })
 
 describe('adding and removing', () => {

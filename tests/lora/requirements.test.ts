@@ -8,7 +8,7 @@ import { type LoraConfigInput, resolveConfig } from '../../src/lora/config.js'
 import { rowNorms } from '../../src/lora/dora.js'
 import { EmbeddingLora } from '../../src/lora/kinds/embedding.js'
 import { LoraLayer } from '../../src/lora/layer.js'
-import { requirePlain, requirePlainConfig } from '../../src/lora/requirements.js'
+import { requirePlain, requirePlainConfig, requireUnchangedBase } from '../../src/lora/requirements.js'
 import { loadAdapter, openAdapter, saveAdapter } from '../../src/peft/adapter-folder.js'
 import { train } from '../../src/train/train.js'
 import { random } from './matrices.js'
@@ -23,6 +23,18 @@ function plain(config: LoraConfigInput = {}): LoraAdapter {
 }
 
 const row = { dtype: 'F32', shape: [1, 2], data: new Uint8Array(new Float32Array([1, 2]).buffer) } as const
+
+describe('adapters of a base that their start has changed', () => {
+  test.each<[string, string]>([
+    ['pissa', 'Turn it into plain LoRA first: `lowrank to-plain` (toPlain)'],
+    ['lora-ga', 'with the adapter from before training: `lowrank to-plain --initial DIR` (toPlain)'],
+  ])('of %s are refused with the way to a plain one', (init, hint) => {
+    const config = resolveConfig({ rank: 2, init: init as never })
+    expect(() => requireUnchangedBase({ config }, 'a session')).toThrow(UnsupportedError)
+    expect(() => requireUnchangedBase({ config }, 'a session')).toThrow(`which changed the base weights`)
+    expect(() => requireUnchangedBase({ config }, 'a session')).toThrow(hint)
+  })
+})
 
 describe('only plain linear layers', () => {
   test.each<[string, LoraAdapter, RegExp]>([

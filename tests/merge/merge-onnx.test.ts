@@ -69,6 +69,8 @@ describe('the merged model', () => {
     ['tests/golden/models/llama-dynamo', 1e-4],
     ['tests/golden/models/qwen2-optimum', 1e-4],
     ['tests/golden/models/gpt2-optimum', 1e-4],
+    ['tests/golden/models/qwen3-genai', 1e-4],
+    ['tests/golden/models/phi3-genai', 1e-4],
     // The runtime rounds every product to f16.
     ['tests/golden/models/llama-fp16', 0.02],
   ])('%s: has the adapted session’s logits', async (path, tolerance) => {
@@ -97,6 +99,29 @@ describe('the merged model', () => {
       expect(maxDifference(got, logits)).toBeLessThan(1e-4)
     }
     await session.dispose()
+  })
+
+  it.each(['qwen3-genai', 'phi3-genai'])('has PEFT’s logits where %s packs or splits its modules', async (name) => {
+    const folder = directoryOf(`tests/golden/models/${name}`)
+    const { adapted } = (await readJson(folder, 'golden/golden.json')) as {
+      adapted: { inputIds: number[]; logitIds: number[]; logits: number[] }
+    }
+    const model = await openModel(`tests/golden/models/${name}`)
+    const adapter = await loadAdapter(directoryOf(`tests/golden/models/${name}/golden/adapter-init`))
+    const out = new MemoryDirectory()
+    const { layers } = await mergeOnnx(model.onnx, adapter, out)
+    const parts = name === 'phi3-genai' ? ['mlp.gate_proj', 'mlp.up_proj', 'self_attn.qkv_proj'] : ['self_attn.k_proj']
+    for (const part of parts) expect(layers.map((layer) => layer.name)).toContain(`model.layers.0.${part}`)
+    const session = await OnnxSession.open({ onnx: await loadOnnx(out, 'model.onnx'), runtime: inThread })
+    const row = rowOf((await session.run(feedsOf(model, [adapted.inputIds]))).logits)
+    expect(
+      maxDifference(
+        adapted.logitIds.map((id) => row[id]),
+        adapted.logits,
+      ),
+    ).toBeLessThan(1e-4)
+    await session.dispose()
+    await model.close()
   })
 
   it('differs in the adapted weights alone, and the report says by how much', async () => {

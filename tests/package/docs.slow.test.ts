@@ -10,6 +10,7 @@ import { type Consumer, installConsumer, link, repository } from './consumer.js'
 
 /** Pages of docs/; later ones use what earlier ones made. */
 const PAGES = [
+  'first-adapter',
   'training',
   'data',
   'tasks',
@@ -76,7 +77,7 @@ describe('README and the pages of docs/', () => {
     const pages = readdirSync(join(repository, 'docs')).filter((name) => name.endsWith('.md'))
     // transformers-js.md needs that package: its blocks run in tests/transformers.
     expect(pages.sort()).toEqual(
-      [...PAGES, 'conformance', 'reliability', 'transformers-js'].map((page) => `${page}.md`).sort(),
+      [...PAGES, 'conformance', 'reliability', 'transformers-js', 'words', 'graphs'].map((page) => `${page}.md`).sort(),
     )
   })
 

@@ -9,6 +9,7 @@ import type { LoraConfigInput } from '../../src/lora/config.js'
 import { loadAdapter, saveAdapter } from '../../src/peft/adapter-folder.js'
 import { inspectAdapter } from '../../src/peft/inspect.js'
 import { type ExpectedLayer, expectLayers, expectSavedAlike, goldenCases, goldenPath } from '../golden.js'
+import { adapterFolder, CONFIG, failure, PAIR, tensor } from '../lora/adapter-folder.js'
 import { random } from '../lora/matrices.js'
 
 const cases = goldenCases<{ refuse?: string; layers: ExpectedLayer[] }>('peft')
@@ -199,4 +200,25 @@ test('every refusal is one of our errors', async () => {
   for (const { folder } of refused) {
     await expect(loadAdapter(new NodeDirectory(folder))).rejects.toThrow(LowrankError)
   }
+})
+
+describe('VeLoRA’s buffer', () => {
+  const BUFFER = 'base_model.model.q_proj.lora_velora_embed'
+  const tensors = [...PAIR, tensor(BUFFER, [1, 8])]
+
+  test('is left out, because only training reads it', async () => {
+    const config = { ...CONFIG, velora_config: { num_groups: 8 } }
+    const adapter = await loadAdapter(await adapterFolder(config, tensors))
+    const plain = await loadAdapter(await adapterFolder(CONFIG))
+    expect(adapter.names()).toEqual(plain.names())
+    expect(adapter.size).toBe(1)
+    const files = new MemoryDirectory()
+    await saveAdapter(adapter, files)
+    const weights = new TextDecoder('latin1').decode(files.files.get('adapter_model.safetensors'))
+    expect(weights).not.toContain('velora')
+  })
+
+  test('is an unknown tensor without the setting', async () => {
+    expect((await failure(await adapterFolder(CONFIG, tensors))).message).toContain('lora_velora_embed')
+  })
 })

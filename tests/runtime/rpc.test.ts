@@ -141,7 +141,7 @@ describe('a thread that is given up', () => {
   it('that is a Web Worker is ended at once', async () => {
     let isEnded = false
     const worker = { postMessage() {}, terminate: () => (isEnded = true) }
-    const { remote, abandon } = connect<Target>(webWorkerPort(worker as never))
+    const { remote, abandon } = connect<Target>(webWorkerPort(worker as never, 'worker.js'))
     const call = remote.never()
     abandon(hung)
     await expect(call).rejects.toBe(hung)

@@ -8,7 +8,7 @@ import { fileURLToPath } from 'node:url'
 import { beforeAll, describe, expect, it } from 'vitest'
 import { loadModel } from '../../src/graph/model-folder.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
-import { browser, buildPage, ISOLATED } from '../browser.js'
+import { browser, buildPage, ISOLATED, WEBGPU } from '../browser.js'
 import { inThread } from '../infer/models.js'
 import { type JobResult, runJob } from './job.js'
 import type { PageJob, PageResult } from './page.js'
@@ -26,6 +26,8 @@ function webRuntimeFolder(): string | undefined {
 }
 
 const runtime = webRuntimeFolder()
+const SMALL_MODEL = path.join(root, 'tests/golden/models/llama-optimum')
+const SHORT = { maxSteps: 3, batchSize: 1, gradientAccumulation: 1, maxLength: 12 }
 const SCRIPT = 'ort.wasm.bundle.min.mjs'
 
 describe.skipIf(browser === undefined || runtime === undefined)('training in Chromium', () => {
@@ -68,5 +70,34 @@ describe.skipIf(browser === undefined || runtime === undefined)('training in Chr
     expect(result.texts).toEqual(expected.texts)
     expect(result.ticks).toBeGreaterThan(20)
     expect(result.files).toEqual(['adapter_config.json', 'adapter_model.safetensors', 'lowrank.json', 'metrics.jsonl'])
+  })
+
+  /** A shorter job on a smaller model: what stands in for a GPU here compiles each kernel, and is slow. */
+  const short: PageJob = { ...job, isBrief: true, data: job.data.slice(0, 4), settings: { ...job.settings, ...SHORT } }
+
+  /** That job on WebGPU, with the build of ONNX Runtime that has it. */
+  function openOnGpu(flags: readonly string[]): Promise<PageResult> {
+    const [script, wasm] = ['ort.webgpu.bundle.min.mjs', 'ort-wasm-simd-threaded.asyncify.wasm']
+    for (const file of job.model) files.set(`/model/${file}`, readFileSync(path.join(SMALL_MODEL, file)))
+    const settings = { ...short.settings, device: 'webgpu' }
+    const onDevice = { ...short, runtime: `/ort/${script}`, wasm: `/ort/${wasm}`, settings }
+    for (const file of [script, wasm]) files.set(`/ort/${file}`, readFileSync(path.join(runtime!, file)))
+    files.set('/job.json', Buffer.from(JSON.stringify(onDevice)))
+    return page.open({}, flags)
+  }
+
+  it('on WebGPU: gives the losses that Node gives, to 1e-4', { timeout: 240_000 }, async () => {
+    const model = await loadModel(new NodeDirectory(SMALL_MODEL), { runtime: inThread })
+    const onProcessor = await runJob(model, short)
+    await model.close()
+    const result = await openOnGpu(WEBGPU)
+    expect(result).not.toHaveProperty('failed')
+    expect(result.trainLoss).toHaveLength(3)
+    result.trainLoss.forEach((loss, i) => void expect(Math.abs(loss / onProcessor.trainLoss[i] - 1)).toBeLessThan(1e-4))
+  })
+
+  it('says that a page has no WebGPU', async () => {
+    const result = await openOnGpu(['--disable-gpu', '--disable-features=WebGPU'])
+    expect(result).toMatchObject({ failed: expect.stringMatching(/WebGPU.*Choose device: wasm|no available/s) })
   })
 })

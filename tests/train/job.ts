@@ -13,6 +13,8 @@ export interface Job {
   data: { text: string }[]
   prompt: string
   settings: Partial<TrainSettings>
+  /** No losses before and after, and no texts. */
+  isBrief?: boolean
 }
 
 export interface JobResult extends Pick<TrainReport, 'runtime' | 'trainLoss' | 'evalLoss'> {
@@ -29,21 +31,21 @@ export async function runJob(model: Model, job: Job, trained?: () => void): Prom
     ...job.settings,
     model,
     data: job.data,
-    evalData: job.data.slice(0, 2),
+    evalData: job.isBrief ? undefined : job.data.slice(0, 2),
     config: { rank: 4, dropout: 0.1, seed: 3 },
     out,
   })
   trained?.()
   const { runtime, trainLoss, evalLoss } = report
-  const texts = await continued(model, adapter, job.prompt)
+  const texts = job.isBrief ? [] : await continued(model, adapter, job)
   return { runtime, trainLoss, evalLoss, texts, files: await out.list() }
 }
 
-async function continued(model: Model, adapter: LoraAdapter, prompt: string): Promise<string[]> {
-  const session = await OnnxSession.open(model, { adapters: { trained: adapter } })
+async function continued(model: Model, adapter: LoraAdapter, { prompt, settings: { device } }: Job): Promise<string[]> {
+  const session = await OnnxSession.open(model, { adapters: { trained: adapter }, device })
   const texts = []
   for (const name of [undefined, 'trained']) {
-    texts.push((await generate(session, prompt, { adapter: name, maxNewTokens: 8 })).text)
+    texts.push((await generate(session, prompt, { adapter: name, maxNewTokens: 8, temperature: 0 })).text)
   }
   await session.dispose()
   return texts

@@ -194,10 +194,15 @@ function bytesOf(view: ArrayBufferView): Uint8Array {
   return new Uint8Array(view.buffer, view.byteOffset, view.byteLength)
 }
 
+/** With a buffer of its own. Not by slice: that of Node's Buffer is a view of the same memory. */
+function copyOf(bytes: Uint8Array): Uint8Array {
+  return new Uint8Array(bytes)
+}
+
 /** Elements of an inline integer or bool tensor as numbers; undefined for other types and for external tensors. */
 export function integersOf(tensor: TensorProto): number[] | undefined {
   if (isExternal(tensor)) return undefined
-  const bytes = (): Uint8Array => inlineBytes(tensor, 'ONNX model').slice()
+  const bytes = (): Uint8Array => copyOf(inlineBytes(tensor, 'ONNX model'))
   switch (tensor.dataType) {
     case DataType.INT64:
       return Array.from(new BigInt64Array(bytes().buffer), Number)
@@ -215,10 +220,10 @@ export function integersOf(tensor: TensorProto): number[] | undefined {
 export function floatsOf(tensor: TensorProto): number[] | undefined {
   if (isExternal(tensor)) return undefined
   if (tensor.dataType === DataType.FLOAT) {
-    return [...new Float32Array(inlineBytes(tensor, 'ONNX model').slice().buffer)]
+    return [...new Float32Array(copyOf(inlineBytes(tensor, 'ONNX model')).buffer)]
   }
   if (tensor.dataType === DataType.DOUBLE) {
-    return [...new Float64Array(inlineBytes(tensor, 'ONNX model').slice().buffer)]
+    return [...new Float64Array(copyOf(inlineBytes(tensor, 'ONNX model')).buffer)]
   }
   return undefined
 }

@@ -2,7 +2,7 @@
 
 import { UnsupportedError } from '../../base/errors.js'
 import type { ValueInfoProto } from '../../formats/onnx/gen/onnx_pb.js'
-import { dimsOf } from '../../formats/onnx/tensors.js'
+import { dimsOf, integersOf } from '../../formats/onnx/tensors.js'
 import type { RuntimeTensor, TensorData, TensorType } from '../../runtime/runtime.js'
 import { intAttribute } from '../view/attributes.js'
 import type { Graph } from '../view/graph.js'
@@ -103,6 +103,12 @@ function widthOf(graph: Graph, value: string): number | undefined {
     return weight === undefined ? undefined : dimsOf(weight).at(-1)
   }
   if (node.opType === 'MatMulNBits') return intAttribute(node, 'N', 0)
+  if (node.opType === 'Reshape') {
+    // Behind a norm of each head.
+    const shape = graph.constant(node.input[1])
+    const last = shape && integersOf(shape)?.at(-1)
+    return last !== undefined && last > 0 ? last : undefined
+  }
   if (!['RotaryEmbedding', 'Add', 'Cast', 'Identity'].includes(node.opType)) return undefined
   return node.input.map((input) => widthOf(graph, input)).find((width) => width !== undefined)
 }

@@ -13,6 +13,8 @@ export interface TokenBatch {
   readonly attentionMask: ArrayLike<number | bigint>
   /** (batch, sequence): which text of a pair a token is of. Default: all 0. */
   readonly tokenTypeIds?: ArrayLike<number | bigint> | undefined
+  /** (batch, sequence). Default: they count the real tokens of each row. */
+  readonly positionIds?: ArrayLike<number | bigint> | undefined
   /** Tokens already in the cache. Default 0. */
   readonly past?: number
   /** For how many of the last tokens logits are wanted, where the graph takes that number. Default: for all. */
@@ -109,6 +111,8 @@ function roleFeed({ role, type, rank }: RoleInput, tokens: TokenBatch): RuntimeT
     case 'attentionMask':
       return rows(total, (row, column) => tokens.attentionMask[row * total + column])
     case 'positionIds': {
+      const { positionIds } = tokens
+      if (positionIds !== undefined) return rows(sequence, (row, column) => positionIds[row * sequence + column])
       const positions = positionsOf(tokens, total)
       return rows(sequence, (row, column) => positions[row * total + past + column])
     }

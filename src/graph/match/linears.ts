@@ -2,22 +2,15 @@
 // nodes: exporters share equal initializers under another layer's name.
 
 import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
-import { intAttribute } from '../view/attributes.js'
 import type { Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import type { Product } from './forms/form.js'
 import { findProduct } from './forms/forms.js'
+import type { Linear } from './linear.js'
 import { findBranches } from './merged-branches.js'
+import { packedParts } from './packed.js'
 
-/** One linear layer: output (…, d) = input (…, k) @ weight, or some columns of a product that computes several layers. */
-export interface Linear extends Product {
-  /** Module name, as in PEFT's files: model.layers.0.self_attn.q_proj */
-  readonly name: string
-  /** Whether it is the output embedding. */
-  readonly isHead: boolean
-  /** Where this layer's d columns begin in the product's output, when the product computes several layers at once. */
-  readonly fused: { readonly module: string; readonly start: number; readonly width: number } | undefined
-}
+export type { Linear }
 
 /** Module name → name of the node, or of the weight's initializer: where the graph's own names do not tell. */
 export type ModuleMap = Readonly<Record<string, string>>
@@ -32,7 +25,7 @@ export function findLinears(graph: Graph, modules: ModuleMap = {}): Linear[] {
     const mapped = named.get(node.name) ?? named.get(weight)
     const name = mapped ?? moduleName(graph, product)
     const linear: Linear = { ...product, name, isHead: heads.has(product), fused: undefined }
-    return (mapped === undefined ? fusedParts(graph, linear) : undefined) ?? [linear]
+    return (mapped === undefined ? packedParts(graph, linear) : undefined) ?? [linear]
   })
 }
 
@@ -149,31 +142,4 @@ function biasModule(graph: Graph, { node, output }: Product): string | undefined
   const [next, ...others] = graph.consumers(output)
   if (next?.opType !== 'Add' || others.length > 0) return undefined
   return next.input.filter((input) => graph.initializers.has(input)).map(parameterModule)[0]
-}
-
-/**
- * The query, key and value layers of a `qkv_proj` that feeds an attention operator, as onnxruntime-genai packs them.
- * Widths follow from the operator's numbers of heads.
- */
-function fusedParts(graph: Graph, linear: Linear): Linear[] | undefined {
-  if (!linear.name.endsWith('.qkv_proj')) return undefined
-  let consumers = graph.consumers(linear.output)
-  if (consumers.length === 1 && consumers[0].opType === 'Add') consumers = graph.consumers(consumers[0].output[0])
-  const attention = consumers.find(({ opType }) => opType === 'GroupQueryAttention' || opType === 'MultiHeadAttention')
-  if (attention === undefined) return undefined
-  const heads = intAttribute(attention, 'num_heads', 1)
-  const kvHeads = intAttribute(attention, 'kv_num_heads', heads)
-  const headSize = linear.d / (heads + 2 * kvHeads)
-  if (!Number.isInteger(headSize)) return undefined
-  const scope = linear.name.slice(0, -'qkv_proj'.length)
-  let start = 0
-  return [
-    ['q_proj', heads * headSize] as const,
-    ['k_proj', kvHeads * headSize] as const,
-    ['v_proj', kvHeads * headSize] as const,
-  ].map(([name, d]) => {
-    const fused = { module: linear.name, start, width: linear.d }
-    start += d
-    return { ...linear, name: scope + name, d, fused }
-  })
 }

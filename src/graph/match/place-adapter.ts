@@ -6,6 +6,7 @@ import type { LoraLayer } from '../../lora/layer.js'
 import type { Graph } from '../view/graph.js'
 import type { Linear } from './linears.js'
 import { matchLayers } from './match.js'
+import { splitForGraph } from './packed.js'
 
 /** A layer of an adapter and a linear layer of the graph that it adapts. */
 export interface PlacedLayer {
@@ -31,15 +32,21 @@ const OPAQUE = new Set([
  * Places the linear layers, whatever else the adapter holds.
  *
  * @param linears those of `graph`
+ * @param splitsWholes as {@link splitForGraph}
  * @throws MismatchError when the adapter is empty, a layer has no module in the graph or another shape there, or two
  *   layers have the same module; UnsupportedError when a module is there in a form that cannot be adapted
  */
-export function placeAdapter(graph: Graph, linears: readonly Linear[], adapter: LoraAdapter): PlacedLayer[] {
+export function placeAdapter(
+  graph: Graph,
+  linears: readonly Linear[],
+  adapter: LoraAdapter,
+  splitsWholes = false,
+): PlacedLayer[] {
   const own = adapter.parts('linear')
   if (own.length === 0) throw new MismatchError({ where: 'adapter', what: 'it has no layers' })
-  const layers = own.map((layer) => ({ name: layer.name, d: layer.d, k: layer.k, layer }))
-  const placed = matchOrRefuse(graph, linears, layers).map(({ layer: { name, layer }, linear }) => ({
-    name,
+  const layers = splitForGraph(linears, own, splitsWholes)
+  const placed = matchOrRefuse(graph, linears, layers).map(({ layer: { owner, layer }, linear }) => ({
+    name: owner,
     layer,
     linear,
   }))

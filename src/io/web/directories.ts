@@ -208,7 +208,7 @@ export class StreamDirectory implements Directory {
     return new StreamSink(
       {
         // Callers use their memory again, while a stream may hold what it was given for longer.
-        write: async (bytes) => writer?.write(bytes.slice()),
+        write: async (bytes) => writer?.write(new Uint8Array(bytes)),
         close: async () => writer?.close(),
         abort: async () => writer?.abort(),
       },

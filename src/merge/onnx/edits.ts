@@ -18,7 +18,6 @@ import {
   storedValue,
 } from '../../graph/match/parameters.js'
 import { placeAdapter } from '../../graph/match/place-adapter.js'
-import { floatAttribute } from '../../graph/view/attributes.js'
 import type { Graph } from '../../graph/view/graph.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
 import type { ConvolutionLora } from '../../lora/kinds/convolution.js'
@@ -28,6 +27,7 @@ import { type Handled, requireHandled } from '../../lora/requirements.js'
 import type { MergePart, NewValues } from '../weight.js'
 import { refuseWeighted, weightedError } from '../weighted.js'
 import type { QuantizedLayer, QuantizedPolicy } from './quantized.js'
+import { noBias, refuse, refuseUnmergeable, shapeError } from './refusals.js'
 import { tiedHeads } from './tied.js'
 
 /** What becomes of the tensor that comes in at a place. */
@@ -130,7 +130,10 @@ class Edits {
       const scale = weight * layer.scaling
       const start = linear.fused?.start ?? 0
       if (!linear.form.isQuantized) {
-        this.#weightOf(linear, name).add({ name, weightA, weightB, scale, magnitude, start }, `${index}:${name}`)
+        this.#weightOf(linear, name).add(
+          { name: layer.name, weightA, weightB, scale, magnitude, start },
+          `${index}:${linear.name}`,
+        )
       }
       if (biasB === undefined) continue
       const bias = biasOf(this.#graph, linear)
@@ -329,13 +332,6 @@ class EditBuilder {
   }
 }
 
-function noBias(name: string): MismatchError {
-  return new MismatchError({
-    where: name,
-    what: 'the adapter has a bias of B (lora_bias), but the graph has no bias here to add it to',
-  })
-}
-
 /** s·biasB as a product of 1 (1, 1) and biasB (d, 1): a bias is a weight of one input. */
 function biasPart(biasB: FloatArray, scale: number, start: number): MergePart {
   const weightA: Matrix = { data: Float32Array.of(1), shape: [1, 1] }
@@ -369,32 +365,4 @@ function isStoredInputMajor(linear: Linear, name: string, shape: readonly number
     refuse(name, 'a square weight of a model with Conv1D layers could be stored either way', formatShape(shape))
   }
   return !isOutputMajor
-}
-
-function refuseUnmergeable({ node, form }: Linear): void {
-  const hasAlpha = node.opType === 'Gemm' && floatAttribute(node, 'alpha', 1) !== 1
-  if (!form.isQuantized && !hasAlpha) return
-  throw new UnsupportedError({
-    where: `node ${node.name}`,
-    what: hasAlpha
-      ? 'a Gemm whose alpha is not 1 cannot be merged into'
-      : 'values of a quantized weight cannot be replaced',
-    expected: 'a weight in f32, f16 or bf16',
-    got: hasAlpha ? `alpha ${floatAttribute(node, 'alpha', 1)}` : node.opType,
-    hint: hasAlpha ? 'Use the adapter at run time' : 'Merge into the unquantized export and quantize the result',
-  })
-}
-
-function shapeError(where: string, expected: readonly number[], got: readonly number[]): MismatchError {
-  return new MismatchError({
-    where,
-    what: 'the adapter has another shape for this tensor',
-    expected: `${formatShape(expected)}, as in the graph`,
-    got: formatShape(got),
-    hint: 'Its base had another vocabulary or is another model',
-  })
-}
-
-function refuse(where: string, what: string, got?: string): never {
-  throw new UnsupportedError({ where, what, ...(got !== undefined && { got }) })
 }

@@ -84,7 +84,7 @@ export async function openOnnxMerge(
   if (factors !== undefined && branches.length === 0) throw noFactors()
   let dataFiles = 0
   const initializers = proto.graph?.initializer ?? []
-  const own = new Set([...model.files.keys()].map((name) => name.replace(/\/.*/, '/')))
+  const own = new Set([path, ...model.files.keys()].map((name) => name.replace(/\/.*/, '/')))
   const companions = folder === undefined ? NO_COMPANIONS : await findCompanions(folder, own)
   const edited =
     head && config && companions.copied.includes(CONFIG_FILE)
@@ -212,5 +212,6 @@ function isList(inputs: AdapterInput | readonly AdapterInput[]): inputs is reado
 function inOrder(changes: readonly LayerChange[], adapters: readonly { adapter: LoraAdapter }[]): LayerChange[] {
   const byName = new Map(changes.map((change) => [change.name, change]))
   const names = adapters.flatMap(({ adapter }) => adapter.names())
-  return [...new Set(names)].flatMap((name) => byName.get(name) ?? [])
+  // A module that the graph computes as several has its parts' names there.
+  return [...new Set([...names, ...byName.keys()])].flatMap((name) => byName.get(name) ?? [])
 }

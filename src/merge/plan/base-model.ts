@@ -104,7 +104,7 @@ async function areSame(a: Place, b: Place): Promise<boolean> {
   for (let at = 0; at < a.info.byteLength; at += COMPARED_BYTES) {
     const length = Math.min(COMPARED_BYTES, a.info.byteLength - at)
     // A source may hand out the same memory again.
-    const x = (await a.source.read(a.info.offset + at, length)).slice()
+    const x = new Uint8Array(await a.source.read(a.info.offset + at, length))
     const y = await b.source.read(b.info.offset + at, length)
     if (x.some((byte, i) => byte !== y[i])) return false
   }

@@ -1,0 +1,27 @@
+// A contestant: see run.mjs.
+import * as ort from 'onnxruntime-node'
+import { loadModel, openSession } from '../../dist/node.js'
+import { PROMPT, timed } from './shared.mjs'
+
+const [, , folder, dtype, tokens, threads, texts] = process.argv
+const { module, inside } = timed(ort)
+const model = await loadModel(folder, { dtype, runtime: { module } })
+const session = await openSession(model, { threads: Number(threads) })
+const prompts = Array.from({ length: Number(texts) }, () => PROMPT)
+const options = { maxNewTokens: Number(tokens), temperature: 0, repetitionPenalty: 1 }
+
+process.send('ready')
+process.on('message', async () => {
+  const before = inside()
+  const startedAt = performance.now()
+  const results = await session.generate(prompts, options)
+  const seconds = (performance.now() - startedAt) / 1000
+  const count = results.reduce((sum, result) => sum + result.tokens, 0)
+  process.send({
+    tokens: count,
+    steps: results[0].tokens,
+    seconds,
+    inside: (inside() - before) / 1000,
+    text: results[0].text,
+  })
+})

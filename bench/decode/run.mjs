@@ -1,0 +1,90 @@
+// Writing text here against transformers.js: the same graph file, prompt and threads, the likeliest token each time. Each contestant is a
+// process of its own, and they take turns, text by text, so that drift of the machine hits all alike.
+//
+//   node bench/decode/run.mjs [--model models/union-3m] [--dtype fp32] [--transformers DIR] [--tokens 100] [--rounds 5] [--threads 2]
+//     [--adapter tests/golden/peft/rslora]
+//
+// DIR is a folder in which `npm install @huggingface/transformers@4.3` was run; without one only our own figures are printed. Build first.
+import { fork } from 'node:child_process'
+import { cpus } from 'node:os'
+import { dirname, join, resolve } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { parseArgs } from 'node:util'
+
+const here = dirname(fileURLToPath(import.meta.url))
+const { values: options } = parseArgs({
+  options: {
+    model: { type: 'string', default: join(here, '..', '..', 'models', 'union-3m') },
+    dtype: { type: 'string', default: 'fp32' },
+    transformers: { type: 'string' },
+    tokens: { type: 'string', default: '100' },
+    adapter: { type: 'string', default: join(here, '..', '..', 'tests', 'golden', 'peft', 'rslora') },
+    rounds: { type: 'string', default: '5' },
+    threads: { type: 'string', default: String(Math.min(2, cpus().length)) },
+  },
+})
+
+/** Thread pools spin for a while after their work; the next contestant must not share a core with them. */
+const PAUSE_MS = 60
+const CONTESTANTS = {
+  lowrank: ['lowrank.mjs', '1'],
+  'lowrank, 8 texts in a batch': ['lowrank.mjs', '8'],
+  ...(options.transformers !== undefined && {
+    'transformers.js': ['transformers-js.mjs', '1'],
+    'its pipeline': ['pipeline.mjs', '1'],
+    'its pipeline, with an adapter': ['pipeline.mjs', '1', resolve(options.adapter)],
+  }),
+}
+
+const median = (numbers) => numbers.toSorted((a, b) => a - b)[numbers.length >> 1]
+const pause = () => new Promise((done) => setTimeout(done, PAUSE_MS))
+
+const children = new Map()
+for (const [name, [file, texts, ...more]] of Object.entries(CONTESTANTS)) {
+  const { model, dtype, transformers = '', tokens, threads } = options
+  const from = transformers === '' ? '' : resolve(transformers)
+  const child = fork(join(here, file), [resolve(model), dtype, tokens, threads, texts, from, ...more])
+  await once(child) // ready
+  children.set(name, child)
+}
+
+const results = new Map([...children.keys()].map((name) => [name, []]))
+for (let round = 0; round <= Number(options.rounds); round++) {
+  for (const [name, child] of children) {
+    await pause()
+    child.send('go')
+    const result = await once(child)
+    if (round > 0) results.get(name).push(result) // the first round warms up
+  }
+}
+for (const child of children.values()) child.disconnect()
+
+const rate = (name) => median(results.get(name).map(({ tokens, seconds }) => tokens / seconds))
+console.log(
+  `${options.model}, ${options.dtype}, ${options.tokens} tokens, ${options.threads} threads, ${cpus()[0].model}`,
+)
+for (const [name, list] of results) {
+  const outside = median(list.map(({ seconds, inside }) => 1 - inside / seconds))
+  const step = median(list.map(({ seconds, steps }) => (1000 * seconds) / steps))
+  console.log(
+    `${name.padEnd(30)}${rate(name).toFixed(1).padStart(8)} tokens/s  ${step.toFixed(2).padStart(7)} ms a step  ` +
+      `${(100 * outside).toFixed(1).padStart(5)} % of it outside ONNX Runtime`,
+  )
+}
+console.log(
+  `8 texts against 1: ${(rate('lowrank, 8 texts in a batch') / rate('lowrank')).toFixed(2)} × the tokens a second`,
+)
+if (children.has('transformers.js')) {
+  const [ours, theirs] = ['lowrank', 'transformers.js'].map((name) => results.get(name)[0].text)
+  console.log(`against transformers.js: ${(rate('lowrank') / rate('transformers.js')).toFixed(2)} ×`)
+  const [adapted, plain] = ['its pipeline, with an adapter', 'its pipeline'].map(rate)
+  console.log(`a pipeline with an adapter against the plain one: ${(adapted / plain).toFixed(2)} ×`)
+  console.log(ours === theirs ? 'both wrote the same text' : `other texts:\n  ${ours}\n  ${theirs}`)
+}
+
+function once(child) {
+  return new Promise((done, fail) => {
+    child.once('message', done)
+    child.once('exit', (code) => fail(new Error(`a contestant ended with code ${code}`)))
+  })
+}

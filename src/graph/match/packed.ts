@@ -1,0 +1,143 @@
+// Layers that the graph computes otherwise than the model has them: query, key and value side by side in one product, and one module in
+// several products.
+
+import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
+import { integersOf } from '../../formats/onnx/tensors.js'
+import { LoraLayer } from '../../lora/layer.js'
+import { intAttribute, intsAttribute } from '../view/attributes.js'
+import type { Value } from '../view/builder.js'
+import type { Graph } from '../view/graph.js'
+import type { Linear } from './linear.js'
+
+/** Modules that some models have as one and some exporters as several, with their parts in order. */
+const PACKED: Readonly<Record<string, readonly string[]>> = {
+  qkv_proj: ['q_proj', 'k_proj', 'v_proj'],
+  gate_up_proj: ['gate_proj', 'up_proj'],
+}
+
+/**
+ * The layers of a product that computes several: those of a `qkv_proj`, as onnxruntime-genai packs them, and of a `gate_up_proj`. Their widths
+ * follow from what reads the output: an attention operator's numbers of heads, or a Split.
+ *
+ * @returns undefined for a product of one layer, or where the widths cannot be told
+ */
+export function packedParts(graph: Graph, linear: Linear): Linear[] | undefined {
+  const at = linear.name.lastIndexOf('.') + 1
+  const names = Object.hasOwn(PACKED, linear.name.slice(at)) ? PACKED[linear.name.slice(at)] : undefined
+  if (names === undefined) return undefined
+  let output = linear.output
+  let consumers = graph.consumers(output)
+  if (consumers.length === 1 && consumers[0].opType === 'Add') {
+    output = consumers[0].output[0]
+    consumers = graph.consumers(output)
+  }
+  const widths =
+    headWidths(consumers, linear.d) ?? splitWidths(graph, consumers) ?? sliceWidths(graph, consumers, output)
+  const total = widths?.reduce((sum, width) => sum + width, 0)
+  if (widths === undefined || widths.length !== names.length || total !== linear.d) return undefined
+  let start = 0
+  return names.map((name, i) => {
+    const fused = { module: linear.name, start, width: linear.d }
+    start += widths[i]
+    return { ...linear, name: linear.name.slice(0, at) + name, d: widths[i], fused }
+  })
+}
+
+/** Of an attention operator that takes query, key and value as one. */
+function headWidths(consumers: readonly NodeProto[], width: number): number[] | undefined {
+  const attention = consumers.find(({ opType }) => opType === 'GroupQueryAttention' || opType === 'MultiHeadAttention')
+  if (attention === undefined) return undefined
+  const heads = intAttribute(attention, 'num_heads', 1)
+  const kvHeads = intAttribute(attention, 'kv_num_heads', heads)
+  const headSize = width / (heads + 2 * kvHeads)
+  if (!Number.isInteger(headSize)) return undefined
+  return [heads * headSize, kvHeads * headSize, kvHeads * headSize]
+}
+
+/** Of a Split along the last axis, behind which norms of query and key may stand. */
+function splitWidths(graph: Graph, consumers: readonly NodeProto[]): number[] | undefined {
+  const split = consumers.find(({ opType }) => opType === 'Split')
+  if (split === undefined) return undefined
+  const axis = intAttribute(split, 'axis', 0)
+  if (axis !== -1 && axis !== 2) return undefined
+  const sizes = graph.constant(split.input[1] ?? '')
+  return intsAttribute(split, 'split') ?? (sizes && integersOf(sizes))
+}
+
+/** Of Slices along the last axis, one a part. */
+function sliceWidths(graph: Graph, consumers: readonly NodeProto[], output: Value): number[] | undefined {
+  const ranges = consumers.flatMap((node) => {
+    if (node.opType !== 'Slice' || node.input[0] !== output) return []
+    const [starts, ends, axes] = [1, 2, 3].map((input) => {
+      const tensor = graph.constant(node.input[input] ?? '')
+      return tensor && integersOf(tensor)
+    })
+    const isLast = axes?.length === 1 && (axes[0] === -1 || axes[0] === 2)
+    return isLast && starts !== undefined && ends !== undefined ? [[starts[0], ends[0]]] : []
+  })
+  const sorted = ranges.sort((a, b) => a[0] - b[0])
+  const isGapless = sorted.every(([start], i) => start === (i === 0 ? 0 : sorted[i - 1][1]))
+  return sorted.length > 0 && isGapless ? sorted.map(([start, end]) => end - start) : undefined
+}
+
+/** A layer of an adapter, or some of its outputs. */
+export interface PlaceableLayer {
+  readonly name: string
+  readonly d: number
+  readonly k: number
+  /** The name of the layer of the adapter. */
+  readonly owner: string
+  readonly layer: LoraLayer
+}
+
+/**
+ * The layers of an adapter as the graph has them: a module that the graph computes as several products becomes one layer for each, with
+ * the same A and its own rows of B.
+ *
+ * @param splitsWholes also what the graph computes as one product, so that adapters of the whole and of its parts can share it
+ */
+export function splitForGraph(
+  linears: readonly Linear[],
+  layers: readonly LoraLayer[],
+  splitsWholes: boolean,
+): PlaceableLayer[] {
+  const widths = new Map(linears.map((linear) => [linear.name, linear.d]))
+  const modules = new Set(linears.map(({ name, fused }) => (splitsWholes ? name : (fused?.module ?? name))))
+  return layers.flatMap((layer): PlaceableLayer[] => {
+    const { name, d, k } = layer
+    const whole = [{ name, d, k, owner: name, layer }]
+    const at = name.lastIndexOf('.') + 1
+    const parts = Object.hasOwn(PACKED, name.slice(at)) ? PACKED[name.slice(at)] : undefined
+    const isThere = [...modules].some(
+      (module) => module === name || name.endsWith(`.${module}`) || module.endsWith(`.${name}`),
+    )
+    if (parts === undefined || isThere) return whole
+    const found = parts.map((part) => {
+      const wanted = name.slice(0, at) + part
+      return [...widths].find(
+        ([other]) => other === wanted || wanted.endsWith(`.${other}`) || other.endsWith(`.${wanted}`),
+      )
+    })
+    if (found.some((one) => one === undefined)) return whole
+    if (found.reduce((sum, one) => sum + (one?.[1] ?? 0), 0) !== d) return whole
+    let start = 0
+    return found.map((one) => {
+      const [part, width] = one as [string, number]
+      const own = rowsOf(layer, part, start, width)
+      start += width
+      return { name: part, d: width, k, owner: name, layer: own }
+    })
+  })
+}
+
+/** A layer of outputs [start, start + count) of another. */
+function rowsOf(layer: LoraLayer, name: string, start: number, count: number): LoraLayer {
+  const { weightA, weightB, rank, scaling, magnitude, biasB } = layer
+  const rows = weightB.data.slice(start * rank, (start + count) * rank)
+  const vectors = {
+    ...(magnitude !== undefined && { magnitude: magnitude.slice(start, start + count) }),
+    ...(biasB !== undefined && { biasB: biasB.slice(start, start + count) }),
+  }
+  const config = { rank, alpha: scaling * rank, useDora: magnitude !== undefined, loraBias: biasB !== undefined }
+  return LoraLayer.fromFactors(weightA, { data: rows, shape: [count, rank] }, config, name, vectors)
+}

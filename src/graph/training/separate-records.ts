@@ -1,0 +1,98 @@
+// Several records in one row, none of which sees another: the scores of all attention get a mask that hides the keys of other records.
+// Fused operators take it as the bias that they add; written-out attention gets an Add in front of its Softmax.
+
+import { UnsupportedError } from '../../base/errors.js'
+import { TensorProto_DataType as DataType, type NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
+import type { RoleInput } from '../inputs/roles.js'
+import { intAttribute } from '../view/attributes.js'
+import type { Value } from '../view/builder.js'
+import type { Graph } from '../view/graph.js'
+import { labelOf, operatorOf } from '../view/operators.js'
+import type { ObjectiveGraph } from './objective-graph.js'
+
+/** Graph input: the number of each token's record, int32 (batch, sequence). */
+export const RECORDS = 'packing/records'
+
+/** Added to the score of a key of another record: no probability is left, and sums of masks stay finite. */
+const HIDDEN = -1e9
+
+/** The operators that take a bias of the scores, (batch, 1, S, S), and which of their inputs it is. */
+const BIAS_INPUTS: Readonly<Record<string, number>> = {
+  'com.microsoft:GroupQueryAttention': 10,
+  'com.microsoft:MultiHeadAttention': 5,
+  'com.microsoft:Attention': 5,
+  Attention: 3,
+}
+
+/** Operators through which tokens see one another besides attention. */
+const MIXES_TOKENS = /Attention|^(CausalConvWithState|Conv|Scan|Loop|LSTM|GRU|RNN|If)$/
+
+/** What may stand between the probabilities of attention and their product with the values. */
+const BEHIND_SOFTMAX = new Set(['Cast', 'Dropout', 'Identity', 'IsNaN', 'Where'])
+
+/**
+ * Declares {@link RECORDS}, and hides the tokens of other records from each other.
+ *
+ * @param roles the graph's inputs over tokens
+ * @throws UnsupportedError naming what cannot be masked, or a graph whose positions cannot begin anew with each record
+ */
+export function separateRecords(objective: ObjectiveGraph, roles: readonly RoleInput[]): void {
+  const { g, graph } = objective
+  const fused = graph.nodes.filter((node) => operatorOf(node) in BIAS_INPUTS)
+  const softmaxes = graph.nodes.filter((node) => node.opType === 'Softmax' && weighsValues(graph, node))
+  const other = graph.nodes.find((node) => !fused.includes(node) && MIXES_TOKENS.test(node.opType))
+  if (other !== undefined) throw refusal(labelOf(other), 'records in one row would see one another through it')
+  if (fused.length + softmaxes.length === 0) throw refusal('ONNX model', 'no attention was found in it')
+  checkPositions(fused, softmaxes, roles)
+  const records = objective.input(RECORDS, DataType.INT32, ['batch', 'sequence'])
+  const isSame = g.op('Equal', [g.unsqueeze(records, [1, 3]), g.unsqueeze(records, [1, 2])])
+  const mask = g.where(isSame, g.float(0), g.float(HIDDEN)) // (batch, 1, S, S)
+  for (const node of fused) addBias(objective, node, mask)
+  for (const node of softmaxes) {
+    const [scores] = node.input
+    graph.setInputs(node, [g.add(scores, mask)])
+    objective.check((shapeOf) => {
+      const dims = shapeOf(scores)?.dims
+      if (dims === undefined || dims.length === 4) return
+      throw refusal(labelOf(node), `its scores have ${dims.length} axes, not (batch, heads, tokens, tokens)`)
+    })
+  }
+}
+
+function addBias({ g, graph }: ObjectiveGraph, node: NodeProto, mask: Value): void {
+  const index = BIAS_INPUTS[operatorOf(node)]
+  const inputs = [...node.input, ...Array<string>(Math.max(0, index + 1 - node.input.length)).fill('')]
+  if (inputs[index] !== '' && operatorOf(node) === 'Attention') throw refusal(labelOf(node), 'it has a mask of its own')
+  inputs[index] = inputs[index] === '' ? mask : g.add(inputs[index], mask)
+  graph.setInputs(node, inputs)
+}
+
+/** Each record counts from 0: by position_ids, or by a rotation inside attention, which knows distances alone. */
+function checkPositions(
+  fused: readonly NodeProto[],
+  softmaxes: readonly NodeProto[],
+  roles: readonly RoleInput[],
+): void {
+  const isRotated = fused.every((node) => intAttribute(node, 'do_rotary', 0) === 1) && softmaxes.length === 0
+  if (isRotated || roles.some(({ role }) => role === 'positionIds')) return
+  throw refusal('ONNX model', 'it takes no position_ids, so that positions cannot begin anew with each record')
+}
+
+/** Whether a Softmax gives the weights of a sum of values: its output is the left factor of a product. */
+function weighsValues(graph: Graph, softmax: NodeProto): boolean {
+  const open = [...softmax.output]
+  const seen = new Set<Value>()
+  for (let value = open.pop(); value !== undefined; value = open.pop()) {
+    if (seen.has(value)) continue
+    seen.add(value)
+    for (const node of graph.consumers(value)) {
+      if (node.opType === 'MatMul' && node.input[0] === value) return true
+      if (BEHIND_SOFTMAX.has(node.opType)) open.push(...node.output)
+    }
+  }
+  return false
+}
+
+function refusal(where: string, what: string): UnsupportedError {
+  return new UnsupportedError({ where, what, hint: 'Train without packing' })
+}

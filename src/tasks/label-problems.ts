@@ -1,0 +1,317 @@
+// What a head is trained to give: one label of several, any number of labels, or a number. Each has its loss, its targets and its metrics, as
+// transformers' `problem_type` has them.
+
+import { ConfigError, DataError } from '../base/errors.js'
+import { isObject, kind, numberKind, type OptionTable, oneOf } from '../base/options.js'
+import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
+import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
+import type { Value } from '../graph/view/builder.js'
+import type { Feeds } from '../runtime/runtime.js'
+import { areaUnderCurve, classificationMetrics, severalMetrics } from './classification-metrics.js'
+import { pearson, spearman } from './ranking-metrics.js'
+
+/** What a record says: a label, several, or a number. */
+export type Target = string | readonly string[] | number
+
+/** In transformers' words. */
+export type ProblemType = 'single_label_classification' | 'multi_label_classification' | 'regression'
+
+/** How labels are trained. */
+export interface LabelOptions {
+  /** Default: what the records look like. Labels that are integers are names, unless this says `regression`. */
+  readonly problemType?: ProblemType | undefined
+  /** Weight of each label's records in the loss: by label, or `balanced`, the inverse of how often it is there. Default: 1. */
+  readonly classWeights?: 'balanced' | Readonly<Record<string, number>> | undefined
+  /** Share of each target that is spread over all labels, in [0, 1). Default 0. */
+  readonly labelSmoothing?: number | undefined
+}
+
+const isWeights = (value: unknown) =>
+  isObject(value) && Object.values(value).every((weight) => typeof weight === 'number' && weight >= 0)
+
+export const LABEL_OPTIONS: OptionTable<LabelOptions> = {
+  problemType: oneOf('single_label_classification', 'multi_label_classification', 'regression'),
+  classWeights: kind(
+    'balanced, or an object of labels with weights',
+    (value) => value === 'balanced' || isWeights(value),
+  ),
+  labelSmoothing: numberKind('a number in [0, 1)', (value) => value >= 0 && value < 1),
+}
+
+/** Most labels of a head. */
+const MAX_LABELS = 10_000
+/** More labels than these have no number of their own among the metrics. */
+const MAX_REPORTED = 20
+
+/** Graph inputs of the loss: [row, label] int64 (batch, 2), or a number for each logit, float (batch, labels). */
+const PAIRS = 'loss/labels'
+const DENSE = 'loss/targets'
+
+/** A problem, once its records are known. */
+export interface LabelProblem {
+  readonly type: ProblemType
+  /** What the logits mean, in their order. */
+  readonly labels: readonly string[]
+  /** Σ over the records. */
+  loss(graph: ObjectiveGraph, logits: Value): Value
+  targets(targets: readonly Target[]): Feeds
+  /** What the sum is divided by. */
+  normalizer(targets: readonly Target[]): number
+  /** @param logits one list a record */
+  metrics(targets: readonly Target[], logits: readonly Float32Array[]): Record<string, number>
+}
+
+/**
+ * The problem that the records pose.
+ *
+ * @param known labels of the model's own config.json
+ * @throws DataError for records of different kinds, or with nothing to learn; ConfigError for options that do not fit
+ */
+export function problemOf(
+  targets: () => Iterable<Target>,
+  known: readonly string[],
+  options: LabelOptions,
+): LabelProblem {
+  const type = options.problemType ?? typeOf(targets())
+  const { classWeights, labelSmoothing } = options
+  const unused =
+    classWeights !== undefined ? 'classWeights' : labelSmoothing !== undefined ? 'labelSmoothing' : undefined
+  if (type !== 'single_label_classification' && unused !== undefined) {
+    throw new ConfigError({ where: `taskOptions.${unused}`, what: 'only for one label a record', got: type })
+  }
+  if (type === 'regression') return new Quantity(targets())
+  const labels = labelsOf(targets(), known)
+  return type === 'single_label_classification' ? new OneLabel(labels, targets(), options) : new SeveralLabels(labels)
+}
+
+function typeOf(targets: Iterable<Target>): ProblemType {
+  const kinds = new Set<ProblemType>()
+  for (const target of targets) {
+    if (typeof target === 'number') kinds.add('regression')
+    else kinds.add(typeof target === 'string' ? 'single_label_classification' : 'multi_label_classification')
+  }
+  // Numbers without a fraction look like names.
+  if (kinds.has('regression')) kinds.delete('single_label_classification')
+  if (kinds.size === 1) return [...kinds][0]
+  throw new DataError({
+    where: 'label',
+    what: 'records have labels of different kinds',
+    expected: 'one label, a list of labels, or a number, in all records',
+    got: [...kinds].join(' and '),
+  })
+}
+
+/** The labels in the order of the logits: those of config.json where the data has no others, else the data's, sorted. */
+function labelsOf(targets: Iterable<Target>, known: readonly string[]): readonly string[] {
+  const seen = new Set<string>()
+  for (const target of targets) for (const label of [target].flat()) seen.add(String(label))
+  if (known.length > 1 && [...seen].every((label) => known.includes(label))) return known
+  if (seen.size < 2) {
+    throw new DataError({
+      where: 'label',
+      what: 'all records have the same label, so there is nothing to learn',
+      got: [...seen].map((label) => JSON.stringify(label)).join(),
+    })
+  }
+  if (seen.size > MAX_LABELS) {
+    throw new DataError({
+      where: 'label',
+      what: 'the records have more labels than a head can have',
+      expected: `at most ${MAX_LABELS}`,
+      got: String(seen.size),
+      hint: 'If the labels are numbers to learn, set the task option problemType=regression',
+    })
+  }
+  const isNumbered = [...seen].every((label) => /^\d+$/.test(label))
+  return [...seen].sort(isNumbered ? (a, b) => Number(a) - Number(b) : undefined)
+}
+
+function numberOf(labels: ReadonlyMap<string, number>, target: Target): number {
+  const id = typeof target === 'string' ? labels.get(target) : undefined
+  if (id !== undefined) return id
+  throw new DataError({
+    where: 'label',
+    what: 'no record of the training data has it',
+    expected: [...labels.keys()].slice(0, 20).join(', '),
+    got: JSON.stringify(target),
+  })
+}
+
+const dense = (values: Float32Array, rows: number): Feeds => ({
+  [DENSE]: { type: 'float32', data: values, dims: [rows, values.length / rows] },
+})
+
+/** Cross-entropy in nats, as torch.nn.CrossEntropyLoss, with its weights and its label smoothing. */
+class OneLabel implements LabelProblem {
+  readonly type = 'single_label_classification'
+  readonly labels: readonly string[]
+  readonly #ids: ReadonlyMap<string, number>
+  /** By label; undefined: 1. */
+  readonly #weights: Float64Array | undefined
+  readonly #smoothing: number
+
+  constructor(
+    labels: readonly string[],
+    targets: Iterable<Target>,
+    { classWeights, labelSmoothing = 0 }: LabelOptions,
+  ) {
+    this.labels = labels
+    this.#ids = new Map(labels.map((label, i) => [label, i]))
+    this.#smoothing = labelSmoothing
+    this.#weights = classWeights && this.#weightsOf(classWeights, targets)
+  }
+
+  loss(graph: ObjectiveGraph, logits: Value): Value {
+    if (this.#isPlain) return graph.crossEntropy(logits, graph.input(PAIRS, DataType.INT64, ['batch', 2]))
+    const { g } = graph
+    const shares = graph.input(DENSE, DataType.FLOAT, ['batch', this.labels.length])
+    const logs = g.op('LogSoftmax', [logits], { axis: -1 })
+    return g.neg(g.op('ReduceSum', [g.mul(shares, logs)], { keepdims: 0 }))
+  }
+
+  targets(targets: readonly Target[]): Feeds {
+    const ids = targets.map((target) => numberOf(this.#ids, target))
+    if (this.#isPlain) {
+      const pairs = ids.flatMap((id, row) => [row, id])
+      return { [PAIRS]: { type: 'int64', data: BigInt64Array.from(pairs, BigInt), dims: [ids.length, 2] } }
+    }
+    const count = this.labels.length
+    const shares = new Float32Array(ids.length * count)
+    ids.forEach((id, row) => {
+      for (let k = 0; k < count; k++) {
+        const share = this.#smoothing / count + (k === id ? 1 - this.#smoothing : 0)
+        shares[row * count + k] = share * this.#weight(k)
+      }
+    })
+    return dense(shares, ids.length)
+  }
+
+  normalizer(targets: readonly Target[]): number {
+    if (this.#weights === undefined) return targets.length
+    return targets.reduce<number>((sum, target) => sum + this.#weight(numberOf(this.#ids, target)), 0)
+  }
+
+  metrics(targets: readonly Target[], logits: readonly Float32Array[]): Record<string, number> {
+    const truth = targets.map((target) => numberOf(this.#ids, target))
+    const { scores, ...metrics } = classificationMetrics(
+      truth,
+      logits.map((own) => own.indexOf(Math.max(...own))),
+    )
+    const isBinary = this.labels.length === 2 && new Set(truth).size === 2
+    const auc = isBinary
+      ? areaUnderCurve(
+          truth.map((id) => id === 1),
+          logits.map(([a, b]) => b - a),
+        )
+      : undefined
+    return { ...metrics, ...(auc !== undefined && { auc }), ...reported(this.labels, scores) }
+  }
+
+  get #isPlain(): boolean {
+    return this.#weights === undefined && this.#smoothing === 0
+  }
+
+  #weight(label: number): number {
+    return this.#weights?.[label] ?? 1
+  }
+
+  #weightsOf(given: NonNullable<LabelOptions['classWeights']>, targets: Iterable<Target>): Float64Array {
+    const weights = new Float64Array(this.labels.length).fill(1)
+    if (given === 'balanced') {
+      const counts = new Float64Array(this.labels.length)
+      for (const target of targets) counts[numberOf(this.#ids, target)]++
+      const seen = counts.filter((count) => count > 0)
+      const total = seen.reduce((sum, count) => sum + count, 0)
+      return weights.map((one, i) => (counts[i] === 0 ? one : total / (seen.length * counts[i])))
+    }
+    for (const [label, weight] of Object.entries(given)) weights[numberOf(this.#ids, label)] = weight
+    return weights
+  }
+}
+
+/** Binary cross-entropy, the mean over labels, as torch.nn.BCEWithLogitsLoss. */
+class SeveralLabels implements LabelProblem {
+  readonly type = 'multi_label_classification'
+  readonly labels: readonly string[]
+  readonly #ids: ReadonlyMap<string, number>
+
+  constructor(labels: readonly string[]) {
+    this.labels = labels
+    this.#ids = new Map(labels.map((label, i) => [label, i]))
+  }
+
+  loss(graph: ObjectiveGraph, logits: Value): Value {
+    const { g } = graph
+    const targets = graph.input(DENSE, DataType.FLOAT, ['batch', this.labels.length])
+    const losses = g.sub(g.op('Softplus', [logits]), g.mul(logits, targets))
+    return g.mul(g.op('ReduceSum', [losses], { keepdims: 0 }), g.float(1 / this.labels.length))
+  }
+
+  targets(targets: readonly Target[]): Feeds {
+    const count = this.labels.length
+    const values = new Float32Array(targets.length * count)
+    targets.forEach((target, row) => {
+      for (const label of [target].flat()) values[row * count + numberOf(this.#ids, label)] = 1
+    })
+    return dense(values, targets.length)
+  }
+
+  normalizer(targets: readonly Target[]): number {
+    return targets.length
+  }
+
+  metrics(targets: readonly Target[], logits: readonly Float32Array[]): Record<string, number> {
+    const truth = targets.map((target) => new Set([target].flat().map((label) => numberOf(this.#ids, label))))
+    const predicted = logits.map((own) => new Set([...own.keys()].filter((i) => own[i] > 0)))
+    const { scores, ...metrics } = severalMetrics(truth, predicted, this.labels.length)
+    return { ...metrics, ...reported(this.labels, scores) }
+  }
+}
+
+/** The mean of squared differences. */
+class Quantity implements LabelProblem {
+  readonly type = 'regression'
+  readonly labels = ['LABEL_0']
+
+  constructor(targets: Iterable<Target>) {
+    const seen = new Set<number>()
+    for (const target of targets) if (seen.size < 2) seen.add(quantityOf(target))
+    if (seen.size > 1) return
+    throw new DataError({
+      where: 'label',
+      what: 'all records have the same number, so there is nothing to learn',
+      got: [...seen].join(),
+    })
+  }
+
+  loss(graph: ObjectiveGraph, logits: Value): Value {
+    const { g } = graph
+    const difference = g.sub(logits, graph.input(DENSE, DataType.FLOAT, ['batch', 1]))
+    return g.op('ReduceSum', [g.mul(difference, difference)], { keepdims: 0 })
+  }
+
+  targets(targets: readonly Target[]): Feeds {
+    return dense(Float32Array.from(targets, quantityOf), targets.length)
+  }
+
+  normalizer(targets: readonly Target[]): number {
+    return targets.length
+  }
+
+  metrics(targets: readonly Target[], logits: readonly Float32Array[]): Record<string, number> {
+    const [truth, predicted] = [targets.map(quantityOf), logits.map(([value]) => value)]
+    return { pearson: pearson(truth, predicted), spearman: spearman(truth, predicted) }
+  }
+}
+
+function quantityOf(target: Target): number {
+  const value = typeof target === 'object' || target === '' ? Number.NaN : Number(target)
+  if (Number.isFinite(value)) return value
+  throw new DataError({ where: 'label', what: 'not a number to learn', got: JSON.stringify(target) })
+}
+
+/** The F1 score of each label, where there are few. */
+function reported(labels: readonly string[], scores: readonly number[]): Record<string, number> {
+  if (labels.length > MAX_REPORTED) return {}
+  return Object.fromEntries(scores.flatMap((score, i) => (Number.isNaN(score) ? [] : [[`f1/${labels[i]}`, score]])))
+}
