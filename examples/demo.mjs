@@ -14,9 +14,9 @@ const startedAt = performance.now()
 console.log(`
 lowrank demo: two LoRA adapters for one language model
 
-${MODEL} is a tiny model (3 million parameters) that read nothing but speeches of presidents to Congress.
-An adapter is a small set of extra weights that changes how it writes; the model's own file is never touched.
-Each text below is the first one drawn, with seed 7: none was chosen.
+${MODEL} is a tiny model (3 million parameters) that was trained only on speeches of US presidents to Congress.
+An adapter is a small set of extra weights that changes how the model writes. The model's own file does not change.
+Each text below is the first one that was drawn, with seed 7.
 `)
 
 heading('1. What the model writes')
@@ -60,7 +60,7 @@ await mergedModel.close()
 await session.dispose()
 await model.close()
 
-heading(`Done in ${((performance.now() - startedAt) / 1000).toFixed(0)} s. What is there now:`)
+heading(`Done in ${((performance.now() - startedAt) / 1000).toFixed(0)} s. New files:`)
 console.log(`  ${OUT}/scripture   adapter: adapter_config.json, adapter_model.safetensors (PEFT reads them), metrics.jsonl
   ${OUT}/whaling     adapter
   ${OUT}/merged      model with the first adapter inside: config, tokenizer, onnx/model.onnx
@@ -90,9 +90,7 @@ async function trainAdapter(name, maxSteps) {
     on: {
       evaluation({ loss, metrics: { perplexity } }) {
         const change = before === undefined ? '' : `, before ${before.toFixed(2)}`
-        console.log(
-          `Loss on text it does not train on: ${loss.toFixed(2)}${change} (perplexity ${perplexity.toFixed(0)})`,
-        )
+        console.log(`Loss on the evaluation texts: ${loss.toFixed(2)}${change} (perplexity ${perplexity.toFixed(0)})`)
         before ??= loss
       },
       step: showStep,
@@ -100,7 +98,9 @@ async function trainAdapter(name, maxSteps) {
   })
   const figure = (value) => value.toLocaleString('en-US')
   const share = ((report.trainableParams / report.totalParams) * 100).toFixed(1)
-  console.log(`Trained ${figure(report.trainableParams)} parameters, ${share} % of what the adapted layers have,`)
+  console.log(
+    `Trained ${figure(report.trainableParams)} parameters, ${share} % of the parameters of the adapted layers,`,
+  )
   console.log(`on ${figure(report.tokens)} tokens in ${report.seconds.toFixed(0)} s; saved in ${OUT}/${name}`)
   return adapter
 }

@@ -238,11 +238,11 @@ def make(arch, name, out):
         try:
             save(adapted, option, out / "adapter", **more)
         except (ValueError, RuntimeError, KeyError) as error:
-            return refuse(out, error, "it cannot save it: ")
+            return refuse(out, error, "PEFT cannot save it: ")
     try:
         again, original, stored = reload(arch, option, out / "adapter")
     except (RuntimeError, ValueError, KeyError) as error:
-        return refuse(out, error, "it cannot load what it saved: ")
+        return refuse(out, error, "PEFT cannot load what it saved: ")
     count = sum(p.numel() for p in again.parameters() if p.requires_grad)
     again = again.double()
     generator = torch.Generator().manual_seed(SEED)
@@ -254,7 +254,7 @@ def make(arch, name, out):
             layers.append({**numbers, "weight": stored.get(weight, weight)})
             tensors |= values
     except RuntimeError as error:
-        return refuse(out, error, "it cannot run it: ")
+        return refuse(out, error, "PEFT cannot run it: ")
     expected = {"base": "tied" if option.tied else "base", "trainableParams": count, "layers": layers}
     if option.prepare == "order":
         expected["trainedAlphas"] = alphas

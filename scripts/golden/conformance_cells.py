@@ -142,7 +142,7 @@ OPTIONS = {
     "exclude-modules": Option("`exclude_modules`", lambda a: uneven(a, exclude_modules=a.exclude)),
     "layers-to-transform": Option("`layers_to_transform`, `layers_pattern`", lambda a: uneven(
         a, layers_to_transform=[1], layers_pattern=a.layers)),
-    "patterns": Option("`rank_pattern`, `alpha_pattern` whose order counts", lambda a: {
+    "patterns": Option("`rank_pattern`, `alpha_pattern` where the order matters", lambda a: {
         "r": 3, "lora_alpha": 5, "target_modules": a.linears, **a.order}),
     "patterns-sorted": Option("`alpha_pattern` in an order that PEFT’s own file loses", lambda a: uneven(
         a, alpha_pattern={a.linears[0]: 11, r".*\.0\..*": 3}), prepare="order"),
@@ -158,7 +158,7 @@ OPTIONS = {
     "token-indices-of": Option("`trainable_token_indices`: by module", lambda a: uneven(
         a, trainable_token_indices={a.embedding: [4, 1], a.head: [30]})),
     "embedding": Option("an embedding among the targets", lambda a: uneven(a, target_modules=with_embedding(a)), NOT_WHOLE),
-    "embedding-saved": Option("the same, and the embedding saved along", lambda a: uneven(a, target_modules=with_embedding(a))),
+    "embedding-saved": Option("the same, and the embedding is saved too", lambda a: uneven(a, target_modules=with_embedding(a))),
     "save-embeddings": Option("`save_embedding_layers`, no embedding adapted", of(), {"save_embedding_layers": True}),
     "embedding-dora": Option("`use_dora` on an embedding", lambda a: uneven(
         a, target_modules=with_embedding(a), use_dora=True), NOT_WHOLE),
@@ -198,5 +198,5 @@ OPTIONS = {
     "f16": Option("base and adapter in f16", of(), dtype=torch.float16),
     "named": Option("an adapter of another name, in a sub-folder", of(), adapter="tuned"),
     "bin": Option("`adapter_model.bin`", of(use_dora=True), {"safe_serialization": False}),
-    "all-together": Option("many at once", everything),
+    "all-together": Option("many options together", everything),
 }

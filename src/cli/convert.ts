@@ -14,8 +14,7 @@ export const convert = defineCommand({
   summary: 'write an adapter in another format',
   about: [
     'Formats: peft; gguf for llama.cpp, Ollama, LM Studio and wllama; mlx for mlx-lm; onnx-adapter for the LoRA of ONNX Runtime.',
-    'The format of ADAPTER is recognized by its content. From and to gguf, --base says which model it is: a folder with its',
-    'config.json, or its GGUF file.',
+    'lowrank finds the format of ADAPTER from its content. For gguf, give the model with --base: a folder with its config.json, or its GGUF file.',
   ].join('\n'),
   examples: [
     'lowrank convert tests/golden/peft/f32 --to gguf --base models/union-3m --out out/adapter.gguf',

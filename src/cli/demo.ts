@@ -27,14 +27,14 @@ export const demo = defineCommand({
   name: 'demo',
   summary: 'teach a small model a few answers, and ask it again',
   about: [
-    'Loads a small model, asks it a question, trains an adapter on eight questions and answers about a ship that does not exist, and asks again.',
+    'Loads a small model, asks it a question, trains an adapter on eight questions and answers about a ship that does not exist, and asks the question again.',
     'The adapter stays in --out. The model comes from the Hub once; later runs find it in the cache.',
   ].join('\n'),
   examples: ['lowrank demo', 'lowrank demo --model models/union-3m --steps 40'],
   options: {
     model: text(MODEL, RUNS, SMALL_MODEL),
     dtype: dtype(),
-    out: text('DIR', 'folder for the adapter; a run of lowrank that is there is replaced', 'lowrank-demo'),
+    out: text('DIR', 'folder for the adapter; replaces an earlier run of lowrank', 'lowrank-demo'),
     steps: integer('number of training steps', { fallback: 30 }),
     threads: integer('processor threads to use; default: ONNX Runtime’s choice'),
     json: toggle('print one JSON document on stdout'),

@@ -26,7 +26,7 @@ export const diff = defineCommand({
     a: required(MODEL, 'an adapter folder, or a safetensors checkpoint'),
     b: required(MODEL, 'another one of the same kind'),
     html: text('FILE', 'write a web page in one file: a heat map of the layers'),
-    overwrite: toggle('replace the page of --html'),
+    overwrite: toggle('replace the file of --html if it exists'),
     json: toggle('print one JSON document on stdout'),
   },
   async run({ a, b, html, overwrite, json }) {

@@ -6,10 +6,10 @@ import { OUTPUT_OPTIONS, SESSION_OPTIONS, withSession } from './with-session.js'
 
 export const embed = defineCommand({
   name: 'embed',
-  summary: 'turn texts into vectors with a model and its adapters',
+  summary: 'turn texts into vectors',
   about: [
-    'Prints one line for each text: its vector, as a JSON list. Texts of like meaning have vectors with a large product.',
-    'The model’s own 1_Pooling/config.json says how a vector is made of a text; without that file, it is the mean of the tokens’ vectors.',
+    'Prints one line for each text: its vector, as a JSON list. Texts with a similar meaning have vectors with a large dot product.',
+    'The model’s file 1_Pooling/config.json says how one vector is made from a text. Without this file, it is the mean of the vectors of the tokens.',
   ].join('\n'),
   examples: [
     'lowrank embed --model tests/golden/text-classification/encoder --adapter tests/golden/embedding/adapter-init --text "The sea was calm."',
@@ -20,7 +20,7 @@ export const embed = defineCommand({
     text: repeated('TEXT', 'text to embed'),
     raw: toggle('do not scale vectors to length 1'),
     dimensions: integer('keep the first N numbers of each vector'),
-    maxLength: integer('longer texts are cut to N tokens; default: what the model takes'),
+    maxLength: integer('longer texts are cut to N tokens; default: the most that the model can read'),
     ...OUTPUT_OPTIONS,
   },
   async run({ text: texts, raw, dimensions, maxLength, json, ...where }) {

@@ -12,9 +12,9 @@ const MAX_NAMES = 5
 
 export const extract = defineCommand({
   name: 'extract',
-  summary: 'make an adapter of a fine-tuned model',
+  summary: 'make an adapter from a fine-tuned model',
   about: [
-    'Compares a fine-tuned safetensors checkpoint with its base, and writes the closest adapter. Give --rank, or a rule that chooses a',
+    'Compares a fine-tuned safetensors checkpoint with its base, and writes the closest adapter. Give --rank, or let lowrank choose a',
     'rank for each weight: --energy, --error or --ratio. The column "lost" is ‖ΔW − s·B·A‖/‖ΔW‖ of each weight.',
   ].join('\n'),
   examples: [
@@ -23,10 +23,18 @@ export const extract = defineCommand({
   ],
   options: {
     base: required(MODEL, 'the model before fine-tuning'),
-    fineTuned: required(MODEL, 'the model after it'),
+    fineTuned: required(MODEL, 'the model after fine-tuning'),
     ...RANKS,
-    embeddings: choice(['lora', 'save', 'skip'], 'changed embeddings: as layers, whole, or not at all', 'lora'),
-    others: choice(['save', 'skip'], 'changed norms, biases and other tensors: whole, or not at all', 'save'),
+    embeddings: choice(
+      ['lora', 'save', 'skip'],
+      'what to do with changed embeddings. lora: write A and B. save: write the whole tensor. skip: leave them out',
+      'lora',
+    ),
+    others: choice(
+      ['save', 'skip'],
+      'what to do with changed norms, biases and other tensors. save: write the whole tensor. skip: leave them out',
+      'save',
+    ),
     ...ADAPTER_OUTPUT,
   },
   async run({ out, outDtype, json, ...options }) {

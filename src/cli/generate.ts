@@ -42,7 +42,7 @@ export const generate = defineCommand({
     prompt: repeated('TEXT', 'text to continue, or with --chat the question'),
     messages: text('FILE', 'chat to answer: a .json file with its messages, or a .jsonl file with a chat in each line'),
     chat: toggle('put each prompt into the chat template, as a message of the user'),
-    system: text('TEXT', 'system message for the chat; implies --chat'),
+    system: text('TEXT', 'system message for the chat; also turns --chat on'),
     raw: toggle('continue each prompt as it is, even if the adapter was trained on chats'),
     chatTemplate: DATA_OPTIONS.chatTemplate,
     chatTemplateArgs: DATA_OPTIONS.chatTemplateArgs,

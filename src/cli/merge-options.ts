@@ -24,7 +24,7 @@ export const OUTPUT = {
   dtype: dtype(),
   externalData: choice(
     ['copy', 'hardlink'],
-    'how data files of an .onnx that do not change come into the result; default copy',
+    'how unchanged data files of an .onnx file get into the result; default: copy',
   ),
   allowMissing: toggle(
     'leave out layers that the .onnx file does not have, and continue if a head needs tensors that are in neither the base nor the adapter',

@@ -41,10 +41,10 @@ export const merge = defineCommand({
     outDtype: sized('f32|f16|bf16|keep', 'type of the weights in the result; default keep: as in the base', readDtype),
     quantized: choice(
       ['branches', 'requantize'],
-      'what to do with quantized weights of an .onnx: put the factors beside them (default), or quantize the sum again',
+      'for quantized weights of an .onnx file. branches: keep them, and put A and B beside them. requantize: quantize the sum again. Default: branches',
     ),
     dryRun: toggle('check everything and show the plan; write nothing'),
-    verbose: toggle('show the change of each layer, and not the largest ones alone'),
+    verbose: toggle('show the change of each layer, not only the largest ones'),
     ...OUTPUT,
   },
   apiNames: API_NAMES,

@@ -13,7 +13,7 @@ export const SESSION_OPTIONS = {
   model: text(MODEL, `${RUNS}; default: the base of the first adapter`),
   dtype: dtype(),
   adapter: repeated(ADAPTER, 'adapter: a folder, or an id on the Hub'),
-  allowMissing: toggle('leave out layers that an export of the model dropped'),
+  allowMissing: toggle('leave out layers that the .onnx file does not have'),
 }
 
 /** How it runs and answers. */

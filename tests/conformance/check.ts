@@ -66,7 +66,7 @@ export async function runCell(cell: Cell, tamper?: Tamper, checks: readonly Chec
   }
   const { problems, done } = run
   const { mergeRefused, isMergeWrong } = expected
-  const message = mergeRefused && `PEFT ${isMergeWrong ? 'merges it wrong' : 'cannot merge it'}: ${mergeRefused}`
+  const message = mergeRefused && `${isMergeWrong ? 'PEFT’s merge is wrong' : 'PEFT cannot merge it'}: ${mergeRefused}`
   return { status: problems.length === 0 ? 'pass' : 'fail', ...(message && { message }), problems, done }
 }
 

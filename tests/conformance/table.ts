@@ -26,10 +26,10 @@ export function formatTable(matrix: Matrix, results: ReadonlyMap<Cell, CellResul
   const { peft, transformers, torch } = matrix.versions
   return `# Conformance with PEFT
 
-<!-- Written by \`npm run conformance\`; a test fails when it is not what the suite gives. -->
+<!-- Written by \`npm run conformance\`; a test fails when it differs from the result of the suite. -->
 
-This table compares lowrank with PEFT ${peft} (transformers ${transformers}, torch ${torch}). Each cell is one option on one architecture. PEFT saved an adapter folder for each cell. Its ranks differ by layer, and its B is not
-zero. PEFT and lowrank both load the folder. The tests compare what they count, compute and merge. The bases are a few kB large and have random weights.
+This table compares lowrank with PEFT ${peft} (transformers ${transformers}, torch ${torch}). Each cell is one option on one architecture. PEFT saved an adapter folder for each cell. In each folder, the layers have different ranks, and B is not
+zero. PEFT and lowrank both load the folder. The tests compare the numbers of parameters, the outputs and the merged weights of both. The bases are a few kB large and have random weights.
 [tests/conformance](../tests/conformance) runs without Python. [scripts/golden/conformance.py](../scripts/golden/conformance.py) makes the data.
 
 ${results.size} cells: ${count('pass')} conform (✓), ${count('peft-refuses')} are refused by PEFT (P), ${count('lowrank-refuses')} by lowrank (L), ${count('fail')} fail (✗).
@@ -37,6 +37,14 @@ ${results.size} cells: ${count('pass')} conform (✓), ${count('peft-refuses')} 
 ${line(['', ...Object.values(matrix.architectures)])}
 ${line(['---', ...Object.keys(matrix.architectures).map(() => ':---:')])}
 ${rows.map(line).join('\n')}
+
+## Bases that transformers saved
+
+transformers 5 gives many tensors other names when it saves a model, ties some, and leaves some out. So adapters are also merged into bases that \`save_pretrained\` wrote, and compared with what PEFT merges and \`save_pretrained\` writes:
+
+- [tests/merge/plan/names.test.ts](../tests/merge/plan/names.test.ts): BART, BLOOM, CLIP, DeiT, DINOv2, Falcon, Gemma 3 (text, and with images), GPT-NeoX, GraniteMoE, LLaVA, Mamba, Mixtral, NomicBERT, PaliGemma, Phi-3, PhiMoE, Qwen2-VL, Qwen2.5-VL, Qwen3, SegFormer, Swin, ViT, Whisper
+- [tests/merge/plan/heads.test.ts](../tests/merge/plan/heads.test.ts): BERT, DeBERTa-v2, DistilBERT, Mistral, ModernBERT, Qwen2, RoBERTa, with heads that the base lacks
+- [tests/merge/plan/tied-models.test.ts](../tests/merge/plan/tied-models.test.ts): BART, BioGPT, BLIP-2, Gemma 3, Llama, Mamba, ModernBERT, RoBERTa, Whisper, XLNet, with tied weights
 
 ## What ✓ means
 
@@ -48,8 +56,8 @@ ${rows.map(line).join('\n')}
 | bf16, f16 | the same, written in 16 bits | one rounding of a value within ${exponent(TOLERANCES.merge)} |
 | file | the folder saved again | the same bytes; the config’s content |
 
-All ${CHECKS.length} checks run in every cell. If base and adapter have 16 bits, the merge is compared in that type. Some adapters run in PEFT, but PEFT cannot merge them. lowrank must refuse to merge these too, and a note has PEFT’s
-message. Tied embeddings are merged as in PEFT: with \`tied: 'keep'\`, and with \`untie\` if one use has a saved copy.
+All ${CHECKS.length} checks run in every cell. If base and adapter have 16 bits, the merge is compared in that type. PEFT can run some adapters but cannot merge them. lowrank also refuses to merge them. A note quotes PEFT’s
+error message. Tied embeddings are merged as in PEFT: with \`tied: 'keep'\`, and with \`untie\` if one use has a saved copy.
 
 ## Where PEFT does something else
 
@@ -58,7 +66,7 @@ message. Tied embeddings are merged as in PEFT: with \`tied: 'keep'\`, and with 
 | case | PEFT | lowrank |
 | --- | --- | --- |
 | merging into 16 bits with \`safe_merge\` ([#1388](https://github.com/huggingface/peft/issues/1388), [#2502](https://github.com/huggingface/peft/issues/2502)) | rounds s·B·A, then the sum | rounds once, as PEFT does without \`safe_merge\` |
-| tied embeddings ([#2018](https://github.com/huggingface/peft/issues/2018), [#2777](https://github.com/huggingface/peft/issues/2777)) | a merge also changes the other use, with a warning | refuses, until you choose \`tied\`: \`untie\` gives what was trained, and \`keep\` gives PEFT’s result |
+| tied embeddings ([#2018](https://github.com/huggingface/peft/issues/2018), [#2777](https://github.com/huggingface/peft/issues/2777)) | a merge also changes the other use, with a warning | refuses, until you choose \`tied\`: \`untie\` gives the model that was trained, and \`keep\` gives PEFT’s result |
 | \`ensure_weight_tying\` | a merge adds the change that both uses share twice | adds it once, as in a run that is not merged |
 | \`layer_replication\` ([#1707](https://github.com/huggingface/peft/issues/1707)) | a merge adds the changes of all copies to the weight that they share | runs such adapters, and refuses to merge them |
 | \`init_lora_weights\`: pissa | decomposes the base in float32 each time it loads the adapter. If singular values are close to each other, weights differ by more than 1e-4 of the largest | decomposes in float64. The data of ✓ were made in float64 too |

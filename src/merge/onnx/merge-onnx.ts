@@ -84,7 +84,7 @@ export async function openOnnxMerge(
   if (factors !== undefined && branches.length === 0) throw noFactors()
   let dataFiles = 0
   const initializers = proto.graph?.initializer ?? []
-  const own = new Set([...model.files.keys()].map((name) => name.replace(/\/.*/, '/')))
+  const own = new Set([path, ...model.files.keys()].map((name) => name.replace(/\/.*/, '/')))
   const companions = folder === undefined ? NO_COMPANIONS : await findCompanions(folder, own)
   const edited =
     head && config && companions.copied.includes(CONFIG_FILE)
