@@ -2,6 +2,7 @@
 // process of its own, and they take turns, text by text, so that drift of the machine hits all alike.
 //
 //   node bench/decode/run.mjs [--model models/union-3m] [--dtype fp32] [--transformers DIR] [--tokens 100] [--rounds 5] [--threads 2]
+//     [--adapter tests/golden/peft/rslora]
 //
 // DIR is a folder in which `npm install @huggingface/transformers@4.3` was run; without one only our own figures are printed. Build first.
 import { fork } from 'node:child_process'
@@ -17,6 +18,7 @@ const { values: options } = parseArgs({
     dtype: { type: 'string', default: 'fp32' },
     transformers: { type: 'string' },
     tokens: { type: 'string', default: '100' },
+    adapter: { type: 'string', default: join(here, '..', '..', 'tests', 'golden', 'peft', 'rslora') },
     rounds: { type: 'string', default: '5' },
     threads: { type: 'string', default: String(Math.min(2, cpus().length)) },
   },
@@ -27,17 +29,21 @@ const PAUSE_MS = 60
 const CONTESTANTS = {
   lowrank: ['lowrank.mjs', '1'],
   'lowrank, 8 texts in a batch': ['lowrank.mjs', '8'],
-  ...(options.transformers !== undefined && { 'transformers.js': ['transformers-js.mjs', '1'] }),
+  ...(options.transformers !== undefined && {
+    'transformers.js': ['transformers-js.mjs', '1'],
+    'its pipeline': ['pipeline.mjs', '1'],
+    'its pipeline, with an adapter': ['pipeline.mjs', '1', resolve(options.adapter)],
+  }),
 }
 
 const median = (numbers) => numbers.toSorted((a, b) => a - b)[numbers.length >> 1]
 const pause = () => new Promise((done) => setTimeout(done, PAUSE_MS))
 
 const children = new Map()
-for (const [name, [file, texts]] of Object.entries(CONTESTANTS)) {
+for (const [name, [file, texts, ...more]] of Object.entries(CONTESTANTS)) {
   const { model, dtype, transformers = '', tokens, threads } = options
   const from = transformers === '' ? '' : resolve(transformers)
-  const child = fork(join(here, file), [resolve(model), dtype, tokens, threads, texts, from])
+  const child = fork(join(here, file), [resolve(model), dtype, tokens, threads, texts, from, ...more])
   await once(child) // ready
   children.set(name, child)
 }
@@ -71,6 +77,8 @@ console.log(
 if (children.has('transformers.js')) {
   const [ours, theirs] = ['lowrank', 'transformers.js'].map((name) => results.get(name)[0].text)
   console.log(`against transformers.js: ${(rate('lowrank') / rate('transformers.js')).toFixed(2)} ×`)
+  const [adapted, plain] = ['its pipeline, with an adapter', 'its pipeline'].map(rate)
+  console.log(`a pipeline with an adapter against the plain one: ${(adapted / plain).toFixed(2)} ×`)
   console.log(ours === theirs ? 'both wrote the same text' : `other texts:\n  ${ours}\n  ${theirs}`)
 }
 

@@ -2,27 +2,12 @@
 import { createRequire } from 'node:module'
 import { basename, dirname, join } from 'node:path'
 import { pathToFileURL } from 'node:url'
-import { PROMPT } from './shared.mjs'
+import { PROMPT, timeInPlace } from './shared.mjs'
 
 const [, , folder, dtype, tokens, threads, , from] = process.argv
 const require = createRequire(join(from, 'package.json'))
 const ort = require('onnxruntime-node')
-// transformers.js imports the module itself: its sessions are timed where they run.
-let inside = 0
-const { create } = ort.InferenceSession
-ort.InferenceSession.create = async (...args) => {
-  const session = await create.apply(ort.InferenceSession, args)
-  const run = session.run.bind(session)
-  session.run = async (...feeds) => {
-    const startedAt = performance.now()
-    try {
-      return await run(...feeds)
-    } finally {
-      inside += performance.now() - startedAt
-    }
-  }
-  return session
-}
+const inside = timeInPlace(ort)
 const { AutoModelForCausalLM, AutoTokenizer, env } = await import(
   pathToFileURL(join(from, 'node_modules/@huggingface/transformers/dist/transformers.node.mjs')).href
 )
@@ -37,7 +22,7 @@ const model = await AutoModelForCausalLM.from_pretrained(name, {
 
 process.send('ready')
 process.on('message', async () => {
-  const before = inside
+  const before = inside()
   const startedAt = performance.now()
   const inputs = tokenizer(PROMPT)
   const output = await model.generate({
@@ -49,5 +34,5 @@ process.on('message', async () => {
   const ids = output.tolist()[0].slice(inputs.input_ids.dims[1])
   const text = tokenizer.decode(ids, { skip_special_tokens: true })
   const seconds = (performance.now() - startedAt) / 1000
-  process.send({ tokens: ids.length, steps: ids.length, seconds, inside: (inside - before) / 1000, text })
+  process.send({ tokens: ids.length, steps: ids.length, seconds, inside: (inside() - before) / 1000, text })
 })

@@ -41,9 +41,14 @@ interface OpenSession {
   idle: Feeds
 }
 
+/** Mixes of adapters whose feeds are kept. */
+const KEPT_FEEDS = 4
+
 export class InferEngine {
   readonly #runtime: Runtime
   readonly #adapters = new Map<string, AdapterFactors>()
+  /** Of the last runs, by their mixes. */
+  readonly #feeds = new Map<string, AdapterFeeds>()
   readonly #decodings = new Map<number, Decoding>()
   #open: OpenSession | undefined
   #keepsTensors = false
@@ -66,10 +71,12 @@ export class InferEngine {
 
   addAdapter(name: string, factors: AdapterFactors): void {
     this.#adapters.set(name, factors)
+    this.#feeds.clear()
   }
 
   removeAdapter(name: string): void {
     this.#adapters.delete(name)
+    this.#feeds.clear()
   }
 
   async run(
@@ -77,9 +84,7 @@ export class InferEngine {
     mixes: readonly Mix[],
     outputNames: readonly string[] | undefined,
   ): Promise<Record<string, RuntimeTensor>> {
-    const { distinct, rowOf } = distinctMixes(mixes)
-    const adapters = new AdapterFeeds(this.#factorsOf(distinct), rowOf)
-    const outputs = await this.#run(feeds, adapters, outputNames, mixes.length)
+    const outputs = await this.#run(feeds, this.#feedsOf(mixes), outputNames, mixes.length)
     if (this.#keepsTensors) return outputs
     return transfer(outputs, [...new Set(Object.values(outputs).map(({ data }) => data.buffer))])
   }
@@ -116,8 +121,20 @@ export class InferEngine {
       this.#open = undefined
       this.#decodings.clear()
       this.#adapters.clear()
+      this.#feeds.clear()
       await last?.session.dispose()
     })
+  }
+
+  /** Made once for runs that follow one another, as those of a text that its caller grows. */
+  #feedsOf(mixes: readonly Mix[]): AdapterFeeds {
+    const key = JSON.stringify(mixes)
+    const { distinct, rowOf } = distinctMixes(mixes)
+    const feeds = this.#feeds.get(key) ?? new AdapterFeeds(this.#factorsOf(distinct), rowOf)
+    this.#feeds.delete(key)
+    this.#feeds.set(key, feeds)
+    for (const oldest of [...this.#feeds.keys()].slice(0, -KEPT_FEEDS)) this.#feeds.delete(oldest)
+    return feeds
   }
 
   #factorsOf(mixes: readonly Mix[]): RowFactors {

@@ -104,6 +104,8 @@ class WrappedSession implements RuntimeSession {
   readonly #ort: OrtModule
   #session: OrtSession | undefined
   readonly #keepsTensors: boolean
+  /** Of feeds that come again and again, such as an adapter's. */
+  readonly #tensors = new WeakMap<RuntimeTensor, object>()
   readonly inputNames: readonly string[]
   readonly outputNames: readonly string[]
 
@@ -136,9 +138,13 @@ class WrappedSession implements RuntimeSession {
 
   #tensor(name: string, tensor: RuntimeTensor): unknown {
     if (this.#keepsTensors && 'location' in tensor) return tensor
+    const known = this.#tensors.get(tensor)
+    if (known !== undefined) return known
     try {
       const { type, data, dims } = tensor
-      return new this.#ort.Tensor(type as never, data as never, dims)
+      const made = new this.#ort.Tensor(type as never, data as never, dims) as object
+      this.#tensors.set(tensor, made)
+      return made
     } catch (cause) {
       throw new RuntimeError({ where: `input ${name}`, what: `not a tensor: ${messageOf(cause)}`, cause })
     }

@@ -240,7 +240,7 @@ const OTHERS: [what: string, args: (out: string) => string[], message: RegExp, c
       )
       return ['merge', '--base', shard, '--adapter', PEFT, '--out', out]
     },
-    /--adapter: none of its layers is in the base: .*The base is one file of several: name their folder/,
+    /--adapter: none of its layers is in the base: .*The base is one of several files: give their folder/,
   ],
   [
     'merge: a checkpoint into an .onnx file',
@@ -287,7 +287,7 @@ const OTHERS: [what: string, args: (out: string) => string[], message: RegExp, c
   [
     'merge: an adapter as its own base',
     (out) => ['merge', '--base', PEFT, '--adapter', PEFT, '--out', out],
-    /no checkpoint in this folder; .* It holds an adapter: name the model/,
+    /no checkpoint in this folder; .* It contains an adapter: give the model/,
   ],
   [
     'merge: a pickle named as base',

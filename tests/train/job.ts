@@ -13,6 +13,8 @@ export interface Job {
   data: { text: string }[]
   prompt: string
   settings: Partial<TrainSettings>
+  /** No losses before and after, and no texts. */
+  isBrief?: boolean
 }
 
 export interface JobResult extends Pick<TrainReport, 'runtime' | 'trainLoss' | 'evalLoss'> {
@@ -29,13 +31,13 @@ export async function runJob(model: Model, job: Job, trained?: () => void): Prom
     ...job.settings,
     model,
     data: job.data,
-    evalData: job.data.slice(0, 2),
+    evalData: job.isBrief ? undefined : job.data.slice(0, 2),
     config: { rank: 4, dropout: 0.1, seed: 3 },
     out,
   })
   trained?.()
   const { runtime, trainLoss, evalLoss } = report
-  const texts = await continued(model, adapter, job)
+  const texts = job.isBrief ? [] : await continued(model, adapter, job)
   return { runtime, trainLoss, evalLoss, texts, files: await out.list() }
 }
 

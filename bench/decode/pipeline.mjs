@@ -1,0 +1,38 @@
+// A contestant: see run.mjs. A pipeline of transformers.js, the model alone or with one adapter in lowrank's session.
+import { createRequire } from 'node:module'
+import { basename, dirname, join } from 'node:path'
+import { pipelineWithAdapters } from '../../dist/transformers/node/entry.js'
+import { PROMPT, timeInPlace } from './shared.mjs'
+
+const [, , folder, dtype, tokens, threads, , from, adapter] = process.argv
+const require = createRequire(join(from, 'package.json'))
+const inside = timeInPlace(require('onnxruntime-node'))
+const transformers = require('@huggingface/transformers')
+transformers.env.localModelPath = dirname(folder)
+transformers.env.allowRemoteModels = false
+
+const open = () =>
+  adapter === undefined
+    ? transformers.pipeline('text-generation', basename(folder), {
+        dtype,
+        session_options: { intraOpNumThreads: Number(threads) },
+      })
+    : pipelineWithAdapters('text-generation', folder, {
+        adapters: { adapter },
+        dtype,
+        threads: Number(threads),
+        transformers,
+      })
+const pipe = await open()
+const options = { max_new_tokens: Number(tokens), do_sample: false, repetition_penalty: 1, return_full_text: false }
+if (adapter !== undefined) options.adapter = 'adapter'
+
+process.send('ready')
+process.on('message', async () => {
+  const before = inside()
+  const startedAt = performance.now()
+  const [{ generated_text: text }] = await pipe(PROMPT, options)
+  const seconds = (performance.now() - startedAt) / 1000
+  const count = pipe.tokenizer.encode(text).length
+  process.send({ tokens: count, steps: count, seconds, inside: (inside() - before) / 1000, text })
+})
