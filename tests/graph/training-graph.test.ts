@@ -46,6 +46,7 @@ const TRAINED: [name: string, model: string, numbers: string][] = [
   ...[
     ...['llama-optimum', 'llama-genai', 'llama-genai-rotary', 'llama-dynamo', 'qwen2-optimum', 'gpt2-optimum'],
     'qwen3-genai',
+    'merged-if',
   ].map((name): [string, string, string] => [name, `${MODELS}/${name}`, `${MODELS}/${name}/golden`]),
 ]
 
