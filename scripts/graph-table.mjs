@@ -34,7 +34,7 @@ const ROWS = {
   'minilm-fused-attention': 'MiniLM-L6, fused: Attention',
 }
 
-const CELLS = ['base', 'session', 'merge', 'train']
+const CELLS = ['session', 'merge', 'train']
 const TRAIN_STEPS = 6
 
 /** √(Σ (a − b)² / Σ b²) */
@@ -58,17 +58,38 @@ function tensorOf(file, name) {
   )
 }
 
-async function outputOf(lowrank, folder, adapters, ids) {
-  const session = await lowrank.openSession(folder, { adapters, threads: 2 })
+/** The outputs without and with the adapter; without one the first alone. */
+async function outputsOf(lowrank, folder, adapter, ids) {
+  const session = await lowrank.openSession(folder, {
+    adapters: adapter === undefined ? {} : { own: adapter },
+    threads: 2,
+  })
   try {
     const int64 = (values) => ({ type: 'int64', data: BigInt64Array.from(values, BigInt), dims: [1, values.length] })
     const feeds = { input_ids: int64(ids), attention_mask: int64(ids.map(() => 1)) }
-    const outputs = await session.run(feeds, { adapter: Object.keys(adapters)[0] ?? null })
-    const { data, type } = outputs.logits ?? outputs.last_hidden_state ?? Object.values(outputs)[0]
-    return type === 'float16' ? Float32Array.from(new Float16Array(data.buffer, data.byteOffset, data.length)) : data
+    const results = []
+    for (const name of adapter === undefined ? [null] : [null, 'own']) {
+      const outputs = await session.run(feeds, { adapter: name })
+      const { data } = outputs.logits ?? outputs.last_hidden_state ?? Object.values(outputs)[0]
+      results.push(Float32Array.from(data))
+    }
+    return results
   } finally {
     await session.dispose()
   }
+}
+
+const minus = (a, b) => a.map((value, i) => value - b[i])
+
+/** Σ ab / √(Σ a² Σ b²) */
+function cosine(a, b) {
+  let [both, first, second] = [0, 0, 0]
+  for (let i = 0; i < a.length; i++) {
+    both += a[i] * b[i]
+    first += a[i] * a[i]
+    second += b[i] * b[i]
+  }
+  return both / Math.sqrt(first * second)
 }
 
 const TEXTS = [
@@ -105,14 +126,18 @@ async function measure(work, name, cell) {
   const { inputIds } = JSON.parse(readFileSync(path.join(adapter, 'numbers.json'), 'utf8'))
   const truth = (key) => tensorOf(path.join(adapter, 'numbers.safetensors'), key)
   try {
-    if (cell === 'base') return { value: distance(await outputOf(lowrank, folder, {}, inputIds), truth('base')) }
-    if (cell === 'session')
-      return { value: distance(await outputOf(lowrank, folder, { own: adapter }, inputIds), truth('adapted')) }
+    const [plain, adapted] = [truth('base'), truth('adapted')]
+    if (cell === 'session') {
+      const [without, own] = await outputsOf(lowrank, folder, adapter, inputIds)
+      const effect = cosine(minus(own, without), minus(adapted, plain))
+      return { base: distance(without, plain), value: distance(own, adapted), effect }
+    }
     if (cell === 'train') return { value: await trained(lowrank, folder, base) }
     const out = path.join(mkdtempSync(path.join(tmpdir(), 'lowrank-table-')), 'merged')
     try {
       await lowrank.merge({ base: folder, adapters: adapter, out, fsync: false })
-      return { value: distance(await outputOf(lowrank, out, {}, inputIds), truth('adapted')) }
+      const [merged] = await outputsOf(lowrank, out, undefined, inputIds)
+      return { value: distance(merged, adapted) }
     } finally {
       rmSync(path.dirname(out), { recursive: true, force: true })
     }
@@ -140,12 +165,14 @@ function cellText(result, notes) {
 function writePage(results) {
   const notes = []
   const lines = Object.entries(ROWS).map(([name, title]) => {
-    const cells = CELLS.map((cell) => cellText(results[name]?.[cell], notes))
-    return `| ${[title, ...cells].join(' | ')} |`
+    const [session, ...others] = CELLS.map((cell) => cellText(results[name]?.[cell], notes))
+    const { base, effect } = results[name]?.session ?? {}
+    const shown = [base === undefined ? '' : figure(base), session, effect === undefined ? '' : effect.toFixed(3)]
+    return `| ${[title, ...shown, ...others].join(' | ')} |`
   })
   const table = [
-    '| graph | base | session | merge | train |',
-    '| --- | --- | --- | --- | --- |',
+    '| graph | base | session | effect | merge | train |',
+    '| --- | --- | --- | --- | --- | --- |',
     ...lines,
     ...(notes.length === 0 ? [] : ['', ...notes.map((note, i) => `${i + 1}. ${note}`)]),
   ].join('\n')

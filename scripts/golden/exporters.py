@@ -201,9 +201,9 @@ EXPORTS = {  # name: (base, exporter)
     "llama-dynamo": ("llama", dynamo),
     "qwen2-optimum": ("qwen2", optimum),
     "gpt2-optimum": ("gpt2", optimum),
+    "merged-if": ("llama-1", then(merged)),
 }
 REFUSED = {  # name: (base, exporter, op at fault, allowed error of a logit)
-    "merged-if": ("llama-1", then(merged), "If", 1e-4),
     "llama-fp16": ("llama-1", then(float16), "MatMul", 0.1),
     "llama-q4": ("llama-1", then(int4), "MatMulNBits", LOOSE),
     "llama-genai-int4": ("llama-1", genai(precision="int4"), "MatMulNBits", LOOSE),

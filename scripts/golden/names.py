@@ -1,4 +1,4 @@
-"""Adapters and bases whose names transformers 5 changes between its modules and its checkpoints, and what PEFT merges.
+"""Adapters and bases that transformers 5 saved, many under other names than its modules have, and what PEFT merges.
 
     names.py [--out tests/golden/names] [NAME …]
 
@@ -46,6 +46,14 @@ CASES = {
     "vit-block": ("ViTForImageClassification", r".*layers\.0\..*q_proj", {"modules_to_save": ["layers.1.mlp"]}),
     "mixtral-block": ("MixtralForCausalLM", r".*layers\.0\..*q_proj", {"modules_to_save": ["layers.1.mlp"]}),
     "nomic-bert-block": ("NomicBertForMaskedLM", r".*layers\.1\..*q_proj", {"modules_to_save": ["layers.1.self_attn.k_proj"]}),
+    "qwen3": ("Qwen3ForCausalLM", r".*layers\.1\..*(q_proj|up_proj)", {"use_rslora": True}),
+    "phi3": ("Phi3ForCausalLM", r".*layers\.1\..*(qkv_proj|gate_up_proj)", {"use_dora": True}),
+    "falcon": ("FalconForCausalLM", r".*h\.1\..*(query_key_value|dense_h_to_4h)", {}),
+    "bloom": ("BloomForCausalLM", r".*h\.1\..*(query_key_value|dense_4h_to_h)", {}),
+    "gemma3-text": ("Gemma3ForCausalLM", r".*layers\.1\..*(q_proj|down_proj)", {}),
+    "mamba": ("MambaForCausalLM", r".*layers\.1\..*(in_proj|x_proj)", {}),
+    "whisper": ("WhisperForConditionalGeneration", r".*decoder\.layers\.1\..*(q_proj|fc1)", {}),
+    "bart": ("BartForConditionalGeneration", r".*encoder\.layers\.1\..*(v_proj|fc2)", {"use_dora": True}),
     "clip": ("CLIPModel", r".*layers\.1\..*(q_proj|fc1)", {}),
     "clip-vision": ("CLIPVisionModel", r".*layers\.1\..*(q_proj|fc1)", {}),
 }

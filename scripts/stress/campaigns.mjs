@@ -115,6 +115,8 @@ async function hung({ folder, random }) {
   const out = join(folder, 'out')
   const signal = random.pick(['SIGINT', 'SIGTERM'])
   const { child, ended } = start(hangTo(model, out))
+  // Before that the command does not listen to signals yet.
+  await Promise.race([new Promise((resolve) => child.stderr.once('data', resolve)), ended])
   await Promise.race([sleep(3000 + random.next() * 3000), ended])
   child.kill(signal)
   const result = await ended

@@ -33,7 +33,7 @@ export interface ByteSink {
 export interface Directory {
   /** For messages: a path, a URL. */
   readonly name: string
-  /** Of a folder of the Hub, the repository's id. */
+  /** Id of the repository, if the folder is on the Hub. */
   readonly hubId?: string | undefined
   /**
    * Names of the files directly inside, sorted; empty if the folder does not exist.

@@ -1,6 +1,6 @@
 // The one error hierarchy. Every message has one pattern: where, what is wrong, expected, got, what to do.
 
-/** The kinds of errors, one for each class: what callers match on. */
+/** The kinds of errors: one for each class. */
 export type ErrorCode =
   | 'FORMAT'
   | 'SHAPE'
@@ -19,11 +19,11 @@ export interface ErrorDetails {
   where?: string
   /** What is wrong. */
   what: string
-  /** What would have been right. */
+  /** What lowrank expected. */
   expected?: string
-  /** What was there instead. */
+  /** What lowrank found instead. */
   got?: string
-  /** What the reader can do about it: one sentence. */
+  /** What you can do about it: one sentence. */
   hint?: string
   /** The error behind this one. */
   cause?: unknown
@@ -42,11 +42,11 @@ export abstract class LowrankError extends Error {
   declare readonly where: string | undefined
   /** What is wrong, in one clause. */
   readonly what: string
-  /** What would have been right. */
+  /** What lowrank expected. */
   declare readonly expected: string | undefined
-  /** What was there instead. */
+  /** What lowrank found instead. */
   declare readonly got: string | undefined
-  /** What the reader can do about it. */
+  /** What you can do about it. */
   declare readonly hint: string | undefined
 
   constructor(details: ErrorDetails) {

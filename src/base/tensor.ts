@@ -13,12 +13,12 @@ export interface Matrix {
   readonly shape: readonly [number, number]
 }
 
-/** What every public function accepts as a matrix; nested arrays become f64. */
+/** A matrix as all public functions accept it. Nested arrays become f64. */
 export type MatrixLike = Matrix | readonly (readonly number[])[]
 
 /** A row-major tensor of any number of dimensions; f32 where nothing else is said, as in files. */
 export interface Tensor<Data extends FloatArray = Float32Array> {
-  /** As many values as the shape has elements. */
+  /** The values, row-major: one for each element of the shape. */
   readonly data: Data
   readonly shape: readonly number[]
 }

@@ -95,7 +95,7 @@ async function findCheckpoint(directory: Directory): Promise<string> {
   const pickle = files.find((name) => PICKLE.test(name) && !name.startsWith('adapter_'))
   if (pickle !== undefined) throw pickleError(directory, pickle)
   const hint = files.some((name) => name.startsWith('adapter_'))
-    ? 'It holds an adapter: name the model that the adapter belongs to'
+    ? 'It contains an adapter: give the model that the adapter belongs to'
     : 'Only safetensors checkpoints and ONNX models are read'
   throw new FileError({
     where: directory.name,

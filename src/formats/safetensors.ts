@@ -119,10 +119,10 @@ async function readHeader(source: ByteSource): Promise<Uint8Array> {
 }
 
 function parseMetadata(value: JsonValue, where: string): Record<string, string> {
-  if (!(value instanceof Map)) throw new FormatError({ where, what: `${METADATA_KEY} is no JSON object` })
+  if (!(value instanceof Map)) throw new FormatError({ where, what: `${METADATA_KEY} is not a JSON object` })
   for (const [key, item] of value) {
     if (typeof item !== 'string') {
-      throw new FormatError({ where, what: `${METADATA_KEY} value of ${JSON.stringify(key)} is no string` })
+      throw new FormatError({ where, what: `${METADATA_KEY} value of ${JSON.stringify(key)} is not a string` })
     }
   }
   return Object.fromEntries(value as Map<string, string>)
@@ -132,7 +132,7 @@ const ENTRY_KEYS: readonly string[] = ['dtype', 'shape', 'data_offsets']
 
 function parseTensor(name: string, value: JsonValue, dataStart: number, file: string): TensorInfo {
   const where = tensorWhere(file, name)
-  if (!(value instanceof Map)) throw new FormatError({ where, what: 'its header entry is no JSON object' })
+  if (!(value instanceof Map)) throw new FormatError({ where, what: 'its header entry is not a JSON object' })
   if (value.size !== ENTRY_KEYS.length || !ENTRY_KEYS.every((key) => value.has(key))) {
     const unknown = [...value.keys()].find((key) => !ENTRY_KEYS.includes(key))
     if (unknown !== undefined) throw new FormatError({ where, what: `unknown header key ${JSON.stringify(unknown)}` })

@@ -66,7 +66,7 @@ const CONTEXT_KEYS = ['max_position_embeddings', 'n_positions', 'n_ctx', 'max_se
 export async function loadModel(directory: Directory, options: LoadModelOptions): Promise<Model> {
   const { onnxPath, dtype } = options
   if (onnxPath !== undefined && dtype !== undefined) {
-    throw new ConfigError({ where: 'dtype', what: 'only where the graph is not named itself', got: onnxPath })
+    throw new ConfigError({ where: 'dtype', what: 'not together with the path of a graph', got: onnxPath })
   }
   const hasConfig = await directory.has('config.json')
   const config = hasConfig ? await readObject(directory, 'config.json') : {}

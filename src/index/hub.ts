@@ -4,7 +4,7 @@ import { ConfigError } from '../base/errors.js'
 import { checkOptions, FUNCTION, kind, NAME, type OptionTable } from '../base/options.js'
 import type { RemoteOptions } from '../io/hub/directory.js'
 
-/** What {@link configureHub} takes. */
+/** Options of {@link configureHub}. */
 export type HubOptions = Pick<RemoteOptions, 'endpoint' | 'token' | 'onDownload' | 'onWarning'>
 
 const ENDPOINT = kind('an address such as https://huggingface.co', (value) => /^https?:\/\/[^/]/.test(String(value)))

@@ -10,7 +10,7 @@ import { Graph } from '../graph/view/graph.js'
 
 /** One graph of a model. */
 export interface GraphContents {
-  /** What it is to the model. */
+  /** The role of the graph in the model. */
   role: GraphRole
   /** Inside the folder. */
   file: string
@@ -40,7 +40,7 @@ export interface LinearContents {
   problem: string | null
 }
 
-/** What an ONNX model takes, gives, and has to adapt. */
+/** Inputs, outputs and adaptable layers of an ONNX model. */
 export interface OnnxContents {
   /** Names of the inputs, of several graphs those of the first. */
   inputs: string[]

@@ -12,19 +12,19 @@ import type { OnnxContents } from './inspect-onnx.js'
 import { DTYPE } from './model.js'
 import { openSource, SOURCE, type Source } from './sources.js'
 
-/** What a safetensors checkpoint holds. */
+/** Content of a safetensors checkpoint. */
 export interface CheckpointContents {
   /** Numbers in all tensors. */
   params: number
   /** Names inside the folder. */
   files: string[]
-  /** Of all files. */
+  /** Tensors of all files. */
   tensors: { name: string; dtype: string; shape: readonly number[] }[]
-  /** Of the first file. */
+  /** Metadata of the first file. */
   metadata: Readonly<Record<string, string>>
 }
 
-/** What {@link inspect} found, by kind. */
+/** Result of {@link inspect}. */
 export type InspectReport =
   | ({ kind: 'adapter' } & AdapterReport & { fit?: FitReport })
   | ({ kind: 'checkpoint' } & CheckpointContents)

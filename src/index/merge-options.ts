@@ -25,21 +25,21 @@ export type AdapterToMerge =
   | Source
   | { readonly adapter: LoraAdapter | Source; readonly weight?: number | undefined }
 
-/** What merging and unmerging share. */
+/** Options of merging and unmerging. */
 export interface MergingOptions extends Omit<MergeSettings, 'tied' | 'outDtype' | 'quantized'>, PathSettings {
   /** One adapter, or several that are added up. */
   adapters: AdapterToMerge | readonly AdapterToMerge[]
-  /** Where the result goes: a file if it is a path that ends in .onnx or .safetensors, else a folder that gets the base's configuration and tokenizer too. */
+  /** The place of the result. A path that ends in .onnx or .safetensors is a file. Other paths are folders, which also get the base's configuration and tokenizer. */
   out: Target
 }
 
-/** What {@link merge} takes. */
+/** Options of {@link merge}. */
 export interface MergeOptions extends MergingOptions, Pick<MergeSettings, 'tied' | 'outDtype' | 'quantized'> {
   /** A folder with a model, an .onnx file, a safetensors file or its index. */
   base: Source
 }
 
-/** What {@link unmerge} takes. */
+/** Options of {@link unmerge}. */
 export interface UnmergeOptions extends MergingOptions {
   /** The result of a merge. */
   merged: Source

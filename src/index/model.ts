@@ -22,7 +22,7 @@ import type { RuntimeHost } from '../runtime/host.js'
 import { platform } from './platform.js'
 import { openSource, type Source } from './sources.js'
 
-/** Where a model runs, and which of its graphs. */
+/** Options of {@link loadModel}. */
 export interface LoadModelOptions {
   /**
    * Where sessions of the model run: `nodeRuntime()`, `webRuntime(url)`, or `{ module }` with the imported ONNX Runtime for the

@@ -45,7 +45,7 @@ export interface AdapterSession extends BaseSession {
   add(name: string, adapter: LoraAdapter | Source): Promise<void>
 }
 
-/** What {@link openSession} takes. */
+/** Options of {@link openSession}. */
 export interface OpenSessionOptions extends Omit<AdapterSessionOptions, 'adapters'> {
   /** The first adapters: name → adapter in memory, or any source that {@link loadAdapter} accepts. Runs choose by this name. */
   adapters?: Readonly<Record<string, LoraAdapter | Source>> | undefined

@@ -11,12 +11,12 @@ import { hubOptions } from './hub.js'
 import { platform } from './platform.js'
 
 /**
- * What a model, an adapter or a checkpoint is read from: a path (not in browsers), a model on the Hub (`org/name`,
+ * A place to read a model, an adapter or a checkpoint from: a path (not in browsers), a model on the Hub (`org/name`,
  * `hf:org/name@revision/folder`), a URL, files that a user picked, or an object that implements {@link Directory}.
  */
 export type Source = string | Directory | Iterable<FileLike>
 
-/** Where results go: a path (not in browsers), or an object that implements {@link Directory}. */
+/** A place to write a result to: a path (not in browsers), or an object that implements {@link Directory}. */
 export type Target = string | Directory
 
 /** Whether the value is a folder. */

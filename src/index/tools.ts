@@ -32,7 +32,7 @@ import { isDirectory, openFolder, openSource, openTarget, SOURCE, type Source, T
 /** How {@link resize} chooses ranks. */
 export interface ResizeOptions extends RankChoice, ToolRun {}
 
-/** What {@link combine} takes. */
+/** Options of {@link combine}. */
 export interface CombineOptions extends CombineSettings {
   /** Adapters for one base, with their weights. Ranks and layers may differ. */
   adapters: readonly AdapterToMerge[]
@@ -102,7 +102,7 @@ function isWeighted(
   return isObject(given) && 'adapter' in given && !ADAPTER.accepts(given)
 }
 
-/** What {@link extract} takes. */
+/** Options of {@link extract}. */
 export interface ExtractOptions extends ExtractSettings {
   /** The model before fine-tuning: a safetensors checkpoint. */
   base: Source
@@ -171,11 +171,11 @@ async function comparable(
   return isAdapter ? { adapter: directory } : { place }
 }
 
-/** What {@link convertAdapter} takes beside the adapter. */
+/** Options of {@link convertAdapter}. */
 export interface ConvertAdapterOptions {
   /** The format of the result: `peft`, `gguf`, `mlx` or `onnx-adapter`. */
   to: AdapterFormat
-  /** Where the result goes: a folder. For `gguf` and `onnx-adapter` also a file. */
+  /** The place of the result: a folder. For `gguf` and `onnx-adapter`, it can also be a file. */
   out: Target
   /** The model of the adapter: a folder with config.json, or a GGUF file. Converting from and to GGUF needs it. */
   base?: Source | undefined

@@ -32,7 +32,7 @@ import { memoryLimits } from './memory.js'
 import { DTYPE, loadModel } from './model.js'
 import { openTarget, SOURCE, type Source, TARGET, type Target } from './sources.js'
 
-/** What {@link train} takes. */
+/** Options of {@link train}. */
 export interface TrainOptions extends Omit<TrainingOptions, 'model' | 'data' | 'evalData' | 'out'> {
   /**
    * The base: an open model (`train` does not close it), or any source that {@link loadModel} accepts. Its weights are read, never
@@ -41,7 +41,7 @@ export interface TrainOptions extends Omit<TrainingOptions, 'model' | 'data' | '
   readonly model: Model | Source
   /** Which graph of a model that is not open yet: see {@link loadModel}. */
   readonly dtype?: DtypeChoice | undefined
-  /** What to learn from: records; the path of a file or folder of them (JSONL, JSON, CSV, TSV, Parquet, text), or a Blob; or several. */
+  /** The training data: records; the path of a file or folder with records (JSONL, JSON, CSV, TSV, Parquet, text); a Blob; or a list of files. */
   readonly data: Data
   /** Records for measuring the loss before and after training. Same forms as `data`. */
   readonly evalData?: Data | undefined
@@ -149,7 +149,7 @@ async function withOpened<T>(
 ): Promise<T> {
   const isOpen = MODEL.accepts(model)
   if (isOpen && dtype !== undefined) {
-    throw new ConfigError({ where: 'dtype', what: 'only where the model is not open yet' })
+    throw new ConfigError({ where: 'dtype', what: 'only for models that are not open yet' })
   }
   const closers: (() => Promise<void>)[] = []
   const closeLater = (file: ByteSource) => void closers.push(() => file.close())

@@ -12,8 +12,8 @@ import { type HeadInput, type HeadLayer, placeHead } from '../tasks/text-heads.j
 
 /** A layer of a head with its values. */
 interface HeadValues {
-  readonly activation: HeadLayer['activation']
-  /** (d, k) */
+  readonly layer: HeadLayer
+  /** (d, k), of a norm (d) */
   readonly weight: Float32Array
   /** (d) */
   readonly bias: Float32Array | undefined
@@ -69,12 +69,12 @@ export async function readHead(
   return { input, layers, count, labels, problemType, replaces: isInGraph ? logitsName(graph) : undefined, tensors }
 }
 
-function valuesOf(adapter: LoraAdapter, { module, activation }: HeadLayer): HeadValues {
-  const weight = adapter.get(`${module}.weight`, 'replacement')!
-  const bias = adapter.get(`${module}.bias`, 'replacement')
-  const [d, k] = weight.shape
+function valuesOf(adapter: LoraAdapter, layer: HeadLayer): HeadValues {
+  const weight = adapter.get(`${layer.module}.weight`, 'replacement')!
+  const bias = adapter.get(`${layer.module}.bias`, 'replacement')
+  const [d, k = d] = weight.shape
   return {
-    activation,
+    layer,
     weight: Float32Array.from(weight.weight.data),
     bias: bias && Float32Array.from(bias.weight.data),
     d,
@@ -85,6 +85,23 @@ function valuesOf(adapter: LoraAdapter, { module, activation }: HeadLayer): Head
 const ACTIVATIONS: Readonly<Record<NonNullable<HeadLayer['activation']>, (value: number) => number>> = {
   Tanh: Math.tanh,
   Relu: (value) => Math.max(0, value),
+  Gelu: (value) => (value / 2) * (1 + erf(value * Math.SQRT1_2)),
+}
+
+/** The error function: its series near zero, and its continued fraction elsewhere (Abramowitz and Stegun, 7.1.5 and 7.1.14). */
+function erf(x: number): number {
+  const a = Math.abs(x)
+  if (a >= 2.5) {
+    let fraction = 0
+    for (let k = 60; k > 0; k--) fraction = k / 2 / (a + fraction)
+    return Math.sign(x) * (1 - Math.exp(-a * a) / ((a + fraction) * Math.sqrt(Math.PI)))
+  }
+  let [term, sum] = [x, x]
+  for (let n = 1; n < 60; n++) {
+    term *= (-x * x) / n
+    sum += term / (2 * n + 1)
+  }
+  return (2 / Math.sqrt(Math.PI)) * sum
 }
 
 /** The logits (batch, labels) of a head over what the graph gave for its input. */
@@ -98,21 +115,36 @@ export function headLogits({ input, layers, count }: AdapterHead, tensor: Runtim
   for (let row = 0; row < batch; row++) {
     rows.set(values.subarray(row * rowStride, row * rowStride + first.k), row * first.k)
   }
-  for (const layer of layers) rows = through(layer, rows, batch)
+  for (const values of layers) rows = through(values, rows, batch)
   return { type: 'float32', data: rows, dims: [batch, count] }
 }
 
-function through({ weight, bias, activation, d, k }: HeadValues, input: Float32Array, batch: number) {
+function through(values: HeadValues, input: Float32Array, batch: number): Float32Array<ArrayBuffer> {
+  const { layer, d, k } = values
   const output = new Float32Array(batch * d)
-  const activate = activation === undefined ? (value: number) => value : ACTIVATIONS[activation]
+  const activate = layer.activation === undefined ? (value: number) => value : ACTIVATIONS[layer.activation]
+  const one = layer.kind === 'norm' ? normOf : productOf
   for (let row = 0; row < batch; row++) {
-    for (let i = 0; i < d; i++) {
-      let sum = bias?.[i] ?? 0
-      for (let j = 0; j < k; j++) sum += input[row * k + j] * weight[i * k + j]
-      output[row * d + i] = activate(sum)
-    }
+    const own = output.subarray(row * d, (row + 1) * d)
+    one(values, input.subarray(row * k, (row + 1) * k), own)
+    for (let i = 0; i < d; i++) own[i] = activate(own[i])
   }
   return output
+}
+
+function productOf({ weight, bias, d, k }: HeadValues, input: Float32Array, output: Float32Array): void {
+  for (let i = 0; i < d; i++) {
+    let sum = bias?.[i] ?? 0
+    for (let j = 0; j < k; j++) sum += input[j] * weight[i * k + j]
+    output[i] = sum
+  }
+}
+
+function normOf({ layer, weight, bias, d }: HeadValues, input: Float32Array, output: Float32Array): void {
+  const mean = input.reduce((sum, value) => sum + value, 0) / d
+  const variance = input.reduce((sum, value) => sum + (value - mean) ** 2, 0) / d
+  const scale = 1 / Math.sqrt(variance + (layer.epsilon ?? 1e-5))
+  for (let i = 0; i < d; i++) output[i] = (input[i] - mean) * scale * weight[i] + (bias?.[i] ?? 0)
 }
 
 /** @throws UnsupportedError for a type that is none of f32 and f16 */

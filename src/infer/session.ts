@@ -24,7 +24,7 @@ export interface AdapterSessionOptions extends Omit<SessionOptions, 'executionPr
   allowMissing?: boolean | undefined
 }
 
-/** What one run computes. */
+/** Options of `run`. */
 export interface RunOptions {
   /**
    * Name of the adapter; `{ a: 0.5, b: 1 }` adds several up, each with its weight; a list has one such choice for each row of the batch,
@@ -147,7 +147,7 @@ export interface Classification {
 
 /** A continued text. */
 export interface GenerateResult {
-  /** What follows the prompt, without special tokens and without what stopped it. */
+  /** The new text, without the prompt, special tokens and the stop text. */
   text: string
   /** Number of new tokens, the one that ended the text not counted. */
   tokens: number
@@ -168,7 +168,7 @@ export interface GenerateResult {
  * calls at the same time; they run in order. `openSession` makes it.
  */
 export interface AdapterSession {
-  /** What the session was opened over. It has to stay open until the session is disposed. */
+  /** The model of the session. Do not close it before you call `dispose`. */
   readonly model: Model
   /** Names of the adapters that runs can choose. */
   readonly adapters: readonly string[]

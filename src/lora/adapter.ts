@@ -28,9 +28,9 @@ export type PartOfKind<Kind extends PartKind> = Extract<AdapterPart, { readonly 
 export interface PartSummary {
   /** The part's name in its adapter. */
   name: string
-  /** What it changes, and how. */
+  /** The kind of the part: see {@link PartKind}. */
   kind: PartKind
-  /** Of the weight: (d, k), (V, D), (d, in/groups, *kernel), (E, d, k); of a replaced tensor or rows, their own. */
+  /** Shape of the weight: (d, k), (V, D), (d, in/groups, *kernel) or (E, d, k). For replaced tensors and rows: the shape of their values. */
   shape: readonly number[]
   /** r; of experts, that of each. Absent for values that take the base's place. */
   rank?: number
@@ -44,7 +44,7 @@ export interface PartSummary {
   merged: boolean
 }
 
-/** What {@link LoraAdapter.summary} gives. */
+/** Result of {@link LoraAdapter.summary}. */
 export interface AdapterSummary {
   /** All parts, in the adapter's order. */
   parts: PartSummary[]
@@ -68,13 +68,13 @@ export interface AdapterSummary {
 export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> {
   /** The settings that all parts share. Each layer has a config of its own, with its own rank and alpha. */
   readonly config: LoraConfig
-  /** What is unusual in the folder that the adapter was read from, one clause each: older names of tensors, for example. */
+  /** Unusual things in the folder that the adapter was read from, such as older names of tensors. */
   readonly notes: string[] = []
   /** The chat template (Jinja) of the chats that it was trained on: it is asked with the same. Undefined for other adapters. */
   chatTemplate: string | undefined
   /** Names of the labels of the classification head. Undefined if there is no head, or if the names are unknown. */
   labels: readonly string[] | undefined
-  /** What they are numbers of, in the words of transformers' `problem_type`; undefined where no file tells. */
+  /** The type of the labels, as transformers' `problem_type`. Undefined if no file contains it. */
   problemType: ProblemType | undefined
   readonly #parts = new Map<string, AdapterPart>()
 

@@ -12,9 +12,9 @@ import { isLayerRanges, type LayerRanges, MAX_REPLICATED_LAYERS } from './replic
 export interface LoraConfig {
   /** r, at least 1. Default 8. */
   readonly rank: number
-  /** α, above 0. Default 8. */
+  /** α, a finite number. Default 8, as in PEFT. `train` has 16, and needs a number above 0. */
   readonly alpha: number
-  /** Probability in [0, 1) that an input of the LoRA branch is dropped in training. Default 0. */
+  /** Probability in [0, 1] that an input of the LoRA branch is set to 0 in training. Default 0. `train` needs a number below 1. */
   readonly dropout: number
   /** Module names or their last parts; a regular expression for whole names; or `all-linear`. Default []: none. */
   readonly targetModules: readonly string[] | string
@@ -66,7 +66,7 @@ export interface LoraConfig {
   readonly peftFields: Readonly<Record<string, unknown>>
 }
 
-/** What users write: any part of a config; the rest takes its default. Patterns can be Maps, whose order nothing changes. */
+/** A config as users write it: any of the settings. The others have their defaults. Patterns can be Maps, which keep their order. */
 export type LoraConfigInput = {
   readonly [K in keyof LoraConfig]?:
     | LoraConfig[K]
@@ -182,7 +182,7 @@ function checkTogether(config: LoraConfig): void {
   if (typeof targetModules === 'string' && layersToTransform !== undefined) {
     throw new ConfigError({
       where: 'layersToTransform',
-      what: 'only goes with a list of targetModules',
+      what: 'works only with a list of targetModules',
       got: describe(targetModules),
     })
   }

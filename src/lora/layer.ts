@@ -54,7 +54,7 @@ import { addBias, backwardPass, forwardPass, type LayerGradients, type PassWeigh
  */
 export class LoraLayer extends Part {
   readonly kind = 'linear'
-  /** Where the layer is in its model, as in `model.layers.0.self_attn.q_proj`; empty for a layer on its own. */
+  /** The layer's name in its model, such as `model.layers.0.self_attn.q_proj`; empty for a single layer. */
   readonly name: string
   /** The layer's settings: rank and alpha are those that the config's patterns give its name, and no rank is above what its init can use. */
   readonly config: LoraConfig
@@ -141,7 +141,7 @@ export class LoraLayer extends Part {
     return this.#weightA.shape[1]
   }
 
-  /** Of the weight: (d, k). */
+  /** Shape of the weight: (d, k). */
   get shape(): readonly [d: number, k: number] {
     return [this.d, this.k]
   }

@@ -5,7 +5,7 @@ import { elementCount, type FloatArray, type Shaped, type Tensor } from '../base
 import type { LoraConfig } from './config.js'
 
 /**
- * What a part changes, and how:
+ * The kinds of parts:
  * - `linear`: a weight (d, k), by s·B·A
  * - `embedding`: rows (V, D), by s·(B·A)ᵀ
  * - `convolution`: a kernel (d, in/groups, *kernel), by s·B·A
@@ -103,11 +103,11 @@ export function moduleOf(name: string): string {
 
 /** A part in memory. All of them are one union, `AdapterPart`, told apart by `kind`. */
 export abstract class Part {
-  /** What the part changes, and how. */
+  /** The kind of the part. */
   abstract readonly kind: PartKind
   /** The part's own in its adapter: a module's name, or that of a tensor; empty for a part on its own. */
   abstract readonly name: string
-  /** Of the weight that the part changes: (d, k), (V, D), (d, in/groups, *kernel), (E, d, k); of values, their own. */
+  /** Shape of the weight that the part changes: (d, k), (V, D), (d, in/groups, *kernel) or (E, d, k). For replaced values: their shape. */
   abstract readonly shape: readonly number[]
   /** All tensors of the part, by their role. */
   abstract readonly tensors: PartView<Tensor<FloatArray>, Shaped>['tensors']

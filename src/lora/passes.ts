@@ -70,7 +70,7 @@ interface PassGradients {
   readonly dropped: Matrix | undefined
 }
 
-/** What a linear layer's `backward` gives. */
+/** Result of a linear layer's `backward`. */
 export interface LayerGradients {
   /** (r, k) */
   weightA: Matrix

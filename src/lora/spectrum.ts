@@ -8,7 +8,7 @@ import { rowsOf } from './kinds/groups.js'
 
 /** How the change of a layer is spread over directions. */
 export interface Spectrum {
-  /** Of s·B·A, largest first; empty where a factor holds a value that is not finite. */
+  /** Singular values of s·B·A, the largest first. Empty if A or B has a value that is not finite. */
   singularValues: number[]
   /**
    * exp of the entropy of σᵢ/Σσ: between 1, for a change along one direction, and r, for one that is the same along r (Roy and

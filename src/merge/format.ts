@@ -42,7 +42,7 @@ export async function chooseFormat(
     const format = CHECKPOINTS.test(file) ? 'safetensors' : 'onnx'
     requireSame(wish, format, `the base is the file ${file}`)
     if (dtype !== undefined && format === 'onnx') {
-      throw new ConfigError({ where: 'dtype', what: 'only where the graph is not named itself', got: file })
+      throw new ConfigError({ where: 'dtype', what: 'not together with the path of a graph', got: file })
     }
     return { format, graphs: format === 'onnx' ? [file] : [], checkpoint: format === 'onnx' ? undefined : file }
   }
@@ -76,6 +76,6 @@ function requireSame(wish: MergeFormat | undefined, format: 'onnx' | 'safetensor
     where: 'format',
     what: `it cannot be ${wish}: ${because}`,
     expected: format,
-    hint: 'Name folders for both, or leave the format out',
+    hint: 'Use folders for both, or leave out format (--format)',
   })
 }

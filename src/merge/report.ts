@@ -35,26 +35,26 @@ export interface MergeSummary {
   copied: string[]
   /** Files and folders of the base that are not copied. Folders end in `/`. */
   leftOut: string[]
-  /** What is left to do before the result can be used. */
+  /** What you must do before you can use the result. */
   warnings: string[]
 }
 
-/** What a merge would write and change. */
+/** Plan of a merge. */
 export interface MergePlanReport extends MergeSummary {
-  /** Of all files of weights. */
+  /** Bytes of all files of weights. */
   bytes: number
   files: MergedFile[]
-  /** What adapters add to and, in safetensors, by which of their modules. */
+  /** The layers that the adapters change. In safetensors also the modules that change them. */
   layers: { name: string; adapters?: { module: string; rank: number; scale: number }[] }[]
 }
 
-/** What a merge wrote. */
+/** Result of a merge. */
 export interface MergeReport extends MergeSummary {
   /** Written in all. */
   bytes: number
   /** Duration in seconds. */
   seconds: number
-  /** What adapters added to, with ‖ΔW‖ / ‖W‖; values that they replace have no line here. With `both`, once. */
+  /** The changed layers, with ‖ΔW‖ / ‖W‖. Replaced values are not listed. With `both`, each layer is listed once. */
   layers: LayerChange[]
 }
 
@@ -62,8 +62,8 @@ export interface MergeReport extends MergeSummary {
 export interface MergeProgress {
   /** Bytes written so far, including bytes from an earlier run. */
   writtenBytes: number
-  /** Of the weights: what will be written, but for headers and small files. */
+  /** Bytes of the weights, without headers and small files. */
   totalBytes: number
-  /** Of the written ones, those that an earlier run had finished; undefined: none. */
+  /** Written bytes that an earlier run had finished. Undefined if there are none. */
   keptBytes?: number
 }

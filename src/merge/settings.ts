@@ -20,7 +20,7 @@ export interface RunSettings {
 /** How files come into a result that they are unchanged in. */
 export type ExternalDataMode = 'copy' | 'hardlink'
 
-/** What all merges take. */
+/** Settings of all merges. */
 export interface MergeSettings extends RunSettings {
   /**
    * Format of the result. Default: the format of the base file. If the base is a folder: `onnx` if it has an .onnx model, else
@@ -70,7 +70,7 @@ export interface MergeSettings extends RunSettings {
   modules?: ModuleMap | undefined
 }
 
-/** What merges into a path take besides. */
+/** Further settings of merges into a path. */
 export interface PathSettings {
   /** Replaces an output that a merge wrote. Default false. */
   overwrite?: boolean | undefined

@@ -34,7 +34,7 @@ const INFINITE_FROM: Readonly<Record<FloatDtype, number>> = {
 export interface AdapterFile {
   readonly config: LoraConfig
   readonly file: SafetensorsFile
-  /** As {@link LoraAdapter.notes}. */
+  /** See {@link LoraAdapter.notes}. */
   readonly notes: readonly string[]
   /** As {@link LoraAdapter.labels} and {@link LoraAdapter.problemType}. */
   readonly meaning: Meaning
@@ -49,7 +49,7 @@ export interface AdapterFile {
   close(): Promise<void>
 }
 
-/** What to load of a folder, and how strictly. */
+/** Options of {@link loadAdapter}. */
 export interface LoadOptions {
   /** Name of the adapter: a subfolder, or the adapter name in the tensor names. Needed only if there are several. */
   name?: string | undefined

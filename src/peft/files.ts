@@ -122,31 +122,46 @@ export async function writeAdapterFiles(
   metadata: Readonly<Record<string, string>> = {},
 ): Promise<void> {
   const bytes = new TextEncoder().encode(config)
+  // Read before anything is made: in some folders a new file is there at once, and empty.
+  const old = await readOldConfig(directory)
   const sinks: ByteSink[] = []
+  const create = async (file: string): Promise<ByteSink> => {
+    const sink = await directory.create(file)
+    sinks.push(sink)
+    return sink
+  }
+  /** The old config, while the old weights are without it. */
+  let removed: Uint8Array | undefined
   try {
-    const weightsSink = await directory.create(WEIGHTS_FILE)
-    sinks.push(weightsSink)
-    const configSink = await directory.create(CONFIG_FILE)
-    sinks.push(configSink)
+    const weightsSink = await create(WEIGHTS_FILE)
+    let configSink = await create(CONFIG_FILE)
     await writeSafetensors(weightsSink, tensors, { format: 'pt', ...metadata })
     await configSink.write(bytes)
-    const old = await readOldConfig(directory)
     if (old !== undefined && isSame(old, bytes)) {
       await weightsSink.commit()
       await configSink.abort()
       return
     }
-    if (old !== undefined) await directory.remove(CONFIG_FILE)
-    try {
-      await weightsSink.commit()
-    } catch (error) {
-      if (old !== undefined) await writeFile(directory, CONFIG_FILE, old)
-      throw error
+    if (old !== undefined) {
+      try {
+        await directory.remove(CONFIG_FILE)
+      } catch {
+        // Browsers remove no file that is open for writing.
+        await configSink.abort()
+        await directory.remove(CONFIG_FILE)
+        removed = old
+        configSink = await create(CONFIG_FILE)
+        await configSink.write(bytes)
+      }
+      removed = old
     }
+    await weightsSink.commit()
+    removed = undefined
     await configSink.commit()
   } catch (error) {
     // Last made, first dropped: the first one may have made the folder.
     for (const sink of sinks.reverse()) await sink.abort()
+    if (removed !== undefined) await writeFile(directory, CONFIG_FILE, removed)
     throw error
   }
 }

@@ -64,10 +64,10 @@ export interface ProblemReport {
   message: string
 }
 
-/** What inspecting an adapter found. */
+/** Report on an adapter. */
 export interface AdapterReport {
   config: LoraConfig
-  /** As {@link LoraAdapter.totalTrainableParams}. */
+  /** See {@link LoraAdapter.totalTrainableParams}. */
   trainableParams: number
   /** Layers of every kind. */
   layers: LayerReport[]
@@ -158,7 +158,7 @@ export function replacementReport(
 /** What a report on an adapter is made from. */
 interface InspectedAdapter extends Omit<AdapterReport, 'problems' | 'warnings'> {
   problems: readonly LowrankError[]
-  /** As {@link LoraAdapter.notes}. */
+  /** See {@link LoraAdapter.notes}. */
   notes: readonly string[]
 }
 

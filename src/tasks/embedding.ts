@@ -72,7 +72,10 @@ export const embedding: Task<RelatedTexts, RelatedExample, EmbeddingOptions> = {
     tokenVectors(graph)
     poolingOf(model.sentence)
     if (graph.inputs.some(({ name }) => name === MASK)) return
-    throw new UnsupportedError({ where: 'ONNX model', what: `no input ${MASK}, which tells texts from what fills up` })
+    throw new UnsupportedError({
+      where: 'ONNX model',
+      what: `no input ${MASK}, so texts and padding cannot be told apart`,
+    })
   },
 
   parse: parseRelatedTexts,

@@ -33,6 +33,7 @@ import {
   type HeadLayer,
   headForm,
   headInput,
+  headTensors,
   headWidth,
   trainedLayers,
 } from './text-heads.js'
@@ -121,8 +122,6 @@ class TextClassification implements OpenTask<LabeledExample> {
   readonly #form: HeadForm
   /** The layers that are trained, the last ones of the form. */
   readonly #layers: readonly HeadLayer[]
-  /** Their shapes (d, k). */
-  readonly #shapes: readonly (readonly [d: number, k: number])[]
   readonly #hasPrefix: boolean
   readonly #problem: LabelProblem
 
@@ -138,21 +137,16 @@ class TextClassification implements OpenTask<LabeledExample> {
     this.problemType = this.#problem.type
     this.#layers = trainedLayers(this.#form, base)
     const width = headWidth(base, this.#layers)
-    this.#shapes = this.#layers.map((_, i) => [i === this.#layers.length - 1 ? this.labels.length : width, width])
     this.#hasPrefix = linears.some(({ name }) => name.startsWith(`${this.#form.encoder}.`))
     this.head = {
       modulesToSave: this.#form.modulesToSave.filter((module) =>
         this.#layers.some((layer) => `.${layer.module}.`.includes(`.${module}.`)),
       ),
-      tensors: this.#layers.flatMap(({ module }, i) => {
-        const [d, k] = this.#shapes[i]
-        const tensor = (member: string, shape: number[]) => ({
-          name: `${module}.${member}`,
-          shape,
-          start: (random: Random) => this.#start(graph, linears, { module, member, shape }, random),
-        })
-        return [tensor('weight', [d, k]), tensor('bias', [d])]
-      }),
+      tensors: headTensors(this.#layers, width, this.labels.length).map(({ layer, member, shape }) => ({
+        name: `${layer.module}.${member}`,
+        shape,
+        start: (random: Random) => this.#start(graph, linears, { layer, member, shape }, random),
+      })),
     }
     const [first, second] = PROBE_BATCHES.map(({ batch, sequence }) => {
       const example = {
@@ -232,7 +226,7 @@ class TextClassification implements OpenTask<LabeledExample> {
   async #start(
     graph: Graph,
     linears: readonly Linear[],
-    { module, member, shape }: { module: string; member: string; shape: readonly number[] },
+    { layer: { module, kind }, member, shape }: ReturnType<typeof headTensors>[number],
     random: Random,
   ): Promise<Float32Array> {
     const own = linears.find(({ name, form }) => name === module && form.name === 'Gemm')
@@ -243,6 +237,7 @@ class TextClassification implements OpenTask<LabeledExample> {
     }
     const range = this.#model.config.initializer_range
     const deviation = typeof range === 'number' ? range : INITIALIZER_RANGE
+    if (kind === 'norm') return new Float32Array(elementCount(shape)).fill(member === 'weight' ? 1 : 0)
     return Float32Array.from({ length: elementCount(shape) }, () =>
       member === 'bias' ? 0 : deviation * random.normal(),
     )

@@ -11,10 +11,16 @@ import type { Graph } from '../graph/view/graph.js'
 export const HIDDEN_OUTPUTS: readonly string[] = ['last_hidden_state', 'token_embeddings']
 const POOLED = 'pooler_output'
 
-/** A layer of a head: y = activation(x·Wᵀ + b). The last one gives the logits. */
+/** A layer of a head: y = activation(x·Wᵀ + b), or the norm of x. The last one gives the logits. */
 export interface HeadLayer {
   readonly module: string
-  readonly activation?: 'Tanh' | 'Relu'
+  /** Default `linear`. */
+  readonly kind?: 'linear' | 'norm'
+  /** Default true. */
+  readonly hasBias?: boolean
+  /** What a norm adds to the variance. */
+  readonly epsilon?: number
+  readonly activation?: 'Tanh' | 'Relu' | 'Gelu'
 }
 
 /** The layers of a head, and how PEFT saves them. */
@@ -27,29 +33,53 @@ export interface HeadForm {
   readonly modulesToSave: readonly string[]
 }
 
-const BERT: HeadForm = {
-  encoder: 'bert',
-  layers: [{ module: 'bert.pooler.dense', activation: 'Tanh' }, { module: 'classifier' }],
-  modulesToSave: ['classifier', 'pooler'],
-}
-const DISTILBERT: HeadForm = {
-  encoder: 'distilbert',
-  layers: [{ module: 'pre_classifier', activation: 'Relu' }, { module: 'classifier' }],
-  modulesToSave: ['classifier', 'pre_classifier'],
-}
-const ROBERTA: HeadForm = {
-  encoder: 'roberta',
-  layers: [{ module: 'classifier.dense', activation: 'Tanh' }, { module: 'classifier.out_proj' }],
-  modulesToSave: ['classifier'],
+type Config = Readonly<Record<string, unknown>>
+
+/** A head with one layer between the first token and the classifier, outside of the classifier's module. */
+function pooled(encoder: string, module: string, activation: HeadLayer['activation']): HeadForm {
+  const name = module.replace(`${encoder}.`, '').replace(/\.dense$/, '')
+  return { encoder, layers: [{ module, activation }, { module: 'classifier' }], modulesToSave: ['classifier', name] }
 }
 
-/** By model_type. */
-const FORMS: Readonly<Record<string, HeadForm>> = {
-  bert: BERT,
-  distilbert: DISTILBERT,
-  roberta: ROBERTA,
-  'xlm-roberta': ROBERTA,
-  camembert: ROBERTA,
+/** A head whose module has both layers. */
+function dense(encoder: string, activation: HeadLayer['activation']): HeadForm {
+  const layers = [{ module: 'classifier.dense', activation }, { module: 'classifier.out_proj' }]
+  return { encoder, layers, modulesToSave: ['classifier'] }
+}
+
+/** Undefined where the config asks for what is not known here. */
+function modernBert(config: Config): HeadForm | undefined {
+  const { classifier_pooling, classifier_activation, classifier_bias, norm_bias, norm_eps } = config
+  if ((classifier_pooling ?? 'cls') !== 'cls' || (classifier_activation ?? 'gelu') !== 'gelu') return undefined
+  const epsilon = typeof norm_eps === 'number' ? norm_eps : 1e-5
+  return {
+    encoder: 'model',
+    layers: [
+      { module: 'head.dense', hasBias: classifier_bias === true, activation: 'Gelu' },
+      { module: 'head.norm', kind: 'norm', hasBias: norm_bias === true, epsilon },
+      { module: 'classifier' },
+    ],
+    modulesToSave: ['classifier', 'head'],
+  }
+}
+
+function deberta(config: Config): HeadForm | undefined {
+  return (config.pooler_hidden_act ?? 'gelu') === 'gelu' ? pooled('deberta', 'pooler.dense', 'Gelu') : undefined
+}
+
+/** By model_type, as transformers has them for sequence classification. */
+const FORMS: Readonly<Record<string, (config: Config) => HeadForm | undefined>> = {
+  albert: () => pooled('albert', 'albert.pooler', 'Tanh'),
+  bert: () => pooled('bert', 'bert.pooler.dense', 'Tanh'),
+  camembert: () => dense('roberta', 'Tanh'),
+  deberta,
+  'deberta-v2': deberta,
+  distilbert: () => pooled('distilbert', 'pre_classifier', 'Relu'),
+  electra: () => dense('electra', 'Gelu'),
+  modernbert: modernBert,
+  mpnet: () => dense('mpnet', 'Tanh'),
+  roberta: () => dense('roberta', 'Tanh'),
+  'xlm-roberta': () => dense('roberta', 'Tanh'),
 }
 
 /** The part of a model that a head depends on. */
@@ -63,7 +93,8 @@ export interface HeadBase {
 /** The head that this type of model has for classification, or that its graph has; undefined where neither is known. */
 export function findHeadForm({ config, linears }: HeadBase): HeadForm | undefined {
   const type = String(config.model_type)
-  if (Object.hasOwn(FORMS, type)) return FORMS[type]
+  const form = Object.hasOwn(FORMS, type) ? FORMS[type](config) : undefined
+  if (form !== undefined) return form
   const head = linears.find(({ name, isHead }) => isHead && /^(classifier|score)$/.test(name))
   return head && { encoder: '', layers: [{ module: head.name }], modulesToSave: [head.name] }
 }
@@ -170,15 +201,15 @@ export function placeHead(
     })
   }
   let count = headWidth(base, layers)
-  for (const { module } of layers) {
+  for (const { module, kind } of layers) {
     const weight = shapeOf(`${module}.weight`)!
     const bias = shapeOf(`${module}.bias`) ?? [weight[0]]
-    const isFit = weight.length === 2 && weight[1] === count && bias.length === 1 && bias[0] === weight[0]
-    if (!isFit) {
+    const expected = kind === 'norm' ? [count] : [weight[0], count]
+    if (weight.join() !== expected.join() || bias.join() !== String(weight[0])) {
       throw new MismatchError({
         where: `${module}.weight`,
         what: 'the head of the adapter does not fit the model',
-        expected: `(d, ${count}) and a bias of (d)`,
+        expected: kind === 'norm' ? `(${count})` : `(d, ${count}) and a bias of (d)`,
         got: `${formatShape(weight)} and ${formatShape(bias)}`,
       })
     }
@@ -202,12 +233,41 @@ export function appendHead(
   tensorOf: (tensor: string) => Value | undefined,
 ): Value {
   let x = input.isSequence ? g.op('Gather', [input.value, g.int(0)], { axis: 1 }) : input.value
-  for (const { module, activation } of layers) {
+  for (const { module, kind, activation, epsilon = 1e-5 } of layers) {
     const path = module.replaceAll('.', '/')
-    const tensors = [tensorOf(`${module}.weight`), tensorOf(`${module}.bias`)].flatMap((value) => value ?? [])
-    // Nodes have their module's name, by which layers are found again.
-    x = g.op('Gemm', [x, ...tensors], { transB: 1 }, `${path}/Gemm`)
-    if (activation !== undefined) x = g.op(activation, [x], {}, `${path}/${activation}`)
+    const weight = tensorOf(`${module}.weight`)!
+    const bias = tensorOf(`${module}.bias`)
+    if (kind === 'norm') {
+      const centered = g.sub(x, g.reduceMean(x, [-1]))
+      const variance = g.reduceMean(g.mul(centered, centered), [-1])
+      const scaled = g.div(centered, g.op('Sqrt', [g.add(variance, g.float(epsilon))]))
+      x = g.op('Mul', [scaled, weight], {}, `${path}/Mul`)
+      if (bias !== undefined) x = g.add(x, bias)
+    } else {
+      // Nodes have their module's name, by which layers are found again.
+      x = g.op('Gemm', bias === undefined ? [x, weight] : [x, weight, bias], { transB: 1 }, `${path}/Gemm`)
+    }
+    if (activation === 'Gelu') x = gelu(g, x)
+    else if (activation !== undefined) x = g.op(activation, [x], {}, `${path}/${activation}`)
   }
   return x
+}
+
+/** x/2 · (1 + erf(x/√2)), in operators that every runtime has. */
+function gelu(g: Builder, x: Value): Value {
+  const erf = g.op('Erf', [g.mul(x, g.float(Math.SQRT1_2))])
+  return g.mul(g.mul(x, g.float(0.5)), g.add(erf, g.float(1)))
+}
+
+/** The tensors of new layers, in their order. */
+export function headTensors(
+  layers: readonly HeadLayer[],
+  width: number,
+  count: number,
+): { readonly layer: HeadLayer; readonly member: 'weight' | 'bias'; readonly shape: readonly number[] }[] {
+  return layers.flatMap((layer, i) => {
+    const d = i === layers.length - 1 ? count : width
+    const weight = { layer, member: 'weight' as const, shape: layer.kind === 'norm' ? [width] : [d, width] }
+    return layer.hasBias === false ? [weight] : [weight, { layer, member: 'bias' as const, shape: [d] }]
+  })
 }

@@ -52,7 +52,7 @@ export function parseChat(record: Fields, where: string): Chat {
   const tools = list(record.tools, 'tools', where)
   const args = record.chat_template_kwargs ?? undefined
   if (args !== undefined && (typeof args !== 'object' || Array.isArray(args))) {
-    throw new DataError({ where, what: '"chat_template_kwargs" is no object', got: typeof args })
+    throw new DataError({ where, what: '"chat_template_kwargs" is not an object', got: typeof args })
   }
   const { given, answers } = turnsOf(record, where)
   const messages = [...given, ...answers].map((message, i) => checkMessage(message, `${where}, message ${i + 1}`))
@@ -103,7 +103,7 @@ function list(value: unknown, name: string, where: string): readonly unknown[] |
     parsed = undefined
   }
   if (Array.isArray(parsed)) return parsed
-  throw new DataError({ where, what: `"${name}" is no list`, expected: 'a list, or one as JSON', got: typeof value })
+  throw new DataError({ where, what: `"${name}" is not a list`, expected: 'a list, or one as JSON', got: typeof value })
 }
 
 /** { from, value } as { role, content }; other shapes as they are. */

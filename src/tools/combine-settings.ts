@@ -63,7 +63,7 @@ export function combineWay({
   if (peftCompatible && type === 'exact') {
     throw new ConfigError({
       where: 'combinationType',
-      what: 'exact is not one of PEFT’s',
+      what: 'PEFT has no method exact',
       expected: 'linear, cat, svd, ties or ties_svd',
     })
   }

@@ -133,8 +133,8 @@ function checkParts({ adapter: { config }, parts, weight, label }: Opened, way: 
   if (config.useDora) {
     throw new UnsupportedError({
       where: label,
-      what: 'a DoRA adapter is no sum: its change depends on the base',
-      hint: 'Merge it into its base, make plain LoRA of the result with extract, and combine that',
+      what: 'DoRA adapters cannot be combined, because their change depends on the base',
+      hint: 'Merge it into its base, make an adapter from the result with extract (`lowrank extract`), and combine that adapter',
     })
   }
   if (config.loraBias && (way.isPeft || way.type === 'ties' || way.type === 'ties_svd')) {
@@ -203,7 +203,7 @@ async function keepValues(
   if (owners.length > 1) {
     throw new UnsupportedError({
       where: name,
-      what: `${owners.map(({ label }) => label).join(' and ')} replace the same values of the base, which is no sum`,
+      what: `${owners.map(({ label }) => label).join(' and ')} replace the same values of the base, so they cannot be added`,
       hint: 'Merge the adapters into the base one after the other',
     })
   }

@@ -18,7 +18,7 @@ export interface AdapterLayerDiff extends AdapterDifference {
   /** The layer's, as in `model.layers.0.self_attn.q_proj`. */
   name: string
   kind: PartView['kind']
-  /** Of the weight. */
+  /** Shape of the weight. */
   shape: number[]
 }
 
@@ -44,7 +44,7 @@ interface Common {
   topMovers: string[]
 }
 
-/** What {@link diff} gives: layers of adapters, or tensors of checkpoints. */
+/** Result of {@link diff}: layers of adapters, or tensors of checkpoints. */
 export type DiffReport =
   | (Common & { kind: 'adapters'; layers: AdapterLayerDiff[] })
   | (Common & { kind: 'checkpoints'; tensors: TensorDiff[] })

@@ -43,11 +43,11 @@ export interface ExtractedLayer {
   norm: number
   /** ‖ΔW‖/‖W‖ */
   relativeChange: number
-  /** What is lost: ‖ΔW − s·B·A‖/‖ΔW‖. */
+  /** The part of the change that is lost: ‖ΔW − s·B·A‖/‖ΔW‖. */
   error: number
 }
 
-/** What {@link extractAdapter} gives. */
+/** Result of {@link extractAdapter}. */
 export interface ExtractResult {
   adapter: LoraAdapter
   layers: ExtractedLayer[]

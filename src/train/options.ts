@@ -46,11 +46,11 @@ type Optional<T> = { readonly [K in keyof T]?: T[K] | undefined }
 export interface TrainingOptions extends Optional<TrainSettings> {
   /** The base. Its weights are read, never changed; it stays open. */
   readonly model: Model
-  /** What the model is trained for. Default: to continue texts. */
+  /** The task. Default: `causal-lm`, to continue texts. */
   readonly task?: TaskName | undefined
   /** Settings of the task's own, such as a temperature of its loss. */
   readonly taskOptions?: Readonly<Record<string, unknown>> | undefined
-  /** What to learn from. */
+  /** The training data. */
   readonly data: TrainingData
   /** Data for measuring the loss before and after training. */
   readonly evalData?: TrainingData | undefined
@@ -62,13 +62,13 @@ export interface TrainingOptions extends Optional<TrainSettings> {
   readonly chatTemplate?: string | undefined
   /** Further variables of the chat template: `{ enable_thinking: false }`. */
   readonly chatTemplateArgs?: Readonly<Record<string, unknown>> | undefined
-  /** Of the new adapter. */
+  /** Settings of the new adapter. */
   readonly config?: TrainConfig | undefined
   /** Trains this adapter further instead of a new one. Its factors are changed in place. */
   readonly adapter?: LoraAdapter | undefined
   /** Module name → name of its node or its weight, for graphs that do not name their modules. */
   readonly modules?: ModuleMap | undefined
-  /** Where adapter, metrics and state go. Without it nothing is written. */
+  /** The folder for adapter, metrics and state. Without it, nothing is written. */
   readonly out?: Directory | undefined
   /** Continues the unfinished run in `out`. The result is the same as without the stop. */
   readonly resume?: boolean | undefined
@@ -83,7 +83,7 @@ export interface TrainingOptions extends Optional<TrainSettings> {
   readonly on?: TrainEvents | undefined
 }
 
-/** What a run gives back. */
+/** Result of a run. */
 export interface TrainResult {
   /** The trained adapter: the one of the options, if they had one. */
   readonly adapter: LoraAdapter

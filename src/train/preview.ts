@@ -37,8 +37,7 @@ export type PreviewOptions = Pick<
 export async function previewExamples(options: PreviewOptions, count: number): Promise<PreviewExample[]> {
   const { model, data, columns } = options
   const task = await loadTask(options.task ?? DEFAULT_TASK)
-  if (task.tokens === undefined)
-    throw new UnsupportedError({ where: task.name, what: 'there is no preview of this task' })
+  if (task.tokens === undefined) throw new UnsupportedError({ where: task.name, what: 'this task has no preview' })
   const context = await encodeContext(options)
   const tokenizer = requireTokenizer(model)
   const found: PreviewExample[] = []

@@ -22,7 +22,7 @@ export interface EvaluationEvent {
   metrics: Record<string, number>
 }
 
-/** What a run is about to do. */
+/** The stages of a run. */
 export type TrainStage = 'encode' | 'prepare' | 'evaluate' | 'train' | 'save'
 
 /** How far a stage is. */
@@ -57,17 +57,17 @@ export interface TrainReport {
   trainLoss: number[]
   /** Null without evaluation data, or when interrupted. */
   evalLoss: { before: number; after: number } | null
-  /** What else the task tells of the evaluation afterwards, by name: perplexity, accuracy, …; null as `evalLoss`. */
+  /** Other metrics of the evaluation after training, by name: perplexity, accuracy, … Null if there was no evaluation. */
   evalMetrics: Record<string, number> | null
   /** Training records longer than the limit, which lost their end. */
   truncatedRecords: number
   /** Training records without a target: left out. */
   skippedRecords: number
-  /** What the logits mean, in their order; null where the task has no labels. */
+  /** Names of the labels, in the order of the logits. Null if the task has no labels. */
   labels: string[] | null
   /** Elements of all A and B: r·(d + k) each. */
   trainableParams: number
-  /** Of the adapted layers: d·k + r·(d + k) each. */
+  /** Parameters of the adapted layers: d·k + r·(d + k) for each layer. */
   totalParams: number
   /** Duration of this process's part of the run, in seconds. */
   seconds: number

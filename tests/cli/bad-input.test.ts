@@ -88,7 +88,6 @@ const TRAIN: [what: string, args: () => string[], message: RegExp, code?: number
   ['a huge learning rate', () => ['--learning-rate', '1e3'], /--learning-rate: .*got 1000/, 2],
   ['a warm-up above 1', () => ['--warmup-ratio', '1.5'], /--warmup-ratio: .*got 1\.5/, 2],
   ['zero steps', () => ['--max-steps', '0'], /--max-steps takes a whole number above 0; got '0'/, 2],
-  ['a model of half precision', () => ['--model', join(golden, 'models', 'llama-fp16')], /float16 MatMul .*q_proj/],
   ['nothing to resume', () => ['--resume'], /no unfinished run/],
 ]
 
@@ -241,7 +240,7 @@ const OTHERS: [what: string, args: (out: string) => string[], message: RegExp, c
       )
       return ['merge', '--base', shard, '--adapter', PEFT, '--out', out]
     },
-    /--adapter: none of its layers is in the base: .*The base is one file of several: name their folder/,
+    /--adapter: none of its layers is in the base: .*The base is one of several files: give their folder/,
   ],
   [
     'merge: a checkpoint into an .onnx file',
@@ -288,7 +287,7 @@ const OTHERS: [what: string, args: (out: string) => string[], message: RegExp, c
   [
     'merge: an adapter as its own base',
     (out) => ['merge', '--base', PEFT, '--adapter', PEFT, '--out', out],
-    /no checkpoint in this folder; .* It holds an adapter: name the model/,
+    /no checkpoint in this folder; .* It contains an adapter: give the model/,
   ],
   [
     'merge: a pickle named as base',

@@ -21,10 +21,17 @@ export interface OpenPage {
   errors: string[]
   /** The value of an expression, as JSON. */
   evaluate(expression: string): Promise<Message>
+  /** Loads another address, or the same again. */
+  navigate(address: string): Promise<void>
+  /** Sets the size of the window and the color scheme. */
+  show(view: { width: number; height: number; scheme?: 'light' | 'dark' }): Promise<void>
+  /** The page as PNG. */
+  screenshot(): Promise<Uint8Array>
   close(): Promise<void>
 }
 
-export async function openPage(file: string): Promise<OpenPage> {
+/** @param address a URL, or the path of a file */
+export async function openPage(address: string): Promise<OpenPage> {
   const profile = mkdtempSync(join(tmpdir(), 'lowrank-chromium-'))
   const flags = ['--headless=new', '--no-sandbox', '--disable-gpu', '--no-first-run', '--remote-debugging-pipe']
   const child: ChildProcess = spawn(chromium!, [...flags, `--user-data-dir=${profile}`], {
@@ -35,9 +42,6 @@ export async function openPage(file: string): Promise<OpenPage> {
   const waiting = new Map<number, (message: Message) => void>()
   const page = { requests: [] as string[], errors: [] as string[] }
   let isLoaded = () => {}
-  const loaded = new Promise<void>((resolve) => {
-    isLoaded = resolve
-  })
   const listen: Record<string, (params: Message) => void> = {
     'Network.requestWillBeSent': ({ request }) => page.requests.push(request.url),
     'Runtime.exceptionThrown': ({ exceptionDetails }) => page.errors.push(JSON.stringify(exceptionDetails)),
@@ -75,8 +79,14 @@ export async function openPage(file: string): Promise<OpenPage> {
     const { targetId } = await send('Target.createTarget', { url: 'about:blank' })
     const { sessionId } = await send('Target.attachToTarget', { targetId, flatten: true })
     for (const domain of ['Page', 'Network', 'Runtime', 'Log']) await send(`${domain}.enable`, {}, sessionId)
-    await send('Page.navigate', { url: pathToFileURL(file).href }, sessionId)
-    await loaded
+    const navigate = async (to: string) => {
+      const loaded = new Promise<void>((resolve) => {
+        isLoaded = resolve
+      })
+      await send('Page.navigate', { url: /^https?:/.test(to) ? to : pathToFileURL(to).href }, sessionId)
+      await loaded
+    }
+    await navigate(address)
     const evaluate = async (expression: string) => {
       const { result, exceptionDetails } = await send(
         'Runtime.evaluate',
@@ -86,7 +96,18 @@ export async function openPage(file: string): Promise<OpenPage> {
       if (exceptionDetails !== undefined) throw new Error(JSON.stringify(exceptionDetails))
       return result.value
     }
-    return { ...page, evaluate, close }
+    const show = async ({ width, height, scheme = 'light' }: Parameters<OpenPage['show']>[0]) => {
+      const metrics = { width, height, deviceScaleFactor: 1, mobile: width < 600 }
+      await send('Emulation.setDeviceMetricsOverride', metrics, sessionId)
+      const features = [{ name: 'prefers-color-scheme', value: scheme }]
+      await send('Emulation.setEmulatedMedia', { features }, sessionId)
+    }
+    const screenshot = async () => {
+      const options = { format: 'png', captureBeyondViewport: true }
+      const { data } = await send('Page.captureScreenshot', options, sessionId)
+      return Buffer.from(data, 'base64')
+    }
+    return { ...page, evaluate, navigate, show, screenshot, close }
   } catch (error) {
     await close()
     throw error

@@ -38,6 +38,14 @@ ${line(['', ...Object.values(matrix.architectures)])}
 ${line(['---', ...Object.keys(matrix.architectures).map(() => ':---:')])}
 ${rows.map(line).join('\n')}
 
+## Bases that transformers saved
+
+transformers 5 gives many tensors other names when it saves a model, ties some, and leaves some out. So adapters are also merged into bases that \`save_pretrained\` wrote, and compared with what PEFT merges and \`save_pretrained\` writes:
+
+- [tests/merge/plan/names.test.ts](../tests/merge/plan/names.test.ts): BART, BLOOM, CLIP, DeiT, DINOv2, Falcon, Gemma 3 (text, and with images), GPT-NeoX, GraniteMoE, LLaVA, Mamba, Mixtral, NomicBERT, PaliGemma, Phi-3, PhiMoE, Qwen2-VL, Qwen2.5-VL, Qwen3, SegFormer, Swin, ViT, Whisper
+- [tests/merge/plan/heads.test.ts](../tests/merge/plan/heads.test.ts): BERT, DeBERTa-v2, DistilBERT, Mistral, ModernBERT, Qwen2, RoBERTa, with heads that the base lacks
+- [tests/merge/plan/tied-models.test.ts](../tests/merge/plan/tied-models.test.ts): BART, BioGPT, BLIP-2, Gemma 3, Llama, Mamba, ModernBERT, RoBERTa, Whisper, XLNet, with tied weights
+
 ## What ✓ means
 
 | check | compared | tolerance, relative to a tensor’s largest value |

@@ -150,9 +150,24 @@ describe('external data', () => {
     ['is absolute', { ...good, location: '/etc/passwd' }, FormatError, /outside its folder/],
     ['is absolute on Windows', { ...good, location: 'C:\\weights' }, FormatError, /outside its folder/],
     ['has no location', { offset: '0' }, FormatError, /names no file/],
-    ['has a negative offset', { ...good, offset: '-1' }, FormatError, /external offset of tensor "w" is no byte count/],
-    ['has an offset in hexadecimal', { ...good, offset: '0x5' }, FormatError, /offset of tensor "w" is no byte count/],
-    ['has no number for a length', { ...good, length: '1e9x' }, FormatError, /length of tensor "w" is no byte count/],
+    [
+      'has a negative offset',
+      { ...good, offset: '-1' },
+      FormatError,
+      /external offset of tensor "w" is not a number of bytes/,
+    ],
+    [
+      'has an offset in hexadecimal',
+      { ...good, offset: '0x5' },
+      FormatError,
+      /offset of tensor "w" is not a number of bytes/,
+    ],
+    [
+      'has no number for a length',
+      { ...good, length: '1e9x' },
+      FormatError,
+      /length of tensor "w" is not a number of bytes/,
+    ],
     [
       'has a length that is not its shape',
       { ...good, length: '12' },

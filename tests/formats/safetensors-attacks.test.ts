@@ -68,9 +68,9 @@ const attacks: [threat: string, bytes: Uint8Array, message: RegExp][] = [
     /"dtype" occurs twice/,
   ],
   ['two lots of metadata', file('{"__metadata__":{},"__metadata__":{}}'), /"__metadata__" occurs twice/],
-  ['metadata that is no object', file('{"__metadata__":[]}'), /__metadata__ is no JSON object/],
-  ['metadata with a number', file('{"__metadata__":{"a":1}}'), /value of "a" is no string/],
-  ['a tensor that is no object', file('{"a":3}'), /a: its header entry is no JSON object/],
+  ['metadata that is no object', file('{"__metadata__":[]}'), /__metadata__ is not a JSON object/],
+  ['metadata with a number', file('{"__metadata__":{"a":1}}'), /value of "a" is not a string/],
+  ['a tensor that is no object', file('{"a":3}'), /a: its header entry is not a JSON object/],
   [
     'an unknown key of a tensor',
     file('{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0],"x":0}}'),

@@ -105,13 +105,13 @@ describe('code', () => {
     [
       'a persistent id of a module',
       [tuple(unicode('module'), 'ctorch\nFloatStorage\n', unicode('/etc/passwd'), unicode('x')), 'Q.'],
-      /persistent id that is no storage/,
+      /persistent id that is not a storage/,
     ],
-    ['a persistent id that is a string', [unicode('storage'), 'Q.'], /persistent id that is no storage/],
+    ['a persistent id that is a string', [unicode('storage'), 'Q.'], /persistent id that is not a storage/],
     [
       'a persistent id with a function',
       [tuple(unicode('storage'), 'ccollections\nOrderedDict\n', unicode('0'), unicode('cpu'), int(4)), 'Q.'],
-      /persistent id that is no storage/,
+      /persistent id that is not a storage/,
     ],
     ['one storage of two types', [tuple(storage('0', 4), storage('0', 4, 'IntStorage')), '.'], /two types or sizes/],
     ['one storage of two sizes', [tuple(storage('0', 4), storage('0', 2)), '.'], /two types or sizes/],

@@ -47,9 +47,15 @@ const everyLinear = /_proj$|c_attn$|c_fc$|c_proj$|lm_head$/
 describe('without an adapter', () => {
   it.each([
     UNION,
-    ...['llama-optimum', 'llama-genai', 'llama-genai-rotary', 'llama-dynamo', 'qwen2-optimum', 'gpt2-optimum'].map(
-      (name) => `tests/golden/models/${name}`,
-    ),
+    ...[
+      'llama-optimum',
+      'llama-genai',
+      'llama-genai-rotary',
+      'llama-dynamo',
+      'qwen2-optimum',
+      'gpt2-optimum',
+      'merged-if',
+    ].map((name) => `tests/golden/models/${name}`),
     'tests/golden/models/llama-fp16',
     'tests/golden/models/llama-q4',
   ])('%s: outputs equal the base’s, an adapter’s differ', async (path) => {
@@ -106,6 +112,7 @@ describe('adapters that PEFT wrote', () => {
   it.each([
     ...['llama-optimum', 'llama-genai', 'llama-genai-rotary', 'llama-dynamo', 'qwen2-optimum', 'gpt2-optimum'],
     ...['qwen3-genai', 'phi3-genai'],
+    'merged-if',
   ])('give PEFT’s logits on %s', async (name) => {
     const path = `tests/golden/models/${name}`
     const model = await openModel(path)

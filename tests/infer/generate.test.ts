@@ -43,28 +43,33 @@ describe('greedy', () => {
   })
 
   // GroupQueryAttention with a cache, a cache fed to plain operators, and no cache: the same tokens.
-  it.each(['llama-optimum', 'llama-genai', 'llama-genai-rotary', 'llama-dynamo', 'qwen2-optimum', 'gpt2-optimum'])(
-    '%s: gives PEFT’s tokens with and without the adapter',
-    async (name) => {
-      const path = `tests/golden/models/${name}`
-      const model = await openModel(path)
-      const golden = (await readJson(directoryOf(path), 'golden/golden.json')) as Record<
-        'base' | 'adapted',
-        { inputIds: number[]; greedyIds: number[] }
-      >
-      const adapter = await loadAdapter(directoryOf(`${path}/golden/adapter-init`))
-      const opened = await OnnxSession.open(model, { adapters: { adapter } })
-      const text = model.tokenizer!.decode(golden.base.inputIds)
-      expect(model.tokenizer!.encode(text)).toEqual(golden.base.inputIds)
-      for (const [key, choice] of [['base'], ['adapted', 'adapter'], ['base']] as const) {
-        const { greedyIds } = golden[key]
-        const { tokenIds } = await generate(opened, text, { adapter: choice, maxNewTokens: greedyIds.length })
-        expect(tokenIds, key).toEqual(greedyIds)
-      }
-      await opened.dispose()
-      await model.close()
-    },
-  )
+  it.each([
+    'llama-optimum',
+    'llama-genai',
+    'llama-genai-rotary',
+    'llama-dynamo',
+    'qwen2-optimum',
+    'gpt2-optimum',
+    'merged-if',
+  ])('%s: gives PEFT’s tokens with and without the adapter', async (name) => {
+    const path = `tests/golden/models/${name}`
+    const model = await openModel(path)
+    const golden = (await readJson(directoryOf(path), 'golden/golden.json')) as Record<
+      'base' | 'adapted',
+      { inputIds: number[]; greedyIds: number[] }
+    >
+    const adapter = await loadAdapter(directoryOf(`${path}/golden/adapter-init`))
+    const opened = await OnnxSession.open(model, { adapters: { adapter } })
+    const text = model.tokenizer!.decode(golden.base.inputIds)
+    expect(model.tokenizer!.encode(text)).toEqual(golden.base.inputIds)
+    for (const [key, choice] of [['base'], ['adapted', 'adapter'], ['base']] as const) {
+      const { greedyIds } = golden[key]
+      const { tokenIds } = await generate(opened, text, { adapter: choice, maxNewTokens: greedyIds.length })
+      expect(tokenIds, key).toEqual(greedyIds)
+    }
+    await opened.dispose()
+    await model.close()
+  })
 })
 
 describe('sampling', () => {

@@ -57,7 +57,7 @@ describe('out of range', () => {
     [
       'layers with an expression',
       { targetModules: 'q', layersToTransform: [1] },
-      /^layersToTransform: only goes with a list/,
+      /^layersToTransform: works only with a list/,
     ],
     ['layersPattern alone', { targetModules: ['q'], layersPattern: 'h' }, /^layersPattern: has no effect without/],
     [

@@ -92,7 +92,7 @@ describe.each(['encoder', 'classifier'])('the export of the %s', (name) => {
     expect(plan.added).toContain('classifier.bias')
     const model = await openModel(`${folder}/${name}`)
     const opened = await openAdapter(directoryOf(`${folder}/${name}/golden/adapter-init`))
-    const fit = await fitOnnx(model.onnx, opened, model.config)
+    const fit = await fitOnnx(model.onnx, opened, { config: model.config })
     expect(fit).toMatchObject({ fits: true, problems: [] })
     expect(fit.notes).toHaveLength(name === 'encoder' ? 1 : 0)
     await opened.close()

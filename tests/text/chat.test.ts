@@ -108,8 +108,8 @@ describe('parseChat', () => {
     [[user('a'), system('b')], 'message 2: roles out of order; expected system only before all others', ''],
     [[user('a'), { role: 'tool', content: 'b' }], 'message 2: roles out of order; expected a tool to answer', ''],
     [[], 'x: a chat without messages', ''],
-    ['{', 'x: "messages" is no list', ''],
-    [3, '"messages" is no list; expected a list, or one as JSON, got number', ''],
+    ['{', 'x: "messages" is not a list', ''],
+    [3, '"messages" is not a list; expected a list, or one as JSON, got number', ''],
   ])('refuses %j', async (messages, message, more) => {
     const error = await refusal(() => parseChat({ messages }, 'x'))
     expect(error).toBeInstanceOf(DataError)
@@ -119,7 +119,7 @@ describe('parseChat', () => {
 
   it('refuses variables that are no object', async () => {
     const record = { messages: [user('u')], chat_template_kwargs: '{}' }
-    expect((await refusal(() => parseChat(record, 'x'))).message).toContain('"chat_template_kwargs" is no object')
+    expect((await refusal(() => parseChat(record, 'x'))).message).toContain('"chat_template_kwargs" is not an object')
   })
 
   it('refuses a call that is none', async () => {

@@ -170,7 +170,7 @@ describe('combine', () => {
       'DoRA',
       { rank: 1, useDora: true },
       (made: LoraAdapter) => made.addFactors('q', [[1, 0]], [[1], [2]], { magnitude: [1, 1] }),
-      /DoRA adapter is no sum.*extract/,
+      /DoRA adapters cannot be combined.*extract/,
     ],
     [
       'PiSSA',
@@ -193,7 +193,7 @@ describe('combine', () => {
     [{ combinationType: 'exact', density: 0.5 }, /density: exact does not use it/],
     [{ combinationType: 'cat', rank: 4 }, /rank: cat has no choice/],
     [{ combinationType: 'tie_svd' }, /combinationType.*ties_svd/],
-    [{ peftCompatible: true, combinationType: 'exact' }, /not one of PEFT/],
+    [{ peftCompatible: true, combinationType: 'exact' }, /PEFT has no method exact/],
     [{ energy: 0.5, ratio: 0.5 }, /ratio: not together with energy/],
   ])('refuses %o', async (settings, message) => {
     await expect(combine({ adapters: inputs(), ...(settings as CombineSettings) })).rejects.toThrow(message)

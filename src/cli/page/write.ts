@@ -14,7 +14,7 @@ export async function refusePage(file: string, mayReplace: boolean, command: Pag
   const start = await startOf(file)
   if (start === undefined) return
   if (!mayReplace) {
-    throw new FileError({ where: file, what: 'exists already', hint: 'Choose another place, or use --overwrite' })
+    throw new FileError({ where: file, what: 'exists already', hint: 'Choose another file, or use --overwrite' })
   }
   if (start.includes(generatorOf(command))) return
   throw new FileError({

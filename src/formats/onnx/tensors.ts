@@ -87,7 +87,11 @@ export function weightRange(tensor: TensorProto, where: string): WeightRange {
     if (text === undefined) return undefined
     const value = Number(text)
     if (!/^\d+$/.test(text) || !Number.isSafeInteger(value)) {
-      throw new FormatError({ where, what: `external ${key} of ${what} is no byte count`, got: JSON.stringify(text) })
+      throw new FormatError({
+        where,
+        what: `external ${key} of ${what} is not a number of bytes`,
+        got: JSON.stringify(text),
+      })
     }
     return value
   }

@@ -142,7 +142,7 @@ export class TorchHost implements PickleHost {
       !isSize(length) ||
       !isSize(length * type.bytes)
     ) {
-      throw new FormatError({ where, what: 'a persistent id that is no storage of torch' })
+      throw new FormatError({ where, what: 'a persistent id that is not a storage of torch' })
     }
     if (view !== null) {
       throw new UnsupportedError({ where, what: 'a storage that is part of another, as torch saved it before 1.0' })

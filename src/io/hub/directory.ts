@@ -18,7 +18,7 @@ export interface DownloadProgress {
 /** Function that is called during downloads. */
 export type OnDownload = (progress: DownloadProgress) => void
 
-/** How sources are opened that are not on this machine. */
+/** Options for sources on the Hub and on web servers. */
 export interface RemoteOptions {
   /** The Hub's address. Default: HF_ENDPOINT in Node, else the public Hub's. */
   readonly endpoint?: string | undefined
@@ -29,11 +29,11 @@ export interface RemoteOptions {
   readonly token?: string | undefined
   /** Reads large files in ranges, of which nothing is kept, unless they are in the cache. Default: each file comes whole. */
   readonly readsRanges?: boolean | undefined
-  /** Hears of each file that comes. */
+  /** Called before each download and while it runs. */
   readonly onDownload?: OnDownload | undefined
   /** Called when the Hub cannot be reached and the cache is used, and when a file cannot be stored. */
   readonly onWarning?: ((message: string) => void) | undefined
-  /** Ends downloads; what has come is kept. */
+  /** Stops downloads. Finished parts stay in the cache. */
   readonly signal?: SignalLike | undefined
   /** In place of the times of {@link HubConnection}. */
   readonly times?: Pick<HubConnection, 'stallMs' | 'retryMs'> | undefined

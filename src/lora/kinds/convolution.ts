@@ -26,7 +26,7 @@ import { rowsOf } from './groups.js'
 import { LinearBacked } from './linear-backed.js'
 import type { ConvolutionGeometry } from './windows.js'
 
-/** What `backward` gives. */
+/** Result of `backward`. */
 export interface ConvolutionGradients {
   /** (r, in, *kernel) */
   weightA: Tensor<FloatArray>
@@ -108,7 +108,7 @@ export class ConvolutionLora extends LinearBacked<ConvolutionTape & { keep: Uint
     return new ConvolutionLora(weightA, weightB, own, name, vectors).attachBase(weight, steps).train()
   }
 
-  /** Of the weight: (d, in/groups, *kernel). */
+  /** Shape of the weight: (d, in/groups, *kernel). */
   get shape(): readonly number[] {
     return [this.d, this.channels / this.groups, ...this.kernel]
   }

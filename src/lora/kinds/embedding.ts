@@ -21,7 +21,7 @@ import { type FactorTensors, factorTensors } from '../part.js'
 import { addChange, type ChangeTape, type ChangeWeights, changeGradients } from '../passes.js'
 import { LinearBacked } from './linear-backed.js'
 
-/** What `backward` gives. */
+/** Result of `backward`. */
 export interface EmbeddingGradients {
   /** (r, V) */
   weightA: Matrix
@@ -52,7 +52,7 @@ export class EmbeddingLora extends LinearBacked<ChangeTape & { tokens: readonly 
     super(LoraLayer.fromFactors(weightA, weightB, config, name, vectors))
   }
 
-  /** Of the embedding: (V, D). */
+  /** Shape of the embedding: (V, D). */
   get shape(): readonly [vocabulary: number, features: number] {
     return [this.vocabulary, this.features]
   }

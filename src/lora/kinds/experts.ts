@@ -243,7 +243,7 @@ export class ExpertLora extends Part {
     for (const expert of this.#experts) expert.unmerge()
   }
 
-  /** As {@link LoraLayer.dispose}. */
+  /** Like {@link LoraLayer.dispose}. */
   dispose(): void {
     for (const expert of this.#experts) expert.dispose()
     this.#base = undefined

@@ -23,7 +23,7 @@ export abstract class LinearBacked<Tape> extends Part {
     this.config = config
   }
 
-  /** Where the layer is in its model; empty for a layer on its own. */
+  /** The layer's name in its model; empty for a single layer. */
   get name(): string {
     return this.linear.name
   }
@@ -68,7 +68,7 @@ export abstract class LinearBacked<Tape> extends Part {
     this.linear.unmerge()
   }
 
-  /** As {@link LoraLayer.dispose}. */
+  /** Like {@link LoraLayer.dispose}. */
   dispose(): void {
     this.linear.dispose()
     this.tape = undefined

@@ -44,7 +44,7 @@ abstract class StoredPart extends Part {
   readonly name: string
   /** The type that the values have in the file. */
   readonly dtype: TensorDtype
-  /** Of the values. */
+  /** Shape of the values. */
   readonly shape: readonly number[]
   #bytes: Uint8Array | undefined
   #weight: Tensor<FloatArray> | undefined

@@ -60,7 +60,7 @@ export function stepsOf(
     return { kernel, stride: strides, dilation: dilations, before, around: before.map((count) => 2 * count) }
   }
   if (strides.some((step) => step !== 1)) {
-    throw new ConfigError({ where: `${where}.padding`, what: '‘same’ goes with stride 1 alone' })
+    throw new ConfigError({ where: `${where}.padding`, what: '‘same’ works only with stride 1' })
   }
   const around = kernel.map((size, i) => dilations[i] * (size - 1))
   const before = around.map((count) => Math.floor(count / 2))

@@ -20,7 +20,7 @@ export function severalFilesError(out: string, files: number): ConfigError {
   return new ConfigError({
     where: out,
     what: `the output has ${files} files, so it needs a folder`,
-    hint: 'Name a folder, or raise the size of a shard',
+    hint: 'Choose a folder, or a larger maxShardBytes (--max-shard-size)',
   })
 }
 
@@ -29,7 +29,7 @@ export function withShardHint(error: unknown, { file = '' }: MergeBase): unknown
   const isMissing = error instanceof MismatchError && error.where === 'adapter'
   if (!isMissing || !/-\d{5}-of-\d{5}\.safetensors$/.test(file)) return error
   const { where, what, expected } = error
-  const hint = 'The base is one file of several: name their folder'
+  const hint = 'The base is one of several files: give their folder'
   return new MismatchError({ where, what, expected, hint, cause: error })
 }
 

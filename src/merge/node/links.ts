@@ -60,7 +60,7 @@ function foreignLinkError(where: string, target: string): FileError {
 function brokenLinkError(where: string): FileError {
   return new FileError({
     where,
-    what: 'a link that leads nowhere',
+    what: 'this link points to a place that does not exist',
     expected: 'a file that goes along with the weights',
     hint: 'Download it again, or remove the link',
   })

@@ -41,13 +41,17 @@ export async function realOutput(out: string): Promise<string> {
   if (entry === undefined) return target
   const real = await realpath(target).catch(() => undefined)
   if (real === undefined) {
-    throw new FileError({ where: out, what: 'a link that leads nowhere', hint: 'Remove it, or make the folder' })
+    throw new FileError({
+      where: out,
+      what: 'this link points to a place that does not exist',
+      hint: 'Remove the link, or make the folder',
+    })
   }
   if (!(await isMountPoint(real))) return real
   throw new FileError({
     where: out,
     what: 'a file system is mounted here, so the finished output cannot get this name',
-    hint: `Name a folder in it, such as ${path.join(out, 'merged')}`,
+    hint: `Choose a folder in it, such as ${path.join(out, 'merged')}`,
   })
 }
 
@@ -109,7 +113,7 @@ export async function refuseOutput(
   }
   if (status === undefined) return
   if (status.isDirectory() === isFile) {
-    throw new FileError({ where: out, what: isFile ? 'is a folder' : 'is no folder', hint: 'Choose another place' })
+    throw new FileError({ where: out, what: isFile ? 'is a folder' : 'is not a folder', hint: 'Choose another place' })
   }
   if (!isFile && (await readdir(out)).length === 0) return
   const real = await realpath(out)

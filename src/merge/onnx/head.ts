@@ -46,7 +46,8 @@ export async function findHead(
   const form = task?.headForm?.(base)
   const placed = form && placeHead(form, base, shapeOf)
   if (placed === undefined) return undefined
-  const isReplaced = placed.layers.every(({ module }) => {
+  const isReplaced = placed.layers.every(({ module, kind }) => {
+    if (kind === 'norm') return true
     const [d, k] = shapeOf(`${module}.weight`)!
     return linears.some((linear) => linear.name === module && linear.d === d && linear.k === k)
   })

@@ -133,7 +133,7 @@ function nothingQuantized(graph: Graph, policy: QuantizedPolicy): UnsupportedErr
   const forms = new Set(findLinears(graph).map(({ form }) => form.name))
   return new UnsupportedError({
     where: 'quantized',
-    what: `'${policy}' is for layers with quantized weights, and the adapters have none of them here`,
+    what: `'${policy}' is only for layers with quantized weights, and the adapters change no such layer`,
     got: `linear layers as ${[...forms].join(', ')}`,
     hint: 'Leave it out: the weights of this graph are changed themselves',
   })

@@ -4,6 +4,7 @@
 import { describe, expect, test } from 'vitest'
 import { readAll, writeFile } from '../../../src/base/bytes.js'
 import { FileError } from '../../../src/base/errors.js'
+import { LoraAdapter, loadAdapter, saveAdapter } from '../../../src/index.js'
 import { FilesDirectory, type HandleDirectory, StreamDirectory } from '../../../src/io/web/directories.js'
 import { handles } from './fake-folder.js'
 
@@ -140,4 +141,15 @@ describe('StreamDirectory', () => {
       what: 'cannot be written: the connection broke',
     })
   })
+})
+
+test('a folder of the File System API takes an adapter, the same again, and another one', async () => {
+  const { directory } = handles()
+  for (const rank of [2, 2, 4]) {
+    const adapter = new LoraAdapter({ rank, alpha: 4, targetModules: ['q_proj'] })
+    adapter.addLayerOfShape('model.layers.0.self_attn.q_proj', [6, 5])
+    await saveAdapter(adapter, directory)
+    expect((await loadAdapter(directory)).config.rank).toBe(rank)
+    expect(await directory.list()).toEqual(['adapter_config.json', 'adapter_model.safetensors'])
+  }
 })

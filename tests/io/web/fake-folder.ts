@@ -29,6 +29,8 @@ export class FakeFolder {
   }
 
   async removeEntry(name: string): Promise<void> {
+    const child = this.children.get(name)
+    if (child?.kind === 'file' && child.writers > 0) throw new DOMException('locked', 'NoModificationAllowedError')
     if (!this.children.delete(name)) throw new DOMException('no', 'NotFoundError')
   }
 }
@@ -36,6 +38,8 @@ export class FakeFolder {
 class FakeFile {
   readonly kind = 'file'
   content: Blob = new Blob([])
+  /** Open writers, which lock the file. */
+  writers = 0
   readonly #folder: FakeFolder
 
   constructor(folder: FakeFolder) {
@@ -48,15 +52,19 @@ class FakeFile {
 
   async createWritable() {
     const parts: Uint8Array<ArrayBuffer>[] = []
+    this.writers++
     return {
       write: async (bytes: Uint8Array<ArrayBuffer>) => {
         if (bytes.byteLength > this.#folder.quota) throw new DOMException('full', 'QuotaExceededError')
         parts.push(bytes.slice())
       },
       close: async () => {
+        this.writers--
         this.content = new Blob(parts)
       },
-      abort: async () => {},
+      abort: async () => {
+        this.writers--
+      },
     }
   }
 }

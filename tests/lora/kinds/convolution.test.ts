@@ -216,7 +216,7 @@ describe('refuses', () => {
     )
     expect(attach({ padding: -1 })).toThrow(ConfigError)
     expect(attach({ dilation: 1.5 })).toThrow(ConfigError)
-    expect(attach({ padding: 'same', stride: 2 })).toThrow('c.padding: ‘same’ goes with stride 1 alone')
+    expect(attach({ padding: 'same', stride: 2 })).toThrow('c.padding: ‘same’ works only with stride 1')
   })
 
   test('an input that does not fit, and work without a base or a forward', () => {

@@ -171,7 +171,10 @@ describe('the place of the output', () => {
       const link = path.join(folder, name)
       await symlink(path.join(folder, 'nowhere'), link)
       const options = { maxShardBytes: 2 ** 40 }
-      await expect(merge(options, link)).rejects.toMatchObject({ where: link, what: 'a link that leads nowhere' })
+      await expect(merge(options, link)).rejects.toMatchObject({
+        where: link,
+        what: 'this link points to a place that does not exist',
+      })
       expect(await partialsOf(link)).toEqual([])
     }
   })
@@ -189,7 +192,7 @@ describe('the place of the output', () => {
         await expect(merge({}, disk)).rejects.toMatchObject({
           code: 'FILE',
           what: expect.stringContaining('a file system is mounted here'),
-          hint: `Name a folder in it, such as ${path.join(disk, 'merged')}`,
+          hint: `Choose a folder in it, such as ${path.join(disk, 'merged')}`,
         })
         expect(await partialsOf(disk)).toEqual([])
         await merge({}, path.join(disk, 'merged'))
@@ -271,7 +274,7 @@ describe('the base', () => {
     await symlink(path.join(folder, 'blobs', '1234'), path.join(base, 'vocab.json'))
     await expect(merge()).rejects.toMatchObject({
       where: path.join(base, 'vocab.json'),
-      what: 'a link that leads nowhere',
+      what: 'this link points to a place that does not exist',
     })
     expect(await partialsOf(out)).toEqual([])
     await rm(path.join(base, 'vocab.json'))

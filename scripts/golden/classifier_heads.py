@@ -1,0 +1,63 @@
+"""Classification heads of transformers, as PEFT saves them: hidden states in, logits out, for tiny random models.
+
+    classifier_heads.py [--out tests/golden/classifier-heads]
+
+Needs requirements.txt. tests/golden/README.md explains the folder.
+"""
+import argparse
+import pathlib
+
+import torch
+
+from common import GOLDEN, fresh, save_tensors, versions, write_json
+
+WIDTH, LABELS, TOKENS = 16, 3, 5
+TINY = {"vocab_size": 40, "hidden_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24, "max_position_embeddings": 32}
+MODELS = {  # name: (model_type, other settings, what PEFT is told to save whole)
+    "albert": ("albert", {"embedding_size": 8}, ["classifier", "pooler"]),
+    "bert": ("bert", {}, ["classifier", "pooler"]),
+    "camembert": ("camembert", {}, ["classifier"]),
+    "deberta": ("deberta", {"pooler_hidden_size": WIDTH, "pad_token_id": 0}, ["classifier", "pooler"]),
+    "deberta-v2": ("deberta-v2", {"pooler_hidden_size": WIDTH, "pad_token_id": 0}, ["classifier", "pooler"]),
+    "distilbert": ("distilbert", {"dim": WIDTH, "n_layers": 1, "n_heads": 2, "hidden_dim": 24}, ["classifier", "pre_classifier"]),
+    "electra": ("electra", {"embedding_size": WIDTH}, ["classifier"]),
+    "modernbert": ("modernbert", {"pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2, "bos_token_id": 1, "eos_token_id": 2}, ["classifier", "head"]),
+    "modernbert-biases": ("modernbert", {"pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2, "bos_token_id": 1, "eos_token_id": 2, "classifier_bias": True, "norm_bias": True}, ["classifier", "head"]),
+    "mpnet": ("mpnet", {}, ["classifier"]),
+    "roberta": ("roberta", {}, ["classifier"]),
+    "xlm-roberta": ("xlm-roberta", {}, ["classifier"]),
+}
+
+
+def main():
+    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=pathlib.Path, default=GOLDEN / "classifier-heads")
+    out = fresh(parser.parse_args().out)
+    tensors, models = {}, {}
+    for name, (kind, settings, saved) in MODELS.items():
+        config = AutoConfig.for_model(kind, **{**TINY, **settings}, num_labels=LABELS)
+        model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").eval()
+        generator = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            for _, p in sorted(model.named_parameters()):
+                p.copy_(torch.randn(p.shape, generator=generator) * 0.6)
+        adapted = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", exclude_modules=".*(classifier|pooler|head).*", modules_to_save=list(saved), r=1)).eval()
+        hidden = []
+        adapted.base_model.model.base_model.register_forward_hook(lambda _, __, output: hidden.append(output[0]))
+        with torch.no_grad():
+            logits = adapted(input_ids=torch.randint(3, 40, (4, TOKENS), generator=generator)).logits
+        state = get_peft_model_state_dict(adapted)
+        head = {key.removeprefix("base_model.model."): value for key, value in state.items() if "lora_" not in key}
+        tensors.update({f"{name}/{key}": value for key, value in head.items()})
+        tensors.update({f"{name}:hidden": hidden[0], f"{name}:logits": logits})
+        kept = ["model_type", "hidden_size", "dim", "classifier_bias", "classifier_pooling", "classifier_activation", "norm_bias", "norm_eps", "pooler_hidden_act"]
+        models[name] = {"modulesToSave": saved, "config": {key: config.to_dict()[key] for key in kept if key in config.to_dict()}}
+        print(name, sorted(head), logits[0].tolist())
+    save_tensors(out / "heads.safetensors", tensors)
+    write_json(out / "golden.json", {"versions": versions("torch", "transformers", "peft"), "models": models})
+
+
+if __name__ == "__main__":
+    main()

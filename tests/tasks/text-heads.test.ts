@@ -1,0 +1,96 @@
+// Heads by type of model: the tensors that PEFT saves, and the logits of transformers, in a graph and computed by a session.
+
+import { readFileSync } from 'node:fs'
+import { beforeAll, describe, expect, it } from 'vitest'
+import { serializeModel } from '../../src/formats/onnx/model.js'
+import { parseSafetensorsHeader, readTensorF32, type SafetensorsFile } from '../../src/formats/safetensors.js'
+import { findLinears } from '../../src/graph/match/linears.js'
+import { Builder } from '../../src/graph/view/builder.js'
+import { headLogits, readHead } from '../../src/infer/heads.js'
+import { NodeDirectory } from '../../src/io/node/files.js'
+import { LoraAdapter } from '../../src/lora/adapter.js'
+import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
+import { appendHead, findHeadForm, headTensors, placeHead } from '../../src/tasks/text-heads.js'
+import { addInput, addOutput, DataType, emptyGraph, floats, floatTensor } from '../graph/toolkit.js'
+import { maxDifference } from '../infer/models.js'
+
+const folder = 'tests/golden/classifier-heads'
+const WIDTH = 16
+
+interface Golden {
+  models: Record<string, { modulesToSave: string[]; config: Record<string, unknown> }>
+}
+
+const { models }: Golden = JSON.parse(readFileSync(`${folder}/golden.json`, 'utf8'))
+let file: SafetensorsFile
+beforeAll(async () => {
+  file = await parseSafetensorsHeader(await new NodeDirectory(folder).open('heads.safetensors'))
+})
+
+/** An encoder that gives out what it is fed. */
+function encoder() {
+  const graph = emptyGraph(17)
+  addInput(graph, 'hidden', DataType.FLOAT, ['batch', 'sequence', WIDTH])
+  graph.rename(new Builder(graph, 'encoder').op('Identity', ['hidden']), 'last_hidden_state')
+  addOutput(graph, 'last_hidden_state', DataType.FLOAT)
+  return graph
+}
+
+describe.each(Object.entries(models))('%s', (name, { modulesToSave, config }) => {
+  const base = () => {
+    const graph = encoder()
+    return { config, graph, linears: findLinears(graph) }
+  }
+
+  async function saved(): Promise<LoraAdapter> {
+    const adapter = new LoraAdapter({ rank: 1, taskType: 'SEQ_CLS' })
+    for (const key of file.tensors.keys()) {
+      if (!key.startsWith(`${name}/`)) continue
+      adapter.addReplacement(key.slice(name.length + 1), await readTensorF32(file, key))
+    }
+    return adapter
+  }
+
+  it('has the tensors that PEFT saves', async () => {
+    const form = findHeadForm(base())!
+    expect([...form.modulesToSave].sort()).toEqual([...modulesToSave].sort())
+    const made = headTensors(form.layers, WIDTH, 3).map(({ layer, member, shape }) => {
+      return [`${layer.module}.${member}`, shape.join()]
+    })
+    const wanted = (await saved()).parts('replacement').map((part) => [part.name, part.shape.join()])
+    expect(Object.fromEntries(made)).toEqual(Object.fromEntries(wanted))
+  })
+
+  it("gives transformers' logits", async () => {
+    const hidden = await readTensorF32(file, `${name}:hidden`)
+    const logits = await readTensorF32(file, `${name}:logits`)
+    const adapter = await saved()
+    const own = base()
+    const head = (await readHead({ config }, own.graph, own.linears, adapter))!
+    const tensor = floats(DataType.FLOAT, [...hidden.data], hidden.shape)
+    expect(maxDifference(headLogits(head, tensor), logits.data)).toBeLessThan(1e-5)
+
+    const form = findHeadForm(own)!
+    const placed = placeHead(form, own, (key) => adapter.get(key, 'replacement')?.shape)!
+    const made = appendHead(new Builder(own.graph, ''), placed.input, placed.layers, (key) => {
+      const part = adapter.get(key, 'replacement')
+      if (part === undefined) return undefined
+      return own.graph.addInitializer(floatTensor(key, DataType.FLOAT, [...part.weight.data], [...part.shape]))
+    })
+    own.graph.rename(made, 'logits')
+    addOutput(own.graph, 'logits', DataType.FLOAT)
+    const runtime = await loadNodeRuntime()
+    const session = await runtime.createSession({ graph: serializeModel(own.graph.toModel()) }, { threads: 1 })
+    const outputs = await session.run({ hidden: tensor }, ['logits'])
+    expect(maxDifference(outputs.logits, logits.data)).toBeLessThan(1e-5)
+    await session.dispose()
+  })
+})
+
+it('is not known where the config asks for another one', () => {
+  const graph = encoder()
+  const of = (config: Record<string, unknown>) => findHeadForm({ config, graph, linears: [] })
+  expect(of({ model_type: 'modernbert', classifier_pooling: 'mean' })).toBeUndefined()
+  expect(of({ model_type: 'deberta', pooler_hidden_act: 'tanh' })).toBeUndefined()
+  expect(of({ model_type: 'constructor' })).toBeUndefined()
+})

@@ -1,0 +1,137 @@
+// The page of web/ as a user sees it, in Chromium: open the small model, train, pause, reload, continue, compare, look at the layers.
+// onnxruntime-web is large, so that it is no dependency: npm install --no-save -D onnxruntime-web@1.30.0
+
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { createRequire } from 'node:module'
+import type { AddressInfo } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { setTimeout } from 'node:timers/promises'
+import { fileURLToPath } from 'node:url'
+import { build, type PreviewServer, preview } from 'vite'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { chromium, type OpenPage, openPage } from '../cli/chromium.js'
+
+const root = fileURLToPath(new URL('../../', import.meta.url))
+const hasRuntime = (() => {
+  try {
+    createRequire(import.meta.url).resolve('onnxruntime-web/wasm')
+    return true
+  } catch {
+    return false
+  }
+})()
+
+/** Pictures to look at. */
+const PICTURES = join(root, 'out', 'page')
+const DESKTOP = { width: 1200, height: 900 }
+const PHONE = { width: 360, height: 740 }
+
+describe.skipIf(chromium === undefined || !hasRuntime)('the page', () => {
+  const folder = mkdtempSync(join(tmpdir(), 'lowrank-site-'))
+  let server: PreviewServer
+  let address: string
+  let page: OpenPage
+
+  beforeAll(async () => {
+    mkdirSync(PICTURES, { recursive: true })
+    const settings = { configFile: join(root, 'web', 'vite.config.ts'), logLevel: 'silent' as const }
+    await build({ ...settings, build: { outDir: folder, emptyOutDir: true } })
+    // Without the headers that isolate a page, as on a static host.
+    server = await preview({ ...settings, build: { outDir: folder }, preview: { port: 0, host: '127.0.0.1' } })
+    address = `http://127.0.0.1:${(server.httpServer.address() as AddressInfo).port}/`
+    page = await openPage(address)
+  }, 300_000)
+
+  afterAll(async () => {
+    await page?.close()
+    await server?.close()
+    rmSync(folder, { recursive: true, force: true, maxRetries: 20 })
+  })
+
+  const text = (id: string): Promise<string> => page.evaluate(`document.getElementById('${id}').textContent`)
+  const click = (id: string) => page.evaluate(`document.getElementById('${id}').click()`)
+  const fill = (id: string, value: string | number) =>
+    page.evaluate(`document.getElementById('${id}').value = ${JSON.stringify(String(value))}`)
+
+  /** Waits until an expression is true; fails with what the page says. */
+  async function until(expression: string): Promise<void> {
+    for (let i = 0; i < 500; i++) {
+      // Between two pages there is nothing to ask.
+      if (await page.evaluate(expression).catch(() => false)) return
+      await setTimeout(200)
+    }
+    throw new Error(`${expression} never came: ${await page.evaluate("document.querySelector('main').innerText")}`)
+  }
+  const ready = () => until("!document.getElementById('start').disabled && crossOriginIsolated")
+  const picture = async (name: string) => writeFileSync(join(PICTURES, `${name}.png`), await page.screenshot())
+
+  it('opens the small model by itself, with threads on a host that sends no headers for them', async () => {
+    await page.show(DESKTOP)
+    await ready()
+    expect(await text('model-state')).toBe('Open: union-3m (llama, 6 blocks)')
+    expect(await text('machine')).toMatch(/^\d+ threads?/)
+    expect(await page.evaluate("document.getElementById('as-chat').disabled")).toBe(true)
+  })
+
+  it('says what is missing, and closes the message', async () => {
+    await fill('data', ' ')
+    await click('start')
+    await until("!document.getElementById('error').hidden")
+    expect(await text('error')).toMatch(/There is no text to learn from/)
+    await picture('error')
+    await page.evaluate("document.querySelector('#error button').click()")
+    expect(await page.evaluate("document.getElementById('error').hidden")).toBe(true)
+  })
+
+  it('trains, pauses, and continues after a reload', async () => {
+    await click('sample')
+    await until("document.getElementById('data').value.length > 1000")
+    for (const [id, value] of Object.entries({ steps: 14, 'batch-size': 2, 'max-length': 32 })) await fill(id, value)
+    await click('start')
+    await until("/^[3-9]\\//.test(document.getElementById('number-step').textContent)")
+    await picture('training')
+    await click('pause')
+    await until("document.getElementById('train-state').textContent.startsWith('Paused')")
+    await page.navigate(address)
+    await until("document.getElementById('start').textContent === 'Continue'")
+    await ready()
+    await click('start')
+    await until("document.querySelectorAll('.answer').length === 2")
+    expect(await text('number-step')).toBe('14/14')
+    expect(await text('train-state')).toMatch(/^Trained 172,032 parameters/)
+    expect(await page.evaluate("document.querySelectorAll('#layers-table tbody tr').length")).toBe(42)
+    expect(await page.evaluate("document.getElementById('curve').getAttribute('aria-label')")).toMatch(/of 14\.$/)
+  })
+
+  it('writes with the model alone and with the adapter, side by side', async () => {
+    await fill('tokens', 16)
+    await fill('temperature', 0)
+    await click('generate')
+    await until("document.getElementById('generate').disabled === false")
+    const texts = await page.evaluate("[...document.querySelectorAll('.answer .text')].map((one) => one.textContent)")
+    expect(texts).toHaveLength(2)
+    for (const one of texts) expect(one.length).toBeGreaterThan('The captain of the ship'.length + 10)
+    expect(texts[0]).not.toBe(texts[1])
+    await picture('desktop-light')
+  })
+
+  it('removes an adapter', async () => {
+    await page.evaluate(
+      "[...document.querySelectorAll('.answer button')].find((b) => b.textContent === 'Remove').click()",
+    )
+    await until("document.querySelectorAll('.answer').length === 1")
+  })
+
+  it('fits a phone and the dark', async () => {
+    await page.show({ ...DESKTOP, scheme: 'dark' })
+    await picture('desktop-dark')
+    await page.show(PHONE)
+    expect(await page.evaluate('document.documentElement.scrollWidth')).toBeLessThanOrEqual(PHONE.width)
+    await picture('phone')
+  })
+
+  it('has no errors on the console', () => {
+    expect(page.errors.filter((line) => !/favicon|404/.test(line))).toEqual([])
+  })
+})

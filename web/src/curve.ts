@@ -1,0 +1,54 @@
+// The curve of the loss: each step, and their mean, which is easier to follow.
+
+const WIDTH = 560
+const HEIGHT = 260
+const MARGIN = { left: 46, right: 14, top: 16, bottom: 30 }
+/** Share of the newest step in the running mean. */
+const NEWEST = 0.15
+
+export function runningMean(values: readonly number[]): number[] {
+  const means: number[] = []
+  let mean = values[0]
+  for (const value of values) {
+    mean += (value - mean) * NEWEST
+    means.push(mean)
+  }
+  return means
+}
+
+/** Draws the losses of the steps so far. */
+export function drawCurve(svg: SVGElement, losses: readonly number[], totalSteps: number): void {
+  if (losses.length === 0) {
+    svg.replaceChildren()
+    return
+  }
+  const [low, high] = [Math.min(...losses), Math.max(...losses)]
+  const pad = Math.max((high - low) * 0.08, 0.02)
+  const [bottom, top] = [low - pad, high + pad]
+  const x = (step: number) =>
+    MARGIN.left + ((step - 1) / Math.max(totalSteps - 1, 1)) * (WIDTH - MARGIN.left - MARGIN.right)
+  const y = (loss: number) => MARGIN.top + ((top - loss) / (top - bottom)) * (HEIGHT - MARGIN.top - MARGIN.bottom)
+  const path = (values: readonly number[]) =>
+    values.map((value, i) => `${i === 0 ? 'M' : 'L'}${x(i + 1).toFixed(1)} ${y(value).toFixed(1)}`).join('')
+  const means = runningMean(losses)
+  const floor = HEIGHT - MARGIN.bottom
+  const ticks = [high, (low + high) / 2, low]
+  const last = means.length
+  svg.innerHTML = [
+    ...ticks.map(
+      (tick) =>
+        `<line class="grid" x1="${MARGIN.left}" x2="${WIDTH - MARGIN.right}" y1="${y(tick)}" y2="${y(tick)}"/>` +
+        `<text x="${MARGIN.left - 6}" y="${y(tick) + 4}" text-anchor="end">${tick.toFixed(2)}</text>`,
+    ),
+    `<text x="${MARGIN.left}" y="${HEIGHT - 8}">step 1</text>`,
+    `<text x="${WIDTH - MARGIN.right}" y="${HEIGHT - 8}" text-anchor="end">${totalSteps}</text>`,
+    `<path class="area" d="${path(means)}L${x(last).toFixed(1)} ${floor}L${x(1)} ${floor}Z"/>`,
+    `<path class="steps" d="${path(losses)}"/>`,
+    `<path class="mean" d="${path(means)}"/>`,
+    `<circle cx="${x(last).toFixed(1)}" cy="${y(means[last - 1]).toFixed(1)}" r="5"/>`,
+  ].join('')
+  svg.setAttribute(
+    'aria-label',
+    `The loss fell from ${losses[0].toFixed(2)} at step 1 to about ${means[last - 1].toFixed(2)} at step ${last} of ${totalSteps}.`,
+  )
+}

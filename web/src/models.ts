@@ -1,0 +1,84 @@
+// Opens a model: the small one beside the page, one of the Hub, or a folder of this machine.
+
+import { configureHub, loadModel, type Model, webRuntime } from 'lowrank'
+import wasm from 'onnxruntime-web/ort-wasm-simd-threaded.wasm?url'
+import ort from 'onnxruntime-web/wasm?url'
+import { buttonOf, byId, guarded, inputOf } from './dom.js'
+
+/** How a model can be opened again after a reload. */
+export type ModelChoice = { kind: 'bundled' } | { kind: 'hub'; id: string } | { kind: 'folder' }
+
+export interface OpenModel {
+  readonly model: Model
+  /** For people. */
+  readonly name: string
+  readonly choice: ModelChoice
+  /** Whether its folder says how chats become text. */
+  readonly takesChats: boolean
+}
+
+const runtime = webRuntime(ort, wasm)
+
+/** Calls `opened` for each model that the user opens. */
+export function setUpModels(opened: (model: OpenModel) => Promise<void>): (choice: ModelChoice) => Promise<void> {
+  const buttons = () => [buttonOf('bundled'), byId('hub').querySelector('button') as HTMLButtonElement]
+  const open = (choice: ModelChoice, source: Parameters<typeof loadModel>[0]) =>
+    guarded('The model cannot be opened', async () => {
+      const state = byId('model-state')
+      const meter = byId('model-meter')
+      state.textContent = 'Opening…'
+      meter.hidden = false
+      for (const one of buttons()) one.disabled = true
+      try {
+        const model = await loadModel(source, { runtime })
+        const name = choice.kind === 'bundled' ? 'union-3m' : model.name
+        await opened({ model, name, choice, takesChats: await hasTemplate(model) })
+        const layers = Number(model.config.num_hidden_layers)
+        const parts = [model.config.model_type, Number.isFinite(layers) ? `${layers} blocks` : undefined]
+        state.textContent = `Open: ${name} (${parts.filter(Boolean).join(', ')})`
+      } catch (error) {
+        state.textContent = 'No model is open.'
+        throw error
+      } finally {
+        meter.hidden = true
+        for (const one of buttons()) one.disabled = false
+      }
+    })
+  const choose = async (choice: ModelChoice) => {
+    if (choice.kind === 'bundled') await open(choice, new URL('model/', document.baseURI).href)
+    if (choice.kind === 'hub') await open(choice, `hf:${choice.id.replace(/^hf:/, '')}`)
+  }
+  configureHub({
+    onDownload({ name, byteLength, receivedBytes }) {
+      const meter = byId('model-meter')
+      const progress = meter.querySelector('progress') as HTMLProgressElement
+      progress.value = byteLength === 0 ? 1 : receivedBytes / byteLength
+      const figure = (bytes: number) => `${(bytes / 1e6).toFixed(1)} MB`
+      ;(meter.querySelector('span') as HTMLElement).textContent =
+        `${name.split('/').at(-1)}: ${figure(receivedBytes)} of ${figure(byteLength)}`
+    },
+  })
+  buttonOf('bundled').addEventListener('click', () => void choose({ kind: 'bundled' }))
+  byId('hub').addEventListener('submit', (event) => {
+    event.preventDefault()
+    const field = inputOf('hub-id')
+    void choose({ kind: 'hub', id: field.value.trim() || field.placeholder })
+  })
+  inputOf('folder').addEventListener('change', ({ target }) => {
+    const { files } = target as HTMLInputElement
+    if (files !== null && files.length > 0) void open({ kind: 'folder' }, files)
+  })
+  return choose
+}
+
+async function hasTemplate({ directory }: Model): Promise<boolean> {
+  if (await directory.has('chat_template.jinja')) return true
+  if (!(await directory.has('tokenizer_config.json'))) return false
+  const file = await directory.open('tokenizer_config.json')
+  try {
+    const bytes = await file.read(0, file.byteLength)
+    return JSON.parse(new TextDecoder().decode(bytes)).chat_template != null
+  } finally {
+    await file.close()
+  }
+}
