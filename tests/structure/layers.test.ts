@@ -167,6 +167,13 @@ describe('layers of src/', () => {
     expect(shown).not.toContain('src/node.ts')
   })
 
+  it('builds the page from the public API alone', () => {
+    const page = filesIn('web/src', ['.ts']).flatMap(importsOf)
+    const packages = page.filter(({ specifier }) => !specifier.startsWith('./')).map(({ specifier }) => specifier)
+    expect(packages).toContain('lowrank')
+    expect(packages.filter((name) => !/^(lowrank|fflate|onnxruntime-web\/.*\?url)$/.test(name))).toEqual([])
+  })
+
   it('names Node built-ins with their prefix', () => {
     const bare =
       /^(assert|buffer|child_process|crypto|fs|module|os|path|perf_hooks|process|stream|url|util|worker_threads)(\/|$)/
