@@ -98,8 +98,9 @@ function onnxLines({ graphs, dtypes, linears }: InspectReport & { kind: 'onnx' }
     '',
     table([
       ['linear layer', ...(isSeveral ? ['graph'] : []), 'form', 'd', 'k', 'run', 'merge', 'train'],
-      ...linears.map(({ name, graph, form, layout, d, k, isHead, run, merge, train, problem }) => {
-        const stored = `${form} (${layout})${isHead ? ', head' : ''}${problem === null ? '' : `: ${problem}`}`
+      ...linears.map(({ name, graph, form, layout, d, k, isHead, run, merge, train, problem, branches }) => {
+        const beside = branches === 0 ? '' : ` + ${branches} merged beside it`
+        const stored = `${form} (${layout})${beside}${isHead ? ', head' : ''}${problem === null ? '' : `: ${problem}`}`
         const able = [yes(run), merge.join(', ') || 'no', yes(train)]
         return [name, ...(isSeveral ? [graph] : []), stored, d, k, ...able]
       }),

@@ -6,6 +6,7 @@ import { type GraphDtype, type GraphRole, graphDtypes, roleOf } from '../graph/g
 import { abilitiesOf, type MergeWay } from '../graph/match/forms/abilities.js'
 import type { FormName } from '../graph/match/forms/form.js'
 import { findLinears } from '../graph/match/linears.js'
+import { findBranches } from '../graph/match/merged-branches.js'
 import { Graph } from '../graph/view/graph.js'
 
 /** One graph of a model. */
@@ -38,6 +39,8 @@ export interface LinearContents {
   train: boolean
   /** What of its layout lowrank does not understand; null: nothing. */
   problem: string | null
+  /** How many adapters a merge has put beside its weight. */
+  branches: number
 }
 
 /** Inputs, outputs and adaptable layers of an ONNX model. */
@@ -70,13 +73,16 @@ export async function inspectGraphs(
       const inputs = graph.inputs.map(({ name }) => name)
       graphs.push({ role, file, inputs, outputs: graph.outputs.map(({ name }) => name) })
       const seen = new Set<string>()
+      const branches = findBranches(graph)
       for (const linear of findLinears(graph)) {
         const { name, form, layout, d, k, isHead } = linear
         const key = [name, form.name, layout].join()
         if (seen.has(key)) continue
         seen.add(key)
         const { run, merge, train, problem = null } = abilitiesOf(linear)
-        const able = { run, merge: [...merge], train, problem }
+        const beside = branches.filter(({ factors }) => factors.some(({ module }) => module === name))
+        const count = new Set(beside.map(({ number }) => number)).size
+        const able = { run, merge: [...merge], train, problem, branches: count }
         linears.push({ name, graph: role, form: form.name, layout, d, k, isHead, ...able })
       }
     } finally {

@@ -18,6 +18,8 @@ import { writeOnnx } from '../../src/formats/onnx/write.js'
 import { findLinears } from '../../src/graph/match/linears.js'
 import { findBranches } from '../../src/graph/match/merged-branches.js'
 import { Graph } from '../../src/graph/view/graph.js'
+import { inspect } from '../../src/index/inspect.js'
+import type { OnnxContents } from '../../src/index/inspect-onnx.js'
 import { OnnxSession } from '../../src/infer/adapter-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
@@ -298,6 +300,9 @@ describe('merging into a folder of Node', () => {
         const written = path.join(out, 'onnx/model.onnx_data')
         expect((await stat(written)).ino === (await stat(data)).ino).toBe(externalData === 'hardlink')
         expect(await readFile(written)).toEqual(await readFile(data))
+        const { linears } = (await inspect(new NodeDirectory(out))) as unknown as OnnxContents
+        const beside = linears.filter(({ branches }) => branches > 0).map(({ name, branches }) => [name, branches])
+        expect(beside).toEqual([['model.layers.0.self_attn.q_proj', 1]])
         const back = path.join(work, `${externalData}-back`)
         await unmerge({ merged: out, adapters, out: back, externalData })
         await expectSame(
