@@ -16,6 +16,7 @@ lowrank demo: two LoRA adapters for one language model
 
 ${MODEL} is a tiny model (3 million parameters) that was trained only on speeches of US presidents to Congress.
 An adapter is a small set of extra weights that changes how the model writes. The model's own file does not change.
+Each text below is the first one that was drawn, with seed 7.
 `)
 
 heading('1. What the model writes')
@@ -65,8 +66,8 @@ console.log(`  ${OUT}/scripture   adapter: adapter_config.json, adapter_model.sa
   ${OUT}/merged      model with the first adapter inside: config, tokenizer, onnx/model.onnx
 
 Try next:
-  npx lowrank generate --model ${MODEL} --adapter ${OUT}/whaling --prompt "The sea" --temperature 0.7 --top-k 40
-  npx lowrank generate --model ${OUT}/merged --prompt "In the beginning" --temperature 0.7 --top-k 40
+  npx lowrank generate --model ${MODEL} --adapter ${OUT}/whaling --prompt "The sea" --temperature 0.6 --min-p 0.1 --repetition-penalty 1.15
+  npx lowrank generate --model ${OUT}/merged --prompt "In the beginning" --temperature 0.6 --min-p 0.1 --repetition-penalty 1.15
   npx lowrank inspect ${OUT}/scripture
   npx lowrank train --model ${MODEL} --data models/data/whaling.jsonl --eval-data models/data/whaling.eval.jsonl --out out/mine --learning-rate 5e-3
 Your own data: chats, texts or questions in a file (docs/data.md). Your own model: an id on the Hugging Face Hub, or a folder (docs/models.md).
@@ -113,7 +114,8 @@ function showStep({ step, totalSteps, loss, tokensPerSecond, secondsLeft }) {
 
 async function sample(name) {
   const adapter = name === 'base' ? undefined : name
-  const { text } = await session.generate(PROMPT, { adapter, maxNewTokens: 40, temperature: 0.7, topK: 40, seed: 7 })
+  const drawn = { temperature: 0.6, minP: 0.1, repetitionPenalty: 1.15, seed: 7 }
+  const { text } = await session.generate(PROMPT, { adapter, maxNewTokens: 40, ...drawn })
   console.log(`${`${name}:`.padEnd(11)}${PROMPT}${text.replaceAll('\n', ' ')} …`)
 }
 

@@ -12,17 +12,23 @@ import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 
 const here = dirname(fileURLToPath(import.meta.url))
+const BUNDLED = join(here, '..', '..', 'models', 'union-3m')
 const { values: options } = parseArgs({
   options: {
-    model: { type: 'string', default: join(here, '..', '..', 'models', 'union-3m') },
+    model: { type: 'string', default: BUNDLED },
     dtype: { type: 'string', default: 'fp32' },
     transformers: { type: 'string' },
     tokens: { type: 'string', default: '100' },
-    adapter: { type: 'string', default: join(here, '..', '..', 'tests', 'golden', 'peft', 'rslora') },
+    adapter: { type: 'string' },
     rounds: { type: 'string', default: '5' },
     threads: { type: 'string', default: String(Math.min(2, cpus().length)) },
   },
 })
+
+/** An adapter that fits the bundled model; others need --adapter. */
+const bundledAdapter =
+  options.model === BUNDLED ? join(here, '..', '..', 'tests', 'golden', 'peft', 'rslora') : undefined
+const adapter = options.adapter ?? bundledAdapter
 
 /** Thread pools spin for a while after their work; the next contestant must not share a core with them. */
 const PAUSE_MS = 60
@@ -31,9 +37,12 @@ const CONTESTANTS = {
   'lowrank, 8 texts in a batch': ['lowrank.mjs', '8'],
   ...(options.transformers !== undefined && {
     'transformers.js': ['transformers-js.mjs', '1'],
-    'its pipeline': ['pipeline.mjs', '1'],
-    'its pipeline, with an adapter': ['pipeline.mjs', '1', resolve(options.adapter)],
   }),
+  ...(options.transformers !== undefined &&
+    adapter !== undefined && {
+      'its pipeline': ['pipeline.mjs', '1'],
+      'its pipeline, with an adapter': ['pipeline.mjs', '1', resolve(adapter)],
+    }),
 }
 
 const median = (numbers) => numbers.toSorted((a, b) => a - b)[numbers.length >> 1]
@@ -77,8 +86,10 @@ console.log(
 if (children.has('transformers.js')) {
   const [ours, theirs] = ['lowrank', 'transformers.js'].map((name) => results.get(name)[0].text)
   console.log(`against transformers.js: ${(rate('lowrank') / rate('transformers.js')).toFixed(2)} ×`)
-  const [adapted, plain] = ['its pipeline, with an adapter', 'its pipeline'].map(rate)
-  console.log(`a pipeline with an adapter against the plain one: ${(adapted / plain).toFixed(2)} ×`)
+  if (children.has('its pipeline')) {
+    const [adapted, plain] = ['its pipeline, with an adapter', 'its pipeline'].map(rate)
+    console.log(`a pipeline with an adapter against the plain one: ${(adapted / plain).toFixed(2)} ×`)
+  }
   console.log(ours === theirs ? 'both wrote the same text' : `other texts:\n  ${ours}\n  ${theirs}`)
 }
 

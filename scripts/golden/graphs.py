@@ -85,7 +85,7 @@ def inputs(name):
 
 
 @torch.no_grad()
-def logits_of(model, given, DECODED):
+def logits_of(model, given, decoded):
     return model(**given, decoder_input_ids=torch.tensor([decoded]), use_cache=False).logits[0]
 
 

@@ -2,6 +2,7 @@
 // over a Runtime and spoken to by asynchronous calls, the same in both places.
 
 import { RuntimeError, StateError } from '../base/errors.js'
+import type { SignalLike } from '../base/globals.js'
 import { loadRuntime } from './load.js'
 import { type OrtModule, runtimeOf } from './onnxruntime.js'
 import { type Connection, connect, expose, type Port, type Remote, untransferred } from './rpc.js'
@@ -29,7 +30,7 @@ export interface Engine<T> {
    */
   close(limitMs?: number): Promise<void>
   /** Does the same after the signal, where a call takes far longer than the others did. Returns what ends the watch. */
-  endAfter(signal: AbortSignal | undefined): () => void
+  endAfter(signal: SignalLike | undefined): () => void
 }
 
 /** An engine that disposes of what it holds. */

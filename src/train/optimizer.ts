@@ -7,6 +7,8 @@ export interface AdamWOptions {
   beta1: number
   beta2: number
   epsilon: number
+  /** What the learning rate of each parameter is multiplied by. Default: 1 for all. */
+  rates?: readonly number[]
   /** Decoupled: each step multiplies a parameter by 1 − learningRate·weightDecay. */
   weightDecay: number
 }
@@ -39,16 +41,18 @@ export class AdamW {
   /**
    * One update of all parameters.
    *
+   * @param learningRate of a parameter whose own rate is 1
    * @param gradients one per parameter, in the constructor's order; left as they are
    * @param gradientScale multiplies each gradient first: the factor of {@link clipFactor}
    */
   step(gradients: readonly Float32Array[], learningRate: number, gradientScale = 1): void {
     const { beta1, beta2, epsilon, weightDecay } = this.#options
     const updates = ++this.#state.updates
-    const stepSize = learningRate / (1 - beta1 ** updates)
     const correction = 1 / Math.sqrt(1 - beta2 ** updates)
-    const keep = 1 - learningRate * weightDecay
     for (let p = 0; p < this.#parameters.length; p++) {
+      const rate = learningRate * (this.#options.rates?.[p] ?? 1)
+      const stepSize = rate / (1 - beta1 ** updates)
+      const keep = 1 - rate * weightDecay
       const parameter = this.#parameters[p]
       const gradient = gradients[p]
       const first = this.#state.firstMoments[p]

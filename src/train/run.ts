@@ -83,6 +83,14 @@ async function trainInto(parts: RunInput): Promise<RunReport> {
   }
 }
 
+/** What LoRA+ multiplies learning rates by: as PEFT, those of B and of vectors. */
+export function loraPlusRates(
+  parameters: readonly { readonly name: string; readonly shape: readonly number[] }[],
+  ratio = 1,
+): number[] {
+  return parameters.map(({ name, shape }) => (name.endsWith('.B') || shape.length === 1 ? ratio : 1))
+}
+
 class Run {
   readonly #parts: RunInput
   readonly #engine: Engine<TrainEngine>
@@ -127,7 +135,11 @@ class Run {
     await this.#engine.remote.start(
       {
         parameters: this.#sessions.parameters,
-        optimizer: { ...ADAMW_DEFAULTS, weightDecay: settings.weightDecay },
+        optimizer: {
+          ...ADAMW_DEFAULTS,
+          weightDecay: settings.weightDecay,
+          rates: loraPlusRates(this.#sessions.parameters, settings.loraPlusRatio),
+        },
         maxGradNorm: settings.maxGradNorm,
       },
       engine,

@@ -23,6 +23,11 @@ export interface TrainSettings {
   schedule: Schedule
   /** Share of the steps in which the learning rate rises. Default 0.03. */
   warmupRatio: number
+  /**
+   * LoRA+ (Hayou et al. 2024, arXiv 2402.12354): the learning rate of B and of biases is so many times that of all else. At least 1.
+   * Default: 1.
+   */
+  loraPlusRatio: number | undefined
   /** AdamW's weight decay, decoupled from the gradient. Default 0. */
   weightDecay: number
   /** Gradients whose global norm is larger are scaled down to it; 0: never. Default 1. */
@@ -54,6 +59,7 @@ export const TRAIN_DEFAULTS = Object.freeze({
   learningRate: 1e-3,
   schedule: 'cosine',
   warmupRatio: 0.03,
+  loraPlusRatio: undefined,
   weightDecay: 0,
   maxGradNorm: 1,
   device: undefined,
@@ -84,6 +90,7 @@ export const SETTINGS_KINDS: OptionTable<TrainSettings> = {
   learningRate: numberKind('a number above 0, at most 10', (value) => value > 0 && value <= 10),
   schedule: oneOf(...SCHEDULES),
   warmupRatio: numberKind('a number in [0, 1]', (value) => value >= 0 && value <= 1),
+  loraPlusRatio: numberKind('a number of at least 1, at most 1000', (value) => value >= 1 && value <= 1000),
   weightDecay: numberKind('a number in [0, 1]', (value) => value >= 0 && value <= 1),
   maxGradNorm: numberKind('a finite number, 0 or above', (value) => value >= 0 && Number.isFinite(value)),
   device: DEVICE,

@@ -88,7 +88,6 @@ const TRAIN: [what: string, args: () => string[], message: RegExp, code?: number
   ['a huge learning rate', () => ['--learning-rate', '1e3'], /--learning-rate: .*got 1000/, 2],
   ['a warm-up above 1', () => ['--warmup-ratio', '1.5'], /--warmup-ratio: .*got 1\.5/, 2],
   ['zero steps', () => ['--max-steps', '0'], /--max-steps takes a whole number above 0; got '0'/, 2],
-  ['a model of half precision', () => ['--model', join(golden, 'models', 'llama-fp16')], /float16 MatMul .*q_proj/],
   ['nothing to resume', () => ['--resume'], /no unfinished run/],
 ]
 

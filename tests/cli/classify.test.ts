@@ -1,6 +1,6 @@
-// lowrank classify: the labels of a run, of a model, and what is refused.
+// lowrank classify and lowrank embed: the labels of a run and of a model, vectors, and what is refused.
 
-import { writeFileSync } from 'node:fs'
+import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
 import { lowrank, root, scratchFolder } from './lowrank.js'
@@ -54,7 +54,7 @@ describe('lowrank classify', () => {
     ]
     const { stdout, stderr } = await lowrank(...args, '--max-length', '6')
     expect(stdout).toMatch(/^(calm|glad|sad) 0\.\d{3}\n$/)
-    expect(stderr).toContain('1 of 1 texts are longer')
+    expect(stderr).toContain('1 of 1 texts are too long')
   })
 
   it.each<[args: string[], code: number, message: RegExp]>([
@@ -65,6 +65,49 @@ describe('lowrank classify', () => {
     [['--model', join(root, 'models/union-3m'), '--text', 'a'], 1, /call generate/],
   ])('refuses %j', async (args, code, message) => {
     const outcome = await lowrank('classify', ...args)
+    expect(outcome.code).toBe(code)
+    expect(outcome.stderr).toMatch(message)
+    expect(outcome.stdout).toBe('')
+  })
+})
+
+describe('lowrank embed', () => {
+  const model = join(MODELS, 'encoder')
+
+  it('prints a vector for each text', async () => {
+    const adapter = join(root, 'tests/golden/embedding/adapter-init')
+    const args = [
+      'embed',
+      '--model',
+      model,
+      '--adapter',
+      adapter,
+      '--text',
+      'The sea was calm.',
+      '--text',
+      'a good day',
+    ]
+    const { code, stdout } = await lowrank(...args)
+    expect(code).toBe(0)
+    const vectors = stdout
+      .trim()
+      .split('\n')
+      .map((line) => JSON.parse(line) as number[])
+    const { texts, mean } = JSON.parse(readFileSync(join(root, 'tests/golden/embedding/golden.json'), 'utf8'))
+    expect(texts[0]).toBe('The sea was calm.')
+    vectors[0].forEach((value, i) => void expect(value).toBeCloseTo(mean[0][i], 5))
+    expect(Math.hypot(...vectors[1])).toBeCloseTo(1, 5)
+    const { results } = JSON.parse((await lowrank(...args, '--dimensions', '4', '--raw', '--json')).stdout)
+    expect(results[0]).toMatchObject({ adapter, text: 'The sea was calm.' })
+    expect(results[1].vector).toHaveLength(4)
+  })
+
+  it.each<[args: string[], code: number, message: RegExp]>([
+    [['--model', model], 2, /--text TEXT is missing/],
+    [['--model', join(MODELS, 'classifier'), '--text', 'a'], 1, /no vectors of tokens/],
+    [['--model', model, '--text', 'a', '--dimensions', '99'], 2, /--dimensions: .*at most 16/],
+  ])('refuses %j', async (args, code, message) => {
+    const outcome = await lowrank('embed', ...args)
     expect(outcome.code).toBe(code)
     expect(outcome.stderr).toMatch(message)
     expect(outcome.stdout).toBe('')

@@ -308,7 +308,7 @@ describe('lowrank merge', () => {
 })
 
 describe('help and version', () => {
-  it.each(['train', 'merge', 'unmerge', 'inspect', 'generate', 'classify'])('explains %s', async (name) => {
+  it.each(['train', 'merge', 'unmerge', 'inspect', 'generate', 'classify', 'embed'])('explains %s', async (name) => {
     const { code, stdout } = await lowrankHere(name, '--help')
     expect(code).toBe(0)
     expect(stdout).toContain(`lowrank ${name} `)
@@ -329,7 +329,7 @@ describe('help and version', () => {
 
   it('lists the commands and tells the version', async () => {
     const { stdout } = await lowrankHere('--help')
-    for (const name of ['train', 'merge', 'unmerge', 'inspect', 'generate', 'classify'])
+    for (const name of ['train', 'merge', 'unmerge', 'inspect', 'generate', 'classify', 'embed'])
       expect(stdout).toContain(`  ${name} `)
     expect((await lowrankHere('--version')).stdout).toMatch(/^\d+\.\d+\.\d+\n$/)
   })

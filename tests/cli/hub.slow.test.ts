@@ -49,6 +49,16 @@ describe('sources on the command line', () => {
     expect(again.stderr).not.toContain('Loading')
   })
 
+  it('one’s own chats: train with a model of the Hub, and ask', async () => {
+    const out = join(current.home, 'mine')
+    const data = [join(MODEL, '..', 'data', 'chats.jsonl'), '--chat-template', join(MODEL, '..', 'data', 'chat.jinja')]
+    const steps = ['--max-steps', '40', '--learning-rate', '5e-3']
+    const trained = await lowrank('train', '--model', 'org/union', '--data', ...data, ...steps, '--out', out)
+    expect(trained.code, trained.stderr).toBe(0)
+    const asked = await lowrank('generate', '--adapter', out, '--prompt', 'Who is the captain?', '--temperature', '0')
+    expect(asked.stdout).toBe('Ahab is the captain.\n')
+  })
+
   it('the demo works with a model of the Hub', async () => {
     const out = join(current.home, 'demo')
     const { code, stdout, stderr } = await lowrank('demo', '--model', 'org/union', '--steps', '40', '--out', out)

@@ -48,7 +48,7 @@ const weightedSum: Objective = {
   },
 }
 
-const TRAINED = GOLDEN_FORMS.filter((name) => !name.startsWith('bnb4') && !isHalf(name))
+const TRAINED = GOLDEN_FORMS.filter((name) => !name.startsWith('bnb4'))
 
 async function gradientsOf(name: string, numbers: FormNumbers) {
   const model = await openForm(name)
@@ -96,7 +96,7 @@ describe.each(TRAINED)('training through %s', (name) => {
   it('gives PyTorch’s gradients on the weights that the integers stand for', async () => {
     const numbers = await formNumbers(name)
     const { gradients, loss } = await gradientsOf(name, numbers)
-    const tolerance = quantizesInputs(name) ? 5e-3 : 1e-5
+    const tolerance = quantizesInputs(name) ? 5e-3 : isHalf(name) ? 2e-3 : 1e-5
     for (const [parameter, gradient] of gradients) {
       expect(deviation(gradient, dataOf(numbers, `${parameter}.gradient`)), parameter).toBeLessThan(tolerance)
     }
@@ -114,12 +114,12 @@ describe.each(TRAINED)('training through %s', (name) => {
 })
 
 describe('what is not trained', () => {
-  it.each<[string, RegExp]>([
-    ['bnb4-nf4', /MatMulBnb4 \(\/model\/fc1\/MatMul/],
-    ['nbits-4-f16', /float16 MatMulNBits/],
-  ])('%s, by op and node', async (name, message) => {
-    const numbers = await formNumbers(name)
-    await expect(gradientsOf(name, numbers)).rejects.toThrow(UnsupportedError)
-    await expect(gradientsOf(name, numbers)).rejects.toThrow(message)
-  })
+  it.each<[string, RegExp]>([['bnb4-nf4', /MatMulBnb4 \(\/model\/fc1\/MatMul/]])(
+    '%s, by op and node',
+    async (name, message) => {
+      const numbers = await formNumbers(name)
+      await expect(gradientsOf(name, numbers)).rejects.toThrow(UnsupportedError)
+      await expect(gradientsOf(name, numbers)).rejects.toThrow(message)
+    },
+  )
 })

@@ -1,9 +1,7 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { DataError, MismatchError, StateError, UnsupportedError } from '../../src/base/errors.js'
+import { DataError, MismatchError, StateError } from '../../src/base/errors.js'
 import { OnnxModel } from '../../src/formats/onnx/model.js'
 import { findLinears } from '../../src/graph/match/linears.js'
-import type { Objective } from '../../src/graph/training/objective.js'
-import { checkTrainableForm } from '../../src/graph/training/trainable-form.js'
 import {
   buildLossGraph,
   buildTrainingGraph,
@@ -276,25 +274,6 @@ describe('a model that gives logits of the last token alone', () => {
     await expect(buildTrainingGraph(pruned, runtime, causalOf(pruned), { layers })).rejects.toThrow(
       /logits for some tokens only.*expected logits \(batch, sequence, vocabulary\), got 2 rows of logits for 2 sequences of 3 tokens/,
     )
-    await model.close()
-  })
-})
-
-describe('what cannot be trained is refused by op and node', () => {
-  it.each(['llama-fp16'])('%s', async (name) => {
-    const model = await openModel(`${MODELS}/${name}`)
-    const { op, nodes } = golden(`${MODELS}/${name}/golden`).refuse
-    const linears = nodes.filter((node) => !/self_attn\/MatMul|rotary/.test(node))
-    const layers = [{ name: 'model.layers.0.self_attn.q_proj', d: 64, k: 32, rank: 2, scaling: 1 }]
-    const objective = { probe: { feeds: [{}, {}], lengths: [] }, forward: () => 'not reached' } satisfies Objective
-    const error = await buildTrainingGraph(model, runtime, objective, { layers }).catch((reason: unknown) => reason)
-    expect(error).toBeInstanceOf(UnsupportedError)
-    const { message } = error as Error
-    expect(message).toContain(op)
-    for (const node of linears.slice(0, 3)) expect(message).toContain(node)
-    if (linears.length > 3) expect(message).toContain(`and ${linears.length - 3} more`)
-    expect(() => checkTrainableForm(new Graph(model.proto))).toThrow(message)
-    expect(message).toMatch(/also fits this one/)
     await model.close()
   })
 })

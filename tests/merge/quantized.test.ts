@@ -1,4 +1,7 @@
 import { readFileSync } from 'node:fs'
+import { cp, mkdtemp, readFile, rm, stat, truncate } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import path from 'node:path'
 import { create, equals } from '@bufbuild/protobuf'
 import { describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
@@ -16,7 +19,9 @@ import { findLinears } from '../../src/graph/match/linears.js'
 import { findBranches } from '../../src/graph/match/merged-branches.js'
 import { Graph } from '../../src/graph/view/graph.js'
 import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { NodeDirectory } from '../../src/io/node/files.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
+import { merge, unmerge } from '../../src/merge/node/merge.js'
 import { mergeOnnx } from '../../src/merge/onnx/merge-onnx.js'
 import { deviation } from '../golden.js'
 import {
@@ -271,6 +276,71 @@ describe('data files', () => {
     await expectSame(back.model, base)
     await base.close()
     await model.close()
+  })
+})
+
+describe('merging into a folder of Node', () => {
+  const BASE = 'tests/golden/models/llama-genai-int4'
+
+  it('links data files where that is asked for, and else copies them', async () => {
+    const work = await mkdtemp(path.join(tmpdir(), 'lowrank-quantized-'))
+    try {
+      // A link cannot leave its disk.
+      await cp(BASE, path.join(work, 'base'), { recursive: true })
+      const model = await openModel(BASE)
+      const adapters = makeAdapter(model, /q_proj$/)
+      await model.close()
+      const data = path.join(work, 'base/onnx/model.onnx.data')
+      for (const externalData of ['hardlink', 'copy'] as const) {
+        const out = path.join(work, externalData)
+        const report = await merge({ base: path.join(work, 'base'), adapters, out, externalData })
+        expect(report).toMatchObject({ format: 'onnx', branches: 1, changed: 0, warnings: [] })
+        const written = path.join(out, 'onnx/model.onnx_data')
+        expect((await stat(written)).ino === (await stat(data)).ino).toBe(externalData === 'hardlink')
+        expect(await readFile(written)).toEqual(await readFile(data))
+        const back = path.join(work, `${externalData}-back`)
+        await unmerge({ merged: out, adapters, out: back, externalData })
+        await expectSame(
+          await loadOnnx(new NodeDirectory(path.join(back, 'onnx')), 'model.onnx'),
+          await loadOnnx(new NodeDirectory(path.join(work, 'base/onnx')), 'model.onnx'),
+        )
+      }
+    } finally {
+      await rm(work, { recursive: true })
+    }
+  })
+
+  it('copies what cannot be linked, and says so', async () => {
+    const base = await loadOnnx(directoryOf(`${BASE}/onnx`), 'model.onnx')
+    const model = await openModel(BASE)
+    const { report, out } = await merged(base, makeAdapter(model, /q_proj$/), { externalData: 'hardlink' })
+    expect(report.warnings).toEqual([expect.stringMatching(/^model\.onnx_data is a copy, not a hard link: /)])
+    expect(out.files.get('model.onnx_data')).toEqual(new Uint8Array(await readFile(`${BASE}/onnx/model.onnx.data`)))
+    await base.close()
+    await model.close()
+  })
+
+  it('refuses a data file that is missing or too short, and writes nothing', async () => {
+    const work = await mkdtemp(path.join(tmpdir(), 'lowrank-quantized-'))
+    try {
+      await cp(BASE, path.join(work, 'base'), { recursive: true })
+      const model = await openModel(BASE)
+      const adapters = makeAdapter(model, /q_proj$/)
+      await model.close()
+      const data = path.join(work, 'base/onnx/model.onnx.data')
+      const out = path.join(work, 'out')
+      await truncate(data, 20_000)
+      await expect(merge({ base: path.join(work, 'base'), adapters, out })).rejects.toThrow(
+        /model\.onnx\.data.*past the end/,
+      )
+      await rm(data)
+      await expect(merge({ base: path.join(work, 'base'), adapters, out })).rejects.toThrow(
+        /model\.onnx\.data, which is not/,
+      )
+      await expect(stat(out)).rejects.toThrow(/ENOENT/)
+    } finally {
+      await rm(work, { recursive: true })
+    }
   })
 })
 

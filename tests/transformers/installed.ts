@@ -14,11 +14,14 @@ export const installedIn: string = process.env.LOWRANK_TRANSFORMERS ?? join(ROOT
 function install(): Loose {
   try {
     installTransformers(installedIn)
-    return loadTransformers(installedIn).transformers
+    return loadTransformers(installedIn)
   } catch (error) {
     console.log(`skipped: no transformers.js here: ${String(error).split('\n')[0]}`)
     return undefined
   }
 }
 
-export const transformers: Loose = install()
+const installed = install()
+export const transformers: Loose = installed?.transformers
+/** The ONNX Runtime that it uses. */
+export const ort: Loose = installed?.ort

@@ -7,11 +7,11 @@ import { afterAll, describe, expect, it } from 'vitest'
 import { readJson } from '../../src/base/bytes.js'
 import { ConfigError, MismatchError, StateError, UnsupportedError } from '../../src/base/errors.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
-import { merge } from '../../src/node.js'
+import { loadModel, merge, openSession } from '../../src/node.js'
 import { saveAdapter } from '../../src/peft/adapter-folder.js'
 import { pipelineWithAdapters, withAdapters } from '../../src/transformers/node/entry.js'
 import { directoryOf, makeAdapter, openModel } from '../infer/models.js'
-import { transformers } from './installed.js'
+import { ort, transformers } from './installed.js'
 
 const UNION = 'models/union-3m'
 const ADAPTER = 'tests/golden/peft/rslora'
@@ -107,6 +107,31 @@ describe.skipIf(transformers === undefined)('pipelines with adapters', () => {
         expect(first.generated_text).toBe(expected)
         expect(second.generated_text).toBe(textOf(await write(longer, options)))
       }
+      await write.dispose()
+    },
+  )
+
+  it.each(['llama-fp16', 'llama-q4', 'llama-q8'])(
+    '%s: writes what transformers.js and sessions write',
+    async (name) => {
+      const path = `tests/golden/models/${name}`
+      const theirs = await plain('text-generation', path)
+      const expected = textOf(await theirs(PROMPTS[0], GREEDY))
+      await theirs.dispose()
+      const model = await loadModel(path, { runtime: { module: ort } })
+      const adapters = { a: makeAdapter(model, /(q|v|down)_proj$/, { std: 0.5 }) }
+      const session = await openSession(model, { adapters })
+      const sampling = { temperature: 0, maxNewTokens: GREEDY.max_new_tokens, adapter: 'a' }
+      const { tokenIds } = await session.generate(PROMPTS[0], sampling)
+      await session.dispose()
+      await model.close()
+      const write = await pipelineWithAdapters('text-generation', path, { adapters, transformers })
+      const options = { ...GREEDY, add_special_tokens: true }
+      expect(textOf(await write(PROMPTS[0], GREEDY))).toBe(expected)
+      // biome-ignore lint/suspicious/noExplicitAny: transformers.js's own
+      const adapted = (write.tokenizer as any).decode(tokenIds, { skip_special_tokens: true })
+      expect(textOf(await write(PROMPTS[0], { ...options, adapter: 'a' }))).toBe(adapted)
+      expect(adapted).not.toBe(expected)
       await write.dispose()
     },
   )

@@ -19,6 +19,7 @@ import { Builder } from '../view/builder.js'
 import { Graph } from '../view/graph.js'
 import { raiseOpset } from '../view/opset.js'
 import { type DropoutDraw, type DropoutMask, maskFeeds } from './dropout.js'
+import { computeInFloat32 } from './float32.js'
 import { buildForward, type Forward, LOSS, LOSS_SCALE, type TrainedLayer } from './forward.js'
 import type { Length, Objective } from './objective.js'
 import type { TrainedTensor } from './objective-graph.js'
@@ -168,6 +169,7 @@ function prepare(
   predicts = false,
 ) {
   const graph = new Graph(model.proto)
+  computeInFloat32(graph)
   checkTrainableForm(graph)
   computeExactly(graph)
   takeBranchWithoutCache(graph)

@@ -28,7 +28,10 @@ export function abilitiesOf({ form, dataType, problem }: Product): Abilities {
   return {
     run,
     merge: !run ? [] : form.isQuantized ? quantized : isReadable ? ['weights'] : [],
-    train: dataType === DataType.FLOAT && isReadable && (!form.isQuantized || form.dequantize !== undefined),
+    train:
+      [DataType.FLOAT, DataType.FLOAT16].includes(dataType) &&
+      isReadable &&
+      (!form.isQuantized || form.dequantize !== undefined),
     problem,
   }
 }

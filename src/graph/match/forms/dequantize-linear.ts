@@ -13,7 +13,7 @@ import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
 import { FLOAT_DTYPES } from './float-product.js'
 import type { Form } from './form.js'
-import { integerType, readFloats, readIntegers, requireReadable, viewOf } from './integers.js'
+import { castConstant, integerType, readFloats, readIntegers, requireReadable, viewOf } from './integers.js'
 
 export const DEQUANTIZE_LINEAR: Form = {
   name: 'DequantizeLinear',
@@ -31,9 +31,9 @@ export const DEQUANTIZE_LINEAR: Form = {
     const [k, d] = transposed ? [columns, rows] : [rows, columns]
     const [input, output] = [node.input[0], node.output[0]]
     const blockSize = intAttribute(maker, 'block_size', 0)
-    const scales = graph.constant(maker.input[1])
+    const scales = castConstant(graph, maker.input[1])
     const kind = dataTypeName(tensor.dataType).toLowerCase()
-    const shared = (scales?.dims.length ?? 0) === 0 ? 'one scale' : 'a scale for each line'
+    const shared = (scales?.tensor.dims.length ?? 0) === 0 ? 'one scale' : 'a scale for each line'
     const alpha = isGemm ? floatAttribute(node, 'alpha', 1) : 1
     return {
       ...{ form: DEQUANTIZE_LINEAR, node, last: node, weight: maker.input[0], transposed, k, d, input, output },
@@ -118,8 +118,9 @@ function scaleIndex(graph: Graph, maker: NodeProto): (row: number, column: numbe
 
 function problemOf(graph: Graph, maker: NodeProto, tensor: TensorProto): string | undefined {
   if (integerType(tensor.dataType) === undefined) return `integers of type ${dataTypeName(tensor.dataType)}`
-  const scales = graph.constant(maker.input[1])
-  if (scales === undefined || FLOAT_DTYPES[scales.dataType] === undefined) return 'scales that are no float constant'
+  const found = castConstant(graph, maker.input[1])
+  if (found === undefined || FLOAT_DTYPES[found.dataType] === undefined) return 'scales that are no float constant'
+  const scales = found.tensor
   const [shape, axis] = [dimsOf(tensor), axisOf(maker)]
   const blockSize = intAttribute(maker, 'block_size', 0)
   const dims = dimsOf(scales)

@@ -6,6 +6,7 @@ import { TensorProto_DataType as DataType, type TensorProto } from '../../../for
 import { copyMessage } from '../../../formats/onnx/messages.js'
 import type { OnnxModel } from '../../../formats/onnx/model.js'
 import { dataTypeName, inlineBytes, inlineTensor, isExternal } from '../../../formats/onnx/tensors.js'
+import { intAttribute } from '../../view/attributes.js'
 import type { Value } from '../../view/builder.js'
 import type { Graph } from '../../view/graph.js'
 import { FLOAT_DTYPES } from './float-product.js'
@@ -87,9 +88,17 @@ export function requireReadable({ node, problem, layout }: Product): void {
   })
 }
 
+/** A constant, perhaps behind a Cast, and the type in which it arrives. */
+export function castConstant(graph: Graph, value: Value): { tensor: TensorProto; dataType: number } | undefined {
+  const maker = graph.producer(value)
+  const isCast = maker?.opType === 'Cast'
+  const tensor = graph.constant(isCast ? maker.input[0] : value)
+  return tensor && { tensor, dataType: isCast ? intAttribute(maker, 'to', DataType.FLOAT) : tensor.dataType }
+}
+
 /** The number of elements of a constant; undefined if there is none. */
 export function countOf(graph: Graph, value: Value | undefined): number | undefined {
-  const tensor = value ? graph.constant(value) : undefined
+  const tensor = value ? castConstant(graph, value)?.tensor : undefined
   return tensor?.dims.reduce((product, dim) => product * Number(dim), 1)
 }
 

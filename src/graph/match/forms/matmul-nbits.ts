@@ -15,7 +15,7 @@ import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
 import { FLOAT_DTYPES } from './float-product.js'
 import type { Form, Product } from './form.js'
-import { countOf, readFloats, readIntegers, requireReadable, unpack, viewOf } from './integers.js'
+import { castConstant, countOf, readFloats, readIntegers, requireReadable, unpack, viewOf } from './integers.js'
 
 /** The numbers of a node's layout. */
 export interface BlockLayout {
@@ -50,7 +50,7 @@ export const MATMUL_NBITS: Form = {
     const [input, output] = [node.input[0], node.output[0]]
     return {
       ...{ form: MATMUL_NBITS, node, last: node, weight: node.input[WEIGHT], transposed: true, k, d, input, output },
-      dataType: graph.constant(node.input[SCALES])?.dataType ?? DataType.FLOAT,
+      dataType: castConstant(graph, node.input[SCALES])?.dataType ?? DataType.FLOAT,
       layout: `${bits} bits, blocks of ${blockSize}${hasZeroPoints ? ', zero points' : ''}`,
       problem: problemOf(graph, node, weight),
     }
@@ -174,14 +174,14 @@ function problemOf(graph: Graph, node: NodeProto, weight: TensorProto): string |
   const expected = (d * blocks * blockSize * bits) / 8
   const got = countOf(graph, node.input[WEIGHT])
   if (got !== expected) return `a packed weight of ${got} bytes, not ${expected}`
-  const scales = graph.constant(node.input[SCALES])
+  const scales = castConstant(graph, node.input[SCALES])
   if (scales === undefined || FLOAT_DTYPES[scales.dataType] === undefined) return 'scales that are no float constant'
   if (countOf(graph, node.input[SCALES]) !== d * blocks) {
     return `${countOf(graph, node.input[SCALES])} scales, not ${d * blocks}`
   }
   const zeroPoints = node.input[ZERO_POINTS] ?? ''
   if (zeroPoints === '') return undefined
-  const tensor = graph.constant(zeroPoints)
+  const tensor = castConstant(graph, zeroPoints)
   const isPacked = tensor?.dataType === DataType.UINT8
   if (tensor === undefined || (!isPacked && FLOAT_DTYPES[tensor.dataType] === undefined)) {
     return 'zero points that are no constant of bytes or floats'
