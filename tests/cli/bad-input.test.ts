@@ -337,7 +337,7 @@ describe('wrong usage', () => {
     ],
     [
       ['train', ...QUICK, '--out', 'x', '--task', 'classification'],
-      /--task is one of causal-lm, text-classification; got 'classification'/,
+      /--task is one of causal-lm, .*got 'classification'; did you mean text-classification\?/,
     ],
     [
       ['merge', '--base', 'a', '--adapter', 'b', '--out', 'x', '--shards', '2/2'],

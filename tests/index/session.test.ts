@@ -94,5 +94,5 @@ it('a session that opened its model closes it too', async () => {
 })
 
 it('says what a device is that the runtime does not have', async () => {
-  await expect(openSession(UNION, { device: 'abacus' })).rejects.toMatchObject({ code: 'RUNTIME' })
+  await expect(openSession(UNION, { device: 'abacus' })).rejects.toMatchObject({ code: 'UNSUPPORTED' })
 })
