@@ -1,11 +1,13 @@
 // Where an adapter's layers go in a graph, for sessions and for merging.
 
 import { MismatchError, UnsupportedError } from '../../base/errors.js'
+import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
 import type { LoraLayer } from '../../lora/layer.js'
 import type { Graph } from '../view/graph.js'
+import { operatorOf } from '../view/operators.js'
 import type { Linear } from './linears.js'
-import { matchLayers } from './match.js'
+import { matchLayers, moduleFinder } from './match.js'
 import { splitForGraph } from './packed.js'
 
 /** A layer of an adapter and a linear layer of the graph that it adapts. */
@@ -27,6 +29,9 @@ const OPAQUE = new Set([
   'Loop',
   'Scan',
 ])
+
+/** Layers that ONNX Runtime's optimizer packs into one Attention node. */
+const QUERY_KEY_VALUE = /\b(query|key|value|[qkv]_(proj|lin))$/
 
 /**
  * Places the linear layers, whatever else the adapter holds.
@@ -71,7 +76,11 @@ function matchOrRefuse<T extends { name: string; d: number; k: number }>(
   } catch (error) {
     const names = new Set(linears.map(({ name }) => name))
     const found = new Set(linears.map(({ node }) => node))
-    const opaque = graph.nodes.filter((node) => OPAQUE.has(node.opType) && !found.has(node))
+    const { find } = moduleFinder(linears)
+    const asksForQkv = layers.some(({ name }) => QUERY_KEY_VALUE.test(name) && find(name) === undefined)
+    const isOpaque = (node: NodeProto) =>
+      OPAQUE.has(node.opType) || (asksForQkv && operatorOf(node) === 'com.microsoft:Attention')
+    const opaque = graph.nodes.filter((node) => isOpaque(node) && !found.has(node))
     if (opaque.length === 0 || layers.every(({ name }) => names.has(name))) throw error
     const shown = opaque.slice(0, 4).map(({ name, opType }) => `${name} (${opType})`)
     throw new UnsupportedError({
