@@ -81,7 +81,7 @@ describe('--base', () => {
 
   it.each<[string, string[], RegExp]>([
     ['without a base', ['inspect', DORA, '--relative-change'], /--relative-change needs --base/],
-    ['of a model', ['inspect', QWEN2, '--base', QWEN2], /--base: .*not a model/],
+    ['of a model', ['inspect', QWEN2, '--base', QWEN2], /--base: only an adapter can be/],
   ])('is refused %s', async (_, args, message) => {
     const { code, stdout, stderr } = await lowrankHere(...args)
     expect([code > 0, stdout]).toEqual([true, ''])
