@@ -13,6 +13,8 @@ const COMMANDS = 'tests/cli/**/*.test.ts'
 export default defineConfig({
   test: {
     ...settings,
+    // The default leaves one core idle.
+    maxWorkers: '100%',
     // Threads start in half the time of processes.
     projects: [
       {

@@ -72,44 +72,6 @@ describe('lowrank train', () => {
     expect(config).toMatchObject({ r: 2, lora_alpha: 4, lora_dropout: 0.1, target_modules: ['q_proj', 'v_proj'] })
   })
 
-  it('stops at Ctrl-C after the step, saves, and goes on with --resume as if it had not stopped', async () => {
-    const args = ['train', '--model', MODEL, '--data', DATA, '--batch-size', '4', '--max-steps', '10', '--threads', '1']
-    const stopped = join(scratch, 'stopped')
-    const { child, done } = start([...args, '--out', stopped, '--save-every', '1', '--json'])
-    await appears(join(stopped, 'adapter_config.json'))
-    child.kill('SIGINT')
-    const first = await done
-    expect(first.code, first.stderr).toBe(130)
-    expect(first.stderr).toContain('Finishing the step, then saving.')
-    const { steps, interrupted } = JSON.parse(first.stdout)
-    expect(interrupted).toBe(true)
-    expect(steps).toBeLessThan(10)
-    expect(documentOf(await lowrankHere('inspect', stopped, '--json')).layers).toHaveLength(42)
-
-    const resumed = documentOf(await lowrankHere(...args, '--out', stopped, '--resume', '--json'))
-    const whole = join(scratch, 'whole')
-    const straight = documentOf(await lowrankHere(...args, '--out', whole, '--json'))
-    expect(resumed.trainLoss).toEqual(straight.trainLoss)
-    const weights = (folder: string) => readFileSync(join(folder, 'adapter_model.safetensors'))
-    expect(weights(stopped).equals(weights(whole))).toBe(true)
-  })
-
-  it('stops at once at the second Ctrl-C, and keeps the last complete adapter', async () => {
-    const out = join(scratch, 'twice')
-    // Steps long enough that the second Ctrl-C comes within one.
-    const size = ['--batch-size', '30', '--epochs', '99', '--save-every', '1']
-    const { child, done } = start(['train', '--model', MODEL, '--data', DATA, '--out', out, ...size])
-    await appears(join(out, 'adapter_config.json'))
-    child.stderr?.on('data', (text: string) => {
-      if (text.includes('Press Ctrl-C again')) child.kill('SIGINT')
-    })
-    child.kill('SIGINT')
-    const { code, stderr } = await done
-    expect(code).toBe(130)
-    expect(stderr).not.toContain('Stopped after')
-    expect(documentOf(await lowrankHere('inspect', out, '--json')).layers).toHaveLength(42)
-  })
-
   it('overwrites its own run when asked', async () => {
     const out = join(scratch, 'again')
     expect((await lowrankHere('train', ...QUICK, '--out', out)).code).toBe(0)
@@ -121,11 +83,6 @@ describe('lowrank train', () => {
     expect(documentOf(await lowrankHere('inspect', out, '--json')).config.rank).toBe(4)
   })
 })
-
-/** The config is the last file of an adapter to get its name. */
-async function appears(path: string): Promise<void> {
-  for (let i = 0; i < 3000 && !existsSync(path); i++) await new Promise((resolve) => setTimeout(resolve, 20))
-}
 
 describe('lowrank inspect', () => {
   it('shows an adapter', async () => {

@@ -1,60 +1,18 @@
 // What surrounds `lowrank merge`: signals, closed and full outputs, and what it says beside the result.
 
 import { spawnSync } from 'node:child_process'
-import { createHash } from 'node:crypto'
 import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, truncateSync, writeFileSync } from 'node:fs'
-import { basename, dirname, join } from 'node:path'
+import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
 import { LoraAdapter } from '../../src/index.js'
 import { loadAdapter, saveAdapter } from '../../src/node.js'
+import { lowrankHere } from './in-process.js'
+import { d, digest, k, LAYERS, large } from './large-merge.js'
 import { lowrank, MODEL, root, scratchFolder, start } from './lowrank.js'
 
 const scratch = scratchFolder()
 const PEFT = join(root, 'tests', 'golden', 'peft', 'f32')
 const CHECKPOINT = ['--format', 'safetensors']
-const LAYERS = 16
-const [d, k] = [2048, 2048]
-
-/** The folders beside an output in which it is made. */
-function partialsOf(out: string): string[] {
-  const names = existsSync(dirname(out)) ? readdirSync(dirname(out)) : []
-  return names.filter((name) => name.startsWith(`${basename(out)}.partial-`)).map((name) => join(dirname(out), name))
-}
-
-/** The files of finished shards that are noted there. */
-function notesOf(out: string): string[] {
-  const folders = partialsOf(out).map((folder) => join(folder, '.merge'))
-  return folders.flatMap((folder) =>
-    existsSync(folder) ? readdirSync(folder).filter((name) => /^model.*json$/.test(name)) : [],
-  )
-}
-
-/** 16 files of 8 MB of zeros, and an adapter for them. */
-async function large(): Promise<{ base: string; adapter: string }> {
-  const [base, folder] = [join(scratch, 'large'), join(scratch, 'large-adapter')]
-  if (existsSync(base)) return { base, adapter: folder }
-  mkdirSync(base)
-  const weight_map: Record<string, string> = {}
-  const adapter = new LoraAdapter({ rank: 64, alpha: 64, targetModules: ['q_proj'] })
-  for (let i = 0; i < LAYERS; i++) {
-    const file = `model-000${String(i + 1).padStart(2, '0')}-of-000${LAYERS}.safetensors`
-    const name = `model.layers.${i}.q_proj`
-    weight_map[`${name}.weight`] = file
-    const info = { dtype: 'BF16', shape: [d, k], data_offsets: [0, 2 * d * k] }
-    const header = Buffer.from(JSON.stringify({ [`${name}.weight`]: info }))
-    const bytes = Buffer.alloc(8 + header.length + 2 * d * k)
-    bytes.writeBigUInt64LE(BigInt(header.length))
-    bytes.set(header, 8)
-    writeFileSync(join(base, file), bytes)
-    const ones = (rows: number, columns: number) => {
-      return { data: new Float32Array(rows * columns).fill(1), shape: [rows, columns] as const }
-    }
-    adapter.addFactors(name, ones(64, k), ones(d, 64))
-  }
-  writeFileSync(join(base, 'model.safetensors.index.json'), JSON.stringify({ metadata: {}, weight_map }))
-  await saveAdapter(adapter, folder)
-  return { base, adapter: folder }
-}
 
 /** The F32 tensors of a file. */
 function readWeights(file: string): Map<string, Float32Array> {
@@ -76,42 +34,6 @@ function readWeights(file: string): Map<string, Float32Array> {
   )
 }
 
-function digest(folder: string): string {
-  const hash = createHash('sha256')
-  for (const name of readdirSync(folder).sort()) hash.update(name).update(readFileSync(join(folder, name)))
-  return hash.digest('hex')
-}
-
-describe.each(['SIGINT', 'SIGTERM'] as const)('%s', (signal) => {
-  it('stops a merge, keeps finished files for a resume, and leaves those of other jobs', async () => {
-    const { base, adapter } = await large()
-    const whole = join(scratch, 'whole')
-    const args = ['merge', '--base', base, '--adapter', adapter]
-    if (!existsSync(whole)) expect((await lowrank(...args, '--out', whole)).code).toBe(0)
-    const out = join(scratch, `stopped by ${signal}`)
-    const finished = () => notesOf(out)
-    const stop = async (isTime: () => boolean, ...share: string[]) => {
-      const { child, done } = start([...args, '--out', out, '--threads', '1', ...share], true)
-      while (!isTime() && child.exitCode === null) await new Promise((resolve) => setTimeout(resolve, 1))
-      child.kill(signal)
-      const { code, stderr } = await done
-      expect(stderr).toMatch(/Stopping\. --out does not change\./)
-      expect(stderr).toMatch(/Stopped\. .*--resume/)
-      expect(code).toBe(130)
-      expect(existsSync(out)).toBe(false)
-    }
-    await stop(() => finished().length > 0, '--shards', '0/2')
-    const first = finished()
-    const [partial] = partialsOf(out)
-    expect(readdirSync(partial)).toHaveLength(1 + first.length)
-    const isOwn = (name: string) => name.startsWith('model-00002-of-00016.safetensors')
-    await stop(() => readdirSync(partial).some(isOwn), '--shards', '1/2')
-    expect(finished()).toEqual(expect.arrayContaining(first))
-    expect((await lowrank(...args, '--out', out, '--resume')).code).toBe(0)
-    expect(digest(out)).toBe(digest(whole))
-  })
-})
-
 describe('options', () => {
   it('--tied says what becomes of tied embeddings', async () => {
     const folder = join(scratch, 'head')
@@ -122,7 +44,7 @@ describe('options', () => {
     adapter.addFactors('lm_head', halves(1, 192), halves(2048, 1))
     await saveAdapter(adapter, folder)
     const merge = (out: string, ...options: string[]) =>
-      lowrank(
+      lowrankHere(
         'merge',
         '--base',
         MODEL,
@@ -150,10 +72,22 @@ describe('options', () => {
   it('--out-dtype converts, and config.json says so', async () => {
     const out = join(scratch, 'converted')
     expect(
-      (await lowrank('merge', '--base', MODEL, '--adapter', PEFT, '--out', out, '--out-dtype', 'bf16', ...CHECKPOINT))
-        .code,
+      (
+        await lowrankHere(
+          'merge',
+          '--base',
+          MODEL,
+          '--adapter',
+          PEFT,
+          '--out',
+          out,
+          '--out-dtype',
+          'bf16',
+          ...CHECKPOINT,
+        )
+      ).code,
     ).toBe(0)
-    const { tensors } = JSON.parse((await lowrank('inspect', out, '--json')).stdout)
+    const { tensors } = JSON.parse((await lowrankHere('inspect', out, '--json')).stdout)
     expect(new Set(tensors.map(({ dtype }: { dtype: string }) => dtype))).toEqual(new Set(['BF16']))
     expect(JSON.parse(readFileSync(join(out, 'config.json'), 'utf8')).torch_dtype).toBe('bfloat16')
   })
@@ -162,7 +96,7 @@ describe('options', () => {
     const args = ['merge', '--base', join(MODEL, 'model.safetensors'), '--adapter', PEFT, '--out-dtype', 'bf16']
     for (const options of [['--dry-run'], []]) {
       const out = join(scratch, 'converted.safetensors')
-      const { code, stdout, stderr } = await lowrank(...args, '--out', out, '--json', ...options)
+      const { code, stdout, stderr } = await lowrankHere(...args, '--out', out, '--json', ...options)
       expect(stderr).toMatch(
         /^warning: The result is in BF16, and the base's config\.json, .* says float32: change it/m,
       )
@@ -174,7 +108,7 @@ describe('options', () => {
   it('--shards and --finish make together what one merge makes', async () => {
     const [out, whole] = [join(scratch, 'in jobs'), join(scratch, 'in one')]
     const args = ['merge', '--base', MODEL, '--adapter', PEFT, ...CHECKPOINT, '--max-shard-size', '2MB']
-    const job = async (...options: string[]) => lowrank(...args, '--out', out, ...options)
+    const job = async (...options: string[]) => lowrankHere(...args, '--out', out, ...options)
     expect((await job('--shards', '0/3')).code).toBe(0)
     expect((await job('--shards', '2/3')).code).toBe(0)
     const early = await job('--finish')
@@ -185,7 +119,7 @@ describe('options', () => {
     expect([early.code, existsSync(out)]).toEqual([1, false])
     expect((await job('--shards', '1/3')).code).toBe(0)
     expect((await job('--finish')).code).toBe(0)
-    expect((await lowrank(...args, '--out', whole)).code).toBe(0)
+    expect((await lowrankHere(...args, '--out', whole)).code).toBe(0)
     expect(digest(out)).toBe(digest(whole))
   })
 })
@@ -261,7 +195,7 @@ describe('what it says', () => {
     writeFileSync(join(base, 'model.gguf'), 'x')
     for (const options of [['--dry-run'], []]) {
       const out = join(scratch, 'without copies')
-      const { code, stderr } = await lowrank(
+      const { code, stderr } = await lowrankHere(
         'merge',
         '--base',
         base,
@@ -279,9 +213,9 @@ describe('what it says', () => {
   })
 
   it('one valid document, also where a change has no size', async () => {
-    const { base, adapter } = await large()
+    const { base, adapter } = await large(scratch)
     const out = join(scratch, 'from nothing')
-    const { stdout, stderr } = await lowrank('merge', '--base', base, '--adapter', adapter, '--out', out, '--json')
+    const { stdout, stderr } = await lowrankHere('merge', '--base', base, '--adapter', adapter, '--out', out, '--json')
     const report = JSON.parse(stdout)
     // The base is zero.
     expect(report.layers[0]).toEqual({ name: 'model.layers.0.q_proj', relativeChange: null })
@@ -305,8 +239,8 @@ describe('what it says', () => {
       '2MB',
       '--json',
     ]
-    const plan = JSON.parse((await lowrank(...args, '--dry-run')).stdout)
-    const report = JSON.parse((await lowrank(...args)).stdout)
+    const plan = JSON.parse((await lowrankHere(...args, '--dry-run')).stdout)
+    const report = JSON.parse((await lowrankHere(...args)).stdout)
     for (const key of ['out', 'tensors', 'changed', 'leftOut']) expect(report[key]).toEqual(plan[key])
     const names = (layers: { name: string }[]) => layers.map(({ name }) => name)
     expect(names(report.layers)).toEqual(names(plan.layers))
@@ -333,7 +267,7 @@ it('says of each job what it made, and what is left to do', async () => {
   const args = ['merge', '--base', MODEL, '--adapter', PEFT, '--out', out, ...CHECKPOINT, '--max-shard-size', '8MB']
   const said: string[] = []
   for (const part of [['--shards', '0/3'], ['--shards', '1/3'], ['--shards', '2/3'], ['--finish']]) {
-    const { code, stderr } = await lowrank(...args, ...part)
+    const { code, stderr } = await lowrankHere(...args, ...part)
     expect(code, stderr).toBe(0)
     said.push(stderr.trimEnd().split('\n').at(-1)!)
   }

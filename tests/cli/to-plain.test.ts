@@ -71,8 +71,8 @@ it('warns where the start was random', async () => {
 })
 
 it.each([
-  ['neither base nor adapter', [PISSA], 1, /--base: missing/],
-  ['both', [PISSA, '--base', MODEL, '--initial', PISSA], 1, /--initial: only without base/],
+  ['neither base nor adapter', [PISSA], 2, /--base: base and initial are both missing/],
+  ['both', [PISSA, '--base', MODEL, '--initial', PISSA], 2, /--initial: not together with base/],
   ['a plain adapter', [join(golden, 'f32'), '--base', MODEL], 1, /plain LoRA already/],
   ['an .onnx base', [PISSA, '--base', ONNX], 1, /model\.onnx.*safetensors/],
   [

@@ -74,6 +74,7 @@ describe('the cache', () => {
       type: 'float32',
       axis: 2,
       dims: [undefined, 2, undefined, 16],
+      isOfEncoder: false,
     })
     expect(emptyCache(3)[last]).toEqual({ type: 'float32', data: new Float32Array(0), dims: [3, 2, 0, 16] })
     await model.close()

@@ -156,7 +156,9 @@ describe('records of every kind', () => {
     await expect(encode([{ messages: turn }], broken)).rejects.toThrow(/the chat template cannot be read/)
     const missing = await encode([{ messages: turn }]).catch((error: unknown) => error)
     expect(missing).toBeInstanceOf(FormatError)
-    expect((missing as Error).message).toContain('union-3m: this model has no chat template')
+    expect((missing as Error).message).toContain(
+      'union-3m: the data contains chats, but the model has no chat template',
+    )
     expect((missing as Error).message).toContain('--chat-template FILE')
   })
 

@@ -1,0 +1,94 @@
+// Commands that are stopped while they work: by Ctrl-C, and by SIGTERM.
+
+import { existsSync, readdirSync, readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { describe, expect, it } from 'vitest'
+import { lowrankHere } from './in-process.js'
+import { digest, large, notesOf, partialsOf } from './large-merge.js'
+import { DATA, lowrank, MODEL, type Outcome, scratchFolder, start } from './lowrank.js'
+
+const scratch = scratchFolder()
+
+/** The one JSON document on stdout. */
+function documentOf({ code, stdout, stderr }: Outcome) {
+  expect(code, stderr).toBe(0)
+  const document = JSON.parse(stdout)
+  expect(Object.keys(document)[0]).toBe('version')
+  expect(document.version).toBe(1)
+  return document
+}
+
+/** The config is the last file of an adapter to get its name. */
+async function appears(path: string): Promise<void> {
+  for (let i = 0; i < 3000 && !existsSync(path); i++) await new Promise((resolve) => setTimeout(resolve, 20))
+}
+
+describe('lowrank train', () => {
+  it('stops at Ctrl-C after the step, saves, and goes on with --resume as if it had not stopped', async () => {
+    const args = ['train', '--model', MODEL, '--data', DATA, '--batch-size', '4', '--max-steps', '10', '--threads', '1']
+    const stopped = join(scratch, 'stopped')
+    const { child, done } = start([...args, '--out', stopped, '--save-every', '1', '--json'])
+    await appears(join(stopped, 'adapter_config.json'))
+    child.kill('SIGINT')
+    const first = await done
+    expect(first.code, first.stderr).toBe(130)
+    expect(first.stderr).toContain('Finishing the step, then saving.')
+    const { steps, interrupted } = JSON.parse(first.stdout)
+    expect(interrupted).toBe(true)
+    expect(steps).toBeLessThan(10)
+    expect(documentOf(await lowrankHere('inspect', stopped, '--json')).layers).toHaveLength(42)
+
+    const resumed = documentOf(await lowrankHere(...args, '--out', stopped, '--resume', '--json'))
+    const whole = join(scratch, 'whole')
+    const straight = documentOf(await lowrankHere(...args, '--out', whole, '--json'))
+    expect(resumed.trainLoss).toEqual(straight.trainLoss)
+    const weights = (folder: string) => readFileSync(join(folder, 'adapter_model.safetensors'))
+    expect(weights(stopped).equals(weights(whole))).toBe(true)
+  })
+
+  it('stops at once at the second Ctrl-C, and keeps the last complete adapter', async () => {
+    const out = join(scratch, 'twice')
+    // Steps long enough that the second Ctrl-C comes within one.
+    const size = ['--batch-size', '30', '--epochs', '99', '--save-every', '1']
+    const { child, done } = start(['train', '--model', MODEL, '--data', DATA, '--out', out, ...size])
+    await appears(join(out, 'adapter_config.json'))
+    child.stderr?.on('data', (text: string) => {
+      if (text.includes('Press Ctrl-C again')) child.kill('SIGINT')
+    })
+    child.kill('SIGINT')
+    const { code, stderr } = await done
+    expect(code).toBe(130)
+    expect(stderr).not.toContain('Stopped after')
+    expect(documentOf(await lowrankHere('inspect', out, '--json')).layers).toHaveLength(42)
+  })
+})
+
+describe.each(['SIGINT', 'SIGTERM'] as const)('%s', (signal) => {
+  it('stops a merge, keeps finished files for a resume, and leaves those of other jobs', async () => {
+    const { base, adapter } = await large(scratch)
+    const whole = join(scratch, 'whole')
+    const args = ['merge', '--base', base, '--adapter', adapter]
+    if (!existsSync(whole)) expect((await lowrank(...args, '--out', whole)).code).toBe(0)
+    const out = join(scratch, `stopped by ${signal}`)
+    const finished = () => notesOf(out)
+    const stop = async (isTime: () => boolean, ...share: string[]) => {
+      const { child, done } = start([...args, '--out', out, '--threads', '1', ...share], true)
+      while (!isTime() && child.exitCode === null) await new Promise((resolve) => setTimeout(resolve, 1))
+      child.kill(signal)
+      const { code, stderr } = await done
+      expect(stderr).toMatch(/Stopping\. --out does not change\./)
+      expect(stderr).toMatch(/Stopped\. .*--resume/)
+      expect(code).toBe(130)
+      expect(existsSync(out)).toBe(false)
+    }
+    await stop(() => finished().length > 0, '--shards', '0/2')
+    const first = finished()
+    const [partial] = partialsOf(out)
+    expect(readdirSync(partial)).toHaveLength(1 + first.length)
+    const isOwn = (name: string) => name.startsWith('model-00002-of-00016.safetensors')
+    await stop(() => readdirSync(partial).some(isOwn), '--shards', '1/2')
+    expect(finished()).toEqual(expect.arrayContaining(first))
+    expect((await lowrank(...args, '--out', out, '--resume')).code).toBe(0)
+    expect(digest(out)).toBe(digest(whole))
+  })
+})
