@@ -11,7 +11,7 @@ export type { AdapterCallOptions, AdapterPipelineParts, PipelineOptions, Pipelin
 
 /** A text that a model continued. */
 export interface GeneratedText {
-  /** With `return_full_text: false` what follows the prompt alone. */
+  /** The prompt and the new text. With `return_full_text: false`, only the new text. */
   generated_text: string
 }
 
@@ -27,7 +27,7 @@ export interface LabelScore {
   score: number
 }
 
-/** What is used of a tensor of transformers.js. */
+/** The members of a transformers.js tensor that are used here. */
 export interface FeatureTensor {
   readonly type: string
   readonly dims: number[]
@@ -53,7 +53,7 @@ export interface PipelineCalls {
 /** A pipeline whose calls choose an adapter. */
 export type AdapterPipeline<Task extends PipelineTask> = PipelineCalls[Task] & AdapterPipelineParts
 
-/** What is looked at of a pipeline of transformers.js. */
+/** The members of a transformers.js pipeline that are used here. */
 export interface PipelineLike {
   (...args: never[]): Promise<unknown>
   readonly task: string
@@ -65,13 +65,13 @@ export type WithAdapters<Pipeline extends PipelineLike> = Pipeline &
   ((input: Parameters<Pipeline>[0], options: AdapterCallOptions) => ReturnType<Pipeline>)
 
 /**
- * A pipeline of transformers.js over a model that lowrank opens: its weights are in memory once, and each call chooses an adapter.
+ * Makes a pipeline of transformers.js for a model that lowrank opens. Its weights are in memory once, and each call chooses an adapter.
  * Calls with different adapters may overlap. Needs @huggingface/transformers 4.3 or later.
  *
  * @param task text-generation, feature-extraction or text-classification
  * @param source what `loadModel` takes: a path (not in browsers), `org/name`, a URL, picked files or a Directory
- * @returns the pipeline; it takes transformers.js's own options, and `adapter`. `session.add` adds adapters later
- * @throws UnsupportedError for another task, an older transformers.js, a type of models that it does not have, or a model of several
+ * @returns the pipeline. Its calls take the options of transformers.js, and also `adapter`. `session.add` adds adapters later
+ * @throws UnsupportedError for another task, an older transformers.js, a model type that transformers.js does not support, or a model of several
  *   graphs; MismatchError when an adapter is of another model, or this process has two ONNX Runtimes; RuntimeError when
  *   @huggingface/transformers is not installed or the graph does not open; ConfigError for an option that is not usable; FileError and
  *   FormatError when files are missing or cannot be read
@@ -96,13 +96,13 @@ export async function pipelineWithAdapters<Task extends PipelineTask>(
 }
 
 /**
- * Puts adapters under a pipeline of transformers.js that is there. Its own session is released before lowrank's opens, so that weights
- * are in memory once; the pipeline that was given goes on with the base model. Where opening fails after that, it can not be used any
- * more.
+ * Adds adapters to an existing pipeline of transformers.js. It releases the pipeline's session before it opens lowrank's, so the weights
+ * are in memory only once. The given pipeline still works: it runs the base model alone. If lowrank's session cannot be opened, you
+ * cannot use the given pipeline any more.
  *
  * @param pipeline of text-generation, feature-extraction or text-classification
- * @returns the pipeline; it takes its own options, and `adapter`
- * @throws ConfigError for what is no pipeline, or an option that is not usable; UnsupportedError for another task, a model of several
+ * @returns the pipeline. Its calls take the same options as before, and also `adapter`
+ * @throws ConfigError for a value that is not a pipeline, or an option that is not usable; UnsupportedError for another task, a model of several
  *   graphs or an older transformers.js; MismatchError when the source or an adapter is of another model; StateError when the pipeline
  *   has adapters already; RuntimeError when the graph does not open; FileError and FormatError when files are missing or cannot be read
  *

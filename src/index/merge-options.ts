@@ -1,4 +1,4 @@
-// What merging and unmerging take, and the tables that options are checked by.
+// The options of merging and unmerging, and the tables that check them.
 
 import {
   BOOLEAN,
@@ -19,7 +19,7 @@ import { ADAPTER } from './adapters.js'
 import { DTYPE } from './model.js'
 import { SOURCE, type Source, TARGET, type Target } from './sources.js'
 
-/** An adapter to merge: an object, or a source. `weight` multiplies its change. Default 1. */
+/** An adapter to merge: an adapter in memory, or a source. `weight` multiplies its change. Default 1. */
 export type AdapterToMerge =
   | LoraAdapter
   | Source
@@ -27,7 +27,7 @@ export type AdapterToMerge =
 
 /** Options of merging and unmerging. */
 export interface MergingOptions extends Omit<MergeSettings, 'tied' | 'outDtype' | 'quantized'>, PathSettings {
-  /** One adapter, or several that are added up. */
+  /** One adapter, or several adapters. Their changes are added. */
   adapters: AdapterToMerge | readonly AdapterToMerge[]
   /** The place of the result. A path that ends in .onnx or .safetensors is a file. Other paths are folders, which also get the base's configuration and tokenizer. */
   out: Target

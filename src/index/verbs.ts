@@ -1,4 +1,4 @@
-// The verbs of the public API. Each loads its code with the first call: a page that only computes with LoRA layers stays small.
+// The functions of the public API. Each loads its code with the first call: a page that only computes with LoRA layers stays small.
 
 import type { ConvertReport } from '../exchange/convert.js'
 import type { Model } from '../graph/model-folder.js'
@@ -65,7 +65,7 @@ export async function loadAdapter(source: Source, options?: LoadOptions): Promis
  * config lists the names of the layers instead.
  *
  * @throws StateError when there is no layer; ConfigError when `dtype` is none of F32, F16 and BF16, or an argument is not valid;
- *   NumericError when a value is not finite, or not in the type it is saved in; MismatchError when the config excludes a layer;
+ *   NumericError when a value is not finite, or would not be finite in the type of the file; MismatchError when the config excludes a layer;
  *   FileError when the folder cannot be written.
  *
  * @example
@@ -80,7 +80,7 @@ export async function saveAdapter(adapter: LoraAdapter, target: Target, options?
  * Trains an adapter. It checks the model, the data and the folder before it writes anything.
  *
  * @throws ConfigError when an option is unknown or out of range, contradicts another option, or needs an option that is missing,
- *   and when PEFT has no default modules for the model; DataError for records, FileError when `out` cannot be used or a path does
+ *   and when PEFT has no default modules for the model; DataError for records that are not valid, FileError when `out` cannot be used or a path does
  *   not exist, MismatchError when no module matches, or when the run in `out` has other options, data or weights, UnsupportedError
  *   for graphs that cannot be trained and adapters with more than plain linear layers, StateError when `adapter` is merged or has
  *   no layers, NumericError with the number of the step when the loss is not finite. The last adapter with a finite loss is saved
@@ -140,7 +140,7 @@ export async function openSession(model: Model | Source, options?: OpenSessionOp
  *
  * @throws ConfigError for an option that is unknown or not valid; FileError when a path does not exist, when `out` is not empty,
  *   or when `out` is the folder of the base; FormatError when a file is damaged; MismatchError when an adapter does not fit, or
- *   changes tied embeddings; UnsupportedError naming what cannot be merged, or an option that the format cannot honor; NumericError
+ *   changes tied embeddings; UnsupportedError naming what cannot be merged, or an option that does not work with the format; NumericError
  *   naming the tensor when a value is not finite
  *
  * @example
@@ -181,10 +181,10 @@ export async function unmerge(options: UnmergeOptions): Promise<UnmergeReport> {
 
 /**
  * Shows what is in an adapter folder, a safetensors file or checkpoint, an .onnx file, a folder with one of them, or an adapter in memory.
- * If an adapter cannot be loaded, the report lists all its problems and its sound parts.
+ * If an adapter cannot be loaded, the report lists all its problems and its valid parts.
  *
  * @throws FileError when the source does not exist or is none of these; FormatError when it is damaged; ConfigError when a value of
- *   an adapter's config is out of range, or for options of adapters with a model; UnsupportedError for another method than LoRA
+ *   an adapter's config is out of range, or when the source is a model and an option is only for adapters; UnsupportedError for an adapter that is not LoRA
  *
  * @example
  * const report = await inspect('tests/golden/peft/f32', { base: 'models/union-3m' })
@@ -199,7 +199,7 @@ export async function inspect(target: Source | LoraAdapter, options?: InspectOpt
  * These methods change the base before training, so the adapter fits only the changed base. The plain adapter fits the original
  * base, and can be merged and swapped like any other.
  *
- * The start of `pissa-niter-N` is random, and PEFT computes another one each time it loads the adapter. So without `initial` the result
+ * The initial values of `pissa-niter-N` are random, and PEFT computes new ones each time it loads the adapter. So without `initial` the result
  * is an approximation.
  *
  * @throws FileError or FormatError when base or adapter cannot be read; ConfigError when the adapter is plain already, or when both
@@ -216,13 +216,13 @@ export async function toPlain(adapter: Source | LoraAdapter, options: ToPlainOpt
 
 /**
  * Makes one adapter from several adapters of the same base. By default, its change is exactly the weighted sum Σ weight·s·B·A. The
- * adapters may use rsLoRA and patterns, and may have different ranks and layers. `rank`, `energy`, `error` or `ratio` keep the
- * closest change of a lower rank. The factors are combined as they are: no matrix of a weight's size is made. `combinationType` has
- * PEFT's other ways, and `peftCompatible` gives the numbers of PEFT's add_weighted_adapter.
+ * adapters may use rsLoRA and patterns, and may have different ranks and layers. With `rank`, `energy`, `error` or `ratio` it is the
+ * closest change of a lower rank. lowrank works on the factors, and makes no matrix as large as a weight. `combinationType` chooses
+ * one of PEFT's other methods, and `peftCompatible` gives the same numbers as PEFT's add_weighted_adapter.
  *
  * @throws ConfigError for an option that is unknown, not valid or not used by the combination type, and for layers of different ranks
- *   where factors are added; MismatchError when the adapters belong to different bases; UnsupportedError for DoRA, for adapters whose start
- *   changed their base, and for replaced tensors that are no sum; what {@link loadAdapter} throws
+ *   where factors are added; MismatchError when the adapters belong to different bases; UnsupportedError for DoRA, for adapters whose initial values
+ *   changed their base, and for replaced tensors that cannot be added; what {@link loadAdapter} throws
  *
  * @example
  * const { adapter, error } = await combine({
@@ -237,11 +237,11 @@ export async function combine(options: CombineOptions): Promise<CombineResult> {
 }
 
 /**
- * Gives an adapter another rank: the closest change of that rank, by the singular values of each layer's s·B·A. They come exactly from
- * the factors. `energy`, `error` and `ratio` choose a rank for each layer. The result has alpha = rank in all layers.
+ * Gives an adapter a lower rank. The result is the closest change of that rank. It comes from the singular values of each layer's s·B·A,
+ * which lowrank computes exactly. `energy`, `error` and `ratio` choose a rank for each layer. The result has alpha = rank in all layers.
  *
- * @throws ConfigError for an option that is unknown or not valid, and without a rule; UnsupportedError for an adapter whose start changed
- *   its base; StateError for one without ranks; what {@link loadAdapter} throws
+ * @throws ConfigError for an option that is unknown or not valid, and when no rule is given; UnsupportedError for an adapter whose initial values
+ *   changed its base; StateError for an adapter without ranks; what {@link loadAdapter} throws
  *
  * @example
  * const { adapter, layers } = await resize('tests/golden/peft/f32', { energy: 0.95 })
@@ -254,7 +254,7 @@ export async function resize(adapter: Source | LoraAdapter, options: ResizeOptio
 
 /**
  * Writes an adapter in another format: PEFT's folder, a GGUF file for llama.cpp, a folder for mlx-lm, or an .onnx_adapter for ONNX Runtime.
- * The format of the source is recognized by its content. The result changes the base as the source does: scalings of rsLoRA and patterns
+ * The format of the source is recognized by its content. The result changes the base in the same way as the source: scalings of rsLoRA and patterns
  * are written in the way that the format has for them, and the rows of q and k get llama.cpp's order.
  *
  * @throws UnsupportedError naming what the format cannot hold, such as DoRA in GGUF, and for models that llama.cpp does not have;
@@ -282,7 +282,7 @@ export async function convertAdapter(
  * resized embeddings are kept whole.
  *
  * @throws ConfigError for an option that is unknown or not usable, and without a rule for ranks; MismatchError when the checkpoints do not
- *   belong together; UnsupportedError for quantized ones; NumericError naming a tensor with a value that is not finite; StateError when
+ *   belong together; UnsupportedError for quantized checkpoints; NumericError naming a tensor with a value that is not finite; StateError when
  *   nothing differs; FileError and FormatError for files that are missing or damaged
  *
  * @example
@@ -299,7 +299,7 @@ export async function extract(options: ExtractOptions): Promise<ExtractResult> {
  * Shows how two adapters, or two checkpoints, differ. For adapters: norms, the cosine of both changes, and the principal angles between the
  * spaces that they write into and read from. For checkpoints: the relative change of each tensor. Both name what differs most.
  *
- * @throws MismatchError when a layer or tensor is not the same in both; ConfigError for an adapter and a checkpoint; what
+ * @throws MismatchError when a layer or tensor is not the same in both; ConfigError when one is an adapter and the other a checkpoint; what
  *   {@link loadAdapter} throws
  *
  * @example

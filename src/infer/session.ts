@@ -11,7 +11,7 @@ import type { SamplingOptions } from './sampling.js'
 
 /** The adapters of a session, and how the runtime opens it. */
 export interface AdapterSessionOptions extends Omit<SessionOptions, 'executionProviders' | 'exactProducts'> {
-  /** Adapters to begin with, by the name that runs choose them by. */
+  /** The first adapters: name → adapter. Runs choose an adapter by this name. */
   adapters?: Readonly<Record<string, LoraAdapter>> | undefined
   /**
    * Where the model runs, with ONNX Runtime's names: cpu, webgpu, cuda, coreml, dml, … You can give several. If the first cannot
@@ -20,31 +20,31 @@ export interface AdapterSessionOptions extends Omit<SessionOptions, 'executionPr
   device?: string | readonly string[] | undefined
   /** Module name → name of its node or weight. Needed only if the graph does not name its modules. */
   modules?: ModuleMap | undefined
-  /** Leaves out layers of adapters whose module an export dropped. Default false: they are an error. */
+  /** Leaves out layers of an adapter if the export does not have their module. Default false: such layers are an error. */
   allowMissing?: boolean | undefined
 }
 
 /** Options of `run`. */
 export interface RunOptions {
   /**
-   * Name of the adapter; `{ a: 0.5, b: 1 }` adds several up, each with its weight; a list has one such choice for each row of the batch,
-   * and their ranks may differ. null is the base model alone. Default null.
+   * Name of the adapter. `{ a: 0.5, b: 1 }` adds several adapters, each with its weight. A list has one such choice for each row of the
+   * batch. The adapters may have different ranks. null is the base model alone. Default null.
    */
   adapter?: AdapterChoice | readonly AdapterChoice[] | undefined
   /** Outputs to compute. Default: all. */
   outputNames?: readonly string[] | undefined
-  /** Which of the model's graphs, such as `encoder`. Default: the decoder, or the only one. */
+  /** The graph of the model to run, such as `encoder`. Default: the decoder, or the only graph. */
   graph?: string | undefined
 }
 
-/** A text to continue, or a chat to answer: its messages, of which the last is not the assistant's. */
+/** A text to continue, or the messages of a chat to answer. The last message must not be from the assistant. */
 export type Prompt = string | readonly ChatMessage[]
 
 /** How a chat becomes text. */
 export interface ChatOptions {
   /**
-   * Text of a chat template (Jinja). Default: the one that the adapter was trained with, where it was trained on chats, else that of
-   * the model's folder.
+   * Text of a chat template (Jinja). Default: the template that the adapter was trained with, if it was trained on chats. Otherwise the
+   * template in the model's folder.
    */
   chatTemplate?: string | undefined
   /** Further variables of the template, such as `{ enable_thinking: false }`. */
@@ -53,22 +53,22 @@ export interface ChatOptions {
   tools?: readonly object[] | undefined
 }
 
-/** How a text is streamed: its pieces are what the iteration gives. */
+/** Options of `stream`. */
 export interface StreamOptions extends SamplingOptions, ChatOptions {
   /**
-   * Name of an adapter of the session, for the whole text; `{ a: 0.5, b: 1 }` adds several up, each with its weight; a list has one
+   * Name of an adapter of the session, for the whole text. `{ a: 0.5, b: 1 }` adds several adapters, each with its weight. A list has one
    * such choice for each prompt. null is the base model alone. Default null.
    */
   adapter?: AdapterChoice | readonly AdapterChoice[] | undefined
-  /** Most tokens to write; the text ends at the model's context length in any case. Default 128. */
+  /** The largest number of new tokens. The text also ends when the model's context is full. Default 128. */
   maxNewTokens?: number | undefined
-  /** Texts that end the text, and are no part of it. Default: none; what ends an answer to a chat ends it in any case. */
+  /** Generation ends before the first of these texts. Default: none. The answer to a chat always ends where its turn ends. */
   stop?: string | readonly string[] | undefined
-  /** How many of the likeliest tokens to score at each step, besides the one that is taken. Default: no scores. */
+  /** How many of the most likely tokens get a score at each step, in addition to the chosen token. Default: no scores. */
   logprobs?: number | undefined
   /**
-   * A safe integer; the same seed gives the same text. Of several prompts each has the next number. Default: a new random seed for
-   * each text. The result contains it.
+   * A safe integer. The same seed gives the same text. With several prompts, the second has seed + 1, and so on. Default: a new random
+   * seed for each call. The result contains the seed.
    */
   seed?: number | undefined
   /** Stops the generation after the current token. The promise rejects with the signal's reason. */
@@ -77,11 +77,11 @@ export interface StreamOptions extends SamplingOptions, ChatOptions {
 
 /** How texts are continued. */
 export interface GenerateOptions extends StreamOptions {
-  /** Most prompts that run together. More are faster together and need more memory. Default 8. */
+  /** The largest number of prompts that run together. A larger number is faster and needs more memory. Default 8. */
   batchSize?: number | undefined
   /**
-   * Called with each piece of text as soon as it is certain, and the index of its prompt. The pieces of a prompt together are its
-   * result's text.
+   * Called with each piece of text as soon as it is final, and with the index of its prompt. All pieces of a prompt together are the
+   * text of its result.
    */
   onText?: ((piece: string, index: number) => void) | undefined
 }
@@ -94,7 +94,7 @@ export interface TokenScore {
   readonly text: string
   /** Natural logarithm of the probability that the model gives, before temperature, filters and penalties. */
   readonly logprob: number
-  /** The likeliest tokens of this step, likeliest first. */
+  /** The most likely tokens of this step, the most likely first. */
   readonly top: readonly Omit<TokenScore, 'top'>[]
 }
 
@@ -107,7 +107,7 @@ export interface BatchOptions {
   maxLength?: number | undefined
   /** Texts in one run. Default 8. */
   batchSize?: number | undefined
-  /** Ends the call between two runs: it rejects with the signal's reason. */
+  /** Stops the call after the current run. The promise rejects with the signal's reason. */
   signal?: SignalLike | undefined
 }
 
@@ -115,7 +115,7 @@ export interface BatchOptions {
 export interface EmbedOptions extends BatchOptions {
   /** One adapter for all texts: its name, or `{ name: weight, … }`; null is the base model alone. Default null. */
   adapter?: AdapterChoice | undefined
-  /** How the vectors of tokens become one. Default: as 1_Pooling/config.json says, else `mean`. */
+  /** How the vectors of the tokens become one vector. Default: as 1_Pooling/config.json says, or `mean` without this file. */
   pooling?: 'mean' | 'cls' | undefined
   /** Scales vectors to length 1, so that their product is the cosine. Default true. */
   normalize?: boolean | undefined
@@ -135,7 +135,7 @@ export interface ClassifyOptions extends BatchOptions {
 export interface Classification {
   /** The likeliest label. */
   label: string
-  /** Its probability. If a text can have several labels, the label's own; if the head gives numbers, the number itself. */
+  /** Its probability. If a text can have several labels, each label has its own probability. If the head gives numbers, `score` is the number. */
   score: number
   /** The `topK` likeliest labels, best first. */
   labels: { label: string; score: number }[]
@@ -149,17 +149,17 @@ export interface Classification {
 export interface GenerateResult {
   /** The new text, without the prompt, special tokens and the stop text. */
   text: string
-  /** Number of new tokens, the one that ended the text not counted. */
+  /** Number of new tokens, without the token that ended the text. */
   tokens: number
-  /** The new tokens; those of a stop string are among them. */
+  /** The new tokens, including those of a stop string. */
   tokenIds: number[]
-  /** Why it ended: the model said so, a stop string came, maxNewTokens, or the model's context is full. */
+  /** Why the text ended: the model wrote an end token, a stop string came, `maxNewTokens` was reached, or the context is full. */
   finish: 'eos' | 'stop' | 'max-new-tokens' | 'context'
   /** The seed of this text. The same seed and options give the same text. */
   seed: number
-  /** From the call to the end, without loading the model. */
+  /** Seconds from the call to the end of the text. Loading the model does not count. */
   seconds: number
-  /** One for each of `tokenIds`, where `logprobs` asks for them. */
+  /** One entry for each of `tokenIds`, if the option `logprobs` is set. */
   logprobs?: TokenScore[]
 }
 
@@ -174,7 +174,7 @@ export interface AdapterSession {
   readonly adapters: readonly string[]
   /** Roles of the model's graphs that runs can choose: `decoder` and `encoder`, or `model` alone. */
   readonly graphs: readonly string[]
-  /** The model's own inputs, without those that take adapters; of several graphs those of the first. */
+  /** The model's own inputs, without the inputs for adapters. If the model has several graphs, these are the inputs of the first. */
   readonly inputNames: readonly string[]
   /** The model's outputs. */
   readonly outputNames: readonly string[]
@@ -199,8 +199,8 @@ export interface AdapterSession {
    *
    * @param feeds the model's own inputs by name: `{ type, data, dims }`, such as ONNX Runtime's own tensors. For a language model
    *   `input_ids` is enough: lowrank adds the missing inputs: a mask of ones, positions from that mask, and an empty cache.
-   * @returns the outputs by name; their arrays are the caller's
-   * @throws MismatchError for an unknown adapter, input or output; ConfigError for what is no tensor; RuntimeError when the run fails;
+   * @returns the outputs by name. The session does not use their arrays again
+   * @throws MismatchError for an unknown adapter, input or output; ConfigError for a value that is not a tensor; RuntimeError when the run fails;
    *   StateError when the session is disposed
    *
    * @example
@@ -216,15 +216,15 @@ export interface AdapterSession {
 
   /**
    * Continues a text, or answers a chat: messages go through the chat template, and the answer ends where a turn does. Several prompts
-   * run together in one batch; each gets the text that it would get alone. What options leave out is taken from the model's
-   * generation_config.json; where that says nothing, the likeliest token is taken each time.
+   * run together, `batchSize` at a time. Each gets the text that it would get alone. Options that you leave out come from the model's
+   * generation_config.json. If that file does not set them, lowrank always takes the most likely token.
    *
    * @param prompt text, a list of messages, or a list of such prompts
-   * @returns the text; of a list of prompts a list of texts, in their order
+   * @returns the result; for a list of prompts, a list of results in the same order
    * @throws ConfigError for an option that is unknown or out of range, MismatchError for an unknown adapter or a tokenizer of another
-   *   model, DataError for a prompt without tokens or without room behind it and for a chat that cannot be answered, FormatError for a
-   *   chat without a usable template, UnsupportedError when the graph is no causal language model, or cannot tell rows apart that have
-   *   adapters of their own, NumericError when the logits are not finite, StateError when the session is disposed; what the signal and
+   *   model, DataError for a prompt that has no tokens or fills the whole context, and for a chat that cannot be answered, FormatError for a
+   *   chat without a usable template, UnsupportedError when the graph is not a causal language model, or cannot run a different
+   *   adapter for each row, NumericError when the logits are not finite, StateError when the session is disposed; what the signal and
    *   `onText` throw
    *
    * @example
@@ -239,10 +239,10 @@ export interface AdapterSession {
   generate(prompts: readonly Prompt[], options?: GenerateOptions): Promise<GenerateResult[]>
 
   /**
-   * The text of one prompt, piece by piece, as soon as each is certain. Leaving the loop ends the text.
+   * Gives the text of one prompt piece by piece, each piece as soon as it is final. If you leave the loop, generation stops.
    *
    * @param prompt text, or a list of messages
-   * @returns an iteration over the pieces; its end value is the result
+   * @returns an async generator of the pieces. Its return value is the result
    * @throws what `generate` throws, at the first step of the iteration
    *
    * @example
@@ -253,8 +253,8 @@ export interface AdapterSession {
   stream(prompt: Prompt, options?: StreamOptions): AsyncGenerator<string, GenerateResult, undefined>
 
   /**
-   * Gives texts or pairs of texts a label: by the head that the adapter brings, or else by the model's own. The result of a text does
-   * not depend on the others of the call. Labels are named by the adapter's run, or else by the model's config.json, or else LABEL_0,
+   * Gives each text or pair of texts a label. It uses the head of the adapter, or else the head of the model. The result of a text does
+   * not depend on the others of the call. The names of the labels come from the adapter, or else from the model's config.json, or else they are LABEL_0,
    * LABEL_1, …
    *
    * @returns one result for a single text, a list for a list
@@ -275,10 +275,10 @@ export interface AdapterSession {
   classify(texts: readonly TextOrPair[], options?: ClassifyOptions): Promise<Classification[]>
 
   /**
-   * Makes a vector of each text: texts of like meaning have like vectors. The result of a text does not depend on the others of the call.
+   * Makes a vector for each text. Texts with a similar meaning have similar vectors. The result of a text does not depend on the others of the call.
    *
    * @returns one vector for a single text, a list for a list
-   * @throws UnsupportedError when the graph gives no vectors of tokens, or the model makes one of them in a way that is not known;
+   * @throws UnsupportedError when the graph gives no vectors of tokens, or the model combines them in a way that lowrank does not know;
    *   MismatchError for an unknown adapter or a tokenizer of another model; ConfigError for an option or a text that is not usable;
    *   FileError when the model has no tokenizer; NumericError when a vector is not finite; StateError when the session is disposed
    *

@@ -1,4 +1,4 @@
-// What a training run is told, and what it gives back.
+// The options and the result of a training run.
 
 import type { ByteSource, Directory } from '../base/bytes.js'
 import type { SignalLike } from '../base/globals.js'
@@ -13,7 +13,7 @@ import type { TextRecord } from '../text/records.js'
 import type { TrainEvents, TrainReport } from './report.js'
 import type { TRAIN_DEFAULTS, TrainSettings } from './settings.js'
 
-/** Records; or files of them, by their format: JSONL, JSON, CSV, TSV, Parquet, text; or a folder of such files. */
+/** Records, or files that contain records (JSONL, JSON, CSV, TSV, Parquet or text), or a folder of such files. */
 export type TrainingData =
   | Iterable<TextRecord | Readonly<Record<string, unknown>>>
   | AsyncIterable<TextRecord | Readonly<Record<string, unknown>>>
@@ -21,7 +21,7 @@ export type TrainingData =
   | Directory
   | readonly (ByteSource | Directory)[]
 
-/** Settings of a new adapter. Those named here have their own defaults in training. The others are as in {@link LoraConfig}. */
+/** Settings of a new adapter. The settings below have their own defaults in training. All other settings are as in {@link LoraConfig}. */
 export interface TrainConfig extends Omit<LoraConfigInput, keyof (typeof TRAIN_DEFAULTS)['config']> {
   /** r, at least 1. Default 8. */
   readonly rank?: number | undefined
@@ -44,11 +44,11 @@ type Optional<T> = { readonly [K in keyof T]?: T[K] | undefined }
 
 /** All options of training, with open files and an open model. */
 export interface TrainingOptions extends Optional<TrainSettings> {
-  /** The base. Its weights are read, never changed; it stays open. */
+  /** The base. Training reads its weights and never changes them. It does not close the model. */
   readonly model: Model
   /** The task. Default: `causal-lm`, to continue texts. */
   readonly task?: TaskName | undefined
-  /** Settings of the task's own, such as a temperature of its loss. */
+  /** Settings that only this task has, such as the temperature of its loss. */
   readonly taskOptions?: Readonly<Record<string, unknown>> | undefined
   /** The training data. */
   readonly data: TrainingData
@@ -85,7 +85,7 @@ export interface TrainingOptions extends Optional<TrainSettings> {
 
 /** Result of a run. */
 export interface TrainResult {
-  /** The trained adapter: the one of the options, if they had one. */
+  /** The trained adapter. If the options contained an adapter, it is the same object. */
   readonly adapter: LoraAdapter
   /** Losses, times and sizes. */
   readonly report: TrainReport

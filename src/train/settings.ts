@@ -1,4 +1,4 @@
-// The numbers that steer a training run, and their checks.
+// The settings of a training run, and their checks.
 
 import { BOOLEAN, COUNT, checkArgument, numberKind, type OptionTable, oneOf } from '../base/options.js'
 import type { LoraConfigInput } from '../lora/config.js'
@@ -19,33 +19,33 @@ export interface TrainSettings {
   maxLength: number | undefined
   /** Highest learning rate of the schedule. Default 1e-3. */
   learningRate: number
-  /** Default cosine. */
+  /** How the learning rate changes during the run. Default cosine. */
   schedule: Schedule
   /** Share of the steps in which the learning rate rises. Default 0.03. */
   warmupRatio: number
   /**
-   * LoRA+ (Hayou et al. 2024, arXiv 2402.12354): the learning rate of B and of biases is so many times that of all else. At least 1.
+   * LoRA+ (Hayou et al. 2024, arXiv 2402.12354): the learning rate of B and of biases is that of all other tensors times this number. At least 1.
    * Default: 1.
    */
   loraPlusRatio: number | undefined
   /** AdamW's weight decay, decoupled from the gradient. Default 0. */
   weightDecay: number
-  /** Gradients whose global norm is larger are scaled down to it; 0: never. Default 1. */
+  /** If the global norm of the gradients is larger than this, they are scaled down to it. 0 turns this off. Default 1. */
   maxGradNorm: number
   /**
-   * Where the model runs, in ONNX Runtime's words: cpu, webgpu, cuda, coreml, dml, …; or several, best first: what the first cannot
-   * compute goes to the next. The optimizer runs on the processor. Default: the runtime's processor.
+   * Where the model runs, with ONNX Runtime's names: cpu, webgpu, cuda, coreml, dml, … You can give several. If the first cannot
+   * compute an operator, the next one does. The optimizer always runs on the CPU. Default: the CPU.
    */
   device: string | readonly string[] | undefined
   /** Threads of the runtime. Default: its own choice. */
   threads: number | undefined
   /** Uses less memory; a little slower. Default false. */
   lowMemory: boolean
-  /** Save adapter and state every so many steps. Default: at the end and when interrupted. */
+  /** Number of steps between two saves of adapter and state. Default: saves only at the end and when interrupted. */
   saveEvery: number | undefined
-  /** Put short records together into rows of `maxLength` tokens (else 512); none sees another. Default false. */
+  /** Put short records together into rows of `maxLength` tokens (512 without it). No record sees another. Default false. */
   packing: boolean
-  /** Evaluate every so many steps too, not only before and after. Needs `evalData`. */
+  /** Number of steps between two evaluations. Default: only before and after training. Needs `evalData` or `evalSplit`. */
   evaluateEvery: number | undefined
 }
 
@@ -68,7 +68,7 @@ export const TRAIN_DEFAULTS = Object.freeze({
   packing: false,
   saveEvery: undefined,
   evaluateEvery: undefined,
-  /** Of a new adapter. What is not here is as in every LoraConfig. */
+  /** Defaults of a new adapter. Settings that are not here have the defaults of LoraConfig. */
   config: Object.freeze({
     rank: 8,
     alpha: 16,
@@ -104,7 +104,7 @@ export const SETTINGS_KINDS: OptionTable<TrainSettings> = {
 /**
  * The settings with defaults where `input` has none.
  *
- * @throws ConfigError naming the first that is out of range
+ * @throws ConfigError that names the first setting that is out of range
  */
 export function resolveSettings(
   input: { readonly [K in keyof TrainSettings]?: TrainSettings[K] | undefined },
