@@ -62,7 +62,7 @@ describe('a run that does not end', () => {
     expect(result).toEqual({
       hung: HUNG,
       disposed: HUNG,
-      later: { name: 'StateError', message: expect.stringContaining('disposed') },
+      later: { name: 'StateError', message: expect.stringContaining('closed') },
       isInTime: true,
     })
   })

@@ -103,7 +103,7 @@ describe('README and the pages of docs/', () => {
 })
 
 describe('the examples of docstrings', () => {
-  const sources = ['src/index/verbs.ts', 'src/index/hub.ts', 'src/infer/session.ts']
+  const sources = ['src/index/verbs.ts', 'src/index/hub.ts', 'src/infer/session.ts', 'src/index/session.ts']
   const examples = sources.flatMap((source) => {
     const text = readFileSync(join(repository, source), 'utf8')
     const comments = [
@@ -116,7 +116,7 @@ describe('the examples of docstrings', () => {
 
   it('are there for every verb and every method of a session', () => {
     const verbs = /^export async function (\w+)/gm
-    const methods = /^ {2}(add|remove|run|generate|stream)\(/gm
+    const methods = /^ {2}(add|remove|run|generate|stream|classify|embed)\(/gm
     const names = [
       ...readFileSync(join(repository, sources[0]), 'utf8').matchAll(verbs),
       ...readFileSync(join(repository, sources[2]), 'utf8').matchAll(methods),
