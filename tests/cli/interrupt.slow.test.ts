@@ -66,7 +66,7 @@ describe('lowrank train', () => {
 describe.each(['SIGINT', 'SIGTERM'] as const)('%s', (signal) => {
   it('stops a merge, keeps finished files for a resume, and leaves those of other jobs', async () => {
     const { base, adapter } = await large(scratch)
-    const whole = join(scratch, 'whole')
+    const whole = join(scratch, 'whole merge')
     const args = ['merge', '--base', base, '--adapter', adapter]
     if (!existsSync(whole)) expect((await lowrank(...args, '--out', whole)).code).toBe(0)
     const out = join(scratch, `stopped by ${signal}`)
