@@ -55,7 +55,11 @@ function readArgs(value: string): Record<string, unknown> {
 
 /** The text of the template that was named. Throws FileError when it cannot be read. */
 export async function readChatTemplate(file: string | undefined): Promise<string | undefined> {
-  if (file === undefined) return undefined
+  return file === undefined ? undefined : readTextFile(file)
+}
+
+/** A file that an option names, as text. Throws FileError when it cannot be read. */
+export async function readTextFile(file: string): Promise<string> {
   try {
     return await readFile(file, 'utf8')
   } catch (cause) {

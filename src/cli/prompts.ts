@@ -1,7 +1,7 @@
 // What `generate` is asked: texts, or chats out of a file; and when a text is a question of a chat.
 
-import { readFile } from 'node:fs/promises'
-import { type ChatMessage, DataError, FileError, type Prompt } from '../index.js'
+import { type ChatMessage, DataError, type Prompt } from '../index.js'
+import { readTextFile } from './data-options.js'
 import { UsageError } from './options.js'
 
 /** The options that say what is asked. */
@@ -71,17 +71,7 @@ export class Prompts {
 
 /** A JSON file with one chat, or a JSONL file with one in each line: a list of messages, or an object that has them. */
 async function readChats(file: string): Promise<FileChat[]> {
-  let content: string
-  try {
-    content = await readFile(file, 'utf8')
-  } catch (cause) {
-    const isMissing = (cause as NodeJS.ErrnoException).code === 'ENOENT'
-    throw new FileError({
-      where: file,
-      what: isMissing ? 'no such file' : `cannot be read (${(cause as Error).message})`,
-      cause,
-    })
-  }
+  const content = await readTextFile(file)
   const whole = parse(content)
   if (whole !== undefined) return [chatOf(whole, file)]
   const lines = content.split('\n').map((line, i) => ({ line, where: `${file}, line ${i + 1}` }))
