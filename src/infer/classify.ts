@@ -1,13 +1,14 @@
 // Texts in, labels out: by the head that an adapter brings, or by the model's own logits.
 
 import { MismatchError, NumericError, UnsupportedError } from '../base/errors.js'
-import { COUNT, checkOptions, isObject, NAME, type OptionTable, orNull } from '../base/options.js'
+import { COUNT, checkOptions, NAME, type OptionTable, orNull } from '../base/options.js'
 import { logitsName } from '../graph/match/linears.js'
 import type { Model } from '../graph/model-folder.js'
 import type { Graph } from '../graph/view/graph.js'
 import { readGraph } from '../graph/view/read-graph.js'
 import type { Remote } from '../runtime/rpc.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
+import { namedLabels } from '../tasks/heads.js'
 import { type Mix, mixesOf } from './adapter-choice.js'
 import type { InferEngine } from './engine.js'
 import { type AdapterHead, floatsOf, headLogits } from './heads.js'
@@ -77,11 +78,9 @@ function logitsOf(session: ClassifierSession, adapter: string | undefined): Logi
   const head = adapter === undefined ? undefined : session.headOf(adapter)
   const wanted = head?.input.value ?? logitsName(graph)
   if (head === undefined) checkClassifier(model, graph, adapter)
-  const { id2label } = model.config
-  const named = Object.entries(isObject(id2label) ? id2label : {}).sort(([a], [b]) => Number(a) - Number(b))
-  const names = named.length === 0 ? undefined : named.map(([, label]) => String(label))
+  const names = namedLabels(model.config)
   // A head of another size has other labels than the model's.
-  const isOwn = names !== undefined && (head === undefined || head.count === names.length)
+  const isOwn = names.length > 0 && (head === undefined || head.count === names.length)
   return {
     graph,
     labels: head?.labels ?? (isOwn ? names : undefined),
