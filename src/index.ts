@@ -78,12 +78,17 @@ export type {
   Classification,
   ClassifyOptions,
   EmbedOptions,
+  Entity,
   GenerateOptions,
   GenerateResult,
   Prompt,
   RunOptions,
   StreamOptions,
+  TaggedWord,
+  Tagging,
+  TagOptions,
   TextOrPair,
+  TextOrWords,
   TokenScore,
 } from './infer/session.js'
 export type { DownloadProgress, OnDownload } from './io/hub/directory.js'

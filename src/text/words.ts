@@ -5,7 +5,7 @@ import type { EncodedTexts, Tokenizer } from './tokenizer.js'
 
 /** Scripts that have no spaces between words: each character is a word. */
 const UNSPACED =
-  '[\\p{sc=Han}\\p{sc=Hiragana}\\p{sc=Katakana}\\p{sc=Thai}\\p{sc=Lao}\\p{sc=Khmer}\\p{sc=Myanmar}]\\p{M}*'
+  '[\\p{scx=Han}\\p{scx=Hiragana}\\p{scx=Katakana}\\p{scx=Thai}\\p{scx=Lao}\\p{scx=Khmer}\\p{scx=Myanmar}]\\p{M}*'
 const WORD = new RegExp(`${UNSPACED}|(?:(?!${UNSPACED})[\\p{L}\\p{N}\\p{M}_])+|\\S`, 'gu')
 
 /** Letters and digits that stand together, and each other character that is no space, as BERT cuts texts. */
