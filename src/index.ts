@@ -79,12 +79,17 @@ export type {
   Classification,
   ClassifyOptions,
   EmbedOptions,
+  Entity,
   GenerateOptions,
   GenerateResult,
   Prompt,
   RunOptions,
   StreamOptions,
+  TaggedWord,
+  Tagging,
+  TagOptions,
   TextOrPair,
+  TextOrWords,
   TokenScore,
 } from './infer/session.js'
 export type { DownloadProgress, OnDownload } from './io/hub/directory.js'
@@ -156,4 +161,4 @@ export type { PreviewExample, PreviewToken } from './train/preview.js'
 export type { EvaluationEvent, ProgressEvent, StepEvent, TrainEvents, TrainReport, TrainStage } from './train/report.js'
 export type { StepMetrics } from './train/run-folder.js'
 export type { Schedule } from './train/schedule.js'
-export { TRAIN_DEFAULTS, type TrainSettings } from './train/settings.js'
+export { type Keep, TRAIN_DEFAULTS, type TrainSettings } from './train/settings.js'
