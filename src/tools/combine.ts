@@ -14,7 +14,7 @@ import { assemble, type NewLayer, type NewValues } from './assemble.js'
 import { combinedChange, type Term } from './combine-layer.js'
 import { type CombineSettings, type CombineWay, combineWay, FULL_RANK_TYPES } from './combine-settings.js'
 import type { CheckpointPlace } from './extract.js'
-import { changeOf, isFactorPart } from './factor-parts.js'
+import { changeOf, isFactorPart, shellOf } from './factor-parts.js'
 import { type DoraBase, isDora, openDoraBase } from './fold-dora.js'
 import { type OpenedAdapter, openParts } from './open.js'
 import { addValues, type RankReport, totalError } from './resize.js'
@@ -125,7 +125,7 @@ async function combineLayer(
   const { pairs, report } = await combinedChange(name, terms, ownWay)
   const fromRank = terms.reduce((sum, term) => sum + term.part.rank, 0)
   const vectors = biasOf(terms, owners)
-  return { layer: { part, change: { pairs, vectors } }, report: { name, fromRank, ...report } }
+  return { layer: { part: shellOf(part), change: { pairs, vectors } }, report: { name, fromRank, ...report } }
 }
 
 /** Σ weight·s·biasB, of the layers that have one. */
