@@ -151,7 +151,7 @@ function checkParts(one: Opened, way: CombineWay, hasBase: boolean): void {
   const { adapter, parts, weight, label } = one
   const { config } = adapter
   if (config.useDora) checkDora(one, way, hasBase)
-  if (config.loraBias && (way.isPeft || way.type === 'ties' || way.type === 'ties_svd')) {
+  if (config.loraBias && (way.isPeft || way.sum.keep !== 'all')) {
     throw new UnsupportedError({
       where: label,
       what: `biases of B (lora_bias) are not combined ${way.isPeft ? 'by PEFT, which leaves them out' : `by ${way.type}`}`,
