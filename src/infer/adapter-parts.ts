@@ -53,10 +53,11 @@ export async function readParts(
   return { ...sites, about: { head, chatTemplate: adapter.chatTemplate, ...mixableOf(sites.factors, scales) } }
 }
 
-/** Whether a graph has a place for all parts of an adapter. */
-export async function hasPlace(base: SessionGraph, adapter: LoraAdapter): Promise<boolean> {
+/** Whether a graph, or the head beside it, has a place for one part of an adapter. */
+export async function hasPlace(base: SessionGraph, adapter: LoraAdapter, part: string): Promise<boolean> {
   try {
-    await readParts(base, adapter, false)
+    const head = await readHead(base.model, base.graph, base.linears, adapter)
+    if (head?.tensors.has(part) !== true) await readParts(base, adapter.only(new Set([part])), false)
     return true
   } catch (error) {
     if (error instanceof LowrankError) return false
