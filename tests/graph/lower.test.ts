@@ -182,6 +182,12 @@ const CASES: readonly LoweringCase[] = [
   },
   {
     op: MHA,
+    note: 'numbers of keys',
+    inputs: [...PARTS, undefined, int32s([5, 2], [2])],
+    attributes: { num_heads: 4, mask_filter_value: float(-3.4028234663852886e38) },
+  },
+  {
+    op: MHA,
     note: 'packed',
     inputs: [pack(PARTS, 4)],
     fusedInputs: PARTS,
@@ -378,9 +384,9 @@ describe('what cannot be lowered', () => {
       'its output 2',
     ],
     [
-      'a mask of lengths',
-      { op: MHA, note: '', inputs: [...PARTS, undefined, int32s([5, 2], [2])], attributes: { num_heads: 4 } },
-      'a mask of 1 axes',
+      'a mask of starts and ends',
+      { op: MHA, note: '', inputs: [...PARTS, undefined, int32s([5, 2, 0, 1], [4])], attributes: { num_heads: 4 } },
+      'a mask of 1 axis is only implemented where it has one number for each row',
     ],
   ] satisfies [string, LoweringCase, string][])('%s is refused by op and node', (_, spec, message) => {
     const graph = graphOf(spec)
