@@ -1,9 +1,6 @@
 import { describe, expect, it } from 'vitest'
-import { UnsupportedError } from '../../src/base/errors.js'
 import { findLinears } from '../../src/graph/match/linears.js'
 import { matchTargets } from '../../src/graph/match/match.js'
-import { placeAdapter } from '../../src/graph/match/place-adapter.js'
-import { makeAttribute } from '../../src/graph/view/attributes.js'
 import { Graph } from '../../src/graph/view/graph.js'
 import { OnnxSession } from '../../src/infer/adapter-session.js'
 import { errorAtTokens, FUSED, fusedAdapter, fusedFeeds, fusedNumbers, openFused } from '../graph/fused-encoders.js'
@@ -68,15 +65,5 @@ describe('layers in an Attention operator', () => {
       'encoder.layer.0.attention.self.value',
       'Attention_1.query',
     ])
-  })
-
-  it('are refused by node and reason where they cannot be taken apart', async () => {
-    const graph = await graphOf('bert-attention')
-    const node = graph.nodes.find(({ opType }) => opType === 'Attention')!
-    node.attribute = [...node.attribute, makeAttribute('do_rotary', 1)]
-    const adapter = await fusedAdapter('bert', 'lora')
-    const place = () => placeAdapter(graph, findLinears(graph), adapter)
-    expect(place).toThrow(UnsupportedError)
-    expect(place).toThrow(/Attention_0 \(Attention with do_rotary\)/)
   })
 })
