@@ -117,7 +117,7 @@ export async function previewData(options: PreviewDataOptions): Promise<PreviewE
 
 /**
  * Opens a session: a model with adapters. It runs in a worker. If the model's runtime is a module object, it runs in this thread.
- * You choose an adapter for each run. There is only one copy of the base in memory.
+ * You choose an adapter for each run. All adapters share one copy of the base.
  *
  * @param model an open model, or any source that {@link loadModel} accepts. `dispose` closes the model only if the session opened
  *   it
