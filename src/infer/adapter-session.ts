@@ -7,7 +7,7 @@ import { checkArgument, checkOptions, kind, listOf, NAME, type OptionTable } fro
 import { ValueInfoProtoSchema } from '../formats/onnx/gen/onnx_pb.js'
 import { injectLora } from '../graph/inject/inject.js'
 import { completeFeeds } from '../graph/inputs/family.js'
-import { findLinears, type Linear, type ModuleMap } from '../graph/match/linears.js'
+import { exposeProducts, findLinears, type Linear, type ModuleMap } from '../graph/match/linears.js'
 import { placeAdapter } from '../graph/match/place-adapter.js'
 import type { ModelGraph } from '../graph/match/spread.js'
 import { sessionModel } from '../graph/session-model.js'
@@ -313,7 +313,8 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     // The graph is edited, so that each session starts from a fresh view of the model.
     const graph = new Graph(this.model.onnx.proto)
     this.#edit(graph)
-    const linears = findLinears(graph, this.#modules).filter(({ name }) => adapted.has(name))
+    const found = findLinears(graph, this.#modules).filter(({ name }) => adapted.has(name))
+    const linears = exposeProducts(graph, found)
     const { takesRows } = injectLora(graph, linears, affine)
     graph.outputs.push(...Array.from(given, (name) => create(ValueInfoProtoSchema, { name })))
     const providers = this.#options.executionProviders ?? []
