@@ -8,7 +8,7 @@ import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { root } from './inputs.mjs'
-import { EXCLUDED, targets } from './targets.mjs'
+import { targets } from './targets.mjs'
 
 const LIMIT_MS = 20_000
 const LIMIT_BYTES = 2 ** 31
@@ -20,12 +20,11 @@ const { values } = parseArgs({
 const seconds = Number(values.seconds ?? 60)
 /** With a target and a seed alone, one input is made again. */
 const isOneInput = values.seconds === undefined && values.target !== undefined && values.seed !== undefined
-const names = values.target === undefined ? [...targets.keys()].filter((name) => !EXCLUDED.has(name)) : [values.target]
+const names = values.target === undefined ? [...targets.keys()] : [values.target]
 if (!(seconds > 0) || names.some((name) => !targets.has(name))) {
   console.error(`--seconds is a number, --target one of ${[...targets.keys()].join(', ')}`)
   process.exit(2)
 }
-for (const [name, reason] of EXCLUDED) if (!names.includes(name)) console.log(`left out: ${name}: ${reason}`)
 
 let child
 function start() {

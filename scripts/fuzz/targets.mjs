@@ -10,8 +10,3 @@ import { targets as texts } from './targets/texts.mjs'
 export const targets = new Map(
   [formats, adapters, exchange, graphs, texts, merges].flat().map((target) => [target.name, target]),
 )
-
-/** Targets with a failure that is known and open, and the reason: only run by their name. docs/reliability.md names them too. */
-export const EXCLUDED = new Map([
-  ['data-parquet', 'a damaged file of 1 kB can keep hyparquet busy for more than 20 seconds'],
-])

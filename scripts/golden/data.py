@@ -4,6 +4,7 @@
 """
 import argparse
 import csv
+import decimal
 import json
 import pathlib
 
@@ -25,6 +26,33 @@ CHATS = [
     {"id": 2, "messages": []},
     {"id": 3, "messages": [{"role": "user", "content": None}]},
 ]
+# Every type and encoding that a writer of text data may choose; numbers repeat, so that pages have runs.
+MIXED = [
+    {
+        "text": f"row {i // 7}" if i % 5 else None,
+        "label": i % 3,
+        "score": i / 4 if i % 4 else None,
+        "is_good": i % 6 < 3,
+        "price": decimal.Decimal(i * 7) / 100,
+        "tags": [f"tag {j}" for j in range(i % 4)] if i % 9 else None,
+        "source": {"name": "one", "year": 2000 + i // 50},
+    }
+    for i in range(150)
+]
+ENCODINGS = {
+    "text": "DELTA_BYTE_ARRAY",
+    "label": "DELTA_BINARY_PACKED",
+    "score": "BYTE_STREAM_SPLIT",
+    "is_good": "RLE",
+    "tags.list.element": "DELTA_LENGTH_BYTE_ARRAY",
+}
+VARIANTS = {
+    "version2": {"data_page_version": "2.0", "compression": "zstd"},
+    "encodings1": {"use_dictionary": False, "column_encoding": ENCODINGS, "compression": "brotli"},
+    "encodings2": {"use_dictionary": False, "column_encoding": ENCODINGS, "data_page_version": "2.0", "compression": "lz4"},
+    "pages": {"data_page_size": 64, "compression": "snappy", "write_batch_size": 16},
+    "plain": {"use_dictionary": False, "compression": "none", "row_group_size": 40},
+}
 
 
 def table(path, delimiter, **options):
@@ -48,4 +76,8 @@ if __name__ == "__main__":
     for codec in ["snappy", "zstd", "gzip"]:
         pq.write_table(pa.Table.from_pylist(ROWS), out / f"{codec}.parquet", compression=codec, row_group_size=4)
     pq.write_table(pa.Table.from_pylist(CHATS), out / "nested.parquet")
-    (out / "expected.json").write_text(json.dumps({"rows": ROWS, "chats": CHATS}, ensure_ascii=False, indent=1) + "\n")
+    for name, options in VARIANTS.items():
+        pq.write_table(pa.Table.from_pylist(MIXED), out / f"{name}.parquet", **options)
+        assert pq.read_table(out / f"{name}.parquet").to_pylist() == MIXED
+    mixed = [{**row, "price": float(row["price"])} for row in MIXED]
+    (out / "expected.json").write_text(json.dumps({"rows": ROWS, "chats": CHATS, "mixed": mixed}, ensure_ascii=False, indent=1) + "\n")

@@ -136,6 +136,3 @@ export const campaigns = [
   ['train whose run never ends', hung],
   ['train with a failing call', (context) => faulty(context, 'train', trainTo, 80)],
 ]
-
-/** Campaigns with a failure that is known and open, and the reason. docs/reliability.md names them too. */
-export const EXCLUDED = new Map([])

@@ -69,7 +69,7 @@ export const train = defineCommand({
     out: text('DIR', 'new folder for the adapter; required unless --preview is given'),
     task: choice(
       TRAIN_CHOICES.task,
-      'what the model learns: to continue texts, to turn texts into vectors, or to give each text a label',
+      'what the model learns: to continue texts, to turn texts into vectors, or to give each text or each word a label',
       'causal-lm',
     ),
     taskOptions: taskOptions(),
@@ -109,7 +109,18 @@ export const train = defineCommand({
     device: DEVICE,
     threads: integer('processor threads to use; default: ONNX Runtime’s choice'),
     lowMemory: toggle('use less memory; a little slower'),
-    evaluateEvery: integer('measure the evaluation loss every N steps too; needs --eval-data or --eval-split'),
+    evalEvery: integer('measure the evaluation loss every N steps too; needs --eval-data or --eval-split'),
+    keep: choice(
+      TRAIN_CHOICES.keep,
+      'weights to save: of the last step, or of the best evaluation',
+      TRAIN_DEFAULTS.keep,
+    ),
+    bestMetric: text(
+      'NAME',
+      'what the best evaluation is judged by: loss, or a metric such as accuracy',
+      TRAIN_DEFAULTS.bestMetric,
+    ),
+    earlyStopping: integer('stop after N evaluations in a row without a better one'),
     packing: toggle('put several short records into one row of --max-length tokens (default 512); faster'),
     saveEvery: integer('save every N steps, so that --resume can continue after a crash'),
     resume: toggle('continue the unfinished run in --out'),
@@ -157,6 +168,9 @@ export const train = defineCommand({
       if (json) printDocument({ ...report, out })
       return EXIT_INTERRUPTED
     }
+    const { stoppedEarly, keptStep } = report
+    if (stoppedEarly) say(`Ended early, after ${settings.earlyStopping} evaluations in a row that were not better.`)
+    if (!interrupted && keptStep < report.steps) say(`Kept the weights of step ${keptStep}, whose evaluation was best.`)
     say(
       `${interrupted ? 'Stopped' : 'Done'} after ${report.steps} ${report.steps === 1 ? 'step' : 'steps'} in ${duration(report.seconds * 1000)}: ` +
         `${thousands(report.trainableParams)} parameters in ${colors.bold(out)}`,
@@ -178,6 +192,7 @@ const TRIED_WITH: Readonly<Record<(typeof TRAIN_CHOICES.task)[number], readonly 
   'causal-lm': ['generate', '--prompt "The"'],
   embedding: ['embed', '--text "The"'],
   'text-classification': ['classify', '--text "The"'],
+  'token-classification': ['classify', '--text "The"'],
 }
 
 /** Ctrl-C while the model came: what has come is kept. */

@@ -8,7 +8,7 @@ import { readDelimited } from './delimited.js'
 import { DATA_ENDINGS, detectFormat, formatOfName } from './format.js'
 import { readJsonArray, readJsonLines } from './json.js'
 import { readParagraphs } from './paragraphs.js'
-import { readParquet } from './parquet.js'
+import { readParquet } from './parquet/read-parquet.js'
 import type { Row } from './row.js'
 import { type DataSource, isByteSource, isDirectory, isIterable } from './source.js'
 

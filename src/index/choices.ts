@@ -3,6 +3,7 @@
 import { DRAWN_INITS } from '../lora/init/inits.js'
 import { TASK_NAMES } from '../tasks/tasks.js'
 import { SCHEDULES } from '../train/schedule.js'
+import { KEEPS } from '../train/settings.js'
 
-/** The words that options of `train` take, by option: tasks, schedules, and starts that need no data. */
-export const TRAIN_CHOICES = Object.freeze({ task: TASK_NAMES, schedule: SCHEDULES, init: DRAWN_INITS })
+/** The words that options of `train` take, by option: tasks, schedules, starts that need no data, and weights to keep. */
+export const TRAIN_CHOICES = Object.freeze({ task: TASK_NAMES, schedule: SCHEDULES, init: DRAWN_INITS, keep: KEEPS })

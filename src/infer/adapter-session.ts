@@ -23,27 +23,13 @@ import {
   refuseAdapter,
   requireMixable,
 } from './adapter-choice.js'
-import { type ClassifierSession, classify } from './classify.js'
-import { type EmbeddingSession, embed } from './embed.js'
 import { InferEngine } from './engine.js'
 import { checkName, plainFeeds } from './feeds.js'
-import { generate, streamText, type TextSession } from './generate.js'
 import { mainRole, otherGraphs, type SessionBase, type SessionExtras, shareAdapter } from './graphs.js'
 import { type AdapterHead, readHead, runWithHead } from './heads.js'
+import { Readings } from './readings.js'
 import { batchOf, checkRanks } from './rows.js'
-import type {
-  AdapterSession,
-  AdapterSessionOptions,
-  Classification,
-  ClassifyOptions,
-  EmbedOptions,
-  GenerateOptions,
-  GenerateResult,
-  Prompt,
-  RunOptions,
-  StreamOptions,
-  TextOrPair,
-} from './session.js'
+import type { AdapterSession, AdapterSessionOptions, RunOptions } from './session.js'
 import { sessionGraph } from './session-graph.js'
 import { adapterFactors, buffersOf } from './site-factors.js'
 
@@ -53,7 +39,8 @@ const RUN_OPTIONS: OptionTable<RunOptions> = { adapter: ADAPTER_CHOICE, outputNa
 
 /** An {@link AdapterSession}, or over less than a whole model what does not write texts. */
 export class OnnxSession<M extends SessionBase = SessionBase>
-  implements Omit<AdapterSession, 'model' | 'generate' | 'stream' | 'classify' | 'embed'>
+  extends Readings
+  implements Omit<AdapterSession, 'model' | keyof Readings>
 {
   readonly model: M
   readonly #engine: Engine<InferEngine>
@@ -85,6 +72,7 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     closesModel: boolean,
     { edit = () => {}, beforeOpen = async () => {}, openAdapter, ...outputs }: SessionExtras,
   ) {
+    super()
     this.model = model
     this.#openAdapter = openAdapter ?? (async (adapter) => adapter as LoraAdapter)
     this.#allowMissing = allowMissing
@@ -162,44 +150,6 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     const outputs = await runWithHead(run, own, outputNames, { head: this.headFor(mixes), all: this.outputNames })
     if (mixes.length > 1) checkRanks(this.#graph, outputs)
     return outputs
-  }
-
-  generate(this: TextSession, prompt: Prompt, options?: GenerateOptions): Promise<GenerateResult>
-  generate(this: TextSession, prompts: readonly Prompt[], options?: GenerateOptions): Promise<GenerateResult[]>
-  async generate(
-    this: TextSession,
-    prompts: Prompt | readonly Prompt[],
-    options: GenerateOptions = {},
-  ): Promise<GenerateResult | GenerateResult[]> {
-    return generate(this, prompts, options)
-  }
-
-  stream(
-    this: TextSession,
-    prompt: Prompt,
-    options: StreamOptions = {},
-  ): AsyncGenerator<string, GenerateResult, undefined> {
-    return streamText(this, prompt, options)
-  }
-
-  classify(this: ClassifierSession, text: TextOrPair, options?: ClassifyOptions): Promise<Classification>
-  classify(this: ClassifierSession, texts: readonly TextOrPair[], options?: ClassifyOptions): Promise<Classification[]>
-  classify(
-    this: ClassifierSession,
-    texts: TextOrPair | readonly TextOrPair[],
-    options?: ClassifyOptions,
-  ): Promise<Classification | Classification[]> {
-    return classify(this, texts, options)
-  }
-
-  embed(this: EmbeddingSession, text: string, options?: EmbedOptions): Promise<Float32Array>
-  embed(this: EmbeddingSession, texts: readonly string[], options?: EmbedOptions): Promise<Float32Array[]>
-  embed(
-    this: EmbeddingSession,
-    texts: string | readonly string[],
-    options?: EmbedOptions,
-  ): Promise<Float32Array | Float32Array[]> {
-    return embed(this, texts, options)
   }
 
   /** @internal The session over one of the model's graphs. Throws MismatchError when the model has none of that role. */

@@ -57,7 +57,7 @@ export function claimOthers(rest: readonly TensorInfo[], found: FoundKinds, cont
   const problems: LowrankError[] = []
   for (const info of rest) {
     const key = withoutPrefix(info.name)
-    if (key?.endsWith(ROWS_SUFFIX)) {
+    if (key?.endsWith(ROWS_SUFFIX) && key !== ROWS_SUFFIX) {
       const module = key.slice(0, -ROWS_SUFFIX.length)
       const { value: indices, problems: wrong } = attempt(() => tokensOf(module, info, context))
       problems.push(...wrong)
@@ -108,6 +108,7 @@ function replacementOrigin(
   if (key.includes('.lora_')) return undefined
   const base = baseTensor(key)
   const module = moduleOf(base)
+  if (module === '') return undefined
   if (config.bias === 'all' && base.slice(module.length).includes('bias')) return 'trained'
   if (config.bias === 'lora_only' && base.endsWith('.bias') && found.has(module)) return 'trained'
   if (config.modulesToSave.some((entry) => isInsideModule(module, entry))) return 'trained'

@@ -24,6 +24,8 @@ export interface EngineSetup {
 /** All that training changes: where it starts, or how far it came. */
 export interface EngineState extends AdamWState {
   parameters: Float32Array[]
+  /** The parameters that {@link TrainEngine.keepBest} last kept; undefined where it kept none. */
+  best?: Float32Array[] | undefined
 }
 
 /** One run of a session, with the trained tensors as they are. */
@@ -52,6 +54,7 @@ interface Training {
   optimizer: AdamW
   /** The parameters that the last finite loss belongs to. */
   lastGood: Float32Array[]
+  best: Float32Array[] | undefined
   /** Sums over the passes of a step; made when a step first has more than one. */
   sums: Float32Array[] | undefined
 }
@@ -73,6 +76,7 @@ export class TrainEngine extends SessionTable {
       gradients: setup.parameters.map(({ gradient }) => gradient),
       optimizer,
       lastGood: parameters.map((parameter) => parameter.slice()),
+      best: state.best,
       sums: undefined,
     }
   }
@@ -117,19 +121,28 @@ export class TrainEngine extends SessionTable {
 
   /** A copy of the parameters and of the optimizer's state. */
   state(): EngineState {
-    const { parameters, optimizer } = this.#started()
+    const { parameters, optimizer, best } = this.#started()
     const copy = {
       parameters: copies(parameters),
       firstMoments: copies(optimizer.state.firstMoments),
       secondMoments: copies(optimizer.state.secondMoments),
       updates: optimizer.state.updates,
+      ...(best && { best: copies(best) }),
     }
-    return transfer(copy, buffersOf([...copy.parameters, ...copy.firstMoments, ...copy.secondMoments]))
+    const { firstMoments, secondMoments } = copy
+    return transfer(copy, buffersOf([...copy.parameters, ...firstMoments, ...secondMoments, ...(copy.best ?? [])]))
   }
 
-  /** A copy of the parameters of the last step whose loss was finite. */
+  /** Keeps the parameters as they are now, in place of those kept before. */
+  keepBest(): void {
+    const training = this.#started()
+    training.best = copies(training.parameters)
+  }
+
+  /** A copy of the best parameters where some were kept, or those of the last step whose loss was finite. */
   lastGood(): Float32Array[] {
-    const copy = copies(this.#started().lastGood)
+    const { best, lastGood } = this.#started()
+    const copy = copies(best ?? lastGood)
     return transfer(copy, buffersOf(copy))
   }
 

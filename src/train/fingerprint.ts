@@ -7,7 +7,7 @@ import { serializeModel } from '../formats/onnx/model.js'
 import type { Model } from '../graph/model-folder.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { Examples, OpenTask } from '../tasks/task.js'
-import type { TrainSettings } from './settings.js'
+import { type TrainSettings, usesBest } from './settings.js'
 
 /** Settings that change no weight. */
 const WITHOUT_EFFECT: ReadonlySet<keyof TrainSettings> = new Set([
@@ -16,7 +16,6 @@ const WITHOUT_EFFECT: ReadonlySet<keyof TrainSettings> = new Set([
   'device',
   'threads',
   'saveEvery',
-  'evaluateEvery',
 ])
 
 export interface FingerprintParts {
@@ -55,7 +54,9 @@ export async function fingerprintOf(parts: FingerprintParts): Promise<Record<str
   }
   const { peftFields, ...config } = adapter.config
   const entries: [string, unknown][] = [
-    ...Object.entries(settings).filter(([key]) => !WITHOUT_EFFECT.has(key as keyof TrainSettings)),
+    ...Object.entries(settings).filter(
+      ([key]) => !WITHOUT_EFFECT.has(key as keyof TrainSettings) && (key !== 'evalEvery' || usesBest(settings)),
+    ),
     ...Object.entries(config),
     ['task', task],
     ...Object.entries(taskOptions).map(([key, value]): [string, unknown] => [`option ${key} of the task`, value]),

@@ -55,9 +55,13 @@ export interface TrainReport {
   tokens: number
   /** Loss of each step before the update, in nats per target token. */
   trainLoss: number[]
-  /** Null without evaluation data, or when interrupted. */
+  /** The step whose weights the adapter has: the last, or with `keep: 'best'` that of the best evaluation. */
+  keptStep: number
+  /** Whether `earlyStopping` ended the run before its last step. */
+  stoppedEarly: boolean
+  /** Null without evaluation data, or when interrupted. `after` is of the weights that the adapter has. */
   evalLoss: { before: number; after: number } | null
-  /** Other metrics of the evaluation after training, by name: perplexity, accuracy, … Null if there was no evaluation. */
+  /** Other metrics of the weights that the adapter has, by name: perplexity, accuracy, … Null if there was no evaluation. */
   evalMetrics: Record<string, number> | null
   /** Training records longer than the limit, which lost their end. */
   truncatedRecords: number

@@ -8,6 +8,7 @@ import { parseSafetensorsHeader, readTensorF32, saveSafetensors, type TensorByte
 import type { LoraAdapter } from '../lora/adapter.js'
 import { saveAdapter } from '../peft/adapter-folder.js'
 import { TEMPLATE_FILE } from '../peft/chat-template.js'
+import type { BestState } from './best.js'
 import type { EngineState } from './engine.js'
 
 export const MARKER_FILE = 'lowrank.json'
@@ -184,6 +185,8 @@ export interface RunState {
   /** What the run was made of: a resumed run has to be made of the same. */
   fingerprint: Record<string, string>
   evalLossBefore: number | null
+  /** Of the evaluations after a step; undefined before the first. */
+  best?: BestState | undefined
 }
 
 const STATE_PARTS = ['parameters', 'firstMoments', 'secondMoments'] as const
@@ -195,8 +198,8 @@ export async function writeState(
   engine: EngineState,
   run: RunState,
 ): Promise<void> {
-  const tensors = STATE_PARTS.flatMap((part) =>
-    engine[part].map(
+  const tensors = ([...STATE_PARTS, 'best'] as const).flatMap((part) =>
+    (engine[part] ?? []).map(
       (values, i): TensorBytes => ({
         name: `${part}/${names[i]}`,
         dtype: 'F32',
@@ -234,6 +237,7 @@ export async function readState(
       firstMoments: await read('firstMoments'),
       secondMoments: await read('secondMoments'),
       updates: run.step,
+      ...(file.tensors.has(`best/${names[0]}`) && { best: await read('best') }),
     }
     return { engine, run }
   } finally {
@@ -253,13 +257,26 @@ function parseRun(text: string | undefined, where: string): RunState {
 
 function isRunState(value: unknown): value is RunState {
   if (typeof value !== 'object' || value === null) return false
-  const { step, fingerprint, evalLossBefore } = value as Partial<RunState>
+  const { step, fingerprint, evalLossBefore, best } = value as Partial<RunState>
   return (
+    isBestState(best) &&
     Number.isSafeInteger(step) &&
     Number(step) >= 0 &&
     typeof fingerprint === 'object' &&
     fingerprint !== null &&
     (evalLossBefore === null || typeof evalLossBefore === 'number')
+  )
+}
+
+function isBestState(value: unknown): value is BestState | undefined {
+  if (value === undefined) return true
+  const { best, stale } = (value ?? {}) as Partial<BestState>
+  return (
+    Number.isSafeInteger(stale) &&
+    typeof best?.loss === 'number' &&
+    Number.isSafeInteger(best.step) &&
+    typeof best.metrics === 'object' &&
+    best.metrics !== null
   )
 }
 

@@ -5,24 +5,19 @@ import { NumericError } from '../base/errors.js'
 import { type Engine, openEngine } from '../runtime/host.js'
 import type { Feeds } from '../runtime/runtime.js'
 import type { Examples } from '../tasks/task.js'
-import {
-  costOf,
-  examplesOf,
-  type PlanOptions,
-  planEpoch,
-  planEvaluation,
-  type StepPlan,
-  stepsPerEpoch,
-} from './batches.js'
+import { costOf, examplesOf, type PlanOptions, planEpoch, type StepPlan, stepsPerEpoch } from './batches.js'
+import { BestEvaluation, type Evaluation } from './best.js'
 import { type EngineState, TrainEngine } from './engine.js'
+import { evaluate } from './evaluate.js'
 import { checkFingerprint, fingerprintOf } from './fingerprint.js'
 import { ADAMW_DEFAULTS } from './optimizer.js'
 import { readParameters, writeParameters } from './parameters.js'
 import { peakRssBytes, steadyMedian, type TrainEvents, type TrainReport } from './report.js'
-import { RunWriter, readMetrics, readState, removePartialFiles, type StepMetrics } from './run-folder.js'
+import { type RunState, RunWriter, readMetrics, readState, removePartialFiles, type StepMetrics } from './run-folder.js'
 import { type RunPlace, withRunPlace } from './run-place.js'
 import { learningRates } from './schedule.js'
 import { type SessionParts, TrainingSessions } from './sessions.js'
+import { usesBest } from './settings.js'
 
 /** Steps that the time left is told from. */
 const RECENT_STEPS = 100
@@ -46,6 +41,8 @@ export type RunReport = Pick<
   | 'steps'
   | 'tokens'
   | 'trainLoss'
+  | 'keptStep'
+  | 'stoppedEarly'
   | 'evalLoss'
   | 'evalMetrics'
   | 'stepMillis'
@@ -104,7 +101,8 @@ class Run {
   /** Of the run's start; empty where there is no folder to resume from. */
   #fingerprint: Record<string, string> = {}
   #evalLossBefore: number | undefined
-  #evalMetrics: Record<string, number> | undefined
+  readonly #best: BestEvaluation
+  #latest: Evaluation | undefined
   /** Of this process's steps: their tokens, and how long they took in milliseconds, together and each. */
   #tokens = 0
   #elapsedMs = 0
@@ -115,6 +113,7 @@ class Run {
     const { settings, examples, open, model, out } = parts
     this.#parts = parts
     this.#engine = engine
+    this.#best = new BestEvaluation(settings.bestMetric)
     this.#sessions = sessions
     this.#planOptions = {
       batchSize: settings.batchSize,
@@ -145,16 +144,19 @@ class Run {
       engine,
     )
     try {
-      this.#evalLossBefore ??= await this.#evaluate(metrics.length)
+      this.#evalLossBefore ??= (await this.#evaluate(metrics.length))?.loss
       on.stage?.('train')
       await this.#takeSteps(metrics.length)
       on.stage?.('save')
       await this.#save()
-      const isTrained = this.#writer.metrics.length === this.#totalSteps
-      const evalLossAfter = isTrained ? await this.#evaluate(this.#totalSteps) : undefined
-      const isDone = isTrained && (this.#parts.evalExamples === undefined || evalLossAfter !== undefined)
+      const steps = this.#writer.metrics.length
+      const isTrained = steps === this.#totalSteps || this.#isStale
+      if (isTrained && this.#latest?.step !== steps) await this.#evaluate(steps)
+      const isDone = isTrained && (this.#parts.evalExamples === undefined || this.#latest?.step === steps)
+      // The last evaluation may be the best.
+      if (isDone && this.#keepsBest) await this.#save()
       if (isDone) await this.#writer.finish()
-      return this.#reportOf(evalLossAfter, isDone)
+      return this.#reportOf(isDone)
     } catch (error) {
       await this.#writer.abandon().catch(() => {}) // `error` says why the run ended
       throw error
@@ -164,28 +166,46 @@ class Run {
   /** All steps from number `first` on, or as many as the signal leaves, with the evaluations and saves between them. */
   async #takeSteps(first: number): Promise<void> {
     const { settings, signal } = this.#parts
-    for (let step = first; step < this.#totalSteps && !signal?.aborted; step++) {
+    const evalEvery = settings.evalEvery ?? (usesBest(settings) ? this.#stepsPerEpoch : undefined)
+    for (let step = first; step < this.#totalSteps && !this.#isStale && !signal?.aborted; step++) {
       const done = step + 1
       const isDue = (every: number | undefined) => done < this.#totalSteps && every !== undefined && done % every === 0
       const metrics = await this.#step(step)
       this.#times.push(metrics.elapsedMs)
-      const evalLoss = isDue(settings.evaluateEvery) ? await this.#evaluate(done) : undefined
-      if (evalLoss !== undefined) metrics.evalLoss = evalLoss
+      const evaluation = isDue(evalEvery) ? await this.#evaluate(done) : undefined
+      if (evaluation !== undefined) metrics.evalLoss = evaluation.loss
       await this.#writer.add(metrics)
       this.#tell(metrics)
       if (isDue(settings.saveEvery)) await this.#save()
     }
   }
 
-  #reportOf(evalLossAfter: number | undefined, isDone: boolean): RunReport {
+  get #keepsBest(): boolean {
+    return this.#parts.settings.keep === 'best'
+  }
+
+  /** Whether the run ends, because evaluations got no better. */
+  get #isStale(): boolean {
+    return this.#best.isStale(this.#parts.settings.earlyStopping)
+  }
+
+  /** The best evaluation, where its weights are kept. */
+  get #kept(): Evaluation | undefined {
+    return this.#keepsBest ? this.#best.state?.best : undefined
+  }
+
+  #reportOf(isDone: boolean): RunReport {
     const { metrics } = this.#writer
-    const [before, after] = [this.#evalLossBefore, evalLossAfter]
+    const before = this.#evalLossBefore
+    const after = isDone ? (this.#kept ?? this.#latest) : undefined
     return {
       steps: metrics.length,
       tokens: metrics.reduce((sum, { tokens }) => sum + tokens, 0),
       trainLoss: metrics.map(({ loss }) => loss),
-      evalLoss: before === undefined || after === undefined ? null : { before, after },
-      evalMetrics: after === undefined ? null : (this.#evalMetrics ?? null),
+      keptStep: this.#kept?.step ?? metrics.length,
+      stoppedEarly: isDone && metrics.length < this.#totalSteps,
+      evalLoss: before === undefined || after === undefined ? null : { before, after: after.loss },
+      evalMetrics: after === undefined ? null : { ...after.metrics },
       stepMillis: steadyMedian(this.#times),
       peakRssBytes: peakRssBytes(),
       interrupted: !isDone,
@@ -211,6 +231,7 @@ class Run {
     await removePartialFiles(directory)
     const metrics = await readMetrics(directory, run.step)
     this.#writer = new RunWriter(directory, 'resume', this.#parts.task, metrics)
+    this.#best.resume(run.best)
     return { engine, metrics, evalLossBefore: run.evalLossBefore ?? undefined }
   }
 
@@ -267,38 +288,29 @@ class Run {
     return { epoch, plan: this.#epochPlan.steps[step % this.#stepsPerEpoch] }
   }
 
-  /** Loss over all evaluation records; undefined without any, or when the run is interrupted meanwhile. */
-  async #evaluate(step: number): Promise<number | undefined> {
+  /** What the evaluation records give; undefined without any, or when the run is interrupted meanwhile. */
+  async #evaluate(step: number): Promise<Evaluation | undefined> {
     const { on, open, signal, evalExamples: examples } = this.#parts
     if (examples === undefined) return undefined
     on.stage?.('evaluate')
-    let sum = 0
-    let total = 0
-    const seen: unknown[] = []
-    const predictions: unknown[] = []
-    const costs = Array.from(examples, (example) => open.cost(example))
-    const plans = planEvaluation(costs, this.#planOptions)
-    for (const [done, plan] of plans.entries()) {
-      if (signal?.aborted) return undefined
-      on.progress?.({ stage: 'evaluate', done, total: plans.length })
-      const batch = examplesOf(examples, [plan])
-      const normalizer = open.normalizer(batch)
-      const pass = await this.#sessions.evaluationPass(open.collate(batch, plan.sequence), normalizer)
-      const isApart = open.stepLoss !== undefined
-      const outputs = await this.#engine.remote.forward(pass, [...(isApart ? [] : [pass.loss]), ...pass.predictions])
-      const own = open.stepLoss?.([{ outputs, examples: batch }]).loss ?? Number(outputs[pass.loss].data[0])
-      sum += own * normalizer
-      total += normalizer
-      if (open.predict === undefined) continue
-      for (const example of batch) seen.push(example)
-      for (const prediction of open.predict(outputs, batch)) predictions.push(prediction)
-    }
-    on.progress?.({ stage: 'evaluate', done: plans.length, total: plans.length })
-    const loss = sum / total
+    const result = await evaluate({
+      open,
+      examples,
+      signal,
+      sessions: this.#sessions,
+      engine: this.#engine.remote,
+      planOptions: this.#planOptions,
+      progress: (done, total) => on.progress?.({ stage: 'evaluate', done, total }),
+    })
+    if (result === undefined) return undefined
+    const { loss, metrics } = result
     if (!Number.isFinite(loss)) return this.#fail(`evaluation after step ${step}`, `the loss is ${loss}`)
-    this.#evalMetrics = open.metrics({ loss, examples: seen, predictions })
-    on.evaluation?.({ step, loss, metrics: this.#evalMetrics })
-    return loss
+    const evaluation = { step, loss, metrics }
+    if (step === 0) this.#best.value(evaluation)
+    else if (this.#best.add(evaluation) && this.#keepsBest) await this.#engine.remote.keepBest()
+    this.#latest = evaluation
+    on.evaluation?.({ ...evaluation, metrics: { ...metrics } })
+    return evaluation
   }
 
   /** Brings the adapter up to date, and saves it with the state to go on from. */
@@ -308,8 +320,13 @@ class Run {
     if (!engine.parameters.every((values) => values.every(Number.isFinite))) {
       return this.#fail(`step ${step}`, 'its update gave weights that are not finite')
     }
-    writeParameters(this.#parts.adapter, this.#names, engine.parameters)
-    const run = { step, fingerprint: this.#fingerprint, evalLossBefore: this.#evalLossBefore ?? null }
+    writeParameters(this.#parts.adapter, this.#names, engine.best ?? engine.parameters)
+    const run: RunState = {
+      step,
+      fingerprint: this.#fingerprint,
+      evalLossBefore: this.#evalLossBefore ?? null,
+      best: this.#best.state,
+    }
     await this.#writer.save(this.#parts.adapter, { names: this.#names, engine, run })
   }
 

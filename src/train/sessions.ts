@@ -18,7 +18,7 @@ import { runtimeBehind } from '../runtime/session-table.js'
 import type { OpenTask } from '../tasks/task.js'
 import type { Pass, TrainEngine } from './engine.js'
 import type { TrainEvents } from './report.js'
-import type { TrainSettings } from './settings.js'
+import { type TrainSettings, usesBest } from './settings.js'
 
 export interface SessionParts {
   readonly model: Model
@@ -104,11 +104,12 @@ export class TrainingSessions {
   }
 
   async #session(graph: RunnableGraph): Promise<number> {
-    const { device, threads, lowMemory, evaluateEvery } = this.#parts.settings
+    const { settings } = this.#parts
+    const { device, threads, lowMemory } = settings
     let id = this.#sessions.get(graph)
     if (id !== undefined) return id
     // A run that evaluates again and again would open them again and again.
-    if (evaluateEvery === undefined) await this.#closeOthers(graph)
+    if (settings.evalEvery === undefined && !usesBest(settings)) await this.#closeOthers(graph)
     const model = await graph.sessionModel()
     id = (
       await this.#engine.openSession(model, {

@@ -1,9 +1,15 @@
 // The settings of a training run, and their checks.
 
-import { BOOLEAN, COUNT, checkArgument, numberKind, type OptionTable, oneOf } from '../base/options.js'
+import { BOOLEAN, COUNT, checkArgument, numberKind, type OptionTable, oneOf, STRING } from '../base/options.js'
 import type { LoraConfigInput } from '../lora/config.js'
 import { DEVICE } from '../runtime/runtime.js'
 import { learningRates, SCHEDULES, type Schedule } from './schedule.js'
+
+/** Which weights a run can end with. */
+export const KEEPS = ['last', 'best'] as const
+
+/** One of {@link KEEPS}. */
+export type Keep = (typeof KEEPS)[number]
 
 /** How a run trains. A value out of its range is an error that names the range. */
 export interface TrainSettings {
@@ -45,8 +51,20 @@ export interface TrainSettings {
   saveEvery: number | undefined
   /** Put short records together into rows of `maxLength` tokens (512 without it). No record sees another. Default false. */
   packing: boolean
-  /** Number of steps between two evaluations. Default: only before and after training. Needs `evalData` or `evalSplit`. */
-  evaluateEvery: number | undefined
+  /**
+   * Number of steps between two evaluations. Needs `evalData` or `evalSplit`. Default: only before and after training. With `keep: 'best'`
+   * or `earlyStopping`: after each pass over the data too.
+   */
+  evalEvery: number | undefined
+  /** Whose weights the run ends with: those of the last step, or those of the best evaluation after a step. Default last. */
+  keep: Keep
+  /**
+   * What the best evaluation is judged by: `loss`, or a metric of the task, such as accuracy or mrr. Lower is better for loss and perplexity,
+   * higher for all others. Default loss.
+   */
+  bestMetric: string
+  /** Ends the run after this many evaluations in a row without a better one. Default: never. */
+  earlyStopping: number | undefined
 }
 
 /** The defaults of the API and the command line. */
@@ -67,7 +85,10 @@ export const TRAIN_DEFAULTS = Object.freeze({
   lowMemory: false,
   packing: false,
   saveEvery: undefined,
-  evaluateEvery: undefined,
+  evalEvery: undefined,
+  keep: 'last',
+  bestMetric: 'loss',
+  earlyStopping: undefined,
   /** Defaults of a new adapter. Settings that are not here have the defaults of LoraConfig. */
   config: Object.freeze({
     rank: 8,
@@ -98,7 +119,10 @@ export const SETTINGS_KINDS: OptionTable<TrainSettings> = {
   lowMemory: BOOLEAN,
   packing: BOOLEAN,
   saveEvery: COUNT,
-  evaluateEvery: COUNT,
+  evalEvery: COUNT,
+  keep: oneOf(...KEEPS),
+  bestMetric: STRING,
+  earlyStopping: COUNT,
 }
 
 /**
@@ -118,4 +142,9 @@ export function resolveSettings(
   const resolved = settings as unknown as TrainSettings
   learningRates(resolved.schedule, resolved.learningRate, resolved.warmupRatio, 1)
   return resolved
+}
+
+/** Whether evaluations decide about the result. */
+export function usesBest({ keep, earlyStopping }: TrainSettings): boolean {
+  return keep === 'best' || earlyStopping !== undefined
 }

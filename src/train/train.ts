@@ -23,7 +23,7 @@ import type { TrainingData, TrainingOptions, TrainResult } from './options.js'
 import type { TrainReport } from './report.js'
 import { trainAdapter } from './run.js'
 import { checkRunFolder, type FolderUse } from './run-folder.js'
-import { resolveSettings, TRAIN_DEFAULTS, type TrainSettings } from './settings.js'
+import { resolveSettings, TRAIN_DEFAULTS, type TrainSettings, usesBest } from './settings.js'
 
 /**
  * Trains an adapter of a model that is open. Nothing is written before the model, the data and the folder have been found usable.
@@ -59,6 +59,9 @@ export async function train(options: TrainingOptions, limits: readonly MemoryLim
       : (await encode(options, settings, task, options.evalData, 'evalData', undefined)).kept
   const examples = settings.packing ? pack(task, records.examples, settings, model) : records.examples
   const open = task.open(model, examples, options.taskOptions)
+  if (open.checkEvaluation !== undefined) {
+    for (const example of evalRecords.examples) open.checkEvaluation(example)
+  }
   warnOfMemory(options, settings, limits, longest(examples, open))
   on?.stage?.('prepare')
   const adapter = options.adapter ?? (await newAdapter(model, config, { task, open, modules }))
@@ -280,8 +283,23 @@ function checkTogether(options: TrainingOptions, settings: TrainSettings): void 
     throw new ConfigError({ where: 'out', what: 'resume, overwrite and saveEvery need an output folder' })
   }
   const { evalData, evalSplit } = options
-  if (evalData === undefined && evalSplit === undefined && settings.evaluateEvery !== undefined) {
-    throw new ConfigError({ where: 'evalData', what: 'evaluateEvery needs records to evaluate' })
+  const evaluates = [
+    ['evalEvery', settings.evalEvery !== undefined],
+    ['keep best', settings.keep === 'best'],
+    ['earlyStopping', settings.earlyStopping !== undefined],
+  ].find(([, isOn]) => isOn)
+  if (evalData === undefined && evalSplit === undefined && evaluates !== undefined) {
+    throw new ConfigError({
+      where: 'evalData',
+      what: `${evaluates[0]} needs records to evaluate`,
+      hint: 'Give evalData (--eval-data), or evalSplit (--eval-split)',
+    })
+  }
+  if (settings.bestMetric !== TRAIN_DEFAULTS.bestMetric && !usesBest(settings)) {
+    throw new ConfigError({
+      where: 'bestMetric',
+      what: 'it has no effect without keep: best (--keep best) or earlyStopping',
+    })
   }
   if (evalData !== undefined && evalSplit !== undefined) {
     throw new ConfigError({ where: 'evalSplit', what: 'not together with evalData (--eval-data): use one of the two' })

@@ -25,6 +25,10 @@ export interface OpenPage {
   navigate(address: string): Promise<void>
   /** Sets the size of the window and the color scheme. */
   show(view: { width: number; height: number; scheme?: 'light' | 'dark' }): Promise<void>
+  /** Drops files or folders of this machine on the page's top left corner. */
+  drop(paths: readonly string[]): Promise<void>
+  /** How many bytes the page may keep; as many as before without a number. */
+  setQuota(bytes?: number): Promise<void>
   /** The page as PNG. */
   screenshot(): Promise<Uint8Array>
   close(): Promise<void>
@@ -102,12 +106,20 @@ export async function openPage(address: string): Promise<OpenPage> {
       const features = [{ name: 'prefers-color-scheme', value: scheme }]
       await send('Emulation.setEmulatedMedia', { features }, sessionId)
     }
+    const drop = async (files: readonly string[]) => {
+      const data = { items: [], files, dragOperationsMask: 1 }
+      for (const type of ['dragEnter', 'dragOver', 'drop'])
+        await send('Input.dispatchDragEvent', { type, x: 10, y: 10, data }, sessionId)
+    }
+    const setQuota = async (quotaSize?: number) => {
+      await send('Storage.overrideQuotaForOrigin', { origin: await evaluate('location.origin'), quotaSize }, sessionId)
+    }
     const screenshot = async () => {
       const options = { format: 'png', captureBeyondViewport: true }
       const { data } = await send('Page.captureScreenshot', options, sessionId)
       return Buffer.from(data, 'base64')
     }
-    return { ...page, evaluate, navigate, show, screenshot, close }
+    return { ...page, evaluate, navigate, show, drop, setQuota, screenshot, close }
   } catch (error) {
     await close()
     throw error

@@ -154,6 +154,15 @@ describe('Parquet', () => {
     await source.close()
   })
 
+  it.each(['version2', 'encodings1', 'encodings2', 'pages', 'plain'])(
+    'reads every type and encoding, %s',
+    async (name) => {
+      const source = await open(`${name}.parquet`)
+      expect(await rowsOf(source)).toEqual(expected.mixed)
+      await source.close()
+    },
+  )
+
   it('reads lists of messages', async () => {
     const source = await open('nested.parquet')
     expect(await rowsOf(source)).toEqual(expected.chats)

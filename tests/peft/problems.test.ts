@@ -115,3 +115,18 @@ test.each([
   loaded.layers.sort((a, b) => order.compare(a.name, b.name))
   expect(await inspectAdapterFolder(directory)).toEqual(loaded)
 })
+
+test.each([
+  ['.bias', { bias: 'all' }],
+  ['bias', { bias: 'all' }],
+  ['.token_adapter.trainable_tokens_delta', { trainable_token_indices: [1, 2] }],
+])('a tensor without a module: %s is refused by loading and inspecting alike', async (name, settings) => {
+  const directory = await folder(settings, {
+    'good.lora_A.weight': { shape: [2, 3] },
+    'good.lora_B.weight': { shape: [4, 2] },
+    [name]: { shape: [2, 3] },
+  })
+  const expected = expect.objectContaining({ message: expect.stringContaining('no layer claims the tensor') })
+  await expect(loadAdapter(directory)).rejects.toThrow(expected)
+  expect((await inspectAdapterFolder(directory)).problems).toContainEqual(expected)
+})

@@ -32,7 +32,7 @@ describe('resolveSettings', () => {
     ['maxGradNorm', Number.NaN],
     ['threads', 0],
     ['saveEvery', 0],
-    ['evaluateEvery', 2.5],
+    ['evalEvery', 2.5],
     ['schedule', 'step'],
   ])('refuses %s %s', (key, value) => {
     expect(() => resolveSettings({ [key]: value })).toThrow(ConfigError)

@@ -1,34 +1,16 @@
 import { readFileSync } from 'node:fs'
-import { fileURLToPath } from 'node:url'
-import * as ort from 'onnxruntime-node'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { MemoryDirectory, MemorySource } from '../../src/base/bytes.js'
 import { ConfigError, DataError, FileError, MismatchError, NumericError } from '../../src/base/errors.js'
 import { OnnxModel } from '../../src/formats/onnx/model.js'
 import { loadModel, type Model } from '../../src/graph/model-folder.js'
-import { NodeDirectory } from '../../src/io/node/files.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import type { OrtModule } from '../../src/runtime/onnxruntime.js'
-import type { TextRecord } from '../../src/text/records.js'
 import type { TrainingOptions } from '../../src/train/options.js'
 import type { EvaluationEvent, StepEvent } from '../../src/train/report.js'
 import { METRICS_FILE, STATE_FILE } from '../../src/train/run-folder.js'
-import { train as trainAdapter } from '../../src/train/train.js'
-
-const module = ort as unknown as OrtModule
-const path = (relative: string) => fileURLToPath(new URL(`../../${relative}`, import.meta.url))
-/** Two layers of width 32 with random weights, as optimum exports them: a run takes a fraction of a second. */
-const folder = new NodeDirectory(path('tests/golden/models/llama-optimum'))
-const records = (file: string, count: number): TextRecord[] =>
-  readFileSync(path(`models/data/${file}`), 'utf8')
-    .split('\n')
-    .slice(0, count)
-    .map((line) => JSON.parse(line))
-
-const data = records('scripture.jsonl', 24)
-const evalData = records('scripture.eval.jsonl', 4)
-const WEIGHTS = 'adapter_model.safetensors'
+import { abortAt, data, evalData, folder, module, path, trainTiny, WEIGHTS } from './tiny.js'
 
 let model: Model
 beforeAll(async () => {
@@ -37,24 +19,7 @@ beforeAll(async () => {
 afterAll(() => model.close())
 
 /** Six short steps, two of them in a second epoch. */
-const train = (options: Partial<TrainingOptions> = {}) =>
-  trainAdapter({
-    model,
-    data: data.slice(0, 16),
-    maxLength: 24,
-    batchSize: 4,
-    maxSteps: 6,
-    learningRate: 5e-3,
-    threads: 1,
-    ...options,
-    config: options.adapter === undefined ? { rank: 4, dropout: 0.1, ...options.config } : undefined,
-  })
-
-/** A signal that is aborted during the given step. */
-function abortAt(step: number): Pick<TrainingOptions, 'signal' | 'on'> {
-  const controller = new AbortController()
-  return { signal: controller.signal, on: { step: (event) => void (event.step === step && controller.abort()) } }
-}
+const train = (options: Partial<TrainingOptions> = {}) => trainTiny({ model, ...options })
 
 function largestWeight({ proto }: OnnxModel): string {
   const size = ({ dims }: { dims: readonly bigint[] }) => dims.reduce((product, dim) => product * Number(dim), 1)
@@ -243,7 +208,7 @@ describe('train', () => {
   it('evaluates on the way', async () => {
     const evaluations: number[] = []
     const on = { evaluation: ({ step }: EvaluationEvent) => void evaluations.push(step) }
-    await train({ evalData, evaluateEvery: 2, on })
+    await train({ evalData, evalEvery: 2, on })
     expect(evaluations).toEqual([0, 2, 4, 6])
   })
 })
@@ -319,7 +284,7 @@ describe('what goes wrong', () => {
     [{ evalData: {} as never }, ConfigError, /^evalData: neither records nor an open file/],
     [{ resume: true, overwrite: true }, ConfigError, /not together with overwrite/],
     [{ resume: true }, FileError, /no unfinished run/],
-    [{ evaluateEvery: 2 }, ConfigError, /evaluateEvery needs records to evaluate/],
+    [{ evalEvery: 2 }, ConfigError, /evalEvery needs records to evaluate/],
   ] as [Partial<TrainingOptions>, unknown, RegExp][])('%j', async (options, kind, message) => {
     const out = new MemoryDirectory()
     const error = await (async () => train({ out, ...options }))().catch((error: unknown) => error)
@@ -374,7 +339,7 @@ describe('sessions', () => {
   it('serve all lengths with one of each kind', async () => {
     const log: string[] = []
     const noted = { ...model, runtime: { module: noting(log) } }
-    await train({ ...lengths, model: noted, evaluateEvery: 2 })
+    await train({ ...lengths, model: noted, evalEvery: 2 })
     const both = ['open evaluation', 'open training', 'close evaluation', 'close training']
     expect(log).toEqual([...probe, ...both])
   })
@@ -385,6 +350,6 @@ describe('sessions', () => {
     const { report } = await train({ ...lengths, model: noted })
     const turns = ['evaluation', 'training', 'evaluation'].flatMap((kind) => [`open ${kind}`, `close ${kind}`])
     expect(log).toEqual([...probe, ...turns])
-    expect(report.trainLoss).toEqual((await train({ ...lengths, evaluateEvery: 2 })).report.trainLoss)
+    expect(report.trainLoss).toEqual((await train({ ...lengths, evalEvery: 2 })).report.trainLoss)
   })
 })

@@ -70,7 +70,10 @@ describe.skipIf(chromium === undefined || !hasRuntime)('the page', () => {
     await page.show(DESKTOP)
     await ready()
     expect(await text('model-state')).toBe('Open: union-3m (llama, 6 blocks)')
-    expect(await text('machine')).toMatch(/^\d+ threads?/)
+    await until("/^[0-9]+ threads?/.test(document.getElementById('machine').textContent)")
+    // There is no GPU for this browser: the choice is shown, and cannot be made.
+    expect(await text('machine')).toMatch(/No WebGPU here/)
+    expect(await page.evaluate("document.querySelector('#device [value=webgpu]').disabled")).toBe(true)
     expect(await page.evaluate("document.getElementById('as-chat').disabled")).toBe(true)
   })
 
@@ -116,6 +119,41 @@ describe.skipIf(chromium === undefined || !hasRuntime)('the page', () => {
     await picture('desktop-light')
   })
 
+  it('opens a folder that is dropped: an adapter, or says what it is not', async () => {
+    await page.drop([join(root, 'tests/golden/tied-models')])
+    await until("!document.getElementById('error').hidden")
+    expect(await text('error')).toMatch(/tied-models: neither a model nor an adapter/)
+    await page.drop([join(root, 'tests/golden/tied-models/distilbert-biases/adapter')])
+    await until("/distilbert/.test(document.getElementById('error').textContent)")
+    expect(await page.evaluate("document.querySelectorAll('.answer').length")).toBe(2)
+  })
+
+  it('asks for a token where the Hub asks for access', async () => {
+    await page.evaluate(
+      `globalThis.fetch = async () => new Response('', { status: 401, headers: { 'x-error-code': 'GatedRepo' } })`,
+    )
+    await fill('hub-id', 'org/gated')
+    await page.evaluate("document.querySelector('#hub button').click()")
+    await until("/gated model/.test(document.getElementById('error').textContent)")
+    expect(await text('error')).toMatch(/paste it into "Access token of the Hub"/)
+    expect(await text('model-state')).toMatch(/^Open: union-3m/)
+    await page.navigate(address)
+    await ready()
+  })
+
+  it('trains in memory where the browser grants no space', async () => {
+    await fill('data', 'The captain of the ship saw the whale. '.repeat(20))
+    for (const [id, value] of Object.entries({ steps: 3, 'batch-size': 1, 'max-length': 16 })) await fill(id, value)
+    await page.setQuota(1000)
+    await click('start')
+    await until("!document.getElementById('error').hidden")
+    expect(await text('error')).toMatch(/grants this page no more space.*Press Train again/)
+    await click('start')
+    await until("document.getElementById('train-state').textContent.startsWith('Trained 172,032 parameters')")
+    await until("document.querySelectorAll('.answer').length === 2")
+    await page.setQuota()
+  })
+
   it('removes an adapter', async () => {
     await page.evaluate(
       "[...document.querySelectorAll('.answer button')].find((b) => b.textContent === 'Remove').click()",
@@ -132,6 +170,6 @@ describe.skipIf(chromium === undefined || !hasRuntime)('the page', () => {
   })
 
   it('has no errors on the console', () => {
-    expect(page.errors.filter((line) => !/favicon|404/.test(line))).toEqual([])
+    expect(page.errors.filter((line) => !/favicon|404|No available adapters/.test(line))).toEqual([])
   })
 })

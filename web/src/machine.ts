@@ -1,6 +1,6 @@
 // What this browser offers: threads, and whether it has WebGPU.
 
-import { byId, make } from './dom.js'
+import { byId, inputOf, make } from './dom.js'
 
 const ASKED = 'lowrank-isolation-asked'
 
@@ -18,13 +18,22 @@ export async function isolate(): Promise<void> {
   location.reload()
 }
 
-export function showMachine(): void {
+/** Whether this browser hands out a GPU: some have WebGPU's functions and no adapter. */
+async function hasGpu(): Promise<boolean> {
+  const { gpu } = navigator as { gpu?: { requestAdapter(): Promise<unknown> } }
+  return (await gpu?.requestAdapter().catch(() => null)) != null
+}
+
+/** Shows what there is, and offers WebGPU where it works. */
+export async function showMachine(): Promise<void> {
   const cores = navigator.hardwareConcurrency
   const threads = globalThis.crossOriginIsolated
     ? `${cores} ${cores === 1 ? 'thread' : 'threads'}`
     : '1 thread: this page could not be isolated from other sites, and browsers then allow no more'
-  const gpu =
-    'gpu' in navigator ? 'WebGPU is here; this page computes with WebAssembly' : 'No WebGPU here, and none is needed'
+  const isGpu = await hasGpu()
+  const gpu = isGpu ? 'WebGPU is here: choose it below' : 'No WebGPU here, and none is needed'
+  const choice = inputOf('device').querySelector('[value=webgpu]') as HTMLOptionElement
+  choice.disabled = !isGpu
   const chips = [threads, gpu, 'Your text stays on this machine']
   byId('machine').replaceChildren(...chips.map((text) => make('span', {}, text)))
 }

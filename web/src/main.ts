@@ -1,20 +1,23 @@
 // The page: choose a model, teach it, compare what it writes.
 
 import { guarded } from './dom.js'
+import { setUpDrop } from './drop.js'
 import { isolate, showMachine } from './machine.js'
 import { setUpModels } from './models.js'
 import { Trainer } from './train.js'
 import { Writer } from './write.js'
 
-showMachine()
 await isolate()
+void showMachine()
 
 const writer = new Writer()
 const trainer = new Trainer((name, adapter) => writer.add(name, adapter))
-const choose = setUpModels(async (open) => {
+const { choose, openFolder } = setUpModels(async (open) => {
   await writer.use(open)
   trainer.use(open)
 })
+
+setUpDrop({ model: openFolder, adapter: (name, files) => writer.openFolder(name, files) })
 
 await guarded('The last run cannot be read', async () => {
   const choice = await trainer.restore()

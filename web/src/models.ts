@@ -1,8 +1,10 @@
 // Opens a model: the small one beside the page, one of the Hub, or a folder of this machine.
 
 import { configureHub, loadModel, type Model, webRuntime } from 'lowrank'
+import gpuWasm from 'onnxruntime-web/ort-wasm-simd-threaded.asyncify.wasm?url'
 import wasm from 'onnxruntime-web/ort-wasm-simd-threaded.wasm?url'
 import ort from 'onnxruntime-web/wasm?url'
+import gpuOrt from 'onnxruntime-web/webgpu?url'
 import { buttonOf, byId, guarded, inputOf } from './dom.js'
 
 /** How a model can be opened again after a reload. */
@@ -13,37 +15,53 @@ export interface OpenModel {
   /** For people. */
   readonly name: string
   readonly choice: ModelChoice
+  readonly device: Device
   /** Whether its folder says how chats become text. */
   readonly takesChats: boolean
 }
 
-const runtime = webRuntime(ort, wasm)
+/** Where sessions and training compute. */
+export type Device = 'wasm' | 'webgpu'
+
+/** The build with WebGPU is much larger, so that it is fetched only when it is chosen. */
+const RUNTIMES = { wasm: webRuntime(ort, wasm), webgpu: webRuntime(gpuOrt, gpuWasm) }
 
 /** Calls `opened` for each model that the user opens. */
-export function setUpModels(opened: (model: OpenModel) => Promise<void>): (choice: ModelChoice) => Promise<void> {
+export function setUpModels(opened: (model: OpenModel) => Promise<void>) {
+  let last: (() => Promise<void>) | undefined
   const buttons = () => [buttonOf('bundled'), byId('hub').querySelector('button') as HTMLButtonElement]
-  const open = (choice: ModelChoice, source: Parameters<typeof loadModel>[0]) =>
-    guarded('The model cannot be opened', async () => {
+  const open = (choice: ModelChoice, source: Parameters<typeof loadModel>[0]): Promise<void> => {
+    last = () => open(choice, source)
+    return guarded('The model cannot be opened', async () => {
       const state = byId('model-state')
       const meter = byId('model-meter')
+      const before = state.textContent
       state.textContent = 'Opening…'
       meter.hidden = false
       for (const one of buttons()) one.disabled = true
       try {
-        const model = await loadModel(source, { runtime })
+        const device = inputOf('device').value as Device
+        configureHub({ token: inputOf('token').value.trim() || undefined })
+        const model = await loadModel(source, { runtime: RUNTIMES[device] })
         const name = choice.kind === 'bundled' ? 'union-3m' : model.name
-        await opened({ model, name, choice, takesChats: await hasTemplate(model) })
+        await opened({ model, name, choice, device, takesChats: await hasTemplate(model) })
         const layers = Number(model.config.num_hidden_layers)
-        const parts = [model.config.model_type, Number.isFinite(layers) ? `${layers} blocks` : undefined]
+        const parts = [
+          model.config.model_type,
+          Number.isFinite(layers) ? `${layers} blocks` : undefined,
+          device === 'webgpu' ? 'on WebGPU' : undefined,
+        ]
         state.textContent = `Open: ${name} (${parts.filter(Boolean).join(', ')})`
       } catch (error) {
-        state.textContent = 'No model is open.'
-        throw error
+        // The model that was open before still is.
+        state.textContent = before
+        throw withAccess(error)
       } finally {
         meter.hidden = true
         for (const one of buttons()) one.disabled = false
       }
     })
+  }
   const choose = async (choice: ModelChoice) => {
     if (choice.kind === 'bundled') await open(choice, new URL('model/', document.baseURI).href)
     if (choice.kind === 'hub') await open(choice, `hf:${choice.id.replace(/^hf:/, '')}`)
@@ -68,7 +86,20 @@ export function setUpModels(opened: (model: OpenModel) => Promise<void>): (choic
     const { files } = target as HTMLInputElement
     if (files !== null && files.length > 0) void open({ kind: 'folder' }, files)
   })
-  return choose
+  byId('choices').addEventListener('submit', (event) => event.preventDefault())
+  inputOf('device').addEventListener('change', () => void last?.())
+  return { choose, openFolder: (files: readonly File[]) => open({ kind: 'folder' }, files) }
+}
+
+/** The Hub's refusals name an environment variable, which a page has not. */
+function withAccess(error: unknown): unknown {
+  if (!(error instanceof Error) || !error.message.includes('HF_TOKEN')) return error
+  return new Error(
+    `${error.message.replace(/,? and set HF_TOKEN to it/, '')} In this page, paste it into "Access token of the Hub".`,
+    {
+      cause: error,
+    },
+  )
 }
 
 async function hasTemplate({ directory }: Model): Promise<boolean> {

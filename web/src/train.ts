@@ -1,6 +1,6 @@
 // Training in the page: start, pause, continue after a reload, stop.
 
-import { type Directory, type LoraAdapter, type StepEvent, train } from 'lowrank'
+import { type Directory, type LoraAdapter, MemoryDirectory, type StepEvent, train } from 'lowrank'
 import { drawCurve } from './curve.js'
 import { buttonOf, byId, guarded, inputOf } from './dom.js'
 import type { ModelChoice, OpenModel } from './models.js'
@@ -22,6 +22,8 @@ export class Trainer {
   #running: { abort: AbortController; keeps: boolean } | undefined
   #paused: { job: Job; folder: Directory } | undefined
   #losses: number[] = []
+  /** Whether the browser had no space for a run. */
+  #isInMemory = false
   readonly #trained: (name: string, adapter: LoraAdapter) => Promise<void>
 
   constructor(trained: (name: string, adapter: LoraAdapter) => Promise<void>) {
@@ -56,7 +58,7 @@ export class Trainer {
     let { job, folder } = this.#paused ?? {}
     if (job === undefined || folder === undefined) {
       job = readJob(open)
-      folder = await beginRun(job)
+      folder = this.#isInMemory ? new MemoryDirectory() : await beginRun(job).catch((error) => this.#refuse(error))
       this.#losses = []
     }
     if (job.modelName !== open.name) {
@@ -71,6 +73,7 @@ export class Trainer {
     try {
       const { adapter, report } = await train({
         model: open.model,
+        device: open.device,
         data: new File([data.text], data.name),
         ...rest,
         config: { rank, alpha: 2 * rank },
@@ -98,6 +101,8 @@ export class Trainer {
       )
       await endRun()
       await this.#trained(name, adapter)
+    } catch (error) {
+      await this.#refuse(error)
     } finally {
       this.#running = undefined
       this.#buttons()
@@ -116,6 +121,18 @@ export class Trainer {
     this.#running.keeps = keeps
     this.#running.abort.abort()
     this.#say(keeps ? 'Stopping after this step…' : 'Pausing after this step…')
+  }
+
+  /** Throws the error. Where the browser has no space, the next run writes nothing to its file system. */
+  async #refuse(error: unknown): Promise<never> {
+    if (!isFull(error)) throw error
+    this.#isInMemory = true
+    await endRun()
+    this.#say('Press Train again: the run then stays in memory.')
+    throw new Error(
+      'The browser grants this page no more space for the run. Press Train again: the run then stays in memory, and a reload loses it.',
+      { cause: error },
+    )
   }
 
   #showStep({ step, loss, totalSteps, tokensPerSecond, secondsLeft }: StepEvent): void {
@@ -177,6 +194,12 @@ export class Trainer {
       if (file !== undefined) void guarded('The file cannot be read', () => read(file))
     })
   }
+}
+
+/** The browser's own error, or lowrank's with it as the cause. */
+function isFull(error: unknown): boolean {
+  for (let one = error; one instanceof Error; one = one.cause) if (one.name === 'QuotaExceededError') return true
+  return false
 }
 
 const curve = () => document.getElementById('curve') as unknown as SVGElement

@@ -34,18 +34,18 @@ export class Writer {
     folder.addEventListener('change', () => {
       const files = [...(folder.files ?? [])]
       const name = files[0]?.webkitRelativePath.split('/')[0] || 'adapter'
-      if (files.length > 0) void this.#openAdapter(name, () => loadAdapter(files))
+      if (files.length > 0) void this.openFolder(name, files)
       folder.value = ''
     })
   }
 
   /** Another model: its session takes the place of the one before. */
-  async use({ model, takesChats }: OpenModel): Promise<void> {
+  async use({ model, device, takesChats }: OpenModel): Promise<void> {
     await this.#session?.dispose()
     this.#adapters.clear()
     this.#cards.clear()
     byId('answers').replaceChildren()
-    this.#session = await openSession(model)
+    this.#session = await openSession(model, { device })
     this.#addCard(null)
     buttonOf('generate').disabled = false
     const chat = inputOf('as-chat')
@@ -62,6 +62,11 @@ export class Writer {
     this.#adapters.set(name, adapter)
     this.#addCard(name)
     await showLayers(name, adapter)
+  }
+
+  /** Opens the files of an adapter's folder. */
+  openFolder(name: string, files: readonly File[]): Promise<void> {
+    return this.#openAdapter(name, () => loadAdapter(files))
   }
 
   #openAdapter(name: string, read: () => Promise<LoraAdapter>): Promise<void> {

@@ -96,9 +96,9 @@ function readerOf(graph: Graph, value: Value, opType: string): NodeProto | undef
 /** What is left of probabilities when those of rows without a key are 0. */
 function withoutNaN(graph: Graph, value: Value): Value {
   const readers = graph.consumers(value)
-  const isNaN = readers.find(({ opType }) => opType === 'IsNaN')
+  const test = readers.find(({ opType }) => opType === 'IsNaN')
   const where = readers.find(({ opType, input }) => opType === 'Where' && input[2] === value)
-  const isSafe = where !== undefined && where.input[0] === isNaN?.output[0] && scalarOf(graph, where.input[1]) === 0
+  const isSafe = where !== undefined && where.input[0] === test?.output[0] && scalarOf(graph, where.input[1]) === 0
   return isSafe && readers.length === 2 ? where.output[0] : value
 }
 
