@@ -6,7 +6,7 @@ import type { OnnxModel } from '../formats/onnx/model.js'
 import { fuseAttention } from '../graph/fuse/attention.js'
 import { injectLora } from '../graph/inject/inject.js'
 import { tokenInputs } from '../graph/inputs/tokens.js'
-import { findLinears, type ModuleMap } from '../graph/match/linears.js'
+import { exposeProducts, findLinears, type ModuleMap } from '../graph/match/linears.js'
 import { Graph } from '../graph/view/graph.js'
 import { readGraph } from '../graph/view/read-graph.js'
 import { tokenColumns } from './column-runs.js'
@@ -42,7 +42,8 @@ export function sessionGraph(
   graph.outputs.push(...Array.from(given, (name) => create(ValueInfoProtoSchema, { name })))
   const isOnProcessor = providers.every((name) => ON_PROCESSOR.has(name))
   const isFused = isOnProcessor && fuseAttention(graph) > 0
-  const linears = findLinears(graph, modules).filter(({ name }) => adapted.has(name))
+  const found = findLinears(graph, modules).filter(({ name }) => adapted.has(name))
+  const linears = exposeProducts(graph, found)
   const { takesRows } = injectLora(graph, linears, affine)
   return {
     graph: graph.toModel(),
