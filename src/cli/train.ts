@@ -69,7 +69,7 @@ export const train = defineCommand({
     out: text('DIR', 'new folder for the adapter; required unless --preview is given'),
     task: choice(
       TRAIN_CHOICES.task,
-      'what the model learns: to continue texts, to turn texts into vectors, or to give each text a label',
+      'what the model learns: to continue texts, to turn texts into vectors, or to give each text or each word a label',
       'causal-lm',
     ),
     taskOptions: taskOptions(),
@@ -192,6 +192,7 @@ const TRIED_WITH: Readonly<Record<(typeof TRAIN_CHOICES.task)[number], readonly 
   'causal-lm': ['generate', '--prompt "The"'],
   embedding: ['embed', '--text "The"'],
   'text-classification': ['classify', '--text "The"'],
+  'token-classification': ['classify', '--text "The"'],
 }
 
 /** Ctrl-C while the model came: what has come is kept. */

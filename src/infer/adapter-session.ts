@@ -7,7 +7,7 @@ import { checkArgument, checkOptions, kind, listOf, NAME, type OptionTable } fro
 import { ValueInfoProtoSchema } from '../formats/onnx/gen/onnx_pb.js'
 import { injectLora } from '../graph/inject/inject.js'
 import { completeFeeds } from '../graph/inputs/family.js'
-import { findLinears, type Linear, type ModuleMap } from '../graph/match/linears.js'
+import { exposeProducts, findLinears, type Linear, type ModuleMap } from '../graph/match/linears.js'
 import { placeAdapter } from '../graph/match/place-adapter.js'
 import type { ModelGraph } from '../graph/match/spread.js'
 import { sessionModel } from '../graph/session-model.js'
@@ -26,27 +26,13 @@ import {
   refuseAdapter,
   requireMixable,
 } from './adapter-choice.js'
-import { type ClassifierSession, classify } from './classify.js'
-import { type EmbeddingSession, embed } from './embed.js'
 import { InferEngine } from './engine.js'
 import { checkName, plainFeeds } from './feeds.js'
-import { generate, streamText, type TextSession } from './generate.js'
 import { mainRole, otherGraphs, type SessionBase, type SessionExtras, shareAdapter } from './graphs.js'
 import { type AdapterHead, readHead, runWithHead } from './heads.js'
+import { Readings } from './readings.js'
 import { batchOf, checkRanks } from './rows.js'
-import type {
-  AdapterSession,
-  AdapterSessionOptions,
-  Classification,
-  ClassifyOptions,
-  EmbedOptions,
-  GenerateOptions,
-  GenerateResult,
-  Prompt,
-  RunOptions,
-  StreamOptions,
-  TextOrPair,
-} from './session.js'
+import type { AdapterSession, AdapterSessionOptions, RunOptions } from './session.js'
 import { adapterFactors, buffersOf, sitesOf } from './site-factors.js'
 
 const ADAPTER = kind('a LoraAdapter', (value) => value instanceof LoraAdapter)
@@ -58,7 +44,8 @@ const TAKES_EMPTY_TENSORS = new Set(['cpu', 'wasm'])
 
 /** An {@link AdapterSession}, or over less than a whole model what does not write texts. */
 export class OnnxSession<M extends SessionBase = SessionBase>
-  implements Omit<AdapterSession, 'model' | 'generate' | 'stream' | 'classify' | 'embed'>
+  extends Readings
+  implements Omit<AdapterSession, 'model' | keyof Readings>
 {
   readonly model: M
   readonly #engine: Engine<InferEngine>
@@ -90,6 +77,7 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     closesModel: boolean,
     { edit = () => {}, beforeOpen = async () => {}, openAdapter, ...outputs }: SessionExtras,
   ) {
+    super()
     this.model = model
     this.#openAdapter = openAdapter ?? (async (adapter) => adapter as LoraAdapter)
     this.#allowMissing = allowMissing
@@ -167,44 +155,6 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     const outputs = await runWithHead(run, own, outputNames, { head: this.headFor(mixes), all: this.outputNames })
     if (mixes.length > 1) checkRanks(this.#graph, outputs)
     return outputs
-  }
-
-  generate(this: TextSession, prompt: Prompt, options?: GenerateOptions): Promise<GenerateResult>
-  generate(this: TextSession, prompts: readonly Prompt[], options?: GenerateOptions): Promise<GenerateResult[]>
-  async generate(
-    this: TextSession,
-    prompts: Prompt | readonly Prompt[],
-    options: GenerateOptions = {},
-  ): Promise<GenerateResult | GenerateResult[]> {
-    return generate(this, prompts, options)
-  }
-
-  stream(
-    this: TextSession,
-    prompt: Prompt,
-    options: StreamOptions = {},
-  ): AsyncGenerator<string, GenerateResult, undefined> {
-    return streamText(this, prompt, options)
-  }
-
-  classify(this: ClassifierSession, text: TextOrPair, options?: ClassifyOptions): Promise<Classification>
-  classify(this: ClassifierSession, texts: readonly TextOrPair[], options?: ClassifyOptions): Promise<Classification[]>
-  classify(
-    this: ClassifierSession,
-    texts: TextOrPair | readonly TextOrPair[],
-    options?: ClassifyOptions,
-  ): Promise<Classification | Classification[]> {
-    return classify(this, texts, options)
-  }
-
-  embed(this: EmbeddingSession, text: string, options?: EmbedOptions): Promise<Float32Array>
-  embed(this: EmbeddingSession, texts: readonly string[], options?: EmbedOptions): Promise<Float32Array[]>
-  embed(
-    this: EmbeddingSession,
-    texts: string | readonly string[],
-    options?: EmbedOptions,
-  ): Promise<Float32Array | Float32Array[]> {
-    return embed(this, texts, options)
   }
 
   /** @internal The session over one of the model's graphs. Throws MismatchError when the model has none of that role. */
@@ -363,7 +313,8 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     // The graph is edited, so that each session starts from a fresh view of the model.
     const graph = new Graph(this.model.onnx.proto)
     this.#edit(graph)
-    const linears = findLinears(graph, this.#modules).filter(({ name }) => adapted.has(name))
+    const found = findLinears(graph, this.#modules).filter(({ name }) => adapted.has(name))
+    const linears = exposeProducts(graph, found)
     const { takesRows } = injectLora(graph, linears, affine)
     graph.outputs.push(...Array.from(given, (name) => create(ValueInfoProtoSchema, { name })))
     const providers = this.#options.executionProviders ?? []
