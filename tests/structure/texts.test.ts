@@ -44,3 +44,13 @@ describe('project texts', () => {
     expect(filesIn('src', ['.ts']).filter((path) => later.test(textOf(path)))).toEqual([])
   })
 })
+
+it('lists mutations that can still be made', () => {
+  const mutations: { file: string; from: string; test: string }[] = JSON.parse(textOf('scripts/mutations.json'))
+  expect(mutations).toHaveLength(20)
+  const tests = filesIn('tests', ['.test.ts'])
+  for (const { file, from, test } of mutations) {
+    expect(textOf(file).split(from), `${file}: ${from}`).toHaveLength(2)
+    expect(tests).toContain(test)
+  }
+})
