@@ -56,6 +56,14 @@ const CASES = [
     check: compareLabels,
   },
   {
+    name: 'a new head for words merged into an encoder',
+    task: 'token-classification',
+    base: ENCODER,
+    adapter: join(ROOT, 'tests/golden/token-classification/encoder/golden/adapter-init'),
+    folder: mergedOnnx,
+    check: compareTags,
+  },
+  {
     name: 'an adapter beside 4-bit weights',
     task: 'text-generation',
     base: QUANTIZED,
@@ -150,6 +158,30 @@ async function compareLabels(pipeline, { base, adapter }) {
     }
   }
   return `all labels of ${SENTENCES.length} texts have the same scores, one by one and in a batch`
+}
+
+/** The pipeline gives all tokens of sentences, special ones aside, the labels and scores of lowrank's session. */
+async function compareTags(pipeline, { base, adapter }) {
+  const tagged = await withSession(base, adapter, (session) => session.tag(SENTENCES, { adapter: 'adapter' }))
+  const batch = await pipeline(SENTENCES, { ignore_labels: [] })
+  let words = 0
+  for (const [i, sentence] of SENTENCES.entries()) {
+    for (const found of [batch[i], await pipeline(sentence, { ignore_labels: [] })]) {
+      // The pipeline numbers tokens; a word is that of its first token.
+      const firsts = found.filter(({ word }) => word !== '' && !word.startsWith('##'))
+      assert.deepEqual(
+        firsts.map(({ entity }) => entity),
+        tagged[i].words.map(({ tag }) => tag),
+        sentence,
+      )
+      for (const [j, { word, score }] of firsts.entries()) {
+        assert.ok(tagged[i].words[j].text.toLowerCase().startsWith(word.toLowerCase()), `${sentence}: ${word}`)
+        assert.ok(Math.abs(score - tagged[i].words[j].score) < 1e-5, sentence)
+        words++
+      }
+    }
+  }
+  return `the tags of ${words / 2} words have the same scores, one by one and in a batch`
 }
 
 function labelOf({ label }) {

@@ -19,6 +19,7 @@ export {
   UnsupportedError,
 } from './base/errors.js'
 export type { BlobLike, ByteStreamLike, FileLike, FolderHandle, SignalLike } from './base/globals.js'
+export type { ToolProgress } from './base/progress.js'
 export type { FloatArray, Matrix, MatrixLike, Shaped, Tensor } from './base/tensor.js'
 export type { AdapterFormat, ConvertedDtype, ConvertReport } from './exchange/convert.js'
 export type { OnnxModel } from './formats/onnx/model.js'
@@ -78,12 +79,17 @@ export type {
   Classification,
   ClassifyOptions,
   EmbedOptions,
+  Entity,
   GenerateOptions,
   GenerateResult,
   Prompt,
   RunOptions,
   StreamOptions,
+  TaggedWord,
+  Tagging,
+  TagOptions,
   TextOrPair,
+  TextOrWords,
   TokenScore,
 } from './infer/session.js'
 export type { DownloadProgress, OnDownload } from './io/hub/directory.js'
@@ -149,7 +155,6 @@ export type { CombinationType } from './tools/combine-settings.js'
 export type { AdapterLayerDiff, DiffReport, TensorDiff } from './tools/diff.js'
 export type { AdapterDifference } from './tools/diff-layer.js'
 export type { ExtractedLayer, ExtractResult } from './tools/extract.js'
-export type { ToolProgress } from './tools/progress.js'
 export type { RankReport, ResizeResult } from './tools/resize.js'
 export type { TrainConfig, TrainingData, TrainingOptions, TrainResult } from './train/options.js'
 export type { PreviewExample, PreviewToken } from './train/preview.js'

@@ -27,6 +27,15 @@ export interface LabelScore {
   score: number
 }
 
+/** The tag of a token. */
+export interface TokenScore {
+  entity: string
+  score: number
+  /** The token's place, special tokens included. */
+  index: number
+  word: string
+}
+
 /** The members of a transformers.js tensor that are used here. */
 export interface FeatureTensor {
   readonly type: string
@@ -48,6 +57,10 @@ export interface PipelineCalls {
     (text: string, options?: AdapterCallOptions): Promise<LabelScore[]>
     (texts: readonly string[], options?: AdapterCallOptions): Promise<LabelScore[] | LabelScore[][]>
   }
+  'token-classification': {
+    (text: string, options?: AdapterCallOptions): Promise<TokenScore[]>
+    (texts: readonly string[], options?: AdapterCallOptions): Promise<TokenScore[][]>
+  }
 }
 
 /** A pipeline whose calls choose an adapter. */
@@ -68,7 +81,7 @@ export type WithAdapters<Pipeline extends PipelineLike> = Pipeline &
  * Makes a pipeline of transformers.js for a model that lowrank opens. Its weights are in memory once, and each call chooses an adapter.
  * Calls with different adapters may overlap. Needs @huggingface/transformers 4.3 or later.
  *
- * @param task text-generation, feature-extraction or text-classification
+ * @param task text-generation, feature-extraction, text-classification or token-classification
  * @param source what `loadModel` takes: a path (not in browsers), `org/name`, a URL, picked files or a Directory
  * @returns the pipeline. Its calls take the options of transformers.js, and also `adapter`. `session.add` adds adapters later
  * @throws UnsupportedError for another task, an older transformers.js, a model type that transformers.js does not support, or a model of several

@@ -1,4 +1,5 @@
-"""Loads classifiers that lowrank trained on AutoModelForSequenceClassification, in real PEFT, and compares logits.
+"""Loads classifiers that lowrank trained on AutoModelForSequenceClassification and AutoModelForTokenClassification, in real PEFT, and
+compares logits.
 
     check_classifier.py FOLDER
 
@@ -14,37 +15,47 @@ import torch
 from safetensors import safe_open
 
 import text_classification as golden
+import token_classification as tokens
 from check_reverse import check_keys
 
 TOLERANCE = 1e-4
 
 
-def check(folder, source):
+def check(folder, source, auto, batch):
     from peft import PeftModel
-    from transformers import AutoModelForSequenceClassification
     problems = []
     written = json.loads((folder / "logits.json").read_text(encoding="utf8"))
     with tempfile.TemporaryDirectory() as base:
         source.save_pretrained(base)
-        model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=len(written["labels"]), attn_implementation="eager")
+        model = auto.from_pretrained(base, num_labels=len(written["labels"]), attn_implementation="eager")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         adapted = PeftModel.from_pretrained(model, folder / "adapter").eval()
     problems += [str(w.message) for w in caught if "missing" in str(w.message) or "unexpected" in str(w.message).lower()]
     with safe_open(folder / "adapter" / "adapter_model.safetensors", "pt") as file:
         check_keys(adapted, {key: file.get_tensor(key) for key in file.keys()}, problems)
-    inputs = {name: rows for name, rows in golden.tensors().items() if name != "labels"}
+    labels = batch.pop("labels")
     with torch.no_grad():
-        error = (adapted(**inputs).logits - torch.tensor(written["logits"])).abs().max().item()
+        logits = adapted(**batch).logits
+    if logits.dim() == 3:  # those of the words alone
+        logits = logits[labels >= 0]
+    error = (logits - torch.tensor(written["logits"])).abs().max().item()
     if not error <= TOLERANCE:
         problems.append(f"logits differ by {error}")
     return {"error": error, "problems": problems}
 
 
 def main():
+    from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
     folder = pathlib.Path(sys.argv[1])
     model = golden.build()
-    result = {name: check(folder / name, source) for name, source in [("encoder", model.bert), ("classifier", model)]}
+    cases = {
+        "encoder": (model.bert, AutoModelForSequenceClassification, golden.tensors()),
+        "classifier": (model, AutoModelForSequenceClassification, golden.tensors()),
+        "tokens": (model.bert, AutoModelForTokenClassification, tokens.tensors()),
+        "tokens-distilbert": (tokens.build("distilbert"), AutoModelForTokenClassification, tokens.tensors()),
+    }
+    result = {name: check(folder / name, *case) for name, case in cases.items()}
     print(json.dumps(result, indent=2))
     sys.exit(1 if any(part["problems"] for part in result.values()) else 0)
 

@@ -27,23 +27,29 @@ MODELS = {  # name: (model_type, other settings, what PEFT is told to save whole
     "roberta": ("roberta", {}, ["classifier"]),
     "xlm-roberta": ("xlm-roberta", {}, ["classifier"]),
 }
+TOKEN_MODELS = {  # those of tokens: the same models, and what PEFT is told to save whole
+    **{name: ["classifier"] for name in MODELS if not name.startswith("modernbert")},
+    **{name: ["classifier", "head"] for name in MODELS if name.startswith("modernbert")},
+}
 
 
 def main():
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoModelForTokenClassification
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path, default=GOLDEN / "classifier-heads")
     out = fresh(parser.parse_args().out)
     tensors, models = {}, {}
-    for name, (kind, settings, saved) in MODELS.items():
+    cases = [(name, "SEQ_CLS", AutoModelForSequenceClassification, *MODELS[name]) for name in MODELS]
+    cases += [(f"{name}-tokens", "TOKEN_CLS", AutoModelForTokenClassification, *MODELS[name][:2], saved) for name, saved in TOKEN_MODELS.items()]
+    for name, task, auto, kind, settings, saved in cases:
         config = AutoConfig.for_model(kind, **{**TINY, **settings}, num_labels=LABELS)
-        model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").eval()
+        model = auto.from_config(config, attn_implementation="eager").eval()
         generator = torch.Generator().manual_seed(3)
         with torch.no_grad():
             for _, p in sorted(model.named_parameters()):
                 p.copy_(torch.randn(p.shape, generator=generator) * 0.6)
-        adapted = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", exclude_modules=".*(classifier|pooler|head).*", modules_to_save=list(saved), r=1)).eval()
+        adapted = get_peft_model(model, LoraConfig(task_type=task, target_modules="all-linear", exclude_modules=".*(classifier|pooler|head).*", modules_to_save=list(saved), r=1)).eval()
         hidden = []
         adapted.base_model.model.base_model.register_forward_hook(lambda _, __, output: hidden.append(output[0]))
         with torch.no_grad():
@@ -53,7 +59,7 @@ def main():
         tensors.update({f"{name}/{key}": value for key, value in head.items()})
         tensors.update({f"{name}:hidden": hidden[0], f"{name}:logits": logits})
         kept = ["model_type", "hidden_size", "dim", "classifier_bias", "classifier_pooling", "classifier_activation", "norm_bias", "norm_eps", "pooler_hidden_act"]
-        models[name] = {"modulesToSave": saved, "config": {key: config.to_dict()[key] for key in kept if key in config.to_dict()}}
+        models[name] = {"task": task, "modulesToSave": saved, "config": {key: config.to_dict()[key] for key in kept if key in config.to_dict()}}
         print(name, sorted(head), logits[0].tolist())
     save_tensors(out / "heads.safetensors", tensors)
     write_json(out / "golden.json", {"versions": versions("torch", "transformers", "peft"), "models": models})

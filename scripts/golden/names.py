@@ -43,6 +43,7 @@ CASES = {
         f"1.block_sparse_moe.{name}" for name in ("experts.gate_up_proj", "experts.down_proj", "router.weight")]}),
     "mixtral": ("MixtralForCausalLM", r".*layers\.1\..*q_proj", {"target_parameters": ["1.mlp.experts.gate_up_proj"]}),
     "nomic-bert": ("NomicBertForMaskedLM", r".*layers\.1\..*(q_proj|k_proj|v_proj)", {"use_dora": True}),
+    "minimax-m3-vl": ("MiniMaxM3SparseForConditionalGeneration", r".*language_model.*layers\.1\..*shared_experts\.(gate_up_proj|down_proj)", {"use_dora": True}),
     "vit-block": ("ViTForImageClassification", r".*layers\.0\..*q_proj", {"modules_to_save": ["layers.1.mlp"]}),
     "mixtral-block": ("MixtralForCausalLM", r".*layers\.0\..*q_proj", {"modules_to_save": ["layers.1.mlp"]}),
     "nomic-bert-block": ("NomicBertForMaskedLM", r".*layers\.1\..*q_proj", {"modules_to_save": ["layers.1.self_attn.k_proj"]}),

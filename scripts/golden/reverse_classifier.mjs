@@ -1,4 +1,5 @@
-// Trains a text classifier with lowrank for check_classifier.py: OUT/{encoder,classifier}/{adapter,logits.json}. Needs a build.
+// Trains classifiers of texts and of words with lowrank for check_classifier.py: OUT/{encoder,classifier,tokens,tokens-distilbert}/
+// {adapter,logits.json}. Needs a build.
 //
 //     node scripts/golden/reverse_classifier.mjs OUT
 
@@ -7,7 +8,7 @@ import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { loadModel, nodeRuntime, train } from 'lowrank'
 import { openEngine } from '../../dist/runtime/host.js'
-import { textClassification } from '../../dist/tasks/text-classification.js'
+import { loadTask } from '../../dist/tasks/tasks.js'
 import { TrainEngine } from '../../dist/train/engine.js'
 import { readParameters } from '../../dist/train/parameters.js'
 import { TrainingSessions } from '../../dist/train/sessions.js'
@@ -17,16 +18,25 @@ const root = fileURLToPath(new URL('../..', import.meta.url))
 const out = process.argv[2]
 if (out === undefined) throw new Error('usage: node scripts/golden/reverse_classifier.mjs OUT')
 
-for (const name of ['encoder', 'classifier']) {
-  const source = join(root, 'tests/golden/text-classification', name)
-  const { rows, maxLength } = JSON.parse(readFileSync(join(source, 'golden/golden.json'), 'utf8'))
+/** What is trained: the task, the model, and the folder of its golden data. */
+const RUNS = {
+  encoder: ['text-classification', 'text-classification/encoder', 'text-classification/encoder'],
+  classifier: ['text-classification', 'text-classification/classifier', 'text-classification/classifier'],
+  tokens: ['token-classification', 'text-classification/encoder', 'token-classification/encoder'],
+  'tokens-distilbert': ['token-classification', 'token-classification/distilbert', 'token-classification/distilbert'],
+}
+
+for (const [name, [taskName, base, data]] of Object.entries(RUNS)) {
+  const golden = join(root, 'tests/golden')
+  const task = await loadTask(taskName)
+  const { rows, maxLength } = JSON.parse(readFileSync(join(golden, data, 'golden/golden.json'), 'utf8'))
   const folder = join(out, name)
   mkdirSync(folder, { recursive: true })
-  const model = await loadModel(source, { runtime: nodeRuntime() })
+  const model = await loadModel(join(golden, base), { runtime: nodeRuntime() })
   const config = { rank: 3, alpha: 5 }
   const options = {
     model,
-    task: 'text-classification',
+    task: taskName,
     data: rows,
     maxLength,
     batchSize: 3,
@@ -41,12 +51,12 @@ for (const name of ['encoder', 'classifier']) {
   await model.close()
   console.log(`${name}: trained, saved and run with ${adapter.size} parts`)
 
-  /** The logits of all rows, as evaluation computes them. */
+  /** The logits of all records or words, as evaluation computes them. */
   async function logitsOf() {
     const examples = rows.flatMap((row) => {
-      return textClassification.encode(textClassification.parse(row, 'row'), { model, maxLength }).examples
+      return task.encode(task.parse(row, 'row'), { model, maxLength }).examples
     })
-    const open = textClassification.open(model, examples)
+    const open = task.open(model, examples)
     const engine = openEngine(model.runtime, 'train', (runtime) => new TrainEngine(runtime))
     const parts = { model, open, adapter, modules: undefined, settings: resolveSettings({}) }
     const sessions = await TrainingSessions.create(parts, engine.remote)
@@ -64,6 +74,6 @@ for (const name of ['encoder', 'classifier']) {
     await engine.remote.dispose()
     await engine.close()
     const { data, dims } = outputs[pass.predictions[0]]
-    return rows.map((_, row) => Array.from(data.slice(row * dims[1], (row + 1) * dims[1])))
+    return Array.from({ length: dims[0] }, (_, row) => Array.from(data.slice(row * dims[1], (row + 1) * dims[1])))
   }
 }

@@ -1,6 +1,6 @@
-// lowrank classify: labels for texts, by a model and its adapters.
+// lowrank classify: labels for texts, or for their words, by a model and its adapters.
 
-import type { Classification, TextOrPair } from '../index.js'
+import type { AdapterSession, Classification, LoraAdapter, Tagging, TextOrPair } from '../index.js'
 import { printableProse } from './escape.js'
 import { defineCommand, integer, repeated, UsageError } from './options.js'
 import { print, printDocument, say, warn } from './terminal.js'
@@ -14,16 +14,24 @@ interface Result extends Omit<Classification, 'logits'> {
   logits: number[]
 }
 
+/** The same of words. */
+interface TaggedResult extends Tagging {
+  adapter: string | null
+  text: string
+}
+
 export const classify = defineCommand({
   name: 'classify',
-  summary: 'choose a label for each text',
+  summary: 'choose a label for each text, or for its words',
   about: [
     'Prints the most likely label of each text, and its probability. An adapter that was trained with --task text-classification contains its labels.',
+    'With --task token-classification, it prints the entities that it finds in each text, such as names, or the tag of each word.',
     'With several adapters, it loads the model once and classifies each text with each adapter.',
   ].join('\n'),
   examples: [
     'lowrank classify --model tests/golden/text-classification/encoder --adapter tests/golden/text-classification/encoder/golden/adapter-init --text "The sea was calm."',
     'lowrank classify --model tests/golden/text-classification/classifier --text "a good day" --text "a grim night" --top-k 3 --json',
+    'lowrank classify --model tests/golden/token-classification/distilbert --text "Captain Ahab saw Nantucket."',
   ],
   options: {
     ...SESSION_OPTIONS,
@@ -39,18 +47,28 @@ export const classify = defineCommand({
       throw new UsageError(`--text-pair: one for each --text is needed, ${texts.length}, but there are ${pairs.length}`)
     }
     const inputs = texts.map((text, i): TextOrPair => (pairs.length === 0 ? text : { text, textPair: pairs[i] }))
-    return withSession(where, async (session, signal) => {
-      const results: Result[] = []
+    return withSession(where, async (session, signal, adapters) => {
+      const results: (Result | TaggedResult)[] = []
       for (const adapter of where.adapter.length > 0 ? where.adapter : [null]) {
-        const found = await session.classify(inputs, { adapter, topK, maxLength, signal })
         if (where.adapter.length > 1 && !json) say(`${adapter}`)
+        if (isTagger(session, adapters.get(adapter ?? ''))) {
+          if (pairs.length > 0)
+            throw new UsageError('--text-pair is for labels of whole texts, but this head gives labels to words')
+          const tagged = await session.tag(texts, { adapter, maxLength, signal })
+          tagged.forEach((result, i) => {
+            results.push({ adapter, text: texts[i], ...result })
+            if (!json) print(tagsOf(result, texts.length > 1 ? texts[i] : undefined))
+          })
+          warnOfCuts(tagged)
+          continue
+        }
+        const found = await session.classify(inputs, { adapter, topK, maxLength, signal })
         found.forEach(({ logits, ...result }, i) => {
           const pair = pairs.length > 0 ? { textPair: pairs[i] } : {}
           results.push({ adapter, text: texts[i], ...pair, ...result, logits: [...logits] })
           if (!json) print(lineOf(result.labels, texts.length > 1 ? texts[i] : undefined))
         })
-        const cut = found.filter(({ isTruncated }) => isTruncated).length
-        if (cut > 0) warn(`${cut} of ${texts.length} texts are too long for the model, so their ends were cut`)
+        warnOfCuts(found)
       }
       if (json) printDocument({ results })
       return 0
@@ -58,8 +76,33 @@ export const classify = defineCommand({
   },
 })
 
+/** Whether the head of the adapter, or else of the model, gives labels to words. */
+function isTagger({ model }: AdapterSession, adapter: LoraAdapter | undefined): boolean {
+  if (adapter?.config.taskType !== undefined) return adapter.config.taskType === 'TOKEN_CLS'
+  return [model.config.architectures].flat().some((name) => String(name).endsWith('ForTokenClassification'))
+}
+
+function warnOfCuts(results: readonly { isTruncated: boolean }[]): void {
+  const cut = results.filter(({ isTruncated }) => isTruncated).length
+  if (cut > 0) warn(`${cut} of ${results.length} texts are too long for the model, so their ends were cut`)
+}
+
+/** The entities of one text, or where tags spell none its words with their tags; behind them the text where there are several. */
+function tagsOf({ entities, words }: Tagging, text: string | undefined): string {
+  const spellsEntities = words.every(({ tag }) => /^([BIES]-.|O$)/s.test(tag))
+  const parts = spellsEntities
+    ? entities.map((one) => `${one.label} ${one.text} ${one.score.toFixed(3)}`)
+    : words.map((word) => `${word.text}/${word.tag}`)
+  const line = printableProse(parts.join(spellsEntities ? ', ' : ' ') || 'no entities')
+  return text === undefined ? line : `${line}  ${oneLine(text)}`
+}
+
+function oneLine(text: string): string {
+  return printableProse(text.replaceAll(/\s+/g, ' '))
+}
+
 /** The labels of one text, and behind them the text where there are several. */
 function lineOf(labels: Classification['labels'], text: string | undefined): string {
   const scored = labels.map(({ label, score }) => `${printableProse(label)} ${score.toFixed(3)}`).join(', ')
-  return text === undefined ? scored : `${scored}  ${printableProse(text.replaceAll(/\s+/g, ' '))}`
+  return text === undefined ? scored : `${scored}  ${oneLine(text)}`
 }

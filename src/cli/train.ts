@@ -79,7 +79,7 @@ export const train = defineCommand({
     ),
     task: choice(
       TRAIN_CHOICES.task,
-      'what the model learns: to continue texts, to turn texts into vectors, or to give each text a label',
+      'what the model learns: to continue texts, to turn texts into vectors, or to give each text or each word a label',
       'causal-lm',
     ),
     taskOptions: taskOptions(),
@@ -222,6 +222,7 @@ const TRIED_WITH: Readonly<Record<(typeof TRAIN_CHOICES.task)[number], readonly 
   'causal-lm': ['generate', '--prompt "The"'],
   embedding: ['embed', '--text "The"'],
   'text-classification': ['classify', '--text "The"'],
+  'token-classification': ['classify', '--text "The"'],
 }
 
 /** Ctrl-C while the model came: what has come is kept. */

@@ -46,8 +46,8 @@ const EVA: OptionTable<EvaOptions> = {
 }
 
 /**
- * LoRA-GA (Wang et al. 2024, arXiv 2407.05000): A and B from the singular vectors of the loss's gradient by W (d, k), and W − s·B·A
- * for the base weight, so that the effective weight stays. Changes the layer in place. You can call it again with another gradient.
+ * LoRA-GA (Wang et al. 2024, arXiv 2407.05000): A and B come from the singular vectors of the loss's gradient by W (d, k). The base
+ * weight becomes W − s·B·A, so that the effective weight stays. Changes the layer in place. You can call it again with another gradient.
  *
  * @throws ConfigError when the layer's init is not `lora-ga` or 2r is above min(d, k); StateError without a base weight or while
  *   merged; ShapeError when the gradient is not (d, k)

@@ -7,8 +7,8 @@ import { type Linear, logitsName } from '../graph/match/linears.js'
 import type { Graph } from '../graph/view/graph.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
+import { type HeadInput, type HeadLayer, type HeadRows, placeHead } from '../tasks/heads.js'
 import { loadTaskOfType } from '../tasks/tasks.js'
-import { type HeadInput, type HeadLayer, placeHead } from '../tasks/text-heads.js'
 
 /** A layer of a head with its values. */
 interface HeadValues {
@@ -104,19 +104,32 @@ function erf(x: number): number {
   return (2 / Math.sqrt(Math.PI)) * sum
 }
 
-/** The logits (batch, labels) of a head over what the graph gave for its input. */
+/** The logits (batch, labels), or (batch, sequence, labels), of a head over what the graph gave for its input. */
 export function headLogits({ input, layers, count }: AdapterHead, tensor: RuntimeTensor): RuntimeTensor {
-  const [first] = layers
   const { dims } = tensor
-  const batch = dims[0]
   const values = floatsOf(tensor)
-  const rowStride = input.isSequence ? dims[1] * dims[2] : dims[1]
-  let rows = new Float32Array(batch * first.k)
+  const isWhole = input.rows === 'given' || input.rows === 'all'
+  let rows = isWhole ? values : firstRows(values, dims, input.rows)
+  const n = isWhole ? values.length / layers[0].k : dims[0]
+  for (const own of layers) rows = through(own, rows, n)
+  return { type: 'float32', data: rows, dims: [...(isWhole ? dims.slice(0, -1) : [n]), count] }
+}
+
+/** The first row of each sequence, (batch, k), and for `first-and-mean` the mean of the others behind it. */
+function firstRows(values: Float32Array, [batch, sequence, k]: readonly number[], rows: HeadRows): Float32Array {
+  const width = rows === 'first' ? k : 2 * k
+  const result = new Float32Array(batch * width)
   for (let row = 0; row < batch; row++) {
-    rows.set(values.subarray(row * rowStride, row * rowStride + first.k), row * first.k)
+    const own = values.subarray(row * sequence * k, (row + 1) * sequence * k)
+    result.set(own.subarray(0, k), row * width)
+    if (rows === 'first') continue
+    for (let j = 0; j < k; j++) {
+      let sum = 0
+      for (let i = 1; i < sequence; i++) sum += own[i * k + j]
+      result[row * width + k + j] = sum / (sequence - 1)
+    }
   }
-  for (const values of layers) rows = through(values, rows, batch)
-  return { type: 'float32', data: rows, dims: [batch, count] }
+  return result
 }
 
 function through(values: HeadValues, input: Float32Array, batch: number): Float32Array<ArrayBuffer> {

@@ -145,6 +145,53 @@ export interface Classification {
   isTruncated: boolean
 }
 
+/** A text, or its words one by one. */
+export type TextOrWords = string | { readonly words: readonly string[] }
+
+/** How words are tagged. */
+export interface TagOptions extends BatchOptions {
+  /** Name of an adapter of the session; null is the base model alone. Default null. */
+  adapter?: string | null | undefined
+}
+
+/** A word and its tag. */
+export interface TaggedWord {
+  /** The word. */
+  text: string
+  /** Its first character in the text. */
+  start: number
+  /** The character behind it. */
+  end: number
+  /** The likeliest tag, such as B-PER or O. */
+  tag: string
+  /** Its probability. */
+  score: number
+}
+
+/** Consecutive words that belong together, such as a name. */
+export interface Entity {
+  /** Its kind: PER for words with the tags B-PER and I-PER. */
+  label: string
+  /** The part of the text. */
+  text: string
+  /** Its first character in the text. */
+  start: number
+  /** The character behind it. */
+  end: number
+  /** The mean of its words' probabilities. */
+  score: number
+}
+
+/** What was found in one text. If the text was given as words, places count in these words with a space between two of them. */
+export interface Tagging {
+  /** What the tags spell, in the order of the text. */
+  entities: Entity[]
+  /** All words. Words without a token of their own are left out. */
+  words: TaggedWord[]
+  /** Whether the text was longer than `maxLength` and was cut. */
+  isTruncated: boolean
+}
+
 /** A continued text. */
 export interface GenerateResult {
   /** The new text, without the prompt, special tokens and the stop text. */
@@ -273,6 +320,24 @@ export interface AdapterSession {
    */
   classify(text: TextOrPair, options?: ClassifyOptions): Promise<Classification>
   classify(texts: readonly TextOrPair[], options?: ClassifyOptions): Promise<Classification[]>
+
+  /**
+   * Gives each word of a text a tag, and finds the entities that the tags spell, such as names. A text is cut into words at spaces, and each
+   * punctuation mark is a word. To cut it in another way, give the words. The result of a text does not depend on the others of the call.
+   *
+   * @returns one result for a single text, a list for a list
+   * @throws UnsupportedError when neither the adapter nor the model has a head for tags; MismatchError for an unknown adapter, a tokenizer
+   *   of another model, or when the numbers of labels and logits differ; ConfigError for an option or a text that is not usable; FileError
+   *   when the model has no tokenizer; NumericError when the logits are not finite; StateError when the session is disposed
+   *
+   * @example
+   * const session = await openSession('tests/golden/token-classification/distilbert')
+   * const { entities, words } = await session.tag('Captain Ahab saw Nantucket.')
+   * console.log(entities.map(({ label, text }) => `${label} ${text}`), words.length)
+   * await session.dispose()
+   */
+  tag(text: TextOrWords, options?: TagOptions): Promise<Tagging>
+  tag(texts: readonly TextOrWords[], options?: TagOptions): Promise<Tagging[]>
 
   /**
    * Makes a vector for each text. Texts with a similar meaning have similar vectors. The result of a text does not depend on the others of the call.

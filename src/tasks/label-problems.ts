@@ -43,7 +43,7 @@ const MAX_LABELS = 10_000
 /** More labels than these have no number of their own among the metrics. */
 const MAX_REPORTED = 20
 
-/** Graph inputs of the loss: [row, label] int64 (batch, 2), or a number for each logit, float (batch, labels). */
+/** Graph inputs of the loss: [row, label] int64 (records, 2), or a number for each logit, float (records, labels). */
 const PAIRS = 'loss/labels'
 const DENSE = 'loss/targets'
 
@@ -52,6 +52,8 @@ export interface LabelProblem {
   readonly type: ProblemType
   /** What the logits mean, in their order. */
   readonly labels: readonly string[]
+  /** Throws DataError for a target that is none of these, naming `where` it is. */
+  check(target: Target, where: string): void
   /** Σ over the records. */
   loss(graph: ObjectiveGraph, logits: Value): Value
   targets(targets: readonly Target[]): Feeds
@@ -126,11 +128,11 @@ function labelsOf(targets: Iterable<Target>, known: readonly string[]): readonly
   return [...seen].sort(isNumbered ? (a, b) => Number(a) - Number(b) : undefined)
 }
 
-function numberOf(labels: ReadonlyMap<string, number>, target: Target): number {
+function numberOf(labels: ReadonlyMap<string, number>, target: Target, where = 'label'): number {
   const id = typeof target === 'string' ? labels.get(target) : undefined
   if (id !== undefined) return id
   throw new DataError({
-    where: 'label',
+    where,
     what: 'no record of the training data has it',
     expected: [...labels.keys()].slice(0, 20).join(', '),
     got: JSON.stringify(target),
@@ -161,10 +163,14 @@ class OneLabel implements LabelProblem {
     this.#weights = classWeights && this.#weightsOf(classWeights, targets)
   }
 
+  check(target: Target, where: string): void {
+    numberOf(this.#ids, target, where)
+  }
+
   loss(graph: ObjectiveGraph, logits: Value): Value {
-    if (this.#isPlain) return graph.crossEntropy(logits, graph.input(PAIRS, DataType.INT64, ['batch', 2]))
+    if (this.#isPlain) return graph.crossEntropy(logits, graph.input(PAIRS, DataType.INT64, ['records', 2]))
     const { g } = graph
-    const shares = graph.input(DENSE, DataType.FLOAT, ['batch', this.labels.length])
+    const shares = graph.input(DENSE, DataType.FLOAT, ['records', this.labels.length])
     const logs = g.op('LogSoftmax', [logits], { axis: -1 })
     return g.neg(g.op('ReduceSum', [g.mul(shares, logs)], { keepdims: 0 }))
   }
@@ -240,9 +246,13 @@ class SeveralLabels implements LabelProblem {
     this.#ids = new Map(labels.map((label, i) => [label, i]))
   }
 
+  check(target: Target, where: string): void {
+    for (const label of [target].flat()) numberOf(this.#ids, label, where)
+  }
+
   loss(graph: ObjectiveGraph, logits: Value): Value {
     const { g } = graph
-    const targets = graph.input(DENSE, DataType.FLOAT, ['batch', this.labels.length])
+    const targets = graph.input(DENSE, DataType.FLOAT, ['records', this.labels.length])
     const losses = g.sub(g.op('Softplus', [logits]), g.mul(logits, targets))
     return g.mul(g.op('ReduceSum', [losses], { keepdims: 0 }), g.float(1 / this.labels.length))
   }
@@ -284,14 +294,21 @@ class Quantity implements LabelProblem {
     })
   }
 
+  check(target: Target, where: string): void {
+    quantityOf(target, where)
+  }
+
   loss(graph: ObjectiveGraph, logits: Value): Value {
     const { g } = graph
-    const difference = g.sub(logits, graph.input(DENSE, DataType.FLOAT, ['batch', 1]))
+    const difference = g.sub(logits, graph.input(DENSE, DataType.FLOAT, ['records', 1]))
     return g.op('ReduceSum', [g.mul(difference, difference)], { keepdims: 0 })
   }
 
   targets(targets: readonly Target[]): Feeds {
-    return dense(Float32Array.from(targets, quantityOf), targets.length)
+    return dense(
+      Float32Array.from(targets, (target) => quantityOf(target)),
+      targets.length,
+    )
   }
 
   normalizer(targets: readonly Target[]): number {
@@ -299,19 +316,19 @@ class Quantity implements LabelProblem {
   }
 
   metrics(targets: readonly Target[], logits: readonly Float32Array[]): Record<string, number> {
-    const [truth, predicted] = [targets.map(quantityOf), logits.map(([value]) => value)]
+    const [truth, predicted] = [targets.map((target) => quantityOf(target)), logits.map(([value]) => value)]
     return { pearson: pearson(truth, predicted), spearman: spearman(truth, predicted) }
   }
 }
 
-function quantityOf(target: Target): number {
+function quantityOf(target: Target, where = 'label'): number {
   const value = typeof target === 'object' || target === '' ? Number.NaN : Number(target)
   if (Number.isFinite(value)) return value
-  throw new DataError({ where: 'label', what: 'not a number to learn', got: JSON.stringify(target) })
+  throw new DataError({ where, what: 'not a number to learn', got: JSON.stringify(target) })
 }
 
 /** The F1 score of each label, where there are few. */
-function reported(labels: readonly string[], scores: readonly number[]): Record<string, number> {
+export function reported(labels: readonly string[], scores: readonly number[]): Record<string, number> {
   if (labels.length > MAX_REPORTED) return {}
   return Object.fromEntries(scores.flatMap((score, i) => (Number.isNaN(score) ? [] : [[`f1/${labels[i]}`, score]])))
 }

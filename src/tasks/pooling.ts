@@ -5,7 +5,7 @@ import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js
 import { POOLINGS, type Pooling, type SentenceModules } from '../graph/sentence-modules.js'
 import type { Builder, Value } from '../graph/view/builder.js'
 import type { Graph } from '../graph/view/graph.js'
-import { HIDDEN_OUTPUTS } from './text-heads.js'
+import { HIDDEN_OUTPUTS } from './heads.js'
 
 /** The way in which a model makes one vector of many. Throws UnsupportedError, naming it, where it is not known here. */
 export function poolingOf({ pooling, others }: SentenceModules): Pooling {

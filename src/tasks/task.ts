@@ -7,8 +7,8 @@ import type { Model } from '../graph/model-folder.js'
 import type { Objective } from '../graph/training/objective.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import type { ChatTemplate } from '../text/chat-template.js'
+import type { HeadBase, HeadForm } from './heads.js'
 import type { ProblemType } from './label-problems.js'
-import type { HeadBase, HeadForm } from './text-heads.js'
 
 /** What a row is encoded for. */
 export interface EncodeContext {
@@ -47,7 +47,7 @@ export interface Task<Row = unknown, Example = unknown, Options extends object =
   /** PEFT's task_type in adapter_config.json */
   readonly peftType: string
   /** How the outputs of a trained model are read: the session's method, and the file of infer/. */
-  readonly reading: 'generate' | 'classify' | 'embed'
+  readonly reading: 'generate' | 'classify' | 'embed' | 'tag'
   /** The settings that it has of its own, and what each may be; undefined for none. */
   readonly options?: OptionTable<Options>
   /** What lies between the model's hidden states and the logits; undefined for tasks without a head, and where it is not known. */
@@ -100,6 +100,8 @@ export interface OpenTask<Example = unknown> extends Objective {
   readonly problemType?: ProblemType
   /** The name that a module of the graph has in the PyTorch model of this task, where it is another. */
   moduleName?(name: string): string
+  /** Throws DataError, with the record, for an example of the evaluation data that has a target which no other had. */
+  checkEvaluation?(example: Example): void
   /** Tokens of an example: examples of like cost run together. */
   cost(example: Example): number
   /**

@@ -8,6 +8,7 @@ const LOADERS = {
   'causal-lm': async () => (await import('./causal-lm.js')).causalLm,
   embedding: async () => (await import('./embedding.js')).embedding,
   'text-classification': async () => (await import('./text-classification.js')).textClassification,
+  'token-classification': async () => (await import('./token-classification.js')).tokenClassification,
 }
 
 /** What a model can be trained for. */

@@ -1,21 +1,15 @@
 // Text classification: a label, several, or a number for a text or a pair of texts. What lies between the encoder and the logits, the head, is trained whole:
 // that of the graph, or a new one as transformers puts it on an encoder of this type. The losses are in label-problems.ts.
 
-import { decodeFloats } from '../base/dtype.js'
-import { DataError, UnsupportedError } from '../base/errors.js'
-import { isObject } from '../base/options.js'
-import type { Random } from '../base/random.js'
-import { elementCount } from '../base/tensor.js'
-import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
+import { DataError } from '../base/errors.js'
 import { type EncoderInputs, encoderInputs } from '../graph/inputs/encoder.js'
-import { findLinears, type Linear } from '../graph/match/linears.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
 import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
 import type { Value } from '../graph/view/builder.js'
-import type { Graph } from '../graph/view/graph.js'
-import { readGraph } from '../graph/view/read-graph.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { checkVocabulary } from '../text/records.js'
+import { findTextHead, textHead } from './head-forms.js'
+import { namedLabels } from './heads.js'
 import {
   LABEL_OPTIONS,
   type LabelOptions,
@@ -24,26 +18,17 @@ import {
   problemOf,
   type Target,
 } from './label-problems.js'
-import type { Examples, Head, OpenTask, Task } from './task.js'
-import {
-  appendHead,
-  findHeadForm,
-  type HeadForm,
-  type HeadInput,
-  type HeadLayer,
-  headForm,
-  headInput,
-  headTensors,
-  headWidth,
-  trainedLayers,
-} from './text-heads.js'
+import type { Examples, OpenTask, Task } from './task.js'
 import { attentionMask, PROBE_BATCHES, padded, tokenLengths } from './token-batch.js'
+import { checkHead, headBase, TrainedHead } from './trained-head.js'
 
 /** A row of data. */
 export interface LabeledText {
   readonly text: string
   readonly textPair: string | undefined
   readonly label: Target
+  /** The record, for messages. */
+  readonly where: string
 }
 
 /** A tokenized row. */
@@ -52,31 +37,30 @@ export interface LabeledExample {
   /** 1 for tokens of the second text. */
   readonly tokenTypeIds: Int32Array
   readonly label: Target
+  /** The record, for messages. */
+  readonly where: string
 }
-
-/** The standard deviation of a new head where config.json gives none: that of transformers. */
-const INITIALIZER_RANGE = 0.02
 
 export const textClassification: Task<LabeledText, LabeledExample, LabelOptions> = {
   name: 'text-classification',
   peftType: 'SEQ_CLS',
   reading: 'classify',
-  headForm: findHeadForm,
+  headForm: findTextHead,
   options: LABEL_OPTIONS,
 
   check(model) {
-    const graph = readGraph(model.onnx.proto)
-    encoderInputs(graph)
-    headForm({ config: model.config, graph, linears: findLinears(graph) })
+    const base = headBase(model)
+    encoderInputs(base.graph)
+    checkHead(textHead(base), base)
   },
 
   parse: parseLabeledText,
 
-  encode({ text, textPair, label }, { model, maxLength }) {
+  encode({ text, textPair, label, where }, { model, maxLength }) {
     const tokenizer = requireTokenizer(model)
     const { ids, typeIds, isTruncated } = tokenizer.encodeTexts(text, textPair, maxLength)
     checkVocabulary(ids, { tokenizer, vocabularySize: model.vocabularySize })
-    const example = { inputIds: Int32Array.from(ids), tokenTypeIds: Int32Array.from(typeIds), label }
+    const example = { inputIds: Int32Array.from(ids), tokenTypeIds: Int32Array.from(typeIds), label, where }
     return { examples: [example], isTruncated }
   },
 
@@ -92,7 +76,7 @@ function parseLabeledText(row: unknown, where: string): LabeledText {
   const label = targetOf(record.label ?? record.labels)
   const isPair = textPair === undefined || textPair === null || typeof textPair === 'string'
   if (typeof text === 'string' && label !== undefined && isPair) {
-    return { text, textPair: textPair ?? undefined, label }
+    return { text, textPair: textPair ?? undefined, label, where }
   }
   throw new DataError({
     where,
@@ -115,44 +99,26 @@ function targetOf(label: unknown): Target | undefined {
 class TextClassification implements OpenTask<LabeledExample> {
   readonly labels: readonly string[]
   readonly problemType: ProblemType
-  readonly head: Head
+  readonly head: TrainedHead
   readonly probe: OpenTask['probe']
   readonly #model: Model
   readonly #inputs: EncoderInputs
-  readonly #form: HeadForm
-  /** The layers that are trained, the last ones of the form. */
-  readonly #layers: readonly HeadLayer[]
-  readonly #hasPrefix: boolean
   readonly #problem: LabelProblem
 
   constructor(model: Model, examples: Examples<LabeledExample>, options: LabelOptions) {
-    const graph = readGraph(model.onnx.proto)
-    const linears = findLinears(graph)
-    const base = { config: model.config, graph, linears }
+    const base = headBase(model)
     this.#model = model
-    this.#inputs = encoderInputs(graph)
-    this.#form = headForm(base)
-    this.#problem = problemOf(() => targetsOf(examples), knownLabels(model), options)
+    this.#inputs = encoderInputs(base.graph)
+    this.#problem = problemOf(() => targetsOf(examples), namedLabels(model.config), options)
     this.labels = this.#problem.labels
     this.problemType = this.#problem.type
-    this.#layers = trainedLayers(this.#form, base)
-    const width = headWidth(base, this.#layers)
-    this.#hasPrefix = linears.some(({ name }) => name.startsWith(`${this.#form.encoder}.`))
-    this.head = {
-      modulesToSave: this.#form.modulesToSave.filter((module) =>
-        this.#layers.some((layer) => `.${layer.module}.`.includes(`.${module}.`)),
-      ),
-      tensors: headTensors(this.#layers, width, this.labels.length).map(({ layer, member, shape }) => ({
-        name: `${layer.module}.${member}`,
-        shape,
-        start: (random: Random) => this.#start(graph, linears, { layer, member, shape }, random),
-      })),
-    }
+    this.head = new TrainedHead(model, textHead(base), this.labels.length)
     const [first, second] = PROBE_BATCHES.map(({ batch, sequence }) => {
       const example = {
         inputIds: new Int32Array(sequence),
         tokenTypeIds: new Int32Array(sequence),
         label: this.problemType === 'regression' ? 0 : this.labels[0],
+        where: 'probe',
       }
       return this.collate(Array(batch).fill(example), sequence)
     })
@@ -160,14 +126,15 @@ class TextClassification implements OpenTask<LabeledExample> {
   }
 
   forward(graph: ObjectiveGraph): Value {
-    const parameters = new Map(this.head.tensors.map(({ name, shape }) => [name, graph.parameter(name, shape)]))
-    const logits = appendHead(graph.g, this.#headInput(graph), this.#layers, (name) => parameters.get(name))
-    return this.#problem.loss(graph, graph.predict(logits))
+    return this.#problem.loss(graph, graph.predict(this.head.logits(graph, this.head.input(graph))))
   }
 
   moduleName(name: string): string {
-    const isWhole = this.#hasPrefix || this.#form.layers.some(({ module }) => module === name)
-    return isWhole || this.#form.encoder === '' ? name : `${this.#form.encoder}.${name}`
+    return this.head.moduleName(name)
+  }
+
+  checkEvaluation({ label, where }: LabeledExample): void {
+    this.#problem.check(label, `${where}, label`)
   }
 
   cost({ inputIds }: LabeledExample): number {
@@ -213,43 +180,8 @@ class TextClassification implements OpenTask<LabeledExample> {
   }): Record<string, number> {
     return this.#problem.metrics([...targetsOf(examples)], predictions as Float32Array[])
   }
-
-  /** What goes into the first layer that is trained. */
-  #headInput({ graph }: ObjectiveGraph): HeadInput {
-    const input = headInput(this.#form, graph, this.#layers)
-    if (input !== undefined) return input
-    const got = graph.outputs.map(({ name }) => name).join(', ')
-    throw new UnsupportedError({ where: 'ONNX model', what: 'no output has the hidden states that a head needs', got })
-  }
-
-  /** The base's own values where the graph has them in this shape; else as transformers starts a new head. */
-  async #start(
-    graph: Graph,
-    linears: readonly Linear[],
-    { layer: { module, kind }, member, shape }: ReturnType<typeof headTensors>[number],
-    random: Random,
-  ): Promise<Float32Array> {
-    const own = linears.find(({ name, form }) => name === module && form.name === 'Gemm')
-    const tensor = own && graph.constant(own.node.input[member === 'weight' ? 1 : 2])
-    const isSame = tensor?.dims.map(Number).join() === shape.join() && (member === 'bias' || own?.transposed)
-    if (tensor !== undefined && isSame && tensor.dataType === DataType.FLOAT) {
-      return decodeFloats(await this.#model.onnx.readTensor(tensor), 'F32').slice()
-    }
-    const range = this.#model.config.initializer_range
-    const deviation = typeof range === 'number' ? range : INITIALIZER_RANGE
-    if (kind === 'norm') return new Float32Array(elementCount(shape)).fill(member === 'weight' ? 1 : 0)
-    return Float32Array.from({ length: elementCount(shape) }, () =>
-      member === 'bias' ? 0 : deviation * random.normal(),
-    )
-  }
 }
 
 function* targetsOf(examples: Iterable<LabeledExample>): Generator<Target> {
   for (const { label } of examples) yield label
-}
-
-/** The labels of config.json, in their order. */
-function knownLabels({ config: { id2label } }: Model): string[] {
-  const named = Object.entries(isObject(id2label) ? id2label : {})
-  return named.sort(([a], [b]) => Number(a) - Number(b)).map(([, label]) => String(label))
 }

@@ -63,6 +63,9 @@ export interface EncodedTexts {
   /** 0 and 1 for tokens of the first and the second text, in most models. */
   typeIds: number[]
   isTruncated: boolean
+  /** Where the first text's own tokens begin, and how many of them are left. */
+  start: number
+  kept: number
 }
 
 /** What the template puts around texts: ids, and the type of each. */
@@ -189,7 +192,8 @@ class HubTextTokenizer implements Tokenizer {
       ids.push(...text.slice(0, lengths[i]), ...around[i + 1].ids)
       typeIds.push(...Array(lengths[i]).fill(types[i]), ...around[i + 1].typeIds)
     })
-    return { ids, typeIds, isTruncated: lengths.some((length, i) => length < texts[i].length) }
+    const isTruncated = lengths.some((length, i) => length < texts[i].length)
+    return { ids, typeIds, isTruncated, start: around[0].ids.length, kept: lengths[0] }
   }
 
   /** Told from what the template makes of the text `a`, once or twice. */

@@ -66,6 +66,9 @@ export async function train(
       : (await encode(options, settings, task, options.evalData, 'evalData', undefined)).kept
   const examples = settings.packing ? pack(task, records.examples, settings, model) : records.examples
   const open = task.open(model, examples, options.taskOptions)
+  if (open.checkEvaluation !== undefined) {
+    for (const example of evalRecords.examples) open.checkEvaluation(example)
+  }
   warnOfMemory(options, settings, limits, longest(examples, open))
   on?.stage?.('prepare')
   const adapter = options.adapter ?? (await newAdapter(model, config, { task, open, modules }))

@@ -74,7 +74,7 @@ export function adapterPipeline(
     if (adapter !== undefined) checkArgument(adapter, ADAPTER_CHOICE, 'adapter')
     session.checkOpen()
     const model = boundModel(base.model, shared, adapter)
-    if (task === 'text-classification') checkLabels(shared, adapter)
+    if (task.endsWith('-classification')) checkLabels(shared, adapter, task)
     const Pipeline = base.constructor as unknown as new (parts: object) => typeof call
     return new Pipeline({ task, model, tokenizer, processor })(input, rest)
   }
@@ -109,10 +109,10 @@ function labeledConfig(config: Record<string, unknown>, { session }: SharedSessi
 }
 
 /** Throws UnsupportedError where nothing gives labels. */
-function checkLabels({ session, graph }: SharedSession, choice: CallChoice): void {
+function checkLabels({ session, graph }: SharedSession, choice: CallChoice, task: string): void {
   if (session.headFor(mixesOf(choice, undefined)) !== undefined || logitsName(graph) === 'logits') return
   throw new UnsupportedError({
-    where: 'text-classification',
+    where: task,
     what: 'neither the model nor the adapter has a head for labels',
     expected: 'an adapter with modules_to_save, named in `adapter`',
     got: session.adapters.length === 0 ? 'no adapters' : session.adapters.join(', '),

@@ -6,12 +6,13 @@ import type { Model } from '../graph/model-folder.js'
 import { type Class, classNamed, type PreTrainedModel, type TransformersModule } from './module.js'
 
 /** A task of transformers.js's pipelines. */
-export type PipelineTask = 'text-generation' | 'feature-extraction' | 'text-classification'
+export type PipelineTask = 'text-generation' | 'feature-extraction' | 'text-classification' | 'token-classification'
 
 const CLASSES: Readonly<Record<PipelineTask, { readonly auto: string; readonly pipeline: string }>> = {
   'text-generation': { auto: 'AutoModelForCausalLM', pipeline: 'TextGenerationPipeline' },
   'feature-extraction': { auto: 'AutoModel', pipeline: 'FeatureExtractionPipeline' },
   'text-classification': { auto: 'AutoModelForSequenceClassification', pipeline: 'TextClassificationPipeline' },
+  'token-classification': { auto: 'AutoModelForTokenClassification', pipeline: 'TokenClassificationPipeline' },
 }
 
 /** Throws UnsupportedError for a task whose pipelines take no adapters. */

@@ -57,6 +57,42 @@ describe('lowrank classify', () => {
     expect(stderr).toContain('1 of 1 texts are too long')
   })
 
+  it('prints the entities that a run has learned to find, and the tags of words', async () => {
+    const data = join(scratch, 'names.jsonl')
+    const rows = [
+      {
+        text: 'the king Ahab saw the Red Sea',
+        entities: [
+          { start: 9, end: 13, label: 'PER' },
+          { start: 22, end: 29, label: 'LOC' },
+        ],
+      },
+      { words: ['a', 'good', 'day'], tags: ['O', 'O', 'O'] },
+    ]
+    writeFileSync(data, rows.map((row) => JSON.stringify(row)).join('\n'))
+    const [model, out] = [join(MODELS, 'encoder'), join(scratch, 'names')]
+    const trained = await lowrank(
+      ...['train', '--model', model, '--data', data, '--out', out, '--task', 'token-classification', '--threads', '1'],
+      ...['--rank', '4', '--epochs', '40', '--learning-rate', '2e-2', '--batch-size', '2'],
+    )
+    expect(trained.stderr).toContain(`Try it: npx lowrank classify --model ${model} --adapter ${out} --text "The"`)
+    const texts = ['--text', 'the king Ahab saw the Red Sea', '--text', 'a good day']
+    const args = ['classify', '--model', model, '--adapter', out, ...texts]
+    const { stdout } = await lowrank(...args)
+    expect(stdout).toMatch(
+      /^PER Ahab 0\.\d{3}, LOC Red Sea 0\.\d{3} {2}the king Ahab saw the Red Sea\nno entities {2}a good day\n$/,
+    )
+    const { results } = JSON.parse((await lowrank(...args, '--json')).stdout)
+    expect(results[0]).toMatchObject({
+      adapter: out,
+      isTruncated: false,
+      entities: [{ label: 'PER', start: 9, end: 13 }, { label: 'LOC' }],
+    })
+    expect(results[0].words.map(({ tag }: { tag: string }) => tag).join(' ')).toBe('O O B-PER O O B-LOC I-LOC')
+    const pair = await lowrank('classify', '--model', model, '--adapter', out, '--text', 'a', '--text-pair', 'b')
+    expect(pair).toMatchObject({ code: 2, stderr: expect.stringContaining('--text-pair is for labels of whole texts') })
+  })
+
   it.each<[args: string[], code: number, message: RegExp]>([
     [['--model', join(MODELS, 'encoder')], 2, /--text TEXT is missing/],
     [['--text', 'a'], 2, /--model DIR\|FILE\|ID is missing/],

@@ -64,6 +64,12 @@ export function sessionCalls(
       options: 1,
       misspelled: { top_k: /topK/, batch_size: /batchSize/, adaptor: /adapter/ },
     },
+    'session.tag': {
+      call: (...args) => (opened.session.tag as (...args: unknown[]) => unknown)(...args),
+      args: () => [['a', { words: ['a', 'b'] }], { adapter: null, maxLength: 4, batchSize: 1, signal: undefined }],
+      options: 1,
+      misspelled: { max_length: /maxLength/, batch_size: /batchSize/, adaptor: /adapter/ },
+    },
     'session.embed': {
       call: (...args) => (opened.session.embed as (...args: unknown[]) => unknown)(...args),
       args: () => [

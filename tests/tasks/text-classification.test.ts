@@ -171,7 +171,7 @@ describe('labels', () => {
   const open = (...labels: string[]) =>
     textClassification.open(
       model,
-      labels.map((label) => ({ inputIds: Int32Array.of(2), tokenTypeIds: Int32Array.of(0), label })),
+      labels.map((label) => ({ inputIds: Int32Array.of(2), tokenTypeIds: Int32Array.of(0), label, where: 'x' })),
     )
 
   it('are those of the model where the data has no others, else those of the data', () => {
@@ -191,14 +191,19 @@ describe('labels', () => {
 
   it('have to differ, and to be known', () => {
     expect(() => open('spam', 'spam')).toThrow(DataError)
-    const example = { inputIds: Int32Array.of(2), tokenTypeIds: Int32Array.of(0), label: 'eggs' }
+    const example = { inputIds: Int32Array.of(2), tokenTypeIds: Int32Array.of(0), label: 'eggs', where: 'x' }
     expect(() => open('spam', 'ham').collate([example], 8)).toThrow(/no record of the training data has it.*"eggs"/)
   })
 
   it('of rows are texts, integers or truths', () => {
     const parse = (row: unknown) => textClassification.parse(row, 'here')
-    expect(parse({ text: 'a', label: 3 })).toEqual({ text: 'a', textPair: undefined, label: '3' })
-    expect(parse({ text: 'a', textPair: 'b', label: true })).toEqual({ text: 'a', textPair: 'b', label: 'true' })
+    expect(parse({ text: 'a', label: 3 })).toEqual({ text: 'a', textPair: undefined, label: '3', where: 'here' })
+    expect(parse({ text: 'a', textPair: 'b', label: true })).toEqual({
+      text: 'a',
+      textPair: 'b',
+      label: 'true',
+      where: 'here',
+    })
     expect(parse({ text: 'a', label: 0.5 })).toMatchObject({ label: 0.5 })
     expect(parse({ text: 'a', labels: ['x', 3] })).toMatchObject({ label: ['x', '3'] })
     for (const row of [
@@ -232,7 +237,7 @@ describe('labels', () => {
     expect(
       textClassification.open(
         other,
-        [...'ab'].map((label) => ({ inputIds: Int32Array.of(2), tokenTypeIds: Int32Array.of(0), label })),
+        [...'ab'].map((label) => ({ inputIds: Int32Array.of(2), tokenTypeIds: Int32Array.of(0), label, where: 'x' })),
       ).head?.modulesToSave,
     ).toEqual(['classifier'])
     const bare = await loadModel(new NodeDirectory(`${folder}/encoder`), { runtime })

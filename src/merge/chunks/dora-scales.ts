@@ -25,17 +25,14 @@ export function segmentSource(checkpoint: Checkpoint, sources: readonly ByteSour
 export async function computeScales(plan: MergePlan, checkpoint: Checkpoint, adapters: OpenAdapters): Promise<void> {
   const segments = plan.shards.flatMap((shard) => shard.segments)
   for (const magnitude of adapters.magnitudes) {
-    // The plan's layer is the adapter's, or a copy that knows how its tensor is stored.
-    const isOwn = ({ a }: LayerFactors) => a === magnitude.layer.a
-    const segment = segments.find(({ weight }) => weight?.layers.some(isOwn))
-    const layer = segment?.weight?.layers.find(isOwn)
-    if (segment === undefined || layer === undefined) continue
-    await fillScales(
-      { ...magnitude, layer },
-      segment,
-      segmentSource(checkpoint, adapters.sources, segment.shard),
-      adapters.sources,
-    )
+    // The plan's layers are the adapter's, or copies that know how a tensor stores it, or some of its rows.
+    const isOwn = ({ scales }: LayerFactors) => scales?.source === magnitude.layer.scales!.source
+    for (const segment of segments) {
+      const layer = segment.weight?.layers.find(isOwn)
+      if (layer === undefined) continue
+      const source = segmentSource(checkpoint, adapters.sources, segment.shard)
+      await fillScales({ ...magnitude, layer }, segment, source, adapters.sources)
+    }
   }
 }
 
@@ -46,10 +43,12 @@ async function fillScales(
   sources: readonly ByteSource[],
 ): Promise<void> {
   const { rows, columns, from } = weight!
-  const { scale, isInputMajor } = layer
-  const factors = { weightA: await valuesOf(layer.a, sources, from), weightB: await valuesOf(layer.b, sources, from) }
+  const { scale, isInputMajor, b, d } = layer
+  const first = b.slice?.firstRow ?? 0
+  const ownB = { ...b, offset: b.offset + first * b.columns * sizeOf(b.dtype), rows: d }
+  const factors = { weightA: await valuesOf(layer.a, sources, from), weightB: await valuesOf(ownB, sources, from) }
   const delta = new StoredDelta(factors, scale, isInputMajor, factors.weightA.data)
-  const norms = new OutputNorms(layer.d)
+  const norms = new OutputNorms(d)
   const blockRows = Math.max(1, Math.floor(BLOCK_ELEMENTS / columns))
   for (let row = 0; row < rows; row += blockRows) {
     const m = Math.min(blockRows, rows - row)
@@ -57,7 +56,9 @@ async function fillScales(
     const data = decodeWeights(await source.read(baseOffset + row * rowBytes, m * rowBytes), from)
     norms.add(delta.addTo({ data, shape: [m, columns] }, row), row, isInputMajor)
   }
-  scales.set(norms.scales((await valuesOf(magnitude, sources, from)).data))
+  const offset = magnitude.offset + first * sizeOf(magnitude.dtype)
+  const ownMagnitude = { ...magnitude, offset, rows: 1, columns: d }
+  scales.set(norms.scales((await valuesOf(ownMagnitude, sources, from)).data), first)
 }
 
 /** As f64 for a base in F64, else as f32. */

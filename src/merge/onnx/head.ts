@@ -10,8 +10,8 @@ import type { Linear } from '../../graph/match/linears.js'
 import { Builder } from '../../graph/view/builder.js'
 import type { Graph } from '../../graph/view/graph.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
+import { appendHead, type PlacedHead, placeHead } from '../../tasks/heads.js'
 import { loadTaskOfType } from '../../tasks/tasks.js'
-import { appendHead, type PlacedHead, placeHead } from '../../tasks/text-heads.js'
 import { type HeadEdit, meaningOf } from '../plan/config-edit.js'
 import { loadTables } from '../plan/names/tables.js'
 
@@ -102,7 +102,8 @@ export function writeHead(graph: Graph, linears: readonly Linear[], { adapter, p
   const half = appendHead(g, placed.input, placed.layers, tensorOf)
   const logits = isHalf ? g.cast(half, DataType.FLOAT) : half
   graph.rename(logits, LOGITS)
-  graph.outputs = [valueInfo(LOGITS, DataType.FLOAT, ['batch_size', placed.count])]
+  const axes = placed.input.rows === 'all' ? ['batch_size', 'sequence_length'] : ['batch_size']
+  graph.outputs = [valueInfo(LOGITS, DataType.FLOAT, [...axes, placed.count])]
   return added
 }
 

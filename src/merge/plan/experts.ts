@@ -8,7 +8,7 @@ import type { CheckpointTensor } from '../../formats/checkpoint.js'
 import type { TensorInfo } from '../../formats/safetensors.js'
 import { sizeOfDtype } from '../../kernels/merge-kernel.js'
 import { parameterLayout } from '../../lora/kinds/experts.js'
-import type { LayerFactors } from './adapters.js'
+import type { Factor, LayerFactors } from './adapters.js'
 
 /**
  * Models whose experts are stored as (E, k, d): transformers holds them so too (`is_transposed`), or turns them when it loads them
@@ -47,9 +47,16 @@ export function expertLayer(layer: LayerFactors, expert: number, firstRow = 0, r
 
 /** The layer of some rows of its weight, or of so many of a bias's values. */
 export function layerOfRows(layer: LayerFactors, first: number, rows: number): LayerFactors {
-  if (layer.tensor !== 'bias') return expertLayer(layer, 0, first, rows)
-  const a = { ...layer.a, offset: layer.a.offset + first * sizeOfDtype(layer.a.dtype), columns: rows }
-  return { ...layer, k: rows, shape: [rows], a }
+  if (layer.tensor !== 'bias') {
+    const own = expertLayer(layer, 0, first, rows)
+    return { ...own, scales: layer.scales && columnsOf(layer.scales, first, rows) }
+  }
+  return { ...layer, k: rows, shape: [rows], a: columnsOf(layer.a, first, rows) }
+}
+
+/** Some values of a factor of one row. */
+function columnsOf(factor: Factor, first: number, columns: number): Factor {
+  return { ...factor, offset: factor.offset + first * sizeOfDtype(factor.dtype), columns }
 }
 
 /**

@@ -10,8 +10,9 @@ import { NodeDirectory } from '../../../src/io/node/files.js'
 import { fitCheckpoint } from '../../../src/merge/chunks/fit.js'
 import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
 import { unmergeCheckpoint } from '../../../src/merge/chunks/unmerge.js'
+import { saveAdapter } from '../../../src/peft/adapter-folder.js'
 import { deviation, goldenPath, tensorsIn } from '../../golden.js'
-import { safetensors } from '../toolkit.js'
+import { adapter as adapterFor, base as baseWith, safetensors, type TensorSketch } from '../toolkit.js'
 import { baseOf, sketchOf } from './formula-base.js'
 
 const NAMES = readdirSync(goldenPath('names'))
@@ -72,4 +73,41 @@ test('the names of the base itself stay what they were', async () => {
   await mergeCheckpoint(await baseOf(base), directory, one)
   await mergeCheckpoint(await baseOf(base), old, other)
   expect(other.files.get('model.safetensors')).toEqual(one.files.get('model.safetensors'))
+})
+
+describe('forms that are not implemented are refused by name, and inspect says so', () => {
+  const layer = 'model.vision_tower.transformer.layers.0.attention'
+  const stored = 'vision_encoder.transformer.layers.0.attention'
+  const rows = (names: readonly string[], count = 8): TensorSketch[] =>
+    names.map((name) => [`${stored}.${name}.weight`, 'F32', [count, 8]])
+
+  test('rows that are permuted for the rotary positions', async () => {
+    const base = await baseWith(rows(['wq', 'wk', 'wv', 'wo']), { config: { model_type: 'mistral_large4' } })
+    const plain = adapterFor({ [`${layer}.v_proj`]: [8, 8] })
+    expect((await mergeCheckpoint(base, plain, new MemoryDirectory())).changed).toBe(1)
+    const permuted = adapterFor({ [`${layer}.v_proj`]: [8, 8], [`${layer}.q_proj`]: [8, 8] })
+    const refused = `${layer}.q_proj.weight: transformers stores this tensor in a form that is not implemented`
+    await expect(mergeCheckpoint(base, permuted, new MemoryDirectory())).rejects.toThrow(refused)
+    const folder = new MemoryDirectory()
+    await saveAdapter(permuted, folder)
+    const { fits, parts } = await fitCheckpoint(base, folder)
+    expect(fits).toBe(false)
+    const problems = parts.map(({ problem }) => problem).filter((problem) => problem !== null)
+    expect(problems).toEqual([expect.stringContaining('a form that is not implemented')])
+  })
+
+  test('parts that do not have as many rows as the adapter', async () => {
+    const part = (name: string, count: number): TensorSketch => [
+      `language_model.model.layers.0.block_sparse_moe.shared_experts.${name}.weight`,
+      'F32',
+      [count, 8],
+    ]
+    const base = (count: number) =>
+      baseWith([part('gate_proj', 8), part('up_proj', count)], { config: { model_type: 'minimax_m3_vl' } })
+    const joined = adapterFor({ 'model.language_model.layers.0.mlp.shared_experts.gate_up_proj': [16, 8] })
+    expect((await mergeCheckpoint(await base(8), joined, new MemoryDirectory())).changed).toBe(2)
+    await expect(mergeCheckpoint(await base(7), joined, new MemoryDirectory())).rejects.toThrow(
+      /gate_proj.weight: the adapter has another shape.*expected 16 rows in .*gate_proj.weight and .*up_proj.weight, got 15/,
+    )
+  })
 })

@@ -32,7 +32,7 @@ export function unknownForm(tensor: string): UnsupportedError {
 /**
  * The layer as the tensors of a form have it.
  *
- * @throws MismatchError where their shapes are others; UnsupportedError for DoRA over several tensors and turned rows
+ * @throws MismatchError where their shapes are others; UnsupportedError for turned rows
  */
 export function layersOfForm(
   layer: LayerFactors,
@@ -80,14 +80,8 @@ function sharedLayer(
 
 /** Of rows that lie one after the other in several tensors. */
 function joinedLayers(layer: LayerFactors, names: readonly string[], tensors: Tensors): LayerPart[] {
-  const { name, scales, isInputMajor, tensor: own } = layer
+  const { isInputMajor, tensor: own } = layer
   const isBias = own === 'bias'
-  if (scales !== undefined) {
-    throw new UnsupportedError({
-      where: name,
-      what: `DoRA on a weight that this base has in parts (${names.join(', ')}) is not implemented`,
-    })
-  }
   let row = 0
   const parts = names.map((tensor) => {
     const rows = tensors.get(tensor)!.info.shape[0]

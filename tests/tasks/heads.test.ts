@@ -10,7 +10,8 @@ import { headLogits, readHead } from '../../src/infer/heads.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
-import { appendHead, findHeadForm, headTensors, placeHead } from '../../src/tasks/text-heads.js'
+import { findTextHead, findTokenHead } from '../../src/tasks/head-forms.js'
+import { appendHead, headTensors, placeHead } from '../../src/tasks/heads.js'
 import { addInput, addOutput, DataType, emptyGraph, floats, floatTensor } from '../graph/toolkit.js'
 import { maxDifference } from '../infer/models.js'
 
@@ -18,8 +19,10 @@ const folder = 'tests/golden/classifier-heads'
 const WIDTH = 16
 
 interface Golden {
-  models: Record<string, { modulesToSave: string[]; config: Record<string, unknown> }>
+  models: Record<string, { task: 'SEQ_CLS' | 'TOKEN_CLS'; modulesToSave: string[]; config: Record<string, unknown> }>
 }
+
+const FINDERS = { SEQ_CLS: findTextHead, TOKEN_CLS: findTokenHead }
 
 const { models }: Golden = JSON.parse(readFileSync(`${folder}/golden.json`, 'utf8'))
 let file: SafetensorsFile
@@ -36,14 +39,15 @@ function encoder() {
   return graph
 }
 
-describe.each(Object.entries(models))('%s', (name, { modulesToSave, config }) => {
+describe.each(Object.entries(models))('%s', (name, { task, modulesToSave, config }) => {
+  const findForm = FINDERS[task]
   const base = () => {
     const graph = encoder()
     return { config, graph, linears: findLinears(graph) }
   }
 
   async function saved(): Promise<LoraAdapter> {
-    const adapter = new LoraAdapter({ rank: 1, taskType: 'SEQ_CLS' })
+    const adapter = new LoraAdapter({ rank: 1, taskType: task })
     for (const key of file.tensors.keys()) {
       if (!key.startsWith(`${name}/`)) continue
       adapter.addReplacement(key.slice(name.length + 1), await readTensorF32(file, key))
@@ -52,7 +56,7 @@ describe.each(Object.entries(models))('%s', (name, { modulesToSave, config }) =>
   }
 
   it('has the tensors that PEFT saves', async () => {
-    const form = findHeadForm(base())!
+    const form = findForm(base())!
     expect([...form.modulesToSave].sort()).toEqual([...modulesToSave].sort())
     const made = headTensors(form.layers, WIDTH, 3).map(({ layer, member, shape }) => {
       return [`${layer.module}.${member}`, shape.join()]
@@ -70,7 +74,7 @@ describe.each(Object.entries(models))('%s', (name, { modulesToSave, config }) =>
     const tensor = floats(DataType.FLOAT, [...hidden.data], hidden.shape)
     expect(maxDifference(headLogits(head, tensor), logits.data)).toBeLessThan(1e-5)
 
-    const form = findHeadForm(own)!
+    const form = findForm(own)!
     const placed = placeHead(form, own, (key) => adapter.get(key, 'replacement')?.shape)!
     const made = appendHead(new Builder(own.graph, ''), placed.input, placed.layers, (key) => {
       const part = adapter.get(key, 'replacement')
@@ -89,7 +93,7 @@ describe.each(Object.entries(models))('%s', (name, { modulesToSave, config }) =>
 
 it('is not known where the config asks for another one', () => {
   const graph = encoder()
-  const of = (config: Record<string, unknown>) => findHeadForm({ config, graph, linears: [] })
+  const of = (config: Record<string, unknown>) => findTextHead({ config, graph, linears: [] })
   expect(of({ model_type: 'modernbert', classifier_pooling: 'mean' })).toBeUndefined()
   expect(of({ model_type: 'deberta', pooler_hidden_act: 'tanh' })).toBeUndefined()
   expect(of({ model_type: 'constructor' })).toBeUndefined()

@@ -1,7 +1,8 @@
-// What transformers puts on an encoder of texts for classification: layers from a hidden state to the logits, by type of model. Training,
-// sessions and merging use the same forms.
+// Heads: the layers from an encoder's hidden states to the logits. Training, sessions and merging use the same ones; head-forms.ts has
+// those of each type of model.
 
 import { MismatchError, UnsupportedError } from '../base/errors.js'
+import { isObject } from '../base/options.js'
 import { formatShape } from '../base/tensor.js'
 import { findLinears, type Linear } from '../graph/match/linears.js'
 import type { Builder, Value } from '../graph/view/builder.js'
@@ -23,63 +24,21 @@ export interface HeadLayer {
   readonly activation?: 'Tanh' | 'Relu' | 'Gelu'
 }
 
+/**
+ * The rows of hidden states (batch, sequence, k) that a head computes with: that of the first token, that of each token, or the first one
+ * beside the mean of the others, (batch, 2k).
+ */
+export type HeadRows = 'first' | 'all' | 'first-and-mean'
+
 /** The layers of a head, and how PEFT saves them. */
 export interface HeadForm {
   /** How transformers calls the encoder: exports of the encoder alone lack this first part of the names. */
   readonly encoder: string
-  /** From the hidden state of the first token on. */
+  readonly rows: HeadRows
+  /** From the hidden states on. */
   readonly layers: readonly HeadLayer[]
   /** What PEFT is told to save whole. */
   readonly modulesToSave: readonly string[]
-}
-
-type Config = Readonly<Record<string, unknown>>
-
-/** A head with one layer between the first token and the classifier, outside of the classifier's module. */
-function pooled(encoder: string, module: string, activation: HeadLayer['activation']): HeadForm {
-  const name = module.replace(`${encoder}.`, '').replace(/\.dense$/, '')
-  return { encoder, layers: [{ module, activation }, { module: 'classifier' }], modulesToSave: ['classifier', name] }
-}
-
-/** A head whose module has both layers. */
-function dense(encoder: string, activation: HeadLayer['activation']): HeadForm {
-  const layers = [{ module: 'classifier.dense', activation }, { module: 'classifier.out_proj' }]
-  return { encoder, layers, modulesToSave: ['classifier'] }
-}
-
-/** Undefined where the config asks for what is not known here. */
-function modernBert(config: Config): HeadForm | undefined {
-  const { classifier_pooling, classifier_activation, classifier_bias, norm_bias, norm_eps } = config
-  if ((classifier_pooling ?? 'cls') !== 'cls' || (classifier_activation ?? 'gelu') !== 'gelu') return undefined
-  const epsilon = typeof norm_eps === 'number' ? norm_eps : 1e-5
-  return {
-    encoder: 'model',
-    layers: [
-      { module: 'head.dense', hasBias: classifier_bias === true, activation: 'Gelu' },
-      { module: 'head.norm', kind: 'norm', hasBias: norm_bias === true, epsilon },
-      { module: 'classifier' },
-    ],
-    modulesToSave: ['classifier', 'head'],
-  }
-}
-
-function deberta(config: Config): HeadForm | undefined {
-  return (config.pooler_hidden_act ?? 'gelu') === 'gelu' ? pooled('deberta', 'pooler.dense', 'Gelu') : undefined
-}
-
-/** By model_type, as transformers has them for sequence classification. */
-const FORMS: Readonly<Record<string, (config: Config) => HeadForm | undefined>> = {
-  albert: () => pooled('albert', 'albert.pooler', 'Tanh'),
-  bert: () => pooled('bert', 'bert.pooler.dense', 'Tanh'),
-  camembert: () => dense('roberta', 'Tanh'),
-  deberta,
-  'deberta-v2': deberta,
-  distilbert: () => pooled('distilbert', 'pre_classifier', 'Relu'),
-  electra: () => dense('electra', 'Gelu'),
-  modernbert: modernBert,
-  mpnet: () => dense('mpnet', 'Tanh'),
-  roberta: () => dense('roberta', 'Tanh'),
-  'xlm-roberta': () => dense('roberta', 'Tanh'),
 }
 
 /** The part of a model that a head depends on. */
@@ -90,26 +49,10 @@ export interface HeadBase {
   readonly linears: readonly Linear[]
 }
 
-/** The head that this type of model has for classification, or that its graph has; undefined where neither is known. */
-export function findHeadForm({ config, linears }: HeadBase): HeadForm | undefined {
-  const type = String(config.model_type)
-  const form = Object.hasOwn(FORMS, type) ? FORMS[type](config) : undefined
-  if (form !== undefined) return form
-  const head = linears.find(({ name, isHead }) => isHead && /^(classifier|score)$/.test(name))
-  return head && { encoder: '', layers: [{ module: head.name }], modulesToSave: [head.name] }
-}
-
-/** The same. Throws UnsupportedError where it is not known. */
-export function headForm(base: HeadBase): HeadForm {
-  const form = findHeadForm(base)
-  if (form !== undefined) return form
-  throw new UnsupportedError({
-    where: 'model_type',
-    what: 'the head that this type of model has for classification is not known',
-    expected: Object.keys(FORMS).join(', '),
-    got: String(base.config.model_type),
-    hint: 'Export the model with its head: optimum-cli export onnx --task text-classification',
-  })
+/** The labels that config.json names, in the order of the logits. */
+export function namedLabels({ id2label }: HeadBase['config']): string[] {
+  const named = Object.entries(isObject(id2label) ? id2label : {})
+  return named.sort(([a], [b]) => Number(a) - Number(b)).map(([, label]) => String(label))
 }
 
 /** All layers of a new head; of a head in the graph those that PEFT saves by itself. */
@@ -121,20 +64,20 @@ export function trainedLayers({ layers }: HeadForm, { graph, linears }: HeadBase
   return hasPooled && layers[0].module.includes('pooler') ? layers.slice(1) : layers
 }
 
-/** The width of the hidden states. Throws UnsupportedError when nothing tells it. */
-export function headWidth({ config, linears }: HeadBase, layers: readonly HeadLayer[]): number {
+/** How wide the input of the first of these layers is. Throws UnsupportedError when nothing tells it. */
+export function headWidth({ rows }: HeadForm, { config, linears }: HeadBase, layers: readonly HeadLayer[]): number {
   const own = linears.find(({ name }) => name === layers[0].module)?.k
-  const width = own ?? [config.hidden_size, config.dim, config.d_model].find((value) => Number.isSafeInteger(value))
-  if (width !== undefined) return width as number
+  if (own !== undefined) return own
+  const width = [config.hidden_size, config.dim, config.d_model].find((value) => Number.isSafeInteger(value))
+  if (width !== undefined) return (width as number) * (rows === 'first-and-mean' ? 2 : 1)
   throw new UnsupportedError({ where: 'config.json', what: 'it does not tell the width of the hidden states' })
 }
 
 /** What the first of some layers of a head computes with. */
 export interface HeadInput {
-  /** (batch, k), or (batch, sequence, k) where `isSequence` */
+  /** (batch, sequence, k); (n, k) where the rows are `given` */
   readonly value: Value
-  /** The row of the first token is meant. */
-  readonly isSequence: boolean
+  readonly rows: HeadRows | 'given'
 }
 
 /**
@@ -145,14 +88,22 @@ export interface HeadInput {
  */
 export function headInput(form: HeadForm, graph: Graph, [{ module }]: readonly HeadLayer[]): HeadInput | undefined {
   const own = findLinears(graph).find(({ name }) => name === module)
-  if (own !== undefined) return { value: own.input, isSequence: false }
+  if (own !== undefined) return ownInput(form, graph, own.input)
   const output = (names: readonly string[]) => graph.outputs.find(({ name }) => names.includes(name))?.name
   if (module !== form.layers[0].module) {
     const value = output([POOLED])
-    return value === undefined ? undefined : { value, isSequence: false }
+    return value === undefined ? undefined : { value, rows: 'given' }
   }
   const value = output(HIDDEN_OUTPUTS) ?? graph.outputs.find(({ name }) => name !== 'logits')?.name
-  return value === undefined ? undefined : { value, isSequence: true }
+  return value === undefined ? undefined : { value, rows: form.rows }
+}
+
+/** What goes into a head that the graph has. */
+function ownInput({ rows }: HeadForm, graph: Graph, value: Value): HeadInput {
+  if (rows !== 'all') return { value, rows: 'given' }
+  // A head that a merge has appended gets its rows from a Flatten.
+  const node = graph.producer(value)
+  return { value: node?.opType === 'Flatten' ? node.input[0] : value, rows }
 }
 
 /** The layers of a head that an adapter brings, and where they begin. */
@@ -200,7 +151,7 @@ export function placeHead(
       hint: 'Export the model with its pooler or its head, or train with all layers of the head in modules_to_save',
     })
   }
-  let count = headWidth(base, layers)
+  let count = headWidth(form, base, layers)
   for (const { module, kind } of layers) {
     const weight = shapeOf(`${module}.weight`)!
     const bias = shapeOf(`${module}.bias`) ?? [weight[0]]
@@ -224,7 +175,7 @@ export function placeHead(
  * Appends a head to the graph.
  *
  * @param tensorOf the value that holds a tensor, by its name; undefined where a layer has no bias
- * @returns the logits (batch, labels)
+ * @returns the logits (batch, labels), or (batch, sequence, labels) where each token has its own
  */
 export function appendHead(
   g: Builder,
@@ -232,7 +183,7 @@ export function appendHead(
   layers: readonly HeadLayer[],
   tensorOf: (tensor: string) => Value | undefined,
 ): Value {
-  let x = input.isSequence ? g.op('Gather', [input.value, g.int(0)], { axis: 1 }) : input.value
+  let x = rowsOf(g, input)
   for (const { module, kind, activation, epsilon = 1e-5 } of layers) {
     const path = module.replaceAll('.', '/')
     const weight = tensorOf(`${module}.weight`)!
@@ -250,7 +201,19 @@ export function appendHead(
     if (activation === 'Gelu') x = gelu(g, x)
     else if (activation !== undefined) x = g.op(activation, [x], {}, `${path}/${activation}`)
   }
-  return x
+  if (input.rows !== 'all') return x
+  const shape = g.op('Slice', [g.op('Shape', [input.value]), g.int([0]), g.int([2])])
+  return g.op('Reshape', [x, g.op('Concat', [shape, g.int([-1])], { axis: 0 })])
+}
+
+/** (n, k) */
+function rowsOf(g: Builder, { value, rows }: HeadInput): Value {
+  if (rows === 'given') return value
+  if (rows === 'all') return g.op('Flatten', [value], { axis: -1 })
+  const first = g.op('Gather', [value, g.int(0)], { axis: 1 })
+  if (rows === 'first') return first
+  const others = g.op('Slice', [value, g.int([1]), g.int([Number.MAX_SAFE_INTEGER]), g.int([1])])
+  return g.op('Concat', [first, g.reduceMean(others, [1], 0)], { axis: -1 })
 }
 
 /** x/2 · (1 + erf(x/√2)), in operators that every runtime has. */

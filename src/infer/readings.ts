@@ -1,0 +1,71 @@
+// The ways of reading what a session gives, as methods: each is in a file of its own.
+
+import { classify } from './classify.js'
+import { type EmbeddingSession, embed } from './embed.js'
+import { generate, streamText, type TextSession } from './generate.js'
+import type { ClassifierSession } from './logits.js'
+import type {
+  Classification,
+  ClassifyOptions,
+  EmbedOptions,
+  GenerateOptions,
+  GenerateResult,
+  Prompt,
+  StreamOptions,
+  Tagging,
+  TagOptions,
+  TextOrPair,
+  TextOrWords,
+} from './session.js'
+import { tag } from './tag.js'
+
+/** Methods of sessions over whole models. */
+export abstract class Readings {
+  generate(this: TextSession, prompt: Prompt, options?: GenerateOptions): Promise<GenerateResult>
+  generate(this: TextSession, prompts: readonly Prompt[], options?: GenerateOptions): Promise<GenerateResult[]>
+  async generate(
+    this: TextSession,
+    prompts: Prompt | readonly Prompt[],
+    options: GenerateOptions = {},
+  ): Promise<GenerateResult | GenerateResult[]> {
+    return generate(this, prompts, options)
+  }
+
+  stream(
+    this: TextSession,
+    prompt: Prompt,
+    options: StreamOptions = {},
+  ): AsyncGenerator<string, GenerateResult, undefined> {
+    return streamText(this, prompt, options)
+  }
+
+  classify(this: ClassifierSession, text: TextOrPair, options?: ClassifyOptions): Promise<Classification>
+  classify(this: ClassifierSession, texts: readonly TextOrPair[], options?: ClassifyOptions): Promise<Classification[]>
+  classify(
+    this: ClassifierSession,
+    texts: TextOrPair | readonly TextOrPair[],
+    options?: ClassifyOptions,
+  ): Promise<Classification | Classification[]> {
+    return classify(this, texts, options)
+  }
+
+  embed(this: EmbeddingSession, text: string, options?: EmbedOptions): Promise<Float32Array>
+  embed(this: EmbeddingSession, texts: readonly string[], options?: EmbedOptions): Promise<Float32Array[]>
+  embed(
+    this: EmbeddingSession,
+    texts: string | readonly string[],
+    options?: EmbedOptions,
+  ): Promise<Float32Array | Float32Array[]> {
+    return embed(this, texts, options)
+  }
+
+  tag(this: ClassifierSession, text: TextOrWords, options?: TagOptions): Promise<Tagging>
+  tag(this: ClassifierSession, texts: readonly TextOrWords[], options?: TagOptions): Promise<Tagging[]>
+  tag(
+    this: ClassifierSession,
+    texts: TextOrWords | readonly TextOrWords[],
+    options?: TagOptions,
+  ): Promise<Tagging | Tagging[]> {
+    return tag(this, texts, options)
+  }
+}

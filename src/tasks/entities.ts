@@ -1,0 +1,100 @@
+// Entities in rows of tags such as B-PER, I-PER and O, and how well they are found, as seqeval counts: https://github.com/chakki-works/seqeval
+
+/** Consecutive words of one kind. */
+export interface TaggedRange {
+  readonly type: string
+  /** Numbers of the first word and of the word behind the last one. */
+  readonly start: number
+  readonly end: number
+}
+
+/** What a tag says: O is outside of entities; a tag without a prefix continues the same one before it. */
+function partsOf(tag: string): { prefix: string; type: string } {
+  if (tag === 'O') return { prefix: 'O', type: '' }
+  const match = /^([BIES])-(.*)$/s.exec(tag)
+  return match === null ? { prefix: 'I', type: tag } : { prefix: match[1], type: match[2] }
+}
+
+/** Whether a tag is one of a scheme for entities. */
+export function isEntityTag(tag: string): boolean {
+  return /^[BIES]-./s.test(tag)
+}
+
+/** The entities in one row of tags, as conlleval and seqeval read them: tags that no scheme allows begin or end an entity, too. */
+export function entitiesOf(tags: readonly string[]): TaggedRange[] {
+  const found: TaggedRange[] = []
+  let before = partsOf('O')
+  let start = 0
+  for (let i = 0; i <= tags.length; i++) {
+    const own = partsOf(tags[i] ?? 'O')
+    const isOther = own.type !== before.type
+    const ended = before.prefix === 'E' || before.prefix === 'S'
+    const begins = own.prefix === 'B' || own.prefix === 'S'
+    if (before.prefix !== 'O' && (ended || begins || isOther || own.prefix === 'O')) {
+      found.push({ type: before.type, start, end: i })
+    }
+    if (own.prefix !== 'O' && (ended || begins || isOther || before.prefix === 'O')) start = i
+    before = own
+  }
+  return found
+}
+
+/** How well entities are found: precision and recall over all of them, their F1 score and that of each type, and the share of right tags. */
+export interface EntityMetrics {
+  readonly precision: number
+  readonly recall: number
+  readonly f1: number
+  readonly accuracy: number
+  /** F1 score of each type. */
+  readonly types: Readonly<Record<string, number>>
+}
+
+/** @param truth tags of each row; `predicted` likewise */
+export function entityMetrics(
+  truth: readonly (readonly string[])[],
+  predicted: readonly (readonly string[])[],
+): EntityMetrics {
+  const counts = new Map<string, { there: number; told: number; hits: number }>()
+  const of = (type: string) => {
+    const own = counts.get(type) ?? { there: 0, told: 0, hits: 0 }
+    counts.set(type, own)
+    return own
+  }
+  let [right, all] = [0, 0]
+  truth.forEach((tags, row) => {
+    const others = predicted[row]
+    all += tags.length
+    for (const [i, tag] of tags.entries()) if (tag === others[i]) right++
+    const keyOf = ({ type, start, end }: TaggedRange) => `${start} ${end} ${type}`
+    const told = entitiesOf(others)
+    const keys = new Set(told.map(keyOf))
+    for (const { type } of told) of(type).told++
+    for (const entity of entitiesOf(tags)) {
+      of(entity.type).there++
+      if (keys.has(keyOf(entity))) of(entity.type).hits++
+    }
+  })
+  const sum = { there: 0, told: 0, hits: 0 }
+  for (const { there, told, hits } of counts.values()) {
+    sum.there += there
+    sum.told += told
+    sum.hits += hits
+  }
+  const types = [...counts].sort(([a], [b]) => (a < b ? -1 : 1)).map(([type, own]) => [type, f1Of(own)] as const)
+  return {
+    precision: ratio(sum.hits, sum.told),
+    recall: ratio(sum.hits, sum.there),
+    f1: f1Of(sum),
+    accuracy: ratio(right, all),
+    types: Object.fromEntries(types),
+  }
+}
+
+function f1Of({ there, told, hits }: { there: number; told: number; hits: number }): number {
+  return ratio(2 * hits, there + told)
+}
+
+/** 0 where there is nothing, as seqeval. */
+function ratio(part: number, whole: number): number {
+  return whole === 0 ? 0 : part / whole
+}
