@@ -51,10 +51,12 @@ describe('lowrank train', () => {
 
   it('writes an adapter folder with a line of metrics a step', () => {
     expect(readdirSync(adapter).sort()).toEqual([
+      'README.md',
       'adapter_config.json',
       'adapter_model.safetensors',
       'lowrank.json',
       'metrics.jsonl',
+      'run.json',
     ])
     const lines = readFileSync(join(adapter, 'metrics.jsonl'), 'utf8').trim().split('\n')
     expect(lines.map((line) => JSON.parse(line).step)).toEqual([1, 2, 3])
