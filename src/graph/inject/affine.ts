@@ -76,7 +76,7 @@ export async function lookupScales(
   if (magnitude === undefined) return undefined
   const read: ReadLines =
     own === undefined
-      ? openFloatLines(model, graph, storedValue(graph, node.input[0]), node.name)
+      ? await openFloatLines(model, graph, { node, weight: storedValue(graph, node.input[0]), problem: undefined })
       : async (first, count) => own.slice(first * features, (first + count) * features)
   const stored = { transposed: own === undefined && transposed, start: 0, width: features }
   const [d, k] = [features, vocabulary]
