@@ -25,6 +25,7 @@ CASES = {
     "layers-pattern-empty": {"layers_pattern": "", "layers_to_transform": [1]},
     "tokens-empty": {"trainable_token_indices": []},
     "tokens-empty-by-module": {"trainable_token_indices": {}},
+    "tokens-empty-of-module": {"trainable_token_indices": {"embed_tokens": []}},
     "velora": {"velora_config": {"num_groups": 4}},
 }
 # Written into adapter_config.json afterwards: PEFT passes over what it does not know.
