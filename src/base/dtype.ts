@@ -167,8 +167,8 @@ export function encodeWeights(values: FloatArray, dtype: WeightDtype): Uint8Arra
 }
 
 /**
- * f64 → f32, towards zero, with a last bit of 1 where something was dropped. Rounding that to a half type gives what rounding the
- * f64 would, while two roundings to nearest can end on the wrong side of a tie (Boldo and Melquiond 2008).
+ * f64 → f32, towards zero, with a last bit of 1 where something was dropped. If this is rounded to a half type, the result is as if
+ * the f64 were rounded once. Two roundings to nearest can end on the wrong side of a tie (Boldo and Melquiond 2008).
  */
 function roundToOdd(values: Float64Array): Float32Array {
   const result = Float32Array.from(values)

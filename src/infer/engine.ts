@@ -2,7 +2,9 @@
 // written. It lives in a worker or in the caller's thread; caches and logits never leave it while texts grow.
 
 import { StateError } from '../base/errors.js'
+import { SLOTS_INPUT } from '../graph/inject/embeddings.js'
 import { ROWS_INPUT } from '../graph/inject/inject.js'
+import type { Site } from '../graph/inject/sites.js'
 import { transfer } from '../runtime/rpc.js'
 import type {
   Feeds,
@@ -14,17 +16,21 @@ import type {
   SessionOptions,
 } from '../runtime/runtime.js'
 import { distinctMixes, type Mix } from './adapter-choice.js'
+import { needsColumns, runColumns, type TokenColumns } from './column-runs.js'
 import { Decoding, type NextToken, type TextRequest } from './decoding.js'
 import { AdapterFeeds, type RowFactors } from './row-factors.js'
-import type { AdapterFactors, LoraSite } from './sites.js'
+import type { AdapterFactors } from './site-factors.js'
+import { siteFeeds } from './site-feeds.js'
 
 export interface OpenRequest {
   model: SessionModel
-  sites: readonly LoraSite[]
+  sites: readonly Site[]
   /** The graph is told how many rows have factors of their own. */
   takesRows: boolean
   /** Rank of the zeros fed where there is nothing to add: 0, or 1 where the runtime takes no empty tensors. */
   idleRank: 0 | 1
+  /** Of a graph whose attention takes several texts with a cache one token at a time. */
+  columns: TokenColumns | undefined
   options: SessionOptions & OutputOptions
 }
 
@@ -36,9 +42,10 @@ export interface DecodingRequest extends TextRequest {
 
 interface OpenSession {
   session: RuntimeSession
-  sites: readonly LoraSite[]
+  sites: readonly Site[]
   takesRows: boolean
   idle: Feeds
+  columns: TokenColumns | undefined
 }
 
 /** Mixes of adapters whose feeds are kept. */
@@ -61,11 +68,11 @@ export class InferEngine {
   }
 
   /** Opens a session in place of the one before, which stays if this one fails. */
-  async open({ model, sites, takesRows, idleRank, options }: OpenRequest): Promise<void> {
+  async open({ model, sites, takesRows, idleRank, columns, options }: OpenRequest): Promise<void> {
     const session = await this.#runtime.createSession(model, options)
     const before = this.#open
     this.#keepsTensors = options.keepsTensors === true
-    this.#open = { session, sites, takesRows, idle: idleFeeds(sites, idleRank) }
+    this.#open = { session, sites, takesRows, idle: idleFeeds(sites, idleRank), columns }
     await this.#afterRuns(async () => before?.session.dispose())
   }
 
@@ -149,13 +156,14 @@ export class InferEngine {
   #run(feeds: Feeds, adapters: AdapterFeeds, outputNames: readonly string[] | undefined, rows: number) {
     return this.#afterRuns(async () => {
       if (this.#open === undefined) throw new StateError({ where: 'session', what: 'it is not open' })
-      const { session, sites, takesRows, idle } = this.#open
+      const { session, sites, takesRows, idle, columns } = this.#open
       const all: Feeds = { ...feeds, ...idle, ...adapters.for(sites) }
       if (takesRows) {
         const count = adapters.isPerRow ? rows : 1
         all[ROWS_INPUT] = { type: 'int64', data: BigInt64Array.of(BigInt(count)), dims: [1] }
       }
-      return session.run(all, outputNames)
+      if (columns === undefined || !needsColumns(columns, feeds)) return session.run(all, outputNames)
+      return runColumns((own, names) => session.run(own, names), columns, all, outputNames ?? session.outputNames)
     })
   }
 
@@ -167,14 +175,10 @@ export class InferEngine {
 }
 
 /** What leaves every site as the base has it. */
-function idleFeeds(sites: readonly LoraSite[], rank: 0 | 1): Feeds {
-  const feeds: Feeds = {}
-  for (const { weightA, weightB, affine, k, d } of sites) {
-    feeds[weightA] = { type: 'float32', data: new Float32Array(k * rank), dims: [k, rank] }
-    feeds[weightB] = { type: 'float32', data: new Float32Array(rank * d), dims: [rank, d] }
-    if (affine === undefined) continue
-    feeds[affine.scale] = { type: 'float32', data: new Float32Array(d).fill(1), dims: [d] }
-    feeds[affine.shift] = { type: 'float32', data: new Float32Array(d), dims: [d] }
+function idleFeeds(sites: readonly Site[], rank: 0 | 1): Feeds {
+  const feeds: Feeds = Object.assign({}, ...sites.map((site) => siteFeeds(site, [undefined], undefined, rank)))
+  if (sites.some(({ kind }) => kind === 'lookup')) {
+    feeds[SLOTS_INPUT] = { type: 'int64', data: BigInt64Array.of(0n), dims: [1] }
   }
   return feeds
 }

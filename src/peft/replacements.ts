@@ -58,6 +58,8 @@ export function claimOthers(rest: readonly TensorInfo[], found: FoundKinds, cont
   for (const info of rest) {
     const key = withoutPrefix(info.name)
     if (key?.endsWith(ROWS_SUFFIX) && key !== ROWS_SUFFIX) {
+      // What PEFT writes for an empty list of tokens.
+      if (config.trainableTokenIndices === undefined && info.shape[0] === 0) continue
       const module = key.slice(0, -ROWS_SUFFIX.length)
       const { value: indices, problems: wrong } = attempt(() => tokensOf(module, info, context))
       problems.push(...wrong)
@@ -85,8 +87,8 @@ export function claimOthers(rest: readonly TensorInfo[], found: FoundKinds, cont
 }
 
 /**
- * With bias "all" PEFT saves the biases of modules_to_save a second time, under a key that holds the adapter's name, and those of
- * the base's module, which nothing reads.
+ * With bias "all", PEFT saves the biases of modules_to_save a second time, under a key that contains the adapter's name. It also
+ * saves those of the base's module. Nothing reads either of them.
  */
 function isCopy(key: string, { bias, modulesToSave }: LoraConfig): boolean {
   const owner = /^(.+)\.(?:modules_to_save|original_module)\..*bias[^.]*$/s.exec(key)?.[1]
