@@ -3,8 +3,11 @@
 import { decodeFloats, type FloatDtype } from '../../../base/dtype.js'
 import { UnsupportedError } from '../../../base/errors.js'
 import { TensorProto_DataType as DataType } from '../../../formats/onnx/gen/onnx_pb.js'
+import type { OnnxModel } from '../../../formats/onnx/model.js'
 import { dataTypeName, dimsOf } from '../../../formats/onnx/tensors.js'
 import { floatAttribute, intAttribute } from '../../view/attributes.js'
+import type { Value } from '../../view/builder.js'
+import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
 import { constantWeight } from './constant-weight.js'
 import type { Form, FormName, ReadLines } from './form.js'
@@ -40,19 +43,39 @@ function floatProduct(name: FormName & ('MatMul' | 'Gemm')): Form {
       }
     },
 
-    openLines: openFloatLines,
+    openLines,
   }
   return form
 }
 
-/** Opens a float weight for reading. Throws UnsupportedError naming the node for one that cannot be read. */
-export async function openFloatLines(...[model, graph, product]: Parameters<Form['openLines']>): Promise<ReadLines> {
+/** The weight of a product in floats. */
+export async function openLines(...[model, graph, product]: Parameters<Form['openLines']>): Promise<ReadLines> {
   const { node, weight, problem } = product
+  return openFloatLines(model, graph, weight, node.name, problem)
+}
+
+export const MATMUL: Form = floatProduct('MatMul')
+export const GEMM: Form = floatProduct('Gemm')
+
+/**
+ * Opens a stored float matrix for reading.
+ *
+ * @param node name of what reads it, for messages
+ * @param problem why it cannot be read
+ * @throws UnsupportedError naming the node when there is one, and for other types than f32, f16 and bf16
+ */
+export function openFloatLines(
+  model: OnnxModel,
+  graph: Graph,
+  weight: Value,
+  node: string,
+  problem?: string,
+): ReadLines {
   const tensor = graph.constant(weight)
   const dtype = tensor && FLOAT_DTYPES[tensor.dataType]
   if (tensor === undefined || dtype === undefined || problem !== undefined) {
     throw new UnsupportedError({
-      where: `node ${node.name}`,
+      where: `node ${node}`,
       what: 'its weight cannot be read',
       expected: 'a weight in f32, f16 or bf16, which its node does not multiply',
       got: problem ?? (tensor === undefined ? 'no constant' : dataTypeName(tensor.dataType)),
@@ -61,6 +84,3 @@ export async function openFloatLines(...[model, graph, product]: Parameters<Form
   const lineBytes = dimsOf(tensor)[1] * (dtype === 'F32' ? 4 : 2)
   return async (first, count) => decodeFloats(await model.readPart(tensor, first * lineBytes, count * lineBytes), dtype)
 }
-
-export const MATMUL: Form = floatProduct('MatMul')
-export const GEMM: Form = floatProduct('Gemm')

@@ -1,12 +1,14 @@
 // Whether a graph's output embedding is its input embedding: one initializer, or, where an exporter has folded a transpose into a
-// copy of it, two of the same values.
+// copy of it, two of the same values. A quantizer makes a third kind: the head has integers that stand for about the same values.
 
+import { decodeFloats } from '../../base/dtype.js'
 import type { TensorProto } from '../../formats/onnx/gen/onnx_pb.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import { byteLengthOf } from '../../formats/onnx/tensors.js'
-import type { Linear } from '../../graph/match/linears.js'
-import { type Embedding, storedValue } from '../../graph/match/parameters.js'
-import type { Graph } from '../../graph/view/graph.js'
+import type { Graph } from '../view/graph.js'
+import { FLOAT_DTYPES } from './forms/float-product.js'
+import type { Linear } from './linears.js'
+import { type Embedding, storedValue } from './parameters.js'
 
 /** Tokens that are compared, in two stretches: untied embeddings differ in all. */
 const COMPARED_TOKENS = 64
@@ -21,11 +23,38 @@ export async function tiedHeads(
   const { vocabulary, features, node } = embedding
   const result: Linear[] = []
   for (const linear of linears) {
-    if (!linear.isHead || linear.d !== vocabulary || linear.k !== features || linear.form.isQuantized) continue
+    if (!linear.isHead || linear.d !== vocabulary || linear.k !== features) continue
+    if (linear.form.isQuantized) {
+      if (await standsFor(model, graph, embedding, linear)) result.push(linear)
+      continue
+    }
     const [one, other] = [storedValue(graph, node.input[0]), storedValue(graph, linear.node.input[1])]
     if (one === other || (await haveSameTokens(model, graph, one, embedding, other, linear))) result.push(linear)
   }
   return result
+}
+
+/** 4 bits change a weight by about a tenth of its norm; between untied weights the distance is larger than the norm. */
+const QUANTIZED_DISTANCE = 0.4
+
+/** Whether the integers of a head stand for about an embedding's values. */
+async function standsFor(model: OnnxModel, graph: Graph, embedding: Embedding, head: Linear): Promise<boolean> {
+  const { vocabulary, features, transposed } = embedding
+  const tensor = graph.constant(storedValue(graph, embedding.node.input[0])) as TensorProto
+  const dtype = FLOAT_DTYPES[tensor.dataType]
+  if (head.problem !== undefined || dtype === undefined || !head.transposed) return false
+  const size = byteLengthOf(tensor.dataType, [1]) ?? 0
+  const count = Math.min(COMPARED_TOKENS, vocabulary)
+  const first = Math.floor((vocabulary - count) / 2)
+  const shape = { vocabulary, features, size, first, count, isTokenMajor: !transposed }
+  const values = decodeFloats(await tokensOf(model, tensor, shape), dtype)
+  const others = await (await head.form.openLines(model, graph, head))(first, count)
+  let [square, distance] = [0, 0]
+  for (let i = 0; i < values.length; i++) {
+    square += values[i] ** 2
+    distance += (values[i] - others[i]) ** 2
+  }
+  return distance < QUANTIZED_DISTANCE ** 2 * square
 }
 
 async function haveSameTokens(
