@@ -4,6 +4,7 @@ import { injectEmbeddings } from '../graph/inject/embeddings.js'
 import { injectLora } from '../graph/inject/inject.js'
 import type { Site, SiteNeeds } from '../graph/inject/sites.js'
 import { injectVectors, type VectorPlaces } from '../graph/inject/vectors.js'
+import { findPointwise } from '../graph/match/forms/pointwise.js'
 import { exposeProducts, findLinears, type ModuleMap } from '../graph/match/linears.js'
 import { findEmbeddings, placesOf } from '../graph/match/parameters.js'
 import type { Graph } from '../graph/view/graph.js'
@@ -26,8 +27,9 @@ export interface GraphNeeds {
  */
 export function adaptGraph(graph: Graph, names: ModuleMap, needs: GraphNeeds): { sites: Site[]; takesRows: boolean } {
   const { modules } = needs
-  const found = findLinears(graph, names).filter(({ name }) => modules.has(name))
-  const linears = exposeProducts(graph, found)
+  const found = [...findLinears(graph, names), ...findPointwise(graph)]
+  const own = found.filter(({ name }) => modules.has(name))
+  const linears = exposeProducts(graph, own)
   const embeddings = findEmbeddings(graph).filter(({ name }) => modules.has(name))
   const vectors = [...needs.vectors.values()].map(({ name, base }) => {
     return { name, base, places: placesOf(graph, name, [base.length]) }
