@@ -1,22 +1,20 @@
 // One base model, many adapters: a session whose LoRA factors are graph inputs, so that choosing an adapter is feeding
 // other arrays. The base's weights are in memory once, whatever the number of adapters.
 
-import { create } from '@bufbuild/protobuf'
 import { StateError, UnsupportedError } from '../base/errors.js'
 import { checkArgument, checkOptions, kind, listOf, NAME, type OptionTable } from '../base/options.js'
-import { ValueInfoProtoSchema } from '../formats/onnx/gen/onnx_pb.js'
 import { joinNeeds, type SiteNeeds } from '../graph/inject/sites.js'
 import { completeFeeds } from '../graph/inputs/family.js'
 import { findLinears, type Linear, type ModuleMap } from '../graph/match/linears.js'
 import type { ModelGraph } from '../graph/match/spread.js'
 import { sessionModel } from '../graph/session-model.js'
-import { Graph } from '../graph/view/graph.js'
+import type { Graph } from '../graph/view/graph.js'
 import { readGraph } from '../graph/view/read-graph.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import { type Engine, openEngine, STOP_MS, settlesWithin } from '../runtime/host.js'
 import { type Remote, transfer } from '../runtime/rpc.js'
 import type { Feeds, OutputOptions, RuntimeTensor, SessionOptions } from '../runtime/runtime.js'
-import { adaptGraph, type GraphNeeds, type Vector } from './adapt-graph.js'
+import type { GraphNeeds, Vector } from './adapt-graph.js'
 import {
   ADAPTER_CHOICE,
   type AdapterChoice,
@@ -33,14 +31,12 @@ import { type AdapterHead, runWithHead } from './heads.js'
 import { Readings } from './readings.js'
 import { batchOf, checkRanks } from './rows.js'
 import type { AdapterSession, AdapterSessionOptions, RunOptions } from './session.js'
+import { sessionGraph } from './session-graph.js'
 import { buffersOf, needsOf } from './site-factors.js'
 
 const ADAPTER = kind('a LoraAdapter', (value) => value instanceof LoraAdapter)
 
 const RUN_OPTIONS: OptionTable<RunOptions> = { adapter: ADAPTER_CHOICE, outputNames: listOf(NAME), graph: NAME }
-
-/** Providers on which tensors without elements work; on others an idle site gets zeros of rank 1. */
-const TAKES_EMPTY_TENSORS = new Set(['cpu', 'wasm'])
 
 /** An {@link AdapterSession}, or over less than a whole model what does not write texts. */
 export class OnnxSession<M extends SessionBase = SessionBase>
@@ -312,21 +308,11 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     const size = (needs: SiteNeeds) => [...needs.values()].reduce((sum, roles) => sum + roles.size, 0)
     const isSame = this.#isOpen && size(modules) === size(before.modules) && given.size === this.#given.size
     if (isSame) return
-    // The graph is edited, so that each session starts from a fresh view of the model.
-    const graph = new Graph(this.model.onnx.proto)
-    this.#edit(graph)
     const needs = { modules, vectors }
-    const { sites, takesRows } = adaptGraph(graph, this.#modules, needs)
-    graph.outputs.push(...Array.from(given, (name) => create(ValueInfoProtoSchema, { name })))
-    const providers = this.#options.executionProviders ?? []
+    const edit = { before: this.#edit, modules: this.#modules, needs, given }
+    const { graph, ...open } = sessionGraph(this.model.onnx, edit, this.#options.executionProviders)
     await this.#beforeOpen()
-    await this.engine.open({
-      model: await sessionModel(this.model.onnx, graph.toModel()),
-      sites,
-      takesRows,
-      idleRank: providers.every((name) => TAKES_EMPTY_TENSORS.has(name)) ? 0 : 1,
-      options: this.#options,
-    })
+    await this.engine.open({ ...open, model: await sessionModel(this.model.onnx, graph), options: this.#options })
     this.#isOpen = true
     this.#needs = needs
     this.#given = given
