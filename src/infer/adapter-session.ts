@@ -14,7 +14,6 @@ import { LoraAdapter } from '../lora/adapter.js'
 import { type Engine, openEngine, STOP_MS, settlesWithin } from '../runtime/host.js'
 import { type Remote, transfer } from '../runtime/rpc.js'
 import type { Feeds, OutputOptions, RuntimeTensor, SessionOptions } from '../runtime/runtime.js'
-import type { GraphNeeds, Vector } from './adapt-graph.js'
 import {
   ADAPTER_CHOICE,
   type AdapterChoice,
@@ -31,7 +30,7 @@ import { type AdapterHead, runWithHead } from './heads.js'
 import { Readings } from './readings.js'
 import { batchOf, checkRanks } from './rows.js'
 import type { AdapterSession, AdapterSessionOptions, RunOptions } from './session.js'
-import { sessionGraph } from './session-graph.js'
+import { type GraphNeeds, sessionGraph, type Vector } from './session-graph.js'
 import { buffersOf, needsOf } from './site-factors.js'
 
 const ADAPTER = kind('a LoraAdapter', (value) => value instanceof LoraAdapter)
@@ -309,7 +308,7 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     const isSame = this.#isOpen && size(modules) === size(before.modules) && given.size === this.#given.size
     if (isSame) return
     const needs = { modules, vectors }
-    const edit = { before: this.#edit, modules: this.#modules, needs, given }
+    const edit = { before: this.#edit, names: this.#modules, needs, given }
     const { graph, ...open } = sessionGraph(this.model.onnx, edit, this.#options.executionProviders)
     await this.#beforeOpen()
     await this.engine.open({ ...open, model: await sessionModel(this.model.onnx, graph), options: this.#options })

@@ -8,7 +8,6 @@ import type { Matrix } from '../../base/tensor.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import { StoredDelta } from '../../lora/delta.js'
 import { OutputNorms } from '../../lora/dora.js'
-import type { EmbeddingLora } from '../../lora/kinds/embedding.js'
 import type { LoraLayer } from '../../lora/layer.js'
 import { FLOAT_DTYPES, openFloatLines } from '../match/forms/float-product.js'
 import type { ReadLines } from '../match/forms/form.js'
@@ -69,18 +68,18 @@ function finite({ name }: { readonly name: string }, affine: Affine): Affine {
 export async function lookupScales(
   model: OnnxModel,
   graph: Graph,
-  { node, transposed, features }: Embedding,
-  layer: EmbeddingLora,
+  { node, transposed, features, vocabulary }: Embedding,
+  layer: Pick<LoraLayer, 'name' | 'magnitude' | 'weightA' | 'weightB' | 'scaling'>,
   own?: Float32Array,
 ): Promise<Float32Array | undefined> {
   const { magnitude, weightA, weightB, scaling } = layer
   if (magnitude === undefined) return undefined
   const read: ReadLines =
     own === undefined
-      ? openFloatLines(model, graph, storedValue(graph, node.input[0]), node.name)
+      ? await openFloatLines(model, graph, { node, weight: storedValue(graph, node.input[0]), problem: undefined })
       : async (first, count) => own.slice(first * features, (first + count) * features)
   const stored = { transposed: own === undefined && transposed, start: 0, width: features }
-  const [d, k] = [layer.features, layer.vocabulary]
+  const [d, k] = [features, vocabulary]
   const norms = await adaptedNorms(read, stored, { weightA, weightB, scaling, d, k })
   return finite(layer, { scale: Float32Array.from(norms.scales(magnitude)), shift: new Float32Array(0) }).scale
 }

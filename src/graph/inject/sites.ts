@@ -1,18 +1,19 @@
-// Which part of an adapter becomes which input of a session's graph:
-//
-// | part | site | inputs |
-// | --- | --- | --- |
-// | linear layer | linear | A, B |
-// | DoRA, bias of B, replaced bias | linear | scale, shift |
-// | replaced weight of a linear layer or a head | linear | scale, shift, weight |
-// | trained rows of a head | linear | scale, shift, weight, columns |
-// | adapted embedding | embedding | A, B; with DoRA scale |
-// | replaced embedding, trained rows | embedding | rows, rowOf |
-// | replaced weight or bias of a norm | vector | values |
-//
-// Quantized weights, and weights that are tied, stay as they are: what takes their place is computed beside them.
+// Which part of an adapter becomes which input of a session's graph. Quantized weights, and weights that are tied, stay as they are: what
+// takes their place is computed beside them.
 
-/** The inputs that a linear layer or an embedding can have. */
+/**
+ * The inputs that a module can have, by what an adapter holds for it:
+ *
+ * | part | site | inputs |
+ * | --- | --- | --- |
+ * | linear layer | linear | A, B |
+ * | DoRA, bias of B, replaced bias | linear | scale, shift |
+ * | replaced weight of a linear layer or a head | linear | scale, shift, weight |
+ * | trained rows of a head | linear | scale, shift, weight, columns |
+ * | adapted embedding | embedding | A, B; with DoRA scale |
+ * | replaced embedding, trained rows | embedding | rows, rowOf |
+ * | replaced weight or bias of a norm | vector | values |
+ */
 export type SiteRole = 'A' | 'B' | 'scale' | 'shift' | 'weight' | 'columns' | 'rows' | 'rowOf' | 'values'
 
 /** A module that can be adapted, and the inputs that its graph has for it. */

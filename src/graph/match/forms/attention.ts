@@ -8,7 +8,7 @@ import { Builder, type Value } from '../../view/builder.js'
 import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
 import { constantWeight } from './constant-weight.js'
-import { MATMUL, openLines } from './float-product.js'
+import { MATMUL, openFloatLines } from './float-product.js'
 import type { Form } from './form.js'
 
 /** The operator, as {@link operatorOf} names it. */
@@ -38,7 +38,7 @@ export const ATTENTION: Form = {
     }
   },
 
-  openLines,
+  openLines: openFloatLines,
 
   expose(graph, product) {
     const { node, d } = product

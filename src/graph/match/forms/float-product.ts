@@ -6,11 +6,10 @@ import { TensorProto_DataType as DataType } from '../../../formats/onnx/gen/onnx
 import type { OnnxModel } from '../../../formats/onnx/model.js'
 import { dataTypeName, dimsOf } from '../../../formats/onnx/tensors.js'
 import { floatAttribute, intAttribute } from '../../view/attributes.js'
-import type { Value } from '../../view/builder.js'
 import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
 import { constantWeight } from './constant-weight.js'
-import type { Form, FormName, ReadLines } from './form.js'
+import type { Form, FormName, Product, ReadLines } from './form.js'
 
 /** ONNX's float types that weights are read and written in, in safetensors' spelling. */
 export const FLOAT_DTYPES: Partial<Record<number, FloatDtype>> = {
@@ -43,39 +42,22 @@ function floatProduct(name: FormName & ('MatMul' | 'Gemm')): Form {
       }
     },
 
-    openLines,
+    openLines: openFloatLines,
   }
   return form
 }
 
-/** The weight of a product in floats. */
-export async function openLines(...[model, graph, product]: Parameters<Form['openLines']>): Promise<ReadLines> {
-  const { node, weight, problem } = product
-  return openFloatLines(model, graph, weight, node.name, problem)
-}
-
-export const MATMUL: Form = floatProduct('MatMul')
-export const GEMM: Form = floatProduct('Gemm')
-
-/**
- * Opens a stored float matrix for reading.
- *
- * @param node name of what reads it, for messages
- * @param problem why it cannot be read
- * @throws UnsupportedError naming the node when there is one, and for other types than f32, f16 and bf16
- */
-export function openFloatLines(
+/** Opens a float weight for reading. Throws UnsupportedError naming the node for one that cannot be read. */
+export async function openFloatLines(
   model: OnnxModel,
   graph: Graph,
-  weight: Value,
-  node: string,
-  problem?: string,
-): ReadLines {
+  { node, weight, problem }: Pick<Product, 'node' | 'weight' | 'problem'>,
+): Promise<ReadLines> {
   const tensor = graph.constant(weight)
   const dtype = tensor && FLOAT_DTYPES[tensor.dataType]
   if (tensor === undefined || dtype === undefined || problem !== undefined) {
     throw new UnsupportedError({
-      where: `node ${node}`,
+      where: `node ${node.name}`,
       what: 'its weight cannot be read',
       expected: 'a weight in f32, f16 or bf16, which its node does not multiply',
       got: problem ?? (tensor === undefined ? 'no constant' : dataTypeName(tensor.dataType)),
@@ -84,3 +66,6 @@ export function openFloatLines(
   const lineBytes = dimsOf(tensor)[1] * (dtype === 'F32' ? 4 : 2)
   return async (first, count) => decodeFloats(await model.readPart(tensor, first * lineBytes, count * lineBytes), dtype)
 }
+
+export const MATMUL: Form = floatProduct('MatMul')
+export const GEMM: Form = floatProduct('Gemm')

@@ -8,7 +8,7 @@ import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
 import type { Linear } from '../linear.js'
 import { nodeScope, parameterModule } from '../linears.js'
-import { FLOAT_DTYPES, MATMUL, openLines } from './float-product.js'
+import { FLOAT_DTYPES, MATMUL, openFloatLines } from './float-product.js'
 import type { Form } from './form.js'
 import { viewOf } from './integers.js'
 
@@ -33,7 +33,7 @@ const POINTWISE: Form = {
     }
   },
 
-  openLines,
+  openLines: openFloatLines,
 
   expose(graph, product) {
     const { node, weight, d, k } = product
