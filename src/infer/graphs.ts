@@ -46,17 +46,22 @@ export async function otherGraphs(
 }
 
 /**
- * An adapter's share of each graph. What is no linear layer stays with the first one.
+ * An adapter's share of each graph.
  *
+ * @param hasPlace whether a graph has a place for a part that is no linear layer. What none has stays with the first one, which says why
  * @throws MismatchError naming the layers that are in no graph, unless they are to be left out
  */
 export async function shareAdapter(
   graphs: readonly ModelGraph[],
   adapter: LoraAdapter,
   allowMissing: boolean,
+  hasPlace: (graph: number, part: string) => Promise<boolean>,
 ): Promise<LoraAdapter[]> {
   if (graphs.length === 1 && !allowMissing) return [adapter]
-  const { parts, missing } = await spreadAdapter(graphs, adapter, async (graph) => graph === 0)
+  const { parts: found, missing: all } = await spreadAdapter(graphs, adapter, hasPlace)
+  const isRefused = (name: string) => !allowMissing && adapter.get(name, 'linear') === undefined
+  const missing = all.filter((name) => !isRefused(name))
+  const parts = [new Set([...found[0], ...all.filter(isRefused)]), ...found.slice(1)]
   if (missing.length === adapter.size && missing.length > 0 && allowMissing) {
     throw new MismatchError({ where: 'adapter', what: 'the model has no module for any of its layers' })
   }
