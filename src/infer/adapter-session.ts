@@ -50,7 +50,7 @@ export class OnnxSession<M extends SessionBase = SessionBase>
   readonly #modules: ModuleMap
   readonly #closesModel: boolean
   readonly #openAdapter: (adapter: unknown) => Promise<LoraAdapter>
-  readonly #allowMissing: boolean
+  readonly #onMissing: SessionExtras['onMissing']
   /** Over the model's other graphs, such as its encoder. They have the same adapters, each its own layers of them. */
   #others: ReadonlyMap<string, OnnxSession> = new Map()
   readonly #graph: Graph
@@ -69,12 +69,12 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     model: M,
     { adapters: _, modules = {}, device, allowMissing = false, ...options }: AdapterSessionOptions,
     closesModel: boolean,
-    { edit = () => {}, beforeOpen = async () => {}, openAdapter, ...outputs }: SessionExtras,
+    { edit = () => {}, beforeOpen = async () => {}, openAdapter, onMissing = () => {}, ...outputs }: SessionExtras,
   ) {
     super()
     this.model = model
     this.#openAdapter = openAdapter ?? (async (adapter) => adapter as LoraAdapter)
-    this.#allowMissing = allowMissing
+    this.#onMissing = allowMissing ? onMissing : undefined
     this.#closesModel = closesModel
     this.#edit = edit
     this.#beforeOpen = beforeOpen
@@ -264,7 +264,7 @@ export class OnnxSession<M extends SessionBase = SessionBase>
         }
         const [own, ...rest] = isShare
           ? [adapter]
-          : await shareAdapter(this.#modelGraphs(), adapter, this.#allowMissing, (graph, part) =>
+          : await shareAdapter(this.#modelGraphs(), adapter, this.#onMissing?.bind(undefined, name), (graph, part) =>
               hasPlace(this.#all[graph].#base, adapter, part),
             )
         rest.forEach((share, i) => {

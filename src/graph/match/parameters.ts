@@ -99,6 +99,7 @@ export interface BiasPlace extends Place {
 /** The input in which products take a bias, by operator. */
 const BIAS_INPUTS: Readonly<Record<string, number>> = {
   Gemm: 2,
+  Conv: 2,
   [PACKED_ATTENTION]: 2,
   'com.microsoft:MatMulNBits': 5,
   'com.microsoft:DynamicQuantizeMatMul': 4,
