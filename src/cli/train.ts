@@ -191,6 +191,7 @@ export const train = defineCommand({
 const TRIED_WITH: Readonly<Record<(typeof TRAIN_CHOICES.task)[number], readonly [command: string, input: string]>> = {
   'causal-lm': ['generate', '--prompt "The"'],
   embedding: ['embed', '--text "The"'],
+  'image-classification': ['classify', '--image photo.jpg'],
   'text-classification': ['classify', '--text "The"'],
   'token-classification': ['classify', '--text "The"'],
 }

@@ -20,6 +20,7 @@ import { DEVICE } from '../runtime/runtime.js'
 import { ADAPTER, openAdapter } from './adapters.js'
 import { checkWeightsFit, memoryLimits } from './memory.js'
 import { loadModel } from './model.js'
+import { platform } from './platform.js'
 import { SOURCE, type Source } from './sources.js'
 import { MODEL } from './train.js'
 
@@ -87,7 +88,10 @@ export async function openSession(model: Model | Source, given: OpenSessionOptio
     const help = ["dtype 'q4' (--dtype q4), if the model has it", ...(options.lowMemory ? [] : ['lowMemory: true'])]
     const warning = memoryWarning(need, limits, { what: 'The model', help })
     if (warning !== undefined) onWarning(warning)
-    return OnnxSession.open(opened, { ...options, adapters }, isOurs, { openAdapter: read })
+    return OnnxSession.open(opened, { ...options, adapters }, isOurs, {
+      openAdapter: read,
+      decodeImage: platform().decodeImage,
+    })
   }
   if (MODEL.accepts(model)) return open(model as Model, false)
   const opened = await loadModel(model as Source)

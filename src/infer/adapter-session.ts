@@ -13,6 +13,7 @@ import type { ModelGraph } from '../graph/match/spread.js'
 import { sessionModel } from '../graph/session-model.js'
 import { Graph } from '../graph/view/graph.js'
 import { readGraph } from '../graph/view/read-graph.js'
+import type { DecodeImage } from '../images/image.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import { requireHandled } from '../lora/requirements.js'
 import { type Engine, openEngine, STOP_MS, settlesWithin } from '../runtime/host.js'
@@ -48,6 +49,8 @@ export class OnnxSession<M extends SessionBase = SessionBase>
   implements Omit<AdapterSession, 'model' | keyof Readings>
 {
   readonly model: M
+  /** @internal */
+  readonly decodeImage: DecodeImage | undefined
   readonly #engine: Engine<InferEngine>
   readonly #options: SessionOptions & OutputOptions
   readonly #edit: (graph: Graph) => void
@@ -75,10 +78,11 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     model: M,
     { adapters: _, modules = {}, device, allowMissing = false, ...options }: AdapterSessionOptions,
     closesModel: boolean,
-    { edit = () => {}, beforeOpen = async () => {}, openAdapter, ...outputs }: SessionExtras,
+    { edit = () => {}, beforeOpen = async () => {}, openAdapter, decodeImage, ...outputs }: SessionExtras,
   ) {
     super()
     this.model = model
+    this.decodeImage = decodeImage
     this.#openAdapter = openAdapter ?? (async (adapter) => adapter as LoraAdapter)
     this.#allowMissing = allowMissing
     this.#closesModel = closesModel
