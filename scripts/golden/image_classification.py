@@ -146,9 +146,10 @@ def export(kind, task, source, out, wanted):
 
 
 def resampled(out):
-    """Pillow's resizing in all its filters, up and down."""
+    """Pillow's resizing in all its filters, up and down, and the picture as a file."""
     cases = []
     picture = pictures()[4]
+    Image.fromarray(picture).save(out.parent / "picture.png")
     for resample in range(6):
         for width, height in [(7, 5), (40, 31), (23, 6), (12, 14)]:
             made = np.asarray(Image.fromarray(picture).resize((width, height), resample=resample))

@@ -69,7 +69,7 @@ export const train = defineCommand({
     out: text('DIR', 'new folder for the adapter; required unless --preview is given'),
     task: choice(
       TRAIN_CHOICES.task,
-      'what the model learns: to continue texts, to turn texts into vectors, or to give each text or each word a label',
+      'what the model learns: to continue texts, to turn texts into vectors, or to give each text, word or picture a label',
       'causal-lm',
     ),
     taskOptions: taskOptions(),
