@@ -3,9 +3,10 @@
 import { readFileSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { join } from 'node:path'
+import * as ort from 'onnxruntime-node'
 import { describe, expect, it } from 'vitest'
 import { decodeWithSharp } from '../../src/images/node/decode.js'
-import { openSession, train } from '../../src/node.js'
+import { loadModel, openSession, train } from '../../src/node.js'
 import { lowrank, scratchFolder } from '../cli/lowrank.js'
 
 const folder = 'tests/golden/image-classification'
@@ -48,15 +49,17 @@ describe.skipIf(sharp === undefined)('pictures in files', () => {
       { image: `${folder}/picture.png`, label: 'a' },
       { image: { data: new Uint8Array(192), width: 8, height: 8 }, label: 'b' },
     ]
-    const options = { model: `${folder}/vit`, task: 'image-classification', maxSteps: 1, threads: 1 } as const
+    const model = await loadModel(`${folder}/vit`, { runtime: { module: ort as never } })
+    const options = { model, task: 'image-classification', maxSteps: 1, threads: 1 } as const
     const { adapter } = await train({ ...options, data })
-    const session = await openSession(`${folder}/vit`, { adapters: { own: adapter } })
+    const session = await openSession(model, { adapters: { own: adapter } })
     const { label } = await session.classify(`${folder}/picture.png`, { adapter: 'own' })
     expect(['a', 'b']).toContain(label)
     await expect(session.classify([broken], { adapter: 'own' })).rejects.toThrow(/image 1, .*broken\.png: the picture/)
     await session.dispose()
     const training = train({ ...options, data: [...data, { image: broken, label: 'a' }] })
     await expect(training).rejects.toThrow(/data\[2\], image, .*broken\.png: the picture cannot be read/)
+    await model.close()
   })
 
   it('are classified on the command line', async () => {
