@@ -1,5 +1,8 @@
 import { defineConfig } from 'vitest/config'
 
+/** Loaded by every process and thread of the tests. */
+const ONE_THREAD = `--import=${new URL('./tests/one-thread.mjs', import.meta.url).href}`
+
 export const settings = {
   reporters: ['default', './scripts/closing-line.mjs'],
   testTimeout: 120_000,
@@ -9,19 +12,32 @@ export const settings = {
 const SLOW = 'tests/**/*.slow.test.ts'
 // These start programs: what one may use of memory and of open files comes from the process that starts it.
 const COMMANDS = 'tests/cli/**/*.test.ts'
+// These replace modules, which other files may not see.
+const MOCKS = ['tests/lora/gradients.test.ts', 'tests/merge/node/durability.test.ts']
 
 export default defineConfig({
   test: {
     ...settings,
+    env: { NODE_OPTIONS: [process.env.NODE_OPTIONS, ONE_THREAD].filter(Boolean).join(' ') },
     // The default leaves one core idle.
     maxWorkers: '100%',
-    // Threads start in half the time of processes.
+    // Threads start in half the time of processes. Files that share a worker share the modules of src/, which are loaded once.
     projects: [
       {
         extends: true,
-        test: { name: 'threads', pool: 'threads', include: ['tests/**/*.test.ts'], exclude: [SLOW, COMMANDS] },
+        test: {
+          name: 'threads',
+          pool: 'threads',
+          isolate: false,
+          include: ['tests/**/*.test.ts'],
+          exclude: [SLOW, COMMANDS, ...MOCKS],
+        },
       },
-      { extends: true, test: { name: 'processes', pool: 'forks', include: [COMMANDS], exclude: [SLOW] } },
+      { extends: true, test: { name: 'mocks', pool: 'threads', include: MOCKS } },
+      {
+        extends: true,
+        test: { name: 'processes', pool: 'forks', isolate: false, include: [COMMANDS], exclude: [SLOW] },
+      },
     ],
     coverage: {
       provider: 'v8',

@@ -1,7 +1,9 @@
-// Compiles src/ to dist/: a clean folder each time, so that a deleted module cannot survive in the package. Beside it comes
-// dist/browser.js: all of the entry for browsers in one module, for pages without a bundler.
+// Compiles src/ to dist/. Beside it comes dist/browser.js: all of the entry for browsers in one module, for pages without a bundler.
+// Nothing is done if neither the sources nor dist/ have changed since the last build. If sources have changed, only their modules
+// are written, and a module whose source is gone is removed, so that it cannot survive in the package. Otherwise dist/ is made anew.
 import { execFileSync } from 'node:child_process'
-import { chmodSync, rmSync } from 'node:fs'
+import { createHash } from 'node:crypto'
+import { chmodSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -10,8 +12,48 @@ import { build } from 'vite'
 const root = join(dirname(fileURLToPath(import.meta.url)), '..')
 const dist = join(root, 'dist')
 const tsc = createRequire(import.meta.url).resolve('typescript/bin/tsc')
-rmSync(dist, { recursive: true, force: true })
-execFileSync(process.execPath, [tsc, '-p', join(root, 'tsconfig.build.json')], { stdio: 'inherit' })
+
+/** Digests of what the last build read and what it wrote, and what the compiler knows of it. */
+const STATE = join(root, 'out', 'build.sha256')
+const COMPILED = join(root, 'out', 'build.tsbuildinfo')
+const SETTINGS = ['scripts/build.mjs', 'tsconfig.json', 'tsconfig.build.json', 'package.json', 'package-lock.json']
+
+/** Files below a folder, as paths with slashes. */
+const filesIn = (folder) =>
+  existsSync(folder)
+    ? readdirSync(folder, { recursive: true, withFileTypes: true })
+        .filter((entry) => entry.isFile())
+        .map(({ parentPath, name }) => join(parentPath, name))
+        .sort()
+    : []
+
+function digest(paths) {
+  const hash = createHash('sha256')
+  for (const path of paths) {
+    const content = readFileSync(path)
+    hash.update(`${path}\0${content.length}\0`).update(content)
+  }
+  return hash.digest('hex')
+}
+const sources = () => digest([...SETTINGS.map((name) => join(root, name)), ...filesIn(join(root, 'src'))])
+const outputs = () => digest(filesIn(dist))
+
+const [lastSources, lastOutputs] = existsSync(STATE) ? readFileSync(STATE, 'utf8').split('\n') : []
+const isUntouched = lastOutputs === outputs()
+const from = sources()
+if (isUntouched && lastSources === from) process.exit()
+// Without it, a build that is stopped on the way counts as none.
+rmSync(STATE, { force: true })
+
+if (isUntouched) {
+  const modules = filesIn(join(root, 'src')).map((path) => path.slice(join(root, 'src').length).replace(/\.ts$/, ''))
+  const wanted = new Set(modules.flatMap((path) => [`${join(dist, path)}.js`, `${join(dist, path)}.d.ts`]))
+  for (const path of filesIn(dist)) if (!wanted.has(path)) rmSync(path)
+} else {
+  for (const path of [dist, COMPILED]) rmSync(path, { recursive: true, force: true })
+}
+const args = ['--incremental', '--tsBuildInfoFile', COMPILED]
+execFileSync(process.execPath, [tsc, '-p', join(root, 'tsconfig.build.json'), ...args], { stdio: 'inherit' })
 chmodSync(join(dist, 'cli', 'main.js'), 0o755)
 
 /** One module with all that the entry imports, now or later; peers stay imports. */
@@ -52,3 +94,5 @@ const inlineWorkers = {
   },
 }
 await bundle('index.js', { write: true, plugins: [inlineWorkers] })
+mkdirSync(dirname(STATE), { recursive: true })
+writeFileSync(STATE, `${from}\n${outputs()}`)

@@ -1,7 +1,7 @@
 // A contestant: see run.mjs.
 import * as ort from 'onnxruntime-node'
 import { loadModel, openSession } from '../../dist/node.js'
-import { PROMPT, timed } from './shared.mjs'
+import { measured, PROMPT, timed } from './shared.mjs'
 
 const [, , folder, dtype, tokens, threads, texts] = process.argv
 const { module, inside } = timed(ort)
@@ -13,14 +13,12 @@ const options = { maxNewTokens: Number(tokens), temperature: 0, repetitionPenalt
 process.send('ready')
 process.on('message', async () => {
   const before = inside()
-  const startedAt = performance.now()
-  const results = await session.generate(prompts, options)
-  const seconds = (performance.now() - startedAt) / 1000
+  const { result: results, ...times } = await measured(() => session.generate(prompts, options))
   const count = results.reduce((sum, result) => sum + result.tokens, 0)
   process.send({
     tokens: count,
     steps: results[0].tokens,
-    seconds,
+    ...times,
     inside: (inside() - before) / 1000,
     text: results[0].text,
   })

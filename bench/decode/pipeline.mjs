@@ -2,7 +2,7 @@
 import { createRequire } from 'node:module'
 import { basename, dirname, join } from 'node:path'
 import { pipelineWithAdapters } from '../../dist/transformers/node/entry.js'
-import { PROMPT, timeInPlace } from './shared.mjs'
+import { measured, PROMPT, timeInPlace } from './shared.mjs'
 
 const [, , folder, dtype, tokens, threads, , from, adapter] = process.argv
 const require = createRequire(join(from, 'package.json'))
@@ -30,9 +30,8 @@ if (adapter !== undefined) options.adapter = 'adapter'
 process.send('ready')
 process.on('message', async () => {
   const before = inside()
-  const startedAt = performance.now()
-  const [{ generated_text: text }] = await pipe(PROMPT, options)
-  const seconds = (performance.now() - startedAt) / 1000
+  const { result, ...times } = await measured(() => pipe(PROMPT, options))
+  const [{ generated_text: text }] = result
   const count = pipe.tokenizer.encode(text).length
-  process.send({ tokens: count, steps: count, seconds, inside: (inside() - before) / 1000, text })
+  process.send({ tokens: count, steps: count, ...times, inside: (inside() - before) / 1000, text })
 })

@@ -69,14 +69,17 @@ for (let round = 0; round <= Number(options.rounds); round++) {
 for (const child of children.values()) child.disconnect()
 
 const rate = (name) => median(results.get(name).map(({ tokens, seconds }) => tokens / seconds))
+const cpuOf = (name) => median(results.get(name).map(({ tokens, cpuSeconds }) => cpuSeconds / tokens))
+const ratios = (a, b) => `${(rate(a) / rate(b)).toFixed(2)} × (by processor time ${(cpuOf(b) / cpuOf(a)).toFixed(2)} ×)`
 console.log(
   `${options.model}, ${options.dtype}, ${options.tokens} tokens, ${options.threads} threads, ${cpus()[0].model}`,
 )
 for (const [name, list] of results) {
   const outside = median(list.map(({ seconds, inside }) => 1 - inside / seconds))
   const step = median(list.map(({ seconds, steps }) => (1000 * seconds) / steps))
+  const cpu = median(list.map(({ cpuSeconds, steps }) => (1000 * cpuSeconds) / steps))
   console.log(
-    `${name.padEnd(30)}${rate(name).toFixed(1).padStart(8)} tokens/s  ${step.toFixed(2).padStart(7)} ms a step  ` +
+    `${name.padEnd(30)}${rate(name).toFixed(1).padStart(8)} tokens/s  ${step.toFixed(2).padStart(7)} ms a step ${cpu.toFixed(2).padStart(7)} ms of processor time  ` +
       `${(100 * outside).toFixed(1).padStart(5)} % of it outside ONNX Runtime`,
   )
 }
@@ -85,10 +88,11 @@ console.log(
 )
 if (children.has('transformers.js')) {
   const [ours, theirs] = ['lowrank', 'transformers.js'].map((name) => results.get(name)[0].text)
-  console.log(`against transformers.js: ${(rate('lowrank') / rate('transformers.js')).toFixed(2)} ×`)
+  console.log(`against transformers.js: ${ratios('lowrank', 'transformers.js')}`)
   if (children.has('its pipeline')) {
-    const [adapted, plain] = ['its pipeline, with an adapter', 'its pipeline'].map(rate)
-    console.log(`a pipeline with an adapter against the plain one: ${(adapted / plain).toFixed(2)} ×`)
+    console.log(
+      `a pipeline with an adapter against the plain one: ${ratios('its pipeline, with an adapter', 'its pipeline')}`,
+    )
   }
   console.log(ours === theirs ? 'both wrote the same text' : `other texts:\n  ${ours}\n  ${theirs}`)
 }

@@ -2,7 +2,7 @@
 import { createRequire } from 'node:module'
 import { basename, dirname, join } from 'node:path'
 import { pathToFileURL } from 'node:url'
-import { PROMPT, timeInPlace } from './shared.mjs'
+import { measured, PROMPT, timeInPlace } from './shared.mjs'
 
 const [, , folder, dtype, tokens, threads, , from] = process.argv
 const require = createRequire(join(from, 'package.json'))
@@ -23,16 +23,16 @@ const model = await AutoModelForCausalLM.from_pretrained(name, {
 process.send('ready')
 process.on('message', async () => {
   const before = inside()
-  const startedAt = performance.now()
-  const inputs = tokenizer(PROMPT)
-  const output = await model.generate({
-    ...inputs,
-    max_new_tokens: Number(tokens),
-    do_sample: false,
-    repetition_penalty: 1,
+  const { result: ids, ...times } = await measured(async () => {
+    const inputs = tokenizer(PROMPT)
+    const output = await model.generate({
+      ...inputs,
+      max_new_tokens: Number(tokens),
+      do_sample: false,
+      repetition_penalty: 1,
+    })
+    return output.tolist()[0].slice(inputs.input_ids.dims[1])
   })
-  const ids = output.tolist()[0].slice(inputs.input_ids.dims[1])
   const text = tokenizer.decode(ids, { skip_special_tokens: true })
-  const seconds = (performance.now() - startedAt) / 1000
-  process.send({ tokens: ids.length, steps: ids.length, seconds, inside: (inside() - before) / 1000, text })
+  process.send({ tokens: ids.length, steps: ids.length, ...times, inside: (inside() - before) / 1000, text })
 })

@@ -1,6 +1,6 @@
 """Small models and adapters as llama.cpp's own converters write them, and PEFT's logits.
 
-    gguf.py LLAMA_CPP [--out tests/golden/gguf] [--bases FOLDER]
+    gguf.py LLAMA_CPP [--out tests/golden/gguf] [--bases FOLDER] [--only NAME]
 
 LLAMA_CPP is a checkout of ggml-org/llama.cpp (v0.5.0; see scripts/generate/gguf_names.py). For each model: config.json; the adapter as
 PEFT writes it; expected.gguf, the same adapter by convert_lora_to_gguf.py (only where alpha says the scaling, since that converter
@@ -39,15 +39,18 @@ MODELS = {  # name: (class, config, LoraConfig)
                                "decoder_sparse_step": 1, "norm_topk_prob": True, "mlp_only_layers": []},
                   {"r": 2, "lora_alpha": 6, "target_modules": ["q_proj"],
                    "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}),
+    "gemma3": ("Gemma3", {"query_pre_attn_scalar": 8, "sliding_window": 32}, {"r": 4, "lora_alpha": 6, "target_modules": ALL}),
 }
-BY_LLAMA_CPP = {"llama", "mistral", "qwen3", "gemma", "gemma2", "phi3", "llama-embedding"}
+BY_LLAMA_CPP = {"llama", "mistral", "qwen3", "gemma", "gemma2", "gemma3", "phi3", "llama-embedding"}
 
 
 def build(name):
     import transformers
     cls, config, _ = MODELS[name]
     torch.manual_seed(31)
-    made = getattr(transformers, f"{cls}Config")(**{k: v for k, v in {**SMALL, **config}.items() if v is not None or k == "sliding_window"})
+    # Gemma3Config is that of images and texts.
+    config_class = getattr(transformers, f"{cls}TextConfig" if cls == "Gemma3" else f"{cls}Config")
+    made = config_class(**{k: v for k, v in {**SMALL, **config}.items() if v is not None or k == "sliding_window"})
     made._attn_implementation = "eager"
     model = getattr(transformers, f"{cls}ForCausalLM")(made).eval()
     for parameter in model.parameters():
@@ -91,14 +94,19 @@ def main():
     parser.add_argument("llama_cpp", type=pathlib.Path)
     parser.add_argument("--out", type=pathlib.Path, default=GOLDEN / "gguf")
     parser.add_argument("--bases", type=pathlib.Path)
+    parser.add_argument("--only", choices=MODELS)
     args = parser.parse_args()
     sys.path[:0] = [str(args.llama_cpp / "gguf-py"), str(args.llama_cpp)]
-    fresh(args.out)
     for i, name in enumerate(MODELS):
-        folder = args.out / name
+        if args.only not in (None, name):
+            continue
+        folder = fresh(args.out / name)
         model = build(name)
         scratch = fresh(pathlib.Path(f"/tmp/gguf-golden/{name}"))
         model.save_pretrained(scratch)
+        # The converter of Gemma3 counts the tokens here.
+        vocab = {str(token): token for token in range(SMALL["vocab_size"])}
+        write_json(scratch / "tokenizer.json", {"model": {"vocab": vocab}, "added_tokens": []})
         if args.bases:
             args.bases.mkdir(parents=True, exist_ok=True)
             base_gguf(args.llama_cpp, scratch, args.bases / f"{name}.gguf")

@@ -140,15 +140,20 @@ export function decodeWeights(bytes: Uint8Array, dtype: WeightDtype): FloatArray
   return dtype === 'F64' ? new Float64Array(alignedCopy(bytes, dtype)) : decodeFloats(bytes, dtype)
 }
 
-/** Bytes that are looked through at a time. */
-const PIECE_BYTES = 1 << 22
+/** Bits of the exponent, which are all set in what is not finite. */
+const EXPONENTS = { F16: 0x7c00, BF16: 0x7f80 } as const
 
 /** Whether stored values hold no NaN and no infinity; true for types that have none. */
 export function isFiniteStored(bytes: Uint8Array, dtype: TensorDtype): boolean {
   if (!isWeightDtype(dtype)) return true
-  for (let at = 0; at < bytes.byteLength; at += PIECE_BYTES) {
-    if (!isAllFinite(decodeWeights(bytes.subarray(at, at + PIECE_BYTES), dtype))) return false
-  }
+  const size = ELEMENT_BYTES[dtype]
+  const isAligned = bytes.byteOffset % size === 0 && bytes.byteLength % size === 0
+  const buffer = isAligned ? bytes.buffer : alignedCopy(bytes, dtype)
+  const [offset, count] = [isAligned ? bytes.byteOffset : 0, bytes.byteLength / size]
+  if (dtype === 'F32') return isAllFinite(new Float32Array(buffer, offset, count))
+  if (dtype === 'F64') return isAllFinite(new Float64Array(buffer, offset, count))
+  const [bits, exponent] = [new Uint16Array(buffer, offset, count), EXPONENTS[dtype]]
+  for (let i = 0; i < count; i++) if ((bits[i] & exponent) === exponent) return false
   return true
 }
 
@@ -162,8 +167,8 @@ export function encodeWeights(values: FloatArray, dtype: WeightDtype): Uint8Arra
 }
 
 /**
- * f64 → f32, towards zero, with a last bit of 1 where something was dropped. Rounding that to a half type gives what rounding the
- * f64 would, while two roundings to nearest can end on the wrong side of a tie (Boldo and Melquiond 2008).
+ * f64 → f32, towards zero, with a last bit of 1 where something was dropped. If this is rounded to a half type, the result is as if
+ * the f64 were rounded once. Two roundings to nearest can end on the wrong side of a tie (Boldo and Melquiond 2008).
  */
 function roundToOdd(values: Float64Array): Float32Array {
   const result = Float32Array.from(values)

@@ -2,7 +2,8 @@
 
 import { ADAPTER_OUTPUT, RANKS, writeAdapter } from './adapter-output.js'
 import { ADAPTERS, weightedAdapters } from './merge-options.js'
-import { choice, decimal, defineCommand, toggle } from './options.js'
+import { choice, decimal, defineCommand, text, toggle } from './options.js'
+import { MODEL } from './sources.js'
 
 export const combine = defineCommand({
   name: 'combine',
@@ -17,6 +18,7 @@ export const combine = defineCommand({
   ],
   options: {
     ...ADAPTERS,
+    base: text(MODEL, 'the model of the adapters; only for DoRA adapters, with --rank, --energy, --error or --ratio'),
     combinationType: choice(
       ['exact', 'svd', 'cat', 'linear', 'ties', 'ties_svd'],
       'exact: the sum. svd: the sum, at the largest rank of the adapters. cat: the sum, with the factors beside each other. ' +

@@ -1,5 +1,7 @@
 // lowrank convert: an adapter in another format.
 
+import { withProgress } from './adapter-output.js'
+import { EXIT_INTERRUPTED } from './interrupt.js'
 import { choice, defineCommand, type Option, required, text, toggle } from './options.js'
 import { refuseFolder } from './output.js'
 import { MODEL } from './sources.js'
@@ -32,7 +34,10 @@ export const convert = defineCommand({
     const node = await import('../node.js')
     if (to === 'peft' || to === 'mlx') await refuseFolder(out)
     const dtype = outDtype === 'keep' ? 'keep' : (outDtype.toUpperCase() as 'F32' | 'F16' | 'BF16' | 'Q8_0')
-    const report = await node.convertAdapter(positional, { to, out, base, outDtype: dtype })
+    const report = await withProgress((run) =>
+      node.convertAdapter(positional, { to, out, base, outDtype: dtype, ...run }),
+    )
+    if (report === undefined) return EXIT_INTERRUPTED
     if (json) printDocument({ ...report, peakRssBytes: peakRssBytes() })
     for (const note of report.notes) say(`note: ${note}`)
     say(`Wrote ${colors.bold(report.out)}: ${report.layers} layers, ${report.from} → ${report.to}`)

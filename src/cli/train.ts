@@ -1,10 +1,11 @@
 // lowrank train: a model folder and records → an adapter folder that PEFT reads too.
 
-import { TRAIN_CHOICES, TRAIN_DEFAULTS, type TrainEvents } from '../index.js'
+import { TRAIN_CHOICES, TRAIN_DEFAULTS, type TrainEvents, type TrainOptions } from '../index.js'
 import { DATA_OPTIONS, readChatTemplate } from './data-options.js'
 import { EXIT_INTERRUPTED, interruptible } from './interrupt.js'
-import { choice, decimal, defineCommand, integer, type Option, required, text, toggle, UsageError } from './options.js'
+import { choice, decimal, defineCommand, flagOf, integer, type Option, text, toggle, UsageError } from './options.js'
 import { printPreview } from './preview.js'
+import { inRunFile, readRunFile } from './run-file.js'
 import { DEVICE, dtype, MODEL, RUNS } from './sources.js'
 import { colors, duration, Progress, printDocument, say, thousands, warn } from './terminal.js'
 
@@ -63,10 +64,19 @@ export const train = defineCommand({
     'lowrank train --model models/union-3m --data models/data/scripture.jsonl --out out/scripture-2 --save-every 20 --overwrite',
   ],
   options: {
-    model: required(MODEL, RUNS),
+    model: text(MODEL, `${RUNS}; required unless --config names it`),
     dtype: dtype(),
     ...DATA_OPTIONS,
+    data: {
+      ...DATA_OPTIONS.data,
+      isRequired: false,
+      about: `${DATA_OPTIONS.data.about}; required unless --config names it`,
+    },
     out: text('DIR', 'new folder for the adapter; required unless --preview is given'),
+    config: text(
+      'FILE',
+      'YAML or JSON file with the options of the run, by their names in code, such as maxSteps; options of the command line replace them. run.json of an adapter folder repeats its run',
+    ),
     task: choice(
       TRAIN_CHOICES.task,
       'what the model learns: to continue texts, to turn texts into vectors, or to give each text, word or picture a label',
@@ -128,64 +138,84 @@ export const train = defineCommand({
     preview: integer('show the tokens of the first N examples, and which of them count for the loss; trains nothing'),
     json: toggle('print one JSON document on stdout'),
   },
-  async run(values) {
-    const { model, out, task, taskOptions, rank, alpha, dropout, targetModules, init, seed, preview, json, ...rest } =
-      values
-    const settings = { ...rest, chatTemplate: await readChatTemplate(rest.chatTemplate) }
-    if (settings.resume && settings.overwrite) throw new UsageError('--resume and --overwrite cannot be used together')
+  async run(values, { occurrences }) {
+    const { preview, json, config: file, ...own } = values
+    const given = new Set(Object.keys(own).filter((key) => occurrences.some(({ flag }) => flag === flagOf(key))))
+    const fromFile = file === undefined ? {} : await readRunFile(file)
+    const options = await withFile(fromFile, own, given)
+    const { model, data, out, task = 'causal-lm' } = options
+    if (model === undefined) throw new UsageError(`--model ${MODEL} is missing`)
+    if (data === undefined) throw new UsageError('--data FILE|DIR is missing')
+    if (options.resume && options.overwrite) throw new UsageError('--resume and --overwrite cannot be used together')
     const node = await import('../node.js')
+    const inFile = (error: unknown): never => {
+      throw file === undefined ? error : inRunFile(error, file, given, fromFile)
+    }
     if (preview !== undefined) {
-      const { data, columns, maxLength, chatTemplate, chatTemplateArgs } = settings
+      const { columns, maxLength, chatTemplate, chatTemplateArgs } = options
       const about = { model, task, data, columns, maxLength, chatTemplate, chatTemplateArgs, count: preview }
-      const examples = await node.previewData(about)
+      const examples = await node.previewData(about).catch(inFile)
       if (json) printDocument({ examples })
       else printPreview(examples)
       return 0
     }
-    if (out === undefined) throw new UsageError('--out DIR is missing')
+    if (typeof out !== 'string') throw new UsageError('--out DIR is missing')
     const progress = new Progress()
     const result = await interruptible('Finishing the step, then saving.', (signal) =>
-      node.train({
-        ...settings,
-        model,
-        task,
-        taskOptions,
-        out,
-        config: { rank, alpha, dropout, targetModules, init, seed },
-        signal,
-        on: narrate(progress),
-      }),
+      node.train({ ...options, model, data, signal, on: narrate(progress) }),
     )
       .catch(stoppedLoading)
+      .catch(inFile)
       .finally(() => progress.end())
     if (result === undefined) return EXIT_INTERRUPTED
     const { report } = result
     const { interrupted } = report
     const isChat = result.adapter.chatTemplate !== undefined
-    const form = settings.dtype === undefined ? '' : ` --dtype ${settings.dtype}`
-    if (interrupted && settings.overwrite && report.steps === 0) {
+    const form = options.dtype === undefined ? '' : ` --dtype ${options.dtype}`
+    if (interrupted && options.overwrite && report.steps === 0) {
       say(`Stopped before the first step: ${colors.bold(out)} did not change.`)
       if (json) printDocument({ ...report, out })
       return EXIT_INTERRUPTED
     }
     const { stoppedEarly, keptStep } = report
-    if (stoppedEarly) say(`Ended early, after ${settings.earlyStopping} evaluations in a row that were not better.`)
+    if (stoppedEarly) say(`Ended early, after ${options.earlyStopping} evaluations in a row that were not better.`)
     if (!interrupted && keptStep < report.steps) say(`Kept the weights of step ${keptStep}, whose evaluation was best.`)
     say(
       `${interrupted ? 'Stopped' : 'Done'} after ${report.steps} ${report.steps === 1 ? 'step' : 'steps'} in ${duration(report.seconds * 1000)}: ` +
         `${thousands(report.trainableParams)} parameters in ${colors.bold(out)}`,
     )
     if (interrupted)
-      say(`To continue, run the same command with --resume${settings.overwrite ? ' in place of --overwrite' : ''}.`)
+      say(`To continue, run the same command with --resume${options.overwrite ? ' in place of --overwrite' : ''}.`)
     else {
       const [command, plain] = TRIED_WITH[task]
       const input = isChat ? '--prompt "Who are you?"' : plain
-      say(`Try it: npx lowrank ${command} --model ${quote(model)}${form} --adapter ${quote(out)} ${input}`)
+      say(`Try it: npx lowrank ${command} --model ${quote(String(model))}${form} --adapter ${quote(out)} ${input}`)
     }
     if (json) printDocument({ ...report, out })
     return interrupted ? EXIT_INTERRUPTED : 0
   },
 })
+
+/** Settings of the new adapter, which are options of their own here. */
+const CONFIG_OPTIONS = ['rank', 'alpha', 'dropout', 'targetModules', 'init', 'seed'] as const
+
+/** The options of a file, replaced by those that were given. */
+async function withFile(
+  file: Partial<TrainOptions>,
+  values: Readonly<Record<string, unknown>>,
+  given: ReadonlySet<string>,
+): Promise<Partial<TrainOptions>> {
+  const isConfig = (key: string) => (CONFIG_OPTIONS as readonly string[]).includes(key)
+  const pick = (keys: readonly string[]) => Object.fromEntries(keys.map((key) => [key, values[key]]))
+  const config = pick(CONFIG_OPTIONS.filter((key) => given.has(key)))
+  const template = given.has('chatTemplate') && (await readChatTemplate(values.chatTemplate as string))
+  return {
+    ...file,
+    ...pick([...given].filter((key) => !isConfig(key))),
+    ...(template && { chatTemplate: template }),
+    ...(Object.keys(config).length > 0 && { config: { ...file.config, ...config } }),
+  }
+}
 
 /** The command that runs the adapters of a task, and what it is tried with. */
 const TRIED_WITH: Readonly<Record<(typeof TRAIN_CHOICES.task)[number], readonly [command: string, input: string]>> = {

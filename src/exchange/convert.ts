@@ -3,16 +3,18 @@
 import { type ByteSource, type Directory, readAll, writeThrough } from '../base/bytes.js'
 import type { FloatDtype } from '../base/dtype.js'
 import { ConfigError, FileError, FormatError, listed } from '../base/errors.js'
+import { Steps, type ToolRun } from '../base/progress.js'
 import { parseJson, toPlain } from '../formats/json.js'
 import { isOnnxAdapter } from '../formats/onnx-adapter/read.js'
 import { sniff } from '../formats/sniff.js'
 import { LoraAdapter } from '../lora/adapter.js'
-import { loadAdapter, saveAdapter } from '../peft/adapter-folder.js'
+import { loadAdapter, openAdapter, saveAdapter } from '../peft/adapter-folder.js'
 import { type GgufBase, readBase } from './gguf/base.js'
 import { readGgufAdapter } from './gguf/read.js'
 import { writeGgufAdapter } from './gguf/write.js'
 import { isMlxConfig, MLX_CONFIG, MLX_WEIGHTS, readMlx, writeMlx } from './mlx.js'
 import { readOnnxLora, writeOnnxLora } from './onnx-adapter.js'
+import { inFolder, inMemory, type SourceAdapter } from './source.js'
 
 /**
  * - `peft`: a folder with adapter_config.json and adapter_model.safetensors
@@ -40,7 +42,7 @@ export interface Place {
 }
 
 /** What {@link convert} does. */
-export interface ConvertSettings {
+export interface ConvertSettings extends ToolRun {
   readonly to: AdapterFormat
   readonly out: Place
   /** The model that the adapter belongs to. */
@@ -62,10 +64,8 @@ export interface ConvertReport {
 }
 
 /** Converts an adapter, as the public function `convertAdapter` says (index/verbs.ts). */
-export async function convert(
-  source: LoraAdapter | Place,
-  { to, out, base, dtype }: ConvertSettings,
-): Promise<ConvertReport> {
+export async function convert(source: LoraAdapter | Place, settings: ConvertSettings): Promise<ConvertReport> {
+  const { to, out, base, dtype } = settings
   if (dtype === 'Q8_0' && to !== 'gguf') {
     throw new ConfigError({
       where: 'outDtype',
@@ -73,45 +73,73 @@ export async function convert(
       expected: 'F32, F16, BF16 or keep',
     })
   }
-  const found = source instanceof LoraAdapter ? { adapter: source, from: 'memory' as const } : await read(source, base)
-  const { adapter, from } = found
-  if (adapter.size === 0) throw new FormatError({ where: 'adapter', what: 'has no layers' })
   const target = { directory: out.directory, file: out.file ?? FILE_NAMES[to] }
-  const { layers, notes = [] } = await write(adapter, to, target, dtype, base)
+  await checkTarget(target, to)
   const name = target.file === undefined ? out.directory.name : `${out.directory.name}/${target.file}`
-  return { from, to, out: name, layers, notes }
+  const found = source instanceof LoraAdapter ? undefined : await find(source)
+  const report = (from: ConvertReport['from'], { layers, notes = [] }: Written): ConvertReport => {
+    return { from, to, out: name, layers, notes }
+  }
+  if (to === 'gguf' && found?.format === 'peft') {
+    const opened = await openAdapter(found.place.directory)
+    try {
+      return report('peft', await writeGguf(inFolder(opened), settings, target))
+    } finally {
+      await opened.close()
+    }
+  }
+  const adapter = source instanceof LoraAdapter ? source : await read(found!, base)
+  return report(found?.format ?? 'memory', await write(adapter, settings, target))
 }
 
-async function write(
-  adapter: LoraAdapter,
-  to: AdapterFormat,
-  { directory, file }: Place,
-  dtype: ConvertedDtype,
-  base: Place | undefined,
-): Promise<{ layers: number; notes?: string[] }> {
-  const float = dtype === 'Q8_0' ? 'keep' : dtype
+interface Written {
+  readonly layers: number
+  readonly notes?: string[]
+}
+
+async function checkTarget({ directory, file }: Place, to: AdapterFormat): Promise<void> {
   if (to === 'mlx' || to === 'peft') {
-    if (file !== undefined) {
-      throw new ConfigError({
-        where: 'out',
-        what: `${to === 'mlx' ? 'mlx-lm’s' : 'PEFT’s'} format is a folder`,
-        got: file,
-      })
-    }
-    if (to === 'mlx') return writeMlx(adapter, directory, float)
+    if (file === undefined) return
+    throw new ConfigError({
+      where: 'out',
+      what: `${to === 'mlx' ? 'mlx-lm’s' : 'PEFT’s'} format is a folder`,
+      got: file,
+    })
+  }
+  if (!(await directory.has(file!))) return
+  throw new FileError({ where: `${directory.name}/${file}`, what: 'exists already', hint: 'Choose another place' })
+}
+
+async function write(adapter: LoraAdapter, settings: ConvertSettings, target: Place): Promise<Written> {
+  const { to, dtype } = settings
+  if (adapter.size === 0) throw new FormatError({ where: 'adapter', what: 'has no layers' })
+  if (to === 'gguf') return writeGguf(inMemory(adapter), settings, target)
+  const { directory, file } = target
+  const float = dtype === 'Q8_0' ? 'keep' : dtype
+  const steps = new Steps(to === 'peft' ? 1 : adapter.size, settings)
+  if (to === 'mlx') return writeMlx(adapter, directory, float, steps)
+  if (to === 'peft') {
+    if (settings.signal?.aborted) throw settings.signal.reason
     await saveAdapter(adapter, directory, float === 'keep' ? {} : { dtype: float })
+    await steps.next('adapter_model.safetensors')
     return { layers: adapter.size }
   }
-  if (await directory.has(file!)) {
-    throw new FileError({ where: `${directory.name}/${file}`, what: 'exists already', hint: 'Choose another place' })
-  }
-  const opened = to === 'gguf' ? await openBase(base) : undefined
-  let report: { layers: number; notes?: string[] } = { layers: 0 }
+  let report: Written = { layers: 0 }
   await writeThrough(directory, file!, async (sink) => {
-    report =
-      opened !== undefined
-        ? await writeGgufAdapter(adapter, opened, sink, dtype)
-        : await writeOnnxLora(adapter, sink, float)
+    report = await writeOnnxLora(adapter, sink, float, steps)
+  })
+  return report
+}
+
+async function writeGguf(
+  adapter: SourceAdapter,
+  { base, dtype, ...run }: ConvertSettings,
+  { directory, file }: Place,
+): Promise<Written> {
+  const opened = await openBase(base)
+  let report: Written = { layers: 0 }
+  await writeThrough(directory, file!, async (sink) => {
+    report = await writeGgufAdapter(adapter, opened, sink, dtype, run)
   })
   return report
 }
@@ -125,35 +153,46 @@ async function openBase(base: Place | undefined): Promise<GgufBase> {
   })
 }
 
-async function read(place: Place, base: Place | undefined): Promise<{ adapter: LoraAdapter; from: AdapterFormat }> {
-  const file = place.file ?? (await onlyFile(place.directory))
-  if (
+/** An adapter's place, and what its content says that it is. */
+interface Found {
+  readonly place: Place
+  readonly format: AdapterFormat
+}
+
+async function find(place: Place): Promise<Found> {
+  const { directory } = place
+  const file = place.file ?? (await onlyFile(directory))
+  const isFolder =
     file === undefined ||
     /(^|\/)(adapter_config\.json|adapter_model\.(safetensors|bin)|adapters\.safetensors)$/.test(file)
-  ) {
-    return readFolder(place.directory)
-  }
-  const source = await place.directory.open(file)
+  if (isFolder) return { place, format: (await isMlxFolder(directory)) ? 'mlx' : 'peft' }
+  const source = await directory.open(file)
   try {
-    const from = await formatOf(source)
-    if (from === 'gguf') return { adapter: await readGgufAdapter(source, await openBase(base)), from }
-    return { adapter: await readOnnxLora(source), from }
+    return { place: { directory, file }, format: await formatOf(source) }
   } finally {
     await source.close()
   }
 }
 
-async function readFolder(directory: Directory): Promise<{ adapter: LoraAdapter; from: AdapterFormat }> {
-  if ((await directory.has(MLX_CONFIG)) && (await directory.has(MLX_WEIGHTS))) {
-    const source = await directory.open(MLX_CONFIG)
-    try {
-      if (isMlxConfig(toPlain(parseJson(await readAll(source), source.name))))
-        return { adapter: await readMlx(directory), from: 'mlx' }
-    } finally {
-      await source.close()
-    }
+async function read({ place: { directory, file }, format }: Found, base: Place | undefined): Promise<LoraAdapter> {
+  if (format === 'peft') return loadAdapter(directory)
+  if (format === 'mlx') return readMlx(directory)
+  const source = await directory.open(file!)
+  try {
+    return format === 'gguf' ? await readGgufAdapter(source, await openBase(base)) : await readOnnxLora(source)
+  } finally {
+    await source.close()
   }
-  return { adapter: await loadAdapter(directory), from: 'peft' }
+}
+
+async function isMlxFolder(directory: Directory): Promise<boolean> {
+  if (!(await directory.has(MLX_CONFIG)) || !(await directory.has(MLX_WEIGHTS))) return false
+  const source = await directory.open(MLX_CONFIG)
+  try {
+    return isMlxConfig(toPlain(parseJson(await readAll(source), source.name)))
+  } finally {
+    await source.close()
+  }
 }
 
 /** The one file of a folder that has no adapter's config; undefined for a folder of PEFT or mlx-lm. */

@@ -1,8 +1,8 @@
 // What a format can hold of an adapter. The rest is refused by name, with the way out.
 
 import { UnsupportedError } from '../base/errors.js'
-import type { LoraAdapter } from '../lora/adapter.js'
-import type { PartKind } from '../lora/part.js'
+import type { LoraConfig } from '../lora/config.js'
+import { type PartKind, type PartView, tensorsOf } from '../lora/part.js'
 import { requireOwnLayers, requireUnchangedBase } from '../lora/requirements.js'
 
 /** Kinds of parts, and vectors beside their factors. */
@@ -23,11 +23,16 @@ const MEANINGS: Readonly<Record<Held, string>> = {
  * @param format its name, as in `a GGUF adapter`
  * @throws UnsupportedError naming the first part that the format cannot hold
  */
-export function requireHeld(adapter: LoraAdapter, held: readonly Held[], format: string): void {
+export function requireHeld(
+  adapter: { readonly config: LoraConfig; parts(): readonly Pick<PartView, 'kind' | 'name' | 'tensors'>[] },
+  held: readonly Held[],
+  format: string,
+): void {
   requireUnchangedBase(adapter, format)
   requireOwnLayers(adapter, format)
   for (const part of adapter.parts()) {
-    const needs: Held[] = [part.kind, ...(['magnitude', 'biasB'] as const).filter((role) => role in part.tensors)]
+    const vectors = tensorsOf(part).flatMap(([role]) => (role === 'magnitude' || role === 'biasB' ? [role] : []))
+    const needs: Held[] = [part.kind, ...vectors]
     const other = needs.find((need) => !held.includes(need))
     if (other === undefined) continue
     throw new UnsupportedError({

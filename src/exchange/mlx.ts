@@ -4,6 +4,7 @@
 import { type Directory, readAll, writeFile } from '../base/bytes.js'
 import { encodeFloats, type FloatDtype, isFloatDtype } from '../base/dtype.js'
 import { FormatError, ShapeError, UnsupportedError } from '../base/errors.js'
+import type { Steps } from '../base/progress.js'
 import { formatShape, isAllFinite, type Matrix } from '../base/tensor.js'
 import { parseJson, toPlain } from '../formats/json.js'
 import { parseSafetensorsHeader, readTensorF32, saveSafetensors, type TensorBytes } from '../formats/safetensors.js'
@@ -31,6 +32,7 @@ export async function writeMlx(
   adapter: LoraAdapter,
   directory: Directory,
   dtype: FloatDtype | 'keep',
+  steps: Steps,
 ): Promise<{ layers: number; notes: string[] }> {
   requireHeld(adapter, ['linear', 'embedding', 'magnitude'], 'an mlx-lm adapter')
   const parts = adapter.parts('linear', 'embedding')
@@ -44,7 +46,8 @@ export async function writeMlx(
   const rank = Math.max(...parts.map((part) => part.rank))
   const [{ scaling: first }] = parts
   const isUniform = parts.every(({ scaling }) => scaling === first)
-  const tensors = parts.flatMap((part): TensorBytes[] => {
+  const tensors: TensorBytes[] = []
+  for (const part of parts) {
     const { name, weightA, weightB, magnitude } = part
     const type = dtype === 'keep' ? part.dtype : dtype
     const [[r, k], [d]] = [weightA.shape, weightB.shape]
@@ -56,12 +59,10 @@ export async function writeMlx(
     const tensor = (suffix: string, shape: number[], data: Float32Array): TensorBytes => {
       return { name: `${name}.${suffix}`, dtype: type, shape, data: encodeFloats(data, type) }
     }
-    return [
-      tensor('lora_a', [k, rank], a),
-      tensor('lora_b', [rank, d], b),
-      ...(magnitude === undefined ? [] : [tensor('m', [d], Float32Array.from(magnitude))]),
-    ]
-  })
+    tensors.push(tensor('lora_a', [k, rank], a), tensor('lora_b', [rank, d], b))
+    if (magnitude !== undefined) tensors.push(tensor('m', [d], Float32Array.from(magnitude)))
+    await steps.next(name)
+  }
   const hasDora = parts.some(({ magnitude }) => magnitude !== undefined)
   const config = {
     ...(adapter.config.baseModel !== undefined && { model: adapter.config.baseModel }),

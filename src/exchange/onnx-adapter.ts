@@ -4,6 +4,7 @@
 import type { ByteSink, ByteSource } from '../base/bytes.js'
 import { decodeFloats, encodeFloats, type FloatDtype } from '../base/dtype.js'
 import { FormatError, ShapeError } from '../base/errors.js'
+import type { Steps } from '../base/progress.js'
 import { formatShape, isAllFinite, type Matrix } from '../base/tensor.js'
 import { parseOnnxAdapter } from '../formats/onnx-adapter/read.js'
 import { writeOnnxAdapter } from '../formats/onnx-adapter/write.js'
@@ -22,6 +23,7 @@ export async function writeOnnxLora(
   adapter: LoraAdapter,
   sink: ByteSink,
   dtype: FloatDtype | 'keep',
+  steps: Steps,
 ): Promise<{ layers: number }> {
   requireHeld(adapter, ['linear'], 'an .onnx_adapter')
   const parts = adapter.parts('linear')
@@ -40,7 +42,9 @@ export async function writeOnnxLora(
     })
     return [tensor('lora_A', [k, r], weightA, 1), tensor('lora_B', [r, d], weightB, scaling)]
   })
-  await writeOnnxAdapter(sink, tensors)
+  await writeOnnxAdapter(sink, tensors, async (name) => {
+    if (name.endsWith('.lora_B.weight')) await steps.next(name.slice(0, -'.lora_B.weight'.length))
+  })
   return { layers: parts.length }
 }
 

@@ -46,11 +46,15 @@ const EVA: OptionTable<EvaOptions> = {
 }
 
 /**
- * LoRA-GA (Wang et al. 2024, arXiv 2407.05000): A and B from the singular vectors of the loss's gradient by W (d, k), and W − s·B·A
- * for the base weight, so that the effective weight stays. Changes the layer in place. You can call it again with another gradient.
+ * LoRA-GA (Wang et al. 2024, arXiv 2407.05000): A and B come from the singular vectors of the loss's gradient by W (d, k). The base
+ * weight becomes W − s·B·A, so that the effective weight stays. Changes the layer in place. You can call it again with another gradient.
  *
  * @throws ConfigError when the layer's init is not `lora-ga` or 2r is above min(d, k); StateError without a base weight or while
  *   merged; ShapeError when the gradient is not (d, k)
+ *
+ * @example
+ * const layer = new LoraLayer(baseWeight, { rank: 2, init: 'lora-ga' })
+ * await loraGaInitialize(layer, gradient) // of the loss by W, of the shape of W
  */
 export async function loraGaInitialize(layer: LoraLayer, gradient: MatrixLike, options?: LoraGaOptions): Promise<void> {
   checkArgument(layer, LAYER, 'layer')
@@ -65,6 +69,10 @@ export async function loraGaInitialize(layer: LoraLayer, gradient: MatrixLike, o
  *   before, over the number of batches. Its size only moves weight between A and B.
  * @throws ConfigError when the layer's init is not `corda`; StateError without a base weight or while merged; ShapeError when the
  *   covariance is not (k, k)
+ *
+ * @example
+ * const layer = new LoraLayer(baseWeight, { rank: 2, init: 'corda' })
+ * await cordaInitialize(layer, covariance)
  */
 export async function cordaInitialize(layer: LoraLayer, covariance: MatrixLike, options?: CordaOptions): Promise<void> {
   checkArgument(layer, LAYER, 'layer')
@@ -81,6 +89,11 @@ export async function cordaInitialize(layer: LoraLayer, covariance: MatrixLike, 
  * @param options iterations: how often; 1 where Q is given. Default 1.
  * @throws ConfigError when iterations is not an integer above 0, or the layer's init takes from the base itself;
  *   StateError without a base weight or while merged; ShapeError when Q is not (d, k)
+ *
+ * @example
+ * const layer = new LoraLayer(baseWeight, { rank: 2 })
+ * const quantize = ({ data, shape }) => ({ data: data.map((value) => Math.round(value * 8) / 8), shape })
+ * await loftqInitialize(layer, quantize, { iterations: 5 })
  */
 export async function loftqInitialize(
   layer: LoraLayer,
@@ -101,6 +114,11 @@ export async function loftqInitialize(
  * @param inputs layer name → what went into the layer (n, k), in any order; a layer at a time is held
  * @throws ConfigError when ρ is below 1; MismatchError for a name that is no layer's; ShapeError when inputs are not (n, k), or
  *   fewer rows than ρ·r; UnsupportedError when the adapter has more than plain linear layers
+ *
+ * @example
+ * const adapter = new LoraAdapter({ rank: 1, init: 'eva' })
+ * adapter.addLayer('q_proj', baseWeight)
+ * const started = await evaInitialize(adapter, [['q_proj', x]]) // x went into the layer
  */
 export async function evaInitialize(
   adapter: LoraAdapter,

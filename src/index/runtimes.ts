@@ -10,6 +10,10 @@ import { platform } from './platform.js'
  * @param specifier Module specifier or URL of ONNX Runtime. Default: the onnxruntime-node that is installed next to your program,
  *   else next to lowrank.
  * @throws RuntimeError when it is not installed, ConfigError in a browser
+ *
+ * @example
+ * const model = await loadModel('models/union-3m', { runtime: nodeRuntime() })
+ * await model.close()
  */
 export function nodeRuntime(specifier?: string): RuntimeHost {
   if (specifier !== undefined) checkArgument(specifier, NAME, 'specifier')

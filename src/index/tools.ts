@@ -16,13 +16,13 @@ import {
   oneOf,
   SIGNAL,
 } from '../base/options.js'
+import type { ToolRun } from '../base/progress.js'
 import type { AdapterFormat, ConvertedDtype, ConvertReport, Place } from '../exchange/convert.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import type { CombineResult } from '../tools/combine.js'
 import { COMBINATION_TYPES, type CombineSettings } from '../tools/combine-settings.js'
 import type { DiffReport } from '../tools/diff.js'
 import type { ExtractResult, ExtractSettings } from '../tools/extract.js'
-import type { ToolRun } from '../tools/progress.js'
 import type { RankChoice } from '../tools/rank.js'
 import type { ResizeResult } from '../tools/resize.js'
 import { ADAPTER } from './adapters.js'
@@ -36,6 +36,8 @@ export interface ResizeOptions extends RankChoice, ToolRun {}
 export interface CombineOptions extends CombineSettings {
   /** Adapters for one base, with their weights. Ranks and layers may differ. */
   adapters: readonly AdapterToMerge[]
+  /** The model of the adapters: a safetensors checkpoint. Only DoRA adapters need it, because their change depends on its weights. */
+  base?: Source | undefined
 }
 
 const SHARE = numberKind('a number in (0, 1]', (value) => value > 0 && value <= 1)
@@ -57,6 +59,7 @@ const COMBINE: OptionTable<CombineOptions> = {
   adapters: kind(`a list, each ${ADAPTER_TO_MERGE.expected}`, (value) => {
     return listOf(ADAPTER_TO_MERGE).accepts(value) && (value as unknown[]).length > 0
   }),
+  base: SOURCE,
   combinationType: oneOf(...COMBINATION_TYPES),
   density: SHARE,
   majoritySignMethod: oneOf('total', 'frequency'),
@@ -86,14 +89,14 @@ export async function resize(adapter: Source | LoraAdapter, options: ResizeOptio
 /** See the entry. */
 export async function combine(options: CombineOptions): Promise<CombineResult> {
   checkOptions(options, { of: 'combine', table: COMBINE, required: ['adapters'] })
-  const { adapters, ...settings } = options
+  const { adapters, base, ...settings } = options
   const { combineAdapters } = await import('../tools/combine.js')
   const inputs = []
   for (const given of adapters) {
     const { adapter, weight = 1 } = isWeighted(given) ? given : { adapter: given }
     inputs.push({ adapter: await adapterOrFolder(adapter, 'adapters'), weight })
   }
-  return combineAdapters(inputs, settings)
+  return combineAdapters(inputs, settings, base === undefined ? undefined : await openSource(base, 'base'))
 }
 
 function isWeighted(
@@ -172,7 +175,7 @@ async function comparable(
 }
 
 /** Options of {@link convertAdapter}. */
-export interface ConvertAdapterOptions {
+export interface ConvertAdapterOptions extends ToolRun {
   /** The format of the result: `peft`, `gguf`, `mlx` or `onnx-adapter`. */
   to: AdapterFormat
   /** The place of the result: a folder. For `gguf` and `onnx-adapter`, it can also be a file. */
@@ -184,6 +187,7 @@ export interface ConvertAdapterOptions {
 }
 
 const CONVERT: OptionTable<ConvertAdapterOptions> = {
+  ...TOOL_RUN,
   to: oneOf('peft', 'gguf', 'mlx', 'onnx-adapter'),
   out: TARGET,
   base: SOURCE,
@@ -196,7 +200,7 @@ export async function convertAdapter(
   options: ConvertAdapterOptions,
 ): Promise<ConvertReport> {
   checkOptions(options, { of: 'convertAdapter', table: CONVERT, required: ['to', 'out'] })
-  const { to, out, base, outDtype = 'keep' } = options
+  const { to, out, base, outDtype = 'keep', ...run } = options
   if (!(adapter instanceof LoraAdapter)) {
     checkArgument(
       adapter,
@@ -210,6 +214,7 @@ export async function convertAdapter(
     out: placeOf(out, to),
     base: base === undefined ? undefined : await openSource(base, 'base', { readsRanges: true }),
     dtype: outDtype,
+    ...run,
   })
 }
 

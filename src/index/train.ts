@@ -25,6 +25,7 @@ import { TASK_NAMES } from '../tasks/tasks.js'
 import type { TrainConfig, TrainingData, TrainingOptions, TrainResult } from '../train/options.js'
 import type { PreviewExample } from '../train/preview.js'
 import type { TrainEvents } from '../train/report.js'
+import type { RunSources } from '../train/run-record.js'
 import { SETTINGS_KINDS } from '../train/settings.js'
 import { ADAPTER } from './adapters.js'
 import { DATA, type Data, openData } from './data.js'
@@ -129,6 +130,7 @@ export async function train(options: TrainOptions): Promise<TrainResult> {
         out: options.out === undefined ? undefined : openTarget(options.out, 'out'),
       },
       memoryLimits(model),
+      sourcesOf(options),
     )
   })
 }
@@ -140,6 +142,23 @@ export async function previewData(options: PreviewDataOptions): Promise<PreviewE
     const { previewExamples } = await import('../train/preview.js')
     return previewExamples({ ...options, model, data }, options.count ?? PREVIEW_COUNT)
   })
+}
+
+/** What can be written into a file that repeats the run: paths, ids and URLs. Undefined where model or data came from memory. */
+function sourcesOf({ model, dtype, data, evalData }: TrainOptions): RunSources | undefined {
+  const own = named(data)
+  const evaluated = evalData === undefined ? undefined : named(evalData)
+  if (typeof model !== 'string' || own === undefined || (evalData !== undefined && evaluated === undefined)) {
+    return undefined
+  }
+  return { model, dtype, data: own, evalData: evaluated }
+}
+
+function named(data: Data): string | readonly string[] | undefined {
+  if (typeof data === 'string') return data
+  return Array.isArray(data) && data.length > 0 && data.every((item) => typeof item === 'string')
+    ? (data as readonly string[])
+    : undefined
 }
 
 /**

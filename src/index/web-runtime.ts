@@ -13,6 +13,9 @@ import { webWorkerPort } from '../runtime/web-worker.js'
  * @param wasm URL of its .wasm file. Needed if the .wasm file is in another folder or has another name, as after a Vite build:
  *   `import wasm from 'onnxruntime-web/ort-wasm-simd-threaded.wasm?url'`
  * @throws ConfigError when `url` or `wasm` is not a URL
+ *
+ * @example
+ * const runtime = webRuntime('https://cdn.jsdelivr.net/npm/onnxruntime-web@1.30.0/dist/ort.wasm.min.mjs')
  */
 export function webRuntime(url: string, wasm?: string): RuntimeHost {
   return {

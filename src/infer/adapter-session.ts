@@ -1,17 +1,14 @@
 // One base model, many adapters: a session whose LoRA factors are graph inputs, so that choosing an adapter is feeding
 // other arrays. The base's weights are in memory once, whatever the number of adapters.
 
-import { create } from '@bufbuild/protobuf'
 import { StateError, UnsupportedError } from '../base/errors.js'
 import { checkArgument, checkOptions, kind, listOf, NAME, type OptionTable } from '../base/options.js'
-import { ValueInfoProtoSchema } from '../formats/onnx/gen/onnx_pb.js'
-import { injectLora } from '../graph/inject/inject.js'
 import { completeFeeds } from '../graph/inputs/family.js'
 import { findLinears, type Linear, type ModuleMap } from '../graph/match/linears.js'
 import { placeAdapter } from '../graph/match/place-adapter.js'
 import type { ModelGraph } from '../graph/match/spread.js'
 import { sessionModel } from '../graph/session-model.js'
-import { Graph } from '../graph/view/graph.js'
+import type { Graph } from '../graph/view/graph.js'
 import { readGraph } from '../graph/view/read-graph.js'
 import type { DecodeImage } from '../images/image.js'
 import { LoraAdapter } from '../lora/adapter.js'
@@ -34,14 +31,12 @@ import { type AdapterHead, readHead, runWithHead } from './heads.js'
 import { Readings } from './readings.js'
 import { batchOf, checkRanks } from './rows.js'
 import type { AdapterSession, AdapterSessionOptions, RunOptions } from './session.js'
-import { adapterFactors, buffersOf, sitesOf } from './site-factors.js'
+import { sessionGraph } from './session-graph.js'
+import { adapterFactors, buffersOf } from './site-factors.js'
 
 const ADAPTER = kind('a LoraAdapter', (value) => value instanceof LoraAdapter)
 
 const RUN_OPTIONS: OptionTable<RunOptions> = { adapter: ADAPTER_CHOICE, outputNames: listOf(NAME), graph: NAME }
-
-/** Providers on which tensors without elements work; on others an idle site gets zeros of rank 1. */
-const TAKES_EMPTY_TENSORS = new Set(['cpu', 'wasm'])
 
 /** An {@link AdapterSession}, or over less than a whole model what does not write texts. */
 export class OnnxSession<M extends SessionBase = SessionBase>
@@ -314,21 +309,10 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     const given = new Set([...this.#given, ...values.filter((value) => !this.outputNames.includes(value))])
     const isSame = adapted.size === this.#adapted?.size && affine.size === this.#affine.size
     if (isSame && given.size === this.#given.size) return
-    // The graph is edited, so that each session starts from a fresh view of the model.
-    const graph = new Graph(this.model.onnx.proto)
-    this.#edit(graph)
-    const linears = findLinears(graph, this.#modules).filter(({ name }) => adapted.has(name))
-    const { takesRows } = injectLora(graph, linears, affine)
-    graph.outputs.push(...Array.from(given, (name) => create(ValueInfoProtoSchema, { name })))
-    const providers = this.#options.executionProviders ?? []
+    const edit = { before: this.#edit, modules: this.#modules, adapted, affine, given }
+    const { graph, ...open } = sessionGraph(this.model.onnx, edit, this.#options.executionProviders)
     await this.#beforeOpen()
-    await this.engine.open({
-      model: await sessionModel(this.model.onnx, graph.toModel()),
-      sites: sitesOf(linears, affine),
-      takesRows,
-      idleRank: providers.every((name) => TAKES_EMPTY_TENSORS.has(name)) ? 0 : 1,
-      options: this.#options,
-    })
+    await this.engine.open({ ...open, model: await sessionModel(this.model.onnx, graph), options: this.#options })
     this.#adapted = adapted
     this.#affine = affine
     this.#given = given

@@ -14,6 +14,7 @@ import type {
   SessionOptions,
 } from '../runtime/runtime.js'
 import { distinctMixes, type Mix } from './adapter-choice.js'
+import { needsColumns, runColumns, type TokenColumns } from './column-runs.js'
 import { Decoding, type NextToken, type TextRequest } from './decoding.js'
 import { AdapterFeeds, type RowFactors } from './row-factors.js'
 import type { AdapterFactors, LoraSite } from './sites.js'
@@ -25,6 +26,8 @@ export interface OpenRequest {
   takesRows: boolean
   /** Rank of the zeros fed where there is nothing to add: 0, or 1 where the runtime takes no empty tensors. */
   idleRank: 0 | 1
+  /** Of a graph whose attention takes several texts with a cache one token at a time. */
+  columns: TokenColumns | undefined
   options: SessionOptions & OutputOptions
 }
 
@@ -39,6 +42,7 @@ interface OpenSession {
   sites: readonly LoraSite[]
   takesRows: boolean
   idle: Feeds
+  columns: TokenColumns | undefined
 }
 
 /** Mixes of adapters whose feeds are kept. */
@@ -61,11 +65,11 @@ export class InferEngine {
   }
 
   /** Opens a session in place of the one before, which stays if this one fails. */
-  async open({ model, sites, takesRows, idleRank, options }: OpenRequest): Promise<void> {
+  async open({ model, sites, takesRows, idleRank, columns, options }: OpenRequest): Promise<void> {
     const session = await this.#runtime.createSession(model, options)
     const before = this.#open
     this.#keepsTensors = options.keepsTensors === true
-    this.#open = { session, sites, takesRows, idle: idleFeeds(sites, idleRank) }
+    this.#open = { session, sites, takesRows, idle: idleFeeds(sites, idleRank), columns }
     await this.#afterRuns(async () => before?.session.dispose())
   }
 
@@ -149,13 +153,14 @@ export class InferEngine {
   #run(feeds: Feeds, adapters: AdapterFeeds, outputNames: readonly string[] | undefined, rows: number) {
     return this.#afterRuns(async () => {
       if (this.#open === undefined) throw new StateError({ where: 'session', what: 'it is not open' })
-      const { session, sites, takesRows, idle } = this.#open
+      const { session, sites, takesRows, idle, columns } = this.#open
       const all: Feeds = { ...feeds, ...idle, ...adapters.for(sites) }
       if (takesRows) {
         const count = adapters.isPerRow ? rows : 1
         all[ROWS_INPUT] = { type: 'int64', data: BigInt64Array.of(BigInt(count)), dims: [1] }
       }
-      return session.run(all, outputNames)
+      if (columns === undefined || !needsColumns(columns, feeds)) return session.run(all, outputNames)
+      return runColumns((own, names) => session.run(own, names), columns, all, outputNames ?? session.outputNames)
     })
   }
 

@@ -50,6 +50,9 @@ export function defaultKernels(): Kernels {
  * Sets how layers and adapters compute from now on, in this thread.
  *
  * @throws ConfigError for an option that is unknown or not valid
+ *
+ * @example
+ * configureKernels({ threads: 2 })
  */
 export function configureKernels(settings: KernelOptions = {}): void {
   checkOptions(settings, { of: 'configureKernels', table: OPTIONS })
@@ -57,7 +60,12 @@ export function configureKernels(settings: KernelOptions = {}): void {
   options = { ...settings }
 }
 
-/** Stops the threads and frees their memory. The next large matrix product starts them again. */
+/**
+ * Stops the threads and frees their memory. The next large matrix product starts them again.
+ *
+ * @example
+ * disposeKernels()
+ */
 export function disposeKernels(): void {
   wasm?.dispose()
   wasm = undefined

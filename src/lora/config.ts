@@ -143,6 +143,10 @@ const resolved = new WeakSet<LoraConfigInput>()
  * Fills in defaults, checks every field and freezes the result. A resolved config may be passed again.
  *
  * @throws ConfigError that names the first field that is unknown, out of range or contradicts another.
+ *
+ * @example
+ * const config = resolveConfig({ rank: 4, targetModules: ['q_proj'] })
+ * console.log(config.alpha, config.init) // defaults
  */
 export function resolveConfig(input: LoraConfigInput = {}): LoraConfig {
   if (resolved.has(input)) return input as LoraConfig

@@ -6,6 +6,7 @@ import { type Matrix, zeros } from '../base/tensor.js'
 import { type Checkpoint, openCheckpoint, shardSource } from '../formats/checkpoint.js'
 import { transpose } from '../linalg/product.js'
 import { LoraAdapter } from '../lora/adapter.js'
+import type { LoraConfig } from '../lora/config.js'
 import { type BaseWeights, toPlain } from '../lora/init/to-plain.js'
 import { readConfig } from './chunks/open-plan.js'
 import { openAdapters } from './plan/adapters.js'
@@ -30,37 +31,51 @@ export async function convertToPlain(
   try {
     const config = await readConfig(from)
     refuseQuantizedConfig(config, `${from.name}/config.json`)
-    return await toPlain(adapter, await baseWeightsOf(adapter, checkpoint, config))
+    const layers = adapter.parts('linear')
+    return await toPlain(adapter, await baseWeightsOf(layers, adapter.config, checkpoint, config))
   } finally {
     await checkpoint.close()
   }
 }
 
-/** Finds the weights of all linear layers, and reads one when it is asked for. Other layers start without their base. */
-async function baseWeightsOf(
-  adapter: LoraAdapter,
+/** A linear layer, as far as a search for its weight needs it. */
+interface SearchedLayer {
+  readonly name: string
+  /** (d, k) */
+  readonly shape: readonly [number, number]
+}
+
+/**
+ * Finds the weights of linear layers, and reads one when it is asked for.
+ *
+ * @param config of the base
+ * @throws MismatchError for a layer whose weight the checkpoint does not have
+ */
+export async function baseWeightsOf(
+  layers: readonly SearchedLayer[],
+  { fanInFanOut }: Pick<LoraConfig, 'fanInFanOut'>,
   checkpoint: Checkpoint,
   config: Readonly<Record<string, unknown>> | undefined,
-): Promise<BaseWeights> {
+): Promise<(name: string) => Promise<Matrix>> {
   const byName = new Map<string, readonly FoundWeight[]>()
-  if (adapter.parts('linear').length > 0) {
-    const { layers, close } = await openAdapters([placeholders(adapter)])
+  if (layers.length > 0) {
+    const { layers: searched, close } = await openAdapters([placeholders(layers, fanInFanOut)])
     await close()
     const { names, ties } = await knowBase(checkpoint, config, {
-      layers,
+      layers: searched,
       replacements: [],
       tasks: new Set(),
       classes: new Set(),
       sources: [],
       meanings: [],
     })
-    const search = { layers, names, locate: names.locate, checkpoint, ties, config }
-    for (const layer of layers) {
+    const search = { layers: searched, names, locate: names.locate, checkpoint, ties, config }
+    for (const layer of searched) {
       const found = findWeights(layer, search)
       if (found !== undefined) byName.set(layer.name, found)
     }
-    const missing = layers.filter(({ name }) => !byName.has(name))
-    if (missing.length > 0) throw missingError(missing, layers, checkpoint.tensors)
+    const missing = searched.filter(({ name }) => !byName.has(name))
+    if (missing.length > 0) throw missingError(missing, searched, checkpoint.tensors)
   }
   return async (name): Promise<Matrix> => {
     const parts: Matrix[] = []
@@ -87,11 +102,12 @@ async function readPart({ tensor, layer }: FoundWeight, checkpoint: Checkpoint):
   return layer.isInputMajor ? transpose(stored) : stored
 }
 
-/** The linear layers as plain ones of rank 1, for a search that asks for names and shapes. */
-function placeholders(adapter: LoraAdapter): LoraAdapter {
-  const result = new LoraAdapter({ rank: 1, fanInFanOut: adapter.config.fanInFanOut })
-  for (const { name, d, k, weightA } of adapter.parts('linear')) {
-    result.addFactors(name, zeros(1, k, weightA.data), zeros(d, 1, weightA.data))
+/** The layers as plain ones of rank 1, for a search that asks for names and shapes. */
+function placeholders(layers: readonly SearchedLayer[], fanInFanOut: boolean): LoraAdapter {
+  const result = new LoraAdapter({ rank: 1, fanInFanOut })
+  for (const { name, shape } of layers) {
+    const [d, k] = shape
+    result.addFactors(name, zeros(1, k, new Float32Array()), zeros(d, 1, new Float32Array()))
   }
   return result
 }

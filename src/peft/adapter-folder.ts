@@ -154,7 +154,8 @@ export function commonDtype(part: FilePart): FloatDtype {
   return isFloatDtype(first) && others.every((dtype) => dtype === first) ? first : 'F32'
 }
 
-async function readFactor(file: SafetensorsFile, info: TensorInfo): Promise<Tensor> {
+/** A or B. Throws NumericError when a value is not finite, and FileError. */
+export async function readFactor(file: SafetensorsFile, info: TensorInfo): Promise<Tensor> {
   const tensor = await readTensorF32(file, info.name)
   checkFinite(tensor.data, info, file)
   return tensor
@@ -172,7 +173,8 @@ async function readVector(file: SafetensorsFile, info: TensorInfo | undefined): 
   return data
 }
 
-async function readStored(file: SafetensorsFile, info: TensorInfo): Promise<StoredTensor> {
+/** A tensor with its bytes as they are. Throws as {@link readFactor}. */
+export async function readStored(file: SafetensorsFile, info: TensorInfo): Promise<StoredTensor> {
   const { dtype, shape, offset, byteLength } = info
   const data = await file.source.read(offset, byteLength)
   if (isFiniteStored(data, dtype)) return { dtype, shape, data }

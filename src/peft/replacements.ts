@@ -85,8 +85,8 @@ export function claimOthers(rest: readonly TensorInfo[], found: FoundKinds, cont
 }
 
 /**
- * With bias "all" PEFT saves the biases of modules_to_save a second time, under a key that holds the adapter's name, and those of
- * the base's module, which nothing reads.
+ * With bias "all", PEFT saves the biases of modules_to_save a second time, under a key that contains the adapter's name. It also
+ * saves those of the base's module. Nothing reads either of them.
  */
 function isCopy(key: string, { bias, modulesToSave }: LoraConfig): boolean {
   const owner = /^(.+)\.(?:modules_to_save|original_module)\..*bias[^.]*$/s.exec(key)?.[1]

@@ -29,7 +29,7 @@ export interface Engine<T> {
    * @throws RuntimeError when a run does not end: then the worker is given up
    */
   close(limitMs?: number): Promise<void>
-  /** Does the same after the signal, where a call takes far longer than the others did. Returns what ends the watch. */
+  /** Gives up on a run that goes on for {@link STOP_MS} after the signal. Returns what ends the watch. */
   endAfter(signal: SignalLike | undefined): () => void
 }
 
@@ -96,15 +96,13 @@ export function openEngine<T extends Disposable>(
   }
 }
 
-/** Gives up on a worker that takes on with one call long after the signal. */
+/** Gives up on a worker that goes on with one call long after the signal: whether it is slow or never ends, nobody can tell. */
 function watch(connection: Connection<unknown>, signal: AbortSignal | undefined): () => void {
   let timer: ReturnType<typeof setInterval> | undefined
   const begin = () => {
     const since = performance.now()
     timer = setInterval(() => {
-      // What is slow, but not without end, is given the time that it needs.
-      const limitMs = Math.max(STOP_MS, 2 * connection.longestMs())
-      if (Math.min(connection.waitingMs(), performance.now() - since) > limitMs) connection.abandon(hungError())
+      if (Math.min(connection.waitingMs(), performance.now() - since) > STOP_MS) connection.abandon(hungError())
     }, LOOK_MS)
   }
   if (signal?.aborted) begin()

@@ -91,8 +91,6 @@ export interface Connection<T> {
   abandon(error: Error): void
   /** For how long the first of the calls under way has waited, in milliseconds; 0 without any. */
   waitingMs(): number
-  /** The longest of the calls that were answered, in milliseconds. */
-  longestMs(): number
 }
 
 /** A stand-in for the object that the other end exposes. The port is held only while calls are under way. */
@@ -100,13 +98,11 @@ export function connect<T>(port: Port): Connection<T> {
   const calls = new Map<number, { since: number; resolve(value: unknown): void; reject(error: Error): void }>()
   let nextId = 0
   let failure: Error | undefined
-  let longestMs = 0
   /** Of a thread that was given up: calls without an answer. */
   let unanswered: number | undefined
 
   const settle = (id: number) => {
     const call = calls.get(id)
-    if (call !== undefined) longestMs = Math.max(longestMs, performance.now() - call.since)
     calls.delete(id)
     if (calls.size === 0) port.hold?.(false)
     return call
@@ -166,6 +162,5 @@ export function connect<T>(port: Port): Connection<T> {
       const [first] = calls.values()
       return first === undefined ? 0 : performance.now() - first.since
     },
-    longestMs: () => longestMs,
   }
 }

@@ -12,10 +12,10 @@ const PROMPT = 'add_generation_prompt'
 const BACKWARD_FIELDS = ['first', 'index', 'index0', 'previtem']
 
 /**
- * Puts a mark at the end of each message, if the text of some first messages is always the beginning of the text of all of them, and
- * the prompt for an answer follows that text.
+ * Puts a mark at the end of each message. This is possible if two things hold: the text of the first messages is always the
+ * beginning of the text of the whole chat, and the prompt for an answer follows that text.
  *
- * @returns whether that is so
+ * @returns whether both hold
  */
 export function markTurns(program: Node): boolean {
   const body = (program.body as Node[]).filter(({ type }) => type !== 'Comment')

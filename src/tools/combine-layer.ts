@@ -2,8 +2,8 @@
 // and patterns are right by construction.
 
 import { ConfigError } from '../base/errors.js'
-import type { FloatArray, Matrix } from '../base/tensor.js'
-import { copyAs, norm, normOfProduct, product } from '../linalg/product.js'
+import { type FloatArray, type Matrix, zeros } from '../base/tensor.js'
+import { addScaled, copyAs, norm, normOfProduct, product } from '../linalg/product.js'
 import { randomizedSvd } from '../linalg/randomized-svd.js'
 import type { FactorPair } from '../lora/delta.js'
 import type { CombineWay } from './combine-settings.js'
@@ -20,6 +20,8 @@ export interface Term {
   readonly weight: number
   /** Its adapter, for messages. */
   readonly label: string
+  /** The change as a matrix, where it is no product of the factors: that of DoRA. */
+  readonly full?: Matrix | undefined
 }
 
 /** The factors of the combined layer, and what became of the change. */
@@ -36,6 +38,9 @@ export async function combinedChange(name: string, terms: readonly Term[], way: 
   const { type, choice } = way
   const { part } = terms[0]
   const count = terms[0].change.pairs.length
+  if (type !== 'ties_svd' && terms.some(({ full }) => full !== undefined)) {
+    return closest(part, [fullSumOf(terms)], { ...choice, rank: choice.rank ?? largestRankFor(way, terms) })
+  }
   if (type === 'exact') return truncated(part, sumOf(terms), choice)
   if (type === 'svd') {
     return truncated(part, sumOf(terms), { ...choice, rank: choice.rank ?? largestRank(terms) })
@@ -69,6 +74,26 @@ function sumOf(terms: readonly Term[]): Change {
     weightB: beside(terms.map(({ change, weight }) => scaled(change.pairs[at].weightB, weight))),
   }))
   return { pairs, vectors: {} }
+}
+
+/** The rank where none is given: `svd` has one, and `exact` has another rule. */
+function largestRankFor({ type }: CombineWay, terms: readonly Term[]): number | undefined {
+  return type === 'svd' ? largestRank(terms) : undefined
+}
+
+/** Σ weight·ΔW as a matrix. */
+function fullSumOf(terms: readonly Term[]): Matrix {
+  const [first] = terms
+  const [{ weightA, weightB }] = first.change.pairs
+  const sum = zeros(weightB.shape[0], weightA.shape[1], new Float32Array())
+  for (const { change, weight, full } of terms) {
+    if (full !== undefined) addScaled(sum, full, weight)
+    else {
+      const [pair] = change.pairs
+      product(copyAs(pair.weightB, sum.data), copyAs(pair.weightA, sum.data), { scale: weight, addTo: sum })
+    }
+  }
+  return sum
 }
 
 function largestRank(terms: readonly Term[]): number {
@@ -124,20 +149,26 @@ async function tiesOfChanges(
   choice: RankChoice,
 ): Promise<Combined> {
   const { part, change } = terms[0]
-  const count = change.pairs.length
-  const each = configRank(part, 1, count)
-  const most = Math.max(1, Math.floor(choice.rank! / each))
-  const like = change.pairs[0].weightA.data
-  const found: LeadingSvd[] = []
-  for (const at of change.pairs.keys()) {
-    const tensors = terms.map(({ change: own, weight }) => {
+  const merged = change.pairs.map((_, at): Matrix => {
+    const tensors = terms.map(({ change: own, weight, full }) => {
       const { weightA, weightB } = own.pairs[at]
-      return { ...product(weightB, weightA), weight }
+      return { ...(full ?? product(weightB, weightA)), weight }
     })
-    const merged: Matrix = { data: ties(tensors, density, sign), shape: tensors[0].shape }
-    const decompose = (rank: number) => randomizedSvd(merged, rank, { tolerance: TIGHT })
+    return { data: ties(tensors, density, sign), shape: tensors[0].shape }
+  })
+  return closest(part, merged, choice)
+}
+
+/** The closest change of a rank to full matrices, one for each pair of the part. */
+async function closest(part: FactorPart, matrices: readonly Matrix[], choice: RankChoice): Promise<Combined> {
+  const each = configRank(part, 1, matrices.length)
+  const most = choice.rank === undefined ? undefined : Math.max(1, Math.floor(choice.rank / each))
+  const like = part.tensors.weightA.data
+  const found: LeadingSvd[] = []
+  for (const matrix of matrices) {
+    const decompose = (rank: number) => randomizedSvd(matrix, rank, { tolerance: TIGHT })
     found.push(
-      await leadingSvd({ shape: merged.shape, energy: norm(merged) ** 2, decompose }, { ...choice, rank: most }),
+      await leadingSvd({ shape: matrix.shape, energy: norm(matrix) ** 2, decompose }, { ...choice, rank: most }),
     )
   }
   const rank = Math.max(...found.map((one) => one.rank))

@@ -1,7 +1,7 @@
 // How adapters are combined: the ways, and which settings go with which.
 
 import { ConfigError } from '../base/errors.js'
-import type { ToolRun } from './progress.js'
+import type { ToolRun } from '../base/progress.js'
 import type { RankChoice } from './rank.js'
 
 /**
@@ -40,6 +40,9 @@ export interface CombineSettings extends RankChoice, ToolRun {
    */
   peftCompatible?: boolean | undefined
 }
+
+/** Combination types that take changes of any rank, as those of DoRA layers are. */
+export const FULL_RANK_TYPES: readonly CombinationType[] = ['exact', 'svd', 'ties_svd']
 
 /** A way to combine, complete. */
 export interface CombineWay {

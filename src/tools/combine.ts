@@ -4,6 +4,7 @@
 
 import type { Directory } from '../base/bytes.js'
 import { ConfigError, MismatchError, StateError, UnsupportedError } from '../base/errors.js'
+import { Steps } from '../base/progress.js'
 import { formatShape } from '../base/tensor.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfig } from '../lora/config.js'
@@ -11,10 +12,11 @@ import type { LayerVectors } from '../lora/factors.js'
 import type { PartView } from '../lora/part.js'
 import { assemble, type NewLayer, type NewValues } from './assemble.js'
 import { combinedChange, type Term } from './combine-layer.js'
-import { type CombineSettings, type CombineWay, combineWay } from './combine-settings.js'
+import { type CombineSettings, type CombineWay, combineWay, FULL_RANK_TYPES } from './combine-settings.js'
+import type { CheckpointPlace } from './extract.js'
 import { changeOf, isFactorPart } from './factor-parts.js'
+import { type DoraBase, isDora, openDoraBase } from './fold-dora.js'
 import { type OpenedAdapter, openParts } from './open.js'
-import { Steps } from './progress.js'
 import { addValues, type RankReport, totalError } from './resize.js'
 
 /** An adapter and how much of it. */
@@ -45,13 +47,19 @@ interface Opened {
   readonly label: string
 }
 
-/** Combines adapters, as the public function `combine` says (index/verbs.ts). */
+/**
+ * Combines adapters, as the public function `combine` says (index/verbs.ts).
+ *
+ * @param base that of the adapters; only DoRA needs it
+ */
 export async function combineAdapters(
   inputs: readonly CombineInput[],
   { onProgress, signal, ...settings }: CombineSettings,
+  base?: CheckpointPlace,
 ): Promise<CombineResult> {
   const way = combineWay(settings)
   const opened: Opened[] = []
+  let doraBase: DoraBase | undefined
   try {
     for (const [index, { adapter, weight }] of inputs.entries()) {
       checkWeight(weight, index)
@@ -61,8 +69,14 @@ export async function combineAdapters(
       opened.push({ adapter: parts, weight, parts: byName, label })
     }
     const own = opened.length === 1 && way.isPeft ? { ...way, type: 'linear' as const } : way
-    for (const one of opened) checkParts(one, own)
+    for (const one of opened) checkParts(one, own, base !== undefined)
     checkReplication(opened)
+    if (base !== undefined && opened.some(({ adapter }) => adapter.config.useDora)) {
+      doraBase = await openDoraBase(
+        base,
+        opened.map(({ adapter }) => adapter),
+      )
+    }
     const names = [...new Set(opened.flatMap(({ parts }) => [...parts.keys()]))]
     const uniform = own.isPeft
       ? { rank: peftRank(opened, own), useRslora: opened[0].adapter.config.useRslora }
@@ -77,7 +91,7 @@ export async function combineAdapters(
       if (owners[0].parts.get(name)!.kind === 'replacement' || owners[0].parts.get(name)!.kind === 'token-rows') {
         await keepValues(name, owners, values)
       } else {
-        const { layer, report } = await combineLayer(name, owners, own, uniform?.rank)
+        const { layer, report } = await combineLayer(name, owners, own, { uniform: uniform?.rank, doraBase })
         layers.push(layer)
         reports.push(report)
       }
@@ -87,6 +101,7 @@ export async function combineAdapters(
     const adapter = assemble(configOf(opened, layers), layers, values, uniform)
     return { adapter, layers: reports, error: totalError(reports), warnings: warningsOf(opened, reports) }
   } finally {
+    await doraBase?.close()
     for (const { adapter } of opened) await adapter.close()
   }
 }
@@ -95,12 +110,15 @@ async function combineLayer(
   name: string,
   owners: readonly Opened[],
   way: CombineWay,
-  uniform: number | undefined,
+  { uniform, doraBase }: { uniform: number | undefined; doraBase: DoraBase | undefined },
 ): Promise<{ layer: NewLayer; report: RankReport }> {
   const terms: Term[] = []
   for (const { adapter, weight, label } of owners) {
     const part = await adapter.read(name)
-    if (isFactorPart(part)) terms.push({ part, change: changeOf(part), weight, label })
+    if (!isFactorPart(part)) continue
+    const hasMagnitude = part.kind === 'linear' && part.magnitude !== undefined
+    const full = hasMagnitude ? await doraBase!.change(part) : undefined
+    terms.push({ part, change: changeOf(part), weight, label, full })
   }
   const { part } = terms[0]
   const ownWay = uniform === undefined ? way : { ...way, choice: { ...way.choice, rank: uniform } }
@@ -129,14 +147,10 @@ function checkWeight(weight: number, index: number): void {
   throw new ConfigError({ where: `weight of adapter ${index + 1}`, what: 'not valid', expected, got: String(weight) })
 }
 
-function checkParts({ adapter: { config }, parts, weight, label }: Opened, way: CombineWay): void {
-  if (config.useDora) {
-    throw new UnsupportedError({
-      where: label,
-      what: 'DoRA adapters cannot be combined, because their change depends on the base',
-      hint: 'Merge it into its base, make an adapter from the result with extract (`lowrank extract`), and combine that adapter',
-    })
-  }
+function checkParts(one: Opened, way: CombineWay, hasBase: boolean): void {
+  const { adapter, parts, weight, label } = one
+  const { config } = adapter
+  if (config.useDora) checkDora(one, way, hasBase)
   if (config.loraBias && (way.isPeft || way.type === 'ties' || way.type === 'ties_svd')) {
     throw new UnsupportedError({
       where: label,
@@ -157,6 +171,40 @@ function checkParts({ adapter: { config }, parts, weight, label }: Opened, way: 
         ? 'PEFT leaves out tensors that replace the base’s'
         : 'what replaces the base’s values has no weight',
       ...(!way.isPeft && { expected: 'weight 1', got: String(weight) }),
+    })
+  }
+}
+
+/** DoRA's change is no product of two factors. It is computed from the base, and its closest change of a rank is taken. */
+function checkDora({ parts, label }: Opened, { type, choice, isPeft }: CombineWay, hasBase: boolean): void {
+  const refuse = (what: string, hint: string) => {
+    throw new UnsupportedError({ where: label, what: `${what}, because the change of DoRA depends on the base`, hint })
+  }
+  if (isPeft) {
+    refuse('PEFT’s way does not combine DoRA adapters', 'Combine without peftCompatible, with the base and a rank')
+  }
+  if (!FULL_RANK_TYPES.includes(type)) {
+    refuse(`${type} does not combine DoRA adapters`, `Use ${FULL_RANK_TYPES.join(', ')}, with the base and a rank`)
+  }
+  if (!hasBase) {
+    refuse('DoRA adapters cannot be combined without their base', 'Give the base (`--base`) and a rank')
+  }
+  const other = [...parts.values()].find((part) => isDora(part) && part.kind !== 'linear')
+  if (other !== undefined) {
+    const hint =
+      'Merge it into its base, make an adapter from the result with `lowrank extract`, and combine that adapter'
+    throw new UnsupportedError({
+      where: `${label}: ${other.name}`,
+      what: `DoRA of a layer of kind ${other.kind}`,
+      hint,
+    })
+  }
+  const isChosen = Object.values(choice).some((rule) => rule !== undefined)
+  if (type === 'exact' && !isChosen) {
+    throw new ConfigError({
+      where: 'rank',
+      what: 'missing: the change of a DoRA layer can have any rank',
+      expected: 'one of rank, energy, error and ratio',
     })
   }
 }
@@ -230,6 +278,7 @@ function configOf(opened: readonly Opened[], layers: readonly NewLayer[]): LoraC
   ]
   return {
     ...config,
+    useDora: false,
     ...(!isAlike && {
       targetModules: modules,
       excludeModules: undefined,

@@ -2,6 +2,7 @@
 
 import type { Directory } from '../base/bytes.js'
 import { MismatchError } from '../base/errors.js'
+import { Steps, type ToolRun } from '../base/progress.js'
 import { elementCount, formatShape } from '../base/tensor.js'
 import { type Checkpoint, type CheckpointTensor, openCheckpoint } from '../formats/checkpoint.js'
 import type { LoraAdapter } from '../lora/adapter.js'
@@ -11,7 +12,6 @@ import { differenceOf, hasSameBytes, requireFloat } from './difference.js'
 import type { CheckpointPlace } from './extract.js'
 import { changeOf, isFactorPart } from './factor-parts.js'
 import { type OpenedAdapter, openParts } from './open.js'
-import { Steps, type ToolRun } from './progress.js'
 
 /** A layer of two adapters. */
 export interface AdapterLayerDiff extends AdapterDifference {

@@ -3,6 +3,7 @@
 
 import type { Directory } from '../base/bytes.js'
 import { MismatchError, nearMisses, StateError, UnsupportedError } from '../base/errors.js'
+import { Steps, type ToolRun } from '../base/progress.js'
 import { formatShape } from '../base/tensor.js'
 import { type Checkpoint, openCheckpoint, shardSource } from '../formats/checkpoint.js'
 import { streamedSvd } from '../linalg/streamed-svd.js'
@@ -16,7 +17,6 @@ import { differenceOf, hasSameBytes, KEPT_VALUES, type Located, requireFloat } f
 import { extractConfig } from './extract-config.js'
 import { type ExtractKind, layerOf } from './extract-layer.js'
 import { leadingSvd } from './leading-svd.js'
-import { Steps, type ToolRun } from './progress.js'
 import { checkRankChoice, type RankChoice } from './rank.js'
 import { totalError } from './resize.js'
 

@@ -3,6 +3,7 @@
 
 import type { Directory } from '../base/bytes.js'
 import { StateError } from '../base/errors.js'
+import { Steps, type ToolRun } from '../base/progress.js'
 import { F64, type Matrix, zeros } from '../base/tensor.js'
 import { copyAs } from '../linalg/product.js'
 import { type Svd, svdOfProduct } from '../linalg/svd.js'
@@ -12,7 +13,6 @@ import type { Replacement, TokenRows } from '../lora/kinds/stored.js'
 import { assemble, type NewLayer, type NewValues } from './assemble.js'
 import { type Change, changeOf, configRank, type FactorPart, isFactorPart } from './factor-parts.js'
 import { openParts } from './open.js'
-import { Steps, type ToolRun } from './progress.js'
 import { chosenRank, energyOf, type RankChoice } from './rank.js'
 
 /** Result for one layer. */

@@ -8,12 +8,15 @@ import { parseSafetensorsHeader, readTensorF32, saveSafetensors, type TensorByte
 import type { LoraAdapter } from '../lora/adapter.js'
 import { saveAdapter } from '../peft/adapter-folder.js'
 import { TEMPLATE_FILE } from '../peft/chat-template.js'
+import { CARD_FILE } from '../peft/model-card.js'
 import type { BestState } from './best.js'
 import type { EngineState } from './engine.js'
 
 export const MARKER_FILE = 'lowrank.json'
 export const METRICS_FILE = 'metrics.jsonl'
 export const STATE_FILE = 'training-state.safetensors'
+/** The run's options, which repeat it. */
+export const RECORD_FILE = 'run.json'
 
 /** All that a run writes, and all that overwriting removes. */
 const RUN_FILES = [
@@ -22,6 +25,8 @@ const RUN_FILES = [
   TEMPLATE_FILE,
   METRICS_FILE,
   STATE_FILE,
+  RECORD_FILE,
+  CARD_FILE,
   MARKER_FILE,
 ]
 
@@ -283,11 +288,19 @@ function isBestState(value: unknown): value is BestState | undefined {
 /** Often enough to watch, seldom enough to be free. */
 const METRICS_INTERVAL_MS = 2000
 
+/** What a run is, for those who open its folder. */
+export interface RunMeaning {
+  readonly task: string
+  /** Text of run.json; undefined for a run that cannot be written down. */
+  readonly record?: string | undefined
+}
+
 /** Writes a run's folder. */
 export class RunWriter {
   readonly #directory: Directory | undefined
   readonly #use: FolderUse
   readonly #task: string
+  readonly #record: string | undefined
   readonly #metrics: StepMetrics[]
   /** Whether the marker is there and belongs to this run. */
   #isBegun: boolean
@@ -298,8 +311,14 @@ export class RunWriter {
   #metricsAt = Number.NEGATIVE_INFINITY
 
   /** @param metrics of the steps before a resume */
-  constructor(directory: Directory | undefined, use: FolderUse, task: string, metrics: readonly StepMetrics[]) {
+  constructor(
+    directory: Directory | undefined,
+    use: FolderUse,
+    { task, record }: RunMeaning,
+    metrics: readonly StepMetrics[],
+  ) {
     this.#task = task
+    this.#record = record
     this.#directory = directory
     this.#use = use
     this.#metrics = [...metrics]
@@ -333,8 +352,9 @@ export class RunWriter {
   }
 
   /** Marks the run, which has been saved, as finished, and drops its state. */
-  async finish(): Promise<void> {
+  async finish(card?: string): Promise<void> {
     if (this.#directory === undefined) return
+    if (card !== undefined) await writeFile(this.#directory, CARD_FILE, card)
     await writeMarker(this.#directory, 'finished', this.#task)
     await removeFiles(this.#directory, [STATE_FILE])
   }
@@ -349,6 +369,7 @@ export class RunWriter {
       if (this.#use === 'overwrite') await clearRunFolder(directory)
       else await removePartialFiles(directory)
       await writeMarker(directory, 'unfinished', this.#task)
+      if (this.#record !== undefined) await writeFile(directory, RECORD_FILE, this.#record)
       this.#isBegun = true
     }
     if (this.#writtenLines === undefined || directory.append === undefined) {

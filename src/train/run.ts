@@ -31,6 +31,10 @@ export interface RunInput extends SessionParts {
   readonly examples: Examples<unknown>
   readonly evalExamples: Examples<unknown> | undefined
   readonly out: RunPlace | undefined
+  /** Text of run.json. */
+  readonly record?: string | undefined
+  /** The model card of a run that is done. */
+  readonly card?: ((report: RunReport) => string) | undefined
   readonly signal: AbortSignal | undefined
   readonly on: TrainEvents
 }
@@ -124,7 +128,7 @@ class Run {
     this.#totalSteps = settings.maxSteps ?? settings.epochs * this.#stepsPerEpoch
     this.#costs = Array.from(examples, (example) => open.cost(example))
     this.#names = sessions.parameters.map(({ name }) => name)
-    this.#writer = new RunWriter(out?.directory, out?.use ?? 'new', parts.task, [])
+    this.#writer = new RunWriter(out?.directory, out?.use ?? 'new', parts, [])
   }
 
   async train(): Promise<RunReport> {
@@ -155,8 +159,9 @@ class Run {
       const isDone = isTrained && (this.#parts.evalExamples === undefined || this.#latest?.step === steps)
       // The last evaluation may be the best.
       if (isDone && this.#keepsBest) await this.#save()
-      if (isDone) await this.#writer.finish()
-      return this.#reportOf(isDone)
+      const report = this.#reportOf(isDone)
+      if (isDone) await this.#writer.finish(this.#parts.card?.(report))
+      return report
     } catch (error) {
       await this.#writer.abandon().catch(() => {}) // `error` says why the run ended
       throw error
@@ -230,7 +235,7 @@ class Run {
     writeParameters(adapter, this.#names, engine.parameters)
     await removePartialFiles(directory)
     const metrics = await readMetrics(directory, run.step)
-    this.#writer = new RunWriter(directory, 'resume', this.#parts.task, metrics)
+    this.#writer = new RunWriter(directory, 'resume', this.#parts, metrics)
     this.#best.resume(run.best)
     return { engine, metrics, evalLossBefore: run.evalLossBefore ?? undefined }
   }

@@ -18,23 +18,30 @@ import { type LoraConfig, resolveConfig } from '../lora/config.js'
 import { requireHandled, requirePlainConfig } from '../lora/requirements.js'
 import type { Examples, OpenTask, Task } from '../tasks/task.js'
 import { checkTaskName, DEFAULT_TASK, loadTask, tasksFor } from '../tasks/tasks.js'
+import { cardOf } from './card.js'
 import { type EncodedSource, encodeRows } from './examples.js'
 import type { TrainingData, TrainingOptions, TrainResult } from './options.js'
 import type { TrainReport } from './report.js'
 import { trainAdapter } from './run.js'
 import { checkRunFolder, type FolderUse } from './run-folder.js'
+import { type RunSources, runRecord } from './run-record.js'
 import { resolveSettings, TRAIN_DEFAULTS, type TrainSettings, usesBest } from './settings.js'
 
 /**
  * Trains an adapter of a model that is open. Nothing is written before the model, the data and the folder have been found usable.
  *
  * @param limits memory that there is: a run that needs more says so
+ * @param sources what model and data were opened from, where it can be written into run.json
  * @throws ConfigError when a setting or the adapter's config is out of range, or options contradict or lack one another;
  *   UnsupportedError for graphs, adapters and configs that cannot be trained; StateError when the adapter has no layer, or one that is
  *   merged; DataError for records, FileError for the folder, MismatchError when no module matches or a run to resume is of other parts,
  *   NumericError naming the step when the loss is not finite (the adapter is saved as it was when it last was finite)
  */
-export async function train(options: TrainingOptions, limits: readonly MemoryLimit[] = []): Promise<TrainResult> {
+export async function train(
+  options: TrainingOptions,
+  limits: readonly MemoryLimit[] = [],
+  sources?: RunSources,
+): Promise<TrainResult> {
   const settings = resolveSettings(options)
   const config = checkOptions(options, settings)
   const startedAt = performance.now()
@@ -80,6 +87,8 @@ export async function train(options: TrainingOptions, limits: readonly MemoryLim
     examples,
     evalExamples: evalRecords.rows === 0 ? undefined : evalRecords.examples,
     out: out === undefined ? undefined : { directory: out, use },
+    record: sources && runRecord(options, sources, { settings, config }),
+    card: (report) => cardOf(report, { options, sources, task, adapter, settings }),
     signal,
     on: on ?? {},
   })

@@ -3,7 +3,8 @@
 import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
-import { lowrank, root, scratchFolder } from './lowrank.js'
+import { lowrankHere } from './in-process.js'
+import { root, scratchFolder } from './lowrank.js'
 
 const MODELS = join(root, 'tests/golden/text-classification')
 const scratch = scratchFolder()
@@ -16,7 +17,7 @@ describe('lowrank classify', () => {
     })
     writeFileSync(data, rows.join('\n'))
     const [model, out] = [join(MODELS, 'encoder'), join(scratch, 'moods')]
-    const trained = await lowrank(
+    const trained = await lowrankHere(
       ...['train', '--model', model, '--data', data, '--out', out, '--task', 'text-classification', '--threads', '1'],
       ...['--rank', '4', '--epochs', '30', '--learning-rate', '2e-2', '--batch-size', '4'],
     )
@@ -32,10 +33,10 @@ describe('lowrank classify', () => {
       '--text',
       'a bad night',
     ]
-    const { code, stdout } = await lowrank(...args)
+    const { code, stdout } = await lowrankHere(...args)
     expect(code).toBe(0)
     expect(stdout).toMatch(/^up 0\.\d{3} {2}the king is happy\ndown 0\.\d{3} {2}a bad night\n$/)
-    const { version, results } = JSON.parse((await lowrank(...args, '--top-k', '2', '--json')).stdout)
+    const { version, results } = JSON.parse((await lowrankHere(...args, '--top-k', '2', '--json')).stdout)
     expect(version).toBe(1)
     expect(results[1]).toMatchObject({ adapter: out, text: 'a bad night', label: 'down', isTruncated: false })
     expect(results[1].labels.map(({ label }: { label: string }) => label)).toEqual(['down', 'up'])
@@ -52,7 +53,7 @@ describe('lowrank classify', () => {
       '--text-pair',
       'it is a day',
     ]
-    const { stdout, stderr } = await lowrank(...args, '--max-length', '6')
+    const { stdout, stderr } = await lowrankHere(...args, '--max-length', '6')
     expect(stdout).toMatch(/^(calm|glad|sad) 0\.\d{3}\n$/)
     expect(stderr).toContain('1 of 1 texts are too long')
   })
@@ -71,25 +72,25 @@ describe('lowrank classify', () => {
     ]
     writeFileSync(data, rows.map((row) => JSON.stringify(row)).join('\n'))
     const [model, out] = [join(MODELS, 'encoder'), join(scratch, 'names')]
-    const trained = await lowrank(
+    const trained = await lowrankHere(
       ...['train', '--model', model, '--data', data, '--out', out, '--task', 'token-classification', '--threads', '1'],
       ...['--rank', '4', '--epochs', '40', '--learning-rate', '2e-2', '--batch-size', '2'],
     )
     expect(trained.stderr).toContain(`Try it: npx lowrank classify --model ${model} --adapter ${out} --text "The"`)
     const texts = ['--text', 'the king Ahab saw the Red Sea', '--text', 'a good day']
     const args = ['classify', '--model', model, '--adapter', out, ...texts]
-    const { stdout } = await lowrank(...args)
+    const { stdout } = await lowrankHere(...args)
     expect(stdout).toMatch(
       /^PER Ahab 0\.\d{3}, LOC Red Sea 0\.\d{3} {2}the king Ahab saw the Red Sea\nno entities {2}a good day\n$/,
     )
-    const { results } = JSON.parse((await lowrank(...args, '--json')).stdout)
+    const { results } = JSON.parse((await lowrankHere(...args, '--json')).stdout)
     expect(results[0]).toMatchObject({
       adapter: out,
       isTruncated: false,
       entities: [{ label: 'PER', start: 9, end: 13 }, { label: 'LOC' }],
     })
     expect(results[0].words.map(({ tag }: { tag: string }) => tag).join(' ')).toBe('O O B-PER O O B-LOC I-LOC')
-    const pair = await lowrank('classify', '--model', model, '--adapter', out, '--text', 'a', '--text-pair', 'b')
+    const pair = await lowrankHere('classify', '--model', model, '--adapter', out, '--text', 'a', '--text-pair', 'b')
     expect(pair).toMatchObject({ code: 2, stderr: expect.stringContaining('--text-pair is for labels of whole texts') })
   })
 
@@ -100,7 +101,7 @@ describe('lowrank classify', () => {
     [['--model', join(MODELS, 'encoder'), '--text', 'a'], 1, /has no head that gives labels to texts/],
     [['--model', join(root, 'models/union-3m'), '--text', 'a'], 1, /call generate/],
   ])('refuses %j', async (args, code, message) => {
-    const outcome = await lowrank('classify', ...args)
+    const outcome = await lowrankHere('classify', ...args)
     expect(outcome.code).toBe(code)
     expect(outcome.stderr).toMatch(message)
     expect(outcome.stdout).toBe('')
@@ -123,7 +124,7 @@ describe('lowrank embed', () => {
       '--text',
       'a good day',
     ]
-    const { code, stdout } = await lowrank(...args)
+    const { code, stdout } = await lowrankHere(...args)
     expect(code).toBe(0)
     const vectors = stdout
       .trim()
@@ -133,7 +134,7 @@ describe('lowrank embed', () => {
     expect(texts[0]).toBe('The sea was calm.')
     vectors[0].forEach((value, i) => void expect(value).toBeCloseTo(mean[0][i], 5))
     expect(Math.hypot(...vectors[1])).toBeCloseTo(1, 5)
-    const { results } = JSON.parse((await lowrank(...args, '--dimensions', '4', '--raw', '--json')).stdout)
+    const { results } = JSON.parse((await lowrankHere(...args, '--dimensions', '4', '--raw', '--json')).stdout)
     expect(results[0]).toMatchObject({ adapter, text: 'The sea was calm.' })
     expect(results[1].vector).toHaveLength(4)
   })
@@ -143,7 +144,7 @@ describe('lowrank embed', () => {
     [['--model', join(MODELS, 'classifier'), '--text', 'a'], 1, /no vectors of tokens/],
     [['--model', model, '--text', 'a', '--dimensions', '99'], 2, /--dimensions: .*at most 16/],
   ])('refuses %j', async (args, code, message) => {
-    const outcome = await lowrank('embed', ...args)
+    const outcome = await lowrankHere('embed', ...args)
     expect(outcome.code).toBe(code)
     expect(outcome.stderr).toMatch(message)
     expect(outcome.stdout).toBe('')

@@ -6,7 +6,7 @@ import { join } from 'node:path'
 import { beforeAll, describe, expect, it } from 'vitest'
 import { welcome } from '../../src/cli/welcome.js'
 import { lowrankHere } from './in-process.js'
-import { binary, DATA, MODEL, ONNX, type Outcome, QUICK, scratchFolder, start } from './lowrank.js'
+import { binary, DATA, MODEL, ONNX, type Outcome, QUICK, root, scratchFolder, start } from './lowrank.js'
 
 const scratch = scratchFolder()
 const adapter = join(scratch, 'adapter')
@@ -19,6 +19,10 @@ function documentOf({ code, stdout, stderr }: Outcome) {
   expect(document.version).toBe(1)
   return document
 }
+
+/** Two layers of width 32: a run takes a fraction of one on the bundled model. */
+const SMALL = join(root, 'tests', 'golden', 'models', 'llama-optimum')
+const SMALL_RUN = ['--model', SMALL, '--data', DATA, '--max-steps', '2', '--batch-size', '2', '--max-length', '32']
 
 let trained: Outcome
 beforeAll(async () => {
@@ -47,10 +51,12 @@ describe('lowrank train', () => {
 
   it('writes an adapter folder with a line of metrics a step', () => {
     expect(readdirSync(adapter).sort()).toEqual([
+      'README.md',
       'adapter_config.json',
       'adapter_model.safetensors',
       'lowrank.json',
       'metrics.jsonl',
+      'run.json',
     ])
     const lines = readFileSync(join(adapter, 'metrics.jsonl'), 'utf8').trim().split('\n')
     expect(lines.map((line) => JSON.parse(line).step)).toEqual([1, 2, 3])
@@ -65,21 +71,31 @@ describe('lowrank train', () => {
     const rest = '--learning-rate 5e-3 --seed 7 --threads 1 --low-memory --save-every 1 --max-length 48'
     const args = `${options} ${more} ${rest}`.split(' ')
     const report = documentOf(
-      await lowrankHere('train', '--model', ONNX, '--data', DATA, '--out', out, ...args, '--json'),
+      await lowrankHere(
+        'train',
+        '--model',
+        join(SMALL, 'onnx', 'model.onnx'),
+        '--data',
+        DATA,
+        '--out',
+        out,
+        ...args,
+        '--json',
+      ),
     )
-    expect(report).toMatchObject({ steps: 2, trainableParams: 6 * (2 * (192 + 192) + 2 * (64 + 192)), evalLoss: null })
+    expect(report).toMatchObject({ steps: 2, trainableParams: 2 * (2 * (64 + 32) + 2 * (32 + 32)), evalLoss: null })
     const config = JSON.parse(readFileSync(join(out, 'adapter_config.json'), 'utf8'))
     expect(config).toMatchObject({ r: 2, lora_alpha: 4, lora_dropout: 0.1, target_modules: ['q_proj', 'v_proj'] })
   })
 
   it('overwrites its own run when asked', async () => {
     const out = join(scratch, 'again')
-    expect((await lowrankHere('train', ...QUICK, '--out', out)).code).toBe(0)
-    const refused = await lowrankHere('train', ...QUICK, '--out', out)
+    expect((await lowrankHere('train', ...SMALL_RUN, '--out', out)).code).toBe(0)
+    const refused = await lowrankHere('train', ...SMALL_RUN, '--out', out)
     expect(refused.code).toBe(1)
     expect(
-      documentOf(await lowrankHere('train', ...QUICK, '--rank', '4', '--out', out, '--overwrite', '--json')).steps,
-    ).toBe(3)
+      documentOf(await lowrankHere('train', ...SMALL_RUN, '--rank', '4', '--out', out, '--overwrite', '--json')).steps,
+    ).toBe(2)
     expect(documentOf(await lowrankHere('inspect', out, '--json')).config.rank).toBe(4)
   })
 })
@@ -152,8 +168,7 @@ describe('lowrank generate', () => {
   })
 
   it('writes one text for each adapter', async () => {
-    const strong = join(scratch, 'strong')
-    await lowrankHere('train', ...QUICK, '--learning-rate', '5e-2', '--out', strong)
+    const strong = join(root, 'tests', 'golden', 'peft', 'f32')
     const report = documentOf(
       await lowrankHere('generate', '--model', MODEL, '--adapter', adapter, '--adapter', strong, ...greedy, '--json'),
     )

@@ -3,7 +3,8 @@
 import { existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { expect, it } from 'vitest'
-import { lowrank, MODEL, root, scratchFolder } from './lowrank.js'
+import { lowrankHere } from './in-process.js'
+import { MODEL, root, scratchFolder } from './lowrank.js'
 
 const scratch = scratchFolder()
 const combined = join(root, 'tests', 'golden', 'combine')
@@ -12,7 +13,7 @@ const [FIRST, WIDE] = ['first', 'wide'].map((name) => join(combined, name))
 it('combines adapters of different ranks, and tells what is lost', async () => {
   const out = join(scratch, 'combined')
   const args = ['--adapter', FIRST, '--adapter', WIDE, '--weight', '-0.5', '--rank', '4', '--out', out, '--json']
-  const { code, stdout, stderr } = await lowrank('combine', ...args, '--out-dtype', 'f16')
+  const { code, stdout, stderr } = await lowrankHere('combine', ...args, '--out-dtype', 'f16')
   expect(code, stderr).toBe(0)
   const document = JSON.parse(stdout)
   expect(document).toMatchObject({ version: 1, out, warnings: [] })
@@ -21,16 +22,16 @@ it('combines adapters of different ranks, and tells what is lost', async () => {
   expect(document.layers[0]).toMatchObject({ fromRank: expect.any(Number), rank: expect.any(Number) })
   const config = JSON.parse(readFileSync(join(out, 'adapter_config.json'), 'utf8'))
   expect(config).toMatchObject({ use_rslora: false, r: config.lora_alpha })
-  const inspected = await lowrank('inspect', out, '--json')
+  const inspected = await lowrankHere('inspect', out, '--json')
   expect(JSON.parse(inspected.stdout).layers[0].dtype).toBe('F16')
-  const again = await lowrank('combine', '--adapter', FIRST, '--out', out)
+  const again = await lowrankHere('combine', '--adapter', FIRST, '--out', out)
   expect(again.code).toBe(1)
   expect(again.stderr).toMatch(/exists already/)
 })
 
 it('resizes, with a table for people', async () => {
   const out = join(scratch, 'resized')
-  const { code, stdout, stderr } = await lowrank('resize', FIRST, '--energy', '0.8', '--rank', '2', '--out', out)
+  const { code, stdout, stderr } = await lowrankHere('resize', FIRST, '--energy', '0.8', '--rank', '2', '--out', out)
   expect(code, stderr).toBe(0)
   expect(stdout).toMatch(/layer +rank before +rank after +‖ΔW‖ +lost/)
   expect(stderr).toMatch(/Wrote .*resized.*6 layers of (rank|ranks).*% lost/)
@@ -39,7 +40,7 @@ it('resizes, with a table for people', async () => {
 it('converts to a file for llama.cpp and back, by the content of the source', async () => {
   const base = join(root, 'tests', 'golden', 'gguf', 'llama')
   const [there, back] = [join(scratch, 'adapter.gguf'), join(scratch, 'back')]
-  const first = await lowrank(
+  const first = await lowrankHere(
     'convert',
     base,
     '--to',
@@ -54,13 +55,13 @@ it('converts to a file for llama.cpp and back, by the content of the source', as
   )
   expect(first.code, first.stderr).toBe(0)
   expect(JSON.parse(first.stdout)).toMatchObject({ version: 1, from: 'peft', to: 'gguf', out: there, layers: 15 })
-  const second = await lowrank('convert', there, '--to', 'peft', '--base', base, '--out', back)
+  const second = await lowrankHere('convert', there, '--to', 'peft', '--base', base, '--out', back)
   expect(second.code, second.stderr).toBe(0)
   expect(second.stderr).toMatch(/15 layers, gguf → peft/)
   expect(existsSync(join(back, 'adapter_model.safetensors'))).toBe(true)
-  const again = await lowrank('convert', base, '--to', 'gguf', '--base', base, '--out', there)
+  const again = await lowrankHere('convert', base, '--to', 'gguf', '--base', base, '--out', there)
   expect(again.stderr).toMatch(/exists already/)
-  const unknown = await lowrank('convert', base, '--to', 'ggml', '--out', there)
+  const unknown = await lowrankHere('convert', base, '--to', 'ggml', '--out', there)
   expect(unknown.code).toBe(2)
 })
 
@@ -78,7 +79,7 @@ it.each([
   [['resize', join(root, 'tests/golden/peft/pissa'), '--rank', '1'], 1, /pissa.*lowrank to-plain/],
 ])('refuses %j and leaves nothing', async (args, expected, message) => {
   const out = join(scratch, 'refused')
-  const { code, stderr } = await lowrank(...args, '--out', out)
+  const { code, stderr } = await lowrankHere(...args, '--out', out)
   expect(code).toBe(expected)
   expect(stderr).toMatch(message)
   expect(existsSync(out)).toBe(false)
@@ -87,11 +88,21 @@ it.each([
 it('makes of a published fine-tune an ONNX file: extract, then merge', async () => {
   const tuned = join(scratch, 'fine-tuned')
   const adapter = join(root, 'tests', 'golden', 'peft', 'f32')
-  const made = await lowrank('merge', '--base', MODEL, '--adapter', adapter, '--format', 'safetensors', '--out', tuned)
+  const made = await lowrankHere(
+    'merge',
+    '--base',
+    MODEL,
+    '--adapter',
+    adapter,
+    '--format',
+    'safetensors',
+    '--out',
+    tuned,
+  )
   expect(made.code, made.stderr).toBe(0)
   const change = join(scratch, 'change')
   const args = ['--base', MODEL, '--fine-tuned', tuned, '--energy', '0.99', '--out', change, '--json']
-  const extracted = await lowrank('extract', ...args)
+  const extracted = await lowrankHere('extract', ...args)
   expect(extracted.code, extracted.stderr).toBe(0)
   const document = JSON.parse(extracted.stdout)
   expect(document).toMatchObject({ version: 1, out: change, saved: [], skipped: [], missing: [] })
@@ -101,9 +112,9 @@ it('makes of a published fine-tune an ONNX file: extract, then merge', async () 
     expect(rank).toBeLessThanOrEqual(4)
   }
   const write = (...given: string[]) =>
-    lowrank('generate', ...given, '--prompt', 'And the people', '--max-new-tokens', '12', '--temperature', '0')
+    lowrankHere('generate', ...given, '--prompt', 'And the people', '--max-new-tokens', '12', '--temperature', '0')
   const onnx = join(scratch, 'fine-tuned-onnx')
-  const merged = await lowrank('merge', '--base', MODEL, '--adapter', change, '--out', onnx)
+  const merged = await lowrankHere('merge', '--base', MODEL, '--adapter', change, '--out', onnx)
   expect(merged.code, merged.stderr).toBe(0)
   const [got, wanted, base] = [
     await write('--model', onnx),
@@ -116,7 +127,7 @@ it('makes of a published fine-tune an ONNX file: extract, then merge', async () 
 
 it('shows how adapters differ, as a table, a document and a page', async () => {
   const file = join(scratch, 'diff.html')
-  const { code, stdout, stderr } = await lowrank('diff', '--a', FIRST, '--b', WIDE, '--html', file)
+  const { code, stdout, stderr } = await lowrankHere('diff', '--a', FIRST, '--b', WIDE, '--html', file)
   expect(code, stderr).toBe(0)
   expect(stdout).toMatch(/layer +‖ΔA‖ +‖ΔB‖ +cosine +output +input/)
   expect(stderr).toMatch(/only in b: .*embed_tokens/)
@@ -125,10 +136,10 @@ it('shows how adapters differ, as a table, a document and a page', async () => {
   const data = JSON.parse(/id="data">(.*?)<\/script>/s.exec(html)![1])
   expect(data.layers).toHaveLength(2)
   expect(data.measures[0]).toEqual(['normDifference', '‖ΔB − ΔA‖'])
-  const document = await lowrank('diff', '--a', FIRST, '--b', WIDE, '--json')
+  const document = await lowrankHere('diff', '--a', FIRST, '--b', WIDE, '--json')
   expect(JSON.parse(document.stdout)).toMatchObject({ version: 1, a: FIRST, b: WIDE, kind: 'adapters' })
-  const again = await lowrank('diff', '--a', FIRST, '--b', WIDE, '--html', file)
+  const again = await lowrankHere('diff', '--a', FIRST, '--b', WIDE, '--html', file)
   expect(again.stderr).toMatch(/exists already.*--overwrite/)
-  const models = await lowrank('diff', '--a', MODEL, '--b', MODEL)
+  const models = await lowrankHere('diff', '--a', MODEL, '--b', MODEL)
   expect(models.stdout).toContain('All tensors that both have are equal')
 })

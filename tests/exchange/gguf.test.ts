@@ -242,7 +242,7 @@ async function modelGguf(architecture: string): Promise<Uint8Array> {
     name,
     shape,
     dtype: 'F16' as const,
-    values: () => new Float32Array(shape[0] * shape[1]),
+    bytes: () => new Uint8Array(2 * shape[0] * shape[1]),
   })
   await writeGguf(
     sink,

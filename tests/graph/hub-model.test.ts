@@ -9,7 +9,9 @@ import { openSession } from '../../src/index.js'
 import type { RuntimeHost } from '../../src/runtime/host.js'
 import { oneThread } from '../infer/models.js'
 import { MODEL, publish } from '../io/hub/publish.js'
-import { current, open, text } from '../io/hub/toolkit.js'
+import { current, open, text, useHub } from '../io/hub/toolkit.js'
+
+useHub()
 
 const runtime = { specifier: 'none' } as RuntimeHost
 

@@ -18,7 +18,9 @@ import {
 } from '../../src/node.js'
 import { oneThread } from '../infer/models.js'
 import { golden, MODEL, publish } from '../io/hub/publish.js'
-import { current } from '../io/hub/toolkit.js'
+import { current, useHub } from '../io/hub/toolkit.js'
+
+useHub()
 
 const ADAPTER = golden('f32')
 const RUN = ['config.json', 'generation_config.json', 'onnx/model.onnx', 'tokenizer.json', 'tokenizer_config.json']

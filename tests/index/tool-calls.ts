@@ -23,6 +23,7 @@ export const TOOL_FUNCTIONS: Record<string, Call> = {
     args: () => [
       {
         adapters: [adapter(), { adapter: adapter(), weight: 0.5 }],
+        base: QWEN2,
         combinationType: 'exact',
         rank: 1,
         peftCompatible: false,
@@ -34,7 +35,10 @@ export const TOOL_FUNCTIONS: Record<string, Call> = {
   },
   convertAdapter: {
     call: lowrank.convertAdapter,
-    args: () => [adapter(), { to: 'onnx-adapter', out: new lowrank.MemoryDirectory(), base: BASE, outDtype: 'F32' }],
+    args: () => [
+      adapter(),
+      { to: 'onnx-adapter', out: new lowrank.MemoryDirectory(), base: BASE, outDtype: 'F32', onProgress: () => {} },
+    ],
     options: 1,
     misspelled: { format: /to/, outdtype: /outDtype/, bas: /base/ },
   },

@@ -65,7 +65,7 @@ describe('without an adapter', () => {
     const session = await OnnxSession.open(model, { adapters: { a: makeAdapter(model, everyLinear) } })
     const idle = await session.run(feeds)
     expect(Object.keys(idle).sort()).toEqual(Object.keys(base).sort())
-    for (const name in base) expect(maxDifference(idle[name], base[name])).toBeLessThanOrEqual(1e-6)
+    for (const name in base) expect(maxDifference(idle[name], base[name])).toBeLessThanOrEqual(5e-5)
     const adapted = await session.run(feeds, { adapter: 'a', outputNames: ['logits'] })
     expect(Object.keys(adapted)).toEqual(['logits'])
     expect(maxDifference(adapted.logits, base.logits)).toBeGreaterThan(0.1)
@@ -149,8 +149,8 @@ describe('adding and removing', () => {
     await session.add('q', q)
     await session.add('mlp', mlp)
     expect(session.adapters).toEqual(['q', 'mlp'])
-    expect(maxDifference((await session.run(feeds, { adapter: 'q' })).logits, await alone(q))).toBeLessThan(1e-6)
-    expect(maxDifference((await session.run(feeds, { adapter: 'mlp' })).logits, await alone(mlp))).toBeLessThan(1e-6)
+    expect(maxDifference((await session.run(feeds, { adapter: 'q' })).logits, await alone(q))).toBeLessThan(5e-5)
+    expect(maxDifference((await session.run(feeds, { adapter: 'mlp' })).logits, await alone(mlp))).toBeLessThan(5e-5)
     await session.remove('q')
     expect(session.adapters).toEqual(['mlp'])
     await expect(session.run(feeds, { adapter: 'q' })).rejects.toThrow(MismatchError)
@@ -374,7 +374,7 @@ describe('idle modules', () => {
       ...(executionProviders && { executionProviders }),
     })
     const { logits } = await session.run(feedsOf(union, ROWS))
-    expect(maxDifference(logits, (await plainRun(union, feedsOf(union, ROWS))).logits)).toBeLessThanOrEqual(1e-6)
+    expect(maxDifference(logits, (await plainRun(union, feedsOf(union, ROWS))).logits)).toBeLessThanOrEqual(5e-5)
     await session.run(feedsOf(union, ROWS), { adapter: 'adapter' })
     const dims = (layer: number) =>
       ['A', 'B'].map((factor) => [...fed[1][`lora/model.layers.${layer}.self_attn.k_proj/${factor}`].dims])

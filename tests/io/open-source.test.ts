@@ -7,7 +7,9 @@ import type { Located } from '../../src/io/locate.js'
 import { openText } from '../../src/io/node/open-source.js'
 import { openTextInBrowser } from '../../src/io/web/open-source.js'
 import { FakeCaches } from './hub/fake-caches.js'
-import { current, FILES, failure, isWeights, noise, text, WEIGHTS } from './hub/toolkit.js'
+import { current, FILES, failure, isWeights, noise, text, useHub, WEIGHTS } from './hub/toolkit.js'
+
+useHub()
 
 const LARGE = noise(9 << 20)
 

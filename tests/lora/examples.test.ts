@@ -1,37 +1,46 @@
-// Every @example in the docstrings of src/lora and src/peft runs as it stands.
+// Every @example in the docstrings of layers, adapters, starts, kernels and hosts runs as it stands.
 
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { expect, test } from 'vitest'
+import { afterAll, expect, test } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
-import { LoraAdapter } from '../../src/lora/adapter.js'
-import { LoraLayer } from '../../src/lora/layer.js'
-import { loadAdapter, saveAdapter } from '../../src/peft/adapter-folder.js'
+import * as starts from '../../src/init.js'
+import * as lowrank from '../../src/node.js'
 import { filesIn, root } from '../structure/project.js'
 import { random } from './matrices.js'
 
 /** What the examples take for granted. */
 function scope() {
-  const adapter = new LoraAdapter({ rank: 2 })
+  const adapter = new lowrank.LoraAdapter({ rank: 2 })
   adapter.addLayer('model.layers.0.self_attn.q_proj', random(8, 6, 1))
   adapter.addEmbedding('model.embed_tokens', random(2, 32, 2), random(6, 2, 3))
   const [baseWeight, x, dy] = [random(8, 6, 4), random(3, 6, 5), random(3, 8, 6)]
+  const [gradient, covariance] = [
+    random(8, 6, 7),
+    { data: Float32Array.from({ length: 36 }, (_, i) => +(i % 7 === 0)), shape: [6, 6] },
+  ]
   const directory = new MemoryDirectory({}, 'adapter')
   const log = { log: () => {} }
-  return { LoraAdapter, LoraLayer, loadAdapter, saveAdapter, adapter, baseWeight, x, dy, directory, console: log }
+  return { ...lowrank, ...starts, adapter, baseWeight, x, dy, gradient, covariance, directory, console: log }
 }
 
-const examples = ['src/lora', 'src/peft'].flatMap((folder) =>
-  filesIn(folder, ['.ts']).flatMap((path) => {
-    const comments = readFileSync(join(root, path), 'utf8').matchAll(/\/\*\*(.*?)\*\//gs)
-    return [...comments].flatMap(([, comment], i) => {
-      const example = comment.split('@example\n')[1]
-      return example === undefined ? [] : [{ name: `${path} ${i}`, code: example.replace(/^\s*\* ?/gm, '') }]
-    })
-  }),
-)
+const sources = [
+  ...filesIn('src/lora', ['.ts']),
+  ...filesIn('src/peft', ['.ts']),
+  ...['index/init', 'index/runtimes', 'index/web-runtime', 'kernels/index'].map((name) => `src/${name}.ts`),
+]
+const examples = sources.flatMap((path) => {
+  const comments = readFileSync(join(root, path), 'utf8').matchAll(/\/\*\*(.*?)\*\//gs)
+  return [...comments].flatMap(([, comment], i) => {
+    const example = comment.split('@example\n')[1]
+    return example === undefined ? [] : [{ name: `${path} ${i}`, code: example.replace(/^\s*\* ?/gm, '') }]
+  })
+})
 
-test('there are some', () => expect(examples.length).toBeGreaterThanOrEqual(8))
+// Examples set how this thread computes.
+afterAll(() => lowrank.configureKernels())
+
+test('there are some', () => expect(examples.length).toBeGreaterThanOrEqual(16))
 
 test.each(examples)('$name', async ({ code }) => {
   const names = scope()

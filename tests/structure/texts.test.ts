@@ -34,8 +34,23 @@ describe('project texts', () => {
     expect(texts.filter((path) => path !== 'tests/structure/texts.test.ts' && machine.test(textOf(path)))).toEqual([])
   })
 
+  it('registers hooks of tests in functions, because files of tests share what they import', () => {
+    const shared = filesIn('tests', ['.ts']).filter((path) => !path.endsWith('.test.ts'))
+    expect(shared.filter((path) => /^(before|after)(Each|All)\(/m.test(textOf(path)))).toEqual([])
+  })
+
   it('leaves no task for later in the sources', () => {
     const later = /\b(TODO|FIXME|XXX|HACK)\b/
     expect(filesIn('src', ['.ts']).filter((path) => later.test(textOf(path)))).toEqual([])
   })
+})
+
+it('lists mutations that can still be made', () => {
+  const mutations: { file: string; from: string; test: string }[] = JSON.parse(textOf('scripts/mutations.json'))
+  expect(mutations).toHaveLength(20)
+  const tests = filesIn('tests', ['.test.ts'])
+  for (const { file, from, test } of mutations) {
+    expect(textOf(file).split(from), `${file}: ${from}`).toHaveLength(2)
+    expect(tests).toContain(test)
+  }
 })

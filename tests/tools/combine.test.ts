@@ -6,13 +6,14 @@ import { MemoryDirectory } from '../../src/base/bytes.js'
 import { loadAdapter } from '../../src/index/adapters.js'
 import { usePlatform } from '../../src/index/platform.js'
 import { combine } from '../../src/index/tools.js'
+import { transpose } from '../../src/linalg/product.js'
 import { svd } from '../../src/linalg/svd.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import type { LoraConfigInput } from '../../src/lora/config.js'
 import { nodePlatform } from '../../src/node/platform.js'
 import { saveAdapter } from '../../src/peft/adapter-folder.js'
 import type { CombineSettings } from '../../src/tools/combine-settings.js'
-import { goldenPath, tensorsOf } from '../golden.js'
+import { goldenPath, readJson, tensorsOf } from '../golden.js'
 import { changes, distance, randomAdapter, sumOf } from './adapters.js'
 
 usePlatform(nodePlatform)
@@ -170,7 +171,7 @@ describe('combine', () => {
       'DoRA',
       { rank: 1, useDora: true },
       (made: LoraAdapter) => made.addFactors('q', [[1, 0]], [[1], [2]], { magnitude: [1, 1] }),
-      /DoRA adapters cannot be combined.*extract/,
+      /DoRA adapters cannot be combined without their base.*--base/,
     ],
     [
       'PiSSA',
@@ -184,6 +185,48 @@ describe('combine', () => {
     const other = new LoraAdapter({ ...config, targetModules: ['q'] } as LoraConfigInput)
     add(other)
     await expect(combine({ adapters: [first, other] })).rejects.toThrow(message)
+  })
+
+  it.each(['dora', 'dora-rslora', 'conv1d-dora'])('folds PEFT’s DoRA into the closest change: %s', async (name) => {
+    const folder = goldenPath('kinds', name)
+    const { base: model } = readJson(goldenPath('kinds', name, 'expected.json')) as { base: string }
+    const [base, merged] = [
+      await tensorsOf(goldenPath('kinds', `${model}.safetensors`)),
+      await tensorsOf(goldenPath('kinds', name, 'tensors.safetensors')),
+    ]
+    const place = new MemoryDirectory({
+      'model.safetensors': new Uint8Array(readFileSync(goldenPath('kinds', `${model}.safetensors`))),
+    })
+    const of = (settings: CombineSettings) => {
+      return combine({ adapters: [{ adapter: folder, weight: -0.5 }, folder], base: place, ...settings })
+    }
+    const whole = await of({ energy: 1 })
+    expect(whole.error).toBeLessThan(1e-5)
+    expect(whole.adapter.config.useDora).toBe(false)
+    const small = await of({ rank: 1 })
+    for (const [layer, { data, shape }] of changes(whole.adapter)) {
+      const [before, after] = [base.get(`${layer}.weight`)!, merged.get(`merged.${layer}.weight`)!]
+      const delta = Float64Array.from(after.data, (value, i) => 0.5 * (value - before.data[i]))
+      const stored = whole.adapter.config.fanInFanOut ? transpose({ data, shape: [shape[0], shape[1]] }).data : data
+      expect(distance(stored, delta), layer).toBeLessThan(1e-4)
+      const { s } = svd({ data, shape: [shape[0], shape[1]] })
+      const energy = (from: number) => s.subarray(from).reduce((sum, value) => sum + value ** 2, 0)
+      const report = small.layers.find((one) => one.name === layer)!
+      expect(report.error, layer).toBeCloseTo(Math.sqrt(energy(1) / energy(0)), 4)
+    }
+    await expect(of({})).rejects.toThrow(/rank: missing.*DoRA/)
+    await expect(of({ combinationType: 'cat' })).rejects.toThrow(/cat does not combine DoRA.*exact, svd, ties_svd/)
+    await expect(of({ peftCompatible: true })).rejects.toThrow(/PEFT’s way does not combine DoRA/)
+  })
+
+  it('refuses DoRA of an embedding, and a base without the layer', async () => {
+    const weights = new Uint8Array(readFileSync(goldenPath('kinds', 'qwen2.safetensors')))
+    const base = new MemoryDirectory({ 'model.safetensors': weights })
+    const embedding = combine({ adapters: [goldenPath('kinds', 'embedding-dora')], base, rank: 1 })
+    await expect(embedding).rejects.toThrow(/embed_tokens.*kind embedding.*extract/)
+    const other = new LoraAdapter({ rank: 1, useDora: true, targetModules: ['q'] })
+    other.addFactors('q', [[1, 0]], [[1], [2]], { magnitude: [1, 1] })
+    await expect(combine({ adapters: [other], base, rank: 1 })).rejects.toThrow(/none of its layers is in the base: q/)
   })
 
   it.each([

@@ -69,7 +69,13 @@ describe.skipIf(browser === undefined || runtime === undefined)('training in Chr
     expect(result.evalLoss!.after).toBeLessThan(result.evalLoss!.before)
     expect(result.texts).toEqual(expected.texts)
     expect(result.ticks).toBeGreaterThan(20)
-    expect(result.files).toEqual(['adapter_config.json', 'adapter_model.safetensors', 'lowrank.json', 'metrics.jsonl'])
+    expect(result.files).toEqual([
+      'README.md',
+      'adapter_config.json',
+      'adapter_model.safetensors',
+      'lowrank.json',
+      'metrics.jsonl',
+    ])
   })
 
   /** A shorter job on a smaller model: what stands in for a GPU here compiles each kernel, and is slow. */

@@ -1,6 +1,6 @@
 // Several trainings that name one folder on disk: one of them has it, and its files are its own.
 
-import { existsSync } from 'node:fs'
+import { existsSync, rmSync, writeFileSync } from 'node:fs'
 import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises'
 import { hostname, tmpdir } from 'node:os'
 import path from 'node:path'
@@ -80,13 +80,13 @@ describe('trainings into one folder', () => {
   it('that lost it to another one write nothing more', async () => {
     const out = path.join(folder, 'run')
     const on = {
-      step: async ({ step }: StepEvent) => {
+      step: ({ step }: StepEvent) => {
         if (step !== 2) return
-        await rm(path.join(out, WRITER), { recursive: true })
-        await writeFile(path.join(out, 'metrics.jsonl'), 'theirs')
+        rmSync(path.join(out, WRITER), { recursive: true })
+        writeFileSync(path.join(out, 'metrics.jsonl'), 'theirs')
       },
     }
-    await expect(train(out, { on: on as never, saveEvery: 2 })).rejects.toMatchObject({
+    await expect(train(out, { on, saveEvery: 2 })).rejects.toMatchObject({
       code: 'FILE',
       what: 'another training has taken over this folder',
     })
@@ -104,6 +104,7 @@ describe('trainings into one folder', () => {
     await writeFile(path.join(out, WRITER, 'owner-bbbbbbbbbbbb.json.tmp'), '{"host"')
     await train(out)
     expect((await readdir(out)).sort()).toEqual([
+      'README.md',
       'adapter_config.json',
       'adapter_model.safetensors',
       'lowrank.json',

@@ -76,7 +76,7 @@ describe('packing', () => {
   })
 
   it('each record has the loss that it has alone', async () => {
-    const model = await openModel('models/union-3m')
+    const model = await openModel('tests/golden/models/llama-optimum')
     const examples = examplesOf(model.vocabularySize!)
     for (const [i, example] of examples.entries()) {
       // Only this record’s tokens count.
@@ -94,7 +94,7 @@ describe('packing', () => {
   })
 
   it('a run trains on packed rows', async () => {
-    const model = await openModel('models/union-3m')
+    const model = await openModel('tests/golden/models/llama-optimum')
     const data = Array.from({ length: 12 }, (_, i) => ({ text: `The people number ${i} of the union.` }))
     const { report } = await train({
       model,

@@ -97,7 +97,7 @@ describe('checkRunFolder', () => {
       await expect(checkRunFolder(directory, 'resume')).rejects.toThrow('Leave out resume (--resume)')
       for (const use of ['new', 'overwrite'] as const) {
         directory.files.set(partial, new Uint8Array())
-        const writer = new RunWriter(directory, use, 'causal-lm', [])
+        const writer = new RunWriter(directory, use, { task: 'causal-lm' }, [])
         await writer.add(line(1))
         await writer.save(adapter())
         const adapterFiles = ['adapter_config.json', 'adapter_model.safetensors']
@@ -178,7 +178,7 @@ describe('RunWriter', () => {
 
   it('writes all of a run, and drops the state when it is finished', async () => {
     const directory = new MemoryDirectory()
-    const writer = new RunWriter(directory, 'new', 'causal-lm', [])
+    const writer = new RunWriter(directory, 'new', { task: 'causal-lm' }, [])
     await writer.add(line(1))
     await writer.save(adapter(), state)
     const adapterFiles = ['adapter_config.json', 'adapter_model.safetensors']
@@ -192,7 +192,7 @@ describe('RunWriter', () => {
   it('leaves the old run in place until it saves', async () => {
     const old = { [MARKER_FILE]: 'old', [STATE_FILE]: 'old', 'notes.txt': 'mine' }
     const directory = new MemoryDirectory(old)
-    const writer = new RunWriter(directory, 'overwrite', 'causal-lm', [])
+    const writer = new RunWriter(directory, 'overwrite', { task: 'causal-lm' }, [])
     await writer.add(line(1))
     await writer.abandon()
     expect(await directory.list()).toEqual(Object.keys(old).sort())
@@ -203,7 +203,7 @@ describe('RunWriter', () => {
 
   it('takes nothing away that an abandoned run has saved', async () => {
     const directory = new MemoryDirectory()
-    const writer = new RunWriter(directory, 'new', 'causal-lm', [])
+    const writer = new RunWriter(directory, 'new', { task: 'causal-lm' }, [])
     await writer.save(adapter(), state)
     await writer.abandon()
     expect(await directory.has(STATE_FILE)).toBe(true)
@@ -225,7 +225,7 @@ describe('RunWriter', () => {
       if (file === METRICS_FILE) writes.push([file, 'whole'])
       return create.call(directory, file)
     }
-    const writer = new RunWriter(directory, 'new', 'causal-lm', [])
+    const writer = new RunWriter(directory, 'new', { task: 'causal-lm' }, [])
     for (const step of [1, 2, 3, 4]) {
       await writer.add(line(step))
       if (step !== 3) await writer.save(adapter(), state)
@@ -240,7 +240,7 @@ describe('RunWriter', () => {
 
   it('goes on from the state: lines after it, and one that a crash has cut off, are made anew', async () => {
     const directory = new MemoryDirectory({ [METRICS_FILE]: `${linesOf(1, 2, 3)}{"step":4,` })
-    const writer = new RunWriter(directory, 'resume', 'causal-lm', await readMetrics(directory, 2))
+    const writer = new RunWriter(directory, 'resume', { task: 'causal-lm' }, await readMetrics(directory, 2))
     await writer.add({ ...line(3), loss: 7 })
     await writer.save(adapter(), state)
     await writer.add(line(4))
@@ -251,7 +251,7 @@ describe('RunWriter', () => {
   it('writes whole files where the folder has no other', async () => {
     const directory = new MemoryDirectory()
     const { append: _, ...whole } = { ...methodsOf(directory), name: 'whole' }
-    const writer = new RunWriter(whole, 'new', 'causal-lm', [])
+    const writer = new RunWriter(whole, 'new', { task: 'causal-lm' }, [])
     for (const step of [1, 2]) {
       await writer.add(line(step))
       await writer.save(adapter(), state)
@@ -260,7 +260,7 @@ describe('RunWriter', () => {
   })
 
   it('writes nothing without a folder', async () => {
-    const writer = new RunWriter(undefined, 'new', 'causal-lm', [])
+    const writer = new RunWriter(undefined, 'new', { task: 'causal-lm' }, [])
     await writer.add(line(1))
     await writer.save(adapter(), state)
     await writer.finish()

@@ -8,7 +8,7 @@ import { LoraAdapter } from '../../src/lora/adapter.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import type { OrtModule } from '../../src/runtime/onnxruntime.js'
 import type { TrainingOptions } from '../../src/train/options.js'
-import type { EvaluationEvent, StepEvent } from '../../src/train/report.js'
+import type { EvaluationEvent, StepEvent, TrainReport } from '../../src/train/report.js'
 import { METRICS_FILE, STATE_FILE } from '../../src/train/run-folder.js'
 import { abortAt, data, evalData, folder, module, path, trainTiny, WEIGHTS } from './tiny.js'
 
@@ -20,6 +20,13 @@ afterAll(() => model.close())
 
 /** Six short steps, two of them in a second epoch. */
 const train = (options: Partial<TrainingOptions> = {}) => trainTiny({ model, ...options })
+
+/** What a run gives that nothing interrupts. */
+let whole: { out: MemoryDirectory; report: TrainReport }
+beforeAll(async () => {
+  const out = new MemoryDirectory()
+  whole = { out, ...(await train({ out, evalData })) }
+})
 
 function largestWeight({ proto }: OnnxModel): string {
   const size = ({ dims }: { dims: readonly bigint[] }) => dims.reduce((product, dim) => product * Number(dim), 1)
@@ -76,26 +83,24 @@ describe('train', () => {
   })
 
   it('writes byte-equal adapters with one seed, others with another', async () => {
-    const [a, b, c] = [new MemoryDirectory(), new MemoryDirectory(), new MemoryDirectory()]
-    await train({ out: a })
-    await train({ out: b })
-    await train({ out: c, config: { seed: 7 } })
-    expect(b.files.get(WEIGHTS)).toEqual(a.files.get(WEIGHTS))
-    expect(c.files.get(WEIGHTS)).not.toEqual(a.files.get(WEIGHTS))
+    const [same, other] = [new MemoryDirectory(), new MemoryDirectory()]
+    await train({ out: same })
+    await train({ out: other, config: { seed: 7 } })
+    expect(same.files.get(WEIGHTS)).toEqual(whole.out.files.get(WEIGHTS))
+    expect(other.files.get(WEIGHTS)).not.toEqual(whole.out.files.get(WEIGHTS))
   })
 
   it('resumes to what an unbroken run gives, byte for byte', async () => {
-    const [whole, broken] = [new MemoryDirectory(), new MemoryDirectory()]
-    const unbroken = await train({ out: whole, evalData })
+    const broken = new MemoryDirectory()
     const first = await train({ out: broken, evalData, ...abortAt(3) })
     expect(first.report).toMatchObject({ steps: 3, interrupted: true, evalLoss: null })
     expect(broken.files.has(STATE_FILE)).toBe(true)
     expect((await loadAdapter(broken)).size).toBe(first.adapter.size)
     const second = await train({ out: broken, evalData, resume: true })
-    expect(broken.files.get(WEIGHTS)).toEqual(whole.files.get(WEIGHTS))
-    expect(second.report.trainLoss).toEqual(unbroken.report.trainLoss)
-    expect(second.report.evalLoss).toEqual(unbroken.report.evalLoss)
-    expect(second.report.tokens).toBe(unbroken.report.tokens)
+    expect(broken.files.get(WEIGHTS)).toEqual(whole.out.files.get(WEIGHTS))
+    expect(second.report.trainLoss).toEqual(whole.report.trainLoss)
+    expect(second.report.evalLoss).toEqual(whole.report.evalLoss)
+    expect(second.report.tokens).toBe(whole.report.tokens)
     await expect(train({ out: broken, resume: true })).rejects.toThrow('finished')
   })
 
@@ -114,18 +119,17 @@ describe('train', () => {
     expect(report).toMatchObject({ steps: 6, interrupted: true, evalLoss: null })
     const resumed = await train({ out, evalData, resume: true })
     expect(resumed.report).toMatchObject({ steps: 6, interrupted: false })
-    expect(resumed.report.evalLoss).toEqual((await train({ evalData })).report.evalLoss)
+    expect(resumed.report.evalLoss).toEqual(whole.report.evalLoss)
   })
 
   it('resumes from a state that was saved on the way', async () => {
-    const [whole, broken] = [new MemoryDirectory(), new MemoryDirectory()]
-    await train({ out: whole })
+    const broken = new MemoryDirectory()
     const stop = new Error('stop')
     const on = { step: ({ step }: StepEvent) => void (step === 5 && fail(stop)) }
     await expect(train({ out: broken, saveEvery: 2, on })).rejects.toThrow(stop)
     const { report } = await train({ out: broken, resume: true })
     expect(report.steps).toBe(6)
-    expect(broken.files.get(WEIGHTS)).toEqual(whole.files.get(WEIGHTS))
+    expect(broken.files.get(WEIGHTS)).toEqual(whole.out.files.get(WEIGHTS))
   })
 
   it('learns at its first step that a folder takes no files', async () => {

@@ -36,11 +36,10 @@ async function modelFile() {
     Object.entries(sizes).map(([name, shape]) => ({
       name: `blk.${layer}.${name}.weight`,
       shape,
-      dtype: 'Q8_0',
-      values: () => new Float32Array(shape[0] * shape[1]),
+      dtype: 'F16',
+      bytes: () => new Uint8Array(2 * shape[0] * shape[1]),
     })),
   )
-  for (const tensor of tensors) if (tensor.shape[1] % 32 !== 0) tensor.dtype = 'F16'
   const metadata = new Map([
     ['general.architecture', 'llama'],
     ['llama.attention.head_count', { u32: 4 }],

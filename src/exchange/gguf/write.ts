@@ -3,15 +3,17 @@
 // number can, and otherwise the scalings are multiplied into B.
 
 import type { ByteSink } from '../../base/bytes.js'
-import { MismatchError, UnsupportedError } from '../../base/errors.js'
+import { isFiniteStored } from '../../base/dtype.js'
+import { MismatchError, NumericError, UnsupportedError } from '../../base/errors.js'
+import { Steps, type ToolRun } from '../../base/progress.js'
 import { formatShape, type Matrix } from '../../base/tensor.js'
-import type { GgufFloat } from '../../formats/gguf/types.js'
+import { encodeGguf, type GgufFloat } from '../../formats/gguf/types.js'
 import { type WrittenTensor, type WrittenValue, writeGguf } from '../../formats/gguf/write.js'
 import { transpose } from '../../linalg/product.js'
-import type { LoraAdapter } from '../../lora/adapter.js'
-import type { FactorPair } from '../../lora/delta.js'
-import { factorPairs } from '../../lora/spectrum.js'
+import { expertColumns } from '../../lora/kinds/experts.js'
+import { rowsOf } from '../../lora/kinds/groups.js'
 import { requireHeld } from '../held.js'
+import type { FactorPart, SourceAdapter } from '../source.js'
 import type { GgufBase } from './base.js'
 import { noTensor } from './names.js'
 import { toGgufOrder } from './permute.js'
@@ -19,11 +21,24 @@ import { toGgufOrder } from './permute.js'
 /** ‘keep’ writes each layer in its own type. */
 export type GgufDtype = GgufFloat | 'keep'
 
-/** A pair of factors for one tensor of the base; several for stacked experts. */
+/** A factor for one tensor of the base, which is read when its turn comes. */
+interface Factor {
+  /** Of one matrix. */
+  readonly shape: readonly [rows: number, columns: number]
+  /** One matrix; several for stacked experts. */
+  read(): Promise<readonly Matrix[]>
+  /** The bytes of `read` in the pair's type, where the source has them in one piece. */
+  readonly stored?: (() => Promise<Uint8Array>) | undefined
+}
+
+/** A pair of factors for one tensor of the base. */
 interface GgufPair {
   /** With `.weight`. */
   readonly tensor: string
-  readonly pairs: readonly FactorPair[]
+  readonly a: Factor
+  readonly b: Factor
+  /** Matrices of each factor. */
+  readonly count: number
   /** Whether the tensor has a dimension of experts, also for one. */
   readonly isStacked: boolean
   readonly scaling: number
@@ -44,18 +59,21 @@ export interface GgufReport {
 const EXPERT = /^(.*)\.experts\.(\d+)\.(\w+)$/
 
 /**
- * Writes a whole file into a sink, which stays the caller's to commit.
+ * Writes a whole file into a sink, which stays the caller's to commit. Two tensors are in memory at a time.
  *
- * @throws UnsupportedError naming what GGUF cannot hold; MismatchError for a module that the base does not have, or of another shape
+ * @param run its steps are the file's tensors
+ * @throws UnsupportedError naming what GGUF cannot hold; MismatchError for a module that the base does not have, or of another shape;
+ *   NumericError for a value that is not finite in the type
  */
 export async function writeGgufAdapter(
-  adapter: LoraAdapter,
+  adapter: SourceAdapter,
   base: GgufBase,
   sink: ByteSink,
   dtype: GgufDtype,
+  run: ToolRun = {},
 ): Promise<GgufReport> {
   requireHeld(adapter, ['linear', 'embedding', 'parameter'], 'a GGUF adapter')
-  const pairs = stackExperts(adapter.parts('linear', 'embedding', 'parameter').flatMap((part) => pairsOf(part, base)))
+  const pairs = stackExperts(adapter.factors().flatMap((part) => pairsOf(part, base)))
   for (const pair of pairs) checkFits(pair, base)
   const alpha = commonAlpha(pairs)
   const metadata = new Map<string, WrittenValue>([
@@ -70,7 +88,8 @@ export async function writeGgufAdapter(
   ])
   const halves = new Set<string>()
   const tensors = pairs.flatMap((pair) => writtenTensors(pair, dtype === 'keep' ? pair.dtype : dtype, alpha, halves))
-  await writeGguf(sink, metadata, tensors)
+  const steps = new Steps(tensors.length, run)
+  await writeGguf(sink, metadata, tensors, (name) => steps.next(name))
   return {
     layers: pairs.length,
     notes: [
@@ -82,24 +101,24 @@ export async function writeGgufAdapter(
   }
 }
 
-type Part = ReturnType<LoraAdapter['parts']>[number] & { kind: 'linear' | 'embedding' | 'parameter' }
-
-function pairsOf(part: Part, base: GgufBase): GgufPair[] {
+function pairsOf(part: FactorPart, base: GgufBase): GgufPair[] {
   const { names } = base
-  const { name, scaling, dtype, weightA, weightB } = part
-  const own = { scaling, dtype, where: name, heads: undefined, isStacked: false }
+  const { name, scaling, dtype } = part
+  const own = { scaling, dtype, where: name, heads: undefined, isStacked: false, count: 1 }
   if (part.kind === 'parameter') {
-    const pairs = factorPairs(weightA, weightB, part.experts)
-    return parameterPairs(name, pairs, base).map(([module, split]) => {
-      return { ...own, tensor: tensorOf(module, name, base), pairs: split, isStacked: true }
+    return parameterPairs(part, base).map(([module, a, b]) => {
+      return { ...own, tensor: tensorOf(module, name, base), a, b, count: part.experts, isStacked: true }
     })
   }
+  const [a, b] = (['weightA', 'weightB'] as const).map((role): Factor => {
+    const { shape, read, stored } = part[role]
+    const one = stored === undefined || stored.dtype !== dtype ? undefined : stored.read
+    return { shape: [shape[0], shape[1]], read: async () => [await read()], stored: one }
+  })
   const expert = EXPERT.exec(name)
   if (expert !== null && names.tensorOf(name) === undefined) {
     // Stacked afterwards, under the name that all experts share.
-    return [
-      { ...own, tensor: `${expert[2]}:${tensorOf(stackedModule(expert), name, base)}`, pairs: [{ weightA, weightB }] },
-    ]
+    return [{ ...own, tensor: `${expert[2]}:${tensorOf(stackedModule(expert), name, base)}`, a, b }]
   }
   const tensor = tensorOf(name, name, base)
   if (tensor === 'token_embd.weight' && part.kind === 'linear') throw noTensor(name, names)
@@ -112,7 +131,7 @@ function pairsOf(part: Part, base: GgufBase): GgufPair[] {
       hint: 'Merge the adapter into its base, and convert the merged model',
     })
   }
-  return [{ ...own, tensor, pairs: [{ weightA, weightB }], heads: headsOf(tensor, base) }]
+  return [{ ...own, tensor, a, b, heads: headsOf(tensor, base) }]
 }
 
 function tensorOf(module: string, where: string, base: GgufBase): string {
@@ -138,27 +157,49 @@ function stackedModule([, module, , part]: RegExpExecArray): string {
 }
 
 /** The modules of a stacked parameter, with their factors: `gate_up_proj` is two tensors, unless llama.cpp has one for both. */
-function parameterPairs(name: string, pairs: readonly FactorPair[], base: GgufBase): [string, readonly FactorPair[]][] {
+function parameterPairs(
+  { name, weightA, weightB, experts }: FactorPart,
+  { hidden }: GgufBase,
+): [module: string, a: Factor, b: Factor][] {
   const isDown = name.endsWith('down_proj')
-  const { hidden } = base
-  const [d, k] = [pairs[0].weightB.shape[0], pairs[0].weightA.shape[1]]
+  const [rank, k, d] = [weightA.shape[0] / experts, weightA.shape[1], weightB.shape[0]]
+  const each = Array.from({ length: experts }, (_, e) => e)
+  const a: Factor = {
+    shape: [rank, k],
+    async read() {
+      const whole = await weightA.read()
+      return each.map((e) => rowsOf(whole, e, experts))
+    },
+  }
+  const b: Factor = {
+    shape: [d, rank],
+    async read() {
+      const whole = await weightB.read()
+      return each.map((e) => expertColumns(whole, e, experts))
+    },
+  }
   // Some models store (E, k, d): there A and B change places.
   const isTurned = hidden !== undefined && d !== k && (isDown ? k === hidden : d === hidden)
-  const own = isTurned
-    ? pairs.map(({ weightA, weightB }) => ({ weightA: transpose(weightB), weightB: transpose(weightA) }))
-    : pairs
-  if (!name.endsWith('.gate_up_proj')) return [[name, own]]
+  const [own, other] = isTurned ? [turned(b), turned(a)] : [a, b]
+  if (!name.endsWith('.gate_up_proj')) return [[name, own, other]]
   const module = name.slice(0, -'gate_up_proj'.length)
-  const rows = own[0].weightB.shape[0] / 2
-  const half = (first: number): FactorPair[] =>
-    own.map(({ weightA, weightB: { data, shape } }) => {
-      const part = data.subarray(first * shape[1], (first + rows) * shape[1])
-      return { weightA, weightB: { data: part, shape: [rows, shape[1]] } }
-    })
+  const rows = other.shape[0] / 2
+  const half = (first: number): Factor => ({
+    shape: [rows, rank],
+    read: async () => {
+      return (await other.read()).map(({ data }) => {
+        return { data: data.subarray(first * rank, (first + rows) * rank), shape: [rows, rank] }
+      })
+    },
+  })
   return [
-    [`${module}gate_proj`, half(0)],
-    [`${module}up_proj`, half(rows)],
+    [`${module}gate_proj`, own, half(0)],
+    [`${module}up_proj`, own, half(rows)],
   ]
+}
+
+function turned({ shape: [rows, columns], read }: Factor): Factor {
+  return { shape: [columns, rows], read: async () => (await read()).map(transpose) }
 }
 
 function headsOf(tensor: string, { names, heads, keyHeads }: GgufBase): number | undefined {
@@ -180,9 +221,7 @@ function stackExperts(all: readonly GgufPair[]): GgufPair[] {
   const stacked = [...byTensor].map(([tensor, experts]): GgufPair => {
     const ordered = Array.from({ length: experts.size }, (_, i) => experts.get(i))
     const first = ordered[0] ?? [...experts.values()][0]
-    const shapes = ordered.map(
-      (pair) => pair && `${pair.pairs[0].weightA.shape} ${pair.pairs[0].weightB.shape} ${pair.scaling}`,
-    )
+    const shapes = ordered.map((pair) => pair && `${pair.a.shape} ${pair.b.shape} ${pair.scaling}`)
     if (shapes.some((shape) => shape !== shapes[0] || shape === undefined)) {
       throw new UnsupportedError({
         where: first.where,
@@ -190,22 +229,30 @@ function stackExperts(all: readonly GgufPair[]): GgufPair[] {
         hint: 'Merge the adapter into its base, and convert the merged model',
       })
     }
-    return { ...first, tensor, pairs: ordered.map((pair) => pair!.pairs[0]), isStacked: true }
+    const all = (role: 'a' | 'b'): Factor => ({
+      shape: first[role].shape,
+      async read() {
+        const matrices: Matrix[] = []
+        for (const pair of ordered) matrices.push(...(await pair![role].read()))
+        return matrices
+      },
+    })
+    return { ...first, tensor, a: all('a'), b: all('b'), count: ordered.length, isStacked: true }
   })
   return [...single, ...stacked]
 }
 
-function checkFits({ tensor, pairs, isStacked, where }: GgufPair, { shapes, names, experts }: GgufBase): void {
-  if (isStacked && experts !== undefined && pairs.length !== experts) {
-    const got = `factors of ${pairs.length}`
+function checkFits({ tensor, a, b, count, isStacked, where }: GgufPair, { shapes, names, experts }: GgufBase): void {
+  if (isStacked && experts !== undefined && count !== experts) {
+    const got = `factors of ${count}`
     throw new MismatchError({ where, what: 'not the experts of the base', expected: `${experts} experts`, got })
   }
   if (shapes === undefined) return
   const shape = shapes.get(tensor)
   if (shape === undefined) throw noTensor(where, names)
-  const [d, k] = [pairs[0].weightB.shape[0], pairs[0].weightA.shape[1]]
+  const [d, k] = [b.shape[0], a.shape[1]]
   const matrix = tensor === 'token_embd.weight' ? [k, d] : [d, k]
-  const own = isStacked ? [pairs.length, ...matrix] : matrix
+  const own = isStacked ? [count, ...matrix] : matrix
   if (formatShape(own) === formatShape(shape)) return
   throw new MismatchError({
     where,
@@ -217,47 +264,48 @@ function checkFits({ tensor, pairs, isStacked, where }: GgufPair, { shapes, name
 
 /** The alpha that gives each layer its scaling, where there is one. */
 function commonAlpha(pairs: readonly GgufPair[]): number | undefined {
-  const alphas = pairs.map(({ scaling, pairs: [{ weightA }] }) => scaling * weightA.shape[0])
+  const alphas = pairs.map(({ scaling, a }) => scaling * a.shape[0])
   const [first] = alphas
   // 0 means a scaling of 1 there.
   return first !== 0 && alphas.every((alpha) => Math.abs(alpha - first) <= 1e-12 * Math.abs(first)) ? first : undefined
 }
 
 function writtenTensors(
-  { tensor, pairs, isStacked, scaling, heads, where }: GgufPair,
+  { tensor, a, b, count, isStacked, scaling, dtype: own, heads, where }: GgufPair,
   dtype: GgufFloat,
   alpha: number | undefined,
   halves: Set<string>,
 ): WrittenTensor[] {
   const factor = alpha === undefined ? scaling : 1
-  const isEmbedding = tensor === 'token_embd.weight'
   const written = (
     suffix: string,
-    [rows, columns]: readonly [number, number],
-    of: (pair: FactorPair) => Matrix,
+    { shape: [rows, columns], read, stored }: Factor,
+    change?: (matrix: Matrix) => Matrix,
   ): WrittenTensor => {
     const name = `${tensor}.${suffix}`
     const isHalf = dtype === 'Q8_0' && columns % 32 !== 0
     if (isHalf) halves.add(name)
-    return {
-      name,
-      shape: isStacked ? [pairs.length, rows, columns] : [rows, columns],
-      dtype: isHalf ? 'F16' : dtype,
-      values() {
-        const result = new Float32Array(pairs.length * rows * columns)
-        for (const [i, pair] of pairs.entries()) result.set(of(pair).data, i * rows * columns)
-        return result
-      },
+    const type = isHalf ? 'F16' : dtype
+    const shape = isStacked ? [count, rows, columns] : [rows, columns]
+    if (stored !== undefined && change === undefined && type === own) return { name, shape, dtype: type, bytes: stored }
+    const bytes = async () => {
+      const values = new Float32Array(count * rows * columns)
+      for (const [i, matrix] of (await read()).entries()) {
+        values.set((change?.(matrix) ?? matrix).data, i * rows * columns)
+      }
+      const encoded = encodeGguf(values, type)
+      if (type === 'Q8_0' || isFiniteStored(encoded, type)) return encoded
+      throw new NumericError({ where, what: `a value that is not finite in ${type}`, hint: 'Convert to bf16 or f32' })
     }
+    return { name, shape, dtype: type, bytes }
   }
-  const [r, k] = pairs[0].weightA.shape
-  const d = pairs[0].weightB.shape[0]
-  const a = isEmbedding
-    ? written('lora_a', [k, r], ({ weightA }) => transpose(weightA))
-    : written('lora_a', [r, k], ({ weightA }) => weightA)
-  const b = written('lora_b', [d, r], ({ weightB }) => {
-    const ordered = heads === undefined ? weightB : toGgufOrder(weightB, heads, where)
+  const isChanged = heads !== undefined || factor !== 1
+  const inOrder = (matrix: Matrix): Matrix => {
+    const ordered = heads === undefined ? matrix : toGgufOrder(matrix, heads, where)
     return factor === 1 ? ordered : { ...ordered, data: ordered.data.map((value) => factor * value) as Float32Array }
-  })
-  return [a, b]
+  }
+  return [
+    written('lora_a', tensor === 'token_embd.weight' ? turned(a) : a),
+    written('lora_b', b, isChanged ? inOrder : undefined),
+  ]
 }

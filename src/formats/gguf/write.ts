@@ -3,7 +3,7 @@
 import type { ByteSink } from '../../base/bytes.js'
 import { concatBytes } from '../../base/bytes.js'
 import { elementCount } from '../../base/tensor.js'
-import { encodeGguf, type GgufFloat, typeNumber } from './types.js'
+import { type GgufFloat, typeNumber } from './types.js'
 
 const ALIGNMENT = 32
 
@@ -20,15 +20,20 @@ export interface WrittenTensor {
   /** Row-major, as in PyTorch. The last dimension is a multiple of 32 for Q8_0. */
   readonly shape: readonly number[]
   readonly dtype: GgufFloat
-  /** Made when its turn comes. */
-  values(): Float32Array
+  /** In its type; asked for when its turn comes. */
+  bytes(): Uint8Array | Promise<Uint8Array>
 }
 
-/** Writes a whole file into a sink, which stays the caller's to commit. One tensor's bytes are in memory at a time. */
+/**
+ * Writes a whole file into a sink, which stays the caller's to commit. A tensor is written while the next one is read.
+ *
+ * @param onTensor called after each tensor
+ */
 export async function writeGguf(
   sink: ByteSink,
   metadata: ReadonlyMap<string, WrittenValue>,
   tensors: readonly WrittenTensor[],
+  onTensor?: (name: string) => Promise<void>,
 ): Promise<void> {
   const parts = [bytesOf([0x46554747, 3]), size(tensors.length), size(metadata.size)]
   for (const [key, value] of metadata) parts.push(text(key), ...valueBytes(value))
@@ -45,12 +50,22 @@ export async function writeGguf(
     at += aligned(lengths[i])
   })
   const header = concatBytes(parts)
-  await sink.write(header)
-  await sink.write(new Uint8Array(aligned(header.byteLength) - header.byteLength))
-  for (const [i, { dtype, values }] of tensors.entries()) {
-    await sink.write(encodeGguf(values(), dtype))
-    await sink.write(new Uint8Array(aligned(lengths[i]) - lengths[i]))
+  await sink.write(concatBytes([header, padding(header.byteLength)]))
+  // Its failure belongs to the tensor that is awaited later, also where a write fails before.
+  const ask = async (tensor: WrittenTensor | undefined) => tensor?.bytes()
+  let next = ask(tensors[0])
+  for (const [i, { name }] of tensors.entries()) {
+    const bytes = (await next)!
+    next = ask(tensors[i + 1])
+    next.catch(() => {})
+    await sink.write(bytes)
+    if (lengths[i] % ALIGNMENT !== 0) await sink.write(padding(lengths[i]))
+    await onTensor?.(name)
   }
+}
+
+function padding(bytes: number): Uint8Array {
+  return new Uint8Array(aligned(bytes) - bytes)
 }
 
 function byteLength(dtype: GgufFloat, shape: readonly number[]): number {

@@ -25,9 +25,14 @@ const TABLE_BYTES = 20
 /**
  * Writes a whole file into a sink, which stays the caller's to commit.
  *
+ * @param onTensor called after each tensor
  * @throws UnsupportedError when it would have 2 GiB or more
  */
-export async function writeOnnxAdapter(sink: ByteSink, tensors: readonly OnnxAdapterTensor[]): Promise<void> {
+export async function writeOnnxAdapter(
+  sink: ByteSink,
+  tensors: readonly OnnxAdapterTensor[],
+  onTensor?: (name: string) => Promise<void>,
+): Promise<void> {
   // The two vtables, which all tables of a kind share; the root table; the vector of parameters; then each parameter with its texts.
   const adapterTable = ROOT + 2 * VTABLE_BYTES
   const vector = adapterTable + TABLE_BYTES
@@ -97,6 +102,7 @@ export async function writeOnnxAdapter(sink: ByteSink, tensors: readonly OnnxAda
     await sink.write(new Uint8Array(data - written))
     await sink.write(new Uint8Array(Uint32Array.of(byteLength).buffer))
     await sink.write(tensors[i].data())
+    await onTensor?.(tensors[i].name)
     written = data + 4 + byteLength
   }
 }

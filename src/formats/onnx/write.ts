@@ -69,8 +69,8 @@ const MAX_ADDED_BYTES = 1 << 25
 const MIN_EXTERNAL_BYTES = 1024
 
 /**
- * Writes `proto`, a graph over `model`'s weights, to `path`. Weights go into a file of their own (`path` + `_data`, or
- * with the ending that the model's own file has) when the model had one or the whole would pass protobuf's 2 GiB.
+ * Writes `proto`, a graph over `model`'s weights, to `path`. Weights go into a separate file if the model had one, or if the whole
+ * would be larger than protobuf's 2 GiB. Its name is `path` + `_data`, or has the ending of the model's own file.
  *
  * @throws FormatError when `overrides` names an initializer that the graph does not have
  * @throws ShapeError when a writer gives more or fewer bytes than the weight has

@@ -3,8 +3,10 @@
 // products: the keys are never repeated in memory.
 
 import { TensorProto_DataType as DataType } from '../../formats/onnx/gen/onnx_pb.js'
-import { floatAttribute, intAttribute, intsAttribute } from '../view/attributes.js'
+import { inseparable, PACKED_ATTENTION, project } from '../match/forms/attention.js'
+import { floatAttribute, intAttribute } from '../view/attributes.js'
 import type { Builder, Value } from '../view/builder.js'
+import type { Graph } from '../view/graph.js'
 import { dimsIn, isTruth, type Lowering, type LoweringContext, refuse, refuseInputs } from './context.js'
 
 /** Below every score, finite so that a row without a key yields no NaN. */
@@ -181,18 +183,16 @@ const multiHeadAttention: Lowering = (context) => {
 /** Self-attention with its own projection, x·w + b = [q, k, v]. */
 const projectedAttention: Lowering = (context) => {
   const { g, node, inputs } = context
-  const [x, weight, bias, padding, , attentionBias] = inputs
   const heads = intAttribute(node, 'num_heads', 0)
   checkHeads(context, heads, heads)
-  const sizes = intsAttribute(node, 'qkv_hidden_sizes') ?? []
-  if (sizes.some((size) => size !== sizes[0]))
-    refuse(context, 'training with unequal qkv_hidden_sizes is not implemented')
-  if (intAttribute(node, 'do_rotary', 0) === 1) refuse(context, 'training with do_rotary is not implemented')
-  const projected = bias ? g.add(g.matmul(x, weight), bias) : g.matmul(x, weight)
-  const parts = g.node('Split', [g.reshape(projected, g.int([0, 0, 3, -1])), g.int([1, 1, 1])], { axis: 2 }, 3).output
-  const [query, key, value] = parts.map((part) => g.op('Squeeze', [part, g.int([2])]))
-  const { output } = attendPerHead(context, { query, key, value, heads, tokens: x, padding, attentionBias })
-  return [output]
+  const problem = inseparable(g.graph, node)
+  if (problem !== undefined) refuse(context, `training with ${problem} is not implemented`)
+  const width = dimsIn(g.graph, inputs[1])?.[1]
+  if (width === undefined)
+    return refuse(context, 'training needs the width of its weight, which the graph does not tell')
+  const [query, key, value] = project(g, node, width).parts
+  const [tokens, padding, attentionBias] = [inputs[0], inputs[3], inputs[5]]
+  return [attendPerHead(context, { query, key, value, heads, tokens, padding, attentionBias }).output]
 }
 
 interface PerHead extends Pick<Attention, 'query' | 'key' | 'value' | 'heads'> {
@@ -206,7 +206,7 @@ interface PerHead extends Pick<Attention, 'query' | 'key' | 'value' | 'heads'> {
 /** Attention with a key head for each query head, and the attributes that both operators of it have. */
 function attendPerHead(context: LoweringContext, { tokens, padding, attentionBias, ...parts }: PerHead): Attended {
   const { g, node } = context
-  const hidden = padding ? paddingBias(context, padding) : undefined
+  const hidden = padding ? paddingBias(context, padding, tokens, parts.key) : undefined
   return attend(g, {
     ...parts,
     keyHeads: parts.heads,
@@ -216,16 +216,41 @@ function attendPerHead(context: LoweringContext, { tokens, padding, attentionBia
   })
 }
 
-/** A mask of ones and zeros over keys, (B, T), or over queries and keys, (B, S, T), as what to add to the scores. */
-function paddingBias(context: LoweringContext, mask: Value): Value {
-  const { g, node } = context
+/**
+ * What hides keys, as what to add to the scores: numbers of keys that are seen, (B), or ones and zeros over keys, (B, T), or over queries
+ * and keys, (B, S, T). All nodes with the same mask share it.
+ */
+function paddingBias(context: LoweringContext, mask: Value, tokens: Value, key: Value): Value {
+  const { g, node, shared } = context
   const rank = dimsIn(g.graph, mask)?.length
-  if (rank !== 2 && rank !== 3) {
-    refuse(context, `training with a mask of ${rank ?? 'an unknown number of'} axes is not implemented; 2 and 3 are`)
+  if (rank !== 1 && rank !== 2 && rank !== 3) {
+    refuse(context, `training with a mask of ${rank ?? 'an unknown number of'} axes is not implemented; 1, 2 and 3 are`)
   }
-  const spread = g.unsqueeze(mask, rank === 2 ? [1, 2] : [1])
-  const hidden = g.float(floatAttribute(node, 'mask_filter_value', -10000))
-  return g.where(g.cast(spread, DataType.BOOL), g.float(0), hidden)
+  if (rank === 1 && !isLengths(g.graph, mask, tokens)) {
+    refuse(context, 'training with a mask of 1 axis is only implemented where it has one number for each row')
+  }
+  const filter = floatAttribute(node, 'mask_filter_value', -10000)
+  return shared(`padding ${mask} ${filter}`, () => {
+    const isSeen =
+      rank === 1 ? isBefore(g, key, mask) : g.cast(g.unsqueeze(mask, rank === 2 ? [1, 2] : [1]), DataType.BOOL)
+    return g.where(isSeen, g.float(0), g.float(filter))
+  })
+}
+
+/** (B, 1, 1, T): whether a key, (B, T, …), is one of the first ones of its row, as many as `lengths` (B) says. */
+function isBefore(g: Builder, key: Value, lengths: Value): Value {
+  const count = g.op('Gather', [g.shape(key), g.int(1)])
+  const places = g.cast(g.op('Range', [g.int(0), count, g.int(1)]), DataType.INT32)
+  return g.op('Less', [places, g.unsqueeze(g.cast(lengths, DataType.INT32), [1, 2, 3])])
+}
+
+/** Whether a mask of one axis has one number for each row, and not several: a sum over a mask, or of the batch's size. */
+function isLengths(graph: Graph, mask: Value, tokens: Value): boolean {
+  const maker = graph.producer(mask)
+  if (maker?.opType === 'Cast') return isLengths(graph, maker.input[0], tokens)
+  if (maker?.opType === 'ReduceSum' || maker?.opType === 'EmbedLayerNormalization') return true
+  const [size, batch] = [dimsIn(graph, mask)?.[0], dimsIn(graph, tokens)?.[0]]
+  return size !== undefined && size === batch
 }
 
 /** Attention of ONNX's opset 23: https://onnx.ai/onnx/operators/onnx__Attention.html */
@@ -264,6 +289,6 @@ const standardAttention: Lowering = (context) => {
 export const ATTENTION: Readonly<Record<string, Lowering>> = {
   'com.microsoft:GroupQueryAttention': groupQueryAttention,
   'com.microsoft:MultiHeadAttention': multiHeadAttention,
-  'com.microsoft:Attention': projectedAttention,
+  [PACKED_ATTENTION]: projectedAttention,
   Attention: standardAttention,
 }

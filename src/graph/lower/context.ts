@@ -59,6 +59,18 @@ export function dimsIn(graph: Graph, value: Value): readonly (number | undefined
       const shape = graph.constant(maker.input[1])
       return shape && integersOf(shape)?.map((dim) => (dim > 0 ? dim : undefined))
     }
+    case 'ReduceSum': {
+      const axes = graph.constant(maker.input[1] ?? '')
+      const summed = (axes && integersOf(axes)) ?? intsAttribute(maker, 'axes')
+      const known = before()
+      const isFlat = summed !== undefined && intAttribute(maker, 'keepdims', 1) === 0
+      return isFlat
+        ? known?.filter((_, axis) => !summed.includes(axis) && !summed.includes(axis - known.length))
+        : undefined
+    }
+    case 'EmbedLayerNormalization':
+      // Hidden states, the number of tokens of each row, and the sum of the embeddings.
+      return maker.output.indexOf(value) === 1 ? before()?.slice(0, 1) : undefined
     default:
       return undefined
   }

@@ -4,6 +4,7 @@
 import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
 import type { Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
+import { ATTENTION } from './forms/attention.js'
 import type { Product } from './forms/form.js'
 import { findProduct } from './forms/forms.js'
 import type { Linear } from './linear.js'
@@ -25,7 +26,8 @@ export function findLinears(graph: Graph, modules: ModuleMap = {}): Linear[] {
     const mapped = named.get(node.name) ?? named.get(weight)
     const name = mapped ?? moduleName(graph, product)
     const linear: Linear = { ...product, name, isHead: heads.has(product), fused: undefined }
-    return (mapped === undefined ? packedParts(graph, linear) : undefined) ?? [linear]
+    const isPacked = mapped === undefined || product.form === ATTENTION
+    return (isPacked ? packedParts(graph, linear) : undefined) ?? [linear]
   })
 }
 
@@ -98,8 +100,27 @@ function withAliases(name: string): string {
   return name.replace(/(\blayers\.\d+)\.attn\.(?=(q|k|v|o|qkv)_proj$)/, '$1.self_attn.')
 }
 
+/**
+ * Takes layers out of the operators that they are a part of, so that what they give can be changed. The graph computes the same.
+ *
+ * @returns the layers as they are then, in the same order
+ */
+export function exposeProducts(graph: Graph, linears: readonly Linear[]): Linear[] {
+  const exposed = new Map<NodeProto, Product>()
+  return linears.map((linear) => {
+    if (linear.form.expose === undefined) return linear
+    const product =
+      exposed.get(linear.node) ?? linear.form.expose(graph, { ...linear, d: linear.fused?.width ?? linear.d })
+    exposed.set(linear.node, product)
+    const { form, node, last, output } = product
+    return { ...linear, form, node, last, output }
+  })
+}
+
 function moduleName(graph: Graph, product: Product): string {
-  const { node, weight, output } = product
+  const { node, weight, output, form } = product
+  // The optimizer names such nodes anew, but not what they give.
+  if (form === ATTENTION) return nodeScope(node) ?? pathScope(output) ?? node.name
   const name =
     scopeName(node) ?? nodeModule(node.name) ?? parameterModule(weight) ?? biasModule(graph, product) ?? node.name
   return withAliases(name === '' ? output : name)
@@ -119,8 +140,13 @@ function scopeName(node: NodeProto): string | undefined {
 
 /** The module that a node of any kind belongs to, from its metadata or its name. */
 export function nodeScope(node: NodeProto): string | undefined {
-  const segments = node.name.replace(/^\//, '').split('/').slice(0, -1)
-  return scopeName(node) ?? (segments.length === 0 ? undefined : withAliases(segments.join('.')))
+  return scopeName(node) ?? pathScope(node.name)
+}
+
+/** /model/layers.0/self_attn/Reshape_1 → model.layers.0.self_attn */
+function pathScope(name: string): string | undefined {
+  const segments = name.replace(/^\//, '').split('/').slice(0, -1)
+  return segments.length === 0 ? undefined : withAliases(segments.join('.'))
 }
 
 /** /model/layers.0/self_attn/q_proj/MatMul → model.layers.0.self_attn.q_proj */

@@ -2,6 +2,7 @@
 
 import { ConfigError, MismatchError, nearMisses } from '../../base/errors.js'
 import { isAllLinear, type TargetRules, targetMatcher } from '../../lora/patterns/patterns.js'
+import { ATTENTION } from './forms/attention.js'
 import type { Linear } from './linears.js'
 import { missingError } from './missing-layers.js'
 
@@ -38,11 +39,13 @@ export function matchTargets(linears: readonly Linear[], rules: TargetRules): Li
   return nonEmpty(found, [targetModules].flat().join(','), linears)
 }
 
-/** Fused layers as one layer each: Phi-3's qkv_proj is a module of its own. */
+/** Fused layers as one layer each: Phi-3's qkv_proj is a module of its own. What an operator packs by itself is none. */
 function wholeModules(linears: readonly Linear[]): Linear[] {
   return linears.flatMap((linear) => {
-    const { fused } = linear
-    return fused?.start === 0 ? [{ ...linear, name: fused.module, d: fused.width, fused: undefined }] : []
+    const { fused, form } = linear
+    return fused?.start === 0 && form !== ATTENTION
+      ? [{ ...linear, name: fused.module, d: fused.width, fused: undefined }]
+      : []
   })
 }
 

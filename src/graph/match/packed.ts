@@ -7,6 +7,7 @@ import { LoraLayer } from '../../lora/layer.js'
 import { intAttribute, intsAttribute } from '../view/attributes.js'
 import type { Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
+import { ATTENTION, attentionWidths } from './forms/attention.js'
 import type { Linear } from './linear.js'
 
 /** Modules that some models have as one and some exporters as several, with their parts in order. */
@@ -22,6 +23,7 @@ const PACKED: Readonly<Record<string, readonly string[]>> = {
  * @returns undefined for a product of one layer, or where the widths cannot be told
  */
 export function packedParts(graph: Graph, linear: Linear): Linear[] | undefined {
+  if (linear.form === ATTENTION) return attentionParts(linear)
   const at = linear.name.lastIndexOf('.') + 1
   const names = Object.hasOwn(PACKED, linear.name.slice(at)) ? PACKED[linear.name.slice(at)] : undefined
   if (names === undefined) return undefined
@@ -35,12 +37,37 @@ export function packedParts(graph: Graph, linear: Linear): Linear[] | undefined 
     headWidths(consumers, linear.d) ?? splitWidths(graph, consumers) ?? sliceWidths(graph, consumers, output)
   const total = widths?.reduce((sum, width) => sum + width, 0)
   if (widths === undefined || widths.length !== names.length || total !== linear.d) return undefined
+  return partsOf(
+    linear,
+    names.map((name) => linear.name.slice(0, at) + name),
+    widths,
+  )
+}
+
+function partsOf(linear: Linear, names: readonly string[], widths: readonly number[]): Linear[] {
   let start = 0
   return names.map((name, i) => {
     const fused = { module: linear.name, start, width: linear.d }
     start += widths[i]
-    return { ...linear, name: linear.name.slice(0, at) + name, d: widths[i], fused }
+    return { ...linear, name, d: widths[i], fused }
   })
+}
+
+/** How the layers that ONNX Runtime's optimizer packs are called, by the module that they are in. */
+const ATTENTION_NAMES: readonly (readonly [module: RegExp, names: readonly string[]])[] = [
+  [/\btransformer\.layer\.\d+\.attention$/, ['q_lin', 'k_lin', 'v_lin']], // DistilBERT
+  [/\b(self_attn|encoder_attn)$/, ['q_proj', 'k_proj', 'v_proj']], // BART, Whisper, CLIP
+  [/\battention\.attn$/, ['q', 'k', 'v']], // MPNet
+  [/\bh\.\d+\.attn$/, ['c_attn']], // GPT-2 has all three in one module
+]
+const BERT_NAMES = ['query', 'key', 'value']
+
+/** The layers of an Attention operator; its name is that of the module that they are in. */
+function attentionParts(linear: Linear): Linear[] {
+  const { name: module, node, d } = linear
+  const names = ATTENTION_NAMES.find(([pattern]) => pattern.test(module))?.[1] ?? BERT_NAMES
+  const own = names.map((name) => `${module}.${name}`)
+  return own.length === 1 ? [{ ...linear, name: own[0] }] : partsOf(linear, own, attentionWidths(node, d))
 }
 
 /** Of an attention operator that takes query, key and value as one. */

@@ -7,6 +7,7 @@ import { dimsOf } from '../../formats/onnx/tensors.js'
 import { floatAttribute, intAttribute, intsAttribute } from '../view/attributes.js'
 import type { Graph } from '../view/graph.js'
 import { entryOf, operatorOf } from '../view/operators.js'
+import { PACKED_ATTENTION } from './forms/attention.js'
 import { constantWeight } from './forms/constant-weight.js'
 import { type Linear, nodeScope, parameterModule } from './linears.js'
 
@@ -96,6 +97,7 @@ export interface BiasPlace extends Place {
 /** The input in which products take a bias, by operator. */
 const BIAS_INPUTS: Readonly<Record<string, number>> = {
   Gemm: 2,
+  [PACKED_ATTENTION]: 2,
   'com.microsoft:MatMulNBits': 5,
   'com.microsoft:DynamicQuantizeMatMul': 4,
   'com.microsoft:MatMulIntegerToFloat': 6,

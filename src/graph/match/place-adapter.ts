@@ -6,6 +6,7 @@ import type { LoraAdapter } from '../../lora/adapter.js'
 import type { LoraLayer } from '../../lora/layer.js'
 import type { Graph } from '../view/graph.js'
 import { operatorOf } from '../view/operators.js'
+import { inseparable, PACKED_ATTENTION } from './forms/attention.js'
 import type { Linear } from './linears.js'
 import { matchLayers, moduleFinder } from './match.js'
 import { splitForGraph } from './packed.js'
@@ -26,6 +27,7 @@ const OPAQUE = new Set([
   'MatMulIntegerToFloat',
   'DynamicQuantizeMatMul',
   'MatMulBnb4',
+  'QAttention',
   'Loop',
   'Scan',
 ])
@@ -79,10 +81,13 @@ function matchOrRefuse<T extends { name: string; d: number; k: number }>(
     const { find } = moduleFinder(linears)
     const asksForQkv = layers.some(({ name }) => QUERY_KEY_VALUE.test(name) && find(name) === undefined)
     const isOpaque = (node: NodeProto) =>
-      OPAQUE.has(node.opType) || (asksForQkv && operatorOf(node) === 'com.microsoft:Attention')
+      OPAQUE.has(node.opType) || (asksForQkv && operatorOf(node) === PACKED_ATTENTION)
     const opaque = graph.nodes.filter((node) => isOpaque(node) && !found.has(node))
     if (opaque.length === 0 || layers.every(({ name }) => names.has(name))) throw error
-    const shown = opaque.slice(0, 4).map(({ name, opType }) => `${name} (${opType})`)
+    const shown = opaque.slice(0, 4).map((node) => {
+      const problem = operatorOf(node) === PACKED_ATTENTION ? inseparable(graph, node) : undefined
+      return `${node.name} (${node.opType}${problem === undefined ? '' : ` with ${problem}`})`
+    })
     throw new UnsupportedError({
       where: 'ONNX model',
       what: 'modules of the adapter are missing from the graph, or in a form that cannot be adapted',

@@ -7,7 +7,7 @@ import { loraInputs, valueInfo } from '../inject/inject.js'
 import { TrainableLinears } from '../inject/trainable.js'
 import { dropEmptyCache } from '../inputs/cache.js'
 import { findProduct } from '../match/forms/forms.js'
-import { findLinears, type Linear, type ModuleMap, reachesRowWise } from '../match/linears.js'
+import { exposeProducts, findLinears, type Linear, type ModuleMap, reachesRowWise } from '../match/linears.js'
 import { matchLayers } from '../match/match.js'
 import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
@@ -64,7 +64,7 @@ export function buildForward(graph: Graph, objective: Objective, options: Forwar
   dropEmptyCache(graph)
   graph.prune()
 
-  const linears = findLinears(graph, options.modules)
+  const linears = exposeProducts(graph, findLinears(graph, options.modules))
   const placed = matchLayers(linears, options.layers)
   const adapted = new Map(placed.map(({ linear }) => [linear.node, linear.last.output[0]]))
   const trained = linearsOnPath(graph, linears, adapted, sum, own)

@@ -29,8 +29,8 @@ export const RETRY_MS = 1000
 const MAX_REDIRECTS = 8
 
 /**
- * Why the Hub gave nothing: it cannot be reached for now, it keeps what was asked for from the asker (or knows no such repository,
- * which it does not tell apart), or the repository has no such revision or file. With the first two, what is cached may do.
+ * Why the Hub gave nothing. `unreachable`: it cannot be reached for now. `access`: the asker may not have it, or there is no such
+ * repository; the Hub does not say which. `absent`: the repository has no such revision or file. With the first two, the cache may do.
  */
 export class HubError extends FileError {
   /** Node prints it in front of the stack: callers know the class as FileError. */

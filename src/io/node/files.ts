@@ -191,7 +191,9 @@ class FileSource implements ByteSource {
 
   async read(offset: number, byteLength: number): Promise<Uint8Array> {
     checkRange(this, offset, byteLength)
-    const result = new Uint8Array(byteLength)
+    // All bytes are read before anyone sees them, so they need not be zeros first.
+    const { buffer, byteOffset } = Buffer.allocUnsafeSlow(byteLength)
+    const result = new Uint8Array(buffer, byteOffset, byteLength)
     let done = 0
     try {
       while (done < byteLength) {

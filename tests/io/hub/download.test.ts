@@ -6,7 +6,9 @@ import path from 'node:path'
 import { describe, expect, test } from 'vitest'
 import { readAll } from '../../../src/base/bytes.js'
 import { sha256 } from './server.js'
-import { blob, contentOf, current, failure, inCache, isWeights, noise, open, text, WEIGHTS } from './toolkit.js'
+import { blob, contentOf, current, failure, inCache, isWeights, noise, open, text, useHub, WEIGHTS } from './toolkit.js'
+
+useHub()
 
 describe('a download', () => {
   const file = 'onnx/model.onnx'

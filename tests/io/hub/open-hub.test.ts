@@ -3,7 +3,22 @@ import path from 'node:path'
 import { beforeEach, describe, expect, test } from 'vitest'
 import { readAll, readJson } from '../../../src/base/bytes.js'
 import { gitSha1, STRANGER, sha256, TOKEN } from './server.js'
-import { blob, contentOf, current, FILES, failure, inCache, isWeights, noise, open, text, WEIGHTS } from './toolkit.js'
+import {
+  blob,
+  contentOf,
+  current,
+  FILES,
+  failure,
+  inCache,
+  isWeights,
+  noise,
+  open,
+  text,
+  useHub,
+  WEIGHTS,
+} from './toolkit.js'
+
+useHub()
 
 describe('what comes', () => {
   test('the files that are opened and no others, into the layout of huggingface_hub', async () => {

@@ -3,7 +3,9 @@
 import { mkdir, readdir, readFile, readlink, symlink, writeFile } from 'node:fs/promises'
 import path from 'node:path'
 import { describe, expect, test } from 'vitest'
-import { contentOf, current, failure, inCache, open, text } from './toolkit.js'
+import { contentOf, current, failure, inCache, open, text, useHub } from './toolkit.js'
+
+useHub()
 
 type Description = Record<string, { link: string } | { content: string }>
 const golden = JSON.parse(await readFile(path.join(import.meta.dirname, '../../golden/hub-cache.json'), 'utf8')) as {

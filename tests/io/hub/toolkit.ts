@@ -28,18 +28,21 @@ export const isWeights = (bytes: Uint8Array) => Buffer.compare(bytes, WEIGHTS) =
 /** Of the test that runs. */
 export const current = { home: '', hub: new FakeHub(), progress: [] as DownloadProgress[], warnings: [] as string[] }
 
-beforeEach(async () => {
-  current.home = await mkdtemp(path.join(tmpdir(), 'lowrank-hub-'))
-  current.hub = await new FakeHub().start()
-  current.hub.repositories.set('org/model', { files: FILES, lfs: ['onnx/model.onnx', 'pytorch_model.bin'] })
-  current.progress = []
-  current.warnings = []
-})
+/** Called once by each file of tests that uses `current`. */
+export function useHub(): void {
+  beforeEach(async () => {
+    current.home = await mkdtemp(path.join(tmpdir(), 'lowrank-hub-'))
+    current.hub = await new FakeHub().start()
+    current.hub.repositories.set('org/model', { files: FILES, lfs: ['onnx/model.onnx', 'pytorch_model.bin'] })
+    current.progress = []
+    current.warnings = []
+  })
 
-afterEach(async () => {
-  await current.hub.stop()
-  await rm(current.home, { recursive: true, force: true })
-})
+  afterEach(async () => {
+    await current.hub.stop()
+    await rm(current.home, { recursive: true, force: true })
+  })
+}
 
 export function open(id: string, more: Record<string, string> = {}, options: OpenHubOptions = {}) {
   return openHub(parseSource(`hf:${id}`, { where: 'model' }) as HubSource, {

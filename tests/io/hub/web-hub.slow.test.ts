@@ -6,7 +6,9 @@ import { browser, buildPage } from '../../browser.js'
 import { FakeCaches } from './fake-caches.js'
 import { golden, publish } from './publish.js'
 import { type FakeHub, sha256, TOKEN } from './server.js'
-import { current, FILES, failure, isWeights, noise, text } from './toolkit.js'
+import { current, FILES, failure, isWeights, noise, text, useHub } from './toolkit.js'
+
+useHub()
 
 const LARGE = noise(20 << 20)
 

@@ -140,48 +140,11 @@ test('alternatives that begin alike match what they match apart', () => {
   )
 })
 
-describe('a thousand layers', () => {
+test('keys that are names of a thousand layers take no steps', () => {
   const names = Array.from({ length: 1000 }, (_, i) => `base_model.model.model.layers.${i}.self_attn.q_proj`)
-  const list = names.map((name) => name.slice('base_model.model.'.length).replaceAll('.', '\\.')).join('|')
-
-  /** Steps for all names. */
-  function stepsFor(targetModules: string): number {
-    const rules = { targetModules }
-    const isMatch = targetMatcher(rules)
-    try {
-      for (const name of names) isMatch(name)
-    } catch (error) {
-      expect(error).toBeInstanceOf(ConfigError)
-      expect((error as Error).message).toContain('too long to match')
-    }
-    return stepsOf(rules).steps
-  }
-
-  test.each<[string, string]>([
-    ['a list of their names', `.*(${list})`],
-    ['an ordinary expression', '.*\\.layers\\.(?:[0-9]|1[0-5])\\..*(?:q|k|v|o)_proj'],
-  ])('%s need a tenth of the limit', (_, expression) => {
-    expect(stepsFor(expression)).toBeLessThan(MAX_TOTAL_STEPS / 8)
-  })
-
-  test.each<[string, string]>([
-    ['repeats of repeats', '(a*){60000}\\d+'],
-    ['dots', `${'.*'.repeat(1000)}Z`],
-    ['sets', `${'[\\w.]*'.repeat(500)}!`],
-    ['looking behind', '.*(?<=.*.*.*Z)'],
-    ['looking ahead', `${'(?=.*!)|'.repeat(2000)}!`],
-    ['references', '(.*)(.*)\\1\\2Z'],
-    ['nested loops', '((.*)*)*Z'],
-  ])('%s end at the limit', (_, expression) => {
-    // One text goes over it by its own limit at most.
-    expect(stepsFor(expression)).toBeLessThan(MAX_TOTAL_STEPS * 1.2)
-  })
-
-  test('keys that are names take no steps', () => {
-    const keys = names.map((name) => `^${name.replaceAll('.', '\\.')}`)
-    const total = { steps: 0 }
-    const table = new PatternTable(Object.fromEntries(keys.map((key, i) => [key, i])), 'rankPattern', total)
-    expect(names.map((name) => table.find(name))).toEqual(names.map((_, i) => i))
-    expect(total.steps).toBe(0)
-  })
+  const keys = names.map((name) => `^${name.replaceAll('.', '\\.')}`)
+  const total = { steps: 0 }
+  const table = new PatternTable(Object.fromEntries(keys.map((key, i) => [key, i])), 'rankPattern', total)
+  expect(names.map((name) => table.find(name))).toEqual(names.map((_, i) => i))
+  expect(total.steps).toBe(0)
 })

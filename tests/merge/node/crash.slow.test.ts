@@ -9,20 +9,17 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import type { TensorSketch } from '../toolkit.js'
-import { buildMerge } from './build.js'
-import { fromDisk, layOutFiles, type MergeFilesOptions, mergeFiles } from './disk.js'
+import { fromDisk, layOutFiles, MERGE, type MergeFilesOptions, mergeFiles } from './disk.js'
 
 const SKETCHES: TensorSketch[] = [
   ['a_proj.weight', 'F32', [40, 24]],
   ['b_proj.weight', 'BF16', [30, 24]],
 ]
 
-let code: Awaited<ReturnType<typeof buildMerge>>
 let scratch: string
 let script: string
 let setup: Awaited<ReturnType<typeof layOutFiles>>
 beforeAll(async () => {
-  code = await buildMerge()
   scratch = await mkdtemp(path.join(tmpdir(), 'merge-crash-'))
   setup = await layOutFiles(scratch, SKETCHES, { shards: 2, files: { 'tokenizer.json': '{}' } })
   script = path.join(scratch, 'merge.mjs')
@@ -45,12 +42,11 @@ beforeAll(async () => {
     killBefore(fs, ['openSync', 'writeSync', 'rmSync'])
     killBefore(fs.promises, ['mkdir', 'rm', 'rmdir', 'rename', 'unlink', 'link', 'writeFile', 'open'])
     syncBuiltinESMExports()
-    const { merge } = await import(${JSON.stringify(code.merge)})
+    const { merge } = await import(${JSON.stringify(MERGE)})
     await merge({ base, adapters: adapter, out, ...JSON.parse(options) })`,
   )
 })
 afterAll(async () => {
-  await code.remove()
   await rm(scratch, { recursive: true, force: true })
 })
 

@@ -10,6 +10,9 @@ import { merge, planMerge, unmerge } from '../../../src/merge/node/merge.js'
 import { saveAdapter } from '../../../src/peft/adapter-folder.js'
 import { adapter, type BaseOptions, base, type TensorSketch } from '../toolkit.js'
 
+/** The built merge: child processes and worker threads cannot run TypeScript. */
+export const MERGE = new URL('../../../dist/merge/node/merge.js', import.meta.url).href
+
 export async function toDisk(directory: MemoryDirectory, folder: string): Promise<string> {
   for (const [name, bytes] of directory.files) {
     const target = path.join(folder, name)

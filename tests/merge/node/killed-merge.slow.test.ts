@@ -8,8 +8,7 @@ import path from 'node:path'
 import { promisify } from 'node:util'
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest'
 import type { TensorSketch } from '../toolkit.js'
-import { buildMerge } from './build.js'
-import { digest, expected, layOutFiles, mergeFiles, partialShard, partialsOf, weights } from './disk.js'
+import { digest, expected, layOutFiles, MERGE, mergeFiles, partialShard, partialsOf, weights } from './disk.js'
 
 let folder: string
 beforeEach(async () => {
@@ -20,13 +19,11 @@ afterEach(() => rm(folder, { recursive: true, force: true }))
 describe('mergeFiles in threads', () => {
   // 30 MB in 6 files.
   const LARGE: TensorSketch[] = Array.from({ length: 6 }, (_, i) => [`layers.${i}.a_proj.weight`, 'BF16', [600, 4096]])
-  let code: Awaited<ReturnType<typeof buildMerge>>
   let script: string
   let scratch: string
   /** In one file, made once: the normal values of 30 MB take seconds. */
   let single: ReturnType<typeof layOutFiles> | undefined
   beforeAll(async () => {
-    code = await buildMerge()
     scratch = await mkdtemp(path.join(tmpdir(), 'merge-script-'))
     script = path.join(scratch, 'merge.mjs')
     await writeFile(
@@ -42,7 +39,7 @@ describe('mergeFiles in threads', () => {
         return result
       }
       syncBuiltinESMExports()
-      const { merge, unmerge } = await import(${JSON.stringify(code.merge)})
+      const { merge, unmerge } = await import(${JSON.stringify(MERGE)})
       const { sign, ...rest } = JSON.parse(options)
       const work = sign === -1 ? unmerge({ merged: base, adapters: adapter, out, ...rest }) : merge({ base, adapters: adapter, out, ...rest })
       const report = await work.catch((error) => ({ error: { ...error, what: error.what } }))
@@ -50,7 +47,6 @@ describe('mergeFiles in threads', () => {
     )
   })
   afterAll(async () => {
-    await code.remove()
     await rm(scratch, { recursive: true, force: true })
   })
 
@@ -75,7 +71,7 @@ describe('mergeFiles in threads', () => {
   it('merges for a program that is a text', async () => {
     const setup = await layOutFiles(folder, [['a_proj.weight', 'BF16', [40, 24]]])
     const { base, adapter: adapters, out } = setup
-    const program = `import { merge } from ${JSON.stringify(code.merge)}
+    const program = `import { merge } from ${JSON.stringify(MERGE)}
       await merge(${JSON.stringify({ base, adapters, out, threads: 2 })})`
     await promisify(execFile)(process.execPath, ['--input-type=module', '-e', program])
     expect(await weights(setup.out)).toEqual(await expected(setup))

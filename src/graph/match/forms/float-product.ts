@@ -7,7 +7,7 @@ import { dataTypeName, dimsOf } from '../../../formats/onnx/tensors.js'
 import { floatAttribute, intAttribute } from '../../view/attributes.js'
 import { operatorOf } from '../../view/operators.js'
 import { constantWeight } from './constant-weight.js'
-import type { Form, FormName } from './form.js'
+import type { Form, FormName, ReadLines } from './form.js'
 
 /** ONNX's float types that weights are read and written in, in safetensors' spelling. */
 export const FLOAT_DTYPES: Partial<Record<number, FloatDtype>> = {
@@ -40,23 +40,26 @@ function floatProduct(name: FormName & ('MatMul' | 'Gemm')): Form {
       }
     },
 
-    async openLines(model, graph, { node, weight, problem }) {
-      const tensor = graph.constant(weight)
-      const dtype = tensor && FLOAT_DTYPES[tensor.dataType]
-      if (tensor === undefined || dtype === undefined || problem !== undefined) {
-        throw new UnsupportedError({
-          where: `node ${node.name}`,
-          what: 'its weight cannot be read',
-          expected: 'a weight in f32, f16 or bf16, which its node does not multiply',
-          got: problem ?? (tensor === undefined ? 'no constant' : dataTypeName(tensor.dataType)),
-        })
-      }
-      const lineBytes = dimsOf(tensor)[1] * (dtype === 'F32' ? 4 : 2)
-      return async (first, count) =>
-        decodeFloats(await model.readPart(tensor, first * lineBytes, count * lineBytes), dtype)
-    },
+    openLines: openFloatLines,
   }
   return form
+}
+
+/** Opens a float weight for reading. Throws UnsupportedError naming the node for one that cannot be read. */
+export async function openFloatLines(...[model, graph, product]: Parameters<Form['openLines']>): Promise<ReadLines> {
+  const { node, weight, problem } = product
+  const tensor = graph.constant(weight)
+  const dtype = tensor && FLOAT_DTYPES[tensor.dataType]
+  if (tensor === undefined || dtype === undefined || problem !== undefined) {
+    throw new UnsupportedError({
+      where: `node ${node.name}`,
+      what: 'its weight cannot be read',
+      expected: 'a weight in f32, f16 or bf16, which its node does not multiply',
+      got: problem ?? (tensor === undefined ? 'no constant' : dataTypeName(tensor.dataType)),
+    })
+  }
+  const lineBytes = dimsOf(tensor)[1] * (dtype === 'F32' ? 4 : 2)
+  return async (first, count) => decodeFloats(await model.readPart(tensor, first * lineBytes, count * lineBytes), dtype)
 }
 
 export const MATMUL: Form = floatProduct('MatMul')

@@ -14,6 +14,7 @@ export type FormName =
   | 'MatMulInteger'
   | 'DynamicQuantizeMatMul'
   | 'DequantizeLinear'
+  | 'Attention'
 
 /** A product of an input and a constant weight, as one node or a few: output (…, d) = input (…, k) @ W. */
 export interface Product {
@@ -62,4 +63,11 @@ export interface Form {
    * @returns (d, k), or (k, d), as stored
    */
   dequantize?(g: Builder, product: Product): Value
+  /**
+   * For products that are a part of what their node computes: replaces the node by nodes of which one is the product, so that its output
+   * can be changed.
+   *
+   * @returns the same product, as it is then
+   */
+  expose?(graph: Graph, product: Product): Product
 }

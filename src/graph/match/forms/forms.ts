@@ -2,6 +2,7 @@
 
 import type { NodeProto } from '../../../formats/onnx/gen/onnx_pb.js'
 import type { Graph } from '../../view/graph.js'
+import { ATTENTION } from './attention.js'
 import { DEQUANTIZE_LINEAR } from './dequantize-linear.js'
 import { GEMM, MATMUL } from './float-product.js'
 import type { Form, Product } from './form.js'
@@ -17,6 +18,7 @@ export const FORMS: readonly Form[] = [
   MATMUL_INTEGER,
   DYNAMIC_QUANTIZE_MATMUL,
   DEQUANTIZE_LINEAR,
+  ATTENTION,
 ]
 
 /** The product by a constant weight that a node computes; undefined if it computes none. */

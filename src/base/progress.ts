@@ -1,6 +1,6 @@
 // What the tools tell while they run, and how they are stopped.
 
-import type { SignalLike } from '../base/globals.js'
+import type { SignalLike } from './globals.js'
 
 /** How far a tool is. */
 export interface ToolProgress {
@@ -19,9 +19,13 @@ export interface ToolRun {
   signal?: SignalLike | undefined
 }
 
-/** Counts steps; lets the event loop run between them, so that a signal can arrive. */
+/** How long a tool works before the event loop runs, in milliseconds. */
+const TURN_MS = 20
+
+/** Counts steps; lets the event loop run from time to time, so that a signal can arrive. */
 export class Steps {
   #done = 0
+  #lastTurn = Date.now()
   readonly #total: number
   readonly #run: ToolRun
 
@@ -34,7 +38,10 @@ export class Steps {
   async next(name: string): Promise<void> {
     this.#done++
     this.#run.onProgress?.({ done: this.#done, total: this.#total, name })
-    await new Promise((resolve) => setTimeout(resolve, 0))
+    if (Date.now() - this.#lastTurn >= TURN_MS) {
+      await new Promise((resolve) => setTimeout(resolve, 0))
+      this.#lastTurn = Date.now()
+    }
     const { signal } = this.#run
     if (signal?.aborted) throw signal.reason
   }

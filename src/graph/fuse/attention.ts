@@ -1,0 +1,226 @@
+// Attention that an exporter wrote out, softmax(s·q·kᵀ + mask)·v over a cache and the new tokens, as one GroupQueryAttention. A step of
+// one token then takes a tenth of the operators, each of which costs more than its few numbers. Only for providers that add a bias:
+// https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.GroupQueryAttention
+
+import { TensorProto_DataType as DataType, type NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
+import { valueInfo } from '../inject/inject.js'
+import { isCacheInput } from '../inputs/cache.js'
+import { dimsOfInput, typeOf } from '../inputs/roles.js'
+import { findLinears, type Linear } from '../match/linears.js'
+import { intAttribute } from '../view/attributes.js'
+import { Builder, sharedValue, type Value } from '../view/builder.js'
+import type { Graph } from '../view/graph.js'
+import { addBias, type Mask, maskOf } from './bias.js'
+import { bothWays, concatenated, dimensionOf, makerOf, scalarOf, transposed, unsqueezed } from './patterns.js'
+import { type Rotation, rotate, rotationOf } from './rotary.js'
+
+/** Keys or values: those of the cache, and the new ones behind them. */
+interface Joined {
+  readonly past: Value
+  readonly present: Value
+  readonly node: NodeProto
+  /** (batch, heads, sequence, size) */
+  readonly fresh: Value
+  readonly heads: number
+  readonly size: number
+}
+
+interface Attention {
+  readonly query: Value
+  readonly key: Joined
+  readonly value: Joined
+  readonly heads: number
+  readonly scale: number
+  readonly mask: Mask
+  /** Gives (batch, sequence, heads · size). */
+  readonly last: NodeProto
+}
+
+const [SPLIT_HEADS, SWAP_LAST] = [
+  [0, 2, 1, 3],
+  [0, 1, 3, 2],
+]
+
+/**
+ * Puts one node in the place of each attention that is written out over a cache in float32. Others stay as they are.
+ *
+ * @returns how many there were
+ */
+export function fuseAttention(graph: Graph): number {
+  const softmaxes = graph.nodes.filter(({ opType }) => opType === 'Softmax')
+  // The branches of a merged decoder compute the same attention twice, with and without a cache.
+  const isMerged = graph.nodes.some(({ opType }) => opType === 'If')
+  if (isMerged || softmaxes.length === 0 || !graph.inputs.some(isCacheInput)) return 0
+  const linears = new Map(findLinears(graph).map((linear) => [linear.last.output[0], linear]))
+  const found = softmaxes.flatMap((node) => attentionAt(graph, node, linears) ?? [])
+  const g = new Builder(graph, 'attention')
+  const shared = new Map<string, Value>()
+  for (const attention of found) replace(g, attention, linears, shared)
+  if (found.length > 0) {
+    graph.requireOpset('com.microsoft', 1)
+    graph.prune()
+  }
+  return found.length
+}
+
+function attentionAt(graph: Graph, softmax: NodeProto, linears: ReadonlyMap<Value, Linear>): Attention | undefined {
+  if (![-1, 3].includes(intAttribute(softmax, 'axis', -1))) return undefined
+  const product = readerOf(graph, withoutNaN(graph, softmax.output[0]), 'MatMul')
+  const last = product && flattened(graph, product.output[0])
+  const value = product && joined(graph, unrepeated(graph, product.input[1]))
+  if (last === undefined || value === undefined) return undefined
+  for (const [scores, added] of bothWays(makerOf(graph, softmax.input[0], 'Add'))) {
+    const scaled = unscaled(graph, scores)
+    const inner = makerOf(graph, scaled.value, 'MatMul')
+    if (inner === undefined) continue
+    const query = unscaled(graph, inner.input[0], value.size)
+    const turned = unscaled(graph, inner.input[1], value.size)
+    const repeated = unscaled(graph, transposed(graph, turned.value, SWAP_LAST) ?? '', value.size)
+    const key = joined(graph, unrepeated(graph, repeated.value))
+    const heads = headsOf(graph, query.value, value.size, linears)
+    if (key === undefined || heads === undefined || key.size !== value.size || key.heads !== value.heads) continue
+    const mask = maskOf(graph, added, new Set([repeated.value, key.present]))
+    if (mask === undefined || heads % key.heads !== 0) continue
+    const scale = [scaled, query, turned, repeated].reduce((all, { factor }) => all * factor, 1)
+    return { query: query.value, key, value, heads, scale, mask, last }
+  }
+  return undefined
+}
+
+/** The one reader of a value, if it is of this operator and reads it first. */
+function readerOf(graph: Graph, value: Value, opType: string): NodeProto | undefined {
+  const [reader, ...others] = graph.consumers(value)
+  return others.length === 0 && reader?.opType === opType && reader.input[0] === value ? reader : undefined
+}
+
+/** What is left of probabilities when those of rows without a key are 0. */
+function withoutNaN(graph: Graph, value: Value): Value {
+  const readers = graph.consumers(value)
+  const test = readers.find(({ opType }) => opType === 'IsNaN')
+  const where = readers.find(({ opType, input }) => opType === 'Where' && input[2] === value)
+  const isSafe = where !== undefined && where.input[0] === test?.output[0] && scalarOf(graph, where.input[1]) === 0
+  return isSafe && readers.length === 2 ? where.output[0] : value
+}
+
+/** The Reshape that lays the heads (batch, heads, sequence, size) side by side. */
+function flattened(graph: Graph, value: Value): NodeProto | undefined {
+  const split = readerOf(graph, value, 'Transpose')
+  if (split === undefined || transposed(graph, split.output[0], SPLIT_HEADS) === undefined) return undefined
+  return readerOf(graph, split.output[0], 'Reshape')
+}
+
+/** A value without the factors, each one number, that it is multiplied by. */
+function unscaled(graph: Graph, value: Value, size?: number): { value: Value; factor: number } {
+  for (const opType of ['Mul', 'Div']) {
+    const node = makerOf(graph, value, opType)
+    for (const [rest, by] of opType === 'Mul' ? bothWays(node) : bothWays(node).slice(0, 1)) {
+      const factor = numberOf(graph, by, size)
+      if (factor !== undefined) return { value: rest, factor: opType === 'Mul' ? factor : 1 / factor }
+    }
+  }
+  return { value, factor: 1 }
+}
+
+/** A number that is a constant, or computed from constants and the size of the heads. */
+function numberOf(graph: Graph, value: Value, size: number | undefined): number | undefined {
+  const constant = scalarOf(graph, value)
+  const node = graph.producer(value)
+  if (constant !== undefined || node === undefined) return constant
+  const dimension = dimensionOf(graph, value)
+  if (dimension !== undefined) return dimension.axis === 3 || dimension.axis === -1 ? size : undefined
+  const [a, b] = node.input.map((input) => numberOf(graph, input, size))
+  if (a === undefined) return undefined
+  if (node.opType === 'Sqrt') return Math.sqrt(a)
+  if (node.opType === 'Cast') return a
+  return node.opType === 'Div' && b !== undefined ? a / b : undefined
+}
+
+/** What key heads are before each is repeated for the query heads that share it. */
+function unrepeated(graph: Graph, value: Value): Value {
+  const expanded = makerOf(graph, makerOf(graph, value, 'Reshape')?.input[0] ?? '', 'Expand')
+  return unsqueezed(graph, expanded?.input[0] ?? '', 2) ?? value
+}
+
+function joined(graph: Graph, present: Value): Joined | undefined {
+  const [past, fresh, ...more] = concatenated(graph, present, [2, -2]) ?? []
+  const input = graph.inputs.find(({ name }) => name === past)
+  if (input === undefined || more.length > 0 || !isCacheInput(input) || typeOf(input) !== 'float32') return undefined
+  const [, heads, , size] = dimsOfInput(input)
+  // The kernel takes heads of a multiple of 8.
+  if (heads === undefined || size === undefined || size % 8 !== 0) return undefined
+  return { past, present, node: graph.producer(present)!, fresh, heads, size }
+}
+
+/** How many heads a query (batch, heads, sequence, size) has, by the linear layer that made it. */
+function headsOf(graph: Graph, query: Value, size: number, linears: ReadonlyMap<Value, Linear>): number | undefined {
+  const open = [query]
+  for (
+    let value = open.shift(), looked = 0;
+    value !== undefined && looked < MOST_NODES;
+    value = open.shift(), looked++
+  ) {
+    const linear = linears.get(value)
+    if (linear !== undefined) return linear.fused === undefined && linear.d % size === 0 ? linear.d / size : undefined
+    open.push(...(graph.producer(value)?.input ?? []))
+  }
+  return undefined
+}
+
+/** How far a query is from its linear layer: a rotation and a norm lie between. */
+const MOST_NODES = 60
+
+function replace(
+  g: Builder,
+  { query, key, value, heads, scale, mask, last }: Attention,
+  linears: ReadonlyMap<Value, Linear>,
+  shared: Map<string, Value>,
+): void {
+  const { graph } = g
+  const { size } = key
+  const [q, k] = [query, key.fresh].map((heads4) => {
+    const rotation: Rotation | undefined = rotationOf(graph, heads4, size)
+    const flat = flatHeads(g, rotation?.x ?? heads4, linears)
+    return rotation === undefined ? flat : rotate(g, flat, rotation, size, shared)
+  })
+  const v = flatHeads(g, value.fresh, linears)
+  declareWidth(graph, v, value.heads * size)
+  const { total, seqlens, totalLength } = lengths(g, v, key.past, shared)
+  const bias = addBias(g, mask, total, shared)
+  graph.nodes = graph.nodes.filter((node) => node !== last && node !== key.node && node !== value.node)
+  graph.invalidate()
+  const node = g.node(
+    'com.microsoft:GroupQueryAttention',
+    [q, k, v, key.past, value.past, seqlens, totalLength, '', '', '', bias],
+    { num_heads: heads, kv_num_heads: key.heads, scale: { float: scale } },
+    3,
+  )
+  for (const [i, name] of [last.output[0], key.present, value.present].entries()) graph.setOutput(node, i, name)
+}
+
+/** (batch, heads, sequence, size) as (batch, sequence, heads · size), which is what a linear layer gave. */
+function flatHeads(g: Builder, heads4: Value, linears: ReadonlyMap<Value, Linear>): Value {
+  const { graph } = g
+  const split = transposed(graph, heads4, SPLIT_HEADS) ?? g.transpose(heads4, SPLIT_HEADS)
+  const source = makerOf(graph, split, 'Reshape')?.input[0] ?? ''
+  const linear = linears.get(source)
+  // A Gemm gives the rows of all texts as one matrix.
+  const isFlat = linear !== undefined && linear.form.name !== 'Gemm' && linear.fused === undefined
+  return isFlat ? source : g.reshape(split, g.int([0, 0, -1]))
+}
+
+/** Where ONNX Runtime cannot tell the shape of the values, as behind an adapter, it takes the query for all three in one. */
+function declareWidth(graph: Graph, value: Value, width: number): void {
+  if (graph.valueInfo.some(({ name }) => name === value)) return
+  graph.valueInfo.push(valueInfo(value, DataType.FLOAT, ['attention/batch', 'attention/sequence', width]))
+}
+
+/** How many keys there are, as the node takes it. Keys that fill rows up count too: the bias hides them. */
+function lengths(g: Builder, tokens: Value, past: Value, shared: Map<string, Value>) {
+  const of = (value: Value, axis: number) => g.op('Gather', [g.shape(value), g.int([axis])])
+  const total = sharedValue(shared, 'total', () => g.add(of(past, 2), of(tokens, 1)))
+  const totalLength = sharedValue(shared, 'total as int32', () => g.cast(total, DataType.INT32))
+  const seqlens = sharedValue(shared, 'keys of each row', () =>
+    g.cast(g.expand(g.sub(total, g.int([1])), of(tokens, 0)), DataType.INT32),
+  )
+  return { total, seqlens, totalLength }
+}

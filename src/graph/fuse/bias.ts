@@ -1,0 +1,109 @@
+// The mask that written-out attention adds to its scores, as the bias that fused attention takes.
+
+import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
+import { isCacheInput } from '../inputs/cache.js'
+import { splitInputs } from '../inputs/roles.js'
+import { type Builder, sharedValue, type Value } from '../view/builder.js'
+import type { Graph } from '../view/graph.js'
+import { dimensionOf, makerOf, scalarOf } from './patterns.js'
+
+/** Far below every score, and finite: a row without a key yields no NaN. */
+const HIDDEN = -1e9
+
+/** Operators that tell earlier tokens from later ones. */
+const ORDERS = new Set(['Less', 'LessOrEqual', 'Greater', 'GreaterOrEqual', 'Trilu'])
+
+/** What a mask adds to the scores, still without new nodes. */
+export interface Mask {
+  /** What is added, or where the first is true nothing and elsewhere a very low number. */
+  readonly value: Value
+  readonly isCondition: boolean
+  /** It is longer than the keys, or as long. */
+  readonly isCut: boolean
+}
+
+/**
+ * Reads a mask that hides later tokens; undefined for others. Attention that is fused hides later tokens by itself, so that a mask which
+ * shows some of them, as those over images do, cannot take its place.
+ *
+ * @param keys values as long as all keys
+ */
+export function maskOf(graph: Graph, mask: Value, keys: ReadonlySet<Value>): Mask | undefined {
+  let [value, isCut] = uncut(graph, mask, keys)
+  const [condition, shown, hidden] = makerOf(graph, value, 'Where')?.input ?? []
+  const isCondition =
+    condition !== undefined && scalarOf(graph, shown) === 0 && (scalarOf(graph, hidden) ?? 0) <= HIDDEN
+  if (isCondition && !isCut) [value, isCut] = uncut(graph, condition, keys)
+  else if (isCondition) value = condition
+  return hidesLaterTokens(graph, value) ? { value, isCondition, isCut } : undefined
+}
+
+/** What is left of a mask without the cut to the length of the keys. */
+function uncut(graph: Graph, value: Value, keys: ReadonlySet<Value>): [value: Value, isCut: boolean] {
+  const node = makerOf(graph, value, 'Slice')
+  if (node === undefined) return [value, false]
+  const [whole, start, end, axes = '', steps = ''] = node.input
+  const axis = scalarOf(graph, axes)
+  const length = dimensionOf(graph, end)
+  const isWhole = scalarOf(graph, start) === 0 && (steps === '' || scalarOf(graph, steps) === 1)
+  const isLength = length !== undefined && keys.has(length.of) && (length.axis === 2 || length.axis === -2)
+  return isWhole && isLength && (axis === 3 || axis === -1) ? [whole, true] : [value, false]
+}
+
+/**
+ * Whether a mask is made of places that are compared, and besides of lengths, positions and the mask of padding alone. The length of a
+ * cache with the new tokens in it is no such length: attention itself gives it.
+ */
+function hidesLaterTokens(graph: Graph, mask: Value): boolean {
+  const { roles, others } = splitInputs(graph)
+  const isRole = new Set(roles.flatMap(({ name, role }) => (role === 'tokenTypeIds' ? [] : [name])))
+  const isPast = new Set(others.filter(isCacheInput).map(({ name }) => name))
+  const isInput = new Set(graph.inputs.map(({ name }) => name))
+  const joins = ({ opType, input }: NodeProto) => opType === 'Concat' && input.some((name) => isPast.has(name))
+  let isOrdered = false
+  const isPlain = everyMaker(graph, mask, (value, node) => {
+    if (node === undefined) return isInput.has(value) && !isRole.has(value) ? 'stop' : 'go on'
+    if (joins(node)) return 'stop'
+    isOrdered ||= ORDERS.has(node.opType)
+    return node.opType === 'Shape' && isPast.has(node.input[0]) ? 'leave' : 'go on'
+  })
+  return isPlain && isOrdered
+}
+
+/** Looks at all that a value is made of; false as soon as one answer is to stop. */
+function everyMaker(
+  graph: Graph,
+  value: Value,
+  look: (value: Value, node: NodeProto | undefined) => 'go on' | 'leave' | 'stop',
+): boolean {
+  const seen = new Set<Value>([''])
+  const open = [value]
+  for (let next = open.pop(); next !== undefined; next = open.pop()) {
+    if (seen.has(next)) continue
+    seen.add(next)
+    const node = graph.producer(next)
+    const answer = look(next, node)
+    if (answer === 'stop') return false
+    if (answer === 'go on') open.push(...(node?.input ?? []))
+  }
+  return true
+}
+
+/**
+ * Appends the bias (batch or 1, heads or 1, sequence, total). Layers whose masks are the same share it.
+ *
+ * @param total how many keys there are, (1)
+ */
+export function addBias(
+  g: Builder,
+  { value, isCondition, isCut }: Mask,
+  total: Value,
+  shared: Map<string, Value>,
+): Value {
+  const whole = isCut
+    ? sharedValue(shared, `cut of ${value}`, () => g.op('Slice', [value, g.int([0]), total, g.int([3])]))
+    : value
+  return sharedValue(shared, `bias of ${whole}`, () =>
+    isCondition ? g.where(whole, g.float(0), g.float(HIDDEN)) : g.op('Max', [whole, g.float(HIDDEN)]),
+  )
+}

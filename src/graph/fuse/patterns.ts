@@ -1,0 +1,66 @@
+// Small questions about the nodes behind a value, which the matching of written-out attention asks again and again.
+
+import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
+import { floatsOf, integersOf } from '../../formats/onnx/tensors.js'
+import { intAttribute, intsAttribute } from '../view/attributes.js'
+import type { Value } from '../view/builder.js'
+import type { Graph } from '../view/graph.js'
+
+/** The node that makes a value, if it is of this operator of the standard domain. */
+export function makerOf(graph: Graph, value: Value, opType: string): NodeProto | undefined {
+  const node = graph.producer(value)
+  return node?.opType === opType && (node.domain === '' || node.domain === 'ai.onnx') ? node : undefined
+}
+
+/** The one element of a constant; undefined for other values. */
+export function scalarOf(graph: Graph, value: Value): number | undefined {
+  const tensor = graph.constant(value)
+  const elements = tensor && (floatsOf(tensor) ?? integersOf(tensor))
+  return elements?.length === 1 ? elements[0] : undefined
+}
+
+/** The input of a Transpose with these axes. */
+export function transposed(graph: Graph, value: Value, perm: readonly number[]): Value | undefined {
+  const node = makerOf(graph, value, 'Transpose')
+  return node !== undefined && intsAttribute(node, 'perm')?.join() === perm.join() ? node.input[0] : undefined
+}
+
+/** The input of an Unsqueeze that adds this axis alone. */
+export function unsqueezed(graph: Graph, value: Value, axis: number): Value | undefined {
+  const node = makerOf(graph, value, 'Unsqueeze')
+  if (node === undefined) return undefined
+  const axes = node.input.length > 1 ? graph.constant(node.input[1]) : undefined
+  const list = axes === undefined ? intsAttribute(node, 'axes') : integersOf(axes)
+  return list?.length === 1 && list[0] === axis ? node.input[0] : undefined
+}
+
+/** The inputs of a Concat along one of these axes. */
+export function concatenated(graph: Graph, value: Value, axes: readonly number[]): readonly Value[] | undefined {
+  const node = makerOf(graph, value, 'Concat')
+  return node !== undefined && axes.includes(intAttribute(node, 'axis', 0)) ? node.input : undefined
+}
+
+/** The two ways in which a commutative operator can have its two inputs. */
+export function bothWays(node: NodeProto | undefined): (readonly [Value, Value])[] {
+  if (node?.input.length !== 2) return []
+  const [a, b] = node.input
+  return [
+    [a, b],
+    [b, a],
+  ]
+}
+
+/** Which dimension of a value a scalar is; undefined where it is none. */
+export function dimensionOf(graph: Graph, value: Value): { of: Value; axis: number } | undefined {
+  const node = graph.producer(value)
+  if (node === undefined) return undefined
+  if (['Unsqueeze', 'Squeeze', 'Cast'].includes(node.opType)) return dimensionOf(graph, node.input[0])
+  if (node.opType === 'Gather') {
+    const shape = makerOf(graph, node.input[0], 'Shape')
+    const axis = scalarOf(graph, node.input[1])
+    return shape === undefined || axis === undefined ? undefined : { of: shape.input[0], axis }
+  }
+  if (node.opType !== 'Shape') return undefined
+  const start = intAttribute(node, 'start', 0)
+  return intAttribute(node, 'end', start) === start + 1 ? { of: node.input[0], axis: start } : undefined
+}

@@ -1,0 +1,115 @@
+// Rotary embeddings that an exporter wrote out, x·cos + rotate_half(x)·sin (Su et al. 2021, arXiv 2104.09864), as one RotaryEmbedding.
+// The angles stay as the graph computes them, once a run, so that every way of scaling them remains right.
+// https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.RotaryEmbedding
+
+import { integersOf } from '../../formats/onnx/tensors.js'
+import { type Builder, sharedValue, type Value } from '../view/builder.js'
+import type { Graph } from '../view/graph.js'
+import { bothWays, concatenated, dimensionOf, makerOf, scalarOf, unsqueezed } from './patterns.js'
+
+/** What turns the halves of each head. */
+export interface Rotation {
+  /** What is turned: (batch, heads, sequence, size) */
+  readonly x: Value
+  /** (batch, sequence, size), with equal halves */
+  readonly cos: Value
+  readonly sin: Value
+}
+
+/**
+ * The rotation that makes a value (batch, heads, sequence, size); undefined where nothing known does.
+ *
+ * @param size of the heads
+ */
+export function rotationOf(graph: Graph, value: Value, size: number): Rotation | undefined {
+  for (const [straight, turned] of bothWays(makerOf(graph, value, 'Add'))) {
+    for (const [x, cos4] of bothWays(makerOf(graph, straight, 'Mul'))) {
+      for (const [rotated, sin4] of bothWays(makerOf(graph, turned, 'Mul'))) {
+        const cos = anglesOf(graph, cos4, 'Cos')
+        const sin = anglesOf(graph, sin4, 'Sin')
+        if (cos !== undefined && sin !== undefined && isHalfTurn(graph, rotated, x, size)) return { x, cos, sin }
+      }
+    }
+  }
+  return undefined
+}
+
+/** The (batch, sequence, size) behind (batch, 1, sequence, size), where its two halves are the same. */
+function anglesOf(graph: Graph, value: Value, opType: 'Cos' | 'Sin'): Value | undefined {
+  const angles = unsqueezed(graph, value, 1)
+  return angles !== undefined && hasEqualHalves(graph, angles, opType) ? angles : undefined
+}
+
+function hasEqualHalves(graph: Graph, value: Value, opType: 'Cos' | 'Sin'): boolean {
+  const node = graph.producer(value)
+  if (node?.opType === opType) {
+    const parts = concatenated(graph, node.input[0], [-1, 2])
+    return parts?.length === 2 && parts[0] === parts[1]
+  }
+  if (node?.opType === 'Cast') return hasEqualHalves(graph, node.input[0], opType)
+  if (node?.opType !== 'Mul') return false
+  return bothWays(node).some(
+    ([angles, factor]) => scalarOf(graph, factor) !== undefined && hasEqualHalves(graph, angles, opType),
+  )
+}
+
+/** Whether a value is (−x₂, x₁) of the halves of x. */
+function isHalfTurn(graph: Graph, value: Value, x: Value, size: number): boolean {
+  const parts = concatenated(graph, value, [-1, 3])
+  const negated = parts?.length === 2 ? makerOf(graph, parts[0], 'Neg') : undefined
+  if (parts === undefined || negated === undefined) return false
+  const half = size / 2
+  const [second, first] = [rangeOf(graph, negated.input[0], x, size), rangeOf(graph, parts[1], x, size)]
+  return second?.from === half && second.to >= size && first?.from === 0 && first.to === half
+}
+
+/** Which part of x's last axis a value is. */
+function rangeOf(graph: Graph, value: Value, x: Value, size: number): { from: number; to: number } | undefined {
+  const node = makerOf(graph, value, 'Slice')
+  if (node?.input[0] !== x) return undefined
+  const [, start, end, axes = '', steps = ''] = node.input
+  const axis = scalarOf(graph, axes)
+  const step = steps === '' ? 1 : scalarOf(graph, steps)
+  const [from, to] = [placeOf(graph, start, x, size), placeOf(graph, end, x, size)]
+  if ((axis !== 3 && axis !== -1) || step !== 1 || from === undefined || to === undefined) return undefined
+  return { from, to }
+}
+
+/** A place on x's last axis: a constant, or half of the axis. */
+function placeOf(graph: Graph, value: Value, x: Value, size: number): number | undefined {
+  const tensor = graph.constant(value)
+  if (tensor !== undefined) return integersOf(tensor)?.[0]
+  const node = graph.producer(value)
+  if (node?.opType === 'Unsqueeze' || node?.opType === 'Cast') return placeOf(graph, node.input[0], x, size)
+  if (node?.opType !== 'Div' || scalarOf(graph, node.input[1]) !== 2) return undefined
+  const dimension = dimensionOf(graph, node.input[0])
+  return dimension?.of === x && (dimension.axis === 3 || dimension.axis === -1) ? size / 2 : undefined
+}
+
+/**
+ * Appends the rotation of flat heads.
+ *
+ * @param x (batch, sequence, heads · size)
+ * @param shared what earlier layers made
+ */
+export function rotate(
+  g: Builder,
+  x: Value,
+  { cos, sin }: Pick<Rotation, 'cos' | 'sin'>,
+  size: number,
+  shared: Map<string, Value>,
+): Value {
+  const cacheOf = (angles: Value) =>
+    sharedValue(shared, `half of ${angles}`, () => {
+      const half = g.op('Slice', [angles, g.int([0]), g.int([size / 2]), g.int([2])])
+      return g.reshape(half, g.int([-1, size / 2]))
+    })
+  const places = sharedValue(shared, `places in ${cos}`, () => {
+    const sizes = (value: Value) => g.op('Slice', [g.shape(value), g.int([0]), g.int([2]), g.int([0])])
+    const own = sizes(cos)
+    const count = g.op('ReduceProd', [own], { keepdims: 0 })
+    const rows = g.reshape(g.op('Range', [g.int(0), count, g.int(1)]), own)
+    return g.expand(rows, sizes(x))
+  })
+  return g.op('com.microsoft:RotaryEmbedding', [x, places, cacheOf(cos), cacheOf(sin)])
+}

@@ -1,0 +1,93 @@
+// The Attention operator of ONNX Runtime's optimizer: one weight (k, d) whose columns are query, key and value, and attention over them, in one
+// node. Operator: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#commicrosoftattention
+
+import type { NodeProto } from '../../../formats/onnx/gen/onnx_pb.js'
+import { dataTypeName, dimsOf } from '../../../formats/onnx/tensors.js'
+import { intAttribute, intsAttribute } from '../../view/attributes.js'
+import { Builder, type Value } from '../../view/builder.js'
+import type { Graph } from '../../view/graph.js'
+import { operatorOf } from '../../view/operators.js'
+import { constantWeight } from './constant-weight.js'
+import { MATMUL, openFloatLines } from './float-product.js'
+import type { Form } from './form.js'
+
+/** The operator, as {@link operatorOf} names it. */
+export const PACKED_ATTENTION = 'com.microsoft:Attention'
+
+/** Inputs of the node. */
+const [X, WEIGHT, BIAS, MASK, PAST, SCORE_BIAS] = [0, 1, 2, 3, 4, 5]
+
+/** Attributes that MultiHeadAttention has as well. */
+const SHARED = ['num_heads', 'unidirectional', 'mask_filter_value', 'scale']
+
+export const ATTENTION: Form = {
+  name: 'Attention',
+  isQuantized: false,
+
+  find(graph, node) {
+    if (operatorOf(node) !== PACKED_ATTENTION || inseparable(graph, node) !== undefined) return undefined
+    const weight = constantWeight(graph, node.input[WEIGHT], false)
+    if (weight === undefined || weight.transposed) return undefined
+    const [k, d] = dimsOf(weight.tensor)
+    const { name, dataType } = weight
+    const [input, output] = [node.input[X], node.output[0]]
+    return {
+      ...{ form: ATTENTION, node, last: node, weight: name, dataType, transposed: false, k, d, input, output },
+      layout: dataTypeName(weight.tensor.dataType).toLowerCase(),
+      problem: undefined,
+    }
+  },
+
+  openLines: openFloatLines,
+
+  expose(graph, product) {
+    const { node, d } = product
+    const g = new Builder(graph, node.name || node.output[0])
+    const { matmul, last, parts } = project(g, node, d)
+    const inputs = [...parts, '', node.input[MASK] ?? '', node.input[SCORE_BIAS] ?? '']
+    const attention = g.node('com.microsoft:MultiHeadAttention', inputs)
+    attention.attribute = node.attribute.filter(({ name }) => SHARED.includes(name))
+    const [output] = node.output
+    graph.remove(node)
+    graph.setOutput(attention, 0, output)
+    return { ...product, form: MATMUL, node: matmul, last, output: last.output[0] }
+  },
+}
+
+/** What of an Attention node cannot be computed by a product and attention after it; undefined if all can. */
+export function inseparable(graph: Graph, node: NodeProto): string | undefined {
+  if (intAttribute(node, 'do_rotary', 0) === 1) return 'do_rotary'
+  if ((node.input[PAST] ?? '') !== '') return 'a cache of past keys and values'
+  const isRead = ({ output }: NodeProto) => output.slice(1).some((value) => value && graph.consumers(value).length > 0)
+  const isGiven = graph.outputs.some(({ name }) => node.output.indexOf(name) > 0)
+  if (isRead(node) || isGiven) return 'keys and values that it gives out'
+  const mask = graph.declared(node.input[MASK] ?? '')?.dims
+  return mask?.length === 4 ? 'a mask of 4 axes' : undefined
+}
+
+/** Columns of query, key and value. */
+export function attentionWidths(node: NodeProto, d: number): number[] {
+  return intsAttribute(node, 'qkv_hidden_sizes') ?? [d / 3, d / 3, d / 3]
+}
+
+/**
+ * Appends x·w + b as a product of its own, and cuts it into query, key and value, each (B, S, width).
+ *
+ * @param d columns of the weight
+ */
+export function project(
+  g: Builder,
+  node: NodeProto,
+  d: number,
+): { matmul: NodeProto; last: NodeProto; parts: Value[] } {
+  const matmul = g.node('MatMul', [node.input[X], node.input[WEIGHT]])
+  const bias = node.input[BIAS] ?? ''
+  const last = bias === '' ? matmul : g.node('Add', [matmul.output[0], bias])
+  let start = 0
+  const parts = attentionWidths(node, d).map((width) => {
+    const [from, to] = [start, start + width]
+    start = to
+    return g.op('Slice', [last.output[0], g.int([from]), g.int([to]), g.int([-1])])
+  })
+  return { matmul, last, parts }
+}

@@ -1,0 +1,91 @@
+// Runs that fused attention cannot do at once: several texts, each with a cache and more than one new token. They run token by token,
+// which gives the same.
+
+import type { TokenInputs } from '../graph/inputs/tokens.js'
+import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
+
+/** The inputs over tokens of a graph with fused attention. */
+export interface TokenColumns {
+  /** Inputs (batch, sequence), input_ids among them. */
+  readonly tokens: readonly string[]
+  /** Inputs (batch, past + sequence). */
+  readonly masks: readonly string[]
+  readonly cache: readonly { readonly past: string; readonly present: string }[]
+}
+
+type Run = (feeds: Feeds, outputNames: readonly string[]) => Promise<Record<string, RuntimeTensor>>
+
+export function tokenColumns({ roles, cache }: TokenInputs): TokenColumns {
+  const named = (...wanted: string[]) => roles.flatMap(({ name, role }) => (wanted.includes(role) ? [name] : []))
+  return {
+    tokens: named('inputIds', 'positionIds', 'tokenTypeIds', 'cachePosition'),
+    masks: named('attentionMask'),
+    cache: cache.map(({ past, present }) => ({ past, present })),
+  }
+}
+
+/** Whether fused attention refuses a run. */
+export function needsColumns({ tokens, cache }: TokenColumns, feeds: Feeds): boolean {
+  const [batch, sequence] = feeds[tokens[0]]?.dims ?? []
+  const past = feeds[cache[0]?.past]?.dims[2] ?? 0
+  return batch > 1 && sequence > 1 && past > 0
+}
+
+/** Runs one token of each text after the other, and joins the outputs. */
+export async function runColumns(
+  run: Run,
+  { tokens, masks, cache }: TokenColumns,
+  feeds: Feeds,
+  outputNames: readonly string[],
+): Promise<Record<string, RuntimeTensor>> {
+  const [, sequence] = feeds[tokens[0]].dims
+  const presents = cache.map(({ present }) => present)
+  const names = [...new Set([...outputNames, ...presents])]
+  const runs: Record<string, RuntimeTensor>[] = []
+  for (let column = 0; column < sequence; column++) {
+    const own: Feeds = { ...feeds }
+    for (const name of tokens) own[name] = columnsOf(feeds[name], column, column + 1)
+    for (const name of masks) own[name] = columnsOf(feeds[name], 0, feeds[name].dims[1] - sequence + column + 1)
+    const before = runs.at(-1)
+    if (before !== undefined) for (const { past, present } of cache) own[past] = before[present]
+    runs.push(await run(own, names))
+  }
+  const joined = outputNames.map((name) => {
+    const parts = runs.map((outputs) => outputs[name])
+    return [name, presents.includes(name) ? parts[parts.length - 1] : join(parts)] as const
+  })
+  return Object.fromEntries(joined)
+}
+
+/** Some columns of a tensor whose last axis they are. */
+function columnsOf(tensor: RuntimeTensor, from: number, to: number): RuntimeTensor {
+  const width = tensor.dims[tensor.dims.length - 1]
+  const rows = tensor.data.length / width
+  const data = new (tensor.data.constructor as Float32ArrayConstructor)(rows * (to - from))
+  for (let row = 0; row < rows; row++) {
+    data.set((tensor.data as Float32Array).subarray(row * width + from, row * width + to), row * (to - from))
+  }
+  return like(tensor, data, [...tensor.dims.slice(0, -1), to - from])
+}
+
+/** (batch, 1, …) of each column as (batch, columns, …). */
+function join(parts: readonly RuntimeTensor[]): RuntimeTensor {
+  const [{ data: first, dims }] = parts
+  const [batch, , ...rest] = dims
+  const size = first.length / batch
+  const data = new (first.constructor as Float32ArrayConstructor)(parts.length * first.length)
+  parts.forEach((part, column) => {
+    for (let row = 0; row < batch; row++) {
+      const values = (part.data as Float32Array).subarray(row * size, (row + 1) * size)
+      data.set(values, (row * parts.length + column) * size)
+    }
+  })
+  return like(parts[0], data, [batch, parts.length, ...rest])
+}
+
+/** Of the class of another tensor: ONNX Runtime's own where tensors are kept. */
+function like(tensor: RuntimeTensor, data: RuntimeTensor['data'], dims: readonly number[]): RuntimeTensor {
+  if (tensor.constructor === Object) return { type: tensor.type, data, dims }
+  const Tensor = tensor.constructor as new (type: string, data: unknown, dims: readonly number[]) => RuntimeTensor
+  return new Tensor(tensor.type, data, dims)
+}

@@ -1,0 +1,231 @@
+// The README.md of an adapter folder: a model card with the metadata that the Hub reads
+// (https://huggingface.co/docs/hub/model-cards#model-card-metadata), and the calls that run the adapter.
+
+import type { LoraConfig } from '../lora/config.js'
+
+export const CARD_FILE = 'README.md'
+
+/** What a card tells. */
+export interface CardParts {
+  /** The adapter's folder. */
+  readonly folder: string
+  /** The base as lowrank opened it: an id on the Hub, a path or a URL. */
+  readonly base: string
+  /** What the base calls itself: an id on the Hub, or any other name. */
+  readonly baseName: string
+  readonly config: LoraConfig
+  /** Names of the data; empty for records in memory. */
+  readonly data: readonly string[]
+  /** Names of the data that the metrics are of. */
+  readonly evalData: readonly string[]
+  /** Where that is a part of the data which was not trained on: how large a part. */
+  readonly evalShare: number | undefined
+  /** What the evaluation of the saved weights gave. */
+  readonly metrics: Readonly<Record<string, number>>
+  /** Settings of the run, as a list shows them. */
+  readonly settings: Readonly<Record<string, unknown>>
+  /** Names of the logits. */
+  readonly labels: readonly string[] | undefined
+  readonly problemType: string | undefined
+  /** How the vectors of tokens become one; undefined for models that give no vectors. */
+  readonly pooling: string | undefined
+  readonly normalize: boolean
+}
+
+/** What is called by PEFT's task_type. */
+interface Calls {
+  /** The Hub's name of the task, which transformers.js's pipelines have too. */
+  readonly pipeline: string
+  /** The class of transformers that loads the base. */
+  readonly autoClass: string
+  /** lowrank's command. */
+  readonly command: string
+}
+
+const CALLS: Readonly<Record<string, Calls>> = {
+  CAUSAL_LM: { pipeline: 'text-generation', autoClass: 'AutoModelForCausalLM', command: 'generate --prompt' },
+  SEQ_CLS: {
+    pipeline: 'text-classification',
+    autoClass: 'AutoModelForSequenceClassification',
+    command: 'classify --text',
+  },
+  TOKEN_CLS: {
+    pipeline: 'token-classification',
+    autoClass: 'AutoModelForTokenClassification',
+    command: 'classify --text',
+  },
+  FEATURE_EXTRACTION: { pipeline: 'feature-extraction', autoClass: 'AutoModel', command: 'embed --text' },
+}
+
+/** `org/name`: only such a base can be found on the Hub. */
+const ID = /^[\w-][\w.-]*\/[\w-][\w.-]*$/
+
+/** The text of a card. */
+export function modelCard(parts: CardParts): string {
+  const { base, config, data, evalData, evalShare, metrics, settings } = parts
+  const share = evalShare === undefined ? '' : `${evalShare} of the records in `
+  const name = lastOf(parts.folder)
+  const calls = CALLS[config.taskType ?? '']
+  const entries = Object.entries(metrics).filter(([, value]) => Number.isFinite(value))
+  const numbers = entries.map(([metric, value]) => `| ${metric} | ${Number(value.toPrecision(5))} |`)
+  const listed = Object.entries(settings).filter(([, value]) => value !== undefined)
+  return [
+    '---',
+    ...metadata(parts, name, calls?.pipeline, entries),
+    '---',
+    '',
+    `# ${name}`,
+    '',
+    `A LoRA adapter of \`${base}\`, trained with lowrank on ${namesOf(data)}.`,
+    '',
+    ...(numbers.length === 0
+      ? []
+      : [
+          `Measured on ${share}${namesOf(evalData)}${share === '' ? '' : ', which it did not see'}:`,
+          '',
+          '| metric | value |',
+          '| --- | --- |',
+          ...numbers,
+          '',
+        ]),
+    ...usage(parts, calls),
+    '## Training',
+    '',
+    ...listed.map(([key, value]) => `- ${key}: ${typeof value === 'string' ? value : JSON.stringify(value)}`),
+    '',
+  ].join('\n')
+}
+
+function metadata(
+  { baseName, config, data, evalData }: CardParts,
+  name: string,
+  pipeline: string | undefined,
+  metrics: readonly (readonly [string, number])[],
+): string[] {
+  const isOnHub = ID.test(baseName)
+  const text = JSON.stringify
+  const tags = [
+    ...(isOnHub ? [`base_model:adapter:${baseName}`] : []),
+    'lora',
+    'lowrank',
+    ...(config.taskType === 'FEATURE_EXTRACTION' ? ['sentence-similarity'] : []),
+  ]
+  const measured = metrics.map(([metric]) => metric)
+  const dataset = lastOf(evalData[0] ?? data[0] ?? name)
+  return [
+    ...(isOnHub ? [`base_model: ${text(baseName)}`] : []),
+    'library_name: peft',
+    ...(pipeline === undefined ? [] : [`pipeline_tag: ${pipeline}`]),
+    'tags:',
+    ...tags.map((tag) => `- ${text(tag)}`),
+    ...(data.length === 0 ? [] : ['datasets:', ...data.map((one) => `- ${text(datasetName(one))}`)]),
+    ...(measured.length === 0 ? [] : ['metrics:', ...measured.map((metric) => `- ${text(metric)}`)]),
+    ...(measured.length === 0
+      ? []
+      : [
+          'model-index:',
+          `- name: ${text(name)}`,
+          '  results:',
+          '  - task:',
+          `      type: ${pipeline ?? 'other'}`,
+          '    dataset:',
+          `      name: ${text(dataset)}`,
+          `      type: ${text(datasetName(dataset))}`,
+          '    metrics:',
+          ...metrics.flatMap(([metric, value]) => [`    - type: ${text(metric)}`, `      value: ${value}`]),
+        ]),
+  ]
+}
+
+function usage(parts: CardParts, calls: Calls | undefined): string[] {
+  if (calls === undefined) return []
+  const { base, folder, labels, problemType, pooling, normalize } = parts
+  const { pipeline, autoClass, command } = calls
+  const [verb, flag] = command.split(' ')
+  const text = (value: string) => `'${value.replaceAll('\\', '\\\\').replaceAll("'", "\\'")}'`
+  const options = pooling === undefined ? '' : `, pooling: ${text(pooling)}, normalize: ${normalize}`
+  const alone = pooling === undefined ? '' : `, { pooling: ${text(pooling)}, normalize: ${normalize} }`
+  const isScore = problemType === 'regression'
+  const problem = problemType === undefined ? '' : `, problem_type=${JSON.stringify(problemType)}`
+  const names = (labels ?? []).map((label, id) => `${id}: ${JSON.stringify(label)}`).join(', ')
+  const head =
+    labels === undefined ? '' : `, num_labels=${labels.length}${problem}${isScore ? '' : `, id2label={${names}}`}`
+  return [
+    '## Use',
+    '',
+    'With lowrank, from the command line:',
+    '',
+    '```sh',
+    `npx lowrank ${verb} --model ${shellWord(base)} --adapter ${shellWord(folder)} ${flag} "The"`,
+    '```',
+    '',
+    'With transformers.js, beside other adapters of the same model:',
+    '',
+    '```js',
+    "import { pipelineWithAdapters } from 'lowrank/transformers'",
+    '',
+    `const run = await pipelineWithAdapters(${text(pipeline)}, ${text(base)}, { adapters: { mine: ${text(folder)} } })`,
+    `console.log(await run('The', { adapter: 'mine'${options} }))`,
+    '```',
+    '',
+    'With transformers.js alone, after a merge:',
+    '',
+    '```sh',
+    `npx lowrank merge --base ${shellWord(base)} --adapter ${shellWord(folder)} --out merged --format onnx`,
+    '```',
+    '',
+    '```js',
+    ...(isScore
+      ? [
+          "import { AutoModelForSequenceClassification, AutoTokenizer, env } from '@huggingface/transformers'",
+          '',
+          "env.localModelPath = '.'",
+          "const tokenizer = await AutoTokenizer.from_pretrained('merged')",
+          "const model = await AutoModelForSequenceClassification.from_pretrained('merged', { dtype: 'fp32' })",
+          "console.log((await model(await tokenizer('The'))).logits)",
+        ]
+      : [
+          "import { env, pipeline } from '@huggingface/transformers'",
+          '',
+          "env.localModelPath = '.'",
+          `const run = await pipeline(${text(pipeline)}, 'merged', { dtype: 'fp32' })`,
+          `console.log(await run('The'${alone}))`,
+        ]),
+    '```',
+    '',
+    'With PEFT, in Python:',
+    '',
+    '```python',
+    'from peft import PeftModel',
+    `from transformers import ${autoClass}`,
+    '',
+    `base = ${autoClass}.from_pretrained(${JSON.stringify(ID.test(parts.baseName) ? parts.baseName : base)}${head})`,
+    `model = PeftModel.from_pretrained(base, ${JSON.stringify(folder)})`,
+    '```',
+    '',
+  ]
+}
+
+/** Names of data, in a sentence. */
+function namesOf(data: readonly string[]): string {
+  return data.length === 0 ? 'records in memory' : data.map((one) => `\`${lastOf(one)}\``).join(', ')
+}
+
+/** The last part of a path or an id. */
+function lastOf(path: string): string {
+  return (
+    path
+      .replace(/[/\\]+$/, '')
+      .split(/[/\\]/)
+      .at(-1) || path
+  )
+}
+
+/** A name without what the Hub takes for a folder or a type of file. */
+function datasetName(path: string): string {
+  return lastOf(path).replace(/\.(jsonl?|csv|tsv|parquet|txt)$/i, '')
+}
+
+function shellWord(word: string): string {
+  return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`
+}

@@ -1,0 +1,72 @@
+// DoRA layers as plain changes of their weight. DoRA's weight is m·(W + s·B·A)/‖W + s·B·A‖, a norm for each row (Liu et al. 2024,
+// arXiv 2402.09353): its difference from W depends on W, and has any rank up to that of W.
+
+import type { Matrix } from '../base/tensor.js'
+import { openCheckpoint } from '../formats/checkpoint.js'
+import { copyAs } from '../linalg/product.js'
+import type { PartOfKind } from '../lora/adapter.js'
+import type { PartView } from '../lora/part.js'
+import { readConfig } from '../merge/chunks/open-plan.js'
+import { baseWeightsOf } from '../merge/convert.js'
+import { refuseQuantizedConfig } from '../merge/plan/refusals.js'
+import type { CheckpointPlace } from './extract.js'
+import type { OpenedAdapter } from './open.js'
+
+/** Whether a part has a magnitude of DoRA. */
+export function isDora(part: PartView): boolean {
+  return 'magnitude' in part.tensors && part.tensors.magnitude !== undefined
+}
+
+/** The base of DoRA layers, whose weights are read one at a time. */
+export interface DoraBase {
+  /** W' − W (d, k) of a layer with a magnitude. */
+  change(layer: PartOfKind<'linear'>): Promise<Matrix>
+  close(): Promise<void>
+}
+
+/**
+ * Opens the base of adapters.
+ *
+ * @throws MismatchError for a DoRA layer whose weight the base does not have; UnsupportedError for a quantized base; FileError and
+ *   FormatError where it cannot be read
+ */
+export async function openDoraBase(
+  { directory, file }: CheckpointPlace,
+  adapters: readonly OpenedAdapter[],
+): Promise<DoraBase> {
+  const config = await readConfig(directory)
+  refuseQuantizedConfig(config, `${directory.name}/config.json`)
+  const checkpoint = await openCheckpoint(directory, file)
+  try {
+    const layers = new Map(
+      adapters.flatMap((adapter) =>
+        adapter.parts().flatMap((part) => {
+          if (part.kind !== 'linear' || !isDora(part)) return []
+          const shape: [number, number] = [part.tensors.weightB.shape[0], part.tensors.weightA.shape[1]]
+          return [[part.name, { name: part.name, shape }] as const]
+        }),
+      ),
+    )
+    const fanInFanOut = adapters.some((adapter) => adapter.config.fanInFanOut)
+    const weightOf = await baseWeightsOf([...layers.values()], { fanInFanOut }, checkpoint, config)
+    return {
+      async change(layer) {
+        const weight = copyAs(await weightOf(layer.name), new Float64Array())
+        layer.attachBase(weight)
+        try {
+          layer.merge()
+          const { data, shape } = layer.baseWeight!
+          const change = new Float32Array(data.length)
+          for (let i = 0; i < data.length; i++) change[i] = data[i] - weight.data[i]
+          return { data: change, shape }
+        } finally {
+          layer.dispose()
+        }
+      },
+      close: () => checkpoint.close(),
+    }
+  } catch (error) {
+    await checkpoint.close()
+    throw error
+  }
+}

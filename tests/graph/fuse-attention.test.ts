@@ -1,0 +1,107 @@
+import { describe, expect, it } from 'vitest'
+import type { OnnxModel } from '../../src/formats/onnx/model.js'
+import { fuseAttention } from '../../src/graph/fuse/attention.js'
+import { tokenInputs } from '../../src/graph/inputs/tokens.js'
+import { sessionModel } from '../../src/graph/session-model.js'
+import { Graph } from '../../src/graph/view/graph.js'
+import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
+import type { Feeds, RuntimeSession, RuntimeTensor } from '../../src/runtime/runtime.js'
+import { MODELS, openModel, relativeError, UNION } from './golden.js'
+
+const runtime = await loadNodeRuntime()
+
+/** Two texts, the second of which is filled up on the left; their first run, and two that continue them. */
+const RUNS = [
+  { past: 0, inputIds: [3, 1, 4, 1, 5, 0, 0, 6, 5, 3], mask: [1, 1, 1, 1, 1, 0, 0, 1, 1, 1] },
+  { past: 5, inputIds: [9, 2], mask: [1, 1, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1] },
+  { past: 6, inputIds: [7, 8], mask: [1, 1, 1, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1, 1] },
+]
+
+async function open(model: OnnxModel, edit: (graph: Graph) => void): Promise<RuntimeSession> {
+  const graph = new Graph(model.proto)
+  edit(graph)
+  return runtime.createSession(await sessionModel(model, graph.toModel()), { threads: 1 })
+}
+
+/** The logits of real tokens, run by run. */
+async function logits(session: RuntimeSession, model: OnnxModel): Promise<Float32Array[]> {
+  const { feeds, emptyCache, cache } = tokenInputs(new Graph(model.proto))
+  let pasts: Feeds = emptyCache(2)
+  const rows: Float32Array[] = []
+  for (const { past, inputIds, mask } of RUNS) {
+    const sequence = inputIds.length / 2
+    const outputs = await session.run({
+      ...feeds({ batch: 2, sequence, past, inputIds, attentionMask: mask }),
+      ...pasts,
+    })
+    pasts = Object.fromEntries(cache.map((entry) => [entry.past, outputs[entry.present]]))
+    const { data, dims } = outputs.logits as RuntimeTensor
+    for (let row = 0; row < 2 * sequence; row++) {
+      const [text, place] = [Math.floor(row / sequence), row % sequence]
+      const isReal = mask[text * (past + sequence) + past + place] === 1
+      if (isReal) rows.push((data as Float32Array).subarray(row * dims[2], (row + 1) * dims[2]))
+    }
+  }
+  return rows
+}
+
+describe.each([
+  [UNION, 6, 1e-5],
+  [`${MODELS}/llama-optimum`, 2, 1e-5],
+  [`${MODELS}/qwen2-optimum`, 2, 1e-5],
+  [`${MODELS}/llama-q4`, 1, 1e-5],
+  // Its products round to 8 bits by the largest number of the batch, which may be in what fills a text up.
+  [`${MODELS}/llama-q8`, 1, 0.01],
+])('%s', (folder, layers, tolerance) => {
+  it('gives the same logits with one node for each attention', async () => {
+    const model = await openModel(folder)
+    let count = 0
+    const fused = await open(model, (graph) => {
+      count = fuseAttention(graph)
+    })
+    expect(count).toBe(layers)
+    const expected = await logits(await open(model, () => {}), model)
+    const actual = await logits(fused, model)
+    expect(actual.length).toBe(expected.length)
+    for (const [i, row] of actual.entries()) expect(relativeError(row, expected[i])).toBeLessThan(tolerance)
+  })
+})
+
+describe('attention stays as it is written', () => {
+  it.each(['merged-if', 'llama-fp16', 'llama-genai', 'llama-dynamo'])('in %s', async (name) => {
+    const graph = new Graph((await openModel(`${MODELS}/${name}`)).proto)
+    const before = [...graph.nodes]
+    expect(fuseAttention(graph)).toBe(0)
+    expect(graph.nodes).toEqual(before)
+  })
+
+  it.each([
+    ['compares no places', (graph: Graph) => change(graph, 'LessOrEqual', 'Equal')],
+    ['depends on what text a token is of', (graph: Graph) => rename(graph, 'attention_mask', 'token_type_ids')],
+    ['depends on an input of unknown meaning', (graph: Graph) => rename(graph, 'attention_mask', 'image_mask')],
+  ])('where the mask %s', async (_, edit) => {
+    const graph = new Graph((await openModel(UNION)).proto)
+    edit(graph)
+    expect(fuseAttention(graph)).toBe(0)
+  })
+
+  it('where another node reads the probabilities', async () => {
+    const graph = new Graph((await openModel(UNION)).proto)
+    const [softmax] = graph.nodes.filter(({ opType }) => opType === 'Softmax')
+    const [product] = graph.consumers(softmax.output[0])
+    graph.add({ ...product, name: 'other', output: ['other'] })
+    graph.outputs.push({ ...graph.outputs[0], name: 'other' })
+    expect(fuseAttention(graph)).toBe(5)
+  })
+})
+
+/** Puts another operator in the place of those of a kind. */
+function change(graph: Graph, from: string, to: string): void {
+  graph.nodes = graph.nodes.map((node) => (node.opType === from ? { ...node, opType: to } : node))
+  graph.invalidate()
+}
+
+function rename(graph: Graph, from: string, to: string): void {
+  graph.inputs = graph.inputs.map((input) => (input.name === from ? { ...input, name: to } : input))
+  graph.replaceUses(from, to)
+}

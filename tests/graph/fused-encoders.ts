@@ -1,0 +1,54 @@
+// Tiny encoders that ONNX Runtime's optimizer fused, with the numbers of PEFT and PyTorch (tests/golden/fused).
+
+import { readFileSync } from 'node:fs'
+import { loadOnnx, type OnnxModel } from '../../src/formats/onnx/model.js'
+import { NodeDirectory } from '../../src/io/node/files.js'
+import type { LoraAdapter } from '../../src/lora/adapter.js'
+import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import type { Feeds, RuntimeTensor } from '../../src/runtime/runtime.js'
+import { goldenPath, tensorsOf, type Values } from '../golden.js'
+import { relativeError } from './golden.js'
+
+/** Folders of graphs: the model, and the operator that computes its attention. */
+export const FUSED = ['bert', 'roberta', 'distilbert'].flatMap((model) => [
+  { model, name: `${model}-mha`, operator: 'MultiHeadAttention' },
+  { model, name: `${model}-attention`, operator: 'Attention' },
+])
+
+/** The file of a graph's bytes. */
+export const fusedFile = (name: string) => goldenPath('fused', name, 'onnx', 'model.onnx')
+
+export function openFused(name: string): Promise<OnnxModel> {
+  return loadOnnx(new NodeDirectory(goldenPath('fused', name)), 'onnx/model.onnx')
+}
+
+/** Inputs, hidden states of the base and with each adapter, g, and gradients under PEFT's names. */
+export function fusedNumbers(model: string): Promise<Values> {
+  return tensorsOf(goldenPath('fused', model, 'numbers.safetensors'))
+}
+
+export function fusedAdapter(model: string, kind: 'lora' | 'dora'): Promise<LoraAdapter> {
+  return loadAdapter(new NodeDirectory(goldenPath('fused', model, kind)))
+}
+
+export function fusedOperators(model: string): Record<string, string[]> {
+  return JSON.parse(readFileSync(goldenPath('fused', model, 'golden.json'), 'utf8')).operators
+}
+
+/** The inputs that a graph has, of those in the numbers. */
+export function fusedFeeds(numbers: Values, inputs: readonly string[]): Feeds {
+  return Object.fromEntries(
+    inputs.map((name) => {
+      const { data, shape } = numbers.get(name)!
+      return [name, { type: 'int64', data: BigInt64Array.from(data, (id) => BigInt(id)), dims: shape }]
+    }),
+  )
+}
+
+/** Largest error over the largest value, at tokens that are no padding. */
+export function errorAtTokens({ data, dims }: RuntimeTensor, numbers: Values, wanted: string): number {
+  const mask = numbers.get('attention_mask')!.data
+  const width = dims[2]
+  const atTokens = (values: ArrayLike<number>) => Array.from(values).filter((_, i) => mask[Math.floor(i / width)] === 1)
+  return relativeError(atTokens(data as Float32Array), atTokens(numbers.get(wanted)!.data))
+}

@@ -1,0 +1,72 @@
+import { describe, expect, it } from 'vitest'
+import { TensorProto_DataType as DataType } from '../../src/formats/onnx/gen/onnx_pb.js'
+import type { Objective } from '../../src/graph/training/objective.js'
+import { buildTrainingGraph } from '../../src/graph/training/training-graph.js'
+import { Graph } from '../../src/graph/view/graph.js'
+import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
+import type { Feeds } from '../../src/runtime/runtime.js'
+import { FUSED, fusedAdapter, fusedFeeds, fusedNumbers, fusedOperators, openFused } from './fused-encoders.js'
+import { factorFeeds, layersOf, partOf, relativeError, transposed } from './golden.js'
+import { ints, sizeOf } from './toolkit.js'
+
+const runtime = await loadNodeRuntime()
+const WIDTH = 16
+
+/** Σ g · hidden states, for which goldens have gradients. */
+function weightedSum(inputs: readonly string[]): Objective {
+  const feeds = [2, 3].map((batch, i) => {
+    const dims = [batch, 5 + 2 * i]
+    const ones = ints(Array(sizeOf(dims)).fill(1), dims)
+    const g = { type: 'float32', data: new Float32Array(sizeOf(dims) * WIDTH), dims: [...dims, WIDTH] } as const
+    return { ...Object.fromEntries(inputs.map((name) => [name, ones])), g }
+  }) as unknown as [Feeds, Feeds]
+  const of = (axis: number) => (run: Feeds) => run.input_ids.dims[axis]
+  return {
+    probe: {
+      feeds,
+      lengths: [
+        { name: 'batch', probed: [2, 3], of: of(0), source: { input: 'input_ids', axis: 0 } },
+        { name: 'sequence', probed: [5, 7], of: of(1), source: { input: 'input_ids', axis: 1 } },
+        { name: 'rows', probed: [10, 21], of: (run) => of(0)(run) * of(1)(run) },
+      ],
+    },
+    forward(graph) {
+      const g = graph.input('g', DataType.FLOAT, ['batch', 'sequence', WIDTH])
+      return graph.g.op('ReduceSum', [graph.g.mul('last_hidden_state', g)], { keepdims: 0 })
+    },
+  }
+}
+
+describe.each(FUSED)('training through $name', ({ model, name, operator }) => {
+  it('gives PyTorch’s gradients', async () => {
+    const [onnx, numbers, adapter] = [
+      await openFused(name),
+      await fusedNumbers(model),
+      await fusedAdapter(model, 'lora'),
+    ]
+    expect(fusedOperators(model)[name.slice(model.length + 1)]).toContain(operator)
+    const inputs = new Graph(onnx.proto).inputs.map((input) => input.name)
+    const training = await buildTrainingGraph(onnx, runtime, weightedSum(inputs), { layers: layersOf(adapter) })
+    const session = await runtime.createSession(await training.sessionModel(), { threads: 1 })
+    const g = numbers.get('g')!
+    const own: Feeds = {
+      ...fusedFeeds(numbers, inputs),
+      g: { type: 'float32', data: g.data as Float32Array, dims: g.shape },
+    }
+    const outputs = await session.run({
+      ...training.feeds(own, { normalizer: 1 }),
+      ...factorFeeds(training.parameters, adapter),
+    })
+    expect(training.parameters).toHaveLength(2 * 2 * 6)
+    for (const { name: parameter, gradient } of training.parameters) {
+      const [layer, factor] = partOf(parameter)
+      const { data, shape } = numbers.get(`gradient/base_model.model.${layer}.lora_${factor}.weight`)!
+      const wanted = factor === 'A' ? data : transposed(data, shape)
+      expect(relativeError(outputs[gradient].data as Float32Array, wanted), parameter).toBeLessThan(1e-5)
+    }
+    const loss = numbers.get('lora')!.data.reduce((sum, value, i) => sum + value * g.data[i], 0)
+    expect(Math.abs((outputs[training.loss].data[0] as number) / loss - 1)).toBeLessThan(1e-5)
+    await session.dispose()
+    await onnx.close()
+  })
+})

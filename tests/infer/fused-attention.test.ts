@@ -1,0 +1,69 @@
+import { describe, expect, it } from 'vitest'
+import { findLinears } from '../../src/graph/match/linears.js'
+import { matchTargets } from '../../src/graph/match/match.js'
+import { Graph } from '../../src/graph/view/graph.js'
+import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { errorAtTokens, FUSED, fusedAdapter, fusedFeeds, fusedNumbers, openFused } from '../graph/fused-encoders.js'
+import { inThread } from './models.js'
+
+describe.each(FUSED)('a session on $name', ({ model, name }) => {
+  it('gives PEFT’s hidden states, with plain LoRA and with DoRA, alone and in one batch', async () => {
+    const [onnx, numbers] = [await openFused(name), await fusedNumbers(model)]
+    const adapters = { lora: await fusedAdapter(model, 'lora'), dora: await fusedAdapter(model, 'dora') }
+    const session = await OnnxSession.open({ onnx, runtime: inThread }, { adapters, threads: 1 })
+    const feeds = fusedFeeds(numbers, session.inputNames)
+    for (const adapter of [null, 'lora', 'dora']) {
+      const { last_hidden_state: made } = await session.run(feeds, { adapter })
+      expect(errorAtTokens(made, numbers, adapter ?? 'base'), `${adapter}`).toBeLessThan(1e-5)
+    }
+    const mixed = await session.run(feeds, { adapter: [null, 'lora', null] })
+    const alone = await session.run(feeds, { adapter: 'lora' })
+    const size = mixed.last_hidden_state.data.length / 3
+    const row = (made: typeof mixed) => (made.last_hidden_state.data as Float32Array).slice(size, 2 * size)
+    row(mixed).forEach((value, i) => void expect(Math.abs(value - row(alone)[i])).toBeLessThan(1e-5))
+    await session.dispose()
+    await onnx.close()
+  })
+})
+
+describe('layers in an Attention operator', () => {
+  const graphOf = async (name: string) => {
+    const onnx = await openFused(name)
+    const graph = new Graph(onnx.proto)
+    await onnx.close()
+    return graph
+  }
+
+  it.each([
+    ['bert-attention', 'encoder.layer.1.attention.self', ['query', 'key', 'value']],
+    ['roberta-attention', 'encoder.layer.1.attention.self', ['query', 'key', 'value']],
+    ['distilbert-attention', 'transformer.layer.1.attention', ['q_lin', 'k_lin', 'v_lin']],
+  ])('have their modules’ names in %s', async (name, module, parts) => {
+    const linears = findLinears(await graphOf(name)).filter(({ form }) => form.name === 'Attention')
+    const own = linears.filter((linear) => linear.name.startsWith(module))
+    expect(own.map((linear) => [linear.name, linear.k, linear.d, linear.fused?.start])).toEqual(
+      parts.map((part, i) => [`${module}.${part}`, 16, 16, 16 * i]),
+    )
+    expect(linears).toHaveLength(6)
+    const targets = matchTargets(findLinears(await graphOf(name)), { targetModules: 'all-linear' })
+    expect(targets).toHaveLength(12)
+  })
+
+  it('have the names of the caller’s map where the graph tells none', async () => {
+    const graph = await graphOf('bert-attention')
+    for (const node of graph.nodes) {
+      node.input = node.input.map((value) => value.replaceAll('/', '_'))
+      node.output = node.output.map((value) => value.replaceAll('/', '_'))
+    }
+    graph.invalidate()
+    const names = (map = {}) =>
+      findLinears(graph, map).flatMap(({ name, form }) => (form.name === 'Attention' ? [name] : []))
+    expect(names()[0]).toBe('Attention_0.query')
+    expect(names({ 'encoder.layer.0.attention.self': 'Attention_0' }).slice(0, 4)).toEqual([
+      'encoder.layer.0.attention.self.query',
+      'encoder.layer.0.attention.self.key',
+      'encoder.layer.0.attention.self.value',
+      'Attention_1.query',
+    ])
+  })
+})

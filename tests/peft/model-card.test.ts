@@ -1,0 +1,91 @@
+import { describe, expect, it } from 'vitest'
+import { parse } from 'yaml'
+import { resolveConfig } from '../../src/lora/config.js'
+import { type CardParts, modelCard } from '../../src/peft/model-card.js'
+
+const parts: CardParts = {
+  folder: 'out/mine',
+  base: 'models/tiny',
+  baseName: 'org/tiny',
+  config: resolveConfig({ rank: 4, taskType: 'CAUSAL_LM' }),
+  data: ['data/a.jsonl', 'b'],
+  evalData: ['data/held: "out".csv'],
+  evalShare: undefined,
+  metrics: { loss: 1.25, perplexity: 3.49034, nothing: Number.NaN },
+  settings: { steps: 3, rank: 4, absent: undefined },
+  labels: undefined,
+  problemType: undefined,
+  pooling: undefined,
+  normalize: false,
+}
+
+const metadataOf = (card: string) => parse(card.split('---\n')[1])
+const blocksOf = (card: string, language: string) =>
+  [...card.matchAll(new RegExp(`\`\`\`${language}\\n(.*?)\`\`\``, 'gs'))].map(([, code]) => code)
+
+describe('modelCard', () => {
+  it('has the metadata that the Hub reads', () => {
+    expect(metadataOf(modelCard(parts))).toEqual({
+      base_model: 'org/tiny',
+      library_name: 'peft',
+      pipeline_tag: 'text-generation',
+      tags: ['base_model:adapter:org/tiny', 'lora', 'lowrank'],
+      datasets: ['a', 'b'],
+      metrics: ['loss', 'perplexity'],
+      'model-index': [
+        {
+          name: 'mine',
+          results: [
+            {
+              task: { type: 'text-generation' },
+              dataset: { name: 'held: "out".csv', type: 'held: "out"' },
+              metrics: [
+                { type: 'loss', value: 1.25 },
+                { type: 'perplexity', value: 3.49034 },
+              ],
+            },
+          ],
+        },
+      ],
+    })
+  })
+
+  it('names no base that is not on the Hub, and no metrics where nothing was measured', () => {
+    const metadata = metadataOf(modelCard({ ...parts, baseName: 'tiny', metrics: {} }))
+    expect(Object.keys(metadata)).toEqual(['library_name', 'pipeline_tag', 'tags', 'datasets'])
+    expect(metadata.tags).toEqual(['lora', 'lowrank'])
+  })
+
+  it('names the pooling of the calls that give vectors', () => {
+    const config = resolveConfig({ taskType: 'FEATURE_EXTRACTION' })
+    const card = modelCard({ ...parts, config, pooling: 'cls', normalize: true })
+    expect(metadataOf(card)).toMatchObject({ pipeline_tag: 'feature-extraction' })
+    const [beside, alone] = blocksOf(card, 'js')
+    expect(beside).toContain("run('The', { adapter: 'mine', pooling: 'cls', normalize: true })")
+    expect(alone).toContain("pipeline('feature-extraction', 'merged', { dtype: 'fp32' })")
+    expect(alone).toContain("run('The', { pooling: 'cls', normalize: true })")
+    expect(blocksOf(card, 'python')[0]).toContain('AutoModel.from_pretrained("org/tiny")')
+  })
+
+  it('gives PEFT the labels of a classifier', () => {
+    const config = resolveConfig({ taskType: 'SEQ_CLS' })
+    const labels = ['good', 'not "good"']
+    const card = modelCard({ ...parts, config, labels, problemType: 'single_label_classification' })
+    expect(blocksOf(card, 'python')[0]).toContain(
+      'AutoModelForSequenceClassification.from_pretrained("org/tiny", num_labels=2, problem_type="single_label_classification", id2label={0: "good", 1: "not \\"good\\""})',
+    )
+  })
+
+  it('reads scores as logits: the pipeline would apply softmax', () => {
+    const config = resolveConfig({ taskType: 'SEQ_CLS' })
+    const card = modelCard({ ...parts, config, labels: ['LABEL_0'], problemType: 'regression' })
+    expect(blocksOf(card, 'js')[1]).toContain('AutoModelForSequenceClassification')
+    expect(blocksOf(card, 'js')[1]).not.toContain('pipeline(')
+  })
+
+  it('quotes paths for the shell and for JavaScript', () => {
+    const card = modelCard({ ...parts, folder: "out/it's mine" })
+    expect(blocksOf(card, 'sh')[0]).toContain(`--adapter 'out/it'\\''s mine'`)
+    expect(blocksOf(card, 'js')[0]).toContain("mine: 'out/it\\'s mine'")
+  })
+})
