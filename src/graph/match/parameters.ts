@@ -2,7 +2,7 @@
 // As with linear layers, modules are told by node: exporters let equal tensors share one initializer under another's name.
 
 import { UnsupportedError } from '../../base/errors.js'
-import type { NodeProto, TensorProto } from '../../formats/onnx/gen/onnx_pb.js'
+import type { TensorProto_DataType as DataType, NodeProto, TensorProto } from '../../formats/onnx/gen/onnx_pb.js'
 import { dimsOf } from '../../formats/onnx/tensors.js'
 import { floatAttribute, intAttribute, intsAttribute } from '../view/attributes.js'
 import type { Graph } from '../view/graph.js'
@@ -41,6 +41,8 @@ export interface Embedding extends Place {
   readonly features: number
   /** The initializer is stored (D, V). */
   readonly transposed: boolean
+  /** Float type of the rows that it gives. */
+  readonly dataType: DataType
 }
 
 /** All lookups in constant float matrices, among them tables that are no embeddings. */
@@ -50,10 +52,10 @@ export function findEmbeddings(graph: Graph): Embedding[] {
     const weight = constantWeight(graph, node.input[0], false)
     if (weight === undefined) return []
     const dims = dimsOf(weight.tensor)
-    const { transposed } = weight
+    const { transposed, dataType } = weight
     const [vocabulary, features] = transposed ? [dims[1], dims[0]] : dims
     const name = nodeScope(node) ?? parameterModule(weight.name) ?? node.name
-    return [{ name, node, input: 0, vocabulary, features, transposed }]
+    return [{ name, node, input: 0, vocabulary, features, transposed, dataType }]
   })
 }
 
@@ -97,6 +99,7 @@ export interface BiasPlace extends Place {
 /** The input in which products take a bias, by operator. */
 const BIAS_INPUTS: Readonly<Record<string, number>> = {
   Gemm: 2,
+  Conv: 2,
   [PACKED_ATTENTION]: 2,
   'com.microsoft:MatMulNBits': 5,
   'com.microsoft:DynamicQuantizeMatMul': 4,
@@ -137,7 +140,7 @@ export function biasOf(graph: Graph, { node, output, d, fused }: Linear): BiasPl
 }
 
 /** Inputs of fused norms that hold their weight and their bias. */
-const NORMS: Readonly<Record<string, Readonly<Record<string, number>>>> = {
+export const NORMS: Readonly<Record<string, Readonly<Record<string, number>>>> = {
   LayerNormalization: { weight: 1, bias: 2 },
   SimplifiedLayerNormalization: { weight: 1 },
   RMSNormalization: { weight: 1 },

@@ -15,6 +15,7 @@ export type FormName =
   | 'DynamicQuantizeMatMul'
   | 'DequantizeLinear'
   | 'Attention'
+  | 'Conv'
 
 /** A product of an input and a constant weight, as one node or a few: output (…, d) = input (…, k) @ W. */
 export interface Product {
