@@ -3,9 +3,10 @@
 import { spawn, spawnSync } from 'node:child_process'
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { createServer } from 'node:http'
+import { createRequire } from 'node:module'
 import type { AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { build } from 'vite'
 import { afterAll, beforeAll } from 'vitest'
 
@@ -24,6 +25,15 @@ export const STRICT = { 'content-security-policy': "default-src 'self'" }
 const WITHOUT_GPU = ['--disable-gpu']
 /** WebGPU without a GPU: SwiftShader computes. */
 export const WEBGPU = ['--enable-unsafe-webgpu', '--use-webgpu-adapter=swiftshader', '--enable-features=Vulkan']
+
+/** The folder of onnxruntime-web's files; undefined where it is not installed. */
+export function webRuntimeFolder(): string | undefined {
+  try {
+    return dirname(createRequire(import.meta.url).resolve('onnxruntime-web/wasm'))
+  } catch {
+    return undefined
+  }
+}
 
 export interface Page<T> {
   /** Opens the page under these headers and waits for what it reports. */

@@ -58,6 +58,37 @@ CASES = {
     "clip": ("CLIPModel", r".*layers\.1\..*(q_proj|fc1)", {}),
     "clip-vision": ("CLIPVisionModel", r".*layers\.1\..*(q_proj|fc1)", {}),
 }
+# Architecture → class, the targets of one layer, a part of their names for which patterns say otherwise
+GRID = {
+    "bart": ("BartForConditionalGeneration", r".*decoder\.layers\.1\.(self_attn\.q_proj|fc1)", "fc1"),
+    "bloom": ("BloomForCausalLM", r".*h\.1\..*(query_key_value|dense_4h_to_h)", "dense_4h_to_h"),
+    "deberta": ("DebertaV2ForMaskedLM", r".*layer\.1\..*(query_proj|intermediate\.dense)", "query_proj"),
+    "distilbert": ("DistilBertForMaskedLM", r".*layer\.1\..*(q_lin|lin2)", "lin2"),
+    "falcon": ("FalconForCausalLM", r".*h\.1\..*(query_key_value|dense_h_to_4h)", "query_key_value"),
+    "gemma3-text": ("Gemma3ForCausalLM", r".*layers\.1\..*(q_proj|down_proj)", "down_proj"),
+    "gpt-neox": ("GPTNeoXForCausalLM", r".*layers\.1\..*(query_key_value|dense_4h_to_h)", "query_key_value"),
+    "llava": ("LlavaForConditionalGeneration", r".*language_model\.layers\.1\..*(q_proj|up_proj)|.*vision_tower.*layers\.0.*q_proj", "q_proj"),
+    "mamba": ("MambaForCausalLM", r".*layers\.1\..*(in_proj|x_proj)", "x_proj"),
+    "modernbert": ("ModernBertForMaskedLM", r".*layers\.1\..*(Wqkv|Wi)", "Wi"),
+    "phi3": ("Phi3ForCausalLM", r".*layers\.1\..*(qkv_proj|down_proj)", "qkv_proj"),
+    "qwen2.5-vl": ("Qwen2_5_VLForConditionalGeneration", r".*language_model\.layers\.1\..*(q_proj|up_proj)", "q_proj"),
+    "qwen3": ("Qwen3ForCausalLM", r".*layers\.1\..*(q_proj|up_proj)", "up_proj"),
+    "roberta": ("RobertaForMaskedLM", r".*layer\.1\..*(query|intermediate\.dense)", "query"),
+    "whisper": ("WhisperForConditionalGeneration", r".*decoder\.layers\.1\.(self_attn\.q_proj|fc1)", "fc1"),
+}
+OPTIONS = {
+    "rslora": lambda _: {"use_rslora": True},
+    "dora": lambda _: {"use_dora": True},
+    "bias": lambda _: {"bias": "all"},
+    "pattern": lambda part: {"rank_pattern": {part: 3}, "alpha_pattern": {rf".*1\..*{part}": 7}},
+}
+WITHOUT_BIASES = ("gemma3-text", "modernbert", "phi3", "qwen3")
+CASES |= {
+    f"{name}+{option}": (cls, targets, settings(part))
+    for name, (cls, targets, part) in GRID.items()
+    for option, settings in OPTIONS.items()
+    if option != "bias" or name not in WITHOUT_BIASES
+}
 PARTS = {"clip-vision": ("CLIPModel", "vision_config")}  # adapters of a part of the base: its class, and where the part's config is
 SMALLER = {
     "swin": {"embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "image_size": 32, "out_features": None, "stage_names": ["stem", "stage1", "stage2"]},
@@ -127,7 +158,7 @@ def make(name, out):
         fill_b(adapted, SEED, 0.3)
         with torch.no_grad():
             for key, p in adapted.named_parameters():
-                if "modules_to_save" in key:
+                if "modules_to_save" in key or (p.requires_grad and "lora_" not in key):
                     p.add_(0.2 * torch.randn(p.shape, generator=generator))
         fresh(out)
         save(adapted, out / "adapter")

@@ -58,6 +58,8 @@ export function claimOthers(rest: readonly TensorInfo[], found: FoundKinds, cont
   for (const info of rest) {
     const key = withoutPrefix(info.name)
     if (key?.endsWith(ROWS_SUFFIX) && key !== ROWS_SUFFIX) {
+      // What PEFT writes for an empty list of tokens.
+      if (config.trainableTokenIndices === undefined && info.shape[0] === 0) continue
       const module = key.slice(0, -ROWS_SUFFIX.length)
       const { value: indices, problems: wrong } = attempt(() => tokensOf(module, info, context))
       problems.push(...wrong)

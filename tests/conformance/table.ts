@@ -42,9 +42,10 @@ ${rows.map(line).join('\n')}
 
 transformers 5 gives many tensors other names when it saves a model, ties some, and leaves some out. So adapters are also merged into bases that \`save_pretrained\` wrote, and compared with what PEFT merges and \`save_pretrained\` writes:
 
-- [tests/merge/plan/names.test.ts](../tests/merge/plan/names.test.ts): BART, BLOOM, CLIP, DeiT, DINOv2, Falcon, Gemma 3 (text, and with images), GPT-NeoX, GraniteMoE, LLaVA, Mamba, Mixtral, NomicBERT, PaliGemma, Phi-3, PhiMoE, Qwen2-VL, Qwen2.5-VL, Qwen3, SegFormer, Swin, ViT, Whisper
+- [tests/merge/plan/names.test.ts](../tests/merge/plan/names.test.ts): BART, BLOOM, CLIP, DeBERTa-v2, DeiT, DINOv2, DistilBERT, Falcon, Gemma 3 (text, and with images), GPT-NeoX, GraniteMoE, LLaVA, Mamba, MiniMax-M3-VL, Mixtral, ModernBERT, NomicBERT, PaliGemma, Phi-3, PhiMoE, Qwen2-VL, Qwen2.5-VL, Qwen3, RoBERTa, SegFormer, Swin, ViT, Whisper. Fifteen of them are tested with \`use_rslora\`, \`use_dora\`, \`bias\`: all, and \`rank_pattern\` with \`alpha_pattern\`
 - [tests/merge/plan/heads.test.ts](../tests/merge/plan/heads.test.ts): BERT, DeBERTa-v2, DistilBERT, Mistral, ModernBERT, Qwen2, RoBERTa, with heads that the base lacks
-- [tests/merge/plan/tied-models.test.ts](../tests/merge/plan/tied-models.test.ts): BART, BioGPT, BLIP-2, Gemma 3, Llama, Mamba, ModernBERT, RoBERTa, Whisper, XLNet, with tied weights
+- [tests/merge/plan/tied-models.test.ts](../tests/merge/plan/tied-models.test.ts): ALBERT, BART, BERT, BioGPT, BLIP-2, DeBERTa-v2, DistilBERT, ELECTRA, Gemma 3, GPT-1, GPT-2, GPT-NeoX, Llama, M2M100, Mamba, Marian, mBART, ModernBERT, MPNet, RoBERTa, T5, Whisper, XLM, XLNet, with tied weights
+- [tests/merge/plan/settings.test.ts](../tests/merge/plan/settings.test.ts): Llama, with settings that do nothing, or look wrong: an alpha of 0, a dropout of 1, empty lists of tokens, VeLoRA, unknown keys
 
 ## What ✓ means
 

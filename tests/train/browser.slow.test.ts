@@ -2,28 +2,18 @@
 // The runtime for browsers is large, so that it is no dependency: npm install --no-save -D onnxruntime-web@1.30.0
 
 import { readFileSync } from 'node:fs'
-import { createRequire } from 'node:module'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { beforeAll, describe, expect, it } from 'vitest'
 import { loadModel } from '../../src/graph/model-folder.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
-import { browser, buildPage, ISOLATED, WEBGPU } from '../browser.js'
+import { browser, buildPage, ISOLATED, WEBGPU, webRuntimeFolder } from '../browser.js'
 import { inThread } from '../infer/models.js'
 import { type JobResult, runJob } from './job.js'
 import type { PageJob, PageResult } from './page.js'
 
 const root = fileURLToPath(new URL('../../', import.meta.url))
 const MODEL = path.join(root, 'models/union-3m')
-
-/** The folder of onnxruntime-web's files; undefined where it is not installed. */
-function webRuntimeFolder(): string | undefined {
-  try {
-    return path.dirname(createRequire(import.meta.url).resolve('onnxruntime-web/wasm'))
-  } catch {
-    return undefined
-  }
-}
 
 const runtime = webRuntimeFolder()
 const SMALL_MODEL = path.join(root, 'tests/golden/models/llama-optimum')

@@ -1,0 +1,84 @@
+// What hung-page.slow.test.ts runs in a page: a run that never ends in a Web Worker, and what can be done after it.
+
+import { MemoryDirectory } from '../../src/base/bytes.js'
+import { loadModel } from '../../src/graph/model-folder.js'
+import { webRuntime } from '../../src/index/web-runtime.js'
+import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { train } from '../../src/train/train.js'
+
+export interface HungPageResult {
+  /** Name and message of the error of each call. */
+  hung: string
+  disposed: string
+  later: string
+  trained: string
+  /** Whether they were all known within 10 seconds each. */
+  isInTime: boolean
+  /** Workers that were ended after the run of a session, and after the training. */
+  terminated: number[]
+  /** Logits of a new session on the same model. */
+  logits: number
+}
+
+const MODEL = ['config.json', 'generation_config.json', 'tokenizer.json', 'onnx/model.onnx']
+const LONG = 60
+const SHORT = 3
+
+const feeds = (tokens: number) => ({
+  input_ids: { type: 'int64' as const, data: new BigInt64Array(tokens).fill(5n), dims: [1, tokens] },
+})
+const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms))
+const errorOf = (promise: Promise<unknown>): Promise<string> =>
+  promise.then(
+    () => 'no error',
+    (error: Error) => `${error.name}: ${error.message}`,
+  )
+
+async function run(): Promise<HungPageResult> {
+  let ended = 0
+  const terminate = Worker.prototype.terminate
+  Worker.prototype.terminate = function (this: Worker) {
+    ended++
+    terminate.call(this)
+  }
+  const folder = new MemoryDirectory()
+  for (const file of MODEL) {
+    const response = await fetch(`/model/${file}`)
+    folder.files.set(file, new Uint8Array(await response.arrayBuffer()))
+  }
+  const model = await loadModel(folder, { runtime: webRuntime('/ort/script.mjs', '/ort/ort.wasm') })
+
+  const session = await OnnxSession.open(model)
+  await session.run(feeds(SHORT))
+  const hung = errorOf(session.run(feeds(LONG)))
+  await sleep(500)
+  const disposedAt = performance.now()
+  const disposed = await errorOf(session.dispose())
+  const disposal = performance.now() - disposedAt
+  const later = await errorOf(session.run(feeds(SHORT)))
+  const terminated = [ended]
+
+  const controller = new AbortController()
+  let abortedAt = 0
+  const step = ({ step }: { step: number }) => {
+    if (step < 2) return
+    setTimeout(() => {
+      abortedAt = performance.now()
+      controller.abort()
+    }, 500)
+  }
+  const data = ['a b', 'a b', 'one two three '.repeat(40)].map((text) => ({ text }))
+  const settings = { batchSize: 1, maxSteps: 30, config: { rank: 2 } }
+  const trained = await errorOf(train({ model, data, ...settings, on: { step }, signal: controller.signal }))
+  const stop = performance.now() - abortedAt
+  terminated.push(ended)
+
+  const next = await OnnxSession.open(model)
+  const { logits } = await next.run(feeds(SHORT))
+  await next.dispose()
+  const isInTime = Math.max(disposal, stop) < 10_000
+  return { hung: await hung, disposed, later, trained, isInTime, terminated, logits: logits.data.length }
+}
+
+const body = await run().then(JSON.stringify, (error: Error) => JSON.stringify({ failed: error.stack }))
+await fetch('/result', { method: 'POST', body })
