@@ -33,7 +33,7 @@ export { TRAIN_CHOICES } from './index/choices.js'
 export type { Data, DataFile, DataRecord } from './index/data.js'
 export { configureHub, type HubOptions } from './index/hub.js'
 export type { CheckpointContents, InspectOptions, InspectReport } from './index/inspect.js'
-export type { GraphContents, LinearContents, OnnxContents } from './index/inspect-onnx.js'
+export type { EmbeddingContents, GraphContents, LinearContents, OnnxContents } from './index/inspect-onnx.js'
 export type {
   AdapterToMerge,
   MergeOptions,
