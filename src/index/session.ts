@@ -20,6 +20,7 @@ import { DEVICE } from '../runtime/runtime.js'
 import { ADAPTER, openAdapter } from './adapters.js'
 import { checkWeightsFit, memoryLimits } from './memory.js'
 import { loadModel } from './model.js'
+import { platform } from './platform.js'
 import { SOURCE, type Source } from './sources.js'
 import { MODEL } from './train.js'
 
@@ -92,7 +93,11 @@ export async function openSession(model: Model | Source, given: OpenSessionOptio
     if (warning !== undefined) onWarning(warning)
     const onMissing = (name: string, layers: readonly string[]) =>
       onWarning(`adapter ${name}: left out, because the model has no module for it: ${layers.join(', ')}`)
-    return OnnxSession.open(opened, { ...options, adapters }, isOurs, { openAdapter: read, onMissing })
+    return OnnxSession.open(opened, { ...options, adapters }, isOurs, {
+      openAdapter: read,
+      onMissing,
+      decodeImage: platform().decodeImage,
+    })
   }
   if (MODEL.accepts(model)) return open(model as Model, false)
   const opened = await loadModel(model as Source)

@@ -10,6 +10,7 @@ import type { ModelGraph } from '../graph/match/spread.js'
 import { sessionModel } from '../graph/session-model.js'
 import type { Graph } from '../graph/view/graph.js'
 import { readGraph } from '../graph/view/read-graph.js'
+import type { DecodeImage } from '../images/image.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import { type Engine, openEngine, STOP_MS, settlesWithin } from '../runtime/host.js'
 import { type Remote, transfer } from '../runtime/rpc.js'
@@ -43,6 +44,8 @@ export class OnnxSession<M extends SessionBase = SessionBase>
   implements Omit<AdapterSession, 'model' | keyof Readings>
 {
   readonly model: M
+  /** @internal */
+  readonly decodeImage: DecodeImage | undefined
   readonly #engine: Engine<InferEngine>
   readonly #options: SessionOptions & OutputOptions
   readonly #edit: (graph: Graph) => void
@@ -69,10 +72,18 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     model: M,
     { adapters: _, modules = {}, device, allowMissing = false, ...options }: AdapterSessionOptions,
     closesModel: boolean,
-    { edit = () => {}, beforeOpen = async () => {}, openAdapter, onMissing = () => {}, ...outputs }: SessionExtras,
+    {
+      edit = () => {},
+      beforeOpen = async () => {},
+      openAdapter,
+      onMissing = () => {},
+      decodeImage,
+      ...outputs
+    }: SessionExtras,
   ) {
     super()
     this.model = model
+    this.decodeImage = decodeImage
     this.#openAdapter = openAdapter ?? (async (adapter) => adapter as LoraAdapter)
     this.#onMissing = allowMissing ? onMissing : undefined
     this.#closesModel = closesModel

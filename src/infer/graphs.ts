@@ -9,6 +9,7 @@ import { type ModelGraph, spreadAdapter } from '../graph/match/spread.js'
 import type { Model } from '../graph/model-folder.js'
 import type { Graph } from '../graph/view/graph.js'
 import { readGraph } from '../graph/view/read-graph.js'
+import type { DecodeImage } from '../images/image.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { OutputOptions } from '../runtime/runtime.js'
 
@@ -25,6 +26,8 @@ export interface SessionExtras extends OutputOptions {
   edit?: ((graph: Graph) => void) | undefined
   /** Called when all is checked, before the runtime reads weights. */
   beforeOpen?: (() => Promise<void>) | undefined
+  /** Reads files of pictures. */
+  decodeImage?: DecodeImage | undefined
   /** Opens what `add` is called with. Default: it is an adapter already. */
   openAdapter?: ((adapter: unknown) => Promise<LoraAdapter>) | undefined
   /** With `allowMissing`, hears which layers of which adapter are left out. */
