@@ -42,6 +42,9 @@ OWN |= {
     "conv": ("convolved", CONV, {}),
     "conv-dora": ("convolved", {**CONV, "use_dora": True}, {}),
     "conv-lora-bias": ("convolved", {**CONV, "lora_bias": True}, {}),
+    "conv-point": ("convolved", {**CONV, "target_modules": ["point", "logits"]}, {}),
+    "conv-point-dora": ("convolved", {**CONV, "target_modules": ["point"], "use_dora": True}, {}),
+    "conv-point-bias": ("convolved", {**CONV, "target_modules": ["point"], "lora_bias": True}, {}),
     "conv-saved": ("convolved", {**CONV, "target_modules": ["near"], "modules_to_save": ["plane"]}, {}),
 }
 SUMS = {  # name: adapters with weights

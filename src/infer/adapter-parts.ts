@@ -12,7 +12,15 @@ import { type AdapterHead, readHead } from './heads.js'
 import { type AdapterSites, adapterSites } from './site-factors.js'
 
 /** What adapters of sessions can have. */
-const HANDLED: readonly Handled[] = ['linear', 'magnitude', 'biasB', 'embedding', 'replacement', 'token-rows']
+const HANDLED: readonly Handled[] = [
+  'linear',
+  'magnitude',
+  'biasB',
+  'embedding',
+  'convolution',
+  'replacement',
+  'token-rows',
+]
 
 /** What runs have to know of an adapter. */
 export interface OpenAdapter extends Mixable {

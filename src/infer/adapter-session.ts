@@ -10,6 +10,7 @@ import type { ModelGraph } from '../graph/match/spread.js'
 import { sessionModel } from '../graph/session-model.js'
 import type { Graph } from '../graph/view/graph.js'
 import { readGraph } from '../graph/view/read-graph.js'
+import type { DecodeImage } from '../images/image.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import { type Engine, openEngine, STOP_MS, settlesWithin } from '../runtime/host.js'
 import { type Remote, transfer } from '../runtime/rpc.js'
@@ -43,6 +44,8 @@ export class OnnxSession<M extends SessionBase = SessionBase>
   implements Omit<AdapterSession, 'model' | keyof Readings>
 {
   readonly model: M
+  /** @internal */
+  readonly decodeImage: DecodeImage | undefined
   readonly #engine: Engine<InferEngine>
   readonly #options: SessionOptions & OutputOptions
   readonly #edit: (graph: Graph) => void
@@ -50,7 +53,7 @@ export class OnnxSession<M extends SessionBase = SessionBase>
   readonly #modules: ModuleMap
   readonly #closesModel: boolean
   readonly #openAdapter: (adapter: unknown) => Promise<LoraAdapter>
-  readonly #allowMissing: boolean
+  readonly #onMissing: SessionExtras['onMissing']
   /** Over the model's other graphs, such as its encoder. They have the same adapters, each its own layers of them. */
   #others: ReadonlyMap<string, OnnxSession> = new Map()
   readonly #graph: Graph
@@ -69,12 +72,20 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     model: M,
     { adapters: _, modules = {}, device, allowMissing = false, ...options }: AdapterSessionOptions,
     closesModel: boolean,
-    { edit = () => {}, beforeOpen = async () => {}, openAdapter, ...outputs }: SessionExtras,
+    {
+      edit = () => {},
+      beforeOpen = async () => {},
+      openAdapter,
+      onMissing = () => {},
+      decodeImage,
+      ...outputs
+    }: SessionExtras,
   ) {
     super()
     this.model = model
+    this.decodeImage = decodeImage
     this.#openAdapter = openAdapter ?? (async (adapter) => adapter as LoraAdapter)
-    this.#allowMissing = allowMissing
+    this.#onMissing = allowMissing ? onMissing : undefined
     this.#closesModel = closesModel
     this.#edit = edit
     this.#beforeOpen = beforeOpen
@@ -264,7 +275,7 @@ export class OnnxSession<M extends SessionBase = SessionBase>
         }
         const [own, ...rest] = isShare
           ? [adapter]
-          : await shareAdapter(this.#modelGraphs(), adapter, this.#allowMissing, (graph, part) =>
+          : await shareAdapter(this.#modelGraphs(), adapter, this.#onMissing?.bind(undefined, name), (graph, part) =>
               hasPlace(this.#all[graph].#base, adapter, part),
             )
         rest.forEach((share, i) => {

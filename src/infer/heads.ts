@@ -8,7 +8,7 @@ import type { Graph } from '../graph/view/graph.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { type HeadInput, type HeadLayer, type HeadRows, placeHead } from '../tasks/heads.js'
-import { loadTaskOfType } from '../tasks/tasks.js'
+import { loadTaskOf } from '../tasks/tasks.js'
 
 /** A layer of a head with its values. */
 interface HeadValues {
@@ -49,8 +49,8 @@ export async function readHead(
   adapter: LoraAdapter,
 ): Promise<AdapterHead | undefined> {
   if (adapter.parts('replacement').length === 0) return undefined
-  const task = await loadTaskOfType(adapter.config.taskType)
   const base = { config: model.config ?? {}, graph, linears }
+  const task = await loadTaskOf(adapter.config, base)
   const form = task?.headForm?.(base)
   if (form === undefined) return undefined
   const placed = placeHead(form, base, (name) => adapter.get(name, 'replacement')?.shape)

@@ -9,6 +9,7 @@ import { injectLora } from '../graph/inject/inject.js'
 import type { Site, SiteNeeds } from '../graph/inject/sites.js'
 import { injectVectors, type VectorPlaces } from '../graph/inject/vectors.js'
 import { tokenInputs } from '../graph/inputs/tokens.js'
+import { findPointwise } from '../graph/match/forms/pointwise.js'
 import { exposeProducts, findLinears, type ModuleMap } from '../graph/match/linears.js'
 import { findEmbeddings, placesOf } from '../graph/match/parameters.js'
 import { Graph } from '../graph/view/graph.js'
@@ -70,7 +71,7 @@ export function sessionGraph(
  */
 function adaptGraph(graph: Graph, names: ModuleMap, needs: GraphNeeds): { sites: Site[]; takesRows: boolean } {
   const { modules } = needs
-  const found = findLinears(graph, names).filter(({ name }) => modules.has(name))
+  const found = [...findLinears(graph, names), ...findPointwise(graph)].filter(({ name }) => modules.has(name))
   const linears = exposeProducts(graph, found)
   const embeddings = findEmbeddings(graph).filter(({ name }) => modules.has(name))
   const vectors = [...needs.vectors.values()].map(({ name, base }) => {

@@ -5,12 +5,15 @@ import { NumericError, UnsupportedError } from '../base/errors.js'
 import { affineOf, lookupScales, ownBias, readVector } from '../graph/inject/affine.js'
 import type { Site, SiteNeeds, SiteRole } from '../graph/inject/sites.js'
 import { checkVector, type VectorPlaces } from '../graph/inject/vectors.js'
+import { findPointwise } from '../graph/match/forms/pointwise.js'
 import type { Linear } from '../graph/match/linears.js'
-import type { BiasPlace, Embedding } from '../graph/match/parameters.js'
+import { type BiasPlace, type Embedding, findConvolutions, ofModule } from '../graph/match/parameters.js'
 import { placeAdapter } from '../graph/match/place-adapter.js'
+import { shapeError } from '../graph/match/refusals.js'
 import { embeddingsOf, type ModelPlaces, placeReplacement, placeTokenRows } from '../graph/match/stored-places.js'
 import { transpose } from '../linalg/product.js'
 import type { LoraAdapter } from '../lora/adapter.js'
+import type { ConvolutionLora } from '../lora/kinds/convolution.js'
 import type { EmbeddingLora } from '../lora/kinds/embedding.js'
 import { type Replacement, rowsName, type TokenRows } from '../lora/kinds/stored.js'
 import type { LoraLayer } from '../lora/layer.js'
@@ -104,6 +107,9 @@ export async function adapterSites(places: ModelPlaces, adapter: LoraAdapter): P
       lookupOf(embedding).layer = layer
     }
   }
+  for (const layer of adapter.parts('convolution')) {
+    for (const linear of pointwiseOf(places, layer)) linearOf(linear).layer = layer.pointwise
+  }
   for (const tensor of adapter.parts('replacement')) {
     const isReplaced = (other: string) => adapter.has(other)
     for (const place of await placeReplacement(places, tensor, adapter.config.fanInFanOut, isReplaced)) {
@@ -137,6 +143,25 @@ export async function adapterSites(places: ModelPlaces, adapter: LoraAdapter): P
     factors.set(name, { ...NOTHING, kind: 'vector', replaced: { data: values, lines: undefined } })
   }
   return { factors, vectors: [...vectors.values()] }
+}
+
+/** The convolutions that an adapted one means, as linear layers. Throws UnsupportedError unless their kernel is 1. */
+function pointwiseOf({ graph }: ModelPlaces, layer: ConvolutionLora): Linear[] {
+  const { name, d, channels, kernel, groups } = layer
+  const found = layer.pointwise === undefined ? [] : ofModule(findPointwise(graph), name)
+  if (found.length === 0) {
+    const [one] = ofModule(findConvolutions(graph), name)
+    throw new UnsupportedError({
+      where: name,
+      what: one === undefined ? 'the graph has no convolution of this name' : 'a session cannot adapt this convolution',
+      expected: 'a convolution of kernel 1 and stride 1, in one group, without padding',
+      ...(one !== undefined && { got: `kernel ${kernel.join(' x ')}, ${groups} groups`, hint: 'Merge the adapter' }),
+    })
+  }
+  for (const linear of found) {
+    if (linear.d !== d || linear.k !== channels) throw shapeError(name, [linear.d, linear.k], [d, channels])
+  }
+  return found
 }
 
 function entry<T>(all: Map<string, T>, key: string, make: () => T): T {

@@ -62,7 +62,7 @@ async function error(session: OnnxSession, adapter: string | undefined, expected
   return maxDifference(logits, await logitsOf(expected))
 }
 
-const REFUSED = /^conv(olution)?($|-)/
+const REFUSED = /^conv(olution)?($|-(?!point))/
 const exported = [
   'qwen2-ts',
   'qwen2-dynamo',
@@ -72,6 +72,8 @@ const exported = [
   'gpt2-dynamo',
   'bert-ts',
   'bert-dynamo',
+  'convolved-ts',
+  'convolved-dynamo',
 ]
 const casesOf = (model: string) =>
   Object.keys(cases).filter((name) => cases[name].model === model && !REFUSED.test(name))
@@ -320,8 +322,15 @@ describe('what is refused', () => {
     await expect(session.add('dora', dora)).rejects.toThrow(
       /q_proj.*cannot be read: rows in another order \(g_idx\).*MatMulNBits/,
     )
-    await expect(session.add('conv', await adapterOf('conv'))).rejects.toThrow(/near: an adapted convolution/)
+    await expect(session.add('conv', await adapterOf('conv'))).rejects.toThrow(/no module for logits/)
     expect(session.adapters).toEqual([])
+  })
+
+  it('convolutions of a larger kernel', async () => {
+    const session = await open(await loadOnnx(directoryOf(FOLDER), 'convolved-ts.onnx'), {})
+    await expect(session.add('conv', await adapterOf('conv'))).rejects.toThrow(
+      /near: a session cannot adapt this convolution; expected a convolution of kernel 1.*got kernel 3, 1 groups.*Merge/,
+    )
   })
 
   it('scales that are not finite, and a Gemm’s own factor', async () => {

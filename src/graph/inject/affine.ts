@@ -68,15 +68,19 @@ function finite({ name }: { readonly name: string }, affine: Affine): Affine {
 export async function lookupScales(
   model: OnnxModel,
   graph: Graph,
-  { node, transposed, features, vocabulary }: Embedding,
+  { node, transposed, features, vocabulary, integers }: Embedding,
   layer: Pick<LoraLayer, 'name' | 'magnitude' | 'weightA' | 'weightB' | 'scaling'>,
   own?: Float32Array,
 ): Promise<Float32Array | undefined> {
   const { magnitude, weightA, weightB, scaling } = layer
   if (magnitude === undefined) return undefined
+  const openTable = () =>
+    integers === undefined
+      ? openFloatLines(model, graph, { node, weight: storedValue(graph, node.input[0]), problem: undefined })
+      : integers.form.openLines(model, graph, integers)
   const read: ReadLines =
     own === undefined
-      ? await openFloatLines(model, graph, { node, weight: storedValue(graph, node.input[0]), problem: undefined })
+      ? await openTable()
       : async (first, count) => own.slice(first * features, (first + count) * features)
   const stored = { transposed: own === undefined && transposed, start: 0, width: features }
   const [d, k] = [features, vocabulary]

@@ -30,13 +30,13 @@ export function injectEmbeddings(graph: Graph, embeddings: readonly Embedding[],
       graph.inputs.push(valueInfo(siteInput(name, role), role === 'rowOf' ? DataType.INT64 : DataType.FLOAT))
     }
   }
-  for (const { name, node, vocabulary, dataType } of own) {
+  for (const { name, node, last, vocabulary, dataType } of own) {
     const roles = needs.get(name)!
     const typed = (value: Value) => (dataType === DataType.FLOAT ? value : g.cast(value, dataType))
     const table = (role: 'A' | 'rows' | 'rowOf', index: Value) => g.op('Gather', [siteInput(name, role), index])
-    const [output] = node.output
+    const [output] = last.output
     let value = graph.freshName(`${output}/base`)
-    graph.setOutput(node, 0, value)
+    graph.setOutput(last, 0, value)
     const offset = g.mul(SLOTS_INPUT, g.int(vocabulary))
     const token = g.add(g.cast(node.input[1], DataType.INT64), offset)
     if (roles.has('rowOf')) {

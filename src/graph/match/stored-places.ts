@@ -150,7 +150,7 @@ export function embeddingsOf(
     const near = nearMisses(module, new Set(embeddings.map(({ name }) => name)))
     throw new UnsupportedError({
       where: module,
-      what: 'the graph has no embedding of this name, or not as a Gather from float values',
+      what: 'the graph has no embedding of this name, or not in a form that lowrank reads',
       ...(ops.length > 0 && { got: ops.join(', ') }),
       ...(near.length > 0 && { hint: `Nearest: ${near.join(', ')}` }),
     })

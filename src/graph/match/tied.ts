@@ -13,6 +13,9 @@ import { type Embedding, storedValue } from './parameters.js'
 /** Tokens that are compared, in two stretches: untied embeddings differ in all. */
 const COMPARED_TOKENS = 64
 
+/** Elements of a piece of a weight: 4 MiB in f32. */
+const PIECE_ELEMENTS = 1 << 20
+
 /** The heads that use the values of an embedding. Of separate initializers 64 tokens from two places are compared. */
 export async function tiedHeads(
   model: OnnxModel,
@@ -24,7 +27,7 @@ export async function tiedHeads(
   const result: Linear[] = []
   for (const linear of linears) {
     if (!linear.isHead || linear.d !== vocabulary || linear.k !== features) continue
-    if (linear.form.isQuantized) {
+    if (linear.form.isQuantized || embedding.integers !== undefined) {
       if (await standsFor(model, graph, embedding, linear)) result.push(linear)
       continue
     }
@@ -37,24 +40,62 @@ export async function tiedHeads(
 /** 4 bits change a weight by about a tenth of its norm; between untied weights the distance is larger than the norm. */
 const QUANTIZED_DISTANCE = 0.4
 
-/** Whether the integers of a head stand for about an embedding's values. */
+/** Whether a head has about an embedding's values, where one of the two or both are stored as integers. */
 async function standsFor(model: OnnxModel, graph: Graph, embedding: Embedding, head: Linear): Promise<boolean> {
-  const { vocabulary, features, transposed } = embedding
-  const tensor = graph.constant(storedValue(graph, embedding.node.input[0])) as TensorProto
-  const dtype = FLOAT_DTYPES[tensor.dataType]
-  if (head.problem !== undefined || dtype === undefined || !head.transposed) return false
-  const size = byteLengthOf(tensor.dataType, [1]) ?? 0
-  const count = Math.min(COMPARED_TOKENS, vocabulary)
-  const first = Math.floor((vocabulary - count) / 2)
-  const shape = { vocabulary, features, size, first, count, isTokenMajor: !transposed }
-  const values = decodeFloats(await tokensOf(model, tensor, shape), dtype)
-  const others = await (await head.form.openLines(model, graph, head))(first, count)
+  const count = Math.min(COMPARED_TOKENS, embedding.vocabulary)
+  const first = Math.floor((embedding.vocabulary - count) / 2)
+  const values = await embeddingTokens(model, graph, embedding, first, count)
+  if (values === undefined || head.problem !== undefined) return false
+  const others = await headTokens(model, graph, head, first, count)
   let [square, distance] = [0, 0]
   for (let i = 0; i < values.length; i++) {
     square += values[i] ** 2
     distance += (values[i] - others[i]) ** 2
   }
   return distance < QUANTIZED_DISTANCE ** 2 * square
+}
+
+/** Some tokens (count, features) of an embedding; undefined where they cannot be read. */
+async function embeddingTokens(
+  model: OnnxModel,
+  graph: Graph,
+  { vocabulary, features, transposed, node, integers }: Embedding,
+  first: number,
+  count: number,
+): Promise<Float32Array | undefined> {
+  if (integers !== undefined) {
+    return integers.problem === undefined
+      ? (await integers.form.openLines(model, graph, integers))(first, count)
+      : undefined
+  }
+  const tensor = graph.constant(storedValue(graph, node.input[0])) as TensorProto
+  const dtype = FLOAT_DTYPES[tensor.dataType]
+  if (dtype === undefined) return undefined
+  const size = byteLengthOf(tensor.dataType, [1]) ?? 0
+  const shape = { vocabulary, features, size, first, count, isTokenMajor: !transposed }
+  return decodeFloats(await tokensOf(model, tensor, shape), dtype)
+}
+
+/** Some tokens (count, features) of a head. Of one that is stored (k, d) all is read, in pieces. */
+async function headTokens(
+  model: OnnxModel,
+  graph: Graph,
+  head: Linear,
+  first: number,
+  count: number,
+): Promise<Float32Array> {
+  const { transposed, k, d } = head
+  const read = await head.form.openLines(model, graph, head)
+  if (transposed) return read(first, count)
+  const result = new Float32Array(count * k)
+  const lines = Math.max(1, Math.floor(PIECE_ELEMENTS / d))
+  for (let line = 0; line < k; line += lines) {
+    const piece = await read(line, Math.min(lines, k - line))
+    for (let i = 0; i < piece.length / d; i++) {
+      for (let j = 0; j < count; j++) result[j * k + line + i] = piece[i * d + first + j]
+    }
+  }
+  return result
 }
 
 async function haveSameTokens(

@@ -139,10 +139,13 @@ class Edits {
     for (const convolution of adapter.parts('convolution')) this.#addConvolution(index, convolution, weight)
     for (const embedding of adapter.parts('embedding')) {
       const { name, weightA, weightB, magnitude, vocabulary, features, scaling } = embedding
-      if (magnitude !== undefined && weight !== 1) throw weightedError(name, 'a DoRA layer', weight)
       const part = { name, weightA, weightB, scale: weight * scaling, magnitude, start: 0 }
       for (const place of embeddingsOf(this.#places, name, [vocabulary, features])) {
-        this.#embedding(place).add(part, `${index}:${name}`)
+        const { integers: linear } = place
+        const isPossible = linear === undefined ? weight === 1 : Math.abs(weight) === 1
+        if (magnitude !== undefined && !isPossible) throw weightedError(name, 'a DoRA layer', weight)
+        if (linear === undefined) this.#embedding(place).add(part, `${index}:${name}`)
+        else this.quantized.push({ adapter: index, name, layer: embedding.product, linear, weight })
       }
     }
   }
@@ -208,6 +211,7 @@ class Edits {
   }
 
   #embedding(place: Embedding): EditBuilder {
+    if (place.integers !== undefined) refuseUnmergeable(place.integers)
     // E (V, D) is a weight of V inputs and D outputs.
     return this.#at(place, `${place.name}.weight`, !place.transposed)
   }
