@@ -41,7 +41,7 @@ export async function affineOf(
     const shift = layer.biasDelta()
     return shift && finite(layer, { scale: new Float32Array(d).fill(1), shift: Float32Array.from(shift) })
   }
-  const norms = await adaptedNorms(model, graph, linear, layer)
+  const norms = await outputNorms(model, graph, linear, layer)
   const scale = Float32Array.from(norms.scales(magnitude))
   const bias = await ownBias(model, graph, linear)
   return finite(layer, { scale, shift: scale.map((c, i) => (bias === undefined ? 0 : (1 - c) * bias[i])) })
@@ -55,8 +55,17 @@ function finite({ name }: LoraLayer, affine: Affine): Affine {
   })
 }
 
-/** Of W + s·B·A, by output of the layer. */
-async function adaptedNorms(model: OnnxModel, graph: Graph, linear: Linear, layer: LoraLayer): Promise<OutputNorms> {
+/**
+ * Of W, or of W + s·B·A where a layer is given, by output of the layer.
+ *
+ * @throws UnsupportedError naming the node when its weight cannot be read
+ */
+export async function outputNorms(
+  model: OnnxModel,
+  graph: Graph,
+  linear: Linear,
+  layer?: LoraLayer,
+): Promise<OutputNorms> {
   const { transposed, k, d, fused, form } = linear
   const read = await form.openLines(model, graph, linear)
   const start = fused?.start ?? 0
@@ -64,7 +73,7 @@ async function adaptedNorms(model: OnnxModel, graph: Graph, linear: Linear, laye
   const columns = transposed ? k : (fused?.width ?? d)
   const blockRows = Math.max(1, Math.floor(BLOCK_ELEMENTS / columns))
   const norms = new OutputNorms(d)
-  const delta = new StoredDelta(layer, layer.scaling, !transposed, new Float32Array())
+  const delta = layer && new StoredDelta(layer, layer.scaling, !transposed, new Float32Array())
   const [first, end] = transposed ? [start, start + d] : [0, k]
   for (let row = first; row < end; row += blockRows) {
     const m = Math.min(blockRows, end - row)
@@ -72,7 +81,7 @@ async function adaptedNorms(model: OnnxModel, graph: Graph, linear: Linear, laye
     const block: Matrix = transposed
       ? { data: values, shape: [m, columns] }
       : { data: columnsOf(values, m, columns, start, d), shape: [m, d] }
-    norms.add(delta.addTo(block, row - first), row - first, !transposed)
+    norms.add(delta === undefined ? block : delta.addTo(block, row - first), row - first, !transposed)
   }
   return norms
 }
