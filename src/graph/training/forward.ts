@@ -68,7 +68,7 @@ export function buildForward(graph: Graph, objective: Objective, options: Forwar
 
   const linears = exposeProducts(graph, findLinears(graph, options.modules))
   const placed = matchLayers(linears, options.layers)
-  const adapted = new Map(placed.map(({ linear }) => [linear.node, linear.last.output[0]]))
+  const adapted = new Set(placed.map(({ linear }) => linear.node))
   const trained = linearsOnPath(graph, linears, adapted, sum, own)
 
   const factors = declareFactors(graph, options.layers)
@@ -111,12 +111,14 @@ export function buildForward(graph: Graph, objective: Objective, options: Forwar
 function linearsOnPath(
   graph: Graph,
   linears: readonly Linear[],
-  adapted: ReadonlyMap<NodeProto, Value>,
+  adapted: ReadonlySet<NodeProto>,
   sum: Value,
   { customGradients, parameters }: ObjectiveGraph,
 ): Linear[] {
-  const outputs = [...adapted.values(), ...parameters.map(({ input }) => input)]
-  const between = new Set(gradientPath(graph, outputs, [sum], customGradients).nodes)
+  // From the weights, not from the outputs: a path ends at what it is looked for, and layers lie between two that are adapted.
+  const weights = linears.filter(({ node }) => adapted.has(node)).map(({ weight }) => weight)
+  const trained = parameters.map(({ input }) => input)
+  const between = new Set(gradientPath(graph, [...weights, ...trained], [sum], customGradients).nodes)
   return linears.filter(({ node }) => adapted.has(node) || between.has(node))
 }
 
