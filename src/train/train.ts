@@ -28,11 +28,19 @@ import { checkRunFolder, type FolderUse } from './run-folder.js'
 import { type RunSources, runRecord } from './run-record.js'
 import { resolveSettings, TRAIN_DEFAULTS, type TrainSettings, usesBest } from './settings.js'
 
+/** What a run has beside its options. */
+export interface RunContext {
+  /** Memory that there is: a run that needs more says so. */
+  readonly limits?: readonly MemoryLimit[]
+  /** What model and data were opened from, where it can be written into run.json. */
+  readonly sources?: RunSources | undefined
+  /** What the next step waits for; undefined while it need not wait. */
+  readonly wait?: (() => Promise<void> | undefined) | undefined
+}
+
 /**
  * Trains an adapter of a model that is open. Nothing is written before the model, the data and the folder have been found usable.
  *
- * @param limits memory that there is: a run that needs more says so
- * @param sources what model and data were opened from, where it can be written into run.json
  * @throws ConfigError when a setting or the adapter's config is out of range, or options contradict or lack one another;
  *   UnsupportedError for graphs, adapters and configs that cannot be trained; StateError when the adapter has no layer, or one that is
  *   merged; DataError for records, FileError for the folder, MismatchError when no module matches or a run to resume is of other parts,
@@ -40,8 +48,7 @@ import { resolveSettings, TRAIN_DEFAULTS, type TrainSettings, usesBest } from '.
  */
 export async function train(
   options: TrainingOptions,
-  limits: readonly MemoryLimit[] = [],
-  sources?: RunSources,
+  { limits = [], sources, wait }: RunContext = {},
 ): Promise<TrainResult> {
   const settings = resolveSettings(options)
   const config = checkOptions(options, settings)
@@ -91,6 +98,7 @@ export async function train(
     record: sources && runRecord(options, sources, { settings, config }),
     card: (report) => cardOf(report, { options, sources, task, adapter, settings }),
     signal,
+    wait,
     on: on ?? {},
   })
   const { totalTrainable, totalParams } = adapter.summary()
