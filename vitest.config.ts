@@ -45,6 +45,7 @@ export default defineConfig({
       exclude: ['src/**/gen/**'],
       reporter: ['text-summary', 'html', 'json-summary'],
       reportsDirectory: 'out/coverage',
+      reportOnFailure: true,
     },
   },
 })

@@ -5,6 +5,7 @@
 // SCRATCH: a folder for transformers.js and for the models that are made here. Prints a line for each row of CASES.
 
 import assert from 'node:assert/strict'
+import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { LoraAdapter, loadAdapter, loadModel, merge, openSession } from 'lowrank'
 import { pipelineWithAdapters } from 'lowrank/transformers'
@@ -20,6 +21,7 @@ const QUANTIZED = join(ROOT, 'tests/golden/models/llama-q4')
 const PROMPTS = ['And the people', 'The Constitution of the United States', 'The', 'On the 4th of July: ']
 const MAX_NEW_TOKENS = 40
 const ENCODER = join(ROOT, 'tests/golden/text-classification/encoder')
+const IMAGES = join(ROOT, 'tests/golden/image-classification')
 const SENTENCES = [
   'The sea was calm.',
   'He saw the sun and was happy!',
@@ -28,7 +30,7 @@ const SENTENCES = [
 ]
 
 /**
- * What is checked. `folder` makes the model that transformers.js opens; `check` compares its pipeline with lowrank over `base` and
+ * What is checked. No pipeline over lowrank's session has rows that are `isMergedOnly`. `folder` makes the model that transformers.js opens; `check` compares its pipeline with lowrank over `base` and
  * `adapter`, and returns what it compared in words.
  */
 const CASES = [
@@ -63,6 +65,15 @@ const CASES = [
     folder: mergedOnnx,
     check: compareTags,
   },
+  ...['vit', 'dinov2'].map((name) => ({
+    name: `a new head merged into ${name}`,
+    task: 'image-classification',
+    base: join(IMAGES, name),
+    adapter: join(IMAGES, name, 'golden/adapter-init'),
+    folder: mergedOnnx,
+    check: comparePictures,
+    isMergedOnly: true,
+  })),
   {
     name: 'an adapter beside 4-bit weights',
     task: 'text-generation',
@@ -89,6 +100,7 @@ for (const entry of CASES) {
   } finally {
     await pipeline.dispose()
   }
+  if (entry.isMergedOnly) continue
   // The same without merging.
   const adapters = entry.adapter === undefined ? {} : { adapter: entry.adapter }
   const adapted = await pipelineWithAdapters(entry.task, entry.base, { adapters, transformers })
@@ -182,6 +194,27 @@ async function compareTags(pipeline, { base, adapter }) {
     }
   }
   return `the tags of ${words / 2} words have the same scores, one by one and in a batch`
+}
+
+/** The same of pictures that need no resizing: transformers.js resizes otherwise than Pillow. */
+async function comparePictures(pipeline, { base, adapter }) {
+  const { rows } = JSON.parse(readFileSync(join(base, 'golden/golden.json'), 'utf8'))
+  const { size } = JSON.parse(readFileSync(join(base, 'preprocessor_config.json'), 'utf8'))
+  const edge = size.shortest_edge
+  const isSized = ({ width, height }) =>
+    edge ? Math.min(width, height) === edge : width === size.width && height === size.height
+  const images = rows.map(({ image }) => image).filter(isSized)
+  const expected = await withSession(base, adapter, (session) => {
+    return session.classify(images, { adapter: 'adapter', topK: 99 })
+  })
+  for (const [i, { data, width, height }] of images.entries()) {
+    const picture = new transformers.RawImage(Uint8ClampedArray.from(data), width, height, 3)
+    const found = await pipeline(picture, { top_k: 99 })
+    assert.deepEqual(found.map(labelOf), expected[i].labels.map(labelOf))
+    for (const [j, { score }] of found.entries()) assert.ok(Math.abs(score - expected[i].labels[j].score) < 1e-5)
+  }
+  assert.ok(images.length > 0)
+  return `all labels of ${images.length} picture(s) have the same scores`
 }
 
 function labelOf({ label }) {

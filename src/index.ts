@@ -27,12 +27,13 @@ export type { WeightRange } from './formats/onnx/tensors.js'
 export type { DtypeChoice, GraphDtype } from './graph/graph-file.js'
 export type { ModuleMap } from './graph/match/linears.js'
 export type { Model } from './graph/model-folder.js'
+export type { DecodeImage, ImageSource, RgbImage } from './images/image.js'
 export type { ToPlainOptions } from './index/adapters.js'
 export { TRAIN_CHOICES } from './index/choices.js'
 export type { Data, DataFile, DataRecord } from './index/data.js'
 export { configureHub, type HubOptions } from './index/hub.js'
 export type { CheckpointContents, InspectOptions, InspectReport } from './index/inspect.js'
-export type { GraphContents, LinearContents, OnnxContents } from './index/inspect-onnx.js'
+export type { EmbeddingContents, GraphContents, LinearContents, OnnxContents } from './index/inspect-onnx.js'
 export type {
   AdapterToMerge,
   MergeOptions,
@@ -78,6 +79,7 @@ export type {
   BatchOptions,
   ChatOptions,
   Classification,
+  ClassifyInput,
   ClassifyOptions,
   EmbedOptions,
   Entity,

@@ -35,6 +35,10 @@ CASES = {  # case: (adapters, weights, options of add_weighted_adapter)
     "ties-svd": (["first", "wide", "second"], [1.0, 0.5, 2.0], {"combination_type": "ties_svd", "density": 0.3, "svd_rank": 5}),
     "linear-rslora": (["rslora", "first"], [1.0, 0.5], {"combination_type": "linear"}),
     "svd-rslora": (["rslora", "first"], [1.0, 0.5], {"combination_type": "svd"}),
+    "prune": (["first", "second"], [0.7, -1.5], {"combination_type": "magnitude_prune", "density": 0.4}),
+    "prune-svd": (["patterns", "wide"], [1.0, -0.5], {"combination_type": "magnitude_prune_svd", "density": 0.5, "svd_rank": 4}),
+    "dare-linear": (["first", "second"], [1.0, -0.5], {"combination_type": "dare_linear", "density": 1.0}),
+    "dare-ties-svd": (["wide", "second"], [1.0, 0.5], {"combination_type": "dare_ties_svd", "density": 1.0, "majority_sign_method": "frequency", "svd_rank": 3}),
     "one": (["first"], [0.25], {"combination_type": "svd"}),
 }
 

@@ -131,6 +131,7 @@ FORMS = {  # name: (maker, inputs are quantized as it runs)
     "nbits-8-16-zeros": (nbits(8, 16, False), False),
     "bnb4-nf4": (bnb4(1), False),
     "bnb4-fp4": (bnb4(0), False),
+    "bnb4-nf4-odd": (bnb4(1, 128), False),  # the last block of fc2 is half full
     "int8": (dynamic(QuantType.QInt8), True),
     "uint8": (dynamic(QuantType.QUInt8), True),
     "int8-channels": (dynamic(QuantType.QInt8, True), True),

@@ -2,7 +2,8 @@
 
     onnx_kinds.py [--out tests/golden/onnx-kinds]
 
-<model>-ts.onnx is written by torch.onnx.export's older exporter, <model>-dynamo.onnx by the newer one. logits.safetensors has, in
+<model>-ts.onnx is written by torch.onnx.export's older exporter, <model>-dynamo.onnx by the newer one. qwen2-tied-q4head.onnx is the
+first one with its head alone in 4 bits, by ONNX Runtime's quantizer. logits.safetensors has, in
 float64 rounded to float32, base.<model>, the logits of each case, and those of sums of adapters with weights. Cases of
 tests/golden/kinds are read from there; cases/ has the others' folders. cases.json says which case belongs to which model, and what
 the models are fed.
@@ -41,6 +42,9 @@ OWN |= {
     "conv": ("convolved", CONV, {}),
     "conv-dora": ("convolved", {**CONV, "use_dora": True}, {}),
     "conv-lora-bias": ("convolved", {**CONV, "lora_bias": True}, {}),
+    "conv-point": ("convolved", {**CONV, "target_modules": ["point", "logits"]}, {}),
+    "conv-point-dora": ("convolved", {**CONV, "target_modules": ["point"], "use_dora": True}, {}),
+    "conv-point-bias": ("convolved", {**CONV, "target_modules": ["point"], "lora_bias": True}, {}),
     "conv-saved": ("convolved", {**CONV, "target_modules": ["near"], "modules_to_save": ["plane"]}, {}),
 }
 SUMS = {  # name: adapters with weights
@@ -143,6 +147,15 @@ def export(name, exporter, path):
     onnx.save(exported, path)
 
 
+def quantize_head(source, path):
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+    model = onnx.load(source)
+    others = [node.name for node in model.graph.node if node.op_type == "MatMul" and "lm_head" not in node.name]
+    quantizer = MatMulNBitsQuantizer(model, block_size=16, is_symmetric=True, accuracy_level=0, nodes_to_exclude=others)
+    quantizer.process()
+    quantizer.model.save_model_to_file(str(path))
+
+
 @torch.no_grad()
 def logits(model):
     """In float64 throughout."""
@@ -191,6 +204,7 @@ def main():
         for exporter in exporters:
             export(name, exporter, out / f"{name}-{exporter}.onnx")
         results[f"base.{name}"] = logits(build(name))
+    quantize_head(out / "qwen2-tied-ts.onnx", out / "qwen2-tied-q4head.onnx")
     for case, (base, *_) in peft_kinds.CASES.items():
         if base not in MODELS:
             continue

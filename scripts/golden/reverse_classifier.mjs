@@ -1,5 +1,5 @@
-// Trains classifiers of texts and of words with lowrank for check_classifier.py: OUT/{encoder,classifier,tokens,tokens-distilbert}/
-// {adapter,logits.json}. Needs a build.
+// Trains classifiers of texts, words and pictures with lowrank for check_classifier.py and check_images.py:
+// OUT/{encoder,classifier,tokens,tokens-distilbert,vit,dinov2}/{adapter,logits.json}. Needs a build.
 //
 //     node scripts/golden/reverse_classifier.mjs OUT
 
@@ -23,6 +23,8 @@ const RUNS = {
   encoder: ['text-classification', 'text-classification/encoder', 'text-classification/encoder'],
   classifier: ['text-classification', 'text-classification/classifier', 'text-classification/classifier'],
   tokens: ['token-classification', 'text-classification/encoder', 'token-classification/encoder'],
+  vit: ['image-classification', 'image-classification/vit', 'image-classification/vit'],
+  dinov2: ['image-classification', 'image-classification/dinov2', 'image-classification/dinov2'],
   'tokens-distilbert': ['token-classification', 'token-classification/distilbert', 'token-classification/distilbert'],
 }
 
@@ -44,18 +46,18 @@ for (const [name, [taskName, base, data]] of Object.entries(RUNS)) {
     learningRate: 1e-2,
   }
   const { adapter, report } = await train({ ...options, config, out: join(folder, 'adapter') })
-  writeFileSync(
-    join(folder, 'logits.json'),
-    JSON.stringify({ rows, maxLength, labels: report.labels, logits: await logitsOf() }),
-  )
+  writeFileSync(join(folder, 'logits.json'), JSON.stringify({ labels: report.labels, logits: await logitsOf() }))
   await model.close()
   console.log(`${name}: trained, saved and run with ${adapter.size} parts`)
 
   /** The logits of all records or words, as evaluation computes them. */
   async function logitsOf() {
-    const examples = rows.flatMap((row) => {
-      return task.encode(task.parse(row, 'row'), { model, maxLength }).examples
-    })
+    const examples = []
+    for (const row of rows) {
+      const parsed = task.parse(row, 'row')
+      const loaded = (await task.load?.(parsed, {})) ?? parsed
+      examples.push(...task.encode(loaded, { model, maxLength }).examples)
+    }
     const open = task.open(model, examples)
     const engine = openEngine(model.runtime, 'train', (runtime) => new TrainEngine(runtime))
     const parts = { model, open, adapter, modules: undefined, settings: resolveSettings({}) }

@@ -1,6 +1,6 @@
 // lowrank classify: labels for texts, or for their words, by a model and its adapters.
 
-import type { AdapterSession, Classification, LoraAdapter, Tagging, TextOrPair } from '../index.js'
+import type { AdapterSession, Classification, ClassifyInput, LoraAdapter, Tagging } from '../index.js'
 import { printableProse } from './escape.js'
 import { defineCommand, integer, repeated, UsageError } from './options.js'
 import { print, printDocument, say, warn } from './terminal.js'
@@ -9,7 +9,8 @@ import { OUTPUT_OPTIONS, SESSION_OPTIONS, withSession } from './with-session.js'
 /** What is printed of one text with one adapter. */
 interface Result extends Omit<Classification, 'logits'> {
   adapter: string | null
-  text: string
+  text?: string
+  image?: string
   textPair?: string
   logits: number[]
 }
@@ -22,9 +23,10 @@ interface TaggedResult extends Tagging {
 
 export const classify = defineCommand({
   name: 'classify',
-  summary: 'choose a label for each text, or for its words',
+  summary: 'choose a label for each text or picture, or for words',
   about: [
     'Prints the most likely label of each text, and its probability. An adapter that was trained with --task text-classification contains its labels.',
+    'Pictures are files, given with --image. Reading them needs sharp: npm install sharp.',
     'With --task token-classification, it prints the entities that it finds in each text, such as names, or the tag of each word.',
     'With several adapters, it loads the model once and classifies each text with each adapter.',
   ].join('\n'),
@@ -36,21 +38,25 @@ export const classify = defineCommand({
   options: {
     ...SESSION_OPTIONS,
     text: repeated('TEXT', 'text to classify'),
+    image: repeated('FILE', 'picture to classify, for models that read pictures'),
     textPair: repeated('TEXT', 'second text of a pair: one for each --text'),
     topK: integer('show the N most likely labels', { fallback: 1 }),
     maxLength: integer('longer texts are cut to N tokens; default: the most that the model can read'),
     ...OUTPUT_OPTIONS,
   },
-  async run({ text: texts, textPair: pairs, topK, maxLength, json, ...where }) {
-    if (texts.length === 0) throw new UsageError('--text TEXT is missing')
+  async run({ text: texts, image: images, textPair: pairs, topK, maxLength, json, ...where }) {
+    if (texts.length === 0 && images.length === 0) throw new UsageError('--text TEXT is missing')
+    if (texts.length > 0 && images.length > 0) throw new UsageError('--text and --image cannot be used together')
     if (pairs.length > 0 && pairs.length !== texts.length) {
       throw new UsageError(`--text-pair: one for each --text is needed, ${texts.length}, but there are ${pairs.length}`)
     }
-    const inputs = texts.map((text, i): TextOrPair => (pairs.length === 0 ? text : { text, textPair: pairs[i] }))
+    const own = texts.length > 0 ? texts : images
+    const inputs = own.map((text, i): ClassifyInput => (pairs.length === 0 ? text : { text, textPair: pairs[i] }))
     return withSession(where, async (session, signal, adapters) => {
       const results: (Result | TaggedResult)[] = []
       for (const adapter of where.adapter.length > 0 ? where.adapter : [null]) {
         if (where.adapter.length > 1 && !json) say(`${adapter}`)
+        requireKind(session, images.length > 0)
         if (isTagger(session, adapters.get(adapter ?? ''))) {
           if (pairs.length > 0)
             throw new UsageError('--text-pair is for labels of whole texts, but this head gives labels to words')
@@ -65,8 +71,9 @@ export const classify = defineCommand({
         const found = await session.classify(inputs, { adapter, topK, maxLength, signal })
         found.forEach(({ logits, ...result }, i) => {
           const pair = pairs.length > 0 ? { textPair: pairs[i] } : {}
-          results.push({ adapter, text: texts[i], ...pair, ...result, logits: [...logits] })
-          if (!json) print(lineOf(result.labels, texts.length > 1 ? texts[i] : undefined))
+          const input = images.length > 0 ? { image: own[i] } : { text: own[i] }
+          results.push({ adapter, ...input, ...pair, ...result, logits: [...logits] })
+          if (!json) print(lineOf(result.labels, own.length > 1 ? own[i] : undefined))
         })
         warnOfCuts(found)
       }
@@ -75,6 +82,15 @@ export const classify = defineCommand({
     })
   },
 })
+
+/** Throws UsageError for texts where the model reads pictures, and for pictures where it reads texts. */
+function requireKind({ inputNames }: AdapterSession, isImages: boolean): void {
+  const readsImages = inputNames.includes('pixel_values')
+  if (readsImages === isImages) return
+  throw new UsageError(
+    readsImages ? 'this model reads pictures: use --image FILE' : 'this model reads texts: use --text TEXT',
+  )
+}
 
 /** Whether the head of the adapter, or else of the model, gives labels to words. */
 function isTagger({ model }: AdapterSession, adapter: LoraAdapter | undefined): boolean {

@@ -2,8 +2,23 @@
 
 import { ADAPTER_OUTPUT, RANKS, writeAdapter } from './adapter-output.js'
 import { ADAPTERS, weightedAdapters } from './merge-options.js'
-import { choice, decimal, defineCommand, text, toggle } from './options.js'
+import { choice, decimal, defineCommand, integer, text, toggle } from './options.js'
 import { MODEL } from './sources.js'
+
+const TYPES = [
+  'exact',
+  'svd',
+  'cat',
+  'linear',
+  'ties',
+  'ties_svd',
+  'dare_linear',
+  'dare_linear_svd',
+  'dare_ties',
+  'dare_ties_svd',
+  'magnitude_prune',
+  'magnitude_prune_svd',
+] as const
 
 export const combine = defineCommand({
   name: 'combine',
@@ -20,16 +35,17 @@ export const combine = defineCommand({
     ...ADAPTERS,
     base: text(MODEL, 'the model of the adapters; only for DoRA adapters, with --rank, --energy, --error or --ratio'),
     combinationType: choice(
-      ['exact', 'svd', 'cat', 'linear', 'ties', 'ties_svd'],
+      TYPES,
       'exact: the sum. svd: the sum, at the largest rank of the adapters. cat: the sum, with the factors beside each other. ' +
-        'linear, ties, ties_svd: as in PEFT. Default: exact, with --peft-compatible svd',
+        'The others: as in PEFT. Default: exact, with --peft-compatible svd',
     ),
     ...RANKS,
-    density: decimal('for ties and ties_svd: share of the largest values to keep, in (0, 1]'),
+    density: decimal('for ties, dare and magnitude_prune: share of the values to keep, in (0, 1]'),
     majoritySignMethod: choice(
       ['total', 'frequency'],
-      'for ties and ties_svd: how the sign of a value is chosen; default: total',
+      'for ties and dare_ties: how the sign of a value is chosen; default: total',
     ),
+    seed: integer('for dare: the same seed keeps the same values; default: 0', { least: 0 }),
     peftCompatible: toggle(
       'give exactly the result of PEFT’s add_weighted_adapter; for rsLoRA this result is too large',
     ),

@@ -1,6 +1,6 @@
 // lowrank inspect: what an adapter, a checkpoint or an ONNX model holds.
 
-import type { FitReport, InspectReport } from '../index.js'
+import type { EmbeddingContents, FitReport, InspectReport } from '../index.js'
 import { printable } from './escape.js'
 import { defineCommand, text, toggle, UsageError } from './options.js'
 import { writeWhole } from './output.js'
@@ -83,7 +83,7 @@ function lines(report: InspectReport): string[] {
   }
 }
 
-function onnxLines({ graphs, dtypes, linears }: InspectReport & { kind: 'onnx' }): string[] {
+function onnxLines({ graphs, dtypes, linears, embeddings }: InspectReport & { kind: 'onnx' }): string[] {
   const isSeveral = graphs.length > 1
   const types = Object.entries(dtypes).map(([name, own]) => `${isSeveral ? `${name}: ` : ''}${own.join(', ')}`)
   const yes = (is: boolean) => (is ? 'yes' : 'no')
@@ -105,7 +105,18 @@ function onnxLines({ graphs, dtypes, linears }: InspectReport & { kind: 'onnx' }
         return [name, ...(isSeveral ? [graph] : []), stored, d, k, ...able]
       }),
     ]),
+    ...(embeddings.length === 0 ? [] : ['', embeddingTable(embeddings, isSeveral)]),
   ]
+}
+
+function embeddingTable(embeddings: readonly EmbeddingContents[], isSeveral: boolean): string {
+  return table([
+    ['embedding', ...(isSeveral ? ['graph'] : []), 'form', 'rows', 'columns', 'merge'],
+    ...embeddings.map(({ name, graph, form, layout, vocabulary, features, merge, problem }) => {
+      const stored = `${form} (${layout})${problem === null ? '' : `: ${problem}`}`
+      return [name, ...(isSeveral ? [graph] : []), stored, vocabulary, features, merge.join(', ')]
+    }),
+  ])
 }
 
 function adapterLines({

@@ -109,7 +109,7 @@ export const train = defineCommand({
     ),
     task: choice(
       TRAIN_CHOICES.task,
-      'what the model learns: to continue texts, to turn texts into vectors, or to give each text or each word a label',
+      'what the model learns: to continue texts, to turn texts into vectors, or to give each text, word or picture a label',
       'causal-lm',
     ),
     taskOptions: taskOptions(),
@@ -266,6 +266,7 @@ async function withFile(
 const TRIED_WITH: Readonly<Record<(typeof TRAIN_CHOICES.task)[number], readonly [command: string, input: string]>> = {
   'causal-lm': ['generate', '--prompt "The"'],
   embedding: ['embed', '--text "The"'],
+  'image-classification': ['classify', '--image photo.jpg'],
   'text-classification': ['classify', '--text "The"'],
   'token-classification': ['classify', '--text "The"'],
 }

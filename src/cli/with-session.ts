@@ -61,6 +61,7 @@ export async function withSession(
       allowMissing,
       device,
       threads,
+      onWarning: warn,
     })
     try {
       return await interruptible('Stopping.', async (interrupt) => {

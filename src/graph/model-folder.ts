@@ -23,6 +23,8 @@ export interface Model {
   readonly config: Readonly<Record<string, unknown>>
   /** generation_config.json; empty if the folder has none. */
   readonly generationConfig: Readonly<Record<string, unknown>>
+  /** preprocessor_config.json: what is done to pictures. Undefined if the folder has none. */
+  readonly preprocessorConfig?: Readonly<Record<string, unknown>> | undefined
   /** The graph and the position of each weight in its file. If the model has several graphs, this is the decoder. */
   readonly onnx: OnnxModel
   /** The tokenizer from tokenizer.json. Undefined if the folder has none, as for image models. */
@@ -55,6 +57,8 @@ export interface LoadModelOptions {
   dtype?: DtypeChoice | undefined
 }
 
+const PREPROCESSOR = 'preprocessor_config.json'
+
 /** Names under which configs give the context length, most common first. */
 const CONTEXT_KEYS = ['max_position_embeddings', 'n_positions', 'n_ctx', 'max_seq_len', 'seq_length']
 
@@ -76,6 +80,7 @@ export async function loadModel(directory: Directory, options: LoadModelOptions)
   if (!hasConfig) throw missing(directory, 'config.json')
   const hasGenerationConfig = await directory.has('generation_config.json')
   const generationConfig = hasGenerationConfig ? await readObject(directory, 'generation_config.json') : {}
+  const preprocessorConfig = (await directory.has(PREPROCESSOR)) ? await readObject(directory, PREPROCESSOR) : undefined
   const tokenizer = (await directory.has('tokenizer.json')) ? await loadTokenizer(directory) : undefined
   const sentence = await readSentenceModules(directory)
   const onnx = await loadOnnx(directory, path)
@@ -99,6 +104,7 @@ export async function loadModel(directory: Directory, options: LoadModelOptions)
     onnxPath: path,
     config,
     generationConfig,
+    preprocessorConfig,
     onnx,
     tokenizer,
     sentence,

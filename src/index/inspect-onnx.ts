@@ -2,11 +2,13 @@
 
 import type { Directory } from '../base/bytes.js'
 import { loadOnnx } from '../formats/onnx/model.js'
+import { dataTypeName } from '../formats/onnx/tensors.js'
 import { type GraphDtype, type GraphRole, graphDtypes, roleOf } from '../graph/graph-file.js'
 import { abilitiesOf, type MergeWay } from '../graph/match/forms/abilities.js'
 import type { FormName } from '../graph/match/forms/form.js'
 import { findLinears } from '../graph/match/linears.js'
 import { findBranches } from '../graph/match/merged-branches.js'
+import { findEmbeddings } from '../graph/match/parameters.js'
 import { Graph } from '../graph/view/graph.js'
 
 /** One graph of a model. */
@@ -43,6 +45,25 @@ export interface LinearContents {
   branches: number
 }
 
+/** An embedding of a graph, or another table that rows are looked up in. */
+export interface EmbeddingContents {
+  /** Module name: what targetModules can name. */
+  name: string
+  /** The graph that it is in. */
+  graph: GraphRole
+  form: FormName | 'Gather'
+  /** How the table is stored. */
+  layout: string
+  /** V: number of rows. */
+  vocabulary: number
+  /** D: numbers in each row. */
+  features: number
+  /** Ways of merging an adapted embedding into it, the default first. Sessions run all of them. */
+  merge: MergeWay[]
+  /** What of its layout lowrank does not understand; null: nothing. */
+  problem: string | null
+}
+
 /** Inputs, outputs and adaptable layers of an ONNX model. */
 export interface OnnxContents {
   /** Names of the inputs, of several graphs those of the first. */
@@ -54,6 +75,8 @@ export interface OnnxContents {
   dtypes: Record<string, GraphDtype[]>
   /** Each module once, also where both branches of an If compute it. */
   linears: LinearContents[]
+  /** Each module once. */
+  embeddings: EmbeddingContents[]
 }
 
 /** @param isFolder the folder is looked at, and not one of its files */
@@ -64,6 +87,7 @@ export async function inspectGraphs(
 ): Promise<OnnxContents> {
   const graphs: GraphContents[] = []
   const linears: LinearContents[] = []
+  const embeddings: EmbeddingContents[] = []
   const dtypes: Record<string, GraphDtype[]> = {}
   for (const file of files) {
     const role = roleOf(file)
@@ -85,6 +109,7 @@ export async function inspectGraphs(
         const able = { run, merge: [...merge], train, problem, branches: count }
         linears.push({ name, graph: role, form: form.name, layout, d, k, isHead, ...able })
       }
+      embeddings.push(...embeddingsOf(graph, role))
     } finally {
       await model.close()
     }
@@ -92,7 +117,23 @@ export async function inspectGraphs(
     if (isFolder) dtypes[name] = await graphDtypes(directory, name)
   }
   const [{ inputs, outputs }] = graphs
-  return { inputs, outputs, graphs, dtypes, linears }
+  return { inputs, outputs, graphs, dtypes, linears, embeddings }
+}
+
+function embeddingsOf(graph: Graph, role: GraphRole): EmbeddingContents[] {
+  const found = findEmbeddings(graph).map(({ name, vocabulary, features, integers, dataType }): EmbeddingContents => {
+    const {
+      form,
+      layout,
+      problem = null,
+    } = integers ?? {
+      form: { name: 'Gather' as const },
+      layout: dataTypeName(dataType).toLowerCase(),
+    }
+    const merge: MergeWay[] = integers === undefined ? ['weights'] : ['branches']
+    return { name, graph: role, form: form.name, layout, vocabulary, features, merge, problem: problem ?? null }
+  })
+  return [...new Map(found.map((one) => [one.name, one])).values()]
 }
 
 /** onnx/decoder_model_merged_q4.onnx → decoder_model_merged */

@@ -3,6 +3,7 @@
 
 import type { ByteSource, Directory } from '../base/bytes.js'
 import { ConfigError } from '../base/errors.js'
+import type { DecodeImage } from '../images/image.js'
 import type { RemoteOptions } from '../io/hub/directory.js'
 import type { Located } from '../io/locate.js'
 import type { RuntimeHost } from '../runtime/host.js'
@@ -17,6 +18,8 @@ export interface Platform {
   target(text: string, where: string): Directory
   /** Where sessions run if nobody says it. */
   defaultRuntime(): RuntimeHost
+  /** Reads files of pictures. */
+  readonly decodeImage: DecodeImage
   /** Bytes of memory that are free; undefined where the platform does not tell. */
   freeMemory?(): number | undefined
   /** See nodeRuntime of the entry. */
@@ -32,6 +35,7 @@ const browser: Platform = {
   target(text, where) {
     throw noPaths(text, where)
   },
+  decodeImage: async (file) => (await import('../images/decode-in-browser.js')).decodeInBrowser(file),
   defaultRuntime() {
     throw new ConfigError({
       where: 'runtime',

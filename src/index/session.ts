@@ -20,6 +20,7 @@ import { DEVICE } from '../runtime/runtime.js'
 import { ADAPTER, openAdapter } from './adapters.js'
 import { checkWeightsFit, memoryLimits } from './memory.js'
 import { loadModel } from './model.js'
+import { platform } from './platform.js'
 import { SOURCE, type Source } from './sources.js'
 import { MODEL } from './train.js'
 
@@ -49,7 +50,10 @@ export interface AdapterSession extends BaseSession {
 export interface OpenSessionOptions extends Omit<AdapterSessionOptions, 'adapters'> {
   /** The first adapters: name → adapter in memory, or any source that {@link loadAdapter} accepts. Runs choose by this name. */
   adapters?: Readonly<Record<string, LoraAdapter | Source>> | undefined
-  /** Hears before opening if the model needs more memory than there is, by an estimate. Default: console.warn. */
+  /**
+   * Hears before opening if the model needs more memory than there is, by an estimate; and with `allowMissing` which layers of an adapter
+   * are left out, also at each `add`. Default: console.warn.
+   */
   onWarning?: ((message: string) => void) | undefined
 }
 
@@ -87,7 +91,13 @@ export async function openSession(model: Model | Source, given: OpenSessionOptio
     const help = ["dtype 'q4' (--dtype q4), if the model has it", ...(options.lowMemory ? [] : ['lowMemory: true'])]
     const warning = memoryWarning(need, limits, { what: 'The model', help })
     if (warning !== undefined) onWarning(warning)
-    return OnnxSession.open(opened, { ...options, adapters }, isOurs, { openAdapter: read })
+    const onMissing = (name: string, layers: readonly string[]) =>
+      onWarning(`adapter ${name}: left out, because the model has no module for it: ${layers.join(', ')}`)
+    return OnnxSession.open(opened, { ...options, adapters }, isOurs, {
+      openAdapter: read,
+      onMissing,
+      decodeImage: platform().decodeImage,
+    })
   }
   if (MODEL.accepts(model)) return open(model as Model, false)
   const opened = await loadModel(model as Source)

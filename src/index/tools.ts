@@ -8,6 +8,7 @@ import {
   checkArgument,
   checkOptions,
   FUNCTION,
+  INTEGER,
   isObject,
   kind,
   listOf,
@@ -63,6 +64,7 @@ const COMBINE: OptionTable<CombineOptions> = {
   combinationType: oneOf(...COMBINATION_TYPES),
   density: SHARE,
   majoritySignMethod: oneOf('total', 'frequency'),
+  seed: INTEGER,
   peftCompatible: BOOLEAN,
 }
 

@@ -31,6 +31,7 @@ import { ADAPTER } from './adapters.js'
 import { DATA, type Data, openData } from './data.js'
 import { memoryLimits } from './memory.js'
 import { DTYPE, loadModel } from './model.js'
+import { platform } from './platform.js'
 import { openTarget, SOURCE, type Source, TARGET, type Target } from './sources.js'
 
 /** Options of {@link train}. */
@@ -65,6 +66,7 @@ const OPTIONS: OptionTable<TrainOptions> = {
   columns: OBJECT,
   chatTemplate: STRING,
   chatTemplateArgs: OBJECT,
+  decodeImage: FUNCTION,
   config: OBJECT,
   adapter: ADAPTER,
   modules: OBJECT,
@@ -124,6 +126,7 @@ export async function train(options: TrainOptions, wait?: () => Promise<void> | 
         model,
         data,
         evalData,
+        decodeImage: options.decodeImage ?? platform().decodeImage,
         out: options.out === undefined ? undefined : openTarget(options.out, 'out'),
       },
       { limits: memoryLimits(model), sources: sourcesOf(options), wait },

@@ -227,7 +227,7 @@ export async function toPlain(adapter: Source | LoraAdapter, options: ToPlainOpt
  * PEFT's add_weighted_adapter.
  *
  * lowrank reads adapters in folders one layer at a time. It works on the factors, and makes no matrix as large as a weight. There are two
- * exceptions: `ties_svd` makes one for each adapter, and DoRA layers need one. DoRA layers also need `base` and a rule for the rank.
+ * exceptions: types such as `ties_svd` make one for each adapter, and DoRA layers need one. DoRA layers also need `base` and a rule for the rank.
  *
  * @throws ConfigError for an option that is unknown, not valid or not used by the combination type, and for layers of different ranks
  *   where factors are added; MismatchError when the adapters belong to different bases; UnsupportedError for DoRA without `base`, for

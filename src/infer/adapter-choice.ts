@@ -2,6 +2,7 @@
 
 import { ConfigError, MismatchError, nearMisses, UnsupportedError } from '../base/errors.js'
 import { anyOf, isObject, type Kind, kind, listOf, NAME } from '../base/options.js'
+import type { AdapterFactors } from './site-factors.js'
 
 /** The name of an adapter; names and weights of several, which are added up; or null for the base model alone. */
 export type AdapterChoice = string | Readonly<Record<string, number>> | null
@@ -74,23 +75,62 @@ export function distinctMixes(mixes: readonly Mix[]): { distinct: readonly Mix[]
   return { distinct, rowOf: unique.length > 1 ? keys.map((key) => unique.indexOf(key)) : undefined }
 }
 
+/** What a mix has to know of an adapter. */
+export interface Mixable {
+  /** It scales the outputs of the base. */
+  readonly scales: boolean
+  /** The base's tensors that it replaces, and those of which it replaces some values. */
+  readonly replaced: ReadonlyMap<string, 'whole' | 'rows'>
+  /** Modules whose weights it adds to. */
+  readonly added: ReadonlySet<string>
+}
+
 /**
- * Throws UnsupportedError for a mix with an adapter that scales the outputs of the base.
+ * Throws UnsupportedError for a mix that is no sum: with an adapter that scales the outputs of the base, or that replaces values of it
+ * and has another weight than 1, or meets another adapter there.
  *
- * @param scales whether an adapter does; throws MismatchError for one that the session does not have
+ * @param of what an adapter does; throws MismatchError for one that the session does not have
  */
-export function requireMixable(mixes: readonly Mix[], scales: (name: string) => boolean): void {
+export function requireMixable(mixes: readonly Mix[], of: (name: string) => Mixable): void {
   for (const mix of mixes) {
-    for (const { name, weight } of mix) {
-      if (!scales(name) || (mix.length === 1 && weight === 1)) continue
-      throw new UnsupportedError({
-        where: `adapter ${JSON.stringify(name)}`,
-        what: 'an adapter with DoRA scales the outputs of the base, so that it runs alone and with weight 1',
-        got: mix.map((one) => `${one.name}: ${one.weight}`).join(', '),
-        hint: 'Merge it, and mix the others on the merged model',
-      })
+    const all = mix.map(({ name, weight }) => ({ name, weight, does: of(name) }))
+    const fail = (name: string, what: string, hint: string) => {
+      const got = mix.map((one) => `${one.name}: ${one.weight}`).join(', ')
+      throw new UnsupportedError({ where: `adapter ${JSON.stringify(name)}`, what, got, hint })
+    }
+    const replacing = new Map<string, string>()
+    for (const { name, weight, does } of all) {
+      if (does.scales && !(mix.length === 1 && weight === 1)) {
+        const what = 'an adapter with DoRA scales the outputs of the base, so that it runs alone and with weight 1'
+        fail(name, what, 'Merge it, and mix the others on the merged model')
+      }
+      for (const [tensor, kind] of does.replaced) {
+        if (weight !== 1) {
+          const what = `what replaces the base’s values (${tensor}) has no weight, so that the adapter runs with weight 1`
+          fail(name, what, 'Remove the part from the adapter, or give it weight 1')
+        }
+        const other = replacing.get(tensor)
+        if (other !== undefined) fail(name, `it and ${JSON.stringify(other)} both replace ${tensor}`, 'Run one of them')
+        replacing.set(tensor, name)
+        const adding = all.find((one) => one.does !== does && one.does.added.has(tensor))
+        if (kind === 'rows' && adding !== undefined) {
+          fail(name, `it replaces rows of ${tensor}, which ${JSON.stringify(adding.name)} adds to`, 'Run one of them')
+        }
+      }
     }
   }
+}
+
+/** What an adapter with these factors does, for mixes. */
+export function mixableOf(factors: AdapterFactors, scales: boolean): Mixable {
+  const replaced = new Map<string, 'whole' | 'rows'>()
+  const added = new Set<string>()
+  for (const [module, { rank, replaced: values, replacesBias }] of factors) {
+    if (rank > 0) added.add(module)
+    if (values !== undefined) replaced.set(module, values.lines === undefined ? 'whole' : 'rows')
+    if (replacesBias) replaced.set(`${module}.bias`, 'whole')
+  }
+  return { scales, replaced, added }
 }
 
 /** Throws MismatchError for a name that no adapter of a session has. */

@@ -3,15 +3,15 @@
 
 import { StateError, UnsupportedError } from '../base/errors.js'
 import { checkArgument, checkOptions, kind, listOf, NAME, type OptionTable } from '../base/options.js'
+import { joinNeeds, type SiteNeeds } from '../graph/inject/sites.js'
 import { completeFeeds } from '../graph/inputs/family.js'
 import { findLinears, type Linear, type ModuleMap } from '../graph/match/linears.js'
-import { placeAdapter } from '../graph/match/place-adapter.js'
 import type { ModelGraph } from '../graph/match/spread.js'
 import { sessionModel } from '../graph/session-model.js'
 import type { Graph } from '../graph/view/graph.js'
 import { readGraph } from '../graph/view/read-graph.js'
+import type { DecodeImage } from '../images/image.js'
 import { LoraAdapter } from '../lora/adapter.js'
-import { requireHandled } from '../lora/requirements.js'
 import { type Engine, openEngine, STOP_MS, settlesWithin } from '../runtime/host.js'
 import { type Remote, transfer } from '../runtime/rpc.js'
 import type { Feeds, OutputOptions, RuntimeTensor, SessionOptions } from '../runtime/runtime.js'
@@ -23,15 +23,16 @@ import {
   refuseAdapter,
   requireMixable,
 } from './adapter-choice.js'
+import { hasPlace, type OpenAdapter, readParts, type SessionGraph } from './adapter-parts.js'
 import { InferEngine } from './engine.js'
 import { checkName, plainFeeds } from './feeds.js'
 import { mainRole, otherGraphs, type SessionBase, type SessionExtras, shareAdapter } from './graphs.js'
-import { type AdapterHead, readHead, runWithHead } from './heads.js'
+import { type AdapterHead, runWithHead } from './heads.js'
 import { Readings } from './readings.js'
 import { batchOf, checkRanks } from './rows.js'
 import type { AdapterSession, AdapterSessionOptions, RunOptions } from './session.js'
-import { sessionGraph } from './session-graph.js'
-import { adapterFactors, buffersOf } from './site-factors.js'
+import { type GraphNeeds, sessionGraph, type Vector } from './session-graph.js'
+import { buffersOf, needsOf } from './site-factors.js'
 
 const ADAPTER = kind('a LoraAdapter', (value) => value instanceof LoraAdapter)
 
@@ -43,6 +44,8 @@ export class OnnxSession<M extends SessionBase = SessionBase>
   implements Omit<AdapterSession, 'model' | keyof Readings>
 {
   readonly model: M
+  /** @internal */
+  readonly decodeImage: DecodeImage | undefined
   readonly #engine: Engine<InferEngine>
   readonly #options: SessionOptions & OutputOptions
   readonly #edit: (graph: Graph) => void
@@ -50,16 +53,15 @@ export class OnnxSession<M extends SessionBase = SessionBase>
   readonly #modules: ModuleMap
   readonly #closesModel: boolean
   readonly #openAdapter: (adapter: unknown) => Promise<LoraAdapter>
-  readonly #allowMissing: boolean
+  readonly #onMissing: SessionExtras['onMissing']
   /** Over the model's other graphs, such as its encoder. They have the same adapters, each its own layers of them. */
   #others: ReadonlyMap<string, OnnxSession> = new Map()
   readonly #graph: Graph
   readonly #linears: readonly Linear[]
   readonly #adapters = new Map<string, OpenAdapter>()
-  /** Modules that the open session has LoRA inputs for; undefined before the first session. */
-  #adapted: ReadonlySet<string> | undefined
-  /** Those of them that take a scale and a shift of their outputs, for DoRA and biases of B. */
-  #affine: ReadonlySet<string> = new Set()
+  #isOpen = false
+  /** The inputs of the open session. */
+  #needs: GraphNeeds = { modules: new Map(), vectors: new Map() }
   /** Values of the graph that it gives out beside the model's outputs, for heads. */
   #given: ReadonlySet<string> = new Set()
   /** Changes of the session follow one another. */
@@ -70,12 +72,20 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     model: M,
     { adapters: _, modules = {}, device, allowMissing = false, ...options }: AdapterSessionOptions,
     closesModel: boolean,
-    { edit = () => {}, beforeOpen = async () => {}, openAdapter, ...outputs }: SessionExtras,
+    {
+      edit = () => {},
+      beforeOpen = async () => {},
+      openAdapter,
+      onMissing = () => {},
+      decodeImage,
+      ...outputs
+    }: SessionExtras,
   ) {
     super()
     this.model = model
+    this.decodeImage = decodeImage
     this.#openAdapter = openAdapter ?? (async (adapter) => adapter as LoraAdapter)
-    this.#allowMissing = allowMissing
+    this.#onMissing = allowMissing ? onMissing : undefined
     this.#closesModel = closesModel
     this.#edit = edit
     this.#beforeOpen = beforeOpen
@@ -147,7 +157,7 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     const mixes = mixesOf(adapter as AdapterChoice | readonly AdapterChoice[], batchOf(own))
     this.checkMixes(mixes)
     const run = (all: Feeds, names: readonly string[] | undefined) => this.engine.run(all, mixes, names)
-    const outputs = await runWithHead(run, own, outputNames, { head: this.headFor(mixes), all: this.outputNames })
+    const outputs = await runWithHead(run, own, outputNames, { heads: this.headsFor(mixes), all: this.outputNames })
     if (mixes.length > 1) checkRanks(this.#graph, outputs)
     return outputs
   }
@@ -210,17 +220,29 @@ export class OnnxSession<M extends SessionBase = SessionBase>
    * @internal Throws MismatchError unless runs can choose these adapters, UnsupportedError for a mix that is no sum.
    */
   checkMixes(mixes: readonly Mix[]): void {
-    requireMixable(mixes, (name) => this.#requireAdapter(name).scales)
+    for (const session of this.#all) requireMixable(mixes, (name) => session.#requireAdapter(name))
   }
 
-  /** @internal The head that a run's logits come from. Throws UnsupportedError where adapters of several rows or a mix have one. */
+  /** @internal The heads that the rows' logits come from. Throws UnsupportedError where an adapter of a mix has one. */
+  headsFor(mixes: readonly Mix[]): (AdapterHead | undefined)[] {
+    return mixes.map((mix) => {
+      const heads = mix.flatMap(({ name }) => this.headOf(name) ?? [])
+      if (heads.length === 0 || (mix.length === 1 && mix[0].weight === 1)) return heads[0]
+      throw new UnsupportedError({
+        where: 'adapter',
+        what: 'an adapter with a head of its own is in no mix, and has weight 1',
+        got: mix.map(({ name, weight }) => `${name}: ${weight}`).join(', '),
+      })
+    })
+  }
+
+  /** @internal The head of all rows together. Throws UnsupportedError where they have different ones. */
   headFor(mixes: readonly Mix[]): AdapterHead | undefined {
-    const heads = mixes.flat().flatMap(({ name }) => this.headOf(name) ?? [])
-    const isAlone = mixes.length === 1 && mixes[0].length === 1
-    if (heads.length === 0 || isAlone) return heads[0]
+    const heads = new Set(this.headsFor(mixes))
+    if (heads.size === 1) return [...heads][0]
     throw new UnsupportedError({
       where: 'adapter',
-      what: 'an adapter with a head of its own runs alone, for all rows',
+      what: 'adapters with heads of their own have different labels, so that the texts of each go one by one',
       hint: 'Run the rows of each adapter at a time',
     })
   }
@@ -251,29 +273,19 @@ export class OnnxSession<M extends SessionBase = SessionBase>
             hint: 'Call remove first, or choose another name',
           })
         }
-        const { config } = adapter
         const [own, ...rest] = isShare
           ? [adapter]
-          : await shareAdapter(this.#modelGraphs(), adapter, this.#allowMissing)
+          : await shareAdapter(this.#modelGraphs(), adapter, this.#onMissing?.bind(undefined, name), (graph, part) =>
+              hasPlace(this.#all[graph].#base, adapter, part),
+            )
         rest.forEach((share, i) => {
           shares[i] = [...(shares[i] ?? []), [name, share]]
         })
-        const head = await readHead(this.model, this.#graph, this.#linears, own)
-        const others = own.parts().filter((part) => head?.tensors.has(part.name) !== true)
-        requireHandled({ config, parts: () => others }, ['linear', 'magnitude', 'biasB'], 'adapters of sessions')
-        const isPlaceless = others.length === 0 && (head !== undefined || isShare || rest.length > 0)
-        const placed = isPlaceless ? [] : placeAdapter(this.#graph, this.#linears, own, true)
-        const about: OpenAdapter = {
-          head,
-          scales: adapter.parts('linear').some(({ magnitude }) => magnitude !== undefined),
-          chatTemplate: adapter.chatTemplate,
-        }
-        added.push({ name, about, factors: await adapterFactors(this.model.onnx, this.#graph, placed) })
+        added.push({ name, ...(await readParts(this.#base, own, isShare || rest.length > 0)) })
       }
-      const sites = added.flatMap(({ factors }) => [...factors])
       await this.#openFor(
-        sites.map(([module]) => module),
-        sites.flatMap(([module, { affine }]) => (affine === undefined ? [] : [module])),
+        joinNeeds([this.#needs.modules, ...added.map(({ factors }) => needsOf(factors))]),
+        added.flatMap(({ vectors }) => vectors),
         added.flatMap(({ about: { head } }) => head?.input.value ?? []),
       )
       for (const [i, other] of [...this.#others.values()].entries()) await other.#add(shares[i] ?? [], true)
@@ -284,33 +296,35 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     })
   }
 
-  #modelGraphs(): ModelGraph[] {
-    const graphOf = ({ model, linears }: { model: SessionBase; linears: readonly Linear[] }, role: string) => {
-      return { role: role as ModelGraph['role'], name: model.onnx.fileName, linears }
-    }
-    const others = Array.from(this.#others, ([role, other]) =>
-      graphOf({ model: other.model, linears: other.#linears }, role),
-    )
-    return [graphOf({ model: this.model, linears: this.#linears }, mainRole(this.model)), ...others]
+  get #base(): SessionGraph {
+    return { model: this.model, graph: this.#graph, linears: this.#linears }
   }
 
-  /** Makes sure that the open session has inputs for these modules, and for the scales and shifts of some of them, and gives these values. */
-  async #openFor(
-    modules: readonly string[],
-    affineModules: readonly string[],
-    values: readonly string[],
-  ): Promise<void> {
-    const adapted = new Set([...(this.#adapted ?? []), ...modules])
-    const affine = new Set([...this.#affine, ...affineModules])
+  /** This session and those over the model's other graphs. */
+  get #all(): readonly OnnxSession[] {
+    return [this, ...this.#others.values()]
+  }
+
+  #modelGraphs(): ModelGraph[] {
+    const roles = this.graphs as readonly ModelGraph['role'][]
+    return this.#all.map((one, i) => ({ role: roles[i], name: one.model.onnx.fileName, linears: one.#linears }))
+  }
+
+  /** Makes sure that the open session has these inputs, those of these vectors, and gives these values. */
+  async #openFor(modules: SiteNeeds, newVectors: readonly Vector[], values: readonly string[]): Promise<void> {
+    const before = this.#needs
+    const vectors = new Map([...before.vectors, ...newVectors.map((vector) => [vector.name, vector] as const)])
     const given = new Set([...this.#given, ...values.filter((value) => !this.outputNames.includes(value))])
-    const isSame = adapted.size === this.#adapted?.size && affine.size === this.#affine.size
-    if (isSame && given.size === this.#given.size) return
-    const edit = { before: this.#edit, modules: this.#modules, adapted, affine, given }
+    const size = (needs: SiteNeeds) => [...needs.values()].reduce((sum, roles) => sum + roles.size, 0)
+    const isSame = this.#isOpen && size(modules) === size(before.modules) && given.size === this.#given.size
+    if (isSame) return
+    const needs = { modules, vectors }
+    const edit = { before: this.#edit, names: this.#modules, needs, given }
     const { graph, ...open } = sessionGraph(this.model.onnx, edit, this.#options.executionProviders)
     await this.#beforeOpen()
     await this.engine.open({ ...open, model: await sessionModel(this.model.onnx, graph), options: this.#options })
-    this.#adapted = adapted
-    this.#affine = affine
+    this.#isOpen = true
+    this.#needs = needs
     this.#given = given
   }
 
@@ -319,13 +333,4 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     this.#lastChange = result.catch(() => {})
     return result
   }
-}
-
-/** What runs have to know of an adapter. */
-interface OpenAdapter {
-  readonly head: AdapterHead | undefined
-  /** It scales the outputs of the base. */
-  readonly scales: boolean
-  /** The template of the chats that it was trained on. */
-  readonly chatTemplate: string | undefined
 }

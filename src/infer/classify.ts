@@ -1,10 +1,14 @@
-// Texts in, labels out: by the head that an adapter brings, or by the model's own logits.
+// Texts or pictures in, labels out: by the head that an adapter brings, or by the model's own logits.
 
 import { COUNT, checkOptions, NAME, type OptionTable, orNull } from '../base/options.js'
+import { takesImages } from '../graph/inputs/images.js'
+import { readGraph } from '../graph/view/read-graph.js'
+import type { ImageSource } from '../images/image.js'
 import { mixesOf } from './adapter-choice.js'
 import { floatsOf } from './heads.js'
+import { IMAGE, imageBatches } from './image-batches.js'
 import { type ClassifierSession, checkFinite, labelsFor, logitsOf, softmax } from './logits.js'
-import type { Classification, ClassifyOptions, TextOrPair } from './session.js'
+import type { Classification, ClassifyInput, ClassifyOptions, TextOrPair } from './session.js'
 import { BATCH_KINDS, batchesOf, encodeTexts, listOfTexts, TEXT_OR_PAIR } from './text-batches.js'
 
 const OPTIONS: OptionTable<ClassifyOptions> = {
@@ -16,31 +20,36 @@ const OPTIONS: OptionTable<ClassifyOptions> = {
 /** See AdapterSession.classify. */
 export async function classify(
   session: ClassifierSession,
-  texts: TextOrPair | readonly TextOrPair[],
+  inputs: ClassifyInput | readonly ClassifyInput[],
   options: ClassifyOptions = {},
 ): Promise<Classification | Classification[]> {
   checkOptions(options, { of: 'classify', table: OPTIONS })
-  const list = listOfTexts(texts, TEXT_OR_PAIR)
   const { adapter, topK = 1 } = options
+  const isImages = takesImages(readGraph(session.model.onnx.proto))
+  const list = isImages ? listOfTexts(inputs as ImageSource, IMAGE) : listOfTexts(inputs as TextOrPair, TEXT_OR_PAIR)
   session.checkMixes(mixesOf(adapter, undefined))
   const source = logitsOf(session, adapter ?? undefined, 'texts')
-  const encoded = encodeTexts(session.model, list, options.maxLength)
+  const encoded = isImages ? undefined : encodeTexts(session.model, list as readonly TextOrPair[], options.maxLength)
+  const batches =
+    encoded === undefined
+      ? imageBatches(session, source.graph, list as readonly ImageSource[], options)
+      : batchesOf(session.model, source.graph, encoded, options)
   const results: Classification[] = Array(list.length)
-  for (const batch of batchesOf(session.model, source.graph, encoded, options)) {
+  for await (const batch of batches) {
     const logits = await source.run(batch.feeds)
     const [, count] = logits.dims
     const labels = labelsFor(count, source.labels)
     const values = floatsOf(logits)
-    batch.texts.forEach((text, row) => {
+    batch.texts.forEach((input, row) => {
       const own = values.slice(row * count, (row + 1) * count)
-      results[text] = {
+      results[input] = {
         ...ranked(own, labels, topK, source.problemType),
         logits: own,
-        isTruncated: encoded[text].isTruncated,
+        isTruncated: encoded?.[input].isTruncated ?? false,
       }
     })
   }
-  return Array.isArray(texts) ? results : results[0]
+  return Array.isArray(inputs) ? results : results[0]
 }
 
 /** The likeliest labels of one text. */

@@ -2,7 +2,9 @@
 // written. It lives in a worker or in the caller's thread; caches and logits never leave it while texts grow.
 
 import { StateError } from '../base/errors.js'
+import { SLOTS_INPUT } from '../graph/inject/embeddings.js'
 import { ROWS_INPUT } from '../graph/inject/inject.js'
+import type { Site } from '../graph/inject/sites.js'
 import { transfer } from '../runtime/rpc.js'
 import type {
   Feeds,
@@ -17,11 +19,12 @@ import { distinctMixes, type Mix } from './adapter-choice.js'
 import { needsColumns, runColumns, type TokenColumns } from './column-runs.js'
 import { Decoding, type NextToken, type TextRequest } from './decoding.js'
 import { AdapterFeeds, type RowFactors } from './row-factors.js'
-import type { AdapterFactors, LoraSite } from './sites.js'
+import type { AdapterFactors } from './site-factors.js'
+import { siteFeeds } from './site-feeds.js'
 
 export interface OpenRequest {
   model: SessionModel
-  sites: readonly LoraSite[]
+  sites: readonly Site[]
   /** The graph is told how many rows have factors of their own. */
   takesRows: boolean
   /** Rank of the zeros fed where there is nothing to add: 0, or 1 where the runtime takes no empty tensors. */
@@ -39,7 +42,7 @@ export interface DecodingRequest extends TextRequest {
 
 interface OpenSession {
   session: RuntimeSession
-  sites: readonly LoraSite[]
+  sites: readonly Site[]
   takesRows: boolean
   idle: Feeds
   columns: TokenColumns | undefined
@@ -172,14 +175,10 @@ export class InferEngine {
 }
 
 /** What leaves every site as the base has it. */
-function idleFeeds(sites: readonly LoraSite[], rank: 0 | 1): Feeds {
-  const feeds: Feeds = {}
-  for (const { weightA, weightB, affine, k, d } of sites) {
-    feeds[weightA] = { type: 'float32', data: new Float32Array(k * rank), dims: [k, rank] }
-    feeds[weightB] = { type: 'float32', data: new Float32Array(rank * d), dims: [rank, d] }
-    if (affine === undefined) continue
-    feeds[affine.scale] = { type: 'float32', data: new Float32Array(d).fill(1), dims: [d] }
-    feeds[affine.shift] = { type: 'float32', data: new Float32Array(d), dims: [d] }
+function idleFeeds(sites: readonly Site[], rank: 0 | 1): Feeds {
+  const feeds: Feeds = Object.assign({}, ...sites.map((site) => siteFeeds(site, [undefined], undefined, rank)))
+  if (sites.some(({ kind }) => kind === 'lookup')) {
+    feeds[SLOTS_INPUT] = { type: 'int64', data: BigInt64Array.of(0n), dims: [1] }
   }
   return feeds
 }

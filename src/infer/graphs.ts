@@ -9,6 +9,7 @@ import { type ModelGraph, spreadAdapter } from '../graph/match/spread.js'
 import type { Model } from '../graph/model-folder.js'
 import type { Graph } from '../graph/view/graph.js'
 import { readGraph } from '../graph/view/read-graph.js'
+import type { DecodeImage } from '../images/image.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { OutputOptions } from '../runtime/runtime.js'
 
@@ -25,8 +26,12 @@ export interface SessionExtras extends OutputOptions {
   edit?: ((graph: Graph) => void) | undefined
   /** Called when all is checked, before the runtime reads weights. */
   beforeOpen?: (() => Promise<void>) | undefined
+  /** Reads files of pictures. */
+  decodeImage?: DecodeImage | undefined
   /** Opens what `add` is called with. Default: it is an adapter already. */
   openAdapter?: ((adapter: unknown) => Promise<LoraAdapter>) | undefined
+  /** With `allowMissing`, hears which layers of which adapter are left out. */
+  onMissing?: ((adapter: string, layers: readonly string[]) => void) | undefined
 }
 
 /** The role of the graph that a session is asked first. */
@@ -46,24 +51,31 @@ export async function otherGraphs(
 }
 
 /**
- * An adapter's share of each graph. What is no linear layer stays with the first one.
+ * An adapter's share of each graph.
  *
- * @throws MismatchError naming the layers that are in no graph, unless they are to be left out
+ * @param onMissing hears which layers are in no graph, and so are left out; undefined: they are an error
+ * @param hasPlace whether a graph has a place for a part that is no linear layer. What none has stays with the first one, which says why
+ * @throws MismatchError naming the layers that are in no graph, unless they are to be left out, or all are
  */
 export async function shareAdapter(
   graphs: readonly ModelGraph[],
   adapter: LoraAdapter,
-  allowMissing: boolean,
+  onMissing: ((layers: readonly string[]) => void) | undefined,
+  hasPlace: (graph: number, part: string) => Promise<boolean>,
 ): Promise<LoraAdapter[]> {
-  if (graphs.length === 1 && !allowMissing) return [adapter]
-  const { parts, missing } = await spreadAdapter(graphs, adapter, async (graph) => graph === 0)
-  if (missing.length === adapter.size && missing.length > 0 && allowMissing) {
+  if (graphs.length === 1 && onMissing === undefined) return [adapter]
+  const { parts: found, missing: all } = await spreadAdapter(graphs, adapter, hasPlace)
+  const isRefused = (name: string) => onMissing === undefined && adapter.get(name, 'linear') === undefined
+  const missing = all.filter((name) => !isRefused(name))
+  const parts = [new Set([...found[0], ...all.filter(isRefused)]), ...found.slice(1)]
+  if (missing.length === adapter.size && missing.length > 0 && onMissing !== undefined) {
     throw new MismatchError({ where: 'adapter', what: 'the model has no module for any of its layers' })
   }
-  if (missing.length > 0 && !allowMissing) {
+  if (missing.length > 0 && onMissing === undefined) {
     const modules = graphs.flatMap(({ linears }) => linears.map(({ name }) => name))
     const names = graphs.map(({ name }) => name)
     throw missingError(missing, modules, adapter.size, names)
   }
+  if (missing.length > 0) onMissing?.(missing)
   return parts.map((names) => adapter.only(names))
 }

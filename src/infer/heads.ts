@@ -8,7 +8,7 @@ import type { Graph } from '../graph/view/graph.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { type HeadInput, type HeadLayer, type HeadRows, placeHead } from '../tasks/heads.js'
-import { loadTaskOfType } from '../tasks/tasks.js'
+import { loadTaskOf } from '../tasks/tasks.js'
 
 /** A layer of a head with its values. */
 interface HeadValues {
@@ -49,8 +49,8 @@ export async function readHead(
   adapter: LoraAdapter,
 ): Promise<AdapterHead | undefined> {
   if (adapter.parts('replacement').length === 0) return undefined
-  const task = await loadTaskOfType(adapter.config.taskType)
   const base = { config: model.config ?? {}, graph, linears }
+  const task = await loadTaskOf(adapter.config, base)
   const form = task?.headForm?.(base)
   if (form === undefined) return undefined
   const placed = placeHead(form, base, (name) => adapter.get(name, 'replacement')?.shape)
@@ -172,25 +172,67 @@ export function floatsOf({ data, type }: RuntimeTensor): Float32Array {
   })
 }
 
-/** What runs the graph with one adapter's factors. */
+/** What runs the graph with the adapters' factors. */
 type RunGraph = (feeds: Feeds, outputNames: readonly string[]) => Promise<Record<string, RuntimeTensor>>
 
+/** The heads of a run: one for all rows, or one for each; undefined where the logits are the graph's own. */
+export type RowHeads = readonly (AdapterHead | undefined)[]
+
 /**
- * A run of the graph in which the head's logits take the place of the graph's own.
+ * A run of the graph in which the heads' logits take the place of the graph's own.
  *
  * @param all names of the outputs that the model has
+ * @throws UnsupportedError when rows of one run get different numbers of logits
  */
 export async function runWithHead(
   run: RunGraph,
   feeds: Feeds,
   outputNames: readonly string[] | undefined,
-  { head, all }: { head: AdapterHead | undefined; all: readonly string[] },
+  { heads, all }: { heads: RowHeads; all: readonly string[] },
 ): Promise<Record<string, RuntimeTensor>> {
   const wanted = outputNames ?? all
-  if (head?.replaces === undefined || !wanted.includes(head.replaces)) return run(feeds, wanted)
-  const { value } = head.input
-  const others = wanted.filter((name) => name !== head.replaces)
-  const { [value]: input, ...outputs } = await run(feeds, [...new Set([...others, value])])
-  const logits = { [head.replaces]: headLogits(head, input) }
-  return { ...outputs, ...(wanted.includes(value) && { [value]: input }), ...logits }
+  const own = heads.flatMap((head) => head ?? [])
+  const replaced = own.find(({ replaces }) => replaces !== undefined)?.replaces
+  if (replaced === undefined || !wanted.includes(replaced)) return run(feeds, wanted)
+  const needsOwn = own.length < heads.length
+  const others = wanted.filter((name) => name !== replaced || needsOwn)
+  const values = own.map(({ input }) => input.value)
+  const outputs = await run(feeds, [...new Set([...others, ...values])])
+  const logits =
+    heads.length === 1 ? headLogits(own[0], outputs[own[0].input.value]) : rowLogits(heads, outputs, replaced)
+  const kept = Object.entries(outputs).filter(([name]) => wanted.includes(name))
+  return { ...Object.fromEntries(kept), [replaced]: logits }
+}
+
+/** The logits of each row by its own head. */
+function rowLogits(heads: RowHeads, outputs: Readonly<Record<string, RuntimeTensor>>, replaced: string): RuntimeTensor {
+  const rows = heads.map((head, row) => {
+    const input = outputs[head?.input.value ?? replaced]
+    const own = headOrOwn(head, { ...input, data: rowOf(input, row), dims: [1, ...input.dims.slice(1)] })
+    return { values: floatsOf(own), dims: own.dims.slice(1) }
+  })
+  const [{ dims }] = rows
+  const other = rows.find((row) => row.dims.join() !== dims.join())
+  if (other !== undefined) {
+    throw new UnsupportedError({
+      where: 'adapter',
+      what: 'heads of different sizes cannot share a batch',
+      expected: `logits of (${dims.join(', ')}) for each row`,
+      got: `(${other.dims.join(', ')})`,
+      hint: 'Run the rows of each adapter at a time',
+    })
+  }
+  const size = rows[0].values.length
+  const data = new Float32Array(rows.length * size)
+  rows.forEach(({ values }, row) => void data.set(values, row * size))
+  return { type: 'float32', data, dims: [rows.length, ...dims] }
+}
+
+function headOrOwn(head: AdapterHead | undefined, tensor: RuntimeTensor): RuntimeTensor {
+  return head === undefined ? tensor : headLogits(head, tensor)
+}
+
+function rowOf({ data, dims }: RuntimeTensor, row: number): RuntimeTensor['data'] {
+  const size = data.length / Math.max(1, dims[0])
+  return (data as Float32Array).subarray(row * size, (row + 1) * size)
 }

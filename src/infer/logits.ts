@@ -5,6 +5,7 @@ import { logitsName } from '../graph/match/linears.js'
 import type { Model } from '../graph/model-folder.js'
 import type { Graph } from '../graph/view/graph.js'
 import { readGraph } from '../graph/view/read-graph.js'
+import type { DecodeImage } from '../images/image.js'
 import type { Remote } from '../runtime/rpc.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { namedLabels } from '../tasks/heads.js'
@@ -18,6 +19,8 @@ export interface ClassifierSession {
   readonly engine: Remote<InferEngine>
   /** Throws MismatchError unless runs can choose these adapters. */
   checkMixes(mixes: readonly Mix[]): void
+  /** Reads files of pictures; undefined where nothing does. */
+  readonly decodeImage: DecodeImage | undefined
   /** The head that an adapter brings. */
   headOf(name: string): AdapterHead | undefined
 }

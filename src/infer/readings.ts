@@ -6,6 +6,7 @@ import { generate, streamText, type TextSession } from './generate.js'
 import type { ClassifierSession } from './logits.js'
 import type {
   Classification,
+  ClassifyInput,
   ClassifyOptions,
   EmbedOptions,
   GenerateOptions,
@@ -14,7 +15,6 @@ import type {
   StreamOptions,
   Tagging,
   TagOptions,
-  TextOrPair,
   TextOrWords,
 } from './session.js'
 import { tag } from './tag.js'
@@ -39,14 +39,18 @@ export abstract class Readings {
     return streamText(this, prompt, options)
   }
 
-  classify(this: ClassifierSession, text: TextOrPair, options?: ClassifyOptions): Promise<Classification>
-  classify(this: ClassifierSession, texts: readonly TextOrPair[], options?: ClassifyOptions): Promise<Classification[]>
+  classify(this: ClassifierSession, input: ClassifyInput, options?: ClassifyOptions): Promise<Classification>
   classify(
     this: ClassifierSession,
-    texts: TextOrPair | readonly TextOrPair[],
+    inputs: readonly ClassifyInput[],
+    options?: ClassifyOptions,
+  ): Promise<Classification[]>
+  classify(
+    this: ClassifierSession,
+    inputs: ClassifyInput | readonly ClassifyInput[],
     options?: ClassifyOptions,
   ): Promise<Classification | Classification[]> {
-    return classify(this, texts, options)
+    return classify(this, inputs, options)
   }
 
   embed(this: EmbeddingSession, text: string, options?: EmbedOptions): Promise<Float32Array>

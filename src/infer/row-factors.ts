@@ -1,9 +1,11 @@
 // What a run feeds for the adapters of its rows. Adapters of a mix stand beside one another: [A₁ᵀ A₂ᵀ]·[w₁·s₁·B₁ᵀ; w₂·s₂·B₂ᵀ] is the
-// weighted sum of their deltas. Where rows differ, each has a matrix of its own in a product over the batch, filled up with zeros
-// to the largest rank.
+// weighted sum of their deltas.
 
+import { SLOTS_INPUT } from '../graph/inject/embeddings.js'
+import type { Site } from '../graph/inject/sites.js'
 import type { Feeds } from '../runtime/runtime.js'
-import type { AdapterFactors, LoraSite, SiteFactors } from './sites.js'
+import type { AdapterFactors, SiteFactors } from './site-factors.js'
+import { copyColumns, siteFeeds } from './site-feeds.js'
 
 /** The arrays of an adapter, and how much of it counts. */
 export interface WeightedFactors {
@@ -18,7 +20,7 @@ export type RowFactors = readonly (readonly WeightedFactors[])[]
 export class AdapterFeeds {
   readonly #rows: RowFactors
   readonly #rowOf: readonly number[] | undefined
-  #made: { readonly sites: readonly LoraSite[]; readonly feeds: Feeds } | undefined
+  #made: { readonly sites: readonly Site[]; readonly feeds: Feeds } | undefined
 
   /**
    * @param mixes what rows add, each once
@@ -35,33 +37,30 @@ export class AdapterFeeds {
     return this.#rowOf !== undefined
   }
 
-  for(sites: readonly LoraSite[]): Feeds {
+  for(sites: readonly Site[]): Feeds {
     if (this.#made?.sites !== sites) this.#made = { sites, feeds: this.#make(sites) }
     return this.#made.feeds
   }
 
-  #make(sites: readonly LoraSite[]): Feeds {
+  #make(sites: readonly Site[]): Feeds {
     const feeds: Feeds = {}
+    const rowOf = this.#rowOf
     for (const site of sites) {
-      const parts = this.#rows.map((mix) => mixed(mix, site))
-      if (parts.every((part) => part === undefined)) continue
-      const own = this.#rowOf === undefined ? parts[0] : undefined
-      Object.assign(
-        feeds,
-        own === undefined
-          ? rowFeeds(
-              site,
-              this.#rowOf!.map((i) => parts[i]),
-            )
-          : siteFeeds(site, own),
-      )
+      const slots = this.#rows.map((mix) => mixed(mix, site))
+      // Rows of a batch look tokens up in the table of their slot, which each embedding has to have then.
+      const isIdle = slots.every((slot) => slot === undefined)
+      if (isIdle && (rowOf === undefined || site.kind !== 'lookup')) continue
+      Object.assign(feeds, siteFeeds(site, slots, rowOf))
+    }
+    if (rowOf !== undefined && sites.some(({ kind }) => kind === 'lookup')) {
+      feeds[SLOTS_INPUT] = { type: 'int64', data: BigInt64Array.from(rowOf, BigInt), dims: [rowOf.length, 1] }
     }
     return feeds
   }
 }
 
 /** What a mix adds at a site; undefined for nothing. */
-function mixed(mix: readonly WeightedFactors[], { module, k, d }: LoraSite): SiteFactors | undefined {
+function mixed(mix: readonly WeightedFactors[], { module, k, d }: Site): SiteFactors | undefined {
   const parts = mix.flatMap(({ factors, weight }) => {
     const own = factors.get(module)
     return own === undefined || weight === 0 ? [] : [{ ...own, weight }]
@@ -78,58 +77,13 @@ function mixed(mix: readonly WeightedFactors[], { module, k, d }: LoraSite): Sit
       part.weightB.map((value) => part.weight * value),
       start * d,
     )
-    part.affine?.shift.forEach((value, i) => {
+    part.shift?.forEach((value, i) => {
       shift[i] += part.weight * value
     })
     start += part.rank
   }
-  // The session lets DoRA, which scales outputs, be mixed with nothing.
-  const isShifted = parts.some(({ affine }) => affine !== undefined)
-  const affine = isShifted ? { scale: new Float32Array(d).fill(1), shift } : undefined
-  return { rank, weightA, weightB, affine }
-}
-
-/** Puts the columns of (k, r) into those of (k, width) from `start` on. */
-function copyColumns(from: Float32Array, r: number, to: Float32Array, width: number, start: number): void {
-  for (let row = 0, at = start; row < from.length / Math.max(1, r); row++, at += width) {
-    to.set(from.subarray(row * r, (row + 1) * r), at)
-  }
-}
-
-function siteFeeds({ weightA, weightB, affine, k, d }: LoraSite, own: SiteFactors): Feeds {
-  const feeds: Feeds = {
-    [weightA]: { type: 'float32', data: own.weightA, dims: [k, own.rank] },
-    [weightB]: { type: 'float32', data: own.weightB, dims: [own.rank, d] },
-  }
-  if (affine !== undefined && own.affine !== undefined) {
-    feeds[affine.scale] = { type: 'float32', data: own.affine.scale, dims: [d] }
-    feeds[affine.shift] = { type: 'float32', data: own.affine.shift, dims: [d] }
-  }
-  return feeds
-}
-
-/** (rows, k, r) and (rows, r, d) with the largest rank r, and (rows, 1, d) for scales and shifts. */
-function rowFeeds({ weightA, weightB, affine, k, d }: LoraSite, rows: readonly (SiteFactors | undefined)[]): Feeds {
-  const n = rows.length
-  const rank = Math.max(1, ...rows.map((row) => row?.rank ?? 0))
-  const [a, b] = [new Float32Array(n * k * rank), new Float32Array(n * rank * d)]
-  const scale = affine && new Float32Array(n * d).fill(1)
-  const shift = affine && new Float32Array(n * d)
-  rows.forEach((row, i) => {
-    if (row === undefined) return
-    copyColumns(row.weightA, row.rank, a.subarray(i * k * rank, (i + 1) * k * rank), rank, 0)
-    b.set(row.weightB, i * rank * d)
-    if (row.affine === undefined) return
-    scale?.set(row.affine.scale, i * d)
-    shift?.set(row.affine.shift, i * d)
-  })
-  const feeds: Feeds = {
-    [weightA]: { type: 'float32', data: a, dims: [n, k, rank] },
-    [weightB]: { type: 'float32', data: b, dims: [n, rank, d] },
-  }
-  if (affine !== undefined && scale !== undefined && shift !== undefined) {
-    feeds[affine.scale] = { type: 'float32', data: scale, dims: [n, 1, d] }
-    feeds[affine.shift] = { type: 'float32', data: shift, dims: [n, 1, d] }
-  }
-  return feeds
+  // The session lets DoRA, which scales outputs, be mixed with nothing, and one adapter of a mix replace a tensor.
+  const { kind } = parts[0]
+  const { scale, replaced } = parts.find((part) => part.replaced !== undefined) ?? {}
+  return { kind, rank, weightA, weightB, scale, shift, replaced, replacesBias: false }
 }

@@ -4,14 +4,18 @@ import { create } from '@bufbuild/protobuf'
 import { type ModelProto, ValueInfoProtoSchema } from '../formats/onnx/gen/onnx_pb.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
 import { fuseAttention } from '../graph/fuse/attention.js'
+import { injectEmbeddings } from '../graph/inject/embeddings.js'
 import { injectLora } from '../graph/inject/inject.js'
+import type { Site, SiteNeeds } from '../graph/inject/sites.js'
+import { injectVectors, type VectorPlaces } from '../graph/inject/vectors.js'
 import { tokenInputs } from '../graph/inputs/tokens.js'
+import { findPointwise } from '../graph/match/forms/pointwise.js'
 import { exposeProducts, findLinears, type ModuleMap } from '../graph/match/linears.js'
+import { findEmbeddings, placesOf } from '../graph/match/parameters.js'
 import { Graph } from '../graph/view/graph.js'
 import { readGraph } from '../graph/view/read-graph.js'
 import { tokenColumns } from './column-runs.js'
 import type { OpenRequest } from './engine.js'
-import { sitesOf } from './site-factors.js'
 
 /**
  * Providers that take tensors without elements, and a bias in fused attention. On others an idle site gets zeros of rank 1, and attention
@@ -19,14 +23,23 @@ import { sitesOf } from './site-factors.js'
  */
 const ON_PROCESSOR = new Set(['cpu', 'wasm'])
 
+/** A tensor that becomes an input as a whole. */
+export type Vector = Pick<VectorPlaces, 'name'> & { readonly base: Float32Array }
+
+/** What adapters need of a graph. */
+export interface GraphNeeds {
+  readonly modules: SiteNeeds
+  /** By name. */
+  readonly vectors: ReadonlyMap<string, Vector>
+}
+
 /** What a session changes of a graph. */
 export interface SessionEdit {
   /** Comes first. */
   readonly before: (graph: Graph) => void
-  readonly modules: ModuleMap
-  /** Modules that get LoRA inputs, and those of them that get a scale and a shift too. */
-  readonly adapted: ReadonlySet<string>
-  readonly affine: ReadonlySet<string>
+  /** Names of modules that the graph's own names do not tell. */
+  readonly names: ModuleMap
+  readonly needs: GraphNeeds
   /** Values that are given out beside the model's outputs. */
   readonly given: ReadonlySet<string>
 }
@@ -34,7 +47,7 @@ export interface SessionEdit {
 /** A fresh edit of the model's graph, and what the engine has to know of it. */
 export function sessionGraph(
   onnx: OnnxModel,
-  { before, modules, adapted, affine, given }: SessionEdit,
+  { before, names, needs, given }: SessionEdit,
   providers: readonly string[] = [],
 ): Omit<OpenRequest, 'model' | 'options'> & { graph: ModelProto } {
   const graph = new Graph(onnx.proto)
@@ -42,14 +55,37 @@ export function sessionGraph(
   graph.outputs.push(...Array.from(given, (name) => create(ValueInfoProtoSchema, { name })))
   const isOnProcessor = providers.every((name) => ON_PROCESSOR.has(name))
   const isFused = isOnProcessor && fuseAttention(graph) > 0
-  const found = findLinears(graph, modules).filter(({ name }) => adapted.has(name))
-  const linears = exposeProducts(graph, found)
-  const { takesRows } = injectLora(graph, linears, affine)
+  const adapted = adaptGraph(graph, names, needs)
   return {
+    ...adapted,
     graph: graph.toModel(),
-    sites: sitesOf(linears, affine),
-    takesRows,
     idleRank: isOnProcessor ? 0 : 1,
     columns: isFused ? tokenColumns(tokenInputs(readGraph(onnx.proto))) : undefined,
   }
+}
+
+/**
+ * Adds the inputs of adapters.
+ *
+ * @returns where adapters enter it, and whether it has to be told how many rows have factors of their own
+ */
+function adaptGraph(graph: Graph, names: ModuleMap, needs: GraphNeeds): { sites: Site[]; takesRows: boolean } {
+  const { modules } = needs
+  const found = [...findLinears(graph, names), ...findPointwise(graph)].filter(({ name }) => modules.has(name))
+  const linears = exposeProducts(graph, found)
+  const embeddings = findEmbeddings(graph).filter(({ name }) => modules.has(name))
+  const vectors = [...needs.vectors.values()].map(({ name, base }) => {
+    return { name, base, places: placesOf(graph, name, [base.length]) }
+  })
+  const { takesRows } = injectLora(graph, linears, modules)
+  injectEmbeddings(graph, embeddings, modules)
+  injectVectors(graph, vectors)
+  const sites = new Map<string, Site>()
+  const add = (site: Omit<Site, 'roles'>) => void sites.set(site.module, { ...site, roles: modules.get(site.module)! })
+  for (const { name, k, d } of linears) add({ kind: 'linear', module: name, k, d })
+  for (const { name, vocabulary, features } of embeddings) {
+    add({ kind: 'lookup', module: name, k: vocabulary, d: features })
+  }
+  for (const { name, base } of vectors) add({ kind: 'vector', module: name, k: 1, d: base.length, base })
+  return { sites: [...sites.values()], takesRows }
 }

@@ -3,6 +3,7 @@
 import type { SignalLike } from '../base/globals.js'
 import type { ModuleMap } from '../graph/match/linears.js'
 import type { Model } from '../graph/model-folder.js'
+import type { ImageSource } from '../images/image.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { Feeds, RuntimeTensor, SessionOptions } from '../runtime/runtime.js'
 import type { ChatMessage } from '../text/chat.js'
@@ -123,7 +124,10 @@ export interface EmbedOptions extends BatchOptions {
   dimensions?: number | undefined
 }
 
-/** How texts are classified. */
+/** What gets labels: a text or a pair of texts; or for models that read pictures, a picture. */
+export type ClassifyInput = TextOrPair | ImageSource
+
+/** How texts or pictures are classified. */
 export interface ClassifyOptions extends BatchOptions {
   /** Name of an adapter of the session; null is the base model alone. Default null. */
   adapter?: string | null | undefined
@@ -131,7 +135,7 @@ export interface ClassifyOptions extends BatchOptions {
   topK?: number | undefined
 }
 
-/** The labels of one text. */
+/** The labels of one text or picture. */
 export interface Classification {
   /** The likeliest label. */
   label: string
@@ -300,14 +304,14 @@ export interface AdapterSession {
   stream(prompt: Prompt, options?: StreamOptions): AsyncGenerator<string, GenerateResult, undefined>
 
   /**
-   * Gives each text or pair of texts a label. It uses the head of the adapter, or else the head of the model. The result of a text does
+   * Gives each text, pair of texts or picture a label. If the model reads pictures, a string is the path of a file. It uses the head of the adapter, or else the head of the model. The result of a text does
    * not depend on the others of the call. The names of the labels come from the adapter, or else from the model's config.json, or else they are LABEL_0,
    * LABEL_1, …
    *
    * @returns one result for a single text, a list for a list
    * @throws UnsupportedError when neither the adapter nor the model has a head for labels; MismatchError for an unknown adapter, a
    *   tokenizer of another model, or when the numbers of labels and logits differ; ConfigError for an option or a text that is not
-   *   usable; FileError when the model has no tokenizer; NumericError when the logits are not finite; StateError when the session
+   *   usable; FileError when the model has no tokenizer; DataError for a picture that cannot be read; NumericError when the logits are not finite; StateError when the session
    *   is disposed
    *
    * @example
@@ -318,8 +322,8 @@ export interface AdapterSession {
    * console.log(label, score)
    * await session.dispose()
    */
-  classify(text: TextOrPair, options?: ClassifyOptions): Promise<Classification>
-  classify(texts: readonly TextOrPair[], options?: ClassifyOptions): Promise<Classification[]>
+  classify(input: ClassifyInput, options?: ClassifyOptions): Promise<Classification>
+  classify(inputs: readonly ClassifyInput[], options?: ClassifyOptions): Promise<Classification[]>
 
   /**
    * Gives each word of a text a tag, and finds the entities that the tags spell, such as names. A text is cut into words at spaces, and each

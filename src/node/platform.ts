@@ -20,6 +20,7 @@ export const nodePlatform: Platform = {
     const { directory, file } = await locate(text)
     return file === undefined ? directory : openFile(text)
   },
+  decodeImage: async (file) => (await import('../images/node/decode.js')).decodeWithSharp(file),
   target: (text) => new NodeDirectory(text),
   // availableMemory heeds a container's limit; it came with Node 20.13.
   freeMemory: () => process.availableMemory?.() ?? freemem(),

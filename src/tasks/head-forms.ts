@@ -1,6 +1,7 @@
-// The heads that transformers puts on encoders, by type of model: for labels of whole texts, and of each word.
+// The heads that transformers puts on encoders, by type of model: for labels of whole texts, of each word, and of pictures.
 
 import { UnsupportedError } from '../base/errors.js'
+import { takesImages } from '../graph/inputs/images.js'
 import type { HeadBase, HeadForm, HeadLayer } from './heads.js'
 
 type Config = Readonly<Record<string, unknown>>
@@ -79,6 +80,19 @@ const TOKEN_FORMS: Forms = {
   'xlm-roberta': () => words('roberta'),
 }
 
+/** A layer over the first token, or over it and the mean of the others. */
+function pictures(encoder: string, architecture: string, rows: HeadForm['rows'] = 'first'): HeadForm {
+  const layers = [{ module: 'classifier' }]
+  return { encoder, rows, layers, modulesToSave: ['classifier'], architecture: `${architecture}ForImageClassification` }
+}
+
+/** By model_type, as transformers has them for image classification. */
+const IMAGE_FORMS: Forms = {
+  deit: () => pictures('deit', 'DeiT'),
+  dinov2: () => pictures('dinov2', 'Dinov2', 'first-and-mean'),
+  vit: () => pictures('vit', 'ViT'),
+}
+
 /** The head that this type of model has for labels of texts, or that its graph has; undefined where neither is known. */
 export function findTextHead(base: HeadBase): HeadForm | undefined {
   return findForm(TEXT_FORMS, base) ?? headInGraph(base, 'first')
@@ -89,6 +103,12 @@ export function findTokenHead(base: HeadBase): HeadForm | undefined {
   return findForm(TOKEN_FORMS, base) ?? headInGraph(base, 'all')
 }
 
+/** The same for labels of pictures. */
+export function findImageHead(base: HeadBase): HeadForm | undefined {
+  if (!takesImages(base.graph)) return undefined
+  return findForm(IMAGE_FORMS, base) ?? headInGraph(base, 'first')
+}
+
 /** @throws UnsupportedError where the head is not known */
 export function textHead(base: HeadBase): HeadForm {
   return findTextHead(base) ?? refuse(base, TEXT_FORMS, 'text-classification')
@@ -97,6 +117,11 @@ export function textHead(base: HeadBase): HeadForm {
 /** @throws UnsupportedError where the head is not known */
 export function tokenHead(base: HeadBase): HeadForm {
   return findTokenHead(base) ?? refuse(base, TOKEN_FORMS, 'token-classification')
+}
+
+/** @throws UnsupportedError where the head is not known */
+export function imageHead(base: HeadBase): HeadForm {
+  return findImageHead(base) ?? refuse(base, IMAGE_FORMS, 'image-classification')
 }
 
 function findForm(forms: Forms, { config }: HeadBase): HeadForm | undefined {

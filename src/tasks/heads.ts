@@ -39,6 +39,8 @@ export interface HeadForm {
   readonly layers: readonly HeadLayer[]
   /** What PEFT is told to save whole. */
   readonly modulesToSave: readonly string[]
+  /** transformers' class of the whole, where PEFT's task_type does not tell it. */
+  readonly architecture?: string
 }
 
 /** The part of a model that a head depends on. */
@@ -116,6 +118,8 @@ export interface PlacedHead {
   readonly tensors: ReadonlySet<string>
   /** The graph has layers of this name in front of its logits, which these take the place of. */
   readonly isInGraph: boolean
+  /** See {@link HeadForm.architecture}. */
+  readonly architecture: string | undefined
 }
 
 /**
@@ -168,7 +172,7 @@ export function placeHead(
   }
   const tensors = layers.flatMap(({ module }) => [`${module}.weight`, `${module}.bias`])
   const isInGraph = base.linears.some(({ name, isHead }) => isHead && name === layers.at(-1)?.module)
-  return { layers, input, count, tensors: new Set(tensors), isInGraph }
+  return { layers, input, count, tensors: new Set(tensors), isInGraph, architecture: form.architecture }
 }
 
 /**

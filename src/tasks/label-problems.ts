@@ -332,3 +332,12 @@ export function reported(labels: readonly string[], scores: readonly number[]): 
   if (labels.length > MAX_REPORTED) return {}
   return Object.fromEntries(scores.flatMap((score, i) => (Number.isNaN(score) ? [] : [[`f1/${labels[i]}`, score]])))
 }
+
+/** Numbers without a fraction are names, until a task option says that they are numbers. */
+export function targetOf(label: unknown): Target | undefined {
+  const isName = (value: unknown) =>
+    typeof value === 'string' || typeof value === 'boolean' || Number.isSafeInteger(value)
+  if (isName(label)) return String(label)
+  if (typeof label === 'number' && Number.isFinite(label)) return label
+  return Array.isArray(label) && label.every(isName) ? label.map(String) : undefined
+}

@@ -5,6 +5,7 @@ import type { OptionTable } from '../base/options.js'
 import type { Random } from '../base/random.js'
 import type { Model } from '../graph/model-folder.js'
 import type { Objective } from '../graph/training/objective.js'
+import type { DecodeImage } from '../images/image.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import type { ChatTemplate } from '../text/chat-template.js'
 import type { HeadBase, HeadForm } from './heads.js'
@@ -19,6 +20,8 @@ export interface EncodeContext {
   chatTemplate(): ChatTemplate | undefined
   /** Further variables of the chat template. */
   readonly chatTemplateArgs: Readonly<Record<string, unknown>> | undefined
+  /** Reads files of pictures; undefined where nothing does. */
+  readonly decodeImage?: DecodeImage | undefined
 }
 
 /** Examples in order: a list, or something smaller that is one to its users. */
@@ -44,8 +47,8 @@ export interface Encoded<Example> {
 export interface Task<Row = unknown, Example = unknown, Options extends object = Record<string, unknown>> {
   /** As users name it: causal-lm */
   readonly name: string
-  /** PEFT's task_type in adapter_config.json */
-  readonly peftType: string
+  /** PEFT's task_type in adapter_config.json; undefined where it has none for this. */
+  readonly peftType: string | undefined
   /** How the outputs of a trained model are read: the session's method, and the file of infer/. */
   readonly reading: 'generate' | 'classify' | 'embed' | 'tag'
   /** The settings that it has of its own, and what each may be; undefined for none. */
@@ -56,6 +59,8 @@ export interface Task<Row = unknown, Example = unknown, Options extends object =
   check(model: Model): void
   /** Returns a row of data as what the task learns from. Throws DataError when it has not the fields. */
   parse(row: unknown, where: string): Row
+  /** Reads what a row names, such as files. */
+  load?(row: Row, context: EncodeContext): Promise<Row>
   /** Throws FormatError, MismatchError or ConfigError when the model's tokenizer cannot be used. */
   encode(row: Row, context: EncodeContext): Encoded<Example>
   /** The tokens of an example, and which of them are targets, for tasks that have such. */

@@ -2,11 +2,13 @@
 
 import { ConfigError, LowrankError, nearMisses } from '../base/errors.js'
 import type { Model } from '../graph/model-folder.js'
+import type { HeadBase } from './heads.js'
 import type { Task } from './task.js'
 
 const LOADERS = {
   'causal-lm': async () => (await import('./causal-lm.js')).causalLm,
   embedding: async () => (await import('./embedding.js')).embedding,
+  'image-classification': async () => (await import('./image-classification.js')).imageClassification,
   'text-classification': async () => (await import('./text-classification.js')).textClassification,
   'token-classification': async () => (await import('./token-classification.js')).tokenClassification,
 }
@@ -25,12 +27,15 @@ export async function loadTask(name: string): Promise<Task> {
   return (await LOADERS[name]()) as unknown as Task
 }
 
-/** The task that a PEFT task_type means; undefined where it means none that is known. */
-export async function loadTaskOfType(type: string | undefined): Promise<Task | undefined> {
-  if (type === undefined) return undefined
+/** The task whose head an adapter has: by PEFT's task_type, or where it tells none by the model. Undefined where none is known. */
+export async function loadTaskOf(
+  { taskType }: { taskType?: string | undefined },
+  base: HeadBase,
+): Promise<Task | undefined> {
   for (const name of TASK_NAMES) {
     const task = await loadTask(name)
-    if (task.peftType === type) return task
+    if (task.peftType !== taskType) continue
+    if (taskType !== undefined || task.headForm?.(base) !== undefined) return task
   }
   return undefined
 }

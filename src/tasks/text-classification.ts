@@ -4,23 +4,14 @@
 import { DataError } from '../base/errors.js'
 import { type EncoderInputs, encoderInputs } from '../graph/inputs/encoder.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
-import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
-import type { Value } from '../graph/view/builder.js'
-import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
+import type { Feeds } from '../runtime/runtime.js'
 import { checkVocabulary } from '../text/records.js'
 import { findTextHead, textHead } from './head-forms.js'
-import { namedLabels } from './heads.js'
-import {
-  LABEL_OPTIONS,
-  type LabelOptions,
-  type LabelProblem,
-  type ProblemType,
-  problemOf,
-  type Target,
-} from './label-problems.js'
+import { LABEL_OPTIONS, type LabelOptions, type Target, targetOf } from './label-problems.js'
+import { LabelTask, labelBytes } from './label-task.js'
 import type { Examples, OpenTask, Task } from './task.js'
 import { attentionMask, PROBE_BATCHES, padded, tokenLengths } from './token-batch.js'
-import { checkHead, headBase, TrainedHead } from './trained-head.js'
+import { checkHead, headBase } from './trained-head.js'
 
 /** A row of data. */
 export interface LabeledText {
@@ -87,54 +78,22 @@ function parseLabeledText(row: unknown, where: string): LabeledText {
   })
 }
 
-/** Numbers without a fraction are names, until a task option says that they are numbers. */
-function targetOf(label: unknown): Target | undefined {
-  const isName = (value: unknown) =>
-    typeof value === 'string' || typeof value === 'boolean' || Number.isSafeInteger(value)
-  if (isName(label)) return String(label)
-  if (typeof label === 'number' && Number.isFinite(label)) return label
-  return Array.isArray(label) && label.every(isName) ? label.map(String) : undefined
-}
-
-class TextClassification implements OpenTask<LabeledExample> {
-  readonly labels: readonly string[]
-  readonly problemType: ProblemType
-  readonly head: TrainedHead
+class TextClassification extends LabelTask<LabeledExample> {
   readonly probe: OpenTask['probe']
   readonly #model: Model
   readonly #inputs: EncoderInputs
-  readonly #problem: LabelProblem
 
   constructor(model: Model, examples: Examples<LabeledExample>, options: LabelOptions) {
     const base = headBase(model)
+    super(model, textHead(base), examples, options)
     this.#model = model
     this.#inputs = encoderInputs(base.graph)
-    this.#problem = problemOf(() => targetsOf(examples), namedLabels(model.config), options)
-    this.labels = this.#problem.labels
-    this.problemType = this.#problem.type
-    this.head = new TrainedHead(model, textHead(base), this.labels.length)
     const [first, second] = PROBE_BATCHES.map(({ batch, sequence }) => {
-      const example = {
-        inputIds: new Int32Array(sequence),
-        tokenTypeIds: new Int32Array(sequence),
-        label: this.problemType === 'regression' ? 0 : this.labels[0],
-        where: 'probe',
-      }
+      const [inputIds, tokenTypeIds] = [new Int32Array(sequence), new Int32Array(sequence)]
+      const example = { inputIds, tokenTypeIds, label: this.anyTarget, where: 'probe' }
       return this.collate(Array(batch).fill(example), sequence)
     })
     this.probe = { feeds: [first, second], lengths: tokenLengths() }
-  }
-
-  forward(graph: ObjectiveGraph): Value {
-    return this.#problem.loss(graph, graph.predict(this.head.logits(graph, this.head.input(graph))))
-  }
-
-  moduleName(name: string): string {
-    return this.head.moduleName(name)
-  }
-
-  checkEvaluation({ label, where }: LabeledExample): void {
-    this.#problem.check(label, `${where}, label`)
   }
 
   cost({ inputIds }: LabeledExample): number {
@@ -152,36 +111,11 @@ class TextClassification implements OpenTask<LabeledExample> {
         attentionMask: attentionMask(ids, length),
         tokenTypeIds: padded(types, length, 0),
       }),
-      ...this.#problem.targets([...targetsOf(examples)]),
+      ...this.targetFeeds(examples),
     }
   }
 
-  normalizer(examples: readonly LabeledExample[]): number {
-    return this.#problem.normalizer([...targetsOf(examples)])
-  }
-
   content({ inputIds, tokenTypeIds, label }: LabeledExample): (Int32Array | Uint8Array)[] {
-    return [inputIds, tokenTypeIds, new TextEncoder().encode(typeof label === 'string' ? label : JSON.stringify(label))]
+    return [inputIds, tokenTypeIds, labelBytes(label)]
   }
-
-  /** The logits of each example. */
-  predict(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly LabeledExample[]): Float32Array[] {
-    const logits = Object.values(outputs).find(({ dims }) => dims.length === 2)?.data as Float32Array
-    const count = this.labels.length
-    return examples.map((_, row) => logits.slice(row * count, (row + 1) * count))
-  }
-
-  metrics({
-    examples,
-    predictions,
-  }: {
-    examples: readonly LabeledExample[]
-    predictions: readonly unknown[]
-  }): Record<string, number> {
-    return this.#problem.metrics([...targetsOf(examples)], predictions as Float32Array[])
-  }
-}
-
-function* targetsOf(examples: Iterable<LabeledExample>): Generator<Target> {
-  for (const { label } of examples) yield label
 }

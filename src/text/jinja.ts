@@ -29,15 +29,16 @@ export interface CompiledTemplate {
 /** @throws whatever the library throws for what is no Jinja, and later for what cannot be rendered */
 export function compileJinja(library: { readonly Template: typeof Template }, template: string): CompiledTemplate {
   const text = withMarks(template.replace(/\r\n?/g, '\n'))
+  let hasStrips = false
   const compile = () => {
     const compiled = new library.Template(text)
-    replaceStrips(compiled.parsed as unknown as Node)
+    hasStrips = replaceStrips(compiled.parsed as unknown as Node)
     return compiled
   }
   const rendererOf =
     (compiled: Template): Renderer =>
     (variables) =>
-      compiled.render({ ...STRIPS, ...variables })
+      compiled.render(hasStrips ? { ...STRIPS, ...variables } : { ...variables })
   const turns = compile()
   const isTurnwise = markTurns(turns.parsed as unknown as Node)
   return { render: rendererOf(compile()), renderTurns: isTurnwise ? rendererOf(turns) : undefined }
@@ -71,13 +72,15 @@ function stripEnd(text: string, characters: string): string {
   return text.slice(0, end)
 }
 
-/** Turns `x.strip(y)` into a call of ours, in place. */
-function replaceStrips(node: Node): void {
-  for (const child of childrenOf(node)) replaceStrips(child)
-  if (node.type !== 'CallExpression' || !Array.isArray(node.args) || node.args.length !== 1) return
+/** Turns each `x.strip(y)` into a call of ours, in place. Returns whether there is one. */
+function replaceStrips(node: Node): boolean {
+  let isInside = false
+  for (const child of childrenOf(node)) isInside = replaceStrips(child) || isInside
+  if (node.type !== 'CallExpression' || !Array.isArray(node.args) || node.args.length !== 1) return isInside
   const { type, object, property, computed } = node.callee as Node
   const name = `${PREFIX}${variableName(property)}`
-  if (type !== 'MemberExpression' || computed === true || !Object.hasOwn(STRIPS, name)) return
+  if (type !== 'MemberExpression' || computed === true || !Object.hasOwn(STRIPS, name)) return isInside
   node.callee = { type: 'Identifier', value: name }
   node.args = [object, ...node.args]
+  return true
 }

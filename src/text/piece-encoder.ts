@@ -25,14 +25,6 @@ const MAX_CACHED_PIECES = 1 << 16
 /** Longer pieces hardly come again. */
 const MAX_CACHED_LENGTH = 64
 
-/** A piece, and where it is in the text. */
-interface Piece {
-  /** What the vocabulary is searched for. */
-  readonly text: string
-  readonly start: number
-  readonly end: number
-}
-
 /** Encodes texts by pieces. */
 export class PieceEncoder {
   readonly #hub: PieceModel
@@ -42,6 +34,8 @@ export class PieceEncoder {
   /** Whether the leading spaces of a token do not belong to it when it is asked where it starts. */
   readonly #trimsSpaces: boolean
   readonly #cache = new Map<string, readonly number[]>()
+  /** The places of tokens inside of pieces at whose tokens a span began or ended. */
+  readonly #places = new Map<string, readonly PlacedToken[] | 'unknown'>()
 
   /** @returns undefined for tokenizers that cannot be cut into pieces */
   static create(definition: Json, model: PieceModel): PieceEncoder | undefined {
@@ -98,17 +92,19 @@ export class PieceEncoder {
     const pieces = spanOf && this.#cutter.cut(normalized, sectionIndex)
     if (spanOf === undefined || pieces === undefined) return false
     let at = -this.#cutter.prefixLength(normalized, pieces)
+    const isPlain = normalized === part
     for (const text of pieces) {
-      const piece = { text, ...spanOf(at, at + text.length) }
       const pieceIds = this.#idsOf(text)
       if (pieceIds === undefined) return false
-      if (tracker.isDue(piece, this.#trimsSpaces)) {
+      const end = at + text.length
+      // Most pieces lie between two borders: nothing is made for them.
+      if (tracker.isDue(isPlain ? start + end : spanOf(at, end).end, this.#trimsSpaces)) {
         const tokens = this.#tokensIn(text, at, spanOf)
         if (tokens === undefined) return false
-        tracker.visit(piece, ids.length, tokens, this.#trimsSpaces)
+        tracker.visit(spanOf(at, end).end, ids.length, tokens, this.#trimsSpaces)
       }
       for (let i = 0; i < pieceIds.length; i++) ids.push(pieceIds[i])
-      at += text.length
+      at = end
     }
     return at === normalized.length
   }
@@ -136,6 +132,18 @@ export class PieceEncoder {
    * @returns undefined when the tokens do not spell the piece
    */
   #tokensIn(piece: string, at: number, spanOf: SpanOf): PlacedToken[] | undefined {
+    let places = this.#places.get(piece)
+    if (places === undefined) {
+      places = this.#placesIn(piece)
+      if (this.#places.size >= MAX_CACHED_PIECES) this.#places.clear()
+      if (piece.length <= MAX_CACHED_LENGTH) this.#places.set(piece, places)
+    }
+    if (places === 'unknown') return undefined
+    return places.map(({ start, end, leadingSpaces }) => ({ ...spanOf(at + start, at + end), leadingSpaces }))
+  }
+
+  /** Places inside the piece. */
+  #placesIn(piece: string): readonly PlacedToken[] | 'unknown' {
     const characterOf: number[] = []
     const endOf: number[] = []
     let index = 0
@@ -148,13 +156,13 @@ export class PieceEncoder {
     }
     let byte = 0
     const tokens = this.#tokensOf(piece).map((token) => {
-      const from = characterOf[byte]
+      const start = characterOf[byte]
       byte += this.#cutter.byteLength(token)
-      const to = endOf[Math.min(byte, endOf.length) - 1]
-      const text = piece.slice(from, to)
-      return { ...spanOf(at + from, at + to), leadingSpaces: text.length - text.replace(/^ +/, '').length }
+      const end = endOf[Math.min(byte, endOf.length) - 1]
+      const text = piece.slice(start, end)
+      return { start, end, leadingSpaces: text.length - text.replace(/^ +/, '').length }
     })
-    return byte === characterOf.length ? tokens : undefined
+    return byte === characterOf.length ? tokens : 'unknown'
   }
 }
 
@@ -203,21 +211,24 @@ class SpanTracker {
   }
 
   /** Whether a border lies in the piece, or before it and not yet found. */
-  isDue({ end }: Piece, trimsSpaces: boolean): boolean {
+  isDue(end: number, trimsSpaces: boolean): boolean {
     const border = this.#borders[this.#found.length]
     return border !== undefined && (border < end || (border === end && trimsSpaces))
   }
 
-  /** @param first index of the piece's first token */
-  visit(piece: Piece, first: number, tokens: readonly PlacedToken[], trimsSpaces: boolean): void {
-    while (this.isDue(piece, trimsSpaces)) {
+  /**
+   * @param end of the piece
+   * @param first index of its first token
+   */
+  visit(end: number, first: number, tokens: readonly PlacedToken[], trimsSpaces: boolean): void {
+    while (this.isDue(end, trimsSpaces)) {
       const number = this.#found.length
       const border = this.#borders[number]
       const isStart = number % 2 === 0
       const index = isStart
-        ? tokens.findIndex(({ end }) => end > border)
+        ? tokens.findIndex((token) => token.end > border)
         : tokens.findIndex(({ start, leadingSpaces }) => start + (trimsSpaces ? leadingSpaces : 0) >= border)
-      if (index < 0 && border === piece.end) return
+      if (index < 0 && border === end) return
       this.#found.push(first + (index < 0 ? tokens.length : index))
     }
   }

@@ -4,12 +4,12 @@
 import { LoraAdapter } from '../lora/adapter.js'
 import { configForLayer, type LoraConfig, resolveConfig } from '../lora/config.js'
 import type { StoredTensor } from '../lora/kinds/stored.js'
-import { addChange, type Change, configRank, type FactorPart, padded } from './factor-parts.js'
+import { addChange, type Change, configRank, type PartShell, padded } from './factor-parts.js'
 
 /** A layer of the adapter to be. */
 export interface NewLayer {
   /** What it takes its name, its kind and its type from. */
-  readonly part: FactorPart
+  readonly part: PartShell
   readonly change: Change
 }
 
@@ -37,19 +37,21 @@ export interface UniformRank {
 /**
  * An adapter of these layers, with the settings of `config` except for rank, alpha, their patterns, and what only training needs.
  *
- * @param layers at least one, or values
+ * @param layers at least one, or values; the list is empty afterwards, so that memory holds each layer once
  * @param uniform Default: each layer has the rank of its factors, and a scaling of 1
  */
 export function assemble(
   config: LoraConfig,
-  layers: readonly NewLayer[],
+  layers: NewLayer[],
   values: NewValues,
   uniform?: UniformRank,
 ): LoraAdapter {
   const ranks = new Map(layers.map((layer) => [layer.part.name, rankOf(layer)]))
   const own = uniform === undefined ? configOf(config, ranks) : uniformConfig(config, uniform)
   const adapter = new LoraAdapter(own)
-  for (const { part, change } of layers) {
+  layers.reverse()
+  for (let layer = layers.pop(); layer !== undefined; layer = layers.pop()) {
+    const { part, change } = layer
     const rank = configForLayer(own, part.name).rank / configRank(part, 1, change.pairs.length)
     addChange(adapter, part, { ...change, pairs: change.pairs.map((pair) => padded(pair, rank)) })
   }

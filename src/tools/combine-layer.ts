@@ -2,16 +2,17 @@
 // and patterns are right by construction.
 
 import { ConfigError } from '../base/errors.js'
+import { Random } from '../base/random.js'
 import { type FloatArray, type Matrix, zeros } from '../base/tensor.js'
 import { addScaled, copyAs, norm, normOfProduct, product } from '../linalg/product.js'
 import { randomizedSvd } from '../linalg/randomized-svd.js'
 import type { FactorPair } from '../lora/delta.js'
-import type { CombineWay } from './combine-settings.js'
+import type { CombinationType, CombineWay } from './combine-settings.js'
 import { beside, type Change, configRank, type FactorPart, padded, scaled, stacked } from './factor-parts.js'
 import { type LeadingSvd, leadingSvd } from './leading-svd.js'
 import type { RankChoice } from './rank.js'
 import { balancedPair, type RankReport, truncatedChange } from './resize.js'
-import { ties } from './ties.js'
+import { sparseSum } from './sparse.js'
 
 /** A layer of one adapter. */
 export interface Term {
@@ -38,7 +39,7 @@ export async function combinedChange(name: string, terms: readonly Term[], way: 
   const { type, choice } = way
   const { part } = terms[0]
   const count = terms[0].change.pairs.length
-  if (type !== 'ties_svd' && terms.some(({ full }) => full !== undefined)) {
+  if (!isSumOfChanges(type) && terms.some(({ full }) => full !== undefined)) {
     return closest(part, [fullSumOf(terms)], { ...choice, rank: choice.rank ?? largestRankFor(way, terms) })
   }
   if (type === 'exact') return truncated(part, sumOf(terms), choice)
@@ -52,14 +53,20 @@ export async function combinedChange(name: string, terms: readonly Term[], way: 
       report: { rank: configRank(part, pairs[0].weightA.shape[0], count), norm: normOf(pairs), error: 0 },
     }
   }
-  if (type === 'ties_svd') return tiesOfChanges(terms, way, { ...choice, rank: choice.rank ?? largestRank(terms) })
+  if (isSumOfChanges(type))
+    return sumOfChanges(name, terms, way, { ...choice, rank: choice.rank ?? largestRank(terms) })
   checkRanks(name, terms, type)
-  const pairs = Array.from({ length: count }, (_, at) => combineFactors(terms, at, way))
+  const pairs = Array.from({ length: count }, (_, at) => combineFactors(name, terms, at, way))
   const rank = configRank(part, pairs[0].weightA.shape[0], count)
   return {
     pairs,
     report: { rank, norm: normOf(pairs), error: type === 'linear' ? distance(pairs, sumOf(terms).pairs) : 0 },
   }
+}
+
+/** Whether a type adds full changes, of which values were dropped. */
+function isSumOfChanges(type: CombinationType): boolean {
+  return type.endsWith('_svd')
 }
 
 function truncated(part: FactorPart, change: Change, choice: RankChoice): Combined {
@@ -116,7 +123,7 @@ function checkRanks(name: string, terms: readonly Term[], type: string): void {
  * A and B combined each on its own: with c = weight·s, A gets sgn(c)·√|c| and B gets √|c| (PEFT's
  * _generalized_task_arithmetic_weighted_adapter).
  */
-function combineFactors(terms: readonly Term[], at: number, { type, density, sign }: CombineWay): FactorPair {
+function combineFactors(name: string, terms: readonly Term[], at: number, { sum, seed }: CombineWay): FactorPair {
   const own = terms.map(({ part, change, weight }) => {
     const c = weight * part.scaling
     const { weightA, weightB } = change.pairs[at]
@@ -124,28 +131,23 @@ function combineFactors(terms: readonly Term[], at: number, { type, density, sig
     const b = part.scaling === 0 ? weightB : scaled(weightB, 1 / part.scaling)
     return { weightA, weightB: b, rootA: Math.sign(c) * Math.sqrt(Math.abs(c)), rootB: Math.sqrt(Math.abs(c)) }
   })
-  const combine = (of: (one: (typeof own)[number]) => { data: FloatArray; weight: number }, like: Matrix): Matrix => {
-    const tensors = own.map(of)
-    const data = type === 'ties' ? ties(tensors, density, sign) : weightedSum(tensors)
-    return copyAs({ data, shape: like.shape }, like.data)
+  type Own = (typeof own)[number]
+  const combine = (role: 'A' | 'B', of: (one: Own) => { data: FloatArray; weight: number }, like: Matrix): Matrix => {
+    const random = (index: number) => new Random(seed, `combine/${name}/${at}/${role}/${index}`)
+    return copyAs({ data: sparseSum(own.map(of), sum, random), shape: like.shape }, like.data)
   }
   const [{ weightA, weightB }] = own
   return {
-    weightA: combine((one) => ({ data: one.weightA.data, weight: one.rootA }), weightA),
-    weightB: combine((one) => ({ data: one.weightB.data, weight: one.rootB }), weightB),
+    weightA: combine('A', (one) => ({ data: one.weightA.data, weight: one.rootA }), weightA),
+    weightB: combine('B', (one) => ({ data: one.weightB.data, weight: one.rootB }), weightB),
   }
 }
 
-function weightedSum(tensors: readonly { data: FloatArray; weight: number }[]): Float64Array {
-  const result = new Float64Array(tensors[0].data.length)
-  for (const { data, weight } of tensors) for (let i = 0; i < data.length; i++) result[i] += weight * data[i]
-  return result
-}
-
-/** TIES of the changes as full matrices, and the closest change of the rank. */
-async function tiesOfChanges(
+/** The sum of the changes as full matrices, without what is dropped, and the closest change of the rank. */
+async function sumOfChanges(
+  name: string,
   terms: readonly Term[],
-  { density, sign }: CombineWay,
+  { sum, seed }: CombineWay,
   choice: RankChoice,
 ): Promise<Combined> {
   const { part, change } = terms[0]
@@ -154,7 +156,8 @@ async function tiesOfChanges(
       const { weightA, weightB } = own.pairs[at]
       return { ...(full ?? product(weightB, weightA)), weight }
     })
-    return { data: ties(tensors, density, sign), shape: tensors[0].shape }
+    const random = (index: number) => new Random(seed, `combine/${name}/${at}/${index}`)
+    return { data: sparseSum(tensors, sum, random), shape: tensors[0].shape }
   })
   return closest(part, merged, choice)
 }

@@ -3,6 +3,7 @@
 import { ConfigError } from '../base/errors.js'
 import type { ToolRun } from '../base/progress.js'
 import type { RankChoice } from './rank.js'
+import type { SparseSum } from './sparse.js'
 
 /**
  * - `exact`: Σ weight·ΔW, or the closest change of the rank that is asked for
@@ -10,10 +11,11 @@ import type { RankChoice } from './rank.js'
  * - `cat`: Σ weight·ΔW, with the factors beside each other
  * - `linear`: sums of the factors A and B themselves, which adds products of one adapter's B and another's A
  * - `ties`: TIES (Yadav et al. 2023, arXiv 2306.01708) of the factors
- * - `ties_svd`: TIES of the ΔW, then the closest change of the rank
+ * - `dare_linear`, `dare_ties`: `linear` and `ties` of random values of the factors (DARE, Yu et al. 2024, arXiv 2311.03099)
+ * - `magnitude_prune`: `linear` of the largest values of the factors
+ * - `ties_svd`, `dare_linear_svd`, `dare_ties_svd`, `magnitude_prune_svd`: the same with the ΔW in place of the factors, then the closest
+ *   change of the rank
  */
-export type CombinationType = 'exact' | 'svd' | 'cat' | 'linear' | 'ties' | 'ties_svd'
-
 export const COMBINATION_TYPES = [
   'exact',
   'svd',
@@ -21,34 +23,46 @@ export const COMBINATION_TYPES = [
   'linear',
   'ties',
   'ties_svd',
-] as const satisfies CombinationType[]
+  'dare_linear',
+  'dare_linear_svd',
+  'dare_ties',
+  'dare_ties_svd',
+  'magnitude_prune',
+  'magnitude_prune_svd',
+] as const
+
+/** One of {@link COMBINATION_TYPES}. */
+export type CombinationType = (typeof COMBINATION_TYPES)[number]
 
 /** How {@link combineAdapters} combines. */
 export interface CombineSettings extends RankChoice, ToolRun {
   /** PEFT's name of the way, or `exact`. Default `exact`; with `peftCompatible`, `svd` as in PEFT. */
   combinationType?: CombinationType | undefined
-  /** Of `ties` and `ties_svd`: the share of each adapter's largest values that is kept, in (0, 1]. */
+  /** For `ties`, `dare` and `magnitude_prune`: the share of each adapter's values that is kept, in (0, 1]. */
   density?: number | undefined
   /**
-   * For `ties` and `ties_svd`: how the sign of a value is chosen. `total`: the sign of the sum. `frequency`: the sign that most
+   * For `ties` and `dare_ties`: how the sign of a value is chosen. `total`: the sign of the sum. `frequency`: the sign that most
    * adapters have. Default `total`.
    */
   majoritySignMethod?: 'total' | 'frequency' | undefined
+  /** For `dare`: which values are kept. The same seed and adapters give the same result. Default 0. */
+  seed?: number | undefined
   /**
    * Gives exactly the result of PEFT's add_weighted_adapter, even if it is wrong: with rsLoRA its results are √r times too large.
-   * Default false.
+   * Only the random values of `dare` are others. Default false.
    */
   peftCompatible?: boolean | undefined
 }
 
 /** Combination types that take changes of any rank, as those of DoRA layers are. */
-export const FULL_RANK_TYPES: readonly CombinationType[] = ['exact', 'svd', 'ties_svd']
+export const FULL_RANK_TYPES = COMBINATION_TYPES.filter((type) => type === 'exact' || type.endsWith('svd'))
 
 /** A way to combine, complete. */
 export interface CombineWay {
   readonly type: CombinationType
-  readonly density: number
-  readonly sign: 'total' | 'frequency'
+  /** Of factors or changes, where the type says it. */
+  readonly sum: SparseSum
+  readonly seed: number
   readonly choice: RankChoice
   readonly isPeft: boolean
 }
@@ -58,6 +72,7 @@ export function combineWay({
   combinationType,
   density,
   majoritySignMethod,
+  seed,
   peftCompatible = false,
   ...others
 }: CombineSettings): CombineWay {
@@ -67,24 +82,31 @@ export function combineWay({
     throw new ConfigError({
       where: 'combinationType',
       what: 'PEFT has no method exact',
-      expected: 'linear, cat, svd, ties or ties_svd',
+      expected: COMBINATION_TYPES.filter((one) => one !== 'exact').join(', '),
     })
   }
-  const isTies = type === 'ties' || type === 'ties_svd'
-  if (isTies && density === undefined) {
+  const isTies = type.includes('ties')
+  const isRandom = type.startsWith('dare')
+  const isSparse = isTies || isRandom || type.startsWith('magnitude_prune')
+  if (isSparse && density === undefined) {
     throw new ConfigError({ where: 'density', what: `missing: ${type} needs it`, expected: 'a number in (0, 1]' })
   }
-  const unused = Object.entries({ density, majoritySignMethod }).find(([, value]) => !isTies && value !== undefined)
+  const users = { density: isSparse, majoritySignMethod: isTies, seed: isRandom }
+  const unused = Object.entries({ density, majoritySignMethod, seed }).find(([name, value]) => {
+    return value !== undefined && !users[name as keyof typeof users]
+  })
   if (unused !== undefined) {
-    throw new ConfigError({ where: unused[0], what: `${type} does not use it`, expected: 'ties or ties_svd' })
+    const kinds = { density: 'ties, dare or magnitude_prune', majoritySignMethod: 'ties or dare_ties', seed: 'dare' }
+    const expected = `a type of ${kinds[unused[0] as keyof typeof kinds]}`
+    throw new ConfigError({ where: unused[0], what: `${type} does not use it`, expected })
   }
   const rule = Object.entries({ rank, energy, error, ratio }).find(([, value]) => value !== undefined)
-  const keepsRank = type === 'cat' || type === 'linear' || type === 'ties'
+  const keepsRank = !FULL_RANK_TYPES.includes(type)
   if (keepsRank && rule !== undefined) {
     throw new ConfigError({
       where: rule[0],
       what: `${type} has no choice of a rank`,
-      expected: peftCompatible ? 'svd or ties_svd' : 'exact, svd or ties_svd',
+      expected: FULL_RANK_TYPES.filter((one) => !peftCompatible || one !== 'exact').join(', '),
     })
   }
   const share = (['energy', 'error', 'ratio'] as const).filter((name) => others[name] !== undefined)
@@ -93,8 +115,12 @@ export function combineWay({
   }
   return {
     type,
-    density: density ?? 1,
-    sign: majoritySignMethod ?? 'total',
+    sum: {
+      keep: isRandom ? 'random' : isSparse ? 'largest' : 'all',
+      density: density ?? 1,
+      sign: isTies ? (majoritySignMethod ?? 'total') : undefined,
+    },
+    seed: seed ?? 0,
     choice: { rank, energy, error, ratio },
     isPeft: peftCompatible,
   }

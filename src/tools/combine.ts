@@ -14,7 +14,7 @@ import { assemble, type NewLayer, type NewValues } from './assemble.js'
 import { combinedChange, type Term } from './combine-layer.js'
 import { type CombineSettings, type CombineWay, combineWay, FULL_RANK_TYPES } from './combine-settings.js'
 import type { CheckpointPlace } from './extract.js'
-import { changeOf, isFactorPart } from './factor-parts.js'
+import { changeOf, isFactorPart, shellOf } from './factor-parts.js'
 import { type DoraBase, isDora, openDoraBase } from './fold-dora.js'
 import { type OpenedAdapter, openParts } from './open.js'
 import { addValues, type RankReport, totalError } from './resize.js'
@@ -125,7 +125,7 @@ async function combineLayer(
   const { pairs, report } = await combinedChange(name, terms, ownWay)
   const fromRank = terms.reduce((sum, term) => sum + term.part.rank, 0)
   const vectors = biasOf(terms, owners)
-  return { layer: { part, change: { pairs, vectors } }, report: { name, fromRank, ...report } }
+  return { layer: { part: shellOf(part), change: { pairs, vectors } }, report: { name, fromRank, ...report } }
 }
 
 /** Σ weight·s·biasB, of the layers that have one. */
@@ -151,7 +151,7 @@ function checkParts(one: Opened, way: CombineWay, hasBase: boolean): void {
   const { adapter, parts, weight, label } = one
   const { config } = adapter
   if (config.useDora) checkDora(one, way, hasBase)
-  if (config.loraBias && (way.isPeft || way.type === 'ties' || way.type === 'ties_svd')) {
+  if (config.loraBias && (way.isPeft || way.sum.keep !== 'all')) {
     throw new UnsupportedError({
       where: label,
       what: `biases of B (lora_bias) are not combined ${way.isPeft ? 'by PEFT, which leaves them out' : `by ${way.type}`}`,

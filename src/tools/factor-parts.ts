@@ -1,7 +1,7 @@
 // The parts of an adapter that are products of two factors, as lists of matrix pairs: one pair for a linear layer or an embedding, one
 // for each group of a convolution and each expert of a parameter. What changes ranks works on pairs, and puts them together again.
 
-import { elementCount, type FloatArray, type Matrix, type Tensor, zeros } from '../base/tensor.js'
+import { elementCount, type FloatArray, type Matrix, type Shaped, type Tensor, zeros } from '../base/tensor.js'
 import { transpose } from '../linalg/product.js'
 import type { AdapterPart, LoraAdapter, PartOfKind } from '../lora/adapter.js'
 import type { FactorPair } from '../lora/delta.js'
@@ -14,6 +14,17 @@ export type FactorPart = PartOfKind<'linear' | 'embedding' | 'convolution' | 'pa
 /** Whether a part has factors; others hold values. */
 export function isFactorPart(part: AdapterPart): part is FactorPart {
   return part.kind !== 'replacement' && part.kind !== 'token-rows'
+}
+
+/** What a new part takes from an old one: all but its values. */
+export interface PartShell extends Pick<FactorPart, 'kind' | 'name' | 'dtype'> {
+  readonly tensors: { readonly weightA: Shaped; readonly weightB: Shaped }
+}
+
+/** A part without its values, which can be freed then. */
+export function shellOf({ kind, name, dtype, tensors }: FactorPart): PartShell {
+  const { weightA, weightB } = tensors
+  return { kind, name, dtype, tensors: { weightA: { shape: weightA.shape }, weightB: { shape: weightB.shape } } }
 }
 
 /** What a part changes its weight by: Δ = B·A of each pair, with s inside of B. */
@@ -36,12 +47,12 @@ export function changeOf(part: FactorPart): Change {
 }
 
 /** A rank as the config counts it: rows of A, of experts those of each one. */
-export function configRank(part: FactorPart, rank: number, pairs: number): number {
+export function configRank(part: Pick<FactorPart, 'kind'>, rank: number, pairs: number): number {
   return part.kind === 'convolution' ? rank * pairs : rank
 }
 
 /** Adds a part like `part`, whose factors are these pairs, to an adapter whose scaling is 1 there. */
-export function addChange(adapter: LoraAdapter, part: FactorPart, { pairs, vectors }: Change): void {
+export function addChange(adapter: LoraAdapter, part: PartShell, { pairs, vectors }: Change): void {
   const { name } = part
   const first = pairs[0]
   if (part.kind === 'parameter') {

@@ -11,7 +11,7 @@ import type { LoraAdapter } from '../lora/adapter.js'
 import type { FactorPair } from '../lora/delta.js'
 import type { Replacement, TokenRows } from '../lora/kinds/stored.js'
 import { assemble, type NewLayer, type NewValues } from './assemble.js'
-import { type Change, changeOf, configRank, type FactorPart, isFactorPart } from './factor-parts.js'
+import { type Change, changeOf, configRank, type FactorPart, isFactorPart, shellOf } from './factor-parts.js'
 import { openParts } from './open.js'
 import { chosenRank, energyOf, type RankChoice } from './rank.js'
 
@@ -55,7 +55,7 @@ export async function resizeAdapter(
       const part = await opened.read(name)
       if (isFactorPart(part)) {
         const { change, report } = truncatedChange(part, changeOf(part), choice)
-        layers.push({ part, change })
+        layers.push({ part: shellOf(part), change })
         reports.push({ name, fromRank: part.rank, ...report })
       } else addValues(values, part)
       await steps.next(name)

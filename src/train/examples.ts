@@ -3,12 +3,16 @@
 import { ConfigError, DataError } from '../base/errors.js'
 import type { Rows } from '../data/row.js'
 import type { Model } from '../graph/model-folder.js'
+import type { DecodeImage } from '../images/image.js'
 import type { EncodeContext, ExampleList, Task } from '../tasks/task.js'
 import { type ChatTemplate, loadChatTemplate } from '../text/chat-template.js'
 import { recordTemplate } from '../text/recorded-template.js'
 
 /** Longest time without a pause for the thread's other work. */
 const YIELD_MS = 16
+
+/** Node's own waits for nothing; a timer waits for a millisecond at least. */
+const nextTurn: (then: (_: unknown) => void) => unknown = globalThis.setImmediate ?? globalThis.setTimeout
 
 /** Rows between looks at the clock. */
 const ROWS_PER_LOOK = 16
@@ -42,6 +46,7 @@ export interface EncodeOptions {
   readonly chatTemplate?: string | undefined
   /** Further variables of the chat template. */
   readonly chatTemplateArgs?: Readonly<Record<string, unknown>> | undefined
+  readonly decodeImage?: DecodeImage | undefined
   /** Tells of each row, in order, whether it is held out for evaluation. */
   readonly isHeldOut?: ((index: number) => boolean) | undefined
   /** Where the rows come from, for messages. */
@@ -74,12 +79,13 @@ export async function encodeRows(rows: Rows, options: EncodeOptions): Promise<En
   for await (const { row, where } of rows) {
     const part = isHeldOut(count++) ? heldOut : kept
     part.rows++
-    const encoded = task.encode(task.parse(row, where), context)
+    const parsed = task.parse(row, where)
+    const encoded = task.encode(task.load === undefined ? parsed : await task.load(parsed, context), context)
     if (encoded.isTruncated) part.truncatedRecords++
     if (encoded.examples.length === 0) part.skippedRecords++
     for (const example of encoded.examples) part.examples.push(example)
     if (count % ROWS_PER_LOOK === 0 && performance.now() - pausedAt > YIELD_MS) {
-      await new Promise((resolve) => setTimeout(resolve))
+      await new Promise((resolve) => nextTurn(resolve))
       pausedAt = performance.now()
     }
   }
@@ -99,9 +105,9 @@ function emptyRows(task: Task): EncodedRows {
  * @throws ConfigError for a limit that the model cannot have
  */
 export async function encodeContext(
-  options: Pick<EncodeOptions, 'model' | 'maxLength' | 'chatTemplate' | 'chatTemplateArgs'>,
+  options: Pick<EncodeOptions, 'model' | 'maxLength' | 'chatTemplate' | 'chatTemplateArgs' | 'decodeImage'>,
 ): Promise<EncodeContext> {
-  const { model, chatTemplate, chatTemplateArgs } = options
+  const { model, chatTemplate, chatTemplateArgs, decodeImage } = options
   const maxLength = resolveMaxLength(options.maxLength, model.contextLength)
   const loaded = await loadChatTemplate(model.directory, chatTemplate).then(
     (template) => ({ template }),
@@ -111,6 +117,7 @@ export async function encodeContext(
     model,
     maxLength,
     chatTemplateArgs,
+    decodeImage,
     chatTemplate() {
       if ('error' in loaded) throw loaded.error
       return loaded.template

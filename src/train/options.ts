@@ -5,6 +5,7 @@ import type { SignalLike } from '../base/globals.js'
 import type { ColumnNames } from '../data/columns.js'
 import type { ModuleMap } from '../graph/match/linears.js'
 import type { Model } from '../graph/model-folder.js'
+import type { DecodeImage } from '../images/image.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfigInput } from '../lora/config.js'
 import type { Init } from '../lora/init/inits.js'
@@ -62,6 +63,11 @@ export interface TrainingOptions extends Optional<TrainSettings> {
   readonly chatTemplate?: string | undefined
   /** Further variables of the chat template: `{ enable_thinking: false }`. */
   readonly chatTemplateArgs?: Readonly<Record<string, unknown>> | undefined
+  /**
+   * Reads a file of a picture: its path, or its bytes. Default: in Node by sharp, if it is installed; in browsers what the browser can
+   * show. Records may also hold pictures as `{ data, width, height }`.
+   */
+  readonly decodeImage?: DecodeImage | undefined
   /** Settings of the new adapter. */
   readonly config?: TrainConfig | undefined
   /** Trains this adapter further instead of a new one. Its factors are changed in place. */

@@ -172,7 +172,7 @@ function defined(parts: Record<string, string | undefined>): Record<string, stri
 }
 
 async function encode(
-  { model, on, columns, chatTemplate, chatTemplateArgs }: TrainingOptions,
+  { model, on, columns, chatTemplate, chatTemplateArgs, decodeImage }: TrainingOptions,
   settings: TrainSettings,
   task: Task,
   data: TrainingData,
@@ -181,7 +181,7 @@ async function encode(
 ): Promise<EncodedSource> {
   const where = nameOf(data, name)
   const { maxLength } = settings
-  const encoding = { task, model, maxLength, chatTemplate, chatTemplateArgs, isHeldOut, name: where }
+  const encoding = { task, model, maxLength, chatTemplate, chatTemplateArgs, decodeImage, isHeldOut, name: where }
   const encoded = await encodeRows(readRows(data, { name, columns }), encoding)
   const { kept, heldOut } = encoded
   const all = kept.rows + heldOut.rows

@@ -7,7 +7,7 @@ import { MemoryDirectory } from '../../src/base/bytes.js'
 import { usePlatform } from '../../src/index/platform.js'
 import { convertAdapter } from '../../src/index/tools.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
-import type { LoraAdapter } from '../../src/lora/adapter.js'
+import { LoraAdapter } from '../../src/lora/adapter.js'
 import { nodePlatform } from '../../src/node/platform.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import { goldenPath } from '../golden.js'
@@ -101,6 +101,38 @@ describe('.onnx_adapter', () => {
 })
 
 describe('convertAdapter', () => {
+  it.each(['gguf', 'mlx', 'onnx-adapter', 'peft'] as const)(
+    'tells how far it is, and leaves nothing when stopped: %s',
+    async (to) => {
+      const source = goldenPath('gguf', 'llama')
+      const seen: string[] = []
+      const onProgress = ({ done, total, name }: { done: number; total: number; name: string }) => {
+        seen.push(`${done}/${total} ${name}`)
+      }
+      await convertAdapter(source, { to, base: source, out: new MemoryDirectory(), onProgress })
+      const total = { gguf: 30, mlx: 15, 'onnx-adapter': 15, peft: 1 }[to]
+      expect(seen).toHaveLength(total)
+      expect(seen.at(-1)).toMatch(new RegExp(`^${total}/${total} \\S+`))
+      const stop = new AbortController()
+      const out = new MemoryDirectory()
+      if (to === 'peft') stop.abort()
+      const run = convertAdapter(source, { to, base: source, out, signal: stop.signal, onProgress: () => stop.abort() })
+      await expect(run).rejects.toThrow(/abort/)
+      expect(out.files.size).toBe(0)
+    },
+  )
+
+  it('refuses values that a half type cannot hold, and leaves no file', async () => {
+    const adapter = new LoraAdapter({ rank: 1, targetModules: ['q_proj'] })
+    const rows = Array.from({ length: 32 }, () => [1])
+    adapter.addFactors('model.layers.0.self_attn.q_proj', [[1e6, 1]], rows)
+    const [out, base] = [new MemoryDirectory(), goldenPath('gguf', 'llama')]
+    await expect(convertAdapter(adapter, { to: 'gguf', base, out, outDtype: 'F16' })).rejects.toThrow(
+      /q_proj: a value that is not finite in F16.*bf16/,
+    )
+    expect(out.files.size).toBe(0)
+  })
+
   it('recognizes the source by its content, and names what is none', async () => {
     const bytes = new Uint8Array(readFileSync(goldenPath('exchange', 'llama.onnx_adapter')))
     const out = new MemoryDirectory()

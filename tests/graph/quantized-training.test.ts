@@ -1,5 +1,4 @@
 import { describe, expect, it } from 'vitest'
-import { UnsupportedError } from '../../src/base/errors.js'
 import { TensorProto_DataType as DataType } from '../../src/formats/onnx/gen/onnx_pb.js'
 import { tensorsOf } from '../../src/formats/onnx/messages.js'
 import { outputNorms } from '../../src/graph/inject/affine.js'
@@ -51,8 +50,6 @@ const weightedSum: Objective = {
     return graph.g.op('ReduceSum', [graph.g.mul('y', g)], { keepdims: 0 })
   },
 }
-
-const TRAINED = GOLDEN_FORMS.filter((name) => !name.startsWith('bnb4'))
 
 async function gradientsOf(name: string, numbers: FormNumbers, isDora = false) {
   const model = await openForm(name)
@@ -112,7 +109,7 @@ function transposed(data: Float32Array, rows: number, columns: number): Float32A
   return Float32Array.from(data, (_, i) => data[(i % rows) * columns + Math.floor(i / rows)])
 }
 
-describe.each(TRAINED)('training through %s', (name) => {
+describe.each(GOLDEN_FORMS)('training through %s', (name) => {
   it('gives PyTorch’s gradients on the weights that the integers stand for', async () => {
     const numbers = await formNumbers(name)
     const { gradients, loss } = await gradientsOf(name, numbers)
@@ -141,15 +138,4 @@ describe.each(TRAINED)('training through %s', (name) => {
     })
     expect(floats.map((tensor) => tensor.name)).toEqual([])
   })
-})
-
-describe('what is not trained', () => {
-  it.each<[string, RegExp]>([['bnb4-nf4', /MatMulBnb4 \(\/model\/fc1\/MatMul/]])(
-    '%s, by op and node',
-    async (name, message) => {
-      const numbers = await formNumbers(name)
-      await expect(gradientsOf(name, numbers)).rejects.toThrow(UnsupportedError)
-      await expect(gradientsOf(name, numbers)).rejects.toThrow(message)
-    },
-  )
 })

@@ -96,3 +96,24 @@ it('a session that opened its model closes it too', async () => {
 it('says what a device is that the runtime does not have', async () => {
   await expect(openSession(UNION, { device: 'abacus' })).rejects.toMatchObject({ code: 'UNSUPPORTED' })
 })
+
+it('allowMissing leaves out what the export dropped, and onWarning hears its name at each adapter', async () => {
+  const [folder, layers] = [`${root}tests/golden/fused/bert-attention`, `${root}tests/golden/fused/bert/lora`]
+  const adapter = await loadAdapter(layers)
+  const square = (rows: number, columns: number) => ({
+    data: new Float32Array(rows * columns),
+    shape: [rows, columns] as const,
+  })
+  adapter.addFactors('pooler.dense', square(3, 16), square(16, 3))
+  await expect(openSession(folder, { adapters: { adapter } })).rejects.toThrow(/no module for pooler\.dense/)
+  const heard: string[] = []
+  const onWarning = (message: string) => void heard.push(message)
+  const bert = await openSession(folder, { adapters: { adapter, layers }, allowMissing: true, onWarning, threads: 1 })
+  await bert.add('again', adapter)
+  expect(heard).toEqual(
+    ['adapter', 'again'].map(
+      (name) => `adapter ${name}: left out, because the model has no module for it: pooler.dense`,
+    ),
+  )
+  await bert.dispose()
+})

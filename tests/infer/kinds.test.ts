@@ -23,9 +23,13 @@ import { directoryOf, feedsOf, inThread, makeAdapter, maxDifference, messageHost
 const FOLDER = 'tests/golden/onnx-kinds'
 const TOLERANCE = 1e-5
 
-const { inputs, cases }: { inputs: Record<string, number[][]>; cases: Record<string, { folder: string }> } = JSON.parse(
-  readFileSync(`${directoryOf(FOLDER).name}/cases.json`, 'utf8'),
-)
+interface Cases {
+  inputs: Record<string, number[][]>
+  cases: Record<string, { model: string; folder: string }>
+  sums: Record<string, [name: string, weight: number][]>
+}
+
+const { inputs, cases, sums }: Cases = JSON.parse(readFileSync(`${directoryOf(FOLDER).name}/cases.json`, 'utf8'))
 const golden = await parseSafetensorsHeader(
   new MemorySource(readFileSync(`${directoryOf(FOLDER).name}/logits.safetensors`)),
 )
@@ -58,19 +62,138 @@ async function error(session: OnnxSession, adapter: string | undefined, expected
   return maxDifference(logits, await logitsOf(expected))
 }
 
-describe.each([
-  ['qwen2', ['linear', 'dora', 'dora-rslora', 'lora-bias']],
-  ['gpt2', ['conv1d', 'conv1d-dora', 'conv1d-lora-bias']],
-] as const)('%s', (model, names) => {
-  it.each(['ts', 'dynamo'])('%s: gives PEFT’s logits, whichever adapter a run names', async (exporter) => {
-    const onnx = await loadOnnx(directoryOf(FOLDER), `${model}-${exporter}.onnx`)
+const REFUSED = /^conv(olution)?($|-(?!point))/
+const exported = [
+  'qwen2-ts',
+  'qwen2-dynamo',
+  'qwen2-tied-ts',
+  'qwen2-tied-dynamo',
+  'gpt2-ts',
+  'gpt2-dynamo',
+  'bert-ts',
+  'bert-dynamo',
+  'convolved-ts',
+  'convolved-dynamo',
+]
+const casesOf = (model: string) =>
+  Object.keys(cases).filter((name) => cases[name].model === model && !REFUSED.test(name))
+
+/** Row `row` of logits of two rows. */
+const rowOf = (logits: Float32Array, row: number) => {
+  const size = logits.length / 2
+  return logits.subarray(row * size, (row + 1) * size)
+}
+
+describe.each(exported)('%s', (file) => {
+  const model = file.replace(/-(ts|dynamo)$/, '')
+  const names = casesOf(model)
+
+  it('gives PEFT’s logits, whichever adapter a run names', async () => {
     const adapters: Record<string, LoraAdapter> = {}
     for (const name of names) adapters[name] = await adapterOf(name)
-    const session = await open(onnx, adapters)
+    const session = await open(await loadOnnx(directoryOf(FOLDER), `${file}.onnx`), adapters)
+    expect(names.length).toBeGreaterThan(2)
     for (const name of [...names, ...names.toReversed()]) {
       expect(await error(session, name, name), name).toBeLessThan(TOLERANCE)
       expect(await error(session, undefined, `base.${model}`)).toBeLessThan(TOLERANCE)
     }
+    // Each pair in one batch.
+    for (const [i, first] of names.entries()) {
+      for (const second of [names[(i + 1) % names.length], null]) {
+        const { logits } = await session.run(feeds(session), { adapter: [first, second] })
+        for (const [row, name] of [first, second].entries()) {
+          const expected = rowOf(await logitsOf(name ?? `base.${model}`), row)
+          const got = { ...logits, data: rowOf(logits.data as Float32Array, row) }
+          expect(maxDifference(got, expected), `${first}, ${second}: row ${row}`).toBeLessThan(TOLERANCE)
+        }
+      }
+    }
+  })
+
+  it.each(names)('%s alone gives PEFT’s logits', async (name) => {
+    const onnx = await loadOnnx(directoryOf(FOLDER), `${file}.onnx`)
+    const session = await open(onnx, { [name]: await adapterOf(name) })
+    expect(await error(session, name, name)).toBeLessThan(TOLERANCE)
+    expect(await error(session, undefined, `base.${model}`)).toBeLessThan(TOLERANCE)
+  })
+})
+
+describe('mixes', () => {
+  it.each(Object.keys(sums))('%s: gives the logits of the sum', async (name) => {
+    const adapters: Record<string, LoraAdapter> = {}
+    for (const [part] of sums[name]) adapters[part] = await adapterOf(part)
+    const session = await open(await loadOnnx(directoryOf(FOLDER), 'qwen2-ts.onnx'), adapters)
+    const { logits } = await session.run(feeds(session), { adapter: Object.fromEntries(sums[name]) })
+    expect(maxDifference(logits, await logitsOf(name))).toBeLessThan(TOLERANCE)
+  })
+
+  it('takes what replaces values with weight 1, beside adapters that add', async () => {
+    const onnx = await loadOnnx(directoryOf(FOLDER), 'gpt2-ts.onnx')
+    const [bias, plain] = [await adapterOf('gpt2-bias-all'), await adapterOf('conv1d')]
+    const out = new MemoryDirectory()
+    await mergeOnnx(onnx, [{ adapter: bias }, { adapter: plain, weight: 0.5 }], out)
+    const merged = await open(await loadOnnx(out, onnx.fileName), {})
+    const session = await open(onnx, { bias, plain })
+    const { logits } = await session.run(feeds(session), { adapter: { bias: 1, plain: 0.5 } })
+    expect(maxDifference(logits, (await merged.run(feeds(merged))).logits)).toBeLessThan(TOLERANCE)
+    expect(maxDifference(logits, await logitsOf('gpt2-bias-all'))).toBeGreaterThan(0.01)
+  })
+
+  it('refuses weights on what replaces values, and two that replace the same', async () => {
+    const onnx = await loadOnnx(directoryOf(FOLDER), 'qwen2-tied-ts.onnx')
+    const tokens = await adapterOf('tied-tokens')
+    const session = await open(onnx, {
+      tokens,
+      again: await adapterOf('tied-tokens'),
+      embedding: await adapterOf('tied-embedding'),
+    })
+    const run = (adapter: Record<string, number>) => session.run(feeds(session), { adapter })
+    await expect(run({ tokens: 0.5 })).rejects.toThrow(
+      /"tokens".*what replaces the base’s values.*no weight.*tokens: 0.5/,
+    )
+    await expect(run({ tokens: 1, again: 1 })).rejects.toThrow(
+      /"again".*"tokens" both replace (lm_head|model.embed_tokens)/,
+    )
+    await expect(run({ tokens: 1, embedding: 1 })).rejects.toThrow(/rows of model.embed_tokens.*"embedding" adds to/)
+    await expect(run({ tokens: 0.5 })).rejects.toThrow(UnsupportedError)
+  })
+})
+
+describe('a head with quantized weights', () => {
+  const FILE = 'qwen2-tied-q4head.onnx'
+
+  it('gives PEFT’s logits where it is replaced, and its own elsewhere', async () => {
+    const session = await open(await loadOnnx(directoryOf(FOLDER), FILE), { head: await adapterOf('tied-head') })
+    expect(await error(session, 'head', 'tied-head')).toBeLessThan(TOLERANCE)
+    const base = await error(session, undefined, 'base.qwen2-tied')
+    expect(base).toBeGreaterThan(0.01)
+    const plain = await open(await loadOnnx(directoryOf(FOLDER), FILE), {})
+    expect(await error(plain, undefined, 'base.qwen2-tied')).toBeCloseTo(base, 5)
+  })
+
+  it('is tied to an embedding of about its values: trained tokens are PEFT’s in both', async () => {
+    const name = 'tied-tokens'
+    const session = await open(await loadOnnx(directoryOf(FOLDER), FILE), { [name]: await adapterOf(name) })
+    const { logits } = await session.run(feeds(session), { adapter: [name, null] })
+    const expected = await logitsOf(name)
+    const tokens = [31, 2, 17]
+    const vocabulary = logits.dims[2]
+    for (const token of tokens) {
+      for (let position = 0; position < logits.dims[1]; position++) {
+        const at = position * vocabulary + token
+        expect(Math.abs((logits.data as Float32Array)[at] - expected[at])).toBeLessThan(TOLERANCE)
+      }
+    }
+    const base = await logitsOf('base.qwen2-tied')
+    expect(Math.abs(expected[31] - base[31])).toBeGreaterThan(0.05)
+  })
+
+  it('is not merged into', async () => {
+    const onnx = await loadOnnx(directoryOf(FOLDER), FILE)
+    await expect(mergeOnnx(onnx, await adapterOf('tied-tokens'), new MemoryDirectory())).rejects.toThrow(
+      /quantized weight cannot be replaced/,
+    )
+    await onnx.close()
   })
 })
 
@@ -199,9 +322,15 @@ describe('what is refused', () => {
     await expect(session.add('dora', dora)).rejects.toThrow(
       /q_proj.*cannot be read: rows in another order \(g_idx\).*MatMulNBits/,
     )
-    const embedding = await adapterOf('embedding')
-    await expect(session.add('embedding', embedding)).rejects.toThrow(/embed_tokens: an adapted embedding/)
+    await expect(session.add('conv', await adapterOf('conv'))).rejects.toThrow(/no module for logits/)
     expect(session.adapters).toEqual([])
+  })
+
+  it('convolutions of a larger kernel', async () => {
+    const session = await open(await loadOnnx(directoryOf(FOLDER), 'convolved-ts.onnx'), {})
+    await expect(session.add('conv', await adapterOf('conv'))).rejects.toThrow(
+      /near: a session cannot adapt this convolution; expected a convolution of kernel 1.*got kernel 3, 1 groups.*Merge/,
+    )
   })
 
   it('scales that are not finite, and a Gemm’s own factor', async () => {

@@ -13,6 +13,7 @@ const ROOMS = [
   'io',
   'data',
   'text',
+  'images',
   'runtime',
   'lora',
   'peft',
@@ -32,16 +33,17 @@ const LAYERS: Record<string, readonly string[]> = {
   io: ['base'],
   data: ['base'],
   text: ['base'],
+  images: ['base'],
   runtime: ['base'],
   lora: ['base', 'kernels', 'linalg'],
   peft: ['base', 'formats', 'linalg', 'lora'],
   graph: ['base', 'formats', 'text', 'runtime', 'lora'],
-  tasks: ['base', 'formats', 'text', 'runtime', 'graph'],
+  tasks: ['base', 'formats', 'text', 'images', 'runtime', 'graph'],
   merge: ['base', 'kernels', 'formats', 'io', 'runtime', 'linalg', 'lora', 'peft', 'graph', 'tasks'],
   exchange: ['base', 'formats', 'linalg', 'lora', 'peft'],
   tools: ['base', 'formats', 'linalg', 'lora', 'peft', 'merge'],
-  train: ['base', 'formats', 'text', 'data', 'runtime', 'linalg', 'lora', 'peft', 'graph', 'tasks'],
-  infer: ['base', 'formats', 'text', 'runtime', 'linalg', 'lora', 'graph', 'tasks'],
+  train: ['base', 'formats', 'text', 'images', 'data', 'runtime', 'linalg', 'lora', 'peft', 'graph', 'tasks'],
+  infer: ['base', 'formats', 'text', 'images', 'runtime', 'linalg', 'lora', 'graph', 'tasks'],
   index: below('index', 'node', 'init', 'transformers', 'cli'),
   node: below('node', 'init', 'transformers', 'cli'),
   init: ['lora', 'index'],
@@ -198,7 +200,8 @@ describe('layers of src/', () => {
           .slice(0, specifier.startsWith('@') ? 2 : 1)
           .join('/'),
       )
-    const peers = Object.keys(peerDependencies).filter((name) => !name.startsWith('onnxruntime-'))
+    // ONNX Runtime and sharp are looked for when they are needed.
+    const peers = Object.keys(peerDependencies).filter((name) => !/^(onnxruntime-|sharp$)/.test(name))
     expect([...new Set(packages)].sort()).toEqual([...Object.keys(dependencies), ...peers].sort())
     expect(Object.keys(peerDependencies).filter((name) => name in dependencies)).toEqual([])
   })

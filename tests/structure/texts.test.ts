@@ -39,6 +39,12 @@ describe('project texts', () => {
     expect(shared.filter((path) => /^(before|after)(Each|All)\(/m.test(textOf(path)))).toEqual([])
   })
 
+  it('lists the tests that replace modules, which other tests must not see', () => {
+    const replacing = filesIn('tests', ['.test.ts']).filter((path) => /^vi\.mock\(/m.test(textOf(path)))
+    const listed = /const MOCKS = \[(.*)\]/.exec(textOf('vitest.config.ts'))![1]
+    expect(listed).toBe(replacing.map((path) => `'${path}'`).join(', '))
+  })
+
   it('leaves no task for later in the sources', () => {
     const later = /\b(TODO|FIXME|XXX|HACK)\b/
     expect(filesIn('src', ['.ts']).filter((path) => later.test(textOf(path)))).toEqual([])

@@ -6,39 +6,30 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { DataError, UnsupportedError } from '../../src/base/errors.js'
 import { readRows } from '../../src/data/read-rows.js'
-import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
 import { loadModel, type Model } from '../../src/graph/model-folder.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
-import { openEngine } from '../../src/runtime/host.js'
 import type { OrtModule } from '../../src/runtime/onnxruntime.js'
 import { entitiesOf, entityMetrics } from '../../src/tasks/entities.js'
 import { parseTaggedText } from '../../src/tasks/tagged-text.js'
 import type { Task } from '../../src/tasks/task.js'
 import { textClassification } from '../../src/tasks/text-classification.js'
 import { type TaggedExample, tokenClassification } from '../../src/tasks/token-classification.js'
-import { TrainEngine } from '../../src/train/engine.js'
 import { encodeRows } from '../../src/train/examples.js'
-import { readParameters } from '../../src/train/parameters.js'
-import { TrainingSessions } from '../../src/train/sessions.js'
-import { resolveSettings } from '../../src/train/settings.js'
 import { train as trainAdapter } from '../../src/train/train.js'
-import { relativeError, transposed } from '../graph/golden.js'
+import { relativeError } from '../graph/golden.js'
+import { checkGoldenRun, type GoldenRun } from './golden-run.js'
 
 const folder = 'tests/golden/token-classification'
 const runtime = { module: ort as unknown as OrtModule }
 const BASES = { encoder: 'tests/golden/text-classification/encoder', distilbert: `${folder}/distilbert` }
 
-interface Golden {
+interface Golden extends GoldenRun {
   rows: { words: string[]; tags: string[] }[]
   maxLength: number
   labels: string[]
   batch: { input_ids: number[][]; attention_mask: number[][]; labels: number[][] }
-  loss: number
   logits: number[][][]
-  adamw: { lr: number; betas: number[]; eps: number; weightDecay: number; maxGradNorm: number }
-  adamwLosses: number[]
-  gradNorms: number[]
 }
 
 const goldenOf = (name: string): Golden => JSON.parse(readFileSync(`${folder}/${name}/golden/golden.json`, 'utf8'))
@@ -74,57 +65,16 @@ describe.each(Object.entries(BASES))('%s', (name, base) => {
   })
 
   it("gives PyTorch's and PEFT's loss, logits and gradients, and takes their steps", async () => {
-    const adapter = await loadAdapter(new NodeDirectory(`${folder}/${name}/golden/adapter-init`))
     const open = tokenClassification.open(model, examples)
     expect(open.labels).toEqual(order)
-    const engine = openEngine(model.runtime, 'train', (created) => new TrainEngine(created))
-    const parts = { model, open: open as never, adapter, modules: undefined, settings: resolveSettings({ threads: 1 }) }
-    const sessions = await TrainingSessions.create(parts, engine.remote)
-    const names = sessions.parameters.map((parameter) => parameter.name)
-    const parameters = readParameters(adapter, names)
-    const zeros = () => parameters.map(({ length }) => new Float32Array(length))
-    const { betas, eps, weightDecay, maxGradNorm, lr } = golden.adamw
-    const optimizer = { beta1: betas[0], beta2: betas[1], epsilon: eps, weightDecay }
-    await engine.remote.start(
-      { parameters: sessions.parameters, optimizer, maxGradNorm },
-      { parameters, firstMoments: zeros(), secondMoments: zeros(), updates: 0 },
-    )
-    const feeds = open.collate(examples, 16)
-    const normalizer = open.normalizer(examples)
-    const evaluation = await sessions.evaluationPass(feeds, normalizer)
-    const outputs = await engine.remote.forward(evaluation, [evaluation.loss, ...evaluation.predictions])
-    expect(Number(outputs.loss.data[0])).toBeCloseTo(golden.loss, 5)
+    const run = { folder: `${folder}/${name}/golden`, golden, length: 16 }
+    const { logits, outputs } = await checkGoldenRun(model, open, examples, run)
     const wanted = golden.logits.flatMap((row, i) => row.filter((_, j) => golden.batch.labels[i][j] >= 0))
-    const logits = outputs[evaluation.predictions[0]]
     expect(logits.dims).toEqual([wanted.length, order.length])
     expect(relativeError(logits.data as Float32Array, wanted.flat())).toBeLessThan(1e-5)
     const best = wanted.map((row) => order[row.indexOf(Math.max(...row))])
     const predicted = open.predict?.(outputs, examples) ?? []
     expect(predicted.flat()).toEqual(best)
-
-    const source = await new NodeDirectory(`${folder}/${name}/golden`).open('gradients.safetensors')
-    const expected = await parseSafetensorsHeader(source)
-    const pass = await sessions.trainingPass(feeds, { normalizer, step: 0, run: 0 })
-    const gradients = await engine.remote.forward(
-      pass,
-      sessions.parameters.map(({ gradient }) => gradient),
-    )
-    expect(expected.tensors.size).toBe(names.length)
-    for (const { name: parameter, gradient } of sessions.parameters) {
-      const factor = /^(.*)\.([AB])$/.exec(parameter)
-      const key = factor === null ? parameter : `${factor[1]}.lora_${factor[2]}.weight`
-      const { data, shape } = await readTensorF32(expected, `base_model.model.${key}`)
-      const own = factor?.[2] === 'B' ? transposed(data, shape) : data
-      expect(relativeError(gradients[gradient].data as Float32Array, own), parameter).toBeLessThan(1e-4)
-    }
-    await source.close()
-    for (const [step, loss] of golden.adamwLosses.entries()) {
-      const next = await sessions.trainingPass(feeds, { normalizer, step, run: 0 })
-      const result = await engine.remote.step([next], lr)
-      expect(result.loss).toBeCloseTo(loss, 4)
-      expect(result.gradientNorm / golden.gradNorms[step]).toBeCloseTo(1, 3)
-    }
-    await engine.remote.dispose()
   })
 
   it('learns, saves the head with the factors, and resumes to the same bytes', async () => {

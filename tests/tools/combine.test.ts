@@ -126,6 +126,35 @@ describe('combine', () => {
     for (const { name, rank } of single.layers) expect(rank, name).toBe(name === 'groups' ? 2 : 1)
   })
 
+  it.each(['dare_linear', 'dare_ties', 'dare_linear_svd', 'dare_ties_svd'] as const)(
+    'keeps a share of the values at random: %s',
+    async (combinationType) => {
+      const [one] = [randomAdapter({ rank: 4, alpha: 4 }, 3, ['other'])]
+      const of = async (seed: number, density: number) => {
+        const { adapter } = await combine({
+          adapters: [one, { adapter: one, weight: 0.5 }],
+          combinationType,
+          density,
+          seed,
+          rank: combinationType.endsWith('svd') ? 9 : undefined,
+        })
+        return changes(adapter).get('other')!.data
+      }
+      const [first, again, another, all] = [await of(1, 0.5), await of(1, 0.5), await of(2, 0.5), await of(1, 1)]
+      expect(again).toEqual(first)
+      expect(distance(another, first)).toBeGreaterThan(0.1)
+      // The mean of many draws is the result without dropping, where sums are linear in the values.
+      if (combinationType !== 'dare_linear_svd') return
+      const mean = new Float64Array(all.length)
+      for (let seed = 0; seed < 200; seed++)
+        (await of(seed, 0.5)).forEach((value, i) => {
+          mean[i] += value / 200
+        })
+      expect(distance(mean, all)).toBeLessThan(0.12)
+      expect(distance(first, all)).toBeGreaterThan(0.4)
+    },
+  )
+
   it('tells how far linear is from the sum', async () => {
     const given = [1, 2].map((seed) => ({ adapter: randomAdapter({ rank: 4, alpha: 3 }, seed), weight: 1 }))
     const { adapter, layers } = await combine({ adapters: given, combinationType: 'linear' })
@@ -235,6 +264,13 @@ describe('combine', () => {
     [{ combinationType: 'ties', density: 0 }, /density.*\(0, 1\].*0/],
     [{ combinationType: 'exact', density: 0.5 }, /density: exact does not use it/],
     [{ combinationType: 'cat', rank: 4 }, /rank: cat has no choice/],
+    [{ combinationType: 'exact', seed: 1 }, /seed: exact does not use it; expected a type of dare/],
+    [
+      { combinationType: 'magnitude_prune', density: 0.5, majoritySignMethod: 'total' },
+      /majoritySignMethod.*ties or dare_ties/,
+    ],
+    [{ combinationType: 'magnitude_prune', density: 0.5 }, /rank 3.*3, 4/],
+    [{ combinationType: 'dare_linear' }, /density: missing/],
     [{ combinationType: 'tie_svd' }, /combinationType.*ties_svd/],
     [{ peftCompatible: true, combinationType: 'exact' }, /PEFT has no method exact/],
     [{ energy: 0.5, ratio: 0.5 }, /ratio: not together with energy/],

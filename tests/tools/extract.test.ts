@@ -231,6 +231,24 @@ describe('extract', () => {
     await expect(run).rejects.toThrow(message)
   })
 
+  it('tells how far it is, and stops on a signal', async () => {
+    const { base, changed } = model()
+    const stop = new AbortController()
+    const seen: number[] = []
+    const run = extract({
+      base: await checkpoint(base),
+      fineTuned: await checkpoint(changed),
+      rank: 2,
+      signal: stop.signal,
+      onProgress: ({ done, total }) => {
+        expect(total).toBe(8)
+        if (seen.push(done) === 3) stop.abort()
+      },
+    })
+    await expect(run).rejects.toThrow(/abort/)
+    expect(seen).toEqual([1, 2, 3])
+  })
+
   it('needs a rule, and refuses quantized checkpoints', async () => {
     const { base, changed } = model()
     const [one, other] = [

@@ -93,7 +93,9 @@ export function addBranches(
       parts,
       (linear, base) => {
         const { factors, use } = declare(graph, g, linear, valuesOf.get(linear) as BranchValues, number, stored)
-        const low = g.matmul(linear.input, use(factors.weightA))
+        const low = linear.form.isLookup
+          ? use(g.op('Gather', [factors.weightA, linear.input]))
+          : g.matmul(linear.input, use(factors.weightA))
         const product = g.node('MatMul', [low, use(factors.weightB)])
         if (base === undefined) return product
         const sum = g.node('Add', [base, product.output[0]])

@@ -9,9 +9,10 @@ import type { OnnxModel } from '../../formats/onnx/model.js'
 import { StoredDelta } from '../../lora/delta.js'
 import { OutputNorms } from '../../lora/dora.js'
 import type { LoraLayer } from '../../lora/layer.js'
-import { FLOAT_DTYPES } from '../match/forms/float-product.js'
+import { FLOAT_DTYPES, openFloatLines } from '../match/forms/float-product.js'
+import type { ReadLines } from '../match/forms/form.js'
 import type { Linear } from '../match/linears.js'
-import { biasOf, ownBiasInput, storedValue } from '../match/parameters.js'
+import { biasOf, type Embedding, ownBiasInput, storedValue } from '../match/parameters.js'
 import type { Graph } from '../view/graph.js'
 
 /** Weights pass in blocks of at most so many elements: 4 MiB in f32. */
@@ -47,12 +48,50 @@ export async function affineOf(
   return finite(layer, { scale, shift: scale.map((c, i) => (bias === undefined ? 0 : (1 - c) * bias[i])) })
 }
 
-function finite({ name }: LoraLayer, affine: Affine): Affine {
+function finite({ name }: { readonly name: string }, affine: Affine): Affine {
   if (affine.scale.every(Number.isFinite) && affine.shift.every(Number.isFinite)) return affine
   throw new NumericError({
     where: name,
     what: 'the scales of its outputs, m / ‖W + s·B·A‖, or their bias are not finite',
   })
+}
+
+/**
+ * The scales m / ‖E + s·(B·A)ᵀ‖ (D) of an embedding's features.
+ *
+ * @param own what the adapter has in the place of E (V, D)
+ * @returns undefined for one without DoRA
+ * @throws NumericError when a value is not finite
+ */
+export async function lookupScales(
+  model: OnnxModel,
+  graph: Graph,
+  { node, transposed, features, vocabulary, integers }: Embedding,
+  layer: Pick<LoraLayer, 'name' | 'magnitude' | 'weightA' | 'weightB' | 'scaling'>,
+  own?: Float32Array,
+): Promise<Float32Array | undefined> {
+  const { magnitude, weightA, weightB, scaling } = layer
+  if (magnitude === undefined) return undefined
+  const openTable = () =>
+    integers === undefined
+      ? openFloatLines(model, graph, { node, weight: storedValue(graph, node.input[0]), problem: undefined })
+      : integers.form.openLines(model, graph, integers)
+  const read: ReadLines =
+    own === undefined
+      ? await openTable()
+      : async (first, count) => own.slice(first * features, (first + count) * features)
+  const stored = { transposed: own === undefined && transposed, start: 0, width: features }
+  const [d, k] = [features, vocabulary]
+  const norms = await normsOf(read, stored, { d, k }, { weightA, weightB, scaling, d, k })
+  return finite(layer, { scale: Float32Array.from(norms.scales(magnitude)), shift: new Float32Array(0) }).scale
+}
+
+/** How a weight lies in a graph, and which outputs of it are the layer's. */
+interface StoredWeight {
+  /** (d, k), not (k, d) */
+  readonly transposed: boolean
+  readonly start: number
+  readonly width: number
 }
 
 /**
@@ -67,10 +106,18 @@ export async function outputNorms(
   layer?: LoraLayer,
 ): Promise<OutputNorms> {
   const { transposed, k, d, fused, form } = linear
-  const read = await form.openLines(model, graph, linear)
-  const start = fused?.start ?? 0
+  const stored = { transposed, start: fused?.start ?? 0, width: fused?.width ?? d }
+  return normsOf(await form.openLines(model, graph, linear), stored, { k, d }, layer)
+}
+
+async function normsOf(
+  read: ReadLines,
+  { transposed, start, width }: StoredWeight,
+  { k, d }: Pick<LoraLayer, 'd' | 'k'>,
+  layer: Pick<LoraLayer, 'weightA' | 'weightB' | 'scaling' | 'd' | 'k'> | undefined,
+): Promise<OutputNorms> {
   // Lines of the stored weight are outputs (d, k), or inputs (k, d), whose columns are cut to the layer's.
-  const columns = transposed ? k : (fused?.width ?? d)
+  const columns = transposed ? k : width
   const blockRows = Math.max(1, Math.floor(BLOCK_ELEMENTS / columns))
   const norms = new OutputNorms(d)
   const delta = layer && new StoredDelta(layer, layer.scaling, !transposed, new Float32Array())
@@ -96,15 +143,19 @@ function columnsOf(values: Float32Array, rows: number, columns: number, start: n
 }
 
 /** The bias that the node itself adds, as far as it is the layer's; undefined where a later node adds it, or none does. */
-async function ownBias(model: OnnxModel, graph: Graph, linear: Linear): Promise<Float32Array | undefined> {
+export async function ownBias(model: OnnxModel, graph: Graph, linear: Linear): Promise<Float32Array | undefined> {
   const { node, d } = linear
   const input = ownBiasInput(node)
   if (input === undefined) return undefined
   const bias = biasOf(graph, linear)
-  const tensor = bias && graph.constant(storedValue(graph, node.input[input]))
+  const values = bias && (await readVector(model, graph, node.input[input]))
+  if (bias !== undefined && values !== undefined) return values.subarray(bias.start, bias.start + d)
+  throw new UnsupportedError({ where: `node ${node.name}`, what: 'its bias cannot be read' })
+}
+
+/** The values of a stored tensor; undefined where they are no floats. */
+export async function readVector(model: OnnxModel, graph: Graph, value: string): Promise<Float32Array | undefined> {
+  const tensor = graph.constant(storedValue(graph, value))
   const dtype = tensor && FLOAT_DTYPES[tensor.dataType]
-  if (bias === undefined || tensor === undefined || dtype === undefined) {
-    throw new UnsupportedError({ where: `node ${node.name}`, what: 'DoRA needs its bias, which cannot be read' })
-  }
-  return decodeFloats(await model.readTensor(tensor), dtype).subarray(bias.start, bias.start + d)
+  return dtype && decodeFloats(await model.readTensor(tensor), dtype)
 }

@@ -1,6 +1,6 @@
 // Puts LoRA branches beside linear layers: y' = y + s·(x·Aᵀ)·Bᵀ (Hu et al. 2021, arXiv 2106.09685). Factors are graph inputs, so that
 // they can be swapped or trained between runs. Inference graphs take Aᵀ and s·Bᵀ of any rank at run time, and where an adapter needs
-// it compute y' = c ⊙ (y + s·(x·Aᵀ)·Bᵀ) + t, which DoRA and biases of B come down to.
+// it scale and shift outputs as well: sites.ts.
 
 import { create } from '@bufbuild/protobuf'
 import {
@@ -16,6 +16,7 @@ import {
 import type { Linear } from '../match/linears.js'
 import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
+import { type SiteNeeds, type SiteRole, siteInput } from './sites.js'
 
 /** The graph inputs that hold one module's factors. */
 export interface LoraInputs {
@@ -24,17 +25,7 @@ export interface LoraInputs {
 }
 
 export function loraInputs(module: string): LoraInputs {
-  return { weightA: `lora/${module}/A`, weightB: `lora/${module}/B` }
-}
-
-/** The graph inputs that hold what one module's outputs are multiplied by, c (d), and what is added to them, t (d). */
-export interface AffineInputs {
-  readonly scale: string
-  readonly shift: string
-}
-
-export function affineInputs(module: string): AffineInputs {
-  return { scale: `lora/${module}/scale`, shift: `lora/${module}/shift` }
+  return { weightA: siteInput(module, 'A'), weightB: siteInput(module, 'B') }
 }
 
 /** A tensor's declaration among a graph's inputs or outputs; a dimension is a number or a symbol. Without `dims` it has any rank. */
@@ -55,26 +46,31 @@ export function valueInfo(name: string, elemType: DataType, dims?: readonly (num
 /** The graph input (1) that tells how many rows have factors of their own; there where {@link injectLora} says so. */
 export const ROWS_INPUT = 'lora/rows'
 
+const FACTORS: ReadonlySet<SiteRole> = new Set(['A', 'B'])
+
 /**
  * Adapts linear layers for inference. Feeds of a module are those of {@link loraInputs}: Aᵀ (k, r) and s·Bᵀ (r, d), of
  * any rank r, 0 included where the runtime takes empty tensors; or Aᵀ (rows, k, r) and s·Bᵀ (rows, r, d), a pair for each row of the
- * batch. Linears of one name share their inputs.
+ * batch. Linears of one name share their inputs. Further inputs, which are fed in every run:
  *
- * @param affine modules that get inputs of {@link affineInputs} as well, (d) or (rows, 1, d), which are fed in every run
+ * - scale and shift, (d) or (rows, 1, d): y' = scale ⊙ y + (x·Aᵀ)·(s·Bᵀ) + shift, where B holds DoRA's scale as well
+ * - weight, (k, m) or (rows, k, m), beside scale and shift: x·weight is added. m is d, or 1 for nothing
+ * - columns (d) in int64: which of the m columns of x·weight goes to each output
+ *
+ * @param needs what each module gets. Default: its factors
  * @returns whether the graph got {@link ROWS_INPUT}: a Gemm sees the rows of a batch as one matrix, which has to be told apart again
  */
 export function injectLora(
   graph: Graph,
   linears: readonly Linear[],
-  affine: ReadonlySet<string> = new Set(),
+  needs: SiteNeeds = new Map(),
 ): { takesRows: boolean } {
   const g = new Builder(graph, 'lora')
-  for (const { name } of new Map(linears.map((linear) => [linear.name, linear])).values()) {
-    const { weightA, weightB } = loraInputs(name)
-    graph.inputs.push(valueInfo(weightA, DataType.FLOAT), valueInfo(weightB, DataType.FLOAT))
-    if (!affine.has(name)) continue
-    const { scale, shift } = affineInputs(name)
-    graph.inputs.push(valueInfo(scale, DataType.FLOAT), valueInfo(shift, DataType.FLOAT))
+  const rolesOf = ({ name }: Linear) => needs.get(name) ?? FACTORS
+  for (const linear of new Map(linears.map((one) => [one.name, one])).values()) {
+    for (const role of rolesOf(linear)) {
+      graph.inputs.push(valueInfo(siteInput(linear.name, role), role === 'columns' ? DataType.INT64 : DataType.FLOAT))
+    }
   }
   const takesRows = linears.some(isMatrix)
   if (takesRows) graph.inputs.push(valueInfo(ROWS_INPUT, DataType.INT64, [1]))
@@ -82,21 +78,37 @@ export function injectLora(
   const byRow = (x: Value, width: number) => g.reshape(x, g.concat([ROWS_INPUT, g.int([-1, width])], 0))
   const makeDelta: MakeDelta = (linear, base) => {
     const { name, input, dataType, k, d } = linear
-    const { weightA, weightB } = loraInputs(name)
+    const roles = rolesOf(linear)
     const [isFloat, isFlat] = [dataType === DataType.FLOAT, isMatrix(linear)]
     const x = isFlat ? byRow(input, k) : input
-    const product = g.node('MatMul', [g.matmul(isFloat ? x : g.cast(x, DataType.FLOAT), weightA), weightB])
-    const delta = isFloat ? product : g.node('Cast', [product.output[0]], { to: dataType })
-    const flat = (node: NodeProto) => (isFlat ? g.node('Reshape', [node.output[0], g.int([-1, d])]) : node)
-    if (base === undefined) return flat(delta)
-    if (!affine.has(name)) return g.node('Add', [base, flat(delta).output[0]])
-    const sum = g.add(isFlat ? byRow(base, d) : base, delta.output[0])
-    const { scale, shift } = affineInputs(name)
-    const [c, t] = [scale, shift].map((value) => (isFloat ? value : g.cast(value, dataType)))
-    return flat(g.node('Add', [g.mul(sum, c), t]))
+    const own = isFloat ? x : g.cast(x, DataType.FLOAT)
+    const typed = (value: Value) => (isFloat ? value : g.cast(value, dataType))
+    const terms: Value[] = []
+    if (roles.has('A')) terms.push(g.matmul(g.matmul(own, siteInput(name, 'A')), siteInput(name, 'B')))
+    if (roles.has('weight')) {
+      const product = g.matmul(own, siteInput(name, 'weight'))
+      const columns = siteInput(name, 'columns')
+      terms.push(roles.has('columns') ? g.op('Gather', [product, columns], { axis: -1 }) : product)
+    }
+    const flat = (value: Value) => (isFlat ? g.reshape(value, g.int([-1, d])) : value)
+    if (base === undefined) return nodeOf(g, flat(typed(terms[0])))
+    if (!isAffine(roles)) return g.node('Add', [base, flat(typed(terms[0]))])
+    if (roles.has('shift')) terms.push(siteInput(name, 'shift'))
+    const rows = isFlat ? byRow(base, d) : base
+    const scaled = roles.has('scale') ? g.mul(rows, typed(siteInput(name, 'scale'))) : rows
+    return nodeOf(g, flat(terms.reduce((sum, term) => g.add(sum, typed(term)), scaled)))
   }
-  adaptNodes(graph, g, linears, makeDelta, ({ name }) => affine.has(name))
+  adaptNodes(graph, g, linears, makeDelta, (linear) => isAffine(rolesOf(linear)))
   return { takesRows }
+}
+
+/** Whether more than a product is added to the outputs. */
+function isAffine(roles: ReadonlySet<SiteRole>): boolean {
+  return roles.has('scale') || roles.has('shift')
+}
+
+function nodeOf({ graph }: Builder, value: Value): NodeProto {
+  return graph.producer(value) as NodeProto
 }
 
 /** Whether a layer takes all rows of a batch as one matrix (n, k). */

@@ -2,13 +2,14 @@
 // As with linear layers, modules are told by node: exporters let equal tensors share one initializer under another's name.
 
 import { UnsupportedError } from '../../base/errors.js'
-import type { NodeProto, TensorProto } from '../../formats/onnx/gen/onnx_pb.js'
+import type { TensorProto_DataType as DataType, NodeProto, TensorProto } from '../../formats/onnx/gen/onnx_pb.js'
 import { dimsOf } from '../../formats/onnx/tensors.js'
 import { floatAttribute, intAttribute, intsAttribute } from '../view/attributes.js'
 import type { Graph } from '../view/graph.js'
 import { entryOf, operatorOf } from '../view/operators.js'
 import { PACKED_ATTENTION } from './forms/attention.js'
 import { constantWeight } from './forms/constant-weight.js'
+import { findLookups } from './forms/lookup.js'
 import { type Linear, nodeScope, parameterModule } from './linears.js'
 
 /** An input of a node that takes a stored tensor, perhaps through Transpose, Cast or Identity. */
@@ -33,7 +34,7 @@ function storedTensor(graph: Graph, value: string): { name: string; tensor: Tens
   return tensor && { name, tensor }
 }
 
-/** A Gather of rows of an embedding E (V, D). */
+/** A lookup of rows of an embedding E (V, D): a Gather, or an operator that makes floats of integers as well. */
 export interface Embedding extends Place {
   /** Module name, as in PEFT's files: model.embed_tokens */
   readonly name: string
@@ -41,20 +42,32 @@ export interface Embedding extends Place {
   readonly features: number
   /** The initializer is stored (D, V). */
   readonly transposed: boolean
+  /** Float type of the rows that it gives. */
+  readonly dataType: DataType
+  /** The node whose first output is the rows. The same as `node`, except where another one makes floats of them. */
+  readonly last: NodeProto
+  /** The lookup as a product of one token, where E is stored as integers. */
+  readonly integers: Linear | undefined
 }
 
-/** All lookups in constant float matrices, among them tables that are no embeddings. */
+/** All lookups in constant matrices, among them tables that are no embeddings. */
 export function findEmbeddings(graph: Graph): Embedding[] {
-  return graph.nodes.flatMap((node) => {
+  const integers = findLookups(graph).map((own): Embedding => {
+    const { name, node, last, k: vocabulary, d: features, dataType, transposed } = own
+    return { name, node, last, input: 0, vocabulary, features, transposed, dataType, integers: own }
+  })
+  const floats = graph.nodes.flatMap((node): Embedding[] => {
     if (node.opType !== 'Gather' || intAttribute(node, 'axis', 0) !== 0) return []
     const weight = constantWeight(graph, node.input[0], false)
     if (weight === undefined) return []
     const dims = dimsOf(weight.tensor)
-    const { transposed } = weight
+    const { transposed, dataType } = weight
     const [vocabulary, features] = transposed ? [dims[1], dims[0]] : dims
     const name = nodeScope(node) ?? parameterModule(weight.name) ?? node.name
-    return [{ name, node, input: 0, vocabulary, features, transposed }]
+    const own = { name, node, last: node, input: 0, vocabulary, features, transposed, dataType }
+    return [{ ...own, integers: undefined }]
   })
+  return [...floats, ...integers]
 }
 
 /** A convolution by a constant float kernel (d, in/groups, *kernel). */
@@ -97,6 +110,7 @@ export interface BiasPlace extends Place {
 /** The input in which products take a bias, by operator. */
 const BIAS_INPUTS: Readonly<Record<string, number>> = {
   Gemm: 2,
+  Conv: 2,
   [PACKED_ATTENTION]: 2,
   'com.microsoft:MatMulNBits': 5,
   'com.microsoft:DynamicQuantizeMatMul': 4,
@@ -137,7 +151,7 @@ export function biasOf(graph: Graph, { node, output, d, fused }: Linear): BiasPl
 }
 
 /** Inputs of fused norms that hold their weight and their bias. */
-const NORMS: Readonly<Record<string, Readonly<Record<string, number>>>> = {
+export const NORMS: Readonly<Record<string, Readonly<Record<string, number>>>> = {
   LayerNormalization: { weight: 1, bias: 2 },
   SimplifiedLayerNormalization: { weight: 1 },
   RMSNormalization: { weight: 1 },

@@ -117,6 +117,11 @@ export class ConvolutionLora extends LinearBacked<ConvolutionTape & { keep: Uint
     return factorTensors(this.weightA, this.weightB, this.magnitude, this.biasB)
   }
 
+  /** @internal The same factors as a linear layer over channels; undefined for a larger kernel, or several groups. */
+  get pointwise(): LoraLayer | undefined {
+    return this.groups === 1 && this.kernel.every((size) => size === 1) ? this.linear : undefined
+  }
+
   /** Output channels. */
   get d(): number {
     return this.linear.d * this.groups

@@ -61,6 +61,11 @@ export class EmbeddingLora extends LinearBacked<ChangeTape & { tokens: readonly 
     return factorTensors(this.weightA, this.weightB, this.magnitude)
   }
 
+  /** @internal The same factors as a linear layer of one token: V in, D out. */
+  get product(): LoraLayer {
+    return this.linear
+  }
+
   /** V: rows of the embedding. */
   get vocabulary(): number {
     return this.linear.k

@@ -1,7 +1,8 @@
 // Finds and copies the files of a base's folder that go along with a result, from any folder to any folder.
 
-import { type Directory, readAll, readJson, writeThrough } from '../../base/bytes.js'
+import { type Directory, readAll, readJson, writeFile, writeThrough } from '../../base/bytes.js'
 import { LowrankError } from '../../base/errors.js'
+import { TEMPLATE_FILE } from '../../peft/chat-template.js'
 import {
   importedModules,
   isCompanion,
@@ -23,17 +24,24 @@ export interface Companions {
   readonly leftOut: readonly string[]
   /** Of the copied files. */
   readonly bytes: number
+  /** The result's chat template, where it is another than the base's. */
+  readonly template: string | undefined
 }
 
 /** Of a result that is a file, or that is wanted without them. */
-export const NO_COMPANIONS: Companions = { copied: [], leftOut: [], bytes: 0 }
+export const NO_COMPANIONS: Companions = { copied: [], leftOut: [], bytes: 0, template: undefined }
 
 /**
  * Looks at the folder; nothing is copied.
  *
  * @param own files and folders (`onnx/`) that the result has a version of its own of
+ * @param template the result's chat template, in place of the base's
  */
-export async function findCompanions(base: Directory, own: ReadonlySet<string>): Promise<Companions> {
+export async function findCompanions(
+  base: Directory,
+  own: ReadonlySet<string>,
+  template?: string,
+): Promise<Companions> {
   const files = await base.list()
   const modules = await modulesOf(base, new Set(files))
   const copied: string[] = []
@@ -51,13 +59,28 @@ export async function findCompanions(base: Directory, own: ReadonlySet<string>):
     copied.push(...taken)
     leftOut.push(...(taken.length === 0 ? [] : inner.filter((name) => !isCompanion(name))))
   }
+  if (template !== undefined && !copied.includes(TEMPLATE_FILE)) copied.push(TEMPLATE_FILE)
   let bytes = 0
-  for (const name of copied) bytes += await lengthOf(base, name)
-  return { copied: copied.sort(), leftOut: leftOut.sort(), bytes }
+  for (const name of copied) {
+    const isNew = name === TEMPLATE_FILE && template !== undefined
+    bytes += isNew ? new TextEncoder().encode(template).length : await lengthOf(base, name)
+  }
+  return { copied: copied.sort(), leftOut: leftOut.sort(), bytes, template }
+}
+
+/** Writes one of the files that go along. */
+export async function writeCompanion(
+  from: Directory,
+  path: string,
+  to: Directory,
+  { template }: Companions,
+): Promise<void> {
+  if (path === TEMPLATE_FILE && template !== undefined) await writeFile(to, path, template)
+  else await copyFile(from, path, to)
 }
 
 /** Copies one file, whole or not at all. */
-export async function copyFile(from: Directory, path: string, to: Directory): Promise<void> {
+async function copyFile(from: Directory, path: string, to: Directory): Promise<void> {
   const source = await from.open(path)
   try {
     await writeThrough(to, path, async (sink) => {

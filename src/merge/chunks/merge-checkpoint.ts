@@ -12,7 +12,7 @@ import type { RunSettings } from '../settings.js'
 import { baseAsOutputError, refuseBaseAsOutput, writeTogether } from '../staged.js'
 import type { AdapterInput } from '../weighted.js'
 import { ChangeSums, ChunkMerger } from './chunk-merger.js'
-import { copyFile } from './companions.js'
+import { writeCompanion } from './companions.js'
 import { segmentSource } from './dora-scales.js'
 import { describePlan, type OpenPlan, type OpenPlanOptions, openPlan } from './open-plan.js'
 
@@ -88,7 +88,7 @@ export async function writeCompanions(
   const copied = [...companions.copied, ...(plan.copiesIndex ? [checkpoint.indexPath!] : [])]
   for (const path of copied) {
     if (path === CONFIG_FILE && config !== undefined) await writeFile(out, path, config)
-    else await copyFile(checkpoint.directory, path, out)
+    else await writeCompanion(checkpoint.directory, path, out, companions)
   }
   return copied
 }

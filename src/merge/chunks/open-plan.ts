@@ -10,6 +10,7 @@ import { CONFIG_FILE, editConfig, headWarning, otherDtype } from '../plan/config
 import { type MergePlan, type PlanOptions, planMerge } from '../plan/plan.js'
 import type { MergePlanReport } from '../report.js'
 import type { AdapterInput } from '../weighted.js'
+import { resultTemplate } from './chat-template.js'
 import { type Companions, findCompanions, NO_COMPANIONS } from './companions.js'
 import { computeScales } from './dora-scales.js'
 
@@ -69,6 +70,9 @@ export async function openPlan(
     const warnings = configWarnings(plan, config?.values, { weightsOnly, where: base.name })
     await requireFiniteReplacements(opened)
     await computeScales(plan, checkpoint, opened)
+    const isUnmerge = sign === -1
+    const chat = await resultTemplate(weightsOnly || isUnmerge ? undefined : base, adapters)
+    warnings.push(...chat.warnings)
     const own = [
       ...checkpoint.shards.map(({ path }) => path),
       ...(checkpoint.indexPath === undefined ? [] : [checkpoint.indexPath]),
@@ -78,7 +82,7 @@ export async function openPlan(
       plan,
       checkpoint,
       adapters: opened,
-      companions: weightsOnly ? NO_COMPANIONS : await findCompanions(base, new Set(own)),
+      companions: weightsOnly ? NO_COMPANIONS : await findCompanions(base, new Set(own), chat.template),
       config: plan.configEdit && config && editConfig(config.bytes, plan.configEdit, `${base.name}/${CONFIG_FILE}`),
       warnings,
       close,

@@ -1,11 +1,10 @@
 // What adapters change in an ONNX graph, place by place. A place is one input of one node: what becomes of the initializers behind
 // it, which may be shared, is the plan's to decide.
 
-import { isWeightDtype } from '../../base/dtype.js'
-import { MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
-import { type FloatArray, formatShape, type Matrix } from '../../base/tensor.js'
+import { MismatchError } from '../../base/errors.js'
+import type { FloatArray, Matrix } from '../../base/tensor.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
-import { findLinears, type Linear, type ModuleMap, nodeScope, parameterModule } from '../../graph/match/linears.js'
+import { findLinears, type Linear, type ModuleMap } from '../../graph/match/linears.js'
 import {
   biasOf,
   type Convolution,
@@ -14,10 +13,10 @@ import {
   findEmbeddings,
   ofModule,
   type Place,
-  placesOf,
-  storedValue,
 } from '../../graph/match/parameters.js'
 import { placeAdapter } from '../../graph/match/place-adapter.js'
+import { refuse, shapeError } from '../../graph/match/refusals.js'
+import { embeddingsOf, type ModelPlaces, placeReplacement, placeTokenRows } from '../../graph/match/stored-places.js'
 import type { Graph } from '../../graph/view/graph.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
 import type { ConvolutionLora } from '../../lora/kinds/convolution.js'
@@ -27,8 +26,7 @@ import { type Handled, requireHandled } from '../../lora/requirements.js'
 import type { MergePart, NewValues } from '../weight.js'
 import { refuseWeighted, weightedError } from '../weighted.js'
 import type { QuantizedLayer, QuantizedPolicy } from './quantized.js'
-import { noBias, refuse, refuseUnmergeable, shapeError } from './refusals.js'
-import { tiedHeads } from './tied.js'
+import { noBias, refuseUnmergeable } from './refusals.js'
 
 /** What becomes of the tensor that comes in at a place. */
 export interface Edit extends Place {
@@ -94,10 +92,9 @@ export async function collectEdits(
 }
 
 class Edits {
-  readonly #model: OnnxModel
   readonly #graph: Graph
   readonly #linears: readonly Linear[]
-  readonly #embeddings: readonly Embedding[]
+  readonly #places: ModelPlaces
   readonly #convolutions: readonly Convolution[]
   readonly #byPlace = new Map<Place['node'], Map<number, Edit>>()
   /** Layers whose weights are integers. */
@@ -106,10 +103,9 @@ class Edits {
 
   constructor(model: OnnxModel, graph: Graph, linears: readonly Linear[], policy: QuantizedPolicy | undefined) {
     this.#policy = policy
-    this.#model = model
     this.#graph = graph
     this.#linears = linears
-    this.#embeddings = findEmbeddings(graph)
+    this.#places = { model, graph, linears, embeddings: findEmbeddings(graph) }
     this.#convolutions = findConvolutions(graph)
   }
 
@@ -143,10 +139,13 @@ class Edits {
     for (const convolution of adapter.parts('convolution')) this.#addConvolution(index, convolution, weight)
     for (const embedding of adapter.parts('embedding')) {
       const { name, weightA, weightB, magnitude, vocabulary, features, scaling } = embedding
-      if (magnitude !== undefined && weight !== 1) throw weightedError(name, 'a DoRA layer', weight)
       const part = { name, weightA, weightB, scale: weight * scaling, magnitude, start: 0 }
-      for (const place of this.#embeddingsOf(name, [vocabulary, features])) {
-        this.#embedding(place).add(part, `${index}:${name}`)
+      for (const place of embeddingsOf(this.#places, name, [vocabulary, features])) {
+        const { integers: linear } = place
+        const isPossible = linear === undefined ? weight === 1 : Math.abs(weight) === 1
+        if (magnitude !== undefined && !isPossible) throw weightedError(name, 'a DoRA layer', weight)
+        if (linear === undefined) this.#embedding(place).add(part, `${index}:${name}`)
+        else this.quantized.push({ adapter: index, name, layer: embedding.product, linear, weight })
       }
     }
   }
@@ -182,122 +181,44 @@ class Edits {
     isConv1d: boolean,
     isReplaced: (name: string) => boolean,
   ): Promise<void> {
-    const { name, module, shape } = tensor
-    const member = name.slice(module.length + 1)
-    const key = `${index}=${name}`
-    if (!isWeightDtype(tensor.dtype)) refuse(name, 'values of this type cannot take a place in the graph', tensor.dtype)
-    const linears = ofModule(this.#linears, module)
-    const embeddings = ofModule(this.#embeddings, module)
-    if (linears.length > 0 && member === 'weight') {
-      for (const linear of linears) {
-        const isInputMajor = isStoredInputMajor(linear, name, shape, isConv1d)
+    const key = `${index}=${tensor.name}`
+    for (const place of await placeReplacement(this.#places, tensor, isConv1d, isReplaced)) {
+      if (place.kind === 'weight') {
+        const { linear, module, isInputMajor } = place
         this.#weightOf(linear, module).replace(tensor, isInputMajor === linear.transposed, key)
+      } else if (place.kind === 'lookup') {
+        this.#embedding(place.embedding).replace(tensor, place.embedding.transposed, key)
+      } else {
+        const isBias = place.kind === 'bias'
+        this.#at(isBias ? place.bias : place.place, tensor.name, isBias).replace(tensor, false, key)
       }
-    } else if (linears.length > 0 && member === 'bias') {
-      for (const linear of linears) this.#biasOf(linear, name, shape).replace(tensor, false, key)
-    } else if (embeddings.length > 0 && member === 'weight') {
-      for (const place of this.#embeddingsOf(module, [shape[0], shape[1]])) {
-        this.#embedding(place).replace(tensor, place.transposed, key)
-        // A trained copy is the embedding's alone in PEFT; one that is only saved along is the base's own, which both uses read.
-        const heads = tensor.isTrained ? [] : await this.#tiedHeads(place)
-        for (const head of heads) {
-          if (!isReplaced(`${head.name}.weight`)) this.#weightOf(head, head.name).replace(tensor, !head.transposed, key)
-        }
-      }
-    } else {
-      const places = placesOf(this.#graph, name, shape)
-      if (places.length === 0) {
-        const ops = this.#graph.nodes.filter((node) => nodeScope(node) === module).map(({ opType }) => opType)
-        refuse(
-          name,
-          'the graph has no tensor that is certain to be this one',
-          ops.length === 0 ? 'no node' : ops.join(', '),
-        )
-      }
-      if (this.#model.proto.producerName === 'onnxruntime-genai') {
-        refuse(name, 'this exporter may have changed the values of norms, so that they cannot be replaced')
-      }
-      for (const place of places) this.#at(place, name, false).replace(tensor, false, key)
     }
   }
 
   /** Rows of an embedding, or of the head: the same tokens, in tied embeddings of both. */
   async addRows(index: number, tensor: TokenRows, isReplaced: (module: string) => boolean): Promise<void> {
-    const { module, indices, shape } = tensor
+    const { module, indices } = tensor
     const key = `${index}#${module}`
-    if (!isWeightDtype(tensor.dtype)) refuse(module, 'rows of this type cannot take a place in the graph', tensor.dtype)
-    const heads = ofModule(this.#linears, module)
-    const inRange = (vocabulary: number) => {
-      const outside = indices.find((token) => token >= vocabulary)
-      if (outside === undefined) return
-      throw new MismatchError({ where: module, what: `no row ${outside} to replace`, expected: `below ${vocabulary}` })
+    for (const place of await placeTokenRows(this.#places, tensor, isReplaced)) {
+      if (place.kind === 'weight') {
+        const { linear } = place
+        this.#weightOf(linear, linear.name).replaceLines(tensor, linear.transposed ? 0 : 1, indices, key)
+      } else {
+        const { embedding } = place
+        this.#embedding(embedding).replaceLines(tensor, embedding.transposed ? 1 : 0, indices, key)
+      }
     }
-    const ofHead = (head: Linear) => {
-      if (head.k !== shape[1]) throw shapeError(module, [indices.length, head.k], shape)
-      inRange(head.d)
-      this.#weightOf(head, head.name).replaceLines(tensor, head.transposed ? 0 : 1, indices, key)
-    }
-    if (heads.length > 0) {
-      heads.forEach(ofHead)
-      return
-    }
-    for (const place of this.#embeddingsOf(module, [undefined, shape[1]])) {
-      inRange(place.vocabulary)
-      this.#embedding(place).replaceLines(tensor, place.transposed ? 1 : 0, indices, key)
-      const tied = await this.#tiedHeads(place)
-      tied.filter(({ name }) => !isReplaced(name)).forEach(ofHead)
-    }
-  }
-
-  #tiedHeads(place: Embedding): Promise<Linear[]> {
-    return tiedHeads(this.#model, this.#graph, place, this.#linears)
   }
 
   #embedding(place: Embedding): EditBuilder {
+    if (place.integers !== undefined) refuseUnmergeable(place.integers)
     // E (V, D) is a weight of V inputs and D outputs.
     return this.#at(place, `${place.name}.weight`, !place.transposed)
-  }
-
-  #embeddingsOf(module: string, [vocabulary, features]: [number | undefined, number | undefined]): Embedding[] {
-    const found = ofModule(this.#embeddings, module)
-    if (found.length === 0) {
-      const ops = this.#graph.nodes.filter((node) => nodeScope(node) === module).map(({ opType }) => opType)
-      const near = nearMisses(module, new Set(this.#embeddings.map(({ name }) => name)))
-      throw new UnsupportedError({
-        where: module,
-        what: 'the graph has no embedding of this name, or not as a Gather from float values',
-        ...(ops.length > 0 && { got: ops.join(', ') }),
-        ...(near.length > 0 && { hint: `Nearest: ${near.join(', ')}` }),
-      })
-    }
-    for (const place of found) {
-      const [v, d] = [vocabulary ?? place.vocabulary, features ?? place.features]
-      if (v === place.vocabulary && d === place.features) continue
-      throw shapeError(module, [place.vocabulary, place.features], [v, d])
-    }
-    return found
   }
 
   #weightOf(linear: Linear, module: string): EditBuilder {
     refuseUnmergeable(linear)
     return this.#at({ node: linear.node, input: 1 }, `${module}.weight`, !linear.transposed)
-  }
-
-  /** For a replacement, which has to be that of the module, not only a constant that is added. */
-  #biasOf(linear: Linear, name: string, shape: readonly number[]): EditBuilder {
-    const bias = biasOf(this.#graph, linear)
-    const isOwn =
-      bias !== undefined &&
-      linear.fused === undefined &&
-      (bias.node === linear.node ||
-        nodeScope(bias.node) === linear.name ||
-        parameterModule(storedValue(this.#graph, bias.node.input[bias.input])) === linear.name)
-    if (!isOwn) {
-      const what = linear.fused === undefined ? 'has no bias that is certain to be this one' : 'computes several layers'
-      refuse(name, `the linear layer ${what}`, linear.node.name)
-    }
-    if (shape.length !== 1 || shape[0] !== bias.width) throw shapeError(name, [bias.width], shape)
-    return this.#at(bias, name, true)
   }
 
   #at({ node, input }: Place, name: string, isInputMajor: boolean): EditBuilder {
@@ -351,18 +272,4 @@ function refuseCombination({ name, parts, values }: Edit): void {
   if (values?.lines !== undefined && parts.length > 0) {
     refuse(name, 'replaced rows (trainable_token_indices) and a layer on one tensor cannot be merged together')
   }
-}
-
-/** Whether a replaced weight is (k, d), as Conv1D keeps it. */
-function isStoredInputMajor(linear: Linear, name: string, shape: readonly number[], isConv1d: boolean): boolean {
-  const { d, k, fused } = linear
-  if (fused !== undefined) refuse(name, 'the linear layer computes several layers', linear.node.name)
-  const [rows, columns] = shape
-  const isOutputMajor = shape.length === 2 && rows === d && columns === k
-  const isInputMajor = shape.length === 2 && rows === k && columns === d
-  if (!isOutputMajor && !isInputMajor) throw shapeError(name, [d, k], shape)
-  if (isOutputMajor && isInputMajor && isConv1d) {
-    refuse(name, 'a square weight of a model with Conv1D layers could be stored either way', formatShape(shape))
-  }
-  return !isOutputMajor
 }

@@ -11,7 +11,7 @@ import { Builder } from '../../graph/view/builder.js'
 import type { Graph } from '../../graph/view/graph.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
 import { appendHead, type PlacedHead, placeHead } from '../../tasks/heads.js'
-import { loadTaskOfType } from '../../tasks/tasks.js'
+import { loadTaskOf } from '../../tasks/tasks.js'
 import { type HeadEdit, meaningOf } from '../plan/config-edit.js'
 import { loadTables } from '../plan/names/tables.js'
 
@@ -39,10 +39,10 @@ export async function findHead(
   graph: Graph,
   linears: readonly Linear[],
   config: Readonly<Record<string, unknown>>,
-  { config: { taskType }, shapeOf }: HeadOwner,
+  { config: about, shapeOf }: HeadOwner,
 ): Promise<Omit<MergedHead, 'adapter'> | undefined> {
-  const task = await loadTaskOfType(taskType)
   const base = { config, graph, linears }
+  const task = await loadTaskOf(about, base)
   const form = task?.headForm?.(base)
   const placed = form && placeHead(form, base, shapeOf)
   if (placed === undefined) return undefined
@@ -110,8 +110,8 @@ export function writeHead(graph: Graph, linears: readonly Linear[], { adapter, p
 /** What config.json is to say of the head. Throws MismatchError for labels that are not as many as logits. */
 export async function headEdit(
   config: Readonly<Record<string, unknown>>,
-  { adapter, placed: { count } }: MergedHead,
+  { adapter, placed: { count, architecture } }: MergedHead,
 ): Promise<HeadEdit> {
   const head = (await loadTables()).head(String(config.model_type), String(adapter.config.taskType))
-  return { architecture: head?.architecture, count, ...meaningOf([adapter], count) }
+  return { architecture: head?.architecture ?? architecture, count, ...meaningOf([adapter], count) }
 }

@@ -11,7 +11,8 @@ import { referenceKernels } from '../../kernels/reference.js'
 import { LoraAdapter } from '../../lora/adapter.js'
 import { loadAdapter } from '../../peft/adapter-folder.js'
 import { requireMatched } from '../../peft/unmatched.js'
-import { copyFile, findCompanions, NO_COMPANIONS } from '../chunks/companions.js'
+import { resultTemplate } from '../chunks/chat-template.js'
+import { findCompanions, NO_COMPANIONS, writeCompanion } from '../chunks/companions.js'
 import { type Config, loadConfig } from '../chunks/open-plan.js'
 import { CONFIG_FILE, editConfig, headWarning } from '../plan/config-edit.js'
 import type { MergeReport } from '../report.js'
@@ -85,14 +86,15 @@ export async function openOnnxMerge(
   let dataFiles = 0
   const initializers = proto.graph?.initializer ?? []
   const own = new Set([path, ...model.files.keys()].map((name) => name.replace(/\/.*/, '/')))
-  const companions = folder === undefined ? NO_COMPANIONS : await findCompanions(folder, own)
+  const chat = await resultTemplate(isUnmerge ? undefined : folder, loaded)
+  const companions = folder === undefined ? NO_COMPANIONS : await findCompanions(folder, own, chat.template)
   const edited =
     head && config && companions.copied.includes(CONFIG_FILE)
       ? editConfig(config.bytes, { untied: [], dtype: undefined, head }, `${folder!.name}/${CONFIG_FILE}`)
       : undefined
   // Beside a checkpoint, config.json is the checkpoint's to write.
   const isTold = edited !== undefined || options.isBesideCheckpoint === true
-  const warnings = head === undefined || isTold ? [] : [headWarning(head)]
+  const warnings = [...chat.warnings, ...(head === undefined || isTold ? [] : [headWarning(head)])]
   const kernels = reproducible ? referenceKernels : undefined
   const layers: LayerChange[] = []
   const overrides = new Map<string, WeightWriter>(requantized)
@@ -123,7 +125,7 @@ export async function openOnnxMerge(
         warnings.push(...written.unlinked.map(({ file, reason }) => `${file} is a copy, not a hard link: ${reason}`))
         for (const name of companions.copied) {
           if (name === CONFIG_FILE) await (writesConfig && writeConfig(staged, [{ path, dataFiles }]))
-          else await copyFile(folder!, name, staged)
+          else await writeCompanion(folder!, name, staged, companions)
         }
         layers.push(...(await plan.changes()))
         return staged.writtenBytes

@@ -1,7 +1,6 @@
 // What cannot be merged into a graph, as errors.
 
 import { MismatchError, UnsupportedError } from '../../base/errors.js'
-import { formatShape } from '../../base/tensor.js'
 import type { Linear } from '../../graph/match/linears.js'
 import { floatAttribute } from '../../graph/view/attributes.js'
 
@@ -25,18 +24,4 @@ export function refuseUnmergeable({ node, form }: Linear): void {
     got: hasAlpha ? `alpha ${floatAttribute(node, 'alpha', 1)}` : node.opType,
     hint: hasAlpha ? 'Use the adapter at run time' : 'Merge into the unquantized export and quantize the result',
   })
-}
-
-export function shapeError(where: string, expected: readonly number[], got: readonly number[]): MismatchError {
-  return new MismatchError({
-    where,
-    what: 'the adapter has another shape for this tensor',
-    expected: `${formatShape(expected)}, as in the graph`,
-    got: formatShape(got),
-    hint: 'Its base had another vocabulary or is another model',
-  })
-}
-
-export function refuse(where: string, what: string, got?: string): never {
-  throw new UnsupportedError({ where, what, ...(got !== undefined && { got }) })
 }

@@ -3,11 +3,13 @@
 import { decodeFloats, type FloatDtype } from '../../../base/dtype.js'
 import { UnsupportedError } from '../../../base/errors.js'
 import { TensorProto_DataType as DataType } from '../../../formats/onnx/gen/onnx_pb.js'
+import type { OnnxModel } from '../../../formats/onnx/model.js'
 import { dataTypeName, dimsOf } from '../../../formats/onnx/tensors.js'
 import { floatAttribute, intAttribute } from '../../view/attributes.js'
+import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
 import { constantWeight } from './constant-weight.js'
-import type { Form, FormName, ReadLines } from './form.js'
+import type { Form, FormName, Product, ReadLines } from './form.js'
 
 /** ONNX's float types that weights are read and written in, in safetensors' spelling. */
 export const FLOAT_DTYPES: Partial<Record<number, FloatDtype>> = {
@@ -46,8 +48,11 @@ function floatProduct(name: FormName & ('MatMul' | 'Gemm')): Form {
 }
 
 /** Opens a float weight for reading. Throws UnsupportedError naming the node for one that cannot be read. */
-export async function openFloatLines(...[model, graph, product]: Parameters<Form['openLines']>): Promise<ReadLines> {
-  const { node, weight, problem } = product
+export async function openFloatLines(
+  model: OnnxModel,
+  graph: Graph,
+  { node, weight, problem }: Pick<Product, 'node' | 'weight' | 'problem'>,
+): Promise<ReadLines> {
   const tensor = graph.constant(weight)
   const dtype = tensor && FLOAT_DTYPES[tensor.dataType]
   if (tensor === undefined || dtype === undefined || problem !== undefined) {

@@ -15,6 +15,8 @@ export type FormName =
   | 'DynamicQuantizeMatMul'
   | 'DequantizeLinear'
   | 'Attention'
+  | 'Conv'
+  | 'GatherBlockQuantized'
 
 /** A product of an input and a constant weight, as one node or a few: output (…, d) = input (…, k) @ W. */
 export interface Product {
@@ -48,6 +50,8 @@ export interface Form {
   readonly name: FormName
   /** Whether the weight is stored as integers, with scales. */
   readonly isQuantized: boolean
+  /** The input is the number of a row of the weight, as in an embedding. Default false. */
+  readonly isLookup?: boolean
   /** The product that this node computes, if it has this form. */
   find(graph: Graph, node: NodeProto): Product | undefined
   /**

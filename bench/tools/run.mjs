@@ -1,0 +1,231 @@
+// The tools for adapters on large shapes, beside PyTorch, PEFT, mergekit and cp, in turns; prints medians with their range, and ratios.
+//
+//   npm run build && node bench/tools/run.mjs [--part svd|combine|extract|gguf] [--rounds 3] [--size 4096] [--layers 22] [--folder PATH]
+//     [--python PATH] [--full] [--mergekit PATH] [--peer-layers 1]
+//
+// - svd: rank 64 of a size × size change, as extract finds it, and an adapter of rank 128 of that size resized to rank 64. With --python:
+//   torch.svd_lowrank on the same matrix; with --full also torch.linalg.svd of it (a minute or more), once, which gives the smallest error.
+// - combine: ten rank-16 adapters for --layers layers of TinyLlama, by the command line. With --python: PEFT's add_weighted_adapter (svd)
+//   for --peer-layers layers; its time grows with their number.
+// - extract: two sharded checkpoints with --layers layers of TinyLlama's shapes (2.2 GB each), by the command line. With --mergekit, the path
+//   of mergekit-extract-lora (PyPI mergekit 0.1.5), and --python: both on --peer-layers layers, with the errors of both.
+// - gguf: an adapter of 100 MB into a GGUF file, and cp of its file.
+//
+// --python: an interpreter with bench/tools/requirements.txt. --folder: where the inputs are (default: a temporary folder); 5 GB for extract.
+
+import { spawnSync } from 'node:child_process'
+import { copyFileSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { cpus, loadavg, tmpdir } from 'node:os'
+import { dirname, join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { parseArgs } from 'node:util'
+import { disposeKernels } from '../../dist/kernels/index.js'
+import { inMemory, streamedSvd } from '../../dist/linalg/streamed-svd.js'
+import { convertAdapter, LoraAdapter, resize } from '../../dist/node.js'
+import { change, noise, writeAdapter, writeModel, writePair } from './inputs.mjs'
+
+const { values } = parseArgs({
+  options: {
+    part: { type: 'string' },
+    rounds: { type: 'string', default: '3' },
+    size: { type: 'string', default: '4096' },
+    layers: { type: 'string', default: '22' },
+    folder: { type: 'string', default: tmpdir() },
+    python: { type: 'string' },
+    full: { type: 'boolean', default: false },
+    mergekit: { type: 'string' },
+    'peer-layers': { type: 'string', default: '1' },
+  },
+})
+const [rounds, size, layers, peerLayers] = ['rounds', 'size', 'layers', 'peer-layers'].map((name) =>
+  Number(values[name]),
+)
+const folder = mkdtempSync(join(values.folder, 'lowrank-tools-'))
+const here = dirname(fileURLToPath(import.meta.url))
+const cli = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url))
+
+const median = (list) => list.toSorted((a, b) => a - b)[Math.floor(list.length / 2)]
+const shown = (list, unit = 's') => {
+  const digits = median(list) < 1 ? 3 : 1
+  return `${median(list).toFixed(digits)} ${unit} (${Math.min(...list).toFixed(digits)} to ${Math.max(...list).toFixed(digits)})`
+}
+
+async function seconds(work) {
+  const start = performance.now()
+  await work()
+  return (performance.now() - start) / 1000
+}
+
+/** A command of lowrank in a process of its own. */
+function lowrank(...args) {
+  const start = performance.now()
+  const { status, stdout, stderr } = spawnSync(process.execPath, [cli, ...args, '--json'], {
+    encoding: 'utf8',
+    maxBuffer: 2 ** 28,
+  })
+  if (status !== 0) throw new Error(stderr)
+  const { peakRssBytes, error } = JSON.parse(stdout)
+  return { seconds: (performance.now() - start) / 1000, rss: Math.round(peakRssBytes / 1e6), error }
+}
+
+/** A command of peers.py; undefined without an interpreter. */
+function peer(...args) {
+  if (values.python === undefined) return undefined
+  const { status, stdout, stderr } = spawnSync(values.python, [join(here, 'peers.py'), ...args.map(String)], {
+    encoding: 'utf8',
+  })
+  if (status !== 0) throw new Error(stderr)
+  return JSON.parse(stdout.trim().split('\n').at(-1))
+}
+
+async function benchSvd() {
+  const data = change(size)
+  const file = join(folder, 'matrix')
+  writeFileSync(file, data)
+  const matrix = inMemory({ data, shape: [size, size] })
+  await streamedSvd(inMemory({ data: data.subarray(0, 300 * 300), shape: [300, 300] }), 8)
+  const adapter = new LoraAdapter({ rank: 128, targetModules: ['q'] })
+  adapter.addFactors(
+    'q',
+    { data: noise(128 * size), shape: [128, size] },
+    { data: noise(128 * size), shape: [size, 128] },
+  )
+  const [own, resized, peers] = [[], [], new Map()]
+  let error = 0
+  for (let round = 0; round < rounds; round++) {
+    own.push(
+      await seconds(async () => {
+        const { s } = await streamedSvd(matrix, 64)
+        error = Math.sqrt(1 - s.reduce((sum, value) => sum + value ** 2, 0) / matrix.energy)
+      }),
+    )
+    resized.push(await seconds(() => resize(adapter, { rank: 64 })))
+    for (const { q, niter, seconds: time, error: off } of peer('lowrank', file, size) ?? []) {
+      const name = `torch.svd_lowrank(q=${q}, niter=${niter}), error ${off.toFixed(5)}`
+      peers.set(name, [...(peers.get(name) ?? []), time])
+    }
+  }
+  console.log(`svd ${size}², rank 64: ${shown(own)}, error ${error.toFixed(5)}`)
+  console.log(`resize ${size}², rank 128 to 64: ${shown(resized)}`)
+  for (const [name, times] of peers)
+    console.log(`  ${name}: ${shown(times)}; lowrank ${(median(own) / median(times)).toFixed(2)} x`)
+  const whole = values.full ? peer('full', file, size) : undefined
+  if (whole === undefined) return
+  console.log(
+    `  torch.linalg.svd: ${whole.seconds.toFixed(1)} s, ${(whole.seconds / median(own)).toFixed(0)} x the extract and ` +
+      `${(whole.seconds / median(resized)).toFixed(0)} x the resize; smallest error ${whole.error.toFixed(5)}: ` +
+      `${(100 * (error / whole.error - 1)).toFixed(2)} % above it`,
+  )
+}
+
+async function benchCombine() {
+  const paths = async (count) => {
+    const result = []
+    for (let i = 0; i < 10; i++) {
+      result.push(await writeAdapter(join(folder, `adapter-${count}-${i}`), { rank: 16, layers: count, dtype: 'F16' }))
+    }
+    return result
+  }
+  const all = await paths(layers)
+  const few = values.python === undefined ? [] : await paths(peerLayers)
+  const [own, peers] = [[], []]
+  let rss = 0
+  for (let round = 0; round < rounds; round++) {
+    const out = join(folder, `combined-${round}`)
+    const run = lowrank('combine', ...all.flatMap((path) => ['--adapter', path]), '--rank', '16', '--out', out)
+    own.push(run.seconds)
+    rss = Math.max(rss, run.rss)
+    // Minutes: once is enough for a ratio of this size.
+    const found = round === 0 ? peer('peft', ...few) : undefined
+    if (found !== undefined) peers.push((found.seconds * layers) / peerLayers)
+  }
+  console.log(`combine ten adapters of rank 16, ${layers} layers of TinyLlama: ${shown(own)}, ${rss} MB`)
+  if (peers.length > 0) {
+    const ratio = (median(peers) / median(own)).toFixed(1)
+    console.log(`  PEFT's svd, from ${peerLayers} of ${layers} layers: ${shown(peers)}, ${ratio} x as long`)
+  }
+}
+
+async function benchExtract() {
+  const bytes = writePair(folder, layers)
+  const [own, copies] = [[], []]
+  let last
+  const extract = (from, out) => {
+    const places = ['--base', join(from, 'base'), '--fine-tuned', join(from, 'tuned')]
+    return lowrank('extract', ...places, '--rank', '16', '--out', out)
+  }
+  for (let round = 0; round < rounds; round++) {
+    last = extract(folder, join(folder, `extracted-${round}`))
+    own.push(last.seconds)
+    copies.push(last.rss)
+  }
+  const gigabytes = (bytes / 1e9).toFixed(2)
+  console.log(
+    `extract, rank 16, two checkpoints of ${gigabytes} GB: ${shown(own)}, ${Math.max(...copies)} MB, error ${last.error.toFixed(5)}`,
+  )
+  for (const name of ['base', 'tuned']) rmSync(join(folder, name), { recursive: true })
+  if (values.mergekit === undefined || values.python === undefined) return
+  writePair(folder, peerLayers)
+  const [few, theirs] = [join(folder, 'few'), join(folder, 'mergekit')]
+  const short = extract(folder, few)
+  const [base, tuned] = [join(folder, 'base'), join(folder, 'tuned')]
+  const time = await seconds(() => {
+    const args = [
+      '--model',
+      tuned,
+      '--base-model',
+      base,
+      '--out-path',
+      theirs,
+      '--max-rank',
+      '16',
+      '--no-copy-tokenizer',
+    ]
+    // Embeddings did not change, and mergekit would store them whole.
+    const { status, stderr } = spawnSync(values.mergekit, [...args, '-e', 'embed_tokens|lm_head|norm'], {
+      encoding: 'utf8',
+      env: { ...process.env, HF_HUB_OFFLINE: '1' },
+    })
+    if (status !== 0) throw new Error(stderr)
+  })
+  const [error, other] = peer('error', base, tuned, few, theirs)
+  console.log(
+    `  ${peerLayers} layers: lowrank ${short.seconds.toFixed(1)} s, error ${error.toFixed(5)}; mergekit ${time.toFixed(1)} s, ` +
+      `error ${other.toFixed(5)}; ${(time / short.seconds).toFixed(1)} x as long`,
+  )
+}
+
+async function benchGguf() {
+  const source = await writeAdapter(join(folder, 'hundred'), { rank: 32, layers: 22, dtype: 'F32' })
+  const model = writeModel(join(folder, 'model'), 22)
+  const weights = join(source, 'adapter_model.safetensors')
+  const [copy, out] = [join(folder, 'copy'), join(folder, 'hundred.gguf')]
+  const [own, copies, commands] = [[], [], []]
+  let rss = 0
+  for (let round = 0; round < Math.max(rounds, 7); round++) {
+    copies.push(await seconds(() => copyFileSync(weights, copy)))
+    rmSync(copy)
+    own.push(await seconds(() => convertAdapter(source, { to: 'gguf', base: model, out })))
+    if (readFileSync(out).subarray(0, 4).toString() !== 'GGUF') throw new Error('no GGUF file')
+    rmSync(out)
+    if (round >= rounds) continue
+    const run = lowrank('convert', source, '--to', 'gguf', '--base', model, '--out', out)
+    commands.push(run.seconds)
+    rss = Math.max(rss, run.rss)
+    rmSync(out)
+  }
+  const megabytes = (statSync(weights).size / 1e6).toFixed(0)
+  console.log(
+    `PEFT to GGUF, ${megabytes} MB: ${shown(own)} in a running program; as a command ${shown(commands)}, ${rss} MB`,
+  )
+  console.log(`  cp: ${shown(copies)}; lowrank ${(median(own) / median(copies)).toFixed(2)} x`)
+}
+
+const PARTS = { svd: benchSvd, combine: benchCombine, extract: benchExtract, gguf: benchGguf }
+console.log(`${cpus().length} × ${cpus()[0].model}, Node ${process.version}, load ${loadavg()[0].toFixed(1)}`)
+try {
+  for (const [name, part] of Object.entries(PARTS)) if (values.part === undefined || values.part === name) await part()
+} finally {
+  disposeKernels()
+  rmSync(folder, { recursive: true, force: true })
+}

@@ -1,0 +1,48 @@
+// Which part of an adapter becomes which input of a session's graph. Quantized weights, and weights that are tied, stay as they are: what
+// takes their place is computed beside them.
+
+/**
+ * The inputs that a module can have, by what an adapter holds for it:
+ *
+ * | part | site | inputs |
+ * | --- | --- | --- |
+ * | linear layer | linear | A, B |
+ * | DoRA, bias of B, replaced bias | linear | scale, shift |
+ * | replaced weight of a linear layer or a head | linear | scale, shift, weight |
+ * | trained rows of a head | linear | scale, shift, weight, columns |
+ * | adapted embedding | embedding | A, B; with DoRA scale |
+ * | replaced embedding, trained rows | embedding | rows, rowOf |
+ * | replaced weight or bias of a norm | vector | values |
+ */
+export type SiteRole = 'A' | 'B' | 'scale' | 'shift' | 'weight' | 'columns' | 'rows' | 'rowOf' | 'values'
+
+/** A module that can be adapted, and the inputs that its graph has for it. */
+export interface Site {
+  readonly kind: 'linear' | 'lookup' | 'vector'
+  /** The model's name of the module; of a vector that of the tensor. */
+  readonly module: string
+  readonly roles: ReadonlySet<SiteRole>
+  /** In; of an embedding its vocabulary, of a vector 1. */
+  readonly k: number
+  /** Out; of an embedding its features, of a vector its length. */
+  readonly d: number
+  /** What the base has (d). Only for vectors. */
+  readonly base?: Float32Array | undefined
+}
+
+/** The name of a graph input. */
+export function siteInput(module: string, role: SiteRole): string {
+  return `lora/${module}/${role}`
+}
+
+/** What the adapters of a session need of its graph: inputs by module. */
+export type SiteNeeds = ReadonlyMap<string, ReadonlySet<SiteRole>>
+
+/** The needs of several adapters together. */
+export function joinNeeds(all: Iterable<SiteNeeds>): SiteNeeds {
+  const joined = new Map<string, Set<SiteRole>>()
+  for (const needs of all) {
+    for (const [module, roles] of needs) joined.set(module, new Set([...(joined.get(module) ?? []), ...roles]))
+  }
+  return joined
+}

@@ -1,0 +1,105 @@
+// Lets weights and biases of norms be graph inputs, for inference. What a fused norm multiplies by and adds stands behind it then, so that
+// rows of a batch can have vectors of their own.
+
+import { create } from '@bufbuild/protobuf'
+import { UnsupportedError } from '../../base/errors.js'
+import { TensorProto_DataType as DataType, type NodeProto, TensorProtoSchema } from '../../formats/onnx/gen/onnx_pb.js'
+import { NORMS, type Place, storedValue } from '../match/parameters.js'
+import { intAttribute } from '../view/attributes.js'
+import { Builder, type Value } from '../view/builder.js'
+import type { Graph } from '../view/graph.js'
+import { entryOf } from '../view/operators.js'
+import { valueInfo } from './inject.js'
+import { siteInput } from './sites.js'
+
+/** A tensor that becomes an input, and all that reads it. */
+export interface VectorPlaces {
+  /** As adapters call it: model.norm.weight */
+  readonly name: string
+  readonly places: readonly Place[]
+}
+
+/** Operators in whose place an input of any shape can stand. */
+const ELEMENTWISE: ReadonlySet<string> = new Set(['Add', 'Mul', 'Sub', 'Div'])
+
+/**
+ * Throws UnsupportedError where what reads the tensor cannot take another one in each run.
+ */
+export function checkVector(name: string, { node, input }: Place): void {
+  const norm = entryOf(NORMS, node.opType)
+  if (ELEMENTWISE.has(node.opType) || (norm !== undefined && Object.values(norm).includes(input))) return
+  throw new UnsupportedError({
+    where: name,
+    what: 'a session cannot replace this tensor, because of the node that reads it',
+    expected: `a norm, ${[...ELEMENTWISE].join(', ')}`,
+    got: `${node.name} (${node.opType})`,
+    hint: 'Merge the adapter',
+  })
+}
+
+/** Each tensor becomes an input, (d) or (rows, 1, d). */
+export function injectVectors(graph: Graph, vectors: readonly VectorPlaces[]): void {
+  const g = new Builder(graph, 'lora')
+  const norms = new Map<NodeProto, Map<'weight' | 'bias', Value>>()
+  for (const { name, places } of vectors) {
+    const own = siteInput(name, 'values')
+    graph.inputs.push(valueInfo(own, DataType.FLOAT))
+    for (const { node, input } of places) {
+      const norm = entryOf(NORMS, node.opType)
+      if (norm === undefined) {
+        const value = typed(graph, g, own, node.input[input])
+        graph.setInputs(
+          node,
+          node.input.map((other, i) => (i === input ? value : other)),
+        )
+        continue
+      }
+      const values = norms.get(node) ?? new Map<'weight' | 'bias', Value>()
+      norms.set(node, values.set(norm.weight === input ? 'weight' : 'bias', own))
+    }
+  }
+  for (const [node, values] of norms) openNorm(graph, g, node, values)
+}
+
+/** Takes weight and bias out of a fused norm, as far as they are replaced. A bias follows the weight. */
+function openNorm(graph: Graph, g: Builder, node: NodeProto, values: ReadonlyMap<'weight' | 'bias', Value>): void {
+  const places = entryOf(NORMS, node.opType)!
+  const inputs = [...node.input]
+  const [weight, ownBias] = [inputs[places.weight], inputs[places.bias] ?? '']
+  const bias = values.get('bias') ?? (values.has('weight') ? ownBias : '')
+  const [output] = node.output
+  let value = graph.freshName(`${output}/base`)
+  if (bias !== '') inputs[places.bias] = ''
+  while (inputs.at(-1) === '') inputs.pop()
+  if (values.has('weight')) inputs[places.weight] = ones(graph, weight)
+  graph.setInputs(node, inputs)
+  graph.setOutput(node, 0, value)
+  const own = values.get('weight')
+  if (own !== undefined) value = g.mul(value, typed(graph, g, own, weight))
+  if (bias !== '') value = g.add(value, bias === ownBias ? bias : typed(graph, g, bias, weight))
+  graph.setOutput(graph.producer(value)!, 0, output)
+}
+
+/** The type in which a node reads a stored tensor. */
+function typeOf(graph: Graph, value: Value): DataType {
+  const maker = graph.producer(value)
+  if (maker?.opType === 'Cast') return intAttribute(maker, 'to', DataType.FLOAT)
+  return graph.constant(storedValue(graph, value))?.dataType ?? DataType.FLOAT
+}
+
+function typed(graph: Graph, g: Builder, input: Value, like: Value): Value {
+  const type = typeOf(graph, like)
+  return type === DataType.FLOAT ? input : g.cast(input, type)
+}
+
+/** A constant of the type and length of a norm's weight. */
+function ones(graph: Graph, weight: Value): Value {
+  const { dims } = graph.constant(storedValue(graph, weight))!
+  const dataType = typeOf(graph, weight)
+  const name = graph.freshName('lora/ones')
+  const values = Array<number>(Number(dims[0])).fill(
+    dataType === DataType.FLOAT ? 1 : dataType === DataType.FLOAT16 ? 0x3c00 : 0x3f80,
+  )
+  const data = dataType === DataType.FLOAT ? { floatData: values } : { int32Data: values }
+  return graph.addInitializer(create(TensorProtoSchema, { name, dataType, dims, ...data }))
+}

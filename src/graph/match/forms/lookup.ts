@@ -1,0 +1,140 @@
+// Lookups of embeddings E (V, D) in integers: GatherBlockQuantized (4 or 8 bits in blocks, as quantizers of ONNX Runtime and onnxruntime-genai
+// write them), and a Gather of int8 or uint8 before DequantizeLinear. As products they take one token: V in, D out.
+// Operator: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#commicrosoftgatherblockquantized
+
+import {
+  TensorProto_DataType as DataType,
+  type NodeProto,
+  type TensorProto,
+} from '../../../formats/onnx/gen/onnx_pb.js'
+import { dataTypeName, dimsOf } from '../../../formats/onnx/tensors.js'
+import { intAttribute } from '../../view/attributes.js'
+import type { Value } from '../../view/builder.js'
+import type { Graph } from '../../view/graph.js'
+import { operatorOf } from '../../view/operators.js'
+import type { Linear } from '../linear.js'
+import { nodeScope, parameterModule } from '../linears.js'
+import type { Form, Product } from './form.js'
+import {
+  castConstant,
+  countOf,
+  type IntegerType,
+  integerType,
+  readFloats,
+  readIntegers,
+  requireReadable,
+} from './integers.js'
+
+/** The table behind a value, perhaps in another shape: a table that is the head's weight as well is one. */
+function storedTable(graph: Graph, value: Value): { name: Value; tensor: TensorProto } | undefined {
+  const maker = graph.producer(value)
+  if (maker?.opType === 'Reshape' || maker?.opType === 'Identity') return storedTable(graph, maker.input[0])
+  const tensor = graph.constant(value)
+  return tensor && { name: value, tensor }
+}
+
+/** How the integers of a GatherBlockQuantized are packed. */
+function blockType(node: NodeProto, tensor: TensorProto): IntegerType | undefined {
+  if (tensor.dataType !== DataType.UINT8) return integerType(tensor.dataType)
+  const bits = intAttribute(node, 'bits', 4)
+  return bits === 4 || bits === 8 ? { bits, isSigned: false } : undefined
+}
+
+const BLOCKS: Form = {
+  name: 'GatherBlockQuantized',
+  isQuantized: true,
+  isLookup: true,
+
+  find(graph, node) {
+    if (operatorOf(node) !== 'com.microsoft:GatherBlockQuantized') return undefined
+    const table = storedTable(graph, node.input[0])
+    const scales = castConstant(graph, node.input[2])
+    if (table === undefined || scales === undefined || scales.tensor.dims.length !== 2) return undefined
+    const { name, tensor } = table
+    const type = blockType(node, tensor)
+    const k = dimsOf(scales.tensor)[0]
+    const isPacked = tensor.dataType === DataType.UINT8
+    const count = countOf(graph, name) ?? 0
+    const d = ((isPacked ? 8 / (type?.bits ?? 8) : 1) * count) / k
+    const isRows = intAttribute(node, 'gather_axis', 0) === 0 && intAttribute(node, 'quantize_axis', 1) === 1
+    const hasZeroPoints = (node.input[3] ?? '') !== ''
+    const kind = `${type?.bits ?? intAttribute(node, 'bits', 4)} bits, blocks of ${intAttribute(node, 'block_size', 128)}`
+    return {
+      ...{ form: BLOCKS, node, last: node, weight: name, dataType: scales.dataType, transposed: false, k, d },
+      ...{ input: node.input[1], output: node.output[0], layout: `${kind}${hasZeroPoints ? ', zero points' : ''}` },
+      problem:
+        type !== undefined && isRows && Number.isInteger(d)
+          ? undefined
+          : `integers of ${dataTypeName(tensor.dataType)}`,
+    }
+  },
+
+  async openLines(model, graph, product) {
+    requireReadable(product)
+    const { node, weight, d } = product
+    const tensor = graph.constant(weight) as TensorProto
+    const type = blockType(node, tensor) as IntegerType
+    const scales = await readFloats(model, graph, node.input[2])
+    const blockSize = intAttribute(node, 'block_size', 128)
+    const blocks = Math.ceil(d / blockSize)
+    const zeros = graph.constant(node.input[3] ?? '')
+    // In bytes of two, each row begins with a byte of its own.
+    const stride = tensor.dataType === DataType.UINT8 ? (Math.ceil((blocks * type.bits) / 8) * 8) / type.bits : blocks
+    const middle = tensor.dataType === DataType.UINT8 ? 1 << (type.bits - 1) : 0
+    const zeroPoints = zeros && (await readIntegers(model, zeros, type, 0, product.k * stride))
+    return async (first, count) => {
+      const integers = await readIntegers(model, tensor, type, first * d, count * d)
+      return Float32Array.from({ length: count * d }, (_, i) => {
+        const [row, block] = [first + Math.floor(i / d), Math.floor((i % d) / blockSize)]
+        return scales[row * blocks + block] * (integers[i] - (zeroPoints?.[row * stride + block] ?? middle))
+      })
+    }
+  },
+}
+
+const INTEGERS: Form = {
+  name: 'DequantizeLinear',
+  isQuantized: true,
+  isLookup: true,
+
+  find(graph, node) {
+    if (operatorOf(node) !== 'Gather' || intAttribute(node, 'axis', 0) !== 0) return undefined
+    const tensor = graph.constant(node.input[0])
+    const [last, ...others] = graph.consumers(node.output[0])
+    if (tensor === undefined || tensor.dims.length !== 2 || integerType(tensor.dataType)?.bits !== 8) return undefined
+    if (last?.opType !== 'DequantizeLinear' || others.length > 0) return undefined
+    const [k, d] = dimsOf(tensor)
+    const scale = castConstant(graph, last.input[1])
+    const isOne = scale !== undefined && countOf(graph, last.input[1]) === 1
+    return {
+      ...{ form: INTEGERS, node, last, weight: node.input[0], dataType: scale?.dataType ?? DataType.FLOAT },
+      ...{ transposed: false, k, d, input: node.input[1], output: last.output[0] },
+      layout: `${dataTypeName(tensor.dataType).toLowerCase()}, one scale`,
+      problem: isOne ? undefined : 'scales of several lines',
+    }
+  },
+
+  async openLines(model, graph, product) {
+    requireReadable(product)
+    const { last, weight, d } = product
+    const tensor = graph.constant(weight) as TensorProto
+    const type = integerType(tensor.dataType) as IntegerType
+    const [scale] = await readFloats(model, graph, last.input[1])
+    const zeros = graph.constant(last.input[2] ?? '')
+    const [zero] = zeros === undefined ? [0] : await readIntegers(model, zeros, type, 0, 1)
+    return async (first, count) => {
+      const integers = await readIntegers(model, tensor, type, first * d, count * d)
+      return Float32Array.from(integers, (integer) => scale * (integer - zero))
+    }
+  },
+}
+
+/** The lookups in tables of integers. */
+export function findLookups(graph: Graph): Linear[] {
+  return graph.nodes.flatMap((node) => {
+    const product: Product | undefined = BLOCKS.find(graph, node) ?? INTEGERS.find(graph, node)
+    if (product === undefined) return []
+    const name = nodeScope(node) ?? parameterModule(product.weight) ?? node.name
+    return [{ ...product, name, isHead: false, fused: undefined }]
+  })
+}

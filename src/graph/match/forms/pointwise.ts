@@ -1,0 +1,66 @@
+// Convolutions of kernel 1: a linear layer over channels, (B, k, …) → (B, d, …). Not in the table of forms, because the model has a convolution
+// there: what is trained on it would be no adapter of a linear layer.
+
+import { dimsOf } from '../../../formats/onnx/tensors.js'
+import { intAttribute, intsAttribute } from '../../view/attributes.js'
+import { Builder } from '../../view/builder.js'
+import type { Graph } from '../../view/graph.js'
+import { operatorOf } from '../../view/operators.js'
+import type { Linear } from '../linear.js'
+import { nodeScope, parameterModule } from '../linears.js'
+import { FLOAT_DTYPES, MATMUL, openFloatLines } from './float-product.js'
+import type { Form } from './form.js'
+import { viewOf } from './integers.js'
+
+/** More axes than a tensor has. */
+const MANY = 99
+
+const POINTWISE: Form = {
+  name: 'Conv',
+  isQuantized: false,
+
+  find(graph, node) {
+    if (operatorOf(node) !== 'Conv' || intAttribute(node, 'group', 1) !== 1) return undefined
+    const moves = (name: string, still: number) => intsAttribute(node, name)?.some((value) => value !== still) ?? false
+    const tensor = graph.constant(node.input[1])
+    if (tensor === undefined || FLOAT_DTYPES[tensor.dataType] === undefined) return undefined
+    const [d, k, ...kernel] = dimsOf(tensor)
+    if (kernel.some((size) => size !== 1) || moves('strides', 1) || moves('pads', 0)) return undefined
+    const [input, output] = [node.input[0], node.output[0]]
+    return {
+      ...{ form: POINTWISE, node, last: node, weight: node.input[1], dataType: tensor.dataType, transposed: true },
+      ...{ k, d, input, output, layout: 'kernel 1', problem: undefined },
+    }
+  },
+
+  openLines: openFloatLines,
+
+  expose(graph, product) {
+    const { node, weight, d, k } = product
+    const g = new Builder(graph, node.name || node.output[0])
+    const isFlat = dimsOf(graph.constant(weight)!).length === 3
+    const flat = isFlat ? node.input[0] : g.reshape(node.input[0], g.int([0, 0, -1]))
+    const input = g.transpose(flat, [0, 2, 1]) // (B, n, k)
+    const matmul = g.node('MatMul', [input, g.transpose(viewOf(graph, weight, { dims: [d, k] }), [1, 0])])
+    const bias = node.input[2] ?? ''
+    const last = bias === '' ? matmul : g.node('Add', [matmul.output[0], bias])
+    const part = (from: number, to: number) => g.op('Slice', [g.shape(node.input[0]), g.int([from]), g.int([to])])
+    const channels = g.node('Transpose', [last.output[0]], { perm: [0, 2, 1] })
+    const whole = () => g.concat([part(0, 1), g.int([d]), part(2, MANY)], 0)
+    const back = isFlat ? channels : g.node('Reshape', [channels.output[0], whole()])
+    const [output] = node.output
+    graph.remove(node)
+    graph.setOutput(back, 0, output)
+    return { ...product, form: MATMUL, node: matmul, last, input, output: last.output[0] }
+  },
+}
+
+/** The convolutions of kernel 1, as linear layers. */
+export function findPointwise(graph: Graph): Linear[] {
+  return graph.nodes.flatMap((node) => {
+    const product = POINTWISE.find(graph, node)
+    if (product === undefined) return []
+    const name = nodeScope(node) ?? parameterModule(product.weight) ?? node.name
+    return [{ ...product, name, isHead: false, fused: undefined }]
+  })
+}

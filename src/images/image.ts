@@ -1,0 +1,95 @@
+// Pictures in memory, and where they come from.
+
+import { DataError, LowrankError } from '../base/errors.js'
+import { isObject } from '../base/options.js'
+
+/** A picture: rows from the top, in each row pixels from the left, of each pixel red, green and blue from 0 to 255. */
+export interface RgbImage {
+  /** `width * height * 3` numbers; with alpha behind each pixel `* 4`, gray alone `* 1`. */
+  readonly data: ArrayLike<number>
+  /** Pixels in a row. */
+  readonly width: number
+  /** Rows. */
+  readonly height: number
+}
+
+/** A picture, or a file of one: its path (not in browsers), its bytes, or what the Hub's data sets have: `{ bytes, path }`. */
+export type ImageSource = RgbImage | string | Uint8Array | { readonly bytes: Uint8Array; readonly path?: string | null }
+
+/** Reads a file of a picture: a path, or the file's bytes. */
+export type DecodeImage = (file: string | Uint8Array) => Promise<RgbImage> | RgbImage
+
+/** Whether it can be one. */
+export function isImageSource(value: unknown): value is ImageSource {
+  if (typeof value === 'string') return value !== ''
+  if (value instanceof Uint8Array) return true
+  return isObject(value) && (value.bytes instanceof Uint8Array || 'data' in value)
+}
+
+/** Red, green and blue of each pixel, one byte each. */
+export interface Pixels {
+  readonly data: Uint8Array
+  readonly width: number
+  readonly height: number
+}
+
+/** Throws DataError for what is no picture. */
+export function pixelsOf(image: unknown, where: string): Pixels {
+  const { data, width, height } = (isObject(image) ? image : {}) as unknown as RgbImage
+  const isLength = (value: unknown) => Number.isSafeInteger(value) && (value as number) > 0
+  const channels = isLength(width) && isLength(height) && data ? data.length / (width * height) : 0
+  const isList = Array.isArray(data) || ArrayBuffer.isView(data)
+  if (!isList || ![1, 3, 4].includes(channels)) {
+    throw new DataError({
+      where,
+      what: 'not a picture',
+      expected: '{ data, width, height }: 3 numbers from 0 to 255 for each pixel (4 with alpha, 1 for gray)',
+      got: channels > 0 ? `${width} x ${height} pixels with ${data.length} numbers` : typeof image,
+    })
+  }
+  const pixels = new Uint8Array(width * height * 3)
+  for (let i = 0; i < width * height; i++) {
+    for (let c = 0; c < 3; c++) {
+      const value = data[i * channels + (channels === 1 ? 0 : c)]
+      if (!(value >= 0 && value <= 255)) {
+        throw new DataError({
+          where,
+          what: 'a number of a pixel is out of range',
+          expected: '0 to 255',
+          got: String(value),
+        })
+      }
+      pixels[i * 3 + c] = value
+    }
+  }
+  return { data: pixels, width, height }
+}
+
+/**
+ * The pixels of a picture, read from its file if it is one.
+ *
+ * @param decode undefined where nothing reads files
+ * @throws DataError naming the picture when it cannot be read
+ */
+export async function readImage(source: ImageSource, decode: DecodeImage | undefined, where: string): Promise<Pixels> {
+  if (typeof source === 'object' && 'data' in source) return pixelsOf(source, where)
+  const [file, name] =
+    typeof source === 'string' || source instanceof Uint8Array
+      ? [source, typeof source === 'string' ? source : undefined]
+      : [source.bytes, source.path ?? undefined]
+  const place = name === undefined ? where : `${where}, ${name}`
+  if (decode === undefined) {
+    throw new DataError({
+      where: place,
+      what: 'nothing here reads files of pictures',
+      expected: '{ data, width, height }, or the option decodeImage',
+    })
+  }
+  try {
+    return pixelsOf(await decode(file), place)
+  } catch (cause) {
+    if (cause instanceof LowrankError) throw cause
+    const reason = cause instanceof Error ? cause.message : String(cause)
+    throw new DataError({ where: place, what: `the picture cannot be read (${reason})`, cause })
+  }
+}

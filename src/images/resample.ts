@@ -1,0 +1,127 @@
+// Resizing of pictures to the bytes that Pillow gives, which transformers resizes with: filters of the width of the step, first along rows
+// and then along columns, in integers. https://github.com/python-pillow/Pillow/blob/main/src/libImaging/Resample.c
+
+import type { Pixels } from './image.js'
+
+interface Filter {
+  /** How far it reaches, in pixels. */
+  readonly support: number
+  weight(x: number): number
+}
+
+const sinc = (x: number) => (x === 0 ? 1 : Math.sin(x * Math.PI) / (x * Math.PI))
+
+/** By Pillow's numbers; 0 takes the nearest pixel. */
+const FILTERS: Readonly<Record<number, Filter>> = {
+  // Lanczos
+  1: { support: 3, weight: (x) => (x >= -3 && x < 3 ? sinc(x) * sinc(x / 3) : 0) },
+  // Bilinear
+  2: { support: 1, weight: (x) => Math.max(0, 1 - Math.abs(x)) },
+  // Bicubic, with a = −1/2
+  3: {
+    support: 2,
+    weight(signed) {
+      const x = Math.abs(signed)
+      if (x < 1) return (1.5 * x - 2.5) * x * x + 1
+      return x < 2 ? (((x - 5) * x + 8) * x - 4) * -0.5 : 0
+    },
+  },
+  // Box
+  4: { support: 0.5, weight: (x) => (x > -0.5 && x <= 0.5 ? 1 : 0) },
+  // Hamming
+  5: {
+    support: 1,
+    weight: (x) => (Math.abs(x) >= 1 ? 0 : sinc(x) * (0.54 + 0.46 * Math.cos(x * Math.PI))),
+  },
+}
+
+/** Whether there is a filter of this number. */
+export function isResample(value: unknown): value is number {
+  return value === 0 || (typeof value === 'number' && Object.hasOwn(FILTERS, value))
+}
+
+/** Weights are integers of this many bits behind the point. */
+const PRECISION = 2 ** 22
+
+/** What one pixel of the result is made of. */
+interface Window {
+  readonly start: number
+  readonly weights: Float64Array
+}
+
+function windowsOf(from: number, to: number, { support, weight }: Filter): Window[] {
+  const scale = from / to
+  const stretch = Math.max(1, scale)
+  const reach = support * stretch
+  return Array.from({ length: to }, (_, i) => {
+    const center = (i + 0.5) * scale
+    const start = Math.max(0, Math.trunc(center - reach + 0.5))
+    const end = Math.min(from, Math.trunc(center + reach + 0.5))
+    const weights = Float64Array.from({ length: end - start }, (_, j) => weight((j + start - center + 0.5) / stretch))
+    const sum = weights.reduce((total, value) => total + value, 0)
+    const scaled = weights.map((value) => (sum === 0 ? value : value / sum) * PRECISION)
+    return { start, weights: scaled.map((value) => Math.trunc(value + (value < 0 ? -0.5 : 0.5))) }
+  })
+}
+
+/** @param resample Pillow's number of the filter */
+export function resize(image: Pixels, width: number, height: number, resample: number): Pixels {
+  if (resample === 0) return nearest(image, width, height)
+  const filter = FILTERS[resample]
+  const rows = image.width === width ? image : alongRows(image, windowsOf(image.width, width, filter))
+  return rows.height === height ? rows : alongColumns(rows, windowsOf(rows.height, height, filter))
+}
+
+function alongRows({ data, width, height }: Pixels, windows: readonly Window[]): Pixels {
+  const result = new Uint8Array(windows.length * height * 3)
+  for (let y = 0; y < height; y++) {
+    windows.forEach(({ start, weights }, x) => {
+      for (let c = 0; c < 3; c++) {
+        let sum = PRECISION / 2
+        for (let i = 0; i < weights.length; i++) sum += data[(y * width + start + i) * 3 + c] * weights[i]
+        result[(y * windows.length + x) * 3 + c] = clipped(sum)
+      }
+    })
+  }
+  return { data: result, width: windows.length, height }
+}
+
+function alongColumns({ data, width }: Pixels, windows: readonly Window[]): Pixels {
+  const stride = width * 3
+  const result = new Uint8Array(windows.length * stride)
+  windows.forEach(({ start, weights }, y) => {
+    for (let x = 0; x < stride; x++) {
+      let sum = PRECISION / 2
+      for (let i = 0; i < weights.length; i++) sum += data[(start + i) * stride + x] * weights[i]
+      result[y * stride + x] = clipped(sum)
+    }
+  })
+  return { data: result, width, height: windows.length }
+}
+
+function clipped(sum: number): number {
+  return Math.min(255, Math.max(0, Math.floor(sum / PRECISION)))
+}
+
+function nearest(image: Pixels, width: number, height: number): Pixels {
+  const columns = placesOf(image.width, width)
+  const rows = placesOf(image.height, height)
+  const result = new Uint8Array(width * height * 3)
+  rows.forEach((row, y) => {
+    columns.forEach((column, x) => {
+      const at = (row * image.width + column) * 3
+      result.set(image.data.subarray(at, at + 3), (y * width + x) * 3)
+    })
+  })
+  return { data: result, width, height }
+}
+
+function placesOf(from: number, to: number): number[] {
+  const step = from / to
+  let at = step / 2
+  return Array.from({ length: to }, () => {
+    const place = Math.min(from - 1, Math.trunc(at))
+    at += step
+    return place
+  })
+}

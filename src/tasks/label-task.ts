@@ -1,0 +1,90 @@
+// What tasks share that give a whole input a label, several, or a number: the head, the loss, and the metrics. Inputs differ.
+
+import type { Model } from '../graph/model-folder.js'
+import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
+import type { Value } from '../graph/view/builder.js'
+import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
+import type { HeadForm } from './heads.js'
+import { namedLabels } from './heads.js'
+import { type LabelOptions, type LabelProblem, type ProblemType, problemOf, type Target } from './label-problems.js'
+import type { Examples, OpenTask } from './task.js'
+import { TrainedHead } from './trained-head.js'
+
+/** An input with its label. */
+interface Labeled {
+  readonly label: Target
+  /** The record, for messages. */
+  readonly where: string
+}
+
+/** A task over one kind of inputs. */
+export abstract class LabelTask<Example extends Labeled> implements OpenTask<Example> {
+  readonly labels: readonly string[]
+  readonly problemType: ProblemType
+  readonly head: TrainedHead
+  abstract readonly probe: OpenTask['probe']
+  readonly #problem: LabelProblem
+
+  constructor(model: Model, form: HeadForm, examples: Examples<Example>, options: LabelOptions) {
+    this.#problem = problemOf(() => targetsOf(examples), namedLabels(model.config), options)
+    this.labels = this.#problem.labels
+    this.problemType = this.#problem.type
+    this.head = new TrainedHead(model, form, this.labels.length)
+  }
+
+  abstract cost(example: Example): number
+  abstract collate(examples: readonly Example[], length: number): Feeds
+  abstract content(example: Example): Iterable<Uint8Array | Int32Array>
+
+  forward(graph: ObjectiveGraph): Value {
+    return this.#problem.loss(graph, graph.predict(this.head.logits(graph, this.head.input(graph))))
+  }
+
+  moduleName(name: string): string {
+    return this.head.moduleName(name)
+  }
+
+  checkEvaluation({ label, where }: Example): void {
+    this.#problem.check(label, `${where}, label`)
+  }
+
+  normalizer(examples: readonly Example[]): number {
+    return this.#problem.normalizer([...targetsOf(examples)])
+  }
+
+  /** The logits of each example. */
+  predict(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly Example[]): Float32Array[] {
+    const logits = Object.values(outputs).find(({ dims }) => dims.length === 2)?.data as Float32Array
+    const count = this.labels.length
+    return examples.map((_, row) => logits.slice(row * count, (row + 1) * count))
+  }
+
+  metrics({
+    examples,
+    predictions,
+  }: {
+    examples: readonly Example[]
+    predictions: readonly unknown[]
+  }): Record<string, number> {
+    return this.#problem.metrics([...targetsOf(examples)], predictions as Float32Array[])
+  }
+
+  /** What a run is told of the labels. */
+  protected targetFeeds(examples: readonly Example[]): Feeds {
+    return this.#problem.targets([...targetsOf(examples)])
+  }
+
+  /** One that the loss takes. */
+  protected get anyTarget(): Target {
+    return this.problemType === 'regression' ? 0 : this.labels[0]
+  }
+}
+
+/** A label as bytes, to tell records apart. */
+export function labelBytes(label: Target): Uint8Array {
+  return new TextEncoder().encode(typeof label === 'string' ? label : JSON.stringify(label))
+}
+
+function* targetsOf(examples: Iterable<Labeled>): Generator<Target> {
+  for (const { label } of examples) yield label
+}

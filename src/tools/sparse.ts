@@ -1,0 +1,91 @@
+// Sums of tensors of which a part was dropped first. TIES (Yadav et al. 2023, arXiv 2306.01708, section 4): keep the largest values of each
+// tensor, elect a sign for each value, and average the values of that sign. DARE (Yu et al. 2024, arXiv 2311.03099): keep random values, and
+// divide them by the share that is kept. The steps are those of PEFT's merge_utils.
+
+import type { Random } from '../base/random.js'
+import type { FloatArray } from '../base/tensor.js'
+
+/** A tensor with its weight. */
+export interface WeightedTensor {
+  readonly data: FloatArray
+  readonly weight: number
+}
+
+/** What happens to the tensors. */
+export interface SparseSum {
+  /** Which values are kept: the largest, random ones, or all. */
+  readonly keep: 'largest' | 'random' | 'all'
+  /** The share of each tensor's values that is kept, in (0, 1]. */
+  readonly density: number
+  /** How signs are elected: by the unweighted sum, or by most tensors. Undefined for the plain weighted sum. */
+  readonly sign: 'total' | 'frequency' | undefined
+}
+
+/**
+ * One tensor out of several of the same size.
+ *
+ * @param random of the values that are kept at random, for the tensor of this index
+ */
+export function sparseSum(
+  tensors: readonly WeightedTensor[],
+  { keep, density, sign }: SparseSum,
+  random: (index: number) => Random,
+): Float64Array {
+  const kept = tensors.map(({ data, weight }, index) => {
+    if (keep === 'all' || density >= 1) return { data, weight }
+    return {
+      data: keep === 'largest' ? largestValues(data, density) : randomValues(data, density, random(index)),
+      weight,
+    }
+  })
+  return sign === undefined ? weightedSum(kept) : electedMean(kept, sign)
+}
+
+function weightedSum(tensors: readonly WeightedTensor[]): Float64Array {
+  const result = new Float64Array(tensors[0].data.length)
+  for (const { data, weight } of tensors) for (let i = 0; i < data.length; i++) result[i] += weight * data[i]
+  return result
+}
+
+/** The mean of the values that have the elected sign. */
+function electedMean(tensors: readonly WeightedTensor[], sign: 'total' | 'frequency'): Float64Array {
+  const size = tensors[0].data.length
+  const result = new Float64Array(size)
+  for (let i = 0; i < size; i++) {
+    let vote = 0
+    for (const { data } of tensors) vote += sign === 'total' ? data[i] : Math.sign(data[i])
+    const elected = vote >= 0 ? 1 : -1
+    let [sum, count] = [0, 0]
+    for (const { data, weight } of tensors) {
+      if (Math.sign(data[i]) !== elected) continue
+      sum += weight * data[i]
+      count++
+    }
+    result[i] = count === 0 ? 0 : sum / count
+  }
+  return result
+}
+
+/** Each value with the probability `density`, divided by it, so that the mean of all draws is the tensor. */
+function randomValues(values: FloatArray, density: number, random: Random): FloatArray {
+  const result = values.slice().fill(0)
+  const edge = density * 2 ** 32
+  for (let i = 0; i < values.length; i++) if (random.uint32() < edge) result[i] = values[i] / density
+  return result
+}
+
+/** The floor(density · n) values of the largest size, and zeros for the others. Of equal ones at the edge, the first are kept. */
+function largestValues(values: FloatArray, density: number): FloatArray {
+  const kept = Math.floor(density * values.length)
+  const result = values.slice().fill(0)
+  if (kept === 0) return result
+  const sizes = values.map(Math.abs).sort()
+  const edge = sizes[sizes.length - kept]
+  let atEdge = 0
+  for (let i = sizes.length - kept; i < sizes.length && sizes[i] === edge; i++) atEdge++
+  for (let i = 0; i < values.length; i++) {
+    const size = Math.abs(values[i])
+    if (size > edge || (size === edge && atEdge-- > 0)) result[i] = values[i]
+  }
+  return result
+}

@@ -1,0 +1,175 @@
+// Image classification: PEFT's loss, logits and gradients; training, sessions and merges over ViT and DINOv2.
+
+import { readFileSync } from 'node:fs'
+import * as ort from 'onnxruntime-node'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { MemoryDirectory } from '../../src/base/bytes.js'
+import { DataError, UnsupportedError } from '../../src/base/errors.js'
+import { readRows } from '../../src/data/read-rows.js'
+import { loadModel, type Model } from '../../src/graph/model-folder.js'
+import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { NodeDirectory } from '../../src/io/node/files.js'
+import { merge } from '../../src/merge/merge.js'
+import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import type { OrtModule } from '../../src/runtime/onnxruntime.js'
+import { type ImageExample, imageClassification } from '../../src/tasks/image-classification.js'
+import type { Task } from '../../src/tasks/task.js'
+import { encodeRows } from '../../src/train/examples.js'
+import { train as trainAdapter } from '../../src/train/train.js'
+import { relativeError } from '../graph/golden.js'
+import { checkGoldenRun, type GoldenRun } from './golden-run.js'
+
+const folder = 'tests/golden/image-classification'
+const runtime = { module: ort as unknown as OrtModule }
+
+interface Golden extends GoldenRun {
+  rows: { image: { data: number[]; width: number; height: number }; label: string }[]
+  labels: string[]
+  logits: number[][]
+}
+
+const open = (name: string) => loadModel(new NodeDirectory(`${folder}/${name}`), { runtime })
+
+describe.each(['vit', 'dinov2'])('%s', (name) => {
+  const golden: Golden = JSON.parse(readFileSync(`${folder}/${name}/golden/golden.json`, 'utf8'))
+  const { rows, labels } = golden
+  const images = rows.map(({ image }) => image)
+  let model: Model
+  beforeAll(async () => {
+    model = await open(name)
+  })
+  afterAll(() => model.close())
+
+  async function peft() {
+    const adapter = await loadAdapter(new NodeDirectory(`${folder}/${name}/golden/adapter-init`))
+    adapter.labels = labels
+    return adapter
+  }
+
+  it("gives PyTorch's and PEFT's loss, logits and gradients, and takes their steps", async () => {
+    const options = { task: imageClassification as unknown as Task, model, name: 'data' }
+    const examples = [...(await encodeRows(readRows(rows), options)).kept.examples] as ImageExample[]
+    const task = imageClassification.open(model, examples)
+    expect(task.labels).toEqual(labels)
+    const run = { folder: `${folder}/${name}/golden`, golden, length: 1 }
+    const { logits } = await checkGoldenRun(model, task, examples, run)
+    expect(relativeError(logits.data as Float32Array, golden.logits.flat())).toBeLessThan(1e-5)
+  })
+
+  it('learns, and saves what PEFT reads', async () => {
+    const out = new MemoryDirectory()
+    const { adapter, report } = await trainAdapter({
+      model,
+      task: 'image-classification',
+      data: rows,
+      evalData: rows,
+      batchSize: 4,
+      epochs: 25,
+      learningRate: 2e-2,
+      threads: 1,
+      config: { rank: 3 },
+      out,
+    })
+    expect(report.trainLoss.at(-1)).toBeLessThan(report.trainLoss[0] / 2)
+    expect(report.evalMetrics).toMatchObject({ accuracy: 1, f1: 1 })
+    const config = JSON.parse(new TextDecoder().decode(out.files.get('adapter_config.json')))
+    expect(config).toMatchObject({ task_type: null, modules_to_save: ['classifier'] })
+    expect(adapter.names()).toContain(`${name}.encoder.layer.0.attention.attention.query`)
+    expect((await loadAdapter(out)).labels).toEqual(labels)
+  })
+
+  it("gives PEFT's logits in sessions, and in a merged graph", async () => {
+    const adapter = await peft()
+    const session = await OnnxSession.open(model, { adapters: { peft: adapter } })
+    for (const batchSize of [1, 4]) {
+      const found = await session.classify(images, { adapter: 'peft', batchSize, topK: 3 })
+      found.forEach(({ logits }, i) => void expect(relativeError(logits, golden.logits[i])).toBeLessThan(1e-5))
+      expect(found[0].labels.map(({ label }) => label).sort()).toEqual(labels)
+    }
+    await expect(session.classify(images[0])).rejects.toThrow(UnsupportedError)
+    await session.dispose()
+    const out = new MemoryDirectory({}, 'out')
+    await merge({ base: { directory: new NodeDirectory(`${folder}/${name}`) }, adapters: adapter, out })
+    const config = JSON.parse(new TextDecoder().decode(out.files.get('config.json')))
+    expect(config.architectures).toEqual([
+      name === 'vit' ? 'ViTForImageClassification' : 'Dinov2ForImageClassification',
+    ])
+    expect(config.id2label).toEqual(Object.fromEntries(labels.entries()))
+    expect(out.files.has('preprocessor_config.json')).toBe(true)
+    const merged = await loadModel(out, { runtime })
+    const own = await OnnxSession.open(merged)
+    const { logits } = await own.classify(images[2])
+    expect(relativeError(logits, golden.logits[2])).toBeLessThan(1e-5)
+    await own.dispose()
+    await merged.close()
+  })
+})
+
+describe('rows', () => {
+  let model: Model
+  beforeAll(async () => {
+    model = await open('vit-classifier')
+  })
+  afterAll(() => model.close())
+  const black = { data: new Uint8Array(64 * 3), width: 8, height: 8 }
+  const train = (data: object[], options: object = {}) =>
+    trainAdapter({ model, task: 'image-classification', data: data as never, maxSteps: 1, threads: 1, ...options })
+
+  it('may name files, which a function reads', async () => {
+    const read: unknown[] = []
+    const decodeImage = (file: string | Uint8Array) => {
+      read.push(file)
+      return { ...black, data: black.data.map(() => (file === 'b.png' ? 255 : 0)) }
+    }
+    const bytes = Uint8Array.of(1)
+    const data = [
+      { image: 'a.png', label: 'red' },
+      { image: 'b.png', label: 'blue' },
+      { image: { bytes, path: null }, label: 'red' },
+    ]
+    const { report, adapter } = await train(data, { decodeImage })
+    expect(read).toEqual(['a.png', 'b.png', bytes])
+    // The graph has a head with these labels.
+    expect(report.labels).toEqual(['blue', 'green', 'red'])
+    expect(adapter.get('classifier.weight', 'replacement')?.shape).toEqual([3, 16])
+  })
+
+  it.each([
+    [{ image: 'a.png' }, /data\[1\]: not a picture with a label.*image/s],
+    [{ image: 3, label: 'x' }, /not a picture with a label/],
+    [{ text: 'a', label: 'x' }, /not a picture with a label.*text, label/s],
+    [{ image: { data: [1], width: 3, height: 3 }, label: 'red' }, /data\[1\], image: not a picture/],
+    [{ image: 'broken.png', label: 'red' }, /data\[1\], image, broken\.png: the picture cannot be read \(no PNG\)/],
+  ])('are refused: %j', async (row, message) => {
+    const decodeImage = () => {
+      throw new Error('no PNG')
+    }
+    const training = train([{ image: black, label: 'blue' }, row], { decodeImage })
+    await expect(training).rejects.toThrow(DataError)
+    await expect(training).rejects.toThrow(message)
+  })
+
+  it('of evaluation have no labels of their own', async () => {
+    const data = [
+      { image: black, label: 'blue' },
+      { image: black, label: 'red' },
+    ]
+    const evalData = [{ image: black, label: 'violet' }]
+    await expect(train(data, { evalData })).rejects.toThrow(/evalData\[0\], label: no record.*"violet"/s)
+  })
+})
+
+it('is for models that read pictures, whose files tell how', async () => {
+  const [text, vit] = [
+    await loadModel(new NodeDirectory('tests/golden/text-classification/encoder'), { runtime }),
+    await open('vit'),
+  ]
+  expect(() => imageClassification.check(text)).toThrow(/it does not read pictures.*input_ids/s)
+  expect(() => imageClassification.check({ ...vit, preprocessorConfig: undefined })).toThrow(
+    /preprocessor_config\.json/,
+  )
+  const training = trainAdapter({ model: vit, data: [{ text: 'a' }], threads: 1 })
+  await expect(training).rejects.toThrow(/can be trained for image-classification/)
+  await text.close()
+  await vit.close()
+})

@@ -1,0 +1,74 @@
+// All tools on files in memory, once in Node and once in a page: what they tell and what they write.
+
+import {
+  combine,
+  convertAdapter,
+  diff,
+  extract,
+  type LoraAdapter,
+  loadAdapter,
+  MemoryDirectory,
+  merge,
+  resize,
+  saveAdapter,
+} from '../../src/index.js'
+
+/** Of folder → file → bytes. */
+export type JobFiles = Record<'first' | 'second' | 'dora' | 'llama' | 'model', Record<string, Uint8Array>>
+
+/** Numbers by name, and the files that conversions wrote. */
+export interface JobResult {
+  numbers: Record<string, number>
+  /** Bytes of each written file. */
+  written: Record<string, number[]>
+  progress: string[]
+  refused: string
+}
+
+/** Σ of all values of all factors, with signs: no two different adapters have the same by accident. */
+function sumOf(adapter: LoraAdapter): number {
+  let sum = 0
+  for (const part of adapter.parts('linear', 'embedding')) sum += part.normDelta()
+  return sum
+}
+
+export async function runJob(files: JobFiles): Promise<JobResult> {
+  const [first, second, dora, llama, model] = (['first', 'second', 'dora', 'llama', 'model'] as const).map(
+    (name) => new MemoryDirectory(files[name], name),
+  )
+  const numbers: Record<string, number> = {}
+  const progress: string[] = []
+  const onProgress = ({ done, total }: { done: number; total: number }) => void progress.push(`${done}/${total}`)
+  for (const combinationType of ['exact', 'svd', 'cat', 'linear', 'ties', 'ties_svd'] as const) {
+    const density = combinationType.startsWith('ties') ? { density: 0.5 } : {}
+    const adapters = [{ adapter: first, weight: 0.5 }, second]
+    const { adapter, error } = await combine({ adapters, combinationType, ...density, onProgress })
+    numbers[combinationType] = sumOf(adapter)
+    numbers[`${combinationType} error`] = error
+  }
+  const folded = await combine({ adapters: [dora], base: model, rank: 2 })
+  numbers['dora error'] = folded.error
+  const smaller = await resize(first, { rank: 1, onProgress })
+  numbers['resize error'] = smaller.error
+  const tuned = new MemoryDirectory({}, 'tuned')
+  await merge({ base: model, adapters: first, out: tuned })
+  const extracted = await extract({ base: model, fineTuned: tuned, energy: 0.999, onProgress })
+  numbers.extract = sumOf(extracted.adapter)
+  const compared = await diff(first, second, { onProgress })
+  numbers.diff = compared.relativeChange
+  const checkpoints = await diff(model, tuned)
+  numbers['diff of checkpoints'] = checkpoints.relativeChange
+  const written: Record<string, number[]> = {}
+  for (const to of ['gguf', 'mlx', 'onnx-adapter'] as const) {
+    const [out, back] = [new MemoryDirectory({}, to), new MemoryDirectory({}, 'peft')]
+    await convertAdapter(llama, { to, base: llama, out, outDtype: 'F16', onProgress })
+    for (const [name, bytes] of out.files) written[`${to}/${name}`] = [...bytes]
+    await convertAdapter(out, { to: 'peft', base: llama, out: back })
+    numbers[`back from ${to}`] = sumOf(await loadAdapter(back))
+  }
+  const saved = new MemoryDirectory({}, 'saved')
+  await saveAdapter(folded.adapter, saved)
+  numbers['saved files'] = saved.files.size
+  const refused = await combine({ adapters: [dora, first], rank: 2 }).catch((error: Error) => error.message)
+  return { numbers, written, progress, refused: String(refused) }
+}
