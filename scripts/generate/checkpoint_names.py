@@ -1,8 +1,9 @@
 """What transformers' models call their tensors against what their checkpoints do, which of them are tied, and which their heads are.
 
-    checkpoint_names.py [--raw FOLDER] [--out src/merge/plan/names/gen/tables.ts]
+    checkpoint_names.py [--raw FOLDER] [--add] [--out src/merge/plan/names/gen/tables.ts]
 
-From transformers_classes.py, whose results --raw keeps: they take some minutes. A rule is `name>stored`: a prefix of names, whole
+From transformers_classes.py, whose results --raw keeps: they take some minutes. With --add, the classes in FOLDER alone are added to
+the tables that are there. A rule is `name>stored`: a prefix of names, whole
 parts between dots, of which the longest that fits counts, `#` for any number. A stored name with more to say is for one tensor:
 
     a|b      its rows are those of a, then as many of b
@@ -262,9 +263,59 @@ def type_list(stem, prefix):
     return " ".join(result)
 
 
+def read_tables(file):
+    """The tables that are there."""
+    text = file.read_text(encoding="utf8")
+    return json.loads(text[text.index("{"):])
+
+
+def known_types(text):
+    """Type → stem of its classes' names, prefix; as type_list writes them."""
+    result = {}
+    for one in text.split(" "):
+        name, stem, prefix = [*one.split(":"), "", ""][:3]
+        usual = "".join(part[:1].upper() + part[1:] for part in re.split("[-_]", name))
+        result[name] = stem or usual, {"": "model", "-": None}.get(prefix, prefix)
+    return result
+
+
+def joined(old, new):
+    """Tables with those of more classes. What is known of a type's head stays: it is what all its classes tell."""
+    rules = [*old["rules"], *(text for text in new["rules"] if text not in old["rules"])]
+    names = dict(old["names"])
+    for name, entries in new["names"].items():
+        moved = [re.sub(r"^\d+", lambda found: str(rules.index(new["rules"][int(found[0])])), entry) for entry in entries.split(" ")]
+        names[name] = " ".join(sorted({*names.get(name, "").split(), *moved}, key=lambda entry: (int(re.match(r"\d+", entry)[0]), entry)))
+    ties = {key: " ".join(sorted({*old["ties"].get(key, "").split(), *new["ties"].get(key, "").split()}))
+            for key in sorted({*old["ties"], *new["ties"]})}
+    known = known_types(old["types"])
+    heads = {}
+    for task in TASKS:
+        owners = {head: set(types.split()) for head, types in old["heads"][task].items()}
+        for head, types in new["heads"][task].items():
+            owners.setdefault(head, set()).update(name for name in types.split() if name not in known)
+        heads[task] = {head: " ".join(sorted(types)) for head, types in sorted(owners.items()) if types}
+    types = " ".join(sorted([*old["types"].split(" "), *(one for one in new["types"].split(" ") if one.split(":")[0] not in known)],
+                            key=lambda one: one.split(":")[0]))
+    return {"rules": rules, "names": dict(sorted(names.items())), "ties": ties, "heads": heads, "types": types}
+
+
+def left_out(classes):
+    """Reason → the classes that are not in the tables, or whose names are not."""
+    result = collections.defaultdict(list)
+    for own in classes:
+        error = own.get("error") if "ties" not in own else None if own.get("pairs") else own.get("pairError")
+        if error is None:
+            continue
+        needed = re.search(r"requires the (\w+) library", error)
+        result[f"need {needed[1]}" if needed else "cannot be built from a small config"].append(own["class"])
+    return result
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--raw", type=pathlib.Path)
+    parser.add_argument("--add", action="store_true")
     root = pathlib.Path(__file__).resolve().parents[2]
     parser.add_argument("--out", type=pathlib.Path, default=root / "src/merge/plan/names/gen/tables.ts")
     args = parser.parse_args()
@@ -273,23 +324,31 @@ def main():
     from transformers_classes import describe_all
     with tempfile.TemporaryDirectory() as own:
         folder = args.raw or pathlib.Path(own)
-        describe_all(folder)
-        classes = [json.loads(file.read_text(encoding="utf8")) for file in sorted(folder.glob("*.json"))]
-    for own in classes:
-        for key in ("error", "pairError"):
-            if key in own and ("ties" not in own if key == "error" else not own.get("pairs")):
-                print(f"left out: {own['class']}: {own[key]}")
-    classes = [own for own in classes if "ties" in own]
+        if not args.add:
+            describe_all(folder)
+        described = [json.loads(file.read_text(encoding="utf8")) for file in sorted(folder.glob("*.json"))]
+    classes = [own for own in described if "ties" in own]
     stem = stems(classes)
     prefix = {own["type"]: own["prefix"] for own in classes if own["prefix"]}
+    if args.add:
+        known = known_types(read_tables(args.out)["types"])
+        stem |= {name: own for name, (own, _) in known.items()}
+        prefix |= {name: own for name, (_, own) in known.items() if own}
+        classes = [own for own in classes if own["class"].startswith(stem[own["type"]])]
+        own_types = {own["type"] for own in classes}
+        stem, prefix = ({name: value for name, value in table.items() if name in own_types} for table in (stem, prefix))
     sets, types = name_tables(classes)
     tables = {"rules": sets, "names": types, "ties": tie_tables(classes, stem, prefix), "heads": head_tables(classes, prefix),
               "types": type_list(stem, prefix)}
+    if args.add:
+        tables = joined(read_tables(args.out), tables)
+    reasons = "".join(f"// {len(names)} classes {reason}: {', '.join(names)}.\n" for reason, names in sorted(left_out(described).items()))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(
-        f"// Generated by scripts/generate/checkpoint_names.py from transformers {transformers.__version__}; the script says how to read it.\n\n"
+        f"// Generated by scripts/generate/checkpoint_names.py from transformers {transformers.__version__}; the script says how to read it.\n"
+        f"// Classes that are not in the tables, or of which only the ties are:\n{reasons}\n"
         f"export const TABLES = {json.dumps(tables, indent=1, ensure_ascii=False)}\n", encoding="utf8")
-    print(f"{args.out.stat().st_size} bytes, {len(sets)} sets of rules for {len(types)} types")
+    print(f"{args.out.stat().st_size} bytes, {len(tables['rules'])} sets of rules for {len(tables['names'])} types")
 
 
 if __name__ == "__main__":

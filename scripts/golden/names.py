@@ -55,6 +55,8 @@ CASES = {
     "mamba": ("MambaForCausalLM", r".*layers\.1\..*(in_proj|x_proj)", {}),
     "whisper": ("WhisperForConditionalGeneration", r".*decoder\.layers\.1\..*(q_proj|fc1)", {}),
     "bart": ("BartForConditionalGeneration", r".*encoder\.layers\.1\..*(v_proj|fc2)", {"use_dora": True}),
+    "dots1": ("Dots1ForCausalLM", r".*layers\.1\..*q_proj", {"target_parameters": ["1.mlp.experts.gate_up_proj"]}),
+    "granite4-vision": ("Granite4VisionForConditionalGeneration", r".*language_model\.layers\.1\..*(q_proj|down_proj)", {}),
     "clip": ("CLIPModel", r".*layers\.1\..*(q_proj|fc1)", {}),
     "clip-vision": ("CLIPVisionModel", r".*layers\.1\..*(q_proj|fc1)", {}),
 }
