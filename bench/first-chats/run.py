@@ -74,7 +74,8 @@ def main():
         threads = ["--threads", str(options.threads)]
         data = ["--data", "chats.jsonl", "--eval-data", "held-out.jsonl"]
         report = json.loads(lowrank("train", "--model", ID, *data, "--out", "adapter", *settings, *threads, "--json"))
-        print("lowrank, loss on held-out answers:", json.dumps(report.get("evaluations", report)), flush=True)
+        loss = report["evalLoss"]
+        print(f"lowrank, loss on held-out answers: {loss['before']:.4f} -> {loss['after']:.4f}, {report['seconds']:.0f} s of training", flush=True)
         answer = lowrank("generate", "--adapter", "adapter", "--prompt", "Continue: Call me Ishmael.", "--max-new-tokens", "20", "--temperature", "0", *threads)
         print("  ", answer.strip(), flush=True)
         lowrank("merge", "--base", ID, "--adapter", "adapter", "--out", "merged")

@@ -1,7 +1,8 @@
 // What the tools are measured on: a change with a falling spectrum, adapters and checkpoints of TinyLlama's shapes, from a fixed seed.
 
 import { closeSync, mkdirSync, openSync, writeFileSync, writeSync } from 'node:fs'
-import { join } from 'node:path'
+import { basename, join } from 'node:path'
+import { fileURLToPath } from 'node:url'
 import { LoraAdapter, saveAdapter } from '../../dist/node.js'
 
 export const SHAPES = {
@@ -30,6 +31,12 @@ const config = (layers) => ({
 })
 
 let state = 1
+
+/** Other values than those of another seed. */
+function reseed(text) {
+  for (const letter of text) state = (Math.imul(state, 31) + letter.charCodeAt(0)) | 0
+}
+
 /** Quick noise, about N(0, scale²/3). */
 export function noise(length, scale = 1) {
   const result = new Float32Array(length)
@@ -168,4 +175,12 @@ function valuesOf(name, shape) {
 function bitsOfOne() {
   const value = new Float32Array(1)
   return [value, new Uint32Array(value.buffer)]
+}
+
+// In a process of its own: a process that starts another one counts as memory of that one too.
+const [, script, kind, path, layers, rank, dtype] = process.argv
+if (script === fileURLToPath(import.meta.url)) {
+  reseed(basename(path))
+  if (kind === 'pair') console.log(writePair(path, Number(layers)))
+  else console.log(await writeAdapter(path, { rank: Number(rank), layers: Number(layers), dtype }))
 }

@@ -22,7 +22,7 @@ import { parseArgs } from 'node:util'
 import { disposeKernels } from '../../dist/kernels/index.js'
 import { inMemory, streamedSvd } from '../../dist/linalg/streamed-svd.js'
 import { convertAdapter, LoraAdapter, resize } from '../../dist/node.js'
-import { change, noise, writeAdapter, writeModel, writePair } from './inputs.mjs'
+import { change, noise, writeModel } from './inputs.mjs'
 
 const { values } = parseArgs({
   options: {
@@ -66,6 +66,15 @@ function lowrank(...args) {
   if (status !== 0) throw new Error(stderr)
   const { peakRssBytes, error } = JSON.parse(stdout)
   return { seconds: (performance.now() - start) / 1000, rss: Math.round(peakRssBytes / 1e6), error }
+}
+
+/** What inputs.mjs writes in a process of its own: a large process would count as memory of the commands that it starts. */
+function write(...args) {
+  const { status, stdout, stderr } = spawnSync(process.execPath, [join(here, 'inputs.mjs'), ...args.map(String)], {
+    encoding: 'utf8',
+  })
+  if (status !== 0) throw new Error(stderr)
+  return stdout.trim()
 }
 
 /** A command of peers.py; undefined without an interpreter. */
@@ -119,15 +128,10 @@ async function benchSvd() {
 }
 
 async function benchCombine() {
-  const paths = async (count) => {
-    const result = []
-    for (let i = 0; i < 10; i++) {
-      result.push(await writeAdapter(join(folder, `adapter-${count}-${i}`), { rank: 16, layers: count, dtype: 'F16' }))
-    }
-    return result
-  }
-  const all = await paths(layers)
-  const few = values.python === undefined ? [] : await paths(peerLayers)
+  const paths = (count) =>
+    Array.from({ length: 10 }, (_, i) => write('adapter', join(folder, `adapter-${count}-${i}`), count, 16, 'F16'))
+  const all = paths(layers)
+  const few = values.python === undefined ? [] : paths(peerLayers)
   const [own, peers] = [[], []]
   let rss = 0
   for (let round = 0; round < rounds; round++) {
@@ -147,8 +151,8 @@ async function benchCombine() {
 }
 
 async function benchExtract() {
-  const bytes = writePair(folder, layers)
-  const [own, copies] = [[], []]
+  const bytes = Number(write('pair', folder, layers))
+  const [own, memory] = [[], []]
   let last
   const extract = (from, out) => {
     const places = ['--base', join(from, 'base'), '--fine-tuned', join(from, 'tuned')]
@@ -157,15 +161,15 @@ async function benchExtract() {
   for (let round = 0; round < rounds; round++) {
     last = extract(folder, join(folder, `extracted-${round}`))
     own.push(last.seconds)
-    copies.push(last.rss)
+    memory.push(last.rss)
   }
   const gigabytes = (bytes / 1e9).toFixed(2)
   console.log(
-    `extract, rank 16, two checkpoints of ${gigabytes} GB: ${shown(own)}, ${Math.max(...copies)} MB, error ${last.error.toFixed(5)}`,
+    `extract, rank 16, two checkpoints of ${gigabytes} GB: ${shown(own)}, ${Math.max(...memory)} MB, error ${last.error.toFixed(5)}`,
   )
   for (const name of ['base', 'tuned']) rmSync(join(folder, name), { recursive: true })
   if (values.mergekit === undefined || values.python === undefined) return
-  writePair(folder, peerLayers)
+  write('pair', folder, peerLayers)
   const [few, theirs] = [join(folder, 'few'), join(folder, 'mergekit')]
   const short = extract(folder, few)
   const [base, tuned] = [join(folder, 'base'), join(folder, 'tuned')]
@@ -196,22 +200,23 @@ async function benchExtract() {
 }
 
 async function benchGguf() {
-  const source = await writeAdapter(join(folder, 'hundred'), { rank: 32, layers: 22, dtype: 'F32' })
+  const source = write('adapter', join(folder, 'hundred'), 22, 32, 'F32')
   const model = writeModel(join(folder, 'model'), 22)
   const weights = join(source, 'adapter_model.safetensors')
   const [copy, out] = [join(folder, 'copy'), join(folder, 'hundred.gguf')]
   const [own, copies, commands] = [[], [], []]
   let rss = 0
+  for (let round = 0; round < rounds; round++) {
+    const run = lowrank('convert', source, '--to', 'gguf', '--base', model, '--out', out)
+    commands.push(run.seconds)
+    rss = Math.max(rss, run.rss)
+    rmSync(out)
+  }
   for (let round = 0; round < Math.max(rounds, 7); round++) {
     copies.push(await seconds(() => copyFileSync(weights, copy)))
     rmSync(copy)
     own.push(await seconds(() => convertAdapter(source, { to: 'gguf', base: model, out })))
     if (readFileSync(out).subarray(0, 4).toString() !== 'GGUF') throw new Error('no GGUF file')
-    rmSync(out)
-    if (round >= rounds) continue
-    const run = lowrank('convert', source, '--to', 'gguf', '--base', model, '--out', out)
-    commands.push(run.seconds)
-    rss = Math.max(rss, run.rss)
     rmSync(out)
   }
   const megabytes = (statSync(weights).size / 1e6).toFixed(0)

@@ -1,5 +1,8 @@
 // Sessions over models of several graphs, with branches, and over packed layers: PEFT's logits and texts.
 
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { isAbsolute, join } from 'node:path'
 import * as ort from 'onnxruntime-node'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { DataError, MismatchError } from '../../src/base/errors.js'
@@ -7,13 +10,16 @@ import { loadModel, type Model } from '../../src/graph/model-folder.js'
 import { OnnxSession } from '../../src/infer/adapter-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import type { LoraAdapter } from '../../src/lora/adapter.js'
+import { merge } from '../../src/node.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import type { OrtModule } from '../../src/runtime/onnxruntime.js'
 import type { Feeds } from '../../src/runtime/runtime.js'
 import { expectedGraphs, firstFeeds, graphsFolder, graphsNumbers, int64, lastRows, worst } from '../several-graphs.js'
 
 const open = (name: string): Promise<Model> =>
-  loadModel(new NodeDirectory(graphsFolder(name)), { runtime: { module: ort as unknown as OrtModule } })
+  loadModel(new NodeDirectory(isAbsolute(name) ? name : graphsFolder(name)), {
+    runtime: { module: ort as unknown as OrtModule },
+  })
 const adapterOf = (name: string): Promise<LoraAdapter> =>
   loadAdapter(new NodeDirectory(`${graphsFolder(name)}/golden/adapter`))
 
@@ -54,6 +60,28 @@ describe('encoder and decoder', () => {
     }
     await session.dispose()
     await model.close()
+  })
+
+  it('a replaced norm goes to the graph that has it, as in a merge', async () => {
+    const model = await open('t5')
+    const adapter = await adapterOf('t5')
+    const width = Number(model.config.d_model)
+    const data = Float32Array.from({ length: width }, (_, i) => 0.5 + Math.cos(i))
+    adapter.addReplacement('encoder.block.0.layer.0.layer_norm.weight', { data, shape: [width] })
+    const out = mkdtempSync(join(tmpdir(), 'lowrank-norms-'))
+    await merge({ base: graphsFolder('t5'), adapters: adapter, out: join(out, 'merged') })
+    const mergedModel = await open(join(out, 'merged'))
+    const [session, merged] = [
+      await OnnxSession.open(model, { adapters: { adapter } }),
+      await OnnxSession.open(mergedModel),
+    ]
+    const [own, expected] = [await decoded(session, 't5', 'adapter'), await decoded(merged, 't5', null)]
+    expect(worst(own.whole, expected.whole)).toBeLessThan(1e-5)
+    expect(worst(own.cached, expected.cached)).toBeLessThan(1e-5)
+    expect(worst(own.whole, (await graphsNumbers('t5')).get('adapted')!)).toBeGreaterThan(0.1)
+    for (const one of [session, merged]) await one.dispose()
+    for (const one of [model, mergedModel]) await one.close()
+    rmSync(out, { recursive: true })
   })
 
   it('an adapter is added and removed in all graphs', async () => {
