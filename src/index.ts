@@ -52,6 +52,7 @@ export type {
   ResizeOptions,
 } from './index/tools.js'
 export type { PreviewDataOptions, TrainOptions } from './index/train.js'
+export type { TrainEvent, TrainRun } from './index/train-run.js'
 export {
   combine,
   convertAdapter,

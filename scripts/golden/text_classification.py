@@ -63,10 +63,10 @@ def build(dtype=torch.float32):
     return model.eval().to(dtype)
 
 
-def adapted(saved, dtype=torch.float32):
-    """With LoRA, and the head that PEFT saves whole: the classifier, and with `pooler` all behind the encoder."""
+def adapted(saved, dtype=torch.float32, **options):
+    """With LoRA, and the head that PEFT saves whole: the classifier, and with `pooler` all behind the encoder. Options are PEFT's."""
     from peft import LoraConfig, get_peft_model
-    model = get_peft_model(build(), LoraConfig(task_type="SEQ_CLS", modules_to_save=saved, **LORA))
+    model = get_peft_model(build(), LoraConfig(task_type="SEQ_CLS", modules_to_save=saved, **{**LORA, **options}))
     generator = torch.Generator().manual_seed(SEED + 1)
     with torch.no_grad():
         for name, p in sorted(model.named_parameters()):

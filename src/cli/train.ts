@@ -3,7 +3,18 @@
 import { TRAIN_CHOICES, TRAIN_DEFAULTS, type TrainEvents, type TrainOptions } from '../index.js'
 import { DATA_OPTIONS, readChatTemplate } from './data-options.js'
 import { EXIT_INTERRUPTED, interruptible } from './interrupt.js'
-import { choice, decimal, defineCommand, flagOf, integer, type Option, text, toggle, UsageError } from './options.js'
+import {
+  choice,
+  decimal,
+  defineCommand,
+  flagOf,
+  integer,
+  type Option,
+  readNumber,
+  text,
+  toggle,
+  UsageError,
+} from './options.js'
 import { printPreview } from './preview.js'
 import { inRunFile, readRunFile } from './run-file.js'
 import { DEVICE, dtype, MODEL, RUNS } from './sources.js'
@@ -23,6 +34,25 @@ function targetModules(): Option<string | string[]> {
       const names = value.split(',').map((name) => name.trim())
       if (!names.includes('')) return names
       throw new UsageError(`--target-modules takes all-linear, default, or names such as q_proj,v_proj; got '${value}'`)
+    },
+  }
+}
+
+/** Numbers by module. What they may be is checked where they are used. */
+function pattern(about: string): Option<Record<string, number> | undefined> {
+  return {
+    placeholder: 'a=N,…',
+    about,
+    read(occurrences) {
+      const last = occurrences.at(-1)
+      if (last === undefined) return undefined
+      const { flag, value } = last
+      const pairs = value.split(',').map((pair) => {
+        const at = pair.lastIndexOf('=')
+        return [pair.slice(0, Math.max(0, at)).trim(), readNumber({ flag, value: pair.slice(at + 1).trim() })] as const
+      })
+      if (pairs.every(([name]) => name !== '')) return Object.fromEntries(pairs)
+      throw new UsageError(`${flag} takes modules with numbers, such as q_proj=16,v_proj=4; got '${value}'`)
     },
   }
 }
@@ -90,6 +120,10 @@ export const train = defineCommand({
       TRAIN_DEFAULTS.config.dropout,
     ),
     targetModules: targetModules(),
+    useRslora: toggle('rsLoRA: scale by alpha / √rank, so that high ranks learn as fast as low ones'),
+    useDora: toggle('DoRA: train the length of each row of the weight apart from its direction; each step is slower'),
+    rankPattern: pattern('ranks of some modules, as NAME=RANK, such as q_proj=16,v_proj=4'),
+    alphaPattern: pattern('alphas of some modules, as NAME=ALPHA'),
     init: choice(TRAIN_CHOICES.init, 'how the random initial values are chosen', TRAIN_DEFAULTS.config.init),
     epochs: integer('passes over the data', { fallback: TRAIN_DEFAULTS.epochs }),
     maxSteps: integer('number of steps, instead of --epochs'),
@@ -197,7 +231,18 @@ export const train = defineCommand({
 })
 
 /** Settings of the new adapter, which are options of their own here. */
-const CONFIG_OPTIONS = ['rank', 'alpha', 'dropout', 'targetModules', 'init', 'seed'] as const
+const CONFIG_OPTIONS = [
+  'rank',
+  'alpha',
+  'dropout',
+  'targetModules',
+  'useRslora',
+  'useDora',
+  'rankPattern',
+  'alphaPattern',
+  'init',
+  'seed',
+] as const
 
 /** The options of a file, replaced by those that were given. */
 async function withFile(

@@ -111,7 +111,7 @@ const PREVIEW_OPTIONS: OptionTable<PreviewDataOptions> = {
 const PREVIEW_COUNT = 3
 
 /** See the entry. */
-export async function train(options: TrainOptions): Promise<TrainResult> {
+export async function train(options: TrainOptions, wait?: () => Promise<void> | undefined): Promise<TrainResult> {
   const nested = { config: CONFIG_FIELDS, on: Object.keys(EVENTS) }
   checkOptions(options, { of: 'train', table: OPTIONS, required: ['model', 'data'], nested })
   if (options.on !== undefined) checkOptions(options.on, { of: 'train’s `on`', table: EVENTS })
@@ -129,8 +129,7 @@ export async function train(options: TrainOptions): Promise<TrainResult> {
         decodeImage: options.decodeImage ?? platform().decodeImage,
         out: options.out === undefined ? undefined : openTarget(options.out, 'out'),
       },
-      memoryLimits(model),
-      sourcesOf(options),
+      { limits: memoryLimits(model), sources: sourcesOf(options), wait },
     )
   })
 }

@@ -1,5 +1,6 @@
 // The functions of the public API. Each loads its code with the first call: a page that only computes with LoRA layers stays small.
 
+import { isObject } from '../base/options.js'
 import type { ConvertReport } from '../exchange/convert.js'
 import type { Model } from '../graph/model-folder.js'
 import type { LoraAdapter } from '../lora/adapter.js'
@@ -10,7 +11,6 @@ import type { CombineResult } from '../tools/combine.js'
 import type { DiffReport } from '../tools/diff.js'
 import type { ExtractResult } from '../tools/extract.js'
 import type { ResizeResult } from '../tools/resize.js'
-import type { TrainResult } from '../train/options.js'
 import type { PreviewExample } from '../train/preview.js'
 import type { ToPlainOptions } from './adapters.js'
 import type { InspectOptions, InspectReport } from './inspect.js'
@@ -20,6 +20,7 @@ import type { AdapterSession, OpenSessionOptions } from './session.js'
 import type { Source, Target } from './sources.js'
 import type { CombineOptions, ConvertAdapterOptions, DiffOptions, ExtractOptions, ResizeOptions } from './tools.js'
 import type { PreviewDataOptions, TrainOptions } from './train.js'
+import { followRun, type TrainRun } from './train-run.js'
 
 /**
  * Opens a model. The source is an id on the Hub, a model folder (config.json, tokenizer.json, onnx/model.onnx), or an .onnx file.
@@ -77,12 +78,13 @@ export async function saveAdapter(adapter: LoraAdapter, target: Target, options?
 }
 
 /**
- * Trains an adapter. It checks the model, the data and the folder before it writes anything.
+ * Trains an adapter. It checks the model, the data and the folder before it writes anything. `await` gives the result. `for await` over
+ * the returned run gives its events, and `pause()` and `resume()` stop it between two steps.
  *
  * @throws ConfigError when an option is unknown or out of range, contradicts another option, or needs an option that is missing,
  *   and when PEFT has no default modules for the model; DataError for records that are not valid, FileError when `out` cannot be used or a path does
  *   not exist, MismatchError when no module matches, or when the run in `out` has other options, data or weights, UnsupportedError
- *   for graphs that cannot be trained and adapters with more than plain linear layers, StateError when `adapter` is merged or has
+ *   for graphs that cannot be trained and adapters with more than linear layers and DoRA, StateError when `adapter` is merged or has
  *   no layers, NumericError with the number of the step when the loss is not finite. The last adapter with a finite loss is saved
  *
  * @example
@@ -94,8 +96,12 @@ export async function saveAdapter(adapter: LoraAdapter, target: Target, options?
  * })
  * console.log(adapter.size, report.trainLoss)
  */
-export async function train(options: TrainOptions): Promise<TrainResult> {
-  return (await import('./train.js')).train(options)
+export function train(options: TrainOptions): TrainRun {
+  const given: unknown = options
+  return followRun(isObject(given) ? given.on : undefined, async ({ on, wait }) => {
+    const { train } = await import('./train.js')
+    return train(isObject(given) ? { ...options, on: on as TrainOptions['on'] } : options, wait)
+  })
 }
 
 /**

@@ -46,8 +46,9 @@ const SAMPLE_BYTES = 64 << 10
 export async function fingerprintOf(parts: FingerprintParts): Promise<Record<string, string>> {
   const { model, adapter, task, taskOptions = {}, open, examples, evalExamples, settings, totalSteps } = parts
   const weights = new Hash()
-  for (const { name, weightA, weightB } of adapter.parts('linear')) {
+  for (const { name, weightA, weightB, magnitude } of adapter.parts('linear')) {
     weights.add(new TextEncoder().encode(name)).add(bytesOf(weightA.data)).add(bytesOf(weightB.data))
+    if (magnitude !== undefined) weights.add(bytesOf(magnitude))
   }
   for (const { name, weight } of adapter.parts('replacement')) {
     weights.add(new TextEncoder().encode(name)).add(bytesOf(weight.data))

@@ -1,5 +1,5 @@
-// Between the tensors of an adapter and what the training graph is fed: A (r, k) as it is, B (d, r) as Bᵀ (r, d), tensors of a
-// head as they are.
+// Between the tensors of an adapter and what the training graph is fed: A (r, k) as it is, B (d, r) as Bᵀ (r, d), DoRA's m (d) and
+// tensors of a head as they are.
 
 import { MismatchError } from '../base/errors.js'
 import { transpose } from '../linalg/product.js'
@@ -38,6 +38,12 @@ function slotsOf(adapter: LoraAdapter): Map<string, Slot> {
       write: (values) => {
         layer.weightB = transpose({ data: values, shape: [layer.rank, layer.d] })
       },
+    })
+    const { magnitude } = layer
+    if (magnitude === undefined) continue
+    slots.set(`${name}.magnitude`, {
+      read: () => Float32Array.from(magnitude),
+      write: (values) => void layer.magnitude?.set(values),
     })
   }
   for (const part of adapter.parts('replacement')) {

@@ -36,6 +36,8 @@ export interface RunInput extends SessionParts {
   /** The model card of a run that is done. */
   readonly card?: ((report: RunReport) => string) | undefined
   readonly signal: AbortSignal | undefined
+  /** What the next step waits for; undefined while it need not wait. */
+  readonly wait?: (() => Promise<void> | undefined) | undefined
   readonly on: TrainEvents
 }
 
@@ -173,6 +175,8 @@ class Run {
     const { settings, signal } = this.#parts
     const evalEvery = settings.evalEvery ?? (usesBest(settings) ? this.#stepsPerEpoch : undefined)
     for (let step = first; step < this.#totalSteps && !this.#isStale && !signal?.aborted; step++) {
+      await this.#mayGoOn()
+      if (signal?.aborted) break
       const done = step + 1
       const isDue = (every: number | undefined) => done < this.#totalSteps && every !== undefined && done % every === 0
       const metrics = await this.#step(step)
@@ -182,6 +186,20 @@ class Run {
       await this.#writer.add(metrics)
       this.#tell(metrics)
       if (isDue(settings.saveEvery)) await this.#save()
+    }
+  }
+
+  /** Comes back once the run is not paused, or is aborted. */
+  async #mayGoOn(): Promise<void> {
+    const { signal, wait } = this.#parts
+    for (let pause = wait?.(); pause !== undefined && !signal?.aborted; pause = wait?.()) {
+      let end = () => {}
+      const aborted = new Promise<void>((resolve) => {
+        end = resolve
+      })
+      signal?.addEventListener('abort', end)
+      await Promise.race([pause, aborted])
+      signal?.removeEventListener('abort', end)
     }
   }
 

@@ -16,6 +16,7 @@ import type { Remote } from '../runtime/rpc.js'
 import type { Feeds } from '../runtime/runtime.js'
 import { runtimeBehind } from '../runtime/session-table.js'
 import type { OpenTask } from '../tasks/task.js'
+import { squaresOfRows } from './dora.js'
 import type { Pass, TrainEngine } from './engine.js'
 import type { TrainEvents } from './report.js'
 import { type TrainSettings, usesBest } from './settings.js'
@@ -58,7 +59,12 @@ export class TrainingSessions {
   static async create(parts: SessionParts, engine: Remote<TrainEngine>): Promise<TrainingSessions> {
     const { model, open, adapter, modules } = parts
     const runtime = runtimeBehind(engine, await engine.runtimeName())
-    const layers = adapter.parts('linear').map(({ name, d, k, rank, scaling }) => ({ name, d, k, rank, scaling }))
+    const linears = adapter.parts('linear')
+    const scaled = linears.filter(({ magnitude }) => magnitude !== undefined)
+    const squares = await squaresOfRows(model, scaled, modules)
+    const layers = linears.map(({ name, d, k, rank, scaling }) => {
+      return { name, d, k, rank, scaling, baseSquares: squares.get(name) }
+    })
     const { dropout } = adapter.config
     const twoPasses = open.stepLoss !== undefined
     const tell = (done: number) => parts.on?.progress?.({ stage: 'prepare', done, total: 3 })

@@ -19,6 +19,7 @@ import { requireHandled, requirePlainConfig } from '../lora/requirements.js'
 import type { Examples, OpenTask, Task } from '../tasks/task.js'
 import { checkTaskName, DEFAULT_TASK, loadTask, tasksFor } from '../tasks/tasks.js'
 import { cardOf } from './card.js'
+import { addDoraLayer, squaresOfRows } from './dora.js'
 import { type EncodedSource, encodeRows } from './examples.js'
 import type { TrainingData, TrainingOptions, TrainResult } from './options.js'
 import type { TrainReport } from './report.js'
@@ -27,11 +28,19 @@ import { checkRunFolder, type FolderUse } from './run-folder.js'
 import { type RunSources, runRecord } from './run-record.js'
 import { resolveSettings, TRAIN_DEFAULTS, type TrainSettings, usesBest } from './settings.js'
 
+/** What a run has beside its options. */
+export interface RunContext {
+  /** Memory that there is: a run that needs more says so. */
+  readonly limits?: readonly MemoryLimit[]
+  /** What model and data were opened from, where it can be written into run.json. */
+  readonly sources?: RunSources | undefined
+  /** What the next step waits for; undefined while it need not wait. */
+  readonly wait?: (() => Promise<void> | undefined) | undefined
+}
+
 /**
  * Trains an adapter of a model that is open. Nothing is written before the model, the data and the folder have been found usable.
  *
- * @param limits memory that there is: a run that needs more says so
- * @param sources what model and data were opened from, where it can be written into run.json
  * @throws ConfigError when a setting or the adapter's config is out of range, or options contradict or lack one another;
  *   UnsupportedError for graphs, adapters and configs that cannot be trained; StateError when the adapter has no layer, or one that is
  *   merged; DataError for records, FileError for the folder, MismatchError when no module matches or a run to resume is of other parts,
@@ -39,8 +48,7 @@ import { resolveSettings, TRAIN_DEFAULTS, type TrainSettings, usesBest } from '.
  */
 export async function train(
   options: TrainingOptions,
-  limits: readonly MemoryLimit[] = [],
-  sources?: RunSources,
+  { limits = [], sources, wait }: RunContext = {},
 ): Promise<TrainResult> {
   const settings = resolveSettings(options)
   const config = checkOptions(options, settings)
@@ -90,6 +98,7 @@ export async function train(
     record: sources && runRecord(options, sources, { settings, config }),
     card: (report) => cardOf(report, { options, sources, task, adapter, settings }),
     signal,
+    wait,
     on: on ?? {},
   })
   const { totalTrainable, totalParams } = adapter.summary()
@@ -201,9 +210,17 @@ async function newAdapter(
   const modulesToSave = [...new Set([...config.modulesToSave, ...(head?.modulesToSave ?? [])])]
   const adapter = new LoraAdapter({ ...config, taskType, modulesToSave })
   const isWhole = (name: string) => head?.tensors.some((tensor) => tensor.name === `${name}.weight`) ?? false
+  const layers = new Map<string, { name: string; d: number; k: number }>()
   for (const { name: graphName, d, k } of matchTargets(findLinears(readGraph(model.onnx.proto), modules), config)) {
     const name = moduleName(graphName)
-    if (!adapter.has(name) && !isWhole(name)) adapter.addLayerOfShape(name, [d, k])
+    if (!isWhole(name)) layers.set(name, layers.get(name) ?? { name, d, k })
+  }
+  const squares = await squaresOfRows(model, config.useDora ? [...layers.values()] : [], modules)
+  for (const layer of layers.values()) {
+    const { name, d, k } = layer
+    const own = squares.get(name)
+    if (own === undefined) adapter.addLayerOfShape(name, [d, k])
+    else addDoraLayer(adapter, layer, own)
   }
   for (const { name, shape, start } of head?.tensors ?? []) {
     adapter.addReplacement(name, { data: await start(new Random(config.seed, name)), shape })
@@ -256,8 +273,9 @@ function checkOptions(options: TrainingOptions, settings: TrainSettings): LoraCo
       got: '1',
     })
   }
+  checkDropout(config)
   // What of a head is saved whole, the task decides.
-  requirePlainConfig({ ...config, modulesToSave: [] }, 'training')
+  requirePlainConfig({ ...config, modulesToSave: [], useDora: false }, 'training')
   return config
 }
 
@@ -275,8 +293,20 @@ function checkData(where: string, data: unknown): void {
   })
 }
 
+/** With DoRA, PEFT computes the base's output of the dropped input too: a second product by each weight. */
+function checkDropout({ useDora, dropout }: LoraConfig): void {
+  if (!useDora || dropout === 0) return
+  throw new UnsupportedError({
+    where: 'dropout',
+    what: 'not implemented for training with DoRA (useDora)',
+    expected: '0',
+    got: String(dropout),
+  })
+}
+
 function checkAdapter(adapter: LoraAdapter): void {
-  requireHandled(adapter, ['linear', 'replacement'], 'training')
+  requireHandled(adapter, ['linear', 'replacement', 'magnitude'], 'training')
+  checkDropout(adapter.config)
   if (adapter.size === 0) throw new StateError({ where: 'adapter', what: 'it has no layers to train' })
   for (const [name, { merged }] of adapter) {
     if (merged) throw new StateError({ where: name, what: 'it is merged', hint: 'Call unmergeAll() first' })

@@ -1,8 +1,12 @@
 import { describe, expect, it } from 'vitest'
 import { TensorProto_DataType as DataType } from '../../src/formats/onnx/gen/onnx_pb.js'
 import { tensorsOf } from '../../src/formats/onnx/messages.js'
+import { outputNorms } from '../../src/graph/inject/affine.js'
+import { findLinears } from '../../src/graph/match/linears.js'
+import { matchLayers } from '../../src/graph/match/match.js'
 import type { Objective } from '../../src/graph/training/objective.js'
 import { buildTrainingGraph } from '../../src/graph/training/training-graph.js'
+import { readGraph } from '../../src/graph/view/read-graph.js'
 import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
 import type { Feeds, RuntimeTensor } from '../../src/runtime/runtime.js'
 import { deviation } from '../golden.js'
@@ -47,10 +51,22 @@ const weightedSum: Objective = {
   },
 }
 
-async function gradientsOf(name: string, numbers: FormNumbers) {
+async function gradientsOf(name: string, numbers: FormNumbers, isDora = false) {
   const model = await openForm(name)
   const adapter = formAdapter(numbers)
-  const training = await buildTrainingGraph(model, runtime, weightedSum, { layers: layersOf(adapter) })
+  const graph = readGraph(model.proto)
+  const norms = new Map<string, { own: Float64Array; adapted: Float64Array }>()
+  for (const { layer, linear } of matchLayers(findLinears(graph), adapter.parts('linear'))) {
+    const [own, adapted] = [
+      await outputNorms(model, graph, linear),
+      await outputNorms(model, graph, linear, layer),
+    ].map(({ squares }) => squares)
+    norms.set(layer.name, { own, adapted })
+  }
+  const layers = layersOf(adapter).map((layer) => {
+    return isDora ? { ...layer, baseSquares: norms.get(layer.name)!.own } : layer
+  })
+  const training = await buildTrainingGraph(model, runtime, weightedSum, { layers })
   const session = await runtime.createSession(await training.sessionModel(), {
     threads: 1,
     exactProducts: true,
@@ -66,6 +82,10 @@ async function gradientsOf(name: string, numbers: FormNumbers) {
     ...Object.fromEntries(
       training.parameters.map(({ name: parameter, input, shape }) => {
         const [layer, part] = [parameter.split('.').at(-2), parameter.split('.').at(-1)]
+        if (part === 'magnitude') {
+          const { adapted } = norms.get(`model.${layer}`)!
+          return [input, { type: 'float32', data: Float32Array.from(adapted, Math.sqrt), dims: shape }]
+        }
         const data = dataOf(numbers, `${layer}.${part}`)
         const values = part === 'A' ? data : transposed(data, shape[1], shape[0])
         return [input, { type: 'float32', data: values, dims: shape }]
@@ -77,7 +97,7 @@ async function gradientsOf(name: string, numbers: FormNumbers) {
   for (const { name: parameter, gradient, shape } of training.parameters) {
     const [layer, part] = [parameter.split('.').at(-2), parameter.split('.').at(-1)]
     const data = outputs[gradient].data as Float32Array
-    result.set(`${layer}.${part}`, part === 'A' ? data : transposed(data, shape[0], shape[1]))
+    result.set(`${layer}.${part}`, part === 'B' ? transposed(data, shape[0], shape[1]) : data)
   }
   await session.dispose()
   await model.close()
@@ -99,6 +119,16 @@ describe.each(GOLDEN_FORMS)('training through %s', (name) => {
     }
     const expected = dataOf(numbers, 'adapted').reduce((sum, y, i) => sum + y * dataOf(numbers, 'g')[i], 0)
     expect(Math.abs(loss / expected - 1)).toBeLessThan(tolerance)
+  })
+
+  it('divides by the norms of the adapted rows for DoRA: with these as magnitudes it is plain LoRA', async () => {
+    const numbers = await formNumbers(name)
+    const [plain, dora] = [await gradientsOf(name, numbers), await gradientsOf(name, numbers, true)]
+    expect(Math.abs(dora.loss / plain.loss - 1)).toBeLessThan(2e-5)
+    expect(dora.gradients.size).toBe(6)
+    for (const [parameter, gradient] of plain.gradients) {
+      expect(deviation(dora.gradients.get(parameter)!, gradient), parameter).toBeLessThan(2e-5)
+    }
   })
 
   it('keeps the weights as integers', async () => {

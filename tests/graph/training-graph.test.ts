@@ -277,3 +277,15 @@ describe('a model that gives logits of the last token alone', () => {
     await model.close()
   })
 })
+
+it('computes rows in layers that are not adapted, where gradients pass them between two that are', async () => {
+  const model = await openModel(`${MODELS}/llama-optimum`)
+  const adapter = await openAdapter(`${MODELS}/llama-optimum/golden/adapter-init`)
+  const isTrained = ({ name }: TrainedLayer) => /layers\.0\..*q_proj|layers\.1\..*down_proj/.test(name)
+  const layers = layersOf(adapter).filter(isTrained)
+  expect(layers).toHaveLength(2)
+  const { proto } = await buildTrainingGraph(model, runtime, causalOf(model), { layers })
+  const between = proto.graph!.node.filter(({ name }) => /layers\.[01]\/mlp\/gate_proj/.test(name))
+  expect(between.map(({ opType }) => opType)).toEqual(['Gemm', 'Gemm'])
+  await model.close()
+})

@@ -42,9 +42,7 @@ export async function affineOf(
     const shift = layer.biasDelta()
     return shift && finite(layer, { scale: new Float32Array(d).fill(1), shift: Float32Array.from(shift) })
   }
-  const { transposed, fused, form } = linear
-  const stored = { transposed, start: fused?.start ?? 0, width: fused?.width ?? d }
-  const norms = await adaptedNorms(await form.openLines(model, graph, linear), stored, layer)
+  const norms = await outputNorms(model, graph, linear, layer)
   const scale = Float32Array.from(norms.scales(magnitude))
   const bias = await ownBias(model, graph, linear)
   return finite(layer, { scale, shift: scale.map((c, i) => (bias === undefined ? 0 : (1 - c) * bias[i])) })
@@ -84,7 +82,7 @@ export async function lookupScales(
       : async (first, count) => own.slice(first * features, (first + count) * features)
   const stored = { transposed: own === undefined && transposed, start: 0, width: features }
   const [d, k] = [features, vocabulary]
-  const norms = await adaptedNorms(read, stored, { weightA, weightB, scaling, d, k })
+  const norms = await normsOf(read, stored, { d, k }, { weightA, weightB, scaling, d, k })
   return finite(layer, { scale: Float32Array.from(norms.scales(magnitude)), shift: new Float32Array(0) }).scale
 }
 
@@ -96,18 +94,33 @@ interface StoredWeight {
   readonly width: number
 }
 
-/** Of W + s·B·A, by output of the layer. */
-async function adaptedNorms(
+/**
+ * Of W, or of W + s·B·A where a layer is given, by output of the layer.
+ *
+ * @throws UnsupportedError naming the node when its weight cannot be read
+ */
+export async function outputNorms(
+  model: OnnxModel,
+  graph: Graph,
+  linear: Linear,
+  layer?: LoraLayer,
+): Promise<OutputNorms> {
+  const { transposed, k, d, fused, form } = linear
+  const stored = { transposed, start: fused?.start ?? 0, width: fused?.width ?? d }
+  return normsOf(await form.openLines(model, graph, linear), stored, { k, d }, layer)
+}
+
+async function normsOf(
   read: ReadLines,
   { transposed, start, width }: StoredWeight,
-  layer: Pick<LoraLayer, 'weightA' | 'weightB' | 'scaling' | 'd' | 'k'>,
+  { k, d }: Pick<LoraLayer, 'd' | 'k'>,
+  layer: Pick<LoraLayer, 'weightA' | 'weightB' | 'scaling' | 'd' | 'k'> | undefined,
 ): Promise<OutputNorms> {
-  const { k, d } = layer
   // Lines of the stored weight are outputs (d, k), or inputs (k, d), whose columns are cut to the layer's.
   const columns = transposed ? k : width
   const blockRows = Math.max(1, Math.floor(BLOCK_ELEMENTS / columns))
   const norms = new OutputNorms(d)
-  const delta = new StoredDelta(layer, layer.scaling, !transposed, new Float32Array())
+  const delta = layer && new StoredDelta(layer, layer.scaling, !transposed, new Float32Array())
   const [first, end] = transposed ? [start, start + d] : [0, k]
   for (let row = first; row < end; row += blockRows) {
     const m = Math.min(blockRows, end - row)
@@ -115,7 +128,7 @@ async function adaptedNorms(
     const block: Matrix = transposed
       ? { data: values, shape: [m, columns] }
       : { data: columnsOf(values, m, columns, start, d), shape: [m, d] }
-    norms.add(delta.addTo(block, row - first), row - first, !transposed)
+    norms.add(delta === undefined ? block : delta.addTo(block, row - first), row - first, !transposed)
   }
   return norms
 }

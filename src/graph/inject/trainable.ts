@@ -5,8 +5,9 @@
 import { TensorProto_DataType as DataType, type NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
 import { GEMM, MATMUL } from '../match/forms/float-product.js'
 import type { Linear } from '../match/linears.js'
+import { ownBiasInput } from '../match/parameters.js'
 import { type DropoutMask, keepProbability } from '../training/dropout.js'
-import { intsAttribute, makeAttribute } from '../view/attributes.js'
+import { intAttribute, intsAttribute, makeAttribute } from '../view/attributes.js'
 import { type Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { adaptNodes, loraInputs, valueInfo } from './inject.js'
@@ -15,7 +16,17 @@ import { adaptNodes, loraInputs, valueInfo } from './inject.js'
 export interface Branch {
   readonly linear: Linear
   readonly scaling: number
+  /** For DoRA: Σ w² of each row of the weight (d). */
+  readonly baseSquares?: Float64Array | undefined
 }
+
+/** The graph input that holds DoRA's m (d) of one module. */
+export function magnitudeInput(module: string): string {
+  return `lora/${module}/magnitude`
+}
+
+/** Keeps a norm above 0 where rounding alone would make it negative. */
+const LEAST_SQUARE = 1e-24
 
 /** Rewrites the linears of one graph. */
 export class TrainableLinears {
@@ -25,6 +36,8 @@ export class TrainableLinears {
   readonly #leadingDims = new Map<Value, Value>()
   /** The inputs that {@link adapt} added for dropout. */
   readonly masks: DropoutMask[] = []
+  /** Values that gradients do not pass: the norms of DoRA, as in PEFT. */
+  readonly constants: Value[] = []
 
   constructor(graph: Graph, g: Builder) {
     this.#graph = graph
@@ -100,15 +113,63 @@ export class TrainableLinears {
       g,
       branches.map(({ linear }) => linear),
       (linear, base) => {
-        const { scaling } = byLinear.get(linear) as Branch
+        const { scaling, baseSquares } = byLinear.get(linear) as Branch
         const { weightA, weightB } = loraInputs(linear.name)
         const x = dropout > 0 ? this.#drop(linear) : linear.input
         // With dropout 1 nothing is kept, and nothing is to grow.
         const alpha = { float: keep === 0 ? 0 : scaling / keep }
         const low = g.op('Gemm', [x, weightA], { transB: 1 }) // (rows, k) @ (k, r)
-        return g.node('Gemm', base === undefined ? [low, weightB] : [low, weightB, base], { alpha })
+        const sum = g.node('Gemm', base === undefined ? [low, weightB] : [low, weightB, base], { alpha })
+        return baseSquares === undefined ? sum : this.#scaled(linear, sum.output[0], scaling, baseSquares)
       },
+      (linear) => byLinear.get(linear)?.baseSquares !== undefined,
     )
+  }
+
+  /**
+   * DoRA's output of what plain LoRA gives, y = x·(W + s·B·A)ᵀ + b: c ⊙ y + (1 − c) ⊙ b with c = m / ‖W + s·B·A‖ (Liu et al. 2024, arXiv
+   * 2402.09353, equation 5). The norm counts as a constant (section 4.3). It needs no matrix of the weight's size: row i of
+   * W + s·B·A has the square w·w + 2s·b·(A·w) + s²·b·(A·Aᵀ)·b, with rows w of W and b of B.
+   */
+  #scaled(linear: Linear, y: Value, scaling: number, baseSquares: Float64Array): NodeProto {
+    const g = this.#g
+    const { weightA, weightB } = loraInputs(linear.name)
+    const crossed = g.reduceSum(g.mul(weightB, this.#ofWeight(linear, weightA)), [0], 0)
+    const grown = g.op('Gemm', [g.op('Gemm', [weightA, weightA], { transB: 1 }), weightB])
+    const own = g.reduceSum(g.mul(weightB, grown), [0], 0)
+    const added = g.add(g.mul(crossed, g.float(2 * scaling)), g.mul(own, g.float(scaling * scaling)))
+    const squares = g.add(g.float([...baseSquares], [linear.d]), added)
+    const norm = g.op('Sqrt', [g.op('Max', [squares, g.float(LEAST_SQUARE)])])
+    this.constants.push(norm)
+    const scale = g.div(magnitudeInput(linear.name), norm)
+    const bias = this.#ownBias(linear)
+    const scaled = g.node('Mul', [y, scale])
+    return bias === undefined ? scaled : g.node('Add', [scaled.output[0], g.sub(bias, g.mul(scale, bias))])
+  }
+
+  /** The rows (r, k) times the layer's weight: (r, d). */
+  #ofWeight(linear: Linear, rows: Value): Value {
+    const g = this.#g
+    const { node, form, fused, d } = linear
+    const isGemm = node.opType === 'Gemm'
+    const weight = form.dequantize?.(g, linear) ?? node.input[1]
+    const isTransposed =
+      form.dequantize === undefined && isGemm ? intAttribute(node, 'transB', 0) === 1 : linear.transposed
+    const product = g.op('Gemm', [rows, weight], { transB: isTransposed ? 1 : 0 })
+    return fused === undefined ? product : this.#part(product, fused.start, d, 1)
+  }
+
+  /** The bias that the layer's node itself adds, (d). */
+  #ownBias({ node, fused, d }: Linear): Value | undefined {
+    const input = ownBiasInput(node)
+    const bias = input === undefined ? '' : (node.input[input] ?? '')
+    if (bias === '') return undefined
+    return fused === undefined ? bias : this.#part(bias, fused.start, d, 0)
+  }
+
+  #part(value: Value, start: number, count: number, axis: number): Value {
+    const g = this.#g
+    return g.op('Slice', [value, g.int([start]), g.int([start + count]), g.int([axis])])
   }
 
   /** Elements of x are kept where the mask says so; their growth by 1/(1 − p) is in the branch's scaling. */

@@ -4,7 +4,7 @@ import { TensorProto_DataType as DataType, type NodeProto } from '../../formats/
 import { gradientPath } from '../gradients/backward.js'
 import { quantizedGradient } from '../gradients/quantized.js'
 import { loraInputs, valueInfo } from '../inject/inject.js'
-import { TrainableLinears } from '../inject/trainable.js'
+import { magnitudeInput, TrainableLinears } from '../inject/trainable.js'
 import { dropEmptyCache } from '../inputs/cache.js'
 import { findProduct } from '../match/forms/forms.js'
 import { exposeProducts, findLinears, type Linear, type ModuleMap, reachesRowWise } from '../match/linears.js'
@@ -23,6 +23,8 @@ export interface TrainedLayer {
   readonly k: number
   readonly rank: number
   readonly scaling: number
+  /** For DoRA: Σ w² of each row of the weight (d), as the model has it. */
+  readonly baseSquares?: Float64Array | undefined
 }
 
 export interface ForwardOptions {
@@ -38,7 +40,7 @@ export interface Forward {
   /** What the objective returned: the loss without its normalizer. */
   readonly sum: Value
   readonly objective: ObjectiveGraph
-  /** A (r, k) and Bᵀ (r, d) of each layer, in the layers' order, then the objective's own. */
+  /** A (r, k), Bᵀ (r, d) and for DoRA m (d) of each layer, in the layers' order, then the objective's own. */
   readonly parameters: readonly TrainedTensor[]
   readonly masks: readonly DropoutMask[]
   /** Outputs besides the loss. */
@@ -66,7 +68,7 @@ export function buildForward(graph: Graph, objective: Objective, options: Forwar
 
   const linears = exposeProducts(graph, findLinears(graph, options.modules))
   const placed = matchLayers(linears, options.layers)
-  const adapted = new Map(placed.map(({ linear }) => [linear.node, linear.last.output[0]]))
+  const adapted = new Set(placed.map(({ linear }) => linear.node))
   const trained = linearsOnPath(graph, linears, adapted, sum, own)
 
   const factors = declareFactors(graph, options.layers)
@@ -88,10 +90,12 @@ export function buildForward(graph: Graph, objective: Objective, options: Forwar
   trainable.adapt(
     placed.map(({ linear, layer }) => {
       const { form, last, input, output } = inRows.get(linear.node) as Linear
-      return { linear: { ...linear, form, last, input, output, name: layer.name }, scaling: layer.scaling }
+      const { name, scaling, baseSquares } = layer
+      return { linear: { ...linear, form, last, input, output, name }, scaling, baseSquares }
     }),
     options.dropout,
   )
+  for (const value of trainable.constants) own.customGradients.set(value, { inputs: [], rule: () => [] })
   for (const { node, form } of trained) {
     const product = form.isQuantized ? findProduct(graph, node) : undefined
     const gradient = product && quantizedGradient(product)
@@ -107,12 +111,14 @@ export function buildForward(graph: Graph, objective: Objective, options: Forwar
 function linearsOnPath(
   graph: Graph,
   linears: readonly Linear[],
-  adapted: ReadonlyMap<NodeProto, Value>,
+  adapted: ReadonlySet<NodeProto>,
   sum: Value,
   { customGradients, parameters }: ObjectiveGraph,
 ): Linear[] {
-  const outputs = [...adapted.values(), ...parameters.map(({ input }) => input)]
-  const between = new Set(gradientPath(graph, outputs, [sum], customGradients).nodes)
+  // From the weights, not from the outputs: a path ends at what it is looked for, and layers lie between two that are adapted.
+  const weights = linears.filter(({ node }) => adapted.has(node)).map(({ weight }) => weight)
+  const trained = parameters.map(({ input }) => input)
+  const between = new Set(gradientPath(graph, [...weights, ...trained], [sum], customGradients).nodes)
   return linears.filter(({ node }) => adapted.has(node) || between.has(node))
 }
 
@@ -129,14 +135,19 @@ function choiceBehind(
   return linear && { linear, choice, value }
 }
 
-/** Adds the inputs of A (r, k) and Bᵀ (r, d) of each layer: products that give the gradient of a matrix with few columns are slow. */
+/**
+ * Adds the inputs of each layer's tensors. A is (r, k) and B is Bᵀ (r, d): products that give the gradient of a matrix with few columns are
+ * slow.
+ */
 function declareFactors(graph: Graph, layers: readonly TrainedLayer[]): TrainedTensor[] {
-  return layers.flatMap(({ name, d, k, rank }) => {
+  return layers.flatMap(({ name, d, k, rank, baseSquares }) => {
     const { weightA, weightB } = loraInputs(name)
-    graph.inputs.push(valueInfo(weightA, DataType.FLOAT, [rank, k]), valueInfo(weightB, DataType.FLOAT, [rank, d]))
-    return [
+    const tensors = [
       { name: `${name}.A`, input: weightA, shape: [rank, k] },
       { name: `${name}.B`, input: weightB, shape: [rank, d] },
+      ...(baseSquares === undefined ? [] : [{ name: `${name}.magnitude`, input: magnitudeInput(name), shape: [d] }]),
     ]
+    for (const { input, shape } of tensors) graph.inputs.push(valueInfo(input, DataType.FLOAT, shape))
+    return tensors
   })
 }

@@ -1,0 +1,135 @@
+// What train returns: a promise of the result that also tells what happens, as an async iterable, and that can be paused.
+
+import { isObject } from '../base/options.js'
+import type { TrainResult } from '../train/options.js'
+import type { EvaluationEvent, ProgressEvent, StepEvent, TrainEvents, TrainStage } from '../train/report.js'
+
+/** Something that happened in a run: what {@link TrainEvents} hears, with its name as `type`. */
+export type TrainEvent =
+  | ({ type: 'step' } & StepEvent)
+  | ({ type: 'evaluation' } & EvaluationEvent)
+  | ({ type: 'progress' } & ProgressEvent)
+  | { type: 'stage'; stage: TrainStage }
+  | { type: 'warning'; message: string }
+
+/** A run of `train`: a promise of its result. `for await` over it gives its events. */
+export interface TrainRun extends Promise<TrainResult>, AsyncIterable<TrainEvent> {
+  /** Waits after the current step until `resume` is called, or the signal ends the run. Model and optimizer stay in memory. */
+  pause(): void
+  /** Goes on after `pause`. Without it, nothing happens. */
+  resume(): void
+}
+
+/** What a run is given to be followed and paused. */
+export interface RunHooks {
+  readonly on: unknown
+  /** Undefined while the run is not paused. */
+  wait(): Promise<void> | undefined
+}
+
+/** Starts a run. `on` is what the caller gave, right or wrong. */
+export function followRun(on: unknown, start: (hooks: RunHooks) => Promise<TrainResult>): TrainRun {
+  const queues = new Set<EventQueue>()
+  let paused: { promise: Promise<void>; end: () => void } | undefined
+  const tell = (event: TrainEvent) => {
+    for (const queue of queues) queue.push(event)
+  }
+  const result = start({ on: heard(on, tell, () => queues.size > 0), wait: () => paused?.promise })
+  return Object.assign(result, {
+    pause() {
+      if (paused !== undefined) return
+      let end = () => {}
+      const promise = new Promise<void>((resolve) => {
+        end = resolve
+      })
+      paused = { promise, end }
+    },
+    resume() {
+      paused?.end()
+      paused = undefined
+    },
+    [Symbol.asyncIterator]() {
+      const queue = new EventQueue(() => queues.delete(queue))
+      queues.add(queue)
+      result.then(
+        () => queue.end(),
+        (error: unknown) => queue.fail(error),
+      )
+      return queue
+    },
+  })
+}
+
+/** The caller's functions, and `tell` behind each. What is no object, or misspelled, train itself refuses. */
+function heard(on: unknown, tell: (event: TrainEvent) => void, isFollowed: () => boolean): unknown {
+  if (on !== undefined && !isObject(on)) return on
+  const own = (on ?? {}) as TrainEvents
+  const then = <A>(listener: unknown, event: (value: A) => TrainEvent) => {
+    if (listener !== undefined && typeof listener !== 'function') return listener
+    return (value: A) => {
+      listener?.call(own, value)
+      tell(event(value))
+    }
+  }
+  const warning = then(own.warning, (message: string) => ({ type: 'warning', message }))
+  return {
+    ...own,
+    step: then(own.step, (event: StepEvent) => ({ type: 'step', ...event })),
+    evaluation: then(own.evaluation, (event: EvaluationEvent) => ({ type: 'evaluation', ...event })),
+    progress: then(own.progress, (event: ProgressEvent) => ({ type: 'progress', ...event })),
+    stage: then(own.stage, (stage: TrainStage) => ({ type: 'stage', stage })),
+    // Where nobody hears warnings, the important ones go to the console.
+    get warning() {
+      return own.warning === undefined && !isFollowed() ? undefined : warning
+    },
+  }
+}
+
+/** Events until they are asked for. */
+class EventQueue implements AsyncIterator<TrainEvent> {
+  readonly #events: TrainEvent[] = []
+  readonly #left: () => void
+  #outcome: { error?: unknown } | undefined
+  #wake: (() => void) | undefined
+
+  /** @param left is called when the reader leaves the loop */
+  constructor(left: () => void) {
+    this.#left = left
+  }
+
+  push(event: TrainEvent): void {
+    this.#events.push(event)
+    this.#wake?.()
+  }
+
+  end(): void {
+    this.#outcome = {}
+    this.#wake?.()
+  }
+
+  fail(error: unknown): void {
+    this.#outcome = { error }
+    this.#wake?.()
+  }
+
+  async next(): Promise<IteratorResult<TrainEvent>> {
+    while (this.#events.length === 0 && this.#outcome === undefined) {
+      await new Promise<void>((resolve) => {
+        this.#wake = resolve
+      })
+    }
+    const value = this.#events.shift()
+    if (value !== undefined) return { done: false, value }
+    if (this.#outcome !== undefined && 'error' in this.#outcome) {
+      const { error } = this.#outcome
+      this.#outcome = {}
+      throw error
+    }
+    return { done: true, value: undefined }
+  }
+
+  async return(): Promise<IteratorResult<TrainEvent>> {
+    this.#left()
+    return { done: true, value: undefined }
+  }
+}

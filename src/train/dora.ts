@@ -1,0 +1,42 @@
+// What DoRA needs of the base: the norm of each row of a weight, which its magnitudes start from, and which its outputs are divided by.
+
+import { outputNorms } from '../graph/inject/affine.js'
+import { findLinears, type ModuleMap } from '../graph/match/linears.js'
+import { matchLayers } from '../graph/match/match.js'
+import type { Model } from '../graph/model-folder.js'
+import { readGraph } from '../graph/view/read-graph.js'
+import type { LoraAdapter } from '../lora/adapter.js'
+import { LoraLayer } from '../lora/layer.js'
+
+/** A layer of the model, by the name that it has in the adapter. */
+interface Named {
+  readonly name: string
+  readonly d: number
+  readonly k: number
+}
+
+/**
+ * Σ w² of each row (d) of these layers' weights, as the model has them.
+ *
+ * @throws UnsupportedError naming the node when its weight cannot be read; MismatchError when the model has no such layer
+ */
+export async function squaresOfRows(
+  model: Model,
+  layers: readonly Named[],
+  modules: ModuleMap | undefined,
+): Promise<Map<string, Float64Array>> {
+  const squares = new Map<string, Float64Array>()
+  if (layers.length === 0) return squares
+  const graph = readGraph(model.onnx.proto)
+  for (const { layer, linear } of matchLayers(findLinears(graph, modules), layers)) {
+    if (squares.has(layer.name)) continue
+    squares.set(layer.name, (await outputNorms(model.onnx, graph, linear)).squares)
+  }
+  return squares
+}
+
+/** Adds a new DoRA layer: A and B as those of plain LoRA, m = ‖W‖ by row. */
+export function addDoraLayer(adapter: LoraAdapter, { name, d, k }: Named, squares: Float64Array): void {
+  const { weightA, weightB } = LoraLayer.ofShape([d, k], { ...adapter.config, useDora: false }, name)
+  adapter.addFactors(name, weightA, weightB, { magnitude: Float32Array.from(squares, Math.sqrt) })
+}

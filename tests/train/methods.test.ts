@@ -1,0 +1,176 @@
+// DoRA and rsLoRA in training: PEFT's gradients, losses and weights.
+
+import { readFileSync } from 'node:fs'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { MemoryDirectory, MemorySource } from '../../src/base/bytes.js'
+import { ConfigError, UnsupportedError } from '../../src/base/errors.js'
+import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
+import type { Model } from '../../src/graph/model-folder.js'
+import { NodeDirectory } from '../../src/io/node/files.js'
+import { rowNorms } from '../../src/lora/dora.js'
+import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import type { TrainingOptions } from '../../src/train/options.js'
+import { STATE_FILE } from '../../src/train/run-folder.js'
+import { train } from '../../src/train/train.js'
+import { openModel } from '../infer/models.js'
+import { abortAt, WEIGHTS } from './tiny.js'
+
+const encoder = 'tests/golden/text-classification/encoder'
+const golden = 'tests/golden/training-methods'
+const { learningRate, losses } = JSON.parse(readFileSync(`${golden}/golden.json`, 'utf8'))
+const { rows, maxLength } = JSON.parse(readFileSync(`${encoder}/golden/golden.json`, 'utf8'))
+
+let model: Model
+beforeAll(async () => {
+  model = await openModel(encoder)
+})
+afterAll(() => model.close())
+
+const steps = (options: Partial<TrainingOptions>) =>
+  train({
+    model,
+    task: 'text-classification',
+    data: rows,
+    batchSize: rows.length,
+    maxSteps: 10,
+    maxLength,
+    learningRate,
+    schedule: 'constant',
+    warmupRatio: 0,
+    maxGradNorm: 0,
+    threads: 1,
+    ...options,
+  })
+
+const start = (name: string) => loadAdapter(new NodeDirectory(`${golden}/${name}/adapter-init`))
+
+/** By name: the values of a file. */
+async function tensorsOf(bytes: Uint8Array): Promise<Map<string, { data: Float32Array; shape: readonly number[] }>> {
+  const file = await parseSafetensorsHeader(new MemorySource(bytes, 'file'))
+  const tensors = new Map()
+  for (const name of file.tensors.keys()) tensors.set(name, await readTensorF32(file, name))
+  return tensors
+}
+
+/** PEFT's name of a tensor in the state, and whether the state has it transposed. */
+function inPeft(name: string): { key: string; isTransposed: boolean } {
+  const [, module, role] = /^(.*)\.([^.]*)$/.exec(name)!
+  const roles: Record<string, string> = {
+    A: 'lora_A.weight',
+    B: 'lora_B.weight',
+    magnitude: 'lora_magnitude_vector.weight',
+  }
+  return { key: `base_model.model.${module}.${roles[role] ?? role}`, isTransposed: role === 'B' }
+}
+
+function largestDifference(a: ArrayLike<number>, b: ArrayLike<number>): number {
+  expect(a.length).toBe(b.length)
+  return Array.from(a).reduce((most, value, i) => Math.max(most, Math.abs(value - b[i])), 0)
+}
+
+describe.each(['dora', 'rslora'])('%s', (name) => {
+  it("has PEFT's gradients", async () => {
+    const out = new MemoryDirectory()
+    await steps({ adapter: await start(name), out, ...abortAt(1) })
+    const wanted = await tensorsOf(readFileSync(`${golden}/${name}/gradients.safetensors`))
+    const state = await tensorsOf(out.files.get(STATE_FILE)!)
+    const seen = new Set<string>()
+    for (const [entry, { data }] of state) {
+      if (!entry.startsWith('firstMoments/')) continue
+      const { key, isTransposed } = inPeft(entry.slice('firstMoments/'.length))
+      const gradient = wanted.get(key)
+      expect(gradient, key).toBeDefined()
+      const { shape, data: values } = gradient!
+      // AdamW's first moment after one step is a tenth of the gradient.
+      const own = Float64Array.from(values, (_, i) => {
+        const [d, r] = shape
+        return 10 * data[isTransposed ? (i % r) * d + Math.floor(i / r) : i]
+      })
+      expect(largestDifference(own, values), key).toBeLessThan(2e-6)
+      seen.add(key)
+    }
+    expect([...seen].sort()).toEqual([...wanted.keys()].sort())
+    expect([...seen].some((key) => key.includes('magnitude'))).toBe(name === 'dora')
+  })
+
+  it('takes the steps of PEFT, and PEFT finds the same weights in the file', async () => {
+    const out = new MemoryDirectory()
+    const { report } = await steps({ adapter: await start(name), out })
+    expect(largestDifference(report.trainLoss, losses[name])).toBeLessThan(1e-4)
+    const wanted = await tensorsOf(readFileSync(`${golden}/${name}/after.safetensors`))
+    const saved = await tensorsOf(out.files.get(WEIGHTS)!)
+    expect([...saved.keys()].sort()).toEqual(
+      [...wanted.keys()].map((key) => key.replace('vector.weight', 'vector')).sort(),
+    )
+    for (const [key, { data }] of wanted) {
+      const own = saved.get(key.replace('vector.weight', 'vector'))!
+      expect(largestDifference(own.data, data), key).toBeLessThan(1e-4)
+    }
+  })
+})
+
+describe('a new adapter', () => {
+  const fresh = (config: TrainingOptions['config'], options: Partial<TrainingOptions> = {}) =>
+    steps({ config, maxSteps: 2, ...options })
+
+  it('with DoRA starts as the model: its magnitudes are the norms of the rows', async () => {
+    const started: number[] = []
+    const plain: number[] = []
+    await fresh({ rank: 2, useDora: true }, { on: { step: ({ loss }) => void started.push(loss) } })
+    await fresh({ rank: 2 }, { on: { step: ({ loss }) => void plain.push(loss) } })
+    expect(started[0]).toBeCloseTo(plain[0], 5)
+    expect(started[1]).not.toBeCloseTo(plain[1], 6)
+    const { adapter } = await fresh({ rank: 2, useDora: true }, { signal: AbortSignal.abort() })
+    const { weight, name } = queryWeight()
+    const { magnitude } = adapter.layer(name)
+    expect(largestDifference(magnitude!, rowNorms(await weight))).toBeLessThan(1e-6)
+  })
+
+  it('with DoRA resumes to the same bytes', async () => {
+    const [whole, broken] = [new MemoryDirectory(), new MemoryDirectory()]
+    const config = { rank: 2, useDora: true }
+    await fresh(config, { out: whole, maxSteps: 4 })
+    await fresh(config, { out: broken, maxSteps: 4, ...abortAt(2) })
+    await fresh(config, { out: broken, maxSteps: 4, resume: true })
+    expect(broken.files.get(WEIGHTS)).toEqual(whole.files.get(WEIGHTS))
+  })
+
+  it('has the ranks and alphas of its patterns', async () => {
+    const rankPattern = { query: 5 }
+    const { adapter } = await fresh({ rank: 2, rankPattern, alphaPattern: { value: 3 }, useRslora: true })
+    const layers = adapter.parts('linear')
+    expect(new Set(layers.filter(({ name }) => name.endsWith('query')).map(({ rank }) => rank))).toEqual(new Set([5]))
+    expect(new Set(layers.filter(({ name }) => !name.endsWith('query')).map(({ rank }) => rank))).toEqual(new Set([2]))
+    expect(layers.find(({ name }) => name.endsWith('value'))?.scaling).toBeCloseTo(3 / Math.sqrt(2), 12)
+  })
+
+  it('with DoRA has no dropout', async () => {
+    const error = await fresh({ rank: 2, useDora: true, dropout: 0.1 }).catch((error: unknown) => error)
+    expect(error).toBeInstanceOf(UnsupportedError)
+    expect((error as Error).message).toMatch(/^dropout: not implemented for training with DoRA/)
+    await expect(fresh({ rankPattern: { query: 0 } })).rejects.toThrow(ConfigError)
+  })
+
+  /** The weight (16, 16) of a query, as the model's file has it. */
+  function queryWeight() {
+    const name = 'bert.encoder.layer.0.attention.self.query'
+    const { name: node } = { name: 'encoder.layer.0.attention.self.query' }
+    return { name, weight: weightOf(node) }
+  }
+
+  async function weightOf(module: string) {
+    const { findLinears } = await import('../../src/graph/match/linears.js')
+    const { readGraph } = await import('../../src/graph/view/read-graph.js')
+    const graph = readGraph(model.onnx.proto)
+    const linear = findLinears(graph).find(({ name }) => name.endsWith(module))!
+    const read = await linear.form.openLines(model.onnx, graph, linear)
+    const lines = await read(0, linear.transposed ? linear.d : linear.k)
+    const data = new Float32Array(lines.length)
+    for (let i = 0; i < linear.d; i++) {
+      for (let j = 0; j < linear.k; j++) {
+        data[i * linear.k + j] = lines[linear.transposed ? i * linear.k + j : j * linear.d + i]
+      }
+    }
+    return { data, shape: [linear.d, linear.k] as const }
+  }
+})
