@@ -8,7 +8,6 @@ import { readDelimited } from './delimited.js'
 import { DATA_ENDINGS, detectFormat, formatOfName } from './format.js'
 import { readJsonArray, readJsonLines } from './json.js'
 import { readParagraphs } from './paragraphs.js'
-import { readParquet } from './parquet/read-parquet.js'
 import type { Row } from './row.js'
 import { type DataSource, isByteSource, isDirectory, isIterable } from './source.js'
 
@@ -71,8 +70,10 @@ async function* rowsOfFile(source: ByteSource, columns: ColumnNames | undefined)
       return yield* readDelimited(source)
     case 'tsv':
       return yield* readDelimited(source, '\t')
-    case 'parquet':
+    case 'parquet': {
+      const { readParquet } = await import('./parquet/read-parquet.js')
       return yield* readParquet(source, columns)
+    }
     case 'text':
       return yield* readParagraphs(source)
   }

@@ -5,7 +5,6 @@ import { checkImageInputs, imageFeeds } from '../graph/inputs/images.js'
 import type { Model } from '../graph/model-folder.js'
 import type { Graph } from '../graph/view/graph.js'
 import { type DecodeImage, type ImageSource, isImageSource, readImage } from '../images/image.js'
-import { imageProcessor } from '../images/processor.js'
 import type { Feeds } from '../runtime/runtime.js'
 import type { BatchOptions } from './session.js'
 
@@ -35,6 +34,7 @@ export async function* imageBatches(
   { batchSize = BATCH_SIZE, signal }: BatchOptions,
 ): AsyncGenerator<ImageBatch, void> {
   checkImageInputs(graph)
+  const { imageProcessor } = await import('../images/processor.js')
   const processor = imageProcessor(model.preprocessorConfig, model.config.image_size)
   const { width, height } = processor
   const size = 3 * width * height

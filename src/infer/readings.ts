@@ -1,7 +1,6 @@
-// The ways of reading what a session gives, as methods: each is in a file of its own.
+// The ways of reading what a session gives, as methods: each is in a file of its own, which loads when it is first asked for.
 
-import { classify } from './classify.js'
-import { type EmbeddingSession, embed } from './embed.js'
+import type { EmbeddingSession } from './embed.js'
 import { generate, streamText, type TextSession } from './generate.js'
 import type { ClassifierSession } from './logits.js'
 import type {
@@ -17,7 +16,6 @@ import type {
   TagOptions,
   TextOrWords,
 } from './session.js'
-import { tag } from './tag.js'
 
 /** Methods of sessions over whole models. */
 export abstract class Readings {
@@ -45,31 +43,34 @@ export abstract class Readings {
     inputs: readonly ClassifyInput[],
     options?: ClassifyOptions,
   ): Promise<Classification[]>
-  classify(
+  async classify(
     this: ClassifierSession,
     inputs: ClassifyInput | readonly ClassifyInput[],
     options?: ClassifyOptions,
   ): Promise<Classification | Classification[]> {
+    const { classify } = await import('./classify.js')
     return classify(this, inputs, options)
   }
 
   embed(this: EmbeddingSession, text: string, options?: EmbedOptions): Promise<Float32Array>
   embed(this: EmbeddingSession, texts: readonly string[], options?: EmbedOptions): Promise<Float32Array[]>
-  embed(
+  async embed(
     this: EmbeddingSession,
     texts: string | readonly string[],
     options?: EmbedOptions,
   ): Promise<Float32Array | Float32Array[]> {
+    const { embed } = await import('./embed.js')
     return embed(this, texts, options)
   }
 
   tag(this: ClassifierSession, text: TextOrWords, options?: TagOptions): Promise<Tagging>
   tag(this: ClassifierSession, texts: readonly TextOrWords[], options?: TagOptions): Promise<Tagging[]>
-  tag(
+  async tag(
     this: ClassifierSession,
     texts: TextOrWords | readonly TextOrWords[],
     options?: TagOptions,
   ): Promise<Tagging | Tagging[]> {
+    const { tag } = await import('./tag.js')
     return tag(this, texts, options)
   }
 }

@@ -8,10 +8,11 @@ import {
   type TensorBytes,
   writeSafetensors,
 } from '../formats/safetensors.js'
-import { parseTorchFile } from '../formats/torch/torch-file.js'
 
 /** The config's name in an adapter folder. */
 export const CONFIG_FILE = 'adapter_config.json'
+/** The model card in it. */
+export const CARD_FILE = 'README.md'
 const WEIGHTS_FILE = 'adapter_model.safetensors'
 /** What PEFT wrote before 0.6, and since then with safe_serialization=False. */
 const TORCH_FILE = 'adapter_model.bin'
@@ -100,7 +101,9 @@ export async function openWeights({ directory, path }: AdapterFolder): Promise<S
   const isTorch = !(await directory.has(path + WEIGHTS_FILE)) && (await directory.has(path + TORCH_FILE))
   const source: ByteSource = await directory.open(path + (isTorch ? TORCH_FILE : WEIGHTS_FILE))
   try {
-    return await (isTorch ? parseTorchFile(source) : parseSafetensorsHeader(source))
+    if (!isTorch) return await parseSafetensorsHeader(source)
+    const { parseTorchFile } = await import('../formats/torch/torch-file.js')
+    return await parseTorchFile(source)
   } catch (error) {
     await source.close()
     throw error

@@ -3,8 +3,6 @@
 
 import type { LoraConfig } from '../lora/config.js'
 
-export const CARD_FILE = 'README.md'
-
 /** What a card tells. */
 export interface CardParts {
   /** The adapter's folder. */

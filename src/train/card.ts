@@ -2,7 +2,6 @@
 
 import { isByteSource, isDirectory } from '../data/source.js'
 import type { LoraAdapter } from '../lora/adapter.js'
-import { modelCard } from '../peft/model-card.js'
 import type { Task } from '../tasks/task.js'
 import type { TrainingData, TrainingOptions } from './options.js'
 import type { TrainReport } from './report.js'
@@ -10,7 +9,7 @@ import type { RunSources } from './run-record.js'
 import type { TrainSettings } from './settings.js'
 
 /** README.md of a run that is done. */
-export function cardOf(
+export async function cardOf(
   { evalLoss, evalMetrics, steps }: Pick<TrainReport, 'evalLoss' | 'evalMetrics' | 'steps'>,
   run: {
     options: TrainingOptions
@@ -19,7 +18,7 @@ export function cardOf(
     adapter: LoraAdapter
     settings: TrainSettings
   },
-): string {
+): Promise<string> {
   const { options, sources, task, adapter, settings } = run
   const { model, out, data, evalData, evalSplit } = options
   const { config, labels, problemType } = adapter
@@ -27,6 +26,7 @@ export function cardOf(
   const { rank, alpha, dropout, useRslora, useDora, seed } = config
   const own = dataNames(sources?.data, data)
   const isVectors = task.reading === 'embed'
+  const { modelCard } = await import('../peft/model-card.js')
   return modelCard({
     folder: out?.name ?? '',
     base: sources?.model.replace(/^hf:/, '') ?? model.name,

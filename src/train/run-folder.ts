@@ -8,7 +8,7 @@ import { parseSafetensorsHeader, readTensorF32, saveSafetensors, type TensorByte
 import type { LoraAdapter } from '../lora/adapter.js'
 import { saveAdapter } from '../peft/adapter-folder.js'
 import { TEMPLATE_FILE } from '../peft/chat-template.js'
-import { CARD_FILE } from '../peft/model-card.js'
+import { CARD_FILE } from '../peft/files.js'
 import type { BestState } from './best.js'
 import type { EngineState } from './engine.js'
 

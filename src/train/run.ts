@@ -34,7 +34,7 @@ export interface RunInput extends SessionParts {
   /** Text of run.json. */
   readonly record?: string | undefined
   /** The model card of a run that is done. */
-  readonly card?: ((report: RunReport) => string) | undefined
+  readonly card?: ((report: RunReport) => Promise<string>) | undefined
   readonly signal: AbortSignal | undefined
   /** What the next step waits for; undefined while it need not wait. */
   readonly wait?: (() => Promise<void> | undefined) | undefined
@@ -162,7 +162,7 @@ class Run {
       // The last evaluation may be the best.
       if (isDone && this.#keepsBest) await this.#save()
       const report = this.#reportOf(isDone)
-      if (isDone) await this.#writer.finish(this.#parts.card?.(report))
+      if (isDone) await this.#writer.finish(await this.#parts.card?.(report))
       return report
     } catch (error) {
       await this.#writer.abandon().catch(() => {}) // `error` says why the run ended

@@ -96,7 +96,7 @@ export async function train(
     evalExamples: evalRecords.rows === 0 ? undefined : evalRecords.examples,
     out: out === undefined ? undefined : { directory: out, use },
     record: sources && runRecord(options, sources, { settings, config }),
-    card: (report) => cardOf(report, { options, sources, task, adapter, settings }),
+    card: out && ((report) => cardOf(report, { options, sources, task, adapter, settings })),
     signal,
     wait,
     on: on ?? {},

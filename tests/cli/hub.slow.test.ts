@@ -3,7 +3,7 @@ import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { golden, MODEL, publish } from '../io/hub/publish.js'
-import { current, text } from '../io/hub/toolkit.js'
+import { current, text, useHub } from '../io/hub/toolkit.js'
 import { binary, DATA, lowrank, start } from './lowrank.js'
 
 const outer = { ...process.env }
@@ -17,6 +17,8 @@ function named(base: string): Record<string, Uint8Array> {
 async function until(isSo: () => boolean): Promise<void> {
   while (!isSo()) await new Promise((resolve) => setTimeout(resolve, 10))
 }
+
+useHub()
 
 beforeEach(() => {
   process.env.HF_HOME = current.home

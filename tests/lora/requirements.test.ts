@@ -228,8 +228,8 @@ describe('where only those are handled', () => {
 
   test('training refuses the config and the adapter', async () => {
     const options = { model: { name: 'm', onnx: empty } as never, data: [] }
-    await expect(train({ ...options, config: { useDora: true } })).rejects.toThrow(
-      'useDora: not implemented for training',
+    await expect(train({ ...options, config: { loraBias: true } })).rejects.toThrow(
+      'loraBias: not implemented for training',
     )
     await expect(train({ ...options, adapter: plain({ loraBias: true }) })).rejects.toThrow(
       /^q: a layer with a bias of B .* for training/,
