@@ -25,10 +25,10 @@ export const classify = defineCommand({
   name: 'classify',
   summary: 'choose a label for each text or picture, or for words',
   about: [
-    'Prints the most likely label of each text, and its probability. An adapter that was trained with --task text-classification contains its labels.',
-    'Pictures are files, given with --image. Reading them needs sharp: npm install sharp.',
-    'With --task token-classification, it prints the entities that it finds in each text, such as names, or the tag of each word.',
-    'With several adapters, it loads the model once and classifies each text with each adapter.',
+    'Prints the most likely label of each text or picture, and the probability of this label. An adapter that lowrank trained contains its labels.',
+    'Give pictures as files, with --image. To read them, install sharp: npm install sharp.',
+    'If the adapter was trained with --task token-classification, prints the entities in each text, such as names, or the tag of each word.',
+    'With several adapters, loads the model once and classifies each text or picture with each adapter.',
   ].join('\n'),
   examples: [
     'lowrank classify --model tests/golden/text-classification/encoder --adapter tests/golden/text-classification/encoder/golden/adapter-init --text "The sea was calm."',
@@ -45,7 +45,7 @@ export const classify = defineCommand({
     ...OUTPUT_OPTIONS,
   },
   async run({ text: texts, image: images, textPair: pairs, topK, maxLength, json, ...where }) {
-    if (texts.length === 0 && images.length === 0) throw new UsageError('--text TEXT is missing')
+    if (texts.length === 0 && images.length === 0) throw new UsageError('--text TEXT is missing, or --image FILE')
     if (texts.length > 0 && images.length > 0) throw new UsageError('--text and --image cannot be used together')
     if (pairs.length > 0 && pairs.length !== texts.length) {
       throw new UsageError(`--text-pair: one for each --text is needed, ${texts.length}, but there are ${pairs.length}`)

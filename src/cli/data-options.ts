@@ -17,7 +17,7 @@ export const DATA_OPTIONS = {
   } satisfies Option<string[]>,
   evalData: {
     placeholder: FILES,
-    about: 'data for measuring the loss before and after training',
+    about: 'evaluation data: lowrank measures the loss on it before and after training',
     isRepeatable: true,
     read: (occurrences) => (occurrences.length === 0 ? undefined : occurrences.map(({ value }) => value)),
   } satisfies Option<string[] | undefined>,

@@ -15,8 +15,9 @@ export const diff = defineCommand({
   name: 'diff',
   summary: 'show how two adapters, or two checkpoints, differ',
   about: [
-    'For adapters: the norms of both changes, their cosine, and the mean principal angles between the spaces that they write into',
-    '(output) and read from (input). 0° means the same space, 90° nothing in common. For checkpoints: the relative change of each tensor.',
+    'For adapters, shows the norms of both changes and the cosine between them. Also shows the mean principal angles between the spaces',
+    'of their outputs, and between the spaces of their inputs. 0° means the same space. 90° means that the spaces have nothing in common.',
+    'For checkpoints, shows the relative change of each tensor.',
   ].join('\n'),
   examples: [
     'lowrank diff --a tests/golden/peft/f32 --b tests/golden/peft/bf16',

@@ -14,8 +14,9 @@ export const extract = defineCommand({
   name: 'extract',
   summary: 'make an adapter from a fine-tuned model',
   about: [
-    'Compares a fine-tuned safetensors checkpoint with its base, and writes the closest adapter. Give --rank, or let lowrank choose a',
-    'rank for each weight: --energy, --error or --ratio. The column "lost" is ‖ΔW − s·B·A‖/‖ΔW‖ of each weight.',
+    'Compares a fine-tuned safetensors checkpoint with its base, and writes the closest adapter.',
+    'Give --rank. Or give --energy, --error or --ratio: then lowrank chooses a rank for each weight.',
+    'The column "lost" is ‖ΔW − s·B·A‖/‖ΔW‖ of each weight.',
   ].join('\n'),
   examples: [
     'lowrank merge --base models/union-3m --adapter tests/golden/peft/f32 --format safetensors --out out/fine-tuned',

@@ -5,10 +5,11 @@ import { defineCommand } from './options.js'
 
 export const resize = defineCommand({
   name: 'resize',
-  summary: 'give an adapter another rank, and show what is lost',
+  summary: 'give an adapter a lower rank, and show what is lost',
   about: [
-    'Writes an adapter with a lower rank that is as close as possible to the given adapter. Give --rank. Or let lowrank choose a rank for each layer:',
-    'with --energy, --error or --ratio. The column "lost" is ‖ΔW − ΔW′‖/‖ΔW‖ of each layer.',
+    'Writes an adapter with a lower rank that is as close as possible to the given adapter.',
+    'Give --rank. Or give --energy, --error or --ratio: then lowrank chooses a rank for each layer.',
+    'The column "lost" is ‖ΔW − ΔW′‖/‖ΔW‖ of each layer.',
   ].join('\n'),
   examples: [
     'lowrank resize tests/golden/peft/f32 --rank 2 --out out/rank-2',
