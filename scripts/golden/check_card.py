@@ -16,6 +16,8 @@ PIPELINES = {
     "SEQ_CLS": "text-classification",
     "TOKEN_CLS": "token-classification",
     "FEATURE_EXTRACTION": "feature-extraction",
+    # PEFT has no type for images.
+    None: "image-classification",
 }
 
 

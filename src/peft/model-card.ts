@@ -30,7 +30,7 @@ export interface CardParts {
   readonly normalize: boolean
 }
 
-/** What is called by PEFT's task_type. */
+/** What is called by PEFT's task_type, or by the task where PEFT has no type for it. */
 interface Calls {
   /** The Hub's name of the task, which transformers.js's pipelines have too. */
   readonly pipeline: string
@@ -38,6 +38,10 @@ interface Calls {
   readonly autoClass: string
   /** lowrank's command. */
   readonly command: string
+  /** What the examples run on: a text where nothing is said. */
+  readonly input?: string
+  /** transformers.js runs it only merged. */
+  readonly onlyMerged?: boolean
 }
 
 const CALLS: Readonly<Record<string, Calls>> = {
@@ -53,6 +57,13 @@ const CALLS: Readonly<Record<string, Calls>> = {
     command: 'classify --text',
   },
   FEATURE_EXTRACTION: { pipeline: 'feature-extraction', autoClass: 'AutoModel', command: 'embed --text' },
+  'image-classification': {
+    pipeline: 'image-classification',
+    autoClass: 'AutoModelForImageClassification',
+    command: 'classify --image',
+    input: 'picture.png',
+    onlyMerged: true,
+  },
 }
 
 /** `org/name`: only such a base can be found on the Hub. */
@@ -63,7 +74,7 @@ export function modelCard(parts: CardParts): string {
   const { base, config, data, evalData, evalShare, metrics, settings } = parts
   const share = evalShare === undefined ? '' : `${evalShare} of the records in `
   const name = lastOf(parts.folder)
-  const calls = CALLS[config.taskType ?? '']
+  const calls = CALLS[config.taskType ?? String(settings.task)]
   const entries = Object.entries(metrics).filter(([, value]) => Number.isFinite(value))
   const numbers = entries.map(([metric, value]) => `| ${metric} | ${Number(value.toPrecision(5))} |`)
   const listed = Object.entries(settings).filter(([, value]) => value !== undefined)
@@ -138,7 +149,7 @@ function metadata(
 function usage(parts: CardParts, calls: Calls | undefined): string[] {
   if (calls === undefined) return []
   const { base, folder, labels, problemType, pooling, normalize } = parts
-  const { pipeline, autoClass, command } = calls
+  const { pipeline, autoClass, command, input = 'The', onlyMerged = false } = calls
   const [verb, flag] = command.split(' ')
   const text = (value: string) => `'${value.replaceAll('\\', '\\\\').replaceAll("'", "\\'")}'`
   const options = pooling === undefined ? '' : `, pooling: ${text(pooling)}, normalize: ${normalize}`
@@ -154,18 +165,22 @@ function usage(parts: CardParts, calls: Calls | undefined): string[] {
     'With lowrank, from the command line:',
     '',
     '```sh',
-    `npx lowrank ${verb} --model ${shellWord(base)} --adapter ${shellWord(folder)} ${flag} "The"`,
+    `npx lowrank ${verb} --model ${shellWord(base)} --adapter ${shellWord(folder)} ${flag} "${input}"`,
     '```',
     '',
-    'With transformers.js, beside other adapters of the same model:',
-    '',
-    '```js',
-    "import { pipelineWithAdapters } from 'lowrank/transformers'",
-    '',
-    `const run = await pipelineWithAdapters(${text(pipeline)}, ${text(base)}, { adapters: { mine: ${text(folder)} } })`,
-    `console.log(await run('The', { adapter: 'mine'${options} }))`,
-    '```',
-    '',
+    ...(onlyMerged
+      ? []
+      : [
+          'With transformers.js, beside other adapters of the same model:',
+          '',
+          '```js',
+          "import { pipelineWithAdapters } from 'lowrank/transformers'",
+          '',
+          `const run = await pipelineWithAdapters(${text(pipeline)}, ${text(base)}, { adapters: { mine: ${text(folder)} } })`,
+          `console.log(await run('${input}', { adapter: 'mine'${options} }))`,
+          '```',
+          '',
+        ]),
     'With transformers.js alone, after a merge:',
     '',
     '```sh',
@@ -187,7 +202,7 @@ function usage(parts: CardParts, calls: Calls | undefined): string[] {
           '',
           "env.localModelPath = '.'",
           `const run = await pipeline(${text(pipeline)}, 'merged', { dtype: 'fp32' })`,
-          `console.log(await run('The'${alone}))`,
+          `console.log(await run('${input}'${alone}))`,
         ]),
     '```',
     '',

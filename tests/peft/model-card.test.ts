@@ -83,6 +83,16 @@ describe('modelCard', () => {
     expect(blocksOf(card, 'js')[1]).not.toContain('pipeline(')
   })
 
+  it('shows a classifier of images a picture, and runs it merged in transformers.js', () => {
+    const card = modelCard({ ...parts, config: resolveConfig(), settings: { task: 'image-classification' } })
+    expect(metadataOf(card)).toMatchObject({ pipeline_tag: 'image-classification' })
+    expect(blocksOf(card, 'sh')[0]).toContain('classify --model models/tiny --adapter out/mine --image "picture.png"')
+    const [alone, ...others] = blocksOf(card, 'js')
+    expect(alone).toContain("run('picture.png')")
+    expect(others).toEqual([])
+    expect(blocksOf(card, 'python')[0]).toContain('AutoModelForImageClassification')
+  })
+
   it('quotes paths for the shell and for JavaScript', () => {
     const card = modelCard({ ...parts, folder: "out/it's mine" })
     expect(blocksOf(card, 'sh')[0]).toContain(`--adapter 'out/it'\\''s mine'`)
