@@ -46,6 +46,8 @@ interface OpenSession {
   takesRows: boolean
   idle: Feeds
   columns: TokenColumns | undefined
+  /** The feeds of adapters with the idle ones, put together once for all runs: a step would spend more time on this than on some layers. */
+  kept: WeakMap<AdapterFeeds, Feeds>
 }
 
 /** Mixes of adapters whose feeds are kept. */
@@ -72,7 +74,7 @@ export class InferEngine {
     const session = await this.#runtime.createSession(model, options)
     const before = this.#open
     this.#keepsTensors = options.keepsTensors === true
-    this.#open = { session, sites, takesRows, idle: idleFeeds(sites, idleRank), columns }
+    this.#open = { session, sites, takesRows, idle: idleFeeds(sites, idleRank), columns, kept: new WeakMap() }
     await this.#afterRuns(async () => before?.session.dispose())
   }
 
@@ -156,14 +158,23 @@ export class InferEngine {
   #run(feeds: Feeds, adapters: AdapterFeeds, outputNames: readonly string[] | undefined, rows: number) {
     return this.#afterRuns(async () => {
       if (this.#open === undefined) throw new StateError({ where: 'session', what: 'it is not open' })
-      const { session, sites, takesRows, idle, columns } = this.#open
-      const all: Feeds = { ...feeds, ...idle, ...adapters.for(sites) }
+      const { session, sites, takesRows, idle, columns, kept } = this.#open
+      const all: Feeds = kept.get(adapters) ?? { ...idle, ...adapters.for(sites) }
+      kept.set(adapters, all)
+      const own = Object.keys(feeds).filter((name) => !Object.hasOwn(all, name))
+      for (const name of own) all[name] = feeds[name]
       if (takesRows) {
         const count = adapters.isPerRow ? rows : 1
         all[ROWS_INPUT] = { type: 'int64', data: BigInt64Array.of(BigInt(count)), dims: [1] }
       }
-      if (columns === undefined || !needsColumns(columns, feeds)) return session.run(all, outputNames)
-      return runColumns((own, names) => session.run(own, names), columns, all, outputNames ?? session.outputNames)
+      try {
+        if (columns === undefined || !needsColumns(columns, feeds)) return await session.run(all, outputNames)
+        const run = (inputs: Feeds, names: readonly string[]) => session.run(inputs, names)
+        return await runColumns(run, columns, all, outputNames ?? session.outputNames)
+      } finally {
+        // Runs follow one another. What is left here would keep a whole cache alive.
+        for (const name of own) delete all[name]
+      }
     })
   }
 
