@@ -103,7 +103,7 @@ describe.skipIf(chromium === undefined || !hasRuntime)('the page', () => {
     await until("document.querySelectorAll('.answer').length === 2")
     expect(await text('number-step')).toBe('14/14')
     expect(await text('train-state')).toMatch(/^Trained 172,032 parameters/)
-    expect(await page.evaluate("document.querySelectorAll('#layers-table tbody tr').length")).toBe(42)
+    await until("document.querySelectorAll('#layers-table tbody tr').length === 42")
     expect(await page.evaluate("document.getElementById('curve').getAttribute('aria-label')")).toMatch(/of 14\.$/)
   })
 
