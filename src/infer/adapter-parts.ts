@@ -5,22 +5,11 @@ import type { Linear } from '../graph/match/linears.js'
 import { findEmbeddings } from '../graph/match/parameters.js'
 import type { Graph } from '../graph/view/graph.js'
 import type { LoraAdapter } from '../lora/adapter.js'
-import { type Handled, requireHandled } from '../lora/requirements.js'
+import { GRAPH_PARTS, requireHandled } from '../lora/requirements.js'
 import { type Mixable, mixableOf } from './adapter-choice.js'
 import type { SessionBase } from './graphs.js'
 import { type AdapterHead, readHead } from './heads.js'
 import { type AdapterSites, adapterSites } from './site-factors.js'
-
-/** What adapters of sessions can have. */
-const HANDLED: readonly Handled[] = [
-  'linear',
-  'magnitude',
-  'biasB',
-  'embedding',
-  'convolution',
-  'replacement',
-  'token-rows',
-]
 
 /** What runs have to know of an adapter. */
 export interface OpenAdapter extends Mixable {
@@ -51,7 +40,7 @@ export async function readParts(
   const head = await readHead(model, graph, linears, adapter)
   const names = adapter.parts().flatMap(({ name }) => (head?.tensors.has(name) === true ? [] : [name]))
   const parts = adapter.only(new Set(names))
-  requireHandled(parts, HANDLED, 'adapters of sessions')
+  requireHandled(parts, GRAPH_PARTS, 'adapters of sessions')
   if (adapter.size === 0 && !isShare) throw new MismatchError({ where: 'adapter', what: 'it has no layers' })
   const places = { model: model.onnx, graph, linears, embeddings: findEmbeddings(graph) }
   const sites = await adapterSites(places, parts)

@@ -8,6 +8,17 @@ import { type PartKind, type PartView, tensorsOf } from './part.js'
 /** Something that code can handle: a kind of parts, or a vector that parts have beside their factors. */
 export type Handled = PartKind | 'magnitude' | 'biasB'
 
+/** What adapters can have where their base is a graph: in sessions, and in merges. */
+export const GRAPH_PARTS: readonly Handled[] = [
+  'linear',
+  'magnitude',
+  'biasB',
+  'embedding',
+  'convolution',
+  'replacement',
+  'token-rows',
+]
+
 const MEANINGS: Readonly<Record<Handled, string>> = {
   linear: 'a plain linear layer',
   magnitude: 'a DoRA layer (use_dora)',

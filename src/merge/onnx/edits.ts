@@ -22,7 +22,7 @@ import type { LoraAdapter } from '../../lora/adapter.js'
 import type { ConvolutionLora } from '../../lora/kinds/convolution.js'
 import { groupsRefusal } from '../../lora/kinds/convolution-factors.js'
 import { type Replacement, rowsName, type StoredTensor, type TokenRows } from '../../lora/kinds/stored.js'
-import { type Handled, requireHandled } from '../../lora/requirements.js'
+import { GRAPH_PARTS, requireHandled } from '../../lora/requirements.js'
 import type { MergePart, NewValues } from '../weight.js'
 import { refuseWeighted, weightedError } from '../weighted.js'
 import type { QuantizedLayer, QuantizedPolicy } from './quantized.js'
@@ -47,17 +47,6 @@ export interface CollectOptions {
   readonly isElsewhere?: (adapter: LoraAdapter, tensor: string) => boolean
 }
 
-/** What can be merged into ONNX graphs. */
-export const MERGED: readonly Handled[] = [
-  'linear',
-  'magnitude',
-  'biasB',
-  'embedding',
-  'convolution',
-  'replacement',
-  'token-rows',
-]
-
 /**
  * Reads weights only to tell whether embeddings are tied, for adapters that replace some of their values.
  *
@@ -75,7 +64,7 @@ export async function collectEdits(
   const linears = findLinears(graph, modules)
   const edits = new Edits(model, graph, linears, policy)
   for (const [index, { adapter, weight }] of adapters.entries()) {
-    requireHandled(adapter, MERGED, 'merging into ONNX models')
+    requireHandled(adapter, GRAPH_PARTS, 'merging into ONNX models')
     refuseWeighted(adapter.parts(), weight)
     if (adapter.size === 0) throw new MismatchError({ where: 'adapter', what: 'it has no layers' })
     edits.addLayers(index, adapter, weight)

@@ -11,11 +11,10 @@ import { findLinears } from '../../graph/match/linears.js'
 import { mayHold } from '../../graph/match/spread.js'
 import { Graph } from '../../graph/view/graph.js'
 import { LoraAdapter } from '../../lora/adapter.js'
-import { requireHandled } from '../../lora/requirements.js'
+import { GRAPH_PARTS, requireHandled } from '../../lora/requirements.js'
 import type { AdapterFile } from '../../peft/adapter-folder.js'
 import type { FilePart } from '../../peft/tensors.js'
 import { type FitReport, fitReport, missingPart, type PartFit } from '../fit.js'
-import { MERGED } from './edits.js'
 import { findHead } from './head.js'
 import { type OnnxMergePlan, planOnnxMerge } from './plan.js'
 
@@ -58,7 +57,7 @@ export async function fitOnnx(
       continue
     }
     const place = async () => {
-      requireHandled({ config: adapter.config, parts: () => [part] }, MERGED, 'merging into ONNX models')
+      requireHandled({ config: adapter.config, parts: () => [part] }, GRAPH_PARTS, 'merging into ONNX models')
       const { targets, branches } = await planOnnxMerge(model, [{ adapter: stubOf(part, adapter), weight: 1 }])
       if (targets.size === 0) return branchFit(name, branches[0])
       const [{ target, source }] = targets.values()
