@@ -59,11 +59,25 @@ export class DifferenceMemory {
     if (this.#kept.length < values) this.#kept = new Float32Array(values)
     return this.#kept.subarray(0, values)
   }
+
+  /** Gives the memory back at once: what is sent to a closed port is freed, where the garbage collector would take its time. */
+  async release(): Promise<void> {
+    const { port1, port2 } = new MessageChannel()
+    port1.postMessage(undefined, [
+      this.#kept.buffer,
+      ...this.#sides.flatMap((side) => [side.bytes.buffer, side.values.buffer]),
+    ])
+    port1.close()
+    port2.close()
+    this.#kept = new Float32Array()
+    this.#sides = []
+    await new Promise((resolve) => setTimeout(resolve, 0))
+  }
 }
 
 interface Side {
-  readonly bytes: Uint8Array
-  readonly values: Float32Array
+  readonly bytes: Uint8Array<ArrayBuffer>
+  readonly values: Float32Array<ArrayBuffer>
 }
 
 /**
