@@ -2,6 +2,7 @@
 // written. It lives in a worker or in the caller's thread; caches and logits never leave it while texts grow.
 
 import { StateError } from '../base/errors.js'
+import type { NewRows } from '../graph/fuse/new-rows.js'
 import { SLOTS_INPUT } from '../graph/inject/embeddings.js'
 import { ROWS_INPUT } from '../graph/inject/inject.js'
 import type { Site } from '../graph/inject/sites.js'
@@ -31,6 +32,8 @@ export interface OpenRequest {
   idleRank: 0 | 1
   /** Of a graph whose attention takes several texts with a cache one token at a time. */
   columns: TokenColumns | undefined
+  /** Of a graph that gives out what a step adds to the cache. */
+  newRows: NewRows | undefined
   options: SessionOptions & OutputOptions
 }
 
@@ -46,6 +49,9 @@ interface OpenSession {
   takesRows: boolean
   idle: Feeds
   columns: TokenColumns | undefined
+  newRows: NewRows | undefined
+  /** Of the model, where the graph gives more: what a run gives when nothing is asked for. */
+  outputNames: readonly string[] | undefined
   /** What a run feeds beside its own inputs, put together once for all runs: a step would spend more time on this than on some layers. */
   kept: WeakMap<AdapterFeeds, Feeds>
 }
@@ -72,11 +78,13 @@ export class InferEngine {
   }
 
   /** Opens a session in place of the one before, which stays if this one fails. */
-  async open({ model, sites, takesRows, idleRank, columns, options }: OpenRequest): Promise<void> {
+  async open({ model, sites, takesRows, idleRank, columns, newRows, options }: OpenRequest): Promise<void> {
     const session = await this.#runtime.createSession(model, options)
     const before = this.#open
     this.#keepsTensors = options.keepsTensors === true
-    this.#open = { session, sites, takesRows, idle: idleFeeds(sites, idleRank), columns, kept: new WeakMap() }
+    const outputNames = newRows && session.outputNames.filter((name) => name !== newRows.output)
+    const idle = idleFeeds(sites, idleRank)
+    this.#open = { session, sites, takesRows, idle, columns, newRows, outputNames, kept: new WeakMap() }
     await this.#afterRuns(async () => before?.session.dispose())
   }
 
@@ -104,7 +112,8 @@ export class InferEngine {
   startDecoding({ mixes, ...request }: DecodingRequest): number {
     const id = this.#nextDecoding++
     const { distinct, rowOf } = distinctMixes(mixes)
-    this.#decodings.set(id, new Decoding(request, this.#factorsOf(distinct), rowOf))
+    const newRows = this.#keepsTensors ? undefined : this.#open?.newRows
+    this.#decodings.set(id, new Decoding(request, this.#factorsOf(distinct), rowOf, newRows))
     return id
   }
 
@@ -163,10 +172,11 @@ export class InferEngine {
     return mixes.map((mix) => mix.map(({ name, weight }) => ({ factors: factorsOf(name), weight })))
   }
 
-  #run(feeds: Feeds, adapters: AdapterFeeds, outputNames: readonly string[] | undefined) {
+  #run(feeds: Feeds, adapters: AdapterFeeds, wanted: readonly string[] | undefined) {
     return this.#afterRuns(async () => {
       if (this.#open === undefined) throw new StateError({ where: 'session', what: 'it is not open' })
       const { session, sites, takesRows, idle, columns, kept } = this.#open
+      const outputNames = wanted ?? this.#open.outputNames
       let held = kept.get(adapters)
       if (held === undefined) {
         const { rows } = adapters

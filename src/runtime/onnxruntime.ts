@@ -104,7 +104,9 @@ class WrappedSession implements RuntimeSession {
   readonly #ort: OrtModule
   #session: OrtSession | undefined
   readonly #keepsTensors: boolean
-  /** ONNX Runtime's tensors of the feeds that are held. */
+  /** Of feeds that come again and again, such as a cache that grows in its place. */
+  readonly #tensors = new WeakMap<RuntimeTensor, object>()
+  /** Of all the feeds that are held. */
   readonly #held = new WeakMap<Feeds, Record<string, unknown>>()
   readonly inputNames: readonly string[]
   readonly outputNames: readonly string[]
@@ -156,9 +158,13 @@ class WrappedSession implements RuntimeSession {
 
   #tensor(name: string, tensor: RuntimeTensor): unknown {
     if (this.#keepsTensors && 'location' in tensor) return tensor
+    const known = this.#tensors.get(tensor)
+    if (known !== undefined) return known
     try {
       const { type, data, dims } = tensor
-      return new this.#ort.Tensor(type as never, data as never, dims)
+      const made = new this.#ort.Tensor(type as never, data as never, dims) as object
+      this.#tensors.set(tensor, made)
+      return made
     } catch (cause) {
       throw new RuntimeError({ where: `input ${name}`, what: `not a tensor: ${messageOf(cause)}`, cause })
     }
