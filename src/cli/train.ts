@@ -38,6 +38,21 @@ function targetModules(): Option<string | string[]> {
   }
 }
 
+/** Names divided by commas. */
+function names(about: string): Option<string[] | undefined> {
+  return {
+    placeholder: 'a,b',
+    about,
+    read(occurrences) {
+      const last = occurrences.at(-1)
+      if (last === undefined) return undefined
+      const found = last.value.split(',').map((name) => name.trim())
+      if (!found.includes('')) return found
+      throw new UsageError(`${last.flag} takes names divided by commas; got '${last.value}'`)
+    },
+  }
+}
+
 /** Numbers by module. What they may be is checked where they are used. */
 function pattern(about: string): Option<Record<string, number> | undefined> {
   return {
@@ -127,6 +142,12 @@ export const train = defineCommand({
     ),
     rankPattern: pattern('other ranks for some modules, as NAME=RANK, such as q_proj=16,v_proj=4'),
     alphaPattern: pattern('other alphas for some modules, as NAME=ALPHA'),
+    bias: choice(
+      TRAIN_CHOICES.bias,
+      'biases of the model to train too: none, all, or those of the adapted modules',
+      'none',
+    ),
+    modulesToSave: names('modules to train and save as a whole, by the ends of their names, such as norm,lm_head'),
     init: choice(TRAIN_CHOICES.init, 'how the random initial values of A and B are chosen', TRAIN_DEFAULTS.config.init),
     epochs: integer('passes over the data', { fallback: TRAIN_DEFAULTS.epochs }),
     maxSteps: integer('number of steps, instead of --epochs'),
@@ -142,7 +163,9 @@ export const train = defineCommand({
       'part of the steps at the start in which the learning rate rises to its highest value, such as 0.1',
       TRAIN_DEFAULTS.warmupRatio,
     ),
-    loraPlusRatio: decimal('LoRA+: how many times as fast B learns as A, such as 16; default: 1'),
+    loraPlusRatio: decimal(
+      `LoRA+: how many times as fast B learns as A; default: ${TRAIN_DEFAULTS.loraPlusRatio} with the default --learning-rate, 1 with another one`,
+    ),
     weightDecay: decimal('weight decay of the optimizer, AdamW', TRAIN_DEFAULTS.weightDecay),
     maxGradNorm: decimal(
       'largest norm of the gradient. Larger gradients are scaled down to this norm. 0 turns this off',
@@ -243,6 +266,8 @@ const CONFIG_OPTIONS = [
   'useDora',
   'rankPattern',
   'alphaPattern',
+  'bias',
+  'modulesToSave',
   'init',
   'seed',
 ] as const
