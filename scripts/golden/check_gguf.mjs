@@ -2,7 +2,7 @@
 //
 //     check_gguf.mjs NODE_LLAMA_CPP BASES
 //
-// NODE_LLAMA_CPP is a folder in which `npm install node-llama-cpp@3.22.1` ran; BASES is what `gguf.py --bases` wrote. Run `npm run build`
+// NODE_LLAMA_CPP is a folder in which `npm install node-llama-cpp@3.22.1` ran; BASES is what `gguf_adapters.py --bases` wrote. Run `npm run build`
 // first. For each model: converts the adapter with the folder's config.json and with the GGUF file as the base, in each type, loads it in
 // llama.cpp, and compares log-probabilities. Exits with 1 when one is off.
 

@@ -2,7 +2,7 @@
 
     exchange.py [--out tests/golden/exchange]
 
-After gguf.py: its adapter of `llama` as llama.onnx_adapter. A is transposed; B is transposed and multiplied by alpha/r.
+After gguf_adapters.py: its adapter of `llama` as llama.onnx_adapter. A is transposed; B is transposed and multiplied by alpha/r.
 """
 import argparse
 import json

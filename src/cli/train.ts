@@ -123,7 +123,7 @@ export const train = defineCommand({
     targetModules: targetModules(),
     useRslora: toggle('rsLoRA: scale by alpha / √rank, so that high ranks learn as fast as low ones'),
     useDora: toggle(
-      'DoRA: also train the length of each row of a weight, apart from the direction of the row; needs --dropout 0; each step is slower',
+      'DoRA: also train the length of each row of a weight, apart from the direction of the row; each step is slower',
     ),
     rankPattern: pattern('other ranks for some modules, as NAME=RANK, such as q_proj=16,v_proj=4'),
     alphaPattern: pattern('other alphas for some modules, as NAME=ALPHA'),

@@ -273,7 +273,6 @@ function checkOptions(options: TrainingOptions, settings: TrainSettings): LoraCo
       got: '1',
     })
   }
-  checkDropout(config)
   // What of a head is saved whole, the task decides.
   requirePlainConfig({ ...config, modulesToSave: [], useDora: false }, 'training')
   return config
@@ -293,20 +292,8 @@ function checkData(where: string, data: unknown): void {
   })
 }
 
-/** With DoRA, PEFT computes the base's output of the dropped input too: a second product by each weight. */
-function checkDropout({ useDora, dropout }: LoraConfig): void {
-  if (!useDora || dropout === 0) return
-  throw new UnsupportedError({
-    where: 'dropout',
-    what: 'not implemented for training with DoRA (useDora)',
-    expected: '0',
-    got: String(dropout),
-  })
-}
-
 function checkAdapter(adapter: LoraAdapter): void {
   requireHandled(adapter, ['linear', 'replacement', 'magnitude'], 'training')
-  checkDropout(adapter.config)
   if (adapter.size === 0) throw new StateError({ where: 'adapter', what: 'it has no layers to train' })
   for (const [name, { merged }] of adapter) {
     if (merged) throw new StateError({ where: name, what: 'it is merged', hint: 'Call unmergeAll() first' })

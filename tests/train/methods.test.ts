@@ -1,15 +1,22 @@
-// DoRA and rsLoRA in training: PEFT's gradients, losses and weights.
+// DoRA and rsLoRA in training: PEFT's gradients, losses and weights. DoRA with dropout: PEFT's gradients with given masks.
 
 import { readFileSync } from 'node:fs'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { MemoryDirectory, MemorySource } from '../../src/base/bytes.js'
-import { ConfigError, UnsupportedError } from '../../src/base/errors.js'
+import { ConfigError } from '../../src/base/errors.js'
 import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
 import type { Model } from '../../src/graph/model-folder.js'
+import { buildTrainingGraph } from '../../src/graph/training/training-graph.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
+import { transpose } from '../../src/linalg/product.js'
 import { rowNorms } from '../../src/lora/dora.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
+import type { Feeds } from '../../src/runtime/runtime.js'
+import { loadTask } from '../../src/tasks/tasks.js'
+import { squaresOfRows } from '../../src/train/dora.js'
 import type { TrainingOptions } from '../../src/train/options.js'
+import { readParameters } from '../../src/train/parameters.js'
 import { STATE_FILE } from '../../src/train/run-folder.js'
 import { train } from '../../src/train/train.js'
 import { openModel } from '../infer/models.js'
@@ -17,7 +24,7 @@ import { abortAt, WEIGHTS } from './tiny.js'
 
 const encoder = 'tests/golden/text-classification/encoder'
 const golden = 'tests/golden/training-methods'
-const { learningRate, losses } = JSON.parse(readFileSync(`${golden}/golden.json`, 'utf8'))
+const { learningRate, losses, dropout } = JSON.parse(readFileSync(`${golden}/golden.json`, 'utf8'))
 const { rows, maxLength } = JSON.parse(readFileSync(`${encoder}/golden/golden.json`, 'utf8'))
 
 let model: Model
@@ -109,6 +116,72 @@ describe.each(['dora', 'rslora'])('%s', (name) => {
   })
 })
 
+describe('DoRA with dropout', () => {
+  /** The loss and the gradients by PEFT's names, with PEFT's masks. */
+  async function withMasks(): Promise<{ loss: number; gradients: Map<string, Float32Array> }> {
+    const adapter = await start('dora-dropout')
+    const task = await loadTask('text-classification')
+    const examples = rows.flatMap((row: unknown) => {
+      return task.encode(task.parse(row, 'row'), {
+        model,
+        maxLength,
+        chatTemplate: () => undefined,
+        chatTemplateArgs: {},
+      }).examples
+    })
+    const open = task.open(model, examples)
+    const runtime = await loadNodeRuntime()
+    const linears = adapter.parts('linear')
+    const squares = await squaresOfRows(model, linears, undefined)
+    const layers = linears.map(({ name, d, k, rank, scaling }) => {
+      return { name, d, k, rank, scaling, baseSquares: squares.get(name) }
+    })
+    const graph = await buildTrainingGraph(model.onnx, runtime, open, { layers, dropout })
+    const names = graph.parameters.map(({ name }) => name)
+    const values = readParameters(adapter, names)
+    const draw = { normalizer: examples.length, dropout: { seed: 1, step: 0, run: 0 } }
+    const feeds: Feeds = graph.feeds(open.collate(examples, maxLength), draw)
+    for (const [i, { input, shape }] of graph.parameters.entries()) {
+      feeds[input] = { type: 'float32', data: values[i], dims: shape }
+    }
+    const masks = await tensorsOf(readFileSync(`${golden}/dora-dropout/masks.safetensors`))
+    expect(masks.size).toBe(layers.length)
+    for (const [name, { data }] of masks) {
+      const input = `lora/${name}/dropout`
+      expect(feeds[input].data.length, name).toBe(data.length)
+      feeds[input] = { ...feeds[input], data: Uint8Array.from(data) }
+    }
+    const session = await runtime.createSession(await graph.sessionModel(), { threads: 1 })
+    const outputs = await session.run(feeds, [graph.loss, ...graph.parameters.map(({ gradient }) => gradient)])
+    await session.dispose()
+    const gradients = graph.parameters.map(({ name, gradient, shape }): [string, Float32Array] => {
+      const { key, isTransposed } = inPeft(name)
+      const data = outputs[gradient].data as Float32Array
+      return [key, isTransposed ? Float32Array.from(transpose({ data, shape: [shape[0], shape[1]] }).data) : data]
+    })
+    return { loss: outputs[graph.loss].data[0] as number, gradients: new Map(gradients) }
+  }
+
+  it("has PEFT's loss and gradients", async () => {
+    const { loss, gradients } = await withMasks()
+    expect(loss).toBeCloseTo(losses['dora-dropout'][0], 5)
+    const wanted = await tensorsOf(readFileSync(`${golden}/dora-dropout/gradients.safetensors`))
+    expect([...gradients.keys()].sort()).toEqual([...wanted.keys()].sort())
+    for (const [key, { data }] of wanted) {
+      expect(largestDifference(gradients.get(key)!, data), key).toBeLessThan(2e-6)
+    }
+  })
+
+  it('resumes to the same bytes', async () => {
+    const [whole, broken] = [new MemoryDirectory(), new MemoryDirectory()]
+    const config = { rank: 2, useDora: true, dropout: 0.2 }
+    await steps({ config, out: whole, maxSteps: 4 })
+    await steps({ config, out: broken, maxSteps: 4, ...abortAt(2) })
+    await steps({ config, out: broken, maxSteps: 4, resume: true })
+    expect(broken.files.get(WEIGHTS)).toEqual(whole.files.get(WEIGHTS))
+  })
+})
+
 describe('a new adapter', () => {
   const fresh = (config: TrainingOptions['config'], options: Partial<TrainingOptions> = {}) =>
     steps({ config, maxSteps: 2, ...options })
@@ -144,10 +217,7 @@ describe('a new adapter', () => {
     expect(layers.find(({ name }) => name.endsWith('value'))?.scaling).toBeCloseTo(3 / Math.sqrt(2), 12)
   })
 
-  it('with DoRA has no dropout', async () => {
-    const error = await fresh({ rank: 2, useDora: true, dropout: 0.1 }).catch((error: unknown) => error)
-    expect(error).toBeInstanceOf(UnsupportedError)
-    expect((error as Error).message).toMatch(/^dropout: not implemented for training with DoRA/)
+  it('is refused with a rank of 0', async () => {
     await expect(fresh({ rankPattern: { query: 0 } })).rejects.toThrow(ConfigError)
   })
 

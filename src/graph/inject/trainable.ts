@@ -116,6 +116,9 @@ export class TrainableLinears {
         const { scaling, baseSquares } = byLinear.get(linear) as Branch
         const { weightA, weightB } = loraInputs(linear.name)
         const x = dropout > 0 ? this.#drop(linear) : linear.input
+        if (baseSquares !== undefined && dropout > 0) {
+          return this.#scaledOfDropped(linear, base as Value, x, { scaling, baseSquares, keep })
+        }
         // With dropout 1 nothing is kept, and nothing is to grow.
         const alpha = { float: keep === 0 ? 0 : scaling / keep }
         const low = g.op('Gemm', [x, weightA], { transB: 1 }) // (rows, k) @ (k, r)
@@ -127,11 +130,41 @@ export class TrainableLinears {
   }
 
   /**
-   * DoRA's output of what plain LoRA gives, y = x·(W + s·B·A)ᵀ + b: c ⊙ y + (1 − c) ⊙ b with c = m / ‖W + s·B·A‖ (Liu et al. 2024, arXiv
-   * 2402.09353, equation 5). The norm counts as a constant (section 4.3). It needs no matrix of the weight's size: row i of
-   * W + s·B·A has the square w·w + 2s·b·(A·w) + s²·b·(A·Aᵀ)·b, with rows w of W and b of B.
+   * DoRA's output of what plain LoRA gives, y = x·(W + s·B·A)ᵀ + b: c ⊙ y + (1 − c) ⊙ b (Liu et al. 2024, arXiv 2402.09353, equation 5).
    */
   #scaled(linear: Linear, y: Value, scaling: number, baseSquares: Float64Array): NodeProto {
+    const g = this.#g
+    const scale = this.#doraScale(linear, scaling, baseSquares)
+    const bias = this.#ownBias(linear)
+    const scaled = g.node('Mul', [y, scale])
+    return bias === undefined ? scaled : g.node('Add', [scaled.output[0], g.sub(bias, g.mul(scale, bias))])
+  }
+
+  /**
+   * DoRA's output with dropout, as in PEFT: with x' = drop(x), y + (c − 1) ⊙ x'·Wᵀ + c ⊙ s·(x'·Aᵀ)·Bᵀ. The base's own output y stays that
+   * of x, which takes a second product by W.
+   */
+  #scaledOfDropped(
+    linear: Linear,
+    y: Value,
+    kept: Value,
+    { scaling, baseSquares, keep }: { scaling: number; baseSquares: Float64Array; keep: number },
+  ): NodeProto {
+    const g = this.#g
+    const { weightA, weightB } = loraInputs(linear.name)
+    const growth = keep === 0 ? 0 : 1 / keep
+    const ofBase = g.mul(this.#ofWeight(linear, kept), g.float(growth))
+    const low = g.op('Gemm', [kept, weightA], { transB: 1 })
+    const sum = g.op('Gemm', [low, weightB, ofBase], { alpha: { float: scaling * growth } })
+    const scaled = g.mul(sum, this.#doraScale(linear, scaling, baseSquares))
+    return g.node('Add', [y, g.sub(scaled, ofBase)])
+  }
+
+  /**
+   * c = m / ‖W + s·B·A‖ (d). The norm counts as a constant (section 4.3). It needs no matrix of the weight's size: row i of
+   * W + s·B·A has the square w·w + 2s·b·(A·w) + s²·b·(A·Aᵀ)·b, with rows w of W and b of B.
+   */
+  #doraScale(linear: Linear, scaling: number, baseSquares: Float64Array): Value {
     const g = this.#g
     const { weightA, weightB } = loraInputs(linear.name)
     const crossed = g.reduceSum(g.mul(weightB, this.#ofWeight(linear, weightA)), [0], 0)
@@ -141,10 +174,7 @@ export class TrainableLinears {
     const squares = g.add(g.float([...baseSquares], [linear.d]), added)
     const norm = g.op('Sqrt', [g.op('Max', [squares, g.float(LEAST_SQUARE)])])
     this.constants.push(norm)
-    const scale = g.div(magnitudeInput(linear.name), norm)
-    const bias = this.#ownBias(linear)
-    const scaled = g.node('Mul', [y, scale])
-    return bias === undefined ? scaled : g.node('Add', [scaled.output[0], g.sub(bias, g.mul(scale, bias))])
+    return g.div(magnitudeInput(linear.name), norm)
   }
 
   /** The rows (r, k) times the layer's weight: (r, d). */

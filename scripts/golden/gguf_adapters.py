@@ -1,6 +1,6 @@
 """Small models and adapters as llama.cpp's own converters write them, and PEFT's logits.
 
-    gguf.py LLAMA_CPP [--out tests/golden/gguf] [--bases FOLDER] [--only NAME]
+    gguf_adapters.py LLAMA_CPP [--out tests/golden/gguf] [--bases FOLDER] [--only NAME]
 
 LLAMA_CPP is a checkout of ggml-org/llama.cpp (v0.5.0; see scripts/generate/gguf_names.py). For each model: config.json; the adapter as
 PEFT writes it; expected.gguf, the same adapter by convert_lora_to_gguf.py (only where alpha says the scaling, since that converter
