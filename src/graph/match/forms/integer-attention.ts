@@ -2,11 +2,11 @@
 // that nothing can be added to them. Listed, so that its layers are refused by their names.
 // Operator: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#commicrosoftqattention
 
+import { UnsupportedError } from '../../../base/errors.js'
 import { TensorProto_DataType as DataType } from '../../../formats/onnx/gen/onnx_pb.js'
 import { dimsOf } from '../../../formats/onnx/tensors.js'
 import { operatorOf } from '../../view/operators.js'
 import type { Form } from './form.js'
-import { requireReadable } from './integers.js'
 
 /** Inputs of the node. */
 const [X, WEIGHT] = [0, 1]
@@ -32,7 +32,12 @@ export const INTEGER_ATTENTION: Form = {
     }
   },
 
-  async openLines(_model, _graph, product) {
-    return requireReadable(product)
+  async openLines(_model, _graph, { node, problem }) {
+    throw new UnsupportedError({
+      where: `node ${node.name}`,
+      what: `its weight is not read: ${problem}`,
+      got: node.opType,
+      ...(INTEGER_ATTENTION.closedHint !== undefined && { hint: INTEGER_ATTENTION.closedHint }),
+    })
   },
 }
