@@ -2,6 +2,7 @@
 // written. It lives in a worker or in the caller's thread; caches and logits never leave it while texts grow.
 
 import { StateError } from '../base/errors.js'
+import type { NewRows } from '../graph/fuse/new-rows.js'
 import { SLOTS_INPUT } from '../graph/inject/embeddings.js'
 import { ROWS_INPUT } from '../graph/inject/inject.js'
 import type { Site } from '../graph/inject/sites.js'
@@ -31,6 +32,8 @@ export interface OpenRequest {
   idleRank: 0 | 1
   /** Of a graph whose attention takes several texts with a cache one token at a time. */
   columns: TokenColumns | undefined
+  /** Of a graph that gives out what a step adds to the cache. */
+  newRows: NewRows | undefined
   options: SessionOptions & OutputOptions
 }
 
@@ -46,6 +49,9 @@ interface OpenSession {
   takesRows: boolean
   idle: Feeds
   columns: TokenColumns | undefined
+  newRows: NewRows | undefined
+  /** Of the model: what a run gives when nothing is asked for. */
+  outputNames: readonly string[]
   /** The feeds of adapters with the idle ones, put together once for all runs: a step would spend more time on this than on some layers. */
   kept: WeakMap<AdapterFeeds, Feeds>
 }
@@ -70,11 +76,13 @@ export class InferEngine {
   }
 
   /** Opens a session in place of the one before, which stays if this one fails. */
-  async open({ model, sites, takesRows, idleRank, columns, options }: OpenRequest): Promise<void> {
+  async open({ model, sites, takesRows, idleRank, columns, newRows, options }: OpenRequest): Promise<void> {
     const session = await this.#runtime.createSession(model, options)
     const before = this.#open
     this.#keepsTensors = options.keepsTensors === true
-    this.#open = { session, sites, takesRows, idle: idleFeeds(sites, idleRank), columns, kept: new WeakMap() }
+    const outputNames = session.outputNames.filter((name) => name !== newRows?.output)
+    const idle = idleFeeds(sites, idleRank)
+    this.#open = { session, sites, takesRows, idle, columns, newRows, outputNames, kept: new WeakMap() }
     await this.#afterRuns(async () => before?.session.dispose())
   }
 
@@ -102,7 +110,8 @@ export class InferEngine {
   startDecoding({ mixes, ...request }: DecodingRequest): number {
     const id = this.#nextDecoding++
     const { distinct, rowOf } = distinctMixes(mixes)
-    this.#decodings.set(id, new Decoding(request, this.#factorsOf(distinct), rowOf))
+    const newRows = this.#keepsTensors ? undefined : this.#open?.newRows
+    this.#decodings.set(id, new Decoding(request, this.#factorsOf(distinct), rowOf, newRows))
     return id
   }
 
@@ -155,26 +164,24 @@ export class InferEngine {
     return mixes.map((mix) => mix.map(({ name, weight }) => ({ factors: factorsOf(name), weight })))
   }
 
-  #run(feeds: Feeds, adapters: AdapterFeeds, outputNames: readonly string[] | undefined, rows: number) {
+  #run(feeds: Feeds, adapters: AdapterFeeds, wanted: readonly string[] | undefined, rows: number) {
     return this.#afterRuns(async () => {
       if (this.#open === undefined) throw new StateError({ where: 'session', what: 'it is not open' })
       const { session, sites, takesRows, idle, columns, kept } = this.#open
-      const all: Feeds = kept.get(adapters) ?? { ...idle, ...adapters.for(sites) }
-      kept.set(adapters, all)
-      const own = Object.keys(feeds).filter((name) => !Object.hasOwn(all, name))
-      for (const name of own) all[name] = feeds[name]
+      const outputNames = wanted ?? this.#open.outputNames
+      const known = kept.get(adapters) ?? Object.assign(Object.create(null), idle, adapters.for(sites))
+      kept.set(adapters, known)
+      const own: Feeds = { ...feeds }
       if (takesRows) {
         const count = adapters.isPerRow ? rows : 1
-        all[ROWS_INPUT] = { type: 'int64', data: BigInt64Array.of(BigInt(count)), dims: [1] }
+        own[ROWS_INPUT] = { type: 'int64', data: BigInt64Array.of(BigInt(count)), dims: [1] }
       }
-      try {
-        if (columns === undefined || !needsColumns(columns, feeds)) return await session.run(all, outputNames)
-        const run = (inputs: Feeds, names: readonly string[]) => session.run(inputs, names)
-        return await runColumns(run, columns, all, outputNames ?? session.outputNames)
-      } finally {
-        // Runs follow one another. What is left here would keep a whole cache alive.
-        for (const name of own) delete all[name]
+      if (columns === undefined || !needsColumns(columns, feeds)) {
+        // What adapters feed is inherited: there is much more of it than of the rest.
+        return session.run(Object.assign(Object.create(known), own), outputNames)
       }
+      const run = (inputs: Feeds, names: readonly string[]) => session.run(inputs, names)
+      return runColumns(run, columns, { ...known, ...own }, outputNames)
     })
   }
 

@@ -119,8 +119,9 @@ class WrappedSession implements RuntimeSession {
 
   async run(feeds: Feeds, outputNames?: readonly string[]): Promise<Record<string, RuntimeTensor>> {
     if (this.#session === undefined) throw new RuntimeError({ where: 'ONNX Runtime', what: 'the session is disposed' })
-    // By fromEntries: a name from a file may be __proto__.
-    const tensors = Object.fromEntries(Object.entries(feeds).map(([name, feed]) => [name, this.#tensor(name, feed)]))
+    // Without a prototype: a name from a file may be __proto__.
+    const tensors: Record<string, unknown> = Object.create(null)
+    for (const name of this.inputNames) if (feeds[name] !== undefined) tensors[name] = this.#tensor(name, feeds[name])
     let results: Record<string, unknown>
     try {
       results = await this.#session.run(tensors, outputNames ?? this.outputNames)

@@ -1,5 +1,5 @@
 // Tokenized examples, kept small: a million chats fit into memory. Labels are the lengths of stretches that count and do not. Ids
-// are written in one to three bytes: the most frequent tokens of the first examples in one, which is half of all tokens.
+// are written in one to three bytes: the most frequent tokens of the first examples in one, which is two thirds of all tokens.
 
 import { type Example, IGNORED } from './records.js'
 
@@ -9,8 +9,19 @@ const CHUNK_BYTES = 1 << 20
 /** Examples whose tokens are counted. */
 const COUNTED_EXAMPLES = 1 << 12
 
-/** Most bytes of an integer below 2³²: seven bits in each. */
+/** Most bytes of an integer below 2³²: a length has seven bits in each, and a code its first byte and four. */
 const MAX_INTEGER_BYTES = 5
+
+/**
+ * What the first byte of a code says: below the first of these it is the code; then one byte follows, or two, or all four of a code that
+ * is larger than those of any vocabulary.
+ */
+const [TWO_BYTES, THREE_BYTES, FIVE_BYTES] = [224, 252, 255]
+
+/** The smallest code of each length. */
+const SECOND = TWO_BYTES
+const THIRD = SECOND + (THREE_BYTES - TWO_BYTES) * 2 ** 8
+const LAST = THIRD + (FIVE_BYTES - THREE_BYTES) * 2 ** 16
 
 /** A list of examples of which each is packed, and unpacked when it is asked for. */
 export class ExampleStore implements Iterable<Example> {
@@ -119,9 +130,35 @@ function pack({ inputIds, labels }: Example, codeOf: (id: number) => number, byt
     bytes[at++] = rest
   }
   write(inputIds.length)
-  for (let i = 0; i < inputIds.length; i++) write(codeOf(inputIds[i]))
+  for (let i = 0; i < inputIds.length; i++) at = writeCode(bytes, at, codeOf(inputIds[i]))
   for (const run of runs) write(run)
   return bytes.subarray(0, at)
+}
+
+/** Returns where the next one goes. */
+function writeCode(bytes: Uint8Array, start: number, code: number): number {
+  let at = start
+  if (code < SECOND) {
+    bytes[at++] = code
+  } else if (code < THIRD) {
+    bytes[at++] = TWO_BYTES + ((code - SECOND) >>> 8)
+    bytes[at++] = code - SECOND
+  } else if (code < LAST) {
+    bytes[at++] = THREE_BYTES + ((code - THIRD) >>> 16)
+    bytes[at++] = (code - THIRD) >>> 8
+    bytes[at++] = code - THIRD
+  } else {
+    bytes[at++] = FIVE_BYTES
+    for (let shift = 0; shift < 32; shift += 8) bytes[at++] = code >>> shift
+  }
+  return at
+}
+
+function readLongCode(bytes: Uint8Array, at: number): number {
+  const first = bytes[at]
+  if (first < THREE_BYTES) return SECOND + (first - TWO_BYTES) * 2 ** 8 + bytes[at + 1]
+  if (first < FIVE_BYTES) return THIRD + (first - THREE_BYTES) * 2 ** 16 + bytes[at + 1] * 2 ** 8 + bytes[at + 2]
+  return (bytes[at + 1] | (bytes[at + 2] << 8) | (bytes[at + 3] << 16) | (bytes[at + 4] << 24)) >>> 0
 }
 
 function unpack(bytes: Uint8Array, offset: number, idOf: (code: number) => number): Example {
@@ -135,7 +172,11 @@ function unpack(bytes: Uint8Array, offset: number, idOf: (code: number) => numbe
     }
   }
   const inputIds = new Int32Array(read())
-  for (let i = 0; i < inputIds.length; i++) inputIds[i] = idOf(read())
+  for (let i = 0; i < inputIds.length; i++) {
+    const first = bytes[at]
+    inputIds[i] = idOf(first < TWO_BYTES ? first : readLongCode(bytes, at))
+    at += first < TWO_BYTES ? 1 : first < THREE_BYTES ? 2 : first < FIVE_BYTES ? 3 : 5
+  }
   const labels = new Int32Array(inputIds.length).fill(IGNORED)
   for (let start = 0, counts = false; start < labels.length; counts = !counts) {
     const end = start + read()
