@@ -98,10 +98,6 @@ export class Decoding {
     return this.#adapters
   }
 
-  get size(): number {
-    return this.#rows.length
-  }
-
   /** What the next run takes: all tokens at first and without a cache, afterwards the newest one of each row. */
   feeds(): Feeds {
     const { roles, padding } = this.#request

@@ -50,9 +50,9 @@ interface OpenSession {
   idle: Feeds
   columns: TokenColumns | undefined
   newRows: NewRows | undefined
-  /** Of the model: what a run gives when nothing is asked for. */
-  outputNames: readonly string[]
-  /** The feeds of adapters with the idle ones, put together once for all runs: a step would spend more time on this than on some layers. */
+  /** Of the model, where the graph gives more: what a run gives when nothing is asked for. */
+  outputNames: readonly string[] | undefined
+  /** What a run feeds beside its own inputs, put together once for all runs: a step would spend more time on this than on some layers. */
   kept: WeakMap<AdapterFeeds, Feeds>
 }
 
@@ -64,6 +64,8 @@ export class InferEngine {
   readonly #adapters = new Map<string, AdapterFactors>()
   /** Of the last runs, by their mixes. */
   readonly #feeds = new Map<string, AdapterFeeds>()
+  /** The last run's: a caller that grows a text asks with the same list. */
+  #last: { readonly mixes: readonly Mix[]; readonly feeds: AdapterFeeds } | undefined
   readonly #decodings = new Map<number, Decoding>()
   #open: OpenSession | undefined
   #keepsTensors = false
@@ -80,7 +82,7 @@ export class InferEngine {
     const session = await this.#runtime.createSession(model, options)
     const before = this.#open
     this.#keepsTensors = options.keepsTensors === true
-    const outputNames = session.outputNames.filter((name) => name !== newRows?.output)
+    const outputNames = newRows && session.outputNames.filter((name) => name !== newRows.output)
     const idle = idleFeeds(sites, idleRank)
     this.#open = { session, sites, takesRows, idle, columns, newRows, outputNames, kept: new WeakMap() }
     await this.#afterRuns(async () => before?.session.dispose())
@@ -88,12 +90,12 @@ export class InferEngine {
 
   addAdapter(name: string, factors: AdapterFactors): void {
     this.#adapters.set(name, factors)
-    this.#feeds.clear()
+    this.#forgetFeeds()
   }
 
   removeAdapter(name: string): void {
     this.#adapters.delete(name)
-    this.#feeds.clear()
+    this.#forgetFeeds()
   }
 
   async run(
@@ -101,7 +103,7 @@ export class InferEngine {
     mixes: readonly Mix[],
     outputNames: readonly string[] | undefined,
   ): Promise<Record<string, RuntimeTensor>> {
-    const outputs = await this.#run(feeds, this.#feedsOf(mixes), outputNames, mixes.length)
+    const outputs = await this.#run(feeds, this.#feedsOf(mixes), outputNames)
     if (this.#keepsTensors) return outputs
     return transfer(outputs, [...new Set(Object.values(outputs).map(({ data }) => data.buffer))])
   }
@@ -124,8 +126,7 @@ export class InferEngine {
     const decoding = this.#decodings.get(id)
     if (decoding === undefined) throw new StateError({ where: `text ${id}`, what: 'it is finished' })
     decoding.drop(ended)
-    const { adapters, outputNames, size } = decoding
-    return decoding.take(await this.#run(decoding.feeds(), adapters, outputNames, size))
+    return decoding.take(await this.#run(decoding.feeds(), decoding.adapters, decoding.outputNames))
   }
 
   stopDecoding(id: number): void {
@@ -139,19 +140,26 @@ export class InferEngine {
       this.#open = undefined
       this.#decodings.clear()
       this.#adapters.clear()
-      this.#feeds.clear()
+      this.#forgetFeeds()
       await last?.session.dispose()
     })
   }
 
+  #forgetFeeds(): void {
+    this.#feeds.clear()
+    this.#last = undefined
+  }
+
   /** Made once for runs that follow one another, as those of a text that its caller grows. */
   #feedsOf(mixes: readonly Mix[]): AdapterFeeds {
+    if (this.#last?.mixes === mixes) return this.#last.feeds
     const key = JSON.stringify(mixes)
     const { distinct, rowOf } = distinctMixes(mixes)
     const feeds = this.#feeds.get(key) ?? new AdapterFeeds(this.#factorsOf(distinct), rowOf)
     this.#feeds.delete(key)
     this.#feeds.set(key, feeds)
     for (const oldest of [...this.#feeds.keys()].slice(0, -KEPT_FEEDS)) this.#feeds.delete(oldest)
+    this.#last = { mixes, feeds }
     return feeds
   }
 
@@ -164,24 +172,23 @@ export class InferEngine {
     return mixes.map((mix) => mix.map(({ name, weight }) => ({ factors: factorsOf(name), weight })))
   }
 
-  #run(feeds: Feeds, adapters: AdapterFeeds, wanted: readonly string[] | undefined, rows: number) {
+  #run(feeds: Feeds, adapters: AdapterFeeds, wanted: readonly string[] | undefined) {
     return this.#afterRuns(async () => {
       if (this.#open === undefined) throw new StateError({ where: 'session', what: 'it is not open' })
       const { session, sites, takesRows, idle, columns, kept } = this.#open
       const outputNames = wanted ?? this.#open.outputNames
-      const known = kept.get(adapters) ?? Object.assign(Object.create(null), idle, adapters.for(sites))
-      kept.set(adapters, known)
-      const own: Feeds = { ...feeds }
-      if (takesRows) {
-        const count = adapters.isPerRow ? rows : 1
-        own[ROWS_INPUT] = { type: 'int64', data: BigInt64Array.of(BigInt(count)), dims: [1] }
+      let held = kept.get(adapters)
+      if (held === undefined) {
+        const { rows } = adapters
+        const told: Feeds = takesRows
+          ? { [ROWS_INPUT]: { type: 'int64', data: BigInt64Array.of(BigInt(rows)), dims: [1] } }
+          : {}
+        held = { ...idle, ...adapters.for(sites), ...told }
+        kept.set(adapters, held)
       }
-      if (columns === undefined || !needsColumns(columns, feeds)) {
-        // What adapters feed is inherited: there is much more of it than of the rest.
-        return session.run(Object.assign(Object.create(known), own), outputNames)
-      }
-      const run = (inputs: Feeds, names: readonly string[]) => session.run(inputs, names)
-      return runColumns(run, columns, { ...known, ...own }, outputNames)
+      if (columns === undefined || !needsColumns(columns, feeds)) return session.run(feeds, outputNames, held)
+      const run = (inputs: Feeds, names: readonly string[]) => session.run(inputs, names, held)
+      return runColumns(run, columns, feeds, outputNames ?? session.outputNames)
     })
   }
 
