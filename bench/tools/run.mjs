@@ -9,12 +9,22 @@
 //   for --peer-layers layers; its time grows with their number.
 // - extract: two sharded checkpoints with --layers layers of TinyLlama's shapes (2.2 GB each), by the command line. With --mergekit, the path
 //   of mergekit-extract-lora (PyPI mergekit 0.1.5), and --python: both on --peer-layers layers, with the errors of both.
-// - gguf: an adapter of 100 MB into a GGUF file, and cp of its file.
+// - gguf: an adapter of 100 MB into a GGUF file, cp of its file, and cp with fsync.
 //
 // --python: an interpreter with bench/tools/requirements.txt. --folder: where the inputs are (default: a temporary folder); 5 GB for extract.
 
 import { spawnSync } from 'node:child_process'
-import { copyFileSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import {
+  closeSync,
+  copyFileSync,
+  fsyncSync,
+  mkdtempSync,
+  openSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs'
 import { cpus, loadavg, tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -204,7 +214,7 @@ async function benchGguf() {
   const model = writeModel(join(folder, 'model'), 22)
   const weights = join(source, 'adapter_model.safetensors')
   const [copy, out] = [join(folder, 'copy'), join(folder, 'hundred.gguf')]
-  const [own, copies, commands] = [[], [], []]
+  const [own, copies, synced, commands] = [[], [], [], []]
   let rss = 0
   for (let round = 0; round < rounds; round++) {
     const run = lowrank('convert', source, '--to', 'gguf', '--base', model, '--out', out)
@@ -215,6 +225,8 @@ async function benchGguf() {
   for (let round = 0; round < Math.max(rounds, 7); round++) {
     copies.push(await seconds(() => copyFileSync(weights, copy)))
     rmSync(copy)
+    synced.push(await seconds(() => copyToDisk(weights, copy)))
+    rmSync(copy)
     own.push(await seconds(() => convertAdapter(source, { to: 'gguf', base: model, out })))
     if (readFileSync(out).subarray(0, 4).toString() !== 'GGUF') throw new Error('no GGUF file')
     rmSync(out)
@@ -223,7 +235,16 @@ async function benchGguf() {
   console.log(
     `PEFT to GGUF, ${megabytes} MB: ${shown(own)} in a running program; as a command ${shown(commands)}, ${rss} MB`,
   )
-  console.log(`  cp: ${shown(copies)}; lowrank ${(median(own) / median(copies)).toFixed(2)} x`)
+  const ratio = (others) => `lowrank ${(median(own) / median(others)).toFixed(2)} x`
+  // lowrank's file is on the disk when it gets its name, as that of cp and fsync.
+  console.log(`  cp: ${shown(copies)}; ${ratio(copies)}\n  cp and fsync: ${shown(synced)}; ${ratio(synced)}`)
+}
+
+function copyToDisk(from, to) {
+  copyFileSync(from, to)
+  const file = openSync(to, 'r+')
+  fsyncSync(file)
+  closeSync(file)
 }
 
 const PARTS = { svd: benchSvd, combine: benchCombine, extract: benchExtract, gguf: benchGguf }

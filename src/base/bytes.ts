@@ -13,6 +13,8 @@ export interface ByteSource {
   readonly realPath?: string
   /** Exactly `byteLength` bytes from `offset`. Throws FileError when the range is outside the source or unreadable. */
   read(offset: number, byteLength: number): Promise<Uint8Array>
+  /** Fills memory of the caller with bytes from `offset`: new memory for each read costs more than the read. Throws as `read`. */
+  readInto?(offset: number, memory: Uint8Array): Promise<void>
   /** Closes the file. */
   close(): Promise<void>
 }
@@ -80,6 +82,23 @@ export interface Reservation {
   check(): Promise<void>
   /** Lets others have it. */
   release(): Promise<void>
+}
+
+/**
+ * Bytes of a source for a caller that uses them before it gives the same memory again: there where the source can fill it, else elsewhere.
+ *
+ * @param memory of at least `byteLength` bytes
+ */
+export async function readThere(
+  source: ByteSource,
+  offset: number,
+  byteLength: number,
+  memory: Uint8Array | undefined,
+): Promise<Uint8Array> {
+  if (memory === undefined || source.readInto === undefined) return source.read(offset, byteLength)
+  const own = memory.subarray(0, byteLength)
+  await source.readInto(offset, own)
+  return own
 }
 
 /** A ByteSource over an array that is already in memory. */

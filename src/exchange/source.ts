@@ -14,8 +14,8 @@ export interface SourceFactor {
   readonly shape: readonly number[]
   /** Its values. Throws NumericError when one is not finite. */
   read(): Promise<Matrix>
-  /** Its bytes as the file has them; undefined in memory. Throws as `read`. */
-  readonly stored?: { readonly dtype: FloatDtype; read(): Promise<Uint8Array> } | undefined
+  /** Its bytes as the file has them, in `memory` where they can be there; undefined in memory. Throws as `read`. */
+  readonly stored?: { readonly dtype: FloatDtype; read(memory?: Uint8Array): Promise<Uint8Array> } | undefined
 }
 
 /** A part that is a product of two matrices; of experts, a stack of them. */
@@ -66,7 +66,7 @@ export function inFolder(opened: AdapterFile): SourceAdapter {
       return { data, shape: [shape[0], shape[1]] }
     },
     stored: isFloatDtype(info.dtype)
-      ? { dtype: info.dtype, read: async () => (await readStored(opened.file, info)).data }
+      ? { dtype: info.dtype, read: async (memory) => (await readStored(opened.file, info, memory)).data }
       : undefined,
   })
   return {

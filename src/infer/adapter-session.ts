@@ -59,6 +59,7 @@ export class OnnxSession<M extends SessionBase = SessionBase>
   readonly #graph: Graph
   readonly #linears: readonly Linear[]
   readonly #adapters = new Map<string, OpenAdapter>()
+  #changes = 0
   #isOpen = false
   /** The inputs of the open session. */
   #needs: GraphNeeds = { modules: new Map(), vectors: new Map() }
@@ -126,6 +127,11 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     return [...this.#adapters.keys()]
   }
 
+  /** @internal How often adapters have come or gone: what is worked out of them holds until then. */
+  get changes(): number {
+    return this.#changes
+  }
+
   get inputNames(): readonly string[] {
     return this.#graph.inputs.map(({ name }) => name)
   }
@@ -143,6 +149,7 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     return this.#change(async () => {
       this.#requireAdapter(name)
       this.#adapters.delete(name)
+      this.#changes++
       await this.engine.removeAdapter(name)
       for (const other of this.#others.values()) await other.remove(name)
     })
@@ -292,6 +299,7 @@ export class OnnxSession<M extends SessionBase = SessionBase>
       for (const { name, about, factors } of added) {
         await engine.addAdapter(name, transfer(factors, buffersOf(factors)))
         this.#adapters.set(name, about)
+        this.#changes++
       }
     })
   }

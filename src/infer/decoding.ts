@@ -5,9 +5,11 @@
 import { f16ToF32 } from '../base/dtype.js'
 import { UnsupportedError } from '../base/errors.js'
 import { Random } from '../base/random.js'
+import type { NewRows } from '../graph/fuse/new-rows.js'
 import { type CacheEntry, emptyTensor } from '../graph/inputs/cache.js'
 import { type RoleInput, roleFeeds } from '../graph/inputs/roles.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
+import { GrowingCache } from './growing-cache.js'
 import { AdapterFeeds, type RowFactors } from './row-factors.js'
 import { penalizeRepetition, type Sampling, type ScoredToken, sampleToken, scoreTokens } from './sampling.js'
 
@@ -59,16 +61,26 @@ export class Decoding {
   readonly #mixes: RowFactors
   #rows: Row[]
   #adapters: AdapterFeeds
+  readonly #newRows: string | undefined
+  readonly #cache: GrowingCache | undefined
+  /** Where the graph gives out whole caches. */
   #past: Feeds
   #context: Feeds
   /** Tokens that the cache holds of each row, those that fill it up included. */
   #width = 0
 
-  /** Mixes and rows as {@link AdapterFeeds} takes them. */
-  constructor(request: TextRequest, mixes: RowFactors, rowOf?: readonly number[]) {
+  /**
+   * Mixes and rows as {@link AdapterFeeds} takes them.
+   *
+   * @param newRows of a graph that gives out what a step adds to the cache. Its rows are not filled up on the right
+   */
+  constructor(request: TextRequest, mixes: RowFactors, rowOf?: readonly number[], newRows?: NewRows) {
     this.#request = request
     this.#mixes = mixes
-    this.outputNames = [request.logits, ...request.cache.map(({ present }) => present)]
+    this.#newRows = newRows?.output
+    this.#cache = newRows && new GrowingCache(newRows, request.rows.length)
+    const cache = newRows === undefined ? request.cache : []
+    this.outputNames = [request.logits, ...[newRows?.output ?? []].flat(), ...cache.map(({ present }) => present)]
     this.#rows = request.rows.map((row, index) => ({
       ...row,
       index,
@@ -79,15 +91,11 @@ export class Decoding {
     }))
     this.#adapters = this.#adapterFeeds()
     this.#context = request.context ?? {}
-    this.#past = Object.fromEntries(request.cache.map((entry) => [entry.past, emptyTensor(entry, request.rows.length)]))
+    this.#past = Object.fromEntries(cache.map((entry) => [entry.past, emptyTensor(entry, request.rows.length)]))
   }
 
   get adapters(): AdapterFeeds {
     return this.#adapters
-  }
-
-  get size(): number {
-    return this.#rows.length
   }
 
   /** What the next run takes: all tokens at first and without a cache, afterwards the newest one of each row. */
@@ -109,7 +117,7 @@ export class Decoding {
     const isEven = sequence === 1 || this.#rows.every(({ tokens }) => tokens.length === total)
     const logitsToKeep = isLeft || isEven ? 1 : undefined
     const tokens = roleFeeds(roles, { batch, sequence, past, inputIds, attentionMask, logitsToKeep })
-    return { ...tokens, ...this.#context, ...this.#past }
+    return { ...tokens, ...this.#context, ...(this.#cache?.feeds ?? this.#past) }
   }
 
   /** Takes the outputs of the run, and chooses what comes next in each row. */
@@ -119,12 +127,15 @@ export class Decoding {
     if (cache.length > 0) {
       const isFirst = this.#width === 0
       this.#width = isFirst ? Math.max(...this.#rows.map(({ tokens }) => tokens.length)) : this.#width + 1
-      this.#past = Object.fromEntries(
-        cache.map(({ past, present, isOfEncoder }) => [
-          past,
-          isOfEncoder && !isFirst ? this.#past[past] : outputs[present],
-        ]),
-      )
+      if (this.#newRows !== undefined) this.#cache?.add(outputs[this.#newRows])
+      else {
+        this.#past = Object.fromEntries(
+          cache.map(({ past, present, isOfEncoder }) => [
+            past,
+            isOfEncoder && !isFirst ? this.#past[past] : outputs[present],
+          ]),
+        )
+      }
     }
     return this.#rows.map((row, i) => {
       const { index, tokens, known, random, sampling, scores } = row
@@ -145,6 +156,7 @@ export class Decoding {
     this.#rows = kept.map((i) => this.#rows[i])
     const keep = (feeds: Feeds): Feeds =>
       Object.fromEntries(Object.entries(feeds).map(([name, tensor]) => [name, rowsOf(tensor, kept, count)]))
+    this.#cache?.keep(kept)
     this.#past = keep(this.#past)
     this.#context = keep(this.#context)
     this.#adapters = this.#adapterFeeds()

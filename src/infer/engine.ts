@@ -2,6 +2,7 @@
 // written. It lives in a worker or in the caller's thread; caches and logits never leave it while texts grow.
 
 import { StateError } from '../base/errors.js'
+import type { NewRows } from '../graph/fuse/new-rows.js'
 import { SLOTS_INPUT } from '../graph/inject/embeddings.js'
 import { ROWS_INPUT } from '../graph/inject/inject.js'
 import type { Site } from '../graph/inject/sites.js'
@@ -31,6 +32,8 @@ export interface OpenRequest {
   idleRank: 0 | 1
   /** Of a graph whose attention takes several texts with a cache one token at a time. */
   columns: TokenColumns | undefined
+  /** Of a graph that gives out what a step adds to the cache. */
+  newRows: NewRows | undefined
   options: SessionOptions & OutputOptions
 }
 
@@ -46,7 +49,10 @@ interface OpenSession {
   takesRows: boolean
   idle: Feeds
   columns: TokenColumns | undefined
-  /** The feeds of adapters with the idle ones, put together once for all runs: a step would spend more time on this than on some layers. */
+  newRows: NewRows | undefined
+  /** Of the model, where the graph gives more: what a run gives when nothing is asked for. */
+  outputNames: readonly string[] | undefined
+  /** What a run feeds beside its own inputs, put together once for all runs: a step would spend more time on this than on some layers. */
   kept: WeakMap<AdapterFeeds, Feeds>
 }
 
@@ -58,6 +64,8 @@ export class InferEngine {
   readonly #adapters = new Map<string, AdapterFactors>()
   /** Of the last runs, by their mixes. */
   readonly #feeds = new Map<string, AdapterFeeds>()
+  /** The last run's: a caller that grows a text asks with the same list. */
+  #last: { readonly mixes: readonly Mix[]; readonly feeds: AdapterFeeds } | undefined
   readonly #decodings = new Map<number, Decoding>()
   #open: OpenSession | undefined
   #keepsTensors = false
@@ -70,22 +78,24 @@ export class InferEngine {
   }
 
   /** Opens a session in place of the one before, which stays if this one fails. */
-  async open({ model, sites, takesRows, idleRank, columns, options }: OpenRequest): Promise<void> {
+  async open({ model, sites, takesRows, idleRank, columns, newRows, options }: OpenRequest): Promise<void> {
     const session = await this.#runtime.createSession(model, options)
     const before = this.#open
     this.#keepsTensors = options.keepsTensors === true
-    this.#open = { session, sites, takesRows, idle: idleFeeds(sites, idleRank), columns, kept: new WeakMap() }
+    const outputNames = newRows && session.outputNames.filter((name) => name !== newRows.output)
+    const idle = idleFeeds(sites, idleRank)
+    this.#open = { session, sites, takesRows, idle, columns, newRows, outputNames, kept: new WeakMap() }
     await this.#afterRuns(async () => before?.session.dispose())
   }
 
   addAdapter(name: string, factors: AdapterFactors): void {
     this.#adapters.set(name, factors)
-    this.#feeds.clear()
+    this.#forgetFeeds()
   }
 
   removeAdapter(name: string): void {
     this.#adapters.delete(name)
-    this.#feeds.clear()
+    this.#forgetFeeds()
   }
 
   async run(
@@ -93,7 +103,7 @@ export class InferEngine {
     mixes: readonly Mix[],
     outputNames: readonly string[] | undefined,
   ): Promise<Record<string, RuntimeTensor>> {
-    const outputs = await this.#run(feeds, this.#feedsOf(mixes), outputNames, mixes.length)
+    const outputs = await this.#run(feeds, this.#feedsOf(mixes), outputNames)
     if (this.#keepsTensors) return outputs
     return transfer(outputs, [...new Set(Object.values(outputs).map(({ data }) => data.buffer))])
   }
@@ -102,7 +112,8 @@ export class InferEngine {
   startDecoding({ mixes, ...request }: DecodingRequest): number {
     const id = this.#nextDecoding++
     const { distinct, rowOf } = distinctMixes(mixes)
-    this.#decodings.set(id, new Decoding(request, this.#factorsOf(distinct), rowOf))
+    const newRows = this.#keepsTensors ? undefined : this.#open?.newRows
+    this.#decodings.set(id, new Decoding(request, this.#factorsOf(distinct), rowOf, newRows))
     return id
   }
 
@@ -115,8 +126,7 @@ export class InferEngine {
     const decoding = this.#decodings.get(id)
     if (decoding === undefined) throw new StateError({ where: `text ${id}`, what: 'it is finished' })
     decoding.drop(ended)
-    const { adapters, outputNames, size } = decoding
-    return decoding.take(await this.#run(decoding.feeds(), adapters, outputNames, size))
+    return decoding.take(await this.#run(decoding.feeds(), decoding.adapters, decoding.outputNames))
   }
 
   stopDecoding(id: number): void {
@@ -130,19 +140,26 @@ export class InferEngine {
       this.#open = undefined
       this.#decodings.clear()
       this.#adapters.clear()
-      this.#feeds.clear()
+      this.#forgetFeeds()
       await last?.session.dispose()
     })
   }
 
+  #forgetFeeds(): void {
+    this.#feeds.clear()
+    this.#last = undefined
+  }
+
   /** Made once for runs that follow one another, as those of a text that its caller grows. */
   #feedsOf(mixes: readonly Mix[]): AdapterFeeds {
+    if (this.#last?.mixes === mixes) return this.#last.feeds
     const key = JSON.stringify(mixes)
     const { distinct, rowOf } = distinctMixes(mixes)
     const feeds = this.#feeds.get(key) ?? new AdapterFeeds(this.#factorsOf(distinct), rowOf)
     this.#feeds.delete(key)
     this.#feeds.set(key, feeds)
     for (const oldest of [...this.#feeds.keys()].slice(0, -KEPT_FEEDS)) this.#feeds.delete(oldest)
+    this.#last = { mixes, feeds }
     return feeds
   }
 
@@ -155,26 +172,23 @@ export class InferEngine {
     return mixes.map((mix) => mix.map(({ name, weight }) => ({ factors: factorsOf(name), weight })))
   }
 
-  #run(feeds: Feeds, adapters: AdapterFeeds, outputNames: readonly string[] | undefined, rows: number) {
+  #run(feeds: Feeds, adapters: AdapterFeeds, wanted: readonly string[] | undefined) {
     return this.#afterRuns(async () => {
       if (this.#open === undefined) throw new StateError({ where: 'session', what: 'it is not open' })
       const { session, sites, takesRows, idle, columns, kept } = this.#open
-      const all: Feeds = kept.get(adapters) ?? { ...idle, ...adapters.for(sites) }
-      kept.set(adapters, all)
-      const own = Object.keys(feeds).filter((name) => !Object.hasOwn(all, name))
-      for (const name of own) all[name] = feeds[name]
-      if (takesRows) {
-        const count = adapters.isPerRow ? rows : 1
-        all[ROWS_INPUT] = { type: 'int64', data: BigInt64Array.of(BigInt(count)), dims: [1] }
+      const outputNames = wanted ?? this.#open.outputNames
+      let held = kept.get(adapters)
+      if (held === undefined) {
+        const { rows } = adapters
+        const told: Feeds = takesRows
+          ? { [ROWS_INPUT]: { type: 'int64', data: BigInt64Array.of(BigInt(rows)), dims: [1] } }
+          : {}
+        held = { ...idle, ...adapters.for(sites), ...told }
+        kept.set(adapters, held)
       }
-      try {
-        if (columns === undefined || !needsColumns(columns, feeds)) return await session.run(all, outputNames)
-        const run = (inputs: Feeds, names: readonly string[]) => session.run(inputs, names)
-        return await runColumns(run, columns, all, outputNames ?? session.outputNames)
-      } finally {
-        // Runs follow one another. What is left here would keep a whole cache alive.
-        for (const name of own) delete all[name]
-      }
+      if (columns === undefined || !needsColumns(columns, feeds)) return session.run(feeds, outputNames, held)
+      const run = (inputs: Feeds, names: readonly string[]) => session.run(inputs, names, held)
+      return runColumns(run, columns, feeds, outputNames ?? session.outputNames)
     })
   }
 

@@ -32,9 +32,9 @@ export class AdapterFeeds {
     this.#rowOf = isOne ? undefined : rowOf
   }
 
-  /** Whether rows differ. */
-  get isPerRow(): boolean {
-    return this.#rowOf !== undefined
+  /** How many rows have factors of their own; 1 where all have the same. */
+  get rows(): number {
+    return this.#rowOf?.length ?? 1
   }
 
   for(sites: readonly Site[]): Feeds {

@@ -4,11 +4,12 @@ import { create } from '@bufbuild/protobuf'
 import { type ModelProto, ValueInfoProtoSchema } from '../formats/onnx/gen/onnx_pb.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
 import { fuseAttention } from '../graph/fuse/attention.js'
+import { giveNewRows } from '../graph/fuse/new-rows.js'
 import { injectEmbeddings } from '../graph/inject/embeddings.js'
 import { injectLora } from '../graph/inject/inject.js'
 import type { Site, SiteNeeds } from '../graph/inject/sites.js'
 import { injectVectors, type VectorPlaces } from '../graph/inject/vectors.js'
-import { tokenInputs } from '../graph/inputs/tokens.js'
+import { tokenInputs, VECTORS } from '../graph/inputs/tokens.js'
 import { findPointwise } from '../graph/match/forms/pointwise.js'
 import { exposeProducts, findLinears, type ModuleMap } from '../graph/match/linears.js'
 import { findEmbeddings, placesOf } from '../graph/match/parameters.js'
@@ -55,12 +56,14 @@ export function sessionGraph(
   graph.outputs.push(...Array.from(given, (name) => create(ValueInfoProtoSchema, { name })))
   const isOnProcessor = providers.every((name) => ON_PROCESSOR.has(name))
   const isFused = isOnProcessor && fuseAttention(graph) > 0
+  const newRows = isFused ? giveNewRows(graph) : undefined
   const adapted = adaptGraph(graph, names, needs)
   return {
     ...adapted,
     graph: graph.toModel(),
     idleRank: isOnProcessor ? 0 : 1,
-    columns: isFused ? tokenColumns(tokenInputs(readGraph(onnx.proto))) : undefined,
+    columns: isFused ? tokenColumns(tokenInputs(readGraph(onnx.proto), new Set([VECTORS]))) : undefined,
+    newRows,
   }
 }
 

@@ -1,7 +1,7 @@
 // Adapter folders of huggingface/peft ⇄ LoraAdapter: adapter_config.json and adapter_model.safetensors. PEFT ignores tensors that it
 // does not expect; here every tensor is used or named in an error. Keys: PEFT's docs, "checkpoint format".
 
-import type { Directory } from '../base/bytes.js'
+import { type Directory, readThere } from '../base/bytes.js'
 import { encodeFloats, type FloatDtype, isFiniteStored, isFloatDtype } from '../base/dtype.js'
 import { ConfigError, type LowrankError, MismatchError, NumericError, StateError } from '../base/errors.js'
 import { type FloatArray, isAllFinite, type Matrix, type Tensor } from '../base/tensor.js'
@@ -173,10 +173,10 @@ async function readVector(file: SafetensorsFile, info: TensorInfo | undefined): 
   return data
 }
 
-/** A tensor with its bytes as they are. Throws as {@link readFactor}. */
-export async function readStored(file: SafetensorsFile, info: TensorInfo): Promise<StoredTensor> {
+/** A tensor with its bytes as they are; see {@link readThere} for `memory`. Throws as {@link readFactor}. */
+export async function readStored(file: SafetensorsFile, info: TensorInfo, memory?: Uint8Array): Promise<StoredTensor> {
   const { dtype, shape, offset, byteLength } = info
-  const data = await file.source.read(offset, byteLength)
+  const data = await readThere(file.source, offset, byteLength, memory)
   if (isFiniteStored(data, dtype)) return { dtype, shape, data }
   throw notFinite(`${file.source.name}: ${info.name}`)
 }

@@ -104,8 +104,10 @@ class WrappedSession implements RuntimeSession {
   readonly #ort: OrtModule
   #session: OrtSession | undefined
   readonly #keepsTensors: boolean
-  /** Of feeds that come again and again, such as an adapter's. */
+  /** Of feeds that come again and again, such as a cache that grows in its place. */
   readonly #tensors = new WeakMap<RuntimeTensor, object>()
+  /** Of all the feeds that are held. */
+  readonly #held = new WeakMap<Feeds, Record<string, unknown>>()
   readonly inputNames: readonly string[]
   readonly outputNames: readonly string[]
 
@@ -117,15 +119,23 @@ class WrappedSession implements RuntimeSession {
     this.outputNames = session.outputNames
   }
 
-  async run(feeds: Feeds, outputNames?: readonly string[]): Promise<Record<string, RuntimeTensor>> {
+  async run(feeds: Feeds, outputNames?: readonly string[], held?: Feeds): Promise<Record<string, RuntimeTensor>> {
     if (this.#session === undefined) throw new RuntimeError({ where: 'ONNX Runtime', what: 'the session is disposed' })
-    // By fromEntries: a name from a file may be __proto__.
-    const tensors = Object.fromEntries(Object.entries(feeds).map(([name, feed]) => [name, this.#tensor(name, feed)]))
+    // The run's own come and go: an object with all of them, which may be hundreds, would take a step longer than some layers.
+    const tensors = held === undefined ? Object.create(null) : this.#heldOf(held)
+    const own = Object.keys(feeds).filter((name) => !(name in tensors))
+    const made = own.map((name) => this.#tensor(name, feeds[name]))
     let results: Record<string, unknown>
     try {
-      results = await this.#session.run(tensors, outputNames ?? this.outputNames)
+      own.forEach((name, i) => {
+        tensors[name] = made[i]
+      })
+      results = await this.#session.run(tensors, outputNames)
     } catch (cause) {
       throw new RuntimeError({ where: 'ONNX Runtime', what: `the run failed: ${messageOf(cause)}`, cause })
+    } finally {
+      // What is left here would keep a whole cache alive.
+      if (held !== undefined) for (const name of own) delete tensors[name]
     }
     if (this.#keepsTensors) return results as Record<string, RuntimeTensor>
     return Object.fromEntries(
@@ -134,6 +144,16 @@ class WrappedSession implements RuntimeSession {
         { type: type as TensorType, data: withoutFloat16Array(data), dims },
       ]),
     )
+  }
+
+  #heldOf(held: Feeds): Record<string, unknown> {
+    const known = this.#held.get(held)
+    if (known !== undefined) return known
+    // Without a prototype: a name from a file may be __proto__.
+    const tensors: Record<string, unknown> = Object.create(null)
+    for (const name of Object.keys(held)) tensors[name] = this.#tensor(name, held[name])
+    this.#held.set(held, tensors)
+    return tensors
   }
 
   #tensor(name: string, tensor: RuntimeTensor): unknown {

@@ -89,8 +89,13 @@ export interface OutputOptions {
 export interface RuntimeSession {
   readonly inputNames: readonly string[]
   readonly outputNames: readonly string[]
-  /** Runs the graph for the outputs asked for (default: all). Outputs own their data. */
-  run(feeds: Feeds, outputNames?: readonly string[]): Promise<Record<string, RuntimeTensor>>
+  /**
+   * Runs the graph for the outputs asked for (default: all). Outputs own their data.
+   *
+   * @param held further feeds, which come again with later runs as the same object: they are made ready once. They win over `feeds`.
+   *   Runs with the same ones follow one another
+   */
+  run(feeds: Feeds, outputNames?: readonly string[], held?: Feeds): Promise<Record<string, RuntimeTensor>>
   dispose(): Promise<void>
 }
 

@@ -4,10 +4,10 @@
 import { cacheEntry, isCacheInput } from '../graph/inputs/cache.js'
 import { typeOf } from '../graph/inputs/roles.js'
 import type { Graph } from '../graph/view/graph.js'
-import { type AdapterChoice, mixesOf } from '../infer/adapter-choice.js'
+import { type AdapterChoice, type Mix, mixesOf } from '../infer/adapter-choice.js'
 import type { OnnxSession } from '../infer/adapter-session.js'
 import { type AdapterHead, headLogits } from '../infer/heads.js'
-import { checkRanks } from '../infer/rows.js'
+import { batchOf, checkRanks } from '../infer/rows.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import type { InputMetadata, OrtTensorLike, PipelineSession } from './module.js'
 
@@ -18,48 +18,70 @@ export type CallChoice = AdapterChoice | readonly AdapterChoice[] | undefined
 export interface SharedSession {
   readonly session: OnnxSession
   readonly graph: Graph
+  readonly inputMetadata: readonly InputMetadata[]
   readonly config: { readonly dtype: string; readonly device: string }
   /** Throws where rows that are filled up would be computed wrongly. */
   checkPadding(feeds: Feeds): void
 }
 
+/** How the rows of a batch are run. */
+interface Plan {
+  readonly rows: number | undefined
+  /** Of the session's adapters when it was made. */
+  readonly changes: number
+  readonly mixes: readonly Mix[]
+  readonly head: AdapterHead | undefined
+  /** The model's outputs that the run gives; a head gives its own logits. */
+  readonly kept: readonly string[]
+  /** What the graph is asked for; undefined: all that it gives. */
+  readonly asked: readonly string[] | undefined
+}
+
 /** The session of one call. Releasing it disposes the session that all calls share. */
 export class CallSession implements PipelineSession {
   readonly inputMetadata: readonly InputMetadata[]
+  readonly inputNames: readonly string[]
+  readonly outputNames: readonly string[]
   readonly config: SharedSession['config']
   readonly #shared: SharedSession
   readonly #choice: CallChoice
+  #plan: Plan | undefined
 
   constructor(shared: SharedSession, choice: CallChoice) {
     this.#shared = shared
     this.#choice = choice
     this.config = shared.config
-    this.inputMetadata = metadataOf(shared.graph)
-  }
-
-  get inputNames(): readonly string[] {
-    return this.#shared.session.inputNames
-  }
-
-  get outputNames(): readonly string[] {
-    return this.#shared.session.outputNames
+    this.inputMetadata = shared.inputMetadata
+    this.inputNames = shared.session.inputNames
+    this.outputNames = shared.session.outputNames
   }
 
   async run(feeds: Readonly<Record<string, OrtTensorLike>>): Promise<Record<string, unknown>> {
     const { session, graph, checkPadding } = this.#shared
     const own = feeds as Feeds
     checkPadding(own)
-    const mixes = mixesOf(this.#choice, own.input_ids?.dims[0])
-    session.checkMixes(mixes)
-    const head = session.headFor(mixes)
-    const { value } = head?.input ?? {}
-    const others = this.outputNames.filter((name) => name !== head?.replaces)
-    const names = [...new Set([...others, ...(value === undefined ? [] : [value])])]
-    const given = await session.engine.run(own, mixes, names)
-    const outputs = Object.fromEntries(others.map((name): [string, unknown] => [name, given[name]]))
-    if (head !== undefined) outputs[head.replaces ?? 'logits'] = logitsOf(head, given[head.input.value])
+    const { mixes, head, kept, asked } = this.#planFor(batchOf(own))
+    const given = await session.engine.run(own, mixes, asked)
+    const outputs = Object.fromEntries(kept.map((name): [string, unknown] => [name, given[name]]))
+    if (head !== undefined) outputs[head.replaces ?? 'logits'] = logitsOf(head, given[head.input.value], own)
     if (mixes.length > 1) checkRanks(graph, given)
     return outputs
+  }
+
+  /** The same for all runs of a text: only adapters that come or go change it. */
+  #planFor(rows: number | undefined): Plan {
+    const { session } = this.#shared
+    const { changes } = session
+    const known = this.#plan
+    if (known !== undefined && known.rows === rows && known.changes === changes) return known
+    const mixes = mixesOf(this.#choice, rows)
+    session.checkMixes(mixes)
+    const head = session.headFor(mixes)
+    const kept = this.outputNames.filter((name) => name !== head?.replaces)
+    const isWhole = session.adapters.every((name) => session.headOf(name) === undefined)
+    const asked = isWhole ? undefined : [...new Set([...kept, ...(head === undefined ? [] : [head.input.value])])]
+    this.#plan = { rows, changes, mixes, head, kept, asked }
+    return this.#plan
   }
 
   async release(): Promise<void> {
@@ -68,13 +90,14 @@ export class CallSession implements PipelineSession {
 }
 
 /** Of the class of what the run gave: a pipeline knows tensors by it. */
-function logitsOf(head: AdapterHead, input: RuntimeTensor): unknown {
-  const { type, data, dims } = headLogits(head, input)
+function logitsOf(head: AdapterHead, input: RuntimeTensor, feeds: Feeds): unknown {
+  const { type, data, dims } = headLogits(head, input, feeds)
   const Tensor = input.constructor as new (type: string, data: unknown, dims: readonly number[]) => unknown
   return new Tensor(type, data, dims)
 }
 
-function metadataOf(graph: Graph): InputMetadata[] {
+/** What a session over the graph declares of its inputs. */
+export function metadataOf(graph: Graph): InputMetadata[] {
   return graph.inputs.flatMap((input) => {
     const type = typeOf(input)
     const value = input.type?.value

@@ -9,7 +9,7 @@ import { ADAPTER_CHOICE, type AdapterChoice, mixesOf } from '../infer/adapter-ch
 import type { OnnxSession } from '../infer/adapter-session.js'
 import type { SessionBase, SessionExtras } from '../infer/graphs.js'
 import type { AdapterSession } from '../infer/session.js'
-import { type CallChoice, CallSession, type SharedSession } from './call-session.js'
+import { type CallChoice, CallSession, metadataOf, type SharedSession } from './call-session.js'
 import type { Class, PipelineInstance, PreTrainedModel } from './module.js'
 import { paddingPlan } from './padding.js'
 
@@ -59,7 +59,8 @@ export function sessionExtras(model: SessionBase, { device }: PipelineRun): Sess
 /** What calls share. */
 export function shareSession(session: OnnxSession, config: PipelineRun): SharedSession {
   const graph = readGraph(session.model.onnx.proto)
-  return { session, graph, config, checkPadding: paddingPlan(graph, config.device).check }
+  const { check: checkPadding } = paddingPlan(graph, config.device)
+  return { session, graph, inputMetadata: metadataOf(graph), config, checkPadding }
 }
 
 /** A pipeline that takes adapters, over one of transformers.js whose model is already lowrank's. */

@@ -46,7 +46,7 @@ export function recordingRuntime(): { module: OrtModule; fed: Feeds[] } {
       inputNames: session.inputNames,
       outputNames: session.outputNames,
       run: (feeds, names) => {
-        fed.push(feeds as Feeds)
+        fed.push({ ...feeds } as Feeds)
         return session.run(feeds, names)
       },
       release: () => session.release(),

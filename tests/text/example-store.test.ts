@@ -25,6 +25,13 @@ describe('ExampleStore', () => {
     )
   })
 
+  it('keeps ids at the edges of each length, up to the largest', () => {
+    const store = new ExampleStore()
+    const ids = Int32Array.of(0, 1, 2, 17, 18, 97, 98, 353, 354, 1633, 1634, 67_169, 67_170, 2 ** 24, 2 ** 31 - 1)
+    store.push({ inputIds: ids, labels: ids })
+    expect(store.at(0)).toEqual({ inputIds: ids, labels: ids })
+  })
+
   it('keeps many, and one that is larger than a chunk', () => {
     const store = new ExampleStore()
     const long = Int32Array.from({ length: 700_000 }, (_, i) => (i * 7) % 300_007)

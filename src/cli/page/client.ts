@@ -24,7 +24,7 @@ export interface Parts {
 
 export function client(parts: Parts): void {
   const COLORS = 8
-  const data = JSON.parse(byId('data').textContent) as PageData
+  const data = JSON.parse(byId('data').textContent ?? '') as PageData
   const { layers } = data
   const tip = byId('tip')
   const chosen = new Map<number, number>()

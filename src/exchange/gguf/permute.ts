@@ -2,35 +2,37 @@
 // converted weights have their rows in another order (LlamaModel.permute in llama.cpp's conversion/llama.py). Of s·B·A only B has rows.
 
 import { ShapeError } from '../../base/errors.js'
-import { formatShape, type Matrix, zeros } from '../../base/tensor.js'
+import type { FloatArray } from '../../base/tensor.js'
 
-/** The rows of B (d, r) as llama.cpp has them: row 2i + h of a head is row h·hd/2 + i here. */
-export function toGgufOrder(weightB: Matrix, heads: number, where: string): Matrix {
-  return reordered(weightB, heads, where, (own, foreign) => [foreign, own])
+/** The `d` rows of B, or of its bytes, as llama.cpp has them, in a new array: row 2i + h of a head is row h·hd/2 + i here. */
+export function toGgufOrder<T extends FloatArray | Uint8Array>(data: T, d: number, heads: number, where: string): T {
+  return reordered(data, d, heads, where, (own, foreign) => [foreign, own])
 }
 
 /** The inverse of {@link toGgufOrder}. */
-export function fromGgufOrder(weightB: Matrix, heads: number, where: string): Matrix {
-  return reordered(weightB, heads, where, (own, foreign) => [own, foreign])
+export function fromGgufOrder(data: FloatArray, d: number, heads: number, where: string): FloatArray {
+  return reordered(data, d, heads, where, (own, foreign) => [own, foreign])
 }
 
 /** @param rows from transformers' row and llama.cpp's, the row that is written and the one that is read */
-function reordered(
-  { data, shape: [d, r] }: Matrix,
+function reordered<T extends FloatArray | Uint8Array>(
+  data: T,
+  d: number,
   heads: number,
   where: string,
   rows: (own: number, foreign: number) => [to: number, from: number],
-): Matrix {
-  const half = d / heads / 2
+): T {
+  const [half, length] = [d / heads / 2, data.length / d]
   if (!Number.isInteger(half)) {
-    throw new ShapeError({ where, what: `rows that are no ${heads} heads of an even size`, got: formatShape([d, r]) })
+    throw new ShapeError({ where, what: `rows that are no ${heads} heads of an even size`, got: `${d} rows` })
   }
-  const result = zeros(d, r, data)
+  // Not slice of bytes: that of Node's Buffer is a view.
+  const result = (data instanceof Uint8Array ? new Uint8Array(data) : data.slice()) as T
   for (let head = 0; head < heads; head++) {
     for (let part = 0; part < 2; part++) {
       for (let i = 0; i < half; i++) {
         const [to, from] = rows(head * 2 * half + part * half + i, head * 2 * half + 2 * i + part)
-        result.data.set(data.subarray(from * r, (from + 1) * r), to * r)
+        result.set(data.subarray(from * length, (from + 1) * length), to * length)
       }
     }
   }

@@ -131,12 +131,14 @@ async function readPair(
   const [factorsA, factorsB] = [matrices(valuesA, a.shape), matrices(valuesB, b.shape)]
   const found = names.way === 'permuted' ? /^blk\.(\d+)\.attn_([qk])\.weight$/.exec(tensor) : null
   return factorsA.map((weightA, e): ReadLayer => {
+    const weightB = factorsB[e]
     const count = found && (found[2] === 'q' ? heads(Number(found[1])) : keyHeads(Number(found[1])))
     return {
       name: isStacked ? module.replace(/\.experts\./, `.experts.${e}.`) : module,
       kind: isEmbedding ? 'embedding' : 'linear',
       weightA: isEmbedding ? transpose(weightA) : weightA,
-      weightB: count === null ? factorsB[e] : fromGgufOrder(factorsB[e], count, where),
+      weightB:
+        count === null ? weightB : { ...weightB, data: fromGgufOrder(weightB.data, weightB.shape[0], count, where) },
       scaling,
       dtype,
     }

@@ -6,7 +6,7 @@ import type { ByteSink } from '../../base/bytes.js'
 import { isFiniteStored } from '../../base/dtype.js'
 import { MismatchError, NumericError, UnsupportedError } from '../../base/errors.js'
 import { Steps, type ToolRun } from '../../base/progress.js'
-import { formatShape, type Matrix } from '../../base/tensor.js'
+import { type FloatArray, formatShape, type Matrix } from '../../base/tensor.js'
 import { encodeGguf, type GgufFloat } from '../../formats/gguf/types.js'
 import { type WrittenTensor, type WrittenValue, writeGguf } from '../../formats/gguf/write.js'
 import { transpose } from '../../linalg/product.js'
@@ -28,7 +28,7 @@ interface Factor {
   /** One matrix; several for stacked experts. */
   read(): Promise<readonly Matrix[]>
   /** The bytes of `read` in the pair's type, where the source has them in one piece. */
-  readonly stored?: (() => Promise<Uint8Array>) | undefined
+  readonly stored?: ((memory?: Uint8Array) => Promise<Uint8Array>) | undefined
 }
 
 /** A pair of factors for one tensor of the base. */
@@ -276,36 +276,30 @@ function writtenTensors(
   alpha: number | undefined,
   halves: Set<string>,
 ): WrittenTensor[] {
-  const factor = alpha === undefined ? scaling : 1
-  const written = (
-    suffix: string,
-    { shape: [rows, columns], read, stored }: Factor,
-    change?: (matrix: Matrix) => Matrix,
-  ): WrittenTensor => {
+  const written = (suffix: string, { shape: [rows, columns], read, stored }: Factor, scale: number, turns?: number) => {
     const name = `${tensor}.${suffix}`
     const isHalf = dtype === 'Q8_0' && columns % 32 !== 0
     if (isHalf) halves.add(name)
     const type = isHalf ? 'F16' : dtype
     const shape = isStacked ? [count, rows, columns] : [rows, columns]
-    if (stored !== undefined && change === undefined && type === own) return { name, shape, dtype: type, bytes: stored }
+    const ordered = <T extends FloatArray | Uint8Array>(data: T) => {
+      return turns === undefined ? data : toGgufOrder(data, rows, turns, where)
+    }
+    if (stored !== undefined && scale === 1 && type === own) {
+      return { name, shape, dtype: type, bytes: async (memory?: Uint8Array) => ordered(await stored(memory)) }
+    }
     const bytes = async () => {
       const values = new Float32Array(count * rows * columns)
-      for (const [i, matrix] of (await read()).entries()) {
-        values.set((change?.(matrix) ?? matrix).data, i * rows * columns)
-      }
+      for (const [i, { data }] of (await read()).entries()) values.set(ordered(data), i * rows * columns)
+      if (scale !== 1) for (let i = 0; i < values.length; i++) values[i] *= scale
       const encoded = encodeGguf(values, type)
       if (type === 'Q8_0' || isFiniteStored(encoded, type)) return encoded
       throw new NumericError({ where, what: `a value that is not finite in ${type}`, hint: 'Convert to bf16 or f32' })
     }
     return { name, shape, dtype: type, bytes }
   }
-  const isChanged = heads !== undefined || factor !== 1
-  const inOrder = (matrix: Matrix): Matrix => {
-    const ordered = heads === undefined ? matrix : toGgufOrder(matrix, heads, where)
-    return factor === 1 ? ordered : { ...ordered, data: ordered.data.map((value) => factor * value) as Float32Array }
-  }
   return [
-    written('lora_a', tensor === 'token_embd.weight' ? turned(a) : a),
-    written('lora_b', b, isChanged ? inOrder : undefined),
+    written('lora_a', tensor === 'token_embd.weight' ? turned(a) : a, 1),
+    written('lora_b', b, alpha === undefined ? scaling : 1, heads),
   ]
 }

@@ -20,12 +20,15 @@ export interface WrittenTensor {
   /** Row-major, as in PyTorch. The last dimension is a multiple of 32 for Q8_0. */
   readonly shape: readonly number[]
   readonly dtype: GgufFloat
-  /** In its type; asked for when its turn comes. */
-  bytes(): Uint8Array | Promise<Uint8Array>
+  /** In its type; asked for when its turn comes. They may be put in `memory`, which has their length. */
+  bytes(memory?: Uint8Array): Uint8Array | Promise<Uint8Array>
 }
 
+/** Tensors are read and written in blocks of about this size: many small writes cost more than their bytes. */
+const BLOCK_BYTES = 1 << 21
+
 /**
- * Writes a whole file into a sink, which stays the caller's to commit. A tensor is written while the next one is read.
+ * Writes a whole file into a sink, which stays the caller's to commit. A block of tensors is written while the next one is read.
  *
  * @param onTensor called after each tensor
  */
@@ -38,8 +41,8 @@ export async function writeGguf(
   const parts = [bytesOf([0x46554747, 3]), size(tensors.length), size(metadata.size)]
   for (const [key, value] of metadata) parts.push(text(key), ...valueBytes(value))
   let at = 0
-  const lengths = tensors.map(({ dtype, shape }) => byteLength(dtype, shape))
-  tensors.forEach(({ name, shape, dtype }, i) => {
+  for (const tensor of tensors) {
+    const { name, shape, dtype } = tensor
     parts.push(
       text(name),
       bytesOf([shape.length]),
@@ -47,28 +50,76 @@ export async function writeGguf(
       bytesOf([typeNumber(dtype)]),
       size(at),
     )
-    at += aligned(lengths[i])
-  })
+    at += aligned(byteLength(tensor))
+  }
   const header = concatBytes(parts)
   await sink.write(concatBytes([header, padding(header.byteLength)]))
-  // Its failure belongs to the tensor that is awaited later, also where a write fails before.
-  const ask = async (tensor: WrittenTensor | undefined) => tensor?.bytes()
-  let next = ask(tensors[0])
-  for (const [i, { name }] of tensors.entries()) {
-    const bytes = (await next)!
-    next = ask(tensors[i + 1])
+  const blocks = blocksOf(tensors)
+  const largest = Math.max(0, ...blocks.map((block) => (isShared(block) ? block.byteLength : 0)))
+  // One is read while the other is written.
+  const memory = [new Uint8Array(largest), new Uint8Array(largest)]
+  const read = async (i: number) => blocks[i] && bytesOfBlock(blocks[i], memory[i % 2])
+  let next = read(0)
+  for (const [i, { tensors }] of blocks.entries()) {
+    const pieces = (await next)!
+    next = read(i + 1)
+    // Its failure belongs to the block that is awaited later, also where a write fails before.
     next.catch(() => {})
-    await sink.write(bytes)
-    if (lengths[i] % ALIGNMENT !== 0) await sink.write(padding(lengths[i]))
-    await onTensor?.(name)
+    for (const piece of pieces) if (piece.byteLength > 0) await sink.write(piece)
+    for (const { name } of tensors) await onTensor?.(name)
   }
+}
+
+/** Tensors that are written together, each aligned. */
+interface Block {
+  readonly tensors: WrittenTensor[]
+  byteLength: number
+}
+
+function blocksOf(tensors: readonly WrittenTensor[]): Block[] {
+  const blocks: Block[] = []
+  for (const tensor of tensors) {
+    const bytes = aligned(byteLength(tensor))
+    const last = blocks.at(-1)
+    if (last === undefined || last.byteLength + bytes > BLOCK_BYTES) {
+      blocks.push({ tensors: [tensor], byteLength: bytes })
+    } else {
+      last.tensors.push(tensor)
+      last.byteLength += bytes
+    }
+  }
+  return blocks
+}
+
+/** Whether it is read into memory that blocks share: a tensor that is larger than a block has its own. */
+function isShared({ byteLength }: Block): boolean {
+  return byteLength <= BLOCK_BYTES
+}
+
+async function bytesOfBlock(block: Block, memory: Uint8Array): Promise<Uint8Array[]> {
+  const { tensors } = block
+  if (!isShared(block)) return [await tensors[0].bytes(), padding(byteLength(tensors[0]))]
+  const reads: Promise<void>[] = []
+  let end = 0
+  for (const tensor of tensors) {
+    const [first, length] = [end, byteLength(tensor)]
+    end += aligned(length)
+    memory.fill(0, first + length, end)
+    const read = async () => {
+      const bytes = await tensor.bytes(memory.subarray(first, first + length))
+      if (bytes.buffer !== memory.buffer) memory.set(bytes, first)
+    }
+    reads.push(read())
+  }
+  await Promise.all(reads)
+  return [memory.subarray(0, end)]
 }
 
 function padding(bytes: number): Uint8Array {
   return new Uint8Array(aligned(bytes) - bytes)
 }
 
-function byteLength(dtype: GgufFloat, shape: readonly number[]): number {
+function byteLength({ dtype, shape }: WrittenTensor): number {
   const count = elementCount(shape)
   if (dtype === 'Q8_0') return (count / 32) * 34
   return count * (dtype === 'F32' ? 4 : 2)

@@ -194,18 +194,24 @@ class FileSource implements ByteSource {
     // All bytes are read before anyone sees them, so they need not be zeros first.
     const { buffer, byteOffset } = Buffer.allocUnsafeSlow(byteLength)
     const result = new Uint8Array(buffer, byteOffset, byteLength)
+    await this.readInto(offset, result)
+    return result
+  }
+
+  async readInto(offset: number, memory: Uint8Array): Promise<void> {
+    const { byteLength } = memory
+    checkRange(this, offset, byteLength)
     let done = 0
     try {
       while (done < byteLength) {
         const length = Math.min(byteLength - done, MAX_TRANSFER_BYTES)
-        const { bytesRead } = await this.#handle.read(result, done, length, offset + done)
+        const { bytesRead } = await this.#handle.read(memory, done, length, offset + done)
         if (bytesRead === 0) throw new FileError({ where: this.name, what: 'became shorter while it was being read' })
         done += bytesRead
       }
     } catch (error) {
       throw fileError(this.name, 'cannot be read', error)
     }
-    return result
   }
 
   async close(): Promise<void> {

@@ -1,0 +1,60 @@
+// Texts whose caches grow in arrays with room to spare, against one run over the whole text, which has no cache.
+
+import { afterAll, expect, it } from 'vitest'
+import { fuseAttention } from '../../src/graph/fuse/attention.js'
+import { giveNewRows } from '../../src/graph/fuse/new-rows.js'
+import { Graph } from '../../src/graph/view/graph.js'
+import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { generate } from '../../src/infer/generate.js'
+import { argmax } from '../../src/infer/sampling.js'
+import { makeAdapter, openModel } from './models.js'
+
+const model = await openModel('models/union-3m')
+const adapter = makeAdapter(model, /proj$/)
+const session = await OnnxSession.open(model, { adapters: { adapter }, threads: 1 })
+const GREEDY = { temperature: 0, repetitionPenalty: 1 }
+
+afterAll(async () => {
+  await session.dispose()
+  await model.close()
+})
+
+/** The likeliest token behind each of the text's, by one run. */
+async function likeliest(ids: readonly number[], name: string | null): Promise<number[]> {
+  const input_ids = { type: 'int64' as const, data: BigInt64Array.from(ids, BigInt), dims: [1, ids.length] }
+  const { logits } = await session.run({ input_ids }, { adapter: name, outputNames: ['logits'] })
+  const [, , width] = logits.dims
+  return ids.map((_, i) => argmax((logits.data as Float32Array).subarray(i * width, (i + 1) * width)))
+}
+
+it.each([null, 'adapter'])('a text that outgrows the first arrays twice, with adapter %s', async (name) => {
+  const prompt = 'And the people'
+  const start = [...model.tokenizer!.encode(prompt)]
+  const { tokenIds } = await generate(session, prompt, { ...GREEDY, adapter: name, maxNewTokens: 140 })
+  expect(tokenIds.length).toBe(140)
+  const expected = await likeliest([...start, ...tokenIds.slice(0, -1)], name)
+  expect(tokenIds).toEqual(expected.slice(start.length - 1))
+})
+
+it('texts of a batch that begin at other lengths and end one after the other', async () => {
+  const prompts = ['The sea', 'And the people of the United States, in order to form', 'Article one', 'We']
+  const options = { ...GREEDY, maxNewTokens: 90, stop: [' of the', 'ship'] }
+  const together = await generate(session, prompts, { ...options, adapter: ['adapter', null, null, 'adapter'] })
+  expect(new Set(together.map(({ tokens }) => tokens)).size).toBeGreaterThan(2)
+  for (const [i, { tokenIds }] of together.entries()) {
+    const start = [...model.tokenizer!.encode(prompts[i])]
+    const expected = await likeliest([...start, ...tokenIds.slice(0, -1)], i === 0 || i === 3 ? 'adapter' : null)
+    expect(tokenIds, prompts[i]).toEqual(expected.slice(start.length - 1))
+  }
+})
+
+it('the rows are given out beside the caches, and runs give what the model gives', async () => {
+  const input_ids = { type: 'int64' as const, data: BigInt64Array.of(5n, 6n), dims: [1, 2] }
+  expect(Object.keys(await session.run({ input_ids })).sort()).toEqual([...session.outputNames].sort())
+  const graph = new Graph(model.onnx.proto)
+  expect(giveNewRows(graph)).toBeUndefined()
+  fuseAttention(graph)
+  const { parts, output } = giveNewRows(graph)!
+  expect(parts[3]).toEqual({ past: 'past_key_values.1.value', heads: 2, size: 32 })
+  expect(graph.outputs.at(-1)?.name).toBe(output)
+})
