@@ -4,14 +4,19 @@ import { readFileSync } from 'node:fs'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { LowrankError } from '../../src/base/errors.js'
-import { loadOnnx } from '../../src/formats/onnx/model.js'
+import type { NodeProto } from '../../src/formats/onnx/gen/onnx_pb.js'
+import { loadOnnx, OnnxModel } from '../../src/formats/onnx/model.js'
+import { findLinears } from '../../src/graph/match/linears.js'
 import type { Model } from '../../src/graph/model-folder.js'
+import { Builder } from '../../src/graph/view/builder.js'
+import { Graph } from '../../src/graph/view/graph.js'
 import { OnnxSession } from '../../src/infer/adapter-session.js'
 import type { LoraAdapter } from '../../src/lora/adapter.js'
 import { mergeOnnx } from '../../src/merge/onnx/merge-onnx.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import type { TrainingOptions } from '../../src/train/options.js'
 import { train } from '../../src/train/train.js'
+import { DataType, floatTensor } from '../graph/toolkit.js'
 import { feedsOf, inThread, maxDifference, openModel } from '../infer/models.js'
 import { abortAt, data, WEIGHTS } from './tiny.js'
 
@@ -115,6 +120,39 @@ describe('training', () => {
     expect((error as Error).message).toMatch(
       /up_proj\.weight: it cannot be trained whole on this graph: its weight is stored as integers.*Leave its module out/s,
     )
+  })
+
+  it('finds the same gradient of a bias that a product by integers adds itself, and of one that is added behind it', async () => {
+    const base = await openModel('tests/golden/models/llama-q4')
+    const module = 'model.layers.0.self_attn.q_proj'
+    /** The model with a bias of q_proj. */
+    const withBias = (add: (graph: Graph, node: NodeProto, bias: string) => void): Model => {
+      const graph = new Graph(base.onnx.proto)
+      const node = findLinears(graph).find(({ name }) => name === module)!.node
+      const values = Array.from({ length: 64 }, (_, i) => 0.1 * Math.sin(i))
+      add(graph, node, graph.addInitializer(floatTensor(`${module}.bias`, DataType.FLOAT, values, [64])))
+      const onnx = new OnnxModel(base.onnx.name, base.onnx.fileName, graph.toModel(), base.onnx.files)
+      return Object.create(base, { onnx: { value: onnx } })
+    }
+    const inside = withBias((graph, node, bias) => {
+      graph.setInputs(node, [...node.input, ...Array(5 - node.input.length).fill(''), bias])
+    })
+    const behind = withBias((graph, node, bias) => {
+      const [output] = node.output
+      graph.setOutput(node, 0, graph.freshName('product'))
+      graph.setOutput(
+        new Builder(graph, '/model/layers.0/self_attn/q_proj').node('Add', [node.output[0], bias]),
+        0,
+        output,
+      )
+    })
+    const config = { targetModules: ['q_proj'], bias: 'lora_only' } as const
+    const [a, b] = [await write(config, { model: inside }), await write(config, { model: behind })]
+    const values = [a, b].map(({ adapter }) => [...adapter.get(`${module}.bias`, 'replacement')!.weight.data])
+    await base.close()
+    expect(a.report.trainLoss[2]).toBeCloseTo(b.report.trainLoss[2], 5)
+    values[0].forEach((value, i) => void expect(value).toBeCloseTo(values[1][i], 5))
+    expect(Math.max(...values[0].map((value, i) => Math.abs(value - 0.1 * Math.sin(i))))).toBeGreaterThan(1e-3)
   })
 
   it.each<[string, Config, (config: Config, options: Partial<TrainingOptions>) => ReturnType<typeof train>]>([
