@@ -66,20 +66,20 @@ export class TrainingSessions {
     const layers = linears.map(({ name, d, k, rank, scaling }) => {
       return { name, d, k, rank, scaling, baseSquares: squares.get(name) }
     })
-    const { dropout, fanInFanOut: isConv1d } = adapter.config
-    const whole = { tensors: wholeTensors(adapter, parts), isConv1d }
+    const { dropout } = adapter.config
+    const tensors = wholeTensors(adapter, parts)
     const twoPasses = open.stepLoss !== undefined
     const tell = (done: number) => parts.on?.progress?.({ stage: 'prepare', done, total: 3 })
     tell(0)
     const training = await buildTrainingGraph(model.onnx, runtime, open, {
       layers,
-      ...whole,
+      tensors,
       modules,
       dropout,
       twoPasses,
     })
     tell(1)
-    const evaluation = buildLossGraph(model.onnx, open, { layers, ...whole, modules })
+    const evaluation = buildLossGraph(model.onnx, open, { layers, tensors, modules })
     tell(2)
     return new TrainingSessions(parts, engine, runtime.name, { training, evaluation })
   }

@@ -27,10 +27,10 @@ interface Context {
 }
 
 /** All tensors of the base but those of the task's own head. */
-function tensorsOf({ model, open, modules }: Context, { fanInFanOut }: LoraConfig): Named[] {
+function tensorsOf({ model, open, modules }: Context): Named[] {
   const graph = readGraph(model.onnx.proto)
   const ofHead = new Set((open.head?.tensors ?? []).map(({ name }) => name))
-  return baseTensors(graph, findLinears(graph, modules), fanInFanOut)
+  return baseTensors(graph, findLinears(graph, modules))
     .map((base) => {
       const { name, module } = base
       return { name: (open.moduleName?.(module) ?? module) + name.slice(module.length), base }
@@ -46,7 +46,7 @@ function tensorsOf({ model, open, modules }: Context, { fanInFanOut }: LoraConfi
 export function savedTensors(context: Context, config: LoraConfig): readonly Named[] {
   const { modulesToSave, ensureWeightTying } = config
   if (modulesToSave.length === 0) return []
-  const all = tensorsOf(context, config)
+  const all = tensorsOf(context)
   const ofHead = (context.open.head?.tensors ?? []).map(({ name }) => name)
   for (const entry of modulesToSave) {
     if ([...all.map(({ name }) => name), ...ofHead].some((name) => isInsideModule(moduleOf(name), entry))) continue
@@ -88,7 +88,7 @@ export function trainedBiases(
 ): readonly Named[] {
   if (config.bias === 'none') return []
   const isMeant = ({ name }: Named) => name.endsWith('.bias') && (config.bias === 'all' || isAdapted(moduleOf(name)))
-  const found = tensorsOf(context, config).filter(isMeant)
+  const found = tensorsOf(context).filter(isMeant)
   for (const { name, base } of found) trainableTensor([{ ...base, name }], name)
   return found
 }
@@ -115,7 +115,7 @@ export function wholeTensors(adapter: LoraAdapter, context: Context): WholeTenso
   const ofHead = new Set((context.open.head?.tensors ?? []).map(({ name }) => name))
   const own = adapter.parts('replacement').filter(({ name }) => !ofHead.has(name))
   if (own.length === 0) return []
-  const all = tensorsOf(context, config).map(({ name, base }) => ({ ...base, name }))
+  const all = tensorsOf(context).map(({ name, base }) => ({ ...base, name }))
   return own.map(({ name, module, shape, isTrained }) => {
     trainableTensor(all, name, shape)
     const isLayer = adapter.get(module, 'linear') !== undefined && name === `${module}.weight`

@@ -122,6 +122,13 @@ describe('training', () => {
     )
   })
 
+  it('refuses a weight that PyTorch stores the other way round, by name', async () => {
+    const model = await openModel('tests/golden/models/gpt2-optimum')
+    const error = await write({ modulesToSave: ['h.0.mlp.c_fc'] }, { model }).catch((error: unknown) => error)
+    await model.close()
+    expect((error as Error).message).toMatch(/h\.0\.mlp\.c_fc\.weight: it cannot be trained whole.*Conv1D/s)
+  })
+
   it('finds the same gradient of a bias that a product by integers adds itself, and of one that is added behind it', async () => {
     const base = await openModel('tests/golden/models/llama-q4')
     const module = 'model.layers.0.self_attn.q_proj'

@@ -22,9 +22,8 @@ export interface WholeTensor {
 /** A product whose weight is trained. It takes the input when it is a Gemm. */
 export interface OpenWeight {
   readonly linear: Linear
+  /** (d, k) */
   readonly input: Value
-  /** The input is (k, d), not (d, k). */
-  readonly isInputMajor: boolean
 }
 
 /** Some elements of a vector that a node reads. */
@@ -38,24 +37,22 @@ interface Piece {
  * Makes inputs of all tensors but weights of linear layers, which {@link openWeight} opens.
  *
  * @param linears those of `graph`
- * @param isConv1d whether the base stores weights (k, d)
  * @throws MismatchError when the graph has no such tensor, or another shape; UnsupportedError, naming it, for one that cannot be trained
  */
 export function openTensors(
   graph: Graph,
   linears: readonly Linear[],
   tensors: readonly WholeTensor[],
-  isConv1d: boolean,
 ): { readonly trained: readonly TrainedTensor[]; readonly weights: readonly OpenWeight[] } {
   if (tensors.length === 0) return { trained: [], weights: [] }
-  const all = baseTensors(graph, linears, isConv1d)
+  const all = baseTensors(graph, linears)
   const g = new Builder(graph, 'trained')
   const weights: OpenWeight[] = []
   const vectors = new Map<NodeProto, { readonly linear: Linear | undefined; readonly inputs: Map<number, Piece[]> }>()
   const trained = tensors.map(({ name, shape }): TrainedTensor => {
     const input = `trained/${name}`
     for (const place of trainableTensor(all, name, shape).places) {
-      if (place.kind === 'weight') weights.push({ linear: place.linear, input, isInputMajor: place.isInputMajor })
+      if (place.kind === 'weight') weights.push({ linear: place.linear, input })
       else if (place.kind === 'lookup') setInput(graph, place.embedding.node, place.embedding.input, input)
       else {
         const { node, input: at } = place.place
@@ -73,12 +70,9 @@ export function openTensors(
 }
 
 /** Lets a Gemm multiply by the input in the place of its weight. */
-export function openWeight(graph: Graph, node: NodeProto, { input, isInputMajor }: OpenWeight): void {
+export function openWeight(graph: Graph, node: NodeProto, { input }: OpenWeight): void {
   setInput(graph, node, 1, input)
-  node.attribute = [
-    ...node.attribute.filter(({ name }) => name !== 'transB'),
-    makeAttribute('transB', isInputMajor ? 0 : 1),
-  ]
+  node.attribute = [...node.attribute.filter(({ name }) => name !== 'transB'), makeAttribute('transB', 1)]
 }
 
 function openVectors(

@@ -34,8 +34,7 @@ export async function readBaseTensor(
   }
   const { form, transposed, k, d } = place.linear
   const lines = await (await form.openLines(model, graph, place.linear))(0, transposed ? d : k)
-  if (transposed !== place.isInputMajor) return lines
-  return swapped(lines, transposed ? [d, k] : [k, d])
+  return transposed ? lines : swapped(lines, [k, d])
 }
 
 /** A matrix with its axes swapped. */

@@ -20,7 +20,7 @@ import {
 
 /** Where a tensor is read. A vector can be a part of what is stored, and begin at `start`. */
 export type TensorPlace =
-  | { readonly kind: 'weight'; readonly linear: Linear; readonly isInputMajor: boolean }
+  | { readonly kind: 'weight'; readonly linear: Linear }
   | { readonly kind: 'lookup'; readonly embedding: Embedding }
   | { readonly kind: 'vector'; readonly place: Place; readonly part: BiasPlace | undefined; readonly linear?: Linear }
 
@@ -29,7 +29,7 @@ export interface BaseTensor {
   /** As in model.norm.weight */
   readonly name: string
   readonly module: string
-  /** As PyTorch has it: (d, k), of a Conv1D (k, d), of an embedding (V, D), of a vector (d). */
+  /** As PyTorch has it: (d, k), of an embedding (V, D), of a vector (d). */
   readonly shape: readonly number[]
   readonly places: readonly TensorPlace[]
   /** Why it cannot be trained; undefined if it can. */
@@ -40,9 +40,8 @@ export interface BaseTensor {
  * All tensors with a certain name. A module that the graph calls twice has one, with two places.
  *
  * @param linears those of `graph`
- * @param isConv1d whether the base stores weights (k, d)
  */
-export function baseTensors(graph: Graph, linears: readonly Linear[], isConv1d: boolean): BaseTensor[] {
+export function baseTensors(graph: Graph, linears: readonly Linear[]): BaseTensor[] {
   const tensors = new Map<string, BaseTensor>()
   const add = (module: string, member: string, tensor: Omit<BaseTensor, 'name' | 'module'>) => {
     const name = `${module}.${member}`
@@ -52,10 +51,10 @@ export function baseTensors(graph: Graph, linears: readonly Linear[], isConv1d: 
   }
   for (const linear of linears) {
     const { name, d, k } = linear
-    const shape = isConv1d ? [k, d] : [d, k]
+    const shape = [d, k]
     add(name, 'weight', {
       shape,
-      places: [{ kind: 'weight', linear, isInputMajor: isConv1d }],
+      places: [{ kind: 'weight', linear }],
       problem: weightProblem(linear),
     })
     const bias = certainBias(graph, linear)
@@ -78,7 +77,11 @@ export function baseTensors(graph: Graph, linears: readonly Linear[], isConv1d: 
   return [...tensors.values()]
 }
 
-function weightProblem({ form, fused }: Linear): string | undefined {
+/** transformers' Conv1D in GPT-2 and its like. */
+const CONV1D = /\bh\.\d+\.(attn|crossattention|mlp)\.(c_attn|q_attn|c_proj|c_fc)$/
+
+function weightProblem({ name, form, fused }: Linear): string | undefined {
+  if (CONV1D.test(name)) return 'PyTorch has a Conv1D there, whose weight is stored (k, d)'
   if (form.isQuantized) return 'its weight is stored as integers'
   if (fused !== undefined) return 'the graph has its weight and those of other layers in one tensor'
   return form.name === 'MatMul' || form.name === 'Gemm' ? undefined : `a ${form.name} computes it`

@@ -32,8 +32,6 @@ export interface ForwardOptions {
   readonly layers: readonly TrainedLayer[]
   /** Tensors of the base that are trained whole. */
   readonly tensors: readonly WholeTensor[]
-  /** The base stores weights (k, d), as GPT-2's Conv1D. */
-  readonly isConv1d: boolean
   /** Probability in [0, 1) that an element of a LoRA branch's input is dropped. */
   readonly dropout: number
   readonly modules: ModuleMap | undefined
@@ -72,7 +70,7 @@ export function buildForward(graph: Graph, objective: Objective, options: Forwar
   graph.prune()
 
   const found = findLinears(graph, options.modules)
-  const whole = openTensors(graph, found, options.tensors, options.isConv1d)
+  const whole = openTensors(graph, found, options.tensors)
   const linears = exposeProducts(graph, found)
   const placed = matchLayers(linears, options.layers)
   const adapted = new Set([...placed, ...whole.weights].map(({ linear }) => linear.node))

@@ -33,8 +33,6 @@ export interface TrainingGraphOptions {
   readonly layers: readonly TrainedLayer[]
   /** Tensors of the base that are trained whole. Default: none. */
   readonly tensors?: readonly WholeTensor[] | undefined
-  /** The base stores weights (k, d), as GPT-2's Conv1D. Default false. */
-  readonly isConv1d?: boolean | undefined
   /** Probability in [0, 1) that an element of a LoRA branch's input is dropped. Default 0. */
   readonly dropout?: number | undefined
   /** Module name → node or initializer, where the graph's own names do not tell. */
@@ -185,7 +183,7 @@ function zeros(parameters: readonly TrainedTensor[]): Feeds {
 function prepare(
   model: OnnxModel,
   objective: Objective,
-  { layers, tensors = [], isConv1d = false, dropout = 0, modules }: TrainingGraphOptions,
+  { layers, tensors = [], dropout = 0, modules }: TrainingGraphOptions,
   predicts = false,
 ) {
   const graph = new Graph(model.proto)
@@ -194,7 +192,7 @@ function prepare(
   computeExactly(graph)
   takeBranchWithoutCache(graph)
   raiseOpset(graph)
-  const forward = buildForward(graph, objective, { layers, tensors, isConv1d, dropout, modules, predicts })
+  const forward = buildForward(graph, objective, { layers, tensors, dropout, modules, predicts })
   graph.prune({ inputs: true })
   return { graph, forward }
 }
