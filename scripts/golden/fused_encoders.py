@@ -4,7 +4,7 @@
 
 optimum exports each model, and onnxruntime.transformers.optimizer fuses its attention: as MultiHeadAttention (NAME-mha) and as Attention, whose
 one weight holds query, key and value (NAME-attention). NAME/numbers.safetensors holds the inputs, PyTorch's hidden states without (`base`) and
-with each adapter, and the gradients of sum(g · hidden states) by A and B. tests/golden/README.md explains the folder.
+with each adapter (plain, DoRA, DoRA with trained biases), and the gradients of sum(g · hidden states) by all that is trained. tests/golden/README.md explains the folder.
 """
 import argparse
 import json
@@ -89,14 +89,16 @@ def numbers(name, out):
     g = torch.randn(tensors["base"].shape, generator=torch.Generator().manual_seed(SEED + 3))
     g = g * given["attention_mask"][..., None]  # what padding becomes is nobody's concern
     tensors["g"] = g
-    for kind, targets, config in (("lora", linears, {}), ("dora", dora, {"use_dora": True})):
+    kinds = {"lora": (linears, {}), "dora": (dora, {"use_dora": True}), "bias": (dora, {"use_dora": True, "bias": "all"})}
+    for kind, (targets, config) in kinds.items():
         model = adapted(name, targets, **config)
         save_adapter(model, folder / kind)
         output = hidden(model, given)
         tensors[kind] = output.detach()
-        if kind == "lora":
-            (output * g.double()).sum().backward()
-            tensors.update({f"gradient/{key}": p.grad for key, p in model.named_parameters() if p.requires_grad})
+        (output * g.double()).sum().backward()
+        prefix = "gradient/" if kind == "lora" else f"gradient/{kind}/"
+        # The pooler's bias has no gradient: it is behind the hidden states.
+        tensors.update({prefix + key: p.grad for key, p in model.named_parameters() if p.grad is not None})
     save_tensors(folder / "numbers.safetensors", tensors)
     return tensors
 

@@ -1,5 +1,5 @@
 // Trains classifiers of texts, words and pictures with lowrank for check_classifier.py and check_images.py:
-// OUT/{encoder,classifier,tokens,tokens-distilbert,vit,dinov2}/{adapter,logits.json}. Needs a build.
+// OUT/{encoder,classifier,dora,bias,bias-of-lora,saved,tokens,tokens-distilbert,vit,dinov2}/{adapter,logits.json}. Needs a build.
 //
 //     node scripts/golden/reverse_classifier.mjs OUT
 
@@ -18,24 +18,30 @@ const root = fileURLToPath(new URL('../..', import.meta.url))
 const out = process.argv[2]
 if (out === undefined) throw new Error('usage: node scripts/golden/reverse_classifier.mjs OUT')
 
-/** What is trained: the task, the model, and the folder of its golden data. */
+const ENCODER = ['text-classification', 'text-classification/encoder', 'text-classification/encoder']
+
+/** What is trained: the task, the model, the folder of its golden data, and settings of the adapter. */
 const RUNS = {
-  encoder: ['text-classification', 'text-classification/encoder', 'text-classification/encoder'],
+  encoder: ENCODER,
   classifier: ['text-classification', 'text-classification/classifier', 'text-classification/classifier'],
+  dora: [...ENCODER, { useDora: true, dropout: 0.1 }],
+  bias: [...ENCODER, { bias: 'all' }],
+  'bias-of-lora': [...ENCODER, { bias: 'lora_only', targetModules: ['query', 'output.dense'], useDora: true }],
+  saved: [...ENCODER, { modulesToSave: ['LayerNorm', 'word_embeddings', 'layer.1.intermediate.dense'] }],
   tokens: ['token-classification', 'text-classification/encoder', 'token-classification/encoder'],
   vit: ['image-classification', 'image-classification/vit', 'image-classification/vit'],
   dinov2: ['image-classification', 'image-classification/dinov2', 'image-classification/dinov2'],
   'tokens-distilbert': ['token-classification', 'token-classification/distilbert', 'token-classification/distilbert'],
 }
 
-for (const [name, [taskName, base, data]] of Object.entries(RUNS)) {
+for (const [name, [taskName, base, data, settings = {}]] of Object.entries(RUNS)) {
   const golden = join(root, 'tests/golden')
   const task = await loadTask(taskName)
   const { rows, maxLength } = JSON.parse(readFileSync(join(golden, data, 'golden/golden.json'), 'utf8'))
   const folder = join(out, name)
   mkdirSync(folder, { recursive: true })
   const model = await loadModel(join(golden, base), { runtime: nodeRuntime() })
-  const config = { rank: 3, alpha: 5 }
+  const config = { rank: 3, alpha: 5, ...settings }
   const options = {
     model,
     task: taskName,

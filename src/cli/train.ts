@@ -38,6 +38,21 @@ function targetModules(): Option<string | string[]> {
   }
 }
 
+/** Names divided by commas. */
+function names(about: string): Option<string[] | undefined> {
+  return {
+    placeholder: 'a,b',
+    about,
+    read(occurrences) {
+      const last = occurrences.at(-1)
+      if (last === undefined) return undefined
+      const found = last.value.split(',').map((name) => name.trim())
+      if (!found.includes('')) return found
+      throw new UsageError(`${last.flag} takes names divided by commas; got '${last.value}'`)
+    },
+  }
+}
+
 /** Numbers by module. What they may be is checked where they are used. */
 function pattern(about: string): Option<Record<string, number> | undefined> {
   return {
@@ -127,6 +142,12 @@ export const train = defineCommand({
     ),
     rankPattern: pattern('other ranks for some modules, as NAME=RANK, such as q_proj=16,v_proj=4'),
     alphaPattern: pattern('other alphas for some modules, as NAME=ALPHA'),
+    bias: choice(
+      TRAIN_CHOICES.bias,
+      'biases of the model to train too: none, all, or those of the adapted modules',
+      'none',
+    ),
+    modulesToSave: names('modules to train and save as a whole, by the ends of their names, such as norm,lm_head'),
     init: choice(TRAIN_CHOICES.init, 'how the random initial values of A and B are chosen', TRAIN_DEFAULTS.config.init),
     epochs: integer('passes over the data', { fallback: TRAIN_DEFAULTS.epochs }),
     maxSteps: integer('number of steps, instead of --epochs'),
@@ -243,6 +264,8 @@ const CONFIG_OPTIONS = [
   'useDora',
   'rankPattern',
   'alphaPattern',
+  'bias',
+  'modulesToSave',
   'init',
   'seed',
 ] as const

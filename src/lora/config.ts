@@ -8,6 +8,9 @@ import { changesBase, INITS, type Init, isInit, takesFromBase } from './init/ini
 import { PatternTable, stepsOf, targetMatcher } from './patterns/patterns.js'
 import { isLayerRanges, type LayerRanges, MAX_REPLICATED_LAYERS } from './replication.js'
 
+/** Which biases of the base an adapter can replace. */
+export const BIASES = ['none', 'all', 'lora_only'] as const
+
 /** A complete config. Make one with {@link resolveConfig}. */
 export interface LoraConfig {
   /** r, at least 1. Default 8. */
@@ -48,7 +51,7 @@ export interface LoraConfig {
   /** B has a bias. Default false. */
   readonly loraBias: boolean
   /** Which biases of the base the adapter replaces: none, all, or those of adapted modules. Default none. */
-  readonly bias: 'none' | 'all' | 'lora_only'
+  readonly bias: (typeof BIASES)[number]
   /** Modules that the adapter replaces completely, by the ends of their names. Default []. */
   readonly modulesToSave: readonly string[]
   /**
@@ -112,7 +115,7 @@ const FIELDS: { readonly [K in keyof LoraConfig]: Field & { default: LoraConfig[
   bias: {
     default: 'none',
     expected: 'none, all or lora_only',
-    accepts: (value) => value === 'none' || value === 'all' || value === 'lora_only',
+    accepts: (value) => (BIASES as readonly unknown[]).includes(value),
   },
   modulesToSave: {
     default: [],

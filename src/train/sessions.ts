@@ -20,6 +20,7 @@ import { squaresOfRows } from './dora.js'
 import type { Pass, TrainEngine } from './engine.js'
 import type { TrainEvents } from './report.js'
 import { type TrainSettings, usesBest } from './settings.js'
+import { wholeTensors } from './whole-tensors.js'
 
 export interface SessionParts {
   readonly model: Model
@@ -65,13 +66,20 @@ export class TrainingSessions {
     const layers = linears.map(({ name, d, k, rank, scaling }) => {
       return { name, d, k, rank, scaling, baseSquares: squares.get(name) }
     })
-    const { dropout } = adapter.config
+    const { dropout, fanInFanOut: isConv1d } = adapter.config
+    const whole = { tensors: wholeTensors(adapter, parts), isConv1d }
     const twoPasses = open.stepLoss !== undefined
     const tell = (done: number) => parts.on?.progress?.({ stage: 'prepare', done, total: 3 })
     tell(0)
-    const training = await buildTrainingGraph(model.onnx, runtime, open, { layers, modules, dropout, twoPasses })
+    const training = await buildTrainingGraph(model.onnx, runtime, open, {
+      layers,
+      ...whole,
+      modules,
+      dropout,
+      twoPasses,
+    })
     tell(1)
-    const evaluation = buildLossGraph(model.onnx, open, { layers, modules })
+    const evaluation = buildLossGraph(model.onnx, open, { layers, ...whole, modules })
     tell(2)
     return new TrainingSessions(parts, engine, runtime.name, { training, evaluation })
   }

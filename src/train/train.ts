@@ -14,7 +14,7 @@ import type { Model } from '../graph/model-folder.js'
 import { checkTrainableForm } from '../graph/training/trainable-form.js'
 import { readGraph } from '../graph/view/read-graph.js'
 import { LoraAdapter } from '../lora/adapter.js'
-import { type LoraConfig, resolveConfig } from '../lora/config.js'
+import { type LoraConfig, type LoraConfigInput, resolveConfig } from '../lora/config.js'
 import { requireHandled, requirePlainConfig } from '../lora/requirements.js'
 import type { Examples, OpenTask, Task } from '../tasks/task.js'
 import { checkTaskName, DEFAULT_TASK, loadTask, tasksFor } from '../tasks/tasks.js'
@@ -27,6 +27,7 @@ import { trainAdapter } from './run.js'
 import { checkRunFolder, type FolderUse } from './run-folder.js'
 import { type RunSources, runRecord } from './run-record.js'
 import { resolveSettings, TRAIN_DEFAULTS, type TrainSettings, usesBest } from './settings.js'
+import { addWhole, savedTensors, trainedBiases, wholeTensors } from './whole-tensors.js'
 
 /** What a run has beside its options. */
 export interface RunContext {
@@ -81,7 +82,7 @@ export async function train(
   on?.stage?.('prepare')
   const adapter = options.adapter ?? (await newAdapter(model, config, { task, open, modules }))
   adapter.chatTemplate = chatTemplate ?? adapter.chatTemplate
-  checkHead(adapter, open)
+  checkReplaced(adapter, model, open, modules)
   if (open.labels !== undefined) adapter.labels = open.labels
   if (open.problemType !== undefined) adapter.problemType = open.problemType
   const result = await trainAdapter({
@@ -206,15 +207,19 @@ async function newAdapter(
   { task, open, modules }: { task: Task; open: OpenTask; modules: ModuleMap | undefined },
 ): Promise<LoraAdapter> {
   const { head, moduleName = (name) => name } = bound(open)
-  const taskType = config.taskType ?? task.peftType
-  const modulesToSave = [...new Set([...config.modulesToSave, ...(head?.modulesToSave ?? [])])]
-  const adapter = new LoraAdapter({ ...config, taskType, modulesToSave })
-  const isWhole = (name: string) => head?.tensors.some((tensor) => tensor.name === `${name}.weight`) ?? false
+  const context = { model, open, modules }
+  const saved = savedTensors(context, config)
+  const whole = new Set([...saved, ...(head?.tensors ?? [])].map(({ name }) => name))
   const layers = new Map<string, { name: string; d: number; k: number }>()
+  const skipped = new Set<string>()
   for (const { name: graphName, d, k } of matchTargets(findLinears(readGraph(model.onnx.proto), modules), config)) {
     const name = moduleName(graphName)
-    if (!isWhole(name)) layers.set(name, layers.get(name) ?? { name, d, k })
+    if (!whole.has(`${name}.weight`)) layers.set(name, layers.get(name) ?? { name, d, k })
+    else if (!head?.tensors.some((tensor) => tensor.name === `${name}.weight`)) skipped.add(name)
   }
+  const taskType = config.taskType ?? task.peftType
+  const modulesToSave = [...new Set([...config.modulesToSave, ...(head?.modulesToSave ?? [])])]
+  const adapter = new LoraAdapter({ ...config, ...without(config, skipped), taskType, modulesToSave })
   const squares = await squaresOfRows(model, config.useDora ? [...layers.values()] : [], modules)
   for (const layer of layers.values()) {
     const { name, d, k } = layer
@@ -225,7 +230,18 @@ async function newAdapter(
   for (const { name, shape, start } of head?.tensors ?? []) {
     adapter.addReplacement(name, { data: await start(new Random(config.seed, name)), shape })
   }
+  await addWhole(adapter, context, [...saved, ...trainedBiases(context, config, (module) => layers.has(module))])
   return adapter
+}
+
+/** Says to PEFT that modules which the targets mean are not adapted, because they are trained whole. */
+function without(
+  { excludeModules = [] }: LoraConfig,
+  skipped: ReadonlySet<string>,
+): Pick<LoraConfigInput, 'excludeModules'> {
+  return skipped.size === 0 || typeof excludeModules === 'string'
+    ? {}
+    : { excludeModules: [...excludeModules, ...skipped] }
 }
 
 /** What is optional in a task, usable by itself. */
@@ -233,12 +249,16 @@ function bound(open: OpenTask): Pick<OpenTask, 'head' | 'moduleName'> {
   return { head: open.head, moduleName: open.moduleName?.bind(open) }
 }
 
-/** Throws MismatchError unless the adapter's whole tensors are the task's. */
-function checkHead(adapter: LoraAdapter, { head }: OpenTask): void {
+/**
+ * Throws MismatchError unless the adapter has the tensors of the task's head, and the base has all others that it replaces;
+ * UnsupportedError for one that cannot be trained.
+ */
+function checkReplaced(adapter: LoraAdapter, model: Model, open: OpenTask, modules: ModuleMap | undefined): void {
   const own = new Map(adapter.parts('replacement').map(({ name, shape }) => [name, shape.join()]))
-  const wanted = new Map((head?.tensors ?? []).map(({ name, shape }) => [name, shape.join()]))
-  const other = [...new Set([...own.keys(), ...wanted.keys()])].find((name) => own.get(name) !== wanted.get(name))
-  if (other === undefined && adapter.config.modulesToSave.every((module) => isSaved(module, [...wanted.keys()]))) return
+  const wanted = new Map((open.head?.tensors ?? []).map(({ name, shape }) => [name, shape.join()]))
+  const other = [...wanted.keys()].find((name) => own.get(name) !== wanted.get(name))
+  const unknown = adapter.config.modulesToSave.find((module) => !isSaved(module, [...own.keys(), ...wanted.keys()]))
+  if (other === undefined && unknown === undefined) return void wholeTensors(adapter, { model, open, modules })
   throw new MismatchError({
     where: other ?? 'modulesToSave',
     what: 'the adapter replaces other tensors than this task trains',
@@ -273,8 +293,7 @@ function checkOptions(options: TrainingOptions, settings: TrainSettings): LoraCo
       got: '1',
     })
   }
-  // What of a head is saved whole, the task decides.
-  requirePlainConfig({ ...config, modulesToSave: [], useDora: false }, 'training')
+  requirePlainConfig({ ...config, modulesToSave: [], bias: 'none', useDora: false }, 'training')
   return config
 }
 

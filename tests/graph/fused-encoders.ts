@@ -27,8 +27,11 @@ export function fusedNumbers(model: string): Promise<Values> {
   return tensorsOf(goldenPath('fused', model, 'numbers.safetensors'))
 }
 
-export function fusedAdapter(model: string, kind: 'lora' | 'dora'): Promise<LoraAdapter> {
-  return loadAdapter(new NodeDirectory(goldenPath('fused', model, kind)))
+/** PEFT's adapter, without the bias of the pooler: the graphs end with the hidden states. */
+export async function fusedAdapter(model: string, kind: 'lora' | 'dora' | 'bias'): Promise<LoraAdapter> {
+  const adapter = await loadAdapter(new NodeDirectory(goldenPath('fused', model, kind)))
+  adapter.remove('pooler.dense.bias')
+  return adapter
 }
 
 export function fusedOperators(model: string): Record<string, string[]> {

@@ -9,10 +9,13 @@ import { inThread } from './models.js'
 describe.each(FUSED)('a session on $name', ({ model, name }) => {
   it('gives PEFT’s hidden states, with plain LoRA and with DoRA, alone and in one batch', async () => {
     const [onnx, numbers] = [await openFused(name), await fusedNumbers(model)]
-    const adapters = { lora: await fusedAdapter(model, 'lora'), dora: await fusedAdapter(model, 'dora') }
+    const kinds = ['lora', 'dora', 'bias'] as const
+    const adapters = Object.fromEntries(
+      await Promise.all(kinds.map(async (kind) => [kind, await fusedAdapter(model, kind)])),
+    )
     const session = await OnnxSession.open({ onnx, runtime: inThread }, { adapters, threads: 1 })
     const feeds = fusedFeeds(numbers, session.inputNames)
-    for (const adapter of [null, 'lora', 'dora']) {
+    for (const adapter of [null, ...kinds]) {
       const { last_hidden_state: made } = await session.run(feeds, { adapter })
       expect(errorAtTokens(made, numbers, adapter ?? 'base'), `${adapter}`).toBeLessThan(1e-5)
     }

@@ -1,4 +1,4 @@
-// DoRA and rsLoRA in training: PEFT's gradients, losses and weights. DoRA with dropout: PEFT's gradients with given masks.
+// DoRA, rsLoRA, trained biases and trained modules: PEFT's gradients, losses and weights. DoRA with dropout: PEFT's gradients with given masks.
 
 import { readFileSync } from 'node:fs'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
@@ -75,7 +75,7 @@ function largestDifference(a: ArrayLike<number>, b: ArrayLike<number>): number {
   return Array.from(a).reduce((most, value, i) => Math.max(most, Math.abs(value - b[i])), 0)
 }
 
-describe.each(['dora', 'rslora'])('%s', (name) => {
+describe.each(['dora', 'rslora', 'bias-all', 'bias-lora-only', 'saved'])('%s', (name) => {
   it("has PEFT's gradients", async () => {
     const out = new MemoryDirectory()
     await steps({ adapter: await start(name), out, ...abortAt(1) })
@@ -84,16 +84,17 @@ describe.each(['dora', 'rslora'])('%s', (name) => {
     const seen = new Set<string>()
     for (const [entry, { data }] of state) {
       if (!entry.startsWith('firstMoments/')) continue
-      const { key, isTransposed } = inPeft(entry.slice('firstMoments/'.length))
+      const { key: own, isTransposed } = inPeft(entry.slice('firstMoments/'.length))
+      const key = wanted.has(own) ? own : own.replace(/\.bias$/, '.base_layer.bias')
       const gradient = wanted.get(key)
       expect(gradient, key).toBeDefined()
       const { shape, data: values } = gradient!
       // AdamW's first moment after one step is a tenth of the gradient.
-      const own = Float64Array.from(values, (_, i) => {
+      const mine = Float64Array.from(values, (_, i) => {
         const [d, r] = shape
         return 10 * data[isTransposed ? (i % r) * d + Math.floor(i / r) : i]
       })
-      expect(largestDifference(own, values), key).toBeLessThan(2e-6)
+      expect(largestDifference(mine, values), key).toBeLessThan(2e-6)
       seen.add(key)
     }
     expect([...seen].sort()).toEqual([...wanted.keys()].sort())
@@ -105,13 +106,16 @@ describe.each(['dora', 'rslora'])('%s', (name) => {
     const { report } = await steps({ adapter: await start(name), out })
     expect(largestDifference(report.trainLoss, losses[name])).toBeLessThan(1e-4)
     const wanted = await tensorsOf(readFileSync(`${golden}/${name}/after.safetensors`))
+    const gradients = await tensorsOf(readFileSync(`${golden}/${name}/gradients.safetensors`))
     const saved = await tensorsOf(out.files.get(WEIGHTS)!)
     expect([...saved.keys()].sort()).toEqual(
       [...wanted.keys()].map((key) => key.replace('vector.weight', 'vector')).sort(),
     )
     for (const [key, { data }] of wanted) {
       const own = saved.get(key.replace('vector.weight', 'vector'))!
-      expect(largestDifference(own.data, data), key).toBeLessThan(1e-4)
+      // Attention does not depend on a bias of the keys: AdamW makes steps of what rounding leaves of its gradient.
+      const isNoise = gradients.get(key)!.data.every((value) => Math.abs(value) < 1e-9)
+      expect(largestDifference(own.data, data), key).toBeLessThan(isNoise ? 10 * learningRate : 1e-4)
     }
   })
 })

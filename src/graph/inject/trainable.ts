@@ -189,10 +189,10 @@ export class TrainableLinears {
     return fused === undefined ? product : this.#part(product, fused.start, d, 1)
   }
 
-  /** The bias that the layer's node itself adds, (d). */
-  #ownBias({ node, fused, d }: Linear): Value | undefined {
+  /** The bias that the layer's output has in it, (d). */
+  #ownBias({ node, fused, d, bias: added }: Linear): Value | undefined {
     const input = ownBiasInput(node)
-    const bias = input === undefined ? '' : (node.input[input] ?? '')
+    const bias = added ?? (input === undefined ? '' : (node.input[input] ?? ''))
     if (bias === '') return undefined
     return fused === undefined ? bias : this.#part(bias, fused.start, d, 0)
   }

@@ -69,9 +69,10 @@ function openNorm(graph: Graph, g: Builder, node: NodeProto, values: ReadonlyMap
   const bias = values.get('bias') ?? (values.has('weight') ? ownBias : '')
   const [output] = node.output
   let value = graph.freshName(`${output}/base`)
-  if (bias !== '') inputs[places.bias] = ''
+  // Only EmbedLayerNormalization has to be given one.
+  if (bias !== '') inputs[places.bias] = node.opType === 'EmbedLayerNormalization' ? filled(graph, ownBias, 0) : ''
   while (inputs.at(-1) === '') inputs.pop()
-  if (values.has('weight')) inputs[places.weight] = ones(graph, weight)
+  if (values.has('weight')) inputs[places.weight] = filled(graph, weight, 1)
   graph.setInputs(node, inputs)
   graph.setOutput(node, 0, value)
   const own = values.get('weight')
@@ -92,14 +93,13 @@ function typed(graph: Graph, g: Builder, input: Value, like: Value): Value {
   return type === DataType.FLOAT ? input : g.cast(input, type)
 }
 
-/** A constant of the type and length of a norm's weight. */
-function ones(graph: Graph, weight: Value): Value {
-  const { dims } = graph.constant(storedValue(graph, weight))!
-  const dataType = typeOf(graph, weight)
-  const name = graph.freshName('lora/ones')
-  const values = Array<number>(Number(dims[0])).fill(
-    dataType === DataType.FLOAT ? 1 : dataType === DataType.FLOAT16 ? 0x3c00 : 0x3f80,
-  )
+/** A constant of the type and length of another one, which holds one value. */
+function filled(graph: Graph, like: Value, value: 0 | 1): Value {
+  const { dims } = graph.constant(storedValue(graph, like))!
+  const dataType = typeOf(graph, like)
+  const name = graph.freshName('lora/filled')
+  const one = dataType === DataType.FLOAT ? 1 : dataType === DataType.FLOAT16 ? 0x3c00 : 0x3f80
+  const values = Array<number>(Number(dims[0])).fill(value * one)
   const data = dataType === DataType.FLOAT ? { floatData: values } : { int32Data: values }
   return graph.addInitializer(create(TensorProtoSchema, { name, dataType, dims, ...data }))
 }

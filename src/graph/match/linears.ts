@@ -112,8 +112,8 @@ export function exposeProducts(graph: Graph, linears: readonly Linear[]): Linear
     const product =
       exposed.get(linear.node) ?? linear.form.expose(graph, { ...linear, d: linear.fused?.width ?? linear.d })
     exposed.set(linear.node, product)
-    const { form, node, last, input, output } = product
-    return { ...linear, form, node, last, input, output }
+    const { form, node, last, input, output, bias } = product
+    return { ...linear, form, node, last, input, output, bias }
   })
 }
 

@@ -145,9 +145,53 @@ export function biasOf(graph: Graph, { node, output, d, fused }: Linear): BiasPl
   }
   const [next, ...others] = graph.consumers(output)
   const isOutput = graph.outputs.some(({ name }) => name === output)
-  if (next?.opType !== 'Add' || others.length > 0 || isOutput) return undefined
+  if (next === undefined || others.length > 0 || isOutput) return undefined
+  const fusedBias = entryOf(FUSED_BIASES, operatorOf(next))
+  if (fusedBias !== undefined) {
+    if (!fusedBias.layers.includes(next.input.indexOf(output))) return undefined
+    return isBias(next.input[fusedBias.bias] ?? '') ? { node: next, input: fusedBias.bias, start, width } : undefined
+  }
+  if (operatorOf(next) === 'com.microsoft:MultiHeadAttention') return attentionBias(graph, next, output, { d, fused })
+  if (next.opType !== 'Add') return undefined
   const input = next.input.findIndex(isBias)
   return input === -1 ? undefined : { node: next, input, start, width }
+}
+
+/** Operators that add the bias of the layer before them: the inputs that the layer can be, and that of the bias. */
+const FUSED_BIASES: Readonly<Record<string, { readonly layers: readonly number[]; readonly bias: number }>> = {
+  'com.microsoft:BiasGelu': { layers: [0], bias: 1 },
+  'com.microsoft:FastGelu': { layers: [0], bias: 1 },
+  'com.microsoft:SkipLayerNormalization': { layers: [0, 1], bias: 4 },
+  'com.microsoft:SkipSimplifiedLayerNormalization': { layers: [0, 1], bias: 3 },
+}
+
+/** MultiHeadAttention adds the biases of query, key and value, which are one tensor. */
+function attentionBias(
+  graph: Graph,
+  node: NodeProto,
+  output: string,
+  { d, fused }: Pick<Linear, 'd' | 'fused'>,
+): BiasPlace | undefined {
+  const layer = node.input.indexOf(output)
+  const tensor = storedTensor(graph, node.input[3] ?? '')?.tensor
+  if (tensor === undefined || fused !== undefined || layer > 2) return undefined
+  const [width] = dimsOf(tensor)
+  return { node, input: 3, start: layer === 2 ? width - d : layer * d, width }
+}
+
+/** The bias, if it is certain to be that of the module, and not only a constant that is added. */
+export function certainBias(graph: Graph, linear: Linear): BiasPlace | undefined {
+  const bias = biasOf(graph, linear)
+  if (bias === undefined) return undefined
+  const { node, input } = bias
+  const isModule = (name: string | undefined) =>
+    name === linear.name || (name !== undefined && name === linear.fused?.module)
+  const isOwn =
+    node === linear.node ||
+    operatorOf(node) === 'com.microsoft:MultiHeadAttention' ||
+    isModule(nodeScope(node)) ||
+    isModule(parameterModule(storedValue(graph, node.input[input])))
+  return isOwn ? bias : undefined
 }
 
 /** Inputs of fused norms that hold their weight and their bias. */
@@ -157,11 +201,12 @@ export const NORMS: Readonly<Record<string, Readonly<Record<string, number>>>> =
   RMSNormalization: { weight: 1 },
   SkipLayerNormalization: { weight: 2, bias: 3 },
   SkipSimplifiedLayerNormalization: { weight: 2 },
+  EmbedLayerNormalization: { weight: 5, bias: 6 },
 }
 
 /**
  * Places of a tensor that is neither a linear layer's nor an embedding's: what fused norms of that module read, what the module's
- * nodes read under a name that ends with the tensor's last part, and the one reader of an initializer of the very name.
+ * nodes read under a name that ends with the tensor's last part, and the one reader of an initializer of that name.
  *
  * @param tensor module and member, as in model.norm.weight
  */
@@ -183,7 +228,12 @@ export function placesOf(graph: Graph, tensor: string, shape: readonly number[])
   )
   const sources = new Set(found.map(({ node, input }) => storedTensor(graph, node.input[input])?.name))
   if (sources.size === 1) return found
-  if (sources.size > 1 || !graph.initializers.has(tensor) || !fits(tensor)) return []
-  const readers = graph.consumers(tensor)
-  return readers.length === 1 ? [{ node: readers[0], input: readers[0].input.indexOf(tensor) }] : []
+  if (sources.size > 1) return []
+  const near = [...graph.initializers.keys()].filter(
+    (name) => tensor.endsWith(`.${name}`) || name.endsWith(`.${tensor}`),
+  )
+  const own = graph.initializers.has(tensor) ? tensor : near.length === 1 ? near[0] : undefined
+  if (own === undefined || !fits(own)) return []
+  const readers = graph.consumers(own)
+  return readers.length === 1 ? [{ node: readers[0], input: readers[0].input.indexOf(own) }] : []
 }

@@ -7,8 +7,8 @@ import { formatShape } from '../../base/tensor.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import type { Replacement, TokenRows } from '../../lora/kinds/stored.js'
 import type { Graph } from '../view/graph.js'
-import { type Linear, nodeScope, parameterModule } from './linears.js'
-import { type BiasPlace, biasOf, type Embedding, ofModule, type Place, placesOf, storedValue } from './parameters.js'
+import { type Linear, nodeScope } from './linears.js'
+import { type BiasPlace, certainBias, type Embedding, ofModule, type Place, placesOf } from './parameters.js'
 import { refuse, shapeError } from './refusals.js'
 import { tiedHeads } from './tied.js'
 
@@ -165,18 +165,9 @@ export function embeddingsOf(
 
 /** A bias that has to be that of the module, not only a constant that is added. */
 function ownBias(graph: Graph, linear: Linear, name: string, shape: readonly number[]): BiasPlace {
-  const bias = biasOf(graph, linear)
-  const isOwn =
-    bias !== undefined &&
-    linear.fused === undefined &&
-    (bias.node === linear.node ||
-      nodeScope(bias.node) === linear.name ||
-      parameterModule(storedValue(graph, bias.node.input[bias.input])) === linear.name)
-  if (!isOwn) {
-    const what = linear.fused === undefined ? 'has no bias that is certain to be this one' : 'computes several layers'
-    refuse(name, `the linear layer ${what}`, linear.node.name)
-  }
-  if (shape.length !== 1 || shape[0] !== bias.width) throw shapeError(name, [bias.width], shape)
+  const bias = certainBias(graph, linear)
+  if (bias === undefined) refuse(name, 'the linear layer has no bias that is certain to be this one', linear.node.name)
+  if (shape.length !== 1 || shape[0] !== linear.d) throw shapeError(name, [linear.d], shape)
   return bias
 }
 

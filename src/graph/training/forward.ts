@@ -1,9 +1,10 @@
 // The forward part of a training graph: the model with LoRA branches, and what the objective builds on its outputs.
 
 import { TensorProto_DataType as DataType, type NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
-import { gradientPath } from '../gradients/backward.js'
+import { type CustomGradients, gradientPath } from '../gradients/backward.js'
 import { quantizedGradient } from '../gradients/quantized.js'
 import { loraInputs, valueInfo } from '../inject/inject.js'
+import { openTensors, openWeight, type WholeTensor } from '../inject/open-tensors.js'
 import { magnitudeInput, TrainableLinears } from '../inject/trainable.js'
 import { dropEmptyCache } from '../inputs/cache.js'
 import { findProduct } from '../match/forms/forms.js'
@@ -29,6 +30,10 @@ export interface TrainedLayer {
 
 export interface ForwardOptions {
   readonly layers: readonly TrainedLayer[]
+  /** Tensors of the base that are trained whole. */
+  readonly tensors: readonly WholeTensor[]
+  /** The base stores weights (k, d), as GPT-2's Conv1D. */
+  readonly isConv1d: boolean
   /** Probability in [0, 1) that an element of a LoRA branch's input is dropped. */
   readonly dropout: number
   readonly modules: ModuleMap | undefined
@@ -40,7 +45,7 @@ export interface Forward {
   /** What the objective returned: the loss without its normalizer. */
   readonly sum: Value
   readonly objective: ObjectiveGraph
-  /** A (r, k), Bᵀ (r, d) and for DoRA m (d) of each layer, in the layers' order, then the objective's own. */
+  /** A (r, k), Bᵀ (r, d) and for DoRA m (d) of each layer, in the layers' order, then whole tensors, then the objective's own. */
   readonly parameters: readonly TrainedTensor[]
   readonly masks: readonly DropoutMask[]
   /** Outputs besides the loss. */
@@ -66,10 +71,13 @@ export function buildForward(graph: Graph, objective: Objective, options: Forwar
   dropEmptyCache(graph)
   graph.prune()
 
-  const linears = exposeProducts(graph, findLinears(graph, options.modules))
+  const found = findLinears(graph, options.modules)
+  const whole = openTensors(graph, found, options.tensors, options.isConv1d)
+  const linears = exposeProducts(graph, found)
   const placed = matchLayers(linears, options.layers)
-  const adapted = new Set(placed.map(({ linear }) => linear.node))
-  const trained = linearsOnPath(graph, linears, adapted, sum, own)
+  const adapted = new Set([...placed, ...whole.weights].map(({ linear }) => linear.node))
+  const inputs = [...whole.trained, ...own.parameters].map(({ input }) => input)
+  const trained = linearsOnPath(graph, linears, adapted, sum, { customGradients: own.customGradients, inputs })
 
   const factors = declareFactors(graph, options.layers)
   const trainable = new TrainableLinears(graph, new Builder(graph, 'lora'))
@@ -87,6 +95,7 @@ export function buildForward(graph: Graph, objective: Objective, options: Forwar
     choice.all = moved.all
     inRows.set(linear.node, moved.linear)
   }
+  for (const weight of whole.weights) openWeight(graph, (inRows.get(weight.linear.node) as Linear).node, weight)
   trainable.adapt(
     placed.map(({ linear, layer }) => {
       const { form, last, input, output } = inRows.get(linear.node) as Linear
@@ -104,7 +113,8 @@ export function buildForward(graph: Graph, objective: Objective, options: Forwar
   graph.inputs.push(valueInfo(LOSS_SCALE, DataType.FLOAT, []))
   graph.rename(own.g.mul(sum, LOSS_SCALE), LOSS)
   graph.outputs = [valueInfo(LOSS, DataType.FLOAT, []), ...predicted]
-  return { sum, objective: own, parameters: [...factors, ...own.parameters], masks: trainable.masks, predictions }
+  const parameters = [...factors, ...whole.trained, ...own.parameters]
+  return { sum, objective: own, parameters, masks: trainable.masks, predictions }
 }
 
 /** The linear layers that are adapted, or that gradients of what is trained pass. */
@@ -113,12 +123,11 @@ function linearsOnPath(
   linears: readonly Linear[],
   adapted: ReadonlySet<NodeProto>,
   sum: Value,
-  { customGradients, parameters }: ObjectiveGraph,
+  { customGradients, inputs }: { customGradients: CustomGradients; inputs: readonly Value[] },
 ): Linear[] {
   // From the weights, not from the outputs: a path ends at what it is looked for, and layers lie between two that are adapted.
   const weights = linears.filter(({ node }) => adapted.has(node)).map(({ weight }) => weight)
-  const trained = parameters.map(({ input }) => input)
-  const between = new Set(gradientPath(graph, [...weights, ...trained], [sum], customGradients).nodes)
+  const between = new Set(gradientPath(graph, [...weights, ...inputs], [sum], customGradients).nodes)
   return linears.filter(({ node }) => adapted.has(node) || between.has(node))
 }
 

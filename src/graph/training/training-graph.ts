@@ -8,6 +8,7 @@ import type { OnnxModel } from '../../formats/onnx/model.js'
 import type { Feeds, Runtime, SessionModel } from '../../runtime/runtime.js'
 import { buildBackward, checkDifferentiable, gradientPath } from '../gradients/backward.js'
 import { valueInfo } from '../inject/inject.js'
+import type { WholeTensor } from '../inject/open-tensors.js'
 import { takeBranchWithoutCache } from '../inputs/cache.js'
 import { lowerForTraining } from '../lower/lower.js'
 import type { ModuleMap } from '../match/linears.js'
@@ -30,6 +31,10 @@ export type { TrainedLayer, TrainedTensor }
 
 export interface TrainingGraphOptions {
   readonly layers: readonly TrainedLayer[]
+  /** Tensors of the base that are trained whole. Default: none. */
+  readonly tensors?: readonly WholeTensor[] | undefined
+  /** The base stores weights (k, d), as GPT-2's Conv1D. Default false. */
+  readonly isConv1d?: boolean | undefined
   /** Probability in [0, 1) that an element of a LoRA branch's input is dropped. Default 0. */
   readonly dropout?: number | undefined
   /** Module name → node or initializer, where the graph's own names do not tell. */
@@ -112,7 +117,10 @@ export async function buildTrainingGraph(
   const { dropout = 0, twoPasses = false } = options
   const { graph, forward } = prepare(model, objective, options, twoPasses)
   lowerForTraining(graph)
-  const { sum, parameters, masks } = forward
+  const { sum, masks } = forward
+  const optional = new Set(options.tensors?.flatMap(({ name, isOptional }) => (isOptional ? [name] : [])))
+  const inputs = new Set(graph.inputs.map(({ name }) => name))
+  const parameters = forward.parameters.filter(({ name, input }) => inputs.has(input) || !optional.has(name))
   const { customGradients: custom, checks, fedGradients } = forward.objective
   const wrt = parameters.map(({ input }) => input)
   const path = gradientPath(graph, wrt, [sum], custom)
@@ -133,13 +141,14 @@ export async function buildTrainingGraph(
   }
   const g = new Builder(graph, 'backward')
   const gradients = buildBackward(g, shapes, new Map([[sum, g.float(1)]]), wrt, { custom, scale: LOSS_SCALE })
-  const trained = parameters.map((parameter): TrainedParameter => {
+  const trained = parameters.flatMap((parameter): TrainedParameter[] => {
     const gradient = gradients.get(parameter.input)
     if (gradient === undefined) {
+      if (optional.has(parameter.name)) return []
       throw new StateError({ where: parameter.name, what: 'the loss does not depend on it' })
     }
     graph.outputs.push(valueInfo(gradient, DataType.FLOAT, parameter.shape))
-    return { ...parameter, gradient }
+    return [{ ...parameter, gradient }]
   })
   plainShapes(
     g,
@@ -165,7 +174,7 @@ function zeros(parameters: readonly TrainedTensor[]): Feeds {
 function prepare(
   model: OnnxModel,
   objective: Objective,
-  { layers, dropout = 0, modules }: TrainingGraphOptions,
+  { layers, tensors = [], isConv1d = false, dropout = 0, modules }: TrainingGraphOptions,
   predicts = false,
 ) {
   const graph = new Graph(model.proto)
@@ -174,7 +183,7 @@ function prepare(
   computeExactly(graph)
   takeBranchWithoutCache(graph)
   raiseOpset(graph)
-  const forward = buildForward(graph, objective, { layers, dropout, modules, predicts })
+  const forward = buildForward(graph, objective, { layers, tensors, isConv1d, dropout, modules, predicts })
   graph.prune({ inputs: true })
   return { graph, forward }
 }

@@ -59,6 +59,11 @@ export class Graph {
     for (const node of this.nodes) this.#names.add(node.name)
   }
 
+  /** The program that wrote the model, as the model says. */
+  get producerName(): string {
+    return this.#model.producerName
+  }
+
   /** The node that makes `value`; undefined for inputs and initializers. */
   producer(value: string): NodeProto | undefined {
     if (this.#producers === undefined) {

@@ -1,6 +1,7 @@
 // What adapters change in an ONNX graph, place by place. A place is one input of one node: what becomes of the initializers behind
 // it, which may be shared, is the plan's to decide.
 
+import { concatBytes } from '../../base/bytes.js'
 import { MismatchError } from '../../base/errors.js'
 import type { FloatArray, Matrix } from '../../base/tensor.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
@@ -177,10 +178,12 @@ class Edits {
         this.#weightOf(linear, module).replace(tensor, isInputMajor === linear.transposed, key)
       } else if (place.kind === 'lookup') {
         this.#embedding(place.embedding).replace(tensor, place.embedding.transposed, key)
-      } else {
-        const isBias = place.kind === 'bias'
-        this.#at(isBias ? place.bias : place.place, tensor.name, isBias).replace(tensor, false, key)
-      }
+      } else if (place.kind === 'bias') {
+        const { bias, linear } = place
+        const edit = this.#at(bias, tensor.name, true)
+        if (bias.width === linear.d) edit.replace(tensor, false, key)
+        else edit.replaceElements(tensor, bias.start, key)
+      } else this.#at(place.place, tensor.name, false).replace(tensor, false, key)
     }
   }
 
@@ -233,6 +236,28 @@ class EditBuilder {
 
   replaceLines(tensor: StoredTensor, axis: 0 | 1, indices: readonly number[], key: string): void {
     this.#setValues({ tensor, isTransposed: false, lines: { axis, indices } }, `${key}/${axis}`)
+  }
+
+  /** The elements of a vector from `start` on. Several tensors can each replace their own. */
+  replaceElements(tensor: StoredTensor, start: number, key: string): void {
+    const { dtype, data, shape } = tensor
+    const indices = Array.from({ length: shape[0] }, (_, i) => start + i)
+    const { values: before } = this.edit
+    const held = before?.lines
+    if (before === undefined || held === undefined) {
+      this.#setValues({ tensor, isTransposed: false, lines: { axis: 1, indices } }, key)
+      return
+    }
+    if (before.tensor.dtype !== dtype || held.indices.some((index) => indices.includes(index))) {
+      refuse(this.edit.name, 'two parts of the adapters replace its values, or have them in different types')
+    }
+    const both = [...held.indices, ...indices]
+    this.edit.values = {
+      tensor: { dtype, shape: [both.length], data: concatBytes([before.tensor.data, data]) },
+      isTransposed: false,
+      lines: { axis: 1, indices: both },
+    }
+    this.edit.keys.push(key)
   }
 
   #setValues(values: NewValues, key: string): void {

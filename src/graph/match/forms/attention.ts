@@ -50,7 +50,7 @@ export const ATTENTION: Form = {
     const [output] = node.output
     graph.remove(node)
     graph.setOutput(attention, 0, output)
-    return { ...product, form: MATMUL, node: matmul, last, output: last.output[0] }
+    return { ...product, form: MATMUL, node: matmul, last, output: last.output[0], bias: node.input[BIAS] || undefined }
   },
 }
 

@@ -36,6 +36,8 @@ export interface Product {
   /** The float input. */
   readonly input: Value
   readonly output: Value
+  /** A bias that another node adds, which the output has in it: only where {@link Form.expose} has made that node. */
+  readonly bias?: Value | undefined
   /** How the weight is stored, for people: '4 bits, blocks of 32'. */
   readonly layout: string
   /** What of the layout lowrank does not understand. Such a layer runs, but its weight is not read. */

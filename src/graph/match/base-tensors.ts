@@ -1,0 +1,151 @@
+// The tensors of a model, by the names that they have in its PyTorch modules, as far as a graph tells: weights and biases of linear layers,
+// embeddings, and what norms multiply by and add. For adapters that train some of them whole.
+
+import { MismatchError, nearMisses, UnsupportedError } from '../../base/errors.js'
+import { dimsOf } from '../../formats/onnx/tensors.js'
+import type { Graph } from '../view/graph.js'
+import { entryOf, operatorOf } from '../view/operators.js'
+import { FLOAT_DTYPES } from './forms/float-product.js'
+import { type Linear, nodeScope, parameterModule } from './linears.js'
+import {
+  type BiasPlace,
+  certainBias,
+  type Embedding,
+  findEmbeddings,
+  NORMS,
+  type Place,
+  placesOf,
+  storedValue,
+} from './parameters.js'
+
+/** Where a tensor is read. A vector can be a part of what is stored, and begin at `start`. */
+export type TensorPlace =
+  | { readonly kind: 'weight'; readonly linear: Linear; readonly isInputMajor: boolean }
+  | { readonly kind: 'lookup'; readonly embedding: Embedding }
+  | { readonly kind: 'vector'; readonly place: Place; readonly part: BiasPlace | undefined; readonly linear?: Linear }
+
+/** A tensor of the model, and all that reads it. */
+export interface BaseTensor {
+  /** As in model.norm.weight */
+  readonly name: string
+  readonly module: string
+  /** As PyTorch has it: (d, k), of a Conv1D (k, d), of an embedding (V, D), of a vector (d). */
+  readonly shape: readonly number[]
+  readonly places: readonly TensorPlace[]
+  /** Why it cannot be trained; undefined if it can. */
+  readonly problem: string | undefined
+}
+
+/**
+ * All tensors with a certain name. A module that the graph calls twice has one, with two places.
+ *
+ * @param linears those of `graph`
+ * @param isConv1d whether the base stores weights (k, d)
+ */
+export function baseTensors(graph: Graph, linears: readonly Linear[], isConv1d: boolean): BaseTensor[] {
+  const tensors = new Map<string, BaseTensor>()
+  const add = (module: string, member: string, tensor: Omit<BaseTensor, 'name' | 'module'>) => {
+    const name = `${module}.${member}`
+    const own = tensors.get(name)
+    const places = [...(own?.places ?? []), ...tensor.places]
+    tensors.set(name, { ...(own ?? { ...tensor, name, module }), places })
+  }
+  for (const linear of linears) {
+    const { name, d, k } = linear
+    const shape = isConv1d ? [k, d] : [d, k]
+    add(name, 'weight', {
+      shape,
+      places: [{ kind: 'weight', linear, isInputMajor: isConv1d }],
+      problem: weightProblem(linear),
+    })
+    const bias = certainBias(graph, linear)
+    if (bias === undefined) continue
+    const part = bias.width === d ? undefined : bias
+    add(name, 'bias', { shape: [d], places: [{ kind: 'vector', place: bias, part, linear }], problem: undefined })
+  }
+  for (const embedding of findEmbeddings(graph)) {
+    const { name, vocabulary, features, integers } = embedding
+    if (tensors.has(`${name}.weight`)) continue
+    const problem = integers === undefined ? undefined : 'its weight is stored as integers'
+    add(name, 'weight', { shape: [vocabulary, features], places: [{ kind: 'lookup', embedding }], problem })
+  }
+  for (const [name, shape] of vectorNames(graph)) {
+    if (tensors.has(name)) continue
+    const at = name.lastIndexOf('.')
+    const places = placesOf(graph, name, shape).map((place) => ({ kind: 'vector', place, part: undefined }) as const)
+    if (places.length > 0) add(name.slice(0, at), name.slice(at + 1), { shape, places, problem: normProblem(graph) })
+  }
+  return [...tensors.values()]
+}
+
+function weightProblem({ form, fused }: Linear): string | undefined {
+  if (form.isQuantized) return 'its weight is stored as integers'
+  if (fused !== undefined) return 'the graph has its weight and those of other layers in one tensor'
+  return form.name === 'MatMul' || form.name === 'Gemm' ? undefined : `a ${form.name} computes it`
+}
+
+/** onnxruntime-genai adds 1 to the weights of some norms. */
+function normProblem(graph: Graph): string | undefined {
+  return graph.producerName === 'onnxruntime-genai' ? 'this exporter may have changed its values' : undefined
+}
+
+/** Names and shapes of the vectors that nodes read, by the nodes' own names or those of the initializers. */
+function vectorNames(graph: Graph): Map<string, readonly number[]> {
+  const found = new Map<string, readonly number[]>()
+  for (const node of graph.nodes) {
+    node.input.forEach((value, input) => {
+      const stored = storedValue(graph, value)
+      const tensor = graph.constant(stored)
+      if (tensor === undefined || tensor.dims.length !== 1 || FLOAT_DTYPES[tensor.dataType] === undefined) return
+      const norm = Object.entries(entryOf(NORMS, node.opType) ?? {}).find(([, at]) => at === input)?.[0]
+      const member = norm ?? /\.(weight|bias)$/.exec(stored)?.[1]
+      const module = nodeScope(node) ?? parameterModule(stored)
+      if (member !== undefined && module !== undefined) found.set(`${module}.${member}`, dimsOf(tensor))
+    })
+  }
+  return found
+}
+
+/**
+ * The tensor of that name, or of the one name that ends with it or that it ends with.
+ *
+ * @throws MismatchError when there is none, or of another shape; UnsupportedError, naming it, when it cannot be trained
+ */
+export function trainableTensor(tensors: readonly BaseTensor[], name: string, shape?: readonly number[]): BaseTensor {
+  const near = tensors.filter((one) => one.name.endsWith(`.${name}`) || name.endsWith(`.${one.name}`))
+  const found = tensors.find((one) => one.name === name) ?? (near.length === 1 ? near[0] : undefined)
+  if (found === undefined) {
+    const others = nearMisses(
+      name,
+      tensors.map((one) => one.name),
+    )
+    throw new MismatchError({
+      where: name,
+      what: 'the graph has no tensor that is certain to be this one',
+      ...(others.length > 0 && { hint: `Nearest: ${others.join(', ')}` }),
+    })
+  }
+  if (shape !== undefined && found.shape.join() !== shape.join()) {
+    throw new MismatchError({
+      where: name,
+      what: 'the adapter has another shape for this tensor',
+      expected: `(${found.shape.join(', ')}), as in the graph`,
+      got: `(${shape.join(', ')})`,
+    })
+  }
+  if (found.problem !== undefined) {
+    const node = nodeOf(found.places[0])
+    throw new UnsupportedError({
+      where: name,
+      what: `it cannot be trained whole on this graph: ${found.problem}`,
+      got: `${node.name} (${operatorOf(node)})`,
+      hint: "Leave its module out of modulesToSave, or train on another export: optimum's in float32 has each weight by itself",
+    })
+  }
+  return found
+}
+
+function nodeOf(place: TensorPlace): Place['node'] {
+  if (place.kind === 'weight') return place.linear.node
+  return place.kind === 'lookup' ? place.embedding.node : place.place.node
+}

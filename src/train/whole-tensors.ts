@@ -1,0 +1,132 @@
+// Tensors of the base that a run trains whole, as PEFT's bias and modules_to_save say: which ones a config means, and what they start from.
+
+import { MismatchError, nearMisses, UnsupportedError } from '../base/errors.js'
+import type { WholeTensor } from '../graph/inject/open-tensors.js'
+import { readBaseTensor } from '../graph/inject/read-base-tensor.js'
+import { type BaseTensor, baseTensors, trainableTensor } from '../graph/match/base-tensors.js'
+import { findLinears, type ModuleMap } from '../graph/match/linears.js'
+import type { Model } from '../graph/model-folder.js'
+import { readGraph } from '../graph/view/read-graph.js'
+import type { LoraAdapter } from '../lora/adapter.js'
+import type { LoraConfig } from '../lora/config.js'
+import { moduleOf } from '../lora/part.js'
+import { isInsideModule } from '../lora/patterns/patterns.js'
+import type { OpenTask } from '../tasks/task.js'
+
+/** A tensor of the base, by the name that it has in the adapter. */
+interface Named {
+  readonly name: string
+  readonly base: BaseTensor
+}
+
+/** What names are told by. */
+interface Context {
+  readonly model: Model
+  readonly open: OpenTask
+  readonly modules: ModuleMap | undefined
+}
+
+/** All tensors of the base but those of the task's own head. */
+function tensorsOf({ model, open, modules }: Context, { fanInFanOut }: LoraConfig): Named[] {
+  const graph = readGraph(model.onnx.proto)
+  const ofHead = new Set((open.head?.tensors ?? []).map(({ name }) => name))
+  return baseTensors(graph, findLinears(graph, modules), fanInFanOut)
+    .map((base) => {
+      const { name, module } = base
+      return { name: (open.moduleName?.(module) ?? module) + name.slice(module.length), base }
+    })
+    .filter(({ name }) => !ofHead.has(name))
+}
+
+/**
+ * The tensors of the modules that modulesToSave names.
+ *
+ * @throws MismatchError for an entry that names no module; UnsupportedError naming the tensor that cannot be trained on this graph
+ */
+export function savedTensors(context: Context, config: LoraConfig): readonly Named[] {
+  const { modulesToSave, ensureWeightTying } = config
+  if (modulesToSave.length === 0) return []
+  const all = tensorsOf(context, config)
+  const ofHead = (context.open.head?.tensors ?? []).map(({ name }) => name)
+  for (const entry of modulesToSave) {
+    if ([...all.map(({ name }) => name), ...ofHead].some((name) => isInsideModule(moduleOf(name), entry))) continue
+    const near = nearMisses(
+      entry,
+      new Set(all.flatMap(({ name }) => [moduleOf(name), moduleOf(name).replace(/^.*\./, '')])),
+    )
+    throw new MismatchError({
+      where: 'modulesToSave',
+      what: `no module of the model that can be told from its graph is ${JSON.stringify(entry)}`,
+      ...(near.length > 0 && { hint: `Did you mean ${near.join(' or ')}?` }),
+    })
+  }
+  const found = all.filter(({ name }) => modulesToSave.some((entry) => isInsideModule(moduleOf(name), entry)))
+  for (const { name, base } of found) {
+    trainableTensor([{ ...base, name }], name)
+    const isEmbedding = base.places.some(
+      (place) => place.kind === 'lookup' || (place.kind === 'weight' && place.linear.isHead),
+    )
+    if (!ensureWeightTying || !isEmbedding) continue
+    throw new UnsupportedError({
+      where: name,
+      what: 'an embedding cannot be trained whole and stay tied (ensureWeightTying)',
+      hint: 'Train it without ensureWeightTying, or adapt it by LoRA',
+    })
+  }
+  return found
+}
+
+/**
+ * The biases that `bias` means: all of the model's, or those of the modules that get LoRA.
+ *
+ * @throws UnsupportedError naming a bias that cannot be trained on this graph
+ */
+export function trainedBiases(
+  context: Context,
+  config: LoraConfig,
+  isAdapted: (module: string) => boolean,
+): readonly Named[] {
+  if (config.bias === 'none') return []
+  const isMeant = ({ name }: Named) => name.endsWith('.bias') && (config.bias === 'all' || isAdapted(moduleOf(name)))
+  const found = tensorsOf(context, config).filter(isMeant)
+  for (const { name, base } of found) trainableTensor([{ ...base, name }], name)
+  return found
+}
+
+/** Adds tensors to an adapter, with the base's values. PEFT calls that of an adapted layer by the layer inside. */
+export async function addWhole(adapter: LoraAdapter, { model }: Context, tensors: readonly Named[]): Promise<void> {
+  const graph = readGraph(model.onnx.proto)
+  for (const { name, base } of tensors) {
+    if (adapter.has(name)) continue
+    const { shape } = base
+    const module = moduleOf(name)
+    const key = adapter.has(module) ? `${module}.base_layer${name.slice(module.length)}` : name
+    adapter.addReplacement(name, { data: await readBaseTensor(model.onnx, graph, base), shape }, { key })
+  }
+}
+
+/**
+ * The tensors of an adapter that are trained whole and are not of the task's head.
+ *
+ * @throws MismatchError for one that the base does not have, or has in another shape; UnsupportedError for one that cannot be trained
+ */
+export function wholeTensors(adapter: LoraAdapter, context: Context): WholeTensor[] {
+  const { config } = adapter
+  const ofHead = new Set((context.open.head?.tensors ?? []).map(({ name }) => name))
+  const own = adapter.parts('replacement').filter(({ name }) => !ofHead.has(name))
+  if (own.length === 0) return []
+  const all = tensorsOf(context, config).map(({ name, base }) => ({ ...base, name }))
+  return own.map(({ name, module, shape, isTrained }) => {
+    trainableTensor(all, name, shape)
+    const isLayer = adapter.get(module, 'linear') !== undefined && name === `${module}.weight`
+    if (!isTrained || isLayer) {
+      throw new UnsupportedError({
+        where: name,
+        what: isTrained
+          ? 'a weight that is replaced and adapted at once cannot be trained'
+          : 'a copy of the base’s own tensor (of a resized or adapted embedding) cannot be trained along',
+      })
+    }
+    return { name, shape, isOptional: !config.modulesToSave.some((entry) => isInsideModule(module, entry)) }
+  })
+}

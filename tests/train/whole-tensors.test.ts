@@ -1,0 +1,158 @@
+// Biases and modules that are trained whole: which ones a new adapter has, what they start from, and that all else of lowrank takes them.
+
+import { readFileSync } from 'node:fs'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { MemoryDirectory } from '../../src/base/bytes.js'
+import { LowrankError } from '../../src/base/errors.js'
+import { loadOnnx } from '../../src/formats/onnx/model.js'
+import type { Model } from '../../src/graph/model-folder.js'
+import { OnnxSession } from '../../src/infer/adapter-session.js'
+import type { LoraAdapter } from '../../src/lora/adapter.js'
+import { mergeOnnx } from '../../src/merge/onnx/merge-onnx.js'
+import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import type { TrainingOptions } from '../../src/train/options.js'
+import { train } from '../../src/train/train.js'
+import { feedsOf, inThread, maxDifference, openModel } from '../infer/models.js'
+import { abortAt, data, WEIGHTS } from './tiny.js'
+
+const encoder = 'tests/golden/text-classification/encoder'
+const { rows, maxLength } = JSON.parse(readFileSync(`${encoder}/golden/golden.json`, 'utf8'))
+
+let bert: Model
+let llama: Model
+beforeAll(async () => {
+  bert = await openModel(encoder)
+  llama = await openModel('tests/golden/models/llama-optimum')
+})
+afterAll(async () => {
+  await bert.close()
+  await llama.close()
+})
+
+type Config = TrainingOptions['config']
+
+const classify = (config: Config, options: Partial<TrainingOptions> = {}) => {
+  const task = { task: 'text-classification', data: rows, maxLength, batchSize: rows.length } as const
+  return train({ model: bert, ...task, maxSteps: 3, learningRate: 1e-2, threads: 1, config, ...options })
+}
+const write = (config: Config, options: Partial<TrainingOptions> = {}) => {
+  const few = { data: data.slice(0, 8), maxLength: 24, batchSize: 4 }
+  return train({
+    model: llama,
+    ...few,
+    maxSteps: 3,
+    learningRate: 1e-2,
+    threads: 1,
+    config: { rank: 2, ...config },
+    ...options,
+  })
+}
+
+const namesOf = (adapter: LoraAdapter) => adapter.parts('replacement').map(({ name }) => name)
+
+describe('a new adapter', () => {
+  it('with bias lora_only has the biases of its layers, under PEFT’s names, as the base has them', async () => {
+    const { adapter } = await classify(
+      { rank: 2, targetModules: ['query'], bias: 'lora_only' },
+      { signal: AbortSignal.abort() },
+    )
+    const own = adapter.parts('replacement').filter(({ name }) => name.includes('query'))
+    expect(own.map(({ name, key, shape }) => [name, key, shape])).toEqual(
+      [0, 1].map((i) => {
+        const module = `bert.encoder.layer.${i}.attention.self.query`
+        return [`${module}.bias`, `${module}.base_layer.bias`, [16]]
+      }),
+    )
+    const tensor = bert.onnx.proto.graph!.initializer.find(({ name }) =>
+      name.endsWith('layer.1.attention.self.query.bias'),
+    )!
+    const stored = new Float32Array((await bert.onnx.readTensor(tensor)).slice().buffer)
+    expect([...own[1].weight.data]).toEqual([...stored])
+    expect(namesOf(adapter)).toHaveLength(2 + 4) // and the head
+  })
+
+  it('with bias all has every bias of the model', async () => {
+    const { adapter } = await classify({ rank: 2, bias: 'all' }, { signal: AbortSignal.abort() })
+    const biases = namesOf(adapter).filter((name) => name.startsWith('bert.') && !name.includes('pooler'))
+    expect(biases).toHaveLength(1 + 2 * 8)
+    expect(biases.every((name) => name.endsWith('.bias'))).toBe(true)
+    expect(biases).toContain('bert.embeddings.LayerNorm.bias')
+  })
+
+  it('leaves LoRA away from a module that is trained whole, and says so to PEFT', async () => {
+    const { adapter } = await classify({ rank: 2, modulesToSave: ['layer.1.intermediate.dense'] })
+    const module = 'bert.encoder.layer.1.intermediate.dense'
+    expect(adapter.has(module)).toBe(false)
+    expect(adapter.get(`${module}.weight`, 'replacement')?.shape).toEqual([32, 16])
+    expect(adapter.config.excludeModules).toEqual([module])
+  })
+})
+
+describe('training', () => {
+  it.each<[string, () => Promise<unknown>, RegExp]>([
+    [
+      'an unknown module',
+      () => write({ modulesToSave: ['modell.norm'] }),
+      /modulesToSave: no module .*"modell.norm".*Did you mean norm or model\.norm/s,
+    ],
+    [
+      'a tied embedding that stays tied',
+      () => write({ modulesToSave: ['embed_tokens'], ensureWeightTying: true }),
+      /model\.embed_tokens\.weight: an embedding cannot be trained whole and stay tied/,
+    ],
+  ])('refuses %s before anything is written', async (_, run, message) => {
+    const error = await run().catch((error: unknown) => error)
+    expect(error).toBeInstanceOf(LowrankError)
+    expect((error as Error).message).toMatch(message)
+  })
+
+  it('refuses a weight that is stored as integers, by name', async () => {
+    const model = await openModel('tests/golden/models/llama-q4')
+    const error = await write({ modulesToSave: ['lm_head', 'layers.0.mlp.up_proj'] }, { model }).catch(
+      (error: unknown) => error,
+    )
+    await model.close()
+    expect((error as Error).message).toMatch(
+      /up_proj\.weight: it cannot be trained whole on this graph: its weight is stored as integers.*Leave its module out/s,
+    )
+  })
+
+  it.each<[string, Config, (config: Config, options: Partial<TrainingOptions>) => ReturnType<typeof train>]>([
+    ['biases', { rank: 2, bias: 'all', dropout: 0.1 }, classify],
+    ['norms, a head and an embedding', { modulesToSave: ['norm', 'lm_head', 'embed_tokens'] }, write],
+  ])('resumes %s to the same bytes', async (_, config, run) => {
+    const [whole, broken] = [new MemoryDirectory(), new MemoryDirectory()]
+    await run(config, { out: whole, maxSteps: 4 })
+    await run(config, { out: broken, maxSteps: 4, ...abortAt(2) })
+    await run(config, { out: broken, maxSteps: 4, resume: true })
+    expect(broken.files.get(WEIGHTS)).toEqual(whole.files.get(WEIGHTS))
+  })
+})
+
+describe.each<[string, Config]>([
+  ['norms and the head', { modulesToSave: ['norm', 'input_layernorm', 'lm_head'] }],
+  ['an embedding', { modulesToSave: ['embed_tokens'] }],
+  ['a linear layer', { modulesToSave: ['layers.0.mlp.up_proj'] }],
+])('%s', (_, config) => {
+  it('lower the loss, and sessions and merges of the saved folder agree', async () => {
+    const out = new MemoryDirectory()
+    const { report } = await write(config, { out, maxSteps: 6, evalData: data.slice(0, 8) })
+    expect(report.evalLoss!.after).toBeLessThan(report.evalLoss!.before)
+    const adapter = await loadAdapter(out)
+    const merged = new MemoryDirectory({}, 'merged')
+    await mergeOnnx(llama.onnx, adapter, merged)
+    const onnx = await loadOnnx(merged, llama.onnx.fileName)
+    const session = await OnnxSession.open(
+      { onnx: llama.onnx, runtime: inThread },
+      { adapters: { adapter }, threads: 1 },
+    )
+    const plain = await OnnxSession.open({ onnx, runtime: inThread }, { threads: 1 })
+    const feeds = feedsOf(llama, [[5, 9, 40, 3, 17]])
+    const { logits } = await session.run(feeds, { adapter: 'adapter' })
+    expect(maxDifference(logits, (await plain.run(feeds)).logits)).toBeLessThan(1e-5)
+    expect(maxDifference(logits, (await session.run(feeds)).logits)).toBeGreaterThan(1e-3)
+    await session.dispose()
+    await plain.dispose()
+    await onnx.close()
+  })
+})
