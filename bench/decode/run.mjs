@@ -1,5 +1,6 @@
 // Writing text here against transformers.js: the same graph file, prompt and threads, the likeliest token each time. Each contestant is a
 // process of its own, and they take turns, text by text, so that drift of the machine hits all alike.
+// One only reads as many bytes as the weights have: nothing on the CPU can be faster than that.
 //
 //   node bench/decode/run.mjs [--model models/union-3m] [--dtype fp32] [--transformers DIR] [--tokens 100] [--rounds 5] [--threads 2]
 //     [--adapter tests/golden/peft/rslora]
@@ -32,9 +33,11 @@ const adapter = options.adapter ?? bundledAdapter
 
 /** Thread pools spin for a while after their work; the next contestant must not share a core with them. */
 const PAUSE_MS = 60
+const READING = 'its weights, read once'
 const CONTESTANTS = {
   lowrank: ['lowrank.mjs', '1'],
   'lowrank, 8 texts in a batch': ['lowrank.mjs', '8'],
+  [READING]: ['reading.mjs', '1'],
   ...(options.transformers !== undefined && {
     'transformers.js': ['transformers-js.mjs', '1'],
   }),
@@ -86,6 +89,12 @@ for (const [name, list] of results) {
 console.log(
   `8 texts against 1: ${(rate('lowrank, 8 texts in a batch') / rate('lowrank')).toFixed(2)} × the tokens a second`,
 )
+const [{ bytes }] = results.get(READING)
+const share = (name) => `${name} ${((100 * rate(name)) / rate(READING)).toFixed(0)} %`
+const writers = ['lowrank', 'transformers.js'].filter((name) => children.has(name))
+console.log(
+  `a token reads ${(bytes / 1e6).toFixed(0)} MB of weights, which alone goes at ${((bytes * rate(READING)) / 1e9).toFixed(1)} GB/s. Of this speed have: ${writers.map(share).join(', ')}`,
+)
 if (children.has('transformers.js')) {
   const [ours, theirs] = ['lowrank', 'transformers.js'].map((name) => results.get(name)[0].text)
   console.log(`against transformers.js: ${ratios('lowrank', 'transformers.js')}`)
@@ -99,7 +108,11 @@ if (children.has('transformers.js')) {
 
 function once(child) {
   return new Promise((done, fail) => {
-    child.once('message', done)
-    child.once('exit', (code) => fail(new Error(`a contestant ended with code ${code}`)))
+    const ended = (code) => fail(new Error(`a contestant ended with code ${code}`))
+    child.once('exit', ended)
+    child.once('message', (message) => {
+      child.off('exit', ended)
+      done(message)
+    })
   })
 }

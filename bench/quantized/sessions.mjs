@@ -1,10 +1,11 @@
 // What adapters cost in a session: one adapter of rank 16 on q and v, or on all linear layers, against the base, while a text grows by one token
 // and over 256 tokens at once; eight adapters in one batch against one; and the same adapter merged as branches beside quantized weights.
 //
-//     npm run build && node bench/quantized/sessions.mjs MODEL [--dtype fp32,q4] [--rounds 5] [--steps 8] [--threads 2] [--rank 16]
+//     npm run build && node bench/quantized/sessions.mjs MODEL [--dtype fp32,q4] [--rounds 5] [--steps 8] [--threads 2] [--rank 16] [--cpu]
 //
 // MODEL: a folder for transformers.js with a cache, such as SmolLM2-135M. Adapters are made here, with random values. Entries take turns, so that
 // drift of the machine hits all alike. A round times several steps of each entry; ratios are within a round. The first round is left out.
+// --cpu counts the time that the processor worked, with one thread: for a machine that others use as well.
 import { mkdtempSync, readdirSync, rmSync, statSync } from 'node:fs'
 import { cpus, loadavg, tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -21,11 +22,14 @@ const { values, positionals } = parseArgs({
     steps: { type: 'string', default: '8' },
     threads: { type: 'string', default: String(Math.min(2, cpus().length)) },
     rank: { type: 'string', default: '16' },
+    cpu: { type: 'boolean', default: false },
   },
 })
 const [folder] = positionals
 if (folder === undefined) throw new Error('usage: node bench/quantized/sessions.mjs MODEL [--dtype fp32,q4] …')
-const [rounds, steps, threads, rank] = ['rounds', 'steps', 'threads', 'rank'].map((name) => Number(values[name]))
+const [rounds, steps, rank] = ['rounds', 'steps', 'rank'].map((name) => Number(values[name]))
+// Threads that wait would count as working.
+const threads = values.cpu ? 1 : Number(values.threads)
 const PAST = 64
 const BATCH = 8
 
@@ -64,6 +68,13 @@ async function growing(session, batch) {
   }
 }
 
+/** Milliseconds since some moment. */
+function now() {
+  if (!values.cpu) return performance.now()
+  const { user, system } = process.cpuUsage()
+  return (user + system) / 1000
+}
+
 const median = (numbers) => numbers.toSorted((a, b) => a - b)[numbers.length >> 1]
 const spread = (numbers) => `${Math.min(...numbers).toFixed(2)}–${Math.max(...numbers).toFixed(2)}`
 
@@ -72,9 +83,9 @@ async function measure(entries) {
   const times = entries.map(() => [])
   for (let round = 0; round <= rounds; round++) {
     for (const [i, { session, feeds, adapter, count = steps }] of entries.entries()) {
-      const startedAt = performance.now()
+      const startedAt = now()
       for (let step = 0; step < count; step++) await session.run(feeds, { adapter, outputNames: ['logits'] })
-      if (round > 0) times[i].push((performance.now() - startedAt) / count)
+      if (round > 0) times[i].push((now() - startedAt) / count)
     }
   }
   return times

@@ -1,17 +1,17 @@
 // Our side of the training benchmark: the trainer's own graph and engine in this thread, one step per request. JSON lines, as
-// peer.py. Internal modules are used because the public trainer cannot be made to wait between two steps.
+// peer.py. --kind says what is trained: text, labels of texts, or labels of pictures. Internal modules are used because the public trainer cannot be made to wait between two steps.
 import { readFileSync } from 'node:fs'
 import { createInterface } from 'node:readline'
 import { parseArgs } from 'node:util'
 import { Random } from '../../dist/base/random.js'
-import { loadOnnx } from '../../dist/formats/onnx/model.js'
 import { findLinears } from '../../dist/graph/match/linears.js'
 import { matchTargets } from '../../dist/graph/match/match.js'
+import { loadModel } from '../../dist/graph/model-folder.js'
 import { buildTrainingGraph } from '../../dist/graph/training/training-graph.js'
 import { Graph } from '../../dist/graph/view/graph.js'
 import { NodeDirectory } from '../../dist/io/node/files.js'
 import { loadNodeRuntime } from '../../dist/runtime/node/runtime.js'
-import { causalLm } from '../../dist/tasks/causal-lm.js'
+import { loadTask } from '../../dist/tasks/tasks.js'
 import { TrainEngine } from '../../dist/train/engine.js'
 
 const {
@@ -24,28 +24,54 @@ const {
     sequence: { type: 'string', default: '128' },
     threads: { type: 'string', default: '2' },
     rank: { type: 'string', default: '8' },
+    kind: { type: 'string', default: 'causal-lm' },
     'low-memory': { type: 'boolean', default: false },
     profile: { type: 'string' },
+    cpu: { type: 'boolean', default: false },
   },
 })
 const [batch, sequence, threads, rank] = [options.batch, options.sequence, options.threads, options.rank].map(Number)
 
 const runtime = await loadNodeRuntime()
-const model = await loadOnnx(new NodeDirectory(folder), 'onnx/model.onnx')
-const linears = matchTargets(findLinears(new Graph(model.proto)), { targetModules: 'all-linear' })
-const layers = linears.map(({ name, d, k }) => ({ name, d, k, rank, scaling: 2 }))
-const task = causalLm.open({ onnx: model, padTokenId: 0 }, [])
-const graph = await buildTrainingGraph(model, runtime, task, { layers })
+const model = await loadModel(new NodeDirectory(folder), { runtime })
+const labels = Array.from({ length: batch }, (_, i) => `label ${i % 2}`)
+/** What a batch is made of, from the ids that all contestants get. */
+const KINDS = {
+  'causal-lm': (inputIds) => ({ inputIds, labels: inputIds }),
+  'text-classification': (inputIds, i) => ({
+    inputIds,
+    tokenTypeIds: new Int32Array(sequence),
+    label: labels[i],
+    where: 'bench',
+  }),
+  'image-classification': (_, i) => ({
+    pixels: Uint8Array.from({ length: 3 * model.config.image_size ** 2 }, (_, j) => (j * 31 + i * 7) % 256),
+    label: labels[i],
+    where: 'bench',
+  }),
+}
+const examplesOf = (inputIds) =>
+  Array.from({ length: batch }, (_, i) =>
+    KINDS[options.kind](Int32Array.from(inputIds.slice(i * sequence, (i + 1) * sequence)), i),
+  )
+const kind = await loadTask(options.kind)
+const task = kind.open(model, examplesOf(new Int32Array(batch * sequence)))
+const heads = new Set(task.head?.tensors.map(({ name }) => name.replace(/\.weight$/, '')))
+const linears = matchTargets(findLinears(new Graph(model.onnx.proto)), { targetModules: 'all-linear' })
+const layers = linears
+  .map(({ name, d, k }) => ({ name: task.moduleName?.(name) ?? name, d, k, rank, scaling: 2 }))
+  .filter(({ name }) => !heads.has(name))
+const graph = await buildTrainingGraph(model.onnx, runtime, task, { layers })
 const engine = new TrainEngine(runtime)
 const { id: session } = await engine.openSession(await graph.sessionModel(), {
   threads,
   lowMemory: options['low-memory'],
   ...(options.profile === undefined ? {} : { profilePrefix: options.profile }),
 })
-const zeros = () => graph.parameters.map(({ shape: [rows, columns] }) => new Float32Array(rows * columns))
+const zeros = () => graph.parameters.map(({ shape }) => new Float32Array(shape.reduce((a, b) => a * b, 1)))
 const parameters = zeros()
 graph.parameters.forEach(({ name, shape: [, k] }, i) => {
-  if (name.endsWith('.B')) return
+  if (name.endsWith('.B') || k === undefined) return
   const random = new Random(0, name.slice(0, -2))
   const bound = 1 / Math.sqrt(k)
   for (let j = 0; j < parameters[i].length; j++) parameters[i][j] = (2 * random.uniform() - 1) * bound
@@ -56,11 +82,18 @@ engine.start(
   { parameters, firstMoments: zeros(), secondMoments: zeros(), updates: 0 },
 )
 
+/** Milliseconds since some moment; with --cpu those in which the processor worked, which one thread makes comparable on a busy machine. */
+function now() {
+  if (!options.cpu) return performance.now()
+  const { user, system } = process.cpuUsage()
+  return (user + system) / 1000
+}
+
 let feeds
 async function step() {
-  const started = performance.now()
+  const started = now()
   const { loss } = await engine.step([{ session, feeds, loss: graph.loss }], 1e-3)
-  return { millis: performance.now() - started, loss }
+  return { millis: now() - started, loss }
 }
 
 function peakRssBytes() {
@@ -71,10 +104,7 @@ for await (const line of createInterface({ input: process.stdin })) {
   const question = JSON.parse(line)
   let answer = {}
   if (question.do === 'batch') {
-    const rows = Array.from({ length: batch }, (_, i) =>
-      Int32Array.from(question.inputIds.slice(i * sequence, (i + 1) * sequence)),
-    )
-    const examples = rows.map((inputIds) => ({ inputIds, labels: inputIds }))
+    const examples = examplesOf(question.inputIds)
     feeds = graph.feeds(task.collate(examples, sequence), { normalizer: task.normalizer(examples) })
   } else {
     const results = []

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""The peer of the training benchmark: makes random Llama models and trains LoRA on them with PEFT and PyTorch.
+"""The peer of the training benchmark: makes random Llama and ViT models and trains LoRA on them with PEFT and PyTorch.
 
     peer.py make  NAME DIR            config.json, model.safetensors and onnx/model.onnx (TorchScript exporter) with seeded random weights
+                                      NAME: a Llama of SHAPES, or vit-small
     peer.py serve DIR ATTENTION ...   trains on request: one JSON command a line on stdin, one JSON answer a line on stdout
 
 Versions: requirements.txt.
@@ -15,9 +16,38 @@ SHAPES = {  # name: hidden, layers, heads, key/value heads, intermediate, vocabu
     "llama-135m": (576, 30, 9, 3, 1536, 49152),
 }
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+ENCODER_TARGETS = r".*encoder.*(query|key|value|dense)"
+
+
+def make_vit(folder):
+    """As large as ViT-S/16."""
+    from transformers import ViTConfig, ViTForImageClassification
+    torch.manual_seed(0)
+    model = ViTForImageClassification(ViTConfig(
+        hidden_size=384, num_hidden_layers=12, num_attention_heads=6, intermediate_size=1536, image_size=224, patch_size=16,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, num_labels=2, attn_implementation="eager")).eval()
+    model.save_pretrained(folder)
+    with open(os.path.join(folder, "preprocessor_config.json"), "w") as file:
+        json.dump({"do_resize": True, "do_rescale": True, "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
+                   "rescale_factor": 1 / 255, "size": {"height": 224, "width": 224}, "resample": 2}, file)
+
+    class Logits(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, pixel_values):
+            return self.model(pixel_values=pixel_values).logits
+
+    os.makedirs(os.path.join(folder, "onnx"), exist_ok=True)
+    torch.onnx.export(Logits(), (torch.randn(2, 3, 224, 224),), os.path.join(folder, "onnx", "model.onnx"),
+                      input_names=["pixel_values"], output_names=["logits"], opset_version=17, dynamo=False,
+                      dynamic_axes={"pixel_values": {0: "batch_size"}, "logits": {0: "batch_size"}})
 
 
 def make(name, folder):
+    if name == "vit-small":
+        return make_vit(folder)
     from transformers import LlamaConfig, LlamaForCausalLM
     hidden, layers, heads, kv_heads, intermediate, vocabulary = SHAPES[name]
     torch.manual_seed(0)
@@ -67,21 +97,38 @@ def timed(call):
     return time.perf_counter() - start
 
 
-def serve(folder, attention, rank, batch, sequence, threads):
-    torch.set_num_threads(threads)
+def model_of(kind, folder, attention, rank):
+    """The base with LoRA on all linears but the output layer, and its head trained whole."""
+    import transformers
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
+    given = {"attn_implementation": attention, "dtype": torch.float32}
+    lora = {"r": rank, "lora_alpha": 2 * rank}
+    if kind == "causal-lm":
+        base = transformers.AutoModelForCausalLM.from_pretrained(folder, **given)
+        base.config.use_cache = False
+        return get_peft_model(base, LoraConfig(**lora, target_modules=TARGETS, task_type="CAUSAL_LM"))
+    given["hidden_dropout_prob"] = given["attention_probs_dropout_prob"] = 0.0
+    if kind == "text-classification":
+        base = transformers.AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2, **given)
+        config = LoraConfig(**lora, target_modules=ENCODER_TARGETS, modules_to_save=["pooler", "classifier"], task_type="SEQ_CLS")
+    else:
+        base = transformers.AutoModelForImageClassification.from_pretrained(folder, **given)
+        names = [n for n, m in base.named_modules() if isinstance(m, torch.nn.Linear) and n != "classifier"]
+        config = LoraConfig(**lora, target_modules=names, modules_to_save=["classifier"])
+    return get_peft_model(base, config)
+
+
+def serve(folder, attention, rank, batch, sequence, threads, kind):
+    torch.set_num_threads(threads)
     torch.manual_seed(0)
-    base = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention, dtype=torch.float32)
-    base.config.use_cache = False
-    model = get_peft_model(base, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS, task_type="CAUSAL_LM"))
+    model = model_of(kind, folder, attention, rank)
     model.train()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0)
-    ids = None
+    given = None
 
     def step():
-        loss = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss
+        loss = model(**given).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -94,6 +141,12 @@ def serve(folder, attention, rank, batch, sequence, threads):
             answer = {"gflops": sgemm_rate(), "version": torch.__version__}
         elif command["do"] == "batch":
             ids = torch.tensor(command["inputIds"]).reshape(batch, sequence)
+            labels = torch.arange(batch) % 2
+            if kind == "image-classification":
+                size = model.config.image_size
+                given = {"pixel_values": torch.randn(batch, 3, size, size), "labels": labels}
+            else:
+                given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids if kind == "causal-lm" else labels}
             answer = {}
         elif command["do"] == "step":
             losses = []
@@ -106,18 +159,19 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     actions = parser.add_subparsers(dest="action", required=True)
     make_parser = actions.add_parser("make")
-    make_parser.add_argument("name", choices=sorted(SHAPES))
+    make_parser.add_argument("name", choices=[*sorted(SHAPES), "vit-small"])
     make_parser.add_argument("folder")
     serve_parser = actions.add_parser("serve")
     serve_parser.add_argument("folder")
     serve_parser.add_argument("attention", choices=("eager", "sdpa"))
+    serve_parser.add_argument("--kind", default="causal-lm", choices=("causal-lm", "text-classification", "image-classification"))
     for name, default in (("rank", 8), ("batch", 8), ("sequence", 128), ("threads", 2)):
         serve_parser.add_argument("--" + name, type=int, default=default)
     args = parser.parse_args()
     if args.action == "make":
         make(args.name, args.folder)
     else:
-        serve(args.folder, args.attention, args.rank, args.batch, args.sequence, args.threads)
+        serve(args.folder, args.attention, args.rank, args.batch, args.sequence, args.threads, args.kind)
 
 
 if __name__ == "__main__":

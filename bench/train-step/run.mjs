@@ -2,7 +2,9 @@
 // own, and they take turns, step by step, so that drift of the machine hits all alike.
 //
 //   node bench/train-step/run.mjs [--python python3] [--models out/bench-models] [--only union-3m,llama-6x384,llama-135m] [--steps 20]
+//   node bench/train-step/run.mjs --only minilm-8x128,minilm-32x64,vit-small --graphs DIR
 //
+// --graphs: the folder that scripts/golden/graph_table.py makes, with minilm-fp32 and minilm-source.
 // The Python needs requirements.txt; without one only our own figures are printed. Peak memory is each process's high-water mark.
 import { spawn, spawnSync } from 'node:child_process'
 import { existsSync } from 'node:fs'
@@ -22,6 +24,7 @@ const { values: options } = parseArgs({
     steps: { type: 'string', default: '20' },
     threads: { type: 'string', default: String(Math.min(2, cpus().length)) },
     rank: { type: 'string', default: '8' },
+    graphs: { type: 'string', default: '' },
   },
 })
 
@@ -29,13 +32,26 @@ const CASES = {
   'union-3m': { batch: 8, sequence: 128, vocabulary: 2048, folder: join(root, 'models', 'union-3m') },
   'llama-6x384': { batch: 8, sequence: 128, vocabulary: 8192 },
   'llama-135m': { batch: 1, sequence: 256, vocabulary: 49152 },
+  'minilm-8x128': { ...minilm(), batch: 8, sequence: 128 },
+  'minilm-32x64': { ...minilm(), batch: 32, sequence: 64 },
+  'vit-small': { batch: 8, sequence: 1, vocabulary: 8, kind: 'image-classification' },
 }
+function minilm() {
+  const [folder, checkpoint] = ['minilm-fp32', 'minilm-source'].map((name) => resolve(options.graphs, name))
+  return { folder, checkpoint, vocabulary: 30522, kind: 'text-classification' }
+}
+
 const WARM_UP_STEPS = 3
 /** Thread pools spin for a while after their work; the next contestant must not share a core with them. */
 const PAUSE_MS = 60
 
 const pause = (ms) => new Promise((done) => setTimeout(done, ms))
 const median = (numbers) => numbers.toSorted((a, b) => a - b)[numbers.length >> 1]
+/** Of the middle half. */
+const spread = (numbers) => {
+  const sorted = numbers.toSorted((a, b) => a - b)
+  return sorted[Math.floor(0.75 * (sorted.length - 1))] - sorted[Math.floor(0.25 * (sorted.length - 1))]
+}
 const megabytes = (bytes) => `${Math.round(bytes / 1e6)} MB`
 
 /** A child process that answers one JSON line for each JSON line. */
@@ -65,7 +81,8 @@ console.log(
 if (!hasPeer) console.log(`${options.python} has no peft, torch and transformers: no peer in this run`)
 
 for (const name of options.only.split(',')) {
-  const { batch, sequence, vocabulary, folder = resolve(options.models, name) } = CASES[name]
+  const { batch, sequence, vocabulary, kind = 'causal-lm', folder = resolve(options.models, name) } = CASES[name]
+  const { checkpoint = folder } = CASES[name]
   if (!existsSync(join(folder, 'onnx', 'model.onnx'))) {
     if (!hasPeer) continue
     spawnSync(options.python, [join(here, 'peer.py'), 'make', name, folder], { stdio: 'inherit' })
@@ -73,10 +90,11 @@ for (const name of options.only.split(',')) {
   const shape = ['--batch', batch, '--sequence', sequence, '--threads', options.threads, '--rank', options.rank].map(
     String,
   )
+  shape.push('--kind', kind)
   const ours = (label, ...flags) =>
     contestant(label, process.execPath, [join(here, 'contestant.mjs'), folder, ...shape, ...flags])
   const peer = (attention) =>
-    contestant(`torch ${attention}`, options.python, [join(here, 'peer.py'), 'serve', folder, attention, ...shape])
+    contestant(`torch ${attention}`, options.python, [join(here, 'peer.py'), 'serve', checkpoint, attention, ...shape])
   const contestants = [ours('lowrank'), ours('lowrank --low-memory', '--low-memory')]
   if (hasPeer) contestants.push(peer('eager'), peer('sdpa'))
 
@@ -116,7 +134,7 @@ for (const name of options.only.split(',')) {
         ? ''
         : `${(medians.get(one) / best).toFixed(2)} × time, ${(peakRssBytes / leanest).toFixed(2)} × memory of torch's better`
     console.log(
-      `  ${one.name.padEnd(22)} ${medians.get(one).toFixed(1).padStart(8)} ms/step  ${megabytes(peakRssBytes).padStart(8)} peak  loss ${loss.toFixed(4)}  ${ratios}`,
+      `  ${one.name.padEnd(22)} ${medians.get(one).toFixed(1).padStart(8)} ms/step (± ${(spread(millis.get(one)) / 2).toFixed(1)})  ${megabytes(peakRssBytes).padStart(8)} peak  loss ${loss.toFixed(4)}  ${ratios}`,
     )
   }
   const [plain, lean] = contestants.map((one) => medians.get(one))

@@ -114,6 +114,15 @@ def fused(path, out, multi_head):
     model.save_model_to_file(str(out))
 
 
+def quantized(out):
+    """bert-int8: bert-attention in int8 by ONNX Runtime's quantizer, which makes QAttention of Attention."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    folder = fresh(out / "bert-int8" / "onnx")
+    quantize_dynamic(out / "bert-attention" / "onnx" / "model.onnx", folder / "model.onnx", weight_type=QuantType.QInt8,
+                     extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT})  # it cannot tell types behind fused operators
+    shutil.copyfile(out / "bert-attention" / "config.json", folder.parent / "config.json")
+
+
 def deviation(path, given, truth):
     """Largest error of a hidden state at tokens that are no padding."""
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -147,6 +156,8 @@ def main():
                 operators[form] = sorted({n.op_type for n in onnx.load(path).graph.node if n.domain == "com.microsoft"})
                 if errors[form] > 1e-4 or operator not in operators[form]:
                     raise SystemExit(f"{path}: hidden states differ by {errors[form]}; {operators[form]}")
+        if name == "bert":
+            quantized(args.out)
         write_json(args.out / name / "golden.json", {
             "versions": versions("torch", "transformers", "peft", "onnx", "onnxruntime"), "seed": SEED, "operators": operators, "onnxDeviation": errors})
         print(name, errors, operators, flush=True)

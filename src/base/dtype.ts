@@ -55,11 +55,11 @@ const F16_OVERFLOW = 143 << 23
 /** Adding and subtracting 1.5 · 2⁵² rounds a small double to an integer, ties to even. */
 const ROUND_TO_INTEGER = 1.5 * 2 ** 52
 
-/** bf16 bits → a new f32 array, exactly. */
-export function bf16ToF32(input: Uint16Array): Float32Array {
-  const bits = new Uint32Array(input.length)
+/** bf16 bits → f32, exactly; into `result`, which has their number. */
+export function bf16ToF32(input: Uint16Array, result: Float32Array = new Float32Array(input.length)): Float32Array {
+  const bits = bitsOf(result)
   for (let i = 0; i < input.length; i++) bits[i] = input[i] << 16
-  return new Float32Array(bits.buffer)
+  return result
 }
 
 /** f32 → bf16 bits, rounded to nearest even. */
@@ -74,10 +74,9 @@ export function f32ToBf16(input: Float32Array): Uint16Array {
   return result
 }
 
-/** f16 bits → a new f32 array, exactly. */
-export function f16ToF32(input: Uint16Array): Float32Array {
-  const bits = new Uint32Array(input.length)
-  const result = new Float32Array(bits.buffer)
+/** f16 bits → f32, exactly; into `result`, which has their number. */
+export function f16ToF32(input: Uint16Array, result: Float32Array = new Float32Array(input.length)): Float32Array {
+  const bits = bitsOf(result)
   for (let i = 0; i < input.length; i++) {
     const sign = (input[i] & 0x8000) << 16
     const magnitude = input[i] & 0x7fff
@@ -115,6 +114,19 @@ export function decodeFloats(bytes: Uint8Array, dtype: FloatDtype): Float32Array
   const buffer = alignedCopy(bytes, dtype)
   if (dtype === 'F32') return new Float32Array(buffer)
   return dtype === 'F16' ? f16ToF32(new Uint16Array(buffer)) : bf16ToF32(new Uint16Array(buffer))
+}
+
+/** As {@link decodeFloats}, into `memory`, of which the result is a part. */
+export function decodeFloatsThere(bytes: Uint8Array, dtype: FloatDtype, memory: Float32Array): Float32Array {
+  const size = ELEMENT_BYTES[dtype]
+  const isWhole = bytes.byteOffset % size === 0 && bytes.byteLength % size === 0
+  const buffer = isWhole ? bytes.buffer : alignedCopy(bytes, dtype)
+  const [offset, count] = [isWhole ? bytes.byteOffset : 0, bytes.byteLength / size]
+  const result = memory.subarray(0, count)
+  if (dtype === 'F32') result.set(new Float32Array(buffer, offset, count))
+  else if (dtype === 'F16') f16ToF32(new Uint16Array(buffer, offset, count), result)
+  else bf16ToF32(new Uint16Array(buffer, offset, count), result)
+  return result
 }
 
 /** Gives the elements alignment and the result an owner of its own. Throws as {@link decodeFloats}. */

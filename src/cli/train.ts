@@ -163,7 +163,9 @@ export const train = defineCommand({
       'part of the steps at the start in which the learning rate rises to its highest value, such as 0.1',
       TRAIN_DEFAULTS.warmupRatio,
     ),
-    loraPlusRatio: decimal('LoRA+: how many times as fast B learns as A, such as 16; default: 1'),
+    loraPlusRatio: decimal(
+      `LoRA+: how many times as fast B learns as A; default: ${TRAIN_DEFAULTS.loraPlusRatio} with the default --learning-rate, 1 with another one`,
+    ),
     weightDecay: decimal('weight decay of the optimizer, AdamW', TRAIN_DEFAULTS.weightDecay),
     maxGradNorm: decimal(
       'largest norm of the gradient. Larger gradients are scaled down to this norm. 0 turns this off',

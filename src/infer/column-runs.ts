@@ -6,7 +6,7 @@ import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 
 /** The inputs over tokens of a graph with fused attention. */
 export interface TokenColumns {
-  /** Inputs (batch, sequence), input_ids among them. */
+  /** Inputs (batch, sequence), input_ids among them or what takes its place: vectors (batch, sequence, features). */
   readonly tokens: readonly string[]
   /** Inputs (batch, past + sequence). */
   readonly masks: readonly string[]
@@ -15,10 +15,10 @@ export interface TokenColumns {
 
 type Run = (feeds: Feeds, outputNames: readonly string[]) => Promise<Record<string, RuntimeTensor>>
 
-export function tokenColumns({ roles, cache }: TokenInputs): TokenColumns {
+export function tokenColumns({ roles, cache, vectors }: TokenInputs): TokenColumns {
   const named = (...wanted: string[]) => roles.flatMap(({ name, role }) => (wanted.includes(role) ? [name] : []))
   return {
-    tokens: named('inputIds', 'positionIds', 'tokenTypeIds', 'cachePosition'),
+    tokens: [...vectors, ...named('inputIds', 'positionIds', 'tokenTypeIds', 'cachePosition')],
     masks: named('attentionMask'),
     cache: cache.map(({ past, present }) => ({ past, present })),
   }
@@ -57,15 +57,19 @@ export async function runColumns(
   return Object.fromEntries(joined)
 }
 
-/** Some columns of a tensor whose last axis they are. */
+/** Some columns of a tensor: its second axis, or its only one. */
 function columnsOf(tensor: RuntimeTensor, from: number, to: number): RuntimeTensor {
-  const width = tensor.dims[tensor.dims.length - 1]
-  const rows = tensor.data.length / width
-  const data = new (tensor.data.constructor as Float32ArrayConstructor)(rows * (to - from))
+  const axis = Math.min(1, tensor.dims.length - 1)
+  const [before, [width, ...after]] = [tensor.dims.slice(0, axis), tensor.dims.slice(axis)]
+  const size = after.reduce((product, dim) => product * dim, 1)
+  const rows = tensor.data.length / (width * size)
+  const count = (to - from) * size
+  const data = new (tensor.data.constructor as Float32ArrayConstructor)(rows * count)
   for (let row = 0; row < rows; row++) {
-    data.set((tensor.data as Float32Array).subarray(row * width + from, row * width + to), row * (to - from))
+    const start = (row * width + from) * size
+    data.set((tensor.data as Float32Array).subarray(start, start + count), row * count)
   }
-  return like(tensor, data, [...tensor.dims.slice(0, -1), to - from])
+  return like(tensor, data, [...before, to - from, ...after])
 }
 
 /** (batch, 1, …) of each column as (batch, columns, …). */

@@ -9,7 +9,7 @@ import { injectEmbeddings } from '../graph/inject/embeddings.js'
 import { injectLora } from '../graph/inject/inject.js'
 import type { Site, SiteNeeds } from '../graph/inject/sites.js'
 import { injectVectors, type VectorPlaces } from '../graph/inject/vectors.js'
-import { tokenInputs } from '../graph/inputs/tokens.js'
+import { tokenInputs, VECTORS } from '../graph/inputs/tokens.js'
 import { findPointwise } from '../graph/match/forms/pointwise.js'
 import { exposeProducts, findLinears, type ModuleMap } from '../graph/match/linears.js'
 import { findEmbeddings, placesOf } from '../graph/match/parameters.js'
@@ -62,7 +62,7 @@ export function sessionGraph(
     ...adapted,
     graph: graph.toModel(),
     idleRank: isOnProcessor ? 0 : 1,
-    columns: isFused ? tokenColumns(tokenInputs(readGraph(onnx.proto))) : undefined,
+    columns: isFused ? tokenColumns(tokenInputs(readGraph(onnx.proto), new Set([VECTORS]))) : undefined,
     newRows,
   }
 }

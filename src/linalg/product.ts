@@ -81,8 +81,13 @@ export function identity(n: number): Matrix {
 }
 
 /** The transpose of a matrix: (m, n) → (n, m), a new one. */
-export function transpose({ data, shape: [rows, columns] }: Matrix): Matrix {
-  const result = zeros(columns, rows, data)
+export function transpose(matrix: Matrix): Matrix {
+  return transposeAs(matrix, matrix.data)
+}
+
+/** {@link transpose} in the precision of `like`. */
+export function transposeAs({ data, shape: [rows, columns] }: Matrix, like: FloatArray): Matrix {
+  const result = zeros(columns, rows, like)
   for (let i = 0; i < rows; i++) {
     for (let j = 0; j < columns; j++) result.data[j * rows + i] = data[i * columns + j]
   }

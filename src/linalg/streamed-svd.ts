@@ -2,9 +2,9 @@
 // 2011, arXiv 0909.4061, algorithms 4.4 and 5.1). Products are in f32, for they are nearly all of the work; the small problems are in f64.
 
 import { Random } from '../base/random.js'
-import type { Matrix } from '../base/tensor.js'
+import { F64, type FloatArray, type Matrix, zeros } from '../base/tensor.js'
 import { symmetricEigenvalues } from './eigen.js'
-import { copyAs, product, transpose } from './product.js'
+import { copyAs, product, transpose, transposeAs } from './product.js'
 import { orthonormalRows } from './qr.js'
 import { normals, truncated } from './randomized-svd.js'
 import { type Svd, svd } from './svd.js'
@@ -17,6 +17,8 @@ export interface StreamedMatrix {
   /** Calls `use` with rows from `first` on, in f32, block after block. */
   forEachBlock(use: (block: Matrix, first: number) => void): Promise<void>
 }
+
+const F32: FloatArray = new Float32Array()
 
 const OVERSAMPLING = 12
 const MAX_ITERATIONS = 12
@@ -40,8 +42,8 @@ export async function streamedSvd(matrix: StreamedMatrix, rank: number, seed = 0
   let directions = normals(new Random(seed, 'streamed-svd'), count, k) // (q, k)
   let captured = 0
   for (let step = 0; ; step++) {
-    const left = orthonormalRows(transpose(await timesTransposed(matrix, directions))).rows // (q, d)
-    const image = await transposedTimes(matrix, transpose(copyAs(left, new Float32Array())), count) // (q, k)
+    const left = orthonormalRows(await timesTransposed(matrix, directions)).rows // (q, d)
+    const image = await transposedTimes(matrix, transposeAs(left, F32), count) // (q, k)
     const gram = product(image, image, { transposeB: true })
     const energy = symmetricEigenvalues(gram)
       .subarray(0, rank)
@@ -77,29 +79,33 @@ function turned(left: Matrix, image: Matrix, rank: number): Svd {
   }
 }
 
-/** M·directionsᵀ: (d, k) @ (k, q) → (d, q). */
+/** (M·directionsᵀ)ᵀ: (d, k) @ (k, q) → (q, d), in f64. */
 async function timesTransposed(matrix: StreamedMatrix, directions: Matrix): Promise<Matrix> {
   const [d] = matrix.shape
   const q = directions.shape[0]
-  const right = copyAs(directions, new Float32Array())
-  const result = new Float64Array(d * q)
+  const right = copyAs(directions, F32)
+  const result = zeros(d, q, F32)
   await matrix.forEachBlock((block, first) => {
-    result.set(product(block, right, { transposeB: true }).data, first * q)
+    const count = block.shape[0]
+    const addTo: Matrix = { data: result.data.subarray(first * q, (first + count) * q), shape: [count, q] }
+    product(block, right, { transposeB: true, addTo })
   })
-  return { data: result, shape: [d, q] }
+  return transposeAs(result, F64)
 }
 
 /** leftᵀ·M for left (d, q): (q, k), whose sum over blocks is in f64. */
 async function transposedTimes(matrix: StreamedMatrix, left: Matrix, q: number): Promise<Matrix> {
   const [, k] = matrix.shape
   const result = new Float64Array(q * k)
+  const part = zeros(q, k, F32)
   await matrix.forEachBlock((block, first) => {
     const own: Matrix = {
       data: left.data.subarray(first * q, (first + block.shape[0]) * q),
       shape: [block.shape[0], q],
     }
-    const part = product(own, block, { transposeA: true }).data
-    for (let i = 0; i < result.length; i++) result[i] += part[i]
+    product(own, block, { transposeA: true, addTo: part })
+    for (let i = 0; i < result.length; i++) result[i] += part.data[i]
+    part.data.fill(0)
   })
   return { data: result, shape: [q, k] }
 }

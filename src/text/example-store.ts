@@ -1,5 +1,5 @@
 // Tokenized examples, kept small: a million chats fit into memory. Labels are the lengths of stretches that count and do not. Ids
-// are written in one to three bytes: the most frequent tokens of the first examples in one, which is two thirds of all tokens.
+// are written in half bytes, one to nine: the most frequent tokens of the first examples in the fewest.
 
 import { type Example, IGNORED } from './records.js'
 
@@ -9,19 +9,19 @@ const CHUNK_BYTES = 1 << 20
 /** Examples whose tokens are counted. */
 const COUNTED_EXAMPLES = 1 << 12
 
-/** Most bytes of an integer below 2³²: a length has seven bits in each, and a code its first byte and four. */
-const MAX_INTEGER_BYTES = 5
+/** Most bytes of a number below 2³²: nine half bytes. */
+const MAX_NUMBER_BYTES = 5
 
 /**
- * What the first byte of a code says: below the first of these it is the code; then one byte follows, or two, or all four of a code that
- * is larger than those of any vocabulary.
+ * Numbers are written in half bytes. What the first says: below the first of these it is the number. Then one more follows, or two, or
+ * four, or eight. Half bytes are finer than bytes, so that many frequent tokens take less than one.
  */
-const [TWO_BYTES, THREE_BYTES, FIVE_BYTES] = [224, 252, 255]
+const [TWO, THREE, FIVE, NINE] = [2, 8, 14, 15]
 
-/** The smallest code of each length. */
-const SECOND = TWO_BYTES
-const THIRD = SECOND + (THREE_BYTES - TWO_BYTES) * 2 ** 8
-const LAST = THIRD + (FIVE_BYTES - THREE_BYTES) * 2 ** 16
+/** The smallest number of each length. */
+const FROM_THREE = TWO + (THREE - TWO) * 2 ** 4
+const FROM_FIVE = FROM_THREE + (FIVE - THREE) * 2 ** 8
+const FROM_NINE = FROM_FIVE + 2 ** 16
 
 /** A list of examples of which each is packed, and unpacked when it is asked for. */
 export class ExampleStore implements Iterable<Example> {
@@ -47,7 +47,7 @@ export class ExampleStore implements Iterable<Example> {
     if (this.#length < COUNTED_EXAMPLES) this.#count(example.inputIds)
     else if (this.#length === COUNTED_EXAMPLES) this.#orderCodes()
     const isCoded = this.#length >= COUNTED_EXAMPLES
-    const most = MAX_INTEGER_BYTES * (2 + 2 * example.inputIds.length)
+    const most = MAX_NUMBER_BYTES * (2 + 2 * example.inputIds.length)
     if (most > this.#scratch.length) this.#scratch = new Uint8Array(2 * most)
     const bytes = pack(example, isCoded ? (id) => this.#codes.codeOf(id) : plain, this.#scratch)
     if (this.#chunks.length === 0 || this.#taken + bytes.length > this.#chunks[this.#chunks.length - 1].length) {
@@ -123,65 +123,80 @@ function pack({ inputIds, labels }: Example, codeOf: (id: number) => number, byt
     start = i
     counts = !counts
   }
-  let at = 0
-  const write = (value: number) => {
-    let rest = value
-    for (; rest > 127; rest >>>= 7) bytes[at++] = (rest & 127) | 128
-    bytes[at++] = rest
-  }
-  write(inputIds.length)
-  for (let i = 0; i < inputIds.length; i++) at = writeCode(bytes, at, codeOf(inputIds[i]))
-  for (const run of runs) write(run)
-  return bytes.subarray(0, at)
-}
-
-/** Returns where the next one goes. */
-function writeCode(bytes: Uint8Array, start: number, code: number): number {
-  let at = start
-  if (code < SECOND) {
-    bytes[at++] = code
-  } else if (code < THIRD) {
-    bytes[at++] = TWO_BYTES + ((code - SECOND) >>> 8)
-    bytes[at++] = code - SECOND
-  } else if (code < LAST) {
-    bytes[at++] = THREE_BYTES + ((code - THIRD) >>> 16)
-    bytes[at++] = (code - THIRD) >>> 8
-    bytes[at++] = code - THIRD
-  } else {
-    bytes[at++] = FIVE_BYTES
-    for (let shift = 0; shift < 32; shift += 8) bytes[at++] = code >>> shift
-  }
-  return at
-}
-
-function readLongCode(bytes: Uint8Array, at: number): number {
-  const first = bytes[at]
-  if (first < THREE_BYTES) return SECOND + (first - TWO_BYTES) * 2 ** 8 + bytes[at + 1]
-  if (first < FIVE_BYTES) return THIRD + (first - THREE_BYTES) * 2 ** 16 + bytes[at + 1] * 2 ** 8 + bytes[at + 2]
-  return (bytes[at + 1] | (bytes[at + 2] << 8) | (bytes[at + 3] << 16) | (bytes[at + 4] << 24)) >>> 0
+  const writer = new HalfByteWriter(bytes)
+  writer.write(inputIds.length)
+  for (let i = 0; i < inputIds.length; i++) writer.write(codeOf(inputIds[i]))
+  for (const run of runs) writer.write(run)
+  return bytes.subarray(0, Math.ceil(writer.at / 2))
 }
 
 function unpack(bytes: Uint8Array, offset: number, idOf: (code: number) => number): Example {
-  let at = offset
-  const read = () => {
-    let value = 0
-    for (let shift = 0; ; shift += 7) {
-      const byte = bytes[at++]
-      value |= (byte & 127) << shift
-      if (byte < 128) return value
-    }
-  }
-  const inputIds = new Int32Array(read())
-  for (let i = 0; i < inputIds.length; i++) {
-    const first = bytes[at]
-    inputIds[i] = idOf(first < TWO_BYTES ? first : readLongCode(bytes, at))
-    at += first < TWO_BYTES ? 1 : first < THREE_BYTES ? 2 : first < FIVE_BYTES ? 3 : 5
-  }
+  const reader = new HalfByteReader(bytes, 2 * offset)
+  const inputIds = new Int32Array(reader.read())
+  for (let i = 0; i < inputIds.length; i++) inputIds[i] = idOf(reader.read())
   const labels = new Int32Array(inputIds.length).fill(IGNORED)
   for (let start = 0, counts = false; start < labels.length; counts = !counts) {
-    const end = start + read()
+    const end = start + reader.read()
     if (counts) labels.set(inputIds.subarray(start, end), start)
     start = end
   }
   return { inputIds, labels }
+}
+
+class HalfByteWriter {
+  readonly #bytes: Uint8Array
+  /** Half bytes that are written. */
+  at = 0
+
+  constructor(bytes: Uint8Array) {
+    this.#bytes = bytes
+  }
+
+  write(number: number): void {
+    if (number < TWO) this.#put(number, 1)
+    else if (number < FROM_THREE) this.#put(TWO * 2 ** 4 + number - TWO, 2)
+    else if (number < FROM_FIVE) this.#put(THREE * 2 ** 8 + number - FROM_THREE, 3)
+    else if (number < FROM_NINE) this.#put(FIVE * 2 ** 16 + number - FROM_FIVE, 5)
+    else {
+      this.#put(NINE, 1)
+      this.#put(number, 8)
+    }
+  }
+
+  /** The last half bytes of a number, the first of them first. */
+  #put(number: number, count: number): void {
+    for (let shift = 4 * (count - 1); shift >= 0; shift -= 4) {
+      const half = (number >>> shift) & 15
+      if (this.at % 2 === 0) this.#bytes[this.at >>> 1] = half << 4
+      else this.#bytes[this.at >>> 1] |= half
+      this.at++
+    }
+  }
+}
+
+class HalfByteReader {
+  readonly #bytes: Uint8Array
+  #at: number
+
+  constructor(bytes: Uint8Array, at: number) {
+    this.#bytes = bytes
+    this.#at = at
+  }
+
+  read(): number {
+    const first = this.#take(1)
+    if (first < TWO) return first
+    if (first < THREE) return TWO + (first - TWO) * 2 ** 4 + this.#take(1)
+    if (first < FIVE) return FROM_THREE + (first - THREE) * 2 ** 8 + this.#take(2)
+    return first < NINE ? FROM_FIVE + this.#take(4) : this.#take(8)
+  }
+
+  #take(count: number): number {
+    let number = 0
+    for (let i = 0; i < count; i++, this.#at++) {
+      const byte = this.#bytes[this.#at >>> 1]
+      number = (number << 4) | (this.#at % 2 === 0 ? byte >>> 4 : byte & 15)
+    }
+    return number >>> 0
+  }
 }

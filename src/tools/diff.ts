@@ -8,7 +8,7 @@ import { type Checkpoint, type CheckpointTensor, openCheckpoint } from '../forma
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { PartView } from '../lora/part.js'
 import { type AdapterDifference, compareChanges } from './diff-layer.js'
-import { differenceOf, hasSameBytes, requireFloat } from './difference.js'
+import { DifferenceMemory, differenceOf, hasSameBytes, requireFloat } from './difference.js'
 import type { CheckpointPlace } from './extract.js'
 import { changeOf, isFactorPart } from './factor-parts.js'
 import { type OpenedAdapter, openParts } from './open.js'
@@ -127,8 +127,9 @@ export async function diffCheckpoints(a: CheckpointPlace, b: CheckpointPlace, ru
       }
       const steps = new Steps(shared.length, run)
       const tensors: TensorDiff[] = []
+      const memory = new DifferenceMemory()
       for (const name of shared) {
-        tensors.push(await diffTensor(name, own, other))
+        tensors.push(await diffTensor(name, own, other, memory))
         await steps.next(name)
       }
       return { kind: 'checkpoints', tensors, ...summary(tensors, own.tensors, other.tensors) }
@@ -140,7 +141,7 @@ export async function diffCheckpoints(a: CheckpointPlace, b: CheckpointPlace, ru
   }
 }
 
-async function diffTensor(name: string, a: Checkpoint, b: Checkpoint): Promise<TensorDiff> {
+async function diffTensor(name: string, a: Checkpoint, b: Checkpoint, memory: DifferenceMemory): Promise<TensorDiff> {
   const [own, other] = [a, b].map((checkpoint) => ({
     checkpoint,
     tensor: checkpoint.tensors.get(name) as CheckpointTensor,
@@ -155,14 +156,14 @@ async function diffTensor(name: string, a: Checkpoint, b: Checkpoint): Promise<T
     })
   }
   const common = { name, shape: [...shape] }
-  const isSame = await hasSameBytes(own, other)
+  const isSame = await hasSameBytes(own, other, memory)
   // Packed values have no norm, but equal ones are equal.
   if (isSame && !['F64', 'F32', 'F16', 'BF16'].includes(own.tensor.info.dtype)) {
     return { ...common, normA: Number.NaN, normDifference: 0, relativeChange: 0 }
   }
   for (const { checkpoint, tensor } of [own, other]) requireFloat(tensor.info, checkpoint.directory.name)
   if (elementCount(shape) === 0) return { ...common, normA: 0, normDifference: 0, relativeChange: 0 }
-  const { norm, baseNorm } = await differenceOf(own, other, 0)
+  const { norm, baseNorm } = await differenceOf(own, other, memory, 0)
   return { ...common, normA: baseNorm, normDifference: norm, relativeChange: relative(norm, baseNorm) }
 }
 

@@ -1,8 +1,9 @@
 // The difference of a tensor in two checkpoints as a matrix that is read in blocks of rows; it is kept where it is small.
 
-import { decodeWeights, isWeightDtype, type WeightDtype } from '../base/dtype.js'
+import { readThere } from '../base/bytes.js'
+import { decodeFloatsThere, decodeWeights, isWeightDtype, type WeightDtype } from '../base/dtype.js'
 import { UnsupportedError } from '../base/errors.js'
-import { isAllFinite, type Matrix } from '../base/tensor.js'
+import { type FloatArray, isAllFinite, type Matrix } from '../base/tensor.js'
 import { type Checkpoint, type CheckpointTensor, shardSource } from '../formats/checkpoint.js'
 import type { TensorInfo } from '../formats/safetensors.js'
 import type { StreamedMatrix } from '../linalg/streamed-svd.js'
@@ -27,27 +28,79 @@ export interface Difference {
 }
 
 /** Values of a block: some MB in f32. */
-const BLOCK_VALUES = 1 << 20
+const BLOCK_VALUES = 1 << 19
+
+const MAX_VALUE_BYTES = 8
+/** Bytes that are compared at a time. */
+const PIECE_BYTES = 1 << 20
 
 /** A difference up to here stays in memory, so that its files are read once. */
 export const KEPT_VALUES = 1 << 24
 
+/** Memory that pairs of tensors use one after the other: new memory for each would wait long for the garbage collector. */
+export class DifferenceMemory {
+  #sides: readonly Side[] = []
+  #kept = new Float32Array()
+
+  /** Room for blocks of so many values, of the base and of the tuned one. */
+  sides(values: number): readonly Side[] {
+    if (this.#sides.length === 0 || this.#sides[0].values.length < values) {
+      const count = Math.max(values, BLOCK_VALUES)
+      this.#sides = [0, 1].map(() => ({
+        bytes: new Uint8Array(count * MAX_VALUE_BYTES),
+        values: new Float32Array(count),
+      }))
+    }
+    return this.#sides
+  }
+
+  /** Room for a whole difference. */
+  kept(values: number): Float32Array {
+    if (this.#kept.length < values) this.#kept = new Float32Array(values)
+    return this.#kept.subarray(0, values)
+  }
+
+  /** Gives the memory back at once: what is sent to a closed port is freed, where the garbage collector would take its time. */
+  async release(): Promise<void> {
+    const { port1, port2 } = new MessageChannel()
+    port1.postMessage(undefined, [
+      this.#kept.buffer,
+      ...this.#sides.flatMap((side) => [side.bytes.buffer, side.values.buffer]),
+    ])
+    port1.close()
+    port2.close()
+    this.#kept = new Float32Array()
+    this.#sides = []
+    await new Promise((resolve) => setTimeout(resolve, 0))
+  }
+}
+
+interface Side {
+  readonly bytes: Uint8Array<ArrayBuffer>
+  readonly values: Float32Array<ArrayBuffer>
+}
+
 /**
- * Reads both tensors once.
+ * Reads both tensors once. The result is used before its memory serves another pair.
  *
  * @param keptValues differences of at most so many values stay in memory
  * @throws UnsupportedError for a type that is no float; NumericError when a value is not finite
  */
-export async function differenceOf(base: Located, tuned: Located, keptValues = KEPT_VALUES): Promise<Difference> {
+export async function differenceOf(
+  base: Located,
+  tuned: Located,
+  memory: DifferenceMemory,
+  keptValues = KEPT_VALUES,
+): Promise<Difference> {
   const { shape } = base.tensor.info
   const rows = shape.length > 1 ? shape.slice(0, -1).reduce((a, b) => a * b, 1) : 1
   const k = shape.at(-1) ?? 1
-  const kept = rows * k <= keptValues ? new Float32Array(rows * k) : undefined
+  const kept = rows * k <= keptValues ? memory.kept(rows * k) : undefined
   let [energy, baseEnergy, isChanged] = [0, 0, false]
   const rowEnergies = new Float64Array(rows)
   for (let first = 0; first < rows; first += blockRows(k)) {
     const count = Math.min(blockRows(k), rows - first)
-    const [own, other] = [await readRows(base, first, count, k), await readRows(tuned, first, count, k)]
+    const [own, other] = await readBoth(base, tuned, { first, count, k }, memory)
     for (let i = 0; i < count; i++) {
       let rowEnergy = 0
       for (let at = i * k; at < (i + 1) * k; at++) {
@@ -69,13 +122,14 @@ export async function differenceOf(base: Located, tuned: Located, keptValues = K
       shape: [count, k],
       energy: rowEnergies.subarray(first, first + count).reduce((sum, value) => sum + value, 0),
       async forEachBlock(use) {
-        if (kept !== undefined) {
-          use({ data: kept.subarray(first * k, (first + count) * k), shape: [count, k] }, 0)
-          return
-        }
+        // Also of a kept difference, since a product copies what it is given.
         for (let at = 0; at < count; at += blockRows(k)) {
-          const own = Math.min(blockRows(k), count - at)
-          use(await differenceRows(base, tuned, first + at, own, k), at)
+          const rows = { first: first + at, count: Math.min(blockRows(k), count - at), k }
+          const [from, to] = [rows.first * k, (rows.first + rows.count) * k]
+          const block: Matrix = kept
+            ? { data: kept.subarray(from, to), shape: [rows.count, k] }
+            : await differenceRows(base, tuned, rows, memory)
+          use(block, at)
         }
       },
     }),
@@ -86,21 +140,34 @@ function blockRows(k: number): number {
   return Math.max(1, Math.floor(BLOCK_VALUES / k))
 }
 
-async function differenceRows(base: Located, tuned: Located, first: number, count: number, k: number): Promise<Matrix> {
-  const [own, other] = [await readRows(base, first, count, k), await readRows(tuned, first, count, k)]
-  const data = new Float32Array(count * k)
-  for (let i = 0; i < data.length; i++) data[i] = other[i] - own[i]
-  return { data, shape: [count, k] }
+/** Rows of a tensor as a matrix with its last dimension as columns. */
+interface Rows {
+  readonly first: number
+  readonly count: number
+  readonly k: number
 }
 
-/** Rows of a tensor, read as a matrix with its last dimension as columns. */
-async function readRows({ checkpoint, tensor }: Located, first: number, count: number, k: number) {
+async function differenceRows(base: Located, tuned: Located, rows: Rows, memory: DifferenceMemory): Promise<Matrix> {
+  const [own, other] = await readBoth(base, tuned, rows, memory)
+  const data = memory.sides(own.length)[0].values.subarray(0, own.length)
+  for (let i = 0; i < data.length; i++) data[i] = other[i] - own[i]
+  return { data, shape: [rows.count, rows.k] }
+}
+
+async function readBoth(base: Located, tuned: Located, rows: Rows, memory: DifferenceMemory): Promise<FloatArray[]> {
+  const sides = memory.sides(rows.count * rows.k)
+  return Promise.all([base, tuned].map((located, i) => readRows(located, rows, sides[i])))
+}
+
+async function readRows({ checkpoint, tensor }: Located, { first, count, k }: Rows, side: Side): Promise<FloatArray> {
   const { info, shard } = tensor
-  const { dtype, offset, name } = info
+  const { offset, name } = info
   const source = shardSource(checkpoint, shard)
   requireFloat(info, source.name)
-  const rowBytes = bytesOf(dtype as WeightDtype) * k
-  const values = decodeWeights(await source.read(offset + first * rowBytes, count * rowBytes), dtype as WeightDtype)
+  const dtype = info.dtype as WeightDtype
+  const rowBytes = bytesOf(dtype) * k
+  const bytes = await readThere(source, offset + first * rowBytes, count * rowBytes, side.bytes)
+  const values = dtype === 'F64' ? decodeWeights(bytes, dtype) : decodeFloatsThere(bytes, dtype, side.values)
   if (isAllFinite(values)) return values
   throw notFinite(`${source.name}: ${name}`)
 }
@@ -122,27 +189,28 @@ export function requireFloat({ name, dtype }: TensorInfo, file: string): void {
 }
 
 /** Whether two tensors have the same bytes. */
-export async function hasSameBytes(base: Located, tuned: Located): Promise<boolean> {
+export async function hasSameBytes(base: Located, tuned: Located, memory: DifferenceMemory): Promise<boolean> {
   const [own, other] = [base.tensor.info, tuned.tensor.info]
   if (own.dtype !== other.dtype || own.byteLength !== other.byteLength) return false
-  const PIECE = 1 << 22
-  for (let at = 0; at < own.byteLength; at += PIECE) {
-    const length = Math.min(PIECE, own.byteLength - at)
-    const [a, b] = [base, tuned].map(({ checkpoint, tensor }) => {
-      return shardSource(checkpoint, tensor.shard).read(tensor.info.offset + at, length)
+  const sides = memory.sides(BLOCK_VALUES)
+  for (let at = 0; at < own.byteLength; at += PIECE_BYTES) {
+    const length = Math.min(PIECE_BYTES, own.byteLength - at)
+    const reads = [base, tuned].map(({ checkpoint, tensor: { info, shard } }, i) => {
+      return readThere(shardSource(checkpoint, shard), info.offset + at, length, sides[i].bytes)
     })
-    if (!isSame(await a, await b)) return false
+    const [a, b] = await Promise.all(reads)
+    if (!isSame(a, b)) return false
   }
   return true
 }
 
 function isSame(a: Uint8Array, b: Uint8Array): boolean {
-  const whole = a.byteOffset % 8 === 0 && b.byteOffset % 8 === 0 ? Math.floor(a.byteLength / 8) : 0
-  const [x, y] = [
-    new BigUint64Array(a.buffer, whole ? a.byteOffset : 0, whole),
-    new BigUint64Array(b.buffer, whole ? b.byteOffset : 0, whole),
-  ]
-  for (let i = 0; i < whole; i++) if (x[i] !== y[i]) return false
-  for (let i = whole * 8; i < a.byteLength; i++) if (a[i] !== b[i]) return false
-  return true
+  const isWhole = a.byteOffset % 4 === 0 && b.byteOffset % 4 === 0
+  // Not words of 64 bits: each would be an object for the garbage collector.
+  const words = isWhole ? Math.floor(a.byteLength / 4) : 0
+  const [x, y] = [a, b].map(({ buffer, byteOffset }) => new Int32Array(buffer, isWhole ? byteOffset : 0, words))
+  let differs = 0
+  for (let i = 0; i < words; i++) differs |= x[i] ^ y[i]
+  for (let i = words * 4; i < a.byteLength; i++) differs |= a[i] ^ b[i]
+  return differs === 0
 }

@@ -5,7 +5,7 @@ import { transpose } from '../linalg/product.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import type { FactorPair } from '../lora/delta.js'
 import type { NewLayer } from './assemble.js'
-import { besideByExpert, changeOf, isFactorPart, padded, stacked } from './factor-parts.js'
+import { besideByExpert, changeOf, isFactorPart, padded, shellOf, stacked } from './factor-parts.js'
 import type { LeadingSvd } from './leading-svd.js'
 import { balancedPair } from './resize.js'
 
@@ -34,7 +34,7 @@ export function layerOf(
   else if (kind === 'conv1d') adapter.addFactors(name, ...turned(pair))
   else adapter.addFactors(name, pair.weightA, pair.weightB)
   const part = adapter.get(name)
-  return part !== undefined && isFactorPart(part) ? { part, change: changeOf(part) } : undefined
+  return part !== undefined && isFactorPart(part) ? { part: shellOf(part), change: changeOf(part) } : undefined
 }
 
 /** A and B of the transposed matrix. */

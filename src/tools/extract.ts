@@ -13,7 +13,7 @@ import { isEmbeddingModule, isVocabularyModule } from '../merge/plan/names/vocab
 import { isConv1dModule } from '../merge/plan/orientation.js'
 import { refuseQuantizedConfig } from '../merge/plan/refusals.js'
 import { assemble, type NewLayer, type NewValues } from './assemble.js'
-import { differenceOf, hasSameBytes, KEPT_VALUES, type Located, requireFloat } from './difference.js'
+import { DifferenceMemory, differenceOf, hasSameBytes, KEPT_VALUES, type Located, requireFloat } from './difference.js'
 import { extractConfig } from './extract-config.js'
 import { type ExtractKind, layerOf } from './extract-layer.js'
 import { leadingSvd } from './leading-svd.js'
@@ -80,7 +80,7 @@ export async function extractAdapter(
     const other = await openPlace(tuned)
     try {
       const config = await readConfig(base.directory)
-      return await extractFrom(own, other, { ...settings, config, keptValues })
+      return await extractFrom(own, other, { ...settings, config, keptValues, memory: new DifferenceMemory() })
     } finally {
       await other.close()
     }
@@ -97,6 +97,7 @@ async function openPlace({ directory, file }: CheckpointPlace): Promise<Checkpoi
 interface Job extends ExtractSettings {
   readonly config: Readonly<Record<string, unknown>> | undefined
   readonly keptValues: number
+  readonly memory: DifferenceMemory
 }
 
 async function extractFrom(base: Checkpoint, tuned: Checkpoint, job: Job): Promise<ExtractResult> {
@@ -121,12 +122,12 @@ async function extractFrom(base: Checkpoint, tuned: Checkpoint, job: Job): Promi
     else {
       const from: Located = { checkpoint: base, tensor: before }
       const kind = kindOf(name, before.info.shape, tensor.info.shape, base)
-      if (!(await hasSameBytes(from, located))) {
+      if (!(await hasSameBytes(from, located, job.memory))) {
         if (kind === 'bias') biases.push(located)
         else if (kind === 'vocabulary') await keep(located, embeddings !== 'skip')
         else if (isVocabularyModule(moduleOf(name)) && embeddings !== 'lora') await keep(located, embeddings === 'save')
         else if (kind === 'other') {
-          const isChanged = (await differenceOf(from, located)).isChanged
+          const isChanged = (await differenceOf(from, located, job.memory)).isChanged
           if (isChanged) await keep(located, others === 'save')
         } else {
           const found = await extractLayer(name, kind, from, located, job)
@@ -152,6 +153,8 @@ async function extractFrom(base: Checkpoint, tuned: Checkpoint, job: Job): Promi
       hint: 'Check that both are not the same model',
     })
   }
+  // The layers are copied now.
+  await job.memory.release()
   const adapter = assemble(extractConfig(layers, replacements, base, config), layers, { replacements, rows: [] })
   const missing = [...base.tensors.keys()].filter((name) => !tuned.tensors.has(name))
   return { adapter, ...result, error: totalError(result.layers), missing }
@@ -212,7 +215,7 @@ async function extractLayer(
   job: Job,
 ): Promise<{ layer: NewLayer; report: ExtractedLayer } | undefined> {
   for (const { checkpoint, tensor } of [from, to]) requireFloat(tensor.info, checkpoint.directory.name)
-  const difference = await differenceOf(from, to, job.keptValues)
+  const difference = await differenceOf(from, to, job.memory, job.keptValues)
   if (!difference.isChanged) return undefined
   const { shape } = from.tensor.info
   const count = kind === 'parameter' ? shape[0] : 1

@@ -75,6 +75,7 @@ export async function train(
       : (await encode(options, settings, task, options.evalData, 'evalData', undefined)).kept
   const examples = settings.packing ? pack(task, records.examples, settings, model) : records.examples
   const open = task.open(model, examples, options.taskOptions)
+  for (const warning of open.warnings ?? []) on?.warning?.(warning)
   if (open.checkEvaluation !== undefined) {
     for (const example of evalRecords.examples) open.checkEvaluation(example)
   }

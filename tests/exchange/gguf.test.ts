@@ -1,7 +1,9 @@
 // GGUF adapters against those of llama.cpp's own converter, back to PEFT, and what is refused. That llama.cpp gives PEFT's logits with them is
 // checked by scripts/golden/check_gguf.mjs.
 
-import { existsSync, readdirSync, readFileSync } from 'node:fs'
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
 import { MemoryDirectory, MemorySource } from '../../src/base/bytes.js'
 import { type GgufFile, parseGguf, readGgufTensor } from '../../src/formats/gguf/gguf.js'
@@ -11,11 +13,13 @@ import { NodeDirectory } from '../../src/io/node/files.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import type { LoraConfigInput } from '../../src/lora/config.js'
 import { nodePlatform } from '../../src/node/platform.js'
-import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import { loadAdapter, saveAdapter } from '../../src/peft/adapter-folder.js'
 import { goldenPath } from '../golden.js'
 import { changes, distance } from '../tools/adapters.js'
 
 usePlatform(nodePlatform)
+
+const bytesIn = ({ buffer, byteOffset, byteLength }: Float32Array) => new Uint8Array(buffer, byteOffset, byteLength)
 
 const names = readdirSync(goldenPath('gguf'))
 const bytesOf = (...parts: string[]) => new Uint8Array(readFileSync(goldenPath('gguf', ...parts)))
@@ -84,6 +88,38 @@ describe('GGUF adapters', () => {
     expect(await alphaOf('llama-rslora')).toBe(12) // 6·√4
     expect(await alphaOf('llama-patterns')).toBe(0)
     expect((await written('llama-patterns')).notes).toEqual([expect.stringContaining('multiplied into B')])
+  })
+
+  it('has each tensor’s bytes where several blocks are written, and one tensor is larger than a block', async () => {
+    const adapter = new LoraAdapter({ rank: 8, targetModules: 'all-linear' })
+    const values = (count: number, first: number) => Float32Array.from({ length: count }, (_, i) => first + (i % 1009))
+    const add = (name: string, d: number, k: number) => {
+      const [a, b] = [values(8 * k, name.length), values(d * 8, -d)]
+      adapter.addFactors(name, { data: a, shape: [8, k] }, { data: b, shape: [d, 8] })
+    }
+    for (let layer = 0; layer < 10; layer++) {
+      add(`model.layers.${layer}.self_attn.q_proj`, 2048, 10_001)
+      add(`model.layers.${layer}.mlp.up_proj`, 3003, layer === 4 ? 80_003 : 2048)
+    }
+    const folder = mkdtempSync(join(tmpdir(), 'lowrank-gguf-'))
+    try {
+      await saveAdapter(adapter, new NodeDirectory(folder))
+      const config = { architectures: ['LlamaForCausalLM'], num_attention_heads: 32 }
+      const base = new MemoryDirectory({ 'config.json': JSON.stringify(config) })
+      const out = join(folder, 'out.gguf')
+      await convertAdapter(folder, { to: 'gguf', base, out })
+      const file = await parsed(new Uint8Array(readFileSync(out)))
+      expect(file.tensors.size).toBe(40)
+      for (const part of adapter.parts('linear')) {
+        const [, layer, isQ] = /layers\.(\d+)\.(self_attn)?/.exec(part.name)!
+        const tensor = `blk.${layer}.${isQ ? 'attn_q' : 'ffn_up'}.weight`
+        const [a, b] = ['a', 'b'].map((role) => readGgufTensor(file, file.tensors.get(`${tensor}.lora_${role}`)!))
+        expect(Buffer.compare(bytesIn(await a), bytesIn(part.weightA.data as Float32Array)), tensor).toBe(0)
+        if (!isQ) expect(Buffer.compare(bytesIn(await b), bytesIn(part.weightB.data as Float32Array)), tensor).toBe(0)
+      }
+    } finally {
+      rmSync(folder, { recursive: true })
+    }
   })
 
   it('takes a GGUF file of the model as the base, and checks shapes against it', async () => {

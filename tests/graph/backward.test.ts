@@ -193,6 +193,18 @@ describe('patterns of two nodes', () => {
     expect(added.filter((op) => op === 'ReduceSum')).toHaveLength(1)
   })
 
+  it.each([true, false])('attention that exporters guard against rows without a key, %s', async (isProduct) => {
+    const { graph, g } = start('x', 'v', 'z')
+    const p = g.op('Softmax', ['x'], { axis: -1 })
+    const guarded = g.where(g.op('IsNaN', [p]), g.float(0), p)
+    const y = g.mul(isProduct ? g.matmul(guarded, 'v') : g.mul(guarded, g.reduceSum('v', [-1], 0)), 'z')
+    const feeds = { x: wave([2, 3, 4], 0), v: wave([2, 4, 2], 1), z: wave([2, 3, 2], 2) }
+    if (!isProduct) Object.assign(feeds, { v: wave([2, 3, 4, 2], 1), z: wave([2, 3, 4], 2) })
+    const { error, added } = await worst(graph, y, feeds)
+    expect(error).toBeLessThan(1e-3)
+    expect(added).not.toContain('Where')
+  })
+
   it.each<[string, (g: Builder, p: string) => string]>([
     ['read twice', (g, p) => g.add(g.matmul(p, 'v'), g.matmul(p, g.neg('v')))],
     ['multiplied from the left', (g, p) => g.matmul(g.transpose('v', [0, 2, 1]), g.transpose(p, [0, 2, 1]))],

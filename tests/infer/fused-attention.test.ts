@@ -1,8 +1,11 @@
 import { describe, expect, it } from 'vitest'
+import { abilitiesOf } from '../../src/graph/match/forms/abilities.js'
 import { findLinears } from '../../src/graph/match/linears.js'
 import { matchTargets } from '../../src/graph/match/match.js'
+import { checkTrainableForm } from '../../src/graph/training/trainable-form.js'
 import { Graph } from '../../src/graph/view/graph.js'
 import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { collectEdits } from '../../src/merge/onnx/edits.js'
 import { errorAtTokens, FUSED, fusedAdapter, fusedFeeds, fusedNumbers, openFused } from '../graph/fused-encoders.js'
 import { inThread } from './models.js'
 
@@ -68,5 +71,31 @@ describe('layers in an Attention operator', () => {
       'encoder.layer.0.attention.self.value',
       'Attention_1.query',
     ])
+  })
+})
+
+describe('attention in int8', () => {
+  it('is refused by name with what to do, and the other layers run', async () => {
+    const onnx = await openFused('bert-int8')
+    const adapter = await fusedAdapter('bert', 'lora')
+    const base = { onnx, runtime: inThread }
+    await expect(OnnxSession.open(base, { adapters: { adapter } })).rejects.toThrow(
+      /encoder\.layer\.0\.attention\.self\.\w+: .*attention in integers.*QAttention.*op_types_to_quantize/,
+    )
+    const graph = new Graph(onnx.proto)
+    await expect(collectEdits(onnx, graph, [{ adapter, weight: 1 }], {})).rejects.toThrow(/QAttention/)
+    expect(() => checkTrainableForm(graph)).toThrow(/not through QAttention with attention in integers/)
+    const closed = findLinears(graph).filter(({ form }) => form.name === 'QAttention')
+    expect(closed).toHaveLength(6)
+    for (const linear of closed) expect(abilitiesOf(linear)).toMatchObject({ run: false, merge: [], train: false })
+    const others = adapter.only(new Set(adapter.names().filter((name) => !/self/.test(name))))
+    const session = await OnnxSession.open(base, { adapters: { others }, threads: 1 })
+    const numbers = await fusedNumbers('bert')
+    const feeds = fusedFeeds(numbers, session.inputNames)
+    const { last_hidden_state: own } = await session.run(feeds, { adapter: 'others' })
+    const { last_hidden_state: without } = await session.run(feeds)
+    expect(own.data).not.toEqual(without.data)
+    await session.dispose()
+    await onnx.close()
   })
 })

@@ -11,6 +11,7 @@ import { merge as mergeFolders } from '../../src/merge/merge.js'
 import { merge, planMerge, unmerge } from '../../src/merge/node/merge.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import { graphsFolder, graphsNumbers, stockLogits, worst } from '../several-graphs.js'
+import { stockPictureLogits } from '../vision-language.js'
 
 const work = mkdtempSync(path.join(tmpdir(), 'lowrank-graphs-'))
 afterAll(() => rmSync(work, { recursive: true }))
@@ -36,6 +37,24 @@ describe('encoder and decoder', () => {
       expect(worst(unmerged.cached, numbers.get('base')!.slice(-2048))).toBeLessThan(1e-5)
     },
   )
+
+  it('pictures, embedding and decoder: all three are written, and give PEFT’s logits', async () => {
+    const [base, adapters] = [graphsFolder('llava'), adapterOf('llava')]
+    const out = path.join(work, 'llava')
+    await expect(merge({ base, adapters, out })).rejects.toThrow(
+      /decoder_model_merged.onnx, onnx\/embed_tokens.onnx, onnx\/vision_encoder.onnx\) has a module for model.vision_tower.encoder.layers.1/,
+    )
+    expect(existsSync(out)).toBe(false)
+    const report = await merge({ base, adapters, out, allowMissing: true })
+    expect(report.warnings).toEqual([expect.stringMatching(/left out.*layers.1.mlp.fc1/)])
+    const numbers = await graphsNumbers('llava')
+    const merged = await stockPictureLogits(out)
+    expect(worst(merged.whole, numbers.get('adapted')!)).toBeLessThan(1e-5)
+    expect(worst(merged.cached, numbers.get('adapted')!.slice(-2048))).toBeLessThan(1e-5)
+    const back = path.join(work, 'llava-back')
+    await unmerge({ merged: out, adapters, out: back, allowMissing: true })
+    expect(worst((await stockPictureLogits(back)).whole, numbers.get('base')!)).toBeLessThan(1e-5)
+  })
 
   it('a plan names the files of both, and writes nothing', async () => {
     const out = path.join(work, 'planned')

@@ -14,6 +14,7 @@ const PAGES = [
   'training',
   'data',
   'tasks',
+  'learning',
   'models',
   'sessions',
   'adapters',

@@ -13,7 +13,15 @@ describe('resolveSettings', () => {
     expect(resolveSettings({ batchSize: undefined, learningRate: 5e-3 })).toEqual({
       ...DEFAULTS,
       learningRate: 5e-3,
+      loraPlusRatio: undefined,
     })
+  })
+
+  it('takes LoRA+ with the default learning rate alone', () => {
+    expect(resolveSettings({})).toMatchObject({ learningRate: 3e-4, loraPlusRatio: 16 })
+    expect(resolveSettings({ learningRate: 3e-4 }).loraPlusRatio).toBeUndefined()
+    expect(resolveSettings({ learningRate: 1e-3, loraPlusRatio: 4 }).loraPlusRatio).toBe(4)
+    expect(resolveSettings({ loraPlusRatio: 1 })).toMatchObject({ learningRate: 3e-4, loraPlusRatio: 1 })
   })
 
   it.each([

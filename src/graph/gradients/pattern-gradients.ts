@@ -2,8 +2,9 @@
 // The walker asks here first; leaving this file out changes no result but the rounding.
 
 import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
+import { floatsOf } from '../../formats/onnx/tensors.js'
 import { intAttribute } from '../view/attributes.js'
-import type { Value } from '../view/builder.js'
+import type { Builder, Value } from '../view/builder.js'
 import type { GradientContext, GradientRule } from './gradients.js'
 
 export interface PatternContext extends GradientContext {
@@ -32,20 +33,41 @@ export const PATTERNS: Readonly<Record<string, PatternRule>> = {
   // p = softmax x, o = p·v      dx = p·(dp − Σ dp·p), and Σ dp·p = Σ do·o along rows that are shorter than p's
   Softmax: (context) => {
     const { g, node, outputs, dy, shapes } = context
-    const [p] = outputs
+    const guard = nanGuard(g, context.readers(outputs[0]), outputs[0])
+    const p = guard ?? outputs[0]
+    const plain =
+      guard === undefined
+        ? undefined
+        : [() => g.mul(p, g.sub(dy, g.reduceSum(g.mul(dy, p), [intAttribute(node, 'axis', -1)])))]
     const [reader, ...others] = context.readers(p)
-    if (reader?.opType !== 'MatMul' || others.length > 0 || reader.input[0] !== p || reader.input[1] === p) {
-      return undefined
-    }
+    if (reader?.opType !== 'MatMul' || others.length > 0 || reader.input[0] !== p || reader.input[1] === p) return plain
     const [o] = reader.output
     const gradient = context.gradientOf(o)
     const from = shapes.get(p)?.dims
     const to = shapes.get(o)?.dims
     if (gradient === undefined || from === undefined || to?.slice(0, -1).join() !== from.slice(0, -1).join()) {
-      return undefined
+      return plain
     }
     const axis = intAttribute(node, 'axis', -1)
-    if (axis !== -1 && axis !== from.length - 1) return undefined
+    if (axis !== -1 && axis !== from.length - 1) return plain
     return [() => g.mul(p, g.sub(dy, g.reduceSum(g.mul(gradient, o), [-1])))]
   },
+
+  // y = 0 where p is not a number, else p, with p = softmax x: the rule of Softmax reads y for p, so that p need not be kept
+  Where: ({ g, node, readers, dy }) => {
+    const [, , p] = node.input
+    const isGuard = g.graph.producer(p)?.opType === 'Softmax' && nanGuard(g, readers(p), p) !== undefined
+    return isGuard ? [undefined, undefined, () => dy] : undefined
+  },
+}
+
+/** Where(IsNaN(x), 0, x), if it alone reads x: exporters put it behind the softmax of attention, for rows that see nothing. */
+function nanGuard(g: Builder, readers: readonly NodeProto[], x: Value): Value | undefined {
+  const [guard, ...others] = readers
+  if (guard?.opType !== 'Where' || others.length > 0) return undefined
+  const [condition, zero, own] = guard.input
+  const test = g.graph.producer(condition)
+  if (own !== x || test?.opType !== 'IsNaN' || test.input[0] !== x) return undefined
+  const tensor = g.graph.constant(zero)
+  return tensor !== undefined && floatsOf(tensor)?.every((value) => value === 0) ? guard.output[0] : undefined
 }

@@ -15,6 +15,7 @@ import { adaptNodes, loraInputs, valueInfo } from './inject.js'
 /** What a LoRA branch needs to be trained. */
 export interface Branch {
   readonly linear: Linear
+  readonly rank: number
   readonly scaling: number
   /** For DoRA: Σ w² of each row of the weight (d). */
   readonly baseSquares?: Float64Array | undefined
@@ -108,6 +109,7 @@ export class TrainableLinears {
     const g = this.#g
     const byLinear = new Map(branches.map((branch) => [branch.linear, branch]))
     const keep = keepProbability(dropout)
+    const lows = dropout > 0 ? new Map<Linear, Value>() : this.#joinedLows(branches)
     adaptNodes(
       this.#graph,
       g,
@@ -121,12 +123,40 @@ export class TrainableLinears {
         }
         // With dropout 1 nothing is kept, and nothing is to grow.
         const alpha = { float: keep === 0 ? 0 : scaling / keep }
-        const low = g.op('Gemm', [x, weightA], { transB: 1 }) // (rows, k) @ (k, r)
+        const low = lows.get(linear) ?? this.#low(x, weightA)
         const sum = g.node('Gemm', base === undefined ? [low, weightB] : [low, weightB, base], { alpha })
         return baseSquares === undefined ? sum : this.#scaled(linear, sum.output[0], scaling, baseSquares)
       },
       (linear) => byLinear.get(linear)?.baseSquares !== undefined,
     )
+  }
+
+  /** (rows, k) @ (k, r) */
+  #low(x: Value, weightA: Value): Value {
+    return this.#g.op('Gemm', [x, weightA], { transB: 1 })
+  }
+
+  /**
+   * x·Aᵀ of layers that read the same x, such as query, key and value: one product with all A under one another. It and its gradients go
+   * through x once, where they would spend more time on reading x than on their few columns.
+   */
+  #joinedLows(branches: readonly Branch[]): Map<Linear, Value> {
+    const g = this.#g
+    const byInput = new Map<Value, Branch[]>()
+    for (const branch of branches) {
+      const { input } = branch.linear
+      byInput.set(input, [...(byInput.get(input) ?? []), branch])
+    }
+    const lows = new Map<Linear, Value>()
+    for (const [x, readers] of byInput) {
+      if (readers.length === 1) continue
+      const weights = readers.map(({ linear }) => loraInputs(linear.name).weightA)
+      const ranks = g.int(readers.map(({ rank }) => rank))
+      const low = this.#low(x, g.concat(weights, 0))
+      const parts = g.node('Split', [low, ranks], { axis: 1 }, readers.length).output
+      readers.forEach(({ linear }, i) => void lows.set(linear, parts[i]))
+    }
+    return lows
   }
 
   /**

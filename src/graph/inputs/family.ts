@@ -1,19 +1,19 @@
-// Which family of inputs a graph has: tokens that continue a text, an encoder's, pixels, or a decoder's behind an encoder.
+// Which family of inputs a graph has: tokens that continue a text, or their vectors, an encoder's, pixels, or a decoder's behind an encoder.
 
 import type { Feeds } from '../../runtime/runtime.js'
 import type { Graph } from '../view/graph.js'
 import { completeEncoderDecoderFeeds, HIDDEN_STATES } from './encoder-decoder.js'
 import { completePixelFeeds, PIXELS } from './pixels.js'
-import { completeTokenFeeds } from './tokens.js'
+import { completeTokenFeeds, VECTORS } from './tokens.js'
 
-export type InputFamily = 'tokens' | 'encoder' | 'pixels' | 'encoder-decoder'
+export type InputFamily = 'tokens' | 'vectors' | 'encoder' | 'pixels' | 'encoder-decoder'
 
 /** The family of a graph's inputs; undefined for others, such as an embedding's or an audio model's. */
 export function inputFamily(graph: Graph): InputFamily | undefined {
   const names = new Set(graph.inputs.map(({ name }) => name))
   if (names.has(HIDDEN_STATES)) return 'encoder-decoder'
   if (names.has(PIXELS)) return 'pixels'
-  if (!names.has('input_ids')) return undefined
+  if (!names.has('input_ids')) return names.has(VECTORS) ? 'vectors' : undefined
   const isContinued = [...names].some((name) => /^past/.test(name)) || names.has('position_ids')
   return isContinued ? 'tokens' : 'encoder'
 }
@@ -27,6 +27,7 @@ export function inputFamily(graph: Graph): InputFamily | undefined {
 export function completeFeeds(graph: Graph, feeds: Feeds): Feeds {
   switch (inputFamily(graph)) {
     case 'tokens':
+    case 'vectors':
     case 'encoder':
       return completeTokenFeeds(graph, feeds)
     case 'pixels':

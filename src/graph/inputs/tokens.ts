@@ -7,11 +7,16 @@ import { entryOf } from '../view/operators.js'
 import { type CacheEntry, cacheEntry, emptyTensor, isCacheInput } from './cache.js'
 import { type RoleInput, roleFeeds, splitInputs, type TokenBatch } from './roles.js'
 
+/** The input of a decoder whose embedding is a graph of its own: (batch, sequence, features). */
+export const VECTORS = 'inputs_embeds'
+
 export interface TokenInputs {
   /** All inputs but the cache's. */
   readonly roles: readonly RoleInput[]
   /** Empty if the model has no cache. */
   readonly cache: readonly CacheEntry[]
+  /** Names of inputs that take the tokens' vectors in the place of the tokens: one or none. */
+  readonly vectors: readonly string[]
   /** All feeds except the cache. Positions count the real tokens of each row. */
   feeds(tokens: TokenBatch): Feeds
   /** An empty cache, as a first call and training need it. */
@@ -28,8 +33,18 @@ export function tokenInputs(graph: Graph, given: ReadonlySet<string> = new Set()
   const { roles, others } = splitInputs(graph)
   const cache = others.filter(isCacheInput).map((input) => cacheEntry(graph, input))
   const unknown = others.filter((input) => !isCacheInput(input) && !given.has(input.name)).map(({ name }) => name)
-  if (unknown.length > 0 || !roles.some(({ role }) => role === 'inputIds')) {
+  const vectors = graph.inputs.map(({ name }) => name).filter((name) => name === VECTORS && given.has(name))
+  if (unknown.length > 0 || !(vectors.length > 0 || roles.some(({ role }) => role === 'inputIds'))) {
     const names = graph.inputs.map(({ name }) => name).join(', ')
+    if (unknown.includes(VECTORS)) {
+      throw new UnsupportedError({
+        where: 'ONNX model',
+        what: 'it reads the vectors of tokens, which another graph of the model gives',
+        expected: 'a causal language model that reads input_ids',
+        got: `inputs ${names}`,
+        hint: 'Sessions run each of its graphs on tensors (run), and merges take adapters for all of them',
+      })
+    }
     throw new UnsupportedError({
       where: 'ONNX model',
       what: unknown.length > 0 ? `inputs of unknown meaning: ${unknown.join(', ')}` : 'no input named input_ids',
@@ -40,27 +55,28 @@ export function tokenInputs(graph: Graph, given: ReadonlySet<string> = new Set()
   return {
     roles,
     cache,
+    vectors,
     feeds: (tokens) => roleFeeds(roles, tokens),
     emptyCache: (batch) => Object.fromEntries(cache.map((entry) => [entry.past, emptyTensor(entry, batch)])),
   }
 }
 
 /**
- * Feeds with what a language model needs besides its tokens, where the caller leaves it out: a mask of ones, positions that count the
- * mask's ones, an empty cache. Inputs of unknown meaning are left to the caller.
+ * Feeds with what a language model needs besides its tokens or their vectors, where the caller leaves it out: a mask of ones, positions that
+ * count the mask's ones, an empty cache. Inputs of unknown meaning are left to the caller.
  *
  * @throws UnsupportedError when a cache that is left out has an unknown layout
  */
 export function completeTokenFeeds(graph: Graph, feeds: Feeds): Feeds {
   const isFed = ({ name }: { readonly name: string }) => entryOf(feeds, name) !== undefined
-  const ids = feeds.input_ids
-  if (graph.inputs.every(isFed) || ids?.dims.length !== 2) return feeds
-  const [batch, sequence] = ids.dims
+  const { input_ids: ids, [VECTORS]: vectors } = feeds
+  if (graph.inputs.every(isFed) || (ids?.dims.length !== 2 && vectors?.dims.length !== 3)) return feeds
+  const [batch, sequence] = (ids ?? vectors).dims
   const { roles, others } = splitInputs(graph)
   const caches = others.filter(isCacheInput)
   const fedCache = caches.find(isFed)
   const past = fedCache === undefined ? 0 : (feeds[fedCache.name].dims.at(-2) ?? 0)
-  const inputIds = ids.data as ArrayLike<bigint>
+  const inputIds = (ids?.data ?? []) as ArrayLike<bigint>
   const mask = feeds.attention_mask?.data as ArrayLike<bigint> | undefined
   const attentionMask = mask ?? new Uint8Array(batch * (past + sequence)).fill(1)
   const emptyCaches = past > 0 ? [] : caches.filter((input) => !isFed(input))

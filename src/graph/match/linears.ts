@@ -4,12 +4,11 @@
 import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
 import type { Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
-import { ATTENTION } from './forms/attention.js'
 import type { Product } from './forms/form.js'
 import { findProduct } from './forms/forms.js'
 import type { Linear } from './linear.js'
 import { findBranches } from './merged-branches.js'
-import { packedParts } from './packed.js'
+import { isPackedAttention, packedParts } from './packed.js'
 
 export type { Linear }
 
@@ -26,7 +25,7 @@ export function findLinears(graph: Graph, modules: ModuleMap = {}): Linear[] {
     const mapped = named.get(node.name) ?? named.get(weight)
     const name = mapped ?? moduleName(graph, product)
     const linear: Linear = { ...product, name, isHead: heads.has(product), fused: undefined }
-    const isPacked = mapped === undefined || product.form === ATTENTION
+    const isPacked = mapped === undefined || isPackedAttention(product.form)
     return (isPacked ? packedParts(graph, linear) : undefined) ?? [linear]
   })
 }
@@ -120,7 +119,7 @@ export function exposeProducts(graph: Graph, linears: readonly Linear[]): Linear
 function moduleName(graph: Graph, product: Product): string {
   const { node, weight, output, form } = product
   // The optimizer names such nodes anew, but not what they give.
-  if (form === ATTENTION) return nodeScope(node) ?? pathScope(output) ?? node.name
+  if (isPackedAttention(form)) return nodeScope(node) ?? pathScope(output) ?? node.name
   const name =
     scopeName(node) ?? nodeModule(node.name) ?? parameterModule(weight) ?? biasModule(graph, product) ?? node.name
   return withAliases(name === '' ? output : name)

@@ -2,9 +2,10 @@
 
 import { ConfigError, MismatchError, nearMisses } from '../../base/errors.js'
 import { isAllLinear, type TargetRules, targetMatcher } from '../../lora/patterns/patterns.js'
-import { ATTENTION } from './forms/attention.js'
 import type { Linear } from './linears.js'
 import { missingError } from './missing-layers.js'
+import { nameOfModule } from './module-names.js'
+import { isPackedAttention } from './packed.js'
 
 /**
  * The linear layers that a new adapter gets. `all-linear` leaves out the output embedding, and takes a fused layer's
@@ -43,7 +44,7 @@ export function matchTargets(linears: readonly Linear[], rules: TargetRules): Li
 function wholeModules(linears: readonly Linear[]): Linear[] {
   return linears.flatMap((linear) => {
     const { fused, form } = linear
-    return fused?.start === 0 && form !== ATTENTION
+    return fused?.start === 0 && !isPackedAttention(form)
       ? [{ ...linear, name: fused.module, d: fused.width, fused: undefined }]
       : []
   })
@@ -73,8 +74,7 @@ export interface NamedLayer {
 }
 
 /**
- * The linear layers that an adapter's layers belong to: of the same name, else of a name that ends with the other's
- * (a model exported without its outermost module). A module that the graph calls twice gives two.
+ * The linear layers that an adapter's layers belong to, by {@link nameOfModule}. A module that the graph calls twice gives two.
  *
  * @throws MismatchError naming every layer without a module, or the first one whose shape differs
  */
@@ -110,7 +110,7 @@ export function matchLayers<T extends NamedLayer>(
 export interface ModuleFinder {
   /** Of all modules. */
   readonly names: readonly string[]
-  /** Those of the name, else of the one name that ends with it or that it ends with. */
+  /** Those that {@link nameOfModule} tells. */
   find(name: string): readonly Linear[] | undefined
 }
 
@@ -118,10 +118,6 @@ export function moduleFinder(linears: readonly Linear[]): ModuleFinder {
   const byName = new Map<string, Linear[]>()
   for (const linear of [...linears, ...wholeModules(linears)])
     byName.set(linear.name, [...(byName.get(linear.name) ?? []), linear])
-  return { names: [...byName.keys()], find: (name) => byName.get(name) ?? bySuffix(byName, name) }
-}
-
-function bySuffix(byName: ReadonlyMap<string, Linear[]>, name: string): Linear[] | undefined {
-  const found = [...byName.keys()].filter((other) => name.endsWith(`.${other}`) || other.endsWith(`.${name}`))
-  return found.length === 1 ? byName.get(found[0]) : undefined
+  const names = new Set(byName.keys())
+  return { names: [...names], find: (name) => byName.get(nameOfModule(names, name) ?? '') }
 }

@@ -8,12 +8,19 @@ import { intAttribute, intsAttribute } from '../view/attributes.js'
 import type { Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { ATTENTION, attentionWidths } from './forms/attention.js'
+import type { Form } from './forms/form.js'
+import { INTEGER_ATTENTION } from './forms/integer-attention.js'
 import type { Linear } from './linear.js'
 
 /** Modules that some models have as one and some exporters as several, with their parts in order. */
 const PACKED: Readonly<Record<string, readonly string[]>> = {
   qkv_proj: ['q_proj', 'k_proj', 'v_proj'],
   gate_up_proj: ['gate_proj', 'up_proj'],
+}
+
+/** Whether an operator of this form holds query, key and value by itself. */
+export function isPackedAttention(form: Form): boolean {
+  return form === ATTENTION || form === INTEGER_ATTENTION
 }
 
 /**
@@ -23,7 +30,7 @@ const PACKED: Readonly<Record<string, readonly string[]>> = {
  * @returns undefined for a product of one layer, or where the widths cannot be told
  */
 export function packedParts(graph: Graph, linear: Linear): Linear[] | undefined {
-  if (linear.form === ATTENTION) return attentionParts(linear)
+  if (isPackedAttention(linear.form)) return attentionParts(linear)
   const at = linear.name.lastIndexOf('.') + 1
   const names = Object.hasOwn(PACKED, linear.name.slice(at)) ? PACKED[linear.name.slice(at)] : undefined
   if (names === undefined) return undefined

@@ -9,8 +9,9 @@ import type { Graph } from '../view/graph.js'
 import { entryOf, operatorOf } from '../view/operators.js'
 import { PACKED_ATTENTION } from './forms/attention.js'
 import { constantWeight } from './forms/constant-weight.js'
-import { findLookups } from './forms/lookup.js'
+import { findLookups, lookupModule } from './forms/lookup.js'
 import { type Linear, nodeScope, parameterModule } from './linears.js'
+import { nameOfModule } from './module-names.js'
 
 /** An input of a node that takes a stored tensor, perhaps through Transpose, Cast or Identity. */
 export interface Place {
@@ -63,7 +64,7 @@ export function findEmbeddings(graph: Graph): Embedding[] {
     const dims = dimsOf(weight.tensor)
     const { transposed, dataType } = weight
     const [vocabulary, features] = transposed ? [dims[1], dims[0]] : dims
-    const name = nodeScope(node) ?? parameterModule(weight.name) ?? node.name
+    const name = lookupModule(graph, node, weight.name)
     const own = { name, node, last: node, input: 0, vocabulary, features, transposed, dataType }
     return [{ ...own, integers: undefined }]
   })
@@ -92,12 +93,10 @@ export function findConvolutions(graph: Graph): Convolution[] {
   })
 }
 
-/** The entries of a module: those of its name, else of the one name that ends with it or that it ends with. */
+/** The entries of a module, by {@link nameOfModule}. */
 export function ofModule<T extends { readonly name: string }>(entries: readonly T[], module: string): T[] {
-  const exact = entries.filter(({ name }) => name === module)
-  if (exact.length > 0) return exact
-  const near = entries.filter(({ name }) => name.endsWith(`.${module}`) || module.endsWith(`.${name}`))
-  return new Set(near.map(({ name }) => name)).size === 1 ? near : []
+  const own = nameOfModule(new Set(entries.map(({ name }) => name)), module)
+  return own === undefined ? [] : entries.filter(({ name }) => name === own)
 }
 
 /** A bias, and which of its elements are the layer's. */

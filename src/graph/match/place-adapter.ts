@@ -27,7 +27,6 @@ const OPAQUE = new Set([
   'MatMulIntegerToFloat',
   'DynamicQuantizeMatMul',
   'MatMulBnb4',
-  'QAttention',
   'Loop',
   'Scan',
 ])
@@ -64,6 +63,14 @@ export function placeAdapter(
       throw new MismatchError({ where: linear.name, what: `two layers of the adapter mean it: ${owner} and ${name}` })
     }
     owners.set(linear.name, name)
+    const { form, node, problem } = linear
+    if (form.closedHint === undefined) continue
+    throw new UnsupportedError({
+      where: name,
+      what: `the graph computes it in a form that no adapter runs on: ${problem}`,
+      got: `node ${node.name} (${node.opType})`,
+      hint: form.closedHint,
+    })
   }
   return placed
 }

@@ -5,6 +5,7 @@ import type { LoraAdapter } from '../../lora/adapter.js'
 import type { GraphRole } from '../graph-file.js'
 import type { Linear } from './linears.js'
 import { moduleFinder } from './match.js'
+import { sideOf } from './module-names.js'
 
 /** One of a model's graphs, and what it has to adapt. */
 export interface ModelGraph {
@@ -48,9 +49,15 @@ export async function spreadAdapter(
   return { parts, missing }
 }
 
-/** Whether a layer of this name can be in a graph of this role. Encoders are exported without the module around them, so that decoder.block.0 would be found as their block.0. */
+/**
+ * Whether a layer of this name can be in a graph of this role. Encoders are exported without the module around them, so that decoder.block.0
+ * would be found as their block.0.
+ */
 export function mayHold(role: GraphRole, name: string): boolean {
-  const side = name.split('.').find((segment) => segment === 'encoder' || segment === 'decoder')
-  if (side === undefined) return true
-  return role === 'encoder' ? side === 'encoder' : !role.startsWith('decoder') || side === 'decoder'
+  const side = sideOf(name)
+  if (side === 'language' && role === 'vision_encoder') return false
+  if (side === 'vision' && (role === 'embed_tokens' || role.startsWith('decoder'))) return false
+  const part = name.split('.').find((segment) => segment === 'encoder' || segment === 'decoder')
+  if (part === undefined) return true
+  return role === 'encoder' ? part === 'encoder' : !role.startsWith('decoder') || part === 'decoder'
 }

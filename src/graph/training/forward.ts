@@ -99,8 +99,8 @@ export function buildForward(graph: Graph, objective: Objective, options: Forwar
   trainable.adapt(
     placed.map(({ linear, layer }) => {
       const { form, last, input, output } = inRows.get(linear.node) as Linear
-      const { name, scaling, baseSquares } = layer
-      return { linear: { ...linear, form, last, input, output, name }, scaling, baseSquares }
+      const { name, rank, scaling, baseSquares } = layer
+      return { linear: { ...linear, form, last, input, output, name }, rank, scaling, baseSquares }
     }),
     options.dropout,
   )

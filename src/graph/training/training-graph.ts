@@ -3,7 +3,7 @@
 
 import { StateError } from '../../base/errors.js'
 import { elementCount } from '../../base/tensor.js'
-import { TensorProto_DataType as DataType, type ModelProto } from '../../formats/onnx/gen/onnx_pb.js'
+import { TensorProto_DataType as DataType, type ModelProto, type NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import type { Feeds, Runtime, SessionModel } from '../../runtime/runtime.js'
 import { buildBackward, checkDifferentiable, gradientPath } from '../gradients/backward.js'
@@ -16,7 +16,7 @@ import { sessionModel } from '../session-model.js'
 import { mergeReshapes } from '../shapes/merge-reshapes.js'
 import { declareShapes, plainShapes } from '../shapes/plain-shapes.js'
 import type { ShapeMap } from '../shapes/shapes.js'
-import { Builder } from '../view/builder.js'
+import { Builder, type Value } from '../view/builder.js'
 import { Graph } from '../view/graph.js'
 import { raiseOpset } from '../view/opset.js'
 import { type DropoutDraw, type DropoutMask, maskFeeds } from './dropout.js'
@@ -156,10 +156,21 @@ export async function buildTrainingGraph(
     probe.lengths.flatMap(({ source }) => source ?? []),
   )
   mergeReshapes(graph, shapes)
+  computeFirst(graph, LOSS)
   const reshaped = graph.nodes.filter(({ opType }) => opType === 'Reshape').map(({ output }) => output[0])
   declareShapes(graph, shapes, [...path.values, ...reshaped], (dim, other) => lengthOf(probe.lengths, dim, other)?.name)
   const whole = finish(model, graph, { ...forward, predictions: [] }, dropout, rows)
   return { ...whole, parameters: trained, firstPass }
+}
+
+/**
+ * Lets ONNX Runtime compute an output before all others: it begins with the last node that nobody reads. Else logits and probabilities stay
+ * until the end, and the gradient of the logits cannot take their place.
+ */
+function computeFirst(graph: Graph, output: Value): void {
+  const node = graph.producer(output) as NodeProto
+  graph.remove(node)
+  graph.add(node)
 }
 
 function zeros(parameters: readonly TrainedTensor[]): Feeds {

@@ -22,7 +22,7 @@ export interface Abilities {
 
 /** What can be done with a layer of this form and layout. */
 export function abilitiesOf({ form, dataType, problem }: Product): Abilities {
-  const run = FLOAT_DTYPES[dataType] !== undefined
+  const run = FLOAT_DTYPES[dataType] !== undefined && form.closedHint === undefined
   const isReadable = problem === undefined
   const quantized: MergeWay[] = form === MATMUL_NBITS && isReadable ? ['branches', 'requantize'] : ['branches']
   return {

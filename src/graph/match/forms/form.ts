@@ -15,6 +15,7 @@ export type FormName =
   | 'DynamicQuantizeMatMul'
   | 'DequantizeLinear'
   | 'Attention'
+  | 'QAttention'
   | 'Conv'
   | 'GatherBlockQuantized'
 
@@ -54,6 +55,8 @@ export interface Form {
   readonly isQuantized: boolean
   /** The input is the number of a row of the weight, as in an embedding. Default false. */
   readonly isLookup?: boolean
+  /** Of a form that nothing can be added to, and that no adapter runs on: what people can do. */
+  readonly closedHint?: string
   /** The product that this node computes, if it has this form. */
   find(graph: Graph, node: NodeProto): Product | undefined
   /**

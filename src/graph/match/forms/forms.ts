@@ -6,6 +6,7 @@ import { ATTENTION } from './attention.js'
 import { DEQUANTIZE_LINEAR } from './dequantize-linear.js'
 import { GEMM, MATMUL } from './float-product.js'
 import type { Form, Product } from './form.js'
+import { INTEGER_ATTENTION } from './integer-attention.js'
 import { MATMUL_BNB4 } from './matmul-bnb4.js'
 import { DYNAMIC_QUANTIZE_MATMUL, MATMUL_INTEGER } from './matmul-integer.js'
 import { MATMUL_NBITS } from './matmul-nbits.js'
@@ -19,6 +20,7 @@ export const FORMS: readonly Form[] = [
   DYNAMIC_QUANTIZE_MATMUL,
   DEQUANTIZE_LINEAR,
   ATTENTION,
+  INTEGER_ATTENTION,
 ]
 
 /** The product by a constant weight that a node computes; undefined if it computes none. */

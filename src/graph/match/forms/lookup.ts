@@ -25,6 +25,9 @@ import {
   requireReadable,
 } from './integers.js'
 
+/** What graphs that are an embedding alone give, and its module in all models that are exported so. */
+const [EMBEDS, EMBEDDING] = ['inputs_embeds', 'embed_tokens']
+
 /** The table behind a value, perhaps in another shape: a table that is the head's weight as well is one. */
 function storedTable(graph: Graph, value: Value): { name: Value; tensor: TensorProto } | undefined {
   const maker = graph.producer(value)
@@ -129,12 +132,18 @@ const INTEGERS: Form = {
   },
 }
 
+/** The module of a lookup. An embedding that was exported alone has no name there: a graph that gives its rows is all of it. */
+export function lookupModule(graph: Graph, node: NodeProto, weight: Value): string {
+  const isWhole = graph.outputs.some(({ name }) => name === EMBEDS) && graph.inputs.length === 1
+  return nodeScope(node) ?? parameterModule(weight) ?? (isWhole ? EMBEDDING : node.name)
+}
+
 /** The lookups in tables of integers. */
 export function findLookups(graph: Graph): Linear[] {
   return graph.nodes.flatMap((node) => {
     const product: Product | undefined = BLOCKS.find(graph, node) ?? INTEGERS.find(graph, node)
     if (product === undefined) return []
-    const name = nodeScope(node) ?? parameterModule(product.weight) ?? node.name
+    const name = lookupModule(graph, node, product.weight)
     return [{ ...product, name, isHead: false, fused: undefined }]
   })
 }

@@ -1,0 +1,63 @@
+// A contestant: see run.mjs. The least that a token takes: one row times a weight of as many bytes as the model's weights have, as one
+// product in ONNX Runtime, which reads each byte once. Embeddings do not count: a token reads one row of them.
+import { create, toBinary } from '@bufbuild/protobuf'
+import * as ort from 'onnxruntime-node'
+import { ModelProtoSchema, TensorProto_DataType } from '../../dist/formats/onnx/gen/onnx_pb.js'
+import { readGraph } from '../../dist/graph/view/read-graph.js'
+import { loadModel } from '../../dist/node.js'
+import { measured } from './shared.mjs'
+
+const [, , folder, dtype, tokens, threads] = process.argv
+const model = await loadModel(folder, { dtype })
+const parts = readGraph(model.onnx.proto)
+const SIZES = { [TensorProto_DataType.FLOAT]: 4, [TensorProto_DataType.FLOAT16]: 2 }
+let total = 0
+for (const [name, { dims, dataType }] of parts.initializers) {
+  const isLookedUp = parts.consumers(name).every(({ opType }) => opType === 'Gather')
+  if (dims.length > 1 && !isLookedUp) total += dims.reduce((all, size) => all * Number(size), SIZES[dataType] ?? 1)
+}
+await model.close?.()
+
+/** Columns of the product: enough for every thread. */
+const COLUMNS = 4096
+const rows = Math.max(1, Math.round(total / 4 / COLUMNS))
+const tensor = (name, dims) => ({
+  name,
+  type: {
+    value: {
+      case: 'tensorType',
+      value: {
+        elemType: TensorProto_DataType.FLOAT,
+        shape: { dim: dims.map((size) => ({ value: { case: 'dimValue', value: BigInt(size) } })) },
+      },
+    },
+  },
+})
+const graph = create(ModelProtoSchema, {
+  irVersion: 8n,
+  opsetImport: [{ domain: '', version: 17n }],
+  graph: {
+    name: 'reading',
+    node: [{ opType: 'MatMul', input: ['x', 'weights'], output: ['y'] }],
+    input: [tensor('x', [1, rows]), tensor('weights', [rows, COLUMNS])],
+    output: [tensor('y', [1, COLUMNS])],
+  },
+})
+const session = await ort.InferenceSession.create(toBinary(ModelProtoSchema, graph), {
+  intraOpNumThreads: Number(threads),
+  interOpNumThreads: 1,
+})
+const feeds = {
+  x: new ort.Tensor('float32', new Float32Array(rows).fill(1), [1, rows]),
+  weights: new ort.Tensor('float32', new Float32Array(rows * COLUMNS).fill(1e-3), [rows, COLUMNS]),
+}
+
+process.send('ready')
+process.on('message', async () => {
+  const steps = Number(tokens)
+  const times = await measured(async () => {
+    for (let i = 0; i < steps; i++) await session.run(feeds)
+  })
+  const { result: _, ...rest } = times
+  process.send({ tokens: steps, steps, ...rest, inside: rest.seconds, text: '', bytes: 4 * rows * COLUMNS })
+})

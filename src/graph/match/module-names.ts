@@ -1,0 +1,38 @@
+// When two names mean one module. Exports are made of a part of a model, and versions of transformers put other modules around a language
+// model or a vision tower: model.language_model.layers.0, language_model.model.layers.0 and model.layers.0 are one layer.
+
+/** Modules that hold a whole model, and that some versions leave out. */
+const AROUND = new Set(['model', 'language_model', 'text_model', 'vision_model', 'vision_tower'])
+
+/** Modules that read pictures. */
+const VISION = new Set(['vision_model', 'vision_tower', 'vision_encoder', 'visual'])
+
+/** Modules that read texts, in models that also read pictures. */
+const LANGUAGE = new Set(['language_model', 'text_model'])
+
+/** Which part of a model of texts and pictures a name says that its module is in; undefined: it says nothing. */
+export function sideOf(name: string): 'vision' | 'language' | undefined {
+  const segments = name.split('.')
+  if (segments.some((segment) => VISION.has(segment))) return 'vision'
+  return segments.some((segment) => LANGUAGE.has(segment)) ? 'language' : undefined
+}
+
+/** What is left of a name without the modules around it. */
+function core(name: string): string {
+  const own = name
+    .split('.')
+    .filter((segment) => !AROUND.has(segment))
+    .join('.')
+  return own === '' ? name : `${sideOf(name) === 'vision'}:${own}`
+}
+
+/** The name among others that means a module: its own, else the one that ends with it or that it ends with, else the one that differs in modules around it. */
+export function nameOfModule(names: ReadonlySet<string>, module: string): string | undefined {
+  if (names.has(module)) return module
+  const all = [...names]
+  const near = all.filter((other) => other.endsWith(`.${module}`) || module.endsWith(`.${other}`))
+  if (near.length > 0) return near.length === 1 ? near[0] : undefined
+  const own = core(module)
+  const alike = all.filter((other) => core(other) === own)
+  return alike.length === 1 ? alike[0] : undefined
+}
