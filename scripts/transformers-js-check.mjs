@@ -6,7 +6,7 @@
 
 import assert from 'node:assert/strict'
 import { readFileSync } from 'node:fs'
-import { join } from 'node:path'
+import { basename, join } from 'node:path'
 import { LoraAdapter, loadAdapter, loadModel, merge, openSession } from 'lowrank'
 import { pipelineWithAdapters } from 'lowrank/transformers'
 import { installTransformers, loadTransformers, openPipeline, ROOT } from './transformers-js.mjs'
@@ -30,7 +30,7 @@ const SENTENCES = [
 ]
 
 /**
- * What is checked. No pipeline over lowrank's session has rows that are `isMergedOnly`. `folder` makes the model that transformers.js opens; `check` compares its pipeline with lowrank over `base` and
+ * What is checked. No pipeline over lowrank's session has rows that are `isMergedOnly`. `open` opens the pipeline where transformers.js does not do so by its task. `folder` makes the model that transformers.js opens; `check` compares its pipeline with lowrank over `base` and
  * `adapter`, and returns what it compared in words.
  */
 const CASES = [
@@ -56,6 +56,16 @@ const CASES = [
     adapter: join(ENCODER, 'golden/adapter-init'),
     folder: mergedOnnx,
     check: compareLabels,
+  },
+  {
+    name: 'a new head merged into a decoder',
+    task: 'text-classification',
+    base: join(ROOT, 'tests/golden/models/qwen2-optimum'),
+    adapter: join(ROOT, 'tests/golden/decoder-classification/qwen2/golden/adapter-init'),
+    folder: mergedOnnx,
+    open: openClassifier,
+    check: compareLabels,
+    isMergedOnly: true,
   },
   {
     name: 'a new head for words merged into an encoder',
@@ -94,7 +104,8 @@ try {
 const { transformers, ort, versions } = loadTransformers(packages)
 for (const [name, version] of Object.entries(versions)) console.log(`${name} ${version}`)
 for (const entry of CASES) {
-  const pipeline = await openPipeline(transformers, entry.task, await entry.folder(entry))
+  const { open = openPipeline } = entry
+  const pipeline = await open(transformers, entry.task, await entry.folder(entry))
   try {
     console.log(`${entry.name}: ${await entry.check(pipeline, entry)}`)
   } finally {
@@ -107,6 +118,14 @@ for (const entry of CASES) {
   const call = (input, options) => adapted(input, { ...options, adapter: entry.adapter && 'adapter' })
   console.log(`${entry.name}, in a pipeline with adapters: ${await entry.check(call, entry)}`)
   await adapted.dispose()
+}
+
+/** The pipeline in two steps: `pipeline('text-classification')` looks for a class of the model's type, and has none for decoders. */
+async function openClassifier({ AutoModel, AutoTokenizer, TextClassificationPipeline, env }, task, folder) {
+  env.localModelPath = scratch
+  const name = basename(folder)
+  const model = await AutoModel.from_pretrained(name, { dtype: 'fp32' })
+  return new TextClassificationPipeline({ task, model, tokenizer: await AutoTokenizer.from_pretrained(name) })
 }
 
 /** An adapter of some layers of QUANTIZED that changes its texts. */

@@ -14,9 +14,11 @@ import warnings
 import torch
 from safetensors import safe_open
 
+import decoder_classification as decoder
 import text_classification as golden
 import token_classification as tokens
 from check_reverse import check_keys
+from exporters import build as build_decoder
 
 TOLERANCE = 1e-4
 METHODS = ["dora", "bias", "bias-of-lora", "saved"]
@@ -58,6 +60,7 @@ def main():
         **{name: (model.bert, AutoModelForSequenceClassification, golden.tensors()) for name in METHODS},
         "encoder": (model.bert, AutoModelForSequenceClassification, golden.tensors()),
         "classifier": (model, AutoModelForSequenceClassification, golden.tensors()),
+        "decoder": (build_decoder("llama"), AutoModelForSequenceClassification, decoder.tensors()),
         "tokens": (model.bert, AutoModelForTokenClassification, tokens.tensors()),
         "tokens-distilbert": (tokens.build("distilbert"), AutoModelForTokenClassification, tokens.tensors()),
     }

@@ -1,5 +1,6 @@
 // Trains classifiers of texts, words and pictures with lowrank for check_classifier.py and check_images.py:
-// OUT/{encoder,classifier,dora,bias,bias-of-lora,saved,tokens,tokens-distilbert,vit,dinov2}/{adapter,logits.json}. Needs a build.
+// OUT/{encoder,classifier,decoder,dora,bias,bias-of-lora,saved,tokens,tokens-distilbert,vit,dinov2}/{adapter,logits.json}.
+// Needs a build.
 //
 //     node scripts/golden/reverse_classifier.mjs OUT
 
@@ -31,6 +32,7 @@ const RUNS = {
   tokens: ['token-classification', 'text-classification/encoder', 'token-classification/encoder'],
   vit: ['image-classification', 'image-classification/vit', 'image-classification/vit'],
   dinov2: ['image-classification', 'image-classification/dinov2', 'image-classification/dinov2'],
+  decoder: ['text-classification', 'models/llama-optimum', 'decoder-classification/llama'],
   'tokens-distilbert': ['token-classification', 'token-classification/distilbert', 'token-classification/distilbert'],
 }
 

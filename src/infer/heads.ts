@@ -7,7 +7,8 @@ import { type Linear, logitsName } from '../graph/match/linears.js'
 import type { Graph } from '../graph/view/graph.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
-import { type HeadInput, type HeadLayer, type HeadRows, placeHead } from '../tasks/heads.js'
+import { chooseRows, type HeadInput } from '../tasks/head-rows.js'
+import { type HeadLayer, placeHead } from '../tasks/heads.js'
 import { loadTaskOf } from '../tasks/tasks.js'
 
 /** A layer of a head with its values. */
@@ -104,32 +105,19 @@ function erf(x: number): number {
   return (2 / Math.sqrt(Math.PI)) * sum
 }
 
-/** The logits (batch, labels), or (batch, sequence, labels), of a head over what the graph gave for its input. */
-export function headLogits({ input, layers, count }: AdapterHead, tensor: RuntimeTensor): RuntimeTensor {
+/**
+ * The logits (batch, labels), or (batch, sequence, labels), of a head over what the graph gave for its input.
+ *
+ * @param feeds of that run
+ */
+export function headLogits({ input, layers, count }: AdapterHead, tensor: RuntimeTensor, feeds: Feeds): RuntimeTensor {
   const { dims } = tensor
-  const values = floatsOf(tensor)
   const isWhole = input.rows === 'given' || input.rows === 'all'
-  let rows = isWhole ? values : firstRows(values, dims, input.rows)
+  const values = floatsOf(tensor)
+  let rows = chooseRows(values, dims, input, feeds)
   const n = isWhole ? values.length / layers[0].k : dims[0]
   for (const own of layers) rows = through(own, rows, n)
   return { type: 'float32', data: rows, dims: [...(isWhole ? dims.slice(0, -1) : [n]), count] }
-}
-
-/** The first row of each sequence, (batch, k), and for `first-and-mean` the mean of the others behind it. */
-function firstRows(values: Float32Array, [batch, sequence, k]: readonly number[], rows: HeadRows): Float32Array {
-  const width = rows === 'first' ? k : 2 * k
-  const result = new Float32Array(batch * width)
-  for (let row = 0; row < batch; row++) {
-    const own = values.subarray(row * sequence * k, (row + 1) * sequence * k)
-    result.set(own.subarray(0, k), row * width)
-    if (rows === 'first') continue
-    for (let j = 0; j < k; j++) {
-      let sum = 0
-      for (let i = 1; i < sequence; i++) sum += own[i * k + j]
-      result[row * width + k + j] = sum / (sequence - 1)
-    }
-  }
-  return result
 }
 
 function through(values: HeadValues, input: Float32Array, batch: number): Float32Array<ArrayBuffer> {
@@ -199,16 +187,23 @@ export async function runWithHead(
   const values = own.map(({ input }) => input.value)
   const outputs = await run(feeds, [...new Set([...others, ...values])])
   const logits =
-    heads.length === 1 ? headLogits(own[0], outputs[own[0].input.value]) : rowLogits(heads, outputs, replaced)
+    heads.length === 1
+      ? headLogits(own[0], outputs[own[0].input.value], feeds)
+      : rowLogits(heads, outputs, replaced, feeds)
   const kept = Object.entries(outputs).filter(([name]) => wanted.includes(name))
   return { ...Object.fromEntries(kept), [replaced]: logits }
 }
 
 /** The logits of each row by its own head. */
-function rowLogits(heads: RowHeads, outputs: Readonly<Record<string, RuntimeTensor>>, replaced: string): RuntimeTensor {
+function rowLogits(
+  heads: RowHeads,
+  outputs: Readonly<Record<string, RuntimeTensor>>,
+  replaced: string,
+  feeds: Feeds,
+): RuntimeTensor {
   const rows = heads.map((head, row) => {
     const input = outputs[head?.input.value ?? replaced]
-    const own = headOrOwn(head, { ...input, data: rowOf(input, row), dims: [1, ...input.dims.slice(1)] })
+    const own = headOrOwn(head, oneRow(input, row), rowFeeds(feeds, row))
     return { values: floatsOf(own), dims: own.dims.slice(1) }
   })
   const [{ dims }] = rows
@@ -228,11 +223,17 @@ function rowLogits(heads: RowHeads, outputs: Readonly<Record<string, RuntimeTens
   return { type: 'float32', data, dims: [rows.length, ...dims] }
 }
 
-function headOrOwn(head: AdapterHead | undefined, tensor: RuntimeTensor): RuntimeTensor {
-  return head === undefined ? tensor : headLogits(head, tensor)
+function headOrOwn(head: AdapterHead | undefined, tensor: RuntimeTensor, feeds: Feeds): RuntimeTensor {
+  return head === undefined ? tensor : headLogits(head, tensor, feeds)
 }
 
-function rowOf({ data, dims }: RuntimeTensor, row: number): RuntimeTensor['data'] {
+function oneRow({ type, data, dims }: RuntimeTensor, row: number): RuntimeTensor {
   const size = data.length / Math.max(1, dims[0])
-  return (data as Float32Array).subarray(row * size, (row + 1) * size)
+  return { type, data: data.slice(row * size, (row + 1) * size), dims: [1, ...dims.slice(1)] }
+}
+
+/** What tells of the tokens of one row. */
+function rowFeeds(feeds: Feeds, row: number): Feeds {
+  const own = Object.entries(feeds).filter(([, { dims }]) => dims.length === 2)
+  return Object.fromEntries(own.map(([name, tensor]) => [name, oneRow(tensor, row)]))
 }

@@ -61,7 +61,7 @@ export function logitsOf(session: ClassifierSession, adapter: string | undefined
     problemType: head === undefined ? model.config.problem_type : head.problemType,
     async run(feeds) {
       const { [wanted]: output } = await session.engine.run(feeds, mixesOf(adapter, undefined), [wanted])
-      const logits = head === undefined ? output : headLogits(head, output)
+      const logits = head === undefined ? output : headLogits(head, output, feeds)
       if (logits.dims.length === KINDS[of].axes) return logits
       throw noClassifier(graph, adapter, of, `${wanted} of ${logits.dims.length} axes`)
     },

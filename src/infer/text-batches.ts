@@ -1,6 +1,7 @@
 // Texts and pairs of texts in batches of like length, for models that read them whole: what is filled up is masked, so that the result of a
 // text does not depend on the others.
 
+import { DataError } from '../base/errors.js'
 import { anyOf, COUNT, checkArgument, isObject, kind, SIGNAL, STRING } from '../base/options.js'
 import { encoderInputs } from '../graph/inputs/encoder.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
@@ -44,7 +45,7 @@ export function listOfTexts<T>(texts: T | readonly T[], expected: Parameters<typ
   return list
 }
 
-/** @throws FileError when the model has no tokenizer, MismatchError when the tokenizer is another model's */
+/** @throws FileError when the model has no tokenizer, MismatchError when it is another model's, DataError for a text without tokens */
 export function encodeTexts(
   model: Model,
   texts: readonly TextOrPair[],
@@ -52,9 +53,12 @@ export function encodeTexts(
 ): EncodedText[] {
   const { vocabularySize, contextLength = Number.POSITIVE_INFINITY } = model
   const tokenizer = requireTokenizer(model)
-  return texts.map((input) => {
+  return texts.map((input, i) => {
     const { text, textPair } = typeof input === 'string' ? { text: input, textPair: undefined } : input
     const encoded = tokenizer.encodeTexts(text, textPair, Math.min(limit, contextLength))
+    if (encoded.ids.length === 0) {
+      throw new DataError({ where: `texts[${i}]`, what: 'it has no tokens, and the tokenizer adds none' })
+    }
     checkVocabulary(encoded.ids, { tokenizer, vocabularySize })
     return encoded
   })

@@ -27,7 +27,9 @@ function words(encoder: string): HeadForm {
 
 /** Undefined where the config asks for what is not known here. */
 function modernBert(config: Config): HeadForm | undefined {
-  return (config.classifier_pooling ?? 'cls') === 'cls' ? modernBertHead(config, 'first') : undefined
+  const pooling = config.classifier_pooling ?? 'cls'
+  if (pooling !== 'cls' && pooling !== 'mean') return undefined
+  return modernBertHead(config, pooling === 'cls' ? 'first' : 'mean')
 }
 
 function modernBertHead(config: Config, rows: HeadForm['rows']): HeadForm | undefined {
@@ -46,12 +48,38 @@ function modernBertHead(config: Config, rows: HeadForm['rows']): HeadForm | unde
   }
 }
 
+/** One layer over the last token of a text. */
+function continued(encoder: string): (config: Config) => HeadForm {
+  return ({ pad_token_id: pad }) => {
+    const padTokenId = typeof pad === 'number' ? pad : undefined
+    const layers = [{ module: 'score', hasBias: false }]
+    return { encoder, rows: 'last', padTokenId, layers, modulesToSave: ['score'] }
+  }
+}
+
+/** Decoders by the name that transformers gives the part in front of their head. */
+const DECODERS: Readonly<Record<string, readonly string[]>> = {
+  gpt_neox: ['gpt_neox'],
+  model: [
+    ...['arcee', 'diffllama', 'doge', 'exaone4', 'gemma', 'gemma2', 'gemma3_text', 'glm', 'glm4', 'gpt_oss', 'helium'],
+    ...['jamba', 'jetmoe', 'llama', 'minimax', 'ministral', 'mistral', 'mixtral', 'nemotron', 'olmo', 'olmo2', 'olmo3'],
+    ...['opt', 'persimmon', 'phi', 'phi3', 'phimoe', 'qwen2', 'qwen2_moe', 'qwen3', 'qwen3_moe', 'seed_oss', 'smollm3'],
+    ...['stablelm', 'starcoder2'],
+  ],
+  transformer: ['bloom', 'falcon', 'gpt2', 'gpt_bigcode', 'gpt_neo', 'gptj', 'mpt'],
+}
+
+const DECODER_FORMS: Forms = Object.fromEntries(
+  Object.entries(DECODERS).flatMap(([encoder, types]) => types.map((type) => [type, continued(encoder)])),
+)
+
 function deberta(config: Config): HeadForm | undefined {
   return (config.pooler_hidden_act ?? 'gelu') === 'gelu' ? pooled('deberta', 'pooler.dense', 'Gelu') : undefined
 }
 
 /** By model_type, as transformers has them for sequence classification. */
 const TEXT_FORMS: Forms = {
+  ...DECODER_FORMS,
   albert: () => pooled('albert', 'albert.pooler', 'Tanh'),
   bert: () => pooled('bert', 'bert.pooler.dense', 'Tanh'),
   camembert: () => dense('roberta', 'Tanh'),

@@ -7,9 +7,9 @@ import { formatShape } from '../base/tensor.js'
 import { findLinears, type Linear } from '../graph/match/linears.js'
 import type { Builder, Value } from '../graph/view/builder.js'
 import type { Graph } from '../graph/view/graph.js'
+import { appendRows, type HeadInput, type HeadRows, rowsAreChosen } from './head-rows.js'
+import { HIDDEN_OUTPUTS } from './pooling.js'
 
-/** What exporters call the hidden states (batch, sequence, k), best first. */
-export const HIDDEN_OUTPUTS: readonly string[] = ['last_hidden_state', 'token_embeddings']
 const POOLED = 'pooler_output'
 
 /** A layer of a head: y = activation(x·Wᵀ + b), or the norm of x. The last one gives the logits. */
@@ -24,17 +24,13 @@ export interface HeadLayer {
   readonly activation?: 'Tanh' | 'Relu' | 'Gelu'
 }
 
-/**
- * The rows of hidden states (batch, sequence, k) that a head computes with: that of the first token, that of each token, or the first one
- * beside the mean of the others, (batch, 2k).
- */
-export type HeadRows = 'first' | 'all' | 'first-and-mean'
-
 /** The layers of a head, and how PEFT saves them. */
 export interface HeadForm {
   /** How transformers calls the encoder: exports of the encoder alone lack this first part of the names. */
   readonly encoder: string
   readonly rows: HeadRows
+  /** See {@link HeadInput.padTokenId}. */
+  readonly padTokenId?: number | undefined
   /** From the hidden states on. */
   readonly layers: readonly HeadLayer[]
   /** What PEFT is told to save whole. */
@@ -68,18 +64,14 @@ export function trainedLayers({ layers }: HeadForm, { graph, linears }: HeadBase
 
 /** How wide the input of the first of these layers is. Throws UnsupportedError when nothing tells it. */
 export function headWidth({ rows }: HeadForm, { config, linears }: HeadBase, layers: readonly HeadLayer[]): number {
-  const own = linears.find(({ name }) => name === layers[0].module)?.k
+  const isInput = ({ name, isHead }: Linear) => name === layers[0].module || (rows === 'last' && isHead)
+  const own = linears.find(isInput)?.k
   if (own !== undefined) return own
-  const width = [config.hidden_size, config.dim, config.d_model].find((value) => Number.isSafeInteger(value))
+  const width = [config.hidden_size, config.dim, config.d_model, config.n_embd].find((value) =>
+    Number.isSafeInteger(value),
+  )
   if (width !== undefined) return (width as number) * (rows === 'first-and-mean' ? 2 : 1)
   throw new UnsupportedError({ where: 'config.json', what: 'it does not tell the width of the hidden states' })
-}
-
-/** What the first of some layers of a head computes with. */
-export interface HeadInput {
-  /** (batch, sequence, k); (n, k) where the rows are `given` */
-  readonly value: Value
-  readonly rows: HeadRows | 'given'
 }
 
 /**
@@ -89,19 +81,28 @@ export interface HeadInput {
  * @returns undefined where the graph has no such value
  */
 export function headInput(form: HeadForm, graph: Graph, [{ module }]: readonly HeadLayer[]): HeadInput | undefined {
-  const own = findLinears(graph).find(({ name }) => name === module)
+  const linears = findLinears(graph)
+  const own = linears.find(({ name }) => name === module)
   if (own !== undefined) return ownInput(form, graph, own.input)
   const output = (names: readonly string[]) => graph.outputs.find(({ name }) => names.includes(name))?.name
   if (module !== form.layers[0].module) {
     const value = output([POOLED])
     return value === undefined ? undefined : { value, rows: 'given' }
   }
-  const value = output(HIDDEN_OUTPUTS) ?? graph.outputs.find(({ name }) => name !== 'logits')?.name
-  return value === undefined ? undefined : { value, rows: form.rows }
+  const { rows, padTokenId } = form
+  const other =
+    rows === 'last'
+      ? // What a decoder's output layer computes with is what its last norm gives.
+        linears.find(({ isHead }) => isHead)?.input
+      : graph.outputs.find(({ name }) => name !== 'logits')?.name
+  const value = output(HIDDEN_OUTPUTS) ?? other
+  return value === undefined ? undefined : { value, rows, padTokenId }
 }
 
 /** What goes into a head that the graph has. */
-function ownInput({ rows }: HeadForm, graph: Graph, value: Value): HeadInput {
+function ownInput({ rows, padTokenId }: HeadForm, graph: Graph, value: Value): HeadInput {
+  // Exports of decoders choose among the logits of all tokens; a head that a merge has appended chooses first.
+  if (rows === 'last' && !rowsAreChosen(graph, value)) return { value, rows, padTokenId }
   if (rows !== 'all') return { value, rows: 'given' }
   // A head that a merge has appended gets its rows from a Flatten.
   const node = graph.producer(value)
@@ -187,7 +188,7 @@ export function appendHead(
   layers: readonly HeadLayer[],
   tensorOf: (tensor: string) => Value | undefined,
 ): Value {
-  let x = rowsOf(g, input)
+  let x = appendRows(g, input)
   for (const { module, kind, activation, epsilon = 1e-5 } of layers) {
     const path = module.replaceAll('.', '/')
     const weight = tensorOf(`${module}.weight`)!
@@ -208,16 +209,6 @@ export function appendHead(
   if (input.rows !== 'all') return x
   const shape = g.op('Slice', [g.op('Shape', [input.value]), g.int([0]), g.int([2])])
   return g.op('Reshape', [x, g.op('Concat', [shape, g.int([-1])], { axis: 0 })])
-}
-
-/** (n, k) */
-function rowsOf(g: Builder, { value, rows }: HeadInput): Value {
-  if (rows === 'given') return value
-  if (rows === 'all') return g.op('Flatten', [value], { axis: -1 })
-  const first = g.op('Gather', [value, g.int(0)], { axis: 1 })
-  if (rows === 'first') return first
-  const others = g.op('Slice', [value, g.int([1]), g.int([Number.MAX_SAFE_INTEGER]), g.int([1])])
-  return g.op('Concat', [first, g.reduceMean(others, [1], 0)], { axis: -1 })
 }
 
 /** x/2 · (1 + erf(x/√2)), in operators that every runtime has. */

@@ -14,7 +14,9 @@ import { pearson, spearman } from './ranking-metrics.js'
 export type Target = string | readonly string[] | number
 
 /** In transformers' words. */
-export type ProblemType = 'single_label_classification' | 'multi_label_classification' | 'regression'
+export type ProblemType = 'single_label_classification' | typeof MULTI | 'regression'
+
+const MULTI = 'multi_label_classification'
 
 /** How labels are trained. */
 export interface LabelOptions {
@@ -67,46 +69,69 @@ export interface LabelProblem {
  * The problem that the records pose.
  *
  * @param known labels of the model's own config.json
+ * @param whereOf the record of a target, by its number, for messages
  * @throws DataError for records of different kinds, or with nothing to learn; ConfigError for options that do not fit
  */
 export function problemOf(
   targets: () => Iterable<Target>,
   known: readonly string[],
   options: LabelOptions,
+  whereOf?: (index: number) => string,
 ): LabelProblem {
-  const type = options.problemType ?? typeOf(targets())
+  const placeOf = (index: number) => (whereOf === undefined ? 'label' : `${whereOf(index)}, label`)
+  const type = options.problemType ?? typeOf(targets(), placeOf)
   const { classWeights, labelSmoothing } = options
   const unused =
     classWeights !== undefined ? 'classWeights' : labelSmoothing !== undefined ? 'labelSmoothing' : undefined
   if (type !== 'single_label_classification' && unused !== undefined) {
     throw new ConfigError({ where: `taskOptions.${unused}`, what: 'only for one label a record', got: type })
   }
-  if (type === 'regression') return new Quantity(targets())
-  const labels = labelsOf(targets(), known)
+  if (type === 'regression') return new Quantity(targets(), placeOf)
+  const labels = labelsOf(targets(), known, placeOf)
   return type === 'single_label_classification' ? new OneLabel(labels, targets(), options) : new SeveralLabels(labels)
 }
 
-function typeOf(targets: Iterable<Target>): ProblemType {
-  const kinds = new Set<ProblemType>()
+/** Where a message is to point at, by the number of a target. */
+type PlaceOf = (index: number) => string
+
+const KINDS: Readonly<Record<ProblemType, string>> = {
+  single_label_classification: 'one label',
+  multi_label_classification: 'a list of labels',
+  regression: 'a number',
+}
+
+function typeOf(targets: Iterable<Target>, placeOf: PlaceOf): ProblemType {
+  /** Number of the first target of each kind. */
+  const firsts = new Map<ProblemType, number>()
+  let index = 0
   for (const target of targets) {
-    if (typeof target === 'number') kinds.add('regression')
-    else kinds.add(typeof target === 'string' ? 'single_label_classification' : 'multi_label_classification')
+    const isText = typeof target === 'string'
+    const kind = isText ? 'single_label_classification' : typeof target === 'number' ? 'regression' : MULTI
+    if (!firsts.has(kind)) firsts.set(kind, index)
+    index++
   }
   // Numbers without a fraction look like names.
-  if (kinds.has('regression')) kinds.delete('single_label_classification')
-  if (kinds.size === 1) return [...kinds][0]
+  if (firsts.has('regression')) firsts.delete('single_label_classification')
+  const [first, second] = firsts.entries()
+  if (second === undefined) return first[0]
   throw new DataError({
-    where: 'label',
+    where: placeOf(second[1]),
     what: 'records have labels of different kinds',
-    expected: 'one label, a list of labels, or a number, in all records',
-    got: [...kinds].join(' and '),
+    expected: `${KINDS[first[0]]}, as in the records before`,
+    got: KINDS[second[0]],
   })
 }
 
 /** The labels in the order of the logits: those of config.json where the data has no others, else the data's, sorted. */
-function labelsOf(targets: Iterable<Target>, known: readonly string[]): readonly string[] {
+function labelsOf(targets: Iterable<Target>, known: readonly string[], placeOf: PlaceOf): readonly string[] {
   const seen = new Set<string>()
-  for (const target of targets) for (const label of [target].flat()) seen.add(String(label))
+  let index = 0
+  let tooMany: number | undefined
+  for (const target of targets) {
+    for (const label of [target].flat()) seen.add(String(label))
+    if (seen.size > MAX_LABELS) tooMany ??= index
+    index++
+  }
   if (known.length > 1 && [...seen].every((label) => known.includes(label))) return known
   if (seen.size < 2) {
     throw new DataError({
@@ -115,9 +140,9 @@ function labelsOf(targets: Iterable<Target>, known: readonly string[]): readonly
       got: [...seen].map((label) => JSON.stringify(label)).join(),
     })
   }
-  if (seen.size > MAX_LABELS) {
+  if (tooMany !== undefined) {
     throw new DataError({
-      where: 'label',
+      where: placeOf(tooMany),
       what: 'the records have more labels than a head can have',
       expected: `at most ${MAX_LABELS}`,
       got: String(seen.size),
@@ -283,9 +308,13 @@ class Quantity implements LabelProblem {
   readonly type = 'regression'
   readonly labels = ['LABEL_0']
 
-  constructor(targets: Iterable<Target>) {
+  constructor(targets: Iterable<Target>, placeOf: PlaceOf) {
     const seen = new Set<number>()
-    for (const target of targets) if (seen.size < 2) seen.add(quantityOf(target))
+    let index = 0
+    for (const target of targets) {
+      const value = quantityOf(target, placeOf(index++))
+      if (seen.size < 2) seen.add(value)
+    }
     if (seen.size > 1) return
     throw new DataError({
       where: 'label',

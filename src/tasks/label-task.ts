@@ -20,16 +20,21 @@ interface Labeled {
 /** A task over one kind of inputs. */
 export abstract class LabelTask<Example extends Labeled> implements OpenTask<Example> {
   readonly labels: readonly string[]
-  readonly problemType: ProblemType
+  readonly warnings: readonly string[]
   readonly head: TrainedHead
   abstract readonly probe: OpenTask['probe']
   readonly #problem: LabelProblem
 
   constructor(model: Model, form: HeadForm, examples: Examples<Example>, options: LabelOptions) {
-    this.#problem = problemOf(() => targetsOf(examples), namedLabels(model.config), options)
+    const whereOf = (index: number) => examples.at(index)?.where ?? ''
+    this.#problem = problemOf(() => targetsOf(examples), namedLabels(model.config), options, whereOf)
+    this.warnings = this.problemType === 'regression' ? [] : rareLabels(examples)
     this.labels = this.#problem.labels
-    this.problemType = this.#problem.type
     this.head = new TrainedHead(model, form, this.labels.length)
+  }
+
+  get problemType(): ProblemType {
+    return this.#problem.type
   }
 
   abstract cost(example: Example): number
@@ -83,6 +88,25 @@ export abstract class LabelTask<Example extends Labeled> implements OpenTask<Exa
 /** A label as bytes, to tell records apart. */
 export function labelBytes(label: Target): Uint8Array {
   return new TextEncoder().encode(typeof label === 'string' ? label : JSON.stringify(label))
+}
+
+/** Labels that are told of by name when they are seen once. */
+const TOLD = 5
+
+/** What is to be known of labels that one record alone has: nothing tells what they have in common with others. */
+function rareLabels(examples: Iterable<Labeled>): string[] {
+  const seen = new Map<string, { where: string; count: number }>()
+  for (const { label: target, where } of examples) {
+    for (const label of new Set([target].flat().map(String))) {
+      const { count = 0 } = seen.get(label) ?? {}
+      seen.set(label, { where, count: count + 1 })
+    }
+  }
+  const rare = [...seen].filter(([, { count }]) => count === 1)
+  if (rare.length === 0) return []
+  const told = rare.slice(0, TOLD).map(([label, { where }]) => `${JSON.stringify(label)} (${where})`)
+  const more = rare.length > TOLD ? `, and ${rare.length - TOLD} more` : ''
+  return [`labels that one record alone has, so that there is little to learn of them: ${told.join(', ')}${more}`]
 }
 
 function* targetsOf(examples: Iterable<Labeled>): Generator<Target> {

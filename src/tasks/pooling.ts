@@ -5,7 +5,9 @@ import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js
 import { POOLINGS, type Pooling, type SentenceModules } from '../graph/sentence-modules.js'
 import type { Builder, Value } from '../graph/view/builder.js'
 import type { Graph } from '../graph/view/graph.js'
-import { HIDDEN_OUTPUTS } from './heads.js'
+
+/** What exporters call the hidden states (batch, sequence, k), best first. */
+export const HIDDEN_OUTPUTS: readonly string[] = ['last_hidden_state', 'token_embeddings']
 
 /** The way in which a model makes one vector of many. Throws UnsupportedError, naming it, where it is not known here. */
 export function poolingOf({ pooling, others }: SentenceModules): Pooling {

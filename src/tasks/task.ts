@@ -103,6 +103,8 @@ export interface OpenTask<Example = unknown> extends Objective {
   readonly labels?: readonly string[]
   /** What they are numbers of, in transformers' words. */
   readonly problemType?: ProblemType
+  /** What is to be known of the examples before they are trained on. */
+  readonly warnings?: readonly string[]
   /** The name that a module of the graph has in the PyTorch model of this task, where it is another. */
   moduleName?(name: string): string
   /** Throws DataError, with the record, for an example of the evaluation data that has a target which no other had. */

@@ -66,6 +66,10 @@ function parseLabeledText(row: unknown, where: string): LabeledText {
   const { text, textPair } = record
   const label = targetOf(record.label ?? record.labels)
   const isPair = textPair === undefined || textPair === null || typeof textPair === 'string'
+  const empty = Object.entries({ text, textPair }).find(([, own]) => typeof own === 'string' && own.trim() === '')
+  if (empty !== undefined) {
+    throw new DataError({ where, what: `${empty[0]} is empty`, hint: 'Leave such records out, or give them a text' })
+  }
   if (typeof text === 'string' && label !== undefined && isPair) {
     return { text, textPair: textPair ?? undefined, label, where }
   }

@@ -11,11 +11,11 @@ import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
 import type { Value } from '../graph/view/builder.js'
 import type { Graph } from '../graph/view/graph.js'
 import { readGraph } from '../graph/view/read-graph.js'
+import type { HeadInput } from './head-rows.js'
 import {
   appendHead,
   type HeadBase,
   type HeadForm,
-  type HeadInput,
   type HeadLayer,
   headInput,
   headTensors,

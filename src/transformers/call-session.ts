@@ -63,7 +63,7 @@ export class CallSession implements PipelineSession {
     const { mixes, head, kept, asked } = this.#planFor(batchOf(own))
     const given = await session.engine.run(own, mixes, asked)
     const outputs = Object.fromEntries(kept.map((name): [string, unknown] => [name, given[name]]))
-    if (head !== undefined) outputs[head.replaces ?? 'logits'] = logitsOf(head, given[head.input.value])
+    if (head !== undefined) outputs[head.replaces ?? 'logits'] = logitsOf(head, given[head.input.value], own)
     if (mixes.length > 1) checkRanks(graph, given)
     return outputs
   }
@@ -90,8 +90,8 @@ export class CallSession implements PipelineSession {
 }
 
 /** Of the class of what the run gave: a pipeline knows tensors by it. */
-function logitsOf(head: AdapterHead, input: RuntimeTensor): unknown {
-  const { type, data, dims } = headLogits(head, input)
+function logitsOf(head: AdapterHead, input: RuntimeTensor, feeds: Feeds): unknown {
+  const { type, data, dims } = headLogits(head, input, feeds)
   const Tensor = input.constructor as new (type: string, data: unknown, dims: readonly number[]) => unknown
   return new Tensor(type, data, dims)
 }

@@ -6,6 +6,7 @@ import { encodeFloats, f32ToF16 } from '../../base/dtype.js'
 import { UnsupportedError } from '../../base/errors.js'
 import { TensorProto_DataType as DataType, TensorProtoSchema } from '../../formats/onnx/gen/onnx_pb.js'
 import { valueInfo } from '../../graph/inject/inject.js'
+import { readWholeTexts } from '../../graph/inputs/without-cache.js'
 import type { Linear } from '../../graph/match/linears.js'
 import { Builder } from '../../graph/view/builder.js'
 import type { Graph } from '../../graph/view/graph.js'
@@ -78,11 +79,12 @@ export async function findMergedHead(
 }
 
 /**
- * Appends the head, and makes its logits the graph's only output. What led to the other outputs alone goes.
+ * Appends the head, and makes its logits the graph's only output. What led to the other outputs alone goes; a decoder takes no cache then.
  *
  * @returns names of the new initializers
  */
 export function writeHead(graph: Graph, linears: readonly Linear[], { adapter, placed }: MergedHead): string[] {
+  if (placed.input.rows === 'last') readWholeTexts(graph)
   graph.outputs = [valueInfo(placed.input.value, DataType.FLOAT)]
   graph.prune()
   const added: string[] = []

@@ -1,0 +1,55 @@
+// A decoder that reads whole texts alone: nothing is fed of a cache, nor of positions. Its inputs are then those of an encoder, which is what
+// programs feed that run classifiers.
+
+import { TensorProto_DataType as DataType } from '../../formats/onnx/gen/onnx_pb.js'
+import { Builder, type Value } from '../view/builder.js'
+import type { Graph } from '../view/graph.js'
+import { type CacheEntry, cacheEntry, isCacheInput } from './cache.js'
+import { type RoleInput, splitInputs } from './roles.js'
+
+/**
+ * Computes in the graph what it took besides tokens and their mask: an empty cache, positions that count real tokens, and 0 where it asks how
+ * many tokens were read before or how many logits are wanted.
+ *
+ * @throws UnsupportedError for a cache of unknown layout
+ */
+export function readWholeTexts(graph: Graph): void {
+  const { roles, others } = splitInputs(graph)
+  const g = new Builder(graph, 'inputs')
+  const ids = roles.find(({ role }) => role === 'inputIds')
+  const mask = roles.find(({ role }) => role === 'attentionMask')
+  const lengthOf = (axis: number) => g.op('Gather', [g.shape(ids!.name), g.int([axis])], { axis: 0 })
+  const replace = (input: Value, value: Value) => {
+    graph.replaceUses(input, value)
+    graph.inputs = graph.inputs.filter(({ name }) => name !== input)
+  }
+  const empty = ({ type, dims, axis }: CacheEntry) => {
+    const shape = dims.map((dim, i) => (i === axis ? g.int([0]) : dim === undefined ? lengthOf(0) : g.int([dim])))
+    const value = g.op('ConstantOfShape', [g.concat(shape, 0)])
+    return type === 'float16' ? g.cast(value, DataType.FLOAT16) : value
+  }
+  const positions = () => {
+    if (mask === undefined) {
+      const row = g.op('Range', [g.int(0), g.op('Squeeze', [lengthOf(1)]), g.int(1)])
+      return g.expand(row, g.shape(ids!.name))
+    }
+    const counted = g.op('CumSum', [g.cast(mask.name, DataType.INT64), g.int(1)])
+    return g.op('Max', [g.sub(counted, g.int(1)), g.int(0)])
+  }
+  const computed: Partial<Record<RoleInput['role'], (input: RoleInput) => Value>> = {
+    positionIds: positions,
+    logitsToKeep: ({ rank }) => g.int(rank === 0 ? 0 : [0]),
+    pastLength: ({ rank }) => g.int(rank === 0 ? 0 : [0]),
+  }
+  const made = new Map<string, Value>()
+  for (const input of others.filter(isCacheInput)) {
+    const entry = cacheEntry(graph, input)
+    const key = `${entry.type} ${entry.dims.join()}`
+    made.set(key, made.get(key) ?? empty(entry))
+    replace(input.name, made.get(key)!)
+  }
+  for (const input of roles) {
+    const value = computed[input.role]?.(input)
+    if (value !== undefined) replace(input.name, input.type === 'int32' ? g.cast(value, DataType.INT32) : value)
+  }
+}

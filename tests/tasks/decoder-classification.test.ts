@@ -1,0 +1,129 @@
+// Decoders that give labels to texts: the losses, gradients and logits of PEFT's *ForSequenceClassification on graphs of several
+// exporters, in training, in a session, and merged.
+
+import { readFileSync } from 'node:fs'
+import * as ort from 'onnxruntime-node'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { MemoryDirectory } from '../../src/base/bytes.js'
+import { readRows } from '../../src/data/read-rows.js'
+import { loadModel, type Model } from '../../src/graph/model-folder.js'
+import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { NodeDirectory } from '../../src/io/node/files.js'
+import { merge } from '../../src/merge/merge.js'
+import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import type { OrtModule } from '../../src/runtime/onnxruntime.js'
+import type { Task } from '../../src/tasks/task.js'
+import { tasksFor } from '../../src/tasks/tasks.js'
+import { type LabeledExample, textClassification } from '../../src/tasks/text-classification.js'
+import { encodeRows } from '../../src/train/examples.js'
+import { train } from '../../src/train/train.js'
+import { relativeError } from '../graph/golden.js'
+import { maxDifference } from '../infer/models.js'
+import { checkGoldenRun, type GoldenRun } from './golden-run.js'
+
+const runtime = { module: ort as unknown as OrtModule }
+
+interface Golden extends GoldenRun {
+  rows: { text: string; textPair?: string; label: string }[]
+  maxLength: number
+  labels: string[]
+  batch: { input_ids: number[][]; attention_mask: number[][] }
+  logits: number[][]
+}
+
+/** Graph → the model whose numbers it must give; graphs whose inputs transformers.js and others feed a classifier, without a cache. */
+const GRAPHS = {
+  'llama-optimum': 'llama',
+  'llama-genai': 'llama',
+  'llama-genai-rotary': 'llama',
+  'llama-dynamo': 'llama',
+  'qwen2-optimum': 'qwen2',
+  'gpt2-optimum': 'gpt2',
+}
+
+describe.each(Object.entries(GRAPHS))('%s', (graph, name) => {
+  const folder = `tests/golden/decoder-classification/${name}/golden`
+  const golden: Golden = JSON.parse(readFileSync(`${folder}/golden.json`, 'utf8'))
+  const texts = golden.rows.map(({ text, textPair }) => ({ text, textPair }))
+  const { maxLength } = golden
+  let model: Model
+  let examples: LabeledExample[]
+  beforeAll(async () => {
+    model = await loadModel(new NodeDirectory(`tests/golden/models/${graph}`), { runtime })
+    const options = { task: textClassification as unknown as Task, model, maxLength, name: 'data' }
+    const { kept } = await encodeRows(readRows(golden.rows), options)
+    examples = [...kept.examples] as LabeledExample[]
+  })
+  afterAll(() => model.close())
+
+  it("gives PEFT's loss, logits and gradients, and takes its steps", async () => {
+    textClassification.check(model)
+    const open = textClassification.open(model, examples)
+    expect(open.head?.modulesToSave).toEqual(['score'])
+    const { logits } = await checkGoldenRun(model, open, examples, { folder, golden, length: maxLength })
+    expect(relativeError(logits.data as Float32Array, golden.logits.flat())).toBeLessThan(1e-4)
+  })
+
+  it('runs with a head for each adapter, and merged without a cache', async () => {
+    const adapter = await loadAdapter(new NodeDirectory(`${folder}/adapter-init`))
+    const session = await OnnxSession.open(model, { adapters: { mood: adapter } })
+    const own = await session.classify(texts, { adapter: 'mood', maxLength, batchSize: 6 })
+    own.forEach(({ logits }, i) => void expect(maxDifference(logits, golden.logits[i])).toBeLessThan(1e-4))
+    await session.dispose()
+
+    const out = new MemoryDirectory({}, 'out')
+    const base = { directory: new NodeDirectory(`tests/golden/models/${graph}`) }
+    const { added } = await merge({ base, adapters: adapter, out })
+    expect(added).toEqual(['score.weight'])
+    const config = JSON.parse(new TextDecoder().decode(out.files.get('config.json')))
+    expect(config.architectures).toEqual([
+      `${{ llama: 'Llama', qwen2: 'Qwen2', gpt2: 'GPT2' }[name]}ForSequenceClassification`,
+    ])
+    const merged = await loadModel(out, { runtime })
+    const alone = await OnnxSession.open(merged)
+    expect([alone.inputNames, alone.outputNames]).toEqual([['input_ids', 'attention_mask'], ['logits']])
+    const found = await alone.classify(texts, { maxLength, batchSize: 6 })
+    found.forEach(({ logits }, i) => void expect(maxDifference(logits, golden.logits[i])).toBeLessThan(1e-4))
+    await alone.dispose()
+    await merged.close()
+  })
+})
+
+describe('a decoder', () => {
+  const data = [
+    { text: 'The sea was calm', label: 'calm' },
+    { text: 'He saw the sun and was happy', label: 'glad' },
+    { text: 'the night and the rain', label: 'calm' },
+    { text: 'sun and a happy day', label: 'glad' },
+  ]
+  let model: Model
+  beforeAll(async () => {
+    model = await loadModel(new NodeDirectory('tests/golden/models/llama-optimum'), { runtime })
+  })
+  afterAll(() => model.close())
+  const learn = (of: Model, out: MemoryDirectory) =>
+    train({
+      ...{ model: of, task: 'text-classification', data, evalData: data, batchSize: 2, epochs: 10, out },
+      ...{ learningRate: 2e-2, threads: 1, config: { rank: 2, targetModules: ['q_proj', 'v_proj'] } },
+    })
+
+  it('learns labels, saves its head, and trains on from the merged model', async () => {
+    expect(await tasksFor(model)).toEqual(['causal-lm', 'text-classification'])
+    const out = new MemoryDirectory()
+    const { report } = await learn(model, out)
+    expect(report.evalMetrics?.accuracy).toBe(1)
+    const config = JSON.parse(new TextDecoder().decode(out.files.get('adapter_config.json')))
+    expect(config).toMatchObject({ task_type: 'SEQ_CLS', modules_to_save: ['score'] })
+    const saved = await loadAdapter(out)
+    expect(saved.get('score.weight')).toMatchObject({ kind: 'replacement', shape: [2, 32] })
+    expect(saved.labels).toEqual(['calm', 'glad'])
+
+    const result = new MemoryDirectory({}, 'out')
+    await merge({ base: { directory: model.directory }, adapters: saved, out: result })
+    const merged = await loadModel(result, { runtime })
+    expect(await tasksFor(merged)).toEqual(['text-classification'])
+    const again = await learn(merged, new MemoryDirectory())
+    expect(again.report.trainLoss[0]).toBeLessThan(report.trainLoss[0] / 2)
+    await merged.close()
+  })
+})

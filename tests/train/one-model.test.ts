@@ -1,0 +1,49 @@
+// One loaded model for training and sessions at the same time: its graph is opened once, both give what they give alone, and the session
+// takes what was trained without loading again.
+
+import { expect, it } from 'vitest'
+import type { ByteSource } from '../../src/base/bytes.js'
+import { loadModel } from '../../src/graph/model-folder.js'
+import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { NodeDirectory } from '../../src/io/node/files.js'
+import { train } from '../../src/train/train.js'
+import { inThread } from '../infer/models.js'
+
+/** Counts what is opened of each file. */
+class CountingDirectory extends NodeDirectory {
+  readonly opened: string[] = []
+  override async open(path: string): Promise<ByteSource> {
+    this.opened.push(path)
+    return super.open(path)
+  }
+}
+
+it('is opened once for a training, and for a session that runs meanwhile and takes the result', async () => {
+  const directory = new CountingDirectory('tests/golden/text-classification/encoder')
+  const model = await loadModel(directory, { runtime: inThread })
+  const data = [
+    { text: 'the sea was calm', label: 'calm' },
+    { text: 'a happy day', label: 'glad' },
+  ]
+  const texts = data.map(({ text }) => text)
+  const start = (on: object = {}) =>
+    train({
+      ...{ model, task: 'text-classification', data, maxSteps: 8, learningRate: 2e-2, threads: 1, lowMemory: true, on },
+      config: { rank: 2, targetModules: ['query', 'value'] },
+    })
+  const alone = await start()
+  const session = await OnnxSession.open(model, { adapters: { mood: alone.adapter }, lowMemory: true })
+  const before = await session.classify(texts, { adapter: 'mood' })
+  const during: Promise<unknown>[] = []
+  const { adapter, report } = await start({
+    step: () => void during.push(session.classify(texts, { adapter: 'mood' })),
+  })
+  for (const result of await Promise.all(during)) expect(result).toEqual(before)
+  expect(during).toHaveLength(8)
+  expect(report.trainLoss).toEqual(alone.report.trainLoss)
+  await session.add('again', adapter)
+  expect(await session.classify(texts, { adapter: 'again' })).toEqual(before)
+  expect(directory.opened.filter((path) => path.endsWith('.onnx'))).toEqual(['onnx/model.onnx'])
+  await session.dispose()
+  await model.close()
+})
