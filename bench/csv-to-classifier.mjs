@@ -20,18 +20,19 @@ const { values: options } = parseArgs({
     model: { type: 'string' },
     transformers: { type: 'string', default: root },
     rows: { type: 'string', default: '2000' },
-    out: { type: 'string', default: join(root, 'out', 'csv-to-classifier') },
   },
 })
 if (options.mail === undefined || options.model === undefined)
   throw new Error('usage: csv-to-classifier.mjs --mail DIR --model DIR')
+/** In this package, where `lowrank` is found. */
+const out = join(root, 'out', 'csv-to-classifier')
 const rows = labeled(mails(options.mail))
 const count = Number(options.rows)
 const [training, others] = [rows.slice(0, count), rows.slice(count, count + 200)]
 const cell = (text) => `"${text.replaceAll('"', '""')}"`
 
-mkdirSync(options.out, { recursive: true })
-const [model, data, adapter] = [resolve(options.model), join(options.out, 'mails.csv'), join(options.out, 'adapter')]
+mkdirSync(out, { recursive: true })
+const [model, data, adapter] = [resolve(options.model), join(out, 'mails.csv'), join(out, 'adapter')]
 writeFileSync(data, `text,label\n${training.map(({ text, label }) => `${cell(text)},${label}\n`).join('')}`)
 
 const command = [
@@ -57,7 +58,7 @@ const classify = await pipelineWithAdapters('text-classification', ${JSON.string
 for (const text of ${JSON.stringify(others.map(({ text }) => text))}) console.log((await classify(text, { adapter: 'spam' }))[0].label)
 await classify.dispose()
 `
-const script = join(options.out, 'classify.mjs')
+const script = join(out, 'classify.mjs')
 writeFileSync(script, lines)
 
 console.log(`npx lowrank ${command.map((word) => (word.startsWith('/') ? relative(root, word) : word)).join(' ')}`)
