@@ -1,5 +1,5 @@
 """Gradients and steps of PEFT's methods over the tiny BERT of text_classification.py: DoRA, DoRA with given dropout masks, rsLoRA with
-patterns of ranks, trained biases, trained modules.
+patterns of ranks, trained biases, trained modules. And the defaults of PEFT and transformers.
 
     training_methods.py [--out tests/golden/training-methods]
 
@@ -73,10 +73,27 @@ def numbers(out, saved=SAVED, **options):
     return losses
 
 
+def defaults():
+    """What PEFT's config and the Trainer of transformers take where nothing is said."""
+    from peft import LoraConfig
+    from transformers import TrainingArguments
+    config, arguments = LoraConfig(), TrainingArguments()
+    return {
+        "versions": versions("transformers", "peft"),
+        "LoraConfig": {k: getattr(config, k) for k in (
+            "r", "lora_alpha", "lora_dropout", "target_modules", "init_lora_weights", "bias", "use_rslora", "use_dora")},
+        "TrainingArguments": {k: getattr(arguments, k) for k in (
+            "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "warmup_steps",
+            "weight_decay", "max_grad_norm", "seed", "adam_beta1", "adam_beta2", "adam_epsilon")}
+        | {"lr_scheduler_type": str(arguments.lr_scheduler_type.value)},
+    }
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path, default=GOLDEN / "training-methods")
     out = fresh(parser.parse_args().out)
+    write_json(out / "defaults.json", defaults())
     losses = {name: numbers(fresh(out / name), **options) for name, options in CASES.items()}
     write_json(out / "golden.json", {
         "versions": versions("torch", "transformers", "peft"), "learningRate": RATE, "dropout": DROPOUT, "losses": losses})

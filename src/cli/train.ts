@@ -129,6 +129,10 @@ export const train = defineCommand({
       'causal-lm',
     ),
     taskOptions: taskOptions(),
+    preset: choice(
+      TRAIN_CHOICES.preset,
+      'whose defaults to use where no option is given: peft takes those of PEFT and transformers, such as alpha 8, learning rate 5e-5 and 3 epochs; default: those below',
+    ),
     rank: integer('rank of the added matrices: the size of the adapter', { fallback: TRAIN_DEFAULTS.config.rank }),
     alpha: decimal('strength of the adapter: its change is scaled by alpha / rank', TRAIN_DEFAULTS.config.alpha),
     dropout: decimal(

@@ -26,7 +26,7 @@ import type { TrainConfig, TrainingData, TrainingOptions, TrainResult } from '..
 import type { PreviewExample } from '../train/preview.js'
 import type { TrainEvents } from '../train/report.js'
 import type { RunSources } from '../train/run-record.js'
-import { SETTINGS_KINDS } from '../train/settings.js'
+import { defaultsOf, PRESETS, SETTINGS_KINDS } from '../train/settings.js'
 import { ADAPTER } from './adapters.js'
 import { DATA, type Data, openData } from './data.js'
 import { memoryLimits } from './memory.js'
@@ -67,6 +67,7 @@ const OPTIONS: OptionTable<TrainOptions> = {
   chatTemplate: STRING,
   chatTemplateArgs: OBJECT,
   decodeImage: FUNCTION,
+  preset: oneOf(...PRESETS),
   config: OBJECT,
   adapter: ADAPTER,
   modules: OBJECT,
@@ -122,7 +123,7 @@ export async function train(options: TrainOptions, wait?: () => Promise<void> | 
     return await training.train(
       {
         ...rest,
-        config: await withDefaultTargets(options.config, model),
+        config: await withDefaultTargets(options, model),
         model,
         data,
         evalData,
@@ -198,8 +199,12 @@ function checkConfig(config: TrainConfig | undefined): void {
 }
 
 /** `default` as targetModules: what PEFT adapts in a model of that type. */
-async function withDefaultTargets(config: TrainConfig | undefined, model: Model): Promise<TrainConfig | undefined> {
-  if (config?.targetModules !== 'default') return config
+async function withDefaultTargets(
+  { config, preset, adapter }: TrainOptions,
+  model: Model,
+): Promise<TrainConfig | undefined> {
+  const targets = config?.targetModules ?? (adapter === undefined ? defaultsOf(preset).config.targetModules : undefined)
+  if (targets !== 'default') return config
   const { defaultTargetModules } = await import('../peft/default-targets.js')
   return { ...config, targetModules: defaultTargetModules(String(model.config.model_type)) }
 }

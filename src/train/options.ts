@@ -12,7 +12,7 @@ import type { Init } from '../lora/init/inits.js'
 import type { TaskName } from '../tasks/tasks.js'
 import type { TextRecord } from '../text/records.js'
 import type { TrainEvents, TrainReport } from './report.js'
-import type { TRAIN_DEFAULTS, TrainSettings } from './settings.js'
+import type { Preset, TRAIN_DEFAULTS, TrainSettings } from './settings.js'
 
 /** Records, or files that contain records (JSONL, JSON, CSV, TSV, Parquet or text), or a folder of such files. */
 export type TrainingData =
@@ -68,6 +68,11 @@ export interface TrainingOptions extends Optional<TrainSettings> {
    * show. Records may also hold pictures as `{ data, width, height }`.
    */
   readonly decodeImage?: DecodeImage | undefined
+  /**
+   * Whose defaults count where the options and `config` say nothing. `peft`: those of PEFT's LoraConfig and of transformers' TrainingArguments,
+   * such as rank 8, alpha 8, a learning rate of 5e-5 and 3 epochs. Default: lowrank's own.
+   */
+  readonly preset?: Preset | undefined
   /** Settings of the new adapter. */
   readonly config?: TrainConfig | undefined
   /** Trains this adapter further instead of a new one. Its factors are changed in place. */

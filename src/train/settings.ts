@@ -101,6 +101,46 @@ export const TRAIN_DEFAULTS = Object.freeze({
   }),
 }) satisfies Readonly<TrainSettings> & { readonly config: LoraConfigInput }
 
+/** Defaults of other programs, by the preset that takes them. */
+export const PRESETS = ['peft'] as const
+
+/** One of {@link PRESETS}. */
+export type Preset = (typeof PRESETS)[number]
+
+/**
+ * The defaults of PEFT 0.21.2's LoraConfig, and for the run those of transformers 5.24's TrainingArguments, which PEFT's users train with.
+ * Written out, so that a change of lowrank's own defaults does not change them.
+ */
+const PEFT_DEFAULTS = Object.freeze({
+  epochs: 3,
+  batchSize: 8,
+  gradientAccumulation: 1,
+  learningRate: 5e-5,
+  schedule: 'linear',
+  warmupRatio: 0,
+  loraPlusRatio: undefined,
+  weightDecay: 0,
+  maxGradNorm: 1,
+  config: Object.freeze({
+    rank: 8,
+    alpha: 8,
+    dropout: 0,
+    targetModules: 'default',
+    init: 'kaiming-uniform',
+    seed: 42,
+    useRslora: false,
+    useDora: false,
+    bias: 'none',
+  }),
+}) satisfies Partial<TrainSettings> & { readonly config: LoraConfigInput }
+
+/** The defaults of a run and of its new adapter. */
+export function defaultsOf(preset: Preset | undefined): Readonly<TrainSettings> & { readonly config: LoraConfigInput } {
+  if (preset === undefined) return TRAIN_DEFAULTS
+  checkArgument(preset, oneOf(...PRESETS), 'preset')
+  return { ...TRAIN_DEFAULTS, ...PEFT_DEFAULTS, config: { ...TRAIN_DEFAULTS.config, ...PEFT_DEFAULTS.config } }
+}
+
 /** What each setting may be. */
 export const SETTINGS_KINDS: OptionTable<TrainSettings> = {
   epochs: COUNT,
@@ -127,16 +167,19 @@ export const SETTINGS_KINDS: OptionTable<TrainSettings> = {
 }
 
 /**
- * The settings with defaults where `input` has none.
+ * The settings with defaults where `input` has none: those of its preset, or lowrank's own.
  *
  * @throws ConfigError that names the first setting that is out of range
  */
 export function resolveSettings(
-  input: { readonly [K in keyof TrainSettings]?: TrainSettings[K] | undefined },
+  input: { readonly [K in keyof TrainSettings]?: TrainSettings[K] | undefined } & {
+    readonly preset?: Preset | undefined
+  },
 ): TrainSettings {
   const settings: Record<string, unknown> = {}
+  const defaults = defaultsOf(input.preset)
   for (const key of Object.keys(SETTINGS_KINDS) as (keyof TrainSettings)[]) {
-    const value = input[key] ?? TRAIN_DEFAULTS[key]
+    const value = input[key] ?? defaults[key]
     if (value !== undefined) checkArgument(value, SETTINGS_KINDS[key], key)
     settings[key] = value
   }

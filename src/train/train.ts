@@ -26,7 +26,7 @@ import type { TrainReport } from './report.js'
 import { trainAdapter } from './run.js'
 import { checkRunFolder, type FolderUse } from './run-folder.js'
 import { type RunSources, runRecord } from './run-record.js'
-import { resolveSettings, TRAIN_DEFAULTS, type TrainSettings, usesBest } from './settings.js'
+import { defaultsOf, resolveSettings, TRAIN_DEFAULTS, type TrainSettings, usesBest } from './settings.js'
 import { addWhole, savedTensors, trainedBiases, wholeTensors } from './whole-tensors.js'
 
 /** What a run has beside its options. */
@@ -283,7 +283,7 @@ function checkOptions(options: TrainingOptions, settings: TrainSettings): LoraCo
   checkColumnNames(options.columns)
   if (evalSplit !== undefined) planSplit(evalSplit, 0)
   const given = Object.entries(options.config ?? {}).filter(([, value]) => value !== undefined)
-  const defaults = { ...TRAIN_DEFAULTS.config, baseModel: model.name }
+  const defaults = { ...defaultsOf(options.preset).config, baseModel: model.name }
   const config = adapter?.config ?? resolveConfig({ ...defaults, ...Object.fromEntries(given) })
   if (adapter !== undefined) checkAdapter(adapter)
   if (config.dropout >= 1) {
