@@ -7,7 +7,7 @@
 import assert from 'node:assert/strict'
 import { readFileSync } from 'node:fs'
 import { basename, join } from 'node:path'
-import { LoraAdapter, loadAdapter, loadModel, merge, openSession } from 'lowrank'
+import { LoraAdapter, loadAdapter, loadModel, MemoryDirectory, merge, openSession, saveAdapter } from 'lowrank'
 import { pipelineWithAdapters } from 'lowrank/transformers'
 import { installTransformers, loadTransformers, openPipeline, ROOT } from './transformers-js.mjs'
 
@@ -30,8 +30,9 @@ const SENTENCES = [
 ]
 
 /**
- * What is checked. No pipeline over lowrank's session has rows that are `isMergedOnly`. `open` opens the pipeline where transformers.js does not do so by its task. `folder` makes the model that transformers.js opens; `check` compares its pipeline with lowrank over `base` and
- * `adapter`, and returns what it compared in words.
+ * What is checked, for each task. `folder` makes the model that transformers.js opens; `check` compares its pipeline with lowrank over `base` and
+ * `adapter`, and returns what it compared in words. `open` opens the pipeline where transformers.js does not do so by its task; no pipeline
+ * over lowrank's session has rows that are `isMergedOnly`.
  */
 const CASES = [
   {
@@ -82,13 +83,24 @@ const CASES = [
     adapter: join(IMAGES, name, 'golden/adapter-init'),
     folder: mergedOnnx,
     check: comparePictures,
-    isMergedOnly: true,
   })),
+  {
+    name: 'an adapter merged into an encoder',
+    task: 'feature-extraction',
+    base: ENCODER,
+    adapter: waveAdapter('encoder.layer.0.attention.self.', { query: [16, 16], value: [16, 16] }),
+    folder: mergedOnnx,
+    check: compareVectors,
+  },
   {
     name: 'an adapter beside 4-bit weights',
     task: 'text-generation',
     base: QUANTIZED,
-    adapter: quantizedAdapter(),
+    adapter: waveAdapter('model.layers.0.', {
+      'self_attn.q_proj': [64, 32],
+      'self_attn.v_proj': [32, 32],
+      'mlp.up_proj': [64, 32],
+    }),
     folder: mergedOnnx,
     check: compareTexts,
   },
@@ -112,11 +124,16 @@ for (const entry of CASES) {
     await pipeline.dispose()
   }
   if (entry.isMergedOnly) continue
-  // The same without merging.
-  const adapters = entry.adapter === undefined ? {} : { adapter: entry.adapter }
+  // The same without merging: two adapters, and calls with both at the same time.
+  const { adapter } = entry
+  const adapters = adapter === undefined ? {} : { adapter, other: await changed(adapter) }
   const adapted = await pipelineWithAdapters(entry.task, entry.base, { adapters, transformers })
-  const call = (input, options) => adapted(input, { ...options, adapter: entry.adapter && 'adapter' })
-  console.log(`${entry.name}, in a pipeline with adapters: ${await entry.check(call, entry)}`)
+  const checkWith = (name) => {
+    const call = (input, options) => adapted(input, { ...options, adapter: name })
+    return entry.check(call, { ...entry, adapter: name && adapters[name] })
+  }
+  const [result] = await Promise.all(adapter === undefined ? [checkWith()] : ['adapter', 'other'].map(checkWith))
+  console.log(`${entry.name}, in a pipeline with adapters: ${result}`)
   await adapted.dispose()
 }
 
@@ -128,18 +145,40 @@ async function openClassifier({ AutoModel, AutoTokenizer, TextClassificationPipe
   return new TextClassificationPipeline({ task, model, tokenizer: await AutoTokenizer.from_pretrained(name) })
 }
 
-/** An adapter of some layers of QUANTIZED that changes its texts. */
-function quantizedAdapter() {
+/** Another adapter of the same layers, and with a head of its own where the first has one. */
+async function changed(adapter) {
+  const copy = new MemoryDirectory()
+  if (typeof adapter !== 'string') await saveAdapter(adapter, copy)
+  const other = await loadAdapter(typeof adapter === 'string' ? adapter : copy)
+  for (const { weightB } of other.parts('linear')) for (const i of weightB.data.keys()) weightB.data[i] *= -1.5
+  for (const { weight } of other.parts('replacement')) for (const i of weight.data.keys()) weight.data[i] *= -0.8
+  return other
+}
+
+/** An adapter with other values in each layer. `layers`: names with [d, k]. */
+function waveAdapter(prefix, layers) {
   const adapter = new LoraAdapter({ rank: 4, alpha: 8 })
   const wave = (rows, columns, phase) =>
     Array.from({ length: rows }, (_, i) =>
       Array.from({ length: columns }, (_, j) => 0.2 * Math.sin(phase + 1.7 * (i * columns + j))),
     )
-  const layers = { 'self_attn.q_proj': [64, 32], 'self_attn.v_proj': [32, 32], 'mlp.up_proj': [64, 32] }
   for (const [i, [name, [d, k]]] of Object.entries(layers).entries()) {
-    adapter.addFactors(`model.layers.0.${name}`, wave(4, k, i), wave(d, 4, -i))
+    adapter.addFactors(prefix + name, wave(4, k, i), wave(d, 4, -i))
   }
   return adapter
+}
+
+/** Vectors of sentences, one by one: lowrank's are those of transformers.js. */
+async function compareVectors(pipeline, { base, adapter }) {
+  const expected = await withSession(base, adapter, (session) => {
+    return session.embed(SENTENCES, { adapter: 'adapter', pooling: 'mean' })
+  })
+  for (const [i, sentence] of SENTENCES.entries()) {
+    const { data } = await pipeline(sentence, { pooling: 'mean', normalize: true })
+    assert.equal(data.length, expected[i].length)
+    for (const [j, value] of Array.from(data).entries()) assert.ok(Math.abs(value - expected[i][j]) < 1e-5, sentence)
+  }
+  return `the vectors of ${SENTENCES.length} texts are the same`
 }
 
 /** Both continue prompts greedily: transformers.js one by one, then all in a batch, which pads them on the left. */

@@ -61,6 +61,11 @@ export interface PipelineCalls {
     (text: string, options?: AdapterCallOptions): Promise<TokenScore[]>
     (texts: readonly string[], options?: AdapterCallOptions): Promise<TokenScore[][]>
   }
+  /** A picture is its path or URL, a Blob, a canvas, or a RawImage of transformers.js. */
+  'image-classification': {
+    (pictures: readonly (string | object)[], options?: AdapterCallOptions): Promise<LabelScore[][]>
+    (picture: string | object, options?: AdapterCallOptions): Promise<LabelScore[]>
+  }
 }
 
 /** A pipeline whose calls choose an adapter. */
@@ -81,7 +86,7 @@ export type WithAdapters<Pipeline extends PipelineLike> = Pipeline &
  * Makes a pipeline of transformers.js for a model that lowrank opens. Its weights are in memory once, and each call chooses an adapter.
  * Calls with different adapters may overlap. Needs @huggingface/transformers 4.3 or later.
  *
- * @param task text-generation, feature-extraction, text-classification or token-classification
+ * @param task text-generation, feature-extraction, text-classification, token-classification or image-classification
  * @param source what `loadModel` takes: a path (not in browsers), `org/name`, a URL, picked files or a Directory
  * @returns the pipeline. Its calls take the options of transformers.js, and also `adapter`. `session.add` adds adapters later
  * @throws UnsupportedError for another task, an older transformers.js, a model type that transformers.js does not support, or a model of several
@@ -113,7 +118,7 @@ export async function pipelineWithAdapters<Task extends PipelineTask>(
  * are in memory only once. The given pipeline still works: it runs the base model alone. If lowrank's session cannot be opened, you
  * cannot use the given pipeline any more.
  *
- * @param pipeline of text-generation, feature-extraction or text-classification
+ * @param pipeline of text-generation, feature-extraction, text-classification or token-classification
  * @returns the pipeline. Its calls take the same options as before, and also `adapter`
  * @throws ConfigError for a value that is not a pipeline, or an option that is not usable; UnsupportedError for another task, a model of several
  *   graphs or an older transformers.js; MismatchError when the source or an adapter is of another model; StateError when the pipeline

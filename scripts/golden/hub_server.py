@@ -1,5 +1,6 @@
 """The Hub's routes over files in memory, on a port of this machine: as much of them as huggingface_hub asks for."""
 
+import functools
 import hashlib
 import json
 import threading
@@ -11,9 +12,15 @@ def git_sha1(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
+@functools.lru_cache(maxsize=None)
+def sha256(content: bytes) -> str:
+    """Once for each file: it takes seconds for a large one, and clients do not wait for long."""
+    return hashlib.sha256(content).hexdigest()
+
+
 def pointer(content: bytes) -> bytes:
     """What git keeps of a file in LFS."""
-    digest = hashlib.sha256(content).hexdigest()
+    digest = sha256(content)
     return f"version https://git-lfs.github.com/spec/v1\noid sha256:{digest}\nsize {len(content)}\n".encode()
 
 
@@ -22,6 +29,9 @@ class HubServer:
 
     def __init__(self, repositories: dict):
         self.repositories = repositories
+        for repository in repositories.values():
+            for path in repository.get("lfs", []):
+                sha256(repository["files"][path])
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -66,7 +76,7 @@ class HubServer:
         if content is None:
             return self.send(request, with_body, 404, b"", {**headers, "X-Error-Code": "EntryNotFound"})
         if path in repository["lfs"]:
-            headers["X-Linked-Etag"] = f'"{hashlib.sha256(content).hexdigest()}"'
+            headers["X-Linked-Etag"] = f'"{sha256(content)}"'
             headers["X-Linked-Size"] = str(len(content))
         self.send(request, with_body, 200, content, {**headers, "ETag": f'"{git_sha1(content)}"'})
 
@@ -75,7 +85,7 @@ class HubServer:
         content = repository["files"][path]
         entry = {"type": "file", "oid": git_sha1(content), "size": len(content), "path": path}
         if path in repository["lfs"]:
-            digest, link = hashlib.sha256(content).hexdigest(), pointer(content)
+            digest, link = sha256(content), pointer(content)
             entry["oid"] = git_sha1(link)
             entry["lfs"] = {"oid": digest, "size": len(content), "pointerSize": len(link)}
         return entry

@@ -1,18 +1,24 @@
 // The tasks of pipelines that adapters can be used in: which classes of transformers.js stand behind each.
 
-import { nearMisses, UnsupportedError } from '../base/errors.js'
+import { FileError, nearMisses, UnsupportedError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
 import type { Model } from '../graph/model-folder.js'
 import { type Class, classNamed, type PreTrainedModel, type TransformersModule } from './module.js'
 
 /** A task of transformers.js's pipelines. */
-export type PipelineTask = 'text-generation' | 'feature-extraction' | 'text-classification' | 'token-classification'
+export type PipelineTask =
+  | 'text-generation'
+  | 'feature-extraction'
+  | 'text-classification'
+  | 'token-classification'
+  | 'image-classification'
 
 const CLASSES: Readonly<Record<PipelineTask, { readonly auto: string; readonly pipeline: string }>> = {
   'text-generation': { auto: 'AutoModelForCausalLM', pipeline: 'TextGenerationPipeline' },
   'feature-extraction': { auto: 'AutoModel', pipeline: 'FeatureExtractionPipeline' },
   'text-classification': { auto: 'AutoModelForSequenceClassification', pipeline: 'TextClassificationPipeline' },
   'token-classification': { auto: 'AutoModelForTokenClassification', pipeline: 'TokenClassificationPipeline' },
+  'image-classification': { auto: 'AutoModelForImageClassification', pipeline: 'ImageClassificationPipeline' },
 }
 
 /** Throws UnsupportedError for a task whose pipelines take no adapters. */
@@ -62,8 +68,42 @@ export function modelClass(
   })
 }
 
-/** transformers.js's tokenizer of a model. */
-export async function tokenizerOf(transformers: TransformersModule, model: Model): Promise<unknown> {
+/** What a pipeline reads its input with. */
+export interface InputReader {
+  readonly tokenizer?: unknown
+  readonly processor?: unknown
+}
+
+/**
+ * transformers.js's tokenizer of a model, or for pictures its image processor.
+ *
+ * @throws FileError when the model has no file for it
+ */
+export async function readerOf(
+  transformers: TransformersModule,
+  task: PipelineTask,
+  model: Model,
+): Promise<InputReader> {
+  return task === 'image-classification'
+    ? { processor: processorOf(transformers, model) }
+    : { tokenizer: await tokenizerOf(transformers, model) }
+}
+
+function processorOf(transformers: TransformersModule, { preprocessorConfig, name }: Model): object {
+  if (preprocessorConfig === undefined) {
+    throw new FileError({
+      where: name,
+      what: 'no preprocessor_config.json in this folder, which says how pictures are resized',
+      hint: 'Copy it from where the model came from',
+    })
+  }
+  const named = String(preprocessorConfig.image_processor_type ?? '').replace(/Fast$/, '')
+  const isKnown = typeof (transformers as unknown as Record<string, unknown>)[named] === 'function'
+  const Processor = classNamed<object>(transformers, isKnown ? named : 'ImageProcessor')
+  return new (Processor as unknown as new (config: unknown) => object)({ ...preprocessorConfig })
+}
+
+async function tokenizerOf(transformers: TransformersModule, model: Model): Promise<unknown> {
   const { directory } = model
   const read = async (path: string) => JSON.parse(await textOf(directory, path)) as unknown
   const tokenizer = await read('tokenizer.json')

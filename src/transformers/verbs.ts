@@ -30,7 +30,7 @@ import { CallSession, type SharedSession } from './call-session.js'
 import { defaultDevice, findRuntime } from './find-runtime.js'
 import { type PipelineInstance, type PreTrainedModel, runtimeModule, transformersModule } from './module.js'
 import { adapterPipeline, type PipelineRun, sessionExtras, shareSession } from './pipelines.js'
-import { checkTask, modelClass, type PipelineTask, pipelineClass, tokenizerOf } from './tasks.js'
+import { checkTask, modelClass, type PipelineTask, pipelineClass, readerOf } from './tasks.js'
 
 /** The adapters of a pipeline, and how its model is opened. */
 export interface PipelineOptions {
@@ -88,9 +88,9 @@ export async function pipelineWithAdapters(task: PipelineTask, source: Source, o
     const sessions = { model: new CallSession(shared, null) }
     const configs = { generation_config: model.generationConfig }
     const built = new (ModelClass as unknown as new (...parts: unknown[]) => PreTrainedModel)(config, sessions, configs)
-    const tokenizer = await tokenizerOf(transformers, model)
+    const reader = await readerOf(transformers, task, model)
     const Pipeline = pipelineClass(transformers, task) as unknown as new (parts: object) => PipelineInstance
-    return adapterPipeline(new Pipeline({ task, model: built, tokenizer }), shared)
+    return adapterPipeline(new Pipeline({ task, model: built, ...reader }), shared)
   } catch (error) {
     await shared.session.dispose()
     throw error
@@ -159,6 +159,14 @@ async function openShared(
 function checkPipeline(pipeline: PipelineInstance): void {
   const { task, model, tokenizer } = (typeof pipeline === 'function' ? pipeline : {}) as Partial<PipelineInstance>
   const sessions: unknown = model?.sessions
+  if (task === 'image-classification') {
+    throw new UnsupportedError({
+      where: 'pipeline',
+      what: 'adapters cannot be added to a pipeline of pictures that is there',
+      got: task,
+      hint: `Call pipelineWithAdapters('${task}', source)`,
+    })
+  }
   if (task === undefined || typeof tokenizer !== 'function' || !isObject(sessions)) {
     throw new ConfigError({
       where: 'pipeline',

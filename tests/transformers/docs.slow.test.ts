@@ -13,9 +13,12 @@ describe.skipIf(transformers === undefined)('docs/transformers-js.md', () => {
   let consumer: Consumer
   beforeAll(() => {
     consumer = installConsumer('transformers')
-    const link = join(consumer.folder, 'node_modules/@huggingface/transformers')
-    mkdirSync(dirname(link), { recursive: true })
-    symlinkSync(join(installedIn, 'node_modules/@huggingface/transformers'), link, 'junction')
+    // The ONNX Runtime of transformers.js is also what trains.
+    for (const name of ['@huggingface/transformers', 'onnxruntime-node']) {
+      const link = join(consumer.folder, 'node_modules', name)
+      mkdirSync(dirname(link), { recursive: true })
+      symlinkSync(join(installedIn, 'node_modules', name), link, 'junction')
+    }
     for (const folder of ['models', 'tests']) {
       symlinkSync(join(repository, folder), join(consumer.folder, folder), 'junction')
     }
@@ -23,10 +26,15 @@ describe.skipIf(transformers === undefined)('docs/transformers-js.md', () => {
   afterAll(() => consumer?.remove())
 
   it('has a block for each task, of about ten lines', () => {
-    for (const task of ['text-generation', 'feature-extraction', 'text-classification']) {
+    for (const task of ['text-generation', 'feature-extraction', 'text-classification', 'image-classification']) {
       const block = blocks.find((text) => text.includes(`pipelineWithAdapters('${task}'`))
       expect(block?.trim().split('\n').length, task).toBeLessThanOrEqual(11)
     }
+  })
+
+  it('goes from text to an answer in at most 15 lines', () => {
+    const block = blocks.find((text) => text.includes('await train('))
+    expect(block?.trim().split('\n').length).toBeLessThanOrEqual(15)
   })
 
   it.each(blocks)('runs: %s', { timeout: 60_000 }, (text) => {

@@ -18,6 +18,8 @@ describe('pipelines with adapters', () => {
     await expect(open('text-generation', { adaptor: {} })).rejects.toThrow(/Did you mean adapters\?/)
     await expect(open('text-generation', { transformers: {} })).rejects.toThrow(ConfigError)
     await expect(withAdapters({} as never, { source: UNION })).rejects.toThrow(/^pipeline: not usable/)
+    const pictures = Object.assign(async () => {}, { task: 'image-classification' })
+    await expect(withAdapters(pictures, { source: UNION })).rejects.toThrow(/Call pipelineWithAdapters\('image-classif/)
   })
 
   it('say that the package is not installed', async () => {

@@ -1,0 +1,60 @@
+// ModernBERT, whose head takes the mean of all tokens: PEFT's losses, gradients and logits on optimum's export of the encoder.
+
+import { readFileSync } from 'node:fs'
+import { expect, it } from 'vitest'
+import { MemoryDirectory } from '../../src/base/bytes.js'
+import { readRows } from '../../src/data/read-rows.js'
+import { loadModel } from '../../src/graph/model-folder.js'
+import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { merge } from '../../src/merge/merge.js'
+import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import type { Task } from '../../src/tasks/task.js'
+import { type LabeledExample, textClassification } from '../../src/tasks/text-classification.js'
+import { encodeRows } from '../../src/train/examples.js'
+import { relativeError } from '../graph/golden.js'
+import { directoryOf, inThread, maxDifference, openModel } from '../infer/models.js'
+import { checkGoldenRun, type GoldenRun } from './golden-run.js'
+
+const folder = 'tests/golden/modernbert'
+
+interface Golden extends GoldenRun {
+  rows: { text: string; textPair?: string; label: string }[]
+  maxLength: number
+  logits: number[][]
+}
+
+const golden: Golden = JSON.parse(readFileSync(`${folder}/golden/golden.json`, 'utf8'))
+const { maxLength } = golden
+
+it("gives PEFT's loss, logits and gradients, and takes its steps", async () => {
+  const model = await openModel(folder)
+  const options = { task: textClassification as unknown as Task, model, maxLength, name: 'data' }
+  const { kept } = await encodeRows(readRows(golden.rows), options)
+  const examples = [...kept.examples] as LabeledExample[]
+  const open = textClassification.open(model, examples)
+  const { logits } = await checkGoldenRun(model, open, examples, {
+    folder: `${folder}/golden`,
+    golden,
+    length: maxLength,
+  })
+  expect(relativeError(logits.data as Float32Array, golden.logits.flat())).toBeLessThan(1e-5)
+  await model.close()
+})
+
+it('gives the same logits in a session, and merged', async () => {
+  const texts = golden.rows.map(({ text, textPair }) => ({ text, textPair }))
+  const adapter = await loadAdapter(directoryOf(`${folder}/golden/adapter-init`))
+  const out = new MemoryDirectory({}, 'out')
+  await merge({ base: { directory: directoryOf(folder) }, adapters: adapter, out })
+  const [model, merged] = [await openModel(folder), await loadModel(out, { runtime: inThread })]
+  const [own, alone] = [await OnnxSession.open(model, { adapters: { mood: adapter } }), await OnnxSession.open(merged)]
+  const results = [
+    await own.classify(texts, { adapter: 'mood', maxLength }),
+    await alone.classify(texts, { maxLength }),
+  ]
+  for (const found of results) {
+    found.forEach(({ logits }, i) => void expect(maxDifference(logits, golden.logits[i])).toBeLessThan(1e-5))
+  }
+  for (const session of [own, alone]) await session.dispose()
+  for (const one of [model, merged]) await one.close()
+})
