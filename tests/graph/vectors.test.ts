@@ -75,7 +75,10 @@ async function run(graph: Graph, vectors: Feeds): Promise<RuntimeTensor> {
   return y
 }
 
-describe.each(Object.keys(NORMS))('%s', (operator) => {
+/** EmbedLayerNormalization takes tokens: tests/infer/fused-attention.test.ts has it in whole models. */
+const OF_VALUES = Object.keys(NORMS).filter((operator) => operator !== 'EmbedLayerNormalization')
+
+describe.each(OF_VALUES)('%s', (operator) => {
   const roles = Object.keys(NORMS[operator])
   const sets = [...roles.map((role) => [role]), roles]
 
