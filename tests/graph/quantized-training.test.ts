@@ -139,3 +139,16 @@ describe.each(GOLDEN_FORMS)('training through %s', (name) => {
     expect(floats.map((tensor) => tensor.name)).toEqual([])
   })
 })
+
+it('holds the integers of a layer once, which its product and its gradient both make floats of', async () => {
+  const form = 'nbits-4-16-zeros'
+  const { proto } = await gradientsOf(form, await formNumbers(form))
+  const makers = proto.graph!.node.filter(({ opType }) => opType === 'DequantizeLinear')
+  const groups = [...new Set(makers.map(({ input }) => input[0]))].map((weight) =>
+    makers.filter(({ input }) => input[0] === weight),
+  )
+  expect(groups.some((nodes) => nodes.length === 2)).toBe(true)
+  for (const nodes of groups) {
+    expect(new Set(nodes.map(({ input }) => input[2])).size, 'zero points of their own').toBe(nodes.length)
+  }
+})

@@ -37,17 +37,27 @@ const MOST_FLOATS = 2 ** 22
 /** Products are fastest where their sizes are multiples of this. */
 const MULTIPLE = 64
 
+/** The rows of a stored weight (d, k) that are made at one time: [first, count] of each block. */
+function weightBlocks({ d, k }: Product): [number, number][] {
+  const count = Math.ceil(d / Math.ceil((d * k) / MOST_FLOATS) / MULTIPLE) * MULTIPLE
+  return Array.from({ length: Math.ceil(d / count) }, (_, i) => [i * count, Math.min(count, d - i * count)])
+}
+
+/** Whether all of a weight is made at one time. */
+export function isMadeWhole(product: Product): boolean {
+  return weightBlocks(product).length === 1
+}
+
 /** The product of dy (n, d) by a large weight (d, k), whose rows are made block by block; undefined where they cannot be. */
 function byBlocks(g: Builder, product: Product, dy: Value): Value | undefined {
-  const { form, d, k } = product
-  const count = Math.ceil(d / Math.ceil((d * k) / MOST_FLOATS) / MULTIPLE) * MULTIPLE
-  if (count >= d) return undefined
-  const firsts = Array.from({ length: Math.ceil(d / count) }, (_, i) => i * count)
+  const { form } = product
+  const blocks = weightBlocks(product)
+  if (isMadeWhole(product)) return undefined
   // All of these nodes stand in front of all products: ONNX Runtime then makes a block right before the product that reads it, where it
   // would else make all of them first.
-  const weights = firsts.map((first) => form.dequantizeRows?.(g, product, first, Math.min(count, d - first)))
+  const weights = blocks.map(([first, count]) => form.dequantizeRows?.(g, product, first, count))
   if (!weights.every((weight) => weight !== undefined)) return undefined
-  const parts = firsts.map((first) => g.op('Slice', [dy, g.int([first]), g.int([first + count]), g.int([1])]))
+  const parts = blocks.map(([first, count]) => g.op('Slice', [dy, g.int([first]), g.int([first + count]), g.int([1])]))
   return parts.reduce<Value | undefined>(
     (sum, part, i) => g.op('Gemm', sum === undefined ? [part, weights[i]] : [part, weights[i], sum]),
     undefined,

@@ -24,6 +24,7 @@ import { computeInFloat32 } from './float32.js'
 import { buildForward, type Forward, LOSS, LOSS_SCALE, type TrainedLayer } from './forward.js'
 import type { Length, Objective } from './objective.js'
 import type { TrainedTensor } from './objective-graph.js'
+import { keepOneCopy } from './one-copy.js'
 import { lengthOf, measureShapes } from './probe.js'
 import { checkTrainableForm, computeExactly } from './trainable-form.js'
 
@@ -148,6 +149,7 @@ export async function buildTrainingGraph(
     graph.outputs.push(valueInfo(gradient, DataType.FLOAT, parameter.shape))
     return [{ ...parameter, gradient }]
   })
+  keepOneCopy(graph, shapes, path.values)
   plainShapes(
     g,
     shapes,

@@ -116,11 +116,8 @@ function floatRows(g: Builder, node: NodeProto, rows: RowRange): Value {
   const zeroPoints = node.input[ZERO_POINTS] ?? ''
   const isWhole = hasRowsOfZeroPoints(graph, node)
   const shape = isBlocked ? [count, blocks] : [count * blocks]
-  const integers = viewOf(graph, node.input[WEIGHT], {
-    dataType,
-    dims: isBlocked ? [count, blocks * blockSize] : [count * blocks, blockSize],
-    rows,
-  })
+  const dims = isBlocked ? [count, blocks * blockSize] : [count * blocks, blockSize]
+  const integers = integersOnce(graph, node.input[WEIGHT], { dataType, dims, rows })
   const ofRows = (value: Value) => {
     if (count === of) return value
     return g.op('Slice', [g.reshape(value, g.int([of, blocks])), g.int([first]), g.int([first + count]), g.int([0])])
@@ -141,6 +138,27 @@ function floatRows(g: Builder, node: NodeProto, rows: RowRange): Value {
       )
   const padded = g.reshape(values, g.int([count, blocks * blockSize]))
   return k === blocks * blockSize ? padded : g.op('Slice', [padded, g.int([0]), g.int([k]), g.int([1])])
+}
+
+const views = new WeakMap<Graph, Map<string, Value>>()
+
+/**
+ * One view of rows of a weight for all that read them: ONNX Runtime maps a file once for each constant. The zero points are constants of
+ * each reader's own, so that it does not keep the floats of one for the next.
+ */
+function integersOnce(
+  graph: Graph,
+  weight: Value,
+  view: { dataType: DataType; dims: number[]; rows: RowRange },
+): Value {
+  const known = views.get(graph) ?? new Map<string, Value>()
+  views.set(graph, known)
+  const key = `${view.rows.first} ${view.rows.count} ${weight}`
+  const made = known.get(key)
+  if (made !== undefined && graph.constant(made) !== undefined) return made
+  const value = viewOf(graph, weight, view)
+  known.set(key, value)
+  return value
 }
 
 /** Equal zero points for all blocks. */
