@@ -4,6 +4,7 @@ import { MismatchError, UnsupportedError } from '../../base/errors.js'
 import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
 import type { LoraLayer } from '../../lora/layer.js'
+import { stringAttribute } from '../view/attributes.js'
 import type { Graph } from '../view/graph.js'
 import { operatorOf } from '../view/operators.js'
 import { inseparable, PACKED_ATTENTION } from './forms/attention.js'
@@ -20,7 +21,10 @@ export interface PlacedLayer {
   readonly linear: Linear
 }
 
-/** Operators that may hold a layer which no form finds: integer products without a float input, and sub-graphs. */
+/** A part of the graph that an execution provider has compiled, with its weights. */
+const COMPILED = 'EPContext'
+
+/** Operators that may hold a layer which no form finds: integer products without a float input, those of other execution providers, and sub-graphs. */
 const OPAQUE = new Set([
   'MatMulInteger',
   'QLinearMatMul',
@@ -28,6 +32,12 @@ const OPAQUE = new Set([
   'MatMulIntegerToFloat',
   'DynamicQuantizeMatMul',
   'MatMulBnb4',
+  COMPILED,
+  'PackedAttention',
+  'LongformerAttention',
+  'DecoderAttention',
+  'QOrderedMatMul',
+  'QOrderedAttention',
   'Loop',
   'Scan',
 ])
@@ -99,7 +109,9 @@ function matchOrRefuse<T extends { name: string; d: number; k: number }>(
     if (opaque.length === 0 || layers.every(({ name }) => names.has(name))) throw error
     const shown = opaque.slice(0, 4).map((node) => {
       const problem = operatorOf(node) === PACKED_ATTENTION ? inseparable(graph, node) : undefined
-      return `${node.name} (${node.opType}${problem === undefined ? '' : ` with ${problem}`})`
+      const maker = node.opType === COMPILED ? stringAttribute(node, 'source', 'an execution provider') : undefined
+      const note = problem === undefined ? (maker === undefined ? '' : ` by ${maker}`) : ` with ${problem}`
+      return `${node.name} (${node.opType}${note})`
     })
     throw new UnsupportedError({
       where: 'ONNX model',
