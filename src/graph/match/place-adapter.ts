@@ -7,6 +7,7 @@ import type { LoraLayer } from '../../lora/layer.js'
 import type { Graph } from '../view/graph.js'
 import { operatorOf } from '../view/operators.js'
 import { inseparable, PACKED_ATTENTION } from './forms/attention.js'
+import { withPointwise } from './forms/pointwise.js'
 import type { Linear } from './linears.js'
 import { matchLayers, moduleFinder } from './match.js'
 import { splitForGraph } from './packed.js'
@@ -35,21 +36,26 @@ const OPAQUE = new Set([
 const QUERY_KEY_VALUE = /\b(query|key|value|[qkv]_(proj|lin))$/
 
 /**
- * Places the linear layers, whatever else the adapter holds.
+ * Places the linear layers, whatever else the adapter holds. Some may be convolutions of kernel 1 in the graph.
  *
- * @param linears those of `graph`
+ * @param found the linear layers of `graph`
  * @param splitsWholes as {@link splitForGraph}
  * @throws MismatchError when the adapter is empty, a layer has no module in the graph or another shape there, or two
  *   layers have the same module; UnsupportedError when a module is there in a form that cannot be adapted
  */
 export function placeAdapter(
   graph: Graph,
-  linears: readonly Linear[],
+  found: readonly Linear[],
   adapter: LoraAdapter,
   splitsWholes = false,
 ): PlacedLayer[] {
   const own = adapter.parts('linear')
   if (own.length === 0) throw new MismatchError({ where: 'adapter', what: 'it has no layers' })
+  const linears = withPointwise(
+    graph,
+    found,
+    own.map(({ name }) => name),
+  )
   const layers = splitForGraph(linears, own, splitsWholes)
   const placed = matchOrRefuse(graph, linears, layers).map(({ layer: { owner, layer }, linear }) => ({
     name: owner,
