@@ -2,6 +2,7 @@
 // API: https://onnxruntime.ai/docs/api/js/
 
 import { RuntimeError, UnsupportedError } from '../base/errors.js'
+import { missingKernel } from './missing-kernels.js'
 import type {
   Feeds,
   OutputOptions,
@@ -64,6 +65,8 @@ export function runtimeOf(ort: OrtModule, name?: string): Runtime {
       try {
         session = await ort.InferenceSession.create(model.graph, sessionOptions(model, options))
       } catch (cause) {
+        const missing = missingKernel(messageOf(cause), options.executionProviders ?? [], cause)
+        if (missing !== undefined) throw missing
         throw new RuntimeError({
           where: 'ONNX Runtime',
           what: `it cannot open the graph: ${messageOf(cause)}`,
