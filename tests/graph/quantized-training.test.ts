@@ -141,7 +141,7 @@ describe.each(GOLDEN_FORMS)('training through %s', (name) => {
 })
 
 it('holds the integers of a layer once, which its product and its gradient both make floats of', async () => {
-  const form = 'nbits-4-16-zeros'
+  const form = 'nbits-8-16-zeros'
   const { proto } = await gradientsOf(form, await formNumbers(form))
   const makers = proto.graph!.node.filter(({ opType }) => opType === 'DequantizeLinear')
   const groups = [...new Set(makers.map(({ input }) => input[0]))].map((weight) =>
