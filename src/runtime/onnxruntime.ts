@@ -104,8 +104,7 @@ function openingHint(message: string, providers: readonly string[] = []): string
 }
 
 /**
- * What runs say once the browser has taken the GPU away, such as after a crash of its driver. ONNX Runtime has no kind of error for it,
- * and a later run of the session never ends.
+ * What runs say once the browser has taken the GPU away, such as after a crash of its driver. ONNX Runtime has no kind of error for it.
  */
 const GPU_LOST = /device (was |is )?lost|MapAsyncStatus|external Instance reference no longer exists/i
 
@@ -126,7 +125,7 @@ class WrappedSession implements RuntimeSession {
   readonly #tensors = new WeakMap<RuntimeTensor, object>()
   /** Of all the feeds that are held. */
   readonly #held = new WeakMap<Feeds, Record<string, unknown>>()
-  /** Set once the GPU is lost: nothing of this session ends any more. */
+  /** Set once the GPU is lost: later runs, and the release, could wait for a GPU that never answers. */
   #lost: RuntimeError | undefined
   readonly inputNames: readonly string[]
   readonly outputNames: readonly string[]

@@ -34,7 +34,7 @@ describe.skipIf(browser === undefined || runtime === undefined)('a page whose GP
     files.set('/ort/ort.wasm', readFileSync(path.join(runtime!, 'ort-wasm-simd-threaded.asyncify.wasm')))
   })
 
-  it('says so, and goes on from the last saved step', { timeout: 240_000 }, async () => {
+  it('says so, and goes on from the last saved step', { timeout: 400_000 }, async () => {
     const result = await page.open({}, WEBGPU)
     expect(result).not.toHaveProperty('failed')
     const { trained, written, later, before, losses, files, again, expected, waitedMs } = result

@@ -11,7 +11,7 @@ import { inseparable, PACKED_ATTENTION } from './forms/attention.js'
 import { withPointwise } from './forms/pointwise.js'
 import type { Linear } from './linears.js'
 import { matchLayers, moduleFinder } from './match.js'
-import { splitForGraph } from './packed.js'
+import { splitForGraph, unsplitOwner } from './packed.js'
 
 /** A layer of an adapter and a linear layer of the graph that it adapts. */
 export interface PlacedLayer {
@@ -102,6 +102,10 @@ function matchOrRefuse<T extends { name: string; d: number; k: number }>(
     const names = new Set(linears.map(({ name }) => name))
     const found = new Set(linears.map(({ node }) => node))
     const { find } = moduleFinder(linears)
+    for (const { name } of layers) {
+      const whole = find(name) === undefined ? unsplitOwner(linears, name) : undefined
+      if (whole !== undefined) throw unsplittable(name, whole, error)
+    }
     const asksForQkv = layers.some(({ name }) => QUERY_KEY_VALUE.test(name) && find(name) === undefined)
     const isOpaque = (node: NodeProto) =>
       OPAQUE.has(node.opType) || (asksForQkv && operatorOf(node) === PACKED_ATTENTION)
@@ -122,4 +126,15 @@ function matchOrRefuse<T extends { name: string; d: number; k: number }>(
       cause: error,
     })
   }
+}
+
+function unsplittable(module: string, { name, node, d }: Linear, cause: unknown): UnsupportedError {
+  return new UnsupportedError({
+    where: module,
+    what: `the graph computes it as a part of ${name}, and does not tell which outputs are its own`,
+    expected: 'an attention operator with numbers of heads, or a Split or Slices, behind that product',
+    got: `node ${node.name} (${node.opType}) with ${d} outputs`,
+    hint: 'Use an export that has the layers one by one, such as with fuse_qkv=false of onnxruntime-genai',
+    cause,
+  })
 }
