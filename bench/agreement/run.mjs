@@ -41,7 +41,7 @@ const CASES = {
   similarity: {
     title: 'The subject of a mail finds its text, MiniLM-L6; sentence-transformers',
     task: 'embedding',
-    rows: (list) => split(paired(list), { train: 960, evaluation: 400 }),
+    rows: (list) => split(distinct(paired(list)), { train: 960, evaluation: 400 }),
     settings: { batchSize: 32, maxLength: 32, maxSteps: 30, learningRate: 1e-3 },
     metrics: ['recall@1', 'recall@10', 'mrr'],
   },
@@ -49,6 +49,15 @@ const CASES = {
 /** The same on both sides, whatever the defaults are. The bases drop nothing out. */
 const CONFIG = { rank: 8, alpha: 16, dropout: 0, init: 'kaiming-uniform', targetModules: 'all-linear' }
 const SHARED = { schedule: 'linear', warmupRatio: 0, weightDecay: 0, maxGradNorm: 1 }
+
+/** Without the texts that start as another one does: the two sides count a tie in different ways. */
+function distinct(rows) {
+  const seen = new Set()
+  return rows.filter(({ textPair }) => {
+    const start = textPair.toLowerCase().slice(0, 60)
+    return !seen.has(start) && seen.add(start)
+  })
+}
 
 mkdirSync(options.out, { recursive: true })
 const list = mails(mail)

@@ -3,7 +3,8 @@
     fused_encoders.py [--out tests/golden/fused] [--optimum PYTHON] [NAME …]
 
 optimum exports each model, and onnxruntime.transformers.optimizer fuses its attention: as MultiHeadAttention (NAME-mha) and as Attention, whose
-one weight holds query, key and value (NAME-attention). NAME/numbers.safetensors holds the inputs, PyTorch's hidden states without (`base`) and
+one weight holds query, key and value (NAME-attention). Of ModernBERT, ViT and DINOv2 it fuses norms and activations alone (NAME-norms). ViT and
+DINOv2 run in the Python of requirements-optimum.txt with peft 0.18.1: exports have the names of that transformers. NAME/numbers.safetensors holds the inputs, PyTorch's hidden states without (`base`) and
 with each adapter (plain, DoRA, DoRA with trained biases), and the gradients of sum(g · hidden states) by all that is trained. tests/golden/README.md explains the folder.
 """
 import argparse
@@ -26,12 +27,22 @@ TEXT = {"vocab_size": 40, "hidden_size": WIDTH, "num_hidden_layers": 2, "num_att
 DISTILBERT = {"vocab_size": 40, "dim": WIDTH, "n_layers": 2, "n_heads": HEADS, "hidden_dim": 24, "max_position_embeddings": 32,
               "dropout": 0.0, "attention_dropout": 0.0}
 BERT_LINEARS = ["query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"]
+MODERNBERT = {"vocab_size": 40, "hidden_size": WIDTH, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24, "max_position_embeddings": 32,
+              "local_attention": 24, "pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
+IMAGES = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": HEADS, "patch_size": 4, "hidden_dropout_prob": 0.0,
+          "attention_probs_dropout_prob": 0.0}
+PICTURES = ("vit", "dinov2")
 MODELS = {  # name: (model type, settings, all linear layers, what DoRA changes)
     "bert": ("bert", TEXT, BERT_LINEARS, ["query", "value", "intermediate.dense"]),
     "roberta": ("roberta", {**TEXT, "pad_token_id": 1}, BERT_LINEARS, ["key", "value"]),
     "distilbert": ("distilbert", DISTILBERT, ["q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2"], ["v_lin"]),
+    "xlm-roberta": ("xlm-roberta", {**TEXT, "pad_token_id": 1}, BERT_LINEARS, ["key", "value"]),
+    "modernbert": ("modernbert", MODERNBERT, ["Wqkv", "Wo", "Wi"], ["Wqkv", "Wi"]),
+    "vit": ("vit", {**IMAGES, "image_size": 8, "intermediate_size": 24}, BERT_LINEARS, ["query", "intermediate.dense"]),
+    "dinov2": ("dinov2", {**IMAGES, "image_size": 12, "mlp_ratio": 2}, ["query", "key", "value", "dense", "fc1", "fc2"], ["value", "fc1"]),
 }
 FORMS = {"mha": "MultiHeadAttention", "attention": "Attention"}  # and what each must have
+NORMS = {"norms": "SkipLayerNormalization"}
 LENGTHS = [7, 4, 5]
 
 
@@ -45,7 +56,9 @@ def build(name):
         for key, p in sorted(model.named_parameters()):
             noise = torch.randn(p.shape, generator=generator)
             if p.dim() == 1:
-                p.copy_(0.1 * noise + (1 if "orm" in key and key.endswith("weight") else 0))
+                p.copy_(0.1 * noise + (1 if "orm" in key and key.endswith("weight") or "lambda" in key else 0))
+            elif key.endswith(("_token", "position_embeddings")):
+                p.copy_(0.3 * noise)
             else:
                 p.copy_(noise * (0.3 if "embeddings" in key else 1.2 / p[0].numel() ** 0.5))
     return model.eval()
@@ -53,9 +66,11 @@ def build(name):
 
 def inputs(name):
     generator = torch.Generator().manual_seed(SEED + 1)
+    if name in PICTURES:
+        return {"pixel_values": torch.randn(len(LENGTHS), 3, *[MODELS[name][1]["image_size"]] * 2, generator=generator)}
     ids = torch.randint(3, 40, (len(LENGTHS), max(LENGTHS)), generator=generator)
     mask = (torch.arange(max(LENGTHS))[None] < torch.tensor(LENGTHS)[:, None]).long()
-    made = {"input_ids": torch.where(mask == 1, ids, 1 if name == "roberta" else 0), "attention_mask": mask}
+    made = {"input_ids": torch.where(mask == 1, ids, 1 if "roberta" in name else 0), "attention_mask": mask}
     if name == "bert":
         made["token_type_ids"] = (torch.arange(max(LENGTHS))[None] >= 3).long().expand(len(LENGTHS), -1) * mask
     return made
@@ -77,6 +92,7 @@ def adapted(name, targets, **config):
 def hidden(model, given):
     """In float64."""
     with all_double():
+        given = {key: x.double() if x.is_floating_point() else x for key, x in given.items()}
         return model.double()(**given).last_hidden_state
 
 
@@ -87,9 +103,12 @@ def numbers(name, out):
     with torch.no_grad():
         tensors["base"] = hidden(build(name), given)
     g = torch.randn(tensors["base"].shape, generator=torch.Generator().manual_seed(SEED + 3))
-    g = g * given["attention_mask"][..., None]  # what padding becomes is nobody's concern
+    if "attention_mask" in given:
+        g = g * given["attention_mask"][..., None]  # what padding becomes is nobody's concern
     tensors["g"] = g
     kinds = {"lora": (linears, {}), "dora": (dora, {"use_dora": True}), "bias": (dora, {"use_dora": True, "bias": "all"})}
+    if name in PICTURES:
+        del kinds["bias"]  # one of them is the bias of a Conv, through which no gradient goes
     for kind, (targets, config) in kinds.items():
         model = adapted(name, targets, **config)
         save_adapter(model, folder / kind)
@@ -103,12 +122,12 @@ def numbers(name, out):
     return tensors
 
 
-def fused(path, out, multi_head):
+def fused(path, out, multi_head, kind):
     from onnxruntime.transformers import optimizer
     from onnxruntime.transformers.fusion_options import FusionOptions
-    options = FusionOptions("bert")
+    options = FusionOptions(kind)
     options.use_multi_head_attention = multi_head
-    model = optimizer.optimize_model(str(path), "bert", num_heads=HEADS, hidden_size=WIDTH, optimization_options=options)
+    model = optimizer.optimize_model(str(path), kind, num_heads=HEADS, hidden_size=WIDTH, optimization_options=options)
     model.model.producer_name, model.model.producer_version = "", ""
     out.parent.mkdir(parents=True)
     model.save_model_to_file(str(out))
@@ -128,7 +147,7 @@ def deviation(path, given, truth):
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     made = session.run(["last_hidden_state"], {i.name: given[i.name].numpy() for i in session.get_inputs()})[0]
     error = np.abs(made - truth.numpy())
-    return float(error[given["attention_mask"].numpy() == 1].max())
+    return float((error[given["attention_mask"].numpy() == 1] if "attention_mask" in given else error).max())
 
 
 def main():
@@ -143,14 +162,16 @@ def main():
         with tempfile.TemporaryDirectory() as work:
             source, exported = pathlib.Path(work) / f"tiny-{name}", pathlib.Path(work) / "exported"
             build(name).save_pretrained(source)
-            for file in ("tokenizer.json", "tokenizer_config.json"):
+            if name in PICTURES:
+                shutil.copyfile(GOLDEN / "image-classification" / name / "preprocessor_config.json", source / "preprocessor_config.json")
+            for file in () if name in PICTURES else ("tokenizer.json", "tokenizer_config.json"):
                 shutil.copyfile(GOLDEN / "text-classification" / "encoder" / file, source / file)
             call(args.optimum, "-m", "optimum.exporters.onnx", "--model", source, "--task", "feature-extraction", "--library", "transformers",
                  "--dtype", "fp32", "--no-post-process", exported)
-            for form, operator in FORMS.items():
+            for form, operator in (NORMS if name in ("modernbert", *PICTURES) else FORMS).items():
                 folder = fresh(args.out / f"{name}-{form}")
                 path = folder / "onnx" / "model.onnx"
-                fused(exported / "model.onnx", path, form == "mha")
+                fused(exported / "model.onnx", path, form == "mha", "vit" if name in PICTURES else "bert")
                 (folder / "config.json").write_text(json.dumps({"model_type": kind, **MODELS[name][1]}, indent=1) + "\n")
                 errors[form] = deviation(path, tensors, tensors["base"])
                 operators[form] = sorted({n.op_type for n in onnx.load(path).graph.node if n.domain == "com.microsoft"})

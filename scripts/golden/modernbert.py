@@ -2,6 +2,7 @@
 
     modernbert.py [--out tests/golden/modernbert] [--optimum PYTHON]
 
+ONNX Runtime's converter makes float16 of it: with inputs and outputs as they were (model_fp16), and with these in float16 too (model_fp16_io).
 --optimum: the Python of a virtual environment with requirements-optimum.txt. ../../tests/golden/README.md explains the folder.
 """
 import argparse
@@ -9,6 +10,7 @@ import json
 import pathlib
 import tempfile
 
+import onnx
 import torch
 
 import text_classification as text
@@ -35,6 +37,13 @@ def build(dtype=torch.float32):
     return model.eval().to(dtype)
 
 
+def halves(folder):
+    """model_fp16.onnx and model_fp16_io.onnx beside model.onnx."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+    for name, keeps in (("model_fp16", True), ("model_fp16_io", False)):
+        onnx.save(convert_float_to_float16(onnx.load(folder / "model.onnx"), keep_io_types=keeps), folder / f"{name}.onnx")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path, default=GOLDEN / "modernbert")
@@ -57,6 +66,7 @@ def main():
     config["_name_or_path"] = "tiny-modernbert"
     (args.out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     print(text.check(args.out / "onnx" / "model.onnx", lambda **x: model.model(**x).last_hidden_state))
+    halves(args.out / "onnx")
     text.numbers(["classifier", "head"], args.out / "golden")
     adapter = args.out / "golden" / "adapter-init" / "adapter_config.json"
     adapter.write_text(adapter.read_text().replace("tiny-bert", "tiny-modernbert"))

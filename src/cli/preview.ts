@@ -8,9 +8,10 @@ import { colors, print } from './terminal.js'
 const [BETWEEN, OPEN, CLOSE, LINE_END] = ['│', '⟦', '⟧', '⏎']
 
 export function printPreview(examples: readonly PreviewExample[]): void {
-  for (const { where, tokens } of examples) {
+  for (const { where, tokens, label } of examples) {
     const counted = tokens.filter(({ counts }) => counts).length
-    print(colors.bold(printable(`${where}: ${tokens.length} tokens, ${counted} of them count`)))
+    const target = label === undefined ? `${counted} of them count` : `label: ${label}`
+    print(colors.bold(printable(`${where}: ${tokens.length} tokens, ${target}`)))
     let line = ''
     for (const [i, { text, counts }] of tokens.entries()) {
       const opens = counts && !tokens[i - 1]?.counts

@@ -6,6 +6,7 @@ import { dataTypeName } from '../formats/onnx/tensors.js'
 import { type GraphDtype, type GraphRole, graphDtypes, roleOf } from '../graph/graph-file.js'
 import { abilitiesOf, type MergeWay } from '../graph/match/forms/abilities.js'
 import type { FormName } from '../graph/match/forms/form.js'
+import { otherPointwise } from '../graph/match/forms/pointwise.js'
 import { findLinears } from '../graph/match/linears.js'
 import { findBranches } from '../graph/match/merged-branches.js'
 import { findEmbeddings } from '../graph/match/parameters.js'
@@ -98,7 +99,8 @@ export async function inspectGraphs(
       graphs.push({ role, file, inputs, outputs: graph.outputs.map(({ name }) => name) })
       const seen = new Set<string>()
       const branches = findBranches(graph)
-      for (const linear of findLinears(graph)) {
+      const found = findLinears(graph)
+      for (const linear of [...found, ...otherPointwise(graph, found)]) {
         const { name, form, layout, d, k, isHead } = linear
         const key = [name, form.name, layout].join()
         if (seen.has(key)) continue

@@ -315,7 +315,10 @@ export class OnnxSession<M extends SessionBase = SessionBase>
 
   #modelGraphs(): ModelGraph[] {
     const roles = this.graphs as readonly ModelGraph['role'][]
-    return this.#all.map((one, i) => ({ role: roles[i], name: one.model.onnx.fileName, linears: one.#linears }))
+    return this.#all.map((one, i) => {
+      const { fileName: name } = one.model.onnx
+      return { role: roles[i], name, graph: one.#graph, linears: one.#linears }
+    })
   }
 
   /** Makes sure that the open session has these inputs, those of these vectors, and gives these values. */

@@ -2,9 +2,7 @@
 
 import { type Directory, readAll, writeFile } from '../base/bytes.js'
 import { FormatError } from '../base/errors.js'
-import { CONFIG_FILE } from './files.js'
-
-export const TEMPLATE_FILE = 'chat_template.jinja'
+import { CONFIG_FILE, TEMPLATE_FILE } from './file-names.js'
 
 /** The longest known templates have some 20 kB; more than this is no template. */
 const MAX_TEMPLATE_BYTES = 1_000_000

@@ -8,11 +8,8 @@ import {
   type TensorBytes,
   writeSafetensors,
 } from '../formats/safetensors.js'
+import { CONFIG_FILE } from './file-names.js'
 
-/** The config's name in an adapter folder. */
-export const CONFIG_FILE = 'adapter_config.json'
-/** The model card in it. */
-export const CARD_FILE = 'README.md'
 const WEIGHTS_FILE = 'adapter_model.safetensors'
 /** What PEFT wrote before 0.6, and since then with safe_serialization=False. */
 const TORCH_FILE = 'adapter_model.bin'

@@ -8,7 +8,7 @@ import type { TensorInfo } from '../formats/safetensors.js'
 import { configForLayer, type LoraConfig } from '../lora/config.js'
 import { moduleOf, type ParameterView } from '../lora/part.js'
 import { isAllLinear, targetMatcher } from '../lora/patterns/patterns.js'
-import { CONFIG_FILE } from './files.js'
+import { CONFIG_FILE } from './file-names.js'
 
 const WRAPPED = '.base_layer'
 

@@ -8,7 +8,7 @@ import type { LoraConfig } from '../lora/config.js'
 import { rowsName } from '../lora/kinds/stored.js'
 import { moduleOf, type ReplacementView, type TokenRowsView } from '../lora/part.js'
 import { isInsideModule } from '../lora/patterns/patterns.js'
-import { CONFIG_FILE } from './files.js'
+import { CONFIG_FILE } from './file-names.js'
 import { KEY_PREFIX, sortedByName, withoutPrefix } from './keys.js'
 import { isHeadModule } from './tied.js'
 

@@ -8,7 +8,7 @@ import { configForFactors, configForLayer, type LoraConfig } from '../lora/confi
 import { convolutionShape } from '../lora/kinds/convolution-factors.js'
 import type { FactorTensors, FactorView, PartView, TensorRole } from '../lora/part.js'
 import { baseModuleName } from '../lora/replication.js'
-import { CONFIG_FILE } from './files.js'
+import { CONFIG_FILE } from './file-names.js'
 import { KEY_PREFIX, sortedByName, withoutPrefix } from './keys.js'
 import { takeParameters } from './parameters.js'
 import { type ClaimContext, claimOthers, rowsKey } from './replacements.js'

@@ -2,6 +2,7 @@
 // API: https://onnxruntime.ai/docs/api/js/
 
 import { RuntimeError, UnsupportedError } from '../base/errors.js'
+import { missingKernel } from './missing-kernels.js'
 import type {
   Feeds,
   OutputOptions,
@@ -64,6 +65,8 @@ export function runtimeOf(ort: OrtModule, name?: string): Runtime {
       try {
         session = await ort.InferenceSession.create(model.graph, sessionOptions(model, options))
       } catch (cause) {
+        const missing = missingKernel(messageOf(cause), options.executionProviders ?? [], cause)
+        if (missing !== undefined) throw missing
         throw new RuntimeError({
           where: 'ONNX Runtime',
           what: `it cannot open the graph: ${messageOf(cause)}`,
@@ -100,6 +103,20 @@ function openingHint(message: string, providers: readonly string[] = []): string
   return 'In a browser its .wasm file lies beside its script, or webRuntime(url, wasm) is told where it is'
 }
 
+/**
+ * What runs say once the browser has taken the GPU away, such as after a crash of its driver. ONNX Runtime has no kind of error for it.
+ */
+const GPU_LOST = /device (was |is )?lost|MapAsyncStatus|external Instance reference no longer exists/i
+
+function gpuLost(cause: unknown): RuntimeError {
+  return new RuntimeError({
+    where: 'WebGPU',
+    what: `the GPU was lost in the middle of a run: ${messageOf(cause)}`,
+    hint: 'Open the session again, or continue the training from its last saved step with resume: true. If it is lost again, use smaller batches, or device: wasm',
+    cause,
+  })
+}
+
 class WrappedSession implements RuntimeSession {
   readonly #ort: OrtModule
   #session: OrtSession | undefined
@@ -108,6 +125,8 @@ class WrappedSession implements RuntimeSession {
   readonly #tensors = new WeakMap<RuntimeTensor, object>()
   /** Of all the feeds that are held. */
   readonly #held = new WeakMap<Feeds, Record<string, unknown>>()
+  /** Set once the GPU is lost: later runs, and the release, could wait for a GPU that never answers. */
+  #lost: RuntimeError | undefined
   readonly inputNames: readonly string[]
   readonly outputNames: readonly string[]
 
@@ -121,6 +140,7 @@ class WrappedSession implements RuntimeSession {
 
   async run(feeds: Feeds, outputNames?: readonly string[], held?: Feeds): Promise<Record<string, RuntimeTensor>> {
     if (this.#session === undefined) throw new RuntimeError({ where: 'ONNX Runtime', what: 'the session is disposed' })
+    if (this.#lost !== undefined) throw this.#lost
     // The run's own come and go: an object with all of them, which may be hundreds, would take a step longer than some layers.
     const tensors = held === undefined ? Object.create(null) : this.#heldOf(held)
     const own = Object.keys(feeds).filter((name) => !(name in tensors))
@@ -132,6 +152,10 @@ class WrappedSession implements RuntimeSession {
       })
       results = await this.#session.run(tensors, outputNames)
     } catch (cause) {
+      if (GPU_LOST.test(messageOf(cause))) {
+        this.#lost = gpuLost(cause)
+        throw this.#lost
+      }
       throw new RuntimeError({ where: 'ONNX Runtime', what: `the run failed: ${messageOf(cause)}`, cause })
     } finally {
       // What is left here would keep a whole cache alive.
@@ -179,7 +203,7 @@ class WrappedSession implements RuntimeSession {
   async dispose(): Promise<void> {
     const session = this.#session
     this.#session = undefined
-    await session?.release()
+    if (this.#lost === undefined) await session?.release()
   }
 }
 

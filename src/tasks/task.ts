@@ -63,8 +63,8 @@ export interface Task<Row = unknown, Example = unknown, Options extends object =
   load?(row: Row, context: EncodeContext): Promise<Row>
   /** Throws FormatError, MismatchError or ConfigError when the model's tokenizer cannot be used. */
   encode(row: Row, context: EncodeContext): Encoded<Example>
-  /** The tokens of an example, and which of them are targets, for tasks that have such. */
-  tokens?(example: Example): { readonly ids: Int32Array; counts(index: number): boolean }
+  /** For previews: the tokens of an example, which of them are targets, and the label of the whole, if it has one. */
+  tokens?(example: Example): { readonly ids: Int32Array; counts(index: number): boolean; readonly label?: string }
   /** Where examples are kept, if not in a list: packed, a million of them fit into memory. */
   makeList?(): ExampleList<Example>
   /** Several short examples in one, of at most `length` tokens, for tasks that can keep them apart. */

@@ -55,7 +55,7 @@ export const textClassification: Task<LabeledText, LabeledExample, LabelOptions>
     return { examples: [example], isTruncated }
   },
 
-  tokens: ({ inputIds }) => ({ ids: inputIds, counts: () => false }),
+  tokens: ({ inputIds, label }) => ({ ids: inputIds, counts: () => false, label: [label].flat().join(', ') }),
 
   open: (model, examples, options = {}) => new TextClassification(model, examples, options),
 }

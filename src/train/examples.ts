@@ -90,7 +90,10 @@ export async function encodeRows(rows: Rows, options: EncodeOptions): Promise<En
     }
   }
   requireExamples(kept, name, maxLength)
-  if (options.isHeldOut !== undefined) requireExamples(heldOut, `${name}, the part for evaluation`, maxLength)
+  if (options.isHeldOut !== undefined) {
+    const hint = `there are ${kept.rows} records in all: raise evalSplit (--eval-split), or leave it out`
+    requireExamples(heldOut, `${name}, the part for evaluation`, maxLength, hint)
+  }
   const chatTemplate = used && recordTemplate(used.text, options.chatTemplateArgs)
   return { kept, heldOut, maxLength, chatTemplate }
 }
@@ -125,13 +128,12 @@ export async function encodeContext(
   }
 }
 
-function requireExamples({ examples, rows, truncatedRecords }: EncodedRows, where: string, maxLength: number): void {
+function requireExamples(found: EncodedRows, where: string, maxLength: number, hintIfNone?: string): void {
+  const { examples, rows, truncatedRecords } = found
   if (examples.length > 0) return
-  throw new DataError({
-    where,
-    what: rows === 0 ? 'it holds no records' : 'no record has a token to learn from',
-    ...(truncatedRecords > 0 ? { hint: `maxLength ${maxLength} cuts off every completion: raise it` } : {}),
-  })
+  const hint = truncatedRecords > 0 ? `maxLength ${maxLength} cuts off every completion: raise it` : hintIfNone
+  if (rows === 0) throw new DataError({ where, what: 'it holds no records', hint: hintIfNone })
+  throw new DataError({ where, what: 'no record has a token to learn from', hint })
 }
 
 /**

@@ -21,6 +21,8 @@ export interface PreviewExample {
   /** The record that it comes from: `chats.jsonl, line 3`. */
   readonly where: string
   readonly tokens: readonly PreviewToken[]
+  /** What the model learns to say of the whole text, for tasks with labels: several are joined by commas. */
+  readonly label?: string
 }
 
 /** The part of the options that decides what training sees. */
@@ -43,9 +45,10 @@ export async function previewExamples(options: PreviewOptions, count: number): P
   const found: PreviewExample[] = []
   for await (const { row, where } of readRows(data, { columns })) {
     for (const example of task.encode(task.parse(row, where), context).examples) {
-      const { ids, counts } = task.tokens(example)
+      const { ids, counts, label } = task.tokens(example)
       const texts = textsOf(ids, (some) => tokenizer.decode(some, { specialTokens: true }))
-      found.push({ where, tokens: Array.from(ids, (id, i) => ({ id, text: texts[i], counts: counts(i) })) })
+      const tokens = Array.from(ids, (id, i) => ({ id, text: texts[i], counts: counts(i) }))
+      found.push({ where, tokens, ...(label === undefined ? {} : { label }) })
       if (found.length === count) return found
     }
   }

@@ -4,11 +4,9 @@
 
 import { type Directory, readAll, readJson, writeFile } from '../base/bytes.js'
 import { FileError, FormatError, listed } from '../base/errors.js'
-import { parseSafetensorsHeader, readTensorF32, saveSafetensors, type TensorBytes } from '../formats/safetensors.js'
+import type { TensorBytes } from '../formats/safetensors.js'
 import type { LoraAdapter } from '../lora/adapter.js'
-import { saveAdapter } from '../peft/adapter-folder.js'
-import { TEMPLATE_FILE } from '../peft/chat-template.js'
-import { CARD_FILE } from '../peft/files.js'
+import { CARD_FILE, TEMPLATE_FILE } from '../peft/file-names.js'
 import type { BestState } from './best.js'
 import type { EngineState } from './engine.js'
 
@@ -41,12 +39,18 @@ export interface Marker {
 /** What a run may do with what is in its folder already. */
 export type FolderUse = 'new' | 'resume' | 'overwrite'
 
+/** Code that only a run with a folder needs: a page without one does not fetch it. */
+const loadFormat = () => import('../formats/safetensors.js')
+const loadWriter = () => import('../peft/adapter-folder.js')
+
 /**
  * Checks that a run may write into the folder; writes nothing.
  *
  * @throws FileError when the folder is not empty and `use` does not cover what is in it, or there is nothing to resume
  */
 export async function checkRunFolder(directory: Directory, use: FolderUse): Promise<void> {
+  // Now, and not with the first save: the server of a page may be gone by then.
+  await Promise.all([loadFormat(), loadWriter()])
   // What a killed run was writing is in nobody's way.
   const files = (await directory.list()).filter((file) => !isPartial(file))
   const where = directory.name
@@ -213,6 +217,7 @@ export async function writeState(
       }),
     ),
   )
+  const { saveSafetensors } = await loadFormat()
   await saveSafetensors(directory, STATE_FILE, tensors, { run: JSON.stringify(run) })
 }
 
@@ -227,6 +232,7 @@ export async function readState(
   names: readonly string[],
   check: (run: RunState) => void,
 ): Promise<{ engine: EngineState; run: RunState }> {
+  const { parseSafetensorsHeader, readTensorF32 } = await loadFormat()
   const source = await directory.open(STATE_FILE)
   try {
     const file = await parseSafetensorsHeader(source)
@@ -347,6 +353,7 @@ export class RunWriter {
     if (this.#directory === undefined || (this.#use === 'overwrite' && this.#metrics.length === 0)) return
     await this.#writeMetrics(this.#directory)
     if (state !== undefined) await writeState(this.#directory, state.names, state.engine, state.run)
+    const { saveAdapter } = await loadWriter()
     await saveAdapter(adapter, this.#directory)
     this.#hasSaved = true
   }

@@ -7,6 +7,7 @@ import { checkColumnNames } from '../data/columns.js'
 import { readRows } from '../data/read-rows.js'
 import { isByteSource, isDataSource, isDirectory } from '../data/source.js'
 import { planSplit } from '../data/split.js'
+import { otherPointwise, refusePointwise } from '../graph/match/forms/pointwise.js'
 import { findLinears, type ModuleMap } from '../graph/match/linears.js'
 import { matchTargets } from '../graph/match/match.js'
 import { type MemoryLimit, memoryWarning, trainingMemory } from '../graph/memory.js'
@@ -15,6 +16,7 @@ import { checkTrainableForm } from '../graph/training/trainable-form.js'
 import { readGraph } from '../graph/view/read-graph.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import { type LoraConfig, type LoraConfigInput, resolveConfig } from '../lora/config.js'
+import { isAllLinear, targetMatcher } from '../lora/patterns/patterns.js'
 import { requireHandled, requirePlainConfig } from '../lora/requirements.js'
 import type { Examples, OpenTask, Task } from '../tasks/task.js'
 import { checkTaskName, DEFAULT_TASK, loadTask, tasksFor } from '../tasks/tasks.js'
@@ -213,7 +215,11 @@ async function newAdapter(
   const whole = new Set([...saved, ...(head?.tensors ?? [])].map(({ name }) => name))
   const layers = new Map<string, { name: string; d: number; k: number }>()
   const skipped = new Set<string>()
-  for (const { name: graphName, d, k } of matchTargets(findLinears(readGraph(model.onnx.proto), modules), config)) {
+  const graph = readGraph(model.onnx.proto)
+  const linears = findLinears(graph, modules)
+  const isTarget = isAllLinear(config.targetModules) ? () => false : targetMatcher(config)
+  for (const linear of otherPointwise(graph, linears)) if (isTarget(linear.name)) refusePointwise(linear)
+  for (const { name: graphName, d, k } of matchTargets(linears, config)) {
     const name = moduleName(graphName)
     if (!whole.has(`${name}.weight`)) layers.set(name, layers.get(name) ?? { name, d, k })
     else if (!head?.tensors.some((tensor) => tensor.name === `${name}.weight`)) skipped.add(name)

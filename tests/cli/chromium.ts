@@ -14,6 +14,14 @@ export const chromium = names.find((name) => name && spawnSync(name, ['--version
 // biome-ignore lint/suspicious/noExplicitAny: the protocol has a type for each message
 type Message = any
 
+/** What the protocol calls them: https://chromedevtools.github.io/devtools-protocol/tot/Input/#method-dispatchKeyEvent */
+const KEYS = {
+  Tab: { key: 'Tab', code: 'Tab', windowsVirtualKeyCode: 9 },
+  Enter: { key: 'Enter', code: 'Enter', windowsVirtualKeyCode: 13, text: '\r' },
+  Space: { key: ' ', code: 'Space', windowsVirtualKeyCode: 32, text: ' ' },
+  'Control+a': { key: 'a', code: 'KeyA', windowsVirtualKeyCode: 65, modifiers: 2, commands: ['selectAll'] },
+}
+
 export interface OpenPage {
   /** Addresses of all requests. */
   requests: string[]
@@ -25,10 +33,18 @@ export interface OpenPage {
   navigate(address: string): Promise<void>
   /** Sets the size of the window and the color scheme. */
   show(view: { width: number; height: number; scheme?: 'light' | 'dark' }): Promise<void>
+  /** Kills the process of the tab. The next address opens in a new one. */
+  crash(): Promise<void>
   /** Drops files or folders of this machine on the page's top left corner. */
   drop(paths: readonly string[]): Promise<void>
   /** How many bytes the page may keep; as many as before without a number. */
   setQuota(bytes?: number): Promise<void>
+  /** Presses keys, one after the other: Tab, Enter, Space, or Control+a. */
+  press(...keys: (keyof typeof KEYS)[]): Promise<void>
+  /** Types a text into what has the focus. */
+  type(text: string): Promise<void>
+  /** Downloads go to this folder, without a question. */
+  download(folder: string): Promise<void>
   /** The page as PNG. */
   screenshot(): Promise<Uint8Array>
   close(): Promise<void>
@@ -106,6 +122,15 @@ export async function openPage(address: string): Promise<OpenPage> {
       const features = [{ name: 'prefers-color-scheme', value: scheme }]
       await send('Emulation.setEmulatedMedia', { features }, sessionId)
     }
+    const crash = async () => {
+      const crashed = new Promise<void>((resolve) => {
+        listen['Inspector.targetCrashed'] = () => resolve()
+      })
+      await send('Inspector.enable', {}, sessionId)
+      // It has no answer.
+      void send('Page.crash', {}, sessionId).catch(() => {})
+      await crashed
+    }
     const drop = async (files: readonly string[]) => {
       const data = { items: [], files, dragOperationsMask: 1 }
       for (const type of ['dragEnter', 'dragOver', 'drop'])
@@ -114,12 +139,25 @@ export async function openPage(address: string): Promise<OpenPage> {
     const setQuota = async (quotaSize?: number) => {
       await send('Storage.overrideQuotaForOrigin', { origin: await evaluate('location.origin'), quotaSize }, sessionId)
     }
+    const press = async (...keys: (keyof typeof KEYS)[]) => {
+      for (const key of keys)
+        for (const type of ['keyDown', 'keyUp']) {
+          const { text, ...named } = { text: undefined, ...KEYS[key] }
+          await send('Input.dispatchKeyEvent', { type, ...named, ...(type === 'keyDown' && { text }) }, sessionId)
+        }
+    }
+    const type = async (text: string) => {
+      await send('Input.insertText', { text }, sessionId)
+    }
+    const download = async (downloadPath: string) => {
+      await send('Browser.setDownloadBehavior', { behavior: 'allow', downloadPath })
+    }
     const screenshot = async () => {
       const options = { format: 'png', captureBeyondViewport: true }
       const { data } = await send('Page.captureScreenshot', options, sessionId)
       return Buffer.from(data, 'base64')
     }
-    return { ...page, evaluate, navigate, show, drop, setQuota, screenshot, close }
+    return { ...page, evaluate, navigate, show, crash, drop, setQuota, press, type, download, screenshot, close }
   } catch (error) {
     await close()
     throw error

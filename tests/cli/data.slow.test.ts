@@ -57,6 +57,15 @@ describe('lowrank train --preview', () => {
     ])
   })
 
+  it('shows the label of a text', async () => {
+    const model = join(root, 'tests/golden/text-classification/encoder')
+    const rows = file('labels.jsonl', '{"text": "the sea was calm", "label": "calm"}\n{"text": "no", "label": "sad"}')
+    const args = ['train', '--model', model, '--task', 'text-classification', '--preview', '2', '--data', rows]
+    const { code, stdout, stderr } = await lowrankHere(...args)
+    expect(code, stderr).toBe(0)
+    expect(stdout).toContain('line 1: 9 tokens, label: calm')
+  })
+
   it('hands variables to the template', async () => {
     const own = file('own.jinja', '{{ tone }}: {% generation %}{{ messages[-1].content }}{% endgeneration %}')
     const args = ['--chat-template', own, '--chat-template-args', '{"tone": "kind"}', '--json']

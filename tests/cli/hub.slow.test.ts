@@ -132,7 +132,7 @@ describe('sources on the command line', () => {
   })
 
   it('two programs that need a file at the same time bring it once', async () => {
-    current.hub.faults.set('onnx/model.onnx', { pauseMs: 10 })
+    current.hub.faults.set('onnx/model.onnx', { pauseMs: 25 })
     const args = ['generate', '--model', 'org/union', ...PROMPT]
     const first = lowrank(...args)
     await until(() => current.hub.seen.some(({ origin }) => origin === 'storage'))

@@ -1,6 +1,6 @@
 // docs/conformance.md, written from a run of the matrix.
 
-import { type CellResult, CHECKS, TOLERANCES } from './check.js'
+import { type CellResult, TOLERANCES } from './check.js'
 import type { Cell, Matrix } from './golden.js'
 
 const MARKS: Readonly<Record<CellResult['status'], string>> = {
@@ -57,7 +57,7 @@ transformers 5 gives many tensors other names when it saves a model, ties some, 
 | bf16, f16 | the same, written in 16 bits | one rounding of a value within ${exponent(TOLERANCES.merge)} |
 | file | the folder saved again | the same bytes; the config’s content |
 
-All ${CHECKS.length} checks run in every cell. If base and adapter have 16 bits, the merge is compared in that type. PEFT can run some adapters but cannot merge them. lowrank also refuses to merge them. A note quotes PEFT’s
+All of these checks run in every cell. If base and adapter have 16 bits, the merge is compared in that type. PEFT can run some adapters but cannot merge them. lowrank also refuses to merge them. A note quotes PEFT’s
 error message. Tied embeddings are merged as in PEFT: with \`tied: 'keep'\`, and with \`untie\` if one use has a saved copy.
 
 ## Where PEFT does something else
@@ -69,7 +69,7 @@ error message. Tied embeddings are merged as in PEFT: with \`tied: 'keep'\`, and
 | merging into 16 bits with \`safe_merge\` ([#1388](https://github.com/huggingface/peft/issues/1388), [#2502](https://github.com/huggingface/peft/issues/2502)) | rounds s·B·A, then the sum | rounds once, as PEFT does without \`safe_merge\` |
 | tied embeddings ([#2018](https://github.com/huggingface/peft/issues/2018), [#2777](https://github.com/huggingface/peft/issues/2777)) | a merge also changes the other use, with a warning | refuses, until you choose \`tied\`: \`untie\` gives the model that was trained, and \`keep\` gives PEFT’s result |
 | \`ensure_weight_tying\` | a merge adds the change that both uses share twice | adds it once, as in a run that is not merged |
-| \`layer_replication\` ([#1707](https://github.com/huggingface/peft/issues/1707)) | a merge adds the changes of all copies to the weight that they share | runs such adapters, and refuses to merge them |
+| \`layer_replication\` ([#1707](https://github.com/huggingface/peft/issues/1707)) | a merge adds the changes of all copies to the weight that they share | \`LoraAdapter\` reads them, and their layers compute what PEFT’s compute. Sessions, \`train\` and \`merge\` refuse them |
 | \`init_lora_weights\`: pissa | decomposes the base in float32 each time it loads the adapter. If singular values are close to each other, weights differ by more than 1e-4 of the largest | decomposes in float64. The data of ✓ were made in float64 too |
 | \`rank_pattern\`, \`alpha_pattern\` in which several keys match | saves the keys sorted. After loading, another key may come first and change scaling or shapes | keeps an order with the same meaning |
 | \`fan_in_fan_out\` of models with Conv1D and Linear layers ([#324](https://github.com/huggingface/peft/issues/324)) | saves the value of the last adapted module. On loading, the module’s class decides | the shape of the base’s weight decides |

@@ -10,10 +10,15 @@ import { goldenPath, tensorsOf, type Values } from '../golden.js'
 import { relativeError } from './golden.js'
 
 /** Folders of graphs: the model, and the operator that computes its attention. */
-export const FUSED = ['bert', 'roberta', 'distilbert'].flatMap((model) => [
+export const FUSED = ['bert', 'roberta', 'distilbert', 'xlm-roberta'].flatMap((model) => [
   { model, name: `${model}-mha`, operator: 'MultiHeadAttention' },
   { model, name: `${model}-attention`, operator: 'Attention' },
 ])
+
+/** Those whose attention the optimizer leaves as it was: it fused norms and activations. */
+export const FUSED_NORMS = ['modernbert', 'vit', 'dinov2'].map((model) => {
+  return { model, name: `${model}-norms`, operator: 'SkipLayerNormalization' }
+})
 
 /** The file of a graph's bytes. */
 export const fusedFile = (name: string) => goldenPath('fused', name, 'onnx', 'model.onnx')
@@ -43,6 +48,7 @@ export function fusedFeeds(numbers: Values, inputs: readonly string[]): Feeds {
   return Object.fromEntries(
     inputs.map((name) => {
       const { data, shape } = numbers.get(name)!
+      if (name === 'pixel_values') return [name, { type: 'float32', data: Float32Array.from(data), dims: shape }]
       return [name, { type: 'int64', data: BigInt64Array.from(data, (id) => BigInt(id)), dims: shape }]
     }),
   )

@@ -14,7 +14,6 @@ const PAGES = [
   'training',
   'data',
   'tasks',
-  'learning',
   'models',
   'sessions',
   'adapters',
@@ -78,7 +77,9 @@ describe('README and the pages of docs/', () => {
     const pages = readdirSync(join(repository, 'docs')).filter((name) => name.endsWith('.md'))
     // transformers-js.md needs that package: its blocks run in tests/transformers.
     expect(pages.sort()).toEqual(
-      [...PAGES, 'conformance', 'reliability', 'transformers-js', 'words', 'graphs'].map((page) => `${page}.md`).sort(),
+      [...PAGES, 'conformance', 'learning', 'reliability', 'transformers-js', 'words', 'graphs']
+        .map((page) => `${page}.md`)
+        .sort(),
     )
   })
 

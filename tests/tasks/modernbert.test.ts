@@ -58,3 +58,18 @@ it('gives the same logits in a session, and merged', async () => {
   for (const session of [own, alone]) await session.dispose()
   for (const one of [model, merged]) await one.close()
 })
+
+it.each(['fp16', 'fp16_io'])('merges the head into %s, with logits near those of float32', async (form) => {
+  const texts = golden.rows.map(({ text, textPair }) => ({ text, textPair }))
+  const adapter = await loadAdapter(directoryOf(`${folder}/golden/adapter-init`))
+  const out = new MemoryDirectory({}, 'out')
+  const path = `onnx/model_${form}.onnx`
+  await merge({ base: { directory: directoryOf(folder), file: path }, adapters: adapter, out })
+  const merged = await loadModel(out, { runtime: inThread, onnxPath: path })
+  const session = await OnnxSession.open(merged)
+  const found = await session.classify(texts, { maxLength })
+  const logits = Float32Array.from(found.flatMap((one) => [...one.logits]))
+  expect(relativeError(logits, golden.logits.flat())).toBeLessThan(5e-3)
+  await session.dispose()
+  await merged.close()
+})

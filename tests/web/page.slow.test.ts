@@ -1,13 +1,14 @@
 // The page of web/ as a user sees it, in Chromium: open the small model, train, pause, reload, continue, compare, look at the layers.
 // onnxruntime-web is large, so that it is no dependency: npm install --no-save -D onnxruntime-web@1.30.0
 
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import type { AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
+import { unzipSync } from 'fflate'
 import { build, type PreviewServer, preview } from 'vite'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { chromium, type OpenPage, openPage } from '../cli/chromium.js'
@@ -141,6 +142,24 @@ describe.skipIf(chromium === undefined || !hasRuntime)('the page', () => {
     await ready()
   })
 
+  it('continues after the tab was killed in the middle of a step', async () => {
+    await fill('data', 'The captain of the ship saw the whale. '.repeat(20))
+    for (const [id, value] of Object.entries({ steps: 14, 'batch-size': 1, 'max-length': 64 })) await fill(id, value)
+    await click('start')
+    await until("/^1[1-3]\\//.test(document.getElementById('number-step').textContent)")
+    await page.crash()
+    await page.navigate(address)
+    await until("document.getElementById('start').textContent === 'Continue'")
+    await ready()
+    // Step 10 is the last that was saved.
+    await page.evaluate(`globalThis.steps = new Set(); new MutationObserver(() =>
+      globalThis.steps.add(document.getElementById('number-step').textContent)
+    ).observe(document.getElementById('number-step'), { childList: true })`)
+    await click('start')
+    await until("document.querySelectorAll('.answer').length === 2")
+    expect(await page.evaluate('[...globalThis.steps]')).toEqual(['11/14', '12/14', '13/14', '14/14'])
+  })
+
   it('trains in memory where the browser grants no space', async () => {
     await fill('data', 'The captain of the ship saw the whale. '.repeat(20))
     for (const [id, value] of Object.entries({ steps: 3, 'batch-size': 1, 'max-length': 16 })) await fill(id, value)
@@ -159,6 +178,58 @@ describe.skipIf(chromium === undefined || !hasRuntime)('the page', () => {
       "[...document.querySelectorAll('.answer button')].find((b) => b.textContent === 'Remove').click()",
     )
     await until("document.querySelectorAll('.answer').length === 1")
+  })
+
+  it('does all of it with the keyboard alone', async () => {
+    await page.navigate(address)
+    await ready()
+    const downloads = mkdtempSync(join(tmpdir(), 'lowrank-downloads-'))
+    await page.download(downloads)
+    /** Goes on with Tab until something has the focus; it must be seen that it has. */
+    const tabTo = async (selector: string) => {
+      for (let i = 0; i < 60; i++) {
+        await page.press('Tab')
+        if (!(await page.evaluate(`document.activeElement.matches(${JSON.stringify(selector)})`))) continue
+        const outline =
+          "getComputedStyle(document.activeElement.closest('.button') ?? document.activeElement).outlineStyle"
+        expect(await page.evaluate(outline)).toBe('solid')
+        return
+      }
+      throw new Error(`Tab never comes to ${selector}`)
+    }
+    const typeInto = async (selector: string, value: string) => {
+      await tabTo(selector)
+      await page.press('Control+a')
+      await page.type(value)
+    }
+    try {
+      await tabTo('a.skip')
+      await tabTo('#bundled')
+      await page.press('Enter')
+      await until("document.getElementById('model-state').textContent === 'Opening…'")
+      await until("document.getElementById('model-state').textContent.startsWith('Open:')")
+      await typeInto('#data', 'The captain of the ship saw the whale. '.repeat(20))
+      await tabTo('#train summary')
+      await page.press('Space')
+      await typeInto('#steps', '3')
+      await typeInto('#batch-size', '1')
+      await typeInto('#max-length', '16')
+      await tabTo('#start')
+      await page.press('Space')
+      await until("document.querySelectorAll('.answer').length === 2")
+      await typeInto('#prompt', 'The whale')
+      await page.press('Enter')
+      await until("!document.getElementById('generate').disabled")
+      await until("[...document.querySelectorAll('.answer .text')].every((one) => one.textContent.length > 20)")
+      await tabTo('[data-adapter=mine] button')
+      await page.press('Enter')
+      const archive = join(downloads, 'mine.zip')
+      for (let i = 0; i < 100 && !existsSync(archive); i++) await setTimeout(100)
+      const names = Object.keys(unzipSync(readFileSync(archive)))
+      expect(names).toEqual(expect.arrayContaining(['mine/adapter_config.json', 'mine/adapter_model.safetensors']))
+    } finally {
+      rmSync(downloads, { recursive: true, force: true })
+    }
   })
 
   it('fits a phone and the dark', async () => {

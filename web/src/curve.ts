@@ -2,7 +2,7 @@
 
 const WIDTH = 560
 const HEIGHT = 260
-const MARGIN = { left: 46, right: 14, top: 16, bottom: 30 }
+const MARGIN = { left: 60, right: 14, top: 16, bottom: 30 }
 /** Share of the newest step in the running mean. */
 const NEWEST = 0.15
 

@@ -102,6 +102,11 @@ export class Trainer {
       await endRun()
       await this.#trained(name, adapter)
     } catch (error) {
+      // A GPU or a worker that is gone: what was saved before is still there.
+      if (error instanceof RuntimeError && (await folder.has('adapter_config.json'))) {
+        this.#paused = { job, folder }
+        this.#say('The last saved step is kept. Press Continue, or first choose another way to compute in part 1.')
+      }
       await this.#refuse(error)
     } finally {
       this.#running = undefined

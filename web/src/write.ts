@@ -41,7 +41,8 @@ export class Writer {
 
   /** Another model: its session takes the place of the one before. */
   async use({ model, device, takesChats }: OpenModel): Promise<void> {
-    await this.#session?.dispose()
+    // One whose GPU is gone may not end. The new one has its own worker.
+    await this.#session?.dispose().catch(() => {})
     this.#adapters.clear()
     this.#cards.clear()
     byId('answers').replaceChildren()

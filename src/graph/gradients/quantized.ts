@@ -3,6 +3,7 @@
 // 1308.3432).
 
 import type { Product } from '../match/forms/form.js'
+import type { Builder, Value } from '../view/builder.js'
 import type { CustomGradient } from './backward.js'
 import { rankOf, reshapeLike, shapeOf } from './context.js'
 
@@ -17,8 +18,9 @@ export function quantizedGradient(product: Product): CustomGradient | undefined 
         const { g, outputs, dy } = context
         const rank = rankOf(context, outputs[0])
         const rows = rank === 2 ? dy : g.op('Flatten', [dy], { axis: rank - 1 })
-        const weight = form.dequantize?.(g, product) as string
-        const dx = g.op('Gemm', [rows, weight], { transB: transposed ? 0 : 1 })
+        const dx =
+          byBlocks(g, product, rows) ??
+          g.op('Gemm', [rows, form.dequantize?.(g, product) as Value], { transB: transposed ? 0 : 1 })
         const { dims, other } = shapeOf(context, input)
         const rowsOf = (shape: readonly number[]) => [
           shape.slice(0, -1).reduce((count, dim) => count * dim, 1),
@@ -28,4 +30,26 @@ export function quantizedGradient(product: Product): CustomGradient | undefined 
       },
     ],
   }
+}
+
+/** Floats of a weight that are in memory at one time: 16 MB. The weight of an output layer is often ten times as large as others. */
+const MOST_FLOATS = 2 ** 22
+/** Products are fastest where their sizes are multiples of this. */
+const MULTIPLE = 64
+
+/** The product of dy (n, d) by a large weight (d, k), whose rows are made block by block; undefined where they cannot be. */
+function byBlocks(g: Builder, product: Product, dy: Value): Value | undefined {
+  const { form, d, k } = product
+  const count = Math.ceil(d / Math.ceil((d * k) / MOST_FLOATS) / MULTIPLE) * MULTIPLE
+  if (count >= d) return undefined
+  const firsts = Array.from({ length: Math.ceil(d / count) }, (_, i) => i * count)
+  // All of these nodes stand in front of all products: ONNX Runtime then makes a block right before the product that reads it, where it
+  // would else make all of them first.
+  const weights = firsts.map((first) => form.dequantizeRows?.(g, product, first, Math.min(count, d - first)))
+  if (!weights.every((weight) => weight !== undefined)) return undefined
+  const parts = firsts.map((first) => g.op('Slice', [dy, g.int([first]), g.int([first + count]), g.int([1])]))
+  return parts.reduce<Value | undefined>(
+    (sum, part, i) => g.op('Gemm', sum === undefined ? [part, weights[i]] : [part, weights[i], sum]),
+    undefined,
+  )
 }

@@ -114,6 +114,17 @@ function sliceWidths(graph: Graph, consumers: readonly NodeProto[], output: Valu
   return sorted.length > 0 && isGapless ? sorted.map(([start, end]) => end - start) : undefined
 }
 
+/** The product that holds a module together with others, where the graph does not tell which outputs are whose. */
+export function unsplitOwner(linears: readonly Linear[], module: string): Linear | undefined {
+  const at = module.lastIndexOf('.') + 1
+  const own = Object.entries(PACKED).find(([, parts]) => parts.includes(module.slice(at)))
+  if (own === undefined) return undefined
+  const whole = module.slice(0, at) + own[0]
+  return linears.find(({ name, fused }) => {
+    return fused === undefined && (name === whole || name.endsWith(`.${whole}`) || whole.endsWith(`.${name}`))
+  })
+}
+
 /** A layer of an adapter, or some of its outputs. */
 export interface PlaceableLayer {
   readonly name: string

@@ -203,6 +203,9 @@ export const NORMS: Readonly<Record<string, Readonly<Record<string, number>>>> =
   EmbedLayerNormalization: { weight: 5, bias: 6 },
 }
 
+/** What optimum puts behind the name of a tensor that both branches of its `If` read. */
+const MERGED = /_merged_\d+$/
+
 /**
  * Places of a tensor that is neither a linear layer's nor an embedding's: what fused norms of that module read, what the module's
  * nodes read under a name that ends with the tensor's last part, and the one reader of an initializer of that name.
@@ -221,7 +224,7 @@ export function placesOf(graph: Graph, tensor: string, shape: readonly number[])
     node.input.flatMap((value, input) => {
       const norm = entryOf(NORMS, node.opType)
       const isNorm = norm !== undefined && entryOf(norm, member) === input
-      const isNamed = storedTensor(graph, value)?.name.endsWith(`.${member}`) ?? false
+      const isNamed = storedTensor(graph, value)?.name.replace(MERGED, '').endsWith(`.${member}`) ?? false
       return (isNorm || (norm === undefined && isNamed)) && fits(value) ? [{ node, input }] : []
     }),
   )

@@ -4,12 +4,14 @@ import { MismatchError, UnsupportedError } from '../../base/errors.js'
 import type { NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
 import type { LoraLayer } from '../../lora/layer.js'
+import { stringAttribute } from '../view/attributes.js'
 import type { Graph } from '../view/graph.js'
 import { operatorOf } from '../view/operators.js'
 import { inseparable, PACKED_ATTENTION } from './forms/attention.js'
+import { withPointwise } from './forms/pointwise.js'
 import type { Linear } from './linears.js'
 import { matchLayers, moduleFinder } from './match.js'
-import { splitForGraph } from './packed.js'
+import { splitForGraph, unsplitOwner } from './packed.js'
 
 /** A layer of an adapter and a linear layer of the graph that it adapts. */
 export interface PlacedLayer {
@@ -19,7 +21,10 @@ export interface PlacedLayer {
   readonly linear: Linear
 }
 
-/** Operators that may hold a layer which no form finds: integer products without a float input, and sub-graphs. */
+/** A part of the graph that an execution provider has compiled, with its weights. */
+const COMPILED = 'EPContext'
+
+/** Operators that may hold a layer which no form finds: integer products without a float input, those of other execution providers, and sub-graphs. */
 const OPAQUE = new Set([
   'MatMulInteger',
   'QLinearMatMul',
@@ -27,6 +32,12 @@ const OPAQUE = new Set([
   'MatMulIntegerToFloat',
   'DynamicQuantizeMatMul',
   'MatMulBnb4',
+  COMPILED,
+  'PackedAttention',
+  'LongformerAttention',
+  'DecoderAttention',
+  'QOrderedMatMul',
+  'QOrderedAttention',
   'Loop',
   'Scan',
 ])
@@ -35,21 +46,26 @@ const OPAQUE = new Set([
 const QUERY_KEY_VALUE = /\b(query|key|value|[qkv]_(proj|lin))$/
 
 /**
- * Places the linear layers, whatever else the adapter holds.
+ * Places the linear layers, whatever else the adapter holds. Some may be convolutions of kernel 1 in the graph.
  *
- * @param linears those of `graph`
+ * @param found the linear layers of `graph`
  * @param splitsWholes as {@link splitForGraph}
  * @throws MismatchError when the adapter is empty, a layer has no module in the graph or another shape there, or two
  *   layers have the same module; UnsupportedError when a module is there in a form that cannot be adapted
  */
 export function placeAdapter(
   graph: Graph,
-  linears: readonly Linear[],
+  found: readonly Linear[],
   adapter: LoraAdapter,
   splitsWholes = false,
 ): PlacedLayer[] {
   const own = adapter.parts('linear')
   if (own.length === 0) throw new MismatchError({ where: 'adapter', what: 'it has no layers' })
+  const linears = withPointwise(
+    graph,
+    found,
+    own.map(({ name }) => name),
+  )
   const layers = splitForGraph(linears, own, splitsWholes)
   const placed = matchOrRefuse(graph, linears, layers).map(({ layer: { owner, layer }, linear }) => ({
     name: owner,
@@ -86,6 +102,10 @@ function matchOrRefuse<T extends { name: string; d: number; k: number }>(
     const names = new Set(linears.map(({ name }) => name))
     const found = new Set(linears.map(({ node }) => node))
     const { find } = moduleFinder(linears)
+    for (const { name } of layers) {
+      const whole = find(name) === undefined ? unsplitOwner(linears, name) : undefined
+      if (whole !== undefined) throw unsplittable(name, whole, error)
+    }
     const asksForQkv = layers.some(({ name }) => QUERY_KEY_VALUE.test(name) && find(name) === undefined)
     const isOpaque = (node: NodeProto) =>
       OPAQUE.has(node.opType) || (asksForQkv && operatorOf(node) === PACKED_ATTENTION)
@@ -93,7 +113,9 @@ function matchOrRefuse<T extends { name: string; d: number; k: number }>(
     if (opaque.length === 0 || layers.every(({ name }) => names.has(name))) throw error
     const shown = opaque.slice(0, 4).map((node) => {
       const problem = operatorOf(node) === PACKED_ATTENTION ? inseparable(graph, node) : undefined
-      return `${node.name} (${node.opType}${problem === undefined ? '' : ` with ${problem}`})`
+      const maker = node.opType === COMPILED ? stringAttribute(node, 'source', 'an execution provider') : undefined
+      const note = problem === undefined ? (maker === undefined ? '' : ` by ${maker}`) : ` with ${problem}`
+      return `${node.name} (${node.opType}${note})`
     })
     throw new UnsupportedError({
       where: 'ONNX model',
@@ -104,4 +126,15 @@ function matchOrRefuse<T extends { name: string; d: number; k: number }>(
       cause: error,
     })
   }
+}
+
+function unsplittable(module: string, { name, node, d }: Linear, cause: unknown): UnsupportedError {
+  return new UnsupportedError({
+    where: module,
+    what: `the graph computes it as a part of ${name}, and does not tell which outputs are its own`,
+    expected: 'an attention operator with numbers of heads, or a Split or Slices, behind that product',
+    got: `node ${node.name} (${node.opType}) with ${d} outputs`,
+    hint: 'Use an export that has the layers one by one, such as with fuse_qkv=false of onnxruntime-genai',
+    cause,
+  })
 }

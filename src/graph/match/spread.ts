@@ -3,6 +3,8 @@
 
 import type { LoraAdapter } from '../../lora/adapter.js'
 import type { GraphRole } from '../graph-file.js'
+import type { Graph } from '../view/graph.js'
+import { withPointwise } from './forms/pointwise.js'
 import type { Linear } from './linears.js'
 import { moduleFinder } from './match.js'
 import { sideOf } from './module-names.js'
@@ -12,6 +14,7 @@ export interface ModelGraph {
   readonly role: GraphRole
   /** For messages. */
   readonly name: string
+  readonly graph: Graph
   readonly linears: readonly Linear[]
 }
 
@@ -33,7 +36,8 @@ export async function spreadAdapter(
   adapter: LoraAdapter,
   hasPlace: (graph: number, part: string) => Promise<boolean>,
 ): Promise<Spread> {
-  const finders = graphs.map(({ linears }) => moduleFinder(linears))
+  const layers = adapter.parts('linear').map(({ name }) => name)
+  const finders = graphs.map(({ graph, linears }) => moduleFinder(withPointwise(graph, linears, layers)))
   const parts = graphs.map(() => new Set<string>())
   const missing: string[] = []
   for (const part of adapter.parts()) {

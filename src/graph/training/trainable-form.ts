@@ -20,9 +20,13 @@ const INTEGER_PRODUCTS = new Set([
   'QMoE',
 ])
 
+/** Parts of a graph that an execution provider has compiled: their layers cannot be seen. */
+const COMPILED = 'EPContext'
+
 const FLOAT_EXPORT = "Train on the model's float32 export: the adapter also fits this one"
 /** Where sessions find no layer to adapt either. */
 const FLOAT_EXPORT_ONLY = "Train on the model's float32 export: the adapter runs there, but not on this one"
+const NOT_COMPILED = 'Take the export that the graph was compiled from'
 const NOT_NESTED = 'Export the model in another way, so that its layers are not in the body of a Loop or Scan'
 
 /**
@@ -35,6 +39,7 @@ export function checkTrainableForm(graph: Graph): void {
   for (const node of graph.nodes) {
     const operator = node.opType
     if (INTEGER_PRODUCTS.has(operator) && !linears.has(node)) found.push({ operator, node, hint: FLOAT_EXPORT_ONLY })
+    else if (operator === COMPILED) found.push({ operator, node, hint: NOT_COMPILED })
     else if (subgraphs(node).some(multiplies)) found.push({ operator, node, hint: NOT_NESTED })
   }
   for (const linear of linears.values()) {

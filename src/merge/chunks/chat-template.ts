@@ -1,7 +1,8 @@
 // The chat template of a result: that of the adapters, which were trained with it.
 
 import type { Directory } from '../../base/bytes.js'
-import { readChatTemplate, TEMPLATE_FILE } from '../../peft/chat-template.js'
+import { readChatTemplate } from '../../peft/chat-template.js'
+import { TEMPLATE_FILE } from '../../peft/file-names.js'
 import type { AdapterInput } from '../weighted.js'
 
 /** What the adapters say of a result's chat template. */

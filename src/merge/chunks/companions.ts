@@ -2,7 +2,7 @@
 
 import { type Directory, readAll, readJson, writeFile, writeThrough } from '../../base/bytes.js'
 import { LowrankError } from '../../base/errors.js'
-import { TEMPLATE_FILE } from '../../peft/chat-template.js'
+import { TEMPLATE_FILE } from '../../peft/file-names.js'
 import {
   importedModules,
   isCompanion,

@@ -2,7 +2,7 @@
 // that the result gives logits as an export for the task does.
 
 import { create } from '@bufbuild/protobuf'
-import { encodeFloats, f32ToF16 } from '../../base/dtype.js'
+import { encodeFloats } from '../../base/dtype.js'
 import { UnsupportedError } from '../../base/errors.js'
 import { TensorProto_DataType as DataType, TensorProtoSchema } from '../../formats/onnx/gen/onnx_pb.js'
 import { valueInfo } from '../../graph/inject/inject.js'
@@ -90,19 +90,19 @@ export function writeHead(graph: Graph, linears: readonly Linear[], { adapter, p
   const added: string[] = []
   const g = new Builder(graph, '')
   const isHalf = linears.some(({ dataType }) => dataType === DataType.FLOAT16)
-  const dataType = isHalf ? DataType.FLOAT16 : DataType.FLOAT
   const tensorOf = (name: string) => {
     const part = adapter.get(name, 'replacement')
     if (part === undefined) return undefined
-    const values = Float32Array.from(part.weight.data)
-    const rawData = isHalf ? new Uint8Array(f32ToF16(values).buffer) : encodeFloats(values, 'F32')
+    const rawData = encodeFloats(Float32Array.from(part.weight.data), 'F32')
     const dims = part.shape.map(BigInt)
     const own = graph.initializers.has(name) ? graph.freshName(name) : name
     added.push(own)
-    return graph.addInitializer(create(TensorProtoSchema, { name: own, dataType, dims, rawData }))
+    return graph.addInitializer(create(TensorProtoSchema, { name: own, dataType: DataType.FLOAT, dims, rawData }))
   }
-  const half = appendHead(g, placed.input, placed.layers, tensorOf)
-  const logits = isHalf ? g.cast(half, DataType.FLOAT) : half
+  // A head is small: in float32 it costs nothing, and fits hidden states of both types, which exporters write for the same half weights.
+  const { value } = placed.input
+  const input = isHalf ? { ...placed.input, value: g.cast(value, DataType.FLOAT) } : placed.input
+  const logits = appendHead(g, input, placed.layers, tensorOf)
   graph.rename(logits, LOGITS)
   const axes = placed.input.rows === 'all' ? ['batch_size', 'sequence_length'] : ['batch_size']
   graph.outputs = [valueInfo(LOGITS, DataType.FLOAT, [...axes, placed.count])]

@@ -73,6 +73,12 @@ export interface Form {
    */
   dequantize?(g: Builder, product: Product): Value
   /**
+   * As {@link dequantize}, for a part of the stored rows (d, k), so that never all of a large weight is in memory as floats.
+   *
+   * @returns (count, k); undefined for a layout of which only the whole can be made
+   */
+  dequantizeRows?(g: Builder, product: Product, first: number, count: number): Value | undefined
+  /**
    * For products that are a part of what their node computes: replaces the node by nodes of which one is the product, so that its output
    * can be changed.
    *

@@ -5,7 +5,14 @@ import { UnsupportedError } from '../../../base/errors.js'
 import { TensorProto_DataType as DataType, type TensorProto } from '../../../formats/onnx/gen/onnx_pb.js'
 import { copyMessage } from '../../../formats/onnx/messages.js'
 import type { OnnxModel } from '../../../formats/onnx/model.js'
-import { dataTypeName, inlineBytes, inlineTensor, isExternal } from '../../../formats/onnx/tensors.js'
+import {
+  dataTypeName,
+  externalTensor,
+  inlineBytes,
+  inlineTensor,
+  isExternal,
+  weightRange,
+} from '../../../formats/onnx/tensors.js'
 import { intAttribute } from '../../view/attributes.js'
 import type { Value } from '../../view/builder.js'
 import type { Graph } from '../../view/graph.js'
@@ -102,22 +109,43 @@ export function countOf(graph: Graph, value: Value | undefined): number | undefi
   return tensor?.dims.reduce((product, dim) => product * Number(dim), 1)
 }
 
+/** Some of the rows of a matrix: [first, first + count) of `of`. */
+export interface RowRange {
+  readonly first: number
+  readonly count: number
+  readonly of: number
+}
+
+const ALL: RowRange = { first: 0, count: 1, of: 1 }
+
 /**
  * A second constant over the bytes of one: of another type or shape, or only under another name, so that ONNX Runtime does not take what is
  * made of both for one value.
+ *
+ * @param rows the part of the bytes that holds these rows, which are whole bytes. Default: all
  */
 export function viewOf(
   graph: Graph,
   value: Value,
-  { dataType, dims }: { dataType?: DataType; dims?: readonly number[] } = {},
+  { dataType, dims, rows }: { dataType?: DataType; dims?: readonly number[]; rows?: RowRange } = {},
 ): Value {
   const tensor = graph.constant(value) as TensorProto
-  const whole = isExternal(tensor) ? tensor : inlineTensor(tensor, inlineBytes(tensor, value))
   return graph.addInitializer(
-    copyMessage(whole, {
+    copyMessage(bytesOfRows(tensor, value, rows), {
       name: graph.freshName(`${value}/view`),
       dataType: dataType ?? tensor.dataType,
       dims: dims === undefined ? tensor.dims : dims.map(BigInt),
     }),
   )
+}
+
+function bytesOfRows(tensor: TensorProto, where: string, { first, count, of }: RowRange = ALL): TensorProto {
+  if (!isExternal(tensor)) {
+    const bytes = inlineBytes(tensor, where)
+    const rowBytes = bytes.byteLength / of
+    return inlineTensor(tensor, bytes.subarray(first * rowBytes, (first + count) * rowBytes))
+  }
+  const { location, offset, byteLength } = weightRange(tensor, where)
+  const rowBytes = byteLength / of
+  return externalTensor(tensor, { location, offset: offset + first * rowBytes, byteLength: count * rowBytes })
 }

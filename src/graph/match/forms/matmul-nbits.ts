@@ -15,7 +15,16 @@ import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
 import { FLOAT_DTYPES } from './float-product.js'
 import type { Form, Product } from './form.js'
-import { castConstant, countOf, readFloats, readIntegers, requireReadable, unpack, viewOf } from './integers.js'
+import {
+  castConstant,
+  countOf,
+  type RowRange,
+  readFloats,
+  readIntegers,
+  requireReadable,
+  unpack,
+  viewOf,
+} from './integers.js'
 
 /** The numbers of a node's layout. */
 export interface BlockLayout {
@@ -81,36 +90,57 @@ export const MATMUL_NBITS: Form = {
     }
   },
 
-  dequantize(g, { node }) {
-    const { graph } = g
-    const { bits, blockSize, blocks, k, d } = blockLayout(node)
-    const dataType = bits === 4 ? DataType.UINT4 : DataType.UINT8
-    const isBlocked = graph.opset() >= 21
-    const zeroPoints = node.input[ZERO_POINTS] ?? ''
-    // Of blocks of 4 bits two zero points share a byte; the last one of an odd row has a byte alone, which the operator knows nothing of.
-    const isWhole = zeroPoints === '' || (!hasFloatZeroPoints(graph, node) && (bits === 8 || blocks % 2 === 0))
-    const shape = isBlocked ? [d, blocks] : [d * blocks]
-    const integers = viewOf(graph, node.input[WEIGHT], {
-      dataType,
-      dims: isBlocked ? [d, blocks * blockSize] : [d * blocks, blockSize],
-    })
-    const scales = g.reshape(node.input[SCALES], g.int(shape))
-    const zero =
-      zeroPoints !== '' && isWhole
-        ? viewOf(graph, zeroPoints, { dataType, dims: shape })
-        : middles(graph, dataType, shape, isWhole ? 1 << (bits - 1) : 0)
-    const operator = isBlocked || bits === 8 ? 'DequantizeLinear' : 'com.microsoft:DequantizeLinear'
-    const attributes: Attributes = isBlocked ? { axis: 1, block_size: blockSize } : { axis: 0 }
-    const products = g.op(operator, [integers, scales, zero], attributes)
-    const values = isWhole
-      ? products
-      : g.sub(
-          g.reshape(products, g.int([d * blocks, blockSize])),
-          g.mul(g.reshape(scales, g.int([-1, 1])), floatZeroPoints(g, node)),
-        )
-    const rows = g.reshape(values, g.int([d, blocks * blockSize]))
-    return k === blocks * blockSize ? rows : g.op('Slice', [rows, g.int([0]), g.int([k]), g.int([1])])
+  dequantize(g, { node, d }) {
+    return floatRows(g, node, { first: 0, count: d, of: d })
   },
+
+  dequantizeRows(g, { node, d }, first, count) {
+    return hasRowsOfZeroPoints(g.graph, node) ? floatRows(g, node, { first, count, of: d }) : undefined
+  },
+}
+
+/** Whether DequantizeLinear can read the zero points as they lie. Of 4 bits two share a byte, and the last one of an odd row has one alone. */
+function hasRowsOfZeroPoints(graph: Graph, node: NodeProto): boolean {
+  const { bits, blocks } = blockLayout(node)
+  const isNone = (node.input[ZERO_POINTS] ?? '') === ''
+  return isNone || (!hasFloatZeroPoints(graph, node) && (bits === 8 || blocks % 2 === 0))
+}
+
+/** Rows of the weight as floats, (count, k). */
+function floatRows(g: Builder, node: NodeProto, rows: RowRange): Value {
+  const { graph } = g
+  const { bits, blockSize, blocks, k } = blockLayout(node)
+  const { first, count, of } = rows
+  const dataType = bits === 4 ? DataType.UINT4 : DataType.UINT8
+  const isBlocked = graph.opset() >= 21
+  const zeroPoints = node.input[ZERO_POINTS] ?? ''
+  const isWhole = hasRowsOfZeroPoints(graph, node)
+  const shape = isBlocked ? [count, blocks] : [count * blocks]
+  const integers = viewOf(graph, node.input[WEIGHT], {
+    dataType,
+    dims: isBlocked ? [count, blocks * blockSize] : [count * blocks, blockSize],
+    rows,
+  })
+  const ofRows = (value: Value) => {
+    if (count === of) return value
+    return g.op('Slice', [g.reshape(value, g.int([of, blocks])), g.int([first]), g.int([first + count]), g.int([0])])
+  }
+  const scales = g.reshape(ofRows(node.input[SCALES]), g.int(shape))
+  const zero =
+    zeroPoints !== '' && isWhole
+      ? viewOf(graph, zeroPoints, { dataType, dims: shape, rows })
+      : middles(graph, dataType, shape, isWhole ? 1 << (bits - 1) : 0)
+  const operator = isBlocked || bits === 8 ? 'DequantizeLinear' : 'com.microsoft:DequantizeLinear'
+  const attributes: Attributes = isBlocked ? { axis: 1, block_size: blockSize } : { axis: 0 }
+  const products = g.op(operator, [integers, scales, zero], attributes)
+  const values = isWhole
+    ? products
+    : g.sub(
+        g.reshape(products, g.int([count * blocks, blockSize])),
+        g.mul(g.reshape(scales, g.int([-1, 1])), floatZeroPoints(g, node)),
+      )
+  const padded = g.reshape(values, g.int([count, blocks * blockSize]))
+  return k === blocks * blockSize ? padded : g.op('Slice', [padded, g.int([0]), g.int([k]), g.int([1])])
 }
 
 /** Equal zero points for all blocks. */

@@ -1,6 +1,7 @@
-// Convolutions of kernel 1: a linear layer over channels, (B, k, …) → (B, d, …). Not in the table of forms, because the model has a convolution
-// there: what is trained on it would be no adapter of a linear layer.
+// Convolutions of kernel 1: a linear layer over channels, (B, k, …) → (B, d, …). Not in the table of forms, because the graph does not tell
+// whether the model has a convolution there or a linear layer: adapters of both are placed on it, but none is trained.
 
+import { UnsupportedError } from '../../../base/errors.js'
 import { dimsOf } from '../../../formats/onnx/tensors.js'
 import { intAttribute, intsAttribute } from '../../view/attributes.js'
 import { Builder } from '../../view/builder.js'
@@ -8,6 +9,7 @@ import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
 import type { Linear } from '../linear.js'
 import { nodeScope, parameterModule } from '../linears.js'
+import { moduleFinder } from '../match.js'
 import { FLOAT_DTYPES, MATMUL, openFloatLines } from './float-product.js'
 import type { Form } from './form.js'
 import { viewOf } from './integers.js'
@@ -15,7 +17,7 @@ import { viewOf } from './integers.js'
 /** More axes than a tensor has. */
 const MANY = 99
 
-const POINTWISE: Form = {
+export const POINTWISE: Form = {
   name: 'Conv',
   isQuantized: false,
 
@@ -62,5 +64,31 @@ export function findPointwise(graph: Graph): Linear[] {
     if (product === undefined) return []
     const name = nodeScope(node) ?? parameterModule(product.weight) ?? node.name
     return [{ ...product, name, isHead: false, fused: undefined }]
+  })
+}
+
+/**
+ * The linear layers, with the convolutions of kernel 1 where they lack one of the modules: some exporters write a linear layer as such a
+ * convolution.
+ */
+export function withPointwise(graph: Graph, linears: readonly Linear[], modules: readonly string[]): Linear[] {
+  const { find } = moduleFinder(linears)
+  const isWhole = modules.every((module) => find(module) !== undefined)
+  return isWhole ? [...linears] : [...linears, ...otherPointwise(graph, linears)]
+}
+
+/** The convolutions of kernel 1 under names that none of the linear layers has. */
+export function otherPointwise(graph: Graph, linears: readonly Linear[]): Linear[] {
+  const names = new Set(linears.map(({ name }) => name))
+  return findPointwise(graph).filter(({ name }) => !names.has(name))
+}
+
+/** @throws UnsupportedError naming the convolution that a new or loaded adapter would be trained on */
+export function refusePointwise({ name, node }: Pick<Linear, 'name' | 'node'>): never {
+  throw new UnsupportedError({
+    where: name,
+    what: 'the graph computes it as a convolution of kernel 1, which no adapter is trained on',
+    got: `node ${node.name} (Conv)`,
+    hint: 'Train on an export that has a MatMul there, or leave this module out of the targets. Sessions and merges take adapters of it',
   })
 }

@@ -1,0 +1,74 @@
+import { create } from '@bufbuild/protobuf'
+import { expect, it } from 'vitest'
+import { Random } from '../../src/base/random.js'
+import { TensorProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
+import type { GradientContext } from '../../src/graph/gradients/context.js'
+import { quantizedGradient } from '../../src/graph/gradients/quantized.js'
+import { findProduct } from '../../src/graph/match/forms/forms.js'
+import { ShapeMap } from '../../src/graph/shapes/shapes.js'
+import { Builder } from '../../src/graph/view/builder.js'
+import { addInput, addOutput, DataType, emptyGraph, floats, floatTensor, normals, openGraph } from './toolkit.js'
+
+// As wide as no layer of the goldens is: an output layer of a vocabulary that takes two blocks, the second one smaller.
+const [n, k, d, BLOCK] = [2, 32, 150_000, 16]
+const BLOCKS = k / BLOCK
+
+it.each([
+  { opset: 17, hasZeroPoints: false },
+  { opset: 21, hasZeroPoints: true },
+])('a large weight is made in blocks: $opset, zero points $hasZeroPoints', async ({ opset, hasZeroPoints }) => {
+  const random = new Random(1, 'weights')
+  const bytes = (count: number) => Uint8Array.from({ length: count }, () => random.uniform() * 256)
+  const graph = emptyGraph(opset)
+  const packed = (name: string, dims: number[]) => {
+    const rawData = bytes(dims.reduce((product, dim) => product * dim, 1))
+    graph.addInitializer(create(TensorProtoSchema, { name, dataType: DataType.UINT8, dims: dims.map(BigInt), rawData }))
+  }
+  packed('weight', [d, BLOCKS, BLOCK / 2])
+  packed('zero points', [(d * BLOCKS) / 2])
+  const scales = Array.from({ length: d * BLOCKS }, () => 0.5 + random.uniform())
+  graph.addInitializer(floatTensor('scales', DataType.FLOAT, scales, [d * BLOCKS]))
+  addInput(graph, 'x', DataType.FLOAT, ['n', k])
+  addInput(graph, 'dy', DataType.FLOAT, ['m', d])
+  const g = new Builder(graph, 'test')
+  const inputs = ['x', 'weight', 'scales', ...(hasZeroPoints ? ['zero points'] : [])]
+  const node = g.node('com.microsoft:MatMulNBits', inputs, { K: k, N: d, bits: 4, block_size: BLOCK })
+  const outputs = node.output
+  const shapes = new ShapeMap([
+    ['x', { dims: [n, k], other: [n + 1, k] }],
+    [outputs[0], { dims: [n, d], other: [n + 1, d] }],
+  ])
+  const { rule } = quantizedGradient(findProduct(graph, node)!)!
+  const context: GradientContext = { g, node, inputs, outputs, dys: ['dy'], dy: 'dy', shapes }
+  const dx = rule(context)[0]!()
+  addOutput(graph, outputs[0], DataType.FLOAT)
+  addOutput(graph, dx, DataType.FLOAT)
+
+  const sizes = graph.nodes
+    .filter(({ opType }) => opType === 'DequantizeLinear')
+    .map(({ input }) => graph.constant(input[0])!.dims.reduce((product, dim) => product * Number(dim), 1))
+  expect(sizes).toHaveLength(2)
+  expect(Math.max(...sizes)).toBeLessThanOrEqual(2 ** 22)
+
+  const session = await openGraph(graph)
+  const dy = normals(random, [n, d])
+  const identity = floats(
+    DataType.FLOAT,
+    Array.from({ length: k * k }, (_, i) => (i % (k + 1) === 0 ? 1 : 0)),
+    [k, k],
+  )
+  const results = await session.run({ x: identity, dy })
+  await session.dispose()
+  // ONNX Runtime's own product of the identity by the weight: Wᵀ (k, d).
+  const weight = results[outputs[0]].data as Float32Array
+  const [got, rows] = [results[dx].data as Float32Array, dy.data as Float32Array]
+  const [expected, size] = [new Float64Array(n * k), new Float64Array(n * k)]
+  for (let i = 0; i < n * k; i++) {
+    for (let row = 0; row < d; row++) {
+      const term = rows[Math.floor(i / k) * d + row] * weight[(i % k) * d + row]
+      expected[i] += term
+      size[i] += term * term
+    }
+  }
+  got.forEach((value, i) => void expect(Math.abs(value - expected[i])).toBeLessThan(1e-4 * Math.sqrt(size[i])))
+})

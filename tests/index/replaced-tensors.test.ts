@@ -1,0 +1,102 @@
+// Adapters that replace whole tensors, on graphs where these are easy to miss: a head that computes the last token alone, and norms in both
+// branches of an `If`. Against PEFT's logits (tests/golden/replaced).
+
+import { readFileSync } from 'node:fs'
+import { describe, expect, it } from 'vitest'
+import { MemoryDirectory, MemorySource } from '../../src/base/bytes.js'
+import { UnsupportedError } from '../../src/base/errors.js'
+import { loadOnnx, type OnnxModel } from '../../src/formats/onnx/model.js'
+import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
+import type { Model } from '../../src/graph/model-folder.js'
+import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { LoraAdapter } from '../../src/lora/adapter.js'
+import { mergeOnnx } from '../../src/merge/onnx/merge-onnx.js'
+import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import type { Feeds } from '../../src/runtime/runtime.js'
+import { goldenPath } from '../golden.js'
+import { directoryOf, feedsOf, inThread, maxDifference, openModel } from '../infer/models.js'
+
+const FOLDER = 'tests/golden/replaced'
+const { inputIds }: { inputIds: number[][] } = JSON.parse(readFileSync(goldenPath('replaced', 'golden.json'), 'utf8'))
+const golden = await parseSafetensorsHeader(
+  new MemorySource(readFileSync(goldenPath('replaced', 'logits.safetensors'))),
+)
+const logitsOf = async (name: string) => (await readTensorF32(golden, name)).data
+
+/** Whether an `If` takes the branch for a cache; this one computes the same in both. */
+const BRANCHES = [false, true]
+
+function feedsFor(model: Model, takesCache: boolean): Feeds {
+  const feeds = feedsOf(model, inputIds)
+  if (feeds.use_cache_branch === undefined) return feeds
+  return { ...feeds, use_cache_branch: { type: 'bool', data: Uint8Array.of(takesCache ? 1 : 0), dims: [1] } }
+}
+
+/** The last token's of each row. */
+async function lastLogits(
+  session: OnnxSession,
+  feeds: Feeds,
+  adapter?: string | (string | null)[],
+): Promise<Float32Array> {
+  const { logits } = await session.run(feeds, { adapter })
+  const [rows, tokens, vocabulary] = logits.dims
+  const data = logits.data as Float32Array
+  return Float32Array.from({ length: rows * vocabulary }, (_, i) => {
+    return data[((Math.floor(i / vocabulary) + 1) * tokens - 1) * vocabulary + (i % vocabulary)]
+  })
+}
+
+async function check(model: Model, name: string, branches: readonly boolean[]): Promise<void> {
+  const adapter = await loadAdapter(directoryOf(`${FOLDER}/adapter-${name}`))
+  const [adapted, base] = [await logitsOf(name), await logitsOf(`base.${name}`)]
+  const half = adapted.length / 2
+  const mixed = [...adapted.subarray(0, half), ...base.subarray(half)]
+  const session = await OnnxSession.open(model, { adapters: { own: adapter } })
+  const merged = await mergedOf(model.onnx, adapter)
+  const alone = await OnnxSession.open({ onnx: merged, runtime: inThread })
+  for (const takesCache of branches) {
+    const feeds = feedsFor(model, takesCache)
+    expect(maxDifference(await lastLogits(session, feeds), base)).toBeLessThan(1e-5)
+    expect(maxDifference(await lastLogits(session, feeds, 'own'), adapted)).toBeLessThan(1e-5)
+    expect(maxDifference(await lastLogits(session, feeds, ['own', null]), mixed)).toBeLessThan(1e-5)
+    expect(maxDifference(await lastLogits(alone, feeds), adapted)).toBeLessThan(1e-5)
+  }
+  for (const one of [session, alone]) await one.dispose()
+  for (const one of [merged, model.onnx]) await one.close()
+}
+
+async function mergedOf(onnx: OnnxModel, adapter: LoraAdapter): Promise<OnnxModel> {
+  const out = new MemoryDirectory()
+  await mergeOnnx(onnx, adapter, out)
+  return loadOnnx(out, 'model.onnx')
+}
+
+describe('a replaced head of a graph that prune_lm_head has cut', () => {
+  it('gives PEFT’s logits in sessions, also in one row alone, and merged', async () => {
+    const model = await openModel(`${FOLDER}/pruned-head`)
+    const session = await OnnxSession.open(model)
+    expect((await session.run(feedsOf(model, inputIds))).logits.dims).toEqual([2, 1, 128])
+    await session.dispose()
+    await check(model, 'head', [false])
+  })
+})
+
+describe('replaced norms', () => {
+  it('give PEFT’s logits in both branches of an If, in sessions and merged', async () => {
+    await check(await openModel('tests/golden/models/merged-if'), 'norms', BRANCHES)
+  })
+
+  it('are refused by name on graphs of onnxruntime-genai, before anything is written', async () => {
+    const [model, out] = [await openModel('tests/golden/models/llama-genai'), new MemoryDirectory()]
+    const adapter = new LoraAdapter({ rank: 1 })
+    const name = 'model.layers.0.input_layernorm.weight'
+    adapter.addReplacement(name, { data: new Float32Array(32).fill(1), shape: [32] })
+    const message = /input_layernorm\.weight: this exporter may have changed the values of norms/
+    const opening = OnnxSession.open(model, { adapters: { adapter } })
+    await expect(opening).rejects.toThrow(UnsupportedError)
+    await expect(opening).rejects.toThrow(message)
+    await expect(mergeOnnx(model.onnx, adapter, out)).rejects.toThrow(message)
+    expect(out.files.size).toBe(0)
+    await model.onnx.close()
+  })
+})

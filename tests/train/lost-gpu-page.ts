@@ -1,0 +1,93 @@
+// What lost-gpu.slow.test.ts runs in a page: the GPU is lost in the middle of a training, and of a text, and what can be done after it.
+
+import { MemoryDirectory } from '../../src/base/bytes.js'
+import { loadModel } from '../../src/graph/model-folder.js'
+import { webRuntime } from '../../src/index/web-runtime.js'
+import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { generate } from '../../src/infer/generate.js'
+import { train } from '../../src/train/train.js'
+
+export interface LostGpuResult {
+  /** Name and message of the error of the training, of the text, and of a later text of the same session. */
+  trained: string
+  written: string
+  later: string
+  /** Losses of the steps before the loss, and of the run that continued it on the processor. */
+  before: number[]
+  losses: number[]
+  /** Files of the run when the GPU was lost. */
+  files: string[]
+  /** What a new session on WebGPU writes, and one on the processor. */
+  again: string
+  expected: string
+  /** Longest time from the loss to an error, in milliseconds. */
+  waitedMs: number
+}
+
+const MODEL = ['config.json', 'generation_config.json', 'tokenizer.json', 'onnx/model.onnx']
+/** The script of ONNX Runtime that the test serves destroys its device when it hears something here. */
+const loss = new BroadcastChannel('lose the gpu')
+
+async function run(): Promise<LostGpuResult> {
+  const folder = new MemoryDirectory()
+  for (const file of MODEL) {
+    const response = await fetch(`/model/${file}`)
+    folder.files.set(file, new Uint8Array(await response.arrayBuffer()))
+  }
+  const model = await loadModel(folder, { runtime: webRuntime('/ort/script.mjs', '/ort/ort.wasm') })
+  let lostAt = 0
+  let waitedMs = 0
+  const lose = () => {
+    lostAt = performance.now()
+    loss.postMessage('now')
+  }
+  const errorOf = async (promise: Promise<unknown>): Promise<string> => {
+    const error = await promise.then(
+      () => 'no error',
+      (error: Error) => `${error.name}: ${error.message}`,
+    )
+    waitedMs = Math.max(waitedMs, performance.now() - lostAt)
+    return error
+  }
+
+  const out = new MemoryDirectory()
+  const before: number[] = []
+  const settings = {
+    model,
+    data: ['And the people of', 'In the beginning'].map((text) => ({ text })),
+    batchSize: 1,
+    maxSteps: 6,
+    maxLength: 12,
+    config: { rank: 2, seed: 3 },
+    saveEvery: 2,
+    out,
+  }
+  const step = ({ step, loss }: { step: number; loss: number }) => {
+    before.push(loss)
+    if (step === 3) lose()
+  }
+  const trained = await errorOf(train({ ...settings, device: 'webgpu', on: { step } }))
+  const files = await out.list()
+  const { report } = await train({ ...settings, device: 'wasm', resume: true })
+
+  const session = await OnnxSession.open(model, { device: 'webgpu' })
+  const text = { maxNewTokens: 20, temperature: 0 }
+  const onText = () => {
+    if (lostAt === 0) lose()
+  }
+  lostAt = 0
+  const written = await errorOf(generate(session, 'And the people', { ...text, onText }))
+  const later = await errorOf(generate(session, 'And the people', text))
+  await session.dispose()
+  const textOn = async (device: string) => {
+    const next = await OnnxSession.open(model, { device })
+    const result = await generate(next, 'And the people', { ...text, maxNewTokens: 4 })
+    await next.dispose()
+    return result.text
+  }
+  const [again, expected] = [await textOn('webgpu'), await textOn('wasm')]
+  return { trained, written, later, before, losses: report.trainLoss, files, again, expected, waitedMs }
+}
+
+const body = await run().then(JSON.stringify, (error: Error) => JSON.stringify({ failed: error.stack }))
+await fetch('/result', { method: 'POST', body })
