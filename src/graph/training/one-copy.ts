@@ -22,7 +22,7 @@ export function keepOneCopy(graph: Graph, shapes: ShapeMap, values: ReadonlySet<
     if (product?.form.dequantizeRows === undefined || product.problem !== undefined || !isMadeWhole(product)) return []
     const { form, input, output, d } = product
     if (!values.has(input) || shapes.get(input)?.dims.length !== 2) return []
-    const weight = form.dequantizeRows(weights, product, 0, d)
+    const weight = form.dequantizeRows?.(weights, product, 0, d)
     return weight === undefined ? [] : [{ node, input, output, weight }]
   })
   // In front of all others, so that each is made right before the product that reads it.
