@@ -126,4 +126,10 @@ describe('a decoder', () => {
     expect(again.report.trainLoss[0]).toBeLessThan(report.trainLoss[0] / 2)
     await merged.close()
   })
+  it('learns labels in the branch without a cache of an If', async () => {
+    const branching = await loadModel(new NodeDirectory('tests/golden/models/merged-if'), { runtime })
+    const { report } = await learn(branching, new MemoryDirectory())
+    expect(report.evalMetrics?.accuracy).toBe(1)
+    await branching.close()
+  })
 })
