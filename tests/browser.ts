@@ -1,7 +1,7 @@
 // Pages in Chromium, where there is one: built from a TypeScript entry, served from this process, told to report by a POST.
 
 import { spawn, spawnSync } from 'node:child_process'
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { createServer } from 'node:http'
 import { createRequire } from 'node:module'
 import type { AddressInfo } from 'node:net'
@@ -79,6 +79,8 @@ export async function openPage(
         const type = /\.m?js$/.test(path) ? 'text/javascript' : 'application/octet-stream'
         response.writeHead(200, { 'content-type': path.endsWith('.wasm') ? 'application/wasm' : type, ...headers })
         response.end(files.get(path))
+      } else if (path.endsWith('.js') && !existsSync(join(folder, path))) {
+        response.writeHead(404, headers).end()
       } else if (path.endsWith('.js')) {
         response.writeHead(200, { 'content-type': 'text/javascript', ...headers })
         response.end(readFileSync(join(folder, path)))

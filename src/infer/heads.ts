@@ -3,6 +3,7 @@
 
 import { f16ToF32 } from '../base/dtype.js'
 import { MismatchError, UnsupportedError } from '../base/errors.js'
+import { hasCacheBranches } from '../graph/inputs/cache.js'
 import { type Linear, logitsName } from '../graph/match/linears.js'
 import type { Graph } from '../graph/view/graph.js'
 import type { LoraAdapter } from '../lora/adapter.js'
@@ -41,7 +42,7 @@ export interface AdapterHead {
 /**
  * The head of an adapter; undefined where it has none: it replaces no tensor, or others than those of a head.
  *
- * @throws MismatchError when the head does not fit the model
+ * @throws MismatchError when the head does not fit the model, UnsupportedError where its input lies in branches of the graph
  */
 export async function readHead(
   model: { readonly config?: Readonly<Record<string, unknown>> },
@@ -57,6 +58,14 @@ export async function readHead(
   const placed = placeHead(form, base, (name) => adapter.get(name, 'replacement')?.shape)
   if (placed === undefined) return undefined
   const { input, count, tensors, isInGraph } = placed
+  if (input.rows === 'last' && hasCacheBranches(graph)) {
+    throw new UnsupportedError({
+      where: adapter.config.taskType ?? 'adapter',
+      what: 'sessions cannot compute the head of this adapter: the hidden states lie in the branches of an If',
+      got: 'a decoder with and without cache in one graph',
+      hint: 'Merge the adapter, or use an export whose decoder has one form, such as decoder_model.onnx or decoder_with_past_model.onnx',
+    })
+  }
   const { labels, problemType } = adapter
   if (labels !== undefined && labels.length !== count) {
     throw new MismatchError({

@@ -175,7 +175,13 @@ class WrappedSession implements RuntimeSession {
     if (known !== undefined) return known
     // Without a prototype: a name from a file may be __proto__.
     const tensors: Record<string, unknown> = Object.create(null)
-    for (const name of Object.keys(held)) tensors[name] = this.#tensor(name, held[name])
+    for (const name of Object.keys(held)) {
+      const tensor = held[name]
+      const made = this.#tensor(name, tensor) as OrtTensor
+      tensors[name] = made
+      // ONNX Runtime's native code reads these of every tensor in every run. Its getters would call back into JavaScript.
+      if (made !== tensor) Object.defineProperties(made, { data: { value: made.data }, location: { value: 'cpu' } })
+    }
     this.#held.set(held, tensors)
     return tensors
   }

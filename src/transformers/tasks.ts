@@ -65,6 +65,9 @@ export function modelClass(
     where: name,
     what: `@huggingface/transformers ${transformers.env.version} has no ${task} for models of this type`,
     got: type,
+    ...(task === 'text-classification' && {
+      hint: 'session.classify of openSession gives labels with models that transformers.js has no class for',
+    }),
   })
 }
 

@@ -24,6 +24,9 @@ function documentOf({ code, stdout, stderr }: Outcome) {
 const SMALL = join(root, 'tests', 'golden', 'models', 'llama-optimum')
 const SMALL_RUN = ['--model', SMALL, '--data', DATA, '--max-steps', '2', '--batch-size', '2', '--max-length', '32']
 
+/** As large, with biases of queries, keys and values. */
+const BIASED = join(root, 'tests', 'golden', 'models', 'qwen2-optimum')
+
 let trained: Outcome
 beforeAll(async () => {
   trained = await lowrankHere('train', ...QUICK, '--eval-data', DATA, '--out', adapter, '--json')
@@ -86,6 +89,30 @@ describe('lowrank train', () => {
     expect(report).toMatchObject({ steps: 2, trainableParams: 2 * (2 * (64 + 32) + 2 * (32 + 32)), evalLoss: null })
     const config = JSON.parse(readFileSync(join(out, 'adapter_config.json'), 'utf8'))
     expect(config).toMatchObject({ r: 2, lora_alpha: 4, lora_dropout: 0.1, target_modules: ['q_proj', 'v_proj'] })
+  })
+
+  it('takes the defaults of --preset peft, and options before them', async () => {
+    const out = join(scratch, 'preset')
+    documentOf(await lowrankHere('train', ...SMALL_RUN, '--preset', 'peft', '--rank', '2', '--out', out, '--json'))
+    const config = JSON.parse(readFileSync(join(out, 'adapter_config.json'), 'utf8'))
+    expect(config).toMatchObject({ r: 2, lora_alpha: 8, target_modules: ['q_proj', 'v_proj'] })
+    const run = JSON.parse(readFileSync(join(out, 'run.json'), 'utf8'))
+    expect(run).toMatchObject({ preset: 'peft', learningRate: 5e-5, epochs: 3, maxSteps: 2, batchSize: 2 })
+  })
+
+  it('trains biases and whole modules, and saves them under the names of PEFT', async () => {
+    const out = join(scratch, 'whole')
+    // As in PEFT, norm is also the end of input_layernorm.
+    const own = ['--bias', 'lora_only', '--modules-to-save', 'norm', '--target-modules', 'q_proj,v_proj']
+    const args = ['--model', BIASED, ...SMALL_RUN.slice(2), ...own, '--rank', '2', '--out', out, '--json']
+    const { trainableParams } = documentOf(await lowrankHere('train', ...args))
+    expect(trainableParams).toBe(2 * (2 * (32 + 32) + 2 * (32 + 16)) + 2 * (32 + 16) + 5 * 32)
+    const config = JSON.parse(readFileSync(join(out, 'adapter_config.json'), 'utf8'))
+    expect(config).toMatchObject({ bias: 'lora_only', modules_to_save: ['norm'] })
+    const file = readFileSync(join(out, 'adapter_model.safetensors'))
+    const names = Object.keys(JSON.parse(file.toString('utf8', 8, 8 + Number(file.readBigUInt64LE()))))
+    expect(names.filter((name) => /norm\.weight$/.test(name))).toHaveLength(5)
+    expect(names.filter((name) => /[qv]_proj(\.base_layer)?\.bias$/.test(name))).toHaveLength(4)
   })
 
   it('overwrites its own run when asked', async () => {

@@ -126,10 +126,30 @@ describe('a decoder', () => {
     expect(again.report.trainLoss[0]).toBeLessThan(report.trainLoss[0] / 2)
     await merged.close()
   })
-  it('learns labels in the branch without a cache of an If', async () => {
-    const branching = await loadModel(new NodeDirectory('tests/golden/models/merged-if'), { runtime })
-    const { report } = await learn(branching, new MemoryDirectory())
+
+  it('with and without cache in one graph learns labels, and is merged without its branches', async () => {
+    const branched = await loadModel(new NodeDirectory('tests/golden/models/merged-if'), { runtime })
+    const out = new MemoryDirectory()
+    const { report } = await learn(branched, out)
     expect(report.evalMetrics?.accuracy).toBe(1)
-    await branching.close()
+    const adapter = await loadAdapter(out)
+    const opening = OnnxSession.open(branched, { adapters: { mood: adapter } })
+    await expect(opening).rejects.toThrow(/SEQ_CLS: .*branches of an If.* Merge the adapter/)
+
+    const result = new MemoryDirectory({}, 'out')
+    await merge({ base: { directory: branched.directory }, adapters: adapter, out: result })
+    const merged = await loadModel(result, { runtime })
+    const session = await OnnxSession.open(merged)
+    expect(session.inputNames).toEqual(['input_ids', 'attention_mask'])
+    const found = await session.classify(data.map(({ text }) => text))
+    expect(found.map(({ label }) => label)).toEqual(data.map(({ label }) => label))
+    const loss = found.map(({ logits }, i) => {
+      const own = logits[adapter.labels!.indexOf(data[i].label)]
+      return Math.log(Array.from(logits, Math.exp).reduce((sum, one) => sum + one, 0)) - own
+    })
+    const mean = loss.reduce((sum, one) => sum + one, 0) / loss.length
+    expect(mean / report.evalLoss!.after).toBeCloseTo(1, 3)
+    await session.dispose()
+    for (const model of [branched, merged]) await model.close()
   })
 })

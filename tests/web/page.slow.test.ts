@@ -142,6 +142,24 @@ describe.skipIf(chromium === undefined || !hasRuntime)('the page', () => {
     await ready()
   })
 
+  it('continues after the tab was killed in the middle of a step', async () => {
+    await fill('data', 'The captain of the ship saw the whale. '.repeat(20))
+    for (const [id, value] of Object.entries({ steps: 14, 'batch-size': 1, 'max-length': 64 })) await fill(id, value)
+    await click('start')
+    await until("/^1[1-3]\\//.test(document.getElementById('number-step').textContent)")
+    await page.crash()
+    await page.navigate(address)
+    await until("document.getElementById('start').textContent === 'Continue'")
+    await ready()
+    // Step 10 is the last that was saved.
+    await page.evaluate(`globalThis.steps = new Set(); new MutationObserver(() =>
+      globalThis.steps.add(document.getElementById('number-step').textContent)
+    ).observe(document.getElementById('number-step'), { childList: true })`)
+    await click('start')
+    await until("document.querySelectorAll('.answer').length === 2")
+    expect(await page.evaluate('[...globalThis.steps]')).toEqual(['11/14', '12/14', '13/14', '14/14'])
+  })
+
   it('trains in memory where the browser grants no space', async () => {
     await fill('data', 'The captain of the ship saw the whale. '.repeat(20))
     for (const [id, value] of Object.entries({ steps: 3, 'batch-size': 1, 'max-length': 16 })) await fill(id, value)

@@ -1,7 +1,7 @@
 // Key-value caches: which inputs and outputs hold them, and an empty one.
 
 import { UnsupportedError } from '../../base/errors.js'
-import type { ValueInfoProto } from '../../formats/onnx/gen/onnx_pb.js'
+import type { NodeProto, ValueInfoProto } from '../../formats/onnx/gen/onnx_pb.js'
 import { dimsOf, integersOf } from '../../formats/onnx/tensors.js'
 import type { RuntimeTensor, TensorData, TensorType } from '../../runtime/runtime.js'
 import { intAttribute } from '../view/attributes.js'
@@ -39,11 +39,18 @@ export function dropEmptyCache(graph: Graph): void {
 /** The input that chooses between the branches of a merged decoder: one that reads a cache, and one for the first tokens. */
 export const BRANCH = 'use_cache_branch'
 
+/** Whether this is a merged decoder: one whose layers lie in branches. */
+export function hasCacheBranches(graph: Graph): boolean {
+  return cacheBranches(graph).length > 0
+}
+
+function cacheBranches(graph: Graph): NodeProto[] {
+  return graph.nodes.filter(({ opType, input }) => opType === 'If' && input[0] === BRANCH)
+}
+
 /** Puts the branch without a cache in the place of a merged decoder's If. */
 export function takeBranchWithoutCache(graph: Graph): void {
-  for (const node of graph.nodes.filter(({ opType, input }) => opType === 'If' && input[0] === BRANCH)) {
-    graph.takeBranch(node, 'else_branch')
-  }
+  for (const node of cacheBranches(graph)) graph.takeBranch(node, 'else_branch')
 }
 
 /** Throws UnsupportedError for a cache of a layout that is not known. */

@@ -39,6 +39,7 @@ export function readWholeTexts(graph: Graph): void {
   const computed: Partial<Record<RoleInput['role'], (input: RoleInput) => Value>> = {
     positionIds: positions,
     logitsToKeep: ({ rank }) => g.int(rank === 0 ? 0 : [0]),
+    usesCache: () => g.cast(g.int(0), DataType.BOOL),
     pastLength: ({ rank }) => g.int(rank === 0 ? 0 : [0]),
   }
   const made = new Map<string, Value>()

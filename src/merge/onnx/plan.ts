@@ -14,6 +14,7 @@ import { copyMessage } from '../../formats/onnx/messages.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import { dataTypeName, dimsOf } from '../../formats/onnx/tensors.js'
 import type { WeightWriter } from '../../formats/onnx/write.js'
+import { hasCacheBranches, takeBranchWithoutCache } from '../../graph/inputs/cache.js'
 import { findLinears, type ModuleMap } from '../../graph/match/linears.js'
 import { HANDS_ON, storedValue } from '../../graph/match/parameters.js'
 import { Graph, implicitInputs } from '../../graph/view/graph.js'
@@ -79,9 +80,16 @@ export async function planOnnxMerge(
   { config = {}, modules = {}, factors, quantized: policy, isUnmerge = false }: OnnxPlanOptions = {},
 ): Promise<OnnxMergePlan> {
   const graph = new Graph(model.proto)
-  const linears = findLinears(graph, modules)
+  let linears = findLinears(graph, modules)
   const loaded = adapters.map(({ adapter }) => adapter)
-  const head = await findMergedHead(graph, linears, config, loaded)
+  let head = await findMergedHead(graph, linears, config, loaded)
+  if (head?.isReplaced === false && head.placed.input.rows === 'last' && hasCacheBranches(graph)) {
+    // A head reads whole texts: what reads a cache has no use any more, and the head's input may lie in it.
+    takeBranchWithoutCache(graph)
+    graph.prune()
+    linears = findLinears(graph, modules)
+    head = await findMergedHead(graph, linears, config, loaded)
+  }
   const isElsewhere = (adapter: LoraAdapter, tensor: string) =>
     head?.isReplaced === false && head.adapter === adapter && head.placed.tensors.has(tensor)
   const { edits, quantized } = await collectEdits(model, graph, adapters, modules, { policy, isElsewhere })
