@@ -1,6 +1,6 @@
 // Training in the page: start, pause, continue after a reload, stop.
 
-import { type Directory, type LoraAdapter, MemoryDirectory, type StepEvent, train } from 'lowrank'
+import { type Directory, type LoraAdapter, MemoryDirectory, RuntimeError, type StepEvent, train } from 'lowrank'
 import { drawCurve } from './curve.js'
 import { buttonOf, byId, guarded, inputOf } from './dom.js'
 import type { ModelChoice, OpenModel } from './models.js'
