@@ -161,6 +161,8 @@ describe.skipIf(chromium === undefined || !hasRuntime)('the page', () => {
   })
 
   it('trains in memory where the browser grants no space', async () => {
+    await page.navigate(address)
+    await ready()
     await fill('data', 'The captain of the ship saw the whale. '.repeat(20))
     for (const [id, value] of Object.entries({ steps: 3, 'batch-size': 1, 'max-length': 16 })) await fill(id, value)
     await page.setQuota(1000)
