@@ -29,8 +29,8 @@ export class ExampleStore implements Iterable<Example> {
   readonly #chunks: Uint8Array[] = []
   /** Bytes of the last chunk that are taken. */
   #taken = 0
-  /** Chunk and offset of each example. */
-  #places = new Uint32Array(1 << 10)
+  /** Of each example, chunk · CHUNK_BYTES + offset. Half the memory will do up to 4 GiB. */
+  #places: Uint32Array | Float64Array = new Uint32Array(1 << 10)
   /** Where an example is packed before its length is known: one array for all, since a million of them would be much to clear away. */
   #scratch = new Uint8Array(1 << 12)
   /** How often each id came among the first examples. */
@@ -55,8 +55,10 @@ export class ExampleStore implements Iterable<Example> {
       this.#taken = 0
     }
     this.#chunks[this.#chunks.length - 1].set(bytes, this.#taken)
-    if (2 * this.#length === this.#places.length) this.#places = grown(this.#places, 2 * this.#places.length)
-    this.#places.set([this.#chunks.length - 1, this.#taken], 2 * this.#length)
+    const place = (this.#chunks.length - 1) * CHUNK_BYTES + this.#taken
+    if (this.#length === this.#places.length) this.#places = grown(this.#places, 2 * this.#places.length)
+    if (place >= 2 ** 32 && this.#places instanceof Uint32Array) this.#places = Float64Array.from(this.#places)
+    this.#places[this.#length] = place
     this.#taken += bytes.length
     this.#length++
   }
@@ -65,8 +67,9 @@ export class ExampleStore implements Iterable<Example> {
   at(index: number): Example | undefined {
     if (!(index >= 0 && index < this.#length)) return undefined
     const isCoded = index >= COUNTED_EXAMPLES
-    const bytes = this.#chunks[this.#places[2 * index]]
-    return unpack(bytes, this.#places[2 * index + 1], isCoded ? (code) => this.#codes.idOf(code) : plain)
+    const place = this.#places[index]
+    const bytes = this.#chunks[Math.floor(place / CHUNK_BYTES)]
+    return unpack(bytes, place % CHUNK_BYTES, isCoded ? (code) => this.#codes.idOf(code) : plain)
   }
 
   *[Symbol.iterator](): Generator<Example> {
@@ -107,8 +110,8 @@ class Codes {
 
 const plain = (id: number) => id
 
-function grown(array: Uint32Array, length: number): Uint32Array<ArrayBuffer> {
-  const more = new Uint32Array(length)
+function grown<Numbers extends Uint32Array | Float64Array>(array: Numbers, length: number): Numbers {
+  const more = (array instanceof Uint32Array ? new Uint32Array(length) : new Float64Array(length)) as Numbers
   more.set(array)
   return more
 }
