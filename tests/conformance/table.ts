@@ -57,7 +57,7 @@ transformers 5 gives many tensors other names when it saves a model, ties some, 
 | bf16, f16 | the same, written in 16 bits | one rounding of a value within ${exponent(TOLERANCES.merge)} |
 | file | the folder saved again | the same bytes; the config’s content |
 
-All of these checks run in every cell. If base and adapter have 16 bits, the merge is compared in that type. PEFT can run some adapters but cannot merge them. lowrank also refuses to merge them. A note quotes PEFT’s
+These checks run in every cell. The merge is left out only where a note says that PEFT cannot merge, or merges wrongly. If base and adapter have 16 bits, the merge is compared in that type. PEFT can run some adapters but cannot merge them. lowrank also refuses to merge them. A note quotes PEFT’s
 error message. Tied embeddings are merged as in PEFT: with \`tied: 'keep'\`, and with \`untie\` if one use has a saved copy.
 
 ## Where PEFT does something else
