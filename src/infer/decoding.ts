@@ -80,7 +80,10 @@ export class Decoding {
     this.#newRows = newRows?.output
     this.#cache = newRows && new GrowingCache(newRows, request.rows.length)
     const cache = newRows === undefined ? request.cache : []
-    this.outputNames = [request.logits, ...[newRows?.output ?? []].flat(), ...cache.map(({ present }) => present)]
+    this.outputNames = [
+      request.logits,
+      ...(newRows === undefined ? cache.map(({ present }) => present) : [newRows.output]),
+    ]
     this.#rows = request.rows.map((row, index) => ({
       ...row,
       index,
