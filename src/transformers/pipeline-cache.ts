@@ -38,6 +38,7 @@ export interface GrowingRun {
 export class PipelineCache {
   /** Name of the output that continues an input. */
   readonly #presents: ReadonlyMap<string, string>
+  readonly #outputs: ReadonlySet<string>
   readonly #shares = new WeakMap<object, Share>()
   readonly #running = new WeakSet<GrowingCache>()
   #classes: { readonly own: TensorClass; readonly lazy: ReturnType<typeof lazyClass> } | undefined
@@ -45,11 +46,12 @@ export class PipelineCache {
   constructor(graph: Graph) {
     const entries = graph.inputs.filter(isCacheInput).map((input) => cacheEntry(graph, input))
     this.#presents = new Map(entries.map(({ past, present }) => [past, present]))
+    this.#outputs = new Set(this.#presents.values())
   }
 
   /** Whether a run can leave an output out, because {@link GrowingRun.take} gives it. */
   gives(output: string): boolean {
-    return [...this.#presents.values()].includes(output)
+    return this.#outputs.has(output)
   }
 
   /**
@@ -65,8 +67,7 @@ export class PipelineCache {
     const isWhole = parts.every(({ heads, size }, i) => isPart(pasts[i], [batch, heads, length, size]))
     // The graph takes the number of tokens in the cache from the mask.
     const isTold = String(feeds[mask]?.dims) === String([batch, length + sequence])
-    const runsByColumns = batch > 1 && sequence > 1 && length > 0
-    if (!isWhole || !isTold || runsByColumns) return undefined
+    if (!isWhole || !isTold) return undefined
     const cache = this.#newestOf(pasts, length) ?? this.#copyOf(pasts, newRows, batch)
     this.#running.add(cache)
     return {
@@ -99,10 +100,7 @@ export class PipelineCache {
   }
 
   #copyOf(pasts: readonly RuntimeTensor[], newRows: NewRows, batch: number): GrowingCache {
-    const held = pasts.map((tensor) => {
-      const share = this.#shares.get(tensor)
-      return (share?.cache.read(share.part, share.length) ?? tensor.data) as Float32Array
-    })
+    const held = pasts.map(({ data }) => data as Float32Array)
     return new GrowingCache(newRows, batch, { length: pasts[0].dims[2], parts: held })
   }
 
