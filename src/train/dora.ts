@@ -1,6 +1,7 @@
 // What DoRA needs of the base: the norm of each row of a weight, which its magnitudes start from, and which its outputs are divided by.
 
 import { outputNorms } from '../graph/inject/affine.js'
+import { withPointwise } from '../graph/match/forms/pointwise.js'
 import { findLinears, type ModuleMap } from '../graph/match/linears.js'
 import { matchLayers } from '../graph/match/match.js'
 import type { Model } from '../graph/model-folder.js'
@@ -28,7 +29,8 @@ export async function squaresOfRows(
   const squares = new Map<string, Float64Array>()
   if (layers.length === 0) return squares
   const graph = readGraph(model.onnx.proto)
-  for (const { layer, linear } of matchLayers(findLinears(graph, modules), layers)) {
+  const names = layers.map(({ name }) => name)
+  for (const { layer, linear } of matchLayers(withPointwise(graph, findLinears(graph, modules), names), layers)) {
     if (squares.has(layer.name)) continue
     squares.set(layer.name, (await outputNorms(model.onnx, graph, linear)).squares)
   }
