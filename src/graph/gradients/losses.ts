@@ -25,7 +25,9 @@ export function crossEntropy(g: Builder, logits: Value, targets: Value): { loss:
     rule: ({ g, dy }) => [
       () => {
         const byTargets = g.sub(g.op('GatherND', [probabilities, targets]), g.float(1))
-        const ofLogits = g.op('ScatterND', [probabilities, targets, byTargets])
+        // It writes where the probabilities are. ScatterND would make a copy.
+        const columns = g.op('Gather', [targets, g.int([1])], { axis: 1 })
+        const ofLogits = g.op('ScatterElements', [probabilities, columns, g.unsqueeze(byTargets, [1])], { axis: 1 })
         return dy === g.float(1) ? ofLogits : g.mul(ofLogits, dy)
       },
     ],

@@ -161,7 +161,12 @@ export async function buildTrainingGraph(
   computeFirst(graph, LOSS)
   const reshaped = graph.nodes.filter(({ opType }) => opType === 'Reshape').map(({ output }) => output[0])
   const copies = [...again].flatMap(([copy, original]) => (path.values.has(original) ? [copy] : []))
-  declareShapes(graph, shapes, [...path.values, ...copies, ...reshaped], (dim, other) => lengthOf(probe.lengths, dim, other)?.name)
+  declareShapes(
+    graph,
+    shapes,
+    [...path.values, ...copies, ...reshaped],
+    (dim, other) => lengthOf(probe.lengths, dim, other)?.name,
+  )
   const whole = finish(model, graph, { ...forward, predictions: [] }, dropout, rows)
   const open = async () => ({ ...(await whole.sessionModel()), keepsRepeats: true })
   return { ...whole, sessionModel: open, parameters: trained, firstPass }
