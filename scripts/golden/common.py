@@ -89,6 +89,15 @@ def adapt(model, seed, b_std=0.02, name="union-3m", **config):
     return adapted.eval()
 
 
+def fill_trained(model, seed):
+    """Random numbers in all that is trained: the factors, and heads that are saved whole."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for _, p in sorted(model.named_parameters()):
+            if p.requires_grad:
+                p.copy_(torch.randn(p.shape, generator=generator) * (0.1 if p.dim() == 1 else 0.5 / p.shape[1] ** 0.5))
+
+
 def fill_b(adapted, seed, b_std):
     generator = torch.Generator().manual_seed(seed + 1)
     if b_std:

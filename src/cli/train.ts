@@ -195,6 +195,9 @@ export const train = defineCommand({
     ),
     earlyStopping: integer('stop after N evaluations in a row without a better one; needs --eval-data or --eval-split'),
     packing: toggle('put several short records into one row of --max-length tokens (default 512); faster'),
+    newHead: toggle(
+      'start with a new head for the labels of the data, also where the model has a head that fits; for the tasks with labels',
+    ),
     saveEvery: integer('save every N steps, so that --resume can continue after a crash'),
     resume: toggle('continue the unfinished run in --out'),
     overwrite: toggle('replace an earlier run of lowrank in --out'),

@@ -10,7 +10,7 @@ import type { Graph } from '../graph/view/graph.js'
 import { readGraph } from '../graph/view/read-graph.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { checkVocabulary } from '../text/records.js'
-import type { Mix } from './adapter-choice.js'
+import type { RunGraph } from './graphs.js'
 import type { EncodedPrompt } from './prompts.js'
 import type { Prompt } from './session.js'
 
@@ -21,9 +21,6 @@ export interface EncodedSource {
   /** The decoder's inputs that come from the encoder. */
   readonly inputs: ReadonlySet<string>
 }
-
-/** Runs one of the model's graphs, with an adapter for each row. */
-export type RunGraph = (role: string, feeds: Feeds, mixes: readonly Mix[]) => Promise<Record<string, RuntimeTensor>>
 
 /**
  * What the decoder of an encoder-decoder needs; undefined for a graph that continues texts by itself.

@@ -82,7 +82,8 @@ export async function train(
       ? heldOut
       : (await encode(options, settings, task, options.evalData, 'evalData', undefined)).kept
   const examples = settings.packing ? pack(task, records.examples, settings, model) : records.examples
-  const open = task.open(model, examples, options.taskOptions)
+  const open = task.open(model, examples, options.taskOptions, { newHead: settings.newHead })
+  checkNewHead(settings, task, open)
   for (const warning of open.warnings ?? []) on?.warning?.(warning)
   if (open.checkEvaluation !== undefined) {
     for (const example of evalRecords.examples) open.checkEvaluation(example)
@@ -119,6 +120,7 @@ export async function train(
     trainableParams: totalTrainable,
     totalParams,
     labels: open.labels === undefined ? null : [...open.labels],
+    newHead: open.head === undefined || options.adapter !== undefined ? null : open.head.isNew,
     seconds: (performance.now() - startedAt) / 1000,
   }
   return { adapter, report }
@@ -315,6 +317,13 @@ function checkTaskOptions({ name, options = {} }: Task, given: unknown): void {
   checkTable(given, { of: `the task ${name}`, table: options })
 }
 
+/** Throws ConfigError where a new head is asked of a task that trains none. */
+function checkNewHead({ newHead }: TrainSettings, { name }: Task, { head }: OpenTask): void {
+  if (newHead && head === undefined) {
+    throw new ConfigError({ where: 'newHead', what: `the task ${name} trains no head` })
+  }
+}
+
 function checkData(where: string, data: unknown): void {
   if (isDataSource(data)) return
   throw new ConfigError({
@@ -336,6 +345,9 @@ function checkAdapter(adapter: LoraAdapter): void {
 function checkTogether(options: TrainingOptions, settings: TrainSettings): void {
   if (options.adapter !== undefined && options.config !== undefined) {
     throw new ConfigError({ where: 'config', what: 'not together with adapter: the adapter has its own config' })
+  }
+  if (options.adapter !== undefined && settings.newHead) {
+    throw new ConfigError({ where: 'newHead', what: 'not together with adapter: the adapter has its own head' })
   }
   if (options.out === undefined && (options.resume || options.overwrite || settings.saveEvery !== undefined)) {
     throw new ConfigError({ where: 'out', what: 'resume, overwrite and saveEvery need an output folder' })
