@@ -125,12 +125,13 @@ export class InferEngine {
    * Draws the next token of each text.
    *
    * @param ended texts that are finished: they leave before
+   * @param given what the graph is fed in the place of tokens
    */
-  async nextTokens(id: number, ended: readonly number[]): Promise<NextToken[]> {
+  async nextTokens(id: number, ended: readonly number[], given: Feeds = {}): Promise<NextToken[]> {
     const decoding = this.#decodings.get(id)
     if (decoding === undefined) throw new StateError({ where: `text ${id}`, what: 'it is finished' })
     decoding.drop(ended)
-    return decoding.take(await this.#run(decoding.feeds(), decoding.adapters, decoding.outputNames))
+    return decoding.take(await this.#run(decoding.feeds(given), decoding.adapters, decoding.outputNames))
   }
 
   stopDecoding(id: number): void {
