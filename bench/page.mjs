@@ -15,7 +15,7 @@ const { values } = parseArgs({
   options: { rounds: { type: 'string', default: '5' }, steps: { type: 'string', default: '12' } },
 })
 const root = fileURLToPath(new URL('../', import.meta.url))
-const { openPage } = (await runnerImport(join(root, 'tests/cli/chromium.ts'))).module
+const { openPage } = (await runnerImport(join(root, 'tests/page.ts'))).module
 const steps = Number(values.steps)
 const DATA = join(root, 'models/data/whaling.jsonl')
 /** As the fields of the page say. */

@@ -1,6 +1,5 @@
 // Pages in Chromium, where there is one: built from a TypeScript entry, served from this process, told to report by a POST.
 
-import { spawn, spawnSync } from 'node:child_process'
 import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { createServer } from 'node:http'
 import { createRequire } from 'node:module'
@@ -8,10 +7,10 @@ import type { AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { build } from 'vite'
-import { afterAll, beforeAll } from 'vitest'
+import { afterAll, beforeAll, onTestFinished } from 'vitest'
+import { startChromium, WITHOUT_GPU } from './chromium.js'
 
-const names = [process.env.CHROMIUM, 'chromium', 'chromium-browser', 'google-chrome']
-export const browser = names.find((name) => name && spawnSync(name, ['--version']).status === 0)
+export { chromium as browser, WEBGPU } from './chromium.js'
 
 export const ISOLATED = {
   'cross-origin-opener-policy': 'same-origin',
@@ -20,11 +19,6 @@ export const ISOLATED = {
 }
 /** Forbids WebAssembly too: that would need wasm-unsafe-eval. */
 export const STRICT = { 'content-security-policy': "default-src 'self'" }
-
-/** Chromium's flags. */
-const WITHOUT_GPU = ['--disable-gpu']
-/** WebGPU without a GPU: SwiftShader computes. */
-export const WEBGPU = ['--enable-unsafe-webgpu', '--use-webgpu-adapter=swiftshader', '--enable-features=Vulkan']
 
 /** The folder of onnxruntime-web's files; undefined where it is not installed. */
 export function webRuntimeFolder(): string | undefined {
@@ -91,17 +85,18 @@ export async function openPage(
     })
   })
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))
-  const profile = mkdtempSync(join(folder, 'profile-'))
-  const flags = ['--headless=new', '--no-sandbox', '--no-first-run', `--user-data-dir=${profile}`, ...more]
   const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}/`
-  const child = spawn(browser!, [...flags, url], { stdio: 'ignore' })
-  const ended = new Promise((resolve) => child.once('exit', resolve))
+  const { close } = startChromium([...more, url])
+  const end = async () => {
+    await close()
+    server.closeAllConnections()
+    server.close()
+  }
+  // A test that takes too long never comes to the last lines.
+  onTestFinished(end)
   try {
     return JSON.parse(await result)
   } finally {
-    child.kill()
-    server.closeAllConnections()
-    server.close()
-    await ended
+    await end()
   }
 }

@@ -60,6 +60,7 @@ def main():
         **{name: (model.bert, AutoModelForSequenceClassification, golden.tensors()) for name in METHODS},
         "encoder": (model.bert, AutoModelForSequenceClassification, golden.tensors()),
         "classifier": (model, AutoModelForSequenceClassification, golden.tensors()),
+        "new-head": (model, AutoModelForSequenceClassification, golden.tensors()),
         "decoder": (build_decoder("llama"), AutoModelForSequenceClassification, decoder.tensors()),
         "tokens": (model.bert, AutoModelForTokenClassification, tokens.tensors()),
         "tokens-distilbert": (tokens.build("distilbert"), AutoModelForTokenClassification, tokens.tensors()),

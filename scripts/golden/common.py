@@ -89,6 +89,15 @@ def adapt(model, seed, b_std=0.02, name="union-3m", **config):
     return adapted.eval()
 
 
+def fill_trained(model, seed):
+    """Random numbers in all that is trained: the factors, and heads that are saved whole."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for _, p in sorted(model.named_parameters()):
+            if p.requires_grad:
+                p.copy_(torch.randn(p.shape, generator=generator) * (0.1 if p.dim() == 1 else 0.5 / p.shape[1] ** 0.5))
+
+
 def fill_b(adapted, seed, b_std):
     generator = torch.Generator().manual_seed(seed + 1)
     if b_std:
@@ -156,13 +165,18 @@ def gradients(adapted, batch):
 
 def adamw(adapted, batches, steps):
     """Losses before each update and gradient norms before clipping."""
-    params = list(trainable(adapted).values())
-    optimizer = torch.optim.AdamW(params, lr=ADAMW["lr"], betas=ADAMW["betas"], eps=ADAMW["eps"],
+    return adamw_steps(trainable(adapted).values(), lambda step: loss_of(adapted, batches[step % len(batches)]), steps)
+
+
+def adamw_steps(params, loss_at, steps, lr=ADAMW["lr"]):
+    """The same, of any loss: that of a step by its number."""
+    params = list(params)
+    optimizer = torch.optim.AdamW(params, lr=lr, betas=ADAMW["betas"], eps=ADAMW["eps"],
                                   weight_decay=ADAMW["weightDecay"], foreach=False)
     losses, norms = [], []
     for step in range(steps):
         optimizer.zero_grad()
-        loss = loss_of(adapted, batches[step % len(batches)])
+        loss = loss_at(step)
         loss.backward()
         norms.append(torch.nn.utils.clip_grad_norm_(params, ADAMW["maxGradNorm"], foreach=False).item())
         optimizer.step()

@@ -16,7 +16,7 @@ import onnxruntime as ort
 import torch
 from PIL import Image
 
-from common import ADAMW, GOLDEN, fresh, save_tensors, versions, write_json
+from common import ADAMW, GOLDEN, fill_trained, fresh, save_tensors, versions, write_json
 from exporters import call, shape_like_hub
 
 SEED, STEPS, LABELS = 13, 4, ["blue", "green", "red"]
@@ -80,11 +80,7 @@ def tensors(kind, dtype=torch.float32):
 def adapted(kind, dtype=torch.float32):
     from peft import LoraConfig, get_peft_model
     model = get_peft_model(build(kind), LoraConfig(modules_to_save=["classifier"], **LORA))
-    generator = torch.Generator().manual_seed(SEED + 1)
-    with torch.no_grad():
-        for _, p in sorted(model.named_parameters()):
-            if p.requires_grad:
-                p.copy_(torch.randn(p.shape, generator=generator) * (0.1 if p.dim() == 1 else 0.5 / p.shape[1] ** 0.5))
+    fill_trained(model, SEED + 1)
     return model.eval().to(dtype)
 
 

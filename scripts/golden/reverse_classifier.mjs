@@ -1,5 +1,5 @@
 // Trains classifiers of texts, words and pictures with lowrank for check_classifier.py and check_images.py:
-// OUT/{encoder,classifier,decoder,dora,bias,bias-of-lora,saved,tokens,tokens-distilbert,vit,dinov2}/{adapter,logits.json}.
+// OUT/{encoder,classifier,new-head,decoder,dora,bias,bias-of-lora,saved,tokens,tokens-distilbert,vit,dinov2}/{adapter,logits.json}.
 // Needs a build.
 //
 //     node scripts/golden/reverse_classifier.mjs OUT
@@ -21,10 +21,15 @@ if (out === undefined) throw new Error('usage: node scripts/golden/reverse_class
 
 const ENCODER = ['text-classification', 'text-classification/encoder', 'text-classification/encoder']
 
-/** What is trained: the task, the model, the folder of its golden data, and settings of the adapter. */
+/** What is trained: the task, the model, the folder of its golden data, settings of the adapter, and options of the run. */
 const RUNS = {
   encoder: ENCODER,
   classifier: ['text-classification', 'text-classification/classifier', 'text-classification/classifier'],
+  'new-head': [
+    ...['text-classification', 'text-classification/classifier', 'text-classification/classifier'],
+    {},
+    { newHead: true },
+  ],
   dora: [...ENCODER, { useDora: true, dropout: 0.1 }],
   bias: [...ENCODER, { bias: 'all' }],
   'bias-of-lora': [...ENCODER, { bias: 'lora_only', targetModules: ['query', 'output.dense'], useDora: true }],
@@ -36,7 +41,7 @@ const RUNS = {
   'tokens-distilbert': ['token-classification', 'token-classification/distilbert', 'token-classification/distilbert'],
 }
 
-for (const [name, [taskName, base, data, settings = {}]] of Object.entries(RUNS)) {
+for (const [name, [taskName, base, data, settings = {}, others = {}]] of Object.entries(RUNS)) {
   const golden = join(root, 'tests/golden')
   const task = await loadTask(taskName)
   const { rows, maxLength } = JSON.parse(readFileSync(join(golden, data, 'golden/golden.json'), 'utf8'))
@@ -52,6 +57,7 @@ for (const [name, [taskName, base, data, settings = {}]] of Object.entries(RUNS)
     batchSize: 3,
     epochs: 8,
     learningRate: 1e-2,
+    ...others,
   }
   const { adapter, report } = await train({ ...options, config, out: join(folder, 'adapter') })
   writeFileSync(join(folder, 'logits.json'), JSON.stringify({ labels: report.labels, logits: await logitsOf() }))
@@ -66,7 +72,7 @@ for (const [name, [taskName, base, data, settings = {}]] of Object.entries(RUNS)
       const loaded = (await task.load?.(parsed, {})) ?? parsed
       examples.push(...task.encode(loaded, { model, maxLength }).examples)
     }
-    const open = task.open(model, examples)
+    const open = task.open(model, examples, {}, others)
     const engine = openEngine(model.runtime, 'train', (runtime) => new TrainEngine(runtime))
     const parts = { model, open, adapter, modules: undefined, settings: resolveSettings({}) }
     const sessions = await TrainingSessions.create(parts, engine.remote)

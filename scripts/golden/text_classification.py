@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime as ort
 import torch
 
-from common import ADAMW, GOLDEN, fresh, save_tensors, versions, write_json
+from common import ADAMW, GOLDEN, fill_trained, fresh, save_tensors, versions, write_json
 from exporters import call, shape_like_hub
 
 SEED, LABELS, STEPS, MAX_LENGTH = 11, ["calm", "glad", "sad"], 4, 14
@@ -67,11 +67,7 @@ def adapted(saved, dtype=torch.float32, **options):
     """With LoRA, and the head that PEFT saves whole: the classifier, and with `pooler` all behind the encoder. Options are PEFT's."""
     from peft import LoraConfig, get_peft_model
     model = get_peft_model(build(), LoraConfig(task_type="SEQ_CLS", modules_to_save=saved, **{**LORA, **options}))
-    generator = torch.Generator().manual_seed(SEED + 1)
-    with torch.no_grad():
-        for name, p in sorted(model.named_parameters()):
-            if p.requires_grad:
-                p.copy_(torch.randn(p.shape, generator=generator) * (0.1 if p.dim() == 1 else 0.5 / p.shape[1] ** 0.5))
+    fill_trained(model, SEED + 1)
     return model.eval().to(dtype)
 
 

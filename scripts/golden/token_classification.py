@@ -17,7 +17,7 @@ import onnxruntime as ort
 import torch
 
 import text_classification as text
-from common import ADAMW, GOLDEN, fresh, save_tensors, versions, write_json
+from common import ADAMW, GOLDEN, fill_trained, fresh, save_tensors, versions, write_json
 from exporters import call, shape_like_hub
 
 SEED, STEPS, MAX_LENGTH = 12, 4, 14
@@ -64,11 +64,7 @@ def fill(module, seed):
 def adapted(kind, dtype=torch.float32):
     from peft import LoraConfig, get_peft_model
     model = get_peft_model(build(kind), LoraConfig(task_type="TOKEN_CLS", modules_to_save=["classifier"], r=3, lora_alpha=6, target_modules=LORA[kind]))
-    generator = torch.Generator().manual_seed(SEED + 1)
-    with torch.no_grad():
-        for _, p in sorted(model.named_parameters()):
-            if p.requires_grad:
-                p.copy_(torch.randn(p.shape, generator=generator) * (0.1 if p.dim() == 1 else 0.5 / p.shape[1] ** 0.5))
+    fill_trained(model, SEED + 1)
     return model.eval().to(dtype)
 
 

@@ -43,6 +43,10 @@ export const generate = defineCommand({
     messages: text('FILE', 'chat to answer: a .json file with its messages, or a .jsonl file with a chat in each line'),
     chat: toggle('put each prompt into the chat template, as a message of the user'),
     system: text('TEXT', 'system message for the chat; also turns --chat on'),
+    image: repeated(
+      'FILE',
+      'picture that each prompt is about, for models of texts and pictures; also turns --chat on',
+    ),
     raw: toggle('continue each prompt as it is, even if the adapter was trained on chats'),
     chatTemplate: DATA_OPTIONS.chatTemplate,
     chatTemplateArgs: DATA_OPTIONS.chatTemplateArgs,
@@ -65,7 +69,8 @@ export const generate = defineCommand({
   },
   async run(values, { occurrences }) {
     const { model, dtype, adapter: folders, allowMissing, weight: _, mix, device, threads, json, ...asked } = values
-    const { prompt, messages, system, chat, raw, chatTemplate, ...sampling } = asked
+    const { prompt, messages, system, image, chat: asksChat, raw, chatTemplate, ...sampling } = asked
+    const chat = asksChat || (image.length > 0 && !raw)
     const weighted = weightedAdapters(occurrences)
     const prompts = await Prompts.of({ prompt, messages, system, chat, raw })
     const template = await readChatTemplate(chatTemplate)
@@ -81,7 +86,8 @@ export const generate = defineCommand({
           if (choices.length > 1) say(colors.dim(`${results.length > 0 ? '\n' : ''}${name}`))
           const all = prompts.for(wasTrainedOnChats)
           writer.begin(all)
-          const texts = await session.generate(all, { ...options, adapter, onText: writer.onText })
+          const images = image.length > 0 ? all.map(() => image) : undefined
+          const texts = await session.generate(all, { ...options, adapter, images, onText: writer.onText })
           writer.end(texts)
           seconds += Math.max(...texts.map((result) => result.seconds))
           for (const [i, { text, tokens, seconds, finish, seed, logprobs }] of texts.entries()) {

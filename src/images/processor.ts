@@ -1,8 +1,17 @@
 // What a model takes for a picture: preprocessor_config.json, as transformers reads it. Resize, cut out the middle, scale, normalize.
 
-import { DataError, UnsupportedError } from '../base/errors.js'
+import { DataError } from '../base/errors.js'
 import { isObject } from '../base/options.js'
 import type { Pixels } from './image.js'
+import {
+  isCount,
+  type PreprocessorConfig,
+  refuse,
+  type Size,
+  scalingOf,
+  squareOf,
+  writePlanes,
+} from './preprocessor-config.js'
 import { isResample, resize } from './resample.js'
 
 /** Makes a model's input of pictures. */
@@ -20,11 +29,8 @@ export interface ImageProcessor {
   write(fitted: Uint8Array, output: Float32Array): void
 }
 
-type Config = Readonly<Record<string, unknown>>
-
-const FILE = 'preprocessor_config.json'
-/** PIL's bilinear, and ImageNet's usual halves: transformers' own defaults for ViT. */
-const DEFAULTS = { resample: 2, scale: 1 / 255, mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5] }
+/** Pillow's bilinear: transformers' own default for ViT. */
+const RESAMPLE = 2
 
 /**
  * Reads preprocessor_config.json.
@@ -33,15 +39,15 @@ const DEFAULTS = { resample: 2, scale: 1 / 255, mean: [0.5, 0.5, 0.5], std: [0.5
  * @param size the model's own, from config.json: where pictures are not resized
  * @throws UnsupportedError for what is not known here, or what gives pictures of different sizes
  */
-export function imageProcessor(config: Config | undefined, size: unknown): ImageProcessor {
+export function imageProcessor(config: PreprocessorConfig | undefined, size: unknown): ImageProcessor {
   if (config === undefined) throw refuse('missing', 'the file beside config.json', 'no such file')
-  const { do_resize, do_center_crop, do_rescale, do_normalize, crop_pct } = config
+  const { do_resize, do_center_crop, crop_pct } = config
   if (crop_pct !== undefined && crop_pct !== null)
     throw refuse('crop_pct is not known', 'size and crop_size', String(crop_pct))
   const resizes = do_resize !== false
   const crop = do_center_crop === true ? squareOf(config.crop_size ?? config.size, 'crop_size') : undefined
   const target = resizes ? targetOf(config.size, crop) : undefined
-  const resample = config.resample ?? DEFAULTS.resample
+  const resample = config.resample ?? RESAMPLE
   if (resizes && !isResample(resample))
     throw refuse('a filter that is not known', '0 to 5', `resample ${String(resample)}`)
   const final = crop ?? (target === undefined ? squareOf(config.size ?? size, 'size') : target.square)
@@ -52,10 +58,7 @@ export function imageProcessor(config: Config | undefined, size: unknown): Image
       JSON.stringify(config.size),
     )
   }
-  const scale = do_rescale === false ? 1 : numberOf(config.rescale_factor, DEFAULTS.scale)
-  const isNormal = do_normalize !== false
-  const mean = isNormal ? listOf(config.image_mean, DEFAULTS.mean, 'image_mean') : [0, 0, 0]
-  const std = isNormal ? listOf(config.image_std, DEFAULTS.std, 'image_std') : [1, 1, 1]
+  const scaling = scalingOf(config)
   const { width, height } = final
   return {
     width,
@@ -72,17 +75,9 @@ export function imageProcessor(config: Config | undefined, size: unknown): Image
       })
     },
     write(fitted, output) {
-      const count = width * height
-      for (let c = 0; c < 3; c++) {
-        for (let i = 0; i < count; i++) output[c * count + i] = (fitted[i * 3 + c] * scale - mean[c]) / std[c]
-      }
+      writePlanes(fitted, scaling, output)
     },
   }
-}
-
-interface Size {
-  readonly width: number
-  readonly height: number
 }
 
 /** How large pictures become, and the size that all get; undefined where it depends on the picture. */
@@ -115,29 +110,4 @@ function centered({ data, width, height }: Pixels, crop: Size): Pixels {
     result.set(data.subarray((row + from) * 3, (row + to) * 3), (y * crop.width + from) * 3)
   }
   return { data: result, ...crop }
-}
-
-function squareOf(size: unknown, where: string): Size {
-  if (isCount(size)) return { width: size, height: size }
-  if (Array.isArray(size) && size.length === 2 && size.every(isCount)) return { height: size[0], width: size[1] }
-  if (isObject(size) && isCount(size.height) && isCount(size.width)) return { width: size.width, height: size.height }
-  throw refuse(`${where} is not known`, '{ height, width }', JSON.stringify(size) ?? 'nothing')
-}
-
-function isCount(value: unknown): value is number {
-  return Number.isSafeInteger(value) && (value as number) > 0
-}
-
-function numberOf(value: unknown, fallback: number): number {
-  return typeof value === 'number' ? value : fallback
-}
-
-function listOf(value: unknown, fallback: readonly number[], where: string): readonly number[] {
-  if (value === undefined || value === null) return fallback
-  if (Array.isArray(value) && value.length === 3 && value.every((one) => typeof one === 'number')) return value
-  throw refuse(`${where} is not known`, 'a list of 3 numbers', JSON.stringify(value))
-}
-
-function refuse(what: string, expected: string, got: string): UnsupportedError {
-  return new UnsupportedError({ where: FILE, what, expected, got })
 }

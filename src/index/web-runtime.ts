@@ -3,7 +3,7 @@
 import { ConfigError } from '../base/errors.js'
 import { checkArgument, NAME } from '../base/options.js'
 import type { EngineKind, RuntimeHost } from '../runtime/host.js'
-import { webWorkerPort } from '../runtime/web-worker.js'
+import { startNoted, webWorkerPort } from '../runtime/web-worker.js'
 
 /**
  * A host whose sessions live in Web Workers, so that a run leaves the page responsive.
@@ -21,7 +21,7 @@ export function webRuntime(url: string, wasm?: string): RuntimeHost {
   return {
     specifier: absolute('url', url),
     wasm: wasm === undefined ? undefined : absolute('wasm', wasm),
-    spawn: (kind) => webWorkerPort(startWorker(kind), scriptOf(kind)),
+    spawn: (kind) => webWorkerPort(...startNoted(() => startWorker(kind))),
   }
 }
 
@@ -33,12 +33,6 @@ function absolute(where: string, url: string): string {
     const expected = 'a URL, absolute or relative to the page'
     throw new ConfigError({ where, what: 'no address of a file', expected, got: JSON.stringify(url), cause })
   }
-}
-
-/** For messages. Not written as bundlers look for it: they would copy the file once more. */
-function scriptOf(kind: EngineKind): string {
-  const { url } = import.meta
-  return new URL(`../${kind}/worker.js`, url).href
 }
 
 /** Written out for each kind: bundlers look for exactly this expression. */

@@ -101,8 +101,12 @@ export class Decoding {
     return this.#adapters
   }
 
-  /** What the next run takes: all tokens at first and without a cache, afterwards the newest one of each row. */
-  feeds(): Feeds {
+  /**
+   * What the next run takes: all tokens at first and without a cache, afterwards the newest one of each row.
+   *
+   * @param given what takes the place of tokens
+   */
+  feeds(given: Feeds): Feeds {
     const { roles, padding } = this.#request
     const isLeft = padding === 'left'
     const [batch, past] = [this.#rows.length, this.#width]
@@ -120,7 +124,7 @@ export class Decoding {
     const isEven = sequence === 1 || this.#rows.every(({ tokens }) => tokens.length === total)
     const logitsToKeep = isLeft || isEven ? 1 : undefined
     const tokens = roleFeeds(roles, { batch, sequence, past, inputIds, attentionMask, logitsToKeep })
-    return { ...tokens, ...this.#context, ...(this.#cache?.feeds ?? this.#past) }
+    return { ...tokens, ...this.#context, ...given, ...(this.#cache?.feeds ?? this.#past) }
   }
 
   /** Takes the outputs of the run, and chooses what comes next in each row. */

@@ -1,16 +1,16 @@
 // Texts of encoder-decoders: the encoder reads the prompt once, and the decoder writes from its own first token on, with the encoder's
 // hidden states beside it.
 
-import { DataError, FormatError } from '../base/errors.js'
+import { DataError } from '../base/errors.js'
 import { encoderInputs } from '../graph/inputs/encoder.js'
-import { HIDDEN_STATES, STATES_MASK } from '../graph/inputs/encoder-decoder.js'
+import { HIDDEN_STATES, STATES_MASK, startToken } from '../graph/inputs/encoder-decoder.js'
 import { inputFamily } from '../graph/inputs/family.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
 import type { Graph } from '../graph/view/graph.js'
 import { readGraph } from '../graph/view/read-graph.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { checkVocabulary } from '../text/records.js'
-import type { Mix } from './adapter-choice.js'
+import type { RunGraph } from './graphs.js'
 import type { EncodedPrompt } from './prompts.js'
 import type { Prompt } from './session.js'
 
@@ -22,9 +22,6 @@ export interface EncodedSource {
   readonly inputs: ReadonlySet<string>
 }
 
-/** Runs one of the model's graphs, with an adapter for each row. */
-export type RunGraph = (role: string, feeds: Feeds, mixes: readonly Mix[]) => Promise<Record<string, RuntimeTensor>>
-
 /**
  * What the decoder of an encoder-decoder needs; undefined for a graph that continues texts by itself.
  *
@@ -32,17 +29,9 @@ export type RunGraph = (role: string, feeds: Feeds, mixes: readonly Mix[]) => Pr
  */
 export function encodedSource(model: Model, graph: Graph): EncodedSource | undefined {
   if (inputFamily(graph) !== 'encoder-decoder') return undefined
-  const tokenOf = (key: string) => [model.generationConfig[key], model.config[key]].find(Number.isSafeInteger)
-  const start = tokenOf('decoder_start_token_id') ?? tokenOf('bos_token_id')
-  if (start === undefined) {
-    throw new FormatError({
-      where: model.directory.name,
-      what: 'no file names the token that a decoder begins with',
-      hint: 'Add decoder_start_token_id to generation_config.json',
-    })
-  }
-  const forced = tokenOf('forced_bos_token_id')
-  const startIds = [start, ...(forced === undefined ? [] : [forced])] as number[]
+  const { generationConfig, config } = model
+  const forced = [generationConfig.forced_bos_token_id, config.forced_bos_token_id].find(Number.isSafeInteger)
+  const startIds = [startToken(model), ...(forced === undefined ? [] : [forced as number])]
   const inputs = graph.inputs.map(({ name }) => name).filter((name) => name === HIDDEN_STATES || name === STATES_MASK)
   return { startIds, inputs: new Set(inputs) }
 }

@@ -18,10 +18,12 @@ import {
 } from '../base/options.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
 import { STATES_MASK } from '../graph/inputs/encoder-decoder.js'
-import { type TokenInputs, tokenInputs } from '../graph/inputs/tokens.js'
+import { inputFamily } from '../graph/inputs/family.js'
+import { type TokenInputs, tokenInputs, VECTORS } from '../graph/inputs/tokens.js'
 import { logitsName } from '../graph/match/linears.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
 import { readGraph } from '../graph/view/read-graph.js'
+import type { ImageSource } from '../images/image.js'
 import type { Remote } from '../runtime/rpc.js'
 import type { Feeds } from '../runtime/runtime.js'
 import { checkCausal } from '../tasks/causal-lm.js'
@@ -29,28 +31,29 @@ import { ADAPTER_CHOICE, type AdapterChoice, type Mix, mixesOf } from './adapter
 import { batchesOf, paddingOf } from './batching.js'
 import { checkCausality } from './causality.js'
 import type { NextToken, Padding } from './decoding.js'
-import { type EncodedSource, encodedSource, encodeSource, type RunGraph, readSource } from './encoder-decoder.js'
+import { type EncodedSource, encodedSource, encodeSource, readSource } from './encoder-decoder.js'
 import type { InferEngine } from './engine.js'
+import type { RunGraph } from './graphs.js'
+import { IMAGES, imagesOf, type PictureSession, PromptPictures, readsNoPictures } from './pictures.js'
 import { type EncodedPrompt, encodePrompt, isOnePrompt, PROMPT, PROMPTS } from './prompts.js'
 import { GENERATE_DEFAULTS, resolveSampling, SAMPLING_KINDS } from './sampling.js'
 import type { GenerateOptions, GenerateResult, Prompt, StreamOptions, TokenScore } from './session.js'
 import { TextRow } from './text-row.js'
+import { requireCache, requireDecoder, TokenVectors, type VectorGraphs, vectorGraphs } from './token-vectors.js'
 
 /** What a text needs of a session. */
-export interface TextSession {
-  readonly model: Model
+export interface TextSession extends PictureSession {
   readonly engine: Remote<InferEngine>
   /** Throws MismatchError unless runs can choose these adapters. */
   checkMixes(mixes: readonly Mix[]): void
   /** The chat template that an adapter was trained with; undefined for one that was not trained on chats. */
   chatTemplateOf(mix: Mix): string | undefined
-  /** Runs one of the model's graphs. */
-  readonly runGraph: RunGraph
 }
 
 const STREAM_OPTIONS: OptionTable<StreamOptions> = {
   ...SAMPLING_KINDS,
   adapter: ADAPTER_CHOICE,
+  images: IMAGES,
   maxNewTokens: COUNT,
   stop: anyOf(NAME, listOf(NAME)),
   logprobs: kind('an integer of 0 or more', (value) => Number.isSafeInteger(value) && (value as number) >= 0),
@@ -73,7 +76,8 @@ export async function generate<P extends Prompt | readonly Prompt[]>(
   checkOptions(options, { of: 'generate', table: GENERATE_OPTIONS })
   const isOne = isOnePrompt(prompts)
   const { onText } = options
-  const texts = writeTexts(session, isOne ? [prompts] : prompts, options)
+  const images = imagesOf(options.images, isOne ? undefined : prompts.length)
+  const texts = writeTexts(session, isOne ? [prompts] : prompts, images, options)
   for (;;) {
     const { value, done } = await texts.next()
     if (done) return (isOne ? value[0] : value) as never
@@ -89,7 +93,7 @@ export async function* streamText(
 ): AsyncGenerator<string, GenerateResult, undefined> {
   checkArgument(prompt, PROMPT, 'prompt')
   checkOptions(options, { of: 'stream', table: STREAM_OPTIONS })
-  const texts = writeTexts(session, [prompt], options)
+  const texts = writeTexts(session, [prompt], imagesOf(options.images, undefined), options)
   try {
     for (;;) {
       const { value, done } = await texts.next()
@@ -105,6 +109,7 @@ export async function* streamText(
 async function* writeTexts(
   session: TextSession,
   prompts: readonly Prompt[],
+  images: readonly ImageSource[][],
   options: GenerateOptions,
 ): AsyncGenerator<{ row: number; piece: string }, GenerateResult[], undefined> {
   const startedAt = performance.now()
@@ -113,7 +118,9 @@ async function* writeTexts(
   const mixes = mixesOf(options.adapter as AdapterChoice | readonly AdapterChoice[], prompts.length)
   session.checkMixes(mixes)
   const graph = textGraphOf(session.model)
-  const { padding, source } = graph
+  const { padding, source, takesVectors } = graph
+  if (!takesVectors && images.some(({ length }) => length > 0)) throw readsNoPictures(session.model)
+  const embedding = takesVectors ? await vectorGraphs(session.model) : undefined
   if (source === undefined) await checkCausality(session.model, session.engine, graph)
   const encoded: EncodedPrompt[] = []
   for (const [i, prompt] of prompts.entries()) {
@@ -122,8 +129,11 @@ async function* writeTexts(
       encoded.push(encodeSource(session.model, prompt, where))
       continue
     }
-    const recorded = session.chatTemplateOf(mixes[isList ? i : 0])
-    encoded.push(await encodePrompt(session.model, prompt, options, { recorded, where }))
+    options.signal?.throwIfAborted()
+    const mix = mixes[isList ? i : 0]
+    const pictures = takesVectors ? new PromptPictures(session, images[i], mix, where) : undefined
+    const recorded = session.chatTemplateOf(mix)
+    encoded.push(await encodePrompt(session.model, prompt, options, { recorded, pictures, where }))
   }
   const results: GenerateResult[] = []
   const lengths = encoded.map(({ ids }) => ids.length)
@@ -134,7 +144,7 @@ async function* writeTexts(
       prompt: encoded[i],
       mix: mixes[isList ? i : 0],
     }))
-    for await (const event of writeBatch(session, texts, options)) {
+    for await (const event of writeBatch(session, texts, embedding, options)) {
       if (event.piece !== '') yield event
       if (event.result !== undefined) {
         results[event.row] = { ...event.result, seconds: (performance.now() - startedAt) / 1000 }
@@ -164,6 +174,7 @@ interface TextEvent {
 async function* writeBatch(
   session: TextSession,
   texts: readonly BatchText[],
+  embedding: VectorGraphs | undefined,
   options: GenerateOptions,
 ): AsyncGenerator<TextEvent, void, undefined> {
   const { model, engine } = session
@@ -176,6 +187,9 @@ async function* writeBatch(
   const scores: TokenScore[][] = texts.map(() => [])
   const read = (feeds: Feeds) => session.runGraph('encoder', feeds, mixes)
   const encoded = texts.map(({ prompt }) => prompt)
+  const vectorRows = texts.map(({ prompt: { ids, pictures }, mix }) => ({ ids, pictures, mix }))
+  const run: RunGraph = (...asked) => session.runGraph(...asked)
+  const vectors = embedding && new TokenVectors(embedding, vectorRows, padding, run)
   const context = source && (await readSource(model, source, encoded, read))
   const decoding = await engine.startDecoding({
     rows: texts.map(({ seed }, i) => ({ promptIds: prompts[i].ids, sampling, seed, scores: logprobs })),
@@ -190,7 +204,7 @@ async function* writeBatch(
     let ended: number[] = []
     for (let growing = rows.length; growing > 0; growing -= ended.length) {
       signal?.throwIfAborted()
-      const next = await session.engine.nextTokens(decoding, ended)
+      const next = await session.engine.nextTokens(decoding, ended, await vectors?.feeds())
       ended = []
       for (const token of next) {
         const row = rows[token.row]
@@ -207,6 +221,7 @@ async function* writeBatch(
           result: resultOf(row, texts[token.row].seed, scores[token.row], logprobs),
         }
       }
+      vectors?.push(next, ended)
     }
   } finally {
     // An engine that has ended holds no texts.
@@ -265,23 +280,28 @@ interface TextGraph {
   readonly padding: Padding
   /** Of a decoder that reads an encoder. */
   readonly source: EncodedSource | undefined
+  /** It reads the vectors of tokens, which another graph gives. */
+  readonly takesVectors: boolean
 }
 
 /** Of each graph, so that it is looked at once and not for each text. */
 const textGraphs = new WeakMap<OnnxModel, TextGraph>()
 
-/** Throws UnsupportedError when the model does not continue texts. */
+/** Throws UnsupportedError when the model does not continue texts, FileError when its decoder is missing. */
 function textGraphOf(model: Model): TextGraph {
   const { onnx } = model
   const known = textGraphs.get(onnx)
   if (known !== undefined) return known
   const graph = readGraph(onnx.proto)
+  requireDecoder(model)
   const source = encodedSource(model, graph)
   if (source === undefined) checkCausal(model, graph)
-  const inputs = tokenInputs(graph, source?.inputs)
+  const takesVectors = inputFamily(graph) === 'vectors'
+  const inputs = tokenInputs(graph, takesVectors ? new Set([VECTORS]) : source?.inputs)
+  if (takesVectors) requireCache(inputs)
   // Prompts are filled up for the encoder, whose mask hides what fills them up.
   const padding = source === undefined ? paddingOf(graph, inputs) : source.inputs.has(STATES_MASK) ? 'right' : 'none'
-  const made = { inputs, logits: logitsName(graph), padding, source } as const
+  const made = { inputs, logits: logitsName(graph), padding, source, takesVectors } as const
   textGraphs.set(onnx, made)
   return made
 }

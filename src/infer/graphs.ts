@@ -11,7 +11,11 @@ import type { Graph } from '../graph/view/graph.js'
 import { readGraph } from '../graph/view/read-graph.js'
 import type { DecodeImage } from '../images/image.js'
 import type { LoraAdapter } from '../lora/adapter.js'
-import type { OutputOptions } from '../runtime/runtime.js'
+import type { Feeds, OutputOptions, RuntimeTensor } from '../runtime/runtime.js'
+import type { Mix } from './adapter-choice.js'
+
+/** Runs one of the model's graphs, with an adapter for each row. */
+export type RunGraph = (role: string, feeds: Feeds, mixes: readonly Mix[]) => Promise<Record<string, RuntimeTensor>>
 
 /** What a session needs of a model. Texts need all of it. */
 export interface SessionBase

@@ -4,10 +4,12 @@
 import { DataError, FormatError, LowrankError } from '../base/errors.js'
 import { isObject, type Kind, kind } from '../base/options.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
-import { type ChatMessage, parseChat } from '../text/chat.js'
+import { type ChatMessage, type MessageOfParts, parseChat, parseParts } from '../text/chat.js'
 import { type ChatTemplate, loadChatTemplate } from '../text/chat-template.js'
 import { checkVocabulary } from '../text/records.js'
 import type { Tokenizer } from '../text/tokenizer.js'
+import { messageForm, withPlaces } from './chat-places.js'
+import type { PictureVectors, PromptPictures } from './pictures.js'
 import type { ChatOptions, Prompt } from './session.js'
 
 const isMessages = (value: unknown): value is readonly ChatMessage[] =>
@@ -35,27 +37,38 @@ export interface EncodedPrompt {
   /** What ends the answer to a chat, besides the model's own tokens. */
   readonly endIds: readonly number[]
   readonly stops: readonly string[]
+  /** Of a prompt with pictures. */
+  readonly pictures?: PictureVectors | undefined
+}
+
+/** What a prompt goes with. */
+interface PromptContext {
+  /** The template that the adapter was trained with, if it was trained on chats. */
+  readonly recorded: string | undefined
+  /** Of a model that reads them. */
+  readonly pictures: PromptPictures | undefined
+  readonly where: string
 }
 
 /**
  * Encodes a prompt.
  *
- * @param recorded the template that the adapter was trained with, if it was trained on chats
- * @throws DataError for a chat that cannot be answered or that the template refuses, and for a prompt without tokens or without room
- *   behind it; FormatError without a template or for one that cannot be used; MismatchError for a tokenizer of another model
+ * @throws DataError for a chat that cannot be answered or that the template refuses, for a prompt without tokens or without room
+ *   behind it, and for one with more or fewer places than pictures; FormatError without a template or for one that cannot be used; MismatchError for a tokenizer of another model
  */
 export async function encodePrompt(
   model: Model,
   prompt: Prompt,
   options: ChatOptions,
-  { recorded, where }: { recorded: string | undefined; where: string },
+  context: PromptContext,
 ): Promise<EncodedPrompt> {
+  const { pictures, where } = context
   const { contextLength, vocabularySize, name } = model
   const tokenizer = requireTokenizer(model)
   const encoded =
     typeof prompt === 'string'
-      ? { ids: textIds(model, tokenizer, prompt), endIds: [], stops: [] }
-      : await encodeMessages(model, prompt, options, { recorded, where })
+      ? { ids: textIds(model, tokenizer, await filled(prompt, pictures)), endIds: [], stops: [] }
+      : await encodeMessages(model, prompt, options, context)
   const { length } = encoded.ids
   if (length === 0) {
     throw new DataError({
@@ -72,8 +85,16 @@ export async function encodePrompt(
       got: `${length}`,
     })
   }
-  checkVocabulary(encoded.ids, { tokenizer, vocabularySize })
-  return encoded
+  const { vectors } = pictures ?? {}
+  pictures?.check(encoded.ids)
+  const ownIds = encoded.ids.filter((id) => id !== vectors?.token)
+  checkVocabulary(ownIds, { tokenizer, vocabularySize })
+  return { ...encoded, pictures: vectors }
+}
+
+/** A text with what takes the places of its pictures. */
+async function filled(text: string, pictures: PromptPictures | undefined): Promise<string> {
+  return pictures === undefined ? text : pictures.fill(text)
 }
 
 function textIds({ eosTokenIds }: Model, tokenizer: Tokenizer, text: string): number[] {
@@ -87,13 +108,14 @@ function textIds({ eosTokenIds }: Model, tokenizer: Tokenizer, text: string): nu
 
 async function encodeMessages(
   model: Model,
-  messages: readonly ChatMessage[],
+  messages: readonly MessageOfParts[],
   { chatTemplate, chatTemplateArgs: args, tools }: ChatOptions,
-  { recorded, where }: { recorded: string | undefined; where: string },
+  { recorded, pictures, where }: PromptContext,
 ): Promise<EncodedPrompt> {
   const tokenizer = requireTokenizer(model)
-  const chat = parseChat({ messages }, where)
-  if (chat.messages.at(-1)?.role === 'assistant') {
+  const { count = 0, place } = pictures ?? {}
+  const chat = place === undefined ? parseChat({ messages }, where).messages : parseParts(messages, where)
+  if (chat.at(-1)?.role === 'assistant') {
     throw new DataError({
       where: `${where}, message ${messages.length}`,
       what: 'the last message is an answer already',
@@ -108,9 +130,14 @@ async function encodeMessages(
       hint: 'Give one with chatTemplate (--chat-template FILE), or give the prompt as text',
     })
   }
-  const { text } = template.render(chat.messages, { args, tools, addGenerationPrompt: true }, where)
-  return { ids: tokenizer.encode(text, { specialTokens: false }), ...endOfTurn(template, args, tokenizer) }
+  const form: MessageForm = place === undefined ? (all) => all : messageForm(template, args, place)
+  const written = form(place === undefined ? chat : withPlaces(chat, count, place))
+  const { text } = template.render(written, { args, tools, addGenerationPrompt: true }, where)
+  const ids = tokenizer.encode(await filled(text, pictures), { specialTokens: false })
+  return { ids, ...endOfTurn(template, args, tokenizer, form) }
 }
+
+type MessageForm = (messages: readonly MessageOfParts[]) => readonly MessageOfParts[]
 
 /** Templates take time to compile: each is once. */
 const templates = new WeakMap<Model, Map<string | undefined, Promise<ChatTemplate | undefined>>>()
@@ -134,12 +161,13 @@ export function endOfTurn(
   template: ChatTemplate,
   args: ChatOptions['chatTemplateArgs'],
   tokenizer: Tokenizer,
+  form: MessageForm = (messages) => messages,
 ): Pick<EncodedPrompt, 'endIds' | 'stops'> {
   const question = (content: string) => ({ role: 'user', content })
   const probe = [question('a'), { role: 'assistant', content: PROBED_ANSWER }, question(PROBED_QUESTION)]
   let text: string
   try {
-    text = template.render(probe, { args, addGenerationPrompt: false }, 'end of turn').text
+    text = template.render(form(probe), { args, addGenerationPrompt: false }, 'end of turn').text
   } catch (error) {
     if (error instanceof LowrankError) return { endIds: [], stops: [] }
     throw error

@@ -6,7 +6,7 @@ import type { Model } from '../graph/model-folder.js'
 import type { ImageSource } from '../images/image.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { Feeds, RuntimeTensor, SessionOptions } from '../runtime/runtime.js'
-import type { ChatMessage } from '../text/chat.js'
+import type { MessageOfParts } from '../text/chat.js'
 import type { AdapterChoice } from './adapter-choice.js'
 import type { SamplingOptions } from './sampling.js'
 
@@ -38,8 +38,14 @@ export interface RunOptions {
   graph?: string | undefined
 }
 
-/** A text to continue, or the messages of a chat to answer. The last message must not be from the assistant. */
-export type Prompt = string | readonly ChatMessage[]
+/**
+ * A text to continue, or the messages of a chat to answer. The last message must not be from the assistant. For models of texts and
+ * pictures, the content of a message can be a list of parts: `{ type: 'text', text }`, and `{ type: 'image' }` where a picture goes.
+ */
+export type Prompt = string | readonly MessageOfParts[]
+
+/** A picture, a list of pictures, or for several prompts a list with one of these for each prompt. */
+export type PromptImages = ImageSource | readonly (ImageSource | readonly ImageSource[])[]
 
 /** How a chat becomes text. */
 export interface ChatOptions {
@@ -61,6 +67,12 @@ export interface StreamOptions extends SamplingOptions, ChatOptions {
    * such choice for each prompt. null is the base model alone. Default null.
    */
   adapter?: AdapterChoice | readonly AdapterChoice[] | undefined
+  /**
+   * Pictures for a model of texts and pictures, in the order of their places: a path (not in browsers), the bytes of a file, or
+   * `{ data, width, height }`. A text marks each place with the model's token, such as `<image>`. In a chat, a part `{ type: 'image' }` is a
+   * place. Without such a part, pictures go before the last question. For several prompts: a list with the pictures of each.
+   */
+  images?: PromptImages | undefined
   /** The largest number of new tokens. The text also ends when the model's context is full. Default 128. */
   maxNewTokens?: number | undefined
   /** Generation ends before the first of these texts. Default: none. The answer to a chat always ends where its turn ends. */

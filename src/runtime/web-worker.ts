@@ -4,9 +4,9 @@ import { RuntimeError } from '../base/errors.js'
 import type { Port } from './rpc.js'
 
 /**
- * The port to a Web Worker that was just created: `new Worker(new URL('…', import.meta.url), { type: 'module' })`.
+ * The port to a Web Worker that was just created.
  *
- * @param url where its script lies beside this module, unless a bundler has moved it
+ * @param url of its script
  */
 export function webWorkerPort(worker: Worker, url: string): Port {
   return {
@@ -23,13 +23,50 @@ export function webWorkerPort(worker: Worker, url: string): Port {
   }
 }
 
-function notLoaded(url: string): RuntimeError {
+/**
+ * A new worker, and the address that was asked for. Bundlers write their own address into the expression, and no event tells it: so the
+ * constructor is watched while the expression runs.
+ *
+ * @param start `() => new Worker(new URL('…', import.meta.url), { type: 'module' })`
+ * @throws RuntimeError when the page may not start workers of this address
+ */
+export function startNoted(start: () => Worker): [worker: Worker, url: string] {
+  const { Worker: Native } = globalThis
+  let url = ''
+  globalThis.Worker = new Proxy(Native, {
+    construct(target, args, newTarget) {
+      url = new URL(String(args[0]), globalThis.location?.href).href
+      return Reflect.construct(target, args, newTarget)
+    },
+  })
+  try {
+    const worker = start()
+    return [worker, url]
+  } catch (cause) {
+    throw notLoaded(url, cause)
+  } finally {
+    globalThis.Worker = Native
+  }
+}
+
+function notLoaded(url: string, cause?: unknown): RuntimeError {
   return new RuntimeError({
     where: url,
     what: 'the script of the worker does not load',
     expected: 'a script of the page’s own server',
-    hint: 'Pages without a bundler import dist/browser.js of lowrank, which holds its workers. Bundlers copy the script',
+    hint: remedy(url),
+    cause,
   })
+}
+
+/** By the address one sees who wrote it. */
+function remedy(url: string): string {
+  if (url.startsWith('blob:')) return 'The page’s content security policy must allow "worker-src blob:"'
+  if (url.includes('/.vite/')) return "In the settings of Vite, set optimizeDeps: { exclude: ['lowrank'] }"
+  const [own] = /(train|infer)\/worker\.js$/.exec(url) ?? []
+  return own
+    ? `Pages without a bundler import dist/browser.js of lowrank, which holds its workers. With esbuild, also build lowrank/dist/${own} to this address`
+    : 'A bundler gave it this name: publish all files that it wrote. If they are at another address, set base (Vite) or output.publicPath (webpack)'
 }
 
 /** Inside a Web Worker: the port to its owner. */

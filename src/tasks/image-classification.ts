@@ -10,7 +10,7 @@ import type { Feeds } from '../runtime/runtime.js'
 import { findImageHead, imageHead } from './head-forms.js'
 import { LABEL_OPTIONS, type LabelOptions, type Target, targetOf } from './label-problems.js'
 import { LabelTask, labelBytes } from './label-task.js'
-import type { Examples, OpenTask, Task } from './task.js'
+import type { Examples, HeadOptions, OpenTask, Task } from './task.js'
 import { checkHead, headBase } from './trained-head.js'
 
 /** A row of data. */
@@ -67,7 +67,7 @@ export const imageClassification: Task<LabeledImage, ImageExample, LabelOptions>
     return { examples: [{ pixels, label, where }], isTruncated: false }
   },
 
-  open: (model, examples, options = {}) => new ImageClassification(model, examples, options),
+  open: (model, examples, options = {}, heads = {}) => new ImageClassification(model, examples, options, heads),
 }
 
 function processorOf({ preprocessorConfig, config }: Model): ImageProcessor {
@@ -82,8 +82,8 @@ class ImageClassification extends LabelTask<ImageExample> {
   readonly #processor: ImageProcessor
   readonly #tokens: number
 
-  constructor(model: Model, examples: Examples<ImageExample>, options: LabelOptions) {
-    super(model, imageHead(headBase(model)), examples, options)
+  constructor(model: Model, examples: Examples<ImageExample>, options: LabelOptions, heads: HeadOptions) {
+    super(model, imageHead(headBase(model)), examples, options, heads)
     this.#processor = processorOf(model)
     const { width, height } = this.#processor
     const patch = typeof model.config.patch_size === 'number' ? model.config.patch_size : 16

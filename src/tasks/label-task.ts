@@ -7,7 +7,7 @@ import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import type { HeadForm } from './heads.js'
 import { namedLabels } from './heads.js'
 import { type LabelOptions, type LabelProblem, type ProblemType, problemOf, type Target } from './label-problems.js'
-import type { Examples, OpenTask } from './task.js'
+import type { Examples, HeadOptions, OpenTask } from './task.js'
 import { TrainedHead } from './trained-head.js'
 
 /** An input with its label. */
@@ -25,12 +25,13 @@ export abstract class LabelTask<Example extends Labeled> implements OpenTask<Exa
   abstract readonly probe: OpenTask['probe']
   readonly #problem: LabelProblem
 
-  constructor(model: Model, form: HeadForm, examples: Examples<Example>, options: LabelOptions) {
+  constructor(model: Model, form: HeadForm, examples: Examples<Example>, options: LabelOptions, heads: HeadOptions) {
     const whereOf = (index: number) => examples.at(index)?.where ?? ''
-    this.#problem = problemOf(() => targetsOf(examples), namedLabels(model.config), options, whereOf)
-    this.warnings = this.problemType === 'regression' ? [] : rareLabels(examples)
+    const known = heads.newHead ? [] : namedLabels(model.config)
+    this.#problem = problemOf(() => targetsOf(examples), known, options, whereOf)
     this.labels = this.#problem.labels
-    this.head = new TrainedHead(model, form, this.labels.length)
+    this.head = new TrainedHead(model, form, this.labels, heads)
+    this.warnings = [...this.head.warnings, ...(this.problemType === 'regression' ? [] : rareLabels(examples))]
   }
 
   get problemType(): ProblemType {

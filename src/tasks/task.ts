@@ -16,6 +16,8 @@ export interface EncodeContext {
   readonly model: Model
   /** Most tokens of an example; infinite where nothing limits it. */
   readonly maxLength: number
+  /** Whether somebody asked for that limit: longer texts are to be cut. */
+  readonly isLimited?: boolean | undefined
   /** The model's chat template; undefined where it has none. Throws FormatError when it has one that cannot be used. */
   chatTemplate(): ChatTemplate | undefined
   /** Further variables of the chat template. */
@@ -70,7 +72,13 @@ export interface Task<Row = unknown, Example = unknown, Options extends object =
   /** Several short examples in one, of at most `length` tokens, for tasks that can keep them apart. */
   pack?(examples: Examples<Example>, length: number): Examples<Example>
   /** Fixes what the training examples decide. Throws DataError when they do not, ConfigError for options that do not fit them. */
-  open(model: Model, examples: Examples<Example>, options?: Options): OpenTask<Example>
+  open(model: Model, examples: Examples<Example>, options?: Options, heads?: HeadOptions): OpenTask<Example>
+}
+
+/** Which head is trained. */
+export interface HeadOptions {
+  /** A new one, also where the model has one that fits. Default false. */
+  readonly newHead?: boolean
 }
 
 /** A new tensor that is trained whole. */
@@ -87,6 +95,8 @@ export interface Head {
   /** PEFT's modules_to_save: the modules that hold the tensors. */
   readonly modulesToSave: readonly string[]
   readonly tensors: readonly HeadTensor[]
+  /** It starts as transformers starts a new one, and not with that of the model. */
+  readonly isNew: boolean
 }
 
 /** One run of a step's first pass: its examples, and what {@link Objective.forward} gave out of them. */

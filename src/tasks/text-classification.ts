@@ -9,7 +9,7 @@ import { checkVocabulary } from '../text/records.js'
 import { findTextHead, textHead } from './head-forms.js'
 import { LABEL_OPTIONS, type LabelOptions, type Target, targetOf } from './label-problems.js'
 import { LabelTask, labelBytes } from './label-task.js'
-import type { Examples, OpenTask, Task } from './task.js'
+import type { Examples, HeadOptions, OpenTask, Task } from './task.js'
 import { attentionMask, PROBE_BATCHES, padded, tokenLengths } from './token-batch.js'
 import { checkHead, headBase } from './trained-head.js'
 
@@ -57,7 +57,7 @@ export const textClassification: Task<LabeledText, LabeledExample, LabelOptions>
 
   tokens: ({ inputIds, label }) => ({ ids: inputIds, counts: () => false, label: [label].flat().join(', ') }),
 
-  open: (model, examples, options = {}) => new TextClassification(model, examples, options),
+  open: (model, examples, options = {}, heads = {}) => new TextClassification(model, examples, options, heads),
 }
 
 /** Throws DataError for what is no text with a label. */
@@ -87,9 +87,9 @@ class TextClassification extends LabelTask<LabeledExample> {
   readonly #model: Model
   readonly #inputs: EncoderInputs
 
-  constructor(model: Model, examples: Examples<LabeledExample>, options: LabelOptions) {
+  constructor(model: Model, examples: Examples<LabeledExample>, options: LabelOptions, heads: HeadOptions) {
     const base = headBase(model)
-    super(model, textHead(base), examples, options)
+    super(model, textHead(base), examples, options, heads)
     this.#model = model
     this.#inputs = encoderInputs(base.graph)
     const [first, second] = PROBE_BATCHES.map(({ batch, sequence }) => {

@@ -17,7 +17,7 @@ import { findTokenHead, tokenHead } from './head-forms.js'
 import { namedLabels } from './heads.js'
 import { LABEL_OPTIONS, type LabelOptions, type LabelProblem, problemOf, reported } from './label-problems.js'
 import { parseTaggedText, type Tag, type TaggedText } from './tagged-text.js'
-import type { Examples, OpenTask, Task } from './task.js'
+import type { Examples, HeadOptions, OpenTask, Task } from './task.js'
 import { attentionMask, ownLength, PROBE_BATCHES, padded, tokenLengths } from './token-batch.js'
 import { checkHead, headBase, TrainedHead } from './trained-head.js'
 
@@ -86,11 +86,12 @@ export const tokenClassification: Task<TaggedText, TaggedExample, TagOptions> = 
     return { ids: inputIds, counts: (index) => counted.has(index) }
   },
 
-  open: (model, examples, options = {}) => new TokenClassification(model, examples, options),
+  open: (model, examples, options = {}, heads = {}) => new TokenClassification(model, examples, options, heads),
 }
 
 class TokenClassification implements OpenTask<TaggedExample> {
   readonly labels: readonly string[]
+  readonly warnings: readonly string[]
   readonly head: TrainedHead
   readonly probe: OpenTask['probe']
   readonly #model: Model
@@ -98,17 +99,19 @@ class TokenClassification implements OpenTask<TaggedExample> {
   readonly #problem: LabelProblem
   readonly #names: readonly string[] | undefined
 
-  constructor(model: Model, examples: Examples<TaggedExample>, { tagNames, classWeights, labelSmoothing }: TagOptions) {
+  constructor(model: Model, examples: Examples<TaggedExample>, options: TagOptions, heads: HeadOptions) {
+    const { tagNames, classWeights, labelSmoothing } = options
     const base = headBase(model)
     this.#model = model
     this.#inputs = encoderInputs(base.graph)
     this.#names = typeof tagNames === 'string' ? tagNames.trim().split(/\s+/) : tagNames
     const targets = () => this.#targetsOf(examples)
-    const known = this.#names ?? labelsOf(targets(), namedLabels(model.config))
-    const options = { problemType: 'single_label_classification', classWeights, labelSmoothing } as const
-    this.#problem = problemOf(targets, known, options)
+    const known = this.#names ?? labelsOf(targets(), heads.newHead ? [] : namedLabels(model.config))
+    const single = { problemType: 'single_label_classification', classWeights, labelSmoothing } as const
+    this.#problem = problemOf(targets, known, single)
     this.labels = this.#problem.labels
-    this.head = new TrainedHead(model, tokenHead(base), this.labels.length)
+    this.head = new TrainedHead(model, tokenHead(base), this.labels, heads)
+    this.warnings = this.head.warnings
     const lengths = [...tokenLengths(), ownLength('words', [4, 11], { input: ROWS, axis: 0 })]
     this.probe = { feeds: [this.#probeFeeds(0, 4), this.#probeFeeds(1, 11)], lengths }
   }

@@ -1,10 +1,11 @@
-// The head that a task trains whole: that of the graph, or a new one as transformers puts it on an encoder of this type.
+// The head that a task trains whole: that of the graph where it gives the same labels, or a new one as transformers puts it on an encoder
+// of this type.
 
-import { decodeFloats } from '../base/dtype.js'
 import { UnsupportedError } from '../base/errors.js'
 import type { Random } from '../base/random.js'
 import { elementCount } from '../base/tensor.js'
-import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
+import { readBaseTensor } from '../graph/inject/read-base-tensor.js'
+import { type BaseTensor, baseTensors } from '../graph/match/base-tensors.js'
 import { findLinears, logitsName } from '../graph/match/linears.js'
 import type { Model } from '../graph/model-folder.js'
 import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
@@ -20,9 +21,10 @@ import {
   headInput,
   headTensors,
   headWidth,
+  namedLabels,
   trainedLayers,
 } from './heads.js'
-import type { Head } from './task.js'
+import type { Head, HeadOptions } from './task.js'
 
 /** The standard deviation of a new head where config.json gives none: that of transformers. */
 const INITIALIZER_RANGE = 0.02
@@ -58,17 +60,23 @@ function requireInput(form: HeadForm, graph: Graph, layers: readonly HeadLayer[]
   throw new UnsupportedError({ where: 'ONNX model', what: 'no output has the hidden states that a head needs', got })
 }
 
-/** A head of `count` logits on a model. */
+/** Labels that a message names. */
+const TOLD = 5
+
+/** A head on a model, with a logit for each label. */
 export class TrainedHead implements Head {
   readonly modulesToSave: readonly string[]
   readonly tensors: Head['tensors']
+  readonly isNew: boolean
+  /** What is to be known of the head that is trained. */
+  readonly warnings: readonly string[]
   readonly #model: Model
   readonly #form: HeadForm
   /** The layers that are trained, the last ones of the form. */
   readonly #layers: readonly HeadLayer[]
   readonly #hasPrefix: boolean
 
-  constructor(model: Model, form: HeadForm, count: number) {
+  constructor(model: Model, form: HeadForm, labels: readonly string[], { newHead = false }: HeadOptions) {
     const base = headBase(model)
     this.#model = model
     this.#form = form
@@ -77,11 +85,21 @@ export class TrainedHead implements Head {
     this.modulesToSave = form.modulesToSave.filter((module) =>
       this.#layers.some((layer) => `.${layer.module}.`.includes(`.${module}.`)),
     )
-    const width = headWidth(form, base, this.#layers)
-    this.tensors = headTensors(this.#layers, width, count).map(({ layer, member, shape }) => ({
-      name: `${layer.module}.${member}`,
-      shape,
-      start: (random: Random) => this.#start(base, { layer, member, shape }, random),
+    const tensors = headTensors(this.#layers, headWidth(form, base, this.#layers), labels.length)
+    const own = ownHead(base, this.#layers)
+    const fits = own !== undefined && own.labels.join('\n') === labels.join('\n') && own.has(tensors)
+    this.isNew = newHead || !fits
+    this.warnings = own === undefined || newHead || fits ? [] : [replaced(own.labels, labels)]
+    this.tensors = tensors.map((tensor) => ({
+      name: `${tensor.layer.module}.${tensor.member}`,
+      shape: tensor.shape,
+      start: async (random: Random) => {
+        if (this.isNew) return this.#newValues(tensor, random)
+        const stored = own?.tensorOf(tensor)
+        // A head of a graph without a bias is one whose bias is 0.
+        if (stored === undefined) return new Float32Array(elementCount(tensor.shape))
+        return readBaseTensor(model.onnx, base.graph, stored)
+      },
     }))
   }
 
@@ -102,18 +120,8 @@ export class TrainedHead implements Head {
     return isWhole || this.#form.encoder === '' ? name : `${this.#form.encoder}.${name}`
   }
 
-  /** The base's own values where the graph has them in this shape; else as transformers starts a new head. */
-  async #start(
-    { graph, linears }: HeadBase,
-    { layer: { module, kind }, member, shape }: ReturnType<typeof headTensors>[number],
-    random: Random,
-  ): Promise<Float32Array> {
-    const own = linears.find(({ name, form }) => name === module && form.name === 'Gemm')
-    const tensor = own && graph.constant(own.node.input[member === 'weight' ? 1 : 2])
-    const isSame = tensor?.dims.map(Number).join() === shape.join() && (member === 'bias' || own?.transposed)
-    if (tensor !== undefined && isSame && tensor.dataType === DataType.FLOAT) {
-      return decodeFloats(await this.#model.onnx.readTensor(tensor), 'F32').slice()
-    }
+  /** As transformers starts a new head. */
+  #newValues({ layer: { kind }, member, shape }: Tensor, random: Random): Float32Array {
     const range = this.#model.config.initializer_range
     const deviation = typeof range === 'number' ? range : INITIALIZER_RANGE
     if (kind === 'norm') return new Float32Array(elementCount(shape)).fill(member === 'weight' ? 1 : 0)
@@ -121,4 +129,41 @@ export class TrainedHead implements Head {
       member === 'bias' ? 0 : deviation * random.normal(),
     )
   }
+}
+
+type Tensor = ReturnType<typeof headTensors>[number]
+
+/** The head that a graph has. */
+interface OwnHead {
+  /** As config.json names them, or as transformers names those without a name. */
+  readonly labels: readonly string[]
+  /** Undefined where the graph has none, or it cannot be read. */
+  tensorOf(tensor: Tensor): BaseTensor | undefined
+  /** Whether it has all weights in these shapes. */
+  has(tensors: readonly Tensor[]): boolean
+}
+
+/** Undefined for a graph without a head. */
+function ownHead({ config, graph, linears }: HeadBase, layers: readonly HeadLayer[]): OwnHead | undefined {
+  const last = linears.find(({ name, isHead }) => isHead && name === layers.at(-1)?.module)
+  if (last === undefined) return undefined
+  const named = namedLabels(config)
+  const labels = named.length > 0 ? named : Array.from({ length: last.d }, (_, i) => `LABEL_${i}`)
+  const stored = new Map(baseTensors(graph, linears).map((tensor) => [tensor.name, tensor]))
+  const tensorOf = ({ layer, member, shape }: Tensor) => {
+    const found = stored.get(`${layer.module}.${member}`)
+    return found?.shape.join() === shape.join() ? found : undefined
+  }
+  const has = (tensors: readonly Tensor[]) =>
+    tensors.every((tensor) => tensor.member === 'bias' || tensorOf(tensor) !== undefined)
+  return { labels, tensorOf, has }
+}
+
+function replaced(before: readonly string[], now: readonly string[]): string {
+  return `the head of the model gives ${told(before)}, and the data has ${told(now)}: a new head is trained`
+}
+
+function told(labels: readonly string[]): string {
+  const shown = labels.slice(0, TOLD).join(', ')
+  return labels.length > TOLD ? `${shown}, … (${labels.length} labels)` : shown
 }

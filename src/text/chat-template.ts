@@ -3,8 +3,9 @@
 
 import { type Directory, readAll, readJson } from '../base/bytes.js'
 import { DataError, FormatError } from '../base/errors.js'
+import { isObject } from '../base/options.js'
 import type { Span } from './added-tokens.js'
-import type { ChatMessage } from './chat.js'
+import type { ChatMessage, MessageOfParts } from './chat.js'
 import { CLOSE_MARK, type CompiledTemplate, compileJinja, marksGeneration, OPEN_MARK, type Renderer } from './jinja.js'
 import { TURN_MARK } from './turnwise.js'
 
@@ -54,7 +55,7 @@ export interface ChatTemplate {
    * @param where the record that they come from, for messages
    * @throws DataError when the template refuses them or fails
    */
-  render(messages: readonly ChatMessage[], options: RenderOptions, where: string): RenderedChat
+  render(messages: readonly MessageOfParts[], options: RenderOptions, where: string): RenderedChat
 }
 
 /** Text of a template, by name where a model has several. */
@@ -66,6 +67,9 @@ export interface TemplateSource {
   readonly specialTokens: Readonly<Record<string, string>>
 }
 
+/** Where models of texts and pictures have theirs. */
+const OF_PROCESSOR = 'chat_template.json'
+
 /** The template of a list that is used, unless a chat has tools and there is one for them. */
 const DEFAULT_TEMPLATE = 'default'
 const TOOL_TEMPLATE = 'tool_use'
@@ -74,7 +78,7 @@ const TOOL_TEMPLATE = 'tool_use'
 const SPECIAL_TOKENS = ['bos', 'eos', 'unk', 'sep', 'pad', 'cls', 'mask'].map((name) => `${name}_token`)
 
 /**
- * Reads the chat template of a model folder: chat_template.jinja, else what tokenizer_config.json holds.
+ * Reads the chat template of a model folder: chat_template.jinja, else what chat_template.json holds, else tokenizer_config.json.
  *
  * @param text another template, instead of the folder's
  * @returns undefined where the folder has none
@@ -97,9 +101,11 @@ export async function loadChatTemplate(directory: Directory, text?: string): Pro
       await source.close()
     }
   }
-  const stored = fields.chat_template
+  const file = (await directory.has(OF_PROCESSOR)) ? OF_PROCESSOR : 'tokenizer_config.json'
+  const holder = file === OF_PROCESSOR ? await readJson(directory, file) : fields
+  const stored = isObject(holder) ? holder.chat_template : undefined
   if (stored === undefined || stored === null) return undefined
-  const name = `${directory.name}/tokenizer_config.json`
+  const name = `${directory.name}/${file}`
   return compileChatTemplate({ name, texts: templatesOf(stored, name), specialTokens })
 }
 
@@ -158,7 +164,12 @@ export async function compileChatTemplate(source: TemplateSource): Promise<ChatT
   }
   const nameFor = (tools: RenderOptions['tools']) =>
     tools !== undefined && compiled.has(TOOL_TEMPLATE) ? TOOL_TEMPLATE : fallback
-  const run = (render: Renderer, messages: readonly ChatMessage[], options: RenderOptions, record: string): string => {
+  const run = (
+    render: Renderer,
+    messages: readonly MessageOfParts[],
+    options: RenderOptions,
+    record: string,
+  ): string => {
     try {
       return render({
         ...specialTokens,

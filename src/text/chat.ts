@@ -2,6 +2,7 @@
 // whose turns cannot be told apart, is refused with where it is.
 
 import { DataError } from '../base/errors.js'
+import { isObject } from '../base/options.js'
 
 /** A message, as chat templates read it. Fields beside these are passed on to the template. */
 export interface ChatMessage {
@@ -9,6 +10,14 @@ export interface ChatMessage {
   /** Missing only beside tool calls. */
   readonly content?: string
   readonly tool_calls?: readonly unknown[]
+}
+
+/** A part of a message: text, or the place of a picture. */
+export type MessagePart = { readonly type: 'text'; readonly text: string } | { readonly type: 'image' }
+
+/** A message with places for pictures in its content. */
+export interface MessageOfParts extends Omit<ChatMessage, 'content'> {
+  readonly content?: string | readonly MessagePart[]
 }
 
 /** A conversation, checked. */
@@ -63,6 +72,22 @@ export function parseChat(record: Fields, where: string): Chat {
     tools: tools?.length === 0 ? undefined : tools,
     args: args as Fields | undefined,
   }
+}
+
+/**
+ * Messages whose parts may be places of pictures.
+ *
+ * @throws as {@link parseChat}
+ */
+export function parseParts(messages: readonly unknown[], where: string): readonly MessageOfParts[] {
+  const parsed = messages.map((message, i): MessageOfParts => {
+    const { content } = (isObject(message) ? message : {}) as Partial<MessageOfParts>
+    const place = `${where}, message ${i + 1}`
+    if (!isParts(content)) return checkMessage(message, place)
+    return { ...checkMessage({ ...(message as object), content: '' }, place), content }
+  })
+  checkOrder(parsed, where)
+  return parsed
 }
 
 /** Messages that are given, and those to learn from. */
@@ -172,8 +197,17 @@ function textOf(content: unknown): string | undefined {
   return isText ? content.map((part) => part.text).join('') : undefined
 }
 
+/** Whether content is parts, with the place of a picture among them. */
+function isParts(content: unknown): content is readonly MessagePart[] {
+  if (!Array.isArray(content)) return false
+  const isKnown = content.every(
+    (part) => part?.type === 'image' || (part?.type === 'text' && typeof part.text === 'string'),
+  )
+  return isKnown && content.some(({ type }) => type === 'image')
+}
+
 /** Throws DataError unless system messages come first and then user and assistant take turns, with tools answering in between. */
-function checkOrder(messages: readonly ChatMessage[], where: string): void {
+function checkOrder(messages: readonly MessageOfParts[], where: string): void {
   const refuse = (index: number, expected: string) => {
     const { role } = messages[index]
     throw new DataError({ where: `${where}, message ${index + 1}`, what: 'roles out of order', expected, got: role })

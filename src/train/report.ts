@@ -67,6 +67,11 @@ export interface TrainReport {
   truncatedRecords: number
   /** Training records without a target: left out. */
   skippedRecords: number
+  /**
+   * Whether the head started as a new one: true where the model has none, where it gives other labels, and with the option `newHead`. Null if the
+   * task trains no head, or the run trains an adapter further.
+   */
+  newHead: boolean | null
   /** Names of the labels, in the order of the logits. Null if the task has no labels. */
   labels: string[] | null
   /** Elements of all A and B: r·(d + k) each. */

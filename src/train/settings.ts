@@ -47,6 +47,11 @@ export interface TrainSettings {
   threads: number | undefined
   /** Uses less memory; a little slower. Default false. */
   lowMemory: boolean
+  /**
+   * Starts with a new head, also where the model has one that fits, and takes the labels of the data alone. Default false: a head of the model is
+   * trained further if it gives the labels of the data.
+   */
+  newHead: boolean
   /** Number of steps between two saves of adapter and state. Default: saves only at the end and when interrupted. */
   saveEvery: number | undefined
   /** Put short records together into rows of `maxLength` tokens (512 without it). No record sees another. Default false. */
@@ -85,6 +90,7 @@ export const TRAIN_DEFAULTS = Object.freeze({
   threads: undefined,
   lowMemory: false,
   packing: false,
+  newHead: false,
   saveEvery: undefined,
   evalEvery: undefined,
   keep: 'last',
@@ -159,6 +165,7 @@ export const SETTINGS_KINDS: OptionTable<TrainSettings> = {
   threads: COUNT,
   lowMemory: BOOLEAN,
   packing: BOOLEAN,
+  newHead: BOOLEAN,
   saveEvery: COUNT,
   evalEvery: COUNT,
   keep: oneOf(...KEEPS),

@@ -12,6 +12,7 @@ import { findLinears, type ModuleMap } from '../graph/match/linears.js'
 import { matchTargets } from '../graph/match/match.js'
 import { type MemoryLimit, memoryWarning, trainingMemory } from '../graph/memory.js'
 import type { Model } from '../graph/model-folder.js'
+import { joinGraphs } from '../graph/training/joined-graph.js'
 import { checkTrainableForm } from '../graph/training/trainable-form.js'
 import { readGraph } from '../graph/view/read-graph.js'
 import { LoraAdapter } from '../lora/adapter.js'
@@ -19,7 +20,7 @@ import { type LoraConfig, type LoraConfigInput, resolveConfig } from '../lora/co
 import { isAllLinear, targetMatcher } from '../lora/patterns/patterns.js'
 import { requireHandled, requirePlainConfig } from '../lora/requirements.js'
 import type { Examples, OpenTask, Task } from '../tasks/task.js'
-import { checkTaskName, DEFAULT_TASK, loadTask, tasksFor } from '../tasks/tasks.js'
+import { checkTaskName, defaultTask, loadTask, tasksFor } from '../tasks/tasks.js'
 import { cardOf } from './card.js'
 import { addDoraLayer, squaresOfRows } from './dora.js'
 import { type EncodedSource, encodeRows } from './examples.js'
@@ -50,14 +51,19 @@ export interface RunContext {
  *   NumericError naming the step when the loss is not finite (the adapter is saved as it was when it last was finite)
  */
 export async function train(
-  options: TrainingOptions,
+  given: TrainingOptions,
   { limits = [], sources, wait }: RunContext = {},
 ): Promise<TrainResult> {
-  const settings = resolveSettings(options)
-  const config = checkOptions(options, settings)
+  const settings = resolveSettings(given)
+  const config = checkOptions(given, settings)
   const startedAt = performance.now()
+  const options = {
+    ...given,
+    model: await joinGraphs(given.model),
+    task: given.task ?? (await defaultTask(given.model)),
+  }
   const { model, out, on, modules, signal } = options
-  const task = await loadTask(options.task ?? DEFAULT_TASK)
+  const task = await loadTask(options.task)
   checkTaskOptions(task, options.taskOptions)
   checkTrainableForm(readGraph(model.onnx.proto))
   await checkTask(task, model)
@@ -76,7 +82,8 @@ export async function train(
       ? heldOut
       : (await encode(options, settings, task, options.evalData, 'evalData', undefined)).kept
   const examples = settings.packing ? pack(task, records.examples, settings, model) : records.examples
-  const open = task.open(model, examples, options.taskOptions)
+  const open = task.open(model, examples, options.taskOptions, { newHead: settings.newHead })
+  checkNewHead(settings, task, open)
   for (const warning of open.warnings ?? []) on?.warning?.(warning)
   if (open.checkEvaluation !== undefined) {
     for (const example of evalRecords.examples) open.checkEvaluation(example)
@@ -113,6 +120,7 @@ export async function train(
     trainableParams: totalTrainable,
     totalParams,
     labels: open.labels === undefined ? null : [...open.labels],
+    newHead: open.head === undefined || options.adapter !== undefined ? null : open.head.isNew,
     seconds: (performance.now() - startedAt) / 1000,
   }
   return { adapter, report }
@@ -282,7 +290,7 @@ function isSaved(module: string, tensors: readonly string[]): boolean {
 /** Checks all that can be checked before anything is read. Returns the config of the adapter, with defaults. */
 function checkOptions(options: TrainingOptions, settings: TrainSettings): LoraConfig {
   const { adapter, data, evalData, evalSplit, model } = options
-  checkTaskName(options.task ?? DEFAULT_TASK)
+  if (options.task !== undefined) checkTaskName(options.task)
   checkData('data', data)
   if (evalData !== undefined) checkData('evalData', evalData)
   checkTogether(options, settings)
@@ -309,6 +317,13 @@ function checkTaskOptions({ name, options = {} }: Task, given: unknown): void {
   checkTable(given, { of: `the task ${name}`, table: options })
 }
 
+/** Throws ConfigError where a new head is asked of a task that trains none. */
+function checkNewHead({ newHead }: TrainSettings, { name }: Task, { head }: OpenTask): void {
+  if (newHead && head === undefined) {
+    throw new ConfigError({ where: 'newHead', what: `the task ${name} trains no head` })
+  }
+}
+
 function checkData(where: string, data: unknown): void {
   if (isDataSource(data)) return
   throw new ConfigError({
@@ -330,6 +345,9 @@ function checkAdapter(adapter: LoraAdapter): void {
 function checkTogether(options: TrainingOptions, settings: TrainSettings): void {
   if (options.adapter !== undefined && options.config !== undefined) {
     throw new ConfigError({ where: 'config', what: 'not together with adapter: the adapter has its own config' })
+  }
+  if (options.adapter !== undefined && settings.newHead) {
+    throw new ConfigError({ where: 'newHead', what: 'not together with adapter: the adapter has its own head' })
   }
   if (options.out === undefined && (options.resume || options.overwrite || settings.saveEvery !== undefined)) {
     throw new ConfigError({ where: 'out', what: 'resume, overwrite and saveEvery need an output folder' })

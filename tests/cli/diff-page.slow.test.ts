@@ -2,7 +2,8 @@
 
 import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
-import { chromium, openPage } from './chromium.js'
+import { chromium } from '../chromium.js'
+import { openPage } from '../page.js'
 import { lowrank, MODEL, root, scratchFolder } from './lowrank.js'
 
 const scratch = scratchFolder()

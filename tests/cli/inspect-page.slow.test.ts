@@ -7,8 +7,9 @@ import { stacksOf } from '../../src/cli/page/stacks.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { LoraAdapter } from '../../src/lora/adapter.js'
 import { saveAdapter } from '../../src/peft/adapter-folder.js'
+import { chromium } from '../chromium.js'
 import { random } from '../lora/matrices.js'
-import { chromium, type OpenPage, openPage } from './chromium.js'
+import { type OpenPage, openPage } from '../page.js'
 import { lowrank, root, scratchFolder } from './lowrank.js'
 
 const scratch = scratchFolder()

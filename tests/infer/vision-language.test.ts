@@ -102,12 +102,9 @@ describe('pictures, embedding and decoder', () => {
     await model.close()
   })
 
-  it('texts and training are refused by name', async () => {
+  it('training is refused by name', async () => {
     const model = await open()
-    const session = await OnnxSession.open(model)
-    await expect(session.generate('And the people')).rejects.toThrow(/vectors of tokens, which another graph/)
     expect(() => causalLm.check?.(model)).toThrow(/vectors of tokens, which another graph/)
-    await session.dispose()
     await model.close()
   })
 })

@@ -2,10 +2,10 @@
 
 import { openSession, train, UnsupportedError } from 'lowrank'
 import * as ort from 'onnxruntime-node'
-import { describe, expect, it } from 'vitest'
+import { describe, expect, it, vi } from 'vitest'
 import { RuntimeError } from '../../src/base/errors.js'
 import { connect } from '../../src/runtime/rpc.js'
-import { webWorkerPort } from '../../src/runtime/web-worker.js'
+import { startNoted, webWorkerPort } from '../../src/runtime/web-worker.js'
 
 const UNION = 'models/union-3m'
 
@@ -28,13 +28,45 @@ describe('device', () => {
 })
 
 describe('a worker whose script is not found', () => {
-  it('is an error that names the URL', async () => {
-    const worker = { postMessage() {}, terminate() {} } as unknown as Worker
-    const url = 'https://example.org/lowrank/infer/worker.js'
-    const { remote } = connect<{ run(): void }>(webWorkerPort(worker, url))
-    const call = remote.run()
+  const worker = { postMessage() {}, terminate() {} } as unknown as Worker
+  const missed = (worker: Worker, url: string) => {
+    const call = connect<{ run(): void }>(webWorkerPort(worker, url)).remote.run()
     worker.onerror!({ message: undefined } as unknown as ErrorEvent)
+    return call
+  }
+
+  it('is an error that names the URL', async () => {
+    const url = 'https://example.org/lowrank/infer/worker.js'
+    const call = missed(worker, url)
     await expect(call).rejects.toThrow(RuntimeError)
     await expect(call).rejects.toThrow(`${url}: the script of the worker does not load`)
+  })
+
+  it('says what to do about the development server of Vite 7', async () => {
+    const call = missed(worker, 'http://localhost:5173/node_modules/.vite/train/worker.js?worker_file&type=module')
+    await expect(call).rejects.toThrow("set optimizeDeps: { exclude: ['lowrank'] }")
+  })
+
+  it('names the address that a bundler wrote, or that a browser refuses', () => {
+    class Refusing {
+      constructor() {
+        throw new DOMException('cannot be accessed from this origin', 'SecurityError')
+      }
+    }
+    class Taking {}
+    const start = () => new Worker(new URL('https://cdn.example.org/assets/worker-1a2b.js'), { type: 'module' })
+    try {
+      vi.stubGlobal('Worker', Taking)
+      const [started, url] = startNoted(start)
+      expect(started).toBeInstanceOf(Taking)
+      expect(url).toBe('https://cdn.example.org/assets/worker-1a2b.js')
+      expect(globalThis.Worker).toBe(Taking)
+      vi.stubGlobal('Worker', Refusing)
+      expect(() => startNoted(start)).toThrow(RuntimeError)
+      expect(() => startNoted(start)).toThrow(/^https:\/\/cdn\.example\.org\/assets\/worker-1a2b\.js: .*own server/)
+      expect(globalThis.Worker).toBe(Refusing)
+    } finally {
+      vi.unstubAllGlobals()
+    }
   })
 })

@@ -2,6 +2,7 @@ import { readFileSync } from 'node:fs'
 import * as ort from 'onnxruntime-node'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
+import { decodeFloats } from '../../src/base/dtype.js'
 import { DataError, MismatchError, UnsupportedError } from '../../src/base/errors.js'
 import { readRows } from '../../src/data/read-rows.js'
 import { loadModel, type Model } from '../../src/graph/model-folder.js'
@@ -10,7 +11,7 @@ import { LoraAdapter } from '../../src/lora/adapter.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import type { OrtModule } from '../../src/runtime/onnxruntime.js'
 import { classificationMetrics } from '../../src/tasks/classification-metrics.js'
-import type { Task } from '../../src/tasks/task.js'
+import type { OpenTask, Task } from '../../src/tasks/task.js'
 import { type LabeledExample, textClassification } from '../../src/tasks/text-classification.js'
 import { encodeRows } from '../../src/train/examples.js'
 import { train as trainAdapter } from '../../src/train/train.js'
@@ -108,17 +109,21 @@ describe.each(['encoder', 'classifier'])('the export of the %s', (name) => {
   })
 })
 
+/** The values of the model's own head, as its file has them. */
+async function classifierOf({ onnx }: Model): Promise<Float32Array> {
+  const stored = onnx.proto.graph?.initializer.find(({ name }) => name.endsWith('classifier.weight'))
+  return decodeFloats(await onnx.readTensor(stored!), 'F32').slice()
+}
+
 describe('labels', () => {
   let model: Model
   beforeAll(async () => {
     model = await loadModel(new NodeDirectory(`${folder}/classifier`), { runtime })
   })
   afterAll(() => model.close())
-  const open = (...labels: string[]) =>
-    textClassification.open(
-      model,
-      labels.map((label) => ({ inputIds: Int32Array.of(2), tokenTypeIds: Int32Array.of(0), label, where: 'x' })),
-    )
+  const examples = (labels: string[]) =>
+    labels.map((label) => ({ inputIds: Int32Array.of(2), tokenTypeIds: Int32Array.of(0), label, where: 'x' }))
+  const open = (...labels: string[]) => textClassification.open(model, examples(labels))
 
   it('are those of the model where the data has no others, else those of the data', () => {
     expect(open('sad', 'calm').labels).toEqual(['calm', 'glad', 'sad'])
@@ -126,13 +131,55 @@ describe('labels', () => {
     expect(open('10', '9', '0').labels).toEqual(['0', '9', '10'])
   })
 
-  it("start with the base's own head where it has as many, else with a new one", async () => {
-    const { head } = open('sad', 'calm')
-    const start = await head!.tensors[0].start({ normal: () => 0.5 } as never)
-    expect(start).toHaveLength(3 * 16)
-    expect(new Set(start).size).toBeGreaterThan(40)
-    const fresh = await open('spam', 'ham').head!.tensors[0].start({ normal: () => 0.5 } as never)
-    expect([...new Set(fresh)]).toEqual([Math.fround(0.01)])
+  it("start with the base's own head where it gives them, else with a new one, and a warning tells", async () => {
+    const start = (task: OpenTask) => task.head!.tensors[0].start({ normal: () => 0.5 } as never)
+    const own = open('sad', 'calm')
+    expect([await start(own), own.head?.isNew, own.warnings?.length]).toEqual([await classifierOf(model), false, 1])
+    for (const labels of [
+      ['spam', 'ham'],
+      ['eggs', 'spam', 'ham'],
+    ]) {
+      const other = open(...labels)
+      expect([...new Set(await start(other))]).toEqual([Math.fround(0.01)])
+      expect(other.warnings?.[0]).toBe(
+        `the head of the model gives calm, glad, sad, and the data has ${[...labels].sort().join(', ')}: a new head is trained`,
+      )
+    }
+    const fresh = textClassification.open(model, examples(['sad', 'calm']), {}, { newHead: true })
+    expect([fresh.labels, fresh.head?.isNew, fresh.warnings?.length]).toEqual([['calm', 'sad'], true, 1])
+    expect([...new Set(await start(fresh))]).toEqual([Math.fround(0.01)])
+  })
+
+  it('of a head without names are those that transformers gives', async () => {
+    const { id2label: _, label2id: __, ...config } = model.config
+    const unnamed = { ...model, config }
+    const labels = ['LABEL_0', 'LABEL_1', 'LABEL_2']
+    expect(textClassification.open(unnamed, examples(labels)).head?.isNew).toBe(false)
+    expect(textClassification.open(unnamed, examples(['a', 'b', 'c'])).head?.isNew).toBe(true)
+  })
+
+  it('get a new head where the option asks for it, and the report tells', async () => {
+    const data = ['sad', 'calm', 'glad'].map((label) => ({ text: label, label }))
+    const options = { model, task: 'text-classification', data, threads: 1, maxSteps: 1, learningRate: 1e-9 } as const
+    const own = await trainAdapter(options)
+    const fresh = await trainAdapter({ ...options, newHead: true })
+    expect([own.report.newHead, fresh.report.newHead]).toEqual([false, true])
+    const weights = [own, fresh].map(({ adapter }) => adapter.get('classifier.weight', 'replacement')!.weight.data)
+    expect(relativeError(weights[0] as Float32Array, await classifierOf(model))).toBeLessThan(1e-6)
+    expect(relativeError(weights[1] as Float32Array, await classifierOf(model))).toBeGreaterThan(0.5)
+    const out = new MemoryDirectory()
+    await expect(trainAdapter({ ...options, newHead: true, adapter: own.adapter, out })).rejects.toThrow(
+      /newHead: not together with adapter/,
+    )
+    const pairs = [
+      { text: 'a', textPair: 'b' },
+      { text: 'c', textPair: 'd' },
+    ]
+    const encoder = await loadModel(new NodeDirectory(`${folder}/encoder`), { runtime })
+    const without = trainAdapter({ model: encoder, task: 'embedding', data: pairs, newHead: true, out })
+    await expect(without).rejects.toThrow(/newHead: the task embedding trains no head/)
+    expect(out.files.size).toBe(0)
+    await encoder.close()
   })
 
   it('have to differ, and to be known', () => {

@@ -4,9 +4,11 @@ import { readFileSync } from 'node:fs'
 import * as ort from 'onnxruntime-node'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
+import { decodeFloats } from '../../src/base/dtype.js'
 import { DataError, UnsupportedError } from '../../src/base/errors.js'
 import { readRows } from '../../src/data/read-rows.js'
 import { loadModel, type Model } from '../../src/graph/model-folder.js'
+import { readGraph } from '../../src/graph/view/read-graph.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import type { OrtModule } from '../../src/runtime/onnxruntime.js'
@@ -38,6 +40,26 @@ async function encode(model: Model, rows: readonly unknown[], maxLength: number)
   const options = { task: tokenClassification as unknown as Task, model, maxLength, name: 'data' }
   return [...(await encodeRows(readRows(rows as never), options)).kept.examples] as TaggedExample[]
 }
+
+it('starts with the head of the graph, which multiplies by a weight as MatMul stores it', async () => {
+  const { rows, maxLength } = goldenOf('distilbert')
+  const model = await loadModel(new NodeDirectory(BASES.distilbert), { runtime })
+  const open = tokenClassification.open(model, await encode(model, rows, maxLength))
+  const graph = readGraph(model.onnx.proto)
+  const [product, sum] = ['MatMul', 'Add'].map(
+    (type) => graph.nodes.find(({ name }) => name === `/classifier/${type}`)!,
+  )
+  const read = async (name: string) => decodeFloats(await model.onnx.readTensor(graph.constant(name)!), 'F32').slice()
+  const [weight, bias] = [await read(product.input[1]), await read(sum.input.find((name) => graph.constant(name))!)]
+  const random = { normal: () => 0.5 } as never
+  const [d, k] = open.head!.tensors[0].shape
+  const transposed = Float32Array.from({ length: d * k }, (_, i) => weight[(i % k) * d + Math.floor(i / k)])
+  expect(await Promise.all(open.head!.tensors.map(({ start }) => start(random)))).toEqual([transposed, bias])
+  expect([open.head?.isNew, open.warnings]).toEqual([false, []])
+  const named = tokenClassification.open(model, await encode(model, rows.slice(0, 1), maxLength), {}, { newHead: true })
+  expect([named.head?.isNew, named.labels]).toEqual([true, ['O', 'B-LOC', 'I-LOC', 'B-PER', 'I-PER']])
+  await model.close()
+})
 
 describe.each(Object.entries(BASES))('%s', (name, base) => {
   const golden = goldenOf(name)

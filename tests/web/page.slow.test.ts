@@ -11,7 +11,8 @@ import { fileURLToPath } from 'node:url'
 import { unzipSync } from 'fflate'
 import { build, type PreviewServer, preview } from 'vite'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { chromium, type OpenPage, openPage } from '../cli/chromium.js'
+import { chromium } from '../chromium.js'
+import { type OpenPage, openPage } from '../page.js'
 
 const root = fileURLToPath(new URL('../../', import.meta.url))
 const hasRuntime = (() => {

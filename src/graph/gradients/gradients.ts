@@ -3,6 +3,7 @@
 
 import { PREDICATES } from '../view/operators.js'
 import { type GradientContext, type GradientRule, sumTo } from './context.js'
+import { CONVOLUTIONS } from './convolution.js'
 import { ACTIVATIONS, ARITHMETIC, SELECTION } from './elementwise.js'
 import { LAYOUT } from './layout.js'
 import { PRODUCTS } from './matmul.js'
@@ -14,6 +15,7 @@ export { type GradientContext, type GradientRule, sumTo }
 /** Key: the op type, after its domain and a colon outside the standard domain. */
 export const GRADIENTS: Readonly<Record<string, GradientRule>> = {
   ...PRODUCTS,
+  ...CONVOLUTIONS,
   ...ARITHMETIC,
   ...SELECTION,
   ...ACTIVATIONS,

@@ -70,7 +70,7 @@ const TYPES: Partial<Record<DataType, TensorType>> = {
 }
 
 /** The inputs over tokens, and the others. */
-export function splitInputs(graph: Graph): { roles: RoleInput[]; others: ValueInfoProto[] } {
+export function splitInputs(graph: Pick<Graph, 'inputs'>): { roles: RoleInput[]; others: ValueInfoProto[] } {
   const roles: RoleInput[] = []
   const others: ValueInfoProto[] = []
   for (const input of graph.inputs) {
@@ -112,9 +112,10 @@ function roleFeed({ role, type, rank }: RoleInput, tokens: TokenBatch): RuntimeT
       return rows(total, (row, column) => tokens.attentionMask[row * total + column])
     case 'positionIds': {
       const { positionIds } = tokens
-      if (positionIds !== undefined) return rows(sequence, (row, column) => positionIds[row * sequence + column])
-      const positions = positionsOf(tokens, total)
-      return rows(sequence, (row, column) => positions[row * total + past + column])
+      const counted = positionIds ?? positionsOf(tokens, total)
+      const [width, start] = positionIds === undefined ? [total, past] : [sequence, 0]
+      const positions = rows(sequence, (row, column) => counted[row * width + start + column])
+      return rank === 3 ? onThreeAxes(positions) : positions
     }
     case 'tokenTypeIds':
       return rows(sequence, (row, column) => tokens.tokenTypeIds?.[row * sequence + column] ?? 0)
@@ -139,6 +140,13 @@ function roleFeed({ role, type, rank }: RoleInput, tokens: TokenBatch): RuntimeT
       return rank === 1 ? { ...column, dims: [batch] } : column
     }
   }
+}
+
+/** (batch, sequence) as (3, batch, sequence): by time, height and width, which for text are one. */
+function onThreeAxes({ type, data, dims }: RuntimeTensor): RuntimeTensor {
+  const all = new (data.constructor as BigInt64ArrayConstructor)(3 * data.length)
+  for (let axis = 0; axis < 3; axis++) all.set(data as BigInt64Array, axis * data.length)
+  return { type, data: all, dims: [3, ...dims] }
 }
 
 /** Position of each token of (batch, total) in its row, not counting padding; padding repeats a neighbor's. */

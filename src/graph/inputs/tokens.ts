@@ -42,7 +42,7 @@ export function tokenInputs(graph: Graph, given: ReadonlySet<string> = new Set()
         what: 'it reads the vectors of tokens, which another graph of the model gives',
         expected: 'a causal language model that reads input_ids',
         got: `inputs ${names}`,
-        hint: 'Sessions run each of its graphs on tensors (run), and merges take adapters for all of them',
+        hint: 'Sessions write texts with all of its graphs (generate), and merges take adapters for all of them',
       })
     }
     throw new UnsupportedError({

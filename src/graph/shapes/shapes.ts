@@ -49,12 +49,14 @@ export function staticContent(shapes: ShapeMap, value: Value): readonly number[]
  * @param open opens a session over a model with this graph's weights; it is disposed before the return
  * @param points two sets of feeds whose symbolic dimensions all differ
  * @param wanted the values to measure, each of which takes time; default: all of the graph
+ * @param floats values that are no integers, and so have no content to measure: the runtime frees them within a run
  */
 export async function probeShapes(
   graph: Graph,
   open: (model: ModelProto) => Promise<RuntimeSession>,
   points: readonly [Feeds, Feeds],
   wanted?: ReadonlySet<Value>,
+  floats: ReadonlySet<Value> = new Set(),
 ): Promise<ShapeMap> {
   const shapes = new ShapeMap()
   for (const tensor of graph.initializers.values()) setConstant(shapes, tensor.name, tensor)
@@ -64,11 +66,11 @@ export async function probeShapes(
     if (constant !== undefined) setConstant(shapes, node.output[0], constant)
     else values.push(...node.output.filter((output) => output !== '' && (wanted?.has(output) ?? true)))
   }
-  const { model, shapeNames } = withShapeOutputs(graph, values)
+  const { model, shapeNames } = withShapeOutputs(graph, values, floats)
   const session = await open(model)
   try {
-    const first = await runPoint(session, points[0], values, shapeNames)
-    const second = await runPoint(session, points[1], values, shapeNames)
+    const first = await runPoint(session, points[0], values, shapeNames, floats)
+    const second = await runPoint(session, points[1], values, shapeNames, floats)
     for (const input of graph.inputs) {
       const [a, b] = points.map((feeds) => feeds[input.name])
       if (a === undefined) continue
@@ -99,8 +101,15 @@ function setContent(shapes: ShapeMap, value: Value, a?: RuntimeTensor, b?: Runti
   shapes.contents.set(value, { value: Array.from(a.data, Number), other: Array.from(b.data, Number) })
 }
 
-/** The model with each value, and each value's shape, as outputs. Types are left to the runtime's own inference. */
-function withShapeOutputs(graph: Graph, values: readonly Value[]): { model: ModelProto; shapeNames: string[] } {
+/**
+ * The model with each value but the floats, and each value's shape, as outputs. Types are left to the runtime's own inference. ONNX Runtime
+ * begins with the last node that nobody reads, so the first values come last: each is then free as soon as the model has read it.
+ */
+function withShapeOutputs(
+  graph: Graph,
+  values: readonly Value[],
+  floats: ReadonlySet<Value>,
+): { model: ModelProto; shapeNames: string[] } {
   const model = graph.toModel()
   const proto = model.graph as NonNullable<ModelProto['graph']>
   const shapeNames = values.map((_, i) => graph.freshName(`probe/shape_${i}`))
@@ -112,13 +121,20 @@ function withShapeOutputs(graph: Graph, values: readonly Value[]): { model: Mode
       graph: copyMessage(proto, {
         node: [
           ...proto.node,
-          ...values.map((value, i) =>
-            create(NodeProtoSchema, { name: shapeNames[i], opType: 'Shape', input: [value], output: [shapeNames[i]] }),
-          ),
+          ...values
+            .map((value, i) =>
+              create(NodeProtoSchema, {
+                name: shapeNames[i],
+                opType: 'Shape',
+                input: [value],
+                output: [shapeNames[i]],
+              }),
+            )
+            .reverse(),
         ],
         output: [
           ...proto.output,
-          ...values.filter((value) => !known.has(value)).map(output),
+          ...values.filter((value) => !known.has(value) && !floats.has(value)).map(output),
           ...shapeNames.map(output),
         ],
       }),
@@ -132,9 +148,12 @@ async function runPoint(
   feeds: Feeds,
   values: readonly Value[],
   shapeNames: readonly string[],
+  floats: ReadonlySet<Value>,
 ): Promise<{ dims: Map<Value, number[]>; contents: Record<Value, RuntimeTensor> }> {
   const results = await session.run(feeds, shapeNames)
   const dims = new Map(values.map((value, i) => [value, Array.from(results[shapeNames[i]].data, Number)]))
-  const small = values.filter((value) => elementCount(dims.get(value) as number[]) <= MAX_PROBED_ELEMENTS)
+  const small = values.filter(
+    (value) => !floats.has(value) && elementCount(dims.get(value) as number[]) <= MAX_PROBED_ELEMENTS,
+  )
   return { dims, contents: small.length === 0 ? {} : await session.run(feeds, small) }
 }

@@ -44,7 +44,7 @@ export async function measureShapes(
         names.has(name),
       ),
     )
-  const shapes = await probeShapes(graph, open, [all(feeds[0]), all(feeds[1])], wanted)
+  const shapes = await probeShapes(graph, open, [all(feeds[0]), all(feeds[1])], wanted, path.values)
   for (const { input, like } of fedLike) {
     const shape = shapes.get(like)
     if (shape === undefined) continue

@@ -6,6 +6,7 @@ import { elementCount } from '../../base/tensor.js'
 import { TensorProto_DataType as DataType, type ModelProto, type NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import type { Feeds, Runtime, SessionModel } from '../../runtime/runtime.js'
+import { fuseGelu } from '../fuse/gelu.js'
 import { buildBackward, checkDifferentiable, gradientPath } from '../gradients/backward.js'
 import { valueInfo } from '../inject/inject.js'
 import type { WholeTensor } from '../inject/open-tensors.js'
@@ -117,6 +118,7 @@ export async function buildTrainingGraph(
   const { dropout = 0, twoPasses = false } = options
   const { graph, forward } = prepare(model, objective, options, twoPasses)
   lowerForTraining(graph)
+  fuseGelu(graph)
   const { sum, masks } = forward
   const optional = new Set(options.tensors?.flatMap(({ name, isOptional }) => (isOptional ? [name] : [])))
   const inputs = new Set(graph.inputs.map(({ name }) => name))

@@ -8,25 +8,9 @@ import path from 'node:path'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../../src/base/bytes.js'
 import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
-import type { TensorSketch } from '../toolkit.js'
-import {
-  fromDisk,
-  layOutFiles,
-  type MergeFilesOptions,
-  mergeFiles,
-  type PathAdapter,
-  partialFiles,
-  partialOf,
-  partialShard,
-  partialsOf,
-  planFiles,
-} from './disk.js'
+import { mergeFiles, partialFiles, partialOf, partialShard, partialsOf, planFiles } from './disk.js'
+import { interfering, layOutShards, nameOf } from './two-shards.js'
 
-const SKETCHES: TensorSketch[] = [
-  ['a_proj.weight', 'F32', [300, 256]],
-  ['b_proj.weight', 'F16', [300, 256]],
-]
-const nameOf = (shard: number) => `model-0000${shard}-of-00002.safetensors`
 const isLinuxRoot = process.platform === 'linux' && process.getuid?.() === 0
 
 let folder: string
@@ -35,30 +19,7 @@ beforeEach(async () => {
 })
 afterEach(() => rm(folder, { recursive: true, force: true }))
 
-async function layOut() {
-  const setup = await layOutFiles(folder, SKETCHES, { shards: 2, files: { 'tokenizer.json': '{}' } })
-  return {
-    ...setup,
-    merge: (options: MergeFilesOptions = {}, out = setup.out, adapter: PathAdapter = setup.adapter) =>
-      mergeFiles(setup.base, [adapter], out, { threads: 1, fsync: false, ...options }),
-    async expectWhole(out = setup.out) {
-      const [fresh, written] = [new MemoryDirectory(), await fromDisk(out)]
-      await mergeCheckpoint(setup.memory, setup.lora, fresh)
-      expect([...written.files.keys()].sort()).toEqual([...fresh.files.keys(), 'lowrank-merge.json'].sort())
-      for (const [name, bytes] of fresh.files) expect(Buffer.compare(written.files.get(name)!, bytes), name).toBe(0)
-    },
-  }
-}
-
-/** A signal that does something when a merge looks at it for the `count`-th time: first when it starts, then before it gives the result its name. */
-function interfering(count: number, interfere: () => void): AbortSignal {
-  const { signal } = new AbortController()
-  let calls = 0
-  signal.throwIfAborted = () => {
-    if (++calls === count) interfere()
-  }
-  return signal
-}
+const layOut = () => layOutShards(folder)
 
 async function mounted(target: string, args: string[], work: () => Promise<void>): Promise<void> {
   execFileSync('mount', [...args, target])

@@ -14,25 +14,8 @@ import { mkdir, mkdtemp, readdir, rm, writeFile } from 'node:fs/promises'
 import { hostname, tmpdir } from 'node:os'
 import path from 'node:path'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../../src/base/bytes.js'
-import { mergeCheckpoint } from '../../../src/merge/chunks/merge-checkpoint.js'
-import type { TensorSketch } from '../toolkit.js'
-import {
-  fromDisk,
-  layOutFiles,
-  type MergeFilesOptions,
-  mergeFiles,
-  type PathAdapter,
-  partialFiles,
-  partialOf,
-  partialsOf,
-} from './disk.js'
-
-const SKETCHES: TensorSketch[] = [
-  ['a_proj.weight', 'F32', [300, 256]],
-  ['b_proj.weight', 'F16', [300, 256]],
-]
-const nameOf = (shard: number) => `model-0000${shard}-of-00002.safetensors`
+import { partialFiles, partialOf, partialsOf } from './disk.js'
+import { interfering, layOutShards, nameOf } from './two-shards.js'
 
 let folder: string
 beforeEach(async () => {
@@ -40,30 +23,7 @@ beforeEach(async () => {
 })
 afterEach(() => rm(folder, { recursive: true, force: true }))
 
-async function layOut() {
-  const setup = await layOutFiles(folder, SKETCHES, { shards: 2, files: { 'tokenizer.json': '{}' } })
-  return {
-    ...setup,
-    merge: (options: MergeFilesOptions = {}, out = setup.out, adapter: PathAdapter = setup.adapter) =>
-      mergeFiles(setup.base, [adapter], out, { threads: 1, fsync: false, ...options }),
-    async expectWhole(out = setup.out) {
-      const [fresh, written] = [new MemoryDirectory(), await fromDisk(out)]
-      await mergeCheckpoint(setup.memory, setup.lora, fresh)
-      expect([...written.files.keys()].sort()).toEqual([...fresh.files.keys(), 'lowrank-merge.json'].sort())
-      for (const [name, bytes] of fresh.files) expect(Buffer.compare(written.files.get(name)!, bytes), name).toBe(0)
-    },
-  }
-}
-
-/** A signal that does something when a merge looks at it for the `count`-th time: first when it starts, then before it gives the result its name. */
-function interfering(count: number, interfere: () => void): AbortSignal {
-  const { signal } = new AbortController()
-  let calls = 0
-  signal.throwIfAborted = () => {
-    if (++calls === count) interfere()
-  }
-  return signal
-}
+const layOut = () => layOutShards(folder)
 
 /** Boot, container and start of this process, as its record names them; undefined where the system does not tell. */
 function identityOfThis(): string | undefined {

@@ -1,18 +1,7 @@
-// Opens a file in Chromium, where there is one, over the DevTools protocol: what the page asks for, reports and shows.
+// Opens a page in Chromium: what it asks for, reports and shows.
 
-import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
-import { mkdtempSync, rmSync } from 'node:fs'
-import { tmpdir } from 'node:os'
-import { join } from 'node:path'
-import type { Readable, Writable } from 'node:stream'
-import { setTimeout } from 'node:timers/promises'
 import { pathToFileURL } from 'node:url'
-
-const names = [process.env.CHROMIUM, 'chromium', 'chromium-browser', 'google-chrome']
-export const chromium = names.find((name) => name && spawnSync(name, ['--version']).status === 0)
-
-// biome-ignore lint/suspicious/noExplicitAny: the protocol has a type for each message
-type Message = any
+import { type Message, startChromium, WITHOUT_GPU } from './chromium.js'
 
 /** What the protocol calls them: https://chromedevtools.github.io/devtools-protocol/tot/Input/#method-dispatchKeyEvent */
 const KEYS = {
@@ -50,16 +39,11 @@ export interface OpenPage {
   close(): Promise<void>
 }
 
-/** @param address a URL, or the path of a file */
-export async function openPage(address: string): Promise<OpenPage> {
-  const profile = mkdtempSync(join(tmpdir(), 'lowrank-chromium-'))
-  const flags = ['--headless=new', '--no-sandbox', '--disable-gpu', '--no-first-run', '--remote-debugging-pipe']
-  const child: ChildProcess = spawn(chromium!, [...flags, `--user-data-dir=${profile}`], {
-    stdio: ['ignore', 'ignore', 'ignore', 'pipe', 'pipe'],
-  })
-  const ended = new Promise((resolve) => child.once('exit', resolve))
-  const [toBrowser, fromBrowser] = [child.stdio[3] as Writable, child.stdio[4] as Readable]
-  const waiting = new Map<number, (message: Message) => void>()
+/**
+ * @param address a URL, or the path of a file
+ * @param flags of Chromium
+ */
+export async function openPage(address: string, flags: readonly string[] = WITHOUT_GPU): Promise<OpenPage> {
   const page = { requests: [] as string[], errors: [] as string[] }
   let isLoaded = () => {}
   const listen: Record<string, (params: Message) => void> = {
@@ -71,30 +55,7 @@ export async function openPage(address: string): Promise<OpenPage> {
     'Log.entryAdded': ({ entry }) => page.errors.push(entry.text),
     'Page.loadEventFired': () => isLoaded(),
   }
-  let rest = ''
-  fromBrowser.setEncoding('utf8').on('data', (text: string) => {
-    const messages = (rest + text).split('\0')
-    rest = messages.pop()!
-    for (const message of messages.map((line): Message => JSON.parse(line))) {
-      waiting.get(message.id)?.(message)
-      listen[message.method]?.(message.params)
-    }
-  })
-  let count = 0
-  const send = (method: string, params: object = {}, sessionId?: string): Promise<Message> => {
-    const id = ++count
-    toBrowser.write(`${JSON.stringify({ id, method, params, sessionId })}\0`)
-    return new Promise((resolve, reject) => {
-      waiting.set(id, ({ result, error }) => (error === undefined ? resolve(result) : reject(new Error(error.message))))
-    })
-  }
-  const close = async () => {
-    // Killed, it would leave processes behind that still write into the profile.
-    await Promise.race([send('Browser.close').then(() => ended), ended, setTimeout(5000)])
-    child.kill()
-    await ended
-    rmSync(profile, { recursive: true, force: true, maxRetries: 20 })
-  }
+  const { send, close } = startChromium(flags, ({ method, params }) => listen[method]?.(params))
   try {
     const { targetId } = await send('Target.createTarget', { url: 'about:blank' })
     const { sessionId } = await send('Target.attachToTarget', { targetId, flatten: true })

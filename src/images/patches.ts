@@ -1,0 +1,120 @@
+// Pictures of any size as patches: what Qwen2-VL and its successors read. Sizes and order are transformers'
+// (image_processing_pil_qwen2_vl.py).
+
+import { DataError } from '../base/errors.js'
+import { isObject } from '../base/options.js'
+import type { Pixels } from './image.js'
+import { isCount, type PreprocessorConfig, refuse, type Size, scalingOf, writePlanes } from './preprocessor-config.js'
+import { isResample, resize } from './resample.js'
+
+/** A picture in patches. */
+export interface Patches {
+  /** (rows · columns, width): patches that become one token follow one another. */
+  readonly pixels: Float32Array
+  /** Numbers of a patch. */
+  readonly width: number
+  /** Patches from the top, and from the left. */
+  readonly rows: number
+  readonly columns: number
+}
+
+/** Pillow's bicubic, and the sizes of Qwen2-VL. */
+const DEFAULTS = {
+  resample: 3,
+  patch_size: 14,
+  temporal_patch_size: 2,
+  merge_size: 2,
+  least: 56 * 56,
+  most: 28 * 28 * 1280,
+}
+
+/** Width over height, or height over width, that a picture may have. */
+const MOST_ASPECT = 200
+
+/**
+ * @throws UnsupportedError for settings that are not known, DataError for a picture that is far longer than it is wide
+ */
+export function patchesOf(image: Pixels, config: PreprocessorConfig, where: string): Patches {
+  const { resample = DEFAULTS.resample } = config
+  if (!isResample(resample)) throw refuse('a filter that is not known', '0 to 5', `resample ${String(resample)}`)
+  const count = (name: 'patch_size' | 'temporal_patch_size' | 'merge_size') => {
+    const value = config[name] ?? DEFAULTS[name]
+    if (!isCount(value)) throw refuse(`${name} is not known`, 'an integer of at least 1', JSON.stringify(value))
+    return value
+  }
+  const [patch, times, merge] = [count('patch_size'), count('temporal_patch_size'), count('merge_size')]
+  const isResized = config.do_resize !== false
+  const size = isResized ? sizeOf(image, patch * merge, config, where) : image
+  if (size.width % (patch * merge) !== 0 || size.height % (patch * merge) !== 0) {
+    throw new DataError({
+      where,
+      what: 'the picture has another size than patches fill, and the model’s files say that pictures are not resized',
+      expected: `multiples of ${patch * merge} pixels`,
+      got: `${image.width} x ${image.height}`,
+    })
+  }
+  const { data } = resize(image, size.width, size.height, resample)
+  const planes = new Float32Array(data.length)
+  writePlanes(data, scalingOf(config), planes)
+  const [rows, columns] = [size.height / patch, size.width / patch]
+  const width = 3 * times * patch * patch
+  const pixels = new Float32Array(rows * columns * width)
+  let to = 0
+  // By (row, column) of what is merged, then within it, then (color, time, y, x).
+  for (let top = 0; top < rows; top += merge) {
+    for (let left = 0; left < columns; left += merge) {
+      for (let i = 0; i < merge * merge; i++) {
+        const [row, column] = [top + Math.floor(i / merge), left + (i % merge)]
+        for (let c = 0; c < 3; c++) {
+          for (let time = 0; time < times; time++) {
+            for (let y = 0; y < patch; y++) {
+              const from = (c * size.height + row * patch + y) * size.width + column * patch
+              pixels.set(planes.subarray(from, from + patch), to)
+              to += patch
+            }
+          }
+        }
+      }
+    }
+  }
+  return { pixels, width, rows, columns }
+}
+
+/** The nearest size in multiples of a factor, with the number of pixels that the model takes. */
+function sizeOf({ width, height }: Size, factor: number, config: PreprocessorConfig, where: string): Size {
+  if (Math.max(width, height) / Math.min(width, height) > MOST_ASPECT) {
+    throw new DataError({
+      where,
+      what: 'the picture is too long for its width',
+      expected: `at most ${MOST_ASPECT} times as long as wide`,
+      got: `${width} x ${height} pixels`,
+    })
+  }
+  const size = isObject(config.size) ? config.size : {}
+  const least = config.min_pixels ?? size.shortest_edge ?? size.min_pixels ?? DEFAULTS.least
+  const most = config.max_pixels ?? size.longest_edge ?? size.max_pixels ?? DEFAULTS.most
+  if (!isCount(least) || !isCount(most)) {
+    throw refuse('size is not known', '{ shortest_edge, longest_edge }', JSON.stringify(config.size))
+  }
+  const near = (length: number) => halfToEven(length / factor) * factor
+  const nearest = { width: near(width), height: near(height) }
+  const area = nearest.width * nearest.height
+  if (area > most) {
+    const beta = Math.sqrt((height * width) / most)
+    const down = (length: number) => Math.max(factor, Math.floor(length / beta / factor) * factor)
+    return { width: down(width), height: down(height) }
+  }
+  if (area < least) {
+    const beta = Math.sqrt(least / (height * width))
+    const up = (length: number) => Math.ceil((length * beta) / factor) * factor
+    return { width: up(width), height: up(height) }
+  }
+  return nearest
+}
+
+/** Python's round. */
+function halfToEven(value: number): number {
+  const floor = Math.floor(value)
+  if (value - floor !== 0.5) return Math.round(value)
+  return floor % 2 === 0 ? floor : floor + 1
+}

@@ -1,0 +1,66 @@
+// preprocessor_config.json: the settings that all ways of reading pictures share, checked.
+
+import { UnsupportedError } from '../base/errors.js'
+import { isObject } from '../base/options.js'
+
+export type PreprocessorConfig = Readonly<Record<string, unknown>>
+
+export interface Size {
+  readonly width: number
+  readonly height: number
+}
+
+/** What is done to each number of a picture: (byte · scale − mean) / std, by color. */
+export interface Scaling {
+  readonly scale: number
+  readonly mean: readonly number[]
+  readonly std: readonly number[]
+}
+
+const FILE = 'preprocessor_config.json'
+/** ImageNet's usual halves: transformers' own defaults for ViT. */
+const DEFAULTS = { scale: 1 / 255, mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5] }
+
+/** Throws UnsupportedError for what is no list of three numbers. */
+export function scalingOf(config: PreprocessorConfig): Scaling {
+  const scale = config.do_rescale === false ? 1 : numberOf(config.rescale_factor, DEFAULTS.scale)
+  if (config.do_normalize === false) return { scale, mean: [0, 0, 0], std: [1, 1, 1] }
+  const mean = listOf(config.image_mean, DEFAULTS.mean, 'image_mean')
+  return { scale, mean, std: listOf(config.image_std, DEFAULTS.std, 'image_std') }
+}
+
+/** Pixels (n, 3) of bytes as numbers (3, n). */
+export function writePlanes(pixels: Uint8Array, { scale, mean, std }: Scaling, output: Float32Array): void {
+  const count = pixels.length / 3
+  for (let c = 0; c < 3; c++) {
+    for (let i = 0; i < count; i++) output[c * count + i] = (pixels[i * 3 + c] * scale - mean[c]) / std[c]
+  }
+}
+
+/** A width and a height; a single number is both. Throws UnsupportedError for others. */
+export function squareOf(size: unknown, where: string): Size {
+  if (isCount(size)) return { width: size, height: size }
+  if (Array.isArray(size) && size.length === 2 && size.every(isCount)) return { height: size[0], width: size[1] }
+  if (isObject(size) && isCount(size.height) && isCount(size.width)) return { width: size.width, height: size.height }
+  throw refuse(`${where} is not known`, '{ height, width }', JSON.stringify(size) ?? 'nothing')
+}
+
+/** Whether it is an integer of at least 1. */
+export function isCount(value: unknown): value is number {
+  return Number.isSafeInteger(value) && (value as number) > 0
+}
+
+function numberOf(value: unknown, fallback: number): number {
+  return typeof value === 'number' ? value : fallback
+}
+
+function listOf(value: unknown, fallback: readonly number[], where: string): readonly number[] {
+  if (value === undefined || value === null) return fallback
+  if (Array.isArray(value) && value.length === 3 && value.every((one) => typeof one === 'number')) return value
+  throw refuse(`${where} is not known`, 'a list of 3 numbers', JSON.stringify(value))
+}
+
+/** The error of a setting. */
+export function refuse(what: string, expected: string, got: string): UnsupportedError {
+  return new UnsupportedError({ where: FILE, what, expected, got })
+}

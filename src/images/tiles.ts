@@ -1,0 +1,90 @@
+// Pictures as tiles of one size, with the whole picture behind them: what Idefics3 and SmolVLM read. Sizes are transformers'
+// (image_processing_pil_idefics3.py).
+
+import { isObject } from '../base/options.js'
+import type { Pixels } from './image.js'
+import {
+  isCount,
+  type PreprocessorConfig,
+  refuse,
+  type Size,
+  scalingOf,
+  squareOf,
+  writePlanes,
+} from './preprocessor-config.js'
+import { isResample, resize } from './resample.js'
+
+/** A picture in tiles. */
+export interface Tiles {
+  /** (count, 3, edge, edge): tiles from the left and from the top, the whole picture last. */
+  readonly pixels: Float32Array
+  readonly count: number
+  readonly edge: number
+  /** 0 for a picture that is one tile. */
+  readonly rows: number
+  readonly columns: number
+}
+
+/** No picture becomes larger, before it is cut. */
+const LONGEST = 4096
+/** Pillow's Lanczos. */
+const RESAMPLE = 1
+
+/** Throws UnsupportedError for settings that are not known. */
+export function tilesOf(image: Pixels, config: PreprocessorConfig): Tiles {
+  const { resample = RESAMPLE, max_image_size: largest } = config
+  if (!isResample(resample)) throw refuse('a filter that is not known', '0 to 5', `resample ${String(resample)}`)
+  const edge = isObject(largest) ? largest.longest_edge : undefined
+  if (!isCount(edge))
+    throw refuse('max_image_size is not known', '{ longest_edge }', JSON.stringify(largest) ?? 'nothing')
+  const to = (from: Pixels, { width, height }: Size) => resize(from, width, height, resample)
+  const sized = config.do_resize === false ? image : to(image, fitted(image, config.size))
+  const isSplit = config.do_image_splitting !== false
+  const whole = to(sized, isSplit ? multiples(sized, edge) : { width: edge, height: edge })
+  const isOne = whole.width === edge && whole.height === edge
+  const [rows, columns] = isOne ? [0, 0] : [whole.height / edge, whole.width / edge]
+  const parts = Array.from({ length: rows * columns }, (_, i) => cut(whole, Math.floor(i / columns), i % columns, edge))
+  const tiles = [...parts, to(whole, { width: edge, height: edge })]
+  const size = 3 * edge * edge
+  const pixels = new Float32Array(tiles.length * size)
+  const scaling = scalingOf(config)
+  tiles.forEach(({ data }, i) => void writePlanes(data, scaling, pixels.subarray(i * size, (i + 1) * size)))
+  return { pixels, count: tiles.length, edge, rows, columns }
+}
+
+/** The size whose longer edge is the one that is asked for; the other one is even. */
+function fitted({ width, height }: Size, size: unknown): Size {
+  const longest = isObject(size) ? size.longest_edge : undefined
+  if (!isCount(longest)) return squareOf(size, 'size')
+  const aspect = width / height
+  const even = (length: number) => Math.trunc(length) + (Math.trunc(length) % 2)
+  const wanted =
+    width >= height
+      ? { width: longest, height: even(longest / aspect) }
+      : { width: even(longest * aspect), height: longest }
+  const bounded = (one: Size): Size => {
+    const ratio = one.width / one.height
+    if (one.width >= one.height && one.width > LONGEST) return { width: LONGEST, height: Math.trunc(LONGEST / ratio) }
+    if (one.height > one.width && one.height > LONGEST) return { width: Math.trunc(LONGEST * ratio), height: LONGEST }
+    return one
+  }
+  const least = ({ width, height }: Size): Size => ({ width: Math.max(1, width), height: Math.max(1, height) })
+  return least(bounded(least(wanted)))
+}
+
+/** The next size that tiles of this edge fill. */
+function multiples({ width, height }: Size, edge: number): Size {
+  const up = (length: number) => Math.ceil(length / edge) * edge
+  const aspect = width / height
+  if (width >= height) return { width: up(width), height: up(Math.trunc(up(width) / aspect)) }
+  return { width: up(Math.trunc(up(height) * aspect)), height: up(height) }
+}
+
+function cut({ data, width }: Pixels, row: number, column: number, edge: number): Pixels {
+  const tile = new Uint8Array(edge * edge * 3)
+  for (let y = 0; y < edge; y++) {
+    const from = ((row * edge + y) * width + column * edge) * 3
+    tile.set(data.subarray(from, from + edge * 3), y * edge * 3)
+  }
+  return { data: tile, width: edge, height: edge }
+}

@@ -1,0 +1,17 @@
+// Numbers of outputs that are float32 or float16.
+
+import { f16ToF32 } from '../base/dtype.js'
+import { UnsupportedError } from '../base/errors.js'
+import type { RuntimeTensor } from '../runtime/runtime.js'
+
+/** Throws UnsupportedError for other types. */
+export function floatsOf({ data, type }: RuntimeTensor): Float32Array {
+  if (data instanceof Float32Array) return data
+  if (data instanceof Uint16Array && type === 'float16') return f16ToF32(data)
+  throw new UnsupportedError({
+    where: 'vectors',
+    what: 'no text from this type',
+    expected: 'float32, float16',
+    got: type,
+  })
+}

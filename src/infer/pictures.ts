@@ -1,0 +1,256 @@
+// The pictures of prompts: which are given, their vectors by the model's vision encoder, and the text with places for these vectors.
+
+import { DataError, FileError, UnsupportedError } from '../base/errors.js'
+import { type Kind, kind } from '../base/options.js'
+import { pictureForm, type VisionInput, visionFeeds } from '../graph/inputs/vision.js'
+import { type Model, requireTokenizer } from '../graph/model-folder.js'
+import { readGraph } from '../graph/view/read-graph.js'
+import { type DecodeImage, type ImageSource, isImageSource, type Pixels, readImage } from '../images/image.js'
+import type { Mix } from './adapter-choice.js'
+import { floatsOf } from './floats.js'
+import type { RunGraph } from './graphs.js'
+import type { PromptImages } from './session.js'
+
+const isOneOrMore = (value: unknown) => [value].flat().every(isImageSource)
+
+/** The option `images`. */
+export const IMAGES: Kind = kind(
+  'a picture (a path, the bytes of a file, or { data, width, height }), a list of pictures, or for several prompts a list with one of these for each',
+  (value) => isOneOrMore(value) || (Array.isArray(value) && value.every(isOneOrMore)),
+)
+
+/**
+ * The pictures of each prompt.
+ *
+ * @param prompts how many there are; undefined for one that is no list
+ * @throws DataError for a list that does not fit the prompts
+ */
+export function imagesOf(images: PromptImages | undefined, prompts: number | undefined): readonly ImageSource[][] {
+  if (images === undefined) return Array.from({ length: prompts ?? 1 }, () => [])
+  const lists = [images].flat() as readonly (ImageSource | readonly ImageSource[])[]
+  const expected =
+    prompts === undefined ? 'a picture, or a list of pictures' : `a list of ${prompts}, one for each prompt`
+  const refuse = (got: string) => new DataError({ where: 'images', what: 'not as many as prompts', expected, got })
+  if (prompts === undefined) {
+    if (lists.some((one) => Array.isArray(one))) throw refuse('a list of lists')
+    return [lists as ImageSource[]]
+  }
+  if (!Array.isArray(images)) throw refuse('one picture')
+  if (images.length !== prompts) throw refuse(`a list of ${images.length}`)
+  return lists.map((one) => [one].flat() as ImageSource[])
+}
+
+/** What a decoder reads of the pictures of a prompt: vectors (count, width), in the order of their places. */
+export interface PictureVectors {
+  /** The token in whose places they go. */
+  readonly token: number
+  readonly data: Float32Array
+  readonly count: number
+  readonly width: number
+  /** Vectors of each picture by time, height and width, where the model places them on a grid. */
+  readonly grids: readonly (readonly number[])[]
+}
+
+/** What pictures need of a session. */
+export interface PictureSession {
+  readonly model: Model
+  readonly decodeImage: DecodeImage | undefined
+  readonly runGraph: RunGraph
+}
+
+/** A picture as the vision encoder takes it, and how many tiles it was cut into. */
+interface Piece extends VisionInput {
+  readonly rows: number
+  readonly columns: number
+}
+
+/** The token that stands for a picture's vectors; undefined for a model that reads texts alone. */
+export function imageToken({ config }: Pick<Model, 'config'>): number | undefined {
+  return [config.image_token_id, config.image_token_index].find(Number.isSafeInteger) as number | undefined
+}
+
+/** The pictures of one prompt. */
+export class PromptPictures {
+  /** The text that marks the place of a picture; undefined for a model that reads texts alone. */
+  readonly place: string | undefined
+  readonly count: number
+  /** Once their places are filled. */
+  vectors: PictureVectors | undefined
+  readonly #session: PictureSession
+  readonly #images: readonly ImageSource[]
+  readonly #mix: Mix
+  readonly #where: string
+
+  /** Throws UnsupportedError or FileError for pictures that the model cannot read. */
+  constructor(session: PictureSession, images: readonly ImageSource[], mix: Mix, where: string) {
+    this.#session = session
+    this.#images = images
+    this.#mix = mix
+    this.#where = where
+    this.count = images.length
+    this.place = this.#placeOf()
+    if (this.count > 0) requireVision(session.model)
+  }
+
+  /**
+   * The text with a token for each vector of a picture, in the picture's place.
+   *
+   * @throws DataError where the text has more or fewer places than there are pictures, and for one that cannot be read
+   */
+  async fill(text: string): Promise<string> {
+    const { place, count } = this
+    if (place === undefined) return text
+    const [first, ...rest] = text.split(place)
+    if (rest.length !== count) {
+      throw new DataError({
+        where: this.#where,
+        what: 'it has not as many places for pictures as there are pictures',
+        expected: `${place} ${count === 1 ? 'once' : `${count} times`}, for ${count === 1 ? 'one picture' : `${count} pictures`}`,
+        got: rest.length === 1 ? 'once' : `${rest.length} times`,
+        hint: `Write ${place} in a text, or { type: 'image' } among the parts of a message, where a picture goes`,
+      })
+    }
+    const pictures = []
+    for (const [i, image] of this.#images.entries()) pictures.push(await this.#read(image, `image ${i + 1}`))
+    if (pictures.length > 0) this.vectors = joined(imageToken(this.#session.model)!, pictures)
+    return pictures.reduce((all, picture, i) => all + this.#fillingOf(picture) + rest[i], first)
+  }
+
+  /** Throws DataError unless a prompt has a token for each vector. */
+  check(ids: readonly number[]): void {
+    if (this.vectors === undefined) return
+    const { token, count } = this.vectors
+    const places = ids.filter((id) => id === token).length
+    if (places === count) return
+    throw new DataError({
+      where: this.#where,
+      what: 'the tokenizer gives another number of tokens for its pictures than the vision encoder gives vectors',
+      expected: `${count} times token ${token}`,
+      got: `${places} times`,
+    })
+  }
+
+  async #read(image: ImageSource, name: string): Promise<ReadPicture> {
+    const { model, decodeImage } = this.#session
+    const where = this.#where === 'prompt' ? name : `${this.#where}, ${name}`
+    const graph = readGraph((await model.openGraph('vision_encoder')).proto)
+    const pixels = await readImage(image, decodeImage, where)
+    const piece = await pieceOf(pictureForm(graph), pixels, model, where)
+    const outputs = await this.#session.runGraph('vision_encoder', visionFeeds(graph, piece), [this.#mix])
+    const features = outputs.image_features ?? Object.values(outputs)[0]
+    const width = features.dims.at(-1) ?? 0
+    return {
+      ...piece,
+      data: floatsOf(features),
+      width,
+      count: features.data.length / width,
+      grid: gridOf(piece, model),
+    }
+  }
+
+  /** What takes the place of one picture in the text, as transformers' processors write it. */
+  #fillingOf({ rows, columns, count, dims }: ReadPicture): string {
+    const { model } = this.#session
+    const tokenizer = requireTokenizer(model)
+    const nameOf = (id: number) => tokenizer.decode([id], { specialTokens: true })
+    const image = nameOf(imageToken(model)!)
+    const { boi_token_index: begin, eoi_token_index: end } = model.config
+    if (typeof begin === 'number' && typeof end === 'number') {
+      return `\n\n${nameOf(begin)}${image.repeat(count)}${nameOf(end)}\n\n`
+    }
+    if (dims.length !== 5) return image.repeat(count)
+    const around = '<fake_token_around_image>'
+    const tile = image.repeat(count / dims[1])
+    const lines = Array.from({ length: rows }, (_, row) =>
+      Array.from({ length: columns }, (_, column) => `${around}<row_${row + 1}_col_${column + 1}>${tile}`).join(''),
+    )
+    return `${lines.map((line) => `${line}\n`).join('')}${rows > 0 ? '\n' : ''}${around}<global-img>${tile}${around}`
+  }
+
+  #placeOf(): string | undefined {
+    const { model } = this.#session
+    const begin = model.config.boi_token_index
+    const token = imageToken(model)
+    if (token === undefined || !('vision_config' in model.config)) return undefined
+    return requireTokenizer(model).decode([typeof begin === 'number' ? begin : token], { specialTokens: true })
+  }
+}
+
+/** A picture and its vectors. */
+interface ReadPicture extends Piece {
+  readonly data: Float32Array
+  readonly width: number
+  readonly count: number
+}
+
+function joined(token: number, pictures: readonly ReadPicture[]): PictureVectors {
+  const { width } = pictures[0]
+  const data = new Float32Array(pictures.reduce((sum, one) => sum + one.data.length, 0))
+  let start = 0
+  for (const one of pictures) {
+    data.set(one.data, start)
+    start += one.data.length
+  }
+  return { token, data, count: data.length / width, width, grids: pictures.flatMap(({ grid }) => (grid ? [grid] : [])) }
+}
+
+async function pieceOf(
+  form: ReturnType<typeof pictureForm>,
+  pixels: Pixels,
+  { preprocessorConfig, config }: Model,
+  where: string,
+): Promise<Piece> {
+  if (form === 'tiles') {
+    const { tilesOf } = await import('../images/tiles.js')
+    const { pixels: values, count, edge, rows, columns } = tilesOf(pixels, preprocessorConfig!)
+    return { pixels: values, dims: [1, count, 3, edge, edge], rows, columns }
+  }
+  if (form === 'patches') {
+    const { patchesOf } = await import('../images/patches.js')
+    const { pixels: values, width, rows, columns } = patchesOf(pixels, preprocessorConfig!, where)
+    return { pixels: values, dims: [rows * columns, width], grid: [1, rows, columns], rows, columns }
+  }
+  const { imageProcessor } = await import('../images/processor.js')
+  const processor = imageProcessor(preprocessorConfig, (config.vision_config as { image_size?: unknown }).image_size)
+  const values = new Float32Array(3 * processor.width * processor.height)
+  processor.write(processor.fit(pixels, where), values)
+  return { pixels: values, dims: [1, 3, processor.height, processor.width], rows: 0, columns: 0 }
+}
+
+/** The grid of a picture's vectors: several patches become one. */
+function gridOf({ grid }: Piece, { config, preprocessorConfig }: Model): readonly number[] | undefined {
+  if (grid === undefined) return undefined
+  const own = (config.vision_config as { spatial_merge_size?: unknown }).spatial_merge_size
+  const merge = [own, preprocessorConfig?.merge_size, 2].find(Number.isSafeInteger) as number
+  return [grid[0], grid[1] / merge, grid[2] / merge]
+}
+
+/** The error of pictures for a model that reads texts alone. */
+export function readsNoPictures({ config }: Pick<Model, 'config'>): UnsupportedError {
+  return new UnsupportedError({
+    where: 'images',
+    what: 'this model reads no pictures with its texts',
+    expected:
+      'a model with embed_tokens.onnx and vision_encoder.onnx, whose config.json has vision_config and image_token_id',
+    got: `model_type ${JSON.stringify(config.model_type)}`,
+  })
+}
+
+/** Throws UnsupportedError for a model that reads texts alone, FileError where a file that pictures need is missing. */
+function requireVision(model: Model): void {
+  const { config, directory, graphs, preprocessorConfig } = model
+  if (imageToken(model) === undefined || !('vision_config' in config)) throw readsNoPictures(model)
+  const missing =
+    graphs.vision_encoder === undefined
+      ? 'vision_encoder.onnx'
+      : preprocessorConfig === undefined
+        ? 'preprocessor_config.json'
+        : undefined
+  if (missing === undefined) return
+  throw new FileError({
+    where: directory.name,
+    what: `no ${missing} in this folder, which pictures need`,
+    got: `graphs ${Object.values(graphs).join(', ')}`,
+    hint: `Copy ${missing} from where the model came from`,
+  })
+}

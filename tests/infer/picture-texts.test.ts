@@ -1,0 +1,167 @@
+// Texts about pictures, with the graphs of published folders: those of transformers and PEFT, token by token.
+
+import { readFileSync } from 'node:fs'
+import path from 'node:path'
+import * as ort from 'onnxruntime-node'
+import { describe, expect, it } from 'vitest'
+import { loadModel } from '../../src/graph/model-folder.js'
+import type { RgbImage } from '../../src/images/image.js'
+import { OnnxSession } from '../../src/infer/adapter-session.js'
+import type { GenerateResult, Prompt } from '../../src/infer/session.js'
+import { NodeDirectory } from '../../src/io/node/files.js'
+import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import type { OrtModule } from '../../src/runtime/onnxruntime.js'
+import { graphsFolder } from '../several-graphs.js'
+
+interface Continued {
+  readonly ids: number[]
+  readonly logprobs: number[]
+}
+
+interface Case {
+  readonly prompt?: string
+  readonly messages?: Prompt
+  readonly images: string[]
+  readonly inputIds: number[]
+  readonly base: Continued
+  readonly adapted: Continued
+}
+
+const FAMILIES = ['llava', 'idefics3']
+
+const open = (name: string) =>
+  loadModel(new NodeDirectory(graphsFolder(name)), { runtime: { module: ort as unknown as OrtModule } })
+
+function goldenOf(name: string): { cases: Case[]; picture(name: string): RgbImage } {
+  const file = path.join(graphsFolder(name), 'golden', 'texts.json')
+  const { cases, pictures } = JSON.parse(readFileSync(file, 'utf8'))
+  const picture = (key: string) => {
+    const { data, width, height } = pictures[key]
+    return { data: new Uint8Array(Buffer.from(data, 'base64')), width, height }
+  }
+  return { cases, picture }
+}
+
+async function openSession(name: string) {
+  const model = await open(name)
+  const own = await loadAdapter(new NodeDirectory(`${graphsFolder(name)}/golden/adapter`))
+  return OnnxSession.open(model, { adapters: { own }, allowMissing: true }, true)
+}
+
+/** Largest difference of logarithms of probabilities. */
+function worst({ logprobs = [] }: GenerateResult, truth: Continued): number {
+  return Math.max(...truth.logprobs.map((logprob, i) => Math.abs(logprob - (logprobs[i]?.logprob ?? Number.NaN))))
+}
+
+describe.each(FAMILIES)('texts of %s', (name) => {
+  const { cases, picture } = goldenOf(name)
+  const greedy = { temperature: 0, maxNewTokens: 8, logprobs: 0 }
+
+  it('are those of transformers and PEFT, one prompt at a time', async () => {
+    const session = await openSession(name)
+    for (const { prompt, messages, images, base, adapted } of cases) {
+      for (const [adapter, truth] of [
+        [null, base],
+        ['own', adapted],
+      ] as const) {
+        const result = await session.generate((prompt ?? messages) as string, {
+          ...greedy,
+          adapter,
+          images: images.map(picture),
+        })
+        expect(result.tokenIds, `${prompt ?? 'chat'} with ${adapter}`).toEqual(truth.ids)
+        expect(worst(result, truth)).toBeLessThan(1e-4)
+      }
+    }
+    await session.dispose()
+  })
+
+  it('are the same in a batch with an adapter for each row', async () => {
+    const session = await openSession(name)
+    const rows = cases.flatMap((one) => [
+      { ...one, adapter: null, truth: one.base },
+      { ...one, adapter: 'own', truth: one.adapted },
+    ])
+    const results = await session.generate(
+      rows.map(({ prompt, messages }) => (prompt ?? messages)!),
+      {
+        ...greedy,
+        adapter: rows.map(({ adapter }) => adapter),
+        images: rows.map(({ images }) => images.map(picture)),
+      },
+    )
+    results.forEach((result, i) => {
+      expect(result.tokenIds).toEqual(rows[i].truth.ids)
+      expect(worst(result, rows[i].truth)).toBeLessThan(1e-4)
+    })
+    await session.dispose()
+  })
+})
+
+describe('what cannot be done is refused by name', () => {
+  const square = goldenOf('llava').picture('square')
+
+  /** A folder of which some files are not there. */
+  class Without extends NodeDirectory {
+    constructor(
+      folder: string,
+      readonly missing: string,
+    ) {
+      super(folder)
+    }
+    override async has(file: string): Promise<boolean> {
+      return !file.endsWith(this.missing) && super.has(file)
+    }
+    override async list(): Promise<string[]> {
+      return (await super.list()).filter((file) => !file.endsWith(this.missing))
+    }
+  }
+
+  const refusalOf = async (folder: NodeDirectory, prompt: Prompt | readonly Prompt[], images?: unknown) => {
+    const model = await loadModel(folder, { runtime: { module: ort as unknown as OrtModule } })
+    const session = await OnnxSession.open(model, {}, true)
+    try {
+      await session.generate(prompt as string, { maxNewTokens: 1, images: images as RgbImage })
+      return 'no error'
+    } catch (error) {
+      return String(error)
+    } finally {
+      await session.dispose()
+    }
+  }
+  const llava = graphsFolder('llava')
+
+  it.each([
+    ['embed_tokens.onnx', /no embed_tokens.onnx in this folder, which gives the vectors that the decoder reads/],
+    ['vision_encoder.onnx', /no vision_encoder.onnx in this folder, which pictures need/],
+    ['decoder_model_merged.onnx', /no decoder_model_merged.onnx in this folder, which writes the text/],
+    ['preprocessor_config.json', /no preprocessor_config.json in this folder, which pictures need/],
+  ])('a folder without %s', async (file, message) => {
+    expect(await refusalOf(new Without(llava, file), '<image> And', square)).toMatch(message)
+  })
+
+  it('without what pictures need, texts work', async () => {
+    for (const file of ['vision_encoder.onnx', 'preprocessor_config.json'])
+      expect(await refusalOf(new Without(llava, file), 'And the people')).toBe('no error')
+  })
+
+  it.each([
+    ['no place', 'And the people', square, /expected <image> once, for one picture, got 0 times/],
+    ['too many places', '<image> And <image>', square, /expected <image> once, for one picture, got 2 times/],
+    ['a place without a picture', '<image> And', undefined, /expected <image> 0 times, for 0 pictures, got once/],
+    ['a list of lists', '<image> And', [[square]], /images: not as many as prompts.*got a list of lists/s],
+    ['one picture for several prompts', ['<image> a', '<image> b'], square, /not as many as prompts.*got one picture/s],
+    ['fewer than prompts', ['<image> a', '<image> b'], [square], /not as many as prompts.*got a list of 1/s],
+    ['no picture at all', '<image> And', 3, /images: .*a picture/s],
+    ['a broken picture', '<image> And', { data: [1], width: 2, height: 2 }, /image 1: not a picture/],
+    ['a file, where nothing reads files', '<image> And', 'cat.png', /image 1, cat.png: nothing here reads files/],
+  ] as [string, Prompt | Prompt[], unknown, RegExp][])('%s', async (_, prompt, images, message) => {
+    expect(await refusalOf(new NodeDirectory(llava), prompt, images)).toMatch(message)
+  })
+
+  it('a picture for a model of texts', async () => {
+    expect(await refusalOf(new NodeDirectory('models/union-3m'), 'And the people', square)).toMatch(
+      /images: this model reads no pictures with its texts/,
+    )
+  })
+})
