@@ -1,10 +1,10 @@
-// A contestant: see run.mjs. A pipeline of transformers.js, the model alone or with one adapter in lowrank's session.
+// A contestant: see pipelines.mjs. A pipeline of transformers.js, the model alone or with one adapter in lowrank's session.
 import { createRequire } from 'node:module'
 import { basename, dirname, join } from 'node:path'
 import { pipelineWithAdapters } from '../../dist/transformers/node/entry.js'
 import { measured, PROMPT, timeInPlace } from './shared.mjs'
 
-const [, , folder, dtype, tokens, threads, , from, adapter] = process.argv
+const [, , folder, dtype, , threads, , from, adapter] = process.argv
 const require = createRequire(join(from, 'package.json'))
 const inside = timeInPlace(require('onnxruntime-node'))
 const transformers = require('@huggingface/transformers')
@@ -24,14 +24,13 @@ const open = () =>
         transformers,
       })
 const pipe = await open()
-const options = { max_new_tokens: Number(tokens), do_sample: false, repetition_penalty: 1, return_full_text: false }
+const options = { do_sample: false, repetition_penalty: 1, return_full_text: false }
 if (adapter !== undefined) options.adapter = 'adapter'
 
 process.send('ready')
-process.on('message', async () => {
+process.on('message', async (tokens) => {
   const before = inside()
-  const { result, ...times } = await measured(() => pipe(PROMPT, options))
-  const [{ generated_text: text }] = result
-  const count = pipe.tokenizer.encode(text).length
-  process.send({ tokens: count, steps: count, ...times, inside: (inside() - before) / 1000, text })
+  const lengths = { min_new_tokens: tokens, max_new_tokens: tokens }
+  const { result: _, ...times } = await measured(() => pipe(PROMPT, { ...options, ...lengths }))
+  process.send({ tokens, ...times, inside: (inside() - before) / 1000 })
 })

@@ -3,7 +3,6 @@
 // One only reads as many bytes as the weights have: nothing on the CPU can be faster than that.
 //
 //   node bench/decode/run.mjs [--model models/union-3m] [--dtype fp32] [--transformers DIR] [--tokens 100] [--rounds 5] [--threads 2]
-//     [--adapter tests/golden/peft/rslora]
 //
 // DIR is a folder in which `npm install @huggingface/transformers@4.3` was run; without one only our own figures are printed. Build first.
 import { fork } from 'node:child_process'
@@ -20,16 +19,10 @@ const { values: options } = parseArgs({
     dtype: { type: 'string', default: 'fp32' },
     transformers: { type: 'string' },
     tokens: { type: 'string', default: '100' },
-    adapter: { type: 'string' },
     rounds: { type: 'string', default: '5' },
     threads: { type: 'string', default: String(Math.min(2, cpus().length)) },
   },
 })
-
-/** An adapter that fits the bundled model; others need --adapter. */
-const bundledAdapter =
-  options.model === BUNDLED ? join(here, '..', '..', 'tests', 'golden', 'peft', 'rslora') : undefined
-const adapter = options.adapter ?? bundledAdapter
 
 /** Thread pools spin for a while after their work; the next contestant must not share a core with them. */
 const PAUSE_MS = 60
@@ -41,21 +34,16 @@ const CONTESTANTS = {
   ...(options.transformers !== undefined && {
     'transformers.js': ['transformers-js.mjs', '1'],
   }),
-  ...(options.transformers !== undefined &&
-    adapter !== undefined && {
-      'its pipeline': ['pipeline.mjs', '1'],
-      'its pipeline, with an adapter': ['pipeline.mjs', '1', resolve(adapter)],
-    }),
 }
 
 const median = (numbers) => numbers.toSorted((a, b) => a - b)[numbers.length >> 1]
 const pause = () => new Promise((done) => setTimeout(done, PAUSE_MS))
 
 const children = new Map()
-for (const [name, [file, texts, ...more]] of Object.entries(CONTESTANTS)) {
+for (const [name, [file, texts]] of Object.entries(CONTESTANTS)) {
   const { model, dtype, transformers = '', tokens, threads } = options
   const from = transformers === '' ? '' : resolve(transformers)
-  const child = fork(join(here, file), [resolve(model), dtype, tokens, threads, texts, from, ...more])
+  const child = fork(join(here, file), [resolve(model), dtype, tokens, threads, texts, from])
   await once(child) // ready
   children.set(name, child)
 }
@@ -98,11 +86,6 @@ console.log(
 if (children.has('transformers.js')) {
   const [ours, theirs] = ['lowrank', 'transformers.js'].map((name) => results.get(name)[0].text)
   console.log(`against transformers.js: ${ratios('lowrank', 'transformers.js')}`)
-  if (children.has('its pipeline')) {
-    console.log(
-      `a pipeline with an adapter against the plain one: ${ratios('its pipeline, with an adapter', 'its pipeline')}`,
-    )
-  }
   console.log(ours === theirs ? 'both wrote the same text' : `other texts:\n  ${ours}\n  ${theirs}`)
 }
 

@@ -3,9 +3,9 @@
     fused_encoders.py [--out tests/golden/fused] [--optimum PYTHON] [NAME …]
 
 optimum exports each model, and onnxruntime.transformers.optimizer fuses its attention: as MultiHeadAttention (NAME-mha) and as Attention, whose
-one weight holds query, key and value (NAME-attention). Of ModernBERT, ViT and DINOv2 it fuses norms and activations alone (NAME-norms). ViT and
+one weight holds query, key and value (NAME-attention). Of ModernBERT, ViT and DINOv2 it fuses norms and activations alone (NAME-norms); NAME-plain is optimum's own export of these. ViT and
 DINOv2 run in the Python of requirements-optimum.txt with peft 0.18.1: exports have the names of that transformers. NAME/numbers.safetensors holds the inputs, PyTorch's hidden states without (`base`) and
-with each adapter (plain, DoRA, DoRA with trained biases), and the gradients of sum(g · hidden states) by all that is trained. tests/golden/README.md explains the folder.
+with each adapter (plain, DoRA, DoRA with trained biases, plain with trained norms), and the gradients of sum(g · hidden states) by all that is trained. tests/golden/README.md explains the folder.
 """
 import argparse
 import json
@@ -43,6 +43,11 @@ MODELS = {  # name: (model type, settings, all linear layers, what DoRA changes)
 }
 FORMS = {"mha": "MultiHeadAttention", "attention": "Attention"}  # and what each must have
 NORMS = {"norms": "SkipLayerNormalization"}
+SAVED = {  # the modules of all norms, which one adapter trains whole
+    "modernbert": ["norm", "attn_norm", "mlp_norm", "final_norm"],
+    "vit": ["layernorm_before", "layernorm_after", "layernorm"],
+    "dinov2": ["norm1", "norm2", "layernorm"],
+}
 LENGTHS = [7, 4, 5]
 
 
@@ -107,8 +112,8 @@ def numbers(name, out):
         g = g * given["attention_mask"][..., None]  # what padding becomes is nobody's concern
     tensors["g"] = g
     kinds = {"lora": (linears, {}), "dora": (dora, {"use_dora": True}), "bias": (dora, {"use_dora": True, "bias": "all"})}
-    if name in PICTURES:
-        del kinds["bias"]  # one of them is the bias of a Conv, through which no gradient goes
+    if name in SAVED:
+        kinds["saved"] = (linears, {"modules_to_save": SAVED[name]})
     for kind, (targets, config) in kinds.items():
         model = adapted(name, targets, **config)
         save_adapter(model, folder / kind)
@@ -177,6 +182,11 @@ def main():
                 operators[form] = sorted({n.op_type for n in onnx.load(path).graph.node if n.domain == "com.microsoft"})
                 if errors[form] > 1e-4 or operator not in operators[form]:
                     raise SystemExit(f"{path}: hidden states differ by {errors[form]}; {operators[form]}")
+            if name in SAVED:
+                plain = fresh(args.out / f"{name}-plain")
+                (plain / "onnx").mkdir()
+                shutil.copyfile(exported / "model.onnx", plain / "onnx" / "model.onnx")
+                shutil.copyfile(folder / "config.json", plain / "config.json")
         if name == "bert":
             quantized(args.out)
         write_json(args.out / name / "golden.json", {

@@ -3,6 +3,7 @@
 
 import { StateError, UnsupportedError } from '../base/errors.js'
 import { checkArgument, checkOptions, kind, listOf, NAME, type OptionTable } from '../base/options.js'
+import type { NewRows } from '../graph/fuse/new-rows.js'
 import { joinNeeds, type SiteNeeds } from '../graph/inject/sites.js'
 import { completeFeeds } from '../graph/inputs/family.js'
 import { findLinears, type Linear, type ModuleMap } from '../graph/match/linears.js'
@@ -65,6 +66,7 @@ export class OnnxSession<M extends SessionBase = SessionBase>
   #needs: GraphNeeds = { modules: new Map(), vectors: new Map() }
   /** Values of the graph that it gives out beside the model's outputs, for heads. */
   #given: ReadonlySet<string> = new Set()
+  #newRows: NewRows | undefined
   /** Changes of the session follow one another. */
   #lastChange: Promise<unknown> = Promise.resolve()
   #disposal: Promise<void> | undefined
@@ -130,6 +132,11 @@ export class OnnxSession<M extends SessionBase = SessionBase>
   /** @internal How often adapters have come or gone: what is worked out of them holds until then. */
   get changes(): number {
     return this.#changes
+  }
+
+  /** @internal What a step adds to the cache, where the open session gives it out. */
+  get newRows(): NewRows | undefined {
+    return this.#newRows
   }
 
   get inputNames(): readonly string[] {
@@ -337,6 +344,7 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     this.#isOpen = true
     this.#needs = needs
     this.#given = given
+    this.#newRows = open.newRows
   }
 
   #change<T>(action: () => Promise<T>): Promise<T> {

@@ -13,14 +13,22 @@ export class GrowingCache {
   /** Tokens of each row that are in the arrays, and how many fit. */
   #length = 0
   #capacity = 0
-  #arrays: Float32Array[]
+  #arrays: readonly Float32Array[]
   #feeds: Feeds
 
-  constructor({ parts }: NewRows, batch: number) {
+  /** @param held what is in the cache already: (batch, heads, length, size) of each part. It is copied */
+  constructor({ parts }: NewRows, batch: number, held?: { length: number; parts: readonly Float32Array[] }) {
     this.#parts = parts
     this.#batch = batch
-    this.#arrays = parts.map(() => new Float32Array(0))
-    this.#feeds = this.#tensors()
+    this.#length = held?.length ?? 0
+    this.#capacity = this.#length
+    this.#arrays = held?.parts ?? parts.map(() => new Float32Array(0))
+    this.#feeds = this.#grow(this.#length)
+  }
+
+  /** Tokens of each row. */
+  get length(): number {
+    return this.#length
   }
 
   /** (batch, heads, capacity, size) of each part. */
@@ -28,11 +36,17 @@ export class GrowingCache {
     return this.#feeds
   }
 
+  /** A copy of the first tokens of a part: (batch, heads, length, size). What is in the cache stays as it is. */
+  read(part: number, length: number): Float32Array {
+    const { heads, size } = this.#parts[part]
+    return rowsOf(this.#arrays[part], { count: this.#batch * heads, from: this.#capacity * size, to: length * size })
+  }
+
   /** Adds the rows of a run: (batch, sequence, width). */
   add({ data, dims }: RuntimeTensor): void {
     const [batch, sequence, width] = dims
     const rows = data as Float32Array
-    if (this.#length + sequence > this.#capacity) this.#grow(this.#length + sequence)
+    if (this.#length + sequence > this.#capacity) this.#feeds = this.#grow(this.#length + sequence)
     let first = 0
     this.#parts.forEach(({ heads, size }, i) => {
       const array = this.#arrays[i]
@@ -62,18 +76,15 @@ export class GrowingCache {
     this.#feeds = this.#tensors()
   }
 
-  #grow(length: number): void {
+  /** @returns the feeds of larger arrays, in which as many tokens fit */
+  #grow(length: number): Feeds {
     const capacity = Math.ceil(length / STEP) * STEP
     this.#arrays = this.#parts.map(({ heads, size }, i) => {
-      const [old, array] = [this.#arrays[i], new Float32Array(this.#batch * heads * capacity * size)]
-      for (let row = 0; row < this.#batch * heads; row++) {
-        const start = row * this.#capacity * size
-        array.set(old.subarray(start, start + this.#length * size), row * capacity * size)
-      }
-      return array
+      const count = this.#batch * heads
+      return rowsOf(this.#arrays[i], { count, from: this.#capacity * size, to: capacity * size })
     })
     this.#capacity = capacity
-    this.#feeds = this.#tensors()
+    return this.#tensors()
   }
 
   #tensors(): Feeds {
@@ -84,4 +95,12 @@ export class GrowingCache {
       }),
     )
   }
+}
+
+/** `count` rows of `from` numbers as rows of `to` numbers, cut or filled up with zeros. */
+function rowsOf(data: Float32Array, { count, from, to }: Record<'count' | 'from' | 'to', number>): Float32Array {
+  const rows = new Float32Array(count * to)
+  const kept = Math.min(from, to)
+  for (let row = 0; row < count; row++) rows.set(data.subarray(row * from, row * from + kept), row * to)
+  return rows
 }

@@ -10,6 +10,7 @@ import { type AdapterHead, headLogits } from '../infer/heads.js'
 import { batchOf, checkRanks } from '../infer/rows.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import type { InputMetadata, OrtTensorLike, PipelineSession } from './module.js'
+import type { PipelineCache } from './pipeline-cache.js'
 
 /** What a run adapts its rows by. */
 export type CallChoice = AdapterChoice | readonly AdapterChoice[] | undefined
@@ -20,6 +21,7 @@ export interface SharedSession {
   readonly graph: Graph
   readonly inputMetadata: readonly InputMetadata[]
   readonly config: { readonly dtype: string; readonly device: string }
+  readonly cache: PipelineCache
   /** Throws where rows that are filled up would be computed wrongly. */
   checkPadding(feeds: Feeds): void
 }
@@ -57,15 +59,30 @@ export class CallSession implements PipelineSession {
   }
 
   async run(feeds: Readonly<Record<string, OrtTensorLike>>): Promise<Record<string, unknown>> {
-    const { session, graph, checkPadding } = this.#shared
+    const { graph, checkPadding } = this.#shared
     const own = feeds as Feeds
     checkPadding(own)
     const { mixes, head, kept, asked } = this.#planFor(batchOf(own))
-    const given = await session.engine.run(own, mixes, asked)
+    const given = await this.#run(own, mixes, asked)
     const outputs = Object.fromEntries(kept.map((name): [string, unknown] => [name, given[name]]))
     if (head !== undefined) outputs[head.replaces ?? 'logits'] = logitsOf(head, given[head.input.value], own)
     if (mixes.length > 1) checkRanks(graph, given)
     return outputs
+  }
+
+  /** The cache of a text grows where it is, if the graph gives out what a step adds to it. */
+  async #run(feeds: Feeds, mixes: readonly Mix[], asked: readonly string[] | undefined) {
+    const { session, cache } = this.#shared
+    const { newRows } = session
+    const growing = newRows && cache.begin(feeds, newRows)
+    if (newRows === undefined || growing === undefined) return session.engine.run(feeds, mixes, asked)
+    try {
+      const others = (asked ?? this.outputNames).filter((name) => !cache.gives(name))
+      const given = await session.engine.run({ ...feeds, ...growing.feeds }, mixes, [...others, newRows.output])
+      return { ...given, ...growing.take(given[newRows.output]) }
+    } finally {
+      growing.end()
+    }
   }
 
   /** The same for all runs of a text: only adapters that come or go change it. */

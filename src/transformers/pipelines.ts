@@ -12,6 +12,7 @@ import type { AdapterSession } from '../infer/session.js'
 import { type CallChoice, CallSession, metadataOf, type SharedSession } from './call-session.js'
 import type { Class, PipelineInstance, PreTrainedModel } from './module.js'
 import { paddingPlan } from './padding.js'
+import { PipelineCache } from './pipeline-cache.js'
 
 /** What each call of a pipeline with adapters takes beside transformers.js's own options. */
 export interface AdapterCallOptions {
@@ -60,7 +61,7 @@ export function sessionExtras(model: SessionBase, { device }: PipelineRun): Sess
 export function shareSession(session: OnnxSession, config: PipelineRun): SharedSession {
   const graph = readGraph(session.model.onnx.proto)
   const { check: checkPadding } = paddingPlan(graph, config.device)
-  return { session, graph, inputMetadata: metadataOf(graph), config, checkPadding }
+  return { session, graph, inputMetadata: metadataOf(graph), cache: new PipelineCache(graph), config, checkPadding }
 }
 
 /** A pipeline that takes adapters, over one of transformers.js whose model is already lowrank's. */

@@ -20,6 +20,17 @@ export const FUSED_NORMS = ['modernbert', 'vit', 'dinov2'].map((model) => {
   return { model, name: `${model}-norms`, operator: 'SkipLayerNormalization' }
 })
 
+/** The same as optimum exports them. */
+export const PLAIN = FUSED_NORMS.map(({ model }) => ({ model, name: `${model}-plain`, operator: 'LayerNormalization' }))
+
+/** What PEFT's adapters train: those of `saved` all norms whole. */
+export type FusedKind = 'lora' | 'dora' | 'bias' | 'saved'
+
+export function fusedKinds(model: string): FusedKind[] {
+  const hasSaved = FUSED_NORMS.some((one) => one.model === model)
+  return hasSaved ? ['lora', 'dora', 'bias', 'saved'] : ['lora', 'dora', 'bias']
+}
+
 /** The file of a graph's bytes. */
 export const fusedFile = (name: string) => goldenPath('fused', name, 'onnx', 'model.onnx')
 
@@ -33,7 +44,7 @@ export function fusedNumbers(model: string): Promise<Values> {
 }
 
 /** PEFT's adapter, without the bias of the pooler: the graphs end with the hidden states. */
-export async function fusedAdapter(model: string, kind: 'lora' | 'dora' | 'bias'): Promise<LoraAdapter> {
+export async function fusedAdapter(model: string, kind: FusedKind): Promise<LoraAdapter> {
   const adapter = await loadAdapter(new NodeDirectory(goldenPath('fused', model, kind)))
   adapter.remove('pooler.dense.bias')
   return adapter
@@ -56,8 +67,10 @@ export function fusedFeeds(numbers: Values, inputs: readonly string[]): Feeds {
 
 /** Largest error over the largest value, at tokens that are no padding. */
 export function errorAtTokens({ data, dims }: RuntimeTensor, numbers: Values, wanted: string): number {
-  const mask = numbers.get('attention_mask')!.data
+  const mask = numbers.get('attention_mask')?.data
   const width = dims[2]
-  const atTokens = (values: ArrayLike<number>) => Array.from(values).filter((_, i) => mask[Math.floor(i / width)] === 1)
+  const atTokens = (values: ArrayLike<number>) => {
+    return Array.from(values).filter((_, i) => mask === undefined || mask[Math.floor(i / width)] === 1)
+  }
   return relativeError(atTokens(data as Float32Array), atTokens(numbers.get(wanted)!.data))
 }

@@ -15,9 +15,11 @@ import {
   FUSED_NORMS,
   fusedAdapter,
   fusedFeeds,
+  fusedKinds,
   fusedNumbers,
   fusedOperators,
   openFused,
+  PLAIN,
 } from './fused-encoders.js'
 import { factorFeeds, layersOf, partOf, relativeError, transposed } from './golden.js'
 import { ints, sizeOf } from './toolkit.js'
@@ -108,59 +110,50 @@ describe.each([...FUSED, ...FUSED_NORMS])('training through $name', ({ model, na
   })
 })
 
-/** No gradient goes through the Conv that has one of the biases of these. */
-const PICTURES = ['vit', 'dinov2']
-
-describe.each([...FUSED, ...FUSED_NORMS])('DoRA and biases through $name', ({ model, name }) => {
-  it.each(PICTURES.includes(model) ? (['dora'] as const) : (['dora', 'bias'] as const))(
-    'give PyTorch’s gradients of %s',
-    async (kind) => {
-      const [onnx, numbers, adapter] = [
-        await openFused(name),
-        await fusedNumbers(model),
-        await fusedAdapter(model, kind),
-      ]
-      const graph = new Graph(onnx.proto)
-      const inputs = graph.inputs.map((input) => input.name)
-      const layers = []
-      for (const layer of layersOf(adapter)) {
-        const [{ linear }] = matchLayers(findLinears(graph), [layer])
-        layers.push({ ...layer, baseSquares: (await outputNorms(onnx, graph, linear)).squares })
-      }
-      const biases = adapter.parts('replacement')
-      const tensors = biases.map(({ name: tensor, shape }) => ({ name: tensor, shape, isOptional: false }))
-      const training = await buildTrainingGraph(onnx, runtime, weightedSum(inputs, numbers), { layers, tensors })
-      const session = await runtime.createSession(await training.sessionModel(), { threads: 1 })
-      const g = numbers.get('g')!
-      const own: Feeds = {
-        ...fusedFeeds(numbers, inputs),
-        g: { type: 'float32', data: g.data as Float32Array, dims: g.shape },
-      }
-      const names = training.parameters.map((parameter) => parameter.name)
-      const values = readParameters(adapter, names)
-      const trained = training.parameters.map(({ input, shape }, i): [string, RuntimeTensor] => {
-        return [input, { type: 'float32', data: values[i], dims: shape }]
-      })
-      const outputs = await session.run({ ...training.feeds(own, { normalizer: 1 }), ...Object.fromEntries(trained) })
-      const wanted = new Map([...numbers].filter(([key]) => key.startsWith(`gradient/${kind}/`)))
-      expect(training.parameters).toHaveLength(wanted.size)
-      const scale = Math.max(...[...wanted.values()].flatMap(({ data }) => Array.from(data, Math.abs)))
-      for (const { name: parameter, gradient } of training.parameters) {
-        const [, module, role] = /^(.*)\.([^.]*)$/.exec(parameter)!
-        const suffix =
-          { A: 'lora_A.weight', B: 'lora_B.weight', magnitude: 'lora_magnitude_vector.weight' }[role] ?? role
-        const key = `gradient/${kind}/base_model.model.${module}.${suffix}`
-        const { data, shape } = wanted.get(key) ?? wanted.get(key.replace(/bias$/, 'base_layer.bias'))!
-        const mine = outputs[gradient].data as Float32Array
-        const theirs = role === 'B' ? transposed(data, shape) : data
-        // A bias of the keys changes nothing: its gradient is what rounding leaves.
-        const error = Math.max(...Array.from(mine, (value, i) => Math.abs(value - theirs[i])))
-        expect(Math.min(error / scale, relativeError(mine, theirs)), parameter).toBeLessThan(2e-6)
-      }
-      const loss = numbers.get(kind)!.data.reduce((sum, value, i) => sum + value * g.data[i], 0)
-      expect(Math.abs((outputs[training.loss].data[0] as number) / loss - 1)).toBeLessThan(1e-5)
-      await session.dispose()
-      await onnx.close()
-    },
-  )
+describe.each([...FUSED, ...FUSED_NORMS, ...PLAIN])('DoRA, biases and norms through $name', ({ model, name }) => {
+  it.each(fusedKinds(model).filter((kind) => kind !== 'lora'))('give PyTorch’s gradients of %s', async (kind) => {
+    const [onnx, numbers, adapter] = [await openFused(name), await fusedNumbers(model), await fusedAdapter(model, kind)]
+    const graph = new Graph(onnx.proto)
+    const inputs = graph.inputs.map((input) => input.name)
+    const layers = []
+    for (const layer of layersOf(adapter)) {
+      const [{ linear }] = matchLayers(findLinears(graph), [layer])
+      const { squares } = await outputNorms(onnx, graph, linear)
+      layers.push(kind === 'saved' ? layer : { ...layer, baseSquares: squares })
+    }
+    const biases = adapter.parts('replacement')
+    const tensors = biases.map(({ name: tensor, shape }) => ({ name: tensor, shape, offset: 0, isOptional: false }))
+    const training = await buildTrainingGraph(onnx, runtime, weightedSum(inputs, numbers), { layers, tensors })
+    const session = await runtime.createSession(await training.sessionModel(), { threads: 1 })
+    const g = numbers.get('g')!
+    const own: Feeds = {
+      ...fusedFeeds(numbers, inputs),
+      g: { type: 'float32', data: g.data as Float32Array, dims: g.shape },
+    }
+    const names = training.parameters.map((parameter) => parameter.name)
+    const values = readParameters(adapter, names)
+    const trained = training.parameters.map(({ input, shape }, i): [string, RuntimeTensor] => {
+      return [input, { type: 'float32', data: values[i], dims: shape }]
+    })
+    const outputs = await session.run({ ...training.feeds(own, { normalizer: 1 }), ...Object.fromEntries(trained) })
+    const wanted = new Map([...numbers].filter(([key]) => key.startsWith(`gradient/${kind}/`)))
+    expect(training.parameters).toHaveLength(wanted.size)
+    const scale = Math.max(...[...wanted.values()].flatMap(({ data }) => Array.from(data, Math.abs)))
+    for (const { name: parameter, gradient } of training.parameters) {
+      const [, module, role] = /^(.*)\.([^.]*)$/.exec(parameter)!
+      const suffix = { A: 'lora_A.weight', B: 'lora_B.weight', magnitude: 'lora_magnitude_vector.weight' }[role] ?? role
+      const key = `gradient/${kind}/base_model.model.${module}.${suffix}`
+      const keys = [key, key.replace(/bias$/, 'base_layer.bias'), key.replace(/\.(\w+)$/, '.modules_to_save.$1')]
+      const { data, shape } = keys.map((one) => wanted.get(one)).find((one) => one !== undefined)!
+      const mine = outputs[gradient].data as Float32Array
+      const theirs = role === 'B' ? transposed(data, shape) : data
+      // A bias of the keys changes nothing: its gradient is what rounding leaves.
+      const error = Math.max(...Array.from(mine, (value, i) => Math.abs(value - theirs[i])))
+      expect(Math.min(error / scale, relativeError(mine, theirs)), parameter).toBeLessThan(2e-6)
+    }
+    const loss = numbers.get(kind)!.data.reduce((sum, value, i) => sum + value * g.data[i], 0)
+    expect(Math.abs((outputs[training.loss].data[0] as number) / loss - 1)).toBeLessThan(1e-5)
+    await session.dispose()
+    await onnx.close()
+  })
 })

@@ -6,13 +6,23 @@ import { checkTrainableForm } from '../../src/graph/training/trainable-form.js'
 import { Graph } from '../../src/graph/view/graph.js'
 import { OnnxSession } from '../../src/infer/adapter-session.js'
 import { collectEdits } from '../../src/merge/onnx/edits.js'
-import { errorAtTokens, FUSED, fusedAdapter, fusedFeeds, fusedNumbers, openFused } from '../graph/fused-encoders.js'
+import {
+  errorAtTokens,
+  FUSED,
+  FUSED_NORMS,
+  fusedAdapter,
+  fusedFeeds,
+  fusedKinds,
+  fusedNumbers,
+  openFused,
+  PLAIN,
+} from '../graph/fused-encoders.js'
 import { inThread } from './models.js'
 
-describe.each(FUSED)('a session on $name', ({ model, name }) => {
-  it('gives PEFT’s hidden states, with plain LoRA and with DoRA, alone and in one batch', async () => {
+describe.each([...FUSED, ...FUSED_NORMS, ...PLAIN])('a session on $name', ({ model, name }) => {
+  it('gives PEFT’s hidden states, with each kind of adapter, alone and in one batch', async () => {
     const [onnx, numbers] = [await openFused(name), await fusedNumbers(model)]
-    const kinds = ['lora', 'dora', 'bias'] as const
+    const kinds = fusedKinds(model)
     const adapters = Object.fromEntries(
       await Promise.all(kinds.map(async (kind) => [kind, await fusedAdapter(model, kind)])),
     )

@@ -11,11 +11,14 @@ import { goldenPath } from '../golden.js'
 import {
   errorAtTokens,
   FUSED,
+  FUSED_NORMS,
   fusedAdapter,
   fusedFeeds,
   fusedFile,
+  fusedKinds,
   fusedNumbers,
   openFused,
+  PLAIN,
 } from '../graph/fused-encoders.js'
 import { inThread } from '../infer/models.js'
 
@@ -29,8 +32,8 @@ async function hiddenStates(directory: MemoryDirectory, feeds: Parameters<OnnxSe
   return { made, operators }
 }
 
-describe.each(FUSED)('merging into $name', ({ model, name, operator }) => {
-  it.each(['lora', 'dora', 'bias'] as const)('%s gives PEFT’s hidden states by the same operators', async (kind) => {
+describe.each([...FUSED, ...FUSED_NORMS, ...PLAIN])('merging into $name', ({ model, name, operator }) => {
+  it.each(fusedKinds(model))('%s gives PEFT’s hidden states by the same operators', async (kind) => {
     const [onnx, numbers] = [await openFused(name), await fusedNumbers(model)]
     const out = new MemoryDirectory({}, 'out')
     const adapter = await fusedAdapter(model, kind)

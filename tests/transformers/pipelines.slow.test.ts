@@ -2,7 +2,9 @@
 
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
-import { basename, dirname, join } from 'node:path'
+import { basename, dirname, join, resolve } from 'node:path'
+import { setFlagsFromString } from 'node:v8'
+import { runInNewContext } from 'node:vm'
 import { afterAll, describe, expect, it } from 'vitest'
 import { readJson } from '../../src/base/bytes.js'
 import { ConfigError, MismatchError, StateError, UnsupportedError } from '../../src/base/errors.js'
@@ -25,7 +27,7 @@ afterAll(() => rmSync(scratch, { recursive: true, force: true }))
 
 /** transformers.js's own pipeline over a folder. */
 function plain(task: string, folder: string) {
-  transformers.env.localModelPath = dirname(join(process.cwd(), folder))
+  transformers.env.localModelPath = dirname(resolve(folder))
   return transformers.pipeline(task, basename(folder), { dtype: 'fp32' })
 }
 
@@ -159,6 +161,62 @@ describe.skipIf(transformers === undefined)('pipelines with adapters', () => {
       for (const [i, value] of Array.from(found.data).entries()) expect(value).toBeCloseTo(expected.data[i], 5)
     }
     for (const pipe of [merged, base, embed]) await pipe.dispose()
+  })
+
+  it('goes on from caches that calls fill, with each adapter, as transformers.js does on the merged model', async () => {
+    const adapters = { a: ADAPTER, b: OTHER }
+    const write = await pipelineWithAdapters('text-generation', UNION, { adapters, transformers })
+    /** A text that outgrows its first arrays, and two ways to go on from its cache at the same time. */
+    const texts = async (pipe: typeof write, choice: object) => {
+      const options = { ...choice, do_sample: false, return_full_text: true }
+      const cache = new transformers.DynamicCache()
+      const start = textOf(await pipe(PROMPTS[0], { ...options, max_new_tokens: 70, past_key_values: cache }))
+      const goOn = async (text: string) => {
+        const past_key_values = new transformers.DynamicCache({ ...cache })
+        return textOf(await pipe(start + text, { ...options, max_new_tokens: 8, past_key_values }))
+      }
+      const more = await Promise.all([goOn(' of the king and'), goOn(' is')])
+      const { dims, data } = cache['past_key_values.1.value']
+      return { texts: [start, ...more, await goOn(' of the king and')], dims, data: Array.from(data as Float32Array) }
+    }
+    const found = await Promise.all(Object.keys(adapters).map((adapter) => texts(write, { adapter })))
+    for (const [i, adapter] of Object.values(adapters).entries()) {
+      const out = join(scratch, `cache-${i}`)
+      await merge({ base: `${UNION}/onnx/model.onnx`, adapters: adapter, out })
+      const merged = await plain('text-generation', out)
+      const expected = await texts(merged, {})
+      expect(found[i].texts).toEqual(expected.texts)
+      expect(found[i].dims).toEqual(expected.dims)
+      for (const [j, value] of found[i].data.entries()) expect(value).toBeCloseTo(expected.data[j], 3)
+      await merged.dispose()
+    }
+    expect(found[0].texts).not.toEqual(found[1].texts)
+    await write.dispose()
+  })
+
+  it('keeps nothing of texts that are over', async () => {
+    const write = await pipelineWithAdapters('text-generation', UNION, { adapters: { a: ADAPTER }, transformers })
+    setFlagsFromString('--expose-gc')
+    const collect = runInNewContext('gc') as () => void
+    const held = async () => {
+      for (let i = 0; i < 3; i++) {
+        collect()
+        await new Promise((done) => setTimeout(done, 20))
+      }
+      const { arrayBuffers, heapUsed } = process.memoryUsage()
+      return { arrayBuffers, heapUsed }
+    }
+    const some = async (count: number) => {
+      for (let i = 0; i < count; i++) await write(PROMPTS[i % 3], { ...GREEDY, adapter: i % 2 === 0 ? 'a' : null })
+    }
+    await some(10)
+    const before = await held()
+    await some(50)
+    const after = await held()
+    // A text's own cache has 12 tensors of 16 kB.
+    expect(after.arrayBuffers - before.arrayBuffers).toBeLessThan(200_000)
+    expect(after.heapUsed - before.heapUsed).toBeLessThan(4_000_000)
+    await write.dispose()
   })
 
   it('takes a pipeline that is there, whose session it releases', async () => {

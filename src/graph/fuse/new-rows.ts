@@ -19,6 +19,9 @@ export interface CachePart {
 /** An output (batch, sequence, width). Each row holds the parts side by side, (heads, size) of each. */
 export interface NewRows {
   readonly output: string
+  /** The inputs that tell how many tokens there are: (batch, sequence) and (batch, past + sequence). */
+  readonly ids: string
+  readonly mask: string
   readonly parts: readonly CachePart[]
 }
 
@@ -55,7 +58,7 @@ export function giveNewRows(graph: Graph): NewRows | undefined {
     'new_rows',
   )
   graph.outputs.push(create(ValueInfoProtoSchema, { name: output }))
-  return { output, parts }
+  return { output, ids, mask, parts }
 }
 
 /** Attention itself, and what asks for the shape alone. */

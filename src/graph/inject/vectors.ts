@@ -1,5 +1,5 @@
-// Lets weights and biases of norms be graph inputs, for inference. What a fused norm multiplies by and adds stands behind it then, so that
-// rows of a batch can have vectors of their own.
+// Lets weights and biases of norms, and biases of convolutions, be graph inputs, for inference. What a fused norm multiplies by and adds, and
+// what a convolution adds, stands behind it then, so that rows of a batch can have vectors of their own.
 
 import { create } from '@bufbuild/protobuf'
 import { UnsupportedError } from '../../base/errors.js'
@@ -28,10 +28,11 @@ const ELEMENTWISE: ReadonlySet<string> = new Set(['Add', 'Mul', 'Sub', 'Div'])
 export function checkVector(name: string, { node, input }: Place): void {
   const norm = entryOf(NORMS, node.opType)
   if (ELEMENTWISE.has(node.opType) || (norm !== undefined && Object.values(norm).includes(input))) return
+  if (isConvolutionBias({ node, input })) return
   throw new UnsupportedError({
     where: name,
     what: 'a session cannot replace this tensor, because of the node that reads it',
-    expected: `a norm, ${[...ELEMENTWISE].join(', ')}`,
+    expected: `a norm, ${[...ELEMENTWISE].join(', ')}, or the bias of a Conv`,
     got: `${node.name} (${node.opType})`,
     hint: 'Merge the adapter',
   })
@@ -46,6 +47,10 @@ export function injectVectors(graph: Graph, vectors: readonly VectorPlaces[]): v
     graph.inputs.push(valueInfo(own, DataType.FLOAT))
     for (const { node, input } of places) {
       const norm = entryOf(NORMS, node.opType)
+      if (isConvolutionBias({ node, input })) {
+        addToChannels(graph, g, node, own)
+        continue
+      }
       if (norm === undefined) {
         const value = typed(graph, g, own, node.input[input])
         graph.setInputs(
@@ -59,6 +64,30 @@ export function injectVectors(graph: Graph, vectors: readonly VectorPlaces[]): v
     }
   }
   for (const [node, values] of norms) openNorm(graph, g, node, values)
+}
+
+/** Where Conv takes a bias. */
+const CONVOLUTION_BIAS = 2
+/** More axes than a tensor has. */
+const MANY = 99
+
+function isConvolutionBias({ node, input }: Place): boolean {
+  return node.opType === 'Conv' && input === CONVOLUTION_BIAS
+}
+
+/** Takes the bias out of a convolution, and adds `own`, (d) or (rows, 1, d), to its channels (rows, d, …). */
+function addToChannels(graph: Graph, g: Builder, node: NodeProto, own: Value): void {
+  const [bias, output] = [node.input[CONVOLUTION_BIAS], node.output[0]]
+  const plain = graph.freshName(`${output}/base`)
+  graph.setInputs(node, node.input.slice(0, CONVOLUTION_BIAS))
+  graph.setOutput(node, 0, plain)
+  const lengths = g.op('Slice', [g.shape(plain), g.int([2]), g.int([MANY])])
+  const shape = g.concat([g.int([-1, widthOf(graph, bias)]), g.div(lengths, lengths)], 0)
+  graph.setOutput(g.node('Add', [plain, g.reshape(typed(graph, g, own, bias), shape)]), 0, output)
+}
+
+function widthOf(graph: Graph, value: Value): number {
+  return Number(graph.constant(storedValue(graph, value))!.dims[0])
 }
 
 /** Takes weight and bias out of a fused norm, as far as they are replaced. A bias follows the weight. */
@@ -95,11 +124,11 @@ function typed(graph: Graph, g: Builder, input: Value, like: Value): Value {
 
 /** A constant of the type and length of another one, which holds one value. */
 function filled(graph: Graph, like: Value, value: 0 | 1): Value {
-  const { dims } = graph.constant(storedValue(graph, like))!
+  const width = widthOf(graph, like)
   const dataType = typeOf(graph, like)
   const name = graph.freshName('lora/filled')
   const one = dataType === DataType.FLOAT ? 1 : dataType === DataType.FLOAT16 ? 0x3c00 : 0x3f80
-  const values = Array<number>(Number(dims[0])).fill(value * one)
+  const values = Array<number>(width).fill(value * one)
   const data = dataType === DataType.FLOAT ? { floatData: values } : { int32Data: values }
-  return graph.addInitializer(create(TensorProtoSchema, { name, dataType, dims, ...data }))
+  return graph.addInitializer(create(TensorProtoSchema, { name, dataType, dims: [BigInt(width)], ...data }))
 }

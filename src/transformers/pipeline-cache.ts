@@ -1,0 +1,151 @@
+// The key-value cache of texts that a pipeline writes. transformers.js holds what a step gives out as the cache, and feeds it again with the
+// next step. A step adds only a few rows: they go into arrays with room for more, and what is handed out are tensors without data. Whoever
+// reads such a tensor gets a copy.
+
+import type { NewRows } from '../graph/fuse/new-rows.js'
+import { cacheEntry, isCacheInput } from '../graph/inputs/cache.js'
+import type { Graph } from '../graph/view/graph.js'
+import { GrowingCache } from '../infer/growing-cache.js'
+import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
+
+/** What a tensor without data stands for. */
+interface Share {
+  readonly cache: GrowingCache
+  readonly part: number
+  readonly length: number
+}
+
+/** ONNX Runtime's own class, by which transformers.js knows tensors. */
+declare class OrtTensor {
+  constructor(type: 'float32', data: Float32Array, dims: readonly number[])
+  dims: readonly number[]
+  size: number
+  get data(): RuntimeTensor['data']
+  get location(): string
+}
+type TensorClass = typeof OrtTensor
+
+/** One run over a cache that grows. */
+export interface GrowingRun {
+  /** What is fed for the cache. */
+  readonly feeds: Feeds
+  /** Takes the rows that the run gave, and returns the tensors of the outputs of the cache, by name. */
+  take(rows: RuntimeTensor): Record<string, RuntimeTensor>
+  /** Called once the run has ended, whether it failed or not. */
+  end(): void
+}
+
+export class PipelineCache {
+  /** Name of the output that continues an input. */
+  readonly #presents: ReadonlyMap<string, string>
+  readonly #outputs: ReadonlySet<string>
+  readonly #shares = new WeakMap<object, Share>()
+  readonly #running = new WeakSet<GrowingCache>()
+  #classes: { readonly own: TensorClass; readonly lazy: ReturnType<typeof lazyClass> } | undefined
+
+  constructor(graph: Graph) {
+    const entries = graph.inputs.filter(isCacheInput).map((input) => cacheEntry(graph, input))
+    this.#presents = new Map(entries.map(({ past, present }) => [past, present]))
+    this.#outputs = new Set(this.#presents.values())
+  }
+
+  /** Whether a run can leave an output out, because {@link GrowingRun.take} gives it. */
+  gives(output: string): boolean {
+    return this.#outputs.has(output)
+  }
+
+  /**
+   * Begins a run. Only one run at a time goes on with the newest tokens of a cache: others get copies.
+   *
+   * @returns undefined for feeds that the graph has to take as they are
+   */
+  begin(feeds: Feeds, newRows: NewRows): GrowingRun | undefined {
+    const { parts, ids, mask } = newRows
+    const pasts = parts.map(({ past }) => feeds[past])
+    const [batch, sequence] = feeds[ids]?.dims ?? []
+    const length = pasts[0]?.dims[2]
+    const isWhole = parts.every(({ heads, size }, i) => isPart(pasts[i], [batch, heads, length, size]))
+    // The graph takes the number of tokens in the cache from the mask.
+    const isTold = String(feeds[mask]?.dims) === String([batch, length + sequence])
+    if (!isWhole || !isTold) return undefined
+    const cache = this.#newestOf(pasts, length) ?? this.#copyOf(pasts, newRows, batch)
+    this.#running.add(cache)
+    return {
+      feeds: cache.feeds,
+      take: (rows) => {
+        cache.add(rows)
+        const Tensor = this.#lazyTensor(rows.constructor as unknown as TensorClass)
+        return Object.fromEntries(
+          parts.map(({ past, heads, size }, part) => {
+            const share = { cache, part, length: cache.length }
+            const tensor = new Tensor([batch, heads, cache.length, size], share)
+            this.#shares.set(tensor, share)
+            return [this.#presents.get(past)!, tensor as unknown as RuntimeTensor]
+          }),
+        )
+      },
+      end: () => void this.#running.delete(cache),
+    }
+  }
+
+  /** The cache whose newest tokens these tensors stand for, unless another run goes on with them. */
+  #newestOf(pasts: readonly RuntimeTensor[], length: number): GrowingCache | undefined {
+    const cache = this.#shares.get(pasts[0])?.cache
+    if (cache === undefined || cache.length !== length || this.#running.has(cache)) return undefined
+    const isNewest = pasts.every((tensor, i) => {
+      const share = this.#shares.get(tensor)
+      return share?.cache === cache && share.part === i && share.length === length
+    })
+    return isNewest ? cache : undefined
+  }
+
+  #copyOf(pasts: readonly RuntimeTensor[], newRows: NewRows, batch: number): GrowingCache {
+    const held = pasts.map(({ data }) => data as Float32Array)
+    return new GrowingCache(newRows, batch, { length: pasts[0].dims[2], parts: held })
+  }
+
+  #lazyTensor(own: TensorClass) {
+    if (this.#classes?.own !== own)
+      this.#classes = { own, lazy: lazyClass(own, (tensor) => this.#shares.delete(tensor)) }
+    return this.#classes.lazy
+  }
+}
+
+function isPart(tensor: RuntimeTensor | undefined, dims: readonly (number | undefined)[]): boolean {
+  if (tensor === undefined || tensor.type !== 'float32') return false
+  const { location } = tensor as { location?: string }
+  return location === 'cpu' && tensor.dims.length === dims.length && dims.every((dim, i) => dim === tensor.dims[i])
+}
+
+const NOTHING = new Float32Array(0)
+
+/**
+ * Tensors whose data is made when somebody reads it.
+ *
+ * @param onRead is told of a tensor whose data is out: its reader may change it, so that the cache no longer has the same
+ */
+function lazyClass(Tensor: TensorClass, onRead: (tensor: object) => void) {
+  return class LazyTensor extends Tensor {
+    #share: Share | undefined
+    #data: Float32Array | undefined
+
+    constructor(dims: readonly number[], share: Share) {
+      super('float32', NOTHING, [0])
+      this.dims = dims
+      this.size = dims.reduce((product, dim) => product * dim, 1)
+      this.#share = share
+    }
+
+    override get data(): RuntimeTensor['data'] {
+      // A tensor that is disposed says so.
+      if (this.location !== 'cpu') return super.data
+      if (this.#share !== undefined) {
+        const { cache, part, length } = this.#share
+        this.#data = cache.read(part, length)
+        this.#share = undefined
+        onRead(this)
+      }
+      return this.#data!
+    }
+  }
+}

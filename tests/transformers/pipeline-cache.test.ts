@@ -1,0 +1,243 @@
+// The caches that sessions of pipelines hand out, against ONNX Runtime on the model's own file, which gives out whole caches.
+
+import * as ort from 'onnxruntime-node'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { argmax } from '../../src/infer/sampling.js'
+import type { OrtModule } from '../../src/runtime/onnxruntime.js'
+import { CallSession } from '../../src/transformers/call-session.js'
+import type { OrtTensorLike } from '../../src/transformers/module.js'
+import { sessionExtras, shareSession } from '../../src/transformers/pipelines.js'
+import { maxDifference, openModel, recordingRuntime } from '../infer/models.js'
+
+type Tensors = Record<string, ort.Tensor>
+
+const UNION = 'models/union-3m'
+const PAST = 'past_key_values.1.value'
+const PRESENT = 'present.1.value'
+
+const { module, fed } = recordingRuntime()
+const run = { dtype: 'fp32', device: 'cpu' }
+let session: OnnxSession
+let ours: CallSession
+let theirs: ort.InferenceSession
+/** What the model is fed first. */
+let empty: (batch?: number) => Tensors
+
+/** A session of a pipeline. */
+async function open(path: string) {
+  const model = await openModel(path, { module: module as OrtModule })
+  const opened = await OnnxSession.open(model, { device: run.device }, true, sessionExtras(model, run))
+  return { session: opened, call: new CallSession(shareSession(opened, run), null) }
+}
+
+beforeAll(async () => {
+  const opened = await open(UNION)
+  session = opened.session
+  ours = opened.call
+  theirs = await ort.InferenceSession.create(`${UNION}/onnx/model.onnx`, { intraOpNumThreads: 1 })
+  const pasts = ours.inputMetadata.filter(({ name }) => name.startsWith('past'))
+  empty = (batch = 1) =>
+    Object.fromEntries(
+      pasts.map(({ name, shape }) => {
+        const [, heads, , size] = shape as number[]
+        return [name, new ort.Tensor('float32', new Float32Array(0), [batch, heads, 0, size])]
+      }),
+    )
+})
+
+afterAll(async () => {
+  await session.dispose()
+  await theirs.release()
+})
+
+const int64 = (rows: readonly (readonly number[])[]) =>
+  new ort.Tensor('int64', BigInt64Array.from(rows.flat(), BigInt), [rows.length, rows[0].length])
+
+/** Feeds of new tokens behind a cache; -1 fills rows up, and `hidden` says how many tokens of the cache do in each row. */
+function feedsOf(rows: readonly (readonly number[])[], past: Tensors, hidden = rows.map(() => 0)): Tensors {
+  const { dims } = past[PAST]
+  const masks = rows.map((row, i) => [
+    ...Array.from({ length: dims[2] }, (_, j) => (j < hidden[i] ? 0 : 1)),
+    ...row.map((id) => (id < 0 ? 0 : 1)),
+  ])
+  const positions = masks.map((mask) => mask.map((_, j) => Math.max(0, mask.slice(0, j).filter(Boolean).length)))
+  return {
+    input_ids: int64(rows.map((row) => row.map((id) => Math.max(0, id)))),
+    attention_mask: int64(masks),
+    position_ids: int64(positions.map((row) => row.slice(dims[2]))),
+    ...past,
+  }
+}
+
+/** As transformers.js does it. */
+const pastOf = (outputs: Tensors): Tensors =>
+  Object.fromEntries(
+    Object.entries(outputs).flatMap(([name, tensor]) =>
+      name.startsWith('present') ? [[name.replace('present', 'past_key_values'), tensor]] : [],
+    ),
+  )
+
+const runOurs = async (feeds: Tensors) => (await ours.run(feeds as unknown as Record<string, OrtTensorLike>)) as Tensors
+const runTheirs = async (feeds: Tensors) => (await theirs.run(feeds)) as Tensors
+
+const last = ({ logits }: Tensors) => {
+  const { data, dims } = logits
+  return argmax((data as Float32Array).subarray((dims[1] - 1) * dims[2], dims[1] * dims[2]))
+}
+
+/** Runs both, and checks that they give the same, caches included. */
+async function both(feeds: Tensors, reference = feeds): Promise<{ ours: Tensors; theirs: Tensors }> {
+  const [found, expected] = [await runOurs(feeds), await runTheirs(reference)]
+  expectSameLogits(found, expected)
+  return { ours: found, theirs: expected }
+}
+
+/** Behind the last token of each row. What a model makes of tokens that fill up means nothing. */
+function expectSameLogits({ logits: found }: Tensors, { logits: expected }: Tensors) {
+  expect(found.dims).toEqual(expected.dims)
+  const [batch, sequence, width] = expected.dims
+  const rowsOf = ({ data }: ort.Tensor) =>
+    Array.from({ length: batch }, (_, i) => {
+      const end = (i + 1) * sequence * width
+      return (data as Float32Array).subarray(end - width, end)
+    })
+  rowsOf(found).forEach((row, i) => void expect(maxDifference(row, rowsOf(expected)[i])).toBeLessThan(1e-4))
+}
+
+function expectSame(found: Tensors, expected: Tensors, names = Object.keys(expected)) {
+  for (const name of names) {
+    expect(found[name].dims, name).toEqual(expected[name].dims)
+    expect(found[name].type).toBe(expected[name].type)
+    expect(maxDifference(found[name] as never, expected[name] as never), name).toBeLessThan(1e-4)
+  }
+}
+
+describe('caches of pipelines', () => {
+  it('grow where they are over a long text, and are what the model gives when they are read at the end', async () => {
+    let [mine, its] = [empty(), empty()]
+    let ids = [5, 6, 7, 8]
+    fed.length = 0
+    let outputs: Tensors = {}
+    for (let step = 0; step < 70; step++) {
+      const feeds = feedsOf([ids], mine)
+      const result = await both(feeds, { ...feeds, ...its })
+      outputs = result.ours
+      ;[mine, its] = [pastOf(result.ours), pastOf(result.theirs)]
+      ids = [last(result.theirs)]
+      expect(outputs[PRESENT]).toBeInstanceOf(ort.Tensor)
+      if (step === 69) expectSame(result.ours, result.theirs)
+    }
+    expect(outputs[PRESENT].size).toBe((outputs[PRESENT].data as Float32Array).length)
+    // The first is empty, and the others have room for 64 tokens more each time.
+    const arrays = new Set(fed.map((feeds) => feeds[PAST].data))
+    expect(arrays.size).toBe(3)
+  })
+
+  it('go on from an older place as often as somebody wants, also at the same time', async () => {
+    const start = await both(feedsOf([[5, 6, 7]], empty()))
+    const [mine, its] = [pastOf(start.ours), pastOf(start.theirs)]
+    const next = (id: number, past: Tensors) => feedsOf([[id]], past)
+    const first = await both(next(9, mine), next(9, its))
+    const second = await both(next(10, mine), next(10, its))
+    const longer = await both(next(11, pastOf(first.ours)), next(11, pastOf(first.theirs)))
+    const [a, b] = await Promise.all([12, 13].map((id) => runOurs(next(id, pastOf(longer.ours)))))
+    expectSame(a, await runTheirs(next(12, pastOf(longer.theirs))))
+    expectSame(b, await runTheirs(next(13, pastOf(longer.theirs))))
+    for (const { ours, theirs } of [start, first, second, longer]) expectSame(ours, theirs)
+  })
+
+  it('that somebody read, changed, cut or put together anew count as they are fed', async () => {
+    const start = await both(feedsOf([[5, 6, 7]], empty()))
+    const mine = pastOf(start.ours)
+    const copies = (past: Tensors): Tensors =>
+      Object.fromEntries(
+        Object.entries(past).map(([name, { data, dims }]) => [
+          name,
+          new ort.Tensor('float32', (data as Float32Array).slice(), dims),
+        ]),
+      )
+    const values = mine[PAST].data as Float32Array
+    values.fill(0.25)
+    const changed = copies(mine)
+    expect((changed[PAST].data as Float32Array)[3]).toBe(0.25)
+    const after = await both(feedsOf([[8]], mine), feedsOf([[8]], changed))
+    expectSame(after.ours, after.theirs)
+    // One part of the newest cache, and all others of an older one.
+    const other = await both(feedsOf([[15, 16, 17]], empty()))
+    const mixed = { ...pastOf(other.ours), [PAST]: mine[PAST] }
+    await both(feedsOf([[8]], mixed), feedsOf([[8]], { ...pastOf(other.theirs), [PAST]: changed[PAST] }))
+    // Keys and values of one shape, exchanged.
+    const key = PAST.replace('.value', '.key')
+    const exchange = (past: Tensors) => ({ ...past, [PAST]: past[key], [key]: past[PAST] })
+    await both(feedsOf([[8]], exchange(pastOf(other.ours))), feedsOf([[8]], exchange(pastOf(other.theirs))))
+    const cut = (past: Tensors): Tensors =>
+      Object.fromEntries(
+        Object.entries(past).map(
+          ([
+            name,
+            {
+              data,
+              dims: [batch, heads, length, size],
+            },
+          ]) => {
+            const rows = Array.from({ length: heads }, (_, head) =>
+              (data as Float32Array).slice(head * length * size, (head * length + 2) * size),
+            )
+            return [
+              name,
+              new ort.Tensor('float32', Float32Array.from(rows.flatMap((row) => [...row])), [batch, heads, 2, size]),
+            ]
+          },
+        ),
+      )
+    await both(feedsOf([[9]], cut(pastOf(after.ours))), feedsOf([[9]], cut(pastOf(after.theirs))))
+  })
+
+  it('whose run failed go on, and disposed ones are refused', async () => {
+    const start = await both(feedsOf([[5, 6, 7]], empty()))
+    const [mine, its] = [pastOf(start.ours), pastOf(start.theirs)]
+    fed.length = 0
+    await expect(runOurs(feedsOf([[1e6]], mine))).rejects.toThrow()
+    const next = await both(feedsOf([[8]], mine), feedsOf([[8]], its))
+    expect(fed[1][PAST].data).toBe(fed[0][PAST].data)
+    expectSame(next.ours, next.theirs)
+    const past = pastOf(next.ours)
+    past[PAST].dispose()
+    await expect(runOurs(feedsOf([[9]], past))).rejects.toThrow(/location/)
+    expect(() => past[PAST].data).toThrow(/disposed/)
+  })
+
+  it('of several texts that are filled up on the left', async () => {
+    const rows = [
+      [5, 6, 7, 8],
+      [-1, -1, 9, 10],
+    ]
+    const start = await both(feedsOf(rows, empty(2)))
+    let [mine, its] = [pastOf(start.ours), pastOf(start.theirs)]
+    for (const ids of [
+      [[11], [12]],
+      [[13], [14]],
+    ]) {
+      const next = await both(feedsOf(ids, mine, [0, 2]), feedsOf(ids, its, [0, 2]))
+      ;[mine, its] = [pastOf(next.ours), pastOf(next.theirs)]
+    }
+    // Several texts with several new tokens run token by token.
+    const more = [
+      [15, 16],
+      [17, 18],
+    ]
+    const after = await both(feedsOf(more, mine, [0, 2]), feedsOf(more, its, [0, 2]))
+    const next = [[19], [20]]
+    await both(feedsOf(next, pastOf(after.ours), [0, 2]), feedsOf(next, pastOf(after.theirs), [0, 2]))
+  })
+
+  it('of another session are copied', async () => {
+    const other = await open(UNION)
+    const start = await runTheirs(feedsOf([[5, 6, 7]], empty()))
+    const foreign = (await other.call.run(feedsOf([[5, 6, 7]], empty()) as never)) as Tensors
+    await both(feedsOf([[8]], pastOf(foreign)), feedsOf([[8]], pastOf(start)))
+    expectSame(foreign, start)
+    await other.session.dispose()
+  })
+})
