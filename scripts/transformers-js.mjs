@@ -6,8 +6,8 @@ import { createRequire } from 'node:module'
 import { basename, dirname, join, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
-const PACKAGE = '@huggingface/transformers'
-const VERSION = '4.3.1'
+export const PACKAGE = '@huggingface/transformers'
+export const VERSION = '4.3.1'
 const RUNTIME = 'onnxruntime-node'
 
 /** The project's folder. */

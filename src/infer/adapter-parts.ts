@@ -42,7 +42,7 @@ export async function readParts(
   const parts = adapter.only(new Set(names))
   requireHandled(parts, GRAPH_PARTS, 'adapters of sessions')
   if (adapter.size === 0 && !isShare) throw new MismatchError({ where: 'adapter', what: 'it has no layers' })
-  const places = { model: model.onnx, graph, linears, embeddings: findEmbeddings(graph) }
+  const places = { model: model.onnx, graph, linears, embeddings: findEmbeddings(graph), config: model.config ?? {} }
   const sites = await adapterSites(places, parts)
   const scales = [...parts.parts('linear'), ...parts.parts('embedding')].some(
     ({ magnitude }) => magnitude !== undefined,

@@ -119,12 +119,13 @@ export async function adapterSites(places: ModelPlaces, adapter: LoraAdapter): P
         linearOf(place.linear).bias = { place: place.bias, values: valuesOf(tensor) }
       } else {
         checkVector(tensor.name, place.place)
+        const { offset } = place
         const { node, input } = place.place
         const base = await readVector(model, graph, node.input[input])
         if (base === undefined)
           throw new UnsupportedError({ where: tensor.name, what: 'the base’s values cannot be read' })
         const vector = entry(vectors, tensor.name, () => {
-          return { name: tensor.name, places: [], base, values: valuesOf(tensor) }
+          return { name: tensor.name, places: [], base, values: valuesOf(tensor).map((value) => value + offset) }
         })
         vectors.set(tensor.name, { ...vector, places: [...vector.places, place.place] })
       }

@@ -4,6 +4,7 @@ import { outputNorms } from '../graph/inject/affine.js'
 import { withPointwise } from '../graph/match/forms/pointwise.js'
 import { findLinears, type ModuleMap } from '../graph/match/linears.js'
 import { matchLayers } from '../graph/match/match.js'
+import { partsForGraph } from '../graph/match/packed.js'
 import type { Model } from '../graph/model-folder.js'
 import { readGraph } from '../graph/view/read-graph.js'
 import type { LoraAdapter } from '../lora/adapter.js'
@@ -30,9 +31,15 @@ export async function squaresOfRows(
   if (layers.length === 0) return squares
   const graph = readGraph(model.onnx.proto)
   const names = layers.map(({ name }) => name)
-  for (const { layer, linear } of matchLayers(withPointwise(graph, findLinears(graph, modules), names), layers)) {
-    if (squares.has(layer.name)) continue
-    squares.set(layer.name, (await outputNorms(model.onnx, graph, linear)).squares)
+  const linears = withPointwise(graph, findLinears(graph, modules), names)
+  const read = new Set<string>()
+  for (const { layer: part, linear } of matchLayers(linears, partsForGraph(linears, layers, false))) {
+    if (read.has(part.name)) continue
+    read.add(part.name)
+    const { name, d } = part.layer
+    const own = squares.get(name) ?? new Float64Array(d)
+    own.set((await outputNorms(model.onnx, graph, linear)).squares, part.start)
+    squares.set(name, own)
   }
   return squares
 }

@@ -9,13 +9,14 @@ import { planSplit } from '../data/split.js'
 import type { ModuleMap } from '../graph/match/linears.js'
 import { type MemoryLimit, memoryWarning, trainingMemory } from '../graph/memory.js'
 import type { Model } from '../graph/model-folder.js'
+import { joinGraphs } from '../graph/training/joined-graph.js'
 import { checkTrainableForm } from '../graph/training/trainable-form.js'
 import { readGraph } from '../graph/view/read-graph.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { type LoraConfig, resolveConfig } from '../lora/config.js'
 import { requireHandled, requirePlainConfig } from '../lora/requirements.js'
 import type { Examples, OpenTask, Task } from '../tasks/task.js'
-import { checkTaskName, DEFAULT_TASK, loadTask, tasksFor } from '../tasks/tasks.js'
+import { checkTaskName, defaultTask, loadTask, tasksFor } from '../tasks/tasks.js'
 import { cardOf } from './card.js'
 import { type EncodedSource, encodeRows } from './examples.js'
 import { newAdapter } from './new-adapter.js'
@@ -46,14 +47,19 @@ export interface RunContext {
  *   NumericError naming the step when the loss is not finite (the adapter is saved as it was when it last was finite)
  */
 export async function train(
-  options: TrainingOptions,
+  given: TrainingOptions,
   { limits = [], sources, wait }: RunContext = {},
 ): Promise<TrainResult> {
-  const settings = resolveSettings(options)
-  const config = checkOptions(options, settings)
+  const settings = resolveSettings(given)
+  const config = checkOptions(given, settings)
   const startedAt = performance.now()
+  const options = {
+    ...given,
+    model: await joinGraphs(given.model),
+    task: given.task ?? (await defaultTask(given.model)),
+  }
   const { model, out, on, modules, signal } = options
-  const task = await loadTask(options.task ?? DEFAULT_TASK)
+  const task = await loadTask(options.task)
   checkTaskOptions(task, options.taskOptions)
   checkTrainableForm(readGraph(model.onnx.proto))
   await checkTask(task, model)
@@ -228,7 +234,7 @@ function isSaved(module: string, tensors: readonly string[]): boolean {
 /** Checks all that can be checked before anything is read. Returns the config of the adapter, with defaults. */
 function checkOptions(options: TrainingOptions, settings: TrainSettings): LoraConfig {
   const { adapter, data, evalData, evalSplit, model } = options
-  checkTaskName(options.task ?? DEFAULT_TASK)
+  if (options.task !== undefined) checkTaskName(options.task)
   checkData('data', data)
   if (evalData !== undefined) checkData('evalData', evalData)
   checkTogether(options, settings)

@@ -5,6 +5,7 @@ import type { WholeTensor } from '../graph/inject/open-tensors.js'
 import { readBaseTensor } from '../graph/inject/read-base-tensor.js'
 import { type BaseTensor, baseTensors, trainableTensor } from '../graph/match/base-tensors.js'
 import { findLinears, type ModuleMap } from '../graph/match/linears.js'
+import { normOffset, UNKNOWN_OFFSET } from '../graph/match/norm-offset.js'
 import type { Model } from '../graph/model-folder.js'
 import { readGraph } from '../graph/view/read-graph.js'
 import type { LoraAdapter } from '../lora/adapter.js'
@@ -17,6 +18,8 @@ import type { OpenTask } from '../tasks/task.js'
 interface Named {
   readonly name: string
   readonly base: BaseTensor
+  /** See {@link normOffset}. */
+  readonly offset: number
 }
 
 /** What names are told by. */
@@ -32,8 +35,11 @@ function tensorsOf({ model, open, modules }: Context): Named[] {
   const ofHead = new Set((open.head?.tensors ?? []).map(({ name }) => name))
   return baseTensors(graph, findLinears(graph, modules))
     .map((base) => {
-      const { name, module } = base
-      return { name: (open.moduleName?.(module) ?? module) + name.slice(module.length), base }
+      const { name, module, places } = base
+      const isOther = places.some((place) => place.kind === 'vector' && place.linear === undefined)
+      const offset = isOther ? normOffset(graph, model.config, name) : 0
+      const own = offset === undefined ? { ...base, problem: UNKNOWN_OFFSET } : base
+      return { name: (open.moduleName?.(module) ?? module) + name.slice(module.length), base: own, offset: offset ?? 0 }
     })
     .filter(({ name }) => !ofHead.has(name))
 }
@@ -96,12 +102,14 @@ export function trainedBiases(
 /** Adds tensors to an adapter, with the base's values. PEFT calls that of an adapted layer by the layer inside. */
 export async function addWhole(adapter: LoraAdapter, { model }: Context, tensors: readonly Named[]): Promise<void> {
   const graph = readGraph(model.onnx.proto)
-  for (const { name, base } of tensors) {
+  for (const { name, base, offset } of tensors) {
     if (adapter.has(name)) continue
     const { shape } = base
+    const stored = await readBaseTensor(model.onnx, graph, base)
+    const data = offset === 0 ? stored : stored.map((value) => value - offset)
     const module = moduleOf(name)
     const key = adapter.has(module) ? `${module}.base_layer${name.slice(module.length)}` : name
-    adapter.addReplacement(name, { data: await readBaseTensor(model.onnx, graph, base), shape }, { key })
+    adapter.addReplacement(name, { data, shape }, { key })
   }
 }
 
@@ -115,9 +123,9 @@ export function wholeTensors(adapter: LoraAdapter, context: Context): WholeTenso
   const ofHead = new Set((context.open.head?.tensors ?? []).map(({ name }) => name))
   const own = adapter.parts('replacement').filter(({ name }) => !ofHead.has(name))
   if (own.length === 0) return []
-  const all = tensorsOf(context).map(({ name, base }) => ({ ...base, name }))
+  const all = tensorsOf(context).map(({ name, base, offset }) => ({ ...base, name, offset }))
   return own.map(({ name, module, shape, isTrained }) => {
-    trainableTensor(all, name, shape)
+    const { offset } = trainableTensor(all, name, shape)
     const isLayer = adapter.get(module, 'linear') !== undefined && name === `${module}.weight`
     if (!isTrained || isLayer) {
       throw new UnsupportedError({
@@ -127,6 +135,7 @@ export function wholeTensors(adapter: LoraAdapter, context: Context): WholeTenso
           : 'a copy of the base’s own tensor (of a resized or adapted embedding) cannot be trained along',
       })
     }
-    return { name, shape, isOptional: !config.modulesToSave.some((entry) => isInsideModule(module, entry)) }
+    const isOptional = !config.modulesToSave.some((entry) => isInsideModule(module, entry))
+    return { name, shape, isOptional, offset }
   })
 }

@@ -122,7 +122,7 @@ describe.each([...FUSED, ...FUSED_NORMS, ...PLAIN])('DoRA, biases and norms thro
       layers.push(kind === 'saved' ? layer : { ...layer, baseSquares: squares })
     }
     const biases = adapter.parts('replacement')
-    const tensors = biases.map(({ name: tensor, shape }) => ({ name: tensor, shape, isOptional: false }))
+    const tensors = biases.map(({ name: tensor, shape }) => ({ name: tensor, shape, offset: 0, isOptional: false }))
     const training = await buildTrainingGraph(onnx, runtime, weightedSum(inputs, numbers), { layers, tensors })
     const session = await runtime.createSession(await training.sessionModel(), { threads: 1 })
     const g = numbers.get('g')!

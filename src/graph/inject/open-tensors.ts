@@ -17,6 +17,8 @@ export interface WholeTensor {
   readonly shape: readonly number[]
   /** Where the loss does not depend on it, it stays as it is. */
   readonly isOptional: boolean
+  /** What the graph adds to it: see `normOffset`. */
+  readonly offset: number
 }
 
 /** A product whose weight is trained. It takes the input when it is a Gemm. */
@@ -49,8 +51,9 @@ export function openTensors(
   const g = new Builder(graph, 'trained')
   const weights: OpenWeight[] = []
   const vectors = new Map<NodeProto, { readonly linear: Linear | undefined; readonly inputs: Map<number, Piece[]> }>()
-  const trained = tensors.map(({ name, shape }): TrainedTensor => {
+  const trained = tensors.map(({ name, shape, offset }): TrainedTensor => {
     const input = `trained/${name}`
+    const value = offset === 0 ? input : g.add(input, g.float(offset))
     for (const place of trainableTensor(all, name, shape).places) {
       if (place.kind === 'weight') weights.push({ linear: place.linear, input })
       else if (place.kind === 'lookup') setInput(graph, place.embedding.node, place.embedding.input, input)
@@ -59,7 +62,7 @@ export function openTensors(
         const { inputs } =
           vectors.get(node) ?? vectors.set(node, { linear: place.linear, inputs: new Map() }).get(node)!
         const start = place.part?.start ?? 0
-        inputs.set(at, [...(inputs.get(at) ?? []), { start, end: start + shape[0], value: input }])
+        inputs.set(at, [...(inputs.get(at) ?? []), { start, end: start + shape[0], value }])
       }
     }
     graph.inputs.push(valueInfo(input, DataType.FLOAT, shape))

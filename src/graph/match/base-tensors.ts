@@ -72,7 +72,7 @@ export function baseTensors(graph: Graph, linears: readonly Linear[]): BaseTenso
     if (tensors.has(name)) continue
     const at = name.lastIndexOf('.')
     const places = placesOf(graph, name, shape).map((place) => ({ kind: 'vector', place, part: undefined }) as const)
-    if (places.length > 0) add(name.slice(0, at), name.slice(at + 1), { shape, places, problem: normProblem(graph) })
+    if (places.length > 0) add(name.slice(0, at), name.slice(at + 1), { shape, places, problem: undefined })
   }
   return [...tensors.values()]
 }
@@ -85,11 +85,6 @@ function weightProblem({ name, form, fused }: Linear): string | undefined {
   if (form.isQuantized) return 'its weight is stored as integers'
   if (fused !== undefined) return 'the graph has its weight and those of other layers in one tensor'
   return form.name === 'MatMul' || form.name === 'Gemm' ? undefined : `a ${form.name} computes it`
-}
-
-/** onnxruntime-genai adds 1 to the weights of some norms. */
-function normProblem(graph: Graph): string | undefined {
-  return graph.producerName === 'onnxruntime-genai' ? 'this exporter may have changed its values' : undefined
 }
 
 /** Names and shapes of the vectors that nodes read, by the nodes' own names or those of the initializers. */
@@ -114,7 +109,11 @@ function vectorNames(graph: Graph): Map<string, readonly number[]> {
  *
  * @throws MismatchError when there is none, or of another shape; UnsupportedError, naming it, when it cannot be trained
  */
-export function trainableTensor(tensors: readonly BaseTensor[], name: string, shape?: readonly number[]): BaseTensor {
+export function trainableTensor<T extends BaseTensor>(
+  tensors: readonly T[],
+  name: string,
+  shape?: readonly number[],
+): T {
   const near = tensors.filter((one) => one.name.endsWith(`.${name}`) || name.endsWith(`.${one.name}`))
   const found = tensors.find((one) => one.name === name) ?? (near.length === 1 ? near[0] : undefined)
   if (found === undefined) {
@@ -136,11 +135,12 @@ export function trainableTensor(tensors: readonly BaseTensor[], name: string, sh
       got: `(${shape.join(', ')})`,
     })
   }
-  if (found.problem !== undefined) {
+  const { problem } = found
+  if (problem !== undefined) {
     const node = nodeOf(found.places[0])
     throw new UnsupportedError({
       where: name,
-      what: `it cannot be trained whole on this graph: ${found.problem}`,
+      what: `it cannot be trained whole on this graph: ${problem}`,
       got: `${node.name} (${operatorOf(node)})`,
       hint: "Leave its module out of modulesToSave, or train on another export: optimum's in float32 has each weight by itself",
     })

@@ -94,9 +94,14 @@ export function reachesRowWise(graph: Graph, head: Linear, logits: Value): boole
   return graph.consumers(value).length === 1
 }
 
-/** model.layers.0.attn.q_proj → model.layers.0.self_attn.q_proj, as transformers names what onnxruntime-genai shortens. */
+/**
+ * model.layers.0.attn.q_proj → model.layers.0.self_attn.q_proj, and model.layers.2.final_norm_layernorm → model.norm, as transformers names what
+ * onnxruntime-genai shortens, or calls by the number of layers.
+ */
 function withAliases(name: string): string {
-  return name.replace(/(\blayers\.\d+)\.attn\.(?=(q|k|v|o|qkv)_proj$)/, '$1.self_attn.')
+  return name
+    .replace(/(\blayers\.\d+)\.attn\.(?=(q|k|v|o|qkv)_proj$|(q|k)_norm$)/, '$1.self_attn.')
+    .replace(/\blayers\.\d+\.final_norm_layernorm$/, 'norm')
 }
 
 /**

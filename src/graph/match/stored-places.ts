@@ -8,6 +8,7 @@ import type { OnnxModel } from '../../formats/onnx/model.js'
 import type { Replacement, TokenRows } from '../../lora/kinds/stored.js'
 import type { Graph } from '../view/graph.js'
 import { type Linear, nodeScope } from './linears.js'
+import { normOffset, UNKNOWN_OFFSET } from './norm-offset.js'
 import { type BiasPlace, certainBias, type Embedding, ofModule, type Place, placesOf } from './parameters.js'
 import { refuse, shapeError } from './refusals.js'
 import { tiedHeads } from './tied.js'
@@ -18,6 +19,8 @@ export interface ModelPlaces {
   readonly graph: Graph
   readonly linears: readonly Linear[]
   readonly embeddings: readonly Embedding[]
+  /** config.json; empty where it is not known. */
+  readonly config: Readonly<Record<string, unknown>>
 }
 
 /** A linear layer whose weight is replaced. */
@@ -41,7 +44,12 @@ export type StoredPlace =
   | WeightPlace
   | EmbeddingPlace
   | { readonly kind: 'bias'; readonly linear: Linear; readonly bias: BiasPlace }
-  | { readonly kind: 'other'; readonly place: Place }
+  | {
+      readonly kind: 'other'
+      readonly place: Place
+      /** What is added to the adapter's values: see {@link normOffset}. */
+      readonly offset: number
+    }
 
 /**
  * All places of a whole tensor: a linear layer's weight or bias, an embedding, or what a norm reads.
@@ -92,10 +100,12 @@ export async function placeReplacement(
       ops.length === 0 ? 'no node' : ops.join(', '),
     )
   }
-  if (model.proto.producerName === 'onnxruntime-genai') {
-    refuse(name, 'this exporter may have changed the values of norms, so that they cannot be replaced')
-  }
-  return others.map((place) => ({ kind: 'other', place }))
+  const offset = normOffset(graph, places.config, name) ?? refuse(name, UNKNOWN_OFFSET, typeOf(places.config))
+  return others.map((place) => ({ kind: 'other', place, offset }))
+}
+
+function typeOf({ model_type: type }: ModelPlaces['config']): string {
+  return type === undefined ? 'no model_type in config.json' : String(type)
 }
 
 /**

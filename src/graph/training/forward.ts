@@ -11,6 +11,7 @@ import { findProduct } from '../match/forms/forms.js'
 import { withPointwise } from '../match/forms/pointwise.js'
 import { exposeProducts, findLinears, type Linear, type ModuleMap, reachesRowWise } from '../match/linears.js'
 import { matchLayers } from '../match/match.js'
+import { partsForGraph } from '../match/packed.js'
 import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import type { DropoutMask } from './dropout.js'
@@ -74,7 +75,7 @@ export function buildForward(graph: Graph, objective: Objective, options: Forwar
   const found = withPointwise(graph, findLinears(graph, options.modules), names)
   const whole = openTensors(graph, found, options.tensors)
   const linears = exposeProducts(graph, found)
-  const placed = matchLayers(linears, options.layers)
+  const placed = matchLayers(linears, partsForGraph(linears, options.layers, false))
   const adapted = new Set([...placed, ...whole.weights].map(({ linear }) => linear.node))
   const inputs = [...whole.trained, ...own.parameters].map(({ input }) => input)
   const trained = linearsOnPath(graph, linears, adapted, sum, { customGradients: own.customGradients, inputs })
@@ -97,10 +98,11 @@ export function buildForward(graph: Graph, objective: Objective, options: Forwar
   }
   for (const weight of whole.weights) openWeight(graph, (inRows.get(weight.linear.node) as Linear).node, weight)
   trainable.adapt(
-    placed.map(({ linear, layer }) => {
+    placed.map(({ linear, layer: { layer, start, d } }) => {
       const { form, last, input, output } = inRows.get(linear.node) as Linear
       const { name, rank, scaling, baseSquares } = layer
-      return { linear: { ...linear, form, last, input, output, name }, rank, scaling, baseSquares }
+      const part = d === layer.d ? undefined : { start, end: start + d }
+      return { linear: { ...linear, form, last, input, output, name }, rank, scaling, baseSquares, part }
     }),
     options.dropout,
   )

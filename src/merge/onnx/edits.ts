@@ -44,6 +44,8 @@ export interface Edit extends Place {
 /** How edits are collected. */
 export interface CollectOptions {
   readonly policy?: QuantizedPolicy | undefined
+  /** The content of config.json. */
+  readonly config?: Readonly<Record<string, unknown>> | undefined
   /** Tensors of adapters that are no edits of the graph. Default: none. */
   readonly isElsewhere?: (adapter: LoraAdapter, tensor: string) => boolean
 }
@@ -60,10 +62,10 @@ export async function collectEdits(
   graph: Graph,
   adapters: readonly { readonly adapter: LoraAdapter; readonly weight: number }[],
   modules: ModuleMap,
-  { policy, isElsewhere = () => false }: CollectOptions = {},
+  { policy, config = {}, isElsewhere = () => false }: CollectOptions = {},
 ): Promise<{ edits: Edit[]; quantized: readonly QuantizedLayer[] }> {
   const linears = findLinears(graph, modules)
-  const edits = new Edits(model, graph, linears, policy)
+  const edits = new Edits({ model, graph, linears, config, embeddings: findEmbeddings(graph) }, policy)
   for (const [index, { adapter, weight }] of adapters.entries()) {
     requireHandled(adapter, GRAPH_PARTS, 'merging into ONNX models')
     refuseWeighted(adapter.parts(), weight)
@@ -91,11 +93,12 @@ class Edits {
   readonly quantized: QuantizedLayer[] = []
   readonly #policy: QuantizedPolicy | undefined
 
-  constructor(model: OnnxModel, graph: Graph, linears: readonly Linear[], policy: QuantizedPolicy | undefined) {
+  constructor(places: ModelPlaces, policy: QuantizedPolicy | undefined) {
+    const { graph, linears } = places
     this.#policy = policy
     this.#graph = graph
     this.#linears = linears
-    this.#places = { model, graph, linears, embeddings: findEmbeddings(graph) }
+    this.#places = places
     this.#convolutions = findConvolutions(graph)
   }
 
@@ -183,7 +186,7 @@ class Edits {
         const edit = this.#at(bias, tensor.name, true)
         if (bias.width === linear.d) edit.replace(tensor, false, key)
         else edit.replaceElements(tensor, bias.start, key)
-      } else this.#at(place.place, tensor.name, false).replace(tensor, false, key)
+      } else this.#at(place.place, tensor.name, false).replace(shifted(tensor, place.offset), false, key)
     }
   }
 
@@ -220,6 +223,13 @@ class Edits {
     ofNode.set(input, edit)
     return new EditBuilder(edit)
   }
+}
+
+/** The values plus a number, in f32 where that is another one than 0. */
+function shifted(tensor: Replacement, offset: number): StoredTensor {
+  if (offset === 0) return tensor
+  const values = Float32Array.from(tensor.weight.data, (value) => value + offset)
+  return { dtype: 'F32', shape: tensor.shape, data: new Uint8Array(values.buffer) }
 }
 
 class EditBuilder {

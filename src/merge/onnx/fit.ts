@@ -58,7 +58,9 @@ export async function fitOnnx(
     }
     const place = async () => {
       requireHandled({ config: adapter.config, parts: () => [part] }, GRAPH_PARTS, 'merging into ONNX models')
-      const { targets, branches } = await planOnnxMerge(model, [{ adapter: stubOf(part, adapter), weight: 1 }])
+      // A part of a head alone is no head.
+      const about = head?.placed.tensors.has(name) ? {} : { config }
+      const { targets, branches } = await planOnnxMerge(model, [{ adapter: stubOf(part, adapter), weight: 1 }], about)
       if (targets.size === 0) return branchFit(name, branches[0])
       const [{ target, source }] = targets.values()
       const normDelta = 'config' in part ? normDeltas?.get(name) : undefined

@@ -130,7 +130,7 @@ async function spreadAll(
     )
     const hasPlace = async (i: number, name: string) =>
       heads[i]?.placed.tensors.has(name) === true ||
-      isPlaced(models[i], graphs[i].graph, adapter.only(new Set([name])), modules ?? {})
+      isPlaced(models[i], graphs[i].graph, adapter.only(new Set([name])), { modules, config })
     const { parts: own, missing } = await spreadAdapter(graphs, adapter, hasPlace)
     if (missing.length > 0) {
       const linears = graphs.flatMap(({ linears }) => linears.map(({ name }) => name))
@@ -147,9 +147,14 @@ async function spreadAll(
   return { parts, warnings }
 }
 
-async function isPlaced(model: OnnxModel, graph: Graph, part: LoraAdapter, modules: Readonly<Record<string, string>>) {
+async function isPlaced(
+  model: OnnxModel,
+  graph: Graph,
+  part: LoraAdapter,
+  { modules = {}, config }: Pick<MergeGraphsOptions, 'modules' | 'config'>,
+): Promise<boolean> {
   try {
-    await collectEdits(model, graph, [{ adapter: part, weight: 1 }], modules)
+    await collectEdits(model, graph, [{ adapter: part, weight: 1 }], modules, { config: config?.values })
     return true
   } catch (error) {
     if (error instanceof LowrankError) return false

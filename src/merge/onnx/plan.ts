@@ -92,7 +92,7 @@ export async function planOnnxMerge(
   }
   const isElsewhere = (adapter: LoraAdapter, tensor: string) =>
     head?.isReplaced === false && head.adapter === adapter && head.placed.tensors.has(tensor)
-  const { edits, quantized } = await collectEdits(model, graph, adapters, modules, { policy, isElsewhere })
+  const { edits, quantized } = await collectEdits(model, graph, adapters, modules, { policy, config, isElsewhere })
   if (policy !== undefined && quantized.length === 0) throw nothingQuantized(graph, policy)
   const groups = groupByWeight(graph, edits)
   const inSubgraphs = new Set(graph.nodes.flatMap(implicitInputs))

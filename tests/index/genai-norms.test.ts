@@ -1,0 +1,107 @@
+// Adapters that replace norms, on graphs of onnxruntime-genai's builder: in sessions, merged, and trained further. Against PEFT
+// (tests/golden/genai-norms).
+
+import { readFileSync } from 'node:fs'
+import { describe, expect, it } from 'vitest'
+import { MemoryDirectory } from '../../src/base/bytes.js'
+import { UnsupportedError } from '../../src/base/errors.js'
+import { loadOnnx } from '../../src/formats/onnx/model.js'
+import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
+import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { NodeDirectory } from '../../src/io/node/files.js'
+import { LoraAdapter } from '../../src/lora/adapter.js'
+import { mergeOnnx } from '../../src/merge/onnx/merge-onnx.js'
+import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import type { RuntimeTensor } from '../../src/runtime/runtime.js'
+import { causalLm } from '../../src/tasks/causal-lm.js'
+import { addWhole, savedTensors, wholeTensors } from '../../src/train/whole-tensors.js'
+import { feedsOf, inThread, maxDifference, openModel } from '../infer/models.js'
+import { checkGoldenRun, type GoldenRun } from '../tasks/golden-run.js'
+
+const FOLDER = 'tests/golden/genai-norms'
+/** Each with its graph. */
+const CASES = {
+  llama: 'tests/golden/models/llama-genai',
+  gemma: `${FOLDER}/gemma`,
+  qwen3: `${FOLDER}/qwen3`,
+}
+
+type Golden = GoldenRun & { readonly inputIds: number[][] }
+const goldenOf = (name: string): Golden => JSON.parse(readFileSync(`${FOLDER}/${name}/golden/golden.json`, 'utf8'))
+
+async function logitsOf(name: string, key: string): Promise<Float32Array> {
+  const source = await new NodeDirectory(`${FOLDER}/${name}/golden`).open('logits.safetensors')
+  const { data } = await readTensorF32(await parseSafetensorsHeader(source), key)
+  await source.close()
+  return data
+}
+
+/** The last token's of each row. */
+function lastOf({ data, dims: [rows, tokens, vocabulary] }: RuntimeTensor): Float32Array {
+  return Float32Array.from({ length: rows * vocabulary }, (_, i) => {
+    const row = Math.floor(i / vocabulary)
+    return Number(data[((row + 1) * tokens - 1) * vocabulary + (i % vocabulary)])
+  })
+}
+
+describe.each(Object.entries(CASES))('replaced norms of %s', (name, folder) => {
+  const golden = goldenOf(name)
+  const adapterFolder = new NodeDirectory(`${FOLDER}/${name}/golden/adapter-init`)
+
+  it('give PEFT’s logits in sessions, also in one row alone, and merged', async () => {
+    const model = await openModel(folder)
+    const adapter = await loadAdapter(adapterFolder)
+    const [base, adapted] = [await logitsOf(name, 'base'), await logitsOf(name, 'adapted')]
+    const session = await OnnxSession.open(model, { adapters: { own: adapter } })
+    const feeds = feedsOf(model, golden.inputIds)
+    const run = async (own?: string | (string | null)[]) => lastOf((await session.run(feeds, { adapter: own })).logits)
+    expect(maxDifference(await run(), base)).toBeLessThan(2e-5)
+    expect(maxDifference(await run('own'), adapted)).toBeLessThan(2e-5)
+    const half = adapted.length / 2
+    const mixed = Float32Array.of(...adapted.subarray(0, half), ...base.subarray(half))
+    expect(maxDifference(await run(['own', null]), mixed)).toBeLessThan(2e-5)
+    const out = new MemoryDirectory()
+    await mergeOnnx(model.onnx, adapter, out, { companions: new NodeDirectory(folder) })
+    const merged = await loadOnnx(out, 'model.onnx')
+    const alone = await OnnxSession.open({ onnx: merged, runtime: inThread })
+    expect(maxDifference(lastOf((await alone.run(feeds)).logits), adapted)).toBeLessThan(2e-5)
+    for (const one of [session, alone]) await one.dispose()
+    for (const one of [merged, model]) await one.close()
+  })
+
+  it('have PEFT’s gradients and steps, and a new adapter starts with the base’s own', async () => {
+    const model = await openModel(folder)
+    const examples = golden.inputIds.map((ids) => ({ inputIds: Int32Array.from(ids), labels: Int32Array.from(ids) }))
+    const open = causalLm.open(model, examples)
+    await checkGoldenRun(model, open, examples, { folder: `${FOLDER}/${name}/golden`, golden, length: 6 })
+
+    const config = { rank: 1, modulesToSave: ['input_layernorm', 'post_attention_layernorm', 'model.norm'] }
+    const [fresh, context] = [new LoraAdapter(config), { model, open: open as never, modules: undefined }]
+    await addWhole(fresh, context, savedTensors(context, fresh.config))
+    expect(fresh.parts('replacement')).toHaveLength(name === 'qwen3' ? 3 : 5)
+    const session = await OnnxSession.open(model, { adapters: { fresh } })
+    const { logits } = await session.run(feedsOf(model, golden.inputIds), { adapter: 'fresh' })
+    expect(maxDifference(lastOf(logits), await logitsOf(name, 'base'))).toBeLessThan(2e-5)
+    await session.dispose()
+    await model.close()
+  })
+})
+
+describe('replaced norms of a type of model that is not known', () => {
+  it.each([['other'], [undefined]])('are refused by name before anything is written: %s', async (type) => {
+    const model = await openModel(CASES.llama)
+    const unknown = { ...model, config: { ...model.config, model_type: type } }
+    const adapter = await loadAdapter(new NodeDirectory(`${FOLDER}/llama/golden/adapter-init`))
+    const message =
+      /input_layernorm\.weight: .*not known whether onnxruntime-genai has added 1.*got (other|no model_type)/
+    const opening = OnnxSession.open(unknown, { adapters: { adapter } })
+    await expect(opening).rejects.toThrow(UnsupportedError)
+    await expect(opening).rejects.toThrow(message)
+    const out = new MemoryDirectory()
+    await expect(mergeOnnx(model.onnx, adapter, out)).rejects.toThrow(message)
+    expect(out.files.size).toBe(0)
+    const context = { model: unknown, open: causalLm.open(model, []) as never, modules: undefined }
+    expect(() => wholeTensors(adapter, context)).toThrow(/cannot be trained whole.*not known whether onnxruntime-genai/)
+    await model.close()
+  })
+})
