@@ -5,7 +5,7 @@
 // SCRATCH: a folder for transformers.js and for the models that are made here. Prints a line for each row of CASES.
 
 import assert from 'node:assert/strict'
-import { readFileSync } from 'node:fs'
+import { existsSync, readFileSync } from 'node:fs'
 import { basename, join } from 'node:path'
 import { LoraAdapter, loadAdapter, loadModel, MemoryDirectory, merge, openSession, saveAdapter } from 'lowrank'
 import { pipelineWithAdapters } from 'lowrank/transformers'
@@ -92,6 +92,15 @@ const CASES = [
     folder: mergedOnnx,
     check: compareVectors,
   },
+  ...['t5', 'bart'].map((name) => ({
+    name: `an adapter merged into both graphs of ${name}`,
+    task: 'text2text-generation',
+    base: join(ROOT, 'tests/golden/graphs', name),
+    adapter: join(ROOT, 'tests/golden/seq2seq', name, 'adapter-init'),
+    folder: mergedOnnx,
+    check: compareWritten,
+    isMergedOnly: true,
+  })),
   {
     name: 'an adapter beside 4-bit weights',
     task: 'text-generation',
@@ -197,6 +206,16 @@ async function compareTexts(pipeline, { base, adapter }) {
   return `${PROMPTS.length} texts of ${MAX_NEW_TOKENS} tokens are the same, one by one and in a batch`
 }
 
+/** Both write a text for each prompt, greedily, one by one. */
+async function compareWritten(pipeline, { base, adapter }) {
+  const expected = await lowrankTexts(base, adapter)
+  for (const [i, prompt] of PROMPTS.entries()) {
+    const [{ generated_text: text }] = await pipeline(prompt, { max_new_tokens: MAX_NEW_TOKENS, do_sample: false })
+    assert.equal(text, expected[i], prompt)
+  }
+  return `${PROMPTS.length} texts of ${MAX_NEW_TOKENS} tokens are the same`
+}
+
 function lowrankTexts(base, adapter) {
   return withSession(base, adapter, async (session) => {
     const texts = []
@@ -293,9 +312,10 @@ async function withSession(base, adapter, use) {
   }
 }
 
-/** The .onnx of `base` with `adapter` inside, in a folder that runs. */
+/** The .onnx files of `base` with `adapter` inside, in a folder that runs. */
 async function mergedOnnx({ name, base, adapter }) {
   const out = join(scratch, name.replaceAll(' ', '-')) // transformers.js takes no names with spaces
-  await merge({ base: join(base, 'onnx/model.onnx'), adapters: adapter, out, overwrite: true })
+  const hasOne = existsSync(join(base, 'onnx/model.onnx'))
+  await merge({ base: hasOne ? join(base, 'onnx/model.onnx') : base, adapters: adapter, out, overwrite: true })
   return out
 }

@@ -165,13 +165,18 @@ def gradients(adapted, batch):
 
 def adamw(adapted, batches, steps):
     """Losses before each update and gradient norms before clipping."""
-    params = list(trainable(adapted).values())
-    optimizer = torch.optim.AdamW(params, lr=ADAMW["lr"], betas=ADAMW["betas"], eps=ADAMW["eps"],
+    return adamw_steps(trainable(adapted).values(), lambda step: loss_of(adapted, batches[step % len(batches)]), steps)
+
+
+def adamw_steps(params, loss_at, steps, lr=ADAMW["lr"]):
+    """The same, of any loss: that of a step by its number."""
+    params = list(params)
+    optimizer = torch.optim.AdamW(params, lr=lr, betas=ADAMW["betas"], eps=ADAMW["eps"],
                                   weight_decay=ADAMW["weightDecay"], foreach=False)
     losses, norms = [], []
     for step in range(steps):
         optimizer.zero_grad()
-        loss = loss_of(adapted, batches[step % len(batches)])
+        loss = loss_at(step)
         loss.backward()
         norms.append(torch.nn.utils.clip_grad_norm_(params, ADAMW["maxGradNorm"], foreach=False).item())
         optimizer.step()

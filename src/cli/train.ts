@@ -125,8 +125,7 @@ export const train = defineCommand({
     ),
     task: choice(
       TRAIN_CHOICES.task,
-      'what the model learns: to continue texts, to turn texts into vectors, or to give each text, word or picture a label',
-      'causal-lm',
+      'what the model learns: to continue texts, to write a text for another one, to turn texts into vectors, or to give each text, word or picture a label; default: causal-lm, or seq2seq for an encoder-decoder such as T5',
     ),
     taskOptions: taskOptions(),
     preset: choice(
@@ -210,7 +209,7 @@ export const train = defineCommand({
     const given = new Set(Object.keys(own).filter((key) => occurrences.some(({ flag }) => flag === flagOf(key))))
     const fromFile = file === undefined ? {} : await readRunFile(file)
     const options = await withFile(fromFile, own, given)
-    const { model, data, out, task = 'causal-lm' } = options
+    const { model, data, out, task } = options
     if (model === undefined) throw new UsageError(`--model ${MODEL} is missing`)
     if (data === undefined) throw new UsageError('--data FILE|DIR is missing')
     if (options.resume && options.overwrite) throw new UsageError('--resume and --overwrite cannot be used together')
@@ -254,7 +253,7 @@ export const train = defineCommand({
     if (interrupted)
       say(`To continue, run the same command with --resume${options.overwrite ? ' in place of --overwrite' : ''}.`)
     else {
-      const [command, plain] = TRIED_WITH[task]
+      const [command, plain] = TRIED_WITH[task ?? 'causal-lm']
       const input = isChat ? '--prompt "Who are you?"' : plain
       say(`Try it: npx lowrank ${command} --model ${quote(String(model))}${form} --adapter ${quote(out)} ${input}`)
     }
@@ -302,6 +301,7 @@ const TRIED_WITH: Readonly<Record<(typeof TRAIN_CHOICES.task)[number], readonly 
   'causal-lm': ['generate', '--prompt "The"'],
   embedding: ['embed', '--text "The"'],
   'image-classification': ['classify', '--image photo.jpg'],
+  seq2seq: ['generate', '--prompt "The"'],
   'text-classification': ['classify', '--text "The"'],
   'token-classification': ['classify', '--text "The"'],
 }

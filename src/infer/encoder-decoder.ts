@@ -1,9 +1,9 @@
 // Texts of encoder-decoders: the encoder reads the prompt once, and the decoder writes from its own first token on, with the encoder's
 // hidden states beside it.
 
-import { DataError, FormatError } from '../base/errors.js'
+import { DataError } from '../base/errors.js'
 import { encoderInputs } from '../graph/inputs/encoder.js'
-import { HIDDEN_STATES, STATES_MASK } from '../graph/inputs/encoder-decoder.js'
+import { HIDDEN_STATES, STATES_MASK, startToken } from '../graph/inputs/encoder-decoder.js'
 import { inputFamily } from '../graph/inputs/family.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
 import type { Graph } from '../graph/view/graph.js'
@@ -29,17 +29,9 @@ export interface EncodedSource {
  */
 export function encodedSource(model: Model, graph: Graph): EncodedSource | undefined {
   if (inputFamily(graph) !== 'encoder-decoder') return undefined
-  const tokenOf = (key: string) => [model.generationConfig[key], model.config[key]].find(Number.isSafeInteger)
-  const start = tokenOf('decoder_start_token_id') ?? tokenOf('bos_token_id')
-  if (start === undefined) {
-    throw new FormatError({
-      where: model.directory.name,
-      what: 'no file names the token that a decoder begins with',
-      hint: 'Add decoder_start_token_id to generation_config.json',
-    })
-  }
-  const forced = tokenOf('forced_bos_token_id')
-  const startIds = [start, ...(forced === undefined ? [] : [forced])] as number[]
+  const { generationConfig, config } = model
+  const forced = [generationConfig.forced_bos_token_id, config.forced_bos_token_id].find(Number.isSafeInteger)
+  const startIds = [startToken(model), ...(forced === undefined ? [] : [forced as number])]
   const inputs = graph.inputs.map(({ name }) => name).filter((name) => name === HIDDEN_STATES || name === STATES_MASK)
   return { startIds, inputs: new Set(inputs) }
 }

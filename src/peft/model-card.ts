@@ -56,6 +56,12 @@ const CALLS: Readonly<Record<string, Calls>> = {
     autoClass: 'AutoModelForTokenClassification',
     command: 'classify --text',
   },
+  SEQ_2_SEQ_LM: {
+    pipeline: 'text2text-generation',
+    autoClass: 'AutoModelForSeq2SeqLM',
+    command: 'generate --prompt',
+    onlyMerged: true,
+  },
   FEATURE_EXTRACTION: { pipeline: 'feature-extraction', autoClass: 'AutoModel', command: 'embed --text' },
   'image-classification': {
     pipeline: 'image-classification',

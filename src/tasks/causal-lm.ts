@@ -2,7 +2,6 @@
 // completion those of the completion, of a chat those that the assistant writes. The loss is the cross-entropy in nats per target.
 
 import { DataError, FormatError, UnsupportedError } from '../base/errors.js'
-import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
 import { inputFamily } from '../graph/inputs/family.js'
 import type { TokenBatch } from '../graph/inputs/roles.js'
 import { tokenInputs } from '../graph/inputs/tokens.js'
@@ -29,15 +28,9 @@ import {
   type ParsedRecord,
   parseRecord,
 } from '../text/records.js'
+import { nextTokenLoss, PROBED_TARGETS, probeTargets, rowFeeds, targetsLength } from './next-tokens.js'
 import type { EncodeContext, Encoded, OpenTask, Task } from './task.js'
-import { attentionMask, ownLength, PROBE_BATCHES, padded, tokenLengths } from './token-batch.js'
-
-/** Graph inputs of the loss: rows with a target int64 (m), [row, target] int64 (m, 2). */
-const ROWS = 'loss/rows'
-const TARGETS = 'loss/targets'
-
-/** Rows with a target where shapes are measured. */
-const PROBED_TARGETS = [4, 11] as const
+import { attentionMask, PROBE_BATCHES, padded, tokenLengths } from './token-batch.js'
 
 export const causalLm: Task<ParsedRecord, Example> = {
   name: 'causal-lm',
@@ -46,16 +39,15 @@ export const causalLm: Task<ParsedRecord, Example> = {
 
   check(model) {
     const graph = readGraph(model.onnx.proto)
-    if (inputFamily(graph) === 'encoder-decoder') {
+    if (['encoder-decoder', 'joined'].includes(inputFamily(graph) ?? '')) {
       throw new UnsupportedError({
         where: 'ONNX model',
-        what: 'it is the decoder of an encoder-decoder, which lowrank does not train yet',
-        expected: 'a causal language model of one graph',
+        what: 'it is an encoder-decoder, which writes a text for another one and continues none',
+        expected: 'a causal language model',
         got: `inputs ${graph.inputs
           .map(({ name }) => name)
           .slice(0, 4)
           .join(', ')}, …`,
-        hint: 'Train the adapter with PEFT: sessions and merges take it',
       })
     }
     checkCausal(model, graph)
@@ -140,20 +132,17 @@ class CausalLm implements OpenTask<Example> {
     const [first, second] = PROBE_BATCHES.map(({ batch, sequence }, i) =>
       this.#probeFeeds(batch, sequence, PROBED_TARGETS[i]),
     )
-    const lengths = [...tokenLengths(), ownLength('targets', PROBED_TARGETS, { input: ROWS, axis: 0 })]
-    this.probe = { feeds: [first, second], lengths }
+    this.probe = { feeds: [first, second], lengths: [...tokenLengths(), targetsLength()] }
   }
 
   forward(graph: ObjectiveGraph): Value {
     if (this.#isPacked) separateRecords(graph, this.#inputs.roles)
-    const rows = graph.input(ROWS, DataType.INT64, ['targets'])
-    const targets = graph.input(TARGETS, DataType.INT64, ['targets', 2])
-    const choice = graph.chooseRows(logitsName(graph), rows)
+    const { choice, loss } = nextTokenLoss(graph)
     graph.check((shapeOf) => {
       checkAllTokens(shapeOf(choice.all))
       checkWidth(this.#model, shapeOf(choice.chosen)?.dims[1])
     })
-    return graph.crossEntropy(choice.chosen, targets)
+    return loss
   }
 
   cost({ inputIds }: Example): number {
@@ -199,12 +188,11 @@ class CausalLm implements OpenTask<Example> {
     return { ...this.#inputs.feeds(tokens), ...this.#inputs.emptyCache(batch), ...packed }
   }
 
-  /** All targets at the first row: it is there in models that compute logits of the last tokens alone, too. */
   #probeFeeds(batch: number, sequence: number, targets: number): Feeds {
     const ids = new Int32Array(batch * sequence)
     return {
       ...this.#feeds({ batch, sequence, inputIds: ids, attentionMask: ids.slice().fill(1) }),
-      ...rowFeeds(Array(targets).fill(0), Array(targets).fill(0)),
+      ...probeTargets(targets),
     }
   }
 }
@@ -243,14 +231,6 @@ export function targetFeeds(labels: ArrayLike<number>, length: number): Feeds {
   }
   if (rows.length === 0) throw new DataError({ where: 'batch', what: 'no position has a target' })
   return rowFeeds(rows, targets)
-}
-
-function rowFeeds(rows: readonly number[], targets: readonly number[]): Feeds {
-  const pairs = targets.flatMap((target, row) => [row, target])
-  return {
-    [ROWS]: { type: 'int64', data: BigInt64Array.from(rows, BigInt), dims: [rows.length] },
-    [TARGETS]: { type: 'int64', data: BigInt64Array.from(pairs, BigInt), dims: [rows.length, 2] },
-  }
 }
 
 /** Endings of architectures that predict something else than the next token. */

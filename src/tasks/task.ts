@@ -16,6 +16,8 @@ export interface EncodeContext {
   readonly model: Model
   /** Most tokens of an example; infinite where nothing limits it. */
   readonly maxLength: number
+  /** Whether somebody asked for that limit: longer texts are to be cut. */
+  readonly isLimited?: boolean | undefined
   /** The model's chat template; undefined where it has none. Throws FormatError when it has one that cannot be used. */
   chatTemplate(): ChatTemplate | undefined
   /** Further variables of the chat template. */

@@ -9,6 +9,7 @@ const LOADERS = {
   'causal-lm': async () => (await import('./causal-lm.js')).causalLm,
   embedding: async () => (await import('./embedding.js')).embedding,
   'image-classification': async () => (await import('./image-classification.js')).imageClassification,
+  seq2seq: async () => (await import('./seq2seq.js')).seq2seq,
   'text-classification': async () => (await import('./text-classification.js')).textClassification,
   'token-classification': async () => (await import('./token-classification.js')).tokenClassification,
 }
@@ -18,8 +19,13 @@ export type TaskName = keyof typeof LOADERS
 
 export const TASK_NAMES = Object.keys(LOADERS) as readonly TaskName[]
 
-/** What is trained where nothing else is asked for. */
-export const DEFAULT_TASK: TaskName = 'causal-lm'
+/** What a model is trained for where nothing else is asked for. */
+export async function defaultTask({ graphs, onnx }: Pick<Model, 'graphs' | 'onnx'>): Promise<TaskName> {
+  const { inputFamily } = await import('../graph/inputs/family.js')
+  const { readGraph } = await import('../graph/view/read-graph.js')
+  const family = inputFamily(readGraph(onnx.proto))
+  return family === 'encoder-decoder' || family === 'joined' || graphs.encoder !== undefined ? 'seq2seq' : 'causal-lm'
+}
 
 /** @throws ConfigError for a name that no task has */
 export async function loadTask(name: string): Promise<Task> {

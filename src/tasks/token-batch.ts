@@ -19,6 +19,14 @@ export function attentionMask(lists: readonly ArrayLike<number>[], length: numbe
   return result
 }
 
+/** Lengths are rounded up to this, so that the runtime's memory pool sees few sizes. */
+const LENGTH_MULTIPLE = 8
+
+/** What a batch is filled up to whose longest example has so many tokens. */
+export function roundUp(length: number): number {
+  return Math.ceil(length / LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+}
+
 /** Sequences, and tokens of each, where shapes are measured: no length comes about in two ways at both points. */
 export const PROBE_BATCHES = [
   { batch: 2, sequence: 3 },

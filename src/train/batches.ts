@@ -2,6 +2,7 @@
 
 import { Random } from '../base/random.js'
 import type { Examples } from '../tasks/task.js'
+import { roundUp } from '../tasks/token-batch.js'
 
 /** Which examples run together, and the length they are padded to. */
 export interface MicroBatch {
@@ -25,9 +26,6 @@ export interface PlanOptions {
  * stays random.
  */
 const WINDOW_STEPS = 16
-
-/** Lengths are rounded up to this, so that the runtime's memory pool sees few sizes. */
-const LENGTH_MULTIPLE = 8
 
 /**
  * The steps of one epoch, in order. Each example is in one of them; the last step of the last window has what is left
@@ -85,10 +83,6 @@ export function costOf(costs: readonly number[], plans: readonly MicroBatch[]): 
 
 function sum<T>(items: readonly T[], value: (item: T) => number): number {
   return items.reduce((total, item) => total + value(item), 0)
-}
-
-function roundUp(length: number): number {
-  return Math.ceil(length / LENGTH_MULTIPLE) * LENGTH_MULTIPLE
 }
 
 function chunks<T>(items: readonly T[], size: number): T[][] {

@@ -119,6 +119,7 @@ export async function encodeContext(
   return {
     model,
     maxLength,
+    isLimited: options.maxLength !== undefined,
     chatTemplateArgs,
     decodeImage,
     chatTemplate() {

@@ -47,7 +47,7 @@ type Optional<T> = { readonly [K in keyof T]?: T[K] | undefined }
 export interface TrainingOptions extends Optional<TrainSettings> {
   /** The base. Training reads its weights and never changes them. It does not close the model. */
   readonly model: Model
-  /** The task. Default: `causal-lm`, to continue texts. */
+  /** The task. Default: `causal-lm`, to continue texts, or `seq2seq` for a model with an encoder and a decoder, such as T5. */
   readonly task?: TaskName | undefined
   /** Settings that only this task has, such as the temperature of its loss. */
   readonly taskOptions?: Readonly<Record<string, unknown>> | undefined

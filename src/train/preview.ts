@@ -3,7 +3,7 @@
 import { UnsupportedError } from '../base/errors.js'
 import { readRows } from '../data/read-rows.js'
 import { requireTokenizer } from '../graph/model-folder.js'
-import { DEFAULT_TASK, loadTask } from '../tasks/tasks.js'
+import { defaultTask, loadTask } from '../tasks/tasks.js'
 import { encodeContext } from './examples.js'
 import type { TrainingOptions } from './options.js'
 
@@ -38,7 +38,7 @@ export type PreviewOptions = Pick<
  */
 export async function previewExamples(options: PreviewOptions, count: number): Promise<PreviewExample[]> {
   const { model, data, columns } = options
-  const task = await loadTask(options.task ?? DEFAULT_TASK)
+  const task = await loadTask(options.task ?? (await defaultTask(options.model)))
   if (task.tokens === undefined) throw new UnsupportedError({ where: task.name, what: 'this task has no preview' })
   const context = await encodeContext(options)
   const tokenizer = requireTokenizer(model)

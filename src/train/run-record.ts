@@ -2,7 +2,6 @@
 
 import type { DtypeChoice } from '../graph/graph-file.js'
 import { type LoraConfig, resolveConfig } from '../lora/config.js'
-import { DEFAULT_TASK } from '../tasks/tasks.js'
 import type { TrainingOptions } from './options.js'
 import { TRAIN_DEFAULTS, type TrainSettings } from './settings.js'
 
@@ -25,16 +24,7 @@ export function runRecord(
   { settings, config }: { settings: TrainSettings; config: LoraConfig },
 ): string | undefined {
   if (options.adapter !== undefined) return undefined
-  const {
-    preset,
-    task = DEFAULT_TASK,
-    taskOptions,
-    evalSplit,
-    columns,
-    chatTemplate,
-    chatTemplateArgs,
-    modules,
-  } = options
+  const { preset, task, taskOptions, evalSplit, columns, chatTemplate, chatTemplateArgs, modules } = options
   const own = { preset, task, taskOptions, evalSplit, columns, chatTemplate, chatTemplateArgs, modules }
   const record = { ...sources, ...own, config: configOf(config), ...settings }
   return `${JSON.stringify(record, null, 2)}\n`

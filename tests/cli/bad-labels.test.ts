@@ -11,6 +11,7 @@ import { scratchFolder } from './lowrank.js'
 const scratch = scratchFolder()
 const ENCODER = 'tests/golden/text-classification/encoder'
 const CLASSIFIER = 'tests/golden/text-classification/classifier'
+const BART = 'tests/golden/graphs/bart'
 const VIT = 'tests/golden/image-classification/vit'
 
 interface Case {
@@ -19,7 +20,7 @@ interface Case {
   /** Number of the row that the message names; undefined where it is about all. */
   readonly row?: number
   readonly message: RegExp
-  readonly task?: 'text-classification' | 'embedding' | 'image-classification' | 'causal-lm'
+  readonly task?: 'text-classification' | 'embedding' | 'image-classification' | 'causal-lm' | 'seq2seq'
   readonly model?: string
 }
 
@@ -86,6 +87,53 @@ const CASES: Readonly<Record<string, Case>> = {
     rows: [{ image: 'nowhere.png', label: 'a' }],
     message: /This model can be trained for .*text-classification/,
     task: 'image-classification',
+  },
+  'no target': {
+    rows: [{ text: 'a', target: 'b' }, { text: 'a' }],
+    row: 1,
+    message: /no target: a text that the model learns to write.*"target".*got "text" \(string\).*--columns/s,
+    task: 'seq2seq',
+    model: BART,
+  },
+  'an empty target': {
+    rows: [{ text: 'a', target: ' ' }],
+    row: 0,
+    message: /target: it is empty/,
+    task: 'seq2seq',
+    model: BART,
+  },
+  'two languages in one field': {
+    rows: [{ text: 'a', translation: { en: 'a', de: 'b' } }],
+    row: 0,
+    message: /no target.*fields of their own/s,
+    task: 'seq2seq',
+    model: BART,
+  },
+  'two fields that could be the target': {
+    rows: [{ text: 'a', summary: 'b', label: 'c' }],
+    row: 0,
+    message: /more than one field could be the text or the target.*--columns/s,
+    task: 'seq2seq',
+    model: BART,
+  },
+  'a target that is too long for the model': {
+    rows: [{ text: 'a', target: 'the sea '.repeat(60) }],
+    row: 0,
+    message: /target: longer than the model can write; expected at most 64 tokens, got \d+.*--max-length 64/s,
+    task: 'seq2seq',
+    model: BART,
+  },
+  'texts to continue for an encoder-decoder': {
+    rows: [{ text: 'a' }],
+    message: /it is an encoder-decoder.*can be trained for seq2seq: set the option task/s,
+    task: 'causal-lm',
+    model: BART,
+  },
+  'a text to write for a model that continues texts': {
+    rows: [{ text: 'a', target: 'b' }],
+    message: /it is no encoder-decoder.*can be trained for causal-lm/s,
+    task: 'seq2seq',
+    model: 'models/union-3m',
   },
   'texts to continue for a classifier': {
     rows: [{ text: 'a' }],

@@ -70,7 +70,7 @@ const TYPES: Partial<Record<DataType, TensorType>> = {
 }
 
 /** The inputs over tokens, and the others. */
-export function splitInputs(graph: Graph): { roles: RoleInput[]; others: ValueInfoProto[] } {
+export function splitInputs(graph: Pick<Graph, 'inputs'>): { roles: RoleInput[]; others: ValueInfoProto[] } {
   const roles: RoleInput[] = []
   const others: ValueInfoProto[] = []
   for (const input of graph.inputs) {

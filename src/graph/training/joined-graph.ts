@@ -1,0 +1,147 @@
+// An encoder and its decoder as one graph, to train both at once: the encoder's hidden states feed the decoder. Weights stay in their files.
+
+import { UnsupportedError } from '../../base/errors.js'
+import type { ModelProto, NodeProto, TensorProto } from '../../formats/onnx/gen/onnx_pb.js'
+import { copyMessage, mapTensors } from '../../formats/onnx/messages.js'
+import { OnnxModel } from '../../formats/onnx/model.js'
+import { externalTensor, isExternal, weightRange } from '../../formats/onnx/tensors.js'
+import { dropEmptyCache, takeBranchWithoutCache } from '../inputs/cache.js'
+import { HIDDEN_STATES, OF_DECODER, STATES_MASK } from '../inputs/encoder-decoder.js'
+import { inputFamily } from '../inputs/family.js'
+import { findLinears, logitsName } from '../match/linears.js'
+import type { Model } from '../model-folder.js'
+import { Graph } from '../view/graph.js'
+import { raiseOpset } from '../view/opset.js'
+import { readGraph } from '../view/read-graph.js'
+import { renameAll } from '../view/rename.js'
+
+/** The encoder's weights are found under their locations in this folder. */
+const ENCODER_FILES = 'encoder/'
+
+/** What torch.onnx's dynamo exporter says of a node: a Python list of the modules around it, whose last entry is no module. */
+const SCOPES = 'pkg.torch.onnx.name_scopes'
+
+/**
+ * The model with one graph in the place of its encoder and its decoder. Its inputs are those of the encoder, and those of the decoder
+ * with `decoder_` before their names. Layers have the names that they have in the whole model. Other models stay as they are.
+ *
+ * @throws UnsupportedError for graphs that do not go together, or whose layers cannot be told apart
+ */
+export async function joinGraphs(model: Model): Promise<Model> {
+  if (model.graphs.encoder === undefined || model.graphs.decoder === undefined) return model
+  if (inputFamily(readGraph(model.onnx.proto)) !== 'encoder-decoder') return model
+  return { ...model, onnx: joined(await model.openGraph('encoder'), model.onnx) }
+}
+
+function joined(encoder: OnnxModel, decoder: OnnxModel): OnnxModel {
+  const back = new Graph(decoder.proto)
+  takeBranchWithoutCache(back)
+  raiseOpset(back)
+  back.outputs = back.outputs.filter(({ name }) => name === logitsName(back))
+  dropEmptyCache(back)
+  back.prune({ inputs: true })
+
+  const front = new Graph(encoder.proto)
+  raiseOpset(front)
+  const states = front.outputs.find(({ name }) => name === 'last_hidden_state') ?? front.outputs[0]
+  front.outputs = [states]
+  front.prune()
+
+  const ownInputs = new Set(back.inputs.map(({ name }) => name))
+  const taken = new Set<string>()
+  const last = renameAll(back.toModel(), {
+    value(name) {
+      const isOwn = ownInputs.has(name) && name !== HIDDEN_STATES
+      const own = !isOwn ? name : name === STATES_MASK ? 'attention_mask' : `${OF_DECODER}${name}`
+      taken.add(own)
+      return own
+    },
+    node: () => ({}),
+  })
+  const inputs = new Set(front.inputs.map(({ name }) => name))
+  const within = encoderModule(front, back, encoder.name)
+  const first = renameAll(front.toModel(), {
+    value(name) {
+      if (name === states.name) return HIDDEN_STATES
+      if (inputs.has(name)) return name
+      const moved = inModule(name, within)
+      return taken.has(moved) ? `${moved}/of encoder` : moved
+    },
+    node: (node) => ({ name: nodeName(node.name, within), metadataProps: scopesIn(node, within) }),
+  })
+  const files = new Map(decoder.files)
+  for (const [location, file] of encoder.files) files.set(ENCODER_FILES + location, file)
+  const moved = mapTensors(first, (tensor) => withFolder(tensor, encoder.name))
+  return new OnnxModel(decoder.name, decoder.fileName, together(moved, last, decoder.name), files)
+}
+
+/** The module of the encoder in the whole model, as that of the decoder is called; empty where its layers have their whole names. */
+function encoderModule(front: Graph, back: Graph, where: string): string {
+  const modulesOf = (graph: Graph) => findLinears(graph).map(({ name }) => name.split('.'))
+  if (modulesOf(front).some((segments) => segments.includes('encoder'))) return ''
+  const segments = modulesOf(back).find((one) => one.includes('decoder'))
+  if (segments !== undefined) return [...segments.slice(0, segments.indexOf('decoder')), 'encoder'].join('.')
+  throw new UnsupportedError({
+    where,
+    what: 'the layers of encoder and decoder cannot be told apart, because no name of a layer says that it is of the decoder',
+    hint: 'Export the model with optimum',
+  })
+}
+
+/** Names of layers are told from paths with slashes, or from names of tensors with dots; others say nothing. */
+function inModule(name: string, module: string): string {
+  if (module === '') return name
+  if (name.startsWith('/')) return `/${module.replaceAll('.', '/')}${name}`
+  return name.includes('.') && !/[/:]/.test(name) ? `${module}.${name}` : `${module.replaceAll('.', '/')}/${name}`
+}
+
+function nodeName(name: string, module: string): string {
+  return /[/.]/.test(name) ? inModule(name, module) : name
+}
+
+function scopesIn({ metadataProps }: NodeProto, module: string): NodeProto['metadataProps'] {
+  if (module === '') return metadataProps
+  return metadataProps.map((entry) => {
+    if (entry.key !== SCOPES) return entry
+    const names = [...entry.value.matchAll(/'([^']*)'/g)].map((match) => match[1])
+    const moved = names.map((name, i) => (name === '' || i === names.length - 1 ? name : `${module}.${name}`))
+    return copyMessage(entry, { value: `[${moved.map((name) => `'${name}'`).join(', ')}]` })
+  })
+}
+
+function withFolder(tensor: TensorProto, where: string): TensorProto {
+  if (!isExternal(tensor)) return tensor
+  const range = weightRange(tensor, where)
+  return externalTensor(tensor, { ...range, location: ENCODER_FILES + range.location })
+}
+
+function together(first: ModelProto, last: ModelProto, where: string): ModelProto {
+  const [front, back] = [first.graph!, last.graph!]
+  const versions = new Map(last.opsetImport.map((entry) => [entry.domain, entry]))
+  for (const entry of first.opsetImport) {
+    const own = versions.get(entry.domain)
+    if (own !== undefined && own.version !== entry.version) {
+      throw new UnsupportedError({
+        where,
+        what: `encoder and decoder use different operator sets ${entry.domain}`,
+        got: `${entry.version} and ${own.version}`,
+        hint: 'Export both with the same program',
+      })
+    }
+    versions.set(entry.domain, entry)
+  }
+  const functionName = ({ domain, name, overload }: ModelProto['functions'][number]) => [domain, name, overload].join()
+  const functions = new Map([...first.functions, ...last.functions].map((entry) => [functionName(entry), entry]))
+  const given = new Set([HIDDEN_STATES, ...front.input.map(({ name }) => name)])
+  return copyMessage(last, {
+    irVersion: BigInt(Math.max(Number(first.irVersion), Number(last.irVersion))),
+    opsetImport: [...versions.values()],
+    functions: [...functions.values()],
+    graph: copyMessage(back, {
+      node: [...front.node, ...back.node],
+      initializer: [...front.initializer, ...back.initializer],
+      input: [...front.input, ...back.input.filter(({ name }) => !given.has(name))],
+      valueInfo: [...front.valueInfo, ...back.valueInfo],
+    }),
+  })
+}

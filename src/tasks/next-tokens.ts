@@ -1,0 +1,40 @@
+// What tasks share that predict tokens: the rows of the logits that have a target, and the loss over them.
+
+import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
+import { logitsName } from '../graph/match/linears.js'
+import type { ObjectiveGraph, RowChoice } from '../graph/training/objective-graph.js'
+import type { Value } from '../graph/view/builder.js'
+import type { Feeds } from '../runtime/runtime.js'
+import { ownLength } from './token-batch.js'
+
+/** Graph inputs of the loss: rows with a target int64 (m), [row, target] int64 (m, 2). */
+const ROWS = 'loss/rows'
+const TARGETS = 'loss/targets'
+
+/** Rows with a target where shapes are measured. */
+export const PROBED_TARGETS = [4, 11] as const
+
+/** The number of rows with a target. */
+export const targetsLength = () => ownLength('targets', PROBED_TARGETS, { input: ROWS, axis: 0 })
+
+/** The rows of the logits that have a target, and Σ −ln(probability of the target) over them. */
+export function nextTokenLoss(graph: ObjectiveGraph): { choice: RowChoice; loss: Value } {
+  const rows = graph.input(ROWS, DataType.INT64, ['targets'])
+  const targets = graph.input(TARGETS, DataType.INT64, ['targets', 2])
+  const choice = graph.chooseRows(logitsName(graph), rows)
+  return { choice, loss: graph.crossEntropy(choice.chosen, targets) }
+}
+
+/** @param rows numbers of rows, counted over all sequences; `targets` has a token for each */
+export function rowFeeds(rows: readonly number[], targets: readonly number[]): Feeds {
+  const pairs = targets.flatMap((target, row) => [row, target])
+  return {
+    [ROWS]: { type: 'int64', data: BigInt64Array.from(rows, BigInt), dims: [rows.length] },
+    [TARGETS]: { type: 'int64', data: BigInt64Array.from(pairs, BigInt), dims: [rows.length, 2] },
+  }
+}
+
+/** All targets at the first row: it is there in models that compute logits of the last tokens alone, too. */
+export function probeTargets(count: number): Feeds {
+  return rowFeeds(Array(count).fill(0), Array(count).fill(0))
+}

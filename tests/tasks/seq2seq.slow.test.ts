@@ -1,0 +1,81 @@
+// Whole runs of encoder-decoders: trained, interrupted, resumed, and asked in a session.
+
+import { readFileSync } from 'node:fs'
+import * as ort from 'onnxruntime-node'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { MemoryDirectory } from '../../src/base/bytes.js'
+import { loadModel, type Model } from '../../src/graph/model-folder.js'
+import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { NodeDirectory } from '../../src/io/node/files.js'
+import type { OrtModule } from '../../src/runtime/onnxruntime.js'
+import { train } from '../../src/train/train.js'
+
+const ROWS = [
+  { text: 'And the people said unto him', target: 'the sea was calm' },
+  { text: 'In the beginning', target: 'there was the word' },
+]
+
+const runtime = { module: ort as unknown as OrtModule }
+
+describe.each(['t5', 'bart'])('%s', (name) => {
+  let model: Model
+  beforeAll(async () => {
+    model = await loadModel(new NodeDirectory(`tests/golden/graphs/${name}`), { runtime })
+  })
+  afterAll(() => model.close())
+
+  it('trains without a task being named, resumes to the same bytes, and answers in a session', async () => {
+    const run = (out: MemoryDirectory, options: object = {}) =>
+      train({
+        model,
+        data: ROWS,
+        evalData: ROWS,
+        maxSteps: 30,
+        learningRate: 1e-2,
+        threads: 1,
+        config: { rank: 4, dropout: 0.1 },
+        out,
+        ...options,
+      })
+    const [whole, broken] = [new MemoryDirectory(), new MemoryDirectory()]
+    const { adapter, report } = await run(whole)
+    expect(report.trainLoss.at(-1)).toBeLessThan(report.trainLoss[0] - 0.5)
+    expect(report.evalMetrics?.perplexity).toBeCloseTo(Math.exp(report.evalLoss!.after), 6)
+    expect(report.evalMetrics?.accuracy).toBeGreaterThan(0.2)
+    expect(adapter.config.taskType).toBe('SEQ_2_SEQ_LM')
+    // The names that PEFT has for them, in both halves.
+    const layer = name === 't5' ? 'block.1.layer.0.SelfAttention.q' : 'layers.0.self_attn.q_proj'
+    const prefix = name === 't5' ? '' : 'model.'
+    for (const side of ['encoder', 'decoder']) expect(adapter.has(`${prefix}${side}.${layer}`)).toBe(true)
+
+    const stop = new AbortController()
+    const on = { step: ({ step }: { step: number }) => (step === 7 ? stop.abort() : undefined) }
+    await run(broken, { signal: stop.signal, on })
+    await run(broken, { resume: true })
+    const file = 'adapter_model.safetensors'
+    expect(broken.files.get(file)).toEqual(whole.files.get(file))
+
+    const session = await OnnxSession.open(model, { adapters: { own: adapter } })
+    const options = { temperature: 0, maxNewTokens: 4 }
+    const { text } = await session.generate(ROWS[0].text, { ...options, adapter: 'own' })
+    expect(text).not.toBe((await session.generate(ROWS[0].text, options)).text)
+    await session.dispose()
+  })
+})
+
+it('trains a model from memory, whose weights are handed over', async () => {
+  const files = [
+    'config.json',
+    'tokenizer.json',
+    'tokenizer_config.json',
+    'onnx/encoder_model.onnx',
+    'onnx/decoder_model_merged.onnx',
+  ]
+  const content = files.map((file) => [file, Uint8Array.from(readFileSync(`tests/golden/graphs/t5/${file}`))])
+  const model = await loadModel(new MemoryDirectory(Object.fromEntries(content)), { runtime })
+  const { report } = await train({ model, data: ROWS, maxSteps: 1, threads: 1 })
+  const onDisk = await loadModel(new NodeDirectory('tests/golden/graphs/t5'), { runtime })
+  const other = await train({ model: onDisk, data: ROWS, maxSteps: 1, threads: 1 })
+  expect(report.trainLoss).toEqual(other.report.trainLoss)
+  await Promise.all([model.close(), onDisk.close()])
+})
