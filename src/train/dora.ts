@@ -1,6 +1,7 @@
 // What DoRA needs of the base: the norm of each row of a weight, which its magnitudes start from, and which its outputs are divided by.
 
 import { outputNorms } from '../graph/inject/affine.js'
+import { withPointwise } from '../graph/match/forms/pointwise.js'
 import { findLinears, type ModuleMap } from '../graph/match/linears.js'
 import { matchLayers } from '../graph/match/match.js'
 import { partsForGraph } from '../graph/match/packed.js'
@@ -29,7 +30,8 @@ export async function squaresOfRows(
   const squares = new Map<string, Float64Array>()
   if (layers.length === 0) return squares
   const graph = readGraph(model.onnx.proto)
-  const linears = findLinears(graph, modules)
+  const names = layers.map(({ name }) => name)
+  const linears = withPointwise(graph, findLinears(graph, modules), names)
   const read = new Set<string>()
   for (const { layer: part, linear } of matchLayers(linears, partsForGraph(linears, layers, false))) {
     if (read.has(part.name)) continue

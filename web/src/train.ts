@@ -2,8 +2,8 @@
 
 import { type Directory, type LoraAdapter, MemoryDirectory, RuntimeError, type StepEvent, train } from 'lowrank'
 import { drawCurve } from './curve.js'
-import { buttonOf, byId, guarded, inputOf } from './dom.js'
-import type { ModelChoice, OpenModel } from './models.js'
+import { buttonOf, byId, guarded, inputOf, MendableError } from './dom.js'
+import type { Device, ModelChoice, OpenModel } from './models.js'
 import { beginRun, endRun, type Job, unfinishedRun } from './runs.js'
 
 /** A closed page loses at most this many steps. */
@@ -26,8 +26,15 @@ export class Trainer {
   #isInMemory = false
   readonly #trained: (name: string, adapter: LoraAdapter) => Promise<void>
 
-  constructor(trained: (name: string, adapter: LoraAdapter) => Promise<void>) {
+  readonly #reopen: (device: Device) => Promise<void>
+
+  /** @param reopen opens the same model again, to compute with something else */
+  constructor(
+    trained: (name: string, adapter: LoraAdapter) => Promise<void>,
+    reopen: (device: Device) => Promise<void>,
+  ) {
     this.#trained = trained
+    this.#reopen = reopen
     buttonOf('start').addEventListener('click', () => void guarded('Training stopped', () => this.#start()))
     buttonOf('pause').addEventListener('click', () => this.#interrupt(false))
     buttonOf('stop').addEventListener('click', () => this.#interrupt(true))
@@ -107,11 +114,18 @@ export class Trainer {
         this.#paused = { job, folder }
         this.#say('The last saved step is kept. Press Continue, or first choose another way to compute in part 1.')
       }
-      await this.#refuse(error)
+      await this.#refuse(open.device === 'webgpu' && error instanceof RuntimeError ? this.#withoutGpu(error) : error)
     } finally {
       this.#running = undefined
       this.#buttons()
     }
+  }
+
+  #withoutGpu(error: RuntimeError): MendableError {
+    return new MendableError(error, 'Go on with WebAssembly', async () => {
+      await this.#reopen('wasm')
+      if (this.#open?.device === 'wasm') await this.#start()
+    })
   }
 
   #interrupt(keeps: boolean): void {
