@@ -5,8 +5,8 @@ import { StateError } from '../base/errors.js'
 import { transfer } from '../runtime/rpc.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { SessionTable } from '../runtime/session-table.js'
-import { keepBestOf, type LastStep, startLastStep, updateLastStep } from './last-step.js'
-import { AdamW, type AdamWOptions, type AdamWState, clipFactor, gradientNorm } from './optimizer.js'
+import { type EngineState, keepBestOf, type LastStep, startLastStep, updateLastStep } from './last-step.js'
+import { AdamW, type AdamWOptions, clipFactor, gradientNorm } from './optimizer.js'
 
 /** A tensor that is trained: a graph input, and the output that holds the loss's gradient by it. */
 export interface EngineParameter {
@@ -20,13 +20,6 @@ export interface EngineSetup {
   optimizer: AdamWOptions
   /** 0: no clipping. */
   maxGradNorm: number
-}
-
-/** All that training changes: where it starts, or how far it came. */
-export interface EngineState extends AdamWState {
-  parameters: Float32Array[]
-  /** The parameters that {@link TrainEngine.keepBest} last kept; undefined where it kept none. */
-  best?: Float32Array[] | undefined
 }
 
 /** One run of a session, with the trained tensors as they are. */

@@ -1,8 +1,14 @@
 // The state after the last step, in memory that the engine's worker and its owner share: a run in ONNX Runtime cannot be interrupted, and the
 // worker does not answer while it goes on.
 
-import type { EngineState } from './engine.js'
 import type { AdamWState } from './optimizer.js'
+
+/** All that training changes: where it starts, or how far it came. */
+export interface EngineState extends AdamWState {
+  parameters: Float32Array[]
+  /** The parameters of the best evaluation; undefined where none were kept. */
+  best?: Float32Array[] | undefined
+}
 
 /** Arrays over shared memory, one for each trained tensor. */
 export interface LastStep {
