@@ -95,6 +95,8 @@ const DATA = {
     task: 'image-classification',
     rows: () => split(read(path.join(needed('digits'), 'rows.jsonl')), PICTURES),
     settings: { batchSize: 16 },
+    // PEFT has no defaults for ViT. These are those of its guide to image classification.
+    peftTargets: ['query', 'value'],
     better: 'accuracy',
   },
   larger: {
@@ -157,9 +159,11 @@ function freshRowsOf({ rows, freshRows }) {
   return { data, evalData: freshData }
 }
 
-async function runOne(model, { task, settings, better }, rows, { steps, method, rate, seed }) {
+async function runOne(model, { task, settings, better, peftTargets }, rows, { steps, method, rate, seed }) {
   const startedAt = performance.now()
-  const { config, ...own } = METHODS[method]
+  const { config: ofMethod, ...own } = METHODS[method]
+  const isDefault = ofMethod.targetModules === 'default' && peftTargets !== undefined
+  const config = { ...ofMethod, ...(isDefault && { targetModules: peftTargets }), seed }
   const seconds = () => (performance.now() - startedAt) / 1000
   try {
     const { report } = await train({
@@ -168,7 +172,7 @@ async function runOne(model, { task, settings, better }, rows, { steps, method, 
       ...rows,
       ...settings,
       ...own,
-      config: { ...config, seed },
+      config,
       learningRate: rate,
       maxSteps: steps,
       threads: Number(options.threads),

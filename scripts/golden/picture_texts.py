@@ -25,7 +25,7 @@ SPECIAL_TOKENS = ["<image>", "<fake_token_around_image>", "<global-img>", "<end_
 IDS = {token: 2047 - i for i, token in enumerate(SPECIAL_TOKENS)}
 TEXT = {"vocab_size": 2048, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2, "hidden_size": WIDTH, "intermediate_size": 24,
         "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 256}
-MROPE = [1, 1, 2]
+MROPE, THETA = [1, 1, 2], 10000.0
 LINEARS = "q_proj|k_proj|v_proj|o_proj|out_proj|fc1|fc2|gate_proj|up_proj|down_proj"
 
 LLAVA_TEMPLATE = (
@@ -56,7 +56,7 @@ def idefics3():
 def qwen2_vl():
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
     vision = dict(embed_dim=WIDTH, hidden_size=WIDTH, depth=1, num_heads=2, mlp_ratio=2, patch_size=4, spatial_merge_size=2, temporal_patch_size=2)
-    text = {**TEXT, "tie_word_embeddings": False, "rope_parameters": {"rope_type": "default", "mrope_section": MROPE, "rope_theta": 10000.0}}
+    text = {**TEXT, "tie_word_embeddings": False, "rope_parameters": {"rope_type": "default", "mrope_section": MROPE, "rope_theta": THETA}}
     return Qwen2VLForConditionalGeneration(Qwen2VLConfig(
         vision_config=vision, text_config=text, image_token_id=IDS["<|image_pad|>"], vision_start_token_id=IDS["<|vision_start|>"],
         vision_end_token_id=IDS["<|vision_end|>"], video_token_id=3, tie_word_embeddings=False, attn_implementation="eager"))
@@ -77,8 +77,14 @@ def idefics3_processor(tokenizer):
 
 def qwen2_vl_processor(tokenizer):
     from transformers import Qwen2VLImageProcessorPil, Qwen2VLProcessor
+
+    class WithoutVideos(Qwen2VLProcessor):
+        def check_argument_for_proper_class(self, name, argument):
+            return type(argument)
+
+    WithoutVideos.__name__ = Qwen2VLProcessor.__name__
     images = Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, size={"shortest_edge": 64, "longest_edge": 16 * 24})
-    return Qwen2VLProcessor(images, tokenizer, video_processor=None, chat_template=QWEN2_VL_TEMPLATE)
+    return WithoutVideos(images, tokenizer, video_processor=None, chat_template=QWEN2_VL_TEMPLATE)
 
 
 FAMILIES = {  # name: (model, processor, chat template, what stands for a picture in a text)
@@ -171,7 +177,8 @@ def export_qwen2_vl(source, out):
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
     plain_masks()
     config = Qwen2VLConfig.from_pretrained(source)
-    config.text_config.rope_scaling = {"rope_type": "default", "mrope_section": MROPE}  # the name of transformers 4
+    # The names of transformers 4.
+    config.text_config.rope_scaling, config.text_config.rope_theta = {"rope_type": "default", "mrope_section": MROPE}, THETA
     model = Qwen2VLForConditionalGeneration.from_pretrained(source, config=config).eval()
     visual = model.model.visual
 
@@ -320,7 +327,7 @@ def main():
         if name == "llava":
             adapted = PeftModel.from_pretrained(model, folder / "golden" / "adapter").eval()
         else:
-            targets = rf".*\.({LINEARS}|qkv|proj|mlp\.0|mlp\.2)" if name == "qwen2-vl" else rf".*\.({LINEARS}|proj)"
+            targets = rf".*\.({LINEARS}|qkv|attn\.proj|mlp\.0|mlp\.2)" if name == "qwen2-vl" else rf".*\.({LINEARS}|proj)"
             adapted = adapt(model, SEED, 0.2, name=f"tiny-{name}", r=4, lora_alpha=8, target_modules=targets, task_type=None).eval()
             save_adapter(adapted, folder / "golden" / "adapter", save_embedding_layers=False)
         own = [continued(adapted, inputs) for _, inputs in cases]

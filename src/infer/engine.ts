@@ -5,7 +5,7 @@ import { StateError } from '../base/errors.js'
 import type { NewRows } from '../graph/fuse/new-rows.js'
 import { SLOTS_INPUT } from '../graph/inject/embeddings.js'
 import { ROWS_INPUT } from '../graph/inject/inject.js'
-import type { Site } from '../graph/inject/sites.js'
+import type { SiteGroup } from '../graph/inject/sites.js'
 import { transfer } from '../runtime/rpc.js'
 import type {
   Feeds,
@@ -21,11 +21,13 @@ import { needsColumns, runColumns, type TokenColumns } from './column-runs.js'
 import { Decoding, type NextToken, type TextRequest } from './decoding.js'
 import { AdapterFeeds, type RowFactors } from './row-factors.js'
 import type { AdapterFactors } from './site-factors.js'
-import { siteFeeds } from './site-feeds.js'
+import { groupFeeds } from './site-feeds.js'
 
 export interface OpenRequest {
   model: SessionModel
-  sites: readonly Site[]
+  groups: readonly SiteGroup[]
+  /** What the graph calls the inputs of adapters, by the names that feeds have here. */
+  inputNames: ReadonlyMap<string, string>
   /** The graph is told how many rows have factors of their own. */
   takesRows: boolean
   /** Rank of the zeros fed where there is nothing to add: 0, or 1 where the runtime takes no empty tensors. */
@@ -45,7 +47,8 @@ export interface DecodingRequest extends TextRequest {
 
 interface OpenSession {
   session: RuntimeSession
-  sites: readonly Site[]
+  groups: readonly SiteGroup[]
+  inputNames: ReadonlyMap<string, string>
   takesRows: boolean
   idle: Feeds
   columns: TokenColumns | undefined
@@ -78,13 +81,14 @@ export class InferEngine {
   }
 
   /** Opens a session in place of the one before, which stays if this one fails. */
-  async open({ model, sites, takesRows, idleRank, columns, newRows, options }: OpenRequest): Promise<void> {
+  async open({ model, idleRank, options, ...request }: OpenRequest): Promise<void> {
     const session = await this.#runtime.createSession(model, options)
     const before = this.#open
     this.#keepsTensors = options.keepsTensors === true
+    const { groups, newRows } = request
     const outputNames = newRows && session.outputNames.filter((name) => name !== newRows.output)
-    const idle = idleFeeds(sites, idleRank)
-    this.#open = { session, sites, takesRows, idle, columns, newRows, outputNames, kept: new WeakMap() }
+    const idle = idleFeeds(groups, idleRank)
+    this.#open = { ...request, session, idle, outputNames, kept: new WeakMap() }
     await this.#afterRuns(async () => before?.session.dispose())
   }
 
@@ -176,7 +180,7 @@ export class InferEngine {
   #run(feeds: Feeds, adapters: AdapterFeeds, wanted: readonly string[] | undefined) {
     return this.#afterRuns(async () => {
       if (this.#open === undefined) throw new StateError({ where: 'session', what: 'it is not open' })
-      const { session, sites, takesRows, idle, columns, kept } = this.#open
+      const { session, groups, inputNames, takesRows, idle, columns, kept } = this.#open
       const outputNames = wanted ?? this.#open.outputNames
       let held = kept.get(adapters)
       if (held === undefined) {
@@ -184,7 +188,8 @@ export class InferEngine {
         const told: Feeds = takesRows
           ? { [ROWS_INPUT]: { type: 'int64', data: BigInt64Array.of(BigInt(rows)), dims: [1] } }
           : {}
-        held = { ...idle, ...adapters.for(sites), ...told }
+        const all = Object.entries({ ...idle, ...adapters.for(groups), ...told })
+        held = Object.fromEntries(all.map(([name, tensor]) => [inputNames.get(name) ?? name, tensor]))
         kept.set(adapters, held)
       }
       if (columns === undefined || !needsColumns(columns, feeds)) return session.run(feeds, outputNames, held)
@@ -201,9 +206,16 @@ export class InferEngine {
 }
 
 /** What leaves every site as the base has it. */
-function idleFeeds(sites: readonly Site[], rank: 0 | 1): Feeds {
-  const feeds: Feeds = Object.assign({}, ...sites.map((site) => siteFeeds(site, [undefined], undefined, rank)))
-  if (sites.some(({ kind }) => kind === 'lookup')) {
+function idleFeeds(groups: readonly SiteGroup[], rank: 0 | 1): Feeds {
+  const feedsOf = (group: SiteGroup) =>
+    groupFeeds(
+      group,
+      group.map(() => [undefined]),
+      undefined,
+      rank,
+    )
+  const feeds: Feeds = Object.assign({}, ...groups.map(feedsOf))
+  if (groups.flat().some(({ kind }) => kind === 'lookup')) {
     feeds[SLOTS_INPUT] = { type: 'int64', data: BigInt64Array.of(0n), dims: [1] }
   }
   return feeds

@@ -2,10 +2,10 @@
 // weighted sum of their deltas.
 
 import { SLOTS_INPUT } from '../graph/inject/embeddings.js'
-import type { Site } from '../graph/inject/sites.js'
+import type { Site, SiteGroup } from '../graph/inject/sites.js'
 import type { Feeds } from '../runtime/runtime.js'
 import type { AdapterFactors, SiteFactors } from './site-factors.js'
-import { copyColumns, siteFeeds } from './site-feeds.js'
+import { copyColumns, groupFeeds } from './site-feeds.js'
 
 /** The arrays of an adapter, and how much of it counts. */
 export interface WeightedFactors {
@@ -20,7 +20,7 @@ export type RowFactors = readonly (readonly WeightedFactors[])[]
 export class AdapterFeeds {
   readonly #rows: RowFactors
   readonly #rowOf: readonly number[] | undefined
-  #made: { readonly sites: readonly Site[]; readonly feeds: Feeds } | undefined
+  #made: { readonly groups: readonly SiteGroup[]; readonly feeds: Feeds } | undefined
 
   /**
    * @param mixes what rows add, each once
@@ -37,22 +37,22 @@ export class AdapterFeeds {
     return this.#rowOf?.length ?? 1
   }
 
-  for(sites: readonly Site[]): Feeds {
-    if (this.#made?.sites !== sites) this.#made = { sites, feeds: this.#make(sites) }
+  for(groups: readonly SiteGroup[]): Feeds {
+    if (this.#made?.groups !== groups) this.#made = { groups, feeds: this.#make(groups) }
     return this.#made.feeds
   }
 
-  #make(sites: readonly Site[]): Feeds {
+  #make(groups: readonly SiteGroup[]): Feeds {
     const feeds: Feeds = {}
     const rowOf = this.#rowOf
-    for (const site of sites) {
-      const slots = this.#rows.map((mix) => mixed(mix, site))
+    for (const group of groups) {
+      const slots = group.map((site) => this.#rows.map((mix) => mixed(mix, site)))
       // Rows of a batch look tokens up in the table of their slot, which each embedding has to have then.
-      const isIdle = slots.every((slot) => slot === undefined)
-      if (isIdle && (rowOf === undefined || site.kind !== 'lookup')) continue
-      Object.assign(feeds, siteFeeds(site, slots, rowOf))
+      const isIdle = slots.flat().every((slot) => slot === undefined)
+      if (isIdle && (rowOf === undefined || group[0].kind !== 'lookup')) continue
+      Object.assign(feeds, groupFeeds(group, slots, rowOf))
     }
-    if (rowOf !== undefined && sites.some(({ kind }) => kind === 'lookup')) {
+    if (rowOf !== undefined && groups.flat().some(({ kind }) => kind === 'lookup')) {
       feeds[SLOTS_INPUT] = { type: 'int64', data: BigInt64Array.from(rowOf, BigInt), dims: [rowOf.length, 1] }
     }
     return feeds

@@ -1,13 +1,13 @@
 // The graph that a session opens, made of the model's own.
 
 import { create } from '@bufbuild/protobuf'
-import { type ModelProto, ValueInfoProtoSchema } from '../formats/onnx/gen/onnx_pb.js'
+import { type ModelProto, type ValueInfoProto, ValueInfoProtoSchema } from '../formats/onnx/gen/onnx_pb.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
 import { fuseAttention } from '../graph/fuse/attention.js'
 import { giveNewRows } from '../graph/fuse/new-rows.js'
 import { injectEmbeddings } from '../graph/inject/embeddings.js'
 import { injectLora } from '../graph/inject/inject.js'
-import type { Site, SiteNeeds } from '../graph/inject/sites.js'
+import type { Site, SiteGroup, SiteNeeds } from '../graph/inject/sites.js'
 import { injectVectors, type VectorPlaces } from '../graph/inject/vectors.js'
 import { tokenInputs, VECTORS } from '../graph/inputs/tokens.js'
 import { findPointwise } from '../graph/match/forms/pointwise.js'
@@ -57,9 +57,15 @@ export function sessionGraph(
   const isOnProcessor = providers.every((name) => ON_PROCESSOR.has(name))
   const isFused = isOnProcessor && fuseAttention(graph) > 0
   const newRows = isFused ? giveNewRows(graph) : undefined
+  const ownInputs = new Set(graph.inputs)
   const adapted = adaptGraph(graph, names, needs)
+  const inputNames = shortenNames(
+    graph,
+    graph.inputs.filter((input) => !ownInputs.has(input)),
+  )
   return {
     ...adapted,
+    inputNames,
     graph: graph.toModel(),
     idleRank: isOnProcessor ? 0 : 1,
     columns: isFused ? tokenColumns(tokenInputs(readGraph(onnx.proto), new Set([VECTORS]))) : undefined,
@@ -68,11 +74,28 @@ export function sessionGraph(
 }
 
 /**
+ * Gives inputs numbers as names. There may be hundreds, which ONNX Runtime and its bindings look up by name in every run: with long names they
+ * take a third more time.
+ *
+ * @returns their new names, by those that they had
+ */
+function shortenNames(graph: Graph, inputs: readonly ValueInfoProto[]): ReadonlyMap<string, string> {
+  return new Map(
+    inputs.map((input, i) => {
+      const { name } = input
+      input.name = graph.freshName(String(i))
+      graph.replaceUses(name, input.name)
+      return [name, input.name]
+    }),
+  )
+}
+
+/**
  * Adds the inputs of adapters.
  *
  * @returns where adapters enter it, and whether it has to be told how many rows have factors of their own
  */
-function adaptGraph(graph: Graph, names: ModuleMap, needs: GraphNeeds): { sites: Site[]; takesRows: boolean } {
+function adaptGraph(graph: Graph, names: ModuleMap, needs: GraphNeeds): { groups: SiteGroup[]; takesRows: boolean } {
   const { modules } = needs
   const found = [...findLinears(graph, names), ...findPointwise(graph)].filter(({ name }) => modules.has(name))
   const linears = exposeProducts(graph, found)
@@ -80,7 +103,7 @@ function adaptGraph(graph: Graph, names: ModuleMap, needs: GraphNeeds): { sites:
   const vectors = [...needs.vectors.values()].map(({ name, base }) => {
     return { name, base, places: placesOf(graph, name, [base.length]) }
   })
-  const { takesRows } = injectLora(graph, linears, modules)
+  const { takesRows, shared } = injectLora(graph, linears, modules)
   injectEmbeddings(graph, embeddings, modules)
   injectVectors(graph, vectors)
   const sites = new Map<string, Site>()
@@ -90,5 +113,8 @@ function adaptGraph(graph: Graph, names: ModuleMap, needs: GraphNeeds): { sites:
     add({ kind: 'lookup', module: name, k: vocabulary, d: features })
   }
   for (const { name, base } of vectors) add({ kind: 'vector', module: name, k: 1, d: base.length, base })
-  return { sites: [...sites.values()], takesRows }
+  const groups = shared.map((group) => group.map((module) => sites.get(module)!))
+  const isShared = new Set(shared.flat())
+  const alone = [...sites.values()].filter(({ module }) => !isShared.has(module))
+  return { groups: [...groups, ...alone.map((site) => [site])], takesRows }
 }

@@ -1,7 +1,7 @@
-// The arrays of one site of a graph: for all rows of a batch together, or one for each row. Where rows differ, each has a matrix of its own in a
-// product over the batch, filled up with zeros to the largest rank.
+// The arrays of the sites of a graph: for all rows of a batch together, or one for each row. Where rows differ, each has a matrix of its own in
+// a product over the batch. Rows, and sites that share A, are filled up with zeros to the largest rank.
 
-import { type Site, type SiteRole, siteInput } from '../graph/inject/sites.js'
+import { type Site, type SiteGroup, type SiteRole, sharedInput, siteInput } from '../graph/inject/sites.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import type { ReplacedValues, SiteFactors } from './site-factors.js'
 
@@ -9,13 +9,35 @@ import type { ReplacedValues, SiteFactors } from './site-factors.js'
 type Own = SiteFactors | undefined
 
 /**
- * The feeds of a site.
+ * The feeds of sites that share A, or of a single one.
  *
- * @param slots what is different, each once
+ * @param slots of each site: what is different, each once
  * @param rowOf for each row, its slot; undefined: all rows have the first
  * @param idleRank of the zeros that are fed where nothing is added: 0, or 1 where the runtime takes no empty tensors
  */
-export function siteFeeds(site: Site, slots: readonly Own[], rowOf?: readonly number[], idleRank: 0 | 1 = 1): Feeds {
+export function groupFeeds(
+  group: SiteGroup,
+  slots: readonly (readonly Own[])[],
+  rowOf?: readonly number[],
+  idleRank: 0 | 1 = 1,
+): Feeds {
+  const [{ kind, k, roles }] = group
+  const used = rowOf === undefined ? slots.map((own) => own.slice(0, 1)) : slots.map((own) => rowOf.map((i) => own[i]))
+  // The product with a shared A is split evenly, and ONNX Runtime splits nothing that is empty.
+  const least = rowOf === undefined && group.length === 1 ? idleRank : 1
+  const rank = Math.max(...used.flat().map((own) => own?.rank || least))
+  const feeds: Feeds = Object.assign({}, ...group.map((site, i) => siteFeeds(site, slots[i], rowOf, rank)))
+  if (roles.has('A')) {
+    const isStacked = kind === 'lookup' && rowOf !== undefined
+    const { data, dims } = matricesA(k, isStacked ? slots : used, rank, rowOf !== undefined)
+    const own = isStacked ? [slots[0].length * k, rank] : dims
+    feeds[sharedInput(group.map(({ module }) => module))] = float(data, own)
+  }
+  return feeds
+}
+
+/** The feeds of a site beside A. */
+function siteFeeds(site: Site, slots: readonly Own[], rowOf: readonly number[] | undefined, rank: number): Feeds {
   const { module, roles, d, base } = site
   const feeds: Feeds = {}
   const feed = (role: SiteRole, tensor: RuntimeTensor) => {
@@ -46,17 +68,7 @@ export function siteFeeds(site: Site, slots: readonly Own[], rowOf?: readonly nu
     )
     return feeds
   }
-  if (roles.has('A')) {
-    const isStacked = site.kind === 'lookup' && rows !== undefined
-    const rank = rows === undefined ? slots[0]?.rank || idleRank : Math.max(1, ...rows.map((row) => row?.rank ?? 0))
-    feed(
-      'A',
-      isStacked
-        ? { ...matricesA(site, slots, rank), dims: [slots.length * site.k, rank] }
-        : matricesA(site, rows ?? slots[0], rank),
-    )
-    feed('B', matricesB(site, rows ?? slots[0], rank))
-  }
+  if (roles.has('A')) feed('B', matricesB(site, rows ?? slots[0], rank))
   if (roles.has('weight')) Object.assign(feeds, weights(site, slots[0], rows))
   if (roles.has('rowOf')) Object.assign(feeds, tables(site, rows === undefined ? slots.slice(0, 1) : slots))
   return feeds
@@ -83,24 +95,38 @@ function vectors(
   return float(data, [rows.length, 1, d])
 }
 
-/** Aᵀ (k, r), or (rows, k, r). */
-function matricesA({ k }: Site, own: Own | readonly Own[], rank: number): RuntimeTensor {
-  if (!isList(own))
-    return float(own !== undefined && own.rank > 0 ? own.weightA : new Float32Array(k * rank), [k, rank])
-  const data = new Float32Array(own.length * k * rank)
-  own.forEach((row, i) => {
-    if (row !== undefined) copyColumns(row.weightA, row.rank, data.subarray(i * k * rank, (i + 1) * k * rank), rank, 0)
+/**
+ * Aᵀ of m sites side by side (k, m·r), or (rows, k, m·r).
+ *
+ * @param own of each site, by row
+ */
+function matricesA(
+  k: number,
+  own: readonly (readonly Own[])[],
+  rank: number,
+  hasRows: boolean,
+): { data: Float32Array; dims: number[] } {
+  const [rows, width] = [own[0].length, own.length * rank]
+  const dims = hasRows ? [rows, k, width] : [k, width]
+  const [[first]] = own
+  if (own.length === 1 && rows === 1 && first !== undefined && first.rank === rank) return { data: first.weightA, dims }
+  const data = new Float32Array(rows * k * width)
+  own.forEach((site, i) => {
+    site.forEach((row, at) => {
+      const target = data.subarray(at * k * width, (at + 1) * k * width)
+      if (row !== undefined) copyColumns(row.weightA, row.rank, target, width, i * rank)
+    })
   })
-  return float(data, [own.length, k, rank])
+  return { data, dims }
 }
 
 /** s·Bᵀ (r, d), or (rows, r, d). */
 function matricesB({ d }: Site, own: Own | readonly Own[], rank: number): RuntimeTensor {
-  if (!isList(own))
-    return float(own !== undefined && own.rank > 0 ? own.weightB : new Float32Array(rank * d), [rank, d])
-  const data = new Float32Array(own.length * rank * d)
-  own.forEach((row, i) => void (row !== undefined && data.set(row.weightB, i * rank * d)))
-  return float(data, [own.length, rank, d])
+  if (!isList(own) && own !== undefined && own.rank === rank) return float(own.weightB, [rank, d])
+  const rows = isList(own) ? own : [own]
+  const data = new Float32Array(rows.length * rank * d)
+  rows.forEach((row, i) => void (row !== undefined && data.set(row.weightB, i * rank * d)))
+  return float(data, isList(own) ? [rows.length, rank, d] : [rank, d])
 }
 
 function isList(own: Own | readonly Own[]): own is readonly Own[] {

@@ -219,7 +219,12 @@ function sessionOptions(model: SessionModel, options: SessionOptions & OutputOpt
     enableMemPattern: false,
     interOpNumThreads: 1,
     logSeverityLevel: 3,
-    extra: { session: entries },
+    extra: {
+      session: entries,
+      ...(model.keepsRepeats === true
+        ? { optimization: { disable_specified_optimizers: 'CommonSubexpressionElimination' } }
+        : {}),
+    },
     ...(options.threads === undefined ? {} : { intraOpNumThreads: options.threads }),
     ...(options.executionProviders === undefined ? {} : { executionProviders: [...options.executionProviders] }),
     ...(options.gpuOutputs === undefined

@@ -57,6 +57,8 @@ export interface SessionModel {
   weightsFolder?: string
   /** Browser: the content of each external location. */
   weights?: { location: string; data: Uint8Array }[]
+  /** Nodes that compute the same are meant to, and ONNX Runtime must not make one of them. */
+  keepsRepeats?: boolean
 }
 
 /** A device, or several, best first. */

@@ -1,10 +1,11 @@
 import { describe, expect, it } from 'vitest'
 import type { OnnxModel } from '../../src/formats/onnx/model.js'
-import { injectLora, loraInputs, ROWS_INPUT } from '../../src/graph/inject/inject.js'
+import { injectLora, ROWS_INPUT } from '../../src/graph/inject/inject.js'
 import { tokenInputs } from '../../src/graph/inputs/tokens.js'
 import { findLinears, type Linear } from '../../src/graph/match/linears.js'
 import { sessionModel } from '../../src/graph/session-model.js'
 import { Graph } from '../../src/graph/view/graph.js'
+import { groupFeeds } from '../../src/infer/site-feeds.js'
 import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
 import type { Feeds, RuntimeSession } from '../../src/runtime/runtime.js'
 import { MODELS, openModel, relativeError, UNION } from './golden.js'
@@ -15,25 +16,39 @@ const tokens = { batch: 2, sequence: 5, inputIds: [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
 async function adapted(model: OnnxModel, choose: (linear: Linear) => boolean) {
   const graph = new Graph(model.proto)
   const linears = findLinears(graph).filter(choose)
-  injectLora(graph, linears)
+  const { shared } = injectLora(graph, linears)
   const session = await runtime.createSession(await sessionModel(model, graph.toModel()), { threads: 1 })
-  return { session, linears }
+  return { session, linears, shared }
 }
 
 /** Aᵀ (k, r) and s·Bᵀ (r, d) of each module: `size` times a wave, or zero. */
-function factors(linears: readonly Linear[], rank: (name: string) => number, sizeB: number): Feeds {
+function factors(
+  { linears, shared }: Pick<Awaited<ReturnType<typeof adapted>>, 'linears' | 'shared'>,
+  rank: (name: string) => number,
+  sizeB: number,
+): Feeds {
   const wave = (length: number, size: number, phase: number) =>
     Float32Array.from({ length }, (_, i) => size * Math.sin(phase + 1.7 * i))
-  return Object.fromEntries(
-    linears.flatMap(({ name, k, d }, i) => {
-      const { weightA, weightB } = loraInputs(name)
+  const own = new Map(
+    linears.map(({ name, k, d }, i) => {
+      const site = { kind: 'linear' as const, module: name, k, d, roles: new Set(['A', 'B'] as const) }
       const r = rank(name)
-      return [
-        [weightA, { type: 'float32' as const, data: wave(k * r, 0.3, i), dims: [k, r] }],
-        [weightB, { type: 'float32' as const, data: wave(r * d, sizeB, -i), dims: [r, d] }],
-      ]
+      const nothing = { scale: undefined, shift: undefined, replaced: undefined, replacesBias: false }
+      const parts = { rank: r, weightA: wave(k * r, 0.3, i), weightB: wave(r * d, sizeB, -i) }
+      return [name, { site, factors: { kind: site.kind, ...nothing, ...parts } }]
     }),
   )
+  const together = new Set(shared.flat())
+  const alone = [...own.keys()].filter((name) => !together.has(name)).map((name) => [name])
+  const groups = [...shared, ...alone].map((names) => names.map((name) => own.get(name)!))
+  const feedsOf = (group: (typeof groups)[number]) =>
+    groupFeeds(
+      group.map(({ site }) => site),
+      group.map(({ factors }) => [factors]),
+      undefined,
+      0,
+    )
+  return Object.assign({}, ...groups.map(feedsOf))
 }
 
 async function logits(session: RuntimeSession, model: OnnxModel, feeds: Feeds): Promise<Float32Array> {
@@ -55,14 +70,14 @@ describe.each([
     const model = await openModel(folder)
     const plain = await runtime.createSession(await sessionModel(model, model.proto), { threads: 1 })
     const expected = await logits(plain, model, {})
-    const { session, linears } = await adapted(model, everything)
-    for (const feeds of [factors(linears, () => 4, 0), factors(linears, () => 0, 0)]) {
+    const { session, ...layers } = await adapted(model, everything)
+    for (const feeds of [factors(layers, () => 4, 0), factors(layers, () => 0, 0)]) {
       expect(relativeError(await logits(session, model, feeds), expected)).toBeLessThan(1e-6)
     }
     const changed = await logits(
       session,
       model,
-      factors(linears, () => 4, 0.1),
+      factors(layers, () => 4, 0.1),
     )
     expect(relativeError(changed, expected)).toBeGreaterThan(1e-3)
     await plain.dispose()
@@ -79,8 +94,10 @@ describe('fused layers', () => {
       const choose = ({ name }: Linear) => names.test(name)
       const [a, b] = [await adapted(fused, choose), await adapted(separate, choose)]
       const rank = (name: string) => (name.includes('q_proj') ? 3 : 2)
-      const feeds = factors(a.linears, rank, 0.2)
-      const [actual, expected] = [await logits(a.session, fused, feeds), await logits(b.session, separate, feeds)]
+      const [actual, expected] = [
+        await logits(a.session, fused, factors(a, rank, 0.2)),
+        await logits(b.session, separate, factors(b, rank, 0.2)),
+      ]
       expect(relativeError(actual, expected)).toBeLessThan(1e-5)
       await a.session.dispose()
       await b.session.dispose()

@@ -376,8 +376,8 @@ describe('idle modules', () => {
     const { logits } = await session.run(feedsOf(union, ROWS))
     expect(maxDifference(logits, (await plainRun(union, feedsOf(union, ROWS))).logits)).toBeLessThanOrEqual(5e-5)
     await session.run(feedsOf(union, ROWS), { adapter: 'adapter' })
-    const dims = (layer: number) =>
-      ['A', 'B'].map((factor) => [...fed[1][`lora/model.layers.${layer}.self_attn.k_proj/${factor}`].dims])
+    // Inputs of adapters have numbers as names: A and B of layer 0, then those of layer 1.
+    const dims = (layer: number) => [2 * layer, 2 * layer + 1].map((input) => [...fed[1][input].dims])
     expect(dims(0)).toEqual([
       [192, 3],
       [3, 64],

@@ -3,8 +3,8 @@
 import { readFileSync } from 'node:fs'
 import path from 'node:path'
 import * as ort from 'onnxruntime-node'
-import { describe, expect, it } from 'vitest'
-import { loadModel } from '../../src/graph/model-folder.js'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { loadModel, type Model } from '../../src/graph/model-folder.js'
 import type { RgbImage } from '../../src/images/image.js'
 import { OnnxSession } from '../../src/infer/adapter-session.js'
 import type { GenerateResult, Prompt } from '../../src/infer/session.js'
@@ -27,7 +27,7 @@ interface Case {
   readonly adapted: Continued
 }
 
-const FAMILIES = ['llava', 'idefics3']
+const FAMILIES = ['llava', 'idefics3', 'qwen2-vl']
 
 const open = (name: string) =>
   loadModel(new NodeDirectory(graphsFolder(name)), { runtime: { module: ort as unknown as OrtModule } })
@@ -98,6 +98,29 @@ describe.each(FAMILIES)('texts of %s', (name) => {
   })
 })
 
+describe.each(FAMILIES)('texts that transformers.js writes with %s', (name) => {
+  it('are the same, with an adapter those of the model that PEFT merged', async () => {
+    const file = path.join(graphsFolder(name), 'golden', 'transformers-js.json')
+    const { settings, maxNewTokens, cases } = JSON.parse(readFileSync(file, 'utf8'))
+    const { picture } = goldenOf(name)
+    const model = await open(name)
+    const changed = { ...model, preprocessorConfig: { ...model.preprocessorConfig, ...settings } }
+    const own = await loadAdapter(new NodeDirectory(`${graphsFolder(name)}/golden/adapter`))
+    const session = await OnnxSession.open(changed, { adapters: { own }, allowMissing: true }, true)
+    for (const { prompt, images, base, merged } of cases) {
+      for (const [adapter, truth] of [
+        [null, base],
+        ['own', merged],
+      ]) {
+        const options = { temperature: 0, maxNewTokens, adapter, images: images.map(picture) }
+        const { tokenIds } = await session.generate(prompt, options)
+        expect(tokenIds, `${prompt} with ${adapter}`).toEqual(truth)
+      }
+    }
+    await session.dispose()
+  })
+})
+
 describe('what cannot be done is refused by name', () => {
   const square = goldenOf('llava').picture('square')
 
@@ -117,17 +140,23 @@ describe('what cannot be done is refused by name', () => {
     }
   }
 
-  const refusalOf = async (folder: NodeDirectory, prompt: Prompt | readonly Prompt[], images?: unknown) => {
+  const openFolder = async (folder: NodeDirectory) => {
     const model = await loadModel(folder, { runtime: { module: ort as unknown as OrtModule } })
-    const session = await OnnxSession.open(model, {}, true)
+    return OnnxSession.open(model, {}, true)
+  }
+  const refusalIn = async (session: OnnxSession<Model>, prompt: Prompt | readonly Prompt[], images?: unknown) => {
     try {
       await session.generate(prompt as string, { maxNewTokens: 1, images: images as RgbImage })
       return 'no error'
     } catch (error) {
       return String(error)
-    } finally {
-      await session.dispose()
     }
+  }
+  const refusalOf = async (folder: NodeDirectory, prompt: Prompt, images?: unknown) => {
+    const session = await openFolder(folder)
+    const refusal = await refusalIn(session, prompt, images)
+    await session.dispose()
+    return refusal
   }
   const llava = graphsFolder('llava')
 
@@ -145,6 +174,12 @@ describe('what cannot be done is refused by name', () => {
       expect(await refusalOf(new Without(llava, file), 'And the people')).toBe('no error')
   })
 
+  let whole: OnnxSession<Model>
+  beforeAll(async () => {
+    whole = await openFolder(new NodeDirectory(llava))
+  })
+  afterAll(() => whole?.dispose())
+
   it.each([
     ['no place', 'And the people', square, /expected <image> once, for one picture, got 0 times/],
     ['too many places', '<image> And <image>', square, /expected <image> once, for one picture, got 2 times/],
@@ -156,12 +191,12 @@ describe('what cannot be done is refused by name', () => {
     ['a broken picture', '<image> And', { data: [1], width: 2, height: 2 }, /image 1: not a picture/],
     ['a file, where nothing reads files', '<image> And', 'cat.png', /image 1, cat.png: nothing here reads files/],
   ] as [string, Prompt | Prompt[], unknown, RegExp][])('%s', async (_, prompt, images, message) => {
-    expect(await refusalOf(new NodeDirectory(llava), prompt, images)).toMatch(message)
+    expect(await refusalIn(whole, prompt, images)).toMatch(message)
   })
 
   it('a picture for a model of texts', async () => {
     expect(await refusalOf(new NodeDirectory('models/union-3m'), 'And the people', square)).toMatch(
-      /images: this model reads no pictures with its texts/,
+      /images: lowrank gives this model no pictures with its texts/,
     )
   })
 })

@@ -14,9 +14,10 @@ export function crossEntropy(g: Builder, logits: Value, targets: Value): { loss:
   const probabilities = g.op('Softmax', [logits], { axis: 1 })
   // max p = exp(0) / Σ exp(l − max l), so −ln p[t] = max l − l[t] − ln max p: no exponential is taken twice, and no
   // logarithm of a probability that underflows.
+  const logProbability = g.op('Log', [g.reduceMax(probabilities, [1], 0)])
+  // Made last, so that ONNX Runtime computes them first: the probabilities then take the place of the logits.
   const largest = g.reduceMax(logits, [1], 0)
-  const ofTargets = g.op('GatherND', [logits, targets])
-  const losses = g.sub(g.sub(largest, ofTargets), g.op('Log', [g.reduceMax(probabilities, [1], 0)]))
+  const losses = g.sub(g.sub(largest, g.op('GatherND', [logits, targets])), logProbability)
   const loss = g.reduceSum(losses, [0], 0)
   // dlogits = (softmax(logits) − onehot(target))·dy, (m, V)
   const gradient: CustomGradient = {
@@ -24,7 +25,9 @@ export function crossEntropy(g: Builder, logits: Value, targets: Value): { loss:
     rule: ({ g, dy }) => [
       () => {
         const byTargets = g.sub(g.op('GatherND', [probabilities, targets]), g.float(1))
-        const ofLogits = g.op('ScatterND', [probabilities, targets, byTargets])
+        // It writes where the probabilities are. ScatterND would make a copy.
+        const columns = g.op('Gather', [targets, g.int([1])], { axis: 1 })
+        const ofLogits = g.op('ScatterElements', [probabilities, columns, g.unsqueeze(byTargets, [1])], { axis: 1 })
         return dy === g.float(1) ? ofLogits : g.mul(ofLogits, dy)
       },
     ],

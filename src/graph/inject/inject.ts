@@ -14,9 +14,9 @@ import {
   ValueInfoProtoSchema,
 } from '../../formats/onnx/gen/onnx_pb.js'
 import type { Linear } from '../match/linears.js'
-import { Builder, type Value } from '../view/builder.js'
+import { Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
-import { type SiteNeeds, type SiteRole, siteInput } from './sites.js'
+import { type SiteNeeds, type SiteRole, sharedInput, siteInput } from './sites.js'
 
 /** The graph inputs that hold one module's factors. */
 export interface LoraInputs {
@@ -51,24 +51,31 @@ const FACTORS: ReadonlySet<SiteRole> = new Set(['A', 'B'])
 /**
  * Adapts linear layers for inference. Feeds of a module are those of {@link loraInputs}: Aᵀ (k, r) and s·Bᵀ (r, d), of
  * any rank r, 0 included where the runtime takes empty tensors; or Aᵀ (rows, k, r) and s·Bᵀ (rows, r, d), a pair for each row of the
- * batch. Linears of one name share their inputs. Further inputs, which are fed in every run:
+ * batch. Linears of one name share their inputs. m modules that read the same value have the same rank, and one input for all their A,
+ * side by side, (k, m·r) or (rows, k, m·r), with r of at least 1: {@link sharedInput}. When a text grows by one token, each input and each small product costs
+ * more time than its few numbers. Further inputs, which are fed in every run:
  *
  * - scale and shift, (d) or (rows, 1, d): y' = scale ⊙ y + (x·Aᵀ)·(s·Bᵀ) + shift, where B holds DoRA's scale as well
  * - weight, (k, m) or (rows, k, m), beside scale and shift: x·weight is added. m is d, or 1 for nothing
  * - columns (d) in int64: which of the m columns of x·weight goes to each output
  *
  * @param needs what each module gets. Default: its factors
- * @returns whether the graph got {@link ROWS_INPUT}: a Gemm sees the rows of a batch as one matrix, which has to be told apart again
+ * @returns the modules that share A, and whether the graph got {@link ROWS_INPUT}: a Gemm sees the rows of a batch as one matrix, which has
+ *   to be told apart again
  */
 export function injectLora(
   graph: Graph,
   linears: readonly Linear[],
   needs: SiteNeeds = new Map(),
-): { takesRows: boolean } {
+): { takesRows: boolean; shared: readonly (readonly string[])[] } {
   const g = new Builder(graph, 'lora')
   const rolesOf = ({ name }: Linear) => needs.get(name) ?? FACTORS
+  const shared = modulesOfOneInput(linears.filter((linear) => rolesOf(linear).has('A')))
+  const sharing = new Map(shared.flatMap((modules) => modules.map((module) => [module, modules] as const)))
+  for (const modules of shared) graph.inputs.push(valueInfo(sharedInput(modules), DataType.FLOAT))
   for (const linear of new Map(linears.map((one) => [one.name, one])).values()) {
     for (const role of rolesOf(linear)) {
+      if (role === 'A' && sharing.has(linear.name)) continue
       graph.inputs.push(valueInfo(siteInput(linear.name, role), role === 'columns' ? DataType.INT64 : DataType.FLOAT))
     }
   }
@@ -76,15 +83,31 @@ export function injectLora(
   if (takesRows) graph.inputs.push(valueInfo(ROWS_INPUT, DataType.INT64, [1]))
   /** (n, width) → (rows, n / rows, width) */
   const byRow = (x: Value, width: number) => g.reshape(x, g.concat([ROWS_INPUT, g.int([-1, width])], 0))
+  const inputs = new Map<string, Value>()
+  /** What a layer reads, in float32: once for all that read it. */
+  const inputOf = (linear: Linear) =>
+    sharedValue(inputs, readerKey(linear), () => {
+      const x = isMatrix(linear) ? byRow(linear.input, linear.k) : linear.input
+      return linear.dataType === DataType.FLOAT ? x : g.cast(x, DataType.FLOAT)
+    })
+  const lows = new Map<string, readonly Value[]>()
+  /** x·Aᵀ */
+  const lowOf = (linear: Linear): Value => {
+    const modules = sharing.get(linear.name)
+    if (modules === undefined) return g.matmul(inputOf(linear), siteInput(linear.name, 'A'))
+    const key = readerKey(linear)
+    const parts = lows.get(key) ?? splitEvenly(g, g.matmul(inputOf(linear), sharedInput(modules)), modules.length)
+    lows.set(key, parts)
+    return parts[modules.indexOf(linear.name)]
+  }
   const makeDelta: MakeDelta = (linear, base) => {
-    const { name, input, dataType, k, d } = linear
+    const { name, dataType, d } = linear
     const roles = rolesOf(linear)
     const [isFloat, isFlat] = [dataType === DataType.FLOAT, isMatrix(linear)]
-    const x = isFlat ? byRow(input, k) : input
-    const own = isFloat ? x : g.cast(x, DataType.FLOAT)
+    const own = inputOf(linear)
     const typed = (value: Value) => (isFloat ? value : g.cast(value, dataType))
     const terms: Value[] = []
-    if (roles.has('A')) terms.push(g.matmul(g.matmul(own, siteInput(name, 'A')), siteInput(name, 'B')))
+    if (roles.has('A')) terms.push(g.matmul(lowOf(linear), siteInput(name, 'B')))
     if (roles.has('weight')) {
       const product = g.matmul(own, siteInput(name, 'weight'))
       const columns = siteInput(name, 'columns')
@@ -99,7 +122,35 @@ export function injectLora(
     return nodeOf(g, flat(terms.reduce((sum, term) => g.add(sum, typed(term)), scaled)))
   }
   adaptNodes(graph, g, linears, makeDelta, (linear) => isAffine(rolesOf(linear)))
-  return { takesRows }
+  return { takesRows, shared }
+}
+
+/** Layers with the same key read the same value in the same way. */
+function readerKey(linear: Linear): string {
+  return `${isMatrix(linear) ? 'rows' : 'all'} ${linear.dataType} ${linear.input}`
+}
+
+/** Modules that read the same value in each of their places, in lists of two or more. */
+function modulesOfOneInput(linears: readonly Linear[]): string[][] {
+  const readers = new Map<string, Set<string>>()
+  for (const linear of linears) {
+    const key = readerKey(linear)
+    readers.set(key, (readers.get(key) ?? new Set()).add(linear.name))
+  }
+  const listsOf = new Map<string, Set<string>>()
+  for (const modules of readers.values()) {
+    const list = JSON.stringify([...modules].sort())
+    for (const module of modules) listsOf.set(module, (listsOf.get(module) ?? new Set()).add(list))
+  }
+  const lists = new Set(Array.from(listsOf.values(), (all) => (all.size === 1 ? [...all][0] : '[]')))
+  return Array.from(lists, (list): string[] => JSON.parse(list)).filter(
+    (modules) => modules.length > 1 && modules.every((module) => listsOf.get(module)?.size === 1),
+  )
+}
+
+/** (…, m·r) in m parts (…, r). */
+function splitEvenly(g: Builder, value: Value, m: number): readonly Value[] {
+  return g.node('Split', [value], { axis: -1, ...(g.graph.opset() >= 18 && { num_outputs: m }) }, m).output
 }
 
 /** Whether more than a product is added to the outputs. */

@@ -30,9 +30,20 @@ export interface Site {
   readonly base?: Float32Array | undefined
 }
 
+/**
+ * Sites whose layers read the same value, such as query, key and value. One product gives x·Aᵀ for all of them: their A are one input, with
+ * the same number of columns for each, {@link sharedInput}. Any other site is alone.
+ */
+export type SiteGroup = readonly Site[]
+
 /** The name of a graph input. */
 export function siteInput(module: string, role: SiteRole): string {
   return `lora/${module}/${role}`
+}
+
+/** The name of the input with A of these modules, side by side. */
+export function sharedInput(modules: readonly string[]): string {
+  return siteInput(modules.join('+'), 'A')
 }
 
 /** What the adapters of a session need of its graph: inputs by module. */

@@ -4,7 +4,7 @@ import type { OnnxModel } from '../../formats/onnx/model.js'
 import type { Feeds, Runtime, SessionOptions } from '../../runtime/runtime.js'
 import type { GradientPath } from '../gradients/backward.js'
 import { sessionModel } from '../session-model.js'
-import { probeShapes, type ShapeMap } from '../shapes/shapes.js'
+import { type ProbedShape, probeShapes, type ShapeMap } from '../shapes/shapes.js'
 import type { Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { type DropoutMask, openMasks } from './dropout.js'
@@ -57,4 +57,15 @@ export async function measureShapes(
 /** The length that was `dim` and `other` at the two probe points; undefined if none was. */
 export function lengthOf(lengths: readonly Length[], dim: number | undefined, other: number | undefined) {
   return lengths.find(({ probed }) => probed[0] === dim && probed[1] === other)
+}
+
+/** What a length that the graph can read is in a typical run. */
+const TYPICAL = 256
+
+/** How many elements a value has in a typical run. Lengths that are no axis of an input are products of two that are. */
+export function typicalElements({ dims, other }: ProbedShape, lengths: readonly Length[]): number {
+  return dims.reduce((product, dim, axis) => {
+    if (dim === other[axis]) return product * dim
+    return product * TYPICAL ** (lengthOf(lengths, dim, other[axis])?.source === undefined ? 2 : 1)
+  }, 1)
 }

@@ -13,6 +13,7 @@ import type { WholeTensor } from '../inject/open-tensors.js'
 import { takeBranchWithoutCache } from '../inputs/cache.js'
 import { lowerForTraining } from '../lower/lower.js'
 import type { ModuleMap } from '../match/linears.js'
+import { recompute } from '../recompute/recompute.js'
 import { sessionModel } from '../session-model.js'
 import { mergeReshapes } from '../shapes/merge-reshapes.js'
 import { declareShapes, plainShapes } from '../shapes/plain-shapes.js'
@@ -26,7 +27,7 @@ import { buildForward, type Forward, LOSS, LOSS_SCALE, type TrainedLayer } from 
 import type { Length, Objective } from './objective.js'
 import type { TrainedTensor } from './objective-graph.js'
 import { keepOneCopy } from './one-copy.js'
-import { lengthOf, measureShapes } from './probe.js'
+import { lengthOf, measureShapes, typicalElements } from './probe.js'
 import { checkTrainableForm, computeExactly } from './trainable-form.js'
 
 export type { TrainedLayer, TrainedTensor }
@@ -158,11 +159,19 @@ export async function buildTrainingGraph(
     probe.lengths.flatMap(({ source }) => source ?? []),
   )
   mergeReshapes(graph, shapes)
+  const again = recompute(graph, shapes, LOSS, (shape) => typicalElements(shape, probe.lengths))
   computeFirst(graph, LOSS)
   const reshaped = graph.nodes.filter(({ opType }) => opType === 'Reshape').map(({ output }) => output[0])
-  declareShapes(graph, shapes, [...path.values, ...reshaped], (dim, other) => lengthOf(probe.lengths, dim, other)?.name)
+  const copies = [...again].flatMap(([copy, original]) => (path.values.has(original) ? [copy] : []))
+  declareShapes(
+    graph,
+    shapes,
+    [...path.values, ...copies, ...reshaped],
+    (dim, other) => lengthOf(probe.lengths, dim, other)?.name,
+  )
   const whole = finish(model, graph, { ...forward, predictions: [] }, dropout, rows)
-  return { ...whole, parameters: trained, firstPass }
+  const open = async () => ({ ...(await whole.sessionModel()), keepsRepeats: true })
+  return { ...whole, sessionModel: open, parameters: trained, firstPass }
 }
 
 /**

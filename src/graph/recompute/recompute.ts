@@ -1,0 +1,158 @@
+// What the backward pass reads of the forward pass is kept until then, and is most of what a training step needs. Cheap values are computed
+// a second time instead. The choice is a smallest cut between what must be kept and what the backward pass reads, as in PyTorch's
+// partitioner (https://github.com/pytorch/functorch/pull/653): all that lies behind the cut is computed again.
+
+import { create } from '@bufbuild/protobuf'
+import { type NodeProto, NodeProtoSchema } from '../../formats/onnx/gen/onnx_pb.js'
+import { GRADIENTS } from '../gradients/gradients.js'
+import type { ProbedShape, ShapeMap } from '../shapes/shapes.js'
+import { intAttribute } from '../view/attributes.js'
+import type { Value } from '../view/builder.js'
+import { type Graph, subgraphs } from '../view/graph.js'
+import { operatorOf, PREDICATES } from '../view/operators.js'
+import { FlowNetwork } from './min-cut.js'
+
+/** What it costs to keep an element, where computing one again costs 1: the memory of a step, weighed against its measured times. */
+const COST_OF_KEEPING = 10
+/** How many products and sums take as long as one element of a simple operator. */
+const PRODUCTS_PER_ELEMENT = 32
+
+/** Values with fewer elements are not worth a node. */
+const SMALL = 1024
+
+const VIEWS = new Set(['Reshape', 'Flatten', 'Squeeze', 'Unsqueeze', 'Identity'])
+const BATCHED_PRODUCTS = new Set(['MatMul', 'com.microsoft:FusedMatMul'])
+const CHEAP = new Set([...Object.keys(GRADIENTS), ...PREDICATES].filter((operator) => operator !== 'Gemm'))
+
+/**
+ * Lets the backward pass compute values anew. The shapes of the new ones are added to `shapes`.
+ *
+ * @param loss what the forward pass gives: all that it depends on is forward
+ * @param elements how many elements a value of some shape has in a typical run
+ * @returns the new values, and which each is a copy of
+ */
+export function recompute(
+  graph: Graph,
+  shapes: ShapeMap,
+  loss: Value,
+  elements: (shape: ProbedShape) => number,
+): ReadonlyMap<Value, Value> {
+  graph.sort()
+  const forward = ancestors(graph, loss)
+  const backward = graph.nodes.filter((node) => !forward.has(node))
+  const again = chooseRecomputed(graph, shapes, forward, backward, elements)
+  const copies = new Map<NodeProto, NodeProto>()
+  const originals = new Map<Value, Value>()
+  const anew = (value: Value): Value => {
+    const maker = graph.producer(value)
+    if (maker === undefined || !again.has(storage(graph, value))) return value
+    let copy = copies.get(maker)
+    if (copy === undefined) {
+      const fresh = (name: string) => (name === '' ? '' : graph.freshName(`again/${name}`))
+      copy = create(NodeProtoSchema, {
+        ...{ name: fresh(maker.name || maker.output[0]), opType: maker.opType, domain: maker.domain },
+        ...{ input: maker.input.map(anew), output: maker.output.map(fresh), attribute: [...maker.attribute] },
+      })
+      copies.set(maker, copy)
+      for (const [i, output] of maker.output.entries()) {
+        const shape = shapes.get(output)
+        if (shape !== undefined) shapes.set(copy.output[i], shape)
+        originals.set(copy.output[i], output)
+      }
+    }
+    return copy.output[maker.output.indexOf(value)]
+  }
+  for (const node of backward) node.input = node.input.map(anew)
+  // In front of the backward pass: ONNX Runtime then computes each right before it is read, where it would else begin with them.
+  const end = graph.nodes.indexOf(graph.producer(loss) as NodeProto) + 1
+  graph.nodes = [...graph.nodes.slice(0, end), ...copies.values(), ...graph.nodes.slice(end)]
+  graph.invalidate()
+  return originals
+}
+
+function ancestors(graph: Graph, value: Value): Set<NodeProto> {
+  const found = new Set<NodeProto>()
+  const open = [value]
+  for (let next = open.pop(); next !== undefined; next = open.pop()) {
+    const maker = graph.producer(next)
+    if (maker === undefined || found.has(maker)) continue
+    found.add(maker)
+    open.push(...maker.input)
+  }
+  return found
+}
+
+/** The value whose memory a view shows; a value itself if it is no view. */
+function storage(graph: Graph, value: Value): Value {
+  let source = value
+  for (let maker = graph.producer(source); maker !== undefined && VIEWS.has(maker.opType); ) {
+    source = maker.input[0]
+    maker = graph.producer(source)
+  }
+  return source
+}
+
+/** The values of the forward pass that are computed again; views stand under what they show. */
+function chooseRecomputed(
+  graph: Graph,
+  shapes: ShapeMap,
+  forward: ReadonlySet<NodeProto>,
+  backward: readonly NodeProto[],
+  elements: (shape: ProbedShape) => number,
+): Set<Value> {
+  const network = new FlowNetwork()
+  /** A value's two vertices: the cut passes between them where it is kept. */
+  const vertices = new Map<Value, { computed: number; kept: number }>()
+  const open: Value[] = []
+  /** Undefined for what is in memory anyway, or small. */
+  const vertexOf = (value: Value) => {
+    const source = storage(graph, value)
+    const shape = shapes.get(source)
+    const maker = graph.producer(source)
+    if (shape === undefined || maker === undefined || !forward.has(maker) || elements(shape) < SMALL) return
+    let vertex = vertices.get(source)
+    if (vertex === undefined) {
+      vertex = { computed: network.vertex(), kept: network.vertex() }
+      vertices.set(source, vertex)
+      network.edge(vertex.computed, vertex.kept, COST_OF_KEEPING * elements(shape))
+      open.push(source)
+    }
+    return vertex
+  }
+  for (const value of new Set(backward.flatMap(({ input }) => input))) {
+    const vertex = vertexOf(value)
+    if (vertex !== undefined) network.edge(vertex.kept, SINK, Number.POSITIVE_INFINITY)
+  }
+  for (let value = open.pop(); value !== undefined; value = open.pop()) {
+    const { computed } = vertices.get(value) as { computed: number }
+    const maker = graph.producer(value) as NodeProto
+    const cost = costOf(maker, shapes, elements)
+    network.edge(SOURCE, computed, cost)
+    if (cost === Number.POSITIVE_INFINITY) continue
+    for (const input of new Set(maker.input)) {
+      const vertex = vertexOf(input)
+      if (vertex !== undefined) network.edge(vertex.kept, computed, Number.POSITIVE_INFINITY)
+    }
+  }
+  const behind = network.sinkSide()
+  return new Set([...vertices].flatMap(([value, { computed }]) => (behind.has(computed) ? [value] : [])))
+}
+
+/** Of running a node again; infinite for what is never run again, such as a product with a weight. */
+function costOf(node: NodeProto, shapes: ShapeMap, elements: (shape: ProbedShape) => number): number {
+  const operator = operatorOf(node)
+  if (!CHEAP.has(operator) || subgraphs(node).length > 0) return Number.POSITIVE_INFINITY
+  const sizes = [...node.input, ...node.output].map((value) => shapes.get(value))
+  const largest = Math.max(...sizes.map((shape) => (shape === undefined ? 0 : elements(shape))))
+  if (!BATCHED_PRODUCTS.has(operator)) return largest
+  const [a, b, y] = sizes
+  if (a === undefined || b === undefined || y === undefined || Math.min(a.dims.length, b.dims.length) < 3) {
+    return Number.POSITIVE_INFINITY
+  }
+  const inner = a.dims.length - (intAttribute(node, 'transA', 0) === 1 ? 2 : 1)
+  const length = elements({ dims: [a.dims[inner]], other: [a.other[inner]] })
+  return elements(y) * Math.max(1, Math.ceil(length / PRODUCTS_PER_ELEMENT))
+}
+
+const SOURCE = 0
+const SINK = 1
