@@ -196,7 +196,7 @@ describe('what cannot be done is refused by name', () => {
 
   it('a picture for a model of texts', async () => {
     expect(await refusalOf(new NodeDirectory('models/union-3m'), 'And the people', square)).toMatch(
-      /images: this model reads no pictures with its texts/,
+      /images: lowrank gives this model no pictures with its texts/,
     )
   })
 })

@@ -31,10 +31,6 @@ describe.skipIf(!canOpenSite)('a page whose GPU is lost', { timeout: 300_000 }, 
     await site.until("/on WebGPU/.test(document.getElementById('model-state').textContent)")
   }
   const step = "document.getElementById('number-step')"
-  /** The steps that are shown from now on. */
-  const watchSteps = () =>
-    site.page.evaluate(`globalThis.steps = new Set(); new MutationObserver(() => globalThis.steps.add(${step}.textContent)
-      ).observe(${step}, { childList: true })`)
   const press = (label: string) =>
     site.page.evaluate(
       `[...document.querySelectorAll('button')].find((one) => one.textContent === ${JSON.stringify(label)}).click()`,
@@ -54,7 +50,7 @@ describe.skipIf(!canOpenSite)('a page whose GPU is lost', { timeout: 300_000 }, 
     expect(await site.text('error')).toMatch(/Training stopped.*the GPU was lost/)
     expect(await site.text('start')).toBe('Continue')
     await site.picture('lost-gpu')
-    await watchSteps()
+    await site.watchSteps()
     await press('Go on with WebAssembly')
     await site.until("document.querySelectorAll('.answer').length === 2")
     // The first that is shown follows a saved one, of which each tenth is.

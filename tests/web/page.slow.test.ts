@@ -1,7 +1,7 @@
 // The page of web/ as a user sees it, in Chromium: open the small model, train, pause, reload, continue, compare, look at the layers.
 // onnxruntime-web is large, so that it is no dependency: npm install --no-save -D onnxruntime-web@1.30.0
 
-import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
@@ -26,6 +26,7 @@ describe.skipIf(!canOpenSite)('the page', () => {
   const fill = (fields: Record<string, string | number>) => site.fill(fields)
   const until = (expression: string) => site.until(expression)
   const ready = () => site.ready()
+  const watchSteps = () => site.watchSteps()
   const picture = (name: string) => site.picture(name)
 
   it('opens the small model by itself, with threads on a host that sends no headers for them', async () => {
@@ -85,9 +86,23 @@ describe.skipIf(!canOpenSite)('the page', () => {
     await page.drop([join(root, 'tests/golden/tied-models')])
     await until("!document.getElementById('error').hidden")
     expect(await text('error')).toMatch(/tied-models: neither a model nor an adapter/)
+    const noModel = mkdtempSync(join(tmpdir(), 'lowrank-no-model-'))
+    try {
+      writeFileSync(join(noModel, 'config.json'), '{"model_type": "llama"}')
+      await page.drop([noModel])
+      await until("/\\.onnx/.test(document.getElementById('error').textContent)")
+      expect(await text('model-state')).toMatch(/^Open: union-3m/)
+    } finally {
+      rmSync(noModel, { recursive: true, force: true })
+    }
     await page.drop([join(root, 'tests/golden/tied-models/distilbert-biases/adapter')])
     await until("/distilbert/.test(document.getElementById('error').textContent)")
     expect(await page.evaluate("document.querySelectorAll('.answer').length")).toBe(2)
+    // The model that was open still writes.
+    await fill({ tokens: 2 })
+    await click('generate')
+    await until("document.getElementById('generate').disabled === false")
+    expect(await page.evaluate("document.getElementById('error').hidden")).toBe(true)
   })
 
   it('asks for a token where the Hub asks for access', async () => {
@@ -113,9 +128,7 @@ describe.skipIf(!canOpenSite)('the page', () => {
     await until("document.getElementById('start').textContent === 'Continue'")
     await ready()
     // Step 10 is the last that was saved.
-    await page.evaluate(`globalThis.steps = new Set(); new MutationObserver(() =>
-      globalThis.steps.add(document.getElementById('number-step').textContent)
-    ).observe(document.getElementById('number-step'), { childList: true })`)
+    await watchSteps()
     await click('start')
     await until("document.querySelectorAll('.answer').length === 2")
     expect(await page.evaluate('[...globalThis.steps]')).toEqual(['11/14', '12/14', '13/14', '14/14'])
@@ -134,6 +147,26 @@ describe.skipIf(!canOpenSite)('the page', () => {
     await until("document.getElementById('train-state').textContent.startsWith('Trained 172,032 parameters')")
     await until("document.querySelectorAll('.answer').length === 2")
     await page.setQuota()
+  })
+
+  it('goes on in memory from what was saved where the space ends in the middle of a run', async () => {
+    await site.reload()
+    await fill({ data: 'The captain of the ship saw the whale. '.repeat(20) })
+    await fill({ steps: 40, 'batch-size': 1, 'max-length': 16 })
+    await click('start')
+    await until("/^1[1-9]\\//.test(document.getElementById('number-step').textContent)")
+    await page.setQuota(1000)
+    await until("!document.getElementById('error').hidden")
+    expect(await text('error')).toMatch(/grants this page no more space.*Press Continue.*last saved step/)
+    const step = Number((await text('number-step')).split('/')[0])
+    await watchSteps()
+    await click('start')
+    await until("document.querySelectorAll('.answer').length === 2")
+    await page.setQuota()
+    const steps = await page.evaluate('[...globalThis.steps]')
+    expect(steps[0]).toMatch(/^[1-3]1\/40$/)
+    expect(Number(steps[0].split('/')[0])).toBeLessThanOrEqual(step + 1)
+    expect(steps.at(-1)).toBe('40/40')
   })
 
   it('removes an adapter', async () => {

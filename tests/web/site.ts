@@ -42,6 +42,8 @@ export interface Site {
   ready(): Promise<void>
   /** Loads the page anew. */
   reload(): Promise<void>
+  /** Notes the steps that are shown from now on in `globalThis.steps`. */
+  watchSteps(): Promise<void>
   picture(name: string): Promise<void>
   close(): Promise<void>
 }
@@ -97,6 +99,10 @@ export async function openSite(
       await page.navigate(address)
       await ready()
     },
+    watchSteps: () =>
+      page.evaluate(`globalThis.steps = new Set(); new MutationObserver(() =>
+        globalThis.steps.add(document.getElementById('number-step').textContent)
+      ).observe(document.getElementById('number-step'), { childList: true })`),
     picture: async (name) => writeFileSync(join(PICTURES, `${name}.png`), await page.screenshot()),
     async close() {
       await page.close()
