@@ -273,14 +273,15 @@ function pageOf(all) {
   return text.join('\n')
 }
 
-/** A row for each data set that has all columns. */
+/** A row for each data set that has all columns; on fresh rows, for each that was run. */
 function comparison(cells, columns, isFresh = false) {
   return Object.entries(DATA).flatMap(([name, { title, freshTitle = title, better }]) => {
     const own = cells.filter((cell) => cell.name === name)
     const steps = Math.max(...own.map((cell) => cell.steps))
     const groups = columns.map(([share, method, rate]) => groupOf(own, steps * share, method, rate))
-    if (groups.includes(undefined)) return []
-    const shown = groups.map(({ loss, metric }) => `${loss.mean.toFixed(3)}; ${metric.mean.toFixed(3)}`)
+    const isShown = isFresh ? own.length > 0 : !groups.includes(undefined)
+    if (!isShown) return []
+    const shown = groups.map((group) => group && `${group.loss.mean.toFixed(3)}; ${group.metric.mean.toFixed(3)}`)
     const before = isFresh ? [summary(own, 'before').mean.toFixed(3)] : []
     return [`| ${isFresh ? freshTitle : title} (${steps} steps) | ${[better, ...before, ...shown].join(' | ')} |`]
   })
