@@ -86,6 +86,7 @@ export type {
   GenerateOptions,
   GenerateResult,
   Prompt,
+  PromptImages,
   RunOptions,
   StreamOptions,
   TaggedWord,
@@ -150,7 +151,7 @@ export type { AdapterReport, LayerReport, ProblemReport, ReplacementReport } fro
 export type { RuntimeHost } from './runtime/host.js'
 export type { OrtModule } from './runtime/onnxruntime.js'
 export type { Feeds, RuntimeTensor, SessionOptions, TensorData, TensorType } from './runtime/runtime.js'
-export type { ChatMessage } from './text/chat.js'
+export type { ChatMessage, MessageOfParts, MessagePart } from './text/chat.js'
 export type { MessageRecord, TextRecord } from './text/records.js'
 export type { TextStream, Tokenizer } from './text/tokenizer.js'
 export type { CombineResult } from './tools/combine.js'

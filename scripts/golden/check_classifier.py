@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 
 import decoder_classification as decoder
+import fused_encoders as fused
 import text_classification as golden
 import token_classification as tokens
 from check_reverse import check_keys
@@ -52,6 +53,16 @@ def check(folder, source, auto, batch):
     return {"error": error, "problems": problems}
 
 
+def letters(folder):
+    """The rows of texts that reverse_classifier.mjs wrote."""
+    rows = json.loads((folder / "logits.json").read_text(encoding="utf8"))["rows"]
+    encode = golden.tokenizer()
+    encode.enable_padding(pad_id=0)
+    made = encode.encode_batch([row["text"] for row in rows])
+    return {"input_ids": torch.tensor([r.ids for r in made]), "attention_mask": torch.tensor([r.attention_mask for r in made]),
+            "labels": torch.tensor([golden.LABELS.index(row["label"]) for row in rows])}
+
+
 def main():
     from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
     folder = pathlib.Path(sys.argv[1])
@@ -62,6 +73,7 @@ def main():
         "classifier": (model, AutoModelForSequenceClassification, golden.tensors()),
         "new-head": (model, AutoModelForSequenceClassification, golden.tensors()),
         "decoder": (build_decoder("llama"), AutoModelForSequenceClassification, decoder.tensors()),
+        "modernbert-norms": (fused.build("modernbert"), AutoModelForSequenceClassification, letters(folder / "modernbert-norms")),
         "tokens": (model.bert, AutoModelForTokenClassification, tokens.tensors()),
         "tokens-distilbert": (tokens.build("distilbert"), AutoModelForTokenClassification, tokens.tensors()),
     }

@@ -8,6 +8,7 @@ import json
 import pathlib
 import sys
 
+import fused_encoders as fused
 import image_classification as golden
 from check_classifier import check
 
@@ -17,7 +18,9 @@ def main():
     folder = pathlib.Path(sys.argv[1])
     result = {}
     for kind in golden.KINDS:
-        result[kind] = check(folder / kind, golden.build(kind).base_model, AutoModelForImageClassification, golden.tensors(kind))
+        for name in (kind, f"{kind}-bias", f"{kind}-norms"):
+            base = fused.build(kind) if name.endswith("norms") else golden.build(kind).base_model
+            result[name] = check(folder / name, base, AutoModelForImageClassification, golden.tensors(kind))
     print(json.dumps(result, indent=2))
     sys.exit(1 if any(part["problems"] for part in result.values()) else 0)
 

@@ -187,6 +187,8 @@ def main():
                 (plain / "onnx").mkdir()
                 shutil.copyfile(exported / "model.onnx", plain / "onnx" / "model.onnx")
                 shutil.copyfile(folder / "config.json", plain / "config.json")
+                for file in ("preprocessor_config.json",) if name in PICTURES else ("tokenizer.json", "tokenizer_config.json"):
+                    shutil.copyfile(source / file, folder / file)  # what training needs besides
         if name == "bert":
             quantized(args.out)
         write_json(args.out / name / "golden.json", {

@@ -4,7 +4,8 @@
 
 The model keeps its linear layers in PyTorch, where PEFT adapts them. For the export each is replaced by a Conv1d or a Conv2d with the same
 weight, as exporters for phones' chips do. conv1d.onnx is written by torch.onnx.export's older exporter, conv2d.onnx by the newer one.
-outputs.safetensors has the input x, and in float64 rounded to float32 the output without an adapter and with each case.
+outputs.safetensors has the input x, and in float64 rounded to float32 the output without an adapter and with each case, and the gradients of
+sum(g · output) by all that a case trains.
 """
 import argparse
 import copy
@@ -114,6 +115,13 @@ def export(path, x, axes):
     print(path.name, [n.op_type for n in exported.graph.node])
 
 
+def gradients(case, folder, x, g):
+    from peft import PeftModel
+    model = PeftModel.from_pretrained(build(), folder, is_trainable=True).eval().double()
+    (model(x.double()) * g.double()).sum().backward()
+    return {f"gradient/{case}/{key.replace('.default', '')}": p.grad for key, p in model.named_parameters() if p.grad is not None}
+
+
 @torch.no_grad()
 def main():
     from peft import PeftModel
@@ -124,6 +132,7 @@ def main():
     for name, axes in (("conv1d", 1), ("conv2d", 2)):
         export(out / f"{name}.onnx", x, axes)
     outputs = {"x": x, "base": build().double()(x.double())}
+    outputs["g"] = torch.randn(outputs["base"].shape, generator=torch.Generator().manual_seed(SEED + 1))
     for case, config in CASES.items():
         generator = torch.Generator().manual_seed(SEED)
         adapted = adapt(build(), SEED, 0.3, name="tiny-blocks", **config)
@@ -131,6 +140,8 @@ def main():
         save_adapter(adapted, out / case)
         outputs[case] = PeftModel.from_pretrained(build(), out / case).eval().double()(x.double())
         assert (outputs[case] - outputs["base"]).abs().max() > 0.05, case
+        with torch.enable_grad():
+            outputs.update(gradients(case, out / case, x, outputs["g"]))
     save_tensors(out / "outputs.safetensors", outputs)
     write_json(out / "golden.json", {"versions": versions("torch", "peft", "onnx", "onnxscript"), "cases": list(CASES)})
 

@@ -1,5 +1,6 @@
 // Trains classifiers of texts, words and pictures with lowrank for check_classifier.py and check_images.py:
-// OUT/{encoder,classifier,new-head,decoder,dora,bias,bias-of-lora,saved,tokens,tokens-distilbert,vit,dinov2}/{adapter,logits.json}.
+// OUT/{encoder,classifier,new-head,decoder,dora,bias,bias-of-lora,saved,tokens,tokens-distilbert,modernbert-norms}/{adapter,logits.json}, and of
+// {vit,dinov2} as they are, with all biases trained (NAME-bias), and with all norms trained on a fused graph (NAME-norms).
 // Needs a build.
 //
 //     node scripts/golden/reverse_classifier.mjs OUT
@@ -21,7 +22,17 @@ if (out === undefined) throw new Error('usage: node scripts/golden/reverse_class
 
 const ENCODER = ['text-classification', 'text-classification/encoder', 'text-classification/encoder']
 
-/** What is trained: the task, the model, the folder of its golden data, settings of the adapter, and options of the run. */
+/** Texts of letters alone, for a model whose vocabulary has little else. */
+const LETTERS = ['a b c d e', 'f g h', 'i j k l', 'a f i', 'm n o p', 'b g j'].map((text, i) => {
+  return { text, label: ['calm', 'glad', 'sad'][i % 3] }
+})
+const SAVED = {
+  vit: ['layernorm_before', 'layernorm_after', 'layernorm'],
+  dinov2: ['norm1', 'norm2', 'layernorm'],
+  modernbert: ['attn_norm', 'mlp_norm', 'final_norm'],
+}
+
+/** What is trained: the task, the model, the folder of its golden data, or the rows, settings of the adapter, and options of the run. */
 const RUNS = {
   encoder: ENCODER,
   classifier: ['text-classification', 'text-classification/classifier', 'text-classification/classifier'],
@@ -37,14 +48,30 @@ const RUNS = {
   tokens: ['token-classification', 'text-classification/encoder', 'token-classification/encoder'],
   vit: ['image-classification', 'image-classification/vit', 'image-classification/vit'],
   dinov2: ['image-classification', 'image-classification/dinov2', 'image-classification/dinov2'],
+  'modernbert-norms': [
+    ...['text-classification', 'fused/modernbert-norms', LETTERS],
+    { modulesToSave: SAVED.modernbert, targetModules: 'all-linear' },
+  ],
+  ...Object.fromEntries(['vit', 'dinov2'].flatMap((name) => imagesOf(name))),
   decoder: ['text-classification', 'models/llama-optimum', 'decoder-classification/llama'],
   'tokens-distilbert': ['token-classification', 'token-classification/distilbert', 'token-classification/distilbert'],
+}
+
+/** A model of pictures in other forms than its own. */
+function imagesOf(name) {
+  const [task, own] = ['image-classification', `image-classification/${name}`]
+  return [
+    [`${name}-bias`, [task, own, own, { bias: 'all' }]],
+    [`${name}-norms`, [task, `fused/${name}-norms`, own, { modulesToSave: SAVED[name], targetModules: 'all-linear' }]],
+  ]
 }
 
 for (const [name, [taskName, base, data, settings = {}, others = {}]] of Object.entries(RUNS)) {
   const golden = join(root, 'tests/golden')
   const task = await loadTask(taskName)
-  const { rows, maxLength } = JSON.parse(readFileSync(join(golden, data, 'golden/golden.json'), 'utf8'))
+  const { rows, maxLength } = Array.isArray(data)
+    ? { rows: data, maxLength: 14 }
+    : JSON.parse(readFileSync(join(golden, data, 'golden/golden.json'), 'utf8'))
   const folder = join(out, name)
   mkdirSync(folder, { recursive: true })
   const model = await loadModel(join(golden, base), { runtime: nodeRuntime() })
@@ -60,7 +87,7 @@ for (const [name, [taskName, base, data, settings = {}, others = {}]] of Object.
     ...others,
   }
   const { adapter, report } = await train({ ...options, config, out: join(folder, 'adapter') })
-  writeFileSync(join(folder, 'logits.json'), JSON.stringify({ labels: report.labels, logits: await logitsOf() }))
+  writeFileSync(join(folder, 'logits.json'), JSON.stringify({ labels: report.labels, logits: await logitsOf(), rows }))
   await model.close()
   console.log(`${name}: trained, saved and run with ${adapter.size} parts`)
 

@@ -83,6 +83,9 @@ function lines(report: InspectReport): string[] {
   }
 }
 
+const CONVOLUTIONS =
+  'Conv: convolutions of kernel 1, as which some exporters write linear layers. The target all-linear leaves them out, as PEFT’s does.'
+
 function onnxLines({ graphs, dtypes, linears, embeddings }: InspectReport & { kind: 'onnx' }): string[] {
   const isSeveral = graphs.length > 1
   const types = Object.entries(dtypes).map(([name, own]) => `${isSeveral ? `${name}: ` : ''}${own.join(', ')}`)
@@ -105,6 +108,7 @@ function onnxLines({ graphs, dtypes, linears, embeddings }: InspectReport & { ki
         return [name, ...(isSeveral ? [graph] : []), stored, d, k, ...able]
       }),
     ]),
+    ...(linears.some(({ form }) => form === 'Conv') ? ['', CONVOLUTIONS] : []),
     ...(embeddings.length === 0 ? [] : ['', embeddingTable(embeddings, isSeveral)]),
   ]
 }

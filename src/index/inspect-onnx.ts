@@ -28,6 +28,7 @@ export interface LinearContents {
   name: string
   /** The graph that it is in. */
   graph: GraphRole
+  /** `Conv` is a convolution of kernel 1, as which some exporters write a linear layer. The target `all-linear` leaves it out. */
   form: FormName
   /** How the weight is stored. */
   layout: string

@@ -1,8 +1,10 @@
 // What DoRA needs of the base: the norm of each row of a weight, which its magnitudes start from, and which its outputs are divided by.
 
 import { outputNorms } from '../graph/inject/affine.js'
+import { withPointwise } from '../graph/match/forms/pointwise.js'
 import { findLinears, type ModuleMap } from '../graph/match/linears.js'
 import { matchLayers } from '../graph/match/match.js'
+import { partsForGraph } from '../graph/match/packed.js'
 import type { Model } from '../graph/model-folder.js'
 import { readGraph } from '../graph/view/read-graph.js'
 import type { LoraAdapter } from '../lora/adapter.js'
@@ -28,9 +30,16 @@ export async function squaresOfRows(
   const squares = new Map<string, Float64Array>()
   if (layers.length === 0) return squares
   const graph = readGraph(model.onnx.proto)
-  for (const { layer, linear } of matchLayers(findLinears(graph, modules), layers)) {
-    if (squares.has(layer.name)) continue
-    squares.set(layer.name, (await outputNorms(model.onnx, graph, linear)).squares)
+  const names = layers.map(({ name }) => name)
+  const linears = withPointwise(graph, findLinears(graph, modules), names)
+  const read = new Set<string>()
+  for (const { layer: part, linear } of matchLayers(linears, partsForGraph(linears, layers, false))) {
+    if (read.has(part.name)) continue
+    read.add(part.name)
+    const { name, d } = part.layer
+    const own = squares.get(name) ?? new Float64Array(d)
+    own.set((await outputNorms(model.onnx, graph, linear)).squares, part.start)
+    squares.set(name, own)
   }
   return squares
 }

@@ -2,35 +2,31 @@
 
 import { ConfigError, listed, MismatchError, StateError, UnsupportedError } from '../base/errors.js'
 import { checkOptions as checkTable } from '../base/options.js'
-import { Random } from '../base/random.js'
 import { checkColumnNames } from '../data/columns.js'
 import { readRows } from '../data/read-rows.js'
 import { isByteSource, isDataSource, isDirectory } from '../data/source.js'
 import { planSplit } from '../data/split.js'
-import { otherPointwise, refusePointwise } from '../graph/match/forms/pointwise.js'
-import { findLinears, type ModuleMap } from '../graph/match/linears.js'
-import { matchTargets } from '../graph/match/match.js'
+import type { ModuleMap } from '../graph/match/linears.js'
 import { type MemoryLimit, memoryWarning, trainingMemory } from '../graph/memory.js'
 import type { Model } from '../graph/model-folder.js'
 import { joinGraphs } from '../graph/training/joined-graph.js'
 import { checkTrainableForm } from '../graph/training/trainable-form.js'
 import { readGraph } from '../graph/view/read-graph.js'
-import { LoraAdapter } from '../lora/adapter.js'
-import { type LoraConfig, type LoraConfigInput, resolveConfig } from '../lora/config.js'
-import { isAllLinear, targetMatcher } from '../lora/patterns/patterns.js'
+import type { LoraAdapter } from '../lora/adapter.js'
+import { type LoraConfig, resolveConfig } from '../lora/config.js'
 import { requireHandled, requirePlainConfig } from '../lora/requirements.js'
 import type { Examples, OpenTask, Task } from '../tasks/task.js'
 import { checkTaskName, defaultTask, loadTask, tasksFor } from '../tasks/tasks.js'
 import { cardOf } from './card.js'
-import { addDoraLayer, squaresOfRows } from './dora.js'
 import { type EncodedSource, encodeRows } from './examples.js'
+import { newAdapter } from './new-adapter.js'
 import type { TrainingData, TrainingOptions, TrainResult } from './options.js'
 import type { TrainReport } from './report.js'
 import { trainAdapter } from './run.js'
 import { checkRunFolder, type FolderUse } from './run-folder.js'
 import { type RunSources, runRecord } from './run-record.js'
 import { defaultsOf, resolveSettings, TRAIN_DEFAULTS, type TrainSettings, usesBest } from './settings.js'
-import { addWhole, savedTensors, trainedBiases, wholeTensors } from './whole-tensors.js'
+import { wholeTensors } from './whole-tensors.js'
 
 /** What a run has beside its options. */
 export interface RunContext {
@@ -90,7 +86,7 @@ export async function train(
   }
   warnOfMemory(options, settings, limits, longest(examples, open))
   on?.stage?.('prepare')
-  const adapter = options.adapter ?? (await newAdapter(model, config, { task, open, modules }))
+  const adapter = options.adapter ?? (await newAdapter(model, config, { task, open, modules, on }))
   adapter.chatTemplate = chatTemplate ?? adapter.chatTemplate
   checkReplaced(adapter, model, open, modules)
   if (open.labels !== undefined) adapter.labels = open.labels
@@ -210,58 +206,6 @@ function nameOf(data: TrainingData, name: string): string {
   const files = Array.isArray(data) ? data : [data]
   const names = files.map((file) => (isByteSource(file) || isDirectory(file) ? file.name : undefined))
   return names.length > 0 && !names.includes(undefined) ? listed(names as string[]) : name
-}
-
-async function newAdapter(
-  model: Model,
-  config: LoraConfig,
-  { task, open, modules }: { task: Task; open: OpenTask; modules: ModuleMap | undefined },
-): Promise<LoraAdapter> {
-  const { head, moduleName = (name) => name } = bound(open)
-  const context = { model, open, modules }
-  const saved = savedTensors(context, config)
-  const whole = new Set([...saved, ...(head?.tensors ?? [])].map(({ name }) => name))
-  const layers = new Map<string, { name: string; d: number; k: number }>()
-  const skipped = new Set<string>()
-  const graph = readGraph(model.onnx.proto)
-  const linears = findLinears(graph, modules)
-  const isTarget = isAllLinear(config.targetModules) ? () => false : targetMatcher(config)
-  for (const linear of otherPointwise(graph, linears)) if (isTarget(linear.name)) refusePointwise(linear)
-  for (const { name: graphName, d, k } of matchTargets(linears, config)) {
-    const name = moduleName(graphName)
-    if (!whole.has(`${name}.weight`)) layers.set(name, layers.get(name) ?? { name, d, k })
-    else if (!head?.tensors.some((tensor) => tensor.name === `${name}.weight`)) skipped.add(name)
-  }
-  const taskType = config.taskType ?? task.peftType
-  const modulesToSave = [...new Set([...config.modulesToSave, ...(head?.modulesToSave ?? [])])]
-  const adapter = new LoraAdapter({ ...config, ...without(config, skipped), taskType, modulesToSave })
-  const squares = await squaresOfRows(model, config.useDora ? [...layers.values()] : [], modules)
-  for (const layer of layers.values()) {
-    const { name, d, k } = layer
-    const own = squares.get(name)
-    if (own === undefined) adapter.addLayerOfShape(name, [d, k])
-    else addDoraLayer(adapter, layer, own)
-  }
-  for (const { name, shape, start } of head?.tensors ?? []) {
-    adapter.addReplacement(name, { data: await start(new Random(config.seed, name)), shape })
-  }
-  await addWhole(adapter, context, [...saved, ...trainedBiases(context, config, (module) => layers.has(module))])
-  return adapter
-}
-
-/** Says to PEFT that modules which the targets mean are not adapted, because they are trained whole. */
-function without(
-  { excludeModules = [] }: LoraConfig,
-  skipped: ReadonlySet<string>,
-): Pick<LoraConfigInput, 'excludeModules'> {
-  return skipped.size === 0 || typeof excludeModules === 'string'
-    ? {}
-    : { excludeModules: [...excludeModules, ...skipped] }
-}
-
-/** What is optional in a task, usable by itself. */
-function bound(open: OpenTask): Pick<OpenTask, 'head' | 'moduleName'> {
-  return { head: open.head, moduleName: open.moduleName?.bind(open) }
 }
 
 /**

@@ -45,7 +45,7 @@ const TRAINED: [name: string, model: string, numbers: string][] = [
   ['union-3m', UNION, 'tests/golden/train-union'],
   ...[
     ...['llama-optimum', 'llama-genai', 'llama-genai-rotary', 'llama-dynamo', 'qwen2-optimum', 'gpt2-optimum'],
-    'qwen3-genai',
+    ...['qwen3-genai', 'phi3-genai'],
     'merged-if',
   ].map((name): [string, string, string] => [name, `${MODELS}/${name}`, `${MODELS}/${name}/golden`]),
 ]

@@ -1,27 +1,34 @@
 // Linear layers that an exporter wrote as convolutions of kernel 1: sessions, merges and inspect, against PEFT's outputs for adapters of the
-// linear layers (tests/golden/pointwise), and the refusals of training.
+// linear layers (tests/golden/pointwise), and training against PyTorch's gradients.
 
 import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'
 import { MemoryDirectory, MemorySource } from '../../src/base/bytes.js'
-import { UnsupportedError } from '../../src/base/errors.js'
+import { TensorProto_DataType as DataType } from '../../src/formats/onnx/gen/onnx_pb.js'
 import { loadOnnx, OnnxModel } from '../../src/formats/onnx/model.js'
 import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
 import { viewOf } from '../../src/graph/match/forms/integers.js'
 import { findLinears } from '../../src/graph/match/linears.js'
+import type { Model } from '../../src/graph/model-folder.js'
+import type { Objective } from '../../src/graph/training/objective.js'
+import { buildTrainingGraph } from '../../src/graph/training/training-graph.js'
 import { Builder } from '../../src/graph/view/builder.js'
 import { Graph } from '../../src/graph/view/graph.js'
 import { OnnxSession } from '../../src/infer/adapter-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
-import { LoraAdapter } from '../../src/lora/adapter.js'
 import { mergeOnnx } from '../../src/merge/onnx/merge-onnx.js'
 import { inspect } from '../../src/node.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
-import type { Feeds } from '../../src/runtime/runtime.js'
+import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
+import type { Feeds, RuntimeTensor } from '../../src/runtime/runtime.js'
+import { squaresOfRows } from '../../src/train/dora.js'
+import { readParameters } from '../../src/train/parameters.js'
 import { train } from '../../src/train/train.js'
 import { deviation, goldenPath } from '../golden.js'
+import { layersOf, relativeError, transposed } from '../graph/golden.js'
 import { inThread, openModel } from '../infer/models.js'
 
+const runtime = await loadNodeRuntime()
 const folder = new NodeDirectory(goldenPath('pointwise'))
 const outputs = await parseSafetensorsHeader(
   new MemorySource(readFileSync(goldenPath('pointwise', 'outputs.safetensors'))),
@@ -65,7 +72,7 @@ describe.each(['conv1d', 'conv2d'])('%s', (file) => {
     const report = await inspect(goldenPath('pointwise', `${file}.onnx`))
     if (report.kind !== 'onnx') throw new Error(report.kind)
     const up = report.linears.find(({ name }) => name === 'blocks.0.up')
-    expect(up).toMatchObject({ form: 'Conv', d: 20, k: 12, run: true, merge: ['weights'], train: false })
+    expect(up).toMatchObject({ form: 'Conv', d: 20, k: 12, run: true, merge: ['weights'], train: true })
     expect(report.linears.map(({ name }) => name).sort()).toEqual(
       ['blocks.0', 'blocks.1']
         .flatMap((block) => ['down', 'query', 'up'].map((name) => `${block}.${name}`))
@@ -74,33 +81,105 @@ describe.each(['conv1d', 'conv2d'])('%s', (file) => {
   })
 })
 
+/** Σ g · y, for which the goldens have gradients. */
+const weightedSum: Objective = {
+  probe: {
+    feeds: [
+      { x: zeros(2, 3, 12), g: zeros(2, 3, 7) },
+      { x: zeros(5, 8, 12), g: zeros(5, 8, 7) },
+    ],
+    lengths: [
+      { name: 'batch', probed: [2, 5], of: (run) => run.x.dims[0], source: { input: 'x', axis: 0 } },
+      { name: 'sequence', probed: [3, 8], of: (run) => run.x.dims[1], source: { input: 'x', axis: 1 } },
+      { name: 'rows', probed: [6, 40], of: (run) => run.x.dims[0] * run.x.dims[1] },
+    ],
+  },
+  forward(graph) {
+    const g = graph.input('g', DataType.FLOAT, ['batch', 'sequence', 7])
+    return graph.g.op('ReduceSum', [graph.g.mul('y', g)], { keepdims: 0 })
+  },
+}
+
+function zeros(...dims: number[]) {
+  return { type: 'float32', data: new Float32Array(dims.reduce((product, dim) => product * dim, 1)), dims } as const
+}
+
+describe.each(['conv1d', 'conv2d'])('training on %s', (file) => {
+  it.each(['linear', 'dora'])('gives PyTorch’s gradients of %s', async (name) => {
+    const [onnx, adapter] = [await loadOnnx(folder, `${file}.onnx`), await adapterOf(name)]
+    const squares = await squaresOfRows({ onnx } as Model, name === 'dora' ? layersOf(adapter) : [], undefined)
+    const layers = layersOf(adapter).map((layer) => ({ ...layer, baseSquares: squares.get(layer.name) }))
+    const training = await buildTrainingGraph(onnx, runtime, weightedSum, { layers })
+    const session = await runtime.createSession(await training.sessionModel(), { threads: 1 })
+    const names = training.parameters.map((parameter) => parameter.name)
+    const values = readParameters(adapter, names)
+    const trained = training.parameters.map(({ input, shape }, i): [string, RuntimeTensor] => {
+      return [input, { type: 'float32', data: values[i], dims: shape }]
+    })
+    const own: Feeds = { ...feeds, g: { type: 'float32', data: await expected('g'), dims: [2, 5, 7] } }
+    const made = await session.run({ ...training.feeds(own, { normalizer: 1 }), ...Object.fromEntries(trained) })
+    const wanted = [...outputs.tensors.keys()].filter((key) => key.startsWith(`gradient/${name}/`))
+    expect(training.parameters).toHaveLength(wanted.length)
+    for (const { name: parameter, gradient } of training.parameters) {
+      const [, module, role] = /^(.*)\.([^.]*)$/.exec(parameter)!
+      const suffix = { A: 'lora_A', B: 'lora_B' }[role] ?? 'lora_magnitude_vector'
+      const { data, shape } = await readTensorF32(
+        outputs,
+        `gradient/${name}/base_model.model.${module}.${suffix}.weight`,
+      )
+      const theirs = role === 'B' ? transposed(data, shape) : data
+      expect(relativeError(made[gradient].data as Float32Array, theirs), parameter).toBeLessThan(1e-5)
+    }
+    await session.dispose()
+    await onnx.close()
+  })
+})
+
 describe('training', () => {
-  it('refuses such a layer by its name, in a new adapter and in a loaded one, before anything is written', async () => {
+  const name = 'model.layers.0.self_attn.k_proj'
+
+  /** A Llama with one of its linear layers as a convolution. */
+  async function llama(isCast: boolean): Promise<Model> {
     const read = await openModel('tests/golden/models/llama-optimum')
     const graph = new Graph(read.onnx.proto)
-    const name = 'model.layers.0.self_attn.k_proj'
     const { node, weight, k, d } = findLinears(graph).find((linear) => linear.name === name)!
     const g = new Builder(graph, '/model/layers.0/self_attn/k_proj')
-    const [channels, kernel] = [g.transpose(node.input[0], [0, 2, 1]), viewOf(graph, weight, { dims: [d, k, 1] })]
+    const [channels, stored] = [g.transpose(node.input[0], [0, 2, 1]), viewOf(graph, weight, { dims: [d, k, 1] })]
+    const kernel = isCast ? g.cast(stored, DataType.FLOAT) : stored
     const [output] = node.output
     graph.remove(node)
     graph.setOutput(g.node('Transpose', [g.op('Conv', [channels, kernel])], { perm: [0, 2, 1] }), 0, output)
     const { name: place, fileName, files } = read.onnx
-    const model = { ...read, onnx: new OnnxModel(place, fileName, graph.toModel(), files) }
-    const adapter = new LoraAdapter({ rank: 2 })
-    adapter.addFactors(
-      name,
-      { data: new Float32Array(2 * k), shape: [2, k] },
-      { data: new Float32Array(d * 2), shape: [d, 2] },
-    )
-    for (const chosen of [{ adapter }, { config: { targetModules: ['q_proj', 'k_proj'] } }]) {
-      const out = new MemoryDirectory()
-      const training = train({ model, data: [{ text: 'In the beginning' }], maxSteps: 1, threads: 1, out, ...chosen })
-      await expect(training).rejects.toThrow(UnsupportedError)
-      await expect(training).rejects.toThrow(/k_proj: the graph computes it as a convolution of kernel 1.*\(Conv\)/)
-      expect(out.files.size).toBe(0)
-    }
-    await read.onnx.close()
+    return { ...read, onnx: new OnnxModel(place, fileName, graph.toModel(), files) }
+  }
+
+  async function trained(targetModules: string | string[], isCast = false) {
+    const model = await llama(isCast)
+    const warnings: string[] = []
+    const { adapter, report } = await train({
+      ...{ model, data: [{ text: 'In the beginning' }], maxSteps: 2, threads: 1 },
+      config: { rank: 2, targetModules },
+      on: { warning: (message) => void warnings.push(message) },
+    })
+    await model.onnx.close()
+    return { adapter, report, warnings: warnings.filter((message) => message.includes('kernel 1')) }
+  }
+
+  it('adapts such a layer where the targets name it, and says how PEFT can read it', async () => {
+    const { adapter, report, warnings } = await trained(['q_proj', 'k_proj'])
+    expect(adapter.names()).toContain(name)
+    expect(warnings).toEqual([expect.stringMatching(/k_proj as linear layers.*only if the model has nn\.Linear/)])
+    expect(report.trainLoss[1]).toBeLessThan(report.trainLoss[0])
+    expect(adapter.get(name, 'linear')!.weightB.data.some((value) => value !== 0)).toBe(true)
+    // As half precision comes to training.
+    const { report: cast } = await trained(['q_proj', 'k_proj'], true)
+    expect(cast.trainLoss).toEqual(report.trainLoss)
+  })
+
+  it('leaves it out of all-linear, and says so', async () => {
+    const { adapter, warnings } = await trained('all-linear')
+    expect(adapter.names()).not.toContain(name)
+    expect(warnings).toEqual([expect.stringMatching(/^all-linear leaves out model\.layers\.0\.self_attn\.k_proj/)])
   })
 })
 

@@ -3,44 +3,21 @@
 import { readFileSync } from 'node:fs'
 import path from 'node:path'
 import * as ort from 'onnxruntime-node'
-import { describe, expect, it } from 'vitest'
-import { loadModel } from '../../src/graph/model-folder.js'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { loadModel, type Model } from '../../src/graph/model-folder.js'
 import type { RgbImage } from '../../src/images/image.js'
 import { OnnxSession } from '../../src/infer/adapter-session.js'
 import type { GenerateResult, Prompt } from '../../src/infer/session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import type { OrtModule } from '../../src/runtime/onnxruntime.js'
+import { type Continued, pictureGolden } from '../picture-texts.js'
 import { graphsFolder } from '../several-graphs.js'
 
-interface Continued {
-  readonly ids: number[]
-  readonly logprobs: number[]
-}
-
-interface Case {
-  readonly prompt?: string
-  readonly messages?: Prompt
-  readonly images: string[]
-  readonly inputIds: number[]
-  readonly base: Continued
-  readonly adapted: Continued
-}
-
-const FAMILIES = ['llava', 'idefics3']
+const FAMILIES = ['llava', 'idefics3', 'qwen2-vl']
 
 const open = (name: string) =>
   loadModel(new NodeDirectory(graphsFolder(name)), { runtime: { module: ort as unknown as OrtModule } })
-
-function goldenOf(name: string): { cases: Case[]; picture(name: string): RgbImage } {
-  const file = path.join(graphsFolder(name), 'golden', 'texts.json')
-  const { cases, pictures } = JSON.parse(readFileSync(file, 'utf8'))
-  const picture = (key: string) => {
-    const { data, width, height } = pictures[key]
-    return { data: new Uint8Array(Buffer.from(data, 'base64')), width, height }
-  }
-  return { cases, picture }
-}
 
 async function openSession(name: string) {
   const model = await open(name)
@@ -54,7 +31,7 @@ function worst({ logprobs = [] }: GenerateResult, truth: Continued): number {
 }
 
 describe.each(FAMILIES)('texts of %s', (name) => {
-  const { cases, picture } = goldenOf(name)
+  const { cases, picture } = pictureGolden(name)
   const greedy = { temperature: 0, maxNewTokens: 8, logprobs: 0 }
 
   it('are those of transformers and PEFT, one prompt at a time', async () => {
@@ -98,8 +75,31 @@ describe.each(FAMILIES)('texts of %s', (name) => {
   })
 })
 
+describe.each(FAMILIES)('texts that transformers.js writes with %s', (name) => {
+  it('are the same, with an adapter those of the model that PEFT merged', async () => {
+    const file = path.join(graphsFolder(name), 'golden', 'transformers-js.json')
+    const { settings, maxNewTokens, cases } = JSON.parse(readFileSync(file, 'utf8'))
+    const { picture } = pictureGolden(name)
+    const model = await open(name)
+    const changed = { ...model, preprocessorConfig: { ...model.preprocessorConfig, ...settings } }
+    const own = await loadAdapter(new NodeDirectory(`${graphsFolder(name)}/golden/adapter`))
+    const session = await OnnxSession.open(changed, { adapters: { own }, allowMissing: true }, true)
+    for (const { prompt, images, base, merged } of cases) {
+      for (const [adapter, truth] of [
+        [null, base],
+        ['own', merged],
+      ]) {
+        const options = { temperature: 0, maxNewTokens, adapter, images: images.map(picture) }
+        const { tokenIds } = await session.generate(prompt, options)
+        expect(tokenIds, `${prompt} with ${adapter}`).toEqual(truth)
+      }
+    }
+    await session.dispose()
+  })
+})
+
 describe('what cannot be done is refused by name', () => {
-  const square = goldenOf('llava').picture('square')
+  const square = pictureGolden('llava').picture('square')
 
   /** A folder of which some files are not there. */
   class Without extends NodeDirectory {
@@ -117,17 +117,23 @@ describe('what cannot be done is refused by name', () => {
     }
   }
 
-  const refusalOf = async (folder: NodeDirectory, prompt: Prompt | readonly Prompt[], images?: unknown) => {
+  const openFolder = async (folder: NodeDirectory) => {
     const model = await loadModel(folder, { runtime: { module: ort as unknown as OrtModule } })
-    const session = await OnnxSession.open(model, {}, true)
+    return OnnxSession.open(model, {}, true)
+  }
+  const refusalIn = async (session: OnnxSession<Model>, prompt: Prompt | readonly Prompt[], images?: unknown) => {
     try {
       await session.generate(prompt as string, { maxNewTokens: 1, images: images as RgbImage })
       return 'no error'
     } catch (error) {
       return String(error)
-    } finally {
-      await session.dispose()
     }
+  }
+  const refusalOf = async (folder: NodeDirectory, prompt: Prompt, images?: unknown) => {
+    const session = await openFolder(folder)
+    const refusal = await refusalIn(session, prompt, images)
+    await session.dispose()
+    return refusal
   }
   const llava = graphsFolder('llava')
 
@@ -145,6 +151,12 @@ describe('what cannot be done is refused by name', () => {
       expect(await refusalOf(new Without(llava, file), 'And the people')).toBe('no error')
   })
 
+  let whole: OnnxSession<Model>
+  beforeAll(async () => {
+    whole = await openFolder(new NodeDirectory(llava))
+  })
+  afterAll(() => whole?.dispose())
+
   it.each([
     ['no place', 'And the people', square, /expected <image> once, for one picture, got 0 times/],
     ['too many places', '<image> And <image>', square, /expected <image> once, for one picture, got 2 times/],
@@ -156,12 +168,12 @@ describe('what cannot be done is refused by name', () => {
     ['a broken picture', '<image> And', { data: [1], width: 2, height: 2 }, /image 1: not a picture/],
     ['a file, where nothing reads files', '<image> And', 'cat.png', /image 1, cat.png: nothing here reads files/],
   ] as [string, Prompt | Prompt[], unknown, RegExp][])('%s', async (_, prompt, images, message) => {
-    expect(await refusalOf(new NodeDirectory(llava), prompt, images)).toMatch(message)
+    expect(await refusalIn(whole, prompt, images)).toMatch(message)
   })
 
   it('a picture for a model of texts', async () => {
     expect(await refusalOf(new NodeDirectory('models/union-3m'), 'And the people', square)).toMatch(
-      /images: this model reads no pictures with its texts/,
+      /images: lowrank gives this model no pictures with its texts/,
     )
   })
 })

@@ -1,72 +1,33 @@
 // The page of web/ as a user sees it, in Chromium: open the small model, train, pause, reload, continue, compare, look at the layers.
 // onnxruntime-web is large, so that it is no dependency: npm install --no-save -D onnxruntime-web@1.30.0
 
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
-import { createRequire } from 'node:module'
-import type { AddressInfo } from 'node:net'
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
-import { fileURLToPath } from 'node:url'
 import { unzipSync } from 'fflate'
-import { build, type PreviewServer, preview } from 'vite'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { chromium } from '../chromium.js'
-import { type OpenPage, openPage } from '../page.js'
+import type { OpenPage } from '../page.js'
+import { canOpenSite, DESKTOP, openSite, PHONE, root, type Site } from './site.js'
 
-const root = fileURLToPath(new URL('../../', import.meta.url))
-const hasRuntime = (() => {
-  try {
-    createRequire(import.meta.url).resolve('onnxruntime-web/wasm')
-    return true
-  } catch {
-    return false
-  }
-})()
-
-/** Pictures to look at. */
-const PICTURES = join(root, 'out', 'page')
-const DESKTOP = { width: 1200, height: 900 }
-const PHONE = { width: 360, height: 740 }
-
-describe.skipIf(chromium === undefined || !hasRuntime)('the page', () => {
-  const folder = mkdtempSync(join(tmpdir(), 'lowrank-site-'))
-  let server: PreviewServer
-  let address: string
+describe.skipIf(!canOpenSite)('the page', () => {
+  let site: Site
   let page: OpenPage
-
+  let address: string
   beforeAll(async () => {
-    mkdirSync(PICTURES, { recursive: true })
-    const settings = { configFile: join(root, 'web', 'vite.config.ts'), logLevel: 'silent' as const }
-    await build({ ...settings, build: { outDir: folder, emptyOutDir: true } })
-    // Without the headers that isolate a page, as on a static host.
-    server = await preview({ ...settings, build: { outDir: folder }, preview: { port: 0, host: '127.0.0.1' } })
-    address = `http://127.0.0.1:${(server.httpServer.address() as AddressInfo).port}/`
-    page = await openPage(address)
+    site = await openSite()
+    page = site.page
+    address = site.address
   }, 300_000)
+  afterAll(() => site?.close())
 
-  afterAll(async () => {
-    await page?.close()
-    await server?.close()
-    rmSync(folder, { recursive: true, force: true, maxRetries: 20 })
-  })
-
-  const text = (id: string): Promise<string> => page.evaluate(`document.getElementById('${id}').textContent`)
-  const click = (id: string) => page.evaluate(`document.getElementById('${id}').click()`)
-  const fill = (id: string, value: string | number) =>
-    page.evaluate(`document.getElementById('${id}').value = ${JSON.stringify(String(value))}`)
-
-  /** Waits until an expression is true; fails with what the page says. */
-  async function until(expression: string): Promise<void> {
-    for (let i = 0; i < 500; i++) {
-      // Between two pages there is nothing to ask.
-      if (await page.evaluate(expression).catch(() => false)) return
-      await setTimeout(200)
-    }
-    throw new Error(`${expression} never came: ${await page.evaluate("document.querySelector('main').innerText")}`)
-  }
-  const ready = () => until("!document.getElementById('start').disabled && crossOriginIsolated")
-  const picture = async (name: string) => writeFileSync(join(PICTURES, `${name}.png`), await page.screenshot())
+  const text = (id: string) => site.text(id)
+  const click = (id: string) => site.click(id)
+  const fill = (fields: Record<string, string | number>) => site.fill(fields)
+  const until = (expression: string) => site.until(expression)
+  const ready = () => site.ready()
+  const watchSteps = () => site.watchSteps()
+  const picture = (name: string) => site.picture(name)
 
   it('opens the small model by itself, with threads on a host that sends no headers for them', async () => {
     await page.show(DESKTOP)
@@ -80,7 +41,7 @@ describe.skipIf(chromium === undefined || !hasRuntime)('the page', () => {
   })
 
   it('says what is missing, and closes the message', async () => {
-    await fill('data', ' ')
+    await fill({ data: ' ' })
     await click('start')
     await until("!document.getElementById('error').hidden")
     expect(await text('error')).toMatch(/There is no text to learn from/)
@@ -92,7 +53,7 @@ describe.skipIf(chromium === undefined || !hasRuntime)('the page', () => {
   it('trains, pauses, and continues after a reload', async () => {
     await click('sample')
     await until("document.getElementById('data').value.length > 1000")
-    for (const [id, value] of Object.entries({ steps: 14, 'batch-size': 2, 'max-length': 32 })) await fill(id, value)
+    await fill({ steps: 14, 'batch-size': 2, 'max-length': 32 })
     await click('start')
     await until("/^[3-9]\\//.test(document.getElementById('number-step').textContent)")
     await picture('training')
@@ -110,8 +71,8 @@ describe.skipIf(chromium === undefined || !hasRuntime)('the page', () => {
   })
 
   it('writes with the model alone and with the adapter, side by side', async () => {
-    await fill('tokens', 16)
-    await fill('temperature', 0)
+    await fill({ tokens: 16 })
+    await fill({ temperature: 0 })
     await click('generate')
     await until("document.getElementById('generate').disabled === false")
     const texts = await page.evaluate("[...document.querySelectorAll('.answer .text')].map((one) => one.textContent)")
@@ -125,16 +86,30 @@ describe.skipIf(chromium === undefined || !hasRuntime)('the page', () => {
     await page.drop([join(root, 'tests/golden/tied-models')])
     await until("!document.getElementById('error').hidden")
     expect(await text('error')).toMatch(/tied-models: neither a model nor an adapter/)
+    const noModel = mkdtempSync(join(tmpdir(), 'lowrank-no-model-'))
+    try {
+      writeFileSync(join(noModel, 'config.json'), '{"model_type": "llama"}')
+      await page.drop([noModel])
+      await until("/\\.onnx/.test(document.getElementById('error').textContent)")
+      expect(await text('model-state')).toMatch(/^Open: union-3m/)
+    } finally {
+      rmSync(noModel, { recursive: true, force: true })
+    }
     await page.drop([join(root, 'tests/golden/tied-models/distilbert-biases/adapter')])
     await until("/distilbert/.test(document.getElementById('error').textContent)")
     expect(await page.evaluate("document.querySelectorAll('.answer').length")).toBe(2)
+    // The model that was open still writes.
+    await fill({ tokens: 2 })
+    await click('generate')
+    await until("document.getElementById('generate').disabled === false")
+    expect(await page.evaluate("document.getElementById('error').hidden")).toBe(true)
   })
 
   it('asks for a token where the Hub asks for access', async () => {
     await page.evaluate(
       `globalThis.fetch = async () => new Response('', { status: 401, headers: { 'x-error-code': 'GatedRepo' } })`,
     )
-    await fill('hub-id', 'org/gated')
+    await fill({ 'hub-id': 'org/gated' })
     await page.evaluate("document.querySelector('#hub button').click()")
     await until("/gated model/.test(document.getElementById('error').textContent)")
     expect(await text('error')).toMatch(/paste it into "Access token of the Hub"/)
@@ -144,8 +119,8 @@ describe.skipIf(chromium === undefined || !hasRuntime)('the page', () => {
   })
 
   it('continues after the tab was killed in the middle of a step', async () => {
-    await fill('data', 'The captain of the ship saw the whale. '.repeat(20))
-    for (const [id, value] of Object.entries({ steps: 14, 'batch-size': 1, 'max-length': 64 })) await fill(id, value)
+    await fill({ data: 'The captain of the ship saw the whale. '.repeat(20) })
+    await fill({ steps: 14, 'batch-size': 1, 'max-length': 64 })
     await click('start')
     await until("/^1[1-3]\\//.test(document.getElementById('number-step').textContent)")
     await page.crash()
@@ -153,9 +128,7 @@ describe.skipIf(chromium === undefined || !hasRuntime)('the page', () => {
     await until("document.getElementById('start').textContent === 'Continue'")
     await ready()
     // Step 10 is the last that was saved.
-    await page.evaluate(`globalThis.steps = new Set(); new MutationObserver(() =>
-      globalThis.steps.add(document.getElementById('number-step').textContent)
-    ).observe(document.getElementById('number-step'), { childList: true })`)
+    await watchSteps()
     await click('start')
     await until("document.querySelectorAll('.answer').length === 2")
     expect(await page.evaluate('[...globalThis.steps]')).toEqual(['11/14', '12/14', '13/14', '14/14'])
@@ -164,8 +137,8 @@ describe.skipIf(chromium === undefined || !hasRuntime)('the page', () => {
   it('trains in memory where the browser grants no space', async () => {
     await page.navigate(address)
     await ready()
-    await fill('data', 'The captain of the ship saw the whale. '.repeat(20))
-    for (const [id, value] of Object.entries({ steps: 3, 'batch-size': 1, 'max-length': 16 })) await fill(id, value)
+    await fill({ data: 'The captain of the ship saw the whale. '.repeat(20) })
+    await fill({ steps: 3, 'batch-size': 1, 'max-length': 16 })
     await page.setQuota(1000)
     await click('start')
     await until("!document.getElementById('error').hidden")
@@ -174,6 +147,26 @@ describe.skipIf(chromium === undefined || !hasRuntime)('the page', () => {
     await until("document.getElementById('train-state').textContent.startsWith('Trained 172,032 parameters')")
     await until("document.querySelectorAll('.answer').length === 2")
     await page.setQuota()
+  })
+
+  it('goes on in memory from what was saved where the space ends in the middle of a run', async () => {
+    await site.reload()
+    await fill({ data: 'The captain of the ship saw the whale. '.repeat(20) })
+    await fill({ steps: 40, 'batch-size': 1, 'max-length': 16 })
+    await click('start')
+    await until("/^1[1-9]\\//.test(document.getElementById('number-step').textContent)")
+    await page.setQuota(1000)
+    await until("!document.getElementById('error').hidden")
+    expect(await text('error')).toMatch(/grants this page no more space.*Press Continue.*last saved step/)
+    const step = Number((await text('number-step')).split('/')[0])
+    await watchSteps()
+    await click('start')
+    await until("document.querySelectorAll('.answer').length === 2")
+    await page.setQuota()
+    const steps = await page.evaluate('[...globalThis.steps]')
+    expect(steps[0]).toMatch(/^[1-3]1\/40$/)
+    expect(Number(steps[0].split('/')[0])).toBeLessThanOrEqual(step + 1)
+    expect(steps.at(-1)).toBe('40/40')
   })
 
   it('removes an adapter', async () => {

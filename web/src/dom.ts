@@ -26,16 +26,25 @@ export function button(label: string, onClick: () => void): HTMLButtonElement {
   return element
 }
 
+/** An error with a way out of it, which its banner offers as a button. */
+export class MendableError extends Error {
+  readonly label: string
+  readonly mend: () => Promise<void>
+
+  constructor(cause: unknown, label: string, mend: () => Promise<void>) {
+    super(cause instanceof Error ? cause.message : String(cause), { cause })
+    this.label = label
+    this.mend = mend
+  }
+}
+
 /** Shows what went wrong above the cards. */
 export function showError(title: string, error: unknown): void {
   const banner = byId('error')
   const message = error instanceof Error ? error.message : String(error)
-  banner.replaceChildren(
-    make('strong', {}, title),
-    message,
-    make('br'),
-    button('Close', () => clearError()),
-  )
+  const buttons = [button('Close', () => clearError())]
+  if (error instanceof MendableError) buttons.unshift(button(error.label, () => void guarded(title, error.mend)))
+  banner.replaceChildren(make('strong', {}, title), message, make('div', { class: 'row' }, ...buttons))
   banner.hidden = false
   banner.scrollIntoView({ block: 'nearest' })
 }

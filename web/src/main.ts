@@ -3,24 +3,25 @@
 import { guarded } from './dom.js'
 import { setUpDrop } from './drop.js'
 import { isolate, showMachine } from './machine.js'
-import { setUpModels } from './models.js'
+import { type Device, setUpModels } from './models.js'
 import { Trainer } from './train.js'
 import { Writer } from './write.js'
 
 await isolate()
 void showMachine()
 
-const writer = new Writer()
-const trainer = new Trainer((name, adapter) => writer.add(name, adapter))
-const { choose, openFolder } = setUpModels(async (open) => {
+const reopen = (device: Device) => models.reopen(device)
+const writer = new Writer(reopen)
+const trainer = new Trainer((name, adapter) => writer.add(name, adapter), reopen)
+const models = setUpModels(async (open) => {
   await writer.use(open)
   trainer.use(open)
 })
 
-setUpDrop({ model: openFolder, adapter: (name, files) => writer.openFolder(name, files) })
+setUpDrop({ model: models.openFolder, adapter: (name, files) => writer.openFolder(name, files) })
 
 await guarded('The last run cannot be read', async () => {
   const choice = await trainer.restore()
   // The small model comes from the same server, so it is opened without a click.
-  await choose(choice !== undefined && choice.kind !== 'folder' ? choice : { kind: 'bundled' })
+  await models.choose(choice !== undefined && choice.kind !== 'folder' ? choice : { kind: 'bundled' })
 })

@@ -12,6 +12,8 @@ export type ModelChoice = { kind: 'bundled' } | { kind: 'hub'; id: string } | { 
 
 export interface OpenModel {
   readonly model: Model
+  /** The same for the same model. */
+  readonly source: unknown
   /** For people. */
   readonly name: string
   readonly choice: ModelChoice
@@ -44,7 +46,7 @@ export function setUpModels(opened: (model: OpenModel) => Promise<void>) {
         configureHub({ token: inputOf('token').value.trim() || undefined })
         const model = await loadModel(source, { runtime: RUNTIMES[device] })
         const name = choice.kind === 'bundled' ? 'union-3m' : model.name
-        await opened({ model, name, choice, device, takesChats: await hasTemplate(model) })
+        await opened({ model, source, name, choice, device, takesChats: await hasTemplate(model) })
         const layers = Number(model.config.num_hidden_layers)
         const parts = [
           model.config.model_type,
@@ -88,7 +90,15 @@ export function setUpModels(opened: (model: OpenModel) => Promise<void>) {
   })
   byId('choices').addEventListener('submit', (event) => event.preventDefault())
   inputOf('device').addEventListener('change', () => void last?.())
-  return { choose, openFolder: (files: readonly File[]) => open({ kind: 'folder' }, files) }
+  return {
+    choose,
+    openFolder: (files: readonly File[]) => open({ kind: 'folder' }, files),
+    /** Opens the same model again, to compute with something else. */
+    reopen: async (device: Device) => {
+      inputOf('device').value = device
+      await last?.()
+    },
+  }
 }
 
 /** The Hub's refusals name an environment variable, which a page has not. */

@@ -56,6 +56,17 @@ export async function unfinishedRun(): Promise<{ job: Job; folder: Directory } |
   }
 }
 
+/** The files of a run, held by this page alone. */
+export async function copyToMemory(folder: Directory): Promise<MemoryDirectory> {
+  const copy = new MemoryDirectory()
+  for (const name of await folder.list()) {
+    const file = await folder.open(name)
+    copy.files.set(name, await file.read(0, file.byteLength))
+    await file.close()
+  }
+  return copy
+}
+
 /** Forgets the run. */
 export async function endRun(): Promise<void> {
   await (await root())?.removeEntry(FOLDER, { recursive: true }).catch(() => {})

@@ -2,9 +2,9 @@
 
 import { type Directory, type LoraAdapter, MemoryDirectory, RuntimeError, type StepEvent, train } from 'lowrank'
 import { drawCurve } from './curve.js'
-import { buttonOf, byId, guarded, inputOf } from './dom.js'
-import type { ModelChoice, OpenModel } from './models.js'
-import { beginRun, endRun, type Job, unfinishedRun } from './runs.js'
+import { buttonOf, byId, guarded, inputOf, MendableError } from './dom.js'
+import type { Device, ModelChoice, OpenModel } from './models.js'
+import { beginRun, copyToMemory, endRun, type Job, unfinishedRun } from './runs.js'
 
 /** A closed page loses at most this many steps. */
 const SAVE_EVERY = 10
@@ -26,8 +26,15 @@ export class Trainer {
   #isInMemory = false
   readonly #trained: (name: string, adapter: LoraAdapter) => Promise<void>
 
-  constructor(trained: (name: string, adapter: LoraAdapter) => Promise<void>) {
+  readonly #reopen: (device: Device) => Promise<void>
+
+  /** @param reopen opens the same model again, to compute with something else */
+  constructor(
+    trained: (name: string, adapter: LoraAdapter) => Promise<void>,
+    reopen: (device: Device) => Promise<void>,
+  ) {
     this.#trained = trained
+    this.#reopen = reopen
     buttonOf('start').addEventListener('click', () => void guarded('Training stopped', () => this.#start()))
     buttonOf('pause').addEventListener('click', () => this.#interrupt(false))
     buttonOf('stop').addEventListener('click', () => this.#interrupt(true))
@@ -58,7 +65,7 @@ export class Trainer {
     let { job, folder } = this.#paused ?? {}
     if (job === undefined || folder === undefined) {
       job = readJob(open)
-      folder = this.#isInMemory ? new MemoryDirectory() : await beginRun(job).catch((error) => this.#refuse(error))
+      folder = this.#isInMemory ? new MemoryDirectory() : await this.#begin(job)
       this.#losses = []
     }
     if (job.modelName !== open.name) {
@@ -107,11 +114,26 @@ export class Trainer {
         this.#paused = { job, folder }
         this.#say('The last saved step is kept. Press Continue, or first choose another way to compute in part 1.')
       }
-      await this.#refuse(error)
+      await this.#refuse(
+        open.device === 'webgpu' && error instanceof RuntimeError ? this.#withoutGpu(error) : error,
+        job,
+        folder,
+      )
     } finally {
       this.#running = undefined
       this.#buttons()
     }
+  }
+
+  #begin(job: Job): Promise<Directory> {
+    return beginRun(job).catch((error) => this.#refuse(error, job))
+  }
+
+  #withoutGpu(error: RuntimeError): MendableError {
+    return new MendableError(error, 'Go on with WebAssembly', async () => {
+      await this.#reopen('wasm')
+      if (this.#open?.device === 'wasm') await this.#start()
+    })
   }
 
   #interrupt(keeps: boolean): void {
@@ -128,14 +150,22 @@ export class Trainer {
     this.#say(keeps ? 'Stopping after this step…' : 'Pausing after this step…')
   }
 
-  /** Throws the error. Where the browser has no space, the next run writes nothing to its file system. */
-  async #refuse(error: unknown): Promise<never> {
+  /**
+   * Throws the error. Where the browser has no space, what the run has saved goes to memory, and the next run writes nothing to its file
+   * system.
+   */
+  async #refuse(error: unknown, job: Job, folder?: Directory): Promise<never> {
     if (!isFull(error)) throw error
     this.#isInMemory = true
+    const isSaved = folder !== undefined && (await folder.has('adapter_config.json'))
+    if (isSaved) this.#paused = { job, folder: await copyToMemory(folder) }
     await endRun()
-    this.#say('Press Train again: the run then stays in memory.')
+    const next = isSaved
+      ? 'Press Continue: the run goes on from its last saved step'
+      : 'Press Train again: the run then stays'
+    this.#say(`${next} in memory.`)
     throw new Error(
-      'The browser grants this page no more space for the run. Press Train again: the run then stays in memory, and a reload loses it.',
+      `The browser grants this page no more space for the run. ${next} in memory, and a reload loses it.`,
       { cause: error },
     )
   }

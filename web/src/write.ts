@@ -1,10 +1,10 @@
 // Writes with the base and with each adapter, side by side, on one model.
 
-import { type AdapterSession, type LoraAdapter, loadAdapter, openSession } from 'lowrank'
+import { type AdapterSession, type LoraAdapter, loadAdapter, openSession, RuntimeError } from 'lowrank'
 import { downloadAdapter, readArchive } from './adapters.js'
-import { button, buttonOf, byId, guarded, inputOf, make } from './dom.js'
+import { button, buttonOf, byId, guarded, inputOf, MendableError, make } from './dom.js'
 import { showLayers } from './layers.js'
-import type { OpenModel } from './models.js'
+import type { Device, OpenModel } from './models.js'
 
 interface Card {
   readonly element: HTMLElement
@@ -14,14 +14,23 @@ interface Card {
 
 export class Writer {
   #session: AdapterSession | undefined
+  #open: OpenModel | undefined
   readonly #adapters = new Map<string, LoraAdapter>()
   readonly #cards = new Map<string | null, Card>()
   #stop: AbortController | undefined
 
-  constructor() {
+  /** @param reopen opens the same model again, to compute with something else */
+  constructor(reopen: (device: Device) => Promise<void>) {
     byId('prompt-form').addEventListener('submit', (event) => {
       event.preventDefault()
-      void guarded('The model cannot write', () => this.#write())
+      void guarded('The model cannot write', async () => {
+        try {
+          await this.#write()
+        } catch (error) {
+          const isLost = error instanceof RuntimeError && this.#open?.device === 'webgpu'
+          throw isLost ? new MendableError(error, 'Go on with WebAssembly', () => reopen('wasm')) : error
+        }
+      })
     })
     buttonOf('quiet').addEventListener('click', () => this.#stop?.abort())
     const zip = inputOf('adapter-zip')
@@ -39,15 +48,23 @@ export class Writer {
     })
   }
 
-  /** Another model: its session takes the place of the one before. */
-  async use({ model, device, takesChats }: OpenModel): Promise<void> {
+  /** Another model: its session takes the place of the one before. The same model keeps its adapters. */
+  async use(open: OpenModel): Promise<void> {
+    const { model, device, takesChats } = open
+    const adapters = this.#open?.source === open.source ? [...this.#adapters] : []
+    const session = await openSession(model, { device, adapters: Object.fromEntries(adapters) })
     // One whose GPU is gone may not end. The new one has its own worker.
     await this.#session?.dispose().catch(() => {})
+    this.#session = session
+    this.#open = open
     this.#adapters.clear()
     this.#cards.clear()
     byId('answers').replaceChildren()
-    this.#session = await openSession(model, { device })
     this.#addCard(null)
+    for (const [name, adapter] of adapters) {
+      this.#adapters.set(name, adapter)
+      this.#addCard(name)
+    }
     buttonOf('generate').disabled = false
     const chat = inputOf('as-chat')
     chat.disabled = !takesChats

@@ -17,8 +17,10 @@ export interface Branch {
   readonly linear: Linear
   readonly rank: number
   readonly scaling: number
-  /** For DoRA: Σ w² of each row of the weight (d). */
+  /** For DoRA: Σ w² of each row of the module's weight. */
   readonly baseSquares?: Float64Array | undefined
+  /** Which outputs of its module the linear computes; undefined: all. */
+  readonly part?: { readonly start: number; readonly end: number } | undefined
 }
 
 /** The graph input that holds DoRA's m (d) of one module. */
@@ -35,6 +37,10 @@ export class TrainableLinears {
   readonly #g: Builder
   readonly #rows = new Map<Value, Value>()
   readonly #leadingDims = new Map<Value, Value>()
+  /** Columns of Bᵀ, by input and start. */
+  readonly #columns = new Map<string, Value>()
+  /** Dropped inputs of modules that several products compute. */
+  readonly #drops = new Map<string, Value>()
   /** The inputs that {@link adapt} added for dropout. */
   readonly masks: DropoutMask[] = []
   /** Values that gradients do not pass: the norms of DoRA, as in PEFT. */
@@ -115,17 +121,17 @@ export class TrainableLinears {
       g,
       branches.map(({ linear }) => linear),
       (linear, base) => {
-        const { scaling, baseSquares } = byLinear.get(linear) as Branch
-        const { weightA, weightB } = loraInputs(linear.name)
-        const x = dropout > 0 ? this.#drop(linear) : linear.input
-        if (baseSquares !== undefined && dropout > 0) {
-          return this.#scaledOfDropped(linear, base as Value, x, { scaling, baseSquares, keep })
-        }
+        const branch = byLinear.get(linear) as Branch
+        const { scaling, baseSquares } = branch
+        const { weightA } = loraInputs(linear.name)
+        const weightB = this.#weightB(branch)
+        const x = dropout > 0 ? this.#drop(branch) : linear.input
+        if (baseSquares !== undefined && dropout > 0) return this.#scaledOfDropped(branch, base as Value, x, keep)
         // With dropout 1 nothing is kept, and nothing is to grow.
         const alpha = { float: keep === 0 ? 0 : scaling / keep }
         const low = lows.get(linear) ?? this.#low(x, weightA)
         const sum = g.node('Gemm', base === undefined ? [low, weightB] : [low, weightB, base], { alpha })
-        return baseSquares === undefined ? sum : this.#scaled(linear, sum.output[0], scaling, baseSquares)
+        return baseSquares === undefined ? sum : this.#scaled(branch, sum.output[0])
       },
       (linear) => byLinear.get(linear)?.baseSquares !== undefined,
     )
@@ -150,11 +156,15 @@ export class TrainableLinears {
     const lows = new Map<Linear, Value>()
     for (const [x, readers] of byInput) {
       if (readers.length === 1) continue
-      const weights = readers.map(({ linear }) => loraInputs(linear.name).weightA)
-      const ranks = g.int(readers.map(({ rank }) => rank))
-      const low = this.#low(x, g.concat(weights, 0))
-      const parts = g.node('Split', [low, ranks], { axis: 1 }, readers.length).output
-      readers.forEach(({ linear }, i) => void lows.set(linear, parts[i]))
+      // Products that are parts of one module have the same A.
+      const ranks = new Map(readers.map(({ linear, rank }) => [loraInputs(linear.name).weightA, rank]))
+      const weights = [...ranks.keys()]
+      const low = this.#low(x, weights.length === 1 ? weights[0] : g.concat(weights, 0))
+      const parts =
+        weights.length === 1
+          ? [low]
+          : g.node('Split', [low, g.int([...ranks.values()])], { axis: 1 }, weights.length).output
+      for (const { linear } of readers) lows.set(linear, parts[weights.indexOf(loraInputs(linear.name).weightA)])
     }
     return lows
   }
@@ -162,10 +172,10 @@ export class TrainableLinears {
   /**
    * DoRA's output of what plain LoRA gives, y = x·(W + s·B·A)ᵀ + b: c ⊙ y + (1 − c) ⊙ b (Liu et al. 2024, arXiv 2402.09353, equation 5).
    */
-  #scaled(linear: Linear, y: Value, scaling: number, baseSquares: Float64Array): NodeProto {
+  #scaled(branch: Branch, y: Value): NodeProto {
     const g = this.#g
-    const scale = this.#doraScale(linear, scaling, baseSquares)
-    const bias = this.#ownBias(linear)
+    const scale = this.#doraScale(branch)
+    const bias = this.#ownBias(branch.linear)
     const scaled = g.node('Mul', [y, scale])
     return bias === undefined ? scaled : g.node('Add', [scaled.output[0], g.sub(bias, g.mul(scale, bias))])
   }
@@ -174,19 +184,16 @@ export class TrainableLinears {
    * DoRA's output with dropout, as in PEFT: with x' = drop(x), y + (c − 1) ⊙ x'·Wᵀ + c ⊙ s·(x'·Aᵀ)·Bᵀ. The base's own output y stays that
    * of x, which takes a second product by W.
    */
-  #scaledOfDropped(
-    linear: Linear,
-    y: Value,
-    kept: Value,
-    { scaling, baseSquares, keep }: { scaling: number; baseSquares: Float64Array; keep: number },
-  ): NodeProto {
+  #scaledOfDropped(branch: Branch, y: Value, kept: Value, keep: number): NodeProto {
     const g = this.#g
-    const { weightA, weightB } = loraInputs(linear.name)
+    const { linear, scaling } = branch
+    const { weightA } = loraInputs(linear.name)
+    const weightB = this.#weightB(branch)
     const growth = keep === 0 ? 0 : 1 / keep
     const ofBase = g.mul(this.#ofWeight(linear, kept), g.float(growth))
     const low = g.op('Gemm', [kept, weightA], { transB: 1 })
     const sum = g.op('Gemm', [low, weightB, ofBase], { alpha: { float: scaling * growth } })
-    const scaled = g.mul(sum, this.#doraScale(linear, scaling, baseSquares))
+    const scaled = g.mul(sum, this.#doraScale(branch))
     return g.node('Add', [y, g.sub(scaled, ofBase)])
   }
 
@@ -194,17 +201,29 @@ export class TrainableLinears {
    * c = m / ‖W + s·B·A‖ (d). The norm counts as a constant (section 4.3). It needs no matrix of the weight's size: row i of
    * W + s·B·A has the square w·w + 2s·b·(A·w) + s²·b·(A·Aᵀ)·b, with rows w of W and b of B.
    */
-  #doraScale(linear: Linear, scaling: number, baseSquares: Float64Array): Value {
+  #doraScale(branch: Branch): Value {
     const g = this.#g
-    const { weightA, weightB } = loraInputs(linear.name)
+    const { linear, scaling, part, baseSquares = new Float64Array() } = branch
+    const { weightA } = loraInputs(linear.name)
+    const weightB = this.#weightB(branch)
+    const ofBase = baseSquares.slice(part?.start, part?.end)
     const crossed = g.reduceSum(g.mul(weightB, this.#ofWeight(linear, weightA)), [0], 0)
     const grown = g.op('Gemm', [g.op('Gemm', [weightA, weightA], { transB: 1 }), weightB])
     const own = g.reduceSum(g.mul(weightB, grown), [0], 0)
     const added = g.add(g.mul(crossed, g.float(2 * scaling)), g.mul(own, g.float(scaling * scaling)))
-    const squares = g.add(g.float([...baseSquares], [linear.d]), added)
+    const squares = g.add(g.float([...ofBase], [linear.d]), added)
     const norm = g.op('Sqrt', [g.op('Max', [squares, g.float(LEAST_SQUARE)])])
     this.constants.push(norm)
-    return g.div(magnitudeInput(linear.name), norm)
+    const magnitude = magnitudeInput(linear.name)
+    return g.div(part === undefined ? magnitude : this.#part(magnitude, part.start, linear.d, 0), norm)
+  }
+
+  /** Bᵀ (r, d): of a part of a module its own columns, one node for all that read it. */
+  #weightB({ linear, part }: Branch): Value {
+    const { weightB } = loraInputs(linear.name)
+    if (part === undefined) return weightB
+    const { start } = part
+    return sharedValue(this.#columns, `${weightB}/${start}`, () => this.#part(weightB, start, linear.d, 1))
   }
 
   /** The rows (r, k) times the layer's weight: (r, d). */
@@ -232,8 +251,16 @@ export class TrainableLinears {
     return g.op('Slice', [value, g.int([start]), g.int([start + count]), g.int([axis])])
   }
 
-  /** Elements of x are kept where the mask says so; their growth by 1/(1 − p) is in the branch's scaling. */
-  #drop({ name, input, k }: Linear): Value {
+  /**
+   * Elements of x are kept where the mask says so; their growth by 1/(1 − p) is in the branch's scaling. Parts of one module get what the
+   * module gets.
+   */
+  #drop({ linear, part }: Branch): Value {
+    if (part === undefined) return this.#dropped(linear)
+    return sharedValue(this.#drops, `${linear.name} ${linear.input}`, () => this.#dropped(linear))
+  }
+
+  #dropped({ name, input, k }: Linear): Value {
     const mask = { input: this.#graph.freshName(`lora/${name}/dropout`), of: input, k }
     this.masks.push(mask)
     this.#graph.inputs.push(valueInfo(mask.input, DataType.BOOL, [`rows ${mask.input}`, k]))

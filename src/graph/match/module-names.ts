@@ -26,7 +26,10 @@ function core(name: string): string {
   return own === '' ? name : `${sideOf(name) === 'vision'}:${own}`
 }
 
-/** The name among others that means a module: its own, else the one that ends with it or that it ends with, else the one that differs in modules around it. */
+/**
+ * The name among others that means a module: its own, else the one that ends with it or that it ends with, else the one that differs in
+ * modules around it, else the one that names a Sequential twice.
+ */
 export function nameOfModule(names: ReadonlySet<string>, module: string): string | undefined {
   if (names.has(module)) return module
   const all = [...names]
@@ -34,5 +37,15 @@ export function nameOfModule(names: ReadonlySet<string>, module: string): string
   if (near.length > 0) return near.length === 1 ? near[0] : undefined
   const own = core(module)
   const alike = all.filter((other) => core(other) === own)
-  return alike.length === 1 ? alike[0] : undefined
+  if (alike.length > 0) return alike.length === 1 ? alike[0] : undefined
+  const doubled = all.filter((other) => {
+    const single = withoutDoubles(other)
+    return single !== other && `.${module}`.endsWith(`.${single}`)
+  })
+  return doubled.length === 1 ? doubled[0] : undefined
+}
+
+/** PyTorch's exporter names a Sequential twice, once for itself and once with its layer: merger.mlp.mlp.0 is merger.mlp.0. */
+function withoutDoubles(name: string): string {
+  return name.replace(/(^|\.)([^.]+)\.\2(?=\.\d+(\.|$))/g, '$1$2')
 }

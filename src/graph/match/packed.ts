@@ -125,32 +125,31 @@ export function unsplitOwner(linears: readonly Linear[], module: string): Linear
   })
 }
 
-/** A layer of an adapter, or some of its outputs. */
-export interface PlaceableLayer {
+/** A layer, or some of its outputs: those from `start` on. */
+export interface LayerPart<T> {
   readonly name: string
   readonly d: number
   readonly k: number
-  /** The name of the layer of the adapter. */
-  readonly owner: string
-  readonly layer: LoraLayer
+  readonly layer: T
+  readonly start: number
 }
 
 /**
- * The layers of an adapter as the graph has them: a module that the graph computes as several products becomes one layer for each, with
+ * The layers of an adapter as the graph has them: a module that the graph computes as several products becomes one part for each, with
  * the same A and its own rows of B.
  *
  * @param splitsWholes also what the graph computes as one product, so that adapters of the whole and of its parts can share it
  */
-export function splitForGraph(
+export function partsForGraph<T extends { readonly name: string; readonly d: number; readonly k: number }>(
   linears: readonly Linear[],
-  layers: readonly LoraLayer[],
+  layers: readonly T[],
   splitsWholes: boolean,
-): PlaceableLayer[] {
+): LayerPart<T>[] {
   const widths = new Map(linears.map((linear) => [linear.name, linear.d]))
   const modules = new Set(linears.map(({ name, fused }) => (splitsWholes ? name : (fused?.module ?? name))))
-  return layers.flatMap((layer): PlaceableLayer[] => {
+  return layers.flatMap((layer): LayerPart<T>[] => {
     const { name, d, k } = layer
-    const whole = [{ name, d, k, owner: name, layer }]
+    const whole = [{ name, d, k, layer, start: 0 }]
     const at = name.lastIndexOf('.') + 1
     const parts = Object.hasOwn(PACKED, name.slice(at)) ? PACKED[name.slice(at)] : undefined
     const isThere = [...modules].some(
@@ -168,21 +167,22 @@ export function splitForGraph(
     let start = 0
     return found.map((one) => {
       const [part, width] = one as [string, number]
-      const own = rowsOf(layer, part, start, width)
+      const own = { name: part, d: width, k, layer, start }
       start += width
-      return { name: part, d: width, k, owner: name, layer: own }
+      return own
     })
   })
 }
 
-/** A layer of outputs [start, start + count) of another. */
-function rowsOf(layer: LoraLayer, name: string, start: number, count: number): LoraLayer {
+/** A part of a layer as a layer of its own, with copies of its rows of B. */
+export function layerOfPart({ name, d, layer, start }: LayerPart<LoraLayer>): LoraLayer {
+  if (d === layer.d) return layer
   const { weightA, weightB, rank, scaling, magnitude, biasB } = layer
-  const rows = weightB.data.slice(start * rank, (start + count) * rank)
+  const rows = weightB.data.slice(start * rank, (start + d) * rank)
   const vectors = {
-    ...(magnitude !== undefined && { magnitude: magnitude.slice(start, start + count) }),
-    ...(biasB !== undefined && { biasB: biasB.slice(start, start + count) }),
+    ...(magnitude !== undefined && { magnitude: magnitude.slice(start, start + d) }),
+    ...(biasB !== undefined && { biasB: biasB.slice(start, start + d) }),
   }
   const config = { rank, alpha: scaling * rank, useDora: magnitude !== undefined, loraBias: biasB !== undefined }
-  return LoraLayer.fromFactors(weightA, { data: rows, shape: [count, rank] }, config, name, vectors)
+  return LoraLayer.fromFactors(weightA, { data: rows, shape: [d, rank] }, config, name, vectors)
 }

@@ -11,7 +11,7 @@ import { inseparable, PACKED_ATTENTION } from './forms/attention.js'
 import { withPointwise } from './forms/pointwise.js'
 import type { Linear } from './linears.js'
 import { matchLayers, moduleFinder } from './match.js'
-import { splitForGraph, unsplitOwner } from './packed.js'
+import { layerOfPart, partsForGraph, unsplitOwner } from './packed.js'
 
 /** A layer of an adapter and a linear layer of the graph that it adapts. */
 export interface PlacedLayer {
@@ -49,7 +49,7 @@ const QUERY_KEY_VALUE = /\b(query|key|value|[qkv]_(proj|lin))$/
  * Places the linear layers, whatever else the adapter holds. Some may be convolutions of kernel 1 in the graph.
  *
  * @param found the linear layers of `graph`
- * @param splitsWholes as {@link splitForGraph}
+ * @param splitsWholes as {@link partsForGraph}
  * @throws MismatchError when the adapter is empty, a layer has no module in the graph or another shape there, or two
  *   layers have the same module; UnsupportedError when a module is there in a form that cannot be adapted
  */
@@ -66,10 +66,11 @@ export function placeAdapter(
     found,
     own.map(({ name }) => name),
   )
-  const layers = splitForGraph(linears, own, splitsWholes)
-  const placed = matchOrRefuse(graph, linears, layers).map(({ layer: { owner, layer }, linear }) => ({
-    name: owner,
-    layer,
+  const parts = partsForGraph(linears, own, splitsWholes)
+  const layers = new Map(parts.map((part) => [part, layerOfPart(part)]))
+  const placed = matchOrRefuse(graph, linears, parts).map(({ layer: part, linear }) => ({
+    name: part.layer.name,
+    layer: layers.get(part)!,
     linear,
   }))
   const owners = new Map<string, string>()

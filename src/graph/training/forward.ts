@@ -8,10 +8,10 @@ import { openTensors, openWeight, type WholeTensor } from '../inject/open-tensor
 import { magnitudeInput, TrainableLinears } from '../inject/trainable.js'
 import { dropEmptyCache } from '../inputs/cache.js'
 import { findProduct } from '../match/forms/forms.js'
-import { otherPointwise, refusePointwise } from '../match/forms/pointwise.js'
+import { withPointwise } from '../match/forms/pointwise.js'
 import { exposeProducts, findLinears, type Linear, type ModuleMap, reachesRowWise } from '../match/linears.js'
-import { matchLayers, moduleFinder } from '../match/match.js'
-import { ofModule } from '../match/parameters.js'
+import { matchLayers } from '../match/match.js'
+import { partsForGraph } from '../match/packed.js'
 import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import type { DropoutMask } from './dropout.js'
@@ -71,11 +71,11 @@ export function buildForward(graph: Graph, objective: Objective, options: Forwar
   dropEmptyCache(graph)
   graph.prune()
 
-  const found = findLinears(graph, options.modules)
+  const names = options.layers.map(({ name }) => name)
+  const found = withPointwise(graph, findLinears(graph, options.modules), names)
   const whole = openTensors(graph, found, options.tensors)
   const linears = exposeProducts(graph, found)
-  refuseConvolutions(graph, found, options.layers)
-  const placed = matchLayers(linears, options.layers)
+  const placed = matchLayers(linears, partsForGraph(linears, options.layers, false))
   const adapted = new Set([...placed, ...whole.weights].map(({ linear }) => linear.node))
   const inputs = [...whole.trained, ...own.parameters].map(({ input }) => input)
   const trained = linearsOnPath(graph, linears, adapted, sum, { customGradients: own.customGradients, inputs })
@@ -98,10 +98,11 @@ export function buildForward(graph: Graph, objective: Objective, options: Forwar
   }
   for (const weight of whole.weights) openWeight(graph, (inRows.get(weight.linear.node) as Linear).node, weight)
   trainable.adapt(
-    placed.map(({ linear, layer }) => {
+    placed.map(({ linear, layer: { layer, start, d } }) => {
       const { form, last, input, output } = inRows.get(linear.node) as Linear
       const { name, rank, scaling, baseSquares } = layer
-      return { linear: { ...linear, form, last, input, output, name }, rank, scaling, baseSquares }
+      const part = d === layer.d ? undefined : { start, end: start + d }
+      return { linear: { ...linear, form, last, input, output, name }, rank, scaling, baseSquares, part }
     }),
     options.dropout,
   )
@@ -116,15 +117,6 @@ export function buildForward(graph: Graph, objective: Objective, options: Forwar
   graph.outputs = [valueInfo(LOSS, DataType.FLOAT, []), ...predicted]
   const parameters = [...factors, ...whole.trained, ...own.parameters]
   return { sum, objective: own, parameters, masks: trainable.masks, predictions }
-}
-
-/** Throws UnsupportedError for a layer that the graph computes as a convolution of kernel 1. */
-function refuseConvolutions(graph: Graph, linears: readonly Linear[], layers: ForwardOptions['layers']): void {
-  const { find } = moduleFinder(linears)
-  const missing = layers.filter(({ name }) => find(name) === undefined)
-  if (missing.length === 0) return
-  const others = otherPointwise(graph, linears)
-  for (const { name } of missing) for (const linear of ofModule(others, name)) refusePointwise(linear)
 }
 
 /** The linear layers that are adapted, or that gradients of what is trained pass. */

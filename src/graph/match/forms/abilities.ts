@@ -4,7 +4,6 @@ import { TensorProto_DataType as DataType } from '../../../formats/onnx/gen/onnx
 import { FLOAT_DTYPES } from './float-product.js'
 import type { Product } from './form.js'
 import { MATMUL_NBITS } from './matmul-nbits.js'
-import { POINTWISE } from './pointwise.js'
 
 /** Ways of merging into a layer: into its weight, as a branch beside it, or into its weight in its own integers. */
 export type MergeWay = 'weights' | 'branches' | 'requantize'
@@ -32,7 +31,6 @@ export function abilitiesOf({ form, dataType, problem }: Product): Abilities {
     train:
       [DataType.FLOAT, DataType.FLOAT16].includes(dataType) &&
       isReadable &&
-      form !== POINTWISE &&
       (!form.isQuantized || form.dequantize !== undefined),
     problem,
   }

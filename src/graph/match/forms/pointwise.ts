@@ -1,15 +1,16 @@
 // Convolutions of kernel 1: a linear layer over channels, (B, k, …) → (B, d, …). Not in the table of forms, because the graph does not tell
-// whether the model has a convolution there or a linear layer: adapters of both are placed on it, but none is trained.
+// whether the model has a convolution there or a linear layer: adapters of both are placed on it, and those of linear layers are trained.
 
-import { UnsupportedError } from '../../../base/errors.js'
+import { TensorProto_DataType as DataType, type NodeProto } from '../../../formats/onnx/gen/onnx_pb.js'
 import { dimsOf } from '../../../formats/onnx/tensors.js'
 import { intAttribute, intsAttribute } from '../../view/attributes.js'
-import { Builder } from '../../view/builder.js'
+import { Builder, type Value } from '../../view/builder.js'
 import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
 import type { Linear } from '../linear.js'
 import { nodeScope, parameterModule } from '../linears.js'
 import { moduleFinder } from '../match.js'
+import { ofModule } from '../parameters.js'
 import { FLOAT_DTYPES, MATMUL, openFloatLines } from './float-product.js'
 import type { Form } from './form.js'
 import { viewOf } from './integers.js'
@@ -24,13 +25,14 @@ export const POINTWISE: Form = {
   find(graph, node) {
     if (operatorOf(node) !== 'Conv' || intAttribute(node, 'group', 1) !== 1) return undefined
     const moves = (name: string, still: number) => intsAttribute(node, name)?.some((value) => value !== still) ?? false
-    const tensor = graph.constant(node.input[1])
+    const { weight, cast } = storedWeight(graph, node)
+    const tensor = graph.constant(weight)
     if (tensor === undefined || FLOAT_DTYPES[tensor.dataType] === undefined) return undefined
     const [d, k, ...kernel] = dimsOf(tensor)
     if (kernel.some((size) => size !== 1) || moves('strides', 1) || moves('pads', 0)) return undefined
     const [input, output] = [node.input[0], node.output[0]]
     return {
-      ...{ form: POINTWISE, node, last: node, weight: node.input[1], dataType: tensor.dataType, transposed: true },
+      ...{ form: POINTWISE, node, last: node, weight, dataType: cast ?? tensor.dataType, transposed: true },
       ...{ k, d, input, output, layout: 'kernel 1', problem: undefined },
     }
   },
@@ -39,11 +41,13 @@ export const POINTWISE: Form = {
 
   expose(graph, product) {
     const { node, weight, d, k } = product
+    const { cast } = storedWeight(graph, node)
     const g = new Builder(graph, node.name || node.output[0])
     const isFlat = dimsOf(graph.constant(weight)!).length === 3
     const flat = isFlat ? node.input[0] : g.reshape(node.input[0], g.int([0, 0, -1]))
     const input = g.transpose(flat, [0, 2, 1]) // (B, n, k)
-    const matmul = g.node('MatMul', [input, g.transpose(viewOf(graph, weight, { dims: [d, k] }), [1, 0])])
+    const view = viewOf(graph, weight, { dims: [d, k] })
+    const matmul = g.node('MatMul', [input, g.transpose(cast === undefined ? view : g.cast(view, cast), [1, 0])])
     const bias = node.input[2] ?? ''
     const last = bias === '' ? matmul : g.node('Add', [matmul.output[0], bias])
     const part = (from: number, to: number) => g.op('Slice', [g.shape(node.input[0]), g.int([from]), g.int([to])])
@@ -67,28 +71,28 @@ export function findPointwise(graph: Graph): Linear[] {
   })
 }
 
+/** Where a convolution's weight is stored, and the type to which it is cast; undefined where it is not. */
+function storedWeight(graph: Graph, { input }: NodeProto): { weight: Value; cast: DataType | undefined } {
+  const maker = graph.producer(input[1])
+  return maker?.opType === 'Cast'
+    ? { weight: maker.input[0], cast: intAttribute(maker, 'to', DataType.FLOAT) }
+    : { weight: input[1], cast: undefined }
+}
+
 /**
- * The linear layers, with the convolutions of kernel 1 where they lack one of the modules: some exporters write a linear layer as such a
+ * The linear layers, with the convolutions of kernel 1 for modules that they lack: some exporters write a linear layer as such a
  * convolution.
  */
 export function withPointwise(graph: Graph, linears: readonly Linear[], modules: readonly string[]): Linear[] {
   const { find } = moduleFinder(linears)
-  const isWhole = modules.every((module) => find(module) !== undefined)
-  return isWhole ? [...linears] : [...linears, ...otherPointwise(graph, linears)]
+  const missing = modules.filter((module) => find(module) === undefined)
+  if (missing.length === 0) return [...linears]
+  const others = otherPointwise(graph, linears)
+  return [...linears, ...new Set(missing.flatMap((module) => ofModule(others, module)))]
 }
 
 /** The convolutions of kernel 1 under names that none of the linear layers has. */
 export function otherPointwise(graph: Graph, linears: readonly Linear[]): Linear[] {
   const names = new Set(linears.map(({ name }) => name))
   return findPointwise(graph).filter(({ name }) => !names.has(name))
-}
-
-/** @throws UnsupportedError naming the convolution that a new or loaded adapter would be trained on */
-export function refusePointwise({ name, node }: Pick<Linear, 'name' | 'node'>): never {
-  throw new UnsupportedError({
-    where: name,
-    what: 'the graph computes it as a convolution of kernel 1, which no adapter is trained on',
-    got: `node ${node.name} (Conv)`,
-    hint: 'Train on an export that has a MatMul there, or leave this module out of the targets. Sessions and merges take adapters of it',
-  })
 }

@@ -1,0 +1,99 @@
+// The adapter that a training starts from: which modules it adapts, which tensors it trains whole, and what they begin with.
+
+import { Random } from '../base/random.js'
+import { otherPointwise } from '../graph/match/forms/pointwise.js'
+import { findLinears, type Linear, type ModuleMap } from '../graph/match/linears.js'
+import { matchTargets } from '../graph/match/match.js'
+import type { Model } from '../graph/model-folder.js'
+import { readGraph } from '../graph/view/read-graph.js'
+import { LoraAdapter } from '../lora/adapter.js'
+import type { LoraConfig, LoraConfigInput } from '../lora/config.js'
+import { isAllLinear } from '../lora/patterns/patterns.js'
+import type { OpenTask, Task } from '../tasks/task.js'
+import { addDoraLayer, squaresOfRows } from './dora.js'
+import type { TrainEvents } from './report.js'
+import { addWhole, savedTensors, trainedBiases } from './whole-tensors.js'
+
+/**
+ * A new adapter of a model for a task.
+ *
+ * @throws MismatchError where the targets or the modules to save match nothing; UnsupportedError naming a tensor that cannot be trained
+ */
+export async function newAdapter(
+  model: Model,
+  config: LoraConfig,
+  {
+    task,
+    open,
+    modules,
+    on,
+  }: { task: Task; open: OpenTask; modules: ModuleMap | undefined; on: TrainEvents | undefined },
+): Promise<LoraAdapter> {
+  const { head, moduleName = (name) => name } = bound(open)
+  const context = { model, open, modules }
+  const saved = savedTensors(context, config)
+  const whole = new Set([...saved, ...(head?.tensors ?? [])].map(({ name }) => name))
+  const layers = new Map<string, { name: string; d: number; k: number }>()
+  const skipped = new Set<string>()
+  const graph = readGraph(model.onnx.proto)
+  const linears = findLinears(graph, modules)
+  const pointwise = otherPointwise(graph, linears)
+  const isAll = isAllLinear(config.targetModules)
+  const targets = matchTargets(isAll ? linears : [...linears, ...pointwise], config)
+  tellOfPointwise(pointwise, isAll ? undefined : new Set(targets), on)
+  for (const { name: graphName, d, k } of targets) {
+    const name = moduleName(graphName)
+    if (!whole.has(`${name}.weight`)) layers.set(name, layers.get(name) ?? { name, d, k })
+    else if (!head?.tensors.some((tensor) => tensor.name === `${name}.weight`)) skipped.add(name)
+  }
+  const taskType = config.taskType ?? (open.hasPeftClass === false ? undefined : task.peftType)
+  const modulesToSave = [...new Set([...config.modulesToSave, ...(head?.modulesToSave ?? [])])]
+  const adapter = new LoraAdapter({ ...config, ...without(config, skipped), taskType, modulesToSave })
+  const squares = await squaresOfRows(model, config.useDora ? [...layers.values()] : [], modules)
+  for (const layer of layers.values()) {
+    const { name, d, k } = layer
+    const own = squares.get(name)
+    if (own === undefined) adapter.addLayerOfShape(name, [d, k])
+    else addDoraLayer(adapter, layer, own)
+  }
+  for (const { name, shape, start } of head?.tensors ?? []) {
+    adapter.addReplacement(name, { data: await start(new Random(config.seed, name)), shape })
+  }
+  await addWhole(adapter, context, [...saved, ...trainedBiases(context, config, (module) => layers.has(module))])
+  return adapter
+}
+
+/** Warns of convolutions of kernel 1 that all-linear leaves out, or that a new adapter has as linear layers. */
+function tellOfPointwise(
+  pointwise: readonly Linear[],
+  targets: ReadonlySet<Linear> | undefined,
+  on: TrainEvents | undefined,
+): void {
+  const meant = pointwise.filter((linear) => targets?.has(linear) ?? true)
+  if (meant.length === 0) return
+  const more = meant.length > 5 ? ` and ${meant.length - 5} more` : ''
+  const names = `${meant
+    .slice(0, 5)
+    .map(({ name }) => name)
+    .join(', ')}${more}`
+  on?.warning?.(
+    targets === undefined
+      ? `all-linear leaves out ${names}: the graph has convolutions of kernel 1 there, which PEFT's all-linear leaves out too. targetModules can name them`
+      : `The adapter has ${names} as linear layers. The graph has convolutions of kernel 1 there, so PEFT reads the adapter only if the model has nn.Linear there`,
+  )
+}
+
+/** Says to PEFT that modules which the targets mean are not adapted, because they are trained whole. */
+function without(
+  { excludeModules = [] }: LoraConfig,
+  skipped: ReadonlySet<string>,
+): Pick<LoraConfigInput, 'excludeModules'> {
+  return skipped.size === 0 || typeof excludeModules === 'string'
+    ? {}
+    : { excludeModules: [...excludeModules, ...skipped] }
+}
+
+/** What is optional in a task, usable by itself. */
+function bound(open: OpenTask): Pick<OpenTask, 'head' | 'moduleName'> {
+  return { head: open.head, moduleName: open.moduleName?.bind(open) }
+}

@@ -1,0 +1,108 @@
+// A module of an adapter that the graph computes as several products, as onnxruntime-genai writes Phi-3's gate_up_proj: DoRA, dropout, and a
+// loaded adapter that is trained further. Plain gradients are in tests/graph/training-graph.test.ts.
+
+import { afterAll, beforeAll, expect, it } from 'vitest'
+import { MemoryDirectory } from '../../src/base/bytes.js'
+import { outputNorms } from '../../src/graph/inject/affine.js'
+import { findLinears } from '../../src/graph/match/linears.js'
+import { placeAdapter } from '../../src/graph/match/place-adapter.js'
+import type { Model } from '../../src/graph/model-folder.js'
+import { buildTrainingGraph } from '../../src/graph/training/training-graph.js'
+import { readGraph } from '../../src/graph/view/read-graph.js'
+import { NodeDirectory } from '../../src/io/node/files.js'
+import type { LoraAdapter } from '../../src/lora/adapter.js'
+import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
+import type { Feeds } from '../../src/runtime/runtime.js'
+import { squaresOfRows } from '../../src/train/dora.js'
+import { train } from '../../src/train/train.js'
+import { causalOf, collated, factorFeeds, golden, layersOf, relativeError, targetCount } from '../graph/golden.js'
+import { openModel } from '../infer/models.js'
+import { abortAt, data, WEIGHTS } from './tiny.js'
+
+const FOLDER = 'tests/golden/models/phi3-genai'
+const numbers = golden(`${FOLDER}/golden`)
+const MODULE = 'model.layers.0.mlp.gate_up_proj'
+
+let model: Model
+let adapter: LoraAdapter
+beforeAll(async () => {
+  model = await openModel(FOLDER)
+  adapter = await loadAdapter(new NodeDirectory(`${FOLDER}/golden/adapter-init`))
+})
+afterAll(() => model.close())
+
+/** Norms of the rows of W + s·B·A, by module: magnitudes with which DoRA is plain LoRA. */
+async function adaptedNorms(): Promise<Map<string, Float32Array>> {
+  const graph = readGraph(model.onnx.proto)
+  const parts = new Map<string, number[]>()
+  for (const { name, layer, linear } of placeAdapter(graph, findLinears(graph), adapter)) {
+    const { squares } = await outputNorms(model.onnx, graph, linear, layer)
+    parts.set(name, [...(parts.get(name) ?? []), ...Array.from(squares, Math.sqrt)])
+  }
+  return new Map(Array.from(parts, ([name, norms]) => [name, Float32Array.from(norms)]))
+}
+
+it.each([0, 0.25])('with DoRA it divides by the norms of all rows, dropout %s', async (dropout) => {
+  const runtime = await loadNodeRuntime()
+  const squares = await squaresOfRows(model, adapter.parts('linear'), undefined)
+  const norms = await adaptedNorms()
+  const [batch] = numbers.batches
+  const results = []
+  for (const isDora of [false, true]) {
+    const layers = layersOf(adapter).map((layer) =>
+      isDora ? { ...layer, baseSquares: squares.get(layer.name)! } : layer,
+    )
+    const graph = await buildTrainingGraph(model.onnx, runtime, causalOf(model.onnx), { layers, dropout })
+    const masks = graph.proto.graph!.input.filter(({ name }) => name.endsWith('/dropout'))
+    // One for each module, and not for each product.
+    expect(masks).toHaveLength(dropout === 0 ? 0 : adapter.parts('linear').length)
+    const session = await runtime.createSession(await graph.sessionModel(), { threads: 1 })
+    const options = { normalizer: targetCount(batch), dropout: { seed: 1, step: 0, run: 0 } }
+    const factors = graph.parameters.filter(({ name }) => !name.endsWith('.magnitude'))
+    const magnitudes: Feeds = {}
+    for (const { name, input, shape } of graph.parameters) {
+      if (!name.endsWith('.magnitude')) continue
+      magnitudes[input] = { type: 'float32', data: norms.get(name.replace('.magnitude', ''))!, dims: shape }
+    }
+    const feeds = graph.feeds(collated(causalOf(model.onnx), batch), options)
+    const outputs = await session.run({ ...feeds, ...factorFeeds(factors, adapter), ...magnitudes })
+    results.push({
+      loss: Number(outputs[graph.loss].data[0]),
+      gradients: new Map(graph.parameters.map(({ name, gradient }) => [name, outputs[gradient].data as Float32Array])),
+    })
+    await session.dispose()
+  }
+  const [plain, dora] = results
+  expect(dora.gradients.get(`${MODULE}.magnitude`)).toHaveLength(adapter.layer(MODULE).d)
+  expect(dora.loss / plain.loss).toBeCloseTo(1, 5)
+  for (const [name, gradient] of plain.gradients) {
+    expect(relativeError(dora.gradients.get(name)!, gradient), name).toBeLessThan(1e-4)
+  }
+})
+
+it('is trained further, and resumed to the same bytes', async () => {
+  const load = () => loadAdapter(new NodeDirectory(`${FOLDER}/golden/adapter-init`))
+  const run = async (out: MemoryDirectory, options: object = {}) =>
+    train({
+      ...{
+        model,
+        adapter: await load(),
+        out,
+        data: data.slice(0, 8),
+        maxLength: 24,
+        batchSize: 4,
+        maxSteps: 4,
+        threads: 1,
+      },
+      ...options,
+    })
+  const [whole, broken] = [new MemoryDirectory(), new MemoryDirectory()]
+  const { report } = await run(whole)
+  expect(report.trainLoss.at(-1)).toBeLessThan(report.trainLoss[0])
+  await run(broken, abortAt(2))
+  await run(broken, { resume: true })
+  expect(broken.files.get(WEIGHTS)).toEqual(whole.files.get(WEIGHTS))
+  const saved = await loadAdapter(whole)
+  expect(saved.layer(MODULE).d).toBe((await load()).layer(MODULE).d)
+})

@@ -1,0 +1,113 @@
+// The page of web/ in Chromium, built and served as on a static host, and what a user does on it.
+
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { createRequire } from 'node:module'
+import type { AddressInfo } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { setTimeout } from 'node:timers/promises'
+import { fileURLToPath } from 'node:url'
+import { build, preview } from 'vite'
+import { chromium } from '../chromium.js'
+import { type OpenPage, openPage } from '../page.js'
+
+export const root = fileURLToPath(new URL('../../', import.meta.url))
+export const DESKTOP = { width: 1200, height: 900 }
+export const PHONE = { width: 360, height: 740 }
+/** Pictures to look at. */
+const PICTURES = join(root, 'out', 'page')
+
+/** Whether there are a browser and the ONNX Runtime that the page is built with. */
+export const canOpenSite = (() => {
+  try {
+    createRequire(import.meta.url).resolve('onnxruntime-web/wasm')
+    return chromium !== undefined
+  } catch {
+    return false
+  }
+})()
+
+export interface Site {
+  readonly page: OpenPage
+  readonly address: string
+  /** What an element shows, by its id. */
+  text(id: string): Promise<string>
+  click(id: string): Promise<void>
+  fill(fields: Readonly<Record<string, string | number>>): Promise<void>
+  /** Chooses an option of a list. */
+  choose(id: string, value: string): Promise<void>
+  /** Waits until an expression is true; fails with what the page says. */
+  until(expression: string): Promise<void>
+  /** Waits until a model is open. */
+  ready(): Promise<void>
+  /** Loads the page anew. */
+  reload(): Promise<void>
+  /** Notes the steps that are shown from now on in `globalThis.steps`. */
+  watchSteps(): Promise<void>
+  picture(name: string): Promise<void>
+  close(): Promise<void>
+}
+
+/**
+ * @param flags of Chromium
+ * @param edit changes a script before it is served; undefined leaves it
+ */
+export async function openSite(
+  flags?: readonly string[],
+  edit: (name: string, script: string) => string | undefined = () => undefined,
+): Promise<Site> {
+  mkdirSync(PICTURES, { recursive: true })
+  const folder = mkdtempSync(join(tmpdir(), 'lowrank-site-'))
+  const settings = { configFile: join(root, 'web', 'vite.config.ts'), logLevel: 'silent' as const }
+  await build({ ...settings, build: { outDir: folder, emptyOutDir: true } })
+  for (const name of readdirSync(join(folder, 'assets')).filter((file) => /\.m?js$/.test(file))) {
+    const path = join(folder, 'assets', name)
+    const edited = edit(name, readFileSync(path, 'utf8'))
+    if (edited !== undefined) writeFileSync(path, edited)
+  }
+  // Without the headers that isolate a page, as on a static host.
+  const server = await preview({ ...settings, build: { outDir: folder }, preview: { port: 0, host: '127.0.0.1' } })
+  const address = `http://127.0.0.1:${(server.httpServer.address() as AddressInfo).port}/`
+  const page = await openPage(address, flags)
+
+  const until = async (expression: string) => {
+    for (let i = 0; i < 500; i++) {
+      // Between two pages there is nothing to ask.
+      if (await page.evaluate(expression).catch(() => false)) return
+      await setTimeout(200)
+    }
+    throw new Error(`${expression} never came: ${await page.evaluate('document.body.innerText')}`)
+  }
+  const ready = () => until("!document.getElementById('start').disabled && crossOriginIsolated")
+  const element = (id: string) => `document.getElementById(${JSON.stringify(id)})`
+  return {
+    page,
+    address,
+    text: (id) => page.evaluate(`${element(id)}.textContent`),
+    click: (id) => page.evaluate(`${element(id)}.click()`),
+    async fill(fields) {
+      for (const [id, value] of Object.entries(fields))
+        await page.evaluate(`${element(id)}.value = ${JSON.stringify(String(value))}`)
+    },
+    choose: (id, value) =>
+      page.evaluate(
+        `${element(id)}.value = ${JSON.stringify(value)}; ${element(id)}.dispatchEvent(new Event('change', { bubbles: true }))`,
+      ),
+    until,
+    ready,
+    async reload() {
+      await page.navigate(address)
+      await ready()
+    },
+    watchSteps: () =>
+      page.evaluate(`globalThis.steps = new Set(); new MutationObserver(() =>
+        globalThis.steps.add(document.getElementById('number-step').textContent)
+      ).observe(document.getElementById('number-step'), { childList: true })`),
+    picture: async (name) => writeFileSync(join(PICTURES, `${name}.png`), await page.screenshot()),
+    async close() {
+      await page.close()
+      await server.close()
+      rmSync(folder, { recursive: true, force: true, maxRetries: 20 })
+    },
+  }
+}
