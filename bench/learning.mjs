@@ -236,7 +236,7 @@ function pageOf(all) {
     'The defaults of `train` are a learning rate of 3e-4 with LoRA+ 16 (B learns 16 times as fast as A), and the initial values of PEFT (`kaiming-uniform`). They are chosen by the tables of texts, spam and vectors below.',
     '',
     '- **LoRA+ 16 at 3e-4** learns more on texts and vectors than the earlier default: 1e-3 without LoRA+, the row `kaiming-uniform` of the tables. On labels, both learn about as much, but results with LoRA+ differ more from seed to seed. On vectors, three times this rate is too high.',
-    '- **Tags and pictures** were tried after the defaults were chosen. There, LoRA+ 16 at 3e-4 learns more than 1e-3 without LoRA+, and three times this rate learns more still.',
+    '- **Tags and pictures** were tried after the defaults were chosen. There, LoRA+ 16 at 3e-4 learns more than 1e-3 without LoRA+. But three times these rates learn more still, with LoRA+ and without.',
     '- **`normal`** (initial values of A with variance 1/r) at 3e-4 or 1e-3 learns about as much. But its best rate differs more between models: it is 3e-3 for the bundled model, and MiniLM learns nothing at 3e-3. With wide layers, `normal` needs lower rates.',
     '- **rsLoRA and DoRA:** rsLoRA acts like a higher rate at this rank. DoRA learns as much as LoRA.',
     '- Larger models need lower rates. The bundled model learns most at 1e-3 and above, SmolLM2-135M at 3e-4.',
