@@ -49,7 +49,7 @@ def idefics3():
     from transformers import Idefics3Config, Idefics3ForConditionalGeneration
     vision = dict(hidden_size=WIDTH, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=4)
     return Idefics3ForConditionalGeneration(Idefics3Config(
-        vision_config=vision, text_config={"model_type": "llama", **TEXT, "head_dim": 8, "tie_word_embeddings": False}, image_token_id=IDS["<image>"],
+        vision_config=vision, text_config={"model_type": "llama", **TEXT, "head_dim": 16, "tie_word_embeddings": False}, image_token_id=IDS["<image>"],
         scale_factor=2, pad_token_id=2, tie_word_embeddings=False, attn_implementation="eager"))
 
 
@@ -109,8 +109,11 @@ def write(out, name, module, inputs, outputs, axes):
 TOKENS, TOTAL = {0: "batch_size", 1: "sequence_length"}, {0: "batch_size", 1: "total_sequence_length"}
 
 
-def write_text(out, embedding, decoder, position_ids, position_axes):
+def write_embedding(out, embedding):
     write(out, "embed_tokens", embedding, {"input_ids": torch.tensor([[1, 2, 3]])}, ["inputs_embeds"], {"input_ids": TOKENS, "inputs_embeds": TOKENS})
+
+
+def write_decoder(out, decoder, position_ids, position_axes):
     parts = ("key", "value")
     write(out, "decoder_model_merged", decoder, {
         "inputs_embeds": torch.randn(2, 3, WIDTH), "attention_mask": torch.ones(2, 7, dtype=torch.int64), "position_ids": position_ids,
@@ -122,7 +125,7 @@ def write_text(out, embedding, decoder, position_ids, position_axes):
     })
 
 
-def decoder_of(parent, language_model, lm_head):
+def decoder_of(language_model, lm_head):
     """A causal language model that reads vectors, with a cache as plain tensors."""
     from transformers import DynamicCache
 
@@ -169,8 +172,7 @@ def export_idefics3(source, out):
     write(out, "vision_encoder", Pictures(), {
         "pixel_values": torch.randn(1, 3, 3, 16, 16), "pixel_attention_mask": torch.ones(1, 3, 16, 16, dtype=torch.bool),
     }, ["image_features"], {"pixel_values": tiles, "pixel_attention_mask": tiles, "image_features": {0: "num_real_images"}})
-    language = model.model.text_model
-    write_text(out, language.embed_tokens, decoder_of(model, language, model.lm_head), torch.arange(4, 7).repeat(2, 1), TOKENS)
+    write_embedding(out, model.model.text_model.embed_tokens)
 
 
 def export_qwen2_vl(source, out):
@@ -208,8 +210,8 @@ def export_qwen2_vl(source, out):
     write(out, "vision_encoder", Pictures(), {"pixel_values": torch.randn(24, 96), "grid_thw": torch.tensor([[1, 4, 6]])}, ["image_features"],
           {"pixel_values": {0: "num_patches"}, "grid_thw": {0: "num_images"}, "image_features": {0: "num_features"}})
     language = model.model.language_model
-    write_text(out, language.embed_tokens, decoder_of(model, language, model.lm_head), torch.arange(4, 7).repeat(3, 2, 1),
-               {1: "batch_size", 2: "sequence_length"})
+    write_embedding(out, language.embed_tokens)
+    write_decoder(out, decoder_of(language, model.lm_head), torch.arange(4, 7).repeat(3, 2, 1), {1: "batch_size", 2: "sequence_length"})
 
 
 def one_picture_at_a_time():
@@ -345,6 +347,27 @@ def main():
         print(name, min(lead for _, lead in base + own))
 
 
+def build_decoder(model, work, out):
+    """A decoder with fused attention by onnxruntime-genai's builder, as that of SmolVLM is published."""
+    import onnx
+    from common import UNION
+    from exporters import genai
+    from transformers import LlamaForCausalLM
+    language = LlamaForCausalLM(model.config.text_config)
+    language.model.load_state_dict(model.model.text_model.state_dict())
+    language.lm_head.load_state_dict(model.lm_head.state_dict())
+    language.save_pretrained(work / "language")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(UNION / file, work / "language" / file)
+    genai("exclude_embeds=true", f"filename={out.name}")(work / "language", work / "built", None)
+    graph = onnx.load(work / "built" / out.name)
+    for value in [*graph.graph.input, *graph.graph.output]:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param == "kv_cache_dim":  # transformers.js makes an empty cache from the shape
+                dim.dim_value = model.config.text_config.head_dim
+    onnx.save(graph, out)
+
+
 def export_graphs(model, name, folder, python, call):
     """Writes config.json, generation_config.json and the graphs of a model."""
     from safetensors.torch import load_file, save_file
@@ -356,6 +379,8 @@ def export_graphs(model, name, folder, python, call):
             save_file({k.replace("vision_tower.", "vision_tower.vision_model."): v for k, v in weights.items()},
                       source / "model.safetensors", {"format": "pt"})
         call(python, pathlib.Path(__file__).resolve(), "--export", source, "--out", folder / "onnx")
+        if name == "idefics3":
+            build_decoder(model, pathlib.Path(work), folder / "onnx" / "decoder_model_merged.onnx")
         for file in ("config.json", "generation_config.json"):
             shutil.copyfile(source / file, folder / file)
 

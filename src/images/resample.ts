@@ -1,5 +1,5 @@
-// Resizing of pictures to the bytes that Pillow gives, which transformers resizes with: filters of the width of the step, first along rows
-// and then along columns, in integers. https://github.com/python-pillow/Pillow/blob/main/src/libImaging/Resample.c
+// Resizing of pictures to the bytes that Pillow gives, which transformers resizes with: filters of the width of the step, along rows and
+// along columns, in integers. https://github.com/python-pillow/Pillow/blob/main/src/libImaging/Resample.c
 
 import type { Pixels } from './image.js'
 
@@ -52,12 +52,12 @@ interface Window {
 function windowsOf(from: number, to: number, { support, weight }: Filter): Window[] {
   const scale = from / to
   const stretch = Math.max(1, scale)
-  const reach = support * stretch
+  const [reach, shrink] = [support * stretch, 1 / stretch]
   return Array.from({ length: to }, (_, i) => {
     const center = (i + 0.5) * scale
     const start = Math.max(0, Math.trunc(center - reach + 0.5))
     const end = Math.min(from, Math.trunc(center + reach + 0.5))
-    const weights = Float64Array.from({ length: end - start }, (_, j) => weight((j + start - center + 0.5) / stretch))
+    const weights = Float64Array.from({ length: end - start }, (_, j) => weight((j + start - center + 0.5) * shrink))
     const sum = weights.reduce((total, value) => total + value, 0)
     const scaled = weights.map((value) => (sum === 0 ? value : value / sum) * PRECISION)
     return { start, weights: scaled.map((value) => Math.trunc(value + (value < 0 ? -0.5 : 0.5))) }
@@ -68,8 +68,16 @@ function windowsOf(from: number, to: number, { support, weight }: Filter): Windo
 export function resize(image: Pixels, width: number, height: number, resample: number): Pixels {
   if (resample === 0) return nearest(image, width, height)
   const filter = FILTERS[resample]
-  const rows = image.width === width ? image : alongRows(image, windowsOf(image.width, width, filter))
-  return rows.height === height ? rows : alongColumns(rows, windowsOf(rows.height, height, filter))
+  const inWidth = (from: Pixels) => {
+    return from.width === width ? from : alongRows(from, windowsOf(from.width, width, filter))
+  }
+  const inHeight = (from: Pixels) => {
+    return from.height === height ? from : alongColumns(from, windowsOf(from.height, height, filter))
+  }
+  const shrinks = image.height - height
+  // As Pillow from version 13 on, which saves work by this: https://github.com/python-pillow/Pillow/pull/9549
+  const isHeightFirst = shrinks > 0 && shrinks > 2 * (image.width - width)
+  return isHeightFirst ? inWidth(inHeight(image)) : inHeight(inWidth(image))
 }
 
 function alongRows({ data, width, height }: Pixels, windows: readonly Window[]): Pixels {

@@ -1,44 +1,14 @@
-// The pictures of prompts: which are given, their vectors by the model's vision encoder, and the text with places for these vectors.
+// The pictures of a prompt: their vectors by the model's vision encoder, and the text with places for these vectors.
 
-import { DataError, FileError, UnsupportedError } from '../base/errors.js'
-import { type Kind, kind } from '../base/options.js'
+import { DataError, FileError } from '../base/errors.js'
 import { pictureForm, type VisionInput, visionFeeds } from '../graph/inputs/vision.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
 import { readGraph } from '../graph/view/read-graph.js'
-import { type DecodeImage, type ImageSource, isImageSource, type Pixels, readImage } from '../images/image.js'
+import { type DecodeImage, type ImageSource, type Pixels, readImage } from '../images/image.js'
 import type { Mix } from './adapter-choice.js'
 import { floatsOf } from './floats.js'
 import type { RunGraph } from './graphs.js'
-import type { PromptImages } from './session.js'
-
-const isOneOrMore = (value: unknown) => [value].flat().every(isImageSource)
-
-/** The option `images`. */
-export const IMAGES: Kind = kind(
-  'a picture (a path, the bytes of a file, or { data, width, height }), a list of pictures, or for several prompts a list with one of these for each',
-  (value) => isOneOrMore(value) || (Array.isArray(value) && value.every(isOneOrMore)),
-)
-
-/**
- * The pictures of each prompt.
- *
- * @param prompts how many there are; undefined for one that is no list
- * @throws DataError for a list that does not fit the prompts
- */
-export function imagesOf(images: PromptImages | undefined, prompts: number | undefined): readonly ImageSource[][] {
-  if (images === undefined) return Array.from({ length: prompts ?? 1 }, () => [])
-  const lists = [images].flat() as readonly (ImageSource | readonly ImageSource[])[]
-  const expected =
-    prompts === undefined ? 'a picture, or a list of pictures' : `a list of ${prompts}, one for each prompt`
-  const refuse = (got: string) => new DataError({ where: 'images', what: 'not as many as prompts', expected, got })
-  if (prompts === undefined) {
-    if (lists.some((one) => Array.isArray(one))) throw refuse('a list of lists')
-    return [lists as ImageSource[]]
-  }
-  if (!Array.isArray(images)) throw refuse('one picture')
-  if (images.length !== prompts) throw refuse(`a list of ${images.length}`)
-  return lists.map((one) => [one].flat() as ImageSource[])
-}
+import { type PictureSize, type PictureWriting, pictureWriting, readsNoPictures } from './picture-places.js'
 
 /** What a decoder reads of the pictures of a prompt: vectors (count, width), in the order of their places. */
 export interface PictureVectors {
@@ -59,15 +29,7 @@ export interface PictureSession {
 }
 
 /** A picture as the vision encoder takes it, and how many tiles it was cut into. */
-interface Piece extends VisionInput {
-  readonly rows: number
-  readonly columns: number
-}
-
-/** The token that stands for a picture's vectors; undefined for a model that reads texts alone. */
-export function imageToken({ config }: Pick<Model, 'config'>): number | undefined {
-  return [config.image_token_id, config.image_token_index].find(Number.isSafeInteger) as number | undefined
-}
+type Piece = VisionInput & Omit<PictureSize, 'count'>
 
 /** The pictures of one prompt. */
 export class PromptPictures {
@@ -76,6 +38,7 @@ export class PromptPictures {
   readonly count: number
   /** Once their places are filled. */
   vectors: PictureVectors | undefined
+  readonly #writing: PictureWriting | undefined
   readonly #session: PictureSession
   readonly #images: readonly ImageSource[]
   readonly #mix: Mix
@@ -88,8 +51,9 @@ export class PromptPictures {
     this.#mix = mix
     this.#where = where
     this.count = images.length
-    this.place = this.#placeOf()
-    if (this.count > 0) requireVision(session.model)
+    this.#writing = pictureWriting(session.model)
+    this.place = this.#writing && this.#nameOf(this.#writing.mark)
+    if (this.count > 0) requireVision(session.model, this.#writing)
   }
 
   /**
@@ -99,7 +63,8 @@ export class PromptPictures {
    */
   async fill(text: string): Promise<string> {
     const { place, count } = this
-    if (place === undefined) return text
+    const writing = this.#writing
+    if (place === undefined || writing === undefined) return text
     const [first, ...rest] = text.split(place)
     if (rest.length !== count) {
       throw new DataError({
@@ -112,8 +77,8 @@ export class PromptPictures {
     }
     const pictures = []
     for (const [i, image] of this.#images.entries()) pictures.push(await this.#read(image, `image ${i + 1}`))
-    if (pictures.length > 0) this.vectors = joined(imageToken(this.#session.model)!, pictures)
-    return pictures.reduce((all, picture, i) => all + this.#fillingOf(picture) + rest[i], first)
+    if (pictures.length > 0) this.vectors = joined(writing.token, pictures)
+    return pictures.reduce((all, picture, i) => all + writing.write(picture, (id) => this.#nameOf(id)) + rest[i], first)
   }
 
   /** Throws DataError unless a prompt has a token for each vector. */
@@ -148,40 +113,13 @@ export class PromptPictures {
     }
   }
 
-  /** What takes the place of one picture in the text, as transformers' processors write it. */
-  #fillingOf({ rows, columns, count, dims }: ReadPicture): string {
-    const { model } = this.#session
-    const tokenizer = requireTokenizer(model)
-    const nameOf = (id: number) => tokenizer.decode([id], { specialTokens: true })
-    const image = nameOf(imageToken(model)!)
-    const { boi_token_index: begin, eoi_token_index: end } = model.config
-    if (typeof begin === 'number' && typeof end === 'number') {
-      return `\n\n${nameOf(begin)}${image.repeat(count)}${nameOf(end)}\n\n`
-    }
-    if (dims.length !== 5) return image.repeat(count)
-    const around = '<fake_token_around_image>'
-    const tile = image.repeat(count / dims[1])
-    const lines = Array.from({ length: rows }, (_, row) =>
-      Array.from({ length: columns }, (_, column) => `${around}<row_${row + 1}_col_${column + 1}>${tile}`).join(''),
-    )
-    return `${lines.map((line) => `${line}\n`).join('')}${rows > 0 ? '\n' : ''}${around}<global-img>${tile}${around}`
-  }
-
-  #placeOf(): string | undefined {
-    const { model } = this.#session
-    const begin = model.config.boi_token_index
-    const token = imageToken(model)
-    if (token === undefined || !('vision_config' in model.config)) return undefined
-    return requireTokenizer(model).decode([typeof begin === 'number' ? begin : token], { specialTokens: true })
+  #nameOf(id: number): string {
+    return requireTokenizer(this.#session.model).decode([id], { specialTokens: true })
   }
 }
 
 /** A picture and its vectors. */
-interface ReadPicture extends Piece {
-  readonly data: Float32Array
-  readonly width: number
-  readonly count: number
-}
+type ReadPicture = Piece & PictureSize & { readonly data: Float32Array; readonly width: number }
 
 function joined(token: number, pictures: readonly ReadPicture[]): PictureVectors {
   const { width } = pictures[0]
@@ -208,7 +146,7 @@ async function pieceOf(
   if (form === 'patches') {
     const { patchesOf } = await import('../images/patches.js')
     const { pixels: values, width, rows, columns } = patchesOf(pixels, preprocessorConfig!, where)
-    return { pixels: values, dims: [rows * columns, width], grid: [1, rows, columns], rows, columns }
+    return { pixels: values, dims: [rows * columns, width], grid: [1, rows, columns], rows: 0, columns: 0 }
   }
   const { imageProcessor } = await import('../images/processor.js')
   const processor = imageProcessor(preprocessorConfig, (config.vision_config as { image_size?: unknown }).image_size)
@@ -225,21 +163,10 @@ function gridOf({ grid }: Piece, { config, preprocessorConfig }: Model): readonl
   return [grid[0], grid[1] / merge, grid[2] / merge]
 }
 
-/** The error of pictures for a model that reads texts alone. */
-export function readsNoPictures({ config }: Pick<Model, 'config'>): UnsupportedError {
-  return new UnsupportedError({
-    where: 'images',
-    what: 'this model reads no pictures with its texts',
-    expected:
-      'a model with embed_tokens.onnx and vision_encoder.onnx, whose config.json has vision_config and image_token_id',
-    got: `model_type ${JSON.stringify(config.model_type)}`,
-  })
-}
-
 /** Throws UnsupportedError for a model that reads texts alone, FileError where a file that pictures need is missing. */
-function requireVision(model: Model): void {
-  const { config, directory, graphs, preprocessorConfig } = model
-  if (imageToken(model) === undefined || !('vision_config' in config)) throw readsNoPictures(model)
+function requireVision(model: Model, writing: PictureWriting | undefined): void {
+  const { directory, graphs, preprocessorConfig } = model
+  if (writing === undefined) throw readsNoPictures(model)
   const missing =
     graphs.vision_encoder === undefined
       ? 'vision_encoder.onnx'

@@ -36,8 +36,8 @@ interface Calls {
   readonly pipeline: string
   /** The class of transformers that loads the base. */
   readonly autoClass: string
-  /** lowrank's command. */
-  readonly command: string
+  /** lowrank's command; undefined where it has none, and the card shows no calls. */
+  readonly command?: string
   /** What the examples run on: a text where nothing is said. */
   readonly input?: string
   /** transformers.js runs it only merged. */
@@ -63,6 +63,8 @@ const CALLS: Readonly<Record<string, Calls>> = {
     onlyMerged: true,
   },
   FEATURE_EXTRACTION: { pipeline: 'feature-extraction', autoClass: 'AutoModel', command: 'embed --text' },
+  /** Models that PEFT's class for SEQ_2_SEQ_LM cannot run: those that read sounds. */
+  seq2seq: { pipeline: 'automatic-speech-recognition', autoClass: 'AutoModelForSpeechSeq2Seq' },
   'image-classification': {
     pipeline: 'image-classification',
     autoClass: 'AutoModelForImageClassification',
@@ -153,7 +155,7 @@ function metadata(
 }
 
 function usage(parts: CardParts, calls: Calls | undefined): string[] {
-  if (calls === undefined) return []
+  if (calls?.command === undefined) return []
   const { base, folder, labels, problemType, pooling, normalize } = parts
   const { pipeline, autoClass, command, input = 'The', onlyMerged = false } = calls
   const [verb, flag] = command.split(' ')

@@ -31,6 +31,8 @@ export interface Engine<T> {
   close(limitMs?: number): Promise<void>
   /** Gives up on a run that goes on for {@link STOP_MS} after the signal. Returns what ends the watch. */
   endAfter(signal: SignalLike | undefined): () => void
+  /** Whether it was given up, with a run that did not end. */
+  isGivenUp(): boolean
 }
 
 /** An engine that disposes of what it holds. */
@@ -76,7 +78,12 @@ export function openEngine<T extends Disposable>(
   if ('module' in host) {
     const engine = create(runtimeOf(host.module))
     // A run in this thread is over when anything else happens.
-    return { remote: inThread(engine), close: () => engine.dispose().catch(() => {}), endAfter: () => () => {} }
+    return {
+      remote: inThread(engine),
+      close: () => engine.dispose().catch(() => {}),
+      endAfter: () => () => {},
+      isGivenUp: () => false,
+    }
   }
   const connection = connect<T & WorkerControl>(host.spawn(kind))
   const control = connection.remote as Remote<WorkerControl>
@@ -93,6 +100,7 @@ export function openEngine<T extends Disposable>(
       throw error
     },
     endAfter: (signal) => watch(connection, signal),
+    isGivenUp: () => connection.isAbandoned(),
   }
 }
 

@@ -89,6 +89,7 @@ export interface Connection<T> {
    * because ending one inside of ONNX Runtime ends the process.
    */
   abandon(error: Error): void
+  isAbandoned(): boolean
   /** For how long the first of the calls under way has waited, in milliseconds; 0 without any. */
   waitingMs(): number
 }
@@ -158,6 +159,7 @@ export function connect<T>(port: Port): Connection<T> {
       port.abandon?.()
       if (unanswered === 0) void port.close()
     },
+    isAbandoned: () => unanswered !== undefined,
     waitingMs() {
       const [first] = calls.values()
       return first === undefined ? 0 : performance.now() - first.since

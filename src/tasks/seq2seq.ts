@@ -1,18 +1,19 @@
 // Encoder-decoders: the encoder reads a whole text, and the decoder learns to write another one for it. Every token of the target counts,
 // its end included. The loss is the cross-entropy in nats per token.
 
-import { DataError, FormatError, UnsupportedError } from '../base/errors.js'
+import { DataError, FileError, FormatError, UnsupportedError } from '../base/errors.js'
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
 import { type JoinedInputs, joinedInputs, OF_DECODER, startToken } from '../graph/inputs/encoder-decoder.js'
 import { inputFamily } from '../graph/inputs/family.js'
+import type { TokenBatch } from '../graph/inputs/roles.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
 import type { Length } from '../graph/training/objective.js'
 import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
 import type { Value } from '../graph/view/builder.js'
 import { readGraph } from '../graph/view/read-graph.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
+import { type LogMel, logMel } from '../sounds/log-mel.js'
 import { checkVocabulary } from '../text/records.js'
-import type { Tokenizer } from '../text/tokenizer.js'
 import { checkWidth } from './causal-lm.js'
 import { nextTokenLoss, PROBED_TARGETS, probeTargets, rowFeeds, targetsLength } from './next-tokens.js'
 import type { EncodeContext, OpenTask, Task } from './task.js'
@@ -21,8 +22,8 @@ import { attentionMask, PROBE_BATCHES, padded, roundUp, tokenLengths } from './t
 
 /** A tokenized row. */
 export interface Seq2SeqExample {
-  /** What the encoder reads. */
-  readonly source: Int32Array
+  /** What the encoder reads: tokens, or the (bands, times) of a sound. */
+  readonly source: Int32Array | Float32Array
   /** What the decoder writes: the token that ends a text is the last one. */
   readonly target: Int32Array
 }
@@ -54,31 +55,75 @@ export const seq2seq: Task<TextPair, Seq2SeqExample> = {
 
   parse: parseTextPair,
 
-  encode({ text, target, where }, context) {
-    const { model, maxLength } = context
-    const tokenizer = requireTokenizer(model)
-    const { ids, isTruncated } = tokenizer.encodeTexts(text, undefined, maxLength)
-    const { ids: written, isCut } = encodeTarget(target, tokenizer, context, where)
-    for (const own of [ids, written]) checkVocabulary(own, { tokenizer, vocabularySize: model.vocabularySize })
-    const example = { source: Int32Array.from(ids), target: Int32Array.from(written) }
-    return { examples: [example], isTruncated: isTruncated || isCut }
+  encode(row, context) {
+    const read = encodeSource(row, context)
+    const written = encodeTarget(row, context)
+    const example = { source: read.source, target: Int32Array.from(written.ids) }
+    return { examples: [example], isTruncated: read.isCut || written.isCut }
   },
 
-  tokens: ({ source, target }) => ({
-    ids: Int32Array.from([...source, ...target]),
-    counts: (i) => i >= source.length,
-  }),
+  tokens({ source, target }) {
+    const read = source instanceof Int32Array ? source : []
+    return { ids: Int32Array.from([...read, ...target]), counts: (i) => i >= read.length }
+  },
 
   open: (model) => new Seq2Seq(model),
 }
 
+/** Throws DataError for a text where the model reads sounds, and the other way round. */
+function encodeSource(
+  { source, where }: TextPair,
+  { model, maxLength }: EncodeContext,
+): { source: Seq2SeqExample['source']; isCut: boolean } {
+  const size = featuresOf(model)
+  if ((size === undefined) !== (source.kind === 'text')) {
+    throw new DataError({
+      where,
+      what: size === undefined ? 'the model reads texts, not sounds' : 'the model reads sounds, not texts',
+      expected: size === undefined ? '"text" and "target"' : '"audio": { array, sampling_rate }, and "text"',
+    })
+  }
+  if (source.kind === 'text') {
+    const tokenizer = requireTokenizer(model)
+    const { ids, isTruncated } = tokenizer.encodeTexts(source.text, undefined, maxLength)
+    checkVocabulary(ids, { tokenizer, vocabularySize: model.vocabularySize })
+    return { source: Int32Array.from(ids), isCut: isTruncated }
+  }
+  const [bands, times] = size as readonly [number, number]
+  const { values, isCut } =
+    source.kind === 'features' ? { ...source, isCut: false } : heard(model).features(source.sound, `${where}, audio`)
+  if (values.length === bands * times) return { source: values, isCut }
+  throw new DataError({
+    where: source.kind === 'features' ? `${where}, input_features` : `${model.directory.name}/preprocessor_config.json`,
+    what: 'not as many numbers as the model takes',
+    expected: `${bands} x ${times}`,
+    got: String(values.length),
+  })
+}
+
+/** Of each model once: filters and windows are made for all of its sounds. */
+const PROCESSORS = new WeakMap<object, LogMel>()
+
+function heard({ directory, preprocessorConfig }: Model): LogMel {
+  const where = `${directory.name}/preprocessor_config.json`
+  if (preprocessorConfig === undefined) {
+    throw new FileError({
+      where,
+      what: 'missing: it says how sounds become numbers',
+      hint: 'Copy it from where the model came from, or give "input_features" in the place of "audio"',
+    })
+  }
+  const processor = PROCESSORS.get(preprocessorConfig) ?? logMel(preprocessorConfig, where)
+  PROCESSORS.set(preprocessorConfig, processor)
+  return processor
+}
+
 /** The tokens of a target: what ends a text stands at their end once, and what the decoder begins with is not one of them. */
 function encodeTarget(
-  text: string,
-  tokenizer: Tokenizer,
+  { target: text, where }: TextPair,
   { model, maxLength, isLimited }: EncodeContext,
-  where: string,
 ): { ids: number[]; isCut: boolean } {
+  const tokenizer = requireTokenizer(model)
   const [eosTokenId] = model.eosTokenIds
   if (eosTokenId === undefined) {
     throw new FormatError({
@@ -94,6 +139,7 @@ function encodeTarget(
     return own.at(-1) === eosTokenId ? own : [...own, eosTokenId]
   }
   const ids = encode(Number.POSITIVE_INFINITY)
+  checkVocabulary(ids, { tokenizer, vocabularySize: model.vocabularySize })
   const limit = Math.min(maxLength, positionsOf(model))
   if (ids.length <= limit) return { ids, isCut: false }
   if (isLimited) {
@@ -107,6 +153,11 @@ function encodeTarget(
     got: String(ids.length),
     hint: `Shorten it, or cut all texts that are too long: maxLength ${limit} (--max-length ${limit})`,
   })
+}
+
+/** (bands, times) of the sounds that a model reads; undefined for one that reads texts. */
+function featuresOf(model: Model): readonly [number, number] | undefined {
+  return joinedInputs(readGraph(model.onnx.proto)).features
 }
 
 /** Most tokens that the decoder can write. */
@@ -123,6 +174,7 @@ const DECODER_IDS = `${OF_DECODER}input_ids`
 
 class Seq2Seq implements OpenTask<Seq2SeqExample> {
   readonly probe: OpenTask['probe']
+  readonly hasPeftClass: boolean
   readonly #inputs: JoinedInputs
   readonly #start: number
   readonly #model: Model
@@ -131,11 +183,16 @@ class Seq2Seq implements OpenTask<Seq2SeqExample> {
     this.#model = model
     this.#inputs = joinedInputs(readGraph(model.onnx.proto))
     this.#start = startToken(model)
+    const { features } = this.#inputs
+    // It feeds input_ids to the model, which sounds are none of: https://github.com/huggingface/peft/issues/1988
+    this.hasPeftClass = features === undefined
     const [first, second] = PROBE_BATCHES.map(({ batch, sequence }, i) => {
-      const examples = Array(batch).fill({ source: new Int32Array(sequence), target: new Int32Array(PROBED_WIDTHS[i]) })
+      const source = features === undefined ? new Int32Array(sequence) : new Float32Array(features[0] * features[1])
+      const examples = Array(batch).fill({ source, target: new Int32Array(PROBED_WIDTHS[i]) })
       return { ...this.#feeds(examples, sequence, PROBED_WIDTHS[i]), ...probeTargets(PROBED_TARGETS[i]) }
     })
-    this.probe = { feeds: [first, second], lengths: [...tokenLengths(), ...writtenLengths(), targetsLength()] }
+    const read = features === undefined ? tokenLengths() : soundLengths(model, features[1])
+    this.probe = { feeds: [first, second], lengths: [...read, ...writtenLengths(), targetsLength()] }
   }
 
   forward(graph: ObjectiveGraph): Value {
@@ -147,7 +204,7 @@ class Seq2Seq implements OpenTask<Seq2SeqExample> {
   }
 
   cost({ source, target }: Seq2SeqExample): number {
-    return source.length + target.length
+    return (source instanceof Int32Array ? source.length : 0) + target.length
   }
 
   /** Both sides have a length of their own: `length` is that of both together. */
@@ -171,8 +228,9 @@ class Seq2Seq implements OpenTask<Seq2SeqExample> {
     return examples.reduce((sum, { target }) => sum + target.length, 0)
   }
 
-  content({ source, target }: Seq2SeqExample): Int32Array[] {
-    return [source, target]
+  content({ source, target }: Seq2SeqExample): (Int32Array | Uint8Array)[] {
+    const { buffer, byteOffset, byteLength } = source
+    return [source instanceof Int32Array ? source : new Uint8Array(buffer, byteOffset, byteLength), target]
   }
 
   /** How many tokens of each target were the most probable ones. */
@@ -196,18 +254,47 @@ class Seq2Seq implements OpenTask<Seq2SeqExample> {
   }
 
   #feeds(examples: readonly Seq2SeqExample[], sequence: number, width: number): Feeds {
-    const { padTokenId } = this.#model
-    const sources = examples.map(({ source }) => source)
     // The decoder reads what it has written so far: the target, moved by one.
     const read = examples.map(({ target }) => Int32Array.from([this.#start, ...target.subarray(0, -1)]))
-    const tokens = (lists: readonly Int32Array[], length: number) => ({
-      batch: examples.length,
-      sequence: length,
-      inputIds: padded(lists, length, padTokenId),
-      attentionMask: attentionMask(lists, length),
-    })
-    return this.#inputs.feeds(tokens(sources, sequence), tokens(read, width))
+    const sources = examples.map(({ source }) => source)
+    return this.#inputs.feeds(
+      this.#inputs.features === undefined
+        ? this.#tokens(sources, sequence)
+        : { batch: examples.length, features: joinedUp(sources) },
+      this.#tokens(read, width),
+    )
   }
+
+  #tokens(lists: readonly ArrayLike<number>[], length: number): TokenBatch {
+    return {
+      batch: lists.length,
+      sequence: length,
+      inputIds: padded(lists, length, this.#model.padTokenId),
+      attentionMask: attentionMask(lists, length),
+    }
+  }
+}
+
+function joinedUp(lists: readonly ArrayLike<number>[]): Float32Array {
+  const values = new Float32Array(lists.reduce((sum, { length }) => sum + length, 0))
+  let at = 0
+  for (const list of lists) {
+    values.set(list, at)
+    at += list.length
+  }
+  return values
+}
+
+/** The lengths of a run over sounds: the encoder gives a vector for every second time, or as config.json says. */
+function soundLengths({ config }: Model, times: number): Length[] {
+  const { max_source_positions: positions } = config
+  const count = typeof positions === 'number' ? positions : Math.ceil(times / 2)
+  const [one, other] = PROBE_BATCHES.map(({ batch }) => batch)
+  const batch = (feeds: Feeds) => feeds[DECODER_IDS].dims[0]
+  return [
+    { name: 'batch', probed: [one, other], of: batch, source: { input: DECODER_IDS, axis: 0 } },
+    { name: 'positions', probed: [one * count, other * count], of: (feeds) => batch(feeds) * count },
+  ]
 }
 
 /** The lengths of what the decoder reads. */

@@ -115,6 +115,8 @@ export interface OpenTask<Example = unknown> extends Objective {
   readonly problemType?: ProblemType
   /** What is to be known of the examples before they are trained on. */
   readonly warnings?: readonly string[]
+  /** Whether PEFT's class for the task's type can run this model; a folder without a type is loaded by the plain class. Default true. */
+  readonly hasPeftClass?: boolean
   /** The name that a module of the graph has in the PyTorch model of this task, where it is another. */
   moduleName?(name: string): string
   /** Throws DataError, with the record, for an example of the evaluation data that has a target which no other had. */

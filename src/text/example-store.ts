@@ -1,6 +1,7 @@
 // Tokenized examples, kept small: a million chats fit into memory. Labels are the lengths of stretches that count and do not. Ids
 // are written in half bytes, one to nine: the most frequent tokens of the first examples in the fewest.
 
+import { StateError } from '../base/errors.js'
 import { type Example, IGNORED } from './records.js'
 
 /** Bytes taken at a time. */
@@ -56,7 +57,7 @@ export class ExampleStore implements Iterable<Example> {
     }
     this.#chunks[this.#chunks.length - 1].set(bytes, this.#taken)
     const place = (this.#chunks.length - 1) * CHUNK_BYTES + this.#taken
-    if (this.#length === this.#places.length) this.#places = grown(this.#places, 2 * this.#places.length)
+    if (this.#length === this.#places.length) this.#places = grown(this.#places, 2 * this.#length)
     if (place >= 2 ** 32 && this.#places instanceof Uint32Array) this.#places = Float64Array.from(this.#places)
     this.#places[this.#length] = place
     this.#taken += bytes.length
@@ -198,6 +199,8 @@ class HalfByteReader {
     let number = 0
     for (let i = 0; i < count; i++, this.#at++) {
       const byte = this.#bytes[this.#at >>> 1]
+      // Else it would read zeros without an end.
+      if (byte === undefined) throw new StateError({ where: 'examples', what: 'an example ends behind its bytes' })
       number = (number << 4) | (this.#at % 2 === 0 ? byte >>> 4 : byte & 15)
     }
     return number >>> 0

@@ -5,7 +5,8 @@ import { StateError } from '../base/errors.js'
 import { transfer } from '../runtime/rpc.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import { SessionTable } from '../runtime/session-table.js'
-import { AdamW, type AdamWOptions, type AdamWState, clipFactor, gradientNorm } from './optimizer.js'
+import { type EngineState, keepBestOf, type LastStep, startLastStep, updateLastStep } from './last-step.js'
+import { AdamW, type AdamWOptions, clipFactor, gradientNorm } from './optimizer.js'
 
 /** A tensor that is trained: a graph input, and the output that holds the loss's gradient by it. */
 export interface EngineParameter {
@@ -19,13 +20,6 @@ export interface EngineSetup {
   optimizer: AdamWOptions
   /** 0: no clipping. */
   maxGradNorm: number
-}
-
-/** All that training changes: where it starts, or how far it came. */
-export interface EngineState extends AdamWState {
-  parameters: Float32Array[]
-  /** The parameters that {@link TrainEngine.keepBest} last kept; undefined where it kept none. */
-  best?: Float32Array[] | undefined
 }
 
 /** One run of a session, with the trained tensors as they are. */
@@ -55,6 +49,7 @@ interface Training {
   /** The parameters that the last finite loss belongs to. */
   lastGood: Float32Array[]
   best: Float32Array[] | undefined
+  last: LastStep | undefined
   /** Sums over the passes of a step; made when a step first has more than one. */
   sums: Float32Array[] | undefined
 }
@@ -62,11 +57,15 @@ interface Training {
 export class TrainEngine extends SessionTable {
   #training: Training | undefined
 
-  /** Takes over what is trained, and from where. */
-  start(setup: EngineSetup, state: EngineState): void {
+  /**
+   * Takes over what is trained, and from where.
+   *
+   * @param last where each step leaves its state
+   */
+  start(setup: EngineSetup, state: EngineState, last?: LastStep): void {
     const { parameters } = state
     const optimizer = new AdamW(parameters, setup.optimizer)
-    optimizer.state = state
+    optimizer.state = last === undefined ? state : startLastStep(last, state)
     this.#training = {
       setup,
       parameters,
@@ -77,6 +76,7 @@ export class TrainEngine extends SessionTable {
       optimizer,
       lastGood: parameters.map((parameter) => parameter.slice()),
       best: state.best,
+      last,
       sums: undefined,
     }
   }
@@ -102,7 +102,13 @@ export class TrainEngine extends SessionTable {
     const norm = gradientNorm(gradients)
     if (Number.isFinite(loss)) training.parameters.forEach((parameter, i) => void training.lastGood[i].set(parameter))
     if (Number.isFinite(loss) && Number.isFinite(norm)) {
-      training.optimizer.step(gradients, learningRate, clipFactor(norm, training.setup.maxGradNorm))
+      const { last, optimizer, parameters } = training
+      const update = () => {
+        optimizer.step(gradients, learningRate, clipFactor(norm, training.setup.maxGradNorm))
+        return optimizer.state.updates
+      }
+      if (last === undefined) update()
+      else updateLastStep(last, parameters, update)
     }
     return { loss, gradientNorm: norm, elapsedMs: performance.now() - startedAt }
   }
@@ -137,6 +143,7 @@ export class TrainEngine extends SessionTable {
   keepBest(): void {
     const training = this.#started()
     training.best = copies(training.parameters)
+    if (training.last !== undefined) keepBestOf(training.last, training.best)
   }
 
   /** A copy of the best parameters where some were kept, or those of the last step whose loss was finite. */

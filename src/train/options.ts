@@ -81,14 +81,16 @@ export interface TrainingOptions extends Optional<TrainSettings> {
   readonly modules?: ModuleMap | undefined
   /** The folder for adapter, metrics and state. Without it, nothing is written. */
   readonly out?: Directory | undefined
+  /** A folder for an event file of TensorBoard, with the numbers of each step and evaluation. */
+  readonly tensorboard?: Directory | undefined
   /** Continues the unfinished run in `out`. The result is the same as without the stop. */
   readonly resume?: boolean | undefined
   /** Replaces the run in `out`. */
   readonly overwrite?: boolean | undefined
   /**
    * Ends the run after the current step. The run is saved and reported as interrupted. If the run stops before its first step, the
-   * old run in `out` stays. If the current step takes more than another 5 seconds, `train` throws a RuntimeError, and `out` has
-   * what was saved last: set `saveEvery` if steps take so long.
+   * old run in `out` stays. If the current step takes more than another 5 seconds, it is left out, with a warning. In pages without
+   * shared memory, `train` throws a RuntimeError then, and `out` has what was saved last: set `saveEvery` if steps take so long.
    */
   readonly signal?: SignalLike | undefined
   /** Functions that are called while the run makes progress. */

@@ -8,7 +8,7 @@ import type { TensorBytes } from '../formats/safetensors.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { CARD_FILE, TEMPLATE_FILE } from '../peft/file-names.js'
 import type { BestState } from './best.js'
-import type { EngineState } from './engine.js'
+import type { EngineState } from './last-step.js'
 
 export const MARKER_FILE = 'lowrank.json'
 export const METRICS_FILE = 'metrics.jsonl'

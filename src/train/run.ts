@@ -7,17 +7,20 @@ import type { Feeds } from '../runtime/runtime.js'
 import type { Examples } from '../tasks/task.js'
 import { costOf, examplesOf, type PlanOptions, planEpoch, type StepPlan, stepsPerEpoch } from './batches.js'
 import { BestEvaluation, type Evaluation } from './best.js'
-import { type EngineState, TrainEngine } from './engine.js'
+import { TrainEngine } from './engine.js'
 import { evaluate } from './evaluate.js'
 import { checkFingerprint, fingerprintOf } from './fingerprint.js'
+import { type EngineState, type LastStep, makeLastStep, readLastStep } from './last-step.js'
 import { ADAMW_DEFAULTS } from './optimizer.js'
 import { readParameters, writeParameters } from './parameters.js'
 import { peakRssBytes, steadyMedian, type TrainEvents, type TrainReport } from './report.js'
 import { type RunState, RunWriter, readMetrics, readState, removePartialFiles, type StepMetrics } from './run-folder.js'
 import { type RunPlace, withRunPlace } from './run-place.js'
-import { learningRates } from './schedule.js'
+import { learningRates, loraPlusRates } from './schedule.js'
 import { type SessionParts, TrainingSessions } from './sessions.js'
 import { usesBest } from './settings.js'
+
+const LEFT_OUT = 'what was under way did not end within 5 seconds: the run is saved as it was after the last step'
 
 /** Steps that the time left is told from. */
 const RECENT_STEPS = 100
@@ -86,14 +89,6 @@ async function trainInto(parts: RunInput): Promise<RunReport> {
   }
 }
 
-/** What LoRA+ multiplies learning rates by: as PEFT, those of B and of vectors. */
-export function loraPlusRates(
-  parameters: readonly { readonly name: string; readonly shape: readonly number[] }[],
-  ratio = 1,
-): number[] {
-  return parameters.map(({ name, shape }) => (name.endsWith('.B') || shape.length === 1 ? ratio : 1))
-}
-
 class Run {
   readonly #parts: RunInput
   readonly #engine: Engine<TrainEngine>
@@ -137,6 +132,9 @@ class Run {
     const { on, settings } = this.#parts
     const { engine, metrics, evalLossBefore } = await this.#start()
     this.#evalLossBefore = evalLossBefore
+    // In this thread, a run that goes on stops all else.
+    const isInThread = 'module' in this.#parts.model.runtime
+    const last = isInThread ? undefined : makeLastStep(engine.parameters, this.#keepsBest)
     await this.#engine.remote.start(
       {
         parameters: this.#sessions.parameters,
@@ -148,6 +146,7 @@ class Run {
         maxGradNorm: settings.maxGradNorm,
       },
       engine,
+      last,
     )
     try {
       this.#evalLossBefore ??= (await this.#evaluate(metrics.length))?.loss
@@ -165,8 +164,21 @@ class Run {
       if (isDone) await this.#writer.finish(await this.#parts.card?.(report))
       return report
     } catch (error) {
-      await this.#writer.abandon().catch(() => {}) // `error` says why the run ended
-      throw error
+      return await this.#endBy(error, last)
+    }
+  }
+
+  /** Saves what the last step gave if it was stopped while the next one, or an evaluation, goes on. Otherwise throws the error. */
+  async #endBy(error: unknown, last: LastStep | undefined): Promise<RunReport> {
+    try {
+      const state = last && this.#engine.isGivenUp() && (await readLastStep(last, this.#writer.metrics.length))
+      if (!state) throw error
+      this.#parts.on.warning?.(LEFT_OUT)
+      await this.#saveState(state)
+      return this.#reportOf(false)
+    } catch (reason) {
+      await this.#writer.abandon().catch(() => {}) // `reason` says why the run ended
+      throw reason
     }
   }
 
@@ -338,7 +350,10 @@ class Run {
 
   /** Brings the adapter up to date, and saves it with the state to go on from. */
   async #save(): Promise<void> {
-    const engine = await this.#engine.remote.state()
+    await this.#saveState(await this.#engine.remote.state())
+  }
+
+  async #saveState(engine: EngineState): Promise<void> {
     const step = this.#writer.metrics.length
     if (!engine.parameters.every((values) => values.every(Number.isFinite))) {
       return this.#fail(`step ${step}`, 'its update gave weights that are not finite')

@@ -3,6 +3,7 @@ import { UnsupportedError } from '../../src/base/errors.js'
 import type { NodeProto } from '../../src/formats/onnx/gen/onnx_pb.js'
 import { BROADCASTING, GRADIENTS, type GradientRule, NON_DIFFERENTIABLE } from '../../src/graph/gradients/gradients.js'
 import { ShapeMap } from '../../src/graph/shapes/shapes.js'
+import type { Attributes } from '../../src/graph/view/attributes.js'
 import { Builder } from '../../src/graph/view/builder.js'
 import type { Graph } from '../../src/graph/view/graph.js'
 import { GRADIENT_CASES, GRAPH_CASES } from './gradient-cases.js'
@@ -91,6 +92,18 @@ describe('the backward graph', () => {
   })
 })
 
+/** Convolutions without a gradient. */
+const CONVOLUTIONS = (
+  [
+    ['its auto_pad SAME_UPPER', [1, 2, 6], [1, 2, 6], { auto_pad: 'SAME_UPPER' }],
+    ['strides along an axis whose length changes', [1, 2, 6], [1, 2, 9], { strides: [2] }],
+    ['a trained weight in 2 groups', [1, 4, 6], [1, 4, 6], { group: 2 }],
+  ] satisfies [string, number[], number[], Attributes][]
+).map(([note, shape, other, attributes]): GradientCase => {
+  const weight: FloatInput = { kind: 'float', shape: [2, 2, 3] }
+  return { op: 'Conv', note, inputs: [{ kind: 'float', shape, other }, weight], attributes, f32: true }
+})
+
 describe('what has no gradient is refused by node and op', () => {
   const x: FloatInput = { kind: 'float', shape: [2, 6], other: [2, 9] }
   const int = (value: number): IntInput => ({ kind: 'int', values: [value], shape: [1] })
@@ -109,10 +122,15 @@ describe('what has no gradient is refused by node and op', () => {
       inputs: [x, { kind: 'float', shape: [6], other: [9] }],
       f32: true,
     },
+    ...CONVOLUTIONS,
   ] satisfies GradientCase[])('$op: $note', async (spec) => {
     const opening = openCase(spec, 17)
     await expect(opening).rejects.toThrow(UnsupportedError)
     await expect(opening).rejects.toThrow(/^node forward\/(\w+) \(\1\): /)
+  })
+
+  it.each(CONVOLUTIONS)('a convolution with $note, with what to do', async (spec) => {
+    await expect(openCase(spec, 17)).rejects.toThrow(new RegExp(`${spec.note} .*Train no bias .*lora_only`))
   })
 })
 

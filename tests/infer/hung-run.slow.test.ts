@@ -67,23 +67,43 @@ describe('a run that does not end', () => {
     })
   })
 
-  it('lets an aborted training fail by name, and its folder stays as it was saved', async () => {
+  it('lets an aborted training end with what its last step gave, without saveEvery', async () => {
     const out = join(folder, 'trained')
+    const training = (own: string) => `
+      const data = [...Array(6).fill('a b'), 'one two three '.repeat(40)].map((text) => ({ text }))
+      const settings = { batchSize: 1, maxSteps: 30, threads: 1, config: { rank: 2, dropout: 0.1, seed: 7 } }
+      const options = { model: folder, data, ...settings, signal: controller.signal, ${own} }`
     const result = await told(`
       const controller = new AbortController()
-      let startedAt
-      const on = { step: ({ step }) => {
-        if (step < 2) return
-        startedAt = performance.now()
-        setTimeout(() => controller.abort(), 500)
+      let startedAt, last
+      const warnings = []
+      // With this seed, four steps come before the one that hangs.
+      const on = { warning: (message) => warnings.push(message), step: ({ step }) => {
+        last = step
+        clearTimeout(startedAt?.timer)
+        startedAt = { at: performance.now(), timer: setTimeout(() => controller.abort(), 2000) }
       } }
-      const data = ['a b', 'a b', 'one two three '.repeat(40)].map((text) => ({ text }))
-      const settings = { batchSize: 1, maxSteps: 30, saveEvery: 1, threads: 1, config: { rank: 2 } }
-      const trained = await errorOf(lowrank.train({ model: folder, data, ...settings, on, out: ${JSON.stringify(out)}, signal: controller.signal }))
-      await tell({ trained, isInTime: performance.now() - startedAt < 12_000 })`)
-    expect(result).toEqual({ trained: HUNG, isInTime: true })
-    const steps = (await readFile(join(out, 'metrics.jsonl'), 'utf8')).trim().split('\n')
-    expect(steps.length).toBeGreaterThan(0)
+      ${training(`on, out: ${JSON.stringify(out)}`)}
+      const { report, adapter } = await lowrank.train(options)
+      const seconds = (performance.now() - startedAt.at) / 1000
+      const own = [...adapter.parts('linear')[0].weightB.data]
+      await tell({ last, steps: report.steps, interrupted: report.interrupted, warnings, isInTime: seconds < 12, own })`)
+    expect(result).toMatchObject({ interrupted: true, steps: result.last, isInTime: true })
+    expect(result.warnings).toContainEqual(expect.stringContaining('saved as it was after the last step'))
+    expect((await readFile(join(out, 'metrics.jsonl'), 'utf8')).trim().split('\n')).toHaveLength(result.last as number)
+
+    // The same run, stopped before the step that hangs.
+    const stopped = join(folder, 'stopped')
+    await told(`
+      const controller = new AbortController()
+      const on = { step: ({ step }) => void (step === ${result.last} && controller.abort()) }
+      ${training(`on, out: ${JSON.stringify(stopped)}`)}
+      await lowrank.train(options)
+      await tell({})`)
+    for (const file of ['adapter_model.safetensors', 'training-state.safetensors']) {
+      expect(await readFile(join(out, file)), file).toEqual(await readFile(join(stopped, file)))
+    }
+    expect((result.own as number[]).some((value) => value !== 0)).toBe(true)
   })
 })
 
@@ -97,7 +117,8 @@ describe('the command line', () => {
     await Promise.race([isRunning, done])
     child.kill(signal)
     const { code, stderr } = await done
-    expect(stderr).toContain('a run did not end within 5 seconds')
+    expect(stderr).toContain('what was under way did not end within 5 seconds')
+    expect(stderr).toContain('To continue, run the same command with --resume')
     expect(code).toBe(signal === 'SIGINT' ? 130 : 143)
   })
 

@@ -1,26 +1,17 @@
 // Whole runs of encoder-decoders: trained, interrupted, resumed, and asked in a session.
 
 import { readFileSync } from 'node:fs'
-import * as ort from 'onnxruntime-node'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { loadModel, type Model } from '../../src/graph/model-folder.js'
 import { OnnxSession } from '../../src/infer/adapter-session.js'
-import { NodeDirectory } from '../../src/io/node/files.js'
-import type { OrtModule } from '../../src/runtime/onnxruntime.js'
 import { train } from '../../src/train/train.js'
-
-const ROWS = [
-  { text: 'And the people said unto him', target: 'the sea was calm' },
-  { text: 'In the beginning', target: 'there was the word' },
-]
-
-const runtime = { module: ort as unknown as OrtModule }
+import { checkGolden, openTiny, ROWS, runtime } from './seq2seq-models.js'
 
 describe.each(['t5', 'bart'])('%s', (name) => {
   let model: Model
   beforeAll(async () => {
-    model = await loadModel(new NodeDirectory(`tests/golden/graphs/${name}`), { runtime })
+    model = await openTiny(name)
   })
   afterAll(() => model.close())
 
@@ -74,8 +65,25 @@ it('trains a model from memory, whose weights are handed over', async () => {
   const content = files.map((file) => [file, Uint8Array.from(readFileSync(`tests/golden/graphs/t5/${file}`))])
   const model = await loadModel(new MemoryDirectory(Object.fromEntries(content)), { runtime })
   const { report } = await train({ model, data: ROWS, maxSteps: 1, threads: 1 })
-  const onDisk = await loadModel(new NodeDirectory('tests/golden/graphs/t5'), { runtime })
+  const onDisk = await openTiny('t5')
   const other = await train({ model: onDisk, data: ROWS, maxSteps: 1, threads: 1 })
   expect(report.trainLoss).toEqual(other.report.trainLoss)
   await Promise.all([model.close(), onDisk.close()])
+})
+
+describe('whisper', () => {
+  it.each(['', '-default'])("has PEFT's loss, gradients and 20 steps: targets%s", (targets) =>
+    checkGolden('whisper', targets),
+  )
+
+  it('is trained on samples, and saved as PEFT loads it', async () => {
+    const preprocessor = { feature_size: 4, sampling_rate: 16000, hop_length: 160, n_fft: 400, chunk_length: 30 }
+    const audio = { array: Array.from({ length: 8000 }, (_, i) => Math.sin(i / 9)), sampling_rate: 16000 }
+    const model = await openTiny('whisper', { 'preprocessor_config.json': JSON.stringify(preprocessor) })
+    const data = [{ audio, sentence: 'the sea' }]
+    const { adapter, report } = await train({ model, data, maxSteps: 2, config: { rank: 2, dropout: 0.1 }, threads: 1 })
+    expect(report.trainLoss[1]).toBeLessThan(report.trainLoss[0])
+    expect(adapter.config.taskType).toBeUndefined()
+    await model.close()
+  })
 })

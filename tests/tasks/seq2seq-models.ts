@@ -1,0 +1,75 @@
+// The tiny encoder-decoders of tests/golden/graphs in training, and PEFT's numbers of them.
+
+import { readFileSync } from 'node:fs'
+import * as ort from 'onnxruntime-node'
+import { expect } from 'vitest'
+import { MemoryDirectory } from '../../src/base/bytes.js'
+import { readRows } from '../../src/data/read-rows.js'
+import { loadModel, type Model } from '../../src/graph/model-folder.js'
+import { joinGraphs } from '../../src/graph/training/joined-graph.js'
+import { NodeDirectory } from '../../src/io/node/files.js'
+import type { OrtModule } from '../../src/runtime/onnxruntime.js'
+import { type Seq2SeqExample, seq2seq } from '../../src/tasks/seq2seq.js'
+import type { Task } from '../../src/tasks/task.js'
+import { encodeRows } from '../../src/train/examples.js'
+import { checkGoldenRun, type GoldenRun } from './golden-run.js'
+
+export const runtime = { module: ort as unknown as OrtModule }
+
+export const ROWS = [
+  { text: 'And the people said unto him', target: 'the sea was calm' },
+  { text: 'In the beginning', target: 'there was the word' },
+]
+
+interface Golden extends GoldenRun {
+  rows: Record<string, string>[]
+  inputIds: number[][] | null
+  labels: number[][]
+  accuracy: number
+}
+
+/** A golden model; that of sounds has no tokenizer of its own. */
+export function openTiny(name: string, more: Record<string, string> = {}): Promise<Model> {
+  const folder = `tests/golden/graphs/${name}`
+  if (name !== 'whisper') return loadModel(new NodeDirectory(folder), { runtime })
+  const own = ['config.json', 'onnx/encoder_model.onnx', 'onnx/decoder_model_merged.onnx'].map((file) => [folder, file])
+  const tokenizer = ['tokenizer.json', 'tokenizer_config.json'].map((file) => ['models/union-3m', file])
+  const files = [...own, ...tokenizer].map(([from, file]) => [file, Uint8Array.from(readFileSync(`${from}/${file}`))])
+  return loadModel(new MemoryDirectory({ ...Object.fromEntries(files), ...more }), { runtime })
+}
+
+/** The features that the golden script gives to a row. */
+function heard({ target }: Record<string, string>, row: number): Record<string, unknown> {
+  const band = (b: number) => Array.from({ length: 3000 }, (_, time) => Math.sin(((row * 4 + b) * 3000 + time) * 0.37))
+  return { input_features: [0, 1, 2, 3].map(band), target }
+}
+
+/** Rows as examples of a model whose graphs are joined. */
+export async function encode(
+  model: Model,
+  rows: Iterable<Record<string, unknown>>,
+  options: object = {},
+): Promise<Seq2SeqExample[]> {
+  const task = seq2seq as unknown as Task
+  const { kept } = await encodeRows(readRows(rows), { task, model, name: 'data', ...options })
+  return [...kept.examples] as Seq2SeqExample[]
+}
+
+/** PEFT's tokens, loss, gradients and 20 steps, with the adapter of tests/golden/seq2seq/{name}{targets}. */
+export async function checkGolden(name: string, targets: string): Promise<void> {
+  const model = await openTiny(name)
+  const joined = await joinGraphs(model)
+  const folder = `tests/golden/seq2seq/${name}${targets}`
+  const golden: Golden = JSON.parse(readFileSync(`${folder}/golden.json`, 'utf8'))
+  const examples = await encode(joined, name === 'whisper' ? golden.rows.map(heard) : golden.rows)
+  if (name !== 'whisper') expect(examples.map(({ source }) => [...source])).toEqual(golden.inputIds)
+  expect(examples.map(({ target }) => [...target])).toEqual(golden.labels)
+  const open = seq2seq.open(joined, examples)
+  const { outputs } = await checkGoldenRun(joined, open, examples, { folder, golden, length: 0 })
+  const predictions = open.predict?.(outputs, examples) as number[]
+  const metrics = open.metrics({ loss: golden.loss, examples, predictions })
+  expect(metrics.accuracy).toBeCloseTo(golden.accuracy, 10)
+  expect(metrics.perplexity).toBeCloseTo(Math.exp(golden.loss), 6)
+  expect(golden.adamwLosses).toHaveLength(20)
+  await model.close()
+}
