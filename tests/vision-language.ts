@@ -43,11 +43,15 @@ export async function pictureLogits(run: RunGraph): Promise<{ whole: Float32Arra
     position_ids: int64(Array.from({ length: end - start }, (_, i) => start + i)),
   })
   const empty = { type: 'float32' as const, data: new Float32Array(), dims: [1, 1, 0, 8] }
+  const branch = (hasCache: boolean): Feeds => ({
+    use_cache_branch: { type: 'bool', data: Uint8Array.of(hasCache ? 1 : 0), dims: [1] },
+  })
   const none = { 'past_key_values.0.key': empty, 'past_key_values.0.value': empty }
-  const whole = await run('decoder', { ...columns(0, count), ...none })
-  const past = await run('decoder', { ...columns(0, count - 1), ...none })
+  const whole = await run('decoder', { ...columns(0, count), ...none, ...branch(false) })
+  const past = await run('decoder', { ...columns(0, count - 1), ...none, ...branch(false) })
   const cached = await run('decoder', {
     ...columns(count - 1, count),
+    ...branch(true),
     'past_key_values.0.key': past['present.0.key'],
     'past_key_values.0.value': past['present.0.value'],
   })

@@ -43,6 +43,7 @@ def llava():
 
 def export(source, out):
     from optimum.exporters.onnx.model_patcher import sdpa_mask_without_vmap
+    from optimum.onnx import merge_decoders
     from transformers import DynamicCache, LlamaForCausalLM, LlavaForConditionalGeneration
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     ALL_MASK_ATTENTION_FUNCTIONS.register("sdpa", sdpa_mask_without_vmap)  # the exporter cannot trace transformers' own
@@ -59,7 +60,7 @@ def export(source, out):
 
     class Decoder(LlamaForCausalLM):
         def forward(self, inputs_embeds, attention_mask, position_ids, *past):
-            cache = DynamicCache.from_legacy_cache(tuple(zip(past[::2], past[1::2])))
+            cache = DynamicCache.from_legacy_cache(tuple(zip(past[::2], past[1::2]))) if past else DynamicCache()
             result = super().forward(inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids,
                                      past_key_values=cache, use_cache=True)
             return result.logits, *(state for layer in result.past_key_values.to_legacy_cache() for state in layer)
@@ -79,14 +80,20 @@ def export(source, out):
     caches = [f"{i}.{part}" for i in range(LAYERS) for part in ("key", "value")]
     past = {f"past_key_values.{c}": torch.randn(2, KV_HEADS, 4, HEAD) for c in caches}
     total = {0: "batch_size", 1: "total_sequence_length"}
-    write("decoder_model_merged", decoder, {
-        "inputs_embeds": torch.randn(2, 3, 16), "attention_mask": torch.ones(2, 7, dtype=torch.int64),
-        "position_ids": torch.arange(4, 7).repeat(2, 1), **past,
-    }, ["logits", *(f"present.{c}" for c in caches)], {
-        "inputs_embeds": tokens, "attention_mask": total, "position_ids": tokens, "logits": tokens,
-        **{name: {0: "batch_size", 2: "past_sequence_length"} for name in past},
+    outputs, axes = ["logits", *(f"present.{c}" for c in caches)], {
+        "inputs_embeds": tokens, "position_ids": tokens, "logits": tokens,
         **{f"present.{c}": {0: "batch_size", 2: "total_sequence_length"} for c in caches},
-    })
+    }
+    first = {"inputs_embeds": torch.randn(2, 3, 16), "attention_mask": torch.ones(2, 3, dtype=torch.int64),
+             "position_ids": torch.arange(3).repeat(2, 1)}
+    write("first", decoder, first, outputs, {**axes, "attention_mask": tokens})
+    write("later", decoder, {**first, "attention_mask": torch.ones(2, 7, dtype=torch.int64), "position_ids": first["position_ids"] + 4, **past},
+          outputs, {**axes, "attention_mask": total, **{name: {0: "batch_size", 2: "past_sequence_length"} for name in past}})
+    # As optimum merges decoders: an If with a branch for the first tokens and one with a cache.
+    parts = [out / f"{name}.onnx" for name in ("first", "later")]
+    merge_decoders(*map(str, parts), save_path=str(out / "decoder_model_merged.onnx"), strict=False)
+    for part in parts:
+        part.unlink()
 
 
 # ---------------------------------------------------------------- numbers
@@ -113,7 +120,8 @@ def onnx_logits(folder, ids, pixels):
     embeds[0, [i for i, token in enumerate(ids) if token == IMAGE]] = features.reshape(-1, embeds.shape[-1])
     past = {f"past_key_values.{i}.{part}": np.zeros((1, KV_HEADS, 0, HEAD), np.float32) for i in range(LAYERS) for part in ("key", "value")}
     return run("decoder_model_merged", {
-        "inputs_embeds": embeds, "attention_mask": np.ones((1, len(ids)), np.int64), "position_ids": np.arange(len(ids))[None], **past})[0][0]
+        "inputs_embeds": embeds, "attention_mask": np.ones((1, len(ids)), np.int64), "position_ids": np.arange(len(ids))[None],
+        "use_cache_branch": np.array([False]), **past})[0][0]
 
 
 def main():

@@ -207,6 +207,12 @@ class WrappedSession implements RuntimeSession {
   }
 }
 
+/**
+ * The first makes one node of two that compute the same. The second makes all slices of a tensor at once, which are as large as the tensor, where
+ * each would else be made right before it is read.
+ */
+const DISTURBING_OPTIMIZERS = 'CommonSubexpressionElimination;GatherSliceToSplitFusion'
+
 function sessionOptions(model: SessionModel, options: SessionOptions & OutputOptions): Record<string, unknown> {
   const entries: Record<string, string> = {}
   if (model.weightsFolder !== undefined) entries.model_external_initializers_file_folder_path = model.weightsFolder
@@ -221,9 +227,7 @@ function sessionOptions(model: SessionModel, options: SessionOptions & OutputOpt
     logSeverityLevel: 3,
     extra: {
       session: entries,
-      ...(model.keepsRepeats === true
-        ? { optimization: { disable_specified_optimizers: 'CommonSubexpressionElimination' } }
-        : {}),
+      ...(model.keepsRepeats === true ? { optimization: { disable_specified_optimizers: DISTURBING_OPTIMIZERS } } : {}),
     },
     ...(options.threads === undefined ? {} : { intraOpNumThreads: options.threads }),
     ...(options.executionProviders === undefined ? {} : { executionProviders: [...options.executionProviders] }),

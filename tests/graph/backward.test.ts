@@ -4,7 +4,7 @@ import { serializeModel } from '../../src/formats/onnx/model.js'
 import { buildBackward, checkDifferentiable, gradientPath } from '../../src/graph/gradients/backward.js'
 import { probeShapes, type ShapeMap } from '../../src/graph/shapes/shapes.js'
 import { Builder } from '../../src/graph/view/builder.js'
-import type { Graph } from '../../src/graph/view/graph.js'
+import { Graph } from '../../src/graph/view/graph.js'
 import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
 import type { Feeds } from '../../src/runtime/runtime.js'
 import { addInput, addOutput, DataType, emptyGraph, floats, floatTensor, openGraph, valuesOf } from './toolkit.js'
@@ -47,6 +47,22 @@ describe('the walk', () => {
     const y = g.add(g.mul('x', 'x'), g.neg('x')) // x² − x
     const { of } = await gradients(graph, y, ['x'], { x: floats(FLOAT, [1, 2, 3], [3]) })
     expect(valuesOf(of('x'))).toEqual([1, 3, 5])
+  })
+
+  it('ends with the gradient of what is read last, whatever the order that was asked for', async () => {
+    const { graph, g } = start('x', 'a', 'b', 'c')
+    const y = g.mul(g.mul(g.mul('x', 'a'), 'b'), 'c')
+    const feeds = Object.fromEntries(['x', 'a', 'b', 'c'].map((name) => [name, floats(FLOAT, [1, 2], [2])]))
+    for (const wrt of [
+      ['c', 'a', 'b'],
+      ['b', 'c', 'a'],
+    ]) {
+      const { result } = await gradients(new Graph(graph.toModel()), y, wrt, feeds)
+      expect([...result.keys()]).toEqual(['a', 'b', 'c'])
+    }
+    const { result } = await gradients(graph, y, ['c', 'a', 'b'], feeds)
+    const places = ['a', 'b', 'c'].map((name) => graph.nodes.indexOf(graph.producer(result.get(name)!)!))
+    expect(places).toEqual(places.toSorted((one, other) => one - other))
   })
 
   it('sums down what was broadcast, in front and within', async () => {

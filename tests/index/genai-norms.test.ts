@@ -14,6 +14,7 @@ import { mergeOnnx } from '../../src/merge/onnx/merge-onnx.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import type { RuntimeTensor } from '../../src/runtime/runtime.js'
 import { causalLm } from '../../src/tasks/causal-lm.js'
+import { train } from '../../src/train/train.js'
 import { addWhole, savedTensors, wholeTensors } from '../../src/train/whole-tensors.js'
 import { feedsOf, inThread, maxDifference, openModel } from '../infer/models.js'
 import { checkGoldenRun, type GoldenRun } from '../tasks/golden-run.js'
@@ -84,6 +85,28 @@ describe.each(Object.entries(CASES))('replaced norms of %s', (name, folder) => {
     expect(maxDifference(lastOf(logits), await logitsOf(name, 'base'))).toBeLessThan(2e-5)
     await session.dispose()
     await model.close()
+  })
+})
+
+describe('replaced norms of a graph in 4 bits', () => {
+  it('give the same in a session and merged, and are trained further', async () => {
+    const folder = 'tests/golden/models/llama-genai-int4'
+    const model = await openModel(folder)
+    const adapter = await loadAdapter(new NodeDirectory('tests/golden/replaced/adapter-norms'))
+    const session = await OnnxSession.open(model, { adapters: { own: adapter } })
+    const feeds = feedsOf(model, [[5, 17, 40, 3, 99, 64]])
+    const { logits } = await session.run(feeds, { adapter: 'own' })
+    expect(maxDifference(logits, (await session.run(feeds)).logits)).toBeGreaterThan(0.05)
+    const out = new MemoryDirectory()
+    await mergeOnnx(model.onnx, adapter, out, { companions: new NodeDirectory(folder) })
+    const merged = await loadOnnx(out, 'model.onnx')
+    const alone = await OnnxSession.open({ onnx: merged, runtime: inThread })
+    expect(maxDifference((await alone.run(feeds)).logits, logits)).toBeLessThan(1e-4)
+    const data = [{ text: 'the king of the sea' }, { text: 'call me' }]
+    const { report } = await train({ model, adapter, data, maxSteps: 3, learningRate: 1e-3, threads: 1 })
+    expect(report.trainLoss[2]).toBeLessThan(report.trainLoss[0])
+    for (const one of [session, alone]) await one.dispose()
+    for (const one of [merged, model]) await one.close()
   })
 })
 

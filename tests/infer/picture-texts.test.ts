@@ -11,36 +11,13 @@ import type { GenerateResult, Prompt } from '../../src/infer/session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
 import type { OrtModule } from '../../src/runtime/onnxruntime.js'
+import { type Continued, pictureGolden } from '../picture-texts.js'
 import { graphsFolder } from '../several-graphs.js'
-
-interface Continued {
-  readonly ids: number[]
-  readonly logprobs: number[]
-}
-
-interface Case {
-  readonly prompt?: string
-  readonly messages?: Prompt
-  readonly images: string[]
-  readonly inputIds: number[]
-  readonly base: Continued
-  readonly adapted: Continued
-}
 
 const FAMILIES = ['llava', 'idefics3', 'qwen2-vl']
 
 const open = (name: string) =>
   loadModel(new NodeDirectory(graphsFolder(name)), { runtime: { module: ort as unknown as OrtModule } })
-
-function goldenOf(name: string): { cases: Case[]; picture(name: string): RgbImage } {
-  const file = path.join(graphsFolder(name), 'golden', 'texts.json')
-  const { cases, pictures } = JSON.parse(readFileSync(file, 'utf8'))
-  const picture = (key: string) => {
-    const { data, width, height } = pictures[key]
-    return { data: new Uint8Array(Buffer.from(data, 'base64')), width, height }
-  }
-  return { cases, picture }
-}
 
 async function openSession(name: string) {
   const model = await open(name)
@@ -54,7 +31,7 @@ function worst({ logprobs = [] }: GenerateResult, truth: Continued): number {
 }
 
 describe.each(FAMILIES)('texts of %s', (name) => {
-  const { cases, picture } = goldenOf(name)
+  const { cases, picture } = pictureGolden(name)
   const greedy = { temperature: 0, maxNewTokens: 8, logprobs: 0 }
 
   it('are those of transformers and PEFT, one prompt at a time', async () => {
@@ -102,7 +79,7 @@ describe.each(FAMILIES)('texts that transformers.js writes with %s', (name) => {
   it('are the same, with an adapter those of the model that PEFT merged', async () => {
     const file = path.join(graphsFolder(name), 'golden', 'transformers-js.json')
     const { settings, maxNewTokens, cases } = JSON.parse(readFileSync(file, 'utf8'))
-    const { picture } = goldenOf(name)
+    const { picture } = pictureGolden(name)
     const model = await open(name)
     const changed = { ...model, preprocessorConfig: { ...model.preprocessorConfig, ...settings } }
     const own = await loadAdapter(new NodeDirectory(`${graphsFolder(name)}/golden/adapter`))
@@ -122,7 +99,7 @@ describe.each(FAMILIES)('texts that transformers.js writes with %s', (name) => {
 })
 
 describe('what cannot be done is refused by name', () => {
-  const square = goldenOf('llava').picture('square')
+  const square = pictureGolden('llava').picture('square')
 
   /** A folder of which some files are not there. */
   class Without extends NodeDirectory {

@@ -3,13 +3,18 @@
 import { existsSync, mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
+import * as ort from 'onnxruntime-node'
 import { afterAll, describe, expect, it } from 'vitest'
 import { MemoryDirectory } from '../../src/base/bytes.js'
 import { MismatchError, UnsupportedError } from '../../src/base/errors.js'
+import { loadModel } from '../../src/graph/model-folder.js'
+import { OnnxSession } from '../../src/infer/adapter-session.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { merge as mergeFolders } from '../../src/merge/merge.js'
 import { merge, planMerge, unmerge } from '../../src/merge/node/merge.js'
 import { loadAdapter } from '../../src/peft/adapter-folder.js'
+import type { OrtModule } from '../../src/runtime/onnxruntime.js'
+import { pictureGolden } from '../picture-texts.js'
 import { graphsFolder, graphsNumbers, stockLogits, worst } from '../several-graphs.js'
 import { stockPictureLogits } from '../vision-language.js'
 
@@ -54,6 +59,19 @@ describe('encoder and decoder', () => {
     const back = path.join(work, 'llava-back')
     await unmerge({ merged: out, adapters, out: back, allowMissing: true })
     expect(worst((await stockPictureLogits(back)).whole, numbers.get('base')!)).toBeLessThan(1e-5)
+  })
+
+  it.each(['idefics3', 'qwen2-vl'])('%s: the merged folder writes PEFT’s texts about pictures', async (name) => {
+    const out = path.join(work, name)
+    await merge({ base: graphsFolder(name), adapters: adapterOf(name), out })
+    const model = await loadModel(new NodeDirectory(out), { runtime: { module: ort as unknown as OrtModule } })
+    const session = await OnnxSession.open(model, {}, true)
+    const { cases, picture } = pictureGolden(name)
+    const prompts = cases.map(({ prompt, messages }) => (prompt ?? messages)!)
+    const images = cases.map((one) => one.images.map(picture))
+    const results = await session.generate(prompts, { images, temperature: 0, maxNewTokens: 8 })
+    expect(results.map(({ tokenIds }) => tokenIds)).toEqual(cases.map(({ adapted }) => adapted.ids))
+    await session.dispose()
   })
 
   it('a plan names the files of both, and writes nothing', async () => {

@@ -166,11 +166,23 @@ export function buildBackward(
     })
   }
   return new Map(
-    wrt.flatMap((value) => {
+    inReadingOrder(g.graph, wrt).flatMap((value) => {
       const gradient = sums.total(value)
       return gradient === undefined ? [] : [[value, gradient] as const]
     }),
   )
+}
+
+/**
+ * Values in the order in which nodes first read them. ONNX Runtime begins with the last node that nobody reads: with the gradients nearest to
+ * the loss, so that it need not keep what they are made of until it has computed all others.
+ */
+function inReadingOrder(graph: Graph, values: readonly Value[]): Value[] {
+  const places = new Map<Value, number>()
+  graph.nodes.forEach(({ input }, place) => {
+    for (const value of input) if (!places.has(value)) places.set(value, place)
+  })
+  return values.toSorted((a, b) => (places.get(a) ?? 0) - (places.get(b) ?? 0))
 }
 
 /**

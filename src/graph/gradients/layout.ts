@@ -90,14 +90,26 @@ function transposeBack(context: GradientContext): Value {
   const rank = rankOf(context, inputs[0])
   const perm = intsAttribute(node, 'perm') ?? range(rank).reverse()
   const inverse = range(rank).map((axis) => perm.indexOf(axis))
-  const product = g.graph.producer(dy)
+  const scale = scaleOf(context, dy)
+  const product = g.graph.producer(scale?.scaled ?? dy)
   if (product?.opType === 'MatMul' && inverse.join() === lastSwapped(rank).join()) {
     // (qᵀ·e)ᵀ = eᵀ·q: the keys' gradient in attention comes out in place. e is as large as the product of q and the keys.
     const [left, right] = product.input
     const q = beforeSwap(context, left, rank)
-    if (q !== undefined) return g.matmul(transposeLast(context, right, rank), q)
+    if (q !== undefined) {
+      const swapped = g.matmul(transposeLast(context, right, rank), q)
+      return scale === undefined ? swapped : g.mul(swapped, scale.factor)
+    }
   }
   return g.transpose(dy, inverse)
+}
+
+/** What a product with a constant scalar scales, where a value is one: exporters scale the keys behind their Transpose. */
+function scaleOf({ g }: GradientContext, value: Value): { scaled: Value; factor: Value } | undefined {
+  const maker = g.graph.producer(value)
+  if (maker?.opType !== 'Mul') return undefined
+  const [scaled, factor] = maker.input
+  return g.graph.constant(factor)?.dims.length === 0 ? { scaled, factor } : undefined
 }
 
 /** One axis along which y is a part of x: where the part begins, at both probe points and at run time. */
