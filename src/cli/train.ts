@@ -119,6 +119,7 @@ export const train = defineCommand({
       about: `${DATA_OPTIONS.data.about}; required unless --config names it`,
     },
     out: text('DIR', 'new folder for the adapter; required unless --preview is given'),
+    tensorboard: text('DIR', 'folder for an event file of TensorBoard, with the numbers of each step and evaluation'),
     config: text(
       'FILE',
       'YAML or JSON file with the options of the run. Names are those in code, such as maxSteps. Options of the command line replace those of the file. run.json in the folder of an adapter is such a file',

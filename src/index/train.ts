@@ -35,7 +35,7 @@ import { platform } from './platform.js'
 import { openTarget, SOURCE, type Source, TARGET, type Target } from './sources.js'
 
 /** Options of {@link train}. */
-export interface TrainOptions extends Omit<TrainingOptions, 'model' | 'data' | 'evalData' | 'out'> {
+export interface TrainOptions extends Omit<TrainingOptions, 'model' | 'data' | 'evalData' | 'out' | 'tensorboard'> {
   /**
    * The base: an open model (`train` does not close it), or any source that {@link loadModel} accepts. Its weights are read, never
    * changed.
@@ -49,6 +49,11 @@ export interface TrainOptions extends Omit<TrainingOptions, 'model' | 'data' | '
   readonly evalData?: Data | undefined
   /** The folder for adapter, metrics and state. Without it nothing is written. */
   readonly out?: Target | undefined
+  /**
+   * A folder for TensorBoard: `train` adds an event file with the loss, the learning rate and the norm of the gradients of each step, and
+   * with the metrics of each evaluation. Each run should have a folder of its own. A resumed run takes the same folder.
+   */
+  readonly tensorboard?: Target | undefined
 }
 
 /** A model that is open. */
@@ -72,6 +77,7 @@ const OPTIONS: OptionTable<TrainOptions> = {
   adapter: ADAPTER,
   modules: OBJECT,
   out: TARGET,
+  tensorboard: TARGET,
   resume: BOOLEAN,
   overwrite: BOOLEAN,
   signal: SIGNAL,
@@ -129,6 +135,7 @@ export async function train(options: TrainOptions, wait?: () => Promise<void> | 
         evalData,
         decodeImage: options.decodeImage ?? platform().decodeImage,
         out: options.out === undefined ? undefined : openTarget(options.out, 'out'),
+        tensorboard: options.tensorboard === undefined ? undefined : openTarget(options.tensorboard, 'tensorboard'),
       },
       { limits: memoryLimits(model), sources: sourcesOf(options), wait },
     )

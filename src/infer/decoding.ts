@@ -72,7 +72,7 @@ export class Decoding {
   /**
    * Mixes and rows as {@link AdapterFeeds} takes them.
    *
-   * @param newRows of a graph that gives out what a step adds to the cache. Its rows are not filled up on the right
+   * @param newRows of a graph that gives out what a step adds to the cache. Then no row is filled up on the right
    */
   constructor(request: TextRequest, mixes: RowFactors, rowOf?: readonly number[], newRows?: NewRows) {
     this.#request = request

@@ -116,7 +116,8 @@ export class InferEngine {
   startDecoding({ mixes, ...request }: DecodingRequest): number {
     const id = this.#nextDecoding++
     const { distinct, rowOf } = distinctMixes(mixes)
-    const newRows = this.#keepsTensors ? undefined : this.#open?.newRows
+    const isEven = request.rows.every(({ promptIds: { length } }) => length === request.rows[0].promptIds.length)
+    const newRows = request.padding === 'right' && !isEven ? undefined : this.#open?.newRows
     this.#decodings.set(id, new Decoding(request, this.#factorsOf(distinct), rowOf, newRows))
     return id
   }

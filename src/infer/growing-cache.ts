@@ -9,6 +9,7 @@ const STEP = 64
 
 export class GrowingCache {
   readonly #parts: readonly CachePart[]
+  readonly #isByHead: boolean
   #batch: number
   /** Tokens of each row that are in the arrays, and how many fit. */
   #length = 0
@@ -17,8 +18,9 @@ export class GrowingCache {
   #feeds: Feeds
 
   /** @param held what is in the cache already: (batch, heads, length, size) of each part. It is copied */
-  constructor({ parts }: NewRows, batch: number, held?: { length: number; parts: readonly Float32Array[] }) {
+  constructor({ parts, isByHead }: NewRows, batch: number, held?: { length: number; parts: readonly Float32Array[] }) {
     this.#parts = parts
+    this.#isByHead = isByHead
     this.#batch = batch
     this.#length = held?.length ?? 0
     this.#capacity = this.#length
@@ -42,18 +44,22 @@ export class GrowingCache {
     return rowsOf(this.#arrays[part], { count: this.#batch * heads, from: this.#capacity * size, to: length * size })
   }
 
-  /** Adds the rows of a run: (batch, sequence, width). */
+  /** Adds the rows of a run, as {@link NewRows} says. */
   add({ data, dims }: RuntimeTensor): void {
-    const [batch, sequence, width] = dims
+    const sequence = dims[this.#isByHead ? 2 : 1]
     const rows = data as Float32Array
+    const width = rows.length / (this.#batch * sequence)
     if (this.#length + sequence > this.#capacity) this.#feeds = this.#grow(this.#length + sequence)
     let first = 0
     this.#parts.forEach(({ heads, size }, i) => {
       const array = this.#arrays[i]
-      for (let row = 0; row < batch; row++) {
+      for (let row = 0; row < this.#batch; row++) {
         for (let step = 0; step < sequence; step++) {
           for (let head = 0; head < heads; head++) {
-            const from = (row * sequence + step) * width + first + head * size
+            const at = first + head * size
+            const from = this.#isByHead
+              ? (row * width + at) * sequence + step * size
+              : (row * sequence + step) * width + at
             const to = ((row * heads + head) * this.#capacity + this.#length + step) * size
             for (let j = 0; j < size; j++) array[to + j] = rows[from + j]
           }

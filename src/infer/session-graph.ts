@@ -56,7 +56,7 @@ export function sessionGraph(
   graph.outputs.push(...Array.from(given, (name) => create(ValueInfoProtoSchema, { name })))
   const isOnProcessor = providers.every((name) => ON_PROCESSOR.has(name))
   const isFused = isOnProcessor && fuseAttention(graph) > 0
-  const newRows = isFused ? giveNewRows(graph) : undefined
+  const newRows = isOnProcessor ? giveNewRows(graph) : undefined
   const ownInputs = new Set(graph.inputs)
   const adapted = adaptGraph(graph, names, needs)
   const inputNames = shortenNames(

@@ -23,6 +23,12 @@ export interface AdapterSessionOptions extends Omit<SessionOptions, 'executionPr
   modules?: ModuleMap | undefined
   /** Leaves out layers of an adapter if the export does not have their module. Default false: such layers are an error. */
   allowMissing?: boolean | undefined
+  /**
+   * How exact the products by quantized weights (MatMulNBits) are, as ONNX Runtime counts. With 4, their inputs are rounded to 8 bits. This is
+   * faster on the CPU, most of all for several texts, and less exact. With 0 they stay floats. Default: what the model's file says, which is
+   * 0 if it says nothing.
+   */
+  accuracyLevel?: 0 | 4 | undefined
 }
 
 /** Options of `run`. */
@@ -285,9 +291,10 @@ export interface AdapterSession {
    * @param prompt text, a list of messages, or a list of such prompts
    * @returns the result; for a list of prompts, a list of results in the same order
    * @throws ConfigError for an option that is unknown or out of range, MismatchError for an unknown adapter or a tokenizer of another
-   *   model, DataError for a prompt that has no tokens or fills the whole context, and for a chat that cannot be answered, FormatError for a
-   *   chat without a usable template, UnsupportedError when the graph is not a causal language model, or cannot run a different
-   *   adapter for each row, NumericError when the logits are not finite, StateError when the session is disposed; what the signal and
+   *   model, DataError for a prompt that has no tokens or fills the whole context, for a chat that cannot be answered, for a picture that
+   *   cannot be read, and for more or fewer pictures than places, FormatError for a chat without a usable template, UnsupportedError when
+   *   the graph is not a causal language model, reads no pictures, or cannot run a different adapter for each row, FileError when the
+   *   model's folder has no embed_tokens.onnx, decoder, vision_encoder.onnx or preprocessor_config.json and needs it, NumericError when the logits are not finite, StateError when the session is disposed; what the signal and
    *   `onText` throw
    *
    * @example

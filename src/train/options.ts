@@ -81,6 +81,8 @@ export interface TrainingOptions extends Optional<TrainSettings> {
   readonly modules?: ModuleMap | undefined
   /** The folder for adapter, metrics and state. Without it, nothing is written. */
   readonly out?: Directory | undefined
+  /** A folder for an event file of TensorBoard, with the numbers of each step and evaluation. */
+  readonly tensorboard?: Directory | undefined
   /** Continues the unfinished run in `out`. The result is the same as without the stop. */
   readonly resume?: boolean | undefined
   /** Replaces the run in `out`. */

@@ -18,6 +18,7 @@ import { requireHandled, requirePlainConfig } from '../lora/requirements.js'
 import type { Examples, OpenTask, Task } from '../tasks/task.js'
 import { checkTaskName, defaultTask, loadTask, tasksFor } from '../tasks/tasks.js'
 import { cardOf } from './card.js'
+import { EventLog } from './event-log.js'
 import { type EncodedSource, encodeRows } from './examples.js'
 import { newAdapter } from './new-adapter.js'
 import type { TrainingData, TrainingOptions, TrainResult } from './options.js'
@@ -91,6 +92,8 @@ export async function train(
   checkReplaced(adapter, model, open, modules)
   if (open.labels !== undefined) adapter.labels = open.labels
   if (open.problemType !== undefined) adapter.problemType = open.problemType
+  const { tensorboard } = options
+  const log = tensorboard && (await EventLog.open(tensorboard, use === 'resume'))
   const result = await trainAdapter({
     model,
     task: task.name,
@@ -106,8 +109,8 @@ export async function train(
     card: out && ((report) => cardOf(report, { options, sources, task, adapter, settings })),
     signal,
     wait,
-    on: on ?? {},
-  })
+    on: log === undefined ? (on ?? {}) : log.heard(on ?? {}),
+  }).finally(() => log?.close())
   const { totalTrainable, totalParams } = adapter.summary()
   const report: TrainReport = {
     ...result,

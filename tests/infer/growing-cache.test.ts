@@ -20,9 +20,9 @@ afterAll(async () => {
 })
 
 /** The likeliest token behind each of the text's, by one run. */
-async function likeliest(ids: readonly number[], name: string | null): Promise<number[]> {
+async function likeliest(ids: readonly number[], name: string | null, of = session): Promise<number[]> {
   const input_ids = { type: 'int64' as const, data: BigInt64Array.from(ids, BigInt), dims: [1, ids.length] }
-  const { logits } = await session.run({ input_ids }, { adapter: name, outputNames: ['logits'] })
+  const { logits } = await of.run({ input_ids }, { adapter: name, outputNames: ['logits'] })
   const [, , width] = logits.dims
   return ids.map((_, i) => argmax((logits.data as Float32Array).subarray(i * width, (i + 1) * width)))
 }
@@ -57,4 +57,27 @@ it('the rows are given out beside the caches, and runs give what the model gives
   const { parts, output } = giveNewRows(graph)!
   expect(parts[3]).toEqual({ past: 'past_key_values.1.value', heads: 2, size: 32 })
   expect(graph.outputs.at(-1)?.name).toBe(output)
+})
+
+it.each(['llama-genai', 'llama-genai-rotary'])('%s: texts whose attention makes the rows itself', async (name) => {
+  const fused = await openModel(`tests/golden/models/${name}`)
+  const own = await OnnxSession.open(fused, { threads: 1 })
+  expect(own.newRows?.isByHead).toBe(name === 'llama-genai')
+  const prompts = ['And the people', 'We']
+  const starts = prompts.map((prompt) => [...fused.tokenizer!.encode(prompt)])
+  expect(starts[0].length).not.toBe(starts[1].length)
+  const options = { ...GREEDY, maxNewTokens: 80 }
+  // Alone, two of one length, and two of other lengths, which are filled up on the right.
+  const texts = [
+    await generate(own, prompts[0], options),
+    ...(await generate(own, [prompts[0], prompts[0]], options)),
+    ...(await generate(own, prompts, options)),
+  ]
+  for (const [i, { tokenIds }] of texts.entries()) {
+    const start = starts[i === 4 ? 1 : 0]
+    const expected = await likeliest([...start, ...tokenIds.slice(0, -1)], null, own)
+    expect(tokenIds, String(i)).toEqual(expected.slice(start.length - 1))
+  }
+  await own.dispose()
+  await fused.close()
 })

@@ -3,8 +3,9 @@
 
 import { create } from '@bufbuild/protobuf'
 import { type NodeProto, ValueInfoProtoSchema } from '../../formats/onnx/gen/onnx_pb.js'
-import { isCacheInput } from '../inputs/cache.js'
-import { dimsOfInput, splitInputs } from '../inputs/roles.js'
+import { headSizeOf, isCacheInput } from '../inputs/cache.js'
+import { dimsOfInput, splitInputs, typeOf } from '../inputs/roles.js'
+import { intAttribute } from '../view/attributes.js'
 import { Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 
@@ -16,8 +17,12 @@ export interface CachePart {
   readonly size: number
 }
 
-/** An output (batch, sequence, width). Each row holds the parts side by side, (heads, size) of each. */
+/**
+ * An output with the rows of all parts. By token it is (batch, sequence, width), where each row holds the parts side by side, (heads, size)
+ * of each; by head it is (batch, heads of all parts, sequence, size).
+ */
 export interface NewRows {
+  readonly isByHead: boolean
   readonly output: string
   /** The inputs that tell how many tokens there are: (batch, sequence) and (batch, past + sequence). */
   readonly ids: string
@@ -26,8 +31,8 @@ export interface NewRows {
 }
 
 /**
- * Adds the output to a graph whose attention was fused. How many tokens the cache holds is then told by the mask, and no longer by the
- * lengths of the cache's arrays.
+ * Adds the output to a graph whose attention is GroupQueryAttention. How many tokens the cache holds is then told by the mask, and no
+ * longer by the lengths of the cache's arrays.
  *
  * @returns undefined where something else reads the cache, or no mask tells the length: the graph stays as it is
  */
@@ -35,30 +40,52 @@ export function giveNewRows(graph: Graph): NewRows | undefined {
   const { roles, others } = splitInputs(graph)
   const named = (wanted: string) => roles.find(({ role, rank }) => role === wanted && rank === 2)?.name
   const [ids, mask] = [named('inputIds'), named('attentionMask')]
-  const made = new Map<string, Value>()
-  for (const { opType, input } of graph.nodes) {
-    if (opType !== 'GroupQueryAttention') continue
-    made.set(input[3], input[1])
-    made.set(input[4], input[2])
-  }
   const inputs = others.filter(isCacheInput)
-  const isKnown = ({ name }: { name: string }) => (made.get(name) ?? '') !== '' && graph.consumers(name).every(isReader)
-  if (ids === undefined || mask === undefined || inputs.length === 0 || !inputs.every(isKnown)) return undefined
-  const parts = inputs.map((input): CachePart => {
-    const [, heads, , size] = dimsOfInput(input)
-    return { past: input.name, heads: heads!, size: size! }
+  const sources = inputs.map(({ name }) => sourceOf(graph, name))
+  const isWhole = inputs.every((input) => typeOf(input) === 'float32') && !sources.includes(undefined)
+  if (ids === undefined || mask === undefined || inputs.length === 0 || !isWhole) return undefined
+  const parts = inputs.flatMap((input): CachePart[] => {
+    const [heads, size] = [dimsOfInput(input)[1], headSizeOf(graph, input)]
+    return heads === undefined || size === undefined ? [] : [{ past: input.name, heads, size }]
   })
+  if (parts.length < inputs.length) return undefined
+  const isByHead = sources.some((source) => source!.rows === undefined)
+  if (isByHead && parts.some(({ size }) => size !== parts[0].size)) return undefined
   const g = new Builder(graph, 'cache')
   const shared = new Map<string, Value>()
   for (const part of parts) countByMask(g, part, ids, mask, shared)
-  const output = g.op(
-    'Concat',
-    parts.map(({ past }) => made.get(past)!),
-    { axis: 2 },
-    'new_rows',
-  )
+  const rows = sources.map((source) => (isByHead ? newestOf(g, source!.present, ids, mask, shared) : source!.rows!))
+  const output = g.op('Concat', rows, { axis: isByHead ? 1 : 2 }, 'new_rows')
   graph.outputs.push(create(ValueInfoProtoSchema, { name: output }))
-  return { output, ids, mask, parts }
+  return { output, isByHead, ids, mask, parts }
+}
+
+/** Where the new rows of a part can be had: behind those of the cache, and alone unless attention makes them itself. */
+function sourceOf(graph: Graph, past: string): { present: Value; rows: Value | undefined } | undefined {
+  const readers = graph.consumers(past)
+  const [attention, ...more] = readers.filter(({ opType }) => opType === 'GroupQueryAttention')
+  if (attention === undefined || more.length > 0 || !readers.every(isReader)) return undefined
+  const place = [3, 4].find((i) => attention.input[i] === past)
+  const present = attention.output[place === 3 ? 1 : 2] ?? ''
+  if (place === undefined || present === '') return undefined
+  const isRotated = intAttribute(attention, 'do_rotary', 0) !== 0
+  const rows = attention.input[place - 2]
+  return { present, rows: isRotated || rows === '' ? undefined : rows }
+}
+
+/** The tokens that a run adds, of (batch, heads, tokens, size). */
+function newestOf(g: Builder, present: Value, ids: Value, mask: Value, shared: Map<string, Value>): Value {
+  const total = sharedValue(shared, 'total', () => lengthOf(g, mask, 1))
+  return g.op('Slice', [present, pastLength(g, ids, mask, shared), total, g.int([2])])
+}
+
+function lengthOf(g: Builder, value: Value, axis: number): Value {
+  return g.op('Gather', [g.shape(value), g.int([axis])])
+}
+
+/** Tokens in the cache, (1). */
+function pastLength(g: Builder, ids: Value, mask: Value, shared: Map<string, Value>): Value {
+  return sharedValue(shared, 'past', () => g.sub(lengthOf(g, mask, 1), lengthOf(g, ids, 1)))
 }
 
 /** Attention itself, and what asks for the shape alone. */
@@ -71,9 +98,8 @@ function countByMask(g: Builder, part: CachePart, ids: Value, mask: Value, share
   const { graph } = g
   for (const reader of graph.consumers(part.past).filter(({ opType }) => opType === 'Shape')) {
     const shape = sharedValue(shared, `${part.heads} ${part.size}`, () => {
-      const of = (value: Value, axis: number) => g.op('Gather', [g.shape(value), g.int([axis])])
-      const past = sharedValue(shared, 'past', () => g.sub(of(mask, 1), of(ids, 1)))
-      return g.concat([of(mask, 0), g.int([part.heads]), past, g.int([part.size])], 0)
+      const past = pastLength(g, ids, mask, shared)
+      return g.concat([lengthOf(g, mask, 0), g.int([part.heads]), past, g.int([part.size])], 0)
     })
     graph.replaceUses(reader.output[0], shape)
   }

@@ -67,7 +67,7 @@ export function cacheEntry(graph: Graph, input: ValueInfoProto): CacheEntry {
       got: `(${dims.map((dim) => dim ?? '?').join(', ')})`,
     })
   }
-  const headSize = dims[3] ?? attentionHeadSize(graph, input.name)
+  const headSize = headSizeOf(graph, input)
   if (headSize === undefined) {
     throw new UnsupportedError({ where: `input ${input.name}`, what: 'the size of its heads cannot be told' })
   }
@@ -89,9 +89,11 @@ function presentName(graph: Graph, past: string): string {
   })
 }
 
-/** From the attention operator that reads the cache: the width of its query over the number of heads. */
-function attentionHeadSize(graph: Graph, past: string): number | undefined {
-  const attention = graph.consumers(past).find(({ opType }) => opType === 'GroupQueryAttention')
+/** As declared, or from the attention operator that reads the cache: the width of its query over the number of heads. */
+export function headSizeOf(graph: Graph, past: ValueInfoProto): number | undefined {
+  const declared = dimsOfInput(past)[3]
+  if (declared !== undefined) return declared
+  const attention = graph.consumers(past.name).find(({ opType }) => opType === 'GroupQueryAttention')
   if (attention === undefined) return undefined
   const heads = intAttribute(attention, 'num_heads', 1)
   const isPacked = (attention.input[1] ?? '') === ''

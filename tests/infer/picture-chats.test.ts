@@ -1,0 +1,125 @@
+// Chats with places for pictures, in the forms that templates take, and the vectors of a step.
+
+import * as ort from 'onnxruntime-node'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { f16ToF32, f32ToF16 } from '../../src/base/dtype.js'
+import { loadModel, type Model } from '../../src/graph/model-folder.js'
+import type { Graph } from '../../src/graph/view/graph.js'
+import { readGraph } from '../../src/graph/view/read-graph.js'
+import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { PromptPictures } from '../../src/infer/pictures.js'
+import { encodePrompt } from '../../src/infer/prompts.js'
+import { TokenVectors } from '../../src/infer/token-vectors.js'
+import { NodeDirectory } from '../../src/io/node/files.js'
+import type { OrtModule } from '../../src/runtime/onnxruntime.js'
+import type { RuntimeTensor } from '../../src/runtime/runtime.js'
+import { pictureGolden } from '../picture-texts.js'
+import { graphsFolder } from '../several-graphs.js'
+
+const open = (name: string) =>
+  loadModel(new NodeDirectory(graphsFolder(name)), { runtime: { module: ort as unknown as OrtModule } })
+
+describe('chats', () => {
+  const { cases, picture } = pictureGolden('llava')
+  const [{ images, base }] = cases.filter((one) => one.messages !== undefined && one.images.length > 0)
+  const options = { temperature: 0, maxNewTokens: 8, images: images.map(picture) }
+  let session: OnnxSession<Model>
+  beforeAll(async () => {
+    session = await OnnxSession.open(await open('llava'), {}, true)
+  })
+  afterAll(() => session?.dispose())
+
+  it('without a place, pictures go before the last question', async () => {
+    const { tokenIds } = await session.generate([{ role: 'user', content: 'What is this' }], options)
+    expect(tokenIds).toEqual(base.ids)
+  })
+
+  it('a template of texts gets the token of a picture, and a line of its own', async () => {
+    const turn = "{{ '<|im_start|>' + m['role'] + ' ' + m['content'] + '<|im_end|>' }}"
+    const chatTemplate = `{% for m in messages %}${turn}{% endfor %}{{ '<|im_start|>assistant\\n' }}`
+    // Written so, the chat is the golden one.
+    const { tokenIds } = await session.generate([{ role: 'user', content: 'What is this' }], {
+      ...options,
+      chatTemplate,
+    })
+    expect(tokenIds).toEqual(base.ids)
+  })
+
+  it('pieces of one text come one by one', async () => {
+    const pieces = []
+    const texts = session.stream([{ role: 'user', content: 'What is this' }], options)
+    for await (const piece of texts) pieces.push(piece)
+    expect(pieces.join('')).toBe(session.model.tokenizer!.decode(base.ids))
+  })
+
+  it('parts that are neither text nor a picture are refused', async () => {
+    const content = [{ type: 'video' }] as never
+    await expect(session.generate([{ role: 'user', content }], options)).rejects.toThrow(
+      /message 1: content that is no/,
+    )
+  })
+
+  it.each([
+    ['llava', '<|im_end|>'],
+    ['idefics3', '<end_of_utterance>'],
+    ['qwen2-vl', '<|im_end|>'],
+  ])('an answer of %s ends with %s', async (name, end) => {
+    const model = await open(name)
+    const none = { model, decodeImage: undefined, runGraph: async () => ({}) }
+    const pictures = new PromptPictures(none, [], [], 'prompt')
+    const context = { recorded: undefined, pictures, where: 'prompt' }
+    const { endIds } = await encodePrompt(model, [{ role: 'user', content: 'Who' }], {}, context)
+    expect(endIds.map((id) => model.tokenizer!.decode([id], { specialTokens: true }))).toEqual([end])
+    await model.close()
+  })
+})
+
+describe('vectors of a step', () => {
+  const width = 2
+  const pictures = { token: 9, data: Float32Array.of(7, 8), count: 1, width, grids: [] }
+  const rows = [
+    { ids: [1, 9, 3], pictures, mix: [] },
+    { ids: [4], pictures: undefined, mix: [] },
+  ]
+
+  /** An embedding whose vector of a token is the token and its half. */
+  const run = async (_: string, { input_ids: { data, dims } }: Record<string, RuntimeTensor>) => {
+    const values = Float32Array.from(Array.from(data, Number).flatMap((id) => [id, id / 2]))
+    const type = 'float16' as const
+    return { inputs_embeds: { type, data: f32ToF16(values), dims: [...dims, width] } }
+  }
+
+  const graphs = async (elemType: number) => {
+    const model = await open('llava')
+    const embedding = readGraph((await model.openGraph('embed_tokens')).proto)
+    await model.close()
+    const type = { value: { case: 'tensorType', value: { elemType } } }
+    return { embedding, decoder: { inputs: [{ name: 'inputs_embeds', type }] } as unknown as Graph, padTokenId: 0 }
+  }
+
+  it.each([
+    ['left', [1, 0.5, 7, 8, 3, 1.5, 0, 0, 0, 0, 4, 2]],
+    ['right', [1, 0.5, 7, 8, 3, 1.5, 4, 2, 0, 0, 0, 0]],
+  ] as const)('filled up on the %s, in half precision where the decoder takes it', async (padding, expected) => {
+    const vectors = new TokenVectors(await graphs(10), rows, padding, run)
+    const { inputs_embeds: first } = await vectors.feeds()
+    expect(first).toMatchObject({ type: 'float16', dims: [2, 3, width] })
+    expect(Array.from(f16ToF32(first.data as Uint16Array))).toEqual(expected)
+    const token = (row: number, id: number) => ({ row, id, scores: undefined })
+    vectors.push([token(0, 9), token(1, 6)], [])
+    expect(Array.from(f16ToF32((await vectors.feeds()).inputs_embeds.data as Uint16Array))).toEqual([9, 4.5, 6, 3])
+    vectors.push([token(0, 2), token(1, 1)], [0])
+    expect((await vectors.feeds()).inputs_embeds.dims).toEqual([1, 1, width])
+  })
+
+  it('in single precision where the decoder takes that', async () => {
+    const { inputs_embeds } = await new TokenVectors(await graphs(1), rows.slice(1), 'left', run).feeds()
+    expect(inputs_embeds).toEqual({ type: 'float32', data: Float32Array.of(4, 2), dims: [1, 1, width] })
+  })
+
+  it('of another width than those of a picture are refused', async () => {
+    const wide = { ...pictures, data: new Float32Array(3), width: 3 }
+    const vectors = new TokenVectors(await graphs(1), [{ ...rows[0], pictures: wide }], 'left', run)
+    await expect(vectors.feeds()).rejects.toThrow(/vision_encoder: its vectors have another width.*expected 2, got 3/)
+  })
+})
