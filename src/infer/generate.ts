@@ -33,14 +33,14 @@ import { checkCausality } from './causality.js'
 import type { NextToken, Padding } from './decoding.js'
 import { type EncodedSource, encodedSource, encodeSource, readSource } from './encoder-decoder.js'
 import type { InferEngine } from './engine.js'
-import type { RunGraph } from './graphs.js'
-import { readsNoPictures } from './picture-places.js'
-import { IMAGES, imagesOf, type PictureSession, PromptPictures } from './pictures.js'
+import { requireDecoder } from './graphs.js'
+import type { PictureSession } from './pictures.js'
+import { IMAGES, imagesOf } from './prompt-images.js'
 import { type EncodedPrompt, encodePrompt, isOnePrompt, PROMPT, PROMPTS } from './prompts.js'
 import { GENERATE_DEFAULTS, resolveSampling, SAMPLING_KINDS } from './sampling.js'
 import type { GenerateOptions, GenerateResult, Prompt, StreamOptions, TokenScore } from './session.js'
 import { TextRow } from './text-row.js'
-import { requireCache, requireDecoder, TokenVectors, type VectorGraphs, vectorGraphs } from './token-vectors.js'
+import type { OpenEmbedding } from './token-vectors.js'
 
 /** What a text needs of a session. */
 export interface TextSession extends PictureSession {
@@ -120,8 +120,13 @@ async function* writeTexts(
   session.checkMixes(mixes)
   const graph = textGraphOf(session.model)
   const { padding, source, takesVectors } = graph
-  if (!takesVectors && images.some(({ length }) => length > 0)) throw readsNoPictures(session.model)
-  const embedding = takesVectors ? await vectorGraphs(session.model) : undefined
+  if (!takesVectors && images.some(({ length }) => length > 0)) {
+    throw (await import('./picture-places.js')).readsNoPictures(session.model)
+  }
+  // Models of texts alone load none of this.
+  const PromptPictures = takesVectors ? (await import('./pictures.js')).PromptPictures : undefined
+  const open = takesVectors ? (await import('./token-vectors.js')).openEmbedding : undefined
+  const embedding = await open?.(session.model, graph.inputs)
   if (source === undefined) await checkCausality(session.model, session.engine, graph)
   const encoded: EncodedPrompt[] = []
   for (const [i, prompt] of prompts.entries()) {
@@ -132,7 +137,7 @@ async function* writeTexts(
     }
     options.signal?.throwIfAborted()
     const mix = mixes[isList ? i : 0]
-    const pictures = takesVectors ? new PromptPictures(session, images[i], mix, where) : undefined
+    const pictures = PromptPictures && new PromptPictures(session, images[i], mix, where)
     const recorded = session.chatTemplateOf(mix)
     encoded.push(await encodePrompt(session.model, prompt, options, { recorded, pictures, where }))
   }
@@ -175,7 +180,7 @@ interface TextEvent {
 async function* writeBatch(
   session: TextSession,
   texts: readonly BatchText[],
-  embedding: VectorGraphs | undefined,
+  embedding: OpenEmbedding | undefined,
   options: GenerateOptions,
 ): AsyncGenerator<TextEvent, void, undefined> {
   const { model, engine } = session
@@ -189,8 +194,7 @@ async function* writeBatch(
   const read = (feeds: Feeds) => session.runGraph('encoder', feeds, mixes)
   const encoded = texts.map(({ prompt }) => prompt)
   const vectorRows = texts.map(({ prompt: { ids, pictures }, mix }) => ({ ids, pictures, mix }))
-  const run: RunGraph = (...asked) => session.runGraph(...asked)
-  const vectors = embedding && new TokenVectors(embedding, vectorRows, padding, run)
+  const vectors = embedding?.(vectorRows, padding, (...asked) => session.runGraph(...asked))
   const context = source && (await readSource(model, source, encoded, read))
   const decoding = await engine.startDecoding({
     rows: texts.map(({ seed }, i) => ({ promptIds: prompts[i].ids, sampling, seed, scores: logprobs })),
@@ -299,7 +303,6 @@ function textGraphOf(model: Model): TextGraph {
   if (source === undefined) checkCausal(model, graph)
   const takesVectors = inputFamily(graph) === 'vectors'
   const inputs = tokenInputs(graph, takesVectors ? new Set([VECTORS]) : source?.inputs)
-  if (takesVectors) requireCache(inputs)
   // Prompts are filled up for the encoder, whose mask hides what fills them up.
   const padding = source === undefined ? paddingOf(graph, inputs) : source.inputs.has(STATES_MASK) ? 'right' : 'none'
   const made = { inputs, logits: logitsName(graph), padding, source, takesVectors } as const

@@ -1,7 +1,7 @@
 // The graphs of a model in one session: which there are besides the one that it is asked first, and which layers of an adapter are
 // in each.
 
-import { MismatchError } from '../base/errors.js'
+import { FileError, MismatchError } from '../base/errors.js'
 import type { OnnxModel } from '../formats/onnx/model.js'
 import { type GraphRole, roleOf } from '../graph/graph-file.js'
 import { missingError } from '../graph/match/missing-layers.js'
@@ -36,6 +36,18 @@ export interface SessionExtras extends OutputOptions {
   openAdapter?: ((adapter: unknown) => Promise<LoraAdapter>) | undefined
   /** With `allowMissing`, hears which layers of which adapter are left out. */
   onMissing?: ((adapter: string, layers: readonly string[]) => void) | undefined
+}
+
+/** Throws FileError where a model's parts are there without its decoder. */
+export function requireDecoder({ graphs, directory }: Pick<Model, 'graphs' | 'directory'>): void {
+  const [first] = Object.keys(graphs)
+  if (first !== 'embed_tokens' && first !== 'vision_encoder') return
+  throw new FileError({
+    where: directory.name,
+    what: 'no decoder_model_merged.onnx in this folder, which writes the text',
+    got: `graphs ${Object.values(graphs).join(', ')}`,
+    hint: 'Copy onnx/decoder_model_merged.onnx from where the model came from',
+  })
 }
 
 /** The role of the graph that a session is asked first. */

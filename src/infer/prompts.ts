@@ -8,7 +8,6 @@ import { type ChatMessage, type MessageOfParts, parseChat, parseParts } from '..
 import { type ChatTemplate, loadChatTemplate } from '../text/chat-template.js'
 import { checkVocabulary } from '../text/records.js'
 import type { Tokenizer } from '../text/tokenizer.js'
-import { messageForm, withPlaces } from './chat-places.js'
 import type { PictureVectors, PromptPictures } from './pictures.js'
 import type { ChatOptions, Prompt } from './session.js'
 
@@ -130,8 +129,9 @@ async function encodeMessages(
       hint: 'Give one with chatTemplate (--chat-template FILE), or give the prompt as text',
     })
   }
-  const form: MessageForm = place === undefined ? (all) => all : messageForm(template, args, place)
-  const written = form(place === undefined ? chat : withPlaces(chat, count, place))
+  const places = place === undefined ? undefined : await import('./chat-places.js')
+  const form: MessageForm = places?.messageForm(template, args, place!) ?? ((all) => all)
+  const written = form(places?.withPlaces(chat, count, place!) ?? chat)
   const { text } = template.render(written, { args, tools, addGenerationPrompt: true }, where)
   const ids = tokenizer.encode(await filled(text, pictures), { specialTokens: false })
   return { ids, ...endOfTurn(template, args, tokenizer, form) }

@@ -34,8 +34,11 @@ interface Row extends VectorRow {
   after: number
 }
 
+/** The vectors of texts that grow together. */
+export type OpenEmbedding = (rows: readonly VectorRow[], padding: Padding, run: RunGraph) => TokenVectors
+
 /** What is known of a model's graphs. */
-export interface VectorGraphs {
+interface VectorGraphs {
   /** For `input_ids` of the embedding. */
   readonly embedding: Graph
   readonly decoder: Graph
@@ -43,11 +46,12 @@ export interface VectorGraphs {
 }
 
 /**
- * The graphs of a model whose decoder reads vectors.
+ * The embedding of a model whose decoder reads vectors.
  *
- * @throws FileError without the embedding, UnsupportedError for one that reads more than tokens
+ * @throws FileError without its graph, UnsupportedError for one that reads more than tokens, and for a decoder without a cache
  */
-export async function vectorGraphs(model: Model): Promise<VectorGraphs> {
+export async function openEmbedding(model: Model, inputs: Pick<TokenInputs, 'cache'>): Promise<OpenEmbedding> {
+  requireCache(inputs)
   const { graphs, directory, padTokenId } = model
   if (graphs[EMBEDDING] === undefined) {
     throw new FileError({
@@ -60,7 +64,8 @@ export async function vectorGraphs(model: Model): Promise<VectorGraphs> {
   const embedding = readGraph((await model.openGraph(EMBEDDING)).proto)
   const { roles, others } = splitInputs(embedding)
   if (others.length === 0 && roles.length === 1 && roles[0].role === 'inputIds') {
-    return { embedding, decoder: readGraph(model.onnx.proto), padTokenId }
+    const own = { embedding, decoder: readGraph(model.onnx.proto), padTokenId }
+    return (rows, padding, run) => new TokenVectors(own, rows, padding, run)
   }
   throw new UnsupportedError({
     where: EMBEDDING,
@@ -70,20 +75,8 @@ export async function vectorGraphs(model: Model): Promise<VectorGraphs> {
   })
 }
 
-/** Throws FileError where a model's parts are there without its decoder. */
-export function requireDecoder({ graphs, directory }: Model): void {
-  const [first] = Object.keys(graphs)
-  if (first !== EMBEDDING && first !== 'vision_encoder') return
-  throw new FileError({
-    where: directory.name,
-    what: 'no decoder_model_merged.onnx in this folder, which writes the text',
-    got: `graphs ${Object.values(graphs).join(', ')}`,
-    hint: 'Copy onnx/decoder_model_merged.onnx from where the model came from',
-  })
-}
-
 /** Throws UnsupportedError for a decoder of vectors that has to read the whole text for each token. */
-export function requireCache({ cache }: Pick<TokenInputs, 'cache'>): void {
+function requireCache({ cache }: Pick<TokenInputs, 'cache'>): void {
   if (cache.length > 0) return
   throw new UnsupportedError({
     where: 'ONNX model',

@@ -90,7 +90,7 @@ describe.skipIf(!canOpenSite)('the page', () => {
     try {
       writeFileSync(join(noModel, 'config.json'), '{"model_type": "llama"}')
       await page.drop([noModel])
-      await until("/\\.onnx/.test(document.getElementById('error').textContent)")
+      await until("/^The model cannot be opened.*onnx/.test(document.getElementById('error').textContent)")
       expect(await text('model-state')).toMatch(/^Open: union-3m/)
     } finally {
       rmSync(noModel, { recursive: true, force: true })

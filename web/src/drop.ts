@@ -1,10 +1,12 @@
-// A folder that is dropped on the page: a model, an adapter, or neither.
+// A folder that is dropped on the page: a model, an adapter, pictures, or nothing of these.
 
+import { PICTURE, type Picture, picturesOf } from './data.js'
 import { guarded } from './dom.js'
 
 interface Takers {
   model(files: readonly File[]): Promise<void>
   adapter(name: string, files: readonly File[]): Promise<void>
+  pictures(pictures: readonly Picture[]): void
 }
 
 /** Opens folders that are dropped anywhere; single files are left to whatever they are dropped on. */
@@ -19,8 +21,9 @@ export function setUpDrop(takers: Takers): void {
       const has = (name: RegExp) => files.some(({ webkitRelativePath }) => name.test(webkitRelativePath))
       if (has(/^[^/]+\/adapter_config\.json$/)) return takers.adapter(entry.name, files)
       if (has(/^[^/]+\/config\.json$/) || has(/\.onnx$/)) return takers.model(files)
+      if (has(PICTURE)) return takers.pictures(picturesOf(files))
       throw new Error(
-        `${entry.name}: neither a model nor an adapter. A model has config.json and an .onnx file, an adapter has adapter_config.json.`,
+        `${entry.name}: neither a model nor an adapter. A model has config.json and an .onnx file, an adapter has adapter_config.json. Pictures lie in a folder for each label.`,
       )
     })
   })

@@ -18,7 +18,11 @@ const models = setUpModels(async (open) => {
   trainer.use(open)
 })
 
-setUpDrop({ model: models.openFolder, adapter: (name, files) => writer.openFolder(name, files) })
+setUpDrop({
+  model: models.openFolder,
+  adapter: (name, files) => writer.openFolder(name, files),
+  pictures: (pictures) => trainer.learnFrom(pictures),
+})
 
 await guarded('The last run cannot be read', async () => {
   const choice = await trainer.restore()

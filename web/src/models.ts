@@ -18,6 +18,9 @@ export interface OpenModel {
   readonly name: string
   readonly choice: ModelChoice
   readonly device: Device
+  readonly reads: 'text' | 'pictures'
+  /** Whether it writes text. Others give vectors, from which an adapter learns labels. */
+  readonly writes: boolean
   /** Whether its folder says how chats become text. */
   readonly takesChats: boolean
 }
@@ -46,7 +49,7 @@ export function setUpModels(opened: (model: OpenModel) => Promise<void>) {
         configureHub({ token: inputOf('token').value.trim() || undefined })
         const model = await loadModel(source, { runtime: RUNTIMES[device] })
         const name = choice.kind === 'bundled' ? 'union-3m' : model.name
-        await opened({ model, source, name, choice, device, takesChats: await hasTemplate(model) })
+        await opened({ model, source, name, choice, device, ...abilities(model), takesChats: await hasTemplate(model) })
         const layers = Number(model.config.num_hidden_layers)
         const parts = [
           model.config.model_type,
@@ -110,6 +113,12 @@ function withAccess(error: unknown): unknown {
       cause: error,
     },
   )
+}
+
+function abilities({ config, preprocessorConfig, tokenizer }: Model): Pick<OpenModel, 'reads' | 'writes'> {
+  if (tokenizer === undefined && preprocessorConfig !== undefined) return { reads: 'pictures', writes: false }
+  const [name] = Array.isArray(config.architectures) ? config.architectures : []
+  return { reads: 'text', writes: name === undefined || /ForCausalLM|LMHead|ForConditionalGeneration/.test(name) }
 }
 
 async function hasTemplate({ directory }: Model): Promise<boolean> {

@@ -1,10 +1,11 @@
 // Training in the page: start, pause, continue after a reload, stop.
 
-import { type Directory, type LoraAdapter, MemoryDirectory, RuntimeError, type StepEvent, train } from 'lowrank'
+import { type LoraAdapter, MemoryDirectory, RuntimeError, type StepEvent, train } from 'lowrank'
 import { drawCurve } from './curve.js'
+import { DataField, type PageTask, type Picture, taskOf } from './data.js'
 import { buttonOf, byId, guarded, inputOf, MendableError } from './dom.js'
 import type { Device, ModelChoice, OpenModel } from './models.js'
-import { beginRun, copyToMemory, endRun, type Job, unfinishedRun } from './runs.js'
+import { beginRun, copyToMemory, endRun, type Job, type UnfinishedRun, unfinishedRun } from './runs.js'
 
 /** A closed page loses at most this many steps. */
 const SAVE_EVERY = 10
@@ -18,9 +19,10 @@ const STAGES = {
 }
 
 export class Trainer {
+  readonly #data = new DataField(suggest)
   #open: OpenModel | undefined
   #running: { abort: AbortController; keeps: boolean } | undefined
-  #paused: { job: Job; folder: Directory } | undefined
+  #paused: UnfinishedRun | undefined
   #losses: number[] = []
   /** Whether the browser had no space for a run. */
   #isInMemory = false
@@ -38,21 +40,30 @@ export class Trainer {
     buttonOf('start').addEventListener('click', () => void guarded('Training stopped', () => this.#start()))
     buttonOf('pause').addEventListener('click', () => this.#interrupt(false))
     buttonOf('stop').addEventListener('click', () => this.#interrupt(true))
-    this.#setUpData()
   }
 
   /** The model that is trained from now on. */
   use(open: OpenModel): void {
     this.#open = open
+    this.#data.use(open)
+    const length = inputOf('max-length')
+    length.max = String(open.model.contextLength ?? 4096)
+    if (Number(length.value) > Number(length.max)) length.value = length.max
     this.#buttons()
+  }
+
+  /** Shows pictures to learn from. */
+  learnFrom(pictures: readonly Picture[]): void {
+    this.#data.show(pictures)
   }
 
   /** Offers to continue the run that an earlier visit left; tells how its model is opened. */
   async restore(): Promise<ModelChoice | undefined> {
     this.#paused = await unfinishedRun()
     if (this.#paused === undefined) return undefined
-    const { job } = this.#paused
-    byId<HTMLTextAreaElement>('data').value = job.data.text
+    const { job, pictures } = this.#paused
+    this.#data.write(job.data.text, job.data.name)
+    this.#data.show(pictures)
     this.#say(`A run of ${job.modelName} is not finished. Open this model, then press Continue.`)
     this.#buttons()
     return job.choice
@@ -62,12 +73,8 @@ export class Trainer {
     const open = this.#open
     if (open === undefined) return
     const isResumed = this.#paused !== undefined
-    let { job, folder } = this.#paused ?? {}
-    if (job === undefined || folder === undefined) {
-      job = readJob(open)
-      folder = this.#isInMemory ? new MemoryDirectory() : await this.#begin(job)
-      this.#losses = []
-    }
+    const run = this.#paused ?? (await this.#begin(open))
+    const { job, folder } = run
     if (job.modelName !== open.name) {
       throw new Error(`The run is of ${job.modelName}, and ${open.name} is open. Open ${job.modelName}.`)
     }
@@ -75,13 +82,14 @@ export class Trainer {
     this.#running = { abort, keeps: false }
     this.#paused = undefined
     this.#buttons()
-    const { name, settings, data } = job
+    const { name, settings, data, task } = job
     const { rank, ...rest } = settings
     try {
       const { adapter, report } = await train({
         model: open.model,
         device: open.device,
-        data: new File([data.text], data.name),
+        ...(task !== undefined && { task }),
+        data: task === 'image-classification' ? await rowsOf(run.pictures) : new File([data.text], data.name),
         ...rest,
         config: { rank, alpha: 2 * rank },
         saveEvery: SAVE_EVERY,
@@ -98,26 +106,23 @@ export class Trainer {
       this.#losses = report.trainLoss
       drawCurve(curve(), this.#losses, settings.maxSteps)
       if (report.interrupted && !this.#running.keeps) {
-        this.#paused = { job, folder }
+        this.#paused = run
         this.#say(`Paused after step ${report.steps} of ${settings.maxSteps}. Press Continue when you like.`)
         return
       }
       const seconds = Math.max(1, Math.round(report.seconds))
-      this.#say(
-        `Trained ${report.trainableParams.toLocaleString()} parameters in ${seconds} s. Compare what it writes below.`,
-      )
+      this.#say(`Trained ${report.trainableParams.toLocaleString()} parameters in ${seconds} s. Try it below.`)
       await endRun()
       await this.#trained(name, adapter)
     } catch (error) {
       // A GPU or a worker that is gone: what was saved before is still there.
       if (error instanceof RuntimeError && (await folder.has('adapter_config.json'))) {
-        this.#paused = { job, folder }
+        this.#paused = run
         this.#say('The last saved step is kept. Press Continue, or first choose another way to compute in part 1.')
       }
       await this.#refuse(
         open.device === 'webgpu' && error instanceof RuntimeError ? this.#withoutGpu(error) : error,
-        job,
-        folder,
+        run,
       )
     } finally {
       this.#running = undefined
@@ -125,8 +130,15 @@ export class Trainer {
     }
   }
 
-  #begin(job: Job): Promise<Directory> {
-    return beginRun(job).catch((error) => this.#refuse(error, job))
+  /** A new run of what the form says. */
+  async #begin(open: OpenModel): Promise<UnfinishedRun> {
+    const { pictures, ...data } = this.#data.value
+    const job = readJob(open, data, taskOf(open, { ...data, pictures }))
+    this.#losses = []
+    const folder = this.#isInMemory
+      ? new MemoryDirectory()
+      : await beginRun(job, pictures).catch((error) => this.#refuse(error))
+    return { job, folder, pictures }
   }
 
   #withoutGpu(error: RuntimeError): MendableError {
@@ -154,11 +166,11 @@ export class Trainer {
    * Throws the error. Where the browser has no space, what the run has saved goes to memory, and the next run writes nothing to its file
    * system.
    */
-  async #refuse(error: unknown, job: Job, folder?: Directory): Promise<never> {
+  async #refuse(error: unknown, run?: UnfinishedRun): Promise<never> {
     if (!isFull(error)) throw error
     this.#isInMemory = true
-    const isSaved = folder !== undefined && (await folder.has('adapter_config.json'))
-    if (isSaved) this.#paused = { job, folder: await copyToMemory(folder) }
+    const isSaved = run !== undefined && (await run.folder.has('adapter_config.json'))
+    if (isSaved) this.#paused = { ...run, folder: await copyToMemory(run.folder) }
     await endRun()
     const next = isSaved
       ? 'Press Continue: the run goes on from its last saved step'
@@ -194,41 +206,6 @@ export class Trainer {
     buttonOf('stop').disabled = !isRunning && this.#paused === undefined
     buttonOf('stop').textContent = this.#paused === undefined ? 'Stop and keep' : 'Remove the run'
   }
-
-  #setUpData(): void {
-    const area = byId<HTMLTextAreaElement>('data')
-    const read = async (file: File, name = file.name) => {
-      area.value = await file.text()
-      area.dataset.name = name
-      byId('data-state').textContent = `${name}, ${(file.size / 1000).toFixed(0)} kB`
-    }
-    area.addEventListener('input', () => {
-      delete area.dataset.name
-      byId('data-state').textContent = ''
-    })
-    buttonOf('sample').addEventListener('click', () => {
-      void guarded('The sample cannot be loaded', async () => {
-        const response = await fetch(new URL('sample.jsonl', document.baseURI))
-        if (!response.ok) throw new Error(`sample.jsonl: the server answers ${response.status}.`)
-        await read(new File([await response.text()], 'moby-dick.jsonl'))
-      })
-    })
-    inputOf('data-file').addEventListener('change', ({ target }) => {
-      const file = (target as HTMLInputElement).files?.[0]
-      if (file !== undefined) void guarded('The file cannot be read', () => read(file))
-    })
-    area.addEventListener('dragover', (event) => {
-      event.preventDefault()
-      area.classList.add('over')
-    })
-    area.addEventListener('dragleave', () => area.classList.remove('over'))
-    area.addEventListener('drop', (event) => {
-      event.preventDefault()
-      area.classList.remove('over')
-      const file = event.dataTransfer?.files[0]
-      if (file !== undefined) void guarded('The file cannot be read', () => read(file))
-    })
-  }
 }
 
 /** The browser's own error, or lowrank's with it as the cause. */
@@ -239,11 +216,27 @@ function isFull(error: unknown): boolean {
 
 const curve = () => document.getElementById('curve') as unknown as SVGElement
 
+/** Settings that suit a task, in fields that still have those of another. */
+const SUITED = {
+  write: { steps: '60', 'learning-rate': '0.005', 'batch-size': '4' },
+  labels: { steps: '100', 'learning-rate': '0.002', 'batch-size': '8' },
+}
+
+function suggest(task: PageTask): void {
+  const [from, to] = task === undefined ? [SUITED.labels, SUITED.write] : [SUITED.write, SUITED.labels]
+  for (const [id, value] of Object.entries(from))
+    if (inputOf(id).value === value) inputOf(id).value = to[id as keyof typeof to]
+}
+
+/** Pictures as records of `train`. */
+function rowsOf(pictures: readonly Picture[]): Promise<{ image: Uint8Array; label: string }[]> {
+  return Promise.all(
+    pictures.map(async ({ file, label }) => ({ image: new Uint8Array(await file.arrayBuffer()), label })),
+  )
+}
+
 /** The form as a run. */
-function readJob({ name, choice }: OpenModel): Job {
-  const area = byId<HTMLTextAreaElement>('data')
-  const text = area.value
-  if (text.trim() === '') throw new Error('There is no text to learn from. Write or paste some, or use the sample.')
+function readJob({ name, choice }: OpenModel, data: Job['data'], task: PageTask): Job {
   const number = (id: string, label: string) => {
     const field = inputOf(id)
     const value = Number(field.value)
@@ -258,7 +251,8 @@ function readJob({ name, choice }: OpenModel): Job {
         .replace(/[^\w.-]+/g, '-') || 'mine',
     choice,
     modelName: name,
-    data: { name: area.dataset.name ?? (text.trimStart().startsWith('{') ? 'pasted.jsonl' : 'pasted.txt'), text },
+    data,
+    task,
     settings: {
       maxSteps: number('steps', 'Steps'),
       learningRate: number('learning-rate', 'Learning rate'),

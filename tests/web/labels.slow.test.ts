@@ -1,0 +1,167 @@
+// The page learns labels, in Chromium: for texts of a table, and for pictures in folders. Of both it gives the labels that were taught.
+
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { canOpenSite, DESKTOP, openSite, PHONE, root, type Site } from './site.js'
+
+const ENCODER = join(root, 'tests/golden/text-classification/encoder')
+const VIT = join(root, 'tests/golden/image-classification/vit')
+const moods = readFileSync(join(root, 'models/data/moods.jsonl'), 'utf8')
+  .trim()
+  .split('\n')
+  .map((line) => JSON.parse(line) as { text: string; label: string })
+
+/** A picture of one color: https://en.wikipedia.org/wiki/BMP_file_format */
+function bitmap([red, green, blue]: readonly number[]): Buffer {
+  const size = 16
+  const file = Buffer.alloc(54 + size * size * 3)
+  file.write('BM')
+  file.writeUInt32LE(file.length, 2)
+  for (const [at, value] of Object.entries({ 10: 54, 14: 40, 18: size, 22: size }))
+    file.writeUInt32LE(value, Number(at))
+  file.writeUInt16LE(1, 26)
+  file.writeUInt16LE(24, 28)
+  for (let i = 54; i < file.length; i += 3) file.set([blue, green, red], i)
+  return file
+}
+
+const COLORS = { warm: [250, 40, 20], cold: [20, 60, 250] }
+/** Colors near one of them; the 16 of each label differ. */
+const near = (label: keyof typeof COLORS, i: number) => COLORS[label].map((value) => Math.abs(value - ((i * 7) % 20)))
+
+describe.skipIf(!canOpenSite)('the page', { timeout: 300_000 }, () => {
+  const scratch = mkdtempSync(join(tmpdir(), 'lowrank-labels-'))
+  const folder = join(scratch, 'pictures')
+  let site: Site
+  beforeAll(async () => {
+    for (const label of ['warm', 'cold'] as const) {
+      mkdirSync(join(folder, label), { recursive: true })
+      for (let i = 0; i < 16; i++) writeFileSync(join(folder, label, `${i}.bmp`), bitmap(near(label, i)))
+    }
+    site = await openSite()
+    await site.page.show(DESKTOP)
+    await site.ready()
+  }, 300_000)
+  afterAll(async () => {
+    await site?.close()
+    rmSync(scratch, { recursive: true, force: true, maxRetries: 20 })
+  })
+
+  const open = async (model: string, type: string) => {
+    await site.page.drop([model])
+    await site.until(`document.getElementById('model-state').textContent.includes('(${type}, ')`)
+  }
+  const error = "!document.getElementById('error').hidden"
+  /** The first label of each card. */
+  const firstLabels = (): Promise<string[]> =>
+    site.page.evaluate(
+      "[...document.querySelectorAll('.answer')].map((one) => one.querySelector('.scores span')?.textContent ?? '')",
+    )
+  const type = (text: string) =>
+    site.page.evaluate(`(() => {
+      const area = document.getElementById('data')
+      area.value = ${JSON.stringify(text)}
+      area.dispatchEvent(new Event('input'))
+    })()`)
+  const give = async () => {
+    await site.click('generate')
+    await site.until("!document.getElementById('generate').disabled")
+  }
+
+  it('learns labels from a table, on an encoder, which shows them beside the model alone', async () => {
+    await open(ENCODER, 'bert')
+    await type('A text without labels')
+    expect(await site.text('lesson')).toMatch(/writes no text, but it can learn labels/)
+    await type(`text,label\n${moods.map(({ text, label }) => `"${text}",${label}`).join('\n')}\n`)
+    expect(await site.text('lesson')).toBe('The adapter will learn labels for texts.')
+    await site.fill({ steps: 40, 'learning-rate': 0.02, 'batch-size': 6 })
+    await site.click('start')
+    await site.until("document.querySelectorAll('.answer').length === 2")
+    expect(await site.text('write-heading')).toBe('Compare its labels')
+    const given: string[] = []
+    for (const { text } of moods) {
+      await site.fill({ prompt: text })
+      await give()
+      const [alone, label] = await firstLabels()
+      expect(alone).toBe('')
+      given.push(label)
+    }
+    expect(given).toEqual(moods.map(({ label }) => label))
+    await site.picture('labels-texts')
+  })
+
+  it('says that a text model reads no pictures', async () => {
+    await site.page.drop([folder])
+    await site.until("!document.getElementById('pictures').hidden")
+    expect(await site.text('gallery')).toMatch(/(warm|cold) 16.*(warm|cold) 16/)
+    await site.click('start')
+    await site.until(error)
+    expect(await site.text('error')).toMatch(/tiny-bert reads text\. To learn from pictures, open a model such as ViT/)
+    // And pictures need a folder for each label.
+    await site.page.drop([join(folder, 'warm')])
+    await site.until("/folder of their own/.test(document.getElementById('error').textContent)")
+  })
+
+  it('learns labels for pictures in folders, and goes on after a reload', async () => {
+    await open(VIT, 'vit')
+    expect(await site.text('lesson')).toBe('The adapter will learn labels for pictures.')
+    await site.fill({ steps: 250, 'learning-rate': 0.01, 'batch-size': 8 })
+    await site.picture('labels-pictures')
+    await site.click('start')
+    await site.until("/^[1-9]\\d\\//.test(document.getElementById('number-step').textContent)")
+    await site.click('pause')
+    await site.until("document.getElementById('train-state').textContent.startsWith('Paused')")
+    await site.reload()
+    await site.until("document.getElementById('start').textContent === 'Continue'")
+    expect(await site.text('gallery')).toMatch(/(warm|cold) 16.*(warm|cold) 16/)
+    await open(VIT, 'vit')
+    await site.click('start')
+    await site.until("document.querySelectorAll('.answer').length === 2")
+
+    await site.click('generate')
+    await site.until(error)
+    expect(await site.text('error')).toMatch(/Choose a picture first/)
+    for (const label of ['warm', 'cold'] as const) {
+      const bytes = JSON.stringify([...bitmap(near(label, 2.5))])
+      await site.page.evaluate(`(() => {
+        const files = new DataTransfer()
+        files.items.add(new File([Uint8Array.from(${bytes})], 'new.bmp', { type: 'image/bmp' }))
+        const field = document.getElementById('picture')
+        field.files = files.files
+        field.dispatchEvent(new Event('change'))
+      })()`)
+      await give()
+      expect((await firstLabels())[1]).toBe(label)
+    }
+    expect(await site.page.evaluate(`document.getElementById('error').hidden`)).toBe(true)
+    await site.picture('labels-desktop')
+    await site.page.show({ ...DESKTOP, scheme: 'dark' })
+    await site.picture('labels-dark')
+    await site.page.show(PHONE)
+    expect(await site.page.evaluate('document.documentElement.scrollWidth')).toBeLessThanOrEqual(PHONE.width)
+    await site.picture('labels-phone')
+    await site.page.show(DESKTOP)
+  })
+
+  it('learns labels on the model that writes, which goes on writing', async () => {
+    await site.click('bundled')
+    await site.until("document.getElementById('model-state').textContent.startsWith('Open: union-3m')")
+    await site.click('no-pictures')
+    await type(moods.map((row) => JSON.stringify(row)).join('\n'))
+    expect(await site.text('lesson')).toBe('The adapter will learn labels for texts.')
+    await site.fill({ steps: 2, 'batch-size': 2, tokens: 4 })
+    await site.click('start')
+    await site.until("document.querySelectorAll('.answer').length === 2")
+    await give()
+    const [alone, label] = await firstLabels()
+    expect(alone).toBe('')
+    expect(['up', 'down']).toContain(label)
+    expect(await site.page.evaluate("document.querySelector('.answer .text').textContent.length")).toBeGreaterThan(5)
+  })
+
+  it('has no errors on the console', () => {
+    expect(site.page.errors.filter((line) => !/favicon|404|No available adapters/.test(line))).toEqual([])
+  })
+})

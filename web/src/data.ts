@@ -1,0 +1,202 @@
+// What a run learns from: a text, rows with labels, or folders of pictures. The data and the model say what the adapter will learn.
+
+import { byId, guarded, inputOf, make } from './dom.js'
+import type { OpenModel } from './models.js'
+
+/** A picture, and the name of the folder that it lies in. */
+export interface Picture {
+  readonly label: string
+  readonly file: File
+}
+
+export interface LearningData {
+  /** Of the file; the ending tells the form. */
+  readonly name: string
+  readonly text: string
+  /** Not empty where pictures are learned, and no text. */
+  readonly pictures: readonly Picture[]
+}
+
+/** Tasks of `train` that the page offers; undefined is to write. */
+export type PageTask = 'text-classification' | 'image-classification' | undefined
+
+/** Names of files that browsers show. */
+export const PICTURE = /\.(png|jpe?g|webp|gif|bmp|avif)$/i
+/** Pictures shown of each label. */
+const SHOWN = 6
+
+/** Whether rows have a text and a label: the first line tells. */
+export function hasLabels(text: string): boolean {
+  const [first] = text.trimStart().split('\n', 1)
+  if (!/^[[{]/.test(first)) return isHeader(first)
+  const [, row = ''] = /(\{.*\})/.exec(first) ?? []
+  try {
+    const { text, label } = JSON.parse(row)
+    return typeof text === 'string' && label !== undefined
+  } catch {
+    return false
+  }
+}
+
+function isHeader(line: string): boolean {
+  const names = line.split(/[,\t]/).map((name) => name.trim().replace(/^"(.*)"$/, '$1'))
+  return names.includes('text') && names.includes('label')
+}
+
+/**
+ * What the model learns from the data.
+ *
+ * @throws Error when it cannot learn from such data
+ */
+export function taskOf(open: OpenModel, { text, pictures }: Pick<LearningData, 'text' | 'pictures'>): PageTask {
+  if (pictures.length > 0) {
+    if (open.reads === 'pictures') return 'image-classification'
+    throw new Error(
+      `${open.name} reads text. To learn from pictures, open a model such as ViT, DeiT or DINOv2 in part 1.`,
+    )
+  }
+  if (open.reads === 'pictures')
+    throw new Error(`${open.name} reads pictures. Open a folder that has a folder of pictures for each label.`)
+  if (text.trim() === '') throw new Error('There is no text to learn from. Write or paste some, or use the sample.')
+  if (hasLabels(text)) return 'text-classification'
+  if (open.writes) return undefined
+  throw new Error(
+    `${open.name} writes no text, but it can learn labels. Give it a table with the columns text and label.`,
+  )
+}
+
+/**
+ * Pictures of picked or dropped files.
+ *
+ * @throws Error when there are none, or all have one label
+ */
+export function picturesOf(files: readonly File[]): Picture[] {
+  const pictures = files
+    .filter(({ name }) => PICTURE.test(name))
+    .map((file) => ({ label: file.webkitRelativePath.split('/').at(-2) ?? '', file }))
+  const labels = new Set(pictures.map(({ label }) => label))
+  if (labels.size > 1) return pictures
+  throw new Error(
+    pictures.length === 0
+      ? 'There are no pictures in this folder.'
+      : 'All pictures are in one folder. Put those of each label into a folder of their own, named by the label.',
+  )
+}
+
+/** The data's part of the page. */
+export class DataField {
+  #pictures: readonly Picture[] = []
+  #open: OpenModel | undefined
+  readonly #urls: string[] = []
+  readonly #learns: (task: PageTask) => void
+
+  /** @param learns hears of each change of what will be learned */
+  constructor(learns: (task: PageTask) => void) {
+    this.#learns = learns
+    const area = this.#area
+    area.addEventListener('input', () => {
+      delete area.dataset.name
+      byId('data-state').textContent = ''
+      this.#tell()
+    })
+    byId('sample').addEventListener('click', () => void guarded('The sample cannot be loaded', () => this.#sample()))
+    inputOf('data-file').addEventListener('change', ({ target }) => {
+      const file = (target as HTMLInputElement).files?.[0]
+      if (file !== undefined) void guarded('The file cannot be read', () => this.#read(file))
+    })
+    inputOf('pictures-folder').addEventListener('change', ({ target }) => {
+      const files = [...((target as HTMLInputElement).files ?? [])]
+      void guarded('The pictures cannot be opened', async () => this.show(picturesOf(files)))
+    })
+    byId('no-pictures').addEventListener('click', () => this.show([]))
+    area.addEventListener('dragover', (event) => {
+      event.preventDefault()
+      area.classList.add('over')
+    })
+    area.addEventListener('dragleave', () => area.classList.remove('over'))
+    area.addEventListener('drop', (event) => {
+      area.classList.remove('over')
+      const file = event.dataTransfer?.files[0]
+      // A folder has no bytes; the page opens it.
+      if (file === undefined || event.dataTransfer?.items[0]?.webkitGetAsEntry()?.isDirectory) return
+      event.preventDefault()
+      void guarded('The file cannot be read', () => this.#read(file))
+    })
+  }
+
+  /** The model that will learn. */
+  use(open: OpenModel): void {
+    this.#open = open
+    this.#tell()
+  }
+
+  get value(): LearningData {
+    const { value: text, dataset } = this.#area
+    const start = text.trimStart()
+    const ending = /^[[{]/.test(start) ? 'jsonl' : hasLabels(start) ? (/\t/.test(start) ? 'tsv' : 'csv') : 'txt'
+    return { name: dataset.name ?? `pasted.${ending}`, text, pictures: this.#pictures }
+  }
+
+  /** Shows a text in place of what was there. */
+  write(text: string, name?: string): void {
+    this.#area.value = text
+    if (name !== undefined) this.#area.dataset.name = name
+    this.show([])
+  }
+
+  /** Shows pictures in place of the text; the text again where there are none. */
+  show(pictures: readonly Picture[]): void {
+    for (const url of this.#urls.splice(0)) URL.revokeObjectURL(url)
+    this.#pictures = pictures
+    const groups = new Map<string, File[]>()
+    for (const { label, file } of pictures) groups.set(label, [...(groups.get(label) ?? []), file])
+    byId('gallery').replaceChildren(...[...groups].map(([label, files]) => this.#group(label, files)))
+    byId('pictures').hidden = pictures.length === 0
+    byId('text-data').hidden = pictures.length > 0
+    this.#tell()
+  }
+
+  #group(label: string, files: readonly File[]): HTMLElement {
+    const thumbs = files.slice(0, SHOWN).map((file) => {
+      const src = URL.createObjectURL(file)
+      this.#urls.push(src)
+      return make('img', { src, alt: '' })
+    })
+    return make('li', {}, make('strong', {}, label), ` ${files.length}`, make('span', { class: 'thumbs' }, ...thumbs))
+  }
+
+  /** Says what will be learned, or why nothing can be. */
+  #tell(): void {
+    const line = byId('lesson')
+    const data = this.value
+    if (this.#open === undefined || (data.text.trim() === '' && data.pictures.length === 0)) {
+      line.textContent = ''
+      return
+    }
+    try {
+      const task = taskOf(this.#open, data)
+      this.#learns(task)
+      line.textContent =
+        task === undefined
+          ? 'The adapter will learn to write like this text.'
+          : `The adapter will learn labels for ${task === 'image-classification' ? 'pictures' : 'texts'}.`
+    } catch (error) {
+      line.textContent = (error as Error).message
+    }
+  }
+
+  async #sample(): Promise<void> {
+    const response = await fetch(new URL('sample.jsonl', document.baseURI))
+    if (!response.ok) throw new Error(`sample.jsonl: the server answers ${response.status}.`)
+    await this.#read(new File([await response.text()], 'moby-dick.jsonl'))
+  }
+
+  async #read(file: File): Promise<void> {
+    this.write(await file.text(), file.name)
+    byId('data-state').textContent = `${file.name}, ${(file.size / 1000).toFixed(0)} kB`
+  }
+
+  get #area(): HTMLTextAreaElement {
+    return byId<HTMLTextAreaElement>('data')
+  }
+}
