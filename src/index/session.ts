@@ -68,6 +68,7 @@ const OPTIONS: OptionTable<OpenSessionOptions> = {
   device: DEVICE,
   modules: OBJECT,
   allowMissing: BOOLEAN,
+  accuracyLevel: kind('0 or 4', (value) => value === 0 || value === 4),
   threads: COUNT,
   lowMemory: BOOLEAN,
   optimization: oneOf('disabled', 'basic', 'extended', 'all'),

@@ -3,6 +3,7 @@
 
 import { StateError, UnsupportedError } from '../base/errors.js'
 import { checkArgument, checkOptions, kind, listOf, NAME, type OptionTable } from '../base/options.js'
+import { setAccuracyLevel } from '../graph/accuracy-level.js'
 import type { NewRows } from '../graph/fuse/new-rows.js'
 import { joinNeeds, type SiteNeeds } from '../graph/inject/sites.js'
 import { completeFeeds } from '../graph/inputs/family.js'
@@ -73,7 +74,7 @@ export class OnnxSession<M extends SessionBase = SessionBase>
 
   private constructor(
     model: M,
-    { adapters: _, modules = {}, device, allowMissing = false, ...options }: AdapterSessionOptions,
+    { adapters: _, modules = {}, device, allowMissing = false, accuracyLevel, ...options }: AdapterSessionOptions,
     closesModel: boolean,
     {
       edit = () => {},
@@ -90,7 +91,10 @@ export class OnnxSession<M extends SessionBase = SessionBase>
     this.#openAdapter = openAdapter ?? (async (adapter) => adapter as LoraAdapter)
     this.#onMissing = allowMissing ? onMissing : undefined
     this.#closesModel = closesModel
-    this.#edit = edit
+    this.#edit = (graph) => {
+      edit(graph)
+      if (accuracyLevel !== undefined) setAccuracyLevel(graph, accuracyLevel)
+    }
     this.#beforeOpen = beforeOpen
     this.#options = { ...options, ...outputs, ...(device !== undefined && { executionProviders: [device].flat() }) }
     this.#modules = modules

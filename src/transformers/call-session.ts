@@ -79,7 +79,8 @@ export class CallSession implements PipelineSession {
     try {
       const others = (asked ?? this.outputNames).filter((name) => !cache.gives(name))
       const given = await session.engine.run({ ...feeds, ...growing.feeds }, mixes, [...others, newRows.output])
-      return { ...given, ...growing.take(given[newRows.output]) }
+      growing.take(given[newRows.output], given)
+      return given
     } finally {
       growing.end()
     }

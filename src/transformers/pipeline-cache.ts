@@ -29,8 +29,8 @@ type TensorClass = typeof OrtTensor
 export interface GrowingRun {
   /** What is fed for the cache. */
   readonly feeds: Feeds
-  /** Takes the rows that the run gave, and returns the tensors of the outputs of the cache, by name. */
-  take(rows: RuntimeTensor): Record<string, RuntimeTensor>
+  /** Takes the rows that the run gave, and adds the outputs of the cache to the others, by name. */
+  take(rows: RuntimeTensor, outputs: Record<string, RuntimeTensor>): void
   /** Called once the run has ended, whether it failed or not. */
   end(): void
 }
@@ -39,7 +39,6 @@ export class PipelineCache {
   /** Name of the output that continues an input. */
   readonly #presents: ReadonlyMap<string, string>
   readonly #outputs: ReadonlySet<string>
-  readonly #shares = new WeakMap<object, Share>()
   readonly #running = new WeakSet<GrowingCache>()
   #classes: { readonly own: TensorClass; readonly lazy: ReturnType<typeof lazyClass> } | undefined
 
@@ -72,17 +71,14 @@ export class PipelineCache {
     this.#running.add(cache)
     return {
       feeds: cache.feeds,
-      take: (rows) => {
+      take: (rows, outputs) => {
         cache.add(rows)
         const Tensor = this.#lazyTensor(rows.constructor as unknown as TensorClass)
-        return Object.fromEntries(
-          parts.map(({ past, heads, size }, part) => {
-            const share = { cache, part, length: cache.length }
-            const tensor = new Tensor([batch, heads, cache.length, size], share)
-            this.#shares.set(tensor, share)
-            return [this.#presents.get(past)!, tensor as unknown as RuntimeTensor]
-          }),
-        )
+        parts.forEach(({ past, heads, size }, part) => {
+          const dims = [batch, heads, cache.length, size]
+          const tensor: unknown = new Tensor(dims, { cache, part, length: cache.length })
+          outputs[this.#presents.get(past)!] = tensor as RuntimeTensor
+        })
       },
       end: () => void this.#running.delete(cache),
     }
@@ -90,10 +86,11 @@ export class PipelineCache {
 
   /** The cache whose newest tokens these tensors stand for, unless another run goes on with them. */
   #newestOf(pasts: readonly RuntimeTensor[], length: number): GrowingCache | undefined {
-    const cache = this.#shares.get(pasts[0])?.cache
+    const lazy = this.#classes?.lazy
+    const cache = lazy?.shareOf(pasts[0])?.cache
     if (cache === undefined || cache.length !== length || this.#running.has(cache)) return undefined
     const isNewest = pasts.every((tensor, i) => {
-      const share = this.#shares.get(tensor)
+      const share = lazy?.shareOf(tensor)
       return share?.cache === cache && share.part === i && share.length === length
     })
     return isNewest ? cache : undefined
@@ -105,8 +102,7 @@ export class PipelineCache {
   }
 
   #lazyTensor(own: TensorClass) {
-    if (this.#classes?.own !== own)
-      this.#classes = { own, lazy: lazyClass(own, (tensor) => this.#shares.delete(tensor)) }
+    if (this.#classes?.own !== own) this.#classes = { own, lazy: lazyClass(own) }
     return this.#classes.lazy
   }
 }
@@ -119,12 +115,8 @@ function isPart(tensor: RuntimeTensor | undefined, dims: readonly (number | unde
 
 const NOTHING = new Float32Array(0)
 
-/**
- * Tensors whose data is made when somebody reads it.
- *
- * @param onRead is told of a tensor whose data is out: its reader may change it, so that the cache no longer has the same
- */
-function lazyClass(Tensor: TensorClass, onRead: (tensor: object) => void) {
+/** Tensors whose data is made when somebody reads it. Each call makes a class of its own, which knows its own tensors alone. */
+function lazyClass(Tensor: TensorClass) {
   return class LazyTensor extends Tensor {
     #share: Share | undefined
     #data: Float32Array | undefined
@@ -136,6 +128,11 @@ function lazyClass(Tensor: TensorClass, onRead: (tensor: object) => void) {
       this.#share = share
     }
 
+    /** Undefined once the data is out: its reader may change it, so that the cache no longer has the same. */
+    static shareOf(tensor: object): Share | undefined {
+      return #share in tensor ? tensor.#share : undefined
+    }
+
     override get data(): RuntimeTensor['data'] {
       // A tensor that is disposed says so.
       if (this.location !== 'cpu') return super.data
@@ -143,7 +140,6 @@ function lazyClass(Tensor: TensorClass, onRead: (tensor: object) => void) {
         const { cache, part, length } = this.#share
         this.#data = cache.read(part, length)
         this.#share = undefined
-        onRead(this)
       }
       return this.#data!
     }

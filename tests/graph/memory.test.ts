@@ -18,10 +18,10 @@ describe('memory', () => {
 
   // A Llama of 135 million parameters with 650 MB of weights: megabytes measured at 1×256 and 1×512.
   it.each([
-    [256, false, 2514],
-    [512, false, 4030],
-    [256, true, 1359],
-    [512, true, 2133],
+    [256, false, 1585],
+    [512, false, 1862],
+    [256, true, 1090],
+    [512, true, 1314],
   ])('of training on %i tokens, low memory %s: within a quarter of %i MB', async (sequence, lowMemory, measured) => {
     const model = await openModel('models/union-3m')
     const config = { hidden_size: 576, num_hidden_layers: 30, intermediate_size: 1536, num_attention_heads: 9 }

@@ -54,14 +54,6 @@ export function checkTrainableForm(graph: Graph): void {
   throw new UnsupportedError({ where: 'training', what: `not through ${list} yet`, hint: found[0].hint })
 }
 
-/** Lets products compute with float inputs: with accuracy_level 4 ONNX Runtime rounds them to 8 bits, which gradients do not know of. */
-export function computeExactly(graph: Graph): void {
-  for (const node of graph.nodes) {
-    if (node.opType !== 'MatMulNBits') continue
-    node.attribute = node.attribute.filter(({ name }) => name !== 'accuracy_level')
-  }
-}
-
 function multiplies(graph: GraphProto): boolean {
   const isProduct = ({ opType }: NodeProto) => opType === 'MatMul' || opType === 'Gemm' || INTEGER_PRODUCTS.has(opType)
   return graph.node.some((node) => isProduct(node) || subgraphs(node).some(multiplies))

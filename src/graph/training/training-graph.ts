@@ -6,6 +6,7 @@ import { elementCount } from '../../base/tensor.js'
 import { TensorProto_DataType as DataType, type ModelProto, type NodeProto } from '../../formats/onnx/gen/onnx_pb.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import type { Feeds, Runtime, SessionModel } from '../../runtime/runtime.js'
+import { setAccuracyLevel } from '../accuracy-level.js'
 import { fuseGelu } from '../fuse/gelu.js'
 import { buildBackward, checkDifferentiable, gradientPath } from '../gradients/backward.js'
 import { valueInfo } from '../inject/inject.js'
@@ -28,7 +29,7 @@ import type { Length, Objective } from './objective.js'
 import type { TrainedTensor } from './objective-graph.js'
 import { keepOneCopy } from './one-copy.js'
 import { lengthOf, measureShapes, typicalElements } from './probe.js'
-import { checkTrainableForm, computeExactly } from './trainable-form.js'
+import { checkTrainableForm } from './trainable-form.js'
 
 export type { TrainedLayer, TrainedTensor }
 
@@ -202,7 +203,8 @@ function prepare(
   const graph = new Graph(model.proto)
   computeInFloat32(graph)
   checkTrainableForm(graph)
-  computeExactly(graph)
+  // Gradients do not know of rounded inputs.
+  setAccuracyLevel(graph, 0)
   takeBranchWithoutCache(graph)
   raiseOpset(graph)
   const forward = buildForward(graph, objective, { layers, tensors, dropout, modules, predicts })

@@ -1,0 +1,62 @@
+// Sessions on quantized weights whose inputs are rounded to 8 bits, as the caller chooses.
+
+import { create } from '@bufbuild/protobuf'
+import { expect, it } from 'vitest'
+import { AttributeProto_AttributeType, AttributeProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
+import { sessionModel } from '../../src/graph/session-model.js'
+import { openSession } from '../../src/index/session.js'
+import { OnnxSession } from '../../src/infer/adapter-session.js'
+import { runtimeOf } from '../../src/runtime/onnxruntime.js'
+import { feedsOf, makeAdapter, maxDifference, oneThread, openModel } from './models.js'
+
+const FOLDER = 'tests/golden/models/llama-q4'
+const ROWS = [
+  [3, 1, 4, 1, 5],
+  [9, 2, 6, 5, 3],
+]
+
+it('computes what ONNX Runtime computes of a file with this level, near to the exact logits', async () => {
+  const model = await openModel(FOLDER)
+  const rewritten = await openModel(FOLDER)
+  for (const { opType, attribute } of rewritten.onnx.proto.graph!.node) {
+    if (opType !== 'MatMulNBits') continue
+    const level = { name: 'accuracy_level', type: AttributeProto_AttributeType.INT, i: 4n }
+    attribute.push(create(AttributeProtoSchema, level))
+  }
+  const { onnx } = rewritten
+  const plain = await runtimeOf(oneThread).createSession(await sessionModel(onnx, onnx.proto))
+  const session = await OnnxSession.open(model, { accuracyLevel: 4 })
+  const exact = await OnnxSession.open(model, { accuracyLevel: 0 })
+  const unset = await OnnxSession.open(model)
+  const feeds = feedsOf(model, ROWS)
+  const { logits } = await session.run(feeds)
+  expect(maxDifference(logits, (await plain.run(feeds)).logits)).toBeLessThan(1e-5)
+  const largest = (logits.data as Float32Array).reduce((max, value) => Math.max(max, Math.abs(value)), 0)
+  const rounded = maxDifference(logits, (await exact.run(feeds)).logits) / largest
+  expect(rounded).toBeGreaterThan(1e-4)
+  expect(rounded).toBeLessThan(0.05)
+  expect(maxDifference((await unset.run(feeds)).logits, (await exact.run(feeds)).logits)).toBe(0)
+  for (const one of [plain, session, exact, unset]) await one.dispose()
+  for (const one of [model, rewritten]) await one.close()
+})
+
+it('gives each row of a batch what it has alone, with an adapter for each', async () => {
+  const model = await openModel(FOLDER)
+  const adapters = { a: makeAdapter(model, /[qv]_proj$/, { seed: 1 }), b: makeAdapter(model, /_proj$/, { seed: 2 }) }
+  const session = await OnnxSession.open(model, { adapters, accuracyLevel: 4 })
+  const { logits } = await session.run(feedsOf(model, ROWS), { adapter: ['a', 'b'] })
+  for (const [i, adapter] of ['a', 'b'].entries()) {
+    const alone = (await session.run(feedsOf(model, [ROWS[i]]), { adapter })).logits
+    const size = alone.data.length
+    const row = (logits.data as Float32Array).subarray(i * size, (i + 1) * size)
+    expect(maxDifference({ ...alone, data: row }, alone)).toBeLessThan(1e-5)
+  }
+  await session.dispose()
+  await model.close()
+})
+
+it('is 0 or 4', async () => {
+  const model = await openModel(FOLDER)
+  await expect(openSession(model, { accuracyLevel: 1 as never })).rejects.toMatchObject({ code: 'CONFIG' })
+  await model.close()
+})
